@@ -1,0 +1,1 @@
+//! JSON surgery as pure bytes.

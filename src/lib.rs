@@ -1,0 +1,10 @@
+//! ringside: an HTTP/1.1 data-plane proxy for LLM inference engines.
+//!
+//! The modules are declared in dependency order: a module may use only the modules above it
+//! (`tests/tidy.rs` checks that). `ARCHITECTURE.md` has the picture.
+
+pub mod limits;
+pub mod span;
+// Pure bytes: no socket, no clock, no task.
+pub mod h1;
+pub mod json;

@@ -1,0 +1,3 @@
+//! The ringside program: parse, run, exit code.
+
+fn main() {}

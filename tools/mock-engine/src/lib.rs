@@ -1,0 +1,1 @@
+//! A vLLM look-alike for tests and demos.
