@@ -12,6 +12,9 @@ pub const HEAD_FIELDS_MAX: usize = 128;
 pub const CHUNK_EXTENSION_BYTES_MAX: u64 = 16 * 1024;
 /// Trailer section of one chunked body in bytes.
 pub const TRAILER_BYTES_MAX: u64 = 16 * 1024;
+/// Names of unknown fields that the Connection fields of one head may list; a head with more is
+/// refused. Real clients list one or two.
+pub const HOP_NAMES_MAX: usize = 16;
 /// Interim (1xx) answers an engine may send before the final one.
 pub const INTERIM_ANSWERS_MAX: u32 = 16;
 

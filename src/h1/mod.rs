@@ -1,1 +1,16 @@
-//! HTTP/1.1 as pure bytes.
+//! HTTP/1.1 as pure bytes: heads, message framing, hop-by-hop fields, head writers.
+//!
+//! Nothing here knows a socket, a clock or a configuration, and nothing allocates per message
+//! beyond vectors that the caller reuses. The rule for everything that is read: find the one
+//! reading that RFC 9112 gives, or refuse. A lenient reading is how two parties come to disagree
+//! about where a message ends, so nothing is repaired, on the client's side and on the engine's.
+
+mod error;
+mod head;
+mod name;
+mod syntax;
+mod target;
+pub use error::HeadError;
+pub use head::{AnswerHead, Field, Method, RequestHead, Version};
+pub use name::Name;
+pub use target::{TargetForm, authority_of, origin_form, path_is, path_of, target_form};

@@ -1,0 +1,456 @@
+//! Heads of requests and answers.
+//!
+//! A head is read in two steps. The scan walks line ends only, remembers how far it came, and
+//! enforces every limit and the CRLF rule; so a head that trickles in byte by byte costs linear
+//! work. When the scan has met the blank line, `httparse` reads the whole once. It is lenient in
+//! line ends, leading blank lines and target bytes, which the scan and the checks around it are
+//! not. When it refuses, the head is walked again slowly to name the reason.
+
+use std::mem::MaybeUninit;
+
+use httparse::Status;
+use memchr::{memchr, memchr_iter};
+
+use super::error::HeadError;
+use super::name::Name;
+use super::syntax::{is_ows, is_target_byte, is_token, is_token_byte, is_value_byte};
+use super::target::target_form;
+use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::span::Span;
+
+/// A request method. Methods are case-sensitive (RFC 9110 9.1): `get` is [`Method::Other`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "each variant is the method of that name")]
+pub enum Method {
+    Connect,
+    Delete,
+    Get,
+    Head,
+    Options,
+    Patch,
+    Post,
+    Put,
+    Trace,
+    /// Any other token; [`RequestHead::method_span`] has its bytes.
+    #[default]
+    Other,
+}
+
+impl Method {
+    /// The method spelled by `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            b"CONNECT" => Self::Connect,
+            b"DELETE" => Self::Delete,
+            b"GET" => Self::Get,
+            b"HEAD" => Self::Head,
+            b"OPTIONS" => Self::Options,
+            b"PATCH" => Self::Patch,
+            b"POST" => Self::Post,
+            b"PUT" => Self::Put,
+            b"TRACE" => Self::Trace,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The version of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    #[default]
+    Http11,
+}
+
+/// One field line of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// The name as written.
+    pub name: Span,
+    /// The value without the whitespace around it.
+    pub value: Span,
+    /// Which name it is, where the proxy cares.
+    pub known: Name,
+}
+
+/// A request head as spans of the buffer it was parsed from.
+#[derive(Clone, Debug, Default)]
+pub struct RequestHead {
+    /// The method.
+    pub method: Method,
+    /// The method as written.
+    pub method_span: Span,
+    /// The request target as written.
+    pub target: Span,
+    /// The version.
+    pub version: Version,
+    /// The fields in their order.
+    pub fields: Vec<Field>,
+    /// Bytes of the head: a skipped empty line before it and the blank line behind it included.
+    pub len: usize,
+    scan: Scan,
+}
+
+impl RequestHead {
+    /// Parses the head at the start of `buf`: `true` when it is complete, `false` when more bytes
+    /// are needed. Call it again with the same bytes and more behind them; only the new ones are
+    /// looked at. After `true` or an error the next call begins a new head.
+    ///
+    /// One empty line before the request line is skipped (RFC 9112 2.2 asks for at least one);
+    /// a second one is refused.
+    ///
+    /// # Errors
+    /// The first reason to refuse, whatever the pieces the bytes came in.
+    pub fn parse(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
+        let done = self.parse_more(buf);
+        if !matches!(done, Ok(false)) {
+            self.scan = Scan::default();
+        }
+        done
+    }
+
+    /// Forgets a head that was begun; the memory is kept.
+    pub fn reset(&mut self) {
+        self.fields.clear();
+        self.len = 0;
+        self.scan = Scan::default();
+    }
+
+    /// The first field of that name.
+    #[must_use]
+    pub fn field(&self, name: Name) -> Option<&Field> {
+        first_named(&self.fields, name)
+    }
+
+    /// All fields of that name, in order.
+    pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> {
+        self.fields.iter().filter(move |field| field.known == name)
+    }
+
+    fn parse_more(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
+        let start = if buf.starts_with(b"\r\n") { 2 } else { 0 };
+        match buf.get(start) {
+            None => return Ok(false),
+            Some(b'\r') if buf.len() == 1 => return Ok(false),
+            Some(b'\r') => return Err(HeadError::BadRequestLine),
+            Some(b'\n') => return Err(HeadError::BareLf),
+            // Refuses a TLS greeting and other garbage at its first byte: no line end may follow.
+            Some(&byte) if !is_token_byte(byte) => return Err(HeadError::BadMethod),
+            Some(_) => {}
+        }
+        let Some(len) = self.scan.find_end(buf, start, REQUEST_LINE_BYTES_MAX)? else {
+            return Ok(false);
+        };
+        let head = &buf[start..len];
+        let mut slots = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
+        let mut parsed = httparse::Request::new(&mut []);
+        match parsed.parse_with_uninit_headers(head, &mut slots) {
+            Ok(Status::Complete(parsed_len)) if parsed_len == head.len() => {}
+            Ok(_) | Err(_) => return Err(diagnose(head, request_line_error)),
+        }
+        let (Some(method), Some(target), Some(version)) =
+            (parsed.method, parsed.path, parsed.version)
+        else {
+            return Err(HeadError::BadRequestLine);
+        };
+        self.method_span = span_in(buf, method.as_bytes());
+        self.method = Method::of(method.as_bytes());
+        self.target = span_in(buf, target.as_bytes());
+        self.version = version_of(version);
+        if !target.bytes().all(is_target_byte) {
+            return Err(HeadError::BadTarget);
+        }
+        target_form(self.method, target.as_bytes()).ok_or(HeadError::BadTarget)?;
+        fill(&mut self.fields, parsed.headers, buf);
+        self.len = len;
+        Ok(true)
+    }
+}
+
+/// An answer head as spans of the buffer it was parsed from.
+#[derive(Clone, Debug, Default)]
+pub struct AnswerHead {
+    /// The status code, 100 to 599.
+    pub status: u16,
+    /// The reason phrase as written, possibly empty.
+    pub reason: Span,
+    /// The version.
+    pub version: Version,
+    /// The fields in their order.
+    pub fields: Vec<Field>,
+    /// Bytes of the head, the blank line included.
+    pub len: usize,
+    scan: Scan,
+}
+
+impl AnswerHead {
+    /// Parses the head at the start of `buf`; see [`RequestHead::parse`]. No empty line is
+    /// skipped: RFC 9112 2.2 grants that to servers only.
+    ///
+    /// # Errors
+    /// The first reason to refuse, whatever the pieces the bytes came in.
+    pub fn parse(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
+        let done = self.parse_more(buf);
+        if !matches!(done, Ok(false)) {
+            self.scan = Scan::default();
+        }
+        done
+    }
+
+    /// Forgets a head that was begun; the memory is kept.
+    pub fn reset(&mut self) {
+        self.fields.clear();
+        self.len = 0;
+        self.scan = Scan::default();
+    }
+
+    /// The first field of that name.
+    #[must_use]
+    pub fn field(&self, name: Name) -> Option<&Field> {
+        first_named(&self.fields, name)
+    }
+
+    /// All fields of that name, in order.
+    pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> {
+        self.fields.iter().filter(move |field| field.known == name)
+    }
+
+    fn parse_more(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
+        const PREFIX: &[u8] = b"HTTP/";
+        let seen = buf.len().min(PREFIX.len());
+        if buf[..seen] != PREFIX[..seen] {
+            return Err(HeadError::BadStatusLine);
+        }
+        let Some(len) = self.scan.find_end(buf, 0, NO_LINE_MAX)? else {
+            return Ok(false);
+        };
+        let head = &buf[..len];
+        let mut slots = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
+        let mut parsed = httparse::Response::new(&mut []);
+        let parser = httparse::ParserConfig::default();
+        match parser.parse_response_with_uninit_headers(&mut parsed, head, &mut slots) {
+            Ok(Status::Complete(parsed_len)) if parsed_len == head.len() => {}
+            Ok(_) | Err(_) => return Err(diagnose(head, status_line_error)),
+        }
+        let (Some(status), Some(version)) = (parsed.code, parsed.version) else {
+            return Err(HeadError::BadStatusLine);
+        };
+        // A code outside the five classes has no defined framing (RFC 9110 15).
+        if !(100..=599).contains(&status) {
+            return Err(HeadError::BadStatus);
+        }
+        self.status = status;
+        self.version = version_of(version);
+        self.reason = reason_span(head);
+        fill(&mut self.fields, parsed.headers, buf);
+        self.len = len;
+        Ok(true)
+    }
+}
+
+/// The status line has no limit but that of the head.
+const NO_LINE_MAX: usize = usize::MAX - 1;
+
+/// The search for the end of a head, continued over calls.
+#[derive(Clone, Copy, Debug, Default)]
+struct Scan {
+    /// Bytes looked at.
+    at: usize,
+    /// Where the current line begins.
+    line_start: usize,
+    /// Complete lines so far.
+    lines: usize,
+}
+
+impl Scan {
+    /// The length of the head once its blank line is there. The order of the checks makes the
+    /// result independent of how the bytes are split: each limit is hit by the byte that breaks
+    /// it, seen in one piece or not.
+    fn find_end(
+        &mut self,
+        buf: &[u8],
+        start: usize,
+        line_max: usize,
+    ) -> Result<Option<usize>, HeadError> {
+        debug_assert!(self.at <= buf.len(), "a head only grows; see reset");
+        if self.at < start {
+            self.at = start;
+            self.line_start = start;
+        }
+        let from = self.at.min(buf.len());
+        for offset in memchr_iter(b'\n', &buf[from..]) {
+            let end = from + offset;
+            self.check_limits(end, line_max)?;
+            if end == self.line_start || buf[end - 1] != b'\r' {
+                return Err(HeadError::BareLf);
+            }
+            if end - 1 == self.line_start {
+                return Ok(Some(end + 1));
+            }
+            self.lines += 1;
+            self.line_start = end + 1;
+            if self.lines > HEAD_FIELDS_MAX + 1 {
+                return Err(HeadError::TooManyFields);
+            }
+        }
+        self.at = buf.len();
+        self.check_limits(buf.len(), line_max)?;
+        Ok(None)
+    }
+
+    /// Refuses when a byte at `position`, seen or still to come, is one too many.
+    fn check_limits(&self, position: usize, line_max: usize) -> Result<(), HeadError> {
+        // The one byte more is the CR.
+        if self.lines == 0 && position - self.line_start > line_max + 1 {
+            return Err(HeadError::LineTooLong);
+        }
+        if position >= HEAD_BYTES_MAX {
+            return Err(HeadError::TooLong);
+        }
+        Ok(())
+    }
+}
+
+fn first_named(fields: &[Field], name: Name) -> Option<&Field> {
+    fields.iter().find(|field| field.known == name)
+}
+
+fn fill(fields: &mut Vec<Field>, parsed: &[httparse::Header<'_>], buf: &[u8]) {
+    fields.clear();
+    for header in parsed {
+        let name = header.name.as_bytes();
+        fields.push(Field {
+            name: span_in(buf, name),
+            value: trim(buf, span_in(buf, header.value)),
+            known: Name::of(name),
+        });
+    }
+}
+
+/// Where `part` lies in `buf`, which it was cut from.
+fn span_in(buf: &[u8], part: &[u8]) -> Span {
+    let start = part.as_ptr().addr() - buf.as_ptr().addr();
+    debug_assert!(start + part.len() <= buf.len());
+    Span::new(start, start + part.len())
+}
+
+/// `span` without the whitespace at its ends (RFC 9110 5.5).
+pub(super) fn trim(buf: &[u8], span: Span) -> Span {
+    let Span { mut start, mut end } = span;
+    while start < end && is_ows(buf[start]) {
+        start += 1;
+    }
+    while start < end && is_ows(buf[end - 1]) {
+        end -= 1;
+    }
+    Span::new(start, end)
+}
+
+const fn version_of(minor: u8) -> Version {
+    match minor {
+        0 => Version::Http10,
+        _ => Version::Http11,
+    }
+}
+
+/// The reason phrase of a status line that was found good. `httparse` gives none where it has
+/// obs-text, so it is cut out here: `HTTP/1.1 200` is 12 bytes, then a space or the line end.
+fn reason_span(head: &[u8]) -> Span {
+    let end = memchr(b'\r', head).unwrap_or(head.len());
+    Span::new(end.min(13), end)
+}
+
+/// Names the reason why `head` was refused: the first line that breaks a rule, and its first rule.
+#[cold]
+fn diagnose(head: &[u8], first_line_error: fn(&[u8]) -> Option<HeadError>) -> HeadError {
+    let mut line_start = 0;
+    for end in memchr_iter(b'\n', head) {
+        let line = &head[line_start..end.saturating_sub(1).max(line_start)];
+        let error = if memchr(b'\r', line).is_some() {
+            Some(HeadError::BareCr)
+        } else if line_start == 0 {
+            first_line_error(line)
+        } else {
+            field_line_error(line)
+        };
+        if let Some(error) = error {
+            return error;
+        }
+        line_start = end + 1;
+    }
+    // Refused by httparse for a reason of its own.
+    HeadError::BadToken
+}
+
+fn request_line_error(line: &[u8]) -> Option<HeadError> {
+    if !line.iter().all(|&byte| is_value_byte(byte)) {
+        return Some(HeadError::ControlByte);
+    }
+    let mut parts = line.split(|&byte| byte == b' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Some(HeadError::BadRequestLine);
+    };
+    if !is_token(method) {
+        return Some(HeadError::BadMethod);
+    }
+    if target.is_empty() || !target.iter().all(|&byte| is_target_byte(byte)) {
+        return Some(HeadError::BadTarget);
+    }
+    version_error(version)
+}
+
+fn status_line_error(line: &[u8]) -> Option<HeadError> {
+    if !line.iter().all(|&byte| is_value_byte(byte)) {
+        return Some(HeadError::ControlByte);
+    }
+    let Some((version, rest)) = line.split_at_checked(8) else {
+        return Some(HeadError::BadStatusLine);
+    };
+    if let Some(error) = version_error(version) {
+        return Some(error);
+    }
+    match rest {
+        [b' ', code @ ..] if code.len() >= 3 && code[..3].iter().all(u8::is_ascii_digit) => {
+            (code.len() > 3 && code[3] != b' ').then_some(HeadError::BadStatusLine)
+        }
+        _ => Some(HeadError::BadStatusLine),
+    }
+}
+
+fn version_error(version: &[u8]) -> Option<HeadError> {
+    match version {
+        b"HTTP/1.0" | b"HTTP/1.1" => None,
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Some(HeadError::UnsupportedVersion)
+        }
+        _ => Some(HeadError::BadVersion),
+    }
+}
+
+fn field_line_error(line: &[u8]) -> Option<HeadError> {
+    if line.first().is_some_and(|&byte| is_ows(byte)) {
+        return Some(HeadError::FieldLineFolded);
+    }
+    if line.is_empty() {
+        return None;
+    }
+    let Some(colon) = memchr(b':', line) else {
+        return Some(HeadError::NoColon);
+    };
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    match name.last() {
+        None => Some(HeadError::EmptyName),
+        Some(&last) if is_ows(last) => Some(HeadError::SpaceBeforeColon),
+        Some(_) if !is_token(name) => Some(HeadError::BadToken),
+        Some(_) => {
+            (!value.iter().all(|&byte| is_value_byte(byte))).then_some(HeadError::ControlByte)
+        }
+    }
+}

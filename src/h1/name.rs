@@ -1,0 +1,173 @@
+//! The field names the proxy acts on.
+
+/// A field name the proxy acts on; every other name is [`Name::Other`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(
+    missing_docs,
+    reason = "each variant is the field of that name; as_str spells it"
+)]
+pub enum Name {
+    AcceptEncoding,
+    Authorization,
+    Connection,
+    ContentEncoding,
+    ContentLength,
+    ContentType,
+    Date,
+    Expect,
+    Forwarded,
+    Host,
+    KeepAlive,
+    ProxyAuthenticate,
+    ProxyAuthorization,
+    ProxyConnection,
+    Te,
+    Trailer,
+    TransferEncoding,
+    Upgrade,
+    XDataParallelHostPort,
+    XDataParallelRank,
+    XEncoderHostsPorts,
+    XForwardedFor,
+    XKvCacheSourceHostPort,
+    XPrefillerHostPort,
+    XPrefillerUrl,
+    XRequestId,
+    /// Any other name; passes through untouched.
+    #[default]
+    Other,
+}
+
+impl Name {
+    /// The name spelled by `bytes` in any case.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        // Length first: most names of a head share it with none or one of ours.
+        let candidates: &[Self] = match bytes.len() {
+            2 => &[Self::Te],
+            4 => &[Self::Host, Self::Date],
+            6 => &[Self::Expect],
+            7 => &[Self::Upgrade, Self::Trailer],
+            9 => &[Self::Forwarded],
+            10 => &[Self::Connection, Self::KeepAlive],
+            12 => &[Self::ContentType, Self::XRequestId],
+            13 => &[Self::Authorization],
+            14 => &[Self::ContentLength],
+            15 => &[
+                Self::AcceptEncoding,
+                Self::XForwardedFor,
+                Self::XPrefillerUrl,
+            ],
+            16 => &[Self::ContentEncoding, Self::ProxyConnection],
+            17 => &[Self::TransferEncoding],
+            18 => &[Self::ProxyAuthenticate],
+            19 => &[Self::ProxyAuthorization],
+            20 => &[Self::XDataParallelRank],
+            21 => &[Self::XPrefillerHostPort, Self::XEncoderHostsPorts],
+            25 => &[Self::XDataParallelHostPort],
+            27 => &[Self::XKvCacheSourceHostPort],
+            _ => &[],
+        };
+        for &candidate in candidates {
+            if bytes.eq_ignore_ascii_case(candidate.as_str().as_bytes()) {
+                return candidate;
+            }
+        }
+        Self::Other
+    }
+
+    /// The name in lower case; empty for [`Name::Other`].
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AcceptEncoding => "accept-encoding",
+            Self::Authorization => "authorization",
+            Self::Connection => "connection",
+            Self::ContentEncoding => "content-encoding",
+            Self::ContentLength => "content-length",
+            Self::ContentType => "content-type",
+            Self::Date => "date",
+            Self::Expect => "expect",
+            Self::Forwarded => "forwarded",
+            Self::Host => "host",
+            Self::KeepAlive => "keep-alive",
+            Self::ProxyAuthenticate => "proxy-authenticate",
+            Self::ProxyAuthorization => "proxy-authorization",
+            Self::ProxyConnection => "proxy-connection",
+            Self::Te => "te",
+            Self::Trailer => "trailer",
+            Self::TransferEncoding => "transfer-encoding",
+            Self::Upgrade => "upgrade",
+            Self::XDataParallelHostPort => "x-data-parallel-host-port",
+            Self::XDataParallelRank => "x-data-parallel-rank",
+            Self::XEncoderHostsPorts => "x-encoder-hosts-ports",
+            Self::XForwardedFor => "x-forwarded-for",
+            Self::XKvCacheSourceHostPort => "x-kv-cache-source-host-port",
+            Self::XPrefillerHostPort => "x-prefiller-host-port",
+            Self::XPrefillerUrl => "x-prefiller-url",
+            Self::XRequestId => "x-request-id",
+            Self::Other => "",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Name;
+
+    const ALL: [Name; 26] = [
+        Name::AcceptEncoding,
+        Name::Authorization,
+        Name::Connection,
+        Name::ContentEncoding,
+        Name::ContentLength,
+        Name::ContentType,
+        Name::Date,
+        Name::Expect,
+        Name::Forwarded,
+        Name::Host,
+        Name::KeepAlive,
+        Name::ProxyAuthenticate,
+        Name::ProxyAuthorization,
+        Name::ProxyConnection,
+        Name::Te,
+        Name::Trailer,
+        Name::TransferEncoding,
+        Name::Upgrade,
+        Name::XDataParallelHostPort,
+        Name::XDataParallelRank,
+        Name::XEncoderHostsPorts,
+        Name::XForwardedFor,
+        Name::XKvCacheSourceHostPort,
+        Name::XPrefillerHostPort,
+        Name::XPrefillerUrl,
+        Name::XRequestId,
+    ];
+
+    #[test]
+    fn every_name_is_found_in_any_case() {
+        for name in ALL {
+            let lower = name.as_str();
+            assert_eq!(Name::of(lower.as_bytes()), name, "{lower}");
+            assert_eq!(Name::of(lower.to_uppercase().as_bytes()), name, "{lower}");
+            let near = format!("{}x", &lower[..lower.len() - 1]);
+            assert_eq!(Name::of(near.as_bytes()), Name::Other, "{near}");
+        }
+        // The list above must not lag behind the enum.
+        assert_eq!(ALL.len(), Name::Other as usize);
+    }
+
+    #[test]
+    fn look_alikes_are_other() {
+        for name in [
+            "",
+            "content_length",
+            "content-length ",
+            "hos",
+            "x-",
+            "t\u{130}",
+        ] {
+            assert_eq!(Name::of(name.as_bytes()), Name::Other, "{name:?}");
+        }
+    }
+}
