@@ -7,10 +7,12 @@
 
 mod error;
 mod head;
+mod hop;
 mod name;
 mod syntax;
 mod target;
 pub use error::HeadError;
 pub use head::{AnswerHead, Field, Method, RequestHead, Version};
+pub use hop::{HopFilter, drop_field, is_hop_by_hop, list_items};
 pub use name::Name;
 pub use target::{TargetForm, authority_of, origin_form, path_is, path_of, target_form};
