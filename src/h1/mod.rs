@@ -5,13 +5,21 @@
 //! reading that RFC 9112 gives, or refuse. A lenient reading is how two parties come to disagree
 //! about where a message ends, so nothing is repaired, on the client's side and on the engine's.
 
+mod chunked;
 mod error;
+mod framing;
 mod head;
 mod hop;
 mod name;
 mod syntax;
 mod target;
+
+pub use chunked::{ChunkError, Chunked};
 pub use error::HeadError;
+pub use framing::{
+    BodyMeter, Framing, answer_framing, answer_keeps_alive, expects_continue, parse_decimal,
+    request_framing, request_keeps_alive, wants_upgrade,
+};
 pub use head::{AnswerHead, Field, Method, RequestHead, Version};
 pub use hop::{HopFilter, drop_field, is_hop_by_hop, list_items};
 pub use name::Name;
