@@ -13,6 +13,7 @@ mod hop;
 mod name;
 mod syntax;
 mod target;
+mod write;
 
 pub use chunked::{ChunkError, Chunked};
 pub use error::HeadError;
@@ -24,3 +25,7 @@ pub use head::{AnswerHead, Field, Method, RequestHead, Version};
 pub use hop::{HopFilter, drop_field, is_hop_by_hop, list_items};
 pub use name::Name;
 pub use target::{TargetForm, authority_of, origin_form, path_is, path_of, target_form};
+pub use write::{
+    ChunkLine, LAST_CHUNK, chunk_line, push_decimal, push_field, push_request_line,
+    push_status_line, reason_phrase,
+};

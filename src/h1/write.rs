@@ -1,0 +1,152 @@
+//! Writers that append to a buffer the caller reuses, without formatting machinery.
+
+use std::ops::Deref;
+
+use super::syntax::{is_target_byte, is_token, is_value_byte};
+
+/// The end of a chunked body without trailers.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// The line in front of a chunk: its size in lower-case hexadecimal and CRLF.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkLine {
+    /// Filled from the end.
+    bytes: [u8; CHUNK_LINE_BYTES_MAX],
+    start: u8,
+}
+
+/// 16 digits and CRLF.
+const CHUNK_LINE_BYTES_MAX: usize = 18;
+
+impl Deref for ChunkLine {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[usize::from(self.start)..]
+    }
+}
+
+/// The line in front of a chunk of `size` bytes. For 0 it begins the end of the body; see
+/// [`LAST_CHUNK`].
+#[must_use]
+pub fn chunk_line(size: usize) -> ChunkLine {
+    let mut bytes = [0; CHUNK_LINE_BYTES_MAX];
+    bytes[CHUNK_LINE_BYTES_MAX - 2..].copy_from_slice(b"\r\n");
+    let mut start = CHUNK_LINE_BYTES_MAX - 2;
+    let mut rest = size;
+    loop {
+        start -= 1;
+        bytes[start] = b"0123456789abcdef"[rest & 0xf];
+        rest >>= 4;
+        if rest == 0 {
+            break;
+        }
+    }
+    ChunkLine {
+        bytes,
+        start: start as u8,
+    }
+}
+
+/// Appends `Name: value` and CRLF. The caller vouches for both: a token and a value without
+/// control bytes, as the parser gave them or as written by us.
+pub fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    debug_assert!(is_token(name));
+    debug_assert!(value.iter().all(|&byte| is_value_byte(byte)));
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends `n` in decimal digits.
+pub fn push_decimal(out: &mut Vec<u8>, n: u64) {
+    // 64 bits have at most 20 decimal digits.
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    let mut rest = n;
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
+}
+
+/// Appends a request line for HTTP/1.1.
+pub fn push_request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
+    debug_assert!(is_token(method));
+    debug_assert!(!target.is_empty() && target.iter().all(|&byte| is_target_byte(byte)));
+    out.extend_from_slice(method);
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
+/// Appends a status line for HTTP/1.1; the space behind the code is there also without a reason
+/// (RFC 9112 4).
+pub fn push_status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
+    debug_assert!((100..=599).contains(&status));
+    debug_assert!(reason.iter().all(|&byte| is_value_byte(byte)));
+    out.extend_from_slice(b"HTTP/1.1 ");
+    push_decimal(out, u64::from(status));
+    out.push(b' ');
+    out.extend_from_slice(reason);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The usual reason phrase of a status code (RFC 9110 15, RFC 6585); empty for unknown codes.
+#[must_use]
+pub const fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        100 => "Continue",
+        101 => "Switching Protocols",
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        204 => "No Content",
+        206 => "Partial Content",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        406 => "Not Acceptable",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        416 => "Range Not Satisfiable",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        422 => "Unprocessable Content",
+        425 => "Too Early",
+        426 => "Upgrade Required",
+        428 => "Precondition Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        499 => "Client Closed Request",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        507 => "Insufficient Storage",
+        _ => "",
+    }
+}
