@@ -11,6 +11,7 @@ mod framing;
 mod head;
 mod hop;
 mod name;
+mod sse;
 mod syntax;
 mod target;
 mod write;
@@ -24,6 +25,7 @@ pub use framing::{
 pub use head::{AnswerHead, Field, Method, RequestHead, Version};
 pub use hop::{HopFilter, drop_field, is_hop_by_hop, list_items};
 pub use name::Name;
+pub use sse::SseEvents;
 pub use target::{TargetForm, authority_of, origin_form, path_is, path_of, target_form};
 pub use write::{
     ChunkLine, LAST_CHUNK, chunk_line, push_decimal, push_field, push_request_line,
