@@ -8,12 +8,15 @@
 mod chunked;
 mod error;
 mod framing;
+pub mod fuzz;
 mod head;
 mod hop;
 mod name;
 mod sse;
 mod syntax;
 mod target;
+#[cfg(test)]
+mod testing;
 mod write;
 
 pub use chunked::{ChunkError, Chunked};
