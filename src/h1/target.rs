@@ -26,14 +26,17 @@ pub enum TargetForm {
 #[must_use]
 pub fn target_form(method: Method, target: &[u8]) -> Option<TargetForm> {
     if method == Method::Connect {
-        return (is_authority(target) && !target.is_empty()).then_some(TargetForm::Authority);
+        // Here, unlike in Host, the port must be there (RFC 9112 3.2.3).
+        let has_port = target.contains(&b':') && target.last().is_some_and(u8::is_ascii_digit);
+        let fits = has_port && has_host(target) && is_authority(target);
+        return fits.then_some(TargetForm::Authority);
     }
     match target {
         b"*" => (method == Method::Options).then_some(TargetForm::Asterisk),
         [b'/', ..] => Some(TargetForm::Origin),
         _ => {
             let (authority, rest) = split_absolute(target)?;
-            let fits = !authority.is_empty()
+            let fits = has_host(authority)
                 && is_authority(authority)
                 && (rest.is_empty() || rest[0] == b'/');
             fits.then_some(TargetForm::Absolute)
@@ -104,6 +107,11 @@ fn strip_scheme<'a>(target: &'a [u8], scheme: &[u8]) -> Option<&'a [u8]> {
     head.eq_ignore_ascii_case(scheme).then_some(rest)
 }
 
+/// Whether an authority names a host (RFC 9110 4.2.1 asks for one in a URI).
+fn has_host(authority: &[u8]) -> bool {
+    !matches!(authority, [] | [b':', ..])
+}
+
 /// Whether `bytes` is `host [":" port]` without user information (RFC 3986 3.2.2). The empty host
 /// is one: RFC 9112 3.2 has clients send it where the target has no authority.
 pub(super) fn is_authority(bytes: &[u8]) -> bool {
@@ -166,4 +174,116 @@ const fn is_name_byte(byte: u8) -> bool {
                 | b';'
                 | b'='
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_go_with_methods() {
+        let cases = [
+            (Method::Get, "/", Some(TargetForm::Origin)),
+            (Method::Get, "//a/b", Some(TargetForm::Origin)),
+            (Method::Connect, "a:443", Some(TargetForm::Authority)),
+            (Method::Connect, "[::1]:443", Some(TargetForm::Authority)),
+            (Method::Connect, "", None),
+            (Method::Connect, "*", None),
+            (Method::Connect, "a1", None),
+            (Method::Connect, "a:", None),
+            (Method::Connect, ":443", None),
+            (Method::Connect, "[::1]", None),
+            (Method::Get, "http://:80/", None),
+            (Method::Connect, "http://a/", None),
+            (Method::Options, "*", Some(TargetForm::Asterisk)),
+            (Method::Post, "*", None),
+            (Method::Options, "**", None),
+            (Method::Get, "http://a", Some(TargetForm::Absolute)),
+            (Method::Get, "HTTPS://a:1/b?c", Some(TargetForm::Absolute)),
+            (Method::Get, "http://a:x/", None),
+            (Method::Get, "http://a@b/", None),
+            (Method::Get, "http://", None),
+            (Method::Get, "http:/a", None),
+            (Method::Get, "ws://a/", None),
+        ];
+        for (method, target, want) in cases {
+            assert_eq!(target_form(method, target.as_bytes()), want, "{target}");
+        }
+    }
+
+    #[test]
+    fn origin_forms_are_cut_out() {
+        let cases = [
+            ("/a?b", Some("/a?b"), None),
+            ("http://h/a?b", Some("/a?b"), Some("h")),
+            ("http://h:1", Some("/"), Some("h:1")),
+            ("http://h?b", None, Some("h")),
+            ("*", None, None),
+            ("h:1", None, None),
+        ];
+        for (target, origin, authority) in cases {
+            let target = target.as_bytes();
+            assert_eq!(origin_form(target), origin.map(str::as_bytes));
+            assert_eq!(authority_of(target), authority.map(str::as_bytes));
+        }
+    }
+
+    #[test]
+    fn paths_are_compared_decoded_and_otherwise_untouched() {
+        let path = "/v1/chat/completions";
+        for target in [
+            "/v1/chat/completions",
+            "/v1/chat/completions?",
+            "/v1/chat/completions?stream=1?2",
+            "/v1/chat/%63ompletions",
+            "/v1%2fchat%2Fcompletions",
+        ] {
+            assert!(path_is(target.as_bytes(), path), "{target}");
+        }
+        for target in [
+            "",
+            "*",
+            "/v1/chat/completion",
+            "/v1/chat/completionss",
+            "/v1/chat/completions/",
+            "//v1/chat/completions",
+            "/v1/./chat/completions",
+            "/v1/chat/completions%",
+            "/v1/chat/completions%3F",
+            "/v1/chat/completion%7",
+            "/v1/chat/%6zompletions",
+            "/v1/chat/completions%00",
+            "/V1/chat/completions",
+            "http://a/v1/chat/completions",
+        ] {
+            assert!(!path_is(target.as_bytes(), path), "{target}");
+        }
+        assert!(!path_is(b"/%00", "/\0"));
+        assert_eq!(path_of(b"/a/b?c"), b"/a/b");
+        assert_eq!(path_of(b"http://a/b"), b"");
+    }
+
+    #[test]
+    fn authorities() {
+        for good in [
+            "",
+            "a",
+            "a.b-c_d~1",
+            "a:80",
+            "a:",
+            "127.0.0.1:65535",
+            "[::1]",
+            "[fe80::1%25eth0]:8",
+            "%61b",
+            "a!$&'()*+;=",
+        ] {
+            assert!(is_authority(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "a b", "a,b", "a/b", "u@a", "a:80:80", "a:8x", "a:+8", "a:123456", "::1", "[::1", "[]",
+            "[::1]8", "a]", "%6", "%zz", "a\"", "a\\b", "\u{e4}", "a?b", "a#b",
+        ] {
+            assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+    }
 }
