@@ -251,3 +251,162 @@ const fn line_feed(byte: u8) -> Result<(), ChunkError> {
         Err(ChunkError::BadLineEnd)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::h1::fuzz::fuzz_chunked;
+    use crate::h1::testing::Random;
+
+    fn decode(data: &[u8]) -> (Result<usize, ChunkError>, Vec<u8>, bool) {
+        // Every split point and several piece lengths, against each other and the reference.
+        fuzz_chunked(data);
+        let mut reader = Chunked::new();
+        let mut payload = Vec::new();
+        let end = reader.decode(data, |run| payload.extend_from_slice(run.of(data)));
+        (end, payload, reader.is_done())
+    }
+
+    #[test]
+    fn bodies_are_taken_apart() {
+        let cases: &[(&[u8], usize, &[u8], bool)] = &[
+            (b"", 0, b"", false),
+            (b"0\r\n\r\n", 5, b"", true),
+            (b"0\r\n\r\nGET /", 5, b"", true),
+            (b"000\r\n\r\n", 7, b"", true),
+            (b"5\r\nhello\r\n0\r\n\r\n", 15, b"hello", true),
+            (
+                b"1\r\na\r\nA\r\n0123456789\r\n0\r\n\r\n",
+                26,
+                b"a0123456789",
+                true,
+            ),
+            (b"a\r\n0123456789\r\n", 15, b"0123456789", false),
+            (b"5\r\nhel", 6, b"hel", false),
+            (b"1;x\r\na\r\n0;y=\"z\"\r\n\r\n", 19, b"a", true),
+            (b"1 \t;x\r\na\r\n0\r\n\r\n", 15, b"a", true),
+            (b"1;\r\na\r\n0\r\n\r\n", 12, b"a", true),
+            (b"0\r\nA: b\r\nC:\r\n\r\nx", 15, b"", true),
+            (b"2\r\n\r\n\r\n0\r\n\r\n", 12, b"\r\n", true),
+            (b"0000000000000001\r\na\r\n", 21, b"a", false),
+        ];
+        for (data, len, payload, done) in cases {
+            let want = (Ok(*len), payload.to_vec(), *done);
+            assert_eq!(decode(data), want, "{}", data.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn bodies_are_refused_for_the_right_reason() {
+        use ChunkError::*;
+        let cases: &[(&[u8], ChunkError)] = &[
+            (b"\r\n", BadSize),
+            (b"\n", BadSize),
+            (b";a\r\n", BadSize),
+            (b"-1\r\n", BadSize),
+            (b"+1\r\n", BadSize),
+            (b" 1\r\n", BadSize),
+            (b"0x1\r\n", BadSize),
+            (b"g\r\n", BadSize),
+            (b"1_0\r\n", BadSize),
+            (b"1\n", BadSize),
+            (b"1 \r\n", BadSize),
+            (b"1 2\r\n", BadSize),
+            (b"\xef\xbc\x91\r\n", BadSize),
+            (b"00000000000000000", SizeTooLong),
+            (b"fffffffffffffffff", SizeTooLong),
+            (b"1;a\n", BadExtension),
+            (b"1;a\0\r\n", BadExtension),
+            (b"1;a\x7f\r\n", BadExtension),
+            (b"1\ra", BadLineEnd),
+            (b"1\r\r\n", BadLineEnd),
+            (b"1;a\rb\r\n", BadLineEnd),
+            (b"1\r\nab", BadLineEnd),
+            (b"1\r\na\n", BadLineEnd),
+            (b"1\r\na\r0", BadLineEnd),
+            (b"1\r\na0\r\n\r\n", BadLineEnd),
+            (b"0\r\n\n", BadTrailer),
+            (b"0\r\n\rX", BadLineEnd),
+            (b"0\r\nGET / HTTP/1.1\r\n", BadTrailer),
+            (b"0\r\n: a\r\n", BadTrailer),
+            (b"0\r\n A: b\r\n", BadTrailer),
+            (b"0\r\nA: b\r\n c\r\n", BadTrailer),
+            (b"0\r\nA : b\r\n", BadTrailer),
+            (b"0\r\nA\r\n", BadTrailer),
+            (b"0\r\nA: b\n", BadTrailer),
+            (b"0\r\nA: \0\r\n", BadTrailer),
+            (b"0\r\nA: b\rc", BadLineEnd),
+        ];
+        for (data, want) in cases {
+            assert_eq!(decode(data).0, Err(*want), "{}", data.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_refused_body_stays_refused() {
+        let mut reader = Chunked::new();
+        assert_eq!(reader.verify(b"x"), Err(ChunkError::BadSize));
+        assert_eq!(reader.verify(b"0\r\n\r\n"), Err(ChunkError::BadSize));
+        assert!(!reader.is_done());
+    }
+
+    #[test]
+    fn the_largest_size_is_counted_without_overflow() {
+        let mut reader = Chunked::new();
+        assert_eq!(reader.verify(b"ffffffffffffffff\r\n"), Ok(18));
+        assert_eq!(reader.verify(&[0; 100]), Ok(100));
+        assert_eq!((reader.payload_bytes(), reader.left), (100, u64::MAX - 100));
+    }
+
+    #[test]
+    fn limits_are_exact_and_in_total() {
+        let half = CHUNK_EXTENSION_BYTES_MAX as usize / 2;
+        let extended = |extra: usize| {
+            let (a, b) = ("a".repeat(half - 1), "b".repeat(half - 1 + extra));
+            format!("1;{a}\r\nx\r\n0;{b}\r\n\r\n").into_bytes()
+        };
+        assert!(decode(&extended(0)).2);
+        assert_eq!(decode(&extended(1)).0, Err(ChunkError::ExtensionsTooLong));
+        let half = TRAILER_BYTES_MAX as usize / 2;
+        let trailed = |extra: usize| {
+            let (a, b) = ("a".repeat(half - 4), "b".repeat(half - 4 + extra));
+            format!("0\r\nA:{a}\r\nB:{b}\r\n\r\n").into_bytes()
+        };
+        assert!(decode(&trailed(0)).2);
+        assert_eq!(decode(&trailed(1)).0, Err(ChunkError::TrailersTooLong));
+    }
+
+    #[test]
+    fn random_bodies_are_read_as_they_were_written() {
+        for seed in 0..300 {
+            let mut random = Random::new(seed);
+            let (mut data, mut want) = (Vec::new(), Vec::new());
+            for _ in 0..random.below(8) {
+                let chunk: Vec<u8> = (0..=random.below(60))
+                    .map(|_| random.next() as u8)
+                    .collect();
+                let line = match random.below(3) {
+                    0 => format!("{:x}\r\n", chunk.len()),
+                    1 => format!("{:05X}\r\n", chunk.len()),
+                    _ => format!("{:x} ;a=\"{}\"\r\n", chunk.len(), random.below(99)),
+                };
+                data.extend_from_slice(line.as_bytes());
+                data.extend_from_slice(&chunk);
+                data.extend_from_slice(b"\r\n");
+                want.extend_from_slice(&chunk);
+            }
+            data.extend_from_slice(if seed % 2 == 0 {
+                b"0\r\n\r\n"
+            } else {
+                b"0\r\nA:b\r\n\r\n"
+            });
+            let len = data.len();
+            data.extend_from_slice(b"HTTP/1.1 200");
+            assert_eq!(decode(&data), (Ok(len), want, true), "seed {seed}");
+            // One byte changed: the reader and the reference must still agree.
+            let at = random.below(data.len());
+            data[at] = random.next() as u8;
+            fuzz_chunked(&data);
+        }
+    }
+}

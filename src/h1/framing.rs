@@ -328,3 +328,315 @@ fn has_connection_option(fields: &[Field], buf: &[u8], option: &[u8]) -> bool {
         .flat_map(|field| list_items(buf, field.value))
         .any(|item| item.of(buf).eq_ignore_ascii_case(option))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(version: &str, fields: &str) -> (RequestHead, Vec<u8>) {
+        let data = format!("POST / {version}\r\n{fields}\r\n").into_bytes();
+        let mut head = RequestHead::default();
+        assert_eq!(head.parse(&data), Ok(true), "{fields}");
+        (head, data)
+    }
+
+    fn answer(line: &str, fields: &str) -> (AnswerHead, Vec<u8>) {
+        let data = format!("HTTP/{line} x\r\n{fields}\r\n").into_bytes();
+        let mut head = AnswerHead::default();
+        assert_eq!(head.parse(&data), Ok(true), "{fields}");
+        (head, data)
+    }
+
+    /// What Content-Length and Transfer-Encoding mean, alike in both directions; nothing at all
+    /// is the case that differs.
+    fn bodies() -> Vec<(&'static str, Result<Framing, HeadError>)> {
+        use HeadError::*;
+        vec![
+            ("Content-Length: 0\r\n", Ok(Framing::Length(0))),
+            ("content-length:5 \r\n", Ok(Framing::Length(5))),
+            ("Content-Length: 007\r\n", Ok(Framing::Length(7))),
+            (
+                "Content-Length: 18446744073709551615\r\n",
+                Ok(Framing::Length(u64::MAX)),
+            ),
+            ("Content-Length: 18446744073709551616\r\n", Err(BadLength)),
+            ("Content-Length:\r\n", Err(BadLength)),
+            ("Content-Length: +5\r\n", Err(BadLength)),
+            ("Content-Length: -5\r\n", Err(BadLength)),
+            ("Content-Length: 0x5\r\n", Err(BadLength)),
+            ("Content-Length: 5_0\r\n", Err(BadLength)),
+            ("Content-Length: 5 5\r\n", Err(BadLength)),
+            ("Content-Length: 5, 5\r\n", Err(BadLength)),
+            ("Content-Length: 5,\r\n", Err(BadLength)),
+            ("Content-Length: 5.0\r\n", Err(BadLength)),
+            ("Content-Length: \u{ff15}\r\n", Err(BadLength)),
+            (
+                "Content-Length: 5\r\nContent-Length: 5\r\n",
+                Err(RepeatedLength),
+            ),
+            (
+                "Content-Length: 5\r\nX: y\r\ncontent-length:\r\n",
+                Err(RepeatedLength),
+            ),
+            ("Transfer-Encoding: chunked\r\n", Ok(Framing::Chunked)),
+            ("transfer-encoding:\tCHUNKED \r\n", Ok(Framing::Chunked)),
+            ("Transfer-Encoding:\r\n", Err(UnknownCoding)),
+            ("Transfer-Encoding: identity\r\n", Err(UnknownCoding)),
+            ("Transfer-Encoding: gzip, chunked\r\n", Err(UnknownCoding)),
+            (
+                "Transfer-Encoding: chunked, chunked\r\n",
+                Err(UnknownCoding),
+            ),
+            ("Transfer-Encoding: chunked,\r\n", Err(UnknownCoding)),
+            ("Transfer-Encoding: xchunked\r\n", Err(UnknownCoding)),
+            ("Transfer-Encoding: chunked;q=1\r\n", Err(UnknownCoding)),
+            ("Transfer-Encoding: \"chunked\"\r\n", Err(UnknownCoding)),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                Err(RepeatedCoding),
+            ),
+            (
+                "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+                Err(BothFramings),
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n",
+                Err(BothFramings),
+            ),
+            (
+                "Transfer-Encoding: x\r\nContent-Length: y\r\n",
+                Err(BothFramings),
+            ),
+        ]
+    }
+
+    #[test]
+    fn bodies_of_both_directions() {
+        for (fields, want) in bodies() {
+            let (head, data) = request("HTTP/1.1", &format!("Host: a\r\n{fields}"));
+            assert_eq!(request_framing(&head, &data), want, "request {fields}");
+            let (head, data) = answer("1.1 200", fields);
+            assert_eq!(
+                answer_framing(Method::Post, &head, &data),
+                want,
+                "answer {fields}"
+            );
+        }
+        let (head, data) = request("HTTP/1.1", "Host: a\r\n");
+        assert_eq!(request_framing(&head, &data), Ok(Framing::None));
+        let (head, data) = answer("1.1 200", "");
+        assert_eq!(
+            answer_framing(Method::Get, &head, &data),
+            Ok(Framing::UntilClose)
+        );
+        let coding = "Transfer-Encoding: chunked\r\n";
+        let (head, data) = request("HTTP/1.0", coding);
+        assert_eq!(
+            request_framing(&head, &data),
+            Err(HeadError::CodingInHttp10)
+        );
+        let (head, data) = answer("1.0 200", coding);
+        let got = answer_framing(Method::Get, &head, &data);
+        assert_eq!(got, Err(HeadError::CodingInHttp10));
+    }
+
+    #[test]
+    fn hosts() {
+        use HeadError::*;
+        let cases = [
+            ("HTTP/1.1", "", Err(NoHost)),
+            ("HTTP/1.0", "", Ok(Framing::None)),
+            ("HTTP/1.0", "Host: a\r\n", Ok(Framing::None)),
+            ("HTTP/1.0", "Host: a\r\nHost: a\r\n", Err(RepeatedHost)),
+            ("HTTP/1.1", "Host: a\r\nhost: a\r\n", Err(RepeatedHost)),
+            ("HTTP/1.1", "Host:\r\n", Ok(Framing::None)),
+            ("HTTP/1.1", "Host: [::1]:8000\r\n", Ok(Framing::None)),
+            ("HTTP/1.1", "Host: a b\r\n", Err(BadHost)),
+            ("HTTP/1.1", "Host: a, b\r\n", Err(BadHost)),
+            ("HTTP/1.1", "Host: a/b\r\n", Err(BadHost)),
+            ("HTTP/1.1", "Host: u@a\r\n", Err(BadHost)),
+            ("HTTP/1.1", "Host: a:b\r\n", Err(BadHost)),
+        ];
+        for (version, fields, want) in cases {
+            let (head, data) = request(version, fields);
+            assert_eq!(request_framing(&head, &data), want, "{version} {fields}");
+        }
+        for (host, want) in [("A:1", Ok(Framing::None)), ("b:1", Err(HostMismatch))] {
+            let data = format!("GET http://a:1/x HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
+            let mut head = RequestHead::default();
+            assert_eq!(head.parse(&data), Ok(true));
+            assert_eq!(request_framing(&head, &data), want, "{host}");
+        }
+    }
+
+    #[test]
+    fn answers_that_have_no_body() {
+        use HeadError::*;
+        let length = "Content-Length: 5\r\n";
+        let zero = "Content-Length: 0\r\n";
+        let coding = "Transfer-Encoding: chunked\r\n";
+        let none = Ok(Framing::None);
+        let cases = [
+            (Method::Head, "1.1 200", length, none),
+            (Method::Head, "1.1 200", coding, none),
+            (Method::Head, "1.1 200", "", none),
+            (
+                Method::Head,
+                "1.1 200",
+                "Content-Length: x\r\n",
+                Err(BadLength),
+            ),
+            (Method::Get, "1.1 304", length, none),
+            (Method::Get, "1.1 304", coding, none),
+            (Method::Get, "1.1 304", "", none),
+            (Method::Get, "1.1 204", "", none),
+            (Method::Get, "1.1 204", zero, none),
+            (Method::Get, "1.1 204", length, Err(BodyForbidden)),
+            (Method::Get, "1.1 204", coding, Err(BodyForbidden)),
+            (Method::Get, "1.1 100", "", none),
+            (Method::Get, "1.1 103", length, Err(BodyForbidden)),
+            (Method::Get, "1.1 101", coding, Err(BodyForbidden)),
+            (Method::Head, "1.1 204", length, Err(BodyForbidden)),
+            (Method::Get, "1.1 205", zero, Ok(Framing::Length(0))),
+            (Method::Connect, "1.1 200", "", Err(ConnectAccepted)),
+            (Method::Connect, "1.1 204", "", Err(ConnectAccepted)),
+            (Method::Connect, "1.1 405", length, Ok(Framing::Length(5))),
+            (Method::Get, "1.0 200", "", Ok(Framing::UntilClose)),
+        ];
+        for (method, line, fields, want) in cases {
+            let (head, data) = answer(line, fields);
+            let got = answer_framing(method, &head, &data);
+            assert_eq!(got, want, "{method:?} {line} {fields}");
+        }
+    }
+
+    #[test]
+    fn persistence() {
+        let cases = [
+            ("1.1", "", true),
+            ("1.1", "Connection: close\r\n", false),
+            ("1.1", "Connection: CLOSE\r\n", false),
+            ("1.1", "Connection: x , ,close\r\n", false),
+            (
+                "1.1",
+                "Connection: keep-alive\r\nConnection: close\r\n",
+                false,
+            ),
+            ("1.1", "Connection: closed\r\n", true),
+            ("1.1", "X: close\r\n", true),
+            ("1.0", "", false),
+            ("1.0", "Connection: Keep-Alive\r\n", true),
+            ("1.0", "Connection: keep-alive, close\r\n", false),
+            ("1.0", "Proxy-Connection: keep-alive\r\n", false),
+        ];
+        for (version, fields, want) in cases {
+            let (head, data) = request(&format!("HTTP/{version}"), fields);
+            assert_eq!(
+                request_keeps_alive(&head, &data),
+                want,
+                "{version} {fields}"
+            );
+            let (head, data) = answer(&format!("{version} 200"), fields);
+            assert_eq!(answer_keeps_alive(&head, &data, Framing::Chunked), want);
+            assert!(!answer_keeps_alive(&head, &data, Framing::UntilClose));
+        }
+    }
+
+    #[test]
+    fn expectations_and_upgrades() {
+        let unknown = Err(HeadError::UnknownExpectation);
+        let cases = [
+            ("1.1", "", Ok(false)),
+            ("1.1", "Expect: 100-Continue\r\n", Ok(true)),
+            ("1.0", "Expect: 100-continue\r\n", Ok(false)),
+            ("1.1", "Expect:\r\n", unknown),
+            ("1.1", "Expect: 200-ok\r\n", unknown),
+            ("1.1", "Expect: 100-continue\r\nExpect: x\r\n", unknown),
+        ];
+        for (version, fields, want) in cases {
+            let (head, data) = request(&format!("HTTP/{version}"), fields);
+            assert_eq!(expects_continue(&head, &data), want, "{version} {fields}");
+        }
+        let cases = [
+            (
+                "1.1",
+                "Connection: x, Upgrade\r\nUpgrade: websocket\r\n",
+                true,
+            ),
+            (
+                "1.0",
+                "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+                false,
+            ),
+            ("1.1", "Upgrade: websocket\r\n", false),
+            ("1.1", "Connection: Upgrade\r\n", false),
+            ("1.1", "Connection: Upgrade\r\nUpgrade:\r\n", false),
+        ];
+        for (version, fields, want) in cases {
+            let (head, data) = request(&format!("HTTP/{version}"), fields);
+            assert_eq!(wants_upgrade(&head, &data), want, "{version} {fields}");
+        }
+    }
+
+    #[test]
+    fn decimals() {
+        assert_eq!(parse_decimal(b"18446744073709551615"), Some(u64::MAX));
+        assert_eq!(parse_decimal(b"00000000000000000000000001"), Some(1));
+        for bad in [
+            "",
+            "+1",
+            "-1",
+            " 1",
+            "1 ",
+            "1a",
+            "18446744073709551616",
+            "99999999999999999999",
+        ] {
+            assert_eq!(parse_decimal(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn meters_stop_at_the_end() {
+        let data = b"3\r\nabc\r\n0\r\n\r\nmore bytes";
+        // Framing, bytes taken in all, payload, done, left.
+        let cases = [
+            (Framing::None, 0, &b""[..], true, None),
+            (Framing::Length(0), 0, b"", true, Some(0)),
+            (Framing::Length(5), 5, &data[..5], true, Some(0)),
+            (
+                Framing::Length(u64::MAX),
+                23,
+                data,
+                false,
+                Some(u64::MAX - 23),
+            ),
+            (Framing::Chunked, 13, b"abc", true, None),
+            (Framing::UntilClose, 23, data, false, None),
+        ];
+        for (framing, taken, payload, done, left) in cases {
+            for split in 0..=data.len() {
+                let mut meter = BodyMeter::new(framing);
+                let mut seen = Vec::new();
+                let mut total = 0;
+                for piece in [&data[..split], &data[split..]] {
+                    let got = meter.decode(piece, |run| seen.extend_from_slice(run.of(piece)));
+                    total += got.unwrap();
+                }
+                assert_eq!((total, &seen[..]), (taken, payload), "{framing:?}");
+                assert_eq!((meter.is_done(), meter.remaining()), (done, left));
+                assert_eq!(meter.payload_bytes(), payload.len() as u64);
+                assert_eq!(meter.ends_at_close(), framing == Framing::UntilClose);
+                assert_eq!(meter.framing(), framing);
+            }
+        }
+        let mut meter = BodyMeter::new(Framing::Length(5));
+        assert!(!meter.skip(6) && meter.skip(4));
+        assert_eq!((meter.take(b"xyz"), meter.is_done()), (Ok(1), true));
+        assert!(!BodyMeter::new(Framing::UntilClose).skip(1));
+        assert_eq!(
+            BodyMeter::new(Framing::Chunked).take(b"x"),
+            Err(ChunkError::BadSize)
+        );
+    }
+}

@@ -454,3 +454,329 @@ fn field_line_error(line: &[u8]) -> Option<HeadError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(data: &[u8]) -> (Result<bool, HeadError>, RequestHead) {
+        let mut head = RequestHead::default();
+        let whole = head.parse(data);
+        // The same at every split point, and byte by byte, always with a head that was used before.
+        let mut again = RequestHead::default();
+        for split in 0..data.len() {
+            let first = again.parse(&data[..split]);
+            let got = if first == Ok(false) {
+                again.parse(data)
+            } else {
+                first
+            };
+            assert_eq!(got, whole, "split at {split}");
+            assert_eq!(again.fields, head.fields);
+            assert_eq!(again.len, head.len);
+            again.reset();
+        }
+        (whole, head)
+    }
+
+    fn answer(data: &[u8]) -> (Result<bool, HeadError>, AnswerHead) {
+        let mut head = AnswerHead::default();
+        let whole = head.parse(data);
+        let mut again = AnswerHead::default();
+        for split in 0..data.len() {
+            let first = again.parse(&data[..split]);
+            let got = if first == Ok(false) {
+                again.parse(data)
+            } else {
+                first
+            };
+            assert_eq!(got, whole, "split at {split}");
+            again.reset();
+        }
+        (whole, head)
+    }
+
+    fn check_requests(cases: &[(&[u8], Result<bool, HeadError>)]) {
+        for (data, want) in cases {
+            let (got, _) = request(data);
+            assert_eq!(got, *want, "{}", data.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_request_is_taken_apart() {
+        let data = b"\r\nPOST /v1/x?y HTTP/1.1\r\nhOST: a:1\r\nX:\t b c \t\r\nEmpty:\r\n\r\nbody";
+        let (done, head) = request(data);
+        assert_eq!(done, Ok(true));
+        assert_eq!(head.len, data.len() - 4);
+        assert_eq!(head.method, Method::Post);
+        assert_eq!(head.method_span.of(data), b"POST");
+        assert_eq!(head.target.of(data), b"/v1/x?y");
+        assert_eq!(head.version, Version::Http11);
+        let fields: Vec<_> = head
+            .fields
+            .iter()
+            .map(|field| (field.name.of(data), field.value.of(data), field.known))
+            .collect();
+        let want: [(&[u8], &[u8], Name); 3] = [
+            (b"hOST", b"a:1", Name::Host),
+            (b"X", b"b c", Name::Other),
+            (b"Empty", b"", Name::Other),
+        ];
+        assert_eq!(fields, want);
+        assert_eq!(head.field(Name::Host), Some(&head.fields[0]));
+        assert_eq!(head.field(Name::Date), None);
+        assert_eq!(head.fields_named(Name::Other).count(), 2);
+    }
+
+    #[test]
+    fn an_answer_is_taken_apart() {
+        let data = b"HTTP/1.0 503 Not \xe4 now\r\nDate: x\r\n\r\nrest";
+        let (done, head) = answer(data);
+        assert_eq!(done, Ok(true));
+        assert_eq!((head.status, head.version), (503, Version::Http10));
+        assert_eq!(head.reason.of(data), b"Not \xe4 now");
+        assert_eq!(head.len, data.len() - 4);
+        assert_eq!(
+            head.field(Name::Date).map(|field| field.value.of(data)),
+            Some(&b"x"[..])
+        );
+        for (data, reason) in [
+            (&b"HTTP/1.1 200\r\n\r\n"[..], &b""[..]),
+            (b"HTTP/1.1 200 \r\n\r\n", b""),
+            (b"HTTP/1.1 200 A b\r\n\r\n", b"A b"),
+        ] {
+            let (done, head) = answer(data);
+            assert_eq!(done, Ok(true));
+            assert_eq!(head.reason.of(data), reason);
+        }
+    }
+
+    #[test]
+    fn requests_are_refused_for_their_first_line() {
+        use HeadError::*;
+        let cases: &[(&[u8], Result<bool, HeadError>)] = &[
+            (b"", Ok(false)),
+            (b"\r", Ok(false)),
+            (b"\r\n", Ok(false)),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n", Ok(false)),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r", Ok(false)),
+            (b"GET / HTTP/1.1\r\n\r\n", Ok(true)),
+            (b"GET / HTTP/1.0\r\nA_b: \x80\xff\t\r\n\r\n", Ok(true)),
+            (b"M-SEARCH / HTTP/1.1\r\n\r\n", Ok(true)),
+            (b"\n", Err(BareLf)),
+            (b"\r\n\r\n", Err(BadRequestLine)),
+            (b"\rGET / HTTP/1.1\r\n\r\n", Err(BadRequestLine)),
+            (b" GET / HTTP/1.1\r\n\r\n", Err(BadMethod)),
+            (b"\x16\x03\x01\x02", Err(BadMethod)),
+            (b"GE(T / HTTP/1.1\r\n\r\n", Err(BadMethod)),
+            (b"GET /\r\n\r\n", Err(BadRequestLine)),
+            (b"GET\r\n\r\n", Err(BadRequestLine)),
+            (b"GET /a b HTTP/1.1\r\n\r\n", Err(BadRequestLine)),
+            (b"GET  / HTTP/1.1\r\n\r\n", Err(BadRequestLine)),
+            (b"GET /  HTTP/1.1\r\n\r\n", Err(BadRequestLine)),
+            (b"GET / HTTP/1.1 \r\n\r\n", Err(BadRequestLine)),
+            (b"GET\t/ HTTP/1.1\r\n\r\n", Err(BadRequestLine)),
+            (b"GET /\0 HTTP/1.1\r\n\r\n", Err(ControlByte)),
+            (b"GET /\x7f HTTP/1.1\r\n\r\n", Err(ControlByte)),
+            (b"GET /\xc3\xa4 HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET /a#b HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET /\ta HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET a HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET * HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET a:80 HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"CONNECT / HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET ftp://a/ HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET http://u@a/ HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET http:///x HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET http://a?x HTTP/1.1\r\n\r\n", Err(BadTarget)),
+            (b"GET / HTTP/1.2\r\n\r\n", Err(UnsupportedVersion)),
+            (b"PRI * HTTP/2.0\r\n\r\n", Err(UnsupportedVersion)),
+            (b"GET / HTTP/1.\r\n\r\n", Err(BadVersion)),
+            (b"GET / HTTP/11.1\r\n\r\n", Err(BadVersion)),
+            (b"GET / http/1.1\r\n\r\n", Err(BadVersion)),
+        ];
+        check_requests(cases);
+    }
+
+    #[test]
+    fn requests_are_refused_for_their_fields() {
+        use HeadError::*;
+        let cases: &[(&[u8], Result<bool, HeadError>)] = &[
+            (b"GET / HTTP/1.1\nHost: a\r\n\r\n", Err(BareLf)),
+            (b"GET / HTTP/1.1\r\nHost: a\n\r\n", Err(BareLf)),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\n", Err(BareLf)),
+            (b"GET / HTTP/1.1\r\nA: b\rc\r\n\r\n", Err(BareCr)),
+            (b"GET / HTTP/1.1\r\nA: b\r\r\n\r\n", Err(BareCr)),
+            (b"GET / HTTP/1.1\r\r\nA: b\r\n\r\n", Err(BareCr)),
+            (b"GET / HTTP/1.1\r\n\r\r\n\r\n", Err(BareCr)),
+            (b"GET / HTTP/1.1\r\n A: b\r\n\r\n", Err(FieldLineFolded)),
+            (
+                b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+                Err(FieldLineFolded),
+            ),
+            (
+                b"GET / HTTP/1.1\r\nA: b\r\n\tc: d\r\n\r\n",
+                Err(FieldLineFolded),
+            ),
+            (b"GET / HTTP/1.1\r\nA: b\r\n \r\n\r\n", Err(FieldLineFolded)),
+            (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", Err(SpaceBeforeColon)),
+            (b"GET / HTTP/1.1\r\nA\t: b\r\n\r\n", Err(SpaceBeforeColon)),
+            (b"GET / HTTP/1.1\r\n: b\r\n\r\n", Err(EmptyName)),
+            (b"GET / HTTP/1.1\r\nA\r\n\r\n", Err(NoColon)),
+            (b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", Err(BadToken)),
+            (b"GET / HTTP/1.1\r\nA\0: c\r\n\r\n", Err(BadToken)),
+            (b"GET / HTTP/1.1\r\n\xc3\xa4: c\r\n\r\n", Err(BadToken)),
+            (b"GET / HTTP/1.1\r\nA: \0\r\n\r\n", Err(ControlByte)),
+            (b"GET / HTTP/1.1\r\nA: a\x01b\r\n\r\n", Err(ControlByte)),
+            (b"GET / HTTP/1.1\r\nA: a\x7f\r\n\r\n", Err(ControlByte)),
+            (b"GET / HTTP/1.1\r\nA: a\x0b\r\n\r\n", Err(ControlByte)),
+        ];
+        check_requests(cases);
+    }
+
+    #[test]
+    fn answers_are_refused_for_the_right_reason() {
+        use HeadError::*;
+        let cases: &[(&[u8], Result<bool, HeadError>)] = &[
+            (b"", Ok(false)),
+            (b"HT", Ok(false)),
+            (b"HTTP/1.1 200 OK\r\n", Ok(false)),
+            (b"HTTP/1.1 599 \r\n\r\n", Ok(true)),
+            (b"\r\nHTTP/1.1 200 OK\r\n\r\n", Err(BadStatusLine)),
+            (b"HTTX", Err(BadStatusLine)),
+            (b"ICY 200 OK\r\n\r\n", Err(BadStatusLine)),
+            (b"HTTP/2.0 200 OK\r\n\r\n", Err(UnsupportedVersion)),
+            (b"HTTP/1.x 200 OK\r\n\r\n", Err(BadVersion)),
+            (b"HTTP/1.1\r\n\r\n", Err(BadStatusLine)),
+            (b"HTTP/1.1  200 OK\r\n\r\n", Err(BadStatusLine)),
+            (b"HTTP/1.1 20 OK\r\n\r\n", Err(BadStatusLine)),
+            (b"HTTP/1.1 2000 OK\r\n\r\n", Err(BadStatusLine)),
+            (b"HTTP/1.1 +20 OK\r\n\r\n", Err(BadStatusLine)),
+            (b"HTTP/1.1 099 OK\r\n\r\n", Err(BadStatus)),
+            (b"HTTP/1.1 600 OK\r\n\r\n", Err(BadStatus)),
+            (b"HTTP/1.1 200 O\0K\r\n\r\n", Err(ControlByte)),
+            (b"HTTP/1.1 200 OK\n\r\n", Err(BareLf)),
+            (b"HTTP/1.1 200 OK\r\nA: b\n\r\n", Err(BareLf)),
+            (b"HTTP/1.1 200 O\rK\r\n\r\n", Err(BareCr)),
+            (
+                b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
+                Err(FieldLineFolded),
+            ),
+            (b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n", Err(SpaceBeforeColon)),
+            (b"HTTP/1.1 200 OK\r\n: b\r\n\r\n", Err(EmptyName)),
+            (b"HTTP/1.1 200 OK\r\nA\r\n\r\n", Err(NoColon)),
+            (b"HTTP/1.1 200 OK\r\nA(: b\r\n\r\n", Err(BadToken)),
+            (b"HTTP/1.1 200 OK\r\nA: b\0\r\n\r\n", Err(ControlByte)),
+        ];
+        for (data, want) in cases {
+            let (got, _) = answer(data);
+            assert_eq!(got, *want, "{}", data.escape_ascii());
+        }
+    }
+
+    /// Every byte value at a place where only some may stand.
+    #[test]
+    fn every_byte_in_names_values_and_targets() {
+        for byte in 0..=255_u8 {
+            let data = [b"GET / HTTP/1.1\r\nA", &[byte][..], b"b: c\r\n\r\n"].concat();
+            let fits = is_token_byte(byte) || byte == b':';
+            assert_eq!(request(&data).0.is_ok(), fits, "name {byte}");
+            let data = [b"GET / HTTP/1.1\r\nA: b", &[byte][..], b"c\r\n\r\n"].concat();
+            let fits = byte == b'\t' || byte >= b' ' && byte != 0x7f;
+            assert_eq!(request(&data).0.is_ok(), fits, "value {byte}");
+            // Long enough for the vector paths of httparse.
+            let long = vec![b'v'; 70];
+            for at in [0, 15, 16, 31, 32, 69] {
+                let mut value = long.clone();
+                value[at] = byte;
+                let data = [b"HTTP/1.1 200 OK\r\nA: ", &value[..], b"\r\n\r\n"].concat();
+                assert_eq!(answer(&data).0.is_ok(), fits, "value {byte} at {at}");
+                let mut target = long.clone();
+                target[at] = byte;
+                let data = [b"GET /", &target[..], b" HTTP/1.1\r\n\r\n"].concat();
+                let fits = (0x21..=0x7e).contains(&byte) && byte != b'#';
+                assert_eq!(request(&data).0.is_ok(), fits, "target {byte} at {at}");
+            }
+        }
+    }
+
+    fn grow(data: &[u8]) -> Result<bool, HeadError> {
+        let mut pieces = RequestHead::default();
+        for len in 0..data.len() {
+            let done = pieces.parse(&data[..len]);
+            if done != Ok(false) {
+                return done;
+            }
+        }
+        pieces.parse(data)
+    }
+
+    #[test]
+    fn limits_are_exact() {
+        let with_target = |len: usize| {
+            // "GET " and " HTTP/1.1" are 13 bytes.
+            let target = "a".repeat(len - 14);
+            format!("GET /{target} HTTP/1.1\r\n\r\n").into_bytes()
+        };
+        let with_len = |len: usize| {
+            let mut head = b"GET / HTTP/1.1\r\nA: ".to_vec();
+            head.resize(len - 4, b'v');
+            head.extend_from_slice(b"\r\n\r\n");
+            head
+        };
+        let with_fields = |count: usize| {
+            let fields = "A: b\r\n".repeat(count);
+            format!("GET / HTTP/1.1\r\n{fields}\r\n").into_bytes()
+        };
+        let cases = [
+            (with_target(REQUEST_LINE_BYTES_MAX), Ok(true)),
+            (
+                with_target(REQUEST_LINE_BYTES_MAX + 1),
+                Err(HeadError::LineTooLong),
+            ),
+            (with_target(HEAD_BYTES_MAX * 2), Err(HeadError::LineTooLong)),
+            (with_len(HEAD_BYTES_MAX), Ok(true)),
+            (with_len(HEAD_BYTES_MAX + 1), Err(HeadError::TooLong)),
+            (with_len(HEAD_BYTES_MAX * 2), Err(HeadError::TooLong)),
+            (with_fields(HEAD_FIELDS_MAX), Ok(true)),
+            (
+                with_fields(HEAD_FIELDS_MAX + 1),
+                Err(HeadError::TooManyFields),
+            ),
+        ];
+        for (number, (data, want)) in cases.iter().enumerate() {
+            let mut head = RequestHead::default();
+            assert_eq!(head.parse(data), *want, "case {number}");
+            assert_eq!(grow(data), *want, "case {number} byte by byte");
+        }
+        // An answer has no limit on its first line but that of the head.
+        let reason = "r".repeat(HEAD_BYTES_MAX - 17);
+        let mut head = AnswerHead::default();
+        let data = format!("HTTP/1.1 200 {reason}\r\n\r\n");
+        assert_eq!(head.parse(data.as_bytes()), Ok(true));
+        assert_eq!(head.len, HEAD_BYTES_MAX);
+        let data = format!("HTTP/1.1 200 {reason}r\r\n\r\n");
+        assert_eq!(head.parse(data.as_bytes()), Err(HeadError::TooLong));
+        assert_eq!(
+            head.parse(&data.as_bytes()[..HEAD_BYTES_MAX]),
+            Err(HeadError::TooLong)
+        );
+    }
+
+    #[test]
+    fn a_head_is_reused() {
+        let mut head = RequestHead::default();
+        assert_eq!(
+            head.parse(b"GET / HTTP/1.1\r\nA: b\r\nC: d\r\n\r\n"),
+            Ok(true)
+        );
+        assert_eq!(head.parse(b"GET /longer/target HTTP/1.1\r\nA"), Ok(false));
+        head.reset();
+        assert_eq!(head.parse(b"PUT / HTTP/1.0\r\n\r\n"), Ok(true));
+        assert_eq!((head.method, head.fields.len()), (Method::Put, 0));
+        assert_eq!(head.parse(b"\n"), Err(HeadError::BareLf));
+        assert_eq!(head.parse(b"get / HTTP/1.1\r\n\r\n"), Ok(true));
+        assert_eq!(head.method, Method::Other);
+    }
+}

@@ -112,3 +112,73 @@ pub fn list_items(buf: &[u8], list: Span) -> impl Iterator<Item = Span> {
     })
     .filter(|item| !item.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::h1::RequestHead;
+
+    fn kept(fields: &str) -> Result<Vec<String>, HeadError> {
+        let data = format!("GET / HTTP/1.1\r\n{fields}\r\n").into_bytes();
+        let mut head = RequestHead::default();
+        assert_eq!(head.parse(&data), Ok(true));
+        let filter = HopFilter::new(&head.fields, &data)?;
+        Ok(head
+            .fields
+            .iter()
+            .filter(|field| !drop_field(field, &data, &filter))
+            .map(|field| String::from_utf8_lossy(field.name.of(&data)).into_owned())
+            .collect())
+    }
+
+    #[test]
+    fn hop_by_hop_fields_are_dropped() {
+        let fields = "Host: a\r\nConnection: close\r\nKeep-Alive: x\r\nProxy-Connection: x\r\n\
+            TE: trailers\r\nTrailer: x\r\nTransfer-Encoding: chunked\r\nUpgrade: x\r\n\
+            Proxy-Authenticate: x\r\nPROXY-AUTHORIZATION: x\r\nCookie: x\r\nX: y\r\n";
+        assert_eq!(kept(fields).unwrap(), ["Host", "Cookie", "X"]);
+    }
+
+    #[test]
+    fn listed_fields_are_dropped_unless_they_matter() {
+        let fields = "Connection: X-Hop, host,content-length , authorization\r\n\
+            connection: ,, close, keep-alive,x-forwarded-for, x-two, Content-Type\r\n\
+            Host: a\r\nx-hop: 1\r\nX-HOP: 2\r\nX-Two: 3\r\nX-Tw: 4\r\nAuthorization: b\r\n\
+            X-Forwarded-For: c\r\nContent-Length: 0\r\nContent-Type: d\r\n";
+        let want = [
+            "Host",
+            "X-Tw",
+            "Authorization",
+            "X-Forwarded-For",
+            "Content-Length",
+            "Content-Type",
+        ];
+        assert_eq!(kept(fields).unwrap(), want);
+    }
+
+    #[test]
+    fn the_limit_is_exact() {
+        let list = |count: usize| {
+            let names: Vec<_> = (0..count).map(|number| format!("x-{number}")).collect();
+            format!(
+                "Connection: close, {}, upgrade\r\nX-0: a\r\n",
+                names.join(", ")
+            )
+        };
+        assert_eq!(kept(&list(HOP_NAMES_MAX)), Ok(vec![]));
+        assert_eq!(
+            kept(&list(HOP_NAMES_MAX + 1)),
+            Err(HeadError::TooManyHopNames)
+        );
+    }
+
+    #[test]
+    fn lists_are_split() {
+        let buf = b"__ a,b\t, ,,c d ,__";
+        let items: Vec<_> = list_items(buf, Span::new(2, buf.len() - 2))
+            .map(|item| item.of(buf))
+            .collect();
+        assert_eq!(items, [&b"a"[..], b"b", b"c d"]);
+        assert_eq!(list_items(buf, Span::new(2, 2)).count(), 0);
+    }
+}

@@ -76,3 +76,42 @@ impl SseEvents {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_counted_at_any_split() {
+        let cases: &[(&[u8], u64)] = &[
+            (b"", 0),
+            (b"data: 1\n", 0),
+            (b"data: 1\n\n", 1),
+            (b"data: 1\r\n\r\n", 1),
+            (b"data:1\n\ndata: [DONE]\n\n", 2),
+            (b"event: x\ndata: 1\n\n", 1),
+            (b"data: 1\ndata: 2\n\n", 1),
+            (b"data\n\n", 1),
+            (b"data\r\n\r\n", 1),
+            (b": keep-alive\n\n", 0),
+            (b"\n\n\n", 0),
+            (b"datax: 1\n\ndat\n\n data: 1\n\n", 0),
+            (b"id: 1\n\n: x\n\ndata: 1\n\n", 1),
+            (b"data: 1\n\r\r\n\n", 1),
+        ];
+        for (data, want) in cases {
+            for split in 0..=data.len() {
+                let mut events = SseEvents::new();
+                let first = events.feed(&data[..split]);
+                assert_eq!(events.has_data(), first > 0);
+                let second = events.feed(&data[split..]);
+                assert_eq!(u64::from(first + second), *want, "{}", data.escape_ascii());
+            }
+            let mut events = SseEvents::new();
+            for byte in data.chunks(1) {
+                events.feed(byte);
+            }
+            assert_eq!(events.events(), *want, "{}", data.escape_ascii());
+        }
+    }
+}

@@ -150,3 +150,41 @@ pub const fn reason_phrase(status: u16) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_format_would() {
+        let mut numbers = vec![0, 1, 9, 10, 15, 16, 99, 100, 255, 256, 4096, u64::MAX];
+        numbers.extend((0..64).map(|shift| 1_u64 << shift));
+        for number in numbers {
+            let mut out = b"x".to_vec();
+            push_decimal(&mut out, number);
+            assert_eq!(out, format!("x{number}").as_bytes());
+            let line = chunk_line(number as usize);
+            assert_eq!(&*line, format!("{number:x}\r\n").as_bytes());
+        }
+    }
+
+    #[test]
+    fn lines_are_appended() {
+        let mut out = Vec::new();
+        push_request_line(&mut out, b"POST", b"/v1/x?y");
+        push_field(&mut out, b"Host", b"a:1");
+        push_field(&mut out, b"X", b"");
+        push_status_line(&mut out, 404, reason_phrase(404).as_bytes());
+        push_status_line(&mut out, 299, reason_phrase(299).as_bytes());
+        let want = "POST /v1/x?y HTTP/1.1\r\nHost: a:1\r\nX: \r\n\
+            HTTP/1.1 404 Not Found\r\nHTTP/1.1 299 \r\n";
+        assert_eq!(out, want.as_bytes());
+    }
+
+    #[test]
+    fn every_refusal_has_a_reason_phrase() {
+        for status in [400, 414, 417, 431, 501, 502, 505] {
+            assert_ne!(reason_phrase(status), "", "{status}");
+        }
+    }
+}
