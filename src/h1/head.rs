@@ -97,7 +97,8 @@ pub struct RequestHead {
 impl RequestHead {
     /// Parses the head at the start of `buf`: `true` when it is complete, `false` when more bytes
     /// are needed. Call it again with the same bytes and more behind them; only the new ones are
-    /// looked at. After `true` or an error the next call begins a new head.
+    /// looked at. After `true` or an error the next call begins a new head; a head that is given
+    /// up in between needs [`RequestHead::reset`].
     ///
     /// One empty line before the request line is skipped (RFC 9112 2.2 asks for at least one);
     /// a second one is refused.
@@ -106,8 +107,11 @@ impl RequestHead {
     /// The first reason to refuse, whatever the pieces the bytes came in.
     pub fn parse(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
         let done = self.parse_more(buf);
-        if !matches!(done, Ok(false)) {
-            self.scan = Scan::default();
+        match done {
+            Ok(false) => {}
+            Ok(true) => self.scan = Scan::default(),
+            // Nothing of a refused head may be taken for a reading of it.
+            Err(_) => self.reset(),
         }
         done
     }
@@ -194,8 +198,11 @@ impl AnswerHead {
     /// The first reason to refuse, whatever the pieces the bytes came in.
     pub fn parse(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
         let done = self.parse_more(buf);
-        if !matches!(done, Ok(false)) {
-            self.scan = Scan::default();
+        match done {
+            Ok(false) => {}
+            Ok(true) => self.scan = Scan::default(),
+            // Nothing of a refused head may be taken for a reading of it.
+            Err(_) => self.reset(),
         }
         done
     }
@@ -275,12 +282,15 @@ impl Scan {
         start: usize,
         line_max: usize,
     ) -> Result<Option<usize>, HeadError> {
-        debug_assert!(self.at <= buf.len(), "a head only grows; see reset");
+        // A head only grows; a shorter one is another, whose beginning was not looked at.
+        if self.at > buf.len() {
+            *self = Self::default();
+        }
         if self.at < start {
             self.at = start;
             self.line_start = start;
         }
-        let from = self.at.min(buf.len());
+        let from = self.at;
         for offset in memchr_iter(b'\n', &buf[from..]) {
             let end = from + offset;
             self.check_limits(end, line_max)?;
@@ -775,7 +785,14 @@ mod tests {
         head.reset();
         assert_eq!(head.parse(b"PUT / HTTP/1.0\r\n\r\n"), Ok(true));
         assert_eq!((head.method, head.fields.len()), (Method::Put, 0));
+        assert_eq!(head.parse(b"GET / HTTP/1.1\r\nA: b\r\nC: d"), Ok(false));
+        assert_eq!(
+            head.parse(b"GET / HTTP/1.1\nA: b\r\n"),
+            Err(HeadError::BareLf)
+        );
+        assert_eq!(head.parse(b"GET / HTTP/1.1\r\nA: b\r\n\r\n"), Ok(true));
         assert_eq!(head.parse(b"\n"), Err(HeadError::BareLf));
+        assert_eq!((head.len, head.fields.len()), (0, 0));
         assert_eq!(head.parse(b"get / HTTP/1.1\r\n\r\n"), Ok(true));
         assert_eq!(head.method, Method::Other);
     }
