@@ -5,6 +5,8 @@
 //! trailers under the rules of header fields. The result does not depend on how the bytes were
 //! split.
 
+use std::fmt;
+
 use super::framing::prefix_len;
 use super::syntax::{hex_value, is_ows, is_token_byte, is_value_byte};
 use crate::limits::{CHUNK_EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
@@ -44,6 +46,14 @@ impl ChunkError {
         }
     }
 }
+
+impl fmt::Display for ChunkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl std::error::Error for ChunkError {}
 
 /// A reader of one chunked body, fed in any pieces.
 #[derive(Clone, Debug)]
@@ -132,7 +142,18 @@ impl Chunked {
                     }
                 }
                 State::Done => return Ok(at),
-                _ => {
+                State::Size
+                | State::SizeSpace
+                | State::Extension
+                | State::SizeLf
+                | State::DataCr
+                | State::DataLf
+                | State::Line
+                | State::TrailerName
+                | State::TrailerValue
+                | State::TrailerLf
+                | State::EndLf
+                | State::Refused(_) => {
                     self.state = match self.step(byte) {
                         Ok(state) => state,
                         Err(error) => {
@@ -144,10 +165,10 @@ impl Chunked {
                 }
             }
         }
-        match self.state {
-            State::Refused(error) => Err(error),
-            _ => Ok(at),
+        if let State::Refused(error) = self.state {
+            return Err(error);
         }
+        Ok(at)
     }
 
     /// Whether the whole body, its final CRLF included, has been seen.

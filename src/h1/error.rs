@@ -1,5 +1,7 @@
 //! Why a head was refused.
 
+use std::fmt;
+
 /// Why a head, or the framing it announces, was refused. Every variant ends the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HeadError {
@@ -147,3 +149,11 @@ impl HeadError {
         }
     }
 }
+
+impl fmt::Display for HeadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl std::error::Error for HeadError {}
