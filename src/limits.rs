@@ -26,6 +26,14 @@ pub const JSON_DEPTH_MAX: usize = 1024;
 pub const JSON_NAME_BYTES_MAX: usize = 64;
 /// Watched members noted in one body, duplicates included; a body with more is refused.
 pub const JSON_MEMBERS_MAX: usize = 48;
+/// Objects read in one body (the top level, `sampling_params`, `extra_args`), repetitions
+/// included; honest bodies have three at most.
+pub const JSON_OBJECTS_MAX: usize = 16;
+/// A value that the answer rewriter replaces and that arrives in parts is held back up to this
+/// many bytes, so that a broken one can still pass unchanged. Every count has fewer digits.
+pub const JSON_HELD_BYTES_MAX: usize = 32;
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
-const _: () = assert!(JSON_MEMBERS_MAX < JSON_EDITS_MAX);
+// One replacement per member and one insertion per object at most, so no edit of members that
+// were noted can fail for their number.
+const _: () = assert!(JSON_MEMBERS_MAX + JSON_OBJECTS_MAX <= JSON_EDITS_MAX);

@@ -1,0 +1,515 @@
+//! Reads a prefill engine's answer while it arrives and keeps the handoff.
+//!
+//! Of the whole answer only the raw bytes of the top-level `kv_transfer_params` and the count of
+//! cached tokens are kept. The handoff is relayed as those bytes, so it is checked strictly once
+//! it is complete: valid to RFC 8259 at every depth, and its known members of the right type. A
+//! decode engine that is given a handoff of another shape may die of it.
+
+use super::error::{JsonError, JsonReason};
+use super::lex::{Event, Kind, Lexer};
+use super::validate::validate;
+use crate::span::Span;
+
+/// Scans a prefill engine's answer.
+#[derive(Clone, Debug)]
+pub struct PrefillAnswer {
+    lexer: Lexer,
+    place: Place,
+    next: Next,
+    taking: Option<Taking>,
+    params: Found,
+    kept: Vec<u8>,
+    kept_bytes_max: usize,
+    flat_blocks: bool,
+    count: Digits,
+    /// Cached tokens under the two spellings of the details, by [`Details`].
+    cached: [Option<u64>; 2],
+    failed: Option<JsonError>,
+}
+
+/// The object being read.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Top,
+    Usage,
+    Details(Details),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Details {
+    /// `prompt_tokens_details`, of chat and completions.
+    Prompt,
+    /// `input_tokens_details`, of responses.
+    Input,
+}
+
+/// What the value about to begin is for.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Skip,
+    Params,
+    Enter(Place),
+    Count(Details),
+}
+
+/// What the current value is kept for.
+#[derive(Clone, Copy, Debug)]
+enum Taking {
+    Params { start: usize },
+    Count { details: Details, start: usize },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Absent,
+    Null,
+    Object,
+    Unfit,
+}
+
+/// What a prefill engine hands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handoff {
+    /// The answer's `kv_transfer_params`.
+    pub params: Params,
+    /// The prefill engine's count of cached prompt tokens, from the answer's `usage`.
+    pub cached_tokens: Option<u64>,
+    /// The same count from inside the handoff.
+    pub remote_prefill_cached_tokens: Option<u64>,
+}
+
+/// The `kv_transfer_params` of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Params {
+    /// There is none.
+    Absent,
+    /// It is `null`: the engine has nothing to hand on.
+    Null,
+    /// An object that passed the checks, its bytes exactly as received.
+    Object(Vec<u8>),
+    /// Not usable, with the reason.
+    Malformed(&'static str),
+}
+
+impl PrefillAnswer {
+    /// A reader that keeps at most `kept_bytes_max` bytes of `kv_transfer_params`.
+    #[must_use]
+    pub const fn new(kept_bytes_max: usize) -> Self {
+        Self {
+            lexer: Lexer::new(),
+            place: Place::Top,
+            next: Next::Skip,
+            taking: None,
+            params: Found::Absent,
+            kept: Vec::new(),
+            kept_bytes_max,
+            flat_blocks: false,
+            count: Digits::new(),
+            cached: [None; 2],
+            failed: None,
+        }
+    }
+
+    /// Also accepts `remote_block_ids` as one flat list of integers, as older engines send it;
+    /// newer engines die of one.
+    #[must_use]
+    pub const fn allow_flat_blocks(mut self, allow: bool) -> Self {
+        self.flat_blocks = allow;
+        self
+    }
+
+    /// Takes the next piece of the answer.
+    ///
+    /// # Errors
+    ///
+    /// When the answer is no JSON object, or its handoff is larger than may be kept. The error
+    /// stays.
+    pub fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.read(piece)
+            .inspect_err(|&error| self.failed = Some(error))
+    }
+
+    /// The answer has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the answer ended too early, or the error that [`PrefillAnswer::feed`] returned. A
+    /// handoff of the wrong shape is no error but [`Params::Malformed`].
+    pub fn finish(self) -> Result<Handoff, JsonError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.lexer.finish()?;
+        let mut remote_prefill_cached_tokens = None;
+        let params = match self.params {
+            Found::Absent => Params::Absent,
+            Found::Null => Params::Null,
+            Found::Unfit => Params::Malformed("kv_transfer_params is not an object"),
+            Found::Object => match Shape::read(&self.kept) {
+                Ok(shape) => match shape.check(&self.kept, self.flat_blocks) {
+                    Ok(()) => {
+                        remote_prefill_cached_tokens = shape.cached_tokens(&self.kept);
+                        Params::Object(self.kept)
+                    }
+                    Err(reason) => Params::Malformed(reason),
+                },
+                Err(error) => Params::Malformed(error.reason.text()),
+            },
+        };
+        let [prompt, input] = self.cached;
+        Ok(Handoff {
+            params,
+            cached_tokens: prompt.or(input),
+            remote_prefill_cached_tokens,
+        })
+    }
+
+    fn read(&mut self, piece: &[u8]) -> Result<(), JsonError> {
+        let base = self.lexer.base();
+        while let Some(event) = self.lexer.next(piece)? {
+            match event {
+                Event::Name { .. } => self.name(),
+                Event::Value { at, kind } => self.value(at, kind),
+                Event::ValueEnd { at } => {
+                    self.take(piece, base, at)?;
+                    if let Some(Taking::Count { details, .. }) = self.taking.take() {
+                        self.cached[details as usize] = self.count.integer();
+                    }
+                }
+                Event::Comma { .. } => {}
+                Event::Close { .. } => match self.place {
+                    Place::Top | Place::Usage => self.place = Place::Top,
+                    Place::Details(_) => self.place = Place::Usage,
+                },
+            }
+        }
+        self.take(piece, base, base + piece.len())
+    }
+
+    /// Keeps the part of the current value that lies in this piece, up to `end`.
+    fn take(&mut self, piece: &[u8], base: usize, end: usize) -> Result<(), JsonError> {
+        match self.taking {
+            None => {}
+            Some(Taking::Params { start }) => {
+                let part = Span::new(start.max(base) - base, end - base).of(piece);
+                if part.len() > self.kept_bytes_max - self.kept.len() {
+                    return Err(JsonError {
+                        offset: start,
+                        reason: JsonReason::KeptTooLarge,
+                    });
+                }
+                self.kept.extend_from_slice(part);
+            }
+            Some(Taking::Count { start, .. }) => {
+                self.count
+                    .push(Span::new(start.max(base) - base, end - base).of(piece));
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&mut self) {
+        self.next = match (self.place, self.lexer.name()) {
+            (Place::Top, Some(b"kv_transfer_params")) => Next::Params,
+            (Place::Top, Some(b"usage")) => Next::Enter(Place::Usage),
+            (Place::Usage, Some(b"prompt_tokens_details")) => {
+                Next::Enter(Place::Details(Details::Prompt))
+            }
+            (Place::Usage, Some(b"input_tokens_details")) => {
+                Next::Enter(Place::Details(Details::Input))
+            }
+            (Place::Details(details), Some(b"cached_tokens")) => Next::Count(details),
+            _ => Next::Skip,
+        };
+    }
+
+    /// Begins a value. One that repeats an earlier member makes the earlier one forgotten.
+    fn value(&mut self, at: usize, kind: Kind) {
+        match self.next {
+            Next::Skip => {}
+            Next::Params => {
+                self.kept.clear();
+                self.params = match kind {
+                    Kind::Object => Found::Object,
+                    Kind::Null => Found::Null,
+                    Kind::Array | Kind::String | Kind::Number | Kind::True | Kind::False => {
+                        Found::Unfit
+                    }
+                };
+                if kind == Kind::Object {
+                    self.taking = Some(Taking::Params { start: at });
+                }
+            }
+            Next::Enter(place) => {
+                match place {
+                    Place::Top => {}
+                    Place::Usage => self.cached = [None; 2],
+                    Place::Details(details) => self.cached[details as usize] = None,
+                }
+                if kind == Kind::Object {
+                    self.place = place;
+                    self.lexer.enter();
+                }
+            }
+            Next::Count(details) => {
+                self.cached[details as usize] = None;
+                if kind == Kind::Number {
+                    self.count = Digits::new();
+                    self.taking = Some(Taking::Count { details, start: at });
+                }
+            }
+        }
+    }
+}
+
+/// The text of a number as it comes in, if it is a short one.
+#[derive(Clone, Copy, Debug)]
+struct Digits {
+    bytes: [u8; COUNT_DIGITS_MAX],
+    len: usize,
+}
+
+/// Digits of the largest `u64`; a longer number is no count.
+const COUNT_DIGITS_MAX: usize = 20;
+
+impl Digits {
+    const fn new() -> Self {
+        Self {
+            bytes: [0; COUNT_DIGITS_MAX],
+            len: 0,
+        }
+    }
+
+    /// Adds text; one byte too many is remembered as such.
+    fn push(&mut self, text: &[u8]) {
+        for &byte in text {
+            if let Some(place) = self.bytes.get_mut(self.len) {
+                *place = byte;
+            }
+            self.len = (self.len + 1).min(COUNT_DIGITS_MAX + 1);
+        }
+    }
+
+    fn integer(&self) -> Option<u64> {
+        integer(self.bytes.get(..self.len)?)
+    }
+}
+
+/// A non-negative integer without sign, fraction or exponent.
+fn integer(text: &[u8]) -> Option<u64> {
+    if !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Where the known members of a handoff are; of repeated ones the last.
+struct Shape {
+    members: [Option<(Kind, Span)>; KNOWN.len()],
+}
+
+/// What the value of a known member must be.
+#[derive(Clone, Copy)]
+enum Type {
+    True,
+    Boolean,
+    Blocks,
+    StringOrNull,
+    IntegerOrNull,
+}
+
+/// The known members of a handoff with their type and what to say when it is another.
+const KNOWN: [(&str, Type, &str); 12] = [
+    (
+        "do_remote_prefill",
+        Type::True,
+        "do_remote_prefill is not true",
+    ),
+    (
+        "do_remote_decode",
+        Type::Boolean,
+        "do_remote_decode is not a boolean",
+    ),
+    (
+        "remote_block_ids",
+        Type::Blocks,
+        "remote_block_ids is not a list of lists",
+    ),
+    (
+        "remote_engine_id",
+        Type::StringOrNull,
+        "remote_engine_id is not a string",
+    ),
+    (
+        "remote_host",
+        Type::StringOrNull,
+        "remote_host is not a string",
+    ),
+    (
+        "remote_request_id",
+        Type::StringOrNull,
+        "remote_request_id is not a string",
+    ),
+    (
+        "remote_port",
+        Type::IntegerOrNull,
+        "remote_port is not an integer",
+    ),
+    ("tp_size", Type::IntegerOrNull, "tp_size is not an integer"),
+    (
+        "dcp_size",
+        Type::IntegerOrNull,
+        "dcp_size is not an integer",
+    ),
+    ("pp_size", Type::IntegerOrNull, "pp_size is not an integer"),
+    (
+        "remote_num_tokens",
+        Type::IntegerOrNull,
+        "remote_num_tokens is not an integer",
+    ),
+    (
+        CACHED_TOKENS,
+        Type::IntegerOrNull,
+        "remote_prefill_cached_tokens is not an integer",
+    ),
+];
+
+const CACHED_TOKENS: &str = "remote_prefill_cached_tokens";
+
+impl Shape {
+    /// Checks that `bytes` are one valid object and finds the known members.
+    fn read(bytes: &[u8]) -> Result<Self, JsonError> {
+        validate(bytes)?;
+        let mut shape = Self {
+            members: [None; KNOWN.len()],
+        };
+        let mut lexer = Lexer::new();
+        let mut member = None;
+        while let Some(event) = lexer.next(bytes)? {
+            match event {
+                Event::Name { .. } => {
+                    let name = lexer.name();
+                    member = KNOWN
+                        .iter()
+                        .position(|known| Some(known.0.as_bytes()) == name);
+                }
+                Event::Value { at, kind } => {
+                    if let Some(member) = member {
+                        shape.members[member] = Some((kind, Span::new(at, at)));
+                    }
+                }
+                Event::ValueEnd { at } => {
+                    if let Some((_, span)) = member.and_then(|m| shape.members[m].as_mut()) {
+                        span.end = at;
+                    }
+                }
+                Event::Comma { .. } | Event::Close { .. } => {}
+            }
+        }
+        lexer.finish()?;
+        Ok(shape)
+    }
+
+    fn check(&self, bytes: &[u8], flat_blocks: bool) -> Result<(), &'static str> {
+        for ((name, wanted, complaint), member) in KNOWN.iter().zip(&self.members) {
+            let Some((kind, span)) = *member else {
+                if matches!(wanted, Type::True) {
+                    return Err("do_remote_prefill is missing");
+                }
+                continue;
+            };
+            debug_assert!(!span.is_empty(), "{name}");
+            let fits = match wanted {
+                Type::True => kind == Kind::True,
+                Type::Boolean => matches!(kind, Kind::True | Kind::False),
+                Type::StringOrNull => matches!(kind, Kind::String | Kind::Null),
+                Type::IntegerOrNull => match kind {
+                    Kind::Null => true,
+                    Kind::Number => is_integer(span.of(bytes)),
+                    Kind::Object | Kind::Array | Kind::String | Kind::True | Kind::False => false,
+                },
+                Type::Blocks => match kind {
+                    Kind::Null => true,
+                    Kind::Array => match blocks(span.of(bytes)) {
+                        Blocks::Nested => true,
+                        Blocks::Flat if flat_blocks => true,
+                        Blocks::Flat => return Err("remote_block_ids is a flat list"),
+                        Blocks::Unfit => false,
+                    },
+                    Kind::Object | Kind::String | Kind::Number | Kind::True | Kind::False => false,
+                },
+            };
+            if !fits {
+                return Err(complaint);
+            }
+        }
+        Ok(())
+    }
+
+    fn cached_tokens(&self, bytes: &[u8]) -> Option<u64> {
+        let known = KNOWN.iter().position(|known| known.0 == CACHED_TOKENS)?;
+        let (_, span) = self.members[known]?;
+        integer(span.of(bytes))
+    }
+}
+
+fn is_integer(number: &[u8]) -> bool {
+    !number.iter().any(|byte| matches!(byte, b'.' | b'e' | b'E'))
+}
+
+enum Blocks {
+    /// An empty list, a list of lists of integers or strings, or a list of strings.
+    Nested,
+    /// A list of integers.
+    Flat,
+    Unfit,
+}
+
+/// The shape of a block list that is a valid JSON array.
+fn blocks(array: &[u8]) -> Blocks {
+    let (mut integers, mut strings, mut lists) = (false, false, false);
+    let mut depth = 0_u32;
+    let mut at = 0;
+    while let Some(&byte) = array.get(at) {
+        at += 1;
+        match byte {
+            b'[' => {
+                depth += 1;
+                lists |= depth == 2;
+                if depth > 2 {
+                    return Blocks::Unfit;
+                }
+            }
+            b']' => depth = depth.saturating_sub(1),
+            b'"' => {
+                strings |= depth == 1;
+                at += string_rest(&array[at..]);
+            }
+            b'0'..=b'9' | b'-' => integers |= depth == 1,
+            b',' | b' ' | b'\t' | b'\n' | b'\r' => {}
+            // Fractions, exponents, objects, literals.
+            _ => return Blocks::Unfit,
+        }
+    }
+    match (integers, strings, lists) {
+        (true, false, false) => Blocks::Flat,
+        (false, true, true) | (true, _, _) => Blocks::Unfit,
+        (false, _, _) => Blocks::Nested,
+    }
+}
+
+/// Length of what follows a string's opening quote, the closing one included.
+fn string_rest(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}

@@ -1,0 +1,349 @@
+//! Edits of a scanned body as splices over its unchanged bytes.
+//!
+//! Bytes outside the edited members, their commas and the insertions stay exactly as they came:
+//! order, blanks, numbers and escapes. The body itself is never held or copied here; only the
+//! inserted text is.
+//!
+//! A removed run of neighbours takes the comma behind it along, or the one before it when the run
+//! ends the object, or none when nothing else is in the object. Insertions go right before the
+//! closing brace. So both kinds combine freely in one object.
+
+use std::fmt;
+use std::io::IoSlice;
+
+use super::scan::{Document, Level, Member, Object, watched};
+use super::validate::validate;
+use crate::limits::JSON_EDITS_MAX;
+use crate::span::Span;
+
+/// One change of a body.
+#[derive(Clone, Copy, Debug)]
+pub enum Edit<'a> {
+    /// Replaces the value of every occurrence; an object of that level that has none gets the
+    /// member before its closing brace.
+    Set {
+        /// Where the member sits.
+        level: Level,
+        /// Its name, one of the watch table.
+        name: &'static str,
+        /// Its new value, valid JSON.
+        value: &'a [u8],
+    },
+    /// Removes every occurrence, each with one comma.
+    Remove {
+        /// Where the member sits.
+        level: Level,
+        /// Its name, one of the watch table.
+        name: &'static str,
+    },
+}
+
+impl Edit<'_> {
+    const fn target(&self) -> (Level, &'static str) {
+        match *self {
+            Self::Set { level, name, .. } | Self::Remove { level, name } => (level, name),
+        }
+    }
+}
+
+/// Why edits were refused; all are mistakes of the caller, which knows the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EditError {
+    /// The member is not in the watch table, so its occurrences are unknown.
+    NotWatched,
+    /// Two edits name the same member.
+    Twice,
+    /// An edit lies inside an object that another edit replaces or removes.
+    InsideEdited,
+    /// The body has no object at that level; set the member that should hold it.
+    NoObject,
+    /// More than `JSON_EDITS_MAX` edits or resulting replacements.
+    TooMany,
+}
+
+impl EditError {
+    /// The reason in words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::NotWatched => "edit of a member that is not watched",
+            Self::Twice => "two edits of one member",
+            Self::InsideEdited => "edit inside an object that is itself edited",
+            Self::NoObject => "no object to edit at that level",
+            Self::TooMany => "too many edits",
+        }
+    }
+}
+
+impl fmt::Display for EditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl std::error::Error for EditError {}
+
+impl Document {
+    /// The body with `edits` applied.
+    ///
+    /// An edit inside `sampling_params` or `extra_args` cannot be combined with one of that
+    /// member itself. A removal where nothing is found changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// See [`EditError`].
+    pub fn edit(&self, edits: &[Edit<'_>]) -> Result<Splices, EditError> {
+        self.check(edits)?;
+        let mut changes = Changes::default();
+        for index in 0..self.objects.len() {
+            self.edit_object(index, edits, &mut changes);
+        }
+        if changes.list.len() > JSON_EDITS_MAX {
+            return Err(EditError::TooMany);
+        }
+        changes
+            .list
+            .sort_unstable_by_key(|change| change.source.start);
+        Ok(changes.splices(self.bytes))
+    }
+
+    fn check(&self, edits: &[Edit<'_>]) -> Result<(), EditError> {
+        if edits.len() > JSON_EDITS_MAX {
+            return Err(EditError::TooMany);
+        }
+        for (index, edit) in edits.iter().enumerate() {
+            let (level, name) = edit.target();
+            let known = watched(self.watch, level, name.as_bytes()).is_some();
+            debug_assert!(known, "{name} is edited but not watched");
+            if !known {
+                return Err(EditError::NotWatched);
+            }
+            if edits[..index]
+                .iter()
+                .any(|earlier| earlier.target() == (level, name))
+            {
+                return Err(EditError::Twice);
+            }
+            if let Some(child) = level.child(name.as_bytes())
+                && edits
+                    .iter()
+                    .any(|other| other.target().0.index() >= child.index())
+            {
+                return Err(EditError::InsideEdited);
+            }
+            if let Edit::Set { value, .. } = edit {
+                debug_assert!(validate(value).is_ok(), "{name} is set to invalid JSON");
+                if !self.has_object(level) {
+                    return Err(EditError::NoObject);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn edit_object(&self, index: usize, edits: &[Edit<'_>], changes: &mut Changes) {
+        let object = &self.objects[index];
+        let members = || {
+            self.members
+                .iter()
+                .filter(move |member| member.object == index)
+        };
+        let mut run: Option<Run> = None;
+        let mut removed = 0;
+        for member in members() {
+            let edit = edits
+                .iter()
+                .find(|edit| edit.target() == (member.level, member.name));
+            match edit {
+                Some(Edit::Set { value, .. }) => changes.replace(member.value, &[value]),
+                Some(Edit::Remove { .. }) => {
+                    removed += 1;
+                    match &mut run {
+                        Some(run) if run.touches(member) => run.last = *member,
+                        _ => {
+                            changes.remove(run.take());
+                            run = Some(Run {
+                                first: *member,
+                                last: *member,
+                            });
+                        }
+                    }
+                }
+                None => {}
+            }
+        }
+        changes.remove(run);
+        let mut follows = object.members > removed;
+        for edit in edits {
+            let Edit::Set { level, name, value } = edit else {
+                continue;
+            };
+            if *level == object.level && !members().any(|member| member.name == *name) {
+                changes.insert(object, follows, name, value);
+                follows = true;
+            }
+        }
+    }
+}
+
+/// Neighbours that are removed together.
+#[derive(Clone, Copy)]
+struct Run {
+    first: Member,
+    last: Member,
+}
+
+impl Run {
+    fn touches(&self, next: &Member) -> bool {
+        self.last.comma_behind.is_some() && self.last.comma_behind == next.comma_before
+    }
+
+    fn span(&self) -> Span {
+        match (self.first.comma_before, self.last.comma_behind) {
+            (_, Some(comma)) => Span::new(self.first.key.start, comma + 1),
+            (Some(comma), None) => Span::new(comma, self.last.value.end),
+            (None, None) => Span::new(self.first.key.start, self.last.value.end),
+        }
+    }
+}
+
+/// Source bytes that are replaced by text.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    source: Span,
+    text: Span,
+}
+
+#[derive(Debug, Default)]
+struct Changes {
+    list: Vec<Change>,
+    text: Vec<u8>,
+}
+
+impl Changes {
+    fn replace(&mut self, source: Span, parts: &[&[u8]]) {
+        let start = self.text.len();
+        for part in parts {
+            self.text.extend_from_slice(part);
+        }
+        self.list.push(Change {
+            source,
+            text: Span::new(start, self.text.len()),
+        });
+    }
+
+    fn remove(&mut self, run: Option<Run>) {
+        if let Some(run) = run {
+            self.replace(run.span(), &[]);
+        }
+    }
+
+    /// Inserts a member before the object's closing brace; several form one change.
+    fn insert(&mut self, object: &Object, follows: bool, name: &str, value: &[u8]) {
+        let comma: &[u8] = if follows { b"," } else { b"" };
+        let place = Span::new(object.close, object.close);
+        self.replace(place, &[comma, b"\"", name.as_bytes(), b"\":", value]);
+        if let [.., earlier, last] = &mut *self.list
+            && earlier.source == last.source
+        {
+            earlier.text.end = last.text.end;
+            self.list.pop();
+        }
+    }
+
+    fn splices(self, source_bytes: usize) -> Splices {
+        let mut pieces = Vec::with_capacity(self.list.len() * 2 + 1);
+        let mut done = 0;
+        for change in &self.list {
+            debug_assert!(done <= change.source.start, "changes overlap");
+            pieces.push(Piece::Source(Span::new(done, change.source.start)));
+            pieces.push(Piece::Text(change.text));
+            done = change.source.end;
+        }
+        pieces.push(Piece::Source(Span::new(done, source_bytes)));
+        pieces.retain(|piece| !piece.span().is_empty());
+        let len = pieces.iter().map(|piece| piece.span().len()).sum();
+        Splices {
+            pieces,
+            text: self.text,
+            len,
+            source_bytes,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    Source(Span),
+    Text(Span),
+}
+
+impl Piece {
+    const fn span(self) -> Span {
+        match self {
+            Self::Source(span) | Self::Text(span) => span,
+        }
+    }
+}
+
+/// An edited body as pieces: bytes of the source and inserted text, in order. The source is not
+/// held; every call brings it, and it must be the one that was scanned.
+#[derive(Clone, Debug)]
+pub struct Splices {
+    pieces: Vec<Piece>,
+    text: Vec<u8>,
+    len: usize,
+    source_bytes: usize,
+}
+
+impl Splices {
+    /// Length of the edited body in bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the edited body has no bytes, which no valid body can become.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of pieces.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The pieces in order, none of them empty.
+    pub fn pieces<'a>(&'a self, source: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        debug_assert_eq!(
+            source.len(),
+            self.source_bytes,
+            "not the source that was scanned"
+        );
+        self.pieces.iter().map(move |piece| match piece {
+            Piece::Source(span) => span.of(source),
+            Piece::Text(span) => span.of(&self.text),
+        })
+    }
+
+    /// Fills `out` with the bytes behind the first `skip`, which were sent already, and returns
+    /// how many slices were filled; for vectored writes.
+    pub fn fill<'a>(&'a self, source: &'a [u8], mut skip: usize, out: &mut [IoSlice<'a>]) -> usize {
+        let mut filled = 0;
+        for piece in self.pieces(source) {
+            if skip >= piece.len() {
+                skip -= piece.len();
+                continue;
+            }
+            let Some(place) = out.get_mut(filled) else {
+                break;
+            };
+            *place = IoSlice::new(&piece[skip..]);
+            skip = 0;
+            filled += 1;
+        }
+        filled
+    }
+}

@@ -1,0 +1,601 @@
+//! The lexer under every reader of this module.
+//!
+//! It reads one object text (RFC 8259) in pieces cut anywhere, in one forward pass without
+//! recursion and without looking back further than a run of backslashes. It reports the members
+//! of the outermost object; for a member whose value is an object the reader may [`enter`] it, and
+//! its members are reported in turn. Everything else is skipped.
+//!
+//! What is checked: at the levels it reads everything but UTF-8 and the escapes inside string
+//! values; inside skipped containers that brackets match by kind, that strings end and hold no
+//! control characters, and the depth. What is skipped beyond that is the engine's to judge.
+//!
+//! [`enter`]: Lexer::enter
+
+use super::error::{JsonError, JsonReason};
+use super::skip;
+use crate::limits::{JSON_DEPTH_MAX, JSON_NAME_BYTES_MAX};
+use crate::span::Span;
+
+/// Kind of a value, from its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `{...}`
+    Object,
+    /// `[...]`
+    Array,
+    /// `"..."`
+    String,
+    /// A number.
+    Number,
+    /// `true`
+    True,
+    /// `false`
+    False,
+    /// `null`
+    Null,
+}
+
+/// One step of the lexer; all offsets count from the start of the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// A member name, `span` with its quotes; [`Lexer::name`] has the text.
+    Name { span: Span },
+    /// The member's value begins at `at`.
+    Value { at: usize, kind: Kind },
+    /// The value ended before `at`. Not reported for an object that was entered.
+    ValueEnd { at: usize },
+    /// The comma between two members.
+    Comma { at: usize },
+    /// The closing brace of the object being read.
+    Close { at: usize },
+}
+
+/// The resumable lexer. After an error it must not be used until [`Lexer::reset`].
+#[derive(Clone, Debug)]
+pub(super) struct Lexer {
+    state: State,
+    /// Offset of the current piece in the text.
+    base: usize,
+    /// Position in the current piece.
+    at: usize,
+    /// Objects entered; every container open beyond that is being skipped.
+    entered: usize,
+    nest: Nest,
+    /// Skipping a container: inside a string of it.
+    quoted: bool,
+    /// The string so far ends in a backslash that escapes the next byte.
+    escaped: bool,
+    name_start: usize,
+    name: Name,
+}
+
+impl Lexer {
+    pub(super) const fn new() -> Self {
+        Self {
+            state: State::Start,
+            base: 0,
+            at: 0,
+            entered: 0,
+            nest: Nest::new(),
+            quoted: false,
+            escaped: false,
+            name_start: 0,
+            name: Name::new(),
+        }
+    }
+
+    /// Makes the lexer ready for another text.
+    pub(super) fn reset(&mut self) {
+        self.state = State::Start;
+        self.base = 0;
+        self.at = 0;
+        self.entered = 0;
+        self.nest.depth = 0;
+        self.quoted = false;
+        self.escaped = false;
+    }
+
+    /// Offset of the current piece in the text.
+    pub(super) const fn base(&self) -> usize {
+        self.base
+    }
+
+    /// Objects entered and not closed, the outermost one included.
+    pub(super) const fn entered(&self) -> usize {
+        self.entered
+    }
+
+    /// The unescaped name of the last member; `None` when it is longer than
+    /// `JSON_NAME_BYTES_MAX` or holds an escape beyond ASCII, and so matches nothing we look for.
+    pub(super) fn name(&self) -> Option<&[u8]> {
+        self.name
+            .comparable
+            .then(|| &self.name.bytes[..usize::from(self.name.len)])
+    }
+
+    /// Reads on; `None` when the piece is used up, and then the next call brings the next piece.
+    /// Until then every call must bring the same piece.
+    #[inline]
+    pub(super) fn next(&mut self, piece: &[u8]) -> Result<Option<Event>, JsonError> {
+        loop {
+            let event = match self.state {
+                State::InName(escape) => self.in_name(piece, escape)?,
+                State::InString => self.in_string(piece)?.then(|| self.value_end()),
+                State::InNumber(number) => self.in_number(piece, number)?,
+                State::InLiteral(rest) => self.in_literal(piece, rest)?,
+                State::InSkip => self.in_skip(piece)?.then(|| self.value_end()),
+                State::Start
+                | State::FirstName
+                | State::NextName
+                | State::Colon
+                | State::Value
+                | State::Behind
+                | State::End => match self.next_token(piece) {
+                    Some(byte) => match self.token(byte)? {
+                        Some(event) => Some(event),
+                        None => continue,
+                    },
+                    None => None,
+                },
+            };
+            if event.is_none() {
+                debug_assert_eq!(self.at, piece.len());
+                self.base += piece.len();
+                self.at = 0;
+            }
+            return Ok(event);
+        }
+    }
+
+    /// Reads the members of the object whose [`Event::Value`] was the last event.
+    pub(super) fn enter(&mut self) {
+        debug_assert!(matches!(self.state, State::InSkip) && !self.quoted);
+        debug_assert_eq!(self.nest.depth, self.entered + 1);
+        self.entered += 1;
+        self.state = State::FirstName;
+    }
+
+    /// The text has ended: was it complete?
+    pub(super) fn finish(&self) -> Result<(), JsonError> {
+        match self.state {
+            State::End => Ok(()),
+            _ => Err(self.error_at(0, JsonReason::Incomplete)),
+        }
+    }
+
+    /// The next byte that is no blank, not consumed; the piece is used up when there is none.
+    #[inline]
+    fn next_token(&mut self, piece: &[u8]) -> Option<u8> {
+        while let Some(&byte) = piece.get(self.at) {
+            if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+                return Some(byte);
+            }
+            self.at += 1;
+        }
+        None
+    }
+
+    /// Takes one byte between names and values.
+    fn token(&mut self, byte: u8) -> Result<Option<Event>, JsonError> {
+        let at = self.at;
+        self.at += 1;
+        match (self.state, byte) {
+            (State::Start, b'{') => {
+                self.nest.open(true);
+                self.entered = 1;
+                self.state = State::FirstName;
+            }
+            (State::FirstName | State::NextName, b'"') => {
+                self.name_start = self.base + at;
+                self.name.clear();
+                self.state = State::InName(Escape::None);
+                // The name itself follows in `next`, so there is nothing to report yet.
+            }
+            (State::FirstName | State::Behind, b'}') => return Ok(Some(self.close(at))),
+            (State::Colon, b':') => self.state = State::Value,
+            (State::Behind, b',') => {
+                self.state = State::NextName;
+                return Ok(Some(Event::Comma { at: self.base + at }));
+            }
+            (State::Value, _) => return self.value(at, byte).map(Some),
+            (state, byte) => return Err(self.error_at(at, state.reason(byte))),
+        }
+        Ok(None)
+    }
+
+    fn close(&mut self, at: usize) -> Event {
+        self.nest.depth -= 1;
+        self.entered -= 1;
+        self.state = if self.entered == 0 {
+            State::End
+        } else {
+            State::Behind
+        };
+        Event::Close { at: self.base + at }
+    }
+
+    /// Begins a value with its first byte.
+    fn value(&mut self, at: usize, byte: u8) -> Result<Event, JsonError> {
+        let (state, kind) = match byte {
+            b'"' => (State::InString, Kind::String),
+            b'{' => (State::InSkip, Kind::Object),
+            b'[' => (State::InSkip, Kind::Array),
+            b't' => (State::InLiteral(b"rue"), Kind::True),
+            b'f' => (State::InLiteral(b"alse"), Kind::False),
+            b'n' => (State::InLiteral(b"ull"), Kind::Null),
+            _ => match Number::start(byte) {
+                Some(number) => (State::InNumber(number), Kind::Number),
+                None => return Err(self.error_at(at, JsonReason::ExpectedValue)),
+            },
+        };
+        if matches!(kind, Kind::Object | Kind::Array) && !self.nest.open(kind == Kind::Object) {
+            return Err(self.error_at(at, JsonReason::TooDeep));
+        }
+        self.state = state;
+        self.quoted = false;
+        self.escaped = false;
+        Ok(Event::Value {
+            at: self.base + at,
+            kind,
+        })
+    }
+
+    fn value_end(&mut self) -> Event {
+        self.state = State::Behind;
+        Event::ValueEnd {
+            at: self.base + self.at,
+        }
+    }
+
+    /// Reads a member name, unescaping it into `self.name`.
+    fn in_name(&mut self, piece: &[u8], mut escape: Escape) -> Result<Option<Event>, JsonError> {
+        while let Some(&byte) = piece.get(self.at) {
+            match (escape, byte) {
+                (_, 0..=0x1f) => return Err(self.error_at(self.at, JsonReason::ControlCharacter)),
+                (Escape::None, b'"') => {
+                    self.at += 1;
+                    self.state = State::Colon;
+                    let span = Span::new(self.name_start, self.base + self.at);
+                    return Ok(Some(Event::Name { span }));
+                }
+                (Escape::None, b'\\') => escape = Escape::Backslash,
+                (Escape::None, _) => self.name.push(byte),
+                (Escape::Backslash, b'u') => escape = Escape::Hex { digits: 0, code: 0 },
+                (Escape::Backslash, _) => {
+                    let Some(plain) = unescape(byte) else {
+                        return Err(self.error_at(self.at, JsonReason::InvalidEscape));
+                    };
+                    self.name.push(plain);
+                    escape = Escape::None;
+                }
+                (Escape::Hex { digits, code }, _) => {
+                    let Some(digit) = char::from(byte).to_digit(16) else {
+                        return Err(self.error_at(self.at, JsonReason::InvalidEscape));
+                    };
+                    let code = code * 16 + digit;
+                    escape = Escape::Hex {
+                        digits: digits + 1,
+                        code,
+                    };
+                    if digits == 3 {
+                        self.name.push_code(code);
+                        escape = Escape::None;
+                    }
+                }
+            }
+            self.at += 1;
+        }
+        self.state = State::InName(escape);
+        Ok(None)
+    }
+
+    /// Carries over a string's bytes; true when its closing quote was consumed.
+    fn in_string(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
+        // Backslashes before `floor` were dealt with already.
+        let mut floor = self.at;
+        if self.escaped {
+            let Some(&byte) = piece.get(self.at) else {
+                return Ok(false);
+            };
+            if byte < 0x20 {
+                return Err(self.error_at(self.at, JsonReason::ControlCharacter));
+            }
+            self.escaped = false;
+            floor += 1;
+        }
+        loop {
+            let Some(run) = skip::quote_or_control(&piece[floor..]) else {
+                self.escaped = skip::ends_escaped(&piece[floor..]);
+                self.at = piece.len();
+                return Ok(false);
+            };
+            let at = floor + run;
+            if piece[at] != b'"' {
+                return Err(self.error_at(at, JsonReason::ControlCharacter));
+            }
+            if !skip::ends_escaped(&piece[floor..at]) {
+                self.at = at + 1;
+                return Ok(true);
+            }
+            floor = at + 1;
+        }
+    }
+
+    fn in_number(&mut self, piece: &[u8], mut number: Number) -> Result<Option<Event>, JsonError> {
+        while let Some(&byte) = piece.get(self.at) {
+            match number.step(byte) {
+                Some(next) => number = next,
+                None if number.is_complete() => return Ok(Some(self.value_end())),
+                None => return Err(self.error_at(self.at, JsonReason::InvalidNumber)),
+            }
+            self.at += 1;
+        }
+        self.state = State::InNumber(number);
+        Ok(None)
+    }
+
+    fn in_literal(
+        &mut self,
+        piece: &[u8],
+        mut rest: &'static [u8],
+    ) -> Result<Option<Event>, JsonError> {
+        while let [want, behind @ ..] = rest {
+            let Some(byte) = piece.get(self.at) else {
+                self.state = State::InLiteral(rest);
+                return Ok(None);
+            };
+            if byte != want {
+                return Err(self.error_at(self.at, JsonReason::InvalidLiteral));
+            }
+            self.at += 1;
+            rest = behind;
+        }
+        Ok(Some(self.value_end()))
+    }
+
+    /// Carries over a container's bytes; true when its closing bracket was consumed.
+    fn in_skip(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
+        loop {
+            if self.quoted {
+                if !self.in_string(piece)? {
+                    return Ok(false);
+                }
+                self.quoted = false;
+            }
+            let Some(run) = skip::structure(&piece[self.at..]) else {
+                self.at = piece.len();
+                return Ok(false);
+            };
+            let at = self.at + run;
+            self.at = at + 1;
+            match piece[at] {
+                b'"' => self.quoted = true,
+                open @ (b'{' | b'[') => {
+                    if !self.nest.open(open == b'{') {
+                        return Err(self.error_at(at, JsonReason::TooDeep));
+                    }
+                }
+                close @ (b'}' | b']') => {
+                    if self.nest.inside_object() != (close == b'}') {
+                        return Err(self.error_at(at, JsonReason::MismatchedBracket));
+                    }
+                    self.nest.depth -= 1;
+                    if self.nest.depth == self.entered {
+                        return Ok(true);
+                    }
+                }
+                _ => return Err(self.error_at(at, JsonReason::ControlCharacter)),
+            }
+        }
+    }
+
+    const fn error_at(&self, at: usize, reason: JsonReason) -> JsonError {
+        JsonError {
+            offset: self.base + at,
+            reason,
+        }
+    }
+}
+
+/// What the lexer is in the middle of.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Before the outermost object.
+    Start,
+    /// Behind `{`.
+    FirstName,
+    /// Behind a comma.
+    NextName,
+    InName(Escape),
+    /// Behind a name.
+    Colon,
+    /// Behind a colon.
+    Value,
+    InString,
+    InNumber(Number),
+    /// With the letters still to come.
+    InLiteral(&'static [u8]),
+    /// In a container that is not read.
+    InSkip,
+    /// Behind a value.
+    Behind,
+    /// Behind the outermost object.
+    End,
+}
+
+impl State {
+    /// Why `byte` cannot stand here.
+    const fn reason(self, byte: u8) -> JsonReason {
+        match self {
+            // A first byte of UTF-8, UTF-16 and UTF-32 byte order marks, or of wide text.
+            Self::Start if matches!(byte, 0 | 0xef | 0xfe | 0xff) => JsonReason::NotUtf8Text,
+            Self::Start => JsonReason::NotAnObject,
+            Self::FirstName => JsonReason::ExpectedNameOrBrace,
+            Self::NextName => JsonReason::ExpectedName,
+            Self::Colon => JsonReason::ExpectedColon,
+            Self::Behind => JsonReason::ExpectedCommaOrClose,
+            Self::End => JsonReason::TrailingBytes,
+            Self::InName(_)
+            | Self::Value
+            | Self::InString
+            | Self::InNumber(_)
+            | Self::InLiteral(_)
+            | Self::InSkip => JsonReason::ExpectedValue,
+        }
+    }
+}
+
+/// Where an escape sequence of a member name stands.
+#[derive(Clone, Copy, Debug)]
+enum Escape {
+    None,
+    Backslash,
+    Hex { digits: u8, code: u32 },
+}
+
+/// The byte that a backslash and `byte` stand for (RFC 8259 section 7); `u` is not among them.
+pub(super) const fn unescape(byte: u8) -> Option<u8> {
+    match byte {
+        b'"' | b'\\' | b'/' => Some(byte),
+        b'b' => Some(0x08),
+        b'f' => Some(0x0c),
+        b'n' => Some(b'\n'),
+        b'r' => Some(b'\r'),
+        b't' => Some(b'\t'),
+        _ => None,
+    }
+}
+
+/// A member name after unescaping.
+#[derive(Clone, Debug)]
+struct Name {
+    bytes: [u8; JSON_NAME_BYTES_MAX],
+    len: u8,
+    /// False for a name that is too long, or that an escape took beyond ASCII.
+    comparable: bool,
+}
+
+impl Name {
+    const fn new() -> Self {
+        Self {
+            bytes: [0; JSON_NAME_BYTES_MAX],
+            len: 0,
+            comparable: true,
+        }
+    }
+
+    const fn clear(&mut self) {
+        self.len = 0;
+        self.comparable = true;
+    }
+
+    fn push(&mut self, byte: u8) {
+        match self.bytes.get_mut(usize::from(self.len)) {
+            Some(place) => {
+                *place = byte;
+                self.len += 1;
+            }
+            None => self.comparable = false,
+        }
+    }
+
+    fn push_code(&mut self, code: u32) {
+        match u8::try_from(code) {
+            Ok(byte) if byte.is_ascii() => self.push(byte),
+            // The watched names are ASCII, so the name is none of them.
+            _ => self.comparable = false,
+        }
+    }
+}
+
+const _: () = assert!(JSON_NAME_BYTES_MAX <= u8::MAX as usize);
+
+/// The open containers, one bit each.
+#[derive(Clone, Debug)]
+pub(super) struct Nest {
+    /// Set for an object, clear for an array.
+    objects: [u64; JSON_DEPTH_MAX / 64],
+    /// Containers open; never above `JSON_DEPTH_MAX`.
+    pub(super) depth: usize,
+}
+
+const _: () = assert!(JSON_DEPTH_MAX.is_multiple_of(64));
+
+impl Nest {
+    pub(super) const fn new() -> Self {
+        Self {
+            objects: [0; JSON_DEPTH_MAX / 64],
+            depth: 0,
+        }
+    }
+
+    /// Opens a container; false when it would be one too many.
+    pub(super) fn open(&mut self, object: bool) -> bool {
+        if self.depth == JSON_DEPTH_MAX {
+            return false;
+        }
+        let word = &mut self.objects[self.depth / 64];
+        let bit = 1 << (self.depth % 64);
+        if object {
+            *word |= bit
+        } else {
+            *word &= !bit
+        }
+        self.depth += 1;
+        true
+    }
+
+    /// Whether the innermost open container is an object.
+    pub(super) fn inside_object(&self) -> bool {
+        debug_assert!(self.depth > 0);
+        let last = self.depth.saturating_sub(1);
+        self.objects[last / 64] >> (last % 64) & 1 == 1
+    }
+}
+
+/// The grammar of numbers, RFC 8259 section 6, as states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Number {
+    Minus,
+    Zero,
+    Integer,
+    Point,
+    Fraction,
+    Exponent,
+    Sign,
+    Power,
+}
+
+impl Number {
+    /// A number's first byte.
+    pub(super) const fn start(byte: u8) -> Option<Self> {
+        match byte {
+            b'-' => Some(Self::Minus),
+            b'0' => Some(Self::Zero),
+            b'1'..=b'9' => Some(Self::Integer),
+            _ => None,
+        }
+    }
+
+    /// One byte more; `None` when the number does not go on with it.
+    pub(super) const fn step(self, byte: u8) -> Option<Self> {
+        match (self, byte) {
+            (Self::Minus, b'0') => Some(Self::Zero),
+            (Self::Minus, b'1'..=b'9') | (Self::Integer, b'0'..=b'9') => Some(Self::Integer),
+            (Self::Zero | Self::Integer, b'.') => Some(Self::Point),
+            (Self::Point | Self::Fraction, b'0'..=b'9') => Some(Self::Fraction),
+            (Self::Zero | Self::Integer | Self::Fraction, b'e' | b'E') => Some(Self::Exponent),
+            (Self::Exponent, b'+' | b'-') => Some(Self::Sign),
+            (Self::Exponent | Self::Sign | Self::Power, b'0'..=b'9') => Some(Self::Power),
+            _ => None,
+        }
+    }
+
+    /// Whether the number may end here.
+    pub(super) const fn is_complete(self) -> bool {
+        matches!(
+            self,
+            Self::Zero | Self::Integer | Self::Fraction | Self::Power
+        )
+    }
+}

@@ -1,0 +1,229 @@
+//! Overwrites values of a body in place while it streams, without changing its length.
+//!
+//! A decode-only body travels with the client's `Content-Length`, so a member cannot be removed
+//! from it on the way. `null` and blanks of the same length make an engine see the member as
+//! absent. A value shorter than `null` stays as it is. Whether a value is that short may be open
+//! at the end of a piece; then its bytes, three at most, wait for the next one.
+
+use std::ops::Deref;
+
+use super::error::JsonError;
+use super::lex::{Event, Kind, Lexer};
+use super::scan::{Level, Watch, watched};
+
+/// Streaming same-length overwrite of the watched members' values, at their levels.
+///
+/// A watched member whose value is an object is overwritten whole; what is watched inside it then
+/// no longer matters. All repetitions of a member are overwritten.
+#[derive(Clone, Debug)]
+pub struct Mask {
+    lexer: Lexer,
+    watch: Watch,
+    level: Level,
+    next: Next,
+    /// Where the value begins that is being overwritten, and whether that was decided.
+    value: Option<Masking>,
+    held: Held,
+    masked: u32,
+    failed: Option<JsonError>,
+}
+
+/// What the value about to begin is for.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Skip,
+    Mask,
+    Enter(Level),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Masking {
+    start: usize,
+    decided: bool,
+}
+
+/// What of a piece may be sent now: first `held`, then `piece[..ready]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masked {
+    /// Bytes kept back from earlier pieces, now decided.
+    pub held: Held,
+    /// Leading bytes of the piece that are decided.
+    pub ready: usize,
+}
+
+/// Up to four bytes, dereferencing to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    bytes: [u8; NULL.len()],
+    len: u8,
+}
+
+const NULL: &[u8; 4] = b"null";
+
+impl Held {
+    fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if let Some(place) = self.bytes.get_mut(usize::from(self.len)) {
+                *place = byte;
+                self.len += 1;
+            }
+        }
+    }
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl Mask {
+    /// A mask for the members of `watch`.
+    #[must_use]
+    pub fn new(watch: Watch) -> Self {
+        Self {
+            lexer: Lexer::new(),
+            watch,
+            level: Level::Top,
+            next: Next::Skip,
+            value: None,
+            held: Held::default(),
+            masked: 0,
+            failed: None,
+        }
+    }
+
+    /// Scans and overwrites `piece` in place. Sent may be what the answer says; the rest of the
+    /// piece, three bytes at most, is kept here and comes out of a later call.
+    ///
+    /// # Errors
+    ///
+    /// When the body is no JSON object. The piece may be overwritten in part then, and must not
+    /// be sent. The error stays.
+    pub fn feed(&mut self, piece: &mut [u8]) -> Result<Masked, JsonError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.read(piece)
+            .inspect_err(|&error| self.failed = Some(error))
+    }
+
+    /// The body has ended. Nothing is held then: the closing brace decides every value.
+    ///
+    /// # Errors
+    ///
+    /// When the body ended too early, or the error that [`Mask::feed`] returned.
+    pub fn finish(&mut self) -> Result<(), JsonError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.lexer.finish()?;
+        debug_assert!(self.held.is_empty());
+        Ok(())
+    }
+
+    /// How many values were overwritten; a value that was `null` already does not count.
+    #[must_use]
+    pub const fn masked(&self) -> u32 {
+        self.masked
+    }
+
+    fn read(&mut self, piece: &mut [u8]) -> Result<Masked, JsonError> {
+        let base = self.lexer.base();
+        let mut out = Masked {
+            held: Held::default(),
+            ready: piece.len(),
+        };
+        while let Some(event) = self.lexer.next(piece)? {
+            match event {
+                Event::Name { .. } => self.name(),
+                Event::Value { at, kind } => self.value_start(at, kind),
+                Event::ValueEnd { at } => {
+                    if let Some(value) = self.value.take() {
+                        self.overwrite(value, at, base, piece, &mut out.held);
+                        // Too short to be overwritten: it goes out as it came.
+                        self.release(&mut out.held);
+                    }
+                }
+                Event::Comma { .. } => {}
+                Event::Close { .. } => match self.level {
+                    Level::Top | Level::SamplingParams => self.level = Level::Top,
+                    Level::ExtraArgs => self.level = Level::SamplingParams,
+                },
+            }
+        }
+        if let Some(value) = self.value {
+            let decided = self.overwrite(value, base + piece.len(), base, piece, &mut out.held);
+            self.value = Some(Masking { decided, ..value });
+            if !decided {
+                out.ready = value.start.saturating_sub(base);
+                self.held.push(&piece[out.ready..]);
+            }
+        }
+        Ok(out)
+    }
+
+    fn name(&mut self) {
+        self.next = Next::Skip;
+        let Some(name) = self.lexer.name() else {
+            return;
+        };
+        if watched(self.watch, self.level, name).is_some() {
+            self.next = Next::Mask;
+        } else if let Some(child) = self.level.child(name) {
+            self.next = Next::Enter(child);
+        }
+    }
+
+    fn value_start(&mut self, at: usize, kind: Kind) {
+        match self.next {
+            Next::Mask if kind != Kind::Null => {
+                self.value = Some(Masking {
+                    start: at,
+                    decided: false,
+                });
+            }
+            Next::Enter(child) if kind == Kind::Object => {
+                self.level = child;
+                self.lexer.enter();
+            }
+            Next::Skip | Next::Mask | Next::Enter(_) => {}
+        }
+    }
+
+    /// Overwrites what of the value, known up to `end`, lies in the piece, and lets the bytes
+    /// before that go out as well; false when the value is still too short for it.
+    fn overwrite(
+        &mut self,
+        value: Masking,
+        end: usize,
+        base: usize,
+        piece: &mut [u8],
+        out: &mut Held,
+    ) -> bool {
+        if end - value.start < NULL.len() {
+            return false;
+        }
+        if !value.decided {
+            self.masked = self.masked.saturating_add(1);
+            let held = self.held.len();
+            self.held = Held::default();
+            out.push(&NULL[..held]);
+        }
+        let from = value.start.max(base);
+        let part = &mut piece[from - base..end - base];
+        part.fill(b' ');
+        let text = NULL.get(from - value.start..).unwrap_or_default();
+        let text = &text[..text.len().min(part.len())];
+        part[..text.len()].copy_from_slice(text);
+        true
+    }
+
+    fn release(&mut self, out: &mut Held) {
+        let held = self.held;
+        out.push(&held);
+        self.held = Held::default();
+    }
+}

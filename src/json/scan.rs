@@ -1,0 +1,309 @@
+//! Finds the members of a request body that a plan may read or edit, while the body arrives.
+//!
+//! The scanner reads the top level, every `sampling_params` object in it and every `extra_args`
+//! object in those, and notes where the watched members sit. It keeps offsets, never bytes. Names
+//! count after unescaping. RFC 8259 section 4 leaves repeated names to the reader; the engines
+//! keep the last one, so the last one is what [`Document::last`] finds, and all are noted.
+
+use super::error::{JsonError, JsonReason};
+use super::lex::{Event, Kind, Lexer};
+use crate::limits::{JSON_MEMBERS_MAX, JSON_OBJECTS_MAX};
+use crate::span::Span;
+
+/// Where a watched member sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// In the outermost object.
+    Top,
+    /// In the top level's `sampling_params`.
+    SamplingParams,
+    /// In the `extra_args` of `sampling_params`.
+    ExtraArgs,
+}
+
+impl Level {
+    /// The level of the object that is the value of the member `name` of this level, if any.
+    pub(super) fn child(self, name: &[u8]) -> Option<Self> {
+        match (self, name) {
+            (Self::Top, b"sampling_params") => Some(Self::SamplingParams),
+            (Self::SamplingParams, b"extra_args") => Some(Self::ExtraArgs),
+            _ => None,
+        }
+    }
+
+    /// Position in tables and on the way down from the top.
+    pub(super) const fn index(self) -> usize {
+        match self {
+            Self::Top => 0,
+            Self::SamplingParams => 1,
+            Self::ExtraArgs => 2,
+        }
+    }
+}
+
+/// The number of levels.
+pub(super) const LEVELS: usize = 3;
+
+/// Which members are watched, in a constant table of the caller. Names are ASCII that needs no
+/// escape.
+pub type Watch = &'static [(Level, &'static str)];
+
+/// The table's spelling of a watched name.
+pub(super) fn watched(watch: Watch, level: Level, name: &[u8]) -> Option<&'static str> {
+    let found = watch
+        .iter()
+        .find(|entry| entry.0 == level && entry.1.as_bytes() == name);
+    found.map(|entry| entry.1)
+}
+
+/// A watched member that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Where it sits.
+    pub level: Level,
+    /// Its name, unescaped, as the watch table spells it.
+    pub name: &'static str,
+    /// Its name in the body, with the quotes.
+    pub key: Span,
+    /// Its value in the body.
+    pub value: Span,
+    /// Kind of the value.
+    pub kind: Kind,
+    /// The enclosing object, an index into the document's objects.
+    pub(super) object: usize,
+    /// The comma before the name; none for the first member.
+    pub(super) comma_before: Option<usize>,
+    /// The comma behind the value; none for the last member.
+    pub(super) comma_behind: Option<usize>,
+}
+
+/// One object that was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Object {
+    pub(super) level: Level,
+    /// Offset of the closing brace.
+    pub(super) close: usize,
+    /// Members in it, watched or not.
+    pub(super) members: usize,
+}
+
+/// Scans a request body as it arrives.
+#[derive(Clone, Debug)]
+pub struct Scanner {
+    lexer: Lexer,
+    watch: Watch,
+    /// The objects being read, outermost first; the level is the index.
+    frames: [Frame; LEVELS],
+    level: Level,
+    members: Vec<Member>,
+    objects: Vec<Object>,
+    effective: [Option<usize>; LEVELS],
+    /// The object that the value about to begin opens.
+    child: Option<Level>,
+    failed: Option<JsonError>,
+}
+
+/// An object being read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Frame {
+    object: usize,
+    comma: Option<usize>,
+    /// The member between its name and the next comma, if watched.
+    member: Option<usize>,
+}
+
+impl Scanner {
+    /// A scanner that notes the members of `watch`.
+    #[must_use]
+    pub fn new(watch: Watch) -> Self {
+        let top = Object {
+            level: Level::Top,
+            close: 0,
+            members: 0,
+        };
+        Self {
+            lexer: Lexer::new(),
+            watch,
+            frames: [Frame::default(); LEVELS],
+            level: Level::Top,
+            members: Vec::new(),
+            objects: vec![top],
+            effective: [Some(0), None, None],
+            child: None,
+            failed: None,
+        }
+    }
+
+    /// Takes the next piece of the body.
+    ///
+    /// # Errors
+    ///
+    /// When the body is no JSON object, or repeats watched members beyond the limits. The error
+    /// stays: later calls return it again.
+    pub fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.read(piece)
+            .inspect_err(|&error| self.failed = Some(error))
+    }
+
+    /// The body has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the body ended too early, or the error that [`Scanner::feed`] returned.
+    pub fn finish(self) -> Result<Document, JsonError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.lexer.finish()?;
+        Ok(Document {
+            watch: self.watch,
+            members: self.members,
+            objects: self.objects,
+            effective: self.effective,
+            bytes: self.lexer.base(),
+        })
+    }
+
+    fn read(&mut self, piece: &[u8]) -> Result<(), JsonError> {
+        while let Some(event) = self.lexer.next(piece)? {
+            match event {
+                Event::Name { span } => self.name(span)?,
+                Event::Value { at, kind } => self.value(at, kind)?,
+                Event::ValueEnd { at } => self.value_end(at),
+                Event::Comma { at } => {
+                    let frame = &mut self.frames[self.level.index()];
+                    frame.comma = Some(at);
+                    if let Some(member) = frame.member.take() {
+                        self.members[member].comma_behind = Some(at);
+                    }
+                }
+                Event::Close { at } => self.close(at),
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&mut self, key: Span) -> Result<(), JsonError> {
+        let frame = &mut self.frames[self.level.index()];
+        self.objects[frame.object].members += 1;
+        self.child = None;
+        frame.member = None;
+        let Some(text) = self.lexer.name() else {
+            return Ok(());
+        };
+        self.child = self.level.child(text);
+        let Some(name) = watched(self.watch, self.level, text) else {
+            return Ok(());
+        };
+        if self.members.len() == JSON_MEMBERS_MAX {
+            return Err(JsonError {
+                offset: key.start,
+                reason: JsonReason::TooManyMembers,
+            });
+        }
+        frame.member = Some(self.members.len());
+        self.members.push(Member {
+            level: self.level,
+            name,
+            key,
+            value: Span::new(key.end, key.end),
+            kind: Kind::Null,
+            object: frame.object,
+            comma_before: frame.comma,
+            comma_behind: None,
+        });
+        Ok(())
+    }
+
+    fn value(&mut self, at: usize, kind: Kind) -> Result<(), JsonError> {
+        if let Some(member) = self.frames[self.level.index()].member {
+            self.members[member].value = Span::new(at, at);
+            self.members[member].kind = kind;
+        }
+        let Some(child) = self.child.take() else {
+            return Ok(());
+        };
+        // Whatever the value is, it hides every object of the same name before it.
+        for hidden in &mut self.effective[child.index()..] {
+            *hidden = None;
+        }
+        if kind != Kind::Object {
+            return Ok(());
+        }
+        if self.objects.len() == JSON_OBJECTS_MAX {
+            return Err(JsonError {
+                offset: at,
+                reason: JsonReason::TooManyObjects,
+            });
+        }
+        let object = self.objects.len();
+        self.objects.push(Object {
+            level: child,
+            close: at,
+            members: 0,
+        });
+        self.effective[child.index()] = Some(object);
+        self.frames[child.index()] = Frame {
+            object,
+            ..Frame::default()
+        };
+        self.level = child;
+        self.lexer.enter();
+        Ok(())
+    }
+
+    fn value_end(&mut self, at: usize) {
+        if let Some(member) = self.frames[self.level.index()].member {
+            self.members[member].value.end = at;
+        }
+    }
+
+    fn close(&mut self, at: usize) {
+        self.objects[self.frames[self.level.index()].object].close = at;
+        match self.level {
+            Level::Top => return,
+            Level::SamplingParams => self.level = Level::Top,
+            Level::ExtraArgs => self.level = Level::SamplingParams,
+        }
+        self.value_end(at + 1);
+    }
+}
+
+/// What was found in a complete body: places, not bytes.
+#[derive(Clone, Debug)]
+pub struct Document {
+    pub(super) watch: Watch,
+    pub(super) members: Vec<Member>,
+    pub(super) objects: Vec<Object>,
+    pub(super) effective: [Option<usize>; LEVELS],
+    /// Length of the body.
+    pub(super) bytes: usize,
+}
+
+impl Document {
+    /// All watched members in the order of their names in the body, repetitions included.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The member that an engine reads: the last of that name in the last object of that level.
+    /// An object that a later member of the same name replaces, by whatever value, does not count.
+    #[must_use]
+    pub fn last(&self, level: Level, name: &str) -> Option<&Member> {
+        let object = self.effective[level.index()]?;
+        self.members
+            .iter()
+            .rev()
+            .find(|member| member.object == object && member.name == name)
+    }
+
+    /// Whether an engine finds an object at that level.
+    #[must_use]
+    pub fn has_object(&self, level: Level) -> bool {
+        self.effective[level.index()].is_some()
+    }
+}

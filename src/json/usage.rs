@@ -1,0 +1,498 @@
+//! Rewrites the cached-token count in a decode engine's answer while its bytes pass.
+//!
+//! A decode engine that pulled a prompt's KV reports the whole prompt as cached. Clients are to see
+//! the prefill engine's count instead, so `cached_tokens` is set wherever the answer has a `usage`
+//! object: its value is replaced, or the member or its object is inserted. All other bytes pass
+//! unchanged and at once, except that a value being replaced is held back while it is incomplete.
+//!
+//! An event stream is taken line by line, as section 9.2.6 of the WHATWG HTML standard cuts it: LF,
+//! CR and CRLF end a line. Each `data:` line with an object is a text of its own. What turns out
+//! not to be JSON passes unchanged from there on; this never fails. One thing cannot be undone: a
+//! value longer than `JSON_HELD_BYTES_MAX` that comes in parts is replaced before its end is seen.
+
+use memchr::{memchr2, memmem, memrchr2};
+
+use super::lex::{Event, Kind, Lexer};
+use crate::limits::JSON_HELD_BYTES_MAX;
+
+/// Where an API puts its usage and what it calls the details.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UsageShape {
+    /// `usage.prompt_tokens_details` at the top: chat and completions.
+    Chat,
+    /// `usage.input_tokens_details` at the top and in the top-level `response`.
+    Responses,
+}
+
+/// What the answer's payload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AnswerForm {
+    /// One JSON text.
+    Json,
+    /// A stream of server-sent events.
+    Sse,
+}
+
+/// Rewrites the cached-token count in an answer while its bytes pass.
+#[derive(Clone, Debug)]
+pub struct UsageRewriter {
+    form: AnswerForm,
+    shape: UsageShape,
+    line: Line,
+    lexer: Lexer,
+    /// The objects being read, outermost first.
+    frames: [Frame; DEPTH],
+    next: Next,
+    value: Value,
+    /// The part of a value under replacement that came with earlier pieces.
+    held: [u8; JSON_HELD_BYTES_MAX],
+    held_bytes: usize,
+    text: Text,
+    rewritten: u32,
+    usage: memmem::Finder<'static>,
+    escape: memmem::Finder<'static>,
+}
+
+/// Objects on the way to the count: top, `response`, `usage`, details.
+const DEPTH: usize = 4;
+
+/// Where in a line of an event stream the next byte is; a JSON answer is one line of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    Start,
+    /// After that many bytes of `data:`.
+    Field(usize),
+    /// Behind `data:`, where one blank may follow.
+    Blank,
+    /// Before the data.
+    Brace,
+    /// In data that is scanned.
+    Data,
+    /// In a line that is not scanned, or no longer.
+    Pass,
+}
+
+/// An object being read.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    place: Place,
+    /// It has a member.
+    occupied: bool,
+    /// It had the member that was to be set.
+    done: bool,
+}
+
+impl Frame {
+    const fn new(place: Place) -> Self {
+        Self {
+            place,
+            occupied: false,
+            done: false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Top,
+    Response,
+    Usage,
+    Details,
+}
+
+/// What the value about to begin is for.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Skip,
+    Enter(Place),
+    Replace(Part),
+}
+
+/// What becomes of the value being read.
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Kept,
+    /// It is replaced once its end is seen.
+    Replaced(Part),
+    /// It was replaced already and the rest of it is dropped.
+    Dropped,
+}
+
+impl UsageRewriter {
+    /// A rewriter that sets the count to `cached_tokens`.
+    #[must_use]
+    pub fn new(form: AnswerForm, shape: UsageShape, cached_tokens: u64) -> Self {
+        Self {
+            form,
+            shape,
+            line: match form {
+                AnswerForm::Json => Line::Data,
+                AnswerForm::Sse => Line::Start,
+            },
+            lexer: Lexer::new(),
+            frames: [Frame::new(Place::Top); DEPTH],
+            next: Next::Skip,
+            value: Value::Kept,
+            held: [0; JSON_HELD_BYTES_MAX],
+            held_bytes: 0,
+            text: Text::new(shape.details(), cached_tokens),
+            rewritten: 0,
+            usage: memmem::Finder::new(b"usage"),
+            escape: memmem::Finder::new(b"\\u"),
+        }
+    }
+
+    /// Consumes `piece` and hands consecutive slices of the output to `out`.
+    pub fn feed(&mut self, piece: &[u8], out: &mut impl FnMut(&[u8])) {
+        let mut sink = Sink {
+            piece,
+            done: 0,
+            out,
+        };
+        match self.form {
+            AnswerForm::Json => {
+                self.data(&mut sink, 0, piece.len());
+                self.hold(&mut sink);
+            }
+            AnswerForm::Sse => self.lines(&mut sink),
+        }
+        sink.pass(piece.len());
+    }
+
+    /// The answer has ended; hands over what is held back.
+    pub fn finish(&mut self, out: &mut impl FnMut(&[u8])) {
+        let mut sink = Sink {
+            piece: &[],
+            done: 0,
+            out,
+        };
+        self.release(&mut sink);
+    }
+
+    /// How many counts were set.
+    #[must_use]
+    pub const fn rewritten(&self) -> u32 {
+        self.rewritten
+    }
+
+    fn lines<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
+        let piece = sink.piece;
+        let mut suspects = Suspects::default();
+        let mut at = 0;
+        while let Some(&byte) = piece.get(at) {
+            match (self.line, byte) {
+                (Line::Start, _) => {
+                    let suspect = suspects.next(self, piece, at);
+                    // Whole lines before the first suspect one cannot hold a usage object.
+                    at = memrchr2(b'\n', b'\r', &piece[at..suspect]).map_or(at, |end| at + end + 1);
+                    if at < piece.len() {
+                        self.line = Line::Field(0);
+                    }
+                }
+                (Line::Field(known), _) if byte == FIELD[known] => {
+                    at += 1;
+                    let known = known + 1;
+                    self.line = if known < FIELD.len() {
+                        Line::Field(known)
+                    } else {
+                        Line::Blank
+                    };
+                }
+                (Line::Blank, b' ') => {
+                    at += 1;
+                    self.line = Line::Brace;
+                }
+                (Line::Blank | Line::Brace, b'{') => {
+                    self.line = Line::Data;
+                    self.lexer.reset();
+                }
+                (Line::Field(_) | Line::Blank | Line::Brace, _) => self.line = Line::Pass,
+                (Line::Data | Line::Pass, _) => {
+                    let end = memchr2(b'\n', b'\r', &piece[at..]).map_or(piece.len(), |n| at + n);
+                    self.data(sink, at, end);
+                    at = end;
+                    if end < piece.len() {
+                        self.release(sink);
+                        self.line = Line::Start;
+                        at += 1;
+                    } else {
+                        self.hold(sink);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Scans `piece[start..end]`, which goes on with the JSON text that is being read.
+    fn data<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, start: usize, end: usize) {
+        if self.line != Line::Data {
+            return;
+        }
+        let part = &sink.piece[start..end];
+        let base = self.lexer.base();
+        let place = |at: usize| start + (at - base);
+        loop {
+            match self.lexer.next(part) {
+                Ok(None) => break,
+                Err(_) => {
+                    self.release(sink);
+                    self.line = Line::Pass;
+                    return;
+                }
+                Ok(Some(Event::Name { .. })) => self.name(),
+                Ok(Some(Event::Value { at, kind })) => self.value_start(sink, place(at), kind),
+                Ok(Some(Event::ValueEnd { at })) => self.value_end(sink, place(at)),
+                Ok(Some(Event::Comma { .. })) => {}
+                Ok(Some(Event::Close { at })) => self.close(sink, place(at)),
+            }
+        }
+    }
+
+    fn name(&mut self) {
+        let frame = &mut self.frames[self.lexer.entered() - 1];
+        frame.occupied = true;
+        self.next = match (frame.place, self.lexer.name()) {
+            (Place::Top | Place::Response, Some(b"usage")) => Next::Enter(Place::Usage),
+            (Place::Top, Some(b"response")) if self.shape == UsageShape::Responses => {
+                Next::Enter(Place::Response)
+            }
+            (Place::Usage, Some(name)) if name == self.shape.details() => {
+                frame.done = true;
+                Next::Enter(Place::Details)
+            }
+            (Place::Details, Some(b"cached_tokens")) => {
+                frame.done = true;
+                Next::Replace(Part::Count)
+            }
+            _ => Next::Skip,
+        };
+    }
+
+    fn value_start<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize, kind: Kind) {
+        self.value = Value::Kept;
+        let part = match self.next {
+            Next::Skip => return,
+            Next::Enter(place) if kind == Kind::Object => {
+                self.lexer.enter();
+                self.frames[self.lexer.entered() - 1] = Frame::new(place);
+                return;
+            }
+            Next::Enter(Place::Details) => Part::Object,
+            Next::Enter(_) => return,
+            Next::Replace(part) => part,
+        };
+        sink.pass(at);
+        self.value = Value::Replaced(part);
+    }
+
+    fn value_end<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
+        match self.value {
+            Value::Kept => return,
+            Value::Replaced(part) => {
+                self.held_bytes = 0;
+                self.emit(sink, part);
+            }
+            Value::Dropped => {}
+        }
+        sink.done = at;
+        self.value = Value::Kept;
+    }
+
+    /// The end of an object: what is missing in it goes before its brace.
+    fn close<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
+        // The lexer has left the object already.
+        let frame = self.frames[self.lexer.entered()];
+        if frame.done {
+            return;
+        }
+        let part = match frame.place {
+            Place::Top | Place::Response => return,
+            Place::Usage => Part::Details,
+            Place::Details => Part::Member,
+        };
+        sink.pass(at);
+        if frame.occupied {
+            (sink.out)(b",");
+        }
+        self.emit(sink, part);
+    }
+
+    fn emit<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, part: Part) {
+        self.rewritten = self.rewritten.saturating_add(1);
+        (sink.out)(self.text.part(part));
+    }
+
+    /// Holds back the part of a value under replacement that ends the piece.
+    fn hold<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
+        let end = sink.piece.len();
+        let part = match self.value {
+            Value::Kept => return,
+            Value::Dropped => {
+                sink.done = end;
+                return;
+            }
+            Value::Replaced(part) => part,
+        };
+        let bytes = &sink.piece[sink.done..end];
+        let held = self.held_bytes;
+        match self.held.get_mut(held..held + bytes.len()) {
+            Some(place) => {
+                place.copy_from_slice(bytes);
+                self.held_bytes += bytes.len();
+            }
+            None => {
+                self.held_bytes = 0;
+                self.value = Value::Dropped;
+                self.emit(sink, part);
+            }
+        }
+        sink.done = end;
+    }
+
+    /// Lets go of a held value, unchanged: its text is over, or no JSON.
+    fn release<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
+        if self.held_bytes > 0 {
+            (sink.out)(&self.held[..self.held_bytes]);
+        }
+        self.held_bytes = 0;
+        self.value = Value::Kept;
+    }
+}
+
+/// The field name of the lines that are looked at.
+const FIELD: &[u8; 5] = b"data:";
+
+impl UsageShape {
+    const fn details(self) -> &'static [u8] {
+        match self {
+            Self::Chat => b"prompt_tokens_details",
+            Self::Responses => b"input_tokens_details",
+        }
+    }
+}
+
+/// The output of one piece: what lies between the edits passes in as few slices as possible.
+struct Sink<'a, F> {
+    piece: &'a [u8],
+    /// Bytes of the piece that are passed, held or dropped.
+    done: usize,
+    out: &'a mut F,
+}
+
+impl<F: FnMut(&[u8])> Sink<'_, F> {
+    /// Passes the bytes up to `at`.
+    fn pass(&mut self, at: usize) {
+        if at > self.done {
+            (self.out)(&self.piece[self.done..at]);
+            self.done = at;
+        }
+    }
+}
+
+/// Where the next bytes are that may begin a usage object: the letters of its name, unless its
+/// value is `null`, or an escape that may spell a letter. Each is looked for once per piece.
+#[derive(Default)]
+struct Suspects {
+    usage: Option<usize>,
+    escape: Option<usize>,
+}
+
+impl Suspects {
+    fn next(&mut self, rewriter: &UsageRewriter, piece: &[u8], from: usize) -> usize {
+        let usage = match self.usage {
+            Some(at) if at >= from => at,
+            _ => find_usage(&rewriter.usage, piece, from),
+        };
+        let escape = match self.escape {
+            Some(at) if at >= from => at,
+            _ => rewriter
+                .escape
+                .find(&piece[from..])
+                .map_or(piece.len(), |at| from + at),
+        };
+        self.usage = Some(usage);
+        self.escape = Some(escape);
+        usage.min(escape)
+    }
+}
+
+fn find_usage(finder: &memmem::Finder<'_>, piece: &[u8], mut from: usize) -> usize {
+    while let Some(found) = finder.find(&piece[from..]) {
+        let behind = from + found + finder.needle().len();
+        if !piece[behind..].starts_with(b"\":null") {
+            return from + found;
+        }
+        from = behind;
+    }
+    piece.len()
+}
+
+/// The texts to insert, all parts of one: `"details":{"cached_tokens":123}`.
+#[derive(Clone, Copy, Debug)]
+struct Text {
+    bytes: [u8; TEXT_BYTES_MAX],
+    object: usize,
+    member: usize,
+    count: usize,
+    end: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// `"details":{"cached_tokens":123}`
+    Details,
+    /// `{"cached_tokens":123}`
+    Object,
+    /// `"cached_tokens":123`
+    Member,
+    /// `123`
+    Count,
+}
+
+/// The longer details name, 20 digits and what is around them, with room to spare.
+const TEXT_BYTES_MAX: usize = 80;
+
+impl Text {
+    fn new(details: &[u8], count: u64) -> Self {
+        let mut text = Self {
+            bytes: [0; TEXT_BYTES_MAX],
+            object: 0,
+            member: 0,
+            count: 0,
+            end: 0,
+        };
+        text.push(b"\"");
+        text.push(details);
+        text.push(b"\":");
+        text.object = text.end;
+        text.push(b"{");
+        text.member = text.end;
+        text.push(b"\"cached_tokens\":");
+        text.count = text.end;
+        let mut unit = 1_u64;
+        while count / unit >= 10 {
+            unit *= 10;
+        }
+        while unit > 0 {
+            // One decimal digit.
+            text.push(&[b'0' + (count / unit % 10) as u8]);
+            unit /= 10;
+        }
+        text.push(b"}");
+        text
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes[self.end..self.end + bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+
+    fn part(&self, part: Part) -> &[u8] {
+        match part {
+            Part::Details => &self.bytes[..self.end],
+            Part::Object => &self.bytes[self.object..self.end],
+            Part::Member => &self.bytes[self.member..self.end - 1],
+            Part::Count => &self.bytes[self.count..self.end - 1],
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! A strict check of one whole JSON text, for values that are handed on to other engines.
+//!
+//! Unlike the lexer it knows everything RFC 8259 demands: UTF-8, escapes, numbers and the
+//! structure at every depth. It accepts any value at the top and, as the grammar does, escapes
+//! of single surrogates.
+
+use super::error::{JsonError, JsonReason};
+use super::lex::{Nest, Number, unescape};
+
+/// Checks that `bytes` are exactly one JSON value, blanks around it allowed, no deeper than
+/// `JSON_DEPTH_MAX`.
+///
+/// # Errors
+///
+/// The first byte that cannot be accepted; invalid UTF-8 is looked for before anything else.
+pub fn validate(bytes: &[u8]) -> Result<(), JsonError> {
+    if let Err(error) = std::str::from_utf8(bytes) {
+        return Err(JsonError {
+            offset: error.valid_up_to(),
+            reason: JsonReason::InvalidUtf8,
+        });
+    }
+    let mut walk = Walk {
+        bytes,
+        at: 0,
+        nest: Nest::new(),
+    };
+    walk.text()?;
+    match walk.token() {
+        None => Ok(()),
+        Some(_) => Err(walk.error(JsonReason::TrailingBytes)),
+    }
+}
+
+struct Walk<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    nest: Nest,
+}
+
+impl Walk<'_> {
+    fn text(&mut self) -> Result<(), JsonError> {
+        loop {
+            // A value begins here.
+            match self.token() {
+                Some(b'{') => {
+                    self.open(true)?;
+                    if self.token() != Some(b'}') {
+                        self.name(JsonReason::ExpectedNameOrBrace)?;
+                        continue;
+                    }
+                }
+                Some(b'[') => {
+                    self.open(false)?;
+                    if self.token() != Some(b']') {
+                        continue;
+                    }
+                }
+                Some(byte) => self.scalar(byte)?,
+                None => return Err(self.error(JsonReason::ExpectedValue)),
+            }
+            if !self.behind_value()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Closes containers and takes the comma; true when another value follows.
+    fn behind_value(&mut self) -> Result<bool, JsonError> {
+        while self.nest.depth > 0 {
+            let object = self.nest.inside_object();
+            match self.token() {
+                Some(b',') => {
+                    self.at += 1;
+                    if object {
+                        self.token();
+                        self.name(JsonReason::ExpectedName)?;
+                    }
+                    return Ok(true);
+                }
+                Some(close @ (b'}' | b']')) => {
+                    if (close == b'}') != object {
+                        return Err(self.error(JsonReason::MismatchedBracket));
+                    }
+                    self.at += 1;
+                    self.nest.depth -= 1;
+                }
+                _ => return Err(self.error(JsonReason::ExpectedCommaOrClose)),
+            }
+        }
+        Ok(false)
+    }
+
+    fn open(&mut self, object: bool) -> Result<(), JsonError> {
+        if !self.nest.open(object) {
+            return Err(self.error(JsonReason::TooDeep));
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// A member name and its colon.
+    fn name(&mut self, missing: JsonReason) -> Result<(), JsonError> {
+        if self.byte() != Some(b'"') {
+            return Err(self.error(missing));
+        }
+        self.string()?;
+        if self.token() != Some(b':') {
+            return Err(self.error(JsonReason::ExpectedColon));
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn scalar(&mut self, byte: u8) -> Result<(), JsonError> {
+        match byte {
+            b'"' => self.string(),
+            b't' => self.literal(b"true"),
+            b'f' => self.literal(b"false"),
+            b'n' => self.literal(b"null"),
+            _ => match Number::start(byte) {
+                Some(number) => self.number(number),
+                None => Err(self.error(JsonReason::ExpectedValue)),
+            },
+        }
+    }
+
+    fn literal(&mut self, word: &'static [u8]) -> Result<(), JsonError> {
+        for want in word {
+            match self.byte() {
+                Some(byte) if byte == *want => self.at += 1,
+                _ => return Err(self.error(JsonReason::InvalidLiteral)),
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&mut self, mut number: Number) -> Result<(), JsonError> {
+        self.at += 1;
+        while let Some(next) = self.byte().and_then(|byte| number.step(byte)) {
+            number = next;
+            self.at += 1;
+        }
+        if number.is_complete() {
+            Ok(())
+        } else {
+            Err(self.error(JsonReason::InvalidNumber))
+        }
+    }
+
+    fn string(&mut self) -> Result<(), JsonError> {
+        self.at += 1;
+        while let Some(byte) = self.byte() {
+            match byte {
+                b'"' => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                0..=0x1f => return Err(self.error(JsonReason::ControlCharacter)),
+                b'\\' => {
+                    self.at += 1;
+                    self.escape()?;
+                }
+                _ => self.at += 1,
+            }
+        }
+        Err(self.error(JsonReason::Incomplete))
+    }
+
+    fn escape(&mut self) -> Result<(), JsonError> {
+        match self.byte() {
+            Some(b'u') => {
+                self.at += 1;
+                for _ in 0..4 {
+                    match self.byte() {
+                        Some(byte) if byte.is_ascii_hexdigit() => self.at += 1,
+                        _ => return Err(self.error(JsonReason::InvalidEscape)),
+                    }
+                }
+                Ok(())
+            }
+            Some(byte) if unescape(byte).is_some() => {
+                self.at += 1;
+                Ok(())
+            }
+            _ => Err(self.error(JsonReason::InvalidEscape)),
+        }
+    }
+
+    /// Skips blanks; the byte behind them is not consumed.
+    fn token(&mut self) -> Option<u8> {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.byte() {
+            self.at += 1;
+        }
+        self.byte()
+    }
+
+    fn byte(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    /// The error at this place; a text that is used up ended too early, whatever was expected.
+    fn error(&self, reason: JsonReason) -> JsonError {
+        let reason = if self.at < self.bytes.len() {
+            reason
+        } else {
+            JsonReason::Incomplete
+        };
+        JsonError {
+            offset: self.at,
+            reason,
+        }
+    }
+}
