@@ -13,8 +13,12 @@
 mod answer;
 mod edit;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod lex;
 mod mask;
+#[cfg(any(test, feature = "fuzzing"))]
+mod oracle;
 mod scan;
 mod skip;
 mod usage;

@@ -78,7 +78,7 @@ pub struct Member {
 }
 
 /// One object that was read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Object {
     pub(super) level: Level,
     /// Offset of the closing brace.

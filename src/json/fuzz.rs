@@ -1,0 +1,654 @@
+//! Bodies of the fuzz targets, also run by `cargo test` over the committed corpus and over random
+//! documents. Each takes any bytes and asserts what must hold for all of them.
+
+use super::oracle::{Random, Tree, same_for_all_cuts};
+use super::{
+    AnswerForm, Document, Edit, EditError, Handoff, JsonError, Kind, Level, Mask, Params,
+    PrefillAnswer, Scanner, UsageRewriter, UsageShape, Watch, validate,
+};
+
+/// What the bodies watch.
+const WATCH: Watch = &[
+    (Level::Top, "max_tokens"),
+    (Level::Top, "stream"),
+    (Level::Top, "stream_options"),
+    (Level::Top, "kv_transfer_params"),
+    (Level::Top, "sampling_params"),
+    (Level::SamplingParams, "max_tokens"),
+    (Level::SamplingParams, "min_tokens"),
+    (Level::SamplingParams, "extra_args"),
+    (Level::ExtraArgs, "kv_transfer_params"),
+    (Level::ExtraArgs, "max_tokens"),
+];
+
+/// Watched members that hold no object to be edited themselves.
+const LEAVES: Watch = &[
+    (Level::Top, "max_tokens"),
+    (Level::Top, "kv_transfer_params"),
+    (Level::Top, "stream"),
+    (Level::SamplingParams, "max_tokens"),
+    (Level::ExtraArgs, "kv_transfer_params"),
+];
+
+/// Names for random documents, lookalikes included.
+#[cfg(test)]
+const NAMES: &[&str] = &[
+    "max_tokens",
+    "max_token",
+    "stream",
+    "stream_options",
+    "kv_transfer_params",
+    "sampling_params",
+    "sampling_params",
+    "sampling_params",
+    "extra_args",
+    "extra_args",
+    "min_tokens",
+    "Max_tokens",
+    "usage",
+    "response",
+    "prompt_tokens_details",
+    "input_tokens_details",
+    "cached_tokens",
+    "",
+];
+
+/// The same for answers.
+#[cfg(test)]
+const ANSWER_NAMES: &[&str] = &[
+    "usage",
+    "usage",
+    "usage",
+    "response",
+    "prompt_tokens_details",
+    "prompt_tokens_details",
+    "input_tokens_details",
+    "input_tokens_details",
+    "cached_tokens",
+    "cached_tokens",
+    "kv_transfer_params",
+    "do_remote_prefill",
+    "remote_block_ids",
+];
+
+/// A generator that differs from input to input and is the same for one input.
+fn seeded(data: &[u8]) -> Random {
+    let sum = data.iter().fold(data.len() as u64, |sum, &byte| {
+        sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
+    });
+    Random::new(sum)
+}
+
+/// The scanner: no panic, the same answer however the input is cut, a valid object is accepted,
+/// and what is found is what a full parse finds.
+pub fn fuzz_scan(data: &[u8]) {
+    let mut random = seeded(data);
+    let result = same_for_all_cuts(data, &mut random, |pieces| {
+        scan(pieces).map(|document| (document.members, document.objects, document.effective))
+    });
+    let tree = Tree::parse(data);
+    if !outside_serde(data) {
+        let valid = serde_json::from_slice::<serde_json::Value>(data).is_ok();
+        assert_eq!(
+            validate(data).is_ok(),
+            valid,
+            "validator: {}",
+            data.escape_ascii()
+        );
+        assert_eq!(tree.is_some(), valid, "oracle: {}", data.escape_ascii());
+    }
+    let Some(tree) = tree else { return };
+    if !tree.is_object() {
+        assert!(result.is_err(), "no object: {}", data.escape_ascii());
+        return;
+    }
+    if let Ok(document) = scan(&mut std::iter::once(data)) {
+        compare(data, &document, &tree);
+    } else {
+        assert!(
+            repetitions(&tree) > 15,
+            "valid but refused: {}",
+            data.escape_ascii()
+        );
+    }
+}
+
+/// Edits: what is edited and then parsed equals what is parsed and then edited; outside the edits
+/// no byte changes, valid or not.
+pub fn fuzz_edit(data: &[u8]) {
+    let mut random = seeded(data);
+    let Ok(document) = scan(&mut std::iter::once(data)) else {
+        return;
+    };
+    for _ in 0..4 {
+        let edits = random_edits(&mut random);
+        let splices = match document.edit(&edits) {
+            Ok(splices) => splices,
+            Err(error) => {
+                assert_eq!(error, EditError::NoObject);
+                assert!(edits.iter().any(|edit| match edit {
+                    Edit::Set { level, .. } => !document.has_object(*level),
+                    Edit::Remove { .. } => false,
+                }));
+                continue;
+            }
+        };
+        let edited: Vec<u8> = splices.pieces(data).flatten().copied().collect();
+        assert_eq!(splices.len(), edited.len());
+        assert_eq!(splices.count(), splices.pieces(data).count());
+        assert!(splices.pieces(data).all(|piece| !piece.is_empty()));
+        check_fill(&splices, data, &edited, &mut random);
+        check_outside(&document, data, &edits, &splices);
+        if let Some(mut tree) = Tree::parse(data) {
+            apply(&mut tree, &edits);
+            let text = || {
+                format!(
+                    "{} {edits:?} {}",
+                    data.escape_ascii(),
+                    edited.escape_ascii()
+                )
+            };
+            assert_eq!(Tree::parse(&edited), Some(tree), "{}", text());
+        }
+    }
+}
+
+/// The mask: the same length, the same bytes outside the watched values, those as they should be,
+/// at most three bytes held, however the input is cut.
+pub fn fuzz_mask(data: &[u8]) {
+    for watch in [WATCH, LEAVES] {
+        let mut random = seeded(data);
+        let result = same_for_all_cuts(data, &mut random, |pieces| mask(pieces, watch));
+        let Ok((masked, count)) = result else {
+            assert!(!Tree::parse(data).is_some_and(|tree| tree.is_object()));
+            continue;
+        };
+        let mut want = data.to_vec();
+        let mut overwritten = 0;
+        let Ok(document) = scan(&mut std::iter::once(data)) else {
+            continue;
+        };
+        let mut hidden_until = 0;
+        for member in document.members() {
+            let listed = watch.contains(&(member.level, member.name));
+            // A value that is overwritten whole hides what is watched inside it.
+            if !listed || member.key.start < hidden_until {
+                continue;
+            }
+            hidden_until = member.value.end;
+            if member.value.len() >= 4 && member.kind != Kind::Null {
+                overwritten += 1;
+                want[member.value.start..member.value.end].fill(b' ');
+                want[member.value.start..member.value.start + 4].copy_from_slice(b"null");
+            }
+        }
+        assert_eq!(masked, want, "{}", data.escape_ascii());
+        assert_eq!(count, overwritten);
+    }
+}
+
+/// The prefill answer: the same however it is cut, the handoff byte for byte, and never one that
+/// is not valid.
+pub fn fuzz_answer(data: &[u8]) {
+    let mut random = seeded(data);
+    let result = same_for_all_cuts(data, &mut random, |pieces| answer(pieces, 1 << 20));
+    let tree = Tree::parse(data).filter(Tree::is_object);
+    let Ok(handoff) = result else {
+        assert!(tree.is_none(), "valid but refused: {}", data.escape_ascii());
+        return;
+    };
+    if let Params::Object(bytes) = &handoff.params {
+        assert!(validate(bytes).is_ok());
+        assert!(bytes.starts_with(b"{"));
+        assert!(data.windows(bytes.len()).any(|window| window == bytes));
+        let small = answer(&mut std::iter::once(data), bytes.len() - 1);
+        assert!(
+            small.is_err(),
+            "kept more than allowed: {}",
+            data.escape_ascii()
+        );
+    }
+    let Some(tree) = tree else { return };
+    let params = tree.last("kv_transfer_params");
+    match &handoff.params {
+        Params::Absent => assert_eq!(params, None),
+        Params::Null => assert_eq!(params, Some(&Tree::Scalar("null".to_owned()))),
+        Params::Object(bytes) => {
+            assert_eq!(params, Tree::parse(bytes).as_ref());
+            let prefill = params.and_then(|params| params.last("do_remote_prefill"));
+            assert_eq!(prefill, Some(&Tree::Scalar("true".to_owned())));
+        }
+        Params::Malformed(_) => assert!(params.is_some()),
+    }
+    let usage = tree.last("usage");
+    let count = |details: &str| match usage?.last(details)?.last("cached_tokens")? {
+        Tree::Scalar(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
+        Tree::Scalar(_) | Tree::Array(_) | Tree::Object(_) => None,
+    };
+    let want = count("prompt_tokens_details").or_else(|| count("input_tokens_details"));
+    assert_eq!(handoff.cached_tokens, want, "{}", data.escape_ascii());
+}
+
+/// The rewriter in all its forms: the same however the input is cut, nothing lost, and each text
+/// edited and then parsed equals parsed and then edited.
+pub fn fuzz_usage(data: &[u8]) {
+    for shape in [UsageShape::Chat, UsageShape::Responses] {
+        let mut random = seeded(data);
+        let json = same_for_all_cuts(data, &mut random, |pieces| {
+            rewrite(pieces, AnswerForm::Json, shape)
+        });
+        check_rewrite(data, &json.0, json.1, shape);
+        let sse = same_for_all_cuts(data, &mut random, |pieces| {
+            rewrite(pieces, AnswerForm::Sse, shape)
+        });
+        let ends = |byte: &u8| matches!(byte, b'\n' | b'\r');
+        let (old, new) = (data.split(ends), sse.0.split(ends));
+        assert_eq!(old.clone().count(), new.clone().count());
+        for (old, new) in old.zip(new) {
+            let text = old
+                .strip_prefix(b"data:")
+                .map(|text| text.strip_prefix(b" ").unwrap_or(text));
+            match text.filter(|text| text.starts_with(b"{")) {
+                Some(text) => {
+                    let head = old.len() - text.len();
+                    assert_eq!(new[..head], old[..head]);
+                    // Each line is a text of its own: what the other form makes of it.
+                    let line = rewrite(&mut std::iter::once(text), AnswerForm::Json, shape);
+                    if Tree::parse(text).is_some() {
+                        assert_eq!(
+                            new[head..].escape_ascii().to_string(),
+                            line.0.escape_ascii().to_string()
+                        );
+                        check_rewrite(text, &line.0, line.1, shape);
+                    }
+                }
+                None => assert_eq!(new, old),
+            }
+        }
+    }
+}
+
+fn scan(pieces: &mut dyn Iterator<Item = &[u8]>) -> Result<Document, JsonError> {
+    let mut scanner = Scanner::new(WATCH);
+    for piece in pieces {
+        scanner.feed(piece)?;
+    }
+    scanner.finish()
+}
+
+fn mask(
+    pieces: &mut dyn Iterator<Item = &[u8]>,
+    watch: Watch,
+) -> Result<(Vec<u8>, u32), JsonError> {
+    let mut mask = Mask::new(watch);
+    let mut sent = Vec::new();
+    let mut received = 0;
+    for piece in pieces {
+        received += piece.len();
+        let mut piece = piece.to_vec();
+        let masked = mask.feed(&mut piece)?;
+        sent.extend_from_slice(&masked.held);
+        sent.extend_from_slice(&piece[..masked.ready]);
+        assert!(received - sent.len() <= 3, "too much held");
+    }
+    mask.finish()?;
+    assert_eq!(received, sent.len());
+    Ok((sent, mask.masked()))
+}
+
+fn answer(
+    pieces: &mut dyn Iterator<Item = &[u8]>,
+    kept_bytes_max: usize,
+) -> Result<Handoff, JsonError> {
+    let mut answer = PrefillAnswer::new(kept_bytes_max);
+    for piece in pieces {
+        answer.feed(piece)?;
+    }
+    answer.finish()
+}
+
+/// The count that the rewriter sets here.
+const COUNT: u64 = 4321;
+
+fn rewrite(
+    pieces: &mut dyn Iterator<Item = &[u8]>,
+    form: AnswerForm,
+    shape: UsageShape,
+) -> (Vec<u8>, u32) {
+    let mut rewriter = UsageRewriter::new(form, shape, COUNT);
+    let mut sent = Vec::new();
+    let mut keep = |bytes: &[u8]| {
+        assert!(!bytes.is_empty());
+        sent.extend_from_slice(bytes);
+    };
+    for piece in pieces {
+        rewriter.feed(piece, &mut keep);
+    }
+    rewriter.finish(&mut keep);
+    (sent, rewriter.rewritten())
+}
+
+fn check_rewrite(old: &[u8], new: &[u8], rewritten: u32, shape: UsageShape) {
+    if rewritten == 0 {
+        assert_eq!(
+            new.escape_ascii().to_string(),
+            old.escape_ascii().to_string()
+        );
+    }
+    let Some(mut tree) = Tree::parse(old) else {
+        return;
+    };
+    let details = match shape {
+        UsageShape::Chat => "prompt_tokens_details",
+        UsageShape::Responses => "input_tokens_details",
+    };
+    let count = || ("cached_tokens".to_owned(), Tree::Scalar(COUNT.to_string()));
+    let mut set = |usage: &mut Vec<(String, Tree)>| {
+        if !usage.iter().any(|member| member.0 == details) {
+            usage.push((details.to_owned(), Tree::Object(Vec::new())));
+        }
+        for (_, value) in usage.iter_mut().filter(|member| member.0 == details) {
+            if !value.is_object() {
+                *value = Tree::Object(Vec::new());
+            }
+            value.each(&[], &mut |members| {
+                if !members.iter().any(|member| member.0 == "cached_tokens") {
+                    members.push(count());
+                }
+                for member in members
+                    .iter_mut()
+                    .filter(|member| member.0 == "cached_tokens")
+                {
+                    *member = count();
+                }
+            });
+        }
+    };
+    tree.each(&["usage"], &mut set);
+    if shape == UsageShape::Responses {
+        tree.each(&["response", "usage"], &mut set);
+    }
+    assert_eq!(
+        Tree::parse(new),
+        Some(tree),
+        "{} {}",
+        old.escape_ascii(),
+        new.escape_ascii()
+    );
+}
+
+const fn path(level: Level) -> &'static [&'static str] {
+    match level {
+        Level::Top => &[],
+        Level::SamplingParams => &["sampling_params"],
+        Level::ExtraArgs => &["sampling_params", "extra_args"],
+    }
+}
+
+/// The object an engine would find at that level.
+fn effective(tree: &Tree, level: Level) -> Option<&Tree> {
+    let found = path(level)
+        .iter()
+        .try_fold(tree, |tree, name| tree.last(name));
+    found.filter(|tree| tree.is_object())
+}
+
+fn compare(data: &[u8], document: &Document, tree: &Tree) {
+    for &(level, name) in WATCH {
+        let object = effective(tree, level);
+        assert_eq!(
+            document.has_object(level),
+            object.is_some(),
+            "{}",
+            data.escape_ascii()
+        );
+        let want = object.and_then(|object| object.last(name));
+        let member = document.last(level, name);
+        let found = member.and_then(|member| Tree::parse(member.value.of(data)));
+        assert_eq!(
+            found.as_ref(),
+            want,
+            "{level:?} {name} in {}",
+            data.escape_ascii()
+        );
+        let mut count = 0;
+        tree.clone().each(path(level), &mut |members| {
+            count += members.iter().filter(|member| member.0 == name).count();
+        });
+        let listed = document
+            .members()
+            .iter()
+            .filter(|m| (m.level, m.name) == (level, name));
+        assert_eq!(
+            listed.count(),
+            count,
+            "{level:?} {name} in {}",
+            data.escape_ascii()
+        );
+    }
+    for member in document.members() {
+        let name = member.key.of(data);
+        assert_eq!(
+            serde_json::from_slice::<String>(name).ok().as_deref(),
+            Some(member.name)
+        );
+        let kind = match data[member.value.start] {
+            b'{' => Kind::Object,
+            b'[' => Kind::Array,
+            b'"' => Kind::String,
+            b't' => Kind::True,
+            b'f' => Kind::False,
+            b'n' => Kind::Null,
+            _ => Kind::Number,
+        };
+        assert_eq!(member.kind, kind);
+    }
+}
+
+/// Objects and watched members that count against the scanner's limits, at least.
+fn repetitions(tree: &Tree) -> usize {
+    let mut count = 0;
+    for level in [Level::Top, Level::SamplingParams, Level::ExtraArgs] {
+        tree.clone()
+            .each(path(level), &mut |members| count += 1 + members.len());
+    }
+    count
+}
+
+/// Whether serde_json may refuse a valid text: for single surrogates, which the grammar allows, and
+/// for its smaller depth.
+fn outside_serde(data: &[u8]) -> bool {
+    let deep = data
+        .iter()
+        .filter(|&&byte| matches!(byte, b'[' | b'{'))
+        .count()
+        > 99;
+    deep || data
+        .windows(3)
+        .any(|part| part.eq_ignore_ascii_case(b"\\ud"))
+}
+
+fn random_edits(random: &mut Random) -> Vec<Edit<'static>> {
+    let mut edits: Vec<Edit<'static>> = Vec::new();
+    for &(level, name) in WATCH {
+        let inside = edits.iter().any(|edit| {
+            let (level, name) = match edit {
+                Edit::Set { level, name, .. } | Edit::Remove { level, name } => (level, name),
+            };
+            matches!((level, *name), (Level::Top, "sampling_params"))
+                || matches!((level, *name), (Level::SamplingParams, "extra_args"))
+        });
+        if inside && level != Level::Top {
+            continue;
+        }
+        match random.below(6) {
+            0 => {
+                let value = random.pick(&[&b"1"[..], b"null", b"{\"a\":[1,\"}\"]}", b" \"x\" "]);
+                edits.push(Edit::Set { level, name, value });
+            }
+            1 => edits.push(Edit::Remove { level, name }),
+            _ => {}
+        }
+    }
+    edits
+}
+
+fn apply(tree: &mut Tree, edits: &[Edit<'_>]) {
+    for edit in edits {
+        match *edit {
+            Edit::Remove { level, name } => tree.each(path(level), &mut |members| {
+                members.retain(|member| member.0 != name);
+            }),
+            Edit::Set { level, name, value } => tree.each(path(level), &mut |members| {
+                let Some(value) = Tree::parse(value) else {
+                    return;
+                };
+                if !members.iter().any(|member| member.0 == name) {
+                    members.push((name.to_owned(), value.clone()));
+                }
+                for member in members.iter_mut().filter(|member| member.0 == name) {
+                    member.1 = value.clone();
+                }
+            }),
+        }
+    }
+}
+
+fn check_fill(splices: &super::Splices, data: &[u8], edited: &[u8], random: &mut Random) {
+    for slots in [1, 2, 5, 200] {
+        let skip = random.below(edited.len() + 1);
+        let mut slices = vec![std::io::IoSlice::new(&[]); slots];
+        let filled = splices.fill(data, skip, &mut slices);
+        let bytes: Vec<u8> = slices[..filled]
+            .iter()
+            .flat_map(|slice| slice.iter().copied())
+            .collect();
+        assert!(edited[skip..].starts_with(&bytes));
+        assert!(slices[..filled].iter().all(|slice| !slice.is_empty()));
+        if filled < slots {
+            assert_eq!(bytes.len(), edited.len() - skip);
+        }
+    }
+}
+
+/// Every byte of the source is still there, in order, but for those of edited members, a comma
+/// beside a removed one and the blanks between removed neighbours.
+fn check_outside(document: &Document, data: &[u8], edits: &[Edit<'_>], splices: &super::Splices) {
+    let mut kept = vec![false; data.len()];
+    let mut last = 0;
+    for piece in splices.pieces(data) {
+        let range = data.as_ptr_range();
+        if !range.contains(&piece.as_ptr()) {
+            continue;
+        }
+        let start = piece.as_ptr().addr() - range.start.addr();
+        assert!(start >= last);
+        last = start + piece.len();
+        kept[start..last].fill(true);
+    }
+    for member in document.members() {
+        for edit in edits {
+            match edit {
+                Edit::Set { level, name, .. } if (*level, *name) == (member.level, member.name) => {
+                    kept[member.value.start..member.value.end].fill(true);
+                }
+                Edit::Remove { level, name } if (*level, *name) == (member.level, member.name) => {
+                    let start = member.comma_before.unwrap_or(member.key.start);
+                    let end = member
+                        .comma_behind
+                        .map_or(member.value.end, |comma| comma + 1);
+                    kept[start..end].fill(true);
+                }
+                Edit::Set { .. } | Edit::Remove { .. } => {}
+            }
+        }
+    }
+    assert!(
+        kept.iter().all(|&kept| kept),
+        "{} {edits:?}",
+        data.escape_ascii()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Body = fn(&[u8]);
+    const BODIES: [(&str, Body); 5] = [
+        ("json_scan", fuzz_scan),
+        ("json_edit", fuzz_edit),
+        ("json_mask", fuzz_mask),
+        ("json_answer", fuzz_answer),
+        ("json_usage", fuzz_usage),
+    ];
+
+    #[test]
+    fn committed_corpus() {
+        for (name, body) in BODIES {
+            let path = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+            let mut files = 0;
+            for entry in std::fs::read_dir(path).unwrap() {
+                body(&std::fs::read(entry.unwrap().path()).unwrap());
+                files += 1;
+            }
+            assert!(files >= 10, "{name} has {files} files");
+        }
+    }
+
+    #[test]
+    fn random_documents() {
+        for seed in 0..3000 {
+            let mut random = Random::new(seed);
+            let text = random.document(NAMES);
+            assert!(
+                Tree::parse(&text).is_some(),
+                "seed {seed}: {}",
+                text.escape_ascii()
+            );
+            for (_, body) in BODIES {
+                body(&text);
+            }
+            let text = random.document(ANSWER_NAMES);
+            fuzz_answer(&text);
+            fuzz_usage(&text);
+        }
+    }
+
+    #[test]
+    fn mutated_documents() {
+        for seed in 0..4000 {
+            let mut random = Random::new(seed);
+            let mut text = random.document(NAMES);
+            random.mutate(&mut text);
+            for (_, body) in BODIES {
+                body(&text);
+            }
+        }
+    }
+
+    #[test]
+    fn random_streams() {
+        for seed in 0..1500 {
+            let mut random = Random::new(seed);
+            let mut stream = Vec::new();
+            for _ in 0..random.below(6) {
+                let head = [
+                    "data: ", "data:", "data:  ", "event: ", ": ", "id:", "dat", "data",
+                ];
+                stream.extend_from_slice(random.pick(&head).as_bytes());
+                let mut text = random.document(ANSWER_NAMES);
+                text.retain(|byte| !matches!(byte, b'\n' | b'\r'));
+                if random.one_in(5) {
+                    random.mutate(&mut text);
+                }
+                stream.extend_from_slice(text.trim_ascii_start());
+                stream.extend_from_slice(random.pick(&["\n\n", "\r\n\r\n", "\r", "\n"]).as_bytes());
+            }
+            if random.one_in(2) {
+                stream.extend_from_slice(b"data: [DONE]\n\n");
+            }
+            fuzz_usage(&stream);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! For tests and fuzzing: a naive parser that keeps repeated members, a maker of random documents
+//! and a small random generator. Slow, recursive and independent of the lexer.
+
+/// A JSON value; scalars by their text, member names unescaped, repeated members kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tree {
+    Object(Vec<(String, Self)>),
+    Array(Vec<Self>),
+    Scalar(String),
+}
+
+impl Tree {
+    /// Parses a text that may be invalid; a second opinion on [`super::validate`].
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        let (tree, rest) = value(text, 0)?;
+        blank(rest).is_empty().then_some(tree)
+    }
+
+    pub(super) fn members(&self) -> Option<&Vec<(String, Self)>> {
+        match self {
+            Self::Object(members) => Some(members),
+            Self::Array(_) | Self::Scalar(_) => None,
+        }
+    }
+
+    /// The last member of that name of an object.
+    pub(super) fn last(&self, name: &str) -> Option<&Self> {
+        self.members()?
+            .iter()
+            .rev()
+            .find(|member| member.0 == name)
+            .map(|member| &member.1)
+    }
+
+    pub(super) fn is_object(&self) -> bool {
+        matches!(self, Self::Object(_))
+    }
+
+    /// All objects found by going down the names from here, repetitions included.
+    pub(super) fn each(&mut self, path: &[&str], act: &mut impl FnMut(&mut Vec<(String, Self)>)) {
+        let Self::Object(members) = self else { return };
+        let Some((first, rest)) = path.split_first() else {
+            return act(members);
+        };
+        for (name, value) in members {
+            if name == first {
+                value.each(rest, act);
+            }
+        }
+    }
+}
+
+fn blank(text: &str) -> &str {
+    text.trim_start_matches([' ', '\t', '\n', '\r'])
+}
+
+fn value(text: &str, depth: usize) -> Option<(Tree, &str)> {
+    let text = blank(text);
+    if let Some(inner) = text.strip_prefix('{') {
+        let mut members = Vec::new();
+        let rest = list(inner, '}', depth, &mut |text| {
+            let (name, rest) = string(blank(text))?;
+            let name = serde_json::from_str(name).ok()?;
+            let (value, rest) = value(blank(rest).strip_prefix(':')?, depth + 1)?;
+            members.push((name, value));
+            Some(rest)
+        })?;
+        return Some((Tree::Object(members), rest));
+    }
+    if let Some(inner) = text.strip_prefix('[') {
+        let mut values = Vec::new();
+        let rest = list(inner, ']', depth, &mut |text| {
+            let (value, rest) = value(text, depth + 1)?;
+            values.push(value);
+            Some(rest)
+        })?;
+        return Some((Tree::Array(values), rest));
+    }
+    let (scalar, rest) = if text.starts_with('"') {
+        string(text)?
+    } else {
+        let end = text
+            .find([' ', '\t', '\n', '\r', ',', ']', '}'])
+            .unwrap_or(text.len());
+        text.split_at(end)
+    };
+    serde_json::from_str::<serde_json::Value>(scalar).ok()?;
+    Some((Tree::Scalar(scalar.to_owned()), rest))
+}
+
+fn list<'a>(
+    inner: &'a str,
+    close: char,
+    depth: usize,
+    item: &mut dyn FnMut(&'a str) -> Option<&'a str>,
+) -> Option<&'a str> {
+    // Deep texts are tested elsewhere; this parser recurses.
+    if depth > 100 {
+        return None;
+    }
+    let mut rest = blank(inner);
+    if let Some(rest) = rest.strip_prefix(close) {
+        return Some(rest);
+    }
+    loop {
+        rest = blank(item(rest)?);
+        if let Some(rest) = rest.strip_prefix(close) {
+            return Some(rest);
+        }
+        rest = rest.strip_prefix(',')?;
+    }
+}
+
+/// Splits off a string with its quotes.
+fn string(text: &str) -> Option<(&str, &str)> {
+    let inner = text.strip_prefix('"')?;
+    let mut escaped = false;
+    for (at, byte) in inner.bytes().enumerate() {
+        match byte {
+            b'"' if !escaped => return Some(text.split_at(at + 2)),
+            0..=0x1f => return None,
+            _ => escaped = byte == b'\\' && !escaped,
+        }
+    }
+    None
+}
+
+/// Marsaglia's xorshift; the same numbers on every run.
+#[derive(Clone, Debug)]
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(super) const fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % bound
+    }
+
+    pub(super) const fn one_in(&mut self, bound: usize) -> bool {
+        self.below(bound) == 0
+    }
+
+    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// Places to cut `len` bytes at, ascending, possibly the same one twice.
+    pub(super) fn cuts(&mut self, len: usize) -> Vec<usize> {
+        let mut cuts: Vec<usize> = (0..self.below(6)).map(|_| self.below(len + 1)).collect();
+        cuts.sort_unstable();
+        cuts
+    }
+
+    /// A random valid object text whose member names come mostly from `names`.
+    pub(super) fn document(&mut self, names: &[&str]) -> Vec<u8> {
+        let mut text = Vec::new();
+        self.blank(&mut text);
+        self.object(names, 0, &mut text);
+        self.blank(&mut text);
+        text
+    }
+
+    fn object(&mut self, names: &[&str], depth: usize, text: &mut Vec<u8>) {
+        text.push(b'{');
+        self.blank(text);
+        let count = self.below(if depth == 0 { 9 } else { 5 });
+        for index in 0..count {
+            if index > 0 {
+                text.push(b',');
+                self.blank(text);
+            }
+            self.name(names, text);
+            self.blank(text);
+            text.push(b':');
+            self.blank(text);
+            self.value(names, depth + 1, text);
+            self.blank(text);
+        }
+        text.push(b'}');
+    }
+
+    fn value(&mut self, names: &[&str], depth: usize, text: &mut Vec<u8>) {
+        match self.below(if depth > 5 { 4 } else { 8 }) {
+            0 | 1 => text.extend_from_slice(self.pick(NUMBERS).as_bytes()),
+            2 => text.extend_from_slice(self.pick(&["null", "true", "false"]).as_bytes()),
+            3 => text.extend_from_slice(self.pick(STRINGS).as_bytes()),
+            4 => {
+                text.push(b'[');
+                for index in 0..self.below(4) {
+                    if index > 0 {
+                        text.push(b',');
+                    }
+                    self.blank(text);
+                    self.value(names, depth + 1, text);
+                    self.blank(text);
+                }
+                text.push(b']');
+            }
+            _ => self.object(names, depth, text),
+        }
+    }
+
+    fn name(&mut self, names: &[&str], text: &mut Vec<u8>) {
+        if self.one_in(4) {
+            text.extend_from_slice(self.pick(STRINGS).as_bytes());
+            return;
+        }
+        text.push(b'"');
+        for byte in self.pick(names).bytes() {
+            match self.below(20) {
+                0 => text.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+                1 => text.extend_from_slice(format!("\\u{byte:04X}").as_bytes()),
+                _ => text.push(byte),
+            }
+        }
+        if self.one_in(16) {
+            text.extend_from_slice(self.pick(&["s", "\\u0000", " ", "\\/", "é"]).as_bytes());
+        }
+        text.push(b'"');
+    }
+
+    fn blank(&mut self, text: &mut Vec<u8>) {
+        while self.one_in(4) {
+            text.push(self.pick(b" \t\n\r"));
+        }
+    }
+
+    /// Changes, drops, doubles or inserts a few bytes.
+    pub(super) fn mutate(&mut self, text: &mut Vec<u8>) {
+        for _ in 0..=self.below(3) {
+            if text.is_empty() {
+                return;
+            }
+            let at = self.below(text.len());
+            let byte = self.pick(b"\"\\{}[],:0-.eEtn u\x00\x1f\n\xc3\xff");
+            match self.below(4) {
+                0 => text[at] = byte,
+                1 => drop(text.remove(at)),
+                2 => text.insert(at, byte),
+                _ => text.truncate(at),
+            }
+        }
+    }
+}
+
+const NUMBERS: &[&str] = &[
+    "0",
+    "-0",
+    "7",
+    "16",
+    "100",
+    "12345678901234567890123456789",
+    "-1.50e+07",
+    "1E-2",
+    "0.1",
+    "18446744073709551615",
+    "18446744073709551616",
+];
+
+const STRINGS: &[&str] = &[
+    r#""""#,
+    r#""a""#,
+    r#""ab""#,
+    r#""\\""#,
+    r#""\"""#,
+    r#""say \"max_tokens\": 5, {[""#,
+    r#""]}\\\\\"""#,
+    r#""max_tokens""#,
+    r#""\u00e9\ud83d\ude00é😀""#,
+    r#""{\"usage\":{\"prompt_tokens\":1}}""#,
+    r#""a long text that goes on well beyond one block of sixty-four bytes, \"quoted\" and all\n""#,
+    r#""0123456789012345678901234567890123456789012345678901234567890123456789""#,
+];
+
+/// Feeds `text` in pieces: whole, byte by byte, and cut at a few random sets of places; returns
+/// what `run` made of each, which must be all the same.
+pub(super) fn same_for_all_cuts<T: PartialEq + std::fmt::Debug>(
+    text: &[u8],
+    random: &mut Random,
+    run: impl Fn(&mut dyn Iterator<Item = &[u8]>) -> T,
+) -> T {
+    let want = run(&mut std::iter::once(text));
+    let bytes = run(&mut text.chunks(1));
+    assert_eq!(bytes, want, "byte by byte: {}", text.escape_ascii());
+    for _ in 0..3 {
+        let mut cuts = random.cuts(text.len());
+        cuts.insert(0, 0);
+        cuts.push(text.len());
+        let cut = run(&mut cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]));
+        assert_eq!(cut, want, "cut at {cuts:?}: {}", text.escape_ascii());
+    }
+    want
+}
