@@ -513,3 +513,257 @@ fn string_rest(bytes: &[u8]) -> usize {
     }
     bytes.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handoff(text: &str, flat: bool) -> Result<Handoff, JsonError> {
+        let mut answer = PrefillAnswer::new(4096).allow_flat_blocks(flat);
+        answer.feed(text.as_bytes())?;
+        answer.finish()
+    }
+
+    #[test]
+    fn params_are_kept_or_refused() {
+        // What follows `"do_remote_prefill":true` in the object, and the complaint.
+        let cases = [
+            ("", ""),
+            (r#","unknown":{"deep":[1.5e3]}"#, ""),
+            (r#","do_remote_decode":false"#, ""),
+            (
+                r#","do_remote_decode":null"#,
+                "do_remote_decode is not a boolean",
+            ),
+            (r#","do_remote_prefill":1"#, "do_remote_prefill is not true"),
+            (
+                r#","do_remote_prefill":false"#,
+                "do_remote_prefill is not true",
+            ),
+            (r#","do_remote_prefill":false,"do_remote_prefill":true"#, ""),
+            (r#","remote_block_ids":null"#, ""),
+            (r#","remote_block_ids":[]"#, ""),
+            (r#","remote_block_ids":[[]]"#, ""),
+            (r#","remote_block_ids":[ [1, 2],[3] ]"#, ""),
+            (r#","remote_block_ids":["a\"]","b"]"#, ""),
+            (r#","remote_block_ids":[["a"],[]]"#, ""),
+            (
+                r#","remote_block_ids":[1,2]"#,
+                "remote_block_ids is a flat list",
+            ),
+            (
+                r#","remote_block_ids":[-1]"#,
+                "remote_block_ids is a flat list",
+            ),
+            (
+                r#","remote_block_ids":[1,[2]]"#,
+                "remote_block_ids is not a list of lists",
+            ),
+            (
+                r#","remote_block_ids":["a",[2]]"#,
+                "remote_block_ids is not a list of lists",
+            ),
+            (
+                r#","remote_block_ids":[[[2]]]"#,
+                "remote_block_ids is not a list of lists",
+            ),
+            (
+                r#","remote_block_ids":[[1.0]]"#,
+                "remote_block_ids is not a list of lists",
+            ),
+            (
+                r#","remote_block_ids":[[1e3]]"#,
+                "remote_block_ids is not a list of lists",
+            ),
+            (
+                r#","remote_block_ids":[[null]]"#,
+                "remote_block_ids is not a list of lists",
+            ),
+            (
+                r#","remote_block_ids":[{}]"#,
+                "remote_block_ids is not a list of lists",
+            ),
+            (
+                r#","remote_block_ids":"1""#,
+                "remote_block_ids is not a list of lists",
+            ),
+            (
+                r#","remote_engine_id":"e","remote_host":null,"remote_request_id":"r""#,
+                "",
+            ),
+            (
+                r#","remote_engine_id":7"#,
+                "remote_engine_id is not a string",
+            ),
+            (r#","remote_host":[]"#, "remote_host is not a string"),
+            (
+                r#","remote_request_id":true"#,
+                "remote_request_id is not a string",
+            ),
+            (
+                r#","remote_port":5600,"tp_size":null,"remote_num_tokens":12345678901234567890"#,
+                "",
+            ),
+            (r#","remote_port":"5600""#, "remote_port is not an integer"),
+            (r#","remote_port":5600.0"#, "remote_port is not an integer"),
+            (r#","tp_size":1E0"#, "tp_size is not an integer"),
+            (
+                r#","remote_num_tokens":{}"#,
+                "remote_num_tokens is not an integer",
+            ),
+            (
+                r#","r\u0065mote_port":true"#,
+                "remote_port is not an integer",
+            ),
+            (r#","x":01"#, "expected a comma or a closing bracket"),
+            (r#","x":[1,]"#, "expected a value"),
+            (r#","x":"\x""#, "not a valid escape sequence"),
+        ];
+        for (rest, complaint) in cases {
+            let object = format!(r#"{{ "do_remote_prefill" : true {rest}}}"#);
+            let text = format!(r#"{{"choices":[],"kv_transfer_params": {object} ,"x":1}}"#);
+            let params = handoff(&text, false).unwrap().params;
+            match complaint {
+                "" => assert_eq!(params, Params::Object(object.into_bytes()), "{rest}"),
+                _ => match params {
+                    Params::Malformed(reason) => assert_eq!(reason, complaint, "{rest}"),
+                    other => panic!("{rest}: {other:?}"),
+                },
+            }
+        }
+    }
+
+    #[test]
+    fn params_of_other_kinds() {
+        let no_object = Params::Malformed("kv_transfer_params is not an object");
+        let cases = [
+            ("{}", Params::Absent),
+            (r#"{"kv_transfer_params":null}"#, Params::Null),
+            (r#"{"kv_transfer_params":[]}"#, no_object.clone()),
+            (r#"{"kv_transfer_params":true}"#, no_object),
+            (
+                r#"{"kv_transfer_params":{}}"#,
+                Params::Malformed("do_remote_prefill is missing"),
+            ),
+            (
+                r#"{"kv_transfer_params":{"a":1},"kv_transfer_params":null}"#,
+                Params::Null,
+            ),
+            (
+                r#"{"x":{"kv_transfer_params":{"do_remote_prefill":true}}}"#,
+                Params::Absent,
+            ),
+        ];
+        for (text, want) in cases {
+            assert_eq!(handoff(text, false).unwrap().params, want, "{text}");
+        }
+    }
+
+    #[test]
+    fn flat_blocks_when_allowed() {
+        let text = r#"{"kv_transfer_params":{"do_remote_prefill":true,"remote_block_ids":[1,2]}}"#;
+        assert!(matches!(
+            handoff(text, true).unwrap().params,
+            Params::Object(_)
+        ));
+        assert!(matches!(
+            handoff(text, false).unwrap().params,
+            Params::Malformed(_)
+        ));
+    }
+
+    #[test]
+    fn invalid_utf8_is_not_handed_on() {
+        let mut answer = PrefillAnswer::new(4096);
+        answer
+            .feed(b"{\"kv_transfer_params\":{\"do_remote_prefill\":true,\"x\":\"\xff\"}}")
+            .unwrap();
+        assert_eq!(
+            answer.finish().unwrap().params,
+            Params::Malformed("not valid UTF-8")
+        );
+    }
+
+    #[test]
+    fn counts() {
+        let cases = [
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":16}}}"#,
+                Some(16),
+            ),
+            (
+                r#"{"usage":{"input_tokens_details":{"cached_tokens":16}}}"#,
+                Some(16),
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":18446744073709551615}}}"#,
+                Some(u64::MAX),
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":18446744073709551616}}}"#,
+                None,
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":100000000000000000000000}}}"#,
+                None,
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":-1}}}"#,
+                None,
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":1.0}}}"#,
+                None,
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":"1"}}}"#,
+                None,
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":1,"cached_tokens":null}}}"#,
+                None,
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":1}},"usage":{}}"#,
+                None,
+            ),
+            (
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":1},"prompt_tokens_details":0}}"#,
+                None,
+            ),
+            (
+                r#"{"choices":{"usage":{"prompt_tokens_details":{"cached_tokens":1}}}}"#,
+                None,
+            ),
+            (r#"{"usage":{"cached_tokens":1}}"#, None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(handoff(text, false).unwrap().cached_tokens, want, "{text}");
+        }
+        let text = r#"{"kv_transfer_params":{"do_remote_prefill":true,"remote_prefill_cached_tokens":416}}"#;
+        assert_eq!(
+            handoff(text, false).unwrap().remote_prefill_cached_tokens,
+            Some(416)
+        );
+    }
+
+    #[test]
+    fn no_more_is_kept_than_allowed() {
+        let object = r#"{"do_remote_prefill":true}"#;
+        let text = format!(r#"{{"kv_transfer_params":{object}}}"#);
+        for size in [1, 7, 100] {
+            for (max, fits) in [(object.len(), true), (object.len() - 1, false), (0, false)] {
+                let mut answer = PrefillAnswer::new(max);
+                let fed = text
+                    .as_bytes()
+                    .chunks(size)
+                    .try_for_each(|piece| answer.feed(piece));
+                let want = JsonError {
+                    offset: 22,
+                    reason: JsonReason::KeptTooLarge,
+                };
+                assert_eq!(fed, if fits { Ok(()) } else { Err(want) }, "{max}");
+            }
+        }
+    }
+}

@@ -347,3 +347,175 @@ impl Splices {
         filled
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Scanner, Watch};
+    use super::*;
+
+    const WATCH: Watch = &[
+        (Level::Top, "a"),
+        (Level::Top, "b"),
+        (Level::Top, "c"),
+        (Level::Top, "sampling_params"),
+        (Level::SamplingParams, "a"),
+        (Level::SamplingParams, "extra_args"),
+        (Level::ExtraArgs, "a"),
+    ];
+
+    fn document(text: &str) -> Document {
+        let mut scanner = Scanner::new(WATCH);
+        scanner.feed(text.as_bytes()).unwrap();
+        scanner.finish().unwrap()
+    }
+
+    fn edited(text: &str, edits: &[Edit<'_>]) -> Result<String, EditError> {
+        let splices = document(text).edit(edits)?;
+        let bytes: Vec<u8> = splices.pieces(text.as_bytes()).flatten().copied().collect();
+        Ok(String::from_utf8(bytes).unwrap())
+    }
+
+    const fn set(level: Level, name: &'static str, value: &'static str) -> Edit<'static> {
+        Edit::Set {
+            level,
+            name,
+            value: value.as_bytes(),
+        }
+    }
+
+    const fn remove(level: Level, name: &'static str) -> Edit<'static> {
+        Edit::Remove { level, name }
+    }
+
+    #[test]
+    fn bytes_after_the_edit() {
+        let (top, inside) = (Level::Top, Level::SamplingParams);
+        let (no_a, no_b, no_c) = (remove(top, "a"), remove(top, "b"), remove(top, "c"));
+        let cases: [(&str, &[Edit<'_>], &str); 21] = [
+            (r#"{ "x" : 1.0 }"#, &[], r#"{ "x" : 1.0 }"#),
+            (r#"{"a":1,"x":2}"#, &[no_a], r#"{"x":2}"#),
+            (r#"{"x":1, "a":1 , "y":2}"#, &[no_a], r#"{"x":1,  "y":2}"#),
+            (r#"{"x":2 , "a":1 }"#, &[no_a], r#"{"x":2  }"#),
+            (r#"{ "a":1 }"#, &[no_a], "{  }"),
+            (r#"{"a":1,"b":2,"c":3}"#, &[no_a, no_b, no_c], "{}"),
+            (
+                r#"{"a":1,"x":2,"b":2,"c":3}"#,
+                &[no_c, no_a, no_b],
+                r#"{"x":2}"#,
+            ),
+            (r#"{"a":1,"b":2,"x":3}"#, &[no_a, no_b], r#"{"x":3}"#),
+            (r#"{"a":1,"a":2,"x":3,"a":4}"#, &[no_a], r#"{"x":3}"#),
+            (r#"{"x":3}"#, &[no_a], r#"{"x":3}"#),
+            (
+                "{}",
+                &[set(top, "a", "1"), set(top, "b", "[2]")],
+                r#"{"a":1,"b":[2]}"#,
+            ),
+            (r#"{"x":1 }"#, &[set(top, "a", "2")], r#"{"x":1 ,"a":2}"#),
+            (
+                r#"{"a":1,"b":2}"#,
+                &[no_a, no_b, set(top, "c", "3")],
+                r#"{"c":3}"#,
+            ),
+            (
+                r#"{"x":1,"b":2}"#,
+                &[no_b, set(top, "c", "3")],
+                r#"{"x":1,"c":3}"#,
+            ),
+            (
+                r#"{"a":1,"b":2,"a":3}"#,
+                &[set(top, "a", "9")],
+                r#"{"a":9,"b":2,"a":9}"#,
+            ),
+            (r#"{"\u0061":1}"#, &[set(top, "a", "9")], r#"{"\u0061":9}"#),
+            (
+                r#"{"sampling_params":{"a":1},"a":2}"#,
+                &[set(inside, "a", "7"), no_a],
+                r#"{"sampling_params":{"a":7}}"#,
+            ),
+            (
+                r#"{"sampling_params":{},"sampling_params":{"a":1}}"#,
+                &[set(inside, "a", "7")],
+                r#"{"sampling_params":{"a":7},"sampling_params":{"a":7}}"#,
+            ),
+            (
+                r#"{"sampling_params":{"extra_args":{}}}"#,
+                &[
+                    set(Level::ExtraArgs, "a", "1"),
+                    set(inside, "a", "2"),
+                    set(top, "a", "3"),
+                ],
+                r#"{"sampling_params":{"extra_args":{"a":1},"a":2},"a":3}"#,
+            ),
+            (
+                r#"{"sampling_params":null}"#,
+                &[set(top, "sampling_params", r#"{"a":1}"#)],
+                r#"{"sampling_params":{"a":1}}"#,
+            ),
+            (
+                r#"{"x":[{"a":1},"\"a\":1"],"y":{"a":1,"sampling_params":{"a":1}}}"#,
+                &[no_a, remove(inside, "a")],
+                r#"{"x":[{"a":1},"\"a\":1"],"y":{"a":1,"sampling_params":{"a":1}}}"#,
+            ),
+        ];
+        for (text, edits, want) in cases {
+            assert_eq!(edited(text, edits).as_deref(), Ok(want), "{text} {edits:?}");
+        }
+    }
+
+    #[test]
+    fn edits_that_are_refused() {
+        let (top, inside) = (Level::Top, Level::SamplingParams);
+        let one = set(inside, "a", "1");
+        let cases: [(&str, &[Edit<'_>], EditError); 7] = [
+            ("{}", &[one], EditError::NoObject),
+            (r#"{"sampling_params":[]}"#, &[one], EditError::NoObject),
+            (
+                r#"{"sampling_params":{},"sampling_params":0}"#,
+                &[one],
+                EditError::NoObject,
+            ),
+            (
+                "{}",
+                &[set(top, "a", "1"), remove(top, "a")],
+                EditError::Twice,
+            ),
+            (
+                r#"{"sampling_params":{}}"#,
+                &[one, remove(top, "sampling_params")],
+                EditError::InsideEdited,
+            ),
+            (
+                r#"{"sampling_params":{"extra_args":{}}}"#,
+                &[
+                    remove(Level::ExtraArgs, "a"),
+                    set(inside, "extra_args", "{}"),
+                ],
+                EditError::InsideEdited,
+            ),
+            (
+                "{}",
+                &[remove(top, "a"); JSON_EDITS_MAX + 1],
+                EditError::TooMany,
+            ),
+        ];
+        for (text, edits, want) in cases {
+            assert_eq!(edited(text, edits), Err(want), "{text} {edits:?}");
+        }
+    }
+
+    #[test]
+    fn fill_goes_on_anywhere() {
+        let text = r#"{"a":1,"x":"a long string","b":2}"#;
+        let edits = [set(Level::Top, "a", "[1,2]"), set(Level::Top, "c", "{}")];
+        let splices = document(text).edit(&edits).unwrap();
+        let whole = edited(text, &edits).unwrap();
+        assert_eq!(splices.len(), whole.len());
+        for skip in 0..=whole.len() {
+            let mut slices = [IoSlice::new(b""); 8];
+            let filled = splices.fill(text.as_bytes(), skip, &mut slices);
+            let bytes: Vec<u8> = slices[..filled].iter().flat_map(|s| s.to_vec()).collect();
+            assert_eq!(bytes, &whole.as_bytes()[skip..]);
+        }
+    }
+}

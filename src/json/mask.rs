@@ -227,3 +227,70 @@ impl Mask {
         self.held = Held::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WATCH: Watch = &[
+        (Level::Top, "kv"),
+        (Level::SamplingParams, "kv"),
+        (Level::ExtraArgs, "kv"),
+    ];
+
+    #[test]
+    fn bytes_after_the_mask() {
+        let cases = [
+            (
+                r#"{"kv":{"a":[1,"}"]},"x":1}"#,
+                r#"{"kv":null         ,"x":1}"#,
+                1,
+            ),
+            (r#"{"kv":1234}"#, r#"{"kv":null}"#, 1),
+            (r#"{"kv":123 ,"kv":""}"#, r#"{"kv":123 ,"kv":""}"#, 0),
+            (r#"{"kv":true,"kv":false}"#, r#"{"kv":null,"kv":null }"#, 2),
+            (r#"{"kv":null}"#, r#"{"kv":null}"#, 0),
+            (
+                r#"{"x":{"kv":12345},"y":"kv"}"#,
+                r#"{"x":{"kv":12345},"y":"kv"}"#,
+                0,
+            ),
+            (r#"{"k\u0076" : "é\"é"}"#, r#"{"k\u0076" : null    }"#, 1),
+            (
+                r#"{"sampling_params":{"kv":[1,2],"extra_args":{"kv":[3]}},"kv":[4,5]}"#,
+                r#"{"sampling_params":{"kv":null ,"extra_args":{"kv":[3]}},"kv":null }"#,
+                2,
+            ),
+        ];
+        for (text, want, count) in cases {
+            for size in 1..=text.len() {
+                let mut mask = Mask::new(WATCH);
+                let mut sent = Vec::new();
+                for piece in text.as_bytes().chunks(size) {
+                    let mut piece = piece.to_vec();
+                    let masked = mask.feed(&mut piece).unwrap();
+                    sent.extend_from_slice(&masked.held);
+                    sent.extend_from_slice(&piece[..masked.ready]);
+                }
+                mask.finish().unwrap();
+                assert_eq!(String::from_utf8(sent).unwrap(), want, "pieces of {size}");
+                assert_eq!(mask.masked(), count, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn holds_only_an_open_short_value() {
+        let mut mask = Mask::new(WATCH);
+        let mut piece = *br#"{"kv":123"#;
+        let masked = mask.feed(&mut piece).unwrap();
+        assert_eq!((&*masked.held, masked.ready), (&b""[..], 6));
+        let mut piece = *b"45,";
+        let masked = mask.feed(&mut piece).unwrap();
+        assert_eq!(
+            (&*masked.held, masked.ready, &piece),
+            (&b"nul"[..], 3, b"l ,")
+        );
+        assert!(mask.finish().is_err());
+    }
+}

@@ -142,10 +142,6 @@ impl Random {
         (self.0 >> 11) as usize % bound
     }
 
-    pub(super) const fn one_in(&mut self, bound: usize) -> bool {
-        self.below(bound) == 0
-    }
-
     pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
@@ -155,6 +151,13 @@ impl Random {
         let mut cuts: Vec<usize> = (0..self.below(6)).map(|_| self.below(len + 1)).collect();
         cuts.sort_unstable();
         cuts
+    }
+}
+
+#[cfg(test)]
+impl Random {
+    pub(super) const fn one_in(&mut self, bound: usize) -> bool {
+        self.below(bound) == 0
     }
 
     /// A random valid object text whose member names come mostly from `names`.
@@ -249,6 +252,7 @@ impl Random {
     }
 }
 
+#[cfg(test)]
 const NUMBERS: &[&str] = &[
     "0",
     "-0",
@@ -263,6 +267,7 @@ const NUMBERS: &[&str] = &[
     "18446744073709551616",
 ];
 
+#[cfg(test)]
 const STRINGS: &[&str] = &[
     r#""""#,
     r#""a""#,

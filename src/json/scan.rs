@@ -307,3 +307,215 @@ impl Document {
         self.effective[level.index()].is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WATCH: Watch = &[
+        (Level::Top, "max_tokens"),
+        (Level::SamplingParams, "max_tokens"),
+        (Level::ExtraArgs, "max_tokens"),
+    ];
+
+    fn scan(text: &[u8]) -> Result<Document, JsonError> {
+        let mut scanner = Scanner::new(WATCH);
+        scanner.feed(text)?;
+        scanner.finish()
+    }
+
+    #[test]
+    fn the_value_an_engine_reads() {
+        let cases: [(&str, &str, Level, Option<&str>); 15] = [
+            ("plain", r#"{"max_tokens":7}"#, Level::Top, Some("7")),
+            (
+                "blanks",
+                "{ \"max_tokens\"\n:\t7\r, \"a\":1}",
+                Level::Top,
+                Some("7"),
+            ),
+            ("escaped", r#"{"max\u005ftokens":7}"#, Level::Top, Some("7")),
+            (
+                "upper case hex",
+                r#"{"max\u005Ftokens":7}"#,
+                Level::Top,
+                Some("7"),
+            ),
+            (
+                "repeated",
+                r#"{"max_tokens":1,"max_tokens":"2"}"#,
+                Level::Top,
+                Some("\"2\""),
+            ),
+            (
+                "in a string",
+                r#"{"a":"\"max_tokens\":7"}"#,
+                Level::Top,
+                None,
+            ),
+            (
+                "deeper",
+                r#"{"messages":[{"max_tokens":7}],"b":{"max_tokens":8}}"#,
+                Level::Top,
+                None,
+            ),
+            (
+                "longer",
+                r#"{"max_tokens ":7,"max_tokenss":8}"#,
+                Level::Top,
+                None,
+            ),
+            (
+                "beyond ASCII",
+                r#"{"max_tokens\u00e9":7,"max\u015ftokens":8}"#,
+                Level::Top,
+                None,
+            ),
+            ("NUL", r#"{"max_tokens\u0000":7}"#, Level::Top, None),
+            (
+                "inside",
+                r#"{"sampling_params":{"max_tokens":7}}"#,
+                Level::SamplingParams,
+                Some("7"),
+            ),
+            (
+                "inside repeated",
+                r#"{"sampling_params":{"max_tokens":7},"sampling_params":{}}"#,
+                Level::SamplingParams,
+                None,
+            ),
+            (
+                "inside replaced",
+                r#"{"sampling_params":{"max_tokens":7},"sampling_params":null}"#,
+                Level::SamplingParams,
+                None,
+            ),
+            (
+                "inside arguments",
+                r#"{"sampling_params":{"extra_args":{"max_tokens":1e9}}}"#,
+                Level::ExtraArgs,
+                Some("1e9"),
+            ),
+            (
+                "arguments at the top",
+                r#"{"extra_args":{"max_tokens":1}}"#,
+                Level::ExtraArgs,
+                None,
+            ),
+        ];
+        for (name, text, level, want) in cases {
+            let document = scan(text.as_bytes()).unwrap();
+            let found = document
+                .last(level, "max_tokens")
+                .map(|m| m.value.of(text.as_bytes()));
+            assert_eq!(found, want.map(str::as_bytes), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_and_where() {
+        use JsonReason as R;
+        let cases: [(&[u8], usize, R); 33] = [
+            (b"", 0, R::Incomplete),
+            (b"  ", 2, R::Incomplete),
+            (b"null", 0, R::NotAnObject),
+            (b" [1]", 1, R::NotAnObject),
+            (b"\"a\"", 0, R::NotAnObject),
+            (b"7", 0, R::NotAnObject),
+            (b"\xef\xbb\xbf{}", 0, R::NotUtf8Text),
+            (b"\xff\xfe{\0}\0", 0, R::NotUtf8Text),
+            (b"\0{\0}", 0, R::NotUtf8Text),
+            (b"{\0}\0", 1, R::ExpectedNameOrBrace),
+            (b"{\0\0\0}\0\0\0", 1, R::ExpectedNameOrBrace),
+            (b"{", 1, R::Incomplete),
+            (b"{a:1}", 1, R::ExpectedNameOrBrace),
+            (b"{,}", 1, R::ExpectedNameOrBrace),
+            (b"{\"a\":1,}", 7, R::ExpectedName),
+            (b"{\"a\" 1}", 5, R::ExpectedColon),
+            (b"{\"a\":}", 5, R::ExpectedValue),
+            (b"{\"a\":+1}", 5, R::ExpectedValue),
+            (b"{\"a\":NaN}", 5, R::ExpectedValue),
+            (b"{\"a\":nul}", 8, R::InvalidLiteral),
+            (b"{\"a\":01}", 6, R::ExpectedCommaOrClose),
+            (b"{\"a\":-}", 6, R::InvalidNumber),
+            (b"{\"a\":1.}", 7, R::InvalidNumber),
+            (b"{\"a\":1e+}", 8, R::InvalidNumber),
+            (b"{\"a\":1 \"b\":2}", 7, R::ExpectedCommaOrClose),
+            (b"{\"a\":[1,2}}", 9, R::MismatchedBracket),
+            (b"{\"a\":{\"b\":1]}", 11, R::MismatchedBracket),
+            (b"{\"a\":\"x\ny\"}", 7, R::ControlCharacter),
+            (b"{\"a\":[\"x\\\n\"]}", 9, R::ControlCharacter),
+            (b"{\"a\":[1,\0]}", 8, R::ControlCharacter),
+            (b"{\"a\\x\":1}", 4, R::InvalidEscape),
+            (b"{\"\\u00g0\":1}", 6, R::InvalidEscape),
+            (b"{} x", 3, R::TrailingBytes),
+        ];
+        for (text, offset, reason) in cases {
+            let error = JsonError { offset, reason };
+            assert_eq!(scan(text).err(), Some(error), "{}", text.escape_ascii());
+            let mut scanner = Scanner::new(WATCH);
+            let fed = text.chunks(1).try_for_each(|piece| scanner.feed(piece));
+            let result = fed.and_then(|()| scanner.finish());
+            assert_eq!(
+                result.err(),
+                Some(error),
+                "{} by bytes",
+                text.escape_ascii()
+            );
+        }
+    }
+
+    #[test]
+    fn depth_ends_at_the_limit() {
+        use crate::limits::JSON_DEPTH_MAX;
+        for open in ["[", "{\"a\":"] {
+            let close = if open == "[" { "]" } else { "}" };
+            let text = |depth: usize| {
+                format!("{{\"x\":{}0{}}}", open.repeat(depth), close.repeat(depth)).into_bytes()
+            };
+            assert!(scan(&text(JSON_DEPTH_MAX - 1)).is_ok());
+            let error = scan(&text(JSON_DEPTH_MAX)).unwrap_err();
+            assert_eq!(error.reason, JsonReason::TooDeep);
+            assert_eq!(scan(&text(100_000)).unwrap_err(), error);
+        }
+    }
+
+    #[test]
+    fn repetitions_end_at_the_limits() {
+        let body = |member: &str, count: usize| {
+            format!("{{{}}}", vec![member; count].join(",")).into_bytes()
+        };
+        assert!(scan(&body("\"max_tokens\":1", JSON_MEMBERS_MAX)).is_ok());
+        let error = scan(&body("\"max_tokens\":1", JSON_MEMBERS_MAX + 1)).unwrap_err();
+        assert_eq!(error.reason, JsonReason::TooManyMembers);
+        assert!(scan(&body("\"sampling_params\":{}", JSON_OBJECTS_MAX - 1)).is_ok());
+        let error = scan(&body("\"sampling_params\":{}", JSON_OBJECTS_MAX)).unwrap_err();
+        assert_eq!(error.reason, JsonReason::TooManyObjects);
+        assert!(scan(&body("\"sampling_params\":[{}]", 1000)).is_ok());
+        assert!(scan(&body("\"other\":{}", 100_000)).is_ok());
+    }
+
+    #[test]
+    fn names_of_every_length_around_the_limit() {
+        use crate::limits::JSON_NAME_BYTES_MAX;
+        const LONG: &str = "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";
+        const { assert!(LONG.len() == JSON_NAME_BYTES_MAX) };
+        const WATCH: Watch = &[(Level::Top, LONG)];
+        for extra in ["", "n", "nnnnnnnnnnnnnnnnnnnnn"] {
+            let mut scanner = Scanner::new(WATCH);
+            scanner
+                .feed(format!("{{\"{LONG}{extra}\":1}}").as_bytes())
+                .unwrap();
+            let found = scanner.finish().unwrap().members().len();
+            assert_eq!(found, usize::from(extra.is_empty()), "{extra}");
+        }
+    }
+
+    #[test]
+    fn an_error_stays() {
+        let mut scanner = Scanner::new(WATCH);
+        let error = scanner.feed(b"{]").unwrap_err();
+        assert_eq!(scanner.feed(b"}"), Err(error));
+        assert_eq!(scanner.finish().err(), Some(error));
+    }
+}

@@ -496,3 +496,191 @@ impl Text {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewrite(form: AnswerForm, shape: UsageShape, text: &str, size: usize) -> (String, u32) {
+        let mut rewriter = UsageRewriter::new(form, shape, 7);
+        let mut sent = Vec::new();
+        for piece in text.as_bytes().chunks(size) {
+            rewriter.feed(piece, &mut |bytes| sent.extend_from_slice(bytes));
+        }
+        rewriter.finish(&mut |bytes| sent.extend_from_slice(bytes));
+        (String::from_utf8(sent).unwrap(), rewriter.rewritten())
+    }
+
+    fn check(form: AnswerForm, shape: UsageShape, cases: &[(&str, &str, u32)]) {
+        for (text, want, count) in cases {
+            for size in 1..=text.len() {
+                let found = rewrite(form, shape, text, size);
+                assert_eq!(
+                    found,
+                    ((*want).to_owned(), *count),
+                    "{text} in pieces of {size}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn one_text() {
+        let set = r#"{"usage":{"prompt_tokens_details":{"cached_tokens":7}}}"#;
+        check(
+            AnswerForm::Json,
+            UsageShape::Chat,
+            &[
+                (
+                    r#"{"usage":{"prompt_tokens_details":{"cached_tokens":16}}}"#,
+                    set,
+                    1,
+                ),
+                (
+                    r#"{"usage":{"prompt_tokens_details":{"cached_tokens":null}}}"#,
+                    set,
+                    1,
+                ),
+                (
+                    r#"{"usage":{"prompt_tokens_details":{"cached_tokens":{"a":[1]}}}}"#,
+                    set,
+                    1,
+                ),
+                (r#"{"usage":{"prompt_tokens_details":{}}}"#, set, 1),
+                (r#"{"usage":{"prompt_tokens_details":null}}"#, set, 1),
+                (r#"{"usage":{"prompt_tokens_details":[1,2]}}"#, set, 1),
+                (r#"{"usage":{}}"#, set, 1),
+                (
+                    r#"{"usage":{"prompt_tokens_details":{"cached_tokens":"0123456789abcdef0123456789abcdef!"}}}"#,
+                    set,
+                    1,
+                ),
+                (
+                    r#"{"usage" : { "prompt_tokens" : 5 } }"#,
+                    r#"{"usage" : { "prompt_tokens" : 5 ,"prompt_tokens_details":{"cached_tokens":7}} }"#,
+                    1,
+                ),
+                (
+                    r#"{"usage":{"prompt_tokens_details":{"audio":1}}}"#,
+                    r#"{"usage":{"prompt_tokens_details":{"audio":1,"cached_tokens":7}}}"#,
+                    1,
+                ),
+                (
+                    r#"{"\u0075sage":{"prompt_tokens_details":{"cached_tokens":1,"cached_tokens":2}},"usage":{}}"#,
+                    r#"{"\u0075sage":{"prompt_tokens_details":{"cached_tokens":7,"cached_tokens":7}},"usage":{"prompt_tokens_details":{"cached_tokens":7}}}"#,
+                    3,
+                ),
+            ],
+        );
+        let same = [
+            r#"{"usage":null}"#,
+            r#"{"usage":[{"cached_tokens":1}]}"#,
+            r#"{"choices":[{"usage":{}}],"x":{"usage":{}},"s":"\"usage\":{}"}"#,
+            r#"{"response":{"usage":{}}}"#,
+            "[1]",
+            r#"{"usage":{"prompt_tokens_details":{"cached_tokens":1x}}"#,
+            r#"{"usage":{"prompt_tokens_details":{"cached_tokens":12"#,
+            r#"{"usage":{"prompt_tokens_details":{"cached_tokens":"a"#,
+        ];
+        for text in same {
+            let count = u32::from(text.contains("1x"));
+            let want = text.replace("1x", "7x");
+            check(AnswerForm::Json, UsageShape::Chat, &[(text, &want, count)]);
+        }
+    }
+
+    #[test]
+    fn responses() {
+        check(
+            AnswerForm::Json,
+            UsageShape::Responses,
+            &[
+                (
+                    r#"{"response":{"usage":{"input_tokens_details":{"cached_tokens":9}}}}"#,
+                    r#"{"response":{"usage":{"input_tokens_details":{"cached_tokens":7}}}}"#,
+                    1,
+                ),
+                (
+                    r#"{"usage":{"input_tokens":9}}"#,
+                    r#"{"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":7}}}"#,
+                    1,
+                ),
+                (
+                    r#"{"response":{"response":{"usage":{}}}}"#,
+                    r#"{"response":{"response":{"usage":{}}}}"#,
+                    0,
+                ),
+                (
+                    r#"{"response":null,"usage":null}"#,
+                    r#"{"response":null,"usage":null}"#,
+                    0,
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn event_stream() {
+        let set = r#"{"usage":{"prompt_tokens_details":{"cached_tokens":7}}}"#;
+        let case = |text: &str| (text.replace('@', r#"{"usage":{}}"#), text.replace('@', set));
+        let rewritten = [
+            ("data: @\n\n", 1),
+            ("data:@\r\n\r\ndata: @", 2),
+            (
+                "data: @\rdata: {}\r\r: @\rdata:  @\rdata : @\ndata @\nevent: @\n @\n",
+                1,
+            ),
+            ("id: 7\nevent: x\ndata: @\ndata: @\n\ndata: [DONE]\n\n", 2),
+            ("data: [@]\ndata\ndata:\ndata: \n\ndata:{\n@\ndata: @\n", 1),
+        ];
+        for (text, count) in rewritten {
+            let (old, _) = case(text);
+            for size in 1..=old.len() {
+                let (new, found) = rewrite(AnswerForm::Sse, UsageShape::Chat, &old, size);
+                assert_eq!(found, count, "{text:?}");
+                assert_eq!(new.matches(set).count(), count as usize, "{text:?}");
+                assert_eq!(new.replace(set, r#"{"usage":{}}"#), old, "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn broken_lines_pass() {
+        let text = "data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":\"abc\n\n\
+                    data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":5\r\n\
+                    data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":nil}}}\n\
+                    data: {\"a\":1}}\n\n";
+        check(AnswerForm::Sse, UsageShape::Chat, &[(text, text, 0)]);
+    }
+
+    #[test]
+    fn frames_without_usage_pass_in_one_slice() {
+        let frames = [
+            "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n",
+            "data: {\"choices\":[],\"usage\":null}\n\ndata: {\"usage\":null}\n\n",
+            ": ping\n\n",
+            "data: {\"choices\":[{\"text\":\"\\u00e9\"}],\"usage\" : null}\n\n",
+            "data: {\"choi",
+        ];
+        let mut rewriter = UsageRewriter::new(AnswerForm::Sse, UsageShape::Chat, 7);
+        for frame in frames {
+            let mut slices = Vec::new();
+            rewriter.feed(frame.as_bytes(), &mut |bytes| slices.push(bytes.to_vec()));
+            assert_eq!(slices, [frame.as_bytes()]);
+        }
+    }
+
+    #[test]
+    fn every_count_is_written_right() {
+        for count in [0, 9, 10, 99, 100, 416, u64::MAX - 1, u64::MAX] {
+            let mut rewriter = UsageRewriter::new(AnswerForm::Json, UsageShape::Responses, count);
+            let mut sent = Vec::new();
+            rewriter.feed(b"{\"usage\":{}}", &mut |bytes| {
+                sent.extend_from_slice(bytes)
+            });
+            let want =
+                format!("{{\"usage\":{{\"input_tokens_details\":{{\"cached_tokens\":{count}}}}}}}");
+            assert_eq!(String::from_utf8(sent).unwrap(), want);
+        }
+    }
+}

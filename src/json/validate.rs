@@ -212,3 +212,57 @@ impl Walk<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::JSON_DEPTH_MAX;
+
+    #[test]
+    fn values() {
+        use JsonReason as R;
+        let cases: [(&[u8], Result<(), (usize, R)>); 24] = [
+            (b" null ", Ok(())),
+            (b"[]", Ok(())),
+            (b"{\"a\":[{},[],\"\\ud800\\/\",-0.5e-7]}", Ok(())),
+            (b"\"\xc3\xa9\"", Ok(())),
+            (b"", Err((0, R::Incomplete))),
+            (b"[", Err((1, R::Incomplete))),
+            (b"{\"a\"", Err((4, R::Incomplete))),
+            (b"1 2", Err((2, R::TrailingBytes))),
+            (b"[1,]", Err((3, R::ExpectedValue))),
+            (b"[,1]", Err((1, R::ExpectedValue))),
+            (b"{1:2}", Err((1, R::ExpectedNameOrBrace))),
+            (b"{\"a\":1,}", Err((7, R::ExpectedName))),
+            (b"{\"a\",1}", Err((4, R::ExpectedColon))),
+            (b"[1}", Err((2, R::MismatchedBracket))),
+            (b"[1 2]", Err((3, R::ExpectedCommaOrClose))),
+            (b"[trux]", Err((4, R::InvalidLiteral))),
+            (b"01", Err((1, R::TrailingBytes))),
+            (b"[.5]", Err((1, R::ExpectedValue))),
+            (b"[1.]", Err((3, R::InvalidNumber))),
+            (b"\"\\u12x4\"", Err((5, R::InvalidEscape))),
+            (b"\"\\'\"", Err((2, R::InvalidEscape))),
+            (b"\"a\tb\"", Err((2, R::ControlCharacter))),
+            (b"\"\xc0\xaf\"", Err((1, R::InvalidUtf8))),
+            (b"\xef\xbb\xbf1", Err((0, R::ExpectedValue))),
+        ];
+        for (text, want) in cases {
+            let found = validate(text).map_err(|error| (error.offset, error.reason));
+            assert_eq!(found, want, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn depth_ends_at_the_limit() {
+        let text = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(validate(text(JSON_DEPTH_MAX).as_bytes()).is_ok());
+        for depth in [JSON_DEPTH_MAX + 1, 100_000] {
+            let error = validate(text(depth).as_bytes()).unwrap_err();
+            assert_eq!(
+                (error.offset, error.reason),
+                (JSON_DEPTH_MAX, JsonReason::TooDeep)
+            );
+        }
+    }
+}
