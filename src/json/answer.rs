@@ -524,102 +524,103 @@ mod tests {
         answer.finish()
     }
 
+    /// What follows `"do_remote_prefill":true` in the object, and the complaint.
+    const REST: &[(&str, &str)] = &[
+        ("", ""),
+        (r#","unknown":{"deep":[1.5e3]}"#, ""),
+        (r#","do_remote_decode":false"#, ""),
+        (
+            r#","do_remote_decode":null"#,
+            "do_remote_decode is not a boolean",
+        ),
+        (r#","do_remote_prefill":1"#, "do_remote_prefill is not true"),
+        (
+            r#","do_remote_prefill":false"#,
+            "do_remote_prefill is not true",
+        ),
+        (r#","do_remote_prefill":false,"do_remote_prefill":true"#, ""),
+        (r#","remote_block_ids":null"#, ""),
+        (r#","remote_block_ids":[]"#, ""),
+        (r#","remote_block_ids":[[]]"#, ""),
+        (r#","remote_block_ids":[ [1, 2],[3] ]"#, ""),
+        (r#","remote_block_ids":["a\"]","b"]"#, ""),
+        (r#","remote_block_ids":[["a"],[]]"#, ""),
+        (
+            r#","remote_block_ids":[1,2]"#,
+            "remote_block_ids is a flat list",
+        ),
+        (
+            r#","remote_block_ids":[-1]"#,
+            "remote_block_ids is a flat list",
+        ),
+        (
+            r#","remote_block_ids":[1,[2]]"#,
+            "remote_block_ids is not a list of lists",
+        ),
+        (
+            r#","remote_block_ids":["a",[2]]"#,
+            "remote_block_ids is not a list of lists",
+        ),
+        (
+            r#","remote_block_ids":[[[2]]]"#,
+            "remote_block_ids is not a list of lists",
+        ),
+        (
+            r#","remote_block_ids":[[1.0]]"#,
+            "remote_block_ids is not a list of lists",
+        ),
+        (
+            r#","remote_block_ids":[[1e3]]"#,
+            "remote_block_ids is not a list of lists",
+        ),
+        (
+            r#","remote_block_ids":[[null]]"#,
+            "remote_block_ids is not a list of lists",
+        ),
+        (
+            r#","remote_block_ids":[{}]"#,
+            "remote_block_ids is not a list of lists",
+        ),
+        (
+            r#","remote_block_ids":"1""#,
+            "remote_block_ids is not a list of lists",
+        ),
+        (
+            r#","remote_engine_id":"e","remote_host":null,"remote_request_id":"r""#,
+            "",
+        ),
+        (
+            r#","remote_engine_id":7"#,
+            "remote_engine_id is not a string",
+        ),
+        (r#","remote_host":[]"#, "remote_host is not a string"),
+        (
+            r#","remote_request_id":true"#,
+            "remote_request_id is not a string",
+        ),
+        (
+            r#","remote_port":5600,"tp_size":null,"remote_num_tokens":12345678901234567890"#,
+            "",
+        ),
+        (r#","remote_port":"5600""#, "remote_port is not an integer"),
+        (r#","remote_port":5600.0"#, "remote_port is not an integer"),
+        (r#","tp_size":1E0"#, "tp_size is not an integer"),
+        (
+            r#","remote_num_tokens":{}"#,
+            "remote_num_tokens is not an integer",
+        ),
+        (
+            r#","r\u0065mote_port":true"#,
+            "remote_port is not an integer",
+        ),
+        (r#","x":01"#, "expected a comma or a closing bracket"),
+        (r#","x":[1,]"#, "expected a value"),
+        (r#","x":"\x""#, "not a valid escape sequence"),
+    ];
+
     #[test]
     fn params_are_kept_or_refused() {
-        // What follows `"do_remote_prefill":true` in the object, and the complaint.
-        let cases = [
-            ("", ""),
-            (r#","unknown":{"deep":[1.5e3]}"#, ""),
-            (r#","do_remote_decode":false"#, ""),
-            (
-                r#","do_remote_decode":null"#,
-                "do_remote_decode is not a boolean",
-            ),
-            (r#","do_remote_prefill":1"#, "do_remote_prefill is not true"),
-            (
-                r#","do_remote_prefill":false"#,
-                "do_remote_prefill is not true",
-            ),
-            (r#","do_remote_prefill":false,"do_remote_prefill":true"#, ""),
-            (r#","remote_block_ids":null"#, ""),
-            (r#","remote_block_ids":[]"#, ""),
-            (r#","remote_block_ids":[[]]"#, ""),
-            (r#","remote_block_ids":[ [1, 2],[3] ]"#, ""),
-            (r#","remote_block_ids":["a\"]","b"]"#, ""),
-            (r#","remote_block_ids":[["a"],[]]"#, ""),
-            (
-                r#","remote_block_ids":[1,2]"#,
-                "remote_block_ids is a flat list",
-            ),
-            (
-                r#","remote_block_ids":[-1]"#,
-                "remote_block_ids is a flat list",
-            ),
-            (
-                r#","remote_block_ids":[1,[2]]"#,
-                "remote_block_ids is not a list of lists",
-            ),
-            (
-                r#","remote_block_ids":["a",[2]]"#,
-                "remote_block_ids is not a list of lists",
-            ),
-            (
-                r#","remote_block_ids":[[[2]]]"#,
-                "remote_block_ids is not a list of lists",
-            ),
-            (
-                r#","remote_block_ids":[[1.0]]"#,
-                "remote_block_ids is not a list of lists",
-            ),
-            (
-                r#","remote_block_ids":[[1e3]]"#,
-                "remote_block_ids is not a list of lists",
-            ),
-            (
-                r#","remote_block_ids":[[null]]"#,
-                "remote_block_ids is not a list of lists",
-            ),
-            (
-                r#","remote_block_ids":[{}]"#,
-                "remote_block_ids is not a list of lists",
-            ),
-            (
-                r#","remote_block_ids":"1""#,
-                "remote_block_ids is not a list of lists",
-            ),
-            (
-                r#","remote_engine_id":"e","remote_host":null,"remote_request_id":"r""#,
-                "",
-            ),
-            (
-                r#","remote_engine_id":7"#,
-                "remote_engine_id is not a string",
-            ),
-            (r#","remote_host":[]"#, "remote_host is not a string"),
-            (
-                r#","remote_request_id":true"#,
-                "remote_request_id is not a string",
-            ),
-            (
-                r#","remote_port":5600,"tp_size":null,"remote_num_tokens":12345678901234567890"#,
-                "",
-            ),
-            (r#","remote_port":"5600""#, "remote_port is not an integer"),
-            (r#","remote_port":5600.0"#, "remote_port is not an integer"),
-            (r#","tp_size":1E0"#, "tp_size is not an integer"),
-            (
-                r#","remote_num_tokens":{}"#,
-                "remote_num_tokens is not an integer",
-            ),
-            (
-                r#","r\u0065mote_port":true"#,
-                "remote_port is not an integer",
-            ),
-            (r#","x":01"#, "expected a comma or a closing bracket"),
-            (r#","x":[1,]"#, "expected a value"),
-            (r#","x":"\x""#, "not a valid escape sequence"),
-        ];
-        for (rest, complaint) in cases {
+        for &(rest, complaint) in REST {
             let object = format!(r#"{{ "do_remote_prefill" : true {rest}}}"#);
             let text = format!(r#"{{"choices":[],"kv_transfer_params": {object} ,"x":1}}"#);
             let params = handoff(&text, false).unwrap().params;

@@ -15,6 +15,7 @@ mod edit;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+mod grammar;
 mod lex;
 mod mask;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -324,86 +324,88 @@ mod tests {
         scanner.finish()
     }
 
+    /// Name of the case, body, level, and the value of `max_tokens` there.
+    const READ: [(&str, &str, Level, Option<&str>); 15] = [
+        ("plain", r#"{"max_tokens":7}"#, Level::Top, Some("7")),
+        (
+            "blanks",
+            "{ \"max_tokens\"\n:\t7\r, \"a\":1}",
+            Level::Top,
+            Some("7"),
+        ),
+        ("escaped", r#"{"max\u005ftokens":7}"#, Level::Top, Some("7")),
+        (
+            "upper case hex",
+            r#"{"max\u005Ftokens":7}"#,
+            Level::Top,
+            Some("7"),
+        ),
+        (
+            "repeated",
+            r#"{"max_tokens":1,"max_tokens":"2"}"#,
+            Level::Top,
+            Some("\"2\""),
+        ),
+        (
+            "in a string",
+            r#"{"a":"\"max_tokens\":7"}"#,
+            Level::Top,
+            None,
+        ),
+        (
+            "deeper",
+            r#"{"messages":[{"max_tokens":7}],"b":{"max_tokens":8}}"#,
+            Level::Top,
+            None,
+        ),
+        (
+            "longer",
+            r#"{"max_tokens ":7,"max_tokenss":8}"#,
+            Level::Top,
+            None,
+        ),
+        (
+            "beyond ASCII",
+            r#"{"max_tokens\u00e9":7,"max\u015ftokens":8}"#,
+            Level::Top,
+            None,
+        ),
+        ("NUL", r#"{"max_tokens\u0000":7}"#, Level::Top, None),
+        (
+            "inside",
+            r#"{"sampling_params":{"max_tokens":7}}"#,
+            Level::SamplingParams,
+            Some("7"),
+        ),
+        (
+            "inside repeated",
+            r#"{"sampling_params":{"max_tokens":7},"sampling_params":{}}"#,
+            Level::SamplingParams,
+            None,
+        ),
+        (
+            "inside replaced",
+            r#"{"sampling_params":{"max_tokens":7},"sampling_params":null}"#,
+            Level::SamplingParams,
+            None,
+        ),
+        (
+            "inside arguments",
+            r#"{"sampling_params":{"extra_args":{"max_tokens":1e9}}}"#,
+            Level::ExtraArgs,
+            Some("1e9"),
+        ),
+        (
+            "arguments at the top",
+            r#"{"extra_args":{"max_tokens":1}}"#,
+            Level::ExtraArgs,
+            None,
+        ),
+    ];
+
     #[test]
     fn the_value_an_engine_reads() {
-        let cases: [(&str, &str, Level, Option<&str>); 15] = [
-            ("plain", r#"{"max_tokens":7}"#, Level::Top, Some("7")),
-            (
-                "blanks",
-                "{ \"max_tokens\"\n:\t7\r, \"a\":1}",
-                Level::Top,
-                Some("7"),
-            ),
-            ("escaped", r#"{"max\u005ftokens":7}"#, Level::Top, Some("7")),
-            (
-                "upper case hex",
-                r#"{"max\u005Ftokens":7}"#,
-                Level::Top,
-                Some("7"),
-            ),
-            (
-                "repeated",
-                r#"{"max_tokens":1,"max_tokens":"2"}"#,
-                Level::Top,
-                Some("\"2\""),
-            ),
-            (
-                "in a string",
-                r#"{"a":"\"max_tokens\":7"}"#,
-                Level::Top,
-                None,
-            ),
-            (
-                "deeper",
-                r#"{"messages":[{"max_tokens":7}],"b":{"max_tokens":8}}"#,
-                Level::Top,
-                None,
-            ),
-            (
-                "longer",
-                r#"{"max_tokens ":7,"max_tokenss":8}"#,
-                Level::Top,
-                None,
-            ),
-            (
-                "beyond ASCII",
-                r#"{"max_tokens\u00e9":7,"max\u015ftokens":8}"#,
-                Level::Top,
-                None,
-            ),
-            ("NUL", r#"{"max_tokens\u0000":7}"#, Level::Top, None),
-            (
-                "inside",
-                r#"{"sampling_params":{"max_tokens":7}}"#,
-                Level::SamplingParams,
-                Some("7"),
-            ),
-            (
-                "inside repeated",
-                r#"{"sampling_params":{"max_tokens":7},"sampling_params":{}}"#,
-                Level::SamplingParams,
-                None,
-            ),
-            (
-                "inside replaced",
-                r#"{"sampling_params":{"max_tokens":7},"sampling_params":null}"#,
-                Level::SamplingParams,
-                None,
-            ),
-            (
-                "inside arguments",
-                r#"{"sampling_params":{"extra_args":{"max_tokens":1e9}}}"#,
-                Level::ExtraArgs,
-                Some("1e9"),
-            ),
-            (
-                "arguments at the top",
-                r#"{"extra_args":{"max_tokens":1}}"#,
-                Level::ExtraArgs,
-                None,
-            ),
-        ];
-        for (name, text, level, want) in cases {
+        for (name, text, level, want) in READ {
             let document = scan(text.as_bytes()).unwrap();
             let found = document
                 .last(level, "max_tokens")
