@@ -661,6 +661,16 @@ mod tests {
     }
 
     #[test]
+    fn repeated_params_keep_the_last() {
+        let last = r#"{"do_remote_prefill":true,"n":2}"#;
+        let text = format!(
+            r#"{{"kv_transfer_params":{{"do_remote_prefill":true,"n":1}},"kv_transfer_params":{last}}}"#
+        );
+        let params = handoff(&text, false).unwrap().params;
+        assert_eq!(params, Params::Object(last.as_bytes().to_vec()));
+    }
+
+    #[test]
     fn flat_blocks_when_allowed() {
         let text = r#"{"kv_transfer_params":{"do_remote_prefill":true,"remote_block_ids":[1,2]}}"#;
         assert!(matches!(

@@ -598,7 +598,7 @@ mod tests {
 
     #[test]
     fn random_documents() {
-        for seed in 0..3000 {
+        for seed in 0..2000 {
             let mut random = Random::new(seed);
             let text = random.document(NAMES);
             assert!(
@@ -617,7 +617,7 @@ mod tests {
 
     #[test]
     fn mutated_documents() {
-        for seed in 0..4000 {
+        for seed in 0..2500 {
             let mut random = Random::new(seed);
             let mut text = random.document(NAMES);
             random.mutate(&mut text);
@@ -629,7 +629,7 @@ mod tests {
 
     #[test]
     fn random_streams() {
-        for seed in 0..1500 {
+        for seed in 0..1000 {
             let mut random = Random::new(seed);
             let mut stream = Vec::new();
             for _ in 0..random.below(6) {

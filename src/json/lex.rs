@@ -232,9 +232,11 @@ impl Lexer {
         if matches!(kind, Kind::Object | Kind::Array) && !self.nest.open(kind == Kind::Object) {
             return Err(self.error_at(at, JsonReason::TooDeep));
         }
+        debug_assert!(
+            !self.quoted && !self.escaped,
+            "the string before was read to its end"
+        );
         self.state = state;
-        self.quoted = false;
-        self.escaped = false;
         Ok(Event::Value {
             at: self.base + at,
             kind,

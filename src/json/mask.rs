@@ -9,7 +9,7 @@ use std::ops::Deref;
 
 use super::error::JsonError;
 use super::lex::{Event, Kind, Lexer};
-use super::scan::{Level, Watch, watched};
+use super::scan::{Level, Watch, is_sound, watched};
 
 /// Streaming same-length overwrite of the watched members' values, at their levels.
 ///
@@ -83,6 +83,7 @@ impl Mask {
     /// A mask for the members of `watch`.
     #[must_use]
     pub fn new(watch: Watch) -> Self {
+        debug_assert!(is_sound(watch));
         Self {
             lexer: Lexer::new(),
             watch,

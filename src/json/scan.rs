@@ -7,7 +7,7 @@
 
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
-use crate::limits::{JSON_MEMBERS_MAX, JSON_OBJECTS_MAX};
+use crate::limits::{JSON_MEMBERS_MAX, JSON_NAME_BYTES_MAX, JSON_OBJECTS_MAX};
 use crate::span::Span;
 
 /// Where a watched member sits.
@@ -45,7 +45,7 @@ impl Level {
 pub(super) const LEVELS: usize = 3;
 
 /// Which members are watched, in a constant table of the caller. Names are ASCII that needs no
-/// escape.
+/// escape, and at most `JSON_NAME_BYTES_MAX` long.
 pub type Watch = &'static [(Level, &'static str)];
 
 /// The table's spelling of a watched name.
@@ -54,6 +54,14 @@ pub(super) fn watched(watch: Watch, level: Level, name: &[u8]) -> Option<&'stati
         .iter()
         .find(|entry| entry.0 == level && entry.1.as_bytes() == name);
     found.map(|entry| entry.1)
+}
+
+/// Whether the lexer can find all names of the table, and an edit can write them.
+pub(super) fn is_sound(watch: Watch) -> bool {
+    watch.iter().all(|(_, name)| {
+        let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+        name.len() <= JSON_NAME_BYTES_MAX && name.bytes().all(plain)
+    })
 }
 
 /// A watched member that was found.
@@ -116,6 +124,7 @@ impl Scanner {
     /// A scanner that notes the members of `watch`.
     #[must_use]
     pub fn new(watch: Watch) -> Self {
+        debug_assert!(is_sound(watch));
         let top = Object {
             level: Level::Top,
             close: 0,
@@ -499,7 +508,6 @@ mod tests {
 
     #[test]
     fn names_of_every_length_around_the_limit() {
-        use crate::limits::JSON_NAME_BYTES_MAX;
         const LONG: &str = "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";
         const { assert!(LONG.len() == JSON_NAME_BYTES_MAX) };
         const WATCH: Watch = &[(Level::Top, LONG)];
