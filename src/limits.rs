@@ -29,8 +29,8 @@ pub const JSON_MEMBERS_MAX: usize = 48;
 /// Objects read in one body (the top level, `sampling_params`, `extra_args`), repetitions
 /// included; honest bodies have three at most.
 pub const JSON_OBJECTS_MAX: usize = 16;
-/// A value that the answer rewriter replaces and that arrives in parts is held back up to this
-/// many bytes, so that a broken one can still pass unchanged. Every count has fewer digits.
+/// Longest value in bytes that the answer rewriter replaces; it holds back as much of one that
+/// arrives in parts. Counts and `null` are shorter.
 pub const JSON_HELD_BYTES_MAX: usize = 32;
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);

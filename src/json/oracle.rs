@@ -37,6 +37,25 @@ impl Tree {
         matches!(self, Self::Object(_))
     }
 
+    /// Keeps the last of repeated members, in the place of the first.
+    pub(super) fn last_wins(self) -> Self {
+        match self {
+            Self::Object(members) => {
+                let mut kept: Vec<(String, Self)> = Vec::new();
+                for (name, value) in members {
+                    let value = value.last_wins();
+                    match kept.iter_mut().find(|member| member.0 == name) {
+                        Some(member) => member.1 = value,
+                        None => kept.push((name, value)),
+                    }
+                }
+                Self::Object(kept)
+            }
+            Self::Array(values) => Self::Array(values.into_iter().map(Self::last_wins).collect()),
+            Self::Scalar(text) => Self::Scalar(text),
+        }
+    }
+
     /// All objects found by going down the names from here, repetitions included.
     pub(super) fn each(&mut self, path: &[&str], act: &mut impl FnMut(&mut Vec<(String, Self)>)) {
         let Self::Object(members) = self else { return };

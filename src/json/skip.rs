@@ -1,8 +1,8 @@
 //! Byte searches that carry the lexer over what it does not read.
 //!
-//! They hold no state and know no grammar. A search looks at a few bytes and two words first, since
-//! most runs are short, and then at blocks with a branch-free test per byte, which the compiler turns into
-//! vector code. A faster scanner replaces the inside of this file only.
+//! They hold no state and know no grammar. A search looks at a few bytes and two words first,
+//! since most runs are short, and then at blocks with a branch-free test per byte, which the
+//! compiler turns into vector code. A faster scanner replaces the inside of this file only.
 //!
 //! A word holds eight bytes, the first one lowest. The tests on words set the high bit of bytes
 //! that stop, by the usual subtraction, whose borrow can make wrong bits above the lowest one that

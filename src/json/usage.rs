@@ -5,10 +5,13 @@
 //! object: its value is replaced, or the member or its object is inserted. All other bytes pass
 //! unchanged and at once, except that a value being replaced is held back while it is incomplete.
 //!
+//! A value longer than `JSON_HELD_BYTES_MAX`, which no engine sends there, cannot be replaced
+//! without knowing its end: it passes, and the member is repeated behind it with the right value.
+//! Readers keep the last of repeated members.
+//!
 //! An event stream is taken line by line, as section 9.2.6 of the WHATWG HTML standard cuts it: LF,
 //! CR and CRLF end a line. Each `data:` line with an object is a text of its own. What turns out
-//! not to be JSON passes unchanged from there on; this never fails. One thing cannot be undone: a
-//! value longer than `JSON_HELD_BYTES_MAX` that comes in parts is replaced before its end is seen.
+//! not to be JSON passes unchanged from there on; this never fails and no byte is ever lost.
 
 use memchr::{memchr2, memmem, memrchr2};
 
@@ -114,8 +117,8 @@ enum Value {
     Kept,
     /// It is replaced once its end is seen.
     Replaced(Part),
-    /// It was replaced already and the rest of it is dropped.
-    Dropped,
+    /// It is too long for that and passes; the member is repeated behind it.
+    Repeated(Part),
 }
 
 impl UsageRewriter {
@@ -152,7 +155,7 @@ impl UsageRewriter {
         match self.form {
             AnswerForm::Json => {
                 self.data(&mut sink, 0, piece.len());
-                self.hold(&mut sink);
+                self.hold(&mut sink, piece.len());
             }
             AnswerForm::Sse => self.lines(&mut sink),
         }
@@ -216,7 +219,7 @@ impl UsageRewriter {
                         self.line = Line::Start;
                         at += 1;
                     } else {
-                        self.hold(sink);
+                        self.hold(sink, end);
                     }
                 }
             }
@@ -286,15 +289,19 @@ impl UsageRewriter {
     }
 
     fn value_end<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
+        self.hold(sink, at);
         match self.value {
-            Value::Kept => return,
+            Value::Kept => {}
             Value::Replaced(part) => {
                 self.held_bytes = 0;
                 self.emit(sink, part);
             }
-            Value::Dropped => {}
+            Value::Repeated(part) => {
+                sink.pass(at);
+                (sink.out)(b",");
+                self.emit(sink, part.member());
+            }
         }
-        sink.done = at;
         self.value = Value::Kept;
     }
 
@@ -322,16 +329,10 @@ impl UsageRewriter {
         (sink.out)(self.text.part(part));
     }
 
-    /// Holds back the part of a value under replacement that ends the piece.
-    fn hold<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
-        let end = sink.piece.len();
-        let part = match self.value {
-            Value::Kept => return,
-            Value::Dropped => {
-                sink.done = end;
-                return;
-            }
-            Value::Replaced(part) => part,
+    /// Holds back the part of a value under replacement that lies before `end`.
+    fn hold<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, end: usize) {
+        let Value::Replaced(part) = self.value else {
+            return;
         };
         let bytes = &sink.piece[sink.done..end];
         let held = self.held_bytes;
@@ -339,14 +340,13 @@ impl UsageRewriter {
             Some(place) => {
                 place.copy_from_slice(bytes);
                 self.held_bytes += bytes.len();
+                sink.done = end;
             }
             None => {
-                self.held_bytes = 0;
-                self.value = Value::Dropped;
-                self.emit(sink, part);
+                self.release(sink);
+                self.value = Value::Repeated(part);
             }
         }
-        sink.done = end;
     }
 
     /// Lets go of a held value, unchanged: its text is over, or no JSON.
@@ -447,6 +447,16 @@ enum Part {
     Member,
     /// `123`
     Count,
+}
+
+impl Part {
+    /// The member whose value this is.
+    const fn member(self) -> Self {
+        match self {
+            Self::Details | Self::Object => Self::Details,
+            Self::Member | Self::Count => Self::Member,
+        }
+    }
 }
 
 /// The longer details name, 20 digits and what is around them, with room to spare.
@@ -551,11 +561,6 @@ mod tests {
                 (r#"{"usage":{"prompt_tokens_details":[1,2]}}"#, set, 1),
                 (r#"{"usage":{}}"#, set, 1),
                 (
-                    r#"{"usage":{"prompt_tokens_details":{"cached_tokens":"0123456789abcdef0123456789abcdef!"}}}"#,
-                    set,
-                    1,
-                ),
-                (
                     r#"{"usage" : { "prompt_tokens" : 5 } }"#,
                     r#"{"usage" : { "prompt_tokens" : 5 ,"prompt_tokens_details":{"cached_tokens":7}} }"#,
                     1,
@@ -587,6 +592,42 @@ mod tests {
             let want = text.replace("1x", "7x");
             check(AnswerForm::Json, UsageShape::Chat, &[(text, &want, count)]);
         }
+    }
+
+    /// A value of 32 bytes is replaced, one of 33 passes and is followed by the right one.
+    #[test]
+    fn long_values() {
+        let long = "0123456789abcdef0123456789abcde";
+        let text = |inside: &str| format!("{{\"usage\":{{\"prompt_tokens_details\":{inside}}}}}");
+        let set = text("{\"cached_tokens\":7}");
+        let cases = [
+            (
+                format!("{{\"cached_tokens\":\"{}\"}}", &long[1..]),
+                set.clone(),
+            ),
+            (
+                format!("{{\"cached_tokens\":\"{long}\"}}"),
+                text(&format!(
+                    "{{\"cached_tokens\":\"{long}\",\"cached_tokens\":7}}"
+                )),
+            ),
+            (format!("\"{}\"", &long[1..]), set),
+            (
+                format!("\"{long}\""),
+                text(&format!(
+                    "\"{long}\",\"prompt_tokens_details\":{{\"cached_tokens\":7}}"
+                )),
+            ),
+        ];
+        for (inside, want) in cases {
+            check(
+                AnswerForm::Json,
+                UsageShape::Chat,
+                &[(&text(&inside), &want, 1)],
+            );
+        }
+        let broken = format!("{{\"usage\":{{\"prompt_tokens_details\":[\"{long}\"}}}}}}");
+        check(AnswerForm::Json, UsageShape::Chat, &[(&broken, &broken, 0)]);
     }
 
     #[test]
