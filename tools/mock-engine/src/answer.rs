@@ -1,0 +1,608 @@
+//! Answers in the shape each API gives them, whole or event by event.
+//!
+//! The text of an answer is a function of the prompt's hash, so a test can
+//! tell from any part of it whose answer it is and whether a piece is missing.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::api::{Ask, Kind};
+use crate::config::{EngineConfig, UsageShape};
+
+/// The text of an answer of `tokens` tokens to the prompt with this hash.
+#[must_use]
+pub fn expected_text(prompt_sha256: &str, tokens: u32) -> String {
+    let tag = tag_of(prompt_sha256);
+    let mut text = String::with_capacity(tokens as usize * 14);
+    for i in 0..tokens {
+        let _ = write!(text, "t{i}-{tag} ");
+    }
+    text
+}
+
+/// The token ids of an answer of `tokens` tokens to the prompt with this hash.
+#[must_use]
+pub fn expected_token_ids(prompt_sha256: &str, tokens: u32) -> Vec<u32> {
+    let seed = seed_of(tag_of(prompt_sha256));
+    (0..tokens).map(|i| token_id(seed, i)).collect()
+}
+
+/// What stands for the prompt's hash in an answer with somebody else's text.
+pub const FOREIGN_TAG: &str = "f0e19000";
+
+fn tag_of(prompt_sha256: &str) -> &str {
+    prompt_sha256.get(..8).unwrap_or(prompt_sha256)
+}
+
+fn seed_of(tag: &str) -> u32 {
+    u32::from_str_radix(tag, 16).unwrap_or(0)
+}
+
+fn token_id(seed: u32, i: u32) -> u32 {
+    ((u64::from(seed) + u64::from(i)) % 50_000) as u32
+}
+
+/// Everything that goes into one answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    kind: Kind,
+    id: String,
+    model: String,
+    created: u64,
+    tag: String,
+    tokens: u32,
+    choices: u32,
+    limited: bool,
+    prompt_tokens: u64,
+    cached: u64,
+    usage: UsageShape,
+    null_usage: bool,
+    include_usage: bool,
+    continuous_usage: bool,
+    /// The handoff members, each with a comma before it.
+    handoff: String,
+    /// A long member, with a comma before it, or nothing.
+    pad: String,
+}
+
+/// What an answer takes from outside the request.
+#[derive(Debug)]
+pub(crate) struct Circumstances {
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) foreign: bool,
+    pub(crate) cached: u64,
+    pub(crate) handoff: String,
+    pub(crate) pad_bytes: usize,
+}
+
+impl Answer {
+    pub(crate) fn new(ask: &Ask, config: &EngineConfig, around: Circumstances) -> Self {
+        let pad = match around.pad_bytes {
+            0 => String::new(),
+            bytes => format!(",\"routed_experts\":\"{}\"", "A".repeat(bytes)),
+        };
+        let tag = if around.foreign {
+            FOREIGN_TAG
+        } else {
+            tag_of(&ask.prompt_sha256)
+        };
+        Self {
+            kind: ask.kind,
+            id: Value::from(around.id).to_string(),
+            model: Value::from(config.model.as_str()).to_string(),
+            created: around.created,
+            tag: tag.to_owned(),
+            tokens: ask.tokens,
+            choices: ask.choices,
+            limited: ask.limited,
+            prompt_tokens: ask.prompt_tokens,
+            cached: around.cached,
+            usage: config.usage,
+            null_usage: config.null_usage_in_chunks,
+            include_usage: ask.include_usage,
+            continuous_usage: ask.continuous_usage,
+            handoff: around.handoff,
+            pad,
+        }
+    }
+
+    /// How many tokens it has.
+    pub(crate) fn tokens(&self) -> u32 {
+        self.tokens
+    }
+
+    /// The answer as one JSON body.
+    pub(crate) fn whole(&self) -> String {
+        match self.kind {
+            Kind::Chat | Kind::Completions => self.whole_openai(),
+            Kind::Generate => self.whole_generate(),
+            Kind::Responses => self.response_object(true),
+            Kind::Messages => self.whole_messages(),
+        }
+    }
+
+    fn whole_openai(&self) -> String {
+        let text = self.text();
+        let choices = self.each_choice(|index| match self.kind {
+            Kind::Chat => format!(
+                "{{\"index\":{index},\"message\":{{\"role\":\"assistant\",\"content\":{text},\
+                 \"refusal\":null,\"tool_calls\":[]}},\"logprobs\":null,\"finish_reason\":{},\
+                 \"stop_reason\":null}}",
+                self.finish()
+            ),
+            Kind::Completions | Kind::Responses | Kind::Messages | Kind::Generate => format!(
+                "{{\"index\":{index},\"text\":{text},\"logprobs\":null,\"finish_reason\":{},\
+                 \"stop_reason\":null,\"prompt_logprobs\":null}}",
+                self.finish()
+            ),
+        });
+        let object = match self.kind {
+            Kind::Chat => "chat.completion",
+            Kind::Completions | Kind::Responses | Kind::Messages | Kind::Generate => {
+                "text_completion"
+            }
+        };
+        format!(
+            "{{\"id\":{},\"object\":\"{object}\",\"created\":{},\"model\":{},\"choices\":{choices},\
+             \"service_tier\":null,\"system_fingerprint\":null{}{}{}}}",
+            self.id,
+            self.created,
+            self.model,
+            self.pad,
+            self.usage_member(self.tokens),
+            self.handoff
+        )
+    }
+
+    fn whole_generate(&self) -> String {
+        let seed = seed_of(&self.tag);
+        let ids: Vec<u32> = (0..self.tokens).map(|i| token_id(seed, i)).collect();
+        let ids = Value::from(ids);
+        let choices = self.each_choice(|index| {
+            format!(
+                "{{\"index\":{index},\"finish_reason\":{},\"stop_reason\":null,\
+                 \"token_ids\":{ids},\"logprobs\":null}}",
+                self.finish()
+            )
+        });
+        format!(
+            "{{\"request_id\":{},\"model\":{},\"created\":{}{}{},\"prompt_logprobs\":null{},\
+             \"output_mode\":\"tokens\",\"choices\":{choices}}}",
+            self.id,
+            self.model,
+            self.created,
+            self.pad,
+            self.usage_member(self.tokens),
+            self.handoff
+        )
+    }
+
+    fn whole_messages(&self) -> String {
+        format!(
+            "{{\"id\":{},\"type\":\"message\",\"role\":\"assistant\",\
+             \"content\":[{{\"type\":\"text\",\"text\":{}}}],\"model\":{},\
+             \"stop_reason\":{},\"stop_sequence\":null{}{}{}}}",
+            self.id,
+            self.text(),
+            self.model,
+            self.stop_reason(),
+            self.pad,
+            self.usage_member(self.tokens),
+            self.handoff
+        )
+    }
+
+    /// The `response` object, complete or at its start.
+    fn response_object(&self, complete: bool) -> String {
+        let status = match (complete, self.limited) {
+            (false, _) => "in_progress",
+            (true, true) => "incomplete",
+            (true, false) => "completed",
+        };
+        let details = match status {
+            "incomplete" => "{\"reason\":\"max_output_tokens\"}",
+            _ => "null",
+        };
+        let head = format!(
+            "{{\"id\":{},\"object\":\"response\",\"created_at\":{},\"model\":{},\
+             \"status\":\"{status}\",\"incomplete_details\":{details},\"output\":",
+            self.id, self.created, self.model
+        );
+        if complete {
+            let (pad, usage) = (&self.pad, self.usage_member(self.tokens));
+            format!(
+                "{head}[{}]{pad}{usage}{}}}",
+                self.output_item(),
+                self.handoff
+            )
+        } else {
+            format!("{head}[],\"usage\":null}}")
+        }
+    }
+
+    fn output_item(&self) -> String {
+        format!(
+            "{{\"id\":\"msg_0\",\"type\":\"message\",\"role\":\"assistant\",\
+             \"status\":\"completed\",\"content\":[{}]}}",
+            self.content_part()
+        )
+    }
+
+    fn content_part(&self) -> String {
+        format!(
+            "{{\"type\":\"output_text\",\"text\":{},\"annotations\":[],\"logprobs\":null}}",
+            self.text()
+        )
+    }
+
+    /// The text as a JSON string; it holds nothing to escape.
+    fn text(&self) -> String {
+        format!("\"{}\"", expected_text(&self.tag, self.tokens))
+    }
+
+    fn each_choice(&self, choice: impl Fn(u32) -> String) -> String {
+        let all: Vec<String> = (0..self.choices).map(choice).collect();
+        format!("[{}]", all.join(","))
+    }
+
+    fn finish(&self) -> &'static str {
+        if self.limited {
+            "\"length\""
+        } else {
+            "\"stop\""
+        }
+    }
+
+    fn stop_reason(&self) -> &'static str {
+        if self.limited {
+            "\"max_tokens\""
+        } else {
+            "\"end_turn\""
+        }
+    }
+
+    /// `,"usage":…` for so many tokens, in the configured shape.
+    fn usage_member(&self, tokens: u32) -> String {
+        match self.usage {
+            UsageShape::Missing => String::new(),
+            UsageShape::Null => ",\"usage\":null".to_owned(),
+            UsageShape::Details
+            | UsageShape::EmptyDetails
+            | UsageShape::NullDetails
+            | UsageShape::WithoutDetails => format!(",\"usage\":{}", self.usage_object(tokens)),
+        }
+    }
+
+    fn usage_object(&self, tokens: u32) -> String {
+        let prompt = self.prompt_tokens;
+        let done = u64::from(tokens) * u64::from(self.choices);
+        let total = prompt + done;
+        let details = match self.usage {
+            UsageShape::Details => Some(format!("{{\"cached_tokens\":{}}}", self.cached)),
+            UsageShape::EmptyDetails => Some("{}".to_owned()),
+            UsageShape::NullDetails => Some("null".to_owned()),
+            UsageShape::WithoutDetails | UsageShape::Null | UsageShape::Missing => None,
+        };
+        let named = |name| {
+            details
+                .as_ref()
+                .map_or_else(String::new, |details| format!(",\"{name}\":{details}"))
+        };
+        match self.kind {
+            Kind::Chat | Kind::Completions | Kind::Generate => format!(
+                "{{\"prompt_tokens\":{prompt},\"total_tokens\":{total},\
+                 \"completion_tokens\":{done}{}}}",
+                named("prompt_tokens_details")
+            ),
+            Kind::Responses => format!(
+                "{{\"input_tokens\":{prompt}{},\"output_tokens\":{done},\
+                 \"output_tokens_details\":{{\"reasoning_tokens\":0}},\"total_tokens\":{total}}}",
+                named("input_tokens_details")
+            ),
+            Kind::Messages => format!(
+                "{{\"input_tokens\":{prompt},\"output_tokens\":{done}{}}}",
+                match self.usage {
+                    UsageShape::Details => format!(",\"cache_read_input_tokens\":{}", self.cached),
+                    UsageShape::NullDetails => ",\"cache_read_input_tokens\":null".to_owned(),
+                    UsageShape::EmptyDetails
+                    | UsageShape::WithoutDetails
+                    | UsageShape::Null
+                    | UsageShape::Missing => String::new(),
+                }
+            ),
+        }
+    }
+}
+
+/// An event of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) text: String,
+    /// The token it carries, for pacing.
+    pub(crate) token: u32,
+}
+
+/// The events of a stream, made one at a time.
+#[derive(Debug)]
+pub(crate) struct Events {
+    answer: Answer,
+    /// Events that come before the first token, last one first.
+    before: Vec<String>,
+    token: u32,
+    choice: u32,
+    /// Events that come after the last token, last one first; made late.
+    after: Option<Vec<String>>,
+}
+
+impl Events {
+    pub(crate) fn new(answer: Answer) -> Self {
+        let mut before = answer.before();
+        before.reverse();
+        Self {
+            answer,
+            before,
+            token: 0,
+            choice: 0,
+            after: None,
+        }
+    }
+
+    /// The next event.
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        if let Some(text) = self.before.pop() {
+            return Some(Event { text, token: 0 });
+        }
+        let last = self.answer.tokens.saturating_sub(1);
+        if self.token <= last {
+            let (token, choice) = (self.token, self.choice);
+            self.choice += 1;
+            if self.choice >= self.answer.choices {
+                self.choice = 0;
+                self.token += 1;
+            }
+            let text = self.answer.token_event(token, choice);
+            return Some(Event { text, token });
+        }
+        let answer = &self.answer;
+        let text = self
+            .after
+            .get_or_insert_with(|| {
+                let mut after = answer.after();
+                after.reverse();
+                after
+            })
+            .pop()?;
+        Some(Event { text, token: last })
+    }
+}
+
+impl Answer {
+    /// The events before the first token.
+    fn before(&self) -> Vec<String> {
+        match self.kind {
+            Kind::Chat => (0..self.choices)
+                .map(|index| {
+                    let role = "{\"role\":\"assistant\",\"content\":\"\"}";
+                    let pad = if index == 0 { self.pad.as_str() } else { "" };
+                    self.openai_event(
+                        &format!(
+                            "{{\"index\":{index},\"delta\":{role},\"logprobs\":null,\
+                             \"finish_reason\":null}}"
+                        ),
+                        &format!("{pad}{}", self.chunk_usage(0)),
+                    )
+                })
+                .collect(),
+            Kind::Completions | Kind::Generate => Vec::new(),
+            Kind::Responses => {
+                let part = "\"item_id\":\"msg_0\",\"output_index\":0,\"content_index\":0";
+                let object = self.response_object(false);
+                vec![
+                    typed("response.created", 0, &format!("\"response\":{object}")),
+                    typed("response.in_progress", 1, &format!("\"response\":{object}")),
+                    typed(
+                        "response.output_item.added",
+                        2,
+                        "\"output_index\":0,\"item\":{\"id\":\"msg_0\",\"type\":\"message\",\
+                         \"role\":\"assistant\",\"status\":\"in_progress\",\"content\":[]}",
+                    ),
+                    typed(
+                        "response.content_part.added",
+                        3,
+                        &format!(
+                            "{part},\"part\":{{\"type\":\"output_text\",\"text\":\"\",\
+                             \"annotations\":[],\"logprobs\":[]}}"
+                        ),
+                    ),
+                ]
+            }
+            Kind::Messages => vec![
+                anthropic(
+                    "message_start",
+                    &format!(
+                        "\"message\":{{\"id\":{},\"type\":\"message\",\"role\":\"assistant\",\
+                         \"content\":[],\"model\":{},\"stop_reason\":null,\
+                         \"stop_sequence\":null{}}}",
+                        self.id,
+                        self.model,
+                        self.usage_member(0)
+                    ),
+                ),
+                anthropic(
+                    "content_block_start",
+                    "\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"\"}",
+                ),
+            ],
+        }
+    }
+
+    /// The event of one token of one choice.
+    fn token_event(&self, token: u32, index: u32) -> String {
+        let last = token + 1 == self.tokens;
+        let finish = if last { self.finish() } else { "null" };
+        let text = format!("t{token}-{} ", self.tag);
+        let usage = self.chunk_usage(token + 1);
+        match self.kind {
+            Kind::Chat => self.openai_event(
+                &format!(
+                    "{{\"index\":{index},\"delta\":{{\"content\":\"{text}\"}},\"logprobs\":null,\
+                     \"finish_reason\":{finish}}}"
+                ),
+                &usage,
+            ),
+            Kind::Completions => self.openai_event(
+                &format!(
+                    "{{\"index\":{index},\"text\":\"{text}\",\"logprobs\":null,\
+                     \"finish_reason\":{finish}}}"
+                ),
+                &usage,
+            ),
+            Kind::Generate => {
+                let id = token_id(seed_of(&self.tag), token);
+                let usage = if usage.is_empty() {
+                    ",\"usage\":null"
+                } else {
+                    &usage
+                };
+                format!(
+                    "data: {{\"request_id\":{}{usage},\"output_mode\":\"tokens\",\"choices\":\
+                     [{{\"index\":{index},\"finish_reason\":{finish},\"token_ids\":[{id}],\
+                     \"logprobs\":null}}]}}\n\n",
+                    self.id
+                )
+            }
+            Kind::Responses => typed(
+                "response.output_text.delta",
+                u64::from(token) + 4,
+                &format!(
+                    "\"item_id\":\"msg_0\",\"output_index\":0,\"content_index\":0,\
+                     \"delta\":\"{text}\",\"logprobs\":[]"
+                ),
+            ),
+            Kind::Messages => anthropic(
+                "content_block_delta",
+                &format!("\"index\":0,\"delta\":{{\"type\":\"text_delta\",\"text\":\"{text}\"}}"),
+            ),
+        }
+    }
+
+    /// The events after the last token.
+    fn after(&self) -> Vec<String> {
+        match self.kind {
+            Kind::Chat | Kind::Completions | Kind::Generate => self.after_openai(),
+            Kind::Responses => self.after_responses(),
+            Kind::Messages => {
+                let usage = self.usage_member(self.tokens);
+                let delta = format!(
+                    "\"delta\":{{\"stop_reason\":{},\"stop_sequence\":null}}{usage}",
+                    self.stop_reason()
+                );
+                vec![
+                    anthropic("content_block_stop", "\"index\":0"),
+                    anthropic("message_delta", &delta),
+                    "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n".to_owned(),
+                ]
+            }
+        }
+    }
+
+    fn after_openai(&self) -> Vec<String> {
+        let mut events = Vec::new();
+        if self.include_usage && self.usage != UsageShape::Missing {
+            let usage = self.usage_member(self.tokens);
+            events.push(match self.kind {
+                Kind::Generate => format!(
+                    "data: {{\"request_id\":{}{usage},\"output_mode\":\"tokens\",\
+                     \"choices\":[]}}\n\n",
+                    self.id
+                ),
+                Kind::Chat | Kind::Completions | Kind::Responses | Kind::Messages => {
+                    self.openai_event("", &usage)
+                }
+            });
+        }
+        events.push("data: [DONE]\n\n".to_owned());
+        events
+    }
+
+    fn after_responses(&self) -> Vec<String> {
+        let seq = u64::from(self.tokens) + 4;
+        let part = "\"item_id\":\"msg_0\",\"output_index\":0,\"content_index\":0";
+        vec![
+            typed(
+                "response.output_text.done",
+                seq,
+                &format!("{part},\"text\":{},\"logprobs\":[]", self.text()),
+            ),
+            typed(
+                "response.content_part.done",
+                seq + 1,
+                &format!("{part},\"part\":{}", self.content_part()),
+            ),
+            typed(
+                "response.output_item.done",
+                seq + 2,
+                &format!("\"output_index\":0,\"item\":{}", self.output_item()),
+            ),
+            typed(
+                "response.completed",
+                seq + 3,
+                // A handoff printed over two lines would end the data line.
+                &format!(
+                    "\"response\":{}",
+                    self.response_object(true).replace(['\r', '\n'], " ")
+                ),
+            ),
+        ]
+    }
+
+    /// A chat or completions event with these choices and trailing members.
+    fn openai_event(&self, choices: &str, members: &str) -> String {
+        let object = match self.kind {
+            Kind::Chat => "chat.completion.chunk",
+            Kind::Completions | Kind::Responses | Kind::Messages | Kind::Generate => {
+                "text_completion"
+            }
+        };
+        format!(
+            "data: {{\"id\":{},\"object\":\"{object}\",\"created\":{},\"model\":{},\
+             \"choices\":[{choices}]{members}}}\n\n",
+            self.id, self.created, self.model
+        )
+    }
+
+    /// The `usage` member of a chunk that carries a token.
+    fn chunk_usage(&self, tokens: u32) -> String {
+        if self.continuous_usage {
+            self.usage_member(tokens)
+        } else if self.null_usage {
+            ",\"usage\":null".to_owned()
+        } else {
+            String::new()
+        }
+    }
+}
+
+fn typed(name: &str, sequence: u64, members: &str) -> String {
+    format!(
+        "event: {name}\ndata: {{\"type\":\"{name}\",\"sequence_number\":{sequence},{members}}}\n\n"
+    )
+}
+
+fn anthropic(name: &str, members: &str) -> String {
+    format!("event: {name}\ndata: {{\"type\":\"{name}\",{members}}}\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_ids_follow_from_the_hash() {
+        assert_eq!(expected_text("0123456789", 2), "t0-01234567 t1-01234567 ");
+        assert_eq!(expected_token_ids("0000c34f99", 3), [49_999, 0, 1]);
+        assert!(u32::from_str_radix(FOREIGN_TAG, 16).is_ok());
+    }
+}

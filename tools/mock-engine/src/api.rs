@@ -1,0 +1,413 @@
+//! What a request asks for: its API kind, limits and prompt, checked the way
+//! vLLM checks them.
+//!
+//! Only what a proxy can notice is checked; sampling parameters pass unread.
+
+use std::fmt::Write as _;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::EngineConfig;
+use crate::json::Fields;
+
+/// The API a request speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Chat,
+    Completions,
+    Responses,
+    Messages,
+    Generate,
+}
+
+/// Where a path leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    Api(Kind),
+    /// `/invocations`: the body decides.
+    ByShape,
+}
+
+/// The API route of a path, if it is one.
+pub(crate) fn route(path: &str) -> Option<Route> {
+    Some(match path {
+        "/v1/chat/completions" => Route::Api(Kind::Chat),
+        "/v1/completions" => Route::Api(Kind::Completions),
+        "/v1/responses" => Route::Api(Kind::Responses),
+        "/v1/messages" => Route::Api(Kind::Messages),
+        "/inference/v1/generate" => Route::Api(Kind::Generate),
+        "/invocations" => Route::ByShape,
+        _ => return None,
+    })
+}
+
+impl Kind {
+    /// The member that holds the prompt.
+    fn prompt(self) -> &'static str {
+        match self {
+            Self::Chat | Self::Messages => "messages",
+            Self::Completions => "prompt",
+            Self::Responses => "input",
+            Self::Generate => "token_ids",
+        }
+    }
+}
+
+/// A refusal in vLLM's envelope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) param: Option<&'static str>,
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    /// A 400 about `param`.
+    pub(crate) fn bad(param: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status: 400,
+            param: Some(param),
+            message: message.into(),
+        }
+    }
+
+    /// A 500.
+    pub(crate) fn internal(message: &str) -> Self {
+        Self {
+            status: 500,
+            param: None,
+            message: message.to_owned(),
+        }
+    }
+
+    /// The envelope.
+    pub(crate) fn body(&self) -> String {
+        let kind = match self.status {
+            400 => "BadRequestError",
+            404 => "NotFoundError",
+            503 => "ServiceUnavailableError",
+            _ => "InternalServerError",
+        };
+        serde_json::json!({"error": {
+            "message": self.message, "type": kind, "param": self.param, "code": self.status,
+        }})
+        .to_string()
+    }
+}
+
+/// A checked request.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) kind: Kind,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) continuous_usage: bool,
+    /// Tokens the answer has.
+    pub(crate) tokens: u32,
+    /// Whether the limit ended the answer.
+    pub(crate) limited: bool,
+    pub(crate) choices: u32,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) prompt_sha256: String,
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// The hash and rough token count of the prompt, if there is one.
+pub(crate) fn prompt_of(route: Route, fields: &Fields<'_>) -> Option<(String, u64)> {
+    let raw = fields.some(kind_of(route, fields)?.prompt())?;
+    let sha = hex(&Sha256::digest(raw.as_bytes()));
+    let ids = memchr::memchr_iter(b',', raw.as_bytes()).count() as u64 + 1;
+    let tokens = if raw.starts_with('[') && !raw.contains('"') {
+        ids
+    } else {
+        (raw.len() as u64 / 4).max(1)
+    };
+    Some((sha, tokens))
+}
+
+/// The kind of a request, by path or by shape.
+pub(crate) fn kind_of(route: Route, fields: &Fields<'_>) -> Option<Kind> {
+    match route {
+        Route::Api(kind) => Some(kind),
+        Route::ByShape if fields.has("messages") => Some(Kind::Chat),
+        Route::ByShape if fields.has("prompt") => Some(Kind::Completions),
+        Route::ByShape => None,
+    }
+}
+
+/// Checks a request body.
+pub(crate) fn check(
+    route: Route,
+    fields: &Fields<'_>,
+    prompt: Option<(String, u64)>,
+    config: &EngineConfig,
+) -> Result<Ask, Refusal> {
+    let Some(kind) = kind_of(route, fields) else {
+        return Err(Refusal::bad("body", "neither messages nor prompt"));
+    };
+    let Some((prompt_sha256, prompt_tokens)) = prompt else {
+        return Err(Refusal::bad(kind.prompt(), "Field required"));
+    };
+    check_model(fields, config)?;
+    let stream = boolean(fields, "stream")?;
+    let options = match fields.some("stream_options") {
+        Some(_) if !stream => {
+            let message = "Stream options can only be defined when `stream=True`.";
+            return Err(Refusal::bad("stream_options", message));
+        }
+        Some(raw) => Fields::parse(raw.as_bytes())
+            .map_err(|_| Refusal::bad("stream_options", "not an object"))?,
+        None => Fields::default(),
+    };
+    let sampling = match (kind, fields.some("sampling_params")) {
+        (Kind::Generate, Some(raw)) => Fields::parse(raw.as_bytes())
+            .map_err(|_| Refusal::bad("sampling_params", "not an object"))?,
+        (Kind::Generate, None) => return Err(Refusal::bad("sampling_params", "Field required")),
+        _ => Fields::default(),
+    };
+    let limits = if kind == Kind::Generate {
+        &sampling
+    } else {
+        fields
+    };
+    let (tokens, limited) = length(kind, limits, config)?;
+    Ok(Ask {
+        kind,
+        stream,
+        include_usage: options.is_true("include_usage"),
+        continuous_usage: options.is_true("continuous_usage_stats"),
+        tokens,
+        limited,
+        choices: choices(kind, fields, limits)?,
+        prompt_tokens,
+        prompt_sha256,
+    })
+}
+
+fn check_model(fields: &Fields<'_>, config: &EngineConfig) -> Result<(), Refusal> {
+    match fields.string("model") {
+        Some(model) if config.check_model && model != config.model => Err(Refusal {
+            status: 404,
+            param: Some("model"),
+            message: format!("The model `{model}` does not exist."),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// How many tokens the answer has, and whether the limit ended it.
+fn length(kind: Kind, limits: &Fields<'_>, config: &EngineConfig) -> Result<(u32, bool), Refusal> {
+    let limit = match kind {
+        Kind::Chat => match number(limits, "max_completion_tokens", 1)? {
+            Some(limit) => Some(limit),
+            None => number(limits, "max_tokens", 1)?,
+        },
+        Kind::Completions => Some(number(limits, "max_tokens", 1)?.unwrap_or(16)),
+        Kind::Responses => number(limits, "max_output_tokens", 1)?,
+        Kind::Messages => match number(limits, "max_tokens", 1)? {
+            Some(limit) => Some(limit),
+            None => return Err(Refusal::bad("max_tokens", "Field required")),
+        },
+        Kind::Generate => number(limits, "max_tokens", 1)?,
+    };
+    let least = match kind {
+        Kind::Chat | Kind::Completions | Kind::Generate => {
+            number(limits, "min_tokens", 0)?.unwrap_or(0)
+        }
+        Kind::Responses | Kind::Messages => 0,
+    };
+    let most = limit.unwrap_or(u32::MAX);
+    if least > most {
+        let message =
+            format!("min_tokens must be less than or equal to max_tokens={most}, got {least}.");
+        return Err(Refusal::bad("min_tokens", message));
+    }
+    let wanted = match limit {
+        Some(limit) if limits.is_true("ignore_eos") => limit,
+        _ => config.tokens.max(1),
+    };
+    let tokens = wanted.max(least).min(most);
+    Ok((tokens, Some(tokens) == limit))
+}
+
+/// How many choices the answer has: `n` for each prompt.
+fn choices(kind: Kind, fields: &Fields<'_>, limits: &Fields<'_>) -> Result<u32, Refusal> {
+    let n = match kind {
+        Kind::Responses | Kind::Messages => 1,
+        Kind::Chat | Kind::Completions | Kind::Generate => number(limits, "n", 1)?.unwrap_or(1),
+    };
+    let prompts = match (kind, fields.some("prompt")) {
+        (Kind::Completions, Some(raw)) if raw.starts_with('[') => {
+            serde_json::from_str::<Vec<&serde_json::value::RawValue>>(raw)
+                .ok()
+                .filter(|list| {
+                    list.first()
+                        .is_some_and(|first| first.get().starts_with(['"', '[']))
+                })
+                .map_or(1, |list| list.len() as u32)
+        }
+        _ => 1,
+    };
+    let total = n.saturating_mul(prompts);
+    if total > CHOICES_MAX {
+        return Err(Refusal::bad(
+            "n",
+            format!("n must be at most {CHOICES_MAX}."),
+        ));
+    }
+    Ok(total)
+}
+
+/// Choices in one answer.
+const CHOICES_MAX: u32 = 16_384;
+
+fn boolean(fields: &Fields<'_>, name: &'static str) -> Result<bool, Refusal> {
+    match fields.some(name) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Refusal::bad(name, "Input should be a valid boolean")),
+    }
+}
+
+fn number(fields: &Fields<'_>, name: &'static str, least: u32) -> Result<Option<u32>, Refusal> {
+    let Some(raw) = fields.some(name) else {
+        return Ok(None);
+    };
+    match raw.parse::<i64>() {
+        Ok(value) => match u32::try_from(value) {
+            Ok(value) if value >= least => Ok(Some(value)),
+            _ => Err(Refusal::bad(
+                name,
+                format!("{name} must be at least {least}, got {value}."),
+            )),
+        },
+        Err(_) => Err(Refusal::bad(name, "Input should be a valid integer")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(kind: Kind, text: &str) -> Result<Ask, Refusal> {
+        let fields = Fields::parse(text.as_bytes()).unwrap();
+        let route = Route::Api(kind);
+        let prompt = prompt_of(route, &fields);
+        check(route, &fields, prompt, &EngineConfig::default())
+    }
+
+    #[test]
+    fn limits_are_found_where_each_api_keeps_them() {
+        let cases = [
+            (Kind::Chat, r#"{"messages":[]}"#, 32, false),
+            (
+                Kind::Chat,
+                r#"{"messages":[],"max_tokens":2,"max_completion_tokens":5}"#,
+                5,
+                true,
+            ),
+            (
+                Kind::Chat,
+                r#"{"messages":[],"max_tokens":2,"max_completion_tokens":null}"#,
+                2,
+                true,
+            ),
+            (Kind::Chat, r#"{"messages":[],"max_tokens":100}"#, 32, false),
+            (
+                Kind::Chat,
+                r#"{"messages":[],"max_tokens":100,"ignore_eos":true}"#,
+                100,
+                true,
+            ),
+            (Kind::Chat, r#"{"messages":[],"min_tokens":40}"#, 40, false),
+            (Kind::Completions, r#"{"prompt":"a"}"#, 16, true),
+            (
+                Kind::Responses,
+                r#"{"input":"a","max_output_tokens":3,"max_tokens":1}"#,
+                3,
+                true,
+            ),
+            (Kind::Messages, r#"{"messages":[],"max_tokens":4}"#, 4, true),
+            (
+                Kind::Generate,
+                r#"{"token_ids":[1],"sampling_params":{"max_tokens":6}}"#,
+                6,
+                true,
+            ),
+            (
+                Kind::Generate,
+                r#"{"token_ids":[1],"sampling_params":{},"max_tokens":1}"#,
+                32,
+                false,
+            ),
+        ];
+        for (kind, text, tokens, limited) in cases {
+            let got = ask(kind, text).unwrap();
+            assert_eq!((got.tokens, got.limited), (tokens, limited), "{text}");
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let cases = [
+            (Kind::Chat, r#"{}"#, "messages"),
+            (
+                Kind::Chat,
+                r#"{"messages":[],"min_tokens":5,"max_tokens":1}"#,
+                "min_tokens",
+            ),
+            (
+                Kind::Chat,
+                r#"{"messages":[],"stream_options":{}}"#,
+                "stream_options",
+            ),
+            (
+                Kind::Chat,
+                r#"{"messages":[],"max_tokens":0}"#,
+                "max_tokens",
+            ),
+            (
+                Kind::Chat,
+                r#"{"messages":[],"max_tokens":"x"}"#,
+                "max_tokens",
+            ),
+            (Kind::Chat, r#"{"messages":[],"stream":1}"#, "stream"),
+            (Kind::Messages, r#"{"messages":[]}"#, "max_tokens"),
+            (Kind::Generate, r#"{"token_ids":[1]}"#, "sampling_params"),
+        ];
+        for (kind, text, param) in cases {
+            let got = ask(kind, text).unwrap_err();
+            assert_eq!((got.status, got.param), (400, Some(param)), "{text}");
+        }
+    }
+
+    #[test]
+    fn choices_multiply() {
+        for (text, want) in [
+            (r#"{"prompt":["a","b"],"n":3}"#, 6),
+            (r#"{"prompt":[1,2]}"#, 1),
+            (r#"{"prompt":[[1],[2]]}"#, 2),
+        ] {
+            assert_eq!(
+                ask(Kind::Completions, text).unwrap().choices,
+                want,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_prompt_is_hashed_as_received() {
+        let fields = Fields::parse(br#"{"messages": [ 1.0 ] }"#).unwrap();
+        let (sha, _) = prompt_of(Route::Api(Kind::Chat), &fields).unwrap();
+        assert_eq!(sha, hex(&Sha256::digest(b"[ 1.0 ]")));
+    }
+}

@@ -1,0 +1,213 @@
+//! The command line: `mock-engine --port P …`, and `ringside mock`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use crate::config::{EngineConfig, Role};
+use crate::engine::Engine;
+
+const HELP: &str = "\
+A vLLM look-alike: the HTTP face of an engine, without the model.
+
+usage: mock-engine --port P [options]
+
+  --port P                 port to listen on; rank r listens on P + r
+  --host H                 address to listen on (127.0.0.1)
+  --role ROLE              prefill, decode or both (both)
+  --ttft TIME              from the request to the first token (20ms)
+  --itl TIME               from one token to the next (5ms)
+  --tokens N               tokens in an answer, below the request's limit (32)
+  --model NAME             model name in answers (mock-model)
+  --data-parallel-size N   one engine for each of N ranks (1)
+  --lenient                do not check prefill requests against the contract
+  --no-echo                answer 404 to unknown paths instead of an echo
+  --help                   this text
+
+TIME is a number with ms, us or s; a bare number is milliseconds.
+
+  GET  /mock/requests      what arrived
+  POST /mock/fault         {\"fault\":\"reset_before_head\",\"times\":1,\"path\":null}
+";
+
+/// What the command line asks for.
+#[derive(Clone, Debug)]
+struct Options {
+    config: EngineConfig,
+    addr: SocketAddr,
+    ranks: u32,
+}
+
+enum Parsed {
+    Run(Box<Options>),
+    Help,
+}
+
+/// Runs the command line (without the program's name) until the process is
+/// killed. Returns the exit code: 0 after `--help`, 2 for a wrong command line
+/// or an address that cannot be bound.
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the command line talks to a person"
+)]
+pub fn run_cli(args: impl Iterator<Item = String>) -> u8 {
+    let options = match parse(args) {
+        Ok(Parsed::Run(options)) => options,
+        Ok(Parsed::Help) => {
+            print!("{HELP}");
+            return 0;
+        }
+        Err(message) => {
+            eprintln!("mock-engine: {message}\n\n{HELP}");
+            return 2;
+        }
+    };
+    let Options {
+        config,
+        addr,
+        ranks,
+    } = *options;
+    let engines = match Engine::start_ranks_on(config, addr, ranks) {
+        Ok(engines) => engines,
+        Err(error) => {
+            eprintln!("mock-engine: {addr}: {error}");
+            return 2;
+        }
+    };
+    for engine in &engines {
+        println!("mock-engine: listening on {}", engine.addr());
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
+    let mut config = EngineConfig {
+        ttft: Duration::from_millis(20),
+        itl: Duration::from_millis(5),
+        // Nobody reads the log's bodies from outside.
+        keep_body_bytes: 0,
+        keep_json: false,
+        log_requests_max: 1_000,
+        ..EngineConfig::default()
+    };
+    let mut host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut port = None;
+    let mut ranks = 1;
+    while let Some(arg) = args.next() {
+        let (name, inline) = match arg.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (arg, None),
+        };
+        match name.as_str() {
+            "--help" | "-h" => return Ok(Parsed::Help),
+            "--lenient" if inline.is_none() => {
+                config.strict = false;
+                continue;
+            }
+            "--no-echo" if inline.is_none() => {
+                config.echo = false;
+                continue;
+            }
+            "--port"
+            | "--host"
+            | "--role"
+            | "--ttft"
+            | "--itl"
+            | "--tokens"
+            | "--model"
+            | "--data-parallel-size" => {}
+            _ => return Err(format!("{name}: not known")),
+        }
+        let value = inline
+            .or_else(|| args.next())
+            .ok_or_else(|| format!("{name}: needs a value"))?;
+        let wrong = |want: &str| format!("{name}: {value:?} is not {want}");
+        match name.as_str() {
+            "--port" => port = Some(value.parse().map_err(|_| wrong("a port"))?),
+            "--host" => host = value.parse().map_err(|_| wrong("an IP address"))?,
+            "--role" => config.role = role(&value).ok_or_else(|| wrong("a role"))?,
+            "--ttft" => config.ttft = time(&value).ok_or_else(|| wrong("a time"))?,
+            "--itl" => config.itl = time(&value).ok_or_else(|| wrong("a time"))?,
+            "--tokens" => config.tokens = value.parse().map_err(|_| wrong("a number"))?,
+            "--model" => config.model = value,
+            _ => ranks = value.parse().map_err(|_| wrong("a number"))?,
+        }
+    }
+    let port = port.ok_or("--port: needed")?;
+    Ok(Parsed::Run(Box::new(Options {
+        config,
+        addr: SocketAddr::new(host, port),
+        ranks,
+    })))
+}
+
+fn role(text: &str) -> Option<Role> {
+    match text {
+        "prefill" => Some(Role::Prefill),
+        "decode" => Some(Role::Decode),
+        "both" => Some(Role::Both),
+        _ => None,
+    }
+}
+
+/// A time as `20ms`, `500us`, `1.5s` or bare milliseconds.
+fn time(text: &str) -> Option<Duration> {
+    let (number, scale) = if let Some(number) = text.strip_suffix("ms") {
+        (number, 1e-3)
+    } else if let Some(number) = text.strip_suffix("us") {
+        (number, 1e-6)
+    } else if let Some(number) = text.strip_suffix('s') {
+        (number, 1.0)
+    } else {
+        (text, 1e-3)
+    };
+    let seconds = number.parse::<f64>().ok()? * scale;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str) -> Result<Parsed, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn a_full_line() {
+        let line = "--port=9 --role prefill --ttft 1.5s --itl 500us --tokens 7 \
+                    --data-parallel-size 2 --host 0.0.0.0 --lenient";
+        let Ok(Parsed::Run(got)) = options(line) else {
+            panic!("not accepted")
+        };
+        assert_eq!(got.config.role, Role::Prefill);
+        assert_eq!(got.config.ttft, Duration::from_millis(1_500));
+        assert_eq!(got.config.itl, Duration::from_micros(500));
+        assert_eq!(
+            (got.config.tokens, got.ranks, got.config.strict),
+            (7, 2, false)
+        );
+        assert_eq!(got.addr.to_string(), "0.0.0.0:9");
+    }
+
+    #[test]
+    fn wrong_lines_exit_2() {
+        for line in [
+            "",
+            "--port",
+            "--port x",
+            "--port 1 --role y",
+            "--port 1 --ttft -1",
+            "--z 1",
+        ] {
+            assert_eq!(
+                run_cli(line.split_whitespace().map(str::to_owned)),
+                2,
+                "{line}"
+            );
+        }
+        assert!(matches!(options("--port 1 --help"), Ok(Parsed::Help)));
+    }
+}

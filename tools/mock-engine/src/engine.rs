@@ -1,0 +1,384 @@
+//! The engine as a test holds it: a thread with a runtime of its own, a
+//! listener, and what all connections share.
+//!
+//! Dropping the handle ends the thread and closes every socket at once, as a
+//! killed process would.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::config::EngineConfig;
+use crate::exchange::serve;
+use crate::fault::{Fault, Faults};
+use crate::http::reset;
+use crate::log::{Counters, Log, Seen};
+use crate::pd::{HandoffRegistry, Issuer};
+use crate::sync::Guarded;
+
+/// vLLM's listen backlog.
+const BACKLOG: i32 = 2_048;
+
+/// What `/metrics` shows besides what the engine counts itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Load {
+    /// `vllm:num_requests_running`; `None` for the real number.
+    pub running: Option<u64>,
+    /// `vllm:num_requests_waiting`.
+    pub waiting: u64,
+    /// `vllm:kv_cache_usage_perc`.
+    pub kv_cache_usage: f64,
+}
+
+/// What the connections of one engine share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: EngineConfig,
+    pub(crate) log: Log,
+    pub(crate) faults: Faults,
+    pub(crate) registry: HandoffRegistry,
+    pub(crate) issuer: Issuer,
+    pub(crate) health: AtomicU16,
+    pub(crate) load: Guarded<Load>,
+    pub(crate) answers: AtomicU64,
+    pub(crate) port: u16,
+}
+
+#[derive(Debug)]
+enum Control {
+    /// Close the listener, or open it again; then acknowledge.
+    Refuse(bool, std_mpsc::SyncSender<()>),
+}
+
+/// A running engine; dropping it stops it.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    control: Option<mpsc::UnboundedSender<Control>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Binds 127.0.0.1 and serves from a thread of its own until dropped.
+    /// Port 0 takes any free one.
+    ///
+    /// # Errors
+    ///
+    /// What binding, the runtime or the thread reports.
+    pub fn start(config: EngineConfig, port: u16) -> io::Result<Self> {
+        Self::start_on(config, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }
+
+    /// As [`Engine::start`], on any address.
+    ///
+    /// # Errors
+    ///
+    /// What binding, the runtime or the thread reports.
+    pub fn start_on(config: EngineConfig, addr: SocketAddr) -> io::Result<Self> {
+        let socket = bind(addr)?;
+        socket.listen(BACKLOG)?;
+        let listener: std::net::TcpListener = socket.into();
+        let addr = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            log: Log::new(config.log_requests_max),
+            faults: Faults::default(),
+            registry: config.verify_handoff.clone().unwrap_or_default(),
+            issuer: Issuer::default(),
+            health: AtomicU16::new(config.health),
+            load: Guarded::new(Load::default()),
+            answers: AtomicU64::new(0),
+            port: addr.port(),
+            config,
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (control, orders) = mpsc::unbounded_channel();
+        let task_shared = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name(format!("{}:{}", shared.config.name, addr.port()))
+            .spawn(move || runtime.block_on(run(task_shared, listener, addr, orders)))?;
+        Ok(Self {
+            shared,
+            addr,
+            control: Some(control),
+            thread: Some(thread),
+        })
+    }
+
+    /// One engine per data-parallel rank, on consecutive ports; with port 0,
+    /// each on any free one.
+    ///
+    /// # Errors
+    ///
+    /// What starting one of them reports; the others are stopped again.
+    pub fn start_ranks(config: EngineConfig, port: u16, ranks: u32) -> io::Result<Vec<Self>> {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self::start_ranks_on(config, addr, ranks)
+    }
+
+    /// As [`Engine::start_ranks`], on any address.
+    ///
+    /// # Errors
+    ///
+    /// What starting one of them reports; the others are stopped again.
+    pub fn start_ranks_on(
+        config: EngineConfig,
+        addr: SocketAddr,
+        ranks: u32,
+    ) -> io::Result<Vec<Self>> {
+        let mut engines = Vec::new();
+        for rank in 0..ranks {
+            let config = EngineConfig {
+                rank,
+                data_parallel_size: ranks,
+                ..config.clone()
+            };
+            let mut addr = addr;
+            if addr.port() != 0 {
+                let port = u32::from(addr.port()) + rank;
+                let port = u16::try_from(port)
+                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "port above 65535"))?;
+                addr.set_port(port);
+            }
+            engines.push(Self::start_on(config, addr)?);
+        }
+        Ok(engines)
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// `host:port`, as an address header spells it.
+    #[must_use]
+    pub fn host_port(&self) -> String {
+        self.addr.to_string()
+    }
+
+    /// Every request received so far, in order. An entry becomes `Answered`
+    /// just after the last byte was written, so a client may be ahead of it:
+    /// wait for states with [`Engine::wait_for`].
+    #[must_use]
+    pub fn requests(&self) -> Vec<Seen> {
+        self.shared.log.requests()
+    }
+
+    /// Forgets the requests received so far; counters stay.
+    pub fn clear(&self) {
+        self.shared.log.clear();
+    }
+
+    /// Waits until `pred` holds for the log and returns a snapshot, or `None`
+    /// at the deadline. `pred` runs under the log's lock: it must not call
+    /// methods of this engine.
+    pub fn wait_for(
+        &self,
+        deadline: Duration,
+        pred: impl Fn(&[Seen]) -> bool,
+    ) -> Option<Vec<Seen>> {
+        self.shared.log.wait_for(deadline, pred)
+    }
+
+    /// Waits until `pred` holds for the counters, or `None` at the deadline.
+    pub fn wait_counters(
+        &self,
+        deadline: Duration,
+        pred: impl Fn(&Counters) -> bool,
+    ) -> Option<Counters> {
+        self.shared.log.wait_counters(deadline, pred)
+    }
+
+    /// The counters now.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.shared.log.counters()
+    }
+
+    /// Sets a fault for the next `times` requests to any path; `u32::MAX` is
+    /// for ever.
+    pub fn fault(&self, fault: Fault, times: u32) {
+        self.shared.faults.arm(None, fault, times);
+    }
+
+    /// Sets a fault for the next `times` requests to `path` (no query).
+    pub fn fault_on(&self, path: &str, fault: Fault, times: u32) {
+        self.shared.faults.arm(Some(path), fault, times);
+    }
+
+    /// Takes back every fault that has not struck.
+    pub fn clear_faults(&self) {
+        self.shared.faults.clear();
+    }
+
+    /// Closes the listener, so that connects are refused, or opens it again.
+    /// Returns when that has happened. Open connections stay. The port stays
+    /// bound meanwhile, so nobody else can take it.
+    pub fn refuse(&self, refuse: bool) {
+        let (done, acknowledged) = std_mpsc::sync_channel(1);
+        if let Some(control) = &self.control
+            && control.send(Control::Refuse(refuse, done)).is_ok()
+        {
+            // An error means that the thread has ended: refused as well.
+            let _ = acknowledged.recv();
+        }
+    }
+
+    /// The status of `GET /health` from now on.
+    pub fn set_health(&self, status: u16) {
+        self.shared.health.store(status, Ordering::Relaxed);
+    }
+
+    /// What `/metrics` shows from now on.
+    pub fn set_load(&self, load: Load) {
+        *self.shared.load.lock() = load;
+    }
+
+    /// The registry its handoffs go into: the configured one or its own.
+    #[must_use]
+    pub fn handoffs(&self) -> HandoffRegistry {
+        self.shared.registry.clone()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.control = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic on that thread has already been printed there.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A bound socket that does not listen: connects to it are refused.
+fn bind(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+/// The door of an engine.
+enum Door {
+    Open(TcpListener),
+    /// Bound to hold the port; `None` if even that failed.
+    Shut(Option<Socket>),
+}
+
+impl Door {
+    fn shut(self, addr: SocketAddr) -> Self {
+        match self {
+            Self::Open(listener) => {
+                drop(listener);
+                Self::Shut(bind(addr).ok())
+            }
+            Self::Shut(socket) => Self::Shut(socket),
+        }
+    }
+
+    fn open(self, addr: SocketAddr) -> Self {
+        let socket = match self {
+            Self::Open(listener) => return Self::Open(listener),
+            Self::Shut(socket) => socket.or_else(|| bind(addr).ok()),
+        };
+        let opened = socket.and_then(|socket| {
+            socket.listen(BACKLOG).ok()?;
+            TcpListener::from_std(socket.into()).ok()
+        });
+        opened.map_or(Self::Shut(None), Self::Open)
+    }
+}
+
+/// Accepts until the handle is dropped.
+async fn run(
+    shared: Arc<Shared>,
+    listener: std::net::TcpListener,
+    addr: SocketAddr,
+    mut orders: mpsc::UnboundedReceiver<Control>,
+) {
+    let mut door = match TcpListener::from_std(listener) {
+        Ok(listener) => Door::Open(listener),
+        Err(_) => return,
+    };
+    let mut accepted = 0;
+    loop {
+        let order = match &door {
+            Door::Shut(_) => orders.recv().await,
+            Door::Open(listener) => tokio::select! {
+                biased;
+                order = orders.recv() => order,
+                stream = listener.accept() => {
+                    match stream {
+                        Ok((stream, _)) => {
+                            admit(&shared, stream, accepted);
+                            accepted += 1;
+                        }
+                        // Out of descriptors: let some close first.
+                        Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    }
+                    continue;
+                }
+            },
+        };
+        match order {
+            None => return,
+            Some(Control::Refuse(refuse, done)) => {
+                door = if refuse {
+                    door.shut(addr)
+                } else {
+                    door.open(addr)
+                };
+                // The caller waits for this; if it left, nobody does.
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+/// Counts a connection out when its task ends, however it ends.
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.log.count(|counters| counters.connections_open -= 1);
+    }
+}
+
+fn admit(shared: &Arc<Shared>, stream: tokio::net::TcpStream, number: u64) {
+    shared.log.count(|counters| {
+        counters.connections_accepted += 1;
+        counters.connections_open += 1;
+    });
+    let open = Open(Arc::clone(shared));
+    if shared.faults.take_refuse() {
+        shared.log.count(|counters| counters.faulted += 1);
+        reset(&stream);
+        return;
+    }
+    // Delayed small events would spoil the timing, nothing else.
+    let _ = stream.set_nodelay(true);
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        serve(stream, &shared, number).await;
+        drop(open);
+    });
+}

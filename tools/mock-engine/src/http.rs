@@ -1,0 +1,573 @@
+//! One HTTP/1.1 connection at the level of bytes.
+//!
+//! Whatever the engine waits for, it keeps reading: a FIN or a reset ends the
+//! wait at once, as it ends a request in uvicorn. Bytes of the next pipelined
+//! request are kept up to a bound, and past it the kernel is asked instead.
+//! Nothing here decides what is answered.
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::sleep_until;
+
+use crate::api::hex;
+use crate::log::Framing;
+
+/// Bytes taken from the socket at a time.
+const READ_BYTES: usize = 64 << 10;
+/// Bytes read ahead while an answer is under way.
+const AHEAD_BYTES_MAX: usize = 1 << 20;
+/// A head; vLLM's Python front end takes a header of 5 MB.
+const HEAD_BYTES_MAX: usize = 8 << 20;
+/// Headers in a head; the Python front end takes 1000.
+const HEADERS_MAX: usize = 2_048;
+/// A chunk-size or trailer line.
+const LINE_BYTES_MAX: usize = 16 << 10;
+/// Trailers after a chunked body.
+const TRAILERS_MAX: usize = 128;
+/// A body, without its framing.
+pub(crate) const BODY_BYTES_MAX: u64 = 512 << 20;
+/// How often a full read-ahead buffer asks the kernel whether the client left.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The client closed or reset the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+/// Why no request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoHead {
+    Gone,
+    Idle,
+    Malformed,
+}
+
+/// Why a body is not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoBody {
+    Gone,
+    Malformed,
+    TooLarge,
+}
+
+impl From<Gone> for NoBody {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+/// A request head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) minor_version: u8,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) framing: Framing,
+    pub(crate) keep_alive: bool,
+    pub(crate) expects_continue: bool,
+}
+
+impl Head {
+    /// The first header of that name, in any case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(have, _)| have.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// A request body.
+#[derive(Debug, Default)]
+pub(crate) struct Body {
+    /// The first `keep_max` bytes.
+    pub(crate) kept: Vec<u8>,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+    pub(crate) trailers: Vec<(String, String)>,
+}
+
+/// Where body bytes go as they arrive.
+struct Sink {
+    kept: Vec<u8>,
+    keep_max: usize,
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Sink {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), NoBody> {
+        self.bytes += bytes.len() as u64;
+        if self.bytes > BODY_BYTES_MAX {
+            return Err(NoBody::TooLarge);
+        }
+        self.hash.update(bytes);
+        let room = self.keep_max.saturating_sub(self.kept.len());
+        let kept = bytes.get(..room).unwrap_or(bytes);
+        self.kept.extend_from_slice(kept);
+        Ok(())
+    }
+}
+
+/// A connection and what was read from it ahead of need.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    stream: TcpStream,
+    inbuf: Vec<u8>,
+    /// Bytes to write at the next flush.
+    pub(crate) out: Vec<u8>,
+    /// Whether anything was written since this was last set to false.
+    pub(crate) wrote: bool,
+    /// Bytes per write and the pause after each.
+    pub(crate) slow: Option<(usize, Duration)>,
+}
+
+impl Conn {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            inbuf: Vec::new(),
+            out: Vec::new(),
+            wrote: false,
+            slow: None,
+        }
+    }
+
+    /// Reads a request head. `idle` bounds the wait for its first byte.
+    pub(crate) async fn read_head(&mut self, idle: Option<Duration>) -> Result<Head, NoHead> {
+        if self.inbuf.is_empty() {
+            self.first_byte(idle).await?;
+        }
+        let mut searched = 0;
+        loop {
+            let from = self.inbuf.get(searched..).unwrap_or_default();
+            if let Some(at) = memchr::memmem::find(from, b"\r\n\r\n") {
+                let end = searched + at + 4;
+                let head = parse_head(self.inbuf.get(..end).unwrap_or_default());
+                self.inbuf.drain(..end);
+                return head.ok_or(NoHead::Malformed);
+            }
+            if self.inbuf.len() > HEAD_BYTES_MAX {
+                return Err(NoHead::Malformed);
+            }
+            searched = self.inbuf.len().saturating_sub(3);
+            fill(&self.stream, &mut self.inbuf)
+                .await
+                .map_err(|Gone| NoHead::Gone)?;
+        }
+    }
+
+    /// Waits for the next request to begin.
+    pub(crate) async fn first_byte(&mut self, idle: Option<Duration>) -> Result<(), NoHead> {
+        if !self.inbuf.is_empty() {
+            return Ok(());
+        }
+        let filled = fill(&self.stream, &mut self.inbuf);
+        match idle {
+            None => filled.await.map_err(|Gone| NoHead::Gone),
+            Some(idle) => match tokio::time::timeout(idle, filled).await {
+                Ok(filled) => filled.map_err(|Gone| NoHead::Gone),
+                Err(_) => Err(NoHead::Idle),
+            },
+        }
+    }
+
+    /// Reads a body to its end, keeping its first `keep_max` bytes.
+    pub(crate) async fn read_body(
+        &mut self,
+        framing: Framing,
+        keep_max: usize,
+    ) -> Result<Body, NoBody> {
+        let mut sink = Sink {
+            kept: Vec::new(),
+            keep_max,
+            bytes: 0,
+            hash: Sha256::new(),
+        };
+        let mut trailers = Vec::new();
+        match framing {
+            Framing::None => {}
+            Framing::ContentLength(length) if length > BODY_BYTES_MAX => {
+                return Err(NoBody::TooLarge);
+            }
+            Framing::ContentLength(length) => {
+                let reserve = keep_max.min(length as usize).min(AHEAD_BYTES_MAX);
+                sink.kept.reserve_exact(reserve);
+                self.read_exact(length, &mut sink).await?;
+            }
+            Framing::Chunked => trailers = self.read_chunks(&mut sink).await?,
+        }
+        Ok(Body {
+            kept: sink.kept,
+            bytes: sink.bytes,
+            sha256: hex(&sink.hash.finalize()),
+            trailers,
+        })
+    }
+
+    async fn read_exact(&mut self, length: u64, sink: &mut Sink) -> Result<(), NoBody> {
+        let mut left = length;
+        while left > 0 {
+            if self.inbuf.is_empty() {
+                fill(&self.stream, &mut self.inbuf).await?;
+            }
+            let take = usize::try_from(left).map_or(self.inbuf.len(), |n| n.min(self.inbuf.len()));
+            sink.take(self.inbuf.get(..take).unwrap_or_default())?;
+            self.inbuf.drain(..take);
+            left -= take as u64;
+        }
+        Ok(())
+    }
+
+    async fn read_chunks(&mut self, sink: &mut Sink) -> Result<Vec<(String, String)>, NoBody> {
+        loop {
+            let line = self.read_line().await?;
+            let size = chunk_size(&line).ok_or(NoBody::Malformed)?;
+            if size == 0 {
+                break;
+            }
+            self.read_exact(size, sink).await?;
+            if !self.read_line().await?.is_empty() {
+                return Err(NoBody::Malformed);
+            }
+        }
+        let mut trailers = Vec::new();
+        loop {
+            let line = self.read_line().await?;
+            if line.is_empty() {
+                return Ok(trailers);
+            }
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let (name, value) = line.split_once(':').ok_or(NoBody::Malformed)?;
+            trailers.push((name.to_owned(), value.trim().to_owned()));
+            if trailers.len() > TRAILERS_MAX {
+                return Err(NoBody::Malformed);
+            }
+        }
+    }
+
+    /// Reads a line that ends in CRLF, and drops the CRLF.
+    async fn read_line(&mut self) -> Result<Vec<u8>, NoBody> {
+        loop {
+            if let Some(at) = memchr::memchr(b'\n', &self.inbuf) {
+                let mut line: Vec<u8> = self.inbuf.drain(..=at).collect();
+                line.pop();
+                return match line.pop() {
+                    Some(b'\r') => Ok(line),
+                    _ => Err(NoBody::Malformed),
+                };
+            }
+            if self.inbuf.len() > LINE_BYTES_MAX {
+                return Err(NoBody::Malformed);
+            }
+            fill(&self.stream, &mut self.inbuf).await?;
+        }
+    }
+
+    /// Takes `bytes` off the socket, then reads no more until the client goes.
+    pub(crate) async fn stall_after(&mut self, bytes: usize) -> Gone {
+        let mut have = self.inbuf.len();
+        let mut piece = vec![0; READ_BYTES];
+        while have < bytes {
+            let most = (bytes - have).min(READ_BYTES);
+            let room = piece.get_mut(..most).unwrap_or_default();
+            if self.stream.readable().await.is_err() {
+                return Gone;
+            }
+            match self.stream.try_read(room) {
+                Ok(0) => return Gone,
+                Ok(n) => have += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return Gone,
+            }
+        }
+        closed(&self.stream).await
+    }
+
+    /// Waits for the client to go.
+    pub(crate) async fn stall(&mut self) -> Gone {
+        loop {
+            if let Err(gone) = ahead(&self.stream, &mut self.inbuf).await {
+                return gone;
+            }
+        }
+    }
+
+    /// Waits until `due`, or for the client to go.
+    pub(crate) async fn pause_until(&mut self, due: Instant) -> Result<(), Gone> {
+        if due <= Instant::now() {
+            return Ok(());
+        }
+        let sleep = sleep_until(due.into());
+        tokio::pin!(sleep);
+        loop {
+            tokio::select! {
+                biased;
+                read = ahead(&self.stream, &mut self.inbuf) => read?,
+                () = &mut sleep => return Ok(()),
+            }
+        }
+    }
+
+    /// Lets other connections run, and looks whether the client left.
+    pub(crate) async fn breathe(&mut self) -> Result<(), Gone> {
+        tokio::task::yield_now().await;
+        if self.inbuf.len() >= AHEAD_BYTES_MAX {
+            return Ok(());
+        }
+        self.inbuf.reserve(READ_BYTES);
+        match self.stream.try_read_buf(&mut self.inbuf) {
+            Ok(0) => Err(Gone),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    /// Writes what is in `out`.
+    pub(crate) async fn flush(&mut self) -> Result<(), Gone> {
+        let out = std::mem::take(&mut self.out);
+        match self.slow {
+            None => self.write(&out).await?,
+            Some((bytes, delay)) => {
+                for piece in out.chunks(bytes.max(1)) {
+                    self.write(piece).await?;
+                    self.pause_until(Instant::now() + delay).await?;
+                }
+            }
+        }
+        self.out = out;
+        self.out.clear();
+        Ok(())
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            match self.stream.try_write(left) {
+                Ok(n) => {
+                    self.wrote = true;
+                    left = left.get(n..).unwrap_or_default();
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    tokio::select! {
+                        ready = self.stream.writable() => ready.map_err(|_| Gone)?,
+                        read = ahead(&self.stream, &mut self.inbuf) => read?,
+                    }
+                }
+                Err(_) => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends back every byte until the client goes.
+    pub(crate) async fn echo(&mut self) -> Gone {
+        loop {
+            self.out.append(&mut self.inbuf);
+            if let Err(gone) = self.flush().await {
+                return gone;
+            }
+            if let Err(gone) = fill(&self.stream, &mut self.inbuf).await {
+                return gone;
+            }
+        }
+    }
+
+    /// Sends FIN, then takes what still comes for at most `linger`, so that
+    /// unread bytes do not turn the close into a reset.
+    pub(crate) async fn close_gently(&mut self, linger: Duration) {
+        if socket2::SockRef::from(&self.stream)
+            .shutdown(std::net::Shutdown::Write)
+            .is_err()
+        {
+            return;
+        }
+        let due = Instant::now() + linger;
+        while Instant::now() < due {
+            self.inbuf.clear();
+            let filled = fill(&self.stream, &mut self.inbuf);
+            if !matches!(
+                tokio::time::timeout_at(due.into(), filled).await,
+                Ok(Ok(()))
+            ) {
+                return;
+            }
+        }
+    }
+
+    /// Closes with a reset.
+    pub(crate) fn reset(self) {
+        reset(&self.stream);
+    }
+}
+
+/// Makes the close of this socket a reset.
+pub(crate) fn reset(stream: &TcpStream) {
+    // Without the option the close is a FIN, which a test will report.
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Reads what there is.
+async fn fill(stream: &TcpStream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
+    loop {
+        stream.readable().await.map_err(|_| Gone)?;
+        inbuf.reserve(READ_BYTES);
+        match stream.try_read_buf(inbuf) {
+            Ok(0) => return Err(Gone),
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return Err(Gone),
+        }
+    }
+}
+
+/// Reads ahead; with a full buffer it only watches for the close.
+async fn ahead(stream: &TcpStream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
+    if inbuf.len() < AHEAD_BYTES_MAX {
+        fill(stream, inbuf).await
+    } else {
+        Err(closed(stream).await)
+    }
+}
+
+/// Waits until the client has closed, without reading. The event stands behind
+/// unread bytes, for which readiness stays set: hence the look every few ms.
+async fn closed(stream: &TcpStream) -> Gone {
+    loop {
+        match stream.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() => {}
+            Ok(_) | Err(_) => return Gone,
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let digits = line.split(|byte| *byte == b';').next()?;
+    let digits = std::str::from_utf8(digits).ok()?.trim_end();
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    u64::from_str_radix(digits, 16).ok()
+}
+
+fn parse_head(bytes: &[u8]) -> Option<Head> {
+    let mut few = [httparse::EMPTY_HEADER; 64];
+    let mut request = httparse::Request::new(&mut few);
+    match request.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => head_from(&request),
+        Err(httparse::Error::TooManyHeaders) => {
+            let mut many = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
+            let mut request = httparse::Request::new(&mut many);
+            match request.parse(bytes) {
+                Ok(httparse::Status::Complete(_)) => head_from(&request),
+                Ok(httparse::Status::Partial) | Err(_) => None,
+            }
+        }
+        Ok(httparse::Status::Partial) | Err(_) => None,
+    }
+}
+
+fn head_from(request: &httparse::Request<'_, '_>) -> Option<Head> {
+    let minor_version = request.version?;
+    let headers: Vec<(String, String)> = request
+        .headers
+        .iter()
+        .map(|header| {
+            let value = String::from_utf8_lossy(header.value).into_owned();
+            (header.name.to_owned(), value)
+        })
+        .collect();
+    let mut head = Head {
+        method: request.method?.to_owned(),
+        target: request.path?.to_owned(),
+        minor_version,
+        headers,
+        framing: Framing::None,
+        keep_alive: minor_version == 1,
+        expects_continue: false,
+    };
+    head.framing = framing(&head)?;
+    let connection = head.header("connection").unwrap_or_default();
+    if connection
+        .split(',')
+        .any(|token| token.trim().eq_ignore_ascii_case("close"))
+    {
+        head.keep_alive = false;
+    }
+    head.expects_continue = head
+        .header("expect")
+        .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+    Some(head)
+}
+
+/// The framing of a request; `None` where a careful server would refuse:
+/// two framings, two lengths, a coding other than chunked.
+fn framing(head: &Head) -> Option<Framing> {
+    let all = |name: &str| {
+        head.headers
+            .iter()
+            .filter(|(have, _)| have.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let (lengths, codings) = (all("content-length"), all("transfer-encoding"));
+    match (lengths.as_slice(), codings.as_slice()) {
+        ([], []) => Some(Framing::None),
+        ([length], []) if length.bytes().all(|byte| byte.is_ascii_digit()) => {
+            length.parse().ok().map(Framing::ContentLength)
+        }
+        ([], [coding]) if coding.eq_ignore_ascii_case("chunked") => Some(Framing::Chunked),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn framings_that_smuggle_are_refused() {
+        for (headers, want) in [
+            ("", Some(Framing::None)),
+            ("content-length: 5\r\n", Some(Framing::ContentLength(5))),
+            ("Transfer-Encoding: Chunked\r\n", Some(Framing::Chunked)),
+            ("content-length: 5\r\ncontent-length: 5\r\n", None),
+            ("content-length: +5\r\n", None),
+            ("content-length: \r\n", None),
+            ("content-length: 5\r\ntransfer-encoding: chunked\r\n", None),
+            ("transfer-encoding: gzip, chunked\r\n", None),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\n{headers}\r\n");
+            let got = parse_head(text.as_bytes()).map(|head| head.framing);
+            assert_eq!(got, want, "{headers}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_headers_fit() {
+        let many = "a: b\r\n".repeat(1_000);
+        let head = parse_head(format!("GET / HTTP/1.0\r\n{many}\r\n").as_bytes()).unwrap();
+        assert_eq!((head.headers.len(), head.keep_alive), (1_000, false));
+    }
+
+    #[test]
+    fn chunk_sizes() {
+        for (line, want) in [
+            ("0", Some(0)),
+            ("fF", Some(255)),
+            ("a;x=y", Some(10)),
+            ("", None),
+            ("-1", None),
+            ("0x5", None),
+            ("11111111111111111", None),
+        ] {
+            assert_eq!(chunk_size(line.as_bytes()), want, "{line}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The top level of a JSON object with its values as received.
+//!
+//! Hashes and handoffs are about bytes, so nothing is decoded until asked for.
+//! A name given twice is kept twice, and the last one wins, as in Python.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The members of one object, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    /// Parses an object; the error is serde_json's.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+
+    /// The last value of that name.
+    pub(crate) fn value(&self, name: &str) -> Option<&'a RawValue> {
+        self.0
+            .iter()
+            .rev()
+            .find(|(have, _)| have == name)
+            .map(|(_, value)| *value)
+    }
+
+    /// The bytes of the last value of that name.
+    pub(crate) fn raw(&self, name: &str) -> Option<&'a str> {
+        self.value(name).map(RawValue::get)
+    }
+
+    /// The bytes of the last value of that name, unless it is `null`.
+    pub(crate) fn some(&self, name: &str) -> Option<&'a str> {
+        self.raw(name).filter(|raw| *raw != "null")
+    }
+
+    /// Whether the name is given, also with `null`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.count(name) > 0
+    }
+
+    /// How often the name is given.
+    pub(crate) fn count(&self, name: &str) -> usize {
+        self.0.iter().filter(|(have, _)| have == name).count()
+    }
+
+    /// Whether the value is the literal `true`.
+    pub(crate) fn is_true(&self, name: &str) -> bool {
+        self.raw(name) == Some("true")
+    }
+
+    /// The value as a string.
+    pub(crate) fn string(&self, name: &str) -> Option<String> {
+        serde_json::from_str(self.raw(name)?).ok()
+    }
+
+    /// The names in order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// How many different names there are.
+    pub(crate) fn names_distinct(&self) -> usize {
+        let mut names: Vec<&str> = self.names().collect();
+        names.sort_unstable();
+        names.dedup();
+        names.len()
+    }
+
+    /// How many members there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Vec::with_capacity(16);
+        while let Some(entry) = map.next_entry::<String, &'de RawValue>()? {
+            fields.push(entry);
+        }
+        Ok(Fields(fields))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_keep_their_bytes_and_the_last_one_wins() {
+        let fields = Fields::parse(br#" {"a": 1.0 ,"b":[ 1 ],"a": 1e5, "c":null}"#).unwrap();
+        assert_eq!(fields.raw("a"), Some("1e5"));
+        assert_eq!(fields.raw("b"), Some("[ 1 ]"));
+        assert_eq!(fields.some("c"), None);
+        assert!(fields.has("c"));
+        assert_eq!((fields.len(), fields.names_distinct()), (4, 3));
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_an_error() {
+        for text in ["", "[]", "{", "{}x", "{\"a\":}"] {
+            assert!(Fields::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

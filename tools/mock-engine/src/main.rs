@@ -1,0 +1,7 @@
+//! The `mock-engine` program; see [`mock_engine::run_cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(mock_engine::run_cli(std::env::args().skip(1)))
+}

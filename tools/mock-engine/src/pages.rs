@@ -1,0 +1,168 @@
+//! The answers that are not inference: health, models, metrics, the mock's own
+//! pages, and a description of any request to a path it does not know.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::api;
+use crate::engine::Shared;
+use crate::fault::Fault;
+use crate::http::{Body, Head};
+use crate::log::path_of;
+use crate::wire::Plan;
+
+/// The vLLM version it claims to be.
+const VERSION: &str = "0.32.0";
+
+/// The answer to a request that is not inference.
+pub(crate) fn page(shared: &Shared, head: &Head, body: &Body) -> Plan {
+    let path = path_of(&head.target);
+    let get = head.method == "GET";
+    match path {
+        "/health" | "/ping" if get => health(shared),
+        "/v1/models" if get => models(shared),
+        "/version" if get => Plan::json(200, json!({"version": VERSION}).to_string()),
+        "/metrics" if get => Plan::new(
+            200,
+            "text/plain; version=0.0.4; charset=utf-8",
+            metrics(shared),
+        ),
+        "/mock/requests" if get => requests(shared),
+        "/mock/fault" if head.method == "POST" => set_fault(shared, &body.kept),
+        "/health" | "/v1/models" | "/version" | "/metrics" | "/mock/requests" | "/mock/fault" => {
+            Plan::json(405, "{\"detail\":\"Method Not Allowed\"}")
+        }
+        _ if shared.config.echo => echo(head, body),
+        _ if api::route(path).is_some() => {
+            Plan::json(405, "{\"detail\":\"Method Not Allowed\"}").with("allow", "POST")
+        }
+        _ => Plan::json(404, "{\"detail\":\"Not Found\"}"),
+    }
+}
+
+fn health(shared: &Shared) -> Plan {
+    let mut plan = Plan::json(shared.health.load(Ordering::Relaxed), "");
+    plan.content_type.clear();
+    plan
+}
+
+fn models(shared: &Shared) -> Plan {
+    let model = &shared.config.model;
+    let list = json!({"object": "list", "data": [{
+        "id": model, "object": "model", "created": 1_760_000_000, "owned_by": "vllm",
+        "root": model, "parent": null, "max_model_len": 131_072, "permission": [],
+    }]});
+    Plan::json(200, list.to_string())
+}
+
+fn metrics(shared: &Shared) -> String {
+    let counters = shared.log.counters();
+    let load = *shared.load.lock();
+    // The scrape itself is a request and is running.
+    let running = load
+        .running
+        .unwrap_or_else(|| counters.running.saturating_sub(1));
+    let rank = shared.config.rank;
+    let labels = format!("engine=\"{rank}\",model_name=\"{}\"", shared.config.model);
+    let mut text = String::new();
+    let mut family = |name: &str, kind: &str, samples: &[(&str, f64)]| {
+        let _ = writeln!(text, "# HELP vllm:{name} As vLLM has it.");
+        let _ = writeln!(text, "# TYPE vllm:{name} {kind}");
+        for (more, value) in samples {
+            let _ = writeln!(text, "vllm:{name}{{{labels}{more}}} {value:?}");
+        }
+    };
+    family("num_requests_running", "gauge", &[("", running as f64)]);
+    family(
+        "num_requests_waiting",
+        "gauge",
+        &[("", load.waiting as f64)],
+    );
+    family("kv_cache_usage_perc", "gauge", &[("", load.kv_cache_usage)]);
+    family(
+        "request_success_total",
+        "counter",
+        &[
+            (",finished_reason=\"stop\"", counters.answered as f64),
+            (",finished_reason=\"abort\"", counters.aborted as f64),
+        ],
+    );
+    family(
+        "mock_requests_total",
+        "counter",
+        &[("", counters.requests as f64)],
+    );
+    text
+}
+
+fn requests(shared: &Shared) -> Plan {
+    let counters = shared.log.counters();
+    let dump = json!({
+        "requests": shared.log.summaries(),
+        "counters": {
+            "connections_accepted": counters.connections_accepted,
+            "connections_open": counters.connections_open,
+            "requests": counters.requests,
+            "answered": counters.answered,
+            "aborted": counters.aborted,
+            "idle_closed": counters.idle_closed,
+            "malformed": counters.malformed,
+            "faulted": counters.faulted,
+            "contract_broken": counters.contract_broken,
+            "handoff_issued": counters.handoff_issued,
+            "handoff_used": counters.handoff_used,
+            "handoff_reused": counters.handoff_reused,
+            "handoff_foreign": counters.handoff_foreign,
+            "handoff_altered": counters.handoff_altered,
+            "handoff_unknown": counters.handoff_unknown,
+            "poisoned": counters.poisoned,
+            "wrong_role": counters.wrong_role,
+        },
+    });
+    Plan::json(200, dump.to_string())
+}
+
+/// What `/mock/fault` takes: `{"fault": "html", "times": 1, "path": "/x"}`, or
+/// `{"clear": true}`.
+#[derive(Deserialize)]
+struct SetFault {
+    fault: Option<Fault>,
+    #[serde(default = "once")]
+    times: u32,
+    path: Option<String>,
+    #[serde(default)]
+    clear: bool,
+}
+
+fn once() -> u32 {
+    1
+}
+
+fn set_fault(shared: &Shared, body: &[u8]) -> Plan {
+    match serde_json::from_slice::<SetFault>(body) {
+        Ok(set) => {
+            if set.clear {
+                shared.faults.clear();
+            }
+            if let Some(fault) = set.fault {
+                shared.faults.arm(set.path.as_deref(), fault, set.times);
+            }
+            Plan::json(200, "{\"ok\":true}")
+        }
+        Err(error) => Plan::json(400, json!({"error": error.to_string()}).to_string()),
+    }
+}
+
+fn echo(head: &Head, body: &Body) -> Plan {
+    let echo = json!({
+        "path": path_of(&head.target),
+        "target": head.target,
+        "method": head.method,
+        "body_bytes": body.bytes,
+        "body_sha256": body.sha256,
+    });
+    Plan::json(200, echo.to_string())
+}

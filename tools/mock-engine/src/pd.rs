@@ -1,0 +1,469 @@
+//! The two-step exchange: what a prefill request must look like, what a
+//! prefill answer hands out, and whether what comes back is the same.
+//!
+//! A handoff is opaque to a proxy, so this module prints each one by hand with
+//! numbers, escapes and whitespace that no JSON library would print again, and
+//! compares what comes back byte for byte.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::api::Kind;
+use crate::config::HandoffShape;
+use crate::json::Fields;
+use crate::sync::Guarded;
+
+/// Handoffs a registry remembers; the oldest is forgotten first.
+const HANDOFFS_MAX: usize = 65_536;
+
+/// What a request asks of the two-step exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leg {
+    /// No `kv_transfer_params`.
+    Local,
+    /// `do_remote_decode: true`.
+    Prefill,
+    /// `do_remote_prefill: true`.
+    Decode,
+    /// An object with neither flag, or both: it crashes a real engine.
+    Poison,
+}
+
+/// Reads the leg off the `kv_transfer_params` of a request.
+pub(crate) fn leg(params: Option<&RawValue>) -> Leg {
+    let Some(raw) = params.filter(|raw| raw.get() != "null") else {
+        return Leg::Local;
+    };
+    let Ok(fields) = Fields::parse(raw.get().as_bytes()) else {
+        return Leg::Poison;
+    };
+    let flag = |name| fields.raw(name) == Some("true");
+    match (flag("do_remote_decode"), flag("do_remote_prefill")) {
+        (true, false) => Leg::Prefill,
+        (false, true) => Leg::Decode,
+        (true, true) | (false, false) => Leg::Poison,
+    }
+}
+
+/// The members of a prefill request's `kv_transfer_params`, and their values.
+const CONTRACT: [(&str, &str); 6] = [
+    ("do_remote_decode", "true"),
+    ("do_remote_prefill", "false"),
+    ("remote_engine_id", "null"),
+    ("remote_block_ids", "null"),
+    ("remote_host", "null"),
+    ("remote_port", "null"),
+];
+
+/// Checks a prefill request; the error names the field that breaks the rules.
+pub(crate) fn check_contract(
+    kind: Kind,
+    body: &Fields<'_>,
+    params: &RawValue,
+) -> Result<(), String> {
+    let fields = Fields::parse(params.get().as_bytes())
+        .map_err(|_| "kv_transfer_params: not an object".to_owned())?;
+    for (name, want) in CONTRACT {
+        let have = fields.raw(name).unwrap_or("absent");
+        if have != want {
+            return Err(format!(
+                "kv_transfer_params.{name}: want {want}, got {have}"
+            ));
+        }
+    }
+    for name in fields.names() {
+        if name != "remote_kv_source" && CONTRACT.iter().all(|(known, _)| *known != name) {
+            return Err(format!(
+                "kv_transfer_params.{name}: not part of the contract"
+            ));
+        }
+    }
+    if fields.len() > fields.names_distinct() {
+        return Err("kv_transfer_params: a member is given twice".to_owned());
+    }
+    expect(body, "", "stream", "false")?;
+    if body.has("stream_options") {
+        return Err("stream_options: must be absent".to_owned());
+    }
+    match kind {
+        Kind::Chat | Kind::Completions | Kind::Messages => {
+            for name in ["max_tokens", "max_completion_tokens", "min_tokens"] {
+                expect(body, "", name, "1")?;
+            }
+        }
+        Kind::Responses => expect(body, "", "max_output_tokens", "1")?,
+        Kind::Generate => {
+            let raw = body.raw("sampling_params").unwrap_or("null");
+            let sampling = Fields::parse(raw.as_bytes())
+                .map_err(|_| "sampling_params: not an object".to_owned())?;
+            for name in ["max_tokens", "min_tokens"] {
+                expect(&sampling, "sampling_params.", name, "1")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn expect(fields: &Fields<'_>, prefix: &str, name: &str, want: &str) -> Result<(), String> {
+    match fields.count(name) {
+        0 => return Err(format!("{prefix}{name}: want {want}, got absent")),
+        1 => {}
+        _ => return Err(format!("{prefix}{name}: given more than once")),
+    }
+    let have = fields.raw(name).unwrap_or("absent");
+    if have == want {
+        Ok(())
+    } else {
+        Err(format!("{prefix}{name}: want {want}, got {have}"))
+    }
+}
+
+/// What a registry says about a handoff that came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Known, unaltered, first use, for the prompt it was issued for.
+    Good,
+    /// Used before.
+    Reused,
+    /// Issued for another prompt.
+    Foreign,
+    /// Its `remote_request_id` is known, its bytes are not the same.
+    Altered,
+    /// Nobody issued it.
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Issued {
+    raw: Box<str>,
+    prompt_sha256: String,
+    uses: u32,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    issued: HashMap<String, Issued>,
+    order: VecDeque<String>,
+}
+
+/// The handoffs issued by the engines that share it.
+///
+/// Clones share one book: give the same registry to the prefill and the decode
+/// engines of a test.
+#[derive(Clone, Debug, Default)]
+pub struct HandoffRegistry {
+    book: Arc<Guarded<Book>>,
+}
+
+impl HandoffRegistry {
+    /// An empty registry.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many handoffs it remembers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.book.lock().issued.len()
+    }
+
+    /// Whether it remembers none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many of the handoffs it remembers were never used.
+    #[must_use]
+    pub fn unused(&self) -> usize {
+        let book = self.book.lock();
+        book.issued
+            .values()
+            .filter(|issued| issued.uses == 0)
+            .count()
+    }
+
+    /// The raw bytes of every handoff it remembers, in the order of issue.
+    #[must_use]
+    pub fn issued(&self) -> Vec<String> {
+        let book = self.book.lock();
+        book.order
+            .iter()
+            .filter_map(|id| book.issued.get(id))
+            .map(|issued| issued.raw.to_string())
+            .collect()
+    }
+
+    /// Remembers a handoff.
+    pub(crate) fn issue(&self, id: String, raw: &str, prompt_sha256: &str) {
+        let mut book = self.book.lock();
+        if book.order.len() >= HANDOFFS_MAX
+            && let Some(oldest) = book.order.pop_front()
+        {
+            book.issued.remove(&oldest);
+        }
+        book.order.push_back(id.clone());
+        book.issued.insert(
+            id,
+            Issued {
+                raw: raw.into(),
+                prompt_sha256: prompt_sha256.to_owned(),
+                uses: 0,
+            },
+        );
+    }
+
+    /// Judges a handoff that came back, and counts the use.
+    pub(crate) fn redeem(&self, raw: &str, prompt_sha256: &str) -> Verdict {
+        let id = Fields::parse(raw.as_bytes())
+            .ok()
+            .and_then(|fields| fields.string("remote_request_id"));
+        let mut book = self.book.lock();
+        let Some(issued) = id.and_then(|id| book.issued.get_mut(&id)) else {
+            return Verdict::Unknown;
+        };
+        if &*issued.raw != raw {
+            return Verdict::Altered;
+        }
+        issued.uses += 1;
+        if issued.uses > 1 {
+            Verdict::Reused
+        } else if issued.prompt_sha256 != prompt_sha256 {
+            Verdict::Foreign
+        } else {
+            Verdict::Good
+        }
+    }
+}
+
+/// Prints the handoffs of one engine.
+#[derive(Debug, Default)]
+pub(crate) struct Issuer {
+    count: AtomicU64,
+    last: Guarded<Option<String>>,
+}
+
+/// What a fresh handoff says about its engine and its request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms<'a> {
+    pub(crate) engine_id: &'a str,
+    pub(crate) port: u16,
+    pub(crate) prompt_sha256: &'a str,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) cached_tokens: u64,
+}
+
+impl Issuer {
+    /// The members to put into the answer, each with a comma before it; empty
+    /// where the answer carries none. A fresh handoff goes into `registry`.
+    pub(crate) fn members(
+        &self,
+        shape: HandoffShape,
+        registry: &HandoffRegistry,
+        terms: Terms<'_>,
+    ) -> String {
+        let fresh = |blocks| self.fresh(blocks, registry, terms);
+        let value = match shape {
+            HandoffShape::Fresh => fresh(NESTED),
+            HandoffShape::Flat => fresh(FLAT),
+            HandoffShape::Omit => return String::new(),
+            HandoffShape::Null => "null".to_owned(),
+            HandoffShape::Empty => "{}".to_owned(),
+            HandoffShape::Text => "\"not an object\"".to_owned(),
+            HandoffShape::List => "[{\"do_remote_prefill\":true}]".to_owned(),
+            HandoffShape::Stale => {
+                let last = self.last.lock().clone();
+                last.unwrap_or_else(|| fresh(NESTED))
+            }
+            HandoffShape::Decoys => {
+                let value = fresh(NESTED);
+                return format!(
+                    ",\"metadata\":{{\"kv_transfer_params\":{{\"do_remote_prefill\":true}},\
+                     \"note\":\"\\\"kv_transfer_params\\\":{{\"}},\"kv_transfer_params\":{value}"
+                );
+            }
+        };
+        format!(",\"kv_transfer_params\":{value}")
+    }
+
+    /// Prints a handoff nobody else has, and remembers it.
+    fn fresh(&self, blocks: &str, registry: &HandoffRegistry, terms: Terms<'_>) -> String {
+        let nth = self.count.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{}-{}-{nth:x}", terms.engine_id, terms.port);
+        let raw = format!(
+            "{{ \"do_remote_prefill\" : true,\"do_remote_decode\":false ,\n  \
+             \"remote_block_ids\":{blocks},\t\"remote_engine_id\":{engine},\
+             \"remote_request_id\":{quoted},\"remote_host\":\"127.0.0.1\",\"remote_port\":{port},\
+             \"tp_size\":1,\"remote_num_tokens\":{tokens},\
+             \"remote_prefill_cached_tokens\":{cached} , {ODDITIES}\r\n}}",
+            engine = Value::from(terms.engine_id),
+            quoted = Value::from(id.as_str()),
+            port = terms.port,
+            tokens = terms.prompt_tokens,
+            cached = terms.cached_tokens,
+        );
+        registry.issue(id, &raw, terms.prompt_sha256);
+        *self.last.lock() = Some(raw.clone());
+        raw
+    }
+}
+
+/// Block ids per KV-cache group; the last one does not fit a double.
+const NESTED: &str = "[[1, 2,3 ,9007199254740993]]";
+
+/// Block ids as older releases sent them.
+const FLAT: &str = "[1, 2,3 ,9007199254740993]";
+
+/// Members that a proxy which parses and prints again would change.
+const ODDITIES: &str = "\"remote_blocks_expiry_time\":null,\"transfer_mode\":\"pull\",\
+     \"mock_nonce\":12345678901234567890,\"mock_floats\":[1.0,1e5,0.1e-7,-0.0],\
+     \"mock_escapes\":\"\\u003c\\u00e9\\/\\ud83d\\ude00\",\"mock_text\":\"é漢字🙂\",\
+     \"mock_trap\":\"}]\\\"{ \\\\\",\"mock_nested\":{ \"z\":[ ],\"a\":{\t} }";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMS: Terms<'_> = Terms {
+        engine_id: "e",
+        port: 5600,
+        prompt_sha256: "aa",
+        prompt_tokens: 3,
+        cached_tokens: 7,
+    };
+
+    fn fresh(issuer: &Issuer, registry: &HandoffRegistry) -> String {
+        issuer.members(HandoffShape::Fresh, registry, TERMS)[",\"kv_transfer_params\":".len()..]
+            .to_owned()
+    }
+
+    #[test]
+    fn a_handoff_is_json_and_unlike_its_reprint() {
+        let raw = fresh(&Issuer::default(), &HandoffRegistry::new());
+        let value: Value = serde_json::from_str(&raw).unwrap();
+        assert_eq!(value["do_remote_prefill"], true);
+        assert_eq!(value["mock_nonce"].to_string(), "12345678901234567890");
+        assert_ne!(value.to_string(), raw);
+    }
+
+    #[test]
+    fn the_registry_judges() {
+        let (issuer, registry) = (Issuer::default(), HandoffRegistry::new());
+        let first = fresh(&issuer, &registry);
+        let second = fresh(&issuer, &registry);
+        assert_ne!(first, second);
+        assert_eq!(registry.unused(), 2);
+        let reprint = serde_json::from_str::<Value>(&first).unwrap().to_string();
+        assert_eq!(registry.redeem(&reprint, "aa"), Verdict::Altered);
+        assert_eq!(registry.redeem(&first, "aa"), Verdict::Good);
+        assert_eq!(registry.redeem(&first, "aa"), Verdict::Reused);
+        assert_eq!(registry.redeem(&second, "bb"), Verdict::Foreign);
+        assert_eq!(registry.redeem("{}", "aa"), Verdict::Unknown);
+        assert_eq!(registry.issued(), [first, second]);
+    }
+
+    #[test]
+    fn every_shape_is_json() {
+        let (issuer, registry) = (Issuer::default(), HandoffRegistry::new());
+        for shape in [
+            HandoffShape::Fresh,
+            HandoffShape::Flat,
+            HandoffShape::Omit,
+            HandoffShape::Null,
+            HandoffShape::Empty,
+            HandoffShape::Text,
+            HandoffShape::List,
+            HandoffShape::Stale,
+            HandoffShape::Decoys,
+        ] {
+            let members = issuer.members(shape, &registry, TERMS);
+            let text = format!("{{\"a\":1{members}}}");
+            let value: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(
+                value.get("kv_transfer_params").is_none(),
+                shape == HandoffShape::Omit,
+                "{shape:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_contract_names_the_field() {
+        let good = r#"{"messages":[],"stream":false,"max_tokens":1,"max_completion_tokens":1,
+            "min_tokens":1,"kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,
+            "remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}}"#;
+        let cases = [
+            (good.to_owned(), None),
+            (good.replace("\"stream\":false,", ""), Some("stream")),
+            (
+                good.replace(":false,\"max_t", ":true,\"max_t"),
+                Some("stream"),
+            ),
+            (
+                good.replace("\"min_tokens\":1", "\"min_tokens\":2"),
+                Some("min_tokens"),
+            ),
+            (
+                good.replace("max_completion_tokens", "x"),
+                Some("max_completion_tokens"),
+            ),
+            (
+                good.replace("\"remote_port\":null", "\"remote_port\":1"),
+                Some("remote_port"),
+            ),
+            (
+                good.replace("\"remote_port\":null", "\"remote_port\":null,\"y\":1"),
+                Some(".y"),
+            ),
+            (
+                good.replace(
+                    "\"remote_port\":null",
+                    "\"remote_port\":null,\"remote_kv_source\":1",
+                ),
+                None,
+            ),
+            (
+                good.replace("\"messages\"", "\"stream_options\":{},\"messages\""),
+                Some("stream_opt"),
+            ),
+            (
+                good.replace("\"messages\"", "\"stream\":false,\"messages\""),
+                Some("more than once"),
+            ),
+        ];
+        for (text, want) in cases {
+            let body = Fields::parse(text.as_bytes()).unwrap();
+            let params = body.value("kv_transfer_params").unwrap();
+            let got = check_contract(Kind::Chat, &body, params);
+            match (got, want) {
+                (Ok(()), None) => {}
+                (Err(got), Some(want)) => assert!(got.contains(want), "{got} / {want}"),
+                (got, want) => panic!("{got:?} / {want:?}: {text}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_leg_follows_the_flags() {
+        for (text, want) in [
+            ("null", Leg::Local),
+            ("{}", Leg::Poison),
+            ("[]", Leg::Poison),
+            (r#"{"do_remote_decode":true}"#, Leg::Prefill),
+            (r#"{"do_remote_prefill" : true }"#, Leg::Decode),
+            (
+                r#"{"do_remote_prefill":true,"do_remote_decode":true}"#,
+                Leg::Poison,
+            ),
+        ] {
+            let raw: &RawValue = serde_json::from_str(text).unwrap();
+            assert_eq!(leg(Some(raw)), want, "{text}");
+        }
+        assert_eq!(leg(None), Leg::Local);
+    }
+}
