@@ -1,0 +1,143 @@
+//! A blocking client that shows the bytes.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use mock_engine::Engine;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// No wait in these tests may last longer.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A connection to an engine.
+pub(crate) struct Client(pub(crate) TcpStream);
+
+/// An answer read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+    /// The pieces of a chunked body.
+    pub(crate) chunks: Vec<String>,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(have, _)| *have == name)
+            .map(|(_, value)| value)
+    }
+
+    /// The JSON of each `data:` line.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        self.chunks
+            .iter()
+            .flat_map(|chunk| chunk.lines())
+            .filter_map(|line| line.strip_prefix("data: "))
+            .filter(|data| *data != "[DONE]")
+            .map(|data| serde_json::from_str(data).unwrap())
+            .collect()
+    }
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// A POST with a JSON body.
+pub(crate) fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: e\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// One request on a connection of its own.
+pub(crate) fn ask(engine: &Engine, request: &str) -> Answer {
+    let mut client = Client::new(engine);
+    client.send(request);
+    client.answer().unwrap()
+}
+
+impl Client {
+    pub(crate) fn new(engine: &Engine) -> Self {
+        let stream = TcpStream::connect(engine.addr()).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self(stream)
+    }
+
+    pub(crate) fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Everything up to the close, and how the close came.
+    pub(crate) fn rest(&mut self) -> (Vec<u8>, Option<ErrorKind>) {
+        let mut all = Vec::new();
+        let error = self.0.read_to_end(&mut all).err().map(|e| e.kind());
+        (all, error)
+    }
+
+    fn line(&mut self) -> Option<String> {
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        while !line.ends_with(b"\r\n") {
+            if self.0.read(&mut byte).ok()? == 0 {
+                return None;
+            }
+            line.push(byte[0]);
+        }
+        Some(String::from_utf8_lossy(&line).into_owned())
+    }
+
+    pub(crate) fn head(&mut self) -> Option<String> {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            head.push_str(&self.line()?);
+        }
+        Some(head)
+    }
+
+    fn exactly(&mut self, bytes: usize) -> Option<Vec<u8>> {
+        let mut body = vec![0; bytes];
+        self.0.read_exact(&mut body).ok()?;
+        Some(body)
+    }
+
+    /// An answer, or `None` if the connection ends before its end.
+    pub(crate) fn answer(&mut self) -> Option<Answer> {
+        let head = self.head()?;
+        let mut answer = Answer {
+            status: head[9..12].parse().unwrap(),
+            head,
+            body: Vec::new(),
+            chunks: Vec::new(),
+        };
+        if answer.header("transfer-encoding") == Some("chunked") {
+            loop {
+                let size = usize::from_str_radix(self.line()?.trim_end(), 16).unwrap();
+                let chunk = self.exactly(size + 2)?;
+                if size == 0 {
+                    return Some(answer);
+                }
+                let chunk = String::from_utf8_lossy(&chunk[..size]).into_owned();
+                answer.body.extend_from_slice(chunk.as_bytes());
+                answer.chunks.push(chunk);
+            }
+        }
+        let length = answer.header("content-length").unwrap().parse().unwrap();
+        answer.body = self.exactly(length)?;
+        Some(answer)
+    }
+}

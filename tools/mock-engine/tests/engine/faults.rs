@@ -1,0 +1,231 @@
+//! Each fault does what it says.
+
+use std::io::{ErrorKind, Read};
+use std::time::Duration;
+
+use mock_engine::{Engine, EngineConfig, Fault, State};
+
+use crate::client::{Client, DEADLINE, ask, post};
+
+const STREAM: &str = r#"{"prompt":"a","max_tokens":4,"stream":true}"#;
+const WHOLE: &str = r#"{"prompt":"a","max_tokens":4}"#;
+
+fn engine(fault: Fault) -> Engine {
+    let engine = Engine::start(EngineConfig::default(), 0).unwrap();
+    engine.fault(fault, 1);
+    engine
+}
+
+/// Sends one request and reads to the end of the connection.
+fn raw(fault: Fault, body: &str) -> (String, Option<ErrorKind>) {
+    let engine = engine(fault);
+    let mut client = Client::new(&engine);
+    client.send(&post("/v1/completions", body));
+    let (all, error) = client.rest();
+    (String::from_utf8_lossy(&all).into_owned(), error)
+}
+
+#[test]
+fn nothing_then_a_close() {
+    let reset = Some(ErrorKind::ConnectionReset);
+    assert_eq!(raw(Fault::ResetBeforeHead, WHOLE), (String::new(), reset));
+    assert_eq!(raw(Fault::CloseBeforeHead, WHOLE), (String::new(), None));
+    let engine = engine(Fault::Refuse);
+    let mut client = Client::new(&engine);
+    assert_eq!(
+        client.0.read(&mut [0]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
+    assert_eq!(ask(&engine, &post("/v1/completions", WHOLE)).status, 200);
+}
+
+#[test]
+fn cut_bodies() {
+    for body in [STREAM, WHOLE] {
+        let (all, error) = raw(Fault::TruncateMidBody { after_events: 2 }, body);
+        assert!(
+            all.starts_with("HTTP/1.1 200") && !all.ends_with("0\r\n\r\n"),
+            "{all}"
+        );
+        assert_eq!(error, None);
+        if body == STREAM {
+            assert_eq!(all.matches("data: ").count(), 2);
+        } else {
+            assert!(!all.ends_with('}'));
+        }
+        let (_, error) = raw(Fault::ResetMidBody { after_events: 1 }, body);
+        assert_eq!(error, Some(ErrorKind::ConnectionReset));
+    }
+}
+
+#[test]
+fn strange_framings() {
+    let (all, _) = raw(Fault::ExtraLength, WHOLE);
+    assert!(all.contains("content-length: ") && all.ends_with('}'));
+    let (all, _) = raw(Fault::NoFraming, STREAM);
+    assert!(!all.contains("content-length") && !all.contains("transfer-encoding"));
+    assert!(all.ends_with("data: [DONE]\n\n"));
+    let (all, _) = raw(Fault::Http10Answer, WHOLE);
+    assert!(all.starts_with("HTTP/1.0 200") && all.contains("content-length"));
+    let (all, _) = raw(Fault::Garbage, WHOLE);
+    assert!(all.starts_with('\u{16}'));
+    let engine = engine(Fault::BothFramings);
+    let answer = ask(&engine, &post("/v1/completions", WHOLE));
+    assert!(answer.head.contains("content-length: ") && answer.chunks.len() == 1);
+}
+
+#[test]
+fn other_answers() {
+    for (fault, status, part) in [
+        (
+            Fault::Status {
+                code: 503,
+                body: "busy".to_owned(),
+                content_type: "text/plain".to_owned(),
+            },
+            503,
+            "busy",
+        ),
+        (Fault::Gzip, 200, "opaque"),
+        (Fault::Html, 200, "<html>"),
+        (Fault::HalfJson, 200, "do_rem"),
+        (Fault::LargeJson { bytes: 100_000 }, 200, "AAAAAAAA"),
+        (Fault::Interim { count: 0 }, 200, "cmpl-"),
+    ] {
+        let engine = engine(fault.clone());
+        let mut client = Client::new(&engine);
+        for times in 0..2 {
+            client.send(&post("/v1/completions", WHOLE));
+            let answer = client.answer().unwrap();
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            assert_eq!(
+                answer.status,
+                if times == 0 { status } else { 200 },
+                "{fault:?}"
+            );
+            assert!(times > 0 || text.contains(part), "{fault:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn heads_without_bodies_and_before_heads() {
+    for (fault, want) in [
+        (Fault::NoContent204, "HTTP/1.1 204"),
+        (Fault::NotModified304, "HTTP/1.1 304"),
+    ] {
+        let engine = engine(fault);
+        let mut client = Client::new(&engine);
+        client.send(&post("/v1/completions", WHOLE));
+        assert!(client.head().unwrap().starts_with(want));
+        client.send(&post("/v1/completions", WHOLE));
+        assert_eq!(client.answer().unwrap().status, 200);
+    }
+    let engine = engine(Fault::Interim { count: 2 });
+    let mut client = Client::new(&engine);
+    client.send(&post("/v1/completions", WHOLE));
+    for _ in 0..2 {
+        assert!(client.head().unwrap().starts_with("HTTP/1.1 103"));
+    }
+    assert_eq!(client.answer().unwrap().status, 200);
+}
+
+#[test]
+fn bare_line_feeds_and_slow_bytes() {
+    let engine = engine(Fault::BareLf);
+    let mut client = Client::new(&engine);
+    let request = post("/v1/completions", WHOLE).replace("host: e", "connection: close");
+    client.send(&request);
+    let text = String::from_utf8(client.rest().0).unwrap();
+    assert!(text.contains("200 OK\n") && !text.contains('\r'), "{text}");
+    engine.fault(
+        Fault::Slow {
+            chunk_bytes: 100,
+            delay: Duration::from_millis(1),
+        },
+        1,
+    );
+    assert!(
+        ask(&engine, &post("/v1/completions", STREAM))
+            .body
+            .ends_with(b"[DONE]\n\n")
+    );
+}
+
+#[test]
+fn after_the_answer() {
+    let engine = engine(Fault::GarbageAfterAnswer);
+    let mut client = Client::new(&engine);
+    client.send(&post("/v1/completions", WHOLE));
+    client.answer().unwrap();
+    assert_eq!(client.answer().unwrap().body, b"extra");
+    engine.fault(Fault::CloseIdle, 1);
+    let mut client = Client::new(&engine);
+    client.send(&post("/v1/completions", WHOLE));
+    let answer = client.answer().unwrap();
+    assert_eq!(answer.header("connection"), None);
+    assert_eq!(client.rest(), (Vec::new(), None));
+    engine.fault(Fault::CloseOnNextRequest, 1);
+    let mut client = Client::new(&engine);
+    client.send(&post("/v1/completions", WHOLE));
+    client.answer().unwrap();
+    client.send(&post("/v1/completions", WHOLE));
+    assert_eq!(client.rest().0, b"");
+    assert_eq!(engine.counters().stale_closed, 1);
+    assert_eq!(engine.requests().len(), 3);
+}
+
+#[test]
+fn early_answers() {
+    for keep in [true, false] {
+        let engine = engine(Fault::EarlyAnswer { status: 413, keep });
+        let mut client = Client::new(&engine);
+        let request = post("/v1/completions", WHOLE);
+        let (head, body) = request.split_at(request.find("\r\n\r\n").unwrap() + 4);
+        client.send(head);
+        let answer = client.answer().unwrap();
+        assert_eq!(answer.status, 413);
+        assert_eq!(answer.header("connection").is_some(), !keep);
+        client.send(body);
+        if keep {
+            client.send(&post("/v1/completions", WHOLE));
+            assert_eq!(client.answer().unwrap().status, 200);
+        } else {
+            assert_eq!(client.rest(), (Vec::new(), None));
+        }
+    }
+}
+
+#[test]
+fn upgrades_echo() {
+    let engine = engine(Fault::Upgrade101);
+    let mut client = Client::new(&engine);
+    client.send("GET /v1/realtime HTTP/1.1\r\nupgrade: mock\r\n\r\nearly");
+    assert!(client.head().unwrap().starts_with("HTTP/1.1 101"));
+    client.send(" late");
+    let mut got = [0; 10];
+    client.0.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"early late");
+    drop(client);
+    engine
+        .wait_for(DEADLINE, |log| log[0].state == State::Answered)
+        .unwrap();
+}
+
+#[test]
+fn faults_over_http() {
+    let engine = Engine::start(EngineConfig::default(), 0).unwrap();
+    let set = r#"{"fault":{"status":{"code":418}},"times":2,"path":"/x"}"#;
+    assert_eq!(ask(&engine, &post("/mock/fault", set)).status, 200);
+    let status = |path| ask(&engine, &post(path, "")).status;
+    assert_eq!((status("/y"), status("/x?q=1")), (200, 418));
+    assert_eq!(
+        ask(&engine, &post("/mock/fault", r#"{"clear":true}"#)).status,
+        200
+    );
+    assert_eq!(status("/x"), 200);
+    assert_eq!(
+        ask(&engine, &post("/mock/fault", r#"{"fault":"no"}"#)).status,
+        400
+    );
+}

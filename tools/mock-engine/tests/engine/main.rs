@@ -1,0 +1,14 @@
+//! The engine as its users see it: over a socket, from outside.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "the helpers of a test fail like a test"
+)]
+
+mod aborts;
+mod client;
+mod faults;
+mod handoff;
+mod shapes;
+mod transport;
