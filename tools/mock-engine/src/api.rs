@@ -179,6 +179,13 @@ pub(crate) fn check(
         fields
     };
     let (tokens, limited) = length(kind, limits, config)?;
+    let choices = choices(kind, fields, limits)?;
+    if !stream && u64::from(tokens) * u64::from(choices) > WHOLE_TOKENS_MAX {
+        return Err(Refusal::bad(
+            "max_tokens",
+            "too much for one answer that is no stream",
+        ));
+    }
     Ok(Ask {
         kind,
         stream,
@@ -186,7 +193,7 @@ pub(crate) fn check(
         continuous_usage: options.is_true("continuous_usage_stats"),
         tokens,
         limited,
-        choices: choices(kind, fields, limits)?,
+        choices,
         prompt_tokens,
         prompt_sha256,
     })
@@ -266,6 +273,8 @@ fn choices(kind: Kind, fields: &Fields<'_>, limits: &Fields<'_>) -> Result<u32, 
     Ok(total)
 }
 
+/// Tokens in an answer that is built in memory.
+const WHOLE_TOKENS_MAX: u64 = 1 << 22;
 /// Choices in one answer.
 const CHOICES_MAX: u32 = 16_384;
 

@@ -173,9 +173,9 @@ impl Engine {
         self.addr.to_string()
     }
 
-    /// Every request received so far, in order. An entry becomes `Answered`
-    /// just after the last byte was written, so a client may be ahead of it:
-    /// wait for states with [`Engine::wait_for`].
+    /// Every request received so far, in order. Whoever has read a complete
+    /// answer finds it `Answered` here, unless the socket could not take the
+    /// end of it at once; other states are for [`Engine::wait_for`].
     #[must_use]
     pub fn requests(&self) -> Vec<Seen> {
         self.shared.log.requests()

@@ -13,7 +13,7 @@ use crate::api::{self, Ask, Kind, Refusal, Route};
 use crate::config::{CACHED_BY_ROLE, HandoffShape, Role};
 use crate::engine::Shared;
 use crate::fault::Fault;
-use crate::http::{BODY_BYTES_MAX, Body, Conn, Gone, Head, NoBody, NoHead};
+use crate::http::{BODY_BYTES_MAX, Body, Conn, Gone, Head, NoBody, NoHead, after};
 use crate::json::Fields;
 use crate::log::{AbortPhase, Seen, State, path_of};
 use crate::pages::page;
@@ -48,6 +48,7 @@ pub(crate) async fn serve(stream: TcpStream, shared: &Shared, number: u64) {
             head: &head,
             seq,
             received: false,
+            finished: false,
         };
         let ended = exchange.run().await;
         let (state, next) = match ended {
@@ -55,7 +56,9 @@ pub(crate) async fn serve(stream: TcpStream, shared: &Shared, number: u64) {
             Ok(Ended::Cut(next)) => (State::Faulted, next),
             Err(Gone) => (exchange.aborted(), Next::Close),
         };
-        shared.log.finish(seq, state);
+        if !exchange.finished {
+            shared.log.finish(seq, state);
+        }
         match next {
             Next::Keep => {}
             Next::KeepUntilNextRequest => {
@@ -129,6 +132,8 @@ struct Exchange<'a> {
     seq: u64,
     /// Whether the request is complete.
     received: bool,
+    /// Whether the log has it as answered.
+    finished: bool,
 }
 
 impl Exchange<'_> {
@@ -423,9 +428,19 @@ impl Exchange<'_> {
             _ if config.flat_blocks && config.handoff == HandoffShape::Fresh => HandoffShape::Flat,
             _ => config.handoff,
         };
-        self.shared
-            .log
-            .count(|counters| counters.handoff_issued += 1);
+        match shape {
+            HandoffShape::Fresh | HandoffShape::Flat | HandoffShape::Decoys => {
+                self.shared
+                    .log
+                    .count(|counters| counters.handoff_issued += 1);
+            }
+            HandoffShape::Omit
+            | HandoffShape::Null
+            | HandoffShape::Empty
+            | HandoffShape::Text
+            | HandoffShape::List
+            | HandoffShape::Stale => {}
+        }
         let terms = Terms {
             engine_id: &config.name,
             port: self.shared.port,
@@ -527,7 +542,11 @@ impl Exchange<'_> {
                 .out
                 .extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nextra");
         }
-        self.flush().await?;
+        let conn = &mut *self.conn;
+        self.finished = self.shared.log.finish_with(self.seq, || conn.write_now());
+        if !self.finished {
+            self.flush().await?;
+        }
         self.conn.slow = None;
         let must_close = announce || open_ended || !delimited;
         let next = wire
@@ -545,13 +564,15 @@ impl Exchange<'_> {
         let config = &self.shared.config;
         let wait = match content {
             Content::Whole(_, 0) | Content::Nothing(_) => return Ok(()),
-            Content::Whole(_, tokens) => config.ttft + config.itl * tokens.saturating_sub(1),
+            Content::Whole(_, tokens) => config
+                .ttft
+                .saturating_add(config.itl.saturating_mul(tokens.saturating_sub(1))),
             Content::Events(_) => config.ttft,
         };
         if config.early_head && matches!(content, Content::Events(_)) {
             self.flush().await?;
         }
-        self.conn.pause_until(start + wait).await
+        self.conn.pause_until(after(start, wait)).await
     }
 
     async fn send_content(
@@ -611,7 +632,7 @@ impl Exchange<'_> {
                 return self.flush_cut(wire.cut.map(|(_, cut)| cut), chunked).await;
             };
             if !itl.is_zero() && event.token > 0 {
-                let due = start + ttft + itl * event.token;
+                let due = after(start, ttft.saturating_add(itl.saturating_mul(event.token)));
                 if due > Instant::now() {
                     self.flush().await?;
                     self.conn.pause_until(due).await?;

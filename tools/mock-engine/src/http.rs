@@ -335,14 +335,33 @@ impl Conn {
             None => self.write(&out).await?,
             Some((bytes, delay)) => {
                 for piece in out.chunks(bytes.max(1)) {
+                    if self.wrote {
+                        self.pause_until(after(Instant::now(), delay)).await?;
+                    }
                     self.write(piece).await?;
-                    self.pause_until(Instant::now() + delay).await?;
                 }
             }
         }
         self.out = out;
         self.out.clear();
         Ok(())
+    }
+
+    /// Writes what is in `out` if the socket takes it all at once; otherwise
+    /// what it did not take remains for [`Conn::flush`].
+    pub(crate) fn write_now(&mut self) -> bool {
+        if self.slow.is_some() {
+            return false;
+        }
+        match self.stream.try_write(&self.out) {
+            Ok(n) => {
+                self.wrote |= n > 0;
+                self.out.drain(..n);
+                self.out.is_empty()
+            }
+            // What is wrong shows again in the flush.
+            Err(_) => false,
+        }
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
@@ -404,6 +423,12 @@ impl Conn {
     pub(crate) fn reset(self) {
         reset(&self.stream);
     }
+}
+
+/// `wait` after `start`, or in a few years where that is more than fits.
+pub(crate) fn after(start: Instant, wait: Duration) -> Instant {
+    const YEARS: Duration = Duration::from_secs(100_000_000);
+    start.checked_add(wait.min(YEARS)).unwrap_or(start)
 }
 
 /// Makes the close of this socket a reset.

@@ -221,6 +221,14 @@ struct Inner {
     counters: Counters,
 }
 
+impl Inner {
+    /// The entry of that number, if it has not been cleared away.
+    fn find(&mut self, seq: u64) -> Option<&mut Seen> {
+        let at = self.seen.binary_search_by_key(&seq, |seen| seen.seq).ok()?;
+        self.seen.get_mut(at)
+    }
+}
+
 /// The log of one engine.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -255,12 +263,10 @@ impl Log {
         seq
     }
 
-    /// Changes an entry, if it has not been cleared away.
+    /// Changes an entry.
     pub(crate) fn update(&self, seq: u64, change: impl FnOnce(&mut Seen)) {
         let mut inner = self.inner.lock();
-        if let Ok(at) = inner.seen.binary_search_by_key(&seq, |seen| seen.seq)
-            && let Some(seen) = inner.seen.get_mut(at)
-        {
+        if let Some(seen) = inner.find(seq) {
             change(seen);
         }
         drop(inner);
@@ -278,6 +284,25 @@ impl Log {
             }
         });
         self.update(seq, |seen| seen.state = state);
+    }
+
+    /// Runs `write` under the log's lock and, if it reports success, enters
+    /// the answer as complete: whoever then has the answer and looks into the
+    /// log finds it there. Returns what `write` returned.
+    pub(crate) fn finish_with(&self, seq: u64, write: impl FnOnce() -> bool) -> bool {
+        let mut inner = self.inner.lock();
+        if !write() {
+            return false;
+        }
+        inner.counters.running -= 1;
+        inner.counters.answered += 1;
+        if let Some(seen) = inner.find(seq) {
+            seen.first_byte_at.get_or_insert_with(Instant::now);
+            seen.state = State::Answered;
+        }
+        drop(inner);
+        self.changed.notify_all();
+        true
     }
 
     /// Changes the counters.

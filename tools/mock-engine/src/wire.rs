@@ -219,6 +219,7 @@ pub(crate) fn head(plan: &Plan, wire: &Wire, chunked: bool, announce_close: bool
     };
     line("date", &date(SystemTime::now()));
     line("server", "uvicorn");
+    line("vary", "Origin");
     for (name, value) in &plan.headers {
         line(name, value);
     }
