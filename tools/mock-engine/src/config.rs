@@ -91,7 +91,9 @@ pub struct EngineConfig {
     pub name: String,
     /// What usage reports as cached; [`CACHED_BY_ROLE`] for 7 and 49.
     pub cached_tokens: u64,
-    /// Checks the prefill request against the sidecar's contract.
+    /// Checks the prefill request against the sidecar's contract, answers 500
+    /// to a `kv_transfer_params` without either flag, and verifies handoffs.
+    /// Off for connectors whose objects look different.
     pub strict: bool,
     /// Sends `remote_block_ids` as a flat list, as older releases did.
     pub flat_blocks: bool,

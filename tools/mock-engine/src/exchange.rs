@@ -1,27 +1,21 @@
-//! One request after the other on one connection: read it, log it, decide the
-//! answer, write it as the fault of the day demands.
+//! One request after the other on one connection: read it, log it, have it
+//! answered, and end the connection as the answer demands.
 //!
 //! Every wait goes through [`Conn`], which ends it when the client goes.
 
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use crate::answer::{Answer, Circumstances, Events};
-use crate::api::{self, Ask, Kind, Refusal, Route};
-use crate::config::{CACHED_BY_ROLE, HandoffShape, Role};
+use crate::api::{self, Refusal, Route};
 use crate::engine::Shared;
 use crate::fault::Fault;
-use crate::http::{BODY_BYTES_MAX, Body, Conn, Gone, Head, NoBody, NoHead, after};
+use crate::http::{BODY_BYTES_MAX, Body, Conn, Gone, Head, NoBody, NoHead};
 use crate::json::Fields;
 use crate::log::{AbortPhase, Seen, State, path_of};
 use crate::pages::page;
-use crate::pd::{self, Leg, Terms, Verdict};
-use crate::wire::{Content, Cut, Delimiter, Next, Plan, Wire, head, substitute};
+use crate::wire::{Content, Next, Plan, Wire, head, substitute};
 
-/// Output gathered before it is written when nothing has to be waited for.
-const GATHER_BYTES: usize = 16 << 10;
 /// How long a close after an early answer takes what the client still sends.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -117,7 +111,7 @@ fn entry(head: &Head, conn: u64, nth_on_conn: u32) -> Seen {
 }
 
 /// How an exchange ended, other than by the client.
-enum Ended {
+pub(crate) enum Ended {
     /// With a complete answer.
     Answered(Next),
     /// By a fault.
@@ -125,15 +119,15 @@ enum Ended {
 }
 
 /// One request and its answer.
-struct Exchange<'a> {
-    conn: &'a mut Conn,
-    shared: &'a Shared,
-    head: &'a Head,
-    seq: u64,
+pub(crate) struct Exchange<'a> {
+    pub(crate) conn: &'a mut Conn,
+    pub(crate) shared: &'a Shared,
+    pub(crate) head: &'a Head,
+    pub(crate) seq: u64,
     /// Whether the request is complete.
     received: bool,
     /// Whether the log has it as answered.
-    finished: bool,
+    pub(crate) finished: bool,
 }
 
 impl Exchange<'_> {
@@ -302,7 +296,7 @@ impl Exchange<'_> {
     }
 
     /// Writes what is gathered and notes the first byte.
-    async fn flush(&mut self) -> Result<(), Gone> {
+    pub(crate) async fn flush(&mut self) -> Result<(), Gone> {
         let first = !self.conn.wrote;
         self.conn.flush().await?;
         if first && self.conn.wrote {
@@ -311,350 +305,5 @@ impl Exchange<'_> {
             });
         }
         Ok(())
-    }
-}
-
-// Inference: from a request to the plan of its answer.
-impl Exchange<'_> {
-    fn infer(
-        &self,
-        route: Route,
-        fields: &Fields<'_>,
-        prompt: Option<(String, u64)>,
-        fault: Option<&Fault>,
-    ) -> Result<Plan, Refusal> {
-        self.check_head(route)?;
-        let ask = api::check(route, fields, prompt, &self.shared.config)?;
-        let (handoff, foreign, leg) = self.legs(&ask, fields, fault)?;
-        let cached = self.cached(leg);
-        let answer = Answer::new(
-            &ask,
-            &self.shared.config,
-            Circumstances {
-                id: self.id(ask.kind, fields),
-                created: SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .map_or(0, |now| now.as_secs()),
-                foreign,
-                cached,
-                handoff,
-                pad_bytes: match fault {
-                    Some(Fault::LargeJson { bytes }) => *bytes,
-                    _ => 0,
-                },
-            },
-        );
-        let mut plan = if ask.stream {
-            Plan::stream(Events::new(answer))
-        } else {
-            let tokens = answer.tokens();
-            Plan::generated(answer.whole(), tokens)
-        };
-        if self.shared.config.request_id_header {
-            let sent = self.head.header("x-request-id");
-            let id = sent.map_or_else(|| format!("{:032x}", self.seq), str::to_owned);
-            plan = plan.with("x-request-id", id);
-        }
-        Ok(plan)
-    }
-
-    fn check_head(&self, route: Route) -> Result<(), Refusal> {
-        let media = self.head.header("content-type").unwrap_or_default();
-        let media = media.split(';').next().unwrap_or_default().trim();
-        if !media.eq_ignore_ascii_case("application/json") {
-            let message = "Unsupported Media Type: Only 'application/json' is allowed";
-            return Err(Refusal::bad("content-type", message));
-        }
-        let rank = self.head.header("x-data-parallel-rank");
-        let rank: Option<i64> = rank.and_then(|rank| rank.trim().parse().ok());
-        let size = i64::from(self.shared.config.data_parallel_size);
-        match rank {
-            // The responses route does not read the header.
-            Some(rank) if route != Route::Api(Kind::Responses) && !(0..size).contains(&rank) => {
-                let message = format!("data_parallel_rank {rank} is out of range [0, {size}).");
-                Err(Refusal::bad("data_parallel_rank", message))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The two-step exchange: handoff members for the answer, and whether the
-    /// answer has somebody else's text.
-    fn legs(
-        &self,
-        ask: &Ask,
-        fields: &Fields<'_>,
-        fault: Option<&Fault>,
-    ) -> Result<(String, bool, Leg), Refusal> {
-        let log = &self.shared.log;
-        let params = fields.value("kv_transfer_params");
-        let leg = pd::leg(params);
-        match (leg, self.shared.config.role) {
-            (Leg::Local, _) => Ok((String::new(), false, leg)),
-            (Leg::Poison, _) => {
-                log.count(|counters| counters.poisoned += 1);
-                Err(Refusal::internal(
-                    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-                ))
-            }
-            (Leg::Prefill, Role::Decode) | (Leg::Decode, Role::Prefill) => {
-                log.count(|counters| counters.wrong_role += 1);
-                Err(Refusal::internal("Internal server error"))
-            }
-            (Leg::Prefill, Role::Prefill | Role::Both) => {
-                if let Some(params) = params.filter(|_| self.shared.config.strict) {
-                    pd::check_contract(ask.kind, fields, params).map_err(|message| {
-                        log.count(|counters| counters.contract_broken += 1);
-                        Refusal::bad("kv_transfer_params", message)
-                    })?;
-                }
-                Ok((self.hand_out(ask, fault), false, leg))
-            }
-            (Leg::Decode, Role::Decode | Role::Both) => {
-                let raw = params.map_or("", serde_json::value::RawValue::get);
-                Ok((String::new(), self.redeem(ask, raw)?, leg))
-            }
-        }
-    }
-
-    fn hand_out(&self, ask: &Ask, fault: Option<&Fault>) -> String {
-        // A stream carries the object only in the last event of a response.
-        if ask.stream && ask.kind != Kind::Responses {
-            return String::new();
-        }
-        let config = &self.shared.config;
-        let shape = match fault {
-            Some(Fault::Handoff(shape)) => *shape,
-            _ if config.flat_blocks && config.handoff == HandoffShape::Fresh => HandoffShape::Flat,
-            _ => config.handoff,
-        };
-        match shape {
-            HandoffShape::Fresh | HandoffShape::Flat | HandoffShape::Decoys => {
-                self.shared
-                    .log
-                    .count(|counters| counters.handoff_issued += 1);
-            }
-            HandoffShape::Omit
-            | HandoffShape::Null
-            | HandoffShape::Empty
-            | HandoffShape::Text
-            | HandoffShape::List
-            | HandoffShape::Stale => {}
-        }
-        let terms = Terms {
-            engine_id: &config.name,
-            port: self.shared.port,
-            prompt_sha256: &ask.prompt_sha256,
-            prompt_tokens: ask.prompt_tokens,
-            cached_tokens: self.cached(Leg::Prefill),
-        };
-        self.shared
-            .issuer
-            .members(shape, &self.shared.registry, terms)
-    }
-
-    /// Whether the answer has somebody else's text.
-    fn redeem(&self, ask: &Ask, raw: &str) -> Result<bool, Refusal> {
-        let config = &self.shared.config;
-        if !config.strict || config.verify_handoff.is_none() {
-            return Ok(false);
-        }
-        let verdict = self.shared.registry.redeem(raw, &ask.prompt_sha256);
-        self.shared.log.count(|counters| match verdict {
-            Verdict::Good => counters.handoff_used += 1,
-            Verdict::Reused => counters.handoff_reused += 1,
-            Verdict::Foreign => counters.handoff_foreign += 1,
-            Verdict::Altered => counters.handoff_altered += 1,
-            Verdict::Unknown => counters.handoff_unknown += 1,
-        });
-        match verdict {
-            Verdict::Good => Ok(false),
-            Verdict::Reused | Verdict::Foreign => Ok(true),
-            Verdict::Altered => Err(Refusal::internal("Internal server error (handoff altered)")),
-            Verdict::Unknown => Err(Refusal::internal("Internal server error (handoff unknown)")),
-        }
-    }
-
-    fn cached(&self, leg: Leg) -> u64 {
-        match (self.shared.config.cached_tokens, leg) {
-            (CACHED_BY_ROLE, Leg::Prefill) => 7,
-            (CACHED_BY_ROLE, Leg::Local | Leg::Decode | Leg::Poison) => 49,
-            (configured, _) => configured,
-        }
-    }
-
-    fn id(&self, kind: Kind, fields: &Fields<'_>) -> String {
-        let nth = self.shared.answers.fetch_add(1, Ordering::Relaxed);
-        let sent = self.head.header("x-request-id").map(str::to_owned);
-        let id = sent
-            .or_else(|| fields.string("request_id"))
-            .unwrap_or_else(|| format!("{nth:016x}"));
-        match kind {
-            Kind::Chat | Kind::Messages => format!("chatcmpl-{id}"),
-            Kind::Completions => format!("cmpl-{id}"),
-            Kind::Generate => format!("generate-tokens-{id}"),
-            Kind::Responses => format!("resp_{nth:016x}"),
-        }
-    }
-}
-
-// Writing: from the plan to the bytes.
-impl Exchange<'_> {
-    async fn send(&mut self, plan: Plan, wire: Wire) -> Result<Ended, Gone> {
-        let start = Instant::now();
-        self.conn.slow = wire.slow;
-        for _ in 0..wire.interim {
-            let hints = "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n";
-            self.conn.out.extend_from_slice(hints.as_bytes());
-        }
-        if wire.interim > 0 {
-            self.conn.flush().await?;
-            self.conn.wrote = false;
-        }
-        let minor = self.head.minor_version;
-        let chunked = wire.chunked(&plan.content, minor);
-        let announce = wire.http10
-            || (wire.next.is_none() && !self.head.keep_alive)
-            || wire.next == Some(Next::CloseGently);
-        let head = head(&plan, &wire, chunked, announce);
-        self.conn.out.extend_from_slice(head.as_bytes());
-        self.wait_for_first_token(&plan.content, start).await?;
-        if wire.stall_after_head {
-            self.flush().await?;
-            return Err(self.conn.stall().await);
-        }
-        let delimited = chunked || matches!(wire.delimiter, Delimiter::Proper);
-        let open_ended = matches!(plan.content, Content::Events(_)) && !chunked;
-        let cut = if self.head.method == "HEAD" {
-            None
-        } else {
-            self.send_content(plan.content, &wire, chunked, start)
-                .await?
-        };
-        match cut {
-            Some(Cut::Reset) => return Ok(Ended::Cut(Next::Reset)),
-            Some(Cut::Truncate) => return Ok(Ended::Cut(Next::Close)),
-            Some(Cut::Stall) => return Err(self.conn.stall().await),
-            None => {}
-        }
-        if wire.garbage_after {
-            self.conn
-                .out
-                .extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nextra");
-        }
-        let conn = &mut *self.conn;
-        self.finished = self.shared.log.finish_with(self.seq, || conn.write_now());
-        if !self.finished {
-            self.flush().await?;
-        }
-        self.conn.slow = None;
-        let must_close = announce || open_ended || !delimited;
-        let next = wire
-            .next
-            .unwrap_or(if must_close { Next::Close } else { Next::Keep });
-        Ok(Ended::Answered(next))
-    }
-
-    /// A whole answer waits for all of its tokens, a stream for its first.
-    async fn wait_for_first_token(
-        &mut self,
-        content: &Content,
-        start: Instant,
-    ) -> Result<(), Gone> {
-        let config = &self.shared.config;
-        let wait = match content {
-            Content::Whole(_, 0) | Content::Nothing(_) => return Ok(()),
-            Content::Whole(_, tokens) => config
-                .ttft
-                .saturating_add(config.itl.saturating_mul(tokens.saturating_sub(1))),
-            Content::Events(_) => config.ttft,
-        };
-        if config.early_head && matches!(content, Content::Events(_)) {
-            self.flush().await?;
-        }
-        self.conn.pause_until(after(start, wait)).await
-    }
-
-    async fn send_content(
-        &mut self,
-        content: Content,
-        wire: &Wire,
-        chunked: bool,
-        start: Instant,
-    ) -> Result<Option<Cut>, Gone> {
-        match content {
-            Content::Nothing(_) => Ok(None),
-            Content::Events(events) => self.send_events(*events, wire, chunked, start).await,
-            Content::Whole(body, _) => {
-                let kept = match wire.cut {
-                    Some((0, _)) => 0,
-                    Some(_) => body.len() / 2,
-                    None => body.len(),
-                };
-                let part = body.get(..kept).unwrap_or_default();
-                if chunked {
-                    self.push_chunk(part);
-                } else {
-                    self.conn.out.extend_from_slice(part);
-                }
-                self.flush_cut(wire.cut.map(|(_, cut)| cut), chunked).await
-            }
-        }
-    }
-
-    /// Writes what is gathered; a body that is not cut gets its terminator.
-    async fn flush_cut(&mut self, cut: Option<Cut>, chunked: bool) -> Result<Option<Cut>, Gone> {
-        match cut {
-            Some(_) => self.flush().await?,
-            None if chunked => self.conn.out.extend_from_slice(b"0\r\n\r\n"),
-            None => {}
-        }
-        Ok(cut)
-    }
-
-    async fn send_events(
-        &mut self,
-        mut events: Events,
-        wire: &Wire,
-        chunked: bool,
-        start: Instant,
-    ) -> Result<Option<Cut>, Gone> {
-        let (ttft, itl) = (self.shared.config.ttft, self.shared.config.itl);
-        let mut sent = 0;
-        loop {
-            if let Some((after, cut)) = wire.cut
-                && after == sent
-            {
-                return self.flush_cut(Some(cut), chunked).await;
-            }
-            let Some(event) = events.next() else {
-                // An answer with fewer events is cut before its terminator.
-                return self.flush_cut(wire.cut.map(|(_, cut)| cut), chunked).await;
-            };
-            if !itl.is_zero() && event.token > 0 {
-                let due = after(start, ttft.saturating_add(itl.saturating_mul(event.token)));
-                if due > Instant::now() {
-                    self.flush().await?;
-                    self.conn.pause_until(due).await?;
-                }
-            }
-            if chunked {
-                self.push_chunk(event.text.as_bytes());
-            } else {
-                self.conn.out.extend_from_slice(event.text.as_bytes());
-            }
-            sent += 1;
-            if self.conn.out.len() >= GATHER_BYTES {
-                self.flush().await?;
-                self.conn.breathe().await?;
-            }
-        }
-    }
-
-    fn push_chunk(&mut self, bytes: &[u8]) {
-        let size = format!("{:x}\r\n", bytes.len());
-        self.conn.out.extend_from_slice(size.as_bytes());
-        self.conn.out.extend_from_slice(bytes);
-        self.conn.out.extend_from_slice(b"\r\n");
     }
 }

@@ -42,6 +42,12 @@ pub enum Fault {
         /// Events written before the fault.
         after_events: u32,
     },
+    /// Sends this many events, then vLLM's error event and the end of the
+    /// stream. An answer that is not a stream is not affected.
+    ErrorMidStream {
+        /// Events written before the fault.
+        after_events: u32,
+    },
     /// Stops reading the request body after this many bytes, for ever.
     StallRead {
         /// Body bytes (as framed on the wire) taken from the socket.

@@ -39,10 +39,12 @@ mod engine;
 mod exchange;
 mod fault;
 mod http;
+mod infer;
 mod json;
 mod log;
 mod pages;
 mod pd;
+mod send;
 mod sync;
 mod wire;
 

@@ -126,6 +126,8 @@ pub(crate) enum Cut {
     Reset,
     Truncate,
     Stall,
+    /// An error event, then a proper end.
+    Error,
 }
 
 /// How the body is delimited.
@@ -189,6 +191,9 @@ impl Wire {
             }
             Some(Fault::StallMidStream { after_events }) => {
                 wire.cut = Some((*after_events, Cut::Stall));
+            }
+            Some(Fault::ErrorMidStream { after_events }) => {
+                wire.cut = Some((*after_events, Cut::Error));
             }
             Some(Fault::Slow { chunk_bytes, delay }) => wire.slow = Some((*chunk_bytes, *delay)),
             Some(Fault::GarbageAfterAnswer) => wire.garbage_after = true,

@@ -229,3 +229,11 @@ fn faults_over_http() {
         400
     );
 }
+
+#[test]
+fn an_error_in_the_stream() {
+    let engine = engine(Fault::ErrorMidStream { after_events: 2 });
+    let answer = ask(&engine, &post("/v1/completions", STREAM));
+    assert_eq!(answer.chunks.len(), 4);
+    assert_eq!(answer.events()[2]["error"]["code"], 500);
+}

@@ -173,3 +173,20 @@ fn each_api_hands_out() {
     }
     assert_eq!(decoder.counters().handoff_used, 4);
 }
+
+#[test]
+fn a_lenient_engine_takes_the_objects_of_other_connectors() {
+    let config = EngineConfig {
+        strict: false,
+        ..EngineConfig::default()
+    };
+    let engine = Engine::start(config, 0).unwrap();
+    for params in [
+        r#"{"remote_prefiller":{"kv_request_id":"K"}}"#,
+        r#"{"do_remote_decode":true,"do_remote_prefill":false,"transfer_id":"x"}"#,
+        r#"{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"x"}"#,
+    ] {
+        assert_eq!(decode(&engine, "a", params).status, 200, "{params}");
+    }
+    assert_eq!(engine.counters().poisoned, 0);
+}

@@ -141,3 +141,14 @@ fn ranks_know_their_number_and_range() {
     assert_eq!(ask(&engines[1], &request(1)).status, 200);
     assert_eq!(ask(&engines[1], &request(2)).status, 400);
 }
+
+#[test]
+fn an_engine_can_be_shared_between_threads() {
+    let engine = Engine::start(EngineConfig::default(), 0).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(ask(&engine, &post("/x", "x")).status, 200));
+        }
+    });
+    assert_eq!(engine.counters().answered, 4);
+}

@@ -1,0 +1,200 @@
+//! From a request on an API route to the plan of its answer: the checks a vLLM
+//! server makes, the two-step exchange, and the shape.
+
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::answer::{Answer, Circumstances, Events};
+use crate::api::{self, Ask, Kind, Refusal, Route};
+use crate::config::{CACHED_BY_ROLE, HandoffShape, Role};
+use crate::exchange::Exchange;
+use crate::fault::Fault;
+use crate::json::Fields;
+use crate::pd::{self, Leg, Terms, Verdict};
+use crate::wire::Plan;
+
+impl Exchange<'_> {
+    /// Decides the answer to a request on an API route.
+    pub(crate) fn infer(
+        &self,
+        route: Route,
+        fields: &Fields<'_>,
+        prompt: Option<(String, u64)>,
+        fault: Option<&Fault>,
+    ) -> Result<Plan, Refusal> {
+        self.check_head(route)?;
+        let ask = api::check(route, fields, prompt, &self.shared.config)?;
+        let (handoff, foreign, leg) = self.legs(&ask, fields, fault)?;
+        let cached = self.cached(leg);
+        let answer = Answer::new(
+            &ask,
+            &self.shared.config,
+            Circumstances {
+                id: self.id(ask.kind, fields),
+                created: SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |now| now.as_secs()),
+                foreign,
+                cached,
+                handoff,
+                pad_bytes: match fault {
+                    Some(Fault::LargeJson { bytes }) => *bytes,
+                    _ => 0,
+                },
+            },
+        );
+        let mut plan = if ask.stream {
+            Plan::stream(Events::new(answer))
+        } else {
+            let tokens = answer.tokens();
+            Plan::generated(answer.whole(), tokens)
+        };
+        if self.shared.config.request_id_header {
+            let sent = self.head.header("x-request-id");
+            let id = sent.map_or_else(|| format!("{:032x}", self.seq), str::to_owned);
+            plan = plan.with("x-request-id", id);
+        }
+        Ok(plan)
+    }
+
+    fn check_head(&self, route: Route) -> Result<(), Refusal> {
+        let media = self.head.header("content-type").unwrap_or_default();
+        let media = media.split(';').next().unwrap_or_default().trim();
+        if !media.eq_ignore_ascii_case("application/json") {
+            let message = "Unsupported Media Type: Only 'application/json' is allowed";
+            return Err(Refusal::bad("content-type", message));
+        }
+        let rank = self.head.header("x-data-parallel-rank");
+        let rank: Option<i64> = rank.and_then(|rank| rank.trim().parse().ok());
+        let size = i64::from(self.shared.config.data_parallel_size);
+        match rank {
+            // The responses route does not read the header.
+            Some(rank) if route != Route::Api(Kind::Responses) && !(0..size).contains(&rank) => {
+                let message = format!("data_parallel_rank {rank} is out of range [0, {size}).");
+                Err(Refusal::bad("data_parallel_rank", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The two-step exchange: handoff members for the answer, and whether the
+    /// answer has somebody else's text.
+    fn legs(
+        &self,
+        ask: &Ask,
+        fields: &Fields<'_>,
+        fault: Option<&Fault>,
+    ) -> Result<(String, bool, Leg), Refusal> {
+        let log = &self.shared.log;
+        let params = fields.value("kv_transfer_params");
+        let leg = pd::leg(params);
+        match (leg, self.shared.config.role) {
+            (Leg::Local, _) => Ok((String::new(), false, leg)),
+            // Connectors other than NIXL have objects without the flags.
+            (Leg::Poison, _) if !self.shared.config.strict => Ok((String::new(), false, leg)),
+            (Leg::Poison, _) => {
+                log.count(|counters| counters.poisoned += 1);
+                Err(Refusal::internal(
+                    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+                ))
+            }
+            (Leg::Prefill, Role::Decode) | (Leg::Decode, Role::Prefill) => {
+                log.count(|counters| counters.wrong_role += 1);
+                Err(Refusal::internal("Internal server error"))
+            }
+            (Leg::Prefill, Role::Prefill | Role::Both) => {
+                if let Some(params) = params.filter(|_| self.shared.config.strict) {
+                    pd::check_contract(ask.kind, fields, params).map_err(|message| {
+                        log.count(|counters| counters.contract_broken += 1);
+                        Refusal::bad("kv_transfer_params", message)
+                    })?;
+                }
+                Ok((self.hand_out(ask, fault), false, leg))
+            }
+            (Leg::Decode, Role::Decode | Role::Both) => {
+                let raw = params.map_or("", serde_json::value::RawValue::get);
+                Ok((String::new(), self.redeem(ask, raw)?, leg))
+            }
+        }
+    }
+
+    fn hand_out(&self, ask: &Ask, fault: Option<&Fault>) -> String {
+        // A stream carries the object only in the last event of a response.
+        if ask.stream && ask.kind != Kind::Responses {
+            return String::new();
+        }
+        let config = &self.shared.config;
+        let shape = match fault {
+            Some(Fault::Handoff(shape)) => *shape,
+            _ if config.flat_blocks && config.handoff == HandoffShape::Fresh => HandoffShape::Flat,
+            _ => config.handoff,
+        };
+        match shape {
+            HandoffShape::Fresh | HandoffShape::Flat | HandoffShape::Decoys => {
+                self.shared
+                    .log
+                    .count(|counters| counters.handoff_issued += 1);
+            }
+            HandoffShape::Omit
+            | HandoffShape::Null
+            | HandoffShape::Empty
+            | HandoffShape::Text
+            | HandoffShape::List
+            | HandoffShape::Stale => {}
+        }
+        let terms = Terms {
+            engine_id: &config.name,
+            port: self.shared.port,
+            prompt_sha256: &ask.prompt_sha256,
+            prompt_tokens: ask.prompt_tokens,
+            cached_tokens: self.cached(Leg::Prefill),
+        };
+        self.shared
+            .issuer
+            .members(shape, &self.shared.registry, terms)
+    }
+
+    /// Whether the answer has somebody else's text.
+    fn redeem(&self, ask: &Ask, raw: &str) -> Result<bool, Refusal> {
+        let config = &self.shared.config;
+        if !config.strict || config.verify_handoff.is_none() {
+            return Ok(false);
+        }
+        let verdict = self.shared.registry.redeem(raw, &ask.prompt_sha256);
+        self.shared.log.count(|counters| match verdict {
+            Verdict::Good => counters.handoff_used += 1,
+            Verdict::Reused => counters.handoff_reused += 1,
+            Verdict::Foreign => counters.handoff_foreign += 1,
+            Verdict::Altered => counters.handoff_altered += 1,
+            Verdict::Unknown => counters.handoff_unknown += 1,
+        });
+        match verdict {
+            Verdict::Good => Ok(false),
+            Verdict::Reused | Verdict::Foreign => Ok(true),
+            Verdict::Altered => Err(Refusal::internal("Internal server error (handoff altered)")),
+            Verdict::Unknown => Err(Refusal::internal("Internal server error (handoff unknown)")),
+        }
+    }
+
+    fn cached(&self, leg: Leg) -> u64 {
+        match (self.shared.config.cached_tokens, leg) {
+            (CACHED_BY_ROLE, Leg::Prefill) => 7,
+            (CACHED_BY_ROLE, Leg::Local | Leg::Decode | Leg::Poison) => 49,
+            (configured, _) => configured,
+        }
+    }
+
+    fn id(&self, kind: Kind, fields: &Fields<'_>) -> String {
+        let nth = self.shared.answers.fetch_add(1, Ordering::Relaxed);
+        let sent = self.head.header("x-request-id").map(str::to_owned);
+        let id = sent
+            .or_else(|| fields.string("request_id"))
+            .unwrap_or_else(|| format!("{nth:016x}"));
+        match kind {
+            Kind::Chat | Kind::Messages => format!("chatcmpl-{id}"),
+            Kind::Completions => format!("cmpl-{id}"),
+            Kind::Generate => format!("generate-tokens-{id}"),
+            Kind::Responses => format!("resp_{nth:016x}"),
+        }
+    }
+}

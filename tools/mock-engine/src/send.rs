@@ -1,0 +1,188 @@
+//! From the plan of an answer to its bytes, at its pace, and as broken as the
+//! fault of the day demands.
+
+use std::time::Instant;
+
+use crate::answer::Events;
+use crate::exchange::{Ended, Exchange};
+use crate::http::{Gone, after};
+use crate::wire::{Content, Cut, Delimiter, Next, Plan, Wire, head};
+
+/// Output gathered before it is written when nothing has to be waited for.
+const GATHER_BYTES: usize = 16 << 10;
+
+/// What vLLM sends when the engine fails after the stream began.
+const ERROR_EVENT: &str = "data: {\"error\":{\"message\":\"EngineCore encountered an issue.\",\
+     \"type\":\"InternalServerError\",\"param\":null,\"code\":500}}\n\n";
+
+impl Exchange<'_> {
+    /// Writes `plan` as `wire` says.
+    pub(crate) async fn send(&mut self, plan: Plan, wire: Wire) -> Result<Ended, Gone> {
+        let start = Instant::now();
+        self.conn.slow = wire.slow;
+        for _ in 0..wire.interim {
+            let hints = "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n";
+            self.conn.out.extend_from_slice(hints.as_bytes());
+        }
+        if wire.interim > 0 {
+            self.conn.flush().await?;
+            self.conn.wrote = false;
+        }
+        let minor = self.head.minor_version;
+        let chunked = wire.chunked(&plan.content, minor);
+        let announce = wire.http10
+            || (wire.next.is_none() && !self.head.keep_alive)
+            || wire.next == Some(Next::CloseGently);
+        let head = head(&plan, &wire, chunked, announce);
+        self.conn.out.extend_from_slice(head.as_bytes());
+        self.wait_for_first_token(&plan.content, start).await?;
+        if wire.stall_after_head {
+            self.flush().await?;
+            return Err(self.conn.stall().await);
+        }
+        let delimited = chunked || matches!(wire.delimiter, Delimiter::Proper);
+        let open_ended = matches!(plan.content, Content::Events(_)) && !chunked;
+        let cut = if self.head.method == "HEAD" {
+            None
+        } else {
+            self.send_content(plan.content, &wire, chunked, start)
+                .await?
+        };
+        match cut {
+            Some(Cut::Reset) => return Ok(Ended::Cut(Next::Reset)),
+            Some(Cut::Truncate) => return Ok(Ended::Cut(Next::Close)),
+            Some(Cut::Stall) => return Err(self.conn.stall().await),
+            Some(Cut::Error) | None => {}
+        }
+        if wire.garbage_after {
+            self.conn
+                .out
+                .extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nextra");
+        }
+        let conn = &mut *self.conn;
+        self.finished = self.shared.log.finish_with(self.seq, || conn.write_now());
+        if !self.finished {
+            self.flush().await?;
+        }
+        self.conn.slow = None;
+        let must_close = announce || open_ended || !delimited;
+        let next = wire
+            .next
+            .unwrap_or(if must_close { Next::Close } else { Next::Keep });
+        Ok(Ended::Answered(next))
+    }
+
+    /// A whole answer waits for all of its tokens, a stream for its first.
+    async fn wait_for_first_token(
+        &mut self,
+        content: &Content,
+        start: Instant,
+    ) -> Result<(), Gone> {
+        let config = &self.shared.config;
+        let wait = match content {
+            Content::Whole(_, 0) | Content::Nothing(_) => return Ok(()),
+            Content::Whole(_, tokens) => config
+                .ttft
+                .saturating_add(config.itl.saturating_mul(tokens.saturating_sub(1))),
+            Content::Events(_) => config.ttft,
+        };
+        if config.early_head && matches!(content, Content::Events(_)) {
+            self.flush().await?;
+        }
+        self.conn.pause_until(after(start, wait)).await
+    }
+
+    async fn send_content(
+        &mut self,
+        content: Content,
+        wire: &Wire,
+        chunked: bool,
+        start: Instant,
+    ) -> Result<Option<Cut>, Gone> {
+        match content {
+            Content::Nothing(_) => Ok(None),
+            Content::Events(events) => self.send_events(*events, wire, chunked, start).await,
+            Content::Whole(body, _) => {
+                let kept = match wire.cut {
+                    Some((_, Cut::Error)) | None => body.len(),
+                    Some((0, _)) => 0,
+                    Some(_) => body.len() / 2,
+                };
+                let part = body.get(..kept).unwrap_or_default();
+                if chunked {
+                    self.push_chunk(part);
+                } else {
+                    self.conn.out.extend_from_slice(part);
+                }
+                self.flush_cut(wire.cut.map(|(_, cut)| cut), chunked).await
+            }
+        }
+    }
+
+    /// Writes what is gathered; a body that is not cut gets its terminator.
+    async fn flush_cut(&mut self, cut: Option<Cut>, chunked: bool) -> Result<Option<Cut>, Gone> {
+        match cut {
+            Some(Cut::Reset | Cut::Truncate | Cut::Stall) => self.flush().await?,
+            Some(Cut::Error) | None if chunked => {
+                self.conn.out.extend_from_slice(b"0\r\n\r\n");
+            }
+            Some(Cut::Error) | None => {}
+        }
+        Ok(cut)
+    }
+
+    async fn send_events(
+        &mut self,
+        mut events: Events,
+        wire: &Wire,
+        chunked: bool,
+        start: Instant,
+    ) -> Result<Option<Cut>, Gone> {
+        let (ttft, itl) = (self.shared.config.ttft, self.shared.config.itl);
+        let mut sent = 0;
+        loop {
+            if let Some((after, cut)) = wire.cut
+                && after == sent
+            {
+                if cut == Cut::Error {
+                    self.push(ERROR_EVENT, chunked);
+                    self.push("data: [DONE]\n\n", chunked);
+                    return self.flush_cut(None, chunked).await;
+                }
+                return self.flush_cut(Some(cut), chunked).await;
+            }
+            let Some(event) = events.next() else {
+                // An answer with fewer events is cut before its terminator.
+                return self.flush_cut(wire.cut.map(|(_, cut)| cut), chunked).await;
+            };
+            if !itl.is_zero() && event.token > 0 {
+                let due = after(start, ttft.saturating_add(itl.saturating_mul(event.token)));
+                if due > Instant::now() {
+                    self.flush().await?;
+                    self.conn.pause_until(due).await?;
+                }
+            }
+            self.push(&event.text, chunked);
+            sent += 1;
+            if self.conn.out.len() >= GATHER_BYTES {
+                self.flush().await?;
+                self.conn.breathe().await?;
+            }
+        }
+    }
+
+    fn push(&mut self, event: &str, chunked: bool) {
+        if chunked {
+            self.push_chunk(event.as_bytes());
+        } else {
+            self.conn.out.extend_from_slice(event.as_bytes());
+        }
+    }
+
+    fn push_chunk(&mut self, bytes: &[u8]) {
+        let size = format!("{:x}\r\n", bytes.len());
+        self.conn.out.extend_from_slice(size.as_bytes());
+        self.conn.out.extend_from_slice(bytes);
+        self.conn.out.extend_from_slice(b"\r\n");
+    }
+}
