@@ -213,7 +213,8 @@ impl Engine {
     }
 
     /// Sets a fault for the next `times` requests to any path; `u32::MAX` is
-    /// for ever.
+    /// for ever. A health check or a scrape is a request too: where a proxy
+    /// makes them, use [`Engine::fault_on`].
     pub fn fault(&self, fault: Fault, times: u32) {
         self.shared.faults.arm(None, fault, times);
     }

@@ -241,10 +241,13 @@ impl HandoffRegistry {
     }
 }
 
+/// Counts across engines: one that is started again on the same port must not
+/// repeat what its predecessor handed out.
+static NEXT_HANDOFF: AtomicU64 = AtomicU64::new(0);
+
 /// Prints the handoffs of one engine.
 #[derive(Debug, Default)]
 pub(crate) struct Issuer {
-    count: AtomicU64,
     last: Guarded<Option<String>>,
 }
 
@@ -293,7 +296,7 @@ impl Issuer {
 
     /// Prints a handoff nobody else has, and remembers it.
     fn fresh(&self, blocks: &str, registry: &HandoffRegistry, terms: Terms<'_>) -> String {
-        let nth = self.count.fetch_add(1, Ordering::Relaxed);
+        let nth = NEXT_HANDOFF.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{}-{nth:x}", terms.engine_id, terms.port);
         let raw = format!(
             "{{ \"do_remote_prefill\" : true,\"do_remote_decode\":false ,\n  \
