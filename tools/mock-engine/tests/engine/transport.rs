@@ -152,3 +152,36 @@ fn an_engine_can_be_shared_between_threads() {
     });
     assert_eq!(engine.counters().answered, 4);
 }
+
+#[test]
+fn an_engine_can_be_started_again_on_its_port() {
+    let mut port = 0;
+    for _ in 0..3 {
+        let engine = Engine::start(EngineConfig::default(), port).unwrap();
+        port = engine.port();
+        let mut client = Client::new(&engine);
+        client.send("GET /x HTTP/1.1\r\n\r\n");
+        assert_eq!(client.answer().unwrap().status, 200);
+    }
+}
+
+#[test]
+fn bodies_that_are_too_large_or_malformed_are_refused() {
+    let engine = Engine::start(EngineConfig::default(), 0).unwrap();
+    for (rest, want) in [
+        ("content-length: 600000000\r\n\r\n", 413),
+        ("transfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+        ("transfer-encoding: chunked\r\n\r\n1\r\nab\r\n", 400),
+        (
+            "content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+            400,
+        ),
+    ] {
+        let mut client = Client::new(&engine);
+        client.send(&format!("POST /x HTTP/1.1\r\n{rest}"));
+        let answer = client.answer().unwrap();
+        assert_eq!(answer.status, want, "{rest}");
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
+    assert_eq!(engine.counters().malformed, 3);
+}
