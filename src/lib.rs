@@ -8,3 +8,5 @@ pub mod span;
 // Pure bytes: no socket, no clock, no task.
 pub mod h1;
 pub mod json;
+// Sockets; knows no HTTP.
+pub mod net;

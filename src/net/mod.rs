@@ -1,0 +1,135 @@
+//! Sockets behind a readiness-shaped seam.
+//!
+//! `net` knows sockets, deadlines and pools; it knows no HTTP. Everything above it is written
+//! against the two traits here, so that the same session code runs on the real engine (`ring`) and
+//! on the simulation (`sim`).
+//!
+//! The invariant of the seam: **no operation ever owns a buffer**. The engine is only ever asked
+//! "tell me when this socket is ready"; bytes move in the same call that names the buffer
+//! (`try_recv`, `try_send`). So nothing the kernel holds can outlive a dropped future.
+
+use std::future::Future;
+use std::io;
+use std::io::IoSlice;
+use std::net::{IpAddr, SocketAddr};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+pub mod pool;
+pub mod probe;
+pub mod ring;
+pub mod sim;
+pub mod wheel;
+
+pub use wheel::{Timer, Wheel};
+
+/// A point in time of the engine's own clock, in nanoseconds since an arbitrary start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    /// The time between `earlier` and `self`; zero when `earlier` is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The moment `wait` after this one.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> Self {
+        let wait_ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(wait_ns))
+    }
+}
+
+/// One stream socket.
+///
+/// Readiness is remembered: `poll_readable` stays ready until a `try_recv` finds the socket empty
+/// (a short read or `WouldBlock`). The same for writing. At most one task waits for each direction;
+/// the last one that polled is woken.
+pub trait Conn: 'static {
+    /// Ready when a receive may give bytes, the end of the stream, or an error.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Ready when a send may take bytes, or a connect has ended one way or the other.
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Ready when the peer has closed its side or the connection has failed, also while received
+    /// bytes are still unread.
+    fn poll_hangup(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Receives into `buffer` without waiting. `Ok(0)` is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; anything else ends the connection.
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Appends at most `bytes_max` received bytes to `buffer`, within its spare capacity.
+    ///
+    /// # Errors
+    /// As [`Conn::try_recv`].
+    fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize>;
+
+    /// Whether something can be received right now (bytes, end, error), without taking it.
+    fn peek_ready(&self) -> bool;
+
+    /// Sends what fits from `bytes` without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing fits; anything else ends the connection.
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Sends what fits from `slices` without waiting, in order.
+    ///
+    /// # Errors
+    /// As [`Conn::try_send`].
+    fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// How a connect that became writable has ended.
+    ///
+    /// # Errors
+    /// The error the connect failed with.
+    fn connected(&self) -> io::Result<()>;
+
+    /// Says to the peer that nothing more will be sent (FIN), and keeps receiving.
+    fn finish(&self);
+
+    /// Ends both directions now. Pending waits on this socket become ready.
+    fn abort(&self);
+
+    /// Makes the coming close a reset (RST), so that the peer cannot mistake it for a clean end.
+    fn reset_on_close(&self);
+
+    /// The peer's address, where it has one.
+    fn peer_ip(&self) -> Option<IpAddr>;
+}
+
+/// What an engine offers besides connections.
+pub trait Net: Clone + 'static {
+    /// The connections it makes.
+    type Conn: Conn;
+
+    /// Starts a connect; the connection becomes writable when it has ended.
+    ///
+    /// # Errors
+    /// When the socket could not be made or the connect fails at once.
+    fn connect(&self, address: SocketAddr) -> io::Result<Self::Conn>;
+
+    /// Runs `task` beside the others. A panic in it ends that task only.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static);
+
+    /// The present moment.
+    fn now(&self) -> Moment;
+
+    /// A new deadline of this engine's wheel, switched off.
+    fn timer(&self) -> Timer;
+
+    /// A random number; unpredictable enough for ids and load spreading, not for secrets.
+    fn random(&self) -> u64;
+}
+
+/// Whether a failed non-blocking call is worth waiting for readiness.
+#[must_use]
+pub fn would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}

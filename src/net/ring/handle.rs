@@ -1,0 +1,129 @@
+//! One watched descriptor.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use monoio::net::TcpStream;
+
+/// A descriptor the runtime watches. It is wrapped in the runtime's stream type whatever it is,
+/// because only its one-shot poll is used, and that works on any pollable descriptor.
+pub(super) struct Handle {
+    stream: TcpStream,
+}
+
+impl Handle {
+    /// Gives `fd` to the runtime, which closes it when the last wait on it has ended.
+    pub(super) fn watch(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            stream: TcpStream::from_std(std::net::TcpStream::from(fd))?,
+        })
+    }
+
+    /// Waits until the descriptor is readable, closed or failed.
+    pub(super) async fn readable(&self) {
+        // The poll operation's own error (cancelled, bad descriptor) shows in the next receive.
+        // `false`: on epoll the runtime must look again instead of trusting an old event.
+        let _ = self.stream.readable(false).await;
+    }
+
+    /// Waits until the descriptor is writable, closed or failed.
+    pub(super) async fn writable(&self) {
+        let _ = self.stream.writable(false).await;
+    }
+
+    /// The descriptor, for one call.
+    #[expect(
+        unsafe_code,
+        reason = "the runtime's stream lends its descriptor as a number only"
+    )]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        let raw: RawFd = self.stream.as_raw_fd();
+        // SAFETY: the stream keeps the descriptor open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(raw) }
+    }
+
+    /// Takes the eight-byte counter of an eventfd or timerfd.
+    pub(super) fn drain_counter(&self) {
+        let mut counter = [0_u8; 8];
+        let _ = rustix::io::read(self.fd(), &mut counter);
+    }
+}
+
+/// Readiness of one direction of one descriptor, remembered until it is cleared.
+///
+/// The future inside is allocated once and armed again in place, so that waiting for the next
+/// chunk costs one submission entry and no allocation, and so that an armed wait survives a move
+/// of the connection between tasks (idle in a pool, then active).
+pub(super) struct Readiness {
+    ready: Rc<Cell<bool>>,
+    armed: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+impl Readiness {
+    pub(super) fn reading(handle: Rc<Handle>) -> Self {
+        let ready = Rc::new(Cell::new(false));
+        let flag = Rc::clone(&ready);
+        let armed = Box::pin(async move {
+            loop {
+                handle.readable().await;
+                flag.set(true);
+                Cleared(&flag).await;
+            }
+        });
+        Self { ready, armed }
+    }
+
+    pub(super) fn writing(handle: Rc<Handle>) -> Self {
+        let ready = Rc::new(Cell::new(false));
+        let flag = Rc::clone(&ready);
+        let armed = Box::pin(async move {
+            loop {
+                handle.writable().await;
+                flag.set(true);
+                Cleared(&flag).await;
+            }
+        });
+        Self { ready, armed }
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.ready.get() {
+            let ended = self.armed.as_mut().poll(cx);
+            debug_assert!(ended.is_pending(), "the loop never returns");
+        }
+        if self.ready.get() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        self.ready.set(false);
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.get()
+    }
+}
+
+/// Ready once the flag is cleared. It stores no waker: only [`Readiness::poll`] polls it, and
+/// only after it has looked at the flag itself.
+struct Cleared<'a>(&'a Cell<bool>);
+
+impl Future for Cleared<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.get() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+}
