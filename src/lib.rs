@@ -6,6 +6,7 @@
 pub mod limits;
 pub mod span;
 // Pure bytes: no socket, no clock, no task.
+pub mod config;
 pub mod h1;
 pub mod json;
 // Sockets; knows no HTTP.

@@ -1,0 +1,582 @@
+//! From what was written to a `Config`, or to every problem in it at once.
+//!
+//! The reader never stops at a problem: it notes it and goes on with a stand-in value, which nobody
+//! sees because a draft with problems gives no `Config`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::units::{self, UnitError};
+use super::{
+    AccessLog, BodyLimits, Config, Cores, Draft, DrainConfig, Key, KvConnector, ListenAddress,
+    LogConfig, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PdConfig, RankConfig, Timeouts,
+    UpstreamConfig, keys,
+};
+
+/// Port of the decoder when neither flag names one.
+const MODEL_SERVER_PORT_DEFAULT: u16 = 8200;
+/// Connectors pd-sidecar has and this build does not.
+const CONNECTORS_ELSEWHERE: [&str; 5] = [
+    "sglang",
+    "shared-storage",
+    "mooncake",
+    "offloading",
+    "moriio",
+];
+/// More prefill attempts than this only prolong an outage.
+const PREFILL_RETRIES_MAX: u32 = 100;
+/// Lease of a handoff in the engine (vLLM's NIXL connector): older blocks may be another prompt's.
+const ENGINE_LEASE: Duration = Duration::from_secs(30);
+/// Keep-alive of uvicorn, the engines' HTTP server.
+const ENGINE_KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// One thing wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key as it is written, with dashes.
+    pub key: String,
+    /// What is wrong and what would be right; one or more sentences without the final stop.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.text)
+    }
+}
+
+/// A checked configuration and what is worth a warning in it.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The configuration.
+    pub config: Config,
+    /// One sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Checks a draft.
+///
+/// # Errors
+/// Every problem found, in the order of `--help` where possible.
+pub fn check(draft: &Draft) -> Result<Checked, Vec<Problem>> {
+    let mut reader = Reader {
+        draft,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let ranks = reader.ranks();
+    let pd = reader.pd();
+    let config = Config {
+        ranks,
+        pod_ip: draft.pod_ip.clone().filter(|ip| !ip.is_empty()),
+        pd,
+        timeouts: reader.timeouts(),
+        upstream: reader.upstream(),
+        limits: reader.limits(),
+        cores: reader.cores(),
+        admin: reader.admin(),
+        log: reader.log(),
+        drain: DrainConfig {
+            timeout: reader.timeout(&keys::DRAIN_TIMEOUT),
+            settle: reader.duration(&keys::DRAIN_SETTLE),
+        },
+    };
+    if reader.problems.is_empty() {
+        reader.check_overlaps(&config);
+    }
+    if reader.problems.is_empty() {
+        let warnings = reader.warnings;
+        Ok(Checked { config, warnings })
+    } else {
+        Err(reader.problems)
+    }
+}
+
+struct Reader<'a> {
+    draft: &'a Draft,
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn ranks(&mut self) -> Vec<RankConfig> {
+        if self.switch(&keys::SECURE_PROXY) {
+            self.problem(
+                &keys::SECURE_PROXY,
+                "this build serves plain text only; pass --secure-proxy=false (TLS is the default \
+                 of pd-sidecar, so it has to be turned off by name)",
+            );
+        }
+        let size = self.data_parallel_size();
+        let port = self.port_range(&keys::PORT, self.text(&keys::PORT), size);
+        let (key, text) = self.model_server_port();
+        let decoder_port = match text {
+            Some(text) => self.port_range(key, text, size),
+            None => self.port_range(key, "8200", size),
+        };
+        let host = self.listen_host();
+        let decoder_host = self.decoder_host();
+        if !self.problems.is_empty() {
+            return Vec::new();
+        }
+        (0..size)
+            .zip((port..=u16::MAX).zip(decoder_port..=u16::MAX))
+            .map(|(rank, (port, decoder_port))| RankConfig {
+                rank,
+                listen: match host {
+                    Some(host) => ListenAddress::Address(SocketAddr::new(host, port)),
+                    None => ListenAddress::DualStack(port),
+                },
+                decoder_host: decoder_host.clone(),
+                decoder_port,
+            })
+            .collect()
+    }
+
+    fn data_parallel_size(&mut self) -> u32 {
+        let key = &keys::DATA_PARALLEL_SIZE;
+        match self.text(key).parse::<i64>() {
+            Ok(size) if (1..=i64::from(u16::MAX)).contains(&size) => {
+                u32::try_from(size).unwrap_or(1)
+            }
+            _ => {
+                self.wanted(key, "a number of ranks from 1 to 65535");
+                1
+            }
+        }
+    }
+
+    /// The key that names the decoder's port, and its value.
+    fn model_server_port(&mut self) -> (&'static Key, Option<&'a str>) {
+        let old = self.draft.given(&keys::VLLM_PORT);
+        if old.is_some() {
+            self.warnings.push(
+                "--vllm-port is deprecated; use --model-server-port, which wins when both are given"
+                    .to_owned(),
+            );
+        }
+        match (self.draft.given(&keys::MODEL_SERVER_PORT), old) {
+            (None, Some(text)) => (&keys::VLLM_PORT, Some(text)),
+            (text, _) => (&keys::MODEL_SERVER_PORT, text),
+        }
+    }
+
+    /// A port that leaves room for `size` ranks above it.
+    fn port_range(&mut self, key: &Key, text: &str, size: u32) -> u16 {
+        let Some(port) = text.parse::<u16>().ok().filter(|port| *port != 0) else {
+            let text = format!("`{text}` is not a port; give one from 1 to 65535");
+            self.problem(key, &text);
+            return MODEL_SERVER_PORT_DEFAULT;
+        };
+        if u32::from(port) + size - 1 > u32::from(u16::MAX) {
+            let text = format!(
+                "port {port} with --data-parallel-size {size} needs ports up to {}, above 65535",
+                u32::from(port) + size - 1
+            );
+            self.problem(key, &text);
+        }
+        port
+    }
+
+    fn listen_host(&mut self) -> Option<IpAddr> {
+        let text = self.draft.given(&keys::HOST)?;
+        let host = ip(text);
+        if host.is_none() {
+            self.wanted(
+                &keys::HOST,
+                "an IP address, such as 0.0.0.0, ::1 or 10.0.0.7",
+            );
+        }
+        host
+    }
+
+    fn decoder_host(&mut self) -> String {
+        let text = self.text(&keys::MODEL_SERVER_HOST);
+        if let Some(ip) = ip(text).filter(|_| text != "localhost") {
+            return ip.to_string();
+        }
+        let name = text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+        if text.is_empty() || text.len() > 253 || !name {
+            self.wanted(
+                &keys::MODEL_SERVER_HOST,
+                "a host name or IP address, without scheme or port",
+            );
+        }
+        text.to_owned()
+    }
+
+    fn pd(&mut self) -> PdConfig {
+        let connector = self.connector();
+        let retries = self.count(&keys::PREFILL_MAX_RETRIES, 0, PREFILL_RETRIES_MAX);
+        let backoff = self.duration(&keys::PREFILL_RETRY_BACKOFF);
+        if retries > 0 && backoff.is_zero() {
+            self.problem(
+                &keys::PREFILL_RETRY_BACKOFF,
+                "must be above zero when --prefill-max-retries is",
+            );
+        }
+        let handoff_age_max = self.positive(&keys::HANDOFF_MAX_AGE);
+        if handoff_age_max >= ENGINE_LEASE {
+            self.warnings.push(format!(
+                "--handoff-max-age is {}: a handoff older than the engine's lease (vLLM: {}) can \
+                 answer with another prompt's text",
+                units::show_duration(handoff_age_max),
+                units::show_duration(ENGINE_LEASE),
+            ));
+        }
+        PdConfig {
+            connector,
+            prefiller_sampling: self.prefiller_sampling(),
+            prefill_retries_max: retries,
+            prefill_retry_backoff: backoff,
+            prefill_timeout: self.timeout(&keys::PREFILL_TIMEOUT),
+            on_missing_kv: self.choice(
+                &keys::ON_MISSING_KV,
+                &[
+                    ("decode", OnMissingKv::Decode),
+                    ("error", OnMissingKv::Error),
+                ],
+            ),
+            handoff_age_max,
+            hide_prefill_errors: self.switch(&keys::HIDE_PREFILL_ERRORS),
+            on_decode_kv_error: self.choice(
+                &keys::ON_DECODE_KV_ERROR,
+                &[
+                    ("recompute", OnDecodeKvError::Recompute),
+                    ("error", OnDecodeKvError::Error),
+                ],
+            ),
+            prefill_answer_bytes_max: usize::try_from(self.size(&keys::MAX_PREFILL_ANSWER))
+                .unwrap_or(usize::MAX),
+            allow_flat_blocks: self.switch(&keys::ALLOW_FLAT_BLOCKS),
+        }
+    }
+
+    fn connector(&mut self) -> KvConnector {
+        let text = self.text(&keys::KV_CONNECTOR);
+        if text != KvConnector::Nixlv2.name() {
+            let elsewhere = CONNECTORS_ELSEWHERE.join(", ");
+            let text = if CONNECTORS_ELSEWHERE.contains(&text) {
+                format!("`{text}` is not in this build yet; it has nixlv2")
+            } else {
+                format!(
+                    "`{text}` is not a connector; use nixlv2 (not in this build yet: {elsewhere})"
+                )
+            };
+            self.problem(&keys::KV_CONNECTOR, &text);
+        }
+        KvConnector::Nixlv2
+    }
+
+    /// Flag, then environment, then default.
+    fn prefiller_sampling(&mut self) -> bool {
+        let key = &keys::ENABLE_PREFILLER_SAMPLING;
+        let environment = match &self.draft.prefiller_sampling {
+            Some(text) if self.draft.given(key).is_none() && !text.is_empty() => text,
+            _ => return self.switch(key),
+        };
+        units::switch(environment).unwrap_or_else(|| {
+            // pd-sidecar ignores what it cannot read in the environment; we say so.
+            self.warnings.push(format!(
+                "ENABLE_PREFILLER_SAMPLING is `{environment}`, which is neither true nor false; \
+                 it is ignored"
+            ));
+            false
+        })
+    }
+
+    fn timeouts(&mut self) -> Timeouts {
+        Timeouts {
+            connect: self.timeout(&keys::CONNECT_TIMEOUT),
+            head: self.timeout(&keys::HEAD_TIMEOUT),
+            body: self.timeout(&keys::BODY_TIMEOUT),
+            client_stall: self.timeout(&keys::CLIENT_STALL_TIMEOUT),
+            keepalive: self.timeout(&keys::KEEPALIVE_TIMEOUT),
+            first_byte: self.timeout(&keys::FIRST_BYTE_TIMEOUT),
+        }
+    }
+
+    fn upstream(&mut self) -> UpstreamConfig {
+        let idle = self.duration(&keys::UPSTREAM_IDLE_TIMEOUT);
+        if idle >= ENGINE_KEEPALIVE {
+            self.warnings.push(format!(
+                "--upstream-idle-timeout is {}: an engine that closes idle connections sooner \
+                 (uvicorn: {}) will reset some requests",
+                units::show_duration(idle),
+                units::show_duration(ENGINE_KEEPALIVE),
+            ));
+        }
+        let idle_per_rank_max = self.count(&keys::MAX_IDLE_CONNS_PER_HOST, 0, 1_000_000);
+        UpstreamConfig {
+            idle,
+            idle_per_rank_max: usize::try_from(idle_per_rank_max).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn limits(&mut self) -> BodyLimits {
+        let limits = BodyLimits {
+            body_bytes_max: self.size(&keys::MAX_BODY),
+            body_budget_bytes: self.size(&keys::BODY_BUDGET),
+        };
+        if limits.body_budget_bytes < limits.body_bytes_max {
+            let text = format!(
+                "{} is below --max-body ({}), so the largest body could never be held",
+                units::show_size(limits.body_budget_bytes),
+                units::show_size(limits.body_bytes_max),
+            );
+            self.problem(&keys::BODY_BUDGET, &text);
+        }
+        limits
+    }
+
+    fn cores(&mut self) -> Cores {
+        let text = self.text(&keys::CORES);
+        if text == "auto" {
+            return Cores::Auto;
+        }
+        match units::cpu_list(text) {
+            Ok(cpus) => Cores::List(cpus),
+            Err(error) => {
+                let why = match error {
+                    UnitError::Duplicate => "names a CPU twice",
+                    UnitError::Range => "has a range that ends before it starts",
+                    UnitError::TooLarge => "names a CPU above 1023",
+                    UnitError::Empty | UnitError::Number | UnitError::Unit => "is not a CPU list",
+                };
+                let text = format!(
+                    "`{text}` {why}; give CPU names such as 1 or 0-3,8, not a count, or auto"
+                );
+                self.problem(&keys::CORES, &text);
+                Cores::Auto
+            }
+        }
+    }
+
+    fn admin(&mut self) -> Option<SocketAddr> {
+        let text = self.text(&keys::ADMIN_ADDRESS);
+        if text == "off" {
+            return None;
+        }
+        let address = match text.rsplit_once(':') {
+            // Go spells "all addresses" as nothing.
+            Some(("", port)) => port
+                .parse()
+                .ok()
+                .map(|port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))),
+            Some(("localhost", port)) => port
+                .parse()
+                .ok()
+                .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+            _ => text.parse().ok(),
+        };
+        if address.is_none() {
+            self.wanted(
+                &keys::ADMIN_ADDRESS,
+                "an address and port such as 127.0.0.1:9911, :9911, or off",
+            );
+        }
+        address
+    }
+
+    fn log(&mut self) -> LogConfig {
+        LogConfig {
+            level: self.choice(
+                &keys::LOG_LEVEL,
+                &[
+                    ("error", LogLevel::Error),
+                    ("warn", LogLevel::Warn),
+                    ("info", LogLevel::Info),
+                    ("debug", LogLevel::Debug),
+                    ("trace", LogLevel::Trace),
+                ],
+            ),
+            format: self.choice(
+                &keys::LOG_FORMAT,
+                &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            ),
+            access: match self.text(&keys::ACCESS_LOG) {
+                "off" => AccessLog::Off,
+                "stdout" => AccessLog::Stdout,
+                "stderr" => AccessLog::Stderr,
+                "" => {
+                    self.wanted(&keys::ACCESS_LOG, "off, stdout, stderr or a file");
+                    AccessLog::Off
+                }
+                path => AccessLog::File(PathBuf::from(path)),
+            },
+        }
+    }
+
+    /// Ports that would make us our own engine, or two of our listeners one.
+    fn check_overlaps(&mut self, config: &Config) {
+        let (Some(rank), Some(last)) = (config.ranks.first(), config.ranks.last()) else {
+            return;
+        };
+        let pod = config.pod_ip.as_deref();
+        // Both ranges are contiguous and of equal length: they meet, if at all, at the higher start.
+        let meet = rank.listen.port().max(rank.decoder_port);
+        let ours = rank.listen.port()..=last.listen.port();
+        let theirs = rank.decoder_port..=last.decoder_port;
+        if ours.contains(&meet)
+            && theirs.contains(&meet)
+            && reaches(rank.listen, &rank.decoder_host, pod)
+        {
+            let text = format!(
+                "port {meet} would be both ours and the decoder's on {}, so requests would come \
+                 back to us; move one of the two",
+                rank.decoder_host
+            );
+            self.problem(&keys::PORT, &text);
+        }
+        let Some(admin) = config.admin else { return };
+        if ours.contains(&admin.port()) {
+            let text = format!("port {} is a listener of ours; give another", admin.port());
+            self.problem(&keys::ADMIN_ADDRESS, &text);
+        } else if theirs.contains(&admin.port())
+            && reaches(ListenAddress::Address(admin), &rank.decoder_host, pod)
+        {
+            let text = format!("port {} is the decoder's; give another", admin.port());
+            self.problem(&keys::ADMIN_ADDRESS, &text);
+        }
+    }
+
+    /// What is given for `key`, or its default.
+    fn text(&self, key: &Key) -> &'a str {
+        self.draft.given(key).unwrap_or(key.default)
+    }
+
+    fn switch(&mut self, key: &Key) -> bool {
+        units::switch(self.text(key)).unwrap_or_else(|| {
+            self.wanted(key, "true or false");
+            false
+        })
+    }
+
+    /// A bound that can be off.
+    fn timeout(&mut self, key: &Key) -> Option<Duration> {
+        match self.text(key) {
+            "off" => None,
+            "0" | "0s" => {
+                self.problem(key, "is zero, which nothing can meet; `off` turns it off");
+                None
+            }
+            _ => Some(self.duration(key)),
+        }
+    }
+
+    fn positive(&mut self, key: &Key) -> Duration {
+        let value = self.duration(key);
+        if value.is_zero() {
+            self.wanted(key, "a duration above zero");
+        }
+        value
+    }
+
+    fn duration(&mut self, key: &Key) -> Duration {
+        match units::duration(self.text(key)) {
+            Ok(value) => value,
+            Err(error) => {
+                let why = match error {
+                    UnitError::Unit => "has no known unit",
+                    UnitError::TooLarge => "is longer than a year",
+                    UnitError::Empty
+                    | UnitError::Number
+                    | UnitError::Range
+                    | UnitError::Duplicate => "is not a duration",
+                };
+                let off = if key.name.ends_with("-timeout") && key.name != "upstream-idle-timeout" {
+                    ", or off"
+                } else {
+                    ""
+                };
+                let text = format!(
+                    "`{}` {why}; write 250ms, 30s, 5m or 1m30s{off}",
+                    self.text(key)
+                );
+                self.problem(key, &text);
+                Duration::from_secs(1)
+            }
+        }
+    }
+
+    /// A size above zero.
+    fn size(&mut self, key: &Key) -> u64 {
+        match units::size(self.text(key)) {
+            Ok(value) if value > 0 => value,
+            _ => {
+                self.wanted(key, "a size above zero, such as 64KiB, 512MiB or 2GiB");
+                1
+            }
+        }
+    }
+
+    fn count(&mut self, key: &Key, min: u32, max: u32) -> u32 {
+        match self.text(key).parse::<u32>() {
+            Ok(value) if (min..=max).contains(&value) => value,
+            _ => {
+                self.wanted(key, &format!("a number from {min} to {max}"));
+                min
+            }
+        }
+    }
+
+    /// One of `choices`, which is never empty.
+    fn choice<T: Copy>(&mut self, key: &Key, choices: &[(&str, T)]) -> T {
+        let text = self.text(key);
+        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
+            return *value;
+        }
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        self.wanted(key, &names.join(" or "));
+        choices[0].1
+    }
+
+    fn wanted(&mut self, key: &Key, wanted: &str) {
+        let text = format!("`{}` is not valid; give {wanted}", self.text(key));
+        self.problem(key, &text);
+    }
+
+    fn problem(&mut self, key: &Key, text: &str) {
+        self.problems.push(Problem {
+            key: format!("--{}", key.name),
+            text: text.to_owned(),
+        });
+    }
+}
+
+/// An IP literal, with or without brackets; `localhost` is the IPv4 loopback.
+fn ip(text: &str) -> Option<IpAddr> {
+    if text == "localhost" {
+        return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(text);
+    inner.parse().ok()
+}
+
+/// Whether a connection to `host` on the listener's port would arrive at the listener.
+fn reaches(listen: ListenAddress, host: &str, pod_ip: Option<&str>) -> bool {
+    let local = |address: IpAddr| address.is_loopback() || address.is_unspecified();
+    let host = ip(host);
+    let pod = pod_ip.and_then(ip);
+    match (listen, host) {
+        (_, None) => false,
+        (ListenAddress::DualStack(_), Some(host)) => local(host) || Some(host) == pod,
+        (ListenAddress::Address(address), Some(host)) if address.ip().is_unspecified() => {
+            local(host) || Some(host) == pod
+        }
+        (ListenAddress::Address(address), Some(host)) => {
+            address.ip() == host || (address.ip().is_loopback() && local(host))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -1,0 +1,374 @@
+//! Tables of the checks; G2 and G3 are rows of the pd-sidecar conformance list.
+
+use super::*;
+
+type Given<'a> = &'a [(&'a Key, &'a str)];
+
+fn draft(given: &[(&Key, &str)]) -> Draft {
+    let mut draft = Draft::default();
+    draft.set(&keys::SECURE_PROXY, "false");
+    for (key, value) in given {
+        draft.set(key, *value);
+    }
+    draft
+}
+
+fn checked(given: &[(&Key, &str)]) -> Checked {
+    check(&draft(given)).unwrap_or_else(|problems| panic!("{given:?}: {problems:?}"))
+}
+
+fn problems(given: &[(&Key, &str)]) -> Vec<String> {
+    match check(&draft(given)) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn defaults_are_pd_sidecars() {
+    let Checked { config, warnings } = checked(&[]);
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(
+        config.ranks,
+        [RankConfig {
+            rank: 0,
+            listen: ListenAddress::DualStack(8000),
+            decoder_host: "localhost".to_owned(),
+            decoder_port: 8200,
+        }]
+    );
+    assert_eq!(config.pd.prefill_retries_max, 0);
+    assert_eq!(config.pd.prefill_retry_backoff, Duration::from_millis(200));
+    assert_eq!(config.upstream.idle_per_rank_max, 1024);
+    assert_eq!(config.timeouts.connect, Some(Duration::from_secs(2)));
+    assert_eq!(config.timeouts.first_byte, None);
+    assert_eq!(config.limits.body_bytes_max, 512 << 20);
+    assert_eq!(config.cores, Cores::Auto);
+    assert_eq!(config.log.access, AccessLog::Off);
+    assert_eq!(config.drain.timeout, Some(Duration::from_secs(60)));
+}
+
+#[test]
+fn g2_ports_ranks_and_connector() {
+    use keys::{DATA_PARALLEL_SIZE, KV_CONNECTOR, MODEL_SERVER_PORT, PORT, VLLM_PORT};
+    let table: &[(Given<'_>, &str)] = &[
+        (&[(&DATA_PARALLEL_SIZE, "0")], "--data-parallel-size: `0`"),
+        (&[(&DATA_PARALLEL_SIZE, "-1")], "--data-parallel-size: `-1`"),
+        (
+            &[(&DATA_PARALLEL_SIZE, "two")],
+            "--data-parallel-size: `two`",
+        ),
+        (&[(&PORT, "0")], "--port: `0` is not a port"),
+        (&[(&PORT, "-1")], "--port: `-1` is not a port"),
+        (&[(&PORT, "65536")], "--port: `65536` is not a port"),
+        (&[(&PORT, "http")], "--port: `http` is not a port"),
+        (&[(&PORT, "")], "--port: `` is not a port"),
+        (&[(&MODEL_SERVER_PORT, "0")], "--model-server-port: `0`"),
+        (
+            &[(&VLLM_PORT, "70000")],
+            "--vllm-port: `70000` is not a port",
+        ),
+        (
+            &[(&PORT, "65535"), (&DATA_PARALLEL_SIZE, "2")],
+            "--port: port 65535 with --data-parallel-size 2 needs ports up to 65536",
+        ),
+        (
+            &[(&MODEL_SERVER_PORT, "65533"), (&DATA_PARALLEL_SIZE, "4")],
+            "--model-server-port: port 65533",
+        ),
+        (
+            &[(&VLLM_PORT, "65533"), (&DATA_PARALLEL_SIZE, "4")],
+            "--vllm-port: port 65533",
+        ),
+        (
+            &[(&KV_CONNECTOR, "lmcache")],
+            "--kv-connector: `lmcache` is not a connector",
+        ),
+        (
+            &[(&KV_CONNECTOR, "")],
+            "--kv-connector: `` is not a connector",
+        ),
+        (
+            &[(&KV_CONNECTOR, "mooncake")],
+            "--kv-connector: `mooncake` is not in this build yet",
+        ),
+    ];
+    for (given, want) in table {
+        let got = problems(given);
+        assert_eq!(got.len(), 1, "{given:?}: {got:?}");
+        assert!(got[0].starts_with(want), "{given:?}: {got:?}");
+    }
+    let fits = checked(&[(&PORT, "65532"), (&DATA_PARALLEL_SIZE, "4")]);
+    assert_eq!(fits.config.ranks[3].listen, ListenAddress::DualStack(65535));
+    assert_eq!(fits.config.ranks[3].decoder_port, 8203);
+}
+
+#[test]
+fn g2_retries_and_durations() {
+    use keys::{CONNECT_TIMEOUT, DRAIN_SETTLE, PREFILL_MAX_RETRIES, PREFILL_RETRY_BACKOFF};
+    let table: &[(Given<'_>, &str)] = &[
+        (
+            &[(&PREFILL_MAX_RETRIES, "1"), (&PREFILL_RETRY_BACKOFF, "0s")],
+            "--prefill-retry-backoff: must be above zero",
+        ),
+        (
+            &[(&PREFILL_MAX_RETRIES, "-1")],
+            "--prefill-max-retries: `-1`",
+        ),
+        (
+            &[(&PREFILL_RETRY_BACKOFF, "200")],
+            "--prefill-retry-backoff: `200` has no known unit",
+        ),
+        (
+            &[(&PREFILL_RETRY_BACKOFF, "off")],
+            "--prefill-retry-backoff: `off` is not a duration",
+        ),
+        (&[(&CONNECT_TIMEOUT, "0s")], "--connect-timeout: is zero"),
+        (
+            &[(&CONNECT_TIMEOUT, "soon")],
+            "--connect-timeout: `soon` is not a duration",
+        ),
+        (
+            &[(&DRAIN_SETTLE, "")],
+            "--drain-settle: `` is not a duration",
+        ),
+    ];
+    for (given, want) in table {
+        let got = problems(given);
+        assert!(
+            got.iter().any(|text| text.starts_with(want)),
+            "{given:?}: {got:?}"
+        );
+    }
+    assert!(problems(&[(&PREFILL_MAX_RETRIES, "0"), (&PREFILL_RETRY_BACKOFF, "0s")]).is_empty());
+}
+
+#[test]
+fn g2_values() {
+    use keys::{
+        ADMIN_ADDRESS, BODY_BUDGET, CORES, HANDOFF_MAX_AGE, HIDE_PREFILL_ERRORS, HOST, LOG_LEVEL,
+        MAX_BODY, MODEL_SERVER_HOST, ON_MISSING_KV, SECURE_PROXY,
+    };
+    let table: &[(Given<'_>, &str)] = &[
+        (
+            &[(&HANDOFF_MAX_AGE, "0s")],
+            "--handoff-max-age: `0s` is not valid",
+        ),
+        (
+            &[(&HIDE_PREFILL_ERRORS, "yes")],
+            "--hide-prefill-errors: `yes`",
+        ),
+        (
+            &[(&ON_MISSING_KV, "retry")],
+            "--on-missing-kv: `retry` is not valid; give decode or error",
+        ),
+        (&[(&LOG_LEVEL, "loud")], "--log-level: `loud`"),
+        (&[(&CORES, "0-3,2")], "--cores: `0-3,2` names a CPU twice"),
+        (&[(&CORES, "four")], "--cores: `four` is not a CPU list"),
+        (&[(&HOST, "example.org")], "--host: `example.org`"),
+        (
+            &[(&MODEL_SERVER_HOST, "http://x")],
+            "--model-server-host: `http://x`",
+        ),
+        (
+            &[(&MODEL_SERVER_HOST, "x:80")],
+            "--model-server-host: `x:80`",
+        ),
+        (&[(&MAX_BODY, "0")], "--max-body: `0`"),
+        (
+            &[(&MAX_BODY, "3GiB")],
+            "--body-budget: 2GiB is below --max-body (3GiB)",
+        ),
+        (&[(&BODY_BUDGET, "1M")], "--body-budget: `1M`"),
+        (&[(&ADMIN_ADDRESS, "9911")], "--admin-address: `9911`"),
+        (
+            &[(&SECURE_PROXY, "true")],
+            "--secure-proxy: this build serves plain text only",
+        ),
+    ];
+    for (given, want) in table {
+        let got = problems(given);
+        assert!(
+            got.iter().any(|text| text.starts_with(want)),
+            "{given:?}: {got:?}"
+        );
+    }
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let got = problems(&[
+        (&keys::PORT, "0"),
+        (&keys::KV_CONNECTOR, "x"),
+        (&keys::DATA_PARALLEL_SIZE, "0"),
+        (&keys::SECURE_PROXY, "true"),
+        (&keys::HEAD_TIMEOUT, "1"),
+    ]);
+    assert_eq!(got.len(), 5, "{got:?}");
+}
+
+#[test]
+fn g3_model_server_port_precedence() {
+    use keys::{DATA_PARALLEL_SIZE, MODEL_SERVER_PORT, VLLM_PORT};
+    let table: &[(Given<'_>, u16, bool)] = &[
+        (&[], 8200, false),
+        (&[(&VLLM_PORT, "8001")], 8001, true),
+        (&[(&MODEL_SERVER_PORT, "8300")], 8300, false),
+        (
+            &[(&MODEL_SERVER_PORT, "8300"), (&VLLM_PORT, "8001")],
+            8300,
+            true,
+        ),
+        (
+            &[(&MODEL_SERVER_PORT, "8300"), (&DATA_PARALLEL_SIZE, "2")],
+            8300,
+            false,
+        ),
+        (
+            &[(&VLLM_PORT, "8101"), (&DATA_PARALLEL_SIZE, "2")],
+            8101,
+            true,
+        ),
+    ];
+    for (given, port, warned) in table {
+        let Checked { config, warnings } = checked(given);
+        for (rank, want) in config.ranks.iter().zip(*port..) {
+            assert_eq!(rank.decoder_port, want, "{given:?}");
+        }
+        let deprecated = warnings
+            .iter()
+            .any(|text| text.contains("--vllm-port is deprecated"));
+        assert_eq!(deprecated, *warned, "{given:?}");
+    }
+}
+
+#[test]
+fn sampling_is_flag_then_environment_then_default() {
+    for (flag, environment, want, warned) in [
+        (None, None, false, false),
+        (None, Some("true"), true, false),
+        (None, Some("1"), true, false),
+        (None, Some(""), false, false),
+        (None, Some("yes"), false, true),
+        (Some("false"), Some("true"), false, false),
+        (Some("true"), Some("false"), true, false),
+    ] {
+        let mut draft = draft(&[]);
+        if let Some(flag) = flag {
+            draft.set(&keys::ENABLE_PREFILLER_SAMPLING, flag);
+        }
+        draft.prefiller_sampling = environment.map(str::to_owned);
+        let Checked { config, warnings } = check(&draft).unwrap();
+        assert_eq!(
+            config.pd.prefiller_sampling, want,
+            "{flag:?} {environment:?}"
+        );
+        assert_eq!(!warnings.is_empty(), warned, "{flag:?} {environment:?}");
+    }
+}
+
+#[test]
+fn we_are_never_our_own_decoder() {
+    use keys::{ADMIN_ADDRESS, DATA_PARALLEL_SIZE, HOST, MODEL_SERVER_HOST, MODEL_SERVER_PORT};
+    let near = (&MODEL_SERVER_PORT, "8002");
+    let four = (&DATA_PARALLEL_SIZE, "4");
+    let table: &[(Given<'_>, usize)] = &[
+        (&[(&MODEL_SERVER_PORT, "8000")], 1),
+        (&[near, four], 1),
+        (&[near, (&DATA_PARALLEL_SIZE, "2")], 0),
+        (&[near, four, (&MODEL_SERVER_HOST, "10.1.2.3")], 0),
+        (&[near, four, (&MODEL_SERVER_HOST, "10.9.9.9")], 1),
+        (&[near, four, (&HOST, "10.9.9.9")], 0),
+        (
+            &[near, four, (&HOST, "0.0.0.0"), (&MODEL_SERVER_HOST, "::1")],
+            1,
+        ),
+        (
+            &[
+                near,
+                four,
+                (&HOST, "10.1.2.3"),
+                (&MODEL_SERVER_HOST, "10.1.2.3"),
+            ],
+            1,
+        ),
+        (&[(&ADMIN_ADDRESS, "127.0.0.1:8000")], 1),
+        (&[(&ADMIN_ADDRESS, "127.0.0.1:8200")], 1),
+        (
+            &[
+                (&ADMIN_ADDRESS, "127.0.0.1:8200"),
+                (&MODEL_SERVER_HOST, "gpu-7"),
+            ],
+            0,
+        ),
+    ];
+    for (given, want) in table {
+        let mut draft = draft(given);
+        draft.pod_ip = Some("10.9.9.9".to_owned());
+        let got = check(&draft).map_or_else(|problems| problems.len(), |_| 0);
+        assert_eq!(got, *want, "{given:?}");
+    }
+}
+
+#[test]
+fn addresses() {
+    for (text, want) in [
+        ("off", None),
+        ("127.0.0.1:9911", Some("127.0.0.1:9911")),
+        (":9911", Some("[::]:9911")),
+        ("localhost:1", Some("127.0.0.1:1")),
+        ("[::1]:2", Some("[::1]:2")),
+    ] {
+        let config = checked(&[(&keys::ADMIN_ADDRESS, text)]).config;
+        assert_eq!(
+            config.admin.map(|address| address.to_string()).as_deref(),
+            want,
+            "{text}"
+        );
+    }
+    for (text, want) in [
+        ("0.0.0.0", "0.0.0.0:8000"),
+        ("[::1]", "[::1]:8000"),
+        ("::1", "[::1]:8000"),
+        ("localhost", "127.0.0.1:8000"),
+    ] {
+        let config = checked(&[(&keys::HOST, text)]).config;
+        assert_eq!(config.ranks[0].listen.to_string(), want, "{text}");
+    }
+    let config = checked(&[(&keys::MODEL_SERVER_HOST, "[fd00::1]")]).config;
+    assert_eq!(config.ranks[0].decoder_host, "fd00::1");
+}
+
+#[test]
+fn risky_values_are_warned_about() {
+    for (key, value) in [
+        (&keys::HANDOFF_MAX_AGE, "30s"),
+        (&keys::UPSTREAM_IDLE_TIMEOUT, "5s"),
+    ] {
+        assert_eq!(checked(&[(key, value)]).warnings.len(), 1, "{value}");
+    }
+}
+
+#[test]
+fn description_names_every_decision() {
+    let config = checked(&[
+        (&keys::DATA_PARALLEL_SIZE, "2"),
+        (&keys::CORES, "0-3"),
+        (&keys::FIRST_BYTE_TIMEOUT, "5m"),
+    ])
+    .config;
+    let text: String = config
+        .describe()
+        .iter()
+        .map(|(name, text)| format!("{name}={text}\n"))
+        .collect();
+    for want in [
+        "listen=[::]:8000 to [::]:8001",
+        "decoder=localhost:8200 to localhost:8201",
+        "cores=0-3",
+        "first-byte 5m",
+        "body 512MiB, all bodies 2GiB",
+    ] {
+        assert!(text.contains(want), "{want} not in\n{text}");
+    }
+}

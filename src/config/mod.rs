@@ -1,0 +1,274 @@
+//! The checked configuration.
+//!
+//! `Draft` is what was written, `check` turns it into a `Config` or into all of its problems at
+//! once. A `Config` is immutable and holds values only: nothing downstream knows a flag. Reads no
+//! environment, no file and no socket; the command line hands everything in.
+
+mod check;
+mod describe;
+pub mod keys;
+pub mod units;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use check::{Checked, Problem, check};
+pub use keys::Key;
+
+/// Everything the program was told, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// One entry per data-parallel rank, in rank order; never empty.
+    pub ranks: Vec<RankConfig>,
+    /// Address of this pod as others name it; part of the rank lookup key.
+    pub pod_ip: Option<String>,
+    /// Prefill/decode.
+    pub pd: PdConfig,
+    /// Bounds on time.
+    pub timeouts: Timeouts,
+    /// Connections to engines.
+    pub upstream: UpstreamConfig,
+    /// Bounds on held bodies.
+    pub limits: BodyLimits,
+    /// Where to run.
+    pub cores: Cores,
+    /// Where the admin server listens; `None` is off.
+    pub admin: Option<SocketAddr>,
+    /// Logs.
+    pub log: LogConfig,
+    /// What happens on SIGTERM.
+    pub drain: DrainConfig,
+}
+
+/// One local rank: where clients reach it and where its decoder is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankConfig {
+    /// Rank number, from 0.
+    pub rank: u32,
+    /// Where clients connect.
+    pub listen: ListenAddress,
+    /// Host of the decoder, without brackets.
+    pub decoder_host: String,
+    /// Port of the decoder.
+    pub decoder_port: u16,
+}
+
+/// Where a listener binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ListenAddress {
+    /// All addresses, IPv6 and IPv4 through one socket; IPv4 only where IPv6 is disabled.
+    DualStack(u16),
+    /// This address only.
+    Address(SocketAddr),
+}
+
+impl ListenAddress {
+    /// The port.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::DualStack(port) => port,
+            Self::Address(address) => address.port(),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DualStack(port) => {
+                write!(f, "{}", SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)))
+            }
+            Self::Address(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+/// Prefill/decode settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PdConfig {
+    /// How KV cache is handed over.
+    pub connector: KvConnector,
+    /// Random prefill candidate instead of the first.
+    pub prefiller_sampling: bool,
+    /// Repeats of a prefill that answered 502, 503 or 504.
+    pub prefill_retries_max: u32,
+    /// Wait between prefill attempts.
+    pub prefill_retry_backoff: Duration,
+    /// Total bound of one prefill attempt.
+    pub prefill_timeout: Option<Duration>,
+    /// What a prefill answer without a usable handoff leads to.
+    pub on_missing_kv: OnMissingKv,
+    /// Oldest handoff that is still used.
+    pub handoff_age_max: Duration,
+    /// Our own text instead of the prefiller's for a failed prefill.
+    pub hide_prefill_errors: bool,
+    /// What a decoder that could not load the KV cache leads to.
+    pub on_decode_kv_error: OnDecodeKvError,
+    /// Largest prefill answer in bytes.
+    pub prefill_answer_bytes_max: usize,
+    /// Whether a flat list of block ids is a valid handoff.
+    pub allow_flat_blocks: bool,
+}
+
+/// How KV cache is handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvConnector {
+    /// NIXL, pulled by the decoder.
+    Nixlv2,
+}
+
+impl KvConnector {
+    /// The name operators write.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nixlv2 => "nixlv2",
+        }
+    }
+}
+
+/// What a prefill answer without a usable handoff leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMissingKv {
+    /// The decoder computes the prompt itself.
+    Decode,
+    /// The client gets an error.
+    Error,
+}
+
+/// What a decoder that could not load the KV cache leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDecodeKvError {
+    /// One more decode, without the handoff.
+    Recompute,
+    /// The client gets the error.
+    Error,
+}
+
+/// Bounds on time; `None` is off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Connecting to an engine.
+    pub connect: Option<Duration>,
+    /// A client's request head, in total.
+    pub head: Option<Duration>,
+    /// A client's upload without progress.
+    pub body: Option<Duration>,
+    /// A client that does not take its answer.
+    pub client_stall: Option<Duration>,
+    /// An idle client connection.
+    pub keepalive: Option<Duration>,
+    /// An engine that is silent before its first answer byte.
+    pub first_byte: Option<Duration>,
+}
+
+/// Connections to engines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// An idle connection is closed after this long.
+    pub idle: Duration,
+    /// Idle connections kept per engine rank.
+    pub idle_per_rank_max: usize,
+}
+
+/// Bounds on held bodies, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyLimits {
+    /// One request body.
+    pub body_bytes_max: u64,
+    /// All held request bodies together; at least `body_bytes_max`.
+    pub body_budget_bytes: u64,
+}
+
+/// Where to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// One shard inside the CPUs this process may use.
+    Auto,
+    /// One pinned shard per named CPU.
+    List(Vec<usize>),
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Least severe level written.
+    pub level: LogLevel,
+    /// Shape of the control log on stderr.
+    pub format: LogFormat,
+    /// Where one line per request goes.
+    pub access: AccessLog,
+}
+
+/// Severity of control log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Something failed.
+    Error,
+    /// Something looks wrong.
+    Warn,
+    /// Something changed.
+    Info,
+    /// Details for an operator who is looking.
+    Debug,
+    /// Details for a developer who is looking.
+    Trace,
+}
+
+/// Shape of control log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Where one line per request goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// Appended to this file.
+    File(PathBuf),
+}
+
+/// What happens on SIGTERM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainConfig {
+    /// How long running requests may take; `None` waits for all of them.
+    pub timeout: Option<Duration>,
+    /// How long new connections are still accepted.
+    pub settle: Duration,
+}
+
+/// What was written, before any check.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    given: BTreeMap<&'static str, String>,
+    /// `POD_IP` of the environment.
+    pub pod_ip: Option<String>,
+    /// `ENABLE_PREFILLER_SAMPLING` of the environment.
+    pub prefiller_sampling: Option<String>,
+}
+
+impl Draft {
+    /// Notes a value given for `key`; a later one replaces it.
+    pub fn set(&mut self, key: &Key, value: impl Into<String>) {
+        self.given.insert(key.name, value.into());
+    }
+
+    /// The value given for `key`.
+    #[must_use]
+    pub fn given(&self, key: &Key) -> Option<&str> {
+        self.given.get(key.name).map(String::as_str)
+    }
+}
