@@ -6,8 +6,15 @@
 pub mod limits;
 pub mod span;
 // Pure bytes: no socket, no clock, no task.
-pub mod config;
 pub mod h1;
 pub mod json;
 // Sockets; knows no HTTP.
 pub mod net;
+
+// Blank lines keep the dependency order: the formatter sorts what stands together.
+pub mod config;
+
+// The kernel, clocks and tasks begin here.
+pub mod sys;
+
+pub mod metrics;

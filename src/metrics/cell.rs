@@ -1,0 +1,139 @@
+//! Counters with a single writer.
+//!
+//! A shard is the only thread that writes its cells and the scrape only reads them, so an addition
+//! is a relaxed load and a relaxed store: no locked instruction, unlike `fetch_add`. A second
+//! writer would lose counts, never memory safety.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, count: u64) {
+        self.0
+            .store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub(super) struct Gauge(AtomicI64);
+
+impl Gauge {
+    pub(super) fn add(&self, delta: i64) {
+        self.0
+            .store(self.0.load(Relaxed).wrapping_add(delta), Relaxed);
+    }
+
+    pub(super) fn get(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Upper bounds of a histogram's buckets, in the unit that is recorded.
+#[derive(Debug)]
+pub(super) struct Bounds<const N: usize> {
+    pub(super) upper: [u64; N],
+    /// Recorded units in one second.
+    pub(super) per_second: f64,
+}
+
+/// Counts per bucket, with one more bucket above the last bound.
+#[derive(Debug)]
+pub(super) struct Histogram<const N: usize> {
+    bounds: &'static Bounds<N>,
+    buckets: [Counter; N],
+    above: Counter,
+    sum: Counter,
+}
+
+impl<const N: usize> Histogram<N> {
+    pub(super) fn new(bounds: &'static Bounds<N>) -> Self {
+        Self {
+            bounds,
+            buckets: std::array::from_fn(|_| Counter::default()),
+            above: Counter::default(),
+            sum: Counter::default(),
+        }
+    }
+
+    /// Notes a value; a bound belongs to its own bucket, as Prometheus' `le` says.
+    pub(super) fn record(&self, value: u64) {
+        let index = self.bounds.upper.partition_point(|bound| *bound < value);
+        self.buckets.get(index).unwrap_or(&self.above).add(1);
+        self.sum.add(value);
+    }
+
+    /// Adds this histogram's counts to `total`.
+    pub(super) fn add_to(&self, total: &mut Total) {
+        total.buckets.resize(N + 1, (f64::INFINITY, 0));
+        let counts = self.buckets.iter().chain([&self.above]);
+        for (index, (slot, count)) in total.buckets.iter_mut().zip(counts).enumerate() {
+            if let Some(bound) = self.bounds.upper.get(index) {
+                slot.0 = precise(*bound) / self.bounds.per_second;
+            }
+            slot.1 += count.get();
+            total.count += count.get();
+        }
+        total.sum += precise(self.sum.get()) / self.bounds.per_second;
+    }
+}
+
+/// One histogram summed over shards, in seconds.
+#[derive(Debug, Default)]
+pub(super) struct Total {
+    /// Upper bound and count of each bucket, not cumulative.
+    pub(super) buckets: Vec<(f64, u64)>,
+    pub(super) count: u64,
+    pub(super) sum: f64,
+}
+
+/// A float above 2^53 loses its last digits, which no reader of a histogram misses.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "sums of years in microseconds stay below 2^53"
+)]
+pub(super) fn precise(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static BOUNDS: Bounds<3> = Bounds {
+        upper: [10, 20, 40],
+        per_second: 10.0,
+    };
+
+    #[test]
+    fn a_value_on_a_bound_is_in_its_bucket() {
+        let histogram = Histogram::new(&BOUNDS);
+        for value in [0, 10, 11, 20, 21, 40, 41, 1000] {
+            histogram.record(value);
+        }
+        let mut total = Total::default();
+        histogram.add_to(&mut total);
+        histogram.add_to(&mut total);
+        let counts: Vec<_> = total.buckets.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, [4, 4, 4, 4]);
+        assert_eq!(total.buckets[2].0, 4.0);
+        assert_eq!(total.buckets[3].0, f64::INFINITY);
+        assert_eq!(total.count, 16);
+        assert!((total.sum - 2.0 * 114.3).abs() < 1e-9);
+    }
+
+    #[test]
+    fn gauges_go_down() {
+        let gauge = Gauge::default();
+        gauge.add(2);
+        gauge.add(-3);
+        assert_eq!(gauge.get(), -1);
+    }
+}

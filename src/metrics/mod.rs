@@ -1,0 +1,13 @@
+//! What the program counts.
+//!
+//! Each shard has its own `ShardMetrics` and is its only writer; the `Registry` sums them when
+//! somebody scrapes. No label value comes from a request, so the number of series is fixed.
+
+mod cell;
+mod labels;
+mod render;
+mod shard;
+
+pub use labels::{CodeClass, Direction, LegRole, PdOutcome, PdReason, Phase, Route};
+pub use render::{CONTENT_TYPE, Registry};
+pub use shard::ShardMetrics;

@@ -1,0 +1,514 @@
+//! The scrape: sums the shards and writes OpenMetrics text.
+//!
+//! Runs on the control thread. Reading is not a snapshot: a counter may be a few requests ahead of
+//! another one, which a rate never shows.
+
+use std::fmt::Error;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry;
+
+use super::cell::{Counter, Gauge, Total, precise};
+use super::labels::{CodeClass, Direction, LegRole, PdOutcome, PdReason, Phase, Route};
+use super::shard::ShardMetrics;
+use crate::sys::process;
+
+/// Media type of `Registry::render`.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All shards' counters, ready to be scraped.
+#[derive(Debug)]
+pub struct Registry {
+    inner: registry::Registry,
+}
+
+impl Registry {
+    /// `driver` names the I/O driver of each shard; `fault_labels` is the table whose length the
+    /// shards were made with.
+    #[must_use]
+    pub fn new(
+        shards: Vec<Arc<ShardMetrics>>,
+        driver: Vec<&'static str>,
+        fault_labels: &'static [&'static str],
+    ) -> Self {
+        let started = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64());
+        let mut inner = registry::Registry::default();
+        inner.register_collector(Box::new(Scrape {
+            shards,
+            driver,
+            fault_labels,
+            started,
+        }));
+        Self { inner }
+    }
+
+    /// The exposition, as `CONTENT_TYPE`.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::with_capacity(32 * 1024);
+        // A `String` takes everything; the only error would be a fault of the encoder itself.
+        if text::encode(&mut text, &self.inner).is_err() {
+            tracing::error!("the metrics could not be written");
+        }
+        text
+    }
+}
+
+#[derive(Debug)]
+struct Scrape {
+    shards: Vec<Arc<ShardMetrics>>,
+    driver: Vec<&'static str>,
+    fault_labels: &'static [&'static str],
+    started: f64,
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut out = Out(encoder);
+        self.requests(&mut out)?;
+        self.times(&mut out)?;
+        self.failures(&mut out)?;
+        self.prefill_decode(&mut out)?;
+        self.connections(&mut out)?;
+        self.program(&mut out)
+    }
+}
+
+impl Scrape {
+    fn requests(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        let count = |route: Route, code: CodeClass| {
+            self.sum(|shard| &shard.done[route.index()][code.index()])
+        };
+        // Read before `started`, so that the difference is never negative.
+        let done = Route::ALL.map(|route| CodeClass::ALL.map(|code| count(route, code)));
+        let started = Route::ALL.map(|route| self.sum(|shard| &shard.started[route.index()]));
+        out.counters(
+            "ringside_requests",
+            "Requests answered or aborted",
+            Route::ALL.iter().flat_map(|route| {
+                let done = &done;
+                CodeClass::ALL.iter().map(move |code| {
+                    let labels = [("route", route.label()), ("code", code.label())];
+                    (labels, done[route.index()][code.index()])
+                })
+            }),
+        )?;
+        out.gauges(
+            "ringside_in_flight",
+            "Requests being worked on",
+            Route::ALL.iter().map(|route| {
+                let done: u64 = done[route.index()].iter().sum();
+                let now = started[route.index()].saturating_sub(done);
+                (
+                    [("route", route.label())],
+                    i64::try_from(now).unwrap_or(i64::MAX),
+                )
+            }),
+        )
+    }
+
+    fn times(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        out.histograms(
+            "ringside_request_duration_seconds",
+            "From the first byte of a request to the last of its answer",
+            Route::ALL.map(|route| {
+                let total = self.total(|shard, total| shard.duration[route.index()].add_to(total));
+                ([("route", route.label())], total)
+            }),
+        )?;
+        out.histograms(
+            "ringside_time_to_first_token_seconds",
+            "From the first byte of a request to the first body byte of its answer",
+            Route::ALL.map(|route| {
+                let total =
+                    self.total(|shard, total| shard.first_token[route.index()].add_to(total));
+                ([("route", route.label())], total)
+            }),
+        )?;
+        out.histograms(
+            "ringside_leg_duration_seconds",
+            "One attempt at an engine",
+            LegRole::ALL.map(|role| {
+                let total = self.total(|shard, total| shard.legs[role.index()].add_to(total));
+                ([("leg", role.label())], total)
+            }),
+        )?;
+        out.histograms(
+            "ringside_proxy_overhead_seconds",
+            "Time that passed inside ringside",
+            Direction::ALL.map(|direction| {
+                let total =
+                    self.total(|shard, total| shard.overhead[direction.index()].add_to(total));
+                ([("direction", direction.label())], total)
+            }),
+        )
+    }
+
+    fn failures(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        out.counters(
+            "ringside_errors",
+            "Failures by their code",
+            self.fault_labels.iter().enumerate().map(|(index, label)| {
+                let counts = self
+                    .shards
+                    .iter()
+                    .filter_map(|shard| shard.faults.get(index));
+                ([("code", *label)], counts.map(Counter::get).sum())
+            }),
+        )?;
+        out.counters(
+            "ringside_client_disconnects",
+            "Clients that left before their answer was complete",
+            Phase::ALL.iter().map(|phase| {
+                let count = self.sum(|shard| &shard.left[phase.index()]);
+                ([("phase", phase.label())], count)
+            }),
+        )?;
+        out.counter(
+            "ringside_session_panics",
+            "Sessions ended by a bug of ours",
+            self.sum(|shard| &shard.panics),
+        )?;
+        out.counter(
+            "ringside_accept_paused",
+            "Times accepting stopped for want of file descriptors or memory",
+            self.sum(|shard| &shard.accept_paused),
+        )?;
+        out.counter(
+            "ringside_access_log_dropped",
+            "Access-log records lost to a full ring",
+            self.sum(|shard| &shard.access_log_dropped),
+        )
+    }
+
+    /// All outcomes of the normal way, and the other pairs once they have happened: most of the
+    /// product of both sets cannot happen.
+    fn prefill_decode(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        let pairs = PdOutcome::ALL
+            .iter()
+            .filter(|outcome| **outcome != PdOutcome::None)
+            .flat_map(|outcome| PdReason::ALL.iter().map(move |reason| (outcome, reason)));
+        out.counters(
+            "ringside_pd_requests",
+            "Where prompts were computed, and why there",
+            pairs.filter_map(|(outcome, reason)| {
+                let count = self.sum(|shard| &shard.pd[outcome.index()][reason.index()]);
+                let labels = [("outcome", outcome.label()), ("reason", reason.label())];
+                (count > 0 || *reason == PdReason::None).then_some((labels, count))
+            }),
+        )?;
+        out.counter(
+            "ringside_prefill_retries",
+            "Prefills attempted again",
+            self.sum(|shard| &shard.retries),
+        )?;
+        out.counter(
+            "ringside_replays",
+            "Legs sent again because a reused connection had died",
+            self.sum(|shard| &shard.replays),
+        )?;
+        out.counter(
+            "ringside_client_kv_params_masked",
+            "kv_transfer_params of clients that were taken out",
+            self.sum(|shard| &shard.masked),
+        )
+    }
+
+    fn connections(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        out.gauges(
+            "ringside_upstream_connections",
+            "Connections to engines",
+            LegRole::ALL.iter().flat_map(|role| {
+                let leg = ("leg", role.label());
+                let idle = self.level(|shard| &shard.pool_idle[role.index()]);
+                let active = self.level(|shard| &shard.pool_active[role.index()]);
+                [
+                    ([leg, ("state", "idle")], idle),
+                    ([leg, ("state", "active")], active),
+                ]
+            }),
+        )?;
+        out.gauge(
+            "ringside_client_connections",
+            "Connections of clients",
+            self.level(|shard| &shard.clients),
+        )?;
+        out.counter(
+            "ringside_spliced_bytes",
+            "Body bytes that never entered user memory",
+            self.sum(|shard| &shard.spliced_bytes),
+        )?;
+        out.counter(
+            "ringside_copied_bytes",
+            "Body bytes that went through a buffer",
+            self.sum(|shard| &shard.copied_bytes),
+        )
+    }
+
+    fn program(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        let version = env!("CARGO_PKG_VERSION");
+        out.infos(
+            "ringside_build",
+            "This program",
+            [[("version", version)]].into_iter(),
+        )?;
+        let mut drivers = self.driver.clone();
+        drivers.sort_unstable();
+        drivers.dedup();
+        out.infos(
+            "ringside_driver",
+            "I/O driver of the shards",
+            drivers.into_iter().map(|driver| [("driver", driver)]),
+        )?;
+        let process = process::usage();
+        out.seconds(
+            "process_start_time_seconds",
+            "Start of the process, as seconds since 1970",
+            self.started,
+        )?;
+        out.gauge(
+            "process_open_fds",
+            "Open file descriptors",
+            clamp(process.open_fds),
+        )?;
+        out.gauge(
+            "process_max_fds",
+            "Limit of open file descriptors",
+            clamp(process.max_fds),
+        )?;
+        out.gauge(
+            "process_resident_memory_bytes",
+            "Resident memory",
+            clamp(process.resident_bytes),
+        )?;
+        let mut metric = out.0.encode_descriptor(
+            "process_cpu_seconds",
+            "CPU time of the process",
+            None,
+            MetricType::Counter,
+        )?;
+        metric.encode_counter::<NoLabelSet, f64, f64>(&(precise(process.cpu_micros) / 1e6), None)
+    }
+
+    fn sum(&self, pick: impl Fn(&ShardMetrics) -> &Counter) -> u64 {
+        self.shards.iter().map(|shard| pick(shard).get()).sum()
+    }
+
+    fn level(&self, pick: impl Fn(&ShardMetrics) -> &Gauge) -> i64 {
+        self.shards.iter().map(|shard| pick(shard).get()).sum()
+    }
+
+    fn total(&self, add: impl Fn(&ShardMetrics, &mut Total)) -> Total {
+        let mut total = Total::default();
+        for shard in &self.shards {
+            add(shard, &mut total);
+        }
+        total
+    }
+}
+
+fn clamp(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Writes one metric family per call.
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: i64) -> Result<(), Error> {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        metric.encode_gauge(&value)
+    }
+
+    fn seconds(&mut self, name: &str, help: &str, value: f64) -> Result<(), Error> {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        metric.encode_gauge(&value)
+    }
+
+    fn counters<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl Iterator<Item = (L, u64)>,
+    ) -> Result<(), Error> {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in series {
+            metric
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauges<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl Iterator<Item = (L, i64)>,
+    ) -> Result<(), Error> {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn infos<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl Iterator<Item = L>,
+    ) -> Result<(), Error> {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Info)?;
+        for labels in series {
+            metric.encode_info(&labels)?;
+        }
+        Ok(())
+    }
+
+    /// Histograms that have seen a value; an empty one is two dozen lines of zeros.
+    fn histograms<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (L, Total)>,
+    ) -> Result<(), Error> {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, total) in series {
+            if total.count > 0 {
+                metric
+                    .encode_family(&labels)?
+                    .encode_histogram::<NoLabelSet>(total.sum, total.count, &total.buckets, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAULTS: &[&str] = &["no_decoder", "bad_head"];
+
+    fn registry() -> (Vec<Arc<ShardMetrics>>, Registry) {
+        let shards: Vec<_> = (0..2).map(|_| Arc::new(ShardMetrics::new(2))).collect();
+        let registry = Registry::new(shards.clone(), vec!["io_uring", "io_uring"], FAULTS);
+        (shards, registry)
+    }
+
+    #[test]
+    fn shards_are_summed() {
+        let (shards, registry) = registry();
+        for shard in &shards {
+            shard.request_started(Route::Chat);
+            shard.request_started(Route::Chat);
+            shard.request_done(Route::Chat, CodeClass::C2xx, 350_000);
+            shard.ttft(Route::Chat, 30_000);
+            shard.leg(LegRole::Prefill, 20_000);
+            shard.overhead(Direction::Chunk, 4_000);
+            shard.fault(1);
+            shard.client_left(Phase::BetweenLegs);
+            shard.pd(PdOutcome::Remote, PdReason::None);
+            shard.pd(PdOutcome::None, PdReason::None);
+            shard.pool_idle(LegRole::Decode, 3);
+            shard.pool_idle(LegRole::Decode, -1);
+            shard.client_connections(5);
+            shard.spliced_bytes(100);
+        }
+        shards[0].pd(PdOutcome::LocalFallback, PdReason::StaleKv);
+        let text = registry.render();
+        for line in [
+            "ringside_requests_total{route=\"chat\",code=\"2xx\"} 2",
+            "ringside_requests_total{route=\"other\",code=\"aborted\"} 0",
+            "ringside_in_flight{route=\"chat\"} 2",
+            "ringside_request_duration_seconds_count{route=\"chat\"} 2",
+            "ringside_request_duration_seconds_sum{route=\"chat\"} 0.7",
+            "ringside_request_duration_seconds_bucket{le=\"0.3\",route=\"chat\"} 0",
+            "ringside_request_duration_seconds_bucket{le=\"0.5\",route=\"chat\"} 2",
+            "ringside_time_to_first_token_seconds_bucket{le=\"0.04\",route=\"chat\"} 2",
+            "ringside_leg_duration_seconds_bucket{le=\"+Inf\",leg=\"prefill\"} 2",
+            "ringside_proxy_overhead_seconds_bucket{le=\"0.000005\",direction=\"chunk\"} 2",
+            "ringside_errors_total{code=\"bad_head\"} 2",
+            "ringside_client_disconnects_total{phase=\"between_legs\"} 2",
+            "ringside_pd_requests_total{outcome=\"remote\",reason=\"none\"} 2",
+            "ringside_pd_requests_total{outcome=\"failed\",reason=\"none\"} 0",
+            "ringside_pd_requests_total{outcome=\"local_fallback\",reason=\"stale_kv\"} 1",
+            "ringside_upstream_connections{leg=\"decode\",state=\"idle\"} 4",
+            "ringside_client_connections 10",
+            "ringside_spliced_bytes_total 200",
+            "ringside_driver_info{driver=\"io_uring\"} 1",
+            concat!(
+                "ringside_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\"} 1"
+            ),
+            "ringside_access_log_dropped_total 0",
+            "ringside_session_panics_total 0",
+            "ringside_prefill_retries_total 0",
+            "ringside_replays_total 0",
+            "ringside_client_kv_params_masked_total 0",
+            "ringside_accept_paused_total 0",
+        ] {
+            assert!(
+                text.lines().any(|other| other == line),
+                "{line} not in\n{text}"
+            );
+        }
+        assert!(!text.contains("outcome=\"none\""));
+        assert!(!text.contains("reason=\"best_of\""));
+        assert!(!text.contains("request_duration_seconds_count{route=\"other\"}"));
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn every_series_has_a_type_and_appears_once() {
+        let (_, registry) = registry();
+        let text = registry.render();
+        let mut types = Vec::new();
+        let mut series = Vec::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                types.push(rest.split(' ').next().unwrap().to_owned());
+            } else if !line.starts_with('#') {
+                let name = line.rsplit_once(' ').unwrap().0;
+                assert!(
+                    types.last().is_some_and(|family| name.starts_with(family)),
+                    "{line}"
+                );
+                series.push(name.to_owned());
+            }
+        }
+        let (families, names) = (types.len(), series.len());
+        types.sort_unstable();
+        types.dedup();
+        series.sort_unstable();
+        series.dedup();
+        assert_eq!((types.len(), series.len()), (families, names));
+    }
+}
