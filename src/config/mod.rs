@@ -254,13 +254,21 @@ pub struct DrainConfig {
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
     given: BTreeMap<&'static str, String>,
-    /// `POD_IP` of the environment.
-    pub pod_ip: Option<String>,
-    /// `ENABLE_PREFILLER_SAMPLING` of the environment.
-    pub prefiller_sampling: Option<String>,
+    pod_ip: Option<String>,
+    prefiller_sampling: Option<String>,
 }
 
 impl Draft {
+    /// Nothing given, in this environment.
+    #[must_use]
+    pub fn new(environment: &dyn Fn(&str) -> Option<String>) -> Self {
+        Self {
+            given: BTreeMap::new(),
+            pod_ip: environment("POD_IP"),
+            prefiller_sampling: environment("ENABLE_PREFILLER_SAMPLING"),
+        }
+    }
+
     /// Notes a value given for `key`; a later one replaces it.
     pub fn set(&mut self, key: &Key, value: impl Into<String>) {
         self.given.insert(key.name, value.into());

@@ -1,0 +1,378 @@
+//! CPUs: which ones this process may use, how much of them, and which shard runs where.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::config::Cores;
+use crate::config::units::show_cpus;
+
+/// Which shard runs where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorePlan {
+    /// One entry per shard: the CPU it is pinned to, or `None` to leave it to the scheduler.
+    pub shards: Vec<Option<usize>>,
+    /// What an operator should know about the plan.
+    pub warning: Option<String>,
+}
+
+/// Why no plan could be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CoreError {
+    /// CPUs that were named and are not allowed, and those that are.
+    NotAllowed {
+        /// Named, but not allowed.
+        named: Vec<usize>,
+        /// All that are allowed.
+        allowed: Vec<usize>,
+    },
+}
+
+impl fmt::Display for CoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAllowed { named, allowed } => write!(
+                f,
+                "CPU {} is not among those this process may use ({}); cores are CPU names, not a \
+                 count",
+                show_cpus(named),
+                show_cpus(allowed)
+            ),
+        }
+    }
+}
+
+impl std::error::Error for CoreError {}
+
+/// Decides which shard runs where. `allowed` may be empty where the kernel does not tell.
+///
+/// # Errors
+/// A named CPU that is not allowed.
+pub fn plan_cores(
+    cores: &Cores,
+    allowed: &[usize],
+    quota: Option<f64>,
+) -> Result<CorePlan, CoreError> {
+    let cpus = match cores {
+        Cores::Auto => return Ok(plan_auto(allowed, quota)),
+        Cores::List(cpus) => cpus,
+    };
+    let foreign: Vec<_> = cpus
+        .iter()
+        .copied()
+        .filter(|cpu| !allowed.is_empty() && !allowed.contains(cpu))
+        .collect();
+    if !foreign.is_empty() {
+        return Err(CoreError::NotAllowed {
+            named: foreign,
+            allowed: allowed.to_vec(),
+        });
+    }
+    let count = u32::try_from(cpus.len()).unwrap_or(u32::MAX);
+    let warning = quota.filter(|quota| *quota < f64::from(count)).map(|quota| {
+        format!(
+            "{count} shards share a CPU quota of {quota:.2}: the kernel will stop all of them for \
+             the rest of each period"
+        )
+    });
+    Ok(CorePlan {
+        shards: cpus.iter().copied().map(Some).collect(),
+        warning,
+    })
+}
+
+/// One shard. A pinned thread under a quota below one CPU would wait for its own CPU while others
+/// are idle, so it stays unpinned then. Otherwise the last CPU: device interrupts gather on the
+/// first ones.
+fn plan_auto(allowed: &[usize], quota: Option<f64>) -> CorePlan {
+    let throttled = quota.is_some_and(|quota| quota < 1.0);
+    CorePlan {
+        shards: vec![allowed.last().copied().filter(|_| !throttled)],
+        warning: None,
+    }
+}
+
+/// CPUs the calling thread may run on, ascending; empty where the kernel does not tell.
+#[must_use]
+pub fn allowed_cpus() -> Vec<usize> {
+    match sched_getaffinity(None) {
+        Ok(set) => (0..CpuSet::MAX_CPU)
+            .filter(|cpu| set.is_set(*cpu))
+            .collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Pins the calling thread.
+///
+/// # Errors
+/// The kernel's, and `InvalidInput` for a CPU no set can hold.
+pub fn pin(cpu: usize) -> io::Result<()> {
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).map_err(io::Error::from)
+}
+
+/// How many CPUs' worth of time this process may use; `None` is unlimited.
+#[must_use]
+pub fn cpu_quota() -> Option<f64> {
+    cpu_quota_in(Path::new("/"))
+}
+
+/// As `cpu_quota`, with the file system's root as a parameter for tests.
+///
+/// A quota of any parent applies too, so the smallest one counts. In a container without its own
+/// cgroup namespace the path of `/proc/self/cgroup` does not exist below the mount; the mount's own
+/// files are this process's then.
+#[must_use]
+pub fn cpu_quota_in(root: &Path) -> Option<f64> {
+    let membership = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mount = root.join("sys/fs/cgroup");
+    let mut smallest: Option<f64> = None;
+    for line in membership.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
+        let quota = if controllers.is_empty() {
+            smallest_of(&mount, path, quota_v2)
+        } else if controllers.split(',').any(|controller| controller == "cpu") {
+            // Mounted under the joined name, with a link for each.
+            [controllers, "cpu"]
+                .iter()
+                .find_map(|name| smallest_of(&mount.join(name), path, quota_v1))
+        } else {
+            None
+        };
+        smallest = match (smallest, quota) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+    smallest
+}
+
+/// Smallest quota from `mount` down to `mount/path`.
+fn smallest_of(mount: &Path, path: &str, read: impl Fn(&Path) -> Option<f64>) -> Option<f64> {
+    let mut directory: PathBuf = mount.to_owned();
+    let mut quotas = vec![read(&directory)];
+    for name in path
+        .split('/')
+        .filter(|name| !name.is_empty() && *name != "..")
+    {
+        directory.push(name);
+        quotas.push(read(&directory));
+    }
+    quotas.into_iter().flatten().reduce(f64::min)
+}
+
+/// `cpu.max`: quota (or `max`) and period.
+fn quota_v2(directory: &Path) -> Option<f64> {
+    let text = fs::read_to_string(directory.join("cpu.max")).ok()?;
+    let (quota, period) = text.trim().split_once(' ')?;
+    share(quota, period)
+}
+
+/// `cpu.cfs_quota_us` (-1 is unlimited) and `cpu.cfs_period_us`.
+fn quota_v1(directory: &Path) -> Option<f64> {
+    let quota = fs::read_to_string(directory.join("cpu.cfs_quota_us")).ok()?;
+    let period = fs::read_to_string(directory.join("cpu.cfs_period_us")).ok()?;
+    share(quota.trim(), period.trim())
+}
+
+/// `max` and `-1` are not numbers here, so both mean no quota.
+fn share(quota: &str, period: &str) -> Option<f64> {
+    let quota: u32 = quota.parse().ok()?;
+    let period: u32 = period.parse().ok().filter(|period| *period > 0)?;
+    Some(f64::from(quota) / f64::from(period))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans() {
+        let list = |cpus: &[usize]| Cores::List(cpus.to_vec());
+        let pinned = |cpus: &[usize]| Some(cpus.iter().copied().map(Some).collect::<Vec<_>>());
+        for (name, cores, allowed, quota, want) in [
+            ("auto", Cores::Auto, vec![0, 1, 2], None, pinned(&[2])),
+            (
+                "auto, whole quota",
+                Cores::Auto,
+                vec![4, 5],
+                Some(1.0),
+                pinned(&[5]),
+            ),
+            (
+                "auto, half a CPU",
+                Cores::Auto,
+                vec![0, 1],
+                Some(0.5),
+                Some(vec![None]),
+            ),
+            ("auto, unknown", Cores::Auto, vec![], None, Some(vec![None])),
+            ("one", list(&[1]), vec![0, 1], None, pinned(&[1])),
+            (
+                "list in its order",
+                list(&[3, 0]),
+                vec![0, 1, 2, 3],
+                None,
+                pinned(&[3, 0]),
+            ),
+            ("list, unknown", list(&[3]), vec![], None, pinned(&[3])),
+            ("outside", list(&[0, 8]), vec![0, 1], None, None),
+        ] {
+            let got = plan_cores(&cores, &allowed, quota)
+                .ok()
+                .map(|plan| plan.shards);
+            assert_eq!(got, want, "{name}");
+        }
+        let error = plan_cores(&list(&[0, 8, 9]), &[0, 1], None).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("CPU 8-9 is not among those this process may use (0-1)")
+        );
+        let plan = plan_cores(&list(&[0, 1]), &[0, 1], Some(1.5)).unwrap();
+        assert!(
+            plan.warning
+                .is_some_and(|text| text.contains("quota of 1.50"))
+        );
+    }
+
+    /// A directory of this test that goes away with it.
+    struct Tree(PathBuf);
+
+    impl Tree {
+        fn new(name: &str, files: &[(&str, &str)]) -> Self {
+            let root = std::env::temp_dir().join(format!("ringside-{name}-{}", std::process::id()));
+            for (path, text) in files {
+                let path = root.join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            Self(root)
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Name, files, quota.
+    type Recorded<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<f64>);
+
+    #[test]
+    fn quotas_of_recorded_v2_trees() {
+        const POD: &str = "sys/fs/cgroup/kubepods.slice/pod.slice/cpu.max";
+        const V2: &str = "0::/kubepods.slice/pod.slice/engine.scope\n";
+        let table: &[Recorded<'_>] = &[
+            ("nothing", &[], None),
+            (
+                "v2-namespace",
+                &[
+                    ("proc/self/cgroup", "0::/\n"),
+                    ("sys/fs/cgroup/cpu.max", "50000 100000\n"),
+                ],
+                Some(0.5),
+            ),
+            (
+                "v2-unlimited",
+                &[
+                    ("proc/self/cgroup", "0::/\n"),
+                    ("sys/fs/cgroup/cpu.max", "max 100000\n"),
+                ],
+                None,
+            ),
+            (
+                "v2-parent",
+                &[
+                    ("proc/self/cgroup", V2),
+                    (POD, "200000 100000\n"),
+                    (
+                        "sys/fs/cgroup/kubepods.slice/pod.slice/engine.scope/cpu.max",
+                        "max 100000\n",
+                    ),
+                ],
+                Some(2.0),
+            ),
+            (
+                "v2-hidden-path",
+                &[
+                    ("proc/self/cgroup", V2),
+                    ("sys/fs/cgroup/cpu.max", "25000 100000\n"),
+                ],
+                Some(0.25),
+            ),
+        ];
+        for (name, files, want) in table {
+            let tree = Tree::new(name, files);
+            assert_eq!(cpu_quota_in(&tree.0), *want, "{name}");
+        }
+    }
+
+    #[test]
+    fn quotas_of_recorded_v1_trees() {
+        let table: &[Recorded<'_>] = &[
+            (
+                "v1",
+                &[
+                    ("proc/self/cgroup", "7:memory:/a\n4:cpu,cpuacct:/docker/b\n"),
+                    (
+                        "sys/fs/cgroup/cpu,cpuacct/docker/b/cpu.cfs_quota_us",
+                        "150000\n",
+                    ),
+                    (
+                        "sys/fs/cgroup/cpu,cpuacct/docker/b/cpu.cfs_period_us",
+                        "100000\n",
+                    ),
+                ],
+                Some(1.5),
+            ),
+            (
+                "v1-unlimited",
+                &[
+                    ("proc/self/cgroup", "4:cpu,cpuacct:/\n"),
+                    ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"),
+                    ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
+                ],
+                None,
+            ),
+            (
+                "broken",
+                &[
+                    ("proc/self/cgroup", "0::/\nx\n"),
+                    ("sys/fs/cgroup/cpu.max", "1 0\n"),
+                ],
+                None,
+            ),
+        ];
+        for (name, files, want) in table {
+            let tree = Tree::new(name, files);
+            assert_eq!(cpu_quota_in(&tree.0), *want, "{name}");
+        }
+    }
+
+    #[test]
+    fn this_thread_can_be_pinned_where_it_may_run() {
+        let allowed = allowed_cpus();
+        assert!(!allowed.is_empty());
+        std::thread::spawn(move || {
+            pin(allowed[0]).unwrap();
+            assert_eq!(allowed_cpus(), [allowed[0]]);
+        })
+        .join()
+        .unwrap();
+        assert!(pin(usize::MAX).is_err());
+    }
+}

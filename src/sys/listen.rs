@@ -1,0 +1,215 @@
+//! Listening sockets.
+//!
+//! Every shard has its own socket on the same port (`SO_REUSEPORT`). That option would also let a
+//! second ringside share the port silently and take half of the connections, so `probe` binds once
+//! without it before the first shard does.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
+};
+
+use crate::config::ListenAddress;
+
+/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Why a listener could not be made.
+#[derive(Debug)]
+pub enum BindError {
+    /// Another process has the port.
+    Busy(ListenAddress),
+    /// The port needs a permission.
+    Permission(ListenAddress),
+    /// The address is not of this host.
+    NoSuchAddress(ListenAddress),
+    /// Anything else.
+    Failed(ListenAddress, io::Error),
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy(at) => write!(
+                f,
+                "port {} is taken ({at}); stop the process that has it (`ss -ltnp 'sport = :{}'` \
+                 names it) or choose another port",
+                at.port(),
+                at.port()
+            ),
+            Self::Permission(at) => write!(
+                f,
+                "no permission to listen on port {} ({at}); choose a port from 1024 up or grant \
+                 CAP_NET_BIND_SERVICE",
+                at.port()
+            ),
+            Self::NoSuchAddress(at) => write!(
+                f,
+                "{at} is not an address of this host; choose one that `ip address` lists, or leave \
+                 the address out to listen on all of them"
+            ),
+            Self::Failed(at, error) => write!(f, "cannot listen on {at}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {}
+
+impl BindError {
+    fn new(at: ListenAddress, errno: Errno) -> Self {
+        match errno {
+            Errno::ADDRINUSE => Self::Busy(at),
+            Errno::ACCESS | Errno::PERM => Self::Permission(at),
+            Errno::ADDRNOTAVAIL => Self::NoSuchAddress(at),
+            errno => Self::Failed(at, errno.into()),
+        }
+    }
+}
+
+/// Fails if the port cannot be had alone. Call it once per address, before any `bind_shared`.
+///
+/// # Errors
+/// Why the port cannot be had.
+pub fn probe(at: ListenAddress) -> Result<(), BindError> {
+    let socket = open(at, Sharing::Alone)?;
+    // Listening too: a socket that is bound but not listening would not be noticed.
+    listen(&socket, 1).map_err(|errno| BindError::new(at, errno))
+}
+
+/// A listening socket that other shards' sockets may share the port with.
+///
+/// # Errors
+/// Why there is none.
+pub fn bind_shared(at: ListenAddress) -> Result<TcpListener, BindError> {
+    let socket = open(at, Sharing::Shards)?;
+    listen(&socket, BACKLOG).map_err(|errno| BindError::new(at, errno))?;
+    Ok(TcpListener::from(socket))
+}
+
+/// A listening socket of its own, for the admin server.
+///
+/// # Errors
+/// Why there is none.
+pub fn bind_alone(at: ListenAddress) -> Result<TcpListener, BindError> {
+    let socket = open(at, Sharing::Alone)?;
+    listen(&socket, BACKLOG).map_err(|errno| BindError::new(at, errno))?;
+    Ok(TcpListener::from(socket))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sharing {
+    Alone,
+    Shards,
+}
+
+fn open(at: ListenAddress, sharing: Sharing) -> Result<OwnedFd, BindError> {
+    let opened = match at {
+        ListenAddress::Address(address) => socket_at(address, sharing),
+        ListenAddress::DualStack(port) => {
+            let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+            match socket_at(all, sharing) {
+                // No IPv6 in this kernel, or none configured.
+                Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+                    socket_at(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), sharing)
+                }
+                opened => opened,
+            }
+        }
+    };
+    opened.map_err(|errno| BindError::new(at, errno))
+}
+
+/// A bound, non-blocking socket. `[::]` takes IPv4 too.
+fn socket_at(address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket_with(
+        family,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(ipproto::TCP),
+    )?;
+    if let SocketAddr::V6(address) = address {
+        sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+    }
+    // A restart must not wait for the old connections' TIME_WAIT.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if sharing == Sharing::Shards {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+    use std::net::TcpStream;
+
+    fn free_port() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn shards_share_a_port() {
+        let at = ListenAddress::Address(SocketAddr::from(([127, 0, 0, 1], free_port())));
+        probe(at).unwrap();
+        let first = bind_shared(at).unwrap();
+        let second = bind_shared(at).unwrap();
+        assert_eq!(first.local_addr().unwrap(), second.local_addr().unwrap());
+        assert_eq!(first.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn another_ringside_is_noticed() {
+        let at = ListenAddress::DualStack(free_port());
+        let _other = bind_shared(at).unwrap();
+        let error = probe(at).unwrap_err();
+        assert!(matches!(error, BindError::Busy(_)), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("port {} is taken", at.port()))
+        );
+        assert!(matches!(bind_alone(at), Err(BindError::Busy(_))));
+    }
+
+    #[test]
+    fn dual_stack_takes_ipv4() {
+        let at = ListenAddress::DualStack(free_port());
+        let _listener = bind_shared(at).unwrap();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, at.port())).unwrap();
+    }
+
+    #[test]
+    fn a_foreign_address_is_named() {
+        // TEST-NET-1 is never ours.
+        let at = ListenAddress::Address(SocketAddr::from(([192, 0, 2, 1], free_port())));
+        assert!(matches!(probe(at), Err(BindError::NoSuchAddress(_))));
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let at = ListenAddress::DualStack(80);
+        for (errno, want) in [
+            (Errno::ADDRINUSE, "ss -ltnp 'sport = :80'"),
+            (Errno::ACCESS, "CAP_NET_BIND_SERVICE"),
+            (Errno::ADDRNOTAVAIL, "not an address of this host"),
+            (Errno::NOBUFS, "cannot listen on [::]:80"),
+        ] {
+            assert!(
+                BindError::new(at, errno).to_string().contains(want),
+                "{errno:?}"
+            );
+        }
+    }
+}
