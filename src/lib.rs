@@ -18,3 +18,5 @@ pub mod config;
 pub mod sys;
 
 pub mod metrics;
+
+pub mod cli;

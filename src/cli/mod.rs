@@ -1,0 +1,192 @@
+//! The command line: from arguments to a `Command`, or to an `Exit` with its code and message.
+//!
+//! Parsing is pure: arguments and environment come in, nothing is read, written or started. What a
+//! value means is decided in `config`; here is only how it is spelt.
+
+mod absent;
+mod exit;
+mod log;
+mod sidecar;
+mod spelling;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
+
+use crate::config::Config;
+
+pub use exit::Exit;
+pub use log::init_log;
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Stand in for llm-d's pd-sidecar. The texts are warnings to log at the start.
+    Sidecar(Box<Config>, Vec<String>),
+    /// Run the mock engine with these arguments of its own.
+    Mock(Vec<String>),
+    /// Run mock engines, a sidecar and a few requests in one process.
+    Demo(DemoOptions),
+}
+
+/// Options of `ringside demo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DemoOptions {
+    /// Send one round of requests and end, instead of serving until interrupted.
+    pub once: bool,
+    /// Port the sidecar of the demo listens on.
+    pub port: u16,
+    /// Length of the demo's prompts in tokens.
+    pub prompt_tokens: u32,
+}
+
+/// Names under which the binary is a sidecar without being told.
+const SIDECAR_NAMES: [&str; 2] = ["pd-sidecar", "llm-d-routing-sidecar"];
+
+/// Parses the arguments, the program's name first, with the process environment.
+///
+/// # Errors
+/// What to tell the user, and the exit code; help and version are such exits with code 0.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
+    parse_with(args, &|name| std::env::var(name).ok())
+}
+
+/// Parses the arguments with the given environment.
+///
+/// # Errors
+/// As `parse`.
+pub fn parse_with(
+    args: impl IntoIterator<Item = OsString>,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Command, Exit> {
+    let args = utf8(args)?;
+    let args = spelling::normalise(as_sidecar(args))?;
+    let matches = program()
+        .try_get_matches_from(args)
+        .map_err(|error| refused(&error))?;
+    match matches.subcommand() {
+        Some(("sidecar", matches)) => {
+            let checked = sidecar::read(matches, environment)?;
+            Ok(Command::Sidecar(Box::new(checked.config), checked.warnings))
+        }
+        Some(("mock", matches)) => mock_engine_built_in().map(|()| Command::Mock(rest(matches))),
+        Some(("demo", matches)) => mock_engine_built_in().map(|()| Command::Demo(demo(matches))),
+        _ => Err(Exit::usage(
+            "ringside: no command given; see `ringside --help`",
+        )),
+    }
+}
+
+fn program() -> clap::Command {
+    clap::Command::new("ringside")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("An HTTP/1.1 data-plane proxy for LLM inference engines")
+        .propagate_version(true)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(sidecar::command())
+        .subcommand(
+            clap::Command::new("mock")
+                .about("Run an engine look-alike that needs no GPU; `ringside mock --help`")
+                // Everything behind `mock`, `--help` included, belongs to the mock engine.
+                .disable_help_flag(true)
+                .disable_version_flag(true)
+                .arg(
+                    Arg::new("args")
+                        .action(ArgAction::Append)
+                        .num_args(0..)
+                        .trailing_var_arg(true)
+                        .allow_hyphen_values(true),
+                ),
+        )
+        .subcommand(
+            clap::Command::new("demo")
+                .about("Run mock engines, a sidecar and a few requests in one process")
+                .arg(
+                    Arg::new("once")
+                        .long("once")
+                        .action(ArgAction::SetTrue)
+                        .help("Send one round of requests and end"),
+                )
+                .arg(
+                    Arg::new("port")
+                        .long("port")
+                        .value_name("PORT")
+                        .value_parser(value_parser!(u16))
+                        .default_value("8000")
+                        .help("Port of the demo's sidecar"),
+                )
+                .arg(
+                    Arg::new("prompt-tokens")
+                        .long("prompt-tokens")
+                        .value_name("N")
+                        .value_parser(value_parser!(u32).range(1..=1_000_000))
+                        .default_value("2000")
+                        .help("Length of the prompts"),
+                ),
+        )
+}
+
+fn demo(matches: &ArgMatches) -> DemoOptions {
+    DemoOptions {
+        once: matches.get_flag("once"),
+        port: matches.get_one("port").copied().unwrap_or(8000),
+        prompt_tokens: matches.get_one("prompt-tokens").copied().unwrap_or(2000),
+    }
+}
+
+fn rest(matches: &ArgMatches) -> Vec<String> {
+    matches
+        .get_many::<String>("args")
+        .map(|args| args.cloned().collect())
+        .unwrap_or_default()
+}
+
+fn mock_engine_built_in() -> Result<(), Exit> {
+    if cfg!(feature = "mock") {
+        Ok(())
+    } else {
+        Err(Exit::config(
+            "ringside: this build has no mock engine; build it with the feature `mock`",
+        ))
+    }
+}
+
+fn utf8(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, Exit> {
+    args.into_iter()
+        .map(|arg| {
+            arg.into_string().map_err(|arg| {
+                Exit::usage(format!(
+                    "ringside: `{}` is not UTF-8",
+                    arg.to_string_lossy()
+                ))
+            })
+        })
+        .collect()
+}
+
+/// A link named like the program it replaces needs no subcommand.
+fn as_sidecar(mut args: Vec<String>) -> Vec<String> {
+    let name = args.first().map(Path::new).and_then(Path::file_name);
+    let replaced = name.is_some_and(|name| SIDECAR_NAMES.iter().any(|other| name == *other));
+    if replaced {
+        args.insert(1, "sidecar".to_owned());
+    }
+    args
+}
+
+/// clap's refusal, or its help or version text, as an exit.
+fn refused(error: &clap::Error) -> Exit {
+    let message = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::said(message),
+        _ => Exit::usage(message),
+    }
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;
