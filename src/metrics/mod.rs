@@ -3,8 +3,10 @@
 //! Each shard has its own `ShardMetrics` and is its only writer; the `Registry` sums them when
 //! somebody scrapes. No label value comes from a request, so the number of series is fixed.
 
+pub mod access;
 mod cell;
 mod labels;
+mod line;
 mod render;
 mod shard;
 

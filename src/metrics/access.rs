@@ -1,0 +1,330 @@
+//! The access log: one JSON line per request, written off the data path.
+//!
+//! A shard pushes a fixed-size `Record` into its own wait-free ring; one thread empties all rings
+//! every 50 ms. A full ring drops the record, which the shard counts: a slow disk costs log lines,
+//! never latency. Prompts and credentials have no field to be in.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::labels::{PdOutcome, PdReason, Phase, Route};
+use super::line;
+use crate::config::AccessLog;
+
+/// Records of one ring: 80,000 requests per second and shard between two sweeps, in about 1 MiB.
+const RING_RECORDS: usize = 4096;
+/// Time between two sweeps.
+const SWEEP: Duration = Duration::from_millis(50);
+/// Bytes written at once.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Sweeps between two looks at whether the file was rotated: one second.
+const SWEEPS_PER_LOOK: u32 = 20;
+
+/// Text of at most `N` bytes, kept in place; longer text is cut.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Inline<const N: usize> {
+    bytes: [u8; N],
+    len: u8,
+}
+
+impl<const N: usize> Inline<N> {
+    /// Copies the first `N` bytes.
+    #[must_use]
+    pub fn new(text: &[u8]) -> Self {
+        const { assert!(N <= u8::MAX as usize) };
+        let len = text.len().min(N);
+        let mut bytes = [0; N];
+        bytes[..len].copy_from_slice(&text[..len]);
+        Self {
+            bytes,
+            len: u8::try_from(len).unwrap_or(u8::MAX),
+        }
+    }
+
+    /// The bytes, which need not be UTF-8.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl<const N: usize> Default for Inline<N> {
+    fn default() -> Self {
+        Self::new(b"")
+    }
+}
+
+impl<const N: usize> std::fmt::Debug for Inline<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\"", self.as_bytes().escape_ascii())
+    }
+}
+
+/// Who ended a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EndedBy {
+    /// Nobody: the answer was complete.
+    #[default]
+    Nobody,
+    /// The client.
+    Client,
+    /// The decoder, or the engine of a passed-through request.
+    Upstream,
+    /// The prefiller.
+    Prefill,
+    /// ringside: a limit, a refusal or a bug.
+    Ringside,
+    /// ringside, because it was shutting down.
+    Drain,
+}
+
+/// When a request was ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EndedAt {
+    /// It was not.
+    #[default]
+    Complete,
+    /// While the request was arriving.
+    Request,
+    /// In a queue.
+    Queue,
+    /// While connecting to an engine.
+    Connect,
+    /// Before the first answer byte.
+    FirstByte,
+    /// While the answer was relayed.
+    Streaming,
+}
+
+impl EndedAt {
+    /// The moment that belongs to a phase.
+    #[must_use]
+    pub const fn of(phase: Phase) -> Self {
+        match phase {
+            Phase::Idle | Phase::Upload => Self::Request,
+            Phase::Connect => Self::Connect,
+            Phase::Prefill | Phase::RetryWait | Phase::BetweenLegs | Phase::FirstByte => {
+                Self::FirstByte
+            }
+            Phase::Streaming | Phase::Stalled => Self::Streaming,
+        }
+    }
+}
+
+/// What is known of one finished request. Times are in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    /// When the request began, since 1970.
+    pub unix_micros: u64,
+    /// Request id.
+    pub id: Inline<64>,
+    /// Kind of request.
+    pub route: Route,
+    /// Method.
+    pub method: Inline<16>,
+    /// Status sent to the client; 0 if none was.
+    pub status: u16,
+    /// Who ended it.
+    pub ended_by: EndedBy,
+    /// When it was ended.
+    pub ended_at: EndedAt,
+    /// The client's address.
+    pub client: Option<IpAddr>,
+    /// Prefill target as `host:port`; empty if there was none.
+    pub prefill: Inline<64>,
+    /// Where the prompt was computed.
+    pub outcome: PdOutcome,
+    /// Why there.
+    pub reason: PdReason,
+    /// Attempts at engines, all legs together.
+    pub attempts: u32,
+    /// Body bytes from the client.
+    pub bytes_in: u64,
+    /// Body bytes to the client.
+    pub bytes_out: u64,
+    /// Prefill, retries included.
+    pub prefill_micros: Option<u64>,
+    /// From the request's first byte to the first body byte of its answer.
+    pub ttft_micros: Option<u64>,
+    /// From the request's first byte to the last of its answer.
+    pub total_micros: u64,
+    /// Time of it that passed inside ringside.
+    pub proxy_micros: u64,
+}
+
+/// A shard's end of the access log.
+#[derive(Debug)]
+pub struct AccessRing {
+    producer: rtrb::Producer<Record>,
+}
+
+impl AccessRing {
+    /// Hands a record over; `false` if the ring was full and the record is lost. Never waits.
+    pub fn push(&mut self, record: Record) -> bool {
+        self.producer.push(record).is_ok()
+    }
+}
+
+/// The thread that writes.
+#[derive(Debug)]
+pub struct AccessWriter {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl AccessWriter {
+    /// Writes what is still in the rings and ends the thread.
+    pub fn finish(self) {
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        if self.thread.join().is_err() {
+            tracing::error!("the access log's thread has panicked");
+        }
+    }
+}
+
+/// Starts the access log with one ring per shard; nothing when it is off.
+///
+/// # Errors
+/// The file cannot be opened, or the thread not started.
+pub fn start(
+    target: &AccessLog,
+    shards: usize,
+) -> io::Result<Option<(Vec<AccessRing>, AccessWriter)>> {
+    let sink = match target {
+        AccessLog::Off => return Ok(None),
+        AccessLog::Stdout => Sink::Stdout,
+        AccessLog::Stderr => Sink::Stderr,
+        AccessLog::File(path) => Sink::File(RotatedFile::open(path.clone())?),
+    };
+    let (producers, consumers): (Vec<_>, Vec<_>) = (0..shards)
+        .map(|_| rtrb::RingBuffer::new(RING_RECORDS))
+        .map(|(producer, consumer)| (AccessRing { producer }, consumer))
+        .unzip();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writer = Writer {
+        consumers,
+        sink,
+        batch: Vec::with_capacity(BATCH_BYTES + line::BYTES_MAX),
+        failing: false,
+    };
+    let stopped = Arc::clone(&stop);
+    let thread = thread::Builder::new()
+        .name("access-log".to_owned())
+        .spawn(move || writer.run(&stopped))?;
+    Ok(Some((producers, AccessWriter { stop, thread })))
+}
+
+enum Sink {
+    Stdout,
+    Stderr,
+    File(RotatedFile),
+}
+
+struct Writer {
+    consumers: Vec<rtrb::Consumer<Record>>,
+    sink: Sink,
+    batch: Vec<u8>,
+    /// Whether the last write failed, so that an outage is told once.
+    failing: bool,
+}
+
+impl Writer {
+    fn run(&mut self, stop: &AtomicBool) {
+        let mut sweeps = 0_u32;
+        loop {
+            // Read first: what was pushed before the stop is in the rings by then.
+            let last = stop.load(Ordering::Acquire);
+            self.sweep();
+            if last {
+                return;
+            }
+            sweeps = sweeps.wrapping_add(1);
+            if sweeps.is_multiple_of(SWEEPS_PER_LOOK)
+                && let Sink::File(file) = &mut self.sink
+            {
+                file.follow();
+            }
+            thread::park_timeout(SWEEP);
+        }
+    }
+
+    fn sweep(&mut self) {
+        for index in 0..self.consumers.len() {
+            // At most one ring's worth, so that a busy shard cannot keep the others waiting.
+            for _ in 0..RING_RECORDS {
+                let Ok(record) = self.consumers[index].pop() else {
+                    break;
+                };
+                line::write(&record, &mut self.batch);
+                if self.batch.len() >= BATCH_BYTES {
+                    self.flush();
+                }
+            }
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let written = match &mut self.sink {
+            Sink::Stdout => write_all(&mut io::stdout().lock(), &self.batch),
+            Sink::Stderr => write_all(&mut io::stderr().lock(), &self.batch),
+            Sink::File(file) => file.file.write_all(&self.batch),
+        };
+        self.batch.clear();
+        if let Err(error) = &written
+            && !self.failing
+        {
+            tracing::warn!(%error, "the access log cannot be written; its lines are lost");
+        }
+        self.failing = written.is_err();
+    }
+}
+
+fn write_all(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// A file that is opened anew once its name belongs to another one, as after `logrotate`.
+struct RotatedFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl RotatedFile {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let file = append(&path)?;
+        Ok(Self { path, file })
+    }
+
+    fn follow(&mut self) {
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let named = fs::metadata(&self.path).map(identity).ok();
+        let ours = self.file.metadata().map(identity).ok();
+        // A name that cannot be opened again keeps the old file.
+        if named != ours
+            && let Ok(file) = append(&self.path)
+        {
+            self.file = file;
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+#[cfg(test)]
+#[path = "access_tests.rs"]
+mod tests;
