@@ -81,6 +81,7 @@ pub fn parse_with(
 
 fn program() -> clap::Command {
     clap::Command::new("ringside")
+        .bin_name("ringside")
         .version(env!("CARGO_PKG_VERSION"))
         .about("An HTTP/1.1 data-plane proxy for LLM inference engines")
         .propagate_version(true)

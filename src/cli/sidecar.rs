@@ -12,15 +12,20 @@ Examples:
   Replace pd-sidecar beside a decoder on port 8200:
     ringside sidecar --port 8000 --model-server-port 8200 --secure-proxy=false
   Four data-parallel ranks, ports 8000-8003 in front of 8200-8203, on CPUs 2 and 3:
-    ringside sidecar --data-parallel-size 4 --cores 2-3 --secure-proxy=false
+    ringside sidecar --data-parallel-size 4 --cores 2-3 --secure-proxy=false";
 
-Switches take =true or =false. `--help` shows every flag.";
+const NOTES: &str = "\
+Switches take =true or =false; of a repeated flag the last one counts.
+Durations: 250ms, 30s, 5m, 1m30s, 1h; every timeout can be off. Sizes: 65536, 64KiB, 512MiB, 1MB.
+Environment: POD_IP, ENABLE_PREFILLER_SAMPLING.
+Exit codes: 0 ok, 1 failure while running, 2 usage, 3 configuration, 4 port or permission, 5 kernel.";
 
 /// The subcommand, one argument per key.
 pub(super) fn command() -> clap::Command {
     clap::Command::new("sidecar")
         .about("Stand in for llm-d's pd-sidecar, flag for flag")
-        .after_help(EXAMPLES)
+        .after_help(format!("{EXAMPLES}\n\n`--help` shows every flag."))
+        .after_long_help(format!("{EXAMPLES}\n\n{NOTES}"))
         // pflag: of a repeated flag the last one counts.
         .args_override_self(true)
         .args(keys::ALL.iter().map(|key| argument(key)))
@@ -30,7 +35,7 @@ pub(super) fn command() -> clap::Command {
 fn argument(key: &Key) -> Arg {
     let arg = Arg::new(key.name)
         .long(key.name)
-        .help(key.help)
+        .help(help(key))
         .help_heading(key.group.heading())
         .hide_short_help(!key.common)
         .action(ArgAction::Set);
@@ -48,7 +53,15 @@ fn argument(key: &Key) -> Arg {
     };
     match key.default {
         "" => arg,
-        default => arg.default_value(default),
+        default => arg.default_value(default).hide_default_value(true),
+    }
+}
+
+/// The help with its default on the same line; clap would take two more for it.
+fn help(key: &Key) -> String {
+    match key.default {
+        "" => key.help.to_owned(),
+        default => format!("{} [default: {default}]", key.help),
     }
 }
 
