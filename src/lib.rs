@@ -19,4 +19,5 @@ pub mod sys;
 
 pub mod metrics;
 
+pub mod admin;
 pub mod cli;

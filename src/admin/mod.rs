@@ -1,0 +1,222 @@
+//! The admin port: is the process alive, may it get traffic, what has it counted.
+//!
+//! Runs on the control thread and only reads. Nothing here is authenticated, so nothing here
+//! changes anything or shows a request.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use crate::metrics::{CONTENT_TYPE, Registry};
+
+/// Name and state of each local decoder, asked when somebody looks.
+pub type DecoderStates = Arc<dyn Fn() -> Vec<(String, &'static str)> + Send + Sync>;
+
+/// What the admin port shows.
+#[derive(Clone)]
+pub struct AdminState {
+    /// The counters.
+    pub registry: Arc<Registry>,
+    /// Shards that accept connections now.
+    pub shards_listening: Arc<AtomicUsize>,
+    /// Shards there should be.
+    pub shards_expected: usize,
+    /// Whether the process is shutting down.
+    pub draining: Arc<AtomicBool>,
+    /// State of the local decoders. Shown, but not part of readiness: while an engine loads its
+    /// model the sidecar answers 503 itself, and `/health` on the data port says the same.
+    pub decoders: DecoderStates,
+}
+
+impl fmt::Debug for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminState")
+            .field("shards_listening", &self.shards_listening)
+            .field("shards_expected", &self.shards_expected)
+            .field("draining", &self.draining)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Serves until `shutdown` is done and the requests of that moment are answered.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(
+    listener: TcpListener,
+    state: AdminState,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    axum::serve(listener, routes(state))
+        .with_graceful_shutdown(shutdown)
+        .await
+}
+
+fn routes(state: AdminState) -> Router {
+    Router::new()
+        .route("/livez", get(alive))
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(not_found)
+        .with_state(state)
+}
+
+/// A shard that dies takes the process down, so a process that answers is alive.
+async fn alive() -> &'static str {
+    "ok\n"
+}
+
+async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
+    let listening = state.shards_listening.load(Ordering::Acquire);
+    let draining = state.draining.load(Ordering::Acquire);
+    let started = listening >= state.shards_expected;
+    let ready = started && !draining;
+    let verbose = uri
+        .query()
+        .is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    if ready && !verbose {
+        return (status, "ok\n").into_response();
+    }
+    let mark = |good: bool| if good { "[+]" } else { "[-]" };
+    let mut text = format!(
+        "{}shards: {listening} of {} listening\n{}draining: {}\n",
+        mark(started),
+        state.shards_expected,
+        mark(!draining),
+        if draining { "yes" } else { "no" },
+    );
+    for (name, decoder) in (state.decoders)() {
+        text.push_str(&format!("[ ]decoder {name}: {decoder}\n"));
+    }
+    text.push_str(if ready { "ready\n" } else { "not ready\n" });
+    (status, text).into_response()
+}
+
+async fn metrics(State(state): State<AdminState>) -> Response {
+    (
+        [(header::CONTENT_TYPE, CONTENT_TYPE)],
+        state.registry.render(),
+    )
+        .into_response()
+}
+
+async fn not_found() -> Response {
+    let text = "{\"error\":{\"message\":\"no such page; there are /livez, /readyz and /metrics\",\
+                \"type\":\"not_found\",\"param\":null,\"code\":404}}\n";
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (StatusCode::NOT_FOUND, headers, text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Route, ShardMetrics};
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+    use tokio::sync::oneshot;
+
+    fn get(address: SocketAddr, head: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(
+            stream,
+            "{head} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn with_server(state: AdminState, check: impl FnOnce(SocketAddr)) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                serve(listener, state, async { drop(stopped.await) }).await
+            })
+        });
+        check(address);
+        drop(stop);
+        server.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn pages() {
+        let shard = Arc::new(ShardMetrics::new(1));
+        shard.request_started(Route::Chat);
+        let registry = Registry::new(vec![shard], vec!["epoll"], &["bug"]);
+        let state = AdminState {
+            registry: Arc::new(registry),
+            shards_listening: Arc::new(AtomicUsize::new(1)),
+            shards_expected: 2,
+            draining: Arc::new(AtomicBool::new(false)),
+            decoders: Arc::new(|| vec![("localhost:8200".to_owned(), "loading")]),
+        };
+        let (listening, draining) = (
+            Arc::clone(&state.shards_listening),
+            Arc::clone(&state.draining),
+        );
+        with_server(state, |address| {
+            let status = |head: &str, code: &str, want: &str| {
+                let answer = get(address, head);
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {code} ")),
+                    "{head}: {answer}"
+                );
+                assert!(answer.contains(want), "{head}: {answer}");
+            };
+            status("GET /livez", "200", "\r\n\r\nok\n");
+            status("GET /healthz", "200", "ok\n");
+            status(
+                "GET /readyz",
+                "503",
+                "[-]shards: 1 of 2 listening\n[+]draining: no\n",
+            );
+            listening.store(2, Ordering::Release);
+            status("GET /readyz", "200", "\r\n\r\nok\n");
+            status(
+                "GET /readyz?verbose",
+                "200",
+                "[ ]decoder localhost:8200: loading\nready\n",
+            );
+            status("HEAD /readyz", "200", "content-length: 3");
+            draining.store(true, Ordering::Release);
+            status("GET /readyz", "503", "[-]draining: yes\n");
+            status("GET /livez", "200", "ok\n");
+            status(
+                "GET /metrics",
+                "200",
+                "ringside_in_flight{route=\"chat\"} 1\n",
+            );
+            status(
+                "GET /metrics",
+                "200",
+                "content-type: application/openmetrics-text",
+            );
+            status("GET /", "404", "content-type: application/json");
+            status("POST /livez", "405", "allow: GET,HEAD");
+        });
+    }
+}
