@@ -18,13 +18,7 @@ use super::{
 /// Port of the decoder when neither flag names one.
 const MODEL_SERVER_PORT_DEFAULT: u16 = 8200;
 /// Connectors pd-sidecar has and this build does not.
-const CONNECTORS_ELSEWHERE: [&str; 5] = [
-    "sglang",
-    "shared-storage",
-    "mooncake",
-    "offloading",
-    "moriio",
-];
+const CONNECTORS_ELSEWHERE: [&str; 4] = ["sglang", "shared-storage", "mooncake", "offloading"];
 /// More prefill attempts than this only prolong an outage.
 const PREFILL_RETRIES_MAX: u32 = 100;
 /// Lease of a handoff in the engine (vLLM's NIXL connector): older blocks may be another prompt's.
@@ -301,12 +295,14 @@ impl<'a> Reader<'a> {
     }
 
     fn upstream(&mut self) -> UpstreamConfig {
-        let idle = self.duration(&keys::UPSTREAM_IDLE_TIMEOUT);
+        let idle = self
+            .timeout(&keys::UPSTREAM_IDLE_TIMEOUT)
+            .unwrap_or(units::DURATION_MAX);
         if idle >= ENGINE_KEEPALIVE {
             self.warnings.push(format!(
-                "--upstream-idle-timeout is {}: an engine that closes idle connections sooner \
+                "--upstream-idle-timeout {}: an engine that closes idle connections sooner \
                  (uvicorn: {}) will reset some requests",
-                units::show_duration(idle),
+                self.text(&keys::UPSTREAM_IDLE_TIMEOUT),
                 units::show_duration(ENGINE_KEEPALIVE),
             ));
         }
@@ -458,14 +454,14 @@ impl<'a> Reader<'a> {
 
     /// A bound that can be off.
     fn timeout(&mut self, key: &Key) -> Option<Duration> {
-        match self.text(key) {
-            "off" => None,
-            "0" | "0s" => {
-                self.problem(key, "is zero, which nothing can meet; `off` turns it off");
-                None
-            }
-            _ => Some(self.duration(key)),
+        if self.text(key) == "off" {
+            return None;
         }
+        let value = self.duration(key);
+        if value.is_zero() {
+            self.problem(key, "is zero, which nothing can meet; `off` turns it off");
+        }
+        Some(value)
     }
 
     fn positive(&mut self, key: &Key) -> Duration {
@@ -488,7 +484,7 @@ impl<'a> Reader<'a> {
                     | UnitError::Range
                     | UnitError::Duplicate => "is not a duration",
                 };
-                let off = if key.name.ends_with("-timeout") && key.name != "upstream-idle-timeout" {
+                let off = if key.name.ends_with("-timeout") {
                     ", or off"
                 } else {
                     ""

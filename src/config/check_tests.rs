@@ -124,6 +124,7 @@ fn g2_retries_and_durations() {
             "--prefill-retry-backoff: `off` is not a duration",
         ),
         (&[(&CONNECT_TIMEOUT, "0s")], "--connect-timeout: is zero"),
+        (&[(&CONNECT_TIMEOUT, "0ms")], "--connect-timeout: is zero"),
         (
             &[(&CONNECT_TIMEOUT, "soon")],
             "--connect-timeout: `soon` is not a duration",
@@ -344,6 +345,7 @@ fn risky_values_are_warned_about() {
     for (key, value) in [
         (&keys::HANDOFF_MAX_AGE, "30s"),
         (&keys::UPSTREAM_IDLE_TIMEOUT, "5s"),
+        (&keys::UPSTREAM_IDLE_TIMEOUT, "off"),
     ] {
         assert_eq!(checked(&[(key, value)]).warnings.len(), 1, "{value}");
     }
@@ -370,5 +372,26 @@ fn description_names_every_decision() {
         "body 512MiB, all bodies 2GiB",
     ] {
         assert!(text.contains(want), "{want} not in\n{text}");
+    }
+}
+
+#[test]
+fn every_timeout_can_be_off() {
+    for key in keys::ALL {
+        if key.name.ends_with("-timeout") {
+            checked(&[(key, "off")]);
+        }
+    }
+    let config = checked(&[(&keys::UPSTREAM_IDLE_TIMEOUT, "off")]).config;
+    assert_eq!(config.upstream.idle, units::DURATION_MAX);
+}
+
+#[test]
+fn every_key_is_read() {
+    // A key nobody reads would accept anything.
+    let free = ["access-log"];
+    for key in keys::ALL {
+        let refused = !problems(&[(key, "\u{7f} nonsense")]).is_empty();
+        assert_eq!(refused, !free.contains(&key.name), "--{}", key.name);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::units::{show_cpus, show_duration, show_size};
+use super::units::{DURATION_MAX, show_cpus, show_duration, show_size};
 use super::{
     AccessLog, Config, Cores, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, RankConfig,
 };
@@ -106,7 +106,7 @@ impl Config {
     fn describe_upstream(&self) -> String {
         format!(
             "idle {}, {} idle connections per rank",
-            show_duration(self.upstream.idle),
+            bound(Some(self.upstream.idle).filter(|idle| *idle < DURATION_MAX)),
             self.upstream.idle_per_rank_max
         )
     }

@@ -169,7 +169,7 @@ pub struct Timeouts {
 /// Connections to engines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
-    /// An idle connection is closed after this long.
+    /// An idle connection is closed after this long; `units::DURATION_MAX` if never.
     pub idle: Duration,
     /// Idle connections kept per engine rank.
     pub idle_per_rank_max: usize,
