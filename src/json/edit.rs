@@ -85,7 +85,7 @@ impl std::error::Error for EditError {}
 impl Document {
     /// The body with `edits` applied.
     ///
-    /// An edit inside `sampling_params` or `extra_args` cannot be combined with one of that
+    /// An edit inside `sampling_params`, `extra_args` or `vllm_xargs` cannot be combined with one of that
     /// member itself. A removal where nothing is found changes nothing.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Document {
             if let Some(child) = level.child(name.as_bytes())
                 && edits
                     .iter()
-                    .any(|other| other.target().0.index() >= child.index())
+                    .any(|other| child.subtree().contains(&other.target().0.index()))
             {
                 return Err(EditError::InsideEdited);
             }

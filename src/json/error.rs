@@ -19,7 +19,7 @@ pub enum JsonReason {
     NotAnObject,
     /// The text begins like UTF-16, UTF-32 or with a byte order mark (RFC 8259 section 8.1).
     NotUtf8Text,
-    /// A byte sequence that is no UTF-8 (only [`validate`](super::validate) looks for it).
+    /// A byte sequence that is no UTF-8 (only [`validate`](super::validate()) looks for it).
     InvalidUtf8,
     /// A member name in quotes was expected.
     ExpectedName,
@@ -53,6 +53,8 @@ pub enum JsonReason {
     TooManyObjects,
     /// The value to keep is longer than its bound.
     KeptTooLarge,
+    /// A client's value for a member that only the proxy may set.
+    NotClients,
 }
 
 impl JsonReason {
@@ -79,6 +81,7 @@ impl JsonReason {
             Self::TooManyMembers => "too many repetitions of known members",
             Self::TooManyObjects => "too many repetitions of a parameter object",
             Self::KeptTooLarge => "value is too large to keep",
+            Self::NotClients => "not a value that a client may set",
         }
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! A decode-only body travels with the client's `Content-Length`, so a member cannot be removed
 //! from it on the way. `null` and blanks of the same length make an engine see the member as
-//! absent. A value shorter than `null` stays as it is. Whether a value is that short may be open
-//! at the end of a piece; then its bytes, three at most, wait for the next one.
+//! absent. A value shorter than `null` leaves no room for that: an empty object, which engines take
+//! for an absent member, stays as it is, and any other is refused, because a `0` or `""` in that
+//! place ends an engine that looks for an object. Whether a value is that short may be open at the
+//! end of a piece; then its bytes, three at most, wait for the next one.
 
 use std::ops::Deref;
 
-use super::error::JsonError;
+use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use super::scan::{Level, Watch, is_sound, watched};
 
@@ -39,6 +41,7 @@ enum Next {
 #[derive(Clone, Copy, Debug)]
 struct Masking {
     start: usize,
+    kind: Kind,
     decided: bool,
 }
 
@@ -101,7 +104,7 @@ impl Mask {
     ///
     /// # Errors
     ///
-    /// When the body is no JSON object. The piece may be overwritten in part then, and must not
+    /// When the body is no JSON object, or a value can be neither overwritten nor left. The piece may be overwritten in part then, and must not
     /// be sent. The error stays.
     pub fn feed(&mut self, piece: &mut [u8]) -> Result<Masked, JsonError> {
         if let Some(error) = self.failed {
@@ -143,16 +146,18 @@ impl Mask {
                 Event::Value { at, kind } => self.value_start(at, kind),
                 Event::ValueEnd { at } => {
                     if let Some(value) = self.value.take() {
-                        self.overwrite(value, at, base, piece, &mut out.held);
-                        // Too short to be overwritten: it goes out as it came.
+                        let masked = self.overwrite(value, at, base, piece, &mut out.held);
+                        if !masked && value.kind != Kind::Object {
+                            return Err(JsonError {
+                                offset: value.start,
+                                reason: JsonReason::NotClients,
+                            });
+                        }
                         self.release(&mut out.held);
                     }
                 }
                 Event::Comma { .. } => {}
-                Event::Close { .. } => match self.level {
-                    Level::Top | Level::SamplingParams => self.level = Level::Top,
-                    Level::ExtraArgs => self.level = Level::SamplingParams,
-                },
+                Event::Close { .. } => self.level = self.level.parent(),
             }
         }
         if let Some(value) = self.value {
@@ -183,6 +188,7 @@ impl Mask {
             Next::Mask if kind != Kind::Null => {
                 self.value = Some(Masking {
                     start: at,
+                    kind,
                     decided: false,
                 });
             }
@@ -237,6 +243,7 @@ mod tests {
         (Level::Top, "kv"),
         (Level::SamplingParams, "kv"),
         (Level::ExtraArgs, "kv"),
+        (Level::Xargs, "kv"),
     ];
 
     #[test]
@@ -248,7 +255,12 @@ mod tests {
                 1,
             ),
             (r#"{"kv":1234}"#, r#"{"kv":null}"#, 1),
-            (r#"{"kv":123 ,"kv":""}"#, r#"{"kv":123 ,"kv":""}"#, 0),
+            (r#"{"kv":{} ,"kv":{ }}"#, r#"{"kv":{} ,"kv":{ }}"#, 0),
+            (
+                r#"{"vllm_xargs":{"kv":"abc","x":1,"sampling_params":{"kv":1}},"x":0}"#,
+                r#"{"vllm_xargs":{"kv":null ,"x":1,"sampling_params":{"kv":1}},"x":0}"#,
+                1,
+            ),
             (r#"{"kv":true,"kv":false}"#, r#"{"kv":null,"kv":null }"#, 2),
             (r#"{"kv":null}"#, r#"{"kv":null}"#, 0),
             (
@@ -258,9 +270,9 @@ mod tests {
             ),
             (r#"{"k\u0076" : "é\"é"}"#, r#"{"k\u0076" : null    }"#, 1),
             (
-                r#"{"sampling_params":{"kv":[1,2],"extra_args":{"kv":[3]}},"kv":[4,5]}"#,
-                r#"{"sampling_params":{"kv":null ,"extra_args":{"kv":[3]}},"kv":null }"#,
-                2,
+                r#"{"sampling_params":{"kv":[1,2],"extra_args":{"kv":[33]}},"kv":[4,5]}"#,
+                r#"{"sampling_params":{"kv":null ,"extra_args":{"kv":null}},"kv":null }"#,
+                3,
             ),
         ];
         for (text, want, count) in cases {
@@ -276,6 +288,26 @@ mod tests {
                 mask.finish().unwrap();
                 assert_eq!(String::from_utf8(sent).unwrap(), want, "pieces of {size}");
                 assert_eq!(mask.masked(), count, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_too_short() {
+        for value in ["0", "\"\"", "[]", "[0]", "-1", "\"a\"", "123"] {
+            for text in [
+                format!(r#"{{"kv":{value}}}"#),
+                format!(r#"{{"vllm_xargs":{{"kv":{value} }}}}"#),
+            ] {
+                for size in 1..=text.len() {
+                    let mut mask = Mask::new(WATCH);
+                    let mut pieces = text.as_bytes().chunks(size).map(<[u8]>::to_vec);
+                    let error = pieces
+                        .find_map(|mut piece| mask.feed(&mut piece).err())
+                        .unwrap();
+                    assert_eq!(error.reason, JsonReason::NotClients, "{text}");
+                    assert_eq!(error.offset, text.find(value).unwrap(), "{text}");
+                }
             }
         }
     }

@@ -1,9 +1,11 @@
 //! Finds the members of a request body that a plan may read or edit, while the body arrives.
 //!
-//! The scanner reads the top level, every `sampling_params` object in it and every `extra_args`
-//! object in those, and notes where the watched members sit. It keeps offsets, never bytes. Names
+//! The scanner reads the top level, every `sampling_params` object in it, every `extra_args`
+//! object in those and every `vllm_xargs` object at the top, and notes where the watched members sit. It keeps offsets, never bytes. Names
 //! count after unescaping. RFC 8259 section 4 leaves repeated names to the reader; the engines
 //! keep the last one, so the last one is what [`Document::last`] finds, and all are noted.
+
+use std::ops::Range;
 
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
@@ -19,6 +21,9 @@ pub enum Level {
     SamplingParams,
     /// In the `extra_args` of `sampling_params`.
     ExtraArgs,
+    /// In the top level's `vllm_xargs`, which engines take for `extra_args` where a body has no
+    /// `sampling_params`.
+    Xargs,
 }
 
 impl Level {
@@ -27,22 +32,42 @@ impl Level {
         match (self, name) {
             (Self::Top, b"sampling_params") => Some(Self::SamplingParams),
             (Self::SamplingParams, b"extra_args") => Some(Self::ExtraArgs),
+            (Self::Top, b"vllm_xargs") => Some(Self::Xargs),
             _ => None,
         }
     }
 
-    /// Position in tables and on the way down from the top.
+    /// The level around this one; the top is its own.
+    pub(super) const fn parent(self) -> Self {
+        match self {
+            Self::Top | Self::SamplingParams | Self::Xargs => Self::Top,
+            Self::ExtraArgs => Self::SamplingParams,
+        }
+    }
+
+    /// The indices of this level and of those inside it.
+    pub(super) const fn subtree(self) -> Range<usize> {
+        match self {
+            Self::Top => 0..LEVELS,
+            Self::SamplingParams => 1..3,
+            Self::ExtraArgs => 2..3,
+            Self::Xargs => 3..4,
+        }
+    }
+
+    /// Position in tables.
     pub(super) const fn index(self) -> usize {
         match self {
             Self::Top => 0,
             Self::SamplingParams => 1,
             Self::ExtraArgs => 2,
+            Self::Xargs => 3,
         }
     }
 }
 
 /// The number of levels.
-pub(super) const LEVELS: usize = 3;
+pub(super) const LEVELS: usize = 4;
 
 /// Which members are watched, in a constant table of the caller. Names are ASCII that needs no
 /// escape, and at most `JSON_NAME_BYTES_MAX` long.
@@ -100,7 +125,7 @@ pub(super) struct Object {
 pub struct Scanner {
     lexer: Lexer,
     watch: Watch,
-    /// The objects being read, outermost first; the level is the index.
+    /// The objects being read, by level.
     frames: [Frame; LEVELS],
     level: Level,
     members: Vec<Member>,
@@ -137,7 +162,7 @@ impl Scanner {
             level: Level::Top,
             members: Vec::new(),
             objects: vec![top],
-            effective: [Some(0), None, None],
+            effective: [Some(0), None, None, None],
             child: None,
             failed: None,
         }
@@ -236,7 +261,7 @@ impl Scanner {
             return Ok(());
         };
         // Whatever the value is, it hides every object of the same name before it.
-        for hidden in &mut self.effective[child.index()..] {
+        for hidden in &mut self.effective[child.subtree()] {
             *hidden = None;
         }
         if kind != Kind::Object {
@@ -272,12 +297,10 @@ impl Scanner {
 
     fn close(&mut self, at: usize) {
         self.objects[self.frames[self.level.index()].object].close = at;
-        match self.level {
-            Level::Top => return,
-            Level::SamplingParams => self.level = Level::Top,
-            Level::ExtraArgs => self.level = Level::SamplingParams,
+        if self.level != Level::Top {
+            self.level = self.level.parent();
+            self.value_end(at + 1);
         }
-        self.value_end(at + 1);
     }
 }
 

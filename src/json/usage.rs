@@ -145,6 +145,20 @@ impl UsageRewriter {
         }
     }
 
+    /// Forgets what it has seen, to rewrite the same answer from its beginning once more.
+    pub fn restart(&mut self) {
+        self.line = match self.form {
+            AnswerForm::Json => Line::Data,
+            AnswerForm::Sse => Line::Start,
+        };
+        self.lexer = Lexer::new();
+        self.frames = [Frame::new(Place::Top); DEPTH];
+        self.next = Next::Skip;
+        self.value = Value::Kept;
+        self.held_bytes = 0;
+        self.rewritten = 0;
+    }
+
     /// Consumes `piece` and hands consecutive slices of the output to `out`.
     pub fn feed(&mut self, piece: &[u8], out: &mut impl FnMut(&[u8])) {
         let mut sink = Sink {
