@@ -4,7 +4,7 @@
 //! reference beside it that is written for a complete input and for plainness.
 
 use super::{
-    AnswerHead, ChunkError, Chunked, Field, HeadError, HopFilter, Method, RequestHead,
+    AnswerHead, ChunkError, Chunked, Field, HeadError, HopFilter, Method, RequestHead, SseEvents,
     answer_framing, answer_keeps_alive, drop_field, expects_continue, path_is, push_field,
     push_request_line, push_status_line, request_framing, request_keeps_alive, target_form,
     wants_upgrade,
@@ -112,6 +112,38 @@ pub fn fuzz_chunked(data: &[u8]) {
             assert!(whole.end.is_err() || whole.payload == want.payload);
         }
         ReferenceEnd::Refused => assert!(whole.end.is_err()),
+    }
+}
+
+/// Counts the events of `data`: the same however it is cut, and what a plain reading counts.
+pub fn fuzz_sse(data: &[u8]) {
+    let mut events = SseEvents::new();
+    let whole = u64::from(events.feed(data));
+    for piece_len in [1, 2, 3, 7, 64] {
+        let mut events = SseEvents::new();
+        let mut completed = 0;
+        for piece in data.chunks(piece_len) {
+            completed += u64::from(events.feed(piece));
+            assert_eq!(
+                (events.events(), events.has_data()),
+                (completed, completed > 0)
+            );
+        }
+        assert_eq!(completed, whole, "in {piece_len}: {}", data.escape_ascii());
+    }
+    for split in 0..=data.len().min(256) {
+        let mut events = SseEvents::new();
+        events.feed(&data[..split]);
+        events.feed(&data[split..]);
+        assert_eq!(
+            events.events(),
+            whole,
+            "at {split}: {}",
+            data.escape_ascii()
+        );
+    }
+    if let Some(want) = reference_events(data) {
+        assert_eq!(whole, want, "{}", data.escape_ascii());
     }
 }
 
@@ -416,6 +448,35 @@ fn reference_trailers(data: &[u8], mut at: usize) -> ReferenceEnd {
     }
 }
 
+/// The events that the reader of the WHATWG HTML standard (9.2.6) dispatches, which knows fields
+/// only and a buffer of data. None where a lone CR, which is not counted as a line's end here,
+/// would make a difference.
+fn reference_events(data: &[u8]) -> Option<u64> {
+    let mut lines: Vec<&[u8]> = data.split(|&byte| byte == b'\n').collect();
+    // What no line end follows is no line yet.
+    lines.pop();
+    let mut events = 0;
+    let mut buffer = Vec::new();
+    for line in lines {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.contains(&b'\r') {
+            return None;
+        }
+        if line.is_empty() {
+            events += u64::from(!buffer.is_empty());
+            buffer.clear();
+            continue;
+        }
+        let name_len = line.iter().position(|&byte| byte == b':');
+        let (name, value) = line.split_at(name_len.unwrap_or(line.len()));
+        if name == b"data" {
+            buffer.extend_from_slice(value);
+            buffer.push(b'\n');
+        }
+    }
+    Some(events)
+}
+
 /// The line at `at` without its CRLF.
 fn reference_line(data: &[u8], at: usize) -> Result<&[u8], ReferenceEnd> {
     let rest = &data[at..];
@@ -506,5 +567,10 @@ mod tests {
     #[test]
     fn corpus_of_chunked_bodies() {
         replay("h1_chunked", fuzz_chunked);
+    }
+
+    #[test]
+    fn corpus_of_event_streams() {
+        replay("sse", fuzz_sse);
     }
 }

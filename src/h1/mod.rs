@@ -8,6 +8,7 @@
 mod chunked;
 mod error;
 mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod head;
 mod hop;
