@@ -1,0 +1,94 @@
+//! What must hold for any text that is to be a target: the body of a fuzz target, also run by
+//! `cargo test` over the committed corpus.
+
+use std::net::IpAddr;
+
+use super::Target;
+
+/// Reads `data` as a target: never a panic; what is accepted is written and read back as the same
+/// value, and is nothing that a resolver or a dialler could read in another way.
+pub fn fuzz_target(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(target) = Target::new(text, 1)
+    {
+        check(&target);
+    }
+    let target = match Target::parse(data) {
+        Ok(target) => target,
+        Err(error) => return assert!(!error.text().is_empty()),
+    };
+    check(&target);
+    assert_ne!(target.port(), 0);
+    // One scheme more or less is all the same; two are not.
+    let more = Target::parse(&[b"http://", data].concat());
+    assert_eq!(more.is_ok(), !data.starts_with(b"http://"));
+    assert!(more.is_err() || more.as_ref() == Ok(&target));
+    if !data.contains(&b':') {
+        assert_eq!(Target::parse(&[data, b":80"].concat()), Ok(target));
+    }
+}
+
+fn check(target: &Target) {
+    let text = target.to_string();
+    assert_eq!(Target::parse(text.as_bytes()).as_ref(), Ok(target));
+    match (target.address(), target.name()) {
+        (Some(address), None) => {
+            assert_eq!(address.port(), target.port());
+            assert_eq!(address.to_string(), text);
+            let host = address.ip().to_string();
+            assert_eq!(Target::new(&host, target.port()).as_ref(), Ok(target));
+            // An IPv4 address has one form only, so that a list of addresses matches it.
+            assert_eq!(address.ip(), address.ip().to_canonical());
+        }
+        (None, Some(name)) => {
+            assert_eq!(text, format!("{name}:{}", target.port()));
+            assert_eq!(Target::new(name, target.port()).as_ref(), Ok(target));
+            check_name(name);
+        }
+        both => unreachable!("an address or a name: {both:?}"),
+    }
+}
+
+fn check_name(name: &str) {
+    assert!((1..=253).contains(&name.len()), "{name}");
+    let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.');
+    assert!(name.bytes().all(plain), "{name}");
+    assert!(name.parse::<IpAddr>().is_err(), "{name}");
+    // `inet_aton`, which some resolvers ask first, takes one to four numbers of C.
+    let labels = name.strip_suffix('.').unwrap_or(name).split('.');
+    let number = |label: &str| match label.strip_prefix("0x") {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => label.bytes().all(|byte| byte.is_ascii_digit()),
+    };
+    assert!(!labels.clone().all(number), "{name}");
+    assert!(labels.clone().all(|label| !label.is_empty()), "{name}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn committed_corpus() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/target");
+        let mut files = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let data = std::fs::read(entry.unwrap().path()).unwrap();
+            fuzz_target(&data);
+            // Near misses: every byte replaced by each of the telling ones, and taken out.
+            for at in 0..data.len() {
+                for byte in *b"\0 \t%:@/[].-_0xA\x80" {
+                    let mut near = data.clone();
+                    near[at] = byte;
+                    fuzz_target(&near);
+                }
+                let mut near = data.clone();
+                near.remove(at);
+                fuzz_target(&near);
+                fuzz_target(&data[..at]);
+            }
+            files += 1;
+        }
+        assert!(files >= 10, "{folder} has {files} files");
+    }
+}
