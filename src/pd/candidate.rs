@@ -1,0 +1,147 @@
+//! The prefill targets a request names, in the order to try them.
+
+use crate::fleet::{Target, TargetError};
+
+/// Candidates looked at in one request; a scheduler sends one or a few.
+pub const CANDIDATES_MAX: usize = 16;
+
+/// The candidates of the routing header's lines.
+///
+/// Exactly one line is split on commas; of two or more lines each is one candidate and is not
+/// split (llm-d, reference 3.1). Blanks around an element are not part of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidates<'a> {
+    elements: Vec<&'a [u8]>,
+}
+
+impl<'a> Candidates<'a> {
+    /// Reads the lines of `x-prefiller-host-port`, or those of the older `x-prefiller-url` when
+    /// there is no line of the new name at all.
+    pub fn read(
+        lines: impl Iterator<Item = &'a [u8]> + Clone,
+        old_lines: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Self {
+        if lines.clone().next().is_some() {
+            Self::split(lines)
+        } else {
+            Self::split(old_lines)
+        }
+    }
+
+    fn split(lines: impl Iterator<Item = &'a [u8]> + Clone) -> Self {
+        let elements = if lines.clone().nth(1).is_none() {
+            lines
+                .flat_map(|line| line.split(|byte| *byte == b','))
+                .take(CANDIDATES_MAX)
+                .map(<[u8]>::trim_ascii)
+                .collect()
+        } else {
+            lines.take(CANDIDATES_MAX).map(<[u8]>::trim_ascii).collect()
+        };
+        Self { elements }
+    }
+
+    /// Picks the candidate to begin with: the first, or with sampling the one at `random` modulo
+    /// their number. The targets to try follow in list order from there, once round, each once.
+    ///
+    /// An empty first pick means "no prefill" (an empty list). Later empty elements are skipped.
+    ///
+    /// # Errors
+    /// When any of the targets that may be tried is malformed: a list with a mistake in it is not
+    /// dialled at all.
+    pub fn choose(&self, random: Option<u64>) -> Result<Vec<Target>, TargetError> {
+        let count = self.elements.len();
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let first = random.map_or(0, |random| (random % count as u64) as usize);
+        if self.elements[first].is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut targets = Vec::with_capacity(count);
+        for offset in 0..count {
+            let element = self.elements[(first + offset) % count];
+            if element.is_empty() {
+                continue;
+            }
+            let target = Target::parse(element)?;
+            if !targets.contains(&target) {
+                targets.push(target);
+            }
+        }
+        Ok(targets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(lines: &[&str], random: Option<u64>) -> Result<Vec<String>, TargetError> {
+        let lines = lines.iter().map(|line| line.as_bytes());
+        let chosen = Candidates::read(lines, std::iter::empty()).choose(random)?;
+        Ok(chosen.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn h1_no_line_no_value_and_empty_values_mean_no_prefill() {
+        for lines in [&[][..], &[""], &["", ""], &[" "], &[",a:1"]] {
+            assert_eq!(choose(lines, None), Ok(vec![]), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn h2_h3_the_first_of_one_line_or_of_several() {
+        assert_eq!(choose(&["a:1"], None), Ok(vec!["a:1".into()]));
+        assert_eq!(
+            choose(&["a:1,b:2"], None),
+            Ok(vec!["a:1".into(), "b:2".into()])
+        );
+        assert_eq!(
+            choose(&["a:1", "b:2"], None),
+            Ok(vec!["a:1".into(), "b:2".into()])
+        );
+        assert_eq!(choose(&["a:1,,a:1"], None), Ok(vec!["a:1".into()]));
+    }
+
+    #[test]
+    fn h4_sampling_starts_at_the_index_and_goes_round() {
+        let two = |first: &str, second: &str| Ok(vec![first.to_string(), second.to_string()]);
+        for random in 0..6 {
+            let want = if random % 2 == 0 {
+                two("a:1", "b:2")
+            } else {
+                two("b:2", "a:1")
+            };
+            assert_eq!(choose(&[" a:1, b:2"], Some(random)), want);
+            assert_eq!(choose(&["a:1", "b:2"], Some(random)), want);
+        }
+        assert_eq!(
+            choose(&["a:1,"], Some(1)),
+            Ok(vec![]),
+            "a random hit on an empty element"
+        );
+    }
+
+    #[test]
+    fn commas_inside_one_of_several_lines_are_not_split() {
+        assert_eq!(
+            choose(&["a:1,b:2", "c:3"], None),
+            Err(TargetError::PortMalformed)
+        );
+    }
+
+    #[test]
+    fn the_old_name_counts_only_without_the_new_one() {
+        let old = [&b"http://old:1"[..]];
+        let none: [&[u8]; 0] = [];
+        let read = |new: &[&'static [u8]]| {
+            Candidates::read(new.iter().copied(), old.into_iter())
+                .choose(None)
+                .unwrap()
+        };
+        assert_eq!(read(&none)[0].to_string(), "old:1");
+        assert_eq!(read(&[b"new:2"])[0].to_string(), "new:2");
+        assert_eq!(read(&[b""]), vec![]);
+    }
+}

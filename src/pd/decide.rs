@@ -1,0 +1,191 @@
+//! Whether a request can be split between a prefiller and the decoder at all.
+//!
+//! One handoff describes the KV cache of one sequence and is read once: whatever makes several
+//! sequences out of one request, or makes the engine ignore cached KV, is served by the decoder
+//! alone (reference `vllm-api` 3.5, `competitors` 9.1).
+
+use super::outcome::Reason;
+use super::route::Api;
+use crate::json::{Document, Kind, Level, Member};
+
+/// Why the request must not be split, if so.
+#[must_use]
+pub fn keep_local(api: Api, document: &Document, body: &[u8]) -> Option<Reason> {
+    let above_one = |level, name| {
+        document
+            .last(level, name)
+            .is_some_and(|member| !is_one_or_unset(member, body))
+    };
+    let level = match api {
+        Api::Generate => Level::SamplingParams,
+        Api::Chat
+        | Api::Completions
+        | Api::Messages
+        | Api::Responses
+        | Api::Invocations
+        | Api::Unsplit => Level::Top,
+    };
+    if above_one(level, "n") {
+        return Some(Reason::SeveralChoices);
+    }
+    if above_one(level, "best_of") {
+        return Some(Reason::BestOf);
+    }
+    match api {
+        Api::Completions if has_several_prompts(document, body) => Some(Reason::SeveralPrompts),
+        Api::Generate if is_set(document, Level::SamplingParams, "prompt_logprobs") => {
+            Some(Reason::PromptLogprobs)
+        }
+        Api::Invocations => keep_invocation_local(document, body),
+        Api::Unsplit => Some(Reason::UnknownShape),
+        Api::Chat | Api::Completions | Api::Messages | Api::Responses | Api::Generate => None,
+    }
+}
+
+/// `/invocations` is dispatched by shape: only its chats and completions can be split.
+fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
+    if is_set(document, Level::Top, "messages") {
+        None
+    } else if !is_set(document, Level::Top, "prompt") {
+        Some(Reason::UnknownShape)
+    } else if has_several_prompts(document, body) {
+        Some(Reason::SeveralPrompts)
+    } else {
+        None
+    }
+}
+
+fn is_set(document: &Document, level: Level, name: &str) -> bool {
+    document
+        .last(level, name)
+        .is_some_and(|member| member.kind != Kind::Null)
+}
+
+/// Anything but null, 0 and 1 counts as more than one: a value the engine would refuse anyway
+/// (a string, a fraction) is its to refuse, on one leg.
+fn is_one_or_unset(member: &Member, body: &[u8]) -> bool {
+    match member.kind {
+        Kind::Null => true,
+        Kind::Number => matches!(member.value.of(body), b"0" | b"1"),
+        Kind::Object | Kind::Array | Kind::String | Kind::True | Kind::False => false,
+    }
+}
+
+fn has_several_prompts(document: &Document, body: &[u8]) -> bool {
+    match document.last(Level::Top, "prompt") {
+        Some(member) if member.kind == Kind::Array => is_list_of_several(member.value.of(body)),
+        Some(_) | None => false,
+    }
+}
+
+/// Whether an array holds two or more strings or arrays. An array of numbers is one prompt of
+/// token ids; an array of anything else is the engine's to refuse.
+fn is_list_of_several(array: &[u8]) -> bool {
+    let inner = array.get(1..).unwrap_or_default().trim_ascii_start();
+    let first_end = match inner.first() {
+        Some(b'"') => string_end(inner),
+        Some(b'[') => memchr::memchr(b']', inner).map(|at| at + 1),
+        Some(_) | None => return false,
+    };
+    let Some(first_end) = first_end else {
+        return false;
+    };
+    inner[first_end..].trim_ascii_start().first() == Some(&b',')
+}
+
+/// Offset behind the closing quote of the string at the start of `bytes`.
+fn string_end(bytes: &[u8]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
+        match bytes[at] {
+            b'"' => return Some(at + 1),
+            // The escaped byte is skipped, whatever it is.
+            _ => at += 2,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::Scanner;
+    use crate::pd::nixlv2::WATCH;
+
+    fn decide(api: Api, body: &str) -> Option<Reason> {
+        let mut scanner = Scanner::new(WATCH);
+        scanner.feed(body.as_bytes()).unwrap();
+        keep_local(api, &scanner.finish().unwrap(), body.as_bytes())
+    }
+
+    #[test]
+    fn several_sequences_stay_local() {
+        let cases = [
+            (Api::Chat, r#"{"messages":[]}"#, None),
+            (Api::Chat, r#"{"n":1}"#, None),
+            (Api::Chat, r#"{"n":null,"best_of":1}"#, None),
+            (Api::Chat, r#"{"n":2}"#, Some(Reason::SeveralChoices)),
+            (Api::Chat, r#"{"n":2,"n":1}"#, None),
+            (
+                Api::Chat,
+                r#"{"n":1,"\u006e":3}"#,
+                Some(Reason::SeveralChoices),
+            ),
+            (Api::Chat, r#"{"n":"2"}"#, Some(Reason::SeveralChoices)),
+            (Api::Chat, r#"{"n":1.0}"#, Some(Reason::SeveralChoices)),
+            (Api::Chat, r#"{"messages":[{"n":4}]}"#, None),
+            (Api::Completions, r#"{"best_of":4}"#, Some(Reason::BestOf)),
+            (Api::Completions, r#"{"prompt":"a,b"}"#, None),
+            (Api::Completions, r#"{"prompt":[1,2,3]}"#, None),
+            (Api::Completions, r#"{"prompt":["a\",b"]}"#, None),
+            (Api::Completions, r#"{"prompt":[[1,2,3]]}"#, None),
+            (Api::Completions, r#"{"prompt":[]}"#, None),
+            (
+                Api::Completions,
+                r#"{"prompt":[ "a\\" , "b"]}"#,
+                Some(Reason::SeveralPrompts),
+            ),
+            (
+                Api::Completions,
+                r#"{"prompt":[[1,2] ,[3]]}"#,
+                Some(Reason::SeveralPrompts),
+            ),
+            (
+                Api::Generate,
+                r#"{"sampling_params":{"n":2}}"#,
+                Some(Reason::SeveralChoices),
+            ),
+            (Api::Generate, r#"{"n":2,"sampling_params":{}}"#, None),
+            (
+                Api::Generate,
+                r#"{"sampling_params":{"prompt_logprobs":0}}"#,
+                Some(Reason::PromptLogprobs),
+            ),
+            (
+                Api::Generate,
+                r#"{"sampling_params":{"prompt_logprobs":null}}"#,
+                None,
+            ),
+            (Api::Invocations, r#"{"messages":[]}"#, None),
+            (Api::Invocations, r#"{"prompt":"x"}"#, None),
+            (
+                Api::Invocations,
+                r#"{"input":"x"}"#,
+                Some(Reason::UnknownShape),
+            ),
+            (
+                Api::Unsplit,
+                r#"{"messages":[[],[]]}"#,
+                Some(Reason::UnknownShape),
+            ),
+            (
+                Api::Invocations,
+                r#"{"prompt":["a","b"]}"#,
+                Some(Reason::SeveralPrompts),
+            ),
+        ];
+        for (api, body, want) in cases {
+            assert_eq!(decide(api, body), want, "{api:?} {body}");
+        }
+    }
+}

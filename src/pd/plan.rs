@@ -1,0 +1,43 @@
+//! Legs and plans: the values that cross from deciding to doing.
+
+use super::outcome::Reason;
+use crate::json::{Splices, UsageShape};
+
+/// What an engine is to a leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Computes the prompt's KV cache and hands it over.
+    Prefill,
+    /// Generates the tokens.
+    Decode,
+}
+
+/// What to take from a leg's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    /// The handoff and the cached-token count; the rest is thrown away.
+    Handoff,
+    /// The whole answer, relayed to the client; its cached-token count is corrected to the
+    /// prefiller's where the API has one.
+    Answer(Option<UsageShape>),
+}
+
+/// One upstream call: the client's body with edits, and what its answer is for.
+#[derive(Debug)]
+pub struct Leg {
+    /// Which kind of engine it goes to.
+    pub role: Role,
+    /// The body, as splices over the client's bytes.
+    pub body: Splices,
+    /// What the answer gives.
+    pub take: Take,
+}
+
+/// How a request whose body has been read is served.
+#[derive(Debug)]
+pub enum Plan {
+    /// By the decoder alone.
+    Local(Reason, Leg),
+    /// By this prefill leg first; the decode leg is made from its answer.
+    Split(Leg),
+}

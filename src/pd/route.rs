@@ -1,0 +1,166 @@
+//! Which requests are intercepted, and what their bodies look like.
+
+use crate::h1::{self, Method};
+use crate::json::UsageShape;
+
+/// The body shape of an intercepted path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// `/v1/messages` (Anthropic's shape)
+    Messages,
+    /// `/v1/responses`
+    Responses,
+    /// `/inference/v1/generate` (tokens in, tokens out)
+    Generate,
+    /// `/invocations`: the engine dispatches it by the shape of its body.
+    Invocations,
+    /// Generation routes that are never split, but take handoffs from clients as the others do.
+    Unsplit,
+}
+
+/// What a request's method and path mean to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Answered by the proxy itself.
+    Health,
+    /// A generation request: its body is looked at.
+    Intercepted(Api),
+    /// Everything else: forwarded untouched.
+    Other,
+}
+
+const INTERCEPTED: [(&str, Api); 8] = [
+    ("/v1/chat/completions", Api::Chat),
+    ("/v1/completions", Api::Completions),
+    ("/v1/messages", Api::Messages),
+    ("/v1/responses", Api::Responses),
+    ("/inference/v1/generate", Api::Generate),
+    ("/invocations", Api::Invocations),
+    ("/v1/chat/completions/batch", Api::Unsplit),
+    ("/cohere/v2/chat", Api::Unsplit),
+];
+
+impl Route {
+    /// Matches the percent-decoded, otherwise untouched path: `/v1//completions` is not
+    /// `/v1/completions`, but `/v1/complet%69ons` is, because the engine decodes it too and an
+    /// encoded spelling must not slip past the interception.
+    #[must_use]
+    pub fn of(method: Method, target: &[u8]) -> Self {
+        let target = h1::origin_form(target).unwrap_or(target);
+        match method {
+            Method::Post => INTERCEPTED
+                .iter()
+                .find(|(path, _)| h1::path_is(target, path))
+                .map_or(Self::Other, |(_, api)| Self::Intercepted(*api)),
+            Method::Get | Method::Head if h1::path_is(target, "/health") => Self::Health,
+            Method::Connect
+            | Method::Delete
+            | Method::Get
+            | Method::Head
+            | Method::Options
+            | Method::Patch
+            | Method::Put
+            | Method::Trace
+            | Method::Other => Self::Other,
+        }
+    }
+}
+
+impl Api {
+    /// Where an answer of this API carries its cached-token count, and whether the proxy
+    /// corrects it: Anthropic's shape is left alone (its `cache_read_input_tokens` is a price
+    /// statement, not a statistic).
+    #[must_use]
+    pub const fn usage_shape(self) -> Option<UsageShape> {
+        match self {
+            Self::Chat | Self::Completions | Self::Generate | Self::Invocations => {
+                Some(UsageShape::Chat)
+            }
+            Self::Responses => Some(UsageShape::Responses),
+            Self::Messages | Self::Unsplit => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_match_the_decoded_path_exactly() {
+        let unsplit = Route::Intercepted(Api::Unsplit);
+        let cases: [(Method, &str, Route); 20] = [
+            (
+                Method::Post,
+                "/v1/chat/completions",
+                Route::Intercepted(Api::Chat),
+            ),
+            (
+                Method::Post,
+                "/v1/completions",
+                Route::Intercepted(Api::Completions),
+            ),
+            (
+                Method::Post,
+                "/v1/messages",
+                Route::Intercepted(Api::Messages),
+            ),
+            (
+                Method::Post,
+                "/v1/responses",
+                Route::Intercepted(Api::Responses),
+            ),
+            (
+                Method::Post,
+                "/inference/v1/generate",
+                Route::Intercepted(Api::Generate),
+            ),
+            (
+                Method::Post,
+                "/invocations",
+                Route::Intercepted(Api::Invocations),
+            ),
+            (Method::Post, "/v1/chat/completions/batch", unsplit),
+            (Method::Post, "/cohere/v2/chat", unsplit),
+            (
+                Method::Post,
+                "/v1/completions?x=/health",
+                Route::Intercepted(Api::Completions),
+            ),
+            (
+                Method::Post,
+                "/v1/complet%69ons",
+                Route::Intercepted(Api::Completions),
+            ),
+            (
+                Method::Post,
+                "/v1%2Fcompletions",
+                Route::Intercepted(Api::Completions),
+            ),
+            (Method::Post, "/v1/completions/", Route::Other),
+            (Method::Post, "/v1//completions", Route::Other),
+            (Method::Post, "/V1/completions", Route::Other),
+            (Method::Get, "/v1/completions", Route::Other),
+            (Method::Get, "/health", Route::Health),
+            (Method::Head, "/health?verbose", Route::Health),
+            (Method::Post, "/health", Route::Other),
+            (Method::Options, "*", Route::Other),
+            (
+                Method::Post,
+                "http://any/v1/completions",
+                Route::Intercepted(Api::Completions),
+            ),
+        ];
+        for (method, target, want) in cases {
+            assert_eq!(
+                Route::of(method, target.as_bytes()),
+                want,
+                "{method:?} {target}"
+            );
+        }
+    }
+}
