@@ -70,7 +70,12 @@ pub trait Conn: 'static {
     /// As [`Conn::try_recv`].
     fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize>;
 
-    /// Whether something can be received right now (bytes, end, error), without taking it.
+    /// Forgets that the socket was readable, so that the next wait goes through the engine and
+    /// other connections get their turn: how a busy relay yields.
+    fn forget_readable(&self);
+
+    /// Whether something can be received right now (bytes, end, error), without taking it. Looks
+    /// at the socket, and forgets remembered readiness that no longer holds.
     fn peek_ready(&self) -> bool;
 
     /// Sends what fits from `bytes` without waiting.
@@ -100,6 +105,9 @@ pub trait Conn: 'static {
     /// Makes the coming close a reset (RST), so that the peer cannot mistake it for a clean end.
     fn reset_on_close(&self);
 
+    /// Takes [`Conn::reset_on_close`] back.
+    fn close_cleanly(&self);
+
     /// The peer's address, where it has one.
     fn peer_ip(&self) -> Option<IpAddr>;
 }
@@ -117,6 +125,11 @@ pub trait Net: Clone + 'static {
 
     /// Runs `task` beside the others. A panic in it ends that task only.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
+
+    /// Runs a task that a shard cannot do without: a panic in it ends the shard.
+    fn spawn_vital(&self, task: impl Future<Output = ()> + 'static) {
+        self.spawn(task);
+    }
 
     /// The present moment.
     fn now(&self) -> Moment;

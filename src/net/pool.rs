@@ -1,1 +1,332 @@
-//! placeholder
+//! Idle connections to engines, one stack per engine rank.
+//!
+//! The newest idle connection is used first, so that the others age out. An idle connection is
+//! watched: whatever arrives on it, bytes or the end, closes it (`reliability.md` 4.3), because
+//! the only thing an engine can rightly say on an idle connection is goodbye. The limit on idle
+//! time stays below the engine's own (uvicorn: 5 s), so that we close first.
+//!
+//! One keeper task per shard watches all idle connections. A connection's armed wait moves with
+//! it between the keeper and a session, so going idle and coming back cancels nothing.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::{Conn, Moment, Net, Timer};
+use crate::fleet::Target;
+
+/// Engines a shard remembers; the one unused for longest is forgotten for a new one.
+pub const ENDPOINTS_MAX: usize = 1024;
+
+/// An engine rank of this shard's table. An id whose engine was forgotten matches nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointId {
+    slot: usize,
+    generation: u32,
+}
+
+/// Told when idle connections of a kind of engine come (+1) or go (-1).
+pub type OnIdle<K> = Box<dyn Fn(K, i64)>;
+
+struct Endpoint<K, C> {
+    target: Target,
+    kind: K,
+    generation: u32,
+    /// Never forgotten: a local decoder.
+    pinned: bool,
+    last_used: Moment,
+    /// Newest last.
+    idle: Vec<Idle<C>>,
+    addresses: Rc<[SocketAddr]>,
+    addresses_at: Moment,
+    is_self: Option<bool>,
+}
+
+struct Idle<C> {
+    conn: C,
+    since: Moment,
+}
+
+/// The engines of one shard and their idle connections. `K` tells kinds of engines apart (prefill,
+/// decode): the same address in two roles has two stacks.
+pub struct Pools<N: Net, K> {
+    net: N,
+    idle_max: Duration,
+    idle_per_endpoint_max: usize,
+    table: RefCell<Table<K, N::Conn>>,
+    keeper: RefCell<Waker>,
+    timer: Timer,
+    timer_set: Cell<bool>,
+    on_idle: OnIdle<K>,
+}
+
+struct Table<K, C> {
+    endpoints: Vec<Endpoint<K, C>>,
+    by_target: HashMap<(K, Target), usize>,
+}
+
+impl<N: Net, K> std::fmt::Debug for Pools<N, K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pools").finish_non_exhaustive()
+    }
+}
+
+impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
+    /// An empty table, and its keeper started on `net`.
+    pub fn new(
+        net: &N,
+        idle_max: Duration,
+        idle_per_endpoint_max: usize,
+        on_idle: OnIdle<K>,
+    ) -> Rc<Self> {
+        let table = Table {
+            endpoints: Vec::new(),
+            by_target: HashMap::new(),
+        };
+        let pools = Rc::new(Self {
+            net: net.clone(),
+            idle_max,
+            idle_per_endpoint_max,
+            table: RefCell::new(table),
+            keeper: RefCell::new(Waker::noop().clone()),
+            timer: net.timer(),
+            timer_set: Cell::new(false),
+            on_idle,
+        });
+        net.spawn_vital(keep(Rc::clone(&pools)));
+        pools
+    }
+
+    /// The id of `target` in the role `kind`, made on first use. A `pinned` one is never
+    /// forgotten.
+    pub fn endpoint(&self, kind: K, target: &Target, pinned: bool) -> EndpointId {
+        let now = self.net.now();
+        let mut table = self.table.borrow_mut();
+        if let Some(&slot) = table.by_target.get(&(kind, target.clone())) {
+            let endpoint = &mut table.endpoints[slot];
+            endpoint.last_used = now;
+            endpoint.pinned |= pinned;
+            return EndpointId {
+                slot,
+                generation: endpoint.generation,
+            };
+        }
+        let addresses: Rc<[SocketAddr]> = target.address().into_iter().collect();
+        let mut endpoint = Endpoint {
+            target: target.clone(),
+            kind,
+            generation: 0,
+            pinned,
+            last_used: now,
+            idle: Vec::new(),
+            addresses,
+            addresses_at: now,
+            is_self: None,
+        };
+        let slot = if table.endpoints.len() < ENDPOINTS_MAX {
+            table.endpoints.push(endpoint);
+            table.endpoints.len() - 1
+        } else {
+            let slot = table.oldest();
+            endpoint.generation = table.endpoints[slot].generation.wrapping_add(1);
+            let old = std::mem::replace(&mut table.endpoints[slot], endpoint);
+            table.by_target.remove(&(old.kind, old.target));
+            self.note_idle(old.kind, 0, old.idle.len());
+            slot
+        };
+        table.by_target.insert((kind, target.clone()), slot);
+        EndpointId {
+            slot,
+            generation: table.endpoints[slot].generation,
+        }
+    }
+
+    /// The addresses last resolved for an engine, and when; none for a name not resolved yet.
+    pub fn addresses(&self, id: EndpointId) -> Option<(Rc<[SocketAddr]>, Moment)> {
+        let table = self.table.borrow();
+        let endpoint = table.get(id)?;
+        (!endpoint.addresses.is_empty())
+            .then(|| (Rc::clone(&endpoint.addresses), endpoint.addresses_at))
+    }
+
+    /// Notes what a name resolved to.
+    pub fn set_addresses(&self, id: EndpointId, addresses: Rc<[SocketAddr]>) {
+        if let Some(endpoint) = self.table.borrow_mut().get_mut(id) {
+            endpoint.addresses = addresses;
+            endpoint.addresses_at = self.net.now();
+            endpoint.is_self = None;
+        }
+    }
+
+    /// Notes what a name resolved to for every role it has; nothing where it did not resolve.
+    pub fn note_addresses(&self, target: &Target, addresses: &[SocketAddr]) {
+        if addresses.is_empty() {
+            return;
+        }
+        let now = self.net.now();
+        let mut table = self.table.borrow_mut();
+        for endpoint in table.endpoints.iter_mut().filter(|e| e.target == *target) {
+            if *endpoint.addresses != *addresses {
+                endpoint.addresses = addresses.into();
+                endpoint.is_self = None;
+            }
+            endpoint.addresses_at = now;
+        }
+    }
+
+    /// Whether an engine is this proxy itself; `judge` is asked once per engine and address list.
+    pub fn is_self(&self, id: EndpointId, judge: impl FnOnce(&[SocketAddr]) -> bool) -> bool {
+        let mut table = self.table.borrow_mut();
+        let Some(endpoint) = table.get_mut(id) else {
+            return false;
+        };
+        if endpoint.addresses.is_empty() {
+            return false;
+        }
+        let addresses = Rc::clone(&endpoint.addresses);
+        *endpoint.is_self.get_or_insert_with(|| judge(&addresses))
+    }
+
+    /// Takes the newest idle connection that is still silent. It is looked at this instant: what
+    /// has arrived on it and the keeper has not heard of yet would be taken for the answer to the
+    /// next request, which costs more than one look (0.4 us).
+    pub fn checkout(&self, id: EndpointId) -> Option<N::Conn> {
+        let now = self.net.now();
+        let mut table = self.table.borrow_mut();
+        let endpoint = table.get_mut(id)?;
+        endpoint.last_used = now;
+        let before = endpoint.idle.len();
+        let mut found = None;
+        while let Some(idle) = endpoint.idle.pop() {
+            if now.since(idle.since) >= self.idle_max {
+                // Those below it are older still.
+                endpoint.idle.clear();
+                break;
+            }
+            if !idle.conn.peek_ready() {
+                found = Some(idle.conn);
+                break;
+            }
+        }
+        let (kind, left) = (endpoint.kind, endpoint.idle.len());
+        drop(table);
+        self.note_idle(kind, left, before);
+        found
+    }
+
+    /// Puts a connection back whose exchange ended cleanly. It is closed instead when the stack is
+    /// full, when its engine was forgotten, or when something has arrived on it already.
+    pub fn checkin(&self, id: EndpointId, conn: N::Conn) {
+        let now = self.net.now();
+        let keeper = self.keeper.borrow().clone();
+        if !is_quiet(&conn, &mut Context::from_waker(&keeper)) {
+            return;
+        }
+        let mut table = self.table.borrow_mut();
+        let Some(endpoint) = table.get_mut(id) else {
+            return;
+        };
+        if endpoint.idle.len() >= self.idle_per_endpoint_max {
+            return;
+        }
+        endpoint.idle.push(Idle { conn, since: now });
+        let (kind, left) = (endpoint.kind, endpoint.idle.len());
+        drop(table);
+        self.note_idle(kind, left, left - 1);
+        if !self.timer_set.replace(true) {
+            self.timer.set(now, Some(self.idle_max));
+        }
+    }
+
+    /// Closes all idle connections.
+    pub fn clear(&self) {
+        let mut table = self.table.borrow_mut();
+        for endpoint in &mut table.endpoints {
+            let before = endpoint.idle.len();
+            endpoint.idle.clear();
+            self.note_idle(endpoint.kind, 0, before);
+        }
+    }
+
+    fn note_idle(&self, kind: K, now: usize, before: usize) {
+        let delta = i64::try_from(now).unwrap_or(0) - i64::try_from(before).unwrap_or(0);
+        if delta != 0 {
+            (self.on_idle)(kind, delta);
+        }
+    }
+
+    /// Drops every idle connection that spoke, ended or grew old; polls the others again.
+    fn sweep(&self, cx: &mut Context<'_>) {
+        let now = self.net.now();
+        let mut next: Option<Duration> = None;
+        let mut table = self.table.borrow_mut();
+        for endpoint in &mut table.endpoints {
+            let before = endpoint.idle.len();
+            endpoint
+                .idle
+                .retain(|idle| now.since(idle.since) < self.idle_max && is_quiet(&idle.conn, cx));
+            self.note_idle(endpoint.kind, endpoint.idle.len(), before);
+            // The oldest is first.
+            let wait = endpoint
+                .idle
+                .first()
+                .map(|idle| self.idle_max - now.since(idle.since));
+            next = [next, wait].into_iter().flatten().min();
+        }
+        drop(table);
+        self.timer_set.set(next.is_some());
+        self.timer.set(now, next);
+        // Registers the keeper with the new deadline.
+        let _ = self.timer.poll(cx);
+    }
+}
+
+impl<K: Copy + Eq, C> Table<K, C> {
+    fn get(&self, id: EndpointId) -> Option<&Endpoint<K, C>> {
+        self.endpoints
+            .get(id.slot)
+            .filter(|endpoint| endpoint.generation == id.generation)
+    }
+
+    fn get_mut(&mut self, id: EndpointId) -> Option<&mut Endpoint<K, C>> {
+        self.endpoints
+            .get_mut(id.slot)
+            .filter(|endpoint| endpoint.generation == id.generation)
+    }
+
+    fn oldest(&self) -> usize {
+        let candidates = self.endpoints.iter().enumerate().filter(|(_, e)| !e.pinned);
+        candidates
+            .min_by_key(|(_, endpoint)| endpoint.last_used)
+            .map_or(0, |(slot, _)| slot)
+    }
+}
+
+/// Whether nothing has arrived on a connection; its wait is armed for `cx` then.
+fn is_quiet(conn: &impl Conn, cx: &mut Context<'_>) -> bool {
+    loop {
+        if conn.poll_readable(cx).is_pending() {
+            return true;
+        }
+        // Remembered readiness may be older than the last receive: look.
+        if conn.peek_ready() {
+            return false;
+        }
+    }
+}
+
+/// Watches idle connections until the shard ends.
+async fn keep<N: Net, K: Copy + Eq + std::hash::Hash + 'static>(pools: Rc<Pools<N, K>>) {
+    poll_fn(|cx| {
+        if !pools.keeper.borrow().will_wake(cx.waker()) {
+            *pools.keeper.borrow_mut() = cx.waker().clone();
+        }
+        pools.sweep(cx);
+        Poll::<()>::Pending
+    })
+    .await;
+}

@@ -132,14 +132,19 @@ impl Conn for RingConn {
         Ok(n)
     }
 
+    fn forget_readable(&self) {
+        self.reading.borrow().clear();
+    }
+
     fn peek_ready(&self) -> bool {
-        if self.reading.borrow().is_ready() {
-            return true;
-        }
         let mut byte = [0_u8; 1];
         let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
         let peeked = rustix::net::recv(self.handle.fd(), &mut byte, flags);
-        !matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK))
+        let empty = matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK));
+        if empty {
+            self.reading.borrow().clear();
+        }
+        !empty
     }
 
     fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -178,6 +183,11 @@ impl Conn for RingConn {
         let linger = Some(std::time::Duration::ZERO);
         let _ = rustix::net::sockopt::set_socket_linger(self.handle.fd(), linger);
         self.aborted.set(true);
+    }
+
+    fn close_cleanly(&self) {
+        let _ = rustix::net::sockopt::set_socket_linger(self.handle.fd(), None);
+        self.aborted.set(false);
     }
 
     fn peer_ip(&self) -> Option<IpAddr> {

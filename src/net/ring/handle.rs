@@ -106,10 +106,6 @@ impl Readiness {
     pub(super) fn clear(&self) {
         self.ready.set(false);
     }
-
-    pub(super) fn is_ready(&self) -> bool {
-        self.ready.get()
-    }
 }
 
 /// Ready once the flag is cleared. It stores no waker: only [`Readiness::poll`] polls it, and

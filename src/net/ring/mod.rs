@@ -29,6 +29,7 @@ use rustix::time::{
 
 use super::probe::{Driver, RING_ENTRIES, ring_builder};
 use super::{Moment, Net, Timer, Wheel};
+use crate::sys::set_keepalive;
 pub use conn::RingConn;
 use handle::Handle;
 use hangup::Hangups;
@@ -174,6 +175,7 @@ impl Net for RingNet {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
         rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+        set_keepalive(&socket)?;
         match rustix::net::connect(&socket, &address) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Err(error.into()),
@@ -187,6 +189,11 @@ impl Net for RingNet {
             net: self.clone(),
         };
         drop(monoio::spawn(contained));
+    }
+
+    fn spawn_vital(&self, task: impl Future<Output = ()> + 'static) {
+        // Uncontained: the panic unwinds the thread, which ends the process.
+        drop(monoio::spawn(task));
     }
 
     fn now(&self) -> Moment {
@@ -272,8 +279,6 @@ impl RingListener {
     pub fn try_accept(&self) -> io::Result<RingConn> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (socket, address) = rustix::net::acceptfrom_with(self.handle.fd(), flags)?;
-        // Without TCP_NODELAY a token could wait for the acknowledgement of the one before.
-        rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
         let peer = address.and_then(|any| SocketAddr::try_from(any).ok());
         self.net
             .adopt(socket, peer.map(|address| address.ip().to_canonical()))
