@@ -1,0 +1,187 @@
+//! One end of a simulated connection.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use super::link::{Event, Flow, Link};
+use super::world::World;
+use crate::net::{Conn, would_block};
+
+/// One end of a simulated connection. Dropping it closes it.
+pub struct SimConn {
+    world: Rc<World>,
+    link: Rc<RefCell<Link>>,
+    side: usize,
+}
+
+impl std::fmt::Debug for SimConn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimConn")
+            .field("side", &self.side)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SimConn {
+    pub(super) fn new(world: &Rc<World>, link: &Rc<RefCell<Link>>, side: usize) -> Self {
+        Self {
+            world: Rc::clone(world),
+            link: Rc::clone(link),
+            side,
+        }
+    }
+
+    /// What this end has sent, and how much of it has been taken at the other.
+    #[must_use]
+    pub fn outbound(&self) -> Flow {
+        self.link.borrow().flow(self.side)
+    }
+
+    /// What the other end has sent, and how much of it has been taken here.
+    #[must_use]
+    pub fn inbound(&self) -> Flow {
+        self.link.borrow().flow(1 - self.side)
+    }
+
+    /// Waits for bytes, appends them to `buffer` and says how many; 0 is the end.
+    ///
+    /// # Errors
+    /// When the connection was reset.
+    pub async fn recv(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
+        loop {
+            poll_fn(|cx| self.poll_readable(cx)).await;
+            buffer.reserve(bytes_max);
+            match self.try_recv_append(buffer, bytes_max) {
+                Err(error) if would_block(&error) => {}
+                received => return received,
+            }
+        }
+    }
+
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut at = 0;
+        while at < bytes.len() {
+            match self.try_send(&bytes[at..]) {
+                Ok(n) => at += n,
+                Err(error) if would_block(&error) => {
+                    poll_fn(|cx| self.poll_writable(cx)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the other end reset the connection instead of ending it. The kernel tells that once,
+    /// to the next call whichever it is; a script with a reader and a writer asks here.
+    #[must_use]
+    pub fn was_reset(&self) -> bool {
+        self.link.borrow().was_reset(self.side)
+    }
+
+    /// Waits until the other end has closed or reset the connection, whatever is unread.
+    pub async fn hangup(&self) {
+        poll_fn(|cx| self.poll_hangup(cx)).await;
+    }
+
+    /// Resets the connection now, as a process that dies does; this end is of no use afterwards.
+    pub fn reset(&self) {
+        self.link.borrow_mut().reset_now(&self.world, self.side);
+    }
+
+    fn poll(&self, event: Event, cx: &mut Context<'_>) -> Poll<()> {
+        let mut link = self.link.borrow_mut();
+        link.poll(&self.world, self.side, event, cx)
+    }
+}
+
+impl Conn for SimConn {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll(Event::Readable, cx)
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll(Event::Writable, cx)
+    }
+
+    fn poll_hangup(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll(Event::Hangup, cx)
+    }
+
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut link = self.link.borrow_mut();
+        link.recv(&self.world, self.side, buffer)
+    }
+
+    fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
+        let before = buffer.len();
+        let wanted = bytes_max.min(buffer.capacity() - before);
+        debug_assert!(
+            wanted > 0,
+            "a receive into no room would look like the end of the stream"
+        );
+        buffer.resize(before + wanted, 0);
+        let received = self.try_recv(&mut buffer[before..]);
+        buffer.truncate(before + received.as_ref().copied().unwrap_or(0));
+        received
+    }
+
+    fn forget_readable(&self) {
+        self.link.borrow_mut().forget_readable(self.side);
+    }
+
+    fn peek_ready(&self) -> bool {
+        self.link.borrow_mut().peek(self.side)
+    }
+
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_send_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut link = self.link.borrow_mut();
+        link.send(&self.world, self.side, slices)
+    }
+
+    fn connected(&self) -> io::Result<()> {
+        match self.link.borrow_mut().take_error(self.side) {
+            None => Ok(()),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    fn finish(&self) {
+        self.link.borrow_mut().finish(&self.world, self.side);
+    }
+
+    fn abort(&self) {
+        self.link.borrow_mut().abort(&self.world, self.side);
+    }
+
+    fn reset_on_close(&self) {
+        self.link.borrow_mut().set_reset_on_close(self.side, true);
+    }
+
+    fn close_cleanly(&self) {
+        self.link.borrow_mut().set_reset_on_close(self.side, false);
+    }
+
+    fn peer_ip(&self) -> Option<IpAddr> {
+        let last = if self.side == 0 { 2 } else { 1 };
+        Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)))
+    }
+}
+
+impl Drop for SimConn {
+    fn drop(&mut self) {
+        self.link.borrow_mut().close(&self.world, self.side);
+    }
+}

@@ -1,0 +1,151 @@
+//! Addresses that accept, refuse or ignore connects.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::conn::SimConn;
+use super::link::{Connect, Link};
+use super::world::{What, World};
+
+/// What becomes of connects to an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Greeting {
+    /// They succeed.
+    #[default]
+    Accept,
+    /// They fail after a while.
+    Refuse,
+    /// Nothing ever happens.
+    Hang,
+    /// The call itself fails with this.
+    Fail(io::ErrorKind),
+}
+
+/// Connects in an address's queue and what awaits new ones.
+#[derive(Default)]
+struct Place {
+    greeting: Cell<Greeting>,
+    delay_max: Cell<Duration>,
+    waiting: RefCell<VecDeque<SimConn>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// All addresses somebody listens on.
+#[derive(Default)]
+pub(super) struct Listeners {
+    places: RefCell<BTreeMap<SocketAddr, Rc<Place>>>,
+}
+
+/// A connect on its way.
+pub(super) struct Arrival {
+    place: Rc<Place>,
+    outcome: Connect,
+    client: Rc<RefCell<Link>>,
+    server: Option<SimConn>,
+}
+
+impl Arrival {
+    pub(super) fn happen(self, world: &World) {
+        if self.client.borrow().is_closed(0) {
+            return;
+        }
+        self.client.borrow_mut().connected(world, self.outcome);
+        let Some(server) = self.server else {
+            return;
+        };
+        self.place.waiting.borrow_mut().push_back(server);
+        let waker = self.place.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Listeners {
+    /// What a connect to `address` meets; nobody there refuses.
+    pub(super) fn greeting(&self, address: SocketAddr) -> Greeting {
+        let places = self.places.borrow();
+        places
+            .get(&address)
+            .map_or(Greeting::Refuse, |place| place.greeting.get())
+    }
+
+    /// Starts a connect whose link is `client`.
+    pub(super) fn begin(
+        &self,
+        world: &World,
+        address: SocketAddr,
+        client: &Rc<RefCell<Link>>,
+        server: impl FnOnce() -> SimConn,
+    ) {
+        let place = self.places.borrow().get(&address).cloned();
+        let place = place.unwrap_or_default();
+        let outcome = match self.greeting(address) {
+            Greeting::Accept => Connect::Established,
+            Greeting::Refuse | Greeting::Fail(_) => Connect::Failed,
+            Greeting::Hang => return,
+        };
+        let at = world.now() + world.below_duration(place.delay_max.get());
+        let arrival = Arrival {
+            place,
+            outcome,
+            client: Rc::clone(client),
+            server: (outcome == Connect::Established).then(server),
+        };
+        world.push(at, What::Arrive(arrival));
+    }
+
+    pub(super) fn listen(&self, address: SocketAddr) -> SimListener {
+        let place = Rc::<Place>::default();
+        self.places.borrow_mut().insert(address, Rc::clone(&place));
+        SimListener { place }
+    }
+
+    pub(super) fn clear(&self) {
+        let places = std::mem::take(&mut *self.places.borrow_mut());
+        for place in places.into_values() {
+            let waiting = std::mem::take(&mut *place.waiting.borrow_mut());
+            drop(waiting);
+        }
+    }
+}
+
+/// An address a scripted peer listens on, until the simulation ends.
+#[derive(Clone)]
+pub struct SimListener {
+    place: Rc<Place>,
+}
+
+impl std::fmt::Debug for SimListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimListener")
+            .field("greeting", &self.place.greeting.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl SimListener {
+    /// Changes what later connects meet, and how long they take at most.
+    pub fn greet(&self, greeting: Greeting, delay_max: Duration) {
+        self.place.greeting.set(greeting);
+        self.place.delay_max.set(delay_max);
+    }
+
+    /// Waits for the next connection.
+    pub async fn accept(&self) -> SimConn {
+        poll_fn(|cx| {
+            if let Some(conn) = self.place.waiting.borrow_mut().pop_front() {
+                return Poll::Ready(conn);
+            }
+            *self.place.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+}

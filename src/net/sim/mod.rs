@@ -1,0 +1,290 @@
+//! A seeded simulation of everything `net` offers: no kernel, no thread, no waiting.
+//!
+//! One seed decides the order in which tasks run, how connections split, delay and lose what is
+//! sent, and when waits end. The same seed gives the same run, which [`Finished::trace`] proves.
+//! Time is virtual and jumps to the next event when no task can go on; when none is to come
+//! either, the run is stuck, and says with which seed.
+//!
+//! ```
+//! use ringside::net::sim::SimNet;
+//! use ringside::net::Net;
+//!
+//! let net = SimNet::new(7);
+//! let (near, far) = net.pair();
+//! net.spawn(async move {
+//!     let _ = far.send(b"hello").await;
+//! });
+//! let heard = net.run(async move {
+//!     let mut heard = Vec::new();
+//!     while let Ok(1..) = near.recv(&mut heard, 64).await {}
+//!     heard
+//! });
+//! assert_eq!(heard.map(|run| run.value), Ok(b"hello".to_vec()));
+//! ```
+//!
+//! What is simulated is the behaviour a user of the seam sees (`link`); congestion, retransmission
+//! and the like are folded into delays.
+
+mod chance;
+mod conn;
+mod link;
+mod listen;
+#[cfg(test)]
+mod tests;
+mod world;
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+pub use conn::SimConn;
+use link::{Connect, Link};
+pub use link::{Flow, Manner};
+pub use listen::{Greeting, SimListener};
+use world::{Turn, What, World};
+
+use super::{Moment, Net, Timer};
+
+/// Polls of one run; a run that needs more goes round in circles.
+const POLLS_MAX: u64 = 20_000_000;
+
+/// A simulated engine. Clones share it.
+#[derive(Clone)]
+pub struct SimNet {
+    world: Rc<World>,
+    seed: u64,
+    manner: Rc<Cell<Option<Manner>>>,
+}
+
+impl std::fmt::Debug for SimNet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimNet")
+            .field("seed", &self.seed)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A run that came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished<T> {
+    /// What the main task returned.
+    pub value: T,
+    /// A hash of everything that happened and when.
+    pub trace: u64,
+    /// How often tasks were polled.
+    pub polls: u64,
+    /// Tasks that ended in a panic.
+    pub panics: u64,
+    /// Virtual time at the end.
+    pub ended: Moment,
+}
+
+/// Why a run did not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// The main task waits for something that is never going to happen.
+    Deadlock {
+        /// The run's seed.
+        seed: u64,
+        /// When it stopped.
+        at: Moment,
+    },
+    /// Tasks keep each other awake without end.
+    Endless {
+        /// The run's seed.
+        seed: u64,
+    },
+    /// The main task panicked.
+    Panicked {
+        /// The run's seed.
+        seed: u64,
+    },
+}
+
+impl std::fmt::Display for Stuck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deadlock { seed, at } => {
+                write!(f, "seed {seed}: nothing goes on after {} ns", at.0)
+            }
+            Self::Endless { seed } => write!(f, "seed {seed}: no end after {POLLS_MAX} polls"),
+            Self::Panicked { seed } => write!(f, "seed {seed}: the main task panicked"),
+        }
+    }
+}
+
+impl std::error::Error for Stuck {}
+
+impl SimNet {
+    /// A simulation decided by `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            world: Rc::new(World::new(seed)),
+            seed,
+            manner: Rc::default(),
+        }
+    }
+
+    /// The seed it was made with.
+    #[must_use]
+    pub const fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Fixes how connections made from now on behave; `None` draws each from the seed.
+    pub fn set_manner(&self, manner: Option<Manner>) {
+        self.manner.set(manner);
+    }
+
+    /// Runs `main` and every spawned task until `main` returns; then all tasks are dropped.
+    ///
+    /// # Errors
+    /// When `main` can never return, or panicked. The error names the seed.
+    pub fn run<T: 'static>(
+        &self,
+        main: impl Future<Output = T> + 'static,
+    ) -> Result<Finished<T>, Stuck> {
+        let value = Rc::new(RefCell::new(None));
+        let slot = Rc::clone(&value);
+        let task = self.world.spawn(Box::pin(async move {
+            let returned = main.await;
+            *slot.borrow_mut() = Some(returned);
+        }));
+        let turned = self.turn_until_ended(task);
+        let finished = turned.and_then(|()| {
+            let value = value.borrow_mut().take();
+            let value = value.ok_or(Stuck::Panicked { seed: self.seed })?;
+            Ok(Finished {
+                value,
+                trace: self.world.trace_hash(),
+                polls: self.world.polls(),
+                panics: self.world.panics(),
+                ended: self.now(),
+            })
+        });
+        self.world.clear();
+        finished
+    }
+
+    fn turn_until_ended(&self, task: usize) -> Result<(), Stuck> {
+        let (seed, world) = (self.seed, &self.world);
+        while !world.has_ended(task) {
+            if world.turn() == Turn::Stuck {
+                let at = self.now();
+                return Err(Stuck::Deadlock { seed, at });
+            }
+            if world.polls() > POLLS_MAX {
+                return Err(Stuck::Endless { seed });
+            }
+        }
+        Ok(())
+    }
+
+    /// An established connection: the end that connected and the end that accepted.
+    #[must_use]
+    pub fn pair(&self) -> (SimConn, SimConn) {
+        let link = self.link(Connect::Established);
+        (
+            SimConn::new(&self.world, &link, 0),
+            SimConn::new(&self.world, &link, 1),
+        )
+    }
+
+    /// Listens on `address`.
+    #[must_use]
+    pub fn listen(&self, address: SocketAddr) -> SimListener {
+        self.world.listeners.listen(address)
+    }
+
+    /// Waits for `wait` of virtual time, to the nanosecond.
+    pub async fn sleep(&self, wait: Duration) {
+        let until = self.now().after(wait);
+        let mut is_armed = false;
+        poll_fn(|cx| {
+            if self.now() >= until {
+                return Poll::Ready(());
+            }
+            if !is_armed {
+                is_armed = true;
+                self.world.push(until.0, What::Wake(cx.waker().clone()));
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// A number below `bound`, by the seed; 0 for a bound of 0.
+    #[must_use]
+    pub fn below(&self, bound: u64) -> u64 {
+        self.world.below(bound)
+    }
+
+    /// True about once in `in_n` calls, by the seed.
+    #[must_use]
+    pub fn once_in(&self, in_n: u64) -> bool {
+        self.world.below(in_n) == 0
+    }
+
+    /// Tasks that have ended in a panic.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.world.panics()
+    }
+
+    /// Bytes that have arrived at connections still open and were not received.
+    #[must_use]
+    pub fn unread(&self) -> usize {
+        let links = self.world.links.borrow();
+        let alive = links.iter().filter_map(std::rc::Weak::upgrade);
+        alive.map(|link| link.borrow().unread()).sum()
+    }
+
+    /// Wakes every task that waits with a deadline (see [`super::Wheel::nudge_all`]).
+    pub fn nudge_all(&self) {
+        self.world.wheel.nudge_all();
+    }
+
+    fn link(&self, connect: Connect) -> Rc<RefCell<Link>> {
+        let manner = self.manner.get();
+        let manner = manner.unwrap_or_else(|| Manner::draw(&self.world));
+        let link = Link::new(manner, connect);
+        self.world.links.borrow_mut().push(Rc::downgrade(&link));
+        link
+    }
+}
+
+impl Net for SimNet {
+    type Conn = SimConn;
+
+    fn connect(&self, address: SocketAddr) -> io::Result<SimConn> {
+        let listeners = &self.world.listeners;
+        if let Greeting::Fail(error) = listeners.greeting(address) {
+            return Err(error.into());
+        }
+        let link = self.link(Connect::Pending);
+        let server = || SimConn::new(&self.world, &link, 1);
+        listeners.begin(&self.world, address, &link, server);
+        Ok(SimConn::new(&self.world, &link, 0))
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.world.spawn(Box::pin(task));
+    }
+
+    fn now(&self) -> Moment {
+        Moment(self.world.now())
+    }
+
+    fn timer(&self) -> Timer {
+        self.world.wheel.timer()
+    }
+
+    fn random(&self) -> u64 {
+        self.world.dice.next()
+    }
+}

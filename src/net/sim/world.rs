@@ -1,0 +1,322 @@
+//! Virtual time, events and tasks of one simulation.
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use super::chance::{Dice, mix};
+use super::link::{Event, Link};
+use super::listen::{Arrival, Listeners};
+use crate::net::{Moment, Wheel};
+
+/// Virtual time one poll takes at most, so that work and time go on together.
+const POLL_NS_MAX: u64 = 2_000;
+
+/// Something that happens at a moment.
+pub(super) enum What {
+    Wake(Waker),
+    Notify(Rc<RefCell<Link>>, usize, Event),
+    Deliver(Rc<RefCell<Link>>, usize),
+    Reset(Rc<RefCell<Link>>, usize),
+    Arrive(Arrival),
+}
+
+impl What {
+    const fn code(&self) -> u64 {
+        match self {
+            Self::Wake(_) => 10,
+            Self::Notify(_, side, event) => 20 + 4 * (*side as u64) + *event as u64,
+            Self::Deliver(_, side) => 30 + *side as u64,
+            Self::Reset(_, side) => 40 + *side as u64,
+            Self::Arrive(_) => 50,
+        }
+    }
+}
+
+/// Moment, dice, serial number: what is due at the same time happens in seeded order.
+type Key = (u64, u64, u64);
+
+struct Due {
+    key: Key,
+    what: What,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key.cmp(&other.key)
+    }
+}
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Indices of tasks that can go on. A mutex because wakers must be sendable; nobody contends.
+#[derive(Default)]
+struct Runnable {
+    tasks: Mutex<Vec<usize>>,
+}
+
+struct TaskWaker {
+    task: usize,
+    is_queued: AtomicBool,
+    runnable: Arc<Runnable>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.is_queued.swap(true, Ordering::Relaxed) {
+            let tasks = &self.runnable.tasks;
+            tasks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(self.task);
+        }
+    }
+}
+
+struct Slot {
+    task: Option<Task>,
+    waker: Arc<TaskWaker>,
+}
+
+/// What one turn of the world was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Worked,
+    /// No task can go on and nothing is going to happen.
+    Stuck,
+}
+
+/// Everything a simulation has.
+pub(super) struct World {
+    pub(super) wheel: Wheel,
+    pub(super) listeners: Listeners,
+    pub(super) dice: Dice,
+    pub(super) links: RefCell<Vec<Weak<RefCell<Link>>>>,
+    now: Cell<u64>,
+    events: RefCell<BinaryHeap<Reverse<Due>>>,
+    serial: Cell<u64>,
+    slots: RefCell<Vec<Slot>>,
+    runnable: Arc<Runnable>,
+    trace: Cell<u64>,
+    polls: Cell<u64>,
+    panics: Cell<u64>,
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            wheel: Wheel::new(Moment(0)),
+            listeners: Listeners::default(),
+            dice: Dice::new(mix(seed)),
+            links: RefCell::default(),
+            now: Cell::new(0),
+            events: RefCell::default(),
+            serial: Cell::new(0),
+            slots: RefCell::default(),
+            runnable: Arc::default(),
+            trace: Cell::new(0),
+            polls: Cell::new(0),
+            panics: Cell::new(0),
+        }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    pub(super) fn trace_hash(&self) -> u64 {
+        self.trace.get()
+    }
+
+    pub(super) fn polls(&self) -> u64 {
+        self.polls.get()
+    }
+
+    pub(super) fn panics(&self) -> u64 {
+        self.panics.get()
+    }
+
+    pub(super) fn below(&self, bound: u64) -> u64 {
+        self.dice.below(bound)
+    }
+
+    pub(super) fn hits(&self, in_256: u8) -> bool {
+        self.dice.hits(in_256)
+    }
+
+    pub(super) fn below_duration(&self, bound: Duration) -> u64 {
+        self.below(u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Mixes something that happened into the trace.
+    pub(super) fn trace(&self, kind: u64, value: u64) {
+        let seen = self.trace.get() ^ kind.wrapping_mul(0x1000_0000_01b3) ^ value;
+        self.trace.set(mix(seen.wrapping_add(self.now.get())));
+    }
+
+    /// Has `what` happen at `at`.
+    pub(super) fn push(&self, at: u64, what: What) {
+        let serial = self.serial.get();
+        self.serial.set(serial + 1);
+        let key = (at.max(self.now.get()), self.dice.next(), serial);
+        self.events.borrow_mut().push(Reverse(Due { key, what }));
+    }
+
+    /// Adds a task, which can go on at once. Returns its index.
+    pub(super) fn spawn(&self, task: Task) -> usize {
+        let mut slots = self.slots.borrow_mut();
+        let waker = Arc::new(TaskWaker {
+            task: slots.len(),
+            is_queued: AtomicBool::new(false),
+            runnable: Arc::clone(&self.runnable),
+        });
+        waker.wake_by_ref();
+        slots.push(Slot {
+            task: Some(task),
+            waker,
+        });
+        slots.len() - 1
+    }
+
+    /// Whether a task has returned or panicked.
+    pub(super) fn has_ended(&self, task: usize) -> bool {
+        let slots = self.slots.borrow();
+        slots.get(task).is_none_or(|slot| slot.task.is_none())
+    }
+
+    /// Does one thing: what is due, else a task that can go on, else time moves to what is next.
+    pub(super) fn turn(&self) -> Turn {
+        if self.happen_due() {
+            return Turn::Worked;
+        }
+        if let Some(task) = self.pick() {
+            self.run(task);
+            return Turn::Worked;
+        }
+        let next_event = self.events.borrow().peek().map(|due| due.0.key.0);
+        let next_timer = self.wheel.next_wake().map(|moment| moment.0);
+        let Some(next) = [next_event, next_timer].into_iter().flatten().min() else {
+            return Turn::Stuck;
+        };
+        self.now.set(next.max(self.now.get()));
+        Turn::Worked
+    }
+
+    /// Lets one due event happen. `false`: none is due.
+    fn happen_due(&self) -> bool {
+        let now = self.now.get();
+        if self.wheel.next_wake().is_some_and(|at| at.0 <= now) {
+            self.wheel.advance(Moment(now));
+            self.trace(1, 0);
+            return true;
+        }
+        let mut events = self.events.borrow_mut();
+        if events.peek().is_none_or(|due| due.0.key.0 > now) {
+            return false;
+        }
+        let due = events.pop();
+        drop(events);
+        if let Some(Reverse(due)) = due {
+            self.trace(2, due.what.code());
+            self.happen(due.what);
+        }
+        true
+    }
+
+    fn happen(&self, what: What) {
+        match what {
+            What::Wake(waker) => waker.wake(),
+            What::Notify(link, side, event) => {
+                let waker = link.borrow_mut().notify(side, event);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            What::Deliver(link, side) => link.borrow_mut().deliver(self, side),
+            What::Reset(link, side) => link.borrow_mut().reset(self, side),
+            What::Arrive(arrival) => arrival.happen(self),
+        }
+    }
+
+    fn pick(&self) -> Option<usize> {
+        let tasks = &self.runnable.tasks;
+        let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        if tasks.is_empty() {
+            return None;
+        }
+        let index = usize::try_from(self.below(tasks.len() as u64)).unwrap_or(0);
+        Some(tasks.swap_remove(index))
+    }
+
+    /// Polls a task; a panic ends that task only.
+    fn run(&self, index: usize) {
+        let taken = {
+            let mut slots = self.slots.borrow_mut();
+            let Some(slot) = slots.get_mut(index) else {
+                return;
+            };
+            slot.waker.is_queued.store(false, Ordering::Relaxed);
+            slot.task.take().map(|task| (task, Arc::clone(&slot.waker)))
+        };
+        let Some((mut task, waker)) = taken else {
+            return;
+        };
+        self.now.set(self.now.get() + self.below(POLL_NS_MAX));
+        self.polls.set(self.polls.get() + 1);
+        self.trace(5, index as u64);
+        let waker = Waker::from(waker);
+        let mut cx = Context::from_waker(&waker);
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut cx)));
+        match polled {
+            Ok(Poll::Pending) => {
+                if let Some(slot) = self.slots.borrow_mut().get_mut(index) {
+                    slot.task = Some(task);
+                }
+            }
+            Ok(Poll::Ready(())) => drop(task),
+            Err(_) => {
+                // A second panic while the pieces are dropped must not escape either.
+                drop(std::panic::catch_unwind(AssertUnwindSafe(|| drop(task))));
+                self.panics.set(self.panics.get() + 1);
+            }
+        }
+    }
+
+    /// Drops every task and event, which hold the world themselves.
+    pub(super) fn clear(&self) {
+        let slots = std::mem::take(&mut *self.slots.borrow_mut());
+        drop(slots);
+        // Dropped connections have left more events.
+        let events = std::mem::take(&mut *self.events.borrow_mut());
+        drop(events);
+        self.listeners.clear();
+        let events = std::mem::take(&mut *self.events.borrow_mut());
+        drop(events);
+    }
+}
