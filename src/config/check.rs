@@ -372,7 +372,7 @@ impl<'a> Reader<'a> {
         if address.is_none() {
             self.wanted(
                 &keys::ADMIN_ADDRESS,
-                "an address and port such as 127.0.0.1:9911, :9911, or off",
+                "an address and port such as 127.0.0.1:9890, :9890, or off",
             );
         }
         address

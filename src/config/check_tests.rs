@@ -181,7 +181,7 @@ fn g2_values() {
             "--body-budget: 2GiB is below --max-body (3GiB)",
         ),
         (&[(&BODY_BUDGET, "1M")], "--body-budget: `1M`"),
-        (&[(&ADMIN_ADDRESS, "9911")], "--admin-address: `9911`"),
+        (&[(&ADMIN_ADDRESS, "9890")], "--admin-address: `9890`"),
         (
             &[(&SECURE_PROXY, "true")],
             "--secure-proxy: this build serves plain text only",
@@ -315,8 +315,8 @@ fn we_are_never_our_own_decoder() {
 fn addresses() {
     for (text, want) in [
         ("off", None),
-        ("127.0.0.1:9911", Some("127.0.0.1:9911")),
-        (":9911", Some("[::]:9911")),
+        ("127.0.0.1:9890", Some("127.0.0.1:9890")),
+        (":9890", Some("[::]:9890")),
         ("localhost:1", Some("127.0.0.1:1")),
         ("[::1]:2", Some("[::1]:2")),
     ] {

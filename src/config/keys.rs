@@ -124,9 +124,9 @@ keys! {
     ALLOW_FLAT_BLOCKS: PrefillDecode Switch "allow-flat-blocks" = "false";
         "Take handoffs whose block ids are one flat list, as older engines write them"
     MAX_BODY: Limits Value("SIZE") "max-body" = "512MiB";
-        "Largest request body that is held for prefill/decode"
+        "Largest request body"
     BODY_BUDGET: Limits Value("SIZE") "body-budget" = "2GiB";
-        "Bytes of all held request bodies together"
+        "Bytes of all bodies held for prefill/decode together"
     MAX_PREFILL_ANSWER: Limits Value("SIZE") "max-prefill-answer" = "64MiB";
         "Largest prefill answer"
     CONNECT_TIMEOUT: Timeouts Value("DURATION") "connect-timeout" = "2s";
@@ -147,7 +147,7 @@ keys! {
         "Running requests after SIGTERM"
     DRAIN_SETTLE: Timeouts Value("DURATION") "drain-settle" = "0s";
         "Keep accepting this long after SIGTERM, while load balancers notice"
-    ADMIN_ADDRESS: Observability Value("ADDR") "admin-address" = "127.0.0.1:9911";
+    ADMIN_ADDRESS: Observability Value("ADDR") "admin-address" = "127.0.0.1:9890";
         "Address of /metrics, /livez and /readyz, or off"
     LOG_LEVEL: Observability Value("LEVEL") "log-level" = "info", common;
         "error, warn, info, debug or trace"

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::labels::{PdOutcome, PdReason, Phase, Route};
+use super::labels::{Phase, Route};
 use super::line;
 use crate::config::AccessLog;
+use crate::pd::{Outcome, Reason};
 
 /// Records of one ring: 80,000 requests per second and shard between two sweeps, in about 1 MiB.
 const RING_RECORDS: usize = 4096;
@@ -140,9 +141,9 @@ pub struct Record {
     /// Prefill target as `host:port`; empty if there was none.
     pub prefill: Inline<64>,
     /// Where the prompt was computed.
-    pub outcome: PdOutcome,
+    pub outcome: Option<Outcome>,
     /// Why there.
-    pub reason: PdReason,
+    pub reason: Reason,
     /// Attempts at engines, all legs together.
     pub attempts: u32,
     /// Body bytes from the client.

@@ -110,58 +110,6 @@ labels! {
         /// From a later read to its write.
         Chunk = "chunk",
     }
-
-    /// Where the prompt was computed.
-    PdOutcome {
-        /// Not a request that prefill/decode applies to; never counted.
-        None = "none",
-        /// On the prefiller, and its KV cache was used.
-        Remote = "remote",
-        /// On the decoder, by a rule.
-        LocalPolicy = "local_policy",
-        /// On the decoder, because the prefiller's help could not be used.
-        LocalFallback = "local_fallback",
-        /// Nowhere: the client got an error.
-        Failed = "failed",
-    }
-
-    /// Why it was computed there.
-    PdReason {
-        /// The normal way.
-        None = "none",
-        /// No prefill target was named.
-        NoPrefiller = "no_prefiller",
-        /// More than one answer was asked for (`n`).
-        SeveralChoices = "several_choices",
-        /// `best_of` above one.
-        BestOf = "best_of",
-        /// A list of prompts.
-        SeveralPrompts = "several_prompts",
-        /// Log-probabilities of the prompt were asked for.
-        PromptLogprobs = "prompt_logprobs",
-        /// The prefill target is this pod.
-        SelfTarget = "self_target",
-        /// The prefill answer had no handoff.
-        MissingKv = "missing_kv",
-        /// The handoff had a wrong shape.
-        MalformedKv = "malformed_kv",
-        /// The handoff was too old.
-        StaleKv = "stale_kv",
-        /// The handoff was already sent once, so a replay went without it.
-        UsedKv = "used_kv",
-        /// The decoder could not load the KV cache.
-        DecodeKvError = "decode_kv_error",
-        /// The prefiller could not be connected to.
-        PrefillConnect = "prefill_connect",
-        /// The prefiller closed the connection early.
-        PrefillReset = "prefill_reset",
-        /// The prefiller answered with an error status.
-        PrefillStatus = "prefill_status",
-        /// The prefiller took too long.
-        PrefillTimeout = "prefill_timeout",
-        /// The prefill answer could not be read.
-        PrefillAnswer = "prefill_answer",
-    }
 }
 
 impl CodeClass {
@@ -196,7 +144,7 @@ mod tests {
                 assert_eq!(labels.len(), $name::ALL.len());
             )*};
         }
-        check!(Route CodeClass Phase LegRole Direction PdOutcome PdReason);
+        check!(Route CodeClass Phase LegRole Direction);
     }
 
     #[test]

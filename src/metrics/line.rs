@@ -6,6 +6,7 @@
 use std::io::Write;
 
 use super::access::{EndedAt, EndedBy, Record};
+use crate::pd::Outcome;
 
 /// More than the longest line: 144 bytes of foreign text at six bytes each, and the fixed rest.
 pub(super) const BYTES_MAX: usize = 2048;
@@ -33,7 +34,11 @@ pub(super) fn write(record: &Record, out: &mut Vec<u8>) {
         b"" => out.extend_from_slice(b"null"),
         target => text(target, out),
     }
-    plain(out, ",\"pd\":\"", record.outcome.label());
+    plain(
+        out,
+        ",\"pd\":\"",
+        record.outcome.map_or("none", Outcome::label),
+    );
     plain(out, "\",\"reason\":\"", record.reason.label());
     number(out, "\",\"attempts\":", u64::from(record.attempts));
     number(out, ",\"bytes_in\":", record.bytes_in);

@@ -10,6 +10,6 @@ mod line;
 mod render;
 mod shard;
 
-pub use labels::{CodeClass, Direction, LegRole, PdOutcome, PdReason, Phase, Route};
+pub use labels::{CodeClass, Direction, LegRole, Phase, Route};
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;

@@ -13,8 +13,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry;
 
 use super::cell::{Counter, Gauge, Total, precise};
-use super::labels::{CodeClass, Direction, LegRole, PdOutcome, PdReason, Phase, Route};
+use super::labels::{CodeClass, Direction, LegRole, Phase, Route};
 use super::shard::ShardMetrics;
+use crate::pd::{Outcome, Reason};
 use crate::sys::process;
 
 /// Media type of `Registry::render`.
@@ -190,17 +191,16 @@ impl Scrape {
     /// All outcomes of the normal way, and the other pairs once they have happened: most of the
     /// product of both sets cannot happen.
     fn prefill_decode(&self, out: &mut Out<'_>) -> Result<(), Error> {
-        let pairs = PdOutcome::ALL
+        let pairs = Outcome::ALL
             .iter()
-            .filter(|outcome| **outcome != PdOutcome::None)
-            .flat_map(|outcome| PdReason::ALL.iter().map(move |reason| (outcome, reason)));
+            .flat_map(|outcome| Reason::ALL.iter().map(move |reason| (outcome, reason)));
         out.counters(
             "ringside_pd_requests",
             "Where prompts were computed, and why there",
             pairs.filter_map(|(outcome, reason)| {
                 let count = self.sum(|shard| &shard.pd[outcome.index()][reason.index()]);
                 let labels = [("outcome", outcome.label()), ("reason", reason.label())];
-                (count > 0 || *reason == PdReason::None).then_some((labels, count))
+                (count > 0 || *reason == Reason::None).then_some((labels, count))
             }),
         )?;
         out.counter(
@@ -434,14 +434,13 @@ mod tests {
             shard.overhead(Direction::Chunk, 4_000);
             shard.fault(1);
             shard.client_left(Phase::BetweenLegs);
-            shard.pd(PdOutcome::Remote, PdReason::None);
-            shard.pd(PdOutcome::None, PdReason::None);
+            shard.pd(Outcome::Remote, Reason::None);
             shard.pool_idle(LegRole::Decode, 3);
             shard.pool_idle(LegRole::Decode, -1);
             shard.client_connections(5);
             shard.spliced_bytes(100);
         }
-        shards[0].pd(PdOutcome::LocalFallback, PdReason::StaleKv);
+        shards[0].pd(Outcome::LocalFallback, Reason::StaleKv);
         let text = registry.render();
         for line in [
             "ringside_requests_total{route=\"chat\",code=\"2xx\"} 2",
@@ -458,7 +457,7 @@ mod tests {
             "ringside_client_disconnects_total{phase=\"between_legs\"} 2",
             "ringside_pd_requests_total{outcome=\"remote\",reason=\"none\"} 2",
             "ringside_pd_requests_total{outcome=\"failed\",reason=\"none\"} 0",
-            "ringside_pd_requests_total{outcome=\"local_fallback\",reason=\"stale_kv\"} 1",
+            "ringside_pd_requests_total{outcome=\"local_fallback\",reason=\"handoff_stale\"} 1",
             "ringside_upstream_connections{leg=\"decode\",state=\"idle\"} 4",
             "ringside_client_connections 10",
             "ringside_spliced_bytes_total 200",

@@ -4,7 +4,8 @@
 //! locks or reads a clock.
 
 use super::cell::{Bounds, Counter, Gauge, Histogram};
-use super::labels::{CodeClass, Direction, LegRole, PdOutcome, PdReason, Phase, Route};
+use super::labels::{CodeClass, Direction, LegRole, Phase, Route};
+use crate::pd::{Outcome, Reason};
 
 /// vLLM's buckets of time to first token, so that our panels lie over the engines'. Microseconds.
 pub(super) static FIRST_TOKEN_BOUNDS: Bounds<22> = Bounds {
@@ -97,7 +98,7 @@ pub struct ShardMetrics {
     pub(super) overhead: [Histogram<15>; Direction::ALL.len()],
     pub(super) faults: Box<[Counter]>,
     pub(super) left: [Counter; Phase::ALL.len()],
-    pub(super) pd: [[Counter; PdReason::ALL.len()]; PdOutcome::ALL.len()],
+    pub(super) pd: [[Counter; Reason::ALL.len()]; Outcome::ALL.len()],
     pub(super) pool_idle: [Gauge; LegRole::ALL.len()],
     pub(super) pool_active: [Gauge; LegRole::ALL.len()],
     pub(super) clients: Gauge,
@@ -181,11 +182,9 @@ impl ShardMetrics {
         self.left[phase.index()].add(1);
     }
 
-    /// Where a prompt was computed, and why there. `PdOutcome::None` is not counted.
-    pub fn pd(&self, outcome: PdOutcome, reason: PdReason) {
-        if outcome != PdOutcome::None {
-            self.pd[outcome.index()][reason.index()].add(1);
-        }
+    /// Where a prompt was computed, and why there.
+    pub fn pd(&self, outcome: Outcome, reason: Reason) {
+        self.pd[outcome.index()][reason.index()].add(1);
     }
 
     /// Idle engine connections came or went.

@@ -5,8 +5,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
 use crate::config::Cores;
 use crate::config::units::show_cpus;
 
@@ -98,25 +96,25 @@ fn plan_auto(allowed: &[usize], quota: Option<f64>) -> CorePlan {
 /// CPUs the calling thread may run on, ascending; empty where the kernel does not tell.
 #[must_use]
 pub fn allowed_cpus() -> Vec<usize> {
-    match sched_getaffinity(None) {
-        Ok(set) => (0..CpuSet::MAX_CPU)
-            .filter(|cpu| set.is_set(*cpu))
-            .collect(),
-        Err(_) => Vec::new(),
-    }
+    let ids = core_affinity::get_core_ids().unwrap_or_default();
+    ids.into_iter().map(|core| core.id).collect()
 }
 
 /// Pins the calling thread.
 ///
 /// # Errors
-/// The kernel's, and `InvalidInput` for a CPU no set can hold.
+/// `InvalidInput` for a CPU this thread may not run on.
 pub fn pin(cpu: usize) -> io::Result<()> {
-    if cpu >= CpuSet::MAX_CPU {
-        return Err(io::ErrorKind::InvalidInput.into());
+    // The library indexes a fixed set with the number.
+    let in_set = cpu < crate::config::units::CPU_MAX;
+    if in_set && core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
+        Ok(())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the kernel refused this CPU",
+        ))
     }
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).map_err(io::Error::from)
 }
 
 /// How many CPUs' worth of time this process may use; `None` is unlimited.

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -15,6 +16,7 @@ use rustix::net::{
 };
 
 use crate::config::ListenAddress;
+use crate::limits::{KEEPALIVE_IDLE_SECS, KEEPALIVE_INTERVAL_SECS, KEEPALIVE_PROBES_MAX};
 
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -143,9 +145,24 @@ fn socket_at(address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if sharing == Sharing::Shards {
         sockopt::set_socket_reuseport(&socket, true)?;
+        // Accepted connections inherit both. Without TCP_NODELAY a token could wait for the
+        // acknowledgement of the one before.
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        set_keepalive(&socket)?;
     }
     bind(&socket, &address)?;
     Ok(socket)
+}
+
+/// Makes the kernel notice a peer that vanished without a word.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn set_keepalive(socket: &OwnedFd) -> Result<(), Errno> {
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(KEEPALIVE_IDLE_SECS))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(KEEPALIVE_INTERVAL_SECS))?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES_MAX)
 }
 
 #[cfg(test)]
@@ -157,6 +174,19 @@ mod tests {
     fn free_port() -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn accepted_connections_inherit_what_the_listener_was_given() {
+        let port = free_port();
+        let at = ListenAddress::Address(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let listener = bind_shared(at).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(accepted.nodelay().unwrap());
+        assert!(sockopt::socket_keepalive(&accepted).unwrap());
+        drop(client);
     }
 
     #[test]

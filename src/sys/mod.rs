@@ -10,4 +10,4 @@ pub mod process;
 
 pub use cores::{CoreError, CorePlan, allowed_cpus, cpu_quota, cpu_quota_in, pin, plan_cores};
 pub use files::{FileLimit, raise_nofile};
-pub use listen::{BindError, bind_alone, bind_shared, probe};
+pub use listen::{BindError, bind_alone, bind_shared, probe, set_keepalive};
