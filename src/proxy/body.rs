@@ -1,0 +1,188 @@
+//! A request body that has to be known whole before the first leg can be sent.
+
+use super::budget::Reserved;
+use super::client::Limit;
+use super::exchange::Exchange;
+use crate::fault::Fault;
+use crate::h1::{BodyMeter, Framing};
+use crate::json::{Document, Scanner};
+use crate::limits::{BODY_RESERVE_STEP_BYTES, RECEIVE_LARGE_BYTES, STEPS_PER_TURN_MAX};
+use crate::metrics::Phase;
+use crate::net::{Conn, Net, would_block};
+use crate::pd::nixlv2::WATCH;
+
+/// A body as the client sent it, without its framing, and where its members are.
+pub(super) struct Body {
+    pub(super) bytes: Vec<u8>,
+    pub(super) document: Document,
+    _reserved: Reserved,
+}
+
+struct Reading {
+    bytes: Vec<u8>,
+    scanner: Scanner,
+    meter: BodyMeter,
+    reserved: Reserved,
+    bytes_max: u64,
+}
+
+/// Reads and scans the request's body.
+///
+/// # Errors
+/// What is wrong with it, `BudgetSpent`, or what became of the client.
+pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Body, Fault> {
+    exchange.enter(Phase::Upload);
+    let mut reading = Reading {
+        bytes: Vec::new(),
+        scanner: Scanner::new(WATCH),
+        meter: BodyMeter::new(exchange.framing),
+        reserved: Reserved::new(&exchange.shard.budget),
+        bytes_max: exchange.shard.config.limits.body_bytes_max,
+    };
+    reading.reserve(exchange.framing)?;
+    // The head moves to a buffer of its own, and the one both came in is freed whole: shrinking it
+    // would leave a hole too small for the next request, as large as the body.
+    let head = exchange.bytes[..exchange.head.len].to_vec();
+    let mut arrived = std::mem::replace(&mut exchange.bytes, head);
+    // Sending a 100 to a slow client looks out for its end by reading on: bytes of this body.
+    arrived.append(&mut exchange.client.take_ahead());
+    let early = &arrived[exchange.head.len..];
+    let taken = reading.take(early)?;
+    if taken < early.len() {
+        exchange.client.put_back(&early[taken..]);
+    }
+    exchange.shard.recycle(arrived);
+    let mut steps = 0_u32;
+    while !reading.meter.is_done() {
+        steps = steps.wrapping_add(1);
+        if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+            exchange.client.conn.forget_readable();
+        }
+        receive_more(exchange, &mut reading).await?;
+    }
+    exchange.body_done = true;
+    exchange.account.bytes_in += reading.bytes.len() as u64;
+    let document = reading.scanner.finish().map_err(Fault::Json)?;
+    Ok(Body {
+        bytes: reading.bytes,
+        document,
+        _reserved: reading.reserved,
+    })
+}
+
+async fn receive_more<N: Net>(
+    exchange: &Exchange<'_, N>,
+    reading: &mut Reading,
+) -> Result<(), Fault> {
+    let (shard, client) = (exchange.shard, exchange.client);
+    let limit = Limit::of(
+        shard.net.now(),
+        shard.config.timeouts.body,
+        Fault::BodyTimeout,
+    );
+    client
+        .until_own(shard, limit, |cx| client.conn.poll_readable(cx))
+        .await?;
+    let received = match reading.meter.remaining() {
+        // The length is known: straight into place.
+        Some(remaining) => {
+            let room = usize::try_from(remaining)
+                .unwrap_or(usize::MAX)
+                .min(RECEIVE_LARGE_BYTES);
+            let before = reading.bytes.len();
+            let received = client.conn.try_recv_append(&mut reading.bytes, room);
+            received.map(|n| (n, reading.take_in_place(before)))
+        }
+        None => shard.with_small(|buffer| {
+            client.conn.try_recv(buffer).map(|n| {
+                let taken = reading.take(&buffer[..n]);
+                if let Ok(taken) = taken
+                    && taken < n
+                {
+                    client.put_back(&buffer[taken..n]);
+                }
+                (n, taken.map(|_| ()))
+            })
+        }),
+    };
+    match received {
+        Ok((0, _)) => Err(client.note_gone()),
+        Ok((_, taken)) => taken,
+        Err(error) if would_block(&error) => Ok(()),
+        Err(_) => Err(client.note_gone()),
+    }
+}
+
+impl Reading {
+    /// Reserves an announced length before anything of it is read.
+    fn reserve(&mut self, framing: Framing) -> Result<(), Fault> {
+        let Framing::Length(length) = framing else {
+            return Ok(());
+        };
+        if !self.reserved.grow_to(length) {
+            return Err(Fault::BudgetSpent);
+        }
+        let length = usize::try_from(length).map_err(|_| Fault::BodyTooLarge)?;
+        self.bytes
+            .try_reserve_exact(length)
+            .map_err(|_| Fault::BudgetSpent)
+    }
+
+    /// Takes framed bytes; returns how many belong to this body.
+    fn take(&mut self, framed: &[u8]) -> Result<usize, Fault> {
+        let before = self.bytes.len();
+        let mut overflow = None;
+        let (bytes, reserved, bytes_max) = (&mut self.bytes, &mut self.reserved, self.bytes_max);
+        let taken = self.meter.decode(framed, |span| {
+            if overflow.is_none() {
+                overflow = append(bytes, reserved, bytes_max, span.of(framed)).err();
+            }
+        });
+        let taken = taken.map_err(|_| Fault::Chunk)?;
+        match overflow {
+            Some(fault) => Err(fault),
+            None => self.scan(before).map(|()| taken),
+        }
+    }
+
+    /// Takes the bytes from `before` on, which were received into their place.
+    fn take_in_place(&mut self, before: usize) -> Result<(), Fault> {
+        let new = self.bytes.len() - before;
+        let counted = self.meter.skip(new as u64);
+        debug_assert!(counted, "no more was received than remained");
+        self.scan(before)
+    }
+
+    fn scan(&mut self, before: usize) -> Result<(), Fault> {
+        self.scanner
+            .feed(&self.bytes[before..])
+            .map_err(Fault::Json)
+    }
+}
+
+/// Appends a piece, within the limits.
+fn append(
+    bytes: &mut Vec<u8>,
+    reserved: &mut Reserved,
+    bytes_max: u64,
+    piece: &[u8],
+) -> Result<(), Fault> {
+    let wanted = bytes.len() + piece.len();
+    if wanted as u64 > bytes_max {
+        return Err(Fault::BodyTooLarge);
+    }
+    if wanted > bytes.capacity() {
+        // Doubling keeps the copies linear; the reservation covers the capacity, not the length.
+        let capacity = wanted
+            .max(bytes.capacity() * 2)
+            .next_multiple_of(BODY_RESERVE_STEP_BYTES);
+        if !reserved.grow_to(capacity as u64) {
+            return Err(Fault::BudgetSpent);
+        }
+        bytes
+            .try_reserve_exact(capacity - bytes.len())
+            .map_err(|_| Fault::BudgetSpent)?;
+    }
+    bytes.extend_from_slice(piece);
+    Ok(())
+}

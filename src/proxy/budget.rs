@@ -1,0 +1,90 @@
+//! How many request body bytes the whole process may hold.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The process-wide budget of buffered body bytes. A request reserves before it reads, so a
+/// flood of large prompts is refused at once instead of filling the memory.
+#[derive(Debug)]
+pub struct Budget {
+    bytes_max: u64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    /// A budget of `bytes_max` bytes.
+    #[must_use]
+    pub fn new(bytes_max: u64) -> Arc<Self> {
+        Arc::new(Self {
+            bytes_max,
+            used: AtomicU64::new(0),
+        })
+    }
+
+    /// Bytes reserved at present.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn try_reserve(&self, bytes: u64) -> bool {
+        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
+        // Relaxed: the counter guards an amount, it publishes nothing.
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .is_ok()
+    }
+}
+
+/// Bytes one request has reserved; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Reserved {
+    /// An empty reservation.
+    pub(super) fn new(budget: &Arc<Budget>) -> Self {
+        Self {
+            budget: Arc::clone(budget),
+            bytes: 0,
+        }
+    }
+
+    /// Grows the reservation to `bytes` in all; `false` when the budget does not have them.
+    pub(super) fn grow_to(&mut self, bytes: u64) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        if !self.budget.try_reserve(more) {
+            return false;
+        }
+        self.bytes += more;
+        true
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_more_than_the_budget_and_all_of_it_back() {
+        let budget = Budget::new(100);
+        let mut first = Reserved::new(&budget);
+        let mut second = Reserved::new(&budget);
+        assert!(first.grow_to(60) && first.grow_to(60) && first.grow_to(10));
+        assert!(second.grow_to(40));
+        assert!(!second.grow_to(41) && !first.grow_to(u64::MAX));
+        assert_eq!(budget.used(), 100);
+        drop(first);
+        assert!(second.grow_to(100));
+        drop(second);
+        assert_eq!(budget.used(), 0);
+    }
+}

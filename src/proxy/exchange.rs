@@ -1,0 +1,488 @@
+//! One request and its answer.
+
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::client::{Client, Limit};
+use super::head::{self, Forwarded, OwnAnswer};
+use super::request_id;
+use super::shard::Shard;
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::h1::{self, Framing, Method, Name, RequestHead, Version};
+use crate::metrics::{self, CodeClass, Phase, ShardMetrics};
+use crate::net::pool::EndpointId;
+use crate::net::{Conn, Moment, Net};
+use crate::pd::candidate::Candidates;
+use crate::pd::{Api, Outcome, Reason, Route};
+
+/// What becomes of the connection after an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Another request may follow.
+    Request,
+    /// It is closed now.
+    Close,
+    /// It is closed once the client has had its answer.
+    Linger,
+}
+
+/// One request and everything that is known about it.
+pub(super) struct Exchange<'a, N: Net> {
+    pub(super) shard: &'a Rc<Shard<N>>,
+    pub(super) client: &'a Client<N>,
+    pub(super) head: RequestHead,
+    /// The head's bytes, and at first what came behind them.
+    pub(super) bytes: Vec<u8>,
+    pub(super) framing: Framing,
+    /// Whether the client's side allows another request.
+    pub(super) keep_alive: bool,
+    /// Whether the request has been taken off the client's connection to its end.
+    pub(super) body_done: bool,
+    /// Whether the engine that answers has taken the whole request.
+    pub(super) sent_whole: bool,
+    /// The protocol change the client asked for has been passed on.
+    pub(super) upgrade_sent: bool,
+    pub(super) request_id: Vec<u8>,
+    pub(super) account: Account,
+}
+
+/// What is noted about a request for metrics and the access log.
+pub(super) struct Account {
+    pub(super) route: metrics::Route,
+    pub(super) started: Moment,
+    /// Status the client was sent; 0 as long as nothing was.
+    pub(super) status: u16,
+    /// The whole answer has left.
+    pub(super) complete: bool,
+    pub(super) outcome: Option<(Outcome, Reason)>,
+    pub(super) prefill_target: String,
+    pub(super) attempts: u32,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) prefill_us: u64,
+    pub(super) ttft_us: u64,
+    /// Our own share: from the last client byte to the engine, from the engine's to the client.
+    pub(super) proxy_ns: u64,
+    /// What went wrong, if something did.
+    pub(super) fault: Option<Fault>,
+}
+
+/// Reads one request off the connection, serves it and accounts for it.
+pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Next {
+    let mut exchange = match Exchange::begin(shard, client).await {
+        Ok(exchange) => exchange,
+        Err(Fault::ClientGone) => return Next::Close,
+        Err(fault) => {
+            shard.note_fault(fault);
+            return refuse_head(shard, client, fault).await;
+        }
+    };
+    let running = Running::begin(&shard.metrics, exchange.account.route);
+    let served = exchange.serve().await;
+    let next = exchange.conclude(served).await;
+    running.end(exchange.note());
+    shard.recycle(exchange.bytes);
+    next
+}
+
+/// Counts a request that runs; one whose end is never noted has met a panic.
+struct Running<'a> {
+    metrics: &'a ShardMetrics,
+    route: metrics::Route,
+    ended: bool,
+}
+
+impl<'a> Running<'a> {
+    fn begin(metrics: &'a ShardMetrics, route: metrics::Route) -> Self {
+        metrics.request_started(route);
+        Self {
+            metrics,
+            route,
+            ended: false,
+        }
+    }
+
+    fn end(mut self, (class, total_us): (CodeClass, u64)) {
+        self.ended = true;
+        self.metrics.request_done(self.route, class, total_us);
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.metrics.request_done(self.route, CodeClass::Aborted, 0);
+        }
+    }
+}
+
+/// Answers bytes that are no request: there is no exchange, and no second chance.
+async fn refuse_head<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>, fault: Fault) -> Next {
+    let body = fault.body();
+    let mut out = shard.buffer();
+    head::push_own(
+        &mut out,
+        &OwnAnswer {
+            status: fault.status(),
+            body: body.as_bytes(),
+            request_id: b"",
+            error: Some(fault.label()),
+            retry_after_secs: fault.retry_after_secs(),
+            keep_alive: false,
+            http10: false,
+            is_head: false,
+        },
+    );
+    match client.send(shard, &[std::io::IoSlice::new(&out)]).await {
+        Ok(()) => Next::Linger,
+        Err(_) => Next::Close,
+    }
+}
+
+impl<'a, N: Net> Exchange<'a, N> {
+    /// Reads a head and makes an exchange of it.
+    async fn begin(shard: &'a Rc<Shard<N>>, client: &'a Client<N>) -> Result<Self, Fault> {
+        let started = shard.net.now();
+        let limit = Limit::of(started, shard.config.timeouts.head, Fault::HeadTimeout);
+        let mut head = RequestHead::default();
+        while !client.parse_head(&mut head).map_err(Fault::Head)? {
+            client.receive_head(shard, limit).await?;
+        }
+        let bytes = client.take_ahead();
+        let framing = h1::request_framing(&head, &bytes).map_err(Fault::Head)?;
+        let keep_alive = h1::request_keeps_alive(&head, &bytes);
+        let mut request_id = Vec::new();
+        let theirs = head
+            .field(Name::XRequestId)
+            .map(|field| field.value.of(&bytes));
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let random = [shard.net.random(), shard.net.random()];
+        let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(0);
+        request_id::choose(theirs, unix_ms, random, &mut request_id);
+        let route = route_label(Route::of(head.method, head.target.of(&bytes)));
+        let account = Account {
+            route,
+            started,
+            status: 0,
+            complete: false,
+            outcome: None,
+            prefill_target: String::new(),
+            attempts: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            prefill_us: 0,
+            ttft_us: 0,
+            proxy_ns: 0,
+            fault: None,
+        };
+        let mut exchange = Self {
+            shard,
+            client,
+            head,
+            bytes,
+            framing,
+            keep_alive,
+            body_done: false,
+            sent_whole: false,
+            upgrade_sent: false,
+            request_id,
+            account,
+        };
+        if framing == Framing::None {
+            exchange.finish_body_early();
+        }
+        Ok(exchange)
+    }
+
+    /// A request without a body has ended with its head: what came behind is the next one's.
+    fn finish_body_early(&mut self) {
+        self.body_done = true;
+        let next = self.bytes.split_off(self.head.len);
+        if !next.is_empty() {
+            self.client.put_back(&next);
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), Fault> {
+        #[cfg(debug_assertions)]
+        self.panic_on_request();
+        if self.head.method == Method::Connect {
+            return Err(Fault::Connect);
+        }
+        let expects = h1::expects_continue(&self.head, &self.bytes).map_err(Fault::Head)?;
+        if let Framing::Length(length) = self.framing
+            && length > self.shard.config.limits.body_bytes_max
+        {
+            return Err(Fault::BodyTooLarge);
+        }
+        let route = Route::of(self.head.method, self.head.target.of(&self.bytes));
+        let decoder = self.decoder()?;
+        match route {
+            Route::Health => self.answer_health().await,
+            Route::Other => self.forward(decoder, None, expects).await,
+            Route::Intercepted(api) => {
+                let targets = self.prefillers().map_err(|error| {
+                    self.account.outcome = Some((Outcome::Failed, Reason::BadTarget));
+                    Fault::Target(error)
+                })?;
+                if targets.is_empty() {
+                    self.account.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
+                    self.forward(decoder, Some(api), expects).await
+                } else {
+                    self.split(api, &targets, decoder, expects).await
+                }
+            }
+        }
+    }
+
+    /// Panics where the request asks for it: the only way to test from outside that a defect ends
+    /// one session and no more. Builds without debug assertions do not have it.
+    #[cfg(debug_assertions)]
+    #[expect(clippy::panic, reason = "what it is for")]
+    fn panic_on_request(&self) {
+        let name = b"x-ringside-test-panic".as_slice();
+        let mut fields = self.head.fields.iter();
+        if fields.any(|field| field.name.of(&self.bytes).eq_ignore_ascii_case(name)) {
+            panic!("a request asked for this panic");
+        }
+    }
+
+    /// The decoder this request is for: the listener's rank, or the one the older routing field
+    /// names. Only rank 0's listener honours the field (reference 4).
+    fn decoder(&self) -> Result<EndpointId, Fault> {
+        let decoders = &self.shard.decoders;
+        let field = self.head.field(Name::XDataParallelHostPort);
+        let Some(field) = field.filter(|_| self.client.rank == 0) else {
+            return Ok(decoders[self.client.rank].0);
+        };
+        let wanted = field.value.of(&self.bytes);
+        let pod_ip = self.shard.config.pod_ip.as_deref().unwrap_or_default();
+        let ranks = self.shard.config.ranks.iter();
+        let rank = ranks.map(|rank| format!("{pod_ip}:{}", rank.listen.port()));
+        rank.zip(decoders)
+            .find(|(key, _)| key.as_bytes() == wanted)
+            .map(|(_, (id, _))| *id)
+            .ok_or(Fault::UnknownRank)
+    }
+
+    fn prefillers(&self) -> Result<Vec<Target>, crate::fleet::TargetError> {
+        let values = |name| {
+            self.head
+                .fields_named(name)
+                .map(|field| field.value.of(&self.bytes))
+                .collect::<Vec<_>>()
+        };
+        let new = values(Name::XPrefillerHostPort);
+        let old = values(Name::XPrefillerUrl);
+        if new.is_empty() && old.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sampling = self.shard.config.pd.prefiller_sampling;
+        let random = sampling.then(|| self.shard.net.random());
+        Candidates::read(new.into_iter(), old.into_iter()).choose(random)
+    }
+
+    async fn answer_health(&mut self) -> Result<(), Fault> {
+        let status = if self.shard.is_unhealthy() { 503 } else { 200 };
+        self.answer_own(status, b"", None, None).await
+    }
+
+    /// Writes the head for a leg, without framing and blank line.
+    pub(super) fn leg_head(
+        &self,
+        target: &Target,
+        accept_encoding: bool,
+        upgrade: bool,
+    ) -> Result<Vec<u8>, Fault> {
+        let mut out = self.shard.buffer();
+        let extra = Forwarded {
+            request_id: &self.request_id,
+            client_ip: self.client.conn.peer_ip(),
+            target,
+            accept_encoding,
+            upgrade,
+        };
+        head::push_request(&mut out, &self.head, &self.bytes, &extra).map_err(Fault::Head)?;
+        Ok(out)
+    }
+
+    /// Tells a client that asked first to send its body (RFC 9110 10.1.1).
+    pub(super) async fn send_continue(&self) -> Result<(), Fault> {
+        let line = std::io::IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n");
+        self.client.send(self.shard, &[line]).await
+    }
+
+    /// Whether the connection is kept after an answer that is about to be written.
+    pub(super) fn keeps_alive(&self) -> bool {
+        self.keep_alive && self.body_done && !self.shard.is_draining()
+    }
+
+    pub(super) fn is_http10(&self) -> bool {
+        self.head.version == Version::Http10
+    }
+
+    /// Sends an answer made here.
+    pub(super) async fn answer_own(
+        &mut self,
+        status: u16,
+        body: &[u8],
+        error: Option<&'static str>,
+        retry_after_secs: Option<u32>,
+    ) -> Result<(), Fault> {
+        let mut out = self.shard.buffer();
+        self.keep_alive = self.keeps_alive();
+        head::push_own(
+            &mut out,
+            &OwnAnswer {
+                status,
+                body,
+                request_id: &self.request_id,
+                error,
+                retry_after_secs,
+                keep_alive: self.keep_alive,
+                http10: self.is_http10(),
+                is_head: self.head.method == Method::Head,
+            },
+        );
+        self.account.status = status;
+        self.account.bytes_out += out.len() as u64;
+        self.client
+            .send(self.shard, &[std::io::IoSlice::new(&out)])
+            .await?;
+        self.account.complete = true;
+        self.shard.recycle(out);
+        Ok(())
+    }
+
+    /// Turns how serving ended into an answer where one is still possible, and decides what
+    /// becomes of the connection.
+    async fn conclude(&mut self, served: Result<(), Fault>) -> Next {
+        let Err(fault) = served else {
+            return if self.keep_alive {
+                Next::Request
+            } else {
+                Next::Linger
+            };
+        };
+        self.shard.note_fault(fault);
+        self.account.fault = Some(fault);
+        if matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
+            self.shard.metrics.client_left(self.client.phase.get());
+            self.set_failed(Reason::ClientGone);
+            if self.account.status == 0 {
+                self.client.conn.abort();
+            } else {
+                // It may still read what it has: that must not look like the whole answer.
+                self.client.conn.reset_on_close();
+            }
+            return Next::Close;
+        }
+        self.set_failed(reason_of(fault));
+        if self.account.status != 0 {
+            // The head is out: only the missing end can tell the client.
+            return Next::Close;
+        }
+        if matches!(fault, Fault::Head(_)) {
+            // Where one reading was refused, no other begins.
+            self.keep_alive = false;
+        }
+        let body = fault.body();
+        let answered = self
+            .answer_own(
+                fault.status(),
+                body.as_bytes(),
+                Some(fault.label()),
+                fault.retry_after_secs(),
+            )
+            .await;
+        match answered {
+            Ok(()) if self.keep_alive => Next::Request,
+            Ok(()) => Next::Linger,
+            Err(_) => Next::Close,
+        }
+    }
+
+    /// A split or local request that failed counts as failed, with the first reason noted.
+    fn set_failed(&mut self, reason: Reason) {
+        if let Some((outcome, noted)) = &mut self.account.outcome {
+            if *outcome != Outcome::Failed {
+                *noted = reason;
+            }
+            *outcome = Outcome::Failed;
+        }
+    }
+
+    /// Notes the finished request in the access log; how it is to be counted, and its length.
+    fn note(&self) -> (CodeClass, u64) {
+        let account = &self.account;
+        let total_us = micros_since(self.shard.net.now(), account.started);
+        let metrics = &self.shard.metrics;
+        let class = if account.complete {
+            CodeClass::of(account.status)
+        } else {
+            CodeClass::Aborted
+        };
+        if let Some((outcome, reason)) = account.outcome {
+            metrics.pd(outcome, reason);
+        }
+        self.log_access(total_us);
+        (class, total_us)
+    }
+
+    /// Sets the phase that a departing client is counted under.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.client.phase.set(phase);
+    }
+}
+
+pub(super) fn micros_since(now: Moment, then: Moment) -> u64 {
+    u64::try_from(now.since(then).as_micros()).unwrap_or(u64::MAX)
+}
+
+const fn route_label(route: Route) -> metrics::Route {
+    match route {
+        Route::Health => metrics::Route::Health,
+        Route::Intercepted(Api::Unsplit) | Route::Other => metrics::Route::Other,
+        Route::Intercepted(Api::Chat) => metrics::Route::Chat,
+        Route::Intercepted(Api::Completions) => metrics::Route::Completions,
+        Route::Intercepted(Api::Messages) => metrics::Route::Messages,
+        Route::Intercepted(Api::Responses) => metrics::Route::Responses,
+        Route::Intercepted(Api::Generate) => metrics::Route::Generate,
+        Route::Intercepted(Api::Invocations) => metrics::Route::Invocations,
+    }
+}
+
+/// The reason a failed request is counted under.
+const fn reason_of(fault: Fault) -> Reason {
+    match fault {
+        Fault::PrefillConnect => Reason::PrefillConnect,
+        Fault::PrefillReset => Reason::PrefillReset,
+        Fault::PrefillAnswer | Fault::PrefillAnswerTooLarge => Reason::PrefillAnswer,
+        Fault::PrefillTimeout => Reason::PrefillTimeout,
+        Fault::PrefillStatus(_) => Reason::PrefillStatus,
+        Fault::HandoffMissing => Reason::MissingKv,
+        Fault::Target(_) => Reason::BadTarget,
+        Fault::ClientGone | Fault::ClientStalled => Reason::ClientGone,
+        Fault::DecodeRefused
+        | Fault::DecodeConnectTimeout
+        | Fault::DecodeReset
+        | Fault::DecodeAnswer
+        | Fault::FirstByteTimeout
+        | Fault::DecodeTruncated => Reason::Decode,
+        Fault::Head(_)
+        | Fault::Chunk
+        | Fault::Json(_)
+        | Fault::TooManyEdits
+        | Fault::Connect
+        | Fault::BodyTooLarge
+        | Fault::BudgetSpent
+        | Fault::HeadTimeout
+        | Fault::BodyTimeout
+        | Fault::UnknownRank
+        | Fault::Exhausted
+        | Fault::Bug(_) => Reason::ClientError,
+    }
+}

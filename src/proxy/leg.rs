@@ -1,0 +1,418 @@
+//! One upstream call: a connection, a request on it, the head of its answer.
+
+use std::cell::Cell;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::client::{Limit, Watch};
+use super::exchange::Exchange;
+use super::shard::{Shard, leg_role};
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::h1::{AnswerHead, Framing};
+use crate::json::Splices;
+use crate::limits::{ADDRESSES_MAX, INTERIM_ANSWERS_MAX, RESOLVED_SECS_MAX, SEND_SLICES_MAX};
+use crate::metrics::{Phase, ShardMetrics};
+use crate::net::pool::EndpointId;
+use crate::net::{Conn, Net, would_block};
+use crate::pd::Role;
+
+/// How a leg failed before the head of its answer was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LegFault {
+    /// No address of the engine accepts connections.
+    Refused,
+    /// None did in time.
+    ConnectTimeout,
+    /// The connection ended before the first answer byte.
+    Died,
+    /// The answer is not HTTP/1.1.
+    BadAnswer,
+    /// Something that has nothing to do with this engine.
+    Other(Fault),
+}
+
+impl LegFault {
+    /// The fault it is for a leg of that role.
+    pub(super) const fn fault(self, role: Role) -> Fault {
+        match (self, role) {
+            (Self::Refused, Role::Decode) => Fault::DecodeRefused,
+            (Self::ConnectTimeout, Role::Decode) => Fault::DecodeConnectTimeout,
+            (Self::Died, Role::Decode) => Fault::DecodeReset,
+            (Self::BadAnswer, Role::Decode) => Fault::DecodeAnswer,
+            (Self::Refused | Self::ConnectTimeout, Role::Prefill) => Fault::PrefillConnect,
+            (Self::Died, Role::Prefill) => Fault::PrefillReset,
+            (Self::BadAnswer, Role::Prefill) => Fault::PrefillAnswer,
+            (Self::Other(fault), _) => fault,
+        }
+    }
+}
+
+impl From<Fault> for LegFault {
+    fn from(fault: Fault) -> Self {
+        Self::Other(fault)
+    }
+}
+
+/// A connection to an engine, in use. Dropping it closes it, which makes the engine stop.
+pub(super) struct Upstream<N: Net> {
+    conn: Option<N::Conn>,
+    id: EndpointId,
+    /// It has served a request before, so the engine may have closed it meanwhile.
+    pub(super) reused: bool,
+    /// A send failed: the kernel told that reset then, and will tell no receive of it.
+    pub(super) broke: Cell<bool>,
+    _active: Active,
+}
+
+impl<N: Net> Upstream<N> {
+    pub(super) fn conn(&self) -> &N::Conn {
+        match &self.conn {
+            Some(conn) => conn,
+            None => unreachable!("taken only by `keep`, which consumes"),
+        }
+    }
+
+    /// Gives the connection back for another request. The caller has seen its exchange end
+    /// cleanly, with nothing behind the answer.
+    pub(super) fn keep(mut self, shard: &Shard<N>) {
+        if let Some(conn) = self.conn.take() {
+            shard.pools.checkin(self.id, conn);
+        }
+    }
+}
+
+/// Counts a connection in use.
+struct Active {
+    metrics: Arc<ShardMetrics>,
+    role: Role,
+}
+
+impl Active {
+    fn new(metrics: &Arc<ShardMetrics>, role: Role) -> Self {
+        metrics.pool_active(leg_role(role), 1);
+        Self {
+            metrics: Arc::clone(metrics),
+            role,
+        }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.metrics.pool_active(leg_role(self.role), -1);
+    }
+}
+
+/// Which connection a leg may run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fresh {
+    /// A pooled one that was looked at this instant and was silent.
+    Pooled,
+    /// A new one.
+    New,
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// Gets a connection to an engine.
+    pub(super) async fn connect(
+        &self,
+        id: EndpointId,
+        target: &Target,
+        role: Role,
+        fresh: Fresh,
+        limit: Limit,
+    ) -> Result<Upstream<N>, LegFault> {
+        let active = Active::new(&self.shard.metrics, role);
+        if fresh != Fresh::New
+            && let Some(conn) = self.shard.pools.checkout(id)
+        {
+            return Ok(Upstream {
+                conn: Some(conn),
+                id,
+                reused: true,
+                broke: Cell::new(false),
+                _active: active,
+            });
+        }
+        let before = self.client.phase.replace(Phase::Connect);
+        // A client that leaves meanwhile is counted under this phase.
+        let conn = self.connect_new(id, target, limit).await?;
+        self.client.phase.set(before);
+        Ok(Upstream {
+            conn: Some(conn),
+            id,
+            reused: false,
+            broke: Cell::new(false),
+            _active: active,
+        })
+    }
+
+    async fn connect_new(
+        &self,
+        id: EndpointId,
+        target: &Target,
+        limit: Limit,
+    ) -> Result<N::Conn, LegFault> {
+        const TIMEOUT: Fault = Fault::Bug("connect timeout");
+        let shard = self.shard;
+        let wait = shard.config.timeouts.connect;
+        let connect_limit = || Limit::of(shard.net.now(), wait, TIMEOUT).or_sooner(limit);
+        let timed = |fault: Fault| match fault {
+            TIMEOUT => LegFault::ConnectTimeout,
+            other => LegFault::Other(other),
+        };
+        let addresses = self.addresses(id, target, connect_limit());
+        let addresses = addresses.await.map_err(timed)?;
+        let mut timed_out = false;
+        for address in addresses.iter().take(ADDRESSES_MAX) {
+            let conn = match shard.net.connect(*address) {
+                Ok(conn) => conn,
+                Err(error) if is_exhausted(&error) => return Err(Fault::Exhausted.into()),
+                Err(_) => continue,
+            };
+            let ended = self
+                .client
+                .until(shard, self.early_watch(), connect_limit(), |cx| {
+                    conn.poll_writable(cx)
+                })
+                .await;
+            match ended.map_err(timed) {
+                Ok(()) if conn.connected().is_ok() => return Ok(conn),
+                Ok(()) => {}
+                // Another address of the same engine may be the one that answers.
+                Err(LegFault::ConnectTimeout) => timed_out = true,
+                Err(fault) => return Err(fault),
+            }
+        }
+        Err(if timed_out {
+            LegFault::ConnectTimeout
+        } else {
+            LegFault::Refused
+        })
+    }
+
+    /// How to look out for the client before a leg has begun: the rest of an upload must stay in
+    /// the socket, where the upload looks for it.
+    const fn early_watch(&self) -> Watch {
+        if self.body_done {
+            Watch::Ahead
+        } else {
+            Watch::Hangup
+        }
+    }
+
+    /// The addresses of an engine: an address as it stands, a name through the resolver.
+    pub(super) async fn addresses(
+        &self,
+        id: EndpointId,
+        target: &Target,
+        limit: Limit,
+    ) -> Result<Rc<[SocketAddr]>, Fault> {
+        let shard = self.shard;
+        let known = shard.pools.addresses(id);
+        if let Some((addresses, at)) = &known {
+            let is_young = shard.net.now().since(*at) < Duration::from_secs(RESOLVED_SECS_MAX);
+            if target.name().is_none() || is_young {
+                return Ok(Rc::clone(addresses));
+            }
+        }
+        let joined = shard.lookups.borrow_mut().join(target);
+        let Some(must_ask) = joined else {
+            return Err(Fault::Exhausted);
+        };
+        let _leave = Leave { shard, target };
+        if must_ask && !(shard.resolver)(target) {
+            shard.lookups.borrow_mut().forget(target);
+            return Err(Fault::Exhausted);
+        }
+        if let Some((addresses, _)) = known {
+            // What it was is used while the look-up goes on; nobody waits for a name server.
+            return Ok(addresses);
+        }
+        let answer = self
+            .client
+            .until(shard, self.early_watch(), limit, |cx| {
+                shard.lookups.borrow_mut().poll(target, cx)
+            })
+            .await?;
+        Ok(answer)
+    }
+
+    /// Sends a whole request: `head` (with its blank line) and the spliced body. Stops early,
+    /// without an error, when the engine answers or closes before it has taken everything: the
+    /// answer says why. `true` when everything was sent.
+    pub(super) async fn send_spliced(
+        &self,
+        upstream: &Upstream<N>,
+        request: &SplicedRequest<'_>,
+        answer: &mut Answer,
+        limit: Limit,
+    ) -> Result<bool, LegFault> {
+        let conn = upstream.conn();
+        let total = request.head.len() + request.splices.len();
+        let mut at = 0;
+        loop {
+            match request.try_send(conn, at) {
+                Ok(sent) => at += sent,
+                Err(error) if would_block(&error) => {
+                    let event = self
+                        .client
+                        .until(self.shard, Watch::Ahead, limit, |cx| {
+                            if conn.poll_readable(cx).is_ready() {
+                                return Poll::Ready(false);
+                            }
+                            conn.poll_writable(cx).map(|()| true)
+                        })
+                        .await
+                        // Bytes the engine has not read yet would keep a plain end from it.
+                        .inspect_err(|_| conn.reset_on_close())?;
+                    if !event {
+                        // An interim answer is no reason to stop.
+                        answer.receive(self.shard, conn)?;
+                        if answer.is_complete {
+                            return Ok(false);
+                        }
+                    }
+                }
+                Err(_) => {
+                    upstream.broke.set(true);
+                    return Ok(false);
+                }
+            }
+            if at == total {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Waits for the head of the answer.
+    pub(super) async fn receive_answer(
+        &self,
+        upstream: &Upstream<N>,
+        answer: &mut Answer,
+        limit: Limit,
+    ) -> Result<(), LegFault> {
+        let conn = upstream.conn();
+        while !answer.is_complete {
+            self.client
+                .until(self.shard, Watch::Ahead, limit, |cx| conn.poll_readable(cx))
+                .await?;
+            answer.receive(self.shard, conn)?;
+        }
+        Ok(())
+    }
+}
+
+/// Leaves a look-up also when its wait was given up.
+struct Leave<'a, N: Net> {
+    shard: &'a Shard<N>,
+    target: &'a Target,
+}
+
+impl<N: Net> Drop for Leave<'_, N> {
+    fn drop(&mut self) {
+        self.shard.lookups.borrow_mut().leave(self.target);
+    }
+}
+
+/// A whole request: its head with the blank line, and the client's body with edits.
+pub(super) struct SplicedRequest<'a> {
+    pub(super) head: &'a [u8],
+    pub(super) splices: &'a Splices,
+    pub(super) body: &'a [u8],
+}
+
+impl SplicedRequest<'_> {
+    /// Sends what fits of everything from `at` on.
+    fn try_send<C: Conn>(&self, conn: &C, at: usize) -> std::io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
+        let mut count = 0;
+        if at < self.head.len() {
+            slices[0] = IoSlice::new(&self.head[at..]);
+            count = 1;
+        }
+        let skip = at.saturating_sub(self.head.len());
+        count += self.splices.fill(self.body, skip, &mut slices[count..]);
+        conn.try_send_vectored(&slices[..count])
+    }
+}
+
+/// Whether a connect failed because this machine has run out of something. The numbers are
+/// Linux's `ENFILE`, `EMFILE`, `EADDRNOTAVAIL`, `ENOBUFS` and `ENOMEM`.
+fn is_exhausted(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24 | 99 | 105 | 12))
+}
+
+/// An answer's head while it arrives, and the first of its body behind it.
+#[derive(Default)]
+pub(super) struct Answer {
+    pub(super) bytes: Vec<u8>,
+    pub(super) head: AnswerHead,
+    pub(super) framing: Framing,
+    is_complete: bool,
+    interim: u32,
+}
+
+impl Answer {
+    /// Whether the final head is there.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// The body bytes that came with the head.
+    pub(super) fn rest(&self) -> &[u8] {
+        &self.bytes[self.head.len..]
+    }
+
+    /// Receives once.
+    pub(super) fn receive<N: Net>(
+        &mut self,
+        shard: &Shard<N>,
+        conn: &N::Conn,
+    ) -> Result<(), LegFault> {
+        if self.bytes.capacity() == 0 {
+            // Not before: an engine may be silent for minutes.
+            self.bytes = shard.buffer();
+        }
+        let received = shard.with_small(|buffer| {
+            conn.try_recv(buffer)
+                .inspect(|n| self.bytes.extend_from_slice(&buffer[..*n]))
+        });
+        let nothing_yet = self.bytes.is_empty() && self.interim == 0;
+        match received {
+            Ok(0) if nothing_yet => Err(LegFault::Died),
+            Ok(0) => Err(LegFault::BadAnswer),
+            Ok(_) => self.parse(),
+            Err(error) if would_block(&error) => Ok(()),
+            Err(_) if nothing_yet => Err(LegFault::Died),
+            Err(_) => Err(LegFault::BadAnswer),
+        }
+    }
+
+    /// Parses the head; interim answers (RFC 9110 15.2) are dropped, since the client asked us
+    /// and not the engine for a 100, and there is a bound on them.
+    fn parse(&mut self) -> Result<(), LegFault> {
+        while self
+            .head
+            .parse(&self.bytes)
+            .map_err(|_| LegFault::BadAnswer)?
+        {
+            let is_final = self.head.status >= 200 || self.head.status == 101;
+            if is_final {
+                self.is_complete = true;
+                return Ok(());
+            }
+            self.interim += 1;
+            if self.interim > INTERIM_ANSWERS_MAX {
+                return Err(LegFault::BadAnswer);
+            }
+            self.bytes.drain(..self.head.len);
+        }
+        Ok(())
+    }
+}

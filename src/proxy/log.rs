@@ -1,0 +1,76 @@
+//! What the access log is told of a request.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::exchange::Exchange;
+use crate::fault::{Blame, Fault};
+use crate::fleet::Target;
+use crate::metrics::access::{EndedAt, EndedBy, Inline, Record};
+use crate::net::{Conn, Net};
+use crate::pd::Reason;
+
+impl<N: Net> Exchange<'_, N> {
+    /// Hands the request to the log's thread; a full ring loses the line and counts it.
+    pub(super) fn log_access(&self, total_us: u64) {
+        let mut access = self.shard.access.borrow_mut();
+        let Some(ring) = &mut *access else { return };
+        let account = &self.account;
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let ended = u64::try_from(unix.as_micros()).unwrap_or(0);
+        let (ended_by, ended_at) = self.ended();
+        let (outcome, reason) = account.outcome.unzip();
+        let record = Record {
+            unix_micros: ended.saturating_sub(total_us),
+            id: Inline::new(&self.request_id),
+            route: account.route,
+            method: Inline::new(self.head.method_span.of(&self.bytes)),
+            status: account.status,
+            ended_by,
+            ended_at,
+            client: self.client.conn.peer_ip(),
+            prefill: Inline::new(account.prefill_target.as_bytes()),
+            outcome,
+            reason: reason.unwrap_or(Reason::None),
+            attempts: account.attempts,
+            bytes_in: account.bytes_in,
+            bytes_out: account.bytes_out,
+            prefill_micros: (account.prefill_us > 0).then_some(account.prefill_us),
+            ttft_micros: (account.ttft_us > 0).then_some(account.ttft_us),
+            total_micros: total_us,
+            proxy_micros: account.proxy_ns / 1000,
+        };
+        if !ring.push(record) {
+            self.shard.metrics.access_log_dropped();
+        }
+    }
+
+    /// Keeps the prefiller's name for the log, if there is one.
+    pub(super) fn note_prefill_target(&mut self, target: &Target) {
+        if self.shard.access.borrow().is_some() {
+            self.account.prefill_target = target.to_string();
+        }
+    }
+
+    fn ended(&self) -> (EndedBy, EndedAt) {
+        let Some(fault) = self.account.fault else {
+            return (EndedBy::Nobody, EndedAt::Complete);
+        };
+        let by = match (fault.blame(), fault) {
+            (
+                _,
+                Fault::PrefillConnect
+                | Fault::PrefillReset
+                | Fault::PrefillAnswer
+                | Fault::PrefillAnswerTooLarge
+                | Fault::PrefillTimeout
+                | Fault::PrefillStatus(_),
+            ) => EndedBy::Prefill,
+            (Blame::Client, _) => EndedBy::Client,
+            (Blame::Upstream, _) => EndedBy::Upstream,
+            (Blame::Ours, _) => EndedBy::Ringside,
+        };
+        (by, EndedAt::of(self.client.phase.get()))
+    }
+}

@@ -1,0 +1,28 @@
+//! The way of a request: from an accepted connection to the last byte of its answer.
+//!
+//! [`shard`] owns what one thread has. A session (`session`) reads heads and makes an exchange
+//! (`exchange`) of each: pass-through and decode-only requests are uploaded while they arrive
+//! (`upload`), split ones are read whole and run leg by leg (`split`, `leg`). The answer goes
+//! through `relay`. Everything is written against the seam of [`crate::net`] and runs on the
+//! simulation unchanged.
+
+mod body;
+mod budget;
+mod client;
+mod exchange;
+mod head;
+mod leg;
+mod log;
+mod relay;
+mod request_id;
+mod resolve;
+mod session;
+pub mod shard;
+#[cfg(test)]
+mod sim_tests;
+mod split;
+mod tunnel;
+mod upload;
+
+pub use budget::Budget;
+pub use resolve::{Resolved, Resolver};

@@ -1,0 +1,385 @@
+//! An answer on its way from an engine to the client.
+//!
+//! Per chunk: one wait, one receive, one look at the framing, one send. The engine's own chunk
+//! framing passes unchanged wherever the body does; it is made anew only where the body is
+//! edited or the client does not know chunks.
+
+use std::io::IoSlice;
+
+use super::client::{Client, Limit, Watch};
+use super::exchange::{Exchange, micros_since};
+use super::head::{self, AnswerExtra, Outgoing};
+use super::leg::{Answer, Upstream};
+use super::shard::Shard;
+use crate::fault::Fault;
+use crate::h1::{self, BodyMeter, Framing, Name};
+use crate::json::{AnswerForm, UsageRewriter, UsageShape};
+use crate::limits::STEPS_PER_TURN_MAX;
+use crate::metrics::{Direction, Phase};
+use crate::net::{Conn, Moment, Net, would_block};
+
+/// One chunk in this many is timed for the overhead metric: two clock reads are a noticeable
+/// share of a chunk's cost.
+const CHUNKS_PER_TIMING: u32 = 16;
+
+/// What is changed in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rewrite {
+    /// Nothing.
+    None,
+    /// The cached-token count, to this number.
+    Usage(UsageShape, u64),
+}
+
+/// How payload leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// With the engine's framing, byte for byte.
+    Verbatim,
+    /// Without framing.
+    Bare,
+    /// In chunks of our own.
+    Chunked,
+}
+
+/// The state of one relayed body.
+struct Relay {
+    meter: BodyMeter,
+    form: Form,
+    rewriter: Option<UsageRewriter>,
+    /// Bytes came behind the end of the answer: the connection is not to be trusted again.
+    has_surplus: bool,
+    chunks: u32,
+}
+
+/// What one receive led to.
+enum Step {
+    /// All of it has left.
+    Sent,
+    /// The client was slow: this is still to be sent.
+    Rest(Vec<u8>),
+    /// Nothing was there after all.
+    Nothing,
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// Relays an answer whose head is there; the engine's connection is kept if it may be.
+    ///
+    /// Callers box it: it would double the memory of a request that waits for a silent engine.
+    pub(super) async fn relay(
+        &mut self,
+        upstream: Upstream<N>,
+        mut answer: Answer,
+        rewrite: Rewrite,
+    ) -> Result<(), Fault> {
+        let received = self.shard.net.now();
+        let (head, bytes) = (&answer.head, &answer.bytes);
+        if head.status == 101 {
+            // Rare, and large: it must not be part of every exchange.
+            return Box::pin(self.relay_upgrade(upstream, answer)).await;
+        }
+        let framing = h1::answer_framing(self.head.method, head, bytes);
+        answer.framing = framing.map_err(|_| Fault::DecodeAnswer)?;
+        let engine_keeps = h1::answer_keeps_alive(head, bytes, answer.framing);
+        let rewriter = self.rewriter(&answer, rewrite);
+        let (outgoing, form) = self.outgoing(answer.framing, rewriter.is_some());
+        self.keep_alive = self.keeps_alive() && outgoing != Outgoing::UntilClose;
+        let mut relay = Relay {
+            meter: BodyMeter::new(answer.framing),
+            form,
+            rewriter,
+            has_surplus: false,
+            chunks: 0,
+        };
+        let is_open_ended = outgoing == Outgoing::UntilClose;
+        self.relay_first(&answer, outgoing, &mut relay, received)
+            .await?;
+        self.shard.recycle(std::mem::take(&mut answer.bytes));
+        self.enter(Phase::Streaming);
+        self.relay_body(&upstream, &mut relay).await?;
+        if is_open_ended {
+            self.client.conn.close_cleanly();
+        }
+        self.account.complete = true;
+        if engine_keeps && self.sent_whole && !relay.has_surplus {
+            upstream.keep(self.shard);
+        }
+        Ok(())
+    }
+
+    /// The rewriter for an answer that has a count to correct: a successful one, in clear.
+    fn rewriter(&self, answer: &Answer, rewrite: Rewrite) -> Option<UsageRewriter> {
+        let Rewrite::Usage(shape, cached_tokens) = rewrite else {
+            return None;
+        };
+        let has_body = answer.framing != Framing::None;
+        let is_encoded = answer.head.field(Name::ContentEncoding).is_some();
+        if !has_body || is_encoded || !(200..300).contains(&answer.head.status) {
+            return None;
+        }
+        let content_type = answer.head.field(Name::ContentType);
+        let content_type = content_type.map_or(&b""[..], |field| field.value.of(&answer.bytes));
+        let is_stream =
+            content_type.starts_with(b"text/event-stream") || answer.rest().starts_with(b"data:");
+        let form = if is_stream {
+            AnswerForm::Sse
+        } else {
+            AnswerForm::Json
+        };
+        Some(UsageRewriter::new(form, shape, cached_tokens))
+    }
+
+    /// How the body leaves: its framing in the client's head, and what that does to each piece.
+    fn outgoing(&self, framing: Framing, rewritten: bool) -> (Outgoing, Form) {
+        match (framing, rewritten, self.is_http10()) {
+            (Framing::None, _, _) => (Outgoing::None, Form::Verbatim),
+            (Framing::Length(length), false, _) => (Outgoing::Length(length), Form::Verbatim),
+            (Framing::Chunked, false, false) => (Outgoing::Chunked, Form::Verbatim),
+            (Framing::UntilClose, false, _) => (Outgoing::UntilClose, Form::Verbatim),
+            (_, _, true) => (Outgoing::UntilClose, Form::Bare),
+            // An edit changes the length, and nothing is held back to find out by how much.
+            (_, true, false) => (Outgoing::Chunked, Form::Chunked),
+        }
+    }
+
+    /// Sends the head together with whatever of the body came with it.
+    async fn relay_first(
+        &mut self,
+        answer: &Answer,
+        outgoing: Outgoing,
+        relay: &mut Relay,
+        received: Moment,
+    ) -> Result<(), Fault> {
+        let mut body = self.shard.buffer();
+        relay.transform(answer.rest(), &mut body)?;
+        let mut outgoing = outgoing;
+        if relay.form == Form::Chunked && relay.meter.is_done() {
+            // The whole body is here: its length is known after all.
+            body.clear();
+            relay.restart(answer.framing, Form::Bare);
+            relay.transform(answer.rest(), &mut body)?;
+            outgoing = Outgoing::Length(body.len() as u64);
+        }
+        let mut out = self.shard.buffer();
+        let extra = AnswerExtra {
+            request_id: &self.request_id,
+            method: self.head.method,
+            keep_alive: self.keep_alive,
+            http10: self.is_http10(),
+            upgrade: None,
+        };
+        head::push_answer(&mut out, &answer.head, &answer.bytes, outgoing, &extra)
+            .map_err(|_| Fault::DecodeAnswer)?;
+        self.account.status = answer.head.status;
+        if outgoing == Outgoing::UntilClose {
+            // The end of the connection will be the end of the answer, so whatever ends it early,
+            // the end of this process included, must not look like that.
+            self.client.conn.reset_on_close();
+        }
+        self.account.bytes_out += (out.len() + body.len()) as u64;
+        if !body.is_empty() {
+            self.note_first_token();
+        }
+        self.client
+            .send(self.shard, &[IoSlice::new(&out), IoSlice::new(&body)])
+            .await?;
+        let took = self.shard.net.now().since(received);
+        let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.shard.metrics.overhead(Direction::FirstByte, took_ns);
+        self.account.proxy_ns += took_ns;
+        self.shard.recycle(out);
+        self.shard.recycle(body);
+        Ok(())
+    }
+
+    /// Relays the rest of the body, piece by piece as it arrives.
+    async fn relay_body(&mut self, upstream: &Upstream<N>, relay: &mut Relay) -> Result<(), Fault> {
+        let (shard, client, conn) = (self.shard, self.client, upstream.conn());
+        let mut steps = 0_u32;
+        while !relay.meter.is_done() {
+            steps = steps.wrapping_add(1);
+            if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+                conn.forget_readable();
+            }
+            client
+                .until(shard, Watch::Ahead, Limit::NONE, |cx| {
+                    conn.poll_readable(cx)
+                })
+                .await?;
+            let step = shard.with_small(|buffer| match conn.try_recv(buffer) {
+                // An end behind a reset that a send was told of may be any point of the body.
+                Ok(0) if upstream.broke.get() => Err(Fault::DecodeTruncated),
+                Ok(0) => relay.end(shard, client),
+                Ok(n) => {
+                    self.account.bytes_out += n as u64;
+                    relay.step(shard, client, &buffer[..n])
+                }
+                Err(error) if would_block(&error) => Ok(Step::Nothing),
+                Err(_) => Err(Fault::DecodeTruncated),
+            });
+            match step? {
+                Step::Sent => {}
+                Step::Rest(rest) => client.send_rest(shard, rest).await?,
+                Step::Nothing => continue,
+            }
+            if self.account.ttft_us == 0 {
+                self.note_first_token();
+            }
+        }
+        Ok(())
+    }
+
+    fn note_first_token(&mut self) {
+        let waited = micros_since(self.shard.net.now(), self.account.started).max(1);
+        self.account.ttft_us = waited;
+        if self.account.outcome.is_some() && self.account.status < 300 {
+            self.shard.metrics.ttft(self.account.route, waited);
+        }
+    }
+}
+
+impl Relay {
+    /// Passes one received piece on.
+    fn step<N: Net>(
+        &mut self,
+        shard: &Shard<N>,
+        client: &Client<N>,
+        received: &[u8],
+    ) -> Result<Step, Fault> {
+        self.chunks = self.chunks.wrapping_add(1);
+        let timed = self.chunks.is_multiple_of(CHUNKS_PER_TIMING);
+        let begun = if timed { shard.net.now() } else { Moment(0) };
+        let step = if self.form == Form::Verbatim {
+            self.step_verbatim(client, received)
+        } else {
+            self.step_transformed(shard, client, received)
+        };
+        if timed {
+            let took = shard.net.now().since(begun).as_nanos();
+            let took_ns = u64::try_from(took).unwrap_or(u64::MAX);
+            shard.metrics.overhead(Direction::Chunk, took_ns);
+        }
+        step
+    }
+
+    fn step_verbatim<N: Net>(
+        &mut self,
+        client: &Client<N>,
+        received: &[u8],
+    ) -> Result<Step, Fault> {
+        let taken = self
+            .meter
+            .take(received)
+            .map_err(|_| Fault::DecodeTruncated)?;
+        self.has_surplus |= taken < received.len();
+        send_now(client, &received[..taken])
+    }
+
+    fn step_transformed<N: Net>(
+        &mut self,
+        shard: &Shard<N>,
+        client: &Client<N>,
+        received: &[u8],
+    ) -> Result<Step, Fault> {
+        let mut out = shard.buffer();
+        self.transform(received, &mut out)?;
+        let step = send_now(client, &out);
+        shard.recycle(out);
+        step
+    }
+
+    /// Appends what `received` becomes for the client.
+    fn transform(&mut self, received: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+        if self.form == Form::Verbatim {
+            let taken = self
+                .meter
+                .take(received)
+                .map_err(|_| Fault::DecodeTruncated)?;
+            self.has_surplus |= taken < received.len();
+            out.extend_from_slice(&received[..taken]);
+            return Ok(());
+        }
+        let start = out.len();
+        let rewriter = &mut self.rewriter;
+        let taken = self.meter.decode(received, |span| {
+            let payload = span.of(received);
+            match rewriter {
+                Some(rewriter) => rewriter.feed(payload, &mut |piece| out.extend_from_slice(piece)),
+                None => out.extend_from_slice(payload),
+            }
+        });
+        let taken = taken.map_err(|_| Fault::DecodeTruncated)?;
+        self.has_surplus |= taken < received.len();
+        if self.meter.is_done() {
+            self.finish_payload(out);
+        }
+        self.wrap(out, start);
+        Ok(())
+    }
+
+    /// Emits what the rewriter holds back.
+    fn finish_payload(&mut self, out: &mut Vec<u8>) {
+        if let Some(rewriter) = &mut self.rewriter {
+            rewriter.finish(&mut |piece| out.extend_from_slice(piece));
+        }
+    }
+
+    /// Puts the payload from `start` on into a chunk, and the last chunk behind it at the end.
+    fn wrap(&self, out: &mut Vec<u8>, start: usize) {
+        if self.form != Form::Chunked {
+            return;
+        }
+        let size = out.len() - start;
+        if size > 0 {
+            let line = h1::chunk_line(size);
+            out.extend_from_slice(b"\r\n");
+            out.splice(start..start, line.iter().copied());
+        }
+        if self.meter.is_done() {
+            out.extend_from_slice(h1::LAST_CHUNK);
+        }
+    }
+
+    /// Begins again with the same body in another form.
+    fn restart(&mut self, framing: Framing, form: Form) {
+        self.meter = BodyMeter::new(framing);
+        self.form = form;
+        self.has_surplus = false;
+        if let Some(rewriter) = &mut self.rewriter {
+            rewriter.restart();
+        }
+    }
+
+    /// The engine's stream ended: rightly, where the end of the connection is the end of the
+    /// body, else in the middle of it.
+    fn end<N: Net>(&mut self, shard: &Shard<N>, client: &Client<N>) -> Result<Step, Fault> {
+        if !self.meter.ends_at_close() {
+            return Err(Fault::DecodeTruncated);
+        }
+        let start_framing = self.meter.framing();
+        debug_assert_eq!(start_framing, Framing::UntilClose);
+        self.meter = BodyMeter::new(Framing::None);
+        // The connection is used up.
+        self.has_surplus = true;
+        let mut out = shard.buffer();
+        if self.form != Form::Verbatim {
+            self.finish_payload(&mut out);
+            self.wrap(&mut out, 0);
+        }
+        if out.is_empty() {
+            Ok(Step::Sent)
+        } else {
+            send_now(client, &out)
+        }
+    }
+}
+
+/// Sends at once what the client takes; the rest is copied.
+fn send_now<N: Net>(client: &Client<N>, bytes: &[u8]) -> Result<Step, Fault> {
+    match client.conn.try_send(bytes) {
+        Ok(sent) if sent == bytes.len() => Ok(Step::Sent),
+        Ok(sent) => Ok(Step::Rest(bytes[sent..].to_vec())),
+        Err(error) if would_block(&error) => Ok(Step::Rest(bytes.to_vec())),
+        Err(_) => Err(client.note_gone()),
+    }
+}

@@ -1,0 +1,71 @@
+//! The one `x-request-id` of a request.
+
+use crate::limits::REQUEST_ID_BYTES_MAX;
+
+/// Length of a generated id.
+const GENERATED_BYTES: usize = 36;
+
+/// Whether a client's id may be copied into heads and logs: visible ASCII, bounded.
+fn is_usable(id: &[u8]) -> bool {
+    !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic)
+}
+
+/// The client's id, or a new one in the text form of a UUID version 7 (RFC 9562 5.7): time first,
+/// so that ids sort by arrival in logs.
+pub(super) fn choose(client: Option<&[u8]>, unix_ms: u64, random: [u64; 2], out: &mut Vec<u8>) {
+    match client {
+        Some(id) if is_usable(id) => out.extend_from_slice(id),
+        Some(_) | None => push_uuid7(unix_ms, random, out),
+    }
+}
+
+fn push_uuid7(unix_ms: u64, random: [u64; 2], out: &mut Vec<u8>) {
+    let mut bytes = [0_u8; 16];
+    bytes[..6].copy_from_slice(&unix_ms.to_be_bytes()[2..]);
+    bytes[6..8].copy_from_slice(&random[0].to_be_bytes()[..2]);
+    bytes[8..].copy_from_slice(&random[1].to_be_bytes());
+    bytes[6] = 0x70 | (bytes[6] & 0x0f);
+    bytes[8] = 0x80 | (bytes[8] & 0x3f);
+    out.reserve(GENERATED_BYTES);
+    for (i, byte) in bytes.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            out.push(b'-');
+        }
+        out.push(hex(byte >> 4));
+        out.push(hex(byte & 0x0f));
+    }
+}
+
+const fn hex(nibble: u8) -> u8 {
+    if nibble < 10 {
+        b'0' + nibble
+    } else {
+        b'a' + nibble - 10
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(client: Option<&[u8]>) -> String {
+        let mut out = Vec::new();
+        choose(client, 0x0123_4567_89ab, [u64::MAX, u64::MAX], &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn keeps_a_usable_id_and_replaces_the_others() {
+        let generated = "01234567-89ab-7fff-bfff-ffffffffffff";
+        assert_eq!(chosen(Some(b"gw-17")), "gw-17");
+        assert_eq!(chosen(None), generated);
+        assert_eq!(chosen(Some(b"")), generated);
+        assert_eq!(chosen(Some(b"two words")), generated);
+        assert_eq!(chosen(Some("ü".as_bytes())), generated);
+        assert_eq!(chosen(Some(&[b'x'; REQUEST_ID_BYTES_MAX + 1])), generated);
+        assert_eq!(
+            chosen(Some(&[b'x'; REQUEST_ID_BYTES_MAX])).len(),
+            REQUEST_ID_BYTES_MAX
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! Names to addresses, without a look-up on a request's thread.
+//!
+//! A shard asks the resolver thread and goes on with other work; the answer comes through its
+//! inbox. Addresses in headers skip all of this.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use crate::fleet::Target;
+use crate::limits::RESOLVE_QUEUE_MAX;
+
+/// What a name resolved to; empty when it did not.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The name and port asked for.
+    pub target: Target,
+    /// Its addresses in the order to try them.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Sends a question to whoever resolves names. `false`: too many are waiting.
+pub type Resolver = Box<dyn Fn(&Target) -> bool>;
+
+/// The look-ups of one shard that are under way.
+#[derive(Default)]
+pub(super) struct Lookups {
+    waiting: HashMap<Target, Lookup>,
+}
+
+#[derive(Default)]
+struct Lookup {
+    wakers: Vec<Waker>,
+    answer: Option<Rc<[SocketAddr]>>,
+    takers: usize,
+}
+
+impl Lookups {
+    /// Joins a look-up of `target`. `None`: it cannot be asked. `Some(true)`: the caller must ask.
+    pub(super) fn join(&mut self, target: &Target) -> Option<bool> {
+        let is_new = !self.waiting.contains_key(target);
+        if is_new && self.waiting.len() >= RESOLVE_QUEUE_MAX {
+            return None;
+        }
+        self.waiting.entry(target.clone()).or_default().takers += 1;
+        Some(is_new)
+    }
+
+    /// The answer, once it is there.
+    pub(super) fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[SocketAddr]>> {
+        let Some(lookup) = self.waiting.get_mut(target) else {
+            return Poll::Ready(Rc::from([]));
+        };
+        if let Some(answer) = &lookup.answer {
+            return Poll::Ready(Rc::clone(answer));
+        }
+        if !lookup
+            .wakers
+            .iter()
+            .any(|waker| waker.will_wake(cx.waker()))
+        {
+            lookup.wakers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Leaves a look-up that was joined. An unanswered one stays asked, for the next who wants it.
+    pub(super) fn leave(&mut self, target: &Target) {
+        if let Some(lookup) = self.waiting.get_mut(target) {
+            lookup.takers -= 1;
+            if lookup.takers == 0 && lookup.answer.is_some() {
+                self.waiting.remove(target);
+            }
+        }
+    }
+
+    /// Forgets a look-up that could not be asked; its takers get an empty answer.
+    pub(super) fn forget(&mut self, target: &Target) {
+        self.waiting.remove(target);
+    }
+
+    /// Takes an answer from the inbox; whoever waits is woken.
+    pub(super) fn answer(&mut self, resolved: Resolved) -> Vec<Waker> {
+        let Some(lookup) = self.waiting.get_mut(&resolved.target) else {
+            return Vec::new();
+        };
+        if lookup.takers == 0 {
+            self.waiting.remove(&resolved.target);
+            return Vec::new();
+        }
+        lookup.answer = Some(resolved.addresses.into());
+        std::mem::take(&mut lookup.wakers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_question_for_many_and_nothing_left_behind() {
+        let target = Target::parse(b"engine:1").unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut lookups = Lookups::default();
+        assert_eq!(lookups.join(&target), Some(true));
+        assert_eq!(lookups.join(&target), Some(false));
+        assert!(lookups.poll(&target, &mut cx).is_pending());
+        let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let answer = Resolved {
+            target: target.clone(),
+            addresses: vec![address],
+        };
+        assert_eq!(lookups.answer(answer).len(), 1);
+        for _ in 0..2 {
+            let Poll::Ready(addresses) = lookups.poll(&target, &mut cx) else {
+                panic!("pending")
+            };
+            assert_eq!(*addresses, [address]);
+            lookups.leave(&target);
+        }
+        assert!(lookups.waiting.is_empty());
+    }
+
+    #[test]
+    fn an_answer_nobody_waits_for_is_dropped() {
+        let target = Target::parse(b"engine:1").unwrap();
+        let mut lookups = Lookups::default();
+        lookups.join(&target);
+        lookups.leave(&target);
+        assert_eq!(lookups.join(&target), Some(false), "still asked");
+        lookups.leave(&target);
+        lookups.answer(Resolved {
+            target,
+            addresses: vec![],
+        });
+        assert!(lookups.waiting.is_empty());
+    }
+}

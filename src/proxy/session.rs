@@ -1,0 +1,69 @@
+//! A client's connection from its first byte to its last.
+
+use std::time::Duration;
+
+use super::client::{Client, Limit};
+use super::exchange::{self, Next};
+use super::shard::{SessionGuard, Shard};
+use crate::fault::Fault;
+use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX};
+use crate::net::{Conn, Net, would_block};
+
+/// Serves request after request. While the client is silent this future is all there is of it, so
+/// it stays small: the exchange, which is large, is boxed when a first byte has arrived.
+pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
+    let shard = &guard.shard;
+    let client = Client::new(&shard.net, conn, rank);
+    while client.next_request(shard).await {
+        match Box::pin(exchange::run(shard, &client)).await {
+            Next::Request => {}
+            Next::Close => return,
+            Next::Linger => {
+                Box::pin(linger(shard, &client)).await;
+                return;
+            }
+        }
+    }
+}
+
+/// Closes so that the answer just sent is not lost: closing a socket with unread bytes makes the
+/// kernel send a reset, which may overtake the answer (RFC 9112 9.6). So: FIN, then read what the
+/// client still sends, up to a bound, until it closes.
+async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
+    client.conn.finish();
+    let wait = Duration::from_millis(LINGER_MS_MAX);
+    let limit = Limit::of(shard.net.now(), Some(wait), Fault::BodyTimeout);
+    let mut left = LINGER_BYTES_MAX;
+    while left > 0 {
+        if client
+            .until_own(shard, limit, |cx| client.conn.poll_readable(cx))
+            .await
+            .is_err()
+        {
+            return;
+        }
+        match shard.with_small(|buffer| client.conn.try_recv(buffer)) {
+            Ok(0) => return,
+            Ok(n) => left = left.saturating_sub(n),
+            Err(error) if would_block(&error) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::ring::{RingConn, RingNet};
+
+    const fn future_bytes<F>(_: &impl Fn(SessionGuard<RingNet>, RingConn, usize) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Thousands of idle clients are normal: what each costs is bounded by the build, not by hope.
+    #[test]
+    fn an_idle_session_is_small() {
+        let bytes = future_bytes(&run::<RingNet>);
+        assert!(bytes <= 512, "{bytes} bytes");
+    }
+}

@@ -1,0 +1,166 @@
+//! Connections that have become something else than HTTP (RFC 9110 7.8).
+//!
+//! Bytes are passed blindly only after the engine has agreed with 101 to an upgrade the client
+//! asked for; before that, everything behind the request stays where it is.
+
+use std::io::IoSlice;
+use std::task::{Context, Poll};
+
+use super::client::Limit;
+use super::exchange::Exchange;
+use super::head::{self, AnswerExtra, Outgoing};
+use super::leg::{Answer, Upstream};
+use super::shard::Shard;
+use crate::fault::Fault;
+use crate::h1::Name;
+use crate::limits::STEPS_PER_TURN_MAX;
+use crate::metrics::Phase;
+use crate::net::{Conn, Net, would_block};
+
+/// One direction of a tunnel.
+struct Lane {
+    /// Received and not yet sent.
+    pending: Vec<u8>,
+    at: usize,
+    /// The sender has ended, and that has been passed on.
+    ended: bool,
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// Answers 101 and passes bytes both ways until both sides have ended.
+    pub(super) async fn relay_upgrade(
+        &mut self,
+        upstream: Upstream<N>,
+        answer: Answer,
+    ) -> Result<(), Fault> {
+        // On an intercepted path the wish was not passed on, whatever the client wrote.
+        let asked = self.upgrade_sent && self.body_done;
+        let protocol = answer
+            .head
+            .field(Name::Upgrade)
+            .map(|field| field.value.of(&answer.bytes));
+        let Some(protocol) = protocol.filter(|_| asked) else {
+            return Err(Fault::DecodeAnswer);
+        };
+        let mut out = self.shard.buffer();
+        let extra = AnswerExtra {
+            request_id: &self.request_id,
+            method: self.head.method,
+            keep_alive: false,
+            http10: false,
+            upgrade: Some(protocol),
+        };
+        head::push_answer(
+            &mut out,
+            &answer.head,
+            &answer.bytes,
+            Outgoing::None,
+            &extra,
+        )
+        .map_err(|_| Fault::DecodeAnswer)?;
+        self.account.status = 101;
+        self.enter(Phase::Streaming);
+        self.client.send(self.shard, &[IoSlice::new(&out)]).await?;
+        let mut down = Lane {
+            pending: answer.rest().to_vec(),
+            at: 0,
+            ended: false,
+        };
+        let mut up = Lane {
+            pending: self.client.take_ahead(),
+            at: 0,
+            ended: false,
+        };
+        self.keep_alive = false;
+        self.run_tunnel(&upstream, &mut down, &mut up).await?;
+        self.account.complete = true;
+        Ok(())
+    }
+
+    async fn run_tunnel(
+        &self,
+        upstream: &Upstream<N>,
+        down: &mut Lane,
+        up: &mut Lane,
+    ) -> Result<(), Fault> {
+        let (engine, client) = (upstream.conn(), &self.client.conn);
+        let mut steps = 0_u32;
+        while !(down.ended && up.ended) {
+            steps = steps.wrapping_add(1);
+            let is_turn_over = steps.is_multiple_of(STEPS_PER_TURN_MAX);
+            if is_turn_over {
+                engine.forget_readable();
+                client.forget_readable();
+            }
+            let pass =
+                |lane: &mut Lane, from: &N::Conn, to: &N::Conn| lane.pass(self.shard, from, to);
+            let moved = pass(down, engine, client)? | pass(up, client, engine)?;
+            if moved && !is_turn_over {
+                continue;
+            }
+            self.client
+                .until_own(self.shard, Limit::NONE, |cx| {
+                    let down = down.poll(engine, client, cx);
+                    let up = up.poll(client, engine, cx);
+                    if down.is_ready() || up.is_ready() {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                })
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+impl Lane {
+    /// Ready when this direction can move.
+    fn poll<C: Conn>(&self, from: &C, to: &C, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ended {
+            Poll::Pending
+        } else if self.at < self.pending.len() {
+            to.poll_writable(cx)
+        } else {
+            from.poll_readable(cx)
+        }
+    }
+
+    /// Moves what can be moved now. `true` when something was.
+    fn pass<N: Net>(
+        &mut self,
+        shard: &Shard<N>,
+        from: &N::Conn,
+        to: &N::Conn,
+    ) -> Result<bool, Fault> {
+        if self.ended {
+            return Ok(false);
+        }
+        if self.at < self.pending.len() {
+            return match to.try_send(&self.pending[self.at..]) {
+                Ok(sent) => {
+                    self.at += sent;
+                    Ok(true)
+                }
+                Err(error) if would_block(&error) => Ok(false),
+                Err(_) => Err(Fault::ClientGone),
+            };
+        }
+        self.pending.clear();
+        self.at = 0;
+        let received = shard.with_small(|buffer| {
+            from.try_recv(buffer)
+                .inspect(|n| self.pending.extend_from_slice(&buffer[..*n]))
+        });
+        match received {
+            Ok(0) => {
+                self.ended = true;
+                to.finish();
+                Ok(true)
+            }
+            Ok(_) => Ok(true),
+            Err(error) if would_block(&error) => Ok(false),
+            Err(_) => Err(Fault::ClientGone),
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Pass-through and decode-only requests: the body goes to the engine while it arrives.
+
+use std::io::IoSlice;
+use std::task::Poll;
+
+use super::client::{Limit, Watch};
+use super::exchange::Exchange;
+use super::head::push_request_framing;
+use super::leg::{Answer, Fresh, LegFault, Upstream};
+use super::relay::Rewrite;
+use super::shard::Shard;
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::h1::{self, BodyMeter, Framing};
+use crate::json::Mask;
+use crate::limits::{REPLAY_BYTES_MAX, STEPS_PER_TURN_MAX};
+use crate::metrics::Phase;
+use crate::net::pool::EndpointId;
+use crate::net::{Conn, Net, would_block};
+use crate::pd::nixlv2::CLIENT_OWNED_KV;
+use crate::pd::{Api, Role};
+
+/// A request on its way from the client to one engine.
+struct Upload {
+    /// Head for the engine, blank line included.
+    head: Vec<u8>,
+    /// Body bytes made for the engine: all of them so far while `whole`, else those not sent.
+    out: Vec<u8>,
+    /// How much of `head` and `out` this connection has taken.
+    at: usize,
+    /// Everything made so far is in `out`, so that the request can be sent again.
+    whole: bool,
+    meter: BodyMeter,
+    mask: Option<Mask>,
+    bytes_max: u64,
+}
+
+/// What an upload waits for.
+enum Event {
+    Answer,
+    Writable,
+    Received,
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// Sends the request to `decoder` as it arrives, and relays the answer. With an `api` the
+    /// body is scanned while it passes and a handoff of the client's own is overwritten.
+    pub(super) async fn forward(
+        &mut self,
+        decoder: EndpointId,
+        api: Option<Api>,
+        expects: bool,
+    ) -> Result<(), Fault> {
+        let target = self.shard.decoder_target(decoder);
+        let mut upload = self.begin_upload(target, api)?;
+        let mut fresh = Fresh::Pooled;
+        let mut continued = false;
+        loop {
+            let connected = self
+                .connect(decoder, target, Role::Decode, fresh, Limit::NONE)
+                .await;
+            let upstream = connected.map_err(|leg| leg.fault(Role::Decode))?;
+            if expects && !self.body_done && upload.out.is_empty() && !continued {
+                continued = true;
+                self.send_continue().await?;
+            }
+            self.take_read_ahead(&mut upload)?;
+            let mut answer = Answer::default();
+            match self.run_upload(&upstream, &mut upload, &mut answer).await {
+                Ok(()) => {
+                    self.note_masked(&upload);
+                    return Box::pin(self.relay(upstream, answer, Rewrite::None)).await;
+                }
+                // The engine closed an idle connection just as we used it, before it said a
+                // word: one safe replay, on a connection that cannot have that fault.
+                Err(LegFault::Died) if upstream.reused && fresh != Fresh::New && upload.whole => {
+                    self.shard.metrics.replay();
+                    upload.at = 0;
+                    fresh = Fresh::New;
+                }
+                Err(leg) => {
+                    // Bytes the engine has not read yet would keep a plain end from it.
+                    upstream.conn().reset_on_close();
+                    return Err(leg.fault(Role::Decode));
+                }
+            }
+        }
+    }
+
+    fn begin_upload(&mut self, target: &Target, api: Option<Api>) -> Result<Upload, Fault> {
+        let upgrade = api.is_none() && h1::wants_upgrade(&self.head, &self.bytes);
+        self.upgrade_sent = upgrade;
+        let mut head = self.leg_head(target, true, upgrade)?;
+        push_request_framing(&mut head, self.framing);
+        let mut upload = Upload {
+            head,
+            out: self.shard.buffer(),
+            at: 0,
+            whole: true,
+            meter: BodyMeter::new(self.framing),
+            mask: api.map(|_| Mask::new(CLIENT_OWNED_KV)),
+            bytes_max: self.shard.config.limits.body_bytes_max,
+        };
+        if self.body_done {
+            upload.finish_if_done()?;
+        } else {
+            let early = self.bytes.split_off(self.head.len);
+            self.take_early(&mut upload, early)?;
+        }
+        Ok(upload)
+    }
+
+    /// Takes what of the body was read ahead: sending a 100 to a slow client looks out for the
+    /// client's end by reading on, and so does waiting for the last words of a connection that
+    /// turned out dead.
+    fn take_read_ahead(&mut self, upload: &mut Upload) -> Result<(), Fault> {
+        if upload.meter.is_done() {
+            return Ok(());
+        }
+        let early = self.client.take_ahead();
+        self.take_early(upload, early)
+    }
+
+    fn take_early(&mut self, upload: &mut Upload, mut early: Vec<u8>) -> Result<(), Fault> {
+        let taken = upload.transform(&mut early)?;
+        if taken < early.len() {
+            self.client.put_back(&early[taken..]);
+        }
+        self.account.bytes_in += taken as u64;
+        upload.finish_if_done()?;
+        self.body_done = upload.meter.is_done();
+        Ok(())
+    }
+
+    /// Runs the upload until the head of the answer is there.
+    async fn run_upload(
+        &mut self,
+        upstream: &Upstream<N>,
+        upload: &mut Upload,
+        answer: &mut Answer,
+    ) -> Result<(), LegFault> {
+        let conn = upstream.conn();
+        self.enter(Phase::Upload);
+        let mut sent = false;
+        let mut steps = 0_u32;
+        loop {
+            steps = steps.wrapping_add(1);
+            if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+                self.client.conn.forget_readable();
+            }
+            // If it closed for reading: what it said before, if anything, says why.
+            let Ok(flushed) = upload.flush(conn) else {
+                upstream.broke.set(true);
+                break;
+            };
+            sent = flushed && upload.meter.is_done();
+            if sent {
+                break;
+            }
+            match self.upload_event(conn, flushed).await? {
+                Event::Writable => {}
+                Event::Received => {
+                    if !self.receive_upload(conn, upload)? {
+                        upstream.broke.set(true);
+                        break;
+                    }
+                }
+                Event::Answer => {
+                    answer.receive(self.shard, conn)?;
+                    if answer.is_complete() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.sent_whole = sent;
+        self.enter(Phase::FirstByte);
+        self.account.attempts += 1;
+        let wait = self.shard.config.timeouts.first_byte;
+        let limit = Limit::of(self.shard.net.now(), wait, Fault::FirstByteTimeout);
+        self.receive_answer(upstream, answer, limit).await
+    }
+
+    /// Waits for the engine to answer early, or to take more, or for the client to send more.
+    async fn upload_event(&self, conn: &N::Conn, flushed: bool) -> Result<Event, Fault> {
+        let (shard, client) = (self.shard, self.client);
+        let body = shard.config.timeouts.body;
+        if flushed {
+            let limit = Limit::of(shard.net.now(), body, Fault::BodyTimeout);
+            return client
+                .until_own(shard, limit, |cx| {
+                    if conn.poll_readable(cx).is_ready() {
+                        return Poll::Ready(Event::Answer);
+                    }
+                    client.conn.poll_readable(cx).map(|()| Event::Received)
+                })
+                .await;
+        }
+        // The engine does not take what is there. That is not the client's fault, so no clock of
+        // the client's runs; its bytes stay where they are, its departure is noticed.
+        let watch = if self.body_done {
+            Watch::Ahead
+        } else {
+            Watch::Hangup
+        };
+        client
+            .until(shard, watch, Limit::NONE, |cx| {
+                if conn.poll_readable(cx).is_ready() {
+                    return Poll::Ready(Event::Answer);
+                }
+                conn.poll_writable(cx).map(|()| Event::Writable)
+            })
+            .await
+    }
+
+    /// Receives once from the client and passes it on. `false`: the engine takes no more.
+    fn receive_upload(&mut self, conn: &N::Conn, upload: &mut Upload) -> Result<bool, Fault> {
+        let (shard, client) = (self.shard, self.client);
+        let received = shard.with_large(|buffer| {
+            let room = upload.meter.remaining().map_or(buffer.len(), |remaining| {
+                usize::try_from(remaining)
+                    .unwrap_or(usize::MAX)
+                    .min(buffer.len())
+            });
+            let n = client.conn.try_recv(&mut buffer[..room])?;
+            Ok((n, upload.pass(shard, conn, client, &mut buffer[..n])))
+        });
+        match received {
+            Ok((0, _)) => Err(client.note_gone()),
+            Ok((n, passed)) => {
+                self.account.bytes_in += n as u64;
+                let passed = passed?;
+                upload.finish_if_done()?;
+                self.body_done = upload.meter.is_done();
+                if self.body_done {
+                    // The last receive asked for no more than the body: that it was full says
+                    // nothing of what is behind it.
+                    client.conn.forget_readable();
+                }
+                Ok(passed)
+            }
+            Err(error) if would_block(&error) => Ok(true),
+            Err(_) => Err(client.note_gone()),
+        }
+    }
+
+    fn note_masked(&self, upload: &Upload) {
+        if let Some(mask) = &upload.mask
+            && mask.masked() > 0
+        {
+            self.shard.metrics.masked(u64::from(mask.masked()));
+        }
+    }
+}
+
+impl Upload {
+    /// Sends what is made and not taken yet. `true`: all of it has been taken.
+    fn flush<C: Conn>(&mut self, conn: &C) -> std::io::Result<bool> {
+        loop {
+            let total = self.head.len() + self.out.len();
+            if self.at == total {
+                return Ok(true);
+            }
+            let in_out = self.at.saturating_sub(self.head.len());
+            let slices = [
+                IoSlice::new(self.head.get(self.at..).unwrap_or_default()),
+                IoSlice::new(&self.out[in_out..]),
+            ];
+            match conn.try_send_vectored(&slices) {
+                Ok(sent) => self.at += sent,
+                Err(error) if would_block(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Passes received client bytes on: by way of `out` while they are few enough to be kept for
+    /// a replay, directly from the receive buffer after that. `false`: the engine takes no more.
+    fn pass<N: Net>(
+        &mut self,
+        shard: &Shard<N>,
+        conn: &N::Conn,
+        client: &super::client::Client<N>,
+        received: &mut [u8],
+    ) -> Result<bool, Fault> {
+        let keep = self.whole && self.out.len() + received.len() <= REPLAY_BYTES_MAX;
+        let rechunked = self.mask.is_some() && self.framing() == Framing::Chunked;
+        if !keep {
+            self.whole = false;
+            self.out.clear();
+            self.at = self.head.len();
+        }
+        if keep || rechunked {
+            let taken = self.transform(received)?;
+            if taken < received.len() {
+                client.put_back(&received[taken..]);
+            }
+            return Ok(true);
+        }
+        let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
+        if taken < received.len() {
+            client.put_back(&received[taken..]);
+        }
+        self.check_size()?;
+        shard.metrics.copied_bytes(taken as u64);
+        self.send_direct(conn, &mut received[..taken])
+    }
+
+    /// Sends body bytes from where they were received; what does not fit is copied to `out`.
+    fn send_direct<C: Conn>(&mut self, conn: &C, bytes: &mut [u8]) -> Result<bool, Fault> {
+        let (held, ready) = match &mut self.mask {
+            None => (None, bytes.len()),
+            Some(mask) => {
+                let masked = mask.feed(bytes).map_err(Fault::Json)?;
+                (Some(masked.held), masked.ready)
+            }
+        };
+        let held: &[u8] = held.as_deref().unwrap_or_default();
+        let slices = [IoSlice::new(held), IoSlice::new(&bytes[..ready])];
+        let sent = match conn.try_send_vectored(&slices) {
+            Ok(sent) => sent,
+            Err(error) if would_block(&error) => 0,
+            Err(_) => return Ok(false),
+        };
+        self.out
+            .extend_from_slice(held.get(sent..).unwrap_or_default());
+        self.out
+            .extend_from_slice(&bytes[sent.saturating_sub(held.len()).min(ready)..ready]);
+        Ok(true)
+    }
+
+    /// Makes engine bytes of client bytes, into `out`. Returns how many belong to this body.
+    fn transform(&mut self, received: &mut [u8]) -> Result<usize, Fault> {
+        let Some(mask) = &mut self.mask else {
+            let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
+            self.out.extend_from_slice(&received[..taken]);
+            return self.check_size().map(|()| taken);
+        };
+        if self.meter.framing() != Framing::Chunked {
+            let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
+            let masked = mask.feed(&mut received[..taken]).map_err(Fault::Json)?;
+            self.out.extend_from_slice(&masked.held);
+            self.out.extend_from_slice(&received[..masked.ready]);
+            return self.check_size().map(|()| taken);
+        }
+        // Masking may hold bytes back across a chunk's end, so the chunks are made anew.
+        let mut spans = Vec::new();
+        let taken = self.meter.decode(received, |span| spans.push(span));
+        let taken = taken.map_err(|_| Fault::Chunk)?;
+        for span in spans {
+            let piece = &mut received[span.start..span.end];
+            let masked = mask.feed(piece).map_err(Fault::Json)?;
+            let size = masked.held.len() + masked.ready;
+            if size > 0 {
+                self.out.extend_from_slice(&h1::chunk_line(size));
+                self.out.extend_from_slice(&masked.held);
+                self.out.extend_from_slice(&piece[..masked.ready]);
+                self.out.extend_from_slice(b"\r\n");
+            }
+        }
+        self.check_size().map(|()| taken)
+    }
+
+    /// At the body's end: the document must be complete, and a re-made chunked body is ended.
+    fn finish_if_done(&mut self) -> Result<(), Fault> {
+        if !self.meter.is_done() {
+            return Ok(());
+        }
+        let Some(mask) = &mut self.mask else {
+            return Ok(());
+        };
+        mask.finish().map_err(Fault::Json)?;
+        if self.meter.framing() == Framing::Chunked {
+            self.out.extend_from_slice(h1::LAST_CHUNK);
+        }
+        Ok(())
+    }
+
+    fn check_size(&self) -> Result<(), Fault> {
+        let is_over = self.meter.payload_bytes() > self.bytes_max;
+        if is_over {
+            Err(Fault::BodyTooLarge)
+        } else {
+            Ok(())
+        }
+    }
+
+    const fn framing(&self) -> Framing {
+        self.meter.framing()
+    }
+}
