@@ -1,0 +1,372 @@
+//! Scripted engines: a decoder and prefillers, with every way of going wrong.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::stage::{Answered, Received, Stage, ms};
+use super::wire::{Broken, Message, Wire, chunked};
+use crate::net::sim::{Greeting, SimConn, SimListener};
+use crate::net::{Conn, Net};
+use crate::pd::Role;
+
+/// How an engine goes wrong with one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mishap {
+    None,
+    /// Silence until the other side has had enough.
+    Stall,
+    /// The connection ends at a point of the answer: by FIN or by RST.
+    End {
+        reset: bool,
+    },
+    /// Something that is no answer.
+    Garbage,
+    /// A good head, then a body that breaks its framing.
+    BadChunk,
+    /// Bytes behind the answer.
+    Surplus,
+}
+
+/// How an answer's body is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Length,
+    Chunked,
+    UntilClose,
+}
+
+/// Serves `address` in a role for the rest of the run.
+pub(super) fn start(stage: &Rc<Stage>, role: Role, address: &str) {
+    let listener = stage.net.listen(address.parse().unwrap());
+    let delay = if stage.net.once_in(2) { ms(0) } else { ms(3) };
+    listener.greet(Greeting::Accept, delay);
+    if stage.plot.connects_fail {
+        stage
+            .net
+            .spawn(come_and_go(Rc::clone(stage), listener.clone()));
+    }
+    let stage = Rc::clone(stage);
+    stage.net.clone().spawn(async move {
+        loop {
+            let conn = Rc::new(listener.accept().await);
+            stage.net.spawn(serve(Rc::clone(&stage), conn, role));
+        }
+    });
+}
+
+/// Changes what connects to an engine meet, now and then.
+async fn come_and_go(stage: Rc<Stage>, listener: SimListener) {
+    loop {
+        let greeting = match stage.net.below(5) {
+            0 => Greeting::Refuse,
+            1 => Greeting::Hang,
+            2 => Greeting::Fail(std::io::ErrorKind::ConnectionRefused),
+            _ => Greeting::Accept,
+        };
+        listener.greet(greeting, ms(2));
+        stage
+            .net
+            .sleep(stage.moment() + Duration::from_micros(50))
+            .await;
+    }
+}
+
+async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
+    let mut wire = Wire::new(Rc::clone(&conn));
+    let mut served = 0;
+    loop {
+        if stage.plot.idle_ends && served > 0 && stage.net.once_in(2) && !idle(&stage, &wire).await
+        {
+            return;
+        }
+        let request = match wire.read(false).await {
+            Ok(request) => request,
+            Err(Broken::Nothing) => return,
+            Err(Broken::Cut) => {
+                note_handoffs(&stage, &wire.bytes);
+                return;
+            }
+        };
+        note_handoffs(&stage, &request.body);
+        let id = request.id();
+        stage.log.borrow_mut().engine_ended.insert(id.clone(), None);
+        let ending = Ending { stage: &stage, id };
+        stage.log.borrow_mut().received.push(Received {
+            role,
+            id: request.id(),
+            body: request.body.clone(),
+        });
+        let keep = answer(&stage, &wire, role, &request).await;
+        drop(ending);
+        if !keep {
+            return;
+        }
+        served += 1;
+    }
+}
+
+/// Notes when an engine is done with a request, however that comes.
+struct Ending<'a> {
+    stage: &'a Stage,
+    id: String,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let now = self.stage.net.now();
+        let mut log = self.stage.log.borrow_mut();
+        log.engine_ended.insert(self.id.clone(), Some(now));
+    }
+}
+
+/// A time of waiting for a request, which may end in a FIN, a reset or a word. `true`: go on.
+async fn idle(stage: &Stage, wire: &Wire) -> bool {
+    let wait = stage.moment();
+    let until = stage.net.now().after(wait);
+    let timer = RefCell::new(Box::pin(stage.net.sleep(wait)));
+    poll_fn(|cx| {
+        let slept = timer.borrow_mut().as_mut().poll(cx);
+        if slept.is_ready() || wire.conn.poll_readable(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    })
+    .await;
+    if stage.net.now() < until || !wire.bytes.is_empty() {
+        return true;
+    }
+    match stage.net.below(4) {
+        0 => return true,
+        1 => wire.conn.reset(),
+        2 => {
+            let words = b"HTTP/1.1 408 Gone\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+            let _ = wire.conn.send(words).await;
+        }
+        _ => {}
+    }
+    false
+}
+
+/// Every handoff id in what an engine received, also of a request that never came whole.
+fn note_handoffs(stage: &Stage, bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for (at, _) in text.match_indices("\"handoff-") {
+        let rest = &text[at + 1..];
+        if let Some(end) = rest.find('"') {
+            let mut log = stage.log.borrow_mut();
+            log.handoffs_seen.push(rest[..end].to_owned());
+        }
+    }
+}
+
+fn mishap(stage: &Stage) -> Mishap {
+    if !stage.plot.engines_fail || !stage.net.once_in(3) {
+        return Mishap::None;
+    }
+    match stage.net.below(8) {
+        0 => Mishap::Stall,
+        1..=2 => Mishap::End { reset: true },
+        3..=4 => Mishap::End { reset: false },
+        5 => Mishap::Garbage,
+        6 => Mishap::BadChunk,
+        _ => Mishap::Surplus,
+    }
+}
+
+/// Answers one request. `true`: the connection is good for another.
+async fn answer(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message) -> bool {
+    let id = request.id();
+    let mut mishap = mishap(stage);
+    let (status, kind, body) = content(stage, role, request);
+    let framing = match stage.net.below(8) {
+        _ if status == 204 => Framing::Length,
+        0 => Framing::UntilClose,
+        1..=3 => Framing::Length,
+        _ => Framing::Chunked,
+    };
+    if framing == Framing::UntilClose && mishap != Mishap::None {
+        // A FIN in the middle of such an answer cannot be told from its end.
+        mishap = Mishap::End { reset: true };
+    }
+    let closes = stage.net.once_in(6);
+    let bytes = written(stage, status, kind, &body, framing, closes, mishap);
+    let index = {
+        let mut log = stage.log.borrow_mut();
+        let answers = log.answered.entry(id.clone()).or_default();
+        answers.push(Answered {
+            role,
+            status,
+            body,
+            complete: false,
+        });
+        answers.len() - 1
+    };
+    let sent = send(stage, wire, &bytes, mishap).await;
+    let done = sent && matches!(mishap, Mishap::None | Mishap::Surplus);
+    let mut log = stage.log.borrow_mut();
+    log.answered.get_mut(&id).unwrap()[index].complete = done;
+    done && mishap == Mishap::None && framing != Framing::UntilClose && !closes
+}
+
+/// Sends an answer piece by piece. `false`: it did not come to its end.
+async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: Mishap) -> bool {
+    let net = &stage.net;
+    let end = match mishap {
+        Mishap::End { .. } => net.below(bytes.len() as u64) as usize,
+        Mishap::Stall => 0,
+        Mishap::None | Mishap::Garbage | Mishap::BadChunk | Mishap::Surplus => bytes.len(),
+    };
+    if net.once_in(5) {
+        let interim = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+        if end > 0 && wire.conn.send(interim).await.is_err() {
+            return false;
+        }
+    }
+    let mut at = 0;
+    while at < end {
+        if net.once_in(3) && !pause(stage, wire, stage.moment()).await {
+            return false;
+        }
+        let size = 1 + net.below(if net.once_in(3) { 20 } else { 2000 }) as usize;
+        let next = (at + size).min(end);
+        if wire.conn.send(&bytes[at..next]).await.is_err() {
+            return false;
+        }
+        at = next;
+    }
+    match mishap {
+        Mishap::Stall => pause(stage, wire, ms(3_600_000)).await,
+        Mishap::End { reset: true } => {
+            wire.conn.reset();
+            false
+        }
+        Mishap::End { reset: false } => false,
+        Mishap::None | Mishap::Garbage | Mishap::BadChunk | Mishap::Surplus => true,
+    }
+}
+
+/// Works for a while. `false`: the other side has gone meanwhile.
+async fn pause(stage: &Stage, wire: &Wire, wait: Duration) -> bool {
+    let mut slept = Box::pin(stage.net.sleep(wait));
+    poll_fn(|cx| {
+        if wire.conn.poll_hangup(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        slept.as_mut().poll(cx).map(|()| true)
+    })
+    .await
+}
+
+/// What an engine has to say: status, media type, body.
+fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, Vec<u8>) {
+    let (net, id) = (&stage.net, request.id());
+    let text = stage.text(&id);
+    let json = |value: Value| serde_json::to_vec(&value).unwrap();
+    let fails = stage.plot.engines_fail && net.once_in(8);
+    if fails {
+        let status = [500, 503, 429, 404][net.below(4) as usize];
+        return (status, "application/json", json(json!({"error": text})));
+    }
+    if role == Role::Prefill {
+        return (200, "application/json", json(prefilled(stage, &id, &text)));
+    }
+    if !request.line.starts_with("POST /v1/") {
+        let status = if net.once_in(8) { 204 } else { 200 };
+        let body = if status == 204 {
+            Vec::new()
+        } else {
+            text.into_bytes()
+        };
+        return (status, "text/plain", body);
+    }
+    let usage = json!({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 70_007}});
+    if net.once_in(2) {
+        let body = json!({"id": id, "choices": [{"text": text}], "usage": usage});
+        return (200, "application/json", json(body));
+    }
+    let mut stream = String::new();
+    for token in text.split(' ') {
+        stream.push_str(&format!(
+            "data: {}\n\n",
+            json!({"choices": [{"text": token}]})
+        ));
+    }
+    stream.push_str(&format!(
+        "data: {}\n\n",
+        json!({"choices": [], "usage": usage})
+    ));
+    stream.push_str("data: [DONE]\n\n");
+    (200, "text/event-stream", stream.into_bytes())
+}
+
+fn prefilled(stage: &Stage, id: &str, text: &str) -> Value {
+    let net = &stage.net;
+    let cached = net.below(5000);
+    stage.log.borrow_mut().cached.insert(id.to_owned(), cached);
+    let handoff = json!({
+        "do_remote_prefill": true,
+        "do_remote_decode": false,
+        "remote_engine_id": format!("handoff-{id}-{:x}", net.random()),
+        "remote_block_ids": [[1, 2, 3]],
+        "remote_host": "192.0.2.20",
+        "remote_port": 5600,
+    });
+    let params = if net.once_in(6) { Value::Null } else { handoff };
+    json!({
+        "id": id,
+        "choices": [{"text": text}],
+        "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": cached}},
+        "kv_transfer_params": params,
+    })
+}
+
+/// An answer as bytes, spoilt where the mishap is in them.
+fn written(
+    stage: &Stage,
+    status: u16,
+    kind: &str,
+    body: &[u8],
+    framing: Framing,
+    closes: bool,
+    mishap: Mishap,
+) -> Vec<u8> {
+    if mishap == Mishap::Garbage {
+        let texts: [&[u8]; 3] = [
+            b"\x16\x03\x01 not http",
+            b"HTTP/1.1 2000 OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        ];
+        return texts[stage.net.below(3) as usize].to_vec();
+    }
+    let mut out = format!("HTTP/1.1 {status} Said\r\ncontent-type: {kind}\r\n").into_bytes();
+    if closes {
+        out.extend_from_slice(b"connection: close\r\n");
+    }
+    match framing {
+        _ if status == 204 => out.extend_from_slice(b"\r\n"),
+        _ if mishap == Mishap::BadChunk => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n5\r\nhelloXX\r\n0\r\n\r\n");
+        }
+        Framing::Length => {
+            out.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+            out.extend_from_slice(body);
+        }
+        Framing::Chunked => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
+            out.extend_from_slice(&chunked(&stage.net, body));
+        }
+        Framing::UntilClose => {
+            out.extend_from_slice(b"\r\n");
+            out.extend_from_slice(body);
+        }
+    }
+    if mishap == Mishap::Surplus {
+        out.extend_from_slice(b"HTTP/1.1 200 Foreign\r\ncontent-length: 7\r\n\r\nforeign");
+    }
+    out
+}

@@ -1,0 +1,266 @@
+//! The proxy against scripted clients and engines, under thousands of seeds.
+//!
+//! `RINGSIDE_SIM_RUNS=n` multiplies the number of seeds by `n`; `RINGSIDE_SIM_SEED=s` runs that
+//! seed alone. A run that fails says which seed it was.
+
+mod client;
+mod engine;
+mod scenes;
+mod stage;
+mod wire;
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use serde_json::Value;
+
+use self::stage::{Asked, DECODER, Log, PREFILLERS, Plot, Received, Stage, ms};
+use crate::net::Net;
+use crate::net::sim::{Finished, SimNet};
+use crate::pd::Role;
+
+/// Longest time a client's departure takes to reach the proxy, plus what the proxy and the way
+/// to the engine may take.
+const LEAVE_MS_MAX: u64 = 50 + 2 * 4;
+
+/// The seeds of a test: `count` times the wish of the environment, or the one it names.
+fn seeds(count: u64) -> Vec<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    if let Some(seed) = number("RINGSIDE_SIM_SEED") {
+        return vec![seed];
+    }
+    (0..count * number("RINGSIDE_SIM_RUNS").unwrap_or(1)).collect()
+}
+
+/// Plays one seed and checks everything that must hold at its end.
+fn play(seed: u64, plot: Plot) -> Finished<[u64; 3]> {
+    let net = SimNet::new(seed);
+    let stage = Stage::new(&net, plot, stage::config(plot));
+    let kept = Rc::clone(&stage);
+    let run = net.run(direct(stage));
+    let run = run.unwrap_or_else(|stuck| panic!("{stuck}"));
+    assert_eq!(run.panics, 0, "seed {seed}: a task panicked");
+    judge(&kept);
+    run
+}
+
+/// Brings the actors on, waits for the end, and looks at what is left.
+async fn direct(stage: Rc<Stage>) -> [u64; 3] {
+    engine::start(&stage, Role::Decode, DECODER);
+    for address in PREFILLERS {
+        engine::start(&stage, Role::Prefill, address);
+    }
+    let clients = 1 + stage.net.below(3) as usize;
+    stage.clients_left.set(clients);
+    for index in 0..clients {
+        stage.net.spawn(client::play(Rc::clone(&stage), index));
+    }
+    if stage.plot.drains {
+        stage.net.sleep(stage.moment()).await;
+        stage.drain_begun.set(true);
+        stage.draining.store(true, Ordering::Relaxed);
+        stage.net.nudge_all();
+    }
+    let clients_end = async {
+        while stage.clients_left.get() > 0 && stage.net.panics() == 0 {
+            stage.net.sleep(ms(1)).await;
+        }
+    };
+    let ended = client::within(&stage, ms(600_000), clients_end).await;
+    stage.check(ended, "the clients do not come to their end");
+    let sessions_end = async {
+        while stage.shard.sessions() > 0 {
+            stage.net.sleep(ms(1)).await;
+        }
+    };
+    let ended = client::within(&stage, ms(LEAVE_MS_MAX), sessions_end).await;
+    stage.check(ended, "sessions outlive their clients");
+    stage.check(stage.budget.used() == 0, "body bytes stay reserved");
+    // What an engine says on an idle connection closes it.
+    stage.net.sleep(ms(30)).await;
+    stage.check(
+        stage.net.unread() == 0,
+        "a pooled connection has unread bytes",
+    );
+    let log = stage.log.borrow();
+    [log.complete, log.refused, log.cut]
+}
+
+/// What must hold of everything that was noted in a run.
+fn judge(stage: &Stage) {
+    let log = stage.log.borrow();
+    for received in &log.received {
+        judge_body(stage, &log.asked[&received.id], received);
+    }
+    let mut seen = log.handoffs_seen.clone();
+    seen.sort();
+    for pair in seen.windows(2) {
+        stage.check(pair[0] != pair[1], format!("{} was sent twice", pair[0]));
+    }
+    judge_repeats(stage, &log);
+    for (id, left) in &log.left {
+        let Some(ended) = log.engine_ended.get(id) else {
+            continue;
+        };
+        let Some(ended) = ended else {
+            stage.check(
+                false,
+                format!("an engine still works on {id}, whose client has left"),
+            );
+            continue;
+        };
+        let took = ended.since(*left);
+        stage.check(
+            took <= ms(LEAVE_MS_MAX),
+            format!("{id}: an engine heard of the departure after {took:?}"),
+        );
+    }
+}
+
+/// No request reaches engines more often than its repeats allow.
+fn judge_repeats(stage: &Stage, log: &Log) {
+    for (id, asked) in &log.asked {
+        let count = |role| {
+            let of = |r: &&Received| r.id == *id && r.role == role;
+            log.received.iter().filter(of).count()
+        };
+        // A prefill has one retry, and each attempt one replay; a decode leg with a handoff may
+        // be replayed and recomputed without it.
+        stage.check(
+            count(Role::Prefill) <= 4,
+            format!("{id}: {} prefills", count(Role::Prefill)),
+        );
+        let decodes_max = if asked.is_split { 3 } else { 2 };
+        stage.check(
+            count(Role::Decode) <= decodes_max,
+            format!("{id}: {} decodes", count(Role::Decode)),
+        );
+    }
+}
+
+/// An engine's body is the client's with exactly the edits of its leg.
+fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
+    let id = &received.id;
+    let Some(wanted) = &asked.json else {
+        stage.check(received.body == asked.body, format!("{id}: another body"));
+        return;
+    };
+    let got: Value = serde_json::from_slice(&received.body)
+        .unwrap_or_else(|error| panic!("seed {}: {id}: {error}", stage.net.seed()));
+    let own = ["kv_transfer_params", "ec_transfer_params"];
+    let split_route = wanted.get("messages").is_some();
+    match (received.role, split_route, asked.is_split) {
+        (Role::Prefill, _, _) => {
+            stage.check(
+                got == client::prefill_view(wanted),
+                format!("{id}: prefill {got}"),
+            );
+        }
+        (Role::Decode, false, _) => {
+            stage.check(got == *wanted, format!("{id}: {got}"));
+            stage.check(
+                received.body.len() == asked.body.len(),
+                "the length changed",
+            );
+        }
+        (Role::Decode, true, false) => {
+            let wanted = client::without(wanted.clone(), &own);
+            stage.check(got == wanted, format!("{id}: local {got}"));
+        }
+        (Role::Decode, true, true) => {
+            let handoff = &got["kv_transfer_params"];
+            let theirs = handoff["remote_engine_id"].as_str().unwrap_or_default();
+            let is_own = theirs.starts_with(&format!("handoff-{id}-"));
+            stage.check(
+                handoff.is_null() || is_own,
+                format!("{id}: handoff {handoff}"),
+            );
+            let wanted = client::without(wanted.clone(), &own);
+            stage.check(
+                client::without(got.clone(), &own) == wanted,
+                format!("{id}: decode {got}"),
+            );
+        }
+    }
+}
+
+fn play_all(count: u64, plot: Plot) -> [u64; 3] {
+    let mut sums = [0; 3];
+    for seed in seeds(count) {
+        let run = play(seed, plot);
+        for (sum, n) in sums.iter_mut().zip(run.value) {
+            *sum += n;
+        }
+    }
+    sums
+}
+
+#[test]
+fn every_answer_is_whole_and_the_clients_own() {
+    let [complete, refused, cut] = play_all(600, Plot::default());
+    assert!(complete > 0 && refused == 0 && cut == 0);
+}
+
+#[test]
+fn engines_that_end_idle_connections_cost_nothing_that_can_be_repeated() {
+    let plot = Plot {
+        idle_ends: true,
+        ..Plot::default()
+    };
+    play_all(500, plot);
+}
+
+#[test]
+fn clients_that_leave_stop_their_engines() {
+    let plot = Plot {
+        clients_leave: true,
+        ..Plot::default()
+    };
+    play_all(600, plot);
+}
+
+#[test]
+fn engine_faults_never_look_like_answers() {
+    let plot = Plot {
+        engines_fail: true,
+        ..Plot::default()
+    };
+    play_all(600, plot);
+}
+
+#[test]
+fn all_faults_together() {
+    let plot = Plot {
+        engines_fail: true,
+        idle_ends: true,
+        clients_leave: true,
+        connects_fail: true,
+        drains: false,
+    };
+    play_all(800, plot);
+}
+
+#[test]
+fn a_drain_finishes_what_runs() {
+    let plot = Plot {
+        drains: true,
+        ..Plot::default()
+    };
+    play_all(400, plot);
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let plot = Plot {
+        engines_fail: true,
+        clients_leave: true,
+        ..Plot::default()
+    };
+    for seed in seeds(20) {
+        assert_eq!(
+            play(seed, plot),
+            play(seed, plot),
+            "seed {seed} gave two runs"
+        );
+    }
+}

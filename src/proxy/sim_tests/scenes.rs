@@ -1,0 +1,365 @@
+//! Scenes with one course each, under many seeds: what the random plots reach too seldom.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::stage::{DECODER, Plot, Stage, config, ms};
+use super::wire::{Broken, Message, Wire};
+use super::{client, seeds};
+use crate::net::sim::{Greeting, Manner, SimConn, SimNet};
+use crate::net::{Conn, Net};
+
+/// Runs `scene` under `count` seeds, with limits that can be reached.
+fn each<F: Future<Output = ()> + 'static>(count: u64, scene: impl Fn(Rc<Stage>) -> F) {
+    let plot = Plot {
+        engines_fail: true,
+        ..Plot::default()
+    };
+    for seed in seeds(count) {
+        let net = SimNet::new(seed);
+        let stage = Stage::new(&net, plot, config(plot));
+        let run = net.run(scene(Rc::clone(&stage)));
+        let run = run.unwrap_or_else(|stuck| panic!("{stuck}"));
+        assert_eq!(run.panics, 0, "seed {seed}: a task panicked");
+        assert_eq!(stage.budget.used(), 0, "seed {seed}");
+    }
+}
+
+/// A client's connection that is being served.
+fn connect(stage: &Stage) -> Wire {
+    let (near, far) = stage.net.pair();
+    stage.shard.serve(far, 0);
+    Wire::new(Rc::new(near))
+}
+
+/// Waits until no session is left.
+async fn no_session_left(stage: &Stage) {
+    let end = async {
+        while stage.shard.sessions() > 0 {
+            stage.net.sleep(ms(1)).await;
+        }
+    };
+    let ended = client::within(stage, ms(60), end).await;
+    stage.check(ended, "a session is left");
+}
+
+/// An engine that does `act` with the first connection.
+fn engine<F: Future<Output = ()> + 'static>(
+    stage: &Rc<Stage>,
+    act: impl FnOnce(Rc<Stage>, Wire) -> F + 'static,
+) {
+    let listener = stage.net.listen(DECODER.parse().unwrap());
+    let owned = Rc::clone(stage);
+    stage.net.spawn(async move {
+        let conn = Rc::new(listener.accept().await);
+        act(owned, Wire::new(conn)).await;
+    });
+}
+
+async fn post(wire: &Wire, target: &str, fields: &str, body: &[u8]) {
+    let length = body.len();
+    let head =
+        format!("POST {target} HTTP/1.1\r\nhost: s\r\ncontent-length: {length}\r\n{fields}\r\n");
+    wire.conn.send(head.as_bytes()).await.unwrap();
+    wire.conn.send(body).await.unwrap();
+}
+
+fn echo(request: &Message) -> Vec<u8> {
+    let length = request.body.len();
+    let mut out = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").into_bytes();
+    out.extend_from_slice(&request.body);
+    out
+}
+
+/// A body may arrive in any part while the proxy connects, or says 100.
+#[test]
+fn a_body_that_arrives_during_the_connect_is_not_lost() {
+    each(150, |stage| async move {
+        let listener = stage.net.listen(DECODER.parse().unwrap());
+        listener.greet(Greeting::Accept, ms(5));
+        stage.net.spawn(async move {
+            let mut wire = Wire::new(Rc::new(listener.accept().await));
+            let request = wire.read(false).await.unwrap();
+            wire.conn.send(&echo(&request)).await.unwrap();
+            wire.conn.hangup().await;
+        });
+        let mut wire = connect(&stage);
+        let body = stage.text("body").into_bytes();
+        let (first, rest) = body.split_at(body.len() / 2);
+        let expects = stage.net.once_in(2);
+        let expect = if expects {
+            "expect: 100-continue\r\n"
+        } else {
+            ""
+        };
+        let length = body.len();
+        let head =
+            format!("POST /x HTTP/1.1\r\nhost: s\r\n{expect}content-length: {length}\r\n\r\n");
+        wire.conn.send(head.as_bytes()).await.unwrap();
+        for piece in [first, rest] {
+            stage.net.sleep(stage.moment()).await;
+            wire.conn.send(piece).await.unwrap();
+        }
+        let answer = loop {
+            let answer = wire.read(true).await.unwrap();
+            if answer.status() != 100 {
+                break answer;
+            }
+        };
+        stage.check(answer.body == body, format!("{answer:?}"));
+        drop(wire);
+        no_session_left(&stage).await;
+    });
+}
+
+/// While a client reads nothing, the proxy takes no more of its answer than the pipes and its own
+/// buffer hold.
+#[test]
+fn a_client_that_reads_nothing_stops_the_engine() {
+    each(20, |stage| async move {
+        let sent = Rc::new(std::cell::Cell::new(None));
+        let flow = Rc::clone(&sent);
+        engine(&stage, move |_, mut wire| async move {
+            wire.read(false).await.unwrap();
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 10000000\r\n\r\n";
+            wire.conn.send(head).await.unwrap();
+            let piece = vec![b'x'; 9000];
+            loop {
+                flow.set(Some(wire.conn.outbound()));
+                if wire.conn.send(&piece).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let wire = connect(&stage);
+        wire.conn
+            .send(b"GET /x HTTP/1.1\r\nhost: s\r\n\r\n")
+            .await
+            .unwrap();
+        stage.net.sleep(ms(500)).await;
+        let from_engine = sent.get().unwrap();
+        let held = from_engine.taken - wire.conn.inbound().taken;
+        let bound = (64 * 1024 + wire.conn.inbound().capacity) as u64;
+        stage.check(
+            held <= bound,
+            format!("{held} bytes are held, {bound} may be"),
+        );
+        wire.conn.abort();
+        drop(wire);
+        no_session_left(&stage).await;
+    });
+}
+
+/// A client that stops reading is given up; what it then reads must not look whole.
+#[test]
+fn a_stalled_client_never_sees_a_clean_end_of_a_part() {
+    each(40, |stage| async move {
+        stage.net.set_manner(Some(Manner::calm(2000)));
+        engine(&stage, |_, mut wire| async move {
+            wire.read(false).await.unwrap();
+            let _ = wire.conn.send(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            let _ = wire.conn.send(&[b'x'; 20_000]).await;
+        });
+        let mut wire = connect(&stage);
+        wire.conn
+            .send(b"GET /x HTTP/1.1\r\nhost: s\r\n\r\n")
+            .await
+            .unwrap();
+        stage.net.sleep(ms(1500)).await;
+        match wire.read(true).await {
+            Ok(message) => stage.check(
+                message.body.len() == 20_000,
+                format!("{} bytes look whole", message.body.len()),
+            ),
+            Err(broken) => stage.check(broken == Broken::Cut, "nothing at all"),
+        }
+        drop(wire);
+        no_session_left(&stage).await;
+    });
+}
+
+/// An engine that answers before it has read the request is heard, and not used again.
+#[test]
+fn an_early_answer_reaches_the_client() {
+    each(100, |stage| async move {
+        engine(&stage, |stage, wire| async move {
+            let mut head = Vec::new();
+            while wire.conn.recv(&mut head, 64).await.unwrap_or(0) > 0 && head.len() < 200 {}
+            stage.net.sleep(stage.moment()).await;
+            let answer = b"HTTP/1.1 413 No\r\ncontent-length: 3\r\n\r\nbig";
+            wire.conn.send(answer).await.unwrap();
+            // It reads on, as uvicorn does, so that no reset takes the answer along.
+            while wire.conn.recv(&mut head, 4096).await.unwrap_or(0) > 0 {}
+            stage.check(
+                super::wire::find(&head, b"GET").is_none(),
+                "the connection was reused",
+            );
+        });
+        let mut wire = connect(&stage);
+        let conn = Rc::clone(&wire.conn);
+        stage.net.spawn(async move {
+            let head = b"POST /x HTTP/1.1\r\nhost: s\r\ncontent-length: 90000\r\n\r\n";
+            let _ = conn.send(head).await;
+            let _ = conn.send(&[b'x'; 90_000]).await;
+        });
+        let answer = wire.read(true).await.unwrap();
+        stage.check(
+            answer.status() == 413 && answer.body == b"big",
+            format!("{answer:?}"),
+        );
+        wire.conn.abort();
+        drop(wire);
+        no_session_left(&stage).await;
+    });
+}
+
+/// A client that has sent more than is read ahead leaves while its engine is silent.
+#[test]
+fn a_departure_behind_unread_pipelined_bytes_is_noticed() {
+    each(40, |stage| async move {
+        stage.net.set_manner(Some(Manner {
+            capacity: [40_000, 5000],
+            ..Manner::calm(1)
+        }));
+        let gone = Rc::new(std::cell::Cell::new(None));
+        let noted = Rc::clone(&gone);
+        engine(&stage, move |stage, mut wire| async move {
+            wire.read(false).await.unwrap();
+            wire.conn.hangup().await;
+            noted.set(Some(stage.net.now()));
+        });
+        let wire = connect(&stage);
+        let request = b"GET /x HTTP/1.1\r\nhost: s\r\n\r\n";
+        let pipelined = request.repeat(4000);
+        let until = stage.net.now().after(ms(200));
+        let mut at = 0;
+        while stage.net.now() < until {
+            at += wire.conn.try_send(&pipelined[at..]).unwrap_or(0);
+            stage.net.sleep(ms(1)).await;
+        }
+        stage.check(at > 64 * 1024, format!("{at} bytes were taken"));
+        let left = stage.net.now();
+        if stage.net.once_in(2) {
+            wire.conn.reset();
+        } else {
+            wire.conn.finish();
+        }
+        stage.net.sleep(ms(50)).await;
+        let gone = gone.get();
+        stage.check(gone.is_some(), "the engine was not told");
+        let took = gone.map(|gone| gone.since(left)).unwrap_or_default();
+        stage.check(took <= Duration::from_millis(50), format!("after {took:?}"));
+        no_session_left(&stage).await;
+    });
+}
+
+/// A defect in one session ends that session: its client hears an end, nobody else does.
+#[test]
+fn a_panic_ends_one_session_only() {
+    for seed in seeds(20) {
+        let net = SimNet::new(seed);
+        let stage = Stage::with_defect(&net);
+        let kept = Rc::clone(&stage);
+        let run = net.run(async move {
+            engine(&stage, |_, mut wire| async move {
+                let request = wire.read(false).await.unwrap();
+                wire.conn.send(&echo(&request)).await.unwrap();
+                wire.conn.hangup().await;
+            });
+            let (mut other, mut wire) = (connect(&stage), connect(&stage));
+            let prefiller = "x-prefiller-host-port: 192.0.2.66:1\r\n";
+            let body = br#"{"messages":[]}"#;
+            post(&wire, "/v1/chat/completions", prefiller, body).await;
+            stage.check(wire.read(true).await.is_err(), "an answer");
+            post(&other, "/x", "", b"abc").await;
+            let answer = other.read(true).await.unwrap();
+            stage.check(answer.body == b"abc", format!("{answer:?}"));
+            stage.check(stage.shard.sessions() == 1, "the session is still counted");
+            drop((other, wire));
+            no_session_left(&stage).await;
+        });
+        let run = run.unwrap_or_else(|stuck| panic!("{stuck}"));
+        assert_eq!((run.panics, kept.budget.used()), (1, 0), "seed {seed}");
+    }
+}
+
+/// A pooled connection that turns out dead while the client still uploads costs nothing: the
+/// request is repeated whole.
+#[test]
+fn an_upload_on_a_dead_pooled_connection_is_repeated_whole() {
+    each(300, |stage| async move {
+        let listener = stage.net.listen(DECODER.parse().unwrap());
+        let owned = Rc::clone(&stage);
+        stage.net.spawn(async move {
+            let first = Rc::new(listener.accept().await);
+            let mut wire = Wire::new(first);
+            let request = wire.read(false).await.unwrap();
+            wire.conn.send(&echo(&request)).await.unwrap();
+            reset_later(&owned, &wire.conn).await;
+            loop {
+                let mut wire = Wire::new(Rc::new(listener.accept().await));
+                while let Ok(request) = wire.read(false).await {
+                    wire.conn.send(&echo(&request)).await.unwrap();
+                }
+            }
+        });
+        let mut wire = connect(&stage);
+        post(&wire, "/x", "", b"first").await;
+        let answer = wire.read(true).await.unwrap();
+        stage.check(answer.body == b"first", format!("{answer:?}"));
+        stage.net.sleep(ms(17)).await;
+        let body = stage.text("body").into_bytes();
+        let length = body.len();
+        let head = format!("POST /x HTTP/1.1\r\nhost: s\r\ncontent-length: {length}\r\n\r\n");
+        wire.conn.send(head.as_bytes()).await.unwrap();
+        for piece in body.chunks(length / 5 + 1) {
+            wire.conn.send(piece).await.unwrap();
+            stage
+                .net
+                .sleep(Duration::from_micros(stage.net.below(400)))
+                .await;
+        }
+        let answer = wire.read(true).await.unwrap();
+        stage.check(
+            answer.status() == 200 && answer.body == body,
+            format!("{answer:?}"),
+        );
+        drop(wire);
+        no_session_left(&stage).await;
+    });
+}
+
+async fn reset_later(stage: &Stage, conn: &SimConn) {
+    let jitter = Duration::from_micros(stage.net.below(2000));
+    stage.net.sleep(ms(20) + jitter).await;
+    conn.reset();
+}
+
+/// An engine that answers early, without framing, and dies: the reset may be told to the upload,
+/// and then the answer's end looks like any other.
+#[test]
+fn an_early_answer_that_is_cut_never_looks_whole() {
+    each(300, |stage| async move {
+        engine(&stage, |stage, wire| async move {
+            let mut head = Vec::new();
+            while wire.conn.recv(&mut head, 64).await.unwrap_or(0) > 0 && head.len() < 200 {}
+            let _ = wire.conn.send(b"HTTP/1.1 413 No\r\n\r\na part").await;
+            stage.net.sleep(stage.moment()).await;
+            wire.conn.reset();
+        });
+        let mut wire = connect(&stage);
+        let conn = Rc::clone(&wire.conn);
+        stage.net.spawn(async move {
+            let head = b"POST /x HTTP/1.1\r\nhost: s\r\ncontent-length: 90000\r\n\r\n";
+            let _ = conn.send(head).await;
+            let _ = conn.send(&[b'x'; 90_000]).await;
+        });
+        if let Ok(answer) = wire.read(true).await {
+            let is_own = answer.field("x-ringside-error").is_some();
+            stage.check(is_own, format!("{answer:?}"));
+        }
+        wire.conn.abort();
+        drop(wire);
+        no_session_left(&stage).await;
+    });
+}
