@@ -1,0 +1,14 @@
+//! The control plane: one unpinned thread beside the shards.
+//!
+//! It starts the shards, resolves names for them, serves the admin port, listens to signals and
+//! ends the process. It may use ordinary libraries: no request passes through it.
+
+mod decoders;
+#[cfg(feature = "mock")]
+pub mod demo;
+mod inbox;
+mod resolver;
+mod shards;
+mod sidecar;
+
+pub use sidecar::{Running, run_sidecar};

@@ -1,0 +1,257 @@
+//! The shard threads: pinned, each with its own engine and listeners.
+
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::inbox::{Inbox, Message};
+use super::resolver::Resolver;
+use crate::config::Config;
+use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS};
+use crate::metrics::ShardMetrics;
+use crate::metrics::access::AccessRing;
+use crate::net::probe::Driver;
+use crate::net::ring::{self, RingListener, RingNet};
+use crate::net::{Net, Timer, would_block};
+use crate::proxy::Budget;
+use crate::proxy::shard::{Decoder, Parts, Shard, is_local_address};
+use crate::sys;
+
+/// How often a draining shard looks whether its last session has ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// What all shards of a process share.
+pub(super) struct Common {
+    pub(super) config: Arc<Config>,
+    pub(super) budget: Arc<Budget>,
+    /// The health answer on the data port is 503.
+    pub(super) unhealthy: Arc<AtomicBool>,
+    /// No new connections, no kept ones.
+    pub(super) draining: Arc<AtomicBool>,
+    pub(super) listening: Arc<AtomicUsize>,
+    pub(super) decoders: Vec<Decoder>,
+    pub(super) resolver: Resolver,
+}
+
+/// What one shard is started with.
+pub(super) struct Start {
+    pub(super) index: usize,
+    pub(super) cpu: Option<usize>,
+    pub(super) driver: Driver,
+    /// One per rank, in rank order.
+    pub(super) listeners: Vec<TcpListener>,
+    pub(super) metrics: Arc<ShardMetrics>,
+    pub(super) access: Option<AccessRing>,
+    /// Called once, with the way to reach the shard, when it serves.
+    pub(super) started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
+    /// Called when the thread ends, with why.
+    pub(super) ended: Box<dyn FnOnce(io::Result<()>) + Send>,
+}
+
+/// Starts a shard's thread.
+pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<()>> {
+    let name = format!("shard-{}", start.index);
+    thread::Builder::new().name(name).spawn(move || {
+        if let Some(cpu) = start.cpu
+            && let Err(error) = sys::pin(cpu)
+        {
+            tracing::warn!(shard = start.index, cpu, %error, "could not pin the shard; it runs unpinned");
+        }
+        let Start { driver, listeners, metrics, access, started, ended, .. } = start;
+        let ended = EndNote(Some(ended));
+        let serve = async |net: RingNet| serve(net, common, listeners, metrics, access, started).await;
+        let result = ring::run(driver, serve).and_then(|served| served);
+        ended.note(result);
+    })
+}
+
+/// Says how a shard's thread ended, also when it ended in a panic: a shard that is gone must not
+/// look alive.
+struct EndNote(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
+
+impl EndNote {
+    fn note(mut self, result: io::Result<()>) {
+        if let Some(ended) = self.0.take() {
+            ended(result);
+        }
+    }
+}
+
+impl Drop for EndNote {
+    fn drop(&mut self) {
+        if let Some(ended) = self.0.take() {
+            ended(Err(io::Error::other("it ended in a panic")));
+        }
+    }
+}
+
+async fn serve(
+    net: RingNet,
+    common: Arc<Common>,
+    listeners: Vec<TcpListener>,
+    metrics: Arc<ShardMetrics>,
+    access: Option<AccessRing>,
+    started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
+) -> io::Result<()> {
+    let (bell, ringer) = net.bell()?;
+    let inbox = Inbox::new(ringer);
+    let counted = Arc::clone(&metrics);
+    net.on_panic(move || counted.panic());
+    let shard = Shard::new(
+        net.clone(),
+        parts(&common, &inbox, Arc::clone(&metrics), access),
+    );
+    for (rank, listener) in listeners.into_iter().enumerate() {
+        let listener = net.listener(listener)?;
+        let draining = Arc::clone(&common.draining);
+        net.spawn_vital(accept(
+            Rc::clone(&shard),
+            listener,
+            rank,
+            draining,
+            net.timer(),
+            net.clone(),
+        ));
+    }
+    common.listening.fetch_add(1, Ordering::Release);
+    started(Ok(inbox.clone()));
+    while !common.draining.load(Ordering::Acquire) {
+        bell.rung().await;
+        for message in inbox.take() {
+            match message {
+                Message::Resolved(resolved) => shard.resolved(resolved),
+                Message::Look => {}
+            }
+        }
+    }
+    common.listening.fetch_sub(1, Ordering::Release);
+    drain(&net, &shard, &inbox).await;
+    Ok(())
+}
+
+/// Waits for the last session; idle ones end at once.
+async fn drain(net: &RingNet, shard: &Rc<Shard<RingNet>>, inbox: &Inbox) {
+    let timer = net.timer();
+    loop {
+        net.nudge_all();
+        timer.set(net.now(), Some(DRAIN_LOOK));
+        wait(&timer).await;
+        for message in inbox.take() {
+            if let Message::Resolved(resolved) = message {
+                shard.resolved(resolved);
+            }
+        }
+        if shard.sessions() == 0 {
+            return;
+        }
+    }
+}
+
+fn parts(
+    common: &Arc<Common>,
+    inbox: &Inbox,
+    metrics: Arc<ShardMetrics>,
+    access: Option<AccessRing>,
+) -> Parts {
+    let ports: Vec<u16> = common
+        .config
+        .ranks
+        .iter()
+        .map(|rank| rank.listen.port())
+        .collect();
+    let (resolver, inbox) = (common.resolver.clone(), inbox.clone());
+    Parts {
+        config: Arc::clone(&common.config),
+        metrics,
+        budget: Arc::clone(&common.budget),
+        draining: Arc::clone(&common.draining),
+        unhealthy: Arc::clone(&common.unhealthy),
+        decoders: common.decoders.clone(),
+        is_own_listener: Box::new(move |address| {
+            ports.contains(&address.port()) && is_local_address(address.ip())
+        }),
+        resolver: Box::new(move |target| resolver.ask(target, &inbox)),
+        access,
+    }
+}
+
+/// Accepts until the drain begins, and then what still waits: a connection in the queue has been
+/// answered by the kernel already.
+async fn accept(
+    shard: Rc<Shard<RingNet>>,
+    listener: RingListener,
+    rank: usize,
+    draining: Arc<AtomicBool>,
+    timer: Timer,
+    net: RingNet,
+) {
+    let mut paused = false;
+    loop {
+        let stop = draining.load(Ordering::Acquire);
+        match accept_batch(&shard, &listener, rank) {
+            Ok(more) => {
+                paused = false;
+                if !more && stop {
+                    return;
+                }
+            }
+            Err(error) => {
+                if stop {
+                    return;
+                }
+                if !std::mem::replace(&mut paused, true) {
+                    tracing::warn!(%error, "accepting paused: out of descriptors or memory");
+                }
+                shard.note_accept_paused();
+                timer.set(net.now(), Some(Duration::from_millis(ACCEPT_PAUSE_MS)));
+                wait(&timer).await;
+                continue;
+            }
+        }
+        // A drain nudges every timer, this one too.
+        timer.set(net.now(), None);
+        let readable = listener.readable();
+        let mut readable = std::pin::pin!(readable);
+        std::future::poll_fn(|cx| {
+            if draining.load(Ordering::Acquire) || readable.as_mut().poll(cx).is_ready() {
+                return std::task::Poll::Ready(());
+            }
+            let _ = timer.poll(cx);
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Takes waiting connections, a bounded number. `true`: there may be more.
+fn accept_batch(
+    shard: &Rc<Shard<RingNet>>,
+    listener: &RingListener,
+    rank: usize,
+) -> io::Result<bool> {
+    for _ in 0..ACCEPT_BATCH_MAX {
+        match listener.try_accept() {
+            Ok(conn) => shard.serve(conn, rank),
+            Err(error) if would_block(&error) => return Ok(false),
+            // The connection failed before it was taken: ECONNABORTED, and the network errors that
+            // accept(2) says to pass over.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(103 | 71 | 92 | 64 | 95 | 100 | 101 | 112 | 113 | 1)
+                ) => {}
+            // EMFILE, ENFILE, ENOBUFS, ENOMEM: the connection stays in the queue. Anything else
+            // would come again at once.
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+async fn wait(timer: &Timer) {
+    std::future::poll_fn(|cx| timer.poll(cx)).await;
+}

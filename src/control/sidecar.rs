@@ -1,0 +1,323 @@
+//! `ringside sidecar` from start to exit.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::decoders;
+use super::inbox::{Inbox, Message};
+use super::resolver::{Resolver, resolve};
+use super::shards::{self, Common, Start};
+use crate::admin::{self, AdminState};
+use crate::cli::Exit;
+use crate::config::{Config, ListenAddress};
+use crate::fault;
+use crate::fleet::Target;
+use crate::metrics::access::{self, AccessWriter};
+use crate::metrics::{Registry, ShardMetrics};
+use crate::net::probe::{Driver, probe_ring};
+use crate::proxy::Budget;
+use crate::proxy::shard::Decoder;
+use crate::sys;
+
+/// A sidecar that serves.
+pub struct Running {
+    common: Arc<Common>,
+    inboxes: Vec<Inbox>,
+    ended: mpsc::UnboundedReceiver<io::Result<()>>,
+    access: Option<AccessWriter>,
+    /// Where the admin server listens, if it does.
+    pub admin: Option<SocketAddr>,
+    admin_draining: Arc<AtomicBool>,
+    registry: Arc<Registry>,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running")
+            .field("shards", &self.inboxes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs a sidecar until a signal ends it.
+///
+/// # Errors
+/// Why it could not start, or why it had to stop.
+pub fn run_sidecar(config: Config, warnings: &[String]) -> Result<(), Exit> {
+    crate::cli::init_log(&config.log);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| Exit::runtime(format!("no control plane: {error}")))?;
+    runtime.block_on(async {
+        let signals = Signals::new().map_err(|error| Exit::runtime(error.to_string()))?;
+        Running::start(config).await?.until_signal(signals).await
+    })
+}
+
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+impl Running {
+    /// Binds, starts the shards and the admin server, and says what was decided.
+    ///
+    /// # Errors
+    /// Everything that keeps it from serving, with the exit code for it.
+    pub async fn start(config: Config) -> Result<Self, Exit> {
+        let files = sys::raise_nofile();
+        let driver = choose_driver();
+        let plan = sys::plan_cores(&config.cores, &sys::allowed_cpus(), sys::cpu_quota())?;
+        if let Some(warning) = &plan.warning {
+            tracing::warn!("{warning}");
+        }
+        for rank in &config.ranks {
+            sys::probe(rank.listen)?;
+        }
+        let admin = config
+            .admin
+            .map(|address| sys::bind_alone(ListenAddress::Address(address)));
+        let admin = admin.transpose()?;
+        let shard_count = plan.shards.len();
+        let log = access::start(&config.log.access, shard_count)
+            .map_err(|error| Exit::runtime(format!("the access log cannot be opened: {error}")))?;
+        let (rings, writer) = log.unzip();
+        announce(
+            &config,
+            driver,
+            &plan.shards,
+            files.as_ref().ok().and_then(|f| f.soft),
+        );
+        let common = common(config)?;
+        let metrics: Vec<_> = (0..shard_count)
+            .map(|_| Arc::new(ShardMetrics::new(fault::LABELS.len())))
+            .collect();
+        let (note_ended, ended) = mpsc::unbounded_channel();
+        let mut rings = rings.unwrap_or_default().into_iter();
+        let mut inboxes = Vec::with_capacity(shard_count);
+        for (index, cpu) in plan.shards.iter().enumerate() {
+            let (metrics, ring) = (Arc::clone(&metrics[index]), rings.next());
+            let inbox = start_shard(
+                &common,
+                index,
+                *cpu,
+                driver,
+                metrics,
+                ring,
+                note_ended.clone(),
+            );
+            inboxes.push(inbox.await?);
+        }
+        let labels = vec![driver.label(); shard_count];
+        let mut running = Self {
+            common,
+            inboxes,
+            ended,
+            access: writer,
+            admin: None,
+            admin_draining: Arc::new(AtomicBool::new(false)),
+            registry: Arc::new(Registry::new(metrics, labels, fault::LABELS)),
+        };
+        if let Some(listener) = admin {
+            running.serve_admin(listener)?;
+        }
+        Ok(running)
+    }
+
+    fn serve_admin(&mut self, listener: std::net::TcpListener) -> Result<(), Exit> {
+        let failed = |error: io::Error| Exit::runtime(format!("no admin server: {error}"));
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        self.admin = listener.local_addr().ok();
+        let state = AdminState {
+            registry: Arc::clone(&self.registry),
+            shards_listening: Arc::clone(&self.common.listening),
+            shards_expected: self.inboxes.len(),
+            draining: Arc::clone(&self.admin_draining),
+            decoders: decoders::watch(&self.common.decoders),
+        };
+        tokio::spawn(async move {
+            if let Err(error) = admin::serve(listener, state, std::future::pending()).await {
+                tracing::error!(%error, "the admin server has stopped");
+            }
+        });
+        Ok(())
+    }
+
+    /// The counters, as the admin server shows them.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.registry.render()
+    }
+
+    /// Serves until a signal, then drains; a second signal ends everything.
+    async fn until_signal(mut self, mut signals: Signals) -> Result<(), Exit> {
+        tokio::select! {
+            () = signals.next() => {}
+            ended = self.ended.recv() => return Err(died(ended)),
+        }
+        let (timeout, settle) = (
+            self.common.config.drain.timeout,
+            self.common.config.drain.settle,
+        );
+        tracing::info!("draining");
+        let drained = self.drain(settle, timeout);
+        let cut = tokio::select! {
+            cut = drained => cut,
+            () = signals.next() => {
+                tracing::warn!("second signal: ending at once");
+                true
+            }
+        };
+        if cut {
+            // The log's writer may be stuck in a full pipe, and nobody may be left waiting for it.
+            tracing::warn!("streams were cut");
+            return Ok(());
+        }
+        if let Some(access) = self.access.take() {
+            access.finish();
+        }
+        Ok(())
+    }
+
+    /// Stops accepting and waits for what runs. `true` when the time ran out first.
+    pub async fn drain(&mut self, settle: Duration, timeout: Option<Duration>) -> bool {
+        self.admin_draining.store(true, Ordering::Release);
+        self.common.unhealthy.store(true, Ordering::Release);
+        tokio::time::sleep(settle).await;
+        self.common.draining.store(true, Ordering::Release);
+        for inbox in &self.inboxes {
+            inbox.send(Message::Look);
+        }
+        let all = async {
+            for _ in 0..self.inboxes.len() {
+                self.ended.recv().await;
+            }
+        };
+        match timeout {
+            None => {
+                all.await;
+                false
+            }
+            Some(timeout) => tokio::time::timeout(timeout, all).await.is_err(),
+        }
+    }
+}
+
+fn common(config: Config) -> Result<Arc<Common>, Exit> {
+    let mut decoders = Vec::with_capacity(config.ranks.len());
+    for rank in &config.ranks {
+        let target = Target::new(&rank.decoder_host, rank.decoder_port)
+            .map_err(|error| Exit::config(format!("--model-server-host: {}", error.text())))?;
+        let addresses = resolve(&target);
+        if addresses.is_empty() {
+            tracing::warn!(decoder = %target, "the decoder's name does not resolve yet");
+        }
+        decoders.push(Decoder { target, addresses });
+    }
+    let resolver = Resolver::start().map_err(|error| Exit::runtime(error.to_string()))?;
+    Ok(Arc::new(Common {
+        budget: Budget::new(config.limits.body_budget_bytes),
+        config: Arc::new(config),
+        unhealthy: Arc::default(),
+        draining: Arc::default(),
+        listening: Arc::new(AtomicUsize::new(0)),
+        decoders,
+        resolver,
+    }))
+}
+
+async fn start_shard(
+    common: &Arc<Common>,
+    index: usize,
+    cpu: Option<usize>,
+    driver: Driver,
+    metrics: Arc<ShardMetrics>,
+    access: Option<access::AccessRing>,
+    note_ended: mpsc::UnboundedSender<io::Result<()>>,
+) -> Result<Inbox, Exit> {
+    let ranks = common.config.ranks.iter();
+    let listeners = ranks
+        .map(|rank| sys::bind_shared(rank.listen))
+        .collect::<Result<_, _>>()?;
+    let (tell, told) = oneshot::channel();
+    let start = Start {
+        index,
+        cpu,
+        driver,
+        listeners,
+        metrics,
+        access,
+        started: Box::new(move |inbox| drop(tell.send(inbox))),
+        ended: Box::new(move |result| drop(note_ended.send(result))),
+    };
+    let failed = |error: io::Error| Exit::runtime(format!("shard {index}: {error}"));
+    shards::spawn(Arc::clone(common), start).map_err(failed)?;
+    match told.await {
+        Ok(inbox) => inbox.map_err(failed),
+        Err(_) => Err(Exit::runtime(format!(
+            "shard {index} ended while it started"
+        ))),
+    }
+}
+
+fn died(ended: Option<io::Result<()>>) -> Exit {
+    match ended {
+        Some(Err(error)) => Exit::runtime(format!("a shard has failed: {error}")),
+        // A deaf core is worse than a restart.
+        Some(Ok(())) | None => Exit::runtime("a shard has ended"),
+    }
+}
+
+/// io_uring where the kernel allows it exactly as wanted, else epoll, said aloud.
+fn choose_driver() -> Driver {
+    match probe_ring() {
+        Ok(()) => Driver::Uring,
+        Err(error) => {
+            tracing::warn!(%error, "io_uring is refused here; using epoll");
+            Driver::Epoll
+        }
+    }
+}
+
+fn announce(config: &Config, driver: Driver, shards: &[Option<usize>], files: Option<u64>) {
+    for (key, value) in config.describe() {
+        tracing::info!("{key}: {value}");
+    }
+    let cores: Vec<String> = shards
+        .iter()
+        .map(|cpu| cpu.map_or_else(|| "unpinned".to_owned(), |cpu| format!("CPU {cpu}")))
+        .collect();
+    tracing::info!("shards: {} ({})", shards.len(), cores.join(", "));
+    tracing::info!("driver: {}", driver.label());
+    if let Some(files) = files {
+        tracing::info!("descriptors: {files}");
+    }
+    tracing::info!("ringside {} serves", env!("CARGO_PKG_VERSION"));
+}
