@@ -1,0 +1,665 @@
+//! Engines misbehave, on both legs: what the client gets, what is tried again and how often, and
+//! that the next request never meets what the last one left.
+
+use std::sync::Mutex;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use mock_engine::{Engine, EngineConfig, Fault};
+
+use crate::client::{Client, DEADLINE, End, Framing, request};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, wait_for};
+use crate::harness_more::{
+    Deaf, Driver, RawConn, RawEngine, ask_for, expect_drained, expect_handoffs_sound,
+    expect_healthy, expect_text, pair_on, split_request, unsent,
+};
+
+/// The connection of the decoder alone, or both legs.
+const WAYS: [bool; 2] = [true, false];
+const TOKENS: u32 = 8;
+
+fn status(code: u16) -> Fault {
+    Fault::Status {
+        code,
+        body: format!("{{\"error\":{{\"message\":\"engine says {code}\"}}}}"),
+        content_type: "application/json".to_owned(),
+    }
+}
+
+fn headers(split: bool, target: &str) -> Vec<(&str, &str)> {
+    if split {
+        vec![(PREFILLER, target)]
+    } else {
+        Vec::new()
+    }
+}
+
+/// After every fault: the next requests, on new and on kept connections, get their own answers.
+#[track_caller]
+fn expect_unharmed(pair: &Pair) {
+    pair.prefill.clear_faults();
+    pair.decode.clear_faults();
+    expect_healthy(pair);
+    expect_healthy(pair);
+    expect_handoffs_sound(pair);
+}
+
+#[test]
+fn a_decoder_that_fails_before_its_answer() {
+    fails_before_its_answer(Driver::Ring);
+}
+
+#[test]
+fn a_decoder_that_fails_before_its_answer_on_epoll() {
+    fails_before_its_answer(Driver::Epoll);
+}
+
+fn fails_before_its_answer(driver: Driver) {
+    let pair = pair_on(driver, &[], |_| {}, |_| {});
+    let target = pair.prefill.host_port();
+    let cases = [
+        (Fault::ResetBeforeHead, 502, "decode_reset"),
+        (Fault::CloseBeforeHead, 502, "decode_reset"),
+        (Fault::Garbage, 502, "decode_answer"),
+        (Fault::BareLf, 502, "decode_answer"),
+        (Fault::BothFramings, 502, "decode_answer"),
+        (Fault::EndlessHead, 502, "decode_answer"),
+        (Fault::Interim { count: 17 }, 502, "decode_answer"),
+    ];
+    for split in WAYS {
+        for (fault, code, label) in &cases {
+            let errors = [("code", *label)];
+            let before = pair.sidecar.metric("ringside_errors_total", &errors);
+            // As often as it is met: a kept connection that dies is replaced once.
+            pair.decode.fault(fault.clone(), u32::MAX);
+            let (_, body) = ask_for(TOKENS, true);
+            let mut client = pair.sidecar.connect();
+            let answer = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
+            pair.decode.clear_faults();
+            answer.expect_error(*code, label);
+            let after = pair.sidecar.metric("ringside_errors_total", &errors);
+            assert!(
+                (after - before - 1.0).abs() < 0.1,
+                "{fault:?}: counted {before} {after}"
+            );
+            // The client's connection has survived: the fault was not its own.
+            let (prompt, body) = ask_for(TOKENS, false);
+            let answer = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
+            expect_text(&answer.expect(200), &prompt, TOKENS);
+            expect_unharmed(&pair);
+        }
+    }
+    expect_drained(&pair.sidecar);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn engines_that_stay_silent_are_given_up() {
+    let pair = Pair::start(&["--first-byte-timeout=1s", "--prefill-timeout=1s"]);
+    let target = pair.prefill.host_port();
+    for split in WAYS {
+        pair.decode.fault(Fault::StallBeforeHead, 1);
+        let (_, body) = ask_for(TOKENS, true);
+        let answer = pair.sidecar.post(CHAT, &body, &headers(split, &target));
+        answer.expect_error(504, "first_byte_timeout");
+    }
+    for fault in [
+        Fault::StallBeforeHead,
+        Fault::StallAfterHead,
+        Fault::StallMidStream { after_events: 1 },
+        // Bytes now and then are no reason to wait for ever.
+        Fault::Slow {
+            chunk_bytes: 1,
+            delay: Duration::from_millis(5),
+        },
+    ] {
+        pair.prefill.fault(fault.clone(), 1);
+        let (_, body) = ask_for(TOKENS, true);
+        let answer = pair.post(CHAT, &body);
+        answer.expect_error(504, "prefill_timeout");
+    }
+    assert_eq!(
+        pair.decode.requests().len(),
+        2,
+        "decode after a failed prefill"
+    );
+    for (engine, aborted) in [(&pair.prefill, 4), (&pair.decode, 2)] {
+        let told = engine.wait_counters(DEADLINE, |counters| counters.aborted == aborted);
+        assert!(told.is_some(), "{:?}", engine.counters());
+    }
+    expect_unharmed(&pair);
+}
+
+#[test]
+fn a_decoder_that_refuses() {
+    let pair = Pair::start(&[]);
+    let target = pair.prefill.host_port();
+    for split in WAYS {
+        pair.decode.refuse(true);
+        // Open connections stay in use until they are too old, so nothing is kept here.
+        let (_, body) = ask_for(TOKENS, true);
+        let answer = pair.sidecar.post(CHAT, &body, &headers(split, &target));
+        let answer = answer.expect_error(503, "decode_refused");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        pair.decode.refuse(false);
+        // A connection that is accepted and reset at once.
+        pair.decode.fault(Fault::Refuse, 1);
+        let answer = pair.sidecar.post(CHAT, &body, &headers(split, &target));
+        assert!([502, 503].contains(&answer.status), "{answer:?}");
+        if !split {
+            expect_unharmed(&pair);
+        }
+    }
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn a_decoder_that_says_more_than_it_was_asked() {
+    let pair = Pair::start(&[]);
+    let target = pair.prefill.host_port();
+    let mut accepted = 0;
+    for split in WAYS {
+        for stream in [true, false] {
+            pair.decode.fault(Fault::GarbageAfterAnswer, 1);
+            let mut client = pair.sidecar.connect();
+            let (prompt, body) = ask_for(TOKENS, stream);
+            let answer = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
+            expect_text(&answer.expect(200), &prompt, TOKENS);
+            accepted += 1;
+            let connections = pair.decode.counters().connections_accepted;
+            assert!(connections <= accepted, "{connections}");
+            // The surplus was a whole answer: it must not become the next request's.
+            let (prompt, body) = ask_for(TOKENS, stream);
+            let answer = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
+            expect_text(&answer.expect(200), &prompt, TOKENS);
+            // That connection is kept, and is the one the next fault strikes on.
+            let connections = pair.decode.counters().connections_accepted;
+            assert_eq!(connections, accepted + 1, "the connection was used again");
+        }
+    }
+    expect_unharmed(&pair);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn an_answer_that_is_late_for_an_idle_connection() {
+    // The engine speaks while its connection is idle: that connection is not used again.
+    let (go, gone) = mpsc::channel::<()>();
+    let gone = Mutex::new(gone);
+    let (told, tell) = mpsc::channel::<()>();
+    let told = Mutex::new(told);
+    let engine = RawEngine::start(move |mut conn, _| {
+        while conn.request().is_some() {
+            conn.say("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+            if gone.lock().unwrap().recv().is_err() {
+                return;
+            }
+            conn.say("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong");
+            let _ = told.lock().unwrap().send(());
+        }
+    });
+    let sidecar = Sidecar::start(&[], engine.port());
+    let mut client = sidecar.connect();
+    for _ in 0..50 {
+        let answer = client.ask("GET", "/v1/models", &[], b"").expect(200);
+        assert_eq!(answer.text(), "ok");
+        go.send(()).unwrap();
+        tell.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+    sidecar.expect_sound();
+}
+
+/// What a client may see of an answer that was cut short.
+#[track_caller]
+fn expect_cut(fault: &Fault, client: &mut Client, whole: usize) {
+    let answer = client.answer();
+    assert_eq!(answer.status, 200, "{fault:?}");
+    assert_ne!(answer.end, End::Complete, "{fault:?}: {:?}", answer.head);
+    assert!(answer.body.len() < whole, "{fault:?}");
+    if answer.framing == Framing::UntilClose {
+        assert_eq!(answer.end, End::Reset, "{fault:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_is_cut_short_shows_it() {
+    cut_short_shows_it(Driver::Ring);
+}
+
+#[test]
+fn an_answer_that_is_cut_short_shows_it_on_epoll() {
+    cut_short_shows_it(Driver::Epoll);
+}
+
+fn cut_short_shows_it(driver: Driver) {
+    let pair = pair_on(
+        driver,
+        &[],
+        |_| {},
+        |decode| decode.itl = Duration::from_millis(1),
+    );
+    let target = pair.prefill.host_port();
+    let mut cut = 0.0;
+    for split in WAYS {
+        for stream in [true, false] {
+            for fault in [
+                Fault::TruncateMidBody { after_events: 3 },
+                Fault::ResetMidBody { after_events: 3 },
+                Fault::ExtraLength,
+            ] {
+                pair.decode.fault(fault.clone(), 1);
+                let (_, body) = ask_for(64, stream);
+                let mut client = pair.sidecar.connect();
+                client.send(request(
+                    "POST",
+                    CHAT,
+                    &headers(split, &target),
+                    body.as_bytes(),
+                ));
+                expect_cut(&fault, &mut client, 1 << 20);
+                cut += 1.0;
+                let truncated = [("code", "decode_truncated")];
+                pair.sidecar
+                    .wait_metric("ringside_errors_total", &truncated, cut);
+                expect_unharmed(&pair);
+            }
+        }
+    }
+    expect_drained(&pair.sidecar);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn an_old_client_sees_a_cut_answer_as_a_reset() {
+    // Without chunks the end of the connection is the end of the answer.
+    let pair = Pair::with(&[], |_| {}, |decode| decode.itl = Duration::from_millis(1));
+    let target = pair.prefill.host_port();
+    for split in WAYS {
+        for fault in [
+            Fault::TruncateMidBody { after_events: 3 },
+            Fault::ResetMidBody { after_events: 3 },
+        ] {
+            pair.decode.fault(fault.clone(), 1);
+            let (_, body) = ask_for(64, true);
+            let bytes = request("POST", CHAT, &headers(split, &target), body.as_bytes());
+            let text = String::from_utf8(bytes).unwrap();
+            let mut client = pair.sidecar.connect();
+            client.send(text.replacen("HTTP/1.1", "HTTP/1.0", 1));
+            let answer = client.answer();
+            assert_eq!(answer.framing, Framing::UntilClose, "{:?}", answer.head);
+            assert_eq!(answer.end, End::Reset, "{fault:?} split {split}");
+            expect_unharmed(&pair);
+        }
+    }
+}
+
+#[test]
+fn a_close_delimited_answer_that_is_reset_is_a_reset() {
+    let engine = RawEngine::start(|mut conn, _| {
+        if conn.request().is_some() {
+            conn.say("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nhalf of");
+            conn.reset();
+        }
+    });
+    let sidecar = Sidecar::start(&[], engine.port());
+    for _ in 0..5 {
+        let mut client = sidecar.connect();
+        client.send(request("GET", "/v1/models", &[], b""));
+        // The reset may overtake the head: then there is no answer at all.
+        if let Ok(head) = client.try_head() {
+            // A reset before the head had left is an error of ours, and whole.
+            if head.status == 502 {
+                continue;
+            }
+            let (_, end) = client.body(head.framing("GET"));
+            assert_eq!(end, End::Reset);
+        }
+    }
+}
+
+#[test]
+fn odd_but_whole_answers_arrive_whole() {
+    let pair = Pair::start(&[]);
+    let target = pair.prefill.host_port();
+    for split in WAYS {
+        for stream in [true, false] {
+            for fault in [
+                Fault::Http10Answer,
+                Fault::NoFraming,
+                Fault::CloseIdle,
+                Fault::Interim { count: 16 },
+                Fault::Slow {
+                    chunk_bytes: 7,
+                    delay: Duration::from_micros(50),
+                },
+            ] {
+                pair.decode.fault(fault.clone(), 1);
+                let (prompt, body) = ask_for(TOKENS, stream);
+                let answer = pair.sidecar.post(CHAT, &body, &headers(split, &target));
+                expect_text(&answer.expect(200), &prompt, TOKENS);
+                expect_unharmed(&pair);
+            }
+        }
+    }
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn an_idle_connection_the_decoder_has_closed_costs_one_replay() {
+    idle_closed_costs_one_replay(Driver::Ring);
+}
+
+#[test]
+fn an_idle_connection_the_decoder_has_closed_costs_one_replay_on_epoll() {
+    idle_closed_costs_one_replay(Driver::Epoll);
+}
+
+fn idle_closed_costs_one_replay(driver: Driver) {
+    let pair = pair_on(driver, &[], |_| {}, |_| {});
+    for nth in 1..=10_u32 {
+        pair.decode.fault(Fault::CloseOnNextRequest, 1);
+        for _ in 0..2 {
+            let (prompt, body) = ask_for(TOKENS, true);
+            let answer = pair.sidecar.post(CHAT, &body, &[]).expect(200);
+            expect_text(&answer, &prompt, TOKENS);
+        }
+        assert_eq!(pair.decode.counters().stale_closed, u64::from(nth));
+        pair.sidecar
+            .wait_metric("ringside_replays_total", &[], f64::from(nth));
+    }
+    // Two answered requests per round; the one that died was never a request to the engine.
+    assert_eq!(pair.decode.requests().len(), 20);
+    expect_drained(&pair.sidecar);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn a_replay_of_a_decode_leg_goes_without_its_handoff() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::CloseOnNextRequest, 1);
+    for _ in 0..2 {
+        let (prompt, body) = ask_for(TOKENS, true);
+        let answer = pair.post(CHAT, &body).expect(200);
+        expect_text(&answer, &prompt, TOKENS);
+    }
+    pair.sidecar.wait_outcome("remote", "none");
+    pair.sidecar.wait_outcome("local_fallback", "handoff_used");
+    pair.sidecar.wait_metric("ringside_replays_total", &[], 1.0);
+    let decodes = pair.decode.requests();
+    assert_eq!(decodes.len(), 2);
+    let params = |nth: usize| &decodes[nth].json.as_ref().unwrap()["kv_transfer_params"];
+    assert_eq!(params(0)["do_remote_prefill"], true);
+    assert!(params(1).is_null(), "{}", params(1));
+    let counters = pair.decode.counters();
+    assert_eq!((counters.stale_closed, counters.handoff_used), (1, 1));
+    expect_unharmed(&pair);
+}
+
+#[test]
+fn an_idle_connection_the_prefiller_has_closed_costs_one_replay() {
+    let pair = Pair::start(&[]);
+    pair.prefill.fault(Fault::CloseOnNextRequest, 1);
+    for _ in 0..2 {
+        let (prompt, body) = ask_for(TOKENS, true);
+        let answer = pair.post(CHAT, &body).expect(200);
+        expect_text(&answer, &prompt, TOKENS);
+    }
+    let remote = [("outcome", "remote"), ("reason", "none")];
+    pair.sidecar
+        .wait_metric("ringside_pd_requests_total", &remote, 2.0);
+    pair.sidecar.wait_metric("ringside_replays_total", &[], 1.0);
+    assert_eq!(pair.prefill.requests().len(), 2);
+    assert_eq!(pair.decode.counters().handoff_used, 2);
+    expect_unharmed(&pair);
+}
+
+#[test]
+fn a_fresh_connection_that_dies_is_not_replayed() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::CloseBeforeHead, 1);
+    let (_, body) = ask_for(TOKENS, true);
+    pair.sidecar
+        .post(CHAT, &body, &[])
+        .expect_error(502, "decode_reset");
+    assert_eq!(pair.decode.requests().len(), 1);
+    pair.sidecar.wait_metric("ringside_replays_total", &[], 0.0);
+    // On a kept connection, a second death is one too many.
+    let (_, body) = ask_for(TOKENS, true);
+    pair.sidecar.post(CHAT, &body, &[]).expect(200);
+    pair.decode.fault(Fault::CloseBeforeHead, u32::MAX);
+    pair.sidecar
+        .post(CHAT, &body, &[])
+        .expect_error(502, "decode_reset");
+    assert_eq!(
+        pair.decode.requests().len(),
+        4,
+        "one request and one replay"
+    );
+    pair.sidecar.wait_metric("ringside_replays_total", &[], 1.0);
+    expect_unharmed(&pair);
+}
+
+#[test]
+fn a_prefiller_that_fails() {
+    let pair = Pair::start(&[]);
+    let cases = [
+        (Fault::ResetBeforeHead, 502, "prefill_reset"),
+        (Fault::CloseBeforeHead, 502, "prefill_reset"),
+        (Fault::Garbage, 502, "prefill_answer"),
+        (Fault::BareLf, 502, "prefill_answer"),
+        (Fault::BothFramings, 502, "prefill_answer"),
+        (Fault::EndlessHead, 502, "prefill_answer"),
+        (Fault::Interim { count: 17 }, 502, "prefill_answer"),
+        (
+            Fault::ResetMidBody { after_events: 1 },
+            502,
+            "prefill_answer",
+        ),
+        (
+            Fault::TruncateMidBody { after_events: 1 },
+            502,
+            "prefill_answer",
+        ),
+        (
+            Fault::ResetMidBody { after_events: 0 },
+            502,
+            "prefill_answer",
+        ),
+        (Fault::ExtraLength, 502, "prefill_answer"),
+        (Fault::Gzip, 502, "prefill_answer"),
+        (Fault::Html, 502, "prefill_answer"),
+        (Fault::HalfJson, 502, "prefill_answer"),
+    ];
+    for (fault, code, label) in &cases {
+        let decodes = pair.decode.requests().len();
+        pair.prefill.fault(fault.clone(), u32::MAX);
+        let mut client = pair.sidecar.connect();
+        client.send(split_request(&pair, &ask_for(TOKENS, true).1));
+        let answer = client.answer();
+        pair.prefill.clear_faults();
+        answer.expect_error(*code, label);
+        assert_eq!(
+            pair.decode.requests().len(),
+            decodes,
+            "{fault:?}: decode was called"
+        );
+        let (prompt, body) = ask_for(TOKENS, false);
+        client.send(split_request(&pair, &body));
+        expect_text(&client.answer().expect(200), &prompt, TOKENS);
+        expect_unharmed(&pair);
+    }
+    expect_drained(&pair.sidecar);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn a_prefiller_that_refuses() {
+    let pair = Pair::start(&[]);
+    pair.prefill.refuse(true);
+    let (_, body) = ask_for(TOKENS, true);
+    pair.post(CHAT, &body).expect_error(502, "prefill_connect");
+    assert!(pair.decode.requests().is_empty());
+    pair.prefill.refuse(false);
+    expect_unharmed(&pair);
+}
+
+#[test]
+fn a_prefiller_whose_connects_are_swallowed() {
+    let pair = Pair::start(&["--connect-timeout=200ms"]);
+    let deaf = Deaf::new();
+    let (_, body) = ask_for(TOKENS, true);
+    let target = deaf.host_port();
+    let answer = pair.sidecar.post(CHAT, &body, &[(PREFILLER, &target)]);
+    answer.expect_error(502, "prefill_connect");
+    // The next candidate takes over.
+    let (prompt, body) = ask_for(TOKENS, true);
+    let both = format!("{target},{}", pair.prefill.host_port());
+    let answer = pair
+        .sidecar
+        .post(CHAT, &body, &[(PREFILLER, &both)])
+        .expect(200);
+    expect_text(&answer, &prompt, TOKENS);
+    expect_unharmed(&pair);
+}
+
+#[test]
+fn a_prefiller_that_is_odd_but_whole() {
+    let pair = Pair::start(&[]);
+    for fault in [
+        Fault::Http10Answer,
+        Fault::NoFraming,
+        Fault::CloseIdle,
+        Fault::GarbageAfterAnswer,
+        Fault::Interim { count: 16 },
+        Fault::LargeJson { bytes: 1 << 20 },
+        Fault::Slow {
+            chunk_bytes: 5,
+            delay: Duration::from_micros(50),
+        },
+    ] {
+        pair.prefill.fault(fault.clone(), 1);
+        for _ in 0..2 {
+            let (prompt, body) = ask_for(TOKENS, true);
+            let answer = pair.post(CHAT, &body).expect(200);
+            expect_text(&answer, &prompt, TOKENS);
+        }
+        expect_unharmed(&pair);
+    }
+    let remote = [("outcome", "remote")];
+    assert!(pair.sidecar.metric("ringside_pd_requests_total", &remote) > 14.0);
+}
+
+#[test]
+fn prefill_retries_are_counted_and_bounded() {
+    let pair = Pair::start(&["--prefill-max-retries=2", "--prefill-retry-backoff=10ms"]);
+    pair.prefill.fault(status(503), 2);
+    let (prompt, body) = ask_for(TOKENS, true);
+    expect_text(&pair.post(CHAT, &body).expect(200), &prompt, TOKENS);
+    assert_eq!(pair.prefill.requests().len(), 3);
+    pair.prefill.clear();
+    pair.prefill.fault(status(503), u32::MAX);
+    let answer = pair.post(CHAT, &body).expect(503);
+    assert_eq!(answer.json()["error"]["message"], "engine says 503");
+    assert_eq!(
+        pair.prefill.requests().len(),
+        3,
+        "one attempt and two retries"
+    );
+    pair.prefill.clear_faults();
+    pair.prefill.clear();
+    pair.prefill.fault(status(500), 1);
+    pair.post(CHAT, &body).expect(500);
+    assert_eq!(pair.prefill.requests().len(), 1, "500 is not tried again");
+    pair.sidecar
+        .wait_metric("ringside_prefill_retries_total", &[], 4.0);
+    expect_unharmed(&pair);
+}
+
+#[test]
+fn a_prefiller_that_answers_early_is_not_reused_with_half_a_request() {
+    let pair = Pair::start(&[]);
+    let padding = "x".repeat(24 << 20);
+    let big = format!(
+        "{{\"model\":\"mock-model\",\"messages\":[{{\"role\":\"user\",\"content\":\"{padding}\"}}]}}"
+    );
+    for keep in [true, false] {
+        let early = Fault::EarlyAnswer { status: 401, keep };
+        pair.prefill.fault(early, 1);
+        let answer = pair.post(CHAT, &big);
+        assert_eq!(answer.status, 401, "{answer:?}");
+        for _ in 0..2 {
+            let (prompt, body) = ask_for(TOKENS, true);
+            let answer = pair.post(CHAT, &body).expect(200);
+            expect_text(&answer, &prompt, TOKENS);
+        }
+    }
+    assert_eq!(pair.prefill.counters().malformed, 0);
+    expect_unharmed(&pair);
+}
+
+#[test]
+fn a_decoder_that_answers_early_is_not_reused_with_half_a_request() {
+    let pair = Pair::start(&[]);
+    let big = vec![b'x'; 24 << 20];
+    for keep in [true, false] {
+        pair.decode
+            .fault(Fault::EarlyAnswer { status: 413, keep }, 1);
+        let mut client = pair.sidecar.connect();
+        // The engine may answer, and the sidecar close, while this is still being sent.
+        client.try_send(request("POST", "/v1/files", &[], &big));
+        if let Ok(head) = client.try_head() {
+            assert_eq!(head.status, 413);
+        }
+        expect_unharmed(&pair);
+    }
+    assert_eq!(pair.decode.counters().malformed, 0);
+}
+
+#[test]
+fn body_bytes_that_arrive_while_connecting_are_not_lost() {
+    let deaf = Deaf::new();
+    let sidecar = Sidecar::launch(&Launch {
+        args: &["--connect-timeout=20s", "--model-server-host=127.0.0.1"],
+        decoder_port: deaf.port(),
+        ..Launch::default()
+    });
+    let mut client = sidecar.connect();
+    client.send("POST /v1/files HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\n\r\n");
+    let active = [("leg", "decode"), ("state", "active")];
+    sidecar.wait_metric("ringside_upstream_connections", &active, 1.0);
+    let part = |byte: u8| vec![byte; 1000];
+    client.send(part(b'a'));
+    wait_for("the first part to arrive", || {
+        (unsent(client.socket()) == 0).then_some(())
+    });
+    // Gives the shard a turn in which it could take the bytes.
+    sidecar.wait_metric("ringside_client_connections", &[], 1.0);
+    client.send(part(b'b'));
+    let mut engine = RawConn::new(deaf.hear());
+    engine.head().unwrap();
+    client.send(part(b'c'));
+    let body = engine.bytes(3000).unwrap();
+    assert_eq!(body, [part(b'a'), part(b'b'), part(b'c')].concat());
+    engine.say("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    assert_eq!(client.answer().expect(200).text(), "ok");
+    sidecar.expect_sound();
+}
+
+#[test]
+fn an_engine_that_restarts_costs_only_what_was_in_flight() {
+    let handoffs = mock_engine::HandoffRegistry::new();
+    let config = || EngineConfig {
+        verify_handoff: Some(handoffs.clone()),
+        ..EngineConfig::decode()
+    };
+    let first = Engine::start(config(), 0).unwrap();
+    let port = first.port();
+    let sidecar = Sidecar::start(&[], port);
+    let (prompt, body) = ask_for(TOKENS, true);
+    expect_text(&sidecar.post(CHAT, &body, &[]).expect(200), &prompt, TOKENS);
+    drop(first);
+    let _second = Engine::start(config(), port).unwrap();
+    let (prompt, body) = ask_for(TOKENS, true);
+    expect_text(&sidecar.post(CHAT, &body, &[]).expect(200), &prompt, TOKENS);
+    sidecar.expect_sound();
+}

@@ -1,0 +1,288 @@
+//! The handoff on its way: every byte of it, once, while it is fresh, and what happens without it.
+
+use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, HandoffShape};
+use serde_json::{Value, json};
+
+use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, json_of, only, wait_for};
+
+const BODY: &str = r#"{"messages":[{"role":"user","content":"hello"}],"max_tokens":4}"#;
+
+/// The bytes of the value of `kv_transfer_params` in a body where it comes last.
+fn raw_params(body: &[u8]) -> &str {
+    let text = std::str::from_utf8(body).unwrap();
+    let (_, value) = text.rsplit_once("\"kv_transfer_params\":").unwrap();
+    value.strip_suffix('}').unwrap()
+}
+
+#[test]
+fn is_relayed_byte_for_byte() {
+    for (path, body) in [
+        (CHAT, BODY),
+        ("/v1/responses", r#"{"input":"x"}"#),
+        (
+            "/inference/v1/generate",
+            r#"{"token_ids":[1],"sampling_params":{}}"#,
+        ),
+        (CHAT, r#"{"messages":[],"kv_transfer_params":null}"#),
+    ] {
+        let pair = Pair::start(&[]);
+        pair.post(path, body).expect(200);
+        let (_, decode) = pair.legs();
+        assert_eq!(raw_params(&decode.body), pair.handoffs.issued()[0]);
+    }
+}
+
+#[test]
+fn is_the_one_at_the_top_level() {
+    let pair = Pair::with(&[], |config| config.handoff = HandoffShape::Decoys, |_| {});
+    pair.post(CHAT, BODY).expect(200);
+    let (_, decode) = pair.legs();
+    assert_eq!(raw_params(&decode.body), pair.handoffs.issued()[0]);
+}
+
+#[test]
+fn every_request_has_its_own() {
+    let pair = Pair::start(&[]);
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            let pair = &pair;
+            scope.spawn(move || {
+                for nth in 0..5 {
+                    let body = json!({"messages": [{"role": "user",
+                        "content": format!("{client}/{nth}")}], "stream": nth % 2 == 0});
+                    pair.post(CHAT, body.to_string()).expect(200);
+                }
+            });
+        }
+    });
+    assert_eq!(pair.decode.counters().handoff_used, 40);
+    assert_eq!(pair.decode.counters().handoff_foreign, 0);
+    assert_eq!(pair.handoffs.unused(), 0);
+}
+
+const UNFIT: [(HandoffShape, &str); 6] = [
+    (HandoffShape::Omit, "handoff_missing"),
+    (HandoffShape::Null, "handoff_missing"),
+    (HandoffShape::Empty, "handoff_malformed"),
+    (HandoffShape::Text, "handoff_malformed"),
+    (HandoffShape::List, "handoff_malformed"),
+    (HandoffShape::Flat, "handoff_malformed"),
+];
+
+#[test]
+fn without_a_usable_one_the_decoder_computes_the_prompt() {
+    for (shape, reason) in UNFIT {
+        let pair = Pair::start(&[]);
+        pair.prefill.fault(Fault::Handoff(shape), 1);
+        pair.post(CHAT, BODY).expect(200);
+        let mut want: Value = serde_json::from_str(BODY).unwrap();
+        want["kv_transfer_params"] = Value::Null;
+        assert_eq!(json_of(&only(&pair.decode)), want, "{shape:?}");
+        pair.sidecar.wait_outcome("local_fallback", reason);
+    }
+}
+
+#[test]
+fn without_a_usable_one_the_client_gets_an_error_if_so_told() {
+    for (shape, _) in UNFIT {
+        let pair = Pair::start(&["--on-missing-kv=error"]);
+        pair.prefill.fault(Fault::Handoff(shape), 1);
+        pair.post(CHAT, BODY).expect_error(502, "handoff_missing");
+        assert!(pair.decode.requests().is_empty());
+        pair.post(CHAT, BODY).expect(200);
+    }
+}
+
+#[test]
+fn flat_blocks_pass_where_allowed() {
+    let pair = Pair::with(
+        &["--allow-flat-blocks"],
+        |config| config.flat_blocks = true,
+        |_| {},
+    );
+    pair.post(CHAT, BODY).expect(200);
+    pair.legs();
+}
+
+/// Handoffs that could kill an engine or have it talk to somebody else.
+#[test]
+fn a_malformed_one_never_reaches_the_decoder() {
+    let pair = Pair::start(&[]);
+    for params in [
+        r#"{"do_remote_prefill":false,"do_remote_decode":false}"#,
+        r#"{"do_remote_prefill":"true","remote_block_ids":[[1]]}"#,
+        r#"{"do_remote_prefill":true,"remote_block_ids":[[null]]}"#,
+        r#"{"do_remote_prefill":true,"remote_block_ids":[[1]],"remote_port":"x"}"#,
+        r#"{"do_remote_prefill":true,"remote_block_ids":[[1]],}"#,
+        r#"{"do_remote_prefill":true,"remote_block_ids":[[01]]}"#,
+        "17",
+        "true",
+    ] {
+        pair.decode.clear();
+        let fault = Fault::Status {
+            code: 200,
+            body: format!(r#"{{"choices":[],"kv_transfer_params":{params}}}"#),
+            content_type: "application/json".to_owned(),
+        };
+        pair.prefill.fault(fault, 1);
+        let answer = pair.post(CHAT, BODY);
+        if answer.status == 502 {
+            // What is no JSON at all is no answer.
+            answer.expect_error(502, "prefill_answer");
+            assert!(pair.decode.requests().is_empty());
+            continue;
+        }
+        answer.expect(200);
+        for seen in pair.decode.requests() {
+            let sent = json_of(&seen);
+            assert_eq!(sent["kv_transfer_params"], Value::Null, "{params}");
+        }
+    }
+    assert_eq!(pair.decode.counters().poisoned, 0);
+}
+
+#[test]
+fn an_old_one_is_not_used() {
+    for (flag, want) in [("decode", 200), ("error", 502)] {
+        let missing = format!("--on-missing-kv={flag}");
+        let pair = Pair::start(&["--handoff-max-age=1ms", &missing]);
+        // The age counts from the head of the answer, and the body takes longer than that.
+        let fault = Fault::Slow {
+            chunk_bytes: 500,
+            delay: std::time::Duration::from_millis(4),
+        };
+        pair.prefill.fault(fault, 1);
+        let answer = pair.post(CHAT, BODY);
+        if want == 502 {
+            answer.expect_error(502, "handoff_missing");
+            assert!(pair.decode.requests().is_empty());
+            continue;
+        }
+        answer.expect(200);
+        let sent = json_of(&only(&pair.decode));
+        assert_eq!(sent["kv_transfer_params"], Value::Null);
+        pair.sidecar.wait_outcome("local_fallback", "handoff_stale");
+    }
+}
+
+/// A decoder that fails every handoff, and its requests.
+#[test]
+fn goes_stale_on_its_way_to_a_decoder_that_reads_too_slowly() {
+    let pair = Pair::start(&["--handoff-max-age=300ms"]);
+    pair.decode.fault(Fault::StallRead { after_bytes: 1 }, 1);
+    // More than the socket's buffers hold, so that the end of the body, where the handoff is,
+    // cannot leave.
+    let content = "x".repeat(12 << 20);
+    let body = json!({"messages": [{"role": "user", "content": content}], "max_tokens": 2});
+    pair.post(CHAT, body.to_string()).expect(200);
+    pair.sidecar.wait_outcome("local_fallback", "handoff_stale");
+    assert_eq!(pair.decode.counters().handoff_used, 0);
+    let requests = pair.decode.requests();
+    assert_eq!(raw_params(&requests[1].body), "null");
+}
+
+fn failing(args: &[&str]) -> Pair {
+    let pair = Pair::start(args);
+    let fault = Fault::Status {
+        code: 500,
+        body: r#"{"error":{"message":"KV load failed"}}"#.to_owned(),
+        content_type: "application/json".to_owned(),
+    };
+    pair.decode.fault(fault, 1);
+    pair
+}
+
+#[test]
+fn a_decoder_that_cannot_load_it_is_asked_again_without() {
+    let pair = failing(&[]);
+    pair.post(CHAT, BODY).expect(200);
+    let requests = pair.decode.requests();
+    assert_eq!(requests.len(), 2);
+    assert_eq!(raw_params(&requests[0].body), pair.handoffs.issued()[0]);
+    assert_eq!(raw_params(&requests[1].body), "null");
+    pair.sidecar
+        .wait_outcome("local_fallback", "decode_kv_error");
+    assert_eq!(pair.prefill.requests().len(), 1);
+}
+
+#[test]
+fn a_decoder_that_cannot_load_it_is_believed_if_so_told() {
+    let pair = failing(&["--on-decode-kv-error=error"]);
+    let answer = pair.post(CHAT, BODY).expect(500);
+    assert_eq!(answer.text(), r#"{"error":{"message":"KV load failed"}}"#);
+    assert_eq!(pair.decode.requests().len(), 1);
+}
+
+#[test]
+fn a_second_failure_is_the_answer() {
+    let pair = failing(&[]);
+    let again = Fault::Status {
+        code: 500,
+        body: "again".to_owned(),
+        content_type: "text/plain".to_owned(),
+    };
+    pair.decode.fault(again, 1);
+    assert_eq!(pair.post(CHAT, BODY).expect(500).text(), "again");
+    assert_eq!(pair.decode.requests().len(), 2);
+}
+
+#[test]
+fn is_never_sent_twice_when_a_pooled_connection_dies() {
+    for fault in [Fault::CloseOnNextRequest, Fault::CloseIdle] {
+        let pair = Pair::start(&[]);
+        pair.decode.fault(fault, 1);
+        pair.post(CHAT, BODY).expect(200);
+        pair.post(CHAT, BODY).expect(200);
+        let counters = pair.decode.counters();
+        assert_eq!(counters.handoff_reused, 0);
+        let issued = pair.handoffs.issued();
+        for seen in pair.decode.requests() {
+            let raw = raw_params(&seen.body);
+            assert!(raw == "null" || issued.iter().any(|known| known == raw));
+        }
+    }
+}
+
+#[test]
+fn a_decoder_that_dies_on_it_is_not_asked_again() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::ResetBeforeHead, 1);
+    pair.post(CHAT, BODY).expect_error(502, "decode_reset");
+    assert_eq!(pair.decode.requests().len(), 1);
+    assert_eq!(pair.handoffs.unused(), 1);
+}
+
+#[test]
+fn no_decoder_no_answer() {
+    let pair = Pair::start(&[]);
+    pair.decode.refuse(true);
+    let answer = pair.post(CHAT, BODY).expect_error(503, "decode_refused");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    let answer = pair.sidecar.post(CHAT, BODY, &[]);
+    answer.expect_error(503, "decode_refused");
+    let answer = pair.sidecar.get("/v1/models", &[]);
+    answer.expect_error(503, "decode_refused");
+    pair.decode.refuse(false);
+    pair.post(CHAT, BODY).expect(200);
+}
+
+#[test]
+fn a_prefiller_that_restarts_is_found_again() {
+    let handoffs = HandoffRegistry::new();
+    let checked = |config| EngineConfig {
+        verify_handoff: Some(handoffs.clone()),
+        ..config
+    };
+    let decode = Engine::start(checked(EngineConfig::decode()), 0).unwrap();
+    let prefill = Engine::start(checked(EngineConfig::prefill()), 0).unwrap();
+    let sidecar = Sidecar::start(&[], decode.port());
+    let (target, port) = (prefill.host_port(), prefill.port());
+    let routing = [(PREFILLER, target.as_str())];
+    sidecar.post(CHAT, BODY, &routing).expect(200);
+    drop(prefill);
+    let _again = wait_for("the port", || {
+        Engine::start(checked(EngineConfig::prefill()), port).ok()
+    });
+    sidecar.post(CHAT, BODY, &routing).expect(200);
+    assert_eq!(decode.counters().handoff_used, 2);
+}

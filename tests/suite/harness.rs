@@ -1,0 +1,523 @@
+//! A running sidecar, alone or between a prefill and a decode engine.
+//!
+//! Nothing here sleeps: readiness, engine logs and counters are waited for, with a deadline. Ports
+//! come from below the range the kernel gives out by itself, so neither an engine of a test nor an
+//! outgoing connection can take one between the choice and the bind.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use mock_engine::{Engine, EngineConfig, HandoffRegistry, Seen};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::client::{Answer, Client, DEADLINE};
+
+/// The routing header.
+pub(crate) const PREFILLER: &str = "x-prefiller-host-port";
+/// The path most tests use.
+pub(crate) const CHAT: &str = "/v1/chat/completions";
+
+const PORT_MIN: u16 = 10_000;
+const PORT_MAX: u16 = 32_000;
+/// Starts before a test gives up on finding free ports.
+const STARTS_MAX: u32 = 5;
+/// The exit code for a port that is taken.
+const EXIT_ADDRESS: i32 = 4;
+/// Between two looks at something that cannot be waited on.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// The first of `count` neighbouring ports that nobody listens on.
+pub(crate) fn free_ports(count: u16) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Each process begins somewhere else, in case two suites run at once.
+    let offset = (std::process::id() % 173) as u16 * 127;
+    loop {
+        let at = NEXT
+            .fetch_add(count, Ordering::Relaxed)
+            .wrapping_add(offset);
+        let first = PORT_MIN + at % (PORT_MAX - PORT_MIN - count);
+        let free = (first..first + count)
+            .all(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok());
+        if free {
+            return first;
+        }
+    }
+}
+
+/// Lets some time pass before something is looked at again.
+pub(crate) fn look_again() {
+    std::thread::park_timeout(LOOK_AGAIN);
+}
+
+/// Asks until there is an answer, or fails at the deadline.
+#[track_caller]
+pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(start.elapsed() < DEADLINE, "waited in vain: {what}");
+        look_again();
+    }
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The binary under test with a clean environment.
+pub(crate) fn ringside() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringside"));
+    command
+        .env_remove("POD_IP")
+        .env_remove("ENABLE_PREFILLER_SAMPLING")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs the binary until it ends by itself; the exit code and what it wrote to stderr.
+pub(crate) fn run_to_exit(args: &[&str]) -> (i32, String) {
+    let mut child = ringside()
+        .args(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = Log::follow(child.stderr.take().unwrap());
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > DEADLINE {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{args:?} still runs: {}", log.text());
+        }
+        look_again();
+    };
+    (status.code().unwrap(), log.whole())
+}
+
+/// What a child writes to stderr, line by line as it comes.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<(Mutex<Lines>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    text: String,
+    ended: bool,
+}
+
+impl Log {
+    fn follow(stderr: ChildStderr) -> Self {
+        let log = Self::default();
+        let writer = log.clone();
+        std::thread::spawn(move || {
+            let mut stderr = BufReader::new(stderr);
+            let mut line = Vec::new();
+            while stderr.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                writer.lines().text += &String::from_utf8_lossy(&line);
+                writer.0.1.notify_all();
+                line.clear();
+            }
+            writer.lines().ended = true;
+            writer.0.1.notify_all();
+        });
+        log
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.0.0.lock().unwrap()
+    }
+
+    fn text(&self) -> String {
+        self.lines().text.clone()
+    }
+
+    /// Waits until `pred` holds or nothing more can come; what there is then.
+    fn wait(&self, pred: impl Fn(&str) -> bool) -> (String, bool) {
+        let waited = self
+            .0
+            .1
+            .wait_timeout_while(self.lines(), DEADLINE, |lines| {
+                !lines.ended && !pred(&lines.text)
+            });
+        let lines = waited.unwrap().0;
+        (lines.text.clone(), pred(&lines.text))
+    }
+
+    /// All of it, once the child has ended.
+    fn whole(&self) -> String {
+        self.wait(|_| false).0
+    }
+}
+
+/// How a sidecar is to be started.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Launch<'a> {
+    /// Flags besides the ports and `--secure-proxy=false`.
+    pub(crate) args: &'a [&'a str],
+    pub(crate) env: &'a [(&'a str, &'a str)],
+    /// 0 leaves the flag to `args`.
+    pub(crate) decoder_port: u16,
+    /// Neighbouring ports it listens on; 0 counts as 1.
+    pub(crate) ranks: u16,
+    /// The error that io_uring is refused with.
+    pub(crate) ring_errno: Option<i32>,
+}
+
+/// A sidecar that serves; dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    child: Child,
+    log: Log,
+    pub(crate) port: u16,
+    pub(crate) admin_port: u16,
+}
+
+impl Sidecar {
+    /// Starts one in front of the decoder on that port of this host.
+    #[track_caller]
+    pub(crate) fn start(args: &[&str], decoder_port: u16) -> Self {
+        Self::launch(&Launch {
+            args,
+            decoder_port,
+            ..Launch::default()
+        })
+    }
+
+    /// As `start`, with everything a test may set.
+    #[track_caller]
+    pub(crate) fn launch(launch: &Launch<'_>) -> Self {
+        for _ in 0..STARTS_MAX {
+            if let Some(sidecar) = Self::try_launch(launch) {
+                return sidecar;
+            }
+        }
+        panic!("no free ports in {STARTS_MAX} attempts")
+    }
+
+    /// `None` when a port turned out to be taken.
+    fn try_launch(launch: &Launch<'_>) -> Option<Self> {
+        let ranks = launch.ranks.max(1);
+        let port = free_ports(ranks + 1);
+        let admin_port = port + ranks;
+        let mut command = ringside();
+        if let Some(errno) = launch.ring_errno {
+            crate::seccomp::refuse_ring(&mut command, errno);
+        }
+        let mut child = command
+            .arg("sidecar")
+            .arg(format!("--port={port}"))
+            .arg(format!("--admin-address=127.0.0.1:{admin_port}"))
+            .arg("--secure-proxy=false")
+            .args(
+                (launch.decoder_port != 0)
+                    .then(|| format!("--model-server-port={}", launch.decoder_port)),
+            )
+            .args(launch.args)
+            .envs(launch.env.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::follow(child.stderr.take().unwrap());
+        let mut sidecar = Self {
+            child,
+            log,
+            port,
+            admin_port,
+        };
+        // It has its ports by then: whoever answers on them is this child.
+        let (text, serves) = sidecar.log.wait(|text| text.contains(" serves"));
+        if !serves {
+            let status = sidecar.wait_exit();
+            assert_eq!(status.code(), Some(EXIT_ADDRESS), "{launch:?}: {text}");
+            return None;
+        }
+        wait_for("readiness", || {
+            (sidecar.admin("/readyz")?.status == 200).then_some(())
+        });
+        Some(sidecar)
+    }
+
+    /// The process, for signals.
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Waits until the process has ended.
+    #[track_caller]
+    pub(crate) fn wait_exit(&mut self) -> ExitStatus {
+        let Self { child, .. } = self;
+        wait_for("the end of the process", || child.try_wait().unwrap())
+    }
+
+    /// What it has written to stderr.
+    pub(crate) fn stderr(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits for a text on stderr.
+    #[track_caller]
+    pub(crate) fn wait_stderr(&self, needle: &str) -> String {
+        let (text, found) = self.log.wait(|text| text.contains(needle));
+        assert!(found, "`{needle}` is not in {text}");
+        text
+    }
+
+    /// A page of the admin port; `None` when nobody listens there.
+    pub(crate) fn admin(&self, path: &str) -> Option<Answer> {
+        drop(TcpStream::connect(("127.0.0.1", self.admin_port)).ok()?);
+        let close = [("connection", "close")];
+        Some(Client::connect(self.admin_port).ask("GET", path, &close, b""))
+    }
+
+    /// The sum of the samples of that name which carry all of these labels.
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let page = self.admin("/metrics").unwrap().expect(200).text();
+        let labels: Vec<_> = labels
+            .iter()
+            .map(|(label, value)| format!("{label}=\"{value}\""))
+            .collect();
+        page.lines()
+            .filter_map(|line| line.strip_prefix(name))
+            .filter(|rest| rest.starts_with(['{', ' ']))
+            .filter(|rest| labels.iter().all(|label| rest.contains(label)))
+            .map(|rest| rest.rsplit_once(' ').unwrap().1)
+            .map(|value| value.parse::<f64>().unwrap())
+            .sum()
+    }
+
+    /// Waits until a metric has this value: a request is counted after its answer has left.
+    #[track_caller]
+    pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], want: f64) {
+        let mut have = f64::NAN;
+        let start = Instant::now();
+        while start.elapsed() < DEADLINE {
+            have = self.metric(name, labels);
+            if (have - want).abs() < 1e-9 {
+                return;
+            }
+            look_again();
+        }
+        panic!("{name} {labels:?} is {have}, not {want}");
+    }
+
+    /// Waits until the request with this outcome and reason has been counted, as the only one
+    /// with that pair.
+    #[track_caller]
+    pub(crate) fn wait_outcome(&self, outcome: &str, reason: &str) {
+        let labels = [("outcome", outcome), ("reason", reason)];
+        self.wait_metric("ringside_pd_requests_total", &labels, 1.0);
+    }
+
+    /// Fails unless the process runs and no session has met a bug.
+    #[track_caller]
+    pub(crate) fn expect_sound(&self) {
+        assert_eq!(self.admin("/livez").unwrap().status, 200);
+        let panics = self.metric("ringside_session_panics_total", &[]);
+        let bugs = self.metric("ringside_errors_total", &[("code", "bug")]);
+        assert!(panics + bugs == 0.0, "{panics} panics, {bugs} bugs");
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        Client::connect(self.port)
+    }
+
+    /// One request on a connection of its own.
+    #[track_caller]
+    pub(crate) fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
+        self.connect().ask(method, path, headers, body)
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.ask("GET", path, headers, b"")
+    }
+
+    #[track_caller]
+    pub(crate) fn post(
+        &self,
+        path: &str,
+        body: impl AsRef<[u8]>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        self.ask("POST", path, headers, body.as_ref())
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        // An error means that it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!(
+                "--- stderr of the sidecar on {}:\n{}",
+                self.port,
+                self.log.whole()
+            );
+        }
+    }
+}
+
+/// A prefill engine, a decode engine that checks what the first one handed out, and a sidecar in
+/// front of the latter.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) prefill: Engine,
+    pub(crate) decode: Engine,
+    pub(crate) sidecar: Sidecar,
+    pub(crate) handoffs: HandoffRegistry,
+}
+
+impl Pair {
+    #[track_caller]
+    pub(crate) fn start(args: &[&str]) -> Self {
+        Self::with(args, |_| {}, |_| {})
+    }
+
+    /// As `start`, with changes to the configuration of the prefill and the decode engine.
+    #[track_caller]
+    pub(crate) fn with(
+        args: &[&str],
+        change_prefill: impl FnOnce(&mut EngineConfig),
+        change_decode: impl FnOnce(&mut EngineConfig),
+    ) -> Self {
+        let handoffs = HandoffRegistry::new();
+        let checked = |config| EngineConfig {
+            verify_handoff: Some(handoffs.clone()),
+            ..config
+        };
+        let mut prefill = checked(EngineConfig::prefill());
+        let mut decode = checked(EngineConfig::decode());
+        change_prefill(&mut prefill);
+        change_decode(&mut decode);
+        let prefill = Engine::start(prefill, 0).unwrap();
+        let decode = Engine::start(decode, 0).unwrap();
+        let sidecar = Sidecar::start(args, decode.port());
+        Self {
+            prefill,
+            decode,
+            sidecar,
+            handoffs,
+        }
+    }
+
+    /// A POST that names the prefill engine.
+    #[track_caller]
+    pub(crate) fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+        self.post_with(path, body, &[])
+    }
+
+    /// As `post`, with more headers.
+    #[track_caller]
+    pub(crate) fn post_with(
+        &self,
+        path: &str,
+        body: impl AsRef<[u8]>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let target = self.prefill.host_port();
+        let mut all = vec![(PREFILLER, target.as_str())];
+        all.extend_from_slice(headers);
+        self.sidecar.post(path, body, &all)
+    }
+
+    /// The only request of each engine; fails if one had none or several, or if the handoff was
+    /// not taken over as it should be.
+    #[track_caller]
+    pub(crate) fn legs(&self) -> (Seen, Seen) {
+        let (prefill, decode) = (only(&self.prefill), only(&self.decode));
+        let counters = self.decode.counters();
+        assert_eq!(counters.handoff_used, 1, "{counters:?}");
+        assert_eq!(self.prefill.counters().contract_broken, 0);
+        (prefill, decode)
+    }
+}
+
+/// The only request an engine has had.
+#[track_caller]
+pub(crate) fn only(engine: &Engine) -> Seen {
+    let requests = engine.requests();
+    assert_eq!(requests.len(), 1, "{:?}", engine.port());
+    requests.into_iter().next().unwrap()
+}
+
+/// The body of a request as JSON, checked to name no member twice at the top level.
+#[track_caller]
+pub(crate) fn json_of(seen: &Seen) -> Value {
+    serde_json::from_slice(&seen.body)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&seen.body)))
+}
+
+/// The object that asks an engine to prefill for somebody else.
+pub(crate) fn prefill_params() -> Value {
+    serde_json::json!({"do_remote_decode": true, "do_remote_prefill": false,
+        "remote_engine_id": null, "remote_block_ids": null, "remote_host": null,
+        "remote_port": null})
+}
+
+/// An engine that gives every request the same bytes for an answer, for those a mock engine would
+/// not send.
+#[derive(Debug)]
+pub(crate) struct Canned {
+    pub(crate) port: u16,
+}
+
+impl Canned {
+    /// Serves until the test program ends.
+    pub(crate) fn start(answer: impl Into<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answer = Arc::new(answer.into());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let answer = Arc::clone(&answer);
+                std::thread::spawn(move || answer_all(stream?, &answer));
+            }
+        });
+        Self { port }
+    }
+}
+
+/// Answers requests whose bodies have a length, until the client leaves.
+fn answer_all(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    loop {
+        let (mut line, mut length) = (String::new(), 0);
+        while line != "\r\n" {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        std::io::copy(&mut reader.by_ref().take(length), &mut std::io::sink())?;
+        stream.write_all(answer)?;
+    }
+}

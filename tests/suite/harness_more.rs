@@ -1,0 +1,404 @@
+//! What the tests of faults need besides the harness: bad engines, bad clients, and a watch.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mock_engine::{Engine, EngineConfig, HandoffRegistry, expected_text};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::client::{Answer, Client, DEADLINE, request};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, sha256, wait_for};
+
+/// Which engine drives the sidecar's sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    Ring,
+    Epoll,
+}
+
+impl Driver {
+    pub(crate) fn errno(self) -> Option<i32> {
+        (self == Self::Epoll).then_some(libc::EPERM)
+    }
+}
+
+/// As `Pair::with`, on a driver.
+#[track_caller]
+pub(crate) fn pair_on(
+    driver: Driver,
+    args: &[&str],
+    change_prefill: impl FnOnce(&mut EngineConfig),
+    change_decode: impl FnOnce(&mut EngineConfig),
+) -> Pair {
+    let handoffs = HandoffRegistry::new();
+    let checked = |config| EngineConfig {
+        verify_handoff: Some(handoffs.clone()),
+        ..config
+    };
+    let mut prefill = checked(EngineConfig::prefill());
+    let mut decode = checked(EngineConfig::decode());
+    change_prefill(&mut prefill);
+    change_decode(&mut decode);
+    let prefill = Engine::start(prefill, 0).unwrap();
+    let decode = Engine::start(decode, 0).unwrap();
+    let sidecar = Sidecar::launch(&Launch {
+        args,
+        decoder_port: decode.port(),
+        ring_errno: driver.errno(),
+        ..Launch::default()
+    });
+    Pair {
+        prefill,
+        decode,
+        sidecar,
+        handoffs,
+    }
+}
+
+/// A prompt nobody else has, and the chat body that asks it for exactly so many tokens.
+pub(crate) fn ask_for(tokens: u32, stream: bool) -> (String, String) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+    let prompt = format!("[{{\"role\":\"user\",\"content\":\"question {nth}\"}}]");
+    let body = format!(
+        "{{\"model\":\"mock-model\",\"messages\":{prompt},\"max_tokens\":{tokens},\
+         \"ignore_eos\":true,\"stream\":{stream}}}"
+    );
+    (prompt, body)
+}
+
+/// The text of an answer, streamed or not.
+pub(crate) fn text_of(answer: &Answer) -> String {
+    let is_stream = answer
+        .header("content-type")
+        .is_some_and(|value| value.starts_with("text/event-stream"));
+    if !is_stream {
+        let text = &answer.json()["choices"][0]["message"]["content"];
+        return text.as_str().unwrap_or_default().to_owned();
+    }
+    let events = answer.events();
+    let pieces = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    pieces.collect()
+}
+
+/// Fails unless `answer` is the whole answer to this prompt.
+#[track_caller]
+pub(crate) fn expect_text(answer: &Answer, prompt: &str, tokens: u32) {
+    let want = expected_text(&sha256(prompt.as_bytes()), tokens);
+    assert_eq!(
+        text_of(answer),
+        want,
+        "another prompt's text, or a piece of it"
+    );
+}
+
+/// A clean request through both engines and one through the decoder alone.
+#[track_caller]
+pub(crate) fn expect_healthy(pair: &Pair) {
+    for split in [true, false] {
+        let (prompt, body) = ask_for(4, split);
+        let target = pair.prefill.host_port();
+        let routing = [(PREFILLER, target.as_str())];
+        let headers = if split { &routing[..] } else { &[] };
+        let answer = pair.sidecar.post(CHAT, &body, headers).expect(200);
+        expect_text(&answer, &prompt, 4);
+    }
+}
+
+/// A P/D request as bytes.
+pub(crate) fn split_request(pair: &Pair, body: &str) -> Vec<u8> {
+    let target = pair.prefill.host_port();
+    request("POST", CHAT, &[(PREFILLER, &target)], body.as_bytes())
+}
+
+/// Fails unless every handoff came back to the decoder at most once, unaltered, with its prompt.
+#[track_caller]
+pub(crate) fn expect_handoffs_sound(pair: &Pair) {
+    let counters = pair.decode.counters();
+    let bad = counters.handoff_reused
+        + counters.handoff_foreign
+        + counters.handoff_altered
+        + counters.handoff_unknown
+        + counters.poisoned;
+    assert_eq!(bad, 0, "{counters:?}");
+    assert_eq!(pair.prefill.counters().contract_broken, 0);
+    assert_eq!(pair.prefill.counters().malformed, 0);
+    assert_eq!(counters.malformed, 0);
+}
+
+/// Fails unless the sidecar gets rid of every client and every leg in use.
+#[track_caller]
+pub(crate) fn expect_drained(sidecar: &Sidecar) {
+    sidecar.wait_metric("ringside_client_connections", &[], 0.0);
+    let active = [("state", "active")];
+    sidecar.wait_metric("ringside_upstream_connections", &active, 0.0);
+    sidecar.wait_metric("ringside_in_flight", &[], 0.0);
+}
+
+/// How a client leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    Fin,
+    Reset,
+}
+
+impl Leave {
+    pub(crate) const ALL: [Self; 2] = [Self::Fin, Self::Reset];
+
+    /// Leaves, and says when. A client that only said FIN stays, so that no reset follows.
+    pub(crate) fn now(self, client: Client) -> (Instant, Option<Client>) {
+        let at = Instant::now();
+        match self {
+            Self::Fin => {
+                client.finish();
+                (at, Some(client))
+            }
+            Self::Reset => {
+                client.reset();
+                (at, None)
+            }
+        }
+    }
+}
+
+/// Measured durations.
+#[derive(Debug, Default)]
+pub(crate) struct Times(Vec<Duration>);
+
+impl Times {
+    pub(crate) fn push(&mut self, time: Duration) {
+        self.0.push(time);
+    }
+
+    /// Prints the figures and gives the median.
+    pub(crate) fn print(mut self, what: &str) -> Duration {
+        self.0.sort_unstable();
+        let (Some(max), Some(median)) = (self.0.last(), self.0.get(self.0.len() / 2)) else {
+            return Duration::ZERO;
+        };
+        eprintln!(
+            "{what}: median {:.3} ms, max {:.3} ms ({})",
+            median.as_secs_f64() * 1e3,
+            max.as_secs_f64() * 1e3,
+            self.0.len()
+        );
+        *median
+    }
+}
+
+/// Bytes the kernel has not yet got to the other side.
+#[expect(unsafe_code, reason = "no safe interface asks for the send queue")]
+pub(crate) fn unsent(stream: &TcpStream) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the kernel writes one `int` to `bytes`.
+    let asked = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(asked, 0);
+    usize::try_from(bytes).unwrap()
+}
+
+/// A listening socket that swallows connects: its queue is full and stays so.
+pub(crate) struct Deaf {
+    listener: TcpListener,
+    fill: Vec<rustix::fd::OwnedFd>,
+    addr: SocketAddr,
+}
+
+impl Deaf {
+    pub(crate) fn new() -> Self {
+        let flags = SocketFlags::CLOEXEC;
+        let socket =
+            rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        rustix::net::bind(&socket, &any).unwrap();
+        rustix::net::listen(&socket, 0).unwrap();
+        let listener = TcpListener::from(socket);
+        let addr = listener.local_addr().unwrap();
+        let mut deaf = Self {
+            listener,
+            fill: Vec::new(),
+            addr,
+        };
+        while deaf.take_one_more() {}
+        deaf
+    }
+
+    /// `false` once a connect hangs.
+    fn take_one_more(&mut self) -> bool {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+        let begun = rustix::net::connect(&socket, &self.addr);
+        assert!(matches!(begun, Ok(()) | Err(rustix::io::Errno::INPROGRESS)));
+        let wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
+        let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
+        let connected = poll(&mut fds, Some(&wait)).unwrap() == 1;
+        if connected {
+            self.fill.push(socket);
+        }
+        connected
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
+    pub(crate) fn host_port(&self) -> String {
+        self.addr.to_string()
+    }
+
+    /// Empties the queue; the next connection is the first real one.
+    pub(crate) fn hear(mut self) -> TcpStream {
+        for _ in self.fill.drain(..) {
+            drop(self.listener.accept().unwrap());
+        }
+        self.listener.accept().unwrap().0
+    }
+}
+
+/// An engine that does byte for byte what a test says, one thread per connection.
+pub(crate) struct RawEngine {
+    addr: SocketAddr,
+    stop: Arc<Mutex<bool>>,
+}
+
+impl RawEngine {
+    /// `serve` gets each connection and its number, from 0.
+    pub(crate) fn start(serve: impl Fn(RawConn, usize) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let stop = Arc::new(Mutex::new(false));
+        let stopped = Arc::clone(&stop);
+        let serve = Arc::new(serve);
+        std::thread::spawn(move || {
+            for (nth, stream) in listener.incoming().enumerate() {
+                if *stopped.lock().unwrap() {
+                    return;
+                }
+                let serve = Arc::clone(&serve);
+                let conn = RawConn::new(stream.unwrap());
+                std::thread::spawn(move || serve(conn, nth));
+            }
+        });
+        Self { addr, stop }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.addr.port()
+    }
+}
+
+impl Drop for RawEngine {
+    fn drop(&mut self) {
+        *self.stop.lock().unwrap() = true;
+        // Wakes the accepting thread, which then ends.
+        drop(TcpStream::connect(self.addr));
+    }
+}
+
+/// A connection as an engine has it.
+pub(crate) struct RawConn {
+    pub(crate) stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl RawConn {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Reads until `done` says where to cut; `None` at the end of the connection.
+    fn take(&mut self, done: impl Fn(&[u8]) -> Option<usize>) -> Option<Vec<u8>> {
+        loop {
+            if let Some(at) = done(&self.buffer) {
+                return Some(self.buffer.drain(..at).collect());
+            }
+            let mut piece = [0; 16 * 1024];
+            match self.stream.read(&mut piece) {
+                Ok(0) => return None,
+                Ok(n) => self.buffer.extend_from_slice(&piece[..n]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// The next request's head.
+    pub(crate) fn head(&mut self) -> Option<String> {
+        let end = |bytes: &[u8]| bytes.windows(4).position(|at| at == b"\r\n\r\n");
+        let head = self.take(|bytes| end(bytes).map(|at| at + 4))?;
+        Some(String::from_utf8_lossy(&head).into_owned())
+    }
+
+    /// So many bytes of a body.
+    pub(crate) fn bytes(&mut self, count: usize) -> Option<Vec<u8>> {
+        self.take(|bytes| (bytes.len() >= count).then_some(count))
+    }
+
+    /// The next request, head and body of known length.
+    pub(crate) fn request(&mut self) -> Option<(String, Vec<u8>)> {
+        let head = self.head()?;
+        let length = head
+            .lines()
+            .find_map(|line| {
+                line.to_ascii_lowercase()
+                    .strip_prefix("content-length: ")?
+                    .parse()
+                    .ok()
+            })
+            .unwrap_or(0);
+        let body = self.bytes(length)?;
+        Some((head, body))
+    }
+
+    /// Writes; an error means that the other side has left.
+    pub(crate) fn say(&mut self, text: &str) -> bool {
+        self.stream.write_all(text.as_bytes()).is_ok()
+    }
+
+    /// Ends with a reset.
+    pub(crate) fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// Open descriptors of a process.
+pub(crate) fn descriptors(sidecar: &Sidecar) -> usize {
+    let pid = sidecar.pid().as_raw_nonzero();
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
+}
+
+/// Waits until a process has no more than so many open descriptors.
+#[track_caller]
+pub(crate) fn wait_descriptors(sidecar: &Sidecar, max: usize) {
+    wait_for("descriptors to be closed", || {
+        (descriptors(sidecar) <= max).then_some(())
+    });
+}
+
+/// What a sidecar has counted so far, for a failure's message.
+pub(crate) fn nonzero_metrics(sidecar: &Sidecar) -> String {
+    let page = sidecar.admin("/metrics").map(|answer| answer.text());
+    let page = page.unwrap_or_default();
+    let lines = page.lines().filter(|line| {
+        let is_sample = !line.starts_with('#') && !line.contains("_bucket");
+        is_sample && !line.ends_with(" 0") && !line.ends_with(" 0.0")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,153 @@
+//! Bounds on bytes and on time, each with the answer it has when it is met.
+
+use mock_engine::Fault;
+use serde_json::json;
+
+use crate::client::{chunked_request, head};
+use crate::harness::{CHAT, PREFILLER, Pair, wait_for};
+
+const BODY: &str = r#"{"messages":[],"max_tokens":2}"#;
+
+/// A chat of exactly that many bytes.
+fn chat_of(bytes: usize) -> String {
+    let frame = json!({"messages": [""]}).to_string();
+    let body = json!({"messages": ["x".repeat(bytes - frame.len())]}).to_string();
+    assert_eq!(body.len(), bytes);
+    body
+}
+
+#[test]
+fn a_body_above_the_limit_is_413() {
+    let pair = Pair::start(&["--max-body=1000"]);
+    let target = pair.prefill.host_port();
+    let routing = [(PREFILLER, target.as_str())];
+    for headers in [&routing[..], &[]] {
+        pair.sidecar.post(CHAT, chat_of(1000), headers).expect(200);
+        pair.sidecar
+            .post(CHAT, chat_of(1001), headers)
+            .expect_error(413, "body_too_large");
+        let text = chat_of(1001);
+        let pieces: Vec<&[u8]> = text.as_bytes().chunks(100).collect();
+        let mut client = pair.sidecar.connect();
+        client.send(chunked_request(CHAT, headers, &pieces));
+        client.answer().expect_error(413, "body_too_large");
+    }
+    // A client that asks first is not invited to send what would be refused.
+    let mut client = pair.sidecar.connect();
+    let mut bytes = head("POST", CHAT, &[("Expect", "100-continue")]);
+    bytes.extend_from_slice(b"Content-Length: 99999999\r\n\r\n");
+    client.send(bytes);
+    assert_eq!(client.head().status, 413);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn bodies_beyond_the_budget_are_503() {
+    let pair = Pair::start(&["--max-body=60000", "--body-budget=60000"]);
+    let target = pair.prefill.host_port();
+    let routing = [(PREFILLER, target.as_str())];
+    let mut holder = pair.sidecar.connect();
+    let body = chat_of(50_000);
+    let mut bytes = head("POST", CHAT, &routing);
+    bytes.extend(format!("Content-Length: {}\r\n\r\n", body.len()).into_bytes());
+    bytes.extend_from_slice(&body.as_bytes()[..100]);
+    holder.send(bytes);
+    let refused = wait_for("a refusal", || {
+        let answer = pair.sidecar.post(CHAT, chat_of(20_000), &routing);
+        (answer.status != 200).then_some(answer)
+    });
+    let refused = refused.expect_error(503, "body_budget");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    // A smaller one fits, and one that is not held needs no room.
+    pair.sidecar
+        .post(CHAT, chat_of(5_000), &routing)
+        .expect(200);
+    pair.sidecar.post(CHAT, chat_of(20_000), &[]).expect(200);
+    holder.send(&body.as_bytes()[100..]);
+    holder.answer().expect(200);
+    wait_for("room", || {
+        let answer = pair.sidecar.post(CHAT, chat_of(60_000), &routing);
+        (answer.status == 200).then_some(())
+    });
+}
+
+#[test]
+fn a_prefill_answer_above_the_limit_is_502() {
+    let pair = Pair::start(&["--max-prefill-answer=20KiB"]);
+    pair.prefill.fault(Fault::LargeJson { bytes: 30_000 }, 1);
+    pair.post(CHAT, BODY)
+        .expect_error(502, "prefill_answer_too_large");
+    assert!(pair.decode.requests().is_empty());
+    pair.prefill.fault(Fault::LargeJson { bytes: 10_000 }, 1);
+    pair.post(CHAT, BODY).expect(200);
+}
+
+#[test]
+fn a_prefill_that_takes_too_long_is_504() {
+    for fault in [Fault::StallBeforeHead, Fault::StallAfterHead] {
+        let pair = Pair::start(&["--prefill-timeout=50ms"]);
+        pair.prefill.fault(fault.clone(), 1);
+        pair.post(CHAT, BODY).expect_error(504, "prefill_timeout");
+        assert!(pair.decode.requests().is_empty());
+        let aborted = pair
+            .prefill
+            .wait_for(crate::client::DEADLINE, |seen| seen[0].state.is_aborted());
+        assert!(aborted.is_some(), "{fault:?}");
+        pair.sidecar.wait_outcome("failed", "prefill_timeout");
+    }
+}
+
+#[test]
+fn an_engine_that_says_nothing_is_504() {
+    let pair = Pair::start(&["--first-byte-timeout=200ms"]);
+    pair.decode.fault(Fault::StallBeforeHead, 3);
+    pair.post(CHAT, BODY)
+        .expect_error(504, "first_byte_timeout");
+    pair.sidecar
+        .post(CHAT, BODY, &[])
+        .expect_error(504, "first_byte_timeout");
+    pair.sidecar
+        .get("/v1/models", &[])
+        .expect_error(504, "first_byte_timeout");
+    pair.prefill.fault(Fault::StallBeforeHead, 1);
+    pair.post(CHAT, BODY).expect_error(504, "prefill_timeout");
+    // What has begun may take its time.
+    let fault = Fault::Slow {
+        chunk_bytes: 300,
+        delay: std::time::Duration::from_millis(60),
+    };
+    pair.decode.fault(fault, 1);
+    let stream = json!({"messages": [], "max_tokens": 8, "stream": true}).to_string();
+    let answer = pair.sidecar.post(CHAT, stream, &[]).expect(200);
+    assert!(answer.text().ends_with("[DONE]\n\n"));
+}
+
+#[test]
+fn a_request_that_does_not_end_is_408() {
+    let pair = Pair::start(&["--head-timeout=100ms", "--body-timeout=100ms"]);
+    let mut client = pair.sidecar.connect();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n");
+    client.answer().expect_error(408, "head_timeout");
+    client.expect_closed();
+    let target = pair.prefill.host_port();
+    let routing = [(PREFILLER, target.as_str())];
+    for headers in [&routing[..], &[]] {
+        let mut client = pair.sidecar.connect();
+        let mut bytes = head("POST", CHAT, headers);
+        bytes.extend_from_slice(b"Content-Length: 50\r\n\r\n{\"a\":");
+        client.send(bytes);
+        client.answer().expect_error(408, "body_timeout");
+        client.expect_closed();
+    }
+    assert!(pair.prefill.requests().is_empty());
+}
+
+#[test]
+fn an_idle_client_connection_is_closed_without_a_word() {
+    let pair = Pair::start(&["--keepalive-timeout=50ms"]);
+    let mut client = pair.sidecar.connect();
+    client.ask("GET", "/health", &[], b"").expect(200);
+    client.expect_closed();
+    // One that never said anything, too.
+    pair.sidecar.connect().expect_closed();
+}

@@ -1,0 +1,33 @@
+//! The program from outside: the real binary on real sockets, between a raw client and mock
+//! engines.
+//!
+//! One module per subject. A test named after an identifier (`n1_...`) is the row of that name in
+//! the conformance table that pd-sidecar's own suite amounts to.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "the helpers of a test fail like a test"
+)]
+
+mod abort;
+mod bodies;
+mod cli;
+mod client;
+mod driver;
+mod faults;
+mod framing;
+mod handoff;
+mod harness;
+mod harness_more;
+mod headers;
+mod lifecycle;
+mod limits;
+mod memory;
+mod nixlv2;
+mod ranks;
+mod routing;
+mod seccomp;
+mod transport;
+mod usage;

@@ -1,0 +1,160 @@
+//! Memory per connection: what an idle client costs, and what a request costs that waits for a
+//! silent engine.
+
+use mock_engine::Fault;
+
+use crate::client::{Client, DEADLINE, request};
+use crate::harness::{CHAT, PREFILLER, Pair, Sidecar};
+use crate::harness_more::{ask_for, expect_drained};
+
+const IDLE_CONNECTIONS: u32 = 4000;
+const IDLE_BYTES_MAX: u64 = 2 * 1024;
+const WAITING_REQUESTS: u32 = 500;
+const BODY_BYTES: usize = 16 * 1024;
+const WAITING_BYTES_MAX: u64 = 8 * 1024 + BODY_BYTES as u64;
+
+/// Anonymous memory of the process: its own, without the pages of the binary.
+fn anonymous_bytes(sidecar: &Sidecar) -> u64 {
+    let pid = sidecar.pid().as_raw_nonzero();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .unwrap();
+    let kib: u64 = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    kib * 1024
+}
+
+/// Lets this process hold the other ends of all those connections.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+}
+
+/// Fails above the bound; prints the figure in any case.
+#[track_caller]
+fn expect_at_most(what: &str, bytes_max: u64, before: u64, after: u64, count: u32) {
+    let each = after.saturating_sub(before) / u64::from(count);
+    eprintln!(
+        "{what}: {each} bytes each ({count}), {} KiB in all",
+        after / 1024
+    );
+    assert!(
+        each <= bytes_max,
+        "{what}: {each} bytes each, at most {bytes_max} allowed"
+    );
+}
+
+/// Takes what is made once out of the measurement.
+fn warm_up(pair: &Pair) {
+    for _ in 0..20 {
+        pair.post(CHAT, ask_for(8, true).1).expect(200);
+        pair.sidecar.get("/health", &[]).expect(200);
+    }
+    expect_drained(&pair.sidecar);
+}
+
+#[test]
+fn idle_connections_are_small() {
+    raise_descriptors();
+    let pair = Pair::start(&[]);
+    warm_up(&pair);
+    let before = anonymous_bytes(&pair.sidecar);
+    let mut clients: Vec<Client> = (0..IDLE_CONNECTIONS)
+        .map(|_| pair.sidecar.connect())
+        .collect();
+    let count = f64::from(IDLE_CONNECTIONS);
+    pair.sidecar
+        .wait_metric("ringside_client_connections", &[], count);
+    let silent = anonymous_bytes(&pair.sidecar);
+    expect_at_most(
+        "an unused connection",
+        IDLE_BYTES_MAX,
+        before,
+        silent,
+        IDLE_CONNECTIONS,
+    );
+    for client in &mut clients {
+        client.ask("GET", "/health", &[], b"").expect(200);
+    }
+    let used = anonymous_bytes(&pair.sidecar);
+    expect_at_most(
+        "a connection used once",
+        IDLE_BYTES_MAX,
+        before,
+        used,
+        IDLE_CONNECTIONS,
+    );
+    // Others are served beside them.
+    pair.post(CHAT, ask_for(8, true).1).expect(200);
+    drop(clients);
+    expect_drained(&pair.sidecar);
+    eprintln!(
+        "after all have left: {} KiB",
+        anonymous_bytes(&pair.sidecar) / 1024
+    );
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn requests_that_wait_for_a_silent_engine_are_small() {
+    raise_descriptors();
+    // Hundreds of connects at once may take a loaded machine a while.
+    let pair = Pair::start(&["--connect-timeout=1m"]);
+    warm_up(&pair);
+    pair.prefill.fault(Fault::StallBeforeHead, u32::MAX);
+    let (_, body) = ask_for(8, true);
+    let padding = "x".repeat(BODY_BYTES - body.len() - 12);
+    let body = body.replacen('{', &format!("{{\"user\":\"{padding}\","), 1);
+    assert!(body.len() > BODY_BYTES - 16 && body.len() <= BODY_BYTES);
+    let target = pair.prefill.host_port();
+    let bytes = request("POST", CHAT, &[(PREFILLER, &target)], body.as_bytes());
+    let before = anonymous_bytes(&pair.sidecar);
+    let mut clients = Vec::new();
+    for _ in 0..WAITING_REQUESTS {
+        let mut client = pair.sidecar.connect();
+        client.send(&bytes);
+        clients.push(client);
+    }
+    let want = u64::from(WAITING_REQUESTS);
+    let running = pair
+        .prefill
+        .wait_counters(DEADLINE, |counters| counters.running == want);
+    assert!(
+        running.is_some(),
+        "{:?} {}",
+        pair.prefill.counters(),
+        crate::harness_more::nonzero_metrics(&pair.sidecar)
+    );
+    let in_body = |log: &[mock_engine::Seen]| {
+        log.iter().filter(|seen| seen.body_at.is_some()).count() as u64 >= want
+    };
+    pair.prefill.wait_for(DEADLINE, in_body).unwrap();
+    let waiting = anonymous_bytes(&pair.sidecar);
+    expect_at_most(
+        "a request waiting for prefill (16 KiB of them its body)",
+        WAITING_BYTES_MAX,
+        before,
+        waiting,
+        WAITING_REQUESTS,
+    );
+    let since = std::time::Instant::now();
+    drop(clients);
+    let gone = pair
+        .prefill
+        .wait_counters(DEADLINE, |counters| counters.running == 0);
+    assert!(gone.is_some(), "{:?}", pair.prefill.counters());
+    eprintln!(
+        "{WAITING_REQUESTS} departures reached the engine in {:?}",
+        since.elapsed()
+    );
+    expect_drained(&pair.sidecar);
+    pair.prefill.clear_faults();
+    crate::harness_more::expect_healthy(&pair);
+    pair.sidecar.expect_sound();
+}

@@ -1,0 +1,419 @@
+//! The two legs of a split request: rows N1 to N2, N6 to N15 and what each API caps.
+
+use std::time::Duration;
+
+use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry};
+use serde_json::{Value, json};
+
+use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, json_of, only, prefill_params};
+
+/// The decode body: the client's, with what the prefill engine handed out.
+#[track_caller]
+fn expect_decode(pair: &Pair, client: &Value, seen: &mock_engine::Seen) {
+    let issued = pair.handoffs.issued();
+    assert_eq!(issued.len(), 1);
+    let mut want = client.clone();
+    want["kv_transfer_params"] = serde_json::from_str(&issued[0]).unwrap();
+    assert_eq!(json_of(seen), want);
+}
+
+/// The prefill body: the client's, with these members set and these removed.
+#[track_caller]
+fn expect_prefill(client: &Value, seen: &mock_engine::Seen, set: &Value, removed: &[&str]) {
+    let mut want = client.clone();
+    want["kv_transfer_params"] = prefill_params();
+    want["stream"] = json!(false);
+    for (name, value) in set.as_object().unwrap() {
+        want[name] = value.clone();
+    }
+    for name in removed {
+        want.as_object_mut().unwrap().remove(*name);
+    }
+    assert_eq!(json_of(seen), want);
+}
+
+/// Sends one split request and checks both legs against the client's body.
+#[track_caller]
+fn check(path: &str, client: &Value, set: &Value, removed: &[&str]) -> Pair {
+    let pair = Pair::start(&[]);
+    pair.post(path, client.to_string()).expect(200);
+    let (prefill, decode) = pair.legs();
+    assert_eq!((prefill.path(), decode.path()), (path, path));
+    expect_prefill(client, &prefill, set, removed);
+    expect_decode(&pair, client, &decode);
+    pair.sidecar.wait_outcome("remote", "none");
+    pair
+}
+
+fn chat_caps() -> Value {
+    json!({"max_tokens": 1, "max_completion_tokens": 1, "min_tokens": 1})
+}
+
+fn chat() -> Value {
+    json!({"model": "mock-model", "messages": [{"role": "user", "content": "hello"}]})
+}
+
+fn with(mut body: Value, more: Value) -> Value {
+    let Value::Object(more) = more else {
+        panic!("not an object")
+    };
+    body.as_object_mut().unwrap().extend(more);
+    body
+}
+
+#[test]
+fn n1_chat_split_exact_prefill_object() {
+    let client = with(
+        chat(),
+        json!({"max_tokens": 64, "stream": false, "temperature": 0.5}),
+    );
+    let pair = Pair::start(&[]);
+    let answer = pair.post(CHAT, client.to_string()).expect(200);
+    assert_eq!(
+        answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"],
+        7
+    );
+    let (prefill, decode) = pair.legs();
+    expect_prefill(&client, &prefill, &chat_caps(), &[]);
+    expect_decode(&pair, &client, &decode);
+    assert!(json_of(&decode).get("max_completion_tokens").is_none());
+}
+
+#[test]
+fn n1_a_streamed_chat_is_prefilled_without_streaming() {
+    let client = with(
+        chat(),
+        json!({"stream": true, "stream_options": {"include_usage": true}}),
+    );
+    check(CHAT, &client, &chat_caps(), &["stream_options"]);
+}
+
+#[test]
+fn n2_a_target_with_scheme_is_the_same_target() {
+    let pair = Pair::start(&[]);
+    let target = format!("http://{}", pair.prefill.host_port());
+    // Five requests, one connection: the scheme must not hide it from the pool.
+    for nth in 0..5 {
+        let answer = pair
+            .sidecar
+            .post(CHAT, chat().to_string(), &[(PREFILLER, &target)]);
+        answer.expect(200);
+        let seen = &pair.prefill.requests()[nth];
+        assert_eq!((seen.conn, seen.nth_on_conn), (0, nth as u32));
+    }
+    let bare = pair.prefill.host_port();
+    let answer = pair
+        .sidecar
+        .post(CHAT, chat().to_string(), &[(PREFILLER, &bare)]);
+    answer.expect(200);
+    assert_eq!(pair.prefill.counters().connections_accepted, 1);
+    assert_eq!(pair.decode.counters().connections_accepted, 1);
+    assert_eq!(pair.decode.counters().handoff_used, 6);
+}
+
+#[test]
+fn n6_limits_are_capped_and_restored() {
+    let client = with(chat(), json!({"max_tokens": 100, "min_tokens": 5}));
+    check(CHAT, &client, &chat_caps(), &[]);
+}
+
+#[test]
+fn n7_limits_not_sent_are_capped_and_absent_again() {
+    check(CHAT, &chat(), &chat_caps(), &[]);
+}
+
+#[test]
+fn n8_max_completion_tokens() {
+    let sent = with(chat(), json!({"max_completion_tokens": 100}));
+    check(CHAT, &sent, &chat_caps(), &[]);
+    let pair = check(CHAT, &chat(), &chat_caps(), &[]);
+    let decode = json_of(&only(&pair.decode));
+    assert!(decode.get("max_completion_tokens").is_none());
+}
+
+#[test]
+fn n9_messages() {
+    let client = json!({"model": "mock-model", "max_tokens": 9, "system": "s",
+        "messages": [{"role": "user", "content": "hello"}]});
+    let pair = check("/v1/messages", &client, &chat_caps(), &[]);
+    pair.decode.clear();
+    pair.sidecar
+        .post("/v1/messages", client.to_string(), &[])
+        .expect(200);
+    assert_eq!(only(&pair.decode).body, client.to_string().as_bytes());
+    assert_eq!(pair.prefill.requests().len(), 1);
+}
+
+#[test]
+fn n10_responses() {
+    let path = "/v1/responses";
+    let cap = json!({"max_output_tokens": 1});
+    let plain = json!({"model": "mock-model", "input": "hello"});
+    for more in [
+        json!({"max_output_tokens": 50}),
+        json!({"max_output_tokens": 100, "max_tokens": 3}),
+        json!({}),
+        json!({"stream": true}),
+    ] {
+        check(path, &with(plain.clone(), more), &cap, &[]);
+    }
+    let pair = Pair::start(&[]);
+    pair.sidecar.post(path, plain.to_string(), &[]).expect(200);
+    assert_eq!(only(&pair.decode).body, plain.to_string().as_bytes());
+}
+
+#[test]
+fn n11_generate() {
+    let path = "/inference/v1/generate";
+    let prompt = json!({"token_ids": [1, 2, 3]});
+    for (sampling, capped) in [
+        (
+            json!({"max_tokens": 50}),
+            json!({"max_tokens": 1, "min_tokens": 1}),
+        ),
+        (
+            json!({"max_tokens": 100, "min_tokens": 5}),
+            json!({"max_tokens": 1, "min_tokens": 1}),
+        ),
+        (
+            json!({"temperature": 0.5}),
+            json!({"temperature": 0.5, "max_tokens": 1, "min_tokens": 1}),
+        ),
+    ] {
+        let client = with(prompt.clone(), json!({"sampling_params": sampling}));
+        check(path, &client, &json!({"sampling_params": capped}), &[]);
+    }
+    let pair = Pair::start(&[]);
+    let client = json!({"token_ids": [1], "sampling_params": {}});
+    pair.sidecar.post(path, client.to_string(), &[]).expect(200);
+    assert_eq!(only(&pair.decode).body, client.to_string().as_bytes());
+}
+
+#[test]
+fn n11_generate_without_sampling_params_gets_them_for_the_prefill_only() {
+    let path = "/inference/v1/generate";
+    for client in [
+        json!({"token_ids": [1, 2]}),
+        json!({"token_ids": [1, 2], "sampling_params": null}),
+    ] {
+        let pair = Pair::start(&[]);
+        // The engine wants the object on a decode leg, too; that is between it and the client.
+        pair.post(path, client.to_string()).expect(400);
+        let capped = json!({"sampling_params": {"max_tokens": 1, "min_tokens": 1}});
+        expect_prefill(&client, &only(&pair.prefill), &capped, &[]);
+        expect_decode(&pair, &client, &only(&pair.decode));
+    }
+}
+
+#[test]
+fn completions_and_invocations() {
+    let client = json!({"model": "mock-model", "prompt": [5, 6, 7], "echo": true, "best_of": 1});
+    check("/v1/completions", &client, &chat_caps(), &[]);
+    check("/invocations", &client, &chat_caps(), &[]);
+    check("/invocations", &chat(), &chat_caps(), &[]);
+}
+
+/// A prefill engine that answers each of these statuses first.
+#[track_caller]
+fn retried(statuses: &[u16], retries: &str) -> (Pair, crate::client::Answer) {
+    let retries = format!("--prefill-max-retries={retries}");
+    let pair = Pair::start(&[&retries, "--prefill-retry-backoff=1ms"]);
+    for status in statuses {
+        let fault = Fault::Status {
+            code: *status,
+            body: format!("{{\"said\":{status}}}"),
+            content_type: "application/problem+json".to_owned(),
+        };
+        pair.prefill.fault(fault, 1);
+    }
+    let answer = pair.post(CHAT, chat().to_string());
+    (pair, answer)
+}
+
+#[test]
+fn n12_a_prefill_that_fails_once_is_repeated() {
+    for status in [502, 503, 504] {
+        let (pair, answer) = retried(&[status], "2");
+        answer.expect(200);
+        assert_eq!(pair.prefill.requests().len(), 2);
+        expect_decode(&pair, &chat(), &only(&pair.decode));
+        assert_eq!(pair.decode.counters().handoff_used, 1);
+        let bodies: Vec<_> = pair
+            .prefill
+            .requests()
+            .into_iter()
+            .map(|r| r.body)
+            .collect();
+        assert_eq!(bodies[0], bodies[1]);
+    }
+}
+
+/// The answer to the client is the prefill engine's last one, and the decoder was left alone.
+#[track_caller]
+fn expect_relayed(pair: &Pair, answer: crate::client::Answer, status: u16, prefills: usize) {
+    let answer = answer.expect(status);
+    assert_eq!(answer.text(), format!("{{\"said\":{status}}}"));
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/problem+json")
+    );
+    assert_eq!(pair.prefill.requests().len(), prefills);
+    assert!(pair.decode.requests().is_empty());
+    pair.sidecar.wait_outcome("failed", "prefill_status");
+}
+
+#[test]
+fn n13_without_retries_the_error_is_the_answer() {
+    let (pair, answer) = retried(&[502], "0");
+    expect_relayed(&pair, answer, 502, 1);
+}
+
+#[test]
+fn n14_retries_end() {
+    let (pair, answer) = retried(&[502, 502, 502], "2");
+    expect_relayed(&pair, answer, 502, 3);
+}
+
+#[test]
+fn n15_a_500_is_not_repeated() {
+    for status in [500, 501, 400, 404, 429, 307] {
+        let (pair, answer) = retried(&[status], "2");
+        expect_relayed(&pair, answer, status, 1);
+    }
+}
+
+#[test]
+fn a_prefill_that_dies_is_repeated_only_when_asked() {
+    for fault in [Fault::ResetBeforeHead, Fault::CloseBeforeHead] {
+        let pair = Pair::start(&["--prefill-max-retries=1", "--prefill-retry-backoff=1ms"]);
+        pair.prefill.fault(fault.clone(), 1);
+        pair.post(CHAT, chat().to_string()).expect(200);
+        assert_eq!(pair.prefill.requests().len(), 2);
+        pair.prefill.clear();
+        pair.decode.clear();
+        pair.prefill.fault(fault, 9);
+        pair.post(CHAT, chat().to_string())
+            .expect_error(502, "prefill_reset");
+        assert!(pair.decode.requests().is_empty());
+    }
+}
+
+#[test]
+fn hidden_prefill_errors_keep_their_status() {
+    let pair = Pair::start(&["--hide-prefill-errors"]);
+    for (code, status) in [(429, 429), (500, 500), (307, 502)] {
+        let fault = Fault::Status {
+            code,
+            body: "the prompt was: secret".to_owned(),
+            content_type: "text/plain".to_owned(),
+        };
+        pair.prefill.fault(fault, 1);
+        let answer = pair.post(CHAT, chat().to_string());
+        let answer = answer.expect_error(status, "prefill_status");
+        assert!(!answer.text().contains("secret"));
+    }
+    assert!(pair.decode.requests().is_empty());
+}
+
+#[test]
+fn the_next_target_is_tried_when_one_refuses() {
+    let handoffs = HandoffRegistry::new();
+    let checked = |config| EngineConfig {
+        verify_handoff: Some(handoffs.clone()),
+        ..config
+    };
+    let down = Engine::start(checked(EngineConfig::prefill()), 0).unwrap();
+    let up = Engine::start(checked(EngineConfig::prefill()), 0).unwrap();
+    let decode = Engine::start(checked(EngineConfig::decode()), 0).unwrap();
+    down.refuse(true);
+    let sidecar = Sidecar::start(&[], decode.port());
+    let targets = format!("{},{}", down.host_port(), up.host_port());
+    let routing = [(PREFILLER, targets.as_str())];
+    sidecar.post(CHAT, chat().to_string(), &routing).expect(200);
+    assert_eq!(decode.counters().handoff_used, 1);
+    assert_eq!((down.requests().len(), up.requests().len()), (0, 1));
+    sidecar.wait_outcome("remote", "none");
+    // An answer, even a bad one, ends the search.
+    down.refuse(false);
+    down.fault(Fault::ResetBeforeHead, 1);
+    sidecar
+        .post(CHAT, chat().to_string(), &routing)
+        .expect_error(502, "prefill_reset");
+    assert_eq!(up.requests().len(), 1);
+}
+
+#[test]
+fn no_target_accepts_connections() {
+    let pair = Pair::start(&[]);
+    pair.prefill.refuse(true);
+    pair.post(CHAT, chat().to_string())
+        .expect_error(502, "prefill_connect");
+    pair.sidecar.wait_outcome("failed", "prefill_connect");
+    assert!(pair.decode.requests().is_empty());
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn a_reset_while_connecting_is_no_answer() {
+    let pair = Pair::start(&[]);
+    pair.prefill.fault(Fault::Refuse, 1);
+    let answer = pair.post(CHAT, chat().to_string());
+    // The reset may already be there when the connect is looked at.
+    let code = match answer.header("x-ringside-error") {
+        Some("prefill_connect") => "prefill_connect",
+        _ => "prefill_reset",
+    };
+    answer.expect_error(502, code);
+    assert!(pair.decode.requests().is_empty());
+}
+
+#[test]
+fn unusable_prefill_answers_are_502() {
+    let pair = Pair::start(&[]);
+    for fault in [
+        Fault::Gzip,
+        Fault::Html,
+        Fault::HalfJson,
+        Fault::Garbage,
+        Fault::BareLf,
+        Fault::BothFramings,
+        Fault::ExtraLength,
+        Fault::TruncateMidBody { after_events: 1 },
+        Fault::TruncateMidBody { after_events: 0 },
+        Fault::ResetMidBody { after_events: 1 },
+        Fault::EndlessHead,
+        Fault::NoContent204,
+    ] {
+        pair.prefill.fault(fault.clone(), 1);
+        let answer = pair.post(CHAT, chat().to_string());
+        assert_eq!(answer.status, 502, "{fault:?}: {}", answer.text());
+        answer.expect_error(502, "prefill_answer");
+    }
+    assert!(pair.decode.requests().is_empty());
+    pair.sidecar.expect_sound();
+    pair.post(CHAT, chat().to_string()).expect(200);
+}
+
+#[test]
+fn unusual_prefill_answers_are_read() {
+    for fault in [
+        Fault::NoFraming,
+        Fault::Http10Answer,
+        Fault::Interim { count: 3 },
+        Fault::GarbageAfterAnswer,
+        Fault::CloseIdle,
+        Fault::LargeJson { bytes: 300_000 },
+        Fault::Slow {
+            chunk_bytes: 40,
+            delay: Duration::ZERO,
+        },
+    ] {
+        let pair = Pair::start(&[]);
+        pair.prefill.fault(fault, 1);
+        pair.post(CHAT, chat().to_string()).expect(200);
+        pair.legs();
+        // And the next request is not disturbed by what the first one left behind.
+        pair.post(CHAT, chat().to_string()).expect(200);
+        assert_eq!(pair.decode.counters().handoff_used, 2);
+    }
+}

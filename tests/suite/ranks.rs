@@ -1,0 +1,117 @@
+//! Data-parallel ranks: a port each, and the older field that names one (row L1).
+
+use mock_engine::{Engine, EngineConfig};
+
+use crate::harness::{CHAT, Launch, PREFILLER, Sidecar, free_ports};
+
+const RANK: &str = "x-data-parallel-host-port";
+const BODY: &str = r#"{"messages":[],"max_tokens":2}"#;
+
+struct Ranks {
+    engines: Vec<Engine>,
+    sidecar: Sidecar,
+}
+
+impl Ranks {
+    fn start(env: &[(&str, &str)]) -> Self {
+        let port = free_ports(2);
+        let engines = Engine::start_ranks(EngineConfig::decode(), port, 2).unwrap();
+        let sidecar = Sidecar::launch(&Launch {
+            args: &["--data-parallel-size=2"],
+            env,
+            decoder_port: port,
+            ranks: 2,
+            ..Launch::default()
+        });
+        Self { engines, sidecar }
+    }
+
+    /// How many requests each engine has had, forgotten with that.
+    fn take(&self) -> [usize; 2] {
+        let counts = [0, 1].map(|rank: usize| self.engines[rank].requests().len());
+        self.engines.iter().for_each(Engine::clear);
+        counts
+    }
+
+    fn port(&self, rank: u16) -> u16 {
+        self.sidecar.port + rank
+    }
+
+    fn post(&self, listener: u16, headers: &[(&str, &str)]) -> crate::client::Answer {
+        let mut client = crate::client::Client::connect(self.port(listener));
+        client.ask("POST", CHAT, headers, BODY.as_bytes())
+    }
+}
+
+#[test]
+fn l1_each_rank_has_its_port() {
+    let ranks = Ranks::start(&[]);
+    ranks.post(0, &[]).expect(200);
+    assert_eq!(ranks.take(), [1, 0]);
+    ranks.post(1, &[]).expect(200);
+    assert_eq!(ranks.take(), [0, 1]);
+    let mut client = crate::client::Client::connect(ranks.port(1));
+    client.ask("GET", "/health", &[], b"").expect(200);
+    client.ask("GET", "/v1/models", &[], b"").expect(200);
+    assert_eq!(ranks.take(), [0, 1]);
+}
+
+#[test]
+fn l1_the_field_moves_a_request_to_its_rank() {
+    for pod_ip in [None, Some("10.1.2.3")] {
+        let env: Vec<_> = pod_ip.map(|ip| ("POD_IP", ip)).into_iter().collect();
+        let ranks = Ranks::start(&env);
+        let key = |rank| format!("{}:{}", pod_ip.unwrap_or_default(), ranks.port(rank));
+        for rank in [0, 1] {
+            ranks.post(0, &[(RANK, &key(rank))]).expect(200);
+            let mut want = [0, 0];
+            want[usize::from(rank)] = 1;
+            assert_eq!(ranks.take(), want, "{pod_ip:?}");
+        }
+        // A pass-through path is moved, too; a rank's own listener does not look.
+        let mut client = crate::client::Client::connect(ranks.port(0));
+        client
+            .ask("GET", "/v1/models", &[(RANK, &key(1))], b"")
+            .expect(200);
+        assert_eq!(ranks.take(), [0, 1]);
+        ranks.post(1, &[(RANK, &key(0))]).expect(200);
+        assert_eq!(ranks.take(), [0, 1]);
+    }
+}
+
+#[test]
+fn l1_the_field_moves_the_decode_leg() {
+    let ranks = Ranks::start(&[]);
+    let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    let (target, key) = (prefill.host_port(), format!(":{}", ranks.port(1)));
+    ranks
+        .post(0, &[(PREFILLER, &target), (RANK, &key)])
+        .expect(200);
+    assert_eq!(prefill.requests().len(), 1);
+    let seen = &ranks.engines[1].requests()[0];
+    assert_eq!(seen.header(RANK), None);
+    assert_eq!(prefill.requests()[0].header(RANK), None);
+    assert_eq!(ranks.take(), [0, 1]);
+    // And the listener's rank decides without it.
+    ranks.post(1, &[(PREFILLER, &target)]).expect(200);
+    assert_eq!(ranks.take(), [0, 1]);
+}
+
+#[test]
+fn l1_an_unknown_rank_is_400_without_a_body() {
+    let ranks = Ranks::start(&[("POD_IP", "10.1.2.3")]);
+    let own = ranks.port(0);
+    for key in [
+        format!("10.1.2.3:{}", own + 2),
+        format!(":{own}"),
+        format!("10.1.2.4:{own}"),
+        "10.1.2.3".to_owned(),
+        String::new(),
+    ] {
+        let answer = ranks.post(0, &[(RANK, &key)]).expect(400);
+        assert!(answer.body.is_empty(), "{key}");
+        assert_eq!(answer.header("content-length"), Some("0"));
+        assert_eq!(answer.header("x-ringside-error"), Some("unknown_rank"));
+    }
+    assert_eq!(ranks.take(), [0, 0]);
+}

@@ -1,0 +1,564 @@
+//! Answers and connections as HTTP/1.1 has them, whatever the engine does.
+
+use mock_engine::{AbortPhase, Fault, State};
+use serde_json::json;
+
+use crate::client::{DEADLINE, End, Framing, chunked_request, head, request};
+use crate::harness::{CHAT, PREFILLER, Pair, json_of, only, sha256};
+
+fn chat(stream: bool) -> String {
+    json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": stream})
+        .to_string()
+}
+
+#[test]
+fn the_first_event_does_not_wait_for_the_next() {
+    for split in [true, false] {
+        let pair = Pair::start(&[]);
+        let fault = Fault::StallMidStream { after_events: 2 };
+        pair.decode.fault(fault, 1);
+        let target = pair.prefill.host_port();
+        let routing = [(PREFILLER, target.as_str())];
+        let headers = if split { &routing[..] } else { &[] };
+        let mut client = pair.sidecar.connect();
+        client.send(request("POST", CHAT, headers, chat(true).as_bytes()));
+        let head = client.head();
+        assert_eq!((head.status, head.framing("POST")), (200, Framing::Chunked));
+        let mut received = String::new();
+        while received.matches("data: ").count() < 2 {
+            received += &String::from_utf8(client.chunk().unwrap()).unwrap();
+        }
+        assert!(received.ends_with("\n\n"));
+        // The engine waits still, and learns that the client has left.
+        drop(client);
+        let aborted = pair.decode.wait_for(DEADLINE, |seen| {
+            matches!(
+                seen[0].state,
+                State::Aborted {
+                    phase: AbortPhase::Streaming,
+                    ..
+                }
+            )
+        });
+        assert!(aborted.is_some());
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_off_is_seen_to_break_off() {
+    for split in [true, false] {
+        for fault in [
+            Fault::TruncateMidBody { after_events: 3 },
+            Fault::ResetMidBody { after_events: 3 },
+        ] {
+            let pair = Pair::start(&[]);
+            pair.decode.fault(fault.clone(), 1);
+            let answer = if split {
+                pair.post(CHAT, chat(true))
+            } else {
+                pair.sidecar.post(CHAT, chat(true), &[])
+            };
+            // The head may have left before the break, or the break been seen first.
+            if answer.status == 200 {
+                assert_ne!(answer.end, End::Complete, "{fault:?}");
+                assert!(!answer.text().contains("[DONE]"));
+            } else {
+                assert_eq!(answer.status, 502, "{fault:?}");
+            }
+            pair.sidecar.expect_sound();
+        }
+    }
+}
+
+#[test]
+fn an_error_event_is_an_event() {
+    let pair = Pair::start(&[]);
+    pair.decode
+        .fault(Fault::ErrorMidStream { after_events: 2 }, 1);
+    let answer = pair.post(CHAT, chat(true)).expect(200);
+    assert!(answer.text().contains("EngineCore encountered an issue."));
+    assert!(answer.text().ends_with("data: [DONE]\n\n"));
+}
+
+#[test]
+fn broken_answers_of_the_decoder_are_502() {
+    for fault in [
+        Fault::Garbage,
+        Fault::BothFramings,
+        Fault::BareLf,
+        Fault::EndlessHead,
+    ] {
+        for split in [true, false] {
+            let pair = Pair::start(&[]);
+            pair.decode.fault(fault.clone(), 1);
+            let answer = if split {
+                pair.post(CHAT, chat(false))
+            } else {
+                pair.sidecar.post(CHAT, chat(false), &[])
+            };
+            assert_eq!(answer.status, 502, "{fault:?}");
+            answer.expect_error(502, "decode_answer");
+            pair.sidecar.expect_sound();
+        }
+    }
+}
+
+#[test]
+fn what_follows_an_answer_is_not_the_next_answer() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::GarbageAfterAnswer, 1);
+    let mut client = pair.sidecar.connect();
+    client.ask("GET", "/a", &[], b"").expect(200);
+    let answer = client.ask("GET", "/b", &[], b"").expect(200);
+    assert_eq!(answer.json()["path"], "/b");
+    assert_ne!(
+        pair.decode.requests()[0].conn,
+        pair.decode.requests()[1].conn
+    );
+}
+
+#[test]
+fn interim_answers_do_not_reach_the_client() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::Interim { count: 3 }, 1);
+    let mut client = pair.sidecar.connect();
+    client.send(request("POST", CHAT, &[], chat(false).as_bytes()));
+    assert_eq!(client.head().status, 200);
+}
+
+#[test]
+fn too_many_interim_answers_are_none() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::Interim { count: 200 }, 1);
+    pair.post(CHAT, chat(false))
+        .expect_error(502, "decode_answer");
+}
+
+#[test]
+fn an_answer_that_ends_with_its_connection() {
+    for (split, stream) in [(false, false), (false, true), (true, false), (true, true)] {
+        let pair = Pair::start(&[]);
+        pair.decode.fault(Fault::NoFraming, 1);
+        let answer = if split {
+            pair.post(CHAT, chat(stream))
+        } else {
+            pair.sidecar.post(CHAT, chat(stream), &[])
+        };
+        let answer = answer.expect(200);
+        if stream {
+            assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        } else {
+            assert_eq!(answer.json()["choices"][0]["finish_reason"], "length");
+        }
+        assert_eq!(pair.decode.requests().len(), 1);
+    }
+}
+
+/// A request in HTTP/1.0.
+fn old_request(path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+    let bytes = request("POST", path, headers, body.as_bytes());
+    let text = String::from_utf8(bytes).unwrap();
+    text.replacen("HTTP/1.1", "HTTP/1.0", 1).into_bytes()
+}
+
+#[test]
+fn an_old_client_gets_no_chunks() {
+    for split in [true, false] {
+        let pair = Pair::start(&[]);
+        let target = pair.prefill.host_port();
+        let routing = [(PREFILLER, target.as_str())];
+        let headers = if split { &routing[..] } else { &[] };
+        let mut client = pair.sidecar.connect();
+        client.send(old_request(CHAT, headers, &chat(true)));
+        let answer = client.answer().expect(200);
+        assert_eq!(answer.framing, Framing::UntilClose);
+        assert_eq!(answer.version, "HTTP/1.1");
+        assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        client.expect_closed();
+    }
+}
+
+#[test]
+fn an_old_client_keeps_its_connection_if_it_asks() {
+    let pair = Pair::start(&[]);
+    let mut client = pair.sidecar.connect();
+    for _ in 0..2 {
+        client.send(old_request("/echo", &[("Connection", "keep-alive")], "x"));
+        let answer = client.answer().expect(200);
+        assert_eq!(answer.header("connection"), Some("keep-alive"));
+    }
+    client.send(old_request("/echo", &[], "x"));
+    let answer = client.answer().expect(200);
+    assert_eq!(answer.header("connection"), Some("close"));
+    client.expect_closed();
+}
+
+#[test]
+fn an_old_client_sees_a_stream_break_off() {
+    let pair = Pair::start(&[]);
+    pair.decode
+        .fault(Fault::TruncateMidBody { after_events: 3 }, 1);
+    let mut client = pair.sidecar.connect();
+    client.send(old_request(CHAT, &[], &chat(true)));
+    // Nothing but a reset tells it.
+    match client.try_head() {
+        Err(end) => assert_eq!(end, End::Reset),
+        Ok(head) if head.status == 502 => {}
+        Ok(_) => assert_eq!(client.rest().1, End::Reset),
+    }
+}
+
+#[test]
+fn answers_without_a_body() {
+    let pair = Pair::start(&[]);
+    let mut client = pair.sidecar.connect();
+    let answer = client.ask("HEAD", "/v1/anything", &[], b"").expect(200);
+    let length: usize = answer.header("content-length").unwrap().parse().unwrap();
+    assert!(length > 0);
+    for (fault, status) in [(Fault::NoContent204, 204), (Fault::NotModified304, 304)] {
+        for (method, path) in [("GET", "/x"), ("POST", CHAT)] {
+            pair.decode.fault(fault.clone(), 1);
+            let body = if method == "POST" {
+                chat(false)
+            } else {
+                String::new()
+            };
+            let answer = client.ask(method, path, &[], body.as_bytes());
+            let answer = answer.expect(status);
+            assert_eq!(answer.header("transfer-encoding"), None);
+            if status == 304 {
+                assert_eq!(answer.header("content-length"), Some("17"));
+                assert_eq!(answer.header("etag"), Some("\"mock\""));
+            }
+        }
+    }
+    // All of it on one connection, in step to the end.
+    let answer = client.ask("GET", "/last", &[], b"").expect(200);
+    assert_eq!(answer.json()["path"], "/last");
+}
+
+#[test]
+fn a_split_answer_without_a_body() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::NoContent204, 1);
+    pair.post(CHAT, chat(false)).expect(204);
+}
+
+const UPGRADE: [(&str, &str); 2] = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+
+#[test]
+fn an_upgrade_becomes_a_tunnel() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::Upgrade101, 1);
+    let mut client = pair.sidecar.connect();
+    // The first bytes of the new protocol may come with the request.
+    let mut bytes = request("GET", "/v1/realtime", &UPGRADE, b"");
+    bytes.extend_from_slice(b"early;");
+    client.send(bytes);
+    let head = client.head();
+    assert_eq!(head.status, 101);
+    assert_eq!(head.header("connection"), Some("upgrade"));
+    assert!(head.header("upgrade").is_some());
+    assert_eq!(client.raw(6), b"early;");
+    for size in [1_usize, 1000, 200_000] {
+        let sent: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+        let mut client_half = client.share();
+        std::thread::scope(|scope| {
+            scope.spawn(|| client_half.send(&sent));
+            assert!(client.raw(size) == sent);
+        });
+    }
+    client.finish();
+    client.expect_closed();
+    let seen = only(&pair.decode);
+    assert_eq!(seen.header("upgrade"), Some("websocket"));
+    assert_eq!(
+        seen.header("connection").map(str::to_ascii_lowercase),
+        Some("upgrade".to_owned())
+    );
+}
+
+#[test]
+fn a_refused_upgrade_is_an_answer() {
+    let pair = Pair::start(&[]);
+    let mut client = pair.sidecar.connect();
+    let answer = client.ask("GET", "/v1/realtime", &UPGRADE, b"").expect(200);
+    assert_eq!(answer.json()["path"], "/v1/realtime");
+    client.ask("GET", "/health", &[], b"").expect(200);
+}
+
+#[test]
+fn an_upgrade_nobody_asked_for_is_no_answer() {
+    for (path, headers) in [("/x", &[][..]), (CHAT, &UPGRADE[..])] {
+        let pair = Pair::start(&[]);
+        pair.decode.fault(Fault::Upgrade101, 1);
+        let answer = pair.sidecar.post(path, chat(false), headers);
+        answer.expect_error(502, "decode_answer");
+    }
+}
+
+#[test]
+fn an_answer_may_come_before_the_request_has_ended() {
+    let total = 4 << 20;
+    for keep in [false, true] {
+        for path in [CHAT, "/echo"] {
+            let pair = Pair::start(&[]);
+            let fault = Fault::EarlyAnswer { status: 413, keep };
+            pair.decode.fault(fault, 1);
+            let mut client = pair.sidecar.connect();
+            let mut bytes = head("POST", path, &[]);
+            bytes.extend(format!("Content-Length: {total}\r\n\r\n{{\"a\":\"").into_bytes());
+            client.send(bytes);
+            // It goes on sending, as real clients do, until the answer is there.
+            let answer = client.answer().expect(413);
+            assert_eq!(answer.header("connection"), Some("close"));
+            let _ = client.try_send(vec![b'x'; 100_000]);
+            pair.sidecar.expect_sound();
+        }
+    }
+}
+
+#[test]
+fn a_prefill_that_answers_early_is_relayed() {
+    let pair = Pair::start(&[]);
+    let fault = Fault::EarlyAnswer {
+        status: 413,
+        keep: false,
+    };
+    pair.prefill.fault(fault, 1);
+    let body = json!({"messages": ["x".repeat(3 << 20)]}).to_string();
+    pair.post(CHAT, body).expect(413);
+    assert!(pair.decode.requests().is_empty());
+}
+
+#[test]
+fn absolute_targets_are_made_relative() {
+    let pair = Pair::start(&[]);
+    let path = format!("http://api.example{CHAT}?a=b");
+    pair.post(&path, chat(false)).expect(200);
+    let (prefill, decode) = pair.legs();
+    for leg in [prefill, decode] {
+        assert_eq!(leg.target, format!("{CHAT}?a=b"));
+        assert_eq!(leg.header_all("host"), ["api.example"]);
+    }
+}
+
+#[test]
+fn a_client_that_leaves_between_the_legs_starts_no_decode() {
+    let pair = Pair::start(&[]);
+    pair.prefill.fault(Fault::StallBeforeHead, 1);
+    let target = pair.prefill.host_port();
+    let mut client = pair.sidecar.connect();
+    client.send(request(
+        "POST",
+        CHAT,
+        &[(PREFILLER, &target)],
+        chat(false).as_bytes(),
+    ));
+    let came = |seen: &[mock_engine::Seen]| seen.first().is_some_and(|seen| seen.body_at.is_some());
+    assert!(pair.prefill.wait_for(DEADLINE, came).is_some());
+    drop(client);
+    let aborted = |seen: &[mock_engine::Seen]| seen[0].state.is_aborted();
+    assert!(pair.prefill.wait_for(DEADLINE, aborted).is_some());
+    pair.sidecar.wait_outcome("failed", "client_gone");
+    assert!(pair.decode.requests().is_empty());
+}
+
+#[test]
+fn connections_to_engines_are_reused() {
+    let pair = Pair::start(&[]);
+    for nth in 0..5 {
+        let body = json!({"messages": [nth], "stream": nth % 2 == 1}).to_string();
+        pair.post(CHAT, body).expect(200);
+        pair.sidecar.get("/v1/models", &[]).expect(200);
+    }
+    assert_eq!(pair.prefill.counters().connections_accepted, 1);
+    assert_eq!(pair.decode.counters().connections_accepted, 1);
+    assert_eq!(json_of(&pair.prefill.requests()[4])["messages"], json!([4]));
+}
+
+#[test]
+fn large_bodies_pass_both_ways() {
+    let pair = Pair::start(&[]);
+    let body: Vec<u8> = (0..12_u32 << 20)
+        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+        .collect();
+    let hash = sha256(&body);
+    let mut client = pair.sidecar.connect();
+    let answer = client.ask("POST", "/echo", &[], &body).expect(200);
+    assert_eq!(answer.json()["body_sha256"], hash);
+    let chunks: Vec<&[u8]> = body.chunks(99_991).collect();
+    client.send(chunked_request("/echo", &[], &chunks));
+    assert_eq!(client.answer().expect(200).json()["body_sha256"], hash);
+    for split in [false, true] {
+        let bytes = 9 << 20;
+        pair.decode.fault(Fault::LargeJson { bytes }, 1);
+        let answer = if split {
+            pair.post(CHAT, chat(false))
+        } else {
+            pair.sidecar.post(CHAT, chat(false), &[])
+        };
+        let answer = answer.expect(200).json();
+        assert!(answer["routed_experts"].as_str().unwrap() == "A".repeat(bytes));
+    }
+}
+
+#[test]
+fn a_request_on_a_dead_connection_is_repeated_once() {
+    for (method, path, split) in [
+        ("GET", "/x", false),
+        ("POST", "/x", false),
+        ("POST", CHAT, false),
+        ("POST", CHAT, true),
+    ] {
+        let pair = Pair::start(&[]);
+        let engine = if split { &pair.prefill } else { &pair.decode };
+        let target = pair.prefill.host_port();
+        let routing = [(PREFILLER, target.as_str())];
+        let headers = if split { &routing[..] } else { &[] };
+        let body = if method == "POST" {
+            chat(false)
+        } else {
+            String::new()
+        };
+        engine.fault(Fault::CloseOnNextRequest, 1);
+        for _ in 0..2 {
+            pair.sidecar
+                .ask(method, path, headers, body.as_bytes())
+                .expect(200);
+        }
+        assert_eq!(engine.counters().stale_closed, 1, "{method} {path}");
+        assert_eq!(engine.requests().len(), 2);
+        pair.sidecar.wait_metric("ringside_replays_total", &[], 1.0);
+    }
+}
+
+#[test]
+fn a_request_on_a_new_connection_is_never_repeated() {
+    for fault in [Fault::CloseBeforeHead, Fault::ResetBeforeHead] {
+        let pair = Pair::start(&[]);
+        pair.decode.fault(fault, 1);
+        pair.sidecar
+            .post(CHAT, chat(false), &[])
+            .expect_error(502, "decode_reset");
+        assert_eq!(pair.decode.requests().len(), 1);
+    }
+}
+
+#[test]
+fn an_engine_is_left_when_its_client_leaves_during_the_upload() {
+    for path in [CHAT, "/echo"] {
+        for stalled in [false, true] {
+            let pair = Pair::start(&[]);
+            if stalled {
+                pair.decode.fault(Fault::StallRead { after_bytes: 1000 }, 1);
+            }
+            let mut client = pair.sidecar.connect();
+            let body = json!({"messages": ["x".repeat(24 << 20)]}).to_string();
+            let bytes = request("POST", path, &[], body.as_bytes());
+            // Without a stall, all but the last byte; with one, whatever the sockets hold.
+            if stalled {
+                client.send_some(&bytes);
+            } else {
+                client.send(&bytes[..bytes.len() - 1]);
+            }
+            let came = |seen: &[mock_engine::Seen]| !seen.is_empty();
+            assert!(pair.decode.wait_for(DEADLINE, came).is_some());
+            if stalled {
+                client.reset();
+            } else {
+                drop(client);
+            }
+            let aborted = |seen: &[mock_engine::Seen]| {
+                matches!(
+                    seen[0].state,
+                    State::Aborted {
+                        phase: AbortPhase::Body,
+                        ..
+                    }
+                )
+            };
+            let waited = pair.decode.wait_for(DEADLINE, aborted);
+            assert!(waited.is_some(), "{path}, stalled: {stalled}");
+        }
+    }
+}
+
+#[test]
+fn a_prefill_that_does_not_read_is_left_when_the_client_leaves() {
+    let pair = Pair::start(&[]);
+    let fault = Fault::StallRead { after_bytes: 1000 };
+    pair.prefill.fault(fault, 1);
+    let target = pair.prefill.host_port();
+    let mut client = pair.sidecar.connect();
+    let body = json!({"messages": ["x".repeat(24 << 20)]}).to_string();
+    let routing = [(PREFILLER, target.as_str())];
+    client.send(request("POST", CHAT, &routing, body.as_bytes()));
+    let came = |seen: &[mock_engine::Seen]| !seen.is_empty();
+    assert!(pair.prefill.wait_for(DEADLINE, came).is_some());
+    drop(client);
+    let aborted = |seen: &[mock_engine::Seen]| seen[0].state.is_aborted();
+    assert!(pair.prefill.wait_for(DEADLINE, aborted).is_some());
+    pair.sidecar.wait_outcome("failed", "client_gone");
+}
+
+#[test]
+fn a_client_that_has_said_all_and_ends_has_left() {
+    let pair = Pair::start(&[]);
+    pair.decode.fault(Fault::StallBeforeHead, 1);
+    let mut client = pair.sidecar.connect();
+    client.send(request("GET", "/x", &[], b""));
+    client.finish();
+    let aborted =
+        |seen: &[mock_engine::Seen]| seen.first().is_some_and(|seen| seen.state.is_aborted());
+    assert!(pair.decode.wait_for(DEADLINE, aborted).is_some());
+    pair.sidecar
+        .wait_metric("ringside_client_disconnects_total", &[], 1.0);
+}
+
+#[test]
+fn malformed_requests_are_refused_and_the_connection_ends() {
+    let pair = Pair::start(&[]);
+    for (bytes, status) in [
+        ("GET / HTTP/1.1\nHost: x\n\n", 400),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        ("GET  / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        ("GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            501,
+        ),
+    ] {
+        let mut client = pair.sidecar.connect();
+        client.send(bytes);
+        client.answer().expect_error(status, "bad_head");
+        client.expect_closed();
+    }
+    let mut client = pair.sidecar.connect();
+    client.send("CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n");
+    let answer = client.answer_to("CONNECT");
+    assert_eq!(answer.status, 405);
+    for (path, headers) in [("/echo", &[][..]), (CHAT, &[])] {
+        let mut client = pair.sidecar.connect();
+        let mut bytes = head("POST", path, headers);
+        bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\nzz\r\n");
+        client.send(bytes);
+        client.answer().expect_error(400, "bad_chunk");
+    }
+    assert_eq!(pair.decode.counters().answered, 0);
+}

@@ -1,0 +1,232 @@
+//! The cached-token count of a split request is the prefill engine's: rows N3 to N5.
+
+use mock_engine::{EngineConfig, Fault, UsageShape};
+use serde_json::{Value, json};
+
+use crate::client::Answer;
+use crate::harness::{CHAT, Pair};
+
+const DETAILS: &str = "/usage/prompt_tokens_details/cached_tokens";
+
+fn chat(stream: bool) -> String {
+    json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "stream": stream,
+        "stream_options": if stream { json!({"include_usage": true}) } else { Value::Null }})
+    .to_string()
+}
+
+fn pair_of(prefill: impl FnOnce(&mut EngineConfig), decode: UsageShape) -> Pair {
+    Pair::with(&[], prefill, |config| config.usage = decode)
+}
+
+#[test]
+fn n3_decode_usage_without_the_count_gets_it() {
+    for shape in [
+        UsageShape::EmptyDetails,
+        UsageShape::NullDetails,
+        UsageShape::WithoutDetails,
+    ] {
+        let pair = pair_of(|_| {}, shape);
+        let answer = pair.post(CHAT, chat(false)).expect(200).json();
+        assert_eq!(answer.pointer(DETAILS), Some(&json!(7)), "{shape:?}");
+        assert_eq!(answer["usage"]["completion_tokens"], 8);
+    }
+}
+
+#[test]
+fn usage_that_is_null_or_missing_stays_so() {
+    for (shape, want) in [
+        (UsageShape::Null, Some(Value::Null)),
+        (UsageShape::Missing, None),
+    ] {
+        let pair = pair_of(|_| {}, shape);
+        let answer = pair.post(CHAT, chat(false)).expect(200).json();
+        assert_eq!(answer.get("usage"), want.as_ref());
+    }
+}
+
+#[test]
+fn n4_a_prefill_without_a_count_means_none() {
+    let changes: [fn(&mut EngineConfig); 2] = [
+        |config| config.cached_tokens = 0,
+        |config| {
+            config.usage = UsageShape::Missing;
+            config.cached_tokens = 0;
+        },
+    ];
+    for change in changes {
+        let pair = pair_of(change, UsageShape::Details);
+        let answer = pair.post(CHAT, chat(false)).expect(200).json();
+        assert_eq!(answer.pointer(DETAILS), Some(&json!(0)));
+    }
+}
+
+#[test]
+fn a_count_only_in_the_handoff_is_used() {
+    let missing = |config: &mut EngineConfig| config.usage = UsageShape::Missing;
+    let pair = pair_of(missing, UsageShape::Details);
+    let answer = pair.post(CHAT, chat(false)).expect(200).json();
+    assert_eq!(answer.pointer(DETAILS), Some(&json!(7)));
+}
+
+/// Every frame but those with a usage object is as the engine sent it, and in those only the
+/// count differs.
+#[track_caller]
+fn expect_frames(pair: &Pair, answer: &Answer, count: u64) {
+    let direct = crate::client::Client::connect(pair.decode.port())
+        .ask("POST", CHAT, &[], chat(true).as_bytes())
+        .expect(200);
+    let (direct, answer) = (direct.text(), answer.text());
+    assert_eq!(answer.lines().last(), direct.lines().last());
+    assert!(answer.ends_with("data: [DONE]\n\n"));
+    let mut counted = 0;
+    for (ours, theirs) in answer.lines().zip(direct.lines()) {
+        let Some(data) = ours.strip_prefix("data: {") else {
+            assert_eq!(ours, theirs);
+            continue;
+        };
+        let mut ours: Value = serde_json::from_str(&format!("{{{data}")).unwrap();
+        let mut theirs: Value = serde_json::from_str(&theirs["data: ".len()..]).unwrap();
+        if ours["usage"].is_object() {
+            counted += 1;
+            assert_eq!(ours.pointer(DETAILS), Some(&json!(count)));
+            theirs["usage"]["prompt_tokens_details"] = json!({"cached_tokens": count});
+        }
+        for volatile in ["id", "created"] {
+            ours[volatile] = Value::Null;
+            theirs[volatile] = Value::Null;
+        }
+        assert_eq!(ours, theirs);
+    }
+    assert_eq!(answer.lines().count(), direct.lines().count());
+    assert!(counted > 0);
+}
+
+#[test]
+fn n5_streams() {
+    for shape in [
+        UsageShape::Details,
+        UsageShape::EmptyDetails,
+        UsageShape::WithoutDetails,
+    ] {
+        let pair = pair_of(|_| {}, shape);
+        let answer = pair.post(CHAT, chat(true)).expect(200);
+        assert_eq!(
+            answer.header("content-type"),
+            Some("text/event-stream; charset=utf-8")
+        );
+        expect_frames(&pair, &answer, 7);
+    }
+    let pair = pair_of(|config| config.cached_tokens = 0, UsageShape::Details);
+    let answer = pair.post(CHAT, chat(true)).expect(200);
+    expect_frames(&pair, &answer, 0);
+}
+
+#[test]
+fn null_usage_in_every_chunk_stays_null() {
+    let pair = Pair::with(&[], |_| {}, |config| config.null_usage_in_chunks = true);
+    let answer = pair.post(CHAT, chat(true)).expect(200);
+    let events = answer.events();
+    let (last, others) = events.split_last().unwrap();
+    assert_eq!(last.pointer(DETAILS), Some(&json!(7)));
+    assert!(others.iter().all(|event| event["usage"].is_null()));
+}
+
+#[test]
+fn long_answers_are_corrected_whole_and_streamed() {
+    for bytes in [3_000, 6_000, 40_000, 400_000] {
+        for stream in [false, true] {
+            let pair = Pair::start(&[]);
+            pair.decode.fault(Fault::LargeJson { bytes }, 1);
+            let answer = pair.post(CHAT, chat(stream)).expect(200);
+            assert!(answer.body.len() > bytes);
+            let last = if stream {
+                answer.events().pop().unwrap()
+            } else {
+                answer.json()
+            };
+            assert_eq!(last.pointer(DETAILS), Some(&json!(7)), "{bytes} {stream}");
+            let pad = "A".repeat(bytes);
+            assert!(answer.text().contains(&pad), "{bytes} {stream}");
+        }
+    }
+}
+
+#[test]
+fn answers_in_small_pieces_are_corrected() {
+    for stream in [false, true] {
+        for chunk_bytes in [1, 7] {
+            let pair = Pair::start(&[]);
+            let delay = std::time::Duration::ZERO;
+            pair.decode.fault(Fault::Slow { chunk_bytes, delay }, 1);
+            let answer = pair.post(CHAT, chat(stream)).expect(200);
+            let last = if stream {
+                answer.events().pop().unwrap()
+            } else {
+                answer.json()
+            };
+            assert_eq!(last.pointer(DETAILS), Some(&json!(7)));
+        }
+    }
+}
+
+#[test]
+fn responses_name_it_input_tokens_details() {
+    const INPUT: &str = "/input_tokens_details/cached_tokens";
+    let body = |stream: bool| json!({"input": "hello", "stream": stream}).to_string();
+    let pair = Pair::start(&[]);
+    let answer = pair.post("/v1/responses", body(false)).expect(200).json();
+    assert_eq!(answer["usage"].pointer(INPUT), Some(&json!(7)));
+    assert!(answer["usage"].get("prompt_tokens_details").is_none());
+    let answer = pair.post("/v1/responses", body(true)).expect(200);
+    let events = answer.events();
+    let completed = events
+        .iter()
+        .find(|event| event["type"] == "response.completed")
+        .unwrap();
+    let usage = &completed["response"]["usage"];
+    assert_eq!(usage.pointer(INPUT), Some(&json!(7)));
+    assert!(usage.get("prompt_tokens_details").is_none());
+}
+
+#[test]
+fn generate_has_the_chat_shape() {
+    let pair = Pair::start(&[]);
+    let body = r#"{"token_ids":[1,2],"sampling_params":{"max_tokens":4}}"#;
+    let answer = pair.post("/inference/v1/generate", body).expect(200);
+    assert_eq!(answer.json().pointer(DETAILS), Some(&json!(7)));
+}
+
+#[test]
+fn messages_are_left_alone() {
+    let body = |stream: bool| {
+        json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "stream": stream})
+            .to_string()
+    };
+    let pair = Pair::start(&[]);
+    let answer = pair.post("/v1/messages", body(false)).expect(200).json();
+    assert_eq!(answer["usage"]["cache_read_input_tokens"], 49);
+    assert!(answer["usage"].get("prompt_tokens_details").is_none());
+    let streamed = pair.post("/v1/messages", body(true)).expect(200).text();
+    assert!(!streamed.contains("prompt_tokens_details"));
+    assert_eq!(pair.decode.counters().handoff_used, 2);
+}
+
+#[test]
+fn a_decode_only_answer_keeps_its_count() {
+    let pair = Pair::start(&[]);
+    let answer = pair.sidecar.post(CHAT, chat(false), &[]).expect(200);
+    assert_eq!(answer.json().pointer(DETAILS), Some(&json!(49)));
+}
+
+#[test]
+fn an_error_of_the_decoder_passes_untouched() {
+    let pair = Pair::start(&[]);
+    let body = r#"{"error":"x","usage":{"prompt_tokens":1}}"#;
+    let fault = Fault::Status {
+        code: 422,
+        body: body.to_owned(),
+        content_type: "application/json".to_owned(),
+    };
+    pair.decode.fault(fault, 1);
+    assert_eq!(pair.post(CHAT, chat(false)).expect(422).text(), body);
+}
