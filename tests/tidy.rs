@@ -1,0 +1,413 @@
+//! Rules about the tree that no compiler checks: who may use whom, how long a file may get, what
+//! must not be committed. The rules themselves are `CONTRIBUTING.md`'s.
+//!
+//! The sources are read as lines. That works because they are formatted: an item's last line has
+//! the indentation of its first.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail like a test")]
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lines of a file without its tests. What is longer holds two things.
+const PRODUCTION_LINES_MAX: usize = 600;
+const CORPUS_FILE_BYTES_MAX: u64 = 4 * 1024;
+const CORPUS_FILES_MAX: usize = 64;
+
+const DOCUMENTS: [&str; 5] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "LICENSE",
+];
+
+/// Modules that decide about bytes and states they are given.
+const PURE_MODULES: [&str; 5] = ["span", "h1", "json", "fleet", "pd"];
+/// What such a module would touch the world with.
+const IMPURE_NAMES: [&str; 9] = [
+    "std::env",
+    "std::fs",
+    "std::process",
+    "std::thread",
+    "Instant",
+    "SystemTime",
+    "TcpStream",
+    "UdpSocket",
+    "tokio",
+];
+
+/// A crate, and the only places that may name it.
+const SEAMS: [(&str, &[&str]); 2] = [
+    ("monoio::", &["src/net/ring"]),
+    ("io_uring::", &["src/net/ring", "src/net/probe.rs"]),
+];
+
+/// Leftovers; written in two halves, so that this file has none.
+const LEFTOVERS: [&str; 5] = [
+    concat!("todo", "!("),
+    concat!("unimplemented", "!("),
+    concat!("FIX", "ME"),
+    concat!("XX", "X"),
+    concat!("#[ign", "ore"),
+];
+/// Folders of whoever wrote it.
+const MACHINE_PATHS: [&str; 4] = [
+    concat!("/ro", "ot/"),
+    concat!("/ho", "me/"),
+    concat!("/Use", "rs/"),
+    concat!("/wo", "rk/"),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Everything under `folder` but build output and what git ignores, by paths from the root.
+fn files(folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let skipped = ["target", ".git", "artifacts", "found", "coverage"];
+            if path.is_dir() {
+                if !skipped.contains(&&*name) {
+                    folders.push(path);
+                }
+            } else {
+                found.push(path.strip_prefix(root()).unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    path.extension()
+        .is_some_and(|own| extensions.iter().any(|other| own == *other))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// One source file of the library and its lines that are neither tests nor comments.
+struct Source {
+    path: PathBuf,
+    /// The module of `lib.rs` it belongs to.
+    module: String,
+    /// How many modules deep it is: 1 for `h1/mod.rs`, 2 for `h1/head.rs`.
+    depth: usize,
+    /// Line number and text.
+    code: Vec<(usize, String)>,
+    /// Comments included.
+    production_lines: usize,
+}
+
+impl Source {
+    fn is_under(&self, places: &[&str]) -> bool {
+        places.iter().any(|place| self.path.starts_with(place))
+    }
+}
+
+/// The library's production sources: without files that only tests have.
+fn sources() -> Vec<Source> {
+    let mut sources = Vec::new();
+    let mut tests_only = BTreeSet::new();
+    for path in files("src") {
+        if !has_extension(&path, &["rs"]) || path.ends_with("src/main.rs") {
+            continue;
+        }
+        let text = read(&path);
+        let kept = without_tests(&text);
+        for declared in &kept.test_modules {
+            let folder = match path.file_stem().unwrap().to_str() {
+                Some("mod" | "lib") => path.parent().unwrap().to_owned(),
+                _ => path.with_extension(""),
+            };
+            // A file beside it where a `path` attribute says so.
+            tests_only.insert(folder.join(format!("{declared}.rs")));
+            tests_only.insert(path.with_file_name(format!("{declared}.rs")));
+        }
+        let inside = path.strip_prefix("src").unwrap().with_extension("");
+        let mut parts: Vec<_> = inside.iter().map(|part| part.to_string_lossy()).collect();
+        if parts.last().is_some_and(|last| last == "mod") {
+            parts.pop();
+        }
+        let code = kept.lines.iter().filter_map(|(number, line)| {
+            let code = line.split("//").next().unwrap_or_default();
+            (!code.trim().is_empty()).then(|| (*number, code.to_owned()))
+        });
+        sources.push(Source {
+            module: parts[0].clone().into_owned(),
+            depth: parts.len(),
+            code: code.collect(),
+            production_lines: kept.lines.len(),
+            path,
+        });
+    }
+    sources.retain(|source| {
+        let name = source.path.to_string_lossy();
+        !tests_only.contains(&source.path) && !name.ends_with("_tests.rs")
+    });
+    assert!(sources.len() > 20, "the sources are not where they were");
+    sources
+}
+
+struct Kept<'a> {
+    lines: Vec<(usize, &'a str)>,
+    /// Modules that are declared for tests, in files of their own.
+    test_modules: Vec<&'a str>,
+}
+
+/// Drops every item under `#[cfg(test)]`.
+fn without_tests(text: &str) -> Kept<'_> {
+    let mut kept = Kept {
+        lines: Vec::new(),
+        test_modules: Vec::new(),
+    };
+    let mut lines = text.lines().enumerate().map(|(i, line)| (i + 1, line));
+    while let Some((number, line)) = lines.next() {
+        if line.trim() != "#[cfg(test)]" {
+            kept.lines.push((number, line));
+            continue;
+        }
+        let indent = line.len() - line.trim_start().len();
+        let item = lines.find(|(_, line)| !line.trim_start().starts_with("#["));
+        let first = item.map_or("", |(_, line)| line.trim());
+        if let Some(declared) = first.strip_suffix(';')
+            && let Some((_, name)) = declared.split_once("mod ")
+        {
+            kept.test_modules.push(name);
+        }
+        if first.ends_with([';', '}', ',']) {
+            continue;
+        }
+        // Its last line: a closing bracket as far in as its first, and nothing open behind it.
+        let _ = lines.find(|(_, line)| {
+            let closes = line.get(indent..).is_some_and(|rest| {
+                line[..indent].trim().is_empty() && rest.starts_with(['}', ']', ')'])
+            });
+            closes && line.ends_with(['}', ';', ','])
+        });
+    }
+    kept
+}
+
+/// The modules of `lib.rs` as declared.
+fn modules() -> Vec<String> {
+    let text = read(Path::new("src/lib.rs"));
+    let declared = text.lines().filter_map(|line| {
+        let (_, name) = line.strip_suffix(';')?.split_once("mod ")?;
+        Some(name.to_owned())
+    });
+    declared.collect()
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
+}
+
+/// The names that follow `prefix` in `code`, where nothing of a path stands before it.
+fn names_after<'a>(code: &'a str, prefix: &str) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for (at, _) in code.match_indices(prefix) {
+        let before = code[..at].bytes().next_back();
+        if before.is_some_and(|byte| is_name_byte(byte) || byte == b':' || byte == b'$') {
+            continue;
+        }
+        let rest = &code[at + prefix.len()..];
+        let len = rest.bytes().take_while(|byte| is_name_byte(*byte)).count();
+        names.push(&rest[..len]);
+    }
+    names
+}
+
+/// Fails with all offences at once.
+fn check(offences: &[String]) {
+    let mut text = String::new();
+    for offence in offences {
+        let _ = writeln!(text, "  {offence}");
+    }
+    assert!(offences.is_empty(), "\n{text}");
+}
+
+#[test]
+fn modules_use_only_those_above_them() {
+    let modules = modules();
+    let place = |name: &str| modules.iter().position(|module| module == name);
+    let mut offences = Vec::new();
+    for source in sources() {
+        if source.module == "lib" {
+            continue;
+        }
+        let path = source.path.display();
+        let Some(own) = place(&source.module) else {
+            offences.push(format!("{path}: not declared in lib.rs"));
+            continue;
+        };
+        let up = "super::".repeat(source.depth);
+        for (number, code) in &source.code {
+            let mut used = names_after(code, "crate::");
+            used.extend(names_after(code, &up));
+            for name in used {
+                if name.is_empty() && !code.contains("crate::*") {
+                    offences.push(format!("{path}:{number}: one `use` for each module"));
+                } else if place(name).is_some_and(|other| other > own) {
+                    let module = &source.module;
+                    offences.push(format!("{path}:{number}: {module} is above {name}"));
+                }
+            }
+        }
+    }
+    check(&offences);
+}
+
+#[test]
+fn files_are_short() {
+    let sources = sources();
+    let long = sources
+        .iter()
+        .filter(|source| source.production_lines > PRODUCTION_LINES_MAX);
+    let offences = long.map(|source| {
+        let (path, lines) = (source.path.display(), source.production_lines);
+        format!("{path}: {lines} lines without tests, {PRODUCTION_LINES_MAX} at most")
+    });
+    check(&offences.collect::<Vec<_>>());
+}
+
+#[test]
+fn pure_modules_touch_nothing() {
+    let mut offences = Vec::new();
+    for source in sources() {
+        if !PURE_MODULES.contains(&&*source.module) {
+            continue;
+        }
+        for (number, code) in &source.code {
+            for name in IMPURE_NAMES.iter().filter(|name| code.contains(**name)) {
+                let (path, module) = (source.path.display(), &source.module);
+                offences.push(format!("{path}:{number}: {module} is pure, no {name}"));
+            }
+        }
+    }
+    check(&offences);
+}
+
+#[test]
+fn crates_behind_a_seam_are_named_there_only() {
+    let mut offences = Vec::new();
+    for source in sources() {
+        for (name, places) in SEAMS {
+            if source.is_under(places) {
+                continue;
+            }
+            for (number, code) in &source.code {
+                if !names_after(code, name).is_empty() {
+                    let path = source.path.display();
+                    offences.push(format!("{path}:{number}: {name} only in {places:?}"));
+                }
+            }
+        }
+    }
+    check(&offences);
+}
+
+#[test]
+fn nothing_is_left_over() {
+    let mut offences = Vec::new();
+    for path in files("") {
+        let is_text = has_extension(&path, &["rs", "toml", "md", "yaml", "yml", "sh", "py"]);
+        let is_script = path.ends_with(".ci/run") || path.ends_with("fuzz/run");
+        if !is_text && !is_script {
+            continue;
+        }
+        for (i, line) in read(&path).lines().enumerate() {
+            let leftovers = LEFTOVERS.iter().chain(&MACHINE_PATHS);
+            for leftover in leftovers.filter(|leftover| line.contains(**leftover)) {
+                offences.push(format!("{}:{}: {leftover}", path.display(), i + 1));
+            }
+        }
+    }
+    check(&offences);
+}
+
+#[test]
+fn files_say_what_they_are() {
+    let mut offences = Vec::new();
+    for folder in ["src", "benches", "tests", "fuzz/fuzz_targets", "tools"] {
+        for path in files(folder) {
+            if has_extension(&path, &["rs"]) && !read(&path).starts_with("//! ") {
+                offences.push(format!("{}: no `//!` on its first line", path.display()));
+            }
+        }
+    }
+    check(&offences);
+}
+
+#[test]
+fn documents_are_there() {
+    let missing = DOCUMENTS
+        .iter()
+        .filter(|name| !root().join(name).is_file())
+        .map(|name| format!("{name} is missing"));
+    check(&missing.collect::<Vec<_>>());
+}
+
+/// Found by a fuzzer and ignored by git: it names what it finds by its SHA-1.
+fn is_found_input(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[test]
+fn fuzz_corpora_are_small_and_complete() {
+    let names = |folder: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(root().join(folder)).unwrap();
+        let stem = |path: PathBuf| path.file_stem().unwrap().to_string_lossy().into_owned();
+        entries.map(|entry| stem(entry.unwrap().path())).collect()
+    };
+    let targets = names("fuzz/fuzz_targets");
+    assert_eq!(targets, names("fuzz/corpus"));
+    let manifest = read(Path::new("fuzz/Cargo.toml"));
+    let mut offences = Vec::new();
+    for target in targets {
+        if !manifest.contains(&format!("\nname = \"{target}\"\n")) {
+            offences.push(format!("fuzz/Cargo.toml: {target} is missing"));
+        }
+        let mut inputs = files(&format!("fuzz/corpus/{target}"));
+        inputs.retain(|path| !is_found_input(path));
+        if inputs.len() > CORPUS_FILES_MAX {
+            offences.push(format!("{target}: {} inputs", inputs.len()));
+        }
+        for path in inputs {
+            let len = fs::metadata(root().join(&path)).unwrap().len();
+            if len > CORPUS_FILE_BYTES_MAX {
+                offences.push(format!("{}: {len} bytes", path.display()));
+            }
+        }
+    }
+    check(&offences);
+}
+
+#[test]
+fn tests_are_told_from_production() {
+    let text = "use a;\n#[cfg(test)]\nmod helpers;\nfn f() {}\n#[cfg(test)]\n#[path = \"x\"]\nmod x;\n\
+                #[cfg(test)]\nconst C: &[u8] = &[\n    1,\n];\nfn g() {}\n    #[cfg(test)]\n    \
+                fn h(\n        a: u8,\n    ) -> u8 {\n        a\n    }\nfn i() {}\n#[cfg(test)]\n\
+                mod tests {\n    fn j() {}\n}\n";
+    let kept = without_tests(text);
+    let lines: Vec<&str> = kept.lines.iter().map(|(_, line)| *line).collect();
+    assert_eq!(lines, ["use a;", "fn f() {}", "fn g() {}", "fn i() {}"]);
+    assert_eq!(kept.test_modules, ["helpers", "x"]);
+    assert_eq!(
+        names_after("use crate::h1::Name; $crate::no", "crate::"),
+        ["h1"]
+    );
+    assert_eq!(names_after("super::super::a", "super::super::"), ["a"]);
+    assert!(names_after("super::super::a", "super::").contains(&"super"));
+}
