@@ -1,0 +1,4 @@
+//! Request heads.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::h1::fuzz::fuzz_request_head(data));

@@ -1,0 +1,4 @@
+//! Finding members in a body.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::json::fuzz::fuzz_scan(data));

@@ -1,0 +1,4 @@
+//! The cached-token count of an answer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::json::fuzz::fuzz_usage(data));
