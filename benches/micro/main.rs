@@ -1,0 +1,43 @@
+//! What the work per head, body and chunk costs without sockets: `cargo bench --bench micro`.
+//!
+//! One binary, because linking is most of what compiling a bench costs; `-- json/scan` picks.
+
+mod chunk;
+mod head;
+mod json;
+mod sse;
+
+use std::time::Duration;
+
+use criterion::Criterion;
+
+fn main() {
+    // Short runs: figures are compared within one run, and a shared machine is no steadier in ten
+    // seconds than in two.
+    let mut criterion = Criterion::default()
+        .sample_size(50)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    head::bench(&mut criterion);
+    json::bench(&mut criterion);
+    chunk::bench(&mut criterion);
+    sse::bench(&mut criterion);
+    criterion.final_summary();
+}
+
+/// One event of a chat stream, 200 bytes as a chunk.
+fn chat_event() -> Vec<u8> {
+    let mut event = Vec::from(
+        br#"data: {"id":"chatcmpl-6f1c","object":"chat.completion.chunk","created":1763630000,"model":"m","choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]"#,
+    );
+    // 194 bytes, and 6 of chunk framing.
+    event.resize(194 - 3, b' ');
+    event.extend_from_slice(b"}\n\n");
+    event
+}
+
+/// The same as one chunk of a body.
+fn chat_chunk() -> Vec<u8> {
+    [b"c2\r\n", &chat_event()[..], b"\r\n"].concat()
+}

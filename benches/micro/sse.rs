@@ -1,0 +1,38 @@
+//! Event streams: counting events, and looking for a usage to correct.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput};
+use ringside::h1::SseEvents;
+use ringside::json::{AnswerForm, UsageRewriter, UsageShape};
+
+/// The last event with data of a chat stream, which has the usage.
+const USAGE: &[u8] = b"data: {\"id\":\"chatcmpl-6f1c\",\"object\":\"chat.completion.chunk\",\"created\":1763630000,\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":5000,\"total_tokens\":5100,\"completion_tokens\":100,\"prompt_tokens_details\":{\"cached_tokens\":4999}}}\n\n";
+
+pub(crate) fn bench(criterion: &mut Criterion) {
+    let event = super::chat_event();
+    // Sixteen tokens that came in one receive.
+    let burst = event.repeat(16);
+    let mut group = criterion.benchmark_group("sse");
+    for (name, bytes) in [
+        ("event", &event),
+        ("burst", &burst),
+        ("usage", &USAGE.to_vec()),
+    ] {
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
+        let mut events = SseEvents::new();
+        group.bench_function(format!("count/{name}"), |bencher| {
+            bencher.iter(|| events.feed(black_box(bytes)));
+        });
+        let mut rewriter = UsageRewriter::new(AnswerForm::Sse, UsageShape::Chat, 4321);
+        let mut out = Vec::with_capacity(bytes.len() + 64);
+        group.bench_function(format!("rewrite/{name}"), |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                rewriter.feed(black_box(bytes), &mut |piece| out.extend_from_slice(piece));
+                black_box(&out);
+            });
+        });
+    }
+    group.finish();
+}
