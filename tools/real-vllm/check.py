@@ -1,0 +1,484 @@
+#!/usr/bin/env python3
+"""Check ringside's prefill/decode against two real vLLM servers with a NIXL connector.
+
+usage: check.py --ringside BINARY [--prefill URL] [--decode URL] [--trials N] [CHECK...]
+
+CHECK: tokens replay stale openai abort messages poison (default: all, in this order).
+Exit status: 0 when every line says PASS.
+"""
+import argparse
+import json
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import rig
+from relay import Cut, EditAnswer, Relay, SlowBody
+from rig import (CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, RND, Answer, Engine, Ringside,
+                 body, ids, prompt_for, salted, verdict)
+
+class Setup:
+    """Addresses of the two servers, and ringside processes in front of them."""
+
+    def __init__(self, args):
+        self.binary, self.core = args.ringside, args.core
+        self.prefill, self.decode = Engine(args.prefill), Engine(args.decode)
+        self.port, self.trials = args.port, args.trials
+
+    def ringside(self, *flags, decoder_port=None, prefiller_port=None):
+        """One thread, so that connections are reused predictably."""
+        self.port += 1
+        prefiller = f"127.0.0.1:{prefiller_port or self.prefill.port}"
+        return Ringside(self.binary, self.port, decoder_port or self.decode.port, prefiller,
+                        "--cores", self.core, *flags)
+
+    def reference(self, path, asked):
+        """What the prefill server alone makes of it, from no cached prefix."""
+        plain = {key: value for key, value in asked.items() if key not in ("stream", "stream_options")}
+        return self.prefill.post(path, salted(plain))
+
+
+def tokens(setup):
+    """Tokens through both legs are those of one server."""
+    count = setup.trials
+    with setup.ringside() as ringside:
+        for api in (COMPLETIONS, CHAT, GENERATE):
+            for stream in (False, True):
+                hits = setup.decode.metric("vllm:external_prefix_cache_hits_total")
+                moved = setup.decode.metric("vllm:nixl_bytes_transferred_sum")
+                remote = ringside.count("remote")
+                right, prompt_tokens, cached = 0, 0, set()
+                for _ in range(count):
+                    asked = body(api, prompt_for(api), limit=16)
+                    if stream:
+                        asked |= {"stream": True, "stream_options": {"include_usage": True}}
+                    got = ringside.engine.post(api, asked)
+                    want = setup.reference(api, asked)
+                    right += bool(got.same(want)) and len(got.tokens) == 16
+                    if got.usage:
+                        prompt_tokens += got.usage["prompt_tokens"]
+                        cached.add((got.usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
+                hits = setup.decode.metric("vllm:external_prefix_cache_hits_total") - hits
+                moved = setup.decode.metric("vllm:nixl_bytes_transferred_sum") - moved
+                remote = ringside.count("remote") - remote
+                ok = right == count == remote and hits > 0.8 * prompt_tokens > 0
+                verdict(ok, f"tokens {api} {'stream' if stream else 'whole'}", equal=f"{right}/{count}",
+                        outcome_remote=remote, prompt_tokens=prompt_tokens, external_hits=int(hits),
+                        nixl_bytes=int(moved), client_cached_tokens=cached)
+
+
+def others(setup, count=40):
+    """Lets the prefiller serve other prompts, so that freed blocks are written again."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: setup.prefill.post(GENERATE, body(GENERATE, ids(), limit=1)), range(count)))
+
+
+def reset_decode(setup):
+    """Empties the decoder's prefix cache; needs VLLM_SERVER_DEV_MODE=1 there."""
+    try:
+        return setup.decode.post_raw("/reset_prefix_cache", b"")[0] == 200
+    except OSError:
+        return False
+
+
+def replay(setup):
+    """The decode connection dies right behind the request; no wrong text comes of it."""
+    trials, fresh_trials = setup.trials, (setup.trials + 1) // 2
+    relay = Relay((setup.decode.host, setup.decode.port))
+    resets = 0
+    with setup.ringside(decoder_port=relay.port) as ringside:
+        right = wrong = errors = null_replays = wrong_again = tried_again = 0
+        was_reused = 0
+        for trial in range(trials):
+            api = (COMPLETIONS, CHAT, GENERATE)[trial % 3]
+            warm = body(api, prompt_for(api), limit=2)
+            assert ringside.engine.post(api, warm).status == 200
+            absorb = trial % 2 == 0
+
+            def between():
+                nonlocal resets
+                others(setup)
+                resets += reset_decode(setup)
+
+            act = Cut(absorb=absorb, reset=trial % 4 >= 2, between=between)
+            armed = [act]
+
+            def plan(request):
+                takes = isinstance(request.kv, dict) and request.kv.get("do_remote_prefill")
+                return armed.pop() if takes and armed else None
+
+            asked = body(api, prompt_for(api), stream=trial % 5 >= 2)
+            relay.plan, first = plan, len(relay.requests)
+            got = ringside.engine.post(api, asked)
+            want = setup.reference(api, asked)
+            legs = relay.requests[first:]
+            was_reused += legs[0].nth > 1
+            replays = legs[1:]
+            null_replays += len(replays) == 1 and replays[0].kv is None and replays[0].nth == 1
+            right += bool(got.same(want))
+            wrong += got.status == 200 and not got.same(want)
+            errors += got.status != 200
+            if absorb:
+                # The control: what the text would have been, had the handoff been sent again.
+                reset_decode(setup)
+                again = setup.decode.post(api, salted(asked | {"stream": False, "kv_transfer_params": legs[0].kv}))
+                tried_again += 1
+                wrong_again += again.status == 200 and again.tokens != want.tokens
+        fallback = ringside.count("local_fallback", "handoff_used")
+        verdict(wrong == 0 and right == trials == null_replays == was_reused == fallback,
+                "replay after a cut on a reused connection", trials=trials, right=right, wrong=wrong,
+                errors=errors, reused=was_reused, replayed_with_null=null_replays,
+                local_fallback_handoff_used=fallback,
+                ringside_replays_total=ringside.counter("ringside_replays_total"),
+                decode_cache_resets=resets)
+        verdict(wrong_again > 0, "control: the same handoff sent again gives wrong text with 200",
+                wrong=f"{wrong_again}/{tried_again}")
+
+        statuses, bodies = [], set()
+        for trial in range(fresh_trials):
+            api = (COMPLETIONS, CHAT, GENERATE)[trial % 3]
+            relay.drop_idle()
+            time.sleep(0.05)
+            armed = [Cut(absorb=trial % 2 == 0, reset=trial % 4 >= 2, between=lambda: others(setup, 5))]
+
+            def plan_fresh(request):
+                takes = isinstance(request.kv, dict) and request.kv.get("do_remote_prefill")
+                return armed.pop() if takes and armed else None
+
+            relay.plan, first = plan_fresh, len(relay.requests)
+            got = ringside.engine.post(api, body(api, prompt_for(api), stream=trial % 2 == 0))
+            legs = relay.requests[first:]
+            statuses.append((got.status, legs[0].nth, len(legs)))
+            bodies.add(got.raw.decode())
+        verdict(set(statuses) == {(502, 1, 1)}, "a cut on a fresh connection is an error, not a replay",
+                trials=fresh_trials, status_nth_legs=set(statuses))
+        print("      " + " ".join(sorted(bodies)))
+        relay.plan = lambda request: None
+        asked = body(COMPLETIONS, ids())
+        got = ringside.engine.post(COMPLETIONS, asked)
+        verdict(got.same(setup.reference(COMPLETIONS, asked)), "and the next request is right")
+
+
+def stale(setup, trials=6):
+    """A handoff past its bound is not used; one the decoder refuses is not fatal."""
+    relay = Relay((setup.prefill.host, setup.prefill.port))
+    # Far from the bound on both sides: on a busy machine a process may wait a second for its turn.
+    for bound, seconds, want_outcome in (("2s", 6.0, ("local_fallback", "handoff_stale")),
+                                         ("20s", 0.5, ("remote", "none"))):
+        with setup.ringside("--handoff-max-age", bound, prefiller_port=relay.port) as ringside:
+            relay.plan = lambda request: SlowBody(seconds)
+            hits = setup.decode.metric("vllm:external_prefix_cache_hits_total")
+            right, started = 0, time.monotonic()
+            for trial in range(trials):
+                api = (COMPLETIONS, CHAT, GENERATE)[trial % 3]
+                asked = body(api, prompt_for(api), stream=trial % 2 == 1)
+                got = ringside.engine.post(api, asked)
+                right += bool(got.same(setup.reference(api, asked)))
+            took = (time.monotonic() - started) / trials
+            counted = ringside.count(*want_outcome)
+            hits = setup.decode.metric("vllm:external_prefix_cache_hits_total") - hits
+            pulled = hits > 0
+            verdict(right == trials == counted and pulled == (want_outcome[0] == "remote"),
+                    f"handoff {seconds} s old, bound {bound}", right=f"{right}/{trials}",
+                    outcomes=ringside.outcomes(), external_hits=int(hits), seconds_each=f"{took:.1f}")
+
+    def other_engine(answer):
+        at = answer.index(b'"remote_engine_id":"') + len(b'"remote_engine_id":"')
+        return answer[:at] + b"00000000" + answer[at + 8:]
+
+    relay.plan = lambda request: EditAnswer(other_engine)
+    for flag in ("recompute", "error"):
+        with setup.ringside("--on-decode-kv-error", flag, prefiller_port=relay.port) as ringside:
+            for stream in (False, True):
+                right, shown, wrong, statuses = 0, 0, 0, set()
+                for trial in range(trials // 2):
+                    api = (COMPLETIONS, CHAT, GENERATE)[trial % 3]
+                    asked = body(api, prompt_for(api), stream=stream)
+                    got = ringside.engine.post(api, asked)
+                    statuses.add(got.status)
+                    same = got.same(setup.reference(api, asked))
+                    right += bool(same)
+                    shown += b'"error"' in got.raw
+                    wrong += not same and b'"error"' not in got.raw
+                # vLLM answers a stream with 200 before it loads the cache, and fails inside it: too
+                # late for a second try, so the client has to see the error.
+                recomputes = flag == "recompute" and not stream
+                ok = wrong == 0 and (right if recomputes else shown) == trials // 2
+                verdict(ok, f"handoff of an unknown engine, --on-decode-kv-error {flag}, "
+                        f"{'stream' if stream else 'whole'}", right=f"{right}/{trials // 2}",
+                        error_shown=shown, wrong=wrong, statuses=statuses, outcomes=ringside.outcomes())
+
+
+def openai(setup, trials=5):
+    """The openai package streams through ringside."""
+    try:
+        import openai as package
+    except ImportError:
+        verdict(False, "openai package is not installed here")
+        return
+
+    def client(engine):
+        return package.OpenAI(base_url=engine.url + "/v1", api_key="none", max_retries=0)
+
+    def chat(api, prompt, headers, extra, stream):
+        answer = api.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": prompt}], max_tokens=24, temperature=0,
+            stream=stream, extra_headers=headers, extra_body=extra)
+        if not stream:
+            return answer.choices[0].message.content
+        return "".join(part.choices[0].delta.content or "" for part in answer if part.choices)
+
+    def completions(api, prompt, headers, extra, stream):
+        answer = api.completions.create(model="tiny", prompt=prompt, max_tokens=24, temperature=0,
+                                        stream=stream, extra_headers=headers, extra_body=extra)
+        if not stream:
+            return answer.choices[0].text
+        return "".join(part.choices[0].text for part in answer if part.choices)
+
+    def responses(api, prompt, headers, extra, stream):
+        answer = api.responses.create(model="tiny", input=prompt, max_output_tokens=24, temperature=0,
+                                      stream=stream, extra_headers=headers, extra_body=extra)
+        if not stream:
+            return answer.output_text
+        return "".join(event.delta for event in answer if event.type == "response.output_text.delta")
+
+    with setup.ringside() as ringside:
+        ours, alone = client(ringside.engine), client(setup.prefill)
+        headers = {"x-prefiller-host-port": ringside.engine.headers["x-prefiller-host-port"]}
+        for call in (chat, completions, responses):
+            for stream in (True, False):
+                before, right, sample = ringside.count("remote"), 0, ""
+                for _ in range(trials):
+                    prompt = rig.words()
+                    got = call(ours, prompt, headers, {"ignore_eos": True}, stream)
+                    want = call(alone, prompt, {}, {"ignore_eos": True, "cache_salt": uuid.uuid4().hex}, False)
+                    right += got == want and len(got) > 0
+                    sample = got
+                remote = ringside.count("remote") - before
+                verdict(right == trials == remote, f"openai {package.__version__} {call.__name__} "
+                        f"{'stream' if stream else 'whole'}", equal=f"{right}/{trials}",
+                        outcome_remote=remote, characters=len(sample))
+
+
+def running(engine):
+    return engine.metric("vllm:num_requests_running") + engine.metric("vllm:num_requests_waiting")
+
+
+def until(condition, seconds=20):
+    """How long `condition` took to become true; None when it did not."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if condition():
+            return time.monotonic() - started
+        time.sleep(0.005)
+    return None
+
+
+def ms(times):
+    if None in times:
+        return "never"
+    times = sorted(times)
+    return f"{times[0] * 1e3:.0f}/{times[len(times) // 2] * 1e3:.0f}/{times[-1] * 1e3:.0f}ms(min/median/max)"
+
+
+def abort(setup, trials=5):
+    """A client that leaves frees both servers."""
+    prefill, decode = setup.prefill, setup.decode
+    with setup.ringside() as ringside:
+        idle = lambda: running(prefill) + running(decode) == 0
+        for stream in (True, False):
+            times, before = [], ringside.counter("ringside_client_disconnects_total")
+            for _ in range(trials):
+                asked = body(COMPLETIONS, ids(), limit=1500, stream=stream)
+                sock = ringside.engine.begin(COMPLETIONS, asked)
+                if stream:
+                    for _ in range(5):
+                        sock.recv(65536)
+                assert until(lambda: running(decode) == 1) is not None
+                sock.close()
+                times.append(until(idle))
+            left = ringside.counter("ringside_client_disconnects_total") - before
+            # A natural end takes several seconds (1500 tokens).
+            verdict(None not in times and max(times) < 2 and left == trials,
+                    f"abort in a long decode, {'stream' if stream else 'whole'}", idle_after=ms(times),
+                    client_disconnects=left)
+
+        # A prefill of 2000 tokens, left at different moments of it.
+        times, before = [], ringside.counter("ringside_client_disconnects_total")
+        phases_before = phases(ringside)
+        for trial in range(4 * trials):
+            asked = body(COMPLETIONS, ids(1900), limit=100, stream=True)
+            sock = ringside.engine.begin(COMPLETIONS, asked)
+            time.sleep(0.004 * (trial + 1))
+            sock.close()
+            times.append(until(idle))
+        left = ringside.counter("ringside_client_disconnects_total") - before
+        verdict(None not in times and max(times) < 2 and left == 4 * trials,
+                "abort in a prefill of 1900 tokens, after 4 to 80 ms", idle_after=ms(times),
+                client_disconnects=left, phases=changes(phases_before, phases(ringside)))
+
+        # A prefill that waits behind a full batch: its place in the queue must go away.
+        queued = lambda: prefill.metric("vllm:num_requests_waiting")
+        times, still = [], []
+        phases_before = phases(ringside)
+        for _ in range(trials):
+            busy = [prefill.begin(GENERATE, body(GENERATE, ids(64), limit=1700, stream=True)) for _ in range(16)]
+            full = until(lambda: prefill.metric("vllm:num_requests_running") == 16)
+            sock = ringside.engine.begin(COMPLETIONS, body(COMPLETIONS, ids(), limit=100, stream=True))
+            assert full is not None and until(lambda: queued() == 1) is not None, (full, queued())
+            sock.close()
+            times.append(until(lambda: queued() == 0))
+            still.append(int(prefill.metric("vllm:num_requests_running")))
+            for sock in busy:
+                sock.close()
+            until(idle)
+        verdict(None not in times and max(times) < 2 and set(still) == {16},
+                "abort of a prefill queued behind 16 running ones", gone_after=ms(times), still_running=set(still),
+                phases=changes(phases_before, phases(ringside)))
+        verdict(until(idle) is not None, "both servers idle",
+                prefill=int(running(prefill)), decode=int(running(decode)))
+        usage = until(lambda: prefill.metric("vllm:kv_cache_usage_perc") + decode.metric("vllm:kv_cache_usage_perc") == 0, 45)
+        verdict(usage is not None, "KV cache of both servers free again (lease 30 s)",
+                after=f"{usage:.1f}s" if usage is not None else "never",
+                expired_on_prefiller=int(prefill.metric("vllm:nixl_num_kv_expired_reqs_total")))
+        asked = body(COMPLETIONS, ids())
+        verdict(ringside.engine.post(COMPLETIONS, asked).same(setup.reference(COMPLETIONS, asked)),
+                "and the next request is right")
+
+
+def phases(ringside):
+    names = "idle upload connect prefill retry_wait between_legs first_byte streaming stalled".split()
+    return {name: ringside.counter("ringside_client_disconnects_total", phase=name) for name in names}
+
+
+def changes(before, after):
+    return ",".join(f"{name}:{after[name] - before[name]}" for name in after if after[name] != before[name])
+
+
+def messages(setup, trials=3):
+    """Anthropic's API, and responses whole and streamed, by text."""
+    with setup.ringside() as ringside:
+        for api in (MESSAGES, RESPONSES):
+            for stream in (False, True):
+                before, right, sample = ringside.count("remote"), 0, None
+                for _ in range(trials):
+                    asked = body(api, rig.words(), limit=24, stream=stream)
+                    got = ringside.engine.post(api, asked)
+                    plain = {key: value for key, value in asked.items() if key != "stream"}
+                    want = setup.prefill.post(api, plain)
+                    right += bool(got.same(want))
+                    sample = got
+                remote = ringside.count("remote") - before
+                verdict(right == trials == remote, f"{api} {'stream' if stream else 'whole'}",
+                        equal=f"{right}/{trials}", outcome_remote=remote, status=sample.status,
+                        characters=len(sample.text), usage=sample.usage and {
+                            key: value for key, value in sample.usage.items() if isinstance(value, int)})
+
+
+def poison(setup):
+    """A client's own kv_transfer_params reaches no engine, however it is spelled."""
+    handoff = setup.prefill.post_raw(GENERATE, json.dumps(
+        body(GENERATE, ids(100), limit=1, kv_transfer_params={"do_remote_decode": True})).encode())
+    # A handoff of the real prefiller, but for the list of lists: that ends an engine.
+    poisonous = json.loads(handoff[1])["kv_transfer_params"] | {"remote_block_ids": [1, 2, 3]}
+    flat = json.dumps(poisonous)
+    with setup.ringside() as ringside:
+        split, local = ringside.engine, ringside.engine.without_prefiller()
+
+        def attempt(name, engine, path, data, chunked=False):
+            before = ringside.counter("ringside_client_kv_params_masked_total")
+            try:
+                status, raw, _ = engine.post_raw(path, data, timeout=60, chunked=chunked)
+            except OSError as error:
+                status, raw = repr(error), b""
+            time.sleep(0.2)
+            masked = ringside.counter("ringside_client_kv_params_masked_total") - before
+            alive = setup.decode.is_healthy() and setup.prefill.is_healthy()
+            normal = right = False
+            if alive:
+                asked = body(COMPLETIONS, ids())
+                got, want = split.post(COMPLETIONS, asked), setup.reference(COMPLETIONS, asked)
+                alive, normal = setup.decode.is_healthy(), got.status == 200
+                right = bool(got.same(want))
+            shown = "" if status == 200 else raw[:120]
+            verdict(alive and normal and right and isinstance(status, int) and status < 500, f"poison: {name}", status=status, masked=masked,
+                    engines_alive=alive, next_request="right" if right else "NOT RIGHT",
+                    **({"said": shown} if shown else {}))
+            if not alive:
+                raise SystemExit("an engine is gone: restart the servers")
+
+        for api in (COMPLETIONS, CHAT, GENERATE, RESPONSES, MESSAGES):
+            asked = body(api, prompt_for(api), kv_transfer_params=poisonous)
+            data = json.dumps(asked).encode()
+            attempt(f"{api} decode only", local, api, data)
+            attempt(f"{api} decode only, chunked", local, api, data, chunked=True)
+            attempt(f"{api} prefill/decode", split, api, data)
+        base = json.dumps(body(COMPLETIONS, ids()))[:-1]
+        spelled = {
+            "twice": f'{base}, "kv_transfer_params": null, "kv_transfer_params": {flat}}}',
+            "first of two": f'{base}, "kv_transfer_params": {flat}, "kv_transfer_params": {flat}}}',
+            "escaped name": f'{base}, "kv_transfer_par\\u0061ms": {flat}}}',
+            "no blanks": f'{base},"kv_transfer_params":{flat.replace(" ", "")}}}',
+            "byte order mark": f'\ufeff{base}, "kv_transfer_params": {flat}}}',
+            "behind NaN": f'{base}, "x": NaN, "kv_transfer_params": {flat}}}',
+            "n above 1": f'{base}, "temperature": 1, "n": 2, "kv_transfer_params": {flat}}}',
+        }
+        for name, text in spelled.items():
+            attempt(f"{name}, decode only", local, COMPLETIONS, text.encode())
+            attempt(f"{name}, prefill/decode", split, COMPLETIONS, text.encode())
+        text = f'{base}, "kv_transfer_params": {flat}}}'
+        attempt("UTF-16, decode only", local, COMPLETIONS, text.encode("utf-16"))
+        attempt("encoded path", local, "/v1/complet%69ons", text.encode())
+        attempt("slash behind the path", local, COMPLETIONS + "/", text.encode())
+        nested = body(GENERATE, ids())
+        nested["sampling_params"]["extra_args"] = {"kv_transfer_params": poisonous}
+        attempt("sampling_params.extra_args, decode only", local, GENERATE, json.dumps(nested).encode())
+        attempt("sampling_params.extra_args, prefill/decode", split, GENERATE, json.dumps(nested).encode())
+        for value in ({}, 0, "", []):
+            # Falsy values pass vLLM's front end and reach the scheduler.
+            nested["sampling_params"]["extra_args"] = {"kv_transfer_params": value}
+            data = json.dumps(nested).encode()
+            attempt(f"sampling_params.extra_args {value!r}, prefill/decode", split, GENERATE, data)
+            attempt(f"sampling_params.extra_args {value!r}, decode only", local, GENERATE, data)
+        # vLLM copies vllm_xargs into the same dictionary; only scalars and lists are allowed there,
+        # and a falsy one gets as far as the scheduler.
+        for value in ("x", [1], 0, "", []):
+            asked = body(COMPLETIONS, ids(), vllm_xargs={"kv_transfer_params": value})
+            attempt(f"vllm_xargs {value!r}, prefill/decode", split, COMPLETIONS, json.dumps(asked).encode())
+            attempt(f"vllm_xargs {value!r}, decode only", local, COMPLETIONS, json.dumps(asked).encode())
+        batch = {"model": "tiny", "max_tokens": 4, "kv_transfer_params": poisonous,
+                 "messages": [[{"role": "user", "content": rig.words()}], [{"role": "user", "content": rig.words()}]]}
+        attempt(CHAT + "/batch", local, CHAT + "/batch", json.dumps(batch).encode())
+        attempt(CHAT + "/batch with a prefiller named", split, CHAT + "/batch", json.dumps(batch).encode())
+        cohere = {"model": "tiny", "max_tokens": 4, "kv_transfer_params": poisonous,
+                  "messages": [{"role": "user", "content": rig.words()}]}
+        attempt("/v2/chat", local, "/v2/chat", json.dumps(cohere).encode())
+
+
+CHECKS = {check.__name__: check for check in (tokens, replay, stale, openai, abort, messages, poison)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ringside", required=True, metavar="BINARY")
+    parser.add_argument("--prefill", default="http://127.0.0.1:8100")
+    parser.add_argument("--decode", default="http://127.0.0.1:8200")
+    parser.add_argument("--port", type=int, default=8300, help="ringside takes the ports above this one")
+    parser.add_argument("--core", default="0", help="CPU ringside runs on")
+    parser.add_argument("--trials", type=int, default=20, help="repetitions of `tokens` and `replay`")
+    parser.add_argument("checks", nargs="*", metavar="CHECK")
+    args = parser.parse_args()
+    setup = Setup(args)
+    for name in args.checks or CHECKS:
+        print(f"-- {name}: {CHECKS[name].__doc__}", flush=True)
+        started = time.monotonic()
+        CHECKS[name](setup)
+        print(f"   {time.monotonic() - started:.0f} s")
+    print(f"{len(rig.failures)} failed" if rig.failures else "all passed")
+    sys.exit(bool(rig.failures))
+
+
+if __name__ == "__main__":
+    main()

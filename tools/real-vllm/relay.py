@@ -1,0 +1,217 @@
+"""A TCP relay that knows just enough HTTP to misbehave on purpose.
+
+It forwards bytes in both directions. Requests are cut at their Content-Length, recorded, and shown
+to a plan before their last byte goes on; the plan answers with what is to happen to them.
+"""
+import json
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Request:
+    """One request as it went to the server."""
+
+    conn: int
+    nth: int  # 1 for the first request of its connection
+    path: str
+    body: bytes
+    done: str = "forwarded"
+
+    @property
+    def kv(self):
+        """`kv_transfer_params` as sent, or "absent"."""
+        try:
+            return json.loads(self.body).get("kv_transfer_params", "absent")
+        except ValueError:
+            return "absent"
+
+
+@dataclass
+class Cut:
+    """Forward the request, pass no answer byte on, end the client's connection.
+
+    `absorb`: let the server finish its answer first (else it is hung up on at once).
+    `between`: called after that and before the client's side is closed.
+    `reset`: close with RST instead of FIN.
+    """
+
+    absorb: bool
+    reset: bool
+    between: object = None
+
+
+@dataclass
+class SlowBody:
+    """Pass the answer's head on at once and its body `seconds` later."""
+
+    seconds: float
+
+
+@dataclass
+class EditAnswer:
+    """Replace bytes of the answer; old and new must have the same length."""
+
+    edit: object
+
+
+@dataclass
+class _Conn:
+    client: socket.socket
+    server: socket.socket
+    gate: threading.Event = field(default_factory=threading.Event)  # set: answers are dropped
+    server_done: threading.Event = field(default_factory=threading.Event)
+    act: object = None
+    swallowed: int = 0
+    last: float = field(default_factory=time.monotonic)
+
+
+class Relay:
+    """Listens on an ephemeral port of 127.0.0.1 and relays to `server`."""
+
+    def __init__(self, server):
+        self.server = server
+        self.plan = lambda request: None
+        self.requests = []
+        self._conns = {}
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def drop_idle(self):
+        """Closes every connection, as an engine does with idle ones."""
+        with self._lock:
+            conns = list(self._conns.values())
+            self._conns.clear()
+        for conn in conns:
+            _close(conn.client, False)
+            _close(conn.server, False)
+
+    def _accept(self):
+        number = 0
+        while True:
+            client, _ = self._listener.accept()
+            number += 1
+            try:
+                server = socket.create_connection(self.server)
+            except OSError:
+                client.close()
+                continue
+            for sock in (client, server):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            conn = _Conn(client, server)
+            with self._lock:
+                self._conns[number] = conn
+            threading.Thread(target=self._up, args=(number, conn), daemon=True).start()
+            threading.Thread(target=self._down, args=(conn,), daemon=True).start()
+
+    def _up(self, number, conn):
+        reader = conn.client.makefile("rb")
+        nth = 0
+        try:
+            while True:
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    line = reader.readline()
+                    if not line:
+                        return
+                    head += line
+                lines = head.decode("latin-1").split("\r\n")
+                length = 0
+                for header in lines[1:]:
+                    name, _, value = header.partition(":")
+                    if name.lower() == "content-length":
+                        length = int(value)
+                    elif name.lower() == "transfer-encoding":
+                        raise ValueError("chunked requests are not for this relay")
+                body = reader.read(length)
+                nth += 1
+                request = Request(number, nth, lines[0].split(" ")[1], body)
+                act = self.plan(request)
+                self.requests.append(request)
+                conn.act = act
+                if isinstance(act, Cut):
+                    conn.gate.set()
+                conn.server.sendall(head + body)
+                if isinstance(act, Cut):
+                    self._cut(conn, act, request)
+                    return
+        except OSError:
+            pass
+        finally:
+            _close(conn.server, False)
+            _close(conn.client, False)
+
+    def _cut(self, conn, act, request):
+        if act.absorb:
+            # Wait until the server has said something and then nothing for a while.
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                time.sleep(0.02)
+                if conn.swallowed and time.monotonic() - conn.last > 0.4:
+                    break
+        _close(conn.server, False)
+        if act.between:
+            act.between()
+        request.done = f"cut after {conn.swallowed} swallowed bytes"
+        _close(conn.client, act.reset)
+
+    def _down(self, conn):
+        try:
+            while True:
+                data = conn.server.recv(65536)
+                if not data:
+                    break
+                if conn.gate.is_set():
+                    conn.swallowed += len(data)
+                    conn.last = time.monotonic()
+                    continue
+                act = conn.act
+                if isinstance(act, (SlowBody, EditAnswer)):
+                    conn.act = None
+                    data = _whole_answer(conn.server, data)
+                    head, _, body = data.partition(b"\r\n\r\n")
+                    if isinstance(act, SlowBody):
+                        conn.client.sendall(head + b"\r\n\r\n")
+                        time.sleep(act.seconds)
+                        data = body
+                    else:
+                        edited = act.edit(body)
+                        assert len(edited) == len(body)
+                        data = head + b"\r\n\r\n" + edited
+                conn.client.sendall(data)
+        except OSError:
+            pass
+        finally:
+            conn.server_done.set()
+            if not conn.gate.is_set():
+                _close(conn.client, False)
+
+
+def _whole_answer(server, data):
+    """Reads on until the answer is complete; the engine sends a Content-Length here."""
+    while b"\r\n\r\n" not in data:
+        data += server.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n")
+                  if line.startswith(b"content-length:"))
+    while len(body) < length:
+        more = server.recv(65536)
+        body += more
+        data += more
+    return data
+
+
+def _close(sock, reset):
+    try:
+        if reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    sock.close()

@@ -1,0 +1,223 @@
+"""What the checks share: prompts, HTTP, metrics, a ringside process, verdicts."""
+import http.client
+import json
+import random
+import re
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+import uuid
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+GENERATE, RESPONSES, MESSAGES = "/inference/v1/generate", "/v1/responses", "/v1/messages"
+RND = random.Random()
+SYLLABLES = "ba bo ce di fa go hu ka lo mi ne po ra so tu va wi xe yo zu".split()
+failures = []
+
+
+def verdict(ok, what, **figures):
+    """Prints one PASS or FAIL line."""
+    text = " ".join(f"{key}={value}" for key, value in figures.items())
+    print(f"{'PASS' if ok else 'FAIL'}  {what}" + (f"  [{text}]" if text else ""), flush=True)
+    if not ok:
+        failures.append(what)
+    return ok
+
+
+def ids(count=None):
+    return [RND.randrange(300, 2000) for _ in range(count or RND.randint(200, 400))]
+
+
+def words(count=None):
+    """Text of about `count` tokens."""
+    return " ".join("".join(RND.choices(SYLLABLES, k=2)) for _ in range((count or RND.randint(200, 400)) // 3))
+
+
+def body(api, prompt, limit=12, stream=False, **more):
+    """A greedy request of `limit` tokens. `prompt` is a list of ids, or text for chats."""
+    if api == GENERATE:
+        asked = {"token_ids": prompt, "sampling_params":
+                 {"max_tokens": limit, "temperature": 0, "ignore_eos": True}}
+    else:
+        asked = {"model": "tiny", "temperature": 0}
+        if api == COMPLETIONS:
+            asked |= {"prompt": prompt, "max_tokens": limit, "ignore_eos": True, "return_token_ids": True}
+        elif api == CHAT:
+            asked |= {"messages": [{"role": "user", "content": prompt}], "max_tokens": limit,
+                      "ignore_eos": True, "return_token_ids": True}
+        elif api == RESPONSES:
+            asked |= {"input": prompt, "max_output_tokens": limit, "ignore_eos": True}
+        elif api == MESSAGES:
+            asked |= {"messages": [{"role": "user", "content": prompt}], "max_tokens": limit}
+    return asked | ({"stream": True} if stream else {}) | more
+
+
+def prompt_for(api, count=None):
+    return ids(count) if api in (GENERATE, COMPLETIONS) else words(count)
+
+
+def salted(asked):
+    """The same request, kept apart from every cached prefix."""
+    return asked | {"cache_salt": uuid.uuid4().hex}
+
+
+class Answer:
+    """Status and content of an answer, whichever API and streamed or not."""
+
+    def __init__(self, status, raw, streamed):
+        self.status, self.raw, self.tokens, self.text = status, raw, [], ""
+        self.done = not streamed
+        self.usage = None
+        if status != 200:
+            return
+        if not streamed:
+            self._whole(json.loads(raw))
+            return
+        for event in raw.decode().split("\n\n"):
+            for line in event.split("\n"):
+                if line.startswith("data: "):
+                    self._event(line[6:])
+
+    def _choice(self, choice):
+        self.tokens += choice.get("token_ids") or []
+        content = choice.get("message") or choice.get("delta") or choice
+        self.text += content.get("content") or content.get("text") or ""
+
+    def _whole(self, answer):
+        self.usage = answer.get("usage")
+        for choice in answer.get("choices", []):
+            self._choice(choice)
+        for block in answer.get("content") or []:
+            self.text += block.get("text", "")
+        for item in answer.get("output") or []:
+            self.text += "".join(part.get("text", "") for part in item.get("content") or [])
+
+    def _event(self, data):
+        if data == "[DONE]":
+            self.done = True
+            return
+        event = json.loads(data)
+        self.usage = event.get("usage") or self.usage
+        for choice in event.get("choices", []):
+            self._choice(choice)
+        kind = event.get("type", "")
+        if kind == "content_block_delta":
+            self.text += event["delta"].get("text", "")
+        elif kind == "response.output_text.delta":
+            self.text += event["delta"]
+        elif kind in ("message_stop", "response.completed", "response.incomplete"):
+            self.done = True
+
+    def same(self, other):
+        return (self.status == other.status == 200 and self.done and other.done
+                and (self.tokens or self.text) and (self.tokens, self.text) == (other.tokens, other.text))
+
+
+class Engine:
+    """An HTTP server: an engine or ringside."""
+
+    def __init__(self, url, prefiller=None):
+        parsed = urllib.parse.urlsplit(url)
+        self.url, self.host, self.port = url, parsed.hostname, parsed.port
+        self.headers = {"content-type": "application/json"}
+        if prefiller:
+            self.headers["x-prefiller-host-port"] = prefiller
+
+    def without_prefiller(self):
+        return Engine(self.url)
+
+    def post_raw(self, path, data, timeout=120, chunked=False):
+        conn = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        try:
+            if chunked:
+                pieces = (data[at:at + 7] for at in range(0, len(data), 7))
+                conn.request("POST", path, pieces, self.headers, encode_chunked=True)
+            else:
+                conn.request("POST", path, data, self.headers)
+            answer = conn.getresponse()
+            return answer.status, answer.read(), answer
+        finally:
+            conn.close()
+
+    def post(self, path, asked):
+        status, raw, _ = self.post_raw(path, json.dumps(asked).encode())
+        return Answer(status, raw, bool(asked.get("stream")))
+
+    def begin(self, path, asked):
+        """Sends a request and leaves the socket to the caller."""
+        data = json.dumps(asked).encode()
+        sock = socket.create_connection((self.host, self.port), timeout=60)
+        head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+        sock.sendall(f"POST {path} HTTP/1.1\r\nhost: {self.host}\r\n{head}"
+                     f"content-length: {len(data)}\r\n\r\n".encode() + data)
+        return sock
+
+    def is_healthy(self):
+        try:
+            with urllib.request.urlopen(self.url + "/health", timeout=10) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def metric(self, name, **labels):
+        return metric(self.url, name, **labels)
+
+
+def metric(url, name, **labels):
+    """Sum of the samples of `name` whose labels include `labels`."""
+    with urllib.request.urlopen(url + "/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    total = 0.0
+    for line in text.splitlines():
+        match = re.match(r"([\w:]+)(?:\{(.*)\})? (\S+)", line)
+        if match and match[1] == name:
+            have = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
+            if all(have.get(key) == value for key, value in labels.items()):
+                total += float(match[3])
+    return total
+
+
+class Ringside:
+    """A ringside process in front of one decoder."""
+
+    def __init__(self, binary, port, decoder_port, prefiller, *flags):
+        self.admin = f"http://127.0.0.1:{port + 1500}"
+        self.command = [binary, "sidecar", "--host", "127.0.0.1", "--port", str(port),
+                        "--model-server-host", "127.0.0.1", "--model-server-port", str(decoder_port),
+                        "--secure-proxy=false", "--admin-address", f"127.0.0.1:{port + 1500}",
+                        *flags]
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.engine = Engine(f"http://127.0.0.1:{port}", prefiller)
+        for _ in range(100):
+            if self.process.poll() is not None:
+                raise SystemExit(f"ringside ended: {self.process.stderr.read().decode()}")
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise SystemExit("ringside does not listen")
+
+    def count(self, outcome, reason=None):
+        labels = {"outcome": outcome} | ({"reason": reason} if reason else {})
+        return int(metric(self.admin, "ringside_pd_requests_total", **labels))
+
+    def outcomes(self):
+        """All outcomes counted so far."""
+        with urllib.request.urlopen(self.admin + "/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        found = re.findall(r'ringside_pd_requests_total\{outcome="(\w+)",reason="(\w+)"\} (\d+)', text)
+        return ",".join(f"{outcome}/{reason}:{count}" for outcome, reason, count in found if count != "0")
+
+    def counter(self, name, **labels):
+        return int(metric(self.admin, name, **labels))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # The port may be wanted at once by the next one: no drain.
+        self.process.kill()
+        self.process.wait()
