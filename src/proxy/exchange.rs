@@ -371,7 +371,9 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.account.fault = Some(fault);
         if matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
             self.shard.metrics.client_left(self.client.phase.get());
-            self.set_failed(Reason::ClientGone);
+            if self.account.status == 0 {
+                self.set_failed(Reason::ClientGone);
+            }
             if self.account.status == 0 {
                 self.client.conn.abort();
             } else {

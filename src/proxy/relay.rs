@@ -22,6 +22,11 @@ use crate::net::{Conn, Moment, Net, would_block};
 /// share of a chunk's cost.
 const CHUNKS_PER_TIMING: u32 = 16;
 
+/// The last word of a stream of chats, completions or tokens (reference `vllm-api` 7.2).
+const DONE: &[u8] = b"[DONE]";
+/// Where it is looked for: with its line ends, and the framing that may follow it in one piece.
+const DONE_TAIL_BYTES: usize = 24;
+
 /// What is changed in an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rewrite {
@@ -50,6 +55,8 @@ struct Relay {
     /// Bytes came behind the end of the answer: the connection is not to be trusted again.
     has_surplus: bool,
     chunks: u32,
+    /// The engine has said the last word of its stream; only framing can follow.
+    said_done: bool,
 }
 
 /// What one receive led to.
@@ -90,13 +97,22 @@ impl<N: Net> Exchange<'_, N> {
             rewriter,
             has_surplus: false,
             chunks: 0,
+            said_done: false,
         };
         let is_open_ended = outgoing == Outgoing::UntilClose;
         self.relay_first(&answer, outgoing, &mut relay, received)
             .await?;
         self.shard.recycle(std::mem::take(&mut answer.bytes));
         self.enter(Phase::Streaming);
-        self.relay_body(&upstream, &mut relay).await?;
+        match self.relay_body(&upstream, &mut relay).await {
+            // Clients close at `[DONE]` without reading on: they have had their answer.
+            Err(Fault::ClientGone) if relay.said_done => {
+                self.account.complete = true;
+                self.keep_alive = false;
+                return Ok(());
+            }
+            relayed => relayed?,
+        }
         if is_open_ended {
             self.client.conn.close_cleanly();
         }
@@ -151,6 +167,7 @@ impl<N: Net> Exchange<'_, N> {
         received: Moment,
     ) -> Result<(), Fault> {
         let mut body = self.shard.buffer();
+        relay.note_done(answer.rest());
         relay.transform(answer.rest(), &mut body)?;
         let mut outgoing = outgoing;
         if relay.form == Form::Chunked && relay.meter.is_done() {
@@ -239,6 +256,12 @@ impl<N: Net> Exchange<'_, N> {
 }
 
 impl Relay {
+    /// Looks for the stream's last word at the end of a piece, where engines put it.
+    fn note_done(&mut self, received: &[u8]) {
+        let tail = &received[received.len().saturating_sub(DONE_TAIL_BYTES)..];
+        self.said_done |= tail.windows(DONE.len()).any(|window| window == DONE);
+    }
+
     /// Passes one received piece on.
     fn step<N: Net>(
         &mut self,
@@ -247,6 +270,7 @@ impl Relay {
         received: &[u8],
     ) -> Result<Step, Fault> {
         self.chunks = self.chunks.wrapping_add(1);
+        self.note_done(received);
         let timed = self.chunks.is_multiple_of(CHUNKS_PER_TIMING);
         let begun = if timed { shard.net.now() } else { Moment(0) };
         let step = if self.form == Form::Verbatim {

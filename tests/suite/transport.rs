@@ -4,7 +4,7 @@ use mock_engine::{AbortPhase, Fault, State};
 use serde_json::json;
 
 use crate::client::{DEADLINE, End, Framing, chunked_request, head, request};
-use crate::harness::{CHAT, PREFILLER, Pair, json_of, only, sha256};
+use crate::harness::{CHAT, Canned, PREFILLER, Pair, Sidecar, json_of, only, sha256};
 
 fn chat(stream: bool) -> String {
     json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": stream})
@@ -514,6 +514,33 @@ fn a_client_that_has_said_all_and_ends_has_left() {
     assert!(pair.decode.wait_for(DEADLINE, aborted).is_some());
     pair.sidecar
         .wait_metric("ringside_client_disconnects_total", &[], 1.0);
+}
+
+/// A stream without its last chunk, as a client sees it that closes at the last word.
+fn stream_up_to(last: &str) -> String {
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    format!("{head}6\r\ndata: \r\n{:x}\r\n{last}\r\n", last.len())
+}
+
+#[test]
+fn a_client_that_closes_at_the_last_word_has_had_its_answer() {
+    for (last, code, left) in [("[DONE]\n\n", "2xx", 0.0), ("[DONE ]\n\n", "aborted", 1.0)] {
+        let engine = Canned::start(stream_up_to(last));
+        let sidecar = Sidecar::start(&[], engine.port);
+        let mut client = sidecar.connect();
+        client.send(request("POST", CHAT, &[], b"{}"));
+        client.head();
+        let mut seen = Vec::new();
+        while !seen.ends_with(last.as_bytes()) {
+            seen.extend(client.chunk().unwrap());
+        }
+        drop(client);
+        let labels = [("route", "chat"), ("code", code)];
+        sidecar.wait_metric("ringside_requests_total", &labels, 1.0);
+        let disconnects = sidecar.metric("ringside_client_disconnects_total", &[]);
+        assert!((disconnects - left).abs() < 0.5, "{last}: {disconnects}");
+    }
 }
 
 #[test]
