@@ -242,16 +242,6 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Closes all idle connections.
-    pub fn clear(&self) {
-        let mut table = self.table.borrow_mut();
-        for endpoint in &mut table.endpoints {
-            let before = endpoint.idle.len();
-            endpoint.idle.clear();
-            self.note_idle(endpoint.kind, 0, before);
-        }
-    }
-
     fn note_idle(&self, kind: K, now: usize, before: usize) {
         let delta = i64::try_from(now).unwrap_or(0) - i64::try_from(before).unwrap_or(0);
         if delta != 0 {

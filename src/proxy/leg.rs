@@ -60,7 +60,7 @@ impl From<Fault> for LegFault {
 
 /// A connection to an engine, in use. Dropping it closes it, which makes the engine stop.
 pub(super) struct Upstream<N: Net> {
-    conn: Option<N::Conn>,
+    conn: N::Conn,
     id: EndpointId,
     /// It has served a request before, so the engine may have closed it meanwhile.
     pub(super) reused: bool,
@@ -70,19 +70,14 @@ pub(super) struct Upstream<N: Net> {
 }
 
 impl<N: Net> Upstream<N> {
-    pub(super) fn conn(&self) -> &N::Conn {
-        match &self.conn {
-            Some(conn) => conn,
-            None => unreachable!("taken only by `keep`, which consumes"),
-        }
+    pub(super) const fn conn(&self) -> &N::Conn {
+        &self.conn
     }
 
     /// Gives the connection back for another request. The caller has seen its exchange end
     /// cleanly, with nothing behind the answer.
-    pub(super) fn keep(mut self, shard: &Shard<N>) {
-        if let Some(conn) = self.conn.take() {
-            shard.pools.checkin(self.id, conn);
-        }
+    pub(super) fn keep(self, shard: &Shard<N>) {
+        shard.pools.checkin(self.id, self.conn);
     }
 }
 
@@ -132,7 +127,7 @@ impl<N: Net> Exchange<'_, N> {
             && let Some(conn) = self.shard.pools.checkout(id)
         {
             return Ok(Upstream {
-                conn: Some(conn),
+                conn,
                 id,
                 reused: true,
                 broke: Cell::new(false),
@@ -144,7 +139,7 @@ impl<N: Net> Exchange<'_, N> {
         let conn = self.connect_new(id, target, limit).await?;
         self.client.phase.set(before);
         Ok(Upstream {
-            conn: Some(conn),
+            conn,
             id,
             reused: false,
             broke: Cell::new(false),

@@ -55,7 +55,7 @@ struct Relay {
     /// Bytes came behind the end of the answer: the connection is not to be trusted again.
     has_surplus: bool,
     chunks: u32,
-    /// The engine has said the last word of its stream; only framing can follow.
+    /// The latest piece ended with the last word of a stream.
     said_done: bool,
 }
 
@@ -259,7 +259,7 @@ impl Relay {
     /// Looks for the stream's last word at the end of a piece, where engines put it.
     fn note_done(&mut self, received: &[u8]) {
         let tail = &received[received.len().saturating_sub(DONE_TAIL_BYTES)..];
-        self.said_done |= tail.windows(DONE.len()).any(|window| window == DONE);
+        self.said_done = tail.windows(DONE.len()).any(|window| window == DONE);
     }
 
     /// Passes one received piece on.
@@ -380,8 +380,6 @@ impl Relay {
         if !self.meter.ends_at_close() {
             return Err(Fault::DecodeTruncated);
         }
-        let start_framing = self.meter.framing();
-        debug_assert_eq!(start_framing, Framing::UntilClose);
         self.meter = BodyMeter::new(Framing::None);
         // The connection is used up.
         self.has_surplus = true;

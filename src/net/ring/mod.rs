@@ -44,7 +44,6 @@ struct Inner {
     wheel: Wheel,
     hangups: Rc<Hangups>,
     random: Cell<u64>,
-    panics: Cell<u64>,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
 }
 
@@ -86,7 +85,6 @@ impl RingNet {
             wheel,
             hangups,
             random: Cell::new(seed()),
-            panics: Cell::new(0),
             on_panic: RefCell::new(None),
         };
         let net = Self {
@@ -246,7 +244,6 @@ impl<T: Future<Output = ()>> Future for Contained<T> {
 
 impl RingNet {
     fn note_panic(&self) {
-        self.inner.panics.set(self.inner.panics.get() + 1);
         if let Some(note) = &*self.inner.on_panic.borrow() {
             note();
         }
