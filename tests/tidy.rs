@@ -41,8 +41,11 @@ const IMPURE_NAMES: [&str; 9] = [
 
 /// A crate, and the only places that may name it.
 const SEAMS: [(&str, &[&str]); 2] = [
-    ("monoio::", &["src/net/ring"]),
-    ("io_uring::", &["src/net/ring", "src/net/probe.rs"]),
+    ("monoio::", &["src/net/monoio"]),
+    (
+        "io_uring::",
+        &["src/net/reactor/uring.rs", "src/net/probe.rs"],
+    ),
 ];
 
 /// Leftovers; written in two halves, so that this file has none.

@@ -26,6 +26,9 @@ const ENGINE_LEASE: Duration = Duration::from_secs(30);
 /// Keep-alive of uvicorn, the engines' HTTP server.
 const ENGINE_KEEPALIVE: Duration = Duration::from_secs(5);
 
+/// A shard that looks for longer never sleeps between two tokens, not even when idle.
+const BUSY_POLL_MAX: Duration = Duration::from_secs(1);
+
 /// One thing wrong with the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -70,6 +73,7 @@ pub fn check(draft: &Draft) -> Result<Checked, Vec<Problem>> {
         upstream: reader.upstream(),
         limits: reader.limits(),
         cores: reader.cores(),
+        busy_poll: reader.busy_poll(),
         admin: reader.admin(),
         log: reader.log(),
         drain: DrainConfig {
@@ -464,6 +468,17 @@ impl<'a> Reader<'a> {
         Some(value)
     }
 
+    fn busy_poll(&mut self) -> Option<Duration> {
+        let window = self.timeout(&keys::BUSY_POLL)?;
+        if window > BUSY_POLL_MAX {
+            self.wanted(
+                &keys::BUSY_POLL,
+                "a duration of 1s at most, or off: a longer one never sleeps between two tokens",
+            );
+        }
+        Some(window)
+    }
+
     fn positive(&mut self, key: &Key) -> Duration {
         let value = self.duration(key);
         if value.is_zero() {
@@ -484,7 +499,7 @@ impl<'a> Reader<'a> {
                     | UnitError::Range
                     | UnitError::Duplicate => "is not a duration",
                 };
-                let off = if key.name.ends_with("-timeout") {
+                let off = if key.name.ends_with("-timeout") || key.name == keys::BUSY_POLL.name {
                     ", or off"
                 } else {
                     ""

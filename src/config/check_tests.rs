@@ -147,8 +147,8 @@ fn g2_retries_and_durations() {
 #[test]
 fn g2_values() {
     use keys::{
-        ADMIN_ADDRESS, BODY_BUDGET, CORES, HANDOFF_MAX_AGE, HIDE_PREFILL_ERRORS, HOST, LOG_LEVEL,
-        MAX_BODY, MODEL_SERVER_HOST, ON_MISSING_KV, SECURE_PROXY,
+        ADMIN_ADDRESS, BODY_BUDGET, BUSY_POLL, CORES, HANDOFF_MAX_AGE, HIDE_PREFILL_ERRORS, HOST,
+        LOG_LEVEL, MAX_BODY, MODEL_SERVER_HOST, ON_MISSING_KV, SECURE_PROXY,
     };
     let table: &[(Given<'_>, &str)] = &[
         (
@@ -166,6 +166,8 @@ fn g2_values() {
         (&[(&LOG_LEVEL, "loud")], "--log-level: `loud`"),
         (&[(&CORES, "0-3,2")], "--cores: `0-3,2` names a CPU twice"),
         (&[(&CORES, "four")], "--cores: `four` is not a CPU list"),
+        (&[(&BUSY_POLL, "2s")], "--busy-poll: `2s` is not valid"),
+        (&[(&BUSY_POLL, "50")], "--busy-poll: `50`"),
         (&[(&HOST, "example.org")], "--host: `example.org`"),
         (
             &[(&MODEL_SERVER_HOST, "http://x")],

@@ -55,6 +55,7 @@ impl Config {
                 Cores::List(cpus) => show_cpus(cpus),
             },
         );
+        line("busy poll", bound(self.busy_poll));
         line(
             "admin",
             self.admin

@@ -157,6 +157,9 @@ keys! {
         "One JSON line per request: off, stdout, stderr or a file"
     CORES: Performance Value("LIST") "cores" = "auto";
         "CPUs to run on, one pinned thread each: auto, 1, 0-3,8 (CPU names, not a count)"
+    BUSY_POLL: Performance Value("DURATION") "busy-poll" = "off";
+        "Keep looking for events this long after the last one before sleeping, such as 50us; takes \
+         the shard's CPU for itself"
 }
 
 #[cfg(test)]

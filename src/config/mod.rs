@@ -35,6 +35,8 @@ pub struct Config {
     pub limits: BodyLimits,
     /// Where to run.
     pub cores: Cores,
+    /// How long a shard keeps looking for events after the last one before it sleeps.
+    pub busy_poll: Option<Duration>,
     /// Where the admin server listens; `None` is off.
     pub admin: Option<SocketAddr>,
     /// Logs.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::net::ring::Ringer;
+use crate::net::Ringer;
 use crate::proxy::Resolved;
 
 /// What a shard is told.

@@ -15,7 +15,7 @@ use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access::AccessRing;
 use crate::net::probe::Driver;
-use crate::net::ring::{self, RingListener, RingNet};
+use crate::net::runtime::{self, Listener, Runtime};
 use crate::net::{Net, Timer, would_block};
 use crate::proxy::Budget;
 use crate::proxy::shard::{Decoder, Parts, Shard, is_local_address};
@@ -61,10 +61,11 @@ pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<
         {
             tracing::warn!(shard = start.index, cpu, %error, "could not pin the shard; it runs unpinned");
         }
+        let busy_poll = common.config.busy_poll;
         let Start { driver, listeners, metrics, access, started, ended, .. } = start;
         let ended = EndNote(Some(ended));
-        let serve = async |net: RingNet| serve(net, common, listeners, metrics, access, started).await;
-        let result = ring::run(driver, serve).and_then(|served| served);
+        let serve = async |net: Runtime| serve(net, common, listeners, metrics, access, started).await;
+        let result = runtime::run(driver, busy_poll, serve).and_then(|served| served);
         ended.note(result);
     })
 }
@@ -90,7 +91,7 @@ impl Drop for EndNote {
 }
 
 async fn serve(
-    net: RingNet,
+    net: Runtime,
     common: Arc<Common>,
     listeners: Vec<TcpListener>,
     metrics: Arc<ShardMetrics>,
@@ -134,7 +135,7 @@ async fn serve(
 }
 
 /// Waits for the last session; idle ones end at once.
-async fn drain(net: &RingNet, shard: &Rc<Shard<RingNet>>, inbox: &Inbox) {
+async fn drain(net: &Runtime, shard: &Rc<Shard<Runtime>>, inbox: &Inbox) {
     let timer = net.timer();
     loop {
         net.nudge_all();
@@ -182,12 +183,12 @@ fn parts(
 /// Accepts until the drain begins, and then what still waits: a connection in the queue has been
 /// answered by the kernel already.
 async fn accept(
-    shard: Rc<Shard<RingNet>>,
-    listener: RingListener,
+    shard: Rc<Shard<Runtime>>,
+    listener: Listener,
     rank: usize,
     draining: Arc<AtomicBool>,
     timer: Timer,
-    net: RingNet,
+    net: Runtime,
 ) {
     let mut paused = false;
     loop {
@@ -228,11 +229,7 @@ async fn accept(
 }
 
 /// Takes waiting connections, a bounded number. `true`: there may be more.
-fn accept_batch(
-    shard: &Rc<Shard<RingNet>>,
-    listener: &RingListener,
-    rank: usize,
-) -> io::Result<bool> {
+fn accept_batch(shard: &Rc<Shard<Runtime>>, listener: &Listener, rank: usize) -> io::Result<bool> {
     for _ in 0..ACCEPT_BATCH_MAX {
         match listener.try_accept() {
             Ok(conn) => shard.serve(conn, rank),

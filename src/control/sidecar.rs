@@ -97,6 +97,12 @@ impl Running {
         if let Some(warning) = &plan.warning {
             tracing::warn!("{warning}");
         }
+        if config.busy_poll.is_some() && plan.shards.contains(&None) {
+            tracing::warn!(
+                "--busy-poll without a CPU of its own: the quota is spent on looking, and streams \
+                 stop when it is used up"
+            );
+        }
         for rank in &config.ranks {
             sys::probe(rank.listen)?;
         }

@@ -15,12 +15,24 @@ use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+mod bell;
+mod clock;
+mod socket;
+
+#[cfg(feature = "monoio")]
+pub mod monoio;
 pub mod pool;
 pub mod probe;
-pub mod ring;
+pub mod reactor;
 pub mod sim;
 pub mod wheel;
 
+pub use bell::Ringer;
+/// The executor the shards run on.
+#[cfg(feature = "monoio")]
+pub use monoio as runtime;
+#[cfg(not(feature = "monoio"))]
+pub use reactor as runtime;
 pub use wheel::{Timer, Wheel};
 
 /// A point in time of the engine's own clock, in nanoseconds since an arbitrary start.

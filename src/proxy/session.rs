@@ -54,16 +54,16 @@ async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::ring::{RingConn, RingNet};
+    use crate::net::runtime::{Runtime, Socket};
 
-    const fn future_bytes<F>(_: &impl Fn(SessionGuard<RingNet>, RingConn, usize) -> F) -> usize {
+    const fn future_bytes<F>(_: &impl Fn(SessionGuard<Runtime>, Socket, usize) -> F) -> usize {
         size_of::<F>()
     }
 
     /// Thousands of idle clients are normal: what each costs is bounded by the build, not by hope.
     #[test]
     fn an_idle_session_is_small() {
-        let bytes = future_bytes(&run::<RingNet>);
+        let bytes = future_bytes(&run::<Runtime>);
         assert!(bytes <= 512, "{bytes} bytes");
     }
 }

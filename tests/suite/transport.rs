@@ -505,15 +505,22 @@ fn a_prefill_that_does_not_read_is_left_when_the_client_leaves() {
 #[test]
 fn a_client_that_has_said_all_and_ends_has_left() {
     let pair = Pair::start(&[]);
-    pair.decode.fault(Fault::StallBeforeHead, 1);
+    pair.decode.fault(Fault::StallBeforeHead, 2);
     let mut client = pair.sidecar.connect();
     client.send(request("GET", "/x", &[], b""));
+    let came = |seen: &[mock_engine::Seen]| !seen.is_empty();
+    assert!(pair.decode.wait_for(DEADLINE, came).is_some());
     client.finish();
-    let aborted =
-        |seen: &[mock_engine::Seen]| seen.first().is_some_and(|seen| seen.state.is_aborted());
+    let aborted = |seen: &[mock_engine::Seen]| seen[0].state.is_aborted();
     assert!(pair.decode.wait_for(DEADLINE, aborted).is_some());
     pair.sidecar
         .wait_metric("ringside_client_disconnects_total", &[], 1.0);
+    // One that ends with its request is noticed before an engine is even asked, or soon after.
+    let mut client = pair.sidecar.connect();
+    client.send(request("GET", "/x", &[], b""));
+    client.finish();
+    pair.sidecar
+        .wait_metric("ringside_client_disconnects_total", &[], 2.0);
 }
 
 /// A stream without its last chunk, as a client sees it that closes at the last word.

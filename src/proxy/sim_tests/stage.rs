@@ -153,6 +153,7 @@ pub(super) fn config(plot: Plot) -> Config {
             body_budget_bytes: 4 << 20,
         },
         cores: Cores::Auto,
+        busy_poll: None,
         admin: None,
         log: LogConfig {
             level: LogLevel::Error,

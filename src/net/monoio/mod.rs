@@ -8,7 +8,7 @@ mod conn;
 mod handle;
 mod hangup;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,75 +16,73 @@ use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
-
+use super::bell::{Ringer, bell};
+use super::clock::{Alarm, Random, clock};
 use super::probe::{Driver, RING_ENTRIES, ring_builder};
-use super::{Moment, Net, Timer, Wheel};
-use crate::sys::set_keepalive;
-pub use conn::RingConn;
+use super::{Moment, Net, Timer, Wheel, socket};
+pub use conn::Socket;
 use handle::Handle;
 use hangup::Hangups;
 
 /// The engine of one shard. Clones share it; it stays on its thread.
 #[derive(Clone)]
-pub struct RingNet {
+pub struct Runtime {
     inner: Rc<Inner>,
 }
 
 struct Inner {
     wheel: Wheel,
     hangups: Rc<Hangups>,
-    random: Cell<u64>,
+    random: Random,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
 }
 
-impl std::fmt::Debug for RingNet {
+impl std::fmt::Debug for Runtime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RingNet").finish_non_exhaustive()
+        f.debug_struct("Runtime").finish_non_exhaustive()
     }
 }
 
 /// Runs `main` on this thread until it returns, on a ring or on epoll.
 ///
 /// # Errors
-/// When the driver could not be built, or the engine's own descriptors could not be opened.
-pub fn run<F, T>(driver: Driver, main: F) -> io::Result<T>
+/// `Unsupported` with `busy_poll`: this executor always sleeps. When the driver could not be
+/// built, or the executor's own descriptors could not be opened.
+pub fn run<F, T>(driver: Driver, busy_poll: Option<Duration>, main: F) -> io::Result<T>
 where
-    F: AsyncFnOnce(RingNet) -> T,
+    F: AsyncFnOnce(Runtime) -> T,
 {
+    if busy_poll.is_some() {
+        let text = "--busy-poll: this build runs on monoio, which cannot poll busily";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
     let task = async move {
-        let net = RingNet::new()?;
+        let net = Runtime::new()?;
         Ok(main(net).await)
     };
     match driver {
-        Driver::Uring => monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        Driver::Uring => ::monoio::RuntimeBuilder::<::monoio::IoUringDriver>::new()
             .uring_builder(ring_builder())
             .with_entries(RING_ENTRIES)
             .build()?
             .block_on(task),
-        Driver::Epoll => monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
+        Driver::Epoll => ::monoio::RuntimeBuilder::<::monoio::LegacyDriver>::new()
             .build()?
             .block_on(task),
     }
 }
 
-impl RingNet {
+impl Runtime {
     fn new() -> io::Result<Self> {
         let wheel = Wheel::new(clock());
         let hangups = Hangups::start()?;
         let inner = Inner {
             wheel,
             hangups,
-            random: Cell::new(seed()),
+            random: Random::new(),
             on_panic: RefCell::new(None),
         };
         let net = Self {
@@ -97,18 +95,17 @@ impl RingNet {
     /// Drives the wheel by one timer descriptor, which is set only when the next deadline moved
     /// earlier or has been reached.
     fn start_wheel(&self) -> io::Result<()> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer: Rc<OwnedFd> = Rc::new(timerfd_create(TimerfdClockId::Monotonic, flags)?);
-        let handle = Handle::watch(timer.try_clone()?)?;
+        let alarm = Alarm::new()?;
+        let handle = Handle::watch(alarm.watched()?)?;
         let wheel = self.inner.wheel.clone();
-        let rearm_timer = Rc::clone(&timer);
-        wheel.on_rearm(move |moment| set_timer(&rearm_timer, moment));
-        monoio::spawn(async move {
+        let earlier = alarm.clone();
+        wheel.on_rearm(move |moment| earlier.set(moment));
+        ::monoio::spawn(async move {
             loop {
                 handle.readable().await;
                 handle.drain_counter();
                 if let Some(moment) = wheel.advance(clock()) {
-                    set_timer(&timer, moment);
+                    alarm.set(moment);
                 }
             }
         });
@@ -119,16 +116,16 @@ impl RingNet {
     ///
     /// # Errors
     /// When the engine cannot watch the socket (out of memory, epoll limit).
-    pub fn adopt(&self, socket: OwnedFd, peer_ip: Option<IpAddr>) -> io::Result<RingConn> {
-        RingConn::new(socket, peer_ip, Rc::clone(&self.inner.hangups))
+    pub fn adopt(&self, socket: OwnedFd, peer_ip: Option<IpAddr>) -> io::Result<Socket> {
+        Socket::new(socket, peer_ip, Rc::clone(&self.inner.hangups))
     }
 
     /// Watches a listening socket.
     ///
     /// # Errors
     /// When the engine cannot watch the socket.
-    pub fn listener(&self, socket: std::net::TcpListener) -> io::Result<RingListener> {
-        Ok(RingListener {
+    pub fn listener(&self, socket: std::net::TcpListener) -> io::Result<Listener> {
+        Ok(Listener {
             handle: Handle::watch(OwnedFd::from(socket))?,
             net: self.clone(),
         })
@@ -139,16 +136,9 @@ impl RingNet {
     /// # Errors
     /// When no descriptor could be opened.
     pub fn bell(&self) -> io::Result<(Bell, Ringer)> {
-        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        let ringer = Ringer {
-            event: Arc::new(event.try_clone()?),
-        };
-        Ok((
-            Bell {
-                handle: Handle::watch(event)?,
-            },
-            ringer,
-        ))
+        let (event, ringer) = bell()?;
+        let handle = Handle::watch(event)?;
+        Ok((Bell { handle }, ringer))
     }
 
     /// Calls `note` whenever a spawned task ended in a panic.
@@ -162,23 +152,12 @@ impl RingNet {
     }
 }
 
-impl Net for RingNet {
-    type Conn = RingConn;
+impl Net for Runtime {
+    type Conn = Socket;
 
-    fn connect(&self, address: SocketAddr) -> io::Result<RingConn> {
-        let family = match address {
-            SocketAddr::V4(_) => AddressFamily::INET,
-            SocketAddr::V6(_) => AddressFamily::INET6,
-        };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
-        set_keepalive(&socket)?;
-        match rustix::net::connect(&socket, &address) {
-            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-            Err(error) => return Err(error.into()),
-        }
-        RingConn::new(socket, Some(address.ip()), Rc::clone(&self.inner.hangups))
+    fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
+        let socket = socket::connect(address)?;
+        Socket::new(socket, Some(address.ip()), Rc::clone(&self.inner.hangups))
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
@@ -186,12 +165,12 @@ impl Net for RingNet {
             task: Some(Box::pin(task)),
             net: self.clone(),
         };
-        drop(monoio::spawn(contained));
+        drop(::monoio::spawn(contained));
     }
 
     fn spawn_vital(&self, task: impl Future<Output = ()> + 'static) {
         // Uncontained: the panic unwinds the thread, which ends the process.
-        drop(monoio::spawn(task));
+        drop(::monoio::spawn(task));
     }
 
     fn now(&self) -> Moment {
@@ -203,13 +182,7 @@ impl Net for RingNet {
     }
 
     fn random(&self) -> u64 {
-        // splitmix64: one addition and a mix per number, seeded by the operating system.
-        let state = self.inner.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.inner.random.set(state);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.inner.random.next()
     }
 }
 
@@ -217,7 +190,7 @@ impl Net for RingNet {
 /// and dropped (which closes its sockets) when it panics.
 struct Contained<T> {
     task: Option<Pin<Box<T>>>,
-    net: RingNet,
+    net: Runtime,
 }
 
 impl<T: Future<Output = ()>> Future for Contained<T> {
@@ -242,7 +215,7 @@ impl<T: Future<Output = ()>> Future for Contained<T> {
     }
 }
 
-impl RingNet {
+impl Runtime {
     fn note_panic(&self) {
         if let Some(note) = &*self.inner.on_panic.borrow() {
             note();
@@ -251,18 +224,18 @@ impl RingNet {
 }
 
 /// A listening socket of this shard.
-pub struct RingListener {
+pub struct Listener {
     handle: Handle,
-    net: RingNet,
+    net: Runtime,
 }
 
-impl std::fmt::Debug for RingListener {
+impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RingListener").finish_non_exhaustive()
+        f.debug_struct("Listener").finish_non_exhaustive()
     }
 }
 
-impl RingListener {
+impl Listener {
     /// Waits until a connection may be taken.
     pub async fn readable(&self) {
         self.handle.readable().await;
@@ -273,12 +246,9 @@ impl RingListener {
     /// # Errors
     /// `WouldBlock` when none waits. `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` mean that the
     /// caller should pause: the connection stays in the queue and the socket stays readable.
-    pub fn try_accept(&self) -> io::Result<RingConn> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (socket, address) = rustix::net::acceptfrom_with(self.handle.fd(), flags)?;
-        let peer = address.and_then(|any| SocketAddr::try_from(any).ok());
-        self.net
-            .adopt(socket, peer.map(|address| address.ip().to_canonical()))
+    pub fn try_accept(&self) -> io::Result<Socket> {
+        let (socket, peer_ip) = socket::accept(self.handle.fd())?;
+        self.net.adopt(socket, peer_ip)
     }
 }
 
@@ -299,51 +269,4 @@ impl Bell {
         self.handle.readable().await;
         self.handle.drain_counter();
     }
-}
-
-/// Rings a [`Bell`]; may be used from any thread.
-#[derive(Clone, Debug)]
-pub struct Ringer {
-    event: Arc<OwnedFd>,
-}
-
-impl Ringer {
-    /// Wakes the shard.
-    pub fn ring(&self) {
-        // The counter cannot overflow by ones in practice; a full one means "already rung".
-        let _ = rustix::io::write(&*self.event, &1_u64.to_ne_bytes());
-    }
-}
-
-fn clock() -> Moment {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-    Moment(seconds * 1_000_000_000 + nanos)
-}
-
-fn set_timer(timer: &OwnedFd, moment: Moment) {
-    let wait = Duration::from_nanos(moment.0.max(1));
-    let value = Timespec {
-        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(wait.subsec_nanos()),
-    };
-    let zero = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let setting = Itimerspec {
-        it_interval: zero,
-        it_value: value,
-    };
-    let set = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &setting);
-    debug_assert!(set.is_ok(), "the kernel refused a valid time");
-}
-
-fn seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // The standard library seeds its hasher from the operating system.
-    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
-    hasher.write_u64(clock().0);
-    hasher.finish()
 }

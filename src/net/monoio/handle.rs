@@ -8,7 +8,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use monoio::net::TcpStream;
+use ::monoio::net::TcpStream;
+
+use crate::net::socket;
 
 /// A descriptor the runtime watches. It is wrapped in the runtime's stream type whatever it is,
 /// because only its one-shot poll is used, and that works on any pollable descriptor.
@@ -49,8 +51,7 @@ impl Handle {
 
     /// Takes the eight-byte counter of an eventfd or timerfd.
     pub(super) fn drain_counter(&self) {
-        let mut counter = [0_u8; 8];
-        let _ = rustix::io::read(self.fd(), &mut counter);
+        socket::drain_counter(self.fd());
     }
 }
 

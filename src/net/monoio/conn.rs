@@ -7,14 +7,13 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
-
 use super::handle::{Handle, Readiness};
 use super::hangup::{Hangups, Watch};
 use crate::net::Conn;
+use crate::net::socket::{self, Left};
 
 /// A TCP connection whose readiness comes from the shard's ring.
-pub struct RingConn {
+pub struct Socket {
     // Declared before the handle, so that armed waits are dropped (cancelled) before it.
     reading: RefCell<Readiness>,
     /// Most answers fit the socket's buffer: the waiting half is made when it is first needed.
@@ -26,15 +25,15 @@ pub struct RingConn {
     aborted: Cell<bool>,
 }
 
-impl std::fmt::Debug for RingConn {
+impl std::fmt::Debug for Socket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RingConn")
+        f.debug_struct("Socket")
             .field("peer_ip", &self.peer_ip)
             .finish_non_exhaustive()
     }
 }
 
-impl RingConn {
+impl Socket {
     pub(super) fn new(
         socket: OwnedFd,
         peer_ip: Option<IpAddr>,
@@ -52,36 +51,24 @@ impl RingConn {
         })
     }
 
-    /// A short receive means that the socket is empty. The end of the stream (0) is not: it stays
-    /// readable for ever. `EINTR` cannot happen to a non-blocking call, so it is not repeated.
-    fn note_received(
-        &self,
-        received: rustix::io::Result<usize>,
-        wanted: usize,
-    ) -> io::Result<usize> {
-        let empty = match received {
-            Ok(n) => n > 0 && n < wanted,
-            Err(error) => error == rustix::io::Errno::WOULDBLOCK,
-        };
-        if empty {
+    fn received(&self, (left, received): (Left, io::Result<usize>)) -> io::Result<usize> {
+        if left == Left::Used {
             self.reading.borrow().clear();
         }
-        Ok(received?)
+        received
     }
 
-    fn note_sent(&self, sent: rustix::io::Result<usize>, wanted: usize) -> io::Result<usize> {
-        let clear = match sent {
-            Ok(n) => n < wanted,
-            Err(error) => error == rustix::io::Errno::WOULDBLOCK,
-        };
-        if clear && let Some(writing) = &*self.writing.borrow() {
+    fn sent(&self, (left, sent): (Left, io::Result<usize>)) -> io::Result<usize> {
+        if left == Left::Used
+            && let Some(writing) = &*self.writing.borrow()
+        {
             writing.clear();
         }
-        Ok(sent?)
+        sent
     }
 }
 
-impl Conn for RingConn {
+impl Conn for Socket {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.reading.borrow_mut().poll(cx)
     }
@@ -106,30 +93,11 @@ impl Conn for RingConn {
     }
 
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len();
-        let received = rustix::net::recv(self.handle.fd(), buffer, RecvFlags::DONTWAIT);
-        self.note_received(received.map(|(n, _)| n), wanted)
+        self.received(socket::recv(self.handle.fd(), buffer))
     }
 
-    #[expect(
-        unsafe_code,
-        reason = "a large body is neither zeroed first nor copied again"
-    )]
     fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
-        let before = buffer.len();
-        let spare = buffer.spare_capacity_mut();
-        let wanted = bytes_max.min(spare.len());
-        debug_assert!(
-            wanted > 0,
-            "a receive into no room would look like the end of the stream"
-        );
-        let spare = &mut spare[..wanted];
-        let received = rustix::net::recv(self.handle.fd(), spare, RecvFlags::DONTWAIT);
-        let received = received.map(|((filled, _), _)| filled.len());
-        let n = self.note_received(received, wanted)?;
-        // SAFETY: the kernel has just written `n` bytes from `before` on, within the capacity.
-        unsafe { buffer.set_len(before + n) };
-        Ok(n)
+        self.received(socket::recv_append(self.handle.fd(), buffer, bytes_max))
     }
 
     fn forget_readable(&self) {
@@ -137,56 +105,41 @@ impl Conn for RingConn {
     }
 
     fn peek_ready(&self) -> bool {
-        let mut byte = [0_u8; 1];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
-        let peeked = rustix::net::recv(self.handle.fd(), &mut byte, flags);
-        let empty = matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK));
-        if empty {
+        let has_input = socket::has_input(self.handle.fd());
+        if !has_input {
             self.reading.borrow().clear();
         }
-        !empty
+        has_input
     }
 
     fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        self.note_sent(
-            rustix::net::send(self.handle.fd(), bytes, flags),
-            bytes.len(),
-        )
+        self.sent(socket::send(self.handle.fd(), bytes))
     }
 
     fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let wanted = slices.iter().map(|slice| slice.len()).sum();
-        let mut control = rustix::net::SendAncillaryBuffer::default();
-        let sent = rustix::net::sendmsg(self.handle.fd(), slices, &mut control, flags);
-        self.note_sent(sent, wanted)
+        self.sent(socket::send_vectored(self.handle.fd(), slices))
     }
 
     fn connected(&self) -> io::Result<()> {
-        match rustix::net::sockopt::socket_error(self.handle.fd())? {
-            Ok(()) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        socket::connected(self.handle.fd())
     }
 
     fn finish(&self) {
-        let _ = rustix::net::shutdown(self.handle.fd(), Shutdown::Write);
+        socket::finish(self.handle.fd());
     }
 
     fn abort(&self) {
         self.aborted.set(true);
-        let _ = rustix::net::shutdown(self.handle.fd(), Shutdown::Both);
+        socket::end(self.handle.fd());
     }
 
     fn reset_on_close(&self) {
-        let linger = Some(std::time::Duration::ZERO);
-        let _ = rustix::net::sockopt::set_socket_linger(self.handle.fd(), linger);
+        socket::set_reset_on_close(self.handle.fd(), true);
         self.aborted.set(true);
     }
 
     fn close_cleanly(&self) {
-        let _ = rustix::net::sockopt::set_socket_linger(self.handle.fd(), None);
+        socket::set_reset_on_close(self.handle.fd(), false);
         self.aborted.set(false);
     }
 
@@ -195,12 +148,12 @@ impl Conn for RingConn {
     }
 }
 
-impl Drop for RingConn {
+impl Drop for Socket {
     fn drop(&mut self) {
         // The runtime closes the descriptor when its last wait has been cancelled, a turn later.
         // The peer should see the end now: an engine must stop working for a client that left.
         if !self.aborted.get() {
-            let _ = rustix::net::shutdown(self.handle.fd(), Shutdown::Both);
+            socket::end(self.handle.fd());
         }
     }
 }

@@ -42,7 +42,7 @@ impl Hangups {
             next_key: Cell::new(0),
         });
         let listening = Rc::clone(&hangups);
-        monoio::spawn(async move {
+        ::monoio::spawn(async move {
             loop {
                 handle.readable().await;
                 listening.collect();

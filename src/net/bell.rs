@@ -1,0 +1,30 @@
+//! Waking a shard from another thread.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// A descriptor that becomes readable when its ringer is rung.
+pub(super) fn bell() -> io::Result<(OwnedFd, Ringer)> {
+    let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+    let ringer = Ringer {
+        event: Arc::new(event.try_clone()?),
+    };
+    Ok((event, ringer))
+}
+
+/// Rings a shard's bell; may be used from any thread.
+#[derive(Clone, Debug)]
+pub struct Ringer {
+    event: Arc<OwnedFd>,
+}
+
+impl Ringer {
+    /// Wakes the shard.
+    pub fn ring(&self) {
+        // The counter cannot overflow by ones in practice; a full one means "already rung".
+        let _ = rustix::io::write(&*self.event, &1_u64.to_ne_bytes());
+    }
+}

@@ -1,0 +1,135 @@
+//! A connection on the reactor.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::net::IpAddr;
+use std::task::{Context, Poll};
+
+use super::Handle;
+use super::slot::Ready;
+use crate::net::Conn;
+use crate::net::socket::{self, Left};
+
+/// A TCP connection whose readiness comes from the shard's reactor.
+pub struct Socket {
+    handle: Handle,
+    peer_ip: Option<IpAddr>,
+    /// The close must not be preceded by a plain end.
+    is_abrupt: Cell<bool>,
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket")
+            .field("peer_ip", &self.peer_ip)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Socket {
+    pub(super) const fn new(handle: Handle, peer_ip: Option<IpAddr>) -> Self {
+        Self {
+            handle,
+            peer_ip,
+            is_abrupt: Cell::new(false),
+        }
+    }
+
+    fn received(&self, (left, received): (Left, io::Result<usize>)) -> io::Result<usize> {
+        if left == Left::Used {
+            self.handle.slot().clear(Ready::READ);
+        }
+        received
+    }
+
+    fn sent(&self, (left, sent): (Left, io::Result<usize>)) -> io::Result<usize> {
+        if left == Left::Used {
+            self.handle.slot().clear(Ready::WRITE);
+        }
+        sent
+    }
+}
+
+impl Conn for Socket {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.handle.slot().poll_read(cx)
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let polled = self.handle.slot().poll_write(cx);
+        if polled.is_pending() {
+            self.handle.want_write();
+        }
+        polled
+    }
+
+    fn poll_hangup(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.handle.slot().poll_ended(cx)
+    }
+
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.received(socket::recv(self.handle.fd(), buffer))
+    }
+
+    fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
+        self.received(socket::recv_append(self.handle.fd(), buffer, bytes_max))
+    }
+
+    fn forget_readable(&self) {
+        self.handle.slot().yield_once();
+    }
+
+    fn peek_ready(&self) -> bool {
+        let has_input = socket::has_input(self.handle.fd());
+        if !has_input {
+            self.handle.slot().clear(Ready::READ);
+        }
+        has_input
+    }
+
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.sent(socket::send(self.handle.fd(), bytes))
+    }
+
+    fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.sent(socket::send_vectored(self.handle.fd(), slices))
+    }
+
+    fn connected(&self) -> io::Result<()> {
+        socket::connected(self.handle.fd())
+    }
+
+    fn finish(&self) {
+        socket::finish(self.handle.fd());
+    }
+
+    fn abort(&self) {
+        self.is_abrupt.set(true);
+        socket::end(self.handle.fd());
+        self.handle.slot().note(Ready::ALL);
+    }
+
+    fn reset_on_close(&self) {
+        socket::set_reset_on_close(self.handle.fd(), true);
+        self.is_abrupt.set(true);
+    }
+
+    fn close_cleanly(&self) {
+        socket::set_reset_on_close(self.handle.fd(), false);
+        self.is_abrupt.set(false);
+    }
+
+    fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer_ip
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // A ring holds the socket until it has taken its watch back, a turn later. The peer should
+        // see the end now: an engine must stop working for a client that left.
+        if !self.is_abrupt.get() {
+            socket::end(self.handle.fd());
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Readiness from epoll, edge-triggered: the ring's twin for kernels and containers that refuse
+//! io_uring.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+
+use super::slot::Ready;
+use super::source::Event;
+
+/// Events taken at once; more wait for the next turn.
+const EVENTS_MAX: usize = 256;
+
+pub(super) struct Epoll {
+    set: OwnedFd,
+    room: Box<[MaybeUninit<epoll::Event>]>,
+}
+
+impl Epoll {
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self {
+            set: epoll::create(CreateFlags::CLOEXEC)?,
+            room: vec![MaybeUninit::uninit(); EVENTS_MAX].into_boxed_slice(),
+        })
+    }
+
+    pub(super) fn watch(&self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+        let wanted = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::add(&self.set, fd, EventData::new_u64(key), wanted)?)
+    }
+
+    /// From here on every change to "writable" is told. Changing the set looks at the socket anew,
+    /// so one that is writable already is told at once.
+    pub(super) fn watch_write(&self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+        let wanted = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::modify(
+            &self.set,
+            fd,
+            EventData::new_u64(key),
+            wanted,
+        )?)
+    }
+
+    /// The set would keep a descriptor of which somebody else holds a copy.
+    pub(super) fn unwatch(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.set, fd);
+    }
+
+    pub(super) fn turn(&mut self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {
+        let no_wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let timeout = if wait { None } else { Some(&no_wait) };
+        let told = match epoll::wait(&self.set, &mut *self.room, timeout) {
+            Ok((told, _)) => told,
+            Err(Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        events.extend(told.iter().map(|event| Event {
+            key: { event.data }.u64(),
+            ready: ready(event.flags),
+            is_last: false,
+            has_failed: false,
+        }));
+        Ok(())
+    }
+}
+
+/// What epoll's flags mean here.
+fn ready(flags: EventFlags) -> Ready {
+    let mut ready = Ready::default();
+    if flags.contains(EventFlags::IN) {
+        ready = ready.with(Ready::READ);
+    }
+    if flags.contains(EventFlags::OUT) {
+        ready = ready.with(Ready::WRITE);
+    }
+    if flags.contains(EventFlags::RDHUP) {
+        ready = ready.with(Ready::READ).with(Ready::ENDED);
+    }
+    if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+        ready = Ready::ALL;
+    }
+    ready
+}

@@ -1,0 +1,469 @@
+//! The reactor on real sockets, on both of its sources. The tests ask for what a session relies
+//! on: nothing that happened is left untold, whatever the order.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::net::{Conn, would_block};
+
+const DRIVERS: [Driver; 2] = [Driver::Uring, Driver::Epoll];
+
+/// Runs on every driver this kernel allows; a ring it refuses is a reason to say so, not to fail.
+fn on_each_driver(busy_poll: Option<Duration>, main: impl AsyncFn(Runtime)) {
+    for driver in DRIVERS {
+        if driver == Driver::Uring && crate::net::probe::probe_ring().is_err() {
+            eprintln!("skipped on io_uring: this kernel refuses it");
+            continue;
+        }
+        run(driver, busy_poll, async |net| main(net).await).unwrap();
+    }
+}
+
+/// A connection of the reactor and its other end.
+fn pair(net: &Runtime) -> (Socket, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (near, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    (net.adopt(OwnedFd::from(near), None).unwrap(), far)
+}
+
+async fn readable(conn: &Socket) {
+    poll_fn(|cx| conn.poll_readable(cx)).await;
+}
+
+async fn writable(conn: &Socket) {
+    poll_fn(|cx| conn.poll_writable(cx)).await;
+}
+
+/// Receives until `want` bytes are there.
+async fn receive(conn: &Socket, want: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut buffer = [0; 64];
+    while all.len() < want {
+        readable(conn).await;
+        match conn.try_recv(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => all.extend_from_slice(&buffer[..n]),
+            Err(error) if would_block(&error) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    all
+}
+
+#[test]
+fn bytes_then_the_end_are_told() {
+    on_each_driver(None, async |net| {
+        let (conn, mut far) = pair(&net);
+        for round in 0..100_u8 {
+            far.write_all(&[round; 100]).unwrap();
+            assert_eq!(receive(&conn, 100).await, [round; 100]);
+        }
+        drop(far);
+        readable(&conn).await;
+        assert_eq!(conn.try_recv(&mut [0; 8]).unwrap(), 0);
+        // The end stays.
+        readable(&conn).await;
+        assert_eq!(conn.try_recv(&mut [0; 8]).unwrap(), 0);
+    });
+}
+
+/// The short receive that takes the last bytes must not make the end behind them forgotten: the
+/// kernel tells it with the bytes, and not again.
+#[test]
+fn an_end_that_came_with_the_bytes_is_not_forgotten() {
+    on_each_driver(None, async |net| {
+        for _ in 0..200 {
+            let (conn, mut far) = pair(&net);
+            far.write_all(b"last words").unwrap();
+            drop(far);
+            assert_eq!(receive(&conn, 10).await, b"last words");
+            readable(&conn).await;
+            assert_eq!(conn.try_recv(&mut [0; 8]).unwrap(), 0);
+        }
+    });
+}
+
+#[test]
+fn an_end_behind_unread_bytes_is_told() {
+    on_each_driver(None, async |net| {
+        let (conn, mut far) = pair(&net);
+        far.write_all(b"unread").unwrap();
+        readable(&conn).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(conn.poll_hangup(&mut cx).is_pending());
+        drop(far);
+        poll_fn(|cx| conn.poll_hangup(cx)).await;
+        assert_eq!(receive(&conn, 6).await, b"unread");
+    });
+}
+
+#[test]
+fn a_full_socket_is_told_when_it_has_room_again() {
+    on_each_driver(None, async |net| {
+        let (conn, mut far) = pair(&net);
+        let bytes = vec![7_u8; 1 << 20];
+        for _ in 0..3 {
+            let mut sent = 0;
+            while let Ok(n) = conn.try_send(&bytes) {
+                sent += n;
+            }
+            let reader = std::thread::spawn(move || {
+                let mut all = vec![0; sent];
+                far.read_exact(&mut all).unwrap();
+                far
+            });
+            writable(&conn).await;
+            assert!(conn.try_send(b"x").is_ok());
+            far = reader.join().unwrap();
+            far.read_exact(&mut [0]).unwrap();
+        }
+    });
+}
+
+#[test]
+fn connects_end_one_way_or_the_other() {
+    on_each_driver(None, async |net| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let conn = net.connect(address).unwrap();
+        writable(&conn).await;
+        conn.connected().unwrap();
+        drop(listener);
+        // Refused, at once or told later.
+        if let Ok(conn) = net.connect(address) {
+            writable(&conn).await;
+            assert!(conn.connected().is_err());
+        }
+    });
+}
+
+#[test]
+fn a_dropped_connection_ends_at_once_and_an_abrupt_one_is_reset() {
+    on_each_driver(None, async |net| {
+        let (conn, mut far) = pair(&net);
+        drop(conn);
+        assert_eq!(far.read(&mut [0; 8]).unwrap(), 0);
+        let (conn, mut far) = pair(&net);
+        conn.reset_on_close();
+        drop(conn);
+        // The ring lets go of the socket in its next turn.
+        let timer = net.timer();
+        timer.set(net.now(), Some(Duration::from_millis(1)));
+        poll_fn(|cx| timer.poll(cx)).await;
+        let error = far.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+fn an_aborted_connection_wakes_whoever_waits_on_it() {
+    on_each_driver(None, async |net| {
+        let (conn, far) = pair(&net);
+        let conn = Rc::new(conn);
+        let other = Rc::clone(&conn);
+        net.spawn(async move { other.abort() });
+        readable(&conn).await;
+        assert_eq!(conn.try_recv(&mut [0; 8]).unwrap(), 0);
+        drop(far);
+    });
+}
+
+/// Places in the table are used again at once, so an event of the connection before must not be
+/// taken for one of the connection after.
+#[test]
+fn connections_that_come_and_go_do_not_hear_each_other() {
+    on_each_driver(None, async |net| {
+        for round in 0..300_u32 {
+            let (first, mut far) = pair(&net);
+            far.write_all(b"for the first").unwrap();
+            if round % 3 == 0 {
+                readable(&first).await;
+            }
+            drop(first);
+            let (second, mut far) = pair(&net);
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(second.poll_readable(&mut cx).is_pending());
+            far.write_all(&round.to_be_bytes()).unwrap();
+            assert_eq!(receive(&second, 4).await, round.to_be_bytes());
+        }
+        let places = net.inner.watches.borrow().places.len();
+        assert!(places < 64, "{places} places for two connections at a time");
+    });
+}
+
+#[test]
+fn an_event_of_an_earlier_generation_finds_nothing() {
+    let mut watches = Watches::default();
+    let slot = || {
+        let (fd, _) = bell().unwrap();
+        Rc::new(Slot::new(fd, Ready::default()))
+    };
+    let event = |key, is_last| Event {
+        key,
+        ready: Ready::READ,
+        is_last,
+        has_failed: false,
+    };
+    let old = watches.add(slot());
+    watches.forget(old);
+    let new = watches.add(slot());
+    assert_ne!(old, new);
+    assert!(watches.note(event(old, false)).is_none());
+    assert!(watches.note(event(old | WRITE_KEY, true)).is_none());
+    assert!(matches!(watches.note(event(new, false)), Some((_, false))));
+    // A watch that ended by itself is begun anew; one whose owner has gone frees its place.
+    assert!(matches!(watches.note(event(new, true)), Some((_, true))));
+    watches.place(new).unwrap().1.slot = None;
+    assert!(watches.note(event(new, true)).is_none());
+    assert!(watches.place(new).is_none());
+    assert_eq!(watches.free.len(), 1);
+}
+
+/// More events at once than the completion queue holds: the kernel ends multishot polls then.
+#[test]
+fn a_full_completion_queue_loses_nothing() {
+    const CONNECTIONS: usize = 5000;
+    let _ = crate::sys::raise_nofile();
+    on_each_driver(None, async |net| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut pairs = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let Ok(far) = TcpStream::connect(address) else {
+                break;
+            };
+            let (near, _) = listener.accept().unwrap();
+            near.set_nonblocking(true).unwrap();
+            pairs.push((net.adopt(OwnedFd::from(near), None).unwrap(), far));
+        }
+        assert!(pairs.len() > 4096, "only {} pairs of sockets", pairs.len());
+        for round in 0..3_u8 {
+            for (_, far) in &mut pairs {
+                far.write_all(&[round]).unwrap();
+            }
+            for (conn, _) in &pairs {
+                assert_eq!(receive(conn, 1).await, [round]);
+            }
+        }
+    });
+}
+
+/// Sends of random sizes at random moments over many connections, read in random pieces by one
+/// task each: every byte arrives, in order, and then the end.
+#[test]
+fn random_streams_arrive_whole() {
+    for (seed, busy_poll) in [(1, None), (2, None), (3, Some(Duration::from_micros(50)))] {
+        on_each_driver(busy_poll, async |net| {
+            let done = Rc::new(Cell::new(0));
+            let mut writers = Vec::new();
+            for stream in 0..20_u64 {
+                let (conn, mut far) = pair(&net);
+                let mut random = seed * 1000 + stream;
+                writers.push(std::thread::spawn(move || {
+                    let mut next = 0_u8;
+                    for _ in 0..200 {
+                        random = random
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1);
+                        let count = usize::try_from(random >> 33).unwrap() % 300;
+                        let bytes: Vec<u8> = (0..count)
+                            .map(|_| {
+                                next = next.wrapping_add(1);
+                                next
+                            })
+                            .collect();
+                        far.write_all(&bytes).unwrap();
+                        if random.is_multiple_of(7) {
+                            std::thread::yield_now();
+                        }
+                    }
+                }));
+                let done = Rc::clone(&done);
+                net.spawn(async move {
+                    let mut want = 0_u8;
+                    let mut buffer = [0; 97];
+                    loop {
+                        readable(&conn).await;
+                        let n = match conn.try_recv(&mut buffer) {
+                            Ok(0) => break,
+                            Ok(n) => n,
+                            Err(error) if would_block(&error) => continue,
+                            Err(error) => panic!("{error}"),
+                        };
+                        for &byte in &buffer[..n] {
+                            want = want.wrapping_add(1);
+                            assert_eq!(byte, want);
+                        }
+                        if want.is_multiple_of(5) {
+                            conn.forget_readable();
+                        }
+                    }
+                    done.set(done.get() + 1);
+                });
+            }
+            let timer = net.timer();
+            while done.get() < 20 {
+                timer.set(net.now(), Some(Duration::from_millis(10)));
+                poll_fn(|cx| timer.poll(cx)).await;
+            }
+            for writer in writers {
+                writer.join().unwrap();
+            }
+        });
+    }
+}
+
+/// A task that always has something to read gives the others their turn when it yields.
+#[test]
+fn a_busy_task_that_yields_starves_nobody() {
+    on_each_driver(None, async |net| {
+        let (busy, mut far) = pair(&net);
+        far.write_all(&[1; 10_000]).unwrap();
+        let read = Rc::new(Cell::new(0_u32));
+        let count = Rc::clone(&read);
+        net.spawn(async move {
+            loop {
+                readable(&busy).await;
+                match busy.try_recv(&mut [0; 1]) {
+                    Ok(n) if n > 0 => count.set(count.get() + 1),
+                    _ => return,
+                }
+                busy.forget_readable();
+            }
+        });
+        let (conn, mut other) = pair(&net);
+        other.write_all(b"x").unwrap();
+        receive(&conn, 1).await;
+        assert!(read.get() < 5000, "{} bytes were read first", read.get());
+    });
+}
+
+#[test]
+fn a_panic_ends_one_task_and_is_counted() {
+    on_each_driver(None, async |net| {
+        let panics = Rc::new(Cell::new(0));
+        let count = Rc::clone(&panics);
+        net.on_panic(move || count.set(count.get() + 1));
+        let (conn, mut far) = pair(&net);
+        net.spawn(async move {
+            readable(&conn).await;
+            panic!("meant");
+        });
+        far.write_all(b"x").unwrap();
+        // Its connection is closed with it.
+        let (mine, mut other) = pair(&net);
+        net.spawn(async move {
+            let _ = receive(&mine, 1).await;
+            let _ = mine.try_send(b"y");
+            drop(mine);
+        });
+        other.write_all(b"x").unwrap();
+        let timer = net.timer();
+        while panics.get() == 0 {
+            timer.set(net.now(), Some(Duration::from_millis(1)));
+            poll_fn(|cx| timer.poll(cx)).await;
+        }
+        let mut answer = [0];
+        other.read_exact(&mut answer).unwrap();
+        assert_eq!((panics.get(), &answer), (1, b"y"));
+        assert!(matches!(far.read(&mut [0; 8]), Ok(0) | Err(_)));
+    });
+}
+
+#[test]
+fn a_panic_in_a_vital_task_ends_the_thread() {
+    let ran = std::panic::catch_unwind(|| {
+        run(Driver::Epoll, None, async |net: Runtime| {
+            net.spawn_vital(async { panic!("meant") });
+            std::future::pending::<()>().await;
+        })
+    });
+    assert!(ran.is_err());
+}
+
+#[test]
+fn tasks_end_with_the_run_and_their_connections_too() {
+    static DROPPED: AtomicU32 = AtomicU32::new(0);
+    struct Note(Runtime);
+    impl Drop for Note {
+        fn drop(&mut self) {
+            DROPPED.fetch_add(1, Ordering::Relaxed);
+            // Spawned while everything ends: dropped, not run, not leaked.
+            self.0.spawn(std::future::pending());
+        }
+    }
+    let far = RefCell::new(Vec::new());
+    on_each_driver(None, async |net| {
+        for _ in 0..10 {
+            let (conn, other) = pair(&net);
+            far.borrow_mut().push(other);
+            let note = Note(net.clone());
+            net.spawn(async move {
+                let _note = note;
+                readable(&conn).await;
+            });
+        }
+    });
+    let mut far = far.into_inner();
+    assert_eq!(DROPPED.load(Ordering::Relaxed) as usize, far.len());
+    for other in &mut far {
+        assert!(matches!(other.read(&mut [0; 8]), Ok(0) | Err(_)));
+    }
+}
+
+#[test]
+fn a_bell_rung_from_another_thread_is_heard() {
+    on_each_driver(None, async |net| {
+        let (bell, ringer) = net.bell().unwrap();
+        for _ in 0..100 {
+            let ringer = ringer.clone();
+            let rings = std::thread::spawn(move || ringer.ring());
+            bell.rung().await;
+            rings.join().unwrap();
+        }
+        ringer.ring();
+        ringer.ring();
+        bell.rung().await;
+        let mut again = pin!(bell.rung());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(again.as_mut().poll(&mut cx).is_pending());
+    });
+}
+
+/// Deadlines are met while the thread looks for events all the time.
+#[test]
+fn busy_polling_meets_deadlines() {
+    on_each_driver(Some(Duration::from_secs(1)), async |net| {
+        let timer = net.timer();
+        for _ in 0..5 {
+            timer.set(net.now(), Some(Duration::from_millis(20)));
+            poll_fn(|cx| timer.poll(cx)).await;
+        }
+    });
+}
+
+#[test]
+fn a_listener_gives_every_waiting_connection() {
+    on_each_driver(None, async |net| {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = net.listener(socket).unwrap();
+        let clients: Vec<_> = (0..20)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect();
+        let mut taken = Vec::new();
+        while taken.len() < clients.len() {
+            listener.readable().await;
+            // One at a time, leaving the others in the queue, of which nothing new is told.
+            match listener.try_accept() {
+                Ok(conn) => taken.push(conn),
+                Err(error) => assert!(would_block(&error), "{error}"),
+            }
+        }
+    });
+}

@@ -1,0 +1,186 @@
+//! Readiness from a ring, by multishot poll: one entry per connection for its whole life instead
+//! of one per chunk. The kernel is never given a buffer.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use io_uring::squeue::Flags;
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+
+use super::slot::Ready;
+use super::source::{Event, WRITE_KEY};
+use crate::net::probe::{RING_ENTRIES, ring_builder};
+
+/// Marks completions of cancellations, which nobody waits for.
+const NOBODY: u64 = u64::MAX;
+/// `IORING_ENTER_GETEVENTS`: run the deferred work, which posts the completions.
+const ENTER_GETEVENTS: u32 = 1;
+
+pub(super) struct Uring {
+    ring: IoUring,
+    /// Entries that found the submission queue full.
+    backlog: Vec<squeue::Entry>,
+}
+
+impl Uring {
+    /// A ring for this thread.
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self {
+            ring: ring_builder().build(RING_ENTRIES)?,
+            backlog: Vec::new(),
+        })
+    }
+
+    pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) {
+        // Multishot poll is edge-triggered. That the end is asked for beside the bytes costs
+        // nothing, and shows it while bytes are still unread.
+        let wanted = PollFlags::IN | PollFlags::RDHUP;
+        let poll = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), bits(wanted)).multi(true);
+        self.queue(poll.build().user_data(key));
+    }
+
+    pub(super) fn watch_write(&mut self, fd: BorrowedFd<'_>, key: u64) {
+        let poll = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), bits(PollFlags::OUT));
+        self.queue(poll.build().user_data(key | WRITE_KEY));
+    }
+
+    pub(super) fn unwatch(&mut self, key: u64) {
+        // Not `PollRemove`, which fails while an event of the poll is on its way, and then the poll
+        // would keep the socket for ever. A poll that has just ended is not found, which is fine.
+        let cancel = opcode::AsyncCancel::new(key).build();
+        self.queue(cancel.flags(Flags::SKIP_SUCCESS).user_data(NOBODY));
+    }
+
+    pub(super) fn has_work(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let asked = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        asked || !self.ring.completion().is_empty()
+    }
+
+    pub(super) fn turn(&mut self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {
+        self.flush()?;
+        let entered = if wait {
+            self.ring.submit_and_wait(1)
+        } else if self.has_work() {
+            self.enter_without_wait()
+        } else {
+            Ok(0)
+        };
+        forgive(entered)?;
+        events.extend(self.ring.completion().filter_map(|entry| event(&entry)));
+        Ok(())
+    }
+
+    /// Submits, and runs what the kernel has deferred.
+    #[expect(
+        unsafe_code,
+        reason = "the safe call asks for no events unless it waits"
+    )]
+    fn enter_without_wait(&mut self) -> io::Result<usize> {
+        let queue = self.ring.submission();
+        let count = u32::try_from(queue.len()).unwrap_or(u32::MAX);
+        drop(queue);
+        let submitter = self.ring.submitter();
+        // SAFETY: no argument is passed, and the entries in the queue refer to no memory.
+        unsafe { submitter.enter::<()>(count, 0, ENTER_GETEVENTS, None) }
+    }
+
+    /// Everything queued here is a poll or the end of one.
+    fn queue(&mut self, entry: squeue::Entry) {
+        if !self.backlog.is_empty() || !self.push(&entry) {
+            self.backlog.push(entry);
+        }
+    }
+
+    #[expect(unsafe_code, reason = "the submission queue takes raw entries")]
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
+        let mut queue = self.ring.submission();
+        // SAFETY: polls and cancellations refer to no memory, only to a descriptor and a number.
+        unsafe { queue.push(entry) }.is_ok()
+    }
+
+    /// Submits until the backlog fits into the queue.
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.backlog.is_empty() {
+            let backlog = std::mem::take(&mut self.backlog);
+            let pushed = backlog.iter().take_while(|entry| self.push(entry)).count();
+            self.backlog = backlog;
+            self.backlog.drain(..pushed);
+            if self.backlog.is_empty() {
+                return Ok(());
+            }
+            if forgive(self.ring.submit())? == 0 {
+                // Completions must be taken first.
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Calls that did nothing and may be made again later: interrupted, or completions in the way.
+fn forgive(entered: io::Result<usize>) -> io::Result<usize> {
+    match entered {
+        Err(error)
+            if [Errno::INTR, Errno::BUSY, Errno::AGAIN]
+                .iter()
+                .any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) =>
+        {
+            Ok(0)
+        }
+        other => other,
+    }
+}
+
+fn bits(flags: PollFlags) -> u32 {
+    u32::from(flags.bits())
+}
+
+fn event(entry: &cqueue::Entry) -> Option<Event> {
+    let key = entry.user_data();
+    if key == NOBODY {
+        return None;
+    }
+    let is_last = !cqueue::more(entry.flags());
+    let Ok(result) = u32::try_from(entry.result()) else {
+        let is_cancelled = entry.result() == -Errno::CANCELED.raw_os_error();
+        return Some(Event {
+            key,
+            ready: if is_cancelled {
+                Ready::default()
+            } else {
+                Ready::ALL
+            },
+            is_last,
+            has_failed: !is_cancelled,
+        });
+    };
+    let flags = PollFlags::from_bits_truncate(u16::try_from(result & 0xffff).unwrap_or(0));
+    Some(Event {
+        key,
+        ready: ready(flags),
+        is_last,
+        has_failed: false,
+    })
+}
+
+/// What poll's flags mean here.
+fn ready(flags: PollFlags) -> Ready {
+    let mut ready = Ready::default();
+    if flags.contains(PollFlags::IN) {
+        ready = ready.with(Ready::READ);
+    }
+    if flags.contains(PollFlags::OUT) {
+        ready = ready.with(Ready::WRITE);
+    }
+    if flags.contains(PollFlags::RDHUP) {
+        ready = ready.with(Ready::READ).with(Ready::ENDED);
+    }
+    if flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        ready = Ready::ALL;
+    }
+    ready
+}

@@ -1,0 +1,149 @@
+//! The system calls on one stream socket, none of which ever waits.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType};
+
+use crate::sys::set_keepalive;
+
+/// What a receive or a send did to remembered readiness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// There may be more to do at once.
+    Ready,
+    /// The socket is empty (or full): wait before the next call.
+    Used,
+}
+
+/// A short receive means that the socket is empty. The end of the stream (0) is not: it stays
+/// readable for ever. `EINTR` cannot happen to a non-blocking call, so it is not repeated.
+fn after_recv(received: rustix::io::Result<usize>, wanted: usize) -> (Left, io::Result<usize>) {
+    let empty = match received {
+        Ok(n) => n > 0 && n < wanted,
+        Err(error) => error == rustix::io::Errno::WOULDBLOCK,
+    };
+    let left = if empty { Left::Used } else { Left::Ready };
+    (left, received.map_err(io::Error::from))
+}
+
+fn after_send(sent: rustix::io::Result<usize>, wanted: usize) -> (Left, io::Result<usize>) {
+    let full = match sent {
+        Ok(n) => n < wanted,
+        Err(error) => error == rustix::io::Errno::WOULDBLOCK,
+    };
+    let left = if full { Left::Used } else { Left::Ready };
+    (left, sent.map_err(io::Error::from))
+}
+
+pub(super) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> (Left, io::Result<usize>) {
+    let wanted = buffer.len();
+    let received = rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT);
+    after_recv(received.map(|(n, _)| n), wanted)
+}
+
+/// Receives at most `bytes_max` bytes into the spare capacity of `buffer`.
+#[expect(
+    unsafe_code,
+    reason = "a large body is neither zeroed first nor copied again"
+)]
+pub(super) fn recv_append(
+    socket: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    bytes_max: usize,
+) -> (Left, io::Result<usize>) {
+    let before = buffer.len();
+    let spare = buffer.spare_capacity_mut();
+    let wanted = bytes_max.min(spare.len());
+    debug_assert!(
+        wanted > 0,
+        "a receive into no room would look like the end of the stream"
+    );
+    let spare = &mut spare[..wanted];
+    let received = rustix::net::recv(socket, spare, RecvFlags::DONTWAIT);
+    let received = received.map(|((filled, _), _)| filled.len());
+    let (left, received) = after_recv(received, wanted);
+    if let Ok(n) = received {
+        // SAFETY: the kernel has just written `n` bytes from `before` on, within the capacity.
+        unsafe { buffer.set_len(before + n) };
+    }
+    (left, received)
+}
+
+/// Whether something (bytes, end, error) is there, without taking it.
+pub(super) fn has_input(socket: BorrowedFd<'_>) -> bool {
+    let mut byte = [0_u8; 1];
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    let peeked = rustix::net::recv(socket, &mut byte, flags);
+    !matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK))
+}
+
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> (Left, io::Result<usize>) {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    after_send(rustix::net::send(socket, bytes, flags), bytes.len())
+}
+
+pub(super) fn send_vectored(
+    socket: BorrowedFd<'_>,
+    slices: &[IoSlice<'_>],
+) -> (Left, io::Result<usize>) {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let wanted = slices.iter().map(|slice| slice.len()).sum();
+    let mut control = rustix::net::SendAncillaryBuffer::default();
+    after_send(
+        rustix::net::sendmsg(socket, slices, &mut control, flags),
+        wanted,
+    )
+}
+
+/// How a connect has ended.
+pub(super) fn connected(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::net::sockopt::socket_error(socket)??)
+}
+
+/// Says that nothing more will be sent.
+pub(super) fn finish(socket: BorrowedFd<'_>) {
+    let _ = rustix::net::shutdown(socket, Shutdown::Write);
+}
+
+/// Ends both directions. The peer sees it at once, whoever else still holds the descriptor.
+pub(super) fn end(socket: BorrowedFd<'_>) {
+    let _ = rustix::net::shutdown(socket, Shutdown::Both);
+}
+
+/// Whether the close is a reset.
+pub(super) fn set_reset_on_close(socket: BorrowedFd<'_>, reset: bool) {
+    let linger = reset.then_some(std::time::Duration::ZERO);
+    let _ = rustix::net::sockopt::set_socket_linger(socket, linger);
+}
+
+/// Begins a connect.
+pub(super) fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+    set_keepalive(&socket)?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes the next waiting connection, and who it is from.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<IpAddr>)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, address) = rustix::net::acceptfrom_with(listener, flags)?;
+    let peer = address.and_then(|any| SocketAddr::try_from(any).ok());
+    Ok((socket, peer.map(|address| address.ip().to_canonical())))
+}
+
+/// Takes the eight-byte counter of an eventfd or timerfd.
+pub(super) fn drain_counter(fd: BorrowedFd<'_>) {
+    let mut counter = [0_u8; 8];
+    let _ = rustix::io::read(fd, &mut counter);
+}
