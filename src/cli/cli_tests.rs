@@ -59,6 +59,16 @@ fn every_flag_of_the_contract() {
 }
 
 #[test]
+fn a_place_for_the_shards() {
+    for text in ["near:gpu0-3*2", "near:eth0", "near:0000:3b:00.0", "numa:1"] {
+        let (config, _) = sidecar(&format!(
+            "ringside sidecar --secure-proxy=false --cores {text}"
+        ));
+        assert_eq!(config.cores, text.parse().unwrap(), "{text}");
+    }
+}
+
+#[test]
 fn spellings_that_mean_the_same() {
     let want = sidecar("ringside sidecar --port 8001 --secure-proxy=false").0;
     for line in [
@@ -139,6 +149,11 @@ fn exits() {
         ("ringside sidecar --port", 2, "a value is required"),
         ("ringside sidecar extra", 2, "unexpected argument 'extra'"),
         ("ringside sidecar --port=x --cores=4-1", 3, "has 3 problems"),
+        (
+            "ringside sidecar --secure-proxy=false --cores=numa1",
+            3,
+            "did you mean `numa:1`?",
+        ),
         (
             "ringside sidecar --secure-proxy=false --port=",
             3,

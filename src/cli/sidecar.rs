@@ -11,8 +11,8 @@ const EXAMPLES: &str = "\
 Examples:
   Replace pd-sidecar beside a decoder on port 8200:
     ringside sidecar --port 8000 --model-server-port 8200 --secure-proxy=false
-  Four data-parallel ranks, ports 8000-8003 in front of 8200-8203, on CPUs 2 and 3:
-    ringside sidecar --data-parallel-size 4 --cores 2-3 --secure-proxy=false";
+  Four data-parallel ranks, ports 8000-8003 in front of 8200-8203, two shards beside GPU 0 to 3:
+    ringside sidecar --data-parallel-size 4 --cores 'near:gpu0-3*2' --secure-proxy=false";
 
 const NOTES: &str = "\
 Switches take =true or =false; of a repeated flag the last one counts.

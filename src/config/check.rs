@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use super::units::{self, UnitError};
 use super::{
-    AccessLog, BodyLimits, Config, Cores, Draft, DrainConfig, Key, KvConnector, ListenAddress,
-    LogConfig, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PdConfig, RankConfig, Timeouts,
-    UpstreamConfig, keys,
+    AccessLog, BodyLimits, Config, Cores, CoresError, Draft, DrainConfig, Key, KvConnector,
+    ListenAddress, LogConfig, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PdConfig,
+    RankConfig, Timeouts, UpstreamConfig, keys,
 };
 
 /// Port of the decoder when neither flag names one.
@@ -335,25 +335,10 @@ impl<'a> Reader<'a> {
 
     fn cores(&mut self) -> Cores {
         let text = self.text(&keys::CORES);
-        if text == "auto" {
-            return Cores::Auto;
-        }
-        match units::cpu_list(text) {
-            Ok(cpus) => Cores::List(cpus),
-            Err(error) => {
-                let why = match error {
-                    UnitError::Duplicate => "names a CPU twice",
-                    UnitError::Range => "has a range that ends before it starts",
-                    UnitError::TooLarge => "names a CPU above 1023",
-                    UnitError::Empty | UnitError::Number | UnitError::Unit => "is not a CPU list",
-                };
-                let text = format!(
-                    "`{text}` {why}; give CPU names such as 1 or 0-3,8, not a count, or auto"
-                );
-                self.problem(&keys::CORES, &text);
-                Cores::Auto
-            }
-        }
+        text.parse().unwrap_or_else(|error: CoresError| {
+            self.problem(&keys::CORES, &error.explain(text));
+            Cores::Auto
+        })
     }
 
     fn admin(&mut self) -> Option<SocketAddr> {

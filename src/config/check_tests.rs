@@ -147,7 +147,7 @@ fn g2_retries_and_durations() {
 #[test]
 fn g2_values() {
     use keys::{
-        ADMIN_ADDRESS, BODY_BUDGET, BUSY_POLL, CORES, HANDOFF_MAX_AGE, HIDE_PREFILL_ERRORS, HOST,
+        ADMIN_ADDRESS, BODY_BUDGET, BUSY_POLL, HANDOFF_MAX_AGE, HIDE_PREFILL_ERRORS, HOST,
         LOG_LEVEL, MAX_BODY, MODEL_SERVER_HOST, ON_MISSING_KV, SECURE_PROXY,
     };
     let table: &[(Given<'_>, &str)] = &[
@@ -164,8 +164,6 @@ fn g2_values() {
             "--on-missing-kv: `retry` is not valid; give decode or error",
         ),
         (&[(&LOG_LEVEL, "loud")], "--log-level: `loud`"),
-        (&[(&CORES, "0-3,2")], "--cores: `0-3,2` names a CPU twice"),
-        (&[(&CORES, "four")], "--cores: `four` is not a CPU list"),
         (&[(&BUSY_POLL, "2s")], "--busy-poll: `2s` is not valid"),
         (&[(&BUSY_POLL, "50")], "--busy-poll: `50`"),
         (&[(&HOST, "example.org")], "--host: `example.org`"),
@@ -195,6 +193,39 @@ fn g2_values() {
             got.iter().any(|text| text.starts_with(want)),
             "{given:?}: {got:?}"
         );
+    }
+}
+
+#[test]
+fn cores_are_explained() {
+    for (text, want) in [
+        ("0-3,2", "`0-3,2` names a CPU twice"),
+        ("four", "`four` is not a CPU list; give auto"),
+        (
+            "naer:gpu0",
+            "`naer:gpu0` is not a CPU list; did you mean `near:gpu0`? Give auto",
+        ),
+        (
+            "gpu0-3",
+            "`gpu0-3` is not a CPU list; did you mean `near:gpu0-3`?",
+        ),
+        (
+            "near:1",
+            "`near:1` does not name a device behind `near:`; did you mean `near:gpu1`?",
+        ),
+        (
+            "near:gpu3-1",
+            "`near:gpu3-1` has a range that ends before it starts; give auto",
+        ),
+        ("numa:0,0", "`numa:0,0` names a NUMA node twice"),
+        (
+            "near:gpu0*0",
+            "`near:gpu0*0` needs a number of shards from 1 to 1024 behind the `*`",
+        ),
+    ] {
+        let got = problems(&[(&keys::CORES, text)]);
+        assert_eq!(got.len(), 1, "{got:?}");
+        assert!(got[0].starts_with(&format!("--cores: {want}")), "{got:?}");
     }
 }
 
@@ -366,6 +397,12 @@ fn description_names_every_decision() {
         .iter()
         .map(|(name, text)| format!("{name}={text}\n"))
         .collect();
+    let config = checked(&[(&keys::CORES, "near:3B:00.0*2")]).config;
+    assert!(
+        config
+            .describe()
+            .contains(&("cores".to_owned(), "near:0000:3b:00.0*2".to_owned()))
+    );
     for want in [
         "listen=[::]:8000 to [::]:8001",
         "decoder=localhost:8200 to localhost:8201",

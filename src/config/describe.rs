@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use super::units::{DURATION_MAX, show_cpus, show_duration, show_size};
-use super::{
-    AccessLog, Config, Cores, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, RankConfig,
-};
+use super::units::{DURATION_MAX, show_duration, show_size};
+use super::{AccessLog, Config, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, RankConfig};
 
 impl LogLevel {
     /// The name operators write.
@@ -48,13 +46,7 @@ impl Config {
                 bound(self.drain.timeout)
             ),
         );
-        line(
-            "cores",
-            match &self.cores {
-                Cores::Auto => "auto".to_owned(),
-                Cores::List(cpus) => show_cpus(cpus),
-            },
-        );
+        line("cores", self.cores.to_string());
         line("busy poll", bound(self.busy_poll));
         line(
             "admin",

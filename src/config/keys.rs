@@ -155,8 +155,11 @@ keys! {
         "text or json, on stderr"
     ACCESS_LOG: Observability Value("TARGET") "access-log" = "off";
         "One JSON line per request: off, stdout, stderr or a file"
-    CORES: Performance Value("LIST") "cores" = "auto";
-        "CPUs to run on, one pinned thread each: auto, 1, 0-3,8 (CPU names, not a count)"
+    CORES: Performance Value("WHERE") "cores" = "auto";
+        "Where shards are pinned. auto: one, beside the GPUs this process can open, else on the last \
+         CPU. 1 or 0-3,8: one on each CPU (names, not a count). near:gpu0, near:gpu0-3, near:eth0, \
+         near:mlx5_0, near:0000:3b:00.0, numa:1 or numa:0-1: one on the best CPU there; *N behind it \
+         gives N, spread over the nodes"
     BUSY_POLL: Performance Value("DURATION") "busy-poll" = "off";
         "Keep looking for events this long after the last one before sleeping, such as 50us; takes \
          the shard's CPU for itself"

@@ -5,6 +5,7 @@
 //! environment, no file and no socket; the command line hands everything in.
 
 mod check;
+mod cores;
 mod describe;
 pub mod keys;
 pub mod units;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::{Checked, Problem, check};
+pub use cores::{Cores, CoresError, PciAddress, Place};
 pub use keys::Key;
 
 /// Everything the program was told, checked.
@@ -184,15 +186,6 @@ pub struct BodyLimits {
     pub body_bytes_max: u64,
     /// All held request bodies together; at least `body_bytes_max`.
     pub body_budget_bytes: u64,
-}
-
-/// Where to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cores {
-    /// One shard inside the CPUs this process may use.
-    Auto,
-    /// One pinned shard per named CPU.
-    List(Vec<usize>),
 }
 
 /// Logs.

@@ -56,6 +56,7 @@ pub(super) struct Start {
 pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<()>> {
     let name = format!("shard-{}", start.index);
     thread::Builder::new().name(name).spawn(move || {
+        // Before the shard allocates: the kernel takes its pages from the node it runs on then.
         if let Some(cpu) = start.cpu
             && let Err(error) = sys::pin(cpu)
         {

@@ -93,11 +93,12 @@ impl Running {
     pub async fn start(config: Config) -> Result<Self, Exit> {
         let files = sys::raise_nofile();
         let driver = choose_driver();
-        let plan = sys::plan_cores(&config.cores, &sys::allowed_cpus(), sys::cpu_quota())?;
-        if let Some(warning) = &plan.warning {
+        let (allowed, quota) = (sys::allowed_cpus(), sys::cpu_quota());
+        let plan = sys::plan_cores(&config.cores, &allowed, quota, &sys::Topology::read())?;
+        for warning in &plan.warnings {
             tracing::warn!("{warning}");
         }
-        if config.busy_poll.is_some() && plan.shards.contains(&None) {
+        if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpu.is_none()) {
             tracing::warn!(
                 "--busy-poll without a CPU of its own: the quota is spent on looking, and streams \
                  stop when it is used up"
@@ -110,14 +111,14 @@ impl Running {
             .admin
             .map(|address| sys::bind_alone(ListenAddress::Address(address)));
         let admin = admin.transpose()?;
-        let shard_count = plan.shards.len();
+        let shard_count = plan.seats.len();
         let log = access::start(&config.log.access, shard_count)
             .map_err(|error| Exit::runtime(format!("the access log cannot be opened: {error}")))?;
         let (rings, writer) = log.unzip();
         announce(
             &config,
             driver,
-            &plan.shards,
+            &plan.seats,
             files.as_ref().ok().and_then(|f| f.soft),
         );
         let common = common(config)?;
@@ -127,12 +128,12 @@ impl Running {
         let (note_ended, ended) = mpsc::unbounded_channel();
         let mut rings = rings.unwrap_or_default().into_iter();
         let mut inboxes = Vec::with_capacity(shard_count);
-        for (index, cpu) in plan.shards.iter().enumerate() {
+        for (index, seat) in plan.seats.iter().enumerate() {
             let (metrics, ring) = (Arc::clone(&metrics[index]), rings.next());
             let inbox = start_shard(
                 &common,
                 index,
-                *cpu,
+                seat.cpu,
                 driver,
                 metrics,
                 ring,
@@ -312,15 +313,14 @@ fn choose_driver() -> Driver {
     }
 }
 
-fn announce(config: &Config, driver: Driver, shards: &[Option<usize>], files: Option<u64>) {
+fn announce(config: &Config, driver: Driver, seats: &[sys::Seat], files: Option<u64>) {
     for (key, value) in config.describe() {
         tracing::info!("{key}: {value}");
     }
-    let cores: Vec<String> = shards
-        .iter()
-        .map(|cpu| cpu.map_or_else(|| "unpinned".to_owned(), |cpu| format!("CPU {cpu}")))
-        .collect();
-    tracing::info!("shards: {} ({})", shards.len(), cores.join(", "));
+    tracing::info!("shards: {}", seats.len());
+    for (index, seat) in seats.iter().enumerate() {
+        tracing::info!("shard {index}: {seat}");
+    }
     tracing::info!("driver: {}", driver.label());
     if let Some(files) = files {
         tracing::info!("descriptors: {files}");

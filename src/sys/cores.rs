@@ -5,16 +5,43 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::config::Cores;
+use super::near::{self, NearError};
+use super::topology::Topology;
 use crate::config::units::show_cpus;
+use crate::config::{Cores, Place};
 
 /// Which shard runs where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorePlan {
-    /// One entry per shard: the CPU it is pinned to, or `None` to leave it to the scheduler.
-    pub shards: Vec<Option<usize>>,
-    /// What an operator should know about the plan.
-    pub warning: Option<String>,
+    /// One entry per shard.
+    pub seats: Vec<Seat>,
+    /// What an operator should know about the plan, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Where one shard runs, and why there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seat {
+    /// The CPU it is pinned to, or `None` to leave it to the scheduler.
+    pub cpu: Option<usize>,
+    /// The CPU's NUMA node, where the kernel tells.
+    pub node: Option<usize>,
+    /// The devices it was put beside, in words; empty where none was asked for.
+    pub beside: String,
+}
+
+impl fmt::Display for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(cpu) = self.cpu else {
+            return f.write_str("unpinned");
+        };
+        match (self.node, &*self.beside) {
+            (None, "") => write!(f, "CPU {cpu}"),
+            (Some(node), "") => write!(f, "CPU {cpu} (node {node})"),
+            (None, beside) => write!(f, "CPU {cpu} (beside {beside})"),
+            (Some(node), beside) => write!(f, "CPU {cpu} (node {node}, beside {beside})"),
+        }
+    }
 }
 
 /// Why no plan could be made.
@@ -26,6 +53,31 @@ pub enum CoreError {
         named: Vec<usize>,
         /// All that are allowed.
         allowed: Vec<usize>,
+    },
+    /// A place that this machine does not have.
+    Near {
+        /// As it was written.
+        place: Place,
+        /// What is wrong with it.
+        error: NearError,
+    },
+    /// A place with none of the CPUs that are allowed.
+    Outside {
+        /// As it was written.
+        place: Place,
+        /// The place's CPUs and whose they are, in words.
+        cpus: String,
+        /// All CPUs that are allowed.
+        allowed: Vec<usize>,
+    },
+    /// More shards than CPUs.
+    TooFew {
+        /// As it was written.
+        place: Place,
+        /// Shards asked for.
+        shards: usize,
+        /// The place's CPUs that are allowed.
+        cpus: Vec<usize>,
     },
 }
 
@@ -39,6 +91,27 @@ impl fmt::Display for CoreError {
                 show_cpus(named),
                 show_cpus(allowed)
             ),
+            Self::Near { place, error } => write!(f, "{place}: {error}"),
+            Self::Outside {
+                place,
+                cpus,
+                allowed,
+            } => write!(
+                f,
+                "{place}: {cpus} are not among those this process may use ({}); allow some of \
+                 them (taskset, AllowedCPUs=, the container's cpuset), or give another place",
+                show_cpus(allowed)
+            ),
+            Self::TooFew {
+                place,
+                shards,
+                cpus,
+            } => write!(
+                f,
+                "{place}: {shards} shards need as many CPUs, and this process may use {} there ({})",
+                cpus.len(),
+                show_cpus(cpus)
+            ),
         }
     }
 }
@@ -48,16 +121,57 @@ impl std::error::Error for CoreError {}
 /// Decides which shard runs where. `allowed` may be empty where the kernel does not tell.
 ///
 /// # Errors
-/// A named CPU that is not allowed.
+/// A named CPU that is not allowed; a place that this machine does not have or this process may not
+/// use.
 pub fn plan_cores(
     cores: &Cores,
     allowed: &[usize],
     quota: Option<f64>,
+    topology: &Topology,
 ) -> Result<CorePlan, CoreError> {
-    let cpus = match cores {
-        Cores::Auto => return Ok(plan_auto(allowed, quota)),
-        Cores::List(cpus) => cpus,
+    let mut plan = match cores {
+        Cores::Auto => return Ok(plan_auto(allowed, quota, topology)),
+        Cores::List(cpus) => plan_list(cpus, allowed, topology)?,
+        Cores::At { place, shards } => plan_place(place, *shards, allowed, topology)?,
     };
+    let count = u32::try_from(plan.seats.len()).unwrap_or(u32::MAX);
+    if let Some(quota) = quota.filter(|quota| *quota < f64::from(count)) {
+        plan.warnings.push(format!(
+            "{count} shards share a CPU quota of {quota:.2}: the kernel will stop all of them for \
+             the rest of each period"
+        ));
+    }
+    plan.warnings.extend(far_memory(&plan.seats, topology));
+    Ok(plan)
+}
+
+/// One shard. A pinned thread under a quota below one CPU would wait for its own CPU while others
+/// are idle, so it stays unpinned then. Otherwise beside the GPUs this process can open, if there
+/// are any; a proxy in a container of its own cannot tell which GPUs are its engine's. Else the
+/// last CPU: device interrupts gather on the first ones.
+fn plan_auto(allowed: &[usize], quota: Option<f64>, topology: &Topology) -> CorePlan {
+    let throttled = quota.is_some_and(|quota| quota < 1.0);
+    let numbers: Vec<_> = (0..topology.gpus.len()).collect();
+    let mut spots = near::gpu_spots(&numbers, topology).unwrap_or_default();
+    spots.retain(|spot| spot.known && topology.gpus_open);
+    let beside = near::choose(&spots, 1, allowed, topology);
+    let seat = match (beside.first(), allowed.last()) {
+        _ if throttled => Seat::default(),
+        (Some((spot, cpu)), _) => seat(*cpu, &spots[*spot].beside, topology),
+        (None, Some(cpu)) => seat(*cpu, "", topology),
+        (None, None) => Seat::default(),
+    };
+    let seats = vec![seat];
+    let warnings = far_memory(&seats, topology).into_iter().collect();
+    CorePlan { seats, warnings }
+}
+
+/// One shard per CPU, in the order given.
+fn plan_list(
+    cpus: &[usize],
+    allowed: &[usize],
+    topology: &Topology,
+) -> Result<CorePlan, CoreError> {
     let foreign: Vec<_> = cpus
         .iter()
         .copied()
@@ -69,28 +183,100 @@ pub fn plan_cores(
             allowed: allowed.to_vec(),
         });
     }
-    let count = u32::try_from(cpus.len()).unwrap_or(u32::MAX);
-    let warning = quota.filter(|quota| *quota < f64::from(count)).map(|quota| {
-        format!(
-            "{count} shards share a CPU quota of {quota:.2}: the kernel will stop all of them for \
-             the rest of each period"
-        )
-    });
+    let seats = cpus.iter().map(|cpu| seat(*cpu, "", topology));
     Ok(CorePlan {
-        shards: cpus.iter().copied().map(Some).collect(),
-        warning,
+        seats: seats.collect(),
+        warnings: Vec::new(),
     })
 }
 
-/// One shard. A pinned thread under a quota below one CPU would wait for its own CPU while others
-/// are idle, so it stays unpinned then. Otherwise the last CPU: device interrupts gather on the
-/// first ones.
-fn plan_auto(allowed: &[usize], quota: Option<f64>) -> CorePlan {
-    let throttled = quota.is_some_and(|quota| quota < 1.0);
-    CorePlan {
-        shards: vec![allowed.last().copied().filter(|_| !throttled)],
-        warning: None,
+/// `shards` shards on the best CPUs of a place, spread over its nodes.
+fn plan_place(
+    place: &Place,
+    shards: usize,
+    allowed: &[usize],
+    topology: &Topology,
+) -> Result<CorePlan, CoreError> {
+    let allowed = if allowed.is_empty() {
+        &topology.online
+    } else {
+        allowed
+    };
+    let spots = near::spots(place, topology).map_err(|error| CoreError::Near {
+        place: place.clone(),
+        error,
+    })?;
+    let (usable, outside): (Vec<_>, Vec<_>) = spots
+        .into_iter()
+        .partition(|spot| spot.cpus.iter().any(|cpu| allowed.contains(cpu)));
+    let outside: Vec<_> = outside.iter().map(ToString::to_string).collect();
+    let chosen = near::choose(&usable, shards, allowed, topology);
+    if chosen.is_empty() {
+        return Err(CoreError::Outside {
+            place: place.clone(),
+            cpus: outside.join(" and "),
+            allowed: allowed.to_vec(),
+        });
     }
+    if chosen.len() < shards {
+        let mut cpus: Vec<_> = chosen.iter().map(|(_, cpu)| *cpu).collect();
+        cpus.sort_unstable();
+        return Err(CoreError::TooFew {
+            place: place.clone(),
+            shards,
+            cpus,
+        });
+    }
+    let mut warnings = Vec::new();
+    if !outside.is_empty() {
+        warnings.push(format!(
+            "--cores {place}: {} are not among those this process may use ({}); no shard runs there",
+            outside.join(" and "),
+            show_cpus(allowed)
+        ));
+    }
+    for spot in usable.iter().filter(|spot| !spot.known) {
+        warnings.push(format!(
+            "--cores {place}: the firmware does not say which NUMA node {} is on; CPU {} are near it \
+             as far as the kernel knows; name the node with --cores numa:N if you know it",
+            spot.beside,
+            show_cpus(&spot.cpus)
+        ));
+    }
+    let seats = chosen.iter();
+    let seats = seats.map(|(spot, cpu)| seat(*cpu, &usable[*spot].beside, topology));
+    Ok(CorePlan {
+        seats: seats.collect(),
+        warnings,
+    })
+}
+
+fn seat(cpu: usize, beside: &str, topology: &Topology) -> Seat {
+    Seat {
+        cpu: Some(cpu),
+        node: topology.node_of(cpu),
+        beside: beside.to_owned(),
+    }
+}
+
+/// A shard's memory comes from its own node without being asked for: it allocates after it was
+/// pinned, and the kernel takes pages from the node of the CPU that first writes them. A policy of
+/// the operator's (numactl, NUMAPolicy=) is obeyed, so none is set here. Only a cpuset that takes
+/// the node's memory away is worth a word.
+fn far_memory(seats: &[Seat], topology: &Topology) -> Option<String> {
+    let allowed = &topology.memory_nodes;
+    let mut far: Vec<_> = seats.iter().filter_map(|seat| seat.node).collect();
+    far.sort_unstable();
+    far.dedup();
+    far.retain(|node| !allowed.is_empty() && !allowed.contains(node));
+    (!far.is_empty()).then(|| {
+        format!(
+            "shards run on node {}, and this process may have memory from node {} only \
+             (cpuset.mems): every access crosses over",
+            show_cpus(&far),
+            show_cpus(allowed)
+        )
+    })
 }
 
 /// CPUs the calling thread may run on, ascending; empty where the kernel does not tell.
@@ -195,9 +381,11 @@ fn share(quota: &str, period: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::topology::tests::Tree;
 
     #[test]
     fn plans() {
+        let unknown = Topology::default();
         let list = |cpus: &[usize]| Cores::List(cpus.to_vec());
         let pinned = |cpus: &[usize]| Some(cpus.iter().copied().map(Some).collect::<Vec<_>>());
         for (name, cores, allowed, quota, want) in [
@@ -228,43 +416,21 @@ mod tests {
             ("list, unknown", list(&[3]), vec![], None, pinned(&[3])),
             ("outside", list(&[0, 8]), vec![0, 1], None, None),
         ] {
-            let got = plan_cores(&cores, &allowed, quota)
-                .ok()
-                .map(|plan| plan.shards);
+            let plan = plan_cores(&cores, &allowed, quota, &unknown);
+            let got = plan.ok().map(|plan| {
+                let cpus = plan.seats.iter().map(|seat| seat.cpu);
+                cpus.collect::<Vec<_>>()
+            });
             assert_eq!(got, want, "{name}");
         }
-        let error = plan_cores(&list(&[0, 8, 9]), &[0, 1], None).unwrap_err();
+        let error = plan_cores(&list(&[0, 8, 9]), &[0, 1], None, &unknown).unwrap_err();
         assert!(
             error
                 .to_string()
                 .starts_with("CPU 8-9 is not among those this process may use (0-1)")
         );
-        let plan = plan_cores(&list(&[0, 1]), &[0, 1], Some(1.5)).unwrap();
-        assert!(
-            plan.warning
-                .is_some_and(|text| text.contains("quota of 1.50"))
-        );
-    }
-
-    /// A directory of this test that goes away with it.
-    struct Tree(PathBuf);
-
-    impl Tree {
-        fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let root = std::env::temp_dir().join(format!("ringside-{name}-{}", std::process::id()));
-            for (path, text) in files {
-                let path = root.join(path);
-                fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(path, text).unwrap();
-            }
-            Self(root)
-        }
-    }
-
-    impl Drop for Tree {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+        let plan = plan_cores(&list(&[0, 1]), &[0, 1], Some(1.5), &unknown).unwrap();
+        assert!(plan.warnings[0].contains("quota of 1.50"));
     }
 
     /// Name, files, quota.
@@ -314,7 +480,7 @@ mod tests {
             ),
         ];
         for (name, files, want) in table {
-            let tree = Tree::new(name, files);
+            let tree = Tree::new(files.iter().copied());
             assert_eq!(cpu_quota_in(&tree.0), *want, "{name}");
         }
     }
@@ -356,7 +522,7 @@ mod tests {
             ),
         ];
         for (name, files, want) in table {
-            let tree = Tree::new(name, files);
+            let tree = Tree::new(files.iter().copied());
             assert_eq!(cpu_quota_in(&tree.0), *want, "{name}");
         }
     }

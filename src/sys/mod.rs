@@ -1,4 +1,4 @@
-//! What the operating system offers: CPUs, limits, listening sockets.
+//! What the operating system offers: CPUs, layout, limits, listening sockets.
 //!
 //! Knows the kernel and nothing of HTTP. Unsafe code is allowed here, one operation per block; so
 //! far rustix has made it unnecessary.
@@ -6,8 +6,14 @@
 mod cores;
 mod files;
 mod listen;
+mod near;
 pub mod process;
+mod topology;
 
-pub use cores::{CoreError, CorePlan, allowed_cpus, cpu_quota, cpu_quota_in, pin, plan_cores};
+pub use cores::{
+    CoreError, CorePlan, Seat, allowed_cpus, cpu_quota, cpu_quota_in, pin, plan_cores,
+};
 pub use files::{FileLimit, raise_nofile};
 pub use listen::{BindError, bind_alone, bind_shared, probe, set_keepalive};
+pub use near::NearError;
+pub use topology::{Locality, Topology};

@@ -49,6 +49,13 @@ fn g2_bad_configurations_end_with_3_and_name_the_flag() {
         (&["--enable-tls=decoder"], "--enable-tls"),
         (&["--enable-ssrf-protection"], "--enable-ssrf-protection"),
         (&["--secure-proxy=true"], "pass --secure-proxy=false"),
+        (&["--cores=naer:gpu0"], "did you mean `near:gpu0`?"),
+        // Not on this machine, whatever it is.
+        (
+            &["--cores=near:nosuchdevice"],
+            "--cores: near:nosuchdevice: ",
+        ),
+        (&["--cores=numa:1023"], "--cores: numa:1023: "),
     ] {
         let mut all = vec!["sidecar", "--secure-proxy=false"];
         all.extend_from_slice(args);

@@ -1,0 +1,387 @@
+//! Where shards run, as an operator writes it: `auto`, `8-15`, `near:gpu0`, `numa:1`.
+//!
+//! A list of CPUs is one shard for each of them. `near:` and `numa:` name a place, and the machine's
+//! layout says at the start which CPUs that is (`sys::plan_cores`): one shard, or as many as a
+//! `*N` behind it says. Reading knows no machine: whether there is such a GPU is not known here.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::units::{self, CPU_MAX, UnitError, show_cpus};
+
+/// Longest device name taken, in bytes: the kernel's bound for RDMA devices; interfaces have 15.
+const DEVICE_NAME_BYTES_MAX: usize = 64;
+/// How far from a known word a written one may be for it to be suggested: two swapped letters.
+const TYPO_DISTANCE_MAX: usize = 2;
+/// What a value of `--cores` can look like, for messages.
+const FORMS: &str = "auto, CPU names (1 or 0-3,8; not a count), near:gpu0, near:gpu0-3, near:eth0, \
+                     near:mlx5_0, near:0000:3b:00.0 or numa:1; *N behind near: and numa: gives N \
+                     shards";
+
+/// Where to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// One shard inside the CPUs this process may use.
+    Auto,
+    /// One pinned shard per named CPU.
+    List(Vec<usize>),
+    /// Pinned shards on the best CPUs of a place.
+    At {
+        /// Where.
+        place: Place,
+        /// How many, from 1 to `CPU_MAX`.
+        shards: usize,
+    },
+}
+
+/// A part of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Beside these GPUs, numbered from 0 as `nvidia-smi` does: by PCI address.
+    Gpus(Vec<usize>),
+    /// Beside the device at this PCI address.
+    Pci(PciAddress),
+    /// Beside this network interface or RDMA device.
+    Device(String),
+    /// On these NUMA nodes.
+    Nodes(Vec<usize>),
+}
+
+/// Where a device sits on the PCI buses. Ordered as the kernel and the GPU drivers count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PciAddress {
+    domain: u32,
+    bus: u8,
+    device: u8,
+    function: u8,
+}
+
+impl PciAddress {
+    /// Reads `0000:3b:00.0`, `3b:00.0` or nvidia-smi's `00000000:3B:00.0`.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        let (front, function) = text.split_once('.')?;
+        let (front, device) = front.rsplit_once(':')?;
+        let (domain, bus) = front.rsplit_once(':').unwrap_or(("0", front));
+        let hex = |digits: &str, len_max: usize| {
+            let fits = (1..=len_max).contains(&digits.len());
+            let plain = fits && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+            plain.then(|| u32::from_str_radix(digits, 16).ok())?
+        };
+        let byte = |digits: &str, max: u8| {
+            let value = u8::try_from(hex(digits, 2)?).ok()?;
+            (value <= max).then_some(value)
+        };
+        Some(Self {
+            domain: hex(domain, 8)?,
+            bus: byte(bus, u8::MAX)?,
+            device: byte(device, 31)?,
+            function: byte(function, 7)?,
+        })
+    }
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (domain, bus) = (self.domain, self.bus);
+        let (device, function) = (self.device, self.function);
+        write!(f, "{domain:04x}:{bus:02x}:{device:02x}.{function}")
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gpus(numbers) => write!(f, "near:gpu{}", show_cpus(numbers)),
+            Self::Pci(address) => write!(f, "near:{address}"),
+            Self::Device(name) => write!(f, "near:{name}"),
+            Self::Nodes(numbers) => write!(f, "numa:{}", show_cpus(numbers)),
+        }
+    }
+}
+
+impl fmt::Display for Cores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::List(cpus) => f.write_str(&show_cpus(cpus)),
+            Self::At { place, shards: 1 } => write!(f, "{place}"),
+            Self::At { place, shards } => write!(f, "{place}*{shards}"),
+        }
+    }
+}
+
+/// What is wrong with a value of `--cores`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CoresError {
+    /// Neither a known word nor a list of CPUs.
+    Cpus(UnitError),
+    /// Behind `near:gpu`.
+    Gpus(UnitError),
+    /// Behind `numa:`.
+    Nodes(UnitError),
+    /// Behind `near:`: not the name of a device.
+    Device,
+    /// Behind `*`: not a number of shards.
+    Shards,
+}
+
+impl CoresError {
+    /// The whole sentence about `text`, with what was probably meant.
+    #[must_use]
+    pub fn explain(self, text: &str) -> String {
+        let list = |error, what: &str| match error {
+            UnitError::Duplicate => format!("names a {what} twice"),
+            UnitError::Range => "has a range that ends before it starts".to_owned(),
+            UnitError::TooLarge => format!("names a {what} above {}", CPU_MAX - 1),
+            UnitError::Empty | UnitError::Number | UnitError::Unit => {
+                format!("is not a {what} list")
+            }
+        };
+        let why = match self {
+            Self::Cpus(error) => list(error, "CPU"),
+            Self::Gpus(error) => list(error, "GPU"),
+            Self::Nodes(error) => list(error, "NUMA node"),
+            Self::Device => "does not name a device behind `near:`".to_owned(),
+            Self::Shards => format!("needs a number of shards from 1 to {CPU_MAX} behind the `*`"),
+        };
+        match meant(text) {
+            Some(meant) => format!("`{text}` {why}; did you mean `{meant}`? Give {FORMS}"),
+            None => format!("`{text}` {why}; give {FORMS}"),
+        }
+    }
+}
+
+impl FromStr for Cores {
+    type Err = CoresError;
+
+    fn from_str(text: &str) -> Result<Self, CoresError> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let (place, shards) = match text.rsplit_once('*') {
+            Some((place, shards)) => (place, Some(shards)),
+            None => (text, None),
+        };
+        let place = if let Some(near) = place.strip_prefix("near:") {
+            device(near)?
+        } else if let Some(nodes) = place.strip_prefix("numa:") {
+            Place::Nodes(units::cpu_list(nodes).map_err(CoresError::Nodes)?)
+        } else {
+            return units::cpu_list(text)
+                .map(Self::List)
+                .map_err(CoresError::Cpus);
+        };
+        let shards = match shards {
+            None => 1,
+            Some(digits) => match digits.parse() {
+                Ok(shards @ 1..=CPU_MAX) => shards,
+                _ => return Err(CoresError::Shards),
+            },
+        };
+        Ok(Self::At { place, shards })
+    }
+}
+
+/// What stands behind `near:`. An interface called `gpu` and a digit would be a GPU here; its PCI
+/// address still names it.
+fn device(text: &str) -> Result<Place, CoresError> {
+    // `nvidia-smi topo -m` writes GPU0.
+    if let Some(numbers) = text
+        .strip_prefix("gpu")
+        .or_else(|| text.strip_prefix("GPU"))
+        && !numbers.starts_with(|first: char| !first.is_ascii_digit())
+    {
+        return units::cpu_list(numbers)
+            .map(Place::Gpus)
+            .map_err(CoresError::Gpus);
+    }
+    if let Some(address) = PciAddress::read(text) {
+        return Ok(Place::Pci(address));
+    }
+    let is_name = text.len() <= DEVICE_NAME_BYTES_MAX
+        && text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte));
+    if is_name {
+        Ok(Place::Device(text.to_owned()))
+    } else {
+        Err(CoresError::Device)
+    }
+}
+
+/// The nearest value that can be read, if there is one near enough.
+fn meant(text: &str) -> Option<String> {
+    let lower = text.to_ascii_lowercase();
+    let (word, rest) = lower.split_once(':').unwrap_or((&lower, ""));
+    let mut candidates = vec![
+        (0, lower.clone()),
+        (distance(word, "auto"), format!("auto{rest}")),
+        (distance(word, "near"), format!("near:{rest}")),
+        (distance(word, "numa"), format!("numa:{rest}")),
+    ];
+    if word == "node" {
+        candidates.push((0, format!("numa:{rest}")));
+    }
+    // Without the word in front.
+    if lower.starts_with("gpu") || PciAddress::read(&lower).is_some() {
+        candidates.push((0, format!("near:{lower}")));
+    }
+    let number = rest.bytes().all(|byte| byte.is_ascii_digit());
+    if word == "near" && number {
+        candidates.push((0, format!("near:gpu{rest}")));
+    }
+    for name in ["numa", "node"] {
+        if let Some(digits) = lower.strip_prefix(name) {
+            candidates.push((0, format!("numa:{digits}")));
+        }
+    }
+    candidates.sort_by_key(|(distance, _)| *distance);
+    let close = candidates.into_iter().filter(|(distance, candidate)| {
+        *distance <= TYPO_DISTANCE_MAX && candidate != text && candidate.parse::<Cores>().is_ok()
+    });
+    close.map(|(_, candidate)| candidate).next()
+}
+
+/// Letters to insert, drop or replace to get from one word to the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(place: Place, shards: usize) -> Result<Cores, CoresError> {
+        Ok(Cores::At { place, shards })
+    }
+
+    #[test]
+    fn values() {
+        let gpus = |numbers: &[usize]| Place::Gpus(numbers.to_vec());
+        let nodes = |numbers: &[usize]| Place::Nodes(numbers.to_vec());
+        let device = |name: &str| Place::Device(name.to_owned());
+        let pci = |domain, bus| {
+            let (device, function) = (0, 0);
+            Place::Pci(PciAddress {
+                domain,
+                bus,
+                device,
+                function,
+            })
+        };
+        for (text, want) in [
+            ("auto", Ok(Cores::Auto)),
+            ("8-10,1", Ok(Cores::List(vec![8, 9, 10, 1]))),
+            ("near:gpu0", at(gpus(&[0]), 1)),
+            ("near:GPU0", at(gpus(&[0]), 1)),
+            ("near:gpu0-3", at(gpus(&[0, 1, 2, 3]), 1)),
+            ("near:gpu0,2", at(gpus(&[0, 2]), 1)),
+            ("near:gpu4-7*2", at(gpus(&[4, 5, 6, 7]), 2)),
+            ("numa:1", at(nodes(&[1]), 1)),
+            ("numa:0-1*8", at(nodes(&[0, 1]), 8)),
+            ("near:eth0", at(device("eth0"), 1)),
+            ("near:mlx5_0", at(device("mlx5_0"), 1)),
+            ("near:enp3s0f0np0.100", at(device("enp3s0f0np0.100"), 1)),
+            ("near:gpunet0", at(device("gpunet0"), 1)),
+            ("near:0000:3b:00.0", at(pci(0, 0x3b), 1)),
+            ("near:3b:00.0*3", at(pci(0, 0x3b), 3)),
+            ("near:00000000:3B:00.0", at(pci(0, 0x3b), 1)),
+            ("near:10000:e1:00.0", at(pci(0x10000, 0xe1), 1)),
+            ("", Err(CoresError::Cpus(UnitError::Empty))),
+            ("four", Err(CoresError::Cpus(UnitError::Number))),
+            ("8-15*2", Err(CoresError::Cpus(UnitError::Number))),
+            ("auto*2", Err(CoresError::Cpus(UnitError::Number))),
+            ("near:gpu", Err(CoresError::Gpus(UnitError::Empty))),
+            ("near:gpu1-0", Err(CoresError::Gpus(UnitError::Range))),
+            ("near:gpu1,1", Err(CoresError::Gpus(UnitError::Duplicate))),
+            ("near:gpu1,gpu2", Err(CoresError::Gpus(UnitError::Number))),
+            ("numa:", Err(CoresError::Nodes(UnitError::Empty))),
+            ("numa:1024", Err(CoresError::Nodes(UnitError::TooLarge))),
+            ("near:", Err(CoresError::Device)),
+            ("near:1", Err(CoresError::Device)),
+            ("near:../../etc", Err(CoresError::Device)),
+            ("near:3b:20.0", Err(CoresError::Device)),
+            ("near:3b:00.8", Err(CoresError::Device)),
+            ("near:000000000:3b:00.0", Err(CoresError::Device)),
+            ("near:gpu0*0", Err(CoresError::Shards)),
+            ("near:gpu0*", Err(CoresError::Shards)),
+            ("near:gpu0*1025", Err(CoresError::Shards)),
+            ("near:gpu0*two", Err(CoresError::Shards)),
+        ] {
+            assert_eq!(text.parse(), want, "{text:?}");
+        }
+        let long = format!("near:a{}", "b".repeat(64));
+        assert_eq!(long.parse::<Cores>(), Err(CoresError::Device));
+    }
+
+    #[test]
+    fn shown_values_read_back() {
+        for text in [
+            "auto",
+            "0-3,8",
+            "near:gpu0",
+            "near:gpu0-3,6*2",
+            "near:eth0",
+            "near:0000:3b:00.0",
+            "near:10000:e1:1f.7",
+            "numa:0-1*4",
+        ] {
+            assert_eq!(text.parse::<Cores>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn typos_get_the_nearest_value() {
+        for (text, want) in [
+            ("naer:gpu0", Some("near:gpu0")),
+            ("nea:gpu0*2", Some("near:gpu0*2")),
+            ("near:GPU", None),
+            ("Near:eth0", Some("near:eth0")),
+            ("near:1", Some("near:gpu1")),
+            ("gpu0", Some("near:gpu0")),
+            ("gpu0-3", Some("near:gpu0-3")),
+            ("3b:00.0", Some("near:3b:00.0")),
+            ("nmua:1", Some("numa:1")),
+            ("numa1", Some("numa:1")),
+            ("node:1", Some("numa:1")),
+            ("node1", Some("numa:1")),
+            ("atuo", Some("auto")),
+            ("AUTO", Some("auto")),
+            ("four", None),
+            ("0-3,2", None),
+            ("near:gpu1-0", None),
+            ("", None),
+        ] {
+            assert!(text.parse::<Cores>().is_err(), "{text}");
+            assert_eq!(meant(text).as_deref(), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn distances() {
+        for (from, to, want) in [
+            ("", "", 0),
+            ("", "auto", 4),
+            ("auto", "", 4),
+            ("near", "near", 0),
+            ("naer", "near", 2),
+            ("nea", "near", 1),
+            ("nnear", "near", 1),
+            ("numa", "near", 3),
+        ] {
+            assert_eq!(distance(from, to), want, "{from} {to}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Which CPUs serve a place: beside a GPU, beside a network or RDMA device, on a NUMA node.
+//!
+//! Pure functions over a `Topology`. The rules of the choice are at `choose`.
+
+use std::cmp::Reverse;
+use std::fmt;
+
+use super::topology::{Locality, Topology};
+use crate::config::units::show_cpus;
+use crate::config::{PciAddress, Place};
+
+/// Names listed in a message; a host of containers has thousands of interfaces.
+const NAMES_SHOWN_MAX: usize = 24;
+
+/// A part of the machine that shards can run on: one NUMA node, unless the node is unknown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// The devices it is beside, in words; empty for a node that was named.
+    pub(super) beside: String,
+    /// Its CPUs, ascending; never empty.
+    pub(super) cpus: Vec<usize>,
+    /// Whether the kernel knows the node, so that these CPUs really are the near ones.
+    pub(super) known: bool,
+}
+
+impl fmt::Display for Spot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.beside {
+            "" => write!(f, "CPU {}", show_cpus(&self.cpus)),
+            beside => write!(f, "the CPUs beside {beside} ({})", show_cpus(&self.cpus)),
+        }
+    }
+}
+
+/// Why a place serves nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NearError {
+    /// sysfs shows no CPUs.
+    NoSysfs,
+    /// sysfs shows no PCI devices, so no GPUs either.
+    NoPci,
+    /// What was named and is not there, and what is.
+    Absent {
+        /// Named.
+        name: String,
+        /// All of the kind that there are.
+        found: Vec<String>,
+    },
+    /// A network interface without hardware.
+    Virtual(String),
+    /// The kernel names no CPUs for it.
+    NoCpus(String),
+}
+
+impl fmt::Display for NearError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSysfs => f.write_str(
+                "/sys does not show this machine's layout here; mount sysfs, or name CPUs as in \
+                 `2-3`",
+            ),
+            Self::NoPci => f.write_str(
+                "/sys shows no PCI devices here (a sandbox or virtual machine hides them); name \
+                 a node as in `numa:0`, or CPUs as in `2-3`",
+            ),
+            Self::Absent { name, found } if found.is_empty() => {
+                write!(f, "there is no {name} here, nor another one")
+            }
+            Self::Absent { name, found } => {
+                let shown = &found[..found.len().min(NAMES_SHOWN_MAX)];
+                write!(f, "there is no {name} here; there is {}", shown.join(", "))?;
+                match found.len() - shown.len() {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
+            Self::Virtual(name) => write!(
+                f,
+                "{name} is virtual, with no hardware below it (in a container, the host's \
+                 interface is not visible); name the GPU, the RDMA device, or a node as in `numa:0`"
+            ),
+            Self::NoCpus(name) => write!(
+                f,
+                "the kernel names no CPUs for {name}; name another node as in `numa:0`, or CPUs \
+                 as in `2-3`"
+            ),
+        }
+    }
+}
+
+/// The spots a place consists of, in the order named; never none.
+pub(super) fn spots(place: &Place, topology: &Topology) -> Result<Vec<Spot>, NearError> {
+    if topology.online.is_empty() {
+        return Err(NearError::NoSysfs);
+    }
+    match place {
+        Place::Gpus(numbers) => gpu_spots(numbers, topology),
+        Place::Pci(address) => {
+            let name = address.to_string();
+            let device = topology.pci.get(address).ok_or_else(|| {
+                if topology.pci.is_empty() {
+                    NearError::NoPci
+                } else {
+                    let found = named_devices(topology);
+                    NearError::Absent {
+                        name: name.clone(),
+                        found,
+                    }
+                }
+            })?;
+            let gpu = topology.gpus.iter().position(|gpu| gpu == address);
+            let name = gpu.map_or(name, |number| gpu_name(number, *address));
+            Ok(vec![spot(name, device, topology)?])
+        }
+        Place::Device(name) => device_spots(name, topology),
+        Place::Nodes(numbers) => numbers
+            .iter()
+            .map(|number| node_spot(*number, topology))
+            .collect(),
+    }
+}
+
+/// One spot for the GPUs of each node.
+pub(super) fn gpu_spots(numbers: &[usize], topology: &Topology) -> Result<Vec<Spot>, NearError> {
+    if topology.pci.is_empty() {
+        return Err(NearError::NoPci);
+    }
+    let mut groups: Vec<(Spot, Vec<usize>)> = Vec::new();
+    for number in numbers {
+        let absent = || NearError::Absent {
+            name: format!("gpu{number}"),
+            found: named_gpus(topology).collect(),
+        };
+        let address = topology.gpus.get(*number).ok_or_else(absent)?;
+        let device = topology.pci.get(address).ok_or_else(absent)?;
+        let own = spot(gpu_name(*number, *address), device, topology)?;
+        match groups.iter_mut().find(|(spot, _)| spot.cpus == own.cpus) {
+            None => groups.push((own, vec![*number])),
+            Some((spot, numbers)) => {
+                numbers.push(*number);
+                spot.beside = format!("gpu{}", show_cpus(numbers));
+                spot.known &= own.known;
+            }
+        }
+    }
+    Ok(groups.into_iter().map(|(spot, _)| spot).collect())
+}
+
+fn device_spots(name: &str, topology: &Topology) -> Result<Vec<Spot>, NearError> {
+    let Some(hardware) = topology.devices.get(name) else {
+        let (name, found) = (name.to_owned(), named_devices(topology));
+        return Err(NearError::Absent { name, found });
+    };
+    let mut spots: Vec<Spot> = Vec::new();
+    for device in hardware {
+        let own = spot(name.to_owned(), device, topology)?;
+        if spots.iter().all(|spot| spot.cpus != own.cpus) {
+            spots.push(own);
+        }
+    }
+    if spots.is_empty() {
+        return Err(NearError::Virtual(name.to_owned()));
+    }
+    Ok(spots)
+}
+
+fn node_spot(number: usize, topology: &Topology) -> Result<Spot, NearError> {
+    let name = || format!("node {number}");
+    let Some(cpus) = topology.nodes.get(&number) else {
+        let found = topology.nodes.keys().map(|node| format!("node {node}"));
+        let (name, found) = (name(), found.collect());
+        return Err(NearError::Absent { name, found });
+    };
+    if cpus.is_empty() {
+        return Err(NearError::NoCpus(name()));
+    }
+    Ok(Spot {
+        beside: String::new(),
+        cpus: cpus.clone(),
+        known: true,
+    })
+}
+
+/// The CPUs beside a device: its node's. Of an unknown node those that the kernel calls local, which
+/// may be all; where one node has all CPUs there is nothing to know.
+fn spot(beside: String, device: &Locality, topology: &Topology) -> Result<Spot, NearError> {
+    let of_node = device.node.and_then(|node| topology.nodes.get(&node));
+    let with_cpus = topology.nodes.values().filter(|cpus| !cpus.is_empty());
+    let (cpus, known) = match of_node {
+        Some(cpus) if !cpus.is_empty() => (cpus, true),
+        _ if with_cpus.count() <= 1 => (&topology.online, true),
+        _ => (&device.cpus, false),
+    };
+    if cpus.is_empty() {
+        return Err(NearError::NoCpus(beside));
+    }
+    let cpus = cpus.clone();
+    Ok(Spot {
+        beside,
+        cpus,
+        known,
+    })
+}
+
+fn named_gpus(topology: &Topology) -> impl Iterator<Item = String> {
+    let gpus = topology.gpus.iter().enumerate();
+    gpus.map(|(number, address)| gpu_name(number, *address))
+}
+
+/// What `near:` can name: interfaces and RDMA devices that are on hardware, and GPUs.
+fn named_devices(topology: &Topology) -> Vec<String> {
+    let devices = topology.devices.iter();
+    let real = devices.filter(|(_, hardware)| !hardware.is_empty());
+    let names = real.map(|(name, _)| name.clone());
+    names.chain(named_gpus(topology)).collect()
+}
+
+fn gpu_name(number: usize, address: PciAddress) -> String {
+    format!("gpu{number} {address}")
+}
+
+/// A CPU that a shard could have.
+struct Candidate<'a> {
+    /// Number of the spot it is in.
+    spot: usize,
+    cpu: usize,
+    core: &'a [usize],
+    /// Whether CPU 0 is on the same core.
+    first: bool,
+    /// Whether somebody else may use the core too.
+    split: bool,
+}
+
+/// At most `shards` CPUs out of `spots`, all of them allowed, each with the number of its spot; fewer
+/// where there are no more. One after the other, each the best of those left:
+///
+/// 1. on the core with the fewest shards: two threads of one core share its execution units and
+///    its caches, so whole cores are used up first;
+/// 2. not on CPU 0's core: the kernel's own work and, without irqbalance, interrupts gather there;
+/// 3. on a core that is allowed as a whole: whoever else has the other thread would slow it down;
+/// 4. at the spot with the fewest shards, then the one named first;
+/// 5. the highest number: interrupts and other programs fill the machine from below.
+pub(super) fn choose(
+    spots: &[Spot],
+    shards: usize,
+    allowed: &[usize],
+    topology: &Topology,
+) -> Vec<(usize, usize)> {
+    let core_of = |cpu: usize| topology.cores.iter().find(|core| core.contains(&cpu));
+    let first_core = core_of(0);
+    let mut left = Vec::new();
+    for (number, spot) in spots.iter().enumerate() {
+        let usable = spot.cpus.iter().filter(|cpu| allowed.contains(cpu));
+        left.extend(usable.map(|cpu| {
+            let core = core_of(*cpu).map_or(std::slice::from_ref(cpu), Vec::as_slice);
+            Candidate {
+                spot: number,
+                cpu: *cpu,
+                core,
+                first: *cpu == 0 || first_core.is_some_and(|first| first == core),
+                split: core.iter().any(|cpu| !allowed.contains(cpu)),
+            }
+        }));
+    }
+    let mut chosen: Vec<(usize, usize)> = Vec::new();
+    while chosen.len() < shards {
+        let rank = |candidate: &&Candidate<'_>| {
+            let on_core = |(_, cpu): &&(usize, usize)| candidate.core.contains(cpu);
+            let at_spot = |(spot, _): &&(usize, usize)| candidate.spot == *spot;
+            (
+                chosen.iter().filter(on_core).count(),
+                candidate.first,
+                candidate.split,
+                chosen.iter().filter(at_spot).count(),
+                candidate.spot,
+                Reverse(candidate.cpu),
+            )
+        };
+        let Some((spot, cpu)) = left
+            .iter()
+            .min_by_key(rank)
+            .map(|best| (best.spot, best.cpu))
+        else {
+            break;
+        };
+        chosen.push((spot, cpu));
+        left.retain(|candidate| candidate.cpu != cpu);
+    }
+    chosen
+}
+
+#[cfg(test)]
+#[path = "near_tests.rs"]
+mod tests;

@@ -1,0 +1,462 @@
+//! Whole plans on recorded trees, and the choice against what can be counted.
+
+use super::*;
+use crate::sys::cores::{CorePlan, plan_cores};
+use crate::sys::topology::tests::{CONTAINER, EIGHT_GPUS, NONE, ONE_GPU, UNKNOWN_NODE, read};
+
+fn plan(topology: &Topology, allowed: &[usize], text: &str) -> Result<CorePlan, String> {
+    let cores = text.parse().unwrap();
+    plan_cores(&cores, allowed, None, topology).map_err(|error| error.to_string())
+}
+
+fn cpus(text: &str) -> Vec<usize> {
+    crate::config::units::cpu_list(text).unwrap()
+}
+
+/// Value, allowed CPUs, the plan's seats in words.
+type Row<'a> = (&'a str, &'a str, &'a [&'a str]);
+
+fn check(tree: &str, rows: &[Row<'_>]) {
+    let topology = read(tree);
+    for (text, allowed, want) in rows {
+        let plan = plan(&topology, &cpus(allowed), text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let seats: Vec<_> = plan.seats.iter().map(ToString::to_string).collect();
+        assert_eq!(seats, *want, "{text} on {allowed}");
+    }
+}
+
+#[test]
+fn seats_on_one_gpu() {
+    let beside = "CPU 31 (node 0, beside gpu0 0000:41:00.0)";
+    check(
+        ONE_GPU,
+        &[
+            ("auto", "0-31", &[beside]),
+            ("near:gpu0", "0-31", &[beside]),
+            ("near:0000:41:00.0", "0-31", &[beside]),
+            ("near:eno1", "0-31", &["CPU 31 (node 0, beside eno1)"]),
+            ("numa:0", "0-31", &["CPU 31 (node 0)"]),
+            // CPU 16 is CPU 0's sibling.
+            (
+                "auto",
+                "0-1,16",
+                &["CPU 1 (node 0, beside gpu0 0000:41:00.0)"],
+            ),
+            ("numa:0", "0,16", &["CPU 16 (node 0)"]),
+            // Somebody else has CPU 5, the sibling of 21.
+            ("numa:0", "0-4,16-21", &["CPU 20 (node 0)"]),
+            ("3,0", "0-31", &["CPU 3 (node 0)", "CPU 0 (node 0)"]),
+            // Whole cores first, then CPU 0's, then second threads.
+            (
+                "numa:0*5",
+                "0-2,16-18",
+                &[
+                    "CPU 18 (node 0)",
+                    "CPU 17 (node 0)",
+                    "CPU 16 (node 0)",
+                    "CPU 2 (node 0)",
+                    "CPU 1 (node 0)",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn seats_on_eight_gpus() {
+    let all = "0-127";
+    check(
+        EIGHT_GPUS,
+        &[
+            ("auto", all, &["CPU 95 (node 0, beside gpu0-3)"]),
+            ("auto", "40-50", &["CPU 50 (node 1, beside gpu4-7)"]),
+            (
+                "near:gpu0",
+                all,
+                &["CPU 95 (node 0, beside gpu0 0000:18:00.0)"],
+            ),
+            (
+                "near:gpu7",
+                all,
+                &["CPU 127 (node 1, beside gpu7 0000:db:00.0)"],
+            ),
+            (
+                "near:DB:00.0",
+                all,
+                &["CPU 127 (node 1, beside gpu7 0000:db:00.0)"],
+            ),
+            ("near:gpu0-3", all, &["CPU 95 (node 0, beside gpu0-3)"]),
+            (
+                "near:gpu7,0",
+                all,
+                &["CPU 127 (node 1, beside gpu7 0000:db:00.0)"],
+            ),
+            (
+                "near:gpu0-7*4",
+                all,
+                &[
+                    "CPU 95 (node 0, beside gpu0-3)",
+                    "CPU 127 (node 1, beside gpu4-7)",
+                    "CPU 94 (node 0, beside gpu0-3)",
+                    "CPU 126 (node 1, beside gpu4-7)",
+                ],
+            ),
+            ("near:mlx5_4", all, &["CPU 127 (node 1, beside mlx5_4)"]),
+            (
+                "near:bond0.100*2",
+                all,
+                &[
+                    "CPU 95 (node 0, beside bond0.100)",
+                    "CPU 127 (node 1, beside bond0.100)",
+                ],
+            ),
+            ("numa:1,0", all, &["CPU 127 (node 1)"]),
+            ("numa:0-1*2", all, &["CPU 95 (node 0)", "CPU 127 (node 1)"]),
+            // A whole core on the other node before a second thread or CPU 0's core on this one.
+            (
+                "numa:0-1*3",
+                "0,64,31,95,62-63",
+                &["CPU 95 (node 0)", "CPU 63 (node 1)", "CPU 62 (node 1)"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn seats_where_little_is_known() {
+    check(
+        NONE,
+        &[
+            ("auto", "0-1", &["CPU 1 (node 0)"]),
+            ("near:eth0", "0-1", &["CPU 1 (node 0, beside eth0)"]),
+            (
+                "near:00:03.0*2",
+                "0-1",
+                &[
+                    "CPU 1 (node 0, beside 0000:00:03.0)",
+                    "CPU 0 (node 0, beside 0000:00:03.0)",
+                ],
+            ),
+        ],
+    );
+    check(
+        CONTAINER,
+        &[
+            ("auto", "40-43", &["CPU 43 (node 1)"]),
+            ("numa:1", "40-43", &["CPU 43 (node 1)"]),
+        ],
+    );
+    check(
+        UNKNOWN_NODE,
+        &[
+            // The two GPUs of unknown node say nothing; the third does.
+            (
+                "auto",
+                "0-31",
+                &["CPU 31 (node 1, beside gpu2 0000:85:00.0)"],
+            ),
+            ("auto", "0-7", &["CPU 7 (node 0)"]),
+            (
+                "near:gpu1",
+                "0-31",
+                &["CPU 15 (node 0, beside gpu1 0000:26:00.0)"],
+            ),
+        ],
+    );
+    check("", &[("auto", "0-3", &["CPU 3"]), ("2", "0-3", &["CPU 2"])]);
+}
+
+/// Memory of a GPU or behind CXL is a node without CPUs; a device on it is near all there are.
+#[test]
+fn one_node_with_cpus_needs_no_telling() {
+    let mut topology = read(ONE_GPU);
+    topology.nodes.insert(1, Vec::new());
+    for node in [None, Some(1)] {
+        let address = topology.gpus[0];
+        topology.pci.insert(
+            address,
+            Locality {
+                node,
+                cpus: Vec::new(),
+            },
+        );
+        let plan = plan(&topology, &cpus("0-31"), "near:gpu0").unwrap();
+        assert_eq!(plan.seats[0].cpu, Some(31));
+        assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    }
+}
+
+#[test]
+fn unknown_cpus_are_all_that_are_online() {
+    let topology = read(ONE_GPU);
+    let plan = plan(&topology, &[], "near:gpu0").unwrap();
+    assert_eq!(plan.seats[0].cpu, Some(31));
+}
+
+/// Value, allowed CPUs, how the error begins.
+fn check_refusals(tree: &str, rows: &[(&str, &str, &str)]) {
+    let topology = read(tree);
+    for (text, allowed, want) in rows {
+        let error = plan(&topology, &cpus(allowed), text).unwrap_err();
+        assert!(error.starts_with(want), "{text}: {error}");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_refused() {
+    let all = "0-31";
+    check_refusals(
+        ONE_GPU,
+        &[
+            (
+                "near:gpu1",
+                all,
+                "near:gpu1: there is no gpu1 here; there is gpu0 0000:41:00.0",
+            ),
+            (
+                "near:gpu0*33",
+                all,
+                "near:gpu0: 33 shards need as many CPUs, and this process may use 32 there (0-31)",
+            ),
+            (
+                "near:eth0",
+                all,
+                "near:eth0: there is no eth0 here; there is eno1, gpu0 0000:41:00.0",
+            ),
+            (
+                "near:aa:00.0",
+                all,
+                "near:0000:aa:00.0: there is no 0000:aa:00.0 here; there is eno1, gpu0 ",
+            ),
+            (
+                "numa:1",
+                all,
+                "numa:1: there is no node 1 here; there is node 0",
+            ),
+        ],
+    );
+    check_refusals(
+        NONE,
+        &[(
+            "near:gpu0",
+            "0-1",
+            "near:gpu0: there is no gpu0 here, nor another one",
+        )],
+    );
+    check_refusals(
+        UNKNOWN_NODE,
+        &[
+            (
+                "near:c1:00.0",
+                all,
+                "near:0000:c1:00.0: the kernel names no CPUs for 0000:c1:00.0",
+            ),
+            ("numa:2", all, "numa:2: the kernel names no CPUs for node 2"),
+        ],
+    );
+}
+
+#[test]
+fn what_is_hidden_or_not_ours_is_refused() {
+    check_refusals(
+        EIGHT_GPUS,
+        &[
+            (
+                "near:gpu0",
+                "32-63",
+                "near:gpu0: the CPUs beside gpu0 0000:18:00.0 (0-31,64-95) are not among those this process may use (32-63); allow",
+            ),
+            (
+                "numa:0",
+                "32-63",
+                "numa:0: CPU 0-31,64-95 are not among those this process may use (32-63)",
+            ),
+            ("near:docker0", "0-127", "near:docker0: docker0 is virtual"),
+        ],
+    );
+    let ours = "40-43";
+    check_refusals(
+        CONTAINER,
+        &[
+            (
+                "near:gpu0",
+                ours,
+                "near:gpu0: /sys shows no PCI devices here",
+            ),
+            (
+                "near:3b:00.0",
+                ours,
+                "near:0000:3b:00.0: /sys shows no PCI devices here",
+            ),
+            ("near:eth0", ours, "near:eth0: eth0 is virtual"),
+            ("numa:0", ours, "numa:0: CPU 0-31 are not among"),
+        ],
+    );
+    check_refusals(
+        "",
+        &[
+            (
+                "near:gpu0",
+                "0-3",
+                "near:gpu0: /sys does not show this machine's layout here; mount sysfs",
+            ),
+            ("numa:0", "0-3", "numa:0: /sys does not show"),
+        ],
+    );
+}
+
+/// Value, allowed CPUs, a part of the only warning; empty for none.
+fn check_warnings(tree: &str, rows: &[(&str, &str, &str)]) {
+    let topology = read(tree);
+    for (text, allowed, want) in rows {
+        let warnings = plan(&topology, &cpus(allowed), text).unwrap().warnings;
+        assert_eq!(
+            warnings.len(),
+            usize::from(!want.is_empty()),
+            "{text}: {warnings:?}"
+        );
+        assert!(
+            warnings.iter().all(|got| got.contains(want)),
+            "{text}: {warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn warnings() {
+    check_warnings(
+        EIGHT_GPUS,
+        &[
+            ("near:gpu0-7", "0-63", ""),
+            (
+                "near:gpu0-7",
+                "0-31",
+                "the CPUs beside gpu4-7 (32-63,96-127) are not among",
+            ),
+            ("auto", "0-31", ""),
+        ],
+    );
+    check_warnings(
+        UNKNOWN_NODE,
+        &[
+            (
+                "near:gpu0",
+                "0-31",
+                "does not say which NUMA node gpu0 0000:05:00.0 is on; CPU 0-31 are near",
+            ),
+            ("near:gpu2", "0-31", ""),
+        ],
+    );
+    check_warnings(NONE, &[("near:eth0", "0-1", "")]);
+    let far = "shards run on node 1, and this process may have memory from node 0 only";
+    check_warnings(
+        CONTAINER,
+        &[
+            ("numa:1", "40-43", far),
+            ("43", "40-43", far),
+            ("auto", "40-43", far),
+        ],
+    );
+}
+
+/// A sidecar in a container of its own sees all GPUs of the machine and can open none.
+#[test]
+fn gpus_of_others_do_not_draw_auto() {
+    let mut topology = read(EIGHT_GPUS);
+    topology.gpus_open = false;
+    let plan = |text| plan(&topology, &cpus("0-127"), text).unwrap().seats[0].to_string();
+    assert_eq!(plan("auto"), "CPU 127 (node 1)");
+    assert_eq!(plan("near:gpu0-3"), "CPU 95 (node 0, beside gpu0-3)");
+}
+
+#[test]
+fn a_quota_unpins_only_what_was_not_named() {
+    let topology = read(ONE_GPU);
+    let allowed = cpus("0-31");
+    let seats = |text: &str, quota| {
+        let plan = plan_cores(&text.parse().unwrap(), &allowed, Some(quota), &topology).unwrap();
+        let cpus: Vec<_> = plan.seats.iter().map(|seat| seat.cpu).collect();
+        (cpus, plan.warnings.len())
+    };
+    assert_eq!(seats("auto", 0.5), (vec![None], 0));
+    assert_eq!(seats("auto", 1.0), (vec![Some(31)], 0));
+    assert_eq!(seats("near:gpu0", 0.5), (vec![Some(31)], 1));
+    assert_eq!(seats("numa:0*2", 1.5), (vec![Some(31), Some(30)], 1));
+    assert_eq!(seats("numa:0*2", 2.0), (vec![Some(31), Some(30)], 0));
+}
+
+/// Marsaglia's xorshift; the same numbers on every run.
+fn random(state: &mut u64, bound: usize) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    (*state >> 11) as usize % bound
+}
+
+/// What holds of every choice can be counted without choosing: how many CPUs, how many cores, and
+/// whether the core of CPU 0 was needed.
+#[test]
+fn no_core_is_shared_while_one_is_free() {
+    let mut state = 0x9e37_79b9_7f4a_7c15;
+    for round in 0..2000 {
+        let threads = 1 + random(&mut state, 3);
+        let cores_count = 1 + random(&mut state, 8);
+        let core = |core: usize| (0..threads).map(|t| core + t * cores_count).collect();
+        let topology = Topology {
+            online: (0..cores_count * threads).collect(),
+            cores: (0..cores_count).map(core).collect(),
+            ..Topology::default()
+        };
+        let allowed: Vec<_> = topology
+            .online
+            .iter()
+            .copied()
+            .filter(|_| random(&mut state, 4) > 0)
+            .collect();
+        let spots: Vec<_> = (0..1 + random(&mut state, 3))
+            .map(|_| Spot {
+                beside: String::new(),
+                cpus: topology
+                    .online
+                    .iter()
+                    .copied()
+                    .filter(|_| random(&mut state, 3) > 0)
+                    .collect(),
+                known: true,
+            })
+            .collect();
+        let shards = 1 + random(&mut state, 10);
+        let chosen = choose(&spots, shards, &allowed, &topology);
+
+        let usable =
+            |cpu: &usize| allowed.contains(cpu) && spots.iter().any(|spot| spot.cpus.contains(cpu));
+        let usable: Vec<_> = topology.online.iter().copied().filter(usable).collect();
+        let distinct = |cpus: &[usize]| {
+            let cores = cpus.iter().map(|cpu| cpu % cores_count);
+            std::collections::BTreeSet::from_iter(cores)
+        };
+        let picked: Vec<_> = chosen.iter().map(|(_, cpu)| *cpu).collect();
+        let case = format!("round {round}: {picked:?} of {usable:?}, {cores_count} cores");
+        assert_eq!(picked.len(), shards.min(usable.len()), "{case}");
+        assert_eq!(
+            std::collections::BTreeSet::from_iter(&picked).len(),
+            picked.len(),
+            "{case}"
+        );
+        assert!(picked.iter().all(|cpu| usable.contains(cpu)), "{case}");
+        assert!(
+            chosen
+                .iter()
+                .all(|(spot, cpu)| spots[*spot].cpus.contains(cpu)),
+            "{case}"
+        );
+        let (own, all) = (distinct(&picked), distinct(&usable));
+        assert_eq!(own.len(), shards.min(all.len()), "{case}");
+        let others = all.iter().filter(|core| **core != 0).count();
+        assert_eq!(
+            own.contains(&0),
+            all.contains(&0) && shards > others,
+            "{case}"
+        );
+    }
+}
