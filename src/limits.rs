@@ -55,6 +55,8 @@ pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
 pub const RECYCLED_BUFFER_BYTES_MAX: usize = 4 * 1024;
 /// Buffers kept for reuse by one shard.
 pub const RECYCLED_BUFFERS_MAX: usize = 256;
+/// Room for fields of a head up to this many is kept for reuse too; heads with more are rare.
+pub const RECYCLED_FIELDS_MAX: usize = 32;
 /// Receives of one body before other connections of the shard get their turn.
 pub const STEPS_PER_TURN_MAX: u32 = 16;
 /// Slices of one vectored send.

@@ -13,6 +13,8 @@
 //! CR and CRLF end a line. Each `data:` line with an object is a text of its own. What turns out
 //! not to be JSON passes unchanged from there on; this never fails and no byte is ever lost.
 
+use std::sync::LazyLock;
+
 use memchr::{memchr2, memmem, memrchr2};
 
 use super::lex::{Event, Kind, Lexer};
@@ -52,9 +54,12 @@ pub struct UsageRewriter {
     held_bytes: usize,
     text: Text,
     rewritten: u32,
-    usage: memmem::Finder<'static>,
-    escape: memmem::Finder<'static>,
 }
+
+/// What a piece without usage does not contain. Made once: a finder is as large as the rest of
+/// the rewriter, and wants to be aligned.
+static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"usage"));
+static ESCAPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\\u"));
 
 /// Objects on the way to the count: top, `response`, `usage`, details.
 const DEPTH: usize = 4;
@@ -140,8 +145,6 @@ impl UsageRewriter {
             held_bytes: 0,
             text: Text::new(shape.details(), cached_tokens),
             rewritten: 0,
-            usage: memmem::Finder::new(b"usage"),
-            escape: memmem::Finder::new(b"\\u"),
         }
     }
 
@@ -199,7 +202,7 @@ impl UsageRewriter {
         while let Some(&byte) = piece.get(at) {
             match (self.line, byte) {
                 (Line::Start, _) => {
-                    let suspect = suspects.next(self, piece, at);
+                    let suspect = suspects.next(piece, at);
                     // Whole lines before the first suspect one cannot hold a usage object.
                     at = memrchr2(b'\n', b'\r', &piece[at..suspect]).map_or(at, |end| at + end + 1);
                     if at < piece.len() {
@@ -412,15 +415,14 @@ struct Suspects {
 }
 
 impl Suspects {
-    fn next(&mut self, rewriter: &UsageRewriter, piece: &[u8], from: usize) -> usize {
+    fn next(&mut self, piece: &[u8], from: usize) -> usize {
         let usage = match self.usage {
             Some(at) if at >= from => at,
-            _ => find_usage(&rewriter.usage, piece, from),
+            _ => find_usage(&USAGE, piece, from),
         };
         let escape = match self.escape {
             Some(at) if at >= from => at,
-            _ => rewriter
-                .escape
+            _ => ESCAPE
                 .find(&piece[from..])
                 .map_or(piece.len(), |at| from + at),
         };

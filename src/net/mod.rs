@@ -143,8 +143,12 @@ pub trait Net: Clone + 'static {
         self.spawn(task);
     }
 
-    /// The present moment.
+    /// The moment of this turn, for deadlines and ages: it may be as old as the tasks that ran
+    /// since the shard last looked for events took, and never goes back.
     fn now(&self) -> Moment;
+
+    /// The present moment, read from the clock (30 ns): for what is measured.
+    fn clock(&self) -> Moment;
 
     /// A new deadline of this engine's wheel, switched off.
     fn timer(&self) -> Timer;

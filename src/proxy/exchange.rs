@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::client::{Client, Limit};
 use super::head::{self, Forwarded, OwnAnswer};
-use super::request_id;
+use super::request_id::RequestId;
 use super::shard::Shard;
 use crate::fault::Fault;
 use crate::fleet::Target;
@@ -43,7 +43,7 @@ pub(super) struct Exchange<'a, N: Net> {
     pub(super) sent_whole: bool,
     /// The protocol change the client asked for has been passed on.
     pub(super) upgrade_sent: bool,
-    pub(super) request_id: Vec<u8>,
+    pub(super) request_id: RequestId,
     pub(super) account: Account,
 }
 
@@ -83,6 +83,7 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
     let next = exchange.conclude(served).await;
     running.end(exchange.note());
     shard.recycle(exchange.bytes);
+    shard.recycle_fields(exchange.head.fields);
     next
 }
 
@@ -146,13 +147,13 @@ impl<'a, N: Net> Exchange<'a, N> {
         let started = shard.net.now();
         let limit = Limit::of(started, shard.config.timeouts.head, Fault::HeadTimeout);
         let mut head = RequestHead::default();
+        head.fields = shard.fields();
         while !client.parse_head(&mut head).map_err(Fault::Head)? {
             client.receive_head(shard, limit).await?;
         }
         let bytes = client.take_ahead();
         let framing = h1::request_framing(&head, &bytes).map_err(Fault::Head)?;
         let keep_alive = h1::request_keeps_alive(&head, &bytes);
-        let mut request_id = Vec::new();
         let theirs = head
             .field(Name::XRequestId)
             .map(|field| field.value.of(&bytes));
@@ -161,7 +162,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             .unwrap_or_default();
         let random = [shard.net.random(), shard.net.random()];
         let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(0);
-        request_id::choose(theirs, unix_ms, random, &mut request_id);
+        let request_id = RequestId::choose(theirs, unix_ms, random);
         let route = route_label(Route::of(head.method, head.target.of(&bytes)));
         let account = Account {
             route,
@@ -299,7 +300,7 @@ impl<'a, N: Net> Exchange<'a, N> {
     ) -> Result<Vec<u8>, Fault> {
         let mut out = self.shard.buffer();
         let extra = Forwarded {
-            request_id: &self.request_id,
+            request_id: self.request_id.as_bytes(),
             client_ip: self.client.conn.peer_ip(),
             target,
             accept_encoding,
@@ -339,7 +340,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             &OwnAnswer {
                 status,
                 body,
-                request_id: &self.request_id,
+                request_id: self.request_id.as_bytes(),
                 error,
                 retry_after_secs,
                 keep_alive: self.keep_alive,
@@ -420,7 +421,7 @@ impl<'a, N: Net> Exchange<'a, N> {
     /// Notes the finished request in the access log; how it is to be counted, and its length.
     fn note(&self) -> (CodeClass, u64) {
         let account = &self.account;
-        let total_us = micros_since(self.shard.net.now(), account.started);
+        let total_us = micros_since(self.shard.net.clock(), account.started);
         let metrics = &self.shard.metrics;
         let class = if account.complete {
             CodeClass::of(account.status)

@@ -373,6 +373,7 @@ impl Answer {
         if self.bytes.capacity() == 0 {
             // Not before: an engine may be silent for minutes.
             self.bytes = shard.buffer();
+            self.head.fields = shard.fields();
         }
         let received = shard.with_small(|buffer| {
             conn.try_recv(buffer)

@@ -23,7 +23,7 @@ impl<N: Net> Exchange<'_, N> {
         let (outcome, reason) = account.outcome.unzip();
         let record = Record {
             unix_micros: ended.saturating_sub(total_us),
-            id: Inline::new(&self.request_id),
+            id: Inline::new(self.request_id.as_bytes()),
             route: account.route,
             method: Inline::new(self.head.method_span.of(&self.bytes)),
             status: account.status,

@@ -18,7 +18,7 @@ use crate::limits::STEPS_PER_TURN_MAX;
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Moment, Net, would_block};
 
-/// One chunk in this many is timed for the overhead metric: two clock reads are a noticeable
+/// One chunk in this many is timed for the overhead metric: reading the clock is a noticeable
 /// share of a chunk's cost.
 const CHUNKS_PER_TIMING: u32 = 16;
 
@@ -103,6 +103,8 @@ impl<N: Net> Exchange<'_, N> {
         self.relay_first(&answer, outgoing, &mut relay, received)
             .await?;
         self.shard.recycle(std::mem::take(&mut answer.bytes));
+        self.shard
+            .recycle_fields(std::mem::take(&mut answer.head.fields));
         self.enter(Phase::Streaming);
         match self.relay_body(&upstream, &mut relay).await {
             // Clients close at `[DONE]` without reading on: they have had their answer.
@@ -179,7 +181,7 @@ impl<N: Net> Exchange<'_, N> {
         }
         let mut out = self.shard.buffer();
         let extra = AnswerExtra {
-            request_id: &self.request_id,
+            request_id: self.request_id.as_bytes(),
             method: self.head.method,
             keep_alive: self.keep_alive,
             http10: self.is_http10(),
@@ -194,13 +196,14 @@ impl<N: Net> Exchange<'_, N> {
             self.client.conn.reset_on_close();
         }
         self.account.bytes_out += (out.len() + body.len()) as u64;
-        if !body.is_empty() {
-            self.note_first_token();
-        }
         self.client
             .send(self.shard, &[IoSlice::new(&out), IoSlice::new(&body)])
             .await?;
-        let took = self.shard.net.now().since(received);
+        let sent = self.shard.net.clock();
+        if !body.is_empty() {
+            self.note_first_token(sent);
+        }
+        let took = sent.since(received);
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.shard.metrics.overhead(Direction::FirstByte, took_ns);
         self.account.proxy_ns += took_ns;
@@ -240,14 +243,14 @@ impl<N: Net> Exchange<'_, N> {
                 Step::Nothing => continue,
             }
             if self.account.ttft_us == 0 {
-                self.note_first_token();
+                self.note_first_token(shard.net.clock());
             }
         }
         Ok(())
     }
 
-    fn note_first_token(&mut self) {
-        let waited = micros_since(self.shard.net.now(), self.account.started).max(1);
+    fn note_first_token(&mut self, sent: Moment) {
+        let waited = micros_since(sent, self.account.started).max(1);
         self.account.ttft_us = waited;
         if self.account.outcome.is_some() && self.account.status < 300 {
             self.shard.metrics.ttft(self.account.route, waited);
@@ -279,7 +282,7 @@ impl Relay {
             self.step_transformed(shard, client, received)
         };
         if timed {
-            let took = shard.net.now().since(begun).as_nanos();
+            let took = shard.net.clock().since(begun).as_nanos();
             let took_ns = u64::try_from(took).unwrap_or(u64::MAX);
             shard.metrics.overhead(Direction::Chunk, took_ns);
         }

@@ -10,30 +10,50 @@ fn is_usable(id: &[u8]) -> bool {
     !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic)
 }
 
-/// The client's id, or a new one in the text form of a UUID version 7 (RFC 9562 5.7): time first,
-/// so that ids sort by arrival in logs.
-pub(super) fn choose(client: Option<&[u8]>, unix_ms: u64, random: [u64; 2], out: &mut Vec<u8>) {
-    match client {
-        Some(id) if is_usable(id) => out.extend_from_slice(id),
-        Some(_) | None => push_uuid7(unix_ms, random, out),
+/// The id of a request. The usual length is kept without memory of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RequestId {
+    Short([u8; GENERATED_BYTES]),
+    Other(Box<[u8]>),
+}
+
+impl RequestId {
+    /// The client's id, or a new one in the text form of a UUID version 7 (RFC 9562 5.7): time
+    /// first, so that ids sort by arrival in logs.
+    pub(super) fn choose(client: Option<&[u8]>, unix_ms: u64, random: [u64; 2]) -> Self {
+        match client {
+            Some(id) if is_usable(id) => match id.try_into() {
+                Ok(short) => Self::Short(short),
+                Err(_) => Self::Other(id.into()),
+            },
+            Some(_) | None => Self::Short(uuid7(unix_ms, random)),
+        }
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short(id) => id,
+            Self::Other(id) => id,
+        }
     }
 }
 
-fn push_uuid7(unix_ms: u64, random: [u64; 2], out: &mut Vec<u8>) {
+fn uuid7(unix_ms: u64, random: [u64; 2]) -> [u8; GENERATED_BYTES] {
     let mut bytes = [0_u8; 16];
     bytes[..6].copy_from_slice(&unix_ms.to_be_bytes()[2..]);
     bytes[6..8].copy_from_slice(&random[0].to_be_bytes()[..2]);
     bytes[8..].copy_from_slice(&random[1].to_be_bytes());
     bytes[6] = 0x70 | (bytes[6] & 0x0f);
     bytes[8] = 0x80 | (bytes[8] & 0x3f);
-    out.reserve(GENERATED_BYTES);
-    for (i, byte) in bytes.iter().enumerate() {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            out.push(b'-');
-        }
-        out.push(hex(byte >> 4));
-        out.push(hex(byte & 0x0f));
+    let mut text = [b'-'; GENERATED_BYTES];
+    for (i, byte) in bytes.into_iter().enumerate() {
+        // Groups of 4, 2, 2, 2 and 6 bytes, with a hyphen between them.
+        let hyphens = (i.clamp(2, 10) - 2) / 2;
+        let at = 2 * i + hyphens;
+        text[at] = hex(byte >> 4);
+        text[at + 1] = hex(byte & 0x0f);
     }
+    text
 }
 
 const fn hex(nibble: u8) -> u8 {
@@ -49,9 +69,8 @@ mod tests {
     use super::*;
 
     fn chosen(client: Option<&[u8]>) -> String {
-        let mut out = Vec::new();
-        choose(client, 0x0123_4567_89ab, [u64::MAX, u64::MAX], &mut out);
-        String::from_utf8(out).unwrap()
+        let id = RequestId::choose(client, 0x0123_4567_89ab, [u64::MAX, u64::MAX]);
+        String::from_utf8(id.as_bytes().to_vec()).unwrap()
     }
 
     #[test]

@@ -12,8 +12,10 @@ use super::session;
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::fleet::Target;
+use crate::h1::Field;
 use crate::limits::{
     RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX, RECYCLED_BUFFERS_MAX,
+    RECYCLED_FIELDS_MAX,
 };
 use crate::metrics::access::AccessRing;
 use crate::metrics::{LegRole, ShardMetrics};
@@ -78,6 +80,7 @@ pub struct Shard<N: Net> {
     small: RefCell<Box<[u8]>>,
     large: RefCell<Box<[u8]>>,
     spare: RefCell<Vec<Vec<u8>>>,
+    spare_fields: RefCell<Vec<Vec<Field>>>,
     sessions: Cell<usize>,
 }
 
@@ -121,6 +124,7 @@ impl<N: Net> Shard<N> {
             small: RefCell::new(vec![0; RECEIVE_SMALL_BYTES].into_boxed_slice()),
             large: RefCell::new(Box::default()),
             spare: RefCell::new(Vec::new()),
+            spare_fields: RefCell::new(Vec::new()),
             sessions: Cell::new(0),
         })
     }
@@ -189,6 +193,23 @@ impl<N: Net> Shard<N> {
         if is_small && spare.len() < RECYCLED_BUFFERS_MAX {
             buffer.clear();
             spare.push(buffer);
+        }
+    }
+
+    /// Room for the fields of a head, used before if there is some.
+    pub(super) fn fields(&self) -> Vec<Field> {
+        let spare = self.spare_fields.borrow_mut().pop();
+        spare.unwrap_or_default()
+    }
+
+    /// Takes room for fields back.
+    pub(super) fn recycle_fields(&self, mut fields: Vec<Field>) {
+        let mut spare = self.spare_fields.borrow_mut();
+        if (1..=RECYCLED_FIELDS_MAX).contains(&fields.capacity())
+            && spare.len() < RECYCLED_BUFFERS_MAX
+        {
+            fields.clear();
+            spare.push(fields);
         }
     }
 

@@ -60,7 +60,7 @@ impl<N: Net> Exchange<'_, N> {
             self.send_continue().await?;
         }
         let body = body::receive(self).await?;
-        let received = self.shard.net.now();
+        let received = self.shard.net.clock();
         let removed = nixlv2::client_owned(&body.document);
         if removed > 0 {
             self.shard.metrics.masked(removed);
@@ -87,7 +87,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     fn note_request_overhead(&mut self, since: Moment) {
-        let took = self.shard.net.now().since(since).as_nanos();
+        let took = self.shard.net.clock().since(since).as_nanos();
         let took_ns = u64::try_from(took).unwrap_or(u64::MAX);
         self.shard.metrics.overhead(Direction::Request, took_ns);
         self.account.proxy_ns += took_ns;

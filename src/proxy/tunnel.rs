@@ -44,7 +44,7 @@ impl<N: Net> Exchange<'_, N> {
         };
         let mut out = self.shard.buffer();
         let extra = AnswerExtra {
-            request_id: &self.request_id,
+            request_id: self.request_id.as_bytes(),
             method: self.head.method,
             keep_alive: false,
             http10: false,

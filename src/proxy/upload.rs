@@ -69,6 +69,8 @@ impl<N: Net> Exchange<'_, N> {
             match self.run_upload(&upstream, &mut upload, &mut answer).await {
                 Ok(()) => {
                     self.note_masked(&upload);
+                    self.shard.recycle(upload.head);
+                    self.shard.recycle(upload.out);
                     return Box::pin(self.relay(upstream, answer, Rewrite::None)).await;
                 }
                 // The engine closed an idle connection just as we used it, before it said a
@@ -104,8 +106,11 @@ impl<N: Net> Exchange<'_, N> {
         if self.body_done {
             upload.finish_if_done()?;
         } else {
-            let early = self.bytes.split_off(self.head.len);
-            self.take_early(&mut upload, early)?;
+            let mut bytes = std::mem::take(&mut self.bytes);
+            let taken = self.take_early(&mut upload, &mut bytes[self.head.len..]);
+            bytes.truncate(self.head.len);
+            self.bytes = bytes;
+            taken?;
         }
         Ok(upload)
     }
@@ -117,12 +122,14 @@ impl<N: Net> Exchange<'_, N> {
         if upload.meter.is_done() {
             return Ok(());
         }
-        let early = self.client.take_ahead();
-        self.take_early(upload, early)
+        let mut early = self.client.take_ahead();
+        let taken = self.take_early(upload, &mut early);
+        self.shard.recycle(early);
+        taken
     }
 
-    fn take_early(&mut self, upload: &mut Upload, mut early: Vec<u8>) -> Result<(), Fault> {
-        let taken = upload.transform(&mut early)?;
+    fn take_early(&mut self, upload: &mut Upload, early: &mut [u8]) -> Result<(), Fault> {
+        let taken = upload.transform(early)?;
         if taken < early.len() {
             self.client.put_back(&early[taken..]);
         }

@@ -177,6 +177,10 @@ impl Net for Runtime {
         clock()
     }
 
+    fn clock(&self) -> Moment {
+        clock()
+    }
+
     fn timer(&self) -> Timer {
         self.inner.wheel.timer()
     }

@@ -52,6 +52,8 @@ struct Inner {
     /// How long to look for events after the last one before sleeping.
     busy_poll: Option<Duration>,
     last_event: Cell<Moment>,
+    /// Read when it is first asked for in a turn.
+    turn_began: Cell<Option<Moment>>,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -122,6 +124,7 @@ impl Runtime {
             on_panic: RefCell::new(None),
             busy_poll,
             last_event: Cell::new(clock()),
+            turn_began: Cell::new(None),
         };
         Ok(Self {
             inner: Rc::new(inner),
@@ -227,6 +230,15 @@ impl Net for Runtime {
     }
 
     fn now(&self) -> Moment {
+        let turn = &self.inner.turn_began;
+        turn.get().unwrap_or_else(|| {
+            let now = clock();
+            turn.set(Some(now));
+            now
+        })
+    }
+
+    fn clock(&self) -> Moment {
         clock()
     }
 
@@ -244,6 +256,7 @@ impl Inner {
     fn turn(&self, events: &mut Vec<Event>) -> io::Result<()> {
         let wait = task::woken() == 0 && !self.looks_on();
         self.source.borrow_mut().turn(wait, events)?;
+        self.turn_began.set(None);
         if self.busy_poll.is_some() && !events.is_empty() {
             self.last_event.set(clock());
         }

@@ -280,6 +280,10 @@ impl Net for SimNet {
         Moment(self.world.now())
     }
 
+    fn clock(&self) -> Moment {
+        Moment(self.world.now())
+    }
+
     fn timer(&self) -> Timer {
         self.world.wheel.timer()
     }
