@@ -17,6 +17,7 @@ use std::time::Duration;
 
 mod bell;
 mod clock;
+mod pipe;
 mod socket;
 
 #[cfg(feature = "monoio")]
@@ -31,6 +32,7 @@ pub use bell::Ringer;
 /// The executor the shards run on.
 #[cfg(feature = "monoio")]
 pub use monoio as runtime;
+pub use pipe::Pipe;
 #[cfg(not(feature = "monoio"))]
 pub use reactor as runtime;
 pub use wheel::{Timer, Wheel};
@@ -60,6 +62,9 @@ impl Moment {
 /// (a short read or `WouldBlock`). The same for writing. At most one task waits for each direction;
 /// the last one that polled is woken.
 pub trait Conn: 'static {
+    /// What bytes can pass through on their way to another connection.
+    type Pipe: Conduit;
+
     /// Ready when a receive may give bytes, the end of the stream, or an error.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
@@ -102,6 +107,19 @@ pub trait Conn: 'static {
     /// As [`Conn::try_send`].
     fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 
+    /// Moves at most `bytes_max` received bytes into `pipe`, which is empty. `Ok(0)` is the end of
+    /// the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; anything else ends the connection.
+    fn try_fill(&self, pipe: &mut Self::Pipe, bytes_max: usize) -> io::Result<usize>;
+
+    /// Sends what fits of the bytes in `pipe`, which is not empty.
+    ///
+    /// # Errors
+    /// As [`Conn::try_send`].
+    fn try_drain(&self, pipe: &mut Self::Pipe) -> io::Result<usize>;
+
     /// How a connect that became writable has ended.
     ///
     /// # Errors
@@ -124,16 +142,34 @@ pub trait Conn: 'static {
     fn peer_ip(&self) -> Option<IpAddr>;
 }
 
+/// A place for bytes between two connections. Dropping it gives it back.
+pub trait Conduit: 'static {
+    /// Bytes in it.
+    fn held(&self) -> usize;
+}
+
+impl Conduit for Pipe {
+    fn held(&self) -> usize {
+        Self::held(self)
+    }
+}
+
 /// What an engine offers besides connections.
 pub trait Net: Clone + 'static {
     /// The connections it makes.
     type Conn: Conn;
+
+    /// Bytes of a body still to come from which it goes through a pipe.
+    const SPLICE_BYTES_MIN: u64 = crate::limits::SPLICE_BYTES_MIN;
 
     /// Starts a connect; the connection becomes writable when it has ended.
     ///
     /// # Errors
     /// When the socket could not be made or the connect fails at once.
     fn connect(&self, address: SocketAddr) -> io::Result<Self::Conn>;
+
+    /// An empty pipe; `None` when there are too many of them: bytes are copied then.
+    fn pipe(&self) -> Option<<Self::Conn as Conn>::Pipe>;
 
     /// Runs `task` beside the others. A panic in it ends that task only.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);

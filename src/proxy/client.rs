@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::h1::{HeadError, RequestHead};
 use crate::limits::{CLIENT_AHEAD_BYTES_MAX, RECEIVE_HEAD_BYTES};
 use crate::metrics::Phase;
-use crate::net::{Conn, Moment, Net, Timer, would_block};
+use crate::net::{Conduit, Conn, Moment, Net, Timer, would_block};
 
 /// A client's connection, for as long as it is open.
 pub(super) struct Client<N: Net> {
@@ -259,6 +259,32 @@ impl<N: Net> Client<N> {
         }
         self.phase.set(before);
         shard.recycle(rest);
+        Ok(())
+    }
+
+    /// Sends what is in `pipe`; waits while the client is slow.
+    ///
+    /// # Errors
+    /// `ClientGone` or `ClientStalled`.
+    pub(super) async fn send_piped(
+        &self,
+        shard: &Shard<N>,
+        pipe: &mut <N::Conn as Conn>::Pipe,
+    ) -> Result<(), Fault> {
+        while pipe.held() > 0 {
+            match self.conn.try_drain(pipe) {
+                Ok(_) => {}
+                Err(error) if would_block(&error) => {
+                    let before = self.phase.replace(Phase::Stalled);
+                    let stall = shard.config.timeouts.client_stall;
+                    let limit = Limit::of(shard.net.now(), stall, Fault::ClientStalled);
+                    self.until(shard, Watch::Ahead, limit, |cx| self.conn.poll_writable(cx))
+                        .await?;
+                    self.phase.set(before);
+                }
+                Err(_) => return Err(self.note_gone()),
+            }
+        }
         Ok(())
     }
 

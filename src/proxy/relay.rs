@@ -14,7 +14,7 @@ use super::shard::Shard;
 use crate::fault::Fault;
 use crate::h1::{self, BodyMeter, Framing, Name};
 use crate::json::{AnswerForm, UsageRewriter, UsageShape};
-use crate::limits::STEPS_PER_TURN_MAX;
+use crate::limits::{SPLICES_PER_TURN_MAX, STEPS_PER_TURN_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Moment, Net, would_block};
 
@@ -215,6 +215,10 @@ impl<N: Net> Exchange<'_, N> {
     /// Relays the rest of the body, piece by piece as it arrives.
     async fn relay_body(&mut self, upstream: &Upstream<N>, relay: &mut Relay) -> Result<(), Fault> {
         let (shard, client, conn) = (self.shard, self.client, upstream.conn());
+        if let Some(pipe) = relay.pipe(shard) {
+            // Rare, and no part of a stream of tokens.
+            return Box::pin(self.relay_spliced(upstream, relay, pipe)).await;
+        }
         let mut steps = 0_u32;
         while !relay.meter.is_done() {
             steps = steps.wrapping_add(1);
@@ -249,6 +253,45 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
+    /// Relays the rest of a body that nobody looks at, within the kernel.
+    async fn relay_spliced(
+        &mut self,
+        upstream: &Upstream<N>,
+        relay: &mut Relay,
+        mut pipe: <N::Conn as Conn>::Pipe,
+    ) -> Result<(), Fault> {
+        let (shard, client, conn) = (self.shard, self.client, upstream.conn());
+        let mut steps = 0_u32;
+        while let Some(remaining) = relay.meter.remaining().filter(|left| *left > 0) {
+            steps = steps.wrapping_add(1);
+            if steps.is_multiple_of(SPLICES_PER_TURN_MAX) {
+                conn.forget_readable();
+            }
+            client
+                .until(shard, Watch::Ahead, Limit::NONE, |cx| {
+                    conn.poll_readable(cx)
+                })
+                .await?;
+            let bytes_max = usize::try_from(remaining).unwrap_or(usize::MAX);
+            match conn.try_fill(&mut pipe, bytes_max) {
+                Ok(0) => return Err(Fault::DecodeTruncated),
+                Ok(n) => {
+                    let counted = relay.meter.skip(n as u64);
+                    debug_assert!(counted, "no more was received than remained");
+                    self.account.bytes_out += n as u64;
+                    shard.metrics.spliced_bytes(n as u64);
+                }
+                Err(error) if would_block(&error) => continue,
+                Err(_) => return Err(Fault::DecodeTruncated),
+            }
+            client.send_piped(shard, &mut pipe).await?;
+            if self.account.ttft_us == 0 {
+                self.note_first_token(shard.net.clock());
+            }
+        }
+        Ok(())
+    }
+
     fn note_first_token(&mut self, sent: Moment) {
         let waited = micros_since(sent, self.account.started).max(1);
         self.account.ttft_us = waited;
@@ -259,6 +302,13 @@ impl<N: Net> Exchange<'_, N> {
 }
 
 impl Relay {
+    /// A pipe for the rest of the body, if it is worth it and there is one.
+    fn pipe<N: Net>(&self, shard: &Shard<N>) -> Option<<N::Conn as Conn>::Pipe> {
+        let remaining = self.meter.remaining().unwrap_or(0);
+        let is_worth_it = self.form == Form::Verbatim && remaining >= N::SPLICE_BYTES_MIN;
+        is_worth_it.then(|| shard.net.pipe()).flatten()
+    }
+
     /// Looks for the stream's last word at the end of a piece, where engines put it.
     fn note_done(&mut self, received: &[u8]) {
         let tail = &received[received.len().saturating_sub(DONE_TAIL_BYTES)..];

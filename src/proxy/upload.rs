@@ -13,15 +13,15 @@ use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing};
 use crate::json::Mask;
-use crate::limits::{REPLAY_BYTES_MAX, STEPS_PER_TURN_MAX};
+use crate::limits::{REPLAY_BYTES_MAX, SPLICES_PER_TURN_MAX, STEPS_PER_TURN_MAX};
 use crate::metrics::Phase;
 use crate::net::pool::EndpointId;
-use crate::net::{Conn, Net, would_block};
+use crate::net::{Conduit, Conn, Net, would_block};
 use crate::pd::nixlv2::CLIENT_OWNED_KV;
 use crate::pd::{Api, Role};
 
 /// A request on its way from the client to one engine.
-struct Upload {
+struct Upload<N: Net> {
     /// Head for the engine, blank line included.
     head: Vec<u8>,
     /// Body bytes made for the engine: all of them so far while `whole`, else those not sent.
@@ -33,6 +33,9 @@ struct Upload {
     meter: BodyMeter,
     mask: Option<Mask>,
     bytes_max: u64,
+    /// The rest of the body goes through it, behind `out`.
+    pipe: Option<<N::Conn as Conn>::Pipe>,
+    splices: u32,
 }
 
 /// What an upload waits for.
@@ -69,6 +72,8 @@ impl<N: Net> Exchange<'_, N> {
             match self.run_upload(&upstream, &mut upload, &mut answer).await {
                 Ok(()) => {
                     self.note_masked(&upload);
+                    // Its pipe, too: the answer may take minutes.
+                    drop(upload.pipe.take());
                     self.shard.recycle(upload.head);
                     self.shard.recycle(upload.out);
                     return Box::pin(self.relay(upstream, answer, Rewrite::None)).await;
@@ -89,7 +94,7 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    fn begin_upload(&mut self, target: &Target, api: Option<Api>) -> Result<Upload, Fault> {
+    fn begin_upload(&mut self, target: &Target, api: Option<Api>) -> Result<Upload<N>, Fault> {
         let upgrade = api.is_none() && h1::wants_upgrade(&self.head, &self.bytes);
         self.upgrade_sent = upgrade;
         let mut head = self.leg_head(target, true, upgrade)?;
@@ -102,6 +107,8 @@ impl<N: Net> Exchange<'_, N> {
             meter: BodyMeter::new(self.framing),
             mask: api.map(|_| Mask::new(CLIENT_OWNED_KV)),
             bytes_max: self.shard.config.limits.body_bytes_max,
+            pipe: None,
+            splices: 0,
         };
         if self.body_done {
             upload.finish_if_done()?;
@@ -118,7 +125,7 @@ impl<N: Net> Exchange<'_, N> {
     /// Takes what of the body was read ahead: sending a 100 to a slow client looks out for the
     /// client's end by reading on, and so does waiting for the last words of a connection that
     /// turned out dead.
-    fn take_read_ahead(&mut self, upload: &mut Upload) -> Result<(), Fault> {
+    fn take_read_ahead(&mut self, upload: &mut Upload<N>) -> Result<(), Fault> {
         if upload.meter.is_done() {
             return Ok(());
         }
@@ -128,7 +135,7 @@ impl<N: Net> Exchange<'_, N> {
         taken
     }
 
-    fn take_early(&mut self, upload: &mut Upload, early: &mut [u8]) -> Result<(), Fault> {
+    fn take_early(&mut self, upload: &mut Upload<N>, early: &mut [u8]) -> Result<(), Fault> {
         let taken = upload.transform(early)?;
         if taken < early.len() {
             self.client.put_back(&early[taken..]);
@@ -143,7 +150,7 @@ impl<N: Net> Exchange<'_, N> {
     async fn run_upload(
         &mut self,
         upstream: &Upstream<N>,
-        upload: &mut Upload,
+        upload: &mut Upload<N>,
         answer: &mut Answer,
     ) -> Result<(), LegFault> {
         let conn = upstream.conn();
@@ -221,8 +228,27 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Receives once from the client and passes it on. `false`: the engine takes no more.
-    fn receive_upload(&mut self, conn: &N::Conn, upload: &mut Upload) -> Result<bool, Fault> {
+    fn receive_upload(&mut self, conn: &N::Conn, upload: &mut Upload<N>) -> Result<bool, Fault> {
         let (shard, client) = (self.shard, self.client);
+        upload.begin_splice(shard);
+        if let Some(pipe) = &mut upload.pipe {
+            let remaining = upload.meter.remaining().unwrap_or(0);
+            let bytes_max = usize::try_from(remaining).unwrap_or(usize::MAX);
+            match client.conn.try_fill(pipe, bytes_max) {
+                Ok(0) => return Err(client.note_gone()),
+                Ok(n) => {
+                    self.note_spliced(upload, n);
+                    upload.splices = upload.splices.wrapping_add(1);
+                    if upload.splices.is_multiple_of(SPLICES_PER_TURN_MAX) {
+                        client.conn.forget_readable();
+                    }
+                }
+                Err(error) if would_block(&error) => {}
+                Err(_) => return Err(client.note_gone()),
+            }
+            // The next flush sends it.
+            return Ok(true);
+        }
         let received = shard.with_large(|buffer| {
             let room = upload.meter.remaining().map_or(buffer.len(), |remaining| {
                 usize::try_from(remaining)
@@ -251,7 +277,15 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    fn note_masked(&self, upload: &Upload) {
+    fn note_spliced(&mut self, upload: &mut Upload<N>, bytes: usize) {
+        let counted = upload.meter.skip(bytes as u64);
+        debug_assert!(counted, "no more was received than remained");
+        self.account.bytes_in += bytes as u64;
+        self.shard.metrics.spliced_bytes(bytes as u64);
+        self.body_done = upload.meter.is_done();
+    }
+
+    fn note_masked(&self, upload: &Upload<N>) {
         if let Some(mask) = &upload.mask
             && mask.masked() > 0
         {
@@ -260,13 +294,26 @@ impl<N: Net> Exchange<'_, N> {
     }
 }
 
-impl Upload {
+impl<N: Net> Upload<N> {
+    /// Passes the rest of a body that nobody looks at through a pipe, if it is worth it and there
+    /// is one. What was sent before is not kept then: the request cannot be sent again.
+    fn begin_splice(&mut self, shard: &Shard<N>) {
+        let remaining = self.meter.remaining().unwrap_or(0);
+        if self.pipe.is_some() || self.mask.is_some() || remaining < N::SPLICE_BYTES_MIN {
+            return;
+        }
+        self.pipe = shard.net.pipe();
+        if self.pipe.is_some() {
+            self.whole = false;
+        }
+    }
+
     /// Sends what is made and not taken yet. `true`: all of it has been taken.
-    fn flush<C: Conn>(&mut self, conn: &C) -> std::io::Result<bool> {
+    fn flush(&mut self, conn: &N::Conn) -> std::io::Result<bool> {
         loop {
             let total = self.head.len() + self.out.len();
             if self.at == total {
-                return Ok(true);
+                return self.drain(conn);
             }
             let in_out = self.at.saturating_sub(self.head.len());
             let slices = [
@@ -281,9 +328,21 @@ impl Upload {
         }
     }
 
+    /// Sends what is in the pipe. `true`: it is empty.
+    fn drain(&mut self, conn: &N::Conn) -> std::io::Result<bool> {
+        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
+            match conn.try_drain(pipe) {
+                Ok(_) => {}
+                Err(error) if would_block(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
     /// Passes received client bytes on: by way of `out` while they are few enough to be kept for
     /// a replay, directly from the receive buffer after that. `false`: the engine takes no more.
-    fn pass<N: Net>(
+    fn pass(
         &mut self,
         shard: &Shard<N>,
         conn: &N::Conn,
@@ -314,7 +373,7 @@ impl Upload {
     }
 
     /// Sends body bytes from where they were received; what does not fit is copied to `out`.
-    fn send_direct<C: Conn>(&mut self, conn: &C, bytes: &mut [u8]) -> Result<bool, Fault> {
+    fn send_direct(&mut self, conn: &N::Conn, bytes: &mut [u8]) -> Result<bool, Fault> {
         let (held, ready) = match &mut self.mask {
             None => (None, bytes.len()),
             Some(mask) => {

@@ -29,5 +29,6 @@ mod nixlv2;
 mod ranks;
 mod routing;
 mod seccomp;
+mod splice;
 mod transport;
 mod usage;

@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 
 use super::handle::{Handle, Readiness};
 use super::hangup::{Hangups, Watch};
-use crate::net::Conn;
 use crate::net::socket::{self, Left};
+use crate::net::{Conn, Pipe};
 
 /// A TCP connection whose readiness comes from the shard's ring.
 pub struct Socket {
@@ -69,6 +69,8 @@ impl Socket {
 }
 
 impl Conn for Socket {
+    type Pipe = Pipe;
+
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.reading.borrow_mut().poll(cx)
     }
@@ -118,6 +120,14 @@ impl Conn for Socket {
 
     fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.sent(socket::send_vectored(self.handle.fd(), slices))
+    }
+
+    fn try_fill(&self, pipe: &mut Pipe, bytes_max: usize) -> io::Result<usize> {
+        self.received(pipe.fill(self.handle.fd(), bytes_max))
+    }
+
+    fn try_drain(&self, pipe: &mut Pipe) -> io::Result<usize> {
+        self.sent(pipe.drain(self.handle.fd()))
     }
 
     fn connected(&self) -> io::Result<()> {

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use super::bell::{Ringer, bell};
 use super::clock::{Alarm, Random, clock};
+use super::pipe::{Pipe, Pipes};
 use super::probe::{Driver, RING_ENTRIES, ring_builder};
 use super::{Moment, Net, Timer, Wheel, socket};
 pub use conn::Socket;
@@ -37,6 +38,7 @@ struct Inner {
     wheel: Wheel,
     hangups: Rc<Hangups>,
     random: Random,
+    pipes: Pipes,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
 }
 
@@ -83,6 +85,7 @@ impl Runtime {
             wheel,
             hangups,
             random: Random::new(),
+            pipes: Pipes::default(),
             on_panic: RefCell::new(None),
         };
         let net = Self {
@@ -158,6 +161,10 @@ impl Net for Runtime {
     fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
         let socket = socket::connect(address)?;
         Socket::new(socket, Some(address.ip()), Rc::clone(&self.inner.hangups))
+    }
+
+    fn pipe(&self) -> Option<Pipe> {
+        self.inner.pipes.take()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 
 use super::Handle;
 use super::slot::Ready;
-use crate::net::Conn;
 use crate::net::socket::{self, Left};
+use crate::net::{Conn, Pipe};
 
 /// A TCP connection whose readiness comes from the shard's reactor.
 pub struct Socket {
@@ -51,6 +51,8 @@ impl Socket {
 }
 
 impl Conn for Socket {
+    type Pipe = Pipe;
+
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.handle.slot().poll_read(cx)
     }
@@ -93,6 +95,14 @@ impl Conn for Socket {
 
     fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.sent(socket::send_vectored(self.handle.fd(), slices))
+    }
+
+    fn try_fill(&self, pipe: &mut Pipe, bytes_max: usize) -> io::Result<usize> {
+        self.received(pipe.fill(self.handle.fd(), bytes_max))
+    }
+
+    fn try_drain(&self, pipe: &mut Pipe) -> io::Result<usize> {
+        self.sent(pipe.drain(self.handle.fd()))
     }
 
     fn connected(&self) -> io::Result<()> {

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use super::bell::{Ringer, bell};
 use super::clock::{Alarm, Random, clock};
+use super::pipe::{Pipe, Pipes};
 use super::probe::Driver;
 use super::socket;
 use super::{Moment, Net, Timer, Wheel};
@@ -48,6 +49,7 @@ struct Inner {
     watches: RefCell<Watches>,
     wheel: Wheel,
     random: Random,
+    pipes: Pipes,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
     /// How long to look for events after the last one before sleeping.
     busy_poll: Option<Duration>,
@@ -121,6 +123,7 @@ impl Runtime {
             watches: RefCell::default(),
             wheel: Wheel::new(clock()),
             random: Random::new(),
+            pipes: Pipes::default(),
             on_panic: RefCell::new(None),
             busy_poll,
             last_event: Cell::new(clock()),
@@ -219,6 +222,10 @@ impl Net for Runtime {
     fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
         let handle = self.watch(socket::connect(address)?, Ready::default())?;
         Ok(Socket::new(handle, Some(address.ip())))
+    }
+
+    fn pipe(&self) -> Option<Pipe> {
+        self.inner.pipes.take()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {

@@ -9,7 +9,10 @@ use std::task::{Context, Poll};
 
 use super::link::{Event, Flow, Link};
 use super::world::World;
-use crate::net::{Conn, would_block};
+use crate::net::{Conduit, Conn, would_block};
+
+/// Small, so that bodies take many turns.
+const PIPE_BYTES: usize = 10_000;
 
 /// One end of a simulated connection. Dropping it closes it.
 pub struct SimConn {
@@ -103,7 +106,19 @@ impl SimConn {
     }
 }
 
+/// Bytes between two connections.
+#[derive(Debug, Default)]
+pub struct SimPipe(Vec<u8>);
+
+impl Conduit for SimPipe {
+    fn held(&self) -> usize {
+        self.0.len()
+    }
+}
+
 impl Conn for SimConn {
+    type Pipe = SimPipe;
+
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll(Event::Readable, cx)
     }
@@ -149,6 +164,19 @@ impl Conn for SimConn {
     fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut link = self.link.borrow_mut();
         link.send(&self.world, self.side, slices)
+    }
+
+    fn try_fill(&self, pipe: &mut SimPipe, bytes_max: usize) -> io::Result<usize> {
+        assert!(pipe.0.is_empty() && bytes_max > 0, "a pipe is filled empty");
+        pipe.0.reserve(PIPE_BYTES);
+        self.try_recv_append(&mut pipe.0, bytes_max.min(PIPE_BYTES))
+    }
+
+    fn try_drain(&self, pipe: &mut SimPipe) -> io::Result<usize> {
+        assert!(!pipe.0.is_empty(), "an empty pipe has nothing to give");
+        let sent = self.try_send(&pipe.0)?;
+        pipe.0.drain(..sent);
+        Ok(sent)
     }
 
     fn connected(&self) -> io::Result<()> {

@@ -41,7 +41,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-pub use conn::SimConn;
+pub use conn::{SimConn, SimPipe};
 use link::{Connect, Link};
 pub use link::{Flow, Manner};
 pub use listen::{Greeting, SimListener};
@@ -261,6 +261,9 @@ impl SimNet {
 impl Net for SimNet {
     type Conn = SimConn;
 
+    /// What can be sent again is not spliced; beyond that as soon as possible.
+    const SPLICE_BYTES_MIN: u64 = crate::limits::REPLAY_BYTES_MAX as u64;
+
     fn connect(&self, address: SocketAddr) -> io::Result<SimConn> {
         let listeners = &self.world.listeners;
         if let Greeting::Fail(error) = listeners.greeting(address) {
@@ -270,6 +273,11 @@ impl Net for SimNet {
         let server = || SimConn::new(&self.world, &link, 1);
         listeners.begin(&self.world, address, &link, server);
         Ok(SimConn::new(&self.world, &link, 0))
+    }
+
+    fn pipe(&self) -> Option<SimPipe> {
+        // Out of pipes now and then.
+        (!self.once_in(4)).then(SimPipe::default)
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {

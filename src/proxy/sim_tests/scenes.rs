@@ -283,6 +283,41 @@ fn a_panic_ends_one_session_only() {
     }
 }
 
+/// Bodies that go through pipes, both ways, in whatever pieces sockets take them.
+#[test]
+fn large_bodies_pass_whole() {
+    each(60, |stage| async move {
+        let listener = stage.net.listen(DECODER.parse().unwrap());
+        let net = stage.net.clone();
+        stage.net.spawn(async move {
+            loop {
+                let mut wire = Wire::new(Rc::new(listener.accept().await));
+                net.spawn(async move {
+                    while let Ok(request) = wire.read(false).await {
+                        if wire.conn.send(&echo(&request)).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        let mut wire = connect(&stage);
+        for _ in 0..2 {
+            let length = 60_000 + stage.net.below(150_000) as usize;
+            let seed = stage.net.below(251) as usize + 1;
+            let body: Vec<u8> = (0..length).map(|i| (i * seed % 253) as u8).collect();
+            let head = format!("POST /x HTTP/1.1\r\nhost: s\r\ncontent-length: {length}\r\n\r\n");
+            wire.conn.send(head.as_bytes()).await.unwrap();
+            wire.conn.send(&body).await.unwrap();
+            let answer = wire.read(true).await.unwrap();
+            stage.check(answer.status() == 200, answer.line.clone());
+            stage.check(answer.body == body, "the body was changed".to_owned());
+        }
+        drop(wire);
+        no_session_left(&stage).await;
+    });
+}
+
 /// A pooled connection that turns out dead while the client still uploads costs nothing: the
 /// request is repeated whole.
 #[test]

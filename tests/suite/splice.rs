@@ -1,0 +1,200 @@
+//! Large bodies that nobody looks at pass within the kernel: whole, bounded, and without leaving
+//! anything of one connection for the next.
+
+use std::io::{Read, Write};
+use std::sync::mpsc;
+
+use crate::client::{DEADLINE, End, head, request};
+use crate::harness::{Launch, Sidecar};
+use crate::harness_more::{Driver, RawConn, RawEngine, expect_drained, wait_descriptors};
+
+/// Several pipes full, and not a multiple of anything.
+const LARGE: usize = (5 << 20) + 12_345;
+
+fn start(driver: Driver, port: u16) -> Sidecar {
+    Sidecar::launch(&Launch {
+        decoder_port: port,
+        ring_errno: driver.errno(),
+        ..Launch::default()
+    })
+}
+
+fn bytes(seed: usize, count: usize) -> Vec<u8> {
+    let byte = |i: usize| u8::try_from((i * seed + i / 257) % 251).unwrap();
+    (0..count).map(byte).collect()
+}
+
+/// The head of an upload of that many bytes.
+fn upload_head(count: usize) -> Vec<u8> {
+    let mut bytes = head("POST", "/x", &[("content-length", &count.to_string())]);
+    bytes.extend_from_slice(b"\r\n");
+    bytes
+}
+
+/// Answers every request with its own body.
+fn echo(mut conn: RawConn) {
+    while let Some((_, body)) = conn.request() {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        if !conn.say(&head) || conn.stream.write_all(&body).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn large_bodies_pass_whole_both_ways_and_the_connections_are_kept() {
+    for driver in [Driver::Ring, Driver::Epoll] {
+        let (engine, connections) = {
+            let (sender, connections) = mpsc::channel();
+            let engine = RawEngine::start(move |conn, nth| {
+                sender.send(nth).unwrap();
+                echo(conn);
+            });
+            (engine, connections)
+        };
+        let sidecar = start(driver, engine.port());
+        let mut client = sidecar.connect();
+        for (seed, count) in [(3, LARGE), (5, 100), (7, LARGE + 1), (11, 2 << 20)] {
+            let body = bytes(seed, count);
+            client.send(request("POST", "/v1/embeddings", &[], &body));
+            let answer = client.answer().expect(200);
+            assert!(answer.body == body, "the body was changed");
+        }
+        drop(client);
+        expect_drained(&sidecar);
+        let spliced = sidecar.metric("ringside_spliced_bytes_total", &[]);
+        assert!(spliced > 2.0 * LARGE as f64, "{spliced}");
+        assert_eq!(connections.try_iter().count(), 1);
+    }
+}
+
+/// The rest of the upload that the engine did not want is not sent to anybody.
+#[test]
+fn an_answer_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
+    for driver in [Driver::Ring, Driver::Epoll] {
+        let engine = RawEngine::start(|mut conn, nth| {
+            if nth > 0 {
+                return echo(conn);
+            }
+            let _ = conn.head();
+            let _ = conn.bytes(3 << 20);
+            conn.say("HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno");
+            // Closed with the rest unread.
+        });
+        let sidecar = start(driver, engine.port());
+        let mut client = sidecar.connect();
+        let mut writer = client.share();
+        let upload = std::thread::spawn(move || {
+            writer.try_send(request("POST", "/x", &[], &bytes(3, 64 << 20)))
+        });
+        let answer = client.answer();
+        assert_eq!((answer.head.status, &*answer.body), (413, &b"no"[..]));
+        drop(client);
+        assert!(!upload.join().unwrap(), "nobody wanted all of it");
+        for seed in [5, 7] {
+            let body = bytes(seed, LARGE);
+            let answer = sidecar.post("/x", &body, &[]).expect(200);
+            assert!(answer.body == body, "the body was changed");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_ends_the_engines_connection() {
+    for driver in [Driver::Ring, Driver::Epoll] {
+        let (sender, ended) = mpsc::channel();
+        let engine = RawEngine::start(move |mut conn, _| {
+            let _ = conn.head();
+            let mut sink = vec![0; 1 << 16];
+            let mut read = 0;
+            while let Ok(n @ 1..) = conn.stream.read(&mut sink) {
+                read += n;
+            }
+            sender.send(read).unwrap();
+        });
+        let sidecar = start(driver, engine.port());
+        let mut client = sidecar.connect();
+        let whole = 64 << 20;
+        client.send(upload_head(whole));
+        client.send(bytes(3, LARGE));
+        drop(client);
+        let read = ended.recv_timeout(DEADLINE).unwrap();
+        assert!(read <= LARGE, "{read} bytes of {LARGE}");
+        expect_drained(&sidecar);
+    }
+}
+
+/// A slow reader holds one pipe and no more, and gets every byte.
+#[test]
+fn a_slow_client_gets_a_large_answer_whole() {
+    for driver in [Driver::Ring, Driver::Epoll] {
+        let body = bytes(13, LARGE * 2);
+        let sent = body.clone();
+        let engine = RawEngine::start(move |mut conn, _| {
+            let _ = conn.request();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", sent.len());
+            conn.say(&head);
+            let _ = conn.stream.write_all(&sent);
+        });
+        let sidecar = start(driver, engine.port());
+        let mut client = sidecar.connect();
+        client.send(request("GET", "/x", &[], b""));
+        let answer_head = client.head();
+        let mut got = Vec::new();
+        while got.len() < body.len() {
+            let piece = (body.len() - got.len()).min(100_000);
+            got.extend(client.raw(piece));
+            if got.len() % 1_000_000 < 100_000 {
+                crate::harness::look_again();
+            }
+        }
+        assert_eq!(answer_head.status, 200);
+        assert!(got == body, "the body was changed");
+    }
+}
+
+#[test]
+fn a_cut_answer_stays_cut() {
+    for driver in [Driver::Ring, Driver::Epoll] {
+        let engine = RawEngine::start(move |mut conn, _| {
+            let _ = conn.request();
+            conn.say(&format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+                LARGE * 2
+            ));
+            let _ = conn.stream.write_all(&bytes(3, LARGE));
+        });
+        let sidecar = start(driver, engine.port());
+        let mut client = sidecar.connect();
+        client.send(request("GET", "/x", &[], b""));
+        let answer = client.answer();
+        assert_ne!(answer.end, End::Complete);
+        assert!(answer.body.len() <= LARGE);
+    }
+}
+
+/// More uploads at once than there are pipes: the others are copied.
+#[test]
+fn more_uploads_than_pipes_are_all_served() {
+    const CLIENTS: usize = 48;
+    let engine = RawEngine::start(|conn, _| echo(conn));
+    let sidecar = start(Driver::Ring, engine.port());
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| sidecar.connect()).collect();
+    let count = (2 << 20) + 100_000;
+    let first = 50_000;
+    for client in &mut clients {
+        client.send(upload_head(count));
+    }
+    for (seed, client) in clients.iter_mut().enumerate() {
+        client.send(&bytes(seed + 1, count)[..first]);
+    }
+    for (seed, mut client) in clients.into_iter().enumerate() {
+        let body = bytes(seed + 1, count);
+        client.send(&body[first..]);
+        let answer = client.answer().expect(200);
+        assert!(answer.body == body, "the body was changed");
+    }
+    expect_drained(&sidecar);
+    // Four idle pipes at most, and the shard's own.
+    wait_descriptors(&sidecar, 40 + 8 + CLIENTS);
+}
