@@ -1,0 +1,312 @@
+//! One streamed answer as it is put together: what its events say, and when they came.
+//!
+//! An event counts as content when a choice of it carries text; the time to the first token is the
+//! time to the first such event. (An opening event of a chat that only names the role is none: some
+//! engines send it before they have worked.)
+
+use std::borrow::Cow;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::limits::TEXT_BYTES_MAX;
+use crate::sse::EventTooLarge;
+
+/// Why an answer is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventError {
+    /// An event is larger than the bound.
+    TooLarge,
+    /// The answer's text is larger than the bound.
+    TextTooLarge,
+    /// An event is not the JSON of a completion; its beginning.
+    NotJson(String),
+    /// The engine reported an error in the stream.
+    Reported(String),
+    /// Something came after `[DONE]`.
+    AfterDone,
+    /// The stream ended without `[DONE]`, or inside an event.
+    Cut,
+    /// No event carried text.
+    Empty,
+}
+
+impl fmt::Display for EventError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge => f.write_str("an event of the stream is too large"),
+            Self::TextTooLarge => f.write_str("the text of the answer is too large"),
+            Self::NotJson(text) => write!(f, "an event is not the JSON of a completion: {text}"),
+            Self::Reported(text) => write!(f, "the stream reports an error: {text}"),
+            Self::AfterDone => f.write_str("an event came after [DONE]"),
+            Self::Cut => f.write_str("the stream ended without [DONE]"),
+            Self::Empty => f.write_str("no event of the stream carries text"),
+        }
+    }
+}
+
+impl std::error::Error for EventError {}
+
+impl From<EventTooLarge> for EventError {
+    fn from(_: EventTooLarge) -> Self {
+        Self::TooLarge
+    }
+}
+
+/// The members of an event that matter, of both APIs.
+#[derive(Deserialize)]
+struct Wire<'a> {
+    #[serde(borrow, default)]
+    choices: Vec<Choice<'a>>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow, default)]
+    text: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    delta: Option<Delta<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow, default)]
+    content: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    reasoning: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    reasoning_content: Option<Cow<'a, str>>,
+}
+
+/// Bytes of a foreign event that are shown in a message.
+const SHOWN_BYTES: usize = 200;
+
+/// One answer, in nanoseconds of the run's clock.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    text: String,
+    done: bool,
+    /// Events with data, `[DONE]` included.
+    pub events: u32,
+    /// Receives that completed at least one event with text.
+    pub arrivals: u32,
+    /// When the first event with text came.
+    pub first_ns: Option<u64>,
+    last_ns: u64,
+    /// Times between neighbouring events with text; 0 for those that came in one piece.
+    pub gaps_ns: Vec<u64>,
+}
+
+impl Answer {
+    /// Takes the data of the next event, received at `now_ns`.
+    ///
+    /// # Errors
+    /// When the stream is not one of completions, or reports an error.
+    pub fn event(&mut self, data: &[u8], now_ns: u64) -> Result<(), EventError> {
+        if self.done {
+            return Err(EventError::AfterDone);
+        }
+        self.events += 1;
+        if data == b"[DONE]" {
+            self.done = true;
+            return Ok(());
+        }
+        let wire: Wire<'_> =
+            serde_json::from_slice(data).map_err(|_| EventError::NotJson(shown(data)))?;
+        if let Some(error) = wire.error.filter(|error| !error.is_null()) {
+            return Err(EventError::Reported(shown(error.to_string().as_bytes())));
+        }
+        let before = self.text.len();
+        for choice in wire.choices {
+            let delta = choice.delta.into_iter();
+            let parts = delta.flat_map(|it| [it.reasoning, it.reasoning_content, it.content]);
+            for part in parts.chain([choice.text]).flatten() {
+                self.text.push_str(&part);
+            }
+        }
+        if self.text.len() > TEXT_BYTES_MAX {
+            return Err(EventError::TextTooLarge);
+        }
+        if self.text.len() > before {
+            self.content(now_ns);
+        }
+        Ok(())
+    }
+
+    fn content(&mut self, now_ns: u64) {
+        if self.first_ns.is_none() {
+            self.first_ns = Some(now_ns);
+            self.arrivals = 1;
+        } else {
+            self.gaps_ns.push(now_ns.saturating_sub(self.last_ns));
+            self.arrivals += u32::from(now_ns != self.last_ns);
+        }
+        self.last_ns = now_ns;
+    }
+
+    /// The end of the stream: when the first text came, and what its text was.
+    ///
+    /// # Errors
+    /// When the answer is not complete.
+    pub fn finish(&self) -> Result<(u64, Text), EventError> {
+        if !self.done {
+            return Err(EventError::Cut);
+        }
+        let first_ns = self.first_ns.ok_or(EventError::Empty)?;
+        let mut hasher = DefaultHasher::new();
+        self.text.hash(&mut hasher);
+        let text = Text {
+            hash: hasher.finish(),
+            order: order(&self.text),
+        };
+        Ok((first_ns, text))
+    }
+}
+
+/// What is kept of an answer's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// Equal for equal texts.
+    pub hash: u64,
+    /// Whether its pieces are in order, where they are numbered.
+    pub order: Order,
+}
+
+/// Whether pieces of a text are missing, doubled or swapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The pieces carry no numbers: an engine with a model.
+    Unnumbered,
+    /// A mock engine's text, complete from its first piece on.
+    Kept,
+    /// A mock engine's text with a piece missing, doubled, swapped or foreign.
+    Broken,
+}
+
+/// The mock engine numbers the pieces of its text: `t0-89abcdef t1-89abcdef …`.
+fn order(text: &str) -> Order {
+    let mut tag = None;
+    let mut kept = true;
+    for (nth, word) in text.split_ascii_whitespace().enumerate() {
+        let piece = word.strip_prefix('t').and_then(|rest| rest.split_once('-'));
+        let Some((number, own)) = piece else {
+            return Order::Unnumbered;
+        };
+        let hex = own.len() == 8 && own.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let Some(number) = number.parse::<usize>().ok().filter(|_| hex) else {
+            return Order::Unnumbered;
+        };
+        let same = *tag.get_or_insert(own) == own;
+        kept &= same && number == nth;
+    }
+    match (tag, kept) {
+        (None, _) => Order::Unnumbered,
+        (Some(_), true) => Order::Kept,
+        (Some(_), false) => Order::Broken,
+    }
+}
+
+/// The beginning of foreign bytes, on one line, without control characters.
+#[must_use]
+pub fn shown(bytes: &[u8]) -> String {
+    let part = &bytes[..bytes.len().min(SHOWN_BYTES)];
+    let mut text: String = String::from_utf8_lossy(part)
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if part.len() < bytes.len() {
+        text.push('\u{2026}');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(events: &[(&str, u64)]) -> Result<Answer, EventError> {
+        let mut answer = Answer::default();
+        for (data, now) in events {
+            answer.event(data.as_bytes(), *now)?;
+        }
+        Ok(answer)
+    }
+
+    #[test]
+    fn the_first_text_counts() {
+        let answer = taken(&[
+            (
+                r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#,
+                10,
+            ),
+            (
+                r#"{"choices":[{"delta":{"reasoning_content":"hm"}}],"error":null}"#,
+                20,
+            ),
+            (r#"{"choices":[{"delta":{"content":"a\nb"}}]}"#, 25),
+            (r#"{"choices":[{"delta":{"content":"c"}}]}"#, 25),
+            (r#"{"choices":[],"usage":{}}"#, 40),
+            ("[DONE]", 41),
+        ])
+        .unwrap();
+        assert_eq!((answer.events, answer.arrivals), (6, 2));
+        assert_eq!(answer.gaps_ns, [5, 0]);
+        let (first, text) = answer.finish().unwrap();
+        assert_eq!((first, text.order), (20, Order::Unnumbered));
+        let same = taken(&[(r#"{"choices":[{"text":"hma\nbc"}]}"#, 1), ("[DONE]", 2)]).unwrap();
+        assert_eq!(same.finish().unwrap().1, text);
+    }
+
+    #[test]
+    fn wrong_streams_say_what_is_wrong() {
+        let content = (r#"{"choices":[{"text":"a"}]}"#, 1);
+        let reported = taken(&[(r#"{"error":{"message":"boom"}}"#, 1)]).unwrap_err();
+        assert_eq!(
+            reported.to_string(),
+            r#"the stream reports an error: {"message":"boom"}"#
+        );
+        assert_eq!(
+            taken(&[("{\u{1}", 1)]).unwrap_err(),
+            EventError::NotJson("{ ".to_owned())
+        );
+        assert_eq!(
+            taken(&[("[DONE]", 1), content]).unwrap_err(),
+            EventError::AfterDone
+        );
+        assert_eq!(
+            taken(&[content]).unwrap().finish().unwrap_err(),
+            EventError::Cut
+        );
+        assert_eq!(
+            taken(&[("[DONE]", 1)]).unwrap().finish().unwrap_err(),
+            EventError::Empty
+        );
+    }
+
+    #[test]
+    fn numbered_pieces_are_checked() {
+        let expected = mock_engine::expected_text("89abcdef01", 12);
+        for (text, want) in [
+            ("", Order::Unnumbered),
+            ("the t0-89abcdef", Order::Unnumbered),
+            ("t0-short", Order::Unnumbered),
+            (&*expected, Order::Kept),
+            ("t1-89abcdef t2-89abcdef", Order::Broken),
+            ("t0-89abcdef t0-89abcdef", Order::Broken),
+            ("t0-89abcdef t2-89abcdef", Order::Broken),
+            ("t0-89abcdef t1-00000000", Order::Broken),
+        ] {
+            assert_eq!(order(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn foreign_bytes_are_shown_short_and_plain() {
+        assert_eq!(shown(b"a\x1b[31m\xff"), "a [31m\u{fffd}");
+        assert_eq!(shown(&[b'x'; 300]).chars().count(), SHOWN_BYTES + 1);
+    }
+}

@@ -1,0 +1,430 @@
+//! Reading HTTP/1.1 answers: bytes in any pieces, the body's bytes out.
+//!
+//! It is written apart from the proxy's own reader on purpose: a measuring client that shared the
+//! code it measures would share its mistakes. Requests with a body are POST only, so the answer's
+//! framing depends on nothing but its head.
+
+use std::fmt;
+
+use memchr::{memchr, memmem};
+
+use crate::limits::{
+    CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, INTERIM_ANSWERS_MAX, TRAILER_LINES_MAX,
+};
+
+/// What an answer's bytes can be wrong about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerError {
+    /// The head is no HTTP/1 head.
+    Head,
+    /// The head or its number of fields is above the bound.
+    HeadTooLarge,
+    /// More interim answers than the bound.
+    Interim,
+    /// Length and coding contradict each other or are not understood.
+    Framing,
+    /// A chunk's line or end is malformed.
+    Chunk,
+    /// Bytes came behind the end of the answer.
+    Behind,
+    /// The connection ended before the answer did.
+    Cut,
+}
+
+impl fmt::Display for AnswerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Head => "the answer does not begin with an HTTP/1 head",
+            Self::HeadTooLarge => "the answer's head is too large",
+            Self::Interim => "too many interim answers",
+            Self::Framing => "the answer's length or transfer coding is not understood",
+            Self::Chunk => "a chunk of the answer is malformed",
+            Self::Behind => "bytes came behind the end of the answer",
+            Self::Cut => "the connection ended before the answer did",
+        })
+    }
+}
+
+impl std::error::Error for AnswerError {}
+
+/// What the head said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The status.
+    pub status: u16,
+    /// Whether the body is announced as server-sent events.
+    pub event_stream: bool,
+    /// Whether the connection can be used again.
+    pub keep_alive: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Head,
+    Length(u64),
+    UntilClose,
+    ChunkLine,
+    Chunk(u64),
+    ChunkEnd,
+    Trailer(u32),
+    Done,
+}
+
+/// Reads one answer.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    state: State,
+    /// The head, or a line, as far as it has come.
+    held: Vec<u8>,
+    head: Option<Head>,
+    interim: u32,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Reader {
+    /// A reader at the start of an answer.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            state: State::Head,
+            held: Vec::new(),
+            head: None,
+            interim: 0,
+        }
+    }
+
+    /// The final head, once it has come.
+    #[must_use]
+    pub const fn head(&self) -> Option<&Head> {
+        self.head.as_ref()
+    }
+
+    /// Whether the answer is complete.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Takes the next piece and appends what it holds of the body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong; the reader is of no use after that.
+    pub fn feed(&mut self, mut piece: &[u8], body: &mut Vec<u8>) -> Result<(), AnswerError> {
+        while !piece.is_empty() {
+            piece = match self.state {
+                State::Head => self.feed_head(piece)?,
+                State::Length(left) => {
+                    let (part, left, rest) = take(piece, left);
+                    body.extend_from_slice(part);
+                    self.state = match left {
+                        0 => State::Done,
+                        left => State::Length(left),
+                    };
+                    rest
+                }
+                State::UntilClose => {
+                    body.extend_from_slice(piece);
+                    &[]
+                }
+                State::Chunk(left) => {
+                    let (part, left, rest) = take(piece, left);
+                    body.extend_from_slice(part);
+                    self.state = match left {
+                        0 => State::ChunkEnd,
+                        left => State::Chunk(left),
+                    };
+                    rest
+                }
+                State::ChunkLine | State::ChunkEnd | State::Trailer(_) => self.feed_line(piece)?,
+                State::Done => return Err(AnswerError::Behind),
+            };
+        }
+        Ok(())
+    }
+
+    /// The connection has ended.
+    ///
+    /// # Errors
+    /// When the answer had not.
+    pub fn end(&mut self) -> Result<(), AnswerError> {
+        match self.state {
+            State::UntilClose | State::Done => {
+                self.state = State::Done;
+                Ok(())
+            }
+            State::Head
+            | State::Length(_)
+            | State::ChunkLine
+            | State::Chunk(_)
+            | State::ChunkEnd
+            | State::Trailer(_) => Err(AnswerError::Cut),
+        }
+    }
+
+    fn feed_head<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], AnswerError> {
+        let before = self.held.len();
+        self.held.extend_from_slice(piece);
+        // The end may begin in an earlier piece.
+        let from = before.saturating_sub(3);
+        let Some(at) = memmem::find(&self.held[from..], b"\r\n\r\n") else {
+            return if self.held.len() > HEAD_BYTES_MAX {
+                Err(AnswerError::HeadTooLarge)
+            } else {
+                Ok(&[])
+            };
+        };
+        let len = from + at + 4;
+        let head = parse_head(&self.held[..len])?;
+        self.held.clear();
+        match head {
+            Parsed::Interim => {
+                self.interim += 1;
+                if self.interim > INTERIM_ANSWERS_MAX {
+                    return Err(AnswerError::Interim);
+                }
+            }
+            Parsed::Final(head, state) => {
+                self.head = Some(head);
+                self.state = state;
+            }
+        }
+        Ok(&piece[len - before..])
+    }
+
+    fn feed_line<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], AnswerError> {
+        let end = memchr(b'\n', piece);
+        let part = &piece[..end.unwrap_or(piece.len())];
+        if self.held.len() + part.len() > CHUNK_LINE_BYTES_MAX {
+            return Err(AnswerError::Chunk);
+        }
+        self.held.extend_from_slice(part);
+        let Some(end) = end else {
+            return Ok(&[]);
+        };
+        let line = self.held.strip_suffix(b"\r").ok_or(AnswerError::Chunk)?;
+        self.state = match self.state {
+            State::ChunkLine => match chunk_size(line).ok_or(AnswerError::Chunk)? {
+                0 => State::Trailer(0),
+                size => State::Chunk(size),
+            },
+            State::ChunkEnd if line.is_empty() => State::ChunkLine,
+            State::Trailer(_) if line.is_empty() => State::Done,
+            State::Trailer(lines) if lines < TRAILER_LINES_MAX => State::Trailer(lines + 1),
+            State::ChunkEnd
+            | State::Trailer(_)
+            | State::Head
+            | State::Length(_)
+            | State::UntilClose
+            | State::Chunk(_)
+            | State::Done => return Err(AnswerError::Chunk),
+        };
+        self.held.clear();
+        Ok(&piece[end + 1..])
+    }
+}
+
+/// As much of `piece` as is left, what is left then, and the rest of the piece.
+fn take(piece: &[u8], left: u64) -> (&[u8], u64, &[u8]) {
+    let len = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
+    let (part, rest) = piece.split_at(len);
+    (part, left - len as u64, rest)
+}
+
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let digits = line.split(|byte| *byte == b';').next()?.trim_ascii_end();
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+enum Parsed {
+    Interim,
+    Final(Head, State),
+}
+
+fn parse_head(bytes: &[u8]) -> Result<Parsed, AnswerError> {
+    let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
+    let mut answer = httparse::Response::new(&mut fields);
+    match answer.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Err(AnswerError::Head),
+        Err(httparse::Error::TooManyHeaders) => return Err(AnswerError::HeadTooLarge),
+        Err(_) => return Err(AnswerError::Head),
+    }
+    let status = answer.code.ok_or(AnswerError::Head)?;
+    if (100..200).contains(&status) {
+        // Nothing here asks for an upgrade, so 101 is as wrong as no answer.
+        return match status {
+            101 => Err(AnswerError::Head),
+            _ => Ok(Parsed::Interim),
+        };
+    }
+    let mut head = Head {
+        status,
+        event_stream: false,
+        keep_alive: answer.version == Some(1),
+    };
+    let (mut length, mut coded) = (None, false);
+    for field in answer.headers.iter() {
+        let value = field.value.trim_ascii();
+        if field.name.eq_ignore_ascii_case("content-length") {
+            let text = std::str::from_utf8(value).map_err(|_| AnswerError::Framing)?;
+            let value = text.parse::<u64>().map_err(|_| AnswerError::Framing)?;
+            if length.replace(value).is_some() {
+                return Err(AnswerError::Framing);
+            }
+        } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
+            if coded || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(AnswerError::Framing);
+            }
+            coded = true;
+        } else if field.name.eq_ignore_ascii_case("content-type") {
+            let media = value.split(|byte| *byte == b';').next().unwrap_or(value);
+            head.event_stream = media
+                .trim_ascii()
+                .eq_ignore_ascii_case(b"text/event-stream");
+        } else if field.name.eq_ignore_ascii_case("connection")
+            && value
+                .split(|byte| *byte == b',')
+                .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+        {
+            head.keep_alive = false;
+        }
+    }
+    let state = match (status, length, coded) {
+        (_, Some(_), true) => return Err(AnswerError::Framing),
+        (204 | 304, ..) | (_, Some(0), false) => State::Done,
+        (_, Some(length), false) => State::Length(length),
+        (_, None, true) => State::ChunkLine,
+        (_, None, false) => {
+            head.keep_alive = false;
+            State::UntilClose
+        }
+    };
+    Ok(Parsed::Final(head, state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What came out of an answer that ended with its connection.
+    fn read(pieces: &[&[u8]]) -> Result<(Head, Vec<u8>), AnswerError> {
+        let (mut reader, mut body) = (Reader::new(), Vec::new());
+        for piece in pieces {
+            reader.feed(piece, &mut body)?;
+        }
+        reader.end()?;
+        Ok((reader.head().cloned().unwrap_or_default(), body))
+    }
+
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\
+                           Content-Type: text/event-stream; charset=utf-8\r\n\r\n";
+
+    #[test]
+    fn answers_read_the_same_at_any_split() {
+        let long = format!("{CHUNKED}3;x=1\r\nabc\r\nA \r\n0123456789\r\n0\r\nt: 1\r\n\r\n");
+        type Want<'a> = Result<(u16, bool, bool, &'a str), AnswerError>;
+        let cases: &[(&str, Want<'_>)] = &[
+            (&long, Ok((200, true, true, "abc0123456789"))),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+                Ok((200, false, true, "hello")),
+            ),
+            (
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\
+                 Connection: x, Close\r\n\r\nno",
+                Ok((404, false, false, "no")),
+            ),
+            (
+                "HTTP/1.0 200 OK\r\n\r\nuntil the end",
+                Ok((200, false, false, "until the end")),
+            ),
+            ("HTTP/1.1 204 \r\n\r\n", Ok((204, false, true, ""))),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhell",
+                Err(AnswerError::Cut),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nhe",
+                Err(AnswerError::Behind),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\nh",
+                Err(AnswerError::Framing),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+                Err(AnswerError::Framing),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+                Err(AnswerError::Framing),
+            ),
+            ("HTTP/1.1 101 Up\r\n\r\n", Err(AnswerError::Head)),
+            ("SSH-2.0-x\r\n\r\n", Err(AnswerError::Head)),
+        ];
+        for (text, want) in cases {
+            let want = want.map(|(status, event_stream, keep_alive, body)| {
+                let head = Head {
+                    status,
+                    event_stream,
+                    keep_alive,
+                };
+                (head, body.as_bytes().to_vec())
+            });
+            let bytes = text.as_bytes();
+            for split in 0..=bytes.len() {
+                assert_eq!(
+                    read(&[&bytes[..split], &bytes[split..]]),
+                    want,
+                    "{text} at {split}"
+                );
+            }
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            assert_eq!(read(&single), want, "{text} byte by byte");
+        }
+    }
+
+    #[test]
+    fn malformed_chunks_are_refused() {
+        for (tail, want) in [
+            ("-1\r\n", AnswerError::Chunk),
+            ("\r\n", AnswerError::Chunk),
+            ("3\nabc\r\n", AnswerError::Chunk),
+            ("3\r\nabcd\r\n", AnswerError::Chunk),
+            ("ffffffffffffffffff\r\n", AnswerError::Chunk),
+            ("3\r\nabc\r\n", AnswerError::Cut),
+            ("0\r\n\r\nx", AnswerError::Behind),
+        ] {
+            let text = format!("{CHUNKED}{tail}");
+            assert_eq!(read(&[text.as_bytes()]), Err(want), "{tail:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_end_is_bounded() {
+        let mut reader = Reader::new();
+        let mut body = Vec::new();
+        reader.feed(b"HTTP/1.1 200 OK\r\n", &mut body).unwrap();
+        let mut result = Ok(());
+        for _ in 0..=HEAD_BYTES_MAX / 8 {
+            result = result.and_then(|()| reader.feed(b"a: bcd\r\n", &mut body));
+        }
+        assert_eq!(result, Err(AnswerError::HeadTooLarge));
+
+        let interim = "HTTP/1.1 103 Hints\r\n\r\n".repeat(INTERIM_ANSWERS_MAX as usize + 1);
+        let result = Reader::new().feed(interim.as_bytes(), &mut body);
+        assert_eq!(result, Err(AnswerError::Interim));
+
+        let line = format!("{CHUNKED}1;{}", "x".repeat(CHUNK_LINE_BYTES_MAX));
+        let result = Reader::new().feed(line.as_bytes(), &mut body);
+        assert_eq!(result, Err(AnswerError::Chunk));
+    }
+}

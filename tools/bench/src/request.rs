@@ -1,0 +1,228 @@
+//! What is asked: the bytes of a request for each side.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value, json};
+
+use crate::schedule::Side;
+
+/// The API that is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/chat/completions`.
+    Chat,
+}
+
+impl Api {
+    /// The API of a path, which may stand behind a prefix.
+    #[must_use]
+    pub fn of(path: &str) -> Option<Self> {
+        if path.ends_with("/chat/completions") {
+            Some(Self::Chat)
+        } else if path.ends_with("/completions") {
+            Some(Self::Completions)
+        } else {
+            None
+        }
+    }
+}
+
+/// Everything a body says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The path.
+    pub path: String,
+    /// Which API that is.
+    pub api: Api,
+    /// The model's name.
+    pub model: String,
+    /// The prompt.
+    pub prompt: String,
+    /// Limit of the answer in tokens.
+    pub tokens_max: u32,
+    /// Ask the engine to go on to the limit.
+    pub ignore_eos: bool,
+    /// Begin every prompt with a tag of its own, so that no prefix cache knows it.
+    pub unique: bool,
+}
+
+/// Digits of the tag of a unique prompt. All prompts have the same length.
+const TAG_DIGITS: usize = 16;
+/// A tag that nothing else in a request looks like.
+const TAG_PLACE: &str = "0123456789abcdef";
+
+/// Words that most tokenizers know as one token each.
+const WORDS: [&str; 16] = [
+    "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world",
+    "school", "state", "family", "student", "group",
+];
+
+/// A prompt of about so many tokens.
+#[must_use]
+pub fn prompt_of(tokens: u32) -> String {
+    let words = (0..tokens as usize).map(|i| WORDS[(i + i / WORDS.len()) % WORDS.len()]);
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// The requests of a run, ready to send.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    sides: [Vec<u8>; 2],
+    /// Where the tag of a unique prompt stands in each.
+    tags: Option<[usize; 2]>,
+}
+
+impl Requests {
+    /// Prints the requests; for each side the `host` field and further fields.
+    #[must_use]
+    pub fn new(question: &Question, hosts: [&str; 2], fields: [&[(String, String)]; 2]) -> Self {
+        let body = body(question);
+        let sides = [0, 1].map(|i| {
+            let mut head = format!(
+                "POST {} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
+                 accept: text/event-stream\r\ncontent-length: {}\r\n",
+                question.path,
+                hosts[i],
+                body.len()
+            );
+            for (name, value) in fields[i] {
+                head.push_str(&format!("{name}: {value}\r\n"));
+            }
+            head.push_str("\r\n");
+            head.push_str(&body);
+            head.into_bytes()
+        });
+        let tag_in_body = body.find(TAG_PLACE).filter(|_| question.unique);
+        let tags = tag_in_body.map(|at| [0, 1].map(|i| sides[i].len() - body.len() + at));
+        Self { sides, tags }
+    }
+
+    /// The request of `pair` to `side`, with a tag that no other request of the run has; `salt`
+    /// tells runs apart.
+    #[must_use]
+    pub fn of(&self, pair: u32, side: Side, salt: u64) -> Cow<'_, [u8]> {
+        let bytes = &self.sides[side.index()];
+        let Some(tags) = self.tags else {
+            return Cow::Borrowed(bytes);
+        };
+        let number = u64::from(pair) * 2 + side.index() as u64;
+        // Spread over all digits: the first tokens have to differ.
+        let tag = (number ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut bytes = bytes.clone();
+        let at = tags[side.index()];
+        bytes[at..at + TAG_DIGITS].copy_from_slice(format!("{tag:016x}").as_bytes());
+        Cow::Owned(bytes)
+    }
+}
+
+fn body(question: &Question) -> String {
+    let prompt = if question.unique {
+        format!("{TAG_PLACE} {}", question.prompt)
+    } else {
+        question.prompt.clone()
+    };
+    let mut body = Map::new();
+    let mut set = |name: &str, value: Value| body.insert(name.to_owned(), value);
+    match question.api {
+        Api::Completions => set("prompt", json!(prompt)),
+        Api::Chat => set("messages", json!([{"role": "user", "content": prompt}])),
+    };
+    set("model", json!(question.model));
+    set("max_tokens", json!(question.tokens_max));
+    set("temperature", json!(0));
+    set("stream", json!(true));
+    if question.ignore_eos {
+        set("ignore_eos", json!(true));
+    }
+    Value::from(body).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn question() -> Question {
+        Question {
+            path: "/v1/completions".to_owned(),
+            api: Api::Completions,
+            model: "a \"b\"".to_owned(),
+            prompt: "say\n0123456789abcdef".to_owned(),
+            tokens_max: 3,
+            ignore_eos: true,
+            unique: false,
+        }
+    }
+
+    fn body_of(request: &[u8]) -> Value {
+        let text = std::str::from_utf8(request).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let length = head.split("content-length: ").nth(1).unwrap();
+        let length = length.lines().next().unwrap();
+        assert_eq!(length, body.len().to_string());
+        serde_json::from_str(body).unwrap()
+    }
+
+    #[test]
+    fn both_sides_are_asked_the_same() {
+        let fields = [("x-prefiller-host-port".to_owned(), "h:1".to_owned())];
+        let requests = Requests::new(&question(), ["a:1", "b:2"], [&[], &fields]);
+        let direct = requests.of(7, Side::Direct, 1);
+        let proxy = requests.of(7, Side::Proxy, 1);
+        let want = json!({"prompt": "say\n0123456789abcdef", "model": "a \"b\"", "max_tokens": 3,
+                          "temperature": 0, "stream": true, "ignore_eos": true});
+        assert_eq!(body_of(&direct), want);
+        assert_eq!(body_of(&proxy), want);
+        let (direct, proxy) = (direct.escape_ascii(), proxy.escape_ascii());
+        assert!(
+            direct
+                .to_string()
+                .starts_with("POST /v1/completions HTTP/1.1\\r\\nhost: a:1")
+        );
+        assert!(!direct.to_string().contains("x-prefiller"));
+        assert!(
+            proxy
+                .to_string()
+                .contains("\\r\\nx-prefiller-host-port: h:1\\r\\n\\r\\n{")
+        );
+    }
+
+    #[test]
+    fn unique_prompts_differ_and_are_equally_long() {
+        let question = Question {
+            unique: true,
+            api: Api::Chat,
+            ignore_eos: false,
+            ..question()
+        };
+        let requests = Requests::new(&question, ["a", "b"], [&[], &[]]);
+        let mut seen = BTreeSet::new();
+        for pair in 0..100 {
+            for side in Side::BOTH {
+                let body = body_of(&requests.of(pair, side, 99));
+                let prompt = body["messages"][0]["content"].as_str().unwrap().to_owned();
+                assert_eq!(prompt.len(), TAG_DIGITS + 1 + question.prompt.len());
+                assert!(prompt.ends_with(&question.prompt));
+                assert!(seen.insert(prompt[..TAG_DIGITS].to_owned()));
+                assert!(body.get("ignore_eos").is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn paths_and_prompts() {
+        for (path, want) in [
+            ("/v1/completions", Some(Api::Completions)),
+            ("/v1/chat/completions", Some(Api::Chat)),
+            ("/x/v1/chat/completions", Some(Api::Chat)),
+            ("/v1/responses", None),
+        ] {
+            assert_eq!(Api::of(path), want, "{path}");
+        }
+        assert_eq!(prompt_of(0), "");
+        assert_eq!(prompt_of(300).split(' ').count(), 300);
+    }
+}
