@@ -12,4 +12,10 @@ pub mod sse;
 pub mod stats;
 
 pub mod answer;
+
+pub mod precision;
 pub mod request;
+pub mod run;
+pub mod socket;
+
+pub mod client;

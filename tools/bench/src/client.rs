@@ -1,0 +1,570 @@
+//! The measuring client: one thread, raw non-blocking sockets, a stamp right behind each receive.
+//!
+//! A turn of its loop has two parts. First everything that is ready is received and stamped, then
+//! it is looked at: what one answer says delays the stamp on no other of the same turn. Nothing is
+//! written or printed while requests are open.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::answer::{Answer, EventError, shown};
+use crate::http::Reader;
+use crate::limits::{
+    CONNECT_MS_MAX, CONNECTIONS_MAX, FAILURES_MAX, GAPS_MAX, OPEN_LOOP_CONNECTIONS, RECEIVE_BYTES,
+    REOPENED_MAX, SHOWN_BODY_BYTES_MAX, SILENCE_LOOK_MS, SPIN_BEFORE_SEND_US, WAITING_MAX,
+};
+use crate::precision::{SchedStat, nanos};
+use crate::run::{Done, Run, RunError, Setup};
+use crate::schedule::{Ask, Load, Next, Schedule, Side, Until};
+use crate::socket::{self, Poll, Received, Watch};
+use crate::sse::Splitter;
+
+const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
+const SILENCE_LOOK_NS: u64 = SILENCE_LOOK_MS * 1_000_000;
+const SPIN_BEFORE_SEND_NS: u64 = SPIN_BEFORE_SEND_US * 1_000;
+
+/// A request on its way and the answer as far as it has come.
+struct Exchange<'a> {
+    ask: Ask,
+    /// When it was to be sent: what its times count from.
+    start_ns: u64,
+    request: Cow<'a, [u8]>,
+    sent: usize,
+    /// The socket has no room for the rest and is watched for it.
+    full: bool,
+    moved_ns: u64,
+    /// Whether anything of an answer has come.
+    heard: bool,
+    reader: Reader,
+    splitter: Splitter,
+    answer: Answer,
+    body: Vec<u8>,
+}
+
+enum Phase<'a> {
+    /// Connecting since then.
+    Opening(u64),
+    Idle,
+    Busy(Box<Exchange<'a>>),
+}
+
+struct Link<'a> {
+    side: Side,
+    socket: OwnedFd,
+    /// Whether it has carried an answer.
+    used: bool,
+    phase: Phase<'a>,
+    buffer: Box<[u8]>,
+}
+
+/// What ended an exchange.
+enum Ended {
+    Well { keep: bool },
+    Failed(String),
+}
+
+struct Client<'a> {
+    setup: &'a Setup,
+    clock: Instant,
+    poll: Poll,
+    schedule: Schedule,
+    links: Vec<Link<'a>>,
+    idle: [VecDeque<usize>; 2],
+    waiting: [VecDeque<(Ask, u64)>; 2],
+    /// Requests sent or waiting.
+    open: usize,
+    timer_ns: u64,
+    looked_ns: u64,
+    progress: &'a AtomicU64,
+    run: Run,
+}
+
+/// Runs to the end on the calling thread. `progress` counts the answers that came, warm-up
+/// included.
+///
+/// # Errors
+/// When there is nothing to report on. Failed requests are counted, not returned.
+pub fn run(setup: &Setup, progress: &AtomicU64) -> Result<Run, RunError> {
+    let mut client = Client {
+        setup,
+        clock: Instant::now(),
+        poll: Poll::new()?,
+        schedule: Schedule::new(setup.load, setup.until, setup.warmup, setup.seed),
+        links: Vec::new(),
+        idle: Default::default(),
+        waiting: Default::default(),
+        open: 0,
+        timer_ns: u64::MAX,
+        looked_ns: 0,
+        progress,
+        run: Run::new()?,
+    };
+    client.reserve();
+    client.open_first()?;
+    // Planned times count from here.
+    client.clock = Instant::now();
+    client.looked_ns = 0;
+    let before = SchedStat::read();
+    client.turns()?;
+    client.run.lag.sched = SchedStat::read()
+        .zip(before)
+        .map(|(after, before)| after.since(before));
+    let (begun, now) = (client.schedule.begun_ns(), client.now());
+    client.run.wall_ns = begun.map_or(0, |begun| now.saturating_sub(begun));
+    client.run.pairs = client.schedule.pairs().saturating_sub(setup.warmup);
+    Ok(client.run)
+}
+
+impl<'a> Client<'a> {
+    fn now(&self) -> u64 {
+        nanos(self.clock.elapsed())
+    }
+
+    /// Growing a vector of millions moves it, which takes longer than what is measured.
+    fn reserve(&mut self) {
+        if let Until::Pairs(pairs) = self.setup.until {
+            let answers = usize::try_from(pairs).unwrap_or(0).saturating_mul(2);
+            self.run.done.reserve(answers);
+        }
+        for gaps in &mut self.run.gaps {
+            gaps.reserve(GAPS_MAX / 8);
+        }
+    }
+
+    /// Opens the connections that exist from the start, one after the other.
+    fn open_first(&mut self) -> Result<(), RunError> {
+        let count = match self.setup.load {
+            Load::Closed { concurrency } => concurrency,
+            Load::Open { .. } => OPEN_LOOP_CONNECTIONS,
+        };
+        let mut ready = Vec::new();
+        for side in Side::BOTH {
+            for _ in 0..count {
+                let number = self.open_link(side)?;
+                while matches!(self.links[number].phase, Phase::Opening(_)) {
+                    ready.clear();
+                    self.wait(SILENCE_LOOK_NS, &mut ready)?;
+                    for number in ready.drain(..) {
+                        self.opened(number)?;
+                    }
+                    self.look_for_silence()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn turns(&mut self) -> Result<(), RunError> {
+        let mut ready = Vec::new();
+        let mut received = Vec::new();
+        loop {
+            let wait_ns = self.send_due()?;
+            if self.open == 0 && wait_ns.is_none() {
+                return Ok(());
+            }
+            ready.clear();
+            self.wait(wait_ns.unwrap_or(SILENCE_LOOK_NS), &mut ready)?;
+            let woke = self.now();
+            for number in ready.iter().copied() {
+                let link = &mut self.links[number];
+                if matches!(link.phase, Phase::Opening(_)) {
+                    received.push((number, Received::Nothing, woke));
+                    continue;
+                }
+                let what = socket::receive(&link.socket, &mut link.buffer);
+                let stamp = nanos(self.clock.elapsed());
+                if let Received::Bytes(_) = what {
+                    self.run.lag.stamp_ns.saturating_record(stamp - woke);
+                }
+                received.push((number, what, stamp));
+            }
+            for (number, what, stamp) in received.drain(..) {
+                self.look_at(number, what, stamp)?;
+            }
+            let now = self.now();
+            if !ready.is_empty() {
+                self.run.lag.turn_ns.saturating_record(now - woke);
+            }
+            if now - self.looked_ns > SILENCE_LOOK_NS {
+                self.look_for_silence()?;
+            }
+        }
+    }
+
+    fn wait(&mut self, wait_ns: u64, ready: &mut Vec<usize>) -> Result<(), RunError> {
+        let time_max = if self.setup.busy_poll { 0 } else { wait_ns };
+        Ok(self.poll.wait(Duration::from_nanos(time_max), ready)?)
+    }
+
+    /// Sends what is due. How long may be waited for events then; `None` if only for answers.
+    fn send_due(&mut self) -> Result<Option<u64>, RunError> {
+        loop {
+            let now = self.now();
+            match self.schedule.next(now) {
+                Next::Send(ask, planned) => self.start(ask, planned)?,
+                Next::Answer | Next::Nothing => return Ok(None),
+                Next::At(due) => {
+                    let sleep = (due - now).saturating_sub(SPIN_BEFORE_SEND_NS);
+                    if sleep > 0 && self.timer_ns != due {
+                        self.timer_ns = due;
+                        self.poll.wake_after(Duration::from_nanos(sleep))?;
+                    }
+                    return Ok(Some(sleep.min(SILENCE_LOOK_NS)));
+                }
+            }
+        }
+    }
+
+    /// Sends a request, or lets it wait for a connection. A request without a planned time begins
+    /// when it could be sent.
+    fn start(&mut self, ask: Ask, planned_ns: Option<u64>) -> Result<(), RunError> {
+        let side = ask.side.index();
+        self.open += 1;
+        if let Some(number) = self.idle[side].pop_front() {
+            return self.send_first(number, ask, planned_ns);
+        }
+        self.run.waited[side] += 1;
+        let start_ns = planned_ns.unwrap_or_else(|| self.now());
+        self.waiting[side].push_back((ask, start_ns));
+        if self.waiting[side].len() > WAITING_MAX {
+            return Err(RunError::TooSlow(self.waiting[side].len()));
+        }
+        let links = self.links.iter().filter(|link| link.side == ask.side);
+        let opening = |link: &&Link<'_>| matches!(link.phase, Phase::Opening(_));
+        let (count, opening) = (links.clone().count(), links.filter(opening).count());
+        if count < CONNECTIONS_MAX && opening < self.waiting[side].len() {
+            self.open_link(ask.side)?;
+        }
+        Ok(())
+    }
+
+    fn send_first(
+        &mut self,
+        number: usize,
+        ask: Ask,
+        start_ns: Option<u64>,
+    ) -> Result<(), RunError> {
+        let setup = self.setup;
+        let mut exchange = Box::new(Exchange {
+            ask,
+            start_ns: 0,
+            request: setup.requests.of(ask.pair, ask.side, setup.salt),
+            sent: 0,
+            full: false,
+            moved_ns: 0,
+            heard: false,
+            reader: Reader::new(),
+            splitter: Splitter::default(),
+            answer: Answer::default(),
+            body: Vec::new(),
+        });
+        // After all that takes time.
+        let now = self.now();
+        exchange.start_ns = start_ns.unwrap_or(now);
+        exchange.moved_ns = now;
+        if matches!(setup.load, Load::Open { .. }) {
+            let late_ns = now.saturating_sub(exchange.start_ns);
+            self.run.lag.send_ns.saturating_record(late_ns);
+        }
+        self.links[number].phase = Phase::Busy(exchange);
+        self.send_on(number)
+    }
+
+    /// Sends as much of a request as fits, and watches for room if that is not all.
+    fn send_on(&mut self, number: usize) -> Result<(), RunError> {
+        let link = &mut self.links[number];
+        let Phase::Busy(exchange) = &mut link.phase else {
+            return Ok(());
+        };
+        let mut full = false;
+        while exchange.sent < exchange.request.len() {
+            match socket::send(&link.socket, &exchange.request[exchange.sent..]) {
+                Ok(0) => {
+                    full = true;
+                    break;
+                }
+                Ok(len) => exchange.sent += len,
+                // The receive that follows says what the answer was or how it failed.
+                Err(_) => break,
+            }
+        }
+        if full != exchange.full {
+            exchange.full = full;
+            let watch = if full { Watch::Both } else { Watch::Readable };
+            self.poll.change(&link.socket, number, watch)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at what was received on a connection at `stamp`.
+    fn look_at(&mut self, number: usize, what: Received, stamp: u64) -> Result<(), RunError> {
+        let link = &mut self.links[number];
+        let ended = match (&mut link.phase, what) {
+            (Phase::Opening(_), _) => return self.opened(number),
+            (Phase::Idle, Received::Nothing) => return Ok(()),
+            // Nobody was asked: it closes, which is its right, or talks out of turn.
+            (Phase::Idle, _) => {
+                let side = link.side.index();
+                self.idle[side].retain(|idle| *idle != number);
+                self.run.reopened[side] += 1;
+                if self.run.reopened[side] > REOPENED_MAX {
+                    return Err(RunError::Closing(link.side));
+                }
+                return self.reopen(number);
+            }
+            (Phase::Busy(exchange), Received::Nothing) => {
+                if exchange.full {
+                    return self.send_on(number);
+                }
+                return Ok(());
+            }
+            (Phase::Busy(exchange), Received::Bytes(len)) => {
+                exchange.moved_ns = stamp;
+                exchange.heard = true;
+                match exchange.take(&link.buffer[..len], stamp) {
+                    None => return Ok(()),
+                    Some(ended) => ended,
+                }
+            }
+            // It was closed for having been idle, just when it was used again (RFC 9112, 9.3.1).
+            (Phase::Busy(exchange), Received::End | Received::Failed(_))
+                if link.used && !exchange.heard =>
+            {
+                return self.send_again(number);
+            }
+            (Phase::Busy(exchange), Received::End) => exchange.end(),
+            (Phase::Busy(_), Received::Failed(error)) => Ended::Failed(format!(
+                "the connection failed before the answer was complete: {error}"
+            )),
+        };
+        self.ended(number, ended, stamp)
+    }
+
+    /// Sends a request again on a new connection; there it is not used, so this happens once.
+    fn send_again(&mut self, number: usize) -> Result<(), RunError> {
+        let link = &mut self.links[number];
+        if let Phase::Busy(exchange) = std::mem::replace(&mut link.phase, Phase::Idle) {
+            let side = link.side.index();
+            self.run.sent_again[side] += 1;
+            self.waiting[side].push_front((exchange.ask, exchange.start_ns));
+        }
+        self.reopen(number)
+    }
+
+    fn ended(&mut self, number: usize, ended: Ended, stamp: u64) -> Result<(), RunError> {
+        let link = &mut self.links[number];
+        let Phase::Busy(exchange) = std::mem::replace(&mut link.phase, Phase::Idle) else {
+            return Ok(());
+        };
+        let ask = exchange.ask;
+        self.open -= 1;
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        let keep = match ended {
+            Ended::Well { keep } => match self.record(*exchange, stamp) {
+                Ok(()) => keep,
+                Err(error) => self.failed(ask, error.to_string())?,
+            },
+            Ended::Failed(what) => self.failed(ask, what)?,
+        };
+        self.schedule.ended(ask);
+        if keep {
+            self.links[number].used = true;
+            self.free(number)
+        } else {
+            self.reopen(number)
+        }
+    }
+
+    fn record(&mut self, exchange: Exchange<'_>, stamp: u64) -> Result<(), EventError> {
+        let Exchange {
+            ask,
+            start_ns,
+            answer,
+            splitter,
+            ..
+        } = exchange;
+        if splitter.is_inside() {
+            return Err(EventError::Cut);
+        }
+        let (first_ns, text) = answer.finish()?;
+        let Some(pair) = ask.pair.checked_sub(self.setup.warmup) else {
+            return Ok(());
+        };
+        let gaps = &mut self.run.gaps[ask.side.index()];
+        gaps.extend(answer.gaps_ns.iter().map(|gap| (*gap, pair)));
+        if gaps.len() > GAPS_MAX && !self.run.full {
+            self.run.full = true;
+            self.stop();
+        }
+        self.run.done.push(Done {
+            pair,
+            side: ask.side,
+            start_ns,
+            ttft_ns: first_ns.saturating_sub(start_ns),
+            total_ns: stamp.saturating_sub(start_ns),
+            events: answer.events,
+            arrivals: answer.arrivals,
+            text,
+        });
+        Ok(())
+    }
+
+    /// Counts a failed request; its connection is not used again.
+    fn failed(&mut self, ask: Ask, what: String) -> Result<bool, RunError> {
+        if ask.pair < self.setup.warmup {
+            return Err(RunError::Warmup(ask.side, what));
+        }
+        let side = ask.side.index();
+        self.run.failures.count[side] += 1;
+        self.run.failures.first[side].get_or_insert(what);
+        if self.run.failures.total() >= FAILURES_MAX {
+            self.stop();
+        }
+        Ok(false)
+    }
+
+    /// Begins nothing new; what is on its way may end.
+    fn stop(&mut self) {
+        self.schedule.stop();
+        for waiting in &mut self.waiting {
+            self.open -= waiting.len();
+            waiting.clear();
+        }
+    }
+
+    /// A connection has nothing to do: the next request that waits takes it.
+    fn free(&mut self, number: usize) -> Result<(), RunError> {
+        let side = self.links[number].side.index();
+        match self.waiting[side].pop_front() {
+            Some((ask, start_ns)) => self.send_first(number, ask, Some(start_ns)),
+            None => {
+                self.idle[side].push_back(number);
+                Ok(())
+            }
+        }
+    }
+
+    fn connect(&self, side: Side) -> Result<OwnedFd, RunError> {
+        let addr = self.setup.addrs[side.index()];
+        socket::connect(&addr).map_err(|error| RunError::Connect(side, addr, error))
+    }
+
+    fn open_link(&mut self, side: Side) -> Result<usize, RunError> {
+        let number = self.links.len();
+        let opening_ns = self.now();
+        let socket = self.connect(side)?;
+        self.poll.add(&socket, number, Watch::Both)?;
+        self.links.push(Link {
+            side,
+            socket,
+            used: false,
+            phase: Phase::Opening(opening_ns),
+            buffer: vec![0; RECEIVE_BYTES].into_boxed_slice(),
+        });
+        Ok(number)
+    }
+
+    /// Puts a new connection in the place of one that is of no use any more.
+    fn reopen(&mut self, number: usize) -> Result<(), RunError> {
+        let opening_ns = self.now();
+        let socket = self.connect(self.links[number].side)?;
+        self.poll.add(&socket, number, Watch::Both)?;
+        let link = &mut self.links[number];
+        link.socket = socket;
+        link.used = false;
+        link.phase = Phase::Opening(opening_ns);
+        Ok(())
+    }
+
+    /// A connect has ended.
+    fn opened(&mut self, number: usize) -> Result<(), RunError> {
+        let now = self.now();
+        let link = &mut self.links[number];
+        let Phase::Opening(since) = link.phase else {
+            return Ok(());
+        };
+        let addr = self.setup.addrs[link.side.index()];
+        socket::connected(&link.socket)
+            .map_err(|error| RunError::Connect(link.side, addr, error))?;
+        let connect_ns = &mut self.run.connect_ns[link.side.index()];
+        connect_ns.saturating_record(now.saturating_sub(since));
+        link.phase = Phase::Idle;
+        self.poll.change(&link.socket, number, Watch::Readable)?;
+        self.free(number)
+    }
+
+    /// Ends what has not moved for too long.
+    fn look_for_silence(&mut self) -> Result<(), RunError> {
+        let now = self.now();
+        self.looked_ns = now;
+        let silence_max = self.setup.silence_max;
+        for number in 0..self.links.len() {
+            let link = &self.links[number];
+            match &link.phase {
+                Phase::Idle => {}
+                Phase::Opening(since) if now.saturating_sub(*since) > CONNECT_NS_MAX => {
+                    let addr = self.setup.addrs[link.side.index()];
+                    let error = std::io::ErrorKind::TimedOut.into();
+                    return Err(RunError::Connect(link.side, addr, error));
+                }
+                Phase::Opening(_) => {}
+                Phase::Busy(exchange) => {
+                    if now.saturating_sub(exchange.moved_ns) > nanos(silence_max) {
+                        let what = format!("nothing came for {silence_max:?} (--timeout)");
+                        self.ended(number, Ended::Failed(what), now)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Exchange<'_> {
+    /// Takes received bytes; how the exchange ended, if it did.
+    fn take(&mut self, piece: &[u8], stamp: u64) -> Option<Ended> {
+        let is_stream = |reader: &Reader| {
+            let head = reader.head();
+            head.is_some_and(|head| head.status == 200 && head.event_stream)
+        };
+        if let Err(error) = self.reader.feed(piece, &mut self.body) {
+            return Some(Ended::Failed(error.to_string()));
+        }
+        if is_stream(&self.reader) {
+            let answer = &mut self.answer;
+            let events = |data: &[u8]| answer.event(data, stamp);
+            if let Err::<(), EventError>(error) = self.splitter.feed(&self.body, events) {
+                return Some(Ended::Failed(error.to_string()));
+            }
+            self.body.clear();
+        }
+        let enough = self.body.len() > SHOWN_BODY_BYTES_MAX;
+        (enough || self.reader.is_done()).then(|| self.outcome())
+    }
+
+    /// The connection has ended.
+    fn end(&mut self) -> Ended {
+        match self.reader.end() {
+            Ok(()) => self.outcome(),
+            Err(error) => Ended::Failed(error.to_string()),
+        }
+    }
+
+    fn outcome(&self) -> Ended {
+        match self.reader.head() {
+            Some(head) if head.status == 200 && head.event_stream => Ended::Well {
+                // A request that was answered before it was sent has broken the connection.
+                keep: head.keep_alive && self.sent == self.request.len(),
+            },
+            Some(head) if head.status == 200 => Ended::Failed(format!(
+                "answered with something that is no event stream: {}",
+                shown(&self.body)
+            )),
+            Some(head) => Ended::Failed(format!("status {}: {}", head.status, shown(&self.body))),
+            None => Ended::Failed("no answer".to_owned()),
+        }
+    }
+}

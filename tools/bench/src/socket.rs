@@ -1,0 +1,199 @@
+//! System calls of the measuring client: non-blocking TCP, readiness, one timer.
+//!
+//! An event loop of a library would do, but would put its own work between the arrival of a byte
+//! and the stamp on it. Here a stamp follows the receive at once.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use crate::limits::EVENTS_PER_WAKE_MAX;
+
+/// Begins to connect; writable when that has ended, see [`connected`].
+///
+/// # Errors
+/// What the kernel reports at once.
+pub fn connect(addr: &SocketAddr) -> io::Result<OwnedFd> {
+    let family = match addr {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    match rustix::net::connect(&socket, addr) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How a connect has ended.
+///
+/// # Errors
+/// Why it failed.
+pub fn connected(socket: &OwnedFd) -> io::Result<()> {
+    Ok(sockopt::socket_error(socket)??)
+}
+
+/// What a receive gave.
+#[derive(Debug)]
+pub enum Received {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing yet.
+    Nothing,
+    /// The other end has closed.
+    End,
+    /// The connection failed.
+    Failed(io::Error),
+}
+
+/// Receives what is there.
+pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Received {
+    match rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT) {
+        Ok((0, _)) => Received::End,
+        Ok((len, _)) => Received::Bytes(len),
+        Err(Errno::AGAIN | Errno::INTR) => Received::Nothing,
+        Err(error) => Received::Failed(error.into()),
+    }
+}
+
+/// Sends as much as fits; 0 when nothing does.
+///
+/// # Errors
+/// When the connection has failed.
+pub fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    match rustix::net::send(socket, bytes, flags) {
+        Ok(len) => Ok(len),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a socket is watched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// Something to receive, or the end.
+    Readable,
+    /// The end of a connect, room to send, or something to receive.
+    Both,
+}
+
+impl Watch {
+    fn flags(self) -> EventFlags {
+        match self {
+            Self::Readable => EventFlags::IN,
+            Self::Both => EventFlags::IN | EventFlags::OUT,
+        }
+    }
+}
+
+/// The number under which the timer is watched.
+const TIMER: u64 = u64::MAX;
+
+/// All that is waited for.
+pub struct Poll {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    events: Vec<epoll::Event>,
+}
+
+impl fmt::Debug for Poll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poll").finish_non_exhaustive()
+    }
+}
+
+impl Poll {
+    /// Watches nothing yet.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn new() -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
+        Ok(Self {
+            epoll,
+            timer,
+            events: Vec::with_capacity(EVENTS_PER_WAKE_MAX),
+        })
+    }
+
+    /// Watches a socket under a number; closing it ends that.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn add(&self, socket: impl AsFd, number: usize, watch: Watch) -> io::Result<()> {
+        let data = EventData::new_u64(number as u64);
+        Ok(epoll::add(&self.epoll, socket, data, watch.flags())?)
+    }
+
+    /// Changes what a socket is watched for.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn change(&self, socket: impl AsFd, number: usize, watch: Watch) -> io::Result<()> {
+        let data = EventData::new_u64(number as u64);
+        Ok(epoll::modify(&self.epoll, socket, data, watch.flags())?)
+    }
+
+    /// Wakes the next wait after this time. A timer of its own, because a wait's time-out is
+    /// rounded to milliseconds.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn wake_after(&self, time: Duration) -> io::Result<()> {
+        // Zero would disarm it.
+        let time = time.max(Duration::from_nanos(1));
+        let spec = Itimerspec {
+            it_interval: timespec(Duration::ZERO),
+            it_value: timespec(time),
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec)?;
+        Ok(())
+    }
+
+    /// Waits for at most this time and appends the numbers of what is ready.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn wait(&mut self, time_max: Duration, ready: &mut Vec<usize>) -> io::Result<()> {
+        self.events.clear();
+        let time_max = timespec(time_max);
+        let buffer = rustix::buffer::spare_capacity(&mut self.events);
+        match epoll::wait(&self.epoll, buffer, Some(&time_max)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for event in &self.events {
+            let number = event.data.u64();
+            if number == TIMER {
+                // Read so that it does not stay ready; how often it fired does not matter.
+                let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+            } else {
+                ready.push(usize::try_from(number).unwrap_or(usize::MAX));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    }
+}
