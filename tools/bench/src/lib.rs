@@ -4,6 +4,7 @@
 
 pub mod limits;
 
+pub mod exit;
 pub mod units;
 
 pub mod http;
@@ -18,4 +19,16 @@ pub mod request;
 pub mod run;
 pub mod socket;
 
+pub mod cli;
 pub mod client;
+
+pub mod report;
+pub mod svg;
+
+pub mod table;
+
+pub mod json;
+pub mod models;
+pub mod page;
+
+pub mod overhead;

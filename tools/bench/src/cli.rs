@@ -1,0 +1,567 @@
+//! The command line: from arguments to checked options, or to an `Exit`. Nothing is resolved, read
+//! or started here; only a seed that was not given comes from the clock.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
+
+use crate::exit::Exit;
+use crate::limits::{
+    ANSWER_TOKENS_MAX, CONNECTIONS_MAX, PAIRS_MAX, PROMPT_TOKENS_MAX, RATE_MAX, RESAMPLES,
+};
+use crate::request::Api;
+use crate::schedule::Load;
+use crate::units::time;
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Task {
+    /// Measure what a proxy adds.
+    Overhead(Box<Options>),
+}
+
+/// A server as it was named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Name or address; without the brackets of an IPv6 address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl Target {
+    /// `host:port` as in a `host` field.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// How long a run is, as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many pairs.
+    Pairs(u64),
+    /// So long.
+    Time(Duration),
+}
+
+/// Where a report goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output; the table then goes to standard error.
+    Stdout,
+    /// A file.
+    File(PathBuf),
+}
+
+/// Options of `ringside-bench overhead`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Both servers, direct first.
+    pub targets: [Target; 2],
+    /// What is asked for.
+    pub path: String,
+    /// The API of that path.
+    pub api: Api,
+    /// Model; `None` to ask the engine.
+    pub model: Option<String>,
+    /// A given prompt.
+    pub prompt: Option<String>,
+    /// About how many tokens a generated prompt has.
+    pub prompt_tokens: u32,
+    /// Whether no prompt begins as another does.
+    pub unique: bool,
+    /// Limit of each answer in tokens.
+    pub tokens_max: u32,
+    /// Whether the engine is asked to go on to the limit.
+    pub ignore_eos: bool,
+    /// When requests go out.
+    pub load: Load,
+    /// How long.
+    pub length: Length,
+    /// Pairs at the beginning that do not count.
+    pub warmup: u32,
+    /// Further fields per side.
+    pub fields: [Vec<(String, String)>; 2],
+    /// How long a request may stay without progress.
+    pub timeout: Duration,
+    /// The gate.
+    pub overhead_p99_max: Option<Duration>,
+    /// Where the JSON report goes.
+    pub json: Option<Output>,
+    /// Where the HTML report goes.
+    pub html: Option<PathBuf>,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// CPU of the measuring thread.
+    pub cpu: Option<usize>,
+    /// Whether the measuring thread never sleeps.
+    pub busy_poll: bool,
+    /// No table, no progress.
+    pub quiet: bool,
+}
+
+/// Parses the arguments, the program's name first.
+///
+/// # Errors
+/// What to tell the user, and the exit code; help and version are such exits with code 0.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, Exit> {
+    let matches = program().try_get_matches_from(args).map_err(|error| {
+        let text = error.render().to_string();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::said(text),
+            _ => Exit::usage(text),
+        }
+    })?;
+    match matches.subcommand() {
+        Some(("overhead", matches)) => Ok(Task::Overhead(Box::new(options(matches)?))),
+        _ => Err(Exit::usage("ringside-bench: no command given; see --help")),
+    }
+}
+
+fn program() -> Command {
+    Command::new("ringside-bench")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Measures LLM engines and what stands in front of them")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(overhead())
+}
+
+fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    let action = ArgAction::SetTrue;
+    Arg::new(name).long(name).action(action).help(help)
+}
+
+fn overhead() -> Command {
+    let after = format!(
+        "TIME is a number with ns, us, ms, s, m or h.\n\n\
+         Requests come in pairs, one to each side, in random order. Intervals: 95 %, percentile \
+         bootstrap over\npairs, {RESAMPLES} resamples.\n\n\
+         Exit codes: 0 measured; 1 a request failed, an answer was not what it should be, or there \
+         was no run;\n2 usage; 3 cannot work here; 6 --max-overhead-p99 exceeded: the lower end of \
+         the interval of the p99\noverhead, of the first token or of the gaps, is above it. Where \
+         the interval contains the limit, the\nrun ends with 0 and says that it could not decide."
+    );
+    Command::new("overhead")
+        .about("What does a proxy add to an engine's latency?")
+        .after_help(after)
+        .args(where_args())
+        .args(load_args())
+        .args(report_args())
+        .group(ArgGroup::new("load").args(["concurrency", "rate"]))
+        .group(ArgGroup::new("length").args(["requests", "duration"]))
+        .group(ArgGroup::new("text").args(["prompt", "prompt-tokens"]))
+}
+
+fn where_args() -> Vec<Arg> {
+    vec![
+        option("direct", "URL", "The engine, http://HOST:PORT").required(true),
+        option("proxy", "URL", "The proxy in front of it, http://HOST:PORT").required(true),
+        option("path", "PATH", "What is asked for").default_value("/v1/completions"),
+        option("model", "NAME", "Model; without it the engine is asked"),
+        option(
+            "header",
+            "K: V",
+            "Further field for the proxy, e.g. x-prefiller-host-port",
+        )
+        .action(ArgAction::Append),
+        option(
+            "direct-header",
+            "K: V",
+            "Further field for the direct side, e.g. authorization",
+        )
+        .action(ArgAction::Append),
+        option("prompt", "TEXT", "The prompt"),
+        option(
+            "prompt-tokens",
+            "N",
+            "Generate a prompt of about N tokens [default: 128]",
+        )
+        .value_parser(value_parser!(u32).range(1..=i64::from(PROMPT_TOKENS_MAX))),
+        switch(
+            "unique-prompts",
+            "Begin every prompt with a tag of its own, so that no prefix cache knows it",
+        ),
+        option("max-tokens", "N", "Limit of each answer")
+            .default_value("32")
+            .value_parser(value_parser!(u32).range(1..=i64::from(ANSWER_TOKENS_MAX))),
+        switch(
+            "respect-eos",
+            "Do not send ignore_eos, which makes every answer equally long",
+        ),
+    ]
+}
+
+fn load_args() -> Vec<Arg> {
+    vec![
+        option(
+            "concurrency",
+            "C",
+            "Closed loop: C requests at a time [default: 1]",
+        )
+        .value_parser(value_parser!(u64).range(1..=CONNECTIONS_MAX as u64)),
+        option(
+            "rate",
+            "R",
+            "Open loop: R requests per second, both sides together",
+        )
+        .value_parser(value_parser!(f64)),
+        option(
+            "arrivals",
+            "KIND",
+            "Times between requests of the open loop",
+        )
+        .value_parser(["poisson", "fixed"])
+        .default_value("poisson")
+        .requires("rate"),
+        option("requests", "N", "Pairs of requests [default: 500]")
+            .value_parser(value_parser!(u64).range(1..=PAIRS_MAX)),
+        option("duration", "TIME", "Begin pairs for so long"),
+        option("warmup", "N", "Pairs that do not count")
+            .default_value("20")
+            .value_parser(value_parser!(u32).range(0..=100_000)),
+        option(
+            "timeout",
+            "TIME",
+            "A request without progress for so long has failed",
+        )
+        .default_value("60s"),
+        option(
+            "seed",
+            "N",
+            "Seed of order, arrivals and resamples [default: from the clock]",
+        )
+        .value_parser(value_parser!(u64)),
+        option("cpu", "N", "Pin the measuring thread to this CPU")
+            .value_parser(value_parser!(u64).range(0..1024)),
+        switch(
+            "busy-poll",
+            "Never sleep: exact, but needs a core of its own",
+        ),
+    ]
+}
+
+fn report_args() -> Vec<Arg> {
+    vec![
+        option(
+            "max-overhead-p99",
+            "TIME",
+            "Exit code 6 if the proxy adds more at the 99th percentile",
+        ),
+        option(
+            "json",
+            "FILE",
+            "Write everything as JSON; - for standard output",
+        ),
+        option("html", "FILE", "Write a page with plots"),
+        switch("quiet", "No table and no progress").short('q'),
+    ]
+}
+
+fn options(matches: &ArgMatches) -> Result<Options, Exit> {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let path = text("path").unwrap_or_default();
+    let api = Api::of(&path).filter(|_| is_path(&path)).ok_or_else(|| {
+        let want = "/v1/completions or /v1/chat/completions (a prefix is fine)";
+        wrong("--path", &path, want)
+    })?;
+    let load = match matches.get_one::<f64>("rate").copied() {
+        Some(rate) if rate > 0.0 && rate <= RATE_MAX => Load::Open {
+            rate,
+            poisson: text("arrivals").is_none_or(|kind| kind == "poisson"),
+        },
+        Some(rate) => {
+            let want = format!("above 0 and at most {RATE_MAX}");
+            return Err(wrong("--rate", &rate.to_string(), &want));
+        }
+        None => Load::Closed {
+            concurrency: number(matches, "concurrency").unwrap_or(1) as usize,
+        },
+    };
+    let length = match time_of(matches, "duration")? {
+        Some(time) => Length::Time(time),
+        None => Length::Pairs(number(matches, "requests").unwrap_or(500)),
+    };
+    Ok(Options {
+        targets: [target(matches, "direct")?, target(matches, "proxy")?],
+        path,
+        api,
+        model: text("model"),
+        prompt: text("prompt"),
+        prompt_tokens: matches.get_one("prompt-tokens").copied().unwrap_or(128),
+        unique: matches.get_flag("unique-prompts"),
+        tokens_max: matches.get_one("max-tokens").copied().unwrap_or(32),
+        ignore_eos: !matches.get_flag("respect-eos"),
+        load,
+        length,
+        warmup: matches.get_one("warmup").copied().unwrap_or(20),
+        fields: [
+            fields(matches, "direct-header")?,
+            fields(matches, "header")?,
+        ],
+        timeout: time_of(matches, "timeout")?.unwrap_or(Duration::from_secs(60)),
+        overhead_p99_max: time_of(matches, "max-overhead-p99")?,
+        json: text("json").map(|name| match &*name {
+            "-" => Output::Stdout,
+            name => Output::File(name.into()),
+        }),
+        html: text("html").map(PathBuf::from),
+        seed: number(matches, "seed").unwrap_or_else(clock_seed),
+        cpu: number(matches, "cpu").map(|cpu| cpu as usize),
+        busy_poll: matches.get_flag("busy-poll"),
+        quiet: matches.get_flag("quiet"),
+    })
+}
+
+/// A seed that differs from run to run; it is part of every report.
+fn clock_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |now| u64::from(now.subsec_nanos()) ^ now.as_secs())
+}
+
+fn wrong(name: &str, value: &str, want: &str) -> Exit {
+    Exit::usage(format!("ringside-bench: {name}: `{value}` is not {want}"))
+}
+
+fn number(matches: &ArgMatches, name: &str) -> Option<u64> {
+    matches.get_one::<u64>(name).copied()
+}
+
+fn time_of(matches: &ArgMatches, name: &str) -> Result<Option<Duration>, Exit> {
+    let Some(text) = matches.get_one::<String>(name) else {
+        return Ok(None);
+    };
+    match time(text) {
+        Some(time) if time > Duration::ZERO => Ok(Some(time)),
+        _ => Err(wrong(
+            &format!("--{name}"),
+            text,
+            "a time above 0 like 200us, 1.5ms or 30s",
+        )),
+    }
+}
+
+/// Whether it can stand in a request line as it is.
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn target(matches: &ArgMatches, name: &str) -> Result<Target, Exit> {
+    let text = matches
+        .get_one::<String>(name)
+        .map(String::as_str)
+        .unwrap_or_default();
+    let option = format!("--{name}");
+    if text.starts_with("https://") {
+        return Err(Exit::config(format!(
+            "ringside-bench: {option}: `{text}`: https is not in this build; measure against a \
+             plain http port"
+        )));
+    }
+    let want = "http://HOST:PORT";
+    let authority = text
+        .strip_prefix("http://")
+        .map(|rest| rest.strip_suffix('/').unwrap_or(rest))
+        .ok_or_else(|| wrong(&option, text, want))?;
+    let (host, port) = authority
+        .rsplit_once(':')
+        .ok_or_else(|| wrong(&option, text, want))?;
+    let bare = match host.strip_prefix('[') {
+        Some(rest) => rest
+            .strip_suffix(']')
+            .filter(|host| host.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => Some(host),
+    };
+    let is_name = |host: &&str| {
+        !host.is_empty()
+            && (host.bytes()).all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
+    };
+    let named = bare
+        .filter(is_name)
+        .filter(|bare| host.starts_with('[') || !bare.contains(':'));
+    let port = port.parse::<u16>().ok().filter(|port| *port != 0);
+    match (named, port) {
+        (Some(host), Some(port)) => Ok(Target {
+            host: host.to_owned(),
+            port,
+        }),
+        _ => Err(wrong(&option, text, want)),
+    }
+}
+
+/// Fields the tool writes itself; a second one would make the request ambiguous.
+const OWN_FIELDS: [&str; 5] = [
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+];
+
+fn fields(matches: &ArgMatches, option: &str) -> Result<Vec<(String, String)>, Exit> {
+    let given = matches.get_many::<String>(option).into_iter().flatten();
+    given.map(|text| field(option, text)).collect()
+}
+
+fn field(option: &str, text: &str) -> Result<(String, String), Exit> {
+    let refused = |want: &str| wrong(&format!("--{option}"), text, want);
+    let (name, value) = text
+        .split_once(':')
+        .ok_or_else(|| refused("a field like 'name: value'"))?;
+    let value = value.trim();
+    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(is_token) || value.chars().any(char::is_control) {
+        return Err(refused("a field like 'name: value'"));
+    }
+    if OWN_FIELDS.iter().any(|own| name.eq_ignore_ascii_case(own)) {
+        return Err(refused(
+            "a field that may be set: the tool writes it itself",
+        ));
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(more: &[&str]) -> Result<Options, Exit> {
+        let base = ["ringside-bench", "overhead"];
+        let args = base.iter().chain(more).map(OsString::from);
+        parse(args).map(|Task::Overhead(options)| *options)
+    }
+
+    fn sides(more: &[&str]) -> Result<Options, Exit> {
+        let base = ["--direct", "http://a:1", "--proxy", "http://[::1]:2/"];
+        line(&[&base, more].concat())
+    }
+
+    #[test]
+    fn defaults() {
+        let options = sides(&[]).unwrap();
+        assert_eq!(
+            options.targets.clone().map(|it| it.authority()),
+            ["a:1", "[::1]:2"]
+        );
+        assert_eq!(options.load, Load::Closed { concurrency: 1 });
+        assert_eq!(options.length, Length::Pairs(500));
+        assert_eq!((options.api, options.tokens_max), (Api::Completions, 32));
+        assert_eq!((options.warmup, options.prompt_tokens), (20, 128));
+        assert!(options.ignore_eos && !options.unique && !options.busy_poll);
+        assert_eq!(options.overhead_p99_max, None);
+    }
+
+    #[test]
+    fn everything_given() {
+        let options = sides(&[
+            "--path=/v1/chat/completions",
+            "--model=m",
+            "--prompt=hi",
+            "--unique-prompts",
+            "--respect-eos",
+            "--max-tokens=7",
+            "--rate=2.5",
+            "--arrivals=fixed",
+            "--duration=1.5s",
+            "--warmup=0",
+            "--header=x-prefiller-host-port: h:1",
+            "--header=X-B:c",
+            "--direct-header=authorization: Bearer x",
+            "--timeout=9s",
+            "--max-overhead-p99=200us",
+            "--json=-",
+            "--html=x.html",
+            "--seed=4",
+            "--cpu=1",
+            "--busy-poll",
+            "-q",
+        ])
+        .unwrap();
+        let load = Load::Open {
+            rate: 2.5,
+            poisson: false,
+        };
+        assert_eq!((options.load, options.api), (load, Api::Chat));
+        assert_eq!(options.length, Length::Time(Duration::from_millis(1_500)));
+        assert_eq!(options.fields[0][0].0, "authorization");
+        assert_eq!(options.fields[1][1], ("X-B".to_owned(), "c".to_owned()));
+        assert_eq!(options.overhead_p99_max, Some(Duration::from_micros(200)));
+        assert_eq!(options.json, Some(Output::Stdout));
+        assert_eq!((options.seed, options.cpu), (4, Some(1)));
+        assert!(options.unique && !options.ignore_eos && options.busy_poll && options.quiet);
+    }
+
+    #[test]
+    fn wrong_lines_say_so() {
+        for (more, code, part) in [
+            (&["--rate=0"][..], Exit::USAGE, "--rate"),
+            (&["--rate=nan"], Exit::USAGE, "--rate"),
+            (
+                &["--rate=1", "--concurrency=2"],
+                Exit::USAGE,
+                "cannot be used with",
+            ),
+            (
+                &["--requests=1", "--duration=2s"],
+                Exit::USAGE,
+                "cannot be used with",
+            ),
+            (
+                &["--prompt=a", "--prompt-tokens=2"],
+                Exit::USAGE,
+                "cannot be used with",
+            ),
+            (&["--arrivals=fixed"], Exit::USAGE, "--rate"),
+            (&["--requests=0"], Exit::USAGE, "--requests"),
+            (&["--duration=30"], Exit::USAGE, "a time above 0"),
+            (&["--max-overhead-p99=0"], Exit::USAGE, "a time above 0"),
+            (&["--path=/v1/responses"], Exit::USAGE, "--path"),
+            (&["--path=/v1/chat completions"], Exit::USAGE, "--path"),
+            (&["--header=nocolon"], Exit::USAGE, "name: value"),
+            (&["--header=a b: c"], Exit::USAGE, "name: value"),
+            (&["--header=a: b\r\nc: d"], Exit::USAGE, "name: value"),
+            (&["--header=Host: x"], Exit::USAGE, "writes it itself"),
+            (&["--nonsense"], Exit::USAGE, "--nonsense"),
+            (&["--help"], Exit::OK, "Exit codes"),
+        ] {
+            let exit = sides(more).unwrap_err();
+            assert_eq!(exit.code, code, "{more:?}: {exit}");
+            assert!(exit.message.contains(part), "{more:?}: {exit}");
+        }
+        assert_eq!(line(&[]).unwrap_err().code, Exit::USAGE);
+    }
+
+    #[test]
+    fn targets() {
+        for (url, code) in [
+            ("https://a:1", Exit::CONFIG),
+            ("a:1", Exit::USAGE),
+            ("http://a", Exit::USAGE),
+            ("http://a:0", Exit::USAGE),
+            ("http://a:99999", Exit::USAGE),
+            ("http://:1", Exit::USAGE),
+            ("http://a:1/v1", Exit::USAGE),
+            ("http://u@a:1", Exit::USAGE),
+            ("http://::1:2", Exit::USAGE),
+            ("http://[x]:2", Exit::USAGE),
+        ] {
+            let exit = line(&["--direct", url, "--proxy", "http://a:1"]).unwrap_err();
+            assert_eq!(exit.code, code, "{url}: {exit}");
+            assert!(exit.message.contains("--direct"), "{exit}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The report as JSON: every parameter, every figure. Times are in nanoseconds, as their names say.
+
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+use crate::cli::Length;
+use crate::limits::RESAMPLES;
+use crate::precision::{histogram, nanos};
+use crate::report::{Metric, Report, busy_share};
+use crate::schedule::{Load, Side};
+use crate::stats::{Difference, QUANTILES, Values};
+use crate::table::method;
+
+/// Rises when a member changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// The whole report.
+#[must_use]
+pub fn json(report: &Report) -> Value {
+    let run = &report.run;
+    json!({
+        "tool": "ringside-bench overhead",
+        "version": env!("CARGO_PKG_VERSION"),
+        "schema": SCHEMA,
+        "date": report.around.machine.date,
+        "machine": {
+            "cpu": report.around.machine.cpu,
+            "cpus": report.around.machine.cpus,
+            "kernel": report.around.machine.kernel,
+            "load_at_start": report.around.machine.load_at_start,
+            "load_at_end": report.around.load_at_end,
+        },
+        "parameters": parameters(report),
+        "method": {
+            "text": method(report),
+            "confidence": 0.95,
+            "resamples": RESAMPLES,
+            "quantile": "nearest rank",
+        },
+        "pairs": run.pairs,
+        "pairs_complete": report.pairs_complete,
+        "wall_ns": run.wall_ns,
+        "metrics": report.metrics.iter().map(metric).collect::<Vec<_>>(),
+        "answers": answers(report),
+        "failures": Side::BOTH.map(|side| json!({
+            "side": side.name(),
+            "count": run.failures.count[side.index()],
+            "first": run.failures.first[side.index()],
+        })),
+        "connections": Side::BOTH.map(|side| json!({
+            "side": side.name(),
+            "connect_p50_ns": run.connect_ns[side.index()].value_at_quantile(0.5),
+            "connect_max_ns": run.connect_ns[side.index()].max(),
+            "opened_again": run.reopened[side.index()],
+            "requests_that_waited": run.waited[side.index()],
+            "requests_sent_again": run.sent_again[side.index()],
+        })),
+        "client": client(report),
+        "gate": report.gate.map(|gate| json!({
+            "max_overhead_p99_ns": nanos(gate.limit),
+            "verdict": gate.verdict.name(),
+            "metric": gate.metric,
+            "p99": difference(gate.p99),
+        })),
+        "warnings": report.warnings,
+    })
+}
+
+/// Values of fields may be secrets, so only their names are written.
+fn parameters(report: &Report) -> Value {
+    let options = &report.around.options;
+    let names = |side: usize| -> Vec<&str> {
+        let fields = options.fields[side].iter();
+        fields.map(|(name, _)| name.as_str()).collect()
+    };
+    let load = match options.load {
+        Load::Closed { concurrency } => json!({"loop": "closed", "concurrency": concurrency}),
+        Load::Open { rate, poisson } => json!({
+            "loop": "open",
+            "rate": rate,
+            "arrivals": if poisson { "poisson" } else { "fixed" },
+        }),
+    };
+    let length = match options.length {
+        Length::Pairs(pairs) => json!({"pairs": pairs}),
+        Length::Time(time) => json!({"duration_ns": nanos(time)}),
+    };
+    json!({
+        "direct": options.targets[0].authority(),
+        "proxy": options.targets[1].authority(),
+        "path": options.path,
+        "model": report.around.model,
+        "prompt_bytes": report.around.prompt_bytes,
+        "prompt_tokens": options.prompt.is_none().then_some(options.prompt_tokens),
+        "unique_prompts": options.unique,
+        "max_tokens": options.tokens_max,
+        "ignore_eos": options.ignore_eos,
+        "load": load,
+        "length": length,
+        "warmup": options.warmup,
+        "timeout_ns": nanos(options.timeout),
+        "header_names": names(1),
+        "direct_header_names": names(0),
+        "seed": options.seed,
+        "cpu": options.cpu,
+        "busy_poll": options.busy_poll,
+    })
+}
+
+fn metric(metric: &Metric) -> Value {
+    let overhead = &metric.overhead;
+    json!({
+        "name": metric.name,
+        "title": metric.title,
+        "direct": values(&metric.values[0]),
+        "proxy": values(&metric.values[1]),
+        "overhead": {
+            "p50": difference(overhead.quantiles[0]),
+            "p90": difference(overhead.quantiles[1]),
+            "p99": difference(overhead.quantiles[2]),
+            "mean": difference(overhead.mean),
+        },
+    })
+}
+
+fn difference(difference: Difference) -> Value {
+    json!({
+        "estimate_ns": difference.estimate,
+        "low_ns": difference.low,
+        "high_ns": difference.high,
+        "resolved": difference.is_resolved(),
+    })
+}
+
+fn values(values: &Values) -> Value {
+    let [p50, p90, p99] = QUANTILES.map(|share| values.quantile(share));
+    let mut buckets = Vec::new();
+    // Only what is there; a histogram that cannot be made has no buckets.
+    if let Ok(mut histogram) = histogram() {
+        for value in values.iter() {
+            histogram.saturating_record(value);
+        }
+        buckets = steps(&histogram);
+    }
+    json!({
+        "count": values.len(),
+        "mean_ns": values.mean(),
+        "min_ns": values.iter().next().unwrap_or(0),
+        "p50_ns": p50,
+        "p90_ns": p90,
+        "p99_ns": p99,
+        "max_ns": values.quantile(1.0),
+        "histogram_ns": buckets,
+    })
+}
+
+/// Pairs of a value, exact to two digits, and how often it came.
+fn steps(histogram: &Histogram<u64>) -> Vec<[u64; 2]> {
+    let recorded = histogram.iter_recorded();
+    recorded
+        .map(|step| [step.value_iterated_to(), step.count_since_last_iteration()])
+        .collect()
+}
+
+fn answers(report: &Report) -> Value {
+    let sequence = &report.sequence;
+    let sides = Side::BOTH.map(|side| {
+        let own = report.run.done.iter().filter(|done| done.side == side);
+        let (events, arrivals) = own.fold((0, 0), |(events, arrivals), done| {
+            (
+                events + u64::from(done.events),
+                arrivals + u64::from(done.arrivals),
+            )
+        });
+        json!({
+            "side": side.name(),
+            "events": events,
+            "arrivals_with_text": arrivals,
+            "broken": sequence.broken[side.index()],
+        })
+    });
+    json!({
+        "pairs_compared": sequence.pairs,
+        "pairs_with_other_number_of_events": sequence.events_differ,
+        "pairs_with_other_text": sequence.texts_differ,
+        "numbered": sequence.numbered,
+        "wrong": sequence.is_wrong(),
+        "first": sequence.first,
+        "sides": sides,
+    })
+}
+
+fn client(report: &Report) -> Value {
+    let (lag, precision) = (&report.run.lag, &report.around.precision);
+    let summary = |of: &Histogram<u64>| {
+        json!({
+            "count": of.len(),
+            "p50_ns": of.value_at_quantile(0.5),
+            "p99_ns": of.value_at_quantile(0.99),
+            "max_ns": of.max(),
+        })
+    };
+    json!({
+        "clock_ns": precision.clock_ns,
+        "loopback_p50_ns": precision.loopback_p50_ns,
+        "loopback_p99_ns": precision.loopback_p99_ns,
+        "planned_to_actual_send": summary(&lag.send_ns),
+        "wake_to_stamp": summary(&lag.stamp_ns),
+        "turn": summary(&lag.turn_ns),
+        "busy_share": busy_share(lag, report.run.wall_ns),
+        "run_queue_wait_ns": lag.sched.map(|sched| sched.waited_ns),
+        "run_queue_runs": lag.sched.map(|sched| sched.runs),
+    })
+}

@@ -1,0 +1,20 @@
+//! The ringside-bench program: parse, run, exit code.
+
+use std::process::ExitCode;
+
+use ringside_bench::cli::{self, Task};
+use ringside_bench::exit::Exit;
+use ringside_bench::overhead;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => exit.report(),
+    }
+}
+
+fn run() -> Result<(), Exit> {
+    match cli::parse(std::env::args_os())? {
+        Task::Overhead(options) => overhead::run(*options),
+    }
+}

@@ -1,0 +1,325 @@
+//! `ringside-bench overhead` from its options to its reports.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::{Length, Options, Output};
+use crate::client;
+use crate::exit::Exit;
+use crate::json::json;
+use crate::models::first_model;
+use crate::page::page;
+use crate::precision::{Machine, Precision, load_average, nanos};
+use crate::report::{Around, Report, Verdict};
+use crate::request::{Question, Requests, prompt_of};
+use crate::run::{Run, Setup};
+use crate::schedule::{Load, Side, Until};
+use crate::table::table;
+use crate::units::{show_ns, show_signed_ns};
+
+/// Between two looks at how far the run is.
+const PROGRESS_LOOK: Duration = Duration::from_millis(200);
+
+/// Measures and reports.
+///
+/// # Errors
+/// When there is nothing to report on, or the report says that something is wrong.
+pub fn run(options: Options) -> Result<(), Exit> {
+    check_gaps(&options)?;
+    check_cpu(options.cpu)?;
+    // Before a run of an hour, not after it.
+    let json_file = match &options.json {
+        Some(Output::File(path)) => Some(create("--json", path)?),
+        Some(Output::Stdout) | None => None,
+    };
+    let html_file = match &options.html {
+        Some(path) => Some(create("--html", path)?),
+        None => None,
+    };
+    let machine = Machine::read();
+    let (setup, model, prompt_bytes) = setup(&options)?;
+    let (precision, run) = measure(&setup, &options)?;
+    let report = Report::new(
+        Around {
+            options,
+            model,
+            prompt_bytes,
+            machine,
+            load_at_end: load_average(),
+            precision,
+        },
+        run,
+    );
+    let to_stdout = report.around.options.json == Some(Output::Stdout);
+    if let Some(file) = json_file {
+        write("--json", file, &format!("{:#}\n", json(&report)))?;
+    }
+    if let Some(file) = html_file {
+        write("--html", file, &page(&report))?;
+    }
+    if !report.around.options.quiet {
+        let text = table(&report);
+        // A reader that went away is not an error.
+        let _ = if to_stdout {
+            io::stderr().lock().write_all(text.as_bytes())
+        } else {
+            io::stdout().lock().write_all(text.as_bytes())
+        };
+    }
+    if to_stdout {
+        write(
+            "--json",
+            io::stdout().lock(),
+            &format!("{:#}\n", json(&report)),
+        )?;
+    }
+    conclude(&report)
+}
+
+/// What the report means for the exit code.
+fn conclude(report: &Report) -> Result<(), Exit> {
+    let failures = &report.run.failures;
+    for side in Side::BOTH {
+        if let Some(first) = &failures.first[side.index()] {
+            return Err(Exit::runtime(format!(
+                "ringside-bench: {} of {} requests failed; {}: {first}",
+                failures.total(),
+                u64::from(report.run.pairs) * 2,
+                side.name()
+            )));
+        }
+    }
+    if report.pairs_complete == 0 {
+        return Err(Exit::runtime("ringside-bench: no pair was complete"));
+    }
+    if report.sequence.is_wrong() {
+        let first = report.sequence.first.as_deref().unwrap_or("see the report");
+        return Err(Exit::runtime(format!(
+            "ringside-bench: answers differ where they must not; {first}"
+        )));
+    }
+    match &report.gate {
+        Some(gate) if gate.verdict == Verdict::Exceeded => Err(Exit::exceeded(format!(
+            "ringside-bench: the proxy adds {} to the p99 of the {} (at least {} with 97.5 % \
+             confidence), more than the {} of --max-overhead-p99",
+            show_signed_ns(gate.p99.estimate),
+            gate.metric,
+            show_signed_ns(gate.p99.low),
+            show_ns(nanos(gate.limit) as f64)
+        ))),
+        // Quiet means no table; what a script believes to have been decided is another matter.
+        Some(gate) if gate.verdict == Verdict::Undecided && report.around.options.quiet => {
+            let text =
+                "ringside-bench: warning: --max-overhead-p99 is undecided; take more requests";
+            let _ = writeln!(io::stderr().lock(), "{text}");
+            Ok(())
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A run that cannot keep its gaps is refused where that is known before.
+fn check_gaps(options: &Options) -> Result<(), Exit> {
+    let Length::Pairs(pairs) = options.length else {
+        return Ok(());
+    };
+    let gaps = pairs.saturating_mul(u64::from(options.tokens_max - 1));
+    let gaps_max = crate::limits::GAPS_MAX as u64;
+    if gaps > gaps_max {
+        return Err(Exit::usage(format!(
+            "ringside-bench: --requests {pairs} times --max-tokens {} is more than the {gaps_max} \
+             gaps that are kept; lower one of them",
+            options.tokens_max
+        )));
+    }
+    Ok(())
+}
+
+fn check_cpu(cpu: Option<usize>) -> Result<(), Exit> {
+    let allowed = core_affinity::get_core_ids().unwrap_or_default();
+    match cpu {
+        Some(cpu) if allowed.iter().all(|core| core.id != cpu) => {
+            let names: Vec<String> = allowed.iter().map(|core| core.id.to_string()).collect();
+            Err(Exit::config(format!(
+                "ringside-bench: --cpu {cpu} is not among those this process may use ({})",
+                names.join(", ")
+            )))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn create(option: &str, path: &Path) -> Result<File, Exit> {
+    File::create(path).map_err(|error| {
+        let path = path.display();
+        Exit::config(format!(
+            "ringside-bench: {option}: cannot write {path}: {error}"
+        ))
+    })
+}
+
+fn write(option: &str, mut to: impl Write, text: &str) -> Result<(), Exit> {
+    to.write_all(text.as_bytes())
+        .and_then(|()| to.flush())
+        .map_err(|error| Exit::runtime(format!("ringside-bench: {option}: {error}")))
+}
+
+/// Looks names up, asks for the model and prints the requests.
+fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
+    let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
+    let addrs = [
+        resolve(options, Side::Direct)?,
+        resolve(options, Side::Proxy)?,
+    ];
+    let [direct, proxy] = options.targets.each_ref().map(|target| target.authority());
+    let model = match &options.model {
+        Some(model) => model.clone(),
+        None => first_model(addrs[0], &direct, &options.fields[0]).map_err(failed)?,
+    };
+    let prompt = options
+        .prompt
+        .clone()
+        .unwrap_or_else(|| prompt_of(options.prompt_tokens));
+    let prompt_bytes = prompt.len();
+    let question = Question {
+        path: options.path.clone(),
+        api: options.api,
+        model: model.clone(),
+        prompt,
+        tokens_max: options.tokens_max,
+        ignore_eos: options.ignore_eos,
+        unique: options.unique,
+    };
+    let fields = options.fields.each_ref().map(Vec::as_slice);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let setup = Setup {
+        addrs,
+        requests: Requests::new(&question, [&direct, &proxy], fields),
+        load: options.load,
+        until: match options.length {
+            Length::Pairs(pairs) => Until::Pairs(pairs),
+            Length::Time(time) => Until::Ns(nanos(time)),
+        },
+        warmup: options.warmup,
+        seed: options.seed,
+        // Not from the seed: a repeated run must not find its own prompts in the cache.
+        salt: now.map_or(0, nanos),
+        silence_max: options.timeout,
+        busy_poll: options.busy_poll,
+    };
+    Ok((setup, model, prompt_bytes))
+}
+
+/// The first address of a name; IPv4 first, as engines listen on 0.0.0.0 by default.
+fn resolve(options: &Options, side: Side) -> Result<SocketAddr, Exit> {
+    let target = &options.targets[side.index()];
+    let found = (target.host.as_str(), target.port).to_socket_addrs();
+    let mut addrs: Vec<SocketAddr> = found
+        .map_err(|error| {
+            Exit::runtime(format!(
+                "ringside-bench: --{}: cannot resolve {}: {error}",
+                side.name(),
+                target.host
+            ))
+        })?
+        .collect();
+    addrs.sort_by_key(SocketAddr::is_ipv6);
+    addrs.first().copied().ok_or_else(|| {
+        Exit::runtime(format!(
+            "ringside-bench: --{}: {} has no address",
+            side.name(),
+            target.host
+        ))
+    })
+}
+
+/// Measures on a thread of its own, so that nothing else runs on it; this one shows the progress.
+fn measure(setup: &Setup, options: &Options) -> Result<(Precision, Run), Exit> {
+    let progress = AtomicU64::new(0);
+    let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
+    thread::scope(|scope| {
+        let (sender, ended) = mpsc::sync_channel(1);
+        let (progress, cpu) = (&progress, options.cpu);
+        let thread = thread::Builder::new().name("client".to_owned());
+        let spawned = thread.spawn_scoped(scope, move || {
+            let _ = sender.send(on_cpu(cpu).and_then(|()| {
+                let precision = Precision::measure().map_err(|error| error.to_string())?;
+                let run = client::run(setup, progress).map_err(|error| error.to_string())?;
+                Ok((precision, run))
+            }));
+        });
+        spawned.map_err(|error| failed(error.to_string()))?;
+        let bar = (!options.quiet && io::stderr().is_terminal()).then(|| bar(options));
+        let begun = Instant::now();
+        loop {
+            match ended.recv_timeout(PROGRESS_LOOK) {
+                Ok(result) => {
+                    if let Some(bar) = bar {
+                        bar.finish_and_clear();
+                    }
+                    return result.map_err(failed);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    if let Some(bar) = &bar {
+                        show(
+                            bar,
+                            options,
+                            progress.load(Ordering::Relaxed),
+                            begun.elapsed(),
+                        );
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(failed("the client ended without a result".to_owned()));
+                }
+            }
+        }
+    })
+}
+
+fn on_cpu(cpu: Option<usize>) -> Result<(), String> {
+    match cpu {
+        Some(id) if !core_affinity::set_for_current(core_affinity::CoreId { id }) => {
+            Err(format!("--cpu {id}: the kernel refused"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn bar(options: &Options) -> ProgressBar {
+    let length = match options.length {
+        Length::Pairs(pairs) => (pairs + u64::from(options.warmup)) * 2,
+        Length::Time(time) => time.as_secs().max(1),
+    };
+    let bar = ProgressBar::new(length);
+    // A template that the library refuses leaves its own.
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn show(bar: &ProgressBar, options: &Options, answers: u64, since: Duration) {
+    let rate = match options.load {
+        Load::Closed { concurrency } => format!("{concurrency} at a time"),
+        Load::Open { rate, .. } => format!("{rate} requests/s"),
+    };
+    match options.length {
+        Length::Pairs(_) => {
+            bar.set_position(answers);
+            bar.set_message(format!("answers, {rate}"));
+        }
+        Length::Time(_) => {
+            bar.set_position(since.as_secs());
+            bar.set_message(format!("s, {answers} answers, {rate}"));
+        }
+    }
+}

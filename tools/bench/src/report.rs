@@ -1,0 +1,415 @@
+//! From a run to what can be said about it: differences with intervals, checks of the answers,
+//! the gate, warnings. Pure; `table`, `json` and `page` only print it.
+
+use std::time::Duration;
+
+use crate::answer::Order;
+use crate::cli::Options;
+use crate::limits::{
+    BEYOND_QUANTILE_MIN, BUSY_SHARE_MAX, CLIENT_SHARE_MAX, GAPS_MAX, OFF_CPU_SHARE_MAX,
+};
+use crate::precision::{Machine, Precision, nanos};
+use crate::run::{Done, Lag, Run};
+use crate::schedule::Side;
+use crate::stats::{Difference, Overhead, Values, overheads};
+use crate::units::show_ns;
+
+/// One metric on both sides.
+#[derive(Clone, Debug)]
+pub struct Metric {
+    /// Its name in JSON.
+    pub name: &'static str,
+    /// Its name for people.
+    pub title: &'static str,
+    /// Nanoseconds, direct first.
+    pub values: [Values; 2],
+    /// What the proxy adds.
+    pub overhead: Overhead,
+}
+
+/// Whether answers are what they should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// Pairs of answers.
+    pub pairs: u64,
+    /// Answers with numbered pieces (mock engine), each checked on its own.
+    pub numbered: u64,
+    /// Of these, with a piece missing, doubled or swapped; per side.
+    pub broken: [u64; 2],
+    /// Pairs whose number of events differs; `None` where that of direct answers varies too.
+    pub events_differ: Option<u64>,
+    /// Pairs whose texts differ; `None` where those of direct answers vary too.
+    pub texts_differ: Option<u64>,
+    /// The first that is wrong.
+    pub first: Option<String>,
+}
+
+impl Sequence {
+    /// Whether something was lost, doubled or altered on the way. Events of an engine with a model
+    /// may be merged when it is busy: their number alone proves nothing where the text is equal.
+    #[must_use]
+    pub fn is_wrong(&self) -> bool {
+        let events = self.events_differ.unwrap_or(0);
+        self.broken != [0, 0]
+            || self.texts_differ.unwrap_or(0) > 0
+            || (events > 0 && self.is_mock())
+    }
+
+    const fn is_mock(&self) -> bool {
+        self.numbered > 0
+    }
+}
+
+/// What the gate says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The whole interval is at or below the limit.
+    Held,
+    /// The whole interval is above the limit.
+    Exceeded,
+    /// The interval contains the limit.
+    Undecided,
+}
+
+impl Verdict {
+    /// Judges one difference.
+    #[must_use]
+    pub fn of(p99: Difference, limit_ns: f64) -> Self {
+        if p99.low > limit_ns {
+            Self::Exceeded
+        } else if p99.high <= limit_ns {
+            Self::Held
+        } else {
+            Self::Undecided
+        }
+    }
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Exceeded => "exceeded",
+            Self::Undecided => "undecided",
+        }
+    }
+}
+
+/// The gate and its verdict: the worst of both metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// The limit.
+    pub limit: Duration,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The metric that decided.
+    pub metric: &'static str,
+    /// Its p99 overhead.
+    pub p99: Difference,
+}
+
+/// What surrounds a run.
+#[derive(Clone, Debug)]
+pub struct Around {
+    /// What was asked for.
+    pub options: Options,
+    /// The model that was asked.
+    pub model: String,
+    /// Length of the prompt in bytes, without a tag.
+    pub prompt_bytes: usize,
+    /// Where and when.
+    pub machine: Machine,
+    /// Load averages when it ended.
+    pub load_at_end: String,
+    /// What the client measured about itself.
+    pub precision: Precision,
+}
+
+/// Everything that is printed.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What surrounds the run.
+    pub around: Around,
+    /// Time to first token, gaps between chunks, total time.
+    pub metrics: [Metric; 3],
+    /// The run, without the gaps, which went into the metrics.
+    pub run: Run,
+    /// Pairs of which both answers came.
+    pub pairs_complete: u32,
+    /// Checks of the answers.
+    pub sequence: Sequence,
+    /// The gate, if there is one.
+    pub gate: Option<Gate>,
+    /// What a reader should know before believing the figures.
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// Computes everything; takes seconds for millions of gaps.
+    #[must_use]
+    pub fn new(around: Around, mut run: Run) -> Self {
+        let pairs = complete(&run.done, run.pairs);
+        let count = pairs.iter().flatten().count();
+        let metrics = metrics(&pairs, std::mem::take(&mut run.gaps), around.options.seed);
+        let sequence = sequence(pairs.iter().flatten());
+        let limit = around.options.overhead_p99_max;
+        let mut report = Self {
+            gate: limit.map(|limit| judge(limit, &metrics)),
+            around,
+            metrics,
+            run,
+            pairs_complete: u32::try_from(count).unwrap_or(u32::MAX),
+            sequence,
+            warnings: Vec::new(),
+        };
+        report.warnings = warnings(&report);
+        report
+    }
+}
+
+/// Each pair of which both answers came, direct first, by its number.
+fn complete(done: &[Done], pairs: u32) -> Vec<Option<(Done, Done)>> {
+    let mut halves = vec![[None; 2]; pairs as usize];
+    for answer in done {
+        if let Some(pair) = halves.get_mut(answer.pair as usize) {
+            pair[answer.side.index()] = Some(*answer);
+        }
+    }
+    let both = |[direct, proxy]: [Option<Done>; 2]| direct.zip(proxy);
+    halves.into_iter().map(both).collect()
+}
+
+/// The values of complete pairs and what the proxy adds.
+fn metrics(pairs: &[Option<(Done, Done)>], gaps: [Vec<(u64, u32)>; 2], seed: u64) -> [Metric; 3] {
+    // Numbered without the incomplete ones.
+    let mut next = 0..;
+    let numbers: Vec<Option<u32>> = pairs
+        .iter()
+        .map(|pair| pair.as_ref().and_then(|_| next.next()))
+        .collect();
+    let number = |pair: u32| numbers.get(pair as usize).copied().flatten();
+    let gaps = gaps.map(|side| {
+        let kept = side.into_iter();
+        Values::new(
+            kept.filter_map(|(gap, pair)| Some((gap, number(pair)?)))
+                .collect(),
+        )
+    });
+    let both = |value: fn(&Done) -> u64| {
+        [0, 1].map(|side| {
+            let each = pairs
+                .iter()
+                .flatten()
+                .map(|(direct, proxy)| [direct, proxy]);
+            Values::new(each.map(|pair| value(pair[side])).zip(0..).collect())
+        })
+    };
+    let values = [both(|done| done.ttft_ns), gaps, both(|done| done.total_ns)];
+    let count = numbers.iter().flatten().count();
+    let found = overheads(
+        values.each_ref().map(|[direct, proxy]| (direct, proxy)),
+        count,
+        seed,
+    );
+    let names = [
+        ("ttft", "time to first token"),
+        ("gap", "gap between chunks"),
+        ("total", "whole answer"),
+    ];
+    let mut each = values.into_iter().zip(found).zip(names);
+    std::array::from_fn(|_| {
+        let ((values, overhead), (name, title)) = each.next().unwrap_or_default();
+        Metric {
+            name,
+            title,
+            values,
+            overhead,
+        }
+    })
+}
+
+fn sequence<'a>(pairs: impl Iterator<Item = &'a (Done, Done)>) -> Sequence {
+    let mut found = Sequence::default();
+    let (mut events_differ, mut texts_differ) = (0, 0);
+    let (mut events_vary, mut texts_vary) = (false, false);
+    let mut like: Option<Done> = None;
+    for (direct, proxy) in pairs {
+        found.pairs += 1;
+        for answer in [direct, proxy] {
+            let order = answer.text.order;
+            found.numbered += u64::from(order != Order::Unnumbered);
+            if order == Order::Broken {
+                found.broken[answer.side.index()] += 1;
+                let (pair, side) = (answer.pair, answer.side.name());
+                found.first.get_or_insert_with(|| {
+                    format!("pair {pair}, {side}: a piece of the text is missing, doubled or moved")
+                });
+            }
+        }
+        let like = like.get_or_insert(*direct);
+        events_vary |= like.events != direct.events;
+        texts_vary |= like.text.hash != direct.text.hash;
+        let differ = [
+            direct.events != proxy.events,
+            direct.text.hash != proxy.text.hash,
+        ];
+        events_differ += u64::from(differ[0]);
+        texts_differ += u64::from(differ[1]);
+        if differ.contains(&true) && found.first.is_none() {
+            let what = if differ[1] { "different" } else { "the same" };
+            found.first = Some(format!(
+                "pair {}: {} events direct, {} through the proxy, {what} text",
+                direct.pair, direct.events, proxy.events
+            ));
+        }
+    }
+    found.events_differ = (!events_vary).then_some(events_differ);
+    found.texts_differ = (!texts_vary).then_some(texts_differ);
+    if !found.is_wrong() && (events_vary || events_differ == 0) {
+        found.first = None;
+    }
+    found
+}
+
+fn judge(limit: Duration, metrics: &[Metric; 3]) -> Gate {
+    let limit_ns = nanos(limit) as f64;
+    let gates = metrics[..2].iter().map(|metric| Gate {
+        limit,
+        verdict: Verdict::of(metric.overhead.p99(), limit_ns),
+        metric: metric.title,
+        p99: metric.overhead.p99(),
+    });
+    let severity = |gate: &Gate| match gate.verdict {
+        Verdict::Held => 0,
+        Verdict::Undecided => 1,
+        Verdict::Exceeded => 2,
+    };
+    let first = Gate {
+        limit,
+        verdict: Verdict::Held,
+        metric: metrics[0].title,
+        p99: metrics[0].overhead.p99(),
+    };
+    // The first token decides where both are equally bad.
+    gates.fold(first, |worst, gate| {
+        if severity(&gate) > severity(&worst) {
+            gate
+        } else {
+            worst
+        }
+    })
+}
+
+fn warnings(report: &Report) -> Vec<String> {
+    let (run, pairs) = (&report.run, report.pairs_complete as usize);
+    let mut said = Vec::new();
+    if pairs < BEYOND_QUANTILE_MIN * 100 {
+        said.push(format!(
+            "p99 of {pairs} pairs rests on fewer than {BEYOND_QUANTILE_MIN} values; take {} pairs \
+             or more before quoting it",
+            BEYOND_QUANTILE_MIN * 100
+        ));
+    }
+    said.extend(client_warnings(
+        &run.lag,
+        report.metrics[0].overhead.p50(),
+        run.wall_ns,
+        report.around.options.busy_poll,
+    ));
+    if run.full {
+        said.push(format!(
+            "ended early: {GAPS_MAX} gaps per side are kept; take fewer requests or tokens"
+        ));
+    }
+    for side in Side::BOTH {
+        let (name, waited) = (side.name(), run.waited[side.index()]);
+        if waited > 0 {
+            said.push(format!(
+                "{name}: {waited} requests had to wait for a connection; that wait is part of \
+                 their times"
+            ));
+        }
+        let again = run.sent_again[side.index()];
+        if again > 0 {
+            said.push(format!(
+                "{name}: {again} requests met a connection that was just being closed and were \
+                 sent again; that is part of their times"
+            ));
+        }
+    }
+    let sequence = &report.sequence;
+    if sequence.events_differ.unwrap_or(0) > 0 && !sequence.is_wrong() {
+        said.push(
+            "the number of events differs while the texts are equal: something merges events"
+                .to_owned(),
+        );
+    }
+    if let Some(gate) = report
+        .gate
+        .filter(|gate| gate.verdict == Verdict::Undecided)
+    {
+        said.push(format!(
+            "--max-overhead-p99 is undecided: its limit of {} lies inside the interval of the p99 \
+             of the {}; take more requests",
+            show_ns(nanos(gate.limit) as f64),
+            gate.metric
+        ));
+    }
+    said
+}
+
+/// Says when the client itself was the limit. What it is compared with is the overhead it claims to
+/// see, or how uncertain that is, whichever is larger.
+fn client_warnings(lag: &Lag, ttft_p50: Difference, wall_ns: u64, busy_poll: bool) -> Vec<String> {
+    let mut said = Vec::new();
+    let half_width = (ttft_p50.high - ttft_p50.low) / 2.0;
+    let bound = ttft_p50.estimate.abs().max(half_width) * CLIENT_SHARE_MAX;
+    let mut check = |late_ns: f64, what: &str| {
+        if late_ns > bound {
+            said.push(format!(
+                "the client is not exact enough for what it measures: {what} {} (p50 overhead {} \
+                 +- {}); give it a core of its own (--cpu, --busy-poll) or less to do",
+                show_ns(late_ns),
+                show_ns(ttft_p50.estimate),
+                show_ns(half_width)
+            ));
+        }
+    };
+    let p99 = |histogram: &hdrhistogram::Histogram<u64>| histogram.value_at_quantile(0.99) as f64;
+    check(p99(&lag.stamp_ns), "p99 from wake-up to stamp is");
+    check(p99(&lag.send_ns), "p99 from planned to actual send is");
+    if let Some(sched) = lag.sched.filter(|sched| !busy_poll && sched.runs > 0) {
+        let mean = sched.waited_ns as f64 / sched.runs as f64;
+        check(mean, "ready to run, it waited for a CPU for a mean of");
+    }
+    let off = lag
+        .sched
+        .map_or(0.0, |sched| sched.waited_ns as f64 / wall_ns.max(1) as f64);
+    if busy_poll && off > OFF_CPU_SHARE_MAX {
+        said.push(format!(
+            "the client never sleeps, but was kept off its CPU {:.1} % of the time; give it a core \
+             of its own (--cpu)",
+            off * 100.0
+        ));
+    }
+    let busy = busy_share(lag, wall_ns);
+    if busy > BUSY_SHARE_MAX {
+        said.push(format!(
+            "the client was busy {:.0} % of the time: what came meanwhile was stamped late; lower \
+             --concurrency or --rate",
+            busy * 100.0
+        ));
+    }
+    said
+}
+
+/// Share of the run during which the client looked at what had come.
+#[must_use]
+pub fn busy_share(lag: &Lag, wall_ns: u64) -> f64 {
+    let busy_ns = lag.turn_ns.mean() * lag.turn_ns.len() as f64;
+    (busy_ns / wall_ns.max(1) as f64).min(1.0)
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

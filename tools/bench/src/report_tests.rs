@@ -1,0 +1,182 @@
+//! Tests of the report: what is said about runs made by hand.
+
+use super::*;
+use crate::answer::Text;
+use crate::precision::SchedStat;
+
+fn done(pair: u32, side: Side) -> Done {
+    Done {
+        pair,
+        side,
+        start_ns: u64::from(pair) * 1_000,
+        ttft_ns: 100,
+        total_ns: 500,
+        events: 4,
+        arrivals: 3,
+        text: Text {
+            hash: 9,
+            order: Order::Unnumbered,
+        },
+    }
+}
+
+fn pairs(count: u32, change: impl Fn(&mut Done)) -> Vec<(Done, Done)> {
+    let both = |pair| {
+        let mut two = Side::BOTH.map(|side| done(pair, side));
+        two.iter_mut().for_each(&change);
+        two.into()
+    };
+    (0..count).map(both).collect()
+}
+
+#[test]
+fn pairs_with_one_answer_are_left_out() {
+    let answers = [
+        done(0, Side::Proxy),
+        done(2, Side::Direct),
+        done(0, Side::Direct),
+        done(9, Side::Direct),
+    ];
+    let found = complete(&answers, 3);
+    assert_eq!(found.len(), 3);
+    let (direct, proxy) = found[0].unwrap();
+    assert_eq!((direct.side, proxy.side), (Side::Direct, Side::Proxy));
+    assert!(found[1].is_none() && found[2].is_none());
+}
+
+#[test]
+fn equal_answers_are_right() {
+    let found = sequence(pairs(3, |_| {}).iter());
+    assert_eq!((found.pairs, found.numbered), (3, 0));
+    assert_eq!(
+        (found.events_differ, found.texts_differ),
+        (Some(0), Some(0))
+    );
+    assert!(!found.is_wrong() && found.first.is_none());
+}
+
+#[test]
+fn a_changed_text_is_wrong_where_texts_do_not_vary() {
+    let changed = pairs(3, |done| {
+        if done.pair == 1 && done.side == Side::Proxy {
+            done.text.hash = 1;
+            done.events = 3;
+        }
+    });
+    let found = sequence(changed.iter());
+    assert_eq!(
+        (found.events_differ, found.texts_differ),
+        (Some(1), Some(1))
+    );
+    assert!(found.is_wrong());
+    let first = found.first.unwrap();
+    assert_eq!(
+        first,
+        "pair 1: 4 events direct, 3 through the proxy, different text"
+    );
+
+    let varied = pairs(3, |done| {
+        done.text.hash = u64::from(done.pair) * 2 + done.side.index() as u64;
+        done.events = done.pair;
+    });
+    let found = sequence(varied.iter());
+    assert_eq!((found.events_differ, found.texts_differ), (None, None));
+    assert!(!found.is_wrong() && found.first.is_none());
+}
+
+#[test]
+fn merged_events_are_wrong_on_a_mock_engine_only() {
+    let merge = |order| {
+        pairs(2, move |done| {
+            done.text.order = order;
+            done.events -= u32::from(done.side == Side::Proxy);
+        })
+    };
+    let model = sequence(merge(Order::Unnumbered).iter());
+    assert!(!model.is_wrong());
+    assert!(model.first.is_some());
+    let mock = sequence(merge(Order::Kept).iter());
+    assert!(mock.is_wrong());
+}
+
+#[test]
+fn a_broken_order_is_wrong_even_if_both_sides_have_it() {
+    let broken = sequence(pairs(2, |done| done.text.order = Order::Broken).iter());
+    assert_eq!((broken.numbered, broken.broken), (4, [2, 2]));
+    assert!(broken.is_wrong());
+    assert!(broken.first.unwrap().starts_with("pair 0, direct: a piece"));
+}
+
+fn difference(estimate: f64, low: f64, high: f64) -> Difference {
+    Difference {
+        estimate,
+        low,
+        high,
+    }
+}
+
+#[test]
+fn the_gate_needs_the_whole_interval() {
+    for (low, high, want) in [
+        (-5.0, 10.0, Verdict::Held),
+        (5.0, 20.0, Verdict::Undecided),
+        (10.0, 20.0, Verdict::Undecided),
+        (11.0, 20.0, Verdict::Exceeded),
+    ] {
+        assert_eq!(Verdict::of(difference(9.0, low, high), 10.0), want);
+    }
+    let metric = |title, p99| Metric {
+        name: "x",
+        title,
+        values: [Values::default(), Values::default()],
+        overhead: Overhead {
+            quantiles: [Difference::default(), Difference::default(), p99],
+            mean: Difference::default(),
+        },
+    };
+    let held = difference(1.0, 0.0, 2.0);
+    let over = difference(99.0, 90.0, 100.0);
+    let either = difference(10.0, 5.0, 20.0);
+    for (ttft, gap, total, want, by) in [
+        (held, held, over, Verdict::Held, "a"),
+        (held, either, over, Verdict::Undecided, "b"),
+        (either, over, held, Verdict::Exceeded, "b"),
+        (over, over, held, Verdict::Exceeded, "a"),
+    ] {
+        let metrics = [metric("a", ttft), metric("b", gap), metric("c", total)];
+        let gate = judge(Duration::from_nanos(10), &metrics);
+        assert_eq!((gate.verdict, gate.metric), (want, by));
+    }
+}
+
+#[test]
+fn an_inexact_client_is_said_to_be_one() {
+    let exact = difference(30_000.0, 29_000.0, 31_000.0);
+    let mut lag = Lag::new().unwrap();
+    lag.stamp_ns.record(2_000).unwrap();
+    lag.turn_ns.record(5_000).unwrap();
+    lag.sched = Some(SchedStat {
+        waited_ns: 100_000,
+        runs: 100,
+    });
+    assert!(client_warnings(&lag, exact, 1_000_000, false).is_empty());
+    // 30 us of overhead, and 20 us of waiting for a CPU each time.
+    lag.sched = Some(SchedStat {
+        waited_ns: 2_000_000,
+        runs: 100,
+    });
+    let said = client_warnings(&lag, exact, 1_000_000, false);
+    assert!(said.len() == 1 && said[0].contains("waited for a CPU"));
+    // One that never sleeps counts its runs differently: 2 ms of a second, and of 100 ms.
+    assert!(client_warnings(&lag, exact, 1_000_000_000, true).is_empty());
+    let said = client_warnings(&lag, exact, 100_000_000, true);
+    assert!(said.len() == 1 && said[0].contains("2.0 % of the time"));
+    // An upstream so noisy that this does not matter.
+    let noisy = difference(30_000.0, -200_000.0, 200_000.0);
+    assert!(client_warnings(&lag, noisy, 1_000_000, false).is_empty());
+    lag.stamp_ns.record(1_000_000).unwrap();
+    lag.send_ns.record(1_000_000).unwrap();
+    let said = client_warnings(&lag, exact, 8_000, false);
+    assert_eq!(said.len(), 4, "{said:?}");
+    assert!(said[3].contains("busy 6"), "{said:?}");
+}

@@ -1,0 +1,261 @@
+//! The report as a table for a terminal.
+
+use std::fmt::Write;
+
+use crate::limits::RESAMPLES;
+use crate::precision::nanos;
+use crate::report::{Metric, Report, busy_share};
+use crate::schedule::{Load, Side};
+use crate::stats::{Difference, QUANTILES};
+use crate::units::{show_ns, show_signed_ns};
+
+const LABEL_COLUMNS: usize = 20;
+const CELL_COLUMNS: usize = 13;
+
+/// How intervals were computed, in one sentence.
+#[must_use]
+pub fn method(report: &Report) -> String {
+    format!(
+        "proxy minus direct, quantile by quantile; 95 % intervals by a percentile bootstrap over \
+         {} pairs, {RESAMPLES} resamples, seed {}",
+        report.pairs_complete, report.around.options.seed
+    )
+}
+
+/// When requests went out, in words.
+#[must_use]
+pub fn load_text(load: Load) -> String {
+    match load {
+        Load::Closed { concurrency } => format!("closed loop, {concurrency} at a time"),
+        Load::Open { rate, poisson } => {
+            let kind = if poisson { "poisson" } else { "evenly spaced" };
+            format!("open loop, {rate} requests/s, {kind}")
+        }
+    }
+}
+
+/// The overhead, or that it cannot be told from noise.
+#[must_use]
+pub fn added(difference: Difference) -> String {
+    if difference == Difference::default() {
+        "none".to_owned()
+    } else if difference.is_resolved() {
+        show_signed_ns(difference.estimate)
+    } else {
+        "below noise".to_owned()
+    }
+}
+
+/// The whole report.
+#[must_use]
+pub fn table(report: &Report) -> String {
+    let mut text = String::new();
+    head(&mut text, report);
+    for metric in &report.metrics {
+        rows(&mut text, metric);
+    }
+    let _ = writeln!(text, "\nadded: {}.", method(report));
+    let _ = writeln!(
+        text,
+        "below noise: the interval contains 0; the overhead is somewhere in it. One interval in 20 \
+         misses the truth."
+    );
+    answers(&mut text, report);
+    client(&mut text, report);
+    if let Some(gate) = &report.gate {
+        let _ = writeln!(
+            text,
+            "gate: --max-overhead-p99 {}: {} (p99 of the {}: {}, interval {})",
+            show_ns(nanos(gate.limit) as f64),
+            gate.verdict.name(),
+            gate.metric,
+            show_signed_ns(gate.p99.estimate),
+            interval(gate.p99)
+        );
+    }
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+fn head(text: &mut String, report: &Report) {
+    let options = &report.around.options;
+    let [direct, proxy] = options.targets.each_ref().map(|target| target.authority());
+    let machine = &report.around.machine;
+    let _ = writeln!(
+        text,
+        "direct {direct}, proxy {proxy}: POST {}, model {}, prompt of {} bytes{}, {} tokens at most",
+        options.path,
+        report.around.model,
+        report.around.prompt_bytes,
+        if options.unique { " (unique)" } else { "" },
+        options.tokens_max
+    );
+    let _ = writeln!(
+        text,
+        "{} pairs in {}, {} after {} of warm-up",
+        report.pairs_complete,
+        show_ns(report.run.wall_ns as f64),
+        load_text(options.load),
+        options.warmup
+    );
+    let _ = writeln!(
+        text,
+        "{}, {}, {} CPUs, Linux {}, load {} at the start, {} at the end\n",
+        machine.date,
+        machine.cpu,
+        machine.cpus,
+        machine.kernel,
+        machine.load_at_start,
+        report.around.load_at_end
+    );
+    let _ = write!(text, "{:LABEL_COLUMNS$}", "");
+    for share in QUANTILES {
+        let _ = write!(text, "{:>CELL_COLUMNS$}", format!("p{:.0}", share * 100.0));
+    }
+    let _ = writeln!(text, "{:>CELL_COLUMNS$}", "mean");
+}
+
+fn rows(text: &mut String, metric: &Metric) {
+    let [direct, proxy] = &metric.values;
+    let _ = writeln!(text, "{}", metric.title);
+    if direct.is_empty() || proxy.is_empty() {
+        let _ = writeln!(text, "  nothing measured");
+        return;
+    }
+    for (label, values) in [("direct", direct), ("through the proxy", proxy)] {
+        let mut cells = QUANTILES
+            .map(|share| values.quantile(share) as f64)
+            .to_vec();
+        cells.push(values.mean());
+        row(text, label, cells.into_iter().map(show_ns));
+    }
+    let overhead = &metric.overhead;
+    let all = || overhead.quantiles.into_iter().chain([overhead.mean]);
+    row(text, "added", all().map(added));
+    row(text, "  from", all().map(|it| show_signed_ns(it.low)));
+    row(text, "  to", all().map(|it| show_signed_ns(it.high)));
+}
+
+fn row(text: &mut String, label: &str, cells: impl Iterator<Item = String>) {
+    let label = format!("  {label}");
+    let _ = write!(text, "{label:LABEL_COLUMNS$}");
+    for cell in cells {
+        let _ = write!(text, "{cell:>CELL_COLUMNS$}");
+    }
+    text.push('\n');
+}
+
+fn interval(difference: Difference) -> String {
+    let (low, high) = (
+        show_signed_ns(difference.low),
+        show_signed_ns(difference.high),
+    );
+    format!("{low} to {high}")
+}
+
+fn answers(text: &mut String, report: &Report) {
+    let sequence = &report.sequence;
+    let compared = |differ: Option<u64>, what: &str| match differ {
+        Some(0) => format!("{what} equal"),
+        Some(count) => format!("{what} DIFFER in {count} pairs"),
+        None => format!("{what} not compared (those of direct answers vary)"),
+    };
+    let mut said = vec![
+        compared(sequence.events_differ, "numbers of events"),
+        compared(sequence.texts_differ, "texts"),
+    ];
+    if sequence.numbered > 0 {
+        let broken = sequence.broken[0] + sequence.broken[1];
+        said.push(format!(
+            "{} of {} numbered answers broken",
+            broken, sequence.numbered
+        ));
+    }
+    let _ = writeln!(
+        text,
+        "answers: {} pairs compared: {}",
+        sequence.pairs,
+        said.join(", ")
+    );
+    if let Some(first) = &sequence.first {
+        let _ = writeln!(text, "  first: {first}");
+    }
+    let failures = &report.run.failures;
+    for side in Side::BOTH {
+        let count = failures.count[side.index()];
+        if let Some(first) = &failures.first[side.index()] {
+            let name = side.name();
+            let _ = writeln!(text, "FAILED: {count} requests, {name}; first: {first}");
+        }
+    }
+    let connect = |i: usize| show_ns(report.run.connect_ns[i].value_at_quantile(0.5) as f64);
+    let _ = writeln!(
+        text,
+        "connect: p50 {} direct, {} to the proxy, before the run; opened again {} and {} times",
+        connect(0),
+        connect(1),
+        report.run.reopened[0],
+        report.run.reopened[1]
+    );
+}
+
+fn client(text: &mut String, report: &Report) {
+    let (options, lag, precision) = (
+        &report.around.options,
+        &report.run.lag,
+        &report.around.precision,
+    );
+    let place = match options.cpu {
+        Some(cpu) => format!("on CPU {cpu}"),
+        None => "not pinned".to_owned(),
+    };
+    let polls = if options.busy_poll {
+        "polling"
+    } else {
+        "sleeping"
+    };
+    let p99 = |of: &hdrhistogram::Histogram<u64>| show_ns(of.value_at_quantile(0.99) as f64);
+    let waited = lag.sched.map_or("unknown".to_owned(), |sched| {
+        let mean = sched.waited_ns as f64 / sched.runs.max(1) as f64;
+        format!("{} per run", show_ns(mean))
+    });
+    let _ = write!(
+        text,
+        "client: {place}, {polls}; clock {}, byte over loopback to stamp {} (p99 {}); wake-up to \
+         stamp p99 {}, busy {:.1} %, waited for a CPU {waited}",
+        show_ns(precision.clock_ns as f64),
+        show_ns(precision.loopback_p50_ns as f64),
+        show_ns(precision.loopback_p99_ns as f64),
+        p99(&lag.stamp_ns),
+        busy_share(lag, report.run.wall_ns) * 100.0,
+    );
+    if matches!(options.load, Load::Open { .. }) {
+        let _ = write!(text, ", planned to actual send p99 {}", p99(&lag.send_ns));
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_is_not_sold_as_a_number() {
+        for ((estimate, low, high), want) in [
+            ((31_240.0, 29_000.0, 33_000.0), "+31.2 us"),
+            ((-900.0, -1_000.0, -1.0), "-900 ns"),
+            ((31_240.0, -1.0, 33_000.0), "below noise"),
+            ((1.0, 0.0, 2.0), "below noise"),
+            ((0.0, 0.0, 0.0), "none"),
+        ] {
+            let difference = Difference {
+                estimate,
+                low,
+                high,
+            };
+            assert_eq!(added(difference), want);
+        }
+    }
+}
