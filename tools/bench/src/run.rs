@@ -180,8 +180,8 @@ impl fmt::Display for RunError {
             }
             Self::TooSlow(waiting) => write!(
                 f,
-                "{waiting} requests wait for a connection: the upstream cannot keep up with \
-                 --rate; lower it"
+                "{waiting} requests wait for a connection: the upstream or this client cannot keep up \
+                 with --rate; lower it"
             ),
             Self::Closing(side) => write!(
                 f,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::answer::shown;
 use crate::limits::RESAMPLES;
 use crate::precision::nanos;
 use crate::report::{Metric, Report, busy_share};
@@ -87,7 +88,7 @@ fn head(text: &mut String, report: &Report) {
         text,
         "direct {direct}, proxy {proxy}: POST {}, model {}, prompt of {} bytes{}, {} tokens at most",
         options.path,
-        report.around.model,
+        shown(report.around.model.as_bytes()),
         report.around.prompt_bytes,
         if options.unique { " (unique)" } else { "" },
         options.tokens_max
