@@ -4,7 +4,9 @@
 //! there are, with repetition, computes the same difference of quantiles again, and does so
 //! [`RESAMPLES`] times: the middle 95 % of the results are the interval. Drawing whole pairs keeps
 //! what belongs together together: the gaps of one answer are not independent of each other, nor
-//! are two requests that met the same drift.
+//! are two requests that met the same drift. Pairs count as independent of each other: where a
+//! disturbance lasts for many of them, intervals are too narrow. Naming the same server on both sides
+//! shows how far that goes on a given machine.
 //!
 //! A quantile is a value that was measured (nearest rank): the smallest of which at least that
 //! share is not larger.
