@@ -1,10 +1,11 @@
-//! Bodies: scanned, planned as a prefill and a decode leg, and laid out for vectored writes.
+//! Bodies: scanned, planned as a prefill and a decode leg, and laid out for vectored writes; masked
+//! on the way; and a prefill engine's answer, read for its handoff.
 
 use std::hint::black_box;
 use std::io::IoSlice;
 
 use criterion::{Criterion, Throughput};
-use ringside::json::{Document, JsonError, Scanner};
+use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillAnswer, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
 use ringside::pd::nixlv2::{self, WATCH};
 use ringside::pd::{Api, Plan};
@@ -12,22 +13,30 @@ use ringside::pd::{Api, Plan};
 const HANDOFF: &[u8] = br#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1,2,3,4]],"remote_engine_id":"5f4dcc3b-5aa7-65d6-1d83-27deb882cf99","remote_host":"10.4.0.7","remote_port":5600,"tp_size":8}"#;
 
 struct Case {
-    name: &'static str,
+    name: String,
     api: Api,
     body: Vec<u8>,
 }
 
-fn cases() -> [Case; 7] {
-    let case = |name, api, body| Case { name, api, body };
-    [
-        case("text/1KiB", Api::Completions, prompt(1 << 10, TEXT)),
-        case("text/32KiB", Api::Completions, prompt(32 << 10, TEXT)),
-        case("text/1MiB", Api::Completions, prompt(1 << 20, TEXT)),
-        case("source/1MiB", Api::Completions, prompt(1 << 20, SOURCE)),
-        case("tokens/32KiB", Api::Completions, tokens(32 << 10)),
-        case("tokens/1MiB", Api::Completions, tokens(1 << 20)),
-        case("chat/32KiB", Api::Chat, chat(32 << 10)),
-    ]
+fn cases() -> Vec<Case> {
+    let mut cases = vec![Case {
+        name: String::from("text/1KiB"),
+        api: Api::Completions,
+        body: prompt(1 << 10, TEXT),
+    }];
+    for (size, len) in [("32KiB", 32 << 10), ("1MiB", 1 << 20)] {
+        for (name, api, body) in [
+            ("text", Api::Completions, prompt(len, TEXT)),
+            ("source", Api::Completions, prompt(len, SOURCE)),
+            ("tokens", Api::Completions, tokens(len)),
+            ("chat", Api::Chat, chat(len, CHAT)),
+            ("escaped", Api::Chat, chat(len, ESCAPED)),
+        ] {
+            let name = format!("{name}/{size}");
+            cases.push(Case { name, api, body });
+        }
+    }
+    cases
 }
 
 const TEXT: &str = "The quick brown fox jumps over the lazy dog, again and again. ";
@@ -62,11 +71,21 @@ fn tokens(len: usize) -> Vec<u8> {
     body.into_bytes()
 }
 
-fn chat(len: usize) -> Vec<u8> {
+/// Short messages, the shortest that there are: brackets and quotes in every block of bytes.
+const CHAT: &str = concat!(
+    r#"{"role":"user","content":"How do I sort a list?\nIn place."},"#,
+    r#"{"role":"assistant","content":"Call \"sort\" on it."},"#,
+);
+/// The same with texts that are mostly escapes: quoted JSON, paths, runs of backslashes.
+const ESCAPED: &str = concat!(
+    r#"{"role":"user","content":"{\"path\":\"C:\\\\a\\\\b\",\"re\":\"\\\\\\\\d+\"}\n"},"#,
+    r#"{"role":"tool","content":"\"\\\"x\\\"\"\t\\\\\\\\ \"a\": [\"b\", {\"c\": \"\\\\\"}]"},"#,
+);
+
+fn chat(len: usize, messages: &str) -> Vec<u8> {
     let mut body = String::from(r#"{"model":"m","messages":["#);
     while body.len() + TAIL.len() < len {
-        body.push_str(r#"{"role":"user","content":"How do I sort a list?\nIn place."},"#);
-        body.push_str(r#"{"role":"assistant","content":"Call \"sort\" on it."},"#);
+        body.push_str(messages);
     }
     body.pop();
     body.push(']');
@@ -97,6 +116,40 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
     Some(first + second)
 }
 
+/// What a decode-only body must not bring.
+const MASKED: Watch = &[
+    (Level::Top, "kv_transfer_params"),
+    (Level::ExtraArgs, "kv_transfer_params"),
+    (Level::Xargs, "kv_transfer_params"),
+];
+
+fn mask(body: &mut [u8]) -> Result<u32, JsonError> {
+    let mut mask = Mask::new(MASKED);
+    for piece in body.chunks_mut(RECEIVE_LARGE_BYTES) {
+        mask.feed(piece)?;
+    }
+    mask.finish()?;
+    Ok(mask.masked())
+}
+
+/// A prefill engine's answer with a prompt of token ids echoed in front of its handoff.
+fn prefill_answer(len: usize) -> Vec<u8> {
+    let mut answer = tokens(len);
+    answer.pop();
+    answer.extend_from_slice(br#","kv_transfer_params":"#);
+    answer.extend_from_slice(HANDOFF);
+    answer.push(b'}');
+    answer
+}
+
+fn read_answer(answer: &[u8]) -> Result<Handoff, JsonError> {
+    let mut reader = PrefillAnswer::new(64 << 10);
+    for piece in answer.chunks(RECEIVE_LARGE_BYTES) {
+        reader.feed(piece)?;
+    }
+    reader.finish()
+}
+
 pub(crate) fn bench(criterion: &mut Criterion) {
     for work in ["scan", "split"] {
         let mut group = criterion.benchmark_group(format!("json/{work}"));
@@ -113,4 +166,23 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         }
         group.finish();
     }
+    let mut group = criterion.benchmark_group("json/mask");
+    for Case { name, body, .. } in cases() {
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        // Nothing is found to overwrite, so each run sees the same body.
+        let mut body = body;
+        assert_eq!(mask(&mut body), Ok(0), "{name} is masked");
+        group.bench_function(name, |bencher| bencher.iter(|| mask(black_box(&mut body))));
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("json/answer");
+    for (name, len) in [("1KiB", 1 << 10), ("1MiB", 1 << 20)] {
+        let answer = prefill_answer(len);
+        assert!(read_answer(&answer).is_ok(), "{name} is not read");
+        group.throughput(Throughput::Bytes(answer.len() as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| read_answer(black_box(&answer)));
+        });
+    }
+    group.finish();
 }
