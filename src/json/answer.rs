@@ -5,6 +5,8 @@
 //! it is complete: valid to RFC 8259 at every depth, and its known members of the right type. A
 //! decode engine that is given a handoff of another shape may die of it.
 
+#[cfg(any(test, feature = "fuzzing"))]
+use super::block::Isa;
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use super::validate::validate;
@@ -94,7 +96,7 @@ pub enum Params {
 impl PrefillAnswer {
     /// A reader that keeps at most `kept_bytes_max` bytes of `kv_transfer_params`.
     #[must_use]
-    pub const fn new(kept_bytes_max: usize) -> Self {
+    pub fn new(kept_bytes_max: usize) -> Self {
         Self {
             lexer: Lexer::new(),
             place: Place::Top,
@@ -108,6 +110,13 @@ impl PrefillAnswer {
             cached: [None; 2],
             failed: None,
         }
+    }
+
+    /// The same with other instructions than the best.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn with_isa(mut self, isa: Isa) -> Self {
+        self.lexer = self.lexer.with_isa(isa);
+        self
     }
 
     /// Also accepts `remote_block_ids` as one flat list of integers, as older engines send it;

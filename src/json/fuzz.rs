@@ -1,7 +1,7 @@
 //! Bodies of the fuzz targets, also run by `cargo test` over the committed corpus and over random
 //! documents. Each takes any bytes and asserts what must hold for all of them.
 
-use super::oracle::{Random, Tree, same_for_all_cuts};
+use super::oracle::{Random, Tree, same_for_all_cuts, same_for_all_isas};
 use super::{
     AnswerForm, Document, Edit, EditError, Handoff, JsonError, JsonReason, Kind, Level, Mask,
     Params, PrefillAnswer, Scanner, UsageRewriter, UsageShape, Watch, validate,
@@ -85,12 +85,14 @@ fn seeded(data: &[u8]) -> Random {
     Random::new(sum)
 }
 
-/// The scanner: no panic, the same answer however the input is cut, a valid object is accepted,
-/// and what is found is what a full parse finds.
+/// The scanner: no panic, the same answer by all instructions and however the input is cut, a valid
+/// object is accepted, and what is found is what a full parse finds.
 pub fn fuzz_scan(data: &[u8]) {
     let mut random = seeded(data);
-    let result = same_for_all_cuts(data, &mut random, |pieces| {
-        scan(pieces).map(|document| (document.members, document.objects, document.effective))
+    let result = same_for_all_isas(data, &mut random, |pieces, isa| {
+        let scanner = Scanner::new(WATCH).with_isa(isa);
+        scan_with(scanner, pieces)
+            .map(|document| (document.members, document.objects, document.effective))
     });
     let tree = Tree::parse(data);
     if !outside_serde(data) {
@@ -164,7 +166,9 @@ pub fn fuzz_edit(data: &[u8]) {
 pub fn fuzz_mask(data: &[u8]) {
     for watch in [WATCH, LEAVES] {
         let mut random = seeded(data);
-        let result = same_for_all_cuts(data, &mut random, |pieces| mask(pieces, watch));
+        let result = same_for_all_isas(data, &mut random, |pieces, isa| {
+            mask(Mask::new(watch).with_isa(isa), pieces)
+        });
         let (masked, count) = match result {
             Ok(masked) => masked,
             Err(error) => {
@@ -209,7 +213,9 @@ pub fn fuzz_mask(data: &[u8]) {
 /// is not valid.
 pub fn fuzz_answer(data: &[u8]) {
     let mut random = seeded(data);
-    let result = same_for_all_cuts(data, &mut random, |pieces| answer(pieces, 1 << 20));
+    let result = same_for_all_isas(data, &mut random, |pieces, isa| {
+        answer(PrefillAnswer::new(1 << 20).with_isa(isa), pieces)
+    });
     let tree = Tree::parse(data).filter(Tree::is_object);
     let Ok(handoff) = result else {
         assert!(tree.is_none(), "valid but refused: {}", data.escape_ascii());
@@ -219,7 +225,8 @@ pub fn fuzz_answer(data: &[u8]) {
         assert!(validate(bytes).is_ok());
         assert!(bytes.starts_with(b"{"));
         assert!(data.windows(bytes.len()).any(|window| window == bytes));
-        let small = answer(&mut std::iter::once(data), bytes.len() - 1);
+        let small = PrefillAnswer::new(bytes.len() - 1);
+        let small = answer(small, &mut std::iter::once(data));
         assert!(
             small.is_err(),
             "kept more than allowed: {}",
@@ -299,7 +306,13 @@ pub fn fuzz_sse(data: &[u8]) {
 }
 
 fn scan(pieces: &mut dyn Iterator<Item = &[u8]>) -> Result<Document, JsonError> {
-    let mut scanner = Scanner::new(WATCH);
+    scan_with(Scanner::new(WATCH), pieces)
+}
+
+fn scan_with(
+    mut scanner: Scanner,
+    pieces: &mut dyn Iterator<Item = &[u8]>,
+) -> Result<Document, JsonError> {
     for piece in pieces {
         scanner.feed(piece)?;
     }
@@ -307,10 +320,9 @@ fn scan(pieces: &mut dyn Iterator<Item = &[u8]>) -> Result<Document, JsonError> 
 }
 
 fn mask(
+    mut mask: Mask,
     pieces: &mut dyn Iterator<Item = &[u8]>,
-    watch: Watch,
 ) -> Result<(Vec<u8>, u32), JsonError> {
-    let mut mask = Mask::new(watch);
     let mut sent = Vec::new();
     let mut received = 0;
     for piece in pieces {
@@ -327,10 +339,9 @@ fn mask(
 }
 
 fn answer(
+    mut answer: PrefillAnswer,
     pieces: &mut dyn Iterator<Item = &[u8]>,
-    kept_bytes_max: usize,
 ) -> Result<Handoff, JsonError> {
-    let mut answer = PrefillAnswer::new(kept_bytes_max);
     for piece in pieces {
         answer.feed(piece)?;
     }

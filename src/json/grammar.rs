@@ -3,46 +3,83 @@
 
 use crate::limits::JSON_DEPTH_MAX;
 
-/// The open containers, one bit each.
+/// The open containers, one bit each: set for an object, clear for an array.
 #[derive(Clone, Debug)]
 pub(super) struct Nest {
-    /// Set for an object, clear for an array.
-    objects: [u64; JSON_DEPTH_MAX / 64],
+    pub(super) top: Top,
+    /// The kinds as they were each time that the depth was a multiple of 64 and grew.
+    below: [u64; JSON_DEPTH_MAX / KINDS],
+}
+
+/// The innermost open containers: what of a [`Nest`] a loop keeps in registers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Top {
+    /// The innermost in the lowest bit; as many as the depth is above a multiple of 64.
+    kinds: u64,
     /// Containers open; never above `JSON_DEPTH_MAX`.
     pub(super) depth: usize,
 }
 
-const _: () = assert!(JSON_DEPTH_MAX.is_multiple_of(64));
+/// Bits in a word of kinds.
+const KINDS: usize = 64;
+
+const _: () = assert!(JSON_DEPTH_MAX.is_multiple_of(KINDS));
 
 impl Nest {
     pub(super) const fn new() -> Self {
         Self {
-            objects: [0; JSON_DEPTH_MAX / 64],
-            depth: 0,
+            top: Top { kinds: 0, depth: 0 },
+            below: [0; JSON_DEPTH_MAX / KINDS],
         }
     }
 
     /// Opens a container; false when it would be one too many.
+    #[inline]
     pub(super) fn open(&mut self, object: bool) -> bool {
-        if self.depth == JSON_DEPTH_MAX {
-            return false;
+        let Top { kinds, depth } = self.top;
+        if depth.is_multiple_of(KINDS) {
+            match self.below.get_mut(depth / KINDS) {
+                Some(below) => *below = kinds,
+                None => return false,
+            }
         }
-        let word = &mut self.objects[self.depth / 64];
-        let bit = 1 << (self.depth % 64);
-        if object {
-            *word |= bit
-        } else {
-            *word &= !bit
-        }
-        self.depth += 1;
+        self.top.kinds = kinds << 1 | u64::from(object);
+        self.top.depth = depth + 1;
         true
     }
 
+    /// Closes the innermost container; there must be one.
+    #[inline]
+    pub(super) fn close(&mut self) {
+        debug_assert!(self.top.depth > 0);
+        self.top.depth -= 1;
+        self.top.kinds >>= 1;
+        if self.top.depth.is_multiple_of(KINDS)
+            && let Some(below) = self.below.get(self.top.depth / KINDS)
+        {
+            self.top.kinds = *below;
+        }
+    }
+}
+
+impl Top {
     /// Whether the innermost open container is an object.
-    pub(super) fn inside_object(&self) -> bool {
-        debug_assert!(self.depth > 0);
-        let last = self.depth.saturating_sub(1);
-        self.objects[last / 64] >> (last % 64) & 1 == 1
+    #[inline]
+    pub(super) const fn inside_object(self) -> bool {
+        self.kinds & 1 == 1
+    }
+
+    /// Goes on from depth `outer`, which is this one or the one around it, with one object more or
+    /// none. None where that takes more than the bits at hand, as at the limit of the depth.
+    #[inline]
+    pub(super) const fn object_in(self, outer: usize, open: bool) -> Option<Self> {
+        if outer.is_multiple_of(KINDS) {
+            return None;
+        }
+        Some(Self {
+            kinds: self.kinds >> (self.depth - outer) << open as u32 | open as u64,
+            depth: outer + open as usize,
+        })
     }
 }
 
@@ -137,14 +174,49 @@ mod tests {
     fn containers_are_remembered_by_kind() {
         let mut nest = Nest::new();
         for depth in 0..JSON_DEPTH_MAX {
+            assert_eq!(nest.top.depth, depth);
             assert!(nest.open(depth % 3 == 0));
         }
         assert!(!nest.open(true));
         for depth in (0..JSON_DEPTH_MAX).rev() {
-            assert_eq!(nest.inside_object(), depth % 3 == 0);
-            nest.depth -= 1;
+            assert_eq!(nest.top.inside_object(), depth % 3 == 0, "{depth}");
+            nest.close();
+            // A place that was an object's becomes an array's, and the other way round.
+            assert!(nest.open(depth % 3 != 0));
+            assert_eq!(nest.top.inside_object(), depth % 3 != 0, "{depth}");
+            nest.close();
+            assert_eq!(nest.top.depth, depth);
         }
-        // A place that was an object's becomes an array's.
-        assert!(nest.open(false) && !nest.inside_object());
+    }
+
+    #[test]
+    fn an_object_beside_others() {
+        let mut nest = Nest::new();
+        for depth in 0..JSON_DEPTH_MAX {
+            assert!(nest.open(depth % 5 < 3));
+            let top = nest.top;
+            for (ends, opens) in [(false, false), (false, true), (true, false), (true, true)] {
+                let outer = top.depth - usize::from(ends);
+                let Some(changed) = top.object_in(outer, opens) else {
+                    assert!(outer.is_multiple_of(KINDS));
+                    continue;
+                };
+                let mut want = nest.clone();
+                if ends {
+                    want.close();
+                }
+                if opens {
+                    want.open(true);
+                }
+                nest.top = changed;
+                for _ in 0..want.top.depth {
+                    assert_eq!(nest.top.depth, want.top.depth);
+                    assert_eq!(nest.top.inside_object(), want.top.inside_object());
+                    nest.close();
+                    want.close();
+                }
+                nest.top = top;
+            }
+        }
     }
 }

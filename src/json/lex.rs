@@ -11,9 +11,9 @@
 //!
 //! [`enter`]: Lexer::enter
 
+use super::block::{self, Isa, Skip};
 use super::error::{JsonError, JsonReason};
-use super::grammar::{Nest, Number, unescape};
-use super::skip;
+use super::grammar::{Number, unescape};
 use crate::limits::JSON_NAME_BYTES_MAX;
 use crate::span::Span;
 
@@ -59,30 +59,29 @@ pub(super) struct Lexer {
     base: usize,
     /// Position in the current piece.
     at: usize,
-    /// Objects entered; every container open beyond that is being skipped.
-    entered: usize,
-    nest: Nest,
-    /// Skipping a container: inside a string of it.
-    quoted: bool,
-    /// The string so far ends in a backslash that escapes the next byte.
-    escaped: bool,
+    isa: Isa,
+    skip: Skip,
     name_start: usize,
     name: Name,
 }
 
 impl Lexer {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             state: State::Start,
             base: 0,
             at: 0,
-            entered: 0,
-            nest: Nest::new(),
-            quoted: false,
-            escaped: false,
+            isa: Isa::best(),
+            skip: Skip::new(),
             name_start: 0,
             name: Name::new(),
         }
+    }
+
+    /// The same with other instructions than the best.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn with_isa(self, isa: Isa) -> Self {
+        Self { isa, ..self }
     }
 
     /// Makes the lexer ready for another text.
@@ -90,10 +89,7 @@ impl Lexer {
         self.state = State::Start;
         self.base = 0;
         self.at = 0;
-        self.entered = 0;
-        self.nest.depth = 0;
-        self.quoted = false;
-        self.escaped = false;
+        self.skip.reset();
     }
 
     /// Offset of the current piece in the text.
@@ -103,7 +99,7 @@ impl Lexer {
 
     /// Objects entered and not closed, the outermost one included.
     pub(super) const fn entered(&self) -> usize {
-        self.entered
+        self.skip.entered
     }
 
     /// The unescaped name of the last member; `None` when it is longer than
@@ -116,7 +112,7 @@ impl Lexer {
 
     /// Reads on; `None` when the piece is used up, and then the next call brings the next piece.
     /// Until then every call must bring the same piece.
-    #[inline]
+    #[inline(always)]
     pub(super) fn next(&mut self, piece: &[u8]) -> Result<Option<Event>, JsonError> {
         loop {
             let event = match self.state {
@@ -132,7 +128,7 @@ impl Lexer {
                 | State::Value
                 | State::Behind
                 | State::End => match self.next_token(piece) {
-                    Some(byte) => match self.token(byte)? {
+                    Some(byte) => match self.token(piece, byte)? {
                         Some(event) => Some(event),
                         None => continue,
                     },
@@ -150,9 +146,9 @@ impl Lexer {
 
     /// Reads the members of the object whose [`Event::Value`] was the last event.
     pub(super) fn enter(&mut self) {
-        debug_assert!(matches!(self.state, State::InSkip) && !self.quoted);
-        debug_assert_eq!(self.nest.depth, self.entered + 1);
-        self.entered += 1;
+        debug_assert!(matches!(self.state, State::InSkip) && !self.skip.quoted);
+        debug_assert_eq!(self.skip.nest.top.depth, self.skip.entered + 1);
+        self.skip.entered += 1;
         self.state = State::FirstName;
     }
 
@@ -165,7 +161,7 @@ impl Lexer {
     }
 
     /// The next byte that is no blank, not consumed; the piece is used up when there is none.
-    #[inline]
+    #[inline(always)]
     fn next_token(&mut self, piece: &[u8]) -> Option<u8> {
         while let Some(&byte) = piece.get(self.at) {
             if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
@@ -177,17 +173,21 @@ impl Lexer {
     }
 
     /// Takes one byte between names and values.
-    fn token(&mut self, byte: u8) -> Result<Option<Event>, JsonError> {
+    #[inline(always)]
+    fn token(&mut self, piece: &[u8], byte: u8) -> Result<Option<Event>, JsonError> {
         let at = self.at;
         self.at += 1;
         match (self.state, byte) {
             (State::Start, b'{') => {
-                self.nest.open(true);
-                self.entered = 1;
+                self.skip.nest.open(true);
+                self.skip.entered = 1;
                 self.state = State::FirstName;
             }
             (State::FirstName | State::NextName, b'"') => {
                 self.name_start = self.base + at;
+                if let Some(event) = self.plain_name(piece) {
+                    return Ok(Some(event));
+                }
                 self.name.clear();
                 self.state = State::InName(Escape::None);
                 // The name itself follows in `next`, so there is nothing to report yet.
@@ -204,10 +204,11 @@ impl Lexer {
         Ok(None)
     }
 
+    #[inline(always)]
     fn close(&mut self, at: usize) -> Event {
-        self.nest.depth -= 1;
-        self.entered -= 1;
-        self.state = if self.entered == 0 {
+        self.skip.nest.close();
+        self.skip.entered -= 1;
+        self.state = if self.skip.entered == 0 {
             State::End
         } else {
             State::Behind
@@ -216,6 +217,7 @@ impl Lexer {
     }
 
     /// Begins a value with its first byte.
+    #[inline(always)]
     fn value(&mut self, at: usize, byte: u8) -> Result<Event, JsonError> {
         let (state, kind) = match byte {
             b'"' => (State::InString, Kind::String),
@@ -229,11 +231,12 @@ impl Lexer {
                 None => return Err(self.error_at(at, JsonReason::ExpectedValue)),
             },
         };
-        if matches!(kind, Kind::Object | Kind::Array) && !self.nest.open(kind == Kind::Object) {
+        if matches!(kind, Kind::Object | Kind::Array) && !self.skip.nest.open(kind == Kind::Object)
+        {
             return Err(self.error_at(at, JsonReason::TooDeep));
         }
         debug_assert!(
-            !self.quoted && !self.escaped,
+            !self.skip.quoted && !self.skip.escaped,
             "the string before was read to its end"
         );
         self.state = state;
@@ -243,6 +246,7 @@ impl Lexer {
         })
     }
 
+    #[inline(always)]
     fn value_end(&mut self) -> Event {
         self.state = State::Behind;
         Event::ValueEnd {
@@ -250,7 +254,24 @@ impl Lexer {
         }
     }
 
+    /// Reads a member name at once if it is short, without escapes and well inside the piece, as
+    /// nearly all are.
+    #[inline(always)]
+    fn plain_name(&mut self, piece: &[u8]) -> Option<Event> {
+        let bytes: &[u8; PLAIN_NAME_BYTES] = piece.get(self.at..)?.first_chunk()?;
+        let len = block::plain_text(bytes);
+        if bytes.get(len) != Some(&b'"') {
+            return None;
+        }
+        self.name.set(bytes, len);
+        self.at += len + 1;
+        self.state = State::Colon;
+        let span = Span::new(self.name_start, self.base + self.at);
+        Some(Event::Name { span })
+    }
+
     /// Reads a member name, unescaping it into `self.name`.
+    #[inline(always)]
     fn in_name(&mut self, piece: &[u8], mut escape: Escape) -> Result<Option<Event>, JsonError> {
         while let Some(&byte) = piece.get(self.at) {
             match (escape, byte) {
@@ -293,37 +314,35 @@ impl Lexer {
     }
 
     /// Carries over a string's bytes; true when its closing quote was consumed.
+    #[inline(always)]
     fn in_string(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
-        // Backslashes before `floor` were dealt with already.
-        let mut floor = self.at;
-        if self.escaped {
-            let Some(&byte) = piece.get(self.at) else {
-                return Ok(false);
-            };
-            if byte < 0x20 {
-                return Err(self.error_at(self.at, JsonReason::ControlCharacter));
+        let end = self.isa.string(piece, self.at, &mut self.skip.escaped);
+        self.carried(piece, end)
+    }
+
+    /// Carries over a container's bytes; true when its closing bracket was consumed.
+    #[inline(always)]
+    fn in_skip(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
+        let end = self.isa.container(&mut self.skip, piece, self.at);
+        self.carried(piece, end)
+    }
+
+    #[inline(always)]
+    fn carried(
+        &mut self,
+        piece: &[u8],
+        end: Result<Option<usize>, JsonError>,
+    ) -> Result<bool, JsonError> {
+        match end {
+            Ok(end) => {
+                self.at = end.unwrap_or(piece.len());
+                Ok(end.is_some())
             }
-            self.escaped = false;
-            floor += 1;
-        }
-        loop {
-            let Some(run) = skip::quote_or_control(&piece[floor..]) else {
-                self.escaped = skip::ends_escaped(&piece[floor..]);
-                self.at = piece.len();
-                return Ok(false);
-            };
-            let at = floor + run;
-            if piece[at] != b'"' {
-                return Err(self.error_at(at, JsonReason::ControlCharacter));
-            }
-            if !skip::ends_escaped(&piece[floor..at]) {
-                self.at = at + 1;
-                return Ok(true);
-            }
-            floor = at + 1;
+            Err(error) => Err(self.error_at(error.offset, error.reason)),
         }
     }
 
+    #[inline(always)]
     fn in_number(&mut self, piece: &[u8], mut number: Number) -> Result<Option<Event>, JsonError> {
         while let Some(&byte) = piece.get(self.at) {
             match number.step(byte) {
@@ -337,6 +356,7 @@ impl Lexer {
         Ok(None)
     }
 
+    #[inline(always)]
     fn in_literal(
         &mut self,
         piece: &[u8],
@@ -354,42 +374,6 @@ impl Lexer {
             rest = behind;
         }
         Ok(Some(self.value_end()))
-    }
-
-    /// Carries over a container's bytes; true when its closing bracket was consumed.
-    fn in_skip(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
-        loop {
-            if self.quoted {
-                if !self.in_string(piece)? {
-                    return Ok(false);
-                }
-                self.quoted = false;
-            }
-            let Some(run) = skip::structure(&piece[self.at..]) else {
-                self.at = piece.len();
-                return Ok(false);
-            };
-            let at = self.at + run;
-            self.at = at + 1;
-            match piece[at] {
-                b'"' => self.quoted = true,
-                open @ (b'{' | b'[') => {
-                    if !self.nest.open(open == b'{') {
-                        return Err(self.error_at(at, JsonReason::TooDeep));
-                    }
-                }
-                close @ (b'}' | b']') => {
-                    if self.nest.inside_object() != (close == b'}') {
-                        return Err(self.error_at(at, JsonReason::MismatchedBracket));
-                    }
-                    self.nest.depth -= 1;
-                    if self.nest.depth == self.entered {
-                        return Ok(true);
-                    }
-                }
-                _ => return Err(self.error_at(at, JsonReason::ControlCharacter)),
-            }
-        }
     }
 
     const fn error_at(&self, at: usize, reason: JsonReason) -> JsonError {
@@ -479,6 +463,15 @@ impl Name {
         self.comparable = true;
     }
 
+    /// Takes the first `len` of `bytes` as the whole name.
+    #[inline(always)]
+    fn set(&mut self, bytes: &[u8; PLAIN_NAME_BYTES], len: usize) {
+        // All are copied: a number of bytes that is known takes two instructions.
+        self.bytes[..PLAIN_NAME_BYTES].copy_from_slice(bytes);
+        self.len = len as u8;
+        self.comparable = true;
+    }
+
     fn push(&mut self, byte: u8) {
         match self.bytes.get_mut(usize::from(self.len)) {
             Some(place) => {
@@ -498,4 +491,8 @@ impl Name {
     }
 }
 
+/// Bytes within which a plain name and its closing quote are looked for.
+const PLAIN_NAME_BYTES: usize = 32;
+
+const _: () = assert!(PLAIN_NAME_BYTES <= JSON_NAME_BYTES_MAX);
 const _: () = assert!(JSON_NAME_BYTES_MAX <= u8::MAX as usize);

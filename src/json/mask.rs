@@ -9,6 +9,8 @@
 
 use std::ops::Deref;
 
+#[cfg(any(test, feature = "fuzzing"))]
+use super::block::Isa;
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use super::scan::{Level, Watch, is_sound, watched};
@@ -97,6 +99,13 @@ impl Mask {
             masked: 0,
             failed: None,
         }
+    }
+
+    /// The same with other instructions than the best.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn with_isa(mut self, isa: Isa) -> Self {
+        self.lexer = self.lexer.with_isa(isa);
+        self
     }
 
     /// Scans and overwrites `piece` in place. Sent may be what the answer says; the rest of the

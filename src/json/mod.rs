@@ -11,6 +11,7 @@
 //! scan notices and passes as it is otherwise; it is never repaired.
 
 mod answer;
+mod block;
 mod edit;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -21,7 +22,6 @@ mod mask;
 #[cfg(any(test, feature = "fuzzing"))]
 mod oracle;
 mod scan;
-mod skip;
 mod usage;
 mod validate;
 

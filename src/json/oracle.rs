@@ -1,6 +1,8 @@
 //! For tests and fuzzing: a naive parser that keeps repeated members, a maker of random documents
 //! and a small random generator. Slow, recursive and independent of the lexer.
 
+use super::block::Isa;
+
 /// A JSON value; scalars by their text, member names unescaped, repeated members kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tree {
@@ -318,6 +320,23 @@ pub(super) fn same_for_all_cuts<T: PartialEq + std::fmt::Debug>(
         cuts.push(text.len());
         let cut = run(&mut cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]));
         assert_eq!(cut, want, "cut at {cuts:?}: {}", text.escape_ascii());
+    }
+    want
+}
+
+/// What `run` makes of `text`, however it is cut and with all instructions that this machine
+/// has: the same.
+pub(super) fn same_for_all_isas<T: PartialEq + std::fmt::Debug>(
+    text: &[u8],
+    random: &mut Random,
+    run: impl Fn(&mut dyn Iterator<Item = &[u8]>, Isa) -> T,
+) -> T {
+    let want = same_for_all_cuts(text, random, |pieces| run(pieces, Isa::best()));
+    for isa in Isa::all() {
+        let (start, end) = text.split_at(random.below(text.len() + 1));
+        let seen = run(&mut [start, end].into_iter(), isa);
+        let cut = start.len();
+        assert_eq!(seen, want, "{isa:?}, cut at {cut}: {}", text.escape_ascii());
     }
     want
 }

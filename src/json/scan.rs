@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+#[cfg(any(test, feature = "fuzzing"))]
+use super::block::Isa;
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use crate::limits::{JSON_MEMBERS_MAX, JSON_NAME_BYTES_MAX, JSON_OBJECTS_MAX};
@@ -166,6 +168,13 @@ impl Scanner {
             child: None,
             failed: None,
         }
+    }
+
+    /// The same with other instructions than the best.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn with_isa(mut self, isa: Isa) -> Self {
+        self.lexer = self.lexer.with_isa(isa);
+        self
     }
 
     /// Takes the next piece of the body.

@@ -67,8 +67,8 @@ impl Walk<'_> {
 
     /// Closes containers and takes the comma; true when another value follows.
     fn behind_value(&mut self) -> Result<bool, JsonError> {
-        while self.nest.depth > 0 {
-            let object = self.nest.inside_object();
+        while self.nest.top.depth > 0 {
+            let object = self.nest.top.inside_object();
             match self.token() {
                 Some(b',') => {
                     self.at += 1;
@@ -83,7 +83,7 @@ impl Walk<'_> {
                         return Err(self.error(JsonReason::MismatchedBracket));
                     }
                     self.at += 1;
-                    self.nest.depth -= 1;
+                    self.nest.close();
                 }
                 _ => return Err(self.error(JsonReason::ExpectedCommaOrClose)),
             }

@@ -1,0 +1,342 @@
+//! What is done with the words that blocks become. Everything here is inlined into one function
+//! per instruction set, and so compiled with its instructions.
+
+use super::super::error::{JsonError, JsonReason};
+use super::super::grammar::{Nest, Top};
+use super::{BLOCK_BYTES, Block, End, Masks, bytes, ends_string, is_structure};
+
+/// Where reading stands among open containers and in the string of a skipped one.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Skip {
+    pub(in super::super) nest: Nest,
+    /// Objects entered; every container open beyond that is being skipped.
+    pub(in super::super) entered: usize,
+    /// Inside a string of a skipped container.
+    pub(in super::super) quoted: bool,
+    /// The string so far ends in a backslash that escapes the next byte.
+    pub(in super::super) escaped: bool,
+}
+
+impl Skip {
+    pub(in super::super) const fn new() -> Self {
+        Self {
+            nest: Nest::new(),
+            entered: 0,
+            quoted: false,
+            escaped: false,
+        }
+    }
+
+    /// Before another text. What the nest holds above its depth is never read.
+    pub(in super::super) const fn reset(&mut self) {
+        self.nest.top.depth = 0;
+        self.entered = 0;
+        self.quoted = false;
+        self.escaped = false;
+    }
+
+    /// Opens or closes; true when the skipped container is closed.
+    #[inline(always)]
+    pub(super) fn bracket(&mut self, bracket: u8) -> Result<bool, JsonReason> {
+        match bracket {
+            open @ (b'{' | b'[') => {
+                if !self.nest.open(open == b'{') {
+                    return Err(JsonReason::TooDeep);
+                }
+                Ok(false)
+            }
+            close => {
+                if self.nest.top.inside_object() != (close == b'}') {
+                    return Err(JsonReason::MismatchedBracket);
+                }
+                self.nest.close();
+                Ok(self.nest.top.depth == self.entered)
+            }
+        }
+    }
+
+    /// Reads `len` bytes at `at`, a block or less; some place behind the closing bracket of the
+    /// skipped container.
+    #[inline(always)]
+    fn block(
+        &mut self,
+        carry: &mut Carry,
+        piece: &[u8],
+        at: usize,
+        len: usize,
+        masks: &Masks,
+        prefix_xor: impl Fn(u64) -> u64,
+    ) -> End {
+        let (escapes, overflow) = escaped_bytes(masks.backslash, carry.escaped);
+        // From each opening quote to before the closing one.
+        let inside = prefix_xor(masks.quote & !escapes) ^ carry.quoted;
+        let outside = !inside;
+        if masks.backslash & outside != 0 {
+            self.keep(*carry);
+            let stop = bytes::container(self, &piece[..at + len], at)?;
+            *carry = self.carry();
+            return Ok(stop);
+        }
+        let bad = match masks.control {
+            0 => 0,
+            control => (control & inside) | (masks.low & outside),
+        };
+        let brackets = (masks.open | masks.close) & outside;
+        match carry.objects_in_a_row(brackets, masks, self.entered) {
+            Some(top) if bad == 0 => carry.top = top,
+            _ => {
+                self.nest.top = carry.top;
+                let stop = self.one_by_one(piece, at, brackets, bad)?;
+                carry.top = self.nest.top;
+                if stop.is_some() {
+                    (carry.quoted, carry.escaped) = (0, 0);
+                    return Ok(stop);
+                }
+            }
+        }
+        carry.quoted = ones(inside >> 63 == 1);
+        carry.escaped = escaped_behind(escapes, overflow, len);
+        Ok(None)
+    }
+
+    /// Takes the brackets of a block in turn, up to the first bad byte.
+    #[inline(always)]
+    fn one_by_one(&mut self, piece: &[u8], start: usize, brackets: u64, bad: u64) -> End {
+        let mut stops = brackets | bad;
+        while stops != 0 {
+            let bit = stops & stops.wrapping_neg();
+            let at = start + stops.trailing_zeros() as usize;
+            if bad & bit != 0 {
+                return Err(control(at));
+            }
+            match self.bracket(piece[at]) {
+                Ok(false) => stops ^= bit,
+                Ok(true) => return Ok(Some(at + 1)),
+                Err(reason) => return Err(JsonError { offset: at, reason }),
+            }
+        }
+        Ok(None)
+    }
+
+    #[inline(always)]
+    const fn carry(&self) -> Carry {
+        Carry {
+            quoted: ones(self.quoted),
+            escaped: self.escaped as u64,
+            top: self.nest.top,
+        }
+    }
+
+    #[inline(always)]
+    const fn keep(&mut self, carry: Carry) {
+        self.quoted = carry.quoted != 0;
+        self.escaped = carry.escaped == 1;
+        self.nest.top = carry.top;
+    }
+}
+
+/// What a block of a skipped container hands on to the next one; in registers, since each block
+/// waits for it.
+#[derive(Clone, Copy)]
+struct Carry {
+    /// All bits or none: inside a string.
+    quoted: u64,
+    /// 1 when the next byte is escaped.
+    escaped: u64,
+    top: Top,
+}
+
+impl Carry {
+    /// Opens and closes all `brackets` of a block at once, if they are nothing but objects beside
+    /// each other: an open one may end first, the last one may stay open. None when they are not,
+    /// or would end the container or exceed the depth.
+    ///
+    /// Where brackets take turns, the closing ones minus the opening ones is every bit from an
+    /// opening one to before the closing one: the borrow that an opening one begins ends at the
+    /// closing one. Where they do not, one of them has the wrong bit.
+    #[inline(always)]
+    fn objects_in_a_row(self, brackets: u64, masks: &Masks, entered: usize) -> Option<Top> {
+        let (open, close) = (brackets & masks.open, brackets & masks.close);
+        let ends_one = close & brackets & brackets.wrapping_neg() != 0;
+        let inside = close.wrapping_sub(open).wrapping_sub(u64::from(ends_one));
+        let outer = self.top.depth - usize::from(ends_one);
+        let fits = ((brackets & !masks.curly) | ((inside ^ masks.open) & brackets) == 0)
+            & (outer > entered)
+            & (!ends_one | self.top.inside_object());
+        if !fits {
+            return None;
+        }
+        self.top.object_in(outer, inside >> 63 == 1)
+    }
+}
+
+/// Reads on at `at` inside a string; see [`Isa::string`](super::Isa::string).
+///
+/// Blocks without a quote are passed over without a look at backslashes. Where a quote follows,
+/// the backslashes right before its block say whether its first byte is escaped: each is looked
+/// at again once.
+#[inline(always)]
+pub(super) fn string(
+    piece: &[u8],
+    at: usize,
+    escaped: &mut bool,
+    masks: impl Fn(&Block) -> Masks,
+) -> End {
+    // Backslashes before it were dealt with already.
+    let floor = at + usize::from(*escaped);
+    let mut at = at;
+    let mut carry = u64::from(*escaped);
+    while let Some(block) = piece[at..].first_chunk() {
+        let block = masks(block);
+        let (escapes, overflow) = escaped_bytes(block.backslash, carry);
+        if let Some(end) = string_end(piece, at, &block, escapes)? {
+            *escaped = false;
+            return Ok(Some(end));
+        }
+        at += BLOCK_BYTES;
+        carry = overflow;
+        if block.quote == 0 {
+            let run = run(&piece[at..], ends_string);
+            if run > 0 {
+                at += run;
+                carry = u64::from(ends_escaped(&piece[floor.min(at)..at]));
+            }
+        }
+    }
+    if at < piece.len() {
+        let block = last_masks(piece, at, &masks);
+        let (escapes, _) = escaped_bytes(block.backslash, carry);
+        if let Some(end) = string_end(piece, at, &block, escapes)? {
+            *escaped = false;
+            return Ok(Some(end));
+        }
+        carry = escapes >> (piece.len() - at) & 1;
+    }
+    *escaped = carry == 1;
+    Ok(None)
+}
+
+/// Some place behind the quote that ends the string, if it is in the block at `at`.
+#[inline(always)]
+fn string_end(piece: &[u8], at: usize, block: &Masks, escapes: u64) -> End {
+    let ends = (block.quote & !escapes) | block.control;
+    if ends == 0 {
+        return Ok(None);
+    }
+    let end = at + ends.trailing_zeros() as usize;
+    match piece[end] {
+        b'"' => Ok(Some(end + 1)),
+        _ => Err(control(end)),
+    }
+}
+
+/// Reads on at `at` inside a container; see [`Isa::container`](super::Isa::container).
+#[inline(always)]
+pub(super) fn container(
+    skip: &mut Skip,
+    piece: &[u8],
+    mut at: usize,
+    masks: impl Fn(&Block) -> Masks,
+    prefix_xor: impl Fn(u64) -> u64,
+) -> End {
+    let mut carry = skip.carry();
+    while let Some(block) = piece[at..].first_chunk() {
+        let block = masks(block);
+        let stop = skip.block(&mut carry, piece, at, BLOCK_BYTES, &block, &prefix_xor)?;
+        if stop.is_some() {
+            skip.keep(carry);
+            return Ok(stop);
+        }
+        at += BLOCK_BYTES;
+        if block.quote != 0 {
+            continue;
+        }
+        if carry.quoted != 0 {
+            let mut escaped = carry.escaped == 1;
+            let end = string(piece, at, &mut escaped, &masks)?;
+            carry.quoted = ones(end.is_none());
+            carry.escaped = u64::from(escaped);
+            at = end.unwrap_or(piece.len());
+        } else if block.open | block.close == 0 {
+            at += run(&piece[at..], is_structure);
+        }
+    }
+    let mut stop = None;
+    if at < piece.len() {
+        let block = last_masks(piece, at, &masks);
+        let len = piece.len() - at;
+        stop = skip.block(&mut carry, piece, at, len, &block, &prefix_xor)?;
+    }
+    skip.keep(carry);
+    Ok(stop)
+}
+
+/// The masks of the less than 64 bytes from `at` to the end of the piece, of one at least.
+#[inline(always)]
+fn last_masks(piece: &[u8], at: usize, masks: impl Fn(&Block) -> Masks) -> Masks {
+    let rest = &piece[at..];
+    let missing = BLOCK_BYTES - rest.len();
+    match piece.last_chunk() {
+        // Bytes before are looked at once more: that is cheaper than to copy those behind.
+        Some(block) => masks(block).behind(missing),
+        None => {
+            let mut block = [b' '; BLOCK_BYTES];
+            block[missing..].copy_from_slice(rest);
+            masks(&block).behind(missing)
+        }
+    }
+}
+
+/// The length of the leading blocks without a byte that `stops`.
+#[inline(always)]
+fn run(bytes: &[u8], stops: impl Fn(u8) -> bool) -> usize {
+    let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
+    let clear = blocks
+        .iter()
+        .take_while(|block| !block.iter().fold(false, |any, &byte| any | stops(byte)));
+    clear.count() * BLOCK_BYTES
+}
+
+/// Which bytes are escaped by the backslash before them, and whether (1) the first byte behind the
+/// block is. `carry` is 1 when the block's first byte is.
+///
+/// Of a run of backslashes every other one escapes. A subtraction of all starts of runs carries
+/// through each of them and so tells where it begins on an odd bit and where on an even one.
+#[inline(always)]
+fn escaped_bytes(backslash: u64, carry: u64) -> (u64, u64) {
+    const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+    let may_escape = backslash & !carry;
+    let escapes_or_ends = ((may_escape << 1) | ODD).wrapping_sub(may_escape) ^ ODD;
+    let escaped = escapes_or_ends ^ (backslash | carry);
+    let escapes = escapes_or_ends & backslash;
+    (escaped, escapes >> 63)
+}
+
+/// Whether (1) the byte behind the first `len` of a block, of 64 at most, is escaped.
+#[inline(always)]
+const fn escaped_behind(escaped: u64, overflow: u64, len: usize) -> u64 {
+    if len < BLOCK_BYTES {
+        escaped >> len & 1
+    } else {
+        overflow
+    }
+}
+
+/// Whether `bytes` end with an odd number of backslashes: then what follows is escaped.
+#[inline(always)]
+fn ends_escaped(bytes: &[u8]) -> bool {
+    let backslashes = bytes.iter().rev().take_while(|&&byte| byte == b'\\');
+    backslashes.count() % 2 == 1
+}
+
+/// All bits or none.
+const fn ones(all: bool) -> u64 {
+    (all as u64).wrapping_neg()
+}
+
+const fn control(offset: usize) -> JsonError {
+    JsonError {
+        offset,
+        reason: JsonReason::ControlCharacter,
+    }
+}
