@@ -55,6 +55,11 @@ struct Relay {
     /// Bytes came behind the end of the answer: the connection is not to be trusted again.
     has_surplus: bool,
     chunks: u32,
+    /// Bytes received behind the first, of which the account hears at the end: it lies elsewhere,
+    /// and with many streams each look at it is a cache miss.
+    received: u64,
+    /// When the first token left has been noted.
+    has_first_token: bool,
     /// The latest piece ended with the last word of a stream.
     said_done: bool,
 }
@@ -97,6 +102,8 @@ impl<N: Net> Exchange<'_, N> {
             rewriter,
             has_surplus: false,
             chunks: 0,
+            received: 0,
+            has_first_token: false,
             said_done: false,
         };
         let is_open_ended = outgoing == Outgoing::UntilClose;
@@ -106,7 +113,9 @@ impl<N: Net> Exchange<'_, N> {
         self.shard
             .recycle_fields(std::mem::take(&mut answer.head.fields));
         self.enter(Phase::Streaming);
-        match self.relay_body(&upstream, &mut relay).await {
+        let relayed = self.relay_body(&upstream, &mut relay).await;
+        self.account.bytes_out += relay.received;
+        match relayed {
             // Clients close at `[DONE]` without reading on: they have had their answer.
             Err(Fault::ClientGone) if relay.said_done => {
                 self.account.complete = true;
@@ -201,6 +210,7 @@ impl<N: Net> Exchange<'_, N> {
             .await?;
         let sent = self.shard.net.clock();
         if !body.is_empty() {
+            relay.has_first_token = true;
             self.note_first_token(sent);
         }
         let took = sent.since(received);
@@ -235,7 +245,7 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(0) if upstream.broke.get() => Err(Fault::DecodeTruncated),
                 Ok(0) => relay.end(shard, client),
                 Ok(n) => {
-                    self.account.bytes_out += n as u64;
+                    relay.received += n as u64;
                     relay.step(shard, client, &buffer[..n])
                 }
                 Err(error) if would_block(&error) => Ok(Step::Nothing),
@@ -246,7 +256,8 @@ impl<N: Net> Exchange<'_, N> {
                 Step::Rest(rest) => client.send_rest(shard, rest).await?,
                 Step::Nothing => continue,
             }
-            if self.account.ttft_us == 0 {
+            if !relay.has_first_token {
+                relay.has_first_token = true;
                 self.note_first_token(shard.net.clock());
             }
         }
@@ -278,14 +289,15 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(n) => {
                     let counted = relay.meter.skip(n as u64);
                     debug_assert!(counted, "no more was received than remained");
-                    self.account.bytes_out += n as u64;
+                    relay.received += n as u64;
                     shard.metrics.spliced_bytes(n as u64);
                 }
                 Err(error) if would_block(&error) => continue,
                 Err(_) => return Err(Fault::DecodeTruncated),
             }
             client.send_piped(shard, &mut pipe).await?;
-            if self.account.ttft_us == 0 {
+            if !relay.has_first_token {
+                relay.has_first_token = true;
                 self.note_first_token(shard.net.clock());
             }
         }
