@@ -130,7 +130,7 @@ impl RequestHead {
     }
 
     /// All fields of that name, in order.
-    pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> {
+    pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> + Clone {
         self.fields.iter().filter(move |field| field.known == name)
     }
 
@@ -221,7 +221,7 @@ impl AnswerHead {
     }
 
     /// All fields of that name, in order.
-    pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> {
+    pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> + Clone {
         self.fields.iter().filter(move |field| field.known == name)
     }
 

@@ -93,7 +93,7 @@ impl Document {
     /// See [`EditError`].
     pub fn edit(&self, edits: &[Edit<'_>]) -> Result<Splices, EditError> {
         self.check(edits)?;
-        let mut changes = Changes::default();
+        let mut changes = Changes::with_room(edits, self.members.len());
         for index in 0..self.objects.len() {
             self.edit_object(index, edits, &mut changes);
         }
@@ -213,13 +213,26 @@ struct Change {
     text: Span,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Changes {
     list: Vec<Change>,
     text: Vec<u8>,
 }
 
 impl Changes {
+    /// With room for what the edits usually come to.
+    fn with_room(edits: &[Edit<'_>], members: usize) -> Self {
+        let text = edits.iter().map(|edit| match edit {
+            // A comma, two quotes and a colon come with an insertion.
+            Edit::Set { name, value, .. } => name.len() + value.len() + 4,
+            Edit::Remove { .. } => 0,
+        });
+        Self {
+            list: Vec::with_capacity(members + 2),
+            text: Vec::with_capacity(text.sum()),
+        }
+    }
+
     fn replace(&mut self, source: Span, parts: &[&[u8]]) {
         let start = self.text.len();
         for part in parts {

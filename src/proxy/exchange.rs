@@ -274,16 +274,12 @@ impl<'a, N: Net> Exchange<'a, N> {
             self.head
                 .fields_named(name)
                 .map(|field| field.value.of(&self.bytes))
-                .collect::<Vec<_>>()
         };
         let new = values(Name::XPrefillerHostPort);
         let old = values(Name::XPrefillerUrl);
-        if new.is_empty() && old.is_empty() {
-            return Ok(Vec::new());
-        }
         let sampling = self.shard.config.pd.prefiller_sampling;
         let random = sampling.then(|| self.shard.net.random());
-        Candidates::read(new.into_iter(), old.into_iter()).choose(random)
+        Candidates::read(new, old).choose(random)
     }
 
     async fn answer_health(&mut self) -> Result<(), Fault> {
