@@ -93,6 +93,14 @@ pub const KEEPALIVE_IDLE_SECS: u64 = 30;
 pub const KEEPALIVE_INTERVAL_SECS: u64 = 10;
 /// Unanswered questions after which the peer counts as gone.
 pub const KEEPALIVE_PROBES_MAX: u32 = 6;
+/// Milliseconds before a connect to a Unix socket whose queue is full is tried again; twice as many
+/// each time.
+pub const CONNECT_PAUSE_MS_MIN: u64 = 1;
+/// Milliseconds such a pause may grow to: an engine that accepts again is not kept waiting.
+pub const CONNECT_PAUSE_MS_MAX: u64 = 32;
+/// Such tries of one connect: they end after 131 s where no connect timeout ends them sooner, as
+/// the kernel's own for TCP do (127 s).
+pub const CONNECT_TRIES_MAX: u32 = 4096;
 /// Addresses tried for one engine name.
 pub const ADDRESSES_MAX: usize = 8;
 /// Seconds a resolved name is used.
@@ -102,5 +110,6 @@ pub const RESOLVE_QUEUE_MAX: usize = 1024;
 /// Growth of a buffered body whose length is not announced, in bytes per reservation.
 pub const BODY_RESERVE_STEP_BYTES: usize = 64 * 1024;
 
+const _: () = assert!(CONNECT_PAUSE_MS_MIN > 0 && CONNECT_PAUSE_MS_MAX.is_power_of_two());
 const _: () = assert!(CLIENT_AHEAD_BYTES_MAX >= HEAD_BYTES_MAX);
 const _: () = assert!(RECEIVE_SMALL_BYTES >= CLIENT_AHEAD_BYTES_MAX);

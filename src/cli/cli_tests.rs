@@ -38,9 +38,10 @@ fn every_flag_of_the_contract() {
     let ports: Vec<_> = config
         .ranks
         .iter()
-        .map(|rank| (rank.rank, rank.listen.port(), rank.decoder_port))
+        .map(|rank| (rank.rank, rank.listen.port(), rank.decoder.to_string()))
         .collect();
-    assert_eq!(ports, [(0, 8100, 8300), (1, 8101, 8301)]);
+    let decoder = |port| format!("10.0.0.1:{port}");
+    assert_eq!(ports, [(0, 8100, decoder(8300)), (1, 8101, decoder(8301))]);
     assert!(config.pd.prefiller_sampling && config.pd.hide_prefill_errors);
     assert!(config.pd.allow_flat_blocks);
     assert_eq!(config.pd.prefill_retries_max, 3);

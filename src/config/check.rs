@@ -4,19 +4,17 @@
 //! sees because a draft with problems gives no `Config`.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::units::{self, UnitError};
 use super::{
     AccessLog, BodyLimits, Config, Cores, CoresError, Draft, DrainConfig, Key, KvConnector,
-    ListenAddress, LogConfig, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PdConfig,
-    RankConfig, Timeouts, UpstreamConfig, keys,
+    LogConfig, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PdConfig, Timeouts,
+    UpstreamConfig, keys,
 };
 
-/// Port of the decoder when neither flag names one.
-const MODEL_SERVER_PORT_DEFAULT: u16 = 8200;
 /// Connectors pd-sidecar has and this build does not.
 const CONNECTORS_ELSEWHERE: [&str; 4] = ["sglang", "shared-storage", "mooncake", "offloading"];
 /// More prefill attempts than this only prolong an outage.
@@ -92,121 +90,13 @@ pub fn check(draft: &Draft) -> Result<Checked, Vec<Problem>> {
     }
 }
 
-struct Reader<'a> {
-    draft: &'a Draft,
-    problems: Vec<Problem>,
-    warnings: Vec<String>,
+pub(super) struct Reader<'a> {
+    pub(super) draft: &'a Draft,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
-    fn ranks(&mut self) -> Vec<RankConfig> {
-        if self.switch(&keys::SECURE_PROXY) {
-            self.problem(
-                &keys::SECURE_PROXY,
-                "this build serves plain text only; pass --secure-proxy=false (TLS is the default \
-                 of pd-sidecar, so it has to be turned off by name)",
-            );
-        }
-        let size = self.data_parallel_size();
-        let port = self.port_range(&keys::PORT, self.text(&keys::PORT), size);
-        let (key, text) = self.model_server_port();
-        let decoder_port = match text {
-            Some(text) => self.port_range(key, text, size),
-            None => self.port_range(key, "8200", size),
-        };
-        let host = self.listen_host();
-        let decoder_host = self.decoder_host();
-        if !self.problems.is_empty() {
-            return Vec::new();
-        }
-        (0..size)
-            .zip((port..=u16::MAX).zip(decoder_port..=u16::MAX))
-            .map(|(rank, (port, decoder_port))| RankConfig {
-                rank,
-                listen: match host {
-                    Some(host) => ListenAddress::Address(SocketAddr::new(host, port)),
-                    None => ListenAddress::DualStack(port),
-                },
-                decoder_host: decoder_host.clone(),
-                decoder_port,
-            })
-            .collect()
-    }
-
-    fn data_parallel_size(&mut self) -> u32 {
-        let key = &keys::DATA_PARALLEL_SIZE;
-        match self.text(key).parse::<i64>() {
-            Ok(size) if (1..=i64::from(u16::MAX)).contains(&size) => {
-                u32::try_from(size).unwrap_or(1)
-            }
-            _ => {
-                self.wanted(key, "a number of ranks from 1 to 65535");
-                1
-            }
-        }
-    }
-
-    /// The key that names the decoder's port, and its value.
-    fn model_server_port(&mut self) -> (&'static Key, Option<&'a str>) {
-        let old = self.draft.given(&keys::VLLM_PORT);
-        if old.is_some() {
-            self.warnings.push(
-                "--vllm-port is deprecated; use --model-server-port, which wins when both are given"
-                    .to_owned(),
-            );
-        }
-        match (self.draft.given(&keys::MODEL_SERVER_PORT), old) {
-            (None, Some(text)) => (&keys::VLLM_PORT, Some(text)),
-            (text, _) => (&keys::MODEL_SERVER_PORT, text),
-        }
-    }
-
-    /// A port that leaves room for `size` ranks above it.
-    fn port_range(&mut self, key: &Key, text: &str, size: u32) -> u16 {
-        let Some(port) = text.parse::<u16>().ok().filter(|port| *port != 0) else {
-            let text = format!("`{text}` is not a port; give one from 1 to 65535");
-            self.problem(key, &text);
-            return MODEL_SERVER_PORT_DEFAULT;
-        };
-        if u32::from(port) + size - 1 > u32::from(u16::MAX) {
-            let text = format!(
-                "port {port} with --data-parallel-size {size} needs ports up to {}, above 65535",
-                u32::from(port) + size - 1
-            );
-            self.problem(key, &text);
-        }
-        port
-    }
-
-    fn listen_host(&mut self) -> Option<IpAddr> {
-        let text = self.draft.given(&keys::HOST)?;
-        let host = ip(text);
-        if host.is_none() {
-            self.wanted(
-                &keys::HOST,
-                "an IP address, such as 0.0.0.0, ::1 or 10.0.0.7",
-            );
-        }
-        host
-    }
-
-    fn decoder_host(&mut self) -> String {
-        let text = self.text(&keys::MODEL_SERVER_HOST);
-        if let Some(ip) = ip(text).filter(|_| text != "localhost") {
-            return ip.to_string();
-        }
-        let name = text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
-        if text.is_empty() || text.len() > 253 || !name {
-            self.wanted(
-                &keys::MODEL_SERVER_HOST,
-                "a host name or IP address, without scheme or port",
-            );
-        }
-        text.to_owned()
-    }
-
     fn pd(&mut self) -> PdConfig {
         let connector = self.connector();
         let retries = self.count(&keys::PREFILL_MAX_RETRIES, 0, PREFILL_RETRIES_MAX);
@@ -396,45 +286,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Ports that would make us our own engine, or two of our listeners one.
-    fn check_overlaps(&mut self, config: &Config) {
-        let (Some(rank), Some(last)) = (config.ranks.first(), config.ranks.last()) else {
-            return;
-        };
-        let pod = config.pod_ip.as_deref();
-        // Both ranges are contiguous and of equal length: they meet, if at all, at the higher start.
-        let meet = rank.listen.port().max(rank.decoder_port);
-        let ours = rank.listen.port()..=last.listen.port();
-        let theirs = rank.decoder_port..=last.decoder_port;
-        if ours.contains(&meet)
-            && theirs.contains(&meet)
-            && reaches(rank.listen, &rank.decoder_host, pod)
-        {
-            let text = format!(
-                "port {meet} would be both ours and the decoder's on {}, so requests would come \
-                 back to us; move one of the two",
-                rank.decoder_host
-            );
-            self.problem(&keys::PORT, &text);
-        }
-        let Some(admin) = config.admin else { return };
-        if ours.contains(&admin.port()) {
-            let text = format!("port {} is a listener of ours; give another", admin.port());
-            self.problem(&keys::ADMIN_ADDRESS, &text);
-        } else if theirs.contains(&admin.port())
-            && reaches(ListenAddress::Address(admin), &rank.decoder_host, pod)
-        {
-            let text = format!("port {} is the decoder's; give another", admin.port());
-            self.problem(&keys::ADMIN_ADDRESS, &text);
-        }
-    }
-
     /// What is given for `key`, or its default.
-    fn text(&self, key: &Key) -> &'a str {
+    pub(super) fn text(&self, key: &Key) -> &'a str {
         self.draft.given(key).unwrap_or(key.default)
     }
 
-    fn switch(&mut self, key: &Key) -> bool {
+    pub(super) fn switch(&mut self, key: &Key) -> bool {
         units::switch(self.text(key)).unwrap_or_else(|| {
             self.wanted(key, "true or false");
             false
@@ -531,45 +388,16 @@ impl<'a> Reader<'a> {
         choices[0].1
     }
 
-    fn wanted(&mut self, key: &Key, wanted: &str) {
+    pub(super) fn wanted(&mut self, key: &Key, wanted: &str) {
         let text = format!("`{}` is not valid; give {wanted}", self.text(key));
         self.problem(key, &text);
     }
 
-    fn problem(&mut self, key: &Key, text: &str) {
+    pub(super) fn problem(&mut self, key: &Key, text: &str) {
         self.problems.push(Problem {
             key: format!("--{}", key.name),
             text: text.to_owned(),
         });
-    }
-}
-
-/// An IP literal, with or without brackets; `localhost` is the IPv4 loopback.
-fn ip(text: &str) -> Option<IpAddr> {
-    if text == "localhost" {
-        return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    }
-    let inner = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(text);
-    inner.parse().ok()
-}
-
-/// Whether a connection to `host` on the listener's port would arrive at the listener.
-fn reaches(listen: ListenAddress, host: &str, pod_ip: Option<&str>) -> bool {
-    let local = |address: IpAddr| address.is_loopback() || address.is_unspecified();
-    let host = ip(host);
-    let pod = pod_ip.and_then(ip);
-    match (listen, host) {
-        (_, None) => false,
-        (ListenAddress::DualStack(_), Some(host)) => local(host) || Some(host) == pod,
-        (ListenAddress::Address(address), Some(host)) if address.ip().is_unspecified() => {
-            local(host) || Some(host) == pod
-        }
-        (ListenAddress::Address(address), Some(host)) => {
-            address.ip() == host || (address.ip().is_loopback() && local(host))
-        }
     }
 }
 

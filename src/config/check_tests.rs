@@ -1,6 +1,8 @@
 //! Tables of the checks; G2 and G3 are rows of the pd-sidecar conformance list.
 
 use super::*;
+use crate::config::{ListenAddress, RankConfig};
+use crate::fleet::Target;
 
 type Given<'a> = &'a [(&'a Key, &'a str)];
 
@@ -33,8 +35,7 @@ fn defaults_are_pd_sidecars() {
         [RankConfig {
             rank: 0,
             listen: ListenAddress::DualStack(8000),
-            decoder_host: "localhost".to_owned(),
-            decoder_port: 8200,
+            decoder: Target::new("localhost", 8200).unwrap(),
         }]
     );
     assert_eq!(config.pd.prefill_retries_max, 0);
@@ -100,7 +101,7 @@ fn g2_ports_ranks_and_connector() {
     }
     let fits = checked(&[(&PORT, "65532"), (&DATA_PARALLEL_SIZE, "4")]);
     assert_eq!(fits.config.ranks[3].listen, ListenAddress::DualStack(65535));
-    assert_eq!(fits.config.ranks[3].decoder_port, 8203);
+    assert_eq!(fits.config.ranks[3].decoder.to_string(), "localhost:8203");
 }
 
 #[test]
@@ -267,7 +268,8 @@ fn g3_model_server_port_precedence() {
     for (given, port, warned) in table {
         let Checked { config, warnings } = checked(given);
         for (rank, want) in config.ranks.iter().zip(*port..) {
-            assert_eq!(rank.decoder_port, want, "{given:?}");
+            let want = format!("localhost:{want}");
+            assert_eq!(rank.decoder.to_string(), want, "{given:?}");
         }
         let deprecated = warnings
             .iter()
@@ -370,7 +372,107 @@ fn addresses() {
         assert_eq!(config.ranks[0].listen.to_string(), want, "{text}");
     }
     let config = checked(&[(&keys::MODEL_SERVER_HOST, "[fd00::1]")]).config;
-    assert_eq!(config.ranks[0].decoder_host, "fd00::1");
+    assert_eq!(config.ranks[0].decoder.to_string(), "[fd00::1]:8200");
+}
+
+#[test]
+fn decoders_behind_sockets() {
+    use keys::{DATA_PARALLEL_SIZE, MODEL_SERVER_SOCKET};
+    let sockets = |given: Given<'_>| -> Vec<String> {
+        let config = checked(given).config;
+        let decoders = config.ranks.iter().map(|rank| rank.decoder.to_string());
+        decoders.collect()
+    };
+    let one = |path| sockets(&[(&MODEL_SERVER_SOCKET, path)]);
+    assert_eq!(one("/run/vllm.sock"), ["unix:/run/vllm.sock"]);
+    assert_eq!(one("@vllm"), ["unix:@vllm"]);
+    assert_eq!(one("/run/{rank}.sock"), ["unix:/run/0.sock"]);
+    let two = |path| sockets(&[(&MODEL_SERVER_SOCKET, path), (&DATA_PARALLEL_SIZE, "2")]);
+    assert_eq!(two("/r{rank}/{rank}"), ["unix:/r0/0", "unix:/r1/1"]);
+    assert_eq!(two("@vllm-{rank}"), ["unix:@vllm-0", "unix:@vllm-1"]);
+}
+
+#[test]
+fn sockets_that_cannot_be() {
+    use keys::{
+        DATA_PARALLEL_SIZE, MODEL_SERVER_HOST, MODEL_SERVER_PORT, MODEL_SERVER_SOCKET, VLLM_PORT,
+    };
+    let socket = (&MODEL_SERVER_SOCKET, "/run/vllm.sock");
+    let longest = format!("/{}", "x".repeat(106));
+    let long = format!("{longest}x");
+    // Ten ranks fit, the eleventh does not.
+    let growing = format!("/{}{{rank}}", "x".repeat(105));
+    let ranks = |size| (&DATA_PARALLEL_SIZE, size);
+    let table: &[(Given<'_>, &str)] = &[
+        (
+            &[socket, (&MODEL_SERVER_PORT, "8200")],
+            "is given together with --model-server-port: the decoder is behind a socket or a port",
+        ),
+        (
+            &[socket, (&VLLM_PORT, "8001")],
+            "is given together with --vllm-port",
+        ),
+        (
+            &[
+                socket,
+                (&MODEL_SERVER_HOST, "localhost"),
+                (&MODEL_SERVER_PORT, "1"),
+            ],
+            "is given together with --model-server-port and --model-server-host",
+        ),
+        (
+            &[socket, ranks("2")],
+            "`/run/vllm.sock` is one socket for 2 ranks; write {rank} where",
+        ),
+        (&[(&MODEL_SERVER_SOCKET, "")], "``: the socket has no path"),
+        (
+            &[(&MODEL_SERVER_SOCKET, "@")],
+            "`@`: the socket has no path",
+        ),
+        (
+            &[(&MODEL_SERVER_SOCKET, "run/vllm.sock")],
+            "`run/vllm.sock`: the socket's path must begin with /",
+        ),
+        (
+            &[(&MODEL_SERVER_SOCKET, "unix:/run/vllm.sock")],
+            "`unix:/run/vllm.sock`: the socket's path must begin with /",
+        ),
+        (
+            &[(&MODEL_SERVER_SOCKET, "/run/../vllm.sock")],
+            "`/run/../vllm.sock`: the socket's path must name a file",
+        ),
+        (
+            &[(&MODEL_SERVER_SOCKET, "/run/vllm sock")],
+            "`/run/vllm sock`: the target has a blank",
+        ),
+        (
+            &[(&MODEL_SERVER_SOCKET, &long)],
+            &format!("`{long}`: the socket's path is longer than the 107 bytes"),
+        ),
+        (
+            &[(&MODEL_SERVER_SOCKET, &growing), ranks("11")],
+            &format!("`/{}10`: the socket's path is longer", "x".repeat(105)),
+        ),
+    ];
+    for (given, want) in table {
+        let got = problems(given);
+        assert_eq!(got.len(), 1, "{given:?}: {got:?}");
+        let want = format!("--model-server-socket: {want}");
+        assert!(got[0].starts_with(&want), "{given:?}: {got:?}");
+    }
+    assert!(problems(&[(&MODEL_SERVER_SOCKET, &longest)]).is_empty());
+    assert!(problems(&[(&MODEL_SERVER_SOCKET, &growing), ranks("10")]).is_empty());
+}
+
+/// The ports of a decoder that has none are nobody's.
+#[test]
+fn a_decoder_behind_a_socket_leaves_all_ports_free() {
+    use keys::{ADMIN_ADDRESS, MODEL_SERVER_SOCKET, PORT};
+    let socket = (&MODEL_SERVER_SOCKET, "/run/vllm.sock");
+    assert!(problems(&[socket, (&PORT, "8200")]).is_empty());
+    assert!(problems(&[socket, (&ADMIN_ADDRESS, "127.0.0.1:8200")]).is_empty());
+    let ours = problems(&[socket, (&PORT, "8100"), (&ADMIN_ADDRESS, "127.0.0.1:8100")]);
+    assert_eq!(ours.len(), 1, "{ours:?}");
 }
 
 #[test]

@@ -26,7 +26,10 @@ impl Config {
         let mut lines = Vec::new();
         let mut line = |name: &str, text: String| lines.push((name.to_owned(), text));
         line("listen", span(&self.ranks, |rank| rank.listen.to_string()));
-        line("decoder", span(&self.ranks, decoder));
+        line(
+            "decoder",
+            span(&self.ranks, |rank| rank.decoder.to_string()),
+        );
         line("ranks", self.ranks.len().to_string());
         line(
             "pod_ip",
@@ -143,14 +146,6 @@ impl Config {
 
 fn bound(value: Option<Duration>) -> String {
     value.map_or_else(|| "off".to_owned(), show_duration)
-}
-
-fn decoder(rank: &RankConfig) -> String {
-    if rank.decoder_host.contains(':') {
-        format!("[{}]:{}", rank.decoder_host, rank.decoder_port)
-    } else {
-        format!("{}:{}", rank.decoder_host, rank.decoder_port)
-    }
 }
 
 /// First and last of the ranks, or the only one.

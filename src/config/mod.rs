@@ -8,6 +8,7 @@ mod check;
 mod cores;
 mod describe;
 pub mod keys;
+mod ranks;
 pub mod units;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ use std::time::Duration;
 pub use check::{Checked, Problem, check};
 pub use cores::{Cores, CoresError, PciAddress, Place};
 pub use keys::Key;
+
+use crate::fleet::Target;
 
 /// Everything the program was told, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +57,8 @@ pub struct RankConfig {
     pub rank: u32,
     /// Where clients connect.
     pub listen: ListenAddress,
-    /// Host of the decoder, without brackets.
-    pub decoder_host: String,
-    /// Port of the decoder.
-    pub decoder_port: u16,
+    /// Its decoder.
+    pub decoder: Target,
 }
 
 /// Where a listener binds.

@@ -3,15 +3,18 @@
 //! A decoder is looked at only when somebody asks and the last look is old: an idle proxy sends
 //! its engine nothing.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
 use crate::admin::DecoderStates;
+use crate::fleet::{Address, Target};
 use crate::proxy::shard::Decoder;
 
 /// A look is good for this long.
@@ -22,7 +25,7 @@ const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
 const STATES: [&str; 5] = ["unknown", "ready", "not ready", "silent", "unreachable"];
 
 struct Watched {
-    name: String,
+    target: Target,
     state: AtomicU8,
 }
 
@@ -32,7 +35,7 @@ pub(super) fn watch(decoders: &[Decoder]) -> DecoderStates {
         decoders
             .iter()
             .map(|decoder| Watched {
-                name: decoder.target.to_string(),
+                target: decoder.target.clone(),
                 state: AtomicU8::new(0),
             })
             .collect(),
@@ -49,7 +52,7 @@ pub(super) fn watch(decoders: &[Decoder]) -> DecoderStates {
         let state = |one: &Watched| STATES[usize::from(one.state.load(Ordering::Relaxed))];
         watched
             .iter()
-            .map(|one| (one.name.clone(), state(one)))
+            .map(|one| (one.target.to_string(), state(one)))
             .collect()
     })
 }
@@ -67,13 +70,24 @@ async fn look(watched: Arc<Vec<Watched>>, wanted: Arc<Notify>) {
 
 /// Index into `STATES` of what a decoder says of itself.
 async fn health(one: &Watched) -> u8 {
+    if let Some(Address::Unix(socket)) = one.target.address() {
+        let path = socket.sun_path();
+        return match UnixStream::connect(OsStr::from_bytes(&path)).await {
+            Ok(stream) => ask(stream, &one.target).await,
+            Err(_) => 4,
+        };
+    }
     // By name: what it resolved to at the start may have changed, or have been nothing.
-    let Ok(mut stream) = TcpStream::connect(&one.name).await else {
-        return 4;
-    };
+    match TcpStream::connect(one.target.to_string()).await {
+        Ok(stream) => ask(stream, &one.target).await,
+        Err(_) => 4,
+    }
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, target: &Target) -> u8 {
     let request = format!(
         "GET /health HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
-        one.name
+        target.authority()
     );
     let mut line = [0_u8; 12];
     let answered = async {

@@ -10,5 +10,6 @@ mod inbox;
 mod resolver;
 mod shards;
 mod sidecar;
+mod sockets;
 
 pub use sidecar::{Running, run_sidecar};

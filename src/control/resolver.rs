@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::{io, thread};
 
 use super::inbox::{Inbox, Message};
-use crate::fleet::Target;
+use crate::fleet::{Address, Target};
 use crate::limits::{ADDRESSES_MAX, RESOLVE_QUEUE_MAX};
 use crate::proxy::Resolved;
 
@@ -65,19 +65,19 @@ fn work(asked: &Mutex<Receiver<Question>>) {
 
 /// The addresses of a target, IPv4 first: engines listen there by default, and a refused first
 /// try costs every new connection. Empty when the name does not resolve.
-pub(super) fn resolve(target: &Target) -> Vec<SocketAddr> {
+pub(super) fn resolve(target: &Target) -> Vec<Address> {
     if let Some(address) = target.address() {
-        return vec![address];
+        return vec![address.clone()];
     }
     let Some(name) = target.name() else {
         return Vec::new();
     };
-    let Ok(found) = (name, target.port()).to_socket_addrs() else {
+    let Ok(found) = name.to_socket_addrs() else {
         return Vec::new();
     };
     let mut addresses: Vec<SocketAddr> = found.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
     addresses.dedup();
     addresses.truncate(ADDRESSES_MAX);
-    addresses
+    addresses.into_iter().map(Address::Tcp).collect()
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::inbox::{Inbox, Message};
 use super::resolver::Resolver;
+use super::sockets::Failures;
 use crate::config::Config;
 use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS};
 use crate::metrics::ShardMetrics;
@@ -35,6 +36,7 @@ pub(super) struct Common {
     pub(super) listening: Arc<AtomicUsize>,
     pub(super) decoders: Vec<Decoder>,
     pub(super) resolver: Resolver,
+    pub(super) socket_failures: Failures,
 }
 
 /// What one shard is started with.
@@ -166,6 +168,7 @@ fn parts(
         .map(|rank| rank.listen.port())
         .collect();
     let (resolver, inbox) = (common.resolver.clone(), inbox.clone());
+    let failures = common.socket_failures.clone();
     Parts {
         config: Arc::clone(&common.config),
         metrics,
@@ -177,6 +180,7 @@ fn parts(
             ports.contains(&address.port()) && is_local_address(address.ip())
         }),
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
+        on_socket_failed: Box::new(move |socket, error| failures.note(socket, error)),
         access,
     }
 }

@@ -12,11 +12,11 @@ use super::decoders;
 use super::inbox::{Inbox, Message};
 use super::resolver::{Resolver, resolve};
 use super::shards::{self, Common, Start};
+use super::sockets::Failures;
 use crate::admin::{self, AdminState};
 use crate::cli::Exit;
 use crate::config::{Config, ListenAddress};
 use crate::fault;
-use crate::fleet::Target;
 use crate::metrics::access::{self, AccessWriter};
 use crate::metrics::{Registry, ShardMetrics};
 use crate::net::probe::{Driver, probe_ring};
@@ -240,8 +240,7 @@ impl Running {
 fn common(config: Config) -> Result<Arc<Common>, Exit> {
     let mut decoders = Vec::with_capacity(config.ranks.len());
     for rank in &config.ranks {
-        let target = Target::new(&rank.decoder_host, rank.decoder_port)
-            .map_err(|error| Exit::config(format!("--model-server-host: {}", error.text())))?;
+        let target = rank.decoder.clone();
         let addresses = resolve(&target);
         if addresses.is_empty() {
             tracing::warn!(decoder = %target, "the decoder's name does not resolve yet");
@@ -257,6 +256,7 @@ fn common(config: Config) -> Result<Arc<Common>, Exit> {
         listening: Arc::new(AtomicUsize::new(0)),
         decoders,
         resolver,
+        socket_failures: Failures::start(),
     }))
 }
 

@@ -3,11 +3,13 @@
 
 use std::net::IpAddr;
 
-use super::Target;
+use super::{Address, SOCKET_PATH_BYTES_MAX, SocketPath, Target};
 
 /// Reads `data` as a target: never a panic; what is accepted is written and read back as the same
-/// value, and is nothing that a resolver or a dialler could read in another way.
+/// value, and is nothing that a resolver or a dialler could read in another way. What a client may
+/// say is never a Unix socket.
 pub fn fuzz_target(data: &[u8]) {
+    check_local(data);
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(target) = Target::new(text, 1)
     {
@@ -18,7 +20,7 @@ pub fn fuzz_target(data: &[u8]) {
         Err(error) => return assert!(!error.text().is_empty()),
     };
     check(&target);
-    assert_ne!(target.port(), 0);
+    assert_ne!(port_of(&target), 0);
     // One scheme more or less is all the same; two are not.
     let more = Target::parse(&[b"http://", data].concat());
     assert_eq!(more.is_ok(), !data.starts_with(b"http://"));
@@ -28,21 +30,51 @@ pub fn fuzz_target(data: &[u8]) {
     }
 }
 
+/// The operator's reading: the same, and sockets.
+fn check_local(data: &[u8]) {
+    let local = Target::parse_local(data);
+    let Some(path) = data.strip_prefix(b"unix:") else {
+        return assert_eq!(local, Target::parse(data));
+    };
+    assert!(Target::parse(data).is_err() || !path.starts_with(b"/") && !path.starts_with(b"@"));
+    let Ok(target) = local else { return };
+    let text = target.to_string();
+    assert_eq!(text.as_bytes(), data);
+    assert_eq!(target.name(), None);
+    let Some(Address::Unix(socket)) = target.address() else {
+        unreachable!("{text} is not a socket")
+    };
+    assert_eq!(SocketPath::parse(&socket.to_string()).as_ref(), Ok(socket));
+    assert_eq!(socket.path().is_none(), socket.abstract_name().is_some());
+    let sun_path = socket.sun_path();
+    let nul = usize::from(socket.abstract_name().is_some());
+    assert!((1..=SOCKET_PATH_BYTES_MAX).contains(&(sun_path.len() - nul)));
+    assert!(!sun_path[nul..].contains(&0), "{text}");
+}
+
+fn port_of(target: &Target) -> u16 {
+    match (target.address(), target.name()) {
+        (Some(Address::Tcp(address)), None) => address.port(),
+        (None, Some((_, port))) => port,
+        both => unreachable!("an address or a name: {both:?}"),
+    }
+}
+
 fn check(target: &Target) {
     let text = target.to_string();
     assert_eq!(Target::parse(text.as_bytes()).as_ref(), Ok(target));
+    let port = port_of(target);
     match (target.address(), target.name()) {
-        (Some(address), None) => {
-            assert_eq!(address.port(), target.port());
+        (Some(Address::Tcp(address)), None) => {
             assert_eq!(address.to_string(), text);
             let host = address.ip().to_string();
-            assert_eq!(Target::new(&host, target.port()).as_ref(), Ok(target));
+            assert_eq!(Target::new(&host, port).as_ref(), Ok(target));
             // An IPv4 address has one form only, so that a list of addresses matches it.
             assert_eq!(address.ip(), address.ip().to_canonical());
         }
-        (None, Some(name)) => {
-            assert_eq!(text, format!("{name}:{}", target.port()));
-            assert_eq!(Target::new(name, target.port()).as_ref(), Ok(target));
+        (None, Some((name, _))) => {
+            assert_eq!(text, format!("{name}:{port}"));
+            assert_eq!(Target::new(name, port).as_ref(), Ok(target));
             check_name(name);
         }
         both => unreachable!("an address or a name: {both:?}"),

@@ -1,7 +1,9 @@
 //! Engines as the proxy knows them: pure state, no socket, no clock.
 
+mod address;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod target;
 
+pub use address::{Address, SOCKET_PATH_BYTES_MAX, SocketPath};
 pub use target::{Target, TargetError};

@@ -1,28 +1,32 @@
-//! The one strict reading of `host:port`.
+//! The one strict reading of where an engine is.
 //!
 //! The value a routing header is checked by and the value that is dialled are the same parsed
 //! value (`reliability.md` 4.5): there is no second reading that an attacker could make differ.
+//! What comes from clients is `host:port` ([`Target::parse`]); a socket of this machine can only
+//! be named by its operator ([`Target::parse_local`]).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::{Address, SocketPath};
 
 /// Longest host name (RFC 1035 2.3.4, in text form).
 const HOST_BYTES_MAX: usize = 253;
 /// Port of plain HTTP where a target names none.
 const PORT_DEFAULT: u16 = 80;
 
-/// Where to connect: a host and a port, nothing else.
+/// What an operator writes before the path of a Unix socket.
+const UNIX_SCHEME: &[u8] = b"unix:";
+
+/// Where to connect: a host and a port or a Unix socket, nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Target {
-    host: Host,
-    port: u16,
-}
+pub struct Target(Place);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Host {
-    Address(IpAddr),
+enum Place {
+    Address(Address),
     /// Lower case, checked against the host-name alphabet.
-    Name(String),
+    Name(String, u16),
 }
 
 /// Why a text is not a target.
@@ -46,6 +50,16 @@ pub enum TargetError {
     NotAlone,
     /// White space or a control byte.
     Blank,
+    /// A Unix socket without a path, or with an abstract name that is empty.
+    SocketMissing,
+    /// The path of a Unix socket does not begin with `/` or `@`.
+    SocketRelative,
+    /// The path of a Unix socket has an empty, `.` or `..` part.
+    SocketParts,
+    /// The path of a Unix socket is longer than the kernel takes.
+    SocketTooLong,
+    /// The path of a Unix socket is no UTF-8.
+    SocketMalformed,
 }
 
 impl TargetError {
@@ -62,6 +76,15 @@ impl TargetError {
             Self::Scheme => "the target's scheme must be http or absent",
             Self::NotAlone => "the target must be host:port without a path",
             Self::Blank => "the target has a blank or a control byte inside",
+            Self::SocketMissing => "the socket has no path; give one such as /run/vllm.sock",
+            Self::SocketRelative => "the socket's path must begin with / (or @, if it is abstract)",
+            Self::SocketParts => {
+                "the socket's path must name a file, without empty, `.` and `..` parts"
+            }
+            Self::SocketTooLong => {
+                "the socket's path is longer than the 107 bytes a socket can have"
+            }
+            Self::SocketMalformed => "the socket's path is not UTF-8",
         }
     }
 }
@@ -76,15 +99,28 @@ impl Target {
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
             .unwrap_or(host);
-        let host = match bare.parse::<IpAddr>() {
-            Ok(address) => Host::Address(address.to_canonical()),
-            Err(_) => parse_name(bare.as_bytes())?,
+        match bare.parse::<IpAddr>() {
+            Ok(address) => Ok(Self::at(address, port)),
+            Err(_) => Self::named(bare.as_bytes(), port),
+        }
+    }
+
+    /// Parses what an operator may write: all that [`Target::parse`] takes, or `unix:` and a path
+    /// or `@name` ([`SocketPath::parse`]).
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn parse_local(text: &[u8]) -> Result<Self, TargetError> {
+        let Some(path) = text.strip_prefix(UNIX_SCHEME) else {
+            return Self::parse(text);
         };
-        Ok(Self { host, port })
+        let path = std::str::from_utf8(path).map_err(|_| TargetError::SocketMalformed)?;
+        SocketPath::parse(path).map(Self::from)
     }
 
     /// Parses `[http://]host[:port]`: a name, an IPv4 address or an IPv6 address in brackets.
-    /// The port is decimal, 1 to 65535, 80 when absent.
+    /// The port is decimal, 1 to 65535, 80 when absent. The reading for what clients say: never a
+    /// Unix socket, behind which may be anything of this machine.
     ///
     /// # Errors
     /// Anything else: user information, a path (even `/`), blanks, percent signs, another scheme,
@@ -118,11 +154,10 @@ impl Target {
         let address = std::str::from_utf8(host)
             .ok()
             .and_then(|host| host.parse::<Ipv4Addr>().ok());
-        let host = match address {
-            Some(address) => Host::Address(IpAddr::V4(address)),
-            None => parse_name(host)?,
-        };
-        Ok(Self { host, port })
+        match address {
+            Some(address) => Ok(Self::at(IpAddr::V4(address), port)),
+            None => Self::named(host, port),
+        }
     }
 
     fn parse_bracketed(rest: &[u8]) -> Result<Self, TargetError> {
@@ -139,42 +174,58 @@ impl Target {
             Some((b':', port)) => parse_port(port)?,
             Some(_) => return Err(TargetError::AddressMalformed),
         };
-        Ok(Self {
-            host: Host::Address(IpAddr::V6(address).to_canonical()),
-            port,
-        })
+        Ok(Self::at(IpAddr::V6(address), port))
     }
 
-    /// The port.
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
+    fn at(ip: IpAddr, port: u16) -> Self {
+        let address = SocketAddr::new(ip.to_canonical(), port);
+        Self(Place::Address(Address::Tcp(address)))
     }
 
-    /// The socket address, where the host is an address already.
+    fn named(host: &[u8], port: u16) -> Result<Self, TargetError> {
+        parse_name(host).map(|name| Self(Place::Name(name, port)))
+    }
+
+    /// The address, where no name has to be resolved first.
     #[must_use]
-    pub const fn address(&self) -> Option<SocketAddr> {
-        match &self.host {
-            Host::Address(address) => Some(SocketAddr::new(*address, self.port)),
-            Host::Name(_) => None,
+    pub const fn address(&self) -> Option<&Address> {
+        match &self.0 {
+            Place::Address(address) => Some(address),
+            Place::Name(..) => None,
         }
     }
 
-    /// The name to resolve, where the host is not an address.
+    /// The name to resolve and the port, where there is no address yet.
     #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        match &self.host {
-            Host::Address(_) => None,
-            Host::Name(name) => Some(name),
+    pub fn name(&self) -> Option<(&str, u16)> {
+        match &self.0 {
+            Place::Address(_) => None,
+            Place::Name(name, port) => Some((name, *port)),
         }
+    }
+
+    /// What a request of our own says as `Host`. A Unix socket has no host: `localhost`, as curl
+    /// has it.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        match &self.0 {
+            Place::Address(Address::Unix(_)) => "localhost".to_owned(),
+            Place::Address(Address::Tcp(_)) | Place::Name(..) => self.to_string(),
+        }
+    }
+}
+
+impl From<SocketPath> for Target {
+    fn from(path: SocketPath) -> Self {
+        Self(Place::Address(Address::Unix(path)))
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Host::Address(address) => SocketAddr::new(*address, self.port).fmt(f),
-            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        match &self.0 {
+            Place::Address(address) => address.fmt(f),
+            Place::Name(name, port) => write!(f, "{name}:{port}"),
         }
     }
 }
@@ -199,7 +250,7 @@ fn parse_port(text: &[u8]) -> Result<u16, TargetError> {
 
 /// A host name: letters, digits, `-`, `_` and `.`. A name whose last label is all digits would be
 /// read as an odd IPv4 form (`127.1`, `0x7f.1`) by some resolvers, and is refused.
-fn parse_name(host: &[u8]) -> Result<Host, TargetError> {
+fn parse_name(host: &[u8]) -> Result<String, TargetError> {
     if host.is_empty() {
         return Err(TargetError::HostMissing);
     }
@@ -221,8 +272,7 @@ fn parse_name(host: &[u8]) -> Result<Host, TargetError> {
     if empty_label || odd_address {
         return Err(TargetError::HostMalformed);
     }
-    let name = String::from_utf8_lossy(host).to_ascii_lowercase();
-    Ok(Host::Name(name))
+    Ok(String::from_utf8_lossy(host).to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -251,6 +301,44 @@ mod tests {
             let target = Target::parse(text.as_bytes()).unwrap_or_else(|e| panic!("{text}: {e:?}"));
             assert_eq!(target.to_string(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn sockets_are_for_operators_only() {
+        for text in ["unix:/run/vllm.sock", "unix:@engine"] {
+            let target = Target::parse_local(text.as_bytes()).unwrap();
+            assert_eq!(target.to_string(), text);
+            assert_eq!(target.authority(), "localhost");
+            assert!(target.name().is_none());
+        }
+        let tcp = Target::parse_local(b"host:1").unwrap();
+        assert_eq!(tcp, Target::parse(b"host:1").unwrap());
+        assert_eq!(tcp.authority(), "host:1");
+        for text in [
+            "unix:/run/vllm.sock",
+            "unix:@engine",
+            "unix:///run/vllm.sock",
+            "http://unix:/run/vllm.sock",
+            "http+unix://run",
+            "unix:run",
+            "unix:",
+            "UNIX:/x",
+            "/run/vllm.sock",
+            "@engine",
+        ] {
+            assert!(Target::parse(text.as_bytes()).is_err(), "{text}");
+        }
+        for (text, want) in [
+            ("unix:", TargetError::SocketMissing),
+            ("unix:run", TargetError::SocketRelative),
+            ("unix://run/x", TargetError::SocketParts),
+            ("UNIX:/x", TargetError::NotAlone),
+            (" unix:/x", TargetError::Blank),
+        ] {
+            assert_eq!(Target::parse_local(text.as_bytes()), Err(want), "{text}");
+        }
+        let odd = Target::parse_local(b"unix:/\xff");
+        assert_eq!(odd, Err(TargetError::SocketMalformed));
     }
 
     #[test]

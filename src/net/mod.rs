@@ -11,7 +11,7 @@
 use std::future::Future;
 use std::io;
 use std::io::IoSlice;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub use pipe::Pipe;
 #[cfg(not(feature = "monoio"))]
 pub use reactor as runtime;
 pub use wheel::{Timer, Wheel};
+
+pub use crate::fleet::Address;
 
 /// A point in time of the engine's own clock, in nanoseconds since an arbitrary start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,8 +167,9 @@ pub trait Net: Clone + 'static {
     /// Starts a connect; the connection becomes writable when it has ended.
     ///
     /// # Errors
-    /// When the socket could not be made or the connect fails at once.
-    fn connect(&self, address: SocketAddr) -> io::Result<Self::Conn>;
+    /// When the socket could not be made or the connect fails at once. `WouldBlock`: the queue of
+    /// a Unix socket is full, which no readiness tells the end of; try again later.
+    fn connect(&self, address: &Address) -> io::Result<Self::Conn>;
 
     /// An empty pipe; `None` when there are too many of them: bytes are copied then.
     fn pipe(&self) -> Option<<Self::Conn as Conn>::Pipe>;

@@ -11,12 +11,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::{Conn, Moment, Net, Timer};
+use super::{Address, Conn, Moment, Net, Timer};
 use crate::fleet::Target;
 
 /// Engines a shard remembers; the one unused for longest is forgotten for a new one.
@@ -41,7 +40,7 @@ struct Endpoint<K, C> {
     last_used: Moment,
     /// Newest last.
     idle: Vec<Idle<C>>,
-    addresses: Rc<[SocketAddr]>,
+    addresses: Rc<[Address]>,
     addresses_at: Moment,
     is_self: Option<bool>,
 }
@@ -115,7 +114,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
                 generation: endpoint.generation,
             };
         }
-        let addresses: Rc<[SocketAddr]> = target.address().into_iter().collect();
+        let addresses: Rc<[Address]> = target.address().cloned().into_iter().collect();
         let mut endpoint = Endpoint {
             target: target.clone(),
             kind,
@@ -146,7 +145,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     }
 
     /// The addresses last resolved for an engine, and when; none for a name not resolved yet.
-    pub fn addresses(&self, id: EndpointId) -> Option<(Rc<[SocketAddr]>, Moment)> {
+    pub fn addresses(&self, id: EndpointId) -> Option<(Rc<[Address]>, Moment)> {
         let table = self.table.borrow();
         let endpoint = table.get(id)?;
         (!endpoint.addresses.is_empty())
@@ -154,7 +153,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     }
 
     /// Notes what a name resolved to.
-    pub fn set_addresses(&self, id: EndpointId, addresses: Rc<[SocketAddr]>) {
+    pub fn set_addresses(&self, id: EndpointId, addresses: Rc<[Address]>) {
         if let Some(endpoint) = self.table.borrow_mut().get_mut(id) {
             endpoint.addresses = addresses;
             endpoint.addresses_at = self.net.now();
@@ -163,7 +162,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     }
 
     /// Notes what a name resolved to for every role it has; nothing where it did not resolve.
-    pub fn note_addresses(&self, target: &Target, addresses: &[SocketAddr]) {
+    pub fn note_addresses(&self, target: &Target, addresses: &[Address]) {
         if addresses.is_empty() {
             return;
         }
@@ -179,7 +178,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     }
 
     /// Whether an engine is this proxy itself; `judge` is asked once per engine and address list.
-    pub fn is_self(&self, id: EndpointId, judge: impl FnOnce(&[SocketAddr]) -> bool) -> bool {
+    pub fn is_self(&self, id: EndpointId, judge: impl FnOnce(&[Address]) -> bool) -> bool {
         let mut table = self.table.borrow_mut();
         let Some(endpoint) = table.get_mut(id) else {
             return false;

@@ -4,8 +4,12 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
+};
 
+use super::Address;
+use crate::fleet::SocketPath;
 use crate::sys::set_keepalive;
 
 /// What a receive or a send did to remembered readiness.
@@ -119,19 +123,47 @@ pub(super) fn set_reset_on_close(socket: BorrowedFd<'_>, reset: bool) {
 }
 
 /// Begins a connect.
-pub(super) fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
+pub(super) fn connect(address: &Address) -> io::Result<OwnedFd> {
+    match address {
+        Address::Tcp(address) => connect_tcp(address),
+        Address::Unix(path) => connect_unix(path),
+    }
+}
+
+fn connect_tcp(address: &SocketAddr) -> io::Result<OwnedFd> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let socket = stream_socket(family)?;
     rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
     set_keepalive(&socket)?;
-    match rustix::net::connect(&socket, &address) {
+    match rustix::net::connect(&socket, address) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Ends at once, one way or the other: with a full queue by `EAGAIN`, never by `EINPROGRESS`
+/// (connect(2)). The peer is on this machine and cannot vanish without a word: no keep-alive.
+fn connect_unix(path: &SocketPath) -> io::Result<OwnedFd> {
+    let address = match path.abstract_name() {
+        Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
+        None => SocketAddrUnix::new(path.sun_path())?,
+    };
+    let socket = stream_socket(AddressFamily::UNIX)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    Ok(rustix::net::socket_with(
+        family,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
 }
 
 /// Takes the next waiting connection, and who it is from.

@@ -44,7 +44,7 @@ pub(super) fn push_request(
     if let Some(authority) = absolute {
         h1::push_field(out, b"host", authority);
     } else if head.field(Name::Host).is_none() {
-        h1::push_field(out, b"host", extra.target.to_string().as_bytes());
+        h1::push_field(out, b"host", extra.target.authority().as_bytes());
     }
     for field in &head.fields {
         if is_forwarded(field, absolute.is_some(), extra.accept_encoding)

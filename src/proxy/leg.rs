@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::io::IoSlice;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -18,7 +17,7 @@ use crate::json::Splices;
 use crate::limits::{ADDRESSES_MAX, INTERIM_ANSWERS_MAX, RESOLVED_SECS_MAX, SEND_SLICES_MAX};
 use crate::metrics::{Phase, ShardMetrics};
 use crate::net::pool::EndpointId;
-use crate::net::{Conn, Net, would_block};
+use crate::net::{Address, Conn, Net, would_block};
 use crate::pd::Role;
 
 /// How a leg failed before the head of its answer was there.
@@ -165,10 +164,15 @@ impl<N: Net> Exchange<'_, N> {
         let addresses = addresses.await.map_err(timed)?;
         let mut timed_out = false;
         for address in addresses.iter().take(ADDRESSES_MAX) {
-            let conn = match shard.net.connect(*address) {
-                Ok(conn) => conn,
-                Err(error) if is_exhausted(&error) => return Err(Fault::Exhausted.into()),
-                Err(_) => continue,
+            let begun = self.begin_connect(address, connect_limit()).await;
+            let conn = match begun.map_err(timed) {
+                Ok(Some(conn)) => conn,
+                Ok(None) => continue,
+                Err(LegFault::ConnectTimeout) => {
+                    timed_out = true;
+                    continue;
+                }
+                Err(fault) => return Err(fault),
             };
             let ended = self
                 .client
@@ -193,7 +197,7 @@ impl<N: Net> Exchange<'_, N> {
 
     /// How to look out for the client before a leg has begun: the rest of an upload must stay in
     /// the socket, where the upload looks for it.
-    const fn early_watch(&self) -> Watch {
+    pub(super) const fn early_watch(&self) -> Watch {
         if self.body_done {
             Watch::Ahead
         } else {
@@ -207,7 +211,7 @@ impl<N: Net> Exchange<'_, N> {
         id: EndpointId,
         target: &Target,
         limit: Limit,
-    ) -> Result<Rc<[SocketAddr]>, Fault> {
+    ) -> Result<Rc<[Address]>, Fault> {
         let shard = self.shard;
         let known = shard.pools.addresses(id);
         if let Some((addresses, at)) = &known {
@@ -335,12 +339,6 @@ impl SplicedRequest<'_> {
         count += self.splices.fill(self.body, skip, &mut slices[count..]);
         conn.try_send_vectored(&slices[..count])
     }
-}
-
-/// Whether a connect failed because this machine has run out of something. The numbers are
-/// Linux's `ENFILE`, `EMFILE`, `EADDRNOTAVAIL`, `ENOBUFS` and `ENOMEM`.
-fn is_exhausted(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(23 | 24 | 99 | 105 | 12))
 }
 
 /// An answer's head while it arrives, and the first of its body behind it.

@@ -9,6 +9,7 @@
 mod body;
 mod budget;
 mod client;
+mod dial;
 mod exchange;
 mod head;
 mod leg;

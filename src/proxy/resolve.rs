@@ -4,11 +4,10 @@
 //! inbox. Addresses in headers skip all of this.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::fleet::Target;
+use crate::fleet::{Address, Target};
 use crate::limits::RESOLVE_QUEUE_MAX;
 
 /// What a name resolved to; empty when it did not.
@@ -17,7 +16,7 @@ pub struct Resolved {
     /// The name and port asked for.
     pub target: Target,
     /// Its addresses in the order to try them.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
 }
 
 /// Sends a question to whoever resolves names. `false`: too many are waiting.
@@ -32,7 +31,7 @@ pub(super) struct Lookups {
 #[derive(Default)]
 struct Lookup {
     wakers: Vec<Waker>,
-    answer: Option<Rc<[SocketAddr]>>,
+    answer: Option<Rc<[Address]>>,
     takers: usize,
 }
 
@@ -48,7 +47,7 @@ impl Lookups {
     }
 
     /// The answer, once it is there.
-    pub(super) fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[SocketAddr]>> {
+    pub(super) fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[Address]>> {
         let Some(lookup) = self.waiting.get_mut(target) else {
             return Poll::Ready(Rc::from([]));
         };
@@ -106,7 +105,8 @@ mod tests {
         assert_eq!(lookups.join(&target), Some(true));
         assert_eq!(lookups.join(&target), Some(false));
         assert!(lookups.poll(&target, &mut cx).is_pending());
-        let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let address = Target::parse(b"127.0.0.1:1").unwrap();
+        let address = address.address().unwrap().clone();
         let answer = Resolved {
             target: target.clone(),
             addresses: vec![address],
@@ -116,7 +116,7 @@ mod tests {
             let Poll::Ready(addresses) = lookups.poll(&target, &mut cx) else {
                 panic!("pending")
             };
-            assert_eq!(*addresses, [address]);
+            assert_eq!(addresses[0].to_string(), "127.0.0.1:1");
             lookups.leave(&target);
         }
         assert!(lookups.waiting.is_empty());

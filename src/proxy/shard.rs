@@ -11,7 +11,7 @@ use super::resolve::{Lookups, Resolved, Resolver};
 use super::session;
 use crate::config::Config;
 use crate::fault::Fault;
-use crate::fleet::Target;
+use crate::fleet::{Address, SocketPath, Target};
 use crate::h1::Field;
 use crate::limits::{
     RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX, RECYCLED_BUFFERS_MAX,
@@ -25,6 +25,9 @@ use crate::pd::Role;
 
 /// Capacity of a new small buffer: a request head as clients send them.
 const SMALL_BUFFER_BYTES: usize = 1024;
+
+/// Told that an engine's Unix socket could not be connected to, and why.
+pub type OnSocketFailed = Box<dyn Fn(&SocketPath, &std::io::Error)>;
 
 /// What a shard is given by whoever starts it.
 pub struct Parts {
@@ -44,6 +47,8 @@ pub struct Parts {
     pub is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
     /// Asks for a name to be resolved.
     pub resolver: Resolver,
+    /// Told of Unix sockets that could not be connected to; must not wait.
+    pub on_socket_failed: OnSocketFailed,
     /// Where finished requests are noted, unless the access log is off.
     pub access: Option<AccessRing>,
 }
@@ -60,7 +65,7 @@ pub struct Decoder {
     /// Host and port as configured.
     pub target: Target,
     /// The addresses to try, in order.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
 }
 
 /// One thread's share of the proxy.
@@ -73,6 +78,7 @@ pub struct Shard<N: Net> {
     pub(super) decoders: Vec<(EndpointId, Decoder)>,
     pub(super) is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
     pub(super) resolver: Resolver,
+    pub(super) on_socket_failed: OnSocketFailed,
     pub(super) lookups: RefCell<Lookups>,
     pub(super) access: RefCell<Option<AccessRing>>,
     draining: Arc<AtomicBool>,
@@ -117,6 +123,7 @@ impl<N: Net> Shard<N> {
             decoders,
             is_own_listener: parts.is_own_listener,
             resolver: parts.resolver,
+            on_socket_failed: parts.on_socket_failed,
             lookups: RefCell::new(Lookups::default()),
             access: RefCell::new(parts.access),
             draining: parts.draining,
@@ -223,14 +230,19 @@ impl<N: Net> Shard<N> {
     /// would hand its own KV cache to itself (an engine answers 500), or loop.
     pub(super) fn is_self(&self, id: EndpointId) -> bool {
         self.pools.is_self(id, |addresses| {
-            let decoder = |address: &SocketAddr| {
+            let decoder = |address: &Address| {
                 self.decoders
                     .iter()
                     .any(|(_, decoder)| decoder.addresses.contains(address))
             };
+            let own_listener = |address: &Address| match address {
+                Address::Tcp(address) => (self.is_own_listener)(address),
+                // Ours are TCP.
+                Address::Unix(_) => false,
+            };
             addresses
                 .iter()
-                .any(|address| (self.is_own_listener)(address) || decoder(address))
+                .any(|address| own_listener(address) || decoder(address))
         })
     }
 

@@ -11,7 +11,7 @@ mod hangup;
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ use super::bell::{Ringer, bell};
 use super::clock::{Alarm, Random, clock};
 use super::pipe::{Pipe, Pipes};
 use super::probe::{Driver, RING_ENTRIES, ring_builder};
-use super::{Moment, Net, Timer, Wheel, socket};
+use super::{Address, Moment, Net, Timer, Wheel, socket};
 pub use conn::Socket;
 use handle::Handle;
 use hangup::Hangups;
@@ -158,9 +158,9 @@ impl Runtime {
 impl Net for Runtime {
     type Conn = Socket;
 
-    fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
+    fn connect(&self, address: &Address) -> io::Result<Socket> {
         let socket = socket::connect(address)?;
-        Socket::new(socket, Some(address.ip()), Rc::clone(&self.inner.hangups))
+        Socket::new(socket, address.ip(), Rc::clone(&self.inner.hangups))
     }
 
     fn pipe(&self) -> Option<Pipe> {

@@ -19,7 +19,7 @@ mod uring;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
@@ -31,7 +31,7 @@ use super::clock::{Alarm, Random, clock};
 use super::pipe::{Pipe, Pipes};
 use super::probe::Driver;
 use super::socket;
-use super::{Moment, Net, Timer, Wheel};
+use super::{Address, Moment, Net, Timer, Wheel};
 pub use conn::Socket;
 use slot::{Ready, Slot};
 use source::{Event, Source, WRITE_KEY};
@@ -219,9 +219,14 @@ impl Runtime {
 impl Net for Runtime {
     type Conn = Socket;
 
-    fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
-        let handle = self.watch(socket::connect(address)?, Ready::default())?;
-        Ok(Socket::new(handle, Some(address.ip())))
+    fn connect(&self, address: &Address) -> io::Result<Socket> {
+        let connected = match address {
+            Address::Tcp(_) => Ready::default(),
+            // It has ended well already, or there would be no socket.
+            Address::Unix(_) => Ready::WRITE,
+        };
+        let handle = self.watch(socket::connect(address)?, connected)?;
+        Ok(Socket::new(handle, address.ip()))
     }
 
     fn pipe(&self) -> Option<Pipe> {

@@ -129,12 +129,12 @@ fn connects_end_one_way_or_the_other() {
     on_each_driver(None, async |net| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let conn = net.connect(address).unwrap();
+        let conn = net.connect(&address.into()).unwrap();
         writable(&conn).await;
         conn.connected().unwrap();
         drop(listener);
         // Refused, at once or told later.
-        if let Ok(conn) = net.connect(address) {
+        if let Ok(conn) = net.connect(&address.into()) {
             writable(&conn).await;
             assert!(conn.connected().is_err());
         }

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use super::conn::SimConn;
 use super::link::{Connect, Link};
 use super::world::{What, World};
+use crate::net::Address;
 
 /// What becomes of connects to an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ struct Place {
 /// All addresses somebody listens on.
 #[derive(Default)]
 pub(super) struct Listeners {
-    places: RefCell<BTreeMap<SocketAddr, Rc<Place>>>,
+    places: RefCell<BTreeMap<Address, Rc<Place>>>,
 }
 
 /// A connect on its way.
@@ -69,10 +69,10 @@ impl Arrival {
 
 impl Listeners {
     /// What a connect to `address` meets; nobody there refuses.
-    pub(super) fn greeting(&self, address: SocketAddr) -> Greeting {
+    pub(super) fn greeting(&self, address: &Address) -> Greeting {
         let places = self.places.borrow();
         places
-            .get(&address)
+            .get(address)
             .map_or(Greeting::Refuse, |place| place.greeting.get())
     }
 
@@ -80,11 +80,11 @@ impl Listeners {
     pub(super) fn begin(
         &self,
         world: &World,
-        address: SocketAddr,
+        address: &Address,
         client: &Rc<RefCell<Link>>,
         server: impl FnOnce() -> SimConn,
     ) {
-        let place = self.places.borrow().get(&address).cloned();
+        let place = self.places.borrow().get(address).cloned();
         let place = place.unwrap_or_default();
         let outcome = match self.greeting(address) {
             Greeting::Accept => Connect::Established,
@@ -101,7 +101,7 @@ impl Listeners {
         world.push(at, What::Arrive(arrival));
     }
 
-    pub(super) fn listen(&self, address: SocketAddr) -> SimListener {
+    pub(super) fn listen(&self, address: Address) -> SimListener {
         let place = Rc::<Place>::default();
         self.places.borrow_mut().insert(address, Rc::clone(&place));
         SimListener { place }

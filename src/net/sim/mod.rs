@@ -36,7 +36,6 @@ mod world;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -47,7 +46,7 @@ pub use link::{Flow, Manner};
 pub use listen::{Greeting, SimListener};
 use world::{Turn, What, World};
 
-use super::{Moment, Net, Timer};
+use super::{Address, Moment, Net, Timer};
 
 /// Polls of one run; a run that needs more goes round in circles.
 const POLLS_MAX: u64 = 20_000_000;
@@ -197,8 +196,8 @@ impl SimNet {
 
     /// Listens on `address`.
     #[must_use]
-    pub fn listen(&self, address: SocketAddr) -> SimListener {
-        self.world.listeners.listen(address)
+    pub fn listen(&self, address: impl Into<Address>) -> SimListener {
+        self.world.listeners.listen(address.into())
     }
 
     /// Waits for `wait` of virtual time, to the nanosecond.
@@ -264,7 +263,7 @@ impl Net for SimNet {
     /// What can be sent again is not spliced; beyond that as soon as possible.
     const SPLICE_BYTES_MIN: u64 = crate::limits::REPLAY_BYTES_MAX as u64;
 
-    fn connect(&self, address: SocketAddr) -> io::Result<SimConn> {
+    fn connect(&self, address: &Address) -> io::Result<SimConn> {
         let listeners = &self.world.listeners;
         if let Greeting::Fail(error) = listeners.greeting(address) {
             return Err(error.into());

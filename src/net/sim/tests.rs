@@ -1,5 +1,7 @@
 //! The simulation itself: it repeats, it jumps, it loses what TCP loses.
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::net::{Conn, would_block};
 
@@ -165,10 +167,11 @@ fn connects_succeed_are_refused_fail_at_once_or_hang() {
         let net = SimNet::new(seed);
         let engine = net.clone();
         let run = net.run(async move {
+            let address = &Address::from(address);
             let refused = engine.connect(address).unwrap();
             poll_fn(|cx| refused.poll_writable(cx)).await;
             assert!(refused.connected().is_err());
-            let listener = engine.listen(address);
+            let listener = engine.listen(address.clone());
             listener.greet(Greeting::Accept, Duration::from_millis(5));
             let near = engine.connect(address).unwrap();
             assert!(would_block(&near.try_send(b"x").unwrap_err()));

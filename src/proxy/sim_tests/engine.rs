@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -42,7 +43,7 @@ enum Framing {
 
 /// Serves `address` in a role for the rest of the run.
 pub(super) fn start(stage: &Rc<Stage>, role: Role, address: &str) {
-    let listener = stage.net.listen(address.parse().unwrap());
+    let listener = stage.net.listen(address.parse::<SocketAddr>().unwrap());
     let delay = if stage.net.once_in(2) { ms(0) } else { ms(3) };
     listener.greet(Greeting::Accept, delay);
     if stage.plot.connects_fail {

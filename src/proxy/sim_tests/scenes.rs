@@ -1,5 +1,7 @@
 //! Scenes with one course each, under many seeds: what the random plots reach too seldom.
 
+use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -48,7 +50,7 @@ fn engine<F: Future<Output = ()> + 'static>(
     stage: &Rc<Stage>,
     act: impl FnOnce(Rc<Stage>, Wire) -> F + 'static,
 ) {
-    let listener = stage.net.listen(DECODER.parse().unwrap());
+    let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
     let owned = Rc::clone(stage);
     stage.net.spawn(async move {
         let conn = Rc::new(listener.accept().await);
@@ -75,7 +77,7 @@ fn echo(request: &Message) -> Vec<u8> {
 #[test]
 fn a_body_that_arrives_during_the_connect_is_not_lost() {
     each(150, |stage| async move {
-        let listener = stage.net.listen(DECODER.parse().unwrap());
+        let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
         listener.greet(Greeting::Accept, ms(5));
         stage.net.spawn(async move {
             let mut wire = Wire::new(Rc::new(listener.accept().await));
@@ -107,6 +109,48 @@ fn a_body_that_arrives_during_the_connect_is_not_lost() {
             }
         };
         stage.check(answer.body == body, format!("{answer:?}"));
+        drop(wire);
+        no_session_left(&stage).await;
+    });
+}
+
+/// An engine whose queue is full is asked again, with pauses, until it takes the connection, the
+/// client leaves or the connect timeout is over.
+#[test]
+fn a_full_queue_is_waited_for() {
+    each(100, |stage| async move {
+        let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
+        let full = Greeting::Fail(io::ErrorKind::WouldBlock);
+        listener.greet(full, Duration::ZERO);
+        let (opens, leaves) = (stage.net.once_in(2), stage.net.once_in(3));
+        let door = listener.clone();
+        let owned = Rc::clone(&stage);
+        stage.net.spawn(async move {
+            owned.net.sleep(ms(1 + owned.net.below(250))).await;
+            if opens {
+                door.greet(Greeting::Accept, Duration::ZERO);
+            }
+            let mut wire = Wire::new(Rc::new(door.accept().await));
+            let request = wire.read(false).await.unwrap();
+            wire.conn.send(&echo(&request)).await.unwrap();
+            wire.conn.hangup().await;
+        });
+        let mut wire = connect(&stage);
+        let began = stage.net.now();
+        post(&wire, "/x", "", b"body").await;
+        if leaves && !opens {
+            stage.net.sleep(ms(stage.net.below(250))).await;
+        } else {
+            let answer = wire.read(true).await.unwrap();
+            let waited = stage.net.now().since(began);
+            let expected = if opens { 200 } else { 504 };
+            stage.check(answer.status() == expected, format!("{answer:?}"));
+            stage.check(
+                opens || waited >= ms(300),
+                format!("gave up after {waited:?}"),
+            );
+            stage.check(waited < ms(400), format!("{waited:?}"));
+        }
         drop(wire);
         no_session_left(&stage).await;
     });
@@ -287,7 +331,7 @@ fn a_panic_ends_one_session_only() {
 #[test]
 fn large_bodies_pass_whole() {
     each(60, |stage| async move {
-        let listener = stage.net.listen(DECODER.parse().unwrap());
+        let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
         let net = stage.net.clone();
         stage.net.spawn(async move {
             loop {
@@ -323,7 +367,7 @@ fn large_bodies_pass_whole() {
 #[test]
 fn an_upload_on_a_dead_pooled_connection_is_repeated_whole() {
     each(300, |stage| async move {
-        let listener = stage.net.listen(DECODER.parse().unwrap());
+        let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
         let owned = Rc::clone(&stage);
         stage.net.spawn(async move {
             let first = Rc::new(listener.accept().await);

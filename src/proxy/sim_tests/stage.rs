@@ -114,13 +114,11 @@ pub(super) fn ms(n: u64) -> Duration {
 /// wait that was never ended shows as a run that takes too long.
 pub(super) fn config(plot: Plot) -> Config {
     let limit = |n| Some(ms(if plot.may_fail() { n } else { 3_600_000 }));
-    let decoder: SocketAddr = DECODER.parse().unwrap();
     Config {
         ranks: vec![RankConfig {
             rank: 0,
             listen: ListenAddress::DualStack(8000),
-            decoder_host: decoder.ip().to_string(),
-            decoder_port: decoder.port(),
+            decoder: Target::parse(DECODER.as_bytes()).unwrap(),
         }],
         pod_ip: None,
         pd: PdConfig {
@@ -195,10 +193,11 @@ impl Stage {
             unhealthy: Arc::default(),
             decoders: vec![Decoder {
                 target: Target::parse(DECODER.as_bytes()).unwrap(),
-                addresses: vec![DECODER.parse().unwrap()],
+                addresses: vec![DECODER.parse::<SocketAddr>().unwrap().into()],
             }],
             is_own_listener,
             resolver: Box::new(|_| false),
+            on_socket_failed: Box::new(|_, _| ()),
             access: None,
         };
         Rc::new(Self {

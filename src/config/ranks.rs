@@ -1,0 +1,238 @@
+//! The ranks: where clients reach each and where its decoder is.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::check::Reader;
+use super::{Config, Key, ListenAddress, RankConfig, keys};
+use crate::fleet::{Address, SocketPath, Target};
+
+/// Port of the decoder when neither flag names one.
+const MODEL_SERVER_PORT_DEFAULT: u16 = 8200;
+/// What stands for the rank's number in the path of its decoder's socket.
+const RANK: &str = "{rank}";
+
+impl<'a> Reader<'a> {
+    pub(super) fn ranks(&mut self) -> Vec<RankConfig> {
+        if self.switch(&keys::SECURE_PROXY) {
+            self.problem(
+                &keys::SECURE_PROXY,
+                "this build serves plain text only; pass --secure-proxy=false (TLS is the default \
+                 of pd-sidecar, so it has to be turned off by name)",
+            );
+        }
+        let size = self.data_parallel_size();
+        let port = self.port_range(&keys::PORT, self.text(&keys::PORT), size);
+        let decoders = match self.draft.given(&keys::MODEL_SERVER_SOCKET) {
+            Some(path) => self.decoder_sockets(path, size),
+            None => self.decoder_ports(size),
+        };
+        let host = self.listen_host();
+        if !self.problems.is_empty() {
+            return Vec::new();
+        }
+        (0..size)
+            .zip((port..=u16::MAX).zip(decoders))
+            .map(|(rank, (port, decoder))| RankConfig {
+                rank,
+                listen: match host {
+                    Some(host) => ListenAddress::Address(SocketAddr::new(host, port)),
+                    None => ListenAddress::DualStack(port),
+                },
+                decoder,
+            })
+            .collect()
+    }
+
+    fn data_parallel_size(&mut self) -> u32 {
+        let key = &keys::DATA_PARALLEL_SIZE;
+        match self.text(key).parse::<i64>() {
+            Ok(size) if (1..=i64::from(u16::MAX)).contains(&size) => {
+                u32::try_from(size).unwrap_or(1)
+            }
+            _ => {
+                self.wanted(key, "a number of ranks from 1 to 65535");
+                1
+            }
+        }
+    }
+
+    /// One decoder per port, from the first on.
+    fn decoder_ports(&mut self, size: u32) -> Vec<Target> {
+        let (key, text) = self.model_server_port();
+        let port = match text {
+            Some(text) => self.port_range(key, text, size),
+            None => self.port_range(key, "8200", size),
+        };
+        let host = self.text(&keys::MODEL_SERVER_HOST);
+        // One that is not an address is a name: `Target` takes both, and nothing else.
+        let decoder = |port| Target::new(host, port);
+        let decoders = (0..size)
+            .zip(port..=u16::MAX)
+            .map(|(_, port)| decoder(port));
+        decoders.collect::<Result<_, _>>().unwrap_or_else(|_| {
+            self.wanted(
+                &keys::MODEL_SERVER_HOST,
+                "a host name or IP address, without scheme or port",
+            );
+            Vec::new()
+        })
+    }
+
+    /// One decoder per socket.
+    fn decoder_sockets(&mut self, path: &str, size: u32) -> Vec<Target> {
+        let key = &keys::MODEL_SERVER_SOCKET;
+        let others = [
+            &keys::MODEL_SERVER_PORT,
+            &keys::VLLM_PORT,
+            &keys::MODEL_SERVER_HOST,
+        ];
+        let given = others.iter().filter(|key| self.draft.given(key).is_some());
+        let given: Vec<_> = given.map(|key| format!("--{}", key.name)).collect();
+        if !given.is_empty() {
+            let text = format!(
+                "is given together with {}: the decoder is behind a socket or a port, so drop one",
+                given.join(" and ")
+            );
+            self.problem(key, &text);
+        }
+        if size > 1 && !path.contains(RANK) {
+            let text = format!(
+                "`{path}` is one socket for {size} ranks; write {RANK} where the rank's number \
+                 goes, such as /run/vllm-{RANK}.sock"
+            );
+            self.problem(key, &text);
+            return Vec::new();
+        }
+        let decoders = (0..size).map(|rank| {
+            let path = path.replace(RANK, &rank.to_string());
+            let socket = SocketPath::parse(&path);
+            socket.map(Target::from).map_err(|error| (path, error))
+        });
+        decoders
+            .collect::<Result<_, _>>()
+            .unwrap_or_else(|(path, error)| {
+                self.problem(key, &format!("`{path}`: {}", error.text()));
+                Vec::new()
+            })
+    }
+
+    /// The key that names the decoder's port, and its value.
+    fn model_server_port(&mut self) -> (&'static Key, Option<&'a str>) {
+        let old = self.draft.given(&keys::VLLM_PORT);
+        if old.is_some() {
+            self.warnings.push(
+                "--vllm-port is deprecated; use --model-server-port, which wins when both are given"
+                    .to_owned(),
+            );
+        }
+        match (self.draft.given(&keys::MODEL_SERVER_PORT), old) {
+            (None, Some(text)) => (&keys::VLLM_PORT, Some(text)),
+            (text, _) => (&keys::MODEL_SERVER_PORT, text),
+        }
+    }
+
+    /// A port that leaves room for `size` ranks above it.
+    fn port_range(&mut self, key: &Key, text: &str, size: u32) -> u16 {
+        let Some(port) = text.parse::<u16>().ok().filter(|port| *port != 0) else {
+            let text = format!("`{text}` is not a port; give one from 1 to 65535");
+            self.problem(key, &text);
+            return MODEL_SERVER_PORT_DEFAULT;
+        };
+        if u32::from(port) + size - 1 > u32::from(u16::MAX) {
+            let text = format!(
+                "port {port} with --data-parallel-size {size} needs ports up to {}, above 65535",
+                u32::from(port) + size - 1
+            );
+            self.problem(key, &text);
+        }
+        port
+    }
+
+    fn listen_host(&mut self) -> Option<IpAddr> {
+        let text = self.draft.given(&keys::HOST)?;
+        let host = ip(text);
+        if host.is_none() {
+            self.wanted(
+                &keys::HOST,
+                "an IP address, such as 0.0.0.0, ::1 or 10.0.0.7",
+            );
+        }
+        host
+    }
+
+    /// Ports that would make us our own engine, or two of our listeners one. A decoder behind a
+    /// Unix socket is no listener of ours, which are TCP.
+    pub(super) fn check_overlaps(&mut self, config: &Config) {
+        let (Some(rank), Some(last)) = (config.ranks.first(), config.ranks.last()) else {
+            return;
+        };
+        let ours = rank.listen.port()..=last.listen.port();
+        let pod = config.pod_ip.as_deref();
+        let decoder = host_and_port(&rank.decoder)
+            .map(|(host, port)| (host, port..=port.saturating_add(ours.end() - ours.start())));
+        let is_decoders = |listen, port| {
+            let there = decoder.as_ref();
+            there.filter(|(host, ports)| ports.contains(&port) && reaches(listen, host, pod))
+        };
+        // Both ranges are contiguous and of equal length: they meet, if at all, at the higher start.
+        let first = decoder.as_ref().map_or(0, |(_, ports)| *ports.start());
+        let meet = rank.listen.port().max(first);
+        if ours.contains(&meet)
+            && let Some((host, _)) = is_decoders(rank.listen, meet)
+        {
+            let text = format!(
+                "port {meet} would be both ours and the decoder's on {host}, so requests would \
+                 come back to us; move one of the two"
+            );
+            self.problem(&keys::PORT, &text);
+        }
+        let Some(admin) = config.admin else { return };
+        let what = if ours.contains(&admin.port()) {
+            "a listener of ours"
+        } else if is_decoders(ListenAddress::Address(admin), admin.port()).is_some() {
+            "the decoder's"
+        } else {
+            return;
+        };
+        let text = format!("port {} is {what}; give another", admin.port());
+        self.problem(&keys::ADMIN_ADDRESS, &text);
+    }
+}
+
+/// Host and port of a decoder that is not behind a Unix socket.
+fn host_and_port(decoder: &Target) -> Option<(String, u16)> {
+    match (decoder.address(), decoder.name()) {
+        (Some(Address::Tcp(address)), _) => Some((address.ip().to_string(), address.port())),
+        (_, Some((name, port))) => Some((name.to_owned(), port)),
+        (Some(Address::Unix(_)) | None, None) => None,
+    }
+}
+
+/// An IP literal, with or without brackets; `localhost` is the IPv4 loopback.
+fn ip(text: &str) -> Option<IpAddr> {
+    if text == "localhost" {
+        return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(text);
+    inner.parse().ok()
+}
+
+/// Whether a connection to `host` on the listener's port would arrive at the listener.
+fn reaches(listen: ListenAddress, host: &str, pod_ip: Option<&str>) -> bool {
+    let local = |address: IpAddr| address.is_loopback() || address.is_unspecified();
+    let host = ip(host);
+    let pod = pod_ip.and_then(ip);
+    match (listen, host) {
+        (_, None) => false,
+        (ListenAddress::DualStack(_), Some(host)) => local(host) || Some(host) == pod,
+        (ListenAddress::Address(address), Some(host)) if address.ip().is_unspecified() => {
+            local(host) || Some(host) == pod
+        }
+        (ListenAddress::Address(address), Some(host)) => {
+            address.ip() == host || (address.ip().is_loopback() && local(host))
+        }
+    }
+}
