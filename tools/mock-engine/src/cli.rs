@@ -1,18 +1,25 @@
 //! The command line: `mock-engine --port P …`, and `ringside mock`.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::config::{EngineConfig, Role};
+use crate::door::Place;
 use crate::engine::Engine;
 
 const HELP: &str = "\
 A vLLM look-alike: the HTTP face of an engine, without the model.
 
 usage: mock-engine --port P [options]
+       mock-engine --uds PATH [options]
 
   --port P                 port to listen on; rank r listens on P + r
   --host H                 address to listen on (127.0.0.1)
+  --uds PATH               Unix socket to listen on, or @name for an abstract
+                           one; {rank} in it is the rank's number
   --role ROLE              prefill, decode or both (both)
   --ttft TIME              from the request to the first token (20ms)
   --itl TIME               from one token to the next (5ms)
@@ -33,7 +40,7 @@ TIME is a number with ms, us or s; a bare number is milliseconds.
 #[derive(Clone, Debug)]
 struct Options {
     config: EngineConfig,
-    addr: SocketAddr,
+    place: Place,
     ranks: u32,
 }
 
@@ -42,9 +49,9 @@ enum Parsed {
     Help,
 }
 
-/// Runs the command line (without the program's name) until the process is
-/// killed. Returns the exit code: 0 after `--help`, 2 for a wrong command line
-/// or an address that cannot be bound.
+/// Runs the command line (without the program's name) until SIGINT or SIGTERM.
+/// Returns the exit code: 0 after one of these and after `--help`, 2 for a
+/// wrong command line or an address that cannot be bound.
 #[expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -64,22 +71,42 @@ pub fn run_cli(args: impl Iterator<Item = String>) -> u8 {
     };
     let Options {
         config,
-        addr,
+        place,
         ranks,
     } = *options;
-    let engines = match Engine::start_ranks_on(config, addr, ranks) {
-        Ok(engines) => engines,
-        Err(error) => {
-            eprintln!("mock-engine: {addr}: {error}");
-            return 2;
+    let named = place.to_string();
+    let served = serve(|| {
+        let engines = Engine::start_ranks_on(config, place, ranks)?;
+        for engine in &engines {
+            println!("mock-engine: listening on {}", engine.place());
         }
-    };
-    for engine in &engines {
-        println!("mock-engine: listening on {}", engine.addr());
+        Ok(engines)
+    });
+    match served {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("mock-engine: {named}: {error}");
+            2
+        }
     }
-    loop {
-        std::thread::park();
-    }
+}
+
+/// Starts the engines and drops them, sockets' files and all, at a signal.
+fn serve(start: impl FnOnce() -> io::Result<Vec<Engine>>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        // Before the engines: whoever sees them may send one.
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
+        let _engines = start()?;
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
@@ -92,8 +119,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
         log_requests_max: 1_000,
         ..EngineConfig::default()
     };
-    let mut host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut host = None;
     let mut port = None;
+    let mut uds = None;
     let mut ranks = 1;
     while let Some(arg) = args.next() {
         let (name, inline) = match arg.split_once('=') {
@@ -112,6 +140,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
             }
             "--port"
             | "--host"
+            | "--uds"
             | "--role"
             | "--ttft"
             | "--itl"
@@ -126,7 +155,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
         let wrong = |want: &str| format!("{name}: {value:?} is not {want}");
         match name.as_str() {
             "--port" => port = Some(value.parse().map_err(|_| wrong("a port"))?),
-            "--host" => host = value.parse().map_err(|_| wrong("an IP address"))?,
+            "--host" => host = Some(value.parse().map_err(|_| wrong("an IP address"))?),
+            "--uds" => uds = Some(value),
             "--role" => config.role = role(&value).ok_or_else(|| wrong("a role"))?,
             "--ttft" => config.ttft = time(&value).ok_or_else(|| wrong("a time"))?,
             "--itl" => config.itl = time(&value).ok_or_else(|| wrong("a time"))?,
@@ -135,12 +165,26 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
             _ => ranks = value.parse().map_err(|_| wrong("a number"))?,
         }
     }
-    let port = port.ok_or("--port: needed")?;
     Ok(Parsed::Run(Box::new(Options {
         config,
-        addr: SocketAddr::new(host, port),
+        place: place(host, port, uds)?,
         ranks,
     })))
+}
+
+/// Where to listen: on a port or on a socket.
+fn place(host: Option<IpAddr>, port: Option<u16>, uds: Option<String>) -> Result<Place, String> {
+    let host_or_default = host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    match (uds, port) {
+        (Some(_), Some(_)) => Err("--uds: not together with --port".to_owned()),
+        (Some(_), None) if host.is_some() => Err("--uds: not together with --host".to_owned()),
+        (Some(path), None) if path.is_empty() || path == "@" => {
+            Err("--uds: needs a path".to_owned())
+        }
+        (Some(path), None) => Ok(Place::Unix(path)),
+        (None, Some(port)) => Ok(SocketAddr::new(host_or_default, port).into()),
+        (None, None) => Err("--port or --uds: needed".to_owned()),
+    }
 }
 
 fn role(text: &str) -> Option<Role> {
@@ -189,7 +233,12 @@ mod tests {
             (got.config.tokens, got.ranks, got.config.strict),
             (7, 2, false)
         );
-        assert_eq!(got.addr.to_string(), "0.0.0.0:9");
+        assert_eq!(got.place.to_string(), "0.0.0.0:9");
+        let Ok(Parsed::Run(got)) = options("--uds /run/{rank}.sock --data-parallel-size 2") else {
+            panic!("not accepted")
+        };
+        let ranks = [0, 1].map(|rank| got.place.of_rank(rank, got.ranks).unwrap().to_string());
+        assert_eq!(ranks, ["unix:/run/0.sock", "unix:/run/1.sock"]);
     }
 
     #[test]
@@ -200,6 +249,12 @@ mod tests {
             "--port x",
             "--port 1 --role y",
             "--port 1 --ttft -1",
+            "--uds",
+            "--uds=",
+            "--uds /a --port 1",
+            "--uds /a --host 127.0.0.1",
+            "--uds /nonexistent/a --data-parallel-size 2",
+            "--uds /nonexistent/a",
             "--z 1",
         ] {
             assert_eq!(

@@ -12,11 +12,10 @@ use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::config::EngineConfig;
+use crate::door::{Bound, Door, Place, Stream};
 use crate::exchange::serve;
 use crate::fault::{Fault, Faults};
 use crate::http::reset;
@@ -24,8 +23,9 @@ use crate::log::{Counters, Log, Seen};
 use crate::pd::{HandoffRegistry, Issuer};
 use crate::sync::Guarded;
 
-/// vLLM's listen backlog.
-const BACKLOG: i32 = 2_048;
+/// The port that handoffs of engines behind Unix sockets name, from here on: one for each, since
+/// it is part of their ids.
+static NEXT_SIDE_PORT: AtomicU16 = AtomicU16::new(5_600);
 
 /// What `/metrics` shows besides what the engine counts itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -62,7 +62,7 @@ enum Control {
 #[derive(Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
-    addr: SocketAddr,
+    place: Place,
     control: Option<mpsc::UnboundedSender<Control>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -78,16 +78,21 @@ impl Engine {
         Self::start_on(config, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }
 
-    /// As [`Engine::start`], on any address.
+    /// As [`Engine::start`], on any address or Unix socket. The file of a socket that nobody
+    /// listens on is replaced, and removed when the engine is dropped.
     ///
     /// # Errors
     ///
     /// What binding, the runtime or the thread reports.
-    pub fn start_on(config: EngineConfig, addr: SocketAddr) -> io::Result<Self> {
-        let socket = bind(addr)?;
-        socket.listen(BACKLOG)?;
-        let listener: std::net::TcpListener = socket.into();
-        let addr = listener.local_addr()?;
+    pub fn start_on(config: EngineConfig, place: impl Into<Place>) -> io::Result<Self> {
+        let place = place.into();
+        let bound = Bound::at(&place)?;
+        bound.listen()?;
+        let place = bound.place(place)?;
+        let port = match &place {
+            Place::Tcp(addr) => addr.port(),
+            Place::Unix(_) => NEXT_SIDE_PORT.fetch_add(1, Ordering::Relaxed),
+        };
         let shared = Arc::new(Shared {
             log: Log::new(config.log_requests_max),
             faults: Faults::default(),
@@ -96,7 +101,7 @@ impl Engine {
             health: AtomicU16::new(config.health),
             load: Guarded::new(Load::default()),
             answers: AtomicU64::new(0),
-            port: addr.port(),
+            port,
             config,
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -105,11 +110,14 @@ impl Engine {
         let (control, orders) = mpsc::unbounded_channel();
         let task_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
-            .name(format!("{}:{}", shared.config.name, addr.port()))
-            .spawn(move || runtime.block_on(run(task_shared, listener, addr, orders)))?;
+            .name(format!("{}:{port}", shared.config.name))
+            .spawn({
+                let place = place.clone();
+                move || runtime.block_on(run(task_shared, bound, place, orders))
+            })?;
         Ok(Self {
             shared,
-            addr,
+            place,
             control: Some(control),
             thread: Some(thread),
         })
@@ -126,16 +134,18 @@ impl Engine {
         Self::start_ranks_on(config, addr, ranks)
     }
 
-    /// As [`Engine::start_ranks`], on any address.
+    /// As [`Engine::start_ranks`], on any address, or on the Unix sockets of a path with `{rank}`
+    /// in it.
     ///
     /// # Errors
     ///
     /// What starting one of them reports; the others are stopped again.
     pub fn start_ranks_on(
         config: EngineConfig,
-        addr: SocketAddr,
+        place: impl Into<Place>,
         ranks: u32,
     ) -> io::Result<Vec<Self>> {
+        let place = place.into();
         let mut engines = Vec::new();
         for rank in 0..ranks {
             let config = EngineConfig {
@@ -143,34 +153,33 @@ impl Engine {
                 data_parallel_size: ranks,
                 ..config.clone()
             };
-            let mut addr = addr;
-            if addr.port() != 0 {
-                let port = u32::from(addr.port()) + rank;
-                let port = u16::try_from(port)
-                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "port above 65535"))?;
-                addr.set_port(port);
-            }
-            engines.push(Self::start_on(config, addr)?);
+            engines.push(Self::start_on(config, place.of_rank(rank, ranks)?)?);
         }
         Ok(engines)
     }
 
-    /// The port it listens on.
+    /// The port it listens on; 0 on a Unix socket.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.addr.port()
+        self.addr().port()
     }
 
-    /// The address it listens on.
+    /// The address it listens on; no address and port 0 on a Unix socket.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.place.addr()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// `host:port`, as an address header spells it.
     #[must_use]
     pub fn host_port(&self) -> String {
-        self.addr.to_string()
+        self.addr().to_string()
     }
 
     /// Every request received so far, in order. Whoever has read a complete
@@ -269,67 +278,24 @@ impl Drop for Engine {
     }
 }
 
-/// A bound socket that does not listen: connects to it are refused.
-fn bind(addr: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    Ok(socket)
-}
-
-/// The door of an engine.
-enum Door {
-    Open(TcpListener),
-    /// Bound to hold the port; `None` if even that failed.
-    Shut(Option<Socket>),
-}
-
-impl Door {
-    fn shut(self, addr: SocketAddr) -> Self {
-        match self {
-            Self::Open(listener) => {
-                drop(listener);
-                Self::Shut(bind(addr).ok())
-            }
-            Self::Shut(socket) => Self::Shut(socket),
-        }
-    }
-
-    fn open(self, addr: SocketAddr) -> Self {
-        let socket = match self {
-            Self::Open(listener) => return Self::Open(listener),
-            Self::Shut(socket) => socket.or_else(|| bind(addr).ok()),
-        };
-        let opened = socket.and_then(|socket| {
-            socket.listen(BACKLOG).ok()?;
-            TcpListener::from_std(socket.into()).ok()
-        });
-        opened.map_or(Self::Shut(None), Self::Open)
-    }
-}
-
 /// Accepts until the handle is dropped.
 async fn run(
     shared: Arc<Shared>,
-    listener: std::net::TcpListener,
-    addr: SocketAddr,
+    bound: Bound,
+    place: Place,
     mut orders: mpsc::UnboundedReceiver<Control>,
 ) {
-    let mut door = match TcpListener::from_std(listener) {
-        Ok(listener) => Door::Open(listener),
-        Err(_) => return,
-    };
+    let mut door = Door::Shut(Some(bound)).open(&place);
     let mut accepted = 0;
     loop {
         let order = match &door {
             Door::Shut(_) => orders.recv().await,
-            Door::Open(listener) => tokio::select! {
+            Door::Open(open) => tokio::select! {
                 biased;
                 order = orders.recv() => order,
-                stream = listener.accept() => {
+                stream = open.accept() => {
                     match stream {
-                        Ok((stream, _)) => {
+                        Ok(stream) => {
                             admit(&shared, stream, accepted);
                             accepted += 1;
                         }
@@ -344,9 +310,9 @@ async fn run(
             None => return,
             Some(Control::Refuse(refuse, done)) => {
                 door = if refuse {
-                    door.shut(addr)
+                    door.shut(&place)
                 } else {
-                    door.open(addr)
+                    door.open(&place)
                 };
                 // The caller waits for this; if it left, nobody does.
                 let _ = done.send(());
@@ -364,7 +330,7 @@ impl Drop for Open {
     }
 }
 
-fn admit(shared: &Arc<Shared>, stream: tokio::net::TcpStream, number: u64) {
+fn admit(shared: &Arc<Shared>, stream: Stream, number: u64) {
     shared.log.count(|counters| {
         counters.connections_accepted += 1;
         counters.connections_open += 1;
@@ -375,8 +341,7 @@ fn admit(shared: &Arc<Shared>, stream: tokio::net::TcpStream, number: u64) {
         reset(&stream);
         return;
     }
-    // Delayed small events would spoil the timing, nothing else.
-    let _ = stream.set_nodelay(true);
+    stream.send_at_once();
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         serve(stream, &shared, number).await;

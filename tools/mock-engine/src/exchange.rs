@@ -5,9 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-
 use crate::api::{self, Refusal, Route};
+use crate::door::Stream;
 use crate::engine::Shared;
 use crate::fault::Fault;
 use crate::http::{BODY_BYTES_MAX, Body, Conn, Gone, Head, NoBody, NoHead};
@@ -20,7 +19,7 @@ use crate::wire::{Content, Next, Plan, Wire, head, substitute};
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves one connection until it ends.
-pub(crate) async fn serve(stream: TcpStream, shared: &Shared, number: u64) {
+pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
     let mut conn = Conn::new(stream);
     let mut nth = 0;
     loop {

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::api::hex;
+use crate::door::Stream;
 use crate::log::Framing;
 
 /// Bytes taken from the socket at a time.
@@ -116,7 +116,7 @@ impl Sink {
 /// A connection and what was read from it ahead of need.
 #[derive(Debug)]
 pub(crate) struct Conn {
-    stream: TcpStream,
+    stream: Stream,
     inbuf: Vec<u8>,
     /// Bytes to write at the next flush.
     pub(crate) out: Vec<u8>,
@@ -127,7 +127,7 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    pub(crate) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         Self {
             stream,
             inbuf: Vec::new(),
@@ -432,13 +432,13 @@ pub(crate) fn after(start: Instant, wait: Duration) -> Instant {
 }
 
 /// Makes the close of this socket a reset.
-pub(crate) fn reset(stream: &TcpStream) {
+pub(crate) fn reset(stream: &Stream) {
     // Without the option the close is a FIN, which a test will report.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Reads what there is.
-async fn fill(stream: &TcpStream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
+async fn fill(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
     loop {
         stream.readable().await.map_err(|_| Gone)?;
         inbuf.reserve(READ_BYTES);
@@ -452,7 +452,7 @@ async fn fill(stream: &TcpStream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
 }
 
 /// Reads ahead; with a full buffer it only watches for the close.
-async fn ahead(stream: &TcpStream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
+async fn ahead(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
     if inbuf.len() < AHEAD_BYTES_MAX {
         fill(stream, inbuf).await
     } else {
@@ -462,7 +462,7 @@ async fn ahead(stream: &TcpStream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
 
 /// Waits until the client has closed, without reading. The event stands behind
 /// unread bytes, for which readiness stays set: hence the look every few ms.
-async fn closed(stream: &TcpStream) -> Gone {
+async fn closed(stream: &Stream) -> Gone {
     loop {
         match stream.ready(Interest::READABLE).await {
             Ok(ready) if !ready.is_read_closed() => {}

@@ -12,3 +12,4 @@ mod faults;
 mod handoff;
 mod shapes;
 mod transport;
+mod unix;
