@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use mock_engine::{Engine, EngineConfig, HandoffRegistry, Seen};
+use mock_engine::{Engine, EngineConfig, HandoffRegistry, Place, Seen};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -383,6 +383,22 @@ impl Drop for Sidecar {
     }
 }
 
+/// Starts a decode engine; the flag says where it is. With `RINGSIDE_SUITE_UNIX` in the environment
+/// that is a Unix socket, so that the tests of pairs run over these too.
+pub(crate) fn start_decoder(config: EngineConfig) -> (Engine, String) {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    if std::env::var_os("RINGSIDE_SUITE_UNIX").is_none() {
+        let engine = Engine::start(config, 0).unwrap();
+        let flag = format!("--model-server-port={}", engine.port());
+        return (engine, flag);
+    }
+    let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+    let path = format!("@ringside-suite-{}-{nth}", std::process::id());
+    let flag = format!("--model-server-socket={path}");
+    let engine = Engine::start_on(config, Place::Unix(path)).unwrap();
+    (engine, flag)
+}
+
 /// A prefill engine, a decode engine that checks what the first one handed out, and a sidecar in
 /// front of the latter.
 #[derive(Debug)]
@@ -416,8 +432,11 @@ impl Pair {
         change_prefill(&mut prefill);
         change_decode(&mut decode);
         let prefill = Engine::start(prefill, 0).unwrap();
-        let decode = Engine::start(decode, 0).unwrap();
-        let sidecar = Sidecar::start(args, decode.port());
+        let (decode, flag) = start_decoder(decode);
+        let sidecar = Sidecar::launch(&Launch {
+            args: &[&[&*flag], args].concat(),
+            ..Launch::default()
+        });
         Self {
             prefill,
             decode,

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::client::{Answer, Client, DEADLINE, request};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, sha256, wait_for};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, sha256, start_decoder, wait_for};
 
 /// Which engine drives the sidecar's sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +45,9 @@ pub(crate) fn pair_on(
     change_prefill(&mut prefill);
     change_decode(&mut decode);
     let prefill = Engine::start(prefill, 0).unwrap();
-    let decode = Engine::start(decode, 0).unwrap();
+    let (decode, flag) = start_decoder(decode);
     let sidecar = Sidecar::launch(&Launch {
-        args,
-        decoder_port: decode.port(),
+        args: &[&[&*flag], args].concat(),
         ring_errno: driver.errno(),
         ..Launch::default()
     });

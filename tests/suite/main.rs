@@ -31,4 +31,5 @@ mod routing;
 mod seccomp;
 mod splice;
 mod transport;
+mod unix;
 mod usage;

@@ -257,6 +257,10 @@ fn a_target_may_be_a_name() {
 #[test]
 fn a_target_that_is_this_proxy_or_its_decoder_is_decode_only() {
     let pair = Pair::start(&[]);
+    if pair.decode.port() == 0 {
+        eprintln!("skipped: the decoder is on a Unix socket");
+        return;
+    }
     for target in [
         format!("127.0.0.1:{}", pair.sidecar.port),
         format!("localhost:{}", pair.sidecar.port),
