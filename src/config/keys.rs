@@ -99,8 +99,8 @@ keys! {
     MODEL_SERVER_HOST: Engine Value("HOST") "model-server-host" = "localhost";
         "Host of the local decoder"
     MODEL_SERVER_SOCKET: Engine Value("PATH") "model-server-socket" = "", common;
-        "Unix socket of the local decoder instead of a port (vLLM: --uds PATH): an absolute path, or \
-         @name for an abstract one; with several ranks, {rank} in it stands for each one's number"
+        "Unix socket of the local decoder in place of a port (vLLM: --uds): a path, or @name for an \
+         abstract one; {rank} in it is the rank's number"
     DATA_PARALLEL_SIZE: Engine Value("N") "data-parallel-size" = "1", common;
         "Data-parallel ranks served, each on its own port"
     MAX_IDLE_CONNS_PER_HOST: Engine Value("N") "max-idle-conns-per-host" = "1024";

@@ -24,6 +24,17 @@ fn g2_bad_configurations_end_with_3_and_name_the_flag() {
         (&["--vllm-port=70000"], "--vllm-port: `70000`"),
         (&["--data-parallel-size=0"], "--data-parallel-size: `0`"),
         (
+            &["--model-server-socket=/run/x.sock", "--vllm-port=8001"],
+            "--model-server-socket: is given together with --vllm-port",
+        ),
+        (
+            &[
+                "--model-server-socket=/run/x.sock",
+                "--data-parallel-size=2",
+            ],
+            "write {rank} where the rank's number goes",
+        ),
+        (
             &["--port=65535", "--data-parallel-size=2"],
             "needs ports up to 65536",
         ),

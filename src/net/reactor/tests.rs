@@ -142,6 +142,51 @@ fn connects_end_one_way_or_the_other() {
 }
 
 #[test]
+fn connects_to_unix_sockets_end_at_once() {
+    use crate::fleet::SocketPath;
+    use crate::net::would_block;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    on_each_driver(None, async |net| {
+        let name = format!("ringside-connects-{}-{}", std::process::id(), net.random());
+        let address = Address::Unix(SocketPath::parse(&format!("@{name}")).unwrap());
+        let error = |tried: io::Result<Socket>| tried.unwrap_err();
+        let refused = error(net.connect(&address));
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let there = SocketAddr::from_abstract_name(&name).unwrap();
+        let listener = UnixListener::bind_addr(&there).unwrap();
+        let conn = net.connect(&address).unwrap();
+        writable(&conn).await;
+        conn.connected().unwrap();
+        assert_eq!(conn.peer_ip(), None);
+        let (mut far, _) = listener.accept().unwrap();
+        far.write_all(b"x").unwrap();
+        readable(&conn).await;
+        assert_eq!(conn.try_recv(&mut [0; 8]).unwrap(), 1);
+        conn.try_send(b"y").unwrap();
+        drop(conn);
+        let mut heard = Vec::new();
+        far.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"y");
+        // A queue that is full says so at once and stays closed.
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut queued = Vec::new();
+        let full = loop {
+            match net.connect(&address) {
+                Ok(conn) => queued.push(conn),
+                Err(error) => break error,
+            }
+        };
+        assert!(would_block(&full), "{full}");
+        assert!(queued.len() < 8);
+        let path = "/nonexistent/ringside.sock";
+        let missing = Address::Unix(SocketPath::parse(path).unwrap());
+        let missing = error(net.connect(&missing));
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    });
+}
+
+#[test]
 fn a_dropped_connection_ends_at_once_and_an_abrupt_one_is_reset() {
     on_each_driver(None, async |net| {
         let (conn, mut far) = pair(&net);
