@@ -1,7 +1,7 @@
 //! The shards' own executor: tasks on one thread, woken by descriptors becoming ready.
 //!
 //! The kernel is asked for one thing, "tell me when this changes": a multishot poll per
-//! connection on a ring ([`uring`]), or an edge-triggered epoll set ([`epoll`]). Bytes move in
+//! connection on a ring (`uring`), or an edge-triggered epoll set (`epoll`). Bytes move in
 //! plain non-blocking calls that name their buffer, so nothing the kernel holds can outlive a
 //! dropped future. A turn of the loop takes what the kernel told, wakes tasks in that order, and
 //! runs each to its next wait: the first chunk of an engine's step has left before the second is
