@@ -73,6 +73,9 @@ pub const SPLICE_BYTES_MIN: u64 = 2 * 1024 * 1024;
 const _: () = assert!(SPLICE_BYTES_MIN >= REPLAY_BYTES_MAX as u64);
 /// Pipes filled for one body before other connections of the shard get their turn.
 pub const SPLICES_PER_TURN_MAX: u32 = 4;
+/// Bytes up to which the slices of a send are put together first: copying them costs less than
+/// the kernel's walk over a message header (2 % of a small request, measured).
+pub const SEND_JOINED_BYTES_MAX: usize = 4096;
 /// Slices of one vectored send.
 pub const SEND_SLICES_MAX: usize = 64;
 /// Bytes read and thrown away after an answer that was given before the request had ended, so

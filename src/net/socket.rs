@@ -1,5 +1,6 @@
 //! The system calls on one stream socket, none of which ever waits.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,6 +11,7 @@ use rustix::net::{
 
 use super::Address;
 use crate::fleet::SocketPath;
+use crate::limits::SEND_JOINED_BYTES_MAX;
 use crate::sys::set_keepalive;
 
 /// What a receive or a send did to remembered readiness.
@@ -88,12 +90,28 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> (Left, io::Result<us
     after_send(rustix::net::send(socket, bytes, flags), bytes.len())
 }
 
+thread_local! {
+    /// Where the slices of a small send are put together.
+    static JOINED: RefCell<[u8; SEND_JOINED_BYTES_MAX]> =
+        const { RefCell::new([0; SEND_JOINED_BYTES_MAX]) };
+}
+
 pub(super) fn send_vectored(
     socket: BorrowedFd<'_>,
     slices: &[IoSlice<'_>],
 ) -> (Left, io::Result<usize>) {
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     let wanted = slices.iter().map(|slice| slice.len()).sum();
+    if wanted <= SEND_JOINED_BYTES_MAX {
+        return JOINED.with_borrow_mut(|joined| {
+            let mut at = 0;
+            for slice in slices {
+                joined[at..at + slice.len()].copy_from_slice(slice);
+                at += slice.len();
+            }
+            send(socket, &joined[..wanted])
+        });
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     let mut control = rustix::net::SendAncillaryBuffer::default();
     after_send(
         rustix::net::sendmsg(socket, slices, &mut control, flags),

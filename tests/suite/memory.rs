@@ -8,7 +8,7 @@ use crate::harness::{CHAT, PREFILLER, Pair, Sidecar};
 use crate::harness_more::{ask_for, expect_drained};
 
 const IDLE_CONNECTIONS: u32 = 4000;
-const IDLE_BYTES_MAX: u64 = 2 * 1024;
+const IDLE_BYTES_MAX: u64 = 1024;
 const WAITING_REQUESTS: u32 = 500;
 const BODY_BYTES: usize = 16 * 1024;
 const WAITING_BYTES_MAX: u64 = 8 * 1024 + BODY_BYTES as u64;
