@@ -16,11 +16,17 @@ use crate::request::Api;
 use crate::schedule::Load;
 use crate::units::time;
 
+mod soak;
+
+pub use soak::SoakOptions;
+
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Task {
     /// Measure what a proxy adds.
     Overhead(Box<Options>),
+    /// Watch a proxy under load for a long time.
+    Soak(Box<SoakOptions>),
 }
 
 /// A server as it was named.
@@ -60,6 +66,16 @@ pub enum Output {
     Stdout,
     /// A file.
     File(PathBuf),
+}
+
+impl Output {
+    /// `-` or a path.
+    fn of(name: &str) -> Self {
+        match name {
+            "-" => Self::Stdout,
+            name => Self::File(name.into()),
+        }
+    }
 }
 
 /// Options of `ringside-bench overhead`.
@@ -123,6 +139,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, Exit> {
     })?;
     match matches.subcommand() {
         Some(("overhead", matches)) => Ok(Task::Overhead(Box::new(options(matches)?))),
+        Some(("soak", matches)) => Ok(Task::Soak(Box::new(soak::options(matches)?))),
         _ => Err(Exit::usage("ringside-bench: no command given; see --help")),
     }
 }
@@ -135,6 +152,7 @@ fn program() -> Command {
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .subcommand(overhead())
+        .subcommand(soak::command())
 }
 
 fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -315,10 +333,7 @@ fn options(matches: &ArgMatches) -> Result<Options, Exit> {
         ],
         timeout: time_of(matches, "timeout")?.unwrap_or(Duration::from_secs(60)),
         overhead_p99_max: time_of(matches, "max-overhead-p99")?,
-        json: text("json").map(|name| match &*name {
-            "-" => Output::Stdout,
-            name => Output::File(name.into()),
-        }),
+        json: text("json").map(|name| Output::of(&name)),
         html: text("html").map(PathBuf::from),
         seed: number(matches, "seed").unwrap_or_else(clock_seed),
         cpu: number(matches, "cpu").map(|cpu| cpu as usize),
@@ -442,7 +457,10 @@ mod tests {
     fn line(more: &[&str]) -> Result<Options, Exit> {
         let base = ["ringside-bench", "overhead"];
         let args = base.iter().chain(more).map(OsString::from);
-        parse(args).map(|Task::Overhead(options)| *options)
+        match parse(args)? {
+            Task::Overhead(options) => Ok(*options),
+            Task::Soak(_) => Err(Exit::usage("another command")),
+        }
     }
 
     fn sides(more: &[&str]) -> Result<Options, Exit> {

@@ -114,7 +114,23 @@ impl Reader {
     ///
     /// # Errors
     /// The first thing that is wrong; the reader is of no use after that.
-    pub fn feed(&mut self, mut piece: &[u8], body: &mut Vec<u8>) -> Result<(), AnswerError> {
+    pub fn feed(&mut self, piece: &[u8], body: &mut Vec<u8>) -> Result<(), AnswerError> {
+        match self.feed_answer(piece, body)? {
+            [] => Ok(()),
+            _ => Err(AnswerError::Behind),
+        }
+    }
+
+    /// As [`Reader::feed`], for answers to pipelined requests: gives back what comes behind the end
+    /// of this one.
+    ///
+    /// # Errors
+    /// The first thing that is wrong; the reader is of no use after that.
+    pub fn feed_answer<'a>(
+        &mut self,
+        mut piece: &'a [u8],
+        body: &mut Vec<u8>,
+    ) -> Result<&'a [u8], AnswerError> {
         while !piece.is_empty() {
             piece = match self.state {
                 State::Head => self.feed_head(piece)?,
@@ -141,10 +157,10 @@ impl Reader {
                     rest
                 }
                 State::ChunkLine | State::ChunkEnd | State::Trailer(_) => self.feed_line(piece)?,
-                State::Done => return Err(AnswerError::Behind),
+                State::Done => break,
             };
         }
-        Ok(())
+        Ok(piece)
     }
 
     /// The connection has ended.
@@ -389,6 +405,31 @@ mod tests {
             }
             let single: Vec<&[u8]> = bytes.chunks(1).collect();
             assert_eq!(read(&single), want, "{text} byte by byte");
+        }
+    }
+
+    #[test]
+    fn an_answer_gives_back_what_belongs_to_the_next() {
+        for (first, body) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab", "ab"),
+            ("HTTP/1.1 204 \r\n\r\n", ""),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+                "a",
+            ),
+        ] {
+            let both = format!("{first}HTTP/1.1 200 OK\r\n");
+            for split in 0..=first.len() {
+                let (mut reader, mut got) = (Reader::new(), Vec::new());
+                let (one, two) = both.as_bytes().split_at(split);
+                let mut rest = reader.feed_answer(one, &mut got).unwrap().to_vec();
+                rest.extend_from_slice(reader.feed_answer(two, &mut got).unwrap());
+                assert!(reader.is_done());
+                assert_eq!(
+                    (&*got, &*rest),
+                    (body.as_bytes(), &b"HTTP/1.1 200 OK\r\n"[..])
+                );
+            }
         }
     }
 

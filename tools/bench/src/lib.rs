@@ -1,4 +1,5 @@
-//! Measures what a proxy adds to the latency of an LLM engine, and how far to trust the figure.
+//! Measures what a proxy adds to the latency of an LLM engine, and how far to trust the figure; and
+//! watches for hours that it changes nothing and does not grow.
 //!
 //! Modules in dependency order: a module uses only those above it.
 
@@ -32,3 +33,5 @@ pub mod models;
 pub mod page;
 
 pub mod overhead;
+
+pub mod soak;

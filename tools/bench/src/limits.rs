@@ -74,4 +74,47 @@ pub const TIMELINE_COLUMNS_MAX: usize = 200;
 /// Clock readings and loopback round trips with which the client measures itself.
 pub const SELF_CHECKS: usize = 2_000;
 
+/// Streams that a soak keeps running.
+pub const STREAMS_MAX: usize = 16_384;
+/// Descriptors of a soak besides its streams.
+pub const OWN_DESCRIPTORS: u64 = 64;
+/// Milliseconds between two looks at what is due: planned aborts, ends of pauses, silence. A planned
+/// abort is late by up to this.
+pub const SOAK_LOOK_MS: u64 = 10;
+/// Seconds without a byte after which a request has failed; a pause of its own does not count.
+pub const SOAK_SILENCE_S: u64 = 60;
+/// Longest prompt in bytes: more than one read of any proxy.
+pub const SOAK_PROMPT_BYTES_MAX: u32 = 32 * 1024;
+/// Milliseconds between a sent request and its planned abort.
+pub const ABORT_AFTER_MS_MAX: u64 = 100;
+/// Milliseconds that a slow reader does not read.
+pub const PAUSE_MS_MAX: u64 = 5_000;
+/// Receive buffer of a slow reader in bytes; the kernel doubles it.
+pub const NARROW_BUFFER_BYTES: usize = 2 * 1024;
+/// Failed requests that are described.
+pub const SOAK_ERRORS_SHOWN_MAX: usize = 10;
+/// Failed requests after which a soak ends.
+pub const SOAK_ERRORS_MAX: u64 = 50;
+/// Milliseconds between two samples of the proxy's process; less in a short run.
+pub const SAMPLE_MS_MAX: u64 = 2_000;
+/// Samples of a short run.
+pub const SAMPLES_MIN: u64 = 60;
+/// Samples that a window has to hold for its median to mean something.
+pub const WINDOW_SAMPLES_MIN: usize = 3;
+/// Seconds at the beginning that no window holds; a fifth of a short run.
+pub const SOAK_WARMUP_S_MAX: u64 = 60;
+/// Seconds of the first and the last window; a quarter of a short run.
+pub const WINDOW_S_MAX: u64 = 60;
+/// Growth of the median of the resident set from the first to the last window that still counts as
+/// flat: this share ...
+pub const RSS_GROWTH_SHARE_MAX: f64 = 0.05;
+/// ... and so many bytes more.
+pub const RSS_GROWTH_BYTES_MAX: u64 = 1024 * 1024;
+/// Growth of the median of open descriptors that still counts as flat.
+pub const DESCRIPTORS_GROWTH_MAX: u64 = 16;
+/// Seconds that the proxy has to let go of descriptors after the last connection was closed.
+pub const SETTLE_S_MAX: u64 = 30;
+/// Seconds between two lines of progress.
+pub const SOAK_PROGRESS_S: u64 = 10;
+
 const _: () = assert!(OPEN_LOOP_CONNECTIONS <= CONNECTIONS_MAX);

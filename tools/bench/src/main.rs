@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ringside_bench::cli::{self, Task};
 use ringside_bench::exit::Exit;
-use ringside_bench::overhead;
+use ringside_bench::{overhead, soak};
 
 fn main() -> ExitCode {
     match run() {
@@ -16,5 +16,6 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Exit> {
     match cli::parse(std::env::args_os())? {
         Task::Overhead(options) => overhead::run(*options),
+        Task::Soak(options) => soak::run(&options),
     }
 }

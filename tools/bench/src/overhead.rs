@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::{Length, Options, Output};
+use crate::cli::{Length, Options, Output, Target};
 use crate::client;
 use crate::exit::Exit;
 use crate::json::json;
@@ -157,7 +157,7 @@ fn check_cpu(cpu: Option<usize>) -> Result<(), Exit> {
     }
 }
 
-fn create(option: &str, path: &Path) -> Result<File, Exit> {
+pub(crate) fn create(option: &str, path: &Path) -> Result<File, Exit> {
     File::create(path).map_err(|error| {
         let path = path.display();
         Exit::config(format!(
@@ -166,7 +166,7 @@ fn create(option: &str, path: &Path) -> Result<File, Exit> {
     })
 }
 
-fn write(option: &str, mut to: impl Write, text: &str) -> Result<(), Exit> {
+pub(crate) fn write(option: &str, mut to: impl Write, text: &str) -> Result<(), Exit> {
     to.write_all(text.as_bytes())
         .and_then(|()| to.flush())
         .map_err(|error| Exit::runtime(format!("ringside-bench: {option}: {error}")))
@@ -176,8 +176,8 @@ fn write(option: &str, mut to: impl Write, text: &str) -> Result<(), Exit> {
 fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
     let addrs = [
-        resolve(options, Side::Direct)?,
-        resolve(options, Side::Proxy)?,
+        resolve(Side::Direct.name(), &options.targets[0])?,
+        resolve(Side::Proxy.name(), &options.targets[1])?,
     ];
     let [direct, proxy] = options.targets.each_ref().map(|target| target.authority());
     let model = match &options.model {
@@ -218,15 +218,14 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     Ok((setup, model, prompt_bytes))
 }
 
-/// The first address of a name; IPv4 first, as engines listen on 0.0.0.0 by default.
-fn resolve(options: &Options, side: Side) -> Result<SocketAddr, Exit> {
-    let target = &options.targets[side.index()];
+/// The first address of a name; IPv4 first, as engines listen on 0.0.0.0 by default. `option` is
+/// the one that named it.
+pub(crate) fn resolve(option: &str, target: &Target) -> Result<SocketAddr, Exit> {
     let found = (target.host.as_str(), target.port).to_socket_addrs();
     let mut addrs: Vec<SocketAddr> = found
         .map_err(|error| {
             Exit::runtime(format!(
-                "ringside-bench: --{}: cannot resolve {}: {error}",
-                side.name(),
+                "ringside-bench: --{option}: cannot resolve {}: {error}",
                 target.host
             ))
         })?
@@ -234,8 +233,7 @@ fn resolve(options: &Options, side: Side) -> Result<SocketAddr, Exit> {
     addrs.sort_by_key(SocketAddr::is_ipv6);
     addrs.first().copied().ok_or_else(|| {
         Exit::runtime(format!(
-            "ringside-bench: --{}: {} has no address",
-            side.name(),
+            "ringside-bench: --{option}: {} has no address",
             target.host
         ))
     })

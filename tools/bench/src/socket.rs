@@ -24,6 +24,10 @@ use crate::limits::EVENTS_PER_WAKE_MAX;
 /// # Errors
 /// What the kernel reports at once.
 pub fn connect(addr: &SocketAddr) -> io::Result<OwnedFd> {
+    begin(open(addr)?, addr)
+}
+
+fn open(addr: &SocketAddr) -> io::Result<OwnedFd> {
     let family = match addr {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -31,10 +35,34 @@ pub fn connect(addr: &SocketAddr) -> io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
+    Ok(socket)
+}
+
+fn begin(socket: OwnedFd, addr: &SocketAddr) -> io::Result<OwnedFd> {
     match rustix::net::connect(&socket, addr) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error.into()),
     }
+}
+
+/// As [`connect`], with a receive buffer of about so many bytes: what is not read soon fills the
+/// other end's buffers.
+///
+/// # Errors
+/// What the kernel reports at once.
+pub fn connect_narrow(addr: &SocketAddr, buffer_bytes: usize) -> io::Result<OwnedFd> {
+    // Before the connect: the window that was offered once is not taken back.
+    let socket = open(addr)?;
+    sockopt::set_socket_recv_buffer_size(&socket, buffer_bytes)?;
+    begin(socket, addr)
+}
+
+/// Ends a connection with a reset instead of an orderly end.
+///
+/// # Errors
+/// What the kernel reports.
+pub fn reset(socket: OwnedFd) -> io::Result<()> {
+    Ok(sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?)
 }
 
 /// How a connect has ended.
@@ -88,6 +116,8 @@ pub enum Watch {
     Readable,
     /// The end of a connect, room to send, or something to receive.
     Both,
+    /// Only that the connection failed, which cannot be left out.
+    Failure,
 }
 
 impl Watch {
@@ -95,6 +125,7 @@ impl Watch {
         match self {
             Self::Readable => EventFlags::IN,
             Self::Both => EventFlags::IN | EventFlags::OUT,
+            Self::Failure => EventFlags::empty(),
         }
     }
 }

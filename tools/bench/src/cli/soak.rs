@@ -1,0 +1,209 @@
+//! The command line of `ringside-bench soak`.
+
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::{Output, Target, clock_seed, fields, is_path, number, option, switch, target, time_of};
+use crate::exit::Exit;
+use crate::limits::{
+    ANSWER_TOKENS_MAX, DESCRIPTORS_GROWTH_MAX, RSS_GROWTH_BYTES_MAX, RSS_GROWTH_SHARE_MAX,
+    STREAMS_MAX,
+};
+use crate::request::Api;
+
+/// Shortest run whose process can be judged.
+const JUDGED_MIN: Duration = Duration::from_secs(2);
+
+/// Options of `ringside-bench soak`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SoakOptions {
+    /// The proxy.
+    pub proxy: Target,
+    /// What is asked for.
+    pub path: String,
+    /// The API of that path.
+    pub api: Api,
+    /// Streams at a time.
+    pub streams: usize,
+    /// How long.
+    pub duration: Duration,
+    /// Share of requests that are given up, from 0 to 1.
+    pub abort_share: f64,
+    /// Tokens of each answer.
+    pub tokens: u32,
+    /// Further fields.
+    pub fields: Vec<(String, String)>,
+    /// The proxy's process.
+    pub pid: Option<u32>,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Where the JSON report goes.
+    pub json: Option<Output>,
+    /// Lines of progress, terminal or not.
+    pub progress: bool,
+}
+
+pub(super) fn command() -> Command {
+    let after = format!(
+        "TIME is a number with ms, s, m or h.\n\n\
+         Every answer has to be the one that a mock engine (ringside mock) gives to its prompt: \
+         each event is\ncompared as it comes. A share of the requests is given up, by FIN or by \
+         RST: while it is sent, before the\nanswer's head, within the answer. A few connections \
+         read slowly, a few requests are pipelined, a few\nanswers are no streams.\n\n\
+         --pid: flat means that the median of the last minute is at most {} % + {} KiB (resident \
+         set) and\n{DESCRIPTORS_GROWTH_MAX} (descriptors) above that of the minute after the first; \
+         runs below five minutes are divided.\n\n\
+         Exit codes: 0 all well; 1 a wrong answer, a failed request, or a process that is not \
+         flat; 2 usage;\n3 cannot work here.",
+        RSS_GROWTH_SHARE_MAX * 100.0,
+        RSS_GROWTH_BYTES_MAX / 1024
+    );
+    Command::new("soak")
+        .about("Does a proxy in front of mock engines stay correct, and the same size?")
+        .after_help(after)
+        .args(args())
+}
+
+fn args() -> Vec<Arg> {
+    vec![
+        option("proxy", "URL", "The proxy, http://HOST:PORT").required(true),
+        option("path", "PATH", "What is asked for").default_value("/v1/completions"),
+        option(
+            "header",
+            "K: V",
+            "Further field, e.g. x-prefiller-host-port",
+        )
+        .action(ArgAction::Append),
+        option("streams", "N", "Requests at a time")
+            .default_value("1024")
+            .value_parser(value_parser!(u64).range(1..=STREAMS_MAX as u64)),
+        option("duration", "TIME", "How long").default_value("10m"),
+        option(
+            "abort-share",
+            "SHARE",
+            "Share of requests that are given up",
+        )
+        .default_value("0.1")
+        .value_parser(value_parser!(f64)),
+        option("tokens", "N", "Tokens of each answer")
+            .default_value("256")
+            .value_parser(value_parser!(u32).range(1..=i64::from(ANSWER_TOKENS_MAX))),
+        option("pid", "PID", "The proxy's process, to see whether it grows")
+            .value_parser(value_parser!(u32).range(1..)),
+        option(
+            "seed",
+            "N",
+            "Seed of everything random [default: from the clock]",
+        )
+        .value_parser(value_parser!(u64)),
+        option(
+            "json",
+            "FILE",
+            "Write the report as JSON; - for standard output",
+        ),
+        switch(
+            "progress",
+            "A line of progress now and then, terminal or not",
+        ),
+    ]
+}
+
+pub(super) fn options(matches: &ArgMatches) -> Result<SoakOptions, Exit> {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let path = text("path").unwrap_or_default();
+    let api = Api::of(&path).filter(|_| is_path(&path)).ok_or_else(|| {
+        let want = "/v1/completions or /v1/chat/completions (a prefix is fine)";
+        super::wrong("--path", &path, want)
+    })?;
+    let share = matches.get_one::<f64>("abort-share").copied();
+    let abort_share = share.unwrap_or(0.1);
+    if !(0.0..=1.0).contains(&abort_share) {
+        let value = abort_share.to_string();
+        return Err(super::wrong("--abort-share", &value, "from 0 to 1"));
+    }
+    let duration = time_of(matches, "duration")?.unwrap_or(Duration::from_secs(600));
+    let pid = matches.get_one::<u32>("pid").copied();
+    if pid.is_some() && duration < JUDGED_MIN {
+        return Err(Exit::usage(format!(
+            "ringside-bench: --pid: whether a process grows cannot be seen in {duration:?}; take a \
+             --duration of {JUDGED_MIN:?} or more"
+        )));
+    }
+    Ok(SoakOptions {
+        proxy: target(matches, "proxy")?,
+        path,
+        api,
+        streams: number(matches, "streams").unwrap_or(1024) as usize,
+        duration,
+        abort_share,
+        tokens: matches.get_one("tokens").copied().unwrap_or(256),
+        fields: fields(matches, "header")?,
+        pid,
+        seed: number(matches, "seed").unwrap_or_else(clock_seed),
+        json: text("json").map(|name| Output::of(&name)),
+        progress: matches.get_flag("progress"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::cli::{Task, parse};
+
+    fn line(more: &[&str]) -> Result<SoakOptions, Exit> {
+        let base = ["ringside-bench", "soak", "--proxy=http://a:1"];
+        match parse(base.iter().chain(more).map(OsString::from))? {
+            Task::Soak(options) => Ok(*options),
+            Task::Overhead(_) => Err(Exit::usage("another command")),
+        }
+    }
+
+    #[test]
+    fn defaults_and_everything_given() {
+        let options = line(&[]).unwrap();
+        assert_eq!((options.streams, options.tokens), (1024, 256));
+        assert_eq!(options.duration, Duration::from_secs(600));
+        assert_eq!((options.abort_share, options.pid), (0.1, None));
+        let options = line(&[
+            "--path=/v1/chat/completions",
+            "--streams=3",
+            "--duration=2s",
+            "--abort-share=1",
+            "--tokens=5",
+            "--header=x-a: b",
+            "--pid=7",
+            "--seed=8",
+            "--json=-",
+            "--progress",
+        ])
+        .unwrap();
+        assert_eq!((options.api, options.streams), (Api::Chat, 3));
+        assert_eq!((options.tokens, options.abort_share), (5, 1.0));
+        assert_eq!(options.fields[0].1, "b");
+        assert_eq!((options.pid, options.seed), (Some(7), 8));
+        assert_eq!(options.json, Some(Output::Stdout));
+        assert!(options.progress);
+    }
+
+    #[test]
+    fn wrong_lines_say_so() {
+        for (more, part) in [
+            (&["--abort-share=1.1"][..], "from 0 to 1"),
+            (&["--abort-share=nan"], "from 0 to 1"),
+            (&["--streams=0"], "--streams"),
+            (&["--streams=16385"], "--streams"),
+            (&["--tokens=0"], "--tokens"),
+            (&["--path=/v1/responses"], "--path"),
+            (&["--duration=9"], "a time above 0"),
+            (&["--pid=1", "--duration=1s"], "take a --duration"),
+            (&["--pid=0"], "--pid"),
+        ] {
+            let exit = line(more).unwrap_err();
+            assert_eq!(exit.code, Exit::USAGE, "{more:?}: {exit}");
+            assert!(exit.message.contains(part), "{more:?}: {exit}");
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! Whether an answer is, byte for byte, the one a mock engine gives to its prompt.
+//!
+//! The engine's text is a function of the prompt: token `i` is `t{i}-{tag} `, the tag being the
+//! first eight hex digits of the SHA-256 of the prompt's JSON. Each event of a stream carries one
+//! token, and what stands around it is the same in every event but the last, which says why the
+//! answer ended. So a lost, doubled, moved or foreign event is found when it comes, and so is a
+//! changed byte beside the text.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+
+use memchr::memmem;
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::answer::shown;
+
+/// Hex digits of a tag.
+const TAG_DIGITS: usize = 8;
+
+/// What is wrong with an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A later token of the same answer came.
+    Lost,
+    /// An earlier token of the same answer came.
+    Doubled,
+    /// A token of another answer came.
+    Foreign,
+    /// Something that is no token came, or the bytes around a token are not those of the others.
+    Changed,
+    /// It ended too early.
+    Cut,
+    /// An event behind the last one.
+    Behind,
+    /// The engine or the proxy reported an error, or gave another status.
+    Refused,
+    /// The bytes are no HTTP/1.1 answer, or bytes came that nobody asked for.
+    Framing,
+    /// The connection failed.
+    Connection,
+    /// Nothing came for too long.
+    Silence,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Lost,
+        Self::Doubled,
+        Self::Foreign,
+        Self::Changed,
+        Self::Cut,
+        Self::Behind,
+        Self::Refused,
+        Self::Framing,
+        Self::Connection,
+        Self::Silence,
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lost => "lost or out of order",
+            Self::Doubled => "doubled or out of order",
+            Self::Foreign => "foreign",
+            Self::Changed => "changed",
+            Self::Cut => "cut",
+            Self::Behind => "behind the end",
+            Self::Refused => "refused",
+            Self::Framing => "framing",
+            Self::Connection => "connection",
+            Self::Silence => "silence",
+        }
+    }
+}
+
+/// The first thing that is wrong with an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// What kind of thing.
+    pub kind: Kind,
+    /// Where, what was expected and what came.
+    pub text: String,
+}
+
+impl Wrong {
+    /// Something of that kind.
+    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+        }
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.name(), self.text)
+    }
+}
+
+/// The tag of the answer to a prompt, given as its JSON.
+#[must_use]
+pub fn tag(prompt_json: &str) -> String {
+    let hash = Sha256::digest(prompt_json.as_bytes());
+    let mut tag = String::with_capacity(TAG_DIGITS);
+    for byte in &hash[..TAG_DIGITS / 2] {
+        // Writing to a string does not fail.
+        let _ = write!(tag, "{byte:02x}");
+    }
+    tag
+}
+
+/// The members of an answer that matter, whole or of an event, of both APIs.
+#[derive(Deserialize)]
+struct Wire<'a> {
+    #[serde(borrow, default)]
+    choices: Vec<Choice<'a>>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow, default)]
+    text: Option<Cow<'a, str>>,
+    #[serde(borrow, default, alias = "message")]
+    delta: Option<Delta<'a>>,
+    #[serde(borrow, default)]
+    finish_reason: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow, default)]
+    content: Option<Cow<'a, str>>,
+}
+
+/// The text of an answer or event, and whether it names an end.
+fn text_of(data: &[u8]) -> Result<(String, bool), Wrong> {
+    let wire: Wire<'_> = serde_json::from_slice(data).map_err(|_| {
+        let came = shown(data);
+        Wrong::new(
+            Kind::Changed,
+            format!("expected the JSON of a completion, came {came}"),
+        )
+    })?;
+    if let Some(error) = wire.error.filter(|error| !error.is_null()) {
+        let error = shown(error.to_string().as_bytes());
+        return Err(Wrong::new(Kind::Refused, error));
+    }
+    let (mut text, mut ended) = (String::new(), false);
+    for choice in wire.choices {
+        ended |= choice.finish_reason.is_some();
+        let content = choice.delta.and_then(|delta| delta.content);
+        for part in [content, choice.text].into_iter().flatten() {
+            text.push_str(&part);
+        }
+    }
+    Ok((text, ended))
+}
+
+/// Compares one answer with what it has to be, as it comes.
+#[derive(Clone, Debug)]
+pub struct Check {
+    tag: String,
+    tokens: u32,
+    /// The token that is to come next.
+    next: u32,
+    /// The expected text of that token.
+    piece: String,
+    /// What stands before and behind the text of each event.
+    around: Option<(Vec<u8>, Vec<u8>)>,
+    done: bool,
+}
+
+impl Check {
+    /// The answer of `tokens` tokens, at least one, that has this tag.
+    #[must_use]
+    pub fn new(tag: String, tokens: u32) -> Self {
+        let piece = format!("t0-{tag} ");
+        Self {
+            tag,
+            tokens,
+            next: 0,
+            piece,
+            around: None,
+            done: false,
+        }
+    }
+
+    /// Tokens that have come.
+    #[must_use]
+    pub const fn came(&self) -> u32 {
+        self.next
+    }
+
+    /// Takes the data of the next event.
+    ///
+    /// # Errors
+    /// When it is not the one that has to come.
+    pub fn event(&mut self, data: &[u8]) -> Result<(), Wrong> {
+        if self.done {
+            let text = format!("expected nothing after [DONE], came {}", shown(data));
+            return Err(Wrong::new(Kind::Behind, text));
+        }
+        if data == b"[DONE]" {
+            self.done = true;
+            return self.finish();
+        }
+        // All but the first and the last, without parsing.
+        if self.next + 1 < self.tokens
+            && let Some((before, behind)) = &self.around
+            && let Some(rest) = data.strip_prefix(&**before)
+            && rest.strip_prefix(self.piece.as_bytes()) == Some(behind)
+        {
+            self.advance();
+            return Ok(());
+        }
+        self.event_parsed(data)
+    }
+
+    fn event_parsed(&mut self, data: &[u8]) -> Result<(), Wrong> {
+        let (text, ended) = text_of(data).map_err(|wrong| self.at(wrong))?;
+        // The opening event of a chat, and the last words about usage.
+        if text.is_empty() && (self.next == 0 || self.next == self.tokens) {
+            return Ok(());
+        }
+        if self.next == self.tokens {
+            let text = format!("expected [DONE], came `{text}`");
+            return Err(self.at(Wrong::new(Kind::Behind, text)));
+        }
+        if text != self.piece {
+            return Err(self.differs(&text));
+        }
+        let changed = |this: &Self, want: &str| {
+            let text = format!(
+                "the text is right, but expected {want}, came {}",
+                shown(data)
+            );
+            this.at(Wrong::new(Kind::Changed, text))
+        };
+        let last = self.next + 1 == self.tokens;
+        if ended != last {
+            let want = if last {
+                "a finish_reason"
+            } else {
+                "no finish_reason"
+            };
+            return Err(changed(self, want));
+        }
+        let at = memmem::find(data, self.piece.as_bytes()).unwrap_or(0);
+        let (before, behind) = (&data[..at], &data[at..]);
+        match &self.around {
+            Some((prefix, _)) if last && prefix == before => {}
+            Some((prefix, _)) => {
+                let mut want = shown(prefix);
+                want.push_str("\u{2026} as in the events before");
+                return Err(changed(self, &want));
+            }
+            None => {
+                let behind = behind.get(self.piece.len()..).unwrap_or_default();
+                self.around = Some((before.to_vec(), behind.to_vec()));
+            }
+        }
+        self.advance();
+        Ok(())
+    }
+
+    fn advance(&mut self) {
+        self.next += 1;
+        self.piece.clear();
+        let _ = write!(self.piece, "t{}-{} ", self.next, self.tag);
+    }
+
+    /// The stream has ended.
+    ///
+    /// # Errors
+    /// When something is missing.
+    pub fn finish(&self) -> Result<(), Wrong> {
+        if self.done && self.next == self.tokens {
+            return Ok(());
+        }
+        let expected = if self.next < self.tokens {
+            self.piece.trim_end()
+        } else {
+            "[DONE]"
+        };
+        let came = if self.done { "[DONE]" } else { "the end" };
+        let text = format!("expected `{expected}`, came {came}");
+        Err(self.at(Wrong::new(Kind::Cut, text)))
+    }
+
+    /// Compares an answer that is no stream.
+    ///
+    /// # Errors
+    /// When its text is not the one it has to be.
+    pub fn whole(&mut self, body: &[u8]) -> Result<(), Wrong> {
+        let (text, ended) = text_of(body)?;
+        for piece in text.split_inclusive(' ') {
+            if self.next == self.tokens {
+                let text = format!("expected the end, came `{piece}`");
+                return Err(self.at(Wrong::new(Kind::Behind, text)));
+            }
+            if piece != self.piece {
+                return Err(self.differs(piece));
+            }
+            self.advance();
+        }
+        self.done = ended;
+        self.finish()
+    }
+
+    /// What kind of difference it is that `came` came in place of the next token.
+    fn differs(&self, came: &str) -> Wrong {
+        let parts = came.strip_prefix('t').and_then(|rest| {
+            let (number, tag) = rest.strip_suffix(' ')?.split_once('-')?;
+            let is_tag = tag.len() == TAG_DIGITS && tag.bytes().all(|b| b.is_ascii_hexdigit());
+            Some((number.parse::<u32>().ok()?, tag)).filter(|_| is_tag)
+        });
+        let kind = match parts {
+            Some((_, tag)) if tag != self.tag => Kind::Foreign,
+            Some((number, _)) if number > self.next => Kind::Lost,
+            Some((number, _)) if number < self.next => Kind::Doubled,
+            Some(_) | None => Kind::Changed,
+        };
+        let expected = self.piece.trim_end();
+        let came = shown(came.trim_end().as_bytes());
+        self.at(Wrong::new(
+            kind,
+            format!("expected `{expected}`, came `{came}`"),
+        ))
+    }
+
+    fn at(&self, wrong: Wrong) -> Wrong {
+        let text = format!("token {} of {}: {}", self.next, self.tokens, wrong.text);
+        Wrong::new(wrong.kind, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAG: &str = "89abcdef";
+
+    fn event(text: &str, finish: &str) -> String {
+        format!(r#"{{"id":"a","choices":[{{"text":"{text}","finish_reason":{finish}}}]}}"#)
+    }
+
+    fn tokens(count: u32) -> Vec<String> {
+        let finish = |i| if i + 1 == count { "\"length\"" } else { "null" };
+        let mut events: Vec<String> = (0..count)
+            .map(|i| event(&format!("t{i}-{TAG} "), finish(i)))
+            .collect();
+        events.push("[DONE]".to_owned());
+        events
+    }
+
+    fn taken(events: &[String]) -> Result<(), Wrong> {
+        let mut check = Check::new(TAG.to_owned(), 5);
+        for event in events {
+            check.event(event.as_bytes())?;
+        }
+        check.finish()
+    }
+
+    #[test]
+    fn the_text_is_the_one_of_the_mock_engine() {
+        let prompt = r#""say something""#;
+        let hash = Sha256::digest(prompt.as_bytes());
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = mock_engine::expected_text(&hash, 5);
+        let body = event(&text, "\"stop\"");
+        let mut check = Check::new(tag(prompt), 5);
+        assert_eq!(check.whole(body.as_bytes()), Ok(()));
+        assert_eq!(check.came(), 5);
+    }
+
+    #[test]
+    fn right_streams() {
+        assert_eq!(taken(&tokens(5)), Ok(()));
+        let role = r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#.to_owned();
+        let usage = r#"{"choices":[],"usage":{}}"#.to_owned();
+        let mut events = tokens(5);
+        events.insert(0, role);
+        events.insert(6, usage);
+        assert_eq!(taken(&events), Ok(()));
+    }
+
+    #[test]
+    fn every_kind_of_difference_is_named() {
+        type Edit = fn(&mut Vec<String>);
+        let cases: [(Edit, Kind, &str); 12] = [
+            (
+                |events| drop(events.remove(2)),
+                Kind::Lost,
+                "token 2 of 5: expected `t2-89abcdef`, came `t3-89abcdef`",
+            ),
+            (
+                |events| drop(events.remove(4)),
+                Kind::Cut,
+                "token 4 of 5: expected `t4-89abcdef`, came [DONE]",
+            ),
+            (
+                |events| events.insert(2, events[1].clone()),
+                Kind::Doubled,
+                "token 2 of 5: expected `t2-89abcdef`, came `t1-89abcdef`",
+            ),
+            (
+                |events| events.insert(5, events[4].clone()),
+                Kind::Behind,
+                "expected [DONE], came `t4-89abcdef",
+            ),
+            (|events| events.swap(1, 2), Kind::Lost, "came `t2-"),
+            (
+                |events| events[3] = event("t3-00000000 ", "null"),
+                Kind::Foreign,
+                "token 3 of 5: expected `t3-89abcdef`, came `t3-00000000`",
+            ),
+            (
+                |events| events[3] = event("t3-89xbcdef ", "null"),
+                Kind::Changed,
+                "came `t3-89xbcdef`",
+            ),
+            (
+                |events| events[3] = events[3].replace("\"id\":\"a\"", "\"id\":\"b\""),
+                Kind::Changed,
+                "the text is right, but expected {\"id\":\"a\"",
+            ),
+            (
+                |events| events[4] = event("t4-89abcdef ", "null"),
+                Kind::Changed,
+                "a finish_reason",
+            ),
+            (
+                |events| drop(events.pop()),
+                Kind::Cut,
+                "expected `[DONE]`, came the end",
+            ),
+            (
+                |events| events.push("{}".to_owned()),
+                Kind::Behind,
+                "after [DONE]",
+            ),
+            (
+                |events| events[2] = r#"{"error":{"message":"boom"}}"#.to_owned(),
+                Kind::Refused,
+                "boom",
+            ),
+        ];
+        for (edit, kind, part) in cases {
+            let mut events = tokens(5);
+            edit(&mut events);
+            let wrong = taken(&events).unwrap_err();
+            assert_eq!(wrong.kind, kind, "{wrong}");
+            assert!(wrong.text.contains(part), "{part}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn whole_answers() {
+        let text = |count: u32| -> String { (0..count).map(|i| format!("t{i}-{TAG} ")).collect() };
+        for (body, want) in [
+            (event(&text(5), "\"length\""), None),
+            (event(&text(4), "\"length\""), Some(Kind::Cut)),
+            (event(&text(6), "\"length\""), Some(Kind::Behind)),
+            (event(&text(5), "null"), Some(Kind::Cut)),
+            (event("", "\"stop\""), Some(Kind::Cut)),
+            (
+                event(&text(5).replace("t2", "t1"), "\"stop\""),
+                Some(Kind::Doubled),
+            ),
+            ("nonsense".to_owned(), Some(Kind::Changed)),
+        ] {
+            let got = Check::new(TAG.to_owned(), 5).whole(body.as_bytes());
+            assert_eq!(got.err().map(|wrong| wrong.kind), want, "{body}");
+        }
+        let message =
+            r#"{"choices":[{"message":{"content":"t0-89abcdef "},"finish_reason":"stop"}]}"#;
+        let mut check = Check::new(TAG.to_owned(), 1);
+        assert_eq!(check.whole(message.as_bytes()), Ok(()));
+    }
+}

@@ -1,0 +1,510 @@
+//! The client of a soak: one thread that keeps many connections busy and compares what comes.
+//!
+//! Each connection has one request under way, or two where one is pipelined; when it is through,
+//! the next follows at once. When something is due by the clock is looked at every
+//! [`SOAK_LOOK_MS`] for all connections: nothing here is exact to the microsecond, and a pass over
+//! thousands of them takes some.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use crate::answer::shown;
+use crate::limits::{
+    CONNECT_MS_MAX, NARROW_BUFFER_BYTES, RECEIVE_BYTES, SOAK_ERRORS_MAX, SOAK_LOOK_MS,
+    SOAK_SILENCE_S,
+};
+use crate::precision::nanos;
+use crate::soak::ask::Asking;
+use crate::soak::check::{Kind, Wrong};
+use crate::soak::exchange::Exchange;
+use crate::soak::plan::{How, Pause, Plan, Point};
+use crate::soak::tally::{Stage, Tally};
+use crate::socket::{self, Poll, Received, Watch};
+
+const LOOK_NS: u64 = SOAK_LOOK_MS * 1_000_000;
+const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
+const SILENCE_NS_MAX: u64 = SOAK_SILENCE_S * 1_000_000_000;
+/// Receives by which a connection is emptied before it is closed: unread bytes would turn its end
+/// into a reset.
+const DRAINS_MAX: usize = 64;
+
+/// What a run needs.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The proxy.
+    pub addr: SocketAddr,
+    /// What is asked.
+    pub asking: Asking,
+    /// Streams at a time.
+    pub streams: usize,
+    /// Tokens of each answer.
+    pub tokens: u32,
+    /// How long.
+    pub duration: Duration,
+    /// Share of requests that are given up.
+    pub abort_share: f64,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// Why a run ended without a result.
+#[derive(Debug)]
+pub enum SoakError {
+    /// The client's own system calls fail.
+    Io(io::Error),
+    /// What looks on gave up.
+    Tick(String),
+}
+
+impl fmt::Display for SoakError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "the client cannot go on: {error}"),
+            Self::Tick(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for SoakError {}
+
+impl From<io::Error> for SoakError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+enum Phase {
+    /// Could not even begin to connect; tried again at the next look.
+    Closed,
+    /// Connecting since then.
+    Opening(OwnedFd, u64),
+    Open(OwnedFd),
+}
+
+struct Link {
+    phase: Phase,
+    /// Reads slowly.
+    narrow: bool,
+    /// Whether it has carried an answer.
+    used: bool,
+    /// Requests to send, and how much of them is sent.
+    out: Vec<u8>,
+    sent: usize,
+    watch: Watch,
+    moved_ns: u64,
+    abort_ns: Option<u64>,
+    pause: Option<Pause>,
+    paused_until_ns: Option<u64>,
+    queue: VecDeque<Exchange>,
+}
+
+impl Link {
+    const fn new() -> Self {
+        Self {
+            phase: Phase::Closed,
+            narrow: false,
+            used: false,
+            out: Vec::new(),
+            sent: 0,
+            watch: Watch::Both,
+            moved_ns: 0,
+            abort_ns: None,
+            pause: None,
+            paused_until_ns: None,
+            queue: VecDeque::new(),
+        }
+    }
+
+    fn watch(&mut self, poll: &Poll, number: usize, watch: Watch) -> io::Result<()> {
+        if let Phase::Open(socket) = &self.phase
+            && self.watch != watch
+        {
+            poll.change(socket, number, watch)?;
+            self.watch = watch;
+        }
+        Ok(())
+    }
+}
+
+struct Client<'a> {
+    setup: &'a Setup,
+    clock: Instant,
+    poll: Poll,
+    plan: Plan,
+    links: Vec<Link>,
+    buffer: Vec<u8>,
+    next: u64,
+    tally: Tally,
+}
+
+/// Runs to the end on the calling thread and closes all connections. `tick` is called every
+/// [`SOAK_LOOK_MS`] or somewhat later with the nanoseconds since the beginning.
+///
+/// # Errors
+/// When the client cannot go on, and what `tick` returns. Failed requests are counted.
+pub fn run(
+    setup: &Setup,
+    tick: &mut dyn FnMut(u64, &Tally) -> Result<(), String>,
+) -> Result<Tally, SoakError> {
+    let mut client = Client {
+        setup,
+        clock: Instant::now(),
+        poll: Poll::new()?,
+        plan: Plan::new(setup.seed, setup.abort_share, setup.tokens),
+        links: Vec::new(),
+        buffer: vec![0; RECEIVE_BYTES],
+        next: 0,
+        tally: Tally::default(),
+    };
+    client.links.resize_with(setup.streams, Link::new);
+    let end_ns = nanos(setup.duration);
+    let mut ready = Vec::new();
+    let mut look_ns = 0;
+    loop {
+        let now = client.now();
+        if now >= look_ns {
+            if now >= end_ns || client.tally.failures() >= SOAK_ERRORS_MAX {
+                break;
+            }
+            for number in 0..client.links.len() {
+                client.look(number, now)?;
+            }
+            tick(now, &client.tally).map_err(SoakError::Tick)?;
+            look_ns = now + LOOK_NS;
+        }
+        ready.clear();
+        let wait = look_ns.saturating_sub(client.now());
+        client.poll.wait(Duration::from_nanos(wait), &mut ready)?;
+        for number in ready.iter().copied() {
+            client.ready(number)?;
+        }
+    }
+    let open = client.links.iter().map(|link| link.queue.len() as u64);
+    client.tally.unfinished = open.sum();
+    Ok(client.tally)
+}
+
+impl Client<'_> {
+    fn now(&self) -> u64 {
+        nanos(self.clock.elapsed())
+    }
+
+    /// Does what the clock says.
+    fn look(&mut self, number: usize, now: u64) -> io::Result<()> {
+        let link = &mut self.links[number];
+        let since = match &link.phase {
+            Phase::Closed => return self.open(number),
+            Phase::Opening(_, since) if now.saturating_sub(*since) > CONNECT_NS_MAX => {
+                let text = format!("no connection to {} in time", self.setup.addr);
+                return self.failed(number, &Wrong::new(Kind::Connection, text));
+            }
+            Phase::Opening(..) => return Ok(()),
+            Phase::Open(_) => link.moved_ns,
+        };
+        if link.abort_ns.is_some_and(|due| due <= now) {
+            return self.abort(number);
+        }
+        if let Some(until) = link.paused_until_ns {
+            return if until <= now {
+                self.unpause(number, now)
+            } else {
+                Ok(())
+            };
+        }
+        if now.saturating_sub(since) > SILENCE_NS_MAX {
+            let came = link.queue.front().map_or(0, Exchange::came);
+            let text = format!("behind token {came}: nothing came for {SOAK_SILENCE_S} s");
+            return self.failed(number, &Wrong::new(Kind::Silence, text));
+        }
+        Ok(())
+    }
+
+    fn unpause(&mut self, number: usize, now: u64) -> io::Result<()> {
+        let link = &mut self.links[number];
+        link.paused_until_ns = None;
+        link.moved_ns = now;
+        self.send_on(number)
+    }
+
+    /// Opens a connection in the place of whatever was there.
+    fn open(&mut self, number: usize) -> io::Result<()> {
+        let now = self.now();
+        let link = &mut self.links[number];
+        *link = Link::new();
+        link.narrow = self.plan.narrow();
+        let addr = &self.setup.addr;
+        let socket = if link.narrow {
+            socket::connect_narrow(addr, NARROW_BUFFER_BYTES)
+        } else {
+            socket::connect(addr)
+        };
+        match socket {
+            Ok(socket) => {
+                self.poll.add(&socket, number, Watch::Both)?;
+                link.phase = Phase::Opening(socket, now);
+                self.tally.connections += 1;
+                self.tally.narrow += u64::from(link.narrow);
+            }
+            Err(error) => {
+                let text = format!("cannot connect to {addr}: {error}");
+                let wrong = Wrong::new(Kind::Connection, text);
+                self.tally.wrong(&format!("stream {number}"), &wrong);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something is ready on a connection.
+    fn ready(&mut self, number: usize) -> io::Result<()> {
+        let link = &mut self.links[number];
+        match std::mem::replace(&mut link.phase, Phase::Closed) {
+            Phase::Closed => return Ok(()),
+            Phase::Opening(socket, _) => {
+                let connected = socket::connected(&socket);
+                link.phase = Phase::Open(socket);
+                return match connected {
+                    Ok(()) => self.begin(number),
+                    Err(error) => {
+                        let text = format!("cannot connect to {}: {error}", self.setup.addr);
+                        self.failed(number, &Wrong::new(Kind::Connection, text))
+                    }
+                };
+            }
+            Phase::Open(socket) => link.phase = Phase::Open(socket),
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let taken = self.receive(number, &mut buffer);
+        self.buffer = buffer;
+        taken
+    }
+
+    fn receive(&mut self, number: usize, buffer: &mut [u8]) -> io::Result<()> {
+        let now = self.now();
+        let link = &mut self.links[number];
+        let Phase::Open(socket) = &link.phase else {
+            return Ok(());
+        };
+        let received = socket::receive(socket, buffer);
+        // One that pauses is woken by the failure of its connection only; else it stays asleep.
+        match received {
+            Received::Bytes(len) => {
+                link.moved_ns = now;
+                self.tally.bytes += len as u64;
+                self.take(number, &buffer[..len], now)
+            }
+            Received::Nothing if link.sent < link.out.len() => self.send_on(number),
+            Received::Nothing => Ok(()),
+            Received::End => self.ended(number, None),
+            Received::Failed(error) => self.ended(number, Some(error)),
+        }
+    }
+
+    /// Takes what came on a connection.
+    fn take(&mut self, number: usize, mut piece: &[u8], now: u64) -> io::Result<()> {
+        while !piece.is_empty() {
+            let link = &mut self.links[number];
+            let Some(exchange) = link.queue.front_mut() else {
+                let text = format!("bytes came that nobody asked for: {}", shown(piece));
+                return self.failed(number, &Wrong::new(Kind::Framing, text));
+            };
+            let before = exchange.came();
+            let taken = exchange.take(piece);
+            let came = exchange.came();
+            self.tally.chunks += u64::from(came - before);
+            match taken {
+                Ok(rest) => piece = rest,
+                Err(wrong) => return self.failed(number, &wrong),
+            }
+            if let Some((Point::Tokens(tokens), _)) = exchange.abort
+                && exchange.has_head()
+                && came >= tokens
+            {
+                return self.abort(number);
+            }
+            let (done, stream) = (exchange.is_done(), exchange.stream);
+            if !done
+                && stream
+                && let Some(pause) = link.pause.take_if(|pause| came >= pause.tokens)
+            {
+                self.tally.pauses += 1;
+                link.paused_until_ns = Some(now + pause.time_ms * 1_000_000);
+                link.watch(&self.poll, number, Watch::Failure)?;
+            }
+            if done && !self.complete(number) {
+                return self.open(number);
+            }
+        }
+        let link = &self.links[number];
+        if link.queue.is_empty() {
+            return self.begin(number);
+        }
+        if link.sent < link.out.len() && link.paused_until_ns.is_none() {
+            return self.send_on(number);
+        }
+        Ok(())
+    }
+
+    /// The first answer of a connection is complete and right. Whether the connection goes on.
+    fn complete(&mut self, number: usize) -> bool {
+        let link = &mut self.links[number];
+        let Some(exchange) = link.queue.pop_front() else {
+            return false;
+        };
+        let count = if exchange.stream {
+            &mut self.tally.streams
+        } else {
+            &mut self.tally.wholes
+        };
+        *count += 1;
+        self.tally.pipelined += u64::from(exchange.second);
+        link.used = true;
+        // A request that was answered before it was sent has broken the connection.
+        if exchange.keeps() && link.sent == link.out.len() {
+            return true;
+        }
+        self.tally.closed += 1;
+        self.tally.again += link.queue.len() as u64;
+        false
+    }
+
+    /// The other end has closed, or the connection failed.
+    fn ended(&mut self, number: usize, error: Option<io::Error>) -> io::Result<()> {
+        let link = &mut self.links[number];
+        let Some(exchange) = link.queue.front_mut() else {
+            return self.open(number);
+        };
+        // It was closed for having been idle, just when it was used again (RFC 9112, 9.3.1).
+        if link.used && !exchange.heard {
+            self.tally.again += link.queue.len() as u64;
+            return self.open(number);
+        }
+        let ended = match error {
+            Some(error) => {
+                let came = exchange.came();
+                let text = format!("behind token {came}: the connection failed: {error}");
+                Err(Wrong::new(Kind::Connection, text))
+            }
+            None => exchange.end(),
+        };
+        match ended {
+            Ok(()) => {
+                self.complete(number);
+                self.open(number)
+            }
+            Err(wrong) => self.failed(number, &wrong),
+        }
+    }
+
+    /// Draws and sends the next request of a connection.
+    fn begin(&mut self, number: usize) -> io::Result<()> {
+        let draw = self.plan.draw();
+        let asked = (self.setup.asking).of(self.next, draw.stream, draw.prompt_bytes);
+        let mut first = Exchange::new(self.next, draw.stream, asked.tag, self.setup.tokens);
+        first.abort = draw.abort;
+        let link = &mut self.links[number];
+        link.out = asked.bytes;
+        link.sent = 0;
+        link.abort_ns = None;
+        link.paused_until_ns = None;
+        link.pause = (link.narrow && draw.stream).then(|| self.plan.pause());
+        if let Some((Point::Sending(part), _)) = draw.abort {
+            let len = link.out.len() * usize::from(part) / 1000;
+            link.out.truncate(len);
+        }
+        link.queue.push_back(first);
+        if draw.second {
+            let asked = self.setup.asking.of(self.next + 1, true, 0);
+            let mut second = Exchange::new(self.next + 1, true, asked.tag, self.setup.tokens);
+            second.second = true;
+            link.out.extend_from_slice(&asked.bytes);
+            link.queue.push_back(second);
+        }
+        let begun = link.queue.len() as u64;
+        self.next += begun;
+        self.tally.begun += begun;
+        self.links[number].moved_ns = self.now();
+        self.send_on(number)
+    }
+
+    /// Sends as much as fits, and watches for room if that is not all.
+    fn send_on(&mut self, number: usize) -> io::Result<()> {
+        let now = self.now();
+        let link = &mut self.links[number];
+        let Phase::Open(socket) = &link.phase else {
+            return Ok(());
+        };
+        let mut watch = Watch::Readable;
+        while link.sent < link.out.len() {
+            match socket::send(socket, &link.out[link.sent..]) {
+                Ok(0) => {
+                    watch = Watch::Both;
+                    break;
+                }
+                Ok(len) => link.sent += len,
+                // The receive that follows says what the answer was or how it failed.
+                Err(_) => break,
+            }
+        }
+        link.watch(&self.poll, number, watch)?;
+        if link.sent < link.out.len() {
+            return Ok(());
+        }
+        match link.queue.front().and_then(|exchange| exchange.abort) {
+            Some((Point::Sending(_), _)) => self.abort(number),
+            Some((Point::AfterMs(time_ms), _)) if link.abort_ns.is_none() => {
+                link.abort_ns = Some(now + time_ms * 1_000_000);
+                Ok(())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Gives up the request of a connection, as it was planned.
+    fn abort(&mut self, number: usize) -> io::Result<()> {
+        let link = &mut self.links[number];
+        let phase = std::mem::replace(&mut link.phase, Phase::Closed);
+        let front = link.queue.front();
+        if let (Phase::Open(socket), Some(exchange)) = (phase, front)
+            && let Some((point, how)) = exchange.abort
+        {
+            let stage = match point {
+                _ if exchange.heard => Stage::Within,
+                Point::Sending(_) => Stage::Sending,
+                Point::AfterMs(_) | Point::Tokens(_) => Stage::BeforeHead,
+            };
+            self.tally.aborts[stage as usize][how as usize] += 1;
+            match how {
+                How::Rst => socket::reset(socket)?,
+                How::Fin => {
+                    for _ in 0..DRAINS_MAX {
+                        let Received::Bytes(_) = socket::receive(&socket, &mut [0; RECEIVE_BYTES])
+                        else {
+                            break;
+                        };
+                    }
+                }
+            }
+        }
+        self.open(number)
+    }
+
+    /// Counts what went wrong on a connection and replaces it.
+    fn failed(&mut self, number: usize, wrong: &Wrong) -> io::Result<()> {
+        let link = &mut self.links[number];
+        let request = match link.queue.front() {
+            Some(exchange) => format!(", {}", exchange.name()),
+            None => String::new(),
+        };
+        let slow = if link.narrow { ", reads slowly" } else { "" };
+        let what = format!("stream {number}{request}{slow}");
+        self.tally.wrong(&what, wrong);
+        link.phase = Phase::Closed;
+        // Opened again at the next look, so that a proxy that refuses is not asked in a loop.
+        link.queue.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,237 @@
+//! One request on its way and its answer as far as it has come, compared as it comes. No sockets.
+
+use crate::answer::shown;
+use crate::http::{AnswerError, Reader};
+use crate::limits::{SHOWN_BODY_BYTES_MAX, TEXT_BYTES_MAX};
+use crate::soak::check::{Check, Kind, Wrong};
+use crate::soak::plan::{How, Point};
+use crate::sse::{EventTooLarge, Splitter};
+
+impl From<EventTooLarge> for Wrong {
+    fn from(_: EventTooLarge) -> Self {
+        Self::new(Kind::Changed, "an event of the stream is too large")
+    }
+}
+
+/// A request and its answer.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Its number in the run.
+    pub number: u64,
+    /// Whether the answer is to be a stream.
+    pub stream: bool,
+    /// Whether it was pipelined behind another.
+    pub second: bool,
+    /// Where and how it is given up.
+    pub abort: Option<(Point, How)>,
+    /// Whether anything of an answer has come.
+    pub heard: bool,
+    reader: Reader,
+    splitter: Splitter,
+    check: Check,
+    body: Vec<u8>,
+}
+
+impl Exchange {
+    /// A request whose answer has this tag and so many tokens.
+    #[must_use]
+    pub fn new(number: u64, stream: bool, tag: String, tokens: u32) -> Self {
+        Self {
+            number,
+            stream,
+            second: false,
+            abort: None,
+            heard: false,
+            reader: Reader::new(),
+            splitter: Splitter::default(),
+            check: Check::new(tag, tokens),
+            body: Vec::new(),
+        }
+    }
+
+    /// What it is called in messages.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let kind = if self.stream { "stream" } else { "whole" };
+        let second = if self.second { ", pipelined" } else { "" };
+        format!("request {} ({kind}{second})", self.number)
+    }
+
+    /// Tokens of the stream that have come.
+    #[must_use]
+    pub const fn came(&self) -> u32 {
+        if self.stream { self.check.came() } else { 0 }
+    }
+
+    /// Whether the answer's head has come.
+    #[must_use]
+    pub const fn has_head(&self) -> bool {
+        self.reader.head().is_some()
+    }
+
+    /// Whether the answer is complete.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.reader.is_done()
+    }
+
+    /// Whether the connection can be used again.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.reader.head().is_some_and(|head| head.keep_alive)
+    }
+
+    /// Takes received bytes and gives back what comes behind the end of this answer, which is as it
+    /// has to be then.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn take<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], Wrong> {
+        self.heard = true;
+        let rest = (self.reader.feed_answer(piece, &mut self.body))
+            .map_err(|error| self.framing(error))?;
+        let Some(head) = self.reader.head() else {
+            return Ok(rest);
+        };
+        let done = self.reader.is_done();
+        if head.status != 200 || head.event_stream != self.stream {
+            if done || self.body.len() > SHOWN_BODY_BYTES_MAX {
+                let (status, what) = (head.status, if head.event_stream { "a" } else { "no" });
+                let body = shown(&self.body);
+                let text = format!("expected status 200, came {status}, {what} stream: {body}");
+                return Err(Wrong::new(Kind::Refused, text));
+            }
+            return Ok(rest);
+        }
+        if self.stream {
+            let check = &mut self.check;
+            self.splitter.feed(&self.body, |data| check.event(data))?;
+            self.body.clear();
+        } else if self.body.len() > TEXT_BYTES_MAX {
+            return Err(Wrong::new(Kind::Behind, "the answer does not end"));
+        }
+        if done {
+            self.complete()?;
+        }
+        Ok(rest)
+    }
+
+    /// The connection has ended.
+    ///
+    /// # Errors
+    /// When the answer had not, or is not as it has to be.
+    pub fn end(&mut self) -> Result<(), Wrong> {
+        self.reader.end().map_err(|error| self.framing(error))?;
+        self.complete()
+    }
+
+    fn complete(&mut self) -> Result<(), Wrong> {
+        if !self.stream {
+            return self.check.whole(&self.body);
+        }
+        self.check.finish()?;
+        if self.splitter.is_inside() {
+            let text = "expected the end after [DONE], came the beginning of an event";
+            return Err(Wrong::new(Kind::Behind, text));
+        }
+        Ok(())
+    }
+
+    fn framing(&self, error: AnswerError) -> Wrong {
+        let kind = match error {
+            AnswerError::Cut => Kind::Cut,
+            AnswerError::Head
+            | AnswerError::HeadTooLarge
+            | AnswerError::Interim
+            | AnswerError::Framing
+            | AnswerError::Chunk
+            | AnswerError::Behind => Kind::Framing,
+        };
+        Wrong::new(kind, format!("behind token {}: {error}", self.came()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAG: &str = "00000000";
+
+    fn event(i: u32, finish: &str) -> String {
+        let data = format!(
+            "data: {{\"choices\":[{{\"text\":\"t{i}-{TAG} \",\"finish_reason\":{finish}}}]}}\n\n"
+        );
+        format!("{:x}\r\n{data}\r\n", data.len())
+    }
+
+    fn stream() -> String {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+                    transfer-encoding: chunked\r\n\r\n";
+        let (first, last) = (event(0, "null"), event(1, "\"length\""));
+        format!("{head}{first}{last}e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+    }
+
+    fn whole(text: &str) -> String {
+        let body = format!(r#"{{"choices":[{{"text":"{text}","finish_reason":"length"}}]}}"#);
+        let len = body.len();
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {len}\r\n\r\n{body}")
+    }
+
+    fn taken(stream: bool, bytes: &str) -> Result<(bool, String), Wrong> {
+        let mut exchange = Exchange::new(1, stream, TAG.to_owned(), 2);
+        let rest = exchange.take(bytes.as_bytes())?;
+        let rest = String::from_utf8_lossy(rest).into_owned();
+        Ok((exchange.is_done(), rest))
+    }
+
+    #[test]
+    fn answers_end_where_the_next_begins() {
+        let next = "HTTP/1.1 200";
+        for (is_stream, bytes) in [(true, stream()), (false, whole("t0-00000000 t1-00000000 "))] {
+            let both = format!("{bytes}{next}");
+            assert_eq!(taken(is_stream, &both), Ok((true, next.to_owned())));
+            for at in 0..bytes.len() {
+                let mut exchange = Exchange::new(1, is_stream, TAG.to_owned(), 2);
+                assert_eq!(exchange.take(&bytes.as_bytes()[..at]), Ok(&b""[..]));
+                assert!(!exchange.is_done() && exchange.heard);
+                assert_eq!(exchange.take(&bytes.as_bytes()[at..]), Ok(&b""[..]));
+                assert!(exchange.is_done() && exchange.keeps());
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_answers_are_of_some_kind() {
+        let refused = "HTTP/1.1 503 Busy\r\ncontent-length: 3\r\n\r\nbad".to_owned();
+        let nonsense = "SSH-2.0-x\r\n\r\n".to_owned();
+        let late = stream().replace("0\r\n\r\n", "3\r\ndat\r\n0\r\n\r\n");
+        let cases = [
+            (true, refused, Kind::Refused),
+            (true, whole("t0-00000000 "), Kind::Refused),
+            (false, stream(), Kind::Refused),
+            (false, whole("t0-00000000 "), Kind::Cut),
+            (true, nonsense, Kind::Framing),
+            (
+                true,
+                stream().replacen("\r\n\r\n", "\r\n\r\nx", 1),
+                Kind::Framing,
+            ),
+            (
+                true,
+                stream().replace("t1-00000000", "t1-00000001"),
+                Kind::Foreign,
+            ),
+            (true, late, Kind::Behind),
+        ];
+        for (nth, (is_stream, bytes, kind)) in cases.into_iter().enumerate() {
+            let wrong = taken(is_stream, &bytes).unwrap_err();
+            assert_eq!(wrong.kind, kind, "{nth}: {wrong}");
+        }
+        let mut exchange = Exchange::new(1, true, TAG.to_owned(), 2);
+        let text = stream();
+        exchange.take(&text.as_bytes()[..text.len() - 2]).unwrap();
+        let cut = exchange.end().unwrap_err();
+        assert_eq!(cut.kind, Kind::Cut);
+        assert!(cut.text.contains("behind token 2"), "{cut}");
+    }
+}

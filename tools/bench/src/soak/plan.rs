@@ -1,0 +1,176 @@
+//! What a stream does next: what it asks, and how that is to end. Drawn from a seeded source, so
+//! that a run can be made again.
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::limits::{ABORT_AFTER_MS_MAX, PAUSE_MS_MAX, SOAK_PROMPT_BYTES_MAX};
+
+/// Share of requests whose answer is no stream.
+const WHOLE_SHARE: f64 = 0.02;
+/// Share of requests behind which a second is sent at once.
+const PIPELINED_SHARE: f64 = 0.02;
+/// Share of connections that read slowly.
+const NARROW_SHARE: f64 = 0.02;
+/// Prompts up to this many bytes are as frequent as all longer ones.
+const PROMPT_BYTES_USUAL: u32 = 1024;
+
+/// Where a request is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// When so many thousandths of it are sent.
+    Sending(u16),
+    /// So many milliseconds after it was sent.
+    AfterMs(u64),
+    /// When so many tokens of the answer have come.
+    Tokens(u32),
+}
+
+/// How a connection is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// An orderly end.
+    Fin,
+    /// A reset.
+    Rst,
+}
+
+/// One request, or two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// Whether the answer is to be a stream.
+    pub stream: bool,
+    /// Where and how it is given up.
+    pub abort: Option<(Point, How)>,
+    /// A second request is sent right behind it.
+    pub second: bool,
+    /// Bytes of filler in the prompt.
+    pub prompt_bytes: u32,
+}
+
+/// A time without reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// When so many tokens of the answer have come.
+    pub tokens: u32,
+    /// How long.
+    pub time_ms: u64,
+}
+
+/// Draws what streams do.
+#[derive(Debug)]
+pub struct Plan {
+    rng: SmallRng,
+    abort_share: f64,
+    tokens: u32,
+}
+
+impl Plan {
+    /// Gives up `abort_share` of the requests, from 0 to 1; answers have `tokens` tokens, at least
+    /// one.
+    #[must_use]
+    pub fn new(seed: u64, abort_share: f64, tokens: u32) -> Self {
+        Self {
+            rng: SmallRng::seed_from_u64(seed),
+            abort_share,
+            tokens,
+        }
+    }
+
+    /// The next request.
+    pub fn draw(&mut self) -> Draw {
+        let stream = !self.rng.random_bool(WHOLE_SHARE);
+        let abort = self.rng.random_bool(self.abort_share).then(|| {
+            let point = match self.rng.random_range(0..4_u8) {
+                0 => Point::Sending(self.rng.random_range(0..1000)),
+                // Half of all in the middle of the answer.
+                2.. if stream => Point::Tokens(self.rng.random_range(0..self.tokens)),
+                _ => Point::AfterMs(self.rng.random_range(0..=ABORT_AFTER_MS_MAX)),
+            };
+            let how = if self.rng.random_bool(0.5) {
+                How::Fin
+            } else {
+                How::Rst
+            };
+            (point, how)
+        });
+        let bytes_max = if self.rng.random_bool(0.5) {
+            PROMPT_BYTES_USUAL
+        } else {
+            SOAK_PROMPT_BYTES_MAX
+        };
+        Draw {
+            stream,
+            abort,
+            second: abort.is_none() && self.rng.random_bool(PIPELINED_SHARE),
+            prompt_bytes: self.rng.random_range(0..=bytes_max),
+        }
+    }
+
+    /// Whether the next connection reads slowly.
+    pub fn narrow(&mut self) -> bool {
+        self.rng.random_bool(NARROW_SHARE)
+    }
+
+    /// Where a slow reader pauses.
+    pub fn pause(&mut self) -> Pause {
+        Pause {
+            tokens: self.rng.random_range(0..self.tokens),
+            time_ms: self.rng.random_range(PAUSE_MS_MAX / 10..=PAUSE_MS_MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draws(abort_share: f64) -> Vec<Draw> {
+        let mut plan = Plan::new(5, abort_share, 7);
+        (0..10_000).map(|_| plan.draw()).collect()
+    }
+
+    #[test]
+    fn shares_are_kept_and_seeds_repeat() {
+        let all = draws(0.1);
+        assert_eq!(all, draws(0.1));
+        let share = |of: fn(&Draw) -> bool| {
+            all.iter().filter(|draw| of(draw)).count() as f64 / all.len() as f64
+        };
+        for (got, want) in [
+            (share(|draw| draw.abort.is_some()), 0.1),
+            (share(|draw| !draw.stream), WHOLE_SHARE),
+            (share(|draw| draw.second), 0.9 * PIPELINED_SHARE),
+        ] {
+            assert!((got - want).abs() < 0.01, "{got} {want}");
+        }
+        assert!(draws(0.0).iter().all(|draw| draw.abort.is_none()));
+    }
+
+    #[test]
+    fn aborts_are_of_every_kind_and_possible() {
+        let all = draws(1.0);
+        for how in [How::Fin, How::Rst] {
+            for kind in 0..3 {
+                let is = |draw: &&Draw| {
+                    let (point, own) = draw.abort.unwrap();
+                    let of = match point {
+                        Point::Sending(_) => 0,
+                        Point::AfterMs(_) => 1,
+                        Point::Tokens(_) => 2,
+                    };
+                    (of, own) == (kind, how)
+                };
+                assert!(all.iter().filter(is).count() > 500, "{kind} {how:?}");
+            }
+        }
+        for draw in all {
+            assert!(!draw.second && draw.prompt_bytes <= SOAK_PROMPT_BYTES_MAX);
+            match draw.abort.unwrap().0 {
+                Point::Sending(part) => assert!(part < 1000),
+                Point::AfterMs(after) => assert!(after <= ABORT_AFTER_MS_MAX),
+                Point::Tokens(tokens) => assert!(draw.stream && tokens < 7),
+            }
+        }
+    }
+}
