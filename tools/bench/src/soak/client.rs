@@ -119,6 +119,14 @@ impl Link {
         }
     }
 
+    /// The client was kept from looking for so long: what lies in its sockets has not been late.
+    fn excuse(&mut self, late_ns: u64) {
+        self.moved_ns += late_ns;
+        if let Phase::Opening(_, since) = &mut self.phase {
+            *since += late_ns;
+        }
+    }
+
     fn watch(&mut self, poll: &Poll, number: usize, watch: Watch) -> io::Result<()> {
         if let Phase::Open(socket) = &self.phase
             && self.watch != watch
@@ -170,7 +178,10 @@ pub fn run(
             if now >= end_ns || client.tally.failures() >= SOAK_ERRORS_MAX {
                 break;
             }
+            let late = now - look_ns;
+            client.tally.late_ns = client.tally.late_ns.max(late);
             for number in 0..client.links.len() {
+                client.links[number].excuse(late);
                 client.look(number, now)?;
             }
             tick(now, &client.tally).map_err(SoakError::Tick)?;

@@ -144,6 +144,13 @@ mod tests {
         ] {
             assert!((got - want).abs() < 0.01, "{got} {want}");
         }
+        let mut plan = Plan::new(5, 0.1, 7);
+        let narrow = (0..10_000).filter(|_| plan.narrow()).count();
+        assert!((100..300).contains(&narrow), "{narrow}");
+        for _ in 0..1_000 {
+            let pause = plan.pause();
+            assert!(pause.tokens < 7 && pause.time_ms <= PAUSE_MS_MAX);
+        }
         assert!(draws(0.0).iter().all(|draw| draw.abort.is_none()));
     }
 

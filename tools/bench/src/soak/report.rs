@@ -11,6 +11,7 @@ use crate::precision::nanos;
 use crate::soak::check::Kind;
 use crate::soak::tally::{Stage, Tally};
 use crate::soak::watch::{Course, Judgement, Sample};
+use crate::units::show_ns;
 
 /// The process of the proxy over the run.
 #[derive(Clone, Debug)]
@@ -96,7 +97,11 @@ impl Report {
                     }
                 }
             }
-            Some(None) => lines.push("too few samples of the process to judge it".to_owned()),
+            Some(None) => lines.push(format!(
+                "too few samples of the process to judge it; the client was late by up to {}: give \
+                 it more CPU or a longer --duration",
+                show_ns(self.tally.late_ns as f64)
+            )),
             None => {}
         }
         lines
@@ -131,7 +136,11 @@ impl Report {
         };
         line(
             "client",
-            format!("{:.0} % of one CPU{warning}", share * 100.0),
+            format!(
+                "{:.0} % of one CPU, late by up to {}{warning}",
+                share * 100.0,
+                show_ns(tally.late_ns as f64)
+            ),
         );
         text
     }
@@ -179,6 +188,7 @@ impl Report {
             "errors_shown": tally.shown,
             "process": self.process.as_ref().map(Process::json),
             "client_cpu_ns": nanos(self.client_cpu),
+            "client_late_ns": tally.late_ns,
             "verdict": self.verdict(),
         })
     }

@@ -58,6 +58,8 @@ pub struct Tally {
     pub again: u64,
     /// Requests that were under way at the end of the run.
     pub unfinished: u64,
+    /// Longest time by which the client was late for its own clock, in nanoseconds.
+    pub late_ns: u64,
     /// Failed requests, in the order of [`Kind::ALL`].
     pub errors: [u64; Kind::ALL.len()],
     /// Descriptions of the first of them.
