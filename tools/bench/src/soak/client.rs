@@ -28,6 +28,8 @@ use crate::socket::{self, Poll, Received, Watch};
 const LOOK_NS: u64 = SOAK_LOOK_MS * 1_000_000;
 const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
 const SILENCE_NS_MAX: u64 = SOAK_SILENCE_S * 1_000_000_000;
+/// A client that was kept from working for longer than this makes up for it at the end.
+const STALL_NS: u64 = 1_000_000_000;
 /// Receives by which a connection is emptied before it is closed: unread bytes would turn its end
 /// into a reset.
 const DRAINS_MAX: usize = 64;
@@ -169,17 +171,20 @@ pub fn run(
         tally: Tally::default(),
     };
     client.links.resize_with(setup.streams, Link::new);
-    let end_ns = nanos(setup.duration);
+    let mut end_ns = nanos(setup.duration);
     let mut ready = Vec::new();
     let mut look_ns = 0;
     loop {
         let now = client.now();
         if now >= look_ns {
+            let late = now - look_ns;
+            client.tally.late_ns = client.tally.late_ns.max(late);
+            if late > STALL_NS {
+                end_ns += late;
+            }
             if now >= end_ns || client.tally.failures() >= SOAK_ERRORS_MAX {
                 break;
             }
-            let late = now - look_ns;
-            client.tally.late_ns = client.tally.late_ns.max(late);
             for number in 0..client.links.len() {
                 client.links[number].excuse(late);
                 client.look(number, now)?;
