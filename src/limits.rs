@@ -97,7 +97,7 @@ pub const KEEPALIVE_INTERVAL_SECS: u64 = 10;
 /// Unanswered questions after which the peer counts as gone.
 pub const KEEPALIVE_PROBES_MAX: u32 = 6;
 /// Milliseconds before a connect to a Unix socket whose queue is full is tried again; twice as many
-/// each time.
+/// each time. The wheel's tick (10 ms) comes on top.
 pub const CONNECT_PAUSE_MS_MIN: u64 = 1;
 /// Milliseconds such a pause may grow to: an engine that accepts again is not kept waiting.
 pub const CONNECT_PAUSE_MS_MAX: u64 = 32;

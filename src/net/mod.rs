@@ -174,6 +174,9 @@ pub trait Net: Clone + 'static {
     /// An empty pipe; `None` when there are too many of them: bytes are copied then.
     fn pipe(&self) -> Option<<Self::Conn as Conn>::Pipe>;
 
+    /// Lets everybody else who can run go first, and the kernel be looked at.
+    fn turn_over(&self) -> impl Future<Output = ()>;
+
     /// Runs `task` beside the others. A panic in it ends that task only.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 

@@ -25,6 +25,9 @@ pub(super) enum Left {
 
 /// A short receive means that the socket is empty. The end of the stream (0) is not: it stays
 /// readable for ever. `EINTR` cannot happen to a non-blocking call, so it is not repeated.
+///
+/// The exception is TCP's urgent data, at which the kernel cuts a receive: what is behind it is
+/// noticed when more arrives. Nobody sends it in HTTP, and whoever does only holds up himself.
 fn after_recv(received: rustix::io::Result<usize>, wanted: usize) -> (Left, io::Result<usize>) {
     let empty = match received {
         Ok(n) => n > 0 && n < wanted,

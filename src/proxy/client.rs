@@ -219,6 +219,13 @@ impl<N: Net> Client<N> {
         ahead.rotate_left(later);
     }
 
+    /// Puts back what was taken before anything later was received.
+    pub(super) fn put_back_first(&self, bytes: Vec<u8>) {
+        let mut ahead = self.ahead.borrow_mut();
+        debug_assert!(ahead.is_empty(), "something was received meanwhile");
+        *ahead = bytes;
+    }
+
     /// Sends all of `slices`, which leave in order; waits while the client is slow.
     ///
     /// # Errors

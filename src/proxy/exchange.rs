@@ -201,9 +201,11 @@ impl<'a, N: Net> Exchange<'a, N> {
     /// A request without a body has ended with its head: what came behind is the next one's.
     fn finish_body_early(&mut self) {
         self.body_done = true;
-        let next = self.bytes.split_off(self.head.len);
-        if !next.is_empty() {
-            self.client.put_back(&next);
+        if self.bytes.len() > self.head.len {
+            let mut head = self.shard.buffer();
+            head.extend(self.bytes.drain(..self.head.len));
+            let next = std::mem::replace(&mut self.bytes, head);
+            self.client.put_back_first(next);
         }
     }
 

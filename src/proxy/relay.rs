@@ -84,7 +84,7 @@ impl<N: Net> Exchange<'_, N> {
         mut answer: Answer,
         rewrite: Rewrite,
     ) -> Result<(), Fault> {
-        let received = self.shard.net.now();
+        let received = self.shard.net.clock();
         let (head, bytes) = (&answer.head, &answer.bytes);
         if head.status == 101 {
             // Rare, and large: it must not be part of every exchange.
@@ -272,6 +272,7 @@ impl<N: Net> Exchange<'_, N> {
         mut pipe: <N::Conn as Conn>::Pipe,
     ) -> Result<(), Fault> {
         let (shard, client, conn) = (self.shard, self.client, upstream.conn());
+        relay.said_done = false;
         let mut steps = 0_u32;
         while let Some(remaining) = relay.meter.remaining().filter(|left| *left > 0) {
             steps = steps.wrapping_add(1);
@@ -337,7 +338,7 @@ impl Relay {
         self.chunks = self.chunks.wrapping_add(1);
         self.note_done(received);
         let timed = self.chunks.is_multiple_of(CHUNKS_PER_TIMING);
-        let begun = if timed { shard.net.now() } else { Moment(0) };
+        let begun = if timed { shard.net.clock() } else { Moment(0) };
         let step = if self.form == Form::Verbatim {
             self.step_verbatim(client, received)
         } else {

@@ -6,7 +6,7 @@ use super::client::{Client, Limit};
 use super::exchange::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
-use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX};
+use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, STEPS_PER_TURN_MAX};
 use crate::net::{Conn, Net, would_block};
 
 /// Serves request after request. While the client is silent this future is all there is of it, so
@@ -14,7 +14,13 @@ use crate::net::{Conn, Net, would_block};
 pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
     let shard = &guard.shard;
     let client = Client::new(&shard.net, conn, rank);
+    let mut exchanges = 0_u32;
     while client.next_request(shard).await {
+        exchanges = exchanges.wrapping_add(1);
+        if exchanges.is_multiple_of(STEPS_PER_TURN_MAX) {
+            // Pipelined requests that are answered here wait for nothing in between.
+            Box::pin(shard.net.turn_over()).await;
+        }
         match Box::pin(exchange::run(shard, &client)).await {
             Next::Request => {}
             Next::Close => return,
@@ -34,7 +40,12 @@ async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
     let wait = Duration::from_millis(LINGER_MS_MAX);
     let limit = Limit::of(shard.net.now(), Some(wait), Fault::BodyTimeout);
     let mut left = LINGER_BYTES_MAX;
+    let mut steps = 0_u32;
     while left > 0 {
+        steps = steps.wrapping_add(1);
+        if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+            shard.net.turn_over().await;
+        }
         if client
             .until_own(shard, limit, |cx| client.conn.poll_readable(cx))
             .await

@@ -87,15 +87,13 @@ impl<N: Net> Exchange<'_, N> {
         let mut steps = 0_u32;
         while !(down.ended && up.ended) {
             steps = steps.wrapping_add(1);
-            let is_turn_over = steps.is_multiple_of(STEPS_PER_TURN_MAX);
-            if is_turn_over {
-                engine.forget_readable();
-                client.forget_readable();
+            if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+                self.shard.net.turn_over().await;
             }
             let pass =
                 |lane: &mut Lane, from: &N::Conn, to: &N::Conn| lane.pass(self.shard, from, to);
             let moved = pass(down, engine, client)? | pass(up, client, engine)?;
-            if moved && !is_turn_over {
+            if moved {
                 continue;
             }
             self.client

@@ -36,6 +36,8 @@ struct Upload<N: Net> {
     /// The rest of the body goes through it, behind `out`.
     pipe: Option<<N::Conn as Conn>::Pipe>,
     splices: u32,
+    /// There was no pipe.
+    is_copied: bool,
 }
 
 /// What an upload waits for.
@@ -109,6 +111,7 @@ impl<N: Net> Exchange<'_, N> {
             bytes_max: self.shard.config.limits.body_bytes_max,
             pipe: None,
             splices: 0,
+            is_copied: false,
         };
         if self.body_done {
             upload.finish_if_done()?;
@@ -237,6 +240,7 @@ impl<N: Net> Exchange<'_, N> {
             match client.conn.try_fill(pipe, bytes_max) {
                 Ok(0) => return Err(client.note_gone()),
                 Ok(n) => {
+                    upload.whole = false;
                     self.note_spliced(upload, n);
                     upload.splices = upload.splices.wrapping_add(1);
                     if upload.splices.is_multiple_of(SPLICES_PER_TURN_MAX) {
@@ -299,12 +303,11 @@ impl<N: Net> Upload<N> {
     /// is one. What was sent before is not kept then: the request cannot be sent again.
     fn begin_splice(&mut self, shard: &Shard<N>) {
         let remaining = self.meter.remaining().unwrap_or(0);
-        if self.pipe.is_some() || self.mask.is_some() || remaining < N::SPLICE_BYTES_MIN {
-            return;
-        }
-        self.pipe = shard.net.pipe();
-        if self.pipe.is_some() {
-            self.whole = false;
+        let is_worth_it = self.mask.is_none() && remaining >= N::SPLICE_BYTES_MIN;
+        if self.pipe.is_none() && is_worth_it && !self.is_copied {
+            self.pipe = shard.net.pipe();
+            // Not asked again for every piece.
+            self.is_copied = self.pipe.is_none();
         }
     }
 

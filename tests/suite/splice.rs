@@ -198,3 +198,46 @@ fn more_uploads_than_pipes_are_all_served() {
     // Four idle pipes at most, and the shard's own.
     wait_descriptors(&sidecar, 40 + 8 + CLIENTS);
 }
+
+/// Clients that close their side and read no more, in the middle of answers that fill every
+/// buffer: none of them may keep the shard from anybody else.
+#[test]
+fn half_closed_clients_that_do_not_read_stop_nobody() {
+    for driver in [Driver::Ring, Driver::Epoll] {
+        let engine = RawEngine::start(|mut conn, _| {
+            let Some((head, _)) = conn.request() else {
+                return;
+            };
+            let block = [b'x'; 64 * 1024];
+            if head.starts_with("GET /chunks") {
+                conn.say("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+                let chunk = [b"10000\r\n".as_slice(), &block, b"\r\n"].concat();
+                while conn.stream.write_all(&chunk).is_ok() {}
+            } else if head.starts_with("GET /switch") {
+                conn.say("HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");
+                while conn.stream.write_all(&block).is_ok() {}
+            } else {
+                conn.say("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n");
+                while conn.stream.write_all(&block).is_ok() {}
+            }
+        });
+        let sidecar = start(driver, engine.port());
+        let upgrade = [("connection", "upgrade"), ("upgrade", "x")];
+        for path in ["/length", "/chunks", "/switch"] {
+            for _ in 0..20 {
+                let mut client = sidecar.connect();
+                let headers = if path == "/switch" { &upgrade[..] } else { &[] };
+                client.send(request("GET", path, headers, b""));
+                client.head();
+                let mut sink = vec![0; 1 << 20];
+                for _ in 0..8 {
+                    client.socket().read_exact(&mut sink).unwrap();
+                }
+                client.finish();
+                // Still open, and full.
+                sidecar.get("/health", &[]).expect(200);
+            }
+        }
+        expect_drained(&sidecar);
+    }
+}

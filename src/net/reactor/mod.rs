@@ -137,7 +137,7 @@ impl Runtime {
     /// Drives the wheel by one alarm.
     fn start_wheel(&self) -> io::Result<()> {
         let alarm = Alarm::new()?;
-        let handle = self.watch(alarm.watched()?, Ready::default())?;
+        let handle = self.watch_vital(alarm.watched()?)?;
         let wheel = self.inner.wheel.clone();
         let earlier = alarm.clone();
         wheel.on_rearm(move |moment| earlier.set(moment));
@@ -161,8 +161,18 @@ impl Runtime {
         }
     }
 
+    /// Watches what the thread cannot do without.
+    fn watch_vital(&self, fd: OwnedFd) -> io::Result<Handle> {
+        self.watch_slot(Slot::new(fd, Ready::default(), true))
+    }
+
+    /// Watches a connection.
     fn watch(&self, fd: OwnedFd, ready: Ready) -> io::Result<Handle> {
-        let slot = Rc::new(Slot::new(fd, ready));
+        self.watch_slot(Slot::new(fd, ready, false))
+    }
+
+    fn watch_slot(&self, slot: Slot) -> io::Result<Handle> {
+        let slot = Rc::new(slot);
         let key = self.inner.watches.borrow_mut().add(Rc::clone(&slot));
         slot.set_key(key);
         let watched = self.inner.source.borrow_mut().watch(slot.fd(), key);
@@ -190,7 +200,7 @@ impl Runtime {
     /// When the socket cannot be watched.
     pub fn listener(&self, socket: std::net::TcpListener) -> io::Result<Listener> {
         Ok(Listener {
-            handle: self.watch(OwnedFd::from(socket), Ready::default())?,
+            handle: self.watch_vital(OwnedFd::from(socket))?,
             net: self.clone(),
         })
     }
@@ -201,7 +211,7 @@ impl Runtime {
     /// When no descriptor could be opened.
     pub fn bell(&self) -> io::Result<(Bell, Ringer)> {
         let (event, ringer) = bell()?;
-        let handle = self.watch(event, Ready::default())?;
+        let handle = self.watch_vital(event)?;
         Ok((Bell { handle }, ringer))
     }
 
@@ -231,6 +241,19 @@ impl Net for Runtime {
 
     fn pipe(&self) -> Option<Pipe> {
         self.inner.pipes.take()
+    }
+
+    async fn turn_over(&self) {
+        let mut is_over = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut is_over, true) {
+                return Poll::Ready(());
+            }
+            // In the next turn: tasks woken in this one wait for the kernel to be looked at.
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
@@ -299,6 +322,9 @@ impl Inner {
         let Some((slot, is_over)) = noted else {
             return Ok(());
         };
+        if event.has_failed && slot.is_vital() {
+            return Err(io::Error::other("the kernel stopped watching a descriptor"));
+        }
         if event.has_failed {
             // Not the connection's fault, but nothing would be heard of it any more.
             socket::end(slot.fd());
@@ -421,10 +447,11 @@ impl Handle {
                 return;
             }
         }
-        let mut source = self.inner.source.borrow_mut();
-        if source.watch_write(self.fd(), key).is_err() {
-            // No memory for a changed watch: the next send says whether it fits.
-            self.slot.note(Ready::WRITE);
+        let watched = self.inner.source.borrow_mut().watch_write(self.fd(), key);
+        if watched.is_err() {
+            // No memory for a changed watch, so nothing would be heard of this connection again.
+            socket::end(self.fd());
+            self.slot.note(Ready::ALL);
         }
     }
 }

@@ -44,14 +44,17 @@ pub(super) struct Slot {
     ready: Cell<Ready>,
     /// The next wait lets the others go first.
     yields: Cell<bool>,
+    /// Nobody can do without it: when it cannot be watched any more, the thread ends.
+    is_vital: bool,
     /// By kind. Kept when woken: mostly the same task comes back.
     waiting: RefCell<[Option<Waker>; 3]>,
 }
 
 impl Slot {
-    pub(super) fn new(fd: OwnedFd, ready: Ready) -> Self {
+    pub(super) fn new(fd: OwnedFd, ready: Ready, is_vital: bool) -> Self {
         Self {
             fd,
+            is_vital,
             key: Cell::new(0),
             ready: Cell::new(ready),
             yields: Cell::new(false),
@@ -61,6 +64,10 @@ impl Slot {
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    pub(super) fn is_vital(&self) -> bool {
+        self.is_vital
     }
 
     pub(super) fn key(&self) -> u64 {
@@ -87,11 +94,12 @@ impl Slot {
         }
     }
 
-    /// A call found nothing more to do. Of a connection that has ended nothing is taken back: the
-    /// end is not told twice.
+    /// A call found nothing more to do. That an ended connection can be read is not taken back: the
+    /// end is not told twice. That it can be written to is: a peer that only said it will send no
+    /// more may well have a full window.
     pub(super) fn clear(&self, kind: Ready) {
         let ready = self.ready.get();
-        if !ready.has(Ready::ENDED) {
+        if kind == Ready::WRITE || !ready.has(Ready::ENDED) {
             self.ready.set(ready.without(kind));
         }
     }

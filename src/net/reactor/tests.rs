@@ -124,6 +124,51 @@ fn a_full_socket_is_told_when_it_has_room_again() {
     });
 }
 
+/// A peer that has said its last word and does not read: that its end is known for good must not
+/// make a full socket look writable for good.
+#[test]
+fn a_full_socket_of_a_half_closed_peer_is_not_writable() {
+    on_each_driver(None, async |net| {
+        let (conn, mut far) = pair(&net);
+        far.shutdown(std::net::Shutdown::Write).unwrap();
+        poll_fn(|cx| conn.poll_hangup(cx)).await;
+        let bytes = vec![7_u8; 1 << 20];
+        let mut sent = 0;
+        while let Ok(n) = conn.try_send(&bytes) {
+            sent += n;
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(conn.poll_writable(&mut cx).is_pending());
+        let reader = std::thread::spawn(move || {
+            far.read_exact(&mut vec![0; sent]).unwrap();
+            far
+        });
+        writable(&conn).await;
+        assert!(conn.try_send(b"x").is_ok());
+        drop(reader.join().unwrap());
+    });
+}
+
+#[test]
+fn a_turn_lets_the_others_go_first() {
+    on_each_driver(None, async |net| {
+        let (conn, mut far) = pair(&net);
+        let came = Rc::new(Cell::new(false));
+        let note = Rc::clone(&came);
+        net.spawn(async move {
+            receive(&conn, 1).await;
+            note.set(true);
+        });
+        far.write_all(b"x").unwrap();
+        let mut turns = 0;
+        while !came.get() {
+            net.turn_over().await;
+            turns += 1;
+            assert!(turns < 1_000_000, "the kernel was never looked at");
+        }
+    });
+}
+
 #[test]
 fn connects_end_one_way_or_the_other() {
     on_each_driver(None, async |net| {
@@ -245,7 +290,7 @@ fn an_event_of_an_earlier_generation_finds_nothing() {
     let mut watches = Watches::default();
     let slot = || {
         let (fd, _) = bell().unwrap();
-        Rc::new(Slot::new(fd, Ready::default()))
+        Rc::new(Slot::new(fd, Ready::default(), false))
     };
     let event = |key, is_last| Event {
         key,
