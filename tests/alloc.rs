@@ -3,9 +3,23 @@
 //! A binary of its own, because the allocator counts for the whole process, and a single test,
 //! because threads of others would be counted along.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "the helpers of a test fail like a test"
+)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
+use ringside::cli::{self, Command};
+use ringside::control::Running;
 use ringside::h1::{BodyMeter, Chunked, Framing, SseEvents, chunk_line};
 use ringside::json::{AnswerForm, UsageRewriter, UsageShape};
 
@@ -16,7 +30,11 @@ thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Allocations of all threads.
+static OF_ALL: AtomicUsize = AtomicUsize::new(0);
+
 fn count() {
+    OF_ALL.fetch_add(1, Ordering::Relaxed);
     // Refused only while a thread ends.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
 }
@@ -63,6 +81,13 @@ fn as_chunk(payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_relayed_chunk_allocates_nothing() {
+    framing_and_rewriting();
+    for split in [false, true] {
+        relaying(split);
+    }
+}
+
+fn framing_and_rewriting() {
     assert!(
         allocations_of(|| drop(Box::new(1))) == 1,
         "the allocator counts"
@@ -107,4 +132,126 @@ fn a_relayed_chunk_allocates_nothing() {
         assert!(rewriter.rewritten() > 0);
         assert_eq!(rewritten, 0, "{shape:?}");
     }
+}
+
+/// Chunks relayed while allocations are counted. The process has other threads, which may
+/// allocate a little; one allocation for every tenth chunk would be seen.
+const CHUNKS: usize = 2000;
+
+/// Reads once; a signal is no reason to give up.
+fn read(stream: &mut TcpStream, into: &mut [u8]) -> usize {
+    loop {
+        match stream.read(into) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => return read.unwrap(),
+        }
+    }
+}
+
+/// A request's bytes, up to the end of its body.
+fn take_request(stream: &mut TcpStream) {
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let n = read(stream, &mut piece);
+        assert!(n > 0, "the request was cut");
+        bytes.extend_from_slice(&piece[..n]);
+        // The last member of the bodies here.
+        if bytes.ends_with(b"}") {
+            return;
+        }
+    }
+}
+
+/// Engines without allocations: one answers a prefill, the other streams a chunk per ring.
+fn engines(rung: mpsc::Receiver<()>) -> (u16, u16) {
+    let prefill = TcpListener::bind("127.0.0.1:0").unwrap();
+    let decode = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ports = (
+        prefill.local_addr().unwrap().port(),
+        decode.local_addr().unwrap().port(),
+    );
+    thread::spawn(move || {
+        let (mut stream, _) = prefill.accept().unwrap();
+        take_request(&mut stream);
+        let body = r#"{"kv_transfer_params":{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1]],"remote_engine_id":"e","remote_host":"h","remote_port":1},"usage":{"prompt_tokens_details":{"cached_tokens":7}}}"#;
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all((head + body).as_bytes()).unwrap();
+        // Kept open: what follows is the decoder's.
+        thread::park();
+    });
+    thread::spawn(move || {
+        let (mut stream, _) = decode.accept().unwrap();
+        take_request(&mut stream);
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let chunk = as_chunk(EVENT);
+        while rung.recv().is_ok() {
+            stream.write_all(&chunk).unwrap();
+        }
+    });
+    ports
+}
+
+/// A stream through the sidecar as it runs, each chunk after the one before has arrived.
+fn relaying(split: bool) {
+    let (ring, rung) = mpsc::channel();
+    let (prefill, decode) = engines(rung);
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let args = format!(
+        "ringside sidecar --host=127.0.0.1 --port={port} --model-server-host=127.0.0.1 \
+         --model-server-port={decode} --secure-proxy=false --admin-address=off"
+    );
+    let args = args.split_whitespace().map(Into::into);
+    let Ok(Command::Sidecar(config, _)) = cli::parse_with(args, &|_| None) else {
+        panic!("the flags are valid");
+    };
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut running = control.block_on(Running::start(*config)).unwrap();
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let routing = if split {
+        format!("x-prefiller-host-port: 127.0.0.1:{prefill}\r\n")
+    } else {
+        String::new()
+    };
+    let body = r#"{"model":"m","messages":[],"stream":true}"#;
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\n{routing}content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    client.write_all(request.as_bytes()).unwrap();
+    let chunk = as_chunk(EVENT);
+    let mut got = vec![0; 4096];
+    let mut before = 0;
+    for nth in 0..CHUNKS + 100 {
+        if nth == 100 {
+            before = OF_ALL.load(Ordering::Relaxed);
+        }
+        ring.send(()).unwrap();
+        let mut seen = 0;
+        // The head comes before the first chunk.
+        while !got[..seen].ends_with(&chunk) {
+            let n = read(&mut client, &mut got[seen..]);
+            assert!(n > 0, "the stream was cut");
+            seen += n;
+        }
+    }
+    let allocations = OF_ALL.load(Ordering::Relaxed) - before;
+    assert!(
+        allocations < CHUNKS / 10,
+        "{allocations} allocations for {CHUNKS} chunks, split: {split}"
+    );
+    drop(client);
+    control.block_on(running.drain(Duration::ZERO, Some(Duration::from_secs(10))));
 }
