@@ -8,7 +8,7 @@
 //! "tell me when this socket is ready"; bytes move in the same call that names the buffer
 //! (`try_recv`, `try_send`). So nothing the kernel holds can outlive a dropped future.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::io::IoSlice;
 use std::net::IpAddr;
@@ -197,6 +197,19 @@ pub trait Net: Clone + 'static {
 
     /// A random number; unpredictable enough for ids and load spreading, not for secrets.
     fn random(&self) -> u64;
+}
+
+/// Ready the second time it is polled, having woken its task the first time: on an executor that
+/// looks at the kernel between two turns, that lets everybody else go first.
+fn next_turn() -> impl Future<Output = ()> {
+    let mut is_over = false;
+    poll_fn(move |cx| {
+        if std::mem::replace(&mut is_over, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
 }
 
 /// Whether a failed non-blocking call is worth waiting for readiness.

@@ -243,17 +243,9 @@ impl Net for Runtime {
         self.inner.pipes.take()
     }
 
-    async fn turn_over(&self) {
-        let mut is_over = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut is_over, true) {
-                return Poll::Ready(());
-            }
-            // In the next turn: tasks woken in this one wait for the kernel to be looked at.
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+    fn turn_over(&self) -> impl Future<Output = ()> {
+        // Tasks woken in a turn run in the next one.
+        super::next_turn()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {

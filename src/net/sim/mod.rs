@@ -279,16 +279,8 @@ impl Net for SimNet {
         (!self.once_in(4)).then(SimPipe::default)
     }
 
-    async fn turn_over(&self) {
-        let mut is_over = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut is_over, true) {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+    fn turn_over(&self) -> impl Future<Output = ()> {
+        super::next_turn()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
