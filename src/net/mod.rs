@@ -89,8 +89,8 @@ pub trait Conn: 'static {
     /// As [`Conn::try_recv`].
     fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize>;
 
-    /// Forgets that the socket was readable, so that the next wait goes through the engine and
-    /// other connections get their turn: how a busy relay yields.
+    /// Makes the next wait to read let other connections have their turn, also when more is there
+    /// already: how a busy relay yields.
     fn forget_readable(&self);
 
     /// Whether something can be received right now (bytes, end, error), without taking it. Looks

@@ -35,7 +35,6 @@ struct Upload<N: Net> {
     bytes_max: u64,
     /// The rest of the body goes through it, behind `out`.
     pipe: Option<<N::Conn as Conn>::Pipe>,
-    splices: u32,
     /// There was no pipe.
     is_copied: bool,
 }
@@ -110,7 +109,6 @@ impl<N: Net> Exchange<'_, N> {
             mask: api.map(|_| Mask::new(CLIENT_OWNED_KV)),
             bytes_max: self.shard.config.limits.body_bytes_max,
             pipe: None,
-            splices: 0,
             is_copied: false,
         };
         if self.body_done {
@@ -162,7 +160,12 @@ impl<N: Net> Exchange<'_, N> {
         let mut steps = 0_u32;
         loop {
             steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+            // A pipe takes more at once than the buffer.
+            let turn = match upload.pipe {
+                Some(_) => SPLICES_PER_TURN_MAX,
+                None => STEPS_PER_TURN_MAX,
+            };
+            if steps.is_multiple_of(turn) {
                 self.client.conn.forget_readable();
             }
             // If it closed for reading: what it said before, if anything, says why.
@@ -242,10 +245,6 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(n) => {
                     upload.whole = false;
                     self.note_spliced(upload, n);
-                    upload.splices = upload.splices.wrapping_add(1);
-                    if upload.splices.is_multiple_of(SPLICES_PER_TURN_MAX) {
-                        client.conn.forget_readable();
-                    }
                 }
                 Err(error) if would_block(&error) => {}
                 Err(_) => return Err(client.note_gone()),

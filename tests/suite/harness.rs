@@ -16,6 +16,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::client::{Answer, Client, DEADLINE};
+use crate::harness_more::Driver;
 
 /// The routing header.
 pub(crate) const PREFILLER: &str = "x-prefiller-host-port";
@@ -422,27 +423,7 @@ impl Pair {
         change_prefill: impl FnOnce(&mut EngineConfig),
         change_decode: impl FnOnce(&mut EngineConfig),
     ) -> Self {
-        let handoffs = HandoffRegistry::new();
-        let checked = |config| EngineConfig {
-            verify_handoff: Some(handoffs.clone()),
-            ..config
-        };
-        let mut prefill = checked(EngineConfig::prefill());
-        let mut decode = checked(EngineConfig::decode());
-        change_prefill(&mut prefill);
-        change_decode(&mut decode);
-        let prefill = Engine::start(prefill, 0).unwrap();
-        let (decode, flag) = start_decoder(decode);
-        let sidecar = Sidecar::launch(&Launch {
-            args: &[&[&*flag], args].concat(),
-            ..Launch::default()
-        });
-        Self {
-            prefill,
-            decode,
-            sidecar,
-            handoffs,
-        }
+        crate::harness_more::pair_on(Driver::Ring, args, change_prefill, change_decode)
     }
 
     /// A POST that names the prefill engine.

@@ -416,7 +416,7 @@ impl Handle {
         self.slot.fd()
     }
 
-    /// Waits until the descriptor is readable, and takes the readiness.
+    /// Waits until the descriptor is readable.
     async fn readable(&self) {
         poll_fn(|cx| self.slot.poll_read(cx)).await;
     }
