@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use super::units::{self, UnitError};
 use super::{
-    AccessLog, BodyLimits, Config, Cores, CoresError, Draft, DrainConfig, Key, KvConnector,
-    LogConfig, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PdConfig, Timeouts,
-    UpstreamConfig, keys,
+    AccessLog, BodyLimits, Config, ConnectorPorts, Cores, CoresError, Draft, DrainConfig, Key,
+    KvConnector, LogConfig, LogFormat, LogLevel, MoriConfig, OnDecodeKvError, OnMissingKv,
+    OnPrefillFailure, PdConfig, Timeouts, TlsConfig, UpstreamConfig, keys,
 };
 
 /// Connectors pd-sidecar has and this build does not.
@@ -67,6 +67,10 @@ pub fn check(draft: &Draft) -> Result<Checked, Vec<Problem>> {
         ranks,
         pod_ip: draft.pod_ip.clone().filter(|ip| !ip.is_empty()),
         pd,
+        tls: TlsConfig::default(),
+        guard: None,
+        tracing: None,
+        metrics: None,
         timeouts: reader.timeouts(),
         upstream: reader.upstream(),
         limits: reader.limits(),
@@ -118,6 +122,18 @@ impl<'a> Reader<'a> {
         }
         PdConfig {
             connector,
+            encoder: None,
+            ports: ConnectorPorts {
+                mooncake_bootstrap: 8998,
+                sglang_bootstrap: 8998,
+                p2p: 7777,
+            },
+            p2p_pull: false,
+            mori: MoriConfig::default(),
+            decode_chunk_tokens: None,
+            on_prefill_failure: OnPrefillFailure::Error,
+            trust_client_kv: false,
+            release_stranded_kv: false,
             prefiller_sampling: self.prefiller_sampling(),
             prefill_retries_max: retries,
             prefill_retry_backoff: backoff,

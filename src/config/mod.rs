@@ -5,10 +5,14 @@
 //! environment, no file and no socket; the command line hands everything in.
 
 mod check;
+mod connectors;
 mod cores;
 mod describe;
+mod guard;
 pub mod keys;
 mod ranks;
+mod tls;
+mod tracing;
 pub mod units;
 
 use std::collections::BTreeMap;
@@ -18,8 +22,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::{Checked, Problem, check};
+pub use connectors::{ConnectorPorts, EcConnector, KvConnector, MoriConfig};
 pub use cores::{Cores, CoresError, PciAddress, Place};
+pub use guard::{GuardConfig, PoolGroup, PoolRef};
 pub use keys::Key;
+pub use tls::{Identity, ListenerTls, TlsConfig, UpstreamTls};
+pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 
 use crate::fleet::Target;
 
@@ -32,6 +40,14 @@ pub struct Config {
     pub pod_ip: Option<String>,
     /// Prefill/decode.
     pub pd: PdConfig,
+    /// Encryption.
+    pub tls: TlsConfig,
+    /// Which engines requests may name; `None` is any.
+    pub guard: Option<GuardConfig>,
+    /// OpenTelemetry; `None` is off.
+    pub tracing: Option<TracingConfig>,
+    /// Where metrics are served besides the admin server.
+    pub metrics: Option<SocketAddr>,
     /// Bounds on time.
     pub timeouts: Timeouts,
     /// Connections to engines.
@@ -97,6 +113,22 @@ impl fmt::Display for ListenAddress {
 pub struct PdConfig {
     /// How KV cache is handed over.
     pub connector: KvConnector,
+    /// How an encoder's output is handed over; `None`: encoders are not used.
+    pub encoder: Option<EcConnector>,
+    /// Ports the connectors use.
+    pub ports: ConnectorPorts,
+    /// Whether nixlv2 prefillers may be told to pull a cached prefix from a peer.
+    pub p2p_pull: bool,
+    /// `MoRI-IO`.
+    pub mori: MoriConfig,
+    /// Tokens decoded per request to the engine in chunked decode; `None`: all in one.
+    pub decode_chunk_tokens: Option<u32>,
+    /// What a failed prefill leads to.
+    pub on_prefill_failure: OnPrefillFailure,
+    /// Whether a client's own transfer parameters reach engines.
+    pub trust_client_kv: bool,
+    /// Whether the prefiller is asked to give up KV cache that nobody will fetch.
+    pub release_stranded_kv: bool,
     /// Random prefill candidate instead of the first.
     pub prefiller_sampling: bool,
     /// Repeats of a prefill that answered 502, 503 or 504.
@@ -119,23 +151,6 @@ pub struct PdConfig {
     pub allow_flat_blocks: bool,
 }
 
-/// How KV cache is handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvConnector {
-    /// NIXL, pulled by the decoder.
-    Nixlv2,
-}
-
-impl KvConnector {
-    /// The name operators write.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Nixlv2 => "nixlv2",
-        }
-    }
-}
-
 /// What a prefill answer without a usable handoff leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnMissingKv {
@@ -143,6 +158,15 @@ pub enum OnMissingKv {
     Decode,
     /// The client gets an error.
     Error,
+}
+
+/// What a failed prefill leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnPrefillFailure {
+    /// The client gets the prefiller's error.
+    Error,
+    /// The decoder computes the prompt itself.
+    Decode,
 }
 
 /// What a decoder that could not load the KV cache leads to.

@@ -1,9 +1,11 @@
 //! Engines as the proxy knows them: pure state, no socket, no clock.
 
 mod address;
+mod allow;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod target;
 
 pub use address::{Address, SOCKET_PATH_BYTES_MAX, SocketPath};
+pub use allow::{AllowError, AllowRule};
 pub use target::{Target, TargetError};

@@ -11,9 +11,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::config::{
-    AccessLog, BodyLimits, Config, Cores, DrainConfig, KvConnector, ListenAddress, LogConfig,
-    LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PdConfig, RankConfig, Timeouts,
-    UpstreamConfig,
+    AccessLog, BodyLimits, Config, ConnectorPorts, Cores, DrainConfig, KvConnector, ListenAddress,
+    LogConfig, LogFormat, LogLevel, MoriConfig, OnDecodeKvError, OnMissingKv, OnPrefillFailure,
+    PdConfig, RankConfig, Timeouts, TlsConfig, UpstreamConfig,
 };
 use crate::fault::LABELS;
 use crate::fleet::Target;
@@ -123,6 +123,18 @@ pub(super) fn config(plot: Plot) -> Config {
         pod_ip: None,
         pd: PdConfig {
             connector: KvConnector::Nixlv2,
+            encoder: None,
+            ports: ConnectorPorts {
+                mooncake_bootstrap: 8998,
+                sglang_bootstrap: 8998,
+                p2p: 7777,
+            },
+            p2p_pull: false,
+            mori: MoriConfig::default(),
+            decode_chunk_tokens: None,
+            on_prefill_failure: OnPrefillFailure::Error,
+            trust_client_kv: false,
+            release_stranded_kv: false,
             prefiller_sampling: false,
             prefill_retries_max: 1,
             prefill_retry_backoff: ms(20),
@@ -134,6 +146,10 @@ pub(super) fn config(plot: Plot) -> Config {
             prefill_answer_bytes_max: 1 << 20,
             allow_flat_blocks: false,
         },
+        tls: TlsConfig::default(),
+        guard: None,
+        tracing: None,
+        metrics: None,
         timeouts: Timeouts {
             connect: limit(300),
             head: limit(2000),
