@@ -12,6 +12,7 @@
 
 mod answer;
 mod block;
+mod cursor;
 mod edit;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -26,6 +27,7 @@ mod usage;
 mod validate;
 
 pub use answer::{Handoff, Params, PrefillAnswer};
+pub use cursor::{Item, Items, elements, inner, member, members, string_is};
 pub use edit::{Edit, EditError, Splices};
 pub use error::{JsonError, JsonReason};
 pub use lex::Kind;
