@@ -6,7 +6,7 @@
 
 use crate::fleet::TargetError;
 use crate::h1::HeadError;
-use crate::json::JsonError;
+use crate::json::{JsonError, Quoted};
 
 /// Why a request was not served, or not to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,24 @@ pub enum Fault {
     PrefillStatus(u16),
     /// No usable handoff came, and `--on-missing-kv error` says not to go on without one.
     HandoffMissing,
+    /// No encoder could be connected to.
+    EncodeConnect,
+    /// An encoder ended the connection before its answer.
+    EncodeReset,
+    /// An encoder's answer breaks HTTP/1.1, is cut short, is encoded, or is no JSON.
+    EncodeAnswer,
+    /// An encoder was silent for `--first-byte-timeout`.
+    EncodeTimeout,
+    /// An encoder answered with this status.
+    EncodeStatus(u16),
+    /// The request has more images, audio and video than one may have.
+    TooManyItems,
+    /// A prefiller's bootstrap server could not be asked for its engines.
+    Bootstrap,
+    /// The prefiller did not answer in `--moriio-parallel-decode-wait-timeout`.
+    PairTimeout,
+    /// A decoder's answer that the proxy has to read is not the JSON it should be.
+    ChunkAnswer,
     /// A defect of the proxy, named.
     Bug(&'static str),
 }
@@ -109,6 +127,15 @@ pub const LABELS: &[&str] = &[
     "prefill_timeout",
     "prefill_status",
     "handoff_missing",
+    "encode_connect",
+    "encode_reset",
+    "encode_answer",
+    "encode_timeout",
+    "encode_status",
+    "too_many_items",
+    "bootstrap",
+    "pair_timeout",
+    "chunk_answer",
     "bug",
 ];
 
@@ -147,7 +174,16 @@ impl Fault {
             Self::PrefillTimeout => 24,
             Self::PrefillStatus(_) => 25,
             Self::HandoffMissing => 26,
-            Self::Bug(_) => 27,
+            Self::EncodeConnect => 27,
+            Self::EncodeReset => 28,
+            Self::EncodeAnswer => 29,
+            Self::EncodeTimeout => 30,
+            Self::EncodeStatus(_) => 31,
+            Self::TooManyItems => 32,
+            Self::Bootstrap => 33,
+            Self::PairTimeout => 34,
+            Self::ChunkAnswer => 35,
+            Self::Bug(_) => 36,
         }
     }
 
@@ -162,14 +198,22 @@ impl Fault {
     pub const fn status(self) -> u16 {
         match self {
             Self::Head(error) => error.status(),
-            Self::Chunk | Self::Json(_) | Self::TooManyEdits | Self::UnknownRank => 400,
+            Self::Chunk
+            | Self::Json(_)
+            | Self::TooManyEdits
+            | Self::UnknownRank
+            | Self::TooManyItems => 400,
             Self::Connect => 405,
             Self::BodyTooLarge => 413,
             Self::HeadTimeout | Self::BodyTimeout => 408,
             // Never sent: nobody is there to read it.
             Self::ClientGone | Self::ClientStalled => 499,
             Self::BudgetSpent | Self::DecodeRefused | Self::Exhausted => 503,
-            Self::DecodeConnectTimeout | Self::FirstByteTimeout | Self::PrefillTimeout => 504,
+            Self::DecodeConnectTimeout
+            | Self::FirstByteTimeout
+            | Self::PrefillTimeout
+            | Self::EncodeTimeout
+            | Self::PairTimeout => 504,
             Self::Target(_)
             | Self::DecodeReset
             | Self::DecodeAnswer
@@ -178,9 +222,14 @@ impl Fault {
             | Self::PrefillReset
             | Self::PrefillAnswer
             | Self::PrefillAnswerTooLarge
-            | Self::HandoffMissing => 502,
+            | Self::HandoffMissing
+            | Self::EncodeConnect
+            | Self::EncodeReset
+            | Self::EncodeAnswer
+            | Self::EncodeStatus(_)
+            | Self::Bootstrap => 502,
             Self::PrefillStatus(status) => status,
-            Self::Bug(_) => 500,
+            Self::ChunkAnswer | Self::Bug(_) => 500,
         }
     }
 
@@ -199,7 +248,8 @@ impl Fault {
             | Self::Target(_)
             | Self::UnknownRank
             | Self::ClientGone
-            | Self::ClientStalled => Blame::Client,
+            | Self::ClientStalled
+            | Self::TooManyItems => Blame::Client,
             Self::DecodeRefused
             | Self::DecodeConnectTimeout
             | Self::DecodeReset
@@ -212,9 +262,33 @@ impl Fault {
             | Self::PrefillAnswerTooLarge
             | Self::PrefillTimeout
             | Self::PrefillStatus(_)
-            | Self::HandoffMissing => Blame::Upstream,
+            | Self::HandoffMissing
+            | Self::EncodeConnect
+            | Self::EncodeReset
+            | Self::EncodeAnswer
+            | Self::EncodeTimeout
+            | Self::EncodeStatus(_)
+            | Self::Bootstrap
+            | Self::PairTimeout
+            | Self::ChunkAnswer => Blame::Upstream,
             Self::BudgetSpent | Self::Exhausted | Self::Bug(_) => Blame::Ours,
         }
+    }
+
+    /// Whether it is a prefill leg that failed: the decoder can compute the prompt itself.
+    #[must_use]
+    pub const fn is_prefill(self) -> bool {
+        matches!(
+            self,
+            Self::PrefillConnect
+                | Self::PrefillReset
+                | Self::PrefillAnswer
+                | Self::PrefillAnswerTooLarge
+                | Self::PrefillTimeout
+                | Self::PrefillStatus(_)
+                | Self::Bootstrap
+                | Self::PairTimeout
+        )
     }
 
     /// Whether the client is told when to try again.
@@ -234,6 +308,7 @@ impl Fault {
             Self::Json(error) => format!("invalid JSON: {error}"),
             Self::Target(error) => format!("bad x-prefiller-host-port: {}", error.text()),
             Self::PrefillStatus(status) => format!("the prefill engine answered {status}"),
+            Self::EncodeStatus(status) => format!("an encode node answered {status}"),
             Self::Bug(what) => format!("internal error ({what})"),
             other => other.fixed_text().to_owned(),
         }
@@ -264,10 +339,19 @@ impl Fault {
             Self::PrefillAnswerTooLarge => "the prefill node's answer is too large",
             Self::PrefillTimeout => "the prefill node did not answer in time",
             Self::HandoffMissing => "the prefill node gave no usable kv_transfer_params",
+            Self::EncodeConnect => "the encode node could not be connected to",
+            Self::EncodeReset => "the encode node closed the connection before its answer",
+            Self::EncodeAnswer => "the encode node's answer could not be read",
+            Self::EncodeTimeout => "the encode node did not answer in time",
+            Self::TooManyItems => "the request has too many images, audio and video parts",
+            Self::Bootstrap => "the prefill node's bootstrap server gave no engine",
+            Self::PairTimeout => "the prefill node did not confirm the transfer in time",
+            Self::ChunkAnswer => "the decode node's answer could not be read",
             Self::Head(_)
             | Self::Json(_)
             | Self::Target(_)
             | Self::PrefillStatus(_)
+            | Self::EncodeStatus(_)
             | Self::Bug(_) => "",
         }
     }
@@ -293,13 +377,22 @@ impl Fault {
     /// The error body in pd-sidecar's shape (reference 8), as `application/json`.
     #[must_use]
     pub fn body(self) -> String {
+        self.body_with(None)
+    }
+
+    /// The same with a detail behind the text.
+    #[must_use]
+    pub fn body_with(self, detail: Option<&str>) -> String {
         if self.is_bodyless() {
             return String::new();
         }
-        // The texts are ours and hold nothing that needs escaping in JSON.
+        let message = match detail {
+            Some(detail) => format!("{} ({detail})", self.text()),
+            None => self.text(),
+        };
         format!(
-            r#"{{"object":"error","message":"{}","type":"{}","param":"","code":{}}}"#,
-            self.text(),
+            r#"{{"object":"error","message":{},"type":"{}","param":"","code":{}}}"#,
+            Quoted(&message),
             self.kind(),
             self.status()
         )
@@ -343,6 +436,15 @@ mod tests {
             Fault::PrefillTimeout,
             Fault::PrefillStatus(429),
             Fault::HandoffMissing,
+            Fault::EncodeConnect,
+            Fault::EncodeReset,
+            Fault::EncodeAnswer,
+            Fault::EncodeTimeout,
+            Fault::EncodeStatus(500),
+            Fault::TooManyItems,
+            Fault::Bootstrap,
+            Fault::PairTimeout,
+            Fault::ChunkAnswer,
             Fault::Bug("x"),
         ]
     }

@@ -104,6 +104,18 @@ pub const CONNECT_PAUSE_MS_MAX: u64 = 32;
 /// Such tries of one connect: they end after 131 s where no connect timeout ends them sooner, as
 /// the kernel's own for TCP do (127 s).
 pub const CONNECT_TRIES_MAX: u32 = 4096;
+/// Seconds a leg may go on for the sake of another engine after its client has left. Engines give
+/// an unfinished transfer up after 480 s.
+pub const ORPHAN_SECS_MAX: u64 = 600;
+/// Seconds a decoder whose client has left is waited for: for the first byte of its answer, which
+/// says that its transfer has ended (reference `competitors` 9.2).
+pub const ORPHAN_FIRST_BYTE_SECS_MAX: u64 = 30;
+/// Milliseconds a prefiller's bootstrap server has to name its engines.
+pub const BOOTSTRAP_MS_MAX: u64 = 5000;
+/// Seconds its answer is used; a decoder that does not know an engine ends that sooner.
+pub const BOOTSTRAP_SECS_MAX: u64 = 30;
+/// Prefillers whose engines one shard remembers.
+pub const BOOTSTRAPS_MAX: usize = 1024;
 /// Addresses tried for one engine name.
 pub const ADDRESSES_MAX: usize = 8;
 /// Seconds a resolved name is used.

@@ -5,7 +5,6 @@
 //! environment, no file and no socket; the command line hands everything in.
 
 mod check;
-mod connectors;
 mod cores;
 mod describe;
 mod guard;
@@ -22,7 +21,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::{Checked, Problem, check};
-pub use connectors::{ConnectorPorts, EcConnector, KvConnector, MoriConfig};
 pub use cores::{Cores, CoresError, PciAddress, Place};
 pub use guard::{GuardConfig, PoolGroup, PoolRef};
 pub use keys::Key;
@@ -30,6 +28,7 @@ pub use tls::{Identity, ListenerTls, TlsConfig, UpstreamTls};
 pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 
 use crate::fleet::Target;
+pub use crate::pd::options::{ConnectorPorts, EcConnector, KvConnector, MoriConfig};
 
 /// Everything the program was told, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

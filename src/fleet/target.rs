@@ -204,6 +204,35 @@ impl Target {
         }
     }
 
+    /// The host alone, an IPv6 address without brackets; a Unix socket has none.
+    #[must_use]
+    pub fn host(&self) -> String {
+        match &self.0 {
+            Place::Address(address) => address.ip().map(|ip| ip.to_string()).unwrap_or_default(),
+            Place::Name(name, _) => name.clone(),
+        }
+    }
+
+    /// The port; a Unix socket has none.
+    #[must_use]
+    pub const fn port(&self) -> Option<u16> {
+        match &self.0 {
+            Place::Address(Address::Tcp(address)) => Some(address.port()),
+            Place::Address(Address::Unix(_)) => None,
+            Place::Name(_, port) => Some(*port),
+        }
+    }
+
+    /// The same host on another port. A Unix socket stays what it is.
+    #[must_use]
+    pub fn with_port(&self, port: u16) -> Self {
+        match &self.0 {
+            Place::Address(Address::Tcp(address)) => Self::at(address.ip(), port),
+            Place::Address(Address::Unix(_)) => self.clone(),
+            Place::Name(name, _) => Self(Place::Name(name.clone(), port)),
+        }
+    }
+
     /// What a request of our own says as `Host`. A Unix socket has no host: `localhost`, as curl
     /// has it.
     #[must_use]

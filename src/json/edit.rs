@@ -11,6 +11,7 @@
 use std::fmt;
 use std::io::IoSlice;
 
+use super::lex::Kind;
 use super::scan::{Document, Level, Member, Object, watched};
 use crate::limits::JSON_EDITS_MAX;
 use crate::span::Span;
@@ -35,12 +36,25 @@ pub enum Edit<'a> {
         /// Its name, one of the watch table.
         name: &'static str,
     },
+    /// Puts text before the closing bracket of every occurrence that is an array.
+    Append {
+        /// Where the member sits.
+        level: Level,
+        /// Its name, one of the watch table.
+        name: &'static str,
+        /// The elements, with a comma before them where the array has some.
+        text: &'a [u8],
+    },
 }
 
 impl Edit<'_> {
-    const fn target(&self) -> (Level, &'static str) {
+    /// The member it changes.
+    #[must_use]
+    pub const fn target(&self) -> (Level, &'static str) {
         match *self {
-            Self::Set { level, name, .. } | Self::Remove { level, name } => (level, name),
+            Self::Set { level, name, .. }
+            | Self::Remove { level, name }
+            | Self::Append { level, name, .. } => (level, name),
         }
     }
 }
@@ -155,6 +169,10 @@ impl Document {
                 .find(|edit| edit.target() == (member.level, member.name));
             match edit {
                 Some(Edit::Set { value, .. }) => changes.replace(member.value, &[value]),
+                Some(Edit::Append { text, .. }) if member.kind == Kind::Array => {
+                    let place = member.value.end - 1;
+                    changes.replace(Span::new(place, place), &[text]);
+                }
                 Some(Edit::Remove { .. }) => {
                     removed += 1;
                     match &mut run {
@@ -168,7 +186,7 @@ impl Document {
                         }
                     }
                 }
-                None => {}
+                Some(Edit::Append { .. }) | None => {}
             }
         }
         changes.remove(run);
@@ -225,6 +243,7 @@ impl Changes {
         let text = edits.iter().map(|edit| match edit {
             // A comma, two quotes and a colon come with an insertion.
             Edit::Set { name, value, .. } => name.len() + value.len() + 4,
+            Edit::Append { text, .. } => text.len(),
             Edit::Remove { .. } => 0,
         });
         Self {
@@ -300,7 +319,7 @@ impl Piece {
 
 /// An edited body as pieces: bytes of the source and inserted text, in order. The source is not
 /// held; every call brings it, and it must be the one that was scanned.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Splices {
     pieces: Vec<Piece>,
     text: Vec<u8>,

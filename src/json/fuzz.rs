@@ -136,7 +136,7 @@ pub fn fuzz_edit(data: &[u8]) {
                 assert_eq!(error, EditError::NoObject);
                 assert!(edits.iter().any(|edit| match edit {
                     Edit::Set { level, .. } => !document.has_object(*level),
-                    Edit::Remove { .. } => false,
+                    Edit::Remove { .. } | Edit::Append { .. } => false,
                 }));
                 continue;
             }
@@ -523,11 +523,10 @@ fn random_edits(random: &mut Random) -> Vec<Edit<'static>> {
     let mut edits: Vec<Edit<'static>> = Vec::new();
     for &(level, name) in WATCH {
         let inside = edits.iter().any(|edit| {
-            let (level, name) = match edit {
-                Edit::Set { level, name, .. } | Edit::Remove { level, name } => (level, name),
-            };
-            matches!((level, *name), (Level::Top, "sampling_params"))
-                || matches!((level, *name), (Level::SamplingParams, "extra_args"))
+            matches!(
+                edit.target(),
+                (Level::Top, "sampling_params") | (Level::SamplingParams, "extra_args")
+            )
         });
         if inside && level != Level::Top {
             continue;
@@ -547,6 +546,8 @@ fn random_edits(random: &mut Random) -> Vec<Edit<'static>> {
 fn apply(tree: &mut Tree, edits: &[Edit<'_>]) {
     for edit in edits {
         match *edit {
+            // Not generated: its text depends on whether the array is empty.
+            Edit::Append { .. } => {}
             Edit::Remove { level, name } => tree.each(path(level), &mut |members| {
                 members.retain(|member| member.0 != name);
             }),
@@ -610,7 +611,7 @@ fn check_outside(document: &Document, data: &[u8], edits: &[Edit<'_>], splices: 
                         .map_or(member.value.end, |comma| comma + 1);
                     kept[start..end].fill(true);
                 }
-                Edit::Set { .. } | Edit::Remove { .. } => {}
+                Edit::Set { .. } | Edit::Remove { .. } | Edit::Append { .. } => {}
             }
         }
     }

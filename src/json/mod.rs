@@ -22,6 +22,7 @@ mod lex;
 mod mask;
 #[cfg(any(test, feature = "fuzzing"))]
 mod oracle;
+mod quote;
 mod scan;
 mod usage;
 mod validate;
@@ -32,6 +33,7 @@ pub use edit::{Edit, EditError, Splices};
 pub use error::{JsonError, JsonReason};
 pub use lex::Kind;
 pub use mask::{Held, Mask, Masked};
+pub use quote::{Quoted, QuotedList};
 pub use scan::{Document, Level, Member, Scanner, Watch};
 pub use usage::{AnswerForm, UsageRewriter, UsageShape};
 pub use validate::validate;

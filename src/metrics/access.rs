@@ -111,9 +111,11 @@ impl EndedAt {
         match phase {
             Phase::Idle | Phase::Upload => Self::Request,
             Phase::Connect => Self::Connect,
-            Phase::Prefill | Phase::RetryWait | Phase::BetweenLegs | Phase::FirstByte => {
-                Self::FirstByte
-            }
+            Phase::Encode
+            | Phase::Prefill
+            | Phase::RetryWait
+            | Phase::BetweenLegs
+            | Phase::FirstByte => Self::FirstByte,
             Phase::Streaming | Phase::Stalled => Self::Streaming,
         }
     }

@@ -79,6 +79,8 @@ labels! {
         Upload = "upload",
         /// Connecting to an engine.
         Connect = "connect",
+        /// The encode legs ran.
+        Encode = "encode",
         /// The prefill leg ran.
         Prefill = "prefill",
         /// Waiting for the next prefill attempt.
@@ -99,6 +101,10 @@ labels! {
         Prefill = "prefill",
         /// Writes the answer.
         Decode = "decode",
+        /// Embeds images, audio and video.
+        Encode = "encode",
+        /// Names a prefiller's engines.
+        Bootstrap = "bootstrap",
     }
 
     /// Which part of our own cost.

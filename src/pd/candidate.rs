@@ -73,6 +73,21 @@ impl<'a> Candidates<'a> {
     }
 }
 
+/// Targets named for a purpose that the request can be served without: one line split on commas or
+/// several lines, elements that are no targets left out, each target once.
+#[must_use]
+pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for element in Candidates::split(lines).elements {
+        if let Ok(target) = Target::parse(element)
+            && !targets.contains(&target)
+        {
+            targets.push(target);
+        }
+    }
+    targets
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

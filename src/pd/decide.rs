@@ -42,6 +42,24 @@ pub fn keep_local(api: Api, document: &Document, body: &[u8]) -> Option<Reason> 
     }
 }
 
+/// Why the request must not be split with a connector that copes with any number of sequences: its
+/// body is not one of the shapes that the legs can be made of.
+#[must_use]
+pub fn keep_shape_local(api: Api, document: &Document) -> Option<Reason> {
+    let has_prompt =
+        || is_set(document, Level::Top, "messages") || is_set(document, Level::Top, "prompt");
+    match api {
+        Api::Unsplit => Some(Reason::UnknownShape),
+        Api::Invocations if !has_prompt() => Some(Reason::UnknownShape),
+        Api::Chat
+        | Api::Completions
+        | Api::Messages
+        | Api::Responses
+        | Api::Generate
+        | Api::Invocations => None,
+    }
+}
+
 /// `/invocations` is dispatched by shape: only its chats and completions can be split.
 fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
     if is_set(document, Level::Top, "messages") {
@@ -110,7 +128,7 @@ fn string_end(bytes: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::json::Scanner;
-    use crate::pd::nixlv2::WATCH;
+    use crate::pd::material::WATCH;
 
     fn decide(api: Api, body: &str) -> Option<Reason> {
         let mut scanner = Scanner::new(WATCH);

@@ -59,6 +59,24 @@ impl Held {
         }
     }
 
+    /// An answer that is handed on as it is.
+    #[must_use]
+    pub const fn of(answer: Vec<u8>) -> Self {
+        Self {
+            params: Ok(answer),
+            cached_tokens: 0,
+        }
+    }
+
+    /// Nothing to hand on, and why.
+    #[must_use]
+    pub const fn none(reason: Reason) -> Self {
+        Self {
+            params: Err(reason),
+            cached_tokens: 0,
+        }
+    }
+
     /// Takes the handoff for the leg that is about to be sent. Every later call gives
     /// [`Reason::UsedKv`].
     ///

@@ -5,14 +5,32 @@
 //! and a set of golden wire files.
 
 pub mod candidate;
+pub mod connector;
 pub mod decide;
+pub mod encode;
 pub mod handoff;
+pub mod material;
+pub mod mooncake;
+pub mod mori;
+pub mod nixl;
 pub mod nixlv2;
+pub mod offloading;
+pub mod options;
 pub mod outcome;
+pub mod peer;
 pub mod plan;
 pub mod route;
+pub mod sglang;
+pub mod shared_storage;
+#[cfg(test)]
+mod testing;
+mod uuid;
 
+pub use connector::{Departure, Order};
 pub use handoff::{Freshness, Held};
+pub use material::{Encoded, Material};
 pub use outcome::{Outcome, Reason};
+pub use peer::{BootstrapEngine, KvSource, Peer};
 pub use plan::{Leg, Plan, Role, Take};
 pub use route::{Api, Route};
+pub use uuid::Uuid;

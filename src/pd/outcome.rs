@@ -79,6 +79,12 @@ pub enum Reason {
     PrefillTimeout,
     /// The prefiller's answer could not be read.
     PrefillAnswer,
+    /// The decoder found enough of the prompt in the store itself.
+    StoreHit,
+    /// An encoder could not be reached, failed, or gave nothing that can be read.
+    Encode,
+    /// The prefiller's bootstrap server gave no engine.
+    Bootstrap,
     /// The target in the routing header is none.
     BadTarget,
     /// The client sent something that cannot be served.
@@ -91,7 +97,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of their indices.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::None,
         Self::NoPrefiller,
         Self::SeveralChoices,
@@ -110,6 +116,9 @@ impl Reason {
         Self::PrefillStatus,
         Self::PrefillTimeout,
         Self::PrefillAnswer,
+        Self::StoreHit,
+        Self::Encode,
+        Self::Bootstrap,
         Self::BadTarget,
         Self::ClientError,
         Self::ClientGone,
@@ -138,6 +147,9 @@ impl Reason {
             Self::PrefillStatus => "prefill_status",
             Self::PrefillTimeout => "prefill_timeout",
             Self::PrefillAnswer => "prefill_answer",
+            Self::StoreHit => "store_hit",
+            Self::Encode => "encode",
+            Self::Bootstrap => "bootstrap",
             Self::BadTarget => "bad_target",
             Self::ClientError => "client_error",
             Self::ClientGone => "client_gone",

@@ -1,6 +1,7 @@
 //! Legs and plans: the values that cross from deciding to doing.
 
 use super::outcome::Reason;
+use super::uuid::Uuid;
 use crate::json::{Splices, UsageShape};
 
 /// What an engine is to a leg.
@@ -10,6 +11,10 @@ pub enum Role {
     Prefill,
     /// Generates the tokens.
     Decode,
+    /// Turns images, audio and video into embeddings.
+    Encode,
+    /// Names a prefiller's engines (Mooncake).
+    Bootstrap,
 }
 
 /// What to take from a leg's answer.
@@ -17,6 +22,10 @@ pub enum Role {
 pub enum Take {
     /// The handoff and the cached-token count; the rest is thrown away.
     Handoff,
+    /// The members at the top of the answer that are named; the rest is thrown away.
+    Whole,
+    /// That it was a success; the body is read to its end and thrown away.
+    Nothing,
     /// The whole answer, relayed to the client; its cached-token count is corrected to the
     /// prefiller's where the API has one.
     Answer(Option<UsageShape>),
@@ -31,6 +40,10 @@ pub struct Leg {
     pub body: Splices,
     /// What the answer gives.
     pub take: Take,
+    /// Data-parallel rank named in `x-data-parallel-rank`, in place of the client's.
+    pub rank: Option<u32>,
+    /// `x-request-id` in place of the request's own.
+    pub request_id: Option<Uuid>,
 }
 
 /// How a request whose body has been read is served.
@@ -38,6 +51,6 @@ pub struct Leg {
 pub enum Plan {
     /// By the decoder alone.
     Local(Reason, Leg),
-    /// By this prefill leg first; the decode leg is made from its answer.
-    Split(Leg),
+    /// By a prefiller and the decoder.
+    Split,
 }

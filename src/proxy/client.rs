@@ -59,6 +59,16 @@ impl Limit {
         }
     }
 
+    /// When it ends.
+    pub(super) const fn until(self) -> Option<Moment> {
+        self.until
+    }
+
+    /// What a wait that took longer comes to.
+    pub(super) const fn fault(self) -> Fault {
+        self.fault
+    }
+
     /// Whichever of the two ends first.
     pub(super) fn or_sooner(self, other: Self) -> Self {
         match (self.until, other.until) {

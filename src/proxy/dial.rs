@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::client::Limit;
-use super::exchange::Exchange;
+use super::leg::Waits;
 use crate::fault::Fault;
 use crate::limits::{CONNECT_PAUSE_MS_MAX, CONNECT_PAUSE_MS_MIN, CONNECT_TRIES_MAX};
 use crate::net::{Address, Net, would_block};
@@ -17,7 +17,10 @@ fn pause_after(nth: u32) -> Duration {
     Duration::from_millis(doubled.min(CONNECT_PAUSE_MS_MAX))
 }
 
-impl<N: Net> Exchange<'_, N> {
+impl<N: Net, W: Waits<N>> Dials<N> for W {}
+
+/// How a leg begins to connect.
+pub(super) trait Dials<N: Net>: Waits<N> {
     /// Begins a connect. `None`: this address takes none.
     ///
     /// The kernel holds a TCP connect back while the engine's queue is full; of a Unix socket it
@@ -25,12 +28,12 @@ impl<N: Net> Exchange<'_, N> {
     ///
     /// # Errors
     /// `Exhausted`, the limit's fault, or `ClientGone`.
-    pub(super) async fn begin_connect(
+    async fn begin_connect(
         &self,
         address: &Address,
         limit: Limit,
     ) -> Result<Option<N::Conn>, Fault> {
-        let shard = self.shard;
+        let shard = self.shard();
         for nth in 0..CONNECT_TRIES_MAX {
             let error = match shard.net.connect(address) {
                 Ok(conn) => return Ok(Some(conn)),
@@ -51,8 +54,7 @@ impl<N: Net> Exchange<'_, N> {
             }
             let pause = Limit::of(shard.net.now(), Some(pause_after(nth)), PAUSE);
             let paused = self
-                .client
-                .until(shard, self.early_watch(), pause.or_sooner(limit), |_| {
+                .until(self.early_watch(), pause.or_sooner(limit), |_| {
                     std::task::Poll::<()>::Pending
                 })
                 .await;

@@ -13,8 +13,7 @@ use crate::h1::{self, Framing, Method, Name, RequestHead, Version};
 use crate::metrics::{self, CodeClass, Phase, ShardMetrics};
 use crate::net::pool::EndpointId;
 use crate::net::{Conn, Moment, Net};
-use crate::pd::candidate::Candidates;
-use crate::pd::{Api, Outcome, Reason, Route};
+use crate::pd::{Api, Leg, Outcome, Reason, Route};
 
 /// What becomes of the connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +65,8 @@ pub(super) struct Account {
     pub(super) proxy_ns: u64,
     /// What went wrong, if something did.
     pub(super) fault: Option<Fault>,
+    /// Where exactly, for the client.
+    pub(super) detail: Option<String>,
 }
 
 /// Reads one request off the connection, serves it and accounts for it.
@@ -178,6 +179,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             ttft_us: 0,
             proxy_ns: 0,
             fault: None,
+            detail: None,
         };
         let mut exchange = Self {
             shard,
@@ -227,15 +229,15 @@ impl<'a, N: Net> Exchange<'a, N> {
             Route::Health => self.answer_health().await,
             Route::Other => self.forward(decoder, None, expects).await,
             Route::Intercepted(api) => {
-                let targets = self.prefillers().map_err(|error| {
+                let routing = self.routing().map_err(|error| {
                     self.account.outcome = Some((Outcome::Failed, Reason::BadTarget));
                     Fault::Target(error)
                 })?;
-                if targets.is_empty() {
+                if routing.is_local() {
                     self.account.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
                     self.forward(decoder, Some(api), expects).await
                 } else {
-                    self.split(api, &targets, decoder, expects).await
+                    self.split(api, routing, decoder, expects).await
                 }
             }
         }
@@ -271,19 +273,6 @@ impl<'a, N: Net> Exchange<'a, N> {
             .ok_or(Fault::UnknownRank)
     }
 
-    fn prefillers(&self) -> Result<Vec<Target>, crate::fleet::TargetError> {
-        let values = |name| {
-            self.head
-                .fields_named(name)
-                .map(|field| field.value.of(&self.bytes))
-        };
-        let new = values(Name::XPrefillerHostPort);
-        let old = values(Name::XPrefillerUrl);
-        let sampling = self.shard.config.pd.prefiller_sampling;
-        let random = sampling.then(|| self.shard.net.random());
-        Candidates::read(new, old).choose(random)
-    }
-
     async fn answer_health(&mut self) -> Result<(), Fault> {
         let status = if self.shard.is_unhealthy() { 503 } else { 200 };
         self.answer_own(status, b"", None, None).await
@@ -295,10 +284,13 @@ impl<'a, N: Net> Exchange<'a, N> {
         target: &Target,
         accept_encoding: bool,
         upgrade: bool,
+        leg: Option<&Leg>,
     ) -> Result<Vec<u8>, Fault> {
         let mut out = self.shard.buffer();
+        let uuid = leg.and_then(|leg| leg.request_id.as_ref());
         let extra = Forwarded {
-            request_id: self.request_id.as_bytes(),
+            request_id: uuid.map_or(self.request_id.as_bytes(), |uuid| uuid.as_str().as_bytes()),
+            rank: leg.and_then(|leg| leg.rank),
             client_ip: self.client.conn.peer_ip(),
             target,
             accept_encoding,
@@ -390,7 +382,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             // Where one reading was refused, no other begins.
             self.keep_alive = false;
         }
-        let body = fault.body();
+        let body = fault.body_with(self.account.detail.as_deref());
         let answered = self
             .answer_own(
                 fault.status(),
@@ -457,12 +449,18 @@ const fn route_label(route: Route) -> metrics::Route {
 }
 
 /// The reason a failed request is counted under.
-const fn reason_of(fault: Fault) -> Reason {
+pub(super) const fn reason_of(fault: Fault) -> Reason {
     match fault {
         Fault::PrefillConnect => Reason::PrefillConnect,
         Fault::PrefillReset => Reason::PrefillReset,
         Fault::PrefillAnswer | Fault::PrefillAnswerTooLarge => Reason::PrefillAnswer,
-        Fault::PrefillTimeout => Reason::PrefillTimeout,
+        Fault::PrefillTimeout | Fault::PairTimeout => Reason::PrefillTimeout,
+        Fault::EncodeConnect
+        | Fault::EncodeReset
+        | Fault::EncodeAnswer
+        | Fault::EncodeTimeout
+        | Fault::EncodeStatus(_) => Reason::Encode,
+        Fault::Bootstrap => Reason::Bootstrap,
         Fault::PrefillStatus(_) => Reason::PrefillStatus,
         Fault::HandoffMissing => Reason::MissingKv,
         Fault::Target(_) => Reason::BadTarget,
@@ -472,11 +470,13 @@ const fn reason_of(fault: Fault) -> Reason {
         | Fault::DecodeReset
         | Fault::DecodeAnswer
         | Fault::FirstByteTimeout
-        | Fault::DecodeTruncated => Reason::Decode,
+        | Fault::DecodeTruncated
+        | Fault::ChunkAnswer => Reason::Decode,
         Fault::Head(_)
         | Fault::Chunk
         | Fault::Json(_)
         | Fault::TooManyEdits
+        | Fault::TooManyItems
         | Fault::Connect
         | Fault::BodyTooLarge
         | Fault::BudgetSpent

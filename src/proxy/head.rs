@@ -17,6 +17,8 @@ pub(super) struct Forwarded<'a> {
     pub(super) accept_encoding: bool,
     /// Whether the client's wish to upgrade is passed on.
     pub(super) upgrade: bool,
+    /// The engine's data-parallel rank, where the proxy names one.
+    pub(super) rank: Option<u32>,
 }
 
 /// Writes the request line and every field but the framing ones, without the blank line.
@@ -47,13 +49,18 @@ pub(super) fn push_request(
         h1::push_field(out, b"host", extra.target.authority().as_bytes());
     }
     for field in &head.fields {
+        let is_replaced = extra.rank.is_some() && field.known == Name::XDataParallelRank;
         if is_forwarded(field, absolute.is_some(), extra.accept_encoding)
+            && !is_replaced
             && !h1::drop_field(field, bytes, &filter)
         {
             h1::push_field(out, field.name.of(bytes), field.value.of(bytes));
         }
     }
     h1::push_field(out, b"x-request-id", extra.request_id);
+    if let Some(rank) = extra.rank {
+        push_decimal_field(out, b"x-data-parallel-rank: ", u64::from(rank));
+    }
     push_forwarded_for(out, head, bytes, extra.client_ip);
     if extra.upgrade
         && let Some(upgrade) = head.field(Name::Upgrade)
@@ -139,8 +146,12 @@ pub(super) fn push_request_framing(out: &mut Vec<u8>, framing: Framing) {
 }
 
 fn push_length(out: &mut Vec<u8>, length: u64) {
-    out.extend_from_slice(b"content-length: ");
-    h1::push_decimal(out, length);
+    push_decimal_field(out, b"content-length: ", length);
+}
+
+fn push_decimal_field(out: &mut Vec<u8>, name: &[u8], value: u64) {
+    out.extend_from_slice(name);
+    h1::push_decimal(out, value);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -233,9 +244,7 @@ pub(super) fn push_own(out: &mut Vec<u8>, own: &OwnAnswer<'_>) {
         h1::push_field(out, b"x-ringside-error", label.as_bytes());
     }
     if let Some(secs) = own.retry_after_secs {
-        out.extend_from_slice(b"retry-after: ");
-        h1::push_decimal(out, u64::from(secs));
-        out.extend_from_slice(b"\r\n");
+        push_decimal_field(out, b"retry-after: ", u64::from(secs));
     }
     if own.status == 405 {
         h1::push_field(

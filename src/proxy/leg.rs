@@ -4,10 +4,11 @@ use std::cell::Cell;
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::client::{Limit, Watch};
+use super::dial::Dials;
 use super::exchange::Exchange;
 use super::shard::{Shard, leg_role};
 use crate::fault::Fault;
@@ -46,6 +47,13 @@ impl LegFault {
             (Self::Refused | Self::ConnectTimeout, Role::Prefill) => Fault::PrefillConnect,
             (Self::Died, Role::Prefill) => Fault::PrefillReset,
             (Self::BadAnswer, Role::Prefill) => Fault::PrefillAnswer,
+            (Self::Refused | Self::ConnectTimeout, Role::Encode) => Fault::EncodeConnect,
+            (Self::Died, Role::Encode) => Fault::EncodeReset,
+            (Self::BadAnswer, Role::Encode) => Fault::EncodeAnswer,
+            (
+                Self::Refused | Self::ConnectTimeout | Self::Died | Self::BadAnswer,
+                Role::Bootstrap,
+            ) => Fault::Bootstrap,
             (Self::Other(fault), _) => fault,
         }
     }
@@ -65,6 +73,8 @@ pub(super) struct Upstream<N: Net> {
     pub(super) reused: bool,
     /// A send failed: the kernel told that reset then, and will tell no receive of it.
     pub(super) broke: Cell<bool>,
+    /// The engine has been sent a whole request.
+    pub(super) is_sent: Cell<bool>,
     _active: Active,
 }
 
@@ -111,9 +121,66 @@ pub(super) enum Fresh {
     New,
 }
 
-impl<N: Net> Exchange<'_, N> {
+/// Whoever runs a leg: what its waits end with besides the awaited event.
+pub(super) trait Waits<N: Net> {
+    /// The shard it runs on.
+    fn shard(&self) -> &Rc<Shard<N>>;
+
+    /// What it is doing, for the metric of clients that leave.
+    fn phase(&self) -> &Cell<Phase>;
+
+    /// How to look out for the client before a leg has begun: the rest of an upload must stay in
+    /// the socket, where the upload looks for it.
+    fn early_watch(&self) -> Watch;
+
+    /// The head of a successful answer is there.
+    fn note_good(&self) {}
+
+    /// Waits for `ready`, for whoever wants the leg's answer to leave, or for the limit.
+    ///
+    /// # Errors
+    /// `ClientGone`, or the limit's fault.
+    async fn until<T>(
+        &self,
+        watch: Watch,
+        limit: Limit,
+        ready: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Result<T, Fault>;
+}
+
+impl<N: Net> Waits<N> for Exchange<'_, N> {
+    fn shard(&self) -> &Rc<Shard<N>> {
+        self.shard
+    }
+
+    fn phase(&self) -> &Cell<Phase> {
+        &self.client.phase
+    }
+
+    fn early_watch(&self) -> Watch {
+        if self.body_done {
+            Watch::Ahead
+        } else {
+            Watch::Hangup
+        }
+    }
+
+    async fn until<T>(
+        &self,
+        watch: Watch,
+        limit: Limit,
+        ready: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Result<T, Fault> {
+        self.client.until(self.shard, watch, limit, ready).await
+    }
+}
+
+impl<N: Net, W: Waits<N>> Legs<N> for W {}
+
+/// What every leg is made of.
+pub(super) trait Legs<N: Net>: Dials<N> {
     /// Gets a connection to an engine.
-    pub(super) async fn connect(
+    async fn connect(
         &self,
         id: EndpointId,
         target: &Target,
@@ -121,27 +188,29 @@ impl<N: Net> Exchange<'_, N> {
         fresh: Fresh,
         limit: Limit,
     ) -> Result<Upstream<N>, LegFault> {
-        let active = Active::new(&self.shard.metrics, role);
+        let active = Active::new(&self.shard().metrics, role);
         if fresh != Fresh::New
-            && let Some(conn) = self.shard.pools.checkout(id)
+            && let Some(conn) = self.shard().pools.checkout(id)
         {
             return Ok(Upstream {
                 conn,
                 id,
                 reused: true,
                 broke: Cell::new(false),
+                is_sent: Cell::new(false),
                 _active: active,
             });
         }
-        let before = self.client.phase.replace(Phase::Connect);
+        let before = self.phase().replace(Phase::Connect);
         // A client that leaves meanwhile is counted under this phase.
         let conn = self.connect_new(id, target, limit).await?;
-        self.client.phase.set(before);
+        self.phase().set(before);
         Ok(Upstream {
             conn,
             id,
             reused: false,
             broke: Cell::new(false),
+            is_sent: Cell::new(false),
             _active: active,
         })
     }
@@ -153,7 +222,7 @@ impl<N: Net> Exchange<'_, N> {
         limit: Limit,
     ) -> Result<N::Conn, LegFault> {
         const TIMEOUT: Fault = Fault::Bug("connect timeout");
-        let shard = self.shard;
+        let shard = self.shard();
         let wait = shard.config.timeouts.connect;
         let connect_limit = || Limit::of(shard.net.now(), wait, TIMEOUT).or_sooner(limit);
         let timed = |fault: Fault| match fault {
@@ -175,8 +244,7 @@ impl<N: Net> Exchange<'_, N> {
                 Err(fault) => return Err(fault),
             };
             let ended = self
-                .client
-                .until(shard, self.early_watch(), connect_limit(), |cx| {
+                .until(self.early_watch(), connect_limit(), |cx| {
                     conn.poll_writable(cx)
                 })
                 .await;
@@ -195,24 +263,14 @@ impl<N: Net> Exchange<'_, N> {
         })
     }
 
-    /// How to look out for the client before a leg has begun: the rest of an upload must stay in
-    /// the socket, where the upload looks for it.
-    pub(super) const fn early_watch(&self) -> Watch {
-        if self.body_done {
-            Watch::Ahead
-        } else {
-            Watch::Hangup
-        }
-    }
-
     /// The addresses of an engine: an address as it stands, a name through the resolver.
-    pub(super) async fn addresses(
+    async fn addresses(
         &self,
         id: EndpointId,
         target: &Target,
         limit: Limit,
     ) -> Result<Rc<[Address]>, Fault> {
-        let shard = self.shard;
+        let shard = self.shard();
         let known = shard.pools.addresses(id);
         if let Some((addresses, at)) = &known {
             let is_young = shard.net.now().since(*at) < Duration::from_secs(RESOLVED_SECS_MAX);
@@ -234,8 +292,7 @@ impl<N: Net> Exchange<'_, N> {
             return Ok(addresses);
         }
         let answer = self
-            .client
-            .until(shard, self.early_watch(), limit, |cx| {
+            .until(self.early_watch(), limit, |cx| {
                 shard.lookups.borrow_mut().poll(target, cx)
             })
             .await?;
@@ -245,7 +302,7 @@ impl<N: Net> Exchange<'_, N> {
     /// Sends a whole request: `head` (with its blank line) and the spliced body. Stops early,
     /// without an error, when the engine answers or closes before it has taken everything: the
     /// answer says why. `true` when everything was sent.
-    pub(super) async fn send_spliced(
+    async fn send_spliced(
         &self,
         upstream: &Upstream<N>,
         request: &SplicedRequest<'_>,
@@ -260,8 +317,7 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(sent) => at += sent,
                 Err(error) if would_block(&error) => {
                     let event = self
-                        .client
-                        .until(self.shard, Watch::Ahead, limit, |cx| {
+                        .until(Watch::Ahead, limit, |cx| {
                             if conn.poll_readable(cx).is_ready() {
                                 return Poll::Ready(false);
                             }
@@ -272,7 +328,7 @@ impl<N: Net> Exchange<'_, N> {
                         .inspect_err(|_| conn.reset_on_close())?;
                     if !event {
                         // An interim answer is no reason to stop.
-                        answer.receive(self.shard, conn)?;
+                        answer.receive(self.shard(), conn)?;
                         if answer.is_complete {
                             return Ok(false);
                         }
@@ -284,13 +340,14 @@ impl<N: Net> Exchange<'_, N> {
                 }
             }
             if at == total {
+                upstream.is_sent.set(true);
                 return Ok(true);
             }
         }
     }
 
     /// Waits for the head of the answer.
-    pub(super) async fn receive_answer(
+    async fn receive_answer(
         &self,
         upstream: &Upstream<N>,
         answer: &mut Answer,
@@ -298,10 +355,9 @@ impl<N: Net> Exchange<'_, N> {
     ) -> Result<(), LegFault> {
         let conn = upstream.conn();
         while !answer.is_complete {
-            self.client
-                .until(self.shard, Watch::Ahead, limit, |cx| conn.poll_readable(cx))
+            self.until(Watch::Ahead, limit, |cx| conn.poll_readable(cx))
                 .await?;
-            answer.receive(self.shard, conn)?;
+            answer.receive(self.shard(), conn)?;
         }
         Ok(())
     }

@@ -7,21 +7,30 @@
 //! simulation unchanged.
 
 mod body;
+mod bootstrap;
 mod budget;
 mod client;
+mod decode;
 mod dial;
+mod encode;
 mod exchange;
 mod head;
+mod job;
 mod leg;
 mod log;
+mod prefill;
 mod relay;
 mod request_id;
 mod resolve;
+mod routing;
+mod run;
 mod session;
 pub mod shard;
 #[cfg(test)]
 mod sim_tests;
 mod split;
+mod threshold;
+mod together;
 mod tunnel;
 mod upload;
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::bootstrap::Engines;
 use super::budget::Budget;
 use super::resolve::{Lookups, Resolved, Resolver};
 use super::session;
@@ -80,6 +81,7 @@ pub struct Shard<N: Net> {
     pub(super) resolver: Resolver,
     pub(super) on_socket_failed: OnSocketFailed,
     pub(super) lookups: RefCell<Lookups>,
+    pub(super) engines: RefCell<Engines>,
     pub(super) access: RefCell<Option<AccessRing>>,
     draining: Arc<AtomicBool>,
     unhealthy: Arc<AtomicBool>,
@@ -88,6 +90,7 @@ pub struct Shard<N: Net> {
     spare: RefCell<Vec<Vec<u8>>>,
     spare_fields: RefCell<Vec<Vec<Field>>>,
     sessions: Cell<usize>,
+    jobs: Cell<usize>,
 }
 
 impl<N: Net> std::fmt::Debug for Shard<N> {
@@ -125,6 +128,7 @@ impl<N: Net> Shard<N> {
             resolver: parts.resolver,
             on_socket_failed: parts.on_socket_failed,
             lookups: RefCell::new(Lookups::default()),
+            engines: RefCell::default(),
             access: RefCell::new(parts.access),
             draining: parts.draining,
             unhealthy: parts.unhealthy,
@@ -133,6 +137,7 @@ impl<N: Net> Shard<N> {
             spare: RefCell::new(Vec::new()),
             spare_fields: RefCell::new(Vec::new()),
             sessions: Cell::new(0),
+            jobs: Cell::new(0),
         })
     }
 
@@ -147,9 +152,19 @@ impl<N: Net> Shard<N> {
         self.metrics.accept_paused();
     }
 
-    /// Connections being served.
+    /// Connections being served, and legs that go on without one.
     pub fn sessions(&self) -> usize {
-        self.sessions.get()
+        self.sessions.get() + self.jobs.get()
+    }
+
+    /// Counts a leg that runs as a task of its own.
+    pub(super) fn job_begun(&self) {
+        self.jobs.set(self.jobs.get() + 1);
+    }
+
+    /// Counts its end.
+    pub(super) fn job_ended(&self) {
+        self.jobs.set(self.jobs.get() - 1);
     }
 
     /// Takes what a name resolved to.
@@ -257,6 +272,8 @@ pub(super) const fn leg_role(role: Role) -> LegRole {
     match role {
         Role::Prefill => LegRole::Prefill,
         Role::Decode => LegRole::Decode,
+        Role::Encode => LegRole::Encode,
+        Role::Bootstrap => LegRole::Bootstrap,
     }
 }
 

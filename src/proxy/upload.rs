@@ -6,7 +6,7 @@ use std::task::Poll;
 use super::client::{Limit, Watch};
 use super::exchange::Exchange;
 use super::head::push_request_framing;
-use super::leg::{Answer, Fresh, LegFault, Upstream};
+use super::leg::{Answer, Fresh, LegFault, Legs, Upstream};
 use super::relay::Rewrite;
 use super::shard::Shard;
 use crate::fault::Fault;
@@ -17,7 +17,7 @@ use crate::limits::{REPLAY_BYTES_MAX, SPLICES_PER_TURN_MAX, STEPS_PER_TURN_MAX};
 use crate::metrics::Phase;
 use crate::net::pool::EndpointId;
 use crate::net::{Conduit, Conn, Net, would_block};
-use crate::pd::nixlv2::CLIENT_OWNED_KV;
+use crate::pd::material::CLIENT_OWNED_KV;
 use crate::pd::{Api, Role};
 
 /// A request on its way from the client to one engine.
@@ -98,7 +98,7 @@ impl<N: Net> Exchange<'_, N> {
     fn begin_upload(&mut self, target: &Target, api: Option<Api>) -> Result<Upload<N>, Fault> {
         let upgrade = api.is_none() && h1::wants_upgrade(&self.head, &self.bytes);
         self.upgrade_sent = upgrade;
-        let mut head = self.leg_head(target, true, upgrade)?;
+        let mut head = self.leg_head(target, true, upgrade, None)?;
         push_request_framing(&mut head, self.framing);
         let mut upload = Upload {
             head,
@@ -106,7 +106,8 @@ impl<N: Net> Exchange<'_, N> {
             at: 0,
             whole: true,
             meter: BodyMeter::new(self.framing),
-            mask: api.map(|_| Mask::new(CLIENT_OWNED_KV)),
+            mask: (api.is_some() && !self.shard.config.pd.trust_client_kv)
+                .then(|| Mask::new(CLIENT_OWNED_KV)),
             bytes_max: self.shard.config.limits.body_bytes_max,
             pipe: None,
             is_copied: false,

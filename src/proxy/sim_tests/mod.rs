@@ -150,6 +150,7 @@ fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
     let own = ["kv_transfer_params", "ec_transfer_params"];
     let split_route = wanted.get("messages").is_some();
     match (received.role, split_route, asked.is_split) {
+        (Role::Encode | Role::Bootstrap, _, _) => stage.check(false, "nobody asked for this leg"),
         (Role::Prefill, _, _) => {
             stage.check(
                 got == client::prefill_view(wanted),

@@ -1,4 +1,4 @@
-//! How KV cache travels between engines, and what each way needs to be told.
+//! How KV cache travels between engines, and what an operator says about each way.
 
 use std::time::Duration;
 

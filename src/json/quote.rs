@@ -1,0 +1,51 @@
+//! JSON text made here: strings and lists of them.
+
+use std::fmt::{self, Write};
+
+/// A string with its quotes and escapes.
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<'a>(pub &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        for character in self.0.chars() {
+            match character {
+                '"' | '\\' => write!(f, "\\{character}")?,
+                '\0'..='\x1f' => write!(f, "\\u{:04x}", u32::from(character))?,
+                other => f.write_char(other)?,
+            }
+        }
+        f.write_char('"')
+    }
+}
+
+/// A list of strings.
+#[derive(Clone, Copy, Debug)]
+pub struct QuotedList<'a>(pub &'a [String]);
+
+impl fmt::Display for QuotedList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('[')?;
+        for (index, text) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_char(',')?;
+            }
+            Quoted(text).fmt(f)?;
+        }
+        f.write_char(']')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parser_reads_back_what_was_written() {
+        let texts = ["", "a\"b\\c", "\u{1}\n\u{7f}ü😀"].map(str::to_owned);
+        let written = QuotedList(&texts).to_string();
+        let read: Vec<String> = serde_json::from_str(&written).unwrap();
+        assert_eq!(read, texts);
+    }
+}

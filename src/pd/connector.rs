@@ -1,0 +1,161 @@
+//! Which legs a connector has, and in which order.
+
+use super::decide;
+use super::material::Material;
+use super::options::KvConnector;
+use super::peer::Peer;
+use super::plan::{Leg, Plan};
+use super::{mooncake, mori, nixl, nixlv2, offloading, sglang, shared_storage};
+use crate::json::EditError;
+
+/// How the legs of a split request follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The prefill leg, and the decode leg made from its answer.
+    Serial,
+    /// Both at once.
+    Together,
+    /// The decoder first; the serial order where it asks for that.
+    DecodeFirst,
+}
+
+/// What becomes of a leg whose client has left (reference `competitors` 9.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// It is ended at once, which frees the engine.
+    End,
+    /// It runs on until its first answer byte: ended before, the engine would keep memory for a
+    /// transfer that nobody reports the end of.
+    FirstByte,
+    /// It runs to its end: the other engine may be reading from it.
+    RunOn,
+}
+
+/// The order of a request's legs.
+#[must_use]
+pub fn order(connector: KvConnector, material: &Material<'_>) -> Order {
+    match connector {
+        KvConnector::Nixlv2
+            if material.mori.write_mode && material.mori.parallel_wait.is_some() =>
+        {
+            Order::Together
+        }
+        KvConnector::SharedStorage if shared_storage::asks_decode_first(material) => {
+            Order::DecodeFirst
+        }
+        KvConnector::Nixlv2
+        | KvConnector::SharedStorage
+        | KvConnector::Nixl
+        | KvConnector::Lmcache => Order::Serial,
+        KvConnector::Sglang | KvConnector::Mooncake | KvConnector::Offloading => Order::Together,
+    }
+}
+
+/// What becomes of the two legs of [`Order::Together`] when the client leaves: the prefill leg, and
+/// the decode leg before its first byte.
+#[must_use]
+pub const fn departures(connector: KvConnector) -> [Departure; 2] {
+    match connector {
+        // The decoder tells its side of the room; the prefiller must see the end of its own.
+        KvConnector::Sglang => [Departure::RunOn, Departure::End],
+        // The prefiller writes, or is read, until it has reported.
+        KvConnector::Mooncake | KvConnector::Offloading | KvConnector::Nixlv2 => {
+            [Departure::RunOn, Departure::FirstByte]
+        }
+        KvConnector::SharedStorage | KvConnector::Nixl | KvConnector::Lmcache => {
+            [Departure::End, Departure::End]
+        }
+    }
+}
+
+/// Whether an answer of the decode leg is the client's before the prefiller has answered well.
+#[must_use]
+pub const fn commits_on_first_byte(connector: KvConnector) -> bool {
+    // MoRI-IO's decoder answers with a head, and with tokens, before the prefiller has failed.
+    !matches!(connector, KvConnector::Nixlv2)
+}
+
+/// Plans a request that names a prefiller: by both, or by the decoder alone.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn plan(connector: KvConnector, material: &Material<'_>) -> Result<Plan, EditError> {
+    let reason = match connector {
+        KvConnector::Nixlv2
+        | KvConnector::Nixl
+        | KvConnector::Mooncake
+        | KvConnector::Offloading => {
+            decide::keep_local(material.api, material.document, material.body)
+        }
+        // A store serves any number of sequences, and SGLang numbers the rooms of a list itself.
+        KvConnector::SharedStorage | KvConnector::Lmcache | KvConnector::Sglang => {
+            decide::keep_shape_local(material.api, material.document)
+        }
+    };
+    match reason {
+        Some(reason) => Ok(Plan::Local(reason, material.local_leg()?)),
+        None => Ok(Plan::Split),
+    }
+}
+
+/// The prefill leg of a serial order.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn prefill_leg(
+    connector: KvConnector,
+    material: &Material<'_>,
+    peer: &Peer,
+) -> Result<Leg, EditError> {
+    match connector {
+        KvConnector::Nixl => nixl::prefill_leg(material),
+        KvConnector::SharedStorage => shared_storage::prefill_leg(material),
+        KvConnector::Lmcache => shared_storage::lmcache_prefill_leg(material),
+        KvConnector::Nixlv2
+        | KvConnector::Sglang
+        | KvConnector::Mooncake
+        | KvConnector::Offloading => nixlv2::prefill_leg(material, peer),
+    }
+}
+
+/// The decode leg of a serial order; `handoff` is what its prefill leg's answer gave, of
+/// connectors whose legs hand something on.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn decode_leg(
+    connector: KvConnector,
+    material: &Material<'_>,
+    peer: &Peer,
+    handoff: Option<&[u8]>,
+) -> Result<Leg, EditError> {
+    match connector {
+        KvConnector::Nixl => nixl::decode_leg(material, handoff),
+        KvConnector::SharedStorage => shared_storage::decode_leg(material),
+        KvConnector::Lmcache => material.local_leg(),
+        KvConnector::Nixlv2
+        | KvConnector::Sglang
+        | KvConnector::Mooncake
+        | KvConnector::Offloading => nixlv2::decode_leg(material, peer, handoff),
+    }
+}
+
+/// Both legs of [`Order::Together`], the prefill leg first.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn pair(
+    connector: KvConnector,
+    material: &Material<'_>,
+    peer: &Peer,
+) -> Result<[Leg; 2], EditError> {
+    match connector {
+        KvConnector::Sglang => sglang::pair(material, peer),
+        KvConnector::Mooncake => mooncake::pair(material, peer),
+        KvConnector::Offloading => offloading::pair(material, peer),
+        KvConnector::Nixlv2
+        | KvConnector::SharedStorage
+        | KvConnector::Nixl
+        | KvConnector::Lmcache => mori::pair(material, peer),
+    }
+}

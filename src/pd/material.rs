@@ -1,0 +1,259 @@
+//! What the legs of one request are made of: the client's body, and edits of it.
+
+use super::options::MoriConfig;
+use super::plan::{Leg, Role, Take};
+use super::route::Api;
+use super::uuid::Uuid;
+use crate::json::{Document, Edit, EditError, Kind, Level, Member, Watch};
+
+/// Every member that some plan reads or edits.
+pub const WATCH: Watch = &[
+    (Level::Top, "max_tokens"),
+    (Level::Top, "max_completion_tokens"),
+    (Level::Top, "max_output_tokens"),
+    (Level::Top, "min_tokens"),
+    (Level::Top, "stream"),
+    (Level::Top, "stream_options"),
+    (Level::Top, "n"),
+    (Level::Top, "best_of"),
+    (Level::Top, "prompt"),
+    (Level::Top, "messages"),
+    (Level::Top, "sampling_params"),
+    (Level::Top, "kv_transfer_params"),
+    (Level::Top, "ec_transfer_params"),
+    (Level::Top, "cache_hit_threshold"),
+    (Level::Top, "bootstrap_host"),
+    (Level::Top, "bootstrap_port"),
+    (Level::Top, "bootstrap_room"),
+    (Level::Top, "do_remote_decode"),
+    (Level::Top, "do_remote_prefill"),
+    (Level::Top, "remote_block_ids"),
+    (Level::Top, "remote_engine_id"),
+    (Level::Top, "remote_host"),
+    (Level::Top, "remote_port"),
+    (Level::Top, "continue_final_message"),
+    (Level::Top, "add_generation_prompt"),
+    (Level::Top, "tools"),
+    (Level::Top, "logprobs"),
+    (Level::Top, "response_format"),
+    (Level::SamplingParams, "max_tokens"),
+    (Level::SamplingParams, "min_tokens"),
+    (Level::SamplingParams, "n"),
+    (Level::SamplingParams, "best_of"),
+    (Level::SamplingParams, "prompt_logprobs"),
+    (Level::ExtraArgs, "kv_transfer_params"),
+    (Level::ExtraArgs, "ec_transfer_params"),
+    (Level::Xargs, "kv_transfer_params"),
+    (Level::Xargs, "ec_transfer_params"),
+];
+
+/// The members a client must never reach an engine with: a foreign block list kills a decoder, or
+/// reads another request's KV cache (reference `vllm-api` 4.2).
+pub const CLIENT_OWNED_KV: Watch = &[
+    (Level::Top, "kv_transfer_params"),
+    (Level::Top, "ec_transfer_params"),
+    (Level::ExtraArgs, "kv_transfer_params"),
+    (Level::ExtraArgs, "ec_transfer_params"),
+    (Level::Xargs, "kv_transfer_params"),
+    (Level::Xargs, "ec_transfer_params"),
+];
+
+/// How many members of [`CLIENT_OWNED_KV`] a body has: every plan leaves them out.
+#[must_use]
+pub fn client_owned(document: &Document) -> u64 {
+    let is_owned = |member: &&Member| CLIENT_OWNED_KV.contains(&(member.level, member.name));
+    let owned = document.members().iter().filter(is_owned);
+    owned.filter(|member| member.kind != Kind::Null).count() as u64
+}
+
+/// What an encoder stage adds to every later leg.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// The merged `ec_transfer_params`, an object; `None`: the encoders gave none.
+    pub params: Option<Vec<u8>>,
+}
+
+/// One request, as its legs are made of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Material<'a> {
+    /// The body's shape.
+    pub api: Api,
+    /// Where the body's members are.
+    pub document: &'a Document,
+    /// The body as the client sent it.
+    pub body: &'a [u8],
+    /// The request's name between engines.
+    pub uuid: Uuid,
+    /// A random number, from which rooms are made.
+    pub random: u64,
+    /// Whether the client's own transfer parameters go to engines.
+    pub trust_client_kv: bool,
+    /// What an encoder stage came to, if there was one.
+    pub encoded: Option<&'a Encoded>,
+    /// `MoRI-IO`.
+    pub mori: &'a MoriConfig,
+}
+
+/// Which limits a prefill leg sets to one token, and whether also where the client did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caps {
+    /// `max_tokens`, `max_completion_tokens` and `min_tokens`, sent or not: engines have defaults.
+    All,
+    /// The same, and `max_output_tokens`.
+    Every,
+    /// Both maxima, sent or not; `min_tokens` where sent (above the cap it is refused).
+    Maxima,
+    /// `max_tokens`, sent or not; the others where sent.
+    Sent,
+}
+
+/// The edits of one leg. A later one of the same member replaces an earlier one.
+#[derive(Debug)]
+pub(super) struct Edits<'a> {
+    list: Vec<Edit<'a>>,
+}
+
+impl<'a> Edits<'a> {
+    pub(super) fn set(&mut self, level: Level, name: &'static str, value: &'a [u8]) {
+        self.push(Edit::Set { level, name, value });
+    }
+
+    pub(super) fn remove(&mut self, level: Level, name: &'static str) {
+        self.push(Edit::Remove { level, name });
+    }
+
+    /// Puts `text` behind the last element of an array.
+    pub(super) fn append(&mut self, name: &'static str, text: &'a [u8]) {
+        let level = Level::Top;
+        self.push(Edit::Append { level, name, text });
+    }
+
+    fn push(&mut self, edit: Edit<'a>) {
+        self.list
+            .retain(|earlier| earlier.target() != edit.target());
+        self.list.push(edit);
+    }
+
+    /// Sets every limit of the API's to one token.
+    pub(super) fn cap(&mut self, material: &Material<'_>, caps: Caps) {
+        match material.api {
+            Api::Chat | Api::Completions | Api::Messages | Api::Invocations | Api::Unsplit => {
+                self.cap_chat(material, caps);
+            }
+            Api::Responses => self.set(Level::Top, "max_output_tokens", b"1"),
+            Api::Generate => self.cap_generate(material, caps),
+        }
+    }
+
+    fn cap_chat(&mut self, material: &Material<'_>, caps: Caps) {
+        let sent = |name| material.document.last(Level::Top, name).is_some();
+        self.set(Level::Top, "max_tokens", b"1");
+        if caps != Caps::Sent || sent("max_completion_tokens") {
+            self.set(Level::Top, "max_completion_tokens", b"1");
+        }
+        if matches!(caps, Caps::All | Caps::Every) || sent("min_tokens") {
+            self.set(Level::Top, "min_tokens", b"1");
+        }
+        if caps == Caps::Every {
+            self.set(Level::Top, "max_output_tokens", b"1");
+        }
+    }
+
+    fn cap_generate(&mut self, material: &Material<'_>, caps: Caps) {
+        let document = material.document;
+        let min_too = matches!(caps, Caps::All | Caps::Every);
+        if !document.has_object(Level::SamplingParams) {
+            // The whole parent is replaced, and whatever an earlier duplicate of it held with it.
+            self.list.retain(|edit| {
+                !matches!(edit.target().0, Level::SamplingParams | Level::ExtraArgs)
+            });
+            let value: &[u8] = if min_too {
+                br#"{"max_tokens":1,"min_tokens":1}"#
+            } else {
+                br#"{"max_tokens":1}"#
+            };
+            self.set(Level::Top, "sampling_params", value);
+            return;
+        }
+        self.set(Level::SamplingParams, "max_tokens", b"1");
+        if min_too || document.last(Level::SamplingParams, "min_tokens").is_some() {
+            self.set(Level::SamplingParams, "min_tokens", b"1");
+        }
+    }
+
+    /// A prefill leg that is read by the proxy must not stream; and an engine refuses stream
+    /// options on a request that does not.
+    pub(super) fn whole_answer(&mut self) {
+        self.set(Level::Top, "stream", b"false");
+        self.remove(Level::Top, "stream_options");
+    }
+}
+
+impl<'a> Material<'a> {
+    /// The edits every leg has: without the client's own transfer parameters, with the encoders'.
+    pub(super) fn edits(&self) -> Edits<'a> {
+        let mut edits = Edits {
+            list: Vec::with_capacity(16),
+        };
+        if !self.trust_client_kv {
+            for (level, name) in CLIENT_OWNED_KV {
+                edits.remove(*level, name);
+            }
+        }
+        if let Some(encoded) = self.encoded {
+            edits.set(Level::Top, "cache_hit_threshold", b"0");
+            if let Some(params) = &encoded.params {
+                edits.set(Level::Top, "ec_transfer_params", params);
+            }
+        }
+        edits
+    }
+
+    /// A leg of these edits.
+    pub(super) fn leg(&self, role: Role, edits: &Edits<'_>, take: Take) -> Result<Leg, EditError> {
+        Ok(Leg {
+            role,
+            body: self.document.edit(&edits.list)?,
+            take,
+            rank: None,
+            request_id: None,
+        })
+    }
+
+    /// The decode leg of a request that no prefiller is used for.
+    ///
+    /// # Errors
+    /// When the body needs more edits than allowed.
+    pub fn local_leg(&self) -> Result<Leg, EditError> {
+        self.leg(Role::Decode, &self.edits(), Take::Answer(None))
+    }
+
+    /// The same with transfer parameters that name a peer to pull a cached prefix from.
+    ///
+    /// # Errors
+    /// When the body needs more edits than allowed.
+    pub fn source_leg(&self, params: &[u8]) -> Result<Leg, EditError> {
+        self.decode_leg(params, Take::Answer(None))
+    }
+
+    /// The prefill leg of most connectors: these transfer parameters, and nothing but one token.
+    pub(super) fn prefill_leg(
+        &self,
+        params: &[u8],
+        caps: Caps,
+        take: Take,
+    ) -> Result<Leg, EditError> {
+        let mut edits = self.edits();
+        edits.set(Level::Top, "kv_transfer_params", params);
+        edits.cap(self, caps);
+        edits.whole_answer();
+        self.leg(Role::Prefill, &edits, take)
+    }
+
+    /// The decode leg of most connectors: the client's body with these transfer parameters.
+    pub(super) fn decode_leg(&self, params: &[u8], take: Take) -> Result<Leg, EditError> {
+        let mut edits = self.edits();
+        edits.set(Level::Top, "kv_transfer_params", params);
+        self.leg(Role::Decode, &edits, take)
+    }
+}

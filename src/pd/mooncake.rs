@@ -1,0 +1,93 @@
+//! Mooncake's transfer engine (`--kv-connector mooncake`; reference 6.4, `vllm-api` 5.3): both legs
+//! at once; the decoder fetches from the engine that the prefiller's bootstrap server names.
+
+use super::material::{Caps, Material};
+use super::peer::{BootstrapEngine, Peer};
+use super::plan::{Leg, Take};
+use crate::json::Quoted;
+use crate::json::{EditError, inner, member, members};
+
+/// Both legs.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
+    let uuid = material.uuid;
+    let params = format!(
+        r#"{{"do_remote_decode":true,"do_remote_prefill":false,"transfer_id":"xfer-{uuid}"}}"#
+    );
+    let mut prefill = material.prefill_leg(params.as_bytes(), Caps::Sent, Take::Nothing)?;
+    let engine = peer.engine.as_ref();
+    prefill.rank = engine.map(|engine| engine.rank);
+    Ok([prefill, decode_leg(material, peer)?])
+}
+
+/// The decode leg alone: sent again when the engine it named is no more.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn decode_leg(material: &Material<'_>, peer: &Peer) -> Result<Leg, EditError> {
+    let address = format!("http://{}:{}", peer.url_host(), peer.bootstrap_port);
+    let engine = peer
+        .engine
+        .as_ref()
+        .map_or(&b"null"[..], |engine| &engine.id);
+    let mut params = format!(
+        r#"{{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"xfer-{}","remote_bootstrap_addr":{},"remote_engine_id":"#,
+        material.uuid,
+        Quoted(&address),
+    )
+    .into_bytes();
+    params.extend_from_slice(engine);
+    params.push(b'}');
+    material.decode_leg(&params, Take::Answer(None))
+}
+
+/// Engines one prefiller may have; a bootstrap server that names more is not believed.
+pub const ENGINES_MAX: usize = 1024;
+
+/// The engines a bootstrap server names, in rank order: `{"0":{"engine_id":"e0"},...}`. `None`: the
+/// answer is not of that shape, or names no engine.
+#[must_use]
+pub fn engines(answer: &[u8]) -> Option<Vec<BootstrapEngine>> {
+    let mut engines = Vec::new();
+    let mut walk = members(answer);
+    for item in &mut walk {
+        let rank = std::str::from_utf8(inner(item.key)?).ok()?.parse().ok()?;
+        let id = member(item.value, "engine_id")?;
+        let is_text = inner(id).is_some_and(|text| !text.is_empty());
+        if !is_text || engines.len() == ENGINES_MAX {
+            return None;
+        }
+        let id = id.into();
+        engines.push(BootstrapEngine { rank, id });
+    }
+    engines.sort_unstable_by_key(|engine| engine.rank);
+    (walk.is_whole() && !engines.is_empty()).then_some(engines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k1_engines_come_in_rank_order() {
+        let answer = br#"{"1":{"worker_addr":{},"engine_id":"e1"},"0":{"engine_id":"e0"}}"#;
+        let found = engines(answer).unwrap();
+        let shown: Vec<_> = found.iter().map(|e| (e.rank, &*e.id)).collect();
+        assert_eq!(shown, [(0, &b"\"e0\""[..]), (1, &b"\"e1\""[..])]);
+        for broken in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            r#"{"0":{}}"#,
+            r#"{"0":{"engine_id":7}}"#,
+            r#"{"0":{"engine_id":""}}"#,
+            r#"{"x":{"engine_id":"e"}}"#,
+            r#"{"0":{"engine_id":"e"}"#,
+        ] {
+            assert_eq!(engines(broken.as_bytes()), None, "{broken}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! `MoRI-IO`, AMD's way of NIXL (`--moriio-write-mode`; reference 6.6, `vllm-api` 5.4).
+//!
+//! The prefiller writes into the decoder's memory, so each side is told where the other one is
+//! before anything runs. Which data-parallel rank serves a request is a hash of its name, so that
+//! both sides agree without asking.
+
+use blake2::{Blake2s256, Digest};
+
+use super::material::{Caps, Material};
+use super::options::MoriConfig;
+use super::peer::Peer;
+use super::plan::{Leg, Take};
+use crate::json::{Document, Edit, EditError, Level, Scanner, Watch};
+use crate::json::{Quoted, QuotedList};
+
+/// The rank of the request named `name` among `ranks`.
+#[must_use]
+pub fn rank(name: &str, ranks: u32) -> u32 {
+    if ranks <= 1 {
+        return 0;
+    }
+    let digest = Blake2s256::digest(name.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    let rank = u64::from_be_bytes(first) % u64::from(ranks);
+    u32::try_from(rank).unwrap_or(0)
+}
+
+/// The ranks of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ranks {
+    /// What `x-data-parallel-rank` says: front ends count the ranks of their own pod.
+    local: u32,
+    /// The prefiller's rank among all.
+    prefill: u32,
+    /// The decoder's rank among all.
+    decode: u32,
+}
+
+impl Ranks {
+    fn of(material: &Material<'_>, peer: &Peer) -> Self {
+        let mori = material.mori;
+        let local = rank(material.uuid.as_str(), ranks_per_pod(mori));
+        let first_of = |hosts: &[String], host: &str| {
+            let pod = hosts.iter().position(|known| known == host).unwrap_or(0);
+            u32::try_from(pod).unwrap_or(0) * ranks_per_pod(mori)
+        };
+        Self {
+            local,
+            prefill: first_of(&mori.prefill_hosts, &peer.host) + local,
+            decode: first_of(&mori.decode_hosts, &mori.local_pod_ip) + local,
+        }
+    }
+}
+
+fn ranks_per_pod(mori: &MoriConfig) -> u32 {
+    mori.dp_size_local.unwrap_or(mori.dp_size).max(1)
+}
+
+/// The rank that the header of a leg names; none where there is only one.
+fn header_rank(mori: &MoriConfig, rank: u32) -> Option<u32> {
+    (mori.dp_size > 1).then_some(rank % ranks_per_pod(mori))
+}
+
+/// The rank header of a prefill leg in read mode, where nothing else of `MoRI-IO` shows.
+pub(super) fn read_mode_rank(material: &Material<'_>) -> Option<u32> {
+    let mori = material.mori;
+    header_rank(mori, rank(material.uuid.as_str(), ranks_per_pod(mori)))
+}
+
+/// The prefill leg of both orders.
+pub(super) fn prefill_leg(
+    material: &Material<'_>,
+    peer: &Peer,
+    caps: Caps,
+    take: Take,
+) -> Result<Leg, EditError> {
+    let mori = material.mori;
+    let ranks = Ranks::of(material, peer);
+    let mut params = format!(
+        r#"{{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_port":null,"remote_host":{},"remote_notify_port":{},"remote_handshake_port":{},"remote_dp_rank":{},"remote_dp_rank_override":true,"transfer_id":"tx{}","tp_size":{},"remote_dp_size":{}"#,
+        Quoted(&mori.local_pod_ip),
+        mori.decode_notify_port,
+        mori.decode_handshake_port,
+        ranks.decode,
+        material.uuid,
+        mori.tp_size,
+        mori.dp_size,
+    );
+    push_hosts(&mut params, mori, &mori.decode_hosts);
+    if let Some(source) = &peer.source {
+        params.push_str(&format!(r#","remote_kv_source":{}"#, source.object()));
+    }
+    params.push('}');
+    let mut leg = material.prefill_leg(params.as_bytes(), caps, take)?;
+    leg.rank = header_rank(mori, ranks.local);
+    Ok(leg)
+}
+
+fn push_hosts(params: &mut String, mori: &MoriConfig, hosts: &[String]) {
+    if hosts.is_empty() {
+        return;
+    }
+    params.push_str(&format!(r#","remote_hosts":{}"#, QuotedList(hosts)));
+    if let Some(local) = mori.dp_size_local {
+        params.push_str(&format!(r#","remote_dp_size_local":{local}"#));
+    }
+}
+
+/// Both legs, to be sent side by side.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
+    let mori = material.mori;
+    let ranks = Ranks::of(material, peer);
+    let mut prefill = prefill_leg(material, peer, Caps::Every, Take::Nothing)?;
+    let mut params = format!(
+        r#"{{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[],"remote_engine_id":{},"remote_host":{},"remote_port":{handshake},"remote_notify_port":{},"remote_handshake_port":{handshake},"remote_dp_rank":{},"remote_dp_rank_override":true,"transfer_id":"tx{}","tp_size":{},"remote_dp_size":{}"#,
+        Quoted(&format!("{}:{}", peer.host, mori.prefill_handshake_port)),
+        Quoted(&peer.host),
+        mori.prefill_notify_port,
+        ranks.prefill,
+        material.uuid,
+        mori.tp_size,
+        mori.dp_size,
+        handshake = mori.prefill_handshake_port,
+    );
+    push_hosts(&mut params, mori, &mori.prefill_hosts);
+    params.push('}');
+    let mut decode = material.decode_leg(params.as_bytes(), Take::Answer(None))?;
+    decode.rank = header_rank(mori, ranks.local);
+    for leg in [&mut prefill, &mut decode] {
+        // Both engines know the transfer by this name.
+        leg.request_id = Some(material.uuid);
+    }
+    Ok([prefill, decode])
+}
+
+/// What is completed in the handoff of a serial transfer.
+const HANDOFF: Watch = &[
+    (Level::Top, "remote_dp_rank"),
+    (Level::Top, "remote_dp_rank_override"),
+    (Level::Top, "transfer_id"),
+    (Level::Top, "remote_notify_port"),
+    (Level::Top, "remote_handshake_port"),
+    (Level::Top, "remote_dp_size"),
+    (Level::Top, "remote_hosts"),
+    (Level::Top, "remote_dp_size_local"),
+];
+
+/// The decode leg of the serial order: the prefiller's handoff, completed by what it left out.
+pub(super) fn serial_decode_leg(
+    material: &Material<'_>,
+    peer: &Peer,
+    handoff: &[u8],
+    take: Take,
+) -> Result<Leg, EditError> {
+    let mori = material.mori;
+    let mut scanner = Scanner::new(HANDOFF);
+    let Some(document) = scanner.feed(handoff).and_then(|()| scanner.finish()).ok() else {
+        // It has been validated; a scan that fails meets one of its own bounds.
+        return material.decode_leg(handoff, take);
+    };
+    let rank = returned_rank(&document, handoff, mori.dp_size)
+        .unwrap_or_else(|| Ranks::of(material, peer).prefill);
+    let values = [
+        ("remote_dp_rank", rank.to_string(), true),
+        ("remote_dp_rank_override", "true".to_owned(), true),
+        ("transfer_id", format!("\"tx{}\"", material.uuid), false),
+        (
+            "remote_notify_port",
+            mori.decode_notify_port.to_string(),
+            false,
+        ),
+        (
+            "remote_handshake_port",
+            mori.decode_handshake_port.to_string(),
+            false,
+        ),
+        ("remote_dp_size", mori.dp_size.to_string(), false),
+        (
+            "remote_hosts",
+            QuotedList(&mori.prefill_hosts).to_string(),
+            false,
+        ),
+        (
+            "remote_dp_size_local",
+            mori.dp_size_local.unwrap_or(0).to_string(),
+            false,
+        ),
+    ];
+    let is_used = |name: &str| match name {
+        "remote_hosts" => !mori.prefill_hosts.is_empty(),
+        "remote_dp_size_local" => !mori.prefill_hosts.is_empty() && mori.dp_size_local.is_some(),
+        _ => true,
+    };
+    let edits: Vec<Edit<'_>> = values
+        .iter()
+        .filter(|(name, _, always)| {
+            *always || (is_used(name) && document.last(Level::Top, name).is_none())
+        })
+        .map(|(name, value, _)| Edit::Set {
+            level: Level::Top,
+            name,
+            value: value.as_bytes(),
+        })
+        .collect();
+    let spliced = document.edit(&edits)?;
+    let params: Vec<u8> = spliced.pieces(handoff).flatten().copied().collect();
+    let mut leg = material.decode_leg(&params, take)?;
+    leg.rank = header_rank(mori, rank);
+    Ok(leg)
+}
+
+/// The rank a prefiller says it used, if that is one.
+fn returned_rank(document: &Document, handoff: &[u8], ranks: u32) -> Option<u32> {
+    let member = document.last(Level::Top, "remote_dp_rank")?;
+    let digits = member.value.of(handoff);
+    let is_plain = digits.len() == 1 || digits.first() != Some(&b'0');
+    let rank = std::str::from_utf8(digits).ok()?.parse::<u32>().ok()?;
+    (is_plain && rank < ranks.max(1)).then_some(rank)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn m9_ranks_are_those_of_the_other_implementations() {
+        let zeros = "00000000-0000-0000-0000-000000000000";
+        let vectors = [
+            ("abc", 8, 2),
+            ("cmpl-foo-0", 8, 5),
+            (zeros, 8, 6),
+            ("abc", 2, 0),
+            ("abc", 16, 2),
+            ("abc", 1, 0),
+            ("abc", 0, 0),
+        ];
+        for (name, ranks, want) in vectors {
+            assert_eq!(rank(name, ranks), want, "{name} of {ranks}");
+        }
+        for ranks in 2..=64 {
+            let mut hits = vec![0; ranks as usize];
+            for n in 0..ranks * 200 {
+                hits[rank(&format!("request-{n}"), ranks) as usize] += 1;
+            }
+            let (least, most) = (hits.iter().min().unwrap(), hits.iter().max().unwrap());
+            assert!(*least > 120 && *most < 280, "{ranks} ranks: {hits:?}");
+        }
+    }
+
+    #[test]
+    fn m10_a_returned_rank_counts_if_it_is_one() {
+        let read = |value: &str| {
+            let handoff = format!(r#"{{"a":1,"remote_dp_rank":{value}}}"#);
+            let mut scanner = Scanner::new(HANDOFF);
+            scanner.feed(handoff.as_bytes()).unwrap();
+            returned_rank(&scanner.finish().unwrap(), handoff.as_bytes(), 8)
+        };
+        for (value, want) in [("3", Some(3)), ("5", Some(5)), ("0", Some(0))] {
+            assert_eq!(read(value), want);
+        }
+        for value in ["null", "\"3\"", "3.5", "8", "-1", "3e0"] {
+            assert_eq!(read(value), None, "{value}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The serial NIXL protocol, version 1 (`--kv-connector nixl`; reference 6.9), for engines from
+//! before the second: its parameters sit at the top of the body, and nothing is capped.
+
+use super::material::Material;
+use super::plan::{Leg, Role, Take};
+use crate::json::{EditError, Level, member};
+
+/// What a prefiller's answer says and the decode leg repeats.
+const HANDED_ON: [&str; 4] = [
+    "remote_block_ids",
+    "remote_engine_id",
+    "remote_host",
+    "remote_port",
+];
+
+/// The prefill leg.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
+    let mut edits = material.edits();
+    edits.set(Level::Top, "do_remote_decode", b"true");
+    edits.whole_answer();
+    material.leg(Role::Prefill, &edits, Take::Whole)
+}
+
+/// The decode leg: `answer` is the prefiller's, a JSON object; `null` stands for what it left out.
+/// Without one the decoder computes the prompt itself.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn decode_leg(material: &Material<'_>, answer: Option<&[u8]>) -> Result<Leg, EditError> {
+    let mut edits = material.edits();
+    edits.remove(Level::Top, "do_remote_decode");
+    match answer {
+        Some(answer) => {
+            edits.set(Level::Top, "do_remote_prefill", b"true");
+            for name in HANDED_ON {
+                edits.set(Level::Top, name, member(answer, name).unwrap_or(b"null"));
+            }
+        }
+        None => {
+            edits.remove(Level::Top, "do_remote_prefill");
+            for name in HANDED_ON {
+                edits.remove(Level::Top, name);
+            }
+        }
+    }
+    material.leg(Role::Decode, &edits, Take::Answer(None))
+}
+
+/// Whether a prefiller's answer hands KV cache on.
+#[must_use]
+pub fn hands_on(answer: &[u8]) -> bool {
+    let says = |name| member(answer, name).is_some_and(|value| value != b"null");
+    says("remote_block_ids") && says("remote_engine_id")
+}

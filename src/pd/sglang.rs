@@ -1,0 +1,31 @@
+//! `SGLang`'s bootstrap rooms (`--kv-connector sglang`; reference 6.3): both legs at once, with the
+//! same body, and the engines meet in a room that the body names.
+
+use super::material::Material;
+use super::peer::Peer;
+use super::plan::{Leg, Role, Take};
+use crate::json::Quoted;
+use crate::json::{EditError, Level};
+
+/// Bits of a room number. The engines take 63; a list of prompts takes as many numbers from the
+/// room on, so there is room above the largest.
+const ROOM_BITS: u32 = 62;
+
+/// Both legs.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
+    let host = Quoted(&peer.host).to_string();
+    let port = peer.bootstrap_port.to_string();
+    // Random, not the time of day: two proxies must not open the same room in one nanosecond.
+    let room = (material.random >> (u64::BITS - ROOM_BITS)).to_string();
+    let mut edits = material.edits();
+    edits.set(Level::Top, "bootstrap_host", host.as_bytes());
+    edits.set(Level::Top, "bootstrap_port", port.as_bytes());
+    edits.set(Level::Top, "bootstrap_room", room.as_bytes());
+    Ok([
+        material.leg(Role::Prefill, &edits, Take::Nothing)?,
+        material.leg(Role::Decode, &edits, Take::Answer(None))?,
+    ])
+}

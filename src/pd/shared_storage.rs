@@ -1,0 +1,177 @@
+//! KV cache by way of a store that both engines use: `--kv-connector shared-storage` (reference
+//! 6.2) and, as the first llm-d sidecar did it, `lmcache` (6.10).
+//!
+//! The store is keyed by content, so the legs carry no handoff: the prefiller computes the prompt
+//! and one token, then the decoder finds the prompt in the store. A request with a
+//! `cache_hit_threshold` of its own goes to the decoder first, which answers with the finish reason
+//! `cache_threshold` when too little of the prompt is there.
+
+use super::material::{Caps, Material};
+use super::plan::{Leg, Role, Take};
+use crate::json::{EditError, Kind, Level, elements, member, string_is};
+
+/// Whether the client asks for the decoder to be tried first.
+#[must_use]
+pub fn asks_decode_first(material: &Material<'_>) -> bool {
+    // After an encoder stage the threshold is no longer the client's.
+    let threshold = material.document.last(Level::Top, "cache_hit_threshold");
+    material.encoded.is_none() && threshold.is_some_and(|member| member.kind != Kind::Null)
+}
+
+/// The prefill leg. Its answer may stream, as the client asked; nothing of it is needed.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
+    let mut edits = material.edits();
+    edits.cap(material, Caps::Maxima);
+    edits.set(Level::Top, "cache_hit_threshold", b"0");
+    material.leg(Role::Prefill, &edits, Take::Nothing)
+}
+
+/// The decode leg after it.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn decode_leg(material: &Material<'_>) -> Result<Leg, EditError> {
+    let mut edits = material.edits();
+    edits.set(Level::Top, "cache_hit_threshold", b"0");
+    material.leg(Role::Decode, &edits, Take::Answer(None))
+}
+
+/// `LMCache`'s prefill leg.
+///
+/// # Errors
+/// When the body needs more edits than allowed.
+pub fn lmcache_prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
+    let mut edits = material.edits();
+    edits.cap(material, Caps::Maxima);
+    material.leg(Role::Prefill, &edits, Take::Nothing)
+}
+
+/// What the decoder's own try came to, as far as its answer has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not to be told yet.
+    Open,
+    /// It computes the answer: what has been held back may go out.
+    Served,
+    /// Too little was in the store: a prefiller is needed.
+    Threshold,
+}
+
+/// Reads the beginning of an answer that streams: `bytes` from its first one on.
+///
+/// The decoder says `cache_threshold` before any token, in the first event or, of a chat, in the
+/// one behind the event with the role. So a token, another finish reason or a second event
+/// without either tells that it serves.
+#[must_use]
+pub fn verdict_of_stream(bytes: &[u8]) -> Verdict {
+    let mut events = 0;
+    let mut rest = bytes;
+    while let Some(end) = memchr::memchr(b'\n', rest) {
+        let line = rest[..end].trim_ascii();
+        rest = &rest[end + 1..];
+        let Some(data) = line.strip_prefix(b"data:") else {
+            continue;
+        };
+        match verdict_of_event(data.trim_ascii()) {
+            Verdict::Open => {}
+            known => return known,
+        }
+        events += 1;
+        if events == 2 {
+            return Verdict::Served;
+        }
+    }
+    Verdict::Open
+}
+
+/// Reads one event, or an answer that is whole.
+fn verdict_of_event(event: &[u8]) -> Verdict {
+    let choices = member(event, "choices").unwrap_or_default();
+    let Some(choice) = elements(choices).next() else {
+        // `[DONE]`, an error, an event of another API: no threshold was met.
+        return Verdict::Served;
+    };
+    let is_set = |value: Option<&[u8]>| {
+        value.is_some_and(|value| !matches!(value, b"null" | b"\"\"" | b"[]"))
+    };
+    match member(choice.value, "finish_reason") {
+        Some(reason) if string_is(reason, "cache_threshold") => return Verdict::Threshold,
+        reason if is_set(reason) => return Verdict::Served,
+        _ => {}
+    }
+    let delta = member(choice.value, "delta").unwrap_or(choice.value);
+    let has_token = [
+        "content",
+        "text",
+        "reasoning_content",
+        "reasoning",
+        "tool_calls",
+        "token_ids",
+    ]
+    .iter()
+    .any(|name| is_set(member(delta, name)) || is_set(member(choice.value, name)));
+    if has_token {
+        Verdict::Served
+    } else {
+        Verdict::Open
+    }
+}
+
+/// Reads a whole answer.
+#[must_use]
+pub fn verdict_of_whole(answer: &[u8]) -> Verdict {
+    match verdict_of_event(answer) {
+        Verdict::Threshold => Verdict::Threshold,
+        Verdict::Open | Verdict::Served => Verdict::Served,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_falls_as_soon_as_it_can() {
+        let role = r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
+        let token =
+            r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}"#;
+        let met = r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"cache_threshold"}]}"#;
+        let text = r#"data: {"choices":[{"text":"a","finish_reason":null}]}"#;
+        let text_met = r#"data: {"choices":[{"text":"","finish_reason":"cache_thresho\u006cd"}]}"#;
+        let stop = r#"data: {"choices":[{"text":"","finish_reason":"stop"}]}"#;
+        let ids = r#"data: {"choices":[{"token_ids":[7],"finish_reason":null}]}"#;
+        let cases: [(&[&str], Verdict); 12] = [
+            (&[], Verdict::Open),
+            (&[role], Verdict::Open),
+            (&[role, ""], Verdict::Open),
+            (&[role, "", token], Verdict::Served),
+            (&[role, "", met], Verdict::Threshold),
+            (&[role, "", role], Verdict::Served),
+            (&[": keep-alive", "", role], Verdict::Open),
+            (&[text], Verdict::Served),
+            (&[text_met], Verdict::Threshold),
+            (&[stop], Verdict::Served),
+            (&[ids], Verdict::Served),
+            (&["data: [DONE]"], Verdict::Served),
+        ];
+        for (lines, want) in cases {
+            let mut stream: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            assert_eq!(verdict_of_stream(stream.as_bytes()), want, "{stream}");
+            stream.push_str("data: {\"choi");
+            assert_eq!(verdict_of_stream(stream.as_bytes()), want, "{stream}");
+        }
+    }
+
+    #[test]
+    fn a_whole_answer_is_served_unless_it_says_otherwise() {
+        let answer = |reason: &str| format!(r#"{{"choices":[{{"finish_reason":{reason}}}]}}"#);
+        let verdict = |reason| verdict_of_whole(answer(reason).as_bytes());
+        assert_eq!(verdict("\"cache_threshold\""), Verdict::Threshold);
+        assert_eq!(verdict("\"length\""), Verdict::Served);
+        assert_eq!(verdict("null"), Verdict::Served);
+        assert_eq!(verdict_of_whole(b"no json"), Verdict::Served);
+    }
+}

@@ -1,0 +1,74 @@
+//! A request and its legs, for the tests of the connectors.
+
+use serde_json::Value;
+
+use super::material::{Encoded, Material, WATCH};
+use super::options::MoriConfig;
+use super::peer::{BootstrapEngine, Peer};
+use super::plan::Leg;
+use super::route::Api;
+use super::uuid::Uuid;
+use crate::json::{Document, Scanner};
+
+/// A request as the proxy has it when its body is read.
+pub(super) struct Subject {
+    pub(super) api: Api,
+    pub(super) body: String,
+    pub(super) document: Document,
+    pub(super) mori: MoriConfig,
+    pub(super) encoded: Option<Encoded>,
+    pub(super) trust_client_kv: bool,
+}
+
+/// Its name between engines.
+pub(super) const NAME: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+impl Subject {
+    pub(super) fn new(api: Api, body: &str) -> Self {
+        let mut scanner = Scanner::new(WATCH);
+        scanner.feed(body.as_bytes()).unwrap();
+        Self {
+            api,
+            body: body.to_owned(),
+            document: scanner.finish().unwrap(),
+            mori: MoriConfig::default(),
+            encoded: None,
+            trust_client_kv: false,
+        }
+    }
+
+    pub(super) fn material(&self) -> Material<'_> {
+        Material {
+            api: self.api,
+            document: &self.document,
+            body: self.body.as_bytes(),
+            uuid: Uuid::of_digits(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+            random: u64::MAX,
+            trust_client_kv: self.trust_client_kv,
+            encoded: self.encoded.as_ref(),
+            mori: &self.mori,
+        }
+    }
+}
+
+/// A prefiller.
+pub(super) fn peer() -> Peer {
+    Peer {
+        host: "10.4.0.7".to_owned(),
+        p2p_port: 7779,
+        bootstrap_port: 8998,
+        engine: Some(BootstrapEngine {
+            rank: 1,
+            id: (*b"\"e1\"").into(),
+        }),
+        source: None,
+    }
+}
+
+/// What a leg sends, parsed.
+pub(super) fn apply(leg: &Leg, body: &str) -> Value {
+    let pieces = leg.body.pieces(body.as_bytes());
+    let bytes: Vec<u8> = pieces.flatten().copied().collect();
+    assert_eq!(bytes.len(), leg.body.len());
+    serde_json::from_slice(&bytes).unwrap()
+}

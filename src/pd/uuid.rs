@@ -1,0 +1,63 @@
+//! The name a request has between engines.
+
+use std::fmt;
+
+/// A random UUID (RFC 9562 5.4, version 4) in its text form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uuid([u8; Self::BYTES]);
+
+impl Uuid {
+    /// Length of the text form.
+    pub const BYTES: usize = 36;
+
+    /// The UUID made of these random numbers.
+    #[must_use]
+    pub fn v4(random: [u64; 2]) -> Self {
+        let high = (random[0] & !0xf000) | 0x4000;
+        let low = (random[1] & !(0b11 << 62)) | (0b10 << 62);
+        let digits = (u128::from(high) << 64) | u128::from(low);
+        Self::of_digits(digits)
+    }
+
+    /// The UUID of 32 hexadecimal digits, the first in the highest bits.
+    #[must_use]
+    pub fn of_digits(digits: u128) -> Self {
+        let mut text = [b'-'; Self::BYTES];
+        let mut shift = 128_u32;
+        for (at, byte) in text.iter_mut().enumerate() {
+            if !matches!(at, 8 | 13 | 18 | 23) {
+                shift -= 4;
+                *byte = b"0123456789abcdef"[(digits >> shift & 0xf) as usize];
+            }
+        }
+        Self(text)
+    }
+
+    /// The text form.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_and_variant_are_where_they_belong() {
+        let zeros = "00000000-0000-4000-8000-000000000000";
+        let ones = "ffffffff-ffff-4fff-bfff-ffffffffffff";
+        assert_eq!(Uuid::v4([0, 0]).as_str(), zeros);
+        assert_eq!(Uuid::v4([u64::MAX, u64::MAX]).as_str(), ones);
+        let digits = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef;
+        let text = "01234567-89ab-cdef-0123-456789abcdef";
+        assert_eq!(Uuid::of_digits(digits).as_str(), text);
+    }
+}

@@ -1,0 +1,141 @@
+//! The engines behind a Mooncake prefiller, asked of its bootstrap server and remembered.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::client::Limit;
+use super::exchange::Exchange;
+use super::leg::LegFault;
+use super::run::{Attempt, Limits, Ready, Runs, Taken};
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::h1;
+use crate::json::Splices;
+use crate::limits::{BOOTSTRAP_MS_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX};
+use crate::net::{Moment, Net};
+use crate::pd::mooncake::engines;
+use crate::pd::{BootstrapEngine, Leg, Peer, Role, Take};
+
+/// What one shard knows of prefillers' engines.
+#[derive(Debug, Default)]
+pub(super) struct Engines {
+    known: HashMap<Target, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    engines: Rc<[BootstrapEngine]>,
+    since: Moment,
+}
+
+impl Engines {
+    fn get(&self, target: &Target, now: Moment) -> Option<Rc<[BootstrapEngine]>> {
+        let known = self.known.get(target)?;
+        let is_young = now.since(known.since) < Duration::from_secs(BOOTSTRAP_SECS_MAX);
+        is_young.then(|| Rc::clone(&known.engines))
+    }
+
+    fn put(&mut self, target: &Target, engines: Rc<[BootstrapEngine]>, now: Moment) {
+        if self.known.len() >= BOOTSTRAPS_MAX {
+            let oldest = self.known.iter().min_by_key(|(_, known)| known.since);
+            if let Some(oldest) = oldest.map(|(target, _)| target.clone()) {
+                self.known.remove(&oldest);
+            }
+        }
+        let since = now;
+        self.known.insert(target.clone(), Known { engines, since });
+    }
+
+    /// Forgets a prefiller's engines: it may have been restarted, with other names.
+    pub(super) fn forget(&mut self, target: &Target) {
+        self.known.remove(target);
+    }
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// One engine of the prefiller, each as likely as the others.
+    ///
+    /// # Errors
+    /// `Bootstrap`, or what became of the client.
+    pub(super) async fn pick_engine(
+        &self,
+        target: &Target,
+        port: u16,
+    ) -> Result<BootstrapEngine, Fault> {
+        let engines = self.bootstrap(target, port).await?;
+        let pick = self.shard.net.random() % engines.len() as u64;
+        Ok(engines[usize::try_from(pick).unwrap_or(0)].clone())
+    }
+
+    /// Asks again for the engines of a prefiller whose engine the decoder did not know. Whether the
+    /// engine of the rank in `peer` has another name now, which `peer` is given.
+    pub(super) async fn engine_has_moved(
+        &self,
+        target: &Target,
+        peer: &mut Peer,
+    ) -> Result<bool, Fault> {
+        self.shard.engines.borrow_mut().forget(target);
+        let engines = match self.bootstrap(target, peer.bootstrap_port).await {
+            Ok(engines) => engines,
+            Err(Fault::Bootstrap) => return Ok(false),
+            Err(fault) => return Err(fault),
+        };
+        let Some(old) = &peer.engine else {
+            return Ok(false);
+        };
+        let new = engines.iter().find(|engine| engine.rank == old.rank);
+        let has_moved = new.is_some_and(|new| new.id != old.id);
+        if has_moved {
+            peer.engine = new.cloned();
+        }
+        Ok(has_moved)
+    }
+
+    async fn bootstrap(&self, target: &Target, port: u16) -> Result<Rc<[BootstrapEngine]>, Fault> {
+        let shard = self.shard;
+        if let Some(engines) = shard.engines.borrow().get(target, shard.net.now()) {
+            return Ok(engines);
+        }
+        let answer = match self.query(&target.with_port(port)).await {
+            Ok(answer) => answer,
+            Err(LegFault::Other(fault @ (Fault::ClientGone | Fault::ClientStalled))) => {
+                return Err(fault);
+            }
+            Err(_) => return Err(Fault::Bootstrap),
+        };
+        let engines: Rc<[_]> = engines(&answer).ok_or(Fault::Bootstrap)?.into();
+        let mut known = shard.engines.borrow_mut();
+        known.put(target, Rc::clone(&engines), shard.net.now());
+        Ok(engines)
+    }
+
+    async fn query(&self, server: &Target) -> Result<Vec<u8>, LegFault> {
+        let shard = self.shard;
+        let mut head = shard.buffer();
+        head.extend_from_slice(b"GET /query HTTP/1.1\r\n");
+        h1::push_field(&mut head, b"host", server.authority().as_bytes());
+        h1::push_field(&mut head, b"accept", b"application/json");
+        head.extend_from_slice(b"\r\n");
+        let leg = Leg {
+            role: Role::Bootstrap,
+            body: Splices::default(),
+            take: Take::Whole,
+            rank: None,
+            request_id: None,
+        };
+        let ready = Ready {
+            id: shard.pools.endpoint(Role::Bootstrap, server, false),
+            target: server,
+            head: &head,
+            leg: &leg,
+            body: &[],
+        };
+        let wait = Duration::from_millis(BOOTSTRAP_MS_MAX);
+        let limit = Limit::of(shard.net.now(), Some(wait), Fault::Bootstrap);
+        match self.run_leg(&ready, None, Limits::all(limit)).await? {
+            Attempt::Done(Taken::Whole(answer), _) => Ok(answer),
+            Attempt::Done(..) | Attempt::Status(..) => Err(Fault::Bootstrap.into()),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The decode leg: alone, or after a prefill with what that handed on.
+//!
+//! A handoff is used once and only while it is fresh; the two repeats a decode leg may have both go
+//! without it (design 4, `competitors` 9.1).
+
+use super::client::Limit;
+use super::exchange::{Exchange, micros_since};
+use super::leg::{Answer, Fresh, LegFault, Legs, Upstream};
+use super::prefill::Prefilled;
+use super::relay::Rewrite;
+use super::run::{Limits, Ready, Runs};
+use super::shard::leg_role;
+use super::split::{Settled, Split, too_many};
+use crate::config::{OnDecodeKvError, OnMissingKv};
+use crate::fault::Fault;
+use crate::metrics::Phase;
+use crate::net::{Conn, Net};
+use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take, connector};
+
+/// Marks the end of a send that took longer than the handoff in it stays fresh; never shown.
+const WENT_STALE: Fault = Fault::Bug("the handoff went stale while it was sent");
+
+impl<N: Net> Exchange<'_, N> {
+    /// Serves a request by the decoder alone.
+    pub(super) async fn decode_local(
+        &mut self,
+        split: &Split,
+        leg: &Leg,
+    ) -> Result<Settled<N>, Fault> {
+        let target = self.shard.decoder_target(split.decoder);
+        let mut fresh = Fresh::Pooled;
+        loop {
+            let connected = self
+                .connect(split.decoder, target, Role::Decode, fresh, Limit::NONE)
+                .await;
+            let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
+            match self.decode_once(&upstream, split, leg, Limit::NONE).await {
+                Ok(answer) => {
+                    return Ok(Settled {
+                        upstream,
+                        answer,
+                        rewrite: Rewrite::None,
+                    });
+                }
+                Err(LegFault::Died) if upstream.reused && fresh == Fresh::Pooled => {
+                    self.shard.metrics.replay();
+                    fresh = Fresh::New;
+                }
+                Err(fault) => return Err(fault.fault(Role::Decode)),
+            }
+        }
+    }
+
+    /// Runs the decode leg after a prefill.
+    pub(super) async fn decode(
+        &mut self,
+        split: &Split,
+        peer: &Peer,
+        mut prefilled: Prefilled,
+    ) -> Result<Settled<N>, Fault> {
+        let target = self.shard.decoder_target(split.decoder);
+        let cached_tokens = prefilled.held.as_ref().map_or(0, |held| held.cached_tokens);
+        let mut fresh = Fresh::Pooled;
+        let mut repeated = false;
+        loop {
+            // The connection first: the handoff must be fresh when it leaves, not before.
+            let connected = self
+                .connect(split.decoder, target, Role::Decode, fresh, Limit::NONE)
+                .await;
+            let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
+            let (leg, carries) = self.decode_leg(split, peer, &mut prefilled, repeated)?;
+            let limit = if carries {
+                self.freshness_limit(&prefilled)
+            } else {
+                Limit::NONE
+            };
+            match self.decode_once(&upstream, split, &leg, limit).await {
+                Ok(answer) if carries && self.must_recompute(&answer) => {
+                    self.account.outcome = Some((Outcome::LocalFallback, Reason::DecodeKvError));
+                    repeated = true;
+                }
+                Ok(answer) => {
+                    let rewrite = match leg.take {
+                        Take::Answer(Some(shape)) => Rewrite::Usage(shape, cached_tokens),
+                        Take::Answer(None) | Take::Handoff | Take::Whole | Take::Nothing => {
+                            Rewrite::None
+                        }
+                    };
+                    return Ok(Settled {
+                        upstream,
+                        answer,
+                        rewrite,
+                    });
+                }
+                // The decoder took the request too slowly: what it has of it is no whole request.
+                Err(LegFault::Other(WENT_STALE)) => {
+                    upstream.conn().reset_on_close();
+                    self.account.outcome = Some((Outcome::LocalFallback, Reason::StaleKv));
+                    if self.shard.config.pd.on_missing_kv == OnMissingKv::Error {
+                        return Err(Fault::HandoffMissing);
+                    }
+                    repeated = true;
+                }
+                Err(LegFault::Died) if upstream.reused && fresh != Fresh::New => {
+                    self.shard.metrics.replay();
+                }
+                Err(fault) => return Err(fault.fault(Role::Decode)),
+            }
+            fresh = Fresh::New;
+        }
+    }
+
+    /// Until when a leg that carries the handoff may be on its way.
+    fn freshness_limit(&self, prefilled: &Prefilled) -> Limit {
+        let age_max = self.shard.config.pd.handoff_age_max;
+        Limit::of(prefilled.at, Some(age_max), WENT_STALE)
+    }
+
+    /// The decode leg to send now, and whether it carries the handoff. The handoff is taken by
+    /// the first leg that asks; every later one goes without.
+    fn decode_leg(
+        &mut self,
+        split: &Split,
+        peer: &Peer,
+        prefilled: &mut Prefilled,
+        repeated: bool,
+    ) -> Result<(Leg, bool), Fault> {
+        let pd = &self.shard.config.pd;
+        let handoff = match &mut prefilled.held {
+            None => None,
+            Some(held) => {
+                let age = self.shard.net.now().since(prefilled.at);
+                match held.take(Freshness::of(age, pd.handoff_age_max)) {
+                    Ok(handoff) => Some(handoff),
+                    Err(reason) => {
+                        if !repeated {
+                            self.account.outcome = Some((Outcome::LocalFallback, reason));
+                            if pd.on_missing_kv == OnMissingKv::Error {
+                                return Err(Fault::HandoffMissing);
+                            }
+                        }
+                        None
+                    }
+                }
+            }
+        };
+        let leg = connector::decode_leg(pd.connector, &split.material(), peer, handoff.as_deref());
+        Ok((leg.map_err(too_many)?, handoff.is_some()))
+    }
+
+    /// Sends a decode leg on a connection and waits for the head of its answer.
+    pub(super) async fn decode_once(
+        &mut self,
+        upstream: &Upstream<N>,
+        split: &Split,
+        leg: &Leg,
+        send_limit: Limit,
+    ) -> Result<Answer, LegFault> {
+        self.enter(Phase::FirstByte);
+        self.account.attempts += 1;
+        let begun = self.shard.net.now();
+        let target = self.shard.decoder_target(split.decoder);
+        let head = self.spliced_head(target, leg)?;
+        let ready = Ready {
+            id: split.decoder,
+            target,
+            head: &head,
+            leg,
+            body: &split.body.bytes,
+        };
+        let mut answer = Answer::default();
+        let limits = Limits {
+            send: send_limit,
+            ..Limits::NONE
+        };
+        self.sent_whole = self
+            .exchange_leg(upstream, &ready, &mut answer, limits)
+            .await?;
+        let took = micros_since(self.shard.net.now(), begun);
+        self.shard.metrics.leg(leg_role(Role::Decode), took);
+        self.shard.recycle(head);
+        Ok(answer)
+    }
+
+    /// A 500 with a handoff in hand mostly means that its KV cache could not be loaded.
+    fn must_recompute(&self, answer: &Answer) -> bool {
+        answer.head.status == 500
+            && self.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute
+    }
+}

@@ -1,0 +1,152 @@
+//! The encoder stage: one leg per item, all side by side; the first failure ends the others.
+
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::client::{Limit, Watch};
+use super::exchange::{Exchange, micros_since};
+use super::job::Job;
+use super::leg::{LegFault, Waits};
+use super::run::{Attempt, Limits, Ready, Runs, Taken, finish_head};
+use super::shard::leg_role;
+use super::split::{Split, too_many};
+use crate::config::EcConnector;
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::h1::{self, Name};
+use crate::net::Net;
+use crate::pd::encode::{self, Merge, TooManyItems};
+use crate::pd::{Departure, Encoded, Leg, Role};
+
+/// Bytes of an encoder's error that the client is shown.
+const SHOWN_BYTES_MAX: usize = 512;
+
+type EncodeJob<N> = Job<N, Result<Attempt<N>, LegFault>>;
+
+impl<N: Net> Exchange<'_, N> {
+    /// Sends the request's items to `encoders` in turn, and notes what the later legs carry.
+    pub(super) async fn encode(
+        &mut self,
+        split: &mut Split,
+        encoders: &[Target],
+    ) -> Result<(), Fault> {
+        let ec = self.shard.config.pd.encoder.unwrap_or(EcConnector::Example);
+        let material = split.material();
+        let items = encode::items(&material).map_err(|TooManyItems| Fault::TooManyItems)?;
+        let mut jobs = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let leg = encode::leg(&material, item, ec).map_err(too_many)?;
+            let target = &encoders[index % encoders.len()];
+            jobs.push(Some(self.begin_encode(split, target, leg, index)));
+        }
+        let mut answers: Vec<_> = jobs.iter().map(|_| Taken::Nothing).collect();
+        while jobs.iter().any(Option::is_some) {
+            let (index, ended) = self.next_ended(&mut jobs).await?;
+            answers[index] = self.encoded(index, ended)?;
+        }
+        let mut merge = Merge::default();
+        for (index, answer) in answers.iter().enumerate() {
+            if let Taken::Whole(answer) = answer
+                && !merge.take(answer)
+            {
+                tracing::debug!(item = index, "an encoder gave no ec_transfer_params");
+            }
+        }
+        split.encoded = Some(Encoded {
+            params: merge.finish(),
+        });
+        Ok(())
+    }
+
+    fn begin_encode(
+        &mut self,
+        split: &Split,
+        target: &Target,
+        leg: Leg,
+        index: usize,
+    ) -> EncodeJob<N> {
+        self.account.attempts += 1;
+        let shard = self.shard;
+        let head = self.encode_head(target, &leg, index);
+        let id = shard.pools.endpoint(Role::Encode, target, false);
+        let (target, body) = (target.clone(), Rc::clone(&split.body));
+        Job::begin(shard, Departure::End, |aside| async move {
+            let ready = Ready {
+                id,
+                target: &target,
+                head: &head,
+                leg: &leg,
+                body: &body.bytes,
+            };
+            let begun = aside.shard().net.now();
+            let ended = aside.run_leg(&ready, None, Limits::NONE).await;
+            let took = micros_since(aside.shard().net.now(), begun);
+            aside.shard().metrics.leg(leg_role(Role::Encode), took);
+            ended
+        })
+    }
+
+    /// The head of an item's request: our own, but with the client's credentials.
+    fn encode_head(&self, target: &Target, leg: &Leg, index: usize) -> Vec<u8> {
+        let mut head = self.shard.buffer();
+        head.extend_from_slice(b"POST /v1/chat/completions HTTP/1.1\r\n");
+        h1::push_field(&mut head, b"host", target.authority().as_bytes());
+        h1::push_field(&mut head, b"content-type", b"application/json");
+        for field in self.head.fields_named(Name::Authorization) {
+            h1::push_field(&mut head, b"authorization", field.value.of(&self.bytes));
+        }
+        head.extend_from_slice(b"x-request-id: ");
+        head.extend_from_slice(self.request_id.as_bytes());
+        head.extend_from_slice(b"-enc-");
+        h1::push_decimal(&mut head, index as u64);
+        head.extend_from_slice(b"\r\n");
+        finish_head(&mut head, leg);
+        head
+    }
+
+    /// Waits for the next leg to end, and takes it off the list.
+    async fn next_ended(
+        &self,
+        jobs: &mut [Option<EncodeJob<N>>],
+    ) -> Result<(usize, Result<Attempt<N>, LegFault>), Fault> {
+        self.until(Watch::Ahead, Limit::NONE, |cx| {
+            for (index, slot) in jobs.iter_mut().enumerate() {
+                if let Some(job) = slot
+                    && let Poll::Ready(ended) = job.poll(cx)
+                {
+                    *slot = None;
+                    let ended = ended.unwrap_or_else(|fault| Err(fault.into()));
+                    return Poll::Ready((index, ended));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// What an item's leg gave; the client is told which one failed, and how.
+    fn encoded(
+        &mut self,
+        index: usize,
+        ended: Result<Attempt<N>, LegFault>,
+    ) -> Result<Taken, Fault> {
+        match ended {
+            Ok(Attempt::Done(taken, _)) => Ok(taken),
+            Ok(Attempt::Status(_, answer, _)) => {
+                let mut detail = format!("item {index}");
+                if !self.shard.config.pd.hide_prefill_errors {
+                    let rest = answer.rest();
+                    let shown = &rest[..rest.len().min(SHOWN_BYTES_MAX)];
+                    detail.push_str(": ");
+                    detail.push_str(&String::from_utf8_lossy(shown));
+                }
+                self.account.detail = Some(detail);
+                Err(Fault::EncodeStatus(answer.head.status))
+            }
+            Err(fault) => {
+                self.account.detail = Some(format!("item {index}"));
+                Err(fault.fault(Role::Encode))
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The prefill leg of a serial order: its candidates and attempts.
+
+use std::time::Duration;
+
+use super::client::Limit;
+use super::exchange::{Exchange, micros_since};
+use super::leg::{Answer, LegFault, Upstream};
+use super::relay::Rewrite;
+use super::run::{Attempt, Limits, Ready, Runs, Taken, finish_head};
+use super::shard::leg_role;
+use super::split::{Settled, Split, too_many};
+use crate::config::OnPrefillFailure;
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::metrics::Phase;
+use crate::net::{Moment, Net};
+use crate::pd::{Held, Leg, Outcome, Peer, Reason, Role, Take, connector, nixl};
+
+/// The prefiller's answer, as far as the decode leg needs it.
+pub(super) struct Prefilled {
+    /// What it handed on; `None`: its connector hands nothing on.
+    pub(super) held: Option<Held>,
+    /// When the head of the answer was there: the engine's lease runs from about then.
+    pub(super) at: Moment,
+}
+
+impl Prefilled {
+    fn new(taken: Taken, at: Moment) -> Self {
+        let held = match taken {
+            Taken::Handoff(handoff) => Some(Held::new(*handoff)),
+            Taken::Whole(answer) if nixl::hands_on(&answer) => Some(Held::of(answer)),
+            Taken::Whole(_) => Some(Held::none(Reason::MissingKv)),
+            Taken::Nothing => None,
+        };
+        Self { held, at }
+    }
+}
+
+/// What the prefill leg came to.
+pub(super) enum Prefill<N: Net> {
+    /// An answer to go on with, and who gave it.
+    Done(Prefilled, Peer),
+    /// An error that is the client's answer.
+    Refused(Settled<N>),
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// Runs the prefill leg until it gave an answer to go on with, or one for the client.
+    pub(super) async fn prefill(
+        &mut self,
+        split: &Split,
+        targets: &[Target],
+    ) -> Result<Prefill<N>, Fault> {
+        let config = self.shard.config.clone();
+        let started = self.shard.net.now();
+        let (mut candidate, mut retries) = (0, 0);
+        loop {
+            self.enter(Phase::Prefill);
+            let target = &targets[candidate];
+            self.note_prefill_target(target);
+            self.account.attempts += 1;
+            let begun = self.shard.net.now();
+            let peer = split.peer(target);
+            let attempt = self.prefill_once(split, target, &peer).await;
+            let now = self.shard.net.now();
+            self.account.prefill_us = micros_since(now, started);
+            let took = micros_since(now, begun);
+            self.shard.metrics.leg(leg_role(Role::Prefill), took);
+            let fault = match attempt {
+                Ok(Attempt::Done(taken, at)) => {
+                    self.enter(Phase::BetweenLegs);
+                    return Ok(Prefill::Done(Prefilled::new(taken, at), peer));
+                }
+                Ok(Attempt::Status(upstream, answer, sent)) => {
+                    let status = answer.head.status;
+                    let may_retry = matches!(status, 502..=504);
+                    if !may_retry || retries >= config.pd.prefill_retries_max {
+                        self.sent_whole = sent;
+                        let refused = self.prefill_refused(upstream, answer);
+                        return refused.map(Prefill::Refused);
+                    }
+                    LegFault::Other(Fault::PrefillStatus(status))
+                }
+                Err(fault) => fault,
+            };
+            let refused = matches!(fault, LegFault::Refused | LegFault::ConnectTimeout);
+            if refused && candidate + 1 < targets.len() {
+                candidate += 1;
+                continue;
+            }
+            let may_retry = refused
+                || matches!(
+                    fault,
+                    LegFault::Died | LegFault::Other(Fault::PrefillStatus(_))
+                );
+            if !may_retry || retries >= config.pd.prefill_retries_max {
+                return Err(fault.fault(Role::Prefill));
+            }
+            retries += 1;
+            self.shard.metrics.retry();
+            if refused {
+                candidate = 0;
+            }
+            self.wait_for_retry(config.pd.prefill_retry_backoff).await?;
+        }
+    }
+
+    async fn wait_for_retry(&self, backoff: Duration) -> Result<(), Fault> {
+        self.enter(Phase::RetryWait);
+        self.client.pause(self.shard, backoff).await
+    }
+
+    async fn prefill_once(
+        &self,
+        split: &Split,
+        target: &Target,
+        peer: &Peer,
+    ) -> Result<Attempt<N>, LegFault> {
+        let pd = &self.shard.config.pd;
+        let leg = connector::prefill_leg(pd.connector, &split.material(), peer);
+        let leg = leg.map_err(too_many)?;
+        let limit = Limit::of(
+            self.shard.net.now(),
+            pd.prefill_timeout,
+            Fault::PrefillTimeout,
+        );
+        let head = self.spliced_head(target, &leg)?;
+        let ready = Ready {
+            id: self.shard.pools.endpoint(Role::Prefill, target, false),
+            target,
+            head: &head,
+            leg: &leg,
+            body: &split.body.bytes,
+        };
+        let attempt = self.run_leg(&ready, None, Limits::all(limit)).await;
+        self.shard.recycle(head);
+        attempt
+    }
+
+    /// The head of a leg whose body is spliced. Where its answer has to be readable by the proxy,
+    /// no encoding of it is asked for.
+    pub(super) fn spliced_head(&self, target: &Target, leg: &Leg) -> Result<Vec<u8>, Fault> {
+        let accept_encoding = leg.take == Take::Answer(None);
+        let mut head = self.leg_head(target, accept_encoding, false, Some(leg))?;
+        finish_head(&mut head, leg);
+        Ok(head)
+    }
+
+    /// Makes a prefiller's error the client's answer: its status always, its own words unless they
+    /// are to be hidden (error texts can quote prompts).
+    pub(super) fn prefill_refused(
+        &mut self,
+        upstream: Upstream<N>,
+        answer: Answer,
+    ) -> Result<Settled<N>, Fault> {
+        let status = answer.head.status;
+        let pd = &self.shard.config.pd;
+        let is_hidden = pd.hide_prefill_errors || pd.on_prefill_failure == OnPrefillFailure::Decode;
+        // Below 200 there is no error to show.
+        if is_hidden || status < 200 {
+            let status = if (400..600).contains(&status) {
+                status
+            } else {
+                502
+            };
+            return Err(Fault::PrefillStatus(status));
+        }
+        let fault = Fault::PrefillStatus(status);
+        self.account.outcome = Some((Outcome::Failed, Reason::PrefillStatus));
+        self.account.fault = Some(fault);
+        self.shard.note_fault(fault);
+        Ok(Settled {
+            upstream,
+            answer,
+            rewrite: Rewrite::None,
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! What a request's head says about where it goes.
+
+use super::exchange::Exchange;
+use crate::config::KvConnector;
+use crate::fleet::{Target, TargetError};
+use crate::h1::Name;
+use crate::net::Net;
+use crate::pd::candidate::{Candidates, list};
+
+/// The engines a request names, besides its decoder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Routing {
+    /// Prefill candidates in the order to try them; none: the decoder computes the prompt.
+    pub(super) prefillers: Vec<Target>,
+    /// Encoders, to share the request's items among; none: no encoder stage.
+    pub(super) encoders: Vec<Target>,
+    /// A peer to pull a cached prefix from.
+    pub(super) source: Option<Target>,
+}
+
+impl Routing {
+    /// Whether the decoder is asked with the client's body alone.
+    pub(super) fn is_local(&self) -> bool {
+        self.prefillers.is_empty() && self.encoders.is_empty() && self.source.is_none()
+    }
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// Reads the routing fields.
+    ///
+    /// # Errors
+    /// A malformed prefill target. Malformed encoders and sources are left out: those headers only
+    /// say where something might be had sooner.
+    pub(super) fn routing(&self) -> Result<Routing, TargetError> {
+        let prefillers = self.prefillers()?;
+        let source = self.cache_source(&prefillers);
+        Ok(Routing {
+            encoders: self.encoders(),
+            source,
+            prefillers,
+        })
+    }
+
+    fn values(&self, name: Name) -> impl Iterator<Item = &[u8]> + Clone {
+        self.head
+            .fields_named(name)
+            .map(|field| field.value.of(&self.bytes))
+    }
+
+    fn prefillers(&self) -> Result<Vec<Target>, TargetError> {
+        let new = self.values(Name::XPrefillerHostPort);
+        let old = self.values(Name::XPrefillerUrl);
+        let sampling = self.shard.config.pd.prefiller_sampling;
+        let random = sampling.then(|| self.shard.net.random());
+        Candidates::read(new, old).choose(random)
+    }
+
+    fn encoders(&self) -> Vec<Target> {
+        if self.shard.config.pd.encoder.is_none() {
+            return Vec::new();
+        }
+        list(self.values(Name::XEncoderHostsPorts))
+    }
+
+    /// The peer to pull from, where the connector can: only the first line counts, and never the
+    /// prefiller itself nor this very rank (reference 6.5).
+    fn cache_source(&self, prefillers: &[Target]) -> Option<Target> {
+        let value = self.values(Name::XKvCacheSourceHostPort).next()?;
+        let config = &self.shard.config;
+        let can_pull = match config.pd.connector {
+            KvConnector::Offloading => true,
+            KvConnector::Nixlv2 => config.pd.p2p_pull,
+            KvConnector::SharedStorage
+            | KvConnector::Sglang
+            | KvConnector::Mooncake
+            | KvConnector::Nixl
+            | KvConnector::Lmcache => false,
+        };
+        if !can_pull {
+            return None;
+        }
+        let source = Target::parse(value.trim_ascii()).ok()?;
+        let own_port = config
+            .ranks
+            .get(self.client.rank)
+            .map(|rank| rank.listen.port());
+        let own_ip = config.pod_ip.as_deref();
+        let is_own = own_ip.is_some_and(|ip| source.host() == ip) && source.port() == own_port;
+        (!is_own && prefillers.first() != Some(&source)).then_some(source)
+    }
+}

@@ -1,0 +1,274 @@
+//! A leg whose answer is read here: send it, read its answer, keep what it is for.
+
+use super::client::{Limit, Watch};
+use super::leg::{Answer, Fresh, LegFault, Legs, SplicedRequest, Upstream, Waits};
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::h1::{self, BodyMeter, Framing, Method, Name};
+use crate::json::{Handoff, PrefillAnswer};
+use crate::net::pool::EndpointId;
+use crate::net::{Conn, Moment, Net, would_block};
+use crate::pd::{Leg, Role, Take};
+
+/// One leg, ready to be sent.
+pub(super) struct Ready<'a> {
+    pub(super) id: EndpointId,
+    pub(super) target: &'a Target,
+    /// Its head, blank line included.
+    pub(super) head: &'a [u8],
+    pub(super) leg: &'a Leg,
+    /// The body that the leg's edits are of.
+    pub(super) body: &'a [u8],
+}
+
+/// Until when a leg may run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Its request must have left.
+    pub(super) send: Limit,
+    /// The head of its answer must be there.
+    pub(super) head: Limit,
+    /// Its answer must have ended.
+    pub(super) end: Limit,
+}
+
+impl Limits {
+    pub(super) const NONE: Self = Self::all(Limit::NONE);
+
+    pub(super) const fn all(limit: Limit) -> Self {
+        Self {
+            send: limit,
+            head: limit,
+            end: limit,
+        }
+    }
+}
+
+/// What a successful answer gave.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// What it hands on.
+    Handoff(Box<Handoff>),
+    /// All of it.
+    Whole(Vec<u8>),
+    /// Nothing that is needed.
+    Nothing,
+}
+
+/// What one attempt of a leg came to.
+pub(super) enum Attempt<N: Net> {
+    /// Its answer, and when its head was there: an engine's lease runs from about then.
+    Done(Taken, Moment),
+    /// An answer that is no success, to be relayed or tried again, and whether the engine had
+    /// taken the whole request before it.
+    Status(Upstream<N>, Answer, bool),
+}
+
+impl<N: Net, W: Waits<N>> Runs<N> for W {}
+
+/// Running legs whose answers are read here.
+pub(super) trait Runs<N: Net>: Legs<N> {
+    /// One attempt, with one safe repeat on a new connection when a pooled one was dead. `begun` is
+    /// a connection that is already there.
+    async fn run_leg(
+        &self,
+        ready: &Ready<'_>,
+        begun: Option<Upstream<N>>,
+        limits: Limits,
+    ) -> Result<Attempt<N>, LegFault> {
+        let shard = self.shard();
+        let role = ready.leg.role;
+        let mut fresh = Fresh::Pooled;
+        let mut begun = begun;
+        loop {
+            let upstream = match begun.take() {
+                Some(upstream) => upstream,
+                None => {
+                    self.connect(ready.id, ready.target, role, fresh, limits.head)
+                        .await?
+                }
+            };
+            if role == Role::Prefill && shard.is_self(ready.id) {
+                // A later candidate that is this node's own is passed over.
+                return Err(LegFault::Refused);
+            }
+            let mut answer = Answer::default();
+            match self
+                .exchange_leg(&upstream, ready, &mut answer, limits)
+                .await
+            {
+                Ok(sent) => {
+                    return self
+                        .take_answer(upstream, ready, answer, sent, limits)
+                        .await;
+                }
+                Err(LegFault::Died) if upstream.reused && fresh == Fresh::Pooled => {
+                    shard.metrics.replay();
+                    fresh = Fresh::New;
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// Sends a leg's request and waits for the head of its answer. `true`: the engine took all.
+    async fn exchange_leg(
+        &self,
+        upstream: &Upstream<N>,
+        ready: &Ready<'_>,
+        answer: &mut Answer,
+        limits: Limits,
+    ) -> Result<bool, LegFault> {
+        let request = SplicedRequest {
+            head: ready.head,
+            splices: &ready.leg.body,
+            body: ready.body,
+        };
+        let sent = self
+            .send_spliced(upstream, &request, answer, limits.send)
+            .await?;
+        let shard = self.shard();
+        let wait = shard.config.timeouts.first_byte;
+        let silent = match ready.leg.role {
+            Role::Prefill => Fault::PrefillTimeout,
+            Role::Decode => Fault::FirstByteTimeout,
+            Role::Encode => Fault::EncodeTimeout,
+            Role::Bootstrap => Fault::Bootstrap,
+        };
+        let limit = Limit::of(shard.net.now(), wait, silent).or_sooner(limits.head);
+        self.receive_answer(upstream, answer, limit).await?;
+        Ok(sent)
+    }
+
+    /// Reads an answer: what it gives, or a status that is none of success.
+    async fn take_answer(
+        &self,
+        upstream: Upstream<N>,
+        ready: &Ready<'_>,
+        mut answer: Answer,
+        sent: bool,
+        limits: Limits,
+    ) -> Result<Attempt<N>, LegFault> {
+        let shard = self.shard();
+        let at = shard.net.now();
+        let framing = h1::answer_framing(Method::Post, &answer.head, &answer.bytes);
+        answer.framing = framing.map_err(|_| LegFault::BadAnswer)?;
+        if !(200..300).contains(&answer.head.status) {
+            return Ok(Attempt::Status(upstream, answer, sent));
+        }
+        self.note_good();
+        let is_read = ready.leg.take != Take::Nothing;
+        if is_read && answer.head.field(Name::ContentEncoding).is_some() {
+            return Err(LegFault::BadAnswer);
+        }
+        let keeps = h1::answer_keeps_alive(&answer.head, &answer.bytes, answer.framing);
+        let read = self.read_body(&upstream, &answer, ready.leg, limits.end);
+        let (taken, is_clean) = read.await?;
+        if keeps && sent && is_clean {
+            upstream.keep(shard);
+        }
+        shard.recycle(answer.bytes);
+        Ok(Attempt::Done(taken, at))
+    }
+
+    /// Reads the body of an answer as it arrives and keeps what the leg is for. Also says whether
+    /// the connection ended the exchange cleanly.
+    async fn read_body(
+        &self,
+        upstream: &Upstream<N>,
+        answer: &Answer,
+        leg: &Leg,
+        limit: Limit,
+    ) -> Result<(Taken, bool), LegFault> {
+        let pd = &self.shard().config.pd;
+        let bytes_max = pd.prefill_answer_bytes_max;
+        let flat_blocks = pd.allow_flat_blocks || pd.mori.write_mode;
+        let mut reading = Reading {
+            meter: BodyMeter::new(answer.framing),
+            keep: match leg.take {
+                Take::Handoff => {
+                    let scan = PrefillAnswer::new(bytes_max).allow_flat_blocks(flat_blocks);
+                    Keep::Handoff(Box::new(scan))
+                }
+                Take::Whole => Keep::Whole(Vec::new()),
+                Take::Nothing | Take::Answer(_) => Keep::Nothing,
+            },
+            bytes_max: bytes_max as u64,
+            is_clean: true,
+        };
+        reading.take(answer.rest())?;
+        let conn = upstream.conn();
+        while !reading.meter.is_done() {
+            self.until(Watch::Ahead, limit, |cx| conn.poll_readable(cx))
+                .await?;
+            let received = self.shard().with_small(|buffer| {
+                conn.try_recv(buffer)
+                    .map(|n| (n, reading.take(&buffer[..n])))
+            });
+            match received {
+                Ok((0, _)) if reading.meter.ends_at_close() => {
+                    reading.is_clean = false;
+                    break;
+                }
+                Ok((0, _)) => return Err(LegFault::BadAnswer),
+                Ok((_, taken)) => taken?,
+                Err(error) if would_block(&error) => {}
+                Err(_) => return Err(LegFault::BadAnswer),
+            }
+        }
+        let is_clean = reading.is_clean;
+        let taken = match reading.keep {
+            Keep::Handoff(scan) => {
+                let handoff = scan.finish().map_err(|_| LegFault::BadAnswer)?;
+                Taken::Handoff(Box::new(handoff))
+            }
+            Keep::Whole(bytes) => {
+                crate::json::validate(&bytes).map_err(|_| LegFault::BadAnswer)?;
+                Taken::Whole(bytes)
+            }
+            Keep::Nothing => Taken::Nothing,
+        };
+        Ok((taken, is_clean))
+    }
+}
+
+/// An answer's body while it is read.
+struct Reading {
+    meter: BodyMeter,
+    keep: Keep,
+    bytes_max: u64,
+    is_clean: bool,
+}
+
+enum Keep {
+    /// Scanned as it passes; nothing but the handoff stays.
+    Handoff(Box<PrefillAnswer>),
+    Whole(Vec<u8>),
+    Nothing,
+}
+
+impl Reading {
+    fn take(&mut self, received: &[u8]) -> Result<(), LegFault> {
+        let mut malformed = false;
+        let keep = &mut self.keep;
+        let taken = self.meter.decode(received, |span| match keep {
+            Keep::Handoff(scan) => malformed |= scan.feed(span.of(received)).is_err(),
+            Keep::Whole(bytes) => bytes.extend_from_slice(span.of(received)),
+            Keep::Nothing => {}
+        });
+        let taken = taken.map_err(|_| LegFault::BadAnswer)?;
+        self.is_clean &= taken == received.len();
+        if self.meter.payload_bytes() > self.bytes_max {
+            return Err(Fault::PrefillAnswerTooLarge.into());
+        }
+        if malformed {
+            return Err(LegFault::BadAnswer);
+        }
+        Ok(())
+    }
+}
+
+/// Ends a leg's head with the framing of its spliced body.
+pub(super) fn finish_head(head: &mut Vec<u8>, leg: &Leg) {
+    super::head::push_request_framing(head, Framing::Length(leg.body.len() as u64));
+}

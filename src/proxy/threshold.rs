@@ -1,0 +1,125 @@
+//! The decoder first (`shared-storage` with a `cache_hit_threshold`): its answer is held back until
+//! it is known whether a prefiller is needed, and not a byte longer.
+
+use super::client::{Limit, Watch};
+use super::exchange::Exchange;
+use super::leg::{LegFault, Waits};
+use super::split::{Settled, Split, too_many};
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::h1::{self, BodyMeter, Method, Name};
+use crate::net::{Conn, Net, would_block};
+use crate::pd::shared_storage::{Verdict, verdict_of_stream, verdict_of_whole};
+use crate::pd::{Leg, Outcome, Reason, Take};
+
+/// An answer while it is held back.
+struct Holding {
+    meter: BodyMeter,
+    is_stream: bool,
+    /// Received bytes that the meter has taken.
+    seen: usize,
+    payload: Vec<u8>,
+    bytes_max: usize,
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// Tries the decoder, and the serial order where it finds too little in the store.
+    pub(super) async fn decode_first(
+        &mut self,
+        split: &Split,
+        targets: &[Target],
+    ) -> Result<Settled<N>, Fault> {
+        let leg = split.material().local_leg().map_err(too_many)?;
+        // Its answer is read here, so it must not come encoded.
+        let take = Take::Whole;
+        let mut settled = self.decode_local(split, &Leg { take, ..leg }).await?;
+        match self.verdict(&mut settled).await? {
+            Verdict::Threshold => {
+                drop(settled);
+                self.serial(split, targets).await
+            }
+            Verdict::Open | Verdict::Served => {
+                self.account.outcome = Some((Outcome::LocalPolicy, Reason::StoreHit));
+                Ok(settled)
+            }
+        }
+    }
+
+    /// Reads as much of an answer as its verdict needs; what was read stays in it.
+    async fn verdict(&self, settled: &mut Settled<N>) -> Result<Verdict, Fault> {
+        let answer = &mut settled.answer;
+        let is_encoded = answer.head.field(Name::ContentEncoding).is_some();
+        if !(200..300).contains(&answer.head.status) || is_encoded {
+            return Ok(Verdict::Served);
+        }
+        let framing = h1::answer_framing(Method::Post, &answer.head, &answer.bytes);
+        let framing = framing.map_err(|_| Fault::DecodeAnswer)?;
+        let content_type = answer.head.field(Name::ContentType);
+        let content_type = content_type.map_or(&b""[..], |field| field.value.of(&answer.bytes));
+        let mut holding = Holding {
+            meter: BodyMeter::new(framing),
+            is_stream: content_type.starts_with(b"text/event-stream"),
+            seen: 0,
+            payload: Vec::new(),
+            bytes_max: self.shard.config.pd.prefill_answer_bytes_max,
+        };
+        let conn = settled.upstream.conn();
+        loop {
+            match holding.read(answer.rest()) {
+                Verdict::Open => {}
+                known => return Ok(known),
+            }
+            self.until(Watch::Ahead, Limit::NONE, |cx| conn.poll_readable(cx))
+                .await?;
+            let received = self.shard.with_small(|buffer| {
+                conn.try_recv(buffer)
+                    .inspect(|n| answer.bytes.extend_from_slice(&buffer[..*n]))
+            });
+            match received {
+                // The relay meets the same end, and knows what it means.
+                Ok(0) => return Ok(holding.at_end()),
+                Ok(_) => {}
+                Err(error) if would_block(&error) => {}
+                Err(_) => return Err(LegFault::BadAnswer.fault(crate::pd::Role::Decode)),
+            }
+        }
+    }
+}
+
+impl Holding {
+    /// Takes what has been received since the last time; `body` is all of it.
+    fn read(&mut self, body: &[u8]) -> Verdict {
+        let new = &body[self.seen..];
+        let payload = &mut self.payload;
+        let taken = self
+            .meter
+            .decode(new, |span| payload.extend_from_slice(span.of(new)));
+        let Ok(taken) = taken else {
+            // Broken framing: the relay will say so.
+            return Verdict::Served;
+        };
+        self.seen += taken;
+        let is_done = self.meter.is_done();
+        let verdict = if self.is_stream {
+            verdict_of_stream(&self.payload)
+        } else if is_done {
+            verdict_of_whole(&self.payload)
+        } else {
+            Verdict::Open
+        };
+        let is_decided = is_done || self.payload.len() > self.bytes_max;
+        match verdict {
+            Verdict::Open if is_decided => Verdict::Served,
+            verdict => verdict,
+        }
+    }
+
+    /// The connection has ended.
+    fn at_end(&self) -> Verdict {
+        if self.meter.ends_at_close() && !self.is_stream {
+            verdict_of_whole(&self.payload)
+        } else {
+            Verdict::Served
+        }
+    }
+}

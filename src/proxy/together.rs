@@ -1,0 +1,300 @@
+//! Both legs side by side, for connectors whose engines meet while they run.
+//!
+//! The prefill leg is a task of its own ([`Job`]); the decode leg runs in the exchange. A prefiller
+//! that fails before the decoder's answer is the client's ends the decode leg, and the client gets
+//! the prefiller's error instead of a wait for a transfer that will not come.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::client::{Limit, Watch};
+use super::exchange::{Exchange, micros_since};
+use super::job::Job;
+use super::leg::{Answer, Fresh, LegFault, Legs, Upstream, Waits};
+use super::relay::Rewrite;
+use super::run::{Attempt, Limits, Ready, Runs};
+use super::shard::{Shard, leg_role};
+use super::split::{Settled, Split, too_many};
+use crate::config::KvConnector;
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::limits::ORPHAN_FIRST_BYTE_SECS_MAX;
+use crate::metrics::Phase;
+use crate::net::{Conn, Net};
+use crate::pd::{Departure, Leg, Peer, Role, connector, mooncake};
+
+type Ended<N> = Result<Attempt<N>, LegFault>;
+type PrefillJob<N> = Job<N, Ended<N>>;
+
+/// How the decode leg ended.
+enum Decoded<N: Net> {
+    /// Its answer is the client's.
+    Answered(Upstream<N>, Answer),
+    /// The connection it was sent on had been closed by the engine.
+    WasClosed,
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// Runs both legs until one answer is the client's.
+    pub(super) async fn together(
+        &mut self,
+        split: &mut Split,
+        targets: &[Target],
+    ) -> Result<Settled<N>, Fault> {
+        let mut fresh = Fresh::Pooled;
+        loop {
+            self.enter(Phase::Prefill);
+            let (target, peer, upstream) = self.reach(split, targets).await?;
+            self.note_prefill_target(target);
+            let connector = split.connector();
+            let [prefill, decode] =
+                connector::pair(connector, &split.material(), &peer).map_err(too_many)?;
+            let mut job = self.begin_prefill(split, target, prefill, upstream)?;
+            let ended = self
+                .decode_beside(split, decode, target, peer, &job, fresh)
+                .await;
+            match ended {
+                Ok(Ok(Decoded::Answered(upstream, answer))) => {
+                    if !(200..300).contains(&answer.head.status) {
+                        // Nobody will fetch what is prefilled.
+                        job.on_drop(Departure::End);
+                    }
+                    return Ok(Settled {
+                        upstream,
+                        answer,
+                        rewrite: Rewrite::None,
+                    });
+                }
+                // The transfer may have begun: another one needs a name of its own.
+                Ok(Ok(Decoded::WasClosed)) => {
+                    job.on_drop(Departure::End);
+                    self.shard.metrics.replay();
+                    split.rename(&self.shard.net);
+                    fresh = Fresh::New;
+                }
+                Ok(Err(fault)) => {
+                    if !matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
+                        job.on_drop(Departure::End);
+                    }
+                    return Err(fault);
+                }
+                Err(Ok(Attempt::Status(upstream, answer, sent))) => {
+                    self.sent_whole = sent;
+                    return self.prefill_refused(upstream, answer);
+                }
+                Err(Ok(Attempt::Done(..))) => return Err(Fault::Bug("a prefill that went well")),
+                Err(Err(fault)) => return Err(fault.fault(Role::Prefill)),
+            }
+        }
+    }
+
+    /// Connects to the first candidate that can be reached. No engine has been sent anything yet,
+    /// so going on to the next costs nothing.
+    async fn reach<'t>(
+        &self,
+        split: &Split,
+        targets: &'t [Target],
+    ) -> Result<(&'t Target, Peer, Upstream<N>), Fault> {
+        let mut fault = Fault::PrefillConnect;
+        for target in targets {
+            let mut peer = split.peer(target);
+            if split.connector() == KvConnector::Mooncake {
+                match self.pick_engine(target, peer.bootstrap_port).await {
+                    Ok(engine) => peer.engine = Some(engine),
+                    Err(Fault::Bootstrap) => {
+                        fault = Fault::Bootstrap;
+                        continue;
+                    }
+                    Err(fault) => return Err(fault),
+                }
+            }
+            let id = self.shard.pools.endpoint(Role::Prefill, target, false);
+            let connected = self
+                .connect(id, target, Role::Prefill, Fresh::Pooled, Limit::NONE)
+                .await;
+            match connected {
+                Ok(_) if self.shard.is_self(id) => fault = Fault::PrefillConnect,
+                Ok(upstream) => return Ok((target, peer, upstream)),
+                Err(LegFault::Refused | LegFault::ConnectTimeout) => {
+                    fault = Fault::PrefillConnect;
+                    self.shard.engines.borrow_mut().forget(target);
+                }
+                Err(other) => return Err(other.fault(Role::Prefill)),
+            }
+        }
+        Err(fault)
+    }
+
+    /// Begins the prefill leg on a connection.
+    fn begin_prefill(
+        &mut self,
+        split: &Split,
+        target: &Target,
+        leg: Leg,
+        upstream: Upstream<N>,
+    ) -> Result<PrefillJob<N>, Fault> {
+        self.account.attempts += 1;
+        let shard = self.shard;
+        let head = self.spliced_head(target, &leg)?;
+        let id = shard.pools.endpoint(Role::Prefill, target, false);
+        let (target, body) = (target.clone(), Rc::clone(&split.body));
+        let pd = &shard.config.pd;
+        let now = shard.net.now();
+        let limit = Limit::of(now, pd.prefill_timeout, Fault::PrefillTimeout);
+        let pair_wait = match split.connector() {
+            KvConnector::Nixlv2 => pd.mori.parallel_wait,
+            _ => None,
+        };
+        let limits = Limits {
+            head: limit.or_sooner(Limit::of(now, pair_wait, Fault::PairTimeout)),
+            ..Limits::all(limit)
+        };
+        let [departure, _] = connector::departures(split.connector());
+        Ok(Job::begin(shard, departure, |aside| async move {
+            let ready = Ready {
+                id,
+                target: &target,
+                head: &head,
+                leg: &leg,
+                body: &body.bytes,
+            };
+            let begun = aside.shard().net.now();
+            let ended = aside.run_leg(&ready, Some(upstream), limits).await;
+            let took = micros_since(aside.shard().net.now(), begun);
+            aside.shard().metrics.leg(leg_role(Role::Prefill), took);
+            ended
+        }))
+    }
+
+    /// Runs the decode leg until its answer is the client's, or the prefill leg has failed (`Err`).
+    async fn decode_beside(
+        &mut self,
+        split: &Split,
+        leg: Leg,
+        target: &Target,
+        peer: Peer,
+        job: &PrefillJob<N>,
+        fresh: Fresh,
+    ) -> Result<Result<Decoded<N>, Fault>, Ended<N>> {
+        let mut went_well = false;
+        let mut work = pin!(self.decode_paired(split, leg, target, peer, job, fresh));
+        poll_fn(|cx| {
+            if let Poll::Ready(decoded) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(decoded));
+            }
+            if went_well {
+                return Poll::Pending;
+            }
+            match job.poll(cx) {
+                Poll::Ready(Ok(Ok(Attempt::Done(..)))) => {
+                    went_well = true;
+                    // It may have become good in this very turn.
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Ready(Ok(ended)) => Poll::Ready(Err(ended)),
+                Poll::Ready(Err(fault)) => Poll::Ready(Err(Err(fault.into()))),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    async fn decode_paired(
+        &mut self,
+        split: &Split,
+        mut leg: Leg,
+        target: &Target,
+        mut peer: Peer,
+        job: &PrefillJob<N>,
+        mut fresh: Fresh,
+    ) -> Result<Decoded<N>, Fault> {
+        let decoder = self.shard.decoder_target(split.decoder);
+        let mut may_ask_again = split.connector() == KvConnector::Mooncake;
+        loop {
+            let connected = self
+                .connect(split.decoder, decoder, Role::Decode, fresh, Limit::NONE)
+                .await;
+            let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
+            let answer = match self.decode_once(&upstream, split, &leg, Limit::NONE).await {
+                Ok(answer) => answer,
+                Err(LegFault::Died) if upstream.reused => return Ok(Decoded::WasClosed),
+                Err(LegFault::Other(Fault::ClientGone)) => {
+                    return Err(self.leave_decoder(split, upstream));
+                }
+                Err(fault) => return Err(fault.fault(Role::Decode)),
+            };
+            if may_ask_again
+                && answer.head.status >= 500
+                && self.engine_has_moved(target, &mut peer).await?
+            {
+                // The prefiller waits under the same name; only its engine has another one now.
+                may_ask_again = false;
+                leg = mooncake::decode_leg(&split.material(), &peer).map_err(too_many)?;
+                fresh = Fresh::New;
+                continue;
+            }
+            return match self.commit(split, &upstream, &answer, job).await {
+                Ok(()) => Ok(Decoded::Answered(upstream, answer)),
+                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream)),
+                Err(fault) => Err(fault),
+            };
+        }
+    }
+
+    /// Waits until an answer whose head is there may go to the client.
+    async fn commit(
+        &self,
+        split: &Split,
+        upstream: &Upstream<N>,
+        answer: &Answer,
+        job: &PrefillJob<N>,
+    ) -> Result<(), Fault> {
+        let by_first_byte = connector::commits_on_first_byte(split.connector());
+        let is_success = (200..300).contains(&answer.head.status);
+        if !is_success || (by_first_byte && !answer.rest().is_empty()) {
+            return Ok(());
+        }
+        let conn = upstream.conn();
+        self.until(Watch::Ahead, Limit::NONE, |cx| {
+            let is_good = job.is_good(cx);
+            let has_byte = by_first_byte && conn.poll_readable(cx).is_ready();
+            if is_good || has_byte {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    /// Leaves a decoder whose client is gone, by its connector's rule.
+    fn leave_decoder(&self, split: &Split, upstream: Upstream<N>) -> Fault {
+        let [_, departure] = connector::departures(split.connector());
+        if departure == Departure::FirstByte && upstream.is_sent.get() {
+            let shard = Rc::clone(self.shard);
+            self.shard.net.spawn(await_first_byte(shard, upstream));
+        } else {
+            upstream.conn().reset_on_close();
+        }
+        Fault::ClientGone
+    }
+}
+
+/// Keeps a decode leg until its first byte, which says that the transfer into it has ended; then
+/// it is ended too.
+async fn await_first_byte<N: Net>(shard: Rc<Shard<N>>, upstream: Upstream<N>) {
+    let timer = shard.net.timer();
+    let wait = std::time::Duration::from_secs(ORPHAN_FIRST_BYTE_SECS_MAX);
+    timer.set(shard.net.now(), Some(wait));
+    poll_fn(|cx| {
+        if upstream.conn().poll_readable(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        timer.poll(cx)
+    })
+    .await;
+    upstream.conn().reset_on_close();
+}
