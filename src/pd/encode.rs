@@ -141,6 +141,61 @@ impl Merge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pd::testing::{Subject, apply};
+    use serde_json::json;
+
+    fn items_of(messages: &str) -> Result<usize, TooManyItems> {
+        let body = format!(r#"{{"messages":{messages}}}"#);
+        items(&Subject::new(Api::Chat, &body).material()).map(|items| items.len())
+    }
+
+    #[test]
+    fn c1_c3_items_are_counted_and_repeated_urls_left_out() {
+        let image = r#"{"type":"image_url","image_url":{"url":"http://img/1"}}"#;
+        let other = r#"{"type":"image_url","image_url":{"url":"http://img/2"}}"#;
+        let plain = r#"{"type":"image_url","image_url":"http://img/3"}"#;
+        let video = r#"{"type":"video_url","video_url":{"url":"http://img/1"}}"#;
+        let audio = r#"{"type":"input_audio","input_audio":{"data":"QQ==","format":"wav"}}"#;
+        let text = r#"{"type":"text","text":"image_url"}"#;
+        let escaped = r#"{"ty\u0070e":"image\u005furl","image_url":{"url":"http://img/9"}}"#;
+        let cases: [(&[&str], usize); 9] = [
+            (&[text], 0),
+            (&[image], 1),
+            (&[image, text, other], 2),
+            (&[image, image], 1),
+            (&[plain, plain], 1),
+            (&[video, video, image], 2),
+            (&[audio, audio], 2),
+            (&[escaped], 1),
+            (&[r#"{"type":7}"#, "null", "[]"], 0),
+        ];
+        for (parts, want) in cases {
+            let parts = parts.join(",");
+            let one = format!(r#"[{{"role":"user","content":[{parts}]}}]"#);
+            assert_eq!(items_of(&one), Ok(want), "{one}");
+        }
+        let two = format!(
+            r#"[{{"content":"plain"}},{{"content":[{image}]}},{{"content":[{image},{audio}]}}]"#
+        );
+        assert_eq!(items_of(&two), Ok(2));
+        assert_eq!(items_of(r#""no list""#), Ok(0));
+        let many = vec![audio; ITEMS_MAX + 1].join(",");
+        let many = format!(r#"[{{"content":[{many}]}}]"#);
+        assert_eq!(items_of(&many), Err(TooManyItems));
+    }
+
+    #[test]
+    fn c2_an_items_request_asks_for_one_token() {
+        let body = r#"{"model":"vl","max_tokens":8,"stream":true,"stream_options":{},"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://img/1"}},{"type":"text","text":"what?"}]}]}"#;
+        let subject = Subject::new(Api::Chat, body);
+        let material = subject.material();
+        let item = items(&material).unwrap()[0];
+        let leg = leg(&material, item, EcConnector::Nixl).unwrap();
+        let want = json!({"model": "vl", "max_tokens": 1, "stream": false, "messages": [
+            {"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": "http://img/1"}}]}]});
+        assert_eq!(apply(&leg, body), want);
+    }
 
     #[test]
     fn c4_params_are_merged_and_the_later_counts() {

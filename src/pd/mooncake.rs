@@ -69,6 +69,27 @@ pub fn engines(answer: &[u8]) -> Option<Vec<BootstrapEngine>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pd::Api;
+    use crate::pd::testing::{NAME, Subject, apply, peer};
+    use serde_json::json;
+
+    #[test]
+    fn k1_k3_the_legs_share_a_name_and_the_rank_is_the_engines() {
+        let body = r#"{"model":"q3","prompt":"hi","max_tokens":32,"stream":true}"#;
+        let subject = Subject::new(Api::Completions, body);
+        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        let transfer = format!("xfer-{NAME}");
+        let want = json!({"model": "q3", "prompt": "hi", "max_tokens": 1, "stream": false,
+            "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false,
+                "transfer_id": transfer}});
+        assert_eq!(apply(&prefill, body), want);
+        assert_eq!((prefill.rank, decode.rank), (Some(1), None));
+        let want = json!({"model": "q3", "prompt": "hi", "max_tokens": 32, "stream": true,
+            "kv_transfer_params": {"do_remote_decode": false, "do_remote_prefill": true,
+                "transfer_id": transfer, "remote_bootstrap_addr": "http://10.4.0.7:8998",
+                "remote_engine_id": "e1"}});
+        assert_eq!(apply(&decode, body), want);
+    }
 
     #[test]
     fn k1_engines_come_in_rank_order() {

@@ -225,6 +225,141 @@ fn returned_rank(document: &Document, handoff: &[u8], ranks: u32) -> Option<u32>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pd::Api;
+    use crate::pd::testing::{NAME, Subject, apply, peer};
+    use serde_json::json;
+
+    fn subject(dp_size: u32, dp_size_local: Option<u32>) -> Subject {
+        let mut subject = Subject::new(Api::Chat, r#"{"messages":[],"min_tokens":5}"#);
+        subject.mori.write_mode = true;
+        subject.mori.local_pod_ip = "10.4.0.2".to_owned();
+        subject.mori.dp_size = dp_size;
+        subject.mori.dp_size_local = dp_size_local;
+        subject
+    }
+
+    #[test]
+    fn m1_m5_serial_legs_share_a_transfer_and_a_rank() {
+        let subject = subject(8, None);
+        let body = &subject.body;
+        let rank = rank(NAME, 8);
+        let prefill = prefill_leg(&subject.material(), &peer(), Caps::All, Take::Handoff).unwrap();
+        let transfer = format!("tx{NAME}");
+        let sent = apply(&prefill, body);
+        let want = json!({"do_remote_decode": true, "do_remote_prefill": false,
+            "remote_engine_id": null, "remote_block_ids": null, "remote_port": null,
+            "remote_host": "10.4.0.2", "remote_notify_port": 61005,
+            "remote_handshake_port": 6301, "remote_dp_rank": rank,
+            "remote_dp_rank_override": true, "transfer_id": transfer, "tp_size": 1,
+            "remote_dp_size": 8});
+        assert_eq!(sent["kv_transfer_params"], want);
+        assert_eq!(
+            (sent["max_tokens"].as_u64(), sent["min_tokens"].as_u64()),
+            (Some(1), Some(1))
+        );
+        assert_eq!(prefill.rank, Some(rank));
+        let decode = |handoff: &str| {
+            let leg = serial_decode_leg(
+                &subject.material(),
+                &peer(),
+                handoff.as_bytes(),
+                Take::Answer(None),
+            );
+            let leg = leg.unwrap();
+            (apply(&leg, body)["kv_transfer_params"].clone(), leg.rank)
+        };
+        let filled = |rank: u32| {
+            json!({"do_remote_prefill": true, "remote_dp_rank": rank,
+            "remote_dp_rank_override": true, "transfer_id": transfer, "remote_notify_port": 61005,
+            "remote_handshake_port": 6301, "remote_dp_size": 8})
+        };
+        assert_eq!(
+            decode(r#"{"do_remote_prefill":true,"remote_dp_rank":3}"#),
+            (filled(3), Some(3))
+        );
+        assert_eq!(
+            decode(r#"{"do_remote_prefill":true,"remote_dp_rank":"3"}"#),
+            (filled(rank), Some(rank))
+        );
+        let (kept, _) = decode(r#"{"transfer_id":"theirs","remote_notify_port":1}"#);
+        assert_eq!(
+            (&kept["transfer_id"], &kept["remote_notify_port"]),
+            (&json!("theirs"), &json!(1))
+        );
+    }
+
+    #[test]
+    fn m2_m4_parallel_legs_name_each_other() {
+        let subject = subject(8, None);
+        let body = &subject.body;
+        let rank = rank(NAME, 8);
+        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        for leg in [&prefill, &decode] {
+            assert_eq!(leg.rank, Some(rank));
+            assert_eq!(
+                leg.request_id.map(|id| id.to_string()).as_deref(),
+                Some(NAME)
+            );
+        }
+        let sent = apply(&prefill, body);
+        for name in [
+            "max_tokens",
+            "max_completion_tokens",
+            "max_output_tokens",
+            "min_tokens",
+        ] {
+            assert_eq!(sent[name], 1, "{name}");
+        }
+        assert_eq!(sent["kv_transfer_params"].get("remote_hosts"), None);
+        let got = apply(&decode, body);
+        assert_eq!(got["min_tokens"], 5);
+        let want = json!({"do_remote_prefill": true, "do_remote_decode": false,
+            "remote_block_ids": [], "remote_engine_id": "10.4.0.7:6301",
+            "remote_host": "10.4.0.7", "remote_port": 6301, "remote_notify_port": 61005,
+            "remote_handshake_port": 6301, "remote_dp_rank": rank,
+            "remote_dp_rank_override": true, "transfer_id": format!("tx{NAME}"), "tp_size": 1,
+            "remote_dp_size": 8});
+        assert_eq!(got["kv_transfer_params"], want);
+    }
+
+    #[test]
+    fn m3_ranks_of_several_pods_are_counted_over_the_pods() {
+        let mut subject = subject(16, Some(8));
+        let hosts = |last: [u8; 2]| last.map(|n| format!("10.4.0.{n}")).to_vec();
+        subject.mori.prefill_hosts = hosts([6, 7]);
+        subject.mori.decode_hosts = hosts([2, 3]);
+        let body = &subject.body;
+        let local = rank(NAME, 8);
+        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        let params = |leg| apply(leg, body)["kv_transfer_params"].clone();
+        assert_eq!((prefill.rank, decode.rank), (Some(local), Some(local)));
+        let sent = params(&prefill);
+        assert_eq!(sent["remote_hosts"], json!(["10.4.0.2", "10.4.0.3"]));
+        assert_eq!(sent["remote_dp_size_local"], 8);
+        assert_eq!(
+            sent["remote_dp_rank"], local,
+            "the decoder is the first pod"
+        );
+        let sent = params(&decode);
+        assert_eq!(sent["remote_hosts"], json!(["10.4.0.6", "10.4.0.7"]));
+        assert_eq!(
+            sent["remote_dp_rank"],
+            8 + local,
+            "the prefiller is the second pod"
+        );
+    }
+
+    #[test]
+    fn n17_read_mode_names_a_rank_to_the_prefiller_alone() {
+        let mut subject = subject(8, None);
+        subject.mori.write_mode = false;
+        let prefill = crate::pd::nixlv2::prefill_leg(&subject.material(), &peer()).unwrap();
+        let decode = crate::pd::nixlv2::decode_leg(&subject.material(), &peer(), None).unwrap();
+        assert_eq!((prefill.rank, decode.rank), (Some(rank(NAME, 8)), None));
+        subject.mori.dp_size = 1;
+        let prefill = crate::pd::nixlv2::prefill_leg(&subject.material(), &peer()).unwrap();
+        assert_eq!(prefill.rank, None, "n16");
+    }
 
     #[test]
     fn m9_ranks_are_those_of_the_other_implementations() {

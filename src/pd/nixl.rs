@@ -55,3 +55,38 @@ pub fn hands_on(answer: &[u8]) -> bool {
     let says = |name| member(answer, name).is_some_and(|value| value != b"null");
     says("remote_block_ids") && says("remote_engine_id")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pd::Api;
+    use crate::pd::testing::{Subject, apply};
+    use serde_json::json;
+
+    #[test]
+    fn the_parameters_sit_at_the_top() {
+        let body = r#"{"messages":[],"max_tokens":9,"stream":true,"stream_options":{}}"#;
+        let subject = Subject::new(Api::Chat, body);
+        let prefill = prefill_leg(&subject.material()).unwrap();
+        let want = json!({"messages": [], "max_tokens": 9, "stream": false,
+            "do_remote_decode": true});
+        assert_eq!(apply(&prefill, body), want);
+        let answer = br#"{"id":"x","remote_block_ids":[1],"remote_engine_id":"e","remote_port":12345678901234567890}"#;
+        assert!(hands_on(answer));
+        assert!(!hands_on(
+            br#"{"remote_block_ids":null,"remote_engine_id":"e"}"#
+        ));
+        let decode = decode_leg(&subject.material(), Some(answer)).unwrap();
+        let mut want: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(
+            apply(&decode_leg(&subject.material(), None).unwrap(), body),
+            want
+        );
+        want["do_remote_prefill"] = json!(true);
+        want["remote_block_ids"] = json!([1]);
+        want["remote_engine_id"] = json!("e");
+        want["remote_host"] = json!(null);
+        want["remote_port"] = json!(12_345_678_901_234_567_890_u64);
+        assert_eq!(apply(&decode, body), want);
+    }
+}

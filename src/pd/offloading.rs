@@ -27,3 +27,49 @@ pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
         material.decode_leg(decode.as_bytes(), Take::Answer(None))?,
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pd::testing::{NAME, Subject, apply, peer};
+    use crate::pd::{Api, KvSource, Uuid};
+    use serde_json::json;
+
+    #[test]
+    fn p1_p2_the_prefill_leg_is_capped_and_the_decode_leg_is_not() {
+        let body = r#"{"prompt":"hi","max_tokens":32,"min_tokens":4,"stream":true,"kv_transfer_params":{"x":1}}"#;
+        let subject = Subject::new(Api::Completions, body);
+        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        let want = json!({"prompt": "hi", "max_tokens": 1, "min_tokens": 1, "stream": false,
+            "kv_transfer_params": {"remote_decoder": {"kv_request_id": NAME}}});
+        assert_eq!(apply(&prefill, body), want);
+        let want = json!({"prompt": "hi", "max_tokens": 32, "min_tokens": 4, "stream": true,
+            "kv_transfer_params": {"remote_prefiller": {"kv_request_id": NAME,
+                "remote_host": "10.4.0.7", "remote_port": 7779}}});
+        assert_eq!(apply(&decode, body), want);
+    }
+
+    #[test]
+    fn p4_a_source_is_the_prefill_legs() {
+        let body = r#"{"messages":[],"max_completion_tokens":7}"#;
+        let subject = Subject::new(Api::Chat, body);
+        let mut peer = peer();
+        peer.source = Some(KvSource {
+            uuid: Uuid::of_digits(7),
+            host: "10.4.0.9".to_owned(),
+            port: 7777,
+        });
+        let [prefill, decode] = pair(&subject.material(), &peer).unwrap();
+        let prefill = apply(&prefill, body);
+        let source = json!({"kv_request_id": "00000000-0000-0000-0000-000000000007",
+            "remote_host": "10.4.0.9", "remote_port": 7777});
+        assert_eq!(prefill["kv_transfer_params"]["remote_kv_source"], source);
+        assert_eq!(prefill["max_completion_tokens"], 1);
+        let decode = apply(&decode, body);
+        assert!(
+            decode["kv_transfer_params"]
+                .get("remote_kv_source")
+                .is_none()
+        );
+    }
+}

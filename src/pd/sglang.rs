@@ -29,3 +29,23 @@ pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
         material.leg(Role::Decode, &edits, Take::Answer(None))?,
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pd::Api;
+    use crate::pd::testing::{Subject, apply, peer};
+    use serde_json::json;
+
+    #[test]
+    fn s1_both_legs_have_the_same_body_with_a_room() {
+        let body = r#"{"model":"q3","messages":[],"stream":true,"max_tokens":9}"#;
+        let subject = Subject::new(Api::Chat, body);
+        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        let want = json!({"model": "q3", "messages": [], "stream": true, "max_tokens": 9,
+            "bootstrap_host": "10.4.0.7", "bootstrap_port": 8998,
+            "bootstrap_room": (1_u64 << 62) - 1});
+        assert_eq!(apply(&prefill, body), want);
+        assert_eq!(apply(&decode, body), want);
+    }
+}

@@ -132,6 +132,69 @@ pub fn verdict_of_whole(answer: &[u8]) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pd::testing::{Subject, apply};
+    use crate::pd::{Api, Encoded};
+    use serde_json::{Value, json};
+
+    #[test]
+    fn n8_prefill_is_capped_and_decode_is_not() {
+        let cases = [
+            (
+                Api::Chat,
+                r#"{"messages":[],"max_completion_tokens":100,"stream":true}"#,
+                json!({"messages": [], "max_completion_tokens": 1, "max_tokens": 1,
+                    "stream": true, "cache_hit_threshold": 0}),
+            ),
+            (
+                Api::Chat,
+                r#"{"messages":[],"min_tokens":5}"#,
+                json!({"messages": [], "max_completion_tokens": 1, "max_tokens": 1,
+                    "min_tokens": 1, "cache_hit_threshold": 0}),
+            ),
+            (
+                Api::Responses,
+                r#"{"input":"x"}"#,
+                json!({"input": "x", "max_output_tokens": 1, "cache_hit_threshold": 0}),
+            ),
+            (
+                Api::Generate,
+                r#"{"token_ids":[1],"sampling_params":{"max_tokens":9,"min_tokens":2}}"#,
+                json!({"token_ids": [1], "sampling_params": {"max_tokens": 1, "min_tokens": 1},
+                    "cache_hit_threshold": 0}),
+            ),
+            (
+                Api::Generate,
+                r#"{"token_ids":[1]}"#,
+                json!({"token_ids": [1], "sampling_params": {"max_tokens": 1},
+                    "cache_hit_threshold": 0}),
+            ),
+        ];
+        for (api, body, want) in cases {
+            let subject = Subject::new(api, body);
+            let prefill = prefill_leg(&subject.material()).unwrap();
+            assert_eq!(apply(&prefill, body), want, "{body}");
+            let mut want: Value = serde_json::from_str(body).unwrap();
+            let local = lmcache_prefill_leg(&subject.material()).unwrap();
+            assert_eq!(apply(&local, body).get("cache_hit_threshold"), None);
+            want["cache_hit_threshold"] = json!(0);
+            let decode = decode_leg(&subject.material()).unwrap();
+            assert_eq!(apply(&decode, body), want);
+        }
+    }
+
+    #[test]
+    fn the_decoder_goes_first_where_the_client_says_so() {
+        let asks = |body: &str, encoded: Option<Encoded>| {
+            let mut subject = Subject::new(Api::Chat, body);
+            subject.encoded = encoded;
+            asks_decode_first(&subject.material())
+        };
+        assert!(asks(r#"{"cache_hit_threshold":0.8}"#, None));
+        assert!(!asks(r#"{"cache_hit_threshold":null}"#, None));
+        assert!(!asks("{}", None));
+        let encoded = Some(Encoded::default());
+        assert!(!asks(r#"{"cache_hit_threshold":0.8}"#, encoded));
+    }
 
     #[test]
     fn the_verdict_falls_as_soon_as_it_can() {
