@@ -7,8 +7,9 @@ use std::io::IoSlice;
 use criterion::{Criterion, Throughput};
 use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillAnswer, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
-use ringside::pd::nixlv2::{self, WATCH};
-use ringside::pd::{Api, Plan};
+use ringside::pd::material::WATCH;
+use ringside::pd::options::{KvConnector, MoriConfig};
+use ringside::pd::{Api, Material, Peer, Plan, Uuid, connector};
 
 const HANDOFF: &[u8] = br#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1,2,3,4]],"remote_engine_id":"5f4dcc3b-5aa7-65d6-1d83-27deb882cf99","remote_host":"10.4.0.7","remote_port":5600,"tp_size":8}"#;
 
@@ -105,10 +106,31 @@ fn scan(body: &[u8]) -> Result<Document, JsonError> {
 /// Everything between the last byte of a body and the two vectored writes.
 fn split(api: Api, body: &[u8]) -> Option<usize> {
     let document = scan(body).ok()?;
-    let Plan::Split(prefill) = nixlv2::plan(api, &document, body).ok()? else {
+    let mori = MoriConfig::default();
+    let material = Material {
+        api,
+        document: &document,
+        body,
+        uuid: Uuid::v4([1, 2]),
+        random: 3,
+        trust_client_kv: false,
+        encoded: None,
+        mori: &mori,
+        chunk: None,
+    };
+    let peer = Peer {
+        host: "10.4.0.7".to_owned(),
+        p2p_port: 7777,
+        bootstrap_port: 8998,
+        engine: None,
+        source: None,
+    };
+    let Plan::Split = connector::plan(KvConnector::Nixlv2, &material).ok()? else {
         return None;
     };
-    let decode = nixlv2::decode_leg(api, &document, Some(HANDOFF)).ok()?;
+    let prefill = connector::prefill_leg(KvConnector::Nixlv2, &material, &peer).ok()?;
+    let decode =
+        connector::decode_leg(KvConnector::Nixlv2, &material, &peer, Some(HANDOFF)).ok()?;
     let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
     let first = prefill.body.fill(body, 0, &mut slices);
     let second = decode.body.fill(body, 0, &mut slices);

@@ -1,5 +1,6 @@
 //! What the legs of one request are made of: the client's body, and edits of it.
 
+use super::chunked::Progress;
 use super::options::MoriConfig;
 use super::plan::{Leg, Role, Take};
 use super::route::Api;
@@ -36,6 +37,7 @@ pub const WATCH: Watch = &[
     (Level::Top, "tools"),
     (Level::Top, "logprobs"),
     (Level::Top, "response_format"),
+    (Level::Top, "stop"),
     (Level::SamplingParams, "max_tokens"),
     (Level::SamplingParams, "min_tokens"),
     (Level::SamplingParams, "n"),
@@ -92,6 +94,8 @@ pub struct Material<'a> {
     pub encoded: Option<&'a Encoded>,
     /// `MoRI-IO`.
     pub mori: &'a MoriConfig,
+    /// The chunk to ask the decoder for, where the answer is cut.
+    pub chunk: Option<&'a Progress>,
 }
 
 /// Which limits a prefill leg sets to one token, and whether also where the client did not.
@@ -200,6 +204,9 @@ impl<'a> Material<'a> {
                 edits.remove(*level, name);
             }
         }
+        if let Some(chunk) = self.chunk {
+            chunk.edit(&mut edits);
+        }
         if let Some(encoded) = self.encoded {
             edits.set(Level::Top, "cache_hit_threshold", b"0");
             if let Some(params) = &encoded.params {
@@ -225,7 +232,12 @@ impl<'a> Material<'a> {
     /// # Errors
     /// When the body needs more edits than allowed.
     pub fn local_leg(&self) -> Result<Leg, EditError> {
-        self.leg(Role::Decode, &self.edits(), Take::Answer(None))
+        let take = match self.chunk {
+            // Chunks are read here, so they must not come encoded.
+            Some(_) => Take::Whole,
+            None => Take::Answer(None),
+        };
+        self.leg(Role::Decode, &self.edits(), take)
     }
 
     /// The same with transfer parameters that name a peer to pull a cached prefix from.

@@ -5,6 +5,7 @@
 //! and a set of golden wire files.
 
 pub mod candidate;
+pub mod chunked;
 pub mod connector;
 pub mod decide;
 pub mod encode;

@@ -47,6 +47,7 @@ impl Subject {
             trust_client_kv: self.trust_client_kv,
             encoded: self.encoded.as_ref(),
             mori: &self.mori,
+            chunk: None,
         }
     }
 }

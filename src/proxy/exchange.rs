@@ -233,7 +233,8 @@ impl<'a, N: Net> Exchange<'a, N> {
                     self.account.outcome = Some((Outcome::Failed, Reason::BadTarget));
                     Fault::Target(error)
                 })?;
-                if routing.is_local() {
+                let is_cut = api == Api::Chat && self.shard.config.pd.decode_chunk_tokens.is_some();
+                if routing.is_local() && !is_cut {
                     self.account.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
                     self.forward(decoder, Some(api), expects).await
                 } else {

@@ -264,6 +264,25 @@ pub(super) fn push_own(out: &mut Vec<u8>, own: &OwnAnswer<'_>) {
     }
 }
 
+/// Writes the head of a stream of events made by the proxy itself, blank line included.
+pub(super) fn push_event_stream(
+    out: &mut Vec<u8>,
+    request_id: &[u8],
+    keep_alive: bool,
+    http10: bool,
+) {
+    h1::push_status_line(out, 200, h1::reason_phrase(200).as_bytes());
+    h1::push_field(out, b"content-type", b"text/event-stream; charset=utf-8");
+    h1::push_field(out, b"x-request-id", request_id);
+    if !http10 {
+        h1::push_field(out, b"transfer-encoding", b"chunked");
+    }
+    if !keep_alive {
+        h1::push_field(out, b"connection", b"close");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
 /// The parts of an answer made by the proxy itself.
 pub(super) struct OwnAnswer<'a> {
     pub(super) status: u16,

@@ -9,6 +9,7 @@
 mod body;
 mod bootstrap;
 mod budget;
+mod chunked;
 mod client;
 mod decode;
 mod dial;

@@ -162,7 +162,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
             return Err(LegFault::BadAnswer);
         }
         let keeps = h1::answer_keeps_alive(&answer.head, &answer.bytes, answer.framing);
-        let read = self.read_body(&upstream, &answer, ready.leg, limits.end);
+        let read = self.read_body(&upstream, &answer, ready.leg.take, limits.end);
         let (taken, is_clean) = read.await?;
         if keeps && sent && is_clean {
             upstream.keep(shard);
@@ -177,7 +177,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         &self,
         upstream: &Upstream<N>,
         answer: &Answer,
-        leg: &Leg,
+        take: Take,
         limit: Limit,
     ) -> Result<(Taken, bool), LegFault> {
         let pd = &self.shard().config.pd;
@@ -185,7 +185,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         let flat_blocks = pd.allow_flat_blocks || pd.mori.write_mode;
         let mut reading = Reading {
             meter: BodyMeter::new(answer.framing),
-            keep: match leg.take {
+            keep: match take {
                 Take::Handoff => {
                     let scan = PrefillAnswer::new(bytes_max).allow_flat_blocks(flat_blocks);
                     Keep::Handoff(Box::new(scan))

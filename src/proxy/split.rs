@@ -21,6 +21,7 @@ use crate::json::EditError;
 use crate::metrics::{Direction, Phase};
 use crate::net::pool::EndpointId;
 use crate::net::{Moment, Net};
+use crate::pd::chunked::Progress;
 use crate::pd::{
     Api, Encoded, KvSource, Leg, Material, Order, Outcome, Peer, Plan, Reason, Role, Uuid,
     connector, material, peer,
@@ -32,6 +33,8 @@ pub(super) struct Split {
     pub(super) body: Rc<Body>,
     pub(super) decoder: EndpointId,
     pub(super) encoded: Option<Encoded>,
+    /// The chunks of an answer that is cut.
+    pub(super) chunk: Option<Progress>,
     source: Option<KvSource>,
     uuid: Uuid,
     random: u64,
@@ -49,6 +52,7 @@ impl Split {
             trust_client_kv: self.config.pd.trust_client_kv,
             encoded: self.encoded.as_ref(),
             mori: &self.config.pd.mori,
+            chunk: self.chunk.as_ref(),
         }
     }
 
@@ -128,6 +132,7 @@ impl<N: Net> Exchange<'_, N> {
             body,
             decoder,
             encoded: None,
+            chunk: None,
             source: None,
             uuid: Uuid::v4([net.random(), net.random()]),
             random: net.random(),
@@ -144,10 +149,16 @@ impl<N: Net> Exchange<'_, N> {
         }
         let settled = if targets.is_empty() {
             self.note_request_overhead(received);
+            if split.source.is_none() {
+                self.cut(&mut split);
+            }
             self.decode_alone(&split).await?
         } else {
             self.run_legs(&mut split, &targets, received).await?
         };
+        if split.chunk.is_some() {
+            return Box::pin(self.answer_in_chunks(split, settled)).await;
+        }
         // The answer may take minutes, and nothing needs the prompt any more.
         drop(split);
         let Settled {
@@ -195,11 +206,16 @@ impl<N: Net> Exchange<'_, N> {
     /// One prefill leg, then the decode leg made from its answer.
     pub(super) async fn serial(
         &mut self,
-        split: &Split,
+        split: &mut Split,
         targets: &[Target],
     ) -> Result<Settled<N>, Fault> {
         match self.prefill(split, targets).await? {
-            Prefill::Done(prefilled, peer) => self.decode(split, &peer, prefilled).await,
+            Prefill::Done(prefilled, peer) => {
+                if split.connector() == KvConnector::Nixlv2 {
+                    self.cut(split);
+                }
+                self.decode(split, &peer, prefilled).await
+            }
             Prefill::Refused(settled) => Ok(settled),
         }
     }

@@ -26,7 +26,7 @@ impl<N: Net> Exchange<'_, N> {
     /// Tries the decoder, and the serial order where it finds too little in the store.
     pub(super) async fn decode_first(
         &mut self,
-        split: &Split,
+        split: &mut Split,
         targets: &[Target],
     ) -> Result<Settled<N>, Fault> {
         let leg = split.material().local_leg().map_err(too_many)?;

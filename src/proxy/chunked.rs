@@ -1,0 +1,174 @@
+//! Chunked decode: one answer out of several requests to the decoder (`pd::chunked`).
+
+use std::io::IoSlice;
+
+use super::client::Limit;
+use super::exchange::{Exchange, micros_since};
+use super::head;
+use super::leg::LegFault;
+use super::relay::Rewrite;
+use super::run::{Runs, Taken};
+use super::split::{Settled, Split, too_many};
+use crate::fault::Fault;
+use crate::h1::{self, Method, Name};
+use crate::metrics::Phase;
+use crate::net::Net;
+use crate::pd::chunked::{ChunkError, Cut, Progress};
+use crate::pd::{Role, Take};
+
+impl<N: Net> Exchange<'_, N> {
+    /// Cuts the answer of a request that can be cut, where the configuration says so.
+    pub(super) fn cut(&self, split: &mut Split) {
+        if let Some(tokens) = self.shard.config.pd.decode_chunk_tokens {
+            split.chunk = Cut::of(&split.material(), tokens).map(Progress::new);
+        }
+    }
+
+    /// Answers with chunk after chunk, of which `first` is the beginning of the first.
+    pub(super) async fn answer_in_chunks(
+        &mut self,
+        mut split: Split,
+        first: Settled<N>,
+    ) -> Result<(), Fault> {
+        let cached_tokens = match first.rewrite {
+            Rewrite::Usage(_, count) => Some(count),
+            Rewrite::None => None,
+        };
+        if !(200..300).contains(&first.answer.head.status) {
+            drop(split);
+            return Box::pin(self.relay(first.upstream, first.answer, Rewrite::None)).await;
+        }
+        let mut settled = first;
+        let mut is_first = true;
+        loop {
+            let answer = match self.read_chunk(settled).await {
+                Ok(answer) => answer,
+                Err(fault) => return self.end_with(fault).await,
+            };
+            let Some(progress) = &mut split.chunk else {
+                return Err(Fault::Bug("an answer in chunks without its progress"));
+            };
+            let chunk = match progress.take(&answer) {
+                Ok(chunk) => chunk,
+                // Nothing has been said yet, so it can still be said in one piece.
+                Err(ChunkError::NotPlain) if is_first => return self.answer_uncut(split).await,
+                Err(_) => return self.end_with(Fault::ChunkAnswer).await,
+            };
+            let (is_last, streams) = (chunk.is_last, progress.cut().streams);
+            if streams {
+                let mut events = progress.event(&chunk, is_first);
+                if is_last {
+                    if progress.cut().include_usage {
+                        events.extend_from_slice(&progress.usage_event(cached_tokens));
+                    }
+                    events.extend_from_slice(b"data: [DONE]\n\n");
+                }
+                self.send_events(&events, is_last).await?;
+            } else if is_last {
+                let whole = progress.whole(&answer, cached_tokens);
+                return self.answer_own(200, &whole, None, None).await;
+            }
+            if is_last {
+                return Ok(());
+            }
+            is_first = false;
+            settled = match self.next_chunk(&split).await {
+                Ok(settled) => settled,
+                Err(fault) => return self.end_with(fault).await,
+            };
+        }
+    }
+
+    async fn next_chunk(&mut self, split: &Split) -> Result<Settled<N>, Fault> {
+        let leg = split.material().local_leg().map_err(too_many)?;
+        self.decode_local(split, &leg).await
+    }
+
+    /// Asks for the whole answer at once after all.
+    async fn answer_uncut(&mut self, mut split: Split) -> Result<(), Fault> {
+        split.chunk = None;
+        let leg = split.material().local_leg().map_err(too_many)?;
+        let settled = self.decode_local(&split, &leg).await?;
+        drop(split);
+        Box::pin(self.relay(settled.upstream, settled.answer, Rewrite::None)).await
+    }
+
+    /// Reads one chunk's answer to its end.
+    async fn read_chunk(&self, settled: Settled<N>) -> Result<Vec<u8>, Fault> {
+        let Settled {
+            upstream,
+            mut answer,
+            ..
+        } = settled;
+        let framing = h1::answer_framing(Method::Post, &answer.head, &answer.bytes);
+        answer.framing = framing.map_err(|_| Fault::DecodeAnswer)?;
+        let is_encoded = answer.head.field(Name::ContentEncoding).is_some();
+        if !(200..300).contains(&answer.head.status) || is_encoded {
+            return Err(Fault::ChunkAnswer);
+        }
+        let keeps = h1::answer_keeps_alive(&answer.head, &answer.bytes, answer.framing);
+        let read = self.read_body(&upstream, &answer, Take::Whole, Limit::NONE);
+        let read = read.await.map_err(|fault| match fault {
+            LegFault::BadAnswer => Fault::ChunkAnswer,
+            other => other.fault(Role::Decode),
+        });
+        let (taken, is_clean) = read?;
+        if keeps && is_clean && self.sent_whole {
+            upstream.keep(self.shard);
+        }
+        match taken {
+            Taken::Whole(bytes) => Ok(bytes),
+            Taken::Handoff(_) | Taken::Nothing => Err(Fault::Bug("a chunk that was not kept")),
+        }
+    }
+
+    /// Sends events, the head before the first.
+    async fn send_events(&mut self, events: &[u8], is_last: bool) -> Result<(), Fault> {
+        let is_http10 = self.is_http10();
+        let mut out = self.shard.buffer();
+        let is_first = self.account.status == 0;
+        if is_first {
+            self.keep_alive = self.keeps_alive() && !is_http10;
+            let id = self.request_id.as_bytes();
+            head::push_event_stream(&mut out, id, self.keep_alive, is_http10);
+            self.account.status = 200;
+            self.enter(Phase::Streaming);
+        }
+        if is_http10 {
+            out.extend_from_slice(events);
+        } else {
+            out.extend_from_slice(&h1::chunk_line(events.len()));
+            out.extend_from_slice(events);
+            out.extend_from_slice(b"\r\n");
+            if is_last {
+                out.extend_from_slice(h1::LAST_CHUNK);
+            }
+        }
+        self.account.bytes_out += out.len() as u64;
+        self.client.send(self.shard, &[IoSlice::new(&out)]).await?;
+        self.shard.recycle(out);
+        if is_first {
+            let now = self.shard.net.clock();
+            self.account.ttft_us = micros_since(now, self.account.started).max(1);
+            self.shard
+                .metrics
+                .ttft(self.account.route, self.account.ttft_us);
+        }
+        self.account.complete |= is_last;
+        Ok(())
+    }
+
+    /// Ends the answer with a fault: where a stream has begun, as the engines do it, by an event
+    /// (reference `vllm-api` 7.2).
+    async fn end_with(&mut self, fault: Fault) -> Result<(), Fault> {
+        let is_clients = matches!(fault, Fault::ClientGone | Fault::ClientStalled);
+        if self.account.status == 0 || is_clients {
+            return Err(fault);
+        }
+        self.shard.note_fault(fault);
+        self.account.fault = Some(fault);
+        let body = fault.body();
+        let events = format!("data: {{\"error\":{body}}}\n\ndata: [DONE]\n\n");
+        self.send_events(events.as_bytes(), true).await
+    }
+}
