@@ -7,6 +7,7 @@ mod decoders;
 #[cfg(feature = "mock")]
 pub mod demo;
 mod inbox;
+mod mori;
 mod resolver;
 mod shards;
 mod sidecar;

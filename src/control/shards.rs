@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::inbox::{Inbox, Message};
+use super::mori::Hosts;
 use super::resolver::Resolver;
 use super::sockets::Failures;
 use crate::config::Config;
@@ -37,6 +38,8 @@ pub(super) struct Common {
     pub(super) decoders: Vec<Decoder>,
     pub(super) resolver: Resolver,
     pub(super) socket_failures: Failures,
+    /// The pods of a MoRI-IO deployment, where some are named.
+    pub(super) mori: Option<Hosts>,
 }
 
 /// What one shard is started with.
@@ -180,6 +183,7 @@ fn parts(
             ports.contains(&address.port()) && is_local_address(address.ip())
         }),
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
+        mori: common.mori.clone(),
         on_socket_failed: Box::new(move |socket, error| failures.note(socket, error)),
         access,
     }

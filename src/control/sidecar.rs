@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::decoders;
 use super::inbox::{Inbox, Message};
+use super::mori;
 use super::resolver::{Resolver, resolve};
 use super::shards::{self, Common, Start};
 use super::sockets::Failures;
@@ -18,7 +19,7 @@ use crate::cli::Exit;
 use crate::config::{Config, ListenAddress};
 use crate::fault;
 use crate::metrics::access::{self, AccessWriter};
-use crate::metrics::{Registry, ShardMetrics};
+use crate::metrics::{DnsCounters, Registry, ShardMetrics};
 use crate::net::probe::{Driver, probe_ring};
 use crate::proxy::Budget;
 use crate::proxy::shard::Decoder;
@@ -95,15 +96,7 @@ impl Running {
         let driver = choose_driver();
         let (allowed, quota) = (sys::allowed_cpus(), sys::cpu_quota());
         let plan = sys::plan_cores(&config.cores, &allowed, quota, &sys::Topology::read())?;
-        for warning in &plan.warnings {
-            tracing::warn!("{warning}");
-        }
-        if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpu.is_none()) {
-            tracing::warn!(
-                "--busy-poll without a CPU of its own: the quota is spent on looking, and streams \
-                 stop when it is used up"
-            );
-        }
+        warn_of(&config, &plan);
         for rank in &config.ranks {
             sys::probe(rank.listen)?;
         }
@@ -121,7 +114,9 @@ impl Running {
             &plan.seats,
             files.as_ref().ok().and_then(|f| f.soft),
         );
-        let common = common(config)?;
+        let dns = Arc::new(DnsCounters::default());
+        let mori = mori::resolve(&config, &dns).await?;
+        let common = common(config, mori)?;
         let metrics: Vec<_> = (0..shard_count)
             .map(|_| Arc::new(ShardMetrics::new(fault::LABELS.len())))
             .collect();
@@ -142,6 +137,10 @@ impl Running {
             inboxes.push(inbox.await?);
         }
         let labels = vec![driver.label(); shard_count];
+        let mut registry = Registry::new(metrics, labels, fault::LABELS);
+        if common.mori.is_some() {
+            registry = registry.with_dns(dns);
+        }
         let mut running = Self {
             common,
             inboxes,
@@ -149,7 +148,7 @@ impl Running {
             access: writer,
             admin: None,
             admin_draining: Arc::new(AtomicBool::new(false)),
-            registry: Arc::new(Registry::new(metrics, labels, fault::LABELS)),
+            registry: Arc::new(registry),
         };
         if let Some(listener) = admin {
             running.serve_admin(listener)?;
@@ -237,7 +236,7 @@ impl Running {
     }
 }
 
-fn common(config: Config) -> Result<Arc<Common>, Exit> {
+fn common(config: Config, mori: Option<mori::Hosts>) -> Result<Arc<Common>, Exit> {
     let mut decoders = Vec::with_capacity(config.ranks.len());
     for rank in &config.ranks {
         let target = rank.decoder.clone();
@@ -257,6 +256,7 @@ fn common(config: Config) -> Result<Arc<Common>, Exit> {
         decoders,
         resolver,
         socket_failures: Failures::start(),
+        mori,
     }))
 }
 
@@ -299,6 +299,18 @@ fn died(ended: Option<io::Result<()>>) -> Exit {
         Some(Err(error)) => Exit::runtime(format!("a shard has failed: {error}")),
         // A deaf core is worse than a restart.
         Some(Ok(())) | None => Exit::runtime("a shard has ended"),
+    }
+}
+
+fn warn_of(config: &Config, plan: &sys::CorePlan) {
+    for warning in &plan.warnings {
+        tracing::warn!("{warning}");
+    }
+    if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpu.is_none()) {
+        tracing::warn!(
+            "--busy-poll without a CPU of its own: the quota is spent on looking, and streams \
+             stop when it is used up"
+        );
     }
 }
 

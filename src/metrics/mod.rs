@@ -5,11 +5,13 @@
 
 pub mod access;
 mod cell;
+mod dns;
 mod labels;
 mod line;
 mod render;
 mod shard;
 
+pub use dns::DnsCounters;
 pub use labels::{CodeClass, Direction, LegRole, Phase, Route};
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;

@@ -13,6 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry;
 
 use super::cell::{Counter, Gauge, Total, precise};
+use super::dns::{DnsCounters, DnsScrape};
 use super::labels::{CodeClass, Direction, LegRole, Phase, Route};
 use super::shard::ShardMetrics;
 use crate::pd::{Outcome, Reason};
@@ -47,6 +48,13 @@ impl Registry {
             started,
         }));
         Self { inner }
+    }
+
+    /// Adds what is counted about names of `MoRI-IO` pods.
+    #[must_use]
+    pub fn with_dns(mut self, counters: Arc<DnsCounters>) -> Self {
+        self.inner.register_collector(Box::new(DnsScrape(counters)));
+        self
     }
 
     /// The exposition, as `CONTENT_TYPE`.

@@ -6,11 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
+
 use super::bootstrap::Engines;
 use super::budget::Budget;
 use super::resolve::{Lookups, Resolved, Resolver};
 use super::session;
-use crate::config::Config;
+use crate::config::{Config, MoriConfig};
 use crate::fault::Fault;
 use crate::fleet::{Address, SocketPath, Target};
 use crate::h1::Field;
@@ -48,6 +50,8 @@ pub struct Parts {
     pub is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
     /// Asks for a name to be resolved.
     pub resolver: Resolver,
+    /// The pods of a `MoRI-IO` deployment as addresses, where some are configured by name.
+    pub mori: Option<Arc<ArcSwap<MoriConfig>>>,
     /// Told of Unix sockets that could not be connected to; must not wait.
     pub on_socket_failed: OnSocketFailed,
     /// Where finished requests are noted, unless the access log is off.
@@ -79,6 +83,7 @@ pub struct Shard<N: Net> {
     pub(super) decoders: Vec<(EndpointId, Decoder)>,
     pub(super) is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
     pub(super) resolver: Resolver,
+    pub(super) mori: Option<Arc<ArcSwap<MoriConfig>>>,
     pub(super) on_socket_failed: OnSocketFailed,
     pub(super) lookups: RefCell<Lookups>,
     pub(super) engines: RefCell<Engines>,
@@ -126,6 +131,7 @@ impl<N: Net> Shard<N> {
             decoders,
             is_own_listener: parts.is_own_listener,
             resolver: parts.resolver,
+            mori: parts.mori,
             on_socket_failed: parts.on_socket_failed,
             lookups: RefCell::new(Lookups::default()),
             engines: RefCell::default(),

@@ -14,7 +14,7 @@ use super::leg::{Answer, Legs, Upstream};
 use super::prefill::Prefill;
 use super::relay::Rewrite;
 use super::routing::Routing;
-use crate::config::{Config, KvConnector, OnPrefillFailure};
+use crate::config::{Config, KvConnector, MoriConfig, OnPrefillFailure};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::json::EditError;
@@ -39,6 +39,8 @@ pub(super) struct Split {
     uuid: Uuid,
     random: u64,
     config: Arc<Config>,
+    /// The same with names of pods resolved.
+    mori: Option<Arc<MoriConfig>>,
 }
 
 impl Split {
@@ -51,7 +53,7 @@ impl Split {
             random: self.random,
             trust_client_kv: self.config.pd.trust_client_kv,
             encoded: self.encoded.as_ref(),
-            mori: &self.config.pd.mori,
+            mori: self.mori.as_deref().unwrap_or(&self.config.pd.mori),
             chunk: self.chunk.as_ref(),
         }
     }
@@ -137,6 +139,7 @@ impl<N: Net> Exchange<'_, N> {
             uuid: Uuid::v4([net.random(), net.random()]),
             random: net.random(),
             config,
+            mori: self.shard.mori.as_ref().map(|mori| mori.load_full()),
         };
         split.source = routing.source.map(|target| KvSource {
             uuid: Uuid::v4([net.random(), net.random()]),

@@ -1,0 +1,72 @@
+//! How the names of `MoRI-IO` pods fare, under the names pd-sidecar gives these counters.
+
+use std::fmt::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+
+/// Counters of look-ups after the start.
+#[derive(Debug, Default)]
+pub struct DnsCounters {
+    reresolved: AtomicU64,
+    changed: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl DnsCounters {
+    /// A round of look-ups began.
+    pub fn reresolved(&self) {
+        self.reresolved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A round gave other addresses.
+    pub fn changed(&self) {
+        self.changed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A name did not resolve.
+    pub fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Rounds, changes, failures.
+    #[must_use]
+    pub fn values(&self) -> [u64; 3] {
+        [&self.reresolved, &self.changed, &self.failed].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// Shows them at a scrape.
+#[derive(Debug)]
+pub(super) struct DnsScrape(pub(super) Arc<DnsCounters>);
+
+impl Collector for DnsScrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let [reresolved, changed, failed] = self.0.values();
+        let rows = [
+            (
+                "moriio_dns_reresolve",
+                "Rounds of look-ups of MoRI-IO hosts",
+                reresolved,
+            ),
+            (
+                "moriio_dns_ip_changed",
+                "Rounds that gave other addresses",
+                changed,
+            ),
+            (
+                "moriio_dns_lookup_failures",
+                "Look-ups of MoRI-IO hosts that failed",
+                failed,
+            ),
+        ];
+        for (name, help, value) in rows {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+}
