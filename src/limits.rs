@@ -116,6 +116,8 @@ pub const BOOTSTRAP_MS_MAX: u64 = 5000;
 pub const BOOTSTRAP_SECS_MAX: u64 = 30;
 /// Prefillers whose engines one shard remembers.
 pub const BOOTSTRAPS_MAX: usize = 1024;
+/// Milliseconds a decoder has to refuse the request that gives stranded KV cache up.
+pub const RELEASE_MS_MAX: u64 = 5000;
 /// Addresses tried for one engine name.
 pub const ADDRESSES_MAX: usize = 8;
 /// Seconds a resolved name is used.

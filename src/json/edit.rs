@@ -328,6 +328,17 @@ pub struct Splices {
 }
 
 impl Splices {
+    /// A body of `len` bytes as it is.
+    #[must_use]
+    pub fn untouched(len: usize) -> Self {
+        Self {
+            pieces: vec![Piece::Source(Span::new(0, len))],
+            text: Vec::new(),
+            len,
+            source_bytes: len,
+        }
+    }
+
     /// Length of the edited body in bytes.
     #[must_use]
     pub const fn len(&self) -> usize {

@@ -107,6 +107,16 @@ labels! {
         Bootstrap = "bootstrap",
     }
 
+    /// What became of KV cache that no decoder fetched.
+    Stranded {
+        /// The prefiller was told to give it up.
+        Released = "released",
+        /// It was to be told, and could not be.
+        Failed = "failed",
+        /// Its lease runs out.
+        LeftToLease = "left_to_lease",
+    }
+
     /// Which part of our own cost.
     Direction {
         /// From the client's last request byte to our first to the engine.
@@ -150,7 +160,7 @@ mod tests {
                 assert_eq!(labels.len(), $name::ALL.len());
             )*};
         }
-        check!(Route CodeClass Phase LegRole Direction);
+        check!(Route CodeClass Phase LegRole Stranded Direction);
     }
 
     #[test]

@@ -12,6 +12,6 @@ mod render;
 mod shard;
 
 pub use dns::DnsCounters;
-pub use labels::{CodeClass, Direction, LegRole, Phase, Route};
+pub use labels::{CodeClass, Direction, LegRole, Phase, Route, Stranded};
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;

@@ -14,7 +14,7 @@ use prometheus_client::registry;
 
 use super::cell::{Counter, Gauge, Total, precise};
 use super::dns::{DnsCounters, DnsScrape};
-use super::labels::{CodeClass, Direction, LegRole, Phase, Route};
+use super::labels::{CodeClass, Direction, LegRole, Phase, Route, Stranded};
 use super::shard::ShardMetrics;
 use crate::pd::{Outcome, Reason};
 use crate::sys::process;
@@ -225,6 +225,14 @@ impl Scrape {
             "ringside_client_kv_params_masked",
             "kv_transfer_params of clients that were taken out",
             self.sum(|shard| &shard.masked),
+        )?;
+        out.counters(
+            "ringside_stranded_kv",
+            "Handoffs that no decode leg carried, by what became of their blocks",
+            Stranded::ALL.iter().map(|outcome| {
+                let count = self.sum(|shard| &shard.stranded[outcome.index()]);
+                ([("outcome", outcome.label())], count)
+            }),
         )
     }
 

@@ -4,7 +4,7 @@
 //! locks or reads a clock.
 
 use super::cell::{Bounds, Counter, Gauge, Histogram};
-use super::labels::{CodeClass, Direction, LegRole, Phase, Route};
+use super::labels::{CodeClass, Direction, LegRole, Phase, Route, Stranded};
 use crate::pd::{Outcome, Reason};
 
 /// vLLM's buckets of time to first token, so that our panels lie over the engines'. Microseconds.
@@ -106,6 +106,7 @@ pub struct ShardMetrics {
     pub(super) replays: Counter,
     pub(super) panics: Counter,
     pub(super) masked: Counter,
+    pub(super) stranded: [Counter; Stranded::ALL.len()],
     pub(super) spliced_bytes: Counter,
     pub(super) copied_bytes: Counter,
     pub(super) access_log_dropped: Counter,
@@ -136,6 +137,7 @@ impl ShardMetrics {
             replays: Counter::default(),
             panics: Counter::default(),
             masked: Counter::default(),
+            stranded: each(Counter::default),
             spliced_bytes: Counter::default(),
             copied_bytes: Counter::default(),
             access_log_dropped: Counter::default(),
@@ -220,6 +222,11 @@ impl ShardMetrics {
     /// `kv_transfer_params` a client sent were taken out of `count` places.
     pub fn masked(&self, count: u64) {
         self.masked.add(count);
+    }
+
+    /// A handoff was carried by no decode leg.
+    pub fn stranded(&self, outcome: Stranded) {
+        self.stranded[outcome.index()].add(1);
     }
 
     /// Body bytes that never entered user memory.

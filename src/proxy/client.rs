@@ -305,6 +305,11 @@ impl<N: Net> Client<N> {
         Ok(())
     }
 
+    /// Whether the client has left, as far as can be told without waiting.
+    pub(super) async fn has_left(&self, shard: &Shard<N>) -> bool {
+        poll_fn(|cx| Poll::Ready(self.poll_gone(shard, Watch::Ahead, cx))).await
+    }
+
     /// Notes that the client's side has ended.
     pub(super) fn note_gone(&self) -> Fault {
         self.gone.set(true);

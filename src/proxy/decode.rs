@@ -56,7 +56,7 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         split: &Split,
         peer: &Peer,
-        mut prefilled: Prefilled,
+        prefilled: &mut Prefilled,
     ) -> Result<Settled<N>, Fault> {
         let target = self.shard.decoder_target(split.decoder);
         let cached_tokens = prefilled.held.as_ref().map_or(0, |held| held.cached_tokens);
@@ -68,13 +68,17 @@ impl<N: Net> Exchange<'_, N> {
                 .connect(split.decoder, target, Role::Decode, fresh, Limit::NONE)
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
-            let (leg, carries) = self.decode_leg(split, peer, &mut prefilled, repeated)?;
+            let (leg, carries) = self.decode_leg(split, peer, prefilled, repeated)?;
             let limit = if carries {
-                self.freshness_limit(&prefilled)
+                self.freshness_limit(prefilled)
             } else {
                 Limit::NONE
             };
-            match self.decode_once(&upstream, split, &leg, limit).await {
+            let decoded = self.decode_once(&upstream, split, &leg, limit).await;
+            if upstream.is_sent.get() {
+                prefilled.leaving = None;
+            }
+            match decoded {
                 Ok(answer) if carries && self.must_recompute(&answer) => {
                     self.account.outcome = Some((Outcome::LocalFallback, Reason::DecodeKvError));
                     repeated = true;
@@ -145,7 +149,9 @@ impl<N: Net> Exchange<'_, N> {
             }
         };
         let leg = connector::decode_leg(pd.connector, &split.material(), peer, handoff.as_deref());
-        Ok((leg.map_err(too_many)?, handoff.is_some()))
+        let carries = handoff.is_some();
+        prefilled.leaving = handoff;
+        Ok((leg.map_err(too_many)?, carries))
     }
 
     /// Sends a decode leg on a connection and waits for the head of its answer.

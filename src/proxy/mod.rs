@@ -21,6 +21,7 @@ mod leg;
 mod log;
 mod prefill;
 mod relay;
+mod release;
 mod request_id;
 mod resolve;
 mod routing;

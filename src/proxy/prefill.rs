@@ -9,12 +9,12 @@ use super::relay::Rewrite;
 use super::run::{Attempt, Limits, Ready, Runs, Taken, finish_head};
 use super::shard::leg_role;
 use super::split::{Settled, Split, too_many};
-use crate::config::OnPrefillFailure;
+use crate::config::{KvConnector, OnPrefillFailure};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::metrics::Phase;
 use crate::net::{Moment, Net};
-use crate::pd::{Held, Leg, Outcome, Peer, Reason, Role, Take, connector, nixl};
+use crate::pd::{Freshness, Held, Leg, Outcome, Peer, Reason, Role, Take, connector, nixl};
 
 /// The prefiller's answer, as far as the decode leg needs it.
 pub(super) struct Prefilled {
@@ -22,6 +22,8 @@ pub(super) struct Prefilled {
     pub(super) held: Option<Held>,
     /// When the head of the answer was there: the engine's lease runs from about then.
     pub(super) at: Moment,
+    /// The handoff while the leg that carries it has not left whole.
+    pub(super) leaving: Option<Vec<u8>>,
 }
 
 impl Prefilled {
@@ -32,7 +34,18 @@ impl Prefilled {
             Taken::Whole(_) => Some(Held::none(Reason::MissingKv)),
             Taken::Nothing => None,
         };
-        Self { held, at }
+        Self {
+            held,
+            at,
+            leaving: None,
+        }
+    }
+
+    /// The handoff, if no engine was sent a whole request with it.
+    fn stranded(mut self) -> Option<Vec<u8>> {
+        let held = self.held.as_mut();
+        let held = held.and_then(|held| held.take(Freshness::Fresh).ok());
+        self.leaving.take().or(held)
     }
 }
 
@@ -45,6 +58,32 @@ pub(super) enum Prefill<N: Net> {
 }
 
 impl<N: Net> Exchange<'_, N> {
+    /// One prefill leg, then the decode leg made from its answer.
+    pub(super) async fn serial(
+        &mut self,
+        split: &mut Split,
+        targets: &[Target],
+    ) -> Result<Settled<N>, Fault> {
+        let (mut prefilled, peer) = match self.prefill(split, targets).await? {
+            Prefill::Done(prefilled, peer) => (prefilled, peer),
+            Prefill::Refused(settled) => return Ok(settled),
+        };
+        if split.connector() == KvConnector::Nixlv2 {
+            self.cut(split);
+        }
+        let settled = if self.client.has_left(self.shard).await {
+            Err(Fault::ClientGone)
+        } else {
+            self.decode(split, &peer, &mut prefilled).await
+        };
+        if settled.is_err()
+            && let Some(handoff) = prefilled.stranded()
+        {
+            self.note_stranded(split, &handoff);
+        }
+        settled
+    }
+
     /// Runs the prefill leg until it gave an answer to go on with, or one for the client.
     pub(super) async fn prefill(
         &mut self,

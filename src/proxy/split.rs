@@ -11,7 +11,6 @@ use super::body::{self, Body};
 use super::client::Limit;
 use super::exchange::{Exchange, reason_of};
 use super::leg::{Answer, Legs, Upstream};
-use super::prefill::Prefill;
 use super::relay::Rewrite;
 use super::routing::Routing;
 use crate::config::{Config, KvConnector, MoriConfig, OnPrefillFailure};
@@ -203,23 +202,6 @@ impl<N: Net> Exchange<'_, N> {
                 self.decode_local(split, &leg).await
             }
             settled => settled,
-        }
-    }
-
-    /// One prefill leg, then the decode leg made from its answer.
-    pub(super) async fn serial(
-        &mut self,
-        split: &mut Split,
-        targets: &[Target],
-    ) -> Result<Settled<N>, Fault> {
-        match self.prefill(split, targets).await? {
-            Prefill::Done(prefilled, peer) => {
-                if split.connector() == KvConnector::Nixlv2 {
-                    self.cut(split);
-                }
-                self.decode(split, &peer, prefilled).await
-            }
-            Prefill::Refused(settled) => Ok(settled),
         }
     }
 
