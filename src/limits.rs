@@ -126,6 +126,8 @@ pub const RESOLVED_SECS_MAX: u64 = 30;
 pub const RESOLVE_QUEUE_MAX: usize = 1024;
 /// Growth of a buffered body whose length is not announced, in bytes per reservation.
 pub const BODY_RESERVE_STEP_BYTES: usize = 64 * 1024;
+/// A configuration file in bytes. One with every key is a few KiB.
+pub const CONFIGURATION_BYTES_MAX: u64 = 1024 * 1024;
 
 const _: () = assert!(CONNECT_PAUSE_MS_MIN > 0 && CONNECT_PAUSE_MS_MAX.is_power_of_two());
 const _: () = assert!(CLIENT_AHEAD_BYTES_MAX >= HEAD_BYTES_MAX);

@@ -40,8 +40,9 @@ const IMPURE_NAMES: [&str; 9] = [
 ];
 
 /// A crate, and the only places that may name it.
-const SEAMS: [(&str, &[&str]); 2] = [
+const SEAMS: [(&str, &[&str]); 3] = [
     ("monoio::", &["src/net/monoio"]),
+    ("serde_saphyr::", &["src/config/yaml.rs"]),
     (
         "io_uring::",
         &["src/net/reactor/uring.rs", "src/net/probe.rs"],

@@ -1,7 +1,9 @@
 //! Tables of the command line; the exit codes are what scripts rely on.
 
 use super::*;
-use crate::config::{Cores, ListenAddress, LogFormat, OnDecodeKvError, OnMissingKv};
+use crate::config::{
+    Cores, ListenAddress, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PoolGroup, keys,
+};
 use std::time::Duration;
 
 fn run(line: &str) -> Result<Command, Exit> {
@@ -78,10 +80,13 @@ fn spellings_that_mean_the_same() {
         "ringside sidecar -port 8001 -secure-proxy=false",
         "ringside sidecar --port 9 --port 8001 --secure-proxy --secure-proxy=f",
         "pd-sidecar --port 8001 --secure-proxy=0",
-        "/usr/bin/llm-d-routing-sidecar -port=8001 --secure-proxy=False",
+        "/usr/bin/llm-d-routing-sidecar -port=8001 --secure-proxy=False -vllm-port=8200",
         "ringside sidecar --port 8001 --secure-proxy=false --tracing=false --metrics-port=0 \
          --enable-ssrf-protection=false --decode-chunk-size=0 --ec-connector= -connector=nixlv2 \
-         --zap-log-level=info --moriio-dp-size 1",
+         --zap-log-level=info --moriio-dp-size 1 --enable-tls=",
+        "ringside sidecar --configuration {'port':8001,'secure-proxy':no}",
+        "ringside sidecar --configuration={\"port\":8001,\"secure-proxy\":false}",
+        "ringside sidecar --configuration={'port':9,'secure-proxy':false} --port=8001",
     ] {
         assert_eq!(sidecar(line).0, want, "{line}");
     }
@@ -122,16 +127,6 @@ fn exits() {
         ),
         ("ringside --help", 0, "sidecar"),
         (
-            "ringside sidecar",
-            3,
-            "--secure-proxy: this build serves plain text only",
-        ),
-        (
-            "ringside sidecar --secure-proxy",
-            3,
-            "pass --secure-proxy=false",
-        ),
-        (
             "ringside sidecar --secure-proxy false",
             2,
             "write `--secure-proxy=false`",
@@ -146,10 +141,21 @@ fn exits() {
             3,
             "give true or false",
         ),
+        (
+            "ringside sidecar --prefiller-use-tls true",
+            2,
+            "write `--prefiller-use-tls=true`",
+        ),
         ("ringside sidecar --prot 1", 2, "'--port'"),
+        ("ringside sidecar -prot=1", 2, "'--port'"),
+        ("pd-sidecar --enable-ssl=decoder", 2, "'--enable-tls'"),
+        ("ringside check-config --prot 1", 2, "'--port'"),
+        ("ringside check-config --port 0", 3, "--port: `0`"),
+        ("ringside check-config", 0, "The configuration is valid."),
+        ("pd-sidecar check-config", 0, "The configuration is valid."),
         ("ringside sidecar --port", 2, "a value is required"),
         ("ringside sidecar extra", 2, "unexpected argument 'extra'"),
-        ("ringside sidecar --port=x --cores=4-1", 3, "has 3 problems"),
+        ("ringside sidecar --port=x --cores=4-1", 3, "has 2 problems"),
         (
             "ringside sidecar --secure-proxy=false --cores=numa1",
             3,
@@ -169,60 +175,206 @@ fn exits() {
 }
 
 #[test]
-fn flags_this_build_only_knows_by_name() {
+fn removed_flags_are_taken_as_what_they_meant() {
+    for (line, same) in [
+        ("-connector=lmcache", "--kv-connector=lmcache"),
+        ("-connector nixl", "--kv-connector=nixl"),
+        (
+            "--kv-connector=sglang -connector=nixl",
+            "--kv-connector=sglang",
+        ),
+        ("-prefiller-use-tls", "--enable-tls=prefiller"),
+        (
+            "-prefiller-use-tls=true -decoder-use-tls=1 -prefiller-tls-insecure-skip-verify",
+            "--enable-tls=prefiller,decoder --tls-insecure-skip-verify=prefiller",
+        ),
+        (
+            "-decoder-use-tls --decoder-tls-insecure-skip-verify=true -prefiller-use-tls=false",
+            "--enable-tls decoder --tls-insecure-skip-verify decoder",
+        ),
+        (
+            "-enable-ssrf-protection -inference-pool-namespace=a -inference-pool-name=b",
+            "--enable-ssrf-protection --inference-pool a/b",
+        ),
+        (
+            "-enable-ssrf-protection -inference-pool-name=b --inference-pool=c/d",
+            "--enable-ssrf-protection --inference-pool c/d",
+        ),
+        ("-v=5", "--log-level=debug"),
+        ("-v 4 --log-level=warn", "--log-level=warn"),
+        ("-v=2", ""),
+        (
+            "-logtostderr -vmodule=x=1 --stderrthreshold=2 -skip_headers=true",
+            "",
+        ),
+        (
+            "--zap-devel --zap-stacktrace-level=panic --zap-time-encoding=iso8601",
+            "",
+        ),
+    ] {
+        let flags = "ringside sidecar --secure-proxy=false";
+        let (config, warnings) = sidecar(&format!("{flags} {line}"));
+        let (want, others) = sidecar(&format!("{flags} {same}"));
+        assert_eq!(config, want, "{line}");
+        let dashed = line.split_whitespace().filter(|word| word.starts_with('-'));
+        let known = |word: &&str| {
+            let name = word.trim_start_matches('-');
+            let name = name.split_once('=').map_or(name, |(name, _)| name);
+            keys::ALL.iter().any(|key| key.name == name)
+        };
+        let removed = dashed.filter(|word| !known(word)).count();
+        assert_eq!(
+            warnings.len(),
+            removed + others.len(),
+            "{line}: {warnings:?}"
+        );
+    }
+}
+
+/// These are pd-sidecar's own, and they do something: no warning.
+#[test]
+fn zap_flags() {
+    for (line, level, format) in [
+        ("--zap-log-level=debug", LogLevel::Debug, LogFormat::Text),
+        ("--zap-log-level=5", LogLevel::Debug, LogFormat::Text),
+        ("--zap-log-level=panic", LogLevel::Error, LogFormat::Text),
+        (
+            "--zap-log-level=debug --log-level=warn",
+            LogLevel::Warn,
+            LogFormat::Text,
+        ),
+        ("--zap-encoder=json", LogLevel::Info, LogFormat::Json),
+        ("--zap-encoder=console", LogLevel::Info, LogFormat::Text),
+        (
+            "--zap-encoder json --log-format text",
+            LogLevel::Info,
+            LogFormat::Text,
+        ),
+    ] {
+        let (config, warnings) = sidecar(&format!("pd-sidecar --secure-proxy=false {line}"));
+        assert_eq!(
+            (config.log.level, config.log.format),
+            (level, format),
+            "{line}"
+        );
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+}
+
+#[test]
+fn exits_of_removed_flags_and_documents() {
     check_exits(&[
+        ("pd-sidecar --zap-log-level=0", 3, "--zap-log-level: `0`"),
+        ("pd-sidecar --zap-log-level=loud", 3, "give debug, info,"),
+        ("pd-sidecar --zap-encoder=xml", 3, "give json or console"),
+        ("pd-sidecar -v=x", 3, "--v: `x` is not valid; give a number"),
         (
-            "ringside sidecar --secure-proxy=false --tracing",
+            "pd-sidecar -connector=nxil",
             3,
-            "--tracing: this build does not have it yet",
+            "--connector: `nxil` is not valid; did you mean `nixl`?",
+        ),
+        ("pd-sidecar -decoder-use-tls=x", 3, "--decoder-use-tls: `x`"),
+        (
+            "pd-sidecar --configuration={'prot':1}",
+            3,
+            "--configuration:1:2: `prot` is not a key",
         ),
         (
-            "ringside sidecar --secure-proxy=false --ec-connector=ec-nixl",
+            "pd-sidecar --configuration={'port':1",
             3,
-            "--ec-connector: this build",
+            "--configuration:1:",
         ),
         (
-            "ringside sidecar --secure-proxy=false --enable-tls=decoder",
+            "pd-sidecar --configuration={'port':0x}",
             3,
-            "--enable-tls: this build",
+            "--configuration:1: port: `0x`",
         ),
         (
-            "ringside sidecar --secure-proxy=false --enable-tls decoder --enable-tls=",
+            "pd-sidecar --configuration={} --configuration-file=x",
             3,
-            "--enable-tls: this build",
+            "--configuration: is given together with --configuration-file",
         ),
         (
-            "ringside sidecar --secure-proxy=false --metrics-port=9090",
+            "pd-sidecar --configuration-file=/nonexistent/x.yaml",
             3,
-            "--admin-address serves /metrics",
+            "--configuration-file: `/nonexistent/x.yaml` cannot be read: No such file",
         ),
         (
-            "ringside sidecar --secure-proxy=false --configuration-file x --port 0",
+            "pd-sidecar --configuration-file=/dev/zero",
             3,
-            "has 2 problems",
-        ),
-        (
-            "ringside sidecar --secure-proxy=false --enable-ssrf-protection",
-            3,
-            "--enable-ssrf-protection",
-        ),
-        (
-            "ringside sidecar --secure-proxy=false --moriio-write-mode",
-            3,
-            "--moriio-write-mode",
-        ),
-        (
-            "ringside sidecar --secure-proxy=false --zap-log-level=debug",
-            3,
-            "use --log-level",
-        ),
-        (
-            "ringside sidecar --secure-proxy=false -connector=lmcache",
-            3,
-            "use --kv-connector",
+            "it is larger than 1048576 bytes",
         ),
         ("ringside demo --port 70000", 2, "70000"),
     ]);
+}
+
+#[test]
+fn the_first_sidecars_name_has_its_defaults() {
+    for (line, port, group) in [
+        ("ringside sidecar", 8200, PoolGroup::Stable),
+        ("pd-sidecar", 8200, PoolGroup::Stable),
+        ("/app/llm-d-routing-sidecar", 8001, PoolGroup::Experimental),
+        (
+            "llm-d-routing-sidecar -vllm-port=8300",
+            8300,
+            PoolGroup::Experimental,
+        ),
+        (
+            "llm-d-routing-sidecar --model-server-port=8400",
+            8400,
+            PoolGroup::Experimental,
+        ),
+        (
+            "llm-d-routing-sidecar --pool-group=inference.networking.k8s.io",
+            8001,
+            PoolGroup::Stable,
+        ),
+    ] {
+        let flags = "--enable-ssrf-protection --inference-pool=x --port 8002";
+        let (config, _) = sidecar(&format!("{line} {flags}"));
+        let decoder = config.ranks[0].decoder.to_string();
+        assert_eq!(decoder, format!("localhost:{port}"), "{line}");
+        let pool = config.guard.and_then(|guard| guard.pool).unwrap();
+        assert_eq!(pool.group, group, "{line}");
+    }
+    let report = run("llm-d-routing-sidecar check-config").unwrap_err();
+    assert!(report.message.contains("  8001 "), "{}", report.message);
+}
+
+#[test]
+fn check_config_says_where_values_come_from() {
+    let environment = |name: &str| (name == "INFERENCE_POOL").then(|| "a/b".to_owned());
+    let line = "ringside check-config --configuration={'port':8100,'secure-proxy':no} --host=::1 \
+                -connector=nixl --enable-tls=decoder --enable-tls prefiller";
+    let exit = run_with(line, &environment).unwrap_err();
+    assert!((exit.code, exit.to_stdout) == (0, true), "{exit:?}");
+    let row = |name: &str| {
+        let row = exit
+            .message
+            .lines()
+            .find(|row| row.split(' ').next() == Some(name));
+        let row: Vec<_> = row.unwrap().split_whitespace().collect();
+        row[1..].join(" ")
+    };
+    for (name, want) in [
+        ("port", "8100 --configuration:1"),
+        ("secure-proxy", "false --configuration:1"),
+        ("host", "::1 --host"),
+        ("kv-connector", "nixl --connector"),
+        ("enable-tls", "decoder,prefiller --enable-tls"),
+        ("inference-pool", "a/b environment INFERENCE_POOL"),
+        ("max-body", "512MiB default"),
+        ("cert-path", "- default"),
+    ] {
+        assert_eq!(row(name), want, "{name}");
+    }
+    for want in [
+        "  tls to engines: prefiller on; decoder on; encoder off\n",
+        "\nwarning: --inference-pool has no effect",
+        "The configuration is valid, with 2 warnings.",
+    ] {
+        assert!(exit.message.contains(want), "{want}: {}", exit.message);
+    }
 }
 
 #[test]
@@ -234,10 +386,14 @@ fn help_is_grouped_and_short_help_is_short() {
         "Listen:",
         "Engine:",
         "Prefill/decode:",
+        "MoRI-IO:",
+        "TLS:",
+        "Allowed targets:",
         "Limits:",
         "Timeouts:",
         "Observability:",
         "Performance:",
+        "Configuration:",
     ];
     let found: Vec<_> = headings
         .iter()
@@ -249,7 +405,16 @@ fn help_is_grouped_and_short_help_is_short() {
         .collect();
     assert!(found.is_sorted(), "{}", long.message);
     assert!(long.message.contains("[default: 512MiB]"));
-    assert!(!long.message.contains("moriio"));
+    for name in [
+        "--moriio-write-mode",
+        "[env: POD_IP]",
+        "[env: INFERENCE_POOL]",
+    ] {
+        assert!(long.message.contains(name), "{name}");
+    }
+    for name in ["zap", "--connector", "logtostderr"] {
+        assert!(!long.message.contains(name), "{name}");
+    }
     assert!(short.message.contains("--model-server-port"));
     assert!(!short.message.contains("--max-body"));
     assert!(short.message.lines().count() <= 40, "{}", short.message);

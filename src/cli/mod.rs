@@ -1,9 +1,9 @@
 //! The command line: from arguments to a `Command`, or to an `Exit` with its code and message.
 //!
-//! Parsing is pure: arguments and environment come in, nothing is read, written or started. What a
-//! value means is decided in `config`; here is only how it is spelt.
+//! Arguments and environment come in; nothing is read but the file that `--configuration-file` names,
+//! and nothing is written or started. What a value means is decided in `config`; here is only how it
+//! is spelt.
 
-mod absent;
 mod exit;
 mod log;
 mod sidecar;
@@ -42,13 +42,16 @@ pub struct DemoOptions {
     pub prompt_tokens: u32,
 }
 
-/// Names under which the binary is a sidecar without being told.
-const SIDECAR_NAMES: [&str; 2] = ["pd-sidecar", "llm-d-routing-sidecar"];
+/// The sidecar of today, by its program's name.
+const SIDECAR_NAME: &str = "pd-sidecar";
+/// The one before it.
+const FIRST_SIDECAR_NAME: &str = "llm-d-routing-sidecar";
 
 /// Parses the arguments, the program's name first, with the process environment.
 ///
 /// # Errors
-/// What to tell the user, and the exit code; help and version are such exits with code 0.
+/// What to tell the user, and the exit code; help, version and a configuration that was only to be
+/// checked are such exits with code 0.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
     parse_with(args, &|name| std::env::var(name).ok())
 }
@@ -62,14 +65,20 @@ pub fn parse_with(
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Command, Exit> {
     let args = utf8(args)?;
+    let replaces_first = program_name(&args) == Some(FIRST_SIDECAR_NAME);
     let args = spelling::normalise(as_sidecar(args))?;
     let matches = program()
         .try_get_matches_from(args)
         .map_err(|error| refused(&error))?;
     match matches.subcommand() {
         Some(("sidecar", matches)) => {
-            let checked = sidecar::read(matches, environment)?;
+            let checked = sidecar::read(&sidecar::draft(matches, environment, replaces_first))?;
             Ok(Command::Sidecar(Box::new(checked.config), checked.warnings))
+        }
+        Some(("check-config", matches)) => {
+            let draft = sidecar::draft(matches, environment, replaces_first);
+            let checked = sidecar::read(&draft)?;
+            Err(Exit::said(sidecar::report(&draft, &checked)))
         }
         Some(("mock", matches)) => mock_engine_built_in().map(|()| Command::Mock(rest(matches))),
         Some(("demo", matches)) => mock_engine_built_in().map(|()| Command::Demo(demo(matches))),
@@ -88,7 +97,13 @@ fn program() -> clap::Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
-        .subcommand(sidecar::command())
+        .subcommand(
+            sidecar::command("sidecar").about("Stand in for llm-d's pd-sidecar, flag for flag"),
+        )
+        .subcommand(
+            sidecar::command("check-config")
+                .about("Check the sidecar's flags; show what is in effect and where it comes from"),
+        )
         .subcommand(
             clap::Command::new("mock")
                 .about("Run an engine look-alike that needs no GPU; `ringside mock --help`")
@@ -171,12 +186,15 @@ fn utf8(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, Exit> {
 
 /// A link named like the program it replaces needs no subcommand.
 fn as_sidecar(mut args: Vec<String>) -> Vec<String> {
-    let name = args.first().map(Path::new).and_then(Path::file_name);
-    let replaced = name.is_some_and(|name| SIDECAR_NAMES.iter().any(|other| name == *other));
-    if replaced {
+    let replaced = matches!(program_name(&args), Some(SIDECAR_NAME | FIRST_SIDECAR_NAME));
+    if replaced && args.get(1).is_none_or(|arg| arg != "check-config") {
         args.insert(1, "sidecar".to_owned());
     }
     args
+}
+
+fn program_name(args: &[String]) -> Option<&str> {
+    Path::new(args.first()?).file_name()?.to_str()
 }
 
 /// clap's refusal, or its help or version text, as an exit.

@@ -1,35 +1,51 @@
-//! `ringside sidecar`: pd-sidecar's flags and our own.
+//! `ringside sidecar` and `ringside check-config`: pd-sidecar's flags and our own.
 
-use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
 
-use super::{Exit, absent};
+use std::fs::File;
+use std::io::{self, Read};
+
+use super::Exit;
 use crate::config::keys::{self, Key, Kind};
-use crate::config::{self, Checked, Draft, Problem};
+use crate::config::{self, Checked, Draft, Problem, removed};
+use crate::limits::CONFIGURATION_BYTES_MAX;
+
+/// Values longer than this do not move the column behind them.
+const TEXT_COLUMN_MAX: usize = 32;
 
 const EXAMPLES: &str = "\
 Examples:
   Replace pd-sidecar beside a decoder on port 8200:
-    ringside sidecar --port 8000 --model-server-port 8200 --secure-proxy=false
+    ringside sidecar --port 8000 --model-server-port 8200
   Four data-parallel ranks, ports 8000-8003 in front of 8200-8203, two shards beside GPU 0 to 3:
-    ringside sidecar --data-parallel-size 4 --cores 'near:gpu0-3*2' --secure-proxy=false";
+    ringside sidecar --data-parallel-size 4 --cores 'near:gpu0-3*2' --secure-proxy=false
+  What is in effect, and where each value comes from:
+    ringside check-config --configuration-file /etc/ringside.yaml";
 
 const NOTES: &str = "\
-Switches take =true or =false; of a repeated flag the last one counts.
+Switches take =true or =false; of a repeated flag the last one counts, lists add up.
+A flag goes before the YAML, the YAML before the environment. Names pd-sidecar has removed still work.
 Durations: 250ms, 30s, 5m, 1m30s, 1h; every timeout can be off. Sizes: 65536, 64KiB, 512MiB, 1MB.
-Environment: POD_IP, ENABLE_PREFILLER_SAMPLING.
+Environment besides: POD_IP, SGLANG_BOOTSTRAP_PORT, MORIIO_METRICS_ADDR, MORIIO_DNS_RESOLVE_*, OTEL_*.
 Exit codes: 0 ok, 1 failure while running, 2 usage, 3 configuration, 4 port or permission, 5 kernel.";
 
-/// The subcommand, one argument per key.
-pub(super) fn command() -> clap::Command {
-    clap::Command::new("sidecar")
-        .about("Stand in for llm-d's pd-sidecar, flag for flag")
+/// The subcommand of that name, one argument per key.
+pub(super) fn command(name: &'static str) -> clap::Command {
+    clap::Command::new(name)
         .after_help(format!("{EXAMPLES}\n\n`--help` shows every flag."))
         .after_long_help(format!("{EXAMPLES}\n\n{NOTES}"))
         // pflag: of a repeated flag the last one counts.
         .args_override_self(true)
         .args(keys::ALL.iter().map(|key| argument(key)))
-        .args(absent::args())
+        .args(removed::ALL.iter().map(|removed| {
+            let arg = Arg::new(removed.name).long(removed.name).hide(true);
+            let kind = if removed.is_switch {
+                Kind::Switch
+            } else {
+                Kind::Value("VALUE")
+            };
+            with_value(arg, kind)
+        }))
 }
 
 fn argument(key: &Key) -> Arg {
@@ -37,62 +53,148 @@ fn argument(key: &Key) -> Arg {
         .long(key.name)
         .help(help(key))
         .help_heading(key.group.heading())
-        .hide_short_help(!key.common)
-        .action(ArgAction::Set);
-    let arg = match key.kind {
+        .hide_short_help(!key.common);
+    with_value(arg, key.kind)
+}
+
+fn with_value(arg: Arg, kind: Kind) -> Arg {
+    match kind {
         // Go's spelling: a value only behind `=`.
         Kind::Switch => arg
+            .action(ArgAction::Set)
             .value_name("BOOL")
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true"),
         Kind::Value(name) => arg
+            .action(ArgAction::Set)
             .value_name(name)
             .num_args(1)
             .allow_negative_numbers(true),
-    };
-    match key.default {
-        "" => arg,
-        default => arg.default_value(default).hide_default_value(true),
+        Kind::List(name) => arg.action(ArgAction::Append).value_name(name).num_args(1),
     }
 }
 
 /// The help with its default on the same line; clap would take two more for it.
 fn help(key: &Key) -> String {
-    match key.default {
-        "" => key.help.to_owned(),
-        default => format!("{} [default: {default}]", key.help),
+    let mut help = key.help.to_owned();
+    if !key.default.is_empty() {
+        help.push_str(&format!(" [default: {}]", key.default));
+    }
+    if let Some(name) = key.environment {
+        help.push_str(&format!(" [env: {name}]"));
+    }
+    help
+}
+
+/// What was written on the command line, in the document it names and in the environment.
+/// `replaces_first` is whether this stands in for the first sidecar, whose defaults were others.
+pub(super) fn draft(
+    matches: &ArgMatches,
+    environment: &dyn Fn(&str) -> Option<String>,
+    replaces_first: bool,
+) -> Draft {
+    let mut draft = Draft::new(environment);
+    if replaces_first {
+        draft.set_default(&keys::MODEL_SERVER_PORT, "8001");
+        draft.set_default(&keys::POOL_GROUP, "inference.networking.x-k8s.io");
+    }
+    for key in keys::ALL {
+        if let Some(values) = matches.get_many::<String>(key.name) {
+            match key.kind {
+                Kind::List(_) => values.for_each(|item| draft.add_as(key, item, key.name)),
+                Kind::Switch | Kind::Value(_) => {
+                    values.for_each(|value| draft.set(key, value.as_str()));
+                }
+            }
+        }
+    }
+    removed::apply(&mut draft, &|name| matches.get_one::<String>(name).cloned());
+    read_document(&mut draft);
+    draft
+}
+
+/// Adds the document, if there is one; that there are not two is for the check to say.
+fn read_document(draft: &mut Draft) {
+    let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
+    match (draft.given(inline), draft.given(file)) {
+        (Some(text), None) => {
+            let text = text.to_owned();
+            draft.read_document("--configuration", &text);
+        }
+        (None, Some(path)) => {
+            let path = path.to_owned();
+            match read_file(&path) {
+                Ok(text) => draft.read_document(&path, &text),
+                Err(error) => draft.refuse(Problem {
+                    key: format!("--{}", file.name),
+                    text: format!("`{path}` cannot be read: {error}"),
+                    excerpt: String::new(),
+                }),
+            }
+        }
+        (None, None) | (Some(_), Some(_)) => {}
     }
 }
 
-/// From matched arguments to a checked configuration; all problems in one exit.
-pub(super) fn read(
-    matches: &ArgMatches,
-    environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<Checked, Exit> {
-    let mut draft = Draft::new(environment);
-    for key in keys::ALL {
-        if matches.value_source(key.name) == Some(ValueSource::CommandLine)
-            && let Some(value) = matches.get_one::<String>(key.name)
-        {
-            draft.set(key, value.as_str());
-        }
+fn read_file(path: &str) -> io::Result<String> {
+    let mut text = String::new();
+    let mut file = File::open(path)?.take(CONFIGURATION_BYTES_MAX + 1);
+    file.read_to_string(&mut text)?;
+    if text.len() as u64 > CONFIGURATION_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "it is larger than {CONFIGURATION_BYTES_MAX} bytes"
+        )));
     }
-    let mut problems = absent::problems(matches);
-    match config::check(&draft) {
-        Ok(checked) if problems.is_empty() => Ok(checked),
-        Ok(_) => Err(refusal(&problems)),
-        Err(more) => {
-            problems.extend(more);
-            Err(refusal(&problems))
-        }
+    Ok(text)
+}
+
+/// From what was written to a checked configuration; all problems in one exit.
+pub(super) fn read(draft: &Draft) -> Result<Checked, Exit> {
+    config::check(draft).map_err(|problems| refusal(&problems))
+}
+
+/// What is in effect, and where each value comes from.
+pub(super) fn report(draft: &Draft, checked: &Checked) -> String {
+    let values = draft.effective();
+    let width = |column: fn(&(&str, String, config::Source)) -> usize, max: usize| {
+        let widths = values.iter().map(column);
+        widths.filter(|width| *width <= max).max().unwrap_or(0)
+    };
+    let names = width(|(name, ..)| name.len(), usize::MAX);
+    let texts = width(|(_, text, _)| text.len(), TEXT_COLUMN_MAX);
+    let mut report = String::new();
+    for (name, text, source) in &values {
+        let text = match text.as_str() {
+            "" => "-",
+            text => text,
+        };
+        report.push_str(&format!("{name:names$}  {text:texts$}  {source}\n"));
     }
+    report.push_str("\nIn words:\n");
+    for (name, text) in checked.config.describe() {
+        report.push_str(&format!("  {name}: {text}\n"));
+    }
+    for warning in &checked.warnings {
+        report.push_str(&format!("\nwarning: {warning}"));
+    }
+    match checked.warnings.len() {
+        0 => report.push_str("\nThe configuration is valid."),
+        1 => report.push_str("\n\nThe configuration is valid, with a warning."),
+        count => report.push_str(&format!(
+            "\n\nThe configuration is valid, with {count} warnings."
+        )),
+    }
+    report
 }
 
 fn refusal(problems: &[Problem]) -> Exit {
     let lines: Vec<_> = problems
         .iter()
-        .map(|problem| format!("  {problem}."))
+        .map(|problem| match problem.excerpt.as_str() {
+            "" => format!("  {problem}."),
+            _ => format!("  {problem}"),
+        })
         .collect();
     let count = match problems.len() {
         1 => "a problem".to_owned(),

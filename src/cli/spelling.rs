@@ -4,12 +4,15 @@
 //! use still say so. Only the sidecar's arguments are touched.
 
 use super::Exit;
-use super::absent;
 use crate::config::keys::{self, Kind};
+use crate::config::removed;
 
 /// Turns `-name` into `--name`, and refuses `--switch true`, which pflag would not read either.
 pub(super) fn normalise(args: Vec<String>) -> Result<Vec<String>, Exit> {
-    if args.get(1).map(String::as_str) != Some("sidecar") {
+    if !matches!(
+        args.get(1).map(String::as_str),
+        Some("sidecar" | "check-config")
+    ) {
         return Ok(args);
     }
     let mut out = Vec::with_capacity(args.len());
@@ -37,16 +40,20 @@ pub(super) fn normalise(args: Vec<String>) -> Result<Vec<String>, Exit> {
     Ok(out)
 }
 
-/// The part behind the dash of `-name` or `-name=value`. Not of `-h`, and not of `-1`, a value.
+/// The part behind the dash of `-name` or `-name=value`, `-v` too. Not of `-h`, and not of `-1`, a
+/// value.
 fn long_name(arg: &str) -> Option<&str> {
     let name = arg.strip_prefix('-')?;
     let long = name.len() > 1 && name.starts_with(|first: char| first.is_ascii_lowercase());
-    long.then_some(name)
+    (long || name == "v").then_some(name)
 }
 
 fn is_switch(name: &str) -> bool {
     let ours = keys::ALL
         .iter()
         .any(|key| key.name == name && key.kind == Kind::Switch);
-    ours || absent::is_switch(name)
+    let removed = removed::ALL
+        .iter()
+        .any(|removed| removed.name == name && removed.is_switch);
+    ours || removed
 }

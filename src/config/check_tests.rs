@@ -1,13 +1,15 @@
 //! Tables of the checks; G2 and G3 are rows of the pd-sidecar conformance list.
 
 use super::*;
-use crate::config::{ListenAddress, RankConfig};
+use crate::config::{EcConnector, Key, KvConnector, ListenAddress, OnPrefillFailure, RankConfig};
 use crate::fleet::Target;
 
-type Given<'a> = &'a [(&'a Key, &'a str)];
+pub(in crate::config) type Given<'a> = &'a [(&'a Key, &'a str)];
 
-fn draft(given: &[(&Key, &str)]) -> Draft {
-    let mut draft = Draft::default();
+/// Flags on top of a plain sidecar, in an environment.
+pub(in crate::config) fn draft_in(environment: &[(&str, &str)], given: &[(&Key, &str)]) -> Draft {
+    let find = |name: &str| environment.iter().find(|(other, _)| *other == name);
+    let mut draft = Draft::new(&|name| find(name).map(|(_, value)| (*value).to_owned()));
     draft.set(&keys::SECURE_PROXY, "false");
     for (key, value) in given {
         draft.set(key, *value);
@@ -15,12 +17,27 @@ fn draft(given: &[(&Key, &str)]) -> Draft {
     draft
 }
 
-fn checked(given: &[(&Key, &str)]) -> Checked {
-    check(&draft(given)).unwrap_or_else(|problems| panic!("{given:?}: {problems:?}"))
+pub(in crate::config) fn checked(given: &[(&Key, &str)]) -> Checked {
+    checked_in(&[], given)
 }
 
-fn problems(given: &[(&Key, &str)]) -> Vec<String> {
-    match check(&draft(given)) {
+pub(in crate::config) fn checked_in(
+    environment: &[(&str, &str)],
+    given: &[(&Key, &str)],
+) -> Checked {
+    check(&draft_in(environment, given))
+        .unwrap_or_else(|problems| panic!("{given:?}: {problems:?}"))
+}
+
+pub(in crate::config) fn problems(given: &[(&Key, &str)]) -> Vec<String> {
+    problems_in(&[], given)
+}
+
+pub(in crate::config) fn problems_in(
+    environment: &[(&str, &str)],
+    given: &[(&Key, &str)],
+) -> Vec<String> {
+    match check(&draft_in(environment, given)) {
         Ok(_) => Vec::new(),
         Err(problems) => problems.iter().map(ToString::to_string).collect(),
     }
@@ -82,16 +99,12 @@ fn g2_ports_ranks_and_connector() {
             "--vllm-port: port 65533",
         ),
         (
-            &[(&KV_CONNECTOR, "lmcache")],
-            "--kv-connector: `lmcache` is not a connector",
-        ),
-        (
             &[(&KV_CONNECTOR, "")],
-            "--kv-connector: `` is not a connector",
+            "--kv-connector: `` is not valid; give nixlv2, shared-storage,",
         ),
         (
-            &[(&KV_CONNECTOR, "mooncake")],
-            "--kv-connector: `mooncake` is not in this build yet",
+            &[(&KV_CONNECTOR, "NIXLv3")],
+            "--kv-connector: `NIXLv3` is not valid; did you mean `nixlv2`? Give",
         ),
     ];
     for (given, want) in table {
@@ -183,10 +196,7 @@ fn g2_values() {
         ),
         (&[(&BODY_BUDGET, "1M")], "--body-budget: `1M`"),
         (&[(&ADMIN_ADDRESS, "9890")], "--admin-address: `9890`"),
-        (
-            &[(&SECURE_PROXY, "true")],
-            "--secure-proxy: this build serves plain text only",
-        ),
+        (&[(&SECURE_PROXY, "maybe")], "--secure-proxy: `maybe`"),
     ];
     for (given, want) in table {
         let got = problems(given);
@@ -236,7 +246,7 @@ fn every_problem_is_told_at_once() {
         (&keys::PORT, "0"),
         (&keys::KV_CONNECTOR, "x"),
         (&keys::DATA_PARALLEL_SIZE, "0"),
-        (&keys::SECURE_PROXY, "true"),
+        (&keys::SECURE_PROXY, "maybe"),
         (&keys::HEAD_TIMEOUT, "1"),
     ]);
     assert_eq!(got.len(), 5, "{got:?}");
@@ -289,12 +299,15 @@ fn sampling_is_flag_then_environment_then_default() {
         (Some("false"), Some("true"), false, false),
         (Some("true"), Some("false"), true, false),
     ] {
-        let mut draft = draft(&[]);
-        if let Some(flag) = flag {
-            draft.set(&keys::ENABLE_PREFILLER_SAMPLING, flag);
-        }
-        draft.prefiller_sampling = environment.map(str::to_owned);
-        let Checked { config, warnings } = check(&draft).unwrap();
+        let environment: Vec<_> = environment
+            .map(|text| ("ENABLE_PREFILLER_SAMPLING", text))
+            .into_iter()
+            .collect();
+        let given: Vec<_> = flag
+            .map(|flag| (&keys::ENABLE_PREFILLER_SAMPLING, flag))
+            .into_iter()
+            .collect();
+        let Checked { config, warnings } = checked_in(&environment, &given);
         assert_eq!(
             config.pd.prefiller_sampling, want,
             "{flag:?} {environment:?}"
@@ -305,7 +318,9 @@ fn sampling_is_flag_then_environment_then_default() {
 
 #[test]
 fn we_are_never_our_own_decoder() {
-    use keys::{ADMIN_ADDRESS, DATA_PARALLEL_SIZE, HOST, MODEL_SERVER_HOST, MODEL_SERVER_PORT};
+    use keys::{
+        ADMIN_ADDRESS, DATA_PARALLEL_SIZE, HOST, METRICS_PORT, MODEL_SERVER_HOST, MODEL_SERVER_PORT,
+    };
     let near = (&MODEL_SERVER_PORT, "8002");
     let four = (&DATA_PARALLEL_SIZE, "4");
     let table: &[(Given<'_>, usize)] = &[
@@ -330,6 +345,10 @@ fn we_are_never_our_own_decoder() {
         ),
         (&[(&ADMIN_ADDRESS, "127.0.0.1:8000")], 1),
         (&[(&ADMIN_ADDRESS, "127.0.0.1:8200")], 1),
+        (&[(&METRICS_PORT, "8000")], 1),
+        (&[(&METRICS_PORT, "8200")], 1),
+        (&[(&METRICS_PORT, "9890")], 1),
+        (&[(&METRICS_PORT, "9090")], 0),
         (
             &[
                 (&ADMIN_ADDRESS, "127.0.0.1:8200"),
@@ -339,10 +358,8 @@ fn we_are_never_our_own_decoder() {
         ),
     ];
     for (given, want) in table {
-        let mut draft = draft(given);
-        draft.pod_ip = Some("10.9.9.9".to_owned());
-        let got = check(&draft).map_or_else(|problems| problems.len(), |_| 0);
-        assert_eq!(got, *want, "{given:?}");
+        let got = problems_in(&[("POD_IP", "10.9.9.9")], given);
+        assert_eq!(got.len(), *want, "{given:?}: {got:?}");
     }
 }
 
@@ -530,9 +547,207 @@ fn every_timeout_can_be_off() {
 #[test]
 fn every_key_is_read() {
     // A key nobody reads would accept anything.
-    let free = ["access-log"];
+    let free = [
+        "access-log",
+        // Paths.
+        "cert-path",
+        "tls-ca-file",
+        "allow-targets-file",
+        // Looked at only where it matters: a foreign POD_IP must not stop a start.
+        "moriio-local-pod-ip",
+        // Taken apart by the command line.
+        "configuration",
+        "configuration-file",
+    ];
     for key in keys::ALL {
         let refused = !problems(&[(key, "\u{7f} nonsense")]).is_empty();
         assert_eq!(refused, !free.contains(&key.name), "--{}", key.name);
+    }
+}
+
+#[test]
+fn g2_connectors_and_their_ports() {
+    use keys::{
+        DATA_PARALLEL_SIZE, DECODE_CHUNK_SIZE, EC_CONNECTOR, ENABLE_P2P_PULL, KV_CONNECTOR,
+        MOONCAKE_BOOTSTRAP_PORT, P2P_CONNECTOR_PORT,
+    };
+    let table: &[(Given<'_>, &str)] = &[
+        (
+            &[(&EC_CONNECTOR, "ec-nixlv2")],
+            "--ec-connector: `ec-nixlv2` is not valid; did you mean `ec-nixl`?",
+        ),
+        (
+            &[(&MOONCAKE_BOOTSTRAP_PORT, "0")],
+            "--mooncake-bootstrap-port: `0` is not valid; give a port from 1 to 65535",
+        ),
+        (
+            &[(&MOONCAKE_BOOTSTRAP_PORT, "65536")],
+            "--mooncake-bootstrap-port: `65536`",
+        ),
+        (&[(&P2P_CONNECTOR_PORT, "0")], "--p2p-connector-port: `0`"),
+        (
+            &[(&P2P_CONNECTOR_PORT, "65534"), (&DATA_PARALLEL_SIZE, "3")],
+            "--p2p-connector-port: port 65534 with --data-parallel-size 3 needs ports up to 65536",
+        ),
+        (
+            &[(&ENABLE_P2P_PULL, "true"), (&KV_CONNECTOR, "sglang")],
+            "--enable-p2p-pull: needs --kv-connector nixlv2, not sglang",
+        ),
+        (&[(&DECODE_CHUNK_SIZE, "-1")], "--decode-chunk-size: `-1`"),
+        (&[(&keys::METRICS_PORT, "65536")], "--metrics-port: `65536`"),
+        (
+            &[(&keys::ON_PREFILL_FAILURE, "retry")],
+            "--on-prefill-failure: `retry` is not valid; give error or decode",
+        ),
+    ];
+    for (given, want) in table {
+        let got = problems(given);
+        assert_eq!(got.len(), 1, "{given:?}: {got:?}");
+        assert!(got[0].starts_with(want), "{given:?}: {got:?}");
+    }
+    for connector in KvConnector::ALL {
+        let config = checked(&[(&KV_CONNECTOR, connector.name())]).config;
+        assert_eq!(config.pd.connector, connector);
+    }
+    let encoder = |text| checked(&[(&EC_CONNECTOR, text)]).config.pd.encoder;
+    assert_eq!(encoder(""), None);
+    assert_eq!(encoder("ec-example"), Some(EcConnector::Example));
+    assert_eq!(encoder("ec-nixl"), Some(EcConnector::Nixl));
+    let chunk = |text| {
+        checked(&[(&DECODE_CHUNK_SIZE, text)])
+            .config
+            .pd
+            .decode_chunk_tokens
+    };
+    assert_eq!((chunk("0"), chunk("256")), (None, Some(256)));
+}
+
+#[test]
+fn variables_hold_where_no_flag_does() {
+    let ports = |environment: &[(&str, &str)], given: Given<'_>| {
+        let Checked { config, warnings } = checked_in(environment, given);
+        let ports = config.pd.ports;
+        let ports = (ports.mooncake_bootstrap, ports.p2p, ports.sglang_bootstrap);
+        (ports, warnings.len())
+    };
+    let flags: Given<'_> = &[
+        (&keys::MOONCAKE_BOOTSTRAP_PORT, "1"),
+        (&keys::P2P_CONNECTOR_PORT, "2"),
+    ];
+    let set: &[_] = &[
+        ("MOONCAKE_BOOTSTRAP_PORT", "11"),
+        ("P2P_CONNECTOR_PORT", "12"),
+        ("SGLANG_BOOTSTRAP_PORT", "13"),
+    ];
+    let unreadable: &[_] = &[
+        ("MOONCAKE_BOOTSTRAP_PORT", "tcp://10.0.0.1:80"),
+        ("P2P_CONNECTOR_PORT", "x"),
+        ("SGLANG_BOOTSTRAP_PORT", "0"),
+    ];
+    let empty: &[_] = &[
+        ("MOONCAKE_BOOTSTRAP_PORT", ""),
+        ("SGLANG_BOOTSTRAP_PORT", ""),
+    ];
+    assert_eq!(ports(&[], &[]), ((8998, 7777, 8998), 0));
+    assert_eq!(ports(set, &[]), ((11, 12, 13), 0));
+    assert_eq!(ports(set, flags), ((1, 2, 13), 0));
+    assert_eq!(ports(unreadable, &[]), ((8998, 7777, 8998), 3));
+    assert_eq!(ports(unreadable, flags), ((1, 2, 8998), 1));
+    assert_eq!(ports(empty, &[]), ((8998, 7777, 8998), 0));
+    // A number, but no port: nobody can have meant that.
+    let got = problems_in(&[("P2P_CONNECTOR_PORT", "70000")], &[]);
+    assert_eq!(
+        got,
+        ["P2P_CONNECTOR_PORT: `70000` is not a port; give one from 1 to 65535"]
+    );
+}
+
+#[test]
+fn metrics_have_a_port_or_an_address() {
+    let metrics = |port, address| {
+        let environment = [("MORIIO_METRICS_ADDR", address)];
+        let config = checked_in(&environment, &[(&keys::METRICS_PORT, port)]).config;
+        config.metrics.map(|address| address.to_string())
+    };
+    for (port, address, want) in [
+        ("0", "", None),
+        ("0", "0", None),
+        ("0", ":9091", Some("[::]:9091")),
+        ("0", "127.0.0.1:9091", Some("127.0.0.1:9091")),
+        ("9090", ":9091", Some("[::]:9090")),
+        ("9090", "nonsense", Some("[::]:9090")),
+    ] {
+        assert_eq!(metrics(port, address).as_deref(), want, "{port} {address}");
+    }
+    let got = problems_in(&[("MORIIO_METRICS_ADDR", "9091")], &[]);
+    assert_eq!(
+        got,
+        ["MORIIO_METRICS_ADDR: `9091` is not valid; give an address and port, such as :9090"]
+    );
+}
+
+#[test]
+fn our_own_switches() {
+    let config = checked(&[]).config.pd;
+    assert!(!config.trust_client_kv && !config.release_stranded_kv && !config.p2p_pull);
+    assert_eq!(config.on_prefill_failure, OnPrefillFailure::Error);
+    let config = checked(&[
+        (&keys::TRUST_CLIENT_KV, "true"),
+        (&keys::RELEASE_STRANDED_KV, "true"),
+        (&keys::ENABLE_P2P_PULL, "true"),
+        (&keys::ON_PREFILL_FAILURE, "decode"),
+    ]);
+    let config = config.config.pd;
+    assert!(config.trust_client_kv && config.release_stranded_kv && config.p2p_pull);
+    assert_eq!(config.on_prefill_failure, OnPrefillFailure::Decode);
+}
+
+#[test]
+fn description_names_what_is_on() {
+    let environment = [("OTEL_TRACES_EXPORTER", "otlp"), ("POD_IP", "10.0.0.3")];
+    let config = checked_in(
+        &environment,
+        &[
+            (&keys::MORIIO_WRITE_MODE, "true"),
+            (&keys::MORIIO_PARALLEL_DISPATCH, "true"),
+            (&keys::EC_CONNECTOR, "ec-nixl"),
+            (&keys::DECODE_CHUNK_SIZE, "64"),
+            (&keys::SECURE_PROXY, "true"),
+            (&keys::CERT_PATH, "/certs"),
+            (&keys::ENABLE_TLS, "decoder,prefiller"),
+            (&keys::TLS_INSECURE_SKIP_VERIFY, "decoder"),
+            (&keys::ALLOW_TARGET, "10.0.0.0/8,prefill-0"),
+            (&keys::INFERENCE_POOL, "ns/pool"),
+            (&keys::TRACING, "true"),
+            (&keys::METRICS_PORT, "9090"),
+        ],
+    )
+    .config;
+    let lines = config.describe();
+    for (name, want) in [
+        (
+            "kv_connector",
+            "nixlv2 as MoRI-IO, prefillers write, both legs at once, answers held back 30s, this \
+             pod 10.0.0.3",
+        ),
+        ("encoder", "ec-nixl"),
+        ("decode", "in chunks of 64 tokens"),
+        ("tls to clients", "on, certificate in /certs"),
+        (
+            "tls to engines",
+            "prefiller on; decoder on, unverified; encoder off",
+        ),
+        (
+            "targets",
+            "only those of 2 rules and the pods of InferencePool ns/pool",
+        ),
+        ("metrics", "on [::]:9090 too"),
+        (
+            "tracing",
+            "100000 of a million traces to http://localhost:4317 by gRPC, as llm-d-disagg-sidecar",
+        ),
+    ] {
+        let line = (name.to_owned(), want.to_owned());
+        assert!(lines.contains(&line), "{line:?} not in {lines:?}");
     }
 }

@@ -7,12 +7,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::nearest::{TYPO_DISTANCE_MAX, distance};
 use super::units::{self, CPU_MAX, UnitError, show_cpus};
 
 /// Longest device name taken, in bytes: the kernel's bound for RDMA devices; interfaces have 15.
 const DEVICE_NAME_BYTES_MAX: usize = 64;
-/// How far from a known word a written one may be for it to be suggested: two swapped letters.
-const TYPO_DISTANCE_MAX: usize = 2;
 /// What a value of `--cores` can look like, for messages.
 const FORMS: &str = "auto, CPU names (1 or 0-3,8; not a count), near:gpu0, near:gpu0-3, near:eth0, \
                      near:mlx5_0, near:0000:3b:00.0 or numa:1; *N behind near: and numa: gives N \
@@ -244,21 +243,6 @@ fn meant(text: &str) -> Option<String> {
     close.map(|(_, candidate)| candidate).next()
 }
 
-/// Letters to insert, drop or replace to get from one word to the other (Levenshtein).
-fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in to.bytes().enumerate() {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,22 +350,6 @@ mod tests {
         ] {
             assert!(text.parse::<Cores>().is_err(), "{text}");
             assert_eq!(meant(text).as_deref(), want, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn distances() {
-        for (from, to, want) in [
-            ("", "", 0),
-            ("", "auto", 4),
-            ("auto", "", 4),
-            ("near", "near", 0),
-            ("naer", "near", 2),
-            ("nea", "near", 1),
-            ("nnear", "near", 1),
-            ("numa", "near", 3),
-        ] {
-            assert_eq!(distance(from, to), want, "{from} {to}");
         }
     }
 }

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use super::units::{DURATION_MAX, show_duration, show_size};
-use super::{AccessLog, Config, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, RankConfig};
+use super::{
+    AccessLog, Config, EcConnector, GuardConfig, KvConnector, LogFormat, LogLevel, OnDecodeKvError,
+    OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, RankConfig, TraceExporter,
+    TracingConfig, UpstreamTls,
+};
 
 impl LogLevel {
     /// The name operators write.
@@ -35,10 +39,21 @@ impl Config {
             "pod_ip",
             self.pod_ip.clone().unwrap_or_else(|| "unset".to_owned()),
         );
-        line("kv_connector", self.pd.connector.name().to_owned());
+        line("kv_connector", self.describe_connector());
+        line("encoder", self.describe_encoder());
+        line("decode", self.describe_decode());
         line("prefill", self.describe_prefill());
         line("handoff", self.describe_handoff());
         line("upstream", self.describe_upstream());
+        line("tls to clients", self.describe_listener_tls());
+        line("tls to engines", self.describe_upstream_tls());
+        line(
+            "targets",
+            self.guard.as_ref().map_or_else(
+                || "any that a request names".to_owned(),
+                GuardConfig::describe,
+            ),
+        );
         line("limits", self.describe_limits());
         line("timeouts", self.describe_timeouts());
         line(
@@ -56,8 +71,103 @@ impl Config {
             self.admin
                 .map_or_else(|| "off".to_owned(), |address| address.to_string()),
         );
+        line(
+            "metrics",
+            self.metrics.map_or_else(
+                || "on the admin server only".to_owned(),
+                |address| format!("on {address} too"),
+            ),
+        );
+        line(
+            "tracing",
+            self.tracing
+                .as_ref()
+                .map_or_else(|| "off".to_owned(), TracingConfig::describe),
+        );
         line("log", self.describe_log());
         lines
+    }
+
+    fn describe_connector(&self) -> String {
+        let mut text = self.pd.connector.name().to_owned();
+        let ports = &self.pd.ports;
+        match self.pd.connector {
+            KvConnector::Nixlv2 if self.pd.mori.write_mode => {
+                text.push_str(" as MoRI-IO, prefillers write, ");
+                text.push_str(&match self.pd.mori.parallel_wait {
+                    None => "one leg after the other".to_owned(),
+                    Some(wait) => format!(
+                        "both legs at once, answers held back {}",
+                        bound(Some(wait).filter(|wait| *wait < DURATION_MAX))
+                    ),
+                });
+                text.push_str(&format!(", this pod {}", self.pd.mori.local_pod_ip));
+            }
+            KvConnector::Nixlv2 if self.pd.p2p_pull => text.push_str(", peers' prefixes pulled"),
+            KvConnector::Sglang => {
+                text.push_str(&format!(", bootstrap port {}", ports.sglang_bootstrap));
+            }
+            KvConnector::Mooncake => {
+                text.push_str(&format!(", bootstrap port {}", ports.mooncake_bootstrap));
+            }
+            KvConnector::Offloading => text.push_str(&format!(", P2P port {}", ports.p2p)),
+            KvConnector::Nixlv2
+            | KvConnector::SharedStorage
+            | KvConnector::Nixl
+            | KvConnector::Lmcache => {}
+        }
+        if self.pd.trust_client_kv {
+            text.push_str(", clients' own parameters trusted");
+        }
+        text
+    }
+
+    fn describe_encoder(&self) -> String {
+        self.pd
+            .encoder
+            .map_or("not used", EcConnector::name)
+            .to_owned()
+    }
+
+    fn describe_decode(&self) -> String {
+        match self.pd.decode_chunk_tokens {
+            None => "in one request".to_owned(),
+            Some(tokens) => format!("in chunks of {tokens} tokens"),
+        }
+    }
+
+    fn describe_listener_tls(&self) -> String {
+        match &self.tls.listener {
+            None => "off, plain text".to_owned(),
+            Some(listener) => match &listener.cert_dir {
+                None => "on, self-signed certificate".to_owned(),
+                Some(path) => format!("on, certificate in {}", path.display()),
+            },
+        }
+    }
+
+    fn describe_upstream_tls(&self) -> String {
+        let stage = |name: &str, tls: Option<UpstreamTls>| {
+            let tls = match tls {
+                None => "off",
+                Some(UpstreamTls { verify: true }) => "on",
+                Some(UpstreamTls { verify: false }) => "on, unverified",
+            };
+            format!("{name} {tls}")
+        };
+        let mut text = [
+            stage("prefiller", self.tls.prefiller),
+            stage("decoder", self.tls.decoder),
+            stage("encoder", self.tls.encoder),
+        ]
+        .join("; ");
+        if let Some(path) = &self.tls.ca_file {
+            text.push_str(&format!("; trusting {} too", path.display()));
+        }
+        if let Some(identity) = &self.tls.client_identity {
+            text.push_str(&format!("; showing {}", identity.cert_file.display()));
+        }
+        text
     }
 
     fn describe_prefill(&self) -> String {
@@ -71,8 +181,12 @@ impl Config {
         } else {
             "relayed"
         };
+        let failed = match self.pd.on_prefill_failure {
+            OnPrefillFailure::Error => "error",
+            OnPrefillFailure::Decode => "decode",
+        };
         format!(
-            "{pick}, {} retries after {}, timeout {}, errors {errors}",
+            "{pick}, {} retries after {}, timeout {}, failed: {failed}, errors {errors}",
             self.pd.prefill_retries_max,
             show_duration(self.pd.prefill_retry_backoff),
             bound(self.pd.prefill_timeout),
@@ -93,8 +207,13 @@ impl Config {
         } else {
             ""
         };
+        let stranded = if self.pd.release_stranded_kv {
+            ", stranded: released"
+        } else {
+            ""
+        };
         format!(
-            "at most {} old, missing: {missing}, decode failed: {failed}{flat}",
+            "at most {} old, missing: {missing}, decode failed: {failed}{flat}{stranded}",
             show_duration(self.pd.handoff_age_max)
         )
     }
@@ -141,6 +260,50 @@ impl Config {
             AccessLog::File(path) => path.display().to_string(),
         };
         format!("{} as {format}, access log {access}", self.log.level.name())
+    }
+}
+
+impl GuardConfig {
+    fn describe(&self) -> String {
+        let mut parts = Vec::new();
+        match self.rules.len() {
+            0 => {}
+            1 => parts.push("a rule".to_owned()),
+            count => parts.push(format!("{count} rules")),
+        }
+        if let Some(path) = &self.rules_file {
+            parts.push(format!("the rules in {}", path.display()));
+        }
+        if let Some(pool) = &self.pool {
+            let group = match pool.group {
+                PoolGroup::Stable => "",
+                PoolGroup::Experimental => " (x-k8s.io)",
+            };
+            let (namespace, name) = (&pool.namespace, &pool.name);
+            parts.push(format!(
+                "the pods of InferencePool {namespace}/{name}{group}"
+            ));
+        }
+        format!("only those of {}", parts.join(" and "))
+    }
+}
+
+impl TracingConfig {
+    fn describe(&self) -> String {
+        let exporter = match &self.exporter {
+            TraceExporter::Console => "standard output".to_owned(),
+            TraceExporter::Otlp(collector) => {
+                let protocol = match collector.protocol {
+                    OtlpProtocol::Grpc => "gRPC",
+                    OtlpProtocol::HttpProtobuf => "HTTP",
+                };
+                format!("{} by {protocol}", collector.endpoint)
+            }
+        };
+        format!(
+            "{} of a million traces to {exporter}, as {}",
+            self.recorded_per_million, self.service_name
+        )
     }
 }
 

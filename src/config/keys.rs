@@ -12,6 +12,12 @@ pub enum Group {
     Engine,
     /// Prefill/decode disaggregation.
     PrefillDecode,
+    /// `MoRI-IO`, a mode of nixlv2.
+    MoriIo,
+    /// Encryption.
+    Tls,
+    /// Which engines requests may name.
+    Guard,
     /// Bounds on bytes.
     Limits,
     /// Bounds on time.
@@ -20,6 +26,8 @@ pub enum Group {
     Observability,
     /// Threads and cores.
     Performance,
+    /// Where the values above may come from besides.
+    Configuration,
 }
 
 impl Group {
@@ -30,10 +38,14 @@ impl Group {
             Self::Listen => "Listen",
             Self::Engine => "Engine",
             Self::PrefillDecode => "Prefill/decode",
+            Self::MoriIo => "MoRI-IO",
+            Self::Tls => "TLS",
+            Self::Guard => "Allowed targets",
             Self::Limits => "Limits",
             Self::Timeouts => "Timeouts",
             Self::Observability => "Observability",
             Self::Performance => "Performance",
+            Self::Configuration => "Configuration",
         }
     }
 }
@@ -45,6 +57,8 @@ pub enum Kind {
     Switch,
     /// `--key value` or `--key=value`; the name shown for the value.
     Value(&'static str),
+    /// The same, repeatable, each with one value or several with commas between them.
+    List(&'static str),
 }
 
 /// One key.
@@ -54,8 +68,10 @@ pub struct Key {
     pub name: &'static str,
     /// What follows it.
     pub kind: Kind,
-    /// What holds when it is not given; empty when that depends on other keys.
+    /// What holds when it is not given; empty when that is nothing.
     pub default: &'static str,
+    /// The variable that holds before the default.
+    pub environment: Option<&'static str>,
     /// Heading in `--help`.
     pub group: Group,
     /// Whether `-h` shows it too.
@@ -66,13 +82,14 @@ pub struct Key {
 
 macro_rules! keys {
     ($($id:ident: $group:ident $kind:ident $(($value:literal))? $name:literal = $default:literal
-        $(, $common:ident)? ; $help:literal)*) => {
+        $(or $environment:literal)? $(, $common:ident)? ; $help:literal)*) => {
         $(
             #[doc = concat!("`--", $name, "`: ", $help)]
             pub const $id: Key = Key {
                 name: $name,
                 kind: Kind::$kind $(($value))?,
                 default: $default,
+                environment: keys!(@environment $($environment)?),
                 group: Group::$group,
                 common: keys!(@common $($common)?),
                 help: $help,
@@ -83,6 +100,8 @@ macro_rules! keys {
     };
     (@common common) => { true };
     (@common) => { false };
+    (@environment $name:literal) => { Some($name) };
+    (@environment) => { None };
 }
 
 keys! {
@@ -90,10 +109,8 @@ keys! {
         "Port clients connect to; rank r listens on PORT + r"
     HOST: Listen Value("ADDR") "host" = "";
         "Address to listen on [default: all, IPv4 and IPv6]"
-    SECURE_PROXY: Listen Switch "secure-proxy" = "true", common;
-        "Serve TLS; this build serves plain text only, so pass --secure-proxy=false"
-    MODEL_SERVER_PORT: Engine Value("PORT") "model-server-port" = "", common;
-        "Port of the local decoder; rank r is on PORT + r [default: 8200]"
+    MODEL_SERVER_PORT: Engine Value("PORT") "model-server-port" = "8200", common;
+        "Port of the local decoder; rank r is on PORT + r"
     VLLM_PORT: Engine Value("PORT") "vllm-port" = "";
         "Deprecated name of --model-server-port"
     MODEL_SERVER_HOST: Engine Value("HOST") "model-server-host" = "localhost";
@@ -109,13 +126,29 @@ keys! {
         "Close an idle engine connection after this long; keep it below the engine's own \
          keep-alive (uvicorn: 5s)"
     KV_CONNECTOR: PrefillDecode Value("NAME") "kv-connector" = "nixlv2", common;
-        "How prefill and decode hand over the KV cache: nixlv2"
-    ENABLE_PREFILLER_SAMPLING: PrefillDecode Switch "enable-prefiller-sampling" = "false";
-        "Pick a random prefill candidate instead of the first [env: ENABLE_PREFILLER_SAMPLING]"
+        "How prefill and decode hand over the KV cache: nixlv2, shared-storage, sglang, mooncake, \
+         offloading, nixl or lmcache"
+    EC_CONNECTOR: PrefillDecode Value("NAME") "ec-connector" = "";
+        "How encoders hand over their output: ec-example or ec-nixl; encoders are not used without it"
+    ENABLE_PREFILLER_SAMPLING: PrefillDecode Switch "enable-prefiller-sampling" = "false"
+        or "ENABLE_PREFILLER_SAMPLING";
+        "Pick a random prefill candidate instead of the first"
+    MOONCAKE_BOOTSTRAP_PORT: PrefillDecode Value("PORT") "mooncake-bootstrap-port" = "8998"
+        or "MOONCAKE_BOOTSTRAP_PORT";
+        "Port of Mooncake's bootstrap server on prefillers"
+    P2P_CONNECTOR_PORT: PrefillDecode Value("PORT") "p2p-connector-port" = "7777"
+        or "P2P_CONNECTOR_PORT";
+        "Port of the offloading connector's P2P tier; rank r is on PORT + r"
+    ENABLE_P2P_PULL: PrefillDecode Switch "enable-p2p-pull" = "false";
+        "Let prefillers pull a cached prefix from a peer that the request names (nixlv2)"
+    DECODE_CHUNK_SIZE: PrefillDecode Value("TOKENS") "decode-chunk-size" = "0";
+        "Decode in chunks of this many tokens; 0 is off"
     PREFILL_MAX_RETRIES: PrefillDecode Value("N") "prefill-max-retries" = "0";
         "Repeat a prefill that answered 502, 503 or 504 this many times"
     PREFILL_RETRY_BACKOFF: PrefillDecode Value("DURATION") "prefill-retry-backoff" = "200ms";
         "Wait between prefill attempts"
+    ON_PREFILL_FAILURE: PrefillDecode Value("ACTION") "on-prefill-failure" = "error";
+        "Prefill failed: error (the prefiller's) or decode (locally)"
     ON_MISSING_KV: PrefillDecode Value("ACTION") "on-missing-kv" = "decode";
         "Prefill answered without a usable handoff: decode (locally) or error"
     HANDOFF_MAX_AGE: PrefillDecode Value("DURATION") "handoff-max-age" = "20s";
@@ -126,6 +159,63 @@ keys! {
         "Decode could not load the KV cache: recompute (without the handoff) or error"
     ALLOW_FLAT_BLOCKS: PrefillDecode Switch "allow-flat-blocks" = "false";
         "Take handoffs whose block ids are one flat list, as older engines write them"
+    TRUST_CLIENT_KV: PrefillDecode Switch "trust-client-kv" = "false";
+        "Let a client's own transfer parameters reach engines: only where every client is yours"
+    RELEASE_STRANDED_KV: PrefillDecode Switch "release-stranded-kv" = "false";
+        "Ask the prefiller to give up KV cache that nobody will fetch"
+    MORIIO_WRITE_MODE: MoriIo Switch "moriio-write-mode" = "false";
+        "Prefillers write into the decoder's memory; without it only --moriio-dp-size has an effect"
+    MORIIO_PARALLEL_DISPATCH: MoriIo Switch "moriio-parallel-dispatch" = "false";
+        "Start prefill and decode together; needs --moriio-write-mode"
+    MORIIO_PARALLEL_DECODE_WAIT_TIMEOUT: MoriIo Value("DURATION")
+        "moriio-parallel-decode-wait-timeout" = "30s";
+        "Hold an answer back for the prefiller's at most this long"
+    MORIIO_LOCAL_POD_IP: MoriIo Value("ADDR") "moriio-local-pod-ip" = "" or "POD_IP";
+        "This pod as prefillers reach it; needed for --moriio-write-mode"
+    MORIIO_DECODE_NOTIFY_PORT: MoriIo Value("PORT") "moriio-decode-notify-port" = "61005";
+        "Notification port of decoders"
+    MORIIO_PREFILL_NOTIFY_PORT: MoriIo Value("PORT") "moriio-prefill-notify-port" = "61005";
+        "Notification port of prefillers"
+    MORIIO_DECODE_HANDSHAKE_PORT: MoriIo Value("PORT") "moriio-decode-handshake-port" = "6301";
+        "Handshake port of decoders"
+    MORIIO_PREFILL_HANDSHAKE_PORT: MoriIo Value("PORT") "moriio-prefill-handshake-port" = "6301";
+        "Handshake port of prefillers"
+    MORIIO_TP_SIZE: MoriIo Value("N") "moriio-tp-size" = "1";
+        "Tensor-parallel size of the engines"
+    MORIIO_DP_SIZE: MoriIo Value("N") "moriio-dp-size" = "1";
+        "Data-parallel size of the engines, over all pods"
+    MORIIO_DP_SIZE_LOCAL: MoriIo Value("N") "moriio-dp-size-local" = "0";
+        "Data-parallel ranks of one pod; 0 when there is one pod"
+    MORIIO_REMOTE_HOSTS: MoriIo List("HOSTS") "moriio-remote-hosts" = "";
+        "The prefill pods in rank order, addresses or names"
+    MORIIO_DECODE_HOSTS: MoriIo List("HOSTS") "moriio-decode-hosts" = "";
+        "The decode pods in rank order, addresses or names"
+    SECURE_PROXY: Tls Switch "secure-proxy" = "true", common;
+        "Serve TLS; --secure-proxy=false serves plain text"
+    CERT_PATH: Tls Value("DIR") "cert-path" = "";
+        "Directory of tls.crt and tls.key, read again when they change; without it the certificate is \
+         self-signed"
+    ENABLE_TLS: Tls List("STAGES") "enable-tls" = "";
+        "Speak TLS to these: prefiller, decoder, encoder"
+    TLS_INSECURE_SKIP_VERIFY: Tls List("STAGES") "tls-insecure-skip-verify" = "";
+        "Take any certificate of these: prefiller, decoder, encoder"
+    TLS_CA_FILE: Tls Value("FILE") "tls-ca-file" = "";
+        "Certificates (PEM) that engines' may be signed by, besides the system's"
+    TLS_CLIENT_CERT: Tls Value("FILE") "tls-client-cert" = "";
+        "Certificate chain (PEM) shown to engines that ask for one; needs --tls-client-key"
+    TLS_CLIENT_KEY: Tls Value("FILE") "tls-client-key" = "";
+        "Its key (PEM)"
+    ENABLE_SSRF_PROTECTION: Guard Switch "enable-ssrf-protection" = "false";
+        "Refuse requests that name other engines than those allowed below"
+    INFERENCE_POOL: Guard Value("[NS/]NAME") "inference-pool" = "" or "INFERENCE_POOL";
+        "Allow the pods of this InferencePool; needs --enable-ssrf-protection"
+    POOL_GROUP: Guard Value("GROUP") "pool-group" = "inference.networking.k8s.io";
+        "API group of the pool: this one, or inference.networking.x-k8s.io"
+    ALLOW_TARGET: Guard List("RULES") "allow-target" = "";
+        "Allow HOST or CIDR, with or without :PORT; turns the protection on by itself"
+    ALLOW_TARGETS_FILE: Guard Value("FILE") "allow-targets-file" = "";
+        "Allow what this file says, one rule per line, read again when it changes; turns the \
+         protection on by itself"
     MAX_BODY: Limits Value("SIZE") "max-body" = "512MiB";
         "Largest request body"
     BODY_BUDGET: Limits Value("SIZE") "body-budget" = "2GiB";
@@ -152,6 +242,11 @@ keys! {
         "Keep accepting this long after SIGTERM, while load balancers notice"
     ADMIN_ADDRESS: Observability Value("ADDR") "admin-address" = "127.0.0.1:9890";
         "Address of /metrics, /livez and /readyz, or off"
+    METRICS_PORT: Observability Value("PORT") "metrics-port" = "0";
+        "Serve /metrics on this port of all addresses too; 0 is off [env: MORIIO_METRICS_ADDR, an \
+         address, where it is 0]"
+    TRACING: Observability Switch "tracing" = "false";
+        "Record OpenTelemetry spans; OTEL_* variables say which and where to"
     LOG_LEVEL: Observability Value("LEVEL") "log-level" = "info", common;
         "error, warn, info, debug or trace"
     LOG_FORMAT: Observability Value("FORMAT") "log-format" = "text";
@@ -166,6 +261,10 @@ keys! {
     BUSY_POLL: Performance Value("DURATION") "busy-poll" = "off";
         "Keep looking for events this long after the last one before sleeping, such as 50us; takes \
          the shard's CPU for itself"
+    CONFIGURATION: Configuration Value("YAML") "configuration" = "";
+        "Flags without dashes as YAML or JSON, such as '{port: 8000}'; flags win"
+    CONFIGURATION_FILE: Configuration Value("FILE") "configuration-file" = "";
+        "The same in a file"
 }
 
 #[cfg(test)]
@@ -180,7 +279,7 @@ mod tests {
         assert_eq!(names.len(), ALL.len());
         let mut groups: Vec<_> = ALL.iter().map(|key| key.group).collect();
         groups.dedup();
-        assert_eq!(groups.len(), 7, "a group is listed twice");
+        assert_eq!(groups.len(), 11, "a group is listed twice");
         assert!(ALL.iter().all(|key| !key.help.ends_with('.')));
     }
 }

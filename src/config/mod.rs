@@ -7,14 +7,18 @@
 mod check;
 mod cores;
 mod describe;
+mod document;
+mod draft;
 mod guard;
 pub mod keys;
+mod nearest;
 mod ranks;
+pub mod removed;
 mod tls;
 mod tracing;
 pub mod units;
+mod yaml;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -22,6 +26,7 @@ use std::time::Duration;
 
 pub use check::{Checked, Problem, check};
 pub use cores::{Cores, CoresError, PciAddress, Place};
+pub use draft::{Draft, Source, Written};
 pub use guard::{GuardConfig, PoolGroup, PoolRef};
 pub use keys::Key;
 pub use tls::{Identity, ListenerTls, TlsConfig, UpstreamTls};
@@ -267,35 +272,4 @@ pub struct DrainConfig {
     pub timeout: Option<Duration>,
     /// How long new connections are still accepted.
     pub settle: Duration,
-}
-
-/// What was written, before any check.
-#[derive(Clone, Debug, Default)]
-pub struct Draft {
-    given: BTreeMap<&'static str, String>,
-    pod_ip: Option<String>,
-    prefiller_sampling: Option<String>,
-}
-
-impl Draft {
-    /// Nothing given, in this environment.
-    #[must_use]
-    pub fn new(environment: &dyn Fn(&str) -> Option<String>) -> Self {
-        Self {
-            given: BTreeMap::new(),
-            pod_ip: environment("POD_IP"),
-            prefiller_sampling: environment("ENABLE_PREFILLER_SAMPLING"),
-        }
-    }
-
-    /// Notes a value given for `key`; a later one replaces it.
-    pub fn set(&mut self, key: &Key, value: impl Into<String>) {
-        self.given.insert(key.name, value.into());
-    }
-
-    /// The value given for `key`.
-    #[must_use]
-    pub fn given(&self, key: &Key) -> Option<&str> {
-        self.given.get(key.name).map(String::as_str)
-    }
 }

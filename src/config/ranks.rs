@@ -6,21 +6,11 @@ use super::check::Reader;
 use super::{Config, Key, ListenAddress, RankConfig, keys};
 use crate::fleet::{Address, SocketPath, Target};
 
-/// Port of the decoder when neither flag names one.
-const MODEL_SERVER_PORT_DEFAULT: u16 = 8200;
 /// What stands for the rank's number in the path of its decoder's socket.
 const RANK: &str = "{rank}";
 
-impl<'a> Reader<'a> {
-    pub(super) fn ranks(&mut self) -> Vec<RankConfig> {
-        if self.switch(&keys::SECURE_PROXY) {
-            self.problem(
-                &keys::SECURE_PROXY,
-                "this build serves plain text only; pass --secure-proxy=false (TLS is the default \
-                 of pd-sidecar, so it has to be turned off by name)",
-            );
-        }
-        let size = self.data_parallel_size();
+impl Reader<'_> {
+    pub(super) fn ranks(&mut self, size: u32) -> Vec<RankConfig> {
         let port = self.port_range(&keys::PORT, self.text(&keys::PORT), size);
         let decoders = match self.draft.given(&keys::MODEL_SERVER_SOCKET) {
             Some(path) => self.decoder_sockets(path, size),
@@ -43,7 +33,8 @@ impl<'a> Reader<'a> {
             .collect()
     }
 
-    fn data_parallel_size(&mut self) -> u32 {
+    /// How many ranks there are.
+    pub(super) fn data_parallel_size(&mut self) -> u32 {
         let key = &keys::DATA_PARALLEL_SIZE;
         match self.text(key).parse::<i64>() {
             Ok(size) if (1..=i64::from(u16::MAX)).contains(&size) => {
@@ -58,11 +49,8 @@ impl<'a> Reader<'a> {
 
     /// One decoder per port, from the first on.
     fn decoder_ports(&mut self, size: u32) -> Vec<Target> {
-        let (key, text) = self.model_server_port();
-        let port = match text {
-            Some(text) => self.port_range(key, text, size),
-            None => self.port_range(key, "8200", size),
-        };
+        let key = self.model_server_port();
+        let port = self.port_range(key, self.text(key), size);
         let host = self.text(&keys::MODEL_SERVER_HOST);
         // One that is not an address is a name: `Target` takes both, and nothing else.
         let decoder = |port| Target::new(host, port);
@@ -116,27 +104,23 @@ impl<'a> Reader<'a> {
             })
     }
 
-    /// The key that names the decoder's port, and its value.
-    fn model_server_port(&mut self) -> (&'static Key, Option<&'a str>) {
-        let old = self.draft.given(&keys::VLLM_PORT);
-        if old.is_some() {
+    /// The key that names the decoder's port.
+    fn model_server_port(&mut self) -> &'static Key {
+        if self.is_given(&keys::VLLM_PORT) {
             self.warnings.push(
                 "--vllm-port is deprecated; use --model-server-port, which wins when both are given"
                     .to_owned(),
             );
         }
-        match (self.draft.given(&keys::MODEL_SERVER_PORT), old) {
-            (None, Some(text)) => (&keys::VLLM_PORT, Some(text)),
-            (text, _) => (&keys::MODEL_SERVER_PORT, text),
-        }
+        self.draft.model_server_port()
     }
 
     /// A port that leaves room for `size` ranks above it.
-    fn port_range(&mut self, key: &Key, text: &str, size: u32) -> u16 {
+    pub(super) fn port_range(&mut self, key: &Key, text: &str, size: u32) -> u16 {
         let Some(port) = text.parse::<u16>().ok().filter(|port| *port != 0) else {
             let text = format!("`{text}` is not a port; give one from 1 to 65535");
             self.problem(key, &text);
-            return MODEL_SERVER_PORT_DEFAULT;
+            return 1;
         };
         if u32::from(port) + size - 1 > u32::from(u16::MAX) {
             let text = format!(
@@ -186,16 +170,29 @@ impl<'a> Reader<'a> {
             );
             self.problem(&keys::PORT, &text);
         }
-        let Some(admin) = config.admin else { return };
-        let what = if ours.contains(&admin.port()) {
-            "a listener of ours"
-        } else if is_decoders(ListenAddress::Address(admin), admin.port()).is_some() {
-            "the decoder's"
-        } else {
-            return;
-        };
-        let text = format!("port {} is {what}; give another", admin.port());
-        self.problem(&keys::ADMIN_ADDRESS, &text);
+        let own = [
+            (&keys::ADMIN_ADDRESS, config.admin),
+            (&keys::METRICS_PORT, config.metrics),
+        ];
+        for (key, address) in own {
+            let Some(address) = address else { continue };
+            let listen = ListenAddress::Address(address);
+            let what = if ours.contains(&address.port()) {
+                "a listener of ours"
+            } else if is_decoders(listen, address.port()).is_some() {
+                "the decoder's"
+            } else if key.name == keys::METRICS_PORT.name
+                && config
+                    .admin
+                    .is_some_and(|admin| admin.port() == address.port())
+            {
+                "the admin server's, which serves /metrics already"
+            } else {
+                continue;
+            };
+            let text = format!("port {} is {what}; give another", address.port());
+            self.problem(key, &text);
+        }
     }
 }
 

@@ -1,10 +1,68 @@
-//! Starting: exit codes, messages, and which port the decoder is looked for on (rows G2 and G3).
+//! Starting: exit codes, messages, where values come from, and under which names (rows G1 to G4).
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use mock_engine::{Engine, EngineConfig};
 
-use crate::harness::{Launch, Sidecar, free_ports, run_to_exit};
+use crate::harness::{Launch, Sidecar, free_ports, ringside, run_to_exit};
+
+/// A folder of one test, gone with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let name = format!("ringside-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// The path of a file with this text.
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// The binary under another name.
+    fn program(&self, name: &str) -> PathBuf {
+        let path = self.0.join(name);
+        symlink(ringside().get_program(), &path).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// What `ringside check-config` says; it has to end with 0.
+#[track_caller]
+fn report(args: &[&str], environment: &[(&str, &str)]) -> String {
+    let mut command = ringside();
+    command.arg("check-config").args(args);
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {stderr}");
+    assert_eq!(stderr, "");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The value of a key in such a report, and where it comes from.
+#[track_caller]
+fn row(report: &str, key: &str) -> String {
+    let row = report
+        .lines()
+        .find(|line| line.split(' ').next() == Some(key));
+    let words: Vec<_> = row.unwrap().split_whitespace().skip(1).collect();
+    words.join(" ")
+}
 
 #[track_caller]
 fn expect_exit(args: &[&str], code: i32, message: &str) {
@@ -12,6 +70,13 @@ fn expect_exit(args: &[&str], code: i32, message: &str) {
     assert_eq!(got, code, "{args:?}: {stderr}");
     assert!(stderr.contains(message), "{args:?}: {stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
+}
+
+#[track_caller]
+fn expect_refusal(args: &[&str], message: &str) {
+    let mut all = vec!["sidecar", "--secure-proxy=false"];
+    all.extend_from_slice(args);
+    expect_exit(&all, 3, message);
 }
 
 #[test]
@@ -42,8 +107,6 @@ fn g2_bad_configurations_end_with_3_and_name_the_flag() {
             &["--model-server-port=65535", "--data-parallel-size=2"],
             "--model-server-port: port 65535",
         ),
-        (&["--kv-connector=nope"], "--kv-connector: `nope`"),
-        (&["--kv-connector=sglang"], "not in this build yet"),
         (
             &["--prefill-max-retries=1", "--prefill-retry-backoff=0s"],
             "--prefill-retry-backoff",
@@ -57,9 +120,6 @@ fn g2_bad_configurations_end_with_3_and_name_the_flag() {
             &["--first-byte-timeout=soon"],
             "--first-byte-timeout: `soon`",
         ),
-        (&["--enable-tls=decoder"], "--enable-tls"),
-        (&["--enable-ssrf-protection"], "--enable-ssrf-protection"),
-        (&["--secure-proxy=true"], "pass --secure-proxy=false"),
         (&["--cores=naer:gpu0"], "did you mean `near:gpu0`?"),
         // Not on this machine, whatever it is.
         (
@@ -68,18 +128,96 @@ fn g2_bad_configurations_end_with_3_and_name_the_flag() {
         ),
         (&["--cores=numa:1023"], "--cores: numa:1023: "),
     ] {
-        let mut all = vec!["sidecar", "--secure-proxy=false"];
-        all.extend_from_slice(args);
-        expect_exit(&all, 3, message);
+        expect_refusal(args, message);
+    }
+}
+
+#[test]
+fn g2_bad_connectors_end_with_3_and_name_the_flag() {
+    for (args, message) in [
+        (&["--kv-connector=nope"][..], "--kv-connector: `nope`"),
+        (&["--kv-connector=sglagn"], "did you mean `sglang`?"),
+        (&["-connector=nope"], "--connector: `nope`"),
+        (&["--ec-connector=ec"], "--ec-connector: `ec` is not valid"),
+        (
+            &["--mooncake-bootstrap-port=0"],
+            "--mooncake-bootstrap-port: `0`",
+        ),
+        (
+            &["--p2p-connector-port=65535", "--data-parallel-size=2"],
+            "--p2p-connector-port: port 65535",
+        ),
+        (
+            &["--enable-p2p-pull", "--kv-connector=mooncake"],
+            "--enable-p2p-pull: needs --kv-connector nixlv2",
+        ),
+        (&["--decode-chunk-size=-1"], "--decode-chunk-size: `-1`"),
+        (&["--moriio-write-mode"], "or set POD_IP"),
+        (
+            &["--moriio-parallel-dispatch"],
+            "--moriio-parallel-dispatch: needs --moriio-write-mode",
+        ),
+        (
+            &["--moriio-remote-hosts=a,b"],
+            "names 2 pods, which needs --moriio-dp-size-local",
+        ),
+        (
+            &[
+                "--moriio-decode-hosts=a,b",
+                "--moriio-dp-size=3",
+                "--moriio-dp-size-local=2",
+            ],
+            "--moriio-dp-size-local: 2 does not divide",
+        ),
+    ] {
+        expect_refusal(args, message);
+    }
+}
+
+#[test]
+fn g2_bad_tls_and_targets_end_with_3_and_name_the_flag() {
+    for (args, message) in [
+        (
+            &["--enable-tls=decoder,prefill"][..],
+            "--enable-tls: `prefill` is not valid; did you mean `prefiller`?",
+        ),
+        (
+            &["--tls-insecure-skip-verify=all"],
+            "--tls-insecure-skip-verify: `all`",
+        ),
+        (&["--tls-client-cert=x"], "needs --tls-client-key"),
+        (
+            &["--enable-ssrf-protection"],
+            "--enable-ssrf-protection: allows no target at all",
+        ),
+        (
+            &["--enable-ssrf-protection", "--inference-pool=a/b/c"],
+            "--inference-pool: `a/b/c`",
+        ),
+        (&["--inference-pool=/b"], "--inference-pool: `/b`"),
+        (
+            &["--allow-target=10.0.0.0/40"],
+            "--allow-target: `10.0.0.0/40`",
+        ),
+        (&["--pool-group=x.k8s.io"], "--pool-group: `x.k8s.io`"),
+        (&["--secure-proxy=maybe"], "--secure-proxy: `maybe`"),
+    ] {
+        expect_refusal(args, message);
     }
 }
 
 #[test]
 fn g2_all_problems_are_named_at_once() {
-    let args = ["sidecar", "--port=0", "--max-body=x", "--kv-connector=y"];
+    let args = [
+        "sidecar",
+        "--port=0",
+        "--max-body=x",
+        "--kv-connector=y",
+        "--enable-tls=z",
+    ];
     let (code, stderr) = run_to_exit(&args);
     assert_eq!(code, 3);
-    for flag in ["--port", "--max-body", "--kv-connector", "--secure-proxy"] {
+    for flag in ["--port", "--max-body", "--kv-connector", "--enable-tls"] {
         assert!(
             stderr.contains(&format!("\n  {flag}: ")),
             "{flag}: {stderr}"
@@ -91,6 +229,16 @@ fn g2_all_problems_are_named_at_once() {
 fn g2_what_is_no_command_line_ends_with_2() {
     expect_exit(&["sidecar", "--no-such-flag"], 2, "--no-such-flag");
     expect_exit(&["sidecar", "--port"], 2, "--port");
+    expect_exit(
+        &["sidecar", "--kv-conector=nixlv2"],
+        2,
+        "a similar argument exists: '--kv-connector'",
+    );
+    expect_exit(
+        &["check-config", "-prot=1"],
+        2,
+        "a similar argument exists: '--port'",
+    );
     expect_exit(&["frobnicate"], 2, "frobnicate");
     expect_exit(&[], 2, "Usage");
 }
@@ -162,6 +310,209 @@ fn g3_precedence_of_the_decoders_port() {
     }
     let sidecar = Sidecar::launch(&Launch::default());
     sidecar.wait_stderr("decoder: localhost:8200");
+}
+
+#[test]
+fn g1_values_of_a_document() {
+    let engine = Engine::start(EngineConfig::decode(), 0).unwrap();
+    let good = format!("model-server-port: {}", engine.port());
+    let json = format!("{{\"model-server-port\": {}}}", engine.port());
+    let flag = format!("--model-server-port={}", engine.port());
+    let folder = Folder::new("g1-values");
+    let file = folder.file(
+        "pd.yaml",
+        &format!("# the decoder\n{good}\nmax-body: 1MiB\n"),
+    );
+    let wrong = folder.file("wrong.yaml", "model-server-port: 1\nvllm-port: 1\n");
+    for args in [
+        &["--configuration", good.as_str()][..],
+        &["--configuration", &json],
+        &["--configuration-file", &file],
+        &["-configuration-file", &file],
+        // A flag wins, its old name too.
+        &["--configuration-file", &wrong, &flag],
+        &[
+            "--configuration-file",
+            &wrong,
+            &flag.replace("model-server", "vllm"),
+        ],
+    ] {
+        let sidecar = Sidecar::launch(&Launch {
+            args,
+            ..Launch::default()
+        });
+        sidecar.get("/v1/models", &[]).expect(200);
+    }
+}
+
+#[test]
+fn g1_what_is_wrong_with_a_document() {
+    let folder = Folder::new("g1-wrong");
+    let broken = folder.file("broken.yaml", "port: 8000\nenable-tls: [decoder\n");
+    let unknown = folder.file("unknown.yaml", "port: 8000\n\nprefil-max-retries: 1\n");
+    let removed = folder.file("removed.yaml", "connector: nixlv2\n");
+    let value = folder.file("value.yaml", "port: 8000\nprefill-retry-backoff: fast\n");
+    let missing = folder.0.join("missing.yaml");
+    for (args, message) in [
+        (
+            &["--configuration-file", &broken][..],
+            format!("\n  {broken}:2:13: unclosed bracket"),
+        ),
+        (
+            &["--configuration-file", &unknown],
+            format!(
+                "\n  {unknown}:3:1: `prefil-max-retries` is not a key; did you mean \
+                 `prefill-max-retries`?\n     3 | prefil-max-retries: 1\n       | ^"
+            ),
+        ),
+        (
+            &["--configuration-file", &removed],
+            format!("{removed}:1:1: `connector` is no key any more; write `kv-connector`"),
+        ),
+        (
+            &["--configuration-file", &value],
+            format!("{value}:2: prefill-retry-backoff: `fast` is not a duration"),
+        ),
+        (
+            &["--configuration={}", "--configuration-file", &value],
+            "--configuration: is given together with --configuration-file".to_owned(),
+        ),
+        (
+            &["--configuration-file", missing.to_str().unwrap()],
+            "missing.yaml` cannot be read: No such file".to_owned(),
+        ),
+    ] {
+        for command in ["sidecar", "check-config"] {
+            let mut all = vec![command, "--secure-proxy=false"];
+            all.extend_from_slice(args);
+            expect_exit(&all, 3, &message);
+        }
+    }
+}
+
+#[test]
+fn g4_stages_of_tls() {
+    for (args, want) in [
+        (&[][..], "prefiller off; decoder off; encoder off"),
+        (
+            &["--enable-tls=prefiller"],
+            "prefiller on; decoder off; encoder off",
+        ),
+        (
+            &["--enable-tls=decoder", "--enable-tls=encoder"],
+            "prefiller off; decoder on; encoder on",
+        ),
+        (
+            &[
+                "--enable-tls=prefiller,decoder,encoder",
+                "--tls-insecure-skip-verify=decoder",
+            ],
+            "prefiller on; decoder on, unverified; encoder on",
+        ),
+        (
+            &[
+                "-prefiller-use-tls",
+                "-prefiller-tls-insecure-skip-verify=true",
+            ],
+            "prefiller on, unverified; decoder off; encoder off",
+        ),
+        (
+            &["--configuration={enable-tls: [prefiller, encoder]}"],
+            "prefiller on; decoder off; encoder on",
+        ),
+        (
+            &[
+                "--configuration={enable-tls: [prefiller]}",
+                "--enable-tls=decoder",
+            ],
+            "prefiller off; decoder on; encoder off",
+        ),
+    ] {
+        let report = report(args, &[]);
+        assert!(
+            report.contains(&format!("tls to engines: {want}\n")),
+            "{args:?}: {report}"
+        );
+    }
+}
+
+#[test]
+fn check_config_shows_what_is_in_effect() {
+    let folder = Folder::new("check-config");
+    let file = folder.file(
+        "pd.yaml",
+        "port: 8100\nkv-connector: sglang\ndecode-chunk-size: 7\n",
+    );
+    let args = [
+        "--configuration-file",
+        &file,
+        "-connector=mooncake",
+        "--max-body=1MiB",
+    ];
+    let environment = [
+        ("MOONCAKE_BOOTSTRAP_PORT", "9000"),
+        ("P2P_CONNECTOR_PORT", "soon"),
+    ];
+    let report = report(&args, &environment);
+    for (key, want) in [
+        ("port", format!("8100 {file}:1")),
+        ("decode-chunk-size", format!("7 {file}:3")),
+        ("kv-connector", "mooncake --connector".to_owned()),
+        ("max-body", "1MiB --max-body".to_owned()),
+        (
+            "mooncake-bootstrap-port",
+            "9000 environment MOONCAKE_BOOTSTRAP_PORT".to_owned(),
+        ),
+        ("p2p-connector-port", "7777 default".to_owned()),
+        ("secure-proxy", "true default".to_owned()),
+    ] {
+        assert_eq!(row(&report, key), want, "{report}");
+    }
+    for want in [
+        "\n  kv_connector: mooncake, bootstrap port 9000\n",
+        "\nwarning: --connector was removed from pd-sidecar",
+        "\nwarning: P2P_CONNECTOR_PORT is `soon`, which is no number; it is ignored",
+        "\nThe configuration is valid, with 2 warnings.",
+    ] {
+        assert!(report.contains(want), "{want}: {report}");
+    }
+}
+
+/// The line of the start that names the decoder, of the binary under another name.
+fn decoder_of(program: &Path, args: &[&str]) -> String {
+    let (port, admin) = (free_ports(1), "--admin-address=off");
+    let mut child = Command::new(program)
+        .args([&format!("--port={port}"), admin, "-secure-proxy=false"])
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    let line = stderr
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| Some(line.split_once("decoder: ")?.1.to_owned()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    line.unwrap()
+}
+
+#[test]
+fn the_names_it_replaces_need_no_command() {
+    let folder = Folder::new("names");
+    let today = folder.program("pd-sidecar");
+    let first = folder.program("llm-d-routing-sidecar");
+    assert_eq!(decoder_of(&today, &[]), "localhost:8200");
+    assert_eq!(decoder_of(&first, &[]), "localhost:8001");
+    let args = ["-vllm-port=8300", "-connector=nixlv2"];
+    assert_eq!(decoder_of(&first, &args), "localhost:8300");
+    let output = Command::new(first).arg("check-config").output().unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(row(&report, "model-server-port"), "8001 default");
+    let other = folder.program("routing-sidecar");
+    let output = Command::new(other).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]

@@ -1,0 +1,212 @@
+//! The allowlist of targets: whether there is one, and what it is made of.
+
+use std::path::PathBuf;
+
+use super::super::keys;
+use super::super::{GuardConfig, PoolGroup, PoolRef, Source};
+use super::Reader;
+use crate::fleet::AllowRule;
+
+/// Of a pool that names none.
+const NAMESPACE_DEFAULT: &str = "default";
+/// Longest name of a Kubernetes object.
+const OBJECT_NAME_BYTES_MAX: usize = 253;
+
+impl Reader<'_> {
+    pub(super) fn guard(&mut self) -> Option<GuardConfig> {
+        let switch = &keys::ENABLE_SSRF_PROTECTION;
+        let asked = self.switch(switch);
+        let guard = GuardConfig {
+            rules: self.rules(),
+            rules_file: Some(self.text(&keys::ALLOW_TARGETS_FILE))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            pool: self.pool(),
+        };
+        // Also where they are wrong: that is a problem of its own.
+        let own = !self.text(&keys::ALLOW_TARGET).is_empty() || guard.rules_file.is_some();
+        if own && !asked && *self.draft.source(switch) != Source::Default {
+            self.problem(
+                switch,
+                "is false, but --allow-target or --allow-targets-file is given; drop one, so that \
+                 it is clear whether all targets are allowed",
+            );
+        }
+        if asked && !own && guard.pool.is_none() {
+            self.problem(
+                switch,
+                "allows no target at all: give --inference-pool, --allow-target or \
+                 --allow-targets-file",
+            );
+        }
+        if !asked && !own {
+            if guard.pool.is_some() {
+                self.warnings.push(
+                    "--inference-pool has no effect without --enable-ssrf-protection: requests may \
+                     name any target"
+                        .to_owned(),
+                );
+            }
+            return None;
+        }
+        Some(guard)
+    }
+
+    fn rules(&mut self) -> Vec<AllowRule> {
+        let key = &keys::ALLOW_TARGET;
+        let mut rules = Vec::new();
+        for item in self.list(key) {
+            match AllowRule::parse(item) {
+                Ok(rule) => rules.push(rule),
+                Err(error) => {
+                    let text = format!(
+                        "`{item}`: {error}; give HOST or CIDR, with or without :PORT, such as \
+                         10.4.0.0/16:8000"
+                    );
+                    self.problem(key, &text);
+                }
+            }
+        }
+        rules
+    }
+
+    fn pool(&mut self) -> Option<PoolRef> {
+        let key = &keys::INFERENCE_POOL;
+        let group = self.choice(
+            &keys::POOL_GROUP,
+            &[
+                ("inference.networking.k8s.io", PoolGroup::Stable),
+                ("inference.networking.x-k8s.io", PoolGroup::Experimental),
+            ],
+        );
+        let text = self.text(key);
+        if text.is_empty() {
+            return None;
+        }
+        let (namespace, name) = text.split_once('/').unwrap_or((NAMESPACE_DEFAULT, text));
+        if !is_object_name(namespace) || !is_object_name(name) {
+            self.wanted(key, "NAME or NAMESPACE/NAME, as Kubernetes writes them");
+        }
+        Some(PoolRef {
+            group,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// Whether this can name a Kubernetes object: it becomes part of a URL.
+fn is_object_name(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    let ends =
+        bytes.first().copied().is_some_and(inner) && bytes.last().copied().is_some_and(inner);
+    let all = bytes
+        .iter()
+        .all(|&byte| inner(byte) || byte == b'-' || byte == b'.');
+    ends && all && bytes.len() <= OBJECT_NAME_BYTES_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Given, checked, checked_in, problems};
+    use super::*;
+
+    /// Rules, a file, a pool.
+    type Parts = Option<(usize, bool, bool)>;
+
+    const ON: (&super::super::super::Key, &str) = (&keys::ENABLE_SSRF_PROTECTION, "true");
+
+    #[test]
+    fn g2_pools() {
+        let pool = |text| {
+            let guard = checked(&[ON, (&keys::INFERENCE_POOL, text)]).config.guard;
+            let pool = guard.unwrap().pool.unwrap();
+            (pool.namespace, pool.name)
+        };
+        let of = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        assert_eq!(pool("pool"), of("default", "pool"));
+        assert_eq!(pool("ns/pool.v1-2"), of("ns", "pool.v1-2"));
+        for text in ["a/b/c", "/b", "a/", "/", "a b", "a/..", "ns/-x", "Ns/x"] {
+            let got = problems(&[ON, (&keys::INFERENCE_POOL, text)]);
+            assert_eq!(got.len(), 1, "{text}: {got:?}");
+            assert!(got[0].starts_with("--inference-pool: `"), "{got:?}");
+        }
+        let got = problems(&[(&keys::POOL_GROUP, "inference.networking.k8s")]);
+        assert!(
+            got[0].contains("did you mean `inference.networking.k8s.io`?"),
+            "{got:?}"
+        );
+    }
+
+    #[test]
+    fn g2_an_allowlist_has_a_source() {
+        let off = (&keys::ENABLE_SSRF_PROTECTION, "false");
+        let rule = (&keys::ALLOW_TARGET, "10.0.0.0/8");
+        let file = (&keys::ALLOW_TARGETS_FILE, "rules");
+        let pool = (&keys::INFERENCE_POOL, "pool");
+        let table: &[(Given<'_>, Parts)] = &[
+            (&[], None),
+            (&[off], None),
+            (&[pool], None),
+            (&[ON, pool], Some((0, false, true))),
+            (&[ON, rule], Some((1, false, false))),
+            (&[rule], Some((1, false, false))),
+            (&[file], Some((0, true, false))),
+            (&[rule, file, pool], Some((1, true, true))),
+            (
+                &[(&keys::ALLOW_TARGET, "a:1, [::1]:2,b")],
+                Some((3, false, false)),
+            ),
+        ];
+        for (given, want) in table {
+            let guard = checked(given).config.guard;
+            let got = guard.map(|guard| {
+                let file = guard.rules_file.is_some();
+                (guard.rules.len(), file, guard.pool.is_some())
+            });
+            assert_eq!(got, *want, "{given:?}");
+        }
+        assert!(problems(&[ON])[0].contains("allows no target at all"));
+        for own in [rule, file] {
+            assert!(
+                problems(&[off, own])[0].contains("is false, but"),
+                "{own:?}"
+            );
+        }
+        let got = problems(&[ON, (&keys::ALLOW_TARGET, "10.0.0.0/33,a")]);
+        assert_eq!(got.len(), 1, "{got:?}");
+        assert!(
+            got[0].starts_with("--allow-target: `10.0.0.0/33`: the prefix"),
+            "{got:?}"
+        );
+        let warnings = checked(&[pool]).warnings;
+        assert!(
+            warnings[0].starts_with("--inference-pool has no effect"),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn pools_in_variables() {
+        let pool = |environment: &[(&str, &str)], given: Given<'_>| {
+            let mut draft = super::super::tests::draft_in(environment, given);
+            draft.set_old_pool(None, None);
+            let guard = super::super::check(&draft).unwrap().config.guard.unwrap();
+            let pool = guard.pool.unwrap();
+            format!("{}/{}", pool.namespace, pool.name)
+        };
+        let new = ("INFERENCE_POOL", "a/b");
+        let name = ("INFERENCE_POOL_NAME", "d");
+        let namespace = ("INFERENCE_POOL_NAMESPACE", "c");
+        assert_eq!(pool(&[new], &[ON]), "a/b");
+        assert_eq!(pool(&[name, namespace], &[ON]), "c/d");
+        assert_eq!(pool(&[name], &[ON]), "default/d");
+        assert_eq!(pool(&[new, name, namespace], &[ON]), "a/b");
+        assert_eq!(
+            pool(&[new], &[ON, (&keys::INFERENCE_POOL, "e")]),
+            "default/e"
+        );
+        assert_eq!(checked_in(&[new], &[]).warnings.len(), 1);
+    }
+}

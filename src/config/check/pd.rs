@@ -1,0 +1,140 @@
+//! How prefill and decode are told apart and brought together: connectors, their ports, the handoff.
+
+use std::time::Duration;
+
+use super::super::keys;
+use super::super::units;
+use super::super::{
+    ConnectorPorts, EcConnector, KvConnector, OnDecodeKvError, OnMissingKv, OnPrefillFailure,
+    PdConfig,
+};
+use super::Reader;
+
+/// More prefill attempts than this only prolong an outage.
+const PREFILL_RETRIES_MAX: u32 = 100;
+/// Lease of a handoff in the engine (vLLM's NIXL connector): older blocks may be another prompt's.
+const ENGINE_LEASE: Duration = Duration::from_secs(30);
+/// Where `SGLang`'s engines have their bootstrap server. It has no flag in pd-sidecar.
+const SGLANG_BOOTSTRAP_PORT: u16 = 8998;
+/// An engine's context is shorter than this many tokens.
+const CHUNK_TOKENS_MAX: u32 = 1 << 30;
+
+impl Reader<'_> {
+    /// Everything about prefill and decode, for that many ranks.
+    pub(super) fn pd(&mut self, size: u32) -> PdConfig {
+        let connector = self.connector();
+        let (prefill_retries_max, prefill_retry_backoff) = self.retries();
+        PdConfig {
+            connector,
+            encoder: self.encoder(),
+            ports: self.connector_ports(size),
+            p2p_pull: self.p2p_pull(connector),
+            mori: self.mori(connector),
+            decode_chunk_tokens: self.decode_chunk_tokens(),
+            on_prefill_failure: self.choice(
+                &keys::ON_PREFILL_FAILURE,
+                &[
+                    ("error", OnPrefillFailure::Error),
+                    ("decode", OnPrefillFailure::Decode),
+                ],
+            ),
+            trust_client_kv: self.switch(&keys::TRUST_CLIENT_KV),
+            release_stranded_kv: self.switch(&keys::RELEASE_STRANDED_KV),
+            prefiller_sampling: self.switch(&keys::ENABLE_PREFILLER_SAMPLING),
+            prefill_retries_max,
+            prefill_retry_backoff,
+            prefill_timeout: self.timeout(&keys::PREFILL_TIMEOUT),
+            on_missing_kv: self.choice(
+                &keys::ON_MISSING_KV,
+                &[
+                    ("decode", OnMissingKv::Decode),
+                    ("error", OnMissingKv::Error),
+                ],
+            ),
+            handoff_age_max: self.handoff_age_max(),
+            hide_prefill_errors: self.switch(&keys::HIDE_PREFILL_ERRORS),
+            on_decode_kv_error: self.choice(
+                &keys::ON_DECODE_KV_ERROR,
+                &[
+                    ("recompute", OnDecodeKvError::Recompute),
+                    ("error", OnDecodeKvError::Error),
+                ],
+            ),
+            prefill_answer_bytes_max: usize::try_from(self.size(&keys::MAX_PREFILL_ANSWER))
+                .unwrap_or(usize::MAX),
+            allow_flat_blocks: self.switch(&keys::ALLOW_FLAT_BLOCKS),
+        }
+    }
+
+    fn connector(&mut self) -> KvConnector {
+        let all = KvConnector::ALL.map(|connector| (connector.name(), connector));
+        self.choice(&keys::KV_CONNECTOR, &all)
+    }
+
+    fn encoder(&mut self) -> Option<EcConnector> {
+        let key = &keys::EC_CONNECTOR;
+        let all = [EcConnector::Example, EcConnector::Nixl];
+        match self.text(key) {
+            "" => None,
+            _ => Some(self.choice(key, &all.map(|connector| (connector.name(), connector)))),
+        }
+    }
+
+    fn connector_ports(&mut self, size: u32) -> ConnectorPorts {
+        let p2p = &keys::P2P_CONNECTOR_PORT;
+        ConnectorPorts {
+            mooncake_bootstrap: self.port(&keys::MOONCAKE_BOOTSTRAP_PORT),
+            sglang_bootstrap: self.variable(
+                "SGLANG_BOOTSTRAP_PORT",
+                SGLANG_BOOTSTRAP_PORT,
+                "a port from 1 to 65535",
+                |text| text.parse().ok().filter(|port| *port != 0),
+            ),
+            p2p: self.port_range(p2p, self.text(p2p), size),
+        }
+    }
+
+    fn p2p_pull(&mut self, connector: KvConnector) -> bool {
+        let key = &keys::ENABLE_P2P_PULL;
+        let on = self.switch(key);
+        if on && connector != KvConnector::Nixlv2 {
+            let text = format!(
+                "needs --kv-connector nixlv2, not {}; drop one of the two",
+                connector.name()
+            );
+            self.problem(key, &text);
+        }
+        on
+    }
+
+    fn decode_chunk_tokens(&mut self) -> Option<u32> {
+        let tokens = self.count(&keys::DECODE_CHUNK_SIZE, 0, CHUNK_TOKENS_MAX);
+        (tokens != 0).then_some(tokens)
+    }
+
+    /// Repeats of a prefill, and the wait before each.
+    fn retries(&mut self) -> (u32, Duration) {
+        let retries = self.count(&keys::PREFILL_MAX_RETRIES, 0, PREFILL_RETRIES_MAX);
+        let backoff = self.duration(&keys::PREFILL_RETRY_BACKOFF);
+        if retries > 0 && backoff.is_zero() {
+            self.problem(
+                &keys::PREFILL_RETRY_BACKOFF,
+                "must be above zero when --prefill-max-retries is",
+            );
+        }
+        (retries, backoff)
+    }
+
+    fn handoff_age_max(&mut self) -> Duration {
+        let handoff_age_max = self.positive(&keys::HANDOFF_MAX_AGE);
+        if handoff_age_max >= ENGINE_LEASE {
+            self.warnings.push(format!(
+                "--handoff-max-age is {}: a handoff older than the engine's lease (vLLM: {}) can \
+                 answer with another prompt's text",
+                units::show_duration(handoff_age_max),
+                units::show_duration(ENGINE_LEASE),
+            ));
+        }
+        handoff_age_max
+    }
+}

@@ -1,0 +1,206 @@
+//! TLS: which side speaks it, and what it is shown and trusts. No file is read here.
+
+use std::path::PathBuf;
+
+use super::super::keys::{self, Key};
+use super::super::{Identity, ListenerTls, TlsConfig, UpstreamTls};
+use super::Reader;
+
+/// What `--enable-tls` names.
+const STAGES: [&str; 3] = ["prefiller", "decoder", "encoder"];
+
+impl Reader<'_> {
+    pub(super) fn tls(&mut self) -> TlsConfig {
+        let listener = self.listener_tls();
+        let (enabled, unverified) = (
+            self.stages(&keys::ENABLE_TLS),
+            self.stages(&keys::TLS_INSECURE_SKIP_VERIFY),
+        );
+        for stage in &unverified {
+            if !enabled.contains(stage) {
+                self.warnings.push(format!(
+                    "--tls-insecure-skip-verify={stage} has no effect without --enable-tls={stage}"
+                ));
+            }
+        }
+        let stage = |stage: &str| {
+            enabled.contains(&stage).then(|| UpstreamTls {
+                verify: !unverified.contains(&stage),
+            })
+        };
+        let [prefiller, decoder, encoder] = STAGES.map(stage);
+        let ca_file = self.path(&keys::TLS_CA_FILE);
+        let client_identity = self.client_identity();
+        for (key, given) in [
+            (&keys::TLS_CA_FILE, ca_file.is_some()),
+            (&keys::TLS_CLIENT_CERT, client_identity.is_some()),
+        ] {
+            if given && enabled.is_empty() {
+                let text = format!("--{} has no effect without --enable-tls", key.name);
+                self.warnings.push(text);
+            }
+        }
+        TlsConfig {
+            listener,
+            prefiller,
+            decoder,
+            encoder,
+            ca_file,
+            client_identity,
+        }
+    }
+
+    fn listener_tls(&mut self) -> Option<ListenerTls> {
+        let cert_dir = self.path(&keys::CERT_PATH);
+        if self.switch(&keys::SECURE_PROXY) {
+            return Some(ListenerTls { cert_dir });
+        }
+        if cert_dir.is_some() {
+            let text =
+                "--cert-path has no effect with --secure-proxy=false: clients get plain text";
+            self.warnings.push(text.to_owned());
+        }
+        None
+    }
+
+    fn stages(&mut self, key: &Key) -> Vec<&'static str> {
+        let mut stages = Vec::new();
+        for item in self.list(key) {
+            match STAGES.iter().find(|stage| **stage == item) {
+                Some(stage) => stages.push(*stage),
+                None => self.unknown(key, item, &STAGES),
+            }
+        }
+        stages
+    }
+
+    fn client_identity(&mut self) -> Option<Identity> {
+        let (cert, key) = (&keys::TLS_CLIENT_CERT, &keys::TLS_CLIENT_KEY);
+        match (self.path(cert), self.path(key)) {
+            (Some(cert_file), Some(key_file)) => Some(Identity {
+                cert_file,
+                key_file,
+            }),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.problem(cert, "needs --tls-client-key, the file with its key");
+                None
+            }
+            (None, Some(_)) => {
+                self.problem(
+                    key,
+                    "needs --tls-client-cert, the file with its certificates",
+                );
+                None
+            }
+        }
+    }
+
+    fn path(&self, key: &Key) -> Option<PathBuf> {
+        Some(self.text(key))
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Given, checked, problems};
+    use super::*;
+
+    /// Off, verified, unverified.
+    fn stages(given: Given<'_>) -> [Option<bool>; 3] {
+        let tls = checked(given).config.tls;
+        [tls.prefiller, tls.decoder, tls.encoder].map(|stage| stage.map(|tls| tls.verify))
+    }
+
+    #[test]
+    fn g4_stages() {
+        let (on, skip) = (&keys::ENABLE_TLS, &keys::TLS_INSECURE_SKIP_VERIFY);
+        let table: &[(Given<'_>, [Option<bool>; 3])] = &[
+            (&[], [None, None, None]),
+            (&[(on, "")], [None, None, None]),
+            (&[(on, "prefiller")], [Some(true), None, None]),
+            (&[(on, "decoder")], [None, Some(true), None]),
+            (&[(on, "encoder")], [None, None, Some(true)]),
+            (
+                &[(on, "encoder, prefiller,decoder,encoder")],
+                [Some(true), Some(true), Some(true)],
+            ),
+            (
+                &[(on, "prefiller,decoder"), (skip, "decoder")],
+                [Some(true), Some(false), None],
+            ),
+            // It turns nothing on.
+            (&[(skip, "prefiller,encoder")], [None, None, None]),
+        ];
+        for (given, want) in table {
+            assert_eq!(stages(given), *want, "{given:?}");
+        }
+        for (text, nearest) in [
+            (
+                "prefil",
+                "`prefil` is not valid; did you mean `prefiller`? Give prefiller, decoder or",
+            ),
+            (
+                "decoder,x",
+                "`x` is not valid; give prefiller, decoder or encoder",
+            ),
+            ("decoder,", "`` is not valid"),
+            ("Decoder", "`Decoder` is not valid; did you mean `decoder`?"),
+        ] {
+            for key in [on, skip] {
+                let got = problems(&[(key, text)]);
+                assert_eq!(got.len(), 1, "{got:?}");
+                let want = format!("--{}: {nearest}", key.name);
+                assert!(got[0].starts_with(&want), "{got:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn listener() {
+        let dir = |given: Given<'_>| checked(given).config.tls.listener.map(|tls| tls.cert_dir);
+        let on = (&keys::SECURE_PROXY, "true");
+        assert_eq!(dir(&[]), None);
+        assert_eq!(dir(&[on]), Some(None));
+        let path = Some(PathBuf::from("/certs"));
+        assert_eq!(dir(&[on, (&keys::CERT_PATH, "/certs")]), Some(path));
+    }
+
+    #[test]
+    fn g2_a_certificate_has_its_key() {
+        let (cert, key) = ((&keys::TLS_CLIENT_CERT, "c"), (&keys::TLS_CLIENT_KEY, "k"));
+        assert!(problems(&[cert])[0].starts_with("--tls-client-cert: needs --tls-client-key"));
+        assert!(problems(&[key])[0].starts_with("--tls-client-key: needs --tls-client-cert"));
+        let on = (&keys::ENABLE_TLS, "decoder");
+        let identity = checked(&[cert, key, on])
+            .config
+            .tls
+            .client_identity
+            .unwrap();
+        assert_eq!(identity.cert_file, PathBuf::from("c"));
+        assert_eq!(identity.key_file, PathBuf::from("k"));
+    }
+
+    #[test]
+    fn what_has_no_effect_is_warned_about() {
+        let table: &[(Given<'_>, &str)] = &[
+            (&[(&keys::CERT_PATH, "/certs")], "--cert-path has no effect"),
+            (
+                &[(&keys::TLS_INSECURE_SKIP_VERIFY, "encoder")],
+                "--tls-insecure-skip-verify=encoder has no effect",
+            ),
+            (&[(&keys::TLS_CA_FILE, "ca")], "--tls-ca-file has no effect"),
+            (
+                &[(&keys::TLS_CLIENT_CERT, "c"), (&keys::TLS_CLIENT_KEY, "k")],
+                "--tls-client-cert has no effect",
+            ),
+        ];
+        for (given, want) in table {
+            let warnings = checked(given).warnings;
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            assert!(warnings[0].starts_with(want), "{warnings:?}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The YAML document: keys are flags without dashes, values what the flags take.
+//!
+//! As in pd-sidecar, nothing and `0` count as not written, except for switches and
+//! `prefill-max-retries`; a key that nobody knows is a problem.
+
+use super::keys::{self, Key, Kind};
+use super::nearest::did_you_mean;
+use super::yaml::{self, Entry, Value};
+use super::{Draft, Problem, removed, units};
+
+impl Draft {
+    /// Takes over what a document says; `name` is its file, or the flag it was given with. Every
+    /// problem with it is noted.
+    pub fn read_document(&mut self, name: &str, text: &str) {
+        match yaml::read(text) {
+            Ok(entries) => {
+                for entry in entries {
+                    if let Err(why) = self.read_entry(name, &entry) {
+                        self.refuse(problem(name, text, entry.line, entry.column, why));
+                    }
+                }
+            }
+            Err(error) => {
+                self.refuse(problem(name, text, error.line, error.column, error.text));
+            }
+        }
+    }
+
+    fn read_entry(&mut self, name: &str, entry: &Entry) -> Result<(), String> {
+        let key = known(&entry.key)?;
+        let text = match &entry.value {
+            Value::Nothing => return Ok(()),
+            Value::Text(text) => text.trim().to_owned(),
+            Value::List(items) if matches!(key.kind, Kind::List(_)) => items.join(","),
+            Value::List(_) => return Err(format!("`{}` takes one value, not a list", key.name)),
+            Value::Nested => return Err(format!("`{}` takes no nested values", key.name)),
+        };
+        if key.kind == Kind::Switch {
+            let text = switch(&text).map_or(text, |on| on.to_string());
+            self.set_in_document(key, text, name, entry.line);
+        } else if text.is_empty() || (text == "0" && key.name != keys::PREFILL_MAX_RETRIES.name) {
+            if text == "0" && key.default != "0" {
+                self.warn(format!(
+                    "{name}:{}: {}: 0 counts as not written, as in pd-sidecar; it is {}",
+                    entry.line,
+                    key.name,
+                    self.text(key)
+                ));
+            }
+        } else {
+            self.set_in_document(key, text, name, entry.line);
+        }
+        Ok(())
+    }
+}
+
+/// As a flag is read, and as YAML 1.1 spells it besides.
+fn switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "yes" | "on" => Some(true),
+        "no" | "off" => Some(false),
+        _ => units::switch(text),
+    }
+}
+
+fn known(name: &str) -> Result<&'static Key, String> {
+    let in_documents = |key: &&&Key| {
+        ![keys::CONFIGURATION.name, keys::CONFIGURATION_FILE.name].contains(&key.name)
+    };
+    let known = || keys::ALL.iter().filter(in_documents);
+    if let Some(key) = known().find(|key| key.name == name) {
+        return Ok(key);
+    }
+    if let Some(instead) = removed::replacement(name) {
+        return Err(format!("`{name}` is no key any more; write `{instead}`"));
+    }
+    // In YAML the colon ends a key only before a blank.
+    if let Some((before, _)) = name.split_once(':')
+        && known().any(|key| key.name == before)
+    {
+        return Err(format!("`{name}` has no blank behind the colon"));
+    }
+    let nearest = did_you_mean(name, known().map(|key| key.name));
+    Err(format!("`{name}` is not a key{nearest}"))
+}
+
+fn problem(name: &str, text: &str, line: u64, column: u64, why: String) -> Problem {
+    Problem {
+        key: format!("{name}:{line}:{column}"),
+        text: why,
+        excerpt: excerpt(text, line, column),
+    }
+}
+
+/// The line, and a mark below the column.
+fn excerpt(text: &str, line: u64, column: u64) -> String {
+    let index = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
+    let Some(shown) = text.lines().nth(index) else {
+        return String::new();
+    };
+    let before = usize::try_from(column.saturating_sub(1)).unwrap_or(0);
+    // Tabs stay, so that the mark is below what it means.
+    let indent: String = shown
+        .chars()
+        .take(before)
+        .map(|c| if c == '\t' { '\t' } else { ' ' })
+        .collect();
+    format!("{line:>6} | {shown}\n{:>6} | {indent}^", "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Draft {
+        let mut draft = Draft::default();
+        draft.read_document("x.yaml", text);
+        draft
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        let draft = read(text);
+        draft.problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn g1_values_are_applied() {
+        use keys::{
+            ALLOW_TARGET, ENABLE_TLS, FIRST_BYTE_TIMEOUT, KV_CONNECTOR, MORIIO_DECODE_HOSTS, PORT,
+            PREFILL_MAX_RETRIES, SECURE_PROXY, TRACING,
+        };
+        for (text, key, want) in [
+            ("port: 8100", &PORT, "8100"),
+            ("port: \"8100\"", &PORT, "8100"),
+            ("{\"port\": 8100}", &PORT, "8100"),
+            ("kv-connector: sglang", &KV_CONNECTOR, "sglang"),
+            ("secure-proxy: false", &SECURE_PROXY, "false"),
+            ("secure-proxy: no", &SECURE_PROXY, "false"),
+            ("tracing: On", &TRACING, "true"),
+            ("tracing: 1", &TRACING, "true"),
+            ("first-byte-timeout: off", &FIRST_BYTE_TIMEOUT, "off"),
+            ("prefill-max-retries: 0", &PREFILL_MAX_RETRIES, "0"),
+            (
+                "enable-tls: [prefiller, decoder]",
+                &ENABLE_TLS,
+                "prefiller,decoder",
+            ),
+            (
+                "enable-tls: prefiller,decoder",
+                &ENABLE_TLS,
+                "prefiller,decoder",
+            ),
+            ("enable-tls:\n- encoder\n", &ENABLE_TLS, "encoder"),
+            (
+                "allow-target: [10.0.0.0/8, \"[::1]:80\"]",
+                &ALLOW_TARGET,
+                "10.0.0.0/8,[::1]:80",
+            ),
+            ("moriio-decode-hosts: a,b", &MORIIO_DECODE_HOSTS, "a,b"),
+        ] {
+            let draft = read(text);
+            assert!(draft.problems.is_empty(), "{text}: {:?}", draft.problems);
+            assert_eq!(draft.given(key), Some(want), "{text}");
+            let name = "x.yaml".to_owned();
+            let source = super::super::Source::Document { name, line: 1 };
+            assert_eq!(*draft.source(key), source, "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_and_zero_count_as_not_written() {
+        use keys::{DECODE_CHUNK_SIZE, ENABLE_TLS, KV_CONNECTOR, MAX_IDLE_CONNS_PER_HOST, TRACING};
+        for (text, key, warnings) in [
+            ("max-idle-conns-per-host: 0", &MAX_IDLE_CONNS_PER_HOST, 1),
+            ("decode-chunk-size: 0", &DECODE_CHUNK_SIZE, 0),
+            ("kv-connector: \"\"", &KV_CONNECTOR, 0),
+            ("kv-connector:", &KV_CONNECTOR, 0),
+            ("enable-tls: []", &ENABLE_TLS, 0),
+            ("tracing: null", &TRACING, 0),
+        ] {
+            let draft = read(text);
+            assert_eq!(draft.given(key), None, "{text}");
+            assert_eq!(
+                draft.warnings.len(),
+                warnings,
+                "{text}: {:?}",
+                draft.warnings
+            );
+            assert!(draft.problems.is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_key_but_the_documents_is_one_of_a_document() {
+        for key in keys::ALL {
+            let refused = !problems(&format!("{}: x", key.name)).is_empty();
+            assert_eq!(
+                refused,
+                key.name.starts_with("configuration"),
+                "{}",
+                key.name
+            );
+        }
+    }
+
+    #[test]
+    fn g1_what_is_wrong_is_shown_where_it_is() {
+        for (text, want) in [
+            (
+                "port: 8000\nprot: 1\n",
+                "x.yaml:2:1: `prot` is not a key; did you mean `port`?\n     2 | prot: 1\n       | ^",
+            ),
+            (
+                "connector: nixlv2",
+                "x.yaml:1:1: `connector` is no key any more; write `kv-connector`",
+            ),
+            (
+                "inference-pool-name: x",
+                "x.yaml:1:1: `inference-pool-name` is no key any more; write `inference-pool`",
+            ),
+            ("  frobnicate: 1", "x.yaml:1:3: `frobnicate` is not a key\n"),
+            (
+                "port: [1, 2]",
+                "x.yaml:1:1: `port` takes one value, not a list",
+            ),
+            (
+                "enable-tls: {decoder: true}",
+                "x.yaml:1:1: `enable-tls` takes no nested values",
+            ),
+            (
+                "enable-tls: [[decoder]]",
+                "x.yaml:1:1: `enable-tls` takes no nested values",
+            ),
+            (
+                "port: 1\nport: 2",
+                "x.yaml:2:1: `port` stands here a second time",
+            ),
+            ("port: [1", "x.yaml:1:7: unclosed bracket"),
+            (
+                "{port:1}",
+                "x.yaml:1:2: `port:1` has no blank behind the colon",
+            ),
+            (
+                "\tprot: 2",
+                "x.yaml:1:2: `prot` is not a key; did you mean `port`?\n     1 | \tprot: 2\n       | \t^",
+            ),
+        ] {
+            let got = problems(text);
+            assert_eq!(got.len(), 1, "{text}: {got:?}");
+            assert!(got[0].starts_with(want), "{text}: {}", got[0]);
+        }
+        assert_eq!(problems("prot: 1\nprto: 2\nhosst: 3").len(), 3);
+    }
+}

@@ -1,0 +1,408 @@
+//! What was written, before any check, and which of several values for one key holds.
+//!
+//! An explicit flag goes before the document (YAML), the document before the environment, the
+//! environment before the default; which of them it was stays known. A value in the environment
+//! that cannot be read does not hold.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::keys::{self, Key, Kind};
+use super::{Problem, units};
+
+/// Variables that stand for no single key.
+const VARIABLES: [&str; 24] = [
+    "POD_IP",
+    "INFERENCE_POOL_NAMESPACE",
+    "INFERENCE_POOL_NAME",
+    "SGLANG_BOOTSTRAP_PORT",
+    "MORIIO_METRICS_ADDR",
+    "MORIIO_DNS_RESOLVE_TTL_SECONDS",
+    "MORIIO_DNS_RESOLVE_TIMEOUT_SECONDS",
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+    "OTEL_SERVICE_NAME",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_INSECURE",
+    "OTEL_EXPORTER_OTLP_TRACES_INSECURE",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+];
+
+/// Where a value was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A flag, by the name it was given under: an old one may stand for another.
+    Flag(&'static str),
+    /// A line of the YAML document.
+    Document {
+        /// Its file, or the flag it was given with.
+        name: String,
+        /// From 1.
+        line: u64,
+    },
+    /// A variable.
+    Environment(&'static str),
+    /// Nowhere.
+    Default,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(name) => write!(f, "--{name}"),
+            Self::Document { name, line } => write!(f, "{name}:{line}"),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value as it was written, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The value; a list's items have commas between them.
+    pub text: String,
+    /// Where.
+    pub source: Source,
+}
+
+/// What was written, before any check.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    flags: BTreeMap<&'static str, Written>,
+    document: BTreeMap<&'static str, Written>,
+    /// Values that hold for keys, where no flag and no document says otherwise.
+    environment: BTreeMap<&'static str, Written>,
+    defaults: BTreeMap<&'static str, &'static str>,
+    variables: BTreeMap<&'static str, String>,
+    /// Found while reading.
+    pub(super) problems: Vec<Problem>,
+    /// Found while reading; one sentence each.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Draft {
+    /// Nothing given, in this environment.
+    #[must_use]
+    pub fn new(environment: &dyn Fn(&str) -> Option<String>) -> Self {
+        let mut draft = Self::default();
+        // An empty variable is an unset one.
+        let read = |name: &str| environment(name).filter(|text| !text.is_empty());
+        for name in VARIABLES {
+            if let Some(text) = read(name) {
+                draft.variables.insert(name, text);
+            }
+        }
+        for key in keys::ALL {
+            let Some(name) = key.environment else {
+                continue;
+            };
+            if let Some(text) = read(name) {
+                let source = Source::Environment(name);
+                draft.environment.insert(key.name, Written { text, source });
+            }
+        }
+        draft
+    }
+
+    /// Changes the default of `key`, for a program that had another one.
+    pub fn set_default(&mut self, key: &Key, text: &'static str) {
+        self.defaults.insert(key.name, text);
+    }
+
+    /// Notes a value given as the flag of `key`; a later one replaces it.
+    pub fn set(&mut self, key: &Key, value: impl Into<String>) {
+        self.set_as(key, value, key.name);
+    }
+
+    /// The same, given under another name.
+    pub fn set_as(&mut self, key: &Key, value: impl Into<String>, name: &'static str) {
+        let (text, source) = (value.into(), Source::Flag(name));
+        self.flags.insert(key.name, Written { text, source });
+    }
+
+    /// Notes one more item of a list, given as the flag of that name.
+    pub fn add_as(&mut self, key: &Key, item: &str, name: &'static str) {
+        match self
+            .flags
+            .get_mut(key.name)
+            .filter(|flag| !flag.text.is_empty())
+        {
+            Some(Written { text, .. }) => {
+                text.push(',');
+                text.push_str(item);
+            }
+            None => self.set_as(key, item, name),
+        }
+    }
+
+    /// Whether the flag of `key` was given, under whatever name.
+    #[must_use]
+    pub fn has_flag(&self, key: &Key) -> bool {
+        self.flags.contains_key(key.name)
+    }
+
+    /// Notes a value of the document.
+    pub(super) fn set_in_document(&mut self, key: &Key, text: String, name: &str, line: u64) {
+        let name = name.to_owned();
+        let source = Source::Document { name, line };
+        self.document.insert(key.name, Written { text, source });
+    }
+
+    /// The pool by the flags of the first sidecar, one for each half of its name, which have a
+    /// variable each behind them. Its new name goes before the old ones of the same rank.
+    pub fn set_old_pool(&mut self, namespace: Option<&str>, name: Option<&str>) {
+        let key = &keys::INFERENCE_POOL;
+        let by_flag = namespace.is_some() || name.is_some();
+        let half = |flag: Option<&str>, variable| {
+            let text = flag.or_else(|| self.variable(variable))?;
+            (!text.is_empty()).then(|| text.to_owned())
+        };
+        let namespace = half(namespace, "INFERENCE_POOL_NAMESPACE");
+        let Some(name) = half(name, "INFERENCE_POOL_NAME") else {
+            if namespace.is_some() {
+                self.warn("a namespace of an InferencePool without its name has no effect");
+            }
+            return;
+        };
+        let text = match namespace {
+            Some(namespace) => format!("{namespace}/{name}"),
+            None => name,
+        };
+        if by_flag && !self.has_flag(key) {
+            self.set_as(key, text, "inference-pool-name");
+        } else if !by_flag && !self.environment.contains_key(key.name) {
+            self.warn("INFERENCE_POOL_NAME is the old name of INFERENCE_POOL");
+            let source = Source::Environment("INFERENCE_POOL_NAME");
+            self.environment.insert(key.name, Written { text, source });
+        }
+    }
+
+    /// Notes a warning, one sentence without the final stop.
+    pub fn warn(&mut self, text: impl Into<String>) {
+        self.warnings.push(text.into());
+    }
+
+    /// Notes a problem.
+    pub fn refuse(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    /// A variable's value, if it is set and not empty.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str)
+    }
+
+    /// What was written for `key` anywhere, if it was.
+    fn written(&self, key: &Key) -> Option<&Written> {
+        let environment = || {
+            let written = self.environment.get(key.name)?;
+            is_readable(key, &written.text).then_some(written)
+        };
+        let flag = self.flags.get(key.name);
+        flag.or_else(|| self.document.get(key.name))
+            .or_else(environment)
+    }
+
+    /// The value given for `key`.
+    #[must_use]
+    pub fn given(&self, key: &Key) -> Option<&str> {
+        self.written(key).map(|written| written.text.as_str())
+    }
+
+    /// Where the value of `key` comes from.
+    #[must_use]
+    pub fn source(&self, key: &Key) -> &Source {
+        self.written(key)
+            .map_or(&Source::Default, |written| &written.source)
+    }
+
+    /// The value of `key`: the one given, or its default.
+    #[must_use]
+    pub fn text(&self, key: &Key) -> &str {
+        let default = self.defaults.get(key.name).copied();
+        self.given(key).or(default).unwrap_or(key.default)
+    }
+
+    /// The key that names the decoder's port: a flag goes before the document whatever it is called,
+    /// and the new name before the old one within each.
+    pub(super) fn model_server_port(&self) -> &'static Key {
+        let (new, old) = (&keys::MODEL_SERVER_PORT, &keys::VLLM_PORT);
+        let by_flag = self.has_flag(old) && !self.has_flag(new);
+        let alone = self.written(old).is_some() && self.written(new).is_none();
+        if by_flag || alone { old } else { new }
+    }
+
+    /// One warning for each variable that is ignored because nobody can read it. pd-sidecar
+    /// ignores them without a word.
+    pub(super) fn warn_of_unreadable_variables(&mut self) {
+        for key in keys::ALL {
+            let Some(Written { text, source }) = self.environment.get(key.name) else {
+                continue;
+            };
+            let overruled = self.has_flag(key) || self.document.contains_key(key.name);
+            if let Source::Environment(name) = source
+                && !overruled
+                && !is_readable(key, text)
+            {
+                let wanted = match key.kind {
+                    Kind::Switch => "neither true nor false",
+                    Kind::Value(_) | Kind::List(_) => "no number",
+                };
+                let text = format!("{name} is `{text}`, which is {wanted}; it is ignored");
+                self.warnings.push(text);
+            }
+        }
+    }
+
+    /// Every value that holds, by name, with its source: keys in the order of the help, then the
+    /// variables that are read beside them.
+    #[must_use]
+    pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
+        let hidden = |key: &Key| {
+            // One of the two is not in effect, and a document shows as its entries.
+            let decoder = [keys::MODEL_SERVER_PORT.name, keys::VLLM_PORT.name];
+            let other_port =
+                decoder.contains(&key.name) && key.name != self.model_server_port().name;
+            other_port || key.name == keys::CONFIGURATION.name
+        };
+        let keys = keys::ALL.iter().filter(|key| !hidden(key)).map(|key| {
+            let source = self.source(key).clone();
+            (key.name, self.text(key).to_owned(), source)
+        });
+        let variables = self.variables.iter().map(|(name, text)| {
+            // They carry credentials.
+            let text = if name.ends_with("_HEADERS") {
+                "(set)".to_owned()
+            } else {
+                text.clone()
+            };
+            (*name, text, Source::Environment(name))
+        });
+        keys.chain(variables).collect()
+    }
+}
+
+/// Whether a variable's value is of the kind its key takes. Whether it is in range is for the check
+/// to say.
+fn is_readable(key: &Key, text: &str) -> bool {
+    match key.kind {
+        Kind::Switch => units::switch(text).is_some(),
+        Kind::Value("PORT" | "N") => text.parse::<i64>().is_ok(),
+        Kind::Value(_) | Kind::List(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEW: &Key = &keys::MODEL_SERVER_PORT;
+    const OLD: &Key = &keys::VLLM_PORT;
+
+    #[test]
+    fn flag_then_document_then_environment_then_default() {
+        let key = &keys::MOONCAKE_BOOTSTRAP_PORT;
+        let variable = |name: &str| (name == "MOONCAKE_BOOTSTRAP_PORT").then(|| "3".to_owned());
+        for (flag, document, environment, want) in [
+            (true, true, true, "1"),
+            (false, true, true, "2"),
+            (false, false, true, "3"),
+            (false, false, false, "8998"),
+            (true, false, false, "1"),
+            (false, true, false, "2"),
+        ] {
+            let mut draft = Draft::new(&|name| variable(name).filter(|_| environment));
+            if flag {
+                draft.set(key, "1");
+            }
+            if document {
+                draft.read_document("x.yaml", "# x\nmooncake-bootstrap-port: 2\n");
+            }
+            assert_eq!(draft.text(key), want, "{flag} {document} {environment}");
+            let source = match want {
+                "1" => "--mooncake-bootstrap-port",
+                "2" => "x.yaml:2",
+                "3" => "environment MOONCAKE_BOOTSTRAP_PORT",
+                _ => "default",
+            };
+            assert_eq!(draft.source(key).to_string(), source);
+        }
+    }
+
+    #[test]
+    fn g3_model_server_port_over_all_sources() {
+        // Flag and document, each new and old; the first column that is there wins.
+        for bits in 0..16_u8 {
+            let has = |bit: u8| bits & (1 << bit) != 0;
+            let mut draft = Draft::default();
+            let mut document = String::new();
+            if has(0) {
+                draft.set(NEW, "1");
+            }
+            if has(1) {
+                draft.set(OLD, "2");
+            }
+            if has(2) {
+                document.push_str("model-server-port: 3\n");
+            }
+            if has(3) {
+                document.push_str("vllm-port: 4\n");
+            }
+            draft.read_document("x.yaml", &document);
+            let want = (0..4_u8)
+                .find(|bit| has(*bit))
+                .map_or("8200".to_owned(), |bit| (bit + 1).to_string());
+            assert_eq!(draft.text(draft.model_server_port()), want, "{bits:04b}");
+        }
+        let mut first = Draft::default();
+        first.set_default(NEW, "8001");
+        assert_eq!(first.text(first.model_server_port()), "8001");
+        first.set(OLD, "5");
+        assert_eq!(first.text(first.model_server_port()), "5");
+    }
+
+    #[test]
+    fn lists_add_up() {
+        let key = &keys::ENABLE_TLS;
+        let mut draft = Draft::default();
+        draft.read_document("x.yaml", "enable-tls: [encoder]");
+        assert_eq!(draft.text(key), "encoder");
+        for item in ["", "decoder", "prefiller"] {
+            draft.add_as(key, item, key.name);
+        }
+        assert_eq!(draft.text(key), "decoder,prefiller");
+    }
+
+    #[test]
+    fn every_key_shows_once() {
+        let draft = Draft::default();
+        let names: Vec<_> = draft
+            .effective()
+            .into_iter()
+            .map(|(name, ..)| name)
+            .collect();
+        let hidden = [OLD.name, "configuration"];
+        let keys = keys::ALL.iter().map(|key| key.name);
+        let want: Vec<_> = keys.filter(|name| !hidden.contains(name)).collect();
+        assert_eq!(names, want);
+        let mut draft = Draft::default();
+        draft.set(OLD, "1");
+        let names: Vec<_> = draft
+            .effective()
+            .into_iter()
+            .map(|(name, ..)| name)
+            .collect();
+        assert!(names.contains(&OLD.name) && !names.contains(&NEW.name));
+    }
+}

@@ -1,0 +1,218 @@
+//! Flags that pd-sidecar or its predecessor had and that have another name here.
+//!
+//! Manifests still carry them. Each is taken as what it meant, with a warning; none is a key of the
+//! document. Two families only say how logs are written: klog's (the predecessor's) and
+//! controller-runtime's (`--zap-*`).
+
+use super::keys::{self, Key};
+use super::{Draft, Problem};
+
+/// What a removed flag stands for.
+#[derive(Clone, Copy, Debug)]
+enum Meaning {
+    /// Another name of this key.
+    Key(&'static Key),
+    /// A switch: this item of a list.
+    Item(&'static Key, &'static str),
+    /// Half of `--inference-pool`.
+    PoolNamespace,
+    PoolName,
+    /// klog's verbosity.
+    Verbosity,
+    ZapLevel,
+    ZapEncoder,
+    /// Where or how logs were written. Ours go to standard error.
+    Logs,
+}
+
+/// A removed flag.
+#[derive(Debug)]
+pub struct Removed {
+    /// Name without dashes.
+    pub name: &'static str,
+    /// Whether it takes its value behind `=` only.
+    pub is_switch: bool,
+    meaning: Meaning,
+}
+
+const fn switch(name: &'static str, meaning: Meaning) -> Removed {
+    Removed {
+        name,
+        is_switch: true,
+        meaning,
+    }
+}
+
+const fn value(name: &'static str, meaning: Meaning) -> Removed {
+    Removed {
+        name,
+        is_switch: false,
+        meaning,
+    }
+}
+
+/// All of them.
+pub const ALL: &[Removed] = &[
+    value("connector", Meaning::Key(&keys::KV_CONNECTOR)),
+    switch(
+        "prefiller-use-tls",
+        Meaning::Item(&keys::ENABLE_TLS, "prefiller"),
+    ),
+    switch(
+        "decoder-use-tls",
+        Meaning::Item(&keys::ENABLE_TLS, "decoder"),
+    ),
+    switch(
+        "prefiller-tls-insecure-skip-verify",
+        Meaning::Item(&keys::TLS_INSECURE_SKIP_VERIFY, "prefiller"),
+    ),
+    switch(
+        "decoder-tls-insecure-skip-verify",
+        Meaning::Item(&keys::TLS_INSECURE_SKIP_VERIFY, "decoder"),
+    ),
+    value("inference-pool-namespace", Meaning::PoolNamespace),
+    value("inference-pool-name", Meaning::PoolName),
+    value("v", Meaning::Verbosity),
+    value("vmodule", Meaning::Logs),
+    value("log_backtrace_at", Meaning::Logs),
+    value("log_dir", Meaning::Logs),
+    value("log_file", Meaning::Logs),
+    value("log_file_max_size", Meaning::Logs),
+    value("stderrthreshold", Meaning::Logs),
+    switch("logtostderr", Meaning::Logs),
+    switch("alsologtostderr", Meaning::Logs),
+    switch("legacy_stderr_threshold_behavior", Meaning::Logs),
+    switch("one_output", Meaning::Logs),
+    switch("add_dir_header", Meaning::Logs),
+    switch("skip_headers", Meaning::Logs),
+    switch("skip_log_headers", Meaning::Logs),
+    value("zap-log-level", Meaning::ZapLevel),
+    value("zap-encoder", Meaning::ZapEncoder),
+    value("zap-stacktrace-level", Meaning::Logs),
+    value("zap-time-encoding", Meaning::Logs),
+    switch("zap-devel", Meaning::Logs),
+];
+
+/// klog's verbosity from which on details were written.
+const VERBOSITY_DEBUG: i64 = 4;
+
+/// What to write in place of a removed name.
+pub(super) fn replacement(name: &str) -> Option<&'static str> {
+    let removed = ALL.iter().find(|removed| removed.name == name)?;
+    Some(match removed.meaning {
+        Meaning::Key(key) | Meaning::Item(key, _) => key.name,
+        Meaning::PoolNamespace | Meaning::PoolName => keys::INFERENCE_POOL.name,
+        Meaning::Verbosity | Meaning::ZapLevel => keys::LOG_LEVEL.name,
+        Meaning::ZapEncoder | Meaning::Logs => keys::LOG_FORMAT.name,
+    })
+}
+
+/// Notes the removed flags among those given. `given` is the last value of a flag by its name; the
+/// flags of today have to be noted before, since they win.
+pub fn apply(draft: &mut Draft, given: &dyn Fn(&str) -> Option<String>) {
+    for removed in ALL {
+        if let Some(value) = given(removed.name) {
+            draft.apply(removed, &value);
+        }
+    }
+    let (namespace, name) = (
+        given("inference-pool-namespace"),
+        given("inference-pool-name"),
+    );
+    draft.set_old_pool(namespace.as_deref(), name.as_deref());
+}
+
+impl Draft {
+    fn apply(&mut self, removed: &Removed, value: &str) {
+        let name = removed.name;
+        match removed.meaning {
+            Meaning::Key(key) => {
+                self.renamed(name, key.name);
+                if !self.has_flag(key) {
+                    self.set_as(key, value, name);
+                }
+            }
+            Meaning::Item(key, item) => {
+                self.renamed(name, &format!("{}={item}", key.name));
+                if let Some(true) = self.switch(name, value) {
+                    self.add_as(key, item, name);
+                }
+            }
+            Meaning::PoolNamespace | Meaning::PoolName => {
+                self.renamed(name, "inference-pool=NAMESPACE/NAME");
+            }
+            Meaning::Verbosity => match value.parse::<i64>() {
+                Ok(level) if level >= VERBOSITY_DEBUG => {
+                    self.renamed(name, "log-level=debug");
+                    self.log_level(name, "debug");
+                }
+                Ok(_) => self.warn(format!("--{name}={value} has no effect; see --log-level")),
+                Err(_) => self.wanted(name, value, "a number"),
+            },
+            Meaning::ZapLevel => match (value, value.parse::<u32>()) {
+                ("debug", _) | (_, Ok(1..)) => self.log_level(name, "debug"),
+                ("info", _) => self.log_level(name, "info"),
+                ("error" | "panic", _) => self.log_level(name, "error"),
+                _ => self.wanted(name, value, "debug, info, error, panic or a number above 0"),
+            },
+            Meaning::ZapEncoder => {
+                let format = match value {
+                    "json" => "json",
+                    "console" => "text",
+                    _ => return self.wanted(name, value, "json or console"),
+                };
+                if !self.has_flag(&keys::LOG_FORMAT) {
+                    self.set_as(&keys::LOG_FORMAT, format, name);
+                }
+            }
+            Meaning::Logs => self.warn(format!(
+                "--{name} has no effect: the log goes to standard error; see --log-level and \
+                 --log-format"
+            )),
+        }
+    }
+
+    fn renamed(&mut self, name: &str, new: &str) {
+        self.warn(format!(
+            "--{name} was removed from pd-sidecar; it is taken as --{new}"
+        ));
+    }
+
+    fn log_level(&mut self, name: &'static str, level: &str) {
+        if !self.has_flag(&keys::LOG_LEVEL) {
+            self.set_as(&keys::LOG_LEVEL, level, name);
+        }
+    }
+
+    fn switch(&mut self, name: &str, value: &str) -> Option<bool> {
+        let switch = super::units::switch(value);
+        if switch.is_none() {
+            self.wanted(name, value, "true or false");
+        }
+        switch
+    }
+
+    fn wanted(&mut self, name: &str, value: &str, wanted: &str) {
+        self.refuse(Problem {
+            key: format!("--{name}"),
+            text: format!("`{value}` is not valid; give {wanted}"),
+            excerpt: String::new(),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_both_removed_and_a_key() {
+        let is_key = |name| keys::ALL.iter().any(|key| key.name == name);
+        for (index, removed) in ALL.iter().enumerate() {
+            assert!(!is_key(removed.name), "{}", removed.name);
+            assert!(is_key(replacement(removed.name).unwrap()));
+            let again = ALL[..index].iter().any(|other| other.name == removed.name);
+            assert!(!again, "{}", removed.name);
+        }
+    }
+}
