@@ -94,7 +94,7 @@ fn body(handoff: &[u8]) -> Vec<u8> {
     [
         br#"{"model":""#,
         MODEL,
-        br#"","prompt":"","max_tokens":1,"kv_transfer_params":"#,
+        br#"","prompt":"x","max_tokens":1,"kv_transfer_params":"#,
         handoff,
         b"}",
     ]

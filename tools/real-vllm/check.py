@@ -3,7 +3,7 @@
 
 usage: check.py --ringside BINARY [--prefill URL] [--decode URL] [--trials N] [CHECK...]
 
-CHECK: tokens replay stale openai abort messages poison (default: all, in this order).
+CHECK: tokens replay stale openai abort freed stranded messages poison (default: all, in this order).
 Exit status: 0 when every line says PASS.
 """
 import argparse
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import rig
 from relay import Cut, EditAnswer, Relay, SlowBody
 from rig import (CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, RND, Answer, Engine, Ringside,
-                 body, ids, prompt_for, salted, verdict)
+                 body, ids, metric, prompt_for, salted, verdict)
 
 class Setup:
     """Addresses of the two servers, and ringside processes in front of them."""
@@ -348,6 +348,79 @@ def abort(setup, trials=5):
                 "and the next request is right")
 
 
+def first_token_seconds(engine, asked):
+    """Seconds from a streamed request to the first byte of its answer's body."""
+    started = time.monotonic()
+    sock = engine.begin(COMPLETIONS, asked)
+    received = b""
+    while b"data:" not in received:
+        received += sock.recv(65536)
+    sock.close()
+    return time.monotonic() - started
+
+
+def freed(setup, count=20):
+    """Engines are freed, not only disconnected: cancelled prefills hold nothing up."""
+    usage = lambda: sum(engine.metric("vllm:kv_cache_usage_perc") for engine in (setup.prefill, setup.decode))
+    with setup.ringside() as ringside:
+        short = lambda: body(COMPLETIONS, ids(30), limit=4, stream=True)
+        alone = sorted(first_token_seconds(ringside.engine, short()) for _ in range(9))[4]
+        assert until(lambda: usage() == 0, 45) is not None
+        socks = [ringside.engine.begin(COMPLETIONS, body(COMPLETIONS, ids(1900), limit=100, stream=True))
+                 for _ in range(count)]
+        time.sleep(0.02)  # the prefiller takes about 0.3 s for all of them
+        for sock in socks:
+            sock.close()
+        behind = first_token_seconds(ringside.engine, short())
+        back = until(lambda: usage() == 0, 45)
+        left = {phase: int(n) for phase, n in phases(ringside).items() if n}
+        verdict(left.get("prefill", 0) >= count // 2 and behind < 0.5 and back is not None and back < 5,
+                f"a short request right behind {count} cancelled prefills of 1900 tokens",
+                first_token=f"{behind * 1000:.0f}ms", alone=f"{alone * 1000:.0f}ms",
+                kv_usage_at_base_after=f"{back:.2f}s" if back is not None else "never",
+                left_in=left)
+
+
+def stranded(setup, trials=10):
+    """KV cache whose client left before the decoder had the request is given up at once."""
+    relay = Relay((setup.decode.host, setup.decode.port))
+    expired = lambda: int(setup.prefill.metric("vllm:nixl_num_kv_expired_reqs_total"))
+    used = lambda: setup.prefill.metric("vllm:kv_cache_usage_perc")
+    # An engine ignores the field; it makes the body larger than all buffers on its way.
+    large = lambda: body(COMPLETIONS, ids(), limit=20, stream=True, user="x" * (24 << 20))
+
+    def strand(ringside):
+        relay.hold_over, relay.held = 1 << 20, 0
+        sock = ringside.engine.begin(COMPLETIONS, large())
+        assert until(lambda: relay.held == 1) is not None
+        time.sleep(0.2)
+        held = used()
+        sock.close()
+        return held
+
+    for flags, count in (((), 1), (("--release-stranded-kv",), trials)):
+        with setup.ringside(*flags, decoder_port=relay.port) as ringside:
+            assert until(lambda: used() == 0, 45) is not None
+            expired_before, moved = expired(), setup.decode.metric("vllm:nixl_bytes_transferred_sum")
+            times, held = [], []
+            for _ in range(count):
+                held.append(strand(ringside))
+                times.append(until(lambda: used() == 0, 45))
+                relay.hold_over = None
+            outcomes = {kind: int(metric(ringside.admin, "ringside_stranded_kv_total", outcome=kind))
+                        for kind in ("released", "failed", "left_to_lease")}
+            moved = setup.decode.metric("vllm:nixl_bytes_transferred_sum") - moved
+            ran_out = expired() - expired_before
+            ok = None not in times and min(held) > 0 and moved == 0 and (
+                max(times) < 5 and ran_out == 0 and outcomes["released"] == count if flags
+                else min(times) > 15 and ran_out == 1 and outcomes["left_to_lease"] == count)
+            verdict(ok, f"client left between the legs, {flags[0] if flags else 'without the flag'}",
+                    blocks_free_after=ms(times), leases_run_out=ran_out, bytes_moved=int(moved), **outcomes)
+            asked = body(COMPLETIONS, ids())
+            verdict(ringside.engine.post(COMPLETIONS, asked).same(setup.reference(COMPLETIONS, asked)),
+                    "and the next request is right")
+
+
 def phases(ringside):
     names = "idle upload connect prefill retry_wait between_legs first_byte streaming stalled".split()
     return {name: ringside.counter("ringside_client_disconnects_total", phase=name) for name in names}
@@ -457,7 +530,8 @@ def poison(setup):
         attempt("/v2/chat", local, "/v2/chat", json.dumps(cohere).encode())
 
 
-CHECKS = {check.__name__: check for check in (tokens, replay, stale, openai, abort, messages, poison)}
+CHECKS = {check.__name__: check
+          for check in (tokens, replay, stale, openai, abort, freed, stranded, messages, poison)}
 
 
 def main():

@@ -76,6 +76,8 @@ class Relay:
         self.server = server
         self.plan = lambda request: None
         self.requests = []
+        self.hold_over = None  # bodies of more bytes than this are not read
+        self.held = 0
         self._conns = {}
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -128,6 +130,11 @@ class Relay:
                         length = int(value)
                     elif name.lower() == "transfer-encoding":
                         raise ValueError("chunked requests are not for this relay")
+                if self.hold_over is not None and length > self.hold_over:
+                    self.held += 1
+                    while self.hold_over is not None:
+                        time.sleep(0.05)
+                    return
                 body = reader.read(length)
                 nth += 1
                 request = Request(number, nth, lines[0].split(" ")[1], body)
