@@ -114,6 +114,7 @@ pub enum Caps {
 /// The edits of one leg. A later one of the same member replaces an earlier one.
 #[derive(Debug)]
 pub(super) struct Edits<'a> {
+    document: &'a Document,
     list: Vec<Edit<'a>>,
 }
 
@@ -123,7 +124,13 @@ impl<'a> Edits<'a> {
     }
 
     pub(super) fn remove(&mut self, level: Level, name: &'static str) {
-        self.push(Edit::Remove { level, name });
+        self.list
+            .retain(|earlier| earlier.target() != (level, name));
+        let mut members = self.document.members().iter();
+        // Most bodies have none of what legs go without: an edit of nothing costs as much as one.
+        if members.any(|member| member.level == level && member.name == name) {
+            self.list.push(Edit::Remove { level, name });
+        }
     }
 
     /// Puts `text` behind the last element of an array.
@@ -197,6 +204,7 @@ impl<'a> Material<'a> {
     /// The edits every leg has: without the client's own transfer parameters, with the encoders'.
     pub(super) fn edits(&self) -> Edits<'a> {
         let mut edits = Edits {
+            document: self.document,
             list: Vec::with_capacity(16),
         };
         if !self.trust_client_kv {
