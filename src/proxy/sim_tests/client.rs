@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use serde_json::{Map, Value, json};
 
-use super::stage::{Asked, PREFILLERS, Stage};
+use super::stage::{Asked, PREFILLERS, Stage, Wiring};
 use super::wire::{Broken, Message, Wire, chunked};
 use crate::net::Conn;
 use crate::net::Net;
@@ -140,13 +140,15 @@ fn judge(stage: &Stage, request: &Request, message: &Message) {
     let cached = log.cached.get(id).copied().unwrap_or(0);
     let matches = log.answered.get(id).is_some_and(|answers| {
         answers.iter().any(|answer| {
-            let rewritten = asked.is_split && answer.role == Role::Decode && answer.status == 200;
+            let is_serial = stage.plot.wiring == Wiring::Serial;
+            let is_answer = answer.role == Role::Decode || answer.status >= 400;
+            let rewritten = is_serial && asked.is_split && answer.status == 200;
             let body = if rewritten {
                 with_cached(&answer.body, cached)
             } else {
                 answer.body.clone()
             };
-            answer.status == message.status() && body == message.body
+            is_answer && answer.status == message.status() && body == message.body
         })
     });
     let text = String::from_utf8_lossy(&message.body);
@@ -267,8 +269,11 @@ fn split_body(stage: &Stage, id: &str) -> Value {
         body["kv_transfer_params"] = json!({"remote_engine_id": "stolen"});
         body["ec_transfer_params"] = json!({"remote_engine_id": "stolen"});
     }
-    if net.once_in(8) {
+    if stage.plot.wiring == Wiring::Serial && net.once_in(8) {
         body["n"] = json!(2);
+    }
+    if stage.plot.wiring == Wiring::Store && net.once_in(2) {
+        body["cache_hit_threshold"] = json!(0.8);
     }
     body
 }
@@ -285,6 +290,24 @@ pub(super) fn prefill_view(body: &Value) -> Value {
         "remote_block_ids": null, "remote_host": null, "remote_port": null,
     });
     without(view, &["stream_options", "ec_transfer_params"])
+}
+
+/// What both legs of a body are where they run side by side, but for the room.
+pub(super) fn room_view(body: &Value) -> Value {
+    let mut view = without(body.clone(), &["kv_transfer_params", "ec_transfer_params"]);
+    view["bootstrap_port"] = json!(8998);
+    view
+}
+
+/// What a leg of a body is where a store connects them.
+pub(super) fn store_view(body: &Value, role: Role) -> Value {
+    let mut view = without(body.clone(), &["kv_transfer_params", "ec_transfer_params"]);
+    view["cache_hit_threshold"] = json!(0);
+    if role == Role::Prefill {
+        view["max_tokens"] = json!(1);
+        view["max_completion_tokens"] = json!(1);
+    }
+    view
 }
 
 /// A body without some members.

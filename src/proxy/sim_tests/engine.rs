@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::stage::{Answered, Received, Stage, ms};
+use super::stage::{Answered, Received, Stage, Wiring, ms};
 use super::wire::{Broken, Message, Wire, chunked};
 use crate::net::sim::{Greeting, SimConn, SimListener};
 use crate::net::{Conn, Net};
@@ -95,8 +95,9 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
         };
         note_handoffs(&stage, &request.body);
         let id = request.id();
-        stage.log.borrow_mut().engine_ended.insert(id.clone(), None);
-        let ending = Ending { stage: &stage, id };
+        // Of legs side by side the prefiller's goes on, for the decoder's sake.
+        let may_go_on = role == Role::Prefill && stage.plot.wiring == Wiring::Together;
+        let ending = (!may_go_on).then(|| Ending::begin(&stage, id));
         stage.log.borrow_mut().received.push(Received {
             role,
             id: request.id(),
@@ -115,6 +116,13 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
 struct Ending<'a> {
     stage: &'a Stage,
     id: String,
+}
+
+impl<'a> Ending<'a> {
+    fn begin(stage: &'a Stage, id: String) -> Self {
+        stage.log.borrow_mut().engine_ended.insert(id.clone(), None);
+        Self { stage, id }
+    }
 }
 
 impl Drop for Ending<'_> {
@@ -286,6 +294,10 @@ fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, 
         return (status, "text/plain", body);
     }
     let usage = json!({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 70_007}});
+    let is_tried = stage.plot.wiring == Wiring::Store && asks_first(&request.body);
+    if is_tried && net.once_in(2) {
+        return threshold(net.once_in(2));
+    }
     if net.once_in(2) {
         let body = json!({"id": id, "choices": [{"text": text}], "usage": usage});
         return (200, "application/json", json(body));
@@ -303,6 +315,27 @@ fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, 
     ));
     stream.push_str("data: [DONE]\n\n");
     (200, "text/event-stream", stream.into_bytes())
+}
+
+/// Whether a request wants to know whether the store has its prompt.
+fn asks_first(body: &[u8]) -> bool {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    body["cache_hit_threshold"].as_f64().unwrap_or(0.0) > 0.0
+}
+
+/// The store has too little of the prompt.
+fn threshold(streams: bool) -> (u16, &'static str, Vec<u8>) {
+    let choice = json!({"choices": [{"text": "", "finish_reason": "cache_threshold"}]});
+    if streams {
+        let stream = format!("data: {choice}\n\ndata: [DONE]\n\n");
+        (200, "text/event-stream", stream.into_bytes())
+    } else {
+        (
+            200,
+            "application/json",
+            serde_json::to_vec(&choice).unwrap(),
+        )
+    }
 }
 
 fn prefilled(stage: &Stage, id: &str, text: &str) -> Value {

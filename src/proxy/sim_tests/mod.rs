@@ -9,12 +9,14 @@ mod scenes;
 mod stage;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 
-use self::stage::{Asked, DECODER, Log, PREFILLERS, Plot, Received, Stage, ms};
+use self::stage::{Asked, DECODER, Log, PREFILLERS, Plot, Received, Stage, Wiring, ms};
+use crate::limits::ORPHAN_SECS_MAX;
 use crate::net::Net;
 use crate::net::sim::{Finished, SimNet};
 use crate::pd::Role;
@@ -73,7 +75,12 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
             stage.net.sleep(ms(1)).await;
         }
     };
-    let ended = client::within(&stage, ms(LEAVE_MS_MAX), sessions_end).await;
+    // A prefiller's leg that goes on for the decoder's sake ends with the prefiller.
+    let wait = match stage.plot.wiring {
+        Wiring::Together => ms(1000 * ORPHAN_SECS_MAX + 1000),
+        Wiring::Serial | Wiring::Store => ms(LEAVE_MS_MAX),
+    };
+    let ended = client::within(&stage, wait, sessions_end).await;
     stage.check(ended, "sessions outlive their clients");
     stage.check(stage.budget.used() == 0, "body bytes stay reserved");
     // What an engine says on an idle connection closes it.
@@ -98,6 +105,7 @@ fn judge(stage: &Stage) {
         stage.check(pair[0] != pair[1], format!("{} was sent twice", pair[0]));
     }
     judge_repeats(stage, &log);
+    judge_rooms(stage, &log);
     for (id, left) in &log.left {
         let Some(ended) = log.engine_ended.get(id) else {
             continue;
@@ -149,6 +157,9 @@ fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
         .unwrap_or_else(|error| panic!("seed {}: {id}: {error}", stage.net.seed()));
     let own = ["kv_transfer_params", "ec_transfer_params"];
     let split_route = wanted.get("messages").is_some();
+    if split_route && stage.plot.wiring != Wiring::Serial {
+        return judge_wired(stage, wanted, received, &got);
+    }
     match (received.role, split_route, asked.is_split) {
         (Role::Encode | Role::Bootstrap, _, _) => stage.check(false, "nobody asked for this leg"),
         (Role::Prefill, _, _) => {
@@ -182,6 +193,40 @@ fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
                 format!("{id}: decode {got}"),
             );
         }
+    }
+}
+
+/// The same where legs run side by side, or by way of a store.
+fn judge_wired(stage: &Stage, wanted: &Value, received: &Received, got: &Value) {
+    let id = &received.id;
+    if stage.plot.wiring == Wiring::Together {
+        let room = got["bootstrap_room"].as_u64();
+        let view = client::without(got.clone(), &["bootstrap_room", "bootstrap_host"]);
+        stage.check(room.is_some(), format!("{id}: no room in {got}"));
+        stage.check(view == client::room_view(wanted), format!("{id}: {got}"));
+        return;
+    }
+    let own = ["kv_transfer_params", "ec_transfer_params"];
+    let is_first_try = received.role == Role::Decode
+        && wanted.get("cache_hit_threshold").is_some()
+        && *got == client::without(wanted.clone(), &own);
+    let is_leg = *got == client::store_view(wanted, received.role);
+    stage.check(is_first_try || is_leg, format!("{id}: {got}"));
+}
+
+/// Every room has one request in it, and a decoder only ever waits in one with its prefiller.
+fn judge_rooms(stage: &Stage, log: &Log) {
+    let mut rooms: BTreeMap<u64, (&str, bool)> = BTreeMap::new();
+    let legs = log.received.iter().filter_map(|received| {
+        let body: Value = serde_json::from_slice(&received.body).ok()?;
+        Some((received, body["bootstrap_room"].as_u64()?))
+    });
+    for (received, room) in legs {
+        let entry = rooms.entry(room).or_insert((&received.id, false));
+        stage.check(entry.0 == received.id, "two requests share a room");
+        let is_second_decode = received.role == Role::Decode && entry.1;
+        stage.check(!is_second_decode, format!("{}: decoded twice", received.id));
+        entry.1 |= received.role == Role::Decode;
     }
 }
 
@@ -236,7 +281,7 @@ fn all_faults_together() {
         idle_ends: true,
         clients_leave: true,
         connects_fail: true,
-        drains: false,
+        ..Plot::default()
     };
     play_all(800, plot);
 }
@@ -248,6 +293,48 @@ fn a_drain_finishes_what_runs() {
         ..Plot::default()
     };
     play_all(400, plot);
+}
+
+/// Everything above once more, for the other orders of legs.
+#[test]
+fn legs_side_by_side_and_by_way_of_a_store() {
+    for wiring in [Wiring::Together, Wiring::Store] {
+        let calm = Plot {
+            wiring,
+            ..Plot::default()
+        };
+        let [complete, refused, cut] = play_all(300, calm);
+        assert!(complete > 0 && refused == 0 && cut == 0, "{wiring:?}");
+        let clients_leave = true;
+        let idle_ends = true;
+        play_all(
+            300,
+            Plot {
+                clients_leave,
+                ..calm
+            },
+        );
+        play_all(200, Plot { idle_ends, ..calm });
+        play_all(
+            200,
+            Plot {
+                drains: true,
+                ..calm
+            },
+        );
+        let faulty = Plot {
+            engines_fail: true,
+            ..calm
+        };
+        play_all(300, faulty);
+        let all = Plot {
+            clients_leave,
+            idle_ends,
+            connects_fail: true,
+            ..faulty
+        };
+        play_all(500, all);
+    }
 }
 
 #[test]

@@ -27,6 +27,18 @@ use crate::proxy::shard::{Decoder, Parts, Shard};
 pub(super) const DECODER: &str = "192.0.2.10:8200";
 pub(super) const PREFILLERS: [&str; 2] = ["192.0.2.20:8000", "192.0.2.21:8000"];
 
+/// How the legs of a run are connected: one connector for each order of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Wiring {
+    /// One after the other, with a handoff: nixlv2.
+    #[default]
+    Serial,
+    /// Side by side: sglang.
+    Together,
+    /// One after the other by way of a store, and the decoder first for some: shared-storage.
+    Store,
+}
+
 /// What a run is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plot {
@@ -40,6 +52,8 @@ pub(super) struct Plot {
     pub(super) connects_fail: bool,
     /// The process drains at some moment.
     pub(super) drains: bool,
+    /// How the legs are connected.
+    pub(super) wiring: Wiring,
 }
 
 impl Plot {
@@ -122,7 +136,11 @@ pub(super) fn config(plot: Plot) -> Config {
         }],
         pod_ip: None,
         pd: PdConfig {
-            connector: KvConnector::Nixlv2,
+            connector: match plot.wiring {
+                Wiring::Serial => KvConnector::Nixlv2,
+                Wiring::Together => KvConnector::Sglang,
+                Wiring::Store => KvConnector::SharedStorage,
+            },
             encoder: None,
             ports: ConnectorPorts {
                 mooncake_bootstrap: 8998,
