@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::client::{Limit, Watch};
 use super::leg::Waits;
-use super::shard::Shard;
+use super::shard::{JobGuard, Shard};
 use crate::fault::Fault;
 use crate::limits::ORPHAN_SECS_MAX;
 use crate::metrics::Phase;
@@ -138,13 +138,14 @@ impl<N: Net, T> Drop for Job<N, T> {
 /// Marks the end of a task, also of one that panics.
 struct Ending<N: Net, T> {
     aside: Rc<Aside<N, T>>,
+    _counted: JobGuard<N>,
 }
 
 impl<N: Net, T> Ending<N, T> {
     fn new(aside: &Rc<Aside<N, T>>) -> Self {
-        aside.shard.job_begun();
         Self {
             aside: Rc::clone(aside),
+            _counted: aside.shard.count_job(),
         }
     }
 
@@ -157,7 +158,6 @@ impl<N: Net, T> Drop for Ending<N, T> {
     fn drop(&mut self) {
         let desk = &self.aside.desk;
         desk.has_ended.set(true);
-        self.aside.shard.job_ended();
         desk.owner.borrow().wake_by_ref();
     }
 }

@@ -163,14 +163,12 @@ impl<N: Net> Shard<N> {
         self.sessions.get() + self.jobs.get()
     }
 
-    /// Counts a leg that runs as a task of its own.
-    pub(super) fn job_begun(&self) {
+    /// Counts a leg that runs as a task of its own, for as long as the guard lives.
+    pub(super) fn count_job(self: &Rc<Self>) -> JobGuard<N> {
         self.jobs.set(self.jobs.get() + 1);
-    }
-
-    /// Counts its end.
-    pub(super) fn job_ended(&self) {
-        self.jobs.set(self.jobs.get() - 1);
+        JobGuard {
+            shard: Rc::clone(self),
+        }
     }
 
     /// Takes what a name resolved to.
@@ -290,6 +288,17 @@ pub fn is_local_address(ip: IpAddr) -> bool {
     ip.is_loopback()
         || ip.is_unspecified()
         || std::net::UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
+}
+
+/// Counts a leg that goes on by itself, so that a drain waits for it.
+pub(super) struct JobGuard<N: Net> {
+    shard: Rc<Shard<N>>,
+}
+
+impl<N: Net> Drop for JobGuard<N> {
+    fn drop(&mut self) {
+        self.shard.jobs.set(self.shard.jobs.get() - 1);
+    }
 }
 
 /// Counts a session for as long as it lives, also when it ends in a panic.

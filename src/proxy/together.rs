@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
@@ -222,7 +223,7 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(answer) => answer,
                 Err(LegFault::Died) if upstream.reused => return Ok(Decoded::WasClosed),
                 Err(LegFault::Other(Fault::ClientGone)) => {
-                    return Err(self.leave_decoder(split, upstream));
+                    return Err(self.leave_decoder(split, upstream, Answer::default()));
                 }
                 Err(fault) => return Err(fault.fault(Role::Decode)),
             };
@@ -238,7 +239,7 @@ impl<N: Net> Exchange<'_, N> {
             }
             return match self.commit(split, &upstream, &answer, job).await {
                 Ok(()) => Ok(Decoded::Answered(upstream, answer)),
-                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream)),
+                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream, answer)),
                 Err(fault) => Err(fault),
             };
         }
@@ -271,11 +272,13 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Leaves a decoder whose client is gone, by its connector's rule.
-    fn leave_decoder(&self, split: &Split, upstream: Upstream<N>) -> Fault {
+    fn leave_decoder(&self, split: &Split, upstream: Upstream<N>, answer: Answer) -> Fault {
         let [_, departure] = connector::departures(split.connector());
         if departure == Departure::FirstByte && upstream.is_sent.get() {
             let shard = Rc::clone(self.shard);
-            self.shard.net.spawn(await_first_byte(shard, upstream));
+            self.shard
+                .net
+                .spawn(await_first_byte(shard, upstream, answer));
         } else {
             upstream.conn().reset_on_close();
         }
@@ -283,18 +286,27 @@ impl<N: Net> Exchange<'_, N> {
     }
 }
 
-/// Keeps a decode leg until its first byte, which says that the transfer into it has ended; then
-/// it is ended too.
-async fn await_first_byte<N: Net>(shard: Rc<Shard<N>>, upstream: Upstream<N>) {
+/// Keeps a decode leg until the first byte of its answer's body, which says that the transfer into
+/// it has ended; then it is ended too. The head is no sign: engines send it before the transfer.
+async fn await_first_byte<N: Net>(shard: Rc<Shard<N>>, upstream: Upstream<N>, mut answer: Answer) {
+    let _counted = shard.count_job();
     let timer = shard.net.timer();
-    let wait = std::time::Duration::from_secs(ORPHAN_FIRST_BYTE_SECS_MAX);
+    let wait = Duration::from_secs(ORPHAN_FIRST_BYTE_SECS_MAX);
     timer.set(shard.net.now(), Some(wait));
-    poll_fn(|cx| {
-        if upstream.conn().poll_readable(cx).is_ready() {
-            return Poll::Ready(());
+    let conn = upstream.conn();
+    loop {
+        let is_open = poll_fn(|cx| {
+            if conn.poll_readable(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            timer.poll(cx).map(|()| false)
+        });
+        if !is_open.await || answer.is_complete() || answer.receive(&shard, conn).is_err() {
+            break;
         }
-        timer.poll(cx)
-    })
-    .await;
+        if answer.is_complete() && !answer.rest().is_empty() {
+            break;
+        }
+    }
     upstream.conn().reset_on_close();
 }
