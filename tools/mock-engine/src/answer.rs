@@ -13,9 +13,13 @@ use crate::config::{EngineConfig, UsageShape};
 /// The text of an answer of `tokens` tokens to the prompt with this hash.
 #[must_use]
 pub fn expected_text(prompt_sha256: &str, tokens: u32) -> String {
-    let tag = tag_of(prompt_sha256);
+    text_from(tag_of(prompt_sha256), 0, tokens)
+}
+
+/// As [`expected_text`], from the token `first` on.
+fn text_from(tag: &str, first: u32, tokens: u32) -> String {
     let mut text = String::with_capacity(tokens as usize * 14);
-    for i in 0..tokens {
+    for i in first..first.saturating_add(tokens) {
         let _ = write!(text, "t{i}-{tag} ");
     }
     text
@@ -31,7 +35,8 @@ pub fn expected_token_ids(prompt_sha256: &str, tokens: u32) -> Vec<u32> {
 /// What stands for the prompt's hash in an answer with somebody else's text.
 pub const FOREIGN_TAG: &str = "f0e19000";
 
-fn tag_of(prompt_sha256: &str) -> &str {
+/// What of the hash is in each token.
+pub(crate) fn tag_of(prompt_sha256: &str) -> &str {
     prompt_sha256.get(..8).unwrap_or(prompt_sha256)
 }
 
@@ -52,8 +57,12 @@ pub(crate) struct Answer {
     created: u64,
     tag: String,
     tokens: u32,
+    /// Tokens of the same text that went before.
+    first: u32,
     choices: u32,
     limited: bool,
+    /// The finish reason `cache_threshold` and not a token.
+    cold: bool,
     prompt_tokens: u64,
     cached: u64,
     usage: UsageShape,
@@ -72,6 +81,7 @@ pub(crate) struct Circumstances {
     pub(crate) id: String,
     pub(crate) created: u64,
     pub(crate) foreign: bool,
+    pub(crate) cold: bool,
     pub(crate) cached: u64,
     pub(crate) handoff: String,
     pub(crate) pad_bytes: usize,
@@ -94,9 +104,11 @@ impl Answer {
             model: Value::from(config.model.as_str()).to_string(),
             created: around.created,
             tag: tag.to_owned(),
-            tokens: ask.tokens,
+            tokens: if around.cold { 1 } else { ask.tokens },
+            first: ask.first,
             choices: ask.choices,
             limited: ask.limited,
+            cold: around.cold,
             prompt_tokens: ask.prompt_tokens,
             cached: around.cached,
             usage: config.usage,
@@ -158,7 +170,8 @@ impl Answer {
 
     fn whole_generate(&self) -> String {
         let seed = seed_of(&self.tag);
-        let ids: Vec<u32> = (0..self.tokens).map(|i| token_id(seed, i)).collect();
+        let count = if self.cold { 0 } else { self.tokens };
+        let ids: Vec<u32> = (0..count).map(|i| token_id(seed, i)).collect();
         let ids = Value::from(ids);
         let choices = self.each_choice(|index| {
             format!(
@@ -196,12 +209,13 @@ impl Answer {
 
     /// The `response` object, complete or at its start.
     fn response_object(&self, complete: bool) -> String {
-        let status = match (complete, self.limited) {
+        let status = match (complete, self.limited || self.cold) {
             (false, _) => "in_progress",
             (true, true) => "incomplete",
             (true, false) => "completed",
         };
         let details = match status {
+            "incomplete" if self.cold => "{\"reason\":\"cache_threshold\"}",
             "incomplete" => "{\"reason\":\"max_output_tokens\"}",
             _ => "null",
         };
@@ -239,7 +253,10 @@ impl Answer {
 
     /// The text as a JSON string; it holds nothing to escape.
     fn text(&self) -> String {
-        format!("\"{}\"", expected_text(&self.tag, self.tokens))
+        if self.cold {
+            return "\"\"".to_owned();
+        }
+        format!("\"{}\"", text_from(&self.tag, self.first, self.tokens))
     }
 
     fn each_choice(&self, choice: impl Fn(u32) -> String) -> String {
@@ -248,7 +265,9 @@ impl Answer {
     }
 
     fn finish(&self) -> &'static str {
-        if self.limited {
+        if self.cold {
+            "\"cache_threshold\""
+        } else if self.limited {
             "\"length\""
         } else {
             "\"stop\""
@@ -256,7 +275,9 @@ impl Answer {
     }
 
     fn stop_reason(&self) -> &'static str {
-        if self.limited {
+        if self.cold {
+            "\"cache_threshold\""
+        } else if self.limited {
             "\"max_tokens\""
         } else {
             "\"end_turn\""
@@ -277,6 +298,7 @@ impl Answer {
 
     fn usage_object(&self, tokens: u32) -> String {
         let prompt = self.prompt_tokens;
+        let tokens = if self.cold { 0 } else { tokens };
         let done = u64::from(tokens) * u64::from(self.choices);
         let total = prompt + done;
         let details = match self.usage {
@@ -442,9 +464,19 @@ impl Answer {
     fn token_event(&self, token: u32, index: u32) -> String {
         let last = token + 1 == self.tokens;
         let finish = if last { self.finish() } else { "null" };
-        let text = format!("t{token}-{} ", self.tag);
+        let text = match self.cold {
+            true => String::new(),
+            false => format!("t{}-{} ", self.first + token, self.tag),
+        };
         let usage = self.chunk_usage(token + 1);
         match self.kind {
+            Kind::Chat if self.cold => self.openai_event(
+                &format!(
+                    "{{\"index\":{index},\"delta\":{{}},\"logprobs\":null,\
+                     \"finish_reason\":{finish}}}"
+                ),
+                &usage,
+            ),
             Kind::Chat => self.openai_event(
                 &format!(
                     "{{\"index\":{index},\"delta\":{{\"content\":\"{text}\"}},\"logprobs\":null,\
@@ -461,6 +493,11 @@ impl Answer {
             ),
             Kind::Generate => {
                 let id = token_id(seed_of(&self.tag), token);
+                let ids = if self.cold {
+                    String::new()
+                } else {
+                    id.to_string()
+                };
                 let usage = if usage.is_empty() {
                     ",\"usage\":null"
                 } else {
@@ -468,7 +505,7 @@ impl Answer {
                 };
                 format!(
                     "data: {{\"request_id\":{}{usage},\"output_mode\":\"tokens\",\"choices\":\
-                     [{{\"index\":{index},\"finish_reason\":{finish},\"token_ids\":[{id}],\
+                     [{{\"index\":{index},\"finish_reason\":{finish},\"token_ids\":[{ids}],\
                      \"logprobs\":null}}]}}\n\n",
                     self.id
                 )

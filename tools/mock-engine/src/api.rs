@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use sha2::{Digest, Sha256};
 
 use crate::config::EngineConfig;
+use crate::continued::continued;
 use crate::json::Fields;
 
 /// The API a request speaks.
@@ -84,6 +85,7 @@ impl Refusal {
     pub(crate) fn body(&self) -> String {
         let kind = match self.status {
             400 => "BadRequestError",
+            401 => "AuthenticationError",
             404 => "NotFoundError",
             503 => "ServiceUnavailableError",
             _ => "InternalServerError",
@@ -104,6 +106,8 @@ pub(crate) struct Ask {
     pub(crate) continuous_usage: bool,
     /// Tokens the answer has.
     pub(crate) tokens: u32,
+    /// Tokens of the same text that an earlier answer had.
+    pub(crate) first: u32,
     /// Whether the limit ended the answer.
     pub(crate) limited: bool,
     pub(crate) choices: u32,
@@ -178,7 +182,15 @@ pub(crate) fn check(
     } else {
         fields
     };
-    let (tokens, limited) = length(kind, limits, config)?;
+    let going_on = match kind {
+        Kind::Chat => continued(fields)?,
+        Kind::Completions | Kind::Responses | Kind::Messages | Kind::Generate => None,
+    };
+    let (first, prompt_sha256) = match going_on {
+        Some(going_on) => (going_on.first, going_on.prompt_sha256),
+        None => (0, prompt_sha256),
+    };
+    let (tokens, limited) = length(kind, limits, config, first)?;
     let choices = choices(kind, fields, limits)?;
     if !stream && u64::from(tokens) * u64::from(choices) > WHOLE_TOKENS_MAX {
         return Err(Refusal::bad(
@@ -192,6 +204,7 @@ pub(crate) fn check(
         include_usage: options.is_true("include_usage"),
         continuous_usage: options.is_true("continuous_usage_stats"),
         tokens,
+        first,
         limited,
         choices,
         prompt_tokens,
@@ -210,8 +223,14 @@ fn check_model(fields: &Fields<'_>, config: &EngineConfig) -> Result<(), Refusal
     }
 }
 
-/// How many tokens the answer has, and whether the limit ended it.
-fn length(kind: Kind, limits: &Fields<'_>, config: &EngineConfig) -> Result<(u32, bool), Refusal> {
+/// How many tokens the answer has after the `first` that went before, and whether the limit ended
+/// it.
+fn length(
+    kind: Kind,
+    limits: &Fields<'_>,
+    config: &EngineConfig,
+    first: u32,
+) -> Result<(u32, bool), Refusal> {
     let limit = match kind {
         Kind::Chat => match number(limits, "max_completion_tokens", 1)? {
             Some(limit) => Some(limit),
@@ -239,6 +258,7 @@ fn length(kind: Kind, limits: &Fields<'_>, config: &EngineConfig) -> Result<(u32
     }
     let wanted = match limit {
         Some(limit) if limits.is_true("ignore_eos") => limit,
+        _ if first > 0 => config.tokens.saturating_sub(first),
         _ => config.tokens.max(1),
     };
     let tokens = wanted.max(least).min(most);

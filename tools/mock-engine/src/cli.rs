@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{EngineConfig, Role};
 use crate::door::Place;
 use crate::engine::Engine;
+use crate::kv::{BlockBook, EngineIds, KvContract, Meetings, Mooncake, Store};
 
 const HELP: &str = "\
 A vLLM look-alike: the HTTP face of an engine, without the model.
@@ -20,7 +21,11 @@ usage: mock-engine --port P [options]
   --host H                 address to listen on (127.0.0.1)
   --uds PATH               Unix socket to listen on, or @name for an abstract
                            one; {rank} in it is the rank's number
-  --role ROLE              prefill, decode or both (both)
+  --role ROLE              prefill, decode, both or encoder (both)
+  --contract NAME          the KV connector whose legs are checked: nixlv2,
+                           shared-storage, sglang, mooncake, offloading, nixl
+                           or lmcache (nixlv2)
+  --engine-ids A,B         answer Mooncake's GET /query with these engines
   --ttft TIME              from the request to the first token (20ms)
   --itl TIME               from one token to the next (5ms)
   --tokens N               tokens in an answer, below the request's limit (32)
@@ -142,6 +147,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
             | "--host"
             | "--uds"
             | "--role"
+            | "--contract"
+            | "--engine-ids"
             | "--ttft"
             | "--itl"
             | "--tokens"
@@ -158,12 +165,19 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
             "--host" => host = Some(value.parse().map_err(|_| wrong("an IP address"))?),
             "--uds" => uds = Some(value),
             "--role" => config.role = role(&value).ok_or_else(|| wrong("a role"))?,
+            "--contract" => {
+                config.contract = contract(&value).ok_or_else(|| wrong("a contract"))?;
+            }
+            "--engine-ids" => config.bootstrap = Some(engine_ids(&value)),
             "--ttft" => config.ttft = time(&value).ok_or_else(|| wrong("a time"))?,
             "--itl" => config.itl = time(&value).ok_or_else(|| wrong("a time"))?,
             "--tokens" => config.tokens = value.parse().map_err(|_| wrong("a number"))?,
             "--model" => config.model = value,
             _ => ranks = value.parse().map_err(|_| wrong("a number"))?,
         }
+    }
+    if let (KvContract::Mooncake(terms), Some(ids)) = (&mut config.contract, &config.bootstrap) {
+        terms.engines = ids.clone();
     }
     Ok(Parsed::Run(Box::new(Options {
         config,
@@ -192,8 +206,30 @@ fn role(text: &str) -> Option<Role> {
         "prefill" => Some(Role::Prefill),
         "decode" => Some(Role::Decode),
         "both" => Some(Role::Both),
+        "encoder" => Some(Role::Encoder),
         _ => None,
     }
+}
+
+fn engine_ids(list: &str) -> EngineIds {
+    EngineIds::new(&list.split(',').collect::<Vec<_>>())
+}
+
+/// A contract for engines in processes of their own. `MoRI-IO` needs more than a name.
+fn contract(text: &str) -> Option<KvContract> {
+    Some(match text {
+        "nixlv2" => KvContract::Nixlv2,
+        "shared-storage" => KvContract::SharedStorage(Store::new()),
+        "sglang" => KvContract::Sglang(Meetings::apart()),
+        "mooncake" => KvContract::Mooncake(Mooncake {
+            meetings: Meetings::apart(),
+            ..Mooncake::default()
+        }),
+        "offloading" => KvContract::Offloading(Meetings::apart()),
+        "nixl" => KvContract::NixlV1(BlockBook::apart()),
+        "lmcache" => KvContract::Lmcache,
+        _ => return None,
+    })
 }
 
 /// A time as `20ms`, `500us`, `1.5s` or bare milliseconds.
@@ -222,7 +258,8 @@ mod tests {
     #[test]
     fn a_full_line() {
         let line = "--port=9 --role prefill --ttft 1.5s --itl 500us --tokens 7 \
-                    --data-parallel-size 2 --host 0.0.0.0 --lenient";
+                    --data-parallel-size 2 --host 0.0.0.0 --lenient --contract mooncake \
+                    --engine-ids a,b";
         let Ok(Parsed::Run(got)) = options(line) else {
             panic!("not accepted")
         };
@@ -234,6 +271,8 @@ mod tests {
             (7, 2, false)
         );
         assert_eq!(got.place.to_string(), "0.0.0.0:9");
+        assert!(matches!(got.config.contract, KvContract::Mooncake(_)));
+        assert!(got.config.bootstrap.is_some());
         let Ok(Parsed::Run(got)) = options("--uds /run/{rank}.sock --data-parallel-size 2") else {
             panic!("not accepted")
         };
@@ -248,6 +287,7 @@ mod tests {
             "--port",
             "--port x",
             "--port 1 --role y",
+            "--port 1 --contract y",
             "--port 1 --ttft -1",
             "--uds",
             "--uds=",

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::kv::{EngineIds, KvContract};
 use crate::pd::HandoffRegistry;
 
 /// The `cached_tokens` value that stands for "7 for a prefill request, 49 for
@@ -25,6 +26,8 @@ pub enum Role {
     Decode,
     /// Answers both.
     Both,
+    /// Encodes one item of a chat and answers with its `ec_transfer_params`.
+    Encoder,
 }
 
 /// How the `usage` member of an answer looks.
@@ -95,6 +98,12 @@ pub struct EngineConfig {
     /// to a `kv_transfer_params` without either flag, and verifies handoffs.
     /// Off for connectors whose objects look different.
     pub strict: bool,
+    /// The KV connector whose legs it expects.
+    pub contract: KvContract,
+    /// Mooncake's `GET /query` answers with these.
+    pub bootstrap: Option<EngineIds>,
+    /// The `authorization` that API requests must have; 401 otherwise.
+    pub authorization: Option<String>,
     /// Sends `remote_block_ids` as a flat list, as older releases did.
     pub flat_blocks: bool,
     /// What prefill answers carry.
@@ -125,6 +134,8 @@ pub struct EngineConfig {
     pub keep_body_bytes: usize,
     /// Whether the log holds each body as parsed JSON. Benches turn it off.
     pub keep_json: bool,
+    /// Whether the log holds the bytes of each answer.
+    pub keep_answer: bool,
     /// How many requests the log holds; the oldest half goes first.
     pub log_requests_max: usize,
 }
@@ -143,6 +154,9 @@ impl Default for EngineConfig {
             name: "mock-engine".to_owned(),
             cached_tokens: CACHED_BY_ROLE,
             strict: true,
+            contract: KvContract::Nixlv2,
+            bootstrap: None,
+            authorization: None,
             flat_blocks: false,
             handoff: HandoffShape::Fresh,
             verify_handoff: None,
@@ -156,6 +170,7 @@ impl Default for EngineConfig {
             keepalive: Duration::from_secs(5),
             keep_body_bytes: 64 << 20,
             keep_json: true,
+            keep_answer: false,
             log_requests_max: 100_000,
         }
     }
@@ -168,6 +183,16 @@ impl EngineConfig {
         Self {
             role: Role::Prefill,
             name: "mock-prefill".to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// The default with [`Role::Encoder`].
+    #[must_use]
+    pub fn encoder() -> Self {
+        Self {
+            role: Role::Encoder,
+            name: "mock-encoder".to_owned(),
             ..Self::default()
         }
     }

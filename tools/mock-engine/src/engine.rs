@@ -21,7 +21,7 @@ use crate::fault::{Fault, Faults};
 use crate::http::reset;
 use crate::log::{Counters, Log, Seen};
 use crate::pd::{HandoffRegistry, Issuer};
-use crate::sync::Guarded;
+use crate::sync::{Gate, Guarded};
 
 /// The port that handoffs of engines behind Unix sockets name, from here on: one for each, since
 /// it is part of their ids.
@@ -44,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) config: EngineConfig,
     pub(crate) log: Log,
     pub(crate) faults: Faults,
+    pub(crate) gate: Gate,
     pub(crate) registry: HandoffRegistry,
     pub(crate) issuer: Issuer,
     pub(crate) health: AtomicU16,
@@ -96,6 +97,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             log: Log::new(config.log_requests_max),
             faults: Faults::default(),
+            gate: Gate::default(),
             registry: config.verify_handoff.clone().unwrap_or_default(),
             issuer: Issuer::default(),
             health: AtomicU16::new(config.health),
@@ -225,12 +227,33 @@ impl Engine {
     /// for ever. A health check or a scrape is a request too: where a proxy
     /// makes them, use [`Engine::fault_on`].
     pub fn fault(&self, fault: Fault, times: u32) {
+        self.close_gate(&fault);
         self.shared.faults.arm(None, fault, times);
     }
 
     /// Sets a fault for the next `times` requests to `path` (no query).
     pub fn fault_on(&self, path: &str, fault: Fault, times: u32) {
+        self.close_gate(&fault);
         self.shared.faults.arm(Some(path), fault, times);
+    }
+
+    /// Sets a fault for the next `times` requests whose body holds `needle`. Faults that strike
+    /// before a body is read do nothing here: `Refuse`, `EarlyAnswer`, `StallRead`.
+    pub fn fault_with(&self, needle: &str, fault: Fault, times: u32) {
+        self.close_gate(&fault);
+        self.shared.faults.arm_for_body(needle, fault, times);
+    }
+
+    fn close_gate(&self, fault: &Fault) {
+        if *fault == Fault::Hold {
+            self.shared.gate.close();
+        }
+    }
+
+    /// Lets the requests that [`Fault::Hold`] holds, and those it will, be answered; the next
+    /// such fault that is set holds again.
+    pub fn release(&self) {
+        self.shared.gate.open();
     }
 
     /// Takes back every fault that has not struck.

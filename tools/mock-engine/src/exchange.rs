@@ -43,6 +43,7 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
             received: false,
             finished: false,
         };
+        exchange.conn.tape = shared.config.keep_answer.then(Vec::new);
         let ended = exchange.run().await;
         let (state, next) = match ended {
             Ok(Ended::Answered(next)) => (State::Answered, next),
@@ -51,6 +52,9 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
         };
         if !exchange.finished {
             shared.log.finish(seq, state);
+        }
+        if let Some(tape) = conn.tape.take() {
+            shared.log.update(seq, |seen| seen.answer = Some(tape));
         }
         match next {
             Next::Keep => {}
@@ -99,6 +103,7 @@ fn entry(head: &Head, conn: u64, nth_on_conn: u32) -> Seen {
         body: Vec::new(),
         body_bytes: 0,
         body_sha256: String::new(),
+        answer: None,
         framing: head.framing,
         at: Instant::now(),
         body_at: None,
@@ -162,6 +167,7 @@ impl Exchange<'_> {
                 }
             }
         }
+        let mut fault = fault;
         let body = match self.read_body(route).await {
             Ok(body) => body,
             Err(NoBody::Gone) => return Err(Gone),
@@ -175,6 +181,12 @@ impl Exchange<'_> {
         };
         self.received = true;
         self.conn.wrote = false;
+        if fault.is_none() && !path.starts_with("/mock/") {
+            fault = self.shared.faults.take_for_body(&body.kept);
+            if fault.is_some() {
+                self.shared.log.count(|counters| counters.faulted += 1);
+            }
+        }
         let fields = route.map(|route| (route, Fields::parse(&body.kept)));
         let prompt = match &fields {
             Some((route, Ok(fields))) => api::prompt_of(*route, fields),

@@ -35,6 +35,8 @@ pub enum Fault {
     },
     /// Reads the request, then says nothing for ever.
     StallBeforeHead,
+    /// Answers only after [`crate::Engine::release`].
+    Hold,
     /// Sends the head of the answer, then nothing for ever.
     StallAfterHead,
     /// Sends this many events, then nothing for ever.
@@ -140,6 +142,8 @@ fn millis<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 #[derive(Clone, Debug)]
 struct Armed {
     path: Option<String>,
+    /// What the body must hold.
+    needle: Option<String>,
     fault: Fault,
     left: u32,
 }
@@ -156,6 +160,19 @@ impl Faults {
         if times > 0 {
             self.armed.lock().push(Armed {
                 path: path.map(str::to_owned),
+                needle: None,
+                fault,
+                left: times,
+            });
+        }
+    }
+
+    /// Arms `fault` for `times` requests whose body holds `needle`.
+    pub(crate) fn arm_for_body(&self, needle: &str, fault: Fault, times: u32) {
+        if times > 0 {
+            self.armed.lock().push(Armed {
+                path: None,
+                needle: Some(needle.to_owned()),
                 fault,
                 left: times,
             });
@@ -171,7 +188,18 @@ impl Faults {
     pub(crate) fn take(&self, path: &str) -> Option<Fault> {
         self.take_where(|armed| {
             armed.fault != Fault::Refuse
+                && armed.needle.is_none()
                 && armed.path.as_deref().is_none_or(|wanted| wanted == path)
+        })
+    }
+
+    /// Takes the first fault for a request with this body.
+    pub(crate) fn take_for_body(&self, body: &[u8]) -> Option<Fault> {
+        self.take_where(|armed| {
+            armed
+                .needle
+                .as_ref()
+                .is_some_and(|needle| memchr::memmem::find(body, needle.as_bytes()).is_some())
         })
     }
 
@@ -209,6 +237,11 @@ mod tests {
         assert_eq!(faults.take("/a"), Some(Fault::Html));
         assert_eq!(faults.take("/a"), Some(Fault::Gzip));
         assert_eq!(faults.take("/a"), None);
+        faults.arm_for_body("second", Fault::Html, 1);
+        assert_eq!(faults.take("/a"), None);
+        assert_eq!(faults.take_for_body(b"the first"), None);
+        assert_eq!(faults.take_for_body(b"the second"), Some(Fault::Html));
+        assert_eq!(faults.take_for_body(b"the second"), None);
         faults.arm(None, Fault::Refuse, u32::MAX);
         assert_eq!(faults.take("/a"), None);
         assert!(faults.take_refuse() && faults.take_refuse());

@@ -124,6 +124,8 @@ pub(crate) struct Conn {
     pub(crate) wrote: bool,
     /// Bytes per write and the pause after each.
     pub(crate) slow: Option<(usize, Duration)>,
+    /// A copy of what is written, where one is wanted.
+    pub(crate) tape: Option<Vec<u8>>,
 }
 
 impl Conn {
@@ -134,6 +136,7 @@ impl Conn {
             out: Vec::new(),
             wrote: false,
             slow: None,
+            tape: None,
         }
     }
 
@@ -297,20 +300,24 @@ impl Conn {
         }
     }
 
+    /// Waits for something, or for the client to go.
+    pub(crate) async fn wait_on(&mut self, done: impl Future<Output = ()>) -> Result<(), Gone> {
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                biased;
+                read = ahead(&self.stream, &mut self.inbuf) => read?,
+                () = &mut done => return Ok(()),
+            }
+        }
+    }
+
     /// Waits until `due`, or for the client to go.
     pub(crate) async fn pause_until(&mut self, due: Instant) -> Result<(), Gone> {
         if due <= Instant::now() {
             return Ok(());
         }
-        let sleep = sleep_until(due.into());
-        tokio::pin!(sleep);
-        loop {
-            tokio::select! {
-                biased;
-                read = ahead(&self.stream, &mut self.inbuf) => read?,
-                () = &mut sleep => return Ok(()),
-            }
-        }
+        self.wait_on(sleep_until(due.into())).await
     }
 
     /// Lets other connections run, and looks whether the client left.
@@ -356,6 +363,7 @@ impl Conn {
         match self.stream.try_write(&self.out) {
             Ok(n) => {
                 self.wrote |= n > 0;
+                record(&mut self.tape, self.out.get(..n));
                 self.out.drain(..n);
                 self.out.is_empty()
             }
@@ -370,6 +378,7 @@ impl Conn {
             match self.stream.try_write(left) {
                 Ok(n) => {
                     self.wrote = true;
+                    record(&mut self.tape, left.get(..n));
                     left = left.get(n..).unwrap_or_default();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -448,6 +457,12 @@ async fn fill(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return Err(Gone),
         }
+    }
+}
+
+fn record(tape: &mut Option<Vec<u8>>, written: Option<&[u8]>) {
+    if let Some(tape) = tape {
+        tape.extend_from_slice(written.unwrap_or_default());
     }
 }
 

@@ -10,6 +10,7 @@ use crate::config::{CACHED_BY_ROLE, HandoffShape, Role};
 use crate::exchange::Exchange;
 use crate::fault::Fault;
 use crate::json::Fields;
+use crate::kv::{self, Admitted, Call, KvContract};
 use crate::pd::{self, Leg, Terms, Verdict};
 use crate::wire::Plan;
 
@@ -24,8 +25,8 @@ impl Exchange<'_> {
     ) -> Result<Plan, Refusal> {
         self.check_head(route)?;
         let ask = api::check(route, fields, prompt, &self.shared.config)?;
-        let (handoff, foreign, leg) = self.legs(&ask, fields, fault)?;
-        let cached = self.cached(leg);
+        let admitted = self.admit(&ask, fields, fault)?;
+        let cached = self.cached(admitted.is_prefill);
         let answer = Answer::new(
             &ask,
             &self.shared.config,
@@ -34,9 +35,10 @@ impl Exchange<'_> {
                 created: SystemTime::now()
                     .duration_since(UNIX_EPOCH)
                     .map_or(0, |now| now.as_secs()),
-                foreign,
+                foreign: admitted.foreign,
+                cold: admitted.cold,
                 cached,
-                handoff,
+                handoff: admitted.members,
                 pad_bytes: match fault {
                     Some(Fault::LargeJson { bytes }) => *bytes,
                     _ => 0,
@@ -49,6 +51,7 @@ impl Exchange<'_> {
             let tokens = answer.tokens();
             Plan::generated(answer.whole(), tokens)
         };
+        plan.wait = admitted.wait;
         if self.shared.config.request_id_header {
             let sent = self.head.header("x-request-id");
             let id = sent.map_or_else(|| format!("{:032x}", self.seq), str::to_owned);
@@ -64,6 +67,14 @@ impl Exchange<'_> {
             let message = "Unsupported Media Type: Only 'application/json' is allowed";
             return Err(Refusal::bad("content-type", message));
         }
+        let wanted = self.shared.config.authorization.as_deref();
+        if wanted.is_some() && self.head.header("authorization") != wanted {
+            return Err(Refusal {
+                status: 401,
+                param: None,
+                message: "Unauthorized".to_owned(),
+            });
+        }
         let rank = self.head.header("x-data-parallel-rank");
         let rank: Option<i64> = rank.and_then(|rank| rank.trim().parse().ok());
         let size = i64::from(self.shared.config.data_parallel_size);
@@ -77,58 +88,95 @@ impl Exchange<'_> {
         }
     }
 
-    /// The two-step exchange: handoff members for the answer, and whether the
-    /// answer has somebody else's text.
-    fn legs(
+    /// What the connector makes of the request.
+    fn admit(
         &self,
         ask: &Ask,
         fields: &Fields<'_>,
         fault: Option<&Fault>,
-    ) -> Result<(String, bool, Leg), Refusal> {
-        let log = &self.shared.log;
-        let params = fields.value("kv_transfer_params");
-        let leg = pd::leg(params);
-        match (leg, self.shared.config.role) {
-            (Leg::Local, _) => Ok((String::new(), false, leg)),
-            // Connectors other than NIXL have objects without the flags.
-            (Leg::Poison, _) if !self.shared.config.strict => Ok((String::new(), false, leg)),
-            (Leg::Poison, _) => {
-                log.count(|counters| counters.poisoned += 1);
-                Err(Refusal::internal(
-                    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-                ))
-            }
-            (Leg::Prefill, Role::Decode) | (Leg::Decode, Role::Prefill) => {
-                log.count(|counters| counters.wrong_role += 1);
-                Err(Refusal::internal("Internal server error"))
-            }
-            (Leg::Prefill, Role::Prefill | Role::Both) => {
-                if let Some(params) = params.filter(|_| self.shared.config.strict) {
-                    pd::check_contract(ask.kind, fields, params).map_err(|message| {
-                        log.count(|counters| counters.contract_broken += 1);
-                        Refusal::bad("kv_transfer_params", message)
-                    })?;
-                }
-                Ok((self.hand_out(ask, fault), false, leg))
-            }
-            (Leg::Decode, Role::Decode | Role::Both) => {
-                let raw = params.map_or("", serde_json::value::RawValue::get);
-                Ok((String::new(), self.redeem(ask, raw)?, leg))
-            }
-        }
-    }
-
-    fn hand_out(&self, ask: &Ask, fault: Option<&Fault>) -> String {
-        // A stream carries the object only in the last event of a response.
-        if ask.stream && ask.kind != Kind::Responses {
-            return String::new();
-        }
+    ) -> Result<Admitted, Refusal> {
         let config = &self.shared.config;
         let shape = match fault {
             Some(Fault::Handoff(shape)) => *shape,
             _ if config.flat_blocks && config.handoff == HandoffShape::Fresh => HandoffShape::Flat,
             _ => config.handoff,
         };
+        let call = Call {
+            role: config.role,
+            kind: ask.kind,
+            fields,
+            head: self.head,
+            prompt_sha256: &ask.prompt_sha256,
+            shape,
+            port: self.shared.port,
+        };
+        let admitted = match (&config.contract, config.role) {
+            (_, Role::Encoder) => kv::admit_item(&call),
+            (KvContract::Nixlv2, _) => self.nixlv2(ask, fields, shape),
+            (contract, _) => contract.admit(&call),
+        };
+        admitted.inspect_err(|refusal| {
+            if refusal.status == 400 {
+                self.shared
+                    .log
+                    .count(|counters| counters.contract_broken += 1);
+            }
+        })
+    }
+
+    /// The two-step exchange of NIXL, version 2.
+    fn nixlv2(
+        &self,
+        ask: &Ask,
+        fields: &Fields<'_>,
+        shape: HandoffShape,
+    ) -> Result<Admitted, Refusal> {
+        let log = &self.shared.log;
+        let params = fields.value("kv_transfer_params");
+        let leg = pd::leg(params);
+        match (leg, self.shared.config.role) {
+            (Leg::Local, _) => Ok(Admitted::default()),
+            // Connectors other than NIXL have objects without the flags.
+            (Leg::Poison, _) if !self.shared.config.strict => Ok(Admitted::default()),
+            (Leg::Poison, _) => {
+                log.count(|counters| counters.poisoned += 1);
+                Err(Refusal::internal(
+                    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+                ))
+            }
+            (Leg::Prefill, Role::Decode)
+            | (Leg::Decode, Role::Prefill)
+            | (Leg::Prefill | Leg::Decode, Role::Encoder) => {
+                log.count(|counters| counters.wrong_role += 1);
+                Err(Refusal::internal("Internal server error"))
+            }
+            (Leg::Prefill, Role::Prefill | Role::Both) => {
+                if let Some(params) = params.filter(|_| self.shared.config.strict) {
+                    pd::check_contract(ask.kind, fields, params)
+                        .map_err(|message| Refusal::bad("kv_transfer_params", message))?;
+                }
+                Ok(Admitted {
+                    members: self.hand_out(ask, shape),
+                    is_prefill: true,
+                    ..Admitted::default()
+                })
+            }
+            (Leg::Decode, Role::Decode | Role::Both) => {
+                let raw = params.map_or("", serde_json::value::RawValue::get);
+                Ok(Admitted {
+                    foreign: self.redeem(ask, raw)?,
+                    ..Admitted::default()
+                })
+            }
+        }
+    }
+
+    fn hand_out(&self, ask: &Ask, shape: HandoffShape) -> String {
+        // A stream carries the object only in the last event of a response.
+        if ask.stream && ask.kind != Kind::Responses {
+            return String::new();
+        }
+        let config = &self.shared.config;
         match shape {
             HandoffShape::Fresh | HandoffShape::Flat | HandoffShape::Decoys => {
                 self.shared
@@ -147,7 +195,7 @@ impl Exchange<'_> {
             port: self.shared.port,
             prompt_sha256: &ask.prompt_sha256,
             prompt_tokens: ask.prompt_tokens,
-            cached_tokens: self.cached(Leg::Prefill),
+            cached_tokens: self.cached(true),
         };
         self.shared
             .issuer
@@ -176,10 +224,10 @@ impl Exchange<'_> {
         }
     }
 
-    fn cached(&self, leg: Leg) -> u64 {
-        match (self.shared.config.cached_tokens, leg) {
-            (CACHED_BY_ROLE, Leg::Prefill) => 7,
-            (CACHED_BY_ROLE, Leg::Local | Leg::Decode | Leg::Poison) => 49,
+    fn cached(&self, is_prefill: bool) -> u64 {
+        match (self.shared.config.cached_tokens, is_prefill) {
+            (CACHED_BY_ROLE, true) => 7,
+            (CACHED_BY_ROLE, false) => 49,
             (configured, _) => configured,
         }
     }

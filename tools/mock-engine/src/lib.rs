@@ -35,6 +35,7 @@ mod answer;
 mod api;
 mod cli;
 mod config;
+mod continued;
 mod door;
 mod engine;
 mod exchange;
@@ -42,6 +43,7 @@ mod fault;
 mod http;
 mod infer;
 mod json;
+mod kv;
 mod log;
 mod pages;
 mod pd;
@@ -55,5 +57,9 @@ pub use config::{CACHED_BY_ROLE, EngineConfig, HandoffShape, Role, UsageShape};
 pub use door::Place;
 pub use engine::{Engine, Load};
 pub use fault::Fault;
+pub use kv::{
+    BlockBook, EngineIds, KvContract, Meetings, Mooncake, Mori, Returned, Store, dp_rank,
+    encoded_params,
+};
 pub use log::{AbortPhase, Counters, Framing, Seen, State};
 pub use pd::HandoffRegistry;

@@ -99,6 +99,8 @@ pub struct Seen {
     pub body_bytes: u64,
     /// SHA-256 of the whole body in hex; empty while it is incomplete.
     pub body_sha256: String,
+    /// The bytes of the answer as written, once it is over and where they are kept.
+    pub answer: Option<Vec<u8>>,
     /// How the body was delimited.
     pub framing: Framing,
     /// When the head was complete.
@@ -194,7 +196,7 @@ pub struct Counters {
     pub malformed: u64,
     /// Requests hit by a fault.
     pub faulted: u64,
-    /// Prefill requests that broke the contract (answered 400).
+    /// Requests that broke the contract of their leg (answered 400).
     pub contract_broken: u64,
     /// Handoffs issued.
     pub handoff_issued: u64,

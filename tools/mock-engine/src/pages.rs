@@ -11,6 +11,7 @@ use crate::api;
 use crate::engine::Shared;
 use crate::fault::Fault;
 use crate::http::{Body, Head};
+use crate::kv::EngineIds;
 use crate::log::path_of;
 use crate::wire::Plan;
 
@@ -30,6 +31,10 @@ pub(crate) fn page(shared: &Shared, head: &Head, body: &Body) -> Plan {
             "text/plain; version=0.0.4; charset=utf-8",
             metrics(shared),
         ),
+        "/query" if get && shared.config.bootstrap.is_some() => {
+            let ids = shared.config.bootstrap.as_ref();
+            Plan::json(200, ids.map(EngineIds::page).unwrap_or_default())
+        }
         "/mock/requests" if get => requests(shared),
         "/mock/fault" if head.method == "POST" => set_fault(shared, &body.kept),
         "/health" | "/v1/models" | "/version" | "/metrics" | "/mock/requests" | "/mock/fault" => {

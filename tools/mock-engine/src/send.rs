@@ -35,7 +35,7 @@ impl Exchange<'_> {
             || wire.next == Some(Next::CloseGently);
         let head = head(&plan, &wire, chunked, announce);
         self.conn.out.extend_from_slice(head.as_bytes());
-        self.wait_for_first_token(&plan.content, start).await?;
+        self.wait_for_first_token(&plan, &wire, start).await?;
         if wire.stall_after_head {
             self.flush().await?;
             return Err(self.conn.stall().await);
@@ -75,10 +75,21 @@ impl Exchange<'_> {
     /// A whole answer waits for all of its tokens, a stream for its first.
     async fn wait_for_first_token(
         &mut self,
-        content: &Content,
+        plan: &Plan,
+        wire: &Wire,
         start: Instant,
     ) -> Result<(), Gone> {
         let config = &self.shared.config;
+        let content = &plan.content;
+        if config.early_head && matches!(content, Content::Events(_)) {
+            self.flush().await?;
+        }
+        if let Some(other) = &plan.wait {
+            self.conn.wait_on(other.met()).await?;
+        }
+        if wire.held {
+            self.conn.wait_on(self.shared.gate.opened()).await?;
+        }
         let wait = match content {
             Content::Whole(_, 0) | Content::Nothing(_) => return Ok(()),
             Content::Whole(_, tokens) => config
@@ -86,9 +97,6 @@ impl Exchange<'_> {
                 .saturating_add(config.itl.saturating_mul(tokens.saturating_sub(1))),
             Content::Events(_) => config.ttft,
         };
-        if config.early_head && matches!(content, Content::Events(_)) {
-            self.flush().await?;
-        }
         self.conn.pause_until(after(start, wait)).await
     }
 

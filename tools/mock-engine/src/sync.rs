@@ -7,6 +7,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 /// Data behind a mutex that ignores poisoning.
 #[derive(Debug, Default)]
 pub(crate) struct Guarded<T>(Mutex<T>);
@@ -31,4 +33,30 @@ pub(crate) fn wait<'a, T>(
         .wait_timeout(guard, time)
         .unwrap_or_else(PoisonError::into_inner)
         .0
+}
+
+/// What some wait at until it is opened; open at first.
+#[derive(Debug)]
+pub(crate) struct Gate(watch::Sender<bool>);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(watch::Sender::new(true))
+    }
+}
+
+impl Gate {
+    pub(crate) fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub(crate) fn close(&self) {
+        self.0.send_replace(false);
+    }
+
+    /// Returns once it is open.
+    pub(crate) async fn opened(&self) {
+        // An error means that the engine is gone, and this with it.
+        let _ = self.0.subscribe().wait_for(|open| *open).await;
+    }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::answer::Events;
 use crate::api::Refusal;
 use crate::fault::Fault;
+use crate::kv::Wait;
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) content_type: String,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) content: Content,
+    /// What it waits for before the first token.
+    pub(crate) wait: Option<Wait>,
 }
 
 impl Plan {
@@ -37,6 +40,7 @@ impl Plan {
             content_type: content_type.to_owned(),
             headers: Vec::new(),
             content: Content::Whole(body.into(), 0),
+            wait: None,
         }
     }
 
@@ -153,6 +157,8 @@ pub(crate) struct Wire {
     pub(crate) http10: bool,
     /// After the head only.
     pub(crate) stall_after_head: bool,
+    /// Until the engine is told to go on.
+    pub(crate) held: bool,
     /// After this many events.
     pub(crate) cut: Option<(u32, Cut)>,
     pub(crate) slow: Option<(usize, Duration)>,
@@ -170,6 +176,7 @@ impl Wire {
             bare_lf: false,
             http10: false,
             stall_after_head: false,
+            held: false,
             cut: None,
             slow: None,
             garbage_after: false,
@@ -182,6 +189,7 @@ impl Wire {
             Some(Fault::NoFraming) => wire.delimiter = Delimiter::Close,
             Some(Fault::BareLf) => wire.bare_lf = true,
             Some(Fault::Http10Answer) => wire.http10 = true,
+            Some(Fault::Hold) => wire.held = true,
             Some(Fault::StallAfterHead) => wire.stall_after_head = true,
             Some(Fault::ResetMidBody { after_events }) => {
                 wire.cut = Some((*after_events, Cut::Reset));

@@ -10,6 +10,7 @@ mod aborts;
 mod client;
 mod faults;
 mod handoff;
+mod kv;
 mod shapes;
 mod transport;
 mod unix;

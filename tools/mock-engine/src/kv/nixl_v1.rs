@@ -1,0 +1,147 @@
+//! NIXL, version 1: members at the top level of the bodies, four of them handed over.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::fields::{absent, broken, is, not_streamed};
+use super::{Admitted, Call};
+use crate::api::Refusal;
+use crate::config::{HandoffShape, Role};
+use crate::sync::Guarded;
+
+/// What the prefill engine hands over.
+const MEMBERS: [&str; 4] = [
+    "remote_block_ids",
+    "remote_engine_id",
+    "remote_host",
+    "remote_port",
+];
+/// Handoffs that are remembered; more and all are forgotten.
+const ISSUED_MAX: usize = 65_536;
+
+#[derive(Debug)]
+struct Issued {
+    values: [String; 4],
+    prompt_sha256: String,
+    used: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By the raw block ids, which are never the same twice.
+    issued: HashMap<String, Issued>,
+    count: u64,
+}
+
+/// What prefill engines have handed out. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct BlockBook {
+    inner: Arc<Guarded<Inner>>,
+    /// What comes back was handed out by another process.
+    apart: bool,
+}
+
+impl BlockBook {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Nothing yet, and what comes back is not looked up: for engines in processes of their own.
+    pub(crate) fn apart() -> Self {
+        Self {
+            apart: true,
+            ..Self::default()
+        }
+    }
+
+    /// How many handoffs have been used, each once.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        let inner = self.inner.lock();
+        inner.issued.values().filter(|issued| issued.used).count()
+    }
+
+    fn issue(&self, call: &Call<'_>) -> [String; 4] {
+        let mut inner = self.inner.lock();
+        if inner.issued.len() >= ISSUED_MAX {
+            inner.issued.clear();
+        }
+        let nth = inner.count;
+        inner.count += 1;
+        let values = [
+            format!("[{nth}, 9007199254740993]"),
+            format!("\"v1-{}\"", call.port),
+            "\"127.0.0.1\"".to_owned(),
+            call.port.to_string(),
+        ];
+        let issued = Issued {
+            values: values.clone(),
+            prompt_sha256: call.prompt_sha256.to_owned(),
+            used: false,
+        };
+        inner.issued.insert(values[0].clone(), issued);
+        values
+    }
+}
+
+pub(super) fn admit(book: &BlockBook, call: &Call<'_>) -> Result<Admitted, Refusal> {
+    let flag = |name| call.fields.has(name);
+    match (
+        flag("do_remote_decode"),
+        flag("do_remote_prefill"),
+        call.role,
+    ) {
+        (true, false, Role::Prefill | Role::Both) => prefill(book, call),
+        (false, true, Role::Decode | Role::Both) => decode(book, call),
+        (false, false, Role::Decode | Role::Both) => Ok(Admitted::default()),
+        (decode, prefill, role) => Err(broken(format!(
+            "do_remote_decode given: {decode}, do_remote_prefill given: {prefill}, at {role:?} engine"
+        ))),
+    }
+}
+
+fn prefill(book: &BlockBook, call: &Call<'_>) -> Result<Admitted, Refusal> {
+    is(call.fields, "do_remote_decode", "true")?;
+    not_streamed(call.fields)?;
+    let mut members = String::new();
+    if call.shape != HandoffShape::Omit {
+        for (name, value) in MEMBERS.iter().zip(book.issue(call)) {
+            members += &format!(",\"{name}\":{value}");
+        }
+    }
+    Ok(Admitted {
+        members,
+        is_prefill: true,
+        ..Admitted::default()
+    })
+}
+
+fn decode(book: &BlockBook, call: &Call<'_>) -> Result<Admitted, Refusal> {
+    is(call.fields, "do_remote_prefill", "true")?;
+    absent(call.fields, "do_remote_decode")?;
+    for name in MEMBERS {
+        if call.fields.count(name) != 1 {
+            let count = call.fields.count(name);
+            return Err(broken(format!("{name}: given {count} times")));
+        }
+    }
+    let values = MEMBERS.map(|name| call.fields.raw(name).unwrap_or_default());
+    if book.apart || values == ["null"; 4] {
+        return Ok(Admitted::default());
+    }
+    let mut inner = book.inner.lock();
+    let Some(issued) = inner.issued.get_mut(values[0]) else {
+        return Err(Refusal::internal("handoff unknown or altered"));
+    };
+    if issued.values != values {
+        return Err(Refusal::internal("handoff altered"));
+    }
+    let foreign = issued.used || issued.prompt_sha256 != call.prompt_sha256;
+    issued.used = true;
+    Ok(Admitted {
+        foreign,
+        ..Admitted::default()
+    })
+}
