@@ -81,6 +81,9 @@ pub(crate) fn ringside() -> Command {
     command
         .env_remove("POD_IP")
         .env_remove("ENABLE_PREFILLER_SAMPLING")
+        .env_remove("MOONCAKE_BOOTSTRAP_PORT")
+        .env_remove("P2P_CONNECTOR_PORT")
+        .env_remove("SGLANG_BOOTSTRAP_PORT")
         .stdin(Stdio::null());
     command
 }

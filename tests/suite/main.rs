@@ -12,6 +12,7 @@
 )]
 
 mod abort;
+mod apis;
 mod bodies;
 mod cli;
 mod client;
@@ -22,13 +23,20 @@ mod handoff;
 mod harness;
 mod harness_more;
 mod headers;
+mod kv;
 mod lifecycle;
 mod limits;
 mod memory;
+mod mooncake;
+mod mori;
 mod nixlv2;
+mod offloading;
+mod old_connectors;
 mod ranks;
 mod routing;
 mod seccomp;
+mod sglang;
+mod shared_storage;
 mod splice;
 mod transport;
 mod unix;

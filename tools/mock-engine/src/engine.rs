@@ -245,7 +245,7 @@ impl Engine {
     }
 
     fn close_gate(&self, fault: &Fault) {
-        if *fault == Fault::Hold {
+        if matches!(fault, Fault::Hold | Fault::HeldStatus { .. }) {
             self.shared.gate.close();
         }
     }

@@ -70,6 +70,14 @@ pub enum Fault {
         #[serde(default = "json_type")]
         content_type: String,
     },
+    /// As `Status`, JSON, but only after [`crate::Engine::release`].
+    HeldStatus {
+        /// The status code.
+        code: u16,
+        /// The body.
+        #[serde(default)]
+        body: String,
+    },
     /// A 200 that claims `content-encoding: gzip`, with opaque bytes.
     Gzip,
     /// A 200 with an HTML page.

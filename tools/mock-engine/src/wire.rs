@@ -96,6 +96,7 @@ pub(crate) fn substitute(fault: &Fault) -> Option<Plan> {
             body,
             content_type,
         } => Plan::new(*code, content_type, body.as_str()),
+        Fault::HeldStatus { code, body } => Plan::json(*code, body.as_str()),
         Fault::Gzip => Plan::json(200, OPAQUE).with("content-encoding", "gzip"),
         Fault::Html => Plan::new(200, "text/html; charset=utf-8", PAGE),
         Fault::HalfJson => Plan::json(200, HALF),
@@ -189,7 +190,7 @@ impl Wire {
             Some(Fault::NoFraming) => wire.delimiter = Delimiter::Close,
             Some(Fault::BareLf) => wire.bare_lf = true,
             Some(Fault::Http10Answer) => wire.http10 = true,
-            Some(Fault::Hold) => wire.held = true,
+            Some(Fault::Hold | Fault::HeldStatus { .. }) => wire.held = true,
             Some(Fault::StallAfterHead) => wire.stall_after_head = true,
             Some(Fault::ResetMidBody { after_events }) => {
                 wire.cut = Some((*after_events, Cut::Reset));

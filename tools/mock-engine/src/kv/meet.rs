@@ -47,7 +47,7 @@ struct Inner {
     book: Guarded<Book>,
     changed: Notify,
     prefill_waits: AtomicBool,
-    nobody_waits: bool,
+    decode_hastens: AtomicBool,
 }
 
 /// The meetings of the engines that share it. Clones share one book.
@@ -63,16 +63,20 @@ impl Meetings {
 
     /// None yet, and no leg waits for another: for engines in processes of their own.
     pub(crate) fn apart() -> Self {
-        Self(Arc::new(Inner {
-            nobody_waits: true,
-            ..Inner::default()
-        }))
+        let meetings = Self::default();
+        meetings.decode_waits(false);
+        meetings
     }
 
     /// Whether a prefill leg's answer waits for the decode leg, as a decode leg's always waits for
     /// the prefill leg. Then only a proxy that sends both at once gets an answer at all.
     pub fn prefill_waits(&self, waits: bool) {
         self.0.prefill_waits.store(waits, Ordering::Relaxed);
+    }
+
+    /// Whether a decode leg's answer waits for the prefill leg; it does unless told otherwise.
+    pub fn decode_waits(&self, waits: bool) {
+        self.0.decode_hastens.store(!waits, Ordering::Relaxed);
     }
 
     /// The keys of all meetings, in the order of their first arrivals.
@@ -126,8 +130,11 @@ impl Meetings {
         *own = Some(arrival);
         drop(book);
         self.0.changed.notify_waiters();
-        let waits = side == Side::Decode || self.0.prefill_waits.load(Ordering::Relaxed);
-        Ok((waits && !self.0.nobody_waits).then(|| Wait {
+        let waits = match side {
+            Side::Prefill => self.0.prefill_waits.load(Ordering::Relaxed),
+            Side::Decode => !self.0.decode_hastens.load(Ordering::Relaxed),
+        };
+        Ok(waits.then(|| Wait {
             meetings: self.clone(),
             key: key.to_owned(),
         }))

@@ -1,0 +1,337 @@
+//! Pairs of engines under the contract of a connector, and what holds for every connector: the
+//! answers, the legs' heads, and who is told what when something fails or somebody leaves.
+
+use mock_engine::{
+    Counters, Engine, EngineConfig, Fault, HandoffRegistry, KvContract, Seen, State,
+};
+
+use crate::apis::{Api, Question};
+use crate::client::{Client, DEADLINE, End, request};
+use crate::harness::{Launch, PREFILLER, Pair, Sidecar, only, start_decoder};
+use crate::harness_more::{Leave, expect_drained};
+
+/// How to start a pair.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Setup<'a> {
+    pub(crate) args: &'a [&'a str],
+    pub(crate) env: &'a [(&'a str, &'a str)],
+    pub(crate) contract: KvContract,
+    /// Ranks a prefill engine takes in `x-data-parallel-rank`.
+    pub(crate) dp_size: u32,
+    /// Heads of streams leave decode engines at once.
+    pub(crate) early_head: bool,
+    pub(crate) keep_answer: bool,
+}
+
+impl Setup<'_> {
+    #[track_caller]
+    pub(crate) fn start(&self) -> Pair {
+        let handoffs = HandoffRegistry::new();
+        let config = |config| EngineConfig {
+            contract: self.contract.clone(),
+            verify_handoff: Some(handoffs.clone()),
+            data_parallel_size: self.dp_size.max(1),
+            keep_answer: self.keep_answer,
+            ..config
+        };
+        let prefill = Engine::start(config(EngineConfig::prefill()), 0).unwrap();
+        let (decode, flag) = start_decoder(EngineConfig {
+            early_head: self.early_head,
+            ..config(EngineConfig::decode())
+        });
+        let sidecar = Sidecar::launch(&Launch {
+            args: &[&[&*flag], self.args].concat(),
+            env: self.env,
+            ..Launch::default()
+        });
+        Pair {
+            prefill,
+            decode,
+            sidecar,
+            handoffs,
+        }
+    }
+}
+
+/// Asks a question of both engines and checks whose answer came.
+#[track_caller]
+pub(crate) fn answered(pair: &Pair, question: &Question) {
+    answered_with(pair, question, &[]);
+}
+
+/// As `answered`, with more header lines.
+#[track_caller]
+pub(crate) fn answered_with(pair: &Pair, question: &Question, headers: &[(&str, &str)]) {
+    let answer = pair
+        .post_with(question.api.path(), &question.body, headers)
+        .expect(200);
+    question.expect(&answer);
+}
+
+/// The only request of each engine, both to the client's path, both complete, neither refused.
+#[track_caller]
+pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
+    expect_kept(pair);
+    for engine in [&pair.prefill, &pair.decode] {
+        let done = |log: &[Seen]| log.iter().all(|seen| seen.state == State::Answered);
+        let log = engine.wait_for(DEADLINE, done);
+        assert!(log.is_some(), "{:?}", engine.requests());
+    }
+    let (prefill, decode) = (only(&pair.prefill), only(&pair.decode));
+    assert_eq!(prefill.target, decode.target);
+    assert_eq!(prefill.method, decode.method);
+    (prefill, decode)
+}
+
+/// Fails if a leg broke its contract or a handoff came back wrong.
+#[track_caller]
+pub(crate) fn expect_kept(pair: &Pair) {
+    for engine in [&pair.prefill, &pair.decode] {
+        let counters = engine.counters();
+        let bad = |c: &Counters| {
+            c.contract_broken
+                + c.malformed
+                + c.poisoned
+                + c.wrong_role
+                + c.handoff_altered
+                + c.handoff_foreign
+                + c.handoff_reused
+                + c.handoff_unknown
+        };
+        assert_eq!(bad(&counters), 0, "{counters:?}");
+    }
+}
+
+/// Forgets what both engines have seen.
+pub(crate) fn forget(pair: &Pair) {
+    pair.prefill.clear();
+    pair.decode.clear();
+}
+
+/// Waits until an engine has a request in this state.
+#[track_caller]
+pub(crate) fn wait_state(engine: &Engine, want: State) {
+    let log = engine.wait_for(DEADLINE, |log| log.iter().any(|seen| seen.state == want));
+    let states: Vec<State> = engine.requests().iter().map(|seen| seen.state).collect();
+    assert!(log.is_some(), "not {want:?}: {states:?}");
+}
+
+/// Waits until an engine has had a request aborted.
+#[track_caller]
+pub(crate) fn wait_aborted(engine: &Engine) {
+    let aborted = |log: &[Seen]| log.iter().any(|seen| seen.state.is_aborted());
+    let log = engine.wait_for(DEADLINE, aborted);
+    let states: Vec<State> = engine.requests().iter().map(|seen| seen.state).collect();
+    assert!(log.is_some(), "never aborted: {states:?}");
+}
+
+/// Sends a question for both engines and leaves the answer to come.
+pub(crate) fn begin(pair: &Pair, question: &Question) -> Client {
+    let target = pair.prefill.host_port();
+    let mut client = pair.sidecar.connect();
+    let headers = [(PREFILLER, target.as_str())];
+    client.send(request(
+        "POST",
+        question.api.path(),
+        &headers,
+        question.body.as_bytes(),
+    ));
+    client
+}
+
+/// After faults and departures: all legs are over, nobody panicked, the next questions are
+/// answered.
+#[track_caller]
+pub(crate) fn expect_recovered(pair: &Pair) {
+    for engine in [&pair.prefill, &pair.decode] {
+        engine.clear_faults();
+        engine.release();
+    }
+    for api in [Api::Chat, Api::Generate] {
+        for stream in [true, false] {
+            answered(pair, &api.ask(4, stream));
+        }
+    }
+    let local = Api::Chat.ask(4, true);
+    let answer = pair.sidecar.post(local.api.path(), &local.body, &[]);
+    local.expect(&answer.expect(200));
+    expect_drained(&pair.sidecar);
+    pair.sidecar.expect_sound();
+    expect_kept(pair);
+}
+
+/// What becomes of a prefill leg whose client leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prefills {
+    /// It is closed.
+    Cancelled,
+    /// It runs to its end: its engine cannot be stopped half-way.
+    Finish,
+}
+
+fn engine_error(code: u16) -> Fault {
+    Fault::Status {
+        code,
+        body: format!("{{\"error\":{{\"message\":\"engine says {code}\"}}}}"),
+        content_type: "application/problem+json".to_owned(),
+    }
+}
+
+/// Both legs at once: a prefill that fails ends the decode leg, and its error is the client's.
+#[track_caller]
+pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
+    let pair = setup.start();
+    for code in [500, 503, 400, 429] {
+        pair.prefill.fault(engine_error(code), 1);
+        let question = Api::Chat.ask(4, true);
+        let answer = pair.post(question.api.path(), &question.body);
+        let answer = answer.expect(code);
+        assert!(
+            answer.text().contains(&format!("engine says {code}")),
+            "{}",
+            answer.text()
+        );
+        assert_eq!(
+            answer.header("content-type"),
+            Some("application/problem+json")
+        );
+        no_decode_survives(&pair);
+    }
+    for (fault, label) in [
+        (Fault::ResetBeforeHead, "prefill_reset"),
+        (Fault::CloseBeforeHead, "prefill_reset"),
+        (Fault::Garbage, "prefill_answer"),
+    ] {
+        pair.prefill.fault(fault, 1);
+        let question = Api::Chat.ask(4, false);
+        let answer = pair.post(question.api.path(), &question.body);
+        answer.expect_error(502, label);
+        no_decode_survives(&pair);
+    }
+    pair.prefill.refuse(true);
+    let question = Api::Chat.ask(4, true);
+    let answer = pair.post(question.api.path(), &question.body);
+    answer.expect_error(502, "prefill_connect");
+    no_decode_survives(&pair);
+    pair.prefill.refuse(false);
+    expect_recovered(&pair);
+}
+
+/// No decode leg was answered or is still going on.
+#[track_caller]
+fn no_decode_survives(pair: &Pair) {
+    let over = |log: &[Seen]| log.iter().all(|seen| seen.state.is_aborted());
+    let log = pair.decode.wait_for(DEADLINE, over);
+    assert!(log.is_some(), "{:?}", pair.decode.requests());
+    forget(pair);
+}
+
+/// Both legs at once, the head of decode's answer is out before prefill fails: no hang, and no
+/// answer that looks whole.
+#[track_caller]
+pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
+    let pair = Setup {
+        early_head: true,
+        ..setup.clone()
+    }
+    .start();
+    let fault = Fault::TruncateMidBody { after_events: 0 };
+    for fault in [engine_error(500), fault, Fault::ResetBeforeHead] {
+        pair.prefill.fault(fault.clone(), 1);
+        let question = Api::Chat.ask(4, true);
+        let answer = pair.post(question.api.path(), &question.body);
+        let is_cut = answer.status == 200 && answer.end != End::Complete;
+        // One that met the decode leg and broke off later did its work.
+        let is_whole = answer.status == 200 && matches!(fault, Fault::TruncateMidBody { .. });
+        assert!(
+            answer.status >= 500 || is_cut || is_whole,
+            "{fault:?}: {answer:?}"
+        );
+    }
+    expect_recovered(&pair);
+}
+
+/// The legs are under way at the same time: each engine answers only once the other has its leg.
+#[track_caller]
+pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &mock_engine::Meetings) {
+    meetings.prefill_waits(true);
+    let pair = setup.start();
+    for api in Api::ALL {
+        for stream in [false, true] {
+            answered(&pair, &api.ask(4, stream));
+        }
+    }
+    assert_eq!(meetings.complete(), 10);
+    expect_kept(&pair);
+}
+
+/// The client leaves in each phase: legs end as the connector's engines need it, and the process
+/// goes on.
+#[track_caller]
+pub(crate) fn client_leaves(setup: &Setup<'_>, prefills: Prefills, concurrent: bool) {
+    let pair = setup.start();
+    for leave in Leave::ALL {
+        leave_while_prefill_is_silent(&pair, leave, prefills, concurrent);
+        leave_while_decode_is_silent(&pair, leave);
+        leave_in_a_stream(&pair, leave, prefills);
+    }
+    expect_recovered(&pair);
+}
+
+fn leave_while_prefill_is_silent(pair: &Pair, leave: Leave, prefills: Prefills, concurrent: bool) {
+    forget(pair);
+    pair.prefill.fault(Fault::Hold, 1);
+    if concurrent {
+        // It would be answered: the legs have met.
+        pair.decode.fault(Fault::StallBeforeHead, 1);
+    }
+    let client = begin(pair, &Api::Chat.ask(4, true));
+    wait_state(&pair.prefill, State::Answering);
+    if concurrent {
+        wait_state(&pair.decode, State::Answering);
+    }
+    let (_, _client) = leave.now(client);
+    if concurrent {
+        wait_aborted(&pair.decode);
+    }
+    pair.sidecar
+        .wait_metric("ringside_client_connections", &[], 0.0);
+    match prefills {
+        Prefills::Cancelled => wait_aborted(&pair.prefill),
+        Prefills::Finish => {
+            pair.prefill.release();
+            wait_state(&pair.prefill, State::Answered);
+        }
+    }
+    pair.prefill.release();
+    expect_drained(&pair.sidecar);
+    assert_eq!(pair.decode.requests().len(), usize::from(concurrent));
+}
+
+fn leave_while_decode_is_silent(pair: &Pair, leave: Leave) {
+    forget(pair);
+    pair.decode.fault(Fault::StallBeforeHead, 1);
+    let client = begin(pair, &Api::Chat.ask(4, false));
+    wait_state(&pair.decode, State::Answering);
+    wait_state(&pair.prefill, State::Answered);
+    let (_, _client) = leave.now(client);
+    wait_aborted(&pair.decode);
+    expect_drained(&pair.sidecar);
+}
+
+fn leave_in_a_stream(pair: &Pair, leave: Leave, prefills: Prefills) {
+    forget(pair);
+    if prefills == Prefills::Finish {
+        pair.prefill.fault(Fault::Hold, 1);
+    }
+    pair.decode
+        .fault(Fault::StallMidStream { after_events: 3 }, 1);
+    let mut client = begin(pair, &Api::Chat.ask(64, true));
+    assert_eq!(client.head().status, 200);
+    client.chunk().unwrap();
+    let (_, _client) = leave.now(client);
+    wait_aborted(&pair.decode);
+    pair.prefill.release();
+    wait_state(&pair.prefill, State::Answered);
+    expect_drained(&pair.sidecar);
+}

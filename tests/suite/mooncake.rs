@@ -1,0 +1,306 @@
+//! Mooncake (reference 6.4): a prefill engine's ranks are asked for once, both legs go out at once
+//! and name one transfer. Rows K1 to K3.
+
+use std::collections::HashSet;
+
+use mock_engine::{Engine, EngineConfig, EngineIds, Fault, KvContract, Mooncake, Seen, State};
+use serde_json::{Value, json};
+
+use crate::apis::{Api, Completion};
+use crate::client::DEADLINE;
+use crate::harness::{CHAT, Pair, json_of, only};
+use crate::harness_more::{Leave, expect_drained};
+use crate::kv::{
+    Prefills, Setup, answered, begin, both_legs, client_leaves, expect_recovered,
+    failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
+    wait_aborted, wait_state,
+};
+
+/// A pair and the bootstrap server of its prefill engine.
+struct Cluster {
+    pair: Pair,
+    bootstrap: Engine,
+    terms: Mooncake,
+}
+
+fn terms() -> Mooncake {
+    Mooncake {
+        engines: EngineIds::new(&["e0", "e1"]),
+        ..Mooncake::default()
+    }
+}
+
+fn bootstrap_of(terms: &Mooncake) -> Engine {
+    let config = EngineConfig {
+        bootstrap: Some(terms.engines.clone()),
+        ..EngineConfig::default()
+    };
+    Engine::start(config, 0).unwrap()
+}
+
+/// Runs `test` with a setup for that bootstrap server.
+fn with_setup<T>(terms: &Mooncake, bootstrap: &Engine, test: impl FnOnce(&Setup<'_>) -> T) -> T {
+    let port = format!("--mooncake-bootstrap-port={}", bootstrap.port());
+    test(&Setup {
+        args: &["--kv-connector=mooncake", &port],
+        contract: KvContract::Mooncake(terms.clone()),
+        dp_size: 2,
+        ..Setup::default()
+    })
+}
+
+fn start() -> Cluster {
+    let terms = terms();
+    let bootstrap = bootstrap_of(&terms);
+    let pair = with_setup(&terms, &bootstrap, |setup| setup.start());
+    Cluster {
+        pair,
+        bootstrap,
+        terms,
+    }
+}
+
+/// The legs' objects, checked against the contract.
+#[track_caller]
+fn expect_objects(cluster: &Cluster, client: &Value, api: Api) -> (u64, String) {
+    let (prefill, decode) = both_legs(&cluster.pair);
+    let decoded = json_of(&decode);
+    let params = &decoded["kv_transfer_params"];
+    let transfer = params["transfer_id"].as_str().unwrap().to_owned();
+    let engine = params["remote_engine_id"].as_str().unwrap();
+    let rank: u64 = prefill
+        .header("x-data-parallel-rank")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_eq!(engine, format!("e{rank}"), "k3: the rank is the engine's");
+    assert_eq!(decode.header("x-data-parallel-rank"), None);
+    let addr = format!("http://127.0.0.1:{}", cluster.bootstrap.port());
+    let mut want = client.clone();
+    want["kv_transfer_params"] = json!({"do_remote_prefill": true, "do_remote_decode": false,
+        "transfer_id": transfer, "remote_bootstrap_addr": addr, "remote_engine_id": engine});
+    assert_eq!(decoded, want);
+    let set = json!({"stream": false, "kv_transfer_params": {"do_remote_prefill": false,
+        "do_remote_decode": true, "transfer_id": transfer}});
+    let removed = ["stream_options"];
+    let prefill = json_of(&prefill);
+    api.expect_capped(client, &prefill, &set, &removed, Completion::IfGiven);
+    (rank, transfer)
+}
+
+#[test]
+fn k1_the_bootstrap_server_is_asked_and_the_legs_share_a_transfer() {
+    let cluster = start();
+    let mut transfers = HashSet::new();
+    for api in Api::ALL {
+        for stream in [false, true] {
+            forget(&cluster.pair);
+            let more = match (api, stream) {
+                (Api::Chat, true) => r#","stream_options":{"include_usage":true}"#,
+                (Api::Chat, false) => r#","max_completion_tokens":6,"min_tokens":3"#,
+                _ => "",
+            };
+            let question = api.ask_with(6, stream, more);
+            answered(&cluster.pair, &question);
+            let (_, transfer) = expect_objects(&cluster, &question.json(), api);
+            transfers.insert(transfer);
+        }
+    }
+    assert_eq!(transfers.len(), 10);
+    let query = only(&cluster.bootstrap);
+    assert_eq!(
+        (query.method.as_str(), query.target.as_str()),
+        ("GET", "/query")
+    );
+    for name in ["authorization", "x-forwarded-for", "x-prefiller-host-port"] {
+        assert_eq!(query.header(name), None, "{name}");
+    }
+    cluster.pair.sidecar.expect_sound();
+}
+
+#[test]
+fn k2_a_slow_prefill_does_not_hold_the_answer() {
+    let cluster = start();
+    for stream in [true, false] {
+        forget(&cluster.pair);
+        cluster.pair.prefill.fault(Fault::Hold, 1);
+        answered(&cluster.pair, &Api::Chat.ask(6, stream));
+        assert_eq!(only(&cluster.pair.prefill).state, State::Answering);
+        cluster.pair.prefill.release();
+        wait_state(&cluster.pair.prefill, State::Answered);
+    }
+    expect_recovered(&cluster.pair);
+}
+
+#[test]
+fn k3_both_ranks_are_used_and_named() {
+    let cluster = start();
+    let mut ranks = [0, 0];
+    for _ in 0..40 {
+        forget(&cluster.pair);
+        let question = Api::Chat.ask(2, false);
+        answered(&cluster.pair, &question);
+        let (rank, _) = expect_objects(&cluster, &question.json(), Api::Chat);
+        ranks[rank as usize] += 1;
+    }
+    assert!(ranks.iter().all(|count| *count > 0), "{ranks:?}");
+    assert_eq!(cluster.bootstrap.requests().len(), 1);
+}
+
+#[test]
+fn the_legs_are_concurrent() {
+    let terms = terms();
+    let bootstrap = bootstrap_of(&terms);
+    with_setup(&terms, &bootstrap, |setup| {
+        legs_are_concurrent(setup, &terms.meetings);
+    });
+}
+
+#[test]
+fn a_prefill_engine_that_restarts_is_asked_again() {
+    let cluster = start();
+    answered(&cluster.pair, &Api::Chat.ask(4, true));
+    cluster.terms.engines.set(&["n0", "n1"]);
+    // The decode engine does not know the old id; after that the new ones are used.
+    let question = Api::Chat.ask(4, true);
+    let first = cluster.pair.post(CHAT, &question.body);
+    assert!(matches!(first.status, 200 | 500), "{first:?}");
+    for _ in 0..5 {
+        answered(&cluster.pair, &Api::Chat.ask(4, true));
+    }
+    let requests = cluster.pair.decode.requests();
+    let last = json_of(requests.last().unwrap());
+    let engine = last["kv_transfer_params"]["remote_engine_id"].clone();
+    assert!(engine == "n0" || engine == "n1", "{engine}");
+    assert_eq!(cluster.bootstrap.requests().len(), 2);
+}
+
+#[test]
+fn a_bootstrap_server_that_fails_ends_the_request_before_any_leg() {
+    let cluster = start();
+    let status = |code, body: &str| Fault::Status {
+        code,
+        body: body.to_owned(),
+        content_type: "application/json".to_owned(),
+    };
+    for fault in [
+        status(500, "{}"),
+        status(404, "{}"),
+        status(200, "{}"),
+        status(200, "[]"),
+        status(200, "null"),
+        status(200, "not json"),
+        status(200, r#"{"0":{}}"#),
+        status(200, r#"{"0":{"engine_id":""}}"#),
+        status(200, r#"{"0":{"engine_id":7}}"#),
+        status(200, r#"{"x":{"engine_id":"e0"}}"#),
+        Fault::HalfJson,
+        Fault::Html,
+        Fault::Gzip,
+        Fault::Garbage,
+        Fault::ResetBeforeHead,
+        Fault::CloseBeforeHead,
+        Fault::TruncateMidBody { after_events: 1 },
+        Fault::EndlessHead,
+    ] {
+        cluster.bootstrap.fault_on("/query", fault.clone(), 1);
+        let question = Api::Chat.ask(4, true);
+        let answer = cluster.pair.post(CHAT, &question.body);
+        assert_eq!(answer.status, 502, "{fault:?}: {}", answer.text());
+        let body = answer.expect(502).json();
+        assert_eq!(body["type"], "BadGateway", "{fault:?}");
+    }
+    cluster.bootstrap.refuse(true);
+    let question = Api::Chat.ask(4, true);
+    let answer = cluster.pair.post(CHAT, &question.body);
+    assert_eq!(answer.expect(502).json()["type"], "BadGateway");
+    cluster.bootstrap.refuse(false);
+    assert!(cluster.pair.prefill.requests().is_empty());
+    assert!(cluster.pair.decode.requests().is_empty());
+    // Nothing of that was remembered.
+    expect_recovered(&cluster.pair);
+}
+
+#[test]
+fn a_silent_bootstrap_server_is_given_up() {
+    let cluster = start();
+    let fault = Fault::StallBeforeHead;
+    cluster.bootstrap.fault_on("/query", fault, 1);
+    let question = Api::Chat.ask(4, true);
+    let answer = cluster.pair.post(CHAT, &question.body);
+    assert!(matches!(answer.status, 502 | 504), "{answer:?}");
+    wait_aborted(&cluster.bootstrap);
+    assert!(cluster.pair.decode.requests().is_empty());
+    expect_recovered(&cluster.pair);
+}
+
+#[test]
+fn many_at_first_ask_little() {
+    let cluster = start();
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| answered(&cluster.pair, &Api::Chat.ask(2, true)));
+        }
+    });
+    let asked = cluster.bootstrap.requests().len();
+    assert!((1..=16).contains(&asked), "{asked}");
+    assert_eq!(cluster.terms.meetings.complete(), 16);
+    answered(&cluster.pair, &Api::Chat.ask(2, true));
+    assert_eq!(cluster.bootstrap.requests().len(), asked);
+}
+
+#[test]
+fn a_failed_prefill_cancels_decode() {
+    let terms = terms();
+    let bootstrap = bootstrap_of(&terms);
+    with_setup(&terms, &bootstrap, failed_prefill_cancels_decode);
+}
+
+#[test]
+fn a_prefill_that_fails_after_the_head() {
+    let terms = terms();
+    let bootstrap = bootstrap_of(&terms);
+    with_setup(&terms, &bootstrap, failed_prefill_after_the_head);
+}
+
+#[test]
+fn the_client_leaves() {
+    let terms = terms();
+    let bootstrap = bootstrap_of(&terms);
+    with_setup(&terms, &bootstrap, |setup| {
+        client_leaves(setup, Prefills::Finish, true);
+    });
+}
+
+#[test]
+fn the_client_leaves_while_the_bootstrap_server_is_silent() {
+    let cluster = start();
+    for leave in Leave::ALL {
+        cluster.bootstrap.clear();
+        let fault = Fault::Hold;
+        cluster.bootstrap.fault_on("/query", fault, 1);
+        let client = begin(&cluster.pair, &Api::Chat.ask(4, true));
+        wait_state(&cluster.bootstrap, State::Answering);
+        let (_, _client) = leave.now(client);
+        cluster
+            .pair
+            .sidecar
+            .wait_metric("ringside_client_connections", &[], 0.0);
+        cluster.bootstrap.release();
+        let over = |log: &[Seen]| log.iter().all(|seen| seen.state != State::Answering);
+        assert!(cluster.bootstrap.wait_for(DEADLINE, over).is_some());
+        expect_drained(&cluster.pair.sidecar);
+    }
+    assert!(cluster.pair.prefill.requests().is_empty());
+    assert!(cluster.pair.decode.requests().is_empty());
+    expect_recovered(&cluster.pair);
+}
+
+#[test]
+fn a_clients_own_parameters_are_replaced() {
+    let cluster = start();
+    let more = r#","kv_transfer_params":{"do_remote_prefill":true,"remote_host":"evil"}"#;
+    let question = Api::Chat.ask_with(4, true, more);
+    answered(&cluster.pair, &question);
+    expect_objects(&cluster, &question.json(), Api::Chat);
+}

@@ -1,0 +1,541 @@
+//! `MoRI-IO`, a mode of nixlv2 (reference 6.6): the prefill engine writes into the decode engine,
+//! one leg after the other or both at once. Rows M1 to M10, N16, N17, and P12 in part.
+
+use mock_engine::{Counters, Engine, Fault, KvContract, Mori, Seen, State, dp_rank};
+use serde_json::{Value, json};
+
+use crate::apis::{Api, Completion};
+use crate::client::{DEADLINE, End};
+use crate::harness::{CHAT, Pair, json_of, only};
+use crate::harness_more::{Leave, expect_drained};
+use crate::kv::{
+    Prefills, Setup, answered, answered_with, begin, both_legs, client_leaves, expect_kept,
+    expect_recovered, failed_prefill_cancels_decode, forget, legs_are_concurrent, wait_aborted,
+    wait_state,
+};
+
+const PARAMS: &str = "kv_transfer_params";
+const RANK: &str = "x-data-parallel-rank";
+
+/// Ports other than the defaults, so that a mix-up shows.
+const SERIAL: [&str; 6] = [
+    "--moriio-write-mode",
+    "--moriio-local-pod-ip=10.0.0.1",
+    "--moriio-decode-notify-port=61015",
+    "--moriio-decode-handshake-port=6311",
+    "--moriio-prefill-notify-port=61025",
+    "--moriio-prefill-handshake-port=6321",
+];
+const PARALLEL: &str = "--moriio-parallel-dispatch";
+
+fn terms(parallel: bool, dp_size: u64) -> Mori {
+    Mori {
+        parallel,
+        decode_host: "10.0.0.1".to_owned(),
+        decode_ports: (61015, 6311),
+        prefill_ports: (61025, 6321),
+        tp_size: 2,
+        dp_size,
+        ..Mori::default()
+    }
+}
+
+/// The flags that say what `terms` says.
+fn flags(terms: &Mori) -> Vec<String> {
+    let mut flags: Vec<String> = SERIAL.iter().map(|flag| (*flag).to_owned()).collect();
+    if terms.parallel {
+        flags.push(PARALLEL.to_owned());
+    }
+    flags.push(format!("--moriio-tp-size={}", terms.tp_size));
+    flags.push(format!("--moriio-dp-size={}", terms.dp_size));
+    if terms.dp_size_local > 0 {
+        flags.push(format!("--moriio-dp-size-local={}", terms.dp_size_local));
+    }
+    for (flag, hosts) in [
+        ("remote", &terms.prefill_hosts),
+        ("decode", &terms.decode_hosts),
+    ] {
+        if !hosts.is_empty() {
+            flags.push(format!("--moriio-{flag}-hosts={}", hosts.join(",")));
+        }
+    }
+    flags
+}
+
+/// Runs `test` with a setup for these terms.
+fn with_setup<T>(terms: &Mori, more: &[&str], test: impl FnOnce(&Setup<'_>) -> T) -> T {
+    let flags = flags(terms);
+    let args: Vec<&str> = flags
+        .iter()
+        .map(String::as_str)
+        .chain(more.iter().copied())
+        .collect();
+    test(&Setup {
+        args: &args,
+        contract: KvContract::Mori(terms.clone()),
+        dp_size: u32::try_from(terms.dp_size).unwrap(),
+        ..Setup::default()
+    })
+}
+
+fn start(terms: &Mori) -> Pair {
+    with_setup(terms, &[], |setup| setup.start())
+}
+
+fn transfer_of(seen: &Seen) -> String {
+    let id = json_of(seen)[PARAMS]["transfer_id"].clone();
+    id.as_str().unwrap().to_owned()
+}
+
+/// The object a prefill engine is sent.
+fn prefill_object(terms: &Mori, transfer: &str) -> Value {
+    json!({"do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null,
+        "remote_block_ids": null, "remote_port": null, "remote_host": "10.0.0.1",
+        "remote_notify_port": 61015, "remote_handshake_port": 6311,
+        "remote_dp_rank": dp_rank(&transfer[2..], terms.dp_size),
+        "remote_dp_rank_override": true, "transfer_id": transfer, "tp_size": terms.tp_size,
+        "remote_dp_size": terms.dp_size})
+}
+
+#[test]
+fn m1_one_after_the_other() {
+    let terms = terms(false, 1);
+    let pair = start(&terms);
+    for api in Api::ALL {
+        for stream in [false, true] {
+            forget(&pair);
+            let more = match (api, stream) {
+                (Api::Chat, true) => r#","stream_options":{"include_usage":true}"#,
+                _ => "",
+            };
+            let question = api.ask_with(6, stream, more);
+            answered(&pair, &question);
+            let (prefill, decode) = both_legs(&pair);
+            let transfer = transfer_of(&prefill);
+            assert_eq!(transfer, transfer_of(&decode));
+            let set = json!({"stream": false, PARAMS: prefill_object(&terms, &transfer)});
+            let client = question.json();
+            let have = json_of(&prefill);
+            let removed = ["stream_options"];
+            api.expect_capped(&client, &have, &set, &removed, Completion::Always);
+            let mut have = json_of(&decode);
+            let params = have[PARAMS].take();
+            let mut want = client;
+            want[PARAMS] = Value::Null;
+            assert_eq!(have, want);
+            // What the prefill engine returned, and what was missing in it.
+            assert_eq!(params["remote_host"], "127.0.0.1");
+            assert_eq!(params["mock_float"].to_string(), "1.0");
+            assert_eq!(params["remote_dp_rank"], 0);
+            assert_eq!(params["remote_notify_port"], 61015);
+            assert_eq!(params["remote_handshake_port"], 6311);
+            assert_eq!((prefill.header(RANK), decode.header(RANK)), (None, None));
+            assert!(prefill.at < decode.at);
+        }
+    }
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn m1_the_count_is_the_prefill_engines() {
+    let pair = start(&terms(false, 1));
+    let question = Api::Chat.ask(6, false);
+    let answer = pair.post(CHAT, &question.body).expect(200).json();
+    assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 7);
+}
+
+/// The object a decode engine is sent with both legs at once.
+fn decode_object(terms: &Mori, transfer: &str) -> Value {
+    json!({"do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [],
+        "remote_engine_id": "127.0.0.1:6321", "remote_host": "127.0.0.1", "remote_port": 6321,
+        "remote_notify_port": 61025, "remote_handshake_port": 6321,
+        "remote_dp_rank": dp_rank(&transfer[2..], terms.dp_size),
+        "remote_dp_rank_override": true, "transfer_id": transfer, "tp_size": terms.tp_size,
+        "remote_dp_size": terms.dp_size})
+}
+
+#[test]
+fn m2_at_once_with_ranks() {
+    let terms = terms(true, 8);
+    let pair = start(&terms);
+    for api in Api::ALL {
+        for stream in [false, true] {
+            forget(&pair);
+            let question = api.ask(6, stream);
+            answered(&pair, &question);
+            let (prefill, decode) = both_legs(&pair);
+            let transfer = transfer_of(&prefill);
+            let client = question.json();
+            let set = json!({"stream": false, PARAMS: prefill_object(&terms, &transfer)});
+            let mut have = json_of(&prefill);
+            // pd-sidecar caps this one for every kind of request.
+            if api != Api::Responses {
+                have.as_object_mut().unwrap().remove("max_output_tokens");
+            }
+            api.expect_capped(&client, &have, &set, &[], Completion::Always);
+            let mut want = client;
+            want[PARAMS] = decode_object(&terms, &transfer);
+            assert_eq!(json_of(&decode), want);
+            let rank = dp_rank(&transfer[2..], 8).to_string();
+            assert_eq!(prefill.header_all(RANK), [rank.as_str()]);
+            assert_eq!(decode.header_all(RANK), [rank.as_str()]);
+        }
+    }
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn m2_both_legs_have_one_request_id() {
+    let pair = start(&terms(true, 1));
+    for headers in [&[][..], &[("x-request-id", "gw-17")]] {
+        forget(&pair);
+        answered_with(&pair, &Api::Chat.ask(4, true), headers);
+        let (prefill, decode) = both_legs(&pair);
+        let ids = prefill.header_all("x-request-id");
+        assert_eq!(ids.len(), 1, "{ids:?}");
+        assert_eq!(ids, decode.header_all("x-request-id"));
+    }
+}
+
+fn two_hosts(parallel: bool) -> Mori {
+    Mori {
+        dp_size_local: 8,
+        prefill_hosts: vec!["10.1.0.1".to_owned(), "10.1.0.2".to_owned()],
+        decode_hosts: vec!["10.2.0.1".to_owned(), "10.2.0.2".to_owned()],
+        ..terms(parallel, 16)
+    }
+}
+
+#[test]
+fn m3_lists_of_hosts() {
+    for parallel in [true, false] {
+        let terms = two_hosts(parallel);
+        let pair = start(&terms);
+        answered(&pair, &Api::Chat.ask(4, true));
+        let (prefill, decode) = both_legs(&pair);
+        let params = json_of(&prefill)[PARAMS].take();
+        assert_eq!(params["remote_hosts"], json!(["10.2.0.1", "10.2.0.2"]));
+        assert_eq!(params["remote_dp_size_local"], 8);
+        assert_eq!(params["remote_dp_size"], 16);
+        let params = json_of(&decode)[PARAMS].take();
+        assert_eq!(params["remote_hosts"], json!(["10.1.0.1", "10.1.0.2"]));
+        assert_eq!(params["remote_dp_size_local"], 8);
+    }
+}
+
+#[test]
+fn m3_the_rank_is_one_the_front_end_of_a_host_takes() {
+    // llm-d-router#2895: a front end of one host knows its own ranks only.
+    let terms = two_hosts(true);
+    let pair = start(&terms);
+    for _ in 0..8 {
+        forget(&pair);
+        answered(&pair, &Api::Chat.ask(2, true));
+        let (prefill, decode) = both_legs(&pair);
+        for leg in [prefill, decode] {
+            let rank: u64 = leg.header(RANK).unwrap().parse().unwrap();
+            assert!(rank < 8, "{rank}");
+        }
+    }
+}
+
+#[test]
+fn m4_least_tokens_are_capped_and_restored() {
+    let pair = start(&terms(true, 1));
+    let question = Api::Chat.ask_with(9, true, r#","min_tokens":5"#);
+    answered(&pair, &question);
+    let (prefill, decode) = both_legs(&pair);
+    assert_eq!(json_of(&prefill)["min_tokens"], 1);
+    assert_eq!(json_of(&decode)["min_tokens"], 5);
+}
+
+#[test]
+fn m5_one_after_the_other_with_ranks() {
+    let terms = terms(false, 8);
+    let pair = start(&terms);
+    answered(&pair, &Api::Chat.ask(4, true));
+    let (prefill, decode) = both_legs(&pair);
+    let transfer = transfer_of(&prefill);
+    let rank = dp_rank(&transfer[2..], 8);
+    assert_eq!(json_of(&prefill)[PARAMS]["remote_dp_rank"], rank);
+    assert_eq!(prefill.header_all(RANK), [rank.to_string()]);
+    assert_eq!(decode.header_all(RANK), [rank.to_string()]);
+    let params = json_of(&decode)[PARAMS].take();
+    assert_eq!(params["remote_dp_rank"], rank);
+    assert_eq!(params["remote_dp_rank_override"], true);
+    assert_eq!(params["remote_dp_size"], 8);
+    assert_eq!(params["transfer_id"], transfer.as_str());
+}
+
+#[test]
+fn m5_what_the_prefill_engine_said_is_kept() {
+    let terms = terms(false, 1);
+    let pair = start(&terms);
+    let own = r#"{"do_remote_prefill":true,"remote_notify_port":1,"remote_handshake_port":2,"remote_dp_size":1, "x" : 1e5}"#;
+    terms.returned.set(Some(own));
+    // Its ports are not the ones configured, which the contract checks; the bodies tell.
+    let question = Api::Chat.ask(4, true);
+    pair.post(CHAT, &question.body);
+    let params = json_of(&only(&pair.decode))[PARAMS].take();
+    assert_eq!(params["remote_notify_port"], 1);
+    assert_eq!(params["remote_handshake_port"], 2);
+    assert_eq!(params["x"].to_string(), "1e5");
+    assert_eq!(params["remote_dp_rank_override"], true);
+    // What is no object is not filled up; nor does it crash an engine.
+    for raw in ["null", "17", "[]", "\"x\""] {
+        forget(&pair);
+        terms.returned.set(Some(raw));
+        let question = Api::Chat.ask(4, true);
+        let answer = pair.post(CHAT, &question.body);
+        question.expect(&answer.expect(200));
+        assert!(!json_of(&only(&pair.decode))[PARAMS].is_object(), "{raw}");
+    }
+}
+
+#[test]
+fn m6_a_failed_prefill_hides_the_decode_answer() {
+    let terms = terms(true, 8);
+    terms.meetings.decode_waits(false);
+    let pair = start(&terms);
+    for stream in [false, true] {
+        forget(&pair);
+        let fault = Fault::HeldStatus {
+            code: 500,
+            body: "{\"said\":500}".to_owned(),
+        };
+        pair.prefill.fault(fault, 1);
+        let question = Api::Chat.ask(4, stream);
+        let mut client = begin(&pair, &question);
+        wait_state(&pair.decode, State::Answered);
+        pair.prefill.release();
+        let answer = client.answer().expect(500);
+        assert_eq!(answer.text(), "{\"said\":500}");
+    }
+    expect_recovered(&pair);
+}
+
+#[test]
+fn m6_a_failed_prefill_cancels_decode() {
+    with_setup(&terms(true, 1), &[], failed_prefill_cancels_decode);
+}
+
+#[test]
+fn m7_the_wait_for_a_prefill_is_bounded() {
+    let terms = terms(true, 1);
+    let wait = "--moriio-parallel-decode-wait-timeout=300ms";
+    let pair = with_setup(&terms, &[wait], |setup| setup.start());
+    pair.prefill.fault(Fault::StallBeforeHead, 1);
+    pair.decode.fault(Fault::StallBeforeHead, 1);
+    let question = Api::Chat.ask(4, true);
+    let answer = pair.post(CHAT, &question.body);
+    assert_eq!(answer.status, 504, "{answer:?}");
+    assert!(answer.json().is_object());
+    wait_aborted(&pair.prefill);
+    wait_aborted(&pair.decode);
+    forget(&pair);
+    // The decode engine answers, the prefill engine does not.
+    terms.meetings.decode_waits(false);
+    pair.prefill.fault(Fault::StallBeforeHead, 1);
+    let question = Api::Chat.ask(4, true);
+    let answer = pair.post(CHAT, &question.body);
+    assert_eq!(answer.status, 504, "{answer:?}");
+    wait_aborted(&pair.prefill);
+    terms.meetings.decode_waits(true);
+    expect_recovered(&pair);
+}
+
+#[test]
+fn m8_a_good_prefill_lets_the_stream_through() {
+    let terms = terms(true, 8);
+    terms.meetings.decode_waits(false);
+    let pair = start(&terms);
+    for tokens in [4, 5_000] {
+        forget(&pair);
+        pair.prefill.fault(Fault::Hold, 1);
+        let question = Api::Chat.ask_with(tokens, true, r#","ignore_eos":true"#);
+        let mut client = begin(&pair, &question);
+        // All of a short answer, or as much of a long one as is taken, waits.
+        let wrote = |log: &[Seen]| log.iter().any(|seen| seen.first_byte_at.is_some());
+        assert!(pair.decode.wait_for(DEADLINE, wrote).is_some());
+        pair.prefill.release();
+        let answer = client.answer().expect(200);
+        assert_eq!(
+            answer.header("content-type"),
+            Some("text/event-stream; charset=utf-8")
+        );
+        question.expect(&answer);
+        assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        // Nothing is rewritten here.
+        assert!(!answer.text().contains("\"cached_tokens\":7"));
+    }
+    expect_kept(&pair);
+}
+
+#[test]
+fn m8_the_legs_are_concurrent() {
+    let terms = terms(true, 1);
+    with_setup(&terms, &[], |setup| {
+        legs_are_concurrent(setup, &terms.meetings);
+    });
+}
+
+#[test]
+fn m10_the_rank_the_prefill_engine_returns() {
+    let terms = terms(false, 8);
+    let pair = start(&terms);
+    let object = |rank: &str| {
+        format!(
+            "{{\"do_remote_prefill\":true,\"do_remote_decode\":false,\
+             \"remote_block_ids\":[[1]]{rank}}}"
+        )
+    };
+    for (rank, want) in [
+        ("3", Some(3)),
+        ("5", Some(5)),
+        ("0", Some(0)),
+        ("", None),
+        ("null", None),
+        ("\"3\"", None),
+        ("3.5", None),
+        ("8", None),
+        ("-1", None),
+    ] {
+        forget(&pair);
+        let member = match rank {
+            "" => String::new(),
+            rank => format!(",\"remote_dp_rank\":{rank}"),
+        };
+        terms.returned.set(Some(&object(&member)));
+        answered(&pair, &Api::Chat.ask(4, true));
+        let (prefill, decode) = both_legs(&pair);
+        let hashed = dp_rank(&transfer_of(&prefill)[2..], 8);
+        let want = want.unwrap_or(hashed);
+        let params = json_of(&decode)[PARAMS].take();
+        assert_eq!(params["remote_dp_rank"], want, "{rank}");
+        assert_eq!(decode.header_all(RANK), [want.to_string()], "{rank}");
+        assert_eq!(prefill.header_all(RANK), [hashed.to_string()], "{rank}");
+    }
+}
+
+#[test]
+fn n16_off_means_nothing_of_it() {
+    let pair = Setup::default().start();
+    answered(&pair, &Api::Chat.ask(4, true));
+    let (prefill, decode) = both_legs(&pair);
+    for leg in [&prefill, &decode] {
+        assert_eq!(leg.header(RANK), None);
+        let params = json_of(leg)[PARAMS].take();
+        for name in ["transfer_id", "remote_dp_size", "remote_hosts"] {
+            assert_eq!(params.get(name), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn n17_read_mode_tells_the_prefill_leg_only() {
+    let pair = Setup {
+        args: &["--moriio-dp-size=8"],
+        dp_size: 8,
+        ..Setup::default()
+    }
+    .start();
+    for _ in 0..4 {
+        forget(&pair);
+        answered(&pair, &Api::Chat.ask(4, true));
+        let (prefill, decode) = both_legs(&pair);
+        let rank: u64 = prefill.header(RANK).unwrap().parse().unwrap();
+        assert!(rank < 8);
+        assert_eq!(decode.header(RANK), None);
+        assert_eq!(json_of(&prefill)[PARAMS], crate::harness::prefill_params());
+        let params = json_of(&decode)[PARAMS].take();
+        for name in ["remote_dp_rank", "remote_dp_rank_override", "transfer_id"] {
+            assert_eq!(params.get(name), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn p12_a_source_goes_with_the_prefill_leg_at_once_as_well() {
+    let flags = flags(&terms(true, 1));
+    let mut args: Vec<&str> = flags.iter().map(String::as_str).collect();
+    args.push("--enable-p2p-pull");
+    // The contract of the engines knows no sources: the bodies tell.
+    let pair = Setup {
+        args: &args,
+        ..Setup::default()
+    }
+    .start();
+    let source = [("x-kv-cache-source-host-port", "10.4.0.9:8000")];
+    let question = Api::Chat.ask(4, false);
+    pair.post_with(CHAT, &question.body, &source);
+    let params = json_of(&only(&pair.prefill))[PARAMS].take();
+    assert_eq!(params["remote_kv_source"]["remote_host"], "10.4.0.9");
+    assert_eq!(params["remote_kv_source"]["remote_port"], 7777);
+}
+
+#[test]
+fn the_client_leaves() {
+    with_setup(&terms(false, 1), &[], |setup| {
+        client_leaves(setup, Prefills::Cancelled, false);
+    });
+    with_setup(&terms(true, 1), &[], |setup| {
+        client_leaves(setup, Prefills::Cancelled, true);
+    });
+}
+
+/// llm-d-router#2895: this ended pd-sidecar's process.
+#[test]
+fn the_client_leaves_while_decode_output_is_held_back() {
+    let terms = terms(true, 1);
+    terms.meetings.decode_waits(false);
+    let pair = start(&terms);
+    for leave in Leave::ALL {
+        forget(&pair);
+        pair.prefill.fault(Fault::StallBeforeHead, 1);
+        let fault = Fault::StallMidStream { after_events: 3 };
+        pair.decode.fault(fault, 1);
+        let client = begin(&pair, &Api::Chat.ask(64, true));
+        let wrote = |log: &[Seen]| log.iter().any(|seen| seen.first_byte_at.is_some());
+        assert!(pair.decode.wait_for(DEADLINE, wrote).is_some());
+        wait_state(&pair.prefill, State::Answering);
+        let (_, _client) = leave.now(client);
+        wait_aborted(&pair.prefill);
+        wait_aborted(&pair.decode);
+        expect_drained(&pair.sidecar);
+    }
+    terms.meetings.decode_waits(true);
+    expect_recovered(&pair);
+}
+
+#[test]
+fn a_decode_that_breaks_off_while_held_back_harms_nobody() {
+    let terms = terms(true, 1);
+    terms.meetings.decode_waits(false);
+    let pair = start(&terms);
+    for fault in [
+        Fault::ResetMidBody { after_events: 2 },
+        Fault::TruncateMidBody { after_events: 2 },
+        Fault::ResetBeforeHead,
+        Fault::Garbage,
+    ] {
+        forget(&pair);
+        pair.prefill.fault(Fault::Hold, 1);
+        pair.decode.fault(fault, 1);
+        let mut client = begin(&pair, &Api::Chat.ask(64, true));
+        let struck = |log: &[Seen]| log.iter().any(|seen| seen.state == State::Faulted);
+        assert!(pair.decode.wait_for(DEADLINE, struck).is_some());
+        pair.prefill.release();
+        // An error answer, or a stream that is cut.
+        if let Ok(head) = client.try_head() {
+            let (_, end) = client.body(head.framing("POST"));
+            assert!(head.status >= 500 || end != End::Complete, "{head:?}");
+        }
+        let idle = |counters: &Counters| counters.running == 0;
+        let engines: [&Engine; 2] = [&pair.prefill, &pair.decode];
+        for engine in engines {
+            assert!(engine.wait_counters(DEADLINE, idle).is_some());
+        }
+    }
+    terms.meetings.decode_waits(true);
+    expect_recovered(&pair);
+}

@@ -1,0 +1,411 @@
+//! The offloading connector's P2P tier and cached-prefix pulls (reference 6.5): rows P1 to P12.
+
+use std::collections::HashSet;
+
+use mock_engine::{Engine, EngineConfig, KvContract, Meetings, Seen};
+use serde_json::{Value, json};
+
+use crate::apis::{Api, Completion, Question};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
+use crate::harness::{prefill_params, start_decoder};
+use crate::kv::{
+    Prefills, Setup, answered, answered_with, both_legs, client_leaves,
+    failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
+};
+
+const SOURCE: &str = "x-kv-cache-source-host-port";
+const PARAMS: &str = "kv_transfer_params";
+
+fn setup(meetings: &Meetings) -> Setup<'static> {
+    Setup {
+        args: &["--kv-connector=offloading"],
+        contract: KvContract::Offloading(meetings.clone()),
+        ..Setup::default()
+    }
+}
+
+fn start() -> (Pair, Meetings) {
+    let meetings = Meetings::new();
+    (setup(&meetings).start(), meetings)
+}
+
+/// The request id in an object, taken out.
+#[track_caller]
+fn take_id(object: &mut Value) -> String {
+    let id = object["kv_request_id"].take();
+    let id = id.as_str().unwrap().to_owned();
+    assert_eq!(id.len(), 36, "{id}");
+    id
+}
+
+#[test]
+fn p1_both_legs_share_a_request_id() {
+    let (pair, _) = start();
+    for api in Api::ALL {
+        for stream in [false, true] {
+            forget(&pair);
+            let more = match (api, stream) {
+                (Api::Chat, true) => r#","stream_options":{"include_usage":true}"#,
+                (Api::Chat, false) => r#","max_completion_tokens":6,"min_tokens":3"#,
+                _ => "",
+            };
+            let question = api.ask_with(6, stream, more);
+            answered(&pair, &question);
+            let (prefill, decode) = both_legs(&pair);
+            let (prefill, mut decode) = (json_of(&prefill), json_of(&decode));
+            let id = take_id(&mut decode[PARAMS]["remote_prefiller"]);
+            let mut want = question.json();
+            want[PARAMS] = json!({"remote_prefiller": {"kv_request_id": null,
+                "remote_host": "127.0.0.1", "remote_port": 7777}});
+            assert_eq!(decode, want);
+            let set = json!({"stream": false,
+                PARAMS: {"remote_decoder": {"kv_request_id": id}}});
+            let client = question.json();
+            let removed = ["stream_options"];
+            api.expect_capped(&client, &prefill, &set, &removed, Completion::IfGiven);
+        }
+    }
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn p1_the_legs_are_concurrent() {
+    let meetings = Meetings::new();
+    legs_are_concurrent(&setup(&meetings), &meetings);
+}
+
+#[test]
+fn p2_what_is_not_in_the_request_is_not_capped() {
+    let (pair, _) = start();
+    answered(&pair, &Api::Chat.ask(6, false));
+    let (prefill, decode) = both_legs(&pair);
+    for leg in [prefill, decode] {
+        assert_eq!(json_of(&leg).get("max_completion_tokens"), None);
+    }
+}
+
+/// A sidecar whose rank 0 listens on `port()`, in front of one decoder per rank.
+struct Ranks {
+    prefill: Engine,
+    decoders: Vec<Engine>,
+    sidecar: Sidecar,
+}
+
+impl Ranks {
+    fn start(ranks: u16, args: &[&str], contract: &KvContract) -> Self {
+        let config = |config: EngineConfig| EngineConfig {
+            contract: contract.clone(),
+            data_parallel_size: 1,
+            ..config
+        };
+        let prefill = Engine::start(config(EngineConfig::prefill()), 0).unwrap();
+        let port = free_ports(ranks);
+        let decode = config(EngineConfig::decode());
+        let decoders = Engine::start_ranks(decode, port, u32::from(ranks)).unwrap();
+        let size = format!("--data-parallel-size={ranks}");
+        let sidecar = Sidecar::launch(&Launch {
+            args: &[&[&*size], args].concat(),
+            env: &[("POD_IP", "10.9.9.9")],
+            decoder_port: port,
+            ranks,
+            ..Launch::default()
+        });
+        Self {
+            prefill,
+            decoders,
+            sidecar,
+        }
+    }
+
+    /// What rank 0's decoder was sent for a request with this source and no prefill engine.
+    #[track_caller]
+    fn decode_only(&self, source: &str) -> Value {
+        self.decoders[0].clear();
+        let question = Api::Chat.ask(4, true);
+        let headers = [(SOURCE, source)];
+        let answer = self.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&answer.expect(200));
+        let seen = only(&self.decoders[0]);
+        assert_eq!(seen.header(SOURCE), None);
+        let mut body = json_of(&seen);
+        let params = body
+            .as_object_mut()
+            .unwrap()
+            .remove(PARAMS)
+            .unwrap_or_default();
+        assert_eq!(body, question.json(), "the rest is the client's");
+        params
+    }
+}
+
+fn offloading_ranks(ranks: u16) -> Ranks {
+    let contract = KvContract::Offloading(Meetings::new());
+    Ranks::start(ranks, &["--kv-connector=offloading"], &contract)
+}
+
+#[test]
+fn p3_a_source_without_a_prefill_engine() {
+    let ranks = offloading_ranks(1);
+    let mut params = ranks.decode_only("10.4.0.9:8000");
+    take_id(&mut params["remote_kv_source"]);
+    assert_eq!(
+        params,
+        json!({"remote_kv_source":
+            {"kv_request_id": null, "remote_host": "10.4.0.9", "remote_port": 7777}})
+    );
+}
+
+#[test]
+fn p4_a_source_goes_with_the_prefill_leg() {
+    let (pair, _) = start();
+    let question = Api::Chat.ask(4, true);
+    answered_with(&pair, &question, &[(SOURCE, "10.4.0.9:8000")]);
+    let (prefill, decode) = both_legs(&pair);
+    let (mut prefill, decode) = (json_of(&prefill), json_of(&decode));
+    let own = take_id(&mut prefill[PARAMS]["remote_kv_source"]);
+    assert_eq!(
+        prefill[PARAMS]["remote_kv_source"],
+        json!({"kv_request_id": null, "remote_host": "10.4.0.9", "remote_port": 7777})
+    );
+    let shared = take_id(&mut prefill[PARAMS]["remote_decoder"]);
+    assert_ne!(own, shared);
+    assert_eq!(decode[PARAMS].as_object().unwrap().len(), 1);
+    assert_eq!(
+        decode[PARAMS]["remote_prefiller"]["kv_request_id"],
+        shared.as_str()
+    );
+}
+
+#[test]
+fn p4_only_the_first_line_counts() {
+    let ranks = offloading_ranks(1);
+    let question = Api::Chat.ask(4, true);
+    let headers = [(SOURCE, " 10.4.0.9:8000 "), (SOURCE, "10.4.0.8:8000")];
+    let answer = ranks.sidecar.post(CHAT, &question.body, &headers);
+    question.expect(&answer.expect(200));
+    let body = json_of(&only(&ranks.decoders[0]));
+    assert_eq!(body[PARAMS]["remote_kv_source"]["remote_host"], "10.4.0.9");
+}
+
+#[test]
+fn p5_sources_that_are_not_injected() {
+    let ranks = offloading_ranks(1);
+    let own = format!("10.9.9.9:{}", ranks.sidecar.port);
+    for source in [
+        "",
+        "nonsense",
+        ":8000",
+        "10.4.0.9",
+        "10.4.0.9:x",
+        own.as_str(),
+    ] {
+        ranks.decoders[0].clear();
+        let question = Api::Chat.ask(4, true);
+        let headers = [(SOURCE, source)];
+        let answer = ranks.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&answer.expect(200));
+        let seen = only(&ranks.decoders[0]);
+        assert_eq!(seen.body, question.body.as_bytes(), "{source:?}");
+        assert_eq!(seen.header(SOURCE), None);
+    }
+    let (pair, _) = start();
+    let prefiller = pair.prefill.host_port();
+    let with_scheme = format!("http://{prefiller}");
+    for source in [prefiller.as_str(), &with_scheme, "nonsense", ":1", ""] {
+        forget(&pair);
+        answered_with(&pair, &Api::Chat.ask(4, true), &[(SOURCE, source)]);
+        let (prefill, _) = both_legs(&pair);
+        let names = json_of(&prefill)[PARAMS].as_object().unwrap().len();
+        assert_eq!(names, 1, "{source:?}");
+    }
+}
+
+#[test]
+fn p6_another_rank_of_this_pod_is_a_source() {
+    let ranks = offloading_ranks(2);
+    let source = format!("10.9.9.9:{}", ranks.sidecar.port + 1);
+    let params = ranks.decode_only(&source);
+    let pull = &params["remote_kv_source"];
+    assert_eq!(pull["remote_host"], "10.9.9.9");
+    assert_eq!(pull["remote_port"], 7778);
+}
+
+#[test]
+fn p7_a_clients_own_parameters_are_replaced() {
+    let ranks = offloading_ranks(1);
+    let more = r#","kv_transfer_params":{"remote_kv_source":{"remote_host":"evil"}}"#;
+    let question = Api::Chat.ask_with(4, true, more);
+    let headers = [(SOURCE, "10.4.0.9:8000")];
+    let answer = ranks.sidecar.post(CHAT, &question.body, &headers);
+    question.expect(&answer.expect(200));
+    let params = json_of(&only(&ranks.decoders[0]))[PARAMS].take();
+    assert_eq!(params["remote_kv_source"]["remote_host"], "10.4.0.9");
+    assert_eq!(params.as_object().unwrap().len(), 1);
+    let (pair, _) = start();
+    answered(&pair, &Api::Chat.ask_with(4, true, more));
+    both_legs(&pair);
+}
+
+#[test]
+fn p8_ids_are_used_once() {
+    let (pair, meetings) = start();
+    for _ in 0..20 {
+        answered(&pair, &Api::Chat.ask(2, true));
+    }
+    let ids: HashSet<String> = meetings.keys().into_iter().collect();
+    assert_eq!((ids.len(), meetings.complete()), (20, 20));
+}
+
+#[test]
+fn p9_who_can_pull() {
+    let nixl = KvContract::Nixlv2;
+    let cases: [(&[&str], KvContract, bool); 5] = [
+        (
+            &["--kv-connector=offloading"],
+            KvContract::Offloading(Meetings::new()),
+            true,
+        ),
+        (&["--enable-p2p-pull"], nixl.clone(), true),
+        (&[], nixl, false),
+        (
+            &["--kv-connector=sglang"],
+            KvContract::Sglang(Meetings::new()),
+            false,
+        ),
+        (
+            &["--kv-connector=shared-storage"],
+            KvContract::SharedStorage(mock_engine::Store::new()),
+            false,
+        ),
+    ];
+    for (args, contract, pulls) in cases {
+        let lenient = |config| EngineConfig {
+            contract: match &contract {
+                // Decode engines of both take the object.
+                KvContract::Nixlv2 => KvContract::Offloading(Meetings::new()),
+                other => other.clone(),
+            },
+            ..config
+        };
+        let (decode, flag) = start_decoder(lenient(EngineConfig::decode()));
+        let sidecar = Sidecar::launch(&Launch {
+            args: &[&[&*flag], args].concat(),
+            ..Launch::default()
+        });
+        let question = Api::Chat.ask(4, true);
+        let headers = [(SOURCE, "10.4.0.9:8000")];
+        let answer = sidecar.post(CHAT, &question.body, &headers).expect(200);
+        question.expect(&answer);
+        let seen = only(&decode);
+        let pulled = json_of(&seen).get(PARAMS).is_some();
+        assert_eq!(pulled, pulls, "{args:?}");
+        assert_eq!(seen.header(SOURCE), None, "{args:?}");
+    }
+}
+
+/// The port a decode leg is told for this prefill target, which nobody needs to answer on.
+#[track_caller]
+fn told_port(ranks: &Ranks, source: &str) -> u64 {
+    let params = ranks.decode_only(source);
+    params["remote_kv_source"]["remote_port"].as_u64().unwrap()
+}
+
+#[test]
+fn p10_the_port_is_that_of_the_targets_rank() {
+    let one = offloading_ranks(1);
+    let port = one.sidecar.port;
+    assert_eq!(told_port(&one, &format!("10.4.0.9:{port}")), 7777);
+    assert_eq!(told_port(&one, &format!("10.4.0.9:{}", port + 1)), 7777);
+    let four = offloading_ranks(4);
+    let port = four.sidecar.port;
+    for (target, want) in [
+        (format!("10.4.0.9:{port}"), 7777),
+        (format!("10.4.0.9:{}", port + 2), 7779),
+        (format!("10.4.0.9:{}", port + 3), 7780),
+        (format!("10.4.0.9:{}", port - 1), 7777),
+        (format!("10.4.0.9:{}", port + 4), 7777),
+        (format!("http://10.4.0.9:{}", port + 2), 7779),
+        (format!("[fd00::9]:{}", port + 2), 7779),
+    ] {
+        assert_eq!(told_port(&four, &target), want, "{target}");
+    }
+    // The same rule for a prefill target.
+    let question = Api::Chat.ask(4, true);
+    let target = four.prefill.host_port();
+    let headers = [(PREFILLER, target.as_str())];
+    four.decoders[0].clear();
+    let answer = four.sidecar.post(CHAT, &question.body, &headers);
+    question.expect(&answer.expect(200));
+    let body = json_of(&only(&four.decoders[0]));
+    assert_eq!(body[PARAMS]["remote_prefiller"]["remote_port"], 7777);
+}
+
+#[test]
+fn p10_the_base_port_is_a_flag() {
+    let meetings = Meetings::new();
+    let pair = Setup {
+        args: &["--kv-connector=offloading", "--p2p-connector-port=9100"],
+        ..setup(&meetings)
+    }
+    .start();
+    answered(&pair, &Api::Chat.ask(4, true));
+    let (_, decode) = both_legs(&pair);
+    let port = json_of(&decode)[PARAMS]["remote_prefiller"]["remote_port"].clone();
+    assert_eq!(port, 9100);
+}
+
+#[test]
+fn p11_an_ipv6_source_loses_its_brackets() {
+    let ranks = offloading_ranks(1);
+    let params = ranks.decode_only("[fd00::9]:8000");
+    assert_eq!(params["remote_kv_source"]["remote_host"], "fd00::9");
+}
+
+/// The prefill object of a NIXL request with a source.
+#[track_caller]
+fn nixl_prefill(args: &[&str], source: impl FnOnce(&Pair) -> String) -> Value {
+    let setup = Setup {
+        args,
+        ..Setup::default()
+    };
+    let pair = setup.start();
+    let source = source(&pair);
+    let question: Question = Api::Chat.ask(4, true);
+    answered_with(&pair, &question, &[(SOURCE, &source)]);
+    let (prefill, decode): (Seen, Seen) = both_legs(&pair);
+    assert_eq!(pair.decode.counters().handoff_used, 1);
+    assert_eq!(json_of(&decode)[PARAMS].get("remote_kv_source"), None);
+    json_of(&prefill)[PARAMS].take()
+}
+
+#[test]
+fn p12_nixl_pulls_when_told_so() {
+    let elsewhere = |_: &Pair| "10.4.0.9:8000".to_owned();
+    let mut params = nixl_prefill(&["--enable-p2p-pull"], elsewhere);
+    take_id(&mut params["remote_kv_source"]);
+    let mut want = prefill_params();
+    want["remote_kv_source"] =
+        json!({"kv_request_id": null, "remote_host": "10.4.0.9", "remote_port": 7777});
+    assert_eq!(params, want);
+    assert_eq!(nixl_prefill(&[], elsewhere), prefill_params());
+    let prefiller = |pair: &Pair| pair.prefill.host_port();
+    assert_eq!(
+        nixl_prefill(&["--enable-p2p-pull"], prefiller),
+        prefill_params()
+    );
+}
+
+#[test]
+fn a_failed_prefill_cancels_decode() {
+    failed_prefill_cancels_decode(&setup(&Meetings::new()));
+}
+
+#[test]
+fn a_prefill_that_fails_after_the_head() {
+    failed_prefill_after_the_head(&setup(&Meetings::new()));
+}
+
+#[test]
+fn the_client_leaves() {
+    client_leaves(&setup(&Meetings::new()), Prefills::Finish, true);
+}

@@ -1,0 +1,144 @@
+//! The connectors of the first sidecar: NIXL v1 and `LMCache` (reference 6.9, 6.10).
+
+use mock_engine::{BlockBook, Fault, HandoffShape, KvContract};
+use serde_json::{Value, json};
+
+use crate::apis::{Api, Completion};
+use crate::harness::{CHAT, json_of};
+use crate::kv::{Prefills, Setup, answered, both_legs, client_leaves, expect_recovered, forget};
+
+const FOUR: [&str; 4] = [
+    "remote_block_ids",
+    "remote_engine_id",
+    "remote_host",
+    "remote_port",
+];
+
+fn nixl(book: &BlockBook) -> Setup<'static> {
+    Setup {
+        args: &["--kv-connector=nixl"],
+        contract: KvContract::NixlV1(book.clone()),
+        ..Setup::default()
+    }
+}
+
+fn lmcache() -> Setup<'static> {
+    Setup {
+        args: &["--kv-connector=lmcache"],
+        contract: KvContract::Lmcache,
+        ..Setup::default()
+    }
+}
+
+#[test]
+fn nixl_v1_hands_four_members_over() {
+    let book = BlockBook::new();
+    let pair = nixl(&book).start();
+    for (nth, stream) in [false, true, true].into_iter().enumerate() {
+        forget(&pair);
+        let more = match stream {
+            true => r#","stream_options":{"include_usage":true}"#,
+            false => "",
+        };
+        let question = Api::Chat.ask_with(6, stream, more);
+        answered(&pair, &question);
+        let (prefill, decode) = both_legs(&pair);
+        let mut want = question.json();
+        want["stream"] = json!(false);
+        want["do_remote_decode"] = json!(true);
+        want.as_object_mut().unwrap().remove("stream_options");
+        assert_eq!(json_of(&prefill), want, "nothing is capped");
+        let mut have = json_of(&decode);
+        assert_eq!(have["remote_block_ids"][0], nth as u64);
+        assert_eq!(have["remote_block_ids"][1].to_string(), "9007199254740993");
+        for name in FOUR.iter().chain(&["do_remote_prefill"]) {
+            assert!(have.as_object_mut().unwrap().remove(*name).is_some());
+        }
+        assert_eq!(have, question.json());
+        let ids = prefill.header_all("x-request-id");
+        assert_eq!(ids.len(), 1);
+        assert_eq!(ids, decode.header_all("x-request-id"));
+        assert!(prefill.at < decode.at);
+    }
+    assert_eq!(book.used(), 3);
+}
+
+#[test]
+fn nixl_v1_completions() {
+    let book = BlockBook::new();
+    let pair = nixl(&book).start();
+    answered(&pair, &Api::Completions.ask(6, true));
+    both_legs(&pair);
+    assert_eq!(book.used(), 1);
+}
+
+#[test]
+fn nixl_v1_members_that_are_missing_are_null() {
+    let pair = nixl(&BlockBook::new()).start();
+    pair.prefill.fault(Fault::Handoff(HandoffShape::Omit), 1);
+    answered(&pair, &Api::Chat.ask(4, false));
+    let (_, decode) = both_legs(&pair);
+    let body = json_of(&decode);
+    for name in FOUR {
+        assert_eq!(body.get(name), Some(&Value::Null), "{name}");
+    }
+    assert_eq!(body["do_remote_prefill"], true);
+}
+
+#[test]
+fn nixl_v1_members_of_the_clients_are_replaced() {
+    let book = BlockBook::new();
+    let pair = nixl(&book).start();
+    let more = r#","do_remote_prefill":true,"remote_host":"evil","remote_port":1"#;
+    answered(&pair, &Api::Chat.ask_with(4, true, more));
+    both_legs(&pair);
+    assert_eq!(book.used(), 1);
+}
+
+#[test]
+fn lmcache_caps_and_decodes_the_clients_bytes() {
+    let pair = lmcache().start();
+    for api in Api::ALL {
+        for stream in [false, true] {
+            forget(&pair);
+            let question = api.ask_with(6, stream, r#", "cache_hit_threshold" : 1.0 "#);
+            answered(&pair, &question);
+            let (prefill, decode) = both_legs(&pair);
+            assert_eq!(decode.body, question.body.as_bytes());
+            let client = question.json();
+            let have = json_of(&prefill);
+            api.expect_capped(&client, &have, &json!({}), &[], Completion::Always);
+            assert!(prefill.at < decode.at);
+        }
+    }
+}
+
+#[test]
+fn a_prefill_that_fails_is_the_answer() {
+    for setup in [nixl(&BlockBook::new()), lmcache()] {
+        let pair = setup.start();
+        for code in [400, 500, 503, 307] {
+            let fault = Fault::Status {
+                code,
+                body: format!("{{\"said\":{code}}}"),
+                content_type: "application/json".to_owned(),
+            };
+            pair.prefill.fault(fault, 1);
+            let question = Api::Chat.ask(4, true);
+            let answer = pair.post(CHAT, &question.body).expect(code);
+            assert_eq!(answer.text(), format!("{{\"said\":{code}}}"));
+        }
+        pair.prefill.fault(Fault::ResetBeforeHead, 1);
+        let question = Api::Chat.ask(4, true);
+        pair.post(CHAT, &question.body)
+            .expect_error(502, "prefill_reset");
+        assert!(pair.decode.requests().is_empty());
+        expect_recovered(&pair);
+    }
+}
+
+#[test]
+fn the_client_leaves() {
+    client_leaves(&nixl(&BlockBook::new()), Prefills::Cancelled, false);
+    client_leaves(&lmcache(), Prefills::Cancelled, false);
+}

@@ -1,0 +1,209 @@
+//! `SGLang` (reference 6.3): both legs at once with the same body, which names the room where the
+//! engines meet. Row S1.
+
+use std::collections::HashSet;
+
+use mock_engine::{Fault, KvContract, Meetings, State};
+use serde_json::json;
+
+use crate::apis::Api;
+use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
+use crate::kv::{
+    Prefills, Setup, answered, begin, both_legs, client_leaves, expect_recovered,
+    failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
+    wait_state,
+};
+
+const CONNECTOR: &[&str] = &["--kv-connector=sglang"];
+
+fn setup(meetings: &Meetings) -> Setup<'static> {
+    Setup {
+        args: CONNECTOR,
+        contract: KvContract::Sglang(meetings.clone()),
+        ..Setup::default()
+    }
+}
+
+fn start() -> (Pair, Meetings) {
+    let meetings = Meetings::new();
+    (setup(&meetings).start(), meetings)
+}
+
+#[test]
+fn s1_both_legs_get_one_body_with_the_room() {
+    let (pair, _) = start();
+    for api in Api::ALL {
+        for stream in [false, true] {
+            forget(&pair);
+            let more = match api {
+                Api::Chat => r#","min_tokens":2,"max_completion_tokens":6"#,
+                _ => "",
+            };
+            let question = api.ask_with(6, stream, more);
+            answered(&pair, &question);
+            let (prefill, decode) = both_legs(&pair);
+            assert_eq!(prefill.body, decode.body, "one body");
+            let have = json_of(&decode);
+            let room = have["bootstrap_room"].as_u64().unwrap();
+            assert!(room < 1 << 63);
+            let mut want = question.json();
+            want["bootstrap_host"] = json!("127.0.0.1");
+            want["bootstrap_port"] = json!(8998);
+            want["bootstrap_room"] = json!(room);
+            assert_eq!(have, want, "nothing is capped, nothing else is added");
+        }
+    }
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn s1_a_late_prefill_answer_is_harmless() {
+    let (pair, _) = start();
+    for stream in [true, false] {
+        forget(&pair);
+        pair.prefill.fault(Fault::Hold, 1);
+        answered(&pair, &Api::Chat.ask(6, stream));
+        assert_eq!(only(&pair.prefill).state, State::Answering);
+        pair.prefill.release();
+        wait_state(&pair.prefill, State::Answered);
+    }
+    expect_recovered(&pair);
+}
+
+#[test]
+fn s1_a_prefill_answer_is_not_read_for_its_sense() {
+    let (pair, _) = start();
+    for fault in [
+        Fault::LargeJson { bytes: 300_000 },
+        Fault::NoFraming,
+        Fault::CloseIdle,
+        Fault::Http10Answer,
+    ] {
+        pair.prefill.fault(fault, 1);
+        answered(&pair, &Api::Chat.ask(6, true));
+        answered(&pair, &Api::Chat.ask(6, false));
+    }
+    expect_recovered(&pair);
+}
+
+#[test]
+fn the_legs_are_concurrent() {
+    let meetings = Meetings::new();
+    legs_are_concurrent(&setup(&meetings), &meetings);
+}
+
+#[test]
+fn rooms_are_unique() {
+    let (pair, meetings) = start();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..25 {
+                    answered(&pair, &Api::Chat.ask(2, false));
+                }
+            });
+        }
+    });
+    let rooms: HashSet<String> = meetings.keys().into_iter().collect();
+    assert_eq!((rooms.len(), meetings.complete()), (200, 200));
+    // Not a clock: rooms of neighbouring requests are far apart.
+    let mut numbers: Vec<u64> = rooms.iter().map(|room| room.parse().unwrap()).collect();
+    numbers.sort_unstable();
+    let spread = numbers.last().unwrap() - numbers.first().unwrap();
+    assert!(spread > 1 << 60, "{spread}");
+}
+
+#[test]
+fn the_port_comes_from_the_environment_and_the_host_from_the_target() {
+    let meetings = Meetings::new();
+    let pair = Setup {
+        env: &[("SGLANG_BOOTSTRAP_PORT", "9001")],
+        ..setup(&meetings)
+    }
+    .start();
+    let port = pair.prefill.port();
+    for (target, host) in [
+        (format!("localhost:{port}"), "localhost"),
+        (format!("http://127.0.0.1:{port}"), "127.0.0.1"),
+    ] {
+        forget(&pair);
+        let question = Api::Chat.ask(4, true);
+        let headers = [(PREFILLER, target.as_str())];
+        let answer = pair.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&answer.expect(200));
+        let body = json_of(&both_legs(&pair).0);
+        assert_eq!(body["bootstrap_host"], host);
+        assert_eq!(body["bootstrap_port"], 9001);
+    }
+}
+
+#[test]
+fn members_of_the_clients_are_replaced() {
+    let (pair, _) = start();
+    let more = r#","bootstrap_host":"evil","bootstrap_port":1,"bootstrap_room":5"#;
+    answered(&pair, &Api::Chat.ask_with(4, true, more));
+    let body = json_of(&both_legs(&pair).1);
+    assert_eq!(body["bootstrap_host"], "127.0.0.1");
+    assert_ne!(body["bootstrap_room"], 5);
+}
+
+#[test]
+fn a_body_that_is_no_object_is_refused() {
+    let (pair, _) = start();
+    for body in ["null", "[]", "{", "{}x"] {
+        pair.post(CHAT, body).expect_error(400, "bad_json");
+    }
+    assert!(pair.prefill.requests().is_empty() && pair.decode.requests().is_empty());
+}
+
+#[test]
+fn a_failed_prefill_cancels_decode() {
+    failed_prefill_cancels_decode(&setup(&Meetings::new()));
+}
+
+#[test]
+fn a_prefill_that_fails_after_the_head() {
+    failed_prefill_after_the_head(&setup(&Meetings::new()));
+}
+
+#[test]
+fn a_failed_decode_is_the_answer() {
+    let (pair, _) = start();
+    let fault = Fault::Status {
+        code: 503,
+        body: "{\"said\":503}".to_owned(),
+        content_type: "application/json".to_owned(),
+    };
+    pair.decode.fault(fault, 1);
+    let question = Api::Chat.ask(4, true);
+    let answer = pair.post(CHAT, &question.body).expect(503);
+    assert_eq!(answer.text(), "{\"said\":503}");
+    pair.decode.refuse(true);
+    let question = Api::Chat.ask(4, true);
+    pair.post(CHAT, &question.body)
+        .expect_error(503, "decode_refused");
+    pair.decode.refuse(false);
+    expect_recovered(&pair);
+}
+
+#[test]
+fn the_client_leaves() {
+    client_leaves(&setup(&Meetings::new()), Prefills::Finish, true);
+}
+
+#[test]
+fn a_client_that_leaves_before_the_body_is_whole_starts_nothing() {
+    let (pair, meetings) = start();
+    let target = pair.prefill.host_port();
+    let mut client = pair.sidecar.connect();
+    let mut bytes = crate::client::head("POST", CHAT, &[(PREFILLER, &target)]);
+    bytes.extend_from_slice(b"Content-Length: 100\r\n\r\n{\"messages\":[");
+    client.send(bytes);
+    let chat = [("route", "chat")];
+    pair.sidecar.wait_metric("ringside_in_flight", &chat, 1.0);
+    drop(client);
+    crate::harness_more::expect_drained(&pair.sidecar);
+    assert!(meetings.keys().is_empty());
+    drop(begin(&pair, &Api::Chat.ask(4, true)));
+    expect_recovered(&pair);
+}
