@@ -14,9 +14,11 @@
 mod abort;
 mod apis;
 mod bodies;
+mod chunked;
 mod cli;
 mod client;
 mod driver;
+mod encoder;
 mod faults;
 mod framing;
 mod handoff;

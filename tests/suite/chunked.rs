@@ -1,0 +1,377 @@
+//! Chunked decode (reference 7, with its corrections): a long answer is asked for in pieces, and
+//! the client sees one answer. Rows X1 to X6.
+
+use mock_engine::{EngineConfig, Fault, Seen, State, expected_text};
+use serde_json::{Value, json};
+
+use crate::apis::{Api, Question, text_of};
+use crate::client::{Answer, DEADLINE, End};
+use crate::harness::{CHAT, Pair, json_of, only, sha256};
+use crate::harness_more::{Leave, expect_drained, expect_healthy};
+use crate::kv::wait_aborted;
+
+const CHUNK: &str = "--decode-chunk-size=4";
+
+/// A pair whose decode engine has so many tokens to say.
+fn start(tokens: u32) -> Pair {
+    Pair::with(
+        &[CHUNK],
+        |_| {},
+        |decode: &mut EngineConfig| decode.tokens = tokens,
+    )
+}
+
+/// Asks the decoder alone.
+fn ask(pair: &Pair, question: &Question) -> Answer {
+    pair.sidecar.post(CHAT, &question.body, &[])
+}
+
+/// The bodies of the decode engine's requests, all answered.
+#[track_caller]
+fn bodies(pair: &Pair) -> Vec<Value> {
+    let requests = pair.decode.requests();
+    assert!(requests.iter().all(|seen| seen.path() == CHAT));
+    requests.iter().map(json_of).collect()
+}
+
+/// Fails unless `answer` is so many tokens of the answer to this question.
+#[track_caller]
+fn expect_tokens(question: &Question, answer: &Answer, tokens: u32) {
+    let want = expected_text(&sha256(question.prompt.as_bytes()), tokens);
+    assert_eq!(text_of(Api::Chat, answer), want);
+}
+
+#[test]
+fn x1_a_budget_within_one_chunk_is_one_plain_decode() {
+    let pair = start(32);
+    for tokens in [1, 3, 4] {
+        for stream in [false, true] {
+            pair.decode.clear();
+            let question = Api::Chat.ask(tokens, stream);
+            question.expect(&ask(&pair, &question).expect(200));
+            assert_eq!(only(&pair.decode).body, question.body.as_bytes());
+        }
+    }
+    // The newer field counts.
+    pair.decode.clear();
+    let question = Api::Chat.ask_with(100, false, r#","max_completion_tokens":4"#);
+    ask(&pair, &question).expect(200);
+    assert_eq!(only(&pair.decode).body, question.body.as_bytes());
+}
+
+#[test]
+fn x2_two_chunks_are_one_answer() {
+    let pair = start(32);
+    let question = Api::Chat.ask(6, false);
+    let answer = ask(&pair, &question).expect(200);
+    expect_tokens(&question, &answer, 6);
+    let bodies = bodies(&pair);
+    assert_eq!(bodies.len(), 2);
+    let body = answer.json();
+    assert_eq!(body["object"], "chat.completion");
+    assert_eq!(body["choices"].as_array().unwrap().len(), 1);
+    assert_eq!(body["choices"][0]["message"]["role"], "assistant");
+    assert_eq!(body["choices"][0]["finish_reason"], "length");
+    let usage = &body["usage"];
+    // The prompt of the first request: what was generated since is no part of it.
+    let prompt = (question.prompt.len() as u64 / 4).max(1);
+    assert_eq!(usage["prompt_tokens"], prompt);
+    assert_eq!(usage["completion_tokens"], 6);
+    assert_eq!(usage["total_tokens"], prompt + 6);
+}
+
+#[test]
+fn x3_a_stop_before_the_budget_ends_it() {
+    for stream in [false, true] {
+        let pair = start(6);
+        let question = Api::Chat.ask(100, stream);
+        let answer = ask(&pair, &question).expect(200);
+        expect_tokens(&question, &answer, 6);
+        assert_eq!(bodies(&pair).len(), 2);
+        assert!(answer.text().contains("\"finish_reason\":\"stop\""));
+        assert!(!answer.text().contains("\"finish_reason\":\"length\""));
+    }
+}
+
+#[test]
+fn x3_an_answer_without_a_limit_goes_on_until_it_stops() {
+    for stream in [false, true] {
+        // A multiple of the chunk: the last one is empty.
+        for tokens in [10, 12] {
+            let pair = start(tokens);
+            let prompt = r#"[{"role":"user","content":"no limit"}]"#;
+            let body = format!("{{\"messages\":{prompt},\"stream\":{stream}}}");
+            let answer = pair.sidecar.post(CHAT, &body, &[]).expect(200);
+            let want = expected_text(&sha256(prompt.as_bytes()), tokens);
+            assert_eq!(text_of(Api::Chat, &answer), want);
+        }
+    }
+}
+
+#[test]
+fn x4_later_chunks_continue_the_answer() {
+    let pair = start(32);
+    let more = r#","temperature":0.5,"stream_options":{"include_usage":true}"#;
+    let question = Api::Chat.ask_with(11, true, more);
+    let answer = ask(&pair, &question).expect(200);
+    expect_tokens(&question, &answer, 11);
+    let bodies = bodies(&pair);
+    assert_eq!(bodies.len(), 3);
+    let hash = sha256(question.prompt.as_bytes());
+    for (nth, (body, limit)) in bodies.iter().zip([4, 4, 3]).enumerate() {
+        let mut want = question.json();
+        want["max_tokens"] = json!(limit);
+        want["max_completion_tokens"] = json!(limit);
+        want["stream"] = json!(false);
+        want.as_object_mut().unwrap().remove("stream_options");
+        if nth > 0 {
+            want["continue_final_message"] = json!(true);
+            want["add_generation_prompt"] = json!(false);
+            // One message that grows.
+            let said = expected_text(&hash, 4 * nth as u32);
+            let said = json!({"role": "assistant", "content": said});
+            want["messages"].as_array_mut().unwrap().push(said);
+        }
+        assert_eq!(*body, want, "chunk {nth}");
+    }
+}
+
+#[test]
+fn x4_a_split_request_hands_over_in_its_first_chunk() {
+    let pair = start(32);
+    let question = Api::Chat.ask(10, false);
+    let answer = pair.post(CHAT, &question.body).expect(200);
+    expect_tokens(&question, &answer, 10);
+    let bodies = bodies(&pair);
+    assert_eq!(bodies.len(), 3);
+    let issued: Value = serde_json::from_str(&pair.handoffs.issued()[0]).unwrap();
+    assert_eq!(bodies[0]["kv_transfer_params"], issued);
+    for body in &bodies[1..] {
+        assert_eq!(body.get("kv_transfer_params"), None);
+    }
+    assert_eq!(pair.prefill.requests().len(), 1);
+    assert_eq!(pair.decode.counters().handoff_used, 1);
+    let details = &answer.json()["usage"]["prompt_tokens_details"];
+    assert_eq!(details["cached_tokens"], 7);
+}
+
+fn error(code: u16) -> Fault {
+    Fault::Status {
+        code,
+        body: format!("{{\"said\":{code}}}"),
+        content_type: "application/problem+json".to_owned(),
+    }
+}
+
+#[test]
+fn x5_an_error_of_the_first_chunk_is_the_answer() {
+    let pair = start(32);
+    for stream in [false, true] {
+        for code in [400, 429, 500, 503] {
+            pair.decode.fault(error(code), 1);
+            let question = Api::Chat.ask(10, stream);
+            let answer = ask(&pair, &question).expect(code);
+            assert_eq!(answer.text(), format!("{{\"said\":{code}}}"));
+            assert_eq!(
+                answer.header("content-type"),
+                Some("application/problem+json")
+            );
+        }
+    }
+}
+
+#[test]
+fn x5_an_error_of_a_later_chunk() {
+    let pair = start(32);
+    // Only the second chunk's body has it.
+    let later = "continue_final_message";
+    pair.decode.fault_with(later, error(503), 1);
+    let question = Api::Chat.ask(10, false);
+    let answer = ask(&pair, &question).expect(503);
+    assert_eq!(answer.text(), "{\"said\":503}");
+    // What has been streamed cannot be taken back: the stream shows that it is not whole.
+    pair.decode.fault_with(later, error(503), 1);
+    let question = Api::Chat.ask(10, true);
+    let answer = ask(&pair, &question);
+    assert_eq!(answer.status, 200);
+    let is_told = answer.text().contains("{\"said\":503}");
+    assert!(is_told || answer.end != End::Complete, "{answer:?}");
+    expect_healthy(&pair);
+}
+
+#[test]
+fn x5_a_chunk_that_is_no_json_is_an_error() {
+    let pair = start(32);
+    for fault in [Fault::Html, Fault::HalfJson, Fault::Gzip] {
+        pair.decode.fault(fault.clone(), 1);
+        let question = Api::Chat.ask(10, false);
+        let answer = ask(&pair, &question);
+        assert!(answer.status >= 500, "{fault:?}: {answer:?}");
+        pair.decode
+            .fault_with("continue_final_message", fault.clone(), 1);
+        let question = Api::Chat.ask(10, true);
+        let answer = ask(&pair, &question);
+        let whole = text_of(Api::Chat, &answer).len();
+        assert!(whole < expected_text("00000000", 10).len(), "{fault:?}");
+    }
+    pair.sidecar.expect_sound();
+    expect_healthy(&pair);
+}
+
+#[test]
+fn x6_a_stream_has_an_event_per_chunk_and_looks_like_one() {
+    let pair = start(32);
+    let usage = r#","stream_options":{"include_usage":true}"#;
+    for (more, counted) in [(usage, true), ("", false)] {
+        pair.decode.clear();
+        let question = Api::Chat.ask_with(10, true, more);
+        let answer = ask(&pair, &question).expect(200);
+        expect_tokens(&question, &answer, 10);
+        let kind = answer.header("content-type").unwrap();
+        assert!(kind.starts_with("text/event-stream"), "{kind}");
+        assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        let events = answer.events();
+        let ids: Vec<&Value> = events.iter().map(|event| &event["id"]).collect();
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+        assert!(
+            events
+                .iter()
+                .all(|event| event["object"] == "chat.completion.chunk")
+        );
+        let tokens = |event: &&Value| {
+            let text = event["choices"][0]["delta"]["content"].as_str();
+            text.is_some_and(|text| !text.is_empty())
+        };
+        assert_eq!(events.iter().filter(tokens).count(), 3);
+        let finishes: Vec<&Value> = events
+            .iter()
+            .map(|event| &event["choices"][0]["finish_reason"])
+            .filter(|finish| !finish.is_null())
+            .collect();
+        assert_eq!(finishes, ["length"], "null until the end");
+        let last = events.last().unwrap();
+        assert_eq!(last["usage"].is_object(), counted, "include_usage");
+        if counted {
+            assert_eq!(last["choices"], json!([]));
+            assert_eq!(last["usage"]["completion_tokens"], 10);
+        }
+    }
+}
+
+#[test]
+fn x6_each_chunk_is_forwarded_as_it_comes() {
+    let pair = start(32);
+    pair.decode
+        .fault_with("continue_final_message", Fault::StallBeforeHead, 1);
+    let question = Api::Chat.ask(10, true);
+    let mut client = pair.sidecar.connect();
+    let body = question.body.as_bytes();
+    client.send(crate::client::request("POST", CHAT, &[], body));
+    assert_eq!(client.head().status, 200);
+    let want = expected_text(&sha256(question.prompt.as_bytes()), 4);
+    let mut text = String::new();
+    while !text.contains(want.trim_end()) {
+        text += &String::from_utf8(client.chunk().unwrap()).unwrap();
+    }
+    drop(client);
+    wait_aborted(&pair.decode);
+    expect_drained(&pair.sidecar);
+}
+
+#[test]
+fn what_chunks_cannot_express_is_decoded_whole() {
+    let pair = start(32);
+    for more in [
+        r#","tools":[{"type":"function","function":{"name":"f"}}]"#,
+        r#","logprobs":true"#,
+        r#","n":2"#,
+    ] {
+        pair.decode.clear();
+        let question = Api::Chat.ask_with(10, false, more);
+        ask(&pair, &question).expect(200);
+        assert_eq!(only(&pair.decode).body, question.body.as_bytes(), "{more}");
+    }
+}
+
+#[test]
+fn other_kinds_of_requests_are_decoded_whole() {
+    let pair = start(32);
+    for api in Api::ALL {
+        if api == Api::Chat {
+            continue;
+        }
+        pair.decode.clear();
+        let question = api.ask(10, true);
+        let answer = pair.sidecar.post(api.path(), &question.body, &[]);
+        question.expect(&answer.expect(200));
+        assert_eq!(only(&pair.decode).body, question.body.as_bytes());
+    }
+}
+
+#[test]
+fn a_body_that_is_no_object_is_refused() {
+    let pair = start(32);
+    for body in ["null", "[]", "{", "{}x"] {
+        pair.sidecar
+            .post(CHAT, body, &[])
+            .expect_error(400, "bad_json");
+    }
+    assert!(pair.decode.requests().is_empty());
+}
+
+#[test]
+fn text_that_needs_escapes_comes_back_as_it_was() {
+    let pair = start(32);
+    let said = r#"a \"b\" \\ \u00e9 \n \ud83d\ude00 </s> \u0000"#;
+    let body = format!(
+        "{{\"id\":\"x\",\"object\":\"chat.completion\",\"created\":1,\"model\":\"m\",\
+         \"choices\":[{{\"index\":0,\"message\":{{\"role\":\"assistant\",\"content\":\"{said}\"}},\
+         \"finish_reason\":\"length\"}}],\
+         \"usage\":{{\"prompt_tokens\":2,\"completion_tokens\":4,\"total_tokens\":6}}}}"
+    );
+    let canned = Fault::Status {
+        code: 200,
+        body,
+        content_type: "application/json".to_owned(),
+    };
+    pair.decode.fault(canned, 2);
+    let question = Api::Chat.ask(8, false);
+    let answer = ask(&pair, &question).expect(200).json();
+    let once: String = serde_json::from_str(&format!("\"{said}\"")).unwrap();
+    assert_eq!(
+        answer["choices"][0]["message"]["content"],
+        format!("{once}{once}")
+    );
+    let second = json_of(&pair.decode.requests()[1]);
+    assert_eq!(second["messages"][1]["content"], once);
+}
+
+#[test]
+fn the_client_leaves_between_and_in_chunks() {
+    let pair = start(32);
+    for leave in Leave::ALL {
+        for stream in [false, true] {
+            pair.decode.clear();
+            pair.decode
+                .fault_with("continue_final_message", Fault::Hold, 1);
+            let question = Api::Chat.ask(20, stream);
+            let mut client = pair.sidecar.connect();
+            let body = question.body.as_bytes();
+            client.send(crate::client::request("POST", CHAT, &[], body));
+            let second = |log: &[Seen]| {
+                log.len() == 2
+                    && log
+                        .last()
+                        .is_some_and(|seen| seen.state == State::Answering)
+            };
+            assert!(pair.decode.wait_for(DEADLINE, second).is_some());
+            let (_, _client) = leave.now(client);
+            wait_aborted(&pair.decode);
+            expect_drained(&pair.sidecar);
+            assert_eq!(pair.decode.requests().len(), 2, "no chunk after that");
+            pair.decode.release();
+        }
+    }
+    pair.sidecar.expect_sound();
+    expect_healthy(&pair);
+}

@@ -1,0 +1,736 @@
+//! The encoder stage (reference 6.8): items go to encoders, one request each, and what these say
+//! goes with the request. Rows E1 to E5, C2 to C4 as far as they show outside.
+
+use mock_engine::{
+    BlockBook, Counters, Engine, EngineConfig, EngineIds, Fault, HandoffShape, KvContract,
+    Meetings, Mooncake, Seen, State, Store, encoded_params,
+};
+use serde_json::{Value, json};
+
+use crate::apis::Api;
+use crate::client::{Answer, Client, DEADLINE, request};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
+use crate::harness_more::{Leave, expect_drained};
+use crate::kv::{Setup, wait_aborted, wait_state};
+
+const ENCODERS: &str = "x-encoder-hosts-ports";
+const PARAMS: &str = "ec_transfer_params";
+const NIXL: &[&str] = &["--ec-connector=ec-nixl"];
+const EXAMPLE: &[&str] = &["--ec-connector=ec-example"];
+const HEADERS: [(&str, &str); 1] = [("authorization", "Bearer k")];
+
+fn image(nth: usize) -> String {
+    format!(r#"{{"type":"image_url","image_url":{{"url":"http://img/{nth}"}}}}"#)
+}
+
+const AUDIO: &str = r#"{"type":"input_audio","input_audio":{"data":"UklGRg==","format":"wav"}}"#;
+const VIDEO: &str = r#"{"type":"video_url","video_url":{"url":"http://vid/1"}}"#;
+const TEXT: &str = r#"{"type":"text","text":"what?"}"#;
+
+/// A chat whose one message has these parts.
+fn chat(parts: &[impl AsRef<str>], stream: bool) -> String {
+    chat_with(parts, stream, "")
+}
+
+fn chat_with(parts: &[impl AsRef<str>], stream: bool, more: &str) -> String {
+    let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
+    format!(
+        r#"{{"model":"mock-model","max_tokens":8,"messages":[{{"role":"user","content":[{}]}}],"stream":{stream}{more}}}"#,
+        parts.join(",")
+    )
+}
+
+/// Encoders, a pair behind them, and the lines that name them.
+struct Stage {
+    encoders: Vec<Engine>,
+    pair: Pair,
+}
+
+impl Stage {
+    fn start(encoders: usize, args: &[&str], contract: KvContract) -> Self {
+        let config = EngineConfig {
+            authorization: Some("Bearer k".to_owned()),
+            ..EngineConfig::encoder()
+        };
+        let start = |_| Engine::start(config.clone(), 0).unwrap();
+        let encoders = (0..encoders).map(start).collect();
+        let pair = Setup {
+            args,
+            contract,
+            ..Setup::default()
+        }
+        .start();
+        Self { encoders, pair }
+    }
+
+    fn line(&self) -> String {
+        let all: Vec<String> = self.encoders.iter().map(Engine::host_port).collect();
+        all.join(", ")
+    }
+
+    /// Asks with encoders, and with a prefill engine if told.
+    fn ask_on(&self, path: &str, body: &str, split: bool) -> Answer {
+        self.begin(path, body, split).answer()
+    }
+
+    fn begin(&self, path: &str, body: &str, split: bool) -> Client {
+        let (line, target) = (self.line(), self.pair.prefill.host_port());
+        let mut headers = HEADERS.to_vec();
+        headers.push((ENCODERS, &line));
+        if split {
+            headers.push((PREFILLER, &target));
+        }
+        let mut client = self.pair.sidecar.connect();
+        client.send(request("POST", path, &headers, body.as_bytes()));
+        client
+    }
+
+    fn ask(&self, body: &str, split: bool) -> Answer {
+        self.ask_on(CHAT, body, split)
+    }
+
+    /// What each encoder was sent, sound and in order of arrival.
+    #[track_caller]
+    fn encoded(&self) -> Vec<Vec<Seen>> {
+        let seen = |engine: &Engine| {
+            assert_eq!(engine.counters().contract_broken, 0);
+            engine.requests()
+        };
+        self.encoders.iter().map(seen).collect()
+    }
+
+    fn clear(&self) {
+        self.encoders.iter().for_each(Engine::clear);
+        self.pair.prefill.clear();
+        self.pair.decode.clear();
+    }
+
+    fn engines(&self) -> impl Iterator<Item = &Engine> {
+        self.encoders
+            .iter()
+            .chain([&self.pair.prefill, &self.pair.decode])
+    }
+
+    /// All of it serves as if nothing had happened.
+    #[track_caller]
+    fn expect_recovered(&self) {
+        for engine in self.engines() {
+            engine.clear_faults();
+            engine.release();
+        }
+        for split in [false, true] {
+            self.ask(&chat(&[image(1), TEXT.to_owned()], true), split)
+                .expect(200);
+        }
+        expect_drained(&self.pair.sidecar);
+        self.pair.sidecar.expect_sound();
+    }
+}
+
+/// What the encoders of `items` hand out, merged.
+fn merged(items: &[(&str, &Engine)]) -> Value {
+    let mut merged = json!({});
+    for (item, encoder) in items {
+        let (key, value) = encoded_params(item, encoder.port());
+        merged[key] = serde_json::from_str(&value).unwrap();
+    }
+    merged
+}
+
+fn staged(body: &str, params: Option<Value>) -> Value {
+    let mut want: Value = serde_json::from_str(body).unwrap();
+    want["cache_hit_threshold"] = json!(0);
+    if let Some(params) = params {
+        want[PARAMS] = params;
+    }
+    want
+}
+
+#[test]
+fn e1_one_and_two_encoders() {
+    for count in [1, 2] {
+        let stage = Stage::start(count, NIXL, KvContract::Nixlv2);
+        let items = [image(1), image(2), image(3)];
+        let body = chat(&[items.as_slice(), &[TEXT.to_owned()]].concat(), true);
+        let answer = stage.ask(&body, false).expect(200);
+        assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        let encoded = stage.encoded();
+        assert_eq!(encoded.iter().map(Vec::len).sum::<usize>(), 3);
+        // Item i goes to encoder i modulo their number.
+        let mut places = Vec::new();
+        for (nth, item) in items.iter().enumerate() {
+            let encoder = nth % count;
+            let mut bodies = encoded[encoder].iter().map(json_of);
+            let item_json: Value = serde_json::from_str(item).unwrap();
+            assert!(bodies.any(|body| body["messages"][0]["content"] == json!([item_json])));
+            places.push((item.as_str(), &stage.encoders[encoder]));
+        }
+        let decode = only(&stage.pair.decode);
+        assert_eq!(json_of(&decode), staged(&body, Some(merged(&places))));
+        assert_eq!(decode.header(ENCODERS), None);
+        assert!(stage.pair.prefill.requests().is_empty());
+    }
+}
+
+#[test]
+fn e2_encoders_that_are_not_allowed_are_left_out() {
+    let stage = Stage::start(
+        2,
+        &["--ec-connector=ec-nixl", "--allow-target=127.0.0.1:1"],
+        KvContract::Nixlv2,
+    );
+    let body = chat(&[image(1)], false);
+    stage.ask(&body, false).expect(200);
+    assert!(stage.encoded().iter().all(Vec::is_empty));
+    assert_eq!(only(&stage.pair.decode).body, body.as_bytes());
+}
+
+/// A stage whose sidecar allows the pair's prefill engine and these encoders only.
+fn allowing(encoders: &[usize], of: usize) -> Stage {
+    let mut stage = Stage::start(of, NIXL, KvContract::Nixlv2);
+    let mut rules = vec![stage.pair.prefill.host_port()];
+    rules.extend(encoders.iter().map(|nth| stage.encoders[*nth].host_port()));
+    let mut args: Vec<String> = rules
+        .iter()
+        .map(|rule| format!("--allow-target={rule}"))
+        .collect();
+    args.push("--ec-connector=ec-nixl".to_owned());
+    if stage.pair.decode.port() == 0 {
+        args.push(format!(
+            "--model-server-socket={}",
+            stage
+                .pair
+                .decode
+                .place()
+                .to_string()
+                .trim_start_matches("unix:")
+        ));
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    stage.pair.sidecar = Sidecar::start(&args, stage.pair.decode.port());
+    stage
+}
+
+#[test]
+fn e2_with_a_prefill_engine() {
+    let stage = allowing(&[], 2);
+    stage.ask(&chat(&[image(1)], false), true).expect(200);
+    assert!(stage.encoded().iter().all(Vec::is_empty));
+    only(&stage.pair.prefill);
+    assert_eq!(stage.pair.decode.counters().handoff_used, 1);
+}
+
+#[test]
+fn e3_one_of_two_is_allowed() {
+    let stage = allowing(&[1], 2);
+    stage
+        .ask(&chat(&[image(1), image(2)], true), false)
+        .expect(200);
+    let encoded = stage.encoded();
+    assert_eq!((encoded[0].len(), encoded[1].len()), (0, 2));
+}
+
+#[test]
+fn e4_encoders_and_a_prefill_engine() {
+    let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
+    for stream in [false, true] {
+        stage.clear();
+        let items = [image(1), AUDIO.to_owned()];
+        let body = chat(&items, stream);
+        stage.ask(&body, true).expect(200);
+        assert_eq!(stage.encoded().iter().map(Vec::len).sum::<usize>(), 2);
+        let params = merged(&[
+            (&items[0], &stage.encoders[0]),
+            (&items[1], &stage.encoders[1]),
+        ]);
+        let prefill = json_of(&only(&stage.pair.prefill));
+        assert_eq!(prefill[PARAMS], params);
+        assert_eq!(prefill["cache_hit_threshold"], 0);
+        assert_eq!(prefill["max_tokens"], 1);
+        let mut decode = json_of(&only(&stage.pair.decode));
+        assert!(decode["kv_transfer_params"].is_object());
+        decode.as_object_mut().unwrap().remove("kv_transfer_params");
+        assert_eq!(decode, staged(&body, Some(params)));
+    }
+    assert_eq!(stage.pair.decode.counters().handoff_used, 2);
+    assert_eq!(stage.pair.prefill.counters().contract_broken, 0);
+}
+
+#[test]
+fn e5_encoders_without_a_connector_are_ignored() {
+    let stage = Stage::start(1, &[], KvContract::Nixlv2);
+    let body = chat(&[image(1)], true);
+    stage.ask(&body, false).expect(200);
+    let decode = only(&stage.pair.decode);
+    assert_eq!(decode.body, body.as_bytes());
+    assert_eq!(decode.header(ENCODERS), None);
+    stage.pair.decode.clear();
+    stage.ask(&body, true).expect(200);
+    assert_eq!(stage.pair.decode.counters().handoff_used, 1);
+    assert!(stage.encoded().iter().all(Vec::is_empty));
+}
+
+#[test]
+fn c1_what_is_an_item() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    let (one, text) = (image(1), TEXT.to_owned());
+    for (parts, count) in [
+        (vec![text.clone()], 0),
+        (vec![one.clone()], 1),
+        (vec![one.clone(), text, image(2), image(3)], 3),
+        (vec![AUDIO.to_owned()], 1),
+        (vec![VIDEO.to_owned(), one], 2),
+    ] {
+        stage.clear();
+        stage.ask(&chat(&parts, false), false).expect(200);
+        assert_eq!(stage.encoded()[0].len(), count, "{parts:?}");
+    }
+    // Items of any message, by any role.
+    stage.clear();
+    let body = format!(
+        r#"{{"max_tokens":4,"messages":[{{"role":"system","content":"s"}},{{"role":"user","content":[{}]}},{{"role":"assistant","content":"a"}},{{"role":"user","content":[{}]}}]}}"#,
+        image(1),
+        image(2)
+    );
+    stage.ask(&body, false).expect(200);
+    assert_eq!(stage.encoded()[0].len(), 2);
+}
+
+#[test]
+fn c2_what_an_encoder_is_sent() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    for (more, completion) in [
+        ("", None),
+        (r#","max_completion_tokens":9"#, Some(json!(1))),
+        (
+            r#","stream_options":{"include_usage":true},"temperature":0.5"#,
+            None,
+        ),
+    ] {
+        stage.clear();
+        let item = image(7);
+        let body = chat_with(&[item.as_str(), TEXT], true, more);
+        stage.ask(&body, false).expect(200);
+        let seen = stage.encoded()[0][0].clone();
+        let mut want: Value = serde_json::from_str(&body).unwrap();
+        let item: Value = serde_json::from_str(&item).unwrap();
+        want["messages"] = json!([{"role": "user", "content": [item]}]);
+        want["max_tokens"] = json!(1);
+        want["stream"] = json!(false);
+        want.as_object_mut().unwrap().remove("stream_options");
+        if let Some(cap) = completion {
+            want["max_completion_tokens"] = cap;
+        }
+        assert_eq!(json_of(&seen), want);
+        assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", CHAT));
+        assert_eq!(seen.header("content-type"), Some("application/json"));
+        assert_eq!(seen.header("authorization"), Some("Bearer k"));
+        assert_eq!(
+            seen.header("host"),
+            Some(stage.encoders[0].host_port().as_str())
+        );
+        for name in ["x-forwarded-for", ENCODERS, PREFILLER] {
+            assert_eq!(seen.header(name), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn c2_request_ids_are_numbered() {
+    let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
+    let (line, target) = (stage.line(), stage.pair.prefill.host_port());
+    for own in [Some("gw-17"), None] {
+        stage.clear();
+        let mut headers = HEADERS.to_vec();
+        headers.extend([(ENCODERS, line.as_str()), (PREFILLER, target.as_str())]);
+        headers.extend(own.map(|id| ("x-request-id", id)));
+        let body = chat(&[image(1), image(2), image(3)], true);
+        stage.pair.sidecar.post(CHAT, &body, &headers).expect(200);
+        let prefill = only(&stage.pair.prefill);
+        let ids = prefill.header_all("x-request-id");
+        assert_eq!(ids.len(), 1);
+        assert!(own.is_none_or(|own| own == ids[0]));
+        assert_eq!(only(&stage.pair.decode).header_all("x-request-id"), ids);
+        let mut have: Vec<String> = stage
+            .encoded()
+            .iter()
+            .flatten()
+            .flat_map(|seen| seen.header_all("x-request-id"))
+            .map(str::to_owned)
+            .collect();
+        have.sort();
+        let want = [0, 1, 2].map(|nth| format!("{}-enc-{nth}", ids[0]));
+        assert_eq!(have, want);
+    }
+}
+
+#[test]
+fn c3_repeated_urls_are_encoded_once() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    let detailed = r#"{"type":"image_url","image_url":{"url":"http://img/1","detail":"low"}}"#;
+    for (parts, count) in [
+        (vec![image(1), image(1), image(2)], 2),
+        (vec![image(1), detailed.to_owned()], 1),
+        (vec![VIDEO.to_owned(), VIDEO.to_owned()], 1),
+        (vec![AUDIO.to_owned(), AUDIO.to_owned()], 2),
+    ] {
+        stage.clear();
+        stage.ask(&chat(&parts, false), false).expect(200);
+        assert_eq!(stage.encoded()[0].len(), count, "{parts:?}");
+        // The request itself keeps all of them.
+        let body = json_of(&only(&stage.pair.decode));
+        let content = body["messages"][0]["content"].as_array().unwrap().len();
+        assert_eq!(content, parts.len());
+    }
+}
+
+#[test]
+fn c4_answers_without_parameters_are_skipped() {
+    let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
+    let items = [image(1), image(2)];
+    for shape in [
+        HandoffShape::Omit,
+        HandoffShape::Null,
+        HandoffShape::Empty,
+        HandoffShape::Text,
+        HandoffShape::List,
+    ] {
+        stage.clear();
+        let body = chat(&items, true);
+        stage.encoders[0].fault(Fault::Handoff(shape), 1);
+        stage.ask(&body, false).expect(200);
+        let partial = merged(&[(&items[1], &stage.encoders[1])]);
+        let have = json_of(&only(&stage.pair.decode));
+        assert_eq!(have, staged(&body, Some(partial)), "{shape:?}");
+        stage.clear();
+        stage.encoders[0].fault(Fault::Handoff(shape), 1);
+        stage.encoders[1].fault(Fault::Handoff(shape), 1);
+        stage.ask(&body, false).expect(200);
+        let have = json_of(&only(&stage.pair.decode));
+        assert_eq!(have, staged(&body, None), "{shape:?}");
+    }
+}
+
+#[test]
+fn c4_a_request_without_items_calls_no_encoder() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    for split in [false, true] {
+        stage.clear();
+        let body = chat(&[TEXT], false);
+        stage.ask(&body, split).expect(200);
+        assert!(stage.encoded()[0].is_empty());
+        let have = json_of(&only(&stage.pair.decode));
+        assert_eq!(have["cache_hit_threshold"], 0);
+        assert_eq!(have.get(PARAMS), None);
+        assert_eq!(stage.pair.prefill.requests().len(), usize::from(split));
+    }
+}
+
+#[test]
+fn c4_an_encoder_that_fails_ends_the_request() {
+    let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
+    let fault = Fault::Status {
+        code: 507,
+        body: "out of vision".to_owned(),
+        content_type: "text/plain".to_owned(),
+    };
+    for split in [false, true] {
+        stage.clear();
+        // The second item's; the first one's is cancelled.
+        stage.encoders[0].fault(Fault::StallBeforeHead, 1);
+        stage.encoders[1].fault(fault.clone(), 1);
+        let answer = stage.ask(&chat(&[image(1), image(2)], true), split);
+        let answer = answer.expect(502).json();
+        assert_eq!(answer["type"], "BadGateway");
+        let message = answer["message"].as_str().unwrap();
+        assert!(message.contains("507"), "{message}");
+        let over = |log: &[Seen]| log.iter().all(|seen| seen.state.is_aborted());
+        assert!(stage.encoders[0].wait_for(DEADLINE, over).is_some());
+        assert!(stage.pair.prefill.requests().is_empty());
+        assert!(stage.pair.decode.requests().is_empty());
+    }
+    stage.expect_recovered();
+}
+
+#[test]
+fn c4_the_item_that_fails_is_named() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    for nth in 0..3_usize {
+        let fault = Fault::Status {
+            code: 500,
+            body: "x".to_owned(),
+            content_type: "text/plain".to_owned(),
+        };
+        stage.encoders[0].fault_with(&format!("img/{nth}"), fault, 1);
+        let answer = stage.ask(&chat(&[image(0), image(1), image(2)], true), false);
+        let message = answer.expect(502).json()["message"].to_string();
+        assert!(message.contains(&nth.to_string()), "{message}");
+    }
+    stage.expect_recovered();
+}
+
+/// This ended pd-sidecar's process.
+#[test]
+fn c4_an_encoder_that_breaks_off_harms_nobody() {
+    for args in [NIXL, EXAMPLE] {
+        let stage = Stage::start(2, args, KvContract::Nixlv2);
+        for fault in [
+            Fault::TruncateMidBody { after_events: 1 },
+            Fault::TruncateMidBody { after_events: 0 },
+            Fault::ResetMidBody { after_events: 1 },
+            Fault::ResetBeforeHead,
+            Fault::CloseBeforeHead,
+            Fault::Garbage,
+            Fault::EndlessHead,
+        ] {
+            for split in [false, true] {
+                stage.clear();
+                stage.encoders[1].fault(fault.clone(), 1);
+                let body = chat(&[image(1), image(2)], true);
+                let answer = stage.ask(&body, split);
+                assert_eq!(answer.status, 502, "{fault:?}: {}", answer.text());
+                assert_eq!(answer.expect(502).json()["type"], "BadGateway");
+                assert!(stage.pair.decode.requests().is_empty());
+            }
+        }
+        stage.encoders[0].refuse(true);
+        let answer = stage.ask(&chat(&[image(1)], true), false);
+        assert_eq!(answer.expect(502).json()["type"], "BadGateway");
+        stage.encoders[0].refuse(false);
+        stage.expect_recovered();
+    }
+}
+
+#[test]
+fn c4_an_answer_that_is_no_json() {
+    for fault in [Fault::Html, Fault::HalfJson, Fault::Gzip] {
+        // Needed for one connector, thrown away by the other.
+        let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+        stage.encoders[0].fault(fault.clone(), 1);
+        let answer = stage.ask(&chat(&[image(1)], true), false);
+        assert_eq!(answer.status, 502, "{fault:?}");
+        stage.expect_recovered();
+        let stage = Stage::start(1, EXAMPLE, KvContract::Nixlv2);
+        stage.encoders[0].fault(fault.clone(), 1);
+        let body = chat(&[image(1)], true);
+        stage.ask(&body, false).expect(200);
+        let have = json_of(&only(&stage.pair.decode));
+        assert_eq!(have, staged(&body, None), "{fault:?}");
+    }
+}
+
+#[test]
+fn an_encoder_that_answers_in_pieces_or_at_length() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    let item = image(1);
+    for fault in [
+        Fault::Slow {
+            chunk_bytes: 1,
+            delay: std::time::Duration::ZERO,
+        },
+        Fault::LargeJson { bytes: 300_000 },
+        Fault::NoFraming,
+        Fault::Interim { count: 2 },
+    ] {
+        stage.clear();
+        stage.encoders[0].fault(fault.clone(), 1);
+        let body = chat(&[item.as_str()], true);
+        stage.ask(&body, false).expect(200);
+        let params = merged(&[(&item, &stage.encoders[0])]);
+        let have = json_of(&only(&stage.pair.decode));
+        assert_eq!(have, staged(&body, Some(params)), "{fault:?}");
+    }
+}
+
+#[test]
+fn the_example_connector_throws_answers_away() {
+    let stage = Stage::start(1, EXAMPLE, KvContract::Nixlv2);
+    let body = chat(&[image(1)], true);
+    stage.ask(&body, false).expect(200);
+    assert_eq!(stage.encoded()[0].len(), 1);
+    let have = json_of(&only(&stage.pair.decode));
+    assert_eq!(have, staged(&body, None));
+}
+
+#[test]
+fn items_are_encoded_at_the_same_time_and_before_the_rest() {
+    let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
+    for encoder in &stage.encoders {
+        encoder.fault(Fault::Hold, 2);
+    }
+    let items = [image(1), image(2), image(3), image(4)];
+    let mut client = stage.begin(CHAT, &chat(&items, true), true);
+    for encoder in &stage.encoders {
+        let both = |counters: &Counters| counters.running == 2;
+        assert!(encoder.wait_counters(DEADLINE, both).is_some());
+    }
+    assert!(stage.pair.prefill.requests().is_empty());
+    assert!(stage.pair.decode.requests().is_empty());
+    stage.encoders.iter().for_each(Engine::release);
+    client.answer().expect(200);
+    only(&stage.pair.prefill);
+    only(&stage.pair.decode);
+}
+
+#[test]
+fn the_client_leaves() {
+    let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
+    for leave in Leave::ALL {
+        for split in [false, true] {
+            stage.clear();
+            let body = chat(&[image(1), image(2)], true);
+            for encoder in &stage.encoders {
+                encoder.fault(Fault::StallBeforeHead, 1);
+            }
+            let client = stage.begin(CHAT, &body, split);
+            for encoder in &stage.encoders {
+                wait_state(encoder, State::Answering);
+            }
+            let (_, _client) = leave.now(client);
+            stage.encoders.iter().for_each(wait_aborted);
+            expect_drained(&stage.pair.sidecar);
+            assert!(stage.pair.prefill.requests().is_empty());
+            assert!(stage.pair.decode.requests().is_empty());
+            stage.clear();
+            // In the stages behind it.
+            let last = match split {
+                true => &stage.pair.prefill,
+                false => &stage.pair.decode,
+            };
+            last.fault(Fault::StallBeforeHead, 1);
+            let client = stage.begin(CHAT, &body, split);
+            wait_state(last, State::Answering);
+            let (_, _client) = leave.now(client);
+            wait_aborted(last);
+            expect_drained(&stage.pair.sidecar);
+        }
+    }
+    stage.expect_recovered();
+}
+
+/// Every connector behind the encoders, with its contract checked.
+fn connectors(mooncake: &Mooncake, bootstrap: &Engine) -> Vec<(Vec<String>, KvContract)> {
+    let named = |name: &str| vec![format!("--kv-connector={name}")];
+    let mut with_port = named("mooncake");
+    with_port.push(format!("--mooncake-bootstrap-port={}", bootstrap.port()));
+    vec![
+        (named("nixlv2"), KvContract::Nixlv2),
+        (
+            named("shared-storage"),
+            KvContract::SharedStorage(Store::new()),
+        ),
+        (named("sglang"), KvContract::Sglang(Meetings::new())),
+        (with_port, KvContract::Mooncake(mooncake.clone())),
+        (named("offloading"), KvContract::Offloading(Meetings::new())),
+        (named("nixl"), KvContract::NixlV1(BlockBook::new())),
+        (named("lmcache"), KvContract::Lmcache),
+    ]
+}
+
+#[test]
+fn with_every_connector_and_every_kind_of_request() {
+    let mooncake = Mooncake {
+        engines: EngineIds::new(&["e0"]),
+        ..Mooncake::default()
+    };
+    let config = EngineConfig {
+        bootstrap: Some(mooncake.engines.clone()),
+        ..EngineConfig::default()
+    };
+    let bootstrap = Engine::start(config, 0).unwrap();
+    for (args, contract) in connectors(&mooncake, &bootstrap) {
+        let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+        args.extend(NIXL);
+        let stage = Stage::start(1, &args, contract);
+        for stream in [false, true] {
+            stage.clear();
+            let item = image(1);
+            let body = chat(&[item.as_str(), TEXT], stream);
+            stage.ask(&body, true).expect(200);
+            assert_eq!(stage.encoded()[0].len(), 1, "{args:?}");
+            let params = merged(&[(&item, &stage.encoders[0])]);
+            for engine in [&stage.pair.prefill, &stage.pair.decode] {
+                let seen = json_of(&only(engine));
+                assert_eq!(seen[PARAMS], params, "{args:?}");
+                assert_eq!(seen["cache_hit_threshold"], 0, "{args:?}");
+                assert_eq!(engine.counters().contract_broken, 0, "{args:?}");
+            }
+        }
+        // The other kinds have no items this stage knows; they are capped as ever.
+        for api in Api::ALL {
+            stage.clear();
+            let question = api.ask(4, true);
+            let answer = stage.ask_on(api.path(), &question.body, true).expect(200);
+            question.expect(&answer);
+            only(&stage.pair.prefill);
+            only(&stage.pair.decode);
+            for engine in [&stage.pair.prefill, &stage.pair.decode] {
+                assert_eq!(engine.counters().contract_broken, 0, "{args:?} {api:?}");
+            }
+        }
+        stage.pair.sidecar.expect_sound();
+    }
+}
+
+#[test]
+fn each_rank_decodes_its_own() {
+    let port = free_ports(2);
+    let decoders = Engine::start_ranks(EngineConfig::decode(), port, 2).unwrap();
+    let encoder = Engine::start(EngineConfig::encoder(), 0).unwrap();
+    let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    let sidecar = Sidecar::launch(&Launch {
+        args: &["--ec-connector=ec-nixl", "--data-parallel-size=2"],
+        decoder_port: port,
+        ranks: 2,
+        ..Launch::default()
+    });
+    let (line, target) = (encoder.host_port(), prefill.host_port());
+    for rank in [0_u16, 1] {
+        for split in [false, true] {
+            decoders.iter().for_each(Engine::clear);
+            let mut headers = vec![(ENCODERS, line.as_str())];
+            if split {
+                headers.push((PREFILLER, &target));
+            }
+            let mut client = Client::connect(sidecar.port + rank);
+            let body = chat(&[image(1)], true);
+            client
+                .ask("POST", CHAT, &headers, body.as_bytes())
+                .expect(200);
+            let counts: Vec<usize> = decoders.iter().map(|d| d.requests().len()).collect();
+            let want = [usize::from(rank == 0), usize::from(rank == 1)];
+            assert_eq!(counts, want, "rank {rank}, split {split}");
+        }
+    }
+    // The older field moves it as well.
+    decoders.iter().for_each(Engine::clear);
+    let named = format!(":{}", sidecar.port + 1);
+    let headers = [
+        (ENCODERS, line.as_str()),
+        ("x-data-parallel-host-port", named.as_str()),
+    ];
+    let body = chat(&[image(1)], true);
+    sidecar.post(CHAT, &body, &headers).expect(200);
+    only(&decoders[1]);
+}
+
+#[test]
+fn two_lines_are_two_encoders() {
+    let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
+    let hosts: Vec<String> = stage.encoders.iter().map(Engine::host_port).collect();
+    let mut headers = HEADERS.to_vec();
+    headers.extend(hosts.iter().map(|host| (ENCODERS, host.as_str())));
+    let body = chat(&[image(1), image(2)], true);
+    stage.pair.sidecar.post(CHAT, &body, &headers).expect(200);
+    let counts: Vec<usize> = stage.encoded().iter().map(Vec::len).collect();
+    assert_eq!(counts, [1, 1]);
+}
+
+#[test]
+fn a_body_that_is_no_object_is_refused() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    for body in ["null", "[]", "{", "{}x", "17"] {
+        stage.ask(body, false).expect_error(400, "bad_json");
+    }
+    assert!(stage.pair.decode.requests().is_empty());
+}
