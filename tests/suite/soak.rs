@@ -1,0 +1,391 @@
+//! Ten thousand requests, half of them in trouble: faults on every leg and clients that leave,
+//! sixty-four at a time. Each answer is looked through for another request's bytes, and in the end
+//! everything serves and nothing is left open.
+//!
+//! Which trouble a request is in stands in its body, where the engines look for it: so each answer
+//! is judged by what its own request asked for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use mock_engine::{Engine, Fault, KvContract, Meetings, Store};
+
+use crate::apis::{Api, Question};
+use crate::client::{Answer, Client, End, request};
+use crate::harness::{PREFILLER, Pair, sha256};
+use crate::harness_more::{descriptors, expect_drained, nonzero_metrics, wait_descriptors};
+use crate::kv::{Setup, answered};
+
+const REQUESTS: u64 = 10_000;
+const CLIENTS: u64 = 64;
+/// Descriptors that may be open beyond those at the start: the pools' and the listeners' own.
+const DESCRIPTORS_MORE: usize = 8;
+
+/// Prefill legs outlive their clients with these connectors, and some engines here never answer.
+const LATEST: &str = "--prefill-timeout=5s";
+
+/// xorshift64*: each client has its own.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
+    }
+
+    fn below(&mut self, count: usize) -> usize {
+        (self.next() % count as u64) as usize
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.next().is_multiple_of(count)
+    }
+}
+
+/// What an engine does to a request that asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// No answer, no content of an engine's: an error for the client.
+    Fails,
+    /// Somebody else's 200 in place of the answer.
+    Nonsense,
+    /// Part of the answer.
+    Cut,
+    /// Nothing, for ever: the client has to leave.
+    Silent,
+    /// The answer, in an unusual way.
+    Odd,
+}
+
+fn status(code: u16) -> Fault {
+    Fault::Status {
+        code,
+        body: format!("{{\"error\":{{\"message\":\"engine says {code}\"}}}}"),
+        content_type: "application/json".to_owned(),
+    }
+}
+
+fn troubles() -> Vec<(Trouble, Fault)> {
+    vec![
+        (Trouble::Fails, Fault::ResetBeforeHead),
+        (Trouble::Fails, Fault::CloseBeforeHead),
+        (Trouble::Fails, Fault::Garbage),
+        (Trouble::Fails, status(500)),
+        (Trouble::Fails, status(503)),
+        (Trouble::Nonsense, Fault::Gzip),
+        (Trouble::Nonsense, Fault::Html),
+        (Trouble::Nonsense, Fault::HalfJson),
+        (Trouble::Cut, Fault::ResetMidBody { after_events: 1 }),
+        (Trouble::Cut, Fault::TruncateMidBody { after_events: 1 }),
+        (Trouble::Cut, Fault::TruncateMidBody { after_events: 0 }),
+        (Trouble::Silent, Fault::StallBeforeHead),
+        (Trouble::Silent, Fault::StallAfterHead),
+        (Trouble::Silent, Fault::StallMidStream { after_events: 1 }),
+        (Trouble::Odd, Fault::CloseIdle),
+        (Trouble::Odd, Fault::NoFraming),
+        (Trouble::Odd, Fault::Interim { count: 2 }),
+        (
+            Trouble::Odd,
+            Fault::Slow {
+                chunk_bytes: 200,
+                delay: Duration::ZERO,
+            },
+        ),
+    ]
+}
+
+/// What one request is to meet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fate {
+    prefill: Option<(usize, Trouble)>,
+    decode: Option<(usize, Trouble)>,
+    /// The prefill engine refuses connections.
+    refused: bool,
+    split: bool,
+    /// The client leaves: at once, after the head, in the body.
+    leaves: Option<u64>,
+}
+
+impl Fate {
+    fn draw(chance: &mut Chance, troubles: &[(Trouble, Fault)]) -> Self {
+        let mut fate = Self {
+            split: !chance.one_in(8),
+            ..Self::default()
+        };
+        if chance.one_in(2) {
+            return fate;
+        }
+        let nth = chance.below(troubles.len());
+        let trouble = Some((nth, troubles[nth].0));
+        match chance.below(8) {
+            0..=2 => fate.prefill = trouble,
+            3..=5 => fate.decode = trouble,
+            6 => fate.refused = true,
+            _ => fate.leaves = Some(chance.next() % 3),
+        }
+        if !fate.split {
+            fate.prefill = None;
+            fate.refused = false;
+        }
+        fate
+    }
+
+    fn is_plain(self) -> bool {
+        self.prefill.is_none() && self.decode.is_none() && !self.refused && self.leaves.is_none()
+    }
+
+    fn marker(self) -> String {
+        let name = |leg, trouble: Option<(usize, Trouble)>| {
+            trouble.map_or_else(String::new, |(nth, _)| format!(" {leg}{nth}."))
+        };
+        let (prefill, decode) = (name("prefill", self.prefill), name("decode", self.decode));
+        format!(r#","user":"fate:{prefill}{decode}""#)
+    }
+
+    /// Whether only the client can end it: an engine is silent, or did not come to the meeting.
+    fn hangs(self, concurrent: bool) -> bool {
+        let is = |leg: Option<(usize, Trouble)>, what| leg.is_some_and(|(_, own)| own == what);
+        is(self.prefill, Trouble::Silent)
+            || is(self.decode, Trouble::Silent)
+            || (concurrent && is(self.prefill, Trouble::Nonsense))
+    }
+}
+
+/// A run: a pair, a prefill engine that refuses, and the counts.
+struct Run {
+    pair: Pair,
+    down: Engine,
+    concurrent: bool,
+    troubles: Vec<(Trouble, Fault)>,
+    whole: AtomicU64,
+    failed: AtomicU64,
+    cut: AtomicU64,
+    left: AtomicU64,
+}
+
+impl Run {
+    fn start(setup: &Setup<'_>, concurrent: bool) -> Self {
+        let pair = setup.start();
+        let down = Engine::start(mock_engine::EngineConfig::prefill(), 0).unwrap();
+        down.refuse(true);
+        let troubles = troubles();
+        for (nth, (_, fault)) in troubles.iter().enumerate() {
+            let (prefill, decode) = (format!(" prefill{nth}."), format!(" decode{nth}."));
+            pair.prefill.fault_with(&prefill, fault.clone(), u32::MAX);
+            pair.decode.fault_with(&decode, fault.clone(), u32::MAX);
+        }
+        Self {
+            pair,
+            down,
+            concurrent,
+            troubles,
+            whole: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+        }
+    }
+
+    /// One client's share of the requests.
+    fn be_a_client(&self, seed: u64) {
+        let mut chance = Chance(seed);
+        let mut kept: Option<Client> = None;
+        for _ in 0..REQUESTS / CLIENTS {
+            let fate = Fate::draw(&mut chance, &self.troubles);
+            let api = [Api::Chat, Api::Completions, Api::Generate][chance.below(3)];
+            let stream = chance.one_in(2);
+            let tokens = 2 + chance.below(8) as u32;
+            let question = api.ask_with(tokens, stream, &fate.marker());
+            let mut client = kept.take().unwrap_or_else(|| self.pair.sidecar.connect());
+            let engine = match fate.refused {
+                true => &self.down,
+                false => &self.pair.prefill,
+            };
+            let target = engine.host_port();
+            let headers: &[(&str, &str)] = match fate.split {
+                true => &[(PREFILLER, &target)],
+                false => &[],
+            };
+            client.send(request(
+                "POST",
+                api.path(),
+                headers,
+                question.body.as_bytes(),
+            ));
+            kept = match fate.leaves {
+                Some(phase) => self.leave(client, phase),
+                None if fate.hangs(self.concurrent) => self.give_up(client, &mut chance),
+                None => self.judge(client, &question, fate, seed),
+            };
+        }
+    }
+
+    fn leave(&self, mut client: Client, phase: u64) -> Option<Client> {
+        self.left.fetch_add(1, Ordering::Relaxed);
+        if phase > 0 {
+            let _ = client.try_head();
+        }
+        if phase > 1 {
+            let _ = client.raw(1);
+        }
+        client.reset();
+        None
+    }
+
+    /// Leaves an engine that says nothing, after a while.
+    fn give_up(&self, client: Client, chance: &mut Chance) -> Option<Client> {
+        self.left.fetch_add(1, Ordering::Relaxed);
+        std::thread::park_timeout(Duration::from_micros(chance.next() % 8_000));
+        match chance.one_in(2) {
+            true => client.reset(),
+            false => drop(client),
+        }
+        None
+    }
+
+    /// Reads the answer and holds it against the question. The connection, if it can be used again.
+    fn judge(
+        &self,
+        mut client: Client,
+        question: &Question,
+        fate: Fate,
+        seed: u64,
+    ) -> Option<Client> {
+        let Ok(head) = client.try_head() else {
+            panic!("no answer, seed {seed}: {fate:?} {}", question.body);
+        };
+        let framing = head.framing("POST");
+        let (body, end) = client.body(framing);
+        let answer = Answer {
+            head,
+            framing,
+            body,
+            end,
+        };
+        expect_own(&answer, question, fate);
+        let nonsense = fate
+            .decode
+            .is_some_and(|(_, trouble)| trouble == Trouble::Nonsense);
+        let whole = answer.status == 200 && answer.end == End::Complete;
+        if fate.is_plain() {
+            assert!(whole, "seed {seed}: {fate:?} {answer:?}");
+        }
+        let counted = match (whole, answer.end) {
+            (true, _) => &self.whole,
+            (false, End::Complete) => &self.failed,
+            (false, _) => &self.cut,
+        };
+        counted.fetch_add(1, Ordering::Relaxed);
+        if whole && !nonsense {
+            question.expect(&answer);
+        }
+        assert!(
+            answer.status == 200 || answer.status >= 500,
+            "seed {seed}: {fate:?} {answer:?}"
+        );
+        let stays = answer.end == End::Complete && answer.header("connection") != Some("close");
+        stays.then_some(client)
+    }
+}
+
+/// Fails if any of the bytes, whole or cut, are of another question's answer.
+#[track_caller]
+fn expect_own(answer: &Answer, question: &Question, fate: Fate) {
+    let text = answer.text();
+    let own = &sha256(question.prompt.as_bytes())[..8];
+    for (at, _) in text.match_indices('-') {
+        // A token: t, digits, a dash, eight digits of a hash, a blank.
+        let before = text[..at].trim_end_matches(|c: char| c.is_ascii_digit());
+        let tag = text
+            .get(at + 1..at + 10)
+            .and_then(|tag| tag.strip_suffix(' '));
+        if before.len() < at && before.ends_with('t') && tag.is_some() {
+            assert_eq!(tag, Some(own), "{fate:?} {}: {text}", question.body);
+        }
+    }
+}
+
+fn soak(setup: &Setup<'_>, concurrent: bool) {
+    let run = Run::start(setup, concurrent);
+    let before = descriptors(&run.pair.sidecar);
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let run = &run;
+            let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(client + 1);
+            scope.spawn(move || run.be_a_client(seed));
+        }
+    });
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    eprintln!(
+        "soak: {} whole, {} failed, {} cut, {} left",
+        count(&run.whole),
+        count(&run.failed),
+        count(&run.cut),
+        count(&run.left)
+    );
+    assert!(count(&run.whole) > REQUESTS / 3);
+    for engine in [&run.pair.prefill, &run.pair.decode] {
+        engine.clear_faults();
+    }
+    for api in Api::ALL {
+        for stream in [true, false] {
+            answered(&run.pair, &api.ask(4, stream));
+        }
+    }
+    expect_drained(&run.pair.sidecar);
+    run.pair.sidecar.expect_sound();
+    for engine in [&run.pair.prefill, &run.pair.decode] {
+        let counters = engine.counters();
+        let bad = counters.contract_broken
+            + counters.malformed
+            + counters.handoff_altered
+            + counters.handoff_foreign
+            + counters.handoff_reused
+            + counters.handoff_unknown
+            + counters.poisoned;
+        assert_eq!(
+            bad,
+            0,
+            "{counters:?}\n{}",
+            nonzero_metrics(&run.pair.sidecar)
+        );
+    }
+    wait_descriptors(&run.pair.sidecar, before + DESCRIPTORS_MORE);
+}
+
+#[test]
+fn nixlv2() {
+    soak(&Setup::default(), false);
+}
+
+#[test]
+fn shared_storage() {
+    let setup = Setup {
+        args: &["--kv-connector=shared-storage"],
+        contract: KvContract::SharedStorage(Store::new()),
+        ..Setup::default()
+    };
+    soak(&setup, false);
+}
+
+#[test]
+fn sglang() {
+    let setup = Setup {
+        args: &["--kv-connector=sglang", LATEST],
+        contract: KvContract::Sglang(Meetings::new()),
+        ..Setup::default()
+    };
+    soak(&setup, true);
+}
+
+#[test]
+fn offloading() {
+    let setup = Setup {
+        args: &["--kv-connector=offloading", LATEST],
+        contract: KvContract::Offloading(Meetings::new()),
+        ..Setup::default()
+    };
+    soak(&setup, true);
+}
