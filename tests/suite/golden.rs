@@ -220,7 +220,11 @@ impl Names {
     fn client_answer(&mut self, answer: &Answer) -> String {
         let mut head = format!("{} {}", answer.version, answer.status);
         for (name, value) in &answer.headers {
-            let _ = write!(head, "\n{name}: {value}");
+            // A stream that has come whole before it is sent on gets a length.
+            match name.as_str() {
+                "content-length" | "transfer-encoding" => head += "\n{length or chunks}",
+                _ => drop(write!(head, "\n{name}: {value}")),
+            }
         }
         if let Framing::Length(length) = answer.framing {
             assert_eq!(length, answer.body.len() as u64);

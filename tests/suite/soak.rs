@@ -192,7 +192,7 @@ impl Run {
     fn be_a_client(&self, seed: u64) {
         let mut chance = Chance(seed);
         let mut kept: Option<Client> = None;
-        for _ in 0..REQUESTS / CLIENTS {
+        for _ in 0..REQUESTS.div_ceil(CLIENTS) {
             let fate = Fate::draw(&mut chance, &self.troubles);
             let api = [Api::Chat, Api::Completions, Api::Generate][chance.below(3)];
             let stream = chance.one_in(2);
