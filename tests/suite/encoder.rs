@@ -485,9 +485,11 @@ fn c4_an_encoder_that_breaks_off_harms_nobody() {
         ] {
             for split in [false, true] {
                 stage.clear();
-                stage.encoders[1].fault(fault.clone(), 1);
+                // On a connection that was kept, once more on a new one.
+                stage.encoders[1].fault(fault.clone(), 2);
                 let body = chat(&[image(1), image(2)], true);
                 let answer = stage.ask(&body, split);
+                stage.encoders[1].clear_faults();
                 assert_eq!(answer.status, 502, "{fault:?}: {}", answer.text());
                 assert_eq!(answer.expect(502).json()["type"], "BadGateway");
                 assert!(stage.pair.decode.requests().is_empty());

@@ -160,13 +160,19 @@ pub(crate) fn expect_recovered(pair: &Pair) {
     expect_kept(pair);
 }
 
-/// What becomes of a prefill leg whose client leaves.
+/// What becomes of the legs whose client leaves (reference 2.1 and `competitors` 9.2). A decode leg
+/// with a first byte is closed by all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Prefills {
-    /// It is closed.
-    Cancelled,
-    /// It runs to its end: its engine cannot be stopped half-way.
-    Finish,
+pub(crate) enum Rule {
+    /// One leg after the other: whichever it is, it is closed.
+    Serial,
+    /// Both at once, and the prefill leg runs to its end; the decode leg is closed.
+    Room,
+    /// Both at once, the prefill leg runs to its end, and the decode leg to its first byte: until
+    /// then somebody may be writing into its engine's memory.
+    Push,
+    /// As `Push`, and no token is the client's before the prefill engine has answered.
+    PushHeldBack,
 }
 
 fn engine_error(code: u16) -> Fault {
@@ -202,10 +208,12 @@ pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
         (Fault::CloseBeforeHead, "prefill_reset"),
         (Fault::Garbage, "prefill_answer"),
     ] {
-        pair.prefill.fault(fault, 1);
+        // On a connection that was kept, once more on a new one.
+        pair.prefill.fault(fault, 2);
         let question = Api::Chat.ask(4, false);
         let answer = pair.post(question.api.path(), &question.body);
         answer.expect_error(502, label);
+        pair.prefill.clear_faults();
         no_decode_survives(&pair);
     }
     pair.prefill.refuse(true);
@@ -268,60 +276,88 @@ pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &mock_engine::Mee
 /// The client leaves in each phase: legs end as the connector's engines need it, and the process
 /// goes on.
 #[track_caller]
-pub(crate) fn client_leaves(setup: &Setup<'_>, prefills: Prefills, concurrent: bool) {
+pub(crate) fn client_leaves(setup: &Setup<'_>, rule: Rule) {
     let pair = setup.start();
     for leave in Leave::ALL {
-        leave_while_prefill_is_silent(&pair, leave, prefills, concurrent);
-        leave_while_decode_is_silent(&pair, leave);
-        leave_in_a_stream(&pair, leave, prefills);
+        leave_while_both_are_silent(&pair, leave, rule);
+        leave_while_decode_is_silent(&pair, leave, rule);
+        leave_in_a_stream(&pair, leave, rule);
     }
     expect_recovered(&pair);
 }
 
-fn leave_while_prefill_is_silent(pair: &Pair, leave: Leave, prefills: Prefills, concurrent: bool) {
+/// Waits until the sidecar knows that its client has left.
+#[track_caller]
+fn noticed(pair: &Pair) {
+    pair.sidecar
+        .wait_metric("ringside_client_connections", &[], 0.0);
+}
+
+/// Waits until an engine has nothing left to answer.
+#[track_caller]
+fn wait_over(engine: &Engine) {
+    let over = |log: &[Seen]| log.iter().all(|seen| seen.state != State::Answering);
+    assert!(engine.wait_for(DEADLINE, over).is_some());
+}
+
+/// The decode leg was told that its client has left: it is over, or it is once it answers.
+#[track_caller]
+fn decode_is_left(pair: &Pair, rule: Rule) {
+    match rule {
+        Rule::Serial | Rule::Room => wait_aborted(&pair.decode),
+        Rule::Push | Rule::PushHeldBack => {
+            noticed(pair);
+            assert_eq!(only(&pair.decode).state, State::Answering);
+            pair.decode.release();
+            wait_over(&pair.decode);
+        }
+    }
+    pair.decode.release();
+}
+
+#[track_caller]
+fn leave_while_both_are_silent(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
     pair.prefill.fault(Fault::Hold, 1);
-    if concurrent {
-        // It would be answered: the legs have met.
-        pair.decode.fault(Fault::StallBeforeHead, 1);
+    let at_once = rule != Rule::Serial;
+    if at_once {
+        pair.decode.fault(Fault::Hold, 1);
     }
     let client = begin(pair, &Api::Chat.ask(4, true));
     wait_state(&pair.prefill, State::Answering);
-    if concurrent {
+    if at_once {
         wait_state(&pair.decode, State::Answering);
     }
     let (_, _client) = leave.now(client);
-    if concurrent {
-        wait_aborted(&pair.decode);
+    if at_once {
+        decode_is_left(pair, rule);
+        noticed(pair);
+        pair.prefill.release();
+        wait_state(&pair.prefill, State::Answered);
+    } else {
+        wait_aborted(&pair.prefill);
+        pair.prefill.release();
     }
-    pair.sidecar
-        .wait_metric("ringside_client_connections", &[], 0.0);
-    match prefills {
-        Prefills::Cancelled => wait_aborted(&pair.prefill),
-        Prefills::Finish => {
-            pair.prefill.release();
-            wait_state(&pair.prefill, State::Answered);
-        }
-    }
-    pair.prefill.release();
     expect_drained(&pair.sidecar);
-    assert_eq!(pair.decode.requests().len(), usize::from(concurrent));
+    assert_eq!(pair.decode.requests().len(), usize::from(at_once));
 }
 
-fn leave_while_decode_is_silent(pair: &Pair, leave: Leave) {
+#[track_caller]
+fn leave_while_decode_is_silent(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
-    pair.decode.fault(Fault::StallBeforeHead, 1);
+    pair.decode.fault(Fault::Hold, 1);
     let client = begin(pair, &Api::Chat.ask(4, false));
     wait_state(&pair.decode, State::Answering);
     wait_state(&pair.prefill, State::Answered);
     let (_, _client) = leave.now(client);
-    wait_aborted(&pair.decode);
+    decode_is_left(pair, rule);
     expect_drained(&pair.sidecar);
 }
 
-fn leave_in_a_stream(pair: &Pair, leave: Leave, prefills: Prefills) {
+#[track_caller]
+fn leave_in_a_stream(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
-    if prefills == Prefills::Finish {
+    if matches!(rule, Rule::Room | Rule::Push) {
         pair.prefill.fault(Fault::Hold, 1);
     }
     pair.decode

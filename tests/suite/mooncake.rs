@@ -11,7 +11,7 @@ use crate::client::DEADLINE;
 use crate::harness::{CHAT, Pair, json_of, only};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Prefills, Setup, answered, begin, both_legs, client_leaves, expect_recovered,
+    Rule, Setup, answered, begin, both_legs, client_leaves, expect_recovered,
     failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
     wait_aborted, wait_state,
 };
@@ -268,7 +268,7 @@ fn the_client_leaves() {
     let terms = terms();
     let bootstrap = bootstrap_of(&terms);
     with_setup(&terms, &bootstrap, |setup| {
-        client_leaves(setup, Prefills::Finish, true);
+        client_leaves(setup, Rule::Push);
     });
 }
 

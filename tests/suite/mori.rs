@@ -9,7 +9,7 @@ use crate::client::{DEADLINE, End};
 use crate::harness::{CHAT, Pair, json_of, only};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Prefills, Setup, answered, answered_with, begin, both_legs, client_leaves, expect_kept,
+    Rule, Setup, answered, answered_with, begin, both_legs, client_leaves, expect_kept,
     expect_recovered, failed_prefill_cancels_decode, forget, legs_are_concurrent, wait_aborted,
     wait_state,
 };
@@ -276,10 +276,12 @@ fn m5_what_the_prefill_engine_said_is_kept() {
     // Its ports are not the ones configured, which the contract checks; the bodies tell.
     let question = Api::Chat.ask(4, true);
     pair.post(CHAT, &question.body);
-    let params = json_of(&only(&pair.decode))[PARAMS].take();
+    let seen = only(&pair.decode);
+    let raw = String::from_utf8(seen.body.clone()).unwrap();
+    assert!(raw.contains(r#""x" : 1e5"#), "{raw}");
+    let params = json_of(&seen)[PARAMS].take();
     assert_eq!(params["remote_notify_port"], 1);
     assert_eq!(params["remote_handshake_port"], 2);
-    assert_eq!(params["x"].to_string(), "1e5");
     assert_eq!(params["remote_dp_rank_override"], true);
     // What is no object is not filled up; nor does it crash an engine.
     for raw in ["null", "17", "[]", "\"x\""] {
@@ -455,31 +457,29 @@ fn n17_read_mode_tells_the_prefill_leg_only() {
 }
 
 #[test]
-fn p12_a_source_goes_with_the_prefill_leg_at_once_as_well() {
-    let flags = flags(&terms(true, 1));
-    let mut args: Vec<&str> = flags.iter().map(String::as_str).collect();
-    args.push("--enable-p2p-pull");
-    // The contract of the engines knows no sources: the bodies tell.
-    let pair = Setup {
-        args: &args,
-        ..Setup::default()
-    }
-    .start();
+fn p12_a_source_goes_with_the_prefill_leg_of_both_ways() {
     let source = [("x-kv-cache-source-host-port", "10.4.0.9:8000")];
-    let question = Api::Chat.ask(4, false);
-    pair.post_with(CHAT, &question.body, &source);
-    let params = json_of(&only(&pair.prefill))[PARAMS].take();
-    assert_eq!(params["remote_kv_source"]["remote_host"], "10.4.0.9");
-    assert_eq!(params["remote_kv_source"]["remote_port"], 7777);
+    for parallel in [false, true] {
+        let terms = terms(parallel, 1);
+        let pull = "--enable-p2p-pull";
+        let pair = with_setup(&terms, &[pull], |setup| setup.start());
+        answered_with(&pair, &Api::Chat.ask(4, false), &source);
+        let (prefill, decode) = both_legs(&pair);
+        let params = json_of(&prefill)[PARAMS].take();
+        assert_eq!(params["remote_kv_source"]["remote_host"], "10.4.0.9");
+        assert_eq!(params["remote_kv_source"]["remote_port"], 7777);
+        let params = json_of(&decode)[PARAMS].take();
+        assert_eq!(params.get("remote_kv_source"), None);
+    }
 }
 
 #[test]
 fn the_client_leaves() {
     with_setup(&terms(false, 1), &[], |setup| {
-        client_leaves(setup, Prefills::Cancelled, false);
+        client_leaves(setup, Rule::Serial);
     });
     with_setup(&terms(true, 1), &[], |setup| {
-        client_leaves(setup, Prefills::Cancelled, true);
+        client_leaves(setup, Rule::PushHeldBack);
     });
 }
 

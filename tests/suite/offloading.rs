@@ -9,8 +9,8 @@ use crate::apis::{Api, Completion, Question};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
 use crate::harness::{prefill_params, start_decoder};
 use crate::kv::{
-    Prefills, Setup, answered, answered_with, both_legs, client_leaves,
-    failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
+    Rule, Setup, answered, answered_with, both_legs, client_leaves, failed_prefill_after_the_head,
+    failed_prefill_cancels_decode, forget, legs_are_concurrent,
 };
 
 const SOURCE: &str = "x-kv-cache-source-host-port";
@@ -407,5 +407,5 @@ fn a_prefill_that_fails_after_the_head() {
 
 #[test]
 fn the_client_leaves() {
-    client_leaves(&setup(&Meetings::new()), Prefills::Finish, true);
+    client_leaves(&setup(&Meetings::new()), Rule::Push);
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::apis::{Api, Completion};
 use crate::harness::{CHAT, json_of};
-use crate::kv::{Prefills, Setup, answered, both_legs, client_leaves, expect_recovered, forget};
+use crate::kv::{Rule, Setup, answered, both_legs, client_leaves, expect_recovered, forget};
 
 const FOUR: [&str; 4] = [
     "remote_block_ids",
@@ -128,7 +128,8 @@ fn a_prefill_that_fails_is_the_answer() {
             let answer = pair.post(CHAT, &question.body).expect(code);
             assert_eq!(answer.text(), format!("{{\"said\":{code}}}"));
         }
-        pair.prefill.fault(Fault::ResetBeforeHead, 1);
+        // Once more than a connection that was kept is given.
+        pair.prefill.fault(Fault::ResetBeforeHead, 2);
         let question = Api::Chat.ask(4, true);
         pair.post(CHAT, &question.body)
             .expect_error(502, "prefill_reset");
@@ -139,6 +140,6 @@ fn a_prefill_that_fails_is_the_answer() {
 
 #[test]
 fn the_client_leaves() {
-    client_leaves(&nixl(&BlockBook::new()), Prefills::Cancelled, false);
-    client_leaves(&lmcache(), Prefills::Cancelled, false);
+    client_leaves(&nixl(&BlockBook::new()), Rule::Serial);
+    client_leaves(&lmcache(), Rule::Serial);
 }

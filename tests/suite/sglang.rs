@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::apis::Api;
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::kv::{
-    Prefills, Setup, answered, begin, both_legs, client_leaves, expect_recovered,
+    Rule, Setup, answered, begin, both_legs, client_leaves, expect_recovered,
     failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
     wait_state,
 };
@@ -169,6 +169,11 @@ fn a_prefill_that_fails_after_the_head() {
 #[test]
 fn a_failed_decode_is_the_answer() {
     let (pair, _) = start();
+    pair.decode.refuse(true);
+    let question = Api::Chat.ask(4, true);
+    pair.post(CHAT, &question.body)
+        .expect_error(503, "decode_refused");
+    pair.decode.refuse(false);
     let fault = Fault::Status {
         code: 503,
         body: "{\"said\":503}".to_owned(),
@@ -178,17 +183,12 @@ fn a_failed_decode_is_the_answer() {
     let question = Api::Chat.ask(4, true);
     let answer = pair.post(CHAT, &question.body).expect(503);
     assert_eq!(answer.text(), "{\"said\":503}");
-    pair.decode.refuse(true);
-    let question = Api::Chat.ask(4, true);
-    pair.post(CHAT, &question.body)
-        .expect_error(503, "decode_refused");
-    pair.decode.refuse(false);
     expect_recovered(&pair);
 }
 
 #[test]
 fn the_client_leaves() {
-    client_leaves(&setup(&Meetings::new()), Prefills::Finish, true);
+    client_leaves(&setup(&Meetings::new()), Rule::Room);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use crate::apis::{Api, Completion, Question};
 use crate::client::Answer;
 use crate::harness::{CHAT, Pair, json_of, only};
 use crate::kv::{
-    Prefills, Setup, answered, begin, both_legs, client_leaves, expect_kept, expect_recovered,
-    forget, wait_aborted, wait_state,
+    Rule, Setup, answered, begin, both_legs, client_leaves, expect_kept, expect_recovered, forget,
+    wait_aborted, wait_state,
 };
 
 const CONNECTOR: &[&str] = &["--kv-connector=shared-storage"];
@@ -252,7 +252,8 @@ fn a_prefill_that_fails_is_the_answer() {
             assert_eq!(pair.decode.requests().len(), decodes);
         }
     }
-    pair.prefill.fault(Fault::ResetBeforeHead, 1);
+    // Once more than a connection that was kept is given.
+    pair.prefill.fault(Fault::ResetBeforeHead, 2);
     let question = Api::Chat.ask(6, true);
     pair.post(CHAT, &question.body)
         .expect_error(502, "prefill_reset");
@@ -307,7 +308,7 @@ fn a_body_that_is_no_object_is_refused() {
 
 #[test]
 fn the_client_leaves() {
-    client_leaves(&setup(&Store::new()), Prefills::Cancelled, false);
+    client_leaves(&setup(&Store::new()), Rule::Serial);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::fields::{
     Cap, broken, exactly, is, not_streamed, number, object, one_token, text, texts, uuid,
 };
 use super::meet::{Meetings, Side};
+use super::offloading::pull;
 use super::{Admitted, Call, dp_rank};
 use crate::api::Refusal;
 use crate::config::Role;
@@ -105,6 +106,10 @@ fn prefill(terms: &Mori, call: &Call<'_>) -> Result<Admitted, Refusal> {
         if terms.dp_size_local > 0 {
             names.push("remote_dp_size_local");
         }
+    }
+    if params.has("remote_kv_source") {
+        names.push("remote_kv_source");
+        pull(&params)?;
     }
     exactly(&params, PARAMS, &names)?;
     for name in ["remote_engine_id", "remote_block_ids", "remote_port"] {
