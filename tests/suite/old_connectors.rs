@@ -75,14 +75,32 @@ fn nixl_v1_completions() {
 #[test]
 fn nixl_v1_members_that_are_missing_are_null() {
     let pair = nixl(&BlockBook::new()).start();
-    pair.prefill.fault(Fault::Handoff(HandoffShape::Omit), 1);
-    answered(&pair, &Api::Chat.ask(4, false));
-    let (_, decode) = both_legs(&pair);
-    let body = json_of(&decode);
-    for name in FOUR {
-        assert_eq!(body.get(name), Some(&Value::Null), "{name}");
-    }
+    let partly = Fault::Status {
+        code: 200,
+        body: r#"{"choices":[],"remote_block_ids":[ 1 ],"remote_engine_id":"e"}"#.to_owned(),
+        content_type: "application/json".to_owned(),
+    };
+    pair.prefill.fault(partly, 1);
+    // An engine nobody knows: the decode engine says so. The body tells.
+    let question = Api::Chat.ask(4, false);
+    pair.post(CHAT, &question.body);
+    let body = json_of(&pair.decode.requests()[0]);
+    assert_eq!(body["remote_block_ids"], json!([1]));
+    assert_eq!(body["remote_engine_id"], "e");
+    assert_eq!(body.get("remote_host"), Some(&Value::Null));
+    assert_eq!(body.get("remote_port"), Some(&Value::Null));
     assert_eq!(body["do_remote_prefill"], true);
+}
+
+/// A difference to the first sidecar, which sent four nulls for an engine to choke on.
+#[test]
+fn nixl_v1_without_any_the_decoder_computes_the_prompt() {
+    let pair = nixl(&BlockBook::new()).start();
+    pair.prefill.fault(Fault::Handoff(HandoffShape::Omit), 1);
+    let question = Api::Chat.ask(4, false);
+    answered(&pair, &question);
+    let (_, decode) = both_legs(&pair);
+    assert_eq!(json_of(&decode), question.json());
 }
 
 #[test]
