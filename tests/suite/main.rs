@@ -36,6 +36,7 @@ mod nixlv2;
 mod offloading;
 mod old_connectors;
 mod ranks;
+mod rewriter;
 mod routing;
 mod seccomp;
 mod sglang;

@@ -1,0 +1,93 @@
+//! The count of cached tokens in streams cut at awkward places: row U1. Line by line, nothing but
+//! the count may differ from what the engine sent.
+
+use mock_engine::{Engine, EngineConfig};
+
+use crate::harness::{CHAT, PREFILLER, Sidecar};
+use crate::harness_more::RawEngine;
+
+const USAGE: &str = r#"data: {"id":"x", "choices":[],"usage":{"prompt_tokens":1 ,"prompt_tokens_details":{"cached_tokens":49}}}"#;
+const TOKEN: &str =
+    r#"data: {"id":"x","choices":[{"delta":{"content":"a < b \u003c \"usage\":"}}]}"#;
+
+/// What the client gets of a stream that comes in these chunks.
+#[track_caller]
+fn relayed(pieces: &[String]) -> String {
+    let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    let sent = pieces.to_vec();
+    let decode = RawEngine::start(move |mut conn, _| {
+        while conn.request().is_some() {
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+                        transfer-encoding: chunked\r\n\r\n";
+            let mut going = conn.say(head);
+            for piece in &sent {
+                going = going && conn.say(&format!("{:x}\r\n{piece}\r\n", piece.len()));
+            }
+            if !going || !conn.say("0\r\n\r\n") {
+                return;
+            }
+        }
+    });
+    let sidecar = Sidecar::start(&[], decode.port());
+    let target = prefill.host_port();
+    let body = r#"{"messages":["u1"],"stream":true}"#;
+    let answer = sidecar.post(CHAT, body, &[(PREFILLER, &target)]);
+    answer.expect(200).text()
+}
+
+/// Cuts a stream at each of these places, and checks that only the count has changed.
+#[track_caller]
+fn check(stream: &str, cuts: &[usize]) {
+    let want = stream.replace("\"cached_tokens\":49", "\"cached_tokens\":7");
+    let mut pieces = Vec::new();
+    let mut from = 0;
+    for &cut in cuts.iter().chain(&[stream.len()]) {
+        if cut > from {
+            pieces.push(stream[from..cut].to_owned());
+            from = cut;
+        }
+    }
+    assert_eq!(relayed(&pieces), want, "{cuts:?}");
+}
+
+fn usual() -> String {
+    format!("{TOKEN}\n\n{USAGE}\n\ndata: [DONE]\n\n")
+}
+
+#[test]
+fn u1_cut_before_data() {
+    let stream = usual();
+    let at = stream.find(USAGE).unwrap();
+    check(&stream, &[at]);
+    // Within the name, too.
+    check(&stream, &[at + 1, at + 4, at + 5, at + 6]);
+}
+
+#[test]
+fn u1_cut_inside_the_json() {
+    let stream = usual();
+    let at = stream.find("\"cached_tokens\"").unwrap();
+    for cut in [at, at + 5, at + 15, at + 16, at + 17, at + 18, at + 20] {
+        check(&stream, &[cut]);
+    }
+    let every: Vec<usize> = (1..stream.len()).collect();
+    check(&stream, &every);
+}
+
+#[test]
+fn u1_no_final_newline() {
+    check(&format!("{TOKEN}\n\n{USAGE}"), &[]);
+    check(&format!("{TOKEN}\n\n{USAGE}\n"), &[]);
+    check("data: [DONE]", &[3]);
+    check(&format!("{TOKEN}\n\ndata: "), &[]);
+}
+
+#[test]
+fn u1_lines_that_are_no_json() {
+    let stream = format!(
+        ": a comment\n\nevent: x\nid: 7\nretry: 5\ndata: not json\n\ndata: [\ndata:{{}}\n\
+         data: {{\"usage\":\n\ndata: null\n\n{USAGE}\n\nother: {{\"usage\":{{}}}}\n\ndata: [DONE]\n\n"
+    );
+    check(&stream, &[]);
+    check(&stream, &[20, 40, 60, 80]);
+}
