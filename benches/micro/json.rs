@@ -7,7 +7,7 @@ use std::io::IoSlice;
 use criterion::{Criterion, Throughput};
 use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillAnswer, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
-use ringside::pd::material::WATCH;
+use ringside::pd::material::{CLIENT_OWNED_KV, WATCH};
 use ringside::pd::options::{KvConnector, MoriConfig};
 use ringside::pd::{Api, Material, Peer, Plan, Uuid, connector};
 
@@ -113,7 +113,7 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
         body,
         uuid: Uuid::v4([1, 2]),
         random: 3,
-        trust_client_kv: false,
+        owned: CLIENT_OWNED_KV,
         encoded: None,
         mori: &mori,
         chunk: None,

@@ -33,6 +33,8 @@ pub use tls::{Identity, ListenerTls, TlsConfig, UpstreamTls};
 pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 
 use crate::fleet::Target;
+use crate::json::Watch;
+use crate::pd::material::owned;
 pub use crate::pd::options::{ConnectorPorts, EcConnector, KvConnector, MoriConfig};
 
 /// Everything the program was told, checked.
@@ -153,6 +155,18 @@ pub struct PdConfig {
     pub prefill_answer_bytes_max: usize,
     /// Whether a flat list of block ids is a valid handoff.
     pub allow_flat_blocks: bool,
+}
+
+impl PdConfig {
+    /// The members of a body that clients must not write.
+    #[must_use]
+    pub const fn owned(&self) -> Watch {
+        if self.trust_client_kv {
+            &[]
+        } else {
+            owned(self.connector)
+        }
+    }
 }
 
 /// What a prefill answer without a usable handoff leads to.

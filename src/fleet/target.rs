@@ -160,6 +160,24 @@ impl Target {
         }
     }
 
+    /// The same with the port required.
+    ///
+    /// # Errors
+    /// As [`Target::parse`], and for an absent port.
+    pub fn parse_with_port(text: &[u8]) -> Result<Self, TargetError> {
+        let target = Self::parse(text)?;
+        let behind_host = text
+            .rsplit(|byte| matches!(byte, b':' | b']' | b'/'))
+            .next();
+        let has_port = text.len() > behind_host.map_or(0, <[u8]>::len)
+            && text[..text.len() - behind_host.map_or(0, <[u8]>::len)].ends_with(b":");
+        if has_port {
+            Ok(target)
+        } else {
+            Err(TargetError::PortMalformed)
+        }
+    }
+
     fn parse_bracketed(rest: &[u8]) -> Result<Self, TargetError> {
         let close = rest.iter().position(|byte| *byte == b']');
         let Some(close) = close else {

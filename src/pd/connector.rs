@@ -24,7 +24,7 @@ pub enum Order {
 pub enum Departure {
     /// It is ended at once, which frees the engine.
     End,
-    /// It runs on until its first answer byte: ended before, the engine would keep memory for a
+    /// It runs on until the decoder's first answer byte: ended before, the engine would keep memory for a
     /// transfer that nobody reports the end of.
     FirstByte,
     /// It runs to its end: the other engine may be reading from it.
@@ -59,9 +59,8 @@ pub const fn departures(connector: KvConnector) -> [Departure; 2] {
         // The decoder tells its side of the room; the prefiller must see the end of its own.
         KvConnector::Sglang => [Departure::RunOn, Departure::End],
         // The prefiller writes, or is read, until it has reported.
-        KvConnector::Mooncake | KvConnector::Offloading | KvConnector::Nixlv2 => {
-            [Departure::RunOn, Departure::FirstByte]
-        }
+        KvConnector::Mooncake | KvConnector::Offloading => [Departure::RunOn, Departure::FirstByte],
+        KvConnector::Nixlv2 => [Departure::FirstByte, Departure::FirstByte],
         KvConnector::SharedStorage | KvConnector::Nixl | KvConnector::Lmcache => {
             [Departure::End, Departure::End]
         }

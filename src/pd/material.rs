@@ -1,7 +1,7 @@
 //! What the legs of one request are made of: the client's body, and edits of it.
 
 use super::chunked::Progress;
-use super::options::MoriConfig;
+use super::options::{KvConnector, MoriConfig};
 use super::plan::{Leg, Role, Take};
 use super::route::Api;
 use super::uuid::Uuid;
@@ -60,10 +60,40 @@ pub const CLIENT_OWNED_KV: Watch = &[
     (Level::Xargs, "ec_transfer_params"),
 ];
 
-/// How many members of [`CLIENT_OWNED_KV`] a body has: every plan leaves them out.
+/// The same where engines read NIXL's first parameters, which sit at the top of the body.
+const CLIENT_OWNED_KV_NIXL: Watch = &[
+    (Level::Top, "kv_transfer_params"),
+    (Level::Top, "ec_transfer_params"),
+    (Level::Top, "do_remote_decode"),
+    (Level::Top, "do_remote_prefill"),
+    (Level::Top, "remote_block_ids"),
+    (Level::Top, "remote_engine_id"),
+    (Level::Top, "remote_host"),
+    (Level::Top, "remote_port"),
+    (Level::ExtraArgs, "kv_transfer_params"),
+    (Level::ExtraArgs, "ec_transfer_params"),
+    (Level::Xargs, "kv_transfer_params"),
+    (Level::Xargs, "ec_transfer_params"),
+];
+
+/// What a connector's engines read and clients must not write.
 #[must_use]
-pub fn client_owned(document: &Document) -> u64 {
-    let is_owned = |member: &&Member| CLIENT_OWNED_KV.contains(&(member.level, member.name));
+pub const fn owned(connector: KvConnector) -> Watch {
+    match connector {
+        KvConnector::Nixl => CLIENT_OWNED_KV_NIXL,
+        KvConnector::Nixlv2
+        | KvConnector::SharedStorage
+        | KvConnector::Sglang
+        | KvConnector::Mooncake
+        | KvConnector::Offloading
+        | KvConnector::Lmcache => CLIENT_OWNED_KV,
+    }
+}
+
+/// How many members of `owned` a body has: every plan leaves them out.
+#[must_use]
+pub fn client_owned(document: &Document, owned: Watch) -> u64 {
+    let is_owned = |member: &&Member| owned.contains(&(member.level, member.name));
     let owned = document.members().iter().filter(is_owned);
     owned.filter(|member| member.kind != Kind::Null).count() as u64
 }
@@ -88,8 +118,8 @@ pub struct Material<'a> {
     pub uuid: Uuid,
     /// A random number, from which rooms are made.
     pub random: u64,
-    /// Whether the client's own transfer parameters go to engines.
-    pub trust_client_kv: bool,
+    /// The members that clients must not write; none where they are trusted.
+    pub owned: Watch,
     /// What an encoder stage came to, if there was one.
     pub encoded: Option<&'a Encoded>,
     /// `MoRI-IO`.
@@ -207,10 +237,8 @@ impl<'a> Material<'a> {
             document: self.document,
             list: Vec::with_capacity(16),
         };
-        if !self.trust_client_kv {
-            for (level, name) in CLIENT_OWNED_KV {
-                edits.remove(*level, name);
-            }
+        for (level, name) in self.owned {
+            edits.remove(*level, name);
         }
         if let Some(chunk) = self.chunk {
             chunk.edit(&mut edits);

@@ -2,13 +2,13 @@
 
 use serde_json::Value;
 
-use super::material::{Encoded, Material, WATCH};
+use super::material::{CLIENT_OWNED_KV, Encoded, Material, WATCH};
 use super::options::MoriConfig;
 use super::peer::{BootstrapEngine, Peer};
 use super::plan::Leg;
 use super::route::Api;
 use super::uuid::Uuid;
-use crate::json::{Document, Scanner};
+use crate::json::{Document, Scanner, Watch};
 
 /// A request as the proxy has it when its body is read.
 pub(super) struct Subject {
@@ -17,7 +17,7 @@ pub(super) struct Subject {
     pub(super) document: Document,
     pub(super) mori: MoriConfig,
     pub(super) encoded: Option<Encoded>,
-    pub(super) trust_client_kv: bool,
+    pub(super) owned: Watch,
 }
 
 /// Its name between engines.
@@ -33,7 +33,7 @@ impl Subject {
             document: scanner.finish().unwrap(),
             mori: MoriConfig::default(),
             encoded: None,
-            trust_client_kv: false,
+            owned: CLIENT_OWNED_KV,
         }
     }
 
@@ -44,7 +44,7 @@ impl Subject {
             body: self.body.as_bytes(),
             uuid: Uuid::of_digits(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
             random: u64::MAX,
-            trust_client_kv: self.trust_client_kv,
+            owned: self.owned,
             encoded: self.encoded.as_ref(),
             mori: &self.mori,
             chunk: None,

@@ -34,13 +34,17 @@ impl<N: Net> Exchange<'_, N> {
             Rewrite::Usage(_, count) => Some(count),
             Rewrite::None => None,
         };
-        if !(200..300).contains(&first.answer.head.status) {
-            drop(split);
-            return Box::pin(self.relay(first.upstream, first.answer, Rewrite::None)).await;
-        }
         let mut settled = first;
         let mut is_first = true;
         loop {
+            let is_success = (200..300).contains(&settled.answer.head.status);
+            if !is_success && self.account.status == 0 {
+                drop(split);
+                return Box::pin(self.relay(settled.upstream, settled.answer, Rewrite::None)).await;
+            }
+            if !is_success {
+                return self.end_with_theirs(settled).await;
+            }
             let answer = match self.read_chunk(settled).await {
                 Ok(answer) => answer,
                 Err(fault) => return self.end_with(fault).await,
@@ -102,8 +106,7 @@ impl<N: Net> Exchange<'_, N> {
         } = settled;
         let framing = h1::answer_framing(Method::Post, &answer.head, &answer.bytes);
         answer.framing = framing.map_err(|_| Fault::DecodeAnswer)?;
-        let is_encoded = answer.head.field(Name::ContentEncoding).is_some();
-        if !(200..300).contains(&answer.head.status) || is_encoded {
+        if answer.head.field(Name::ContentEncoding).is_some() {
             return Err(Fault::ChunkAnswer);
         }
         let keeps = h1::answer_keeps_alive(&answer.head, &answer.bytes, answer.framing);
@@ -156,6 +159,26 @@ impl<N: Net> Exchange<'_, N> {
         }
         self.account.complete |= is_last;
         Ok(())
+    }
+
+    /// Ends a stream with the decoder's own error, where it has words for it.
+    async fn end_with_theirs(&mut self, settled: Settled<N>) -> Result<(), Fault> {
+        match self.read_chunk(settled).await {
+            Ok(mut error) if error.first() == Some(&b'{') => {
+                // An event's data is one line; in JSON line ends are only blanks.
+                for byte in &mut error {
+                    if matches!(byte, b'\n' | b'\r') {
+                        *byte = b' ';
+                    }
+                }
+                self.shard.note_fault(Fault::ChunkAnswer);
+                self.account.fault = Some(Fault::ChunkAnswer);
+                let events = [b"data: ", &error[..], b"\n\ndata: [DONE]\n\n"].concat();
+                self.send_events(&events, true).await
+            }
+            Ok(_) => self.end_with(Fault::ChunkAnswer).await,
+            Err(fault) => self.end_with(fault).await,
+        }
     }
 
     /// Ends the answer with a fault: where a stream has begun, as the engines do it, by an event

@@ -32,6 +32,8 @@ struct Desk<T> {
     owner: RefCell<Waker>,
     /// The task, to be woken when its owner leaves.
     task: RefCell<Waker>,
+    /// The engines have met: what `Departure::FirstByte` waits for.
+    have_met: Cell<bool>,
     /// The owner has left and wants the task to end.
     is_abandoned: Cell<bool>,
     /// The owner has left, and the task may go on until then.
@@ -69,6 +71,7 @@ impl<N: Net, T: 'static> Job<N, T> {
             has_ended: Cell::new(false),
             owner: RefCell::new(Waker::noop().clone()),
             task: RefCell::new(Waker::noop().clone()),
+            have_met: Cell::new(false),
             is_abandoned: Cell::new(false),
             orphan_until: Cell::new(None),
         });
@@ -102,6 +105,11 @@ impl<N: Net, T: 'static> Job<N, T> {
         Poll::Pending
     }
 
+    /// The other engine's answer has begun, so it needs this leg no longer.
+    pub(super) fn note_met(&self) {
+        self.desk.have_met.set(true);
+    }
+
     /// Changes what dropping the job means to the leg.
     pub(super) const fn on_drop(&mut self, departure: Departure) {
         self.departure = departure;
@@ -125,6 +133,7 @@ impl<N: Net, T> Drop for Job<N, T> {
         }
         match self.departure {
             Departure::End => self.desk.is_abandoned.set(true),
+            Departure::FirstByte if self.desk.have_met.get() => self.desk.is_abandoned.set(true),
             Departure::FirstByte | Departure::RunOn => {
                 let wait = Duration::from_secs(ORPHAN_SECS_MAX);
                 let until = self.shard.net.now().after(wait);

@@ -79,7 +79,7 @@ impl<N: Net> Exchange<'_, N> {
         if !can_pull {
             return None;
         }
-        let source = Target::parse(value.trim_ascii()).ok()?;
+        let source = Target::parse_with_port(value.trim_ascii()).ok()?;
         let own_port = config
             .ranks
             .get(self.client.rank)

@@ -50,7 +50,7 @@ impl Split {
             body: &self.body.bytes,
             uuid: self.uuid,
             random: self.random,
-            trust_client_kv: self.config.pd.trust_client_kv,
+            owned: self.config.pd.owned(),
             encoded: self.encoded.as_ref(),
             mori: self.mori.as_deref().unwrap_or(&self.config.pd.mori),
             chunk: self.chunk.as_ref(),
@@ -123,8 +123,8 @@ impl<N: Net> Exchange<'_, N> {
         let body = Rc::new(body::receive(self).await?);
         let received = self.shard.net.clock();
         let config = Arc::clone(&self.shard.config);
-        let removed = material::client_owned(&body.document);
-        if removed > 0 && !config.pd.trust_client_kv {
+        let removed = material::client_owned(&body.document, config.pd.owned());
+        if removed > 0 {
             self.shard.metrics.masked(removed);
         }
         let net = &self.shard.net;

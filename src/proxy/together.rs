@@ -223,7 +223,8 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(answer) => answer,
                 Err(LegFault::Died) if upstream.reused => return Ok(Decoded::WasClosed),
                 Err(LegFault::Other(Fault::ClientGone)) => {
-                    return Err(self.leave_decoder(split, upstream, Answer::default()));
+                    let answer = Answer::default();
+                    return Err(self.leave_decoder(split, upstream, answer, job));
                 }
                 Err(fault) => return Err(fault.fault(Role::Decode)),
             };
@@ -239,7 +240,7 @@ impl<N: Net> Exchange<'_, N> {
             }
             return match self.commit(split, &upstream, &answer, job).await {
                 Ok(()) => Ok(Decoded::Answered(upstream, answer)),
-                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream, answer)),
+                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream, answer, job)),
                 Err(fault) => Err(fault),
             };
         }
@@ -254,6 +255,9 @@ impl<N: Net> Exchange<'_, N> {
         job: &PrefillJob<N>,
     ) -> Result<(), Fault> {
         let by_first_byte = connector::commits_on_first_byte(split.connector());
+        if !answer.rest().is_empty() {
+            job.note_met();
+        }
         let is_success = (200..300).contains(&answer.head.status);
         if !is_success || (by_first_byte && !answer.rest().is_empty()) {
             return Ok(());
@@ -272,9 +276,20 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Leaves a decoder whose client is gone, by its connector's rule.
-    fn leave_decoder(&self, split: &Split, upstream: Upstream<N>, answer: Answer) -> Fault {
+    fn leave_decoder(
+        &self,
+        split: &Split,
+        upstream: Upstream<N>,
+        answer: Answer,
+        job: &PrefillJob<N>,
+    ) -> Fault {
+        let has_begun =
+            answer.is_complete() && (!answer.rest().is_empty() || upstream.conn().peek_ready());
+        if has_begun {
+            job.note_met();
+        }
         let [_, departure] = connector::departures(split.connector());
-        if departure == Departure::FirstByte && upstream.is_sent.get() {
+        if departure == Departure::FirstByte && upstream.is_sent.get() && !has_begun {
             let shard = Rc::clone(self.shard);
             self.shard
                 .net

@@ -17,7 +17,6 @@ use crate::limits::{REPLAY_BYTES_MAX, SPLICES_PER_TURN_MAX, STEPS_PER_TURN_MAX};
 use crate::metrics::Phase;
 use crate::net::pool::EndpointId;
 use crate::net::{Conduit, Conn, Net, would_block};
-use crate::pd::material::CLIENT_OWNED_KV;
 use crate::pd::{Api, Role};
 
 /// A request on its way from the client to one engine.
@@ -107,7 +106,7 @@ impl<N: Net> Exchange<'_, N> {
             whole: true,
             meter: BodyMeter::new(self.framing),
             mask: (api.is_some() && !self.shard.config.pd.trust_client_kv)
-                .then(|| Mask::new(CLIENT_OWNED_KV)),
+                .then(|| Mask::new(self.shard.config.pd.owned())),
             bytes_max: self.shard.config.limits.body_bytes_max,
             pipe: None,
             is_copied: false,

@@ -286,13 +286,15 @@ fn a_first_decode_that_breaks_off_harms_nobody() {
     expect_recovered(&pair);
 }
 
+/// The proxy only looks for one finish reason in it; what else it is, is the client's to judge.
 #[test]
-fn a_first_decode_that_is_no_json_is_an_error() {
+fn a_first_decode_that_is_no_json_passes_as_it_is() {
     let (pair, _) = start();
     pair.decode.fault(Fault::HalfJson, 1);
     let question = Api::Chat.ask_with(6, false, THRESHOLD);
     let answer = pair.post(CHAT, &question.body);
-    assert!(answer.status >= 500, "{answer:?}");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.text().starts_with("{\"id\":\"cmpl-half\""));
     assert!(pair.prefill.requests().is_empty());
 }
 
