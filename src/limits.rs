@@ -129,6 +129,18 @@ pub const BODY_RESERVE_STEP_BYTES: usize = 64 * 1024;
 /// A configuration file in bytes. One with every key is a few KiB.
 pub const CONFIGURATION_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Milliseconds a watched directory must be quiet before its files are read again: whoever changes
+/// several writes them one after the other.
+pub const WATCH_SETTLE_MS: u64 = 250;
+/// Milliseconds after which they are read although the directory is not quiet.
+pub const WATCH_SETTLE_MS_MAX: u64 = 2000;
+/// Seconds between two looks at a watched directory that reports nothing.
+pub const WATCH_LOOK_SECS: u64 = 60;
+/// Seconds between two looks at a directory that cannot be watched.
+pub const WATCH_RETRY_SECS: u64 = 2;
+/// Bytes of events read at once; the longest event has 272.
+pub const WATCH_READ_BYTES: usize = 4096;
+
 const _: () = assert!(CONNECT_PAUSE_MS_MIN > 0 && CONNECT_PAUSE_MS_MAX.is_power_of_two());
 const _: () = assert!(CLIENT_AHEAD_BYTES_MAX >= HEAD_BYTES_MAX);
 const _: () = assert!(RECEIVE_SMALL_BYTES >= CLIENT_AHEAD_BYTES_MAX);

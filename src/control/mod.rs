@@ -12,5 +12,6 @@ mod resolver;
 mod shards;
 mod sidecar;
 mod sockets;
+mod watch;
 
 pub use sidecar::{Running, run_sidecar};

@@ -1,0 +1,273 @@
+//! Tells when the files of a directory may have changed.
+//!
+//! The directory is watched and not a file: a ConfigMap or Secret volume changes by the swap of a
+//! link in its directory, and editors put a new file in place of the old one. What has changed is
+//! for the caller to find out, by reading and comparing: it is told too often rather than too
+//! seldom, also at intervals, for what inotify cannot see (network file systems, links that lead
+//! elsewhere, a machine that has no watches left).
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::limits::{
+    WATCH_LOOK_SECS, WATCH_READ_BYTES, WATCH_RETRY_SECS, WATCH_SETTLE_MS, WATCH_SETTLE_MS_MAX,
+};
+
+/// A watched directory. Watches from `new` on, so that nothing is missed by a first reading that
+/// comes after it.
+#[derive(Debug)]
+pub(super) struct DirWatch {
+    directory: PathBuf,
+    events: Option<Events>,
+}
+
+/// An inotify instance with one watch.
+#[derive(Debug)]
+struct Events {
+    inotify: AsyncFd<OwnedFd>,
+}
+
+impl DirWatch {
+    /// Begins to watch; a failure is logged, and leaves only the looks at intervals. Must be called
+    /// inside the control plane's runtime.
+    pub(super) fn new(directory: &Path) -> Self {
+        let mut watch = Self {
+            directory: directory.to_owned(),
+            events: None,
+        };
+        if let Err(error) = watch.begin() {
+            let directory = watch.directory.display();
+            tracing::warn!(
+                "{directory} cannot be watched ({error}); it is looked at every {WATCH_RETRY_SECS} s"
+            );
+        }
+        watch
+    }
+
+    /// Watches the directory that `file` is in.
+    pub(super) fn around(file: &Path) -> Self {
+        match file.parent() {
+            Some(directory) if !directory.as_os_str().is_empty() => Self::new(directory),
+            Some(_) | None => Self::new(Path::new(".")),
+        }
+    }
+
+    /// Waits until something may have changed and the directory has then been quiet for
+    /// [`WATCH_SETTLE_MS`], or has not for [`WATCH_SETTLE_MS_MAX`]. Loses nothing when dropped.
+    pub(super) async fn changed(&mut self) {
+        let look_secs = match self.events {
+            Some(_) => WATCH_LOOK_SECS,
+            None => WATCH_RETRY_SECS,
+        };
+        tokio::select! {
+            () = self.event() => self.settle().await,
+            () = sleep(Duration::from_secs(look_secs)) => {}
+        }
+        if self.events.is_none() {
+            // Before the caller reads: what comes after that is an event again.
+            let _ = self.begin();
+        }
+    }
+
+    async fn settle(&mut self) {
+        let end = Instant::now() + Duration::from_millis(WATCH_SETTLE_MS_MAX);
+        loop {
+            let quiet = Instant::now() + Duration::from_millis(WATCH_SETTLE_MS);
+            let until = quiet.min(end);
+            if timeout_at(until, self.event()).await.is_err() || Instant::now() >= end {
+                return;
+            }
+        }
+    }
+
+    /// Waits for an event. A directory that is gone, or is another one now, is watched no longer.
+    async fn event(&mut self) {
+        let lost = match &self.events {
+            Some(events) => events.next().await,
+            None => std::future::pending().await,
+        };
+        if lost {
+            self.events = None;
+        }
+    }
+
+    #[expect(
+        unsafe_code,
+        reason = "tokio wants a promise about descriptors of system calls it has no type for"
+    )]
+    fn begin(&mut self) -> io::Result<()> {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let what = WatchFlags::CREATE
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::DELETE
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF
+            | WatchFlags::ONLYDIR;
+        inotify::add_watch(&inotify, &self.directory, what)?;
+        // SAFETY: the descriptor is owned by the `AsyncFd` and never replaced while it is.
+        let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };
+        let inotify = inotify.map_err(io::Error::from)?;
+        self.events = Some(Events { inotify });
+        Ok(())
+    }
+}
+
+impl Events {
+    /// Waits for events and takes all there are. `true`: no more will come.
+    async fn next(&self) -> bool {
+        loop {
+            let Ok(mut ready) = self.inotify.readable().await else {
+                return true;
+            };
+            if let Some(lost) = take(self.inotify.get_ref()) {
+                return lost;
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// Reads what waits: `None` when that is nothing, else whether the directory has been lost.
+fn take(inotify: &OwnedFd) -> Option<bool> {
+    let mut buffer = [MaybeUninit::uninit(); WATCH_READ_BYTES];
+    let mut reader = Reader::new(inotify, &mut buffer);
+    let end = ReadFlags::IGNORED | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT;
+    let mut seen = None;
+    loop {
+        match reader.next() {
+            Ok(event) => seen = Some(seen == Some(true) || event.events().intersects(end)),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return seen,
+            // Not of a healthy instance.
+            Err(_) => return Some(true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::task::Poll;
+
+    /// Below the interval of looks: in time means by an event.
+    const DEADLINE: Duration = Duration::from_secs(WATCH_LOOK_SECS / 2);
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let name = format!("ringside-watch-{}-{name}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(path.join("in")).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn run(test: impl AsyncFnOnce()) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(test());
+    }
+
+    async fn expect_change(watch: &mut DirWatch) {
+        let waited = tokio::time::timeout(DEADLINE, watch.changed()).await;
+        assert!(waited.is_ok(), "no event came");
+    }
+
+    async fn expect_quiet(watch: &mut DirWatch) {
+        let mut changed = std::pin::pin!(watch.changed());
+        let once = std::future::poll_fn(|cx| Poll::Ready(changed.as_mut().poll(cx))).await;
+        assert!(once.is_pending());
+    }
+
+    #[test]
+    fn one_call_for_everything_that_happens_together() {
+        run(async || {
+            let folder = Folder::new("together");
+            let file = folder.0.join("in/rules");
+            let mut watch = DirWatch::around(&file);
+            expect_quiet(&mut watch).await;
+            fs::write(&file, "a").unwrap();
+            fs::write(&file, "b").unwrap();
+            fs::write(folder.0.join("in/other"), "").unwrap();
+            expect_change(&mut watch).await;
+            expect_quiet(&mut watch).await;
+            fs::rename(folder.0.join("in/other"), &file).unwrap();
+            expect_change(&mut watch).await;
+            fs::remove_file(&file).unwrap();
+            expect_change(&mut watch).await;
+        });
+    }
+
+    #[test]
+    fn the_swap_of_a_config_maps_link() {
+        run(async || {
+            let folder = Folder::new("swap");
+            let at = |name: &str| folder.0.join("in").join(name);
+            for version in ["..1", "..2"] {
+                fs::create_dir(at(version)).unwrap();
+                fs::write(at(version).join("rules"), version).unwrap();
+            }
+            symlink("..1", at("..data")).unwrap();
+            symlink("..data/rules", at("rules")).unwrap();
+            let mut watch = DirWatch::around(&at("rules"));
+            symlink("..2", at("..data_tmp")).unwrap();
+            fs::rename(at("..data_tmp"), at("..data")).unwrap();
+            expect_change(&mut watch).await;
+            assert_eq!(fs::read_to_string(at("rules")).unwrap(), "..2");
+            expect_quiet(&mut watch).await;
+        });
+    }
+
+    #[test]
+    fn a_directory_that_is_replaced_is_watched_again() {
+        run(async || {
+            let folder = Folder::new("replaced");
+            let inner = folder.0.join("in");
+            let mut watch = DirWatch::new(&inner);
+            fs::rename(&inner, folder.0.join("old")).unwrap();
+            fs::create_dir(&inner).unwrap();
+            expect_change(&mut watch).await;
+            fs::write(inner.join("rules"), "").unwrap();
+            expect_change(&mut watch).await;
+            fs::remove_dir_all(&inner).unwrap();
+            expect_change(&mut watch).await;
+            assert!(watch.events.is_none());
+            // Looked for at intervals until it is there.
+            fs::create_dir(&inner).unwrap();
+            expect_change(&mut watch).await;
+            assert!(watch.events.is_some());
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_watched_is_looked_at() {
+        run(async || {
+            let folder = Folder::new("missing");
+            let mut watch = DirWatch::new(&folder.0.join("in/missing"));
+            assert!(watch.events.is_none());
+            expect_change(&mut watch).await;
+        });
+    }
+}
