@@ -129,6 +129,10 @@ pub const BODY_RESERVE_STEP_BYTES: usize = 64 * 1024;
 /// A configuration file in bytes. One with every key is a few KiB.
 pub const CONFIGURATION_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Rules of one allowlist file; a prefix covers a whole network in one.
+pub const ALLOW_RULES_MAX: usize = 16 * 1024;
+/// Bytes of one allowlist file.
+pub const ALLOW_FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// Milliseconds a watched directory must be quiet before its files are read again: whoever changes
 /// several writes them one after the other.
 pub const WATCH_SETTLE_MS: u64 = 250;

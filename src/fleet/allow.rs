@@ -1,25 +1,38 @@
-//! Which targets requests may name: rules over hosts and ports.
+//! One entry of the allowlist of targets, and the texts that such entries are written in.
+//!
+//! Hosts are read by the parser of targets, so that a rule and a request that mean the same host
+//! hold the same value: names in lower case, addresses in their one canonical form.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Target;
+use super::target::parse_port;
+use crate::limits::ALLOW_RULES_MAX;
 
 /// One entry of the allowlist: `HOST[:PORT]` or `CIDR[:PORT]`, an IPv6 one in brackets where a
 /// port follows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AllowRule {
-    host: AllowHost,
+    pub(super) host: AllowHost,
     /// `None`: any port.
-    port: Option<u16>,
+    pub(super) port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum AllowHost {
+pub(super) enum AllowHost {
     /// A name, lower case: what the request writes, not what it resolves to.
     Name(String),
-    /// The addresses that share the first `bits` bits with this one.
-    Net(IpAddr, u8),
+    /// The addresses that share the first bits with this one.
+    Net(AllowNet),
+}
+
+/// The addresses that share the first `bits` bits with `ip`, whose other bits are zero. IPv4
+/// addresses are never written as IPv6 ones here, so an IPv6 prefix holds none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct AllowNet {
+    pub(super) ip: IpAddr,
+    pub(super) bits: u8,
 }
 
 /// Why a text is no rule.
@@ -29,17 +42,29 @@ pub enum AllowError {
     Host,
     /// The prefix length is no number, or longer than the address.
     Bits,
+    /// The address has bits behind its prefix.
+    Behind,
     /// The port is not a number from 1 to 65535.
     Port,
+    /// A file has more rules than can be held.
+    TooMany,
 }
 
 impl fmt::Display for AllowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Host => "the host is neither a name nor an IP address",
-            Self::Bits => "the prefix length must be a number of bits the address has",
-            Self::Port => "the port must be a number from 1 to 65535",
-        })
+        match self {
+            Self::Host => f.write_str(
+                "not a host; write a name, an address or a prefix such as 10.4.0.0/16, with :PORT \
+                 behind it if it is for one port only, an IPv6 one in brackets then",
+            ),
+            Self::Bits => f.write_str("the prefix length must be a number of bits the address has"),
+            Self::Behind => f.write_str(
+                "the address has bits behind its prefix; write the first address, or no prefix \
+                 length for this one alone",
+            ),
+            Self::Port => f.write_str("the port must be a number from 1 to 65535"),
+            Self::TooMany => write!(f, "more than {ALLOW_RULES_MAX} rules; use prefixes"),
+        }
     }
 }
 
@@ -50,30 +75,142 @@ impl AllowRule {
     /// # Errors
     /// Anything else.
     pub fn parse(text: &str) -> Result<Self, AllowError> {
-        let (host, port) = split_port(text)?;
-        let (host, bits) = match host.split_once('/') {
-            Some((host, bits)) => (host, Some(bits)),
-            None => (host, None),
+        if let Some(rest) = text.strip_prefix('[') {
+            let (host, behind) = rest.split_once(']').ok_or(AllowError::Host)?;
+            let port = match behind.strip_prefix(':') {
+                Some(number) => Some(port(number)?),
+                None if behind.is_empty() => None,
+                None => return Err(AllowError::Host),
+            };
+            return match parse_host(host)? {
+                // Brackets are for what has colons.
+                host if host_has_colon(text) => Ok(Self { host, port }),
+                _ => Err(AllowError::Host),
+            };
+        }
+        let (host, port) = match text.split_once(':') {
+            Some((host, number)) if !number.contains(':') => (host, Some(port(number)?)),
+            // No colon, or an IPv6 address without brackets, which has no port.
+            _ => (text, None),
         };
-        let host = match (host.parse::<IpAddr>(), bits) {
-            (Ok(ip), None) => AllowHost::Net(ip, width(ip)),
-            (Ok(ip), Some(bits)) => {
-                let bits = bits.parse::<u8>().map_err(|_| AllowError::Bits)?;
-                if bits > width(ip) {
-                    return Err(AllowError::Bits);
-                }
-                AllowHost::Net(ip, bits)
-            }
-            (Err(_), Some(_)) => return Err(AllowError::Host),
-            (Err(_), None) => {
-                Target::new(host, 1).map_err(|_| AllowError::Host)?;
-                AllowHost::Name(host.to_ascii_lowercase())
-            }
-        };
+        let host = parse_host(host)?;
         Ok(Self { host, port })
+    }
+
+    /// A rule for any port of one host, as pods are allowed.
+    ///
+    /// # Errors
+    /// What is neither a name nor an address.
+    pub fn host(text: &str) -> Result<Self, AllowError> {
+        let host = match parse_host(text)? {
+            AllowHost::Net(_) if text.contains('/') => return Err(AllowError::Host),
+            host => host,
+        };
+        Ok(Self { host, port: None })
+    }
+
+    /// Reads a file of rules: one to a line, blank lines and what follows a `#` left out.
+    ///
+    /// # Errors
+    /// Number and text of every line that is no rule, and why.
+    pub fn parse_lines(text: &str) -> Result<Vec<Self>, Vec<(usize, &str, AllowError)>> {
+        let mut rules = Vec::new();
+        let mut wrong = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if line.is_empty() {
+                continue;
+            }
+            if rules.len() == ALLOW_RULES_MAX {
+                wrong.push((index + 1, line, AllowError::TooMany));
+                break;
+            }
+            match Self::parse(line) {
+                Ok(rule) => rules.push(rule),
+                Err(error) => wrong.push((index + 1, line, error)),
+            }
+        }
+        if wrong.is_empty() {
+            Ok(rules)
+        } else {
+            Err(wrong)
+        }
     }
 }
 
+fn host_has_colon(bracketed: &str) -> bool {
+    let inside = bracketed.split(']').next().unwrap_or_default();
+    inside.contains(':')
+}
+
+fn port(text: &str) -> Result<u16, AllowError> {
+    parse_port(text.as_bytes()).map_err(|_| AllowError::Port)
+}
+
+/// A name, an address, or an address and a prefix length.
+fn parse_host(text: &str) -> Result<AllowHost, AllowError> {
+    if let Some((ip, bits)) = text.split_once('/') {
+        let ip = ip.parse().map_err(|_| AllowError::Host)?;
+        return AllowNet::parse(ip, bits).map(AllowHost::Net);
+    }
+    if let Ok(ip) = text.parse() {
+        return Ok(AllowHost::Net(AllowNet::one(ip)));
+    }
+    let target = Target::new(text, 1).map_err(|_| AllowError::Host)?;
+    let name = target.name().filter(|_| !text.starts_with('['));
+    let (name, _) = name.ok_or(AllowError::Host)?;
+    Ok(AllowHost::Name(name.to_owned()))
+}
+
+impl AllowNet {
+    pub(super) fn one(ip: IpAddr) -> Self {
+        let ip = ip.to_canonical();
+        Self {
+            ip,
+            bits: width(ip),
+        }
+    }
+
+    /// The net of that prefix length around `ip`, which has to be canonical.
+    pub(super) fn around(ip: IpAddr, bits: u8) -> Self {
+        let behind = u32::from(width(ip).saturating_sub(bits));
+        let ip = match ip {
+            IpAddr::V4(ip) => {
+                let mask = u32::MAX.checked_shl(behind).unwrap_or(0);
+                IpAddr::V4(Ipv4Addr::from_bits(ip.to_bits() & mask))
+            }
+            IpAddr::V6(ip) => {
+                let mask = u128::MAX.checked_shl(behind).unwrap_or(0);
+                IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & mask))
+            }
+        };
+        Self { ip, bits }
+    }
+
+    fn parse(ip: IpAddr, bits: &str) -> Result<Self, AllowError> {
+        let is_number = (1..=3).contains(&bits.len()) && bits.bytes().all(|b| b.is_ascii_digit());
+        let bits = bits.parse().ok().filter(|_| is_number);
+        let bits: u8 = bits.ok_or(AllowError::Bits)?;
+        if bits > width(ip) {
+            return Err(AllowError::Bits);
+        }
+        if Self::around(ip, bits).ip != ip {
+            return Err(AllowError::Behind);
+        }
+        let canonical = ip.to_canonical();
+        // IPv4 written as IPv6 (`::ffff:10.0.0.0/104`): the 96 bits before it are the same in all.
+        let extra = width(ip) - width(canonical);
+        match bits.checked_sub(extra) {
+            Some(bits) => Ok(Self {
+                ip: canonical,
+                bits,
+            }),
+            None => Ok(Self { ip, bits }),
+        }
+    }
+}
+
+/// Bits of an address.
 const fn width(ip: IpAddr) -> u8 {
     match ip {
         IpAddr::V4(_) => 32,
@@ -81,22 +218,116 @@ const fn width(ip: IpAddr) -> u8 {
     }
 }
 
-/// The host and the port behind it. An IPv6 address without brackets has no port.
-fn split_port(text: &str) -> Result<(&str, Option<u16>), AllowError> {
-    let port = |port: &str| match port.parse::<u16>() {
-        Ok(0) | Err(_) => Err(AllowError::Port),
-        Ok(port) => Ok(Some(port)),
-    };
-    if let Some(rest) = text.strip_prefix('[') {
-        let (host, behind) = rest.split_once(']').ok_or(AllowError::Host)?;
-        return match behind.strip_prefix(':') {
-            Some(number) => Ok((host, port(number)?)),
-            None if behind.is_empty() => Ok((host, None)),
-            None => Err(AllowError::Host),
-        };
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(ip: &str, bits: u8, port: Option<u16>) -> Result<AllowRule, AllowError> {
+        let ip = ip.parse().unwrap();
+        let host = AllowHost::Net(AllowNet { ip, bits });
+        Ok(AllowRule { host, port })
     }
-    match text.split_once(':') {
-        Some((host, number)) if !number.contains(':') => Ok((host, port(number)?)),
-        _ => Ok((text, None)),
+
+    fn name(name: &str, port: Option<u16>) -> Result<AllowRule, AllowError> {
+        let host = AllowHost::Name(name.to_owned());
+        Ok(AllowRule { host, port })
+    }
+
+    #[test]
+    fn rules() {
+        use AllowError as E;
+        let cases = [
+            ("prefill-0", name("prefill-0", None)),
+            (
+                "Prefill-0.NS.svc:8000",
+                name("prefill-0.ns.svc", Some(8000)),
+            ),
+            ("a_b:1", name("a_b", Some(1))),
+            ("10.0.0.1", net("10.0.0.1", 32, None)),
+            ("10.0.0.1:65535", net("10.0.0.1", 32, Some(65535))),
+            ("10.4.0.0/16", net("10.4.0.0", 16, None)),
+            ("10.4.0.0/16:8000", net("10.4.0.0", 16, Some(8000))),
+            ("0.0.0.0/0", net("0.0.0.0", 0, None)),
+            ("10.0.0.1/32", net("10.0.0.1", 32, None)),
+            ("::1", net("::1", 128, None)),
+            ("[::1]", net("::1", 128, None)),
+            ("[::1]:80", net("::1", 128, Some(80))),
+            ("0:0::0:1", net("::1", 128, None)),
+            ("FD00::/8", net("fd00::", 8, None)),
+            ("[fd00::/8]", net("fd00::", 8, None)),
+            ("[fd00::/8]:8000", net("fd00::", 8, Some(8000))),
+            ("::/0", net("::", 0, None)),
+            ("::ffff:10.0.0.1", net("10.0.0.1", 32, None)),
+            ("[::ffff:a00:1]:80", net("10.0.0.1", 32, Some(80))),
+            ("::ffff:10.0.0.0/104", net("10.0.0.0", 8, None)),
+            ("::ffff:0:0/96", net("0.0.0.0", 0, None)),
+            ("::ffff:0:0/95", Err(E::Behind)),
+            ("::fffe:0:0/95", net("::fffe:0:0", 95, None)),
+            ("", Err(E::Host)),
+            (":80", Err(E::Host)),
+            ("*", Err(E::Host)),
+            ("*.prefill", Err(E::Host)),
+            ("a b", Err(E::Host)),
+            ("http://a:80", Err(E::Host)),
+            ("user@a", Err(E::Host)),
+            ("unix:/run/x", Err(E::Port)),
+            ("[a]:80", Err(E::Host)),
+            ("[10.0.0.1]:80", Err(E::Host)),
+            ("[[::1]]", Err(E::Host)),
+            ("[::1", Err(E::Host)),
+            ("[::1]80", Err(E::Host)),
+            ("[fd00::]/8", Err(E::Host)),
+            ("fe80::1%eth0", Err(E::Host)),
+            ("127.1", Err(E::Host)),
+            ("2130706433", Err(E::Host)),
+            ("0x7f.0.0.1", Err(E::Host)),
+            ("010.0.0.1", Err(E::Host)),
+            ("a/8", Err(E::Host)),
+            ("/8", Err(E::Host)),
+            ("10.0.0.0/33", Err(E::Bits)),
+            ("10.0.0.0/", Err(E::Bits)),
+            ("10.0.0.0/+8", Err(E::Bits)),
+            ("10.0.0.0/8/8", Err(E::Bits)),
+            ("10.0.0.0/0008", Err(E::Bits)),
+            ("fd00::/129", Err(E::Bits)),
+            ("fd00::/8:80", Err(E::Bits)),
+            ("10.4.1.0/16", Err(E::Behind)),
+            ("fd00::1/64", Err(E::Behind)),
+            ("a:", Err(E::Port)),
+            ("a:0", Err(E::Port)),
+            ("a:+80", Err(E::Port)),
+            ("a:65536", Err(E::Port)),
+            ("10.0.0.0/8:x", Err(E::Port)),
+            ("[::1]:0", Err(E::Port)),
+        ];
+        for (text, want) in cases {
+            assert_eq!(AllowRule::parse(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_pods() {
+        assert_eq!(AllowRule::host("10.0.0.1"), net("10.0.0.1", 32, None));
+        assert_eq!(AllowRule::host("fd00::0:1"), net("fd00::1", 128, None));
+        assert_eq!(AllowRule::host("decode-7f"), name("decode-7f", None));
+        for text in ["", "10.0.0.0/8", "fd00::/8", "[::1]", "a:80", "a/b"] {
+            assert_eq!(AllowRule::host(text), Err(AllowError::Host), "{text}");
+        }
+    }
+
+    #[test]
+    fn files() {
+        let text = "# ours\n\n a \t\r\n10.0.0.0/8:80 # theirs\n#\n[::1]:1";
+        let rules = ["a", "10.0.0.0/8:80", "[::1]:1"].map(|rule| AllowRule::parse(rule).unwrap());
+        assert_eq!(AllowRule::parse_lines(text), Ok(rules.to_vec()));
+        assert_eq!(AllowRule::parse_lines(""), Ok(vec![]));
+        let wrong = AllowRule::parse_lines("a b\nc\n\nd:x#y\n");
+        let wants = vec![(1, "a b", AllowError::Host), (4, "d:x", AllowError::Port)];
+        assert_eq!(wrong, Err(wants));
+        let many = "a\n".repeat(ALLOW_RULES_MAX + 2);
+        assert_eq!(
+            AllowRule::parse_lines(&many),
+            Err(vec![(ALLOW_RULES_MAX + 1, "a", AllowError::TooMany)])
+        );
     }
 }

@@ -278,7 +278,7 @@ impl fmt::Display for Target {
 }
 
 /// Digits only: the standard parser would take a plus sign.
-fn parse_port(text: &[u8]) -> Result<u16, TargetError> {
+pub(super) fn parse_port(text: &[u8]) -> Result<u16, TargetError> {
     let mut port: u32 = 0;
     if text.is_empty() || text.len() > 5 {
         return Err(TargetError::PortMalformed);
