@@ -85,6 +85,10 @@ pub enum Fault {
     ChunkAnswer,
     /// A defect of the proxy, named.
     Bug(&'static str),
+    /// The allowlist does not have the prefill target.
+    TargetDenied,
+    /// The allowlist does not have the prefill target, but is not whole yet.
+    AllowlistNotReady,
 }
 
 /// Whose fault it was.
@@ -137,6 +141,8 @@ pub const LABELS: &[&str] = &[
     "pair_timeout",
     "chunk_answer",
     "bug",
+    "target_denied",
+    "allowlist_not_ready",
 ];
 
 /// Seconds a client is asked to wait before it tries again.
@@ -184,6 +190,8 @@ impl Fault {
             Self::PairTimeout => 34,
             Self::ChunkAnswer => 35,
             Self::Bug(_) => 36,
+            Self::TargetDenied => 37,
+            Self::AllowlistNotReady => 38,
         }
     }
 
@@ -203,12 +211,15 @@ impl Fault {
             | Self::TooManyEdits
             | Self::UnknownRank
             | Self::TooManyItems => 400,
+            Self::TargetDenied => 403,
             Self::Connect => 405,
             Self::BodyTooLarge => 413,
             Self::HeadTimeout | Self::BodyTimeout => 408,
             // Never sent: nobody is there to read it.
             Self::ClientGone | Self::ClientStalled => 499,
-            Self::BudgetSpent | Self::DecodeRefused | Self::Exhausted => 503,
+            Self::BudgetSpent | Self::DecodeRefused | Self::Exhausted | Self::AllowlistNotReady => {
+                503
+            }
             Self::DecodeConnectTimeout
             | Self::FirstByteTimeout
             | Self::PrefillTimeout
@@ -246,6 +257,7 @@ impl Fault {
             | Self::HeadTimeout
             | Self::BodyTimeout
             | Self::Target(_)
+            | Self::TargetDenied
             | Self::UnknownRank
             | Self::ClientGone
             | Self::ClientStalled
@@ -271,7 +283,9 @@ impl Fault {
             | Self::Bootstrap
             | Self::PairTimeout
             | Self::ChunkAnswer => Blame::Upstream,
-            Self::BudgetSpent | Self::Exhausted | Self::Bug(_) => Blame::Ours,
+            Self::BudgetSpent | Self::Exhausted | Self::AllowlistNotReady | Self::Bug(_) => {
+                Blame::Ours
+            }
         }
     }
 
@@ -338,6 +352,8 @@ impl Fault {
             Self::PrefillAnswer => "the prefill node's answer could not be read",
             Self::PrefillAnswerTooLarge => "the prefill node's answer is too large",
             Self::PrefillTimeout => "the prefill node did not answer in time",
+            Self::TargetDenied => "the prefill target is not on the allowlist",
+            Self::AllowlistNotReady => "the list of allowed targets is not complete yet; try again",
             Self::HandoffMissing => "the prefill node gave no usable kv_transfer_params",
             Self::EncodeConnect => "the encode node could not be connected to",
             Self::EncodeReset => "the encode node closed the connection before its answer",
@@ -446,6 +462,8 @@ mod tests {
             Fault::PairTimeout,
             Fault::ChunkAnswer,
             Fault::Bug("x"),
+            Fault::TargetDenied,
+            Fault::AllowlistNotReady,
         ]
     }
 

@@ -133,6 +133,8 @@ pub const CONFIGURATION_BYTES_MAX: u64 = 1024 * 1024;
 pub const ALLOW_RULES_MAX: usize = 16 * 1024;
 /// Bytes of one allowlist file.
 pub const ALLOW_FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
+/// Lines of such a file that one message says what is wrong with.
+pub const ALLOW_PROBLEMS_SHOWN_MAX: usize = 100;
 /// Milliseconds a watched directory must be quiet before its files are read again: whoever changes
 /// several writes them one after the other.
 pub const WATCH_SETTLE_MS: u64 = 250;

@@ -21,6 +21,18 @@ use crate::metrics::{CONTENT_TYPE, Registry};
 /// Name and state of each local decoder, asked when somebody looks.
 pub type DecoderStates = Arc<dyn Fn() -> Vec<(String, &'static str)> + Send + Sync>;
 
+/// A line of the readiness page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// `false` keeps the process from being ready.
+    pub is_good: bool,
+    /// What was looked at and what was found.
+    pub text: String,
+}
+
+/// Looks at something that readiness depends on.
+pub type LookUp = Arc<dyn Fn() -> Check + Send + Sync>;
+
 /// What the admin port shows.
 #[derive(Clone)]
 pub struct AdminState {
@@ -35,6 +47,8 @@ pub struct AdminState {
     /// State of the local decoders. Shown, but not part of readiness: while an engine loads its
     /// model the sidecar answers 503 itself, and `/health` on the data port says the same.
     pub decoders: DecoderStates,
+    /// Whether the allowlist is complete, where there is one.
+    pub allowlist: Option<LookUp>,
 }
 
 impl fmt::Debug for AdminState {
@@ -80,7 +94,8 @@ async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
     let listening = state.shards_listening.load(Ordering::Acquire);
     let draining = state.draining.load(Ordering::Acquire);
     let started = listening >= state.shards_expected;
-    let ready = started && !draining;
+    let allowlist = state.allowlist.map(|look_up| look_up());
+    let ready = started && !draining && allowlist.as_ref().is_none_or(|check| check.is_good);
     let verbose = uri
         .query()
         .is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
@@ -100,6 +115,13 @@ async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
         mark(!draining),
         if draining { "yes" } else { "no" },
     );
+    if let Some(Check {
+        is_good,
+        text: line,
+    }) = allowlist
+    {
+        text.push_str(&format!("{}{line}\n", mark(is_good)));
+    }
     for (name, decoder) in (state.decoders)() {
         text.push_str(&format!("[ ]decoder {name}: {decoder}\n"));
     }
@@ -167,12 +189,18 @@ mod tests {
         let shard = Arc::new(ShardMetrics::new(1));
         shard.request_started(Route::Chat);
         let registry = Registry::new(vec![shard], vec!["epoll"], &["bug"]);
+        let allowlist_known = Arc::new(AtomicBool::new(false));
+        let known = Arc::clone(&allowlist_known);
         let state = AdminState {
             registry: Arc::new(registry),
             shards_listening: Arc::new(AtomicUsize::new(1)),
             shards_expected: 2,
             draining: Arc::new(AtomicBool::new(false)),
             decoders: Arc::new(|| vec![("localhost:8200".to_owned(), "loading")]),
+            allowlist: Some(Arc::new(move || Check {
+                is_good: known.load(Ordering::Acquire),
+                text: "allowlist: so".to_owned(),
+            })),
         };
         let (listening, draining) = (
             Arc::clone(&state.shards_listening),
@@ -195,6 +223,8 @@ mod tests {
                 "[-]shards: 1 of 2 listening\n[+]draining: no\n",
             );
             listening.store(2, Ordering::Release);
+            status("GET /readyz", "503", "[+]draining: no\n[-]allowlist: so\n");
+            allowlist_known.store(true, Ordering::Release);
             status("GET /readyz", "200", "\r\n\r\nok\n");
             status(
                 "GET /readyz?verbose",

@@ -1,5 +1,6 @@
 //! Which engines requests may name.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use crate::fleet::AllowRule;
@@ -33,4 +34,30 @@ pub enum PoolGroup {
     Stable,
     /// `inference.networking.x-k8s.io`, version `v1alpha2`.
     Experimental,
+}
+
+impl PoolGroup {
+    /// The group as API paths have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stable => "inference.networking.k8s.io",
+            Self::Experimental => "inference.networking.x-k8s.io",
+        }
+    }
+
+    /// The version that is read.
+    #[must_use]
+    pub const fn version(self) -> &'static str {
+        match self {
+            Self::Stable => "v1",
+            Self::Experimental => "v1alpha2",
+        }
+    }
+}
+
+impl fmt::Display for PoolRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }

@@ -3,6 +3,7 @@
 //! It starts the shards, resolves names for them, serves the admin port, listens to signals and
 //! ends the process. It may use ordinary libraries: no request passes through it.
 
+mod allowlist;
 mod decoders;
 #[cfg(feature = "mock")]
 pub mod demo;

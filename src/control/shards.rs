@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::allowlist::Allowlist;
 use super::inbox::{Inbox, Message};
 use super::mori::Hosts;
 use super::resolver::Resolver;
@@ -40,6 +41,8 @@ pub(super) struct Common {
     pub(super) socket_failures: Failures,
     /// The pods of a MoRI-IO deployment, where some are named.
     pub(super) mori: Option<Hosts>,
+    /// Which targets requests may name; `None` is any.
+    pub(super) allowlist: Option<Arc<Allowlist>>,
 }
 
 /// What one shard is started with.
@@ -172,6 +175,7 @@ fn parts(
         .collect();
     let (resolver, inbox) = (common.resolver.clone(), inbox.clone());
     let failures = common.socket_failures.clone();
+    let allowlist = common.allowlist.as_ref();
     Parts {
         config: Arc::clone(&common.config),
         metrics,
@@ -184,6 +188,7 @@ fn parts(
         }),
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
         mori: common.mori.clone(),
+        guard: allowlist.map(|list| Arc::clone(&list.guard)),
         on_socket_failed: Box::new(move |socket, error| failures.note(socket, error)),
         access,
     }

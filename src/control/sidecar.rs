@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::allowlist::Allowlist;
 use super::decoders;
 use super::inbox::{Inbox, Message};
 use super::mori;
@@ -109,19 +110,19 @@ impl Running {
             .admin
             .map(|address| sys::bind_alone(ListenAddress::Address(address)));
         let admin = admin.transpose()?;
+        let dns = Arc::new(DnsCounters::default());
+        let mori = mori::resolve(&config, &dns).await?;
+        let common = common(config, mori).await?;
         let shard_count = plan.seats.len();
-        let log = access::start(&config.log.access, shard_count)
+        let log = access::start(&common.config.log.access, shard_count)
             .map_err(|error| Exit::runtime(format!("the access log cannot be opened: {error}")))?;
         let (rings, writer) = log.unzip();
         announce(
-            &config,
+            &common.config,
             driver,
             &plan.seats,
             files.as_ref().ok().and_then(|f| f.soft),
         );
-        let dns = Arc::new(DnsCounters::default());
-        let mori = mori::resolve(&config, &dns).await?;
-        let common = common(config, mori)?;
         let metrics: Vec<_> = (0..shard_count)
             .map(|_| Arc::new(ShardMetrics::new(fault::LABELS.len())))
             .collect();
@@ -146,6 +147,9 @@ impl Running {
         if common.mori.is_some() {
             registry = registry.with_dns(dns);
         }
+        if let Some(list) = &common.allowlist {
+            registry.add_allowlist(Arc::clone(&list.metrics));
+        }
         let mut running = Self {
             common,
             inboxes,
@@ -166,12 +170,15 @@ impl Running {
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
         self.admin = listener.local_addr().ok();
+        let allowlist = self.common.allowlist.clone();
         let state = AdminState {
             registry: Arc::clone(&self.registry),
             shards_listening: Arc::clone(&self.common.listening),
             shards_expected: self.inboxes.len(),
             draining: Arc::clone(&self.admin_draining),
             decoders: decoders::watch(&self.common.decoders),
+            allowlist: allowlist
+                .map(|list| -> admin::LookUp { Arc::new(move || list.readiness()) }),
         };
         tokio::spawn(async move {
             if let Err(error) = admin::serve(listener, state, std::future::pending()).await {
@@ -241,7 +248,11 @@ impl Running {
     }
 }
 
-fn common(config: Config, mori: Option<mori::Hosts>) -> Result<Arc<Common>, Exit> {
+async fn common(config: Config, mori: Option<mori::Hosts>) -> Result<Arc<Common>, Exit> {
+    let allowlist = match &config.guard {
+        Some(guard) => Some(Allowlist::start(guard).await?),
+        None => None,
+    };
     let mut decoders = Vec::with_capacity(config.ranks.len());
     for rank in &config.ranks {
         let target = rank.decoder.clone();
@@ -262,6 +273,7 @@ fn common(config: Config, mori: Option<mori::Hosts>) -> Result<Arc<Common>, Exit
         resolver,
         socket_failures: Failures::start(),
         mori,
+        allowlist,
     }))
 }
 

@@ -117,6 +117,26 @@ labels! {
         LeftToLease = "left_to_lease",
     }
 
+    /// What a request named a target as.
+    Named {
+        /// Computes the prompt.
+        Prefill = "prefill",
+        /// Encodes an image or the like.
+        Encode = "encode",
+        /// Has part of the KV cache.
+        CacheSource = "cache_source",
+    }
+
+    /// Where allowed targets come from, besides the configuration.
+    AllowSource {
+        /// The file of rules.
+        File = "file",
+        /// The `InferencePool`, which says what its pods are.
+        Pool = "pool",
+        /// Its pods.
+        Pods = "pods",
+    }
+
     /// Which part of our own cost.
     Direction {
         /// From the client's last request byte to our first to the engine.
@@ -160,7 +180,7 @@ mod tests {
                 assert_eq!(labels.len(), $name::ALL.len());
             )*};
         }
-        check!(Route CodeClass Phase LegRole Stranded Direction);
+        check!(Route CodeClass Phase LegRole Named AllowSource Stranded Direction);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! somebody scrapes. No label value comes from a request, so the number of series is fixed.
 
 pub mod access;
+mod allowlist;
 mod cell;
 mod dns;
 mod labels;
@@ -11,7 +12,8 @@ mod line;
 mod render;
 mod shard;
 
+pub use allowlist::AllowlistMetrics;
 pub use dns::DnsCounters;
-pub use labels::{CodeClass, Direction, LegRole, Phase, Route, Stranded};
+pub use labels::{AllowSource, CodeClass, Direction, LegRole, Named, Phase, Route, Stranded};
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;

@@ -12,9 +12,10 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet,
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry;
 
+use super::allowlist::{Allowlist, AllowlistMetrics};
 use super::cell::{Counter, Gauge, Total, precise};
 use super::dns::{DnsCounters, DnsScrape};
-use super::labels::{CodeClass, Direction, LegRole, Phase, Route, Stranded};
+use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded};
 use super::shard::ShardMetrics;
 use crate::pd::{Outcome, Reason};
 use crate::sys::process;
@@ -55,6 +56,11 @@ impl Registry {
     pub fn with_dns(mut self, counters: Arc<DnsCounters>) -> Self {
         self.inner.register_collector(Box::new(DnsScrape(counters)));
         self
+    }
+
+    /// Shows the allowlist too.
+    pub fn add_allowlist(&mut self, metrics: Arc<AllowlistMetrics>) {
+        self.inner.register_collector(Box::new(Allowlist(metrics)));
     }
 
     /// The exposition, as `CONTENT_TYPE`.
@@ -177,6 +183,14 @@ impl Scrape {
             Phase::ALL.iter().map(|phase| {
                 let count = self.sum(|shard| &shard.left[phase.index()]);
                 ([("phase", phase.label())], count)
+            }),
+        )?;
+        out.counters(
+            "ringside_targets_denied",
+            "Targets named by requests that the allowlist does not have",
+            Named::ALL.iter().map(|named| {
+                let count = self.sum(|shard| &shard.denied[named.index()]);
+                ([("named", named.label())], count)
             }),
         )?;
         out.counter(
@@ -334,7 +348,7 @@ fn clamp(value: u64) -> i64 {
 }
 
 /// Writes one metric family per call.
-struct Out<'a>(DescriptorEncoder<'a>);
+pub(super) struct Out<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Out<'_> {
     fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
@@ -344,7 +358,7 @@ impl Out<'_> {
         metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: i64) -> Result<(), Error> {
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: i64) -> Result<(), Error> {
         let mut metric = self
             .0
             .encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -358,7 +372,7 @@ impl Out<'_> {
         metric.encode_gauge(&value)
     }
 
-    fn counters<L: EncodeLabelSet>(
+    pub(super) fn counters<L: EncodeLabelSet>(
         &mut self,
         name: &str,
         help: &str,
@@ -375,7 +389,7 @@ impl Out<'_> {
         Ok(())
     }
 
-    fn gauges<L: EncodeLabelSet>(
+    pub(super) fn gauges<L: EncodeLabelSet>(
         &mut self,
         name: &str,
         help: &str,

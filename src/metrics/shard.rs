@@ -4,7 +4,7 @@
 //! locks or reads a clock.
 
 use super::cell::{Bounds, Counter, Gauge, Histogram};
-use super::labels::{CodeClass, Direction, LegRole, Phase, Route, Stranded};
+use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded};
 use crate::pd::{Outcome, Reason};
 
 /// vLLM's buckets of time to first token, so that our panels lie over the engines'. Microseconds.
@@ -101,6 +101,7 @@ pub struct ShardMetrics {
     pub(super) pd: [[Counter; Reason::ALL.len()]; Outcome::ALL.len()],
     pub(super) pool_idle: [Gauge; LegRole::ALL.len()],
     pub(super) pool_active: [Gauge; LegRole::ALL.len()],
+    pub(super) denied: [Counter; Named::ALL.len()],
     pub(super) clients: Gauge,
     pub(super) retries: Counter,
     pub(super) replays: Counter,
@@ -132,6 +133,7 @@ impl ShardMetrics {
             pd: each(|| each(Counter::default)),
             pool_idle: each(Gauge::default),
             pool_active: each(Gauge::default),
+            denied: each(Counter::default),
             clients: Gauge::default(),
             retries: Counter::default(),
             replays: Counter::default(),
@@ -197,6 +199,11 @@ impl ShardMetrics {
     /// Engine connections in use came or went.
     pub fn pool_active(&self, role: LegRole, delta: i64) {
         self.pool_active[role.index()].add(delta);
+    }
+
+    /// A target that a request named is not allowed.
+    pub fn denied(&self, named: Named) {
+        self.denied[named.index()].add(1);
     }
 
     /// Client connections came or went.

@@ -93,11 +93,13 @@ pub enum Reason {
     ClientGone,
     /// The decoder could not be reached or failed.
     Decode,
+    /// The prefiller named is not on the allowlist, or that is not known yet.
+    TargetDenied,
 }
 
 impl Reason {
     /// Every reason, in the order of their indices.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::None,
         Self::NoPrefiller,
         Self::SeveralChoices,
@@ -123,6 +125,7 @@ impl Reason {
         Self::ClientError,
         Self::ClientGone,
         Self::Decode,
+        Self::TargetDenied,
     ];
 
     /// The metric label.
@@ -154,6 +157,7 @@ impl Reason {
             Self::ClientError => "client_error",
             Self::ClientGone => "client_gone",
             Self::Decode => "decode",
+            Self::TargetDenied => "target_denied",
         }
     }
 

@@ -229,10 +229,15 @@ impl<'a, N: Net> Exchange<'a, N> {
             Route::Health => self.answer_health().await,
             Route::Other => self.forward(decoder, None, expects).await,
             Route::Intercepted(api) => {
-                let routing = self.routing().map_err(|error| {
+                let mut routing = self.routing().map_err(|error| {
                     self.account.outcome = Some((Outcome::Failed, Reason::BadTarget));
                     Fault::Target(error)
                 })?;
+                if let Err(fault) = self.shard.admit(&mut routing.prefillers) {
+                    self.account.outcome = Some((Outcome::Failed, Reason::TargetDenied));
+                    self.note_prefill_target(&routing.prefillers[0]);
+                    return Err(fault);
+                }
                 let is_cut = api == Api::Chat && self.shard.config.pd.decode_chunk_tokens.is_some();
                 if routing.is_local() && !is_cut {
                     self.account.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
@@ -465,6 +470,7 @@ pub(super) const fn reason_of(fault: Fault) -> Reason {
         Fault::PrefillStatus(_) => Reason::PrefillStatus,
         Fault::HandoffMissing => Reason::MissingKv,
         Fault::Target(_) => Reason::BadTarget,
+        Fault::TargetDenied | Fault::AllowlistNotReady => Reason::TargetDenied,
         Fault::ClientGone | Fault::ClientStalled => Reason::ClientGone,
         Fault::DecodeRefused
         | Fault::DecodeConnectTimeout

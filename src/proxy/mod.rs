@@ -15,6 +15,7 @@ mod decode;
 mod dial;
 mod encode;
 mod exchange;
+mod guard;
 mod head;
 mod job;
 mod leg;
@@ -37,4 +38,5 @@ mod tunnel;
 mod upload;
 
 pub use budget::Budget;
+pub use guard::Guard;
 pub use resolve::{Resolved, Resolver};

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 
 use super::bootstrap::Engines;
 use super::budget::Budget;
+use super::guard::Guard;
 use super::resolve::{Lookups, Resolved, Resolver};
 use super::session;
 use crate::config::{Config, MoriConfig};
@@ -52,6 +53,8 @@ pub struct Parts {
     pub resolver: Resolver,
     /// The pods of a `MoRI-IO` deployment as addresses, where some are configured by name.
     pub mori: Option<Arc<ArcSwap<MoriConfig>>>,
+    /// Which targets requests may name; `None` is any.
+    pub guard: Option<Arc<Guard>>,
     /// Told of Unix sockets that could not be connected to; must not wait.
     pub on_socket_failed: OnSocketFailed,
     /// Where finished requests are noted, unless the access log is off.
@@ -84,6 +87,7 @@ pub struct Shard<N: Net> {
     pub(super) is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
     pub(super) resolver: Resolver,
     pub(super) mori: Option<Arc<ArcSwap<MoriConfig>>>,
+    pub(super) guard: Option<Arc<Guard>>,
     pub(super) on_socket_failed: OnSocketFailed,
     pub(super) lookups: RefCell<Lookups>,
     pub(super) engines: RefCell<Engines>,
@@ -132,6 +136,7 @@ impl<N: Net> Shard<N> {
             is_own_listener: parts.is_own_listener,
             resolver: parts.resolver,
             mori: parts.mori,
+            guard: parts.guard,
             on_socket_failed: parts.on_socket_failed,
             lookups: RefCell::new(Lookups::default()),
             engines: RefCell::default(),

@@ -232,6 +232,7 @@ impl Stage {
             is_own_listener,
             resolver: Box::new(|_| false),
             mori: None,
+            guard: None,
             on_socket_failed: Box::new(|_, _| ()),
             access: None,
         };

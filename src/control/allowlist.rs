@@ -1,0 +1,237 @@
+//! The allowlist of targets: put together from its sources, published to the shards.
+//!
+//! Rules of the configuration always hold; a file and the pods of an `InferencePool` are followed.
+//! A source that cannot be read keeps what it said last, however old.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::watch::DirWatch;
+use crate::admin::Check;
+use crate::cli::Exit;
+use crate::config::{GuardConfig, PoolRef};
+use crate::fleet::{AllowError, AllowList, AllowRule};
+use crate::limits::{ALLOW_FILE_BYTES_MAX, ALLOW_PROBLEMS_SHOWN_MAX};
+use crate::metrics::{AllowSource, AllowlistMetrics};
+use crate::proxy::Guard;
+
+/// The list and what it is made of.
+#[derive(Debug)]
+pub(super) struct Allowlist {
+    pub(super) guard: Arc<Guard>,
+    pub(super) metrics: Arc<AllowlistMetrics>,
+    sources: Mutex<Sources>,
+}
+
+#[derive(Debug, Default)]
+struct Sources {
+    fixed: Vec<AllowRule>,
+    file: Vec<AllowRule>,
+    /// The pool whose pods are not known yet.
+    awaited: Option<String>,
+    pods: Vec<AllowRule>,
+    entries: usize,
+}
+
+impl Allowlist {
+    /// Reads what can be read at once, publishes it, and follows the sources from then on.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has lines that are no rules; a pool that this build, or this
+    /// process, has no way to watch.
+    pub(super) async fn start(config: &GuardConfig) -> Result<Arc<Self>, Exit> {
+        let list = Arc::new(Self {
+            guard: Guard::new(),
+            metrics: Arc::default(),
+            sources: Mutex::new(Sources {
+                fixed: config.rules.clone(),
+                awaited: config.pool.as_ref().map(ToString::to_string),
+                ..Sources::default()
+            }),
+        });
+        if let Some(path) = &config.rules_file {
+            list.begin_file(path)?;
+        }
+        list.change(|_| ());
+        if let Some(pool) = &config.pool {
+            follow_pool(pool, &list).await?;
+        }
+        Ok(list)
+    }
+
+    /// Replaces the pods; with the first ones the list is complete.
+    #[expect(dead_code, reason = "who has pods")]
+    pub(super) fn set_pods(&self, pods: Vec<AllowRule>) {
+        self.change(|sources| {
+            sources.pods = pods;
+            sources.awaited = None;
+        });
+    }
+
+    /// The line of the readiness page.
+    pub(super) fn readiness(&self) -> Check {
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        Check {
+            is_good: sources.awaited.is_none(),
+            text: match &sources.awaited {
+                None => format!("allowlist: {} entries", sources.entries),
+                Some(pool) => format!("allowlist: the pods of {pool} are not known yet"),
+            },
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Sources)) {
+        // By this thread and, for one line, by the admin server on it.
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut sources);
+        let fixed_and_file = sources.fixed.iter().chain(&sources.file);
+        let list = AllowList::new(fixed_and_file.chain(&sources.pods));
+        sources.entries = list.len();
+        self.metrics.set_entries(sources.entries);
+        tracing::debug!("the allowlist has {} entries", sources.entries);
+        self.guard.publish(list, sources.awaited.is_none());
+    }
+
+    fn begin_file(self: &Arc<Self>, path: &Path) -> Result<(), Exit> {
+        self.metrics.uses(AllowSource::File);
+        // Before the first reading: what changes after that is noticed.
+        let watch = DirWatch::around(path);
+        let read = read_rules(path);
+        match &read {
+            Ok(rules) => self.take_file(rules),
+            Err(why) => {
+                let path = path.display();
+                let text = format!("ringside: --allow-targets-file: {path} {why}");
+                return Err(Exit::config(text));
+            }
+        }
+        tokio::spawn(follow_file(Arc::clone(self), path.to_owned(), watch, read));
+        Ok(())
+    }
+
+    fn take_file(&self, rules: &[AllowRule]) {
+        self.metrics.heard(AllowSource::File);
+        self.change(|sources| sources.file = rules.to_vec());
+    }
+}
+
+/// Reads the file again whenever its directory has changed. What it last came to is compared, so
+/// that other files of the directory and a repeated mistake change nothing.
+async fn follow_file(
+    list: Arc<Allowlist>,
+    path: PathBuf,
+    mut watch: DirWatch,
+    mut last: Result<Vec<AllowRule>, String>,
+) {
+    loop {
+        watch.changed().await;
+        let file = path.clone();
+        let reading = tokio::task::spawn_blocking(move || read_rules(&file));
+        let now = reading.await.unwrap_or_else(|error| Err(error.to_string()));
+        match &now {
+            Ok(_) if now == last => list.metrics.heard(AllowSource::File),
+            Err(_) if now == last => {}
+            Ok(rules) => {
+                list.take_file(rules);
+                tracing::info!("{} has {} rules now", path.display(), rules.len());
+            }
+            Err(why) => {
+                list.metrics.failed(AllowSource::File);
+                tracing::warn!("{} {why}\nthe rules before still hold", path.display());
+            }
+        }
+        last = now;
+    }
+}
+
+/// The rules of a file, or what is wrong with it, as the end of a sentence about it.
+fn read_rules(path: &Path) -> Result<Vec<AllowRule>, String> {
+    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
+    // Opening a pipe would wait for its writer.
+    if !path.metadata().map_err(cannot)?.is_file() {
+        return Err("is not a file".to_owned());
+    }
+    let mut text = String::new();
+    let file = File::open(path).map_err(cannot)?;
+    let mut file = file.take(ALLOW_FILE_BYTES_MAX + 1);
+    file.read_to_string(&mut text).map_err(cannot)?;
+    if text.len() as u64 > ALLOW_FILE_BYTES_MAX {
+        return Err(format!("has more than {ALLOW_FILE_BYTES_MAX} bytes"));
+    }
+    AllowRule::parse_lines(&text).map_err(|wrong| explain(&wrong))
+}
+
+fn explain(wrong: &[(usize, &str, AllowError)]) -> String {
+    let count = match wrong.len() {
+        1 => "a line that is no rule".to_owned(),
+        count => format!("{count} lines that are no rules"),
+    };
+    let mut text = format!("has {count}:");
+    for (line, rule, why) in wrong.iter().take(ALLOW_PROBLEMS_SHOWN_MAX) {
+        text += &format!("\n  line {line}: `{}`: {why}", rule.escape_debug());
+    }
+    if wrong.len() > ALLOW_PROBLEMS_SHOWN_MAX {
+        text += "\n  and more";
+    }
+    text
+}
+
+#[expect(clippy::unused_async, reason = "as the other one")]
+async fn follow_pool(_: &PoolRef, _: &Arc<Allowlist>) -> Result<(), Exit> {
+    Err(Exit::config(
+        "ringside: --inference-pool: this build cannot watch an InferencePool: build it with the \
+         feature `k8s`, or name the targets with --allow-target or --allow-targets-file",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said_at_once() {
+        let path = std::env::temp_dir().join(format!("ringside-rules-{}", std::process::id()));
+        let read = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            read_rules(&path)
+        };
+        assert_eq!(
+            read(b"a # one\n\n10.0.0.0/8:80").map(|rules| rules.len()),
+            Ok(2)
+        );
+        let wrong = read(b"a\nb c\x07\n10.0.0.0/33\n").unwrap_err();
+        let lines: Vec<_> = wrong.lines().collect();
+        assert_eq!(lines[0], "has 2 lines that are no rules:");
+        assert!(
+            lines[1].starts_with("  line 2: `b c\\u{7}`: not a host;"),
+            "{wrong}"
+        );
+        assert!(
+            lines[2].starts_with("  line 3: `10.0.0.0/33`: the prefix length"),
+            "{wrong}"
+        );
+        assert!(
+            read(b":\n")
+                .unwrap_err()
+                .starts_with("has a line that is no rule:\n")
+        );
+        let many = read(":\n".repeat(ALLOW_PROBLEMS_SHOWN_MAX + 5).as_bytes()).unwrap_err();
+        assert_eq!(many.lines().count(), ALLOW_PROBLEMS_SHOWN_MAX + 2);
+        let long = vec![b'#'; usize::try_from(ALLOW_FILE_BYTES_MAX).unwrap() + 1];
+        assert!(read(&long[1..]).is_ok());
+        assert!(read(&long).unwrap_err().starts_with("has more than "));
+        assert!(read(b"\xff").unwrap_err().starts_with("cannot be read: "));
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            read_rules(&path)
+                .unwrap_err()
+                .starts_with("cannot be read: ")
+        );
+        assert_eq!(
+            read_rules(&std::env::temp_dir()),
+            Err("is not a file".to_owned())
+        );
+    }
+}
