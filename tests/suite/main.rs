@@ -22,6 +22,7 @@ mod encoder;
 mod faults;
 mod framing;
 mod golden;
+mod guard;
 mod handoff;
 mod harness;
 mod harness_more;

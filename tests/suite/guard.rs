@@ -1,0 +1,324 @@
+//! Which targets a request may name: rows A1 and A3, and the allowlist's sources without
+//! Kubernetes. `pool` has the one with it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use mock_engine::{Engine, EngineConfig};
+
+use crate::client::{Answer, request};
+use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, free_ports, run_to_exit, start_decoder};
+use crate::harness_more::{ask_for, expect_handoffs_sound, expect_text};
+
+const ON: &str = "--enable-ssrf-protection";
+const DENIED: &str = "ringside_targets_denied_total";
+const BODY: &str = r#"{"model":"mock-model","messages":[{"role":"user","content":"hi"}]}"#;
+
+/// A folder that is gone after the test.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ringside-suite-{}-folder-{nth}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// Writes a file and gives its path.
+    pub(crate) fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Status of a chat that names this prefiller.
+fn status(sidecar: &Sidecar, target: &str) -> u16 {
+    sidecar.post(CHAT, BODY, &[(PREFILLER, target)]).status
+}
+
+#[test]
+fn a1_without_protection_everything_is_allowed() {
+    let pair = Pair::start(&[]);
+    let port = pair.prefill.port();
+    for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "127.0.0.2"] {
+        let target = format!("{host}:{port}");
+        let answer = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, &target)]);
+        assert_ne!(answer.status, 403, "{host}");
+    }
+    let page = pair.sidecar.admin("/metrics").unwrap().text();
+    assert!(!page.contains("ringside_allowlist"), "{page}");
+    assert_eq!(pair.sidecar.metric(DENIED, &[]), 0.0);
+}
+
+#[test]
+fn a3_listed_hosts_on_any_port_and_nothing_else() {
+    // Every engine of the pair is on 127.0.0.1.
+    let pair = Pair::start(&[ON, "--allow-target=127.0.0.1,localhost"]);
+    let port = pair.prefill.port();
+    for target in [
+        format!("127.0.0.1:{port}"),
+        format!("http://127.0.0.1:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+        format!("[0:0:0:0:0:FFFF:7f00:1]:{port}"),
+        format!("localhost:{port}"),
+        format!("LocalHost:{port}"),
+    ] {
+        assert_eq!(status(&pair.sidecar, &target), 200, "{target}");
+    }
+    // Allowed on any port: nobody is there, which only who tries finds out.
+    assert_eq!(status(&pair.sidecar, "127.0.0.1:1"), 502);
+    assert_eq!(pair.sidecar.metric(DENIED, &[]), 0.0);
+    let denied = [
+        format!("127.0.0.2:{port}"),
+        format!("[::1]:{port}"),
+        format!("[::127.0.0.1]:{port}"),
+        format!("localhost.:{port}"),
+        format!("127.0.0.1.nip.example:{port}"),
+        "169.254.169.254".to_owned(),
+    ];
+    for target in &denied {
+        let answer = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, target)]);
+        answer.expect_error(403, "target_denied");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a handful")]
+    let count = denied.len() as f64;
+    pair.sidecar
+        .wait_metric(DENIED, &[("named", "prefill")], count);
+    let labels = [("outcome", "failed"), ("reason", "target_denied")];
+    pair.sidecar
+        .wait_metric("ringside_pd_requests_total", &labels, count);
+    assert_eq!(pair.decode.requests().len(), 6);
+    // What cannot be read as a target is not looked for on the list.
+    let odd = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, "127.1:80")]);
+    odd.expect_error(502, "bad_target");
+    // Requests that name nobody, and other paths, are nothing to the list.
+    pair.sidecar.post(CHAT, BODY, &[]).expect(200);
+    let other = [(PREFILLER, "169.254.169.254")];
+    pair.sidecar.get("/v1/models", &other).expect(200);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn a_denied_request_is_answered_before_its_body() {
+    let pair = Pair::start(&[ON, "--allow-target=10.0.0.0/8"]);
+    let mut client = pair.sidecar.connect();
+    client.send(format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\n{PREFILLER}: 192.168.0.1:80\r\n\
+         expect: 100-continue\r\ncontent-length: 100000\r\n\r\n"
+    ));
+    assert_eq!(client.head().status, 403);
+    assert!(pair.decode.requests().is_empty());
+}
+
+#[test]
+fn prefixes_and_ports_of_rules() {
+    let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    let port = prefill.port();
+    let rule = format!("--allow-target=127.0.0.0/8:{port}");
+    let (_decode, decoder) = start_decoder(EngineConfig::decode());
+    let sidecar = Sidecar::start(&[ON, &rule, &decoder], 0);
+    assert_eq!(status(&sidecar, &prefill.host_port()), 200);
+    assert_eq!(status(&sidecar, &format!("127.0.0.1:{}", port ^ 1)), 403);
+    // Not to be dialled, though somebody is there: the proxy itself.
+    let own = format!("127.0.0.1:{}", sidecar.port);
+    assert_eq!(status(&sidecar, &own), 403);
+}
+
+#[test]
+fn of_several_candidates_the_first_decides_and_others_are_dropped() {
+    let pair = Pair::start(&[ON, "--allow-target=127.0.0.1"]);
+    let denied = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    let good = pair.prefill.host_port();
+    let bad = format!("localhost:{}", denied.port());
+    assert_eq!(status(&pair.sidecar, &format!("{bad},{good}")), 403);
+    assert_eq!(status(&pair.sidecar, &format!("{good},{bad}")), 200);
+    let labels = [("named", "prefill")];
+    pair.sidecar.wait_metric(DENIED, &labels, 2.0);
+    // Nobody is at the first one, and the second is not to be tried.
+    assert_eq!(status(&pair.sidecar, &format!("127.0.0.1:1,{bad}")), 502);
+    assert_eq!(
+        status(&pair.sidecar, &format!("127.0.0.1:1,{bad},{good}")),
+        200
+    );
+    assert!(denied.requests().is_empty());
+}
+
+#[test]
+fn a_file_is_followed_and_a_bad_one_is_not() {
+    let folder = Folder::new();
+    let file = folder.write("rules", "# nobody yet\n192.168.0.0/16\n");
+    let flag = format!("--allow-targets-file={file}");
+    let pair = Pair::start(&[ON, &flag]);
+    let target = pair.prefill.host_port();
+    let entries = |count: f64| {
+        pair.sidecar
+            .wait_metric("ringside_allowlist_entries", &[], count);
+    };
+    let source = [("source", "file")];
+    let page = pair.sidecar.admin("/readyz?verbose").unwrap().text();
+    assert!(page.contains("[+]allowlist: 1 entries\n"), "{page}");
+    assert_eq!(status(&pair.sidecar, &target), 403);
+
+    folder.write("rules", "192.168.0.0/16\n127.0.0.1 # this host\n");
+    entries(2.0);
+    assert_eq!(status(&pair.sidecar, &target), 200);
+
+    // A mistake changes nothing, and is told once for each file.
+    folder.write("rules", "127.0.0.2\nnot a rule\n[::1\n");
+    let failures = "ringside_allowlist_source_failures_total";
+    pair.sidecar.wait_metric(failures, &source, 1.0);
+    pair.sidecar
+        .wait_metric("ringside_allowlist_source_up", &source, 0.0);
+    pair.sidecar
+        .wait_stderr("line 2: `not a rule`: not a host;");
+    pair.sidecar.wait_stderr("line 3: `[::1`: not a host;");
+    assert_eq!(status(&pair.sidecar, &target), 200);
+    fs::remove_file(&file).unwrap();
+    pair.sidecar.wait_metric(failures, &source, 2.0);
+    assert_eq!(status(&pair.sidecar, &target), 200);
+
+    // Replaced by a rename, as editors do.
+    let new = folder.write("new", "192.168.0.0/16\n10.0.0.0/8\nsome-host:80\n");
+    fs::rename(new, &file).unwrap();
+    entries(3.0);
+    assert_eq!(status(&pair.sidecar, &target), 403);
+    pair.sidecar
+        .wait_metric("ringside_allowlist_source_up", &source, 1.0);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn a_config_maps_link_is_followed() {
+    let folder = Folder::new();
+    let at = |name: &str| folder.0.join(name);
+    for (version, rules) in [("..1", "10.0.0.1"), ("..2", "127.0.0.1")] {
+        fs::create_dir(at(version)).unwrap();
+        fs::write(at(version).join("rules"), rules).unwrap();
+    }
+    symlink("..1", at("..data")).unwrap();
+    symlink("..data/rules", at("rules")).unwrap();
+    let flag = format!("--allow-targets-file={}", at("rules").display());
+    let pair = Pair::start(&[ON, &flag]);
+    let target = pair.prefill.host_port();
+    assert_eq!(status(&pair.sidecar, &target), 403);
+    symlink("..2", at("..data_tmp")).unwrap();
+    fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    pair.sidecar.wait_stderr("has 1 rules now");
+    assert_eq!(status(&pair.sidecar, &target), 200);
+}
+
+#[test]
+fn a_bad_file_at_the_start_is_a_configuration_error() {
+    let folder = Folder::new();
+    let file = folder.write("rules", "a\nb c\n\n10.0.0.1/8\n");
+    let missing = folder.0.join("missing").display().to_string();
+    for (file, wants) in [
+        (
+            &file,
+            &["has 2 lines", "line 2: `b c`:", "line 4: `10.0.0.1/8`:"][..],
+        ),
+        (&missing, &["cannot be read: No such file"][..]),
+    ] {
+        let flag = format!("--allow-targets-file={file}");
+        let port = free_ports(1);
+        let (code, text) = run_to_exit(&[
+            "sidecar",
+            "--secure-proxy=false",
+            "--admin-address=off",
+            &format!("--port={port}"),
+            ON,
+            &flag,
+        ]);
+        assert_eq!(code, 3, "{text}");
+        for want in wants {
+            assert!(text.contains(want), "{want} is not in {text}");
+        }
+    }
+}
+
+/// Streams that run while `change` is called again and again, each time with the number of calls
+/// before; it returns when the change has come into force. Every stream has to come whole.
+pub(crate) fn expect_streams_whole(pair: &Pair, mut change: impl FnMut(usize)) {
+    const STREAMS: usize = 20;
+    const TOKENS: u32 = 100;
+    let target = pair.prefill.host_port();
+    let running: Vec<_> = (0..STREAMS)
+        .map(|_| {
+            let (prompt, body) = ask_for(TOKENS, true);
+            let mut client = pair.sidecar.connect();
+            let headers = [(PREFILLER, target.as_str())];
+            client.send(request("POST", CHAT, &headers, body.as_bytes()));
+            let head = client.head();
+            assert_eq!(head.status, 200);
+            std::thread::spawn(move || {
+                let framing = head.framing("POST");
+                let (body, end) = client.body(framing);
+                let answer = Answer {
+                    head,
+                    framing,
+                    body,
+                    end,
+                };
+                expect_text(&answer.expect(200), &prompt, TOKENS);
+            })
+        })
+        .collect();
+    let mut changes = 0;
+    while running.iter().any(|stream| !stream.is_finished()) {
+        change(changes);
+        changes += 1;
+        if changes == 1 {
+            let in_flight = pair.sidecar.metric("ringside_in_flight", &[]);
+            assert!(in_flight >= 20.0, "the change came after the streams");
+        }
+    }
+    for stream in running {
+        stream.join().unwrap();
+    }
+    eprintln!("{STREAMS} streams of {TOKENS} tokens came whole through {changes} changes");
+}
+
+/// A pair whose streams last some seconds.
+pub(crate) fn slow_pair(args: &[&str]) -> Pair {
+    let slow = |config: &mut EngineConfig| config.itl = Duration::from_millis(40);
+    Pair::with(args, |_| {}, slow)
+}
+
+#[test]
+fn the_list_changes_under_streams() {
+    let folder = Folder::new();
+    let file = folder.write("rules", "127.0.0.1\n");
+    let flag = format!("--allow-targets-file={file}");
+    let pair = slow_pair(&[ON, &flag]);
+    let target = pair.prefill.host_port();
+    expect_streams_whole(&pair, |changes| {
+        // The prefiller of all of them goes, and comes back, among ever more others.
+        let is_listed = changes % 2 == 1;
+        let mut rules: String = (0..2 * changes).map(|i| format!("10.0.0.{i}\n")).collect();
+        if is_listed {
+            rules += "127.0.0.1\n";
+        }
+        folder.write("rules", &rules);
+        let entries = 2 * changes + usize::from(is_listed);
+        #[expect(clippy::cast_precision_loss, reason = "a handful")]
+        pair.sidecar
+            .wait_metric("ringside_allowlist_entries", &[], entries as f64);
+        let want = if is_listed { 200 } else { 403 };
+        assert_eq!(status(&pair.sidecar, &target), want);
+    });
+    expect_handoffs_sound(&pair);
+    pair.sidecar.expect_sound();
+}
