@@ -135,6 +135,24 @@ pub const ALLOW_RULES_MAX: usize = 16 * 1024;
 pub const ALLOW_FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// Lines of such a file that one message says what is wrong with.
 pub const ALLOW_PROBLEMS_SHOWN_MAX: usize = 100;
+/// Pods, or pools, of one answer of the Kubernetes API; kubectl asks for as many.
+pub const POOL_PAGE_OBJECTS: u32 = 500;
+/// Pods of a pool that are kept; a Kubernetes cluster is made for 150,000 in all.
+pub const POOL_OBJECTS_MAX: usize = 50_000;
+/// Events of one watch that make one change of the allowlist, where they come that close.
+pub const POOL_BATCH_MAX: usize = 512;
+/// Seconds the Kubernetes API may take to answer.
+pub const POOL_ANSWER_SECS_MAX: u64 = 30;
+/// Seconds after which the API server is asked to end a watch: one whose connection is dead is
+/// found out then.
+pub const POOL_WATCH_SECS: u32 = 240;
+/// Seconds a watch that brought nothing must last to count as one that works.
+pub const POOL_WATCH_SECS_MIN: u64 = 1;
+/// Milliseconds before the Kubernetes API is asked again after two failures; twice as many each
+/// time, less a random part.
+pub const POOL_RETRY_MS_MIN: u64 = 500;
+/// Milliseconds such a pause may grow to.
+pub const POOL_RETRY_MS_MAX: u64 = 30_000;
 /// Milliseconds a watched directory must be quiet before its files are read again: whoever changes
 /// several writes them one after the other.
 pub const WATCH_SETTLE_MS: u64 = 250;

@@ -62,7 +62,7 @@ impl Allowlist {
     }
 
     /// Replaces the pods; with the first ones the list is complete.
-    #[expect(dead_code, reason = "who has pods")]
+    #[cfg_attr(not(feature = "k8s"), expect(dead_code, reason = "who has pods"))]
     pub(super) fn set_pods(&self, pods: Vec<AllowRule>) {
         self.change(|sources| {
             sources.pods = pods;
@@ -178,6 +178,12 @@ fn explain(wrong: &[(usize, &str, AllowError)]) -> String {
     text
 }
 
+#[cfg(feature = "k8s")]
+async fn follow_pool(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), Exit> {
+    super::pool::follow(pool, list).await
+}
+
+#[cfg(not(feature = "k8s"))]
 #[expect(clippy::unused_async, reason = "as the other one")]
 async fn follow_pool(_: &PoolRef, _: &Arc<Allowlist>) -> Result<(), Exit> {
     Err(Exit::config(

@@ -9,6 +9,10 @@ mod decoders;
 pub mod demo;
 mod inbox;
 mod mori;
+#[cfg(feature = "k8s")]
+mod pool;
+#[cfg(feature = "k8s")]
+mod reflect;
 mod resolver;
 mod shards;
 mod sidecar;

@@ -1,0 +1,258 @@
+//! The pods of an `InferencePool` as allowed targets.
+//!
+//! The pool says by labels what its pods are; both are followed. Of a pod, its addresses and its
+//! name are allowed, on any port and in any state: whether it can serve is the scheduler's to know.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kube::{Client, Config};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::allowlist::Allowlist;
+use super::reflect::{Collection, Objects, reflect};
+use crate::cli::Exit;
+use crate::config::{PoolGroup, PoolRef};
+use crate::fleet::AllowRule;
+use crate::metrics::AllowSource;
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct PoolSpec {
+    selector: Option<Value>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodStatus {
+    #[serde(rename = "podIP", default)]
+    pod_ip: String,
+    #[serde(rename = "podIPs", default)]
+    pod_ips: Vec<PodIp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct PodIp {
+    #[serde(default)]
+    ip: String,
+}
+
+type Pools = Objects<PoolSpec, IgnoredAny>;
+type Pods = Objects<IgnoredAny, PodStatus>;
+
+/// What pods there may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// The pool has not been read yet.
+    Unknown,
+    /// There is no pool, or it does not say.
+    Nothing,
+    /// Those with these labels.
+    Labels(String),
+}
+
+/// Follows a pool and its pods from now on.
+///
+/// # Errors
+/// Where there is no way to the API server: no kubeconfig, and no service account of a pod.
+pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), Exit> {
+    let refused = |why: String| Exit::config(format!("ringside: --inference-pool {pool}: {why}"));
+    let mut config = Config::infer().await.map_err(|error| {
+        refused(format!(
+            "no way to the Kubernetes API: {error}; give KUBECONFIG, or run in a pod with a \
+             service account"
+        ))
+    })?;
+    // Attempts are ours to repeat.
+    config.default_retry = false;
+    let client = Client::try_from(config).map_err(|error| {
+        refused(format!(
+            "the Kubernetes configuration cannot be used: {error}"
+        ))
+    })?;
+    list.metrics.uses(AllowSource::Pool);
+    list.metrics.uses(AllowSource::Pods);
+    let (tell, told) = watch::channel(Wanted::Unknown);
+    let pods = follow_pods(client.clone(), pool.clone(), Arc::clone(list), told);
+    tokio::spawn(pods);
+    tokio::spawn(follow_pool(client, pool.clone(), Arc::clone(list), tell));
+    Ok(())
+}
+
+async fn follow_pool(
+    client: Client,
+    pool: PoolRef,
+    list: Arc<Allowlist>,
+    tell: watch::Sender<Wanted>,
+) {
+    let (group, version) = (pool.group.name(), pool.group.version());
+    let namespace = &pool.namespace;
+    let collection = Collection {
+        client: &client,
+        path: format!("/apis/{group}/{version}/namespaces/{namespace}/inferencepools"),
+        fields: format!("metadata.name={}", pool.name),
+        labels: String::new(),
+        source: AllowSource::Pool,
+        metrics: &list.metrics,
+    };
+    reflect(&collection, |pools: &Pools| {
+        let wanted = match pools.get(&pool.name) {
+            None => {
+                tracing::warn!("there is no InferencePool {pool}: none of its pods are allowed");
+                Wanted::Nothing
+            }
+            Some(kept) => {
+                let selector = kept.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+                match labels(pool.group, selector) {
+                    Ok(labels) => Wanted::Labels(labels),
+                    Err(why) => {
+                        tracing::warn!("InferencePool {pool}: {why}: none of its pods are allowed");
+                        Wanted::Nothing
+                    }
+                }
+            }
+        };
+        tell.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
+    })
+    .await;
+}
+
+/// Follows the pods with the labels of the moment. While those of new labels are not known, the
+/// ones before stay.
+async fn follow_pods(
+    client: Client,
+    pool: PoolRef,
+    list: Arc<Allowlist>,
+    mut told: watch::Receiver<Wanted>,
+) {
+    loop {
+        let wanted = told.borrow_and_update().clone();
+        let following = async {
+            match wanted {
+                Wanted::Unknown => {}
+                Wanted::Nothing => list.set_pods(Vec::new()),
+                Wanted::Labels(labels) => {
+                    tracing::info!("the pods of {pool} are those with {labels}");
+                    let collection = Collection {
+                        client: &client,
+                        path: format!("/api/v1/namespaces/{}/pods", pool.namespace),
+                        fields: String::new(),
+                        labels,
+                        source: AllowSource::Pods,
+                        metrics: &list.metrics,
+                    };
+                    reflect(&collection, |pods: &Pods| list.set_pods(rules(pods))).await;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = following => {}
+            changed = told.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+/// The label selector of a pool, in the text form of the API.
+fn labels(group: PoolGroup, selector: Option<&Value>) -> Result<String, &'static str> {
+    let selector = selector.ok_or("it has no selector")?;
+    let labels = match group {
+        PoolGroup::Stable => selector
+            .get("matchLabels")
+            .ok_or("its selector has no matchLabels")?,
+        PoolGroup::Experimental => selector,
+    };
+    let labels = labels.as_object().ok_or("its selector is not a map")?;
+    let labels = labels.iter().map(|(name, value)| {
+        let value = value.as_str()?;
+        Some((name.as_str(), value))
+    });
+    let labels: Option<BTreeMap<&str, &str>> = labels.collect();
+    let labels = labels.ok_or("its selector has a value that is not a string")?;
+    if labels.is_empty() {
+        // To the API that would be every pod of the namespace.
+        return Err("its selector is empty");
+    }
+    let labels = labels.iter().map(|(name, value)| format!("{name}={value}"));
+    Ok(labels.collect::<Vec<_>>().join(","))
+}
+
+/// Addresses and names of pods, as rules for any port. What is neither is not allowed.
+fn rules(pods: &Pods) -> Vec<AllowRule> {
+    let hosts = pods.iter().flat_map(|(name, kept)| {
+        let status = kept.status.iter();
+        let addresses = status.flat_map(|status| {
+            let more = status.pod_ips.iter().map(|one| &one.ip);
+            std::iter::once(&status.pod_ip).chain(more)
+        });
+        std::iter::once(name).chain(addresses)
+    });
+    hosts
+        .filter(|host| !host.is_empty())
+        .filter_map(|host| AllowRule::host(host).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reflect::Kept;
+    use super::*;
+    use crate::fleet::{AllowList, Target};
+    use serde_json::json;
+
+    #[test]
+    fn a2_selectors_of_both_groups() {
+        use PoolGroup::{Experimental, Stable};
+        let flat = json!({"app": "vllm", "a.b/role": "decode"});
+        let nested = json!({"matchLabels": flat});
+        let read = Ok("a.b/role=decode,app=vllm".to_owned());
+        assert_eq!(labels(Stable, Some(&nested)), read);
+        assert_eq!(labels(Experimental, Some(&flat)), read);
+        for (group, selector) in [
+            (Stable, Some(&flat)),
+            (Stable, None),
+            (Experimental, None),
+            (Experimental, Some(&nested)),
+            (Stable, Some(&json!({"matchLabels": {}}))),
+            (Stable, Some(&json!({"matchLabels": {"a": 1}}))),
+            (Stable, Some(&json!({"matchLabels": "app=vllm"}))),
+            (Stable, Some(&json!("app=vllm"))),
+            (Experimental, Some(&json!({}))),
+            (Experimental, Some(&json!({"a": "b", "c": null}))),
+        ] {
+            assert!(labels(group, selector).is_err(), "{group:?} {selector:?}");
+        }
+    }
+
+    #[test]
+    fn names_and_all_addresses_of_pods() {
+        let pod = |status: Value| Kept {
+            spec: None,
+            status: serde_json::from_value(status).unwrap(),
+        };
+        let mut pods = Pods::new();
+        let both =
+            json!({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::0:1"}]});
+        pods.insert("one".to_owned(), pod(both));
+        pods.insert("two".to_owned(), pod(json!({"phase": "Pending"})));
+        pods.insert("three".to_owned(), pod(Value::Null));
+        let list = AllowList::new(&rules(&pods));
+        for (target, want) in [
+            ("one:8000", true),
+            ("10.0.0.1:8000", true),
+            ("[fd00::1]:1", true),
+            ("two:80", true),
+            ("three:80", true),
+            ("four:80", false),
+            ("10.0.0.2:80", false),
+        ] {
+            let target = Target::parse(target.as_bytes()).unwrap();
+            assert_eq!(list.permits(&target), want, "{target}");
+        }
+        assert_eq!(list.len(), 5);
+    }
+}
