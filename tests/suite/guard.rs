@@ -13,9 +13,10 @@ use crate::client::{Answer, request};
 use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, free_ports, run_to_exit, start_decoder};
 use crate::harness_more::{ask_for, expect_handoffs_sound, expect_text};
 
-const ON: &str = "--enable-ssrf-protection";
-const DENIED: &str = "ringside_targets_denied_total";
-const BODY: &str = r#"{"model":"mock-model","messages":[{"role":"user","content":"hi"}]}"#;
+pub(crate) const ON: &str = "--enable-ssrf-protection";
+pub(crate) const DENIED: &str = "ringside_targets_denied_total";
+pub(crate) const BODY: &str =
+    r#"{"model":"mock-model","messages":[{"role":"user","content":"hi"}]}"#;
 
 /// A folder that is gone after the test.
 pub(crate) struct Folder(pub(crate) PathBuf);
@@ -45,7 +46,7 @@ impl Drop for Folder {
 }
 
 /// Status of a chat that names this prefiller.
-fn status(sidecar: &Sidecar, target: &str) -> u16 {
+pub(crate) fn status(sidecar: &Sidecar, target: &str) -> u16 {
     sidecar.post(CHAT, BODY, &[(PREFILLER, target)]).status
 }
 

@@ -178,6 +178,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) ranks: u16,
     /// The error that io_uring is refused with.
     pub(crate) ring_errno: Option<i32>,
+    /// It is not waited for until it is ready, as it may not be for now.
+    pub(crate) is_unready: bool,
 }
 
 /// A sidecar that serves; dropping it kills it.
@@ -249,8 +251,9 @@ impl Sidecar {
             assert_eq!(status.code(), Some(EXIT_ADDRESS), "{launch:?}: {text}");
             return None;
         }
+        let status = if launch.is_unready { 503 } else { 200 };
         wait_for("readiness", || {
-            (sidecar.admin("/readyz")?.status == 200).then_some(())
+            (sidecar.admin("/readyz")?.status == status).then_some(())
         });
         Some(sidecar)
     }

@@ -35,6 +35,21 @@ pub(crate) fn pair_on(
     change_prefill: impl FnOnce(&mut EngineConfig),
     change_decode: impl FnOnce(&mut EngineConfig),
 ) -> Pair {
+    let launch = Launch {
+        args,
+        ring_errno: driver.errno(),
+        ..Launch::default()
+    };
+    pair_from(&launch, change_prefill, change_decode)
+}
+
+/// As `Pair::with`, with everything a launch may set but the decoder.
+#[track_caller]
+pub(crate) fn pair_from(
+    launch: &Launch<'_>,
+    change_prefill: impl FnOnce(&mut EngineConfig),
+    change_decode: impl FnOnce(&mut EngineConfig),
+) -> Pair {
     let handoffs = HandoffRegistry::new();
     let checked = |config| EngineConfig {
         verify_handoff: Some(handoffs.clone()),
@@ -47,9 +62,8 @@ pub(crate) fn pair_on(
     let prefill = Engine::start(prefill, 0).unwrap();
     let (decode, flag) = start_decoder(decode);
     let sidecar = Sidecar::launch(&Launch {
-        args: &[&[&*flag], args].concat(),
-        ring_errno: driver.errno(),
-        ..Launch::default()
+        args: &[&[&*flag], launch.args].concat(),
+        ..launch.clone()
     });
     Pair {
         prefill,

@@ -28,6 +28,8 @@ mod harness;
 mod harness_more;
 mod headers;
 mod kv;
+#[cfg(feature = "k8s")]
+mod kube;
 mod lifecycle;
 mod limits;
 mod memory;
@@ -36,6 +38,8 @@ mod mori;
 mod nixlv2;
 mod offloading;
 mod old_connectors;
+#[cfg(feature = "k8s")]
+mod pool;
 mod ranks;
 mod rewriter;
 mod routing;

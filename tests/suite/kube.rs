@@ -1,0 +1,434 @@
+//! A Kubernetes API server as small as the watch of a pool needs it: two collections that are
+//! listed in pages and watched, and that go wrong when a test says so.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::guard::Folder;
+use crate::harness_more::{RawConn, RawEngine};
+
+/// The token that the kubeconfig has.
+const TOKEN: &str = "suite-token";
+/// Objects of one page, whatever is asked for.
+const PAGE: usize = 2;
+/// How often a watch that has nothing to say looks whether its client has left.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(crate) const PODS: &str = "/api/v1/namespaces/prod/pods";
+pub(crate) const POOLS: &str =
+    "/apis/inference.networking.k8s.io/v1/namespaces/prod/inferencepools";
+pub(crate) const OLD_POOLS: &str =
+    "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/prod/inferencepools";
+
+/// How requests are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mood {
+    #[default]
+    Well,
+    /// Connections are closed at once.
+    Down,
+    /// With this status.
+    Refuses(u16),
+    /// Lists of pods are not answered until the mood changes.
+    HoldsPods,
+}
+
+/// How watches are ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// As the server ends them when their time is up.
+    Clean,
+    /// In the middle of a line.
+    Abrupt,
+    /// With an event that says 410.
+    Gone,
+}
+
+/// One change of an object; a bookmark changes none.
+struct Change {
+    version: u64,
+    path: &'static str,
+    before: Option<Value>,
+    after: Option<Value>,
+}
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    /// The oldest version that can be watched from.
+    oldest: u64,
+    objects: BTreeMap<(&'static str, String), Value>,
+    changes: Vec<Change>,
+    /// Number of times watches were ended, and how the last time.
+    cuts: (u64, Option<Cut>),
+    mood: Mood,
+    /// Request lines, in order.
+    seen: Vec<String>,
+    /// What was wrong with requests.
+    wrong: Vec<String>,
+    ends: bool,
+}
+
+impl State {
+    fn set(&mut self, path: &'static str, name: &str, object: Option<Value>) -> Change {
+        self.version += 1;
+        let version = self.version;
+        let after = object.map(|mut object| {
+            object["metadata"]["name"] = json!(name);
+            object["metadata"]["namespace"] = json!("prod");
+            object["metadata"]["resourceVersion"] = json!(version.to_string());
+            object
+        });
+        let key = (path, name.to_owned());
+        let before = match &after {
+            Some(object) => self.objects.insert(key, object.clone()),
+            None => self.objects.remove(&key),
+        };
+        Change {
+            version,
+            path,
+            before,
+            after,
+        }
+    }
+}
+
+/// The server; it ends with this.
+pub(crate) struct Api {
+    state: Arc<(Mutex<State>, Condvar)>,
+    server: RawEngine,
+    folder: Folder,
+}
+
+impl Api {
+    pub(crate) fn start() -> Self {
+        let state: Arc<(Mutex<State>, Condvar)> = Arc::default();
+        state.0.lock().unwrap().version = 1000;
+        let shared = Arc::clone(&state);
+        let server = RawEngine::start(move |conn, _| serve(conn, &shared));
+        Self {
+            state,
+            server,
+            folder: Folder::new(),
+        }
+    }
+
+    /// Writes a kubeconfig that leads here, and gives its path.
+    pub(crate) fn kubeconfig(&self) -> String {
+        let port = self.server.port();
+        let config = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: suite\n\
+             clusters:\n- name: suite\n  cluster:\n    server: http://127.0.0.1:{port}\n\
+             contexts:\n- name: suite\n  context:\n    cluster: suite\n    user: suite\n\
+             users:\n- name: suite\n  user:\n    token: {TOKEN}\n"
+        );
+        self.folder.write("kubeconfig", &config)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.0.lock().unwrap()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let done = change(&mut self.state());
+        self.state.1.notify_all();
+        done
+    }
+
+    /// Makes, changes or removes an object, and tells whoever watches.
+    pub(crate) fn set(&self, path: &'static str, name: &str, object: Option<Value>) {
+        self.change(|state| {
+            let change = state.set(path, name, object);
+            state.changes.push(change);
+        });
+    }
+
+    /// As `set`, but no watch ever hears of it.
+    pub(crate) fn set_silently(&self, path: &'static str, name: &str, object: Option<Value>) {
+        self.change(|state| drop(state.set(path, name, object)));
+    }
+
+    /// A pod with these addresses and this label `app`.
+    pub(crate) fn set_pod(&self, name: &str, app: &str, ips: &[&str]) {
+        self.set(PODS, name, Some(pod(app, ips)));
+    }
+
+    pub(crate) fn remove_pod(&self, name: &str) {
+        self.set(PODS, name, None);
+    }
+
+    /// The pool with this `matchLabels` selector for the label `app`.
+    pub(crate) fn set_pool(&self, app: &str) {
+        let selector = json!({"matchLabels": {"app": app}});
+        self.set(POOLS, "pool", Some(json!({"spec": {"selector": selector}})));
+    }
+
+    /// Tells watches of pods a newer version without a change, and gives it.
+    pub(crate) fn bookmark(&self) -> u64 {
+        self.change(|state| {
+            state.version += 1;
+            state.changes.push(Change {
+                version: state.version,
+                path: PODS,
+                before: None,
+                after: None,
+            });
+            state.version
+        })
+    }
+
+    /// Forgets all versions but the newest: who begins to watch from an older one is told 410.
+    pub(crate) fn compact(&self) {
+        self.change(|state| state.oldest = state.version);
+    }
+
+    /// Ends every watch.
+    pub(crate) fn cut(&self, how: Cut) {
+        self.change(|state| state.cuts = (state.cuts.0 + 1, Some(how)));
+    }
+
+    pub(crate) fn mood(&self, mood: Mood) {
+        self.change(|state| state.mood = mood);
+    }
+
+    /// Lists and watches of a collection so far; pages after the first are not counted.
+    pub(crate) fn asked(&self, path: &str) -> (usize, usize) {
+        let state = self.state();
+        let of = |line: &&String| {
+            let rest = line.strip_prefix("GET ").unwrap();
+            let target = rest.split(' ').next().unwrap();
+            target.split('?').next().unwrap() == path && !target.contains("&continue=")
+        };
+        let asked = || state.seen.iter().filter(of);
+        let watches = asked().filter(|line| line.contains("watch=true")).count();
+        (asked().count() - watches, watches)
+    }
+
+    /// Whether some request line has all of these.
+    pub(crate) fn saw(&self, parts: &[&str]) -> bool {
+        let state = self.state();
+        let mut lines = state.seen.iter();
+        lines.any(|line| parts.iter().all(|part| line.contains(part)))
+    }
+
+    /// Fails if a request was not what it should be.
+    #[track_caller]
+    pub(crate) fn expect_sound(&self) {
+        assert_eq!(self.state().wrong, Vec::<String>::new());
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.change(|state| state.ends = true);
+    }
+}
+
+/// A pod as the API has it, with much that nobody asked for.
+pub(crate) fn pod(app: &str, ips: &[&str]) -> Value {
+    let ips: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+    let mut status = json!({
+        "phase": "Running", "hostIP": "10.9.9.9", "podIPs": ips,
+        "conditions": [{"type": "Ready", "status": "False", "observedGeneration": 3}],
+    });
+    if let Some(first) = ips.first() {
+        status["podIP"] = first["ip"].clone();
+    }
+    json!({
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {"labels": {"app": app, "x": "y"}, "generation": 12, "managedFields": [{}]},
+        "spec": {"containers": [{"name": "vllm", "ports": [{"containerPort": 8000}]}]},
+        "status": status,
+    })
+}
+
+fn serve(mut conn: RawConn, shared: &(Mutex<State>, Condvar)) {
+    while let Some(head) = conn.head() {
+        let line = head.lines().next().unwrap().to_owned();
+        let target = line.split(' ').nth(1).unwrap().to_owned();
+        let mood = {
+            let mut state = shared.0.lock().unwrap();
+            let bearer = format!("authorization: bearer {TOKEN}");
+            if !head.to_ascii_lowercase().contains(&bearer) {
+                state.wrong.push(format!("no token: {head}"));
+            }
+            state.seen.push(line);
+            state.mood
+        };
+        let is_watch = target.contains("watch=true");
+        match mood {
+            Mood::Down => return,
+            Mood::Refuses(status) => answer(&mut conn, status, &refusal(status)),
+            Mood::Well | Mood::HoldsPods if is_watch => return watch(conn, &target, shared),
+            Mood::Well | Mood::HoldsPods => {
+                let mut state = shared.0.lock().unwrap();
+                while target.starts_with(PODS) && state.mood == Mood::HoldsPods && !state.ends {
+                    state = shared.1.wait(state).unwrap();
+                }
+                let page = page(&state, &target);
+                drop(state);
+                answer(&mut conn, 200, &page);
+            }
+        }
+    }
+}
+
+fn answer(conn: &mut RawConn, status: u16, body: &Value) {
+    let body = body.to_string();
+    conn.say(&format!(
+        "HTTP/1.1 {status} Status\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+}
+
+fn refusal(status: u16) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": format!("refused with {status}"), "reason": "Suite", "code": status,
+    })
+}
+
+fn parameter(target: &str, name: &str) -> Option<String> {
+    let (_, query) = target.split_once('?')?;
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let value = pairs
+        .filter(|(have, _)| *have == name)
+        .map(|(_, v)| v)
+        .next()?;
+    Some(value.replace("%3D", "=").replace("%2C", ","))
+}
+
+/// Whether an object is asked for by a request.
+fn is_wanted(target: &str, object: &Value) -> bool {
+    let labels = parameter(target, "labelSelector").unwrap_or_default();
+    let has_labels = labels.split(',').filter(|one| !one.is_empty()).all(|one| {
+        let (name, value) = one.split_once('=').unwrap();
+        object["metadata"]["labels"][name] == value
+    });
+    let fields = parameter(target, "fieldSelector").unwrap_or_default();
+    let has_name = match fields.strip_prefix("metadata.name=") {
+        Some(name) => object["metadata"]["name"] == name,
+        None => fields.is_empty(),
+    };
+    has_labels && has_name
+}
+
+fn path_of(target: &str) -> &str {
+    target.split('?').next().unwrap_or_default()
+}
+
+/// One page of a list. The token of the next one is its offset.
+fn page(state: &State, target: &str) -> Value {
+    let offset = parameter(target, "continue").map_or(0, |text| text.parse().unwrap());
+    let all = state.objects.iter();
+    let wanted: Vec<&Value> = all
+        .filter(|((path, _), object)| *path == path_of(target) && is_wanted(target, object))
+        .map(|(_, object)| object)
+        .collect();
+    let items: Vec<&Value> = wanted.iter().skip(offset).take(PAGE).copied().collect();
+    let mut list = json!({
+        "kind": "List", "apiVersion": "v1",
+        "metadata": {"resourceVersion": state.version.to_string()},
+        "items": items,
+    });
+    if offset + PAGE < wanted.len() {
+        list["metadata"]["continue"] = json!((offset + PAGE).to_string());
+        list["metadata"]["remainingItemCount"] = json!(wanted.len() - offset - PAGE);
+    }
+    list
+}
+
+/// What a watch is told of a change.
+fn event(target: &str, change: &Change) -> Option<Value> {
+    if change.path != path_of(target) {
+        return None;
+    }
+    let wanted = |object: &Option<Value>| object.clone().filter(|o| is_wanted(target, o));
+    let version = change.version.to_string();
+    let (kind, object) = match (wanted(&change.before), wanted(&change.after)) {
+        (None, Some(object)) => ("ADDED", object),
+        (Some(_), Some(object)) => ("MODIFIED", object),
+        (Some(mut object), None) => {
+            object["metadata"]["resourceVersion"] = json!(version);
+            ("DELETED", object)
+        }
+        (None, None) if change.before.is_none() && change.after.is_none() => {
+            let metadata = json!({"resourceVersion": version, "creationTimestamp": null});
+            let object = json!({"kind": "Pod", "apiVersion": "v1", "metadata": metadata});
+            ("BOOKMARK", object)
+        }
+        (None, None) => return None,
+    };
+    Some(json!({"type": kind, "object": object}))
+}
+
+/// Tells changes until the watch is cut or its client has left.
+fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
+    let from = parameter(target, "resourceVersion").unwrap();
+    let mut told: u64 = from.parse().unwrap();
+    let mut state = shared.0.lock().unwrap();
+    if !target.contains("allowWatchBookmarks=true") {
+        state.wrong.push(format!("no bookmarks wanted: {target}"));
+    }
+    let cuts = state.cuts.0;
+    if told < state.oldest {
+        drop(state);
+        return answer(&mut conn, 410, &refusal(410));
+    }
+    conn.say(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
+    );
+    loop {
+        let news: Vec<Value> = state
+            .changes
+            .iter()
+            .filter(|change| change.version > told)
+            .filter_map(|change| event(target, change))
+            .collect();
+        told = told.max(state.version);
+        let cut = (state.cuts.0 > cuts).then(|| state.cuts.1.unwrap());
+        let ends = state.ends;
+        drop(state);
+        for event in &news {
+            chunk(&mut conn, &format!("{event}\n"));
+        }
+        match cut {
+            Some(Cut::Clean) => {
+                conn.say("0\r\n\r\n");
+                return;
+            }
+            Some(Cut::Abrupt) => {
+                conn.say("40\r\n{\"type\":\"ADDED\",\"obj");
+                return;
+            }
+            Some(Cut::Gone) => {
+                let event = json!({"type": "ERROR", "object": refusal(410)});
+                chunk(&mut conn, &format!("{event}\n"));
+                conn.say("0\r\n\r\n");
+                return;
+            }
+            None => {}
+        }
+        if ends || has_left(&conn) {
+            return;
+        }
+        state = shared.0.lock().unwrap();
+        if state.version == told && state.cuts.0 == cuts && !state.ends {
+            state = shared.1.wait_timeout(state, LOOK).unwrap().0;
+        }
+    }
+}
+
+fn chunk(conn: &mut RawConn, text: &str) {
+    conn.say(&format!("{:x}\r\n{text}\r\n", text.len()));
+}
+
+fn has_left(conn: &RawConn) -> bool {
+    conn.stream.set_nonblocking(true).unwrap();
+    let seen = conn.stream.peek(&mut [0]);
+    conn.stream.set_nonblocking(false).unwrap();
+    matches!(seen, Ok(0))
+}
