@@ -2,6 +2,7 @@
 //!
 //! One binary, because linking is most of what compiling a bench costs; `-- json/scan` picks.
 
+mod allow;
 mod chunk;
 mod head;
 mod json;
@@ -19,6 +20,7 @@ fn main() {
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
+    allow::bench(&mut criterion);
     head::bench(&mut criterion);
     json::bench(&mut criterion);
     chunk::bench(&mut criterion);

@@ -250,6 +250,26 @@ fn a_bad_file_at_the_start_is_a_configuration_error() {
     }
 }
 
+#[cfg(not(feature = "k8s"))]
+#[test]
+fn a_pool_needs_the_feature() {
+    let port = free_ports(1);
+    let port = format!("--port={port}");
+    let start = [
+        "sidecar",
+        "--secure-proxy=false",
+        "--admin-address=off",
+        &port,
+    ];
+    let (code, text) = run_to_exit(&[&start[..], &[ON, "--inference-pool=prod/pool"]].concat());
+    assert_eq!(code, 3, "{text}");
+    assert!(
+        text.contains("--inference-pool: this build cannot"),
+        "{text}"
+    );
+    assert!(text.contains("the feature `k8s`"), "{text}");
+}
+
 /// Streams that run while `change` is called again and again, each time with the number of calls
 /// before; it returns when the change has come into force. Every stream has to come whole.
 pub(crate) fn expect_streams_whole(pair: &Pair, mut change: impl FnMut(usize)) {

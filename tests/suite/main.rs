@@ -17,6 +17,7 @@ mod bodies;
 mod chunked;
 mod cli;
 mod client;
+mod deploy;
 mod driver;
 mod encoder;
 mod faults;
@@ -27,9 +28,9 @@ mod handoff;
 mod harness;
 mod harness_more;
 mod headers;
-mod kv;
 #[cfg(feature = "k8s")]
 mod kube;
+mod kv;
 mod lifecycle;
 mod limits;
 mod memory;

@@ -59,7 +59,7 @@ fn wait_entries(sidecar: &Sidecar, count: f64) {
     sidecar.wait_metric(ENTRIES, &[], count);
 }
 
-/// A log line at the level below `info` is not needed to know that a watch runs.
+/// Waits until a collection has been watched so many times.
 #[track_caller]
 fn wait_watching(api: &Api, path: &str, watches: usize) {
     wait_for("a watch", || (api.asked(path).1 >= watches).then_some(()));
@@ -174,19 +174,17 @@ fn a_watch_goes_on_where_it_was_cut() {
     api.set_pod("one", "vllm", &["10.0.0.1"]);
     let pair = pair(&api, &[]);
     wait_entries(&pair.sidecar, 2.0);
-    let mut watches = 1;
     for (nth, how) in [Cut::Clean, Cut::Abrupt, Cut::Abrupt, Cut::Clean]
         .into_iter()
         .enumerate()
     {
-        wait_watching(&api, PODS, watches);
-        wait_watching(&api, POOLS, watches);
+        wait_watching(&api, PODS, nth + 1);
+        wait_watching(&api, POOLS, nth + 1);
         api.cut(how);
         // While nobody listens, perhaps.
         api.set_pod(&format!("more-{nth}"), "vllm", &[&format!("10.0.1.{nth}")]);
         #[expect(clippy::cast_precision_loss, reason = "a handful")]
         wait_entries(&pair.sidecar, (4 + 2 * nth) as f64);
-        watches += 1;
     }
     api.set_pod("late", "vllm", &["127.0.0.1"]);
     wait_allowed(&pair, true);
