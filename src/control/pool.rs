@@ -132,7 +132,10 @@ async fn follow_pods(
         let following = async {
             match wanted {
                 Wanted::Unknown => {}
-                Wanted::Nothing => list.set_pods(Vec::new()),
+                Wanted::Nothing => {
+                    list.metrics.heard(AllowSource::Pods);
+                    list.set_pods(Vec::new());
+                }
                 Wanted::Labels(labels) => {
                     tracing::info!("the pods of {pool} are those with {labels}");
                     let collection = Collection {

@@ -190,11 +190,12 @@ where
                 Ok(WatchEvent::Error(status)) => end = Some(kube::Error::Api(status).into()),
                 Err(error) => end = Some(error.into()),
             }
+            if self.objects.len() > POOL_OBJECTS_MAX {
+                // The list says that, and what was known before holds.
+                end = Some(End::Gone);
+            }
             if end.is_some() {
                 break;
-            }
-            if self.objects.len() > POOL_OBJECTS_MAX {
-                end = Some(too_many());
             }
         }
         if has_changed {
@@ -216,10 +217,6 @@ where
         }
         has_changed
     }
-}
-
-fn too_many() -> End {
-    End::Failed(format!("more than {POOL_OBJECTS_MAX} objects"))
 }
 
 impl Collection<'_> {
@@ -248,7 +245,7 @@ impl Collection<'_> {
                 objects.insert(object.metadata.name, kept);
             }
             if objects.len() > POOL_OBJECTS_MAX {
-                return Err(too_many());
+                return Err(End::Failed(format!("more than {POOL_OBJECTS_MAX} objects")));
             }
             if page.metadata.rest.is_empty() {
                 return Ok((objects, page.metadata.resource_version));

@@ -61,16 +61,23 @@ impl<N: Net> Shard<N> {
         self.check(kind, target).is_ok()
     }
 
+    /// Drops the targets that may not be named.
+    pub(super) fn drop_denied(&self, kind: Named, targets: &mut Vec<Target>) {
+        targets.retain(|target| self.permits(kind, target));
+    }
+
     /// Takes the prefill targets that may be dialled: what the request begins with has to be
     /// allowed, a target that would only be tried after it may be missing.
     pub(super) fn admit(&self, targets: &mut Vec<Target>) -> Result<(), Fault> {
-        if self.guard.is_none() || targets.is_empty() {
+        let Some(first) = targets.first() else {
             return Ok(());
+        };
+        self.check(Named::Prefill, first)?;
+        if self.guard.is_some() && targets.len() > 1 {
+            let mut later = targets.split_off(1);
+            self.drop_denied(Named::Prefill, &mut later);
+            targets.append(&mut later);
         }
-        self.check(Named::Prefill, &targets[0])?;
-        let mut later = targets.split_off(1);
-        later.retain(|target| self.permits(Named::Prefill, target));
-        targets.append(&mut later);
         Ok(())
     }
 

@@ -84,6 +84,8 @@ pub(crate) fn ringside() -> Command {
         .env_remove("MOONCAKE_BOOTSTRAP_PORT")
         .env_remove("P2P_CONNECTOR_PORT")
         .env_remove("SGLANG_BOOTSTRAP_PORT")
+        .env_remove("HTTPS_PROXY")
+        .env_remove("https_proxy")
         .stdin(Stdio::null());
     command
 }
