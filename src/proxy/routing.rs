@@ -4,6 +4,7 @@ use super::exchange::Exchange;
 use crate::config::KvConnector;
 use crate::fleet::{Target, TargetError};
 use crate::h1::Name;
+use crate::metrics::Named;
 use crate::net::Net;
 use crate::pd::candidate::{Candidates, list};
 
@@ -59,7 +60,9 @@ impl<N: Net> Exchange<'_, N> {
         if self.shard.config.pd.encoder.is_none() {
             return Vec::new();
         }
-        list(self.values(Name::XEncoderHostsPorts))
+        let mut encoders = list(self.values(Name::XEncoderHostsPorts));
+        self.shard.drop_denied(Named::Encode, &mut encoders);
+        encoders
     }
 
     /// The peer to pull from, where the connector can: only the first line counts, and never the
@@ -86,6 +89,7 @@ impl<N: Net> Exchange<'_, N> {
             .map(|rank| rank.listen.port());
         let own_ip = config.pod_ip.as_deref();
         let is_own = own_ip.is_some_and(|ip| source.host() == ip) && source.port() == own_port;
-        (!is_own && prefillers.first() != Some(&source)).then_some(source)
+        let is_wanted = !is_own && prefillers.first() != Some(&source);
+        (is_wanted && self.shard.permits(Named::CacheSource, &source)).then_some(source)
     }
 }
