@@ -49,6 +49,18 @@ pub const RECEIVE_HEAD_BYTES: usize = 16 * 1024;
 /// The shard's receive buffer for bodies: larger pieces mean fewer system calls per MiB (copying
 /// 1 MiB costs 417 us in 256 KiB pieces against 451-481 us in 64 KiB ones, measured).
 pub const RECEIVE_LARGE_BYTES: usize = 256 * 1024;
+/// Bytes of TLS records received at once.
+pub const TLS_RECEIVE_BYTES: usize = 64 * 1024;
+/// Received bytes of one connection that wait for the rest of their record or handshake message.
+/// A record has 16 KiB at most, a handshake message (a certificate chain) 64 KiB.
+pub const TLS_HELD_BYTES_MAX: usize = 80 * 1024;
+/// Bytes encrypted before they are sent: as many as a connection keeps of what its peer does not
+/// take. Four full records.
+pub const TLS_SEND_BYTES: usize = 64 * 1024;
+/// Receives of one TLS connection that bring no payload before others get their turn.
+pub const TLS_STEPS_MAX: u32 = 16;
+/// Sessions with engines that one shard remembers for resumption, per kind of engine.
+pub const TLS_SESSIONS_MAX: usize = 256;
 /// Request bytes kept for one safe replay; a longer upload is not replayed.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
 /// Buffers up to this capacity are kept for reuse; larger ones are given back.

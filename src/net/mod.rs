@@ -26,6 +26,7 @@ pub mod pool;
 pub mod probe;
 pub mod reactor;
 pub mod sim;
+pub mod tls;
 pub mod wheel;
 
 pub use bell::Ringer;
@@ -66,6 +67,17 @@ impl Moment {
 pub trait Conn: 'static {
     /// What bytes can pass through on their way to another connection.
     type Pipe: Conduit;
+
+    /// Ready when the connection can carry the first bytes of whoever uses it, or never will: at
+    /// once unless there is a handshake before them.
+    fn poll_open(&self, _: &mut Context<'_>) -> Poll<tls::Opened> {
+        Poll::Ready(tls::Opened::Ready)
+    }
+
+    /// Whether bytes are encrypted on it. Such a connection has no way through a pipe.
+    fn is_encrypted(&self) -> bool {
+        false
+    }
 
     /// Ready when a receive may give bytes, the end of the stream, or an error.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;

@@ -1,0 +1,649 @@
+//! TLS over any connection, behind the same seam.
+//!
+//! Readiness means plain bytes: what has been decrypted is told before any wait, and a record that
+//! carries none (a session ticket, a key update) makes nothing ready. What is reported as sent has
+//! been taken by the connection below: records that it did not take are kept, a bounded number, and
+//! their bytes count as sent when the last of them has left. Callers send again what was not
+//! taken, as they do on a plain connection.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use rustls::Error;
+
+use super::session::{Processed, Session, Wish};
+use super::{End, Opened, Outcome, Report};
+use crate::limits::{TLS_HELD_BYTES_MAX, TLS_RECEIVE_BYTES, TLS_SEND_BYTES, TLS_STEPS_MAX};
+use crate::net::{Conn, would_block};
+
+/// TLS on a connection.
+pub struct Tls<C: Conn> {
+    inner: C,
+    state: RefCell<State>,
+    report: Rc<Report>,
+    /// The next wait to read lets the others go first.
+    yields: Cell<bool>,
+    /// The close must not look like a clean end.
+    is_abrupt: Cell<bool>,
+}
+
+impl<C: Conn> std::fmt::Debug for Tls<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls").finish_non_exhaustive()
+    }
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The connect below has not ended.
+    Connecting,
+    Handshaking,
+    Open,
+    /// It is of no use: nothing goes either way.
+    Failed(io::ErrorKind),
+    /// The peer speaks plain text: it is heard and answered in plain text.
+    PlainText,
+}
+
+struct State {
+    session: Session,
+    phase: Phase,
+    /// Received bytes that are no whole record (or handshake message) yet.
+    held: Vec<u8>,
+    /// Decrypted and not taken.
+    plain: Vec<u8>,
+    plain_at: usize,
+    /// Records that the connection below did not take.
+    out: Vec<u8>,
+    out_at: usize,
+    /// Bytes in the records of `out` that were not reported as sent.
+    unsent: usize,
+    /// Such bytes whose records have left since.
+    sent: usize,
+    /// The peer's end: its word for it, or what came instead.
+    ended: Option<Result<(), io::ErrorKind>>,
+    /// Sending has failed.
+    broken: Option<io::ErrorKind>,
+    /// A `close_notify` was made; with `true` the end below follows it.
+    closing: Option<bool>,
+}
+
+/// The buffers of a thread, which never live across a wait.
+struct Scratch {
+    received: Vec<u8>,
+    joined: Vec<u8>,
+    out: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch { received: Vec::new(), joined: Vec::new(), out: Vec::new() })
+    };
+}
+
+impl<C: Conn> Tls<C> {
+    /// `session` begins when `inner` is connected.
+    pub(super) fn new(inner: C, session: Session, report: Rc<Report>) -> Self {
+        let phase = if session.is_server() {
+            Phase::Handshaking
+        } else {
+            Phase::Connecting
+        };
+        let state = State {
+            session,
+            phase,
+            held: Vec::new(),
+            plain: Vec::new(),
+            plain_at: 0,
+            out: Vec::new(),
+            out_at: 0,
+            unsent: 0,
+            sent: 0,
+            ended: None,
+            broken: None,
+            closing: None,
+        };
+        Self {
+            inner,
+            state: RefCell::new(state),
+            report,
+            yields: Cell::new(false),
+            is_abrupt: Cell::new(false),
+        }
+    }
+
+    /// Ready when the handshake has ended, one way or the other.
+    pub(super) fn poll_open(&self, cx: &mut Context<'_>) -> Poll<Opened> {
+        let state = &mut *self.state.borrow_mut();
+        self.advance(state, cx).map(|()| match state.phase {
+            Phase::PlainText => Opened::PlainText,
+            Phase::Failed(_) => Opened::Failed,
+            Phase::Connecting | Phase::Handshaking | Phase::Open => Opened::Ready,
+        })
+    }
+
+    /// Goes on with the handshake as far as the connection below allows.
+    fn advance(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match state.phase {
+                Phase::Open | Phase::Failed(_) | Phase::PlainText => return Poll::Ready(()),
+                Phase::Connecting => {
+                    std::task::ready!(self.inner.poll_writable(cx));
+                    match self.inner.connected() {
+                        Ok(()) => self.begin(state),
+                        Err(error) => state.phase = Phase::Failed(error.kind()),
+                    }
+                }
+                Phase::Handshaking => match self.flush(state) {
+                    Err(error) => self.fail(state, Outcome::Unfinished, None, error.kind()),
+                    Ok(false) => std::task::ready!(self.inner.poll_writable(cx)),
+                    Ok(true) => {
+                        std::task::ready!(self.inner.poll_readable(cx));
+                        match self.pump(state) {
+                            Err(error) if !would_block(&error) => {
+                                self.fail(state, Outcome::Unfinished, None, error.kind());
+                            }
+                            Ok(()) | Err(_) => {}
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// Says the client's first word.
+    fn begin(&self, state: &mut State) {
+        state.phase = Phase::Handshaking;
+        let State {
+            session,
+            plain,
+            out,
+            ..
+        } = state;
+        let processed = session.process(&mut [], plain, out, Wish::Nothing);
+        self.after(state, processed);
+    }
+
+    /// Receives once from below and processes what is whole.
+    ///
+    /// Errors are those of the call below; what is wrong with the records is noted in the state.
+    fn pump(&self, state: &mut State) -> io::Result<()> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let buffer = &mut scratch.received;
+            if buffer.is_empty() {
+                *buffer = vec![0; TLS_HELD_BYTES_MAX + TLS_RECEIVE_BYTES];
+            }
+            let held = state.held.len();
+            let received = match self
+                .inner
+                .try_recv(&mut buffer[held..held + TLS_RECEIVE_BYTES])
+            {
+                Ok(0) => {
+                    self.note_end(state);
+                    return Ok(());
+                }
+                Ok(received) => received,
+                Err(error) => {
+                    if !would_block(&error) {
+                        state.ended.get_or_insert(Err(error.kind()));
+                    }
+                    return Err(error);
+                }
+            };
+            buffer[..held].copy_from_slice(&state.held);
+            state.held.clear();
+            let received = &mut buffer[..held + received];
+            if state.phase == Phase::PlainText || self.is_plain_text(state, received) {
+                state.plain.extend_from_slice(received);
+                return Ok(());
+            }
+            let State {
+                session,
+                plain,
+                out,
+                ..
+            } = state;
+            let processed = session.process(received, plain, out, Wish::Nothing);
+            let rest = &received[processed.used.min(received.len())..];
+            if rest.len() <= TLS_HELD_BYTES_MAX {
+                state.held.extend_from_slice(rest);
+                if state.held.is_empty() {
+                    state.held = Vec::new();
+                }
+                self.after(state, processed);
+            } else {
+                let error = Some(Error::General("a handshake message is too long".into()));
+                self.after(state, Processed { error, ..processed });
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether the first bytes are an HTTP method: no record begins with a letter (its first byte
+    /// is 20 to 24, RFC 8446 5.1).
+    fn is_plain_text(&self, state: &mut State, received: &[u8]) -> bool {
+        let is_plain = state.phase == Phase::Handshaking
+            && state.session.is_server()
+            && received.first().is_some_and(u8::is_ascii_uppercase);
+        if is_plain {
+            state.phase = Phase::PlainText;
+            self.tell(Outcome::PlainText, None);
+        }
+        is_plain
+    }
+
+    /// Takes what processing came to into the state.
+    fn after(&self, state: &mut State, processed: Processed) {
+        if processed.is_ended {
+            state.ended.get_or_insert(Ok(()));
+        }
+        if let Some(error) = processed.error {
+            let outcome = Outcome::of(&error);
+            // The alert that says why; whether it leaves is not our loss.
+            let _ = self.flush(state);
+            self.fail(state, outcome, Some(&error), io::ErrorKind::InvalidData);
+        } else if state.phase == Phase::Handshaking && !state.session.is_handshaking() {
+            state.phase = Phase::Open;
+            self.tell(Outcome::Ok, None);
+            // `broken` tells the next send of an error.
+            let _ = self.flush(state);
+        } else if state.phase == Phase::Open && !state.out.is_empty() {
+            let _ = self.flush(state);
+        }
+    }
+
+    fn fail(
+        &self,
+        state: &mut State,
+        outcome: Outcome,
+        error: Option<&Error>,
+        kind: io::ErrorKind,
+    ) {
+        self.tell(outcome, error);
+        if state.phase == Phase::Open && state.plain_left() > 0 {
+            // What came before the fault is delivered.
+            state.ended = Some(Err(kind));
+            state.broken = Some(kind);
+        } else {
+            state.phase = Phase::Failed(kind);
+        }
+        state.held = Vec::new();
+    }
+
+    fn tell(&self, outcome: Outcome, error: Option<&Error>) {
+        (self.report)(&End {
+            outcome,
+            error,
+            peer_ip: self.inner.peer_ip(),
+        });
+    }
+
+    /// The connection below has ended: cleanly only behind the peer's word for it.
+    fn note_end(&self, state: &mut State) {
+        match state.phase {
+            Phase::Connecting | Phase::Handshaking => {
+                self.fail(
+                    state,
+                    Outcome::Unfinished,
+                    None,
+                    io::ErrorKind::UnexpectedEof,
+                );
+            }
+            Phase::PlainText => state.ended = Some(Ok(())),
+            Phase::Open | Phase::Failed(_) => {
+                state.ended.get_or_insert(Err(io::ErrorKind::UnexpectedEof));
+            }
+        }
+    }
+
+    /// Sends records that are kept. `true`: none is.
+    fn flush(&self, state: &mut State) -> io::Result<bool> {
+        if let Some(kind) = state.broken {
+            return Err(kind.into());
+        }
+        while state.out_at < state.out.len() {
+            match self.inner.try_send(&state.out[state.out_at..]) {
+                Ok(sent) => state.out_at += sent,
+                Err(error) if would_block(&error) => return Ok(false),
+                Err(error) => {
+                    state.broken = Some(error.kind());
+                    return Err(error);
+                }
+            }
+        }
+        state.out = Vec::new();
+        state.out_at = 0;
+        state.sent += std::mem::take(&mut state.unsent);
+        if state.closing == Some(true) {
+            state.closing = Some(false);
+            self.inner.finish();
+        }
+        Ok(true)
+    }
+
+    /// Sends kept records while something else is waited for.
+    fn flush_beside(&self, state: &mut State, cx: &mut Context<'_>) {
+        while !state.out.is_empty() {
+            match self.flush(state) {
+                Ok(true) | Err(_) => return,
+                Ok(false) if self.inner.poll_writable(cx).is_pending() => return,
+                Ok(false) => {}
+            }
+        }
+    }
+
+    /// Encrypts and sends from `slices`; see [`Conn::try_send_vectored`].
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let state = &mut *self.state.borrow_mut();
+        match state.phase {
+            Phase::Open => {}
+            Phase::PlainText => return self.inner.try_send_vectored(slices),
+            Phase::Connecting | Phase::Handshaking => return Err(io::ErrorKind::WouldBlock.into()),
+            Phase::Failed(kind) => return Err(kind.into()),
+        }
+        if !self.flush(state)? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        debug_assert!(state.sent <= total, "what was not taken is sent again");
+        let mut at = std::mem::take(&mut state.sent).min(total);
+        while at < total {
+            let taken = self.send_some(state, slices, at)?;
+            at += taken;
+            if taken == 0 {
+                break;
+            }
+        }
+        if at == 0 && total > 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(at)
+    }
+
+    /// Sends what goes at once of everything from `at` on, in one record where it fits. How much
+    /// has left; 0 when its records were not all taken.
+    fn send_some(&self, state: &mut State, slices: &[IoSlice<'_>], at: usize) -> io::Result<usize> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { joined, out, .. } = scratch;
+            let bytes = piece(slices, at, joined);
+            out.clear();
+            let State {
+                session,
+                held,
+                plain,
+                ..
+            } = state;
+            let processed = session.process(held, plain, out, Wish::Encrypt(bytes));
+            held.drain(..processed.used);
+            if !processed.is_granted {
+                self.after(state, processed);
+                let kind = io::ErrorKind::ConnectionAborted;
+                state.broken.get_or_insert(kind);
+                return Err(kind.into());
+            }
+            let sent = match self.inner.try_send(out) {
+                Ok(sent) => sent,
+                Err(error) if would_block(&error) => 0,
+                Err(error) => {
+                    state.broken = Some(error.kind());
+                    return Err(error);
+                }
+            };
+            if sent == out.len() {
+                return Ok(bytes.len());
+            }
+            state.out.extend_from_slice(&out[sent..]);
+            state.unsent = bytes.len();
+            Ok(0)
+        })
+    }
+
+    /// Makes the record that says that nothing more will be sent.
+    fn close_notify(state: &mut State) {
+        let State {
+            session,
+            held,
+            plain,
+            out,
+            ..
+        } = state;
+        session.process(held, plain, out, Wish::CloseNotify);
+    }
+}
+
+impl State {
+    fn plain_left(&self) -> usize {
+        self.plain.len() - self.plain_at
+    }
+
+    /// Whether a receive gives something at once: bytes, the end, an error.
+    fn has_input(&self) -> bool {
+        self.plain_left() > 0 || self.ended.is_some() || matches!(self.phase, Phase::Failed(_))
+    }
+
+    /// Takes decrypted bytes, at most as many as `room`; `None` when there is nothing to tell.
+    fn take(&mut self, room: usize, give: impl FnOnce(&[u8])) -> Option<io::Result<usize>> {
+        let n = self.plain_left().min(room);
+        if n > 0 {
+            give(&self.plain[self.plain_at..self.plain_at + n]);
+            self.plain_at += n;
+            if self.plain_at == self.plain.len() {
+                // An idle connection holds no buffer.
+                self.plain = Vec::new();
+                self.plain_at = 0;
+            }
+            return Some(Ok(n));
+        }
+        match (self.phase, self.ended) {
+            (Phase::Failed(kind), _) | (_, Some(Err(kind))) => Some(Err(kind.into())),
+            (_, Some(Ok(()))) => Some(Ok(0)),
+            (_, None) => None,
+        }
+    }
+}
+
+/// The bytes of `slices` from `at` on, as many as are encrypted at once: where they lie if they lie
+/// together, else put together in `joined`.
+fn piece<'a>(slices: &'a [IoSlice<'_>], at: usize, joined: &'a mut Vec<u8>) -> &'a [u8] {
+    let mut skip = at;
+    let mut rest = slices.iter().map(|slice| {
+        let begin = skip.min(slice.len());
+        skip -= begin;
+        &slice[begin..]
+    });
+    let first = rest.find(|slice| !slice.is_empty()).unwrap_or_default();
+    let mut rest = rest.filter(|slice| !slice.is_empty()).peekable();
+    if first.len() >= TLS_SEND_BYTES || rest.peek().is_none() {
+        return &first[..first.len().min(TLS_SEND_BYTES)];
+    }
+    joined.clear();
+    joined.extend_from_slice(first);
+    for slice in rest {
+        let room = TLS_SEND_BYTES - joined.len();
+        joined.extend_from_slice(&slice[..slice.len().min(room)]);
+    }
+    joined
+}
+
+impl<C: Conn> Conn for Tls<C> {
+    type Pipe = C::Pipe;
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let state = &mut *self.state.borrow_mut();
+        std::task::ready!(self.advance(state, cx));
+        self.flush_beside(state, cx);
+        for _ in 0..TLS_STEPS_MAX {
+            if state.has_input() {
+                if self.yields.replace(false) {
+                    break;
+                }
+                return Poll::Ready(());
+            }
+            std::task::ready!(self.inner.poll_readable(cx));
+            // What the call said comes out of the state.
+            let _ = self.pump(state);
+        }
+        // A peer that sends records without content must not keep the others waiting.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let state = &mut *self.state.borrow_mut();
+        std::task::ready!(self.advance(state, cx));
+        if state.broken.is_some() || matches!(state.phase, Phase::Failed(_)) {
+            return Poll::Ready(());
+        }
+        while !state.out.is_empty() {
+            match self.flush(state) {
+                Ok(true) | Err(_) => return Poll::Ready(()),
+                Ok(false) => std::task::ready!(self.inner.poll_writable(cx)),
+            }
+        }
+        if state.sent > 0 {
+            return Poll::Ready(());
+        }
+        self.inner.poll_writable(cx)
+    }
+
+    fn poll_hangup(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let state = &mut *self.state.borrow_mut();
+        if state.ended.is_some() || matches!(state.phase, Phase::Failed(_)) {
+            return Poll::Ready(());
+        }
+        self.inner.poll_hangup(cx)
+    }
+
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let state = &mut *self.state.borrow_mut();
+        let room = buffer.len();
+        if !state.has_input() && matches!(state.phase, Phase::Open | Phase::PlainText) {
+            self.pump(state)?;
+        }
+        let taken = state.take(room, |bytes| buffer[..bytes.len()].copy_from_slice(bytes));
+        taken.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+    }
+
+    fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
+        let state = &mut *self.state.borrow_mut();
+        let room = bytes_max.min(buffer.capacity() - buffer.len());
+        if !state.has_input() && matches!(state.phase, Phase::Open | Phase::PlainText) {
+            self.pump(state)?;
+        }
+        let taken = state.take(room, |bytes| buffer.extend_from_slice(bytes));
+        taken.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+    }
+
+    fn forget_readable(&self) {
+        if self.state.borrow().has_input() {
+            self.yields.set(true);
+        } else {
+            self.inner.forget_readable();
+        }
+    }
+
+    fn peek_ready(&self) -> bool {
+        let state = &mut *self.state.borrow_mut();
+        if !matches!(state.phase, Phase::Open | Phase::PlainText) {
+            return matches!(state.phase, Phase::Failed(_)) || self.inner.peek_ready();
+        }
+        for _ in 0..TLS_STEPS_MAX {
+            if state.has_input() {
+                return true;
+            }
+            match self.pump(state) {
+                Err(error) if would_block(&error) => return false,
+                Ok(()) | Err(_) => {}
+            }
+        }
+        // Whoever says so much about nothing is not idle.
+        true
+    }
+
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(&[IoSlice::new(bytes)])
+    }
+
+    fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send(slices)
+    }
+
+    fn try_fill(&self, _: &mut C::Pipe, _: usize) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn try_drain(&self, _: &mut C::Pipe) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn connected(&self) -> io::Result<()> {
+        match self.state.borrow().phase {
+            Phase::Failed(kind) => Err(kind.into()),
+            Phase::Connecting | Phase::Handshaking => Err(io::ErrorKind::NotConnected.into()),
+            Phase::Open | Phase::PlainText => Ok(()),
+        }
+    }
+
+    fn finish(&self) {
+        let state = &mut *self.state.borrow_mut();
+        if state.phase != Phase::Open || state.broken.is_some() {
+            self.inner.finish();
+        } else if state.closing.is_none() {
+            state.closing = Some(true);
+            Self::close_notify(state);
+            // What does not leave now leaves with the next wait.
+            let _ = self.flush(state);
+        }
+    }
+
+    fn abort(&self) {
+        self.is_abrupt.set(true);
+        self.inner.abort();
+    }
+
+    fn reset_on_close(&self) {
+        self.is_abrupt.set(true);
+        self.inner.reset_on_close();
+    }
+
+    fn close_cleanly(&self) {
+        self.is_abrupt.set(false);
+        self.inner.close_cleanly();
+    }
+
+    fn peer_ip(&self) -> Option<std::net::IpAddr> {
+        self.inner.peer_ip()
+    }
+
+    fn is_encrypted(&self) -> bool {
+        true
+    }
+}
+
+impl<C: Conn> Drop for Tls<C> {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        match state.phase {
+            // Given up by us: too slow, or nobody waits for it any more.
+            Phase::Handshaking => {
+                let end = End {
+                    outcome: Outcome::Unfinished,
+                    error: None,
+                    peer_ip: self.inner.peer_ip(),
+                };
+                (self.report)(&end);
+            }
+            // Behind a record of which a part has left nothing can be said any more.
+            Phase::Open
+                if !self.is_abrupt.get() && state.closing.is_none() && state.out.is_empty() =>
+            {
+                Self::close_notify(state);
+                let _ = self.inner.try_send(&state.out);
+            }
+            Phase::Open | Phase::Connecting | Phase::Failed(_) | Phase::PlainText => {}
+        }
+    }
+}
