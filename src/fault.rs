@@ -89,6 +89,8 @@ pub enum Fault {
     TargetDenied,
     /// The allowlist does not have the prefill target, but is not whole yet.
     AllowlistNotReady,
+    /// Plain HTTP where TLS is spoken.
+    PlainText,
 }
 
 /// Whose fault it was.
@@ -143,6 +145,7 @@ pub const LABELS: &[&str] = &[
     "bug",
     "target_denied",
     "allowlist_not_ready",
+    "plain_text",
 ];
 
 /// Seconds a client is asked to wait before it tries again.
@@ -192,6 +195,7 @@ impl Fault {
             Self::Bug(_) => 36,
             Self::TargetDenied => 37,
             Self::AllowlistNotReady => 38,
+            Self::PlainText => 39,
         }
     }
 
@@ -210,7 +214,8 @@ impl Fault {
             | Self::Json(_)
             | Self::TooManyEdits
             | Self::UnknownRank
-            | Self::TooManyItems => 400,
+            | Self::TooManyItems
+            | Self::PlainText => 400,
             Self::TargetDenied => 403,
             Self::Connect => 405,
             Self::BodyTooLarge => 413,
@@ -259,6 +264,7 @@ impl Fault {
             | Self::Target(_)
             | Self::TargetDenied
             | Self::UnknownRank
+            | Self::PlainText
             | Self::ClientGone
             | Self::ClientStalled
             | Self::TooManyItems => Blame::Client,
@@ -338,6 +344,7 @@ impl Fault {
             Self::HeadTimeout => "the request head did not arrive in time",
             Self::BodyTimeout => "the request body stopped arriving",
             Self::UnknownRank => "x-data-parallel-host-port names no rank of this server",
+            Self::PlainText => "this port speaks TLS; use https",
             Self::ClientGone => "the client left",
             Self::ClientStalled => "the client stopped reading",
             Self::DecodeRefused => "the decode node is not ready",
@@ -464,6 +471,7 @@ mod tests {
             Fault::Bug("x"),
             Fault::TargetDenied,
             Fault::AllowlistNotReady,
+            Fault::PlainText,
         ]
     }
 

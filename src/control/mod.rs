@@ -4,9 +4,11 @@
 //! ends the process. It may use ordinary libraries: no request passes through it.
 
 mod allowlist;
+mod certificate;
 mod decoders;
 #[cfg(feature = "mock")]
 pub mod demo;
+mod handshakes;
 mod inbox;
 mod mori;
 #[cfg(feature = "k8s")]
@@ -17,6 +19,7 @@ mod resolver;
 mod shards;
 mod sidecar;
 mod sockets;
+mod tls;
 mod watch;
 
 pub use sidecar::{Running, run_sidecar};

@@ -13,12 +13,14 @@ use super::inbox::{Inbox, Message};
 use super::mori::Hosts;
 use super::resolver::Resolver;
 use super::sockets::Failures;
+use super::tls::Plane;
 use crate::config::Config;
 use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access::AccessRing;
 use crate::net::probe::Driver;
-use crate::net::runtime::{self, Listener, Runtime};
+use crate::net::runtime::{self, Listener, Runtime, Socket};
+use crate::net::tls::{Acceptor, Secure, Wire};
 use crate::net::{Net, Timer, would_block};
 use crate::proxy::Budget;
 use crate::proxy::shard::{Decoder, Parts, Shard, is_local_address};
@@ -43,6 +45,7 @@ pub(super) struct Common {
     pub(super) mori: Option<Hosts>,
     /// Which targets requests may name; `None` is any.
     pub(super) allowlist: Option<Arc<Allowlist>>,
+    pub(super) tls: Plane,
 }
 
 /// What one shard is started with.
@@ -58,6 +61,25 @@ pub(super) struct Start {
     pub(super) started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
     /// Called when the thread ends, with why.
     pub(super) ended: Box<dyn FnOnce(io::Result<()>) + Send>,
+}
+
+/// What a shard runs on.
+type Served = Secure<Runtime>;
+
+/// A rank's listening socket, and what is spoken on it.
+struct Door {
+    listener: Listener,
+    acceptor: Option<Acceptor>,
+    rank: usize,
+}
+
+impl Door {
+    fn wire(&self, conn: Socket) -> Wire<Socket> {
+        match &self.acceptor {
+            Some(acceptor) => acceptor.accept(conn),
+            None => Wire::Plain(conn),
+        }
+    }
 }
 
 /// Starts a shard's thread.
@@ -111,17 +133,22 @@ async fn serve(
     let inbox = Inbox::new(ringer);
     let counted = Arc::clone(&metrics);
     net.on_panic(move || counted.panic());
+    let acceptor = common.tls.acceptor(&metrics);
     let shard = Shard::new(
-        net.clone(),
+        Secure(net.clone()),
         parts(&common, &inbox, Arc::clone(&metrics), access),
     );
     for (rank, listener) in listeners.into_iter().enumerate() {
         let listener = net.listener(listener)?;
         let draining = Arc::clone(&common.draining);
+        let door = Door {
+            listener,
+            acceptor: acceptor.clone(),
+            rank,
+        };
         net.spawn_vital(accept(
             Rc::clone(&shard),
-            listener,
-            rank,
+            door,
             draining,
             net.timer(),
             net.clone(),
@@ -144,7 +171,7 @@ async fn serve(
 }
 
 /// Waits for the last session; idle ones end at once.
-async fn drain(net: &Runtime, shard: &Rc<Shard<Runtime>>, inbox: &Inbox) {
+async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
     let timer = net.timer();
     loop {
         net.nudge_all();
@@ -166,7 +193,7 @@ fn parts(
     inbox: &Inbox,
     metrics: Arc<ShardMetrics>,
     access: Option<AccessRing>,
-) -> Parts {
+) -> Parts<Served> {
     let ports: Vec<u16> = common
         .config
         .ranks
@@ -176,6 +203,7 @@ fn parts(
     let (resolver, inbox) = (common.resolver.clone(), inbox.clone());
     let failures = common.socket_failures.clone();
     let allowlist = common.allowlist.as_ref();
+    let secure = common.tls.upstream(&metrics);
     Parts {
         config: Arc::clone(&common.config),
         metrics,
@@ -191,15 +219,15 @@ fn parts(
         guard: allowlist.map(|list| Arc::clone(&list.guard)),
         on_socket_failed: Box::new(move |socket, error| failures.note(socket, error)),
         access,
+        secure,
     }
 }
 
 /// Accepts until the drain begins, and then what still waits: a connection in the queue has been
 /// answered by the kernel already.
 async fn accept(
-    shard: Rc<Shard<Runtime>>,
-    listener: Listener,
-    rank: usize,
+    shard: Rc<Shard<Served>>,
+    door: Door,
     draining: Arc<AtomicBool>,
     timer: Timer,
     net: Runtime,
@@ -207,7 +235,7 @@ async fn accept(
     let mut paused = false;
     loop {
         let stop = draining.load(Ordering::Acquire);
-        match accept_batch(&shard, &listener, rank) {
+        match accept_batch(&shard, &door) {
             Ok(more) => {
                 paused = false;
                 if !more && stop {
@@ -229,7 +257,7 @@ async fn accept(
         }
         // A drain nudges every timer, this one too.
         timer.set(net.now(), None);
-        let readable = listener.readable();
+        let readable = door.listener.readable();
         let mut readable = std::pin::pin!(readable);
         std::future::poll_fn(|cx| {
             if draining.load(Ordering::Acquire) || readable.as_mut().poll(cx).is_ready() {
@@ -243,10 +271,10 @@ async fn accept(
 }
 
 /// Takes waiting connections, a bounded number. `true`: there may be more.
-fn accept_batch(shard: &Rc<Shard<Runtime>>, listener: &Listener, rank: usize) -> io::Result<bool> {
+fn accept_batch(shard: &Rc<Shard<Served>>, door: &Door) -> io::Result<bool> {
     for _ in 0..ACCEPT_BATCH_MAX {
-        match listener.try_accept() {
-            Ok(conn) => shard.serve(conn, rank),
+        match door.listener.try_accept() {
+            Ok(conn) => shard.serve(door.wire(conn), door.rank),
             Err(error) if would_block(&error) => return Ok(false),
             // The connection failed before it was taken: ECONNABORTED, and the network errors that
             // accept(2) says to pass over.

@@ -15,12 +15,13 @@ use super::mori;
 use super::resolver::{Resolver, resolve};
 use super::shards::{self, Common, Start};
 use super::sockets::Failures;
+use super::tls::Plane;
 use crate::admin::{self, AdminState};
 use crate::cli::Exit;
 use crate::config::{Config, ListenAddress};
 use crate::fault;
 use crate::metrics::access::{self, AccessWriter};
-use crate::metrics::{DnsCounters, Registry, ShardMetrics};
+use crate::metrics::{DnsCounters, Registry, Reloads, ReloadsShown, ShardMetrics};
 use crate::net::probe::{Driver, probe_ring};
 use crate::proxy::Budget;
 use crate::proxy::shard::Decoder;
@@ -112,7 +113,8 @@ impl Running {
         let admin = admin.transpose()?;
         let dns = Arc::new(DnsCounters::default());
         let mori = mori::resolve(&config, &dns).await?;
-        let common = common(config, mori).await?;
+        let (tls, renewal) = Plane::load(&config)?;
+        let common = common(config, mori, tls).await?;
         let shard_count = plan.seats.len();
         let log = access::start(&common.config.log.access, shard_count)
             .map_err(|error| Exit::runtime(format!("the access log cannot be opened: {error}")))?;
@@ -149,6 +151,11 @@ impl Running {
         }
         if let Some(list) = &common.allowlist {
             registry.add_allowlist(Arc::clone(&list.metrics));
+        }
+        if let Some(renewal) = renewal {
+            let reloads = Arc::new(Reloads::default());
+            registry.add(ReloadsShown(Arc::clone(&reloads)));
+            tokio::spawn(renewal.run(reloads));
         }
         let mut running = Self {
             common,
@@ -248,7 +255,11 @@ impl Running {
     }
 }
 
-async fn common(config: Config, mori: Option<mori::Hosts>) -> Result<Arc<Common>, Exit> {
+async fn common(
+    config: Config,
+    mori: Option<mori::Hosts>,
+    tls: Plane,
+) -> Result<Arc<Common>, Exit> {
     let allowlist = match &config.guard {
         Some(guard) => Some(Allowlist::start(guard).await?),
         None => None,
@@ -274,6 +285,7 @@ async fn common(config: Config, mori: Option<mori::Hosts>) -> Result<Arc<Common>
         socket_failures: Failures::start(),
         mori,
         allowlist,
+        tls,
     }))
 }
 

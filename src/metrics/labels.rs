@@ -137,6 +137,18 @@ labels! {
         Pods = "pods",
     }
 
+    /// Whom a TLS session is with.
+    TlsPeer {
+        /// A client.
+        Client = "client",
+        /// A prefill engine.
+        Prefill = "prefill",
+        /// The local decoder.
+        Decode = "decode",
+        /// An encoder.
+        Encode = "encode",
+    }
+
     /// Which part of our own cost.
     Direction {
         /// From the client's last request byte to our first to the engine.
@@ -180,7 +192,7 @@ mod tests {
                 assert_eq!(labels.len(), $name::ALL.len());
             )*};
         }
-        check!(Route CodeClass Phase LegRole Named AllowSource Stranded Direction);
+        check!(Route CodeClass Phase LegRole Named AllowSource Stranded TlsPeer Direction);
     }
 
     #[test]

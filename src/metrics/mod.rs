@@ -6,6 +6,7 @@
 pub mod access;
 mod allowlist;
 mod cell;
+mod certificate;
 mod dns;
 mod labels;
 mod line;
@@ -13,7 +14,10 @@ mod render;
 mod shard;
 
 pub use allowlist::AllowlistMetrics;
+pub use certificate::{Reloads, ReloadsShown};
 pub use dns::DnsCounters;
-pub use labels::{AllowSource, CodeClass, Direction, LegRole, Named, Phase, Route, Stranded};
+pub use labels::{
+    AllowSource, CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer,
+};
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;

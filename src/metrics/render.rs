@@ -15,8 +15,9 @@ use prometheus_client::registry;
 use super::allowlist::{Allowlist, AllowlistMetrics};
 use super::cell::{Counter, Gauge, Total, precise};
 use super::dns::{DnsCounters, DnsScrape};
-use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded};
+use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer};
 use super::shard::ShardMetrics;
+use crate::net::tls;
 use crate::pd::{Outcome, Reason};
 use crate::sys::process;
 
@@ -63,6 +64,11 @@ impl Registry {
         self.inner.register_collector(Box::new(Allowlist(metrics)));
     }
 
+    /// Shows the counters of something else, too.
+    pub fn add(&mut self, collector: impl Collector) {
+        self.inner.register_collector(Box::new(collector));
+    }
+
     /// The exposition, as `CONTENT_TYPE`.
     #[must_use]
     pub fn render(&self) -> String {
@@ -91,6 +97,7 @@ impl Collector for Scrape {
         self.failures(&mut out)?;
         self.prefill_decode(&mut out)?;
         self.connections(&mut out)?;
+        self.tls(&mut out)?;
         self.program(&mut out)
     }
 }
@@ -278,6 +285,21 @@ impl Scrape {
             "ringside_copied_bytes",
             "Body bytes that went through a buffer",
             self.sum(|shard| &shard.copied_bytes),
+        )
+    }
+
+    /// Peers that TLS is spoken with, once it was.
+    fn tls(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        let pairs = TlsPeer::ALL
+            .iter()
+            .flat_map(|peer| tls::Outcome::ALL.iter().map(move |end| (peer, end)));
+        out.counters(
+            "ringside_tls_handshakes",
+            "TLS handshakes by how they ended, and sessions that broke the rules later",
+            pairs.filter_map(|(peer, end)| {
+                let count = self.sum(|shard| &shard.tls[peer.index()][end.index()]);
+                (count > 0).then_some(([("peer", peer.label()), ("outcome", end.label())], count))
+            }),
         )
     }
 

@@ -4,7 +4,8 @@
 //! locks or reads a clock.
 
 use super::cell::{Bounds, Counter, Gauge, Histogram};
-use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded};
+use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer};
+use crate::net::tls;
 use crate::pd::{Outcome, Reason};
 
 /// vLLM's buckets of time to first token, so that our panels lie over the engines'. Microseconds.
@@ -112,6 +113,7 @@ pub struct ShardMetrics {
     pub(super) copied_bytes: Counter,
     pub(super) access_log_dropped: Counter,
     pub(super) accept_paused: Counter,
+    pub(super) tls: [[Counter; tls::Outcome::ALL.len()]; TlsPeer::ALL.len()],
 }
 
 impl ShardMetrics {
@@ -144,6 +146,7 @@ impl ShardMetrics {
             copied_bytes: Counter::default(),
             access_log_dropped: Counter::default(),
             accept_paused: Counter::default(),
+            tls: each(|| each(Counter::default)),
         }
     }
 
@@ -249,6 +252,11 @@ impl ShardMetrics {
     /// An access-log record found its ring full.
     pub fn access_log_dropped(&self) {
         self.access_log_dropped.add(1);
+    }
+
+    /// A TLS handshake ended, or what was begun with one ended against the rules.
+    pub fn tls(&self, peer: TlsPeer, outcome: tls::Outcome) {
+        self.tls[peer.index()][outcome.index()].add(1);
     }
 
     /// Accepting stopped for want of file descriptors or memory.

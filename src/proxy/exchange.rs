@@ -120,7 +120,11 @@ impl Drop for Running<'_> {
 }
 
 /// Answers bytes that are no request: there is no exchange, and no second chance.
-async fn refuse_head<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>, fault: Fault) -> Next {
+pub(super) async fn refuse_head<N: Net>(
+    shard: &Rc<Shard<N>>,
+    client: &Client<N>,
+    fault: Fault,
+) -> Next {
     let body = fault.body();
     let mut out = shard.buffer();
     head::push_own(
@@ -491,6 +495,7 @@ pub(super) const fn reason_of(fault: Fault) -> Reason {
         | Fault::BodyTimeout
         | Fault::UnknownRank
         | Fault::Exhausted
+        | Fault::PlainText
         | Fault::Bug(_) => Reason::ClientError,
     }
 }

@@ -203,7 +203,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         }
         let before = self.phase().replace(Phase::Connect);
         // A client that leaves meanwhile is counted under this phase.
-        let conn = self.connect_new(id, target, limit).await?;
+        let conn = self.connect_new(id, target, role, limit).await?;
         self.phase().set(before);
         Ok(Upstream {
             conn,
@@ -219,6 +219,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         &self,
         id: EndpointId,
         target: &Target,
+        role: Role,
         limit: Limit,
     ) -> Result<N::Conn, LegFault> {
         const TIMEOUT: Fault = Fault::Bug("connect timeout");
@@ -235,7 +236,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         for address in addresses.iter().take(ADDRESSES_MAX) {
             let begun = self.begin_connect(address, connect_limit()).await;
             let conn = match begun.map_err(timed) {
-                Ok(Some(conn)) => conn,
+                Ok(Some(conn)) => (shard.secure)(conn, role, target),
                 Ok(None) => continue,
                 Err(LegFault::ConnectTimeout) => {
                     timed_out = true;

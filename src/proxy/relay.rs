@@ -225,7 +225,8 @@ impl<N: Net> Exchange<'_, N> {
     /// Relays the rest of the body, piece by piece as it arrives.
     async fn relay_body(&mut self, upstream: &Upstream<N>, relay: &mut Relay) -> Result<(), Fault> {
         let (shard, client, conn) = (self.shard, self.client, upstream.conn());
-        if let Some(pipe) = relay.pipe(shard) {
+        let is_encrypted = conn.is_encrypted() || client.conn.is_encrypted();
+        if !is_encrypted && let Some(pipe) = relay.pipe(shard) {
             // Rare, and no part of a stream of tokens.
             return Box::pin(self.relay_spliced(upstream, relay, pipe)).await;
         }

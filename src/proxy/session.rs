@@ -1,5 +1,6 @@
 //! A client's connection from its first byte to its last.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::client::{Client, Limit};
@@ -7,6 +8,7 @@ use super::exchange::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, STEPS_PER_TURN_MAX};
+use crate::net::tls::Opened;
 use crate::net::{Conn, Net, would_block};
 
 /// Serves request after request. While the client is silent this future is all there is of it, so
@@ -14,6 +16,9 @@ use crate::net::{Conn, Net, would_block};
 pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
     let shard = &guard.shard;
     let client = Client::new(&shard.net, conn, rank);
+    if client.conn.is_encrypted() && !Box::pin(open(shard, &client)).await {
+        return;
+    }
     let mut exchanges = 0_u32;
     while client.next_request(shard).await {
         exchanges = exchanges.wrapping_add(1);
@@ -29,6 +34,27 @@ pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usi
                 return;
             }
         }
+    }
+}
+
+/// Waits for the handshake, which has as long as a head. `false`: there will be no request.
+async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
+    let limit = Limit::of(
+        shard.net.now(),
+        shard.config.timeouts.head,
+        Fault::HeadTimeout,
+    );
+    let opened = client.until_own(shard, limit, |cx| client.conn.poll_open(cx));
+    match opened.await {
+        Ok(Opened::Ready) => true,
+        Ok(Opened::PlainText) => {
+            shard.note_fault(Fault::PlainText);
+            if exchange::refuse_head(shard, client, Fault::PlainText).await == Next::Linger {
+                linger(shard, client).await;
+            }
+            false
+        }
+        Ok(Opened::Failed) | Err(_) => false,
     }
 }
 
@@ -66,15 +92,18 @@ async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
 mod tests {
     use super::*;
     use crate::net::runtime::{Runtime, Socket};
+    use crate::net::tls::{Secure, Wire};
 
-    const fn future_bytes<F>(_: &impl Fn(SessionGuard<Runtime>, Socket, usize) -> F) -> usize {
+    type Net = Secure<Runtime>;
+
+    const fn future_bytes<F>(_: &impl Fn(SessionGuard<Net>, Wire<Socket>, usize) -> F) -> usize {
         size_of::<F>()
     }
 
     /// Thousands of idle clients are normal: what each costs is bounded by the build, not by hope.
     #[test]
     fn an_idle_session_is_small() {
-        let bytes = future_bytes(&run::<Runtime>);
+        let bytes = future_bytes(&run::<Net>);
         assert!(bytes <= 512, "{bytes} bytes");
     }
 }

@@ -33,8 +33,11 @@ const SMALL_BUFFER_BYTES: usize = 1024;
 /// Told that an engine's Unix socket could not be connected to, and why.
 pub type OnSocketFailed = Box<dyn Fn(&SocketPath, &std::io::Error)>;
 
+/// Puts TLS on a connection that is being made to an engine of that role, where it is wanted.
+pub type SecureUpstream<C> = Box<dyn Fn(C, Role, &Target) -> C>;
+
 /// What a shard is given by whoever starts it.
-pub struct Parts {
+pub struct Parts<N: Net> {
     /// The configuration.
     pub config: Arc<Config>,
     /// This shard's counters.
@@ -59,9 +62,11 @@ pub struct Parts {
     pub on_socket_failed: OnSocketFailed,
     /// Where finished requests are noted, unless the access log is off.
     pub access: Option<AccessRing>,
+    /// What new connections to engines go through.
+    pub secure: SecureUpstream<N::Conn>,
 }
 
-impl std::fmt::Debug for Parts {
+impl<N: Net> std::fmt::Debug for Parts<N> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Parts").finish_non_exhaustive()
     }
@@ -92,6 +97,7 @@ pub struct Shard<N: Net> {
     pub(super) lookups: RefCell<Lookups>,
     pub(super) engines: RefCell<Engines>,
     pub(super) access: RefCell<Option<AccessRing>>,
+    pub(super) secure: SecureUpstream<N::Conn>,
     draining: Arc<AtomicBool>,
     unhealthy: Arc<AtomicBool>,
     small: RefCell<Box<[u8]>>,
@@ -112,7 +118,7 @@ impl<N: Net> std::fmt::Debug for Shard<N> {
 
 impl<N: Net> Shard<N> {
     /// A shard on `net`, without listeners.
-    pub fn new(net: N, parts: Parts) -> Rc<Self> {
+    pub fn new(net: N, parts: Parts<N>) -> Rc<Self> {
         let counted = Arc::clone(&parts.metrics);
         let on_idle = Box::new(move |role, delta| counted.pool_idle(leg_role(role), delta));
         let upstream = &parts.config.upstream;
@@ -141,6 +147,7 @@ impl<N: Net> Shard<N> {
             lookups: RefCell::new(Lookups::default()),
             engines: RefCell::default(),
             access: RefCell::new(parts.access),
+            secure: parts.secure,
             draining: parts.draining,
             unhealthy: parts.unhealthy,
             small: RefCell::new(vec![0; RECEIVE_SMALL_BYTES].into_boxed_slice()),

@@ -236,7 +236,9 @@ impl<N: Net> Exchange<'_, N> {
     /// Receives once from the client and passes it on. `false`: the engine takes no more.
     fn receive_upload(&mut self, conn: &N::Conn, upload: &mut Upload<N>) -> Result<bool, Fault> {
         let (shard, client) = (self.shard, self.client);
-        upload.begin_splice(shard);
+        if !conn.is_encrypted() && !client.conn.is_encrypted() {
+            upload.begin_splice(shard);
+        }
         if let Some(pipe) = &mut upload.pipe {
             let remaining = upload.meter.remaining().unwrap_or(0);
             let bytes_max = usize::try_from(remaining).unwrap_or(usize::MAX);

@@ -13,7 +13,7 @@ mod tests;
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -148,16 +148,9 @@ impl Acceptor {
     }
 
     /// Puts TLS on a connection.
-    ///
-    /// # Errors
-    /// When the configuration allows no session, which it was checked for.
-    pub fn accept<C: Conn>(&self, conn: C) -> io::Result<Wire<C>> {
-        let session = Session::server(Arc::clone(&self.config)).map_err(io::Error::other)?;
-        Ok(Wire::Tls(Box::new(Tls::new(
-            conn,
-            session,
-            Rc::clone(&self.report),
-        ))))
+    pub fn accept<C: Conn>(&self, conn: C) -> Wire<C> {
+        let session = Session::server(Arc::clone(&self.config));
+        Wire::Tls(Box::new(Tls::new(conn, session, Rc::clone(&self.report))))
     }
 }
 
@@ -188,17 +181,12 @@ impl Dialer {
 
     /// Puts TLS on a connection that is being made to `host`, a name or an address. It becomes
     /// writable when the handshake has ended, and [`Conn::connected`] says how.
-    ///
-    /// # Errors
-    /// When `host` can be in no certificate.
-    pub fn dial<C: Conn>(&self, conn: C, host: &str) -> io::Result<Wire<C>> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let session = Session::client(Arc::clone(&self.config), name).map_err(io::Error::other)?;
-        Ok(Wire::Tls(Box::new(Tls::new(
-            conn,
-            session,
-            Rc::clone(&self.report),
-        ))))
+    pub fn dial<C: Conn>(&self, conn: C, host: &str) -> Wire<C> {
+        let name = ServerName::try_from(host.to_owned());
+        // A name that can be in no certificate is asked for as an address that is in none.
+        let name = name.unwrap_or_else(|_| IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+        let session = Session::client(Arc::clone(&self.config), name);
+        Wire::Tls(Box::new(Tls::new(conn, session, Rc::clone(&self.report))))
     }
 }
 

@@ -24,6 +24,11 @@ const RECORD_BYTES_MAX: usize = 16 * 1024;
 pub(super) enum Session {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
+    /// None could be begun; the first use says why.
+    None {
+        is_server: bool,
+        why: Error,
+    },
 }
 
 /// What is to be done once received records are processed.
@@ -50,28 +55,42 @@ pub(super) struct Processed {
 }
 
 impl Session {
-    pub(super) fn client(
-        config: Arc<ClientConfig>,
-        name: ServerName<'static>,
-    ) -> Result<Self, Error> {
-        let session = UnbufferedClientConnection::new(config, name)?;
-        Ok(Self::Client(Box::new(session)))
+    pub(super) fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Self {
+        match UnbufferedClientConnection::new(config, name) {
+            Ok(session) => Self::Client(Box::new(session)),
+            Err(why) => Self::None {
+                is_server: false,
+                why,
+            },
+        }
     }
 
-    pub(super) fn server(config: Arc<ServerConfig>) -> Result<Self, Error> {
-        Ok(Self::Server(Box::new(UnbufferedServerConnection::new(
-            config,
-        )?)))
+    pub(super) fn server(config: Arc<ServerConfig>) -> Self {
+        match UnbufferedServerConnection::new(config) {
+            Ok(session) => Self::Server(Box::new(session)),
+            Err(why) => Self::None {
+                is_server: true,
+                why,
+            },
+        }
     }
 
     pub(super) const fn is_server(&self) -> bool {
-        matches!(self, Self::Server(_))
+        matches!(
+            self,
+            Self::Server(_)
+                | Self::None {
+                    is_server: true,
+                    ..
+                }
+        )
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
         match self {
             Self::Client(session) => session.is_handshaking(),
             Self::Server(session) => session.is_handshaking(),
+            Self::None { .. } => true,
         }
     }
 
@@ -104,6 +123,7 @@ impl Session {
                     UnbufferedConnectionCommon::<ServerConnectionData>::process_tls_records,
                 );
             }
+            Self::None { why, .. } => run.done.error = Some(why.clone()),
         }
         run.done
     }

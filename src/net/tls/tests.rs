@@ -25,7 +25,10 @@ fn identity() -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let made = made.unwrap();
         (made.cert.der().to_vec(), made.signing_key.serialize_der())
     });
-    (certificate.clone().into(), PrivatePkcs8KeyDer::from(key.clone()).into())
+    (
+        certificate.clone().into(),
+        PrivatePkcs8KeyDer::from(key.clone()).into(),
+    )
 }
 
 fn server() -> Arc<ServerConfig> {
@@ -50,16 +53,19 @@ type Heard = Rc<RefCell<Vec<Outcome>>>;
 fn listen() -> (Heard, Rc<Report>) {
     let heard = Heard::default();
     let noted = Rc::clone(&heard);
-    (heard, Rc::new(move |end: &End<'_>| noted.borrow_mut().push(end.outcome)))
+    (
+        heard,
+        Rc::new(move |end: &End<'_>| noted.borrow_mut().push(end.outcome)),
+    )
 }
 
 fn accept(conn: SimConn, report: &Rc<Report>) -> Wire<SimConn> {
-    Acceptor::new(server(), Rc::clone(report)).accept(conn).unwrap()
+    Acceptor::new(server(), Rc::clone(report)).accept(conn)
 }
 
 fn dial(conn: SimConn, report: &Rc<Report>) -> Wire<SimConn> {
     let dialer = Dialer::new(&client(Trust::Roots(roots())), Rc::clone(report));
-    dialer.dial(conn, "localhost").unwrap()
+    dialer.dial(conn, "localhost")
 }
 
 async fn open(wire: &Wire<SimConn>) -> Opened {
@@ -140,25 +146,44 @@ impl Write for Raw<'_> {
 }
 
 impl Peer {
-    fn client(conn: SimConn, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> Self {
+    fn client(
+        conn: SimConn,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+    ) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider);
         let builder = builder.with_protocol_versions(versions).unwrap();
-        let mut config = builder.with_root_certificates(roots()).with_no_client_auth();
+        let mut config = builder
+            .with_root_certificates(roots())
+            .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let name = ServerName::try_from("localhost").unwrap();
         let session = ClientConnection::new(Arc::new(config), name).unwrap();
-        Self { session: session.into(), conn, raw: Vec::new(), inbox: Vec::new(), is_ended: false }
+        Self {
+            session: session.into(),
+            conn,
+            raw: Vec::new(),
+            inbox: Vec::new(),
+            is_ended: false,
+        }
     }
 
     fn server(conn: SimConn) -> Self {
         let session = ServerConnection::new(server()).unwrap();
-        Self { session: session.into(), conn, raw: Vec::new(), inbox: Vec::new(), is_ended: false }
+        Self {
+            session: session.into(),
+            conn,
+            raw: Vec::new(),
+            inbox: Vec::new(),
+            is_ended: false,
+        }
     }
 
     fn step_write(&mut self) -> io::Result<()> {
         while self.session.wants_write() {
-            self.session.write_tls(&mut Raw(&self.conn, &mut self.raw))?;
+            self.session
+                .write_tls(&mut Raw(&self.conn, &mut self.raw))?;
         }
         Ok(())
     }
@@ -204,7 +229,9 @@ impl Peer {
     }
 
     fn take_in(&mut self) -> io::Result<()> {
-        self.session.process_new_packets().map_err(io::Error::other)?;
+        self.session
+            .process_new_packets()
+            .map_err(io::Error::other)?;
         match self.session.reader().read_to_end(&mut self.inbox) {
             Ok(_) => self.is_ended = true,
             Err(error) if would_block(&error) => {}
@@ -263,11 +290,16 @@ impl Peer {
 
 fn bytes(net: &SimNet, len: usize) -> Vec<u8> {
     let seed = net.below(251);
-    (0..len as u64).map(|i| u8::try_from((i * 7 + i / 251 + seed) % 251).unwrap()).collect()
+    (0..len as u64)
+        .map(|i| u8::try_from((i * 7 + i / 251 + seed) % 251).unwrap())
+        .collect()
 }
 
 fn seeds(count: u64) -> std::ops::Range<u64> {
-    match std::env::var("RINGSIDE_SIM_SEED").ok().and_then(|text| text.parse().ok()) {
+    match std::env::var("RINGSIDE_SIM_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
         Some(seed) => seed..seed + 1,
         None => 0..count,
     }
@@ -347,7 +379,8 @@ fn a_client_under_many_seeds() {
         }
         let (near, far) = net.pair();
         let (heard, report) = listen();
-        let len = usize::try_from(1 + net.below(if seed % 16 == 7 { 300_000 } else { 3000 })).unwrap();
+        let len =
+            usize::try_from(1 + net.below(if seed % 16 == 7 { 300_000 } else { 3000 })).unwrap();
         let payload = bytes(&net, len);
         let wanted = payload.clone();
         net.spawn(async move {

@@ -235,6 +235,7 @@ impl Stage {
             guard: None,
             on_socket_failed: Box::new(|_, _| ()),
             access: None,
+            secure: Box::new(|conn, _, _| conn),
         };
         Rc::new(Self {
             shard: Shard::new(net.clone(), parts),

@@ -1,0 +1,295 @@
+//! The certificate shown to clients: read, made, and renewed while connections are open.
+//!
+//! The directory is watched, not the files: Kubernetes replaces a Secret by one rename of the link
+//! `..data`. Whatever happens there, what counts is whether the contents are others than before;
+//! a pair that cannot be used changes nothing.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::inotify;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::net::unix::pipe::Receiver;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::limits::{
+    CERTIFICATE_FILE_BYTES_MAX, CERTIFICATE_LOOK_SECS, CERTIFICATE_SETTLE_MS,
+    CERTIFICATE_SETTLE_MS_MAX,
+};
+use crate::metrics::Reloads;
+use crate::net::tls::Certificate;
+
+/// A certificate chain, leaf first, and the key of the leaf.
+pub(super) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Days before the present that a certificate made here is valid from: clocks differ.
+const MADE_DAYS_BEFORE: u32 = 1;
+/// Days it is valid; a new one is made at every start.
+const MADE_DAYS: u32 = 3650;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Why files give no certificate: what, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileError {
+    path: PathBuf,
+    why: String,
+}
+
+impl FileError {
+    fn new(path: &Path, why: impl fmt::Display) -> Self {
+        Self {
+            path: path.to_owned(),
+            why: why.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.why)
+    }
+}
+
+/// Two PEM files as they were.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Pem {
+    certificate_file: PathBuf,
+    certificate: Vec<u8>,
+    key_file: PathBuf,
+    key: Vec<u8>,
+}
+
+impl Pem {
+    /// Reads both.
+    pub(super) fn read(certificate_file: &Path, key_file: &Path) -> Result<Self, FileError> {
+        Ok(Self {
+            certificate_file: certificate_file.to_owned(),
+            certificate: read(certificate_file)?,
+            key_file: key_file.to_owned(),
+            key: read(key_file)?,
+        })
+    }
+
+    fn read_in(folder: &Path) -> Result<Self, FileError> {
+        Self::read(&folder.join("tls.crt"), &folder.join("tls.key"))
+    }
+
+    /// What is in them.
+    pub(super) fn identity(&self) -> Result<Identity, FileError> {
+        let key = PrivateKeyDer::from_pem_slice(&self.key)
+            .map_err(|error| FileError::new(&self.key_file, format!("no private key: {error}")))?;
+        Ok((chain(&self.certificate_file, &self.certificate)?, key))
+    }
+
+    fn mismatch(&self, error: &rustls::Error) -> FileError {
+        let key = self.key_file.display();
+        FileError::new(
+            &self.certificate_file,
+            format!("the certificate cannot be used with {key}: {error}"),
+        )
+    }
+}
+
+/// The certificates of a PEM file; there is one at least.
+pub(super) fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    chain(file, &read(file)?)
+}
+
+fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match chain {
+        Ok(chain) if chain.is_empty() => Err(FileError::new(
+            file,
+            "no certificate in it; it must be PEM (-----BEGIN CERTIFICATE-----)",
+        )),
+        Ok(chain) => Ok(chain),
+        Err(error) => Err(FileError::new(file, format!("not valid PEM: {error}"))),
+    }
+}
+
+/// Reads a file that has a bounded size.
+fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    let failed = |error: io::Error| FileError::new(path, error);
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(CERTIFICATE_FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > CERTIFICATE_FILE_BYTES_MAX {
+        let text = format!("larger than {CERTIFICATE_FILE_BYTES_MAX} bytes, so no certificate");
+        return Err(FileError::new(path, text));
+    }
+    Ok(bytes)
+}
+
+/// The certificate of a directory, and what keeps it up to date.
+pub(super) fn load(folder: &Path) -> Result<(Arc<Certificate>, Renewal), FileError> {
+    let pem = Pem::read_in(folder)?;
+    let (chain, key) = pem.identity()?;
+    let certificate = Certificate::new(chain, key).map_err(|error| pem.mismatch(&error))?;
+    let certificate = Arc::new(certificate);
+    let renewal = Renewal {
+        folder: folder.to_owned(),
+        certificate: Arc::clone(&certificate),
+        seen: Ok(pem),
+    };
+    Ok((certificate, renewal))
+}
+
+/// Makes a certificate that signs itself, valid for `names` (names and addresses; what can be in no
+/// certificate is left out).
+pub(super) fn make(names: &[String]) -> Result<Arc<Certificate>, String> {
+    let failed = |error: rcgen::Error| error.to_string();
+    let is_name = |name: &&String| {
+        name.parse::<IpAddr>().is_ok()
+            || rustls::pki_types::DnsName::try_from(name.as_str()).is_ok()
+    };
+    let names: Vec<_> = names.iter().filter(is_name).cloned().collect();
+    let mut params = rcgen::CertificateParams::new(names).map_err(failed)?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::OrganizationName, "ringside");
+    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let begin = rcgen::date_time_ymd(1970, 1, 1) + now.saturating_sub(DAY * MADE_DAYS_BEFORE);
+    params.not_before = begin;
+    params.not_after = begin + DAY * MADE_DAYS;
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let made = params.self_signed(&key).map_err(failed)?;
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+    Certificate::new(vec![made.der().clone()], key.into())
+        .map(Arc::new)
+        .map_err(|error| error.to_string())
+}
+
+/// Keeps a certificate as its directory has it.
+pub(super) struct Renewal {
+    folder: PathBuf,
+    certificate: Arc<Certificate>,
+    /// What was there when last looked.
+    seen: Result<Pem, FileError>,
+}
+
+impl Renewal {
+    /// Looks whenever something has happened in the directory, and now and then without: it may
+    /// have been replaced as a whole, or the kernel may not tell.
+    pub(super) async fn run(mut self, reloads: Arc<Reloads>) {
+        let watch = Watch::open(&self.folder);
+        if let Err(error) = &watch {
+            tracing::warn!(
+                "{}: the kernel does not watch it ({error}); looking every {CERTIFICATE_LOOK_SECS} s",
+                self.folder.display()
+            );
+        }
+        loop {
+            let pause = sleep(Duration::from_secs(CERTIFICATE_LOOK_SECS));
+            match &watch {
+                Ok(watch) => tokio::select! {
+                    () = watch.settled(&self.folder) => {}
+                    () = pause => watch.renew(&self.folder),
+                },
+                Err(_) => pause.await,
+            }
+            self.look(&reloads);
+        }
+    }
+
+    fn look(&mut self, reloads: &Reloads) {
+        let now = Pem::read_in(&self.folder);
+        if now == self.seen {
+            return;
+        }
+        let used = now.as_ref().map_err(Clone::clone).and_then(|pem| {
+            let (chain, key) = pem.identity()?;
+            let replaced = self.certificate.replace(chain, key);
+            replaced.map_err(|error| pem.mismatch(&error))
+        });
+        match used {
+            Ok(()) => {
+                reloads.note(true);
+                tracing::info!(
+                    "{}: new certificate in use for new connections",
+                    self.folder.display()
+                );
+            }
+            Err(error) => {
+                reloads.note(false);
+                tracing::warn!("{error}; the certificate in use is kept");
+            }
+        }
+        self.seen = now;
+    }
+}
+
+/// What the kernel tells about a directory. The descriptor is no pipe, but read like one.
+struct Watch(Receiver);
+
+impl Watch {
+    fn open(folder: &Path) -> io::Result<Self> {
+        let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+        add(fd.as_fd(), folder)?;
+        Receiver::from_owned_fd_unchecked(fd).map(Self)
+    }
+
+    /// Watches what the path names now; the same directory stays watched once.
+    fn renew(&self, folder: &Path) {
+        // An error is a directory that is not there: looked for again later.
+        let _ = add(self.0.as_fd(), folder);
+    }
+
+    /// Waits until something has happened and nothing has for a while since, which is bounded too.
+    async fn settled(&self, folder: &Path) {
+        self.told().await;
+        let latest = Instant::now() + Duration::from_millis(CERTIFICATE_SETTLE_MS_MAX);
+        loop {
+            let quiet = Instant::now() + Duration::from_millis(CERTIFICATE_SETTLE_MS);
+            if timeout_at(quiet.min(latest), self.told()).await.is_err() {
+                self.renew(folder);
+                return;
+            }
+        }
+    }
+
+    /// Waits for something to happen and takes all that is told of it.
+    async fn told(&self) {
+        let mut events = [0_u8; 4096];
+        loop {
+            if self.0.readable().await.is_err() {
+                // No runtime any more.
+                return std::future::pending().await;
+            }
+            let mut has_any = false;
+            while matches!(self.0.try_read(&mut events), Ok(1..)) {
+                has_any = true;
+            }
+            if has_any {
+                return;
+            }
+        }
+    }
+}
+
+fn add(fd: BorrowedFd<'_>, folder: &Path) -> io::Result<()> {
+    use inotify::WatchFlags as On;
+    let on = On::CREATE
+        | On::CLOSE_WRITE
+        | On::MOVED_TO
+        | On::MOVED_FROM
+        | On::DELETE
+        | On::ATTRIB
+        | On::DELETE_SELF
+        | On::MOVE_SELF
+        | On::ONLYDIR;
+    inotify::add_watch(fd, folder, on)?;
+    Ok(())
+}

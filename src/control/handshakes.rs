@@ -1,0 +1,161 @@
+//! What the log says of TLS handshakes that failed.
+//!
+//! A shard counts each one and hands it over without waiting. Every one is a line at `debug`; of
+//! each kind with each kind of peer one line in a while is a warning, with the number of those in
+//! between, so that neither a scanner nor an engine with a wrong certificate floods the log.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::metrics::{ShardMetrics, TlsPeer};
+use crate::net::tls::{End, Outcome, Report};
+
+/// Failures on their way to the log; more are counted but not written.
+const FAILURES_MAX: usize = 64;
+/// The same kind of failure is a warning again after this long.
+const SAME_AGAIN: Duration = Duration::from_secs(30);
+
+struct Failure {
+    peer: TlsPeer,
+    outcome: Outcome,
+    error: Option<String>,
+    ip: Option<IpAddr>,
+}
+
+/// Takes failures from any thread.
+#[derive(Clone)]
+pub(super) struct Handshakes(mpsc::Sender<Failure>);
+
+impl Handshakes {
+    /// Starts the task that writes them.
+    pub(super) fn start() -> Self {
+        let (failures, told) = mpsc::channel(FAILURES_MAX);
+        tokio::spawn(write(told));
+        Self(failures)
+    }
+
+    /// What a shard's handshakes with one kind of peer are told to.
+    pub(super) fn report(&self, peer: TlsPeer, metrics: &Arc<ShardMetrics>) -> Rc<Report> {
+        let (failures, metrics) = (self.0.clone(), Arc::clone(metrics));
+        Rc::new(move |end: &End<'_>| {
+            metrics.tls(peer, end.outcome);
+            if end.outcome == Outcome::Ok {
+                return;
+            }
+            // A full queue holds enough to tell.
+            if let Ok(place) = failures.try_reserve() {
+                place.send(Failure {
+                    peer,
+                    outcome: end.outcome,
+                    error: end.error.map(ToString::to_string),
+                    ip: end.peer_ip,
+                });
+            }
+        })
+    }
+}
+
+async fn write(mut told: mpsc::Receiver<Failure>) {
+    // One entry per pair of two closed sets.
+    let mut warned: HashMap<(TlsPeer, Outcome), (Instant, u64)> = HashMap::new();
+    while let Some(failure) = told.recv().await {
+        let text = explain(&failure);
+        let key = (failure.peer, failure.outcome);
+        if !is_worth_a_warning(key.0, key.1) {
+            tracing::debug!("{text}");
+            continue;
+        }
+        let entry = warned.get_mut(&key);
+        match entry {
+            Some((at, more)) if at.elapsed() < SAME_AGAIN => {
+                *more += 1;
+                tracing::debug!("{text}");
+            }
+            Some((at, more)) if *more > 0 => {
+                tracing::warn!("{text} ({more} more of this kind since the last such line)");
+                (*at, *more) = (Instant::now(), 0);
+            }
+            _ => {
+                tracing::warn!("{text}");
+                warned.insert(key, (Instant::now(), 0));
+            }
+        }
+    }
+}
+
+/// Port scanners and health checks that only connect are nothing to warn of; whatever goes wrong
+/// with an engine is, and so is a client that is set up for something else.
+fn is_worth_a_warning(peer: TlsPeer, outcome: Outcome) -> bool {
+    peer != TlsPeer::Client || matches!(outcome, Outcome::PlainText | Outcome::Protocol)
+}
+
+/// What went wrong with whom, and what to do about it.
+fn explain(failure: &Failure) -> String {
+    let who = match (failure.peer, failure.ip) {
+        (TlsPeer::Client, Some(ip)) => format!("client {ip}"),
+        (TlsPeer::Client, None) => "a client".to_owned(),
+        (peer, Some(ip)) => format!("{} engine at {ip}", peer.label()),
+        (peer, None) => format!("{} engine", peer.label()),
+    };
+    let what = match (failure.peer, failure.outcome) {
+        (_, Outcome::Ok) => "well",
+        (TlsPeer::Client, Outcome::PlainText) => {
+            "it speaks plain HTTP to the TLS port; use https, or --secure-proxy=false"
+        }
+        (TlsPeer::Client, Outcome::Protocol) => {
+            "it offers no http/1.1 (ALPN), probably HTTP/2 only, which is not spoken here; it was \
+             refused with the alert no_application_protocol"
+        }
+        (_, Outcome::Protocol) => "it does not speak http/1.1 (ALPN)",
+        (_, Outcome::Version) => {
+            "no TLS version or cipher suite in common (1.2 and 1.3 are spoken)"
+        }
+        (TlsPeer::Client, Outcome::Certificate) => "it does not accept the certificate",
+        (_, Outcome::Certificate) => {
+            "its certificate is not accepted; it must be valid for the host as configured and \
+             lead to a system root or one of --tls-ca-file"
+        }
+        (TlsPeer::Client, Outcome::Alert) => "it refused",
+        (_, Outcome::Alert) => {
+            "it refused; if it wants a client certificate, give --tls-client-cert and \
+             --tls-client-key"
+        }
+        (_, Outcome::Unfinished) => "the connection ended before the handshake did",
+        (TlsPeer::Client, Outcome::Broken) => "what it sent is not TLS",
+        (_, Outcome::Broken | Outcome::PlainText) => {
+            "what it sent is not TLS; if it speaks plain HTTP, leave it out of --enable-tls"
+        }
+    };
+    match &failure.error {
+        Some(error) => format!("TLS with {who} failed: {what} ({error})"),
+        None => format!("TLS with {who} failed: {what}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_says_who_and_what() {
+        for peer in TlsPeer::ALL {
+            for outcome in Outcome::ALL {
+                let text = explain(&Failure {
+                    peer,
+                    outcome,
+                    error: Some("why".into()),
+                    ip: Some(IpAddr::from([192, 0, 2, 1])),
+                });
+                assert!(
+                    text.contains("192.0.2.1") && text.ends_with("(why)"),
+                    "{text}"
+                );
+            }
+        }
+    }
+}

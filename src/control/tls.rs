@@ -1,0 +1,232 @@
+//! From the configuration to everything about TLS that the shards share.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use super::certificate::{self, Identity, Pem, Renewal};
+use super::handshakes::Handshakes;
+use crate::cli::Exit;
+use crate::config::{Config, ListenAddress, TlsConfig, UpstreamTls};
+use crate::fleet::{Address, Target};
+use crate::metrics::{ShardMetrics, TlsPeer};
+use crate::net::Conn;
+use crate::net::tls::{Acceptor, Dialer, Trust, Wire, client_config, server_config};
+use crate::pd::Role;
+use crate::proxy::shard::SecureUpstream;
+
+/// The name a decoder behind a Unix socket has to have a certificate for.
+const SOCKET_HOST: &str = "localhost";
+
+/// What sessions are begun with, on each side; `None` is plain text.
+pub(super) struct Plane {
+    server: Option<Arc<ServerConfig>>,
+    prefill: Option<ClientConfig>,
+    pub(super) decode: Option<Arc<ClientConfig>>,
+    encode: Option<ClientConfig>,
+    handshakes: Handshakes,
+}
+
+impl Plane {
+    /// Reads or makes what the configuration names, and what keeps the certificate up to date.
+    ///
+    /// # Errors
+    /// Exit code 3 with a sentence for every file that cannot be used.
+    pub(super) fn load(config: &Config) -> Result<(Self, Option<Renewal>), Exit> {
+        let tls = &config.tls;
+        let (mut server, mut renewal) = (None, None);
+        if let Some(listener) = &tls.listener {
+            let certificate = match &listener.cert_dir {
+                Some(folder) => {
+                    let loaded = certificate::load(folder).map_err(|error| {
+                        wrong(format!(
+                            "--cert-path: {error}; it names a directory with tls.crt and tls.key (PEM)"
+                        ))
+                    })?;
+                    renewal = Some(loaded.1);
+                    loaded.0
+                }
+                None => self_signed(config)?,
+            };
+            let made = server_config(certificate).map_err(unusable)?;
+            server = Some(Arc::new(made));
+        }
+        let upstream = Upstream::read(tls)?;
+        let plane = Self {
+            server,
+            prefill: upstream.config("prefiller", tls.prefiller)?,
+            decode: upstream.config("decoder", tls.decoder)?.map(Arc::new),
+            encode: upstream.config("encoder", tls.encoder)?,
+            handshakes: Handshakes::start(),
+        };
+        Ok((plane, renewal))
+    }
+
+    /// What a shard begins sessions with clients with; `None` serves plain text.
+    pub(super) fn acceptor(&self, metrics: &Arc<ShardMetrics>) -> Option<Acceptor> {
+        let report = || self.handshakes.report(TlsPeer::Client, metrics);
+        let server = self.server.as_ref()?;
+        Some(Acceptor::new(Arc::clone(server), report()))
+    }
+
+    /// What a shard's new connections to engines go through.
+    pub(super) fn upstream<C: Conn>(&self, metrics: &Arc<ShardMetrics>) -> SecureUpstream<Wire<C>> {
+        let dialer = |peer, config: Option<&ClientConfig>| {
+            config.map(|config| Dialer::new(config, self.handshakes.report(peer, metrics)))
+        };
+        let prefill = dialer(TlsPeer::Prefill, self.prefill.as_ref());
+        let decode = dialer(TlsPeer::Decode, self.decode.as_deref());
+        let encode = dialer(TlsPeer::Encode, self.encode.as_ref());
+        Box::new(move |wire, role, target| {
+            let dialer = match role {
+                Role::Prefill => &prefill,
+                Role::Decode => &decode,
+                Role::Encode => &encode,
+                // Mooncake's bootstrap servers speak plain HTTP.
+                Role::Bootstrap => &None,
+            };
+            match (wire, dialer) {
+                (Wire::Plain(conn), Some(dialer)) => dialer.dial(conn, &host(target)),
+                (wire, _) => wire,
+            }
+        })
+    }
+}
+
+/// The host a certificate must be valid for: the one that was written.
+pub(super) fn host(target: &Target) -> String {
+    match (target.name(), target.address()) {
+        (Some((name, _)), _) => name.to_owned(),
+        (None, Some(Address::Tcp(address))) => address.ip().to_string(),
+        (None, Some(Address::Unix(_)) | None) => SOCKET_HOST.to_owned(),
+    }
+}
+
+/// What is the same for all engines.
+struct Upstream<'a> {
+    tls: &'a TlsConfig,
+    roots: Arc<RootCertStore>,
+    identity: Option<Identity>,
+}
+
+impl<'a> Upstream<'a> {
+    fn read(tls: &'a TlsConfig) -> Result<Self, Exit> {
+        let stages = [tls.prefiller, tls.decoder, tls.encoder];
+        let mut stages = stages.into_iter().flatten();
+        let is_any = stages.clone().next().is_some();
+        let roots = if stages.any(|stage| stage.verify) {
+            roots(tls.ca_file.as_deref())?
+        } else {
+            RootCertStore::empty()
+        };
+        let identity = match &tls.client_identity {
+            Some(identity) if is_any => Some(client_identity(identity)?),
+            Some(_) | None => None,
+        };
+        Ok(Self {
+            tls,
+            roots: Arc::new(roots),
+            identity,
+        })
+    }
+
+    fn config(&self, stage: &str, with: Option<UpstreamTls>) -> Result<Option<ClientConfig>, Exit> {
+        let Some(with) = with else { return Ok(None) };
+        let trust = if with.verify {
+            Trust::Roots(Arc::clone(&self.roots))
+        } else {
+            tracing::warn!(
+                "--tls-insecure-skip-verify: certificates of the {stage} are not checked; whoever \
+                 is on the way can read and change everything"
+            );
+            Trust::Anyone
+        };
+        let identity = self.identity.as_ref();
+        let identity = identity.map(|(chain, key)| (chain.clone(), key.clone_key()));
+        let made =
+            client_config(trust, identity).map_err(|error| match &self.tls.client_identity {
+                Some(identity) => wrong(format!(
+                    "--tls-client-cert: {} cannot be used with {}: {error}",
+                    identity.cert_file.display(),
+                    identity.key_file.display()
+                )),
+                None => unusable(error),
+            })?;
+        Ok(Some(made))
+    }
+}
+
+/// The system's roots and those of `ca_file`. A system without roots is no error as long as a file
+/// is given.
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Exit> {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(system.certs);
+    let Some(file) = ca_file else {
+        if roots.is_empty() {
+            return Err(wrong(
+                "--enable-tls: this system has no root certificates; give --tls-ca-file, or install \
+                 them (ca-certificates)"
+                    .to_owned(),
+            ));
+        }
+        return Ok(roots);
+    };
+    let chain = certificate::read_chain(file);
+    for root in chain.map_err(|error| wrong(format!("--tls-ca-file: {error}")))? {
+        roots.add(root).map_err(|error| {
+            wrong(format!(
+                "--tls-ca-file: {}: a certificate in it cannot be used: {error}",
+                file.display()
+            ))
+        })?;
+    }
+    Ok(roots)
+}
+
+fn client_identity(identity: &crate::config::Identity) -> Result<Identity, Exit> {
+    Pem::read(&identity.cert_file, &identity.key_file)
+        .and_then(|pem| pem.identity())
+        .map_err(|error| wrong(format!("--tls-client-cert, --tls-client-key: {error}")))
+}
+
+fn self_signed(config: &Config) -> Result<Arc<crate::net::tls::Certificate>, Exit> {
+    let names = names(config, rustix::system::uname().nodename().to_str().ok());
+    let made = certificate::make(&names);
+    let made =
+        made.map_err(|error| Exit::runtime(format!("no self-signed certificate: {error}")))?;
+    tracing::info!(
+        "serving TLS with a self-signed certificate for {}; --cert-path takes one of your own",
+        names.join(", ")
+    );
+    Ok(made)
+}
+
+/// Every name and address clients may have for this process.
+fn names(config: &Config, host: Option<&str>) -> Vec<String> {
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
+    let listen = match config.ranks[0].listen {
+        ListenAddress::Address(address) if !address.ip().is_unspecified() => {
+            Some(address.ip().to_string())
+        }
+        ListenAddress::Address(_) | ListenAddress::DualStack(_) => None,
+    };
+    let pod = config.pod_ip.clone();
+    let pod = pod.map(|pod| pod.parse::<IpAddr>().map_or(pod, |ip| ip.to_string()));
+    for name in [host.map(Into::into), pod, listen].into_iter().flatten() {
+        if !name.is_empty() && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn wrong(text: String) -> Exit {
+    Exit::config(format!("ringside: {text}"))
+}
+
+fn unusable(error: rustls::Error) -> Exit {
+    Exit::runtime(format!("TLS cannot be used: {error}"))
+}
