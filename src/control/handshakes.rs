@@ -113,7 +113,7 @@ fn explain(failure: &Failure) -> String {
         }
         (_, Outcome::Protocol) => "it does not speak http/1.1 (ALPN)",
         (_, Outcome::Version) => {
-            "no TLS version or cipher suite in common (1.2 and 1.3 are spoken)"
+            "no TLS version, cipher suite, curve or kind of signature in common (TLS 1.2 and 1.3 are spoken)"
         }
         (TlsPeer::Client, Outcome::Certificate) => "it does not accept the certificate",
         (_, Outcome::Certificate) => {

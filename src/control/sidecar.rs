@@ -104,6 +104,7 @@ impl Running {
         let (allowed, quota) = (sys::allowed_cpus(), sys::cpu_quota());
         let plan = sys::plan_cores(&config.cores, &allowed, quota, &sys::Topology::read())?;
         warn_of(&config, &plan);
+        let (tls, renewal) = Plane::load(&config)?;
         for rank in &config.ranks {
             sys::probe(rank.listen)?;
         }
@@ -113,7 +114,6 @@ impl Running {
         let admin = admin.transpose()?;
         let dns = Arc::new(DnsCounters::default());
         let mori = mori::resolve(&config, &dns).await?;
-        let (tls, renewal) = Plane::load(&config)?;
         let common = common(config, mori, tls).await?;
         let shard_count = plan.seats.len();
         let log = access::start(&common.config.log.access, shard_count)

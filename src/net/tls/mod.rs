@@ -46,7 +46,7 @@ pub enum Outcome {
     PlainText,
     /// The peer does not speak `http/1.1` (it offered other protocols only).
     Protocol,
-    /// No version or cipher suite in common.
+    /// No version, cipher suite, curve or kind of signature in common.
     Version,
     /// The peer's certificate is missing, or not valid for its name, now, here.
     Certificate,
@@ -93,19 +93,12 @@ impl Outcome {
     }
 
     fn of(error: &rustls::Error) -> Self {
-        use rustls::{AlertDescription, Error, PeerIncompatible};
+        use rustls::{AlertDescription, Error};
         match error {
             Error::NoApplicationProtocol
             | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => Self::Protocol,
-            Error::AlertReceived(AlertDescription::ProtocolVersion)
-            | Error::PeerIncompatible(
-                PeerIncompatible::Tls12NotOffered
-                | PeerIncompatible::Tls12NotOfferedOrEnabled
-                | PeerIncompatible::ServerDoesNotSupportTls12Or13
-                | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
-                | PeerIncompatible::SupportedVersionsExtensionRequired
-                | PeerIncompatible::NoCipherSuitesInCommon,
-            ) => Self::Version,
+            Error::PeerIncompatible(_)
+            | Error::AlertReceived(AlertDescription::ProtocolVersion) => Self::Version,
             Error::AlertReceived(_) => Self::Alert,
             Error::InvalidCertificate(_) | Error::NoCertificatesPresented => Self::Certificate,
             _ => Self::Broken,

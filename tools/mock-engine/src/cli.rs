@@ -10,6 +10,7 @@ use crate::config::{EngineConfig, Role};
 use crate::door::Place;
 use crate::engine::Engine;
 use crate::kv::{BlockBook, EngineIds, KvContract, Meetings, Mooncake, Store};
+use crate::tls::Tls;
 
 const HELP: &str = "\
 A vLLM look-alike: the HTTP face of an engine, without the model.
@@ -31,6 +32,8 @@ usage: mock-engine --port P [options]
   --tokens N               tokens in an answer, below the request's limit (32)
   --model NAME             model name in answers (mock-model)
   --data-parallel-size N   one engine for each of N ranks (1)
+  --tls-cert FILE          speak TLS on the port, with this chain (PEM)
+  --tls-key FILE           its key (PEM)
   --lenient                do not check prefill requests against the contract
   --no-echo                answer 404 to unknown paths instead of an echo
   --help                   this text
@@ -127,6 +130,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
     let mut host = None;
     let mut port = None;
     let mut uds = None;
+    let mut tls = (None, None);
     let mut ranks = 1;
     while let Some(arg) = args.next() {
         let (name, inline) = match arg.split_once('=') {
@@ -153,6 +157,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
             | "--itl"
             | "--tokens"
             | "--model"
+            | "--tls-cert"
+            | "--tls-key"
             | "--data-parallel-size" => {}
             _ => return Err(format!("{name}: not known")),
         }
@@ -173,12 +179,22 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
             "--itl" => config.itl = time(&value).ok_or_else(|| wrong("a time"))?,
             "--tokens" => config.tokens = value.parse().map_err(|_| wrong("a number"))?,
             "--model" => config.model = value,
+            "--tls-cert" => tls.0 = Some(value),
+            "--tls-key" => tls.1 = Some(value),
             _ => ranks = value.parse().map_err(|_| wrong("a number"))?,
         }
     }
     if let (KvContract::Mooncake(terms), Some(ids)) = (&mut config.contract, &config.bootstrap) {
         terms.engines = ids.clone();
     }
+    config.tls = match tls {
+        (None, None) => None,
+        (Some(chain), Some(key)) => {
+            let tls = Tls::from_files(chain.as_ref(), key.as_ref());
+            Some(tls.map_err(|error| format!("--tls-cert, --tls-key: {error}"))?)
+        }
+        _ => return Err("--tls-cert and --tls-key: both or none".to_owned()),
+    };
     Ok(Parsed::Run(Box::new(Options {
         config,
         place: place(host, port, uds)?,

@@ -138,6 +138,8 @@ pub struct EngineConfig {
     pub keep_answer: bool,
     /// How many requests the log holds; the oldest half goes first.
     pub log_requests_max: usize,
+    /// TLS on a TCP port.
+    pub tls: Option<crate::Tls>,
 }
 
 impl Default for EngineConfig {
@@ -172,6 +174,7 @@ impl Default for EngineConfig {
             keep_json: true,
             keep_answer: false,
             log_requests_max: 100_000,
+            tls: None,
         }
     }
 }

@@ -14,6 +14,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use crate::tls::{Tls, TlsStream};
+
 /// vLLM's listen backlog.
 const BACKLOG: i32 = 2_048;
 /// What stands for the rank's number in the path of a socket.
@@ -253,6 +255,7 @@ impl Door {
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
 }
 
 /// The same call on either.
@@ -261,6 +264,7 @@ macro_rules! either {
         match $stream {
             Stream::Tcp($inner) => $call,
             Stream::Unix($inner) => $call,
+            Stream::Tls($inner) => $call,
         }
     };
 }
@@ -275,7 +279,22 @@ impl Stream {
     }
 
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<tokio::io::Ready> {
-        either!(self, stream => stream.ready(interest).await)
+        match self {
+            Self::Tcp(stream) => stream.ready(interest).await,
+            Self::Unix(stream) => stream.ready(interest).await,
+            Self::Tls(stream) => stream.tcp().ready(interest).await,
+        }
+    }
+
+    /// Shakes hands first, where that is wanted.
+    pub(crate) async fn secured(self, tls: Option<&Tls>) -> io::Result<Self> {
+        match (self, tls) {
+            (Self::Tcp(tcp), Some(tls)) => {
+                let stream = TlsStream::accept(tcp, tls).await?;
+                Ok(Self::Tls(Box::new(stream)))
+            }
+            (stream, _) => Ok(stream),
+        }
     }
 
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -301,6 +320,10 @@ impl Stream {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        either!(self, stream => stream.as_fd())
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.tcp().as_fd(),
+        }
     }
 }

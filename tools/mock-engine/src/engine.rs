@@ -367,7 +367,9 @@ fn admit(shared: &Arc<Shared>, stream: Stream, number: u64) {
     stream.send_at_once();
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        serve(stream, &shared, number).await;
+        if let Ok(stream) = stream.secured(shared.config.tls.as_ref()).await {
+            serve(stream, &shared, number).await;
+        }
         drop(open);
     });
 }

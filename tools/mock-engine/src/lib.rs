@@ -49,6 +49,7 @@ mod pages;
 mod pd;
 mod send;
 mod sync;
+mod tls;
 mod wire;
 
 pub use answer::{FOREIGN_TAG, expected_text, expected_token_ids};
@@ -63,3 +64,4 @@ pub use kv::{
 };
 pub use log::{AbortPhase, Counters, Framing, Seen, State};
 pub use pd::HandoffRegistry;
+pub use tls::Tls;
