@@ -160,6 +160,7 @@ impl Answer {
 /// A connection.
 pub(crate) struct Client {
     stream: TcpStream,
+    tls: Option<Box<rustls::ClientConnection>>,
     /// Received and not yet looked at.
     buffer: Vec<u8>,
     /// What the kernel last said instead of bytes.
@@ -174,31 +175,73 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         Self {
             stream,
+            tls: None,
             buffer: Vec::new(),
             ended: None,
         }
     }
 
+    /// A connection with TLS on it; the handshake happens with the first bytes.
+    pub(crate) fn secure(port: u16, session: rustls::ClientConnection) -> Self {
+        let mut client = Self::connect(port);
+        client.tls = Some(Box::new(session));
+        client
+    }
+
+    /// Shakes hands now; the error if that fails.
+    pub(crate) fn shake_hands(&mut self) -> std::io::Result<()> {
+        let tls = self.tls.as_mut().unwrap();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut self.stream)?;
+        }
+        Ok(())
+    }
+
+    /// The certificate the other side has shown.
+    pub(crate) fn certificate(&self) -> Vec<u8> {
+        self.tls.as_ref().unwrap().peer_certificates().unwrap()[0].to_vec()
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.tls {
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).write_all(bytes),
+            None => self.stream.write_all(bytes),
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.tls {
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(buffer),
+            None => self.stream.read(buffer),
+        }
+    }
+
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).unwrap();
+        self.write_all(bytes.as_ref()).unwrap();
     }
 
     /// As `send`, where the other side may have closed already.
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        self.stream.write_all(bytes.as_ref()).is_ok()
+        self.write_all(bytes.as_ref()).is_ok()
     }
 
     /// The same connection, for sending from another thread.
     pub(crate) fn share(&self) -> Self {
+        assert!(self.tls.is_none(), "a session has one owner");
         Self {
             stream: self.stream.try_clone().unwrap(),
+            tls: None,
             buffer: Vec::new(),
             ended: None,
         }
     }
 
     /// Ends our direction.
-    pub(crate) fn finish(&self) {
+    pub(crate) fn finish(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            tls.complete_io(&mut self.stream).unwrap();
+        }
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
@@ -207,7 +250,11 @@ impl Client {
         self.stream.set_nonblocking(true).unwrap();
         let mut refusals = 0;
         while refusals < 50 && !bytes.is_empty() {
-            match self.stream.write(bytes) {
+            let wrote = match &mut self.tls {
+                Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).write(bytes),
+                None => self.stream.write(bytes),
+            };
+            match wrote {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     refusals += 1;
@@ -247,7 +294,7 @@ impl Client {
             return false;
         }
         let mut piece = [0; 64 * 1024];
-        match self.stream.read(&mut piece) {
+        match self.read(&mut piece) {
             Ok(0) => self.ended = Some(End::Cut),
             Ok(n) => {
                 self.buffer.extend_from_slice(&piece[..n]);
@@ -255,7 +302,13 @@ impl Client {
             }
             // A wait with a time limit is not begun again by the kernel.
             Err(error) if error.kind() == ErrorKind::Interrupted => return true,
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+            // Without the peer's word for it an end is none.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof
+                ) =>
+            {
                 self.ended = Some(End::Reset);
             }
             Err(error) => panic!(

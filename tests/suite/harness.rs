@@ -15,6 +15,7 @@ use mock_engine::{Engine, EngineConfig, HandoffRegistry, Place, Seen};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::certificates::{Offer, session};
 use crate::client::{Answer, Client, DEADLINE};
 use crate::harness_more::Driver;
 
@@ -182,6 +183,14 @@ pub(crate) struct Launch<'a> {
     pub(crate) ring_errno: Option<i32>,
     /// It is not waited for until it is ready, as it may not be for now.
     pub(crate) is_unready: bool,
+    /// TLS towards clients, set up by `args`.
+    pub(crate) tls: bool,
+}
+
+/// With `RINGSIDE_SUITE_TLS` in the environment clients speak TLS to every sidecar, and so do pairs
+/// to their engines, so that all tests run over that too.
+pub(crate) fn is_suite_tls() -> bool {
+    std::env::var_os("RINGSIDE_SUITE_TLS").is_some()
 }
 
 /// A sidecar that serves; dropping it kills it.
@@ -189,6 +198,7 @@ pub(crate) struct Launch<'a> {
 pub(crate) struct Sidecar {
     child: Child,
     log: Log,
+    tls: bool,
     pub(crate) port: u16,
     pub(crate) admin_port: u16,
 }
@@ -220,6 +230,7 @@ impl Sidecar {
         let ranks = launch.ranks.max(1);
         let port = free_ports(ranks + 1);
         let admin_port = port + ranks;
+        let tls = launch.tls || is_suite_tls();
         let mut command = ringside();
         if let Some(errno) = launch.ring_errno {
             crate::seccomp::refuse_ring(&mut command, errno);
@@ -228,7 +239,7 @@ impl Sidecar {
             .arg("sidecar")
             .arg(format!("--port={port}"))
             .arg(format!("--admin-address=127.0.0.1:{admin_port}"))
-            .arg("--secure-proxy=false")
+            .arg(format!("--secure-proxy={tls}"))
             .args(
                 (launch.decoder_port != 0)
                     .then(|| format!("--model-server-port={}", launch.decoder_port)),
@@ -243,6 +254,7 @@ impl Sidecar {
         let mut sidecar = Self {
             child,
             log,
+            tls,
             port,
             admin_port,
         };
@@ -346,7 +358,15 @@ impl Sidecar {
     }
 
     pub(crate) fn connect(&self) -> Client {
+        if self.tls {
+            return self.connect_offering(&Offer::default());
+        }
         Client::connect(self.port)
+    }
+
+    /// A connection with TLS.
+    pub(crate) fn connect_offering(&self, offer: &Offer<'_>) -> Client {
+        Client::secure(self.port, session(offer))
     }
 
     /// One request on a connection of its own.

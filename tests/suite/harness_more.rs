@@ -11,8 +11,11 @@ use mock_engine::{Engine, EngineConfig, HandoffRegistry, expected_text};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::certificates::{Authority, Folder, engine_tls};
 use crate::client::{Answer, Client, DEADLINE, request};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, sha256, start_decoder, wait_for};
+use crate::harness::{
+    CHAT, Launch, PREFILLER, Pair, Sidecar, is_suite_tls, sha256, start_decoder, wait_for,
+};
 
 /// Which engine drives the sidecar's sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +62,23 @@ pub(crate) fn pair_from(
     let mut decode = checked(EngineConfig::decode());
     change_prefill(&mut prefill);
     change_decode(&mut decode);
+    let authority = Folder::new();
+    let mut flags = Vec::new();
+    if is_suite_tls() {
+        prefill.tls.get_or_insert_with(engine_tls);
+        decode.tls.get_or_insert_with(engine_tls);
+        let file = authority.write("engines.crt", &Authority::of_engines().pem());
+        flags = vec![
+            "--enable-tls=prefiller,decoder".to_owned(),
+            format!("--tls-ca-file={file}"),
+        ];
+    }
     let prefill = Engine::start(prefill, 0).unwrap();
     let (decode, flag) = start_decoder(decode);
+    flags.push(flag);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let sidecar = Sidecar::launch(&Launch {
-        args: &[&[&*flag], launch.args].concat(),
+        args: &[&flags, launch.args].concat(),
         ..launch.clone()
     });
     Pair {
@@ -166,7 +182,7 @@ impl Leave {
     pub(crate) const ALL: [Self; 2] = [Self::Fin, Self::Reset];
 
     /// Leaves, and says when. A client that only said FIN stays, so that no reset follows.
-    pub(crate) fn now(self, client: Client) -> (Instant, Option<Client>) {
+    pub(crate) fn now(self, mut client: Client) -> (Instant, Option<Client>) {
         let at = Instant::now();
         match self {
             Self::Fin => {

@@ -14,6 +14,7 @@
 mod abort;
 mod apis;
 mod bodies;
+mod certificates;
 mod chunked;
 mod cli;
 mod client;
@@ -49,6 +50,7 @@ mod sglang;
 mod shared_storage;
 mod soak;
 mod splice;
+mod tls;
 mod transport;
 mod unix;
 mod usage;

@@ -1,0 +1,3 @@
+//! TLS towards clients and engines: handshakes, certificates, what ends and what must not.
+
+use crate::harness::Launch;
