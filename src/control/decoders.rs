@@ -4,11 +4,16 @@
 //! its engine nothing.
 
 use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::net::ToSocketAddrs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
@@ -30,7 +35,7 @@ struct Watched {
 }
 
 /// Starts the task that looks, and gives what reads its results.
-pub(super) fn watch(decoders: &[Decoder]) -> DecoderStates {
+pub(super) fn watch(decoders: &[Decoder], tls: Option<Arc<ClientConfig>>) -> DecoderStates {
     let watched: Arc<Vec<Watched>> = Arc::new(
         decoders
             .iter()
@@ -41,7 +46,7 @@ pub(super) fn watch(decoders: &[Decoder]) -> DecoderStates {
             .collect(),
     );
     let wanted = Arc::new(Notify::new());
-    tokio::spawn(look(Arc::clone(&watched), Arc::clone(&wanted)));
+    tokio::spawn(look(Arc::clone(&watched), tls, Arc::clone(&wanted)));
     let asked = Mutex::new(None::<Instant>);
     Arc::new(move || {
         let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,12 +62,15 @@ pub(super) fn watch(decoders: &[Decoder]) -> DecoderStates {
     })
 }
 
-async fn look(watched: Arc<Vec<Watched>>, wanted: Arc<Notify>) {
+async fn look(watched: Arc<Vec<Watched>>, tls: Option<Arc<ClientConfig>>, wanted: Arc<Notify>) {
     loop {
         wanted.notified().await;
         for one in watched.iter() {
-            let asked = tokio::time::timeout(LOOK_WAIT_MAX, health(one));
-            let state = asked.await.unwrap_or(3);
+            let state = match &tls {
+                None => tokio::time::timeout(LOOK_WAIT_MAX, health(one)).await,
+                Some(tls) => Ok(health_over_tls(one, Arc::clone(tls)).await),
+            };
+            let state = state.unwrap_or(3);
             one.state.store(state, Ordering::Relaxed);
         }
     }
@@ -84,19 +92,68 @@ async fn health(one: &Watched) -> u8 {
     }
 }
 
-async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, target: &Target) -> u8 {
-    let request = format!(
+/// The same of a decoder that speaks TLS. Looked at rarely and by one at a time, so blocking calls
+/// on a thread of their own do.
+async fn health_over_tls(one: &Watched, tls: Arc<ClientConfig>) -> u8 {
+    let target = one.target.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        let wait = Some(LOOK_WAIT_MAX);
+        if let Some(Address::Unix(socket)) = target.address() {
+            let path = socket.sun_path();
+            let Ok(stream) = net::UnixStream::connect(OsStr::from_bytes(&path)) else {
+                return 4;
+            };
+            let limited = stream.set_read_timeout(wait);
+            let limited = limited.and_then(|()| stream.set_write_timeout(wait));
+            return limited.map_or(3, |()| ask_over_tls(stream, &target, tls));
+        }
+        let addresses = target.to_string().to_socket_addrs();
+        let mut addresses = addresses.into_iter().flatten();
+        let connect = |at| std::net::TcpStream::connect_timeout(&at, LOOK_WAIT_MAX).ok();
+        let Some(stream) = addresses.find_map(connect) else {
+            return 4;
+        };
+        let limited = stream.set_read_timeout(wait);
+        let limited = limited.and_then(|()| stream.set_write_timeout(wait));
+        limited.map_or(3, |()| ask_over_tls(stream, &target, tls))
+    });
+    asked.await.unwrap_or(3)
+}
+
+fn ask_over_tls(mut stream: impl Read + Write, target: &Target, tls: Arc<ClientConfig>) -> u8 {
+    let Ok(name) = ServerName::try_from(super::tls::host(target)) else {
+        return 3;
+    };
+    let Ok(mut session) = rustls::ClientConnection::new(tls, name) else {
+        return 3;
+    };
+    let mut stream = rustls::Stream::new(&mut session, &mut stream);
+    let mut line = [0_u8; 12];
+    let asked = stream.write_all(request(target).as_bytes());
+    state_of(asked.and_then(|()| stream.read_exact(&mut line)), &line)
+}
+
+fn request(target: &Target) -> String {
+    format!(
         "GET /health HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
         target.authority()
-    );
-    let mut line = [0_u8; 12];
-    let answered = async {
-        stream.write_all(request.as_bytes()).await?;
-        stream.read_exact(&mut line).await
-    };
-    match answered.await {
-        Ok(_) if line.ends_with(b" 200") => 1,
-        Ok(_) => 2,
+    )
+}
+
+fn state_of(answered: std::io::Result<()>, line: &[u8]) -> u8 {
+    match answered {
+        Ok(()) if line.ends_with(b" 200") => 1,
+        Ok(()) => 2,
         Err(_) => 3,
     }
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, target: &Target) -> u8 {
+    let mut line = [0_u8; 12];
+    let answered = async {
+        stream.write_all(request(target).as_bytes()).await?;
+        stream.read_exact(&mut line).await.map(|_| ())
+    };
+    let answered = answered.await;
+    state_of(answered, &line)
 }

@@ -183,7 +183,7 @@ impl Running {
             shards_listening: Arc::clone(&self.common.listening),
             shards_expected: self.inboxes.len(),
             draining: Arc::clone(&self.admin_draining),
-            decoders: decoders::watch(&self.common.decoders),
+            decoders: decoders::watch(&self.common.decoders, self.common.tls.decode.clone()),
             allowlist: allowlist
                 .map(|list| -> admin::LookUp { Arc::new(move || list.readiness()) }),
         };

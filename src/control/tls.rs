@@ -98,7 +98,8 @@ impl Plane {
 /// The host a certificate must be valid for: the one that was written.
 pub(super) fn host(target: &Target) -> String {
     match (target.name(), target.address()) {
-        (Some((name, _)), _) => name.to_owned(),
+        // The root's dot is in no certificate.
+        (Some((name, _)), _) => name.trim_end_matches('.').to_owned(),
         (None, Some(Address::Tcp(address))) => address.ip().to_string(),
         (None, Some(Address::Unix(_)) | None) => SOCKET_HOST.to_owned(),
     }

@@ -10,4 +10,4 @@ mod target;
 pub use address::{Address, SOCKET_PATH_BYTES_MAX, SocketPath};
 pub use allow::{AllowError, AllowRule};
 pub use allowlist::AllowList;
-pub use target::{Target, TargetError};
+pub use target::{HTTP_PORT, HTTPS_PORT, Target, TargetError};

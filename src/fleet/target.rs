@@ -13,7 +13,9 @@ use super::{Address, SocketPath};
 /// Longest host name (RFC 1035 2.3.4, in text form).
 const HOST_BYTES_MAX: usize = 253;
 /// Port of plain HTTP where a target names none.
-const PORT_DEFAULT: u16 = 80;
+pub const HTTP_PORT: u16 = 80;
+/// The same with TLS.
+pub const HTTPS_PORT: u16 = 443;
 
 /// What an operator writes before the path of a Unix socket.
 const UNIX_SCHEME: &[u8] = b"unix:";
@@ -126,6 +128,14 @@ impl Target {
     /// Anything else: user information, a path (even `/`), blanks, percent signs, another scheme,
     /// a port that is not a number.
     pub fn parse(text: &[u8]) -> Result<Self, TargetError> {
+        Self::parse_or_port(text, HTTP_PORT)
+    }
+
+    /// As [`Target::parse`], with another port for a target that names none.
+    ///
+    /// # Errors
+    /// As [`Target::parse`].
+    pub fn parse_or_port(text: &[u8], port_default: u16) -> Result<Self, TargetError> {
         if text.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
             return Err(TargetError::Blank);
         }
@@ -143,11 +153,11 @@ impl Target {
             return Err(TargetError::NotAlone);
         }
         if let Some(rest) = text.strip_prefix(b"[") {
-            return Self::parse_bracketed(rest);
+            return Self::parse_bracketed(rest, port_default);
         }
         let mut parts = text.splitn(2, |byte| *byte == b':');
         let host = parts.next().unwrap_or_default();
-        let port = parts.next().map_or(Ok(PORT_DEFAULT), parse_port)?;
+        let port = parts.next().map_or(Ok(port_default), parse_port)?;
         if host.is_empty() {
             return Err(TargetError::HostMissing);
         }
@@ -165,20 +175,16 @@ impl Target {
     /// # Errors
     /// As [`Target::parse`], and for an absent port.
     pub fn parse_with_port(text: &[u8]) -> Result<Self, TargetError> {
-        let target = Self::parse(text)?;
-        let behind_host = text
-            .rsplit(|byte| matches!(byte, b':' | b']' | b'/'))
-            .next();
-        let has_port = text.len() > behind_host.map_or(0, <[u8]>::len)
-            && text[..text.len() - behind_host.map_or(0, <[u8]>::len)].ends_with(b":");
-        if has_port {
+        let target = Self::parse_or_port(text, HTTP_PORT)?;
+        // A port that is written does not depend on the default.
+        if Self::parse_or_port(text, HTTPS_PORT)? == target {
             Ok(target)
         } else {
             Err(TargetError::PortMalformed)
         }
     }
 
-    fn parse_bracketed(rest: &[u8]) -> Result<Self, TargetError> {
+    fn parse_bracketed(rest: &[u8], port_default: u16) -> Result<Self, TargetError> {
         let close = rest.iter().position(|byte| *byte == b']');
         let Some(close) = close else {
             return Err(TargetError::AddressMalformed);
@@ -188,7 +194,7 @@ impl Target {
             .and_then(|text| text.parse::<Ipv6Addr>().ok())
             .ok_or(TargetError::AddressMalformed)?;
         let port = match rest[close + 1..].split_first() {
-            None => PORT_DEFAULT,
+            None => port_default,
             Some((b':', port)) => parse_port(port)?,
             Some(_) => return Err(TargetError::AddressMalformed),
         };

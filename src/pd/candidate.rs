@@ -1,6 +1,6 @@
 //! The prefill targets a request names, in the order to try them.
 
-use crate::fleet::{Target, TargetError};
+use crate::fleet::{HTTP_PORT, Target, TargetError};
 
 /// Candidates looked at in one request; a scheduler sends one or a few.
 pub const CANDIDATES_MAX: usize = 16;
@@ -9,9 +9,10 @@ pub const CANDIDATES_MAX: usize = 16;
 ///
 /// Exactly one line is split on commas; of two or more lines each is one candidate and is not
 /// split (llm-d, reference 3.1). Blanks around an element are not part of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidates<'a> {
     elements: Vec<&'a [u8]>,
+    port_default: u16,
 }
 
 impl<'a> Candidates<'a> {
@@ -38,7 +39,17 @@ impl<'a> Candidates<'a> {
         } else {
             lines.take(CANDIDATES_MAX).map(<[u8]>::trim_ascii).collect()
         };
-        Self { elements }
+        Self {
+            elements,
+            port_default: HTTP_PORT,
+        }
+    }
+
+    /// Sets the port of candidates that name none.
+    #[must_use]
+    pub const fn with_default_port(mut self, port: u16) -> Self {
+        self.port_default = port;
+        self
     }
 
     /// Picks the candidate to begin with: the first, or with sampling the one at `random` modulo
@@ -64,7 +75,7 @@ impl<'a> Candidates<'a> {
             if element.is_empty() {
                 continue;
             }
-            let target = Target::parse(element)?;
+            let target = Target::parse_or_port(element, self.port_default)?;
             if !targets.contains(&target) {
                 targets.push(target);
             }
@@ -76,10 +87,10 @@ impl<'a> Candidates<'a> {
 /// Targets named for a purpose that the request can be served without: one line split on commas or
 /// several lines, elements that are no targets left out, each target once.
 #[must_use]
-pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone) -> Vec<Target> {
+pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16) -> Vec<Target> {
     let mut targets = Vec::new();
     for element in Candidates::split(lines).elements {
-        if let Ok(target) = Target::parse(element)
+        if let Ok(target) = Target::parse_or_port(element, port_default)
             && !targets.contains(&target)
         {
             targets.push(target);
@@ -96,6 +107,15 @@ mod tests {
         let lines = lines.iter().map(|line| line.as_bytes());
         let chosen = Candidates::read(lines, std::iter::empty()).choose(random)?;
         Ok(chosen.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn the_port_of_tls_where_none_is_named() {
+        let lines = [&b"a,b:2,[::1],192.0.2.1"[..]].into_iter();
+        let candidates = Candidates::read(lines, std::iter::empty()).with_default_port(443);
+        let chosen: Vec<_> = candidates.choose(None).unwrap();
+        let chosen: Vec<_> = chosen.iter().map(ToString::to_string).collect();
+        assert_eq!(chosen, ["a:443", "b:2", "[::1]:443", "192.0.2.1:443"]);
     }
 
     #[test]

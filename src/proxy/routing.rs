@@ -1,8 +1,8 @@
 //! What a request's head says about where it goes.
 
 use super::exchange::Exchange;
-use crate::config::KvConnector;
-use crate::fleet::{Target, TargetError};
+use crate::config::{KvConnector, UpstreamTls};
+use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
 use crate::h1::Name;
 use crate::metrics::Named;
 use crate::net::Net;
@@ -23,6 +23,14 @@ impl Routing {
     /// Whether the decoder is asked with the client's body alone.
     pub(super) fn is_local(&self) -> bool {
         self.prefillers.is_empty() && self.encoders.is_empty() && self.source.is_none()
+    }
+}
+
+/// The port of a target that names none.
+const fn default_port(tls: Option<UpstreamTls>) -> u16 {
+    match tls {
+        Some(_) => HTTPS_PORT,
+        None => HTTP_PORT,
     }
 }
 
@@ -53,14 +61,18 @@ impl<N: Net> Exchange<'_, N> {
         let old = self.values(Name::XPrefillerUrl);
         let sampling = self.shard.config.pd.prefiller_sampling;
         let random = sampling.then(|| self.shard.net.random());
-        Candidates::read(new, old).choose(random)
+        let port = default_port(self.shard.config.tls.prefiller);
+        Candidates::read(new, old)
+            .with_default_port(port)
+            .choose(random)
     }
 
     fn encoders(&self) -> Vec<Target> {
         if self.shard.config.pd.encoder.is_none() {
             return Vec::new();
         }
-        let mut encoders = list(self.values(Name::XEncoderHostsPorts));
+        let port = default_port(self.shard.config.tls.encoder);
+        let mut encoders = list(self.values(Name::XEncoderHostsPorts), port);
         self.shard.drop_denied(Named::Encode, &mut encoders);
         encoders
     }

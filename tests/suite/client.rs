@@ -240,7 +240,10 @@ impl Client {
     pub(crate) fn finish(&mut self) {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
-            tls.complete_io(&mut self.stream).unwrap();
+            // Either fails if the other side was faster.
+            let _ = tls.complete_io(&mut self.stream);
+            let _ = self.stream.shutdown(Shutdown::Write);
+            return;
         }
         self.stream.shutdown(Shutdown::Write).unwrap();
     }

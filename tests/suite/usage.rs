@@ -72,8 +72,8 @@ fn a_count_only_in_the_handoff_is_used() {
 /// count differs.
 #[track_caller]
 fn expect_frames(pair: &Pair, answer: &Answer, count: u64) {
-    if pair.decode.port() == 0 {
-        eprintln!("skipped: the decoder is on a Unix socket");
+    if pair.decode.port() == 0 || crate::harness::is_suite_tls() {
+        eprintln!("skipped: the decoder is on a Unix socket, or speaks TLS");
         return;
     }
     let direct = crate::client::Client::connect(pair.decode.port())
