@@ -125,7 +125,11 @@ fn explain(failure: &Failure) -> String {
             "it refused; if it wants a client certificate, give --tls-client-cert and \
              --tls-client-key"
         }
-        (_, Outcome::Unfinished) => "the connection ended before the handshake did",
+        (TlsPeer::Client, Outcome::Unfinished) => "the connection ended before the handshake did",
+        (_, Outcome::Unfinished) => {
+            "the connection ended before the handshake did; if it speaks plain HTTP, leave it out \
+             of --enable-tls"
+        }
         (TlsPeer::Client, Outcome::Broken) => "what it sent is not TLS",
         (_, Outcome::Broken | Outcome::PlainText) => {
             "what it sent is not TLS; if it speaks plain HTTP, leave it out of --enable-tls"

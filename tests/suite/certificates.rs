@@ -6,7 +6,6 @@ use std::sync::{Arc, OnceLock};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -40,6 +39,10 @@ impl Authority {
 
     pub(crate) fn pem(&self) -> String {
         self.0.pem()
+    }
+
+    pub(crate) fn der(&self) -> Vec<u8> {
+        self.0.der().to_vec()
     }
 
     /// A certificate for these names and addresses.
@@ -79,6 +82,7 @@ impl Folder {
         &self.0
     }
 
+    /// The path as a flag has it.
     pub(crate) fn text(&self) -> String {
         self.0.to_str().unwrap().to_owned()
     }
@@ -106,8 +110,8 @@ impl Drop for Folder {
 #[derive(Clone)]
 pub(crate) struct Offer<'a> {
     pub(crate) name: &'a str,
-    /// PEM; `None` believes anybody.
-    pub(crate) root: Option<String>,
+    /// The one root (DER); `None` believes anybody.
+    pub(crate) root: Option<Vec<u8>>,
     pub(crate) alpn: &'a [&'a str],
     pub(crate) versions: &'a [&'static SupportedProtocolVersion],
 }
@@ -129,10 +133,9 @@ pub(crate) fn session(offer: &Offer<'_>) -> ClientConnection {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_protocol_versions(offer.versions).unwrap();
     let mut config = match &offer.root {
-        Some(pem) => {
+        Some(root) => {
             let mut roots = RootCertStore::empty();
-            let root = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
-            roots.add(root).unwrap();
+            roots.add(root.clone().into()).unwrap();
             builder.with_root_certificates(roots).with_no_client_auth()
         }
         None => builder

@@ -638,7 +638,10 @@ impl<C: Conn> Drop for Tls<C> {
             }
             // Behind a record of which a part has left nothing can be said any more.
             Phase::Open
-                if !self.is_abrupt.get() && state.closing.is_none() && state.out.is_empty() =>
+                if !self.is_abrupt.get()
+                    && state.closing.is_none()
+                    && state.broken.is_none()
+                    && state.out.is_empty() =>
             {
                 Self::close_notify(state);
                 let _ = self.inner.try_send(&state.out);

@@ -129,6 +129,12 @@ impl Session {
     }
 }
 
+/// The one call there is, of either side.
+type Process<D> = for<'c, 'i> fn(
+    &'c mut UnbufferedConnectionCommon<D>,
+    &'i mut [u8],
+) -> UnbufferedStatus<'c, 'i, D>;
+
 struct Run<'a> {
     received: &'a mut [u8],
     plain: &'a mut Vec<u8>,
@@ -145,14 +151,7 @@ enum More {
 }
 
 impl Run<'_> {
-    fn all<D>(
-        &mut self,
-        session: &mut UnbufferedConnectionCommon<D>,
-        process: for<'c, 'i> fn(
-            &'c mut UnbufferedConnectionCommon<D>,
-            &'i mut [u8],
-        ) -> UnbufferedStatus<'c, 'i, D>,
-    ) {
+    fn all<D>(&mut self, session: &mut UnbufferedConnectionCommon<D>, process: Process<D>) {
         loop {
             let UnbufferedStatus {
                 mut discard, state, ..
@@ -166,14 +165,36 @@ impl Run<'_> {
                     self.wish,
                     &mut self.done,
                 ),
-                // Once more, for the alert that says so to the peer.
-                Err(error) if self.done.error.is_none() => {
+                Err(error) => {
                     self.done.error = Some(error);
-                    More::Yes
+                    More::No
                 }
-                Err(_) => More::No,
             };
             self.done.used += discard;
+            if more == More::No {
+                break;
+            }
+        }
+        if self.done.error.is_some() {
+            self.last_words(session, process);
+        }
+    }
+
+    /// Takes the alert that tells the peer of an error, if there is one. No received byte is
+    /// looked at again.
+    fn last_words<D>(&mut self, session: &mut UnbufferedConnectionCommon<D>, process: Process<D>) {
+        while session.wants_write() {
+            let Ok(state) = process(session, &mut []).state else {
+                return;
+            };
+            let more = step(
+                state,
+                &mut 0,
+                self.plain,
+                self.out,
+                Wish::Nothing,
+                &mut self.done,
+            );
             if more == More::No {
                 return;
             }
