@@ -115,6 +115,13 @@ impl<C: Conn> Tls<C> {
         }
     }
 
+    /// Bytes it keeps: received, and to be sent.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> [usize; 2] {
+        let state = self.state.borrow();
+        [state.held.len(), state.out.len() - state.out_at]
+    }
+
     /// Ready when the handshake has ended, one way or the other.
     pub(super) fn poll_open(&self, cx: &mut Context<'_>) -> Poll<Opened> {
         let state = &mut *self.state.borrow_mut();
@@ -137,19 +144,25 @@ impl<C: Conn> Tls<C> {
                         Err(error) => state.phase = Phase::Failed(error.kind()),
                     }
                 }
-                Phase::Handshaking => match self.flush(state) {
-                    Err(error) => self.fail(state, Outcome::Unfinished, None, error.kind()),
-                    Ok(false) => std::task::ready!(self.inner.poll_writable(cx)),
-                    Ok(true) => {
-                        std::task::ready!(self.inner.poll_readable(cx));
-                        match self.pump(state) {
-                            Err(error) if !would_block(&error) => {
-                                self.fail(state, Outcome::Unfinished, None, error.kind());
-                            }
-                            Ok(()) | Err(_) => {}
+                Phase::Handshaking => {
+                    let sent = match self.flush(state) {
+                        Ok(sent) => sent,
+                        Err(error) => {
+                            self.fail(state, Outcome::Unfinished, None, error.kind());
+                            continue;
                         }
+                    };
+                    if !sent && self.inner.poll_writable(cx).is_ready() {
+                        continue;
                     }
-                },
+                    // Also while something is kept: the peer may wait for us to read.
+                    std::task::ready!(self.inner.poll_readable(cx));
+                    if let Err(error) = self.pump(state)
+                        && !would_block(&error)
+                    {
+                        self.fail(state, Outcome::Unfinished, None, error.kind());
+                    }
+                }
             }
         }
     }

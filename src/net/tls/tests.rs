@@ -13,7 +13,7 @@ use rustls::server::ServerConnection;
 use rustls::{ClientConnection, Connection, RootCertStore, SupportedProtocolVersion};
 
 use super::*;
-use crate::limits::{TLS_RECEIVE_BYTES, TLS_SEND_BYTES};
+use crate::limits::TLS_SEND_BYTES;
 use crate::net::sim::{Manner, SimConn, SimNet};
 use crate::net::would_block;
 
@@ -403,5 +403,486 @@ fn a_client_under_many_seeds() {
         let run = run.unwrap_or_else(|stuck| panic!("{stuck}"));
         assert_eq!(run.panics, 0, "seed {seed}");
         assert_eq!(*heard.borrow(), [Outcome::Ok], "seed {seed}");
+    }
+}
+
+/// Runs `main` and fails with the seed if it cannot end or a task has panicked.
+fn run(net: &SimNet, main: impl Future<Output = ()> + 'static) {
+    let run = net.run(main);
+    let run = run.unwrap_or_else(|stuck| panic!("{stuck}"));
+    assert_eq!(run.panics, 0, "seed {}", net.seed());
+}
+
+/// A wide connection without surprises.
+fn calm(seed: u64) -> SimNet {
+    let net = SimNet::new(seed);
+    net.set_manner(Some(Manner::calm(1 << 20)));
+    net
+}
+
+#[test]
+fn what_a_slow_peer_does_not_take_is_bounded_and_leaves_in_order() {
+    for seed in seeds(40) {
+        let net = SimNet::new(seed);
+        let capacity = usize::try_from(2048 + net.below(6000)).unwrap();
+        net.set_manner(Some(Manner::calm(capacity)));
+        let (near, far) = net.pair();
+        let (_, report) = listen();
+        let mut peer = Peer::client(near, &[&rustls::version::TLS13], &[]);
+        let payload = bytes(&net, 400_000);
+        let wanted = payload.clone();
+        let (go, gone) = (Rc::new(std::cell::Cell::new(false)), net.clone());
+        let may_read = Rc::clone(&go);
+        net.spawn(async move {
+            peer.open().await.unwrap();
+            while !may_read.get() {
+                gone.sleep(std::time::Duration::from_millis(1)).await;
+            }
+            assert!(peer.receive(wanted.len()).await.unwrap() == wanted);
+            peer.close().await;
+        });
+        run(&net, async move {
+            let wire = accept(far, &report);
+            assert_eq!(open(&wire).await, Opened::Ready);
+            let Wire::Tls(tls) = &wire else {
+                unreachable!()
+            };
+            let mut at = 0;
+            let refused = loop {
+                match wire.try_send(&payload[at..]) {
+                    Ok(sent) => at += sent,
+                    Err(error) => break error,
+                }
+            };
+            assert!(would_block(&refused));
+            let kept = || tls.kept()[1];
+            assert!(kept() > 0 && kept() < TLS_SEND_BYTES + 4096, "{}", kept());
+            // More of the same is refused, and nothing more is kept.
+            for _ in 0..10 {
+                let before = kept();
+                assert!(
+                    wire.try_send(&payload[at..])
+                        .is_err_and(|error| would_block(&error))
+                );
+                assert!(kept() <= before);
+            }
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(wire.poll_writable(&mut cx).is_pending());
+            go.set(true);
+            send(&wire, &payload[at..]).await.unwrap();
+            assert_eq!(kept(), 0, "what counts as sent has left");
+            let (rest, end) = receive_all(&wire).await;
+            assert!(rest.is_empty() && end.is_ok(), "{end:?}");
+        });
+    }
+}
+
+#[test]
+fn an_end_without_a_word_for_it_is_an_error() {
+    for seed in seeds(40) {
+        for says_so in [true, false] {
+            let net = SimNet::new(seed);
+            let (near, far) = net.pair();
+            let (_, report) = listen();
+            let mut peer = Peer::client(near, &[VERSIONS[(seed % 2) as usize]], &[]);
+            net.spawn(async move {
+                peer.open().await.unwrap();
+                peer.send(b"the whole or a part").await.unwrap();
+                if says_so {
+                    peer.close().await;
+                } else {
+                    peer.conn.finish();
+                }
+                while let Ok(true) = peer.pump().await {}
+            });
+            run(&net, async move {
+                let wire = accept(far, &report);
+                assert_eq!(open(&wire).await, Opened::Ready);
+                let (got, end) = receive_all(&wire).await;
+                assert_eq!(got, b"the whole or a part");
+                assert_eq!(end.is_ok(), says_so, "seed {seed}: {end:?}");
+                poll_fn(|cx| wire.poll_hangup(cx)).await;
+            });
+        }
+    }
+}
+
+#[test]
+fn we_say_that_an_end_is_one_unless_it_is_none() {
+    for (abrupt, wanted) in [(false, true), (true, false)] {
+        let net = calm(3);
+        let (near, far) = net.pair();
+        let (_, report) = listen();
+        let heard = Rc::new(std::cell::Cell::new(None));
+        let noted = Rc::clone(&heard);
+        let mut peer = Peer::client(near, &[&rustls::version::TLS13], &[]);
+        let waiting = net.clone();
+        net.spawn(async move {
+            peer.open().await.unwrap();
+            while let Ok(true) = peer.pump().await {}
+            noted.set(Some(peer.is_ended));
+        });
+        run(&net, async move {
+            let wire = accept(far, &report);
+            assert_eq!(open(&wire).await, Opened::Ready);
+            send(&wire, b"an answer").await.unwrap();
+            if abrupt {
+                wire.reset_on_close();
+            }
+            drop(wire);
+            while heard.get().is_none() {
+                waiting.sleep(std::time::Duration::from_millis(1)).await;
+            }
+            assert_eq!(heard.get(), Some(wanted));
+        });
+    }
+}
+
+#[test]
+fn an_idle_connection_is_ready_for_nothing_but_bytes_and_the_end() {
+    for last in ["bytes", "end"] {
+        let net = calm(5);
+        let (near, far) = net.pair();
+        let (_, report) = listen();
+        let step = Rc::new(std::cell::Cell::new(0));
+        let stepped = Rc::clone(&step);
+        let waiting = net.clone();
+        net.spawn(async move {
+            let ms = std::time::Duration::from_millis(1);
+            // Tickets come behind the handshake.
+            let mut peer = Peer::server(far);
+            peer.open().await.unwrap();
+            stepped.set(1);
+            while stepped.get() < 2 {
+                waiting.sleep(ms).await;
+            }
+            let Connection::Server(session) = &mut peer.session else {
+                unreachable!()
+            };
+            session.refresh_traffic_keys().unwrap();
+            peer.flush().await.unwrap();
+            stepped.set(3);
+            while stepped.get() < 4 {
+                waiting.sleep(ms).await;
+            }
+            if last == "bytes" {
+                peer.send(b"!").await.unwrap();
+            } else {
+                peer.close().await;
+            }
+            stepped.set(5);
+            while let Ok(true) = peer.pump().await {}
+        });
+        let waiting = net.clone();
+        run(&net, async move {
+            let ms = std::time::Duration::from_millis(1);
+            let reach = async |wanted: i32| {
+                while step.get() < wanted {
+                    waiting.sleep(ms).await;
+                }
+            };
+            let wire = dial(near, &report);
+            poll_fn(|cx| wire.poll_writable(cx)).await;
+            reach(1).await;
+            assert!(is_quiet(&wire), "a ticket");
+            assert!(
+                wire.try_recv(&mut [0; 9])
+                    .is_err_and(|error| would_block(&error))
+            );
+            step.set(2);
+            reach(3).await;
+            assert!(is_quiet(&wire), "a key update");
+            // Our own keys were asked to change, too; that goes along with the next bytes.
+            send(&wire, b"later").await.unwrap();
+            step.set(4);
+            reach(5).await;
+            assert!(!is_quiet(&wire), "{last}");
+        });
+    }
+}
+
+#[test]
+fn a_chunk_is_a_record() {
+    let net = calm(7);
+    let (near, far) = net.pair();
+    let (_, report) = listen();
+    let mut peer = Peer::client(near, &[&rustls::version::TLS13], &[]);
+    let sizes = [1, 200, 16 * 1024, 16 * 1024 + 1, 64 * 1024, 70_000];
+    let heard = Rc::new(RefCell::new(Vec::new()));
+    let noted = Rc::clone(&heard);
+    let waiting = net.clone();
+    net.spawn(async move {
+        peer.open().await.unwrap();
+        peer.receive(sizes.iter().sum()).await.unwrap();
+        *noted.borrow_mut() = peer.record_sizes();
+    });
+    run(&net, async move {
+        let wire = accept(far, &report);
+        assert_eq!(open(&wire).await, Opened::Ready);
+        for size in sizes {
+            let bytes = vec![b'x'; size];
+            let (head, rest) = bytes.split_at(size / 5);
+            let slices = [IoSlice::new(head), IoSlice::new(rest), IoSlice::new(b"")];
+            assert_eq!(wire.try_send_vectored(&slices).unwrap(), size);
+        }
+        while heard.borrow().is_empty() {
+            waiting.sleep(std::time::Duration::from_millis(1)).await;
+        }
+        // Each has 17 bytes of type and tag. Those of the handshake and its tickets come first.
+        let full = 16 * 1024 + 17;
+        let wanted = [18, 217, full, full, 18, full, full, full, full];
+        let heard = heard.borrow();
+        let start = heard.len() - wanted.len() - 5;
+        assert_eq!(heard[start..][..wanted.len()], wanted, "{heard:?}");
+        assert_eq!(
+            heard[start + wanted.len()..]
+                .iter()
+                .map(|size| size - 17)
+                .sum::<usize>(),
+            70_000
+        );
+    });
+}
+
+#[test]
+fn who_speaks_plain_text_is_heard_and_answered() {
+    for seed in seeds(40) {
+        let net = SimNet::new(seed);
+        let (near, far) = net.pair();
+        let (heard, report) = listen();
+        net.spawn(async move {
+            near.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            while answer.len() < 4 {
+                assert!(near.recv(&mut answer, 4).await.unwrap() > 0);
+            }
+            assert_eq!(answer, b"HTTP");
+            near.finish();
+        });
+        run(&net, async move {
+            let wire = accept(far, &report);
+            assert_eq!(open(&wire).await, Opened::PlainText);
+            send(&wire, b"HTTP").await.unwrap();
+            wire.finish();
+            let (got, _) = receive_all(&wire).await;
+            assert_eq!(got, b"GET / HTTP/1.1\r\n\r\n");
+        });
+        assert_eq!(*heard.borrow(), [Outcome::PlainText]);
+    }
+}
+
+#[test]
+fn a_client_of_another_protocol_gets_the_alert() {
+    for (alpn, wanted) in [
+        (&["h2"][..], Outcome::Protocol),
+        (&["h2", "http/1.1"], Outcome::Ok),
+        (&[], Outcome::Ok),
+    ] {
+        let net = calm(11);
+        let (near, far) = net.pair();
+        let (heard, report) = listen();
+        let mut peer = Peer::client(near, rustls::ALL_VERSIONS, alpn);
+        net.spawn(async move {
+            let opened = peer.open().await;
+            let text = opened
+                .as_ref()
+                .err()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert_eq!(opened.is_ok(), wanted == Outcome::Ok);
+            assert!(
+                opened.is_ok() || text.contains("NoApplicationProtocol"),
+                "{text}"
+            );
+            while let Ok(true) = peer.pump().await {}
+        });
+        run(&net, async move {
+            let wire = accept(far, &report);
+            let opened = open(&wire).await;
+            assert_eq!(opened == Opened::Ready, wanted == Outcome::Ok);
+            let error = wire.try_send(b"x").is_err();
+            assert_eq!(error, wanted != Outcome::Ok);
+            wire.finish();
+        });
+        assert_eq!(*heard.borrow(), [wanted]);
+    }
+}
+
+#[test]
+fn an_engine_must_be_who_it_was_dialled_as() {
+    let known = || Trust::Roots(roots());
+    let nobody = || Trust::Roots(Arc::new(RootCertStore::empty()));
+    for (host, trust, wanted) in [
+        ("localhost", known(), Outcome::Ok),
+        ("127.0.0.1", known(), Outcome::Ok),
+        ("127.0.0.2", known(), Outcome::Certificate),
+        ("example.com", known(), Outcome::Certificate),
+        ("not a name", known(), Outcome::Certificate),
+        ("localhost", nobody(), Outcome::Certificate),
+        ("example.com", Trust::Anyone, Outcome::Ok),
+        ("not a name", Trust::Anyone, Outcome::Ok),
+    ] {
+        let net = SimNet::new(13);
+        let (near, far) = net.pair();
+        let (heard, report) = listen();
+        net.spawn(async move {
+            let mut peer = Peer::server(far);
+            let _ = peer.open().await;
+            while let Ok(true) = peer.pump().await {}
+        });
+        run(&net, async move {
+            let wire = Dialer::new(&client(trust), report).dial(near, host);
+            poll_fn(|cx| wire.poll_writable(cx)).await;
+            assert_eq!(wire.connected().is_ok(), wanted == Outcome::Ok, "{host}");
+        });
+        assert_eq!(*heard.borrow(), [wanted], "{host}");
+    }
+}
+
+#[test]
+fn a_dialer_resumes_sessions_of_its_own() {
+    let net = calm(17);
+    let (_, report) = listen();
+    let dialer = Dialer::new(&client(Trust::Roots(roots())), Rc::clone(&report));
+    let stranger = Dialer::new(&client(Trust::Roots(roots())), report);
+    let config = server();
+    let kinds = Rc::new(RefCell::new(Vec::new()));
+    let noted = Rc::clone(&kinds);
+    let inside = net.clone();
+    run(&net, async move {
+        for dialer in [&dialer, &dialer, &stranger] {
+            let (near, far) = inside.pair();
+            let session = ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut peer = Peer::server(far);
+            peer.session = session.into();
+            let noted = Rc::clone(&noted);
+            inside.spawn(async move {
+                peer.open().await.unwrap();
+                peer.send(b"hi").await.unwrap();
+                noted
+                    .borrow_mut()
+                    .push(peer.session.handshake_kind().unwrap());
+                peer.close().await;
+            });
+            let wire = dialer.dial(near, "localhost");
+            poll_fn(|cx| wire.poll_writable(cx)).await;
+            assert_eq!(receive_all(&wire).await.0, b"hi");
+        }
+    });
+    use rustls::HandshakeKind::{Full, FullWithHelloRetryRequest, Resumed};
+    let is_full = |kind| matches!(kind, Full | FullWithHelloRetryRequest);
+    let kinds = kinds.borrow();
+    assert!(
+        is_full(kinds[0]) && kinds[1] == Resumed && is_full(kinds[2]),
+        "{kinds:?}"
+    );
+}
+
+/// Passes bytes on, one of them changed.
+async fn pass(from: Rc<SimConn>, to: Rc<SimConn>, changed: Option<(usize, u8)>) {
+    let mut passed = 0;
+    loop {
+        let mut bytes = Vec::new();
+        match from.recv(&mut bytes, 500).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => break,
+        }
+        if let Some((at, mask)) = changed
+            && let Some(byte) = at.checked_sub(passed).and_then(|at| bytes.get_mut(at))
+        {
+            *byte ^= mask;
+        }
+        passed += bytes.len();
+        if to.send(&bytes).await.is_err() {
+            break;
+        }
+    }
+    to.finish();
+}
+
+#[test]
+fn a_changed_byte_gives_an_error_and_never_another_text() {
+    for seed in seeds(400) {
+        let net = SimNet::new(seed);
+        let ((near, middle), (other, far)) = (net.pair(), net.pair());
+        let (heard, report) = listen();
+        let at = usize::try_from(net.below(3500)).unwrap();
+        let mask = 1 << net.below(8);
+        let payload = bytes(&net, 2500);
+        let wanted = payload.clone();
+        let mut peer = Peer::client(near, &[VERSIONS[(seed % 2) as usize]], &["http/1.1"]);
+        let (back, forth) = (Rc::new(middle), Rc::new(other));
+        net.spawn(async move {
+            if peer.open().await.is_ok() && peer.send(&payload).await.is_ok() {
+                peer.close().await;
+            }
+            while let Ok(true) = peer.pump().await {}
+            peer.conn.finish();
+        });
+        net.spawn(pass(Rc::clone(&forth), Rc::clone(&back), None));
+        // A changed length makes both wait, for ever but for somebody's limit.
+        let (limit, cut) = (net.clone(), Rc::clone(&forth));
+        net.spawn(async move {
+            limit.sleep(std::time::Duration::from_secs(2)).await;
+            cut.finish();
+        });
+        net.spawn(pass(back, forth, Some((at, mask))));
+        let seen = Rc::clone(&heard);
+        run(&net, async move {
+            let wire = accept(far, &report);
+            if open(&wire).await != Opened::Ready {
+                assert!(wire.try_send(b"x").is_err() || at == 0);
+                return;
+            }
+            let (got, end) = receive_all(&wire).await;
+            assert!(wanted.starts_with(&got), "seed {seed}: another text");
+            assert_eq!(
+                end.is_ok(),
+                got.len() == wanted.len() && seen.borrow().len() == 1,
+                "seed {seed}: {end:?}"
+            );
+        });
+        assert!(!heard.borrow().is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
+fn any_bytes_at_all_end_a_handshake() {
+    for seed in seeds(400) {
+        let net = SimNet::new(seed);
+        let (near, far) = net.pair();
+        let (_, report) = listen();
+        let len = usize::try_from(net.below(3000)).unwrap();
+        let mut noise: Vec<u8> = (0..len)
+            .map(|_| u8::try_from(net.below(256)).unwrap())
+            .collect();
+        // Some look like records, and like long handshake messages.
+        if seed % 2 == 0 && len > 16 {
+            let size = [0x40, 0x00];
+            noise[..9].copy_from_slice(&[22, 3, 1, size[0], size[1], 1, 0, 0xff, 0xf0]);
+        }
+        let both = seed % 4 < 2;
+        net.spawn(async move {
+            let _ = near.send(&noise).await;
+            near.finish();
+            let mut rest = Vec::new();
+            while let Ok(1..) = near.recv(&mut rest, 1000).await {}
+        });
+        run(&net, async move {
+            let wire = if both {
+                accept(far, &report)
+            } else {
+                dial(far, &report)
+            };
+            assert_ne!(open(&wire).await, Opened::Ready);
+            let Wire::Tls(tls) = &wire else {
+                unreachable!()
+            };
+            assert!(tls.kept()[0] <= crate::limits::TLS_HELD_BYTES_MAX);
+            assert!(
+                wire.poll_readable(&mut Context::from_waker(Waker::noop()))
+                    .is_ready()
+            );
+        });
     }
 }
