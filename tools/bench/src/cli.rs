@@ -36,6 +36,8 @@ pub struct Target {
     pub host: String,
     /// Port.
     pub port: u16,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
 }
 
 impl Target {
@@ -123,6 +125,8 @@ pub struct Options {
     pub busy_poll: bool,
     /// No table, no progress.
     pub quiet: bool,
+    /// Believe any certificate.
+    pub insecure: bool,
 }
 
 /// Parses the arguments, the program's name first.
@@ -187,8 +191,13 @@ fn overhead() -> Command {
 
 fn where_args() -> Vec<Arg> {
     vec![
-        option("direct", "URL", "The engine, http://HOST:PORT").required(true),
-        option("proxy", "URL", "The proxy in front of it, http://HOST:PORT").required(true),
+        option(
+            "direct",
+            "URL",
+            "The engine, http://HOST:PORT or https://HOST:PORT",
+        )
+        .required(true),
+        option("proxy", "URL", "The proxy in front of it, http or https").required(true),
         option("path", "PATH", "What is asked for").default_value("/v1/completions"),
         option("model", "NAME", "Model; without it the engine is asked"),
         option(
@@ -287,6 +296,7 @@ fn report_args() -> Vec<Arg> {
         ),
         option("html", "FILE", "Write a page with plots"),
         switch("quiet", "No table and no progress").short('q'),
+        switch("insecure", "Believe any certificate of an https side"),
     ]
 }
 
@@ -339,6 +349,7 @@ fn options(matches: &ArgMatches) -> Result<Options, Exit> {
         cpu: number(matches, "cpu").map(|cpu| cpu as usize),
         busy_poll: matches.get_flag("busy-poll"),
         quiet: matches.get_flag("quiet"),
+        insecure: matches.get_flag("insecure"),
     })
 }
 
@@ -381,15 +392,11 @@ fn target(matches: &ArgMatches, name: &str) -> Result<Target, Exit> {
         .map(String::as_str)
         .unwrap_or_default();
     let option = format!("--{name}");
-    if text.starts_with("https://") {
-        return Err(Exit::config(format!(
-            "ringside-bench: {option}: `{text}`: https is not in this build; measure against a \
-             plain http port"
-        )));
-    }
-    let want = "http://HOST:PORT";
+    let want = "http://HOST:PORT or https://HOST:PORT";
+    let tls = text.starts_with("https://");
     let authority = text
         .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"))
         .map(|rest| rest.strip_suffix('/').unwrap_or(rest))
         .ok_or_else(|| wrong(&option, text, want))?;
     let (host, port) = authority
@@ -413,6 +420,7 @@ fn target(matches: &ArgMatches, name: &str) -> Result<Target, Exit> {
         (Some(host), Some(port)) => Ok(Target {
             host: host.to_owned(),
             port,
+            tls,
         }),
         _ => Err(wrong(&option, text, want)),
     }
@@ -566,7 +574,6 @@ mod tests {
     #[test]
     fn targets() {
         for (url, code) in [
-            ("https://a:1", Exit::CONFIG),
             ("a:1", Exit::USAGE),
             ("http://a", Exit::USAGE),
             ("http://a:0", Exit::USAGE),

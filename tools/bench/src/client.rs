@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use crate::run::{Done, Run, RunError, Setup};
 use crate::schedule::{Ask, Load, Next, Schedule, Side, Until};
 use crate::socket::{self, Poll, Received, Watch};
 use crate::sse::Splitter;
+use crate::wire::Wire;
 
 const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
 const SILENCE_LOOK_NS: u64 = SILENCE_LOOK_MS * 1_000_000;
@@ -53,7 +53,7 @@ enum Phase<'a> {
 
 struct Link<'a> {
     side: Side,
-    socket: OwnedFd,
+    wire: Wire,
     /// Whether it has carried an answer.
     used: bool,
     phase: Phase<'a>,
@@ -174,7 +174,7 @@ impl<'a> Client<'a> {
                     received.push((number, Received::Nothing, woke));
                     continue;
                 }
-                let what = socket::receive(&link.socket, &mut link.buffer);
+                let what = link.wire.receive(&mut link.buffer);
                 let stamp = nanos(self.clock.elapsed());
                 if let Received::Bytes(_) = what {
                     self.run.lag.stamp_ns.saturating_record(stamp - woke);
@@ -281,7 +281,7 @@ impl<'a> Client<'a> {
         };
         let mut full = false;
         while exchange.sent < exchange.request.len() {
-            match socket::send(&link.socket, &exchange.request[exchange.sent..]) {
+            match link.wire.send(&exchange.request[exchange.sent..]) {
                 Ok(0) => {
                     full = true;
                     break;
@@ -291,10 +291,12 @@ impl<'a> Client<'a> {
                 Err(_) => break,
             }
         }
+        // The same for what only the session keeps.
+        full |= matches!(link.wire.flush(), Ok(false));
         if full != exchange.full {
             exchange.full = full;
             let watch = if full { Watch::Both } else { Watch::Readable };
-            self.poll.change(&link.socket, number, watch)?;
+            self.poll.change(&link.wire, number, watch)?;
         }
         Ok(())
     }
@@ -447,19 +449,22 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn connect(&self, side: Side) -> Result<OwnedFd, RunError> {
+    fn connect(&self, side: Side) -> Result<Wire, RunError> {
         let addr = self.setup.addrs[side.index()];
-        socket::connect(&addr).map_err(|error| RunError::Connect(side, addr, error))
+        let secure = self.setup.secure[side.index()].as_ref();
+        socket::connect(&addr)
+            .and_then(|socket| Wire::new(socket, secure))
+            .map_err(|error| RunError::Connect(side, addr, error))
     }
 
     fn open_link(&mut self, side: Side) -> Result<usize, RunError> {
         let number = self.links.len();
         let opening_ns = self.now();
-        let socket = self.connect(side)?;
-        self.poll.add(&socket, number, Watch::Both)?;
+        let wire = self.connect(side)?;
+        self.poll.add(&wire, number, Watch::Both)?;
         self.links.push(Link {
             side,
-            socket,
+            wire,
             used: false,
             phase: Phase::Opening(opening_ns),
             buffer: vec![0; RECEIVE_BYTES].into_boxed_slice(),
@@ -470,10 +475,10 @@ impl<'a> Client<'a> {
     /// Puts a new connection in the place of one that is of no use any more.
     fn reopen(&mut self, number: usize) -> Result<(), RunError> {
         let opening_ns = self.now();
-        let socket = self.connect(self.links[number].side)?;
-        self.poll.add(&socket, number, Watch::Both)?;
+        let wire = self.connect(self.links[number].side)?;
+        self.poll.add(&wire, number, Watch::Both)?;
         let link = &mut self.links[number];
-        link.socket = socket;
+        link.wire = wire;
         link.used = false;
         link.phase = Phase::Opening(opening_ns);
         Ok(())
@@ -487,12 +492,16 @@ impl<'a> Client<'a> {
             return Ok(());
         };
         let addr = self.setup.addrs[link.side.index()];
-        socket::connected(&link.socket)
-            .map_err(|error| RunError::Connect(link.side, addr, error))?;
+        let opened = link.wire.opened();
+        if !opened.map_err(|error| RunError::Connect(link.side, addr, error))? {
+            // A session waits for its other end: room to send is there all the time.
+            self.poll.change(&link.wire, number, Watch::Readable)?;
+            return Ok(());
+        }
         let connect_ns = &mut self.run.connect_ns[link.side.index()];
         connect_ns.saturating_record(now.saturating_sub(since));
         link.phase = Phase::Idle;
-        self.poll.change(&link.socket, number, Watch::Readable)?;
+        self.poll.change(&link.wire, number, Watch::Readable)?;
         self.free(number)
     }
 

@@ -15,10 +15,13 @@ pub mod stats;
 
 pub mod answer;
 
+pub mod socket;
+
+pub mod wire;
+
 pub mod precision;
 pub mod request;
 pub mod run;
-pub mod socket;
 
 pub mod cli;
 pub mod client;

@@ -24,6 +24,7 @@ use crate::run::{Run, Setup};
 use crate::schedule::{Load, Side, Until};
 use crate::table::table;
 use crate::units::{show_ns, show_signed_ns};
+use crate::wire::Secure;
 
 /// Between two looks at how far the run is.
 const PROGRESS_LOOK: Duration = Duration::from_millis(200);
@@ -179,9 +180,24 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
         resolve(Side::Direct.name(), &options.targets[0])?,
         resolve(Side::Proxy.name(), &options.targets[1])?,
     ];
+    let secure = |side: Side| {
+        let target = &options.targets[side.index()];
+        let secure = target
+            .tls
+            .then(|| Secure::new(&target.host, options.insecure));
+        secure
+            .transpose()
+            .map_err(|text| failed(format!("--{}: {text}", side.name())))
+    };
+    let secure = [secure(Side::Direct)?, secure(Side::Proxy)?];
     let [direct, proxy] = options.targets.each_ref().map(|target| target.authority());
     let model = match &options.model {
         Some(model) => model.clone(),
+        None if options.targets[0].tls => {
+            return Err(failed(
+                "--direct speaks TLS; name the model with --model".to_owned(),
+            ));
+        }
         None => first_model(addrs[0], &direct, &options.fields[0]).map_err(failed)?,
     };
     let prompt = options
@@ -202,6 +218,7 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let setup = Setup {
         addrs,
+        secure,
         requests: Requests::new(&question, [&direct, &proxy], fields),
         load: options.load,
         until: match options.length {

@@ -11,12 +11,15 @@ use crate::answer::Text;
 use crate::precision::{SchedStat, histogram};
 use crate::request::Requests;
 use crate::schedule::{Load, Side, Until};
+use crate::wire::Secure;
 
 /// What a run needs.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Where both sides listen, direct first.
     pub addrs: [SocketAddr; 2],
+    /// Where TLS is spoken.
+    pub secure: [Option<Secure>; 2],
     /// What is asked.
     pub requests: Requests,
     /// When.

@@ -385,10 +385,10 @@ fn what_is_not_there_is_named() {
         assert_eq!(output.status.code(), Some(code), "{said}");
         assert!(said.contains(part), "{said}");
     }
-    let https = ["overhead", "--direct=https://a:1", "--proxy=http://a:1"];
+    let https = ["soak", "--proxy=https://a:1"];
     let output = Command::new(BENCH).args(https).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
-    assert!(text(&output.stderr).contains("https is not in this build"));
+    assert!(text(&output.stderr).contains("https is not offered here"));
 }
 
 #[test]

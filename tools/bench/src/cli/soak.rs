@@ -109,6 +109,15 @@ fn args() -> Vec<Arg> {
     ]
 }
 
+/// A soak compares each byte with what it asked for; it speaks plain text.
+fn plain(target: Target) -> Result<Target, Exit> {
+    if target.tls {
+        let text = "ringside-bench: --proxy: https is not offered here; watch a plain http port";
+        return Err(Exit::config(text.to_owned()));
+    }
+    Ok(target)
+}
+
 pub(super) fn options(matches: &ArgMatches) -> Result<SoakOptions, Exit> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let path = text("path").unwrap_or_default();
@@ -131,7 +140,7 @@ pub(super) fn options(matches: &ArgMatches) -> Result<SoakOptions, Exit> {
         )));
     }
     Ok(SoakOptions {
-        proxy: target(matches, "proxy")?,
+        proxy: plain(target(matches, "proxy")?)?,
         path,
         api,
         streams: number(matches, "streams").unwrap_or(1024) as usize,
