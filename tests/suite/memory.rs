@@ -1,14 +1,17 @@
 //! Memory per connection: what an idle client costs, and what a request costs that waits for a
 //! silent engine.
 
-use mock_engine::Fault;
+use mock_engine::{Engine, EngineConfig, Fault};
 
 use crate::client::{Client, DEADLINE, request};
-use crate::harness::{CHAT, PREFILLER, Pair, Sidecar};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar};
 use crate::harness_more::{ask_for, expect_drained};
 
 const IDLE_CONNECTIONS: u32 = 4000;
 const IDLE_BYTES_MAX: u64 = 1024;
+/// With TLS: keys and the state of the session, no buffer.
+const IDLE_TLS_CONNECTIONS: u32 = 1000;
+const IDLE_TLS_BYTES_MAX: u64 = 6 * 1024;
 const WAITING_REQUESTS: u32 = 500;
 const BODY_BYTES: usize = 16 * 1024;
 const WAITING_BYTES_MAX: u64 = 8 * 1024 + BODY_BYTES as u64;
@@ -99,6 +102,37 @@ fn idle_connections_are_small() {
         anonymous_bytes(&pair.sidecar) / 1024
     );
     pair.sidecar.expect_sound();
+}
+
+#[test]
+fn idle_connections_with_tls_hold_no_buffer() {
+    raise_descriptors();
+    let decode = Engine::start(EngineConfig::decode(), 0).unwrap();
+    let sidecar = Sidecar::launch(&Launch {
+        decoder_port: decode.port(),
+        tls: true,
+        ..Launch::default()
+    });
+    let used = || {
+        let mut client = sidecar.connect();
+        client.ask("GET", "/score", &[], b"").expect(200);
+        client
+    };
+    drop((0..50).map(|_| used()).collect::<Vec<_>>());
+    expect_drained(&sidecar);
+    let before = anonymous_bytes(&sidecar);
+    let clients: Vec<Client> = (0..IDLE_TLS_CONNECTIONS).map(|_| used()).collect();
+    let idle = anonymous_bytes(&sidecar);
+    expect_at_most(
+        "a connection with TLS used once",
+        IDLE_TLS_BYTES_MAX,
+        before,
+        idle,
+        IDLE_TLS_CONNECTIONS,
+    );
+    drop(clients);
+    expect_drained(&sidecar);
+    sidecar.expect_sound();
 }
 
 #[test]
