@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::allowlist::Allowlist;
+use super::certificate::Renewal;
 use super::decoders;
 use super::inbox::{Inbox, Message};
 use super::mori;
@@ -152,11 +153,7 @@ impl Running {
         if let Some(list) = &common.allowlist {
             registry.add_allowlist(Arc::clone(&list.metrics));
         }
-        if let Some(renewal) = renewal {
-            let reloads = Arc::new(Reloads::default());
-            registry.add(ReloadsShown(Arc::clone(&reloads)));
-            tokio::spawn(renewal.run(reloads));
-        }
+        keep_certificate(renewal, &mut registry);
         let mut running = Self {
             common,
             inboxes,
@@ -252,6 +249,15 @@ impl Running {
             }
             Some(timeout) => tokio::time::timeout(timeout, all).await.is_err(),
         }
+    }
+}
+
+/// Renews the certificate from now on, if it has a directory, and shows how often that was done.
+fn keep_certificate(renewal: Option<Renewal>, registry: &mut Registry) {
+    if let Some(renewal) = renewal {
+        let reloads = Arc::new(Reloads::default());
+        registry.add(ReloadsShown(Arc::clone(&reloads)));
+        tokio::spawn(renewal.run(reloads));
     }
 }
 

@@ -117,6 +117,23 @@ fn serve(start: impl FnOnce() -> io::Result<Vec<Engine>>) -> io::Result<()> {
     })
 }
 
+/// Options with a value.
+const VALUED: [&str; 13] = [
+    "--port",
+    "--host",
+    "--uds",
+    "--role",
+    "--contract",
+    "--engine-ids",
+    "--ttft",
+    "--itl",
+    "--tokens",
+    "--model",
+    "--tls-cert",
+    "--tls-key",
+    "--data-parallel-size",
+];
+
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
     let mut config = EngineConfig {
         ttft: Duration::from_millis(20),
@@ -147,19 +164,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
                 config.echo = false;
                 continue;
             }
-            "--port"
-            | "--host"
-            | "--uds"
-            | "--role"
-            | "--contract"
-            | "--engine-ids"
-            | "--ttft"
-            | "--itl"
-            | "--tokens"
-            | "--model"
-            | "--tls-cert"
-            | "--tls-key"
-            | "--data-parallel-size" => {}
+            known if VALUED.contains(&known) => {}
             _ => return Err(format!("{name}: not known")),
         }
         let value = inline
@@ -187,19 +192,25 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
     if let (KvContract::Mooncake(terms), Some(ids)) = (&mut config.contract, &config.bootstrap) {
         terms.engines = ids.clone();
     }
-    config.tls = match tls {
-        (None, None) => None,
-        (Some(chain), Some(key)) => {
-            let tls = Tls::from_files(chain.as_ref(), key.as_ref());
-            Some(tls.map_err(|error| format!("--tls-cert, --tls-key: {error}"))?)
-        }
-        _ => return Err("--tls-cert and --tls-key: both or none".to_owned()),
-    };
+    config.tls = tls_of(tls)?;
     Ok(Parsed::Run(Box::new(Options {
         config,
         place: place(host, port, uds)?,
         ranks,
     })))
+}
+
+/// TLS from the files of a chain and its key.
+fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String> {
+    match files {
+        (None, None) => Ok(None),
+        (Some(chain), Some(key)) => {
+            let tls = Tls::from_files(chain.as_ref(), key.as_ref());
+            let tls = tls.map_err(|error| format!("--tls-cert, --tls-key: {error}"))?;
+            Ok(Some(tls))
+        }
+        _ => Err("--tls-cert and --tls-key: both or none".to_owned()),
+    }
 }
 
 /// Where to listen: on a port or on a socket.
