@@ -778,6 +778,37 @@ fn a_dialer_resumes_sessions_of_its_own() {
     );
 }
 
+#[test]
+fn a_chain_of_many_records_is_read() {
+    for seed in seeds(20) {
+        let net = SimNet::new(seed);
+        let (near, far) = net.pair();
+        let (heard, report) = listen();
+        let (leaf, key) = identity();
+        // What is behind the leaf plays no part, but has to be read.
+        let chain = vec![leaf; 140];
+        let size: usize = chain.iter().map(|one| one.len()).sum();
+        assert!(size > 2 * 16 * 1024 && size < 60 * 1024, "{size}");
+        let certificate = Arc::new(Certificate::new(chain, key).unwrap());
+        let config = Arc::new(server_config(certificate).unwrap());
+        net.spawn(async move {
+            let mut peer = Peer::server(far);
+            peer.session = ServerConnection::new(config).unwrap().into();
+            peer.open().await.unwrap();
+            peer.send(b"hi").await.unwrap();
+            peer.close().await;
+            while let Ok(true) = peer.pump().await {}
+        });
+        run(&net, async move {
+            let wire = dial(near, &report);
+            poll_fn(|cx| wire.poll_writable(cx)).await;
+            assert!(wire.connected().is_ok());
+            assert_eq!(receive_all(&wire).await.0, b"hi");
+        });
+        assert_eq!(*heard.borrow(), [Outcome::Ok], "seed {seed}");
+    }
+}
+
 /// Passes bytes on, one of them changed.
 async fn pass(from: Rc<SimConn>, to: Rc<SimConn>, changed: Option<(usize, u8)>) {
     let mut passed = 0;
