@@ -14,8 +14,9 @@ use std::task::{Context, Poll};
 use rustls::Error;
 
 use super::session::{Processed, Session, Wish};
+use super::state::{Phase, State, piece};
 use super::{End, Opened, Outcome, Report};
-use crate::limits::{TLS_HELD_BYTES_MAX, TLS_RECEIVE_BYTES, TLS_SEND_BYTES, TLS_STEPS_MAX};
+use crate::limits::{TLS_HELD_BYTES_MAX, TLS_RECEIVE_BYTES, TLS_STEPS_MAX};
 use crate::net::{Conn, would_block};
 
 /// TLS on a connection.
@@ -35,42 +36,6 @@ impl<C: Conn> std::fmt::Debug for Tls<C> {
     }
 }
 
-/// How far a connection has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The connect below has not ended.
-    Connecting,
-    Handshaking,
-    Open,
-    /// It is of no use: nothing goes either way.
-    Failed(io::ErrorKind),
-    /// The peer speaks plain text: it is heard and answered in plain text.
-    PlainText,
-}
-
-struct State {
-    session: Session,
-    phase: Phase,
-    /// Received bytes that are no whole record (or handshake message) yet.
-    held: Vec<u8>,
-    /// Decrypted and not taken.
-    plain: Vec<u8>,
-    plain_at: usize,
-    /// Records that the connection below did not take.
-    out: Vec<u8>,
-    out_at: usize,
-    /// Bytes in the records of `out` that were not reported as sent.
-    unsent: usize,
-    /// Such bytes whose records have left since.
-    sent: usize,
-    /// The peer's end: its word for it, or what came instead.
-    ended: Option<Result<(), io::ErrorKind>>,
-    /// Sending has failed.
-    broken: Option<io::ErrorKind>,
-    /// A `close_notify` was made; with `true` the end below follows it.
-    closing: Option<bool>,
-}
-
 /// The buffers of a thread, which never live across a wait.
 struct Scratch {
     received: Vec<u8>,
@@ -87,28 +52,9 @@ thread_local! {
 impl<C: Conn> Tls<C> {
     /// `session` begins when `inner` is connected.
     pub(super) fn new(inner: C, session: Session, report: Rc<Report>) -> Self {
-        let phase = if session.is_server() {
-            Phase::Handshaking
-        } else {
-            Phase::Connecting
-        };
-        let state = State {
-            session,
-            phase,
-            held: Vec::new(),
-            plain: Vec::new(),
-            plain_at: 0,
-            out: Vec::new(),
-            out_at: 0,
-            unsent: 0,
-            sent: 0,
-            ended: None,
-            broken: None,
-            closing: None,
-        };
         Self {
             inner,
-            state: RefCell::new(state),
+            state: RefCell::new(State::new(session)),
             report,
             yields: Cell::new(false),
             is_abrupt: Cell::new(false),
@@ -170,13 +116,7 @@ impl<C: Conn> Tls<C> {
     /// Says the client's first word.
     fn begin(&self, state: &mut State) {
         state.phase = Phase::Handshaking;
-        let State {
-            session,
-            plain,
-            out,
-            ..
-        } = state;
-        let processed = session.process(&mut [], plain, out, Wish::Nothing);
+        let processed = state.process(&mut [], Wish::Nothing);
         self.after(state, processed);
     }
 
@@ -213,13 +153,7 @@ impl<C: Conn> Tls<C> {
                 state.plain.extend_from_slice(received);
                 return Ok(());
             }
-            let State {
-                session,
-                plain,
-                out,
-                ..
-            } = state;
-            let processed = session.process(received, plain, out, Wish::Nothing);
+            let processed = state.process(received, Wish::Nothing);
             let rest = &received[processed.used.min(received.len())..];
             if rest.len() <= TLS_HELD_BYTES_MAX {
                 state.held.extend_from_slice(rest);
@@ -383,14 +317,7 @@ impl<C: Conn> Tls<C> {
             let Scratch { joined, out, .. } = scratch;
             let bytes = piece(slices, at, joined);
             out.clear();
-            let State {
-                session,
-                held,
-                plain,
-                ..
-            } = state;
-            let processed = session.process(held, plain, out, Wish::Encrypt(bytes));
-            held.drain(..processed.used);
+            let processed = state.encrypt(bytes, out);
             if !processed.is_granted {
                 self.after(state, processed);
                 let kind = io::ErrorKind::ConnectionAborted;
@@ -413,72 +340,6 @@ impl<C: Conn> Tls<C> {
             Ok(0)
         })
     }
-
-    /// Makes the record that says that nothing more will be sent.
-    fn close_notify(state: &mut State) {
-        let State {
-            session,
-            held,
-            plain,
-            out,
-            ..
-        } = state;
-        session.process(held, plain, out, Wish::CloseNotify);
-    }
-}
-
-impl State {
-    fn plain_left(&self) -> usize {
-        self.plain.len() - self.plain_at
-    }
-
-    /// Whether a receive gives something at once: bytes, the end, an error.
-    fn has_input(&self) -> bool {
-        self.plain_left() > 0 || self.ended.is_some() || matches!(self.phase, Phase::Failed(_))
-    }
-
-    /// Takes decrypted bytes, at most as many as `room`; `None` when there is nothing to tell.
-    fn take(&mut self, room: usize, give: impl FnOnce(&[u8])) -> Option<io::Result<usize>> {
-        let n = self.plain_left().min(room);
-        if n > 0 {
-            give(&self.plain[self.plain_at..self.plain_at + n]);
-            self.plain_at += n;
-            if self.plain_at == self.plain.len() {
-                // An idle connection holds no buffer.
-                self.plain = Vec::new();
-                self.plain_at = 0;
-            }
-            return Some(Ok(n));
-        }
-        match (self.phase, self.ended) {
-            (Phase::Failed(kind), _) | (_, Some(Err(kind))) => Some(Err(kind.into())),
-            (_, Some(Ok(()))) => Some(Ok(0)),
-            (_, None) => None,
-        }
-    }
-}
-
-/// The bytes of `slices` from `at` on, as many as are encrypted at once: where they lie if they lie
-/// together, else put together in `joined`.
-fn piece<'a>(slices: &'a [IoSlice<'_>], at: usize, joined: &'a mut Vec<u8>) -> &'a [u8] {
-    let mut skip = at;
-    let mut rest = slices.iter().map(|slice| {
-        let begin = skip.min(slice.len());
-        skip -= begin;
-        &slice[begin..]
-    });
-    let first = rest.find(|slice| !slice.is_empty()).unwrap_or_default();
-    let mut rest = rest.filter(|slice| !slice.is_empty()).peekable();
-    if first.len() >= TLS_SEND_BYTES || rest.peek().is_none() {
-        return &first[..first.len().min(TLS_SEND_BYTES)];
-    }
-    joined.clear();
-    joined.extend_from_slice(first);
-    for slice in rest {
-        let room = TLS_SEND_BYTES - joined.len();
-        joined.extend_from_slice(&slice[..slice.len().min(room)]);
-    }
-    joined
 }
 
 impl<C: Conn> Conn for Tls<C> {
@@ -606,7 +467,7 @@ impl<C: Conn> Conn for Tls<C> {
             self.inner.finish();
         } else if state.closing.is_none() {
             state.closing = Some(true);
-            Self::close_notify(state);
+            state.say_end();
             // What does not leave now leaves with the next wait.
             let _ = self.flush(state);
         }
@@ -656,7 +517,7 @@ impl<C: Conn> Drop for Tls<C> {
                     && state.broken.is_none()
                     && state.out.is_empty() =>
             {
-                Self::close_notify(state);
+                state.say_end();
                 let _ = self.inner.try_send(&state.out);
             }
             Phase::Open | Phase::Connecting | Phase::Failed(_) | Phase::PlainText => {}

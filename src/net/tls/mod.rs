@@ -8,6 +8,7 @@
 mod conn;
 mod session;
 mod setup;
+mod state;
 #[cfg(test)]
 mod tests;
 
