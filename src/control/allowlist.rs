@@ -211,7 +211,7 @@ mod tests {
         let lines: Vec<_> = wrong.lines().collect();
         assert_eq!(lines[0], "has 2 lines that are no rules:");
         assert!(
-            lines[1].starts_with("  line 2: `b c\\u{7}`: not a host;"),
+            lines[1].starts_with("  line 2: `b c\\u{7}`: neither a name nor an address"),
             "{wrong}"
         );
         assert!(

@@ -54,8 +54,7 @@ impl fmt::Display for AllowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => f.write_str(
-                "not a host; write a name, an address or a prefix such as 10.4.0.0/16, with :PORT \
-                 behind it if it is for one port only, an IPv6 one in brackets then",
+                "neither a name nor an address (an IPv6 one needs brackets in front of a port)",
             ),
             Self::Bits => f.write_str("the prefix length must be a number of bits the address has"),
             Self::Behind => f.write_str(

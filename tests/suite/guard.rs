@@ -1,4 +1,4 @@
-//! Which targets a request may name: rows A1 and A3, and the allowlist's sources without
+//! Which targets a request may name: rows A1, A3 and E1 to E3, and the allowlist's sources without
 //! Kubernetes. `pool` has the one with it.
 
 use std::fs;
@@ -10,7 +10,9 @@ use std::time::Duration;
 use mock_engine::{Engine, EngineConfig};
 
 use crate::client::{Answer, request};
-use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, free_ports, run_to_exit, start_decoder};
+use crate::harness::{
+    CHAT, PREFILLER, Pair, Sidecar, free_ports, json_of, only, run_to_exit, start_decoder,
+};
 use crate::harness_more::{ask_for, expect_handoffs_sound, expect_text};
 
 pub(crate) const ON: &str = "--enable-ssrf-protection";
@@ -158,6 +160,70 @@ fn of_several_candidates_the_first_decides_and_others_are_dropped() {
 }
 
 #[test]
+fn e1_e2_e3_only_allowed_encoders_are_asked() {
+    let body = r#"{"model":"mock-model","messages":[{"role":"user","content":[
+        {"type":"image_url","image_url":{"url":"http://img/1"}},
+        {"type":"image_url","image_url":{"url":"http://img/2"}}]}]}"#;
+    let pair = Pair::start(&[ON, "--allow-target=127.0.0.1", "--ec-connector=ec-example"]);
+    let encoders = [0; 2].map(|_| Engine::start(EngineConfig::default(), 0).unwrap());
+    let allowed = encoders.each_ref().map(Engine::host_port);
+    let denied = encoders
+        .each_ref()
+        .map(|engine| format!("localhost:{}", engine.port()));
+    let prefiller = pair.prefill.host_port();
+    let mut denials = 0.0;
+    for (list, asked) in [
+        (format!("{},{}", allowed[0], allowed[1]), [1, 1]),
+        (format!("{},{}", denied[0], allowed[1]), [0, 2]),
+        (format!("{},{}", denied[0], denied[1]), [0, 0]),
+    ] {
+        for is_split in [false, true] {
+            let mut headers = vec![("x-encoder-hosts-ports", list.as_str())];
+            if is_split {
+                headers.push((PREFILLER, prefiller.as_str()));
+            }
+            pair.sidecar.post(CHAT, body, &headers).expect(200);
+            let counts = encoders.each_ref().map(|engine| engine.requests().len());
+            assert_eq!(counts, asked, "{list}");
+            let legs = [&pair.prefill, &pair.decode].map(|engine| engine.requests().len());
+            assert_eq!(legs, [usize::from(is_split), 1], "{list}");
+            for engine in encoders.iter().chain([&pair.prefill, &pair.decode]) {
+                engine.clear();
+            }
+            denials += if list.starts_with("127") { 0.0 } else { 1.0 };
+            denials += if list.ends_with(&denied[1]) { 1.0 } else { 0.0 };
+        }
+    }
+    let named = |name| [("named", name)];
+    pair.sidecar.wait_metric(DENIED, &named("encode"), denials);
+    assert_eq!(pair.sidecar.metric(DENIED, &named("prefill")), 0.0);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn a_denied_cache_source_is_left_out() {
+    let pair = Pair::start(&[ON, "--allow-target=127.0.0.1", "--enable-p2p-pull"]);
+    let prefiller = pair.prefill.host_port();
+    for (source, is_taken) in [("127.0.0.1:9", true), ("127.0.0.2:9", false)] {
+        let headers = [
+            (PREFILLER, prefiller.as_str()),
+            ("x-kv-cache-source-host-port", source),
+        ];
+        pair.sidecar.post(CHAT, BODY, &headers).expect(200);
+        let seen = only(&pair.prefill);
+        let params = &json_of(&seen)["kv_transfer_params"];
+        assert_eq!(
+            params.get("remote_kv_source").is_some(),
+            is_taken,
+            "{params}"
+        );
+        pair.prefill.clear();
+    }
+    let labels = [("named", "cache_source")];
+    pair.sidecar.wait_metric(DENIED, &labels, 1.0);
+}
+
+#[test]
 fn a_file_is_followed_and_a_bad_one_is_not() {
     let folder = Folder::new();
     let file = folder.write("rules", "# nobody yet\n192.168.0.0/16\n");
@@ -184,8 +250,9 @@ fn a_file_is_followed_and_a_bad_one_is_not() {
     pair.sidecar
         .wait_metric("ringside_allowlist_source_up", &source, 0.0);
     pair.sidecar
-        .wait_stderr("line 2: `not a rule`: not a host;");
-    pair.sidecar.wait_stderr("line 3: `[::1`: not a host;");
+        .wait_stderr("line 2: `not a rule`: neither a name nor an address");
+    pair.sidecar
+        .wait_stderr("line 3: `[::1`: neither a name nor an address");
     assert_eq!(status(&pair.sidecar, &target), 200);
     fs::remove_file(&file).unwrap();
     pair.sidecar.wait_metric(failures, &source, 2.0);
