@@ -53,11 +53,6 @@ impl std::fmt::Debug for Running {
 /// # Errors
 /// Why it could not start, or why it had to stop.
 pub fn run_sidecar(config: Config, warnings: &[String]) -> Result<(), Exit> {
-    if config.tls.listener.is_some() {
-        let text = "ringside: --secure-proxy: this build serves plain text only; pass \
-                    --secure-proxy=false";
-        return Err(Exit::config(text));
-    }
     crate::cli::init_log(&config.log);
     for warning in warnings {
         tracing::warn!("{warning}");
