@@ -480,6 +480,12 @@ fn check_config_shows_what_is_in_effect() {
 
 /// The line of the start that names the decoder, of the binary under another name.
 fn decoder_of(program: &Path, args: &[&str]) -> String {
+    // The port may be taken by another test meanwhile.
+    let started = (0..5).find_map(|_| try_decoder_of(program, args));
+    started.unwrap()
+}
+
+fn try_decoder_of(program: &Path, args: &[&str]) -> Option<String> {
     let (port, admin) = (free_ports(1), "--admin-address=off");
     let mut child = Command::new(program)
         .args([&format!("--port={port}"), admin, "-secure-proxy=false"])
@@ -495,7 +501,7 @@ fn decoder_of(program: &Path, args: &[&str]) -> String {
         .find_map(|line| Some(line.split_once("decoder: ")?.1.to_owned()));
     child.kill().unwrap();
     child.wait().unwrap();
-    line.unwrap()
+    line
 }
 
 #[test]
