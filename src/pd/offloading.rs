@@ -54,11 +54,11 @@ mod tests {
         let body = r#"{"messages":[],"max_completion_tokens":7}"#;
         let subject = Subject::new(Api::Chat, body);
         let mut peer = peer();
-        peer.source = Some(KvSource {
+        peer.source = Some(Box::new(KvSource {
             uuid: Uuid::of_digits(7),
             host: "10.4.0.9".to_owned(),
             port: 7777,
-        });
+        }));
         let [prefill, decode] = pair(&subject.material(), &peer).unwrap();
         let prefill = apply(&prefill, body);
         let source = json!({"kv_request_id": "00000000-0000-0000-0000-000000000007",

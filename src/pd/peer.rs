@@ -16,7 +16,7 @@ pub struct Peer {
     /// The engine behind it that was picked, where the connector asks for one.
     pub engine: Option<BootstrapEngine>,
     /// A peer that it is to pull a cached prefix from.
-    pub source: Option<KvSource>,
+    pub source: Option<Box<KvSource>>,
 }
 
 /// One engine of a prefiller, as its bootstrap server names it.

@@ -20,7 +20,8 @@ impl<N: Net> Exchange<'_, N> {
     /// Cuts the answer of a request that can be cut, where the configuration says so.
     pub(super) fn cut(&self, split: &mut Split) {
         if let Some(tokens) = self.shard.config.pd.decode_chunk_tokens {
-            split.chunk = Cut::of(&split.material(), tokens).map(Progress::new);
+            let cut = Cut::of(&split.material(), tokens);
+            split.chunk = cut.map(|cut| Box::new(Progress::new(cut)));
         }
     }
 

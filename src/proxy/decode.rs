@@ -180,7 +180,7 @@ impl<N: Net> Exchange<'_, N> {
             ..Limits::NONE
         };
         self.sent_whole = self
-            .exchange_leg(upstream, &ready, &mut answer, limits)
+            .exchange_leg(upstream, &ready, &mut answer, &limits)
             .await?;
         let took = micros_since(self.shard.net.now(), begun);
         self.shard.metrics.leg(leg_role(Role::Decode), took);

@@ -1,5 +1,6 @@
 //! The prefill leg of a serial order: its candidates and attempts.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::client::Limit;
@@ -105,22 +106,11 @@ impl<N: Net> Exchange<'_, N> {
             self.account.prefill_us = micros_since(now, started);
             let took = micros_since(now, begun);
             self.shard.metrics.leg(leg_role(Role::Prefill), took);
-            let fault = match attempt {
-                Ok(Attempt::Done(taken, at)) => {
-                    self.enter(Phase::BetweenLegs);
-                    return Ok(Prefill::Done(Prefilled::new(taken, at), peer));
-                }
-                Ok(Attempt::Status(upstream, answer, sent)) => {
-                    let status = answer.head.status;
-                    let may_retry = matches!(status, 502..=504);
-                    if !may_retry || retries >= config.pd.prefill_retries_max {
-                        self.sent_whole = sent;
-                        let refused = self.prefill_refused(upstream, answer);
-                        return refused.map(Prefill::Refused);
-                    }
-                    LegFault::Other(Fault::PrefillStatus(status))
-                }
-                Err(fault) => fault,
+            let may_retry = retries < config.pd.prefill_retries_max;
+            // What an attempt came to is large, and must not lie beside a wait.
+            let fault = match self.attempted(attempt, peer, may_retry) {
+                ControlFlow::Break(ended) => return ended,
+                ControlFlow::Continue(fault) => fault,
             };
             let refused = matches!(fault, LegFault::Refused | LegFault::ConnectTimeout);
             if refused && candidate + 1 < targets.len() {
@@ -141,6 +131,31 @@ impl<N: Net> Exchange<'_, N> {
                 candidate = 0;
             }
             self.wait_for_retry(config.pd.prefill_retry_backoff).await?;
+        }
+    }
+
+    /// What an attempt came to: the end of the prefill leg, or why it may be tried again.
+    fn attempted(
+        &mut self,
+        attempt: Result<Attempt<N>, LegFault>,
+        peer: Peer,
+        may_retry: bool,
+    ) -> ControlFlow<Result<Prefill<N>, Fault>, LegFault> {
+        match attempt {
+            Ok(Attempt::Done(taken, at)) => {
+                self.enter(Phase::BetweenLegs);
+                ControlFlow::Break(Ok(Prefill::Done(Prefilled::new(taken, at), peer)))
+            }
+            Ok(Attempt::Status(upstream, answer, sent)) => {
+                let status = answer.head.status;
+                if may_retry && matches!(status, 502..=504) {
+                    return ControlFlow::Continue(LegFault::Other(Fault::PrefillStatus(status)));
+                }
+                self.sent_whole = sent;
+                let refused = self.prefill_refused(upstream, answer);
+                ControlFlow::Break(refused.map(Prefill::Refused))
+            }
+            Err(fault) => ControlFlow::Continue(fault),
         }
     }
 
@@ -171,7 +186,7 @@ impl<N: Net> Exchange<'_, N> {
             leg: &leg,
             body: &split.body.bytes,
         };
-        let attempt = self.run_leg(&ready, None, Limits::all(limit)).await;
+        let attempt = self.run_leg(&ready, None, &Limits::all(limit)).await;
         self.shard.recycle(head);
         attempt
     }

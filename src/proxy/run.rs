@@ -74,7 +74,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         &self,
         ready: &Ready<'_>,
         begun: Option<Upstream<N>>,
-        limits: Limits,
+        limits: &Limits,
     ) -> Result<Attempt<N>, LegFault> {
         let shard = self.shard();
         let role = ready.leg.role;
@@ -98,9 +98,9 @@ pub(super) trait Runs<N: Net>: Legs<N> {
                 .await
             {
                 Ok(sent) => {
-                    return self
-                        .take_answer(upstream, ready, answer, sent, limits)
-                        .await;
+                    // Not part of what waits while an engine is silent.
+                    let taken = self.take_answer(upstream, ready, answer, sent, limits);
+                    return Box::pin(taken).await;
                 }
                 Err(LegFault::Died) if upstream.reused && fresh == Fresh::Pooled => {
                     shard.metrics.replay();
@@ -117,7 +117,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         upstream: &Upstream<N>,
         ready: &Ready<'_>,
         answer: &mut Answer,
-        limits: Limits,
+        limits: &Limits,
     ) -> Result<bool, LegFault> {
         let request = SplicedRequest {
             head: ready.head,
@@ -147,7 +147,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         ready: &Ready<'_>,
         mut answer: Answer,
         sent: bool,
-        limits: Limits,
+        limits: &Limits,
     ) -> Result<Attempt<N>, LegFault> {
         let shard = self.shard();
         let at = shard.net.now();

@@ -33,8 +33,8 @@ pub(super) struct Split {
     pub(super) decoder: EndpointId,
     pub(super) encoded: Option<Encoded>,
     /// The chunks of an answer that is cut.
-    pub(super) chunk: Option<Progress>,
-    source: Option<KvSource>,
+    pub(super) chunk: Option<Box<Progress>>,
+    source: Option<Box<KvSource>>,
     uuid: Uuid,
     random: u64,
     config: Arc<Config>,
@@ -53,7 +53,7 @@ impl Split {
             owned: self.config.pd.owned(),
             encoded: self.encoded.as_ref(),
             mori: self.mori.as_deref().unwrap_or(&self.config.pd.mori),
-            chunk: self.chunk.as_ref(),
+            chunk: self.chunk.as_deref(),
         }
     }
 
@@ -140,10 +140,12 @@ impl<N: Net> Exchange<'_, N> {
             config,
             mori: self.shard.mori.as_ref().map(|mori| mori.load_full()),
         };
-        split.source = routing.source.map(|target| KvSource {
-            uuid: Uuid::v4([net.random(), net.random()]),
-            host: target.host(),
-            port: split.p2p_port(&target),
+        split.source = routing.source.map(|target| {
+            Box::new(KvSource {
+                uuid: Uuid::v4([net.random(), net.random()]),
+                host: target.host(),
+                port: split.p2p_port(&target),
+            })
         });
         if !routing.encoders.is_empty() {
             self.enter(Phase::Encode);
@@ -194,15 +196,14 @@ impl<N: Net> Exchange<'_, N> {
             Order::Together => Box::pin(self.together(split, targets)).await,
             Order::DecodeFirst => Box::pin(self.decode_first(split, targets)).await,
         };
-        match settled {
-            Err(fault) if self.may_fall_back(fault) => {
-                self.shard.note_fault(fault);
-                self.account.outcome = Some((Outcome::LocalFallback, reason_of(fault)));
-                let leg = split.material().local_leg().map_err(too_many)?;
-                self.decode_local(split, &leg).await
-            }
-            settled => settled,
-        }
+        let fault = match settled {
+            Err(fault) if self.may_fall_back(fault) => fault,
+            settled => return settled,
+        };
+        self.shard.note_fault(fault);
+        self.account.outcome = Some((Outcome::LocalFallback, reason_of(fault)));
+        let leg = split.material().local_leg().map_err(too_many)?;
+        self.decode_local(split, &leg).await
     }
 
     /// Whether the decoder serves a request alone whose prefill leg ended in this fault.
