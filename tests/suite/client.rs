@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -157,10 +158,15 @@ impl Answer {
     }
 }
 
+/// A client's side of TLS, for one who reads and one who writes.
+type Session = Arc<Mutex<rustls::ClientConnection>>;
+
 /// A connection.
 pub(crate) struct Client {
     stream: TcpStream,
-    tls: Option<Box<rustls::ClientConnection>>,
+    tls: Option<Session>,
+    /// Received records that were not processed.
+    records: Vec<u8>,
     /// Received and not yet looked at.
     buffer: Vec<u8>,
     /// What the kernel last said instead of bytes.
@@ -176,6 +182,7 @@ impl Client {
         Self {
             stream,
             tls: None,
+            records: Vec::new(),
             buffer: Vec::new(),
             ended: None,
         }
@@ -184,13 +191,14 @@ impl Client {
     /// A connection with TLS on it; the handshake happens with the first bytes.
     pub(crate) fn secure(port: u16, session: rustls::ClientConnection) -> Self {
         let mut client = Self::connect(port);
-        client.tls = Some(Box::new(session));
+        client.tls = Some(Arc::new(Mutex::new(session)));
         client
     }
 
-    /// Shakes hands now; the error if that fails.
+    /// Shakes hands now, if that has not happened; the error if it fails.
     pub(crate) fn shake_hands(&mut self) -> std::io::Result<()> {
-        let tls = self.tls.as_mut().unwrap();
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let mut tls = tls.lock().unwrap();
         while tls.is_handshaking() {
             tls.complete_io(&mut self.stream)?;
         }
@@ -199,20 +207,58 @@ impl Client {
 
     /// The certificate the other side has shown.
     pub(crate) fn certificate(&self) -> Vec<u8> {
-        self.tls.as_ref().unwrap().peer_certificates().unwrap()[0].to_vec()
+        let tls = self.tls.as_ref().unwrap().lock().unwrap();
+        tls.peer_certificates().unwrap()[0].to_vec()
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        match &mut self.tls {
-            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).write_all(bytes),
-            None => self.stream.write_all(bytes),
+        self.shake_hands()?;
+        let Some(tls) = &self.tls else {
+            return self.stream.write_all(bytes);
+        };
+        for piece in bytes.chunks(16 * 1024) {
+            let mut records = Vec::new();
+            {
+                let mut tls = tls.lock().unwrap();
+                tls.writer().write_all(piece)?;
+                while tls.wants_write() {
+                    tls.write_tls(&mut records)?;
+                }
+            }
+            self.stream.write_all(&records)?;
         }
+        Ok(())
     }
 
+    /// Reads, and does not write: that the other side takes nothing more says nothing of what it
+    /// has said.
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match &mut self.tls {
-            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(buffer),
-            None => self.stream.read(buffer),
+        self.shake_hands()?;
+        let Some(tls) = &self.tls else {
+            return self.stream.read(buffer);
+        };
+        let mut records = [0; 1024];
+        let mut received = &records[..0];
+        loop {
+            match tls.lock().unwrap().reader().read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                other => {
+                    self.records.extend_from_slice(received);
+                    return other;
+                }
+            }
+            if !self.records.is_empty() {
+                let n = self.records.len().min(records.len());
+                records[..n].copy_from_slice(&self.records[..n]);
+                self.records.drain(..n);
+                received = &records[..n];
+            } else if received.is_empty() {
+                let n = self.stream.read(&mut records)?;
+                received = &records[..n];
+            }
+            let mut tls = tls.lock().unwrap();
+            tls.read_tls(&mut received)?;
+            tls.process_new_packets().map_err(std::io::Error::other)?;
         }
     }
 
@@ -227,10 +273,10 @@ impl Client {
 
     /// The same connection, for sending from another thread.
     pub(crate) fn share(&self) -> Self {
-        assert!(self.tls.is_none(), "a session has one owner");
         Self {
             stream: self.stream.try_clone().unwrap(),
-            tls: None,
+            tls: self.tls.clone(),
+            records: Vec::new(),
             buffer: Vec::new(),
             ended: None,
         }
@@ -238,10 +284,11 @@ impl Client {
 
     /// Ends our direction.
     pub(crate) fn finish(&mut self) {
-        if let Some(tls) = &mut self.tls {
+        if let Some(tls) = &self.tls {
+            let mut tls = tls.lock().unwrap();
             tls.send_close_notify();
             // Either fails if the other side was faster.
-            let _ = tls.complete_io(&mut self.stream);
+            let _ = tls.write_tls(&mut self.stream);
             let _ = self.stream.shutdown(Shutdown::Write);
             return;
         }
@@ -253,8 +300,10 @@ impl Client {
         self.stream.set_nonblocking(true).unwrap();
         let mut refusals = 0;
         while refusals < 50 && !bytes.is_empty() {
-            let wrote = match &mut self.tls {
-                Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).write(bytes),
+            let wrote = match &self.tls {
+                Some(tls) => {
+                    rustls::Stream::new(&mut *tls.lock().unwrap(), &mut self.stream).write(bytes)
+                }
                 None => self.stream.write(bytes),
             };
             match wrote {

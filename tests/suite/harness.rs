@@ -358,10 +358,15 @@ impl Sidecar {
     }
 
     pub(crate) fn connect(&self) -> Client {
+        self.connect_to(0)
+    }
+
+    /// A connection to the listener of a rank.
+    pub(crate) fn connect_to(&self, rank: u16) -> Client {
         if self.tls {
-            return self.connect_offering(&Offer::default());
+            return Client::secure(self.port + rank, session(&Offer::default()));
         }
-        Client::connect(self.port)
+        Client::connect(self.port + rank)
     }
 
     /// A connection with TLS.

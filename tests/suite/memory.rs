@@ -4,7 +4,7 @@
 use mock_engine::{Engine, EngineConfig, Fault};
 
 use crate::client::{Client, DEADLINE, request};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, is_suite_tls};
 use crate::harness_more::{ask_for, expect_drained};
 
 const IDLE_CONNECTIONS: u32 = 4000;
@@ -64,6 +64,10 @@ fn warm_up(pair: &Pair) {
 
 #[test]
 fn idle_connections_are_small() {
+    if is_suite_tls() {
+        eprintln!("skipped: the bounds are those of plain text");
+        return;
+    }
     raise_descriptors();
     let pair = Pair::start(&[]);
     warm_up(&pair);
@@ -137,6 +141,10 @@ fn idle_connections_with_tls_hold_no_buffer() {
 
 #[test]
 fn requests_that_wait_for_a_silent_engine_are_small() {
+    if is_suite_tls() {
+        eprintln!("skipped: the bounds are those of plain text");
+        return;
+    }
     raise_descriptors();
     // Hundreds of connects at once may take a loaded machine a while.
     let pair = Pair::start(&["--connect-timeout=1m"]);

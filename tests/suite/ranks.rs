@@ -38,7 +38,7 @@ impl Ranks {
     }
 
     fn post(&self, listener: u16, headers: &[(&str, &str)]) -> crate::client::Answer {
-        let mut client = crate::client::Client::connect(self.port(listener));
+        let mut client = self.sidecar.connect_to(listener);
         client.ask("POST", CHAT, headers, BODY.as_bytes())
     }
 }
@@ -50,7 +50,7 @@ fn l1_each_rank_has_its_port() {
     assert_eq!(ranks.take(), [1, 0]);
     ranks.post(1, &[]).expect(200);
     assert_eq!(ranks.take(), [0, 1]);
-    let mut client = crate::client::Client::connect(ranks.port(1));
+    let mut client = ranks.sidecar.connect_to(1);
     client.ask("GET", "/health", &[], b"").expect(200);
     client.ask("GET", "/v1/models", &[], b"").expect(200);
     assert_eq!(ranks.take(), [0, 1]);
@@ -69,7 +69,7 @@ fn l1_the_field_moves_a_request_to_its_rank() {
             assert_eq!(ranks.take(), want, "{pod_ip:?}");
         }
         // A pass-through path is moved, too; a rank's own listener does not look.
-        let mut client = crate::client::Client::connect(ranks.port(0));
+        let mut client = ranks.sidecar.connect_to(0);
         client
             .ask("GET", "/v1/models", &[(RANK, &key(1))], b"")
             .expect(200);

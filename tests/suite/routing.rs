@@ -122,7 +122,12 @@ fn prefilled_by(sidecar: &Sidecar, engines: &[&Engine], lines: &[&str], kind: us
 #[test]
 fn h2_h3_h5_h6_the_first_target_is_used() {
     let pair = Pair::start(&[]);
-    let other = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    let tls = crate::harness::is_suite_tls().then(crate::certificates::engine_tls);
+    let other = EngineConfig {
+        tls,
+        ..EngineConfig::prefill()
+    };
+    let other = Engine::start(other, 0).unwrap();
     let engines = [&pair.prefill, &other];
     let (a, b) = (pair.prefill.host_port(), other.host_port());
     for kind in 0..KINDS.len() {

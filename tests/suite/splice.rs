@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::mpsc;
 
 use crate::client::{DEADLINE, End, head, request};
-use crate::harness::{Launch, Sidecar};
+use crate::harness::{Launch, Sidecar, is_suite_tls};
 use crate::harness_more::{Driver, RawConn, RawEngine, expect_drained, wait_descriptors};
 
 /// Several pipes full, and not a multiple of anything.
@@ -63,7 +63,16 @@ fn large_bodies_pass_whole_both_ways_and_the_connections_are_kept() {
         drop(client);
         expect_drained(&sidecar);
         let spliced = sidecar.metric("ringside_spliced_bytes_total", &[]);
-        assert!(spliced > 2.0 * LARGE as f64, "{spliced}");
+        // Encrypted bytes do not pass within the kernel.
+        let want = if is_suite_tls() {
+            0.0
+        } else {
+            2.0 * LARGE as f64
+        };
+        assert!(
+            spliced >= want && (want > 0.0 || spliced == 0.0),
+            "{spliced}"
+        );
         assert_eq!(connections.try_iter().count(), 1);
     }
 }

@@ -1,7 +1,6 @@
 //! TLS towards clients and engines: handshakes, certificates, what ends and what must not.
 //!
-//! `RINGSIDE_SUITE_TLS` runs all other tests over TLS too, those aside that speak plain text to a
-//! port by hand.
+//! `RINGSIDE_SUITE_TLS` runs all other tests over TLS too.
 
 use std::os::unix::fs::symlink;
 use std::time::Duration;

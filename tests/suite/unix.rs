@@ -10,7 +10,7 @@ use std::time::Duration;
 use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, Place, State};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::client::{Client, DEADLINE, End, request};
+use crate::client::{DEADLINE, End, request};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, ringside, sha256, wait_for};
 use crate::harness_more::{
     Driver, Leave, ask_for, expect_drained, expect_handoffs_sound, expect_healthy, expect_text,
@@ -381,7 +381,7 @@ fn each_rank_has_its_socket() {
         ..Launch::default()
     });
     for rank in [1, 0] {
-        let mut client = Client::connect(sidecar.port + rank);
+        let mut client = sidecar.connect_to(rank);
         let (prompt, body) = ask_for(3, true);
         let answer = client.ask("POST", CHAT, &[], body.as_bytes()).expect(200);
         expect_text(&answer, &prompt, 3);
