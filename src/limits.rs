@@ -63,12 +63,6 @@ pub const TLS_STEPS_MAX: u32 = 16;
 pub const TLS_SESSIONS_MAX: usize = 256;
 /// Bytes of a file of certificates or of a key.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Milliseconds without a change in the directory of the certificate before it is read again.
-pub const CERTIFICATE_SETTLE_MS: u64 = 250;
-/// Milliseconds after the first change in which it is read again in any case.
-pub const CERTIFICATE_SETTLE_MS_MAX: u64 = 5000;
-/// Seconds after which it is looked at without being told of a change.
-pub const CERTIFICATE_LOOK_SECS: u64 = 30;
 /// Request bytes kept for one safe replay; a longer upload is not replayed.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
 /// Buffers up to this capacity are kept for reuse; larger ones are given back.

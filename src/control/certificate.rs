@@ -1,27 +1,20 @@
 //! The certificate shown to clients: read, made, and renewed while connections are open.
 //!
-//! The directory is watched, not the files: Kubernetes replaces a Secret by one rename of the link
-//! `..data`. Whatever happens there, what counts is whether the contents are others than before;
-//! a pair that cannot be used changes nothing.
+//! Whatever happens in its directory, what counts is whether the contents are others than before; a
+//! pair that cannot be used changes nothing.
 
 use std::fmt;
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::inotify;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::net::unix::pipe::Receiver;
-use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::limits::{
-    CERTIFICATE_FILE_BYTES_MAX, CERTIFICATE_LOOK_SECS, CERTIFICATE_SETTLE_MS,
-    CERTIFICATE_SETTLE_MS_MAX,
-};
+use super::watch::DirWatch;
+use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 use crate::metrics::Reloads;
 use crate::net::tls::Certificate;
 
@@ -128,8 +121,10 @@ fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
-/// The certificate of a directory, and what keeps it up to date.
+/// The certificate of a directory, and what keeps it up to date; within the control plane's runtime.
 pub(super) fn load(folder: &Path) -> Result<(Arc<Certificate>, Renewal), FileError> {
+    // Before it is read: what comes after that is told.
+    let watch = DirWatch::new(folder);
     let pem = Pem::read_in(folder)?;
     let (chain, key) = pem.identity()?;
     let certificate = Certificate::new(chain, key).map_err(|error| pem.mismatch(&error))?;
@@ -137,6 +132,7 @@ pub(super) fn load(folder: &Path) -> Result<(Arc<Certificate>, Renewal), FileErr
     let renewal = Renewal {
         folder: folder.to_owned(),
         certificate: Arc::clone(&certificate),
+        watch,
         seen: Ok(pem),
     };
     Ok((certificate, renewal))
@@ -176,30 +172,16 @@ pub(super) fn make(names: &[String]) -> Result<Arc<Certificate>, String> {
 pub(super) struct Renewal {
     folder: PathBuf,
     certificate: Arc<Certificate>,
+    watch: DirWatch,
     /// What was there when last looked.
     seen: Result<Pem, FileError>,
 }
 
 impl Renewal {
-    /// Looks whenever something has happened in the directory, and now and then without: it may
-    /// have been replaced as a whole, or the kernel may not tell.
+    /// Looks whenever something may have changed in the directory.
     pub(super) async fn run(mut self, reloads: Arc<Reloads>) {
-        let watch = Watch::open(&self.folder);
-        if let Err(error) = &watch {
-            tracing::warn!(
-                "{}: the kernel does not watch it ({error}); looking every {CERTIFICATE_LOOK_SECS} s",
-                self.folder.display()
-            );
-        }
         loop {
-            let pause = sleep(Duration::from_secs(CERTIFICATE_LOOK_SECS));
-            match &watch {
-                Ok(watch) => tokio::select! {
-                    () = watch.settled(&self.folder) => {}
-                    () = pause => watch.renew(&self.folder),
-                },
-                Err(_) => pause.await,
-            }
+            self.watch.changed().await;
             self.look(&reloads);
         }
     }
@@ -229,67 +211,4 @@ impl Renewal {
         }
         self.seen = now;
     }
-}
-
-/// What the kernel tells about a directory. The descriptor is no pipe, but read like one.
-struct Watch(Receiver);
-
-impl Watch {
-    fn open(folder: &Path) -> io::Result<Self> {
-        let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        add(fd.as_fd(), folder)?;
-        Receiver::from_owned_fd_unchecked(fd).map(Self)
-    }
-
-    /// Watches what the path names now; the same directory stays watched once.
-    fn renew(&self, folder: &Path) {
-        // An error is a directory that is not there: looked for again later.
-        let _ = add(self.0.as_fd(), folder);
-    }
-
-    /// Waits until something has happened and nothing has for a while since, which is bounded too.
-    async fn settled(&self, folder: &Path) {
-        self.told().await;
-        let latest = Instant::now() + Duration::from_millis(CERTIFICATE_SETTLE_MS_MAX);
-        loop {
-            let quiet = Instant::now() + Duration::from_millis(CERTIFICATE_SETTLE_MS);
-            if timeout_at(quiet.min(latest), self.told()).await.is_err() {
-                self.renew(folder);
-                return;
-            }
-        }
-    }
-
-    /// Waits for something to happen and takes all that is told of it.
-    async fn told(&self) {
-        let mut events = [0_u8; 4096];
-        loop {
-            if self.0.readable().await.is_err() {
-                // No runtime any more.
-                return std::future::pending().await;
-            }
-            let mut has_any = false;
-            while matches!(self.0.try_read(&mut events), Ok(1..)) {
-                has_any = true;
-            }
-            if has_any {
-                return;
-            }
-        }
-    }
-}
-
-fn add(fd: BorrowedFd<'_>, folder: &Path) -> io::Result<()> {
-    use inotify::WatchFlags as On;
-    let on = On::CREATE
-        | On::CLOSE_WRITE
-        | On::MOVED_TO
-        | On::MOVED_FROM
-        | On::DELETE
-        | On::ATTRIB
-        | On::DELETE_SELF
-        | On::MOVE_SELF
-        | On::ONLYDIR;
-    inotify::add_watch(fd, folder, on)?;
-    Ok(())
 }
