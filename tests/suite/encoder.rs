@@ -698,7 +698,7 @@ fn each_rank_decodes_its_own() {
             if split {
                 headers.push((PREFILLER, &target));
             }
-            let mut client = Client::connect(sidecar.port + rank);
+            let mut client = sidecar.connect_to(rank);
             let body = chat(&[image(1)], true);
             client
                 .ask("POST", CHAT, &headers, body.as_bytes())
