@@ -133,7 +133,7 @@ impl<N: Net> Exchange<'_, N> {
         };
         let wait = Duration::from_millis(BOOTSTRAP_MS_MAX);
         let limit = Limit::of(shard.net.now(), Some(wait), Fault::Bootstrap);
-        match self.run_leg(&ready, None, &Limits::all(limit)).await? {
+        match self.run_leg(&ready, &mut None, &Limits::all(limit)).await? {
             Attempt::Done(Taken::Whole(answer), _) => Ok(answer),
             Attempt::Done(..) | Attempt::Status(..) => Err(Fault::Bootstrap.into()),
         }

@@ -184,7 +184,6 @@ impl<N: Net> Exchange<'_, N> {
             .await?;
         let took = micros_since(self.shard.net.now(), begun);
         self.shard.metrics.leg(leg_role(Role::Decode), took);
-        self.shard.recycle(head);
         Ok(answer)
     }
 

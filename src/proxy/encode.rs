@@ -79,7 +79,7 @@ impl<N: Net> Exchange<'_, N> {
                 body: &body.bytes,
             };
             let begun = aside.shard().net.now();
-            let ended = aside.run_leg(&ready, None, &Limits::NONE).await;
+            let ended = aside.run_leg(&ready, &mut None, &Limits::NONE).await;
             let took = micros_since(aside.shard().net.now(), begun);
             aside.shard().metrics.leg(leg_role(Role::Encode), took);
             ended

@@ -288,15 +288,15 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.answer_own(status, b"", None, None).await
     }
 
-    /// Writes the head for a leg, without framing and blank line.
+    /// Writes the head for a leg into `out`, without framing and blank line.
     pub(super) fn leg_head(
         &self,
+        mut out: Vec<u8>,
         target: &Target,
         accept_encoding: bool,
         upgrade: bool,
         leg: Option<&Leg>,
     ) -> Result<Vec<u8>, Fault> {
-        let mut out = self.shard.buffer();
         let uuid = leg.and_then(|leg| leg.request_id.as_ref());
         let extra = Forwarded {
             request_id: uuid.map_or(self.request_id.as_bytes(), |uuid| uuid.as_str().as_bytes()),

@@ -17,6 +17,9 @@ use crate::metrics::Phase;
 use crate::net::{Moment, Net};
 use crate::pd::{Freshness, Held, Leg, Outcome, Peer, Reason, Role, Take, connector, nixl};
 
+/// What a leg's head has beyond the client's: ids, addresses, the length, with room to spare.
+const LEG_HEAD_EXTRA_BYTES: usize = 192;
+
 /// The prefiller's answer, as far as the decode leg needs it.
 pub(super) struct Prefilled {
     /// What it handed on; `None`: its connector hands nothing on.
@@ -186,16 +189,16 @@ impl<N: Net> Exchange<'_, N> {
             leg: &leg,
             body: &split.body.bytes,
         };
-        let attempt = self.run_leg(&ready, None, &Limits::all(limit)).await;
-        self.shard.recycle(head);
-        attempt
+        self.run_leg(&ready, &mut None, &Limits::all(limit)).await
     }
 
     /// The head of a leg whose body is spliced. Where its answer has to be readable by the proxy,
     /// no encoding of it is asked for.
     pub(super) fn spliced_head(&self, target: &Target, leg: &Leg) -> Result<Vec<u8>, Fault> {
         let accept_encoding = leg.take == Take::Answer(None);
-        let mut head = self.leg_head(target, accept_encoding, false, Some(leg))?;
+        // No larger than it will be: it waits for as long as the engine is silent.
+        let out = Vec::with_capacity(self.head.len + LEG_HEAD_EXTRA_BYTES);
+        let mut head = self.leg_head(out, target, accept_encoding, false, Some(leg))?;
         finish_head(&mut head, leg);
         Ok(head)
     }

@@ -58,7 +58,7 @@ impl<N: Net> Exchange<'_, N> {
                 leg: &leg,
                 body: &body,
             };
-            let ended = aside.run_leg(&ready, None, &Limits::all(limit)).await;
+            let ended = aside.run_leg(&ready, &mut None, &Limits::all(limit)).await;
             let is_refused = matches!(
                 &ended,
                 Ok(Attempt::Status(_, answer, true)) if (400..500).contains(&answer.head.status)

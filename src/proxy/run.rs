@@ -68,18 +68,17 @@ impl<N: Net, W: Waits<N>> Runs<N> for W {}
 
 /// Running legs whose answers are read here.
 pub(super) trait Runs<N: Net>: Legs<N> {
-    /// One attempt, with one safe repeat on a new connection when a pooled one was dead. `begun` is
-    /// a connection that is already there.
+    /// One attempt, with one safe repeat on a new connection when a pooled one was dead. `begun` may
+    /// hold a connection that is already there.
     async fn run_leg(
         &self,
         ready: &Ready<'_>,
-        begun: Option<Upstream<N>>,
+        begun: &mut Option<Upstream<N>>,
         limits: &Limits,
     ) -> Result<Attempt<N>, LegFault> {
         let shard = self.shard();
         let role = ready.leg.role;
         let mut fresh = Fresh::Pooled;
-        let mut begun = begun;
         loop {
             let upstream = match begun.take() {
                 Some(upstream) => upstream,

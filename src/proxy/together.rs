@@ -162,7 +162,7 @@ impl<N: Net> Exchange<'_, N> {
                 body: &body.bytes,
             };
             let begun = aside.shard().net.now();
-            let ended = aside.run_leg(&ready, Some(upstream), &limits).await;
+            let ended = aside.run_leg(&ready, &mut Some(upstream), &limits).await;
             let took = micros_since(aside.shard().net.now(), begun);
             aside.shard().metrics.leg(leg_role(Role::Prefill), took);
             ended

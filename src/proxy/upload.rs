@@ -97,7 +97,7 @@ impl<N: Net> Exchange<'_, N> {
     fn begin_upload(&mut self, target: &Target, api: Option<Api>) -> Result<Upload<N>, Fault> {
         let upgrade = api.is_none() && h1::wants_upgrade(&self.head, &self.bytes);
         self.upgrade_sent = upgrade;
-        let mut head = self.leg_head(target, true, upgrade, None)?;
+        let mut head = self.leg_head(self.shard.buffer(), target, true, upgrade, None)?;
         push_request_framing(&mut head, self.framing);
         let mut upload = Upload {
             head,
