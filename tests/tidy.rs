@@ -368,6 +368,64 @@ fn is_found_input(path: &Path) -> bool {
     name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// The names in backquotes of a line: tests, if there is a `::` in them.
+fn named_tests(line: &str) -> impl Iterator<Item = &str> {
+    let quoted = line.split('`').skip(1).step_by(2);
+    quoted.filter(|name| name.contains("::"))
+}
+
+/// Whether a test of that name is in the tree: `module::test` of the suite, or `lib: path::test`.
+fn has_test(name: &str, sources: &[PathBuf]) -> bool {
+    let (path, test) = match name.strip_prefix("lib: ") {
+        Some(rest) => {
+            let (module, test) = rest.rsplit_once("::").unwrap();
+            (format!("src/{}", module.replace("::", "/")), test)
+        }
+        None => {
+            let (module, test) = name.split_once("::").unwrap();
+            (format!("tests/suite/{module}"), test)
+        }
+    };
+    let begin = format!("fn {test}() {{");
+    let is_test = |path: &PathBuf| {
+        let text = read(path);
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let mut pairs = lines.windows(2);
+        pairs.any(|pair| pair[0] == "#[test]" && pair[1] == begin)
+    };
+    let file = Path::new(&path).with_extension("rs");
+    sources
+        .iter()
+        .filter(|source| **source == file || source.starts_with(&path))
+        .any(is_test)
+}
+
+#[test]
+fn rows_of_the_conformance_table_have_their_tests() {
+    const DOCUMENT: &str = "docs/pd-sidecar.md";
+    let text = read(Path::new(DOCUMENT));
+    let (_, section) = text.split_once("\n## Conformance\n").unwrap();
+    let begin = text.lines().count() - section.lines().count();
+    let sources = [files("src"), files("tests/suite")].concat();
+    let mut offences = Vec::new();
+    let (mut rows, mut is_row) = (0, false);
+    for (nth, line) in section.lines().enumerate() {
+        let at = begin + nth + 1;
+        if is_row && line.starts_with('|') {
+            rows += 1;
+            if named_tests(line).next().is_none() {
+                offences.push(format!("{DOCUMENT}:{at}: a row without a test"));
+            }
+            for name in named_tests(line).filter(|name| !has_test(name, &sources)) {
+                offences.push(format!("{DOCUMENT}:{at}: no test `{name}`"));
+            }
+        }
+        is_row = line.starts_with("|---") || (is_row && line.starts_with('|'));
+    }
+    assert!(rows > 0, "no rows in {DOCUMENT}");
+    check(&offences);
+}
+
 #[test]
 fn fuzz_corpora_are_small_and_complete() {
     let names = |folder: &str| -> BTreeSet<String> {

@@ -427,6 +427,45 @@ fn c4_a_request_without_items_calls_no_encoder() {
 }
 
 #[test]
+fn c4_no_encoder_named_is_no_stage() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    let body = chat(&[image(1)], true);
+    let target = stage.pair.prefill.host_port();
+    for line in [None, Some(""), Some(" , "), Some("https://e:1, user@e:1")] {
+        for split in [false, true] {
+            stage.clear();
+            let mut headers: Vec<_> = line.map(|line| (ENCODERS, line)).into_iter().collect();
+            headers.extend(split.then_some((PREFILLER, target.as_str())));
+            stage.pair.sidecar.post(CHAT, &body, &headers).expect(200);
+            let have = json_of(&only(&stage.pair.decode));
+            assert_eq!(have.get("cache_hit_threshold"), None, "{line:?}");
+            assert_eq!(have.get(PARAMS), None, "{line:?}");
+            assert_eq!(stage.pair.prefill.requests().len(), usize::from(split));
+        }
+    }
+    assert!(stage.encoded()[0].is_empty());
+}
+
+#[test]
+fn too_many_items_are_400_before_any_leg() {
+    let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+    for (count, status) in [(256, 200), (257, 400)] {
+        stage.clear();
+        let items: Vec<String> = (0..count).map(image).collect();
+        let answer = stage.ask(&chat(&items, true), false);
+        match status {
+            200 => drop(answer.expect(200)),
+            _ => drop(answer.expect_error(400, "too_many_items")),
+        }
+        let legs = if status == 200 { count } else { 0 };
+        assert_eq!(stage.encoded()[0].len(), legs);
+        let decodes = stage.pair.decode.requests().len();
+        assert_eq!(decodes, usize::from(status == 200));
+    }
+    stage.pair.sidecar.expect_sound();
+}
+
+#[test]
 fn c4_an_encoder_that_fails_ends_the_request() {
     let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
     let fault = Fault::Status {

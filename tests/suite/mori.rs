@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::apis::{Api, Completion};
 use crate::client::{DEADLINE, End};
-use crate::harness::{CHAT, Pair, json_of, only};
+use crate::harness::{CHAT, Pair, json_of, only, run_to_exit, wait_for};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
     Rule, Setup, answered, answered_with, begin, both_legs, client_leaves, expect_kept,
@@ -417,6 +417,57 @@ fn m10_the_rank_the_prefill_engine_returns() {
         assert_eq!(decode.header_all(RANK), [want.to_string()], "{rank}");
         assert_eq!(prefill.header_all(RANK), [hashed.to_string()], "{rank}");
     }
+}
+
+#[test]
+fn d1_names_are_addresses_on_the_wire() {
+    let mut terms = terms(true, 1);
+    terms.prefill_hosts = vec!["127.0.0.1".to_owned()];
+    terms.decode_hosts = vec!["10.4.0.9".to_owned()];
+    let written = Mori {
+        prefill_hosts: vec!["localhost".to_owned()],
+        ..terms.clone()
+    };
+    let flags = flags(&written);
+    let args: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let pair = Setup {
+        args: &args,
+        env: &[("MORIIO_DNS_RESOLVE_TTL_SECONDS", "1")],
+        contract: KvContract::Mori(terms.clone()),
+        ..Setup::default()
+    }
+    .start();
+    for _ in 0..2 {
+        forget(&pair);
+        answered(&pair, &Api::Chat.ask(4, true));
+        let (prefill, decode) = both_legs(&pair);
+        assert_eq!(
+            json_of(&prefill)[PARAMS]["remote_hosts"],
+            json!(["10.4.0.9"])
+        );
+        assert_eq!(
+            json_of(&decode)[PARAMS]["remote_hosts"],
+            json!(["127.0.0.1"])
+        );
+        // Again once the name has been looked up anew.
+        wait_for("a look-up", || {
+            let rounds = pair.sidecar.metric("moriio_dns_reresolve_total", &[]);
+            (rounds > 0.0).then_some(())
+        });
+    }
+    assert!(pair.sidecar.metric("moriio_dns_ip_changed_total", &[]) == 0.0);
+    assert!(pair.sidecar.metric("moriio_dns_lookup_failures_total", &[]) == 0.0);
+}
+
+#[test]
+fn d1_a_name_that_does_not_resolve_ends_the_start() {
+    // RFC 6761 6.4: a name below `invalid` never resolves.
+    let mut args = vec!["sidecar", "--secure-proxy=false", "--admin-address=off"];
+    args.extend(SERIAL);
+    args.push("--moriio-remote-hosts=no.such.invalid");
+    let (code, text) = run_to_exit(&args);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("no.such.invalid"), "{text}");
 }
 
 #[test]

@@ -197,6 +197,7 @@ fn p5_sources_that_are_not_injected() {
         ":8000",
         "10.4.0.9",
         "10.4.0.9:x",
+        "https://10.4.0.9:8000",
         own.as_str(),
     ] {
         ranks.decoders[0].clear();
