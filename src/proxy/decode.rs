@@ -13,7 +13,7 @@ use super::shard::leg_role;
 use super::split::{Settled, Split, too_many};
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::Fault;
-use crate::metrics::Phase;
+use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take, connector};
 
@@ -129,6 +129,10 @@ impl<N: Net> Exchange<'_, N> {
         prefilled: &mut Prefilled,
         repeated: bool,
     ) -> Result<(Leg, bool), Fault> {
+        if let Some(handoff) = prefilled.leaving.take() {
+            // The leg that was to carry it did not leave whole.
+            self.note_stranded(split, &handoff);
+        }
         let pd = &self.shard.config.pd;
         let handoff = match &mut prefilled.held {
             None => None,
@@ -137,6 +141,10 @@ impl<N: Net> Exchange<'_, N> {
                 match held.take(Freshness::of(age, pd.handoff_age_max)) {
                     Ok(handoff) => Some(handoff),
                     Err(reason) => {
+                        if reason == Reason::StaleKv {
+                            // Its lease may be over, and its blocks another request's.
+                            self.shard.metrics.stranded(Stranded::LeftToLease);
+                        }
                         if !repeated {
                             self.account.outcome = Some((Outcome::LocalFallback, reason));
                             if pd.on_missing_kv == OnMissingKv::Error {

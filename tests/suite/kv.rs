@@ -2,7 +2,8 @@
 //! answers, the legs' heads, and who is told what when something fails or somebody leaves.
 
 use mock_engine::{
-    Counters, Engine, EngineConfig, Fault, HandoffRegistry, KvContract, Seen, State,
+    BlockBook, Counters, Engine, EngineConfig, EngineIds, Fault, HandoffRegistry, KvContract,
+    Meetings, Mooncake, Seen, State, Store,
 };
 
 use crate::apis::{Api, Question};
@@ -50,6 +51,77 @@ impl Setup<'_> {
             sidecar,
             handoffs,
         }
+    }
+}
+
+/// A connector, or a mode of one, as [`each_connector`] names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mode {
+    pub(crate) name: &'static str,
+    /// Both legs are sent at once.
+    pub(crate) at_once: bool,
+}
+
+/// Runs `test` for every connector and mode, each with its contract and these flags besides.
+pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_>)) {
+    let mooncake = Mooncake {
+        engines: EngineIds::new(&["e0", "e1"]),
+        ..Mooncake::default()
+    };
+    let config = EngineConfig {
+        bootstrap: Some(mooncake.engines.clone()),
+        ..EngineConfig::default()
+    };
+    let bootstrap = Engine::start(config, 0).unwrap();
+    let port = format!("--mooncake-bootstrap-port={}", bootstrap.port());
+    let named = |name: &str| vec![format!("--kv-connector={name}")];
+    let (serial, parallel) = (crate::mori::terms(false, 1), crate::mori::terms(true, 1));
+    let mori = [crate::mori::flags(&serial), crate::mori::flags(&parallel)];
+    let [serial_flags, parallel_flags] = mori;
+    let all = [
+        ("nixlv2", named("nixlv2"), KvContract::Nixlv2),
+        ("mori-serial", serial_flags, KvContract::Mori(serial)),
+        (
+            "shared-storage",
+            named("shared-storage"),
+            KvContract::SharedStorage(Store::new()),
+        ),
+        ("nixl", named("nixl"), KvContract::NixlV1(BlockBook::new())),
+        ("lmcache", named("lmcache"), KvContract::Lmcache),
+        ("mori-parallel", parallel_flags, KvContract::Mori(parallel)),
+        (
+            "sglang",
+            named("sglang"),
+            KvContract::Sglang(Meetings::new()),
+        ),
+        (
+            "mooncake",
+            [named("mooncake"), vec![port]].concat(),
+            KvContract::Mooncake(mooncake),
+        ),
+        (
+            "offloading",
+            named("offloading"),
+            KvContract::Offloading(Meetings::new()),
+        ),
+    ];
+    for (nth, (name, args, contract)) in all.into_iter().enumerate() {
+        let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+        args.extend(more);
+        let dp_size = if name == "mooncake" { 2 } else { 1 };
+        let setup = Setup {
+            args: &args,
+            contract,
+            dp_size,
+            ..Setup::default()
+        };
+        test(
+            Mode {
+                name,
+                at_once: nth > 4,
+            },
+            &setup,
+        );
     }
 }
 
@@ -175,7 +247,7 @@ pub(crate) enum Rule {
     PushHeldBack,
 }
 
-fn engine_error(code: u16) -> Fault {
+pub(crate) fn engine_error(code: u16) -> Fault {
     Fault::Status {
         code,
         body: format!("{{\"error\":{{\"message\":\"engine says {code}\"}}}}"),
@@ -261,7 +333,7 @@ pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
 
 /// The legs are under way at the same time: each engine answers only once the other has its leg.
 #[track_caller]
-pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &mock_engine::Meetings) {
+pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &Meetings) {
     meetings.prefill_waits(true);
     let pair = setup.start();
     for api in Api::ALL {

@@ -32,6 +32,7 @@ mod headers;
 #[cfg(feature = "k8s")]
 mod kube;
 mod kv;
+mod legs;
 mod lifecycle;
 mod limits;
 mod memory;
@@ -50,6 +51,7 @@ mod sglang;
 mod shared_storage;
 mod soak;
 mod splice;
+mod stranded;
 mod tls;
 mod transport;
 mod unix;

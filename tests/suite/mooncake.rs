@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use crate::apis::{Api, Completion};
 use crate::client::DEADLINE;
-use crate::harness::{CHAT, Pair, json_of, only};
+use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Rule, Setup, answered, begin, both_legs, client_leaves, expect_recovered,
+    Rule, Setup, answered, begin, both_legs, client_leaves, engine_error, expect_recovered,
     failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
     wait_aborted, wait_state,
 };
@@ -160,19 +160,76 @@ fn the_legs_are_concurrent() {
 fn a_prefill_engine_that_restarts_is_asked_again() {
     let cluster = start();
     answered(&cluster.pair, &Api::Chat.ask(4, true));
-    cluster.terms.engines.set(&["n0", "n1"]);
-    // The decode engine does not know the old id; after that the new ones are used.
-    let question = Api::Chat.ask(4, true);
-    let first = cluster.pair.post(CHAT, &question.body);
-    assert!(matches!(first.status, 200 | 500), "{first:?}");
-    for _ in 0..5 {
-        answered(&cluster.pair, &Api::Chat.ask(4, true));
+    for (round, ids) in [["n0", "n1"], ["m0", "m1"]].into_iter().enumerate() {
+        cluster.terms.engines.set(&ids);
+        forget(&cluster.pair);
+        // The decode engine does not know the old id; under the new one the transfer goes on.
+        let before = cluster.terms.meetings.complete();
+        answered(&cluster.pair, &Api::Chat.ask(4, round == 0));
+        let prefill = only(&cluster.pair.prefill);
+        let legs = cluster.pair.decode.requests();
+        assert_eq!(legs.len(), 2);
+        let params: Vec<Value> = legs
+            .iter()
+            .map(|leg| json_of(leg)["kv_transfer_params"].take())
+            .collect();
+        let rank = prefill.header("x-data-parallel-rank").unwrap();
+        let rank: usize = rank.parse().unwrap();
+        assert_eq!(params[1]["remote_engine_id"], ids[rank]);
+        assert_ne!(params[0]["remote_engine_id"], params[1]["remote_engine_id"]);
+        let transfer = &json_of(&prefill)["kv_transfer_params"]["transfer_id"];
+        for params in &params {
+            assert_eq!(&params["transfer_id"], transfer);
+        }
+        assert_eq!(cluster.terms.meetings.complete(), before + 1);
+        assert_eq!(cluster.bootstrap.requests().len(), 2 + round);
+        for _ in 0..3 {
+            answered(&cluster.pair, &Api::Chat.ask(4, true));
+        }
+        assert_eq!(cluster.bootstrap.requests().len(), 2 + round);
     }
-    let requests = cluster.pair.decode.requests();
-    let last = json_of(requests.last().unwrap());
-    let engine = last["kv_transfer_params"]["remote_engine_id"].clone();
-    assert!(engine == "n0" || engine == "n1", "{engine}");
-    assert_eq!(cluster.bootstrap.requests().len(), 2);
+    expect_recovered(&cluster.pair);
+}
+
+/// A decoder that fails for another reason is asked once.
+#[test]
+fn a_decoder_that_fails_with_a_known_engine_is_not_asked_again() {
+    let cluster = start();
+    for code in [500, 503] {
+        forget(&cluster.pair);
+        cluster.pair.decode.fault(engine_error(code), 1);
+        let question = Api::Chat.ask(4, true);
+        cluster.pair.post(CHAT, &question.body).expect(code);
+        only(&cluster.pair.decode);
+    }
+    expect_recovered(&cluster.pair);
+}
+
+#[test]
+fn the_next_candidate_is_tried_without_a_bootstrap_server() {
+    let cluster = start();
+    let good = cluster.pair.prefill.host_port();
+    // Nobody listens on the bootstrap port there, or on any.
+    let port = cluster.pair.prefill.port();
+    let targets = format!("127.0.0.2:{port},127.0.0.3:1,{good}");
+    for _ in 0..3 {
+        forget(&cluster.pair);
+        let question = Api::Chat.ask(4, true);
+        let headers = [(PREFILLER, targets.as_str())];
+        let answer = cluster.pair.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&answer.expect(200));
+        let (_, decode) = both_legs(&cluster.pair);
+        let address = format!("http://127.0.0.1:{}", cluster.bootstrap.port());
+        let params = json_of(&decode)["kv_transfer_params"].take();
+        assert_eq!(params["remote_bootstrap_addr"], address.as_str());
+    }
+    // Nobody has one.
+    let headers = [(PREFILLER, "127.0.0.2:1,127.0.0.3:1")];
+    let question = Api::Chat.ask(4, true);
+    let answer = cluster.pair.sidecar.post(CHAT, &question.body, &headers);
+    answer.expect_error(502, "bootstrap");
+    cluster.pair.sidecar.wait_outcome("failed", "bootstrap");
+    expect_recovered(&cluster.pair);
 }
 
 #[test]

@@ -28,7 +28,7 @@ const SERIAL: [&str; 6] = [
 ];
 const PARALLEL: &str = "--moriio-parallel-dispatch";
 
-fn terms(parallel: bool, dp_size: u64) -> Mori {
+pub(crate) fn terms(parallel: bool, dp_size: u64) -> Mori {
     Mori {
         parallel,
         decode_host: "10.0.0.1".to_owned(),
@@ -41,7 +41,7 @@ fn terms(parallel: bool, dp_size: u64) -> Mori {
 }
 
 /// The flags that say what `terms` says.
-fn flags(terms: &Mori) -> Vec<String> {
+pub(crate) fn flags(terms: &Mori) -> Vec<String> {
     let mut flags: Vec<String> = SERIAL.iter().map(|flag| (*flag).to_owned()).collect();
     if terms.parallel {
         flags.push(PARALLEL.to_owned());
@@ -433,7 +433,7 @@ fn d1_names_are_addresses_on_the_wire() {
     let pair = Setup {
         args: &args,
         env: &[("MORIIO_DNS_RESOLVE_TTL_SECONDS", "1")],
-        contract: KvContract::Mori(terms.clone()),
+        contract: KvContract::Mori(terms),
         ..Setup::default()
     }
     .start();

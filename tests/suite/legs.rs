@@ -1,0 +1,338 @@
+//! What holds for the legs of every connector and mode: what becomes of a request whose prefill
+//! fails, who is asked next, what is counted, what is kept in memory and what a drain waits for.
+
+use mock_engine::{Engine, EngineConfig, Fault, State};
+use serde_json::{Value, json};
+
+use crate::apis::{Api, Question};
+use crate::client::{Client, request};
+use crate::harness::{CHAT, PREFILLER, Pair, json_of, only, wait_for};
+use crate::harness_more::{Leave, expect_drained};
+use crate::kv::{
+    Mode, Setup, answered, begin, each_connector, engine_error, expect_kept, expect_recovered,
+    forget, wait_aborted, wait_state,
+};
+
+const COUNT: &str = "ringside_pd_requests_total";
+
+#[track_caller]
+fn wait_count(pair: &Pair, outcome: &str, reason: &str, want: f64) {
+    let labels = [("outcome", outcome), ("reason", reason)];
+    pair.sidecar.wait_metric(COUNT, &labels, want);
+}
+
+#[test]
+fn a_failed_prefill_is_decoded_locally_if_so_told() {
+    each_connector(&["--on-prefill-failure=decode"], |mode, setup| {
+        eprintln!("{mode:?}");
+        let pair = setup.start();
+        // A kept connection that dies is tried once more on a new one.
+        for (faults, times, reason) in [
+            (
+                vec![engine_error(500), engine_error(400)],
+                1,
+                "prefill_status",
+            ),
+            (
+                vec![Fault::ResetBeforeHead, Fault::CloseBeforeHead],
+                2,
+                "prefill_reset",
+            ),
+            (
+                vec![Fault::Garbage, Fault::EndlessHead],
+                2,
+                "prefill_answer",
+            ),
+        ] {
+            for (nth, fault) in faults.into_iter().enumerate() {
+                forget(&pair);
+                pair.prefill.fault(fault.clone(), times);
+                for stream in [true, false] {
+                    let question = Api::Chat.ask(4, stream);
+                    answered(&pair, &question);
+                    if !stream {
+                        continue;
+                    }
+                    pair.prefill.clear_faults();
+                    expect_alone(&pair, &question);
+                }
+                wait_count(&pair, "local_fallback", reason, (nth + 1) as f64);
+            }
+        }
+        forget(&pair);
+        let (down, question) = (refusing(), Api::Generate.ask(4, true));
+        let target = down.host_port();
+        let headers = [(PREFILLER, target.as_str())];
+        let answer = pair
+            .sidecar
+            .post(question.api.path(), &question.body, &headers);
+        question.expect(&answer.expect(200));
+        expect_alone(&pair, &question);
+        wait_count(&pair, "local_fallback", "prefill_connect", 1.0);
+        expect_recovered(&pair);
+    });
+}
+
+/// A prefill engine that accepts no connection.
+fn refusing() -> Engine {
+    let engine = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    engine.refuse(true);
+    engine
+}
+
+/// The decoder's last request, the only one it answered, has nothing of a connector in it.
+#[track_caller]
+fn expect_alone(pair: &Pair, question: &Question) {
+    let legs = pair.decode.requests();
+    let (last, others) = legs.split_last().unwrap();
+    assert_eq!(last.state, State::Answered);
+    assert_eq!(json_of(last), question.json());
+    assert!(
+        others.iter().all(|leg| leg.state.is_aborted()),
+        "{others:?}"
+    );
+}
+
+#[test]
+fn a_prefill_that_takes_too_long_is_decoded_locally_if_so_told() {
+    let more = ["--on-prefill-failure=decode", "--prefill-timeout=200ms"];
+    each_connector(&more, |mode, setup| {
+        eprintln!("{mode:?}");
+        let pair = setup.start();
+        pair.prefill.fault(Fault::StallBeforeHead, 1);
+        if mode.at_once {
+            // Its own transfer does not come either.
+            pair.decode.fault(Fault::StallBeforeHead, 1);
+        }
+        let question = Api::Chat.ask(4, true);
+        answered(&pair, &question);
+        expect_alone(&pair, &question);
+        wait_aborted(&pair.prefill);
+        wait_count(&pair, "local_fallback", "prefill_timeout", 1.0);
+        expect_recovered(&pair);
+    });
+}
+
+#[test]
+fn hidden_prefill_errors_keep_their_status() {
+    each_connector(&["--hide-prefill-errors"], |mode, setup| {
+        eprintln!("{mode:?}");
+        let pair = setup.start();
+        for (code, status) in [(429, 429), (500, 500), (307, 502)] {
+            forget(&pair);
+            let fault = Fault::Status {
+                code,
+                body: "the prompt was: secret".to_owned(),
+                content_type: "text/plain".to_owned(),
+            };
+            pair.prefill.fault(fault, 1);
+            let answer = pair.post(CHAT, Api::Chat.ask(4, true).body);
+            let answer = answer.expect_error(status, "prefill_status");
+            assert!(!answer.text().contains("secret"));
+            expect_drained(&pair.sidecar);
+            let log = pair.decode.requests();
+            assert!(log.iter().all(|leg| leg.state.is_aborted()));
+        }
+        wait_count(&pair, "failed", "prefill_status", 3.0);
+        expect_recovered(&pair);
+    });
+}
+
+#[test]
+fn the_next_candidate_is_tried_when_one_refuses() {
+    each_connector(&[], |mode, setup| {
+        eprintln!("{mode:?}");
+        let pair = setup.start();
+        let down = refusing();
+        let targets = [&down, &down, &pair.prefill]
+            .map(Engine::host_port)
+            .join(",");
+        let headers = [(PREFILLER, targets.as_str())];
+        for stream in [true, false] {
+            forget(&pair);
+            let question = Api::Chat.ask(4, stream);
+            let answer = pair.sidecar.post(CHAT, &question.body, &headers);
+            question.expect(&answer.expect(200));
+            only(&pair.prefill);
+            only(&pair.decode);
+        }
+        wait_count(&pair, "remote", "none", 2.0);
+        forget(&pair);
+        let targets = format!("{0},{0}", down.host_port());
+        let headers = [(PREFILLER, targets.as_str())];
+        let question = Api::Chat.ask(4, true);
+        let answer = pair.sidecar.post(CHAT, &question.body, &headers);
+        answer.expect_error(502, "prefill_connect");
+        assert!(pair.decode.requests().is_empty(), "no decoder was troubled");
+        expect_kept(&pair);
+    });
+}
+
+/// Every intercepted request is in the count once, whatever became of it.
+#[test]
+fn every_intercepted_request_is_counted_once() {
+    each_connector(&[], |mode, setup| {
+        eprintln!("{mode:?}");
+        let pair = setup.start();
+        let target = pair.prefill.host_port();
+        let question = |more: &str| Api::Chat.ask_with(4, true, more).body;
+        let mut asked = 0.0;
+        let mut ask = |path: &str, body: &str, headers: &[(&str, &str)]| {
+            asked += 1.0;
+            pair.sidecar.post(path, body, headers)
+        };
+        let split = [(PREFILLER, target.as_str())];
+        for api in Api::ALL {
+            ask(api.path(), &api.ask(4, true).body, &split).expect(200);
+            ask(api.path(), &api.ask(4, false).body, &[]).expect(200);
+        }
+        ask(CHAT, &question(r#","n":2"#), &split).expect(200);
+        ask(CHAT, "null", &split).expect(400);
+        ask(CHAT, &question(""), &[(PREFILLER, "a:b")]).expect(502);
+        pair.prefill.fault(engine_error(503), 1);
+        ask(CHAT, &question(""), &split).expect(503);
+        let down = refusing();
+        ask(CHAT, &question(""), &[(PREFILLER, &down.host_port())]).expect(502);
+        // On a kept connection, and on a new one.
+        pair.decode.fault(Fault::ResetBeforeHead, 2);
+        ask(CHAT, &question(""), &split).expect(502);
+        pair.decode.clear_faults();
+        pair.decode
+            .fault(Fault::TruncateMidBody { after_events: 1 }, 1);
+        drop(ask(CHAT, &question(""), &split));
+        for leave in Leave::ALL {
+            asked += 1.0;
+            pair.decode
+                .fault(Fault::StallMidStream { after_events: 3 }, 1);
+            let mut client = begin(&pair, &Api::Chat.ask(64, true));
+            client.head();
+            client.chunk().unwrap();
+            let (_, _client) = leave.now(client);
+            expect_drained(&pair.sidecar);
+        }
+        // None of these is intercepted.
+        pair.sidecar.get("/v1/models", &split).expect(200);
+        pair.sidecar.get("/health", &[]).expect(200);
+        pair.sidecar.wait_metric(COUNT, &[], asked);
+        expect_recovered(&pair);
+    });
+}
+
+const HELD_BYTES: usize = 40_000;
+
+/// A streamed chat that is longer than half of the budget.
+fn long_question(tokens: u32) -> Question {
+    let padding = format!(r#","user":"{}""#, "x".repeat(HELD_BYTES));
+    Api::Chat.ask_with(tokens, true, &padding)
+}
+
+/// The prompt of a request whose answer streams is not kept: there is room for another.
+#[test]
+fn a_stream_does_not_keep_its_prompt() {
+    let more = ["--max-body=60000", "--body-budget=60000"];
+    each_connector(&more, |mode, setup| {
+        eprintln!("{mode:?}");
+        let pair = setup.start();
+        let fault = Fault::StallMidStream { after_events: 3 };
+        pair.decode.fault(fault, 1);
+        let mut client = begin(&pair, &long_question(64));
+        assert_eq!(client.head().status, 200);
+        client.chunk().unwrap();
+        // A prefill leg beside it has answered by now, or does so soon.
+        wait_for("room for another body", || {
+            let question = long_question(4);
+            let answer = pair.post(CHAT, &question.body);
+            (answer.status == 200).then(|| question.expect(&answer))
+        });
+        client.reset();
+        expect_drained(&pair.sidecar);
+        pair.sidecar.expect_sound();
+    });
+}
+
+/// A drain waits for a prefill leg that goes on without its client, with and without its answer.
+#[test]
+fn a_drain_waits_for_legs_that_go_on() {
+    each_connector(&[], |mode, setup| {
+        if !mode.at_once || mode.name == "mori-parallel" {
+            return;
+        }
+        for has_answer in [true, false] {
+            drain(mode, setup, has_answer);
+        }
+    });
+}
+
+#[track_caller]
+fn drain(mode: Mode, setup: &Setup<'_>, has_answer: bool) {
+    eprintln!("{mode:?}, answered {has_answer}");
+    let mut pair = setup.start();
+    pair.prefill.fault(Fault::Hold, 1);
+    if !has_answer {
+        pair.decode.fault(Fault::Hold, 1);
+    }
+    let question = Api::Chat.ask(4, true);
+    let mut client: Client = begin(&pair, &question);
+    wait_state(&pair.prefill, State::Answering);
+    if has_answer {
+        question.expect(&client.answer().expect(200));
+        drop(client);
+    } else {
+        wait_state(&pair.decode, State::Answering);
+        client.reset();
+    }
+    pair.sidecar
+        .wait_metric("ringside_client_connections", &[], 0.0);
+    pair.sidecar.terminate();
+    pair.sidecar.wait_stderr("drain");
+    pair.decode.release();
+    // Nothing but the leg is left, and the process is there for it.
+    assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
+    assert_eq!(only(&pair.prefill).state, State::Answering);
+    pair.prefill.release();
+    wait_state(&pair.prefill, State::Answered);
+    assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
+}
+
+/// What a prefill engine hands on when it is asked without a proxy.
+#[track_caller]
+fn own_handoff(pair: &Pair, messages: &Value) -> Value {
+    let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 1,
+        "min_tokens": 1, "stream": false,
+        "kv_transfer_params": crate::harness::prefill_params()});
+    let mut client = Client::connect(pair.prefill.port());
+    client.send(request("POST", CHAT, &[], body.to_string().as_bytes()));
+    client.answer().expect(200);
+    let issued = pair.handoffs.issued().pop().unwrap();
+    serde_json::from_str(&issued).unwrap()
+}
+
+#[test]
+fn a_clients_own_handoff_passes_where_clients_are_trusted() {
+    for trusted in [true, false] {
+        let args: &[&str] = if trusted { &["--trust-client-kv"] } else { &[] };
+        let pair = Pair::start(args);
+        let messages = json!([{"role": "user", "content": "mine"}]);
+        own_handoff(&pair, &messages);
+        let handoff = pair.handoffs.issued().pop().unwrap();
+        let body = format!(
+            r#"{{"messages":{messages},"max_tokens":4,"kv_transfer_params":{handoff},"vllm_xargs":{{"ec_transfer_params":{{}}}}}}"#
+        );
+        pair.sidecar.post(CHAT, &body, &[]).expect(200);
+        let seen = only(&pair.decode);
+        assert_eq!(seen.body == body.as_bytes(), trusted);
+        assert_eq!(pair.decode.counters().handoff_used, u64::from(trusted));
+        let masked = pair
+            .sidecar
+            .metric("ringside_client_kv_params_masked_total", &[]);
+        assert_eq!(masked > 0.0, !trusted);
+        // A prefiller's own takes its place in a split request all the same.
+        forget(&pair);
+        pair.post(CHAT, &body).expect(200);
+        assert_eq!(pair.decode.counters().handoff_reused, 0);
+        let sent = json_of(&only(&pair.decode))["kv_transfer_params"].take();
+        let issued = pair.handoffs.issued().pop().unwrap();
+        assert_eq!(sent, serde_json::from_str::<Value>(&issued).unwrap());
+        expect_kept(&pair);
+    }
+}

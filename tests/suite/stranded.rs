@@ -1,0 +1,276 @@
+//! KV cache that nobody will fetch (docs/stranded-kv.md): counted, and given up where that is
+//! wanted. A handoff that an engine may have seen in a whole request is never sent again.
+
+use mock_engine::{Engine, Fault, Seen, State};
+use serde_json::Value;
+
+use crate::client::{Client, DEADLINE, request};
+use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
+use crate::harness_more::{Leave, ask_for, expect_drained, expect_handoffs_sound};
+
+const RELEASE: &str = "--release-stranded-kv";
+/// What no server is called.
+const MODEL: &str = "ringside-releases-kv-cache";
+/// More than the buffers of a connection hold: the handoff, at its end, cannot have left.
+const LONG_BYTES: usize = 12 << 20;
+
+/// A pair whose decoder knows its model's name.
+#[track_caller]
+fn start(args: &[&str]) -> Pair {
+    Pair::with(args, |_| {}, |config| config.check_model = true)
+}
+
+/// A chat that is longer than what a connection holds.
+fn long_chat() -> String {
+    let (_, body) = ask_for(4, false);
+    let padding = "x".repeat(LONG_BYTES);
+    body.replacen('{', &format!("{{\"user\":\"{padding}\","), 1)
+}
+
+#[track_caller]
+fn expect_counts(pair: &Pair, released: f64, failed: f64, left: f64) {
+    for (outcome, want) in [
+        ("released", released),
+        ("failed", failed),
+        ("left_to_lease", left),
+    ] {
+        let labels = [("outcome", outcome)];
+        pair.sidecar
+            .wait_metric("ringside_stranded_kv_total", &labels, want);
+    }
+}
+
+/// Sends a chat whose decode leg the decoder begins to read and no more.
+#[track_caller]
+fn begin_unread(pair: &Pair) -> Client {
+    pair.decode.fault(Fault::StallRead { after_bytes: 1 }, 1);
+    let target = pair.prefill.host_port();
+    let headers = [
+        (PREFILLER, target.as_str()),
+        ("authorization", "Bearer k"),
+        ("x-request-id", "gw-17"),
+    ];
+    let mut client = pair.sidecar.connect();
+    client.send(request("POST", CHAT, &headers, long_chat().as_bytes()));
+    let has_begun = |log: &[Seen]| !log.is_empty();
+    assert!(pair.decode.wait_for(DEADLINE, has_begun).is_some());
+    client
+}
+
+/// The one request that is not the client's, and the handoff in it.
+#[track_caller]
+fn expect_refused(pair: &Pair, handoff: &str) {
+    let ours = |log: &[Seen]| {
+        let mut ours = log.iter().filter(|seen| seen.target == "/v1/completions");
+        ours.any(|seen| seen.state == State::Answered)
+    };
+    let log = pair.decode.wait_for(DEADLINE, ours).unwrap();
+    let ours: Vec<&Seen> = log
+        .iter()
+        .filter(|seen| seen.target == "/v1/completions")
+        .collect();
+    let [refused] = ours[..] else {
+        panic!("{} of our requests", ours.len());
+    };
+    let want = format!(
+        "{{\"model\":\"{MODEL}\",\"prompt\":\"x\",\"max_tokens\":1,\"kv_transfer_params\":{handoff}}}"
+    );
+    assert_eq!(String::from_utf8_lossy(&refused.body), want);
+    assert_eq!(refused.header("authorization"), Some("Bearer k"));
+    assert_eq!(refused.header_all("x-request-id"), ["gw-17"]);
+    for seen in log.iter().filter(|seen| seen.target == CHAT) {
+        assert_ne!(seen.conn, refused.conn, "on a connection of its own");
+    }
+}
+
+#[test]
+fn released_when_the_client_leaves_a_decode_leg_on_its_way() {
+    for leave in Leave::ALL {
+        let pair = start(&[RELEASE]);
+        let client = begin_unread(&pair);
+        let (_, _client) = leave.now(client);
+        expect_counts(&pair, 1.0, 0.0, 0.0);
+        expect_refused(&pair, &pair.handoffs.issued()[0]);
+        expect_drained(&pair.sidecar);
+        assert_eq!(pair.decode.counters().handoff_used, 0);
+        expect_handoffs_sound(&pair);
+        pair.sidecar.expect_sound();
+    }
+}
+
+#[test]
+fn left_to_the_lease_without_the_flag() {
+    let pair = start(&[]);
+    let client = begin_unread(&pair);
+    let (_, _client) = Leave::Reset.now(client);
+    expect_counts(&pair, 0.0, 0.0, 1.0);
+    expect_drained(&pair.sidecar);
+    assert_eq!(only(&pair.decode).target, CHAT);
+}
+
+#[test]
+fn left_to_the_lease_where_the_connector_has_no_way() {
+    let book = mock_engine::BlockBook::new();
+    let pair = crate::kv::Setup {
+        args: &["--kv-connector=nixl", RELEASE],
+        contract: mock_engine::KvContract::NixlV1(book),
+        ..crate::kv::Setup::default()
+    }
+    .start();
+    pair.decode.refuse(true);
+    let (_, body) = ask_for(4, true);
+    pair.post(CHAT, body).expect_error(503, "decode_refused");
+    expect_counts(&pair, 0.0, 0.0, 1.0);
+    assert!(pair.decode.requests().is_empty());
+}
+
+#[test]
+fn failed_when_the_decoder_cannot_be_asked() {
+    let pair = start(&[RELEASE]);
+    pair.decode.refuse(true);
+    let (_, body) = ask_for(4, true);
+    pair.post(CHAT, body).expect_error(503, "decode_refused");
+    expect_counts(&pair, 0.0, 1.0, 0.0);
+    pair.decode.refuse(false);
+    expect_drained(&pair.sidecar);
+    pair.sidecar.expect_sound();
+}
+
+#[test]
+fn failed_when_the_decoder_does_not_refuse_as_it_should() {
+    let status = |code| Fault::Status {
+        code,
+        body: "{}".to_owned(),
+        content_type: "application/json".to_owned(),
+    };
+    for fault in [
+        status(200),
+        status(500),
+        status(301),
+        Fault::ResetBeforeHead,
+        Fault::Garbage,
+    ] {
+        let pair = start(&[RELEASE]);
+        let client = begin_unread(&pair);
+        pair.decode.fault_with(MODEL, fault, 1);
+        let (_, _client) = Leave::Reset.now(client);
+        expect_counts(&pair, 0.0, 1.0, 0.0);
+        expect_drained(&pair.sidecar);
+        pair.sidecar.expect_sound();
+    }
+}
+
+#[test]
+fn what_was_sent_in_a_whole_request_is_never_sent_again() {
+    let pair = start(&[RELEASE]);
+    for fault in [
+        Fault::Hold,
+        Fault::StallAfterHead,
+        Fault::ResetBeforeHead,
+        Fault::CloseBeforeHead,
+        Fault::Garbage,
+        Fault::ResetMidBody { after_events: 0 },
+    ] {
+        pair.decode.clear();
+        pair.decode.fault(fault.clone(), 1);
+        let waits = matches!(fault, Fault::Hold | Fault::StallAfterHead);
+        let (_, body) = ask_for(4, true);
+        let target = pair.prefill.host_port();
+        let mut client = pair.sidecar.connect();
+        let headers = [(PREFILLER, target.as_str())];
+        client.send(request("POST", CHAT, &headers, body.as_bytes()));
+        if waits {
+            crate::kv::wait_state(&pair.decode, State::Answering);
+            client.reset();
+            crate::kv::wait_aborted(&pair.decode);
+        } else {
+            let _ = client.try_head();
+            drop(client);
+        }
+        expect_drained(&pair.sidecar);
+        let handoff = pair.handoffs.issued().last().unwrap().clone();
+        let carried = |seen: &Seen| String::from_utf8_lossy(&seen.body).contains(&handoff);
+        let log = pair.decode.requests();
+        assert_eq!(log.iter().filter(|seen| carried(seen)).count(), 1);
+        assert!(log.iter().all(|seen| seen.target == CHAT), "{fault:?}");
+    }
+    expect_counts(&pair, 0.0, 0.0, 0.0);
+    assert_eq!(pair.decode.counters().handoff_reused, 0);
+    pair.sidecar.expect_sound();
+}
+
+/// The request itself goes on without the handoff, whose blocks are given up.
+#[test]
+fn released_when_it_goes_stale_on_its_way() {
+    let pair = start(&[RELEASE, "--handoff-max-age=300ms"]);
+    let mut client = begin_unread(&pair);
+    client.answer().expect(200);
+    drop(client);
+    expect_counts(&pair, 1.0, 0.0, 0.0);
+    expect_refused(&pair, &pair.handoffs.issued()[0]);
+    let without = |seen: &Seen| json_of(seen)["kv_transfer_params"] == Value::Null;
+    let log = pair.decode.requests();
+    let chats = log.iter().filter(|seen| seen.target == CHAT);
+    assert!(chats.skip(1).all(without));
+    expect_drained(&pair.sidecar);
+}
+
+/// An engine that has given the blocks away by then is not asked about them.
+#[test]
+fn left_to_the_lease_when_it_is_stale_before_it_is_sent() {
+    let pair = start(&[RELEASE, "--handoff-max-age=1ms"]);
+    // The age counts from the head of the answer, and the body takes longer than that.
+    let fault = Fault::Slow {
+        chunk_bytes: 500,
+        delay: std::time::Duration::from_millis(4),
+    };
+    pair.prefill.fault(fault, 1);
+    let (_, body) = ask_for(4, true);
+    pair.post(CHAT, body).expect(200);
+    expect_counts(&pair, 0.0, 0.0, 1.0);
+    assert_eq!(only(&pair.decode).target, CHAT);
+}
+
+/// A drain waits until the decoder has been told.
+#[test]
+fn a_drain_waits_for_the_release() {
+    let mut pair = start(&[RELEASE]);
+    let client = begin_unread(&pair);
+    pair.decode.fault_with(MODEL, Fault::Hold, 1);
+    let (_, _client) = Leave::Reset.now(client);
+    crate::kv::wait_state(&pair.decode, State::Answering);
+    pair.sidecar.terminate();
+    pair.sidecar.wait_stderr("drain");
+    assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
+    pair.decode.release();
+    expect_refused_late(&pair.decode);
+    assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
+}
+
+#[track_caller]
+fn expect_refused_late(decode: &Engine) {
+    let answered = |log: &[Seen]| {
+        let mut log = log.iter();
+        log.any(|seen| seen.target == "/v1/completions" && seen.state == State::Answered)
+    };
+    assert!(decode.wait_for(DEADLINE, answered).is_some());
+}
+
+/// Without a handoff there is nothing to give up.
+#[test]
+fn nothing_is_stranded_where_nothing_is_handed_on() {
+    let pair = start(&[RELEASE]);
+    let shapes = [
+        mock_engine::HandoffShape::Omit,
+        mock_engine::HandoffShape::Null,
+        mock_engine::HandoffShape::Empty,
+    ];
+    for shape in shapes {
+        pair.prefill.fault(Fault::Handoff(shape), 1);
+        pair.decode.refuse(true);
+        let (_, body) = ask_for(4, true);
+        pair.post(CHAT, body).expect_error(503, "decode_refused");
+        pair.decode.refuse(false);
+    }
+    expect_counts(&pair, 0.0, 0.0, 0.0);
+}
