@@ -1,6 +1,7 @@
-//! Ten thousand requests, half of them in trouble: faults on every leg and clients that leave,
-//! sixty-four at a time. Each answer is looked through for another request's bytes, and in the end
-//! everything serves and nothing is left open.
+//! Thousands of requests, half of them in trouble: faults on every leg and clients that leave,
+//! sixty-four at a time; ten thousand of the usual connector, fewer of each other. Each answer is
+//! looked through for another request's bytes, and in the end everything serves and nothing is left
+//! open.
 //!
 //! Which trouble a request is in stands in its body, where the engines look for it: so each answer
 //! is judged by what its own request asked for.
@@ -8,21 +9,26 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use mock_engine::{Engine, Fault, KvContract, Meetings, Store};
+use mock_engine::{Engine, EngineConfig, Fault};
 
 use crate::apis::{Api, Question};
 use crate::client::{Answer, Client, End, request};
 use crate::harness::{PREFILLER, Pair, sha256};
 use crate::harness_more::{descriptors, expect_drained, nonzero_metrics, wait_descriptors};
-use crate::kv::{Setup, answered};
+use crate::kv::{Setup, answered, each_connector};
 
 const REQUESTS: u64 = 10_000;
+/// Of each connector but the usual one.
+const REQUESTS_EACH: u64 = 2_000;
 const CLIENTS: u64 = 64;
 /// Descriptors that may be open beyond those at the start: the pools' and the listeners' own.
 const DESCRIPTORS_MORE: usize = 8;
 
 /// Prefill legs outlive their clients with these connectors, and some engines here never answer.
 const LATEST: &str = "--prefill-timeout=5s";
+/// What idles is closed soon, so that what is left open in the end is a leak.
+const IDLE: &str = "--upstream-idle-timeout=1s";
+const ENCODERS: &str = "x-encoder-hosts-ports";
 
 /// xorshift64*: each client has its own.
 struct Chance(u64);
@@ -101,6 +107,9 @@ fn troubles() -> Vec<(Trouble, Fault)> {
 struct Fate {
     prefill: Option<(usize, Trouble)>,
     decode: Option<(usize, Trouble)>,
+    encode: Option<(usize, Trouble)>,
+    /// The decoder is tried first.
+    decodes_first: bool,
     /// The prefill engine refuses connections.
     refused: bool,
     split: bool,
@@ -109,17 +118,20 @@ struct Fate {
 }
 
 impl Fate {
-    fn draw(chance: &mut Chance, troubles: &[(Trouble, Fault)]) -> Self {
+    fn draw(chance: &mut Chance, troubles: &[(Trouble, Fault)], kind: Kind) -> Self {
         let mut fate = Self {
             split: !chance.one_in(8),
             ..Self::default()
         };
+        // Without a prefiller a store that has too little is the client's answer.
+        fate.decodes_first = kind == Kind::DecodeFirst && fate.split && chance.one_in(2);
         if chance.one_in(2) {
             return fate;
         }
         let nth = chance.below(troubles.len());
         let trouble = Some((nth, troubles[nth].0));
         match chance.below(8) {
+            0..=2 if kind == Kind::Encoded && chance.one_in(2) => fate.encode = trouble,
             0..=2 => fate.prefill = trouble,
             3..=5 => fate.decode = trouble,
             6 => fate.refused = true,
@@ -133,7 +145,8 @@ impl Fate {
     }
 
     fn is_plain(self) -> bool {
-        self.prefill.is_none() && self.decode.is_none() && !self.refused && self.leaves.is_none()
+        let legs = [self.prefill, self.decode, self.encode];
+        legs == [None; 3] && !self.refused && self.leaves.is_none()
     }
 
     fn marker(self) -> String {
@@ -141,23 +154,46 @@ impl Fate {
             trouble.map_or_else(String::new, |(nth, _)| format!(" {leg}{nth}."))
         };
         let (prefill, decode) = (name("prefill", self.prefill), name("decode", self.decode));
-        format!(r#","user":"fate:{prefill}{decode}""#)
+        let encode = name("encode", self.encode);
+        let first = match self.decodes_first {
+            true => r#","cache_hit_threshold":0.8"#,
+            false => "",
+        };
+        format!(r#","user":"fate:{prefill}{decode}{encode}"{first}"#)
     }
 
     /// Whether only the client can end it: an engine is silent, or did not come to the meeting.
     fn hangs(self, concurrent: bool) -> bool {
         let is = |leg: Option<(usize, Trouble)>, what| leg.is_some_and(|(_, own)| own == what);
         is(self.prefill, Trouble::Silent)
+            || is(self.encode, Trouble::Silent)
             || is(self.decode, Trouble::Silent)
             || (concurrent && is(self.prefill, Trouble::Nonsense))
     }
 }
 
-/// A run: a pair, a prefill engine that refuses, and the counts.
+/// What is special about the requests of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One leg after the other.
+    Serial,
+    /// As `Serial`, and the decoder first every other time.
+    DecodeFirst,
+    /// As `Serial`, with a picture each.
+    Encoded,
+    /// Both legs at once.
+    AtOnce,
+    /// Both legs at once, and a decode leg goes on until its first byte.
+    Kept,
+}
+
+/// A run: a pair, a prefill engine that refuses, an encoder, and the counts.
 struct Run {
     pair: Pair,
     down: Engine,
-    concurrent: bool,
+    encoder: Engine,
+    kind: Kind,
+    requests: u64,
     troubles: Vec<(Trouble, Fault)>,
     whole: AtomicU64,
     failed: AtomicU64,
@@ -166,20 +202,33 @@ struct Run {
 }
 
 impl Run {
-    fn start(setup: &Setup<'_>, concurrent: bool) -> Self {
+    fn start(setup: &Setup<'_>, kind: Kind, requests: u64) -> Self {
         let pair = setup.start();
-        let down = Engine::start(mock_engine::EngineConfig::prefill(), 0).unwrap();
+        let down = Engine::start(EngineConfig::prefill(), 0).unwrap();
         down.refuse(true);
+        let encoder = Engine::start(EngineConfig::encoder(), 0).unwrap();
         let troubles = troubles();
         for (nth, (_, fault)) in troubles.iter().enumerate() {
-            let (prefill, decode) = (format!(" prefill{nth}."), format!(" decode{nth}."));
-            pair.prefill.fault_with(&prefill, fault.clone(), u32::MAX);
-            pair.decode.fault_with(&decode, fault.clone(), u32::MAX);
+            let at_decode = match fault {
+                // A decoder without a first byte is kept for half a minute; this one says
+                // something in the end.
+                Fault::StallBeforeHead | Fault::StallAfterHead if kind == Kind::Kept => Fault::Hold,
+                other => other.clone(),
+            };
+            for (name, engine, fault) in [
+                ("prefill", &pair.prefill, fault.clone()),
+                ("decode", &pair.decode, at_decode),
+                ("encode", &encoder, fault.clone()),
+            ] {
+                engine.fault_with(&format!(" {name}{nth}."), fault, u32::MAX);
+            }
         }
         Self {
             pair,
             down,
-            concurrent,
+            encoder,
+            kind,
+            requests,
             troubles,
             whole: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -188,35 +237,60 @@ impl Run {
         }
     }
 
+    /// A question of one of the kinds this run has.
+    fn question(&self, chance: &mut Chance, fate: Fate) -> Question {
+        let api = [Api::Chat, Api::Completions, Api::Generate][chance.below(3)];
+        let stream = chance.one_in(2);
+        let tokens = 2 + chance.below(8) as u32;
+        let more = fate.marker();
+        if self.kind != Kind::Encoded {
+            return api.ask_with(tokens, stream, &more);
+        }
+        let nth = chance.next();
+        let prompt = format!(
+            r#"[{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"http://img/{nth}"}}}},{{"type":"text","text":"question {nth}"}}]}}]"#
+        );
+        let body = format!(
+            r#"{{"model":"mock-model","messages":{prompt},"max_tokens":{tokens},"stream":{stream}{more}}}"#
+        );
+        Question {
+            api: Api::Chat,
+            prompt,
+            body,
+            tokens,
+        }
+    }
+
     /// One client's share of the requests.
     fn be_a_client(&self, seed: u64) {
         let mut chance = Chance(seed);
         let mut kept: Option<Client> = None;
-        for _ in 0..REQUESTS.div_ceil(CLIENTS) {
-            let fate = Fate::draw(&mut chance, &self.troubles);
-            let api = [Api::Chat, Api::Completions, Api::Generate][chance.below(3)];
-            let stream = chance.one_in(2);
-            let tokens = 2 + chance.below(8) as u32;
-            let question = api.ask_with(tokens, stream, &fate.marker());
+        let concurrent = matches!(self.kind, Kind::AtOnce | Kind::Kept);
+        for _ in 0..self.requests.div_ceil(CLIENTS) {
+            let fate = Fate::draw(&mut chance, &self.troubles, self.kind);
+            let question = self.question(&mut chance, fate);
             let mut client = kept.take().unwrap_or_else(|| self.pair.sidecar.connect());
             let engine = match fate.refused {
                 true => &self.down,
                 false => &self.pair.prefill,
             };
-            let target = engine.host_port();
-            let headers: &[(&str, &str)] = match fate.split {
-                true => &[(PREFILLER, &target)],
-                false => &[],
-            };
+            let (target, encoder) = (engine.host_port(), self.encoder.host_port());
+            let mut headers = Vec::new();
+            if fate.split {
+                headers.push((PREFILLER, target.as_str()));
+            }
+            if self.kind == Kind::Encoded {
+                headers.push((ENCODERS, &encoder));
+            }
             client.send(request(
                 "POST",
-                api.path(),
-                headers,
+                question.api.path(),
+                &headers,
                 question.body.as_bytes(),
             ));
             kept = match fate.leaves {
                 Some(phase) => self.leave(client, phase),
-                None if fate.hangs(self.concurrent) => self.give_up(client, &mut chance),
+                None if fate.hangs(concurrent) => self.give_up(client, &mut chance),
                 None => self.judge(client, &question, fate, seed),
             };
         }
@@ -307,8 +381,8 @@ fn expect_own(answer: &Answer, question: &Question, fate: Fate) {
     }
 }
 
-fn soak(setup: &Setup<'_>, concurrent: bool) {
-    let run = Run::start(setup, concurrent);
+fn soak(setup: &Setup<'_>, kind: Kind, requests: u64) {
+    let run = Run::start(setup, kind, requests);
     let before = descriptors(&run.pair.sidecar);
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
@@ -319,15 +393,18 @@ fn soak(setup: &Setup<'_>, concurrent: bool) {
     });
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     eprintln!(
-        "soak: {} whole, {} failed, {} cut, {} left",
+        "soak {:?}: {} whole, {} failed, {} cut, {} left",
+        setup.args,
         count(&run.whole),
         count(&run.failed),
         count(&run.cut),
         count(&run.left)
     );
-    assert!(count(&run.whole) > REQUESTS / 3);
-    for engine in [&run.pair.prefill, &run.pair.decode] {
+    assert!(count(&run.whole) > requests / 3);
+    let engines = [&run.pair.prefill, &run.pair.decode, &run.encoder];
+    for engine in engines {
         engine.clear_faults();
+        engine.release();
     }
     for api in Api::ALL {
         for stream in [true, false] {
@@ -336,7 +413,7 @@ fn soak(setup: &Setup<'_>, concurrent: bool) {
     }
     expect_drained(&run.pair.sidecar);
     run.pair.sidecar.expect_sound();
-    for engine in [&run.pair.prefill, &run.pair.decode] {
+    for engine in engines {
         let counters = engine.counters();
         let bad = counters.contract_broken
             + counters.malformed
@@ -352,40 +429,61 @@ fn soak(setup: &Setup<'_>, concurrent: bool) {
             nonzero_metrics(&run.pair.sidecar)
         );
     }
+    assert_eq!(kind == Kind::Encoded, !run.encoder.requests().is_empty());
     wait_descriptors(&run.pair.sidecar, before + DESCRIPTORS_MORE);
 }
 
 #[test]
 fn nixlv2() {
-    soak(&Setup::default(), false);
+    soak(&Setup::default(), Kind::Serial, REQUESTS);
 }
 
 #[test]
-fn shared_storage() {
-    let setup = Setup {
-        args: &["--kv-connector=shared-storage"],
-        contract: KvContract::SharedStorage(Store::new()),
-        ..Setup::default()
-    };
-    soak(&setup, false);
+fn serial_connectors() {
+    each_connector(&[LATEST, IDLE], |mode, setup| match mode.name {
+        "nixlv2" => {}
+        "shared-storage" => soak(setup, Kind::DecodeFirst, REQUESTS_EACH),
+        _ if mode.at_once => {}
+        _ => soak(setup, Kind::Serial, REQUESTS_EACH),
+    });
 }
 
+/// At the same time: a decode leg that waits for a transfer that never comes is kept for half a
+/// minute, and most of the time is spent waiting for that.
 #[test]
-fn sglang() {
-    let setup = Setup {
-        args: &["--kv-connector=sglang", LATEST],
-        contract: KvContract::Sglang(Meetings::new()),
-        ..Setup::default()
-    };
-    soak(&setup, true);
+fn connectors_with_both_legs_at_once() {
+    let names = ["sglang", "mooncake", "offloading", "mori-parallel"];
+    std::thread::scope(|scope| {
+        for name in names {
+            scope.spawn(move || {
+                each_connector(&[LATEST, IDLE], |mode, setup| match mode.name {
+                    "sglang" if name == "sglang" => soak(setup, Kind::AtOnce, REQUESTS_EACH),
+                    own if own == name => soak(setup, Kind::Kept, REQUESTS_EACH),
+                    _ => {}
+                });
+            });
+        }
+    });
 }
 
+/// The encoder stage, and answers in chunks behind it.
 #[test]
-fn offloading() {
-    let setup = Setup {
-        args: &["--kv-connector=offloading", LATEST],
-        contract: KvContract::Offloading(Meetings::new()),
-        ..Setup::default()
-    };
-    soak(&setup, true);
+fn encoders_and_chunks() {
+    let encoder = "--ec-connector=ec-nixl";
+    let chunks = "--decode-chunk-size=3";
+    for (args, kind) in [
+        (&[IDLE, encoder][..], Kind::Encoded),
+        (&[IDLE, encoder, "--kv-connector=lmcache"], Kind::Encoded),
+        (&[IDLE, encoder, chunks], Kind::Encoded),
+        (&[IDLE, chunks], Kind::Serial),
+    ] {
+        let mut setup = Setup {
+            args,
+            ..Setup::default()
+        };
+        if args.contains(&"--kv-connector=lmcache") {
+            setup.contract = mock_engine::KvContract::Lmcache;
+        }
+        soak(&setup, kind, REQUESTS_EACH);
+    }
 }
