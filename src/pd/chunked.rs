@@ -25,10 +25,13 @@ pub struct Cut {
 }
 
 /// Members whose presence keeps a chat whole.
-const WHOLE: [&str; 5] = [
+const WHOLE: [&str; 8] = [
     "tools",
     "logprobs",
+    "prompt_logprobs",
+    "return_token_ids",
     "response_format",
+    "structured_outputs",
     "stop",
     "continue_final_message",
 ];
@@ -53,12 +56,15 @@ impl Cut {
         if material.api != Api::Chat || !is_plain || !is_one || !has_messages {
             return None;
         }
-        let budget = number("max_completion_tokens").or_else(|| number("max_tokens"));
-        let budget = budget.filter(|budget| *budget > 0);
+        let limit = ["max_completion_tokens", "max_tokens"]
+            .into_iter()
+            .find(|name| last(name).is_some());
         let chunk = u64::from(chunk);
-        if budget.is_some_and(|budget| budget <= chunk) {
-            return None;
-        }
+        let budget = match limit {
+            None => None,
+            // A limit that is no number of tokens is the engine's to judge.
+            Some(name) => Some(number(name).filter(|budget| *budget > chunk)?),
+        };
         let options = last("stream_options").map_or(&b""[..], |member| member.value.of(body));
         Some(Self {
             chunk,
@@ -67,6 +73,16 @@ impl Cut {
             streams: last("stream").is_some_and(|member| member.kind == Kind::True),
             include_usage: member(options, "include_usage") == Some(b"true"),
         })
+    }
+}
+
+impl Cut {
+    /// Tokens of the chunk that follows so many.
+    fn tokens_after(&self, used: u64) -> u64 {
+        let left = self
+            .budget
+            .map_or(u64::MAX, |budget| budget.saturating_sub(used));
+        left.min(self.chunk)
     }
 }
 
@@ -139,11 +155,7 @@ impl Progress {
     }
 
     fn prepare(&mut self) {
-        let left = self
-            .cut
-            .budget
-            .map_or(u64::MAX, |budget| budget - self.used);
-        let tokens = left.min(self.cut.chunk);
+        let tokens = self.cut.tokens_after(self.used);
         self.limit = tokens.to_string();
         let minimum = self.cut.min_tokens.saturating_sub(self.used).min(tokens);
         self.minimum = minimum.to_string();
@@ -201,11 +213,13 @@ impl Progress {
                 prompt_details: details.map(<[u8]>::to_vec),
             });
         }
+        // Cut shorter than asked, there is no room for more in the engine's context: it would
+        // refuse to go on, and what has been said would be lost.
+        let is_full = tokens < self.cut.tokens_after(self.used);
         self.used = self.used.saturating_add(tokens);
         self.text.extend_from_slice(text);
         let is_spent = self.cut.budget.is_some_and(|budget| self.used >= budget);
-        let is_empty = tokens == 0 && text.is_empty();
-        let is_last = is_spent || is_empty || !string_is(reason, "length");
+        let is_last = is_spent || is_full || !string_is(reason, "length");
         if !is_last {
             self.prepare();
         }
@@ -362,7 +376,11 @@ mod tests {
             (r#""max_tokens":8"#, false),
             (r#""max_tokens":9"#, true),
             (r#""max_tokens":100,"max_completion_tokens":8"#, false),
-            (r#""max_tokens":0"#, true),
+            (r#""max_tokens":0"#, false),
+            (r#""max_tokens":1e3"#, false),
+            (r#""max_tokens":100.0"#, false),
+            (r#""max_tokens":100,"max_completion_tokens":-1"#, false),
+            (r#""max_tokens":100,"max_completion_tokens":null"#, true),
             (r#""max_tokens":null"#, true),
             (r#""n":2"#, false),
             (r#""n":1"#, true),
@@ -372,6 +390,9 @@ mod tests {
             (r#""stop":["x"]"#, false),
             (r#""stop":null"#, true),
             (r#""response_format":{"type":"json_object"}"#, false),
+            (r#""structured_outputs":{"regex":"a+"}"#, false),
+            (r#""prompt_logprobs":1"#, false),
+            (r#""return_token_ids":true"#, false),
             (r#""continue_final_message":true"#, false),
         ] {
             let body = format!("{{{message},{extra}}}");
@@ -441,6 +462,8 @@ mod tests {
         assert_eq!(ends(answer("a", "x", "stop", 3)), Ok(true));
         assert_eq!(ends(answer("a", "", "length", 0)), Ok(true));
         assert_eq!(ends(answer("a", "x", "length", 8)), Ok(false));
+        // The engine's context is full.
+        assert_eq!(ends(answer("a", "x", "length", 7)), Ok(true));
         assert_eq!(ends("{}".to_owned()), Err(ChunkError::Malformed));
         let reasoned = answer("a", "x", "length", 8)
             .replace(r#""tool_calls":[]"#, r#""reasoning_content":"hm""#);

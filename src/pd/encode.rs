@@ -3,6 +3,8 @@
 //! Each item becomes a request of its own, and the encoders' output travels by a store or by
 //! `ec_transfer_params` of their answers, which every later leg carries.
 
+use std::collections::HashSet;
+
 use super::material::{Caps, Material};
 use super::options::EcConnector;
 use super::plan::{Leg, Role, Take};
@@ -33,18 +35,15 @@ pub fn items<'a>(material: &Material<'a>) -> Result<Vec<&'a [u8]>, TooManyItems>
     let messages = material.document.last(Level::Top, "messages");
     let messages = messages.map_or(&b""[..], |member| member.value.of(material.body));
     let mut items = Vec::new();
-    let mut seen: Vec<(&str, &[u8])> = Vec::new();
+    let mut seen: HashSet<(&str, &[u8])> = HashSet::new();
     for message in elements(messages) {
         let content = member(message.value, "content").unwrap_or_default();
         for part in elements(content) {
             let Some((kind, url)) = kind_of(part.value) else {
                 continue;
             };
-            if let Some(url) = url {
-                if seen.contains(&(kind, url)) {
-                    continue;
-                }
-                seen.push((kind, url));
+            if url.is_some_and(|url| !seen.insert((kind, url))) {
+                continue;
             }
             if items.len() == ITEMS_MAX {
                 return Err(TooManyItems);

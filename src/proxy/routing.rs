@@ -41,12 +41,10 @@ impl<N: Net> Exchange<'_, N> {
     /// A malformed prefill target. Malformed encoders and sources are left out: those headers only
     /// say where something might be had sooner.
     pub(super) fn routing(&self) -> Result<Routing, TargetError> {
-        let prefillers = self.prefillers()?;
-        let source = self.cache_source(&prefillers);
         Ok(Routing {
+            prefillers: self.prefillers()?,
             encoders: self.encoders(),
-            source,
-            prefillers,
+            source: self.cache_source(),
         })
     }
 
@@ -77,9 +75,9 @@ impl<N: Net> Exchange<'_, N> {
         encoders
     }
 
-    /// The peer to pull from, where the connector can: only the first line counts, and never the
-    /// prefiller itself nor this very rank (reference 6.5).
-    fn cache_source(&self, prefillers: &[Target]) -> Option<Target> {
+    /// The peer to pull from, where the connector can: only the first line counts, and never this
+    /// very rank (reference 6.5).
+    fn cache_source(&self) -> Option<Target> {
         let value = self.values(Name::XKvCacheSourceHostPort).next()?;
         let config = &self.shard.config;
         let can_pull = match config.pd.connector {
@@ -101,7 +99,6 @@ impl<N: Net> Exchange<'_, N> {
             .map(|rank| rank.listen.port());
         let own_ip = config.pod_ip.as_deref();
         let is_own = own_ip.is_some_and(|ip| source.host() == ip) && source.port() == own_port;
-        let is_wanted = !is_own && prefillers.first() != Some(&source);
-        (is_wanted && self.shard.permits(Named::CacheSource, &source)).then_some(source)
+        (!is_own && self.shard.permits(Named::CacheSource, &source)).then_some(source)
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Split {
     pub(super) encoded: Option<Encoded>,
     /// The chunks of an answer that is cut.
     pub(super) chunk: Option<Box<Progress>>,
-    source: Option<Box<KvSource>>,
+    source: Option<Box<(Target, KvSource)>>,
     uuid: Uuid,
     random: u64,
     config: Arc<Config>,
@@ -79,8 +79,14 @@ impl Split {
             p2p_port: self.p2p_port(target),
             bootstrap_port,
             engine: None,
-            source: self.source.clone(),
+            source: self.source_for(target),
         }
+    }
+
+    /// What the prefiller at `target` is to pull from: not from itself.
+    fn source_for(&self, target: &Target) -> Option<Box<KvSource>> {
+        let (from, source) = self.source.as_deref()?;
+        (from != target).then(|| Box::new(source.clone()))
     }
 
     fn p2p_port(&self, target: &Target) -> u16 {
@@ -141,11 +147,12 @@ impl<N: Net> Exchange<'_, N> {
             mori: self.shard.mori.as_ref().map(|mori| mori.load_full()),
         };
         split.source = routing.source.map(|target| {
-            Box::new(KvSource {
+            let source = KvSource {
                 uuid: Uuid::v4([net.random(), net.random()]),
                 host: target.host(),
                 port: split.p2p_port(&target),
-            })
+            };
+            Box::new((target, source))
         });
         if !routing.encoders.is_empty() {
             self.enter(Phase::Encode);
@@ -216,8 +223,8 @@ impl<N: Net> Exchange<'_, N> {
     /// Decodes without a prefiller: with what encoders or a peer's cache have for it.
     async fn decode_alone(&mut self, split: &Split) -> Result<Settled<N>, Fault> {
         let material = split.material();
-        let leg: Result<Leg, EditError> = match &split.source {
-            Some(source) if split.encoded.is_none() => material.source_leg(&source.params()),
+        let leg: Result<Leg, EditError> = match split.source.as_deref() {
+            Some((_, source)) if split.encoded.is_none() => material.source_leg(&source.params()),
             Some(_) | None => material.local_leg(),
         };
         let leg = leg.map_err(too_many)?;

@@ -16,7 +16,7 @@ use super::job::Job;
 use super::leg::{Answer, Fresh, LegFault, Legs, Upstream, Waits};
 use super::relay::Rewrite;
 use super::run::{Attempt, Limits, Ready, Runs};
-use super::shard::{Shard, leg_role};
+use super::shard::{JobGuard, Shard, leg_role};
 use super::split::{Settled, Split, too_many};
 use crate::config::KvConnector;
 use crate::fault::Fault;
@@ -291,9 +291,11 @@ impl<N: Net> Exchange<'_, N> {
         let [_, departure] = connector::departures(split.connector());
         if departure == Departure::FirstByte && upstream.is_sent.get() && !has_begun {
             let shard = Rc::clone(self.shard);
+            // Counted from now on: a drain may look before the task runs.
+            let counted = shard.count_job();
             self.shard
                 .net
-                .spawn(await_first_byte(shard, upstream, answer));
+                .spawn(await_first_byte(shard, counted, upstream, answer));
         } else {
             upstream.conn().reset_on_close();
         }
@@ -303,8 +305,12 @@ impl<N: Net> Exchange<'_, N> {
 
 /// Keeps a decode leg until the first byte of its answer's body, which says that the transfer into
 /// it has ended; then it is ended too. The head is no sign: engines send it before the transfer.
-async fn await_first_byte<N: Net>(shard: Rc<Shard<N>>, upstream: Upstream<N>, mut answer: Answer) {
-    let _counted = shard.count_job();
+async fn await_first_byte<N: Net>(
+    shard: Rc<Shard<N>>,
+    _counted: JobGuard<N>,
+    upstream: Upstream<N>,
+    mut answer: Answer,
+) {
     let timer = shard.net.timer();
     let wait = Duration::from_secs(ORPHAN_FIRST_BYTE_SECS_MAX);
     timer.set(shard.net.now(), Some(wait));

@@ -1,13 +1,15 @@
 //! Chunked decode (reference 7, with its corrections): a long answer is asked for in pieces, and
 //! the client sees one answer. Rows X1 to X6.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use mock_engine::{EngineConfig, Fault, Seen, State, expected_text};
 use serde_json::{Value, json};
 
 use crate::apis::{Api, Question, text_of};
 use crate::client::{Answer, DEADLINE, End};
-use crate::harness::{CHAT, Pair, json_of, only, sha256};
-use crate::harness_more::{Leave, expect_drained, expect_healthy};
+use crate::harness::{CHAT, Pair, Sidecar, json_of, only, sha256};
+use crate::harness_more::{Leave, RawEngine, expect_drained, expect_healthy};
 use crate::kv::wait_aborted;
 
 const CHUNK: &str = "--decode-chunk-size=4";
@@ -105,6 +107,41 @@ fn x3_an_answer_without_a_limit_goes_on_until_it_stops() {
             let want = expected_text(&sha256(prompt.as_bytes()), tokens);
             assert_eq!(text_of(Api::Chat, &answer), want);
         }
+    }
+}
+
+/// A chunk that is cut shorter than asked has filled the engine's context: it would refuse to go
+/// on, and the answer so far would be lost.
+#[test]
+fn x3_a_full_context_ends_it() {
+    for stream in [false, true] {
+        let chunk = |text: &str, tokens: u32| {
+            let body = json!({"id": "c", "object": "chat.completion", "created": 1, "model": "m",
+                "choices": [{"index": 0, "finish_reason": "length",
+                    "message": {"role": "assistant", "content": text}}],
+                "usage": {"prompt_tokens": 5, "completion_tokens": tokens,
+                    "total_tokens": 5 + tokens}})
+            .to_string();
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            )
+        };
+        let full = "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}";
+        let answers = [chunk("a b c d ", 4), chunk("e f", 2), full.to_owned()];
+        let next = AtomicUsize::new(0);
+        let engine = RawEngine::start(move |mut conn, _| {
+            while conn.request().is_some() {
+                let nth = next.fetch_add(1, Ordering::Relaxed);
+                conn.say(&answers[nth.min(2)]);
+            }
+        });
+        let sidecar = Sidecar::start(&[CHUNK], engine.port());
+        let body = Api::Chat.ask(100, stream).body;
+        let answer = sidecar.post(CHAT, body, &[]).expect(200);
+        assert_eq!(text_of(Api::Chat, &answer), "a b c d e f");
+        assert!(answer.text().contains(r#""finish_reason":"length""#));
+        assert!(!answer.text().contains("error"), "{}", answer.text());
     }
 }
 
@@ -285,10 +322,17 @@ fn what_chunks_cannot_express_is_decoded_whole() {
         r#","tools":[{"type":"function","function":{"name":"f"}}]"#,
         r#","logprobs":true"#,
         r#","n":2"#,
+        r#","structured_outputs":{"regex":"a+"}"#,
+        r#","return_token_ids":true"#,
+        // The engine's to judge, and not without a limit.
+        r#","max_completion_tokens":10.0"#,
+        r#","max_completion_tokens":0"#,
+        r#","max_completion_tokens":-1"#,
     ] {
         pair.decode.clear();
         let question = Api::Chat.ask_with(10, false, more);
-        ask(&pair, &question).expect(200);
+        let answer = ask(&pair, &question);
+        assert!(matches!(answer.status, 200 | 400), "{more}: {answer:?}");
         assert_eq!(only(&pair.decode).body, question.body.as_bytes(), "{more}");
     }
 }

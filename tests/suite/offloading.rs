@@ -221,6 +221,26 @@ fn p5_sources_that_are_not_injected() {
     }
 }
 
+/// The prefiller is the candidate that serves, not the first of the list.
+#[test]
+fn p5_a_later_candidate_does_not_pull_from_itself() {
+    let (pair, _) = start();
+    let down = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    down.refuse(true);
+    let own = pair.prefill.host_port();
+    let targets = format!("{},{own}", down.host_port());
+    for (source, pulls) in [(own.as_str(), false), ("10.4.0.9:8000", true)] {
+        forget(&pair);
+        let question = Api::Chat.ask(4, true);
+        let headers = [(PREFILLER, targets.as_str()), (SOURCE, source)];
+        let answer = pair.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&answer.expect(200));
+        let (prefill, _) = both_legs(&pair);
+        let pulled = json_of(&prefill)[PARAMS].get("remote_kv_source").is_some();
+        assert_eq!(pulled, pulls, "{source}");
+    }
+}
+
 #[test]
 fn p6_another_rank_of_this_pod_is_a_source() {
     let ranks = offloading_ranks(2);
