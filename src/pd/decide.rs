@@ -31,11 +31,11 @@ pub fn keep_local(api: Api, document: &Document, body: &[u8]) -> Option<Reason> 
     if above_one(level, "best_of") {
         return Some(Reason::BestOf);
     }
+    if is_set(document, level, "prompt_logprobs") || echoes_logprobs(api, document) {
+        return Some(Reason::PromptLogprobs);
+    }
     match api {
         Api::Completions if has_several_prompts(document, body) => Some(Reason::SeveralPrompts),
-        Api::Generate if is_set(document, Level::SamplingParams, "prompt_logprobs") => {
-            Some(Reason::PromptLogprobs)
-        }
         Api::Invocations => keep_invocation_local(document, body),
         Api::Unsplit => Some(Reason::UnknownShape),
         Api::Chat | Api::Completions | Api::Messages | Api::Responses | Api::Generate => None,
@@ -71,6 +71,14 @@ fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
     } else {
         None
     }
+}
+
+/// A completion that echoes its prompt with log-probabilities wants those of the prompt, too.
+fn echoes_logprobs(api: Api, document: &Document) -> bool {
+    let echo = document.last(Level::Top, "echo");
+    matches!(api, Api::Completions | Api::Invocations)
+        && echo.is_some_and(|echo| !matches!(echo.kind, Kind::Null | Kind::False))
+        && is_set(document, Level::Top, "logprobs")
 }
 
 fn is_set(document: &Document, level: Level, name: &str) -> bool {
@@ -183,6 +191,29 @@ mod tests {
                 Api::Generate,
                 r#"{"sampling_params":{"prompt_logprobs":null}}"#,
                 None,
+            ),
+            (
+                Api::Chat,
+                r#"{"messages":[],"prompt_logprobs":0}"#,
+                Some(Reason::PromptLogprobs),
+            ),
+            (Api::Chat, r#"{"prompt_logprobs":null}"#, None),
+            (Api::Chat, r#"{"echo":true,"logprobs":true}"#, None),
+            (
+                Api::Completions,
+                r#"{"prompt":"x","echo":true,"logprobs":0}"#,
+                Some(Reason::PromptLogprobs),
+            ),
+            (
+                Api::Completions,
+                r#"{"prompt":"x","echo":false,"logprobs":0}"#,
+                None,
+            ),
+            (Api::Completions, r#"{"prompt":"x","echo":true}"#, None),
+            (
+                Api::Invocations,
+                r#"{"prompt":"x","prompt_logprobs":1}"#,
+                Some(Reason::PromptLogprobs),
             ),
             (Api::Invocations, r#"{"messages":[]}"#, None),
             (Api::Invocations, r#"{"prompt":"x"}"#, None),

@@ -37,6 +37,7 @@ pub const WATCH: Watch = &[
     (Level::Top, "tools"),
     (Level::Top, "logprobs"),
     (Level::Top, "prompt_logprobs"),
+    (Level::Top, "echo"),
     (Level::Top, "response_format"),
     (Level::Top, "return_token_ids"),
     (Level::Top, "structured_outputs"),

@@ -487,6 +487,16 @@ fn requests_that_one_handoff_cannot_serve_stay_with_the_decoder() {
             "prompt_logprobs",
         ),
         (
+            CHAT,
+            json!({"messages": [], "prompt_logprobs": 1}),
+            "prompt_logprobs",
+        ),
+        (
+            "/v1/completions",
+            json!({"prompt": "x", "echo": true, "logprobs": 1}),
+            "prompt_logprobs",
+        ),
+        (
             "/invocations",
             json!({"prompt": ["a", "b"]}),
             "several_prompts",
