@@ -25,8 +25,9 @@ pub struct Cut {
 }
 
 /// Members whose presence keeps a chat whole.
-const WHOLE: [&str; 8] = [
+const WHOLE: [&str; 9] = [
     "tools",
+    "echo",
     "logprobs",
     "prompt_logprobs",
     "return_token_ids",
@@ -127,7 +128,7 @@ pub struct Chunk {
 pub enum ChunkError {
     /// It is not a chat completion.
     Malformed,
-    /// It has parts besides its text, which no next chunk could go on from.
+    /// It has parts besides its text, or none: no next chunk could go on from there.
     NotPlain,
 }
 
@@ -198,6 +199,9 @@ impl Progress {
             Some(content) => inner(content).ok_or(malformed)?,
         };
         let reason = member(choice, "finish_reason").unwrap_or(b"null");
+        if text.is_empty() && self.first.is_none() && string_is(reason, "length") {
+            return Err(ChunkError::NotPlain);
+        }
         let usage = member(answer, "usage").unwrap_or_default();
         let count =
             |name| -> Option<u64> { std::str::from_utf8(member(usage, name)?).ok()?.parse().ok() };
@@ -219,7 +223,10 @@ impl Progress {
         self.used = self.used.saturating_add(tokens);
         self.text.extend_from_slice(text);
         let is_spent = self.cut.budget.is_some_and(|budget| self.used >= budget);
-        let is_last = is_spent || is_full || !string_is(reason, "length");
+        // Without text (hidden reasoning, half a character) the next chunk would begin where this
+        // one did, and without a budget that might never end.
+        let is_endless = text.is_empty() && self.cut.budget.is_none();
+        let is_last = is_spent || is_full || is_endless || !string_is(reason, "length");
         if !is_last {
             self.prepare();
         }
@@ -392,6 +399,8 @@ mod tests {
             (r#""response_format":{"type":"json_object"}"#, false),
             (r#""structured_outputs":{"regex":"a+"}"#, false),
             (r#""prompt_logprobs":1"#, false),
+            (r#""echo":true"#, false),
+            (r#""echo":false"#, true),
             (r#""return_token_ids":true"#, false),
             (r#""continue_final_message":true"#, false),
         ] {
@@ -460,11 +469,24 @@ mod tests {
                 .map(|chunk| chunk.is_last)
         };
         assert_eq!(ends(answer("a", "x", "stop", 3)), Ok(true));
-        assert_eq!(ends(answer("a", "", "length", 0)), Ok(true));
+        assert_eq!(ends(answer("a", "", "stop", 0)), Ok(true));
+        assert_eq!(
+            ends(answer("a", "", "length", 8)),
+            Err(ChunkError::NotPlain)
+        );
         assert_eq!(ends(answer("a", "x", "length", 8)), Ok(false));
         // The engine's context is full.
         assert_eq!(ends(answer("a", "x", "length", 7)), Ok(true));
         assert_eq!(ends("{}".to_owned()), Err(ChunkError::Malformed));
+        for (limit, is_last) in [("", true), (r#","max_tokens":99"#, false)] {
+            let body = format!("{}{limit}}}", body.strip_suffix('}').unwrap());
+            let mut progress = Progress::new(cut(&body).unwrap());
+            progress
+                .take(answer("a", "x", "length", 8).as_bytes())
+                .unwrap();
+            let chunk = progress.take(answer("b", "", "length", 8).as_bytes());
+            assert_eq!(chunk.unwrap().is_last, is_last, "without text");
+        }
         let reasoned = answer("a", "x", "length", 8)
             .replace(r#""tool_calls":[]"#, r#""reasoning_content":"hm""#);
         assert_eq!(ends(reasoned), Err(ChunkError::NotPlain));

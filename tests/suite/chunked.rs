@@ -324,6 +324,7 @@ fn what_chunks_cannot_express_is_decoded_whole() {
         r#","n":2"#,
         r#","structured_outputs":{"regex":"a+"}"#,
         r#","return_token_ids":true"#,
+        r#","echo":true"#,
         // The engine's to judge, and not without a limit.
         r#","max_completion_tokens":10.0"#,
         r#","max_completion_tokens":0"#,
