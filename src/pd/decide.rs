@@ -144,96 +144,97 @@ mod tests {
         keep_local(api, &scanner.finish().unwrap(), body.as_bytes())
     }
 
+    const CASES: [(Api, &str, Option<Reason>); 33] = [
+        (Api::Chat, r#"{"messages":[]}"#, None),
+        (Api::Chat, r#"{"n":1}"#, None),
+        (Api::Chat, r#"{"n":null,"best_of":1}"#, None),
+        (Api::Chat, r#"{"n":2}"#, Some(Reason::SeveralChoices)),
+        (Api::Chat, r#"{"n":2,"n":1}"#, None),
+        (
+            Api::Chat,
+            r#"{"n":1,"\u006e":3}"#,
+            Some(Reason::SeveralChoices),
+        ),
+        (Api::Chat, r#"{"n":"2"}"#, Some(Reason::SeveralChoices)),
+        (Api::Chat, r#"{"n":1.0}"#, Some(Reason::SeveralChoices)),
+        (Api::Chat, r#"{"messages":[{"n":4}]}"#, None),
+        (Api::Completions, r#"{"best_of":4}"#, Some(Reason::BestOf)),
+        (Api::Completions, r#"{"prompt":"a,b"}"#, None),
+        (Api::Completions, r#"{"prompt":[1,2,3]}"#, None),
+        (Api::Completions, r#"{"prompt":["a\",b"]}"#, None),
+        (Api::Completions, r#"{"prompt":[[1,2,3]]}"#, None),
+        (Api::Completions, r#"{"prompt":[]}"#, None),
+        (
+            Api::Completions,
+            r#"{"prompt":[ "a\\" , "b"]}"#,
+            Some(Reason::SeveralPrompts),
+        ),
+        (
+            Api::Completions,
+            r#"{"prompt":[[1,2] ,[3]]}"#,
+            Some(Reason::SeveralPrompts),
+        ),
+        (
+            Api::Generate,
+            r#"{"sampling_params":{"n":2}}"#,
+            Some(Reason::SeveralChoices),
+        ),
+        (Api::Generate, r#"{"n":2,"sampling_params":{}}"#, None),
+        (
+            Api::Generate,
+            r#"{"sampling_params":{"prompt_logprobs":0}}"#,
+            Some(Reason::PromptLogprobs),
+        ),
+        (
+            Api::Generate,
+            r#"{"sampling_params":{"prompt_logprobs":null}}"#,
+            None,
+        ),
+        (
+            Api::Chat,
+            r#"{"messages":[],"prompt_logprobs":0}"#,
+            Some(Reason::PromptLogprobs),
+        ),
+        (Api::Chat, r#"{"prompt_logprobs":null}"#, None),
+        (Api::Chat, r#"{"echo":true,"logprobs":true}"#, None),
+        (
+            Api::Completions,
+            r#"{"prompt":"x","echo":true,"logprobs":0}"#,
+            Some(Reason::PromptLogprobs),
+        ),
+        (
+            Api::Completions,
+            r#"{"prompt":"x","echo":false,"logprobs":0}"#,
+            None,
+        ),
+        (Api::Completions, r#"{"prompt":"x","echo":true}"#, None),
+        (
+            Api::Invocations,
+            r#"{"prompt":"x","prompt_logprobs":1}"#,
+            Some(Reason::PromptLogprobs),
+        ),
+        (Api::Invocations, r#"{"messages":[]}"#, None),
+        (Api::Invocations, r#"{"prompt":"x"}"#, None),
+        (
+            Api::Invocations,
+            r#"{"input":"x"}"#,
+            Some(Reason::UnknownShape),
+        ),
+        (
+            Api::Unsplit,
+            r#"{"messages":[[],[]]}"#,
+            Some(Reason::UnknownShape),
+        ),
+        (
+            Api::Invocations,
+            r#"{"prompt":["a","b"]}"#,
+            Some(Reason::SeveralPrompts),
+        ),
+    ];
+
     #[test]
     fn several_sequences_stay_local() {
-        let cases = [
-            (Api::Chat, r#"{"messages":[]}"#, None),
-            (Api::Chat, r#"{"n":1}"#, None),
-            (Api::Chat, r#"{"n":null,"best_of":1}"#, None),
-            (Api::Chat, r#"{"n":2}"#, Some(Reason::SeveralChoices)),
-            (Api::Chat, r#"{"n":2,"n":1}"#, None),
-            (
-                Api::Chat,
-                r#"{"n":1,"\u006e":3}"#,
-                Some(Reason::SeveralChoices),
-            ),
-            (Api::Chat, r#"{"n":"2"}"#, Some(Reason::SeveralChoices)),
-            (Api::Chat, r#"{"n":1.0}"#, Some(Reason::SeveralChoices)),
-            (Api::Chat, r#"{"messages":[{"n":4}]}"#, None),
-            (Api::Completions, r#"{"best_of":4}"#, Some(Reason::BestOf)),
-            (Api::Completions, r#"{"prompt":"a,b"}"#, None),
-            (Api::Completions, r#"{"prompt":[1,2,3]}"#, None),
-            (Api::Completions, r#"{"prompt":["a\",b"]}"#, None),
-            (Api::Completions, r#"{"prompt":[[1,2,3]]}"#, None),
-            (Api::Completions, r#"{"prompt":[]}"#, None),
-            (
-                Api::Completions,
-                r#"{"prompt":[ "a\\" , "b"]}"#,
-                Some(Reason::SeveralPrompts),
-            ),
-            (
-                Api::Completions,
-                r#"{"prompt":[[1,2] ,[3]]}"#,
-                Some(Reason::SeveralPrompts),
-            ),
-            (
-                Api::Generate,
-                r#"{"sampling_params":{"n":2}}"#,
-                Some(Reason::SeveralChoices),
-            ),
-            (Api::Generate, r#"{"n":2,"sampling_params":{}}"#, None),
-            (
-                Api::Generate,
-                r#"{"sampling_params":{"prompt_logprobs":0}}"#,
-                Some(Reason::PromptLogprobs),
-            ),
-            (
-                Api::Generate,
-                r#"{"sampling_params":{"prompt_logprobs":null}}"#,
-                None,
-            ),
-            (
-                Api::Chat,
-                r#"{"messages":[],"prompt_logprobs":0}"#,
-                Some(Reason::PromptLogprobs),
-            ),
-            (Api::Chat, r#"{"prompt_logprobs":null}"#, None),
-            (Api::Chat, r#"{"echo":true,"logprobs":true}"#, None),
-            (
-                Api::Completions,
-                r#"{"prompt":"x","echo":true,"logprobs":0}"#,
-                Some(Reason::PromptLogprobs),
-            ),
-            (
-                Api::Completions,
-                r#"{"prompt":"x","echo":false,"logprobs":0}"#,
-                None,
-            ),
-            (Api::Completions, r#"{"prompt":"x","echo":true}"#, None),
-            (
-                Api::Invocations,
-                r#"{"prompt":"x","prompt_logprobs":1}"#,
-                Some(Reason::PromptLogprobs),
-            ),
-            (Api::Invocations, r#"{"messages":[]}"#, None),
-            (Api::Invocations, r#"{"prompt":"x"}"#, None),
-            (
-                Api::Invocations,
-                r#"{"input":"x"}"#,
-                Some(Reason::UnknownShape),
-            ),
-            (
-                Api::Unsplit,
-                r#"{"messages":[[],[]]}"#,
-                Some(Reason::UnknownShape),
-            ),
-            (
-                Api::Invocations,
-                r#"{"prompt":["a","b"]}"#,
-                Some(Reason::SeveralPrompts),
-            ),
-        ];
-        for (api, body, want) in cases {
+        for (api, body, want) in CASES {
             assert_eq!(decide(api, body), want, "{api:?} {body}");
         }
     }
