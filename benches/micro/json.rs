@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::io::IoSlice;
 
 use criterion::{Criterion, Throughput};
+use ringside::fleet::Target;
 use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillAnswer, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
 use ringside::pd::material::{CLIENT_OWNED_KV, WATCH};
@@ -119,7 +120,7 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
         chunk: None,
     };
     let peer = Peer {
-        host: "10.4.0.7".to_owned(),
+        target: Target::parse(b"10.4.0.7:8000").ok()?,
         p2p_port: 7777,
         bootstrap_port: 8998,
         engine: None,

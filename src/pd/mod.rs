@@ -34,4 +34,4 @@ pub use outcome::{Outcome, Reason};
 pub use peer::{BootstrapEngine, KvSource, Peer};
 pub use plan::{Leg, Plan, Role, Take};
 pub use route::{Api, Route};
-pub use uuid::Uuid;
+pub use uuid::{Uuid, UuidText};

@@ -40,14 +40,14 @@ struct Ranks {
 impl Ranks {
     fn of(material: &Material<'_>, peer: &Peer) -> Self {
         let mori = material.mori;
-        let local = rank(material.uuid.as_str(), ranks_per_pod(mori));
+        let local = rank(material.uuid.text().as_str(), ranks_per_pod(mori));
         let first_of = |hosts: &[String], host: &str| {
             let pod = hosts.iter().position(|known| known == host).unwrap_or(0);
             u32::try_from(pod).unwrap_or(0) * ranks_per_pod(mori)
         };
         Self {
             local,
-            prefill: first_of(&mori.prefill_hosts, &peer.host) + local,
+            prefill: first_of(&mori.prefill_hosts, &peer.host()) + local,
             decode: first_of(&mori.decode_hosts, &mori.local_pod_ip) + local,
         }
     }
@@ -65,7 +65,10 @@ fn header_rank(mori: &MoriConfig, rank: u32) -> Option<u32> {
 /// The rank header of a prefill leg in read mode, where nothing else of `MoRI-IO` shows.
 pub(super) fn read_mode_rank(material: &Material<'_>) -> Option<u32> {
     let mori = material.mori;
-    header_rank(mori, rank(material.uuid.as_str(), ranks_per_pod(mori)))
+    header_rank(
+        mori,
+        rank(material.uuid.text().as_str(), ranks_per_pod(mori)),
+    )
 }
 
 /// The prefill leg of both orders.
@@ -117,8 +120,8 @@ pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
     let mut prefill = prefill_leg(material, peer, Caps::Every, Take::Nothing)?;
     let mut params = format!(
         r#"{{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[],"remote_engine_id":{},"remote_host":{},"remote_port":{handshake},"remote_notify_port":{},"remote_handshake_port":{handshake},"remote_dp_rank":{},"remote_dp_rank_override":true,"transfer_id":"tx{}","tp_size":{},"remote_dp_size":{}"#,
-        Quoted(&format!("{}:{}", peer.host, mori.prefill_handshake_port)),
-        Quoted(&peer.host),
+        Quoted(&format!("{}:{}", peer.host(), mori.prefill_handshake_port)),
+        Quoted(&peer.host()),
         mori.prefill_notify_port,
         ranks.prefill,
         material.uuid,

@@ -18,7 +18,8 @@ pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
         None => String::new(),
     };
     let prefill = format!(r#"{{"remote_decoder":{{"kv_request_id":"{uuid}"}}{source}}}"#);
-    let (host, port) = (Quoted(&peer.host), peer.p2p_port);
+    let (host, port) = (peer.host(), peer.p2p_port);
+    let host = Quoted(&host);
     let decode = format!(
         r#"{{"remote_prefiller":{{"kv_request_id":"{uuid}","remote_host":{host},"remote_port":{port}}}}}"#
     );

@@ -7,8 +7,8 @@ use crate::json::Quoted;
 /// A prefiller, as far as transfer parameters name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its host, an IPv6 address without brackets.
-    pub host: String,
+    /// Where it is.
+    pub target: Target,
     /// Port of its P2P tier.
     pub p2p_port: u16,
     /// Port of its bootstrap server.
@@ -31,11 +31,17 @@ pub struct BootstrapEngine {
 impl Peer {
     /// The host as part of a URL.
     pub(super) fn url_host(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]", self.host)
+        let host = self.host();
+        if host.contains(':') {
+            format!("[{host}]")
         } else {
-            self.host.clone()
+            host
         }
+    }
+
+    /// Its host, an IPv6 address without brackets.
+    pub(super) fn host(&self) -> String {
+        self.target.host()
     }
 }
 

@@ -16,7 +16,7 @@ const ROOM_BITS: u32 = 62;
 /// # Errors
 /// When the body needs more edits than allowed.
 pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
-    let host = Quoted(&peer.host).to_string();
+    let host = Quoted(&peer.host()).to_string();
     let port = peer.bootstrap_port.to_string();
     // Random, not the time of day: two proxies must not open the same room in one nanosecond.
     let room = (material.random >> (u64::BITS - ROOM_BITS)).to_string();

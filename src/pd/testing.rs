@@ -8,6 +8,7 @@ use super::peer::{BootstrapEngine, Peer};
 use super::plan::Leg;
 use super::route::Api;
 use super::uuid::Uuid;
+use crate::fleet::Target;
 use crate::json::{Document, Scanner, Watch};
 
 /// A request as the proxy has it when its body is read.
@@ -55,7 +56,7 @@ impl Subject {
 /// A prefiller.
 pub(super) fn peer() -> Peer {
     Peer {
-        host: "10.4.0.7".to_owned(),
+        target: Target::parse(b"10.4.0.7:8000").unwrap(),
         p2p_port: 7779,
         bootstrap_port: 8998,
         engine: Some(BootstrapEngine {

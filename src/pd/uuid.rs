@@ -2,38 +2,46 @@
 
 use std::fmt;
 
-/// A random UUID (RFC 9562 5.4, version 4) in its text form.
+/// A random UUID (RFC 9562 5.4, version 4). Most requests never spell theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Uuid([u8; Self::BYTES]);
+pub struct Uuid(u128);
+
+/// The text form of a UUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UuidText([u8; 36]);
 
 impl Uuid {
-    /// Length of the text form.
-    pub const BYTES: usize = 36;
-
     /// The UUID made of these random numbers.
     #[must_use]
     pub fn v4(random: [u64; 2]) -> Self {
         let high = (random[0] & !0xf000) | 0x4000;
         let low = (random[1] & !(0b11 << 62)) | (0b10 << 62);
-        let digits = (u128::from(high) << 64) | u128::from(low);
-        Self::of_digits(digits)
+        Self::of_digits((u128::from(high) << 64) | u128::from(low))
     }
 
     /// The UUID of 32 hexadecimal digits, the first in the highest bits.
     #[must_use]
-    pub fn of_digits(digits: u128) -> Self {
-        let mut text = [b'-'; Self::BYTES];
+    pub const fn of_digits(digits: u128) -> Self {
+        Self(digits)
+    }
+
+    /// The text form.
+    #[must_use]
+    pub fn text(self) -> UuidText {
+        let mut text = [b'-'; 36];
         let mut shift = 128_u32;
         for (at, byte) in text.iter_mut().enumerate() {
             if !matches!(at, 8 | 13 | 18 | 23) {
                 shift -= 4;
-                *byte = b"0123456789abcdef"[(digits >> shift & 0xf) as usize];
+                *byte = b"0123456789abcdef"[(self.0 >> shift & 0xf) as usize];
             }
         }
-        Self(text)
+        UuidText(text)
     }
+}
 
-    /// The text form.
+impl UuidText {
+    /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
@@ -42,7 +50,7 @@ impl Uuid {
 
 impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(self.text().as_str())
     }
 }
 
@@ -54,10 +62,10 @@ mod tests {
     fn version_and_variant_are_where_they_belong() {
         let zeros = "00000000-0000-4000-8000-000000000000";
         let ones = "ffffffff-ffff-4fff-bfff-ffffffffffff";
-        assert_eq!(Uuid::v4([0, 0]).as_str(), zeros);
-        assert_eq!(Uuid::v4([u64::MAX, u64::MAX]).as_str(), ones);
+        assert_eq!(Uuid::v4([0, 0]).text().as_str(), zeros);
+        assert_eq!(Uuid::v4([u64::MAX, u64::MAX]).text().as_str(), ones);
         let digits = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef;
         let text = "01234567-89ab-cdef-0123-456789abcdef";
-        assert_eq!(Uuid::of_digits(digits).as_str(), text);
+        assert_eq!(Uuid::of_digits(digits).to_string(), text);
     }
 }

@@ -13,7 +13,7 @@ use crate::h1::{self, Framing, Method, Name, RequestHead, Version};
 use crate::metrics::{self, CodeClass, Phase, ShardMetrics};
 use crate::net::pool::EndpointId;
 use crate::net::{Conn, Moment, Net};
-use crate::pd::{Api, Leg, Outcome, Reason, Route};
+use crate::pd::{Api, Leg, Outcome, Reason, Route, Uuid};
 
 /// What becomes of the connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,7 +297,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         upgrade: bool,
         leg: Option<&Leg>,
     ) -> Result<Vec<u8>, Fault> {
-        let uuid = leg.and_then(|leg| leg.request_id.as_ref());
+        let uuid = leg.and_then(|leg| leg.request_id).map(Uuid::text);
+        let uuid = uuid.as_ref();
         let extra = Forwarded {
             request_id: uuid.map_or(self.request_id.as_bytes(), |uuid| uuid.as_str().as_bytes()),
             rank: leg.and_then(|leg| leg.rank),

@@ -75,7 +75,7 @@ impl Split {
             _ => pd.ports.sglang_bootstrap,
         };
         Peer {
-            host: target.host(),
+            target: target.clone(),
             p2p_port: self.p2p_port(target),
             bootstrap_port,
             engine: None,
