@@ -28,6 +28,8 @@ pub mod fault;
 
 pub mod metrics;
 
+pub mod trace;
+
 // The way of a request.
 pub mod proxy;
 

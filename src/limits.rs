@@ -138,6 +138,23 @@ pub const ADDRESSES_MAX: usize = 8;
 pub const RESOLVED_SECS_MAX: u64 = 30;
 /// Names waiting to be resolved in the whole process.
 pub const RESOLVE_QUEUE_MAX: usize = 1024;
+/// Records that wait in one shard's ring for the exporter, one of each request and one of each leg
+/// that runs beside it. A record of a split request is about 4 KiB.
+pub const TRACE_RING_RECORDS: usize = 1024;
+/// Legs of one request that have spans of their own; retries and chunks beyond it have none.
+pub const TRACE_LEGS_MAX: usize = 48;
+/// Attributes of one span; ours have 14 at most.
+pub const TRACE_ATTRIBUTES_MAX: usize = 16;
+/// Bytes of a text in a span: of paths and targets that somebody else has written.
+pub const TRACE_TEXT_BYTES_MAX: usize = 256;
+/// Spans of one export, give or take one record.
+pub const TRACE_BATCH_SPANS_MAX: usize = 512;
+/// Milliseconds between two looks at the rings.
+pub const TRACE_SWEEP_MS: u64 = 100;
+/// Seconds between two warnings of exports that fail.
+pub const TRACE_WARNING_SECS: u64 = 60;
+/// Milliseconds the last exports may take when the process ends.
+pub const TRACE_FLUSH_MS_MAX: u64 = 3000;
 /// Growth of a buffered body whose length is not announced, in bytes per reservation.
 pub const BODY_RESERVE_STEP_BYTES: usize = 64 * 1024;
 /// A configuration file in bytes. One with every key is a few KiB.

@@ -246,7 +246,7 @@ keys! {
         "Serve /metrics on this port of all addresses too; 0 is off [env: MORIIO_METRICS_ADDR, an \
          address, where it is 0]"
     TRACING: Observability Switch "tracing" = "false";
-        "Record OpenTelemetry spans; OTEL_* variables say which and where to"
+        "Record OpenTelemetry spans; OTEL_* variables say which (a tenth) and where to (stdout)"
     LOG_LEVEL: Observability Value("LEVEL") "log-level" = "info", common;
         "error, warn, info, debug or trace"
     LOG_FORMAT: Observability Value("FORMAT") "log-format" = "text";

@@ -11,6 +11,8 @@ pub mod demo;
 mod handshakes;
 mod inbox;
 mod mori;
+#[cfg(feature = "otlp")]
+mod otlp;
 #[cfg(feature = "k8s")]
 mod pool;
 #[cfg(feature = "k8s")]
@@ -20,6 +22,7 @@ mod shards;
 mod sidecar;
 mod sockets;
 mod tls;
+mod traces;
 mod watch;
 
 pub use sidecar::{Running, run_sidecar};

@@ -25,6 +25,7 @@ use crate::net::{Net, Timer, would_block};
 use crate::proxy::Budget;
 use crate::proxy::shard::{Decoder, Parts, Shard, is_local_address};
 use crate::sys;
+use crate::trace::TraceRing;
 
 /// How often a draining shard looks whether its last session has ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
@@ -56,7 +57,7 @@ pub(super) struct Start {
     /// One per rank, in rank order.
     pub(super) listeners: Vec<TcpListener>,
     pub(super) metrics: Arc<ShardMetrics>,
-    pub(super) access: Option<AccessRing>,
+    pub(super) rings: Rings,
     /// Called once, with the way to reach the shard, when it serves.
     pub(super) started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
     /// Called when the thread ends, with why.
@@ -82,6 +83,18 @@ impl Door {
     }
 }
 
+/// What a shard hands records of finished requests over by.
+pub(super) struct Rings {
+    pub(super) access: Option<AccessRing>,
+    pub(super) traces: Option<TraceRing>,
+}
+
+impl Rings {
+    pub(super) const fn of(access: Option<AccessRing>, traces: Option<TraceRing>) -> Self {
+        Self { access, traces }
+    }
+}
+
 /// Starts a shard's thread.
 pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<()>> {
     let name = format!("shard-{}", start.index);
@@ -93,9 +106,9 @@ pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<
             tracing::warn!(shard = start.index, cpu, %error, "could not pin the shard; it runs unpinned");
         }
         let busy_poll = common.config.busy_poll;
-        let Start { driver, listeners, metrics, access, started, ended, .. } = start;
+        let Start { driver, listeners, metrics, rings, started, ended, .. } = start;
         let ended = EndNote(Some(ended));
-        let serve = async |net: Runtime| serve(net, common, listeners, metrics, access, started).await;
+        let serve = async |net: Runtime| serve(net, common, listeners, metrics, rings, started).await;
         let result = runtime::run(driver, busy_poll, serve).and_then(|served| served);
         ended.note(result);
     })
@@ -126,7 +139,7 @@ async fn serve(
     common: Arc<Common>,
     listeners: Vec<TcpListener>,
     metrics: Arc<ShardMetrics>,
-    access: Option<AccessRing>,
+    rings: Rings,
     started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
 ) -> io::Result<()> {
     let (bell, ringer) = net.bell()?;
@@ -136,7 +149,7 @@ async fn serve(
     let acceptor = common.tls.acceptor(&metrics);
     let shard = Shard::new(
         Secure(net.clone()),
-        parts(&common, &inbox, Arc::clone(&metrics), access),
+        parts(&common, &inbox, Arc::clone(&metrics), rings),
     );
     for (rank, listener) in listeners.into_iter().enumerate() {
         let listener = net.listener(listener)?;
@@ -192,7 +205,7 @@ fn parts(
     common: &Arc<Common>,
     inbox: &Inbox,
     metrics: Arc<ShardMetrics>,
-    access: Option<AccessRing>,
+    rings: Rings,
 ) -> Parts<Served> {
     let ports: Vec<u16> = common
         .config
@@ -218,8 +231,9 @@ fn parts(
         mori: common.mori.clone(),
         guard: allowlist.map(|list| Arc::clone(&list.guard)),
         on_socket_failed: Box::new(move |socket, error| failures.note(socket, error)),
-        access,
         secure,
+        access: rings.access,
+        traces: rings.traces,
     }
 }
 

@@ -14,9 +14,10 @@ use super::decoders;
 use super::inbox::{Inbox, Message};
 use super::mori;
 use super::resolver::{Resolver, resolve};
-use super::shards::{self, Common, Start};
+use super::shards::{self, Common, Rings, Start};
 use super::sockets::Failures;
 use super::tls::Plane;
+use super::traces::{self, Exporter};
 use crate::admin::{self, AdminState};
 use crate::cli::Exit;
 use crate::config::{Config, ListenAddress};
@@ -34,6 +35,7 @@ pub struct Running {
     inboxes: Vec<Inbox>,
     ended: mpsc::UnboundedReceiver<io::Result<()>>,
     access: Option<AccessWriter>,
+    traces: Option<Exporter>,
     /// Where the admin server listens, if it does.
     pub admin: Option<SocketAddr>,
     admin_draining: Arc<AtomicBool>,
@@ -115,6 +117,7 @@ impl Running {
         let log = access::start(&common.config.log.access, shard_count)
             .map_err(|error| Exit::runtime(format!("the access log cannot be opened: {error}")))?;
         let (rings, writer) = log.unzip();
+        let mut tracing = traces::start(common.config.tracing.as_ref(), shard_count).await?;
         announce(
             &common.config,
             driver,
@@ -128,32 +131,28 @@ impl Running {
         let mut rings = rings.unwrap_or_default().into_iter();
         let mut inboxes = Vec::with_capacity(shard_count);
         for (index, seat) in plan.seats.iter().enumerate() {
-            let (metrics, ring) = (Arc::clone(&metrics[index]), rings.next());
+            let metrics = Arc::clone(&metrics[index]);
+            let rings = Rings::of(rings.next(), tracing.rings.next());
             let inbox = start_shard(
                 &common,
                 index,
                 seat.cpu,
                 driver,
                 metrics,
-                ring,
+                rings,
                 note_ended.clone(),
             );
             inboxes.push(inbox.await?);
         }
-        let labels = vec![driver.label(); shard_count];
-        let mut registry = Registry::new(metrics, labels, fault::LABELS);
-        if common.mori.is_some() {
-            registry = registry.with_dns(dns);
-        }
-        if let Some(list) = &common.allowlist {
-            registry.add_allowlist(Arc::clone(&list.metrics));
-        }
+        let mut registry = registry(&common, driver, &metrics, dns);
+        tracing.show(&mut registry, metrics);
         keep_certificate(renewal, &mut registry);
         let mut running = Self {
             common,
             inboxes,
             ended,
             access: writer,
+            traces: tracing.exporter,
             admin: None,
             admin_draining: Arc::new(AtomicBool::new(false)),
             registry: Arc::new(registry),
@@ -219,6 +218,9 @@ impl Running {
         }
         if let Some(access) = self.access.take() {
             access.finish();
+        }
+        if let Some(traces) = self.traces.take() {
+            traces.finish().await;
         }
         Ok(())
     }
@@ -290,13 +292,30 @@ async fn common(
     }))
 }
 
+fn registry(
+    common: &Common,
+    driver: Driver,
+    metrics: &[Arc<ShardMetrics>],
+    dns: Arc<DnsCounters>,
+) -> Registry {
+    let labels = vec![driver.label(); metrics.len()];
+    let mut registry = Registry::new(metrics.to_vec(), labels, fault::LABELS);
+    if common.mori.is_some() {
+        registry = registry.with_dns(dns);
+    }
+    if let Some(list) = &common.allowlist {
+        registry.add_allowlist(Arc::clone(&list.metrics));
+    }
+    registry
+}
+
 async fn start_shard(
     common: &Arc<Common>,
     index: usize,
     cpu: Option<usize>,
     driver: Driver,
     metrics: Arc<ShardMetrics>,
-    access: Option<access::AccessRing>,
+    rings: Rings,
     note_ended: mpsc::UnboundedSender<io::Result<()>>,
 ) -> Result<Inbox, Exit> {
     let ranks = common.config.ranks.iter();
@@ -310,7 +329,7 @@ async fn start_shard(
         driver,
         listeners,
         metrics,
-        access,
+        rings,
         started: Box::new(move |inbox| drop(tell.send(inbox))),
         ended: Box::new(move |result| drop(note_ended.send(result))),
     };

@@ -25,6 +25,7 @@ pub const fn is_hop_by_hop(known: Name) -> bool {
         | Name::Upgrade => true,
         Name::AcceptEncoding
         | Name::Authorization
+        | Name::Baggage
         | Name::ContentEncoding
         | Name::ContentLength
         | Name::ContentType
@@ -32,6 +33,8 @@ pub const fn is_hop_by_hop(known: Name) -> bool {
         | Name::Expect
         | Name::Forwarded
         | Name::Host
+        | Name::Traceparent
+        | Name::Tracestate
         | Name::XDataParallelHostPort
         | Name::XDataParallelRank
         | Name::XEncoderHostsPorts

@@ -9,6 +9,7 @@
 pub enum Name {
     AcceptEncoding,
     Authorization,
+    Baggage,
     Connection,
     ContentEncoding,
     ContentLength,
@@ -22,6 +23,8 @@ pub enum Name {
     ProxyAuthorization,
     ProxyConnection,
     Te,
+    Traceparent,
+    Tracestate,
     Trailer,
     TransferEncoding,
     Upgrade,
@@ -47,9 +50,10 @@ impl Name {
             2 => &[Self::Te],
             4 => &[Self::Host, Self::Date],
             6 => &[Self::Expect],
-            7 => &[Self::Upgrade, Self::Trailer],
+            7 => &[Self::Upgrade, Self::Trailer, Self::Baggage],
             9 => &[Self::Forwarded],
-            10 => &[Self::Connection, Self::KeepAlive],
+            10 => &[Self::Connection, Self::KeepAlive, Self::Tracestate],
+            11 => &[Self::Traceparent],
             12 => &[Self::ContentType, Self::XRequestId],
             13 => &[Self::Authorization],
             14 => &[Self::ContentLength],
@@ -82,6 +86,7 @@ impl Name {
         match self {
             Self::AcceptEncoding => "accept-encoding",
             Self::Authorization => "authorization",
+            Self::Baggage => "baggage",
             Self::Connection => "connection",
             Self::ContentEncoding => "content-encoding",
             Self::ContentLength => "content-length",
@@ -95,6 +100,8 @@ impl Name {
             Self::ProxyAuthorization => "proxy-authorization",
             Self::ProxyConnection => "proxy-connection",
             Self::Te => "te",
+            Self::Traceparent => "traceparent",
+            Self::Tracestate => "tracestate",
             Self::Trailer => "trailer",
             Self::TransferEncoding => "transfer-encoding",
             Self::Upgrade => "upgrade",
@@ -115,9 +122,10 @@ impl Name {
 mod tests {
     use super::Name;
 
-    const ALL: [Name; 26] = [
+    const ALL: [Name; 29] = [
         Name::AcceptEncoding,
         Name::Authorization,
+        Name::Baggage,
         Name::Connection,
         Name::ContentEncoding,
         Name::ContentLength,
@@ -131,6 +139,8 @@ mod tests {
         Name::ProxyAuthorization,
         Name::ProxyConnection,
         Name::Te,
+        Name::Traceparent,
+        Name::Tracestate,
         Name::Trailer,
         Name::TransferEncoding,
         Name::Upgrade,

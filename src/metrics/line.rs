@@ -94,7 +94,7 @@ fn millis(out: &mut Vec<u8>, before: &str, micros: Option<u64>) {
 /// Foreign text as a JSON string. What is not UTF-8 (or was cut in the middle of a character)
 /// becomes the replacement character; control characters are escaped, C1 and line separators too,
 /// so that no line can be forged for a terminal or a line reader.
-fn text(bytes: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn text(bytes: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {

@@ -12,6 +12,7 @@ mod labels;
 mod line;
 mod render;
 mod shard;
+mod traces;
 
 pub use allowlist::AllowlistMetrics;
 pub use certificate::{Reloads, ReloadsShown};
@@ -19,5 +20,7 @@ pub use dns::DnsCounters;
 pub use labels::{
     AllowSource, CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer,
 };
+pub(crate) use line::text as push_text;
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;
+pub use traces::TraceCounters;

@@ -17,6 +17,7 @@ use super::cell::{Counter, Gauge, Total, precise};
 use super::dns::{DnsCounters, DnsScrape};
 use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer};
 use super::shard::ShardMetrics;
+use super::traces::{TraceCounters, TraceScrape};
 use crate::net::tls;
 use crate::pd::{Outcome, Reason};
 use crate::sys::process;
@@ -67,6 +68,11 @@ impl Registry {
     /// Shows the counters of something else, too.
     pub fn add(&mut self, collector: impl Collector) {
         self.inner.register_collector(Box::new(collector));
+    }
+
+    /// Shows what is counted about the spans of these shards, too.
+    pub fn add_traces(&mut self, counters: Arc<TraceCounters>, shards: Vec<Arc<ShardMetrics>>) {
+        self.add(TraceScrape { counters, shards });
     }
 
     /// The exposition, as `CONTENT_TYPE`.
@@ -373,7 +379,7 @@ fn clamp(value: u64) -> i64 {
 pub(super) struct Out<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Out<'_> {
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
+    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
         let mut metric = self
             .0
             .encode_descriptor(name, help, None, MetricType::Counter)?;

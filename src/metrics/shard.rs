@@ -112,6 +112,7 @@ pub struct ShardMetrics {
     pub(super) spliced_bytes: Counter,
     pub(super) copied_bytes: Counter,
     pub(super) access_log_dropped: Counter,
+    pub(super) trace_dropped: Counter,
     pub(super) accept_paused: Counter,
     pub(super) tls: [[Counter; tls::Outcome::ALL.len()]; TlsPeer::ALL.len()],
 }
@@ -145,6 +146,7 @@ impl ShardMetrics {
             spliced_bytes: Counter::default(),
             copied_bytes: Counter::default(),
             access_log_dropped: Counter::default(),
+            trace_dropped: Counter::default(),
             accept_paused: Counter::default(),
             tls: each(|| each(Counter::default)),
         }
@@ -257,6 +259,11 @@ impl ShardMetrics {
     /// A TLS handshake ended, or what was begun with one ended against the rules.
     pub fn tls(&self, peer: TlsPeer, outcome: tls::Outcome) {
         self.tls[peer.index()][outcome.index()].add(1);
+    }
+
+    /// Spans found their ring full.
+    pub fn trace_dropped(&self, count: u64) {
+        self.trace_dropped.add(count);
     }
 
     /// Accepting stopped for want of file descriptors or memory.

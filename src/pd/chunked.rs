@@ -155,6 +155,12 @@ impl Progress {
         &self.cut
     }
 
+    /// Tokens of the answer so far.
+    #[must_use]
+    pub const fn tokens(&self) -> u64 {
+        self.used
+    }
+
     fn prepare(&mut self) {
         let tokens = self.cut.tokens_after(self.used);
         self.limit = tokens.to_string();

@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::client::Limit;
-use super::exchange::Exchange;
+use super::exchange::{Exchange, micros_since};
 use super::leg::LegFault;
 use super::run::{Attempt, Limits, Ready, Runs, Taken};
+use super::shard::leg_role;
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1;
@@ -133,8 +134,12 @@ impl<N: Net> Exchange<'_, N> {
         };
         let wait = Duration::from_millis(BOOTSTRAP_MS_MAX);
         let limit = Limit::of(shard.net.now(), Some(wait), Fault::Bootstrap);
-        match self.run_leg(&ready, &mut None, &Limits::all(limit)).await? {
-            Attempt::Done(Taken::Whole(answer), _) => Ok(answer),
+        let begun = shard.net.now();
+        let ended = self.run_leg(&ready, &mut None, &Limits::all(limit)).await;
+        let took = micros_since(shard.net.now(), begun);
+        shard.metrics.leg(leg_role(Role::Bootstrap), took);
+        match ended? {
+            Attempt::Done(Taken::Whole(answer), ..) => Ok(answer),
             Attempt::Done(..) | Attempt::Status(..) => Err(Fault::Bootstrap.into()),
         }
     }

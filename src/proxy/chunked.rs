@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 
 use super::client::Limit;
-use super::exchange::{Exchange, micros_since};
+use super::exchange::{Exchange, micros_since, reason_of};
 use super::head;
 use super::leg::LegFault;
 use super::relay::Rewrite;
@@ -22,6 +22,9 @@ impl<N: Net> Exchange<'_, N> {
         if let Some(tokens) = self.shard.config.pd.decode_chunk_tokens {
             let cut = Cut::of(&split.material(), tokens);
             split.chunk = cut.map(|cut| Box::new(Progress::new(cut)));
+            if split.chunk.is_some() {
+                self.trace.cut(tokens);
+            }
         }
     }
 
@@ -59,6 +62,7 @@ impl<N: Net> Exchange<'_, N> {
                 Err(ChunkError::NotPlain) if is_first => return self.answer_uncut(split).await,
                 Err(_) => return self.end_with(Fault::ChunkAnswer).await,
             };
+            self.trace.chunk(progress);
             let (is_last, streams) = (chunk.is_last, progress.cut().streams);
             if streams {
                 let mut events = progress.event(&chunk, is_first);
@@ -191,6 +195,7 @@ impl<N: Net> Exchange<'_, N> {
         }
         self.shard.note_fault(fault);
         self.account.fault = Some(fault);
+        self.set_failed(reason_of(fault));
         let body = fault.body();
         let events = format!("data: {{\"error\":{body}}}\n\ndata: [DONE]\n\n");
         self.send_events(events.as_bytes(), true).await

@@ -20,6 +20,14 @@ use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take, connector};
 /// Marks the end of a send that took longer than the handoff in it stays fresh; never shown.
 const WENT_STALE: Fault = Fault::Bug("the handoff went stale while it was sent");
 
+/// What a failed decode leg is called in its span.
+fn label_of(fault: LegFault) -> &'static str {
+    match fault {
+        LegFault::Other(WENT_STALE) => Reason::StaleKv.label(),
+        fault => fault.fault(Role::Decode).label(),
+    }
+}
+
 impl<N: Net> Exchange<'_, N> {
     /// Serves a request by the decoder alone.
     pub(super) async fn decode_local(
@@ -99,10 +107,7 @@ impl<N: Net> Exchange<'_, N> {
                 // The decoder took the request too slowly: what it has of it is no whole request.
                 Err(LegFault::Other(WENT_STALE)) => {
                     upstream.conn().reset_on_close();
-                    self.account.outcome = Some((Outcome::LocalFallback, Reason::StaleKv));
-                    if self.shard.config.pd.on_missing_kv == OnMissingKv::Error {
-                        return Err(Fault::HandoffMissing);
-                    }
+                    self.go_on_without(Reason::StaleKv)?;
                     repeated = true;
                 }
                 Err(LegFault::Died) if upstream.reused && fresh != Fresh::New => {
@@ -146,10 +151,7 @@ impl<N: Net> Exchange<'_, N> {
                             self.shard.metrics.stranded(Stranded::LeftToLease);
                         }
                         if !repeated {
-                            self.account.outcome = Some((Outcome::LocalFallback, reason));
-                            if pd.on_missing_kv == OnMissingKv::Error {
-                                return Err(Fault::HandoffMissing);
-                            }
+                            self.go_on_without(reason)?;
                         }
                         None
                     }
@@ -160,6 +162,16 @@ impl<N: Net> Exchange<'_, N> {
         let carries = handoff.is_some();
         prefilled.leaving = handoff;
         Ok((leg.map_err(too_many)?, carries))
+    }
+
+    /// Notes that there is no handoff to decode with, and why; an error where that is one.
+    fn go_on_without(&mut self, reason: Reason) -> Result<(), Fault> {
+        if self.shard.config.pd.on_missing_kv == OnMissingKv::Error {
+            self.account.outcome = Some((Outcome::Failed, reason));
+            return Err(Fault::HandoffMissing);
+        }
+        self.account.outcome = Some((Outcome::LocalFallback, reason));
+        Ok(())
     }
 
     /// Sends a decode leg on a connection and waits for the head of its answer.
@@ -187,11 +199,14 @@ impl<N: Net> Exchange<'_, N> {
             send: send_limit,
             ..Limits::NONE
         };
-        self.sent_whole = self
+        let sent = self
             .exchange_leg(upstream, &ready, &mut answer, &limits)
-            .await?;
+            .await;
+        let answered = sent.map(|_| answer.head.status).map_err(label_of);
+        self.trace.answered(&self.shard.net, answered);
         let took = micros_since(self.shard.net.now(), begun);
         self.shard.metrics.leg(leg_role(Role::Decode), took);
+        self.sent_whole = sent?;
         Ok(answer)
     }
 

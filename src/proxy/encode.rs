@@ -68,6 +68,7 @@ impl<N: Net> Exchange<'_, N> {
         self.account.attempts += 1;
         let shard = self.shard;
         let head = self.encode_head(target, &leg, index);
+        let traced = self.trace.detach();
         let id = shard.pools.endpoint(Role::Encode, target, false);
         let (target, body) = (target.clone(), Rc::clone(&split.body));
         Job::begin(shard, Departure::End, |aside| async move {
@@ -82,6 +83,7 @@ impl<N: Net> Exchange<'_, N> {
             let ended = aside.run_leg(&ready, &mut None, &Limits::NONE).await;
             let took = micros_since(aside.shard().net.now(), begun);
             aside.shard().metrics.leg(leg_role(Role::Encode), took);
+            traced.end(aside.shard(), Role::Encode, &ended);
             ended
         })
     }
@@ -100,6 +102,8 @@ impl<N: Net> Exchange<'_, N> {
         head.extend_from_slice(b"-enc-");
         h1::push_decimal(&mut head, index as u64);
         head.extend_from_slice(b"\r\n");
+        let told = self.trace_leg(Role::Encode, target, Some(leg));
+        self.push_trace(&mut head, told);
         finish_head(&mut head, leg);
         head
     }
@@ -131,7 +135,7 @@ impl<N: Net> Exchange<'_, N> {
         ended: Result<Attempt<N>, LegFault>,
     ) -> Result<Taken, Fault> {
         match ended {
-            Ok(Attempt::Done(taken, _)) => Ok(taken),
+            Ok(Attempt::Done(taken, ..)) => Ok(taken),
             Ok(Attempt::Status(_, answer, _)) => {
                 let mut detail = format!("item {index}");
                 if !self.shard.config.pd.hide_prefill_errors {

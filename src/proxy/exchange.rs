@@ -7,13 +7,14 @@ use super::client::{Client, Limit};
 use super::head::{self, Forwarded, OwnAnswer};
 use super::request_id::RequestId;
 use super::shard::Shard;
+use super::trace::Trace;
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, Framing, Method, Name, RequestHead, Version};
 use crate::metrics::{self, CodeClass, Phase, ShardMetrics};
 use crate::net::pool::EndpointId;
 use crate::net::{Conn, Moment, Net};
-use crate::pd::{Api, Leg, Outcome, Reason, Route, Uuid};
+use crate::pd::{Api, Leg, Outcome, Reason, Role, Route, Uuid};
 
 /// What becomes of the connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub(super) struct Exchange<'a, N: Net> {
     pub(super) upgrade_sent: bool,
     pub(super) request_id: RequestId,
     pub(super) account: Account,
+    pub(super) trace: Trace,
 }
 
 /// What is noted about a request for metrics and the access log.
@@ -169,6 +171,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(0);
         let request_id = RequestId::choose(theirs, unix_ms, random);
         let route = route_label(Route::of(head.method, head.target.of(&bytes)));
+        let trace = Trace::begin(shard, &head, &bytes, started);
         let account = Account {
             route,
             started,
@@ -197,6 +200,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             upgrade_sent: false,
             request_id,
             account,
+            trace,
         };
         if framing == Framing::None {
             exchange.finish_body_early();
@@ -218,6 +222,11 @@ impl<'a, N: Net> Exchange<'a, N> {
     async fn serve(&mut self) -> Result<(), Fault> {
         #[cfg(debug_assertions)]
         self.panic_on_request();
+        let route = Route::of(self.head.method, self.head.target.of(&self.bytes));
+        if matches!(route, Route::Intercepted(_)) {
+            // Whatever it ends in, it is counted; what becomes of it is decided below.
+            self.account.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
+        }
         if self.head.method == Method::Connect {
             return Err(Fault::Connect);
         }
@@ -227,19 +236,21 @@ impl<'a, N: Net> Exchange<'a, N> {
         {
             return Err(Fault::BodyTooLarge);
         }
-        let route = Route::of(self.head.method, self.head.target.of(&self.bytes));
         let decoder = self.decoder()?;
         match route {
             Route::Health => self.answer_health().await,
             Route::Other => self.forward(decoder, None, expects).await,
             Route::Intercepted(api) => {
+                self.trace_forward(api);
                 let mut routing = self.routing().map_err(|error| {
                     self.account.outcome = Some((Outcome::Failed, Reason::BadTarget));
                     Fault::Target(error)
                 })?;
+                self.trace_routing(&routing);
                 if let Err(fault) = self.shard.admit(&mut routing.prefillers) {
                     self.account.outcome = Some((Outcome::Failed, Reason::TargetDenied));
                     self.note_prefill_target(&routing.prefillers[0]);
+                    self.trace_denied(&routing.prefillers[0]);
                     return Err(fault);
                 }
                 let is_cut = api == Api::Chat && self.shard.config.pd.decode_chunk_tokens.is_some();
@@ -299,9 +310,11 @@ impl<'a, N: Net> Exchange<'a, N> {
     ) -> Result<Vec<u8>, Fault> {
         let uuid = leg.and_then(|leg| leg.request_id).map(Uuid::text);
         let uuid = uuid.as_ref();
+        let role = leg.map_or(Role::Decode, |leg| leg.role);
         let extra = Forwarded {
             request_id: uuid.map_or(self.request_id.as_bytes(), |uuid| uuid.as_str().as_bytes()),
             rank: leg.and_then(|leg| leg.rank),
+            told: self.trace_leg(role, target, leg),
             client_ip: self.client.conn.peer_ip(),
             target,
             accept_encoding,
@@ -410,7 +423,7 @@ impl<'a, N: Net> Exchange<'a, N> {
     }
 
     /// A split or local request that failed counts as failed, with the first reason noted.
-    fn set_failed(&mut self, reason: Reason) {
+    pub(super) fn set_failed(&mut self, reason: Reason) {
         if let Some((outcome, noted)) = &mut self.account.outcome {
             if *outcome != Outcome::Failed {
                 *noted = reason;
@@ -420,7 +433,8 @@ impl<'a, N: Net> Exchange<'a, N> {
     }
 
     /// Notes the finished request in the access log; how it is to be counted, and its length.
-    fn note(&self) -> (CodeClass, u64) {
+    fn note(&mut self) -> (CodeClass, u64) {
+        self.trace_end();
         let account = &self.account;
         let total_us = micros_since(self.shard.net.clock(), account.started);
         let metrics = &self.shard.metrics;

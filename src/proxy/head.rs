@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::trace::Told;
 use crate::fleet::Target;
 use crate::h1::{
     self, AnswerHead, Field, Framing, HeadError, HopFilter, Method, Name, RequestHead,
@@ -19,6 +20,8 @@ pub(super) struct Forwarded<'a> {
     pub(super) upgrade: bool,
     /// The engine's data-parallel rank, where the proxy names one.
     pub(super) rank: Option<u32>,
+    /// What it is told of the request's trace, in place of the client's fields.
+    pub(super) told: Option<Told>,
 }
 
 /// Writes the request line and every field but the framing ones, without the blank line.
@@ -49,7 +52,8 @@ pub(super) fn push_request(
         h1::push_field(out, b"host", extra.target.authority().as_bytes());
     }
     for field in &head.fields {
-        let is_replaced = extra.rank.is_some() && field.known == Name::XDataParallelRank;
+        let is_replaced = (extra.rank.is_some() && field.known == Name::XDataParallelRank)
+            || extra.told.is_some_and(|told| told.replaces(field.known));
         if is_forwarded(field, absolute.is_some(), extra.accept_encoding)
             && !is_replaced
             && !h1::drop_field(field, bytes, &filter)
@@ -58,6 +62,9 @@ pub(super) fn push_request(
         }
     }
     h1::push_field(out, b"x-request-id", extra.request_id);
+    if let Some(told) = &extra.told {
+        told.push(out);
+    }
     if let Some(rank) = extra.rank {
         push_decimal_field(out, b"x-data-parallel-rank: ", u64::from(rank));
     }

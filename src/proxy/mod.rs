@@ -21,6 +21,7 @@ mod job;
 mod leg;
 mod log;
 mod prefill;
+mod recorder;
 mod relay;
 mod release;
 mod request_id;
@@ -34,6 +35,7 @@ mod sim_tests;
 mod split;
 mod threshold;
 mod together;
+mod trace;
 mod tunnel;
 mod upload;
 

@@ -109,6 +109,7 @@ impl<N: Net> Exchange<'_, N> {
             self.account.prefill_us = micros_since(now, started);
             let took = micros_since(now, begun);
             self.shard.metrics.leg(leg_role(Role::Prefill), took);
+            self.trace.prefilled(&self.shard.net, &attempt);
             let may_retry = retries < config.pd.prefill_retries_max;
             // What an attempt came to is large, and must not lie beside a wait.
             let fault = match self.attempted(attempt, peer, may_retry) {
@@ -145,7 +146,7 @@ impl<N: Net> Exchange<'_, N> {
         may_retry: bool,
     ) -> ControlFlow<Result<Prefill<N>, Fault>, LegFault> {
         match attempt {
-            Ok(Attempt::Done(taken, at)) => {
+            Ok(Attempt::Done(taken, at, _)) => {
                 self.enter(Phase::BetweenLegs);
                 ControlFlow::Break(Ok(Prefill::Done(Prefilled::new(taken, at), peer)))
             }

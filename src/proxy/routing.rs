@@ -71,7 +71,9 @@ impl<N: Net> Exchange<'_, N> {
         }
         let port = default_port(self.shard.config.tls.encoder);
         let mut encoders = list(self.values(Name::XEncoderHostsPorts), port);
+        let named = encoders.len();
         self.shard.drop_denied(Named::Encode, &mut encoders);
+        self.trace_encoders(named, encoders.len());
         encoders
     }
 

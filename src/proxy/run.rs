@@ -57,8 +57,8 @@ pub(super) enum Taken {
 
 /// What one attempt of a leg came to.
 pub(super) enum Attempt<N: Net> {
-    /// Its answer, and when its head was there: an engine's lease runs from about then.
-    Done(Taken, Moment),
+    /// Its answer, when its head was there (an engine's lease runs from about then), its status.
+    Done(Taken, Moment, u16),
     /// An answer that is no success, to be relayed or tried again, and whether the engine had
     /// taken the whole request before it.
     Status(Upstream<N>, Answer, bool),
@@ -167,7 +167,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
             upstream.keep(shard);
         }
         shard.recycle(answer.bytes);
-        Ok(Attempt::Done(taken, at))
+        Ok(Attempt::Done(taken, at, answer.head.status))
     }
 
     /// Reads the body of an answer as it arrives and keeps what the leg is for. Also says whether

@@ -13,6 +13,7 @@ use super::budget::Budget;
 use super::guard::Guard;
 use super::resolve::{Lookups, Resolved, Resolver};
 use super::session;
+use super::trace::Tracer;
 use crate::config::{Config, MoriConfig};
 use crate::fault::Fault;
 use crate::fleet::{Address, SocketPath, Target};
@@ -26,6 +27,7 @@ use crate::metrics::{LegRole, ShardMetrics};
 use crate::net::Net;
 use crate::net::pool::{EndpointId, Pools};
 use crate::pd::Role;
+use crate::trace::{Sampler, TraceRing};
 
 /// Capacity of a new small buffer: a request head as clients send them.
 const SMALL_BUFFER_BYTES: usize = 1024;
@@ -64,6 +66,8 @@ pub struct Parts<N: Net> {
     pub access: Option<AccessRing>,
     /// What new connections to engines go through.
     pub secure: SecureUpstream<N::Conn>,
+    /// Where spans go, if the configuration has tracing on.
+    pub traces: Option<TraceRing>,
 }
 
 impl<N: Net> std::fmt::Debug for Parts<N> {
@@ -98,6 +102,7 @@ pub struct Shard<N: Net> {
     pub(super) engines: RefCell<Engines>,
     pub(super) access: RefCell<Option<AccessRing>>,
     pub(super) secure: SecureUpstream<N::Conn>,
+    pub(super) tracer: Option<Tracer>,
     draining: Arc<AtomicBool>,
     unhealthy: Arc<AtomicBool>,
     small: RefCell<Box<[u8]>>,
@@ -132,6 +137,10 @@ impl<N: Net> Shard<N> {
                 (id, decoder)
             })
             .collect();
+        let tracer = parts.config.tracing.as_ref().zip(parts.traces);
+        let tracer = tracer.map(|(tracing, ring)| {
+            Tracer::new(Sampler::per_million(tracing.recorded_per_million), ring)
+        });
         Rc::new(Self {
             net,
             config: parts.config,
@@ -148,6 +157,7 @@ impl<N: Net> Shard<N> {
             engines: RefCell::default(),
             access: RefCell::new(parts.access),
             secure: parts.secure,
+            tracer,
             draining: parts.draining,
             unhealthy: parts.unhealthy,
             small: RefCell::new(vec![0; RECEIVE_SMALL_BYTES].into_boxed_slice()),

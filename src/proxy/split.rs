@@ -154,6 +154,7 @@ impl<N: Net> Exchange<'_, N> {
             };
             Box::new((target, source))
         });
+        self.trace_split(&split);
         if !routing.encoders.is_empty() {
             self.enter(Phase::Encode);
             self.encode(&mut split, &routing.encoders).await?;

@@ -139,6 +139,7 @@ impl<N: Net> Exchange<'_, N> {
         self.account.attempts += 1;
         let shard = self.shard;
         let head = self.spliced_head(target, &leg)?;
+        let traced = self.trace.detach();
         let id = shard.pools.endpoint(Role::Prefill, target, false);
         let (target, body) = (target.clone(), Rc::clone(&split.body));
         let pd = &shard.config.pd;
@@ -165,6 +166,7 @@ impl<N: Net> Exchange<'_, N> {
             let ended = aside.run_leg(&ready, &mut Some(upstream), &limits).await;
             let took = micros_since(aside.shard().net.now(), begun);
             aside.shard().metrics.leg(leg_role(Role::Prefill), took);
+            traced.end(aside.shard(), Role::Prefill, &ended);
             ended
         }))
     }

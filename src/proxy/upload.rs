@@ -4,11 +4,11 @@ use std::io::IoSlice;
 use std::task::Poll;
 
 use super::client::{Limit, Watch};
-use super::exchange::Exchange;
+use super::exchange::{Exchange, micros_since};
 use super::head::push_request_framing;
 use super::leg::{Answer, Fresh, LegFault, Legs, Upstream};
 use super::relay::Rewrite;
-use super::shard::Shard;
+use super::shard::{Shard, leg_role};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing};
@@ -71,6 +71,8 @@ impl<N: Net> Exchange<'_, N> {
             let mut answer = Answer::default();
             match self.run_upload(&upstream, &mut upload, &mut answer).await {
                 Ok(()) => {
+                    let status = answer.head.status;
+                    self.trace.answered(&self.shard.net, Ok(status));
                     self.note_masked(&upload);
                     // Its pipe, too: the answer may take minutes.
                     drop(upload.pipe.take());
@@ -86,6 +88,8 @@ impl<N: Net> Exchange<'_, N> {
                     fresh = Fresh::New;
                 }
                 Err(leg) => {
+                    let error = leg.fault(Role::Decode).label();
+                    self.trace.answered(&self.shard.net, Err(error));
                     // Bytes the engine has not read yet would keep a plain end from it.
                     upstream.conn().reset_on_close();
                     return Err(leg.fault(Role::Decode));
@@ -197,8 +201,12 @@ impl<N: Net> Exchange<'_, N> {
         self.enter(Phase::FirstByte);
         self.account.attempts += 1;
         let wait = self.shard.config.timeouts.first_byte;
-        let limit = Limit::of(self.shard.net.now(), wait, Fault::FirstByteTimeout);
-        self.receive_answer(upstream, answer, limit).await
+        let begun = self.shard.net.now();
+        let limit = Limit::of(begun, wait, Fault::FirstByteTimeout);
+        let ended = self.receive_answer(upstream, answer, limit).await;
+        let took = micros_since(self.shard.net.now(), begun);
+        self.shard.metrics.leg(leg_role(Role::Decode), took);
+        ended
     }
 
     /// Waits for the engine to answer early, or to take more, or for the client to send more.

@@ -236,6 +236,7 @@ impl Stage {
             on_socket_failed: Box::new(|_, _| ()),
             access: None,
             secure: Box::new(|conn, _, _| conn),
+            traces: None,
         };
         Rc::new(Self {
             shard: Shard::new(net.clone(), parts),

@@ -1,0 +1,251 @@
+//! Exports spans: a thread of its own, since a terminal may be slow and a collector away.
+//!
+//! The shards' rings are the only queue. While an export runs they fill, and when they are full the
+//! shards drop and count; what an export fails with is dropped and counted too, and nothing is sent
+//! twice. Warnings come at most once in [`TRACE_WARNING_SECS`].
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use std::vec;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::cli::Exit;
+use crate::config::{OtlpConfig, TraceExporter, TracingConfig};
+use crate::limits::{
+    TRACE_BATCH_SPANS_MAX, TRACE_FLUSH_MS_MAX, TRACE_SWEEP_MS, TRACE_WARNING_SECS,
+};
+use crate::metrics::{Registry, ShardMetrics, TraceCounters};
+use crate::trace::{Span, TraceRing, TraceRings, console, rings};
+
+#[cfg(feature = "otlp")]
+use super::otlp::Collector;
+
+/// The thread that exports.
+#[derive(Debug)]
+pub(super) struct Exporter {
+    /// Dropping it ends the thread after what is in the rings.
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Exporter {
+    /// Exports what is left, as far as that is possible in [`TRACE_FLUSH_MS_MAX`].
+    pub(super) async fn finish(self) {
+        drop(self.stop);
+        let wait = Duration::from_millis(TRACE_FLUSH_MS_MAX);
+        if tokio::time::timeout(wait, self.ended).await.is_err() {
+            tracing::warn!("the last spans could not be exported in {wait:?}");
+        }
+    }
+}
+
+/// Tracing of a process: what its shards and its metrics get of it.
+#[derive(Debug, Default)]
+pub(super) struct Tracing {
+    /// One for each shard; none where tracing is off.
+    pub(super) rings: vec::IntoIter<TraceRing>,
+    pub(super) exporter: Option<Exporter>,
+    counters: Arc<TraceCounters>,
+}
+
+impl Tracing {
+    /// Adds what is counted about spans, where there are some.
+    pub(super) fn show(&self, registry: &mut Registry, shards: Vec<Arc<ShardMetrics>>) {
+        if self.exporter.is_some() {
+            registry.add_traces(Arc::clone(&self.counters), shards);
+        }
+    }
+}
+
+/// Starts the exporter and makes a ring for each shard; nothing without a configuration.
+///
+/// # Errors
+/// A collector that cannot be spoken to as configured, or no thread.
+pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Result<Tracing, Exit> {
+    let Some(config) = config.cloned() else {
+        return Ok(Tracing::default());
+    };
+    let (producers, rings) = rings(shards);
+    let counters = Arc::<TraceCounters>::default();
+    let (stop, stopped) = oneshot::channel();
+    let (note_ended, ended) = oneshot::channel();
+    let (tell, told) = oneshot::channel();
+    let counted = Arc::clone(&counters);
+    let work = async move {
+        match Sink::new(&config) {
+            Ok(sink) => {
+                // Nobody listens any more where the start was given up.
+                let _ = tell.send(None);
+                Export::new(sink, rings, counted).run(stopped).await;
+            }
+            Err(problem) => drop(tell.send(Some(problem))),
+        }
+        let _ = note_ended.send(());
+    };
+    let failed = |error: io::Error| Exit::runtime(format!("no exporter of spans: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    let thread = thread::Builder::new().name("traces".to_owned());
+    thread
+        .spawn(move || runtime.block_on(work))
+        .map_err(failed)?;
+    match told.await {
+        Ok(None) => Ok(Tracing {
+            rings: producers.into_iter(),
+            exporter: Some(Exporter { stop, ended }),
+            counters,
+        }),
+        Ok(Some(problem)) => Err(Exit::config(format!("ringside: {problem}"))),
+        Err(_) => Err(Exit::runtime(
+            "the exporter of spans ended while it started",
+        )),
+    }
+}
+
+/// Where spans go.
+enum Sink {
+    Console {
+        service: String,
+        lines: Vec<u8>,
+    },
+    #[cfg(feature = "otlp")]
+    Collector(Box<Collector>),
+}
+
+impl Sink {
+    fn new(config: &TracingConfig) -> Result<Self, String> {
+        match &config.exporter {
+            TraceExporter::Console => Ok(Self::Console {
+                service: config.service_name.clone(),
+                lines: Vec::new(),
+            }),
+            TraceExporter::Otlp(collector) => Self::collector(config, collector),
+        }
+    }
+
+    #[cfg(feature = "otlp")]
+    fn collector(config: &TracingConfig, collector: &OtlpConfig) -> Result<Self, String> {
+        let collector = Collector::new(config, collector)?;
+        Ok(Self::Collector(Box::new(collector)))
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    fn collector(_: &TracingConfig, _: &OtlpConfig) -> Result<Self, String> {
+        Err(
+            "OTEL_TRACES_EXPORTER=otlp: this build cannot speak OTLP; take one with the feature \
+             `otlp` (cargo build --features otlp), or set OTEL_TRACES_EXPORTER=console"
+                .to_owned(),
+        )
+    }
+
+    /// Sends spans; how many of them were refused.
+    #[cfg_attr(
+        not(feature = "otlp"),
+        expect(clippy::unused_async, reason = "a console is not waited for")
+    )]
+    async fn send(&mut self, spans: Vec<Span>) -> Result<u64, String> {
+        match self {
+            Self::Console { service, lines } => {
+                lines.clear();
+                for span in &spans {
+                    console::write(span, service, lines);
+                }
+                let mut out = io::stdout().lock();
+                let written = out.write_all(lines).and_then(|()| out.flush());
+                written.map(|()| 0).map_err(|error| error.to_string())
+            }
+            #[cfg(feature = "otlp")]
+            Self::Collector(collector) => collector.send(&spans).await,
+        }
+    }
+}
+
+struct Export {
+    sink: Sink,
+    rings: TraceRings,
+    counters: Arc<TraceCounters>,
+    /// When the last warning was written.
+    warned: Option<Instant>,
+    /// Spans lost since.
+    lost: u64,
+}
+
+impl Export {
+    const fn new(sink: Sink, rings: TraceRings, counters: Arc<TraceCounters>) -> Self {
+        Self {
+            sink,
+            rings,
+            counters,
+            warned: None,
+            lost: 0,
+        }
+    }
+
+    async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+        let mut is_stopping = false;
+        while !is_stopping {
+            is_stopping = tokio::select! {
+                _ = &mut stopped => true,
+                () = tokio::time::sleep(Duration::from_millis(TRACE_SWEEP_MS)) => false,
+            };
+            loop {
+                let spans = self.rings.take(TRACE_BATCH_SPANS_MAX);
+                if spans.is_empty() {
+                    break;
+                }
+                self.export(spans).await;
+            }
+        }
+    }
+
+    async fn export(&mut self, spans: Vec<Span>) {
+        let count = spans.len() as u64;
+        let (lost, why) = match self.sink.send(spans).await {
+            Ok(0) => (0, None),
+            Ok(refused) => (
+                refused.min(count),
+                Some("the collector refused some".to_owned()),
+            ),
+            Err(error) => (count, Some(error)),
+        };
+        self.counters.exported(count - lost);
+        let Some(why) = why else { return };
+        self.counters.failed(lost);
+        self.lost += lost;
+        let pause = Duration::from_secs(TRACE_WARNING_SECS);
+        if self.warned.is_none_or(|warned| warned.elapsed() >= pause) {
+            tracing::warn!(spans = self.lost, error = %why, "spans could not be exported and are lost");
+            self.warned = Some(Instant::now());
+            self.lost = 0;
+        }
+    }
+}
+
+#[cfg(all(test, not(feature = "otlp")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_it_names_the_feature() {
+        let collector = OtlpConfig {
+            protocol: crate::config::OtlpProtocol::Grpc,
+            endpoint: "http://localhost:4317".to_owned(),
+            headers: Vec::new(),
+            timeout: Duration::from_secs(1),
+        };
+        let config = TracingConfig {
+            exporter: TraceExporter::Otlp(collector.clone()),
+            recorded_per_million: 1,
+            service_name: String::new(),
+            resource: Vec::new(),
+        };
+        let problem = Sink::collector(&config, &collector).err().unwrap();
+        assert!(problem.contains("`otlp`"), "{problem}");
+    }
+}

@@ -1,0 +1,59 @@
+//! How spans fare after their requests.
+
+use std::fmt::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+
+use super::render::Out;
+use super::shard::ShardMetrics;
+
+/// Counters of the exporter, in spans.
+#[derive(Debug, Default)]
+pub struct TraceCounters {
+    exported: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl TraceCounters {
+    /// Spans were taken by whoever they were sent to.
+    pub fn exported(&self, spans: u64) {
+        self.exported.fetch_add(spans, Ordering::Relaxed);
+    }
+
+    /// Spans were not.
+    pub fn failed(&self, spans: u64) {
+        self.failed.fetch_add(spans, Ordering::Relaxed);
+    }
+}
+
+/// Shows them at a scrape, and what the shards could not hand over.
+#[derive(Debug)]
+pub(super) struct TraceScrape {
+    pub(super) counters: Arc<TraceCounters>,
+    pub(super) shards: Vec<Arc<ShardMetrics>>,
+}
+
+impl Collector for TraceScrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut out = Out(encoder);
+        let full = self.shards.iter().map(|shard| shard.trace_dropped.get());
+        let failed = self.counters.failed.load(Ordering::Relaxed);
+        out.counter(
+            "ringside_trace_exported",
+            "Spans that were exported",
+            self.counters.exported.load(Ordering::Relaxed),
+        )?;
+        out.counters(
+            "ringside_trace_dropped",
+            "Spans lost: to a full ring of their shard, or to a failed export",
+            [
+                ([("reason", "ring_full")], full.sum()),
+                ([("reason", "export_failed")], failed),
+            ]
+            .into_iter(),
+        )
+    }
+}

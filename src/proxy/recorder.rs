@@ -1,0 +1,496 @@
+//! The spans of one request while it runs: which is open, what it is part of, when it ended.
+//!
+//! Names, nesting and attributes are pd-sidecar's, whose dashboards go on working; that the decode
+//! span is part of the prefill span is one of its quirks. Times and ids come in from outside.
+
+use std::borrow::Cow;
+
+use crate::limits::TRACE_LEGS_MAX;
+use crate::net::Moment;
+use crate::pd::Role;
+use crate::trace::{Kind, Span, TraceContext, Value};
+
+/// From the shard's clock to the world's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WorldClock {
+    pub(super) moment: Moment,
+    /// Nanoseconds since 1970 at that moment.
+    pub(super) unix_ns: u64,
+}
+
+impl WorldClock {
+    pub(super) fn at(self, moment: Moment) -> u64 {
+        let since = u64::try_from(moment.since(self.moment).as_nanos()).unwrap_or(0);
+        self.unix_ns.saturating_add(since)
+    }
+}
+
+/// How the legs of a split request are told apart in a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Style {
+    pub(super) connector: &'static str,
+    /// Spans of the legs have the long names, with the prefix.
+    pub(super) is_long: bool,
+    /// The legs run side by side.
+    pub(super) is_concurrent: bool,
+    /// They do by MoRI-IO's parallel dispatch.
+    pub(super) is_parallel_dispatch: bool,
+    /// The client asked for a stream.
+    pub(super) streams: bool,
+    /// The decoder is one that the client chose by its rank.
+    pub(super) is_data_parallel: bool,
+}
+
+/// A leg that begins.
+#[derive(Debug)]
+pub(super) struct LegStart<'a> {
+    pub(super) role: Role,
+    pub(super) method: Cow<'static, str>,
+    pub(super) host: String,
+    pub(super) port: Option<u16>,
+    pub(super) target: String,
+    pub(super) request_id: &'a [u8],
+    /// It belongs to a request that is split, and so to a phase.
+    pub(super) has_phase: bool,
+    pub(super) now_ns: u64,
+    /// Random numbers for the ids of its spans.
+    pub(super) ids: [u64; 3],
+}
+
+/// A prefill phase that is over, or goes on beside its request.
+#[derive(Clone, Copy, Debug)]
+struct Prefilled {
+    id: u64,
+    /// Its end, and how many milliseconds it took, once that is known here.
+    ended: Option<(u64, u64)>,
+}
+
+/// What is known of a request that is recorded.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    context: TraceContext,
+    root: Span,
+    forward: Option<Span>,
+    prefill: Option<Span>,
+    decode: Option<Span>,
+    chunked: Option<Span>,
+    leg: Option<Span>,
+    done: Vec<Span>,
+    legs: usize,
+    prefilled: Option<Prefilled>,
+    style: Option<Style>,
+    chunk_tokens: Option<u32>,
+    chunks: u64,
+    /// When the first legs of a concurrent pair began.
+    pair_ns: Option<u64>,
+}
+
+/// What a request came to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ending {
+    pub(super) now_ns: u64,
+    /// Sent to the client; 0 if none was.
+    pub(super) status: u16,
+    pub(super) error: Option<&'static str>,
+    /// `None`: it was not one for two engines.
+    pub(super) outcome: Option<(&'static str, Option<&'static str>)>,
+}
+
+impl Recorder {
+    /// Begins with the span of the whole request, which is `context`.
+    pub(super) fn new(
+        context: TraceContext,
+        parent_id: u64,
+        (method, path): (&[u8], &[u8]),
+        now_ns: u64,
+    ) -> Self {
+        let (method, path) = (Value::text(method), Value::text(path));
+        let mut root = Span {
+            trace_id: context.trace_id,
+            span_id: context.span_id,
+            parent_id,
+            name: format!("llm_d.pd_proxy.{} {}", shown(&method), shown(&path)).into(),
+            kind: Kind::Server,
+            begun_ns: now_ns,
+            ended_ns: 0,
+            attributes: Vec::new(),
+            error: None,
+        };
+        root.set("http.request.method", method);
+        root.set("url.path", path);
+        Self {
+            context,
+            root,
+            forward: None,
+            prefill: None,
+            decode: None,
+            chunked: None,
+            leg: None,
+            done: Vec::new(),
+            legs: 0,
+            prefilled: None,
+            style: None,
+            chunk_tokens: None,
+            chunks: 0,
+            pair_ns: None,
+        }
+    }
+
+    /// Begins the span of a generation request; attributes can be noted on it from now on.
+    pub(super) fn forward(&mut self, id: u64, now_ns: u64) {
+        let span = self.begin(
+            "forward_request",
+            Kind::Server,
+            self.root.span_id,
+            id,
+            now_ns,
+        );
+        self.forward = Some(span);
+    }
+
+    /// Notes an attribute of the generation request.
+    pub(super) fn set(&mut self, name: &'static str, value: impl Into<Value>) {
+        if let Some(forward) = &mut self.forward {
+            forward.set(name, value);
+        }
+    }
+
+    /// The request is split.
+    pub(super) fn split(&mut self, style: Style) {
+        self.style = Some(style);
+    }
+
+    /// Its answer is cut into chunks of so many tokens.
+    pub(super) fn cut(&mut self, tokens: u32) {
+        self.chunk_tokens = Some(tokens);
+    }
+
+    /// A chunk's answer is there; all chunks together have so many tokens.
+    pub(super) fn chunk(&mut self, tokens: u64) {
+        self.chunks += 1;
+        let chunks = self.chunks;
+        if let Some(chunked) = &mut self.chunked {
+            chunked.set("llm_d.pd_proxy.chunked_decode.chunks", Value::Count(chunks));
+            let name = "llm_d.pd_proxy.chunked_decode.total_tokens";
+            chunked.set(name, Value::Count(tokens));
+        }
+    }
+
+    /// Begins the span of a leg, and of its phase; what the engine is told.
+    pub(super) fn leg(&mut self, start: LegStart<'_>) -> TraceContext {
+        let now_ns = start.now_ns;
+        self.end_leg(now_ns, None);
+        if start.has_phase {
+            match start.role {
+                Role::Prefill => self.enter_prefill(&start),
+                Role::Decode => self.enter_decode(&start),
+                Role::Encode | Role::Bootstrap => {}
+            }
+        }
+        let phases = [&self.chunked, &self.decode, &self.prefill, &self.forward];
+        let parent = phases.into_iter().flatten().next().unwrap_or(&self.root);
+        let parent_id = parent.span_id;
+        if self.legs >= TRACE_LEGS_MAX {
+            return self.context.child(parent_id);
+        }
+        self.legs += 1;
+        let name = match &*start.method {
+            "POST" => Cow::Borrowed("HTTP POST"),
+            method => Cow::Owned(format!("HTTP {method}")),
+        };
+        let mut span = self.begin(name, Kind::Client, parent_id, start.ids[0], now_ns);
+        span.set("http.request.method", Value::Text(start.method));
+        span.set("server.address", Value::text(start.host.as_bytes()));
+        if let Some(port) = start.port {
+            span.set("server.port", Value::Count(u64::from(port)));
+        }
+        let context = self.context.child(span.span_id);
+        self.leg = Some(span);
+        context
+    }
+
+    fn enter_prefill(&mut self, start: &LegStart<'_>) {
+        let now_ns = start.now_ns;
+        // The decoder may have been asked first.
+        self.end_phases(now_ns, None);
+        let parent_id = self.forward.as_ref().unwrap_or(&self.root).span_id;
+        let mut span = match self.prefill.take() {
+            // Another attempt.
+            Some(span) => Span {
+                ended_ns: 0,
+                ..span
+            },
+            None => {
+                let name = self.phase_name("prefill", "llm_d.pd_proxy.prefill");
+                self.begin(name, Kind::Internal, parent_id, start.ids[1], now_ns)
+            }
+        };
+        let target = Value::text(start.target.as_bytes());
+        span.set("llm_d.pd_proxy.prefill_target", target);
+        self.describe(&mut span, start);
+        if self.style.is_some_and(|style| style.is_concurrent) {
+            span.set("llm_d.pd_proxy.prefill.async", true);
+            self.pair_ns.get_or_insert(now_ns);
+        }
+        let (id, ended) = (span.span_id, None);
+        self.prefilled = Some(Prefilled { id, ended });
+        self.prefill = Some(span);
+    }
+
+    fn enter_decode(&mut self, start: &LegStart<'_>) {
+        let now_ns = start.now_ns;
+        if self.decode.is_some() || self.chunked.is_some() {
+            // A repeat, or another chunk.
+            return;
+        }
+        if let Some(prefill) = self.prefill.take() {
+            self.prefilled = Some(Prefilled {
+                id: prefill.span_id,
+                ended: Some((prefill.ended_ns, prefill.millis(prefill.ended_ns))),
+            });
+            self.end(prefill, now_ns, None);
+        }
+        let forward_id = self.forward.as_ref().unwrap_or(&self.root).span_id;
+        let mut parent_id = forward_id;
+        if self.chunk_tokens.is_none() || self.prefilled.is_some() {
+            if let Some(prefilled) = self.prefilled {
+                parent_id = prefilled.id;
+            }
+            let name = self.phase_name("decode", "llm_d.pd_proxy.decode");
+            let span = self.begin(name, Kind::Internal, parent_id, start.ids[2], now_ns);
+            let span = self.describe_decode(span, start);
+            parent_id = span.span_id;
+            self.decode = Some(span);
+        }
+        if let (Some(tokens), Some(style)) = (self.chunk_tokens, self.style) {
+            let id = start.ids[1];
+            let mut span = self.begin("chunked_decode", Kind::Internal, parent_id, id, now_ns);
+            let size = Value::Count(u64::from(tokens));
+            span.set("llm_d.pd_proxy.chunked_decode.chunk_size", size);
+            let name = "llm_d.pd_proxy.chunked_decode.streaming";
+            span.set(name, style.streams);
+            self.chunked = Some(span);
+        }
+    }
+
+    fn describe_decode(&self, mut span: Span, start: &LegStart<'_>) -> Span {
+        self.describe(&mut span, start);
+        let target = Value::text(start.target.as_bytes());
+        span.set("llm_d.pd_proxy.decode.target", target);
+        let until_decode = Value::Millis(self.root.millis(span.begun_ns));
+        span.set("llm_d.pd_proxy.true_ttft_ms", until_decode);
+        if let Some((ended_ns, millis)) = self.prefilled.and_then(|prefilled| prefilled.ended) {
+            let name = "llm_d.pd_proxy.prefill_duration_ms";
+            span.set(name, Value::Millis(millis));
+            let between = span.begun_ns.saturating_sub(ended_ns) / 1_000_000;
+            let name = "llm_d.pd_proxy.coordinator_overhead_ms";
+            span.set(name, Value::Millis(between));
+        }
+        if let Some(style) = self.style {
+            span.set("llm_d.pd_proxy.decode.streaming", style.streams);
+            let name = "llm_d.pd_proxy.decode.data_parallel";
+            span.set(name, style.is_data_parallel);
+            if style.is_concurrent {
+                span.set("llm_d.pd_proxy.decode.concurrent_with_prefill", true);
+            }
+            span.set("llm_d.pd_proxy.concurrent_pd", style.is_concurrent);
+        }
+        span
+    }
+
+    /// What the spans of both phases say.
+    fn describe(&self, span: &mut Span, start: &LegStart<'_>) {
+        span.set("llm_d.pd_proxy.request_id", Value::text(start.request_id));
+        if let Some(style) = self.style {
+            span.set("llm_d.pd_proxy.connector", style.connector);
+            if style.is_parallel_dispatch {
+                span.set("llm_d.pd_proxy.parallel_dispatch", true);
+            }
+        }
+    }
+
+    fn phase_name(&self, short: &'static str, long: &'static str) -> &'static str {
+        match self.style {
+            Some(style) if style.is_long => long,
+            Some(_) | None => short,
+        }
+    }
+
+    /// The head of the open leg's answer is there.
+    pub(super) fn answered(&mut self, status: u16) {
+        if let Some(leg) = &mut self.leg {
+            note_status(leg, status);
+        }
+    }
+
+    /// The open leg has failed.
+    pub(super) fn failed(&mut self, error: &'static str, now_ns: u64) {
+        self.end_leg(now_ns, Some(error));
+    }
+
+    /// An attempt of the prefill leg is over.
+    pub(super) fn prefilled(&mut self, ended: Result<u16, &'static str>, now_ns: u64) {
+        if let Some(leg) = &mut self.leg {
+            note_end(leg, ended);
+        }
+        self.end_leg(now_ns, None);
+        if let Some(prefill) = &mut self.prefill {
+            note_prefill(prefill, ended, now_ns);
+        }
+    }
+
+    /// Takes the spans of the leg that has just begun, which goes on beside its request.
+    pub(super) fn detach(&mut self) -> Vec<Span> {
+        let mut spans: Vec<_> = self.leg.take().into_iter().collect();
+        spans.extend(self.prefill.take());
+        spans
+    }
+
+    /// Ends all spans; they are the request's record.
+    pub(super) fn finish(mut self, ending: &Ending) -> Vec<Span> {
+        let Ending { now_ns, error, .. } = *ending;
+        self.end_leg(now_ns, error);
+        let total_ms = Value::Millis(self.root.millis(now_ns));
+        if let Some(decode) = &mut self.decode {
+            let millis = decode.millis(now_ns);
+            decode.set("llm_d.pd_proxy.decode.duration_ms", Value::Millis(millis));
+            decode.set("llm_d.pd_proxy.decode_duration_ms", Value::Millis(millis));
+            decode.set("llm_d.pd_proxy.total_duration_ms", total_ms.clone());
+        }
+        self.end_phases(now_ns, error);
+        if let Some(prefill) = self.prefill.take() {
+            self.end(prefill, now_ns, error);
+        }
+        if let Some(mut forward) = self.forward.take() {
+            if let Some((outcome, reason)) = ending.outcome {
+                forward.set("llm_d.pd_proxy.outcome", outcome);
+                if let Some(reason) = reason {
+                    forward.set("llm_d.pd_proxy.reason", reason);
+                }
+            }
+            if let Some(error) = error {
+                forward.set("llm_d.pd_proxy.error", error);
+            }
+            if let (Some(true), Some(pair_ns)) = (
+                self.style.map(|style| style.is_parallel_dispatch),
+                self.pair_ns,
+            ) {
+                forward.set("llm_d.pd_proxy.parallel_dispatch", true);
+                let window_ms = now_ns.saturating_sub(pair_ns) / 1_000_000;
+                let name = "llm_d.pd_proxy.parallel_window_ms";
+                forward.set(name, Value::Millis(window_ms));
+                forward.set("llm_d.pd_proxy.total_duration_ms", total_ms);
+            }
+            self.end(forward, now_ns, error);
+        }
+        let mut root = self.root.clone();
+        if ending.status > 0 {
+            let status = Value::Count(u64::from(ending.status));
+            root.set("http.response.status_code", status);
+        }
+        let bad_status = (ending.status >= 500).then_some("status");
+        self.end(root, now_ns, error.or(bad_status));
+        self.done
+    }
+
+    fn begin(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        kind: Kind,
+        parent_id: u64,
+        id: u64,
+        now_ns: u64,
+    ) -> Span {
+        let context = self.context.child(id);
+        Span {
+            trace_id: context.trace_id,
+            span_id: context.span_id,
+            parent_id,
+            name: name.into(),
+            kind,
+            begun_ns: now_ns,
+            ended_ns: 0,
+            attributes: Vec::new(),
+            error: None,
+        }
+    }
+
+    fn end_leg(&mut self, now_ns: u64, error: Option<&'static str>) {
+        if let Some(leg) = self.leg.take() {
+            self.end(leg, now_ns, error);
+        }
+    }
+
+    /// Ends what belongs to the decoder.
+    fn end_phases(&mut self, now_ns: u64, error: Option<&'static str>) {
+        if let Some(mut chunked) = self.chunked.take() {
+            let millis = Value::Millis(chunked.millis(now_ns));
+            chunked.set("llm_d.pd_proxy.chunked_decode.duration_ms", millis);
+            self.end(chunked, now_ns, error);
+        }
+        if let Some(decode) = self.decode.take() {
+            self.end(decode, now_ns, error);
+        }
+    }
+
+    fn end(&mut self, mut span: Span, now_ns: u64, error: Option<&'static str>) {
+        end(&mut span, now_ns, error);
+        self.done.push(span);
+    }
+}
+
+/// Ends a leg that went on beside its request: its span, and its phase's if it had one.
+pub(super) fn finish_detached(spans: &mut [Span], ended: Result<u16, &'static str>, now_ns: u64) {
+    for span in spans {
+        match span.kind {
+            Kind::Client => note_end(span, ended),
+            Kind::Internal | Kind::Server => note_prefill(span, ended, now_ns),
+        }
+        end(span, now_ns, None);
+    }
+}
+
+fn end(span: &mut Span, now_ns: u64, error: Option<&'static str>) {
+    if span.ended_ns == 0 {
+        span.ended_ns = now_ns;
+    }
+    span.error = span.error.or(error);
+}
+
+fn note_status(leg: &mut Span, status: u16) {
+    leg.set("http.response.status_code", Value::Count(u64::from(status)));
+    leg.error = (status >= 400).then_some("status");
+}
+
+fn note_end(leg: &mut Span, ended: Result<u16, &'static str>) {
+    match ended {
+        Ok(status) => note_status(leg, status),
+        Err(error) => leg.error = Some(error),
+    }
+}
+
+/// The last attempt is the one that counts.
+fn note_prefill(prefill: &mut Span, ended: Result<u16, &'static str>, now_ns: u64) {
+    prefill.ended_ns = now_ns;
+    let millis = Value::Millis(prefill.millis(now_ns));
+    prefill.set("llm_d.pd_proxy.prefill.duration_ms", millis);
+    prefill.error = match ended {
+        Ok(status) => {
+            let code = Value::Count(u64::from(status));
+            prefill.set("llm_d.pd_proxy.prefill.status_code", code);
+            (status >= 300).then_some("prefill request failed")
+        }
+        Err(error) => Some(error),
+    };
+}
+
+fn shown(value: &Value) -> &str {
+    match value {
+        Value::Text(text) => text,
+        Value::Count(_) | Value::Millis(_) | Value::Flag(_) => "",
+    }
+}
+
+#[cfg(test)]
+#[path = "recorder_tests.rs"]
+mod tests;

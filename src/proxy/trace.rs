@@ -1,0 +1,410 @@
+//! Where a request meets its trace: what it heard, what its legs are told, what is noted when.
+//!
+//! With tracing off this is one look at an `Option` per step and nothing else: no clock, no memory.
+//! What is not recorded costs the reading of one field and one more line in the heads of its legs.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::exchange::Exchange;
+use super::leg::LegFault;
+use super::recorder::{Ending, LegStart, Recorder, Style, WorldClock, finish_detached};
+use super::routing::Routing;
+use super::run::Attempt;
+use super::shard::Shard;
+use super::split::Split;
+use crate::config::KvConnector;
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::h1::{self, Method, Name, RequestHead};
+use crate::json::{Kind, Level};
+use crate::net::{Moment, Net};
+use crate::pd::chunked::Progress;
+use crate::pd::{Api, Leg, Order, Reason, Role, connector};
+use crate::trace::{Sampler, Span, TraceContext, TraceRing, Value};
+
+/// What a shard that traces has.
+pub(super) struct Tracer {
+    sampler: Sampler,
+    ring: RefCell<TraceRing>,
+}
+
+impl Tracer {
+    pub(super) const fn new(sampler: Sampler, ring: TraceRing) -> Self {
+        Self {
+            sampler,
+            ring: RefCell::new(ring),
+        }
+    }
+}
+
+/// The trace of a request.
+pub(super) enum Trace {
+    /// Tracing is off: the client's fields pass as they are.
+    Off,
+    /// Nobody records it, which the engines are told.
+    Unrecorded(Told),
+    /// It is recorded.
+    Recorded(Box<Recording>),
+}
+
+/// What an engine is told. Flat, because it lies beside every wait of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Told {
+    trace_id: u128,
+    span_id: u64,
+    flags: u8,
+    /// The client's `tracestate` belongs to this trace.
+    keeps_state: bool,
+}
+
+const _: () = assert!(size_of::<Trace>() <= 32);
+
+/// A request that is recorded.
+pub(super) struct Recording {
+    recorder: RefCell<Recorder>,
+    clock: WorldClock,
+    keeps_state: bool,
+}
+
+impl Told {
+    const fn new(context: TraceContext, keeps_state: bool) -> Self {
+        Self {
+            trace_id: context.trace_id,
+            span_id: context.span_id,
+            flags: context.flags,
+            keeps_state,
+        }
+    }
+
+    /// Whether a field of the client's does not go to the engine.
+    pub(super) fn replaces(&self, known: Name) -> bool {
+        match known {
+            Name::Traceparent => true,
+            Name::Tracestate => !self.keeps_state,
+            _ => false,
+        }
+    }
+
+    /// Writes the field.
+    pub(super) fn push(&self, out: &mut Vec<u8>) {
+        let context = TraceContext {
+            trace_id: self.trace_id,
+            span_id: self.span_id,
+            flags: self.flags,
+        };
+        h1::push_field(out, b"traceparent", &context.traceparent());
+    }
+}
+
+impl Trace {
+    /// The trace that a head says the request is part of, or a new one. `started` is when the
+    /// request began.
+    pub(super) fn begin<N: Net>(
+        shard: &Shard<N>,
+        head: &RequestHead,
+        bytes: &[u8],
+        started: Moment,
+    ) -> Self {
+        let Some(tracer) = &shard.tracer else {
+            return Self::Off;
+        };
+        let net = &shard.net;
+        let values = head.fields_named(Name::Traceparent);
+        let heard = TraceContext::read(values.map(|field| field.value.of(bytes)));
+        let context = heard.unwrap_or_else(|| {
+            let new = TraceContext::new([net.random(), net.random()], net.random());
+            if tracer.sampler.takes(new.trace_id) {
+                new.sampled()
+            } else {
+                new
+            }
+        });
+        let keeps_state = heard.is_some();
+        if !context.is_sampled() {
+            return Self::Unrecorded(Told::new(context, keeps_state));
+        }
+        let (parent_id, context) = match heard {
+            Some(heard) => (heard.span_id, heard.child(net.random())),
+            None => (0, context),
+        };
+        let clock = world_clock(net);
+        // It began a little before that.
+        let begun_ns = clock.unix_ns.saturating_sub(nanos(clock.moment, started));
+        let target = head.target.of(bytes);
+        let path = h1::path_of(h1::origin_form(target).unwrap_or(target));
+        let method = head.method_span.of(bytes);
+        let recorder = Recorder::new(context, parent_id, (method, path), begun_ns);
+        Self::Recorded(Box::new(Recording {
+            recorder: RefCell::new(recorder),
+            clock,
+            keeps_state,
+        }))
+    }
+
+    /// Notes something, if the request is recorded.
+    fn note<N: Net>(&self, net: &N, note: impl FnOnce(&mut Recorder, u64)) {
+        if let Self::Recorded(recording) = self {
+            let now_ns = recording.clock.at(net.clock());
+            note(&mut recording.recorder.borrow_mut(), now_ns);
+        }
+    }
+
+    /// Its answer is cut into chunks.
+    pub(super) fn cut(&self, tokens: u32) {
+        if let Self::Recorded(recording) = self {
+            recording.recorder.borrow_mut().cut(tokens);
+        }
+    }
+
+    /// A chunk's answer is there.
+    pub(super) fn chunk(&self, progress: &Progress) {
+        if let Self::Recorded(recording) = self {
+            recording.recorder.borrow_mut().chunk(progress.tokens());
+        }
+    }
+
+    /// The open leg has the head of its answer, or why it has none.
+    pub(super) fn answered<N: Net>(&self, net: &N, answered: Result<u16, &'static str>) {
+        self.note(net, |recorder, now_ns| match answered {
+            Ok(status) => recorder.answered(status),
+            Err(error) => recorder.failed(error, now_ns),
+        });
+    }
+
+    /// An attempt of the prefill leg is over.
+    pub(super) fn prefilled<N: Net>(&self, net: &N, ended: &Result<Attempt<N>, LegFault>) {
+        self.note(net, |recorder, now_ns| {
+            recorder.prefilled(end_of(ended, Role::Prefill), now_ns);
+        });
+    }
+
+    /// Hands the leg that has just begun to the task it goes on in.
+    pub(super) fn detach(&self) -> Detached {
+        let Self::Recorded(recording) = self else {
+            return Detached(None);
+        };
+        let spans = recording.recorder.borrow_mut().detach();
+        Detached(Some(Box::new((recording.clock, spans))))
+    }
+}
+
+/// The spans of a leg that goes on beside its request; nothing where it is not recorded.
+pub(super) struct Detached(Option<Box<(WorldClock, Vec<Span>)>>);
+
+impl Detached {
+    /// Ends them; they are a record of their own.
+    pub(super) fn end<N: Net>(
+        self,
+        shard: &Shard<N>,
+        role: Role,
+        ended: &Result<Attempt<N>, LegFault>,
+    ) {
+        if let Some(detached) = self.0 {
+            let (clock, mut spans) = *detached;
+            let now_ns = clock.at(shard.net.clock());
+            finish_detached(&mut spans, end_of(ended, role), now_ns);
+            push(shard, spans);
+        }
+    }
+}
+
+fn end_of<N: Net>(ended: &Result<Attempt<N>, LegFault>, role: Role) -> Result<u16, &'static str> {
+    match ended {
+        Ok(Attempt::Done(_, _, status)) => Ok(*status),
+        Ok(Attempt::Status(_, answer, _)) => Ok(answer.head.status),
+        Err(fault) => Err(fault.fault(role).label()),
+    }
+}
+
+fn push<N: Net>(shard: &Shard<N>, spans: Vec<Span>) {
+    if let Some(tracer) = &shard.tracer {
+        let lost = tracer.ring.borrow_mut().push(spans);
+        shard.metrics.trace_dropped(lost as u64);
+    }
+}
+
+fn world_clock<N: Net>(net: &N) -> WorldClock {
+    let unix = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    WorldClock {
+        moment: net.clock(),
+        unix_ns: u64::try_from(unix.as_nanos()).unwrap_or(0),
+    }
+}
+
+fn nanos(now: Moment, then: Moment) -> u64 {
+    u64::try_from(now.since(then).as_nanos()).unwrap_or(0)
+}
+
+impl<N: Net> Exchange<'_, N> {
+    /// A generation request, which may be split.
+    pub(super) fn trace_forward(&self, api: Api) {
+        let (net, pd) = (&self.shard.net, &self.shard.config.pd);
+        let target = self.head.target.of(&self.bytes);
+        let path = h1::path_of(h1::origin_form(target).unwrap_or(target));
+        self.trace.note(net, |recorder, now_ns| {
+            recorder.forward(net.random(), now_ns);
+            let connector = pd.connector.name();
+            recorder.set("llm_d.pd_proxy.connector", connector);
+            recorder.set("llm_d.pd_proxy.kv_connector", connector);
+            if let Some(encoder) = pd.encoder {
+                recorder.set("llm_d.pd_proxy.ec_connector", encoder.name());
+            }
+            recorder.set("llm_d.pd_proxy.request_path", Value::text(path));
+            if let Some(api) = api_name(api) {
+                recorder.set("llm_d.openai.api", api);
+            }
+        });
+    }
+
+    /// What its head says about where it goes.
+    pub(super) fn trace_routing(&self, routing: &Routing) {
+        self.trace.note(&self.shard.net, |recorder, _| {
+            let first = routing.prefillers.first();
+            recorder.set("llm_d.pd_proxy.disaggregation_used", first.is_some());
+            if let Some(first) = first {
+                recorder.set("llm_d.pd_proxy.prefill_target", shown(first));
+                let count = Value::Count(routing.prefillers.len() as u64);
+                recorder.set("llm_d.pd_proxy.prefill_candidates", count);
+            }
+            if let Some(source) = &routing.source {
+                recorder.set("llm_d.pd_proxy.kv_cache_source", shown(source));
+            }
+        });
+    }
+
+    /// It names so many encoders, of which so many are allowed.
+    pub(super) fn trace_encoders(&self, named: usize, allowed: usize) {
+        if named == 0 {
+            return;
+        }
+        self.trace.note(&self.shard.net, |recorder, _| {
+            let count = |count: usize| Value::Count(count as u64);
+            recorder.set("llm_d.ec_proxy.encode_disaggregation_used", allowed > 0);
+            recorder.set("llm_d.ec_proxy.encoder_candidates", count(named));
+            let name = match allowed {
+                0 => "llm_d.ec_proxy.encoder_allowed",
+                _ => "llm_d.ec_proxy.encoder_count",
+            };
+            recorder.set(name, count(allowed));
+        });
+    }
+
+    /// It names a prefiller that is not allowed.
+    pub(super) fn trace_denied(&self, target: &Target) {
+        self.trace.note(&self.shard.net, |recorder, _| {
+            recorder.set("llm_d.pd_proxy.denied_target", shown(target));
+        });
+    }
+
+    /// Its body is known, and so is how it is split.
+    pub(super) fn trace_split(&self, split: &Split) {
+        self.trace.note(&self.shard.net, |recorder, _| {
+            let material = split.material();
+            let connector = split.connector();
+            let order = connector::order(connector, &material);
+            let is_nixlv2 = connector == KvConnector::Nixlv2;
+            let is_concurrent = order == Order::Together;
+            let is_short = connector == KvConnector::Sglang || is_nixlv2 && !is_concurrent;
+            let stream = material.document.last(Level::Top, "stream");
+            recorder.split(Style {
+                connector: connector.name(),
+                is_long: !is_short,
+                is_concurrent,
+                is_parallel_dispatch: is_nixlv2 && is_concurrent,
+                streams: stream.is_some_and(|member| member.kind == Kind::True),
+                is_data_parallel: self.client.rank == 0
+                    && self.head.field(Name::XDataParallelHostPort).is_some(),
+            });
+        });
+    }
+
+    /// Begins a leg to `target`; what its head says of the trace. `leg`: it is one of a request
+    /// that is split.
+    pub(super) fn trace_leg(&self, role: Role, target: &Target, leg: Option<&Leg>) -> Option<Told> {
+        let recording = match &self.trace {
+            Trace::Off => return None,
+            Trace::Unrecorded(told) => return Some(*told),
+            Trace::Recorded(recording) => recording,
+        };
+        let net = &self.shard.net;
+        let uuid = leg.and_then(|leg| leg.request_id.as_ref());
+        let own_id = self.request_id.as_bytes();
+        let method = if self.head.method == Method::Post || leg.is_some() {
+            Cow::Borrowed("POST")
+        } else {
+            let method = self.head.method_span.of(&self.bytes);
+            Cow::Owned(String::from_utf8_lossy(method).into_owned())
+        };
+        let context = recording.recorder.borrow_mut().leg(LegStart {
+            role,
+            method,
+            host: target.host(),
+            port: target.port(),
+            target: target.to_string(),
+            request_id: uuid.map_or(own_id, |uuid| uuid.as_str().as_bytes()),
+            has_phase: leg.is_some(),
+            now_ns: recording.clock.at(net.clock()),
+            ids: [net.random(), net.random(), net.random()],
+        });
+        Some(Told::new(context, recording.keeps_state))
+    }
+
+    /// Writes what an engine is told into a head that is not made of the client's.
+    pub(super) fn push_trace(&self, out: &mut Vec<u8>, told: Option<Told>) {
+        let Some(told) = told else { return };
+        told.push(out);
+        for field in &self.head.fields {
+            let is_told = matches!(field.known, Name::Tracestate | Name::Baggage);
+            if is_told && !told.replaces(field.known) {
+                let (name, value) = (field.name.of(&self.bytes), field.value.of(&self.bytes));
+                h1::push_field(out, name, value);
+            }
+        }
+    }
+
+    /// The request is over.
+    pub(super) fn trace_end(&mut self) {
+        let Trace::Recorded(recording) = std::mem::replace(&mut self.trace, Trace::Off) else {
+            return;
+        };
+        let outcome = self.account.outcome.map(|(outcome, reason)| {
+            let reason = match reason {
+                Reason::None => None,
+                // As pd-sidecar has it.
+                Reason::NoPrefiller => Some("no_prefill_header"),
+                reason => Some(reason.label()),
+            };
+            (outcome.label(), reason)
+        });
+        let ending = Ending {
+            now_ns: recording.clock.at(self.shard.net.clock()),
+            status: self.account.status,
+            error: self.account.fault.map(|fault| match fault {
+                // As pd-sidecar has it.
+                Fault::TargetDenied => "ssrf_protection_denied",
+                fault => fault.label(),
+            }),
+            outcome,
+        };
+        let spans = recording.recorder.into_inner().finish(&ending);
+        push(self.shard, spans);
+    }
+}
+
+fn shown(target: &Target) -> Value {
+    Value::text(target.to_string().as_bytes())
+}
+
+const fn api_name(api: Api) -> Option<&'static str> {
+    match api {
+        Api::Chat | Api::Completions | Api::Messages => Some("chat_completions"),
+        Api::Responses => Some("responses"),
+        Api::Generate => Some("generate"),
+        Api::Invocations => Some("invocations"),
+        Api::Unsplit => None,
+    }
+}

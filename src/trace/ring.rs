@@ -1,0 +1,98 @@
+//! How finished spans leave a shard: wait-free, bounded, as the records of the access log do.
+
+use super::span::Span;
+use crate::limits::TRACE_RING_RECORDS;
+
+/// A shard's end.
+#[derive(Debug)]
+pub struct TraceRing {
+    producer: rtrb::Producer<Vec<Span>>,
+}
+
+impl TraceRing {
+    /// Hands spans over; gives back how many were lost to a full ring. Never waits.
+    pub fn push(&mut self, spans: Vec<Span>) -> usize {
+        match self.producer.push(spans) {
+            Ok(()) => 0,
+            Err(rtrb::PushError::Full(spans)) => spans.len(),
+        }
+    }
+}
+
+/// The other ends, of all shards.
+#[derive(Debug)]
+pub struct TraceRings {
+    consumers: Vec<rtrb::Consumer<Vec<Span>>>,
+    /// Which one is looked at first, so that none is always the last.
+    first: usize,
+}
+
+impl TraceRings {
+    /// Takes what is there, `spans_max` spans or one record more.
+    pub fn take(&mut self, spans_max: usize) -> Vec<Span> {
+        let mut spans = Vec::new();
+        let count = self.consumers.len();
+        for turn in 0..count {
+            let consumer = &mut self.consumers[(self.first + turn) % count];
+            while spans.len() < spans_max
+                && let Ok(mut record) = consumer.pop()
+            {
+                spans.append(&mut record);
+            }
+        }
+        self.first = self.first.wrapping_add(1);
+        spans
+    }
+}
+
+/// Rings for so many shards.
+#[must_use]
+pub fn rings(shards: usize) -> (Vec<TraceRing>, TraceRings) {
+    let (producers, consumers) = (0..shards)
+        .map(|_| rtrb::RingBuffer::new(TRACE_RING_RECORDS))
+        .map(|(producer, consumer)| (TraceRing { producer }, consumer))
+        .unzip();
+    let first = 0;
+    (producers, TraceRings { consumers, first })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::Kind;
+
+    fn spans(count: usize) -> Vec<Span> {
+        let span = |span_id| Span {
+            trace_id: 1,
+            span_id,
+            parent_id: 0,
+            name: "a".into(),
+            kind: Kind::Internal,
+            begun_ns: 0,
+            ended_ns: 1,
+            attributes: Vec::new(),
+            error: None,
+        };
+        (0..count as u64).map(span).collect()
+    }
+
+    #[test]
+    fn a_full_ring_says_what_it_lost() {
+        let (mut ends, mut others) = rings(2);
+        for _ in 0..TRACE_RING_RECORDS {
+            assert_eq!(ends[0].push(spans(2)), 0);
+        }
+        assert_eq!(ends[0].push(spans(3)), 3);
+        assert_eq!(ends[1].push(spans(1)), 0);
+        let mut taken = 0;
+        loop {
+            let some = others.take(5);
+            if some.is_empty() {
+                break;
+            }
+            assert!(some.len() <= 6);
+            taken += some.len();
+        }
+        assert_eq!(taken, 2 * TRACE_RING_RECORDS + 1);
+    }
+}
