@@ -156,6 +156,7 @@ fn an_old_one_is_not_used() {
         if want == 502 {
             answer.expect_error(502, "handoff_missing");
             assert!(pair.decode.requests().is_empty());
+            pair.sidecar.wait_outcome("failed", "handoff_stale");
             continue;
         }
         answer.expect(200);

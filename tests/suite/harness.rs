@@ -179,6 +179,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) decoder_port: u16,
     /// Neighbouring ports it listens on; 0 counts as 1.
     pub(crate) ranks: u16,
+    /// Where its standard output goes; nowhere without.
+    pub(crate) stdout: Option<&'a std::path::Path>,
     /// The error that io_uring is refused with.
     pub(crate) ring_errno: Option<i32>,
     /// It is not waited for until it is ready, as it may not be for now.
@@ -246,7 +248,9 @@ impl Sidecar {
             )
             .args(launch.args)
             .envs(launch.env.iter().copied())
-            .stdout(Stdio::null())
+            .stdout(launch.stdout.map_or_else(Stdio::null, |path| {
+                std::fs::File::create(path).unwrap().into()
+            }))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -41,6 +41,8 @@ mod mori;
 mod nixlv2;
 mod offloading;
 mod old_connectors;
+#[cfg(feature = "otlp")]
+mod otlp;
 #[cfg(feature = "k8s")]
 mod pool;
 mod ranks;
@@ -53,6 +55,7 @@ mod soak;
 mod splice;
 mod stranded;
 mod tls;
+mod trace;
 mod transport;
 mod unix;
 mod usage;
