@@ -143,8 +143,8 @@ pub const RESOLVE_QUEUE_MAX: usize = 1024;
 pub const TRACE_RING_RECORDS: usize = 1024;
 /// Legs of one request that have spans of their own; retries and chunks beyond it have none.
 pub const TRACE_LEGS_MAX: usize = 48;
-/// Attributes of one span; ours have 14 at most.
-pub const TRACE_ATTRIBUTES_MAX: usize = 16;
+/// Attributes of one span; ours have 19 at most.
+pub const TRACE_ATTRIBUTES_MAX: usize = 24;
 /// Bytes of a text in a span: of paths and targets that somebody else has written.
 pub const TRACE_TEXT_BYTES_MAX: usize = 256;
 /// Spans of one export, give or take one record.

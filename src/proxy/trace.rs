@@ -21,7 +21,7 @@ use crate::h1::{self, Method, Name, RequestHead};
 use crate::json::{Kind, Level};
 use crate::net::{Moment, Net};
 use crate::pd::chunked::Progress;
-use crate::pd::{Api, Leg, Order, Reason, Role, connector};
+use crate::pd::{Api, Leg, Order, Reason, Role, Uuid, connector};
 use crate::trace::{Sampler, Span, TraceContext, TraceRing, Value};
 
 /// What a shard that traces has.
@@ -132,10 +132,8 @@ impl Trace {
         let clock = world_clock(net);
         // It began a little before that.
         let begun_ns = clock.unix_ns.saturating_sub(nanos(clock.moment, started));
-        let target = head.target.of(bytes);
-        let path = h1::path_of(h1::origin_form(target).unwrap_or(target));
-        let method = head.method_span.of(bytes);
-        let recorder = Recorder::new(context, parent_id, (method, path), begun_ns);
+        let request = (head.method_span.of(bytes), path_of(head, bytes));
+        let recorder = Recorder::new(context, parent_id, request, begun_ns);
         Self::Recorded(Box::new(Recording {
             recorder: RefCell::new(recorder),
             clock,
@@ -243,9 +241,8 @@ impl<N: Net> Exchange<'_, N> {
     /// A generation request, which may be split.
     pub(super) fn trace_forward(&self, api: Api) {
         let (net, pd) = (&self.shard.net, &self.shard.config.pd);
-        let target = self.head.target.of(&self.bytes);
-        let path = h1::path_of(h1::origin_form(target).unwrap_or(target));
         self.trace.note(net, |recorder, now_ns| {
+            let path = path_of(&self.head, &self.bytes);
             recorder.forward(net.random(), now_ns);
             let connector = pd.connector.name();
             recorder.set("llm_d.pd_proxy.connector", connector);
@@ -331,7 +328,7 @@ impl<N: Net> Exchange<'_, N> {
             Trace::Recorded(recording) => recording,
         };
         let net = &self.shard.net;
-        let uuid = leg.and_then(|leg| leg.request_id.as_ref());
+        let uuid = leg.and_then(|leg| leg.request_id).map(Uuid::text);
         let own_id = self.request_id.as_bytes();
         let method = if self.head.method == Method::Post || leg.is_some() {
             Cow::Borrowed("POST")
@@ -345,7 +342,9 @@ impl<N: Net> Exchange<'_, N> {
             host: target.host(),
             port: target.port(),
             target: target.to_string(),
-            request_id: uuid.map_or(own_id, |uuid| uuid.as_str().as_bytes()),
+            request_id: uuid
+                .as_ref()
+                .map_or(own_id, |uuid| uuid.as_str().as_bytes()),
             has_phase: leg.is_some(),
             now_ns: recording.clock.at(net.clock()),
             ids: [net.random(), net.random(), net.random()],
@@ -393,6 +392,12 @@ impl<N: Net> Exchange<'_, N> {
         let spans = recording.recorder.into_inner().finish(&ending);
         push(self.shard, spans);
     }
+}
+
+/// Without the query, which may have anything in it.
+fn path_of<'a>(head: &RequestHead, bytes: &'a [u8]) -> &'a [u8] {
+    let target = head.target.of(bytes);
+    h1::path_of(h1::origin_form(target).unwrap_or(target))
 }
 
 fn shown(target: &Target) -> Value {
