@@ -5,7 +5,7 @@ use mock_engine::{Engine, EngineConfig, Fault, State};
 use serde_json::{Value, json};
 
 use crate::apis::{Api, Question};
-use crate::client::{Client, request};
+use crate::client::Client;
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only, wait_for};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
@@ -294,17 +294,15 @@ fn drain(mode: Mode, setup: &Setup<'_>, has_answer: bool) {
     assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
 }
 
-/// What a prefill engine hands on when it is asked without a proxy.
+/// A handoff for these messages that no decode engine has used.
 #[track_caller]
-fn own_handoff(pair: &Pair, messages: &Value) -> Value {
-    let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 1,
-        "min_tokens": 1, "stream": false,
-        "kv_transfer_params": crate::harness::prefill_params()});
-    let mut client = Client::connect(pair.prefill.port());
-    client.send(request("POST", CHAT, &[], body.to_string().as_bytes()));
-    client.answer().expect(200);
-    let issued = pair.handoffs.issued().pop().unwrap();
-    serde_json::from_str(&issued).unwrap()
+fn unused_handoff(pair: &Pair, messages: &Value) -> String {
+    let body = json!({"messages": messages, "max_tokens": 4}).to_string();
+    pair.decode.fault(Fault::ResetBeforeHead, 1);
+    pair.post(CHAT, body).expect_error(502, "decode_reset");
+    assert_eq!(pair.handoffs.unused(), 1);
+    forget(pair);
+    pair.handoffs.issued().pop().unwrap()
 }
 
 #[test]
@@ -313,8 +311,7 @@ fn a_clients_own_handoff_passes_where_clients_are_trusted() {
         let args: &[&str] = if trusted { &["--trust-client-kv"] } else { &[] };
         let pair = Pair::start(args);
         let messages = json!([{"role": "user", "content": "mine"}]);
-        own_handoff(&pair, &messages);
-        let handoff = pair.handoffs.issued().pop().unwrap();
+        let handoff = unused_handoff(&pair, &messages);
         let body = format!(
             r#"{{"messages":{messages},"max_tokens":4,"kv_transfer_params":{handoff},"vllm_xargs":{{"ec_transfer_params":{{}}}}}}"#
         );
