@@ -97,7 +97,8 @@ pub fn plan(connector: KvConnector, material: &Material<'_>) -> Result<Plan, Edi
     }
 }
 
-/// The prefill leg of a serial order.
+/// The prefill leg of a serial order: [`order`] has said so, and of the connectors that run side by
+/// side none gets here.
 ///
 /// # Errors
 /// When the body needs more edits than allowed.

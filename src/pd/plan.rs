@@ -22,7 +22,7 @@ pub enum Role {
 pub enum Take {
     /// The handoff and the cached-token count; the rest is thrown away.
     Handoff,
-    /// The members at the top of the answer that are named; the rest is thrown away.
+    /// All of it, a JSON text that the proxy looks into.
     Whole,
     /// That it was a success; the body is read to its end and thrown away.
     Nothing,

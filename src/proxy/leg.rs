@@ -32,6 +32,8 @@ pub(super) enum LegFault {
     Died,
     /// The answer is not HTTP/1.1.
     BadAnswer,
+    /// The answer, which is read here, is longer than `--max-prefill-answer`.
+    TooLarge,
     /// Something that has nothing to do with this engine.
     Other(Fault),
 }
@@ -54,6 +56,10 @@ impl LegFault {
                 Self::Refused | Self::ConnectTimeout | Self::Died | Self::BadAnswer,
                 Role::Bootstrap,
             ) => Fault::Bootstrap,
+            (Self::TooLarge, Role::Prefill) => Fault::PrefillAnswerTooLarge,
+            (Self::TooLarge, Role::Decode) => Fault::ChunkAnswer,
+            (Self::TooLarge, Role::Encode) => Fault::EncodeAnswer,
+            (Self::TooLarge, Role::Bootstrap) => Fault::Bootstrap,
             (Self::Other(fault), _) => fault,
         }
     }

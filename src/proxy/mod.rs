@@ -1,10 +1,12 @@
 //! The way of a request: from an accepted connection to the last byte of its answer.
 //!
 //! [`shard`] owns what one thread has. A session (`session`) reads heads and makes an exchange
-//! (`exchange`) of each: pass-through and decode-only requests are uploaded while they arrive
-//! (`upload`), split ones are read whole and run leg by leg (`split`, `leg`). The answer goes
-//! through `relay`. Everything is written against the seam of [`crate::net`] and runs on the
-//! simulation unchanged.
+//! (`exchange`) of each. Pass-through and decode-only requests are uploaded while they arrive
+//! (`upload`); the others are read whole (`body`) and served by legs (`split`): encoders first
+//! (`encode`), then `prefill` and `decode`, both `together`, or the decoder first (`threshold`).
+//! A leg is sent and read by `leg` and `run`, in its exchange or as a task beside it (`job`). The
+//! answer goes through `relay`, or is put together of chunks (`chunked`). Everything is written
+//! against the seam of [`crate::net`] and runs on the simulation unchanged.
 
 mod body;
 mod bootstrap;

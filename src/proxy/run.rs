@@ -258,7 +258,7 @@ impl Reading {
         let taken = taken.map_err(|_| LegFault::BadAnswer)?;
         self.is_clean &= taken == received.len();
         if self.meter.payload_bytes() > self.bytes_max {
-            return Err(Fault::PrefillAnswerTooLarge.into());
+            return Err(LegFault::TooLarge);
         }
         if malformed {
             return Err(LegFault::BadAnswer);

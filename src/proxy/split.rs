@@ -127,7 +127,7 @@ impl<N: Net> Exchange<'_, N> {
             self.send_continue().await?;
         }
         let body = Rc::new(body::receive(self).await?);
-        let received = self.shard.net.clock();
+        let mut received = self.shard.net.clock();
         let config = Arc::clone(&self.shard.config);
         let removed = material::client_owned(&body.document, config.pd.owned());
         if removed > 0 {
@@ -158,6 +158,8 @@ impl<N: Net> Exchange<'_, N> {
         if !routing.encoders.is_empty() {
             self.enter(Phase::Encode);
             self.encode(&mut split, &routing.encoders).await?;
+            // The encoders' time is not ours.
+            received = self.shard.net.clock();
         }
         let settled = if targets.is_empty() {
             self.note_request_overhead(received);
