@@ -46,7 +46,7 @@ pub enum Fault {
     /// The decoder ended the connection before its answer.
     DecodeReset,
     /// The decoder's answer breaks HTTP/1.1.
-    DecodeAnswer,
+    DecodeResponse,
     /// The decoder was silent for `--first-byte-timeout`.
     FirstByteTimeout,
     /// The decoder's answer ended before its end; part of it has been sent on.
@@ -56,9 +56,9 @@ pub enum Fault {
     /// The prefiller ended the connection before its answer.
     PrefillReset,
     /// The prefiller's answer breaks HTTP/1.1, is cut short, is encoded, or is no JSON.
-    PrefillAnswer,
+    PrefillResponse,
     /// The prefiller's answer is longer than `--max-prefill-answer`.
-    PrefillAnswerTooLarge,
+    PrefillResponseTooLarge,
     /// The prefill leg took longer than `--prefill-timeout`.
     PrefillTimeout,
     /// The prefiller answered with this status.
@@ -70,7 +70,7 @@ pub enum Fault {
     /// An encoder ended the connection before its answer.
     EncodeReset,
     /// An encoder's answer breaks HTTP/1.1, is cut short, is encoded, or is no JSON.
-    EncodeAnswer,
+    EncodeResponse,
     /// An encoder was silent for `--first-byte-timeout`.
     EncodeTimeout,
     /// An encoder answered with this status.
@@ -82,7 +82,7 @@ pub enum Fault {
     /// The prefiller did not answer in `--moriio-parallel-decode-wait-timeout`.
     PairTimeout,
     /// A decoder's answer that the proxy has to read is not the JSON it should be.
-    ChunkAnswer,
+    ChunkResponse,
     /// A defect of the proxy, named.
     Bug(&'static str),
     /// The allowlist does not have the prefill target.
@@ -173,25 +173,25 @@ impl Fault {
             Self::DecodeConnectTimeout => 14,
             Self::Exhausted => 15,
             Self::DecodeReset => 16,
-            Self::DecodeAnswer => 17,
+            Self::DecodeResponse => 17,
             Self::FirstByteTimeout => 18,
             Self::DecodeTruncated => 19,
             Self::PrefillConnect => 20,
             Self::PrefillReset => 21,
-            Self::PrefillAnswer => 22,
-            Self::PrefillAnswerTooLarge => 23,
+            Self::PrefillResponse => 22,
+            Self::PrefillResponseTooLarge => 23,
             Self::PrefillTimeout => 24,
             Self::PrefillStatus(_) => 25,
             Self::HandoffMissing => 26,
             Self::EncodeConnect => 27,
             Self::EncodeReset => 28,
-            Self::EncodeAnswer => 29,
+            Self::EncodeResponse => 29,
             Self::EncodeTimeout => 30,
             Self::EncodeStatus(_) => 31,
             Self::TooManyItems => 32,
             Self::Bootstrap => 33,
             Self::PairTimeout => 34,
-            Self::ChunkAnswer => 35,
+            Self::ChunkResponse => 35,
             Self::Bug(_) => 36,
             Self::TargetDenied => 37,
             Self::AllowlistNotReady => 38,
@@ -232,20 +232,20 @@ impl Fault {
             | Self::PairTimeout => 504,
             Self::Target(_)
             | Self::DecodeReset
-            | Self::DecodeAnswer
+            | Self::DecodeResponse
             | Self::DecodeTruncated
             | Self::PrefillConnect
             | Self::PrefillReset
-            | Self::PrefillAnswer
-            | Self::PrefillAnswerTooLarge
+            | Self::PrefillResponse
+            | Self::PrefillResponseTooLarge
             | Self::HandoffMissing
             | Self::EncodeConnect
             | Self::EncodeReset
-            | Self::EncodeAnswer
+            | Self::EncodeResponse
             | Self::EncodeStatus(_)
             | Self::Bootstrap => 502,
             Self::PrefillStatus(status) => status,
-            Self::ChunkAnswer | Self::Bug(_) => 500,
+            Self::ChunkResponse | Self::Bug(_) => 500,
         }
     }
 
@@ -271,24 +271,24 @@ impl Fault {
             Self::DecodeRefused
             | Self::DecodeConnectTimeout
             | Self::DecodeReset
-            | Self::DecodeAnswer
+            | Self::DecodeResponse
             | Self::FirstByteTimeout
             | Self::DecodeTruncated
             | Self::PrefillConnect
             | Self::PrefillReset
-            | Self::PrefillAnswer
-            | Self::PrefillAnswerTooLarge
+            | Self::PrefillResponse
+            | Self::PrefillResponseTooLarge
             | Self::PrefillTimeout
             | Self::PrefillStatus(_)
             | Self::HandoffMissing
             | Self::EncodeConnect
             | Self::EncodeReset
-            | Self::EncodeAnswer
+            | Self::EncodeResponse
             | Self::EncodeTimeout
             | Self::EncodeStatus(_)
             | Self::Bootstrap
             | Self::PairTimeout
-            | Self::ChunkAnswer => Blame::Upstream,
+            | Self::ChunkResponse => Blame::Upstream,
             Self::BudgetSpent | Self::Exhausted | Self::AllowlistNotReady | Self::Bug(_) => {
                 Blame::Ours
             }
@@ -302,8 +302,8 @@ impl Fault {
             self,
             Self::PrefillConnect
                 | Self::PrefillReset
-                | Self::PrefillAnswer
-                | Self::PrefillAnswerTooLarge
+                | Self::PrefillResponse
+                | Self::PrefillResponseTooLarge
                 | Self::PrefillTimeout
                 | Self::PrefillStatus(_)
                 | Self::Bootstrap
@@ -351,25 +351,25 @@ impl Fault {
             Self::DecodeConnectTimeout => "the decode node did not accept a connection in time",
             Self::Exhausted => "the proxy has no socket or memory left; try again",
             Self::DecodeReset => "the decode node closed the connection before its answer",
-            Self::DecodeAnswer => "the decode node's answer is not valid HTTP/1.1",
+            Self::DecodeResponse => "the decode node's answer is not valid HTTP/1.1",
             Self::FirstByteTimeout => "the decode node did not begin its answer in time",
             Self::DecodeTruncated => "the decode node's answer was cut short",
             Self::PrefillConnect => "no prefill node could be connected to",
             Self::PrefillReset => "the prefill node closed the connection before its answer",
-            Self::PrefillAnswer => "the prefill node's answer could not be read",
-            Self::PrefillAnswerTooLarge => "the prefill node's answer is too large",
+            Self::PrefillResponse => "the prefill node's answer could not be read",
+            Self::PrefillResponseTooLarge => "the prefill node's answer is too large",
             Self::PrefillTimeout => "the prefill node did not answer in time",
             Self::TargetDenied => "the prefill target is not on the allowlist",
             Self::AllowlistNotReady => "the list of allowed targets is not complete yet; try again",
             Self::HandoffMissing => "the prefill node gave no usable kv_transfer_params",
             Self::EncodeConnect => "the encode node could not be connected to",
             Self::EncodeReset => "the encode node closed the connection before its answer",
-            Self::EncodeAnswer => "the encode node's answer could not be read",
+            Self::EncodeResponse => "the encode node's answer could not be read",
             Self::EncodeTimeout => "the encode node did not answer in time",
             Self::TooManyItems => "the request has too many images, audio and video parts",
             Self::Bootstrap => "the prefill node's bootstrap server gave no engine",
             Self::PairTimeout => "the prefill node did not confirm the transfer in time",
-            Self::ChunkAnswer => "the decode node's answer could not be read",
+            Self::ChunkResponse => "the decode node's answer could not be read",
             Self::Head(_)
             | Self::Json(_)
             | Self::Target(_)
@@ -449,25 +449,25 @@ mod tests {
             Fault::DecodeConnectTimeout,
             Fault::Exhausted,
             Fault::DecodeReset,
-            Fault::DecodeAnswer,
+            Fault::DecodeResponse,
             Fault::FirstByteTimeout,
             Fault::DecodeTruncated,
             Fault::PrefillConnect,
             Fault::PrefillReset,
-            Fault::PrefillAnswer,
-            Fault::PrefillAnswerTooLarge,
+            Fault::PrefillResponse,
+            Fault::PrefillResponseTooLarge,
             Fault::PrefillTimeout,
             Fault::PrefillStatus(429),
             Fault::HandoffMissing,
             Fault::EncodeConnect,
             Fault::EncodeReset,
-            Fault::EncodeAnswer,
+            Fault::EncodeResponse,
             Fault::EncodeTimeout,
             Fault::EncodeStatus(500),
             Fault::TooManyItems,
             Fault::Bootstrap,
             Fault::PairTimeout,
-            Fault::ChunkAnswer,
+            Fault::ChunkResponse,
             Fault::Bug("x"),
             Fault::TargetDenied,
             Fault::AllowlistNotReady,

@@ -16,7 +16,7 @@ pub const TRAILER_BYTES_MAX: u64 = 16 * 1024;
 /// refused. Real clients list one or two.
 pub const HOP_NAMES_MAX: usize = 16;
 /// Interim (1xx) answers an engine may send before the final one.
-pub const INTERIM_ANSWERS_MAX: u32 = 16;
+pub const INTERIM_RESPONSES_MAX: u32 = 16;
 
 /// Edits of one JSON body.
 pub const JSON_EDITS_MAX: usize = 64;
@@ -173,7 +173,7 @@ pub const POOL_OBJECTS_MAX: usize = 50_000;
 /// Events of one watch that make one change of the allowlist, where they come that close.
 pub const POOL_BATCH_MAX: usize = 512;
 /// Seconds the Kubernetes API may take to answer.
-pub const POOL_ANSWER_SECS_MAX: u64 = 30;
+pub const POOL_RESPONSE_SECS_MAX: u64 = 30;
 /// Seconds after which the API server is asked to end a watch: one whose connection is dead is
 /// found out then.
 pub const POOL_WATCH_SECS: u32 = 240;

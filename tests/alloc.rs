@@ -21,7 +21,7 @@ use std::time::Duration;
 use ringside::cli::{self, Command};
 use ringside::control::Running;
 use ringside::h1::{BodyMeter, Chunked, Framing, SseEvents, chunk_line};
-use ringside::json::{AnswerForm, UsageRewriter, UsageShape};
+use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
 
 struct Counting;
 
@@ -110,7 +110,7 @@ fn framing_and_rewriting() {
 
     for shape in [UsageShape::Chat, UsageShape::Responses] {
         let mut meter = BodyMeter::new(Framing::Chunked);
-        let mut rewriter = UsageRewriter::new(AnswerForm::Sse, shape, 4321);
+        let mut rewriter = UsageRewriter::new(ResponseForm::Sse, shape, 4321);
         let mut out = Vec::with_capacity(1024);
         // Also when a chunk arrives in two parts, cut anywhere.
         let rewritten = allocations_of(|| {

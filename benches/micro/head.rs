@@ -4,9 +4,9 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use ringside::h1::{
-    AnswerHead, Field, HopFilter, Method, RequestHead, answer_framing, answer_keeps_alive,
-    drop_field, expects_continue, push_field, push_request_line, push_status_line, request_framing,
-    request_keeps_alive,
+    Field, HopFilter, Method, RequestHead, ResponseHead, drop_field, expects_continue, push_field,
+    push_request_line, push_status_line, request_framing, request_keeps_alive, response_framing,
+    response_keeps_alive,
 };
 
 /// What an OpenAI client behind a gateway sends, about 400 bytes.
@@ -23,7 +23,7 @@ Connection: keep-alive\r\n\
 Content-Length: 1234\r\n\r\n";
 
 /// What uvicorn answers a stream with, about 200 bytes.
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\n\
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\n\
 date: Fri, 20 Nov 2026 10:00:00 GMT\r\n\
 server: uvicorn\r\n\
 content-type: text/event-stream; charset=utf-8\r\n\
@@ -58,16 +58,16 @@ fn request(head: &mut RequestHead, bytes: &[u8], out: &mut Vec<u8>) {
     push_fields(out, &head.fields, bytes, &filter);
 }
 
-fn answer(head: &mut AnswerHead, bytes: &[u8], out: &mut Vec<u8>) {
+fn response(head: &mut ResponseHead, bytes: &[u8], out: &mut Vec<u8>) {
     head.reset();
     assert_eq!(head.parse(bytes), Ok(true));
     let (Ok(framing), Ok(filter)) = (
-        answer_framing(Method::Post, head, bytes),
+        response_framing(Method::Post, head, bytes),
         HopFilter::new(&head.fields, bytes),
     ) else {
         return;
     };
-    black_box(answer_keeps_alive(head, bytes, framing));
+    black_box(response_keeps_alive(head, bytes, framing));
     out.clear();
     push_status_line(out, head.status, head.reason.of(bytes));
     push_fields(out, &head.fields, bytes, &filter);
@@ -89,16 +89,16 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         bencher.iter(|| request(&mut head, black_box(REQUEST), black_box(&mut out)));
     });
 
-    let mut head = AnswerHead::default();
-    group.throughput(Throughput::Bytes(ANSWER.len() as u64));
+    let mut head = ResponseHead::default();
+    group.throughput(Throughput::Bytes(RESPONSE.len() as u64));
     group.bench_function("answer/parse", |bencher| {
         bencher.iter(|| {
             head.reset();
-            head.parse(black_box(ANSWER))
+            head.parse(black_box(RESPONSE))
         });
     });
     group.bench_function("answer/rewrite", |bencher| {
-        bencher.iter(|| answer(&mut head, black_box(ANSWER), black_box(&mut out)));
+        bencher.iter(|| response(&mut head, black_box(RESPONSE), black_box(&mut out)));
     });
     group.finish();
 }

@@ -6,7 +6,7 @@ use std::io::IoSlice;
 
 use criterion::{Criterion, Throughput};
 use ringside::fleet::Target;
-use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillAnswer, Scanner, Watch};
+use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillResponse, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
 use ringside::pd::material::{CLIENT_OWNED_KV, WATCH};
 use ringside::pd::options::{KvConnector, MoriConfig};
@@ -156,18 +156,18 @@ fn mask(body: &mut [u8]) -> Result<u32, JsonError> {
 }
 
 /// A prefill engine's answer with a prompt of token ids echoed in front of its handoff.
-fn prefill_answer(len: usize) -> Vec<u8> {
-    let mut answer = tokens(len);
-    answer.pop();
-    answer.extend_from_slice(br#","kv_transfer_params":"#);
-    answer.extend_from_slice(HANDOFF);
-    answer.push(b'}');
-    answer
+fn prefill_response(len: usize) -> Vec<u8> {
+    let mut response = tokens(len);
+    response.pop();
+    response.extend_from_slice(br#","kv_transfer_params":"#);
+    response.extend_from_slice(HANDOFF);
+    response.push(b'}');
+    response
 }
 
-fn read_answer(answer: &[u8]) -> Result<Handoff, JsonError> {
-    let mut reader = PrefillAnswer::new(64 << 10);
-    for piece in answer.chunks(RECEIVE_LARGE_BYTES) {
+fn read_response(response: &[u8]) -> Result<Handoff, JsonError> {
+    let mut reader = PrefillResponse::new(64 << 10);
+    for piece in response.chunks(RECEIVE_LARGE_BYTES) {
         reader.feed(piece)?;
     }
     reader.finish()
@@ -200,11 +200,11 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     group.finish();
     let mut group = criterion.benchmark_group("json/answer");
     for (name, len) in [("1KiB", 1 << 10), ("1MiB", 1 << 20)] {
-        let answer = prefill_answer(len);
-        assert!(read_answer(&answer).is_ok(), "{name} is not read");
-        group.throughput(Throughput::Bytes(answer.len() as u64));
+        let response = prefill_response(len);
+        assert!(read_response(&response).is_ok(), "{name} is not read");
+        group.throughput(Throughput::Bytes(response.len() as u64));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| read_answer(black_box(&answer)));
+            bencher.iter(|| read_response(black_box(&response)));
         });
     }
     group.finish();

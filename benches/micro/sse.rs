@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use ringside::h1::SseEvents;
-use ringside::json::{AnswerForm, UsageRewriter, UsageShape};
+use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
 
 /// The last event with data of a chat stream, which has the usage.
 const USAGE: &[u8] = b"data: {\"id\":\"chatcmpl-6f1c\",\"object\":\"chat.completion.chunk\",\"created\":1763630000,\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":5000,\"total_tokens\":5100,\"completion_tokens\":100,\"prompt_tokens_details\":{\"cached_tokens\":4999}}}\n\n";
@@ -24,7 +24,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         group.bench_function(format!("count/{name}"), |bencher| {
             bencher.iter(|| events.feed(black_box(bytes)));
         });
-        let mut rewriter = UsageRewriter::new(AnswerForm::Sse, UsageShape::Chat, 4321);
+        let mut rewriter = UsageRewriter::new(ResponseForm::Sse, UsageShape::Chat, 4321);
         let mut out = Vec::with_capacity(bytes.len() + 64);
         group.bench_function(format!("rewrite/{name}"), |bencher| {
             bencher.iter(|| {

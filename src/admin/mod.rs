@@ -208,12 +208,12 @@ mod tests {
         );
         with_server(state, |address| {
             let status = |head: &str, code: &str, want: &str| {
-                let answer = get(address, head);
+                let response = get(address, head);
                 assert!(
-                    answer.starts_with(&format!("HTTP/1.1 {code} ")),
-                    "{head}: {answer}"
+                    response.starts_with(&format!("HTTP/1.1 {code} ")),
+                    "{head}: {response}"
                 );
-                assert!(answer.contains(want), "{head}: {answer}");
+                assert!(response.contains(want), "{head}: {response}");
             };
             status("GET /livez", "200", "\r\n\r\nok\n");
             status("GET /healthz", "200", "ok\n");

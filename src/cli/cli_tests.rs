@@ -49,7 +49,7 @@ fn every_flag_of_the_contract() {
     assert_eq!(config.pd.prefill_retries_max, 3);
     assert_eq!(config.pd.on_missing_kv, OnMissingKv::Error);
     assert_eq!(config.pd.on_decode_kv_error, OnDecodeKvError::Error);
-    assert_eq!(config.pd.prefill_answer_bytes_max, 3 << 10);
+    assert_eq!(config.pd.prefill_response_bytes_max, 3 << 10);
     assert_eq!(config.timeouts.body, None);
     assert_eq!(config.timeouts.first_byte, Some(Duration::from_secs(6)));
     assert_eq!(config.pd.prefill_timeout, Some(Duration::from_secs(7)));

@@ -227,12 +227,12 @@ impl Config {
     }
 
     fn describe_limits(&self) -> String {
-        let answer = u64::try_from(self.pd.prefill_answer_bytes_max).unwrap_or(u64::MAX);
+        let response = u64::try_from(self.pd.prefill_response_bytes_max).unwrap_or(u64::MAX);
         format!(
             "body {}, all bodies {}, prefill answer {}",
             show_size(self.limits.body_bytes_max),
             show_size(self.limits.body_budget_bytes),
-            show_size(answer),
+            show_size(response),
         )
     }
 

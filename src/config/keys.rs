@@ -220,7 +220,7 @@ keys! {
         "Largest request body"
     BODY_BUDGET: Limits Value("SIZE") "body-budget" = "2GiB";
         "Bytes of all bodies held for prefill/decode together"
-    MAX_PREFILL_ANSWER: Limits Value("SIZE") "max-prefill-answer" = "64MiB";
+    MAX_PREFILL_RESPONSE: Limits Value("SIZE") "max-prefill-answer" = "64MiB";
         "Largest prefill answer"
     CONNECT_TIMEOUT: Timeouts Value("DURATION") "connect-timeout" = "2s";
         "Connecting to an engine"

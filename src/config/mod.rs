@@ -152,7 +152,7 @@ pub struct PdConfig {
     /// What a decoder that could not load the KV cache leads to.
     pub on_decode_kv_error: OnDecodeKvError,
     /// Largest prefill answer in bytes.
-    pub prefill_answer_bytes_max: usize,
+    pub prefill_response_bytes_max: usize,
     /// Whether a flat list of block ids is a valid handoff.
     pub allow_flat_blocks: bool,
 }

@@ -140,8 +140,8 @@ fn request(target: &Target) -> String {
     )
 }
 
-fn state_of(answered: std::io::Result<()>, line: &[u8]) -> u8 {
-    match answered {
+fn state_of(responded: std::io::Result<()>, line: &[u8]) -> u8 {
+    match responded {
         Ok(()) if line.ends_with(b" 200") => 1,
         Ok(()) => 2,
         Err(_) => 3,
@@ -150,10 +150,10 @@ fn state_of(answered: std::io::Result<()>, line: &[u8]) -> u8 {
 
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, target: &Target) -> u8 {
     let mut line = [0_u8; 12];
-    let answered = async {
+    let responded = async {
         stream.write_all(request(target).as_bytes()).await?;
         stream.read_exact(&mut line).await.map(|_| ())
     };
-    let answered = answered.await;
-    state_of(answered, &line)
+    let responded = responded.await;
+    state_of(responded, &line)
 }

@@ -30,7 +30,7 @@ use crate::config::{OtlpConfig, OtlpProtocol, TracingConfig};
 use crate::trace::{Span, Value};
 
 /// Bytes of a collector's answer that are read: a message about refused spans, or an error.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 /// `trace-flags` of what is exported: it was recorded.
 const SAMPLED: u32 = 1;
 
@@ -73,23 +73,25 @@ impl Collector {
     pub(super) async fn send(&mut self, spans: &[Span]) -> Result<u64, String> {
         let message = self.message(spans);
         let headers = self.headers.clone();
-        let answer = async {
+        let response = async {
             match &mut self.way {
                 Way::Grpc(client) => {
                     let metadata = MetadataMap::from_headers(headers);
                     let request = tonic::Request::from_parts(metadata, Default::default(), message);
-                    let answer = client.export(request).await;
-                    Ok(answer.map_err(|status| refusal(&status))?.into_inner())
+                    let response = client.export(request).await;
+                    Ok(response.map_err(|status| refusal(&status))?.into_inner())
                 }
                 Way::Http(uri, client) => post(client, uri, headers, &message).await,
                 Way::Https(uri, client) => post(client, uri, headers, &message).await,
             }
         };
-        let answer = match tokio::time::timeout(self.timeout, answer).await {
-            Ok(answer) => answer?,
+        let response = match tokio::time::timeout(self.timeout, response).await {
+            Ok(response) => response?,
             Err(_) => return Err(format!("no answer in {:?}", self.timeout)),
         };
-        let refused = answer.partial_success.map_or(0, |some| some.rejected_spans);
+        let refused = response
+            .partial_success
+            .map_or(0, |some| some.rejected_spans);
         Ok(u64::try_from(refused).unwrap_or(0))
     }
 
@@ -175,11 +177,11 @@ where
     *request.headers_mut() = headers;
     let protobuf = HeaderValue::from_static("application/x-protobuf");
     request.headers_mut().insert(CONTENT_TYPE, protobuf);
-    let answer = client.request(request).await;
-    let answer = answer.map_err(|error| whole_story(&error))?;
-    let status = answer.status();
+    let response = client.request(request).await;
+    let response = response.map_err(|error| whole_story(&error))?;
+    let status = response.status();
     // Read in any case, so that the connection can be used again.
-    let body = to_bytes(Body::new(answer.into_body()), ANSWER_BYTES_MAX).await;
+    let body = to_bytes(Body::new(response.into_body()), RESPONSE_BYTES_MAX).await;
     if !status.is_success() {
         return Err(format!("the collector answers {status}"));
     }

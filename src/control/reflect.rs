@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
 use crate::limits::{
-    POOL_ANSWER_SECS_MAX, POOL_BATCH_MAX, POOL_OBJECTS_MAX, POOL_PAGE_OBJECTS, POOL_RETRY_MS_MAX,
+    POOL_BATCH_MAX, POOL_OBJECTS_MAX, POOL_PAGE_OBJECTS, POOL_RESPONSE_SECS_MAX, POOL_RETRY_MS_MAX,
     POOL_RETRY_MS_MIN, POOL_WATCH_SECS, POOL_WATCH_SECS_MIN,
 };
 use crate::metrics::{AllowSource, AllowlistMetrics};
@@ -288,14 +288,14 @@ impl Collection<'_> {
     }
 
     const fn patience(&self) -> Duration {
-        Duration::from_secs(POOL_ANSWER_SECS_MAX)
+        Duration::from_secs(POOL_RESPONSE_SECS_MAX)
     }
 
     async fn within<V>(&self, asked: impl Future<Output = kube::Result<V>>) -> Result<V, End> {
         match timeout(self.patience(), asked).await {
-            Ok(answered) => Ok(answered?),
+            Ok(responded) => Ok(responded?),
             Err(_) => Err(End::Failed(format!(
-                "no answer within {POOL_ANSWER_SECS_MAX} s"
+                "no answer within {POOL_RESPONSE_SECS_MAX} s"
             ))),
         }
     }

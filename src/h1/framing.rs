@@ -6,7 +6,7 @@
 
 use super::chunked::{ChunkError, Chunked};
 use super::error::HeadError;
-use super::head::{AnswerHead, Field, Method, RequestHead, Version};
+use super::head::{Field, Method, RequestHead, ResponseHead, Version};
 use super::hop::list_items;
 use super::name::Name;
 use super::target::{authority_of, is_authority};
@@ -49,7 +49,11 @@ pub fn request_framing(head: &RequestHead, buf: &[u8]) -> Result<Framing, HeadEr
 ///
 /// # Errors
 /// Anything that two readers could understand differently, and a 2xx to CONNECT.
-pub fn answer_framing(method: Method, head: &AnswerHead, buf: &[u8]) -> Result<Framing, HeadError> {
+pub fn response_framing(
+    method: Method,
+    head: &ResponseHead,
+    buf: &[u8],
+) -> Result<Framing, HeadError> {
     let announced = announced(&head.fields, head.version, buf)?;
     if method == Method::Connect && (200..=299).contains(&head.status) {
         return Err(HeadError::ConnectAccepted);
@@ -78,7 +82,7 @@ pub fn request_keeps_alive(head: &RequestHead, buf: &[u8]) -> bool {
 
 /// Whether the engine keeps its connection open behind this answer (RFC 9112 9.3).
 #[must_use]
-pub fn answer_keeps_alive(head: &AnswerHead, buf: &[u8], framing: Framing) -> bool {
+pub fn response_keeps_alive(head: &ResponseHead, buf: &[u8], framing: Framing) -> bool {
     framing != Framing::UntilClose && keeps_alive(&head.fields, head.version, buf)
 }
 
@@ -340,9 +344,9 @@ mod tests {
         (head, data)
     }
 
-    fn answer(line: &str, fields: &str) -> (AnswerHead, Vec<u8>) {
+    fn response(line: &str, fields: &str) -> (ResponseHead, Vec<u8>) {
         let data = format!("HTTP/{line} x\r\n{fields}\r\n").into_bytes();
-        let mut head = AnswerHead::default();
+        let mut head = ResponseHead::default();
         assert_eq!(head.parse(&data), Ok(true), "{fields}");
         (head, data)
     }
@@ -415,18 +419,18 @@ mod tests {
         for (fields, want) in bodies() {
             let (head, data) = request("HTTP/1.1", &format!("Host: a\r\n{fields}"));
             assert_eq!(request_framing(&head, &data), want, "request {fields}");
-            let (head, data) = answer("1.1 200", fields);
+            let (head, data) = response("1.1 200", fields);
             assert_eq!(
-                answer_framing(Method::Post, &head, &data),
+                response_framing(Method::Post, &head, &data),
                 want,
                 "answer {fields}"
             );
         }
         let (head, data) = request("HTTP/1.1", "Host: a\r\n");
         assert_eq!(request_framing(&head, &data), Ok(Framing::None));
-        let (head, data) = answer("1.1 200", "");
+        let (head, data) = response("1.1 200", "");
         assert_eq!(
-            answer_framing(Method::Get, &head, &data),
+            response_framing(Method::Get, &head, &data),
             Ok(Framing::UntilClose)
         );
         let coding = "Transfer-Encoding: chunked\r\n";
@@ -435,8 +439,8 @@ mod tests {
             request_framing(&head, &data),
             Err(HeadError::CodingInHttp10)
         );
-        let (head, data) = answer("1.0 200", coding);
-        let got = answer_framing(Method::Get, &head, &data);
+        let (head, data) = response("1.0 200", coding);
+        let got = response_framing(Method::Get, &head, &data);
         assert_eq!(got, Err(HeadError::CodingInHttp10));
     }
 
@@ -470,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_have_no_body() {
+    fn responses_that_have_no_body() {
         use HeadError::*;
         let length = "Content-Length: 5\r\n";
         let zero = "Content-Length: 0\r\n";
@@ -504,8 +508,8 @@ mod tests {
             (Method::Get, "1.0 200", "", Ok(Framing::UntilClose)),
         ];
         for (method, line, fields, want) in cases {
-            let (head, data) = answer(line, fields);
-            let got = answer_framing(method, &head, &data);
+            let (head, data) = response(line, fields);
+            let got = response_framing(method, &head, &data);
             assert_eq!(got, want, "{method:?} {line} {fields}");
         }
     }
@@ -536,9 +540,9 @@ mod tests {
                 want,
                 "{version} {fields}"
             );
-            let (head, data) = answer(&format!("{version} 200"), fields);
-            assert_eq!(answer_keeps_alive(&head, &data, Framing::Chunked), want);
-            assert!(!answer_keeps_alive(&head, &data, Framing::UntilClose));
+            let (head, data) = response(&format!("{version} 200"), fields);
+            assert_eq!(response_keeps_alive(&head, &data, Framing::Chunked), want);
+            assert!(!response_keeps_alive(&head, &data, Framing::UntilClose));
         }
     }
 

@@ -4,9 +4,9 @@
 //! reference beside it that is written for a complete input and for plainness.
 
 use super::{
-    AnswerHead, ChunkError, Chunked, Field, HeadError, HopFilter, Method, RequestHead, SseEvents,
-    answer_framing, answer_keeps_alive, drop_field, expects_continue, path_is, push_field,
-    push_request_line, push_status_line, request_framing, request_keeps_alive, target_form,
+    ChunkError, Chunked, Field, HeadError, HopFilter, Method, RequestHead, ResponseHead, SseEvents,
+    drop_field, expects_continue, path_is, push_field, push_request_line, push_status_line,
+    request_framing, request_keeps_alive, response_framing, response_keeps_alive, target_form,
     wants_upgrade,
 };
 use crate::limits::{
@@ -52,10 +52,10 @@ pub fn fuzz_request_head(data: &[u8]) {
 }
 
 /// Reads `data` as an answer head.
-pub fn fuzz_answer_head(data: &[u8]) {
-    let mut head = AnswerHead::default();
+pub fn fuzz_response_head(data: &[u8]) {
+    let mut head = ResponseHead::default();
     let whole = head.parse(data);
-    let mut pieces = AnswerHead::default();
+    let mut pieces = ResponseHead::default();
     assert_eq!(whole, over_prefixes(data, |prefix| pieces.parse(prefix)));
     let want = reference_head(data, 0, status_line_fits);
     check_against(want, whole, &head.fields, head.len);
@@ -67,8 +67,8 @@ pub fn fuzz_answer_head(data: &[u8]) {
     assert!(head.reason.end <= head.len);
     assert!((100..=599).contains(&head.status));
     for method in [Method::Get, Method::Head, Method::Connect] {
-        if let Ok(framing) = answer_framing(method, &head, data) {
-            let _ = answer_keeps_alive(&head, data, framing);
+        if let Ok(framing) = response_framing(method, &head, data) {
+            let _ = response_keeps_alive(&head, data, framing);
         }
     }
     check_hop_filter(&head.fields, data);
@@ -77,7 +77,7 @@ pub fn fuzz_answer_head(data: &[u8]) {
     push_status_line(&mut out, head.status, head.reason.of(data));
     push_fields(&mut out, &head.fields, data);
     if out.len() <= HEAD_BYTES_MAX {
-        let mut again = AnswerHead::default();
+        let mut again = ResponseHead::default();
         assert_eq!(again.parse(&out), Ok(true));
         assert_eq!(again.status, head.status);
         assert_eq!(again.reason.of(&out), head.reason.of(data));
@@ -560,8 +560,8 @@ mod tests {
     }
 
     #[test]
-    fn corpus_of_answers() {
-        replay("h1_answer", fuzz_answer_head);
+    fn corpus_of_responses() {
+        replay("h1_response", fuzz_response_head);
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl RequestHead {
 
 /// An answer head as spans of the buffer it was parsed from.
 #[derive(Clone, Debug, Default)]
-pub struct AnswerHead {
+pub struct ResponseHead {
     /// The status code, 100 to 599.
     pub status: u16,
     /// The reason phrase as written, possibly empty.
@@ -190,7 +190,7 @@ pub struct AnswerHead {
     scan: Scan,
 }
 
-impl AnswerHead {
+impl ResponseHead {
     /// Parses the head at the start of `buf`; see [`RequestHead::parse`]. No empty line is
     /// skipped: RFC 9112 2.2 grants that to servers only.
     ///
@@ -489,10 +489,10 @@ mod tests {
         (whole, head)
     }
 
-    fn answer(data: &[u8]) -> (Result<bool, HeadError>, AnswerHead) {
-        let mut head = AnswerHead::default();
+    fn response(data: &[u8]) -> (Result<bool, HeadError>, ResponseHead) {
+        let mut head = ResponseHead::default();
         let whole = head.parse(data);
-        let mut again = AnswerHead::default();
+        let mut again = ResponseHead::default();
         for split in 0..data.len() {
             let first = again.parse(&data[..split]);
             let got = if first == Ok(false) {
@@ -540,9 +540,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_taken_apart() {
+    fn a_response_is_taken_apart() {
         let data = b"HTTP/1.0 503 Not \xe4 now\r\nDate: x\r\n\r\nrest";
-        let (done, head) = answer(data);
+        let (done, head) = response(data);
         assert_eq!(done, Ok(true));
         assert_eq!((head.status, head.version), (503, Version::Http10));
         assert_eq!(head.reason.of(data), b"Not \xe4 now");
@@ -556,7 +556,7 @@ mod tests {
             (b"HTTP/1.1 200 \r\n\r\n", b""),
             (b"HTTP/1.1 200 A b\r\n\r\n", b"A b"),
         ] {
-            let (done, head) = answer(data);
+            let (done, head) = response(data);
             assert_eq!(done, Ok(true));
             assert_eq!(head.reason.of(data), reason);
         }
@@ -646,7 +646,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_refused_for_the_right_reason() {
+    fn responses_are_refused_for_the_right_reason() {
         use HeadError::*;
         let cases: &[(&[u8], Result<bool, HeadError>)] = &[
             (b"", Ok(false)),
@@ -680,7 +680,7 @@ mod tests {
             (b"HTTP/1.1 200 OK\r\nA: b\0\r\n\r\n", Err(ControlByte)),
         ];
         for (data, want) in cases {
-            let (got, _) = answer(data);
+            let (got, _) = response(data);
             assert_eq!(got, *want, "{}", data.escape_ascii());
         }
     }
@@ -701,7 +701,7 @@ mod tests {
                 let mut value = long.clone();
                 value[at] = byte;
                 let data = [b"HTTP/1.1 200 OK\r\nA: ", &value[..], b"\r\n\r\n"].concat();
-                assert_eq!(answer(&data).0.is_ok(), fits, "value {byte} at {at}");
+                assert_eq!(response(&data).0.is_ok(), fits, "value {byte} at {at}");
                 let mut target = long.clone();
                 target[at] = byte;
                 let data = [b"GET /", &target[..], b" HTTP/1.1\r\n\r\n"].concat();
@@ -762,7 +762,7 @@ mod tests {
         }
         // An answer has no limit on its first line but that of the head.
         let reason = "r".repeat(HEAD_BYTES_MAX - 17);
-        let mut head = AnswerHead::default();
+        let mut head = ResponseHead::default();
         let data = format!("HTTP/1.1 200 {reason}\r\n\r\n");
         assert_eq!(head.parse(data.as_bytes()), Ok(true));
         assert_eq!(head.len, HEAD_BYTES_MAX);

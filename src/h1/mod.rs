@@ -23,10 +23,10 @@ mod write;
 pub use chunked::{ChunkError, Chunked};
 pub use error::HeadError;
 pub use framing::{
-    BodyMeter, Framing, answer_framing, answer_keeps_alive, expects_continue, parse_decimal,
-    request_framing, request_keeps_alive, wants_upgrade,
+    BodyMeter, Framing, expects_continue, parse_decimal, request_framing, request_keeps_alive,
+    response_framing, response_keeps_alive, wants_upgrade,
 };
-pub use head::{AnswerHead, Field, Method, RequestHead, Version};
+pub use head::{Field, Method, RequestHead, ResponseHead, Version};
 pub use hop::{HopFilter, drop_field, is_hop_by_hop, list_items};
 pub use name::Name;
 pub use sse::SseEvents;

@@ -3,8 +3,8 @@
 
 use super::oracle::{Random, Tree, same_for_all_cuts, same_for_all_isas};
 use super::{
-    AnswerForm, Document, Edit, EditError, Handoff, JsonError, JsonReason, Kind, Level, Mask,
-    Params, PrefillAnswer, Scanner, UsageRewriter, UsageShape, Watch, validate,
+    Document, Edit, EditError, Handoff, JsonError, JsonReason, Kind, Level, Mask, Params,
+    PrefillResponse, ResponseForm, Scanner, UsageRewriter, UsageShape, Watch, validate,
 };
 use crate::h1::SseEvents;
 use crate::limits::JSON_HELD_BYTES_MAX;
@@ -61,7 +61,7 @@ const NAMES: &[&str] = &[
 
 /// The same for answers.
 #[cfg(test)]
-const ANSWER_NAMES: &[&str] = &[
+const RESPONSE_NAMES: &[&str] = &[
     "usage",
     "usage",
     "usage",
@@ -211,10 +211,10 @@ pub fn fuzz_mask(data: &[u8]) {
 
 /// The prefill answer: the same however it is cut, the handoff byte for byte, and never one that
 /// is not valid.
-pub fn fuzz_answer(data: &[u8]) {
+pub fn fuzz_response(data: &[u8]) {
     let mut random = seeded(data);
     let result = same_for_all_isas(data, &mut random, |pieces, isa| {
-        answer(PrefillAnswer::new(1 << 20).with_isa(isa), pieces)
+        response(PrefillResponse::new(1 << 20).with_isa(isa), pieces)
     });
     let tree = Tree::parse(data).filter(Tree::is_object);
     let Ok(handoff) = result else {
@@ -225,8 +225,8 @@ pub fn fuzz_answer(data: &[u8]) {
         assert!(validate(bytes).is_ok());
         assert!(bytes.starts_with(b"{"));
         assert!(data.windows(bytes.len()).any(|window| window == bytes));
-        let small = PrefillAnswer::new(bytes.len() - 1);
-        let small = answer(small, &mut std::iter::once(data));
+        let small = PrefillResponse::new(bytes.len() - 1);
+        let small = response(small, &mut std::iter::once(data));
         assert!(
             small.is_err(),
             "kept more than allowed: {}",
@@ -260,11 +260,11 @@ pub fn fuzz_usage(data: &[u8]) {
     for shape in [UsageShape::Chat, UsageShape::Responses] {
         let mut random = seeded(data);
         let json = same_for_all_cuts(data, &mut random, |pieces| {
-            rewrite(pieces, AnswerForm::Json, shape)
+            rewrite(pieces, ResponseForm::Json, shape)
         });
         check_rewrite(data, &json.0, json.1, shape);
         let sse = same_for_all_cuts(data, &mut random, |pieces| {
-            rewrite(pieces, AnswerForm::Sse, shape)
+            rewrite(pieces, ResponseForm::Sse, shape)
         });
         let ends = |byte: &u8| matches!(byte, b'\n' | b'\r');
         let (old, new) = (data.split(ends), sse.0.split(ends));
@@ -278,7 +278,7 @@ pub fn fuzz_usage(data: &[u8]) {
                     let head = old.len() - text.len();
                     assert_eq!(new[..head], old[..head]);
                     // Each line is a text of its own: what the other form makes of it.
-                    let line = rewrite(&mut std::iter::once(text), AnswerForm::Json, shape);
+                    let line = rewrite(&mut std::iter::once(text), ResponseForm::Json, shape);
                     if Tree::parse(text).is_some() {
                         assert_eq!(
                             new[head..].escape_ascii().to_string(),
@@ -299,7 +299,7 @@ pub fn fuzz_sse(data: &[u8]) {
     crate::h1::fuzz::fuzz_sse(data);
     fuzz_usage(data);
     for shape in [UsageShape::Chat, UsageShape::Responses] {
-        let (sent, _) = rewrite(&mut std::iter::once(data), AnswerForm::Sse, shape);
+        let (sent, _) = rewrite(&mut std::iter::once(data), ResponseForm::Sse, shape);
         let count = |bytes: &[u8]| SseEvents::new().feed(bytes);
         assert_eq!(count(&sent), count(data), "{}", data.escape_ascii());
     }
@@ -338,14 +338,14 @@ fn mask(
     Ok((sent, mask.masked()))
 }
 
-fn answer(
-    mut answer: PrefillAnswer,
+fn response(
+    mut response: PrefillResponse,
     pieces: &mut dyn Iterator<Item = &[u8]>,
 ) -> Result<Handoff, JsonError> {
     for piece in pieces {
-        answer.feed(piece)?;
+        response.feed(piece)?;
     }
-    answer.finish()
+    response.finish()
 }
 
 /// The count that the rewriter sets here.
@@ -353,7 +353,7 @@ const COUNT: u64 = 4321;
 
 fn rewrite(
     pieces: &mut dyn Iterator<Item = &[u8]>,
-    form: AnswerForm,
+    form: ResponseForm,
     shape: UsageShape,
 ) -> (Vec<u8>, u32) {
     let mut rewriter = UsageRewriter::new(form, shape, COUNT);
@@ -631,7 +631,7 @@ mod tests {
         ("json_scan", fuzz_scan),
         ("json_edit", fuzz_edit),
         ("json_mask", fuzz_mask),
-        ("json_answer", fuzz_answer),
+        ("json_response", fuzz_response),
         ("json_usage", fuzz_usage),
         ("sse", fuzz_sse),
     ];
@@ -662,8 +662,8 @@ mod tests {
             for (_, body) in BODIES {
                 body(&text);
             }
-            let text = random.document(ANSWER_NAMES);
-            fuzz_answer(&text);
+            let text = random.document(RESPONSE_NAMES);
+            fuzz_response(&text);
             fuzz_usage(&text);
         }
     }
@@ -690,7 +690,7 @@ mod tests {
                     "data: ", "data:", "data:  ", "event: ", ": ", "id:", "dat", "data",
                 ];
                 stream.extend_from_slice(random.pick(&head).as_bytes());
-                let mut text = random.document(ANSWER_NAMES);
+                let mut text = random.document(RESPONSE_NAMES);
                 text.retain(|byte| !matches!(byte, b'\n' | b'\r'));
                 if random.one_in(5) {
                     random.mutate(&mut text);

@@ -31,7 +31,7 @@ pub enum UsageShape {
 
 /// What the answer's payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum AnswerForm {
+pub enum ResponseForm {
     /// One JSON text.
     Json,
     /// A stream of server-sent events.
@@ -41,7 +41,7 @@ pub enum AnswerForm {
 /// Rewrites the cached-token count in an answer while its bytes pass.
 #[derive(Clone, Debug)]
 pub struct UsageRewriter {
-    form: AnswerForm,
+    form: ResponseForm,
     shape: UsageShape,
     line: Line,
     lexer: Lexer,
@@ -129,13 +129,13 @@ enum Value {
 impl UsageRewriter {
     /// A rewriter that sets the count to `cached_tokens`.
     #[must_use]
-    pub fn new(form: AnswerForm, shape: UsageShape, cached_tokens: u64) -> Self {
+    pub fn new(form: ResponseForm, shape: UsageShape, cached_tokens: u64) -> Self {
         Self {
             form,
             shape,
             line: match form {
-                AnswerForm::Json => Line::Data,
-                AnswerForm::Sse => Line::Start,
+                ResponseForm::Json => Line::Data,
+                ResponseForm::Sse => Line::Start,
             },
             lexer: Lexer::new(),
             frames: [Frame::new(Place::Top); DEPTH],
@@ -151,8 +151,8 @@ impl UsageRewriter {
     /// Forgets what it has seen, to rewrite the same answer from its beginning once more.
     pub fn restart(&mut self) {
         self.line = match self.form {
-            AnswerForm::Json => Line::Data,
-            AnswerForm::Sse => Line::Start,
+            ResponseForm::Json => Line::Data,
+            ResponseForm::Sse => Line::Start,
         };
         self.lexer = Lexer::new();
         self.frames = [Frame::new(Place::Top); DEPTH];
@@ -170,11 +170,11 @@ impl UsageRewriter {
             out,
         };
         match self.form {
-            AnswerForm::Json => {
+            ResponseForm::Json => {
                 self.data(&mut sink, 0, piece.len());
                 self.hold(&mut sink, piece.len());
             }
-            AnswerForm::Sse => self.lines(&mut sink),
+            ResponseForm::Sse => self.lines(&mut sink),
         }
         sink.pass(piece.len());
     }
@@ -527,7 +527,7 @@ impl Text {
 mod tests {
     use super::*;
 
-    fn rewrite(form: AnswerForm, shape: UsageShape, text: &str, size: usize) -> (String, u32) {
+    fn rewrite(form: ResponseForm, shape: UsageShape, text: &str, size: usize) -> (String, u32) {
         let mut rewriter = UsageRewriter::new(form, shape, 7);
         let mut sent = Vec::new();
         for piece in text.as_bytes().chunks(size) {
@@ -537,7 +537,7 @@ mod tests {
         (String::from_utf8(sent).unwrap(), rewriter.rewritten())
     }
 
-    fn check(form: AnswerForm, shape: UsageShape, cases: &[(&str, &str, u32)]) {
+    fn check(form: ResponseForm, shape: UsageShape, cases: &[(&str, &str, u32)]) {
         for (text, want, count) in cases {
             for size in 1..=text.len() {
                 let found = rewrite(form, shape, text, size);
@@ -554,7 +554,7 @@ mod tests {
     fn one_text() {
         let set = r#"{"usage":{"prompt_tokens_details":{"cached_tokens":7}}}"#;
         check(
-            AnswerForm::Json,
+            ResponseForm::Json,
             UsageShape::Chat,
             &[
                 (
@@ -606,7 +606,11 @@ mod tests {
         for text in same {
             let count = u32::from(text.contains("1x"));
             let want = text.replace("1x", "7x");
-            check(AnswerForm::Json, UsageShape::Chat, &[(text, &want, count)]);
+            check(
+                ResponseForm::Json,
+                UsageShape::Chat,
+                &[(text, &want, count)],
+            );
         }
     }
 
@@ -637,19 +641,23 @@ mod tests {
         ];
         for (inside, want) in cases {
             check(
-                AnswerForm::Json,
+                ResponseForm::Json,
                 UsageShape::Chat,
                 &[(&text(&inside), &want, 1)],
             );
         }
         let broken = format!("{{\"usage\":{{\"prompt_tokens_details\":[\"{long}\"}}}}}}");
-        check(AnswerForm::Json, UsageShape::Chat, &[(&broken, &broken, 0)]);
+        check(
+            ResponseForm::Json,
+            UsageShape::Chat,
+            &[(&broken, &broken, 0)],
+        );
     }
 
     #[test]
     fn responses() {
         check(
-            AnswerForm::Json,
+            ResponseForm::Json,
             UsageShape::Responses,
             &[
                 (
@@ -693,7 +701,7 @@ mod tests {
         for (text, count) in rewritten {
             let (old, _) = case(text);
             for size in 1..=old.len() {
-                let (new, found) = rewrite(AnswerForm::Sse, UsageShape::Chat, &old, size);
+                let (new, found) = rewrite(ResponseForm::Sse, UsageShape::Chat, &old, size);
                 assert_eq!(found, count, "{text:?}");
                 assert_eq!(new.matches(set).count(), count as usize, "{text:?}");
                 assert_eq!(new.replace(set, r#"{"usage":{}}"#), old, "{text:?}");
@@ -707,7 +715,7 @@ mod tests {
                     data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":5\r\n\
                     data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":nil}}}\n\
                     data: {\"a\":1}}\n\n";
-        check(AnswerForm::Sse, UsageShape::Chat, &[(text, text, 0)]);
+        check(ResponseForm::Sse, UsageShape::Chat, &[(text, text, 0)]);
     }
 
     #[test]
@@ -719,7 +727,7 @@ mod tests {
             "data: {\"choices\":[{\"text\":\"\\u00e9\"}],\"usage\" : null}\n\n",
             "data: {\"choi",
         ];
-        let mut rewriter = UsageRewriter::new(AnswerForm::Sse, UsageShape::Chat, 7);
+        let mut rewriter = UsageRewriter::new(ResponseForm::Sse, UsageShape::Chat, 7);
         for frame in frames {
             let mut slices = Vec::new();
             rewriter.feed(frame.as_bytes(), &mut |bytes| slices.push(bytes.to_vec()));
@@ -730,7 +738,7 @@ mod tests {
     #[test]
     fn every_count_is_written_right() {
         for count in [0, 9, 10, 99, 100, 416, u64::MAX - 1, u64::MAX] {
-            let mut rewriter = UsageRewriter::new(AnswerForm::Json, UsageShape::Responses, count);
+            let mut rewriter = UsageRewriter::new(ResponseForm::Json, UsageShape::Responses, count);
             let mut sent = Vec::new();
             rewriter.feed(b"{\"usage\":{}}", &mut |bytes| {
                 sent.extend_from_slice(bytes)

@@ -71,7 +71,7 @@ fn push_no_op(ring: &mut io_uring::IoUring, entry: &io_uring::squeue::Entry) -> 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn probing_twice_gives_the_same_answer() {
+    fn probing_twice_gives_the_same_response() {
         assert_eq!(super::probe_ring().is_ok(), super::probe_ring().is_ok());
     }
 }

@@ -180,7 +180,7 @@ impl Progress {
         if self.cut.min_tokens > 0 {
             edits.set(Level::Top, "min_tokens", self.minimum.as_bytes());
         }
-        edits.whole_answer();
+        edits.whole_response();
         if self.first.is_some() {
             edits.set(Level::Top, "continue_final_message", b"true");
             edits.set(Level::Top, "add_generation_prompt", b"false");
@@ -192,9 +192,9 @@ impl Progress {
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn take(&mut self, answer: &[u8]) -> Result<Chunk, ChunkError> {
+    pub fn take(&mut self, response: &[u8]) -> Result<Chunk, ChunkError> {
         let malformed = ChunkError::Malformed;
-        let choices = member(answer, "choices").ok_or(malformed)?;
+        let choices = member(response, "choices").ok_or(malformed)?;
         let choice = elements(choices).next().ok_or(malformed)?.value;
         let message = member(choice, "message").ok_or(malformed)?;
         if members(message).any(|item| is_other_part(item.key, item.value)) {
@@ -208,12 +208,12 @@ impl Progress {
         if text.is_empty() && self.first.is_none() && string_is(reason, "length") {
             return Err(ChunkError::NotPlain);
         }
-        let usage = member(answer, "usage").unwrap_or_default();
+        let usage = member(response, "usage").unwrap_or_default();
         let count =
             |name| -> Option<u64> { std::str::from_utf8(member(usage, name)?).ok()?.parse().ok() };
         let tokens = count("completion_tokens").ok_or(malformed)?;
         if self.first.is_none() {
-            let copy = |name| member(answer, name).unwrap_or(b"null").to_vec();
+            let copy = |name| member(response, name).unwrap_or(b"null").to_vec();
             let details = member(usage, "prompt_tokens_details").filter(|d| *d != b"null");
             self.first = Some(First {
                 id: copy("id"),
@@ -278,11 +278,11 @@ impl Progress {
         let message = with_member(message, "content", &text);
         let choice = with_member(choice, "message", &message);
         let choices = [b"[", &choice[..], b"]"].concat();
-        let answer = with_member(last, "choices", &choices);
-        let answer = with_member(&answer, "usage", &self.usage(cached_tokens));
+        let response = with_member(last, "choices", &choices);
+        let response = with_member(&response, "usage", &self.usage(cached_tokens));
         match &self.first {
-            Some(first) => with_member(&answer, "id", &first.id),
-            None => answer,
+            Some(first) => with_member(&response, "id", &first.id),
+            None => response,
         }
     }
 
@@ -373,7 +373,7 @@ mod tests {
         Cut::of(&Subject::new(Api::Chat, body).material(), 8)
     }
 
-    fn answer(id: &str, text: &str, reason: &str, tokens: u64) -> String {
+    fn response(id: &str, text: &str, reason: &str, tokens: u64) -> String {
         json!({"id": id, "object": "chat.completion", "created": 7, "model": "q3", "choices": [
             {"index": 0, "message": {"role": "assistant", "content": text, "tool_calls": []},
                 "finish_reason": reason, "stop_reason": null}],
@@ -436,7 +436,7 @@ mod tests {
         want["max_completion_tokens"] = json!(8);
         want["min_tokens"] = json!(8);
         assert_eq!(asked(&progress), want);
-        let first = answer("a", "one \"two\" \u{1}", "length", 8);
+        let first = response("a", "one \"two\" \u{1}", "length", 8);
         let chunk = progress.take(first.as_bytes()).unwrap();
         assert!(!chunk.is_last);
         want["max_tokens"] = json!(4);
@@ -452,7 +452,7 @@ mod tests {
         assert_eq!(event["choices"][0]["delta"]["role"], "assistant");
         assert_eq!(event["choices"][0]["finish_reason"], json!(null));
 
-        let second = answer("b", " three", "length", 4);
+        let second = response("b", " three", "length", 4);
         let chunk = progress.take(second.as_bytes()).unwrap();
         assert!(chunk.is_last, "the budget is spent");
         let whole: Value =
@@ -469,31 +469,31 @@ mod tests {
     #[test]
     fn x3_another_finish_reason_or_an_empty_chunk_ends_it() {
         let body = r#"{"messages":[{"role":"user","content":"x"}]}"#;
-        let ends = |answer: String| {
+        let ends = |response: String| {
             Progress::new(cut(body).unwrap())
-                .take(answer.as_bytes())
+                .take(response.as_bytes())
                 .map(|chunk| chunk.is_last)
         };
-        assert_eq!(ends(answer("a", "x", "stop", 3)), Ok(true));
-        assert_eq!(ends(answer("a", "", "stop", 0)), Ok(true));
+        assert_eq!(ends(response("a", "x", "stop", 3)), Ok(true));
+        assert_eq!(ends(response("a", "", "stop", 0)), Ok(true));
         assert_eq!(
-            ends(answer("a", "", "length", 8)),
+            ends(response("a", "", "length", 8)),
             Err(ChunkError::NotPlain)
         );
-        assert_eq!(ends(answer("a", "x", "length", 8)), Ok(false));
+        assert_eq!(ends(response("a", "x", "length", 8)), Ok(false));
         // The engine's context is full.
-        assert_eq!(ends(answer("a", "x", "length", 7)), Ok(true));
+        assert_eq!(ends(response("a", "x", "length", 7)), Ok(true));
         assert_eq!(ends("{}".to_owned()), Err(ChunkError::Malformed));
         for (limit, is_last) in [("", true), (r#","max_tokens":99"#, false)] {
             let body = format!("{}{limit}}}", body.strip_suffix('}').unwrap());
             let mut progress = Progress::new(cut(&body).unwrap());
             progress
-                .take(answer("a", "x", "length", 8).as_bytes())
+                .take(response("a", "x", "length", 8).as_bytes())
                 .unwrap();
-            let chunk = progress.take(answer("b", "", "length", 8).as_bytes());
+            let chunk = progress.take(response("b", "", "length", 8).as_bytes());
             assert_eq!(chunk.unwrap().is_last, is_last, "without text");
         }
-        let reasoned = answer("a", "x", "length", 8)
+        let reasoned = response("a", "x", "length", 8)
             .replace(r#""tool_calls":[]"#, r#""reasoning_content":"hm""#);
         assert_eq!(ends(reasoned), Err(ChunkError::NotPlain));
     }

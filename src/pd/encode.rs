@@ -79,7 +79,7 @@ pub fn leg(material: &Material<'_>, item: &[u8], ec: EcConnector) -> Result<Leg,
     let mut edits = material.edits();
     edits.set(Level::Top, "messages", &messages);
     edits.cap(&material, Caps::Sent);
-    edits.whole_answer();
+    edits.whole_response();
     let take = match ec {
         EcConnector::Example => Take::Nothing,
         EcConnector::Nixl => Take::Whole,
@@ -97,8 +97,8 @@ pub struct Merge {
 impl Merge {
     /// Takes one encoder's answer, a valid JSON text. `false`: it has no parameters, or they are no
     /// object with members.
-    pub fn take(&mut self, answer: &[u8]) -> bool {
-        let params = member(answer, "ec_transfer_params").unwrap_or_default();
+    pub fn take(&mut self, response: &[u8]) -> bool {
+        let params = member(response, "ec_transfer_params").unwrap_or_default();
         if validate(params).is_err() {
             return false;
         }
@@ -199,13 +199,13 @@ mod tests {
     #[test]
     fn c4_params_are_merged_and_the_later_counts() {
         let mut merge = Merge::default();
-        let answer = |params: &str| format!(r#"{{"id":"x","ec_transfer_params":{params}}}"#);
-        assert!(merge.take(answer(r#"{"h1":{"peer_port":1},"h2":[1.0]}"#).as_bytes()));
+        let response = |params: &str| format!(r#"{{"id":"x","ec_transfer_params":{params}}}"#);
+        assert!(merge.take(response(r#"{"h1":{"peer_port":1},"h2":[1.0]}"#).as_bytes()));
         for nothing in ["null", "{}", "[]", "7", "\"x\""] {
-            assert!(!merge.take(answer(nothing).as_bytes()), "{nothing}");
+            assert!(!merge.take(response(nothing).as_bytes()), "{nothing}");
         }
         assert!(!merge.take(b"{}"));
-        assert!(merge.take(answer(r#"{"h1":12345678901234567890}"#).as_bytes()));
+        assert!(merge.take(response(r#"{"h1":12345678901234567890}"#).as_bytes()));
         let merged = merge.finish().unwrap();
         let want = br#"{"h1":12345678901234567890,"h2":[1.0]}"#;
         assert_eq!(merged, want);

@@ -43,12 +43,12 @@ impl Freshness {
 impl Held {
     /// What a prefiller's answer gave.
     #[must_use]
-    pub fn new(answer: Handoff) -> Self {
-        let cached_tokens = answer
+    pub fn new(response: Handoff) -> Self {
+        let cached_tokens = response
             .cached_tokens
-            .or(answer.remote_prefill_cached_tokens)
+            .or(response.remote_prefill_cached_tokens)
             .unwrap_or(0);
-        let params = match answer.params {
+        let params = match response.params {
             Params::Object(bytes) => Ok(bytes),
             Params::Absent | Params::Null => Err(Reason::MissingKv),
             Params::Malformed(_) => Err(Reason::MalformedKv),
@@ -61,9 +61,9 @@ impl Held {
 
     /// An answer that is handed on as it is.
     #[must_use]
-    pub const fn of(answer: Vec<u8>) -> Self {
+    pub const fn of(response: Vec<u8>) -> Self {
         Self {
-            params: Ok(answer),
+            params: Ok(response),
             cached_tokens: 0,
         }
     }
@@ -95,7 +95,7 @@ impl Held {
 mod tests {
     use super::*;
 
-    fn answer(params: Params) -> Handoff {
+    fn response(params: Params) -> Handoff {
         Handoff {
             params,
             cached_tokens: None,
@@ -105,10 +105,10 @@ mod tests {
 
     #[test]
     fn taken_once_whatever_happens_to_it() {
-        let mut held = Held::new(answer(Params::Object(b"{}".to_vec())));
+        let mut held = Held::new(response(Params::Object(b"{}".to_vec())));
         assert_eq!(held.take(Freshness::Fresh), Ok(b"{}".to_vec()));
         assert_eq!(held.take(Freshness::Fresh), Err(Reason::UsedKv));
-        let mut held = Held::new(answer(Params::Object(b"{}".to_vec())));
+        let mut held = Held::new(response(Params::Object(b"{}".to_vec())));
         assert_eq!(held.take(Freshness::Stale), Err(Reason::StaleKv));
         assert_eq!(held.take(Freshness::Fresh), Err(Reason::UsedKv));
     }
@@ -120,7 +120,10 @@ mod tests {
             (Params::Null, Reason::MissingKv),
             (Params::Malformed("x"), Reason::MalformedKv),
         ] {
-            assert_eq!(Held::new(answer(params)).take(Freshness::Fresh), Err(want));
+            assert_eq!(
+                Held::new(response(params)).take(Freshness::Fresh),
+                Err(want)
+            );
         }
     }
 

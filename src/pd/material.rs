@@ -228,7 +228,7 @@ impl<'a> Edits<'a> {
 
     /// A prefill leg that is read by the proxy must not stream; and an engine refuses stream
     /// options on a request that does not.
-    pub(super) fn whole_answer(&mut self) {
+    pub(super) fn whole_response(&mut self) {
         self.set(Level::Top, "stream", b"false");
         self.remove(Level::Top, "stream_options");
     }
@@ -275,7 +275,7 @@ impl<'a> Material<'a> {
         let take = match self.chunk {
             // Chunks are read here, so they must not come encoded.
             Some(_) => Take::Whole,
-            None => Take::Answer(None),
+            None => Take::Response(None),
         };
         self.leg(Role::Decode, &self.edits(), take)
     }
@@ -285,7 +285,7 @@ impl<'a> Material<'a> {
     /// # Errors
     /// When the body needs more edits than allowed.
     pub fn source_leg(&self, params: &[u8]) -> Result<Leg, EditError> {
-        self.decode_leg(params, Take::Answer(None))
+        self.decode_leg(params, Take::Response(None))
     }
 
     /// The prefill leg of most connectors: these transfer parameters, and nothing but one token.
@@ -298,7 +298,7 @@ impl<'a> Material<'a> {
         let mut edits = self.edits();
         edits.set(Level::Top, "kv_transfer_params", params);
         edits.cap(self, caps);
-        edits.whole_answer();
+        edits.whole_response();
         self.leg(Role::Prefill, &edits, take)
     }
 

@@ -40,7 +40,7 @@ pub fn decode_leg(material: &Material<'_>, peer: &Peer) -> Result<Leg, EditError
     .into_bytes();
     params.extend_from_slice(engine);
     params.push(b'}');
-    material.decode_leg(&params, Take::Answer(None))
+    material.decode_leg(&params, Take::Response(None))
 }
 
 /// Engines one prefiller may have; a bootstrap server that names more is not believed.
@@ -49,9 +49,9 @@ pub const ENGINES_MAX: usize = 1024;
 /// The engines a bootstrap server names, in rank order: `{"0":{"engine_id":"e0"},...}`. `None`: the
 /// answer is not of that shape, or names no engine.
 #[must_use]
-pub fn engines(answer: &[u8]) -> Option<Vec<BootstrapEngine>> {
+pub fn engines(response: &[u8]) -> Option<Vec<BootstrapEngine>> {
     let mut engines = Vec::new();
-    let mut walk = members(answer);
+    let mut walk = members(response);
     for item in &mut walk {
         let rank = std::str::from_utf8(inner(item.key)?).ok()?.parse().ok()?;
         let id = member(item.value, "engine_id")?;
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn k1_engines_come_in_rank_order() {
-        let answer = br#"{"1":{"worker_addr":{},"engine_id":"e1"},"0":{"engine_id":"e0"}}"#;
-        let found = engines(answer).unwrap();
+        let response = br#"{"1":{"worker_addr":{},"engine_id":"e1"},"0":{"engine_id":"e0"}}"#;
+        let found = engines(response).unwrap();
         let shown: Vec<_> = found.iter().map(|e| (e.rank, &*e.id)).collect();
         assert_eq!(shown, [(0, &b"\"e0\""[..]), (1, &b"\"e1\""[..])]);
         for broken in [

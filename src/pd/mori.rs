@@ -131,7 +131,7 @@ pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
     );
     push_hosts(&mut params, mori, &mori.prefill_hosts);
     params.push('}');
-    let mut decode = material.decode_leg(params.as_bytes(), Take::Answer(None))?;
+    let mut decode = material.decode_leg(params.as_bytes(), Take::Response(None))?;
     decode.rank = header_rank(mori, ranks.local);
     for leg in [&mut prefill, &mut decode] {
         // Both engines know the transfer by this name.
@@ -266,7 +266,7 @@ mod tests {
                 &subject.material(),
                 &peer(),
                 handoff.as_bytes(),
-                Take::Answer(None),
+                Take::Response(None),
             );
             let leg = leg.unwrap();
             (apply(&leg, body)["kv_transfer_params"].clone(), leg.rank)

@@ -20,30 +20,30 @@ const HANDED_ON: [&str; 4] = [
 pub fn prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
     let mut edits = material.edits();
     edits.set(Level::Top, "do_remote_decode", b"true");
-    edits.whole_answer();
+    edits.whole_response();
     material.leg(Role::Prefill, &edits, Take::Whole)
 }
 
-/// The decode leg: `answer` is the prefiller's, a JSON object; `null` stands for what it left out.
+/// The decode leg: `response` is the prefiller's, a JSON object; `null` stands for what it left out.
 /// Without one the decoder computes the prompt itself.
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn decode_leg(material: &Material<'_>, answer: Option<&[u8]>) -> Result<Leg, EditError> {
+pub fn decode_leg(material: &Material<'_>, response: Option<&[u8]>) -> Result<Leg, EditError> {
     let mut edits = material.edits();
-    if let Some(answer) = answer {
+    if let Some(response) = response {
         edits.set(Level::Top, "do_remote_prefill", b"true");
         for name in HANDED_ON {
-            edits.set(Level::Top, name, member(answer, name).unwrap_or(b"null"));
+            edits.set(Level::Top, name, member(response, name).unwrap_or(b"null"));
         }
     }
-    material.leg(Role::Decode, &edits, Take::Answer(None))
+    material.leg(Role::Decode, &edits, Take::Response(None))
 }
 
 /// Whether a prefiller's answer hands KV cache on.
 #[must_use]
-pub fn hands_on(answer: &[u8]) -> bool {
-    let says = |name| member(answer, name).is_some_and(|value| value != b"null");
+pub fn hands_on(response: &[u8]) -> bool {
+    let says = |name| member(response, name).is_some_and(|value| value != b"null");
     says("remote_block_ids") && says("remote_engine_id")
 }
 
@@ -63,12 +63,12 @@ mod tests {
         let want = json!({"messages": [], "max_tokens": 9, "stream": false,
             "do_remote_decode": true});
         assert_eq!(apply(&prefill, body), want);
-        let answer = br#"{"id":"x","remote_block_ids":[1],"remote_engine_id":"e","remote_port":12345678901234567890}"#;
-        assert!(hands_on(answer));
+        let response = br#"{"id":"x","remote_block_ids":[1],"remote_engine_id":"e","remote_port":12345678901234567890}"#;
+        assert!(hands_on(response));
         assert!(!hands_on(
             br#"{"remote_block_ids":null,"remote_engine_id":"e"}"#
         ));
-        let decode = decode_leg(&subject.material(), Some(answer)).unwrap();
+        let decode = decode_leg(&subject.material(), Some(response)).unwrap();
         let mut want = json!({"messages": [], "max_tokens": 9, "stream": true,
             "stream_options": {}});
         assert_eq!(

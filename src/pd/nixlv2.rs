@@ -43,7 +43,7 @@ pub fn decode_leg(
     peer: &Peer,
     handoff: Option<&[u8]>,
 ) -> Result<Leg, EditError> {
-    let take = Take::Answer(material.api.usage_shape());
+    let take = Take::Response(material.api.usage_shape());
     match handoff {
         Some(handoff) if material.mori.write_mode => {
             mori::serial_decode_leg(material, peer, handoff, take)

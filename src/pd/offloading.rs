@@ -25,7 +25,7 @@ pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
     );
     Ok([
         material.prefill_leg(prefill.as_bytes(), Caps::Sent, Take::Nothing)?,
-        material.decode_leg(decode.as_bytes(), Take::Answer(None))?,
+        material.decode_leg(decode.as_bytes(), Take::Response(None))?,
     ])
 }
 

@@ -78,7 +78,7 @@ pub enum Reason {
     /// The prefiller took longer than allowed.
     PrefillTimeout,
     /// The prefiller's answer could not be read.
-    PrefillAnswer,
+    PrefillResponse,
     /// The decoder found enough of the prompt in the store itself.
     StoreHit,
     /// An encoder could not be reached, failed, or gave nothing that can be read.
@@ -117,7 +117,7 @@ impl Reason {
         Self::PrefillReset,
         Self::PrefillStatus,
         Self::PrefillTimeout,
-        Self::PrefillAnswer,
+        Self::PrefillResponse,
         Self::StoreHit,
         Self::Encode,
         Self::Bootstrap,
@@ -149,7 +149,7 @@ impl Reason {
             Self::PrefillReset => "prefill_reset",
             Self::PrefillStatus => "prefill_status",
             Self::PrefillTimeout => "prefill_timeout",
-            Self::PrefillAnswer => "prefill_answer",
+            Self::PrefillResponse => "prefill_answer",
             Self::StoreHit => "store_hit",
             Self::Encode => "encode",
             Self::Bootstrap => "bootstrap",

@@ -28,7 +28,7 @@ pub enum Take {
     Nothing,
     /// The whole answer, relayed to the client; its cached-token count is corrected to the
     /// prefiller's where the API has one.
-    Answer(Option<UsageShape>),
+    Response(Option<UsageShape>),
 }
 
 /// One upstream call: the client's body with edits, and what its answer is for.

@@ -26,7 +26,7 @@ pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
     edits.set(Level::Top, "bootstrap_room", room.as_bytes());
     Ok([
         material.leg(Role::Prefill, &edits, Take::Nothing)?,
-        material.leg(Role::Decode, &edits, Take::Answer(None))?,
+        material.leg(Role::Decode, &edits, Take::Response(None))?,
     ])
 }
 

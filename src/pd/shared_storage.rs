@@ -36,7 +36,7 @@ pub fn prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
 pub fn decode_leg(material: &Material<'_>) -> Result<Leg, EditError> {
     let mut edits = material.edits();
     edits.set(Level::Top, "cache_hit_threshold", b"0");
-    material.leg(Role::Decode, &edits, Take::Answer(None))
+    material.leg(Role::Decode, &edits, Take::Response(None))
 }
 
 /// `LMCache`'s prefill leg.
@@ -122,8 +122,8 @@ fn verdict_of_event(event: &[u8]) -> Verdict {
 
 /// Reads a whole answer.
 #[must_use]
-pub fn verdict_of_whole(answer: &[u8]) -> Verdict {
-    match verdict_of_event(answer) {
+pub fn verdict_of_whole(response: &[u8]) -> Verdict {
+    match verdict_of_event(response) {
         Verdict::Threshold => Verdict::Threshold,
         Verdict::Open | Verdict::Served => Verdict::Served,
     }
@@ -229,9 +229,9 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_answer_is_served_unless_it_says_otherwise() {
-        let answer = |reason: &str| format!(r#"{{"choices":[{{"finish_reason":{reason}}}]}}"#);
-        let verdict = |reason| verdict_of_whole(answer(reason).as_bytes());
+    fn a_whole_response_is_served_unless_it_says_otherwise() {
+        let response = |reason: &str| format!(r#"{{"choices":[{{"finish_reason":{reason}}}]}}"#);
+        let verdict = |reason| verdict_of_whole(response(reason).as_bytes());
         assert_eq!(verdict("\"cache_threshold\""), Verdict::Threshold);
         assert_eq!(verdict("\"length\""), Verdict::Served);
         assert_eq!(verdict("null"), Verdict::Served);

@@ -98,14 +98,14 @@ impl<N: Net> Exchange<'_, N> {
         if let Some(engines) = shard.engines.borrow().get(target, shard.net.now()) {
             return Ok(engines);
         }
-        let answer = match self.query(&target.with_port(port)).await {
-            Ok(answer) => answer,
+        let response = match self.query(&target.with_port(port)).await {
+            Ok(response) => response,
             Err(LegFault::Other(fault @ (Fault::ClientGone | Fault::ClientStalled))) => {
                 return Err(fault);
             }
             Err(_) => return Err(Fault::Bootstrap),
         };
-        let engines: Rc<[_]> = engines(&answer).ok_or(Fault::Bootstrap)?.into();
+        let engines: Rc<[_]> = engines(&response).ok_or(Fault::Bootstrap)?.into();
         let mut known = shard.engines.borrow_mut();
         known.put(target, Rc::clone(&engines), shard.net.now());
         Ok(engines)
@@ -139,7 +139,7 @@ impl<N: Net> Exchange<'_, N> {
         let took = micros_since(shard.net.now(), begun);
         shard.metrics.leg(leg_role(Role::Bootstrap), took);
         match ended? {
-            Attempt::Done(Taken::Whole(answer), ..) => Ok(answer),
+            Attempt::Done(Taken::Whole(response), ..) => Ok(response),
             Attempt::Done(..) | Attempt::Status(..) => Err(Fault::Bootstrap.into()),
         }
     }

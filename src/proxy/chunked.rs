@@ -29,7 +29,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Answers with chunk after chunk, of which `first` is the beginning of the first.
-    pub(super) async fn answer_in_chunks(
+    pub(super) async fn respond_in_chunks(
         &mut self,
         mut split: Split,
         first: Settled<N>,
@@ -41,26 +41,27 @@ impl<N: Net> Exchange<'_, N> {
         let mut settled = first;
         let mut is_first = true;
         loop {
-            let is_success = (200..300).contains(&settled.answer.head.status);
+            let is_success = (200..300).contains(&settled.response.head.status);
             if !is_success && self.account.status == 0 {
                 drop(split);
-                return Box::pin(self.relay(settled.upstream, settled.answer, Rewrite::None)).await;
+                return Box::pin(self.relay(settled.upstream, settled.response, Rewrite::None))
+                    .await;
             }
             if !is_success {
                 return self.end_with_theirs(settled).await;
             }
-            let answer = match self.read_chunk(settled).await {
-                Ok(answer) => answer,
+            let response = match self.read_chunk(settled).await {
+                Ok(response) => response,
                 Err(fault) => return self.end_with(fault).await,
             };
             let Some(progress) = &mut split.chunk else {
                 return Err(Fault::Bug("an answer in chunks without its progress"));
             };
-            let chunk = match progress.take(&answer) {
+            let chunk = match progress.take(&response) {
                 Ok(chunk) => chunk,
                 // Nothing has been said yet, so it can still be said in one piece.
-                Err(ChunkError::NotPlain) if is_first => return self.answer_uncut(split).await,
-                Err(_) => return self.end_with(Fault::ChunkAnswer).await,
+                Err(ChunkError::NotPlain) if is_first => return self.respond_uncut(split).await,
+                Err(_) => return self.end_with(Fault::ChunkResponse).await,
             };
             self.trace.chunk(progress);
             let (is_last, streams) = (chunk.is_last, progress.cut().streams);
@@ -74,8 +75,8 @@ impl<N: Net> Exchange<'_, N> {
                 }
                 self.send_events(&events, is_last).await?;
             } else if is_last {
-                let whole = progress.whole(&answer, cached_tokens);
-                return self.answer_own(200, &whole, None, None).await;
+                let whole = progress.whole(&response, cached_tokens);
+                return self.respond_local(200, &whole, None, None).await;
             }
             if is_last {
                 return Ok(());
@@ -94,30 +95,30 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Asks for the whole answer at once after all.
-    async fn answer_uncut(&mut self, mut split: Split) -> Result<(), Fault> {
+    async fn respond_uncut(&mut self, mut split: Split) -> Result<(), Fault> {
         split.chunk = None;
         let leg = split.material().local_leg().map_err(too_many)?;
         let settled = self.decode_local(&split, &leg).await?;
         drop(split);
-        Box::pin(self.relay(settled.upstream, settled.answer, Rewrite::None)).await
+        Box::pin(self.relay(settled.upstream, settled.response, Rewrite::None)).await
     }
 
     /// Reads one chunk's answer to its end.
     async fn read_chunk(&self, settled: Settled<N>) -> Result<Vec<u8>, Fault> {
         let Settled {
             upstream,
-            mut answer,
+            mut response,
             ..
         } = settled;
-        let framing = h1::answer_framing(Method::Post, &answer.head, &answer.bytes);
-        answer.framing = framing.map_err(|_| Fault::DecodeAnswer)?;
-        if answer.head.field(Name::ContentEncoding).is_some() {
-            return Err(Fault::ChunkAnswer);
+        let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
+        response.framing = framing.map_err(|_| Fault::DecodeResponse)?;
+        if response.head.field(Name::ContentEncoding).is_some() {
+            return Err(Fault::ChunkResponse);
         }
-        let keeps = h1::answer_keeps_alive(&answer.head, &answer.bytes, answer.framing);
-        let read = self.read_body(&upstream, &answer, Take::Whole, Limit::NONE);
+        let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
+        let read = self.read_body(&upstream, &response, Take::Whole, Limit::NONE);
         let read = read.await.map_err(|fault| match fault {
-            LegFault::BadAnswer => Fault::ChunkAnswer,
+            LegFault::BadResponse => Fault::ChunkResponse,
             other => other.fault(Role::Decode),
         });
         let (taken, is_clean) = read?;
@@ -176,12 +177,12 @@ impl<N: Net> Exchange<'_, N> {
                         *byte = b' ';
                     }
                 }
-                self.shard.note_fault(Fault::ChunkAnswer);
-                self.account.fault = Some(Fault::ChunkAnswer);
+                self.shard.note_fault(Fault::ChunkResponse);
+                self.account.fault = Some(Fault::ChunkResponse);
                 let events = [b"data: ", &error[..], b"\n\ndata: [DONE]\n\n"].concat();
                 self.send_events(&events, true).await
             }
-            Ok(_) => self.end_with(Fault::ChunkAnswer).await,
+            Ok(_) => self.end_with(Fault::ChunkResponse).await,
             Err(fault) => self.end_with(fault).await,
         }
     }

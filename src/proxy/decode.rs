@@ -5,7 +5,7 @@
 
 use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
-use super::leg::{Answer, Fresh, LegFault, Legs, Upstream};
+use super::leg::{Fresh, LegFault, Legs, Response, Upstream};
 use super::prefill::Prefilled;
 use super::relay::Rewrite;
 use super::run::{Limits, Ready, Runs};
@@ -43,10 +43,10 @@ impl<N: Net> Exchange<'_, N> {
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             match self.decode_once(&upstream, split, leg, Limit::NONE).await {
-                Ok(answer) => {
+                Ok(response) => {
                     return Ok(Settled {
                         upstream,
-                        answer,
+                        response,
                         rewrite: Rewrite::None,
                     });
                 }
@@ -87,20 +87,20 @@ impl<N: Net> Exchange<'_, N> {
                 prefilled.leaving = None;
             }
             match decoded {
-                Ok(answer) if carries && self.must_recompute(&answer) => {
+                Ok(response) if carries && self.must_recompute(&response) => {
                     self.account.outcome = Some((Outcome::LocalFallback, Reason::DecodeKvError));
                     repeated = true;
                 }
-                Ok(answer) => {
+                Ok(response) => {
                     let rewrite = match leg.take {
-                        Take::Answer(Some(shape)) => Rewrite::Usage(shape, cached_tokens),
-                        Take::Answer(None) | Take::Handoff | Take::Whole | Take::Nothing => {
+                        Take::Response(Some(shape)) => Rewrite::Usage(shape, cached_tokens),
+                        Take::Response(None) | Take::Handoff | Take::Whole | Take::Nothing => {
                             Rewrite::None
                         }
                     };
                     return Ok(Settled {
                         upstream,
-                        answer,
+                        response,
                         rewrite,
                     });
                 }
@@ -181,7 +181,7 @@ impl<N: Net> Exchange<'_, N> {
         split: &Split,
         leg: &Leg,
         send_limit: Limit,
-    ) -> Result<Answer, LegFault> {
+    ) -> Result<Response, LegFault> {
         self.enter(Phase::FirstByte);
         self.account.attempts += 1;
         let begun = self.shard.net.now();
@@ -194,25 +194,25 @@ impl<N: Net> Exchange<'_, N> {
             leg,
             body: &split.body.bytes,
         };
-        let mut answer = Answer::default();
+        let mut response = Response::default();
         let limits = Limits {
             send: send_limit,
             ..Limits::NONE
         };
         let sent = self
-            .exchange_leg(upstream, &ready, &mut answer, &limits)
+            .exchange_leg(upstream, &ready, &mut response, &limits)
             .await;
-        let answered = sent.map(|_| answer.head.status).map_err(label_of);
-        self.trace.answered(&self.shard.net, answered);
+        let responded = sent.map(|_| response.head.status).map_err(label_of);
+        self.trace.responded(&self.shard.net, responded);
         let took = micros_since(self.shard.net.now(), begun);
         self.shard.metrics.leg(leg_role(Role::Decode), took);
         self.sent_whole = sent?;
-        Ok(answer)
+        Ok(response)
     }
 
     /// A 500 with a handoff in hand mostly means that its KV cache could not be loaded.
-    fn must_recompute(&self, answer: &Answer) -> bool {
-        answer.head.status == 500
+    fn must_recompute(&self, response: &Response) -> bool {
+        response.head.status == 500
             && self.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute
     }
 }

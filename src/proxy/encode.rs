@@ -39,15 +39,15 @@ impl<N: Net> Exchange<'_, N> {
             let target = &encoders[index % encoders.len()];
             jobs.push(Some(self.begin_encode(split, target, leg, index)));
         }
-        let mut answers: Vec<_> = jobs.iter().map(|_| Taken::Nothing).collect();
+        let mut responses: Vec<_> = jobs.iter().map(|_| Taken::Nothing).collect();
         while jobs.iter().any(Option::is_some) {
             let (index, ended) = self.next_ended(&mut jobs).await?;
-            answers[index] = self.encoded(index, ended)?;
+            responses[index] = self.encoded(index, ended)?;
         }
         let mut merge = Merge::default();
-        for (index, answer) in answers.iter().enumerate() {
-            if let Taken::Whole(answer) = answer
-                && !merge.take(answer)
+        for (index, response) in responses.iter().enumerate() {
+            if let Taken::Whole(response) = response
+                && !merge.take(response)
             {
                 tracing::debug!(item = index, "an encoder gave no ec_transfer_params");
             }
@@ -136,16 +136,16 @@ impl<N: Net> Exchange<'_, N> {
     ) -> Result<Taken, Fault> {
         match ended {
             Ok(Attempt::Done(taken, ..)) => Ok(taken),
-            Ok(Attempt::Status(_, answer, _)) => {
+            Ok(Attempt::Status(_, response, _)) => {
                 let mut detail = format!("item {index}");
                 if !self.shard.config.pd.hide_prefill_errors {
-                    let rest = answer.rest();
+                    let rest = response.rest();
                     let shown = &rest[..rest.len().min(SHOWN_BYTES_MAX)];
                     detail.push_str(": ");
                     detail.push_str(&String::from_utf8_lossy(shown));
                 }
                 self.account.detail = Some(detail);
-                Err(Fault::EncodeStatus(answer.head.status))
+                Err(Fault::EncodeStatus(response.head.status))
             }
             Err(fault) => {
                 self.account.detail = Some(format!("item {index}"));

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::client::{Client, Limit};
-use super::head::{self, Forwarded, OwnAnswer};
+use super::head::{self, Forwarded, LocalResponse};
 use super::request_id::RequestId;
 use super::shard::Shard;
 use super::trace::Trace;
@@ -129,9 +129,9 @@ pub(super) async fn refuse_head<N: Net>(
 ) -> Next {
     let body = fault.body();
     let mut out = shard.buffer();
-    head::push_own(
+    head::push_local_response(
         &mut out,
-        &OwnAnswer {
+        &LocalResponse {
             status: fault.status(),
             body: body.as_bytes(),
             request_id: b"",
@@ -238,7 +238,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         }
         let decoder = self.decoder()?;
         match route {
-            Route::Health => self.answer_health().await,
+            Route::Health => self.respond_health().await,
             Route::Other => self.forward(decoder, None, expects).await,
             Route::Intercepted(api) => {
                 self.trace_forward(api);
@@ -294,9 +294,9 @@ impl<'a, N: Net> Exchange<'a, N> {
             .ok_or(Fault::UnknownRank)
     }
 
-    async fn answer_health(&mut self) -> Result<(), Fault> {
+    async fn respond_health(&mut self) -> Result<(), Fault> {
         let status = if self.shard.is_unhealthy() { 503 } else { 200 };
-        self.answer_own(status, b"", None, None).await
+        self.respond_local(status, b"", None, None).await
     }
 
     /// Writes the head for a leg into `out`, without framing and blank line.
@@ -340,7 +340,7 @@ impl<'a, N: Net> Exchange<'a, N> {
     }
 
     /// Sends an answer made here.
-    pub(super) async fn answer_own(
+    pub(super) async fn respond_local(
         &mut self,
         status: u16,
         body: &[u8],
@@ -349,9 +349,9 @@ impl<'a, N: Net> Exchange<'a, N> {
     ) -> Result<(), Fault> {
         let mut out = self.shard.buffer();
         self.keep_alive = self.keeps_alive();
-        head::push_own(
+        head::push_local_response(
             &mut out,
-            &OwnAnswer {
+            &LocalResponse {
                 status,
                 body,
                 request_id: self.request_id.as_bytes(),
@@ -407,15 +407,15 @@ impl<'a, N: Net> Exchange<'a, N> {
             self.keep_alive = false;
         }
         let body = fault.body_with(self.account.detail.as_deref());
-        let answered = self
-            .answer_own(
+        let responded = self
+            .respond_local(
                 fault.status(),
                 body.as_bytes(),
                 Some(fault.label()),
                 fault.retry_after_secs(),
             )
             .await;
-        match answered {
+        match responded {
             Ok(()) if self.keep_alive => Next::Request,
             Ok(()) => Next::Linger,
             Err(_) => Next::Close,
@@ -478,11 +478,11 @@ pub(super) const fn reason_of(fault: Fault) -> Reason {
     match fault {
         Fault::PrefillConnect => Reason::PrefillConnect,
         Fault::PrefillReset => Reason::PrefillReset,
-        Fault::PrefillAnswer | Fault::PrefillAnswerTooLarge => Reason::PrefillAnswer,
+        Fault::PrefillResponse | Fault::PrefillResponseTooLarge => Reason::PrefillResponse,
         Fault::PrefillTimeout | Fault::PairTimeout => Reason::PrefillTimeout,
         Fault::EncodeConnect
         | Fault::EncodeReset
-        | Fault::EncodeAnswer
+        | Fault::EncodeResponse
         | Fault::EncodeTimeout
         | Fault::EncodeStatus(_) => Reason::Encode,
         Fault::Bootstrap => Reason::Bootstrap,
@@ -494,10 +494,10 @@ pub(super) const fn reason_of(fault: Fault) -> Reason {
         Fault::DecodeRefused
         | Fault::DecodeConnectTimeout
         | Fault::DecodeReset
-        | Fault::DecodeAnswer
+        | Fault::DecodeResponse
         | Fault::FirstByteTimeout
         | Fault::DecodeTruncated
-        | Fault::ChunkAnswer => Reason::Decode,
+        | Fault::ChunkResponse => Reason::Decode,
         Fault::Head(_)
         | Fault::Chunk
         | Fault::Json(_)

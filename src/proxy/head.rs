@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::trace::Told;
 use crate::fleet::Target;
 use crate::h1::{
-    self, AnswerHead, Field, Framing, HeadError, HopFilter, Method, Name, RequestHead,
+    self, Field, Framing, HeadError, HopFilter, Method, Name, RequestHead, ResponseHead,
 };
 
 /// What a forwarded request head is made of, besides the client's fields.
@@ -179,12 +179,12 @@ pub(super) enum Outgoing {
 ///
 /// # Errors
 /// A `Connection` field that no head should have.
-pub(super) fn push_answer(
+pub(super) fn push_response(
     out: &mut Vec<u8>,
-    head: &AnswerHead,
+    head: &ResponseHead,
     bytes: &[u8],
     outgoing: Outgoing,
-    answer: &AnswerExtra<'_>,
+    response: &ResponseExtra<'_>,
 ) -> Result<(), HeadError> {
     let filter = HopFilter::new(&head.fields, bytes)?;
     h1::push_status_line(out, head.status, head.reason.of(bytes));
@@ -197,19 +197,19 @@ pub(super) fn push_answer(
             h1::push_field(out, field.name.of(bytes), field.value.of(bytes));
         }
     }
-    h1::push_field(out, b"x-request-id", answer.request_id);
+    h1::push_field(out, b"x-request-id", response.request_id);
     match outgoing {
-        Outgoing::None => push_stated_length(out, head, bytes, answer.method),
+        Outgoing::None => push_stated_length(out, head, bytes, response.method),
         Outgoing::Length(length) => push_length(out, length),
         Outgoing::Chunked => h1::push_field(out, b"transfer-encoding", b"chunked"),
         Outgoing::UntilClose => {}
     }
-    if let Some(upgrade) = answer.upgrade {
+    if let Some(upgrade) = response.upgrade {
         h1::push_field(out, b"connection", b"upgrade");
         h1::push_field(out, b"upgrade", upgrade);
-    } else if !answer.keep_alive {
+    } else if !response.keep_alive {
         h1::push_field(out, b"connection", b"close");
-    } else if answer.http10 {
+    } else if response.http10 {
         h1::push_field(out, b"connection", b"keep-alive");
     }
     out.extend_from_slice(b"\r\n");
@@ -217,7 +217,7 @@ pub(super) fn push_answer(
 }
 
 /// What an answer's head says besides the engine's fields.
-pub(super) struct AnswerExtra<'a> {
+pub(super) struct ResponseExtra<'a> {
     pub(super) request_id: &'a [u8],
     pub(super) method: Method,
     pub(super) keep_alive: bool,
@@ -228,7 +228,7 @@ pub(super) struct AnswerExtra<'a> {
 }
 
 /// The length an answer to HEAD, or a 304, states about the body it does not have.
-fn push_stated_length(out: &mut Vec<u8>, head: &AnswerHead, bytes: &[u8], method: Method) {
+fn push_stated_length(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], method: Method) {
     if (method == Method::Head || head.status == 304)
         && let Some(field) = head.field(Name::ContentLength)
         && let Some(length) = h1::parse_decimal(field.value.of(bytes))
@@ -238,7 +238,7 @@ fn push_stated_length(out: &mut Vec<u8>, head: &AnswerHead, bytes: &[u8], method
 }
 
 /// A whole answer made by the proxy itself.
-pub(super) fn push_own(out: &mut Vec<u8>, own: &OwnAnswer<'_>) {
+pub(super) fn push_local_response(out: &mut Vec<u8>, own: &LocalResponse<'_>) {
     h1::push_status_line(out, own.status, h1::reason_phrase(own.status).as_bytes());
     if !own.body.is_empty() {
         h1::push_field(out, b"content-type", b"application/json");
@@ -291,7 +291,7 @@ pub(super) fn push_event_stream(
 }
 
 /// The parts of an answer made by the proxy itself.
-pub(super) struct OwnAnswer<'a> {
+pub(super) struct LocalResponse<'a> {
     pub(super) status: u16,
     pub(super) body: &'a [u8],
     pub(super) request_id: &'a [u8],

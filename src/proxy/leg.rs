@@ -13,9 +13,9 @@ use super::exchange::Exchange;
 use super::shard::{Shard, leg_role};
 use crate::fault::Fault;
 use crate::fleet::Target;
-use crate::h1::{AnswerHead, Framing};
+use crate::h1::{Framing, ResponseHead};
 use crate::json::Splices;
-use crate::limits::{ADDRESSES_MAX, INTERIM_ANSWERS_MAX, RESOLVED_SECS_MAX, SEND_SLICES_MAX};
+use crate::limits::{ADDRESSES_MAX, INTERIM_RESPONSES_MAX, RESOLVED_SECS_MAX, SEND_SLICES_MAX};
 use crate::metrics::{Phase, ShardMetrics};
 use crate::net::pool::EndpointId;
 use crate::net::{Address, Conn, Net, would_block};
@@ -31,7 +31,7 @@ pub(super) enum LegFault {
     /// The connection ended before the first answer byte.
     Died,
     /// The answer is not HTTP/1.1.
-    BadAnswer,
+    BadResponse,
     /// The answer, which is read here, is longer than `--max-prefill-answer`.
     TooLarge,
     /// Something that has nothing to do with this engine.
@@ -45,20 +45,20 @@ impl LegFault {
             (Self::Refused, Role::Decode) => Fault::DecodeRefused,
             (Self::ConnectTimeout, Role::Decode) => Fault::DecodeConnectTimeout,
             (Self::Died, Role::Decode) => Fault::DecodeReset,
-            (Self::BadAnswer, Role::Decode) => Fault::DecodeAnswer,
+            (Self::BadResponse, Role::Decode) => Fault::DecodeResponse,
             (Self::Refused | Self::ConnectTimeout, Role::Prefill) => Fault::PrefillConnect,
             (Self::Died, Role::Prefill) => Fault::PrefillReset,
-            (Self::BadAnswer, Role::Prefill) => Fault::PrefillAnswer,
+            (Self::BadResponse, Role::Prefill) => Fault::PrefillResponse,
             (Self::Refused | Self::ConnectTimeout, Role::Encode) => Fault::EncodeConnect,
             (Self::Died, Role::Encode) => Fault::EncodeReset,
-            (Self::BadAnswer, Role::Encode) => Fault::EncodeAnswer,
+            (Self::BadResponse, Role::Encode) => Fault::EncodeResponse,
             (
-                Self::Refused | Self::ConnectTimeout | Self::Died | Self::BadAnswer,
+                Self::Refused | Self::ConnectTimeout | Self::Died | Self::BadResponse,
                 Role::Bootstrap,
             ) => Fault::Bootstrap,
-            (Self::TooLarge, Role::Prefill) => Fault::PrefillAnswerTooLarge,
-            (Self::TooLarge, Role::Decode) => Fault::ChunkAnswer,
-            (Self::TooLarge, Role::Encode) => Fault::EncodeAnswer,
+            (Self::TooLarge, Role::Prefill) => Fault::PrefillResponseTooLarge,
+            (Self::TooLarge, Role::Decode) => Fault::ChunkResponse,
+            (Self::TooLarge, Role::Encode) => Fault::EncodeResponse,
             (Self::TooLarge, Role::Bootstrap) => Fault::Bootstrap,
             (Self::Other(fault), _) => fault,
         }
@@ -298,12 +298,12 @@ pub(super) trait Legs<N: Net>: Dials<N> {
             // What it was is used while the look-up goes on; nobody waits for a name server.
             return Ok(addresses);
         }
-        let answer = self
+        let response = self
             .until(self.early_watch(), limit, |cx| {
                 shard.lookups.borrow_mut().poll(target, cx)
             })
             .await?;
-        Ok(answer)
+        Ok(response)
     }
 
     /// Sends a whole request: `head` (with its blank line) and the spliced body. Stops early,
@@ -313,7 +313,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         &self,
         upstream: &Upstream<N>,
         request: &SplicedRequest<'_>,
-        answer: &mut Answer,
+        response: &mut Response,
         limit: Limit,
     ) -> Result<bool, LegFault> {
         let conn = upstream.conn();
@@ -335,8 +335,8 @@ pub(super) trait Legs<N: Net>: Dials<N> {
                         .inspect_err(|_| conn.reset_on_close())?;
                     if !event {
                         // An interim answer is no reason to stop.
-                        answer.receive(self.shard(), conn)?;
-                        if answer.is_complete {
+                        response.receive(self.shard(), conn)?;
+                        if response.is_complete {
                             return Ok(false);
                         }
                     }
@@ -354,17 +354,17 @@ pub(super) trait Legs<N: Net>: Dials<N> {
     }
 
     /// Waits for the head of the answer.
-    async fn receive_answer(
+    async fn receive_response(
         &self,
         upstream: &Upstream<N>,
-        answer: &mut Answer,
+        response: &mut Response,
         limit: Limit,
     ) -> Result<(), LegFault> {
         let conn = upstream.conn();
-        while !answer.is_complete {
+        while !response.is_complete {
             self.until(Watch::Ahead, limit, |cx| conn.poll_readable(cx))
                 .await?;
-            answer.receive(self.shard(), conn)?;
+            response.receive(self.shard(), conn)?;
         }
         Ok(())
     }
@@ -406,15 +406,15 @@ impl SplicedRequest<'_> {
 
 /// An answer's head while it arrives, and the first of its body behind it.
 #[derive(Default)]
-pub(super) struct Answer {
+pub(super) struct Response {
     pub(super) bytes: Vec<u8>,
-    pub(super) head: AnswerHead,
+    pub(super) head: ResponseHead,
     pub(super) framing: Framing,
     is_complete: bool,
     interim: u32,
 }
 
-impl Answer {
+impl Response {
     /// Whether the final head is there.
     pub(super) const fn is_complete(&self) -> bool {
         self.is_complete
@@ -443,11 +443,11 @@ impl Answer {
         let nothing_yet = self.bytes.is_empty() && self.interim == 0;
         match received {
             Ok(0) if nothing_yet => Err(LegFault::Died),
-            Ok(0) => Err(LegFault::BadAnswer),
+            Ok(0) => Err(LegFault::BadResponse),
             Ok(_) => self.parse(),
             Err(error) if would_block(&error) => Ok(()),
             Err(_) if nothing_yet => Err(LegFault::Died),
-            Err(_) => Err(LegFault::BadAnswer),
+            Err(_) => Err(LegFault::BadResponse),
         }
     }
 
@@ -457,7 +457,7 @@ impl Answer {
         while self
             .head
             .parse(&self.bytes)
-            .map_err(|_| LegFault::BadAnswer)?
+            .map_err(|_| LegFault::BadResponse)?
         {
             let is_final = self.head.status >= 200 || self.head.status == 101;
             if is_final {
@@ -465,8 +465,8 @@ impl Answer {
                 return Ok(());
             }
             self.interim += 1;
-            if self.interim > INTERIM_ANSWERS_MAX {
-                return Err(LegFault::BadAnswer);
+            if self.interim > INTERIM_RESPONSES_MAX {
+                return Err(LegFault::BadResponse);
             }
             self.bytes.drain(..self.head.len);
         }

@@ -62,8 +62,8 @@ impl<N: Net> Exchange<'_, N> {
                 _,
                 Fault::PrefillConnect
                 | Fault::PrefillReset
-                | Fault::PrefillAnswer
-                | Fault::PrefillAnswerTooLarge
+                | Fault::PrefillResponse
+                | Fault::PrefillResponseTooLarge
                 | Fault::PrefillTimeout
                 | Fault::PrefillStatus(_),
             ) => EndedBy::Prefill,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
-use super::leg::{Answer, LegFault, Upstream};
+use super::leg::{LegFault, Response, Upstream};
 use super::relay::Rewrite;
 use super::run::{Attempt, Limits, Ready, Runs, Taken, finish_head};
 use super::shard::leg_role;
@@ -34,7 +34,7 @@ impl Prefilled {
     fn new(taken: Taken, at: Moment) -> Self {
         let held = match taken {
             Taken::Handoff(handoff) => Some(Held::new(*handoff)),
-            Taken::Whole(answer) if nixl::hands_on(&answer) => Some(Held::of(answer)),
+            Taken::Whole(response) if nixl::hands_on(&response) => Some(Held::of(response)),
             Taken::Whole(_) => Some(Held::none(Reason::MissingKv)),
             Taken::Nothing => None,
         };
@@ -150,13 +150,13 @@ impl<N: Net> Exchange<'_, N> {
                 self.enter(Phase::BetweenLegs);
                 ControlFlow::Break(Ok(Prefill::Done(Prefilled::new(taken, at), peer)))
             }
-            Ok(Attempt::Status(upstream, answer, sent)) => {
-                let status = answer.head.status;
+            Ok(Attempt::Status(upstream, response, sent)) => {
+                let status = response.head.status;
                 if may_retry && matches!(status, 502..=504) {
                     return ControlFlow::Continue(LegFault::Other(Fault::PrefillStatus(status)));
                 }
                 self.sent_whole = sent;
-                let refused = self.prefill_refused(upstream, answer);
+                let refused = self.prefill_refused(upstream, response);
                 ControlFlow::Break(refused.map(Prefill::Refused))
             }
             Err(fault) => ControlFlow::Continue(fault),
@@ -196,7 +196,7 @@ impl<N: Net> Exchange<'_, N> {
     /// The head of a leg whose body is spliced. Where its answer has to be readable by the proxy,
     /// no encoding of it is asked for.
     pub(super) fn spliced_head(&self, target: &Target, leg: &Leg) -> Result<Vec<u8>, Fault> {
-        let accept_encoding = leg.take == Take::Answer(None);
+        let accept_encoding = leg.take == Take::Response(None);
         // No larger than it will be: it waits for as long as the engine is silent.
         let out = Vec::with_capacity(self.head.len + LEG_HEAD_EXTRA_BYTES);
         let mut head = self.leg_head(out, target, accept_encoding, false, Some(leg))?;
@@ -209,9 +209,9 @@ impl<N: Net> Exchange<'_, N> {
     pub(super) fn prefill_refused(
         &mut self,
         upstream: Upstream<N>,
-        answer: Answer,
+        response: Response,
     ) -> Result<Settled<N>, Fault> {
-        let status = answer.head.status;
+        let status = response.head.status;
         let pd = &self.shard.config.pd;
         let is_hidden = pd.hide_prefill_errors || pd.on_prefill_failure == OnPrefillFailure::Decode;
         // Below 200 there is no error to show.
@@ -229,7 +229,7 @@ impl<N: Net> Exchange<'_, N> {
         self.shard.note_fault(fault);
         Ok(Settled {
             upstream,
-            answer,
+            response,
             rewrite: Rewrite::None,
         })
     }

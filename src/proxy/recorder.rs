@@ -317,7 +317,7 @@ impl Recorder {
     }
 
     /// The head of the open leg's answer is there.
-    pub(super) fn answered(&mut self, status: u16) {
+    pub(super) fn responded(&mut self, status: u16) {
         if let Some(leg) = &mut self.leg {
             note_status(leg, status);
         }

@@ -70,11 +70,11 @@ fn a_decoder_that_is_asked_first_has_a_span_of_its_own() {
     recorder.forward(4, 11 * MS);
     recorder.split(style());
     assert_eq!(recorder.leg(start(Role::Decode, 10, 20)).span_id, 10);
-    recorder.answered(200);
+    recorder.responded(200);
     assert_eq!(recorder.leg(start(Role::Prefill, 20, 30)).span_id, 20);
     recorder.prefilled(Ok(200), 40 * MS);
     recorder.leg(start(Role::Decode, 30, 55));
-    recorder.answered(200);
+    recorder.responded(200);
     let spans = finish(recorder, None);
     assert_eq!(
         shape(&spans),
@@ -145,7 +145,7 @@ fn legs_beyond_the_bound_are_told_of_their_phase() {
     recorder.cut(16);
     for nth in 0..TRACE_LEGS_MAX as u64 + 5 {
         let context = recorder.leg(start(Role::Decode, 1000 + 10 * nth, 20 + nth));
-        recorder.answered(200);
+        recorder.responded(200);
         recorder.chunk(16 * nth);
         let is_bounded = nth >= TRACE_LEGS_MAX as u64;
         // 1001 is the span of the chunks.

@@ -8,12 +8,12 @@ use std::io::IoSlice;
 
 use super::client::{Client, Limit, Watch};
 use super::exchange::{Exchange, micros_since};
-use super::head::{self, AnswerExtra, Outgoing};
-use super::leg::{Answer, Upstream};
+use super::head::{self, Outgoing, ResponseExtra};
+use super::leg::{Response, Upstream};
 use super::shard::Shard;
 use crate::fault::Fault;
 use crate::h1::{self, BodyMeter, Framing, Name};
-use crate::json::{AnswerForm, UsageRewriter, UsageShape};
+use crate::json::{ResponseForm, UsageRewriter, UsageShape};
 use crate::limits::{SPLICES_PER_TURN_MAX, STEPS_PER_TURN_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Moment, Net, would_block};
@@ -81,23 +81,23 @@ impl<N: Net> Exchange<'_, N> {
     pub(super) async fn relay(
         &mut self,
         upstream: Upstream<N>,
-        mut answer: Answer,
+        mut response: Response,
         rewrite: Rewrite,
     ) -> Result<(), Fault> {
         let received = self.shard.net.clock();
-        let (head, bytes) = (&answer.head, &answer.bytes);
+        let (head, bytes) = (&response.head, &response.bytes);
         if head.status == 101 {
             // Rare, and large: it must not be part of every exchange.
-            return Box::pin(self.relay_upgrade(upstream, answer)).await;
+            return Box::pin(self.relay_upgrade(upstream, response)).await;
         }
-        let framing = h1::answer_framing(self.head.method, head, bytes);
-        answer.framing = framing.map_err(|_| Fault::DecodeAnswer)?;
-        let engine_keeps = h1::answer_keeps_alive(head, bytes, answer.framing);
-        let rewriter = self.rewriter(&answer, rewrite);
-        let (outgoing, form) = self.outgoing(answer.framing, rewriter.is_some());
+        let framing = h1::response_framing(self.head.method, head, bytes);
+        response.framing = framing.map_err(|_| Fault::DecodeResponse)?;
+        let engine_keeps = h1::response_keeps_alive(head, bytes, response.framing);
+        let rewriter = self.rewriter(&response, rewrite);
+        let (outgoing, form) = self.outgoing(response.framing, rewriter.is_some());
         self.keep_alive = self.keeps_alive() && outgoing != Outgoing::UntilClose;
         let mut relay = Relay {
-            meter: BodyMeter::new(answer.framing),
+            meter: BodyMeter::new(response.framing),
             form,
             rewriter,
             has_surplus: false,
@@ -107,11 +107,11 @@ impl<N: Net> Exchange<'_, N> {
             said_done: false,
         };
         let is_open_ended = outgoing == Outgoing::UntilClose;
-        self.relay_first(&answer, outgoing, &mut relay, received)
+        self.relay_first(&response, outgoing, &mut relay, received)
             .await?;
-        self.shard.recycle(std::mem::take(&mut answer.bytes));
+        self.shard.recycle(std::mem::take(&mut response.bytes));
         self.shard
-            .recycle_fields(std::mem::take(&mut answer.head.fields));
+            .recycle_fields(std::mem::take(&mut response.head.fields));
         self.enter(Phase::Streaming);
         let relayed = self.relay_body(&upstream, &mut relay).await;
         self.account.bytes_out += relay.received;
@@ -135,23 +135,23 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// The rewriter for an answer that has a count to correct: a successful one, in clear.
-    fn rewriter(&self, answer: &Answer, rewrite: Rewrite) -> Option<UsageRewriter> {
+    fn rewriter(&self, response: &Response, rewrite: Rewrite) -> Option<UsageRewriter> {
         let Rewrite::Usage(shape, cached_tokens) = rewrite else {
             return None;
         };
-        let has_body = answer.framing != Framing::None;
-        let is_encoded = answer.head.field(Name::ContentEncoding).is_some();
-        if !has_body || is_encoded || !(200..300).contains(&answer.head.status) {
+        let has_body = response.framing != Framing::None;
+        let is_encoded = response.head.field(Name::ContentEncoding).is_some();
+        if !has_body || is_encoded || !(200..300).contains(&response.head.status) {
             return None;
         }
-        let content_type = answer.head.field(Name::ContentType);
-        let content_type = content_type.map_or(&b""[..], |field| field.value.of(&answer.bytes));
+        let content_type = response.head.field(Name::ContentType);
+        let content_type = content_type.map_or(&b""[..], |field| field.value.of(&response.bytes));
         let is_stream =
-            content_type.starts_with(b"text/event-stream") || answer.rest().starts_with(b"data:");
+            content_type.starts_with(b"text/event-stream") || response.rest().starts_with(b"data:");
         let form = if is_stream {
-            AnswerForm::Sse
+            ResponseForm::Sse
         } else {
-            AnswerForm::Json
+            ResponseForm::Json
         };
         Some(UsageRewriter::new(form, shape, cached_tokens))
     }
@@ -172,33 +172,33 @@ impl<N: Net> Exchange<'_, N> {
     /// Sends the head together with whatever of the body came with it.
     async fn relay_first(
         &mut self,
-        answer: &Answer,
+        response: &Response,
         outgoing: Outgoing,
         relay: &mut Relay,
         received: Moment,
     ) -> Result<(), Fault> {
         let mut body = self.shard.buffer();
-        relay.note_done(answer.rest());
-        relay.transform(answer.rest(), &mut body)?;
+        relay.note_done(response.rest());
+        relay.transform(response.rest(), &mut body)?;
         let mut outgoing = outgoing;
         if relay.form == Form::Chunked && relay.meter.is_done() {
             // The whole body is here: its length is known after all.
             body.clear();
-            relay.restart(answer.framing, Form::Bare);
-            relay.transform(answer.rest(), &mut body)?;
+            relay.restart(response.framing, Form::Bare);
+            relay.transform(response.rest(), &mut body)?;
             outgoing = Outgoing::Length(body.len() as u64);
         }
         let mut out = self.shard.buffer();
-        let extra = AnswerExtra {
+        let extra = ResponseExtra {
             request_id: self.request_id.as_bytes(),
             method: self.head.method,
             keep_alive: self.keep_alive,
             http10: self.is_http10(),
             upgrade: None,
         };
-        head::push_answer(&mut out, &answer.head, &answer.bytes, outgoing, &extra)
-            .map_err(|_| Fault::DecodeAnswer)?;
-        self.account.status = answer.head.status;
+        head::push_response(&mut out, &response.head, &response.bytes, outgoing, &extra)
+            .map_err(|_| Fault::DecodeResponse)?;
+        self.account.status = response.head.status;
         if outgoing == Outgoing::UntilClose {
             // The end of the connection will be the end of the answer, so whatever ends it early,
             // the end of this process included, must not look like that.

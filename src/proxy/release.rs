@@ -61,7 +61,7 @@ impl<N: Net> Exchange<'_, N> {
             let ended = aside.run_leg(&ready, &mut None, &Limits::all(limit)).await;
             let is_refused = matches!(
                 &ended,
-                Ok(Attempt::Status(_, answer, true)) if (400..500).contains(&answer.head.status)
+                Ok(Attempt::Status(_, response, true)) if (400..500).contains(&response.head.status)
             );
             aside.shard().metrics.stranded(if is_refused {
                 Stranded::Released

@@ -31,7 +31,7 @@ pub(super) struct Lookups {
 #[derive(Default)]
 struct Lookup {
     wakers: Vec<Waker>,
-    answer: Option<Rc<[Address]>>,
+    response: Option<Rc<[Address]>>,
     takers: usize,
 }
 
@@ -51,8 +51,8 @@ impl Lookups {
         let Some(lookup) = self.waiting.get_mut(target) else {
             return Poll::Ready(Rc::from([]));
         };
-        if let Some(answer) = &lookup.answer {
-            return Poll::Ready(Rc::clone(answer));
+        if let Some(response) = &lookup.response {
+            return Poll::Ready(Rc::clone(response));
         }
         if !lookup
             .wakers
@@ -68,7 +68,7 @@ impl Lookups {
     pub(super) fn leave(&mut self, target: &Target) {
         if let Some(lookup) = self.waiting.get_mut(target) {
             lookup.takers -= 1;
-            if lookup.takers == 0 && lookup.answer.is_some() {
+            if lookup.takers == 0 && lookup.response.is_some() {
                 self.waiting.remove(target);
             }
         }
@@ -80,7 +80,7 @@ impl Lookups {
     }
 
     /// Takes an answer from the inbox; whoever waits is woken.
-    pub(super) fn answer(&mut self, resolved: Resolved) -> Vec<Waker> {
+    pub(super) fn response(&mut self, resolved: Resolved) -> Vec<Waker> {
         let Some(lookup) = self.waiting.get_mut(&resolved.target) else {
             return Vec::new();
         };
@@ -88,7 +88,7 @@ impl Lookups {
             self.waiting.remove(&resolved.target);
             return Vec::new();
         }
-        lookup.answer = Some(resolved.addresses.into());
+        lookup.response = Some(resolved.addresses.into());
         std::mem::take(&mut lookup.wakers)
     }
 }
@@ -107,11 +107,11 @@ mod tests {
         assert!(lookups.poll(&target, &mut cx).is_pending());
         let address = Target::parse(b"127.0.0.1:1").unwrap();
         let address = address.address().unwrap().clone();
-        let answer = Resolved {
+        let response = Resolved {
             target: target.clone(),
             addresses: vec![address],
         };
-        assert_eq!(lookups.answer(answer).len(), 1);
+        assert_eq!(lookups.response(response).len(), 1);
         for _ in 0..2 {
             let Poll::Ready(addresses) = lookups.poll(&target, &mut cx) else {
                 panic!("pending")
@@ -123,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_nobody_waits_for_is_dropped() {
+    fn a_response_nobody_waits_for_is_dropped() {
         let target = Target::parse(b"engine:1").unwrap();
         let mut lookups = Lookups::default();
         lookups.join(&target);
         lookups.leave(&target);
         assert_eq!(lookups.join(&target), Some(false), "still asked");
         lookups.leave(&target);
-        lookups.answer(Resolved {
+        lookups.response(Resolved {
             target,
             addresses: vec![],
         });

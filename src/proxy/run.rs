@@ -1,11 +1,11 @@
 //! A leg whose answer is read here: send it, read its answer, keep what it is for.
 
 use super::client::{Limit, Watch};
-use super::leg::{Answer, Fresh, LegFault, Legs, SplicedRequest, Upstream, Waits};
+use super::leg::{Fresh, LegFault, Legs, Response, SplicedRequest, Upstream, Waits};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing, Method, Name};
-use crate::json::{Handoff, PrefillAnswer};
+use crate::json::{Handoff, PrefillResponse};
 use crate::net::pool::EndpointId;
 use crate::net::{Conn, Moment, Net, would_block};
 use crate::pd::{Leg, Role, Take};
@@ -61,7 +61,7 @@ pub(super) enum Attempt<N: Net> {
     Done(Taken, Moment, u16),
     /// An answer that is no success, to be relayed or tried again, and whether the engine had
     /// taken the whole request before it.
-    Status(Upstream<N>, Answer, bool),
+    Status(Upstream<N>, Response, bool),
 }
 
 impl<N: Net, W: Waits<N>> Runs<N> for W {}
@@ -91,14 +91,14 @@ pub(super) trait Runs<N: Net>: Legs<N> {
                 // A later candidate that is this node's own is passed over.
                 return Err(LegFault::Refused);
             }
-            let mut answer = Answer::default();
+            let mut response = Response::default();
             match self
-                .exchange_leg(&upstream, ready, &mut answer, limits)
+                .exchange_leg(&upstream, ready, &mut response, limits)
                 .await
             {
                 Ok(sent) => {
                     // Not part of what waits while an engine is silent.
-                    let taken = self.take_answer(upstream, ready, answer, sent, limits);
+                    let taken = self.take_response(upstream, ready, response, sent, limits);
                     return Box::pin(taken).await;
                 }
                 Err(LegFault::Died) if upstream.reused && fresh == Fresh::Pooled => {
@@ -115,7 +115,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         &self,
         upstream: &Upstream<N>,
         ready: &Ready<'_>,
-        answer: &mut Answer,
+        response: &mut Response,
         limits: &Limits,
     ) -> Result<bool, LegFault> {
         let request = SplicedRequest {
@@ -124,7 +124,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
             body: ready.body,
         };
         let sent = self
-            .send_spliced(upstream, &request, answer, limits.send)
+            .send_spliced(upstream, &request, response, limits.send)
             .await?;
         let shard = self.shard();
         let wait = shard.config.timeouts.first_byte;
@@ -135,39 +135,39 @@ pub(super) trait Runs<N: Net>: Legs<N> {
             Role::Bootstrap => Fault::Bootstrap,
         };
         let limit = Limit::of(shard.net.now(), wait, silent).or_sooner(limits.head);
-        self.receive_answer(upstream, answer, limit).await?;
+        self.receive_response(upstream, response, limit).await?;
         Ok(sent)
     }
 
     /// Reads an answer: what it gives, or a status that is none of success.
-    async fn take_answer(
+    async fn take_response(
         &self,
         upstream: Upstream<N>,
         ready: &Ready<'_>,
-        mut answer: Answer,
+        mut response: Response,
         sent: bool,
         limits: &Limits,
     ) -> Result<Attempt<N>, LegFault> {
         let shard = self.shard();
         let at = shard.net.now();
-        let framing = h1::answer_framing(Method::Post, &answer.head, &answer.bytes);
-        answer.framing = framing.map_err(|_| LegFault::BadAnswer)?;
-        if !(200..300).contains(&answer.head.status) {
-            return Ok(Attempt::Status(upstream, answer, sent));
+        let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
+        response.framing = framing.map_err(|_| LegFault::BadResponse)?;
+        if !(200..300).contains(&response.head.status) {
+            return Ok(Attempt::Status(upstream, response, sent));
         }
         self.note_good();
         let is_read = ready.leg.take != Take::Nothing;
-        if is_read && answer.head.field(Name::ContentEncoding).is_some() {
-            return Err(LegFault::BadAnswer);
+        if is_read && response.head.field(Name::ContentEncoding).is_some() {
+            return Err(LegFault::BadResponse);
         }
-        let keeps = h1::answer_keeps_alive(&answer.head, &answer.bytes, answer.framing);
-        let read = self.read_body(&upstream, &answer, ready.leg.take, limits.end);
+        let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
+        let read = self.read_body(&upstream, &response, ready.leg.take, limits.end);
         let (taken, is_clean) = read.await?;
         if keeps && sent && is_clean {
             upstream.keep(shard);
         }
-        shard.recycle(answer.bytes);
-        Ok(Attempt::Done(taken, at, answer.head.status))
+        shard.recycle(response.bytes);
+        Ok(Attempt::Done(taken, at, response.head.status))
     }
 
     /// Reads the body of an answer as it arrives and keeps what the leg is for. Also says whether
@@ -175,27 +175,27 @@ pub(super) trait Runs<N: Net>: Legs<N> {
     async fn read_body(
         &self,
         upstream: &Upstream<N>,
-        answer: &Answer,
+        response: &Response,
         take: Take,
         limit: Limit,
     ) -> Result<(Taken, bool), LegFault> {
         let pd = &self.shard().config.pd;
-        let bytes_max = pd.prefill_answer_bytes_max;
+        let bytes_max = pd.prefill_response_bytes_max;
         let flat_blocks = pd.allow_flat_blocks || pd.mori.write_mode;
         let mut reading = Reading {
-            meter: BodyMeter::new(answer.framing),
+            meter: BodyMeter::new(response.framing),
             keep: match take {
                 Take::Handoff => {
-                    let scan = PrefillAnswer::new(bytes_max).allow_flat_blocks(flat_blocks);
+                    let scan = PrefillResponse::new(bytes_max).allow_flat_blocks(flat_blocks);
                     Keep::Handoff(Box::new(scan))
                 }
                 Take::Whole => Keep::Whole(Vec::new()),
-                Take::Nothing | Take::Answer(_) => Keep::Nothing,
+                Take::Nothing | Take::Response(_) => Keep::Nothing,
             },
             bytes_max: bytes_max as u64,
             is_clean: true,
         };
-        reading.take(answer.rest())?;
+        reading.take(response.rest())?;
         let conn = upstream.conn();
         while !reading.meter.is_done() {
             self.until(Watch::Ahead, limit, |cx| conn.poll_readable(cx))
@@ -209,20 +209,20 @@ pub(super) trait Runs<N: Net>: Legs<N> {
                     reading.is_clean = false;
                     break;
                 }
-                Ok((0, _)) => return Err(LegFault::BadAnswer),
+                Ok((0, _)) => return Err(LegFault::BadResponse),
                 Ok((_, taken)) => taken?,
                 Err(error) if would_block(&error) => {}
-                Err(_) => return Err(LegFault::BadAnswer),
+                Err(_) => return Err(LegFault::BadResponse),
             }
         }
         let is_clean = reading.is_clean;
         let taken = match reading.keep {
             Keep::Handoff(scan) => {
-                let handoff = scan.finish().map_err(|_| LegFault::BadAnswer)?;
+                let handoff = scan.finish().map_err(|_| LegFault::BadResponse)?;
                 Taken::Handoff(Box::new(handoff))
             }
             Keep::Whole(bytes) => {
-                crate::json::validate(&bytes).map_err(|_| LegFault::BadAnswer)?;
+                crate::json::validate(&bytes).map_err(|_| LegFault::BadResponse)?;
                 Taken::Whole(bytes)
             }
             Keep::Nothing => Taken::Nothing,
@@ -241,7 +241,7 @@ struct Reading {
 
 enum Keep {
     /// Scanned as it passes; nothing but the handoff stays.
-    Handoff(Box<PrefillAnswer>),
+    Handoff(Box<PrefillResponse>),
     Whole(Vec<u8>),
     Nothing,
 }
@@ -255,13 +255,13 @@ impl Reading {
             Keep::Whole(bytes) => bytes.extend_from_slice(span.of(received)),
             Keep::Nothing => {}
         });
-        let taken = taken.map_err(|_| LegFault::BadAnswer)?;
+        let taken = taken.map_err(|_| LegFault::BadResponse)?;
         self.is_clean &= taken == received.len();
         if self.meter.payload_bytes() > self.bytes_max {
             return Err(LegFault::TooLarge);
         }
         if malformed {
-            return Err(LegFault::BadAnswer);
+            return Err(LegFault::BadResponse);
         }
         Ok(())
     }

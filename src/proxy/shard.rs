@@ -197,7 +197,7 @@ impl<N: Net> Shard<N> {
     pub fn resolved(&self, resolved: Resolved) {
         self.pools
             .note_addresses(&resolved.target, &resolved.addresses);
-        let wakers = self.lookups.borrow_mut().answer(resolved);
+        let wakers = self.lookups.borrow_mut().response(resolved);
         for waker in wakers {
             waker.wake();
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::body::{self, Body};
 use super::client::Limit;
 use super::exchange::{Exchange, reason_of};
-use super::leg::{Answer, Legs, Upstream};
+use super::leg::{Legs, Response, Upstream};
 use super::relay::Rewrite;
 use super::routing::Routing;
 use crate::config::{Config, KvConnector, MoriConfig, OnPrefillFailure};
@@ -99,7 +99,7 @@ impl Split {
 /// An answer that is the client's: its head is there, the rest is to be relayed.
 pub(super) struct Settled<N: Net> {
     pub(super) upstream: Upstream<N>,
-    pub(super) answer: Answer,
+    pub(super) response: Response,
     pub(super) rewrite: Rewrite,
 }
 
@@ -171,16 +171,16 @@ impl<N: Net> Exchange<'_, N> {
             self.run_legs(&mut split, &targets, received).await?
         };
         if split.chunk.is_some() {
-            return Box::pin(self.answer_in_chunks(split, settled)).await;
+            return Box::pin(self.respond_in_chunks(split, settled)).await;
         }
         // The answer may take minutes, and nothing needs the prompt any more.
         drop(split);
         let Settled {
             upstream,
-            answer,
+            response,
             rewrite,
         } = settled;
-        Box::pin(self.relay(upstream, answer, rewrite)).await
+        Box::pin(self.relay(upstream, response, rewrite)).await
     }
 
     async fn run_legs(

@@ -47,25 +47,25 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Reads as much of an answer as its verdict needs; what was read stays in it.
     async fn verdict(&self, settled: &mut Settled<N>) -> Result<Verdict, Fault> {
-        let answer = &mut settled.answer;
-        let is_encoded = answer.head.field(Name::ContentEncoding).is_some();
-        if !(200..300).contains(&answer.head.status) || is_encoded {
+        let response = &mut settled.response;
+        let is_encoded = response.head.field(Name::ContentEncoding).is_some();
+        if !(200..300).contains(&response.head.status) || is_encoded {
             return Ok(Verdict::Served);
         }
-        let framing = h1::answer_framing(Method::Post, &answer.head, &answer.bytes);
-        let framing = framing.map_err(|_| Fault::DecodeAnswer)?;
-        let content_type = answer.head.field(Name::ContentType);
-        let content_type = content_type.map_or(&b""[..], |field| field.value.of(&answer.bytes));
+        let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
+        let framing = framing.map_err(|_| Fault::DecodeResponse)?;
+        let content_type = response.head.field(Name::ContentType);
+        let content_type = content_type.map_or(&b""[..], |field| field.value.of(&response.bytes));
         let mut holding = Holding {
             meter: BodyMeter::new(framing),
             is_stream: content_type.starts_with(b"text/event-stream"),
             seen: 0,
             payload: Vec::new(),
-            bytes_max: self.shard.config.pd.prefill_answer_bytes_max,
+            bytes_max: self.shard.config.pd.prefill_response_bytes_max,
         };
         let conn = settled.upstream.conn();
         loop {
-            match holding.read(answer.rest()) {
+            match holding.read(response.rest()) {
                 Verdict::Open => {}
                 known => return Ok(known),
             }
@@ -73,14 +73,14 @@ impl<N: Net> Exchange<'_, N> {
                 .await?;
             let received = self.shard.with_small(|buffer| {
                 conn.try_recv(buffer)
-                    .inspect(|n| answer.bytes.extend_from_slice(&buffer[..*n]))
+                    .inspect(|n| response.bytes.extend_from_slice(&buffer[..*n]))
             });
             match received {
                 // The relay meets the same end, and knows what it means.
                 Ok(0) => return Ok(holding.at_end()),
                 Ok(_) => {}
                 Err(error) if would_block(&error) => {}
-                Err(_) => return Err(LegFault::BadAnswer.fault(crate::pd::Role::Decode)),
+                Err(_) => return Err(LegFault::BadResponse.fault(crate::pd::Role::Decode)),
             }
         }
     }

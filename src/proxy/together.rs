@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
 use super::job::Job;
-use super::leg::{Answer, Fresh, LegFault, Legs, Upstream, Waits};
+use super::leg::{Fresh, LegFault, Legs, Response, Upstream, Waits};
 use super::relay::Rewrite;
 use super::run::{Attempt, Limits, Ready, Runs};
 use super::shard::{JobGuard, Shard, leg_role};
@@ -32,7 +32,7 @@ type PrefillJob<N> = Job<N, Ended<N>>;
 /// How the decode leg ended.
 enum Decoded<N: Net> {
     /// Its answer is the client's.
-    Answered(Upstream<N>, Answer),
+    Responded(Upstream<N>, Response),
     /// The connection it was sent on had been closed by the engine.
     WasClosed,
 }
@@ -57,14 +57,14 @@ impl<N: Net> Exchange<'_, N> {
                 .decode_beside(split, decode, target, peer, &job, fresh)
                 .await;
             match ended {
-                Ok(Ok(Decoded::Answered(upstream, answer))) => {
-                    if !(200..300).contains(&answer.head.status) {
+                Ok(Ok(Decoded::Responded(upstream, response))) => {
+                    if !(200..300).contains(&response.head.status) {
                         // Nobody will fetch what is prefilled.
                         job.on_drop(Departure::End);
                     }
                     return Ok(Settled {
                         upstream,
-                        answer,
+                        response,
                         rewrite: Rewrite::None,
                     });
                 }
@@ -81,9 +81,9 @@ impl<N: Net> Exchange<'_, N> {
                     }
                     return Err(fault);
                 }
-                Err(Ok(Attempt::Status(upstream, answer, sent))) => {
+                Err(Ok(Attempt::Status(upstream, response, sent))) => {
                     self.sent_whole = sent;
-                    return self.prefill_refused(upstream, answer);
+                    return self.prefill_refused(upstream, response);
                 }
                 Err(Ok(Attempt::Done(..))) => return Err(Fault::Bug("a prefill that went well")),
                 Err(Err(fault)) => return Err(fault.fault(Role::Prefill)),
@@ -221,17 +221,17 @@ impl<N: Net> Exchange<'_, N> {
                 .connect(split.decoder, decoder, Role::Decode, fresh, Limit::NONE)
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
-            let answer = match self.decode_once(&upstream, split, &leg, Limit::NONE).await {
-                Ok(answer) => answer,
+            let response = match self.decode_once(&upstream, split, &leg, Limit::NONE).await {
+                Ok(response) => response,
                 Err(LegFault::Died) if upstream.reused => return Ok(Decoded::WasClosed),
                 Err(LegFault::Other(Fault::ClientGone)) => {
-                    let answer = Answer::default();
-                    return Err(self.leave_decoder(split, upstream, answer, job));
+                    let response = Response::default();
+                    return Err(self.leave_decoder(split, upstream, response, job));
                 }
                 Err(fault) => return Err(fault.fault(Role::Decode)),
             };
             if may_ask_again
-                && answer.head.status >= 500
+                && response.head.status >= 500
                 && self.engine_has_moved(target, &mut peer).await?
             {
                 // The prefiller waits under the same name; only its engine has another one now.
@@ -240,9 +240,9 @@ impl<N: Net> Exchange<'_, N> {
                 fresh = Fresh::New;
                 continue;
             }
-            return match self.commit(split, &upstream, &answer, job).await {
-                Ok(()) => Ok(Decoded::Answered(upstream, answer)),
-                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream, answer, job)),
+            return match self.commit(split, &upstream, &response, job).await {
+                Ok(()) => Ok(Decoded::Responded(upstream, response)),
+                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream, response, job)),
                 Err(fault) => Err(fault),
             };
         }
@@ -253,15 +253,15 @@ impl<N: Net> Exchange<'_, N> {
         &self,
         split: &Split,
         upstream: &Upstream<N>,
-        answer: &Answer,
+        response: &Response,
         job: &PrefillJob<N>,
     ) -> Result<(), Fault> {
         let by_first_byte = connector::commits_on_first_byte(split.connector());
-        if !answer.rest().is_empty() {
+        if !response.rest().is_empty() {
             job.note_met();
         }
-        let is_success = (200..300).contains(&answer.head.status);
-        if !is_success || (by_first_byte && !answer.rest().is_empty()) {
+        let is_success = (200..300).contains(&response.head.status);
+        if !is_success || (by_first_byte && !response.rest().is_empty()) {
             return Ok(());
         }
         let conn = upstream.conn();
@@ -282,11 +282,11 @@ impl<N: Net> Exchange<'_, N> {
         &self,
         split: &Split,
         upstream: Upstream<N>,
-        answer: Answer,
+        response: Response,
         job: &PrefillJob<N>,
     ) -> Fault {
         let has_begun =
-            answer.is_complete() && (!answer.rest().is_empty() || upstream.conn().peek_ready());
+            response.is_complete() && (!response.rest().is_empty() || upstream.conn().peek_ready());
         if has_begun {
             job.note_met();
         }
@@ -297,7 +297,7 @@ impl<N: Net> Exchange<'_, N> {
             let counted = shard.count_job();
             self.shard
                 .net
-                .spawn(await_first_byte(shard, counted, upstream, answer));
+                .spawn(await_first_byte(shard, counted, upstream, response));
         } else {
             upstream.conn().reset_on_close();
         }
@@ -311,7 +311,7 @@ async fn await_first_byte<N: Net>(
     shard: Rc<Shard<N>>,
     _counted: JobGuard<N>,
     upstream: Upstream<N>,
-    mut answer: Answer,
+    mut response: Response,
 ) {
     let timer = shard.net.timer();
     let wait = Duration::from_secs(ORPHAN_FIRST_BYTE_SECS_MAX);
@@ -324,10 +324,10 @@ async fn await_first_byte<N: Net>(
             }
             timer.poll(cx).map(|()| false)
         });
-        if !is_open.await || answer.is_complete() || answer.receive(&shard, conn).is_err() {
+        if !is_open.await || response.is_complete() || response.receive(&shard, conn).is_err() {
             break;
         }
-        if answer.is_complete() && !answer.rest().is_empty() {
+        if response.is_complete() && !response.rest().is_empty() {
             break;
         }
     }

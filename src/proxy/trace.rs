@@ -164,9 +164,9 @@ impl Trace {
     }
 
     /// The open leg has the head of its answer, or why it has none.
-    pub(super) fn answered<N: Net>(&self, net: &N, answered: Result<u16, &'static str>) {
-        self.note(net, |recorder, now_ns| match answered {
-            Ok(status) => recorder.answered(status),
+    pub(super) fn responded<N: Net>(&self, net: &N, responded: Result<u16, &'static str>) {
+        self.note(net, |recorder, now_ns| match responded {
+            Ok(status) => recorder.responded(status),
             Err(error) => recorder.failed(error, now_ns),
         });
     }
@@ -211,7 +211,7 @@ impl Detached {
 fn end_of<N: Net>(ended: &Result<Attempt<N>, LegFault>, role: Role) -> Result<u16, &'static str> {
     match ended {
         Ok(Attempt::Done(_, _, status)) => Ok(*status),
-        Ok(Attempt::Status(_, answer, _)) => Ok(answer.head.status),
+        Ok(Attempt::Status(_, response, _)) => Ok(response.head.status),
         Err(fault) => Err(fault.fault(role).label()),
     }
 }

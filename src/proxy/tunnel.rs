@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 
 use super::client::Limit;
 use super::exchange::Exchange;
-use super::head::{self, AnswerExtra, Outgoing};
-use super::leg::{Answer, Upstream};
+use super::head::{self, Outgoing, ResponseExtra};
+use super::leg::{Response, Upstream};
 use super::shard::Shard;
 use crate::fault::Fault;
 use crate::h1::Name;
@@ -31,38 +31,38 @@ impl<N: Net> Exchange<'_, N> {
     pub(super) async fn relay_upgrade(
         &mut self,
         upstream: Upstream<N>,
-        answer: Answer,
+        response: Response,
     ) -> Result<(), Fault> {
         // On an intercepted path the wish was not passed on, whatever the client wrote.
         let asked = self.upgrade_sent && self.body_done;
-        let protocol = answer
+        let protocol = response
             .head
             .field(Name::Upgrade)
-            .map(|field| field.value.of(&answer.bytes));
+            .map(|field| field.value.of(&response.bytes));
         let Some(protocol) = protocol.filter(|_| asked) else {
-            return Err(Fault::DecodeAnswer);
+            return Err(Fault::DecodeResponse);
         };
         let mut out = self.shard.buffer();
-        let extra = AnswerExtra {
+        let extra = ResponseExtra {
             request_id: self.request_id.as_bytes(),
             method: self.head.method,
             keep_alive: false,
             http10: false,
             upgrade: Some(protocol),
         };
-        head::push_answer(
+        head::push_response(
             &mut out,
-            &answer.head,
-            &answer.bytes,
+            &response.head,
+            &response.bytes,
             Outgoing::None,
             &extra,
         )
-        .map_err(|_| Fault::DecodeAnswer)?;
+        .map_err(|_| Fault::DecodeResponse)?;
         self.account.status = 101;
         self.enter(Phase::Streaming);
         self.client.send(self.shard, &[IoSlice::new(&out)]).await?;
         let mut down = Lane {
-            pending: answer.rest().to_vec(),
+            pending: response.rest().to_vec(),
             at: 0,
             ended: false,
         };

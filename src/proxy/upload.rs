@@ -6,7 +6,7 @@ use std::task::Poll;
 use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
 use super::head::push_request_framing;
-use super::leg::{Answer, Fresh, LegFault, Legs, Upstream};
+use super::leg::{Fresh, LegFault, Legs, Response, Upstream};
 use super::relay::Rewrite;
 use super::shard::{Shard, leg_role};
 use crate::fault::Fault;
@@ -40,7 +40,7 @@ struct Upload<N: Net> {
 
 /// What an upload waits for.
 enum Event {
-    Answer,
+    Response,
     Writable,
     Received,
 }
@@ -68,17 +68,17 @@ impl<N: Net> Exchange<'_, N> {
                 self.send_continue().await?;
             }
             self.take_read_ahead(&mut upload)?;
-            let mut answer = Answer::default();
-            match self.run_upload(&upstream, &mut upload, &mut answer).await {
+            let mut response = Response::default();
+            match self.run_upload(&upstream, &mut upload, &mut response).await {
                 Ok(()) => {
-                    let status = answer.head.status;
-                    self.trace.answered(&self.shard.net, Ok(status));
+                    let status = response.head.status;
+                    self.trace.responded(&self.shard.net, Ok(status));
                     self.note_masked(&upload);
                     // Its pipe, too: the answer may take minutes.
                     drop(upload.pipe.take());
                     self.shard.recycle(upload.head);
                     self.shard.recycle(upload.out);
-                    return Box::pin(self.relay(upstream, answer, Rewrite::None)).await;
+                    return Box::pin(self.relay(upstream, response, Rewrite::None)).await;
                 }
                 // The engine closed an idle connection just as we used it, before it said a
                 // word: one safe replay, on a connection that cannot have that fault.
@@ -89,7 +89,7 @@ impl<N: Net> Exchange<'_, N> {
                 }
                 Err(leg) => {
                     let error = leg.fault(Role::Decode).label();
-                    self.trace.answered(&self.shard.net, Err(error));
+                    self.trace.responded(&self.shard.net, Err(error));
                     // Bytes the engine has not read yet would keep a plain end from it.
                     upstream.conn().reset_on_close();
                     return Err(leg.fault(Role::Decode));
@@ -156,7 +156,7 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         upstream: &Upstream<N>,
         upload: &mut Upload<N>,
-        answer: &mut Answer,
+        response: &mut Response,
     ) -> Result<(), LegFault> {
         let conn = upstream.conn();
         self.enter(Phase::Upload);
@@ -189,9 +189,9 @@ impl<N: Net> Exchange<'_, N> {
                         break;
                     }
                 }
-                Event::Answer => {
-                    answer.receive(self.shard, conn)?;
-                    if answer.is_complete() {
+                Event::Response => {
+                    response.receive(self.shard, conn)?;
+                    if response.is_complete() {
                         break;
                     }
                 }
@@ -203,7 +203,7 @@ impl<N: Net> Exchange<'_, N> {
         let wait = self.shard.config.timeouts.first_byte;
         let begun = self.shard.net.now();
         let limit = Limit::of(begun, wait, Fault::FirstByteTimeout);
-        let ended = self.receive_answer(upstream, answer, limit).await;
+        let ended = self.receive_response(upstream, response, limit).await;
         let took = micros_since(self.shard.net.now(), begun);
         self.shard.metrics.leg(leg_role(Role::Decode), took);
         ended
@@ -218,7 +218,7 @@ impl<N: Net> Exchange<'_, N> {
             return client
                 .until_own(shard, limit, |cx| {
                     if conn.poll_readable(cx).is_ready() {
-                        return Poll::Ready(Event::Answer);
+                        return Poll::Ready(Event::Response);
                     }
                     client.conn.poll_readable(cx).map(|()| Event::Received)
                 })
@@ -234,7 +234,7 @@ impl<N: Net> Exchange<'_, N> {
         client
             .until(shard, watch, Limit::NONE, |cx| {
                 if conn.poll_readable(cx).is_ready() {
-                    return Poll::Ready(Event::Answer);
+                    return Poll::Ready(Event::Response);
                 }
                 conn.poll_writable(cx).map(|()| Event::Writable)
             })

@@ -216,7 +216,7 @@ fn prefiller_is_silent(driver: Driver) {
     leave_in_each_way(&what, &BEHIND, REPETITIONS, &pair.prefill, || {
         let mut client = pair.sidecar.connect();
         client.send(split_request(&pair, &ask_for(4, true).1));
-        wait_state(&pair.prefill, State::Answering);
+        wait_state(&pair.prefill, State::Responding);
         client
     });
     assert!(pair.decode.requests().is_empty(), "decode after an abort");
@@ -224,7 +224,7 @@ fn prefiller_is_silent(driver: Driver) {
 }
 
 #[test]
-fn while_the_prefill_answer_stalls() {
+fn while_the_prefill_response_stalls() {
     for fault in [
         Fault::StallAfterHead,
         // Of an answer that is no stream, half.
@@ -236,7 +236,7 @@ fn while_the_prefill_answer_stalls() {
         leave_in_each_way(&what, &BEHIND, 5, &pair.prefill, || {
             let mut client = pair.sidecar.connect();
             client.send(split_request(&pair, &ask_for(4, true).1));
-            wait_state(&pair.prefill, State::Answering);
+            wait_state(&pair.prefill, State::Responding);
             client
         });
         assert!(pair.decode.requests().is_empty(), "decode after an abort");
@@ -330,7 +330,7 @@ fn decoder_is_silent(driver: Driver) {
                 true => split_request(&pair, &body),
                 false => request("POST", CHAT, &[], body.as_bytes()),
             });
-            wait_state(&pair.decode, State::Answering);
+            wait_state(&pair.decode, State::Responding);
             client
         });
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mock_engine::{expected_text, expected_token_ids};
 use serde_json::{Value, json};
 
-use crate::client::Answer;
+use crate::client::Response;
 use crate::harness::sha256;
 
 /// An API kind.
@@ -153,31 +153,34 @@ impl Question {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// Fails unless `answer` is a whole answer to this question and to no other.
+    /// Fails unless `response` is a whole answer to this question and to no other.
     #[track_caller]
-    pub(crate) fn expect(&self, answer: &Answer) {
+    pub(crate) fn expect(&self, response: &Response) {
         let hash = sha256(self.prompt.as_bytes());
         let (have, want) = if self.api == Api::Generate {
             let ids = expected_token_ids(&hash, self.tokens);
-            (ids_of(answer), format!("{ids:?}"))
+            (ids_of(response), format!("{ids:?}"))
         } else {
-            (text_of(self.api, answer), expected_text(&hash, self.tokens))
+            (
+                text_of(self.api, response),
+                expected_text(&hash, self.tokens),
+            )
         };
-        assert_eq!(have, want, "{:?}: {}", self.api, answer.text());
+        assert_eq!(have, want, "{:?}: {}", self.api, response.text());
     }
 }
 
-fn pieces(answer: &Answer) -> Vec<Value> {
-    let kind = answer.header("content-type").unwrap_or_default();
+fn pieces(response: &Response) -> Vec<Value> {
+    let kind = response.header("content-type").unwrap_or_default();
     if kind.starts_with("text/event-stream") {
-        answer.events()
+        response.events()
     } else {
-        vec![answer.json()]
+        vec![response.json()]
     }
 }
 
 /// The text of an answer, whole or streamed.
-pub(crate) fn text_of(api: Api, answer: &Answer) -> String {
+pub(crate) fn text_of(api: Api, response: &Response) -> String {
     let places: &[&str] = match api {
         Api::Chat => &["/choices/0/message/content", "/choices/0/delta/content"],
         Api::Completions => &["/choices/0/text"],
@@ -194,16 +197,16 @@ pub(crate) fn text_of(api: Api, answer: &Answer) -> String {
             .find_map(|place| piece.pointer(place)?.as_str());
         found.unwrap_or_default().to_owned()
     };
-    pieces(answer).iter().map(text).collect()
+    pieces(response).iter().map(text).collect()
 }
 
 /// The token ids of an answer, whole or streamed.
-fn ids_of(answer: &Answer) -> String {
+fn ids_of(response: &Response) -> String {
     let ids = |piece: &Value| {
         let ids = piece.pointer("/choices/0/token_ids").cloned();
         ids.map_or_else(Vec::new, |ids| ids.as_array().unwrap().clone())
     };
-    let ids: Vec<u64> = pieces(answer)
+    let ids: Vec<u64> = pieces(response)
         .iter()
         .flat_map(ids)
         .map(|id| id.as_u64().unwrap())

@@ -3,7 +3,7 @@
 use mock_engine::Seen;
 use serde_json::{Value, json};
 
-use crate::client::{Answer, Client, chunked_request};
+use crate::client::{Client, Response, chunked_request};
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only, sha256};
 
 const GENERATE: &str = "/inference/v1/generate";
@@ -38,11 +38,11 @@ fn what_is_no_json_object_is_400_before_a_prefill() {
     let pair = Pair::start(&[]);
     for path in INTERCEPTED {
         for body in NOT_OBJECTS {
-            let answer = pair.post(path, body);
+            let response = pair.post(path, body);
             let text = String::from_utf8_lossy(body).into_owned();
-            assert_eq!(answer.status, 400, "{path} {text}");
-            let answer = answer.expect_error(400, "bad_json");
-            let message = answer.json()["message"].as_str().unwrap().to_owned();
+            assert_eq!(response.status, 400, "{path} {text}");
+            let response = response.expect_error(400, "bad_json");
+            let message = response.json()["message"].as_str().unwrap().to_owned();
             assert!(message.starts_with("invalid JSON: "), "{message}");
         }
     }
@@ -60,7 +60,7 @@ fn what_is_no_json_object_is_400_without_a_prefiller_too() {
                 .expect_error(400, "bad_json");
         }
     }
-    assert_eq!(pair.decode.counters().answered, 0);
+    assert_eq!(pair.decode.counters().responded, 0);
     pair.sidecar.expect_sound();
     // Other paths are not looked into.
     pair.sidecar
@@ -73,9 +73,9 @@ fn what_is_no_json_object_is_400_without_a_prefiller_too() {
 fn an_error_found_before_the_end_of_a_body_ends_the_connection() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
-    let answer = client.ask("POST", CHAT, &[], b"[]");
-    let answer = answer.expect_error(400, "bad_json");
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = client.ask("POST", CHAT, &[], b"[]");
+    let response = response.expect_error(400, "bad_json");
+    assert_eq!(response.header("connection"), Some("close"));
     client.expect_closed();
 }
 
@@ -85,9 +85,9 @@ fn an_error_found_at_the_end_of_a_body_leaves_the_connection_usable() {
     let target = pair.prefill.host_port();
     let mut client = pair.sidecar.connect();
     for _ in 0..3 {
-        let answer = client.ask("POST", CHAT, &[(PREFILLER, &target)], b"{\"a\":1");
-        let answer = answer.expect_error(400, "bad_json");
-        assert_eq!(answer.header("connection"), None);
+        let response = client.ask("POST", CHAT, &[(PREFILLER, &target)], b"{\"a\":1");
+        let response = response.expect_error(400, "bad_json");
+        assert_eq!(response.header("connection"), None);
         client
             .ask("POST", CHAT, &[], br#"{"messages":[]}"#)
             .expect(200);
@@ -191,7 +191,7 @@ fn a_body_in_chunks_is_sent_on_with_a_length() {
     let pieces: Vec<&[u8]> = ODD.as_bytes().chunks(7).collect();
     let mut client = pair.sidecar.connect();
     client.send(chunked_request(CHAT, &[(PREFILLER, &target)], &pieces));
-    client.answer().expect(200);
+    client.response().expect(200);
     let (prefill, decode) = pair.legs();
     for leg in [&prefill, &decode] {
         assert_eq!(
@@ -216,7 +216,7 @@ fn a_long_body_in_chunks_reaches_both_legs_whole() {
         let pieces: Vec<&[u8]> = body.as_bytes().chunks(chunk_bytes).collect();
         let mut client = pair.sidecar.connect();
         client.send(chunked_request(GENERATE, &[(PREFILLER, &target)], &pieces));
-        client.answer().expect(200);
+        client.response().expect(200);
         for leg in [only(&pair.prefill), only(&pair.decode)] {
             assert_eq!(leg.prompt_sha256.as_deref(), Some(&*sha256(ids.as_bytes())));
         }
@@ -238,7 +238,7 @@ fn decode_only_bodies_pass_as_they_are() {
     let pieces: Vec<&[u8]> = ODD.as_bytes().chunks(5).collect();
     let mut client = pair.sidecar.connect();
     client.send(chunked_request(CHAT, &[], &pieces));
-    client.answer().expect(200);
+    client.response().expect(200);
     let seen = only(&pair.decode);
     assert_eq!(text(&seen), ODD);
     assert_eq!(seen.framing, mock_engine::Framing::Chunked);
@@ -261,8 +261,8 @@ fn duplicates_are_all_edited() {
 fn an_escaped_name_is_the_member() {
     let client = r#"{"messages":[],"m\u0061x_tokens":64,"\u0073tream":true}"#;
     let pair = Pair::start(&[]);
-    let answer = pair.post(CHAT, client).expect(200);
-    assert!(answer.text().starts_with("data: "));
+    let response = pair.post(CHAT, client).expect(200);
+    assert!(response.text().starts_with("data: "));
     let (prefill, decode) = pair.legs();
     let sent = json_of(&prefill);
     assert_eq!(
@@ -382,7 +382,7 @@ fn a_clients_own_handoff_is_blanked_wherever_the_body_is_split() {
                 client.send("\r\n");
             }
             client.send("0\r\n\r\n");
-            client.answer().expect(200);
+            client.response().expect(200);
             let seen = only(&pair.decode);
             assert_eq!(seen.body.len(), body.len());
             assert_eq!(handoffs_of(&seen), Vec::<Value>::new(), "{body} at {at}");
@@ -394,7 +394,7 @@ fn a_clients_own_handoff_is_blanked_wherever_the_body_is_split() {
         pair.decode.clear();
         let mut client = pair.sidecar.connect();
         client.send(chunked_request(path, &[], &bytes));
-        client.answer().expect(200);
+        client.response().expect(200);
         let seen = only(&pair.decode);
         assert_eq!(seen.body.len(), body.len());
         assert_eq!(handoffs_of(&seen), Vec::<Value>::new(), "{body}");
@@ -423,7 +423,7 @@ fn a_clients_own_handoff_is_blanked_in_a_long_body() {
                 let pieces: Vec<&[u8]> = body.as_bytes().chunks(chunk_bytes).collect();
                 client.send(chunked_request(CHAT, &[], &pieces));
             }
-            client.answer().expect(200);
+            client.response().expect(200);
             let seen = only(&pair.decode);
             assert_eq!(seen.body.len(), body.len());
             assert_eq!(handoffs_of(&seen), Vec::<Value>::new());
@@ -437,7 +437,7 @@ fn a_clients_own_handoff_is_blanked_in_a_long_body() {
 fn a_clients_own_handoff_is_on_neither_leg() {
     for (path, body, _) in poisoned() {
         let pair = Pair::start(&[]);
-        let answer = pair.post(path, &body);
+        let response = pair.post(path, &body);
         let duplicate = body.matches("transfer_params").count() > 1 && path == CHAT;
         let decoded = pair.decode.requests();
         for seen in pair.prefill.requests().iter().chain(&decoded) {
@@ -445,7 +445,7 @@ fn a_clients_own_handoff_is_on_neither_leg() {
             assert!(!text(seen).contains("\"text\""));
         }
         if !duplicate {
-            answer.expect(200);
+            response.expect(200);
             let (_, decode) = pair.legs();
             assert_eq!(handoffs_of(&decode).len(), 1);
         }
@@ -514,16 +514,19 @@ fn requests_that_one_handoff_cannot_serve_stay_with_the_decoder() {
 #[test]
 fn invocations_of_another_shape_stay_with_the_decoder() {
     let pair = Pair::start(&[]);
-    let answer = pair.post("/invocations", r#"{"input":"x"}"#);
-    assert_eq!(answer.status, 400, "the engine's, which has no such shape");
-    assert_eq!(answer.header("x-ringside-error"), None);
+    let response = pair.post("/invocations", r#"{"input":"x"}"#);
+    assert_eq!(
+        response.status, 400,
+        "the engine's, which has no such shape"
+    );
+    assert_eq!(response.header("x-ringside-error"), None);
     assert!(pair.prefill.requests().is_empty());
     assert_eq!(pair.decode.requests().len(), 1);
     pair.sidecar.wait_outcome("local_policy", "unknown_shape");
 }
 
 #[test]
-fn pipelined_requests_are_answered_in_order() {
+fn pipelined_requests_are_responded_in_order() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     let mut client: Client = pair.sidecar.connect();
@@ -549,15 +552,15 @@ fn pipelined_requests_are_answered_in_order() {
         bytes.extend(chunked_request("/echo", &[], &[format!("{nth}")]));
     }
     client.send(bytes);
-    let answers: Vec<Answer> = (0..18).map(|_| client.answer().expect(200)).collect();
+    let responses: Vec<Response> = (0..18).map(|_| client.response().expect(200)).collect();
     for nth in 0..6 {
         let prompt = format!(r#"["{nth}"]"#);
         let words = mock_engine::expected_text(&sha256(prompt.as_bytes()), 2);
-        let said = answers[nth * 3].text();
+        let said = responses[nth * 3].text();
         let first = words.split_whitespace().next().unwrap();
         assert!(said.contains(first), "{first} in {said}");
-        assert!(answers[nth * 3 + 1].body.is_empty());
-        let echoed = answers[nth * 3 + 2].json();
+        assert!(responses[nth * 3 + 1].body.is_empty());
+        let echoed = responses[nth * 3 + 2].json();
         assert_eq!(echoed["body_sha256"], sha256(nth.to_string().as_bytes()));
     }
 }

@@ -7,7 +7,7 @@ use mock_engine::{EngineConfig, Fault, Seen, State, expected_text};
 use serde_json::{Value, json};
 
 use crate::apis::{Api, Question, text_of};
-use crate::client::{Answer, DEADLINE, End};
+use crate::client::{DEADLINE, End, Response};
 use crate::harness::{CHAT, Pair, Sidecar, json_of, only, sha256};
 use crate::harness_more::{Leave, RawEngine, expect_drained, expect_healthy};
 use crate::kv::wait_aborted;
@@ -24,7 +24,7 @@ fn start(tokens: u32) -> Pair {
 }
 
 /// Asks the decoder alone.
-fn ask(pair: &Pair, question: &Question) -> Answer {
+fn ask(pair: &Pair, question: &Question) -> Response {
     pair.sidecar.post(CHAT, &question.body, &[])
 }
 
@@ -36,11 +36,11 @@ fn bodies(pair: &Pair) -> Vec<Value> {
     requests.iter().map(json_of).collect()
 }
 
-/// Fails unless `answer` is so many tokens of the answer to this question.
+/// Fails unless `response` is so many tokens of the answer to this question.
 #[track_caller]
-fn expect_tokens(question: &Question, answer: &Answer, tokens: u32) {
+fn expect_tokens(question: &Question, response: &Response, tokens: u32) {
     let want = expected_text(&sha256(question.prompt.as_bytes()), tokens);
-    assert_eq!(text_of(Api::Chat, answer), want);
+    assert_eq!(text_of(Api::Chat, response), want);
 }
 
 #[test]
@@ -62,14 +62,14 @@ fn x1_a_budget_within_one_chunk_is_one_plain_decode() {
 }
 
 #[test]
-fn x2_two_chunks_are_one_answer() {
+fn x2_two_chunks_are_one_response() {
     let pair = start(32);
     let question = Api::Chat.ask(6, false);
-    let answer = ask(&pair, &question).expect(200);
-    expect_tokens(&question, &answer, 6);
+    let response = ask(&pair, &question).expect(200);
+    expect_tokens(&question, &response, 6);
     let bodies = bodies(&pair);
     assert_eq!(bodies.len(), 2);
-    let body = answer.json();
+    let body = response.json();
     assert_eq!(body["object"], "chat.completion");
     assert_eq!(body["choices"].as_array().unwrap().len(), 1);
     assert_eq!(body["choices"][0]["message"]["role"], "assistant");
@@ -87,25 +87,25 @@ fn x3_a_stop_before_the_budget_ends_it() {
     for stream in [false, true] {
         let pair = start(6);
         let question = Api::Chat.ask(100, stream);
-        let answer = ask(&pair, &question).expect(200);
-        expect_tokens(&question, &answer, 6);
+        let response = ask(&pair, &question).expect(200);
+        expect_tokens(&question, &response, 6);
         assert_eq!(bodies(&pair).len(), 2);
-        assert!(answer.text().contains("\"finish_reason\":\"stop\""));
-        assert!(!answer.text().contains("\"finish_reason\":\"length\""));
+        assert!(response.text().contains("\"finish_reason\":\"stop\""));
+        assert!(!response.text().contains("\"finish_reason\":\"length\""));
     }
 }
 
 #[test]
-fn x3_an_answer_without_a_limit_goes_on_until_it_stops() {
+fn x3_a_response_without_a_limit_goes_on_until_it_stops() {
     for stream in [false, true] {
         // A multiple of the chunk: the last one is empty.
         for tokens in [10, 12] {
             let pair = start(tokens);
             let prompt = r#"[{"role":"user","content":"no limit"}]"#;
             let body = format!("{{\"messages\":{prompt},\"stream\":{stream}}}");
-            let answer = pair.sidecar.post(CHAT, &body, &[]).expect(200);
+            let response = pair.sidecar.post(CHAT, &body, &[]).expect(200);
             let want = expected_text(&sha256(prompt.as_bytes()), tokens);
-            assert_eq!(text_of(Api::Chat, &answer), want);
+            assert_eq!(text_of(Api::Chat, &response), want);
         }
     }
 }
@@ -128,30 +128,30 @@ fn x3_a_full_context_ends_it() {
             )
         };
         let full = "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}";
-        let answers = [chunk("a b c d ", 4), chunk("e f", 2), full.to_owned()];
+        let responses = [chunk("a b c d ", 4), chunk("e f", 2), full.to_owned()];
         let next = AtomicUsize::new(0);
         let engine = RawEngine::start(move |mut conn, _| {
             while conn.request().is_some() {
                 let nth = next.fetch_add(1, Ordering::Relaxed);
-                conn.say(&answers[nth.min(2)]);
+                conn.say(&responses[nth.min(2)]);
             }
         });
         let sidecar = Sidecar::start(&[CHUNK], engine.port());
         let body = Api::Chat.ask(100, stream).body;
-        let answer = sidecar.post(CHAT, body, &[]).expect(200);
-        assert_eq!(text_of(Api::Chat, &answer), "a b c d e f");
-        assert!(answer.text().contains(r#""finish_reason":"length""#));
-        assert!(!answer.text().contains("error"), "{}", answer.text());
+        let response = sidecar.post(CHAT, body, &[]).expect(200);
+        assert_eq!(text_of(Api::Chat, &response), "a b c d e f");
+        assert!(response.text().contains(r#""finish_reason":"length""#));
+        assert!(!response.text().contains("error"), "{}", response.text());
     }
 }
 
 #[test]
-fn x4_later_chunks_continue_the_answer() {
+fn x4_later_chunks_continue_the_response() {
     let pair = start(32);
     let more = r#","temperature":0.5,"stream_options":{"include_usage":true}"#;
     let question = Api::Chat.ask_with(11, true, more);
-    let answer = ask(&pair, &question).expect(200);
-    expect_tokens(&question, &answer, 11);
+    let response = ask(&pair, &question).expect(200);
+    expect_tokens(&question, &response, 11);
     let bodies = bodies(&pair);
     assert_eq!(bodies.len(), 3);
     let hash = sha256(question.prompt.as_bytes());
@@ -177,8 +177,8 @@ fn x4_later_chunks_continue_the_answer() {
 fn x4_a_split_request_hands_over_in_its_first_chunk() {
     let pair = start(32);
     let question = Api::Chat.ask(10, false);
-    let answer = pair.post(CHAT, &question.body).expect(200);
-    expect_tokens(&question, &answer, 10);
+    let response = pair.post(CHAT, &question.body).expect(200);
+    expect_tokens(&question, &response, 10);
     let bodies = bodies(&pair);
     assert_eq!(bodies.len(), 3);
     let issued: Value = serde_json::from_str(&pair.handoffs.issued()[0]).unwrap();
@@ -188,7 +188,7 @@ fn x4_a_split_request_hands_over_in_its_first_chunk() {
     }
     assert_eq!(pair.prefill.requests().len(), 1);
     assert_eq!(pair.decode.counters().handoff_used, 1);
-    let details = &answer.json()["usage"]["prompt_tokens_details"];
+    let details = &response.json()["usage"]["prompt_tokens_details"];
     assert_eq!(details["cached_tokens"], 7);
 }
 
@@ -201,16 +201,16 @@ fn error(code: u16) -> Fault {
 }
 
 #[test]
-fn x5_an_error_of_the_first_chunk_is_the_answer() {
+fn x5_an_error_of_the_first_chunk_is_the_response() {
     let pair = start(32);
     for stream in [false, true] {
         for code in [400, 429, 500, 503] {
             pair.decode.fault(error(code), 1);
             let question = Api::Chat.ask(10, stream);
-            let answer = ask(&pair, &question).expect(code);
-            assert_eq!(answer.text(), format!("{{\"said\":{code}}}"));
+            let response = ask(&pair, &question).expect(code);
+            assert_eq!(response.text(), format!("{{\"said\":{code}}}"));
             assert_eq!(
-                answer.header("content-type"),
+                response.header("content-type"),
                 Some("application/problem+json")
             );
         }
@@ -224,15 +224,15 @@ fn x5_an_error_of_a_later_chunk() {
     let later = "continue_final_message";
     pair.decode.fault_with(later, error(503), 1);
     let question = Api::Chat.ask(10, false);
-    let answer = ask(&pair, &question).expect(503);
-    assert_eq!(answer.text(), "{\"said\":503}");
+    let response = ask(&pair, &question).expect(503);
+    assert_eq!(response.text(), "{\"said\":503}");
     // What has been streamed cannot be taken back: the stream shows that it is not whole.
     pair.decode.fault_with(later, error(503), 1);
     let question = Api::Chat.ask(10, true);
-    let answer = ask(&pair, &question);
-    assert_eq!(answer.status, 200);
-    let is_told = answer.text().contains("{\"said\":503}");
-    assert!(is_told || answer.end != End::Complete, "{answer:?}");
+    let response = ask(&pair, &question);
+    assert_eq!(response.status, 200);
+    let is_told = response.text().contains("{\"said\":503}");
+    assert!(is_told || response.end != End::Complete, "{response:?}");
     expect_healthy(&pair);
 }
 
@@ -242,13 +242,13 @@ fn x5_a_chunk_that_is_no_json_is_an_error() {
     for fault in [Fault::Html, Fault::HalfJson, Fault::Gzip] {
         pair.decode.fault(fault.clone(), 1);
         let question = Api::Chat.ask(10, false);
-        let answer = ask(&pair, &question);
-        assert!(answer.status >= 500, "{fault:?}: {answer:?}");
+        let response = ask(&pair, &question);
+        assert!(response.status >= 500, "{fault:?}: {response:?}");
         pair.decode
             .fault_with("continue_final_message", fault.clone(), 1);
         let question = Api::Chat.ask(10, true);
-        let answer = ask(&pair, &question);
-        let whole = text_of(Api::Chat, &answer).len();
+        let response = ask(&pair, &question);
+        let whole = text_of(Api::Chat, &response).len();
         assert!(whole < expected_text("00000000", 10).len(), "{fault:?}");
     }
     pair.sidecar.expect_sound();
@@ -262,12 +262,12 @@ fn x6_a_stream_has_an_event_per_chunk_and_looks_like_one() {
     for (more, counted) in [(usage, true), ("", false)] {
         pair.decode.clear();
         let question = Api::Chat.ask_with(10, true, more);
-        let answer = ask(&pair, &question).expect(200);
-        expect_tokens(&question, &answer, 10);
-        let kind = answer.header("content-type").unwrap();
+        let response = ask(&pair, &question).expect(200);
+        expect_tokens(&question, &response, 10);
+        let kind = response.header("content-type").unwrap();
         assert!(kind.starts_with("text/event-stream"), "{kind}");
-        assert!(answer.text().ends_with("data: [DONE]\n\n"));
-        let events = answer.events();
+        assert!(response.text().ends_with("data: [DONE]\n\n"));
+        let events = response.events();
         let ids: Vec<&Value> = events.iter().map(|event| &event["id"]).collect();
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
         assert!(
@@ -332,8 +332,8 @@ fn what_chunks_cannot_express_is_decoded_whole() {
     ] {
         pair.decode.clear();
         let question = Api::Chat.ask_with(10, false, more);
-        let answer = ask(&pair, &question);
-        assert!(matches!(answer.status, 200 | 400), "{more}: {answer:?}");
+        let response = ask(&pair, &question);
+        assert!(matches!(response.status, 200 | 400), "{more}: {response:?}");
         assert_eq!(only(&pair.decode).body, question.body.as_bytes(), "{more}");
     }
 }
@@ -347,8 +347,8 @@ fn other_kinds_of_requests_are_decoded_whole() {
         }
         pair.decode.clear();
         let question = api.ask(10, true);
-        let answer = pair.sidecar.post(api.path(), &question.body, &[]);
-        question.expect(&answer.expect(200));
+        let response = pair.sidecar.post(api.path(), &question.body, &[]);
+        question.expect(&response.expect(200));
         assert_eq!(only(&pair.decode).body, question.body.as_bytes());
     }
 }
@@ -381,10 +381,10 @@ fn text_that_needs_escapes_comes_back_as_it_was() {
     };
     pair.decode.fault(canned, 2);
     let question = Api::Chat.ask(8, false);
-    let answer = ask(&pair, &question).expect(200).json();
+    let response = ask(&pair, &question).expect(200).json();
     let once: String = serde_json::from_str(&format!("\"{said}\"")).unwrap();
     assert_eq!(
-        answer["choices"][0]["message"]["content"],
+        response["choices"][0]["message"]["content"],
         format!("{once}{once}")
     );
     let second = json_of(&pair.decode.requests()[1]);
@@ -407,7 +407,7 @@ fn the_client_leaves_between_and_in_chunks() {
                 log.len() == 2
                     && log
                         .last()
-                        .is_some_and(|seen| seen.state == State::Answering)
+                        .is_some_and(|seen| seen.state == State::Responding)
             };
             assert!(pair.decode.wait_for(DEADLINE, second).is_some());
             let (_, _client) = leave.now(client);

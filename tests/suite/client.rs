@@ -90,14 +90,14 @@ impl Head {
 
 /// An answer read to its end.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) head: Head,
     pub(crate) framing: Framing,
     pub(crate) body: Vec<u8>,
     pub(crate) end: End,
 }
 
-impl std::ops::Deref for Answer {
+impl std::ops::Deref for Response {
     type Target = Head;
 
     fn deref(&self) -> &Head {
@@ -105,7 +105,7 @@ impl std::ops::Deref for Answer {
     }
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
@@ -335,9 +335,9 @@ impl Client {
         path: &str,
         headers: &[(&str, &str)],
         body: &[u8],
-    ) -> Answer {
+    ) -> Response {
         self.send(request(method, path, headers, body));
-        self.answer_to(method)
+        self.response_to(method)
     }
 
     /// Takes more bytes in; `false` at the end.
@@ -456,13 +456,13 @@ impl Client {
 
     /// The next final answer, to a request that was no HEAD.
     #[track_caller]
-    pub(crate) fn answer(&mut self) -> Answer {
-        self.answer_to("GET")
+    pub(crate) fn response(&mut self) -> Response {
+        self.response_to("GET")
     }
 
     /// The next final answer, to a request of this method.
     #[track_caller]
-    pub(crate) fn answer_to(&mut self, method: &str) -> Answer {
+    pub(crate) fn response_to(&mut self, method: &str) -> Response {
         let head = loop {
             let head = self.head();
             if head.status >= 200 {
@@ -471,7 +471,7 @@ impl Client {
         };
         let framing = head.framing(method);
         let (body, end) = self.body(framing);
-        Answer {
+        Response {
             head,
             framing,
             body,

@@ -55,7 +55,7 @@ fn ringside_probe() -> bool {
 }
 
 #[test]
-fn both_drivers_stream_split_answers() {
+fn both_drivers_stream_split_responses() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let pair = pair_on(driver, &[], |_| {}, |_| {});
         // No token waits for a later one: these arrive although nothing follows them.
@@ -73,8 +73,8 @@ fn both_drivers_stream_split_answers() {
         let padding = "x".repeat(3 << 20);
         let (prompt, body) = ask_for(20_000, true);
         let body = body.replacen('{', &format!("{{\"user\":\"{padding}\","), 1);
-        let answer = pair.post(CHAT, &body).expect(200);
-        expect_text(&answer, &prompt, 20_000);
+        let response = pair.post(CHAT, &body).expect(200);
+        expect_text(&response, &prompt, 20_000);
         expect_healthy(&pair);
         expect_drained(&pair.sidecar);
         expect_handoffs_sound(&pair);

@@ -8,7 +8,7 @@ use mock_engine::{
 use serde_json::{Value, json};
 
 use crate::apis::Api;
-use crate::client::{Answer, Client, DEADLINE, request};
+use crate::client::{Client, DEADLINE, Response, request};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{Setup, wait_aborted, wait_state};
@@ -69,8 +69,8 @@ impl Stage {
     }
 
     /// Asks with encoders, and with a prefill engine if told.
-    fn ask_on(&self, path: &str, body: &str, split: bool) -> Answer {
-        self.begin(path, body, split).answer()
+    fn ask_on(&self, path: &str, body: &str, split: bool) -> Response {
+        self.begin(path, body, split).response()
     }
 
     fn begin(&self, path: &str, body: &str, split: bool) -> Client {
@@ -85,7 +85,7 @@ impl Stage {
         client
     }
 
-    fn ask(&self, body: &str, split: bool) -> Answer {
+    fn ask(&self, body: &str, split: bool) -> Response {
         self.ask_on(CHAT, body, split)
     }
 
@@ -152,8 +152,8 @@ fn e1_one_and_two_encoders() {
         let stage = Stage::start(count, NIXL, KvContract::Nixlv2);
         let items = [image(1), image(2), image(3)];
         let body = chat(&[items.as_slice(), &[TEXT.to_owned()]].concat(), true);
-        let answer = stage.ask(&body, false).expect(200);
-        assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        let response = stage.ask(&body, false).expect(200);
+        assert!(response.text().ends_with("data: [DONE]\n\n"));
         let encoded = stage.encoded();
         assert_eq!(encoded.iter().map(Vec::len).sum::<usize>(), 3);
         // Item i goes to encoder i modulo their number.
@@ -385,7 +385,7 @@ fn c3_repeated_urls_are_encoded_once() {
 }
 
 #[test]
-fn c4_answers_without_parameters_are_skipped() {
+fn c4_responses_without_parameters_are_skipped() {
     let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
     let items = [image(1), image(2)];
     for shape in [
@@ -452,10 +452,10 @@ fn too_many_items_are_400_before_any_leg() {
     for (count, status) in [(256, 200), (257, 400)] {
         stage.clear();
         let items: Vec<String> = (0..count).map(image).collect();
-        let answer = stage.ask(&chat(&items, true), false);
+        let response = stage.ask(&chat(&items, true), false);
         match status {
-            200 => drop(answer.expect(200)),
-            _ => drop(answer.expect_error(400, "too_many_items")),
+            200 => drop(response.expect(200)),
+            _ => drop(response.expect_error(400, "too_many_items")),
         }
         let legs = if status == 200 { count } else { 0 };
         assert_eq!(stage.encoded()[0].len(), legs);
@@ -478,10 +478,10 @@ fn c4_an_encoder_that_fails_ends_the_request() {
         // The second item's; the first one's is cancelled.
         stage.encoders[0].fault(Fault::StallBeforeHead, 1);
         stage.encoders[1].fault(fault.clone(), 1);
-        let answer = stage.ask(&chat(&[image(1), image(2)], true), split);
-        let answer = answer.expect(502).json();
-        assert_eq!(answer["type"], "BadGateway");
-        let message = answer["message"].as_str().unwrap();
+        let response = stage.ask(&chat(&[image(1), image(2)], true), split);
+        let response = response.expect(502).json();
+        assert_eq!(response["type"], "BadGateway");
+        let message = response["message"].as_str().unwrap();
         assert!(message.contains("507"), "{message}");
         let over = |log: &[Seen]| log.iter().all(|seen| seen.state.is_aborted());
         assert!(stage.encoders[0].wait_for(DEADLINE, over).is_some());
@@ -503,8 +503,8 @@ fn c4_the_item_that_fails_is_named() {
             content_type: "text/plain".to_owned(),
         };
         stage.encoders[0].fault_with(&items[nth], fault, 1);
-        let answer = stage.ask(&chat(&items, true), false);
-        let message = answer.expect(502).json()["message"].to_string();
+        let response = stage.ask(&chat(&items, true), false);
+        let message = response.expect(502).json()["message"].to_string();
         assert!(message.contains(&nth.to_string()), "{message}");
     }
     stage.expect_recovered();
@@ -529,31 +529,31 @@ fn c4_an_encoder_that_breaks_off_harms_nobody() {
                 // On a connection that was kept, once more on a new one.
                 stage.encoders[1].fault(fault.clone(), 2);
                 let body = chat(&[image(1), image(2)], true);
-                let answer = stage.ask(&body, split);
+                let response = stage.ask(&body, split);
                 stage.encoders[1].clear_faults();
-                assert_eq!(answer.status, 502, "{fault:?}: {}", answer.text());
-                assert_eq!(answer.expect(502).json()["type"], "BadGateway");
+                assert_eq!(response.status, 502, "{fault:?}: {}", response.text());
+                assert_eq!(response.expect(502).json()["type"], "BadGateway");
                 assert!(stage.pair.decode.requests().is_empty());
             }
         }
         stage.expect_recovered();
         let stage = Stage::start(1, args, KvContract::Nixlv2);
         stage.encoders[0].refuse(true);
-        let answer = stage.ask(&chat(&[image(1)], true), false);
-        assert_eq!(answer.expect(502).json()["type"], "BadGateway");
+        let response = stage.ask(&chat(&[image(1)], true), false);
+        assert_eq!(response.expect(502).json()["type"], "BadGateway");
         stage.encoders[0].refuse(false);
         stage.expect_recovered();
     }
 }
 
 #[test]
-fn c4_an_answer_that_is_no_json() {
+fn c4_a_response_that_is_no_json() {
     for fault in [Fault::Html, Fault::HalfJson, Fault::Gzip] {
         // Needed for one connector, thrown away by the other.
         let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
         stage.encoders[0].fault(fault.clone(), 1);
-        let answer = stage.ask(&chat(&[image(1)], true), false);
-        assert_eq!(answer.status, 502, "{fault:?}");
+        let response = stage.ask(&chat(&[image(1)], true), false);
+        assert_eq!(response.status, 502, "{fault:?}");
         stage.expect_recovered();
         let stage = Stage::start(1, EXAMPLE, KvContract::Nixlv2);
         stage.encoders[0].fault(fault.clone(), 1);
@@ -565,7 +565,7 @@ fn c4_an_answer_that_is_no_json() {
 }
 
 #[test]
-fn an_encoder_that_answers_in_pieces_or_at_length() {
+fn an_encoder_that_responses_in_pieces_or_at_length() {
     let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
     let item = image(1);
     for fault in [
@@ -588,7 +588,7 @@ fn an_encoder_that_answers_in_pieces_or_at_length() {
 }
 
 #[test]
-fn the_example_connector_throws_answers_away() {
+fn the_example_connector_throws_responses_away() {
     let stage = Stage::start(1, EXAMPLE, KvContract::Nixlv2);
     let body = chat(&[image(1)], true);
     stage.ask(&body, false).expect(200);
@@ -612,7 +612,7 @@ fn items_are_encoded_at_the_same_time_and_before_the_rest() {
     assert!(stage.pair.prefill.requests().is_empty());
     assert!(stage.pair.decode.requests().is_empty());
     stage.encoders.iter().for_each(Engine::release);
-    client.answer().expect(200);
+    client.response().expect(200);
     only(&stage.pair.prefill);
     only(&stage.pair.decode);
 }
@@ -629,7 +629,7 @@ fn the_client_leaves() {
             }
             let client = stage.begin(CHAT, &body, split);
             for encoder in &stage.encoders {
-                wait_state(encoder, State::Answering);
+                wait_state(encoder, State::Responding);
             }
             let (_, _client) = leave.now(client);
             stage.encoders.iter().for_each(wait_aborted);
@@ -644,7 +644,7 @@ fn the_client_leaves() {
             };
             last.fault(Fault::StallBeforeHead, 1);
             let client = stage.begin(CHAT, &body, split);
-            wait_state(last, State::Answering);
+            wait_state(last, State::Responding);
             let (_, _client) = leave.now(client);
             wait_aborted(last);
             expect_drained(&stage.pair.sidecar);
@@ -705,8 +705,8 @@ fn with_every_connector_and_every_kind_of_request() {
         for api in Api::ALL {
             stage.clear();
             let question = api.ask(4, true);
-            let answer = stage.ask_on(api.path(), &question.body, true).expect(200);
-            question.expect(&answer);
+            let response = stage.ask_on(api.path(), &question.body, true).expect(200);
+            question.expect(&response);
             only(&stage.pair.prefill);
             only(&stage.pair.decode);
             for engine in [&stage.pair.prefill, &stage.pair.decode] {

@@ -45,16 +45,16 @@ fn expect_unharmed(pair: &Pair) {
 }
 
 #[test]
-fn a_decoder_that_fails_before_its_answer() {
-    fails_before_its_answer(Driver::Ring);
+fn a_decoder_that_fails_before_its_response() {
+    fails_before_its_response(Driver::Ring);
 }
 
 #[test]
-fn a_decoder_that_fails_before_its_answer_on_epoll() {
-    fails_before_its_answer(Driver::Epoll);
+fn a_decoder_that_fails_before_its_response_on_epoll() {
+    fails_before_its_response(Driver::Epoll);
 }
 
-fn fails_before_its_answer(driver: Driver) {
+fn fails_before_its_response(driver: Driver) {
     let pair = pair_on(driver, &[], |_| {}, |_| {});
     let target = pair.prefill.host_port();
     let cases = [
@@ -74,9 +74,9 @@ fn fails_before_its_answer(driver: Driver) {
             pair.decode.fault(fault.clone(), u32::MAX);
             let (_, body) = ask_for(TOKENS, true);
             let mut client = pair.sidecar.connect();
-            let answer = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
+            let response = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
             pair.decode.clear_faults();
-            answer.expect_error(*code, label);
+            response.expect_error(*code, label);
             let after = pair.sidecar.metric("ringside_errors_total", &errors);
             assert!(
                 (after - before - 1.0).abs() < 0.1,
@@ -84,8 +84,8 @@ fn fails_before_its_answer(driver: Driver) {
             );
             // The client's connection has survived: the fault was not its own.
             let (prompt, body) = ask_for(TOKENS, false);
-            let answer = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
-            expect_text(&answer.expect(200), &prompt, TOKENS);
+            let response = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
+            expect_text(&response.expect(200), &prompt, TOKENS);
             expect_unharmed(&pair);
         }
     }
@@ -100,8 +100,8 @@ fn engines_that_stay_silent_are_given_up() {
     for split in WAYS {
         pair.decode.fault(Fault::StallBeforeHead, 1);
         let (_, body) = ask_for(TOKENS, true);
-        let answer = pair.sidecar.post(CHAT, &body, &headers(split, &target));
-        answer.expect_error(504, "first_byte_timeout");
+        let response = pair.sidecar.post(CHAT, &body, &headers(split, &target));
+        response.expect_error(504, "first_byte_timeout");
     }
     for fault in [
         Fault::StallBeforeHead,
@@ -115,8 +115,8 @@ fn engines_that_stay_silent_are_given_up() {
     ] {
         pair.prefill.fault(fault.clone(), 1);
         let (_, body) = ask_for(TOKENS, true);
-        let answer = pair.post(CHAT, &body);
-        answer.expect_error(504, "prefill_timeout");
+        let response = pair.post(CHAT, &body);
+        response.expect_error(504, "prefill_timeout");
     }
     assert_eq!(
         pair.decode.requests().len(),
@@ -138,14 +138,14 @@ fn a_decoder_that_refuses() {
         pair.decode.refuse(true);
         // Open connections stay in use until they are too old, so nothing is kept here.
         let (_, body) = ask_for(TOKENS, true);
-        let answer = pair.sidecar.post(CHAT, &body, &headers(split, &target));
-        let answer = answer.expect_error(503, "decode_refused");
-        assert_eq!(answer.header("retry-after"), Some("1"));
+        let response = pair.sidecar.post(CHAT, &body, &headers(split, &target));
+        let response = response.expect_error(503, "decode_refused");
+        assert_eq!(response.header("retry-after"), Some("1"));
         pair.decode.refuse(false);
         // A connection that is accepted and reset at once.
         pair.decode.fault(Fault::Refuse, 1);
-        let answer = pair.sidecar.post(CHAT, &body, &headers(split, &target));
-        assert!([502, 503].contains(&answer.status), "{answer:?}");
+        let response = pair.sidecar.post(CHAT, &body, &headers(split, &target));
+        assert!([502, 503].contains(&response.status), "{response:?}");
         if !split {
             expect_unharmed(&pair);
         }
@@ -160,18 +160,18 @@ fn a_decoder_that_says_more_than_it_was_asked() {
     let mut accepted = 0;
     for split in WAYS {
         for stream in [true, false] {
-            pair.decode.fault(Fault::GarbageAfterAnswer, 1);
+            pair.decode.fault(Fault::GarbageAfterResponse, 1);
             let mut client = pair.sidecar.connect();
             let (prompt, body) = ask_for(TOKENS, stream);
-            let answer = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
-            expect_text(&answer.expect(200), &prompt, TOKENS);
+            let response = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
+            expect_text(&response.expect(200), &prompt, TOKENS);
             accepted += 1;
             let connections = pair.decode.counters().connections_accepted;
             assert!(connections <= accepted, "{connections}");
             // The surplus was a whole answer: it must not become the next request's.
             let (prompt, body) = ask_for(TOKENS, stream);
-            let answer = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
-            expect_text(&answer.expect(200), &prompt, TOKENS);
+            let response = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
+            expect_text(&response.expect(200), &prompt, TOKENS);
             // That connection is kept, and is the one the next fault strikes on.
             let connections = pair.decode.counters().connections_accepted;
             assert_eq!(connections, accepted + 1, "the connection was used again");
@@ -182,7 +182,7 @@ fn a_decoder_that_says_more_than_it_was_asked() {
 }
 
 #[test]
-fn an_answer_that_is_late_for_an_idle_connection() {
+fn a_response_that_is_late_for_an_idle_connection() {
     // The engine speaks while its connection is idle: that connection is not used again.
     let (go, gone) = mpsc::channel::<()>();
     let gone = Mutex::new(gone);
@@ -201,8 +201,8 @@ fn an_answer_that_is_late_for_an_idle_connection() {
     let sidecar = Sidecar::start(&[], engine.port());
     let mut client = sidecar.connect();
     for _ in 0..50 {
-        let answer = client.ask("GET", "/v1/models", &[], b"").expect(200);
-        assert_eq!(answer.text(), "ok");
+        let response = client.ask("GET", "/v1/models", &[], b"").expect(200);
+        assert_eq!(response.text(), "ok");
         go.send(()).unwrap();
         tell.recv_timeout(Duration::from_secs(10)).unwrap();
     }
@@ -212,22 +212,27 @@ fn an_answer_that_is_late_for_an_idle_connection() {
 /// What a client may see of an answer that was cut short.
 #[track_caller]
 fn expect_cut(fault: &Fault, client: &mut Client, whole: usize) {
-    let answer = client.answer();
-    assert_eq!(answer.status, 200, "{fault:?}");
-    assert_ne!(answer.end, End::Complete, "{fault:?}: {:?}", answer.head);
-    assert!(answer.body.len() < whole, "{fault:?}");
-    if answer.framing == Framing::UntilClose {
-        assert_eq!(answer.end, End::Reset, "{fault:?}");
+    let response = client.response();
+    assert_eq!(response.status, 200, "{fault:?}");
+    assert_ne!(
+        response.end,
+        End::Complete,
+        "{fault:?}: {:?}",
+        response.head
+    );
+    assert!(response.body.len() < whole, "{fault:?}");
+    if response.framing == Framing::UntilClose {
+        assert_eq!(response.end, End::Reset, "{fault:?}");
     }
 }
 
 #[test]
-fn an_answer_that_is_cut_short_shows_it() {
+fn a_response_that_is_cut_short_shows_it() {
     cut_short_shows_it(Driver::Ring);
 }
 
 #[test]
-fn an_answer_that_is_cut_short_shows_it_on_epoll() {
+fn a_response_that_is_cut_short_shows_it_on_epoll() {
     cut_short_shows_it(Driver::Epoll);
 }
 
@@ -270,7 +275,7 @@ fn cut_short_shows_it(driver: Driver) {
 }
 
 #[test]
-fn an_old_client_sees_a_cut_answer_as_a_reset() {
+fn an_old_client_sees_a_cut_response_as_a_reset() {
     // Without chunks the end of the connection is the end of the answer.
     let pair = Pair::with(&[], |_| {}, |decode| decode.itl = Duration::from_millis(1));
     let target = pair.prefill.host_port();
@@ -285,16 +290,16 @@ fn an_old_client_sees_a_cut_answer_as_a_reset() {
             let text = String::from_utf8(bytes).unwrap();
             let mut client = pair.sidecar.connect();
             client.send(text.replacen("HTTP/1.1", "HTTP/1.0", 1));
-            let answer = client.answer();
-            assert_eq!(answer.framing, Framing::UntilClose, "{:?}", answer.head);
-            assert_eq!(answer.end, End::Reset, "{fault:?} split {split}");
+            let response = client.response();
+            assert_eq!(response.framing, Framing::UntilClose, "{:?}", response.head);
+            assert_eq!(response.end, End::Reset, "{fault:?} split {split}");
             expect_unharmed(&pair);
         }
     }
 }
 
 #[test]
-fn a_close_delimited_answer_that_is_reset_is_a_reset() {
+fn a_close_delimited_response_that_is_reset_is_a_reset() {
     let engine = RawEngine::start(|mut conn, _| {
         if conn.request().is_some() {
             conn.say("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nhalf of");
@@ -318,13 +323,13 @@ fn a_close_delimited_answer_that_is_reset_is_a_reset() {
 }
 
 #[test]
-fn odd_but_whole_answers_arrive_whole() {
+fn odd_but_whole_responses_arrive_whole() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     for split in WAYS {
         for stream in [true, false] {
             for fault in [
-                Fault::Http10Answer,
+                Fault::Http10Response,
                 Fault::NoFraming,
                 Fault::CloseIdle,
                 Fault::Interim { count: 16 },
@@ -335,8 +340,8 @@ fn odd_but_whole_answers_arrive_whole() {
             ] {
                 pair.decode.fault(fault.clone(), 1);
                 let (prompt, body) = ask_for(TOKENS, stream);
-                let answer = pair.sidecar.post(CHAT, &body, &headers(split, &target));
-                expect_text(&answer.expect(200), &prompt, TOKENS);
+                let response = pair.sidecar.post(CHAT, &body, &headers(split, &target));
+                expect_text(&response.expect(200), &prompt, TOKENS);
                 expect_unharmed(&pair);
             }
         }
@@ -360,8 +365,8 @@ fn idle_closed_costs_one_replay(driver: Driver) {
         pair.decode.fault(Fault::CloseOnNextRequest, 1);
         for _ in 0..2 {
             let (prompt, body) = ask_for(TOKENS, true);
-            let answer = pair.sidecar.post(CHAT, &body, &[]).expect(200);
-            expect_text(&answer, &prompt, TOKENS);
+            let response = pair.sidecar.post(CHAT, &body, &[]).expect(200);
+            expect_text(&response, &prompt, TOKENS);
         }
         assert_eq!(pair.decode.counters().stale_closed, u64::from(nth));
         pair.sidecar
@@ -379,8 +384,8 @@ fn a_replay_of_a_decode_leg_goes_without_its_handoff() {
     pair.decode.fault(Fault::CloseOnNextRequest, 1);
     for _ in 0..2 {
         let (prompt, body) = ask_for(TOKENS, true);
-        let answer = pair.post(CHAT, &body).expect(200);
-        expect_text(&answer, &prompt, TOKENS);
+        let response = pair.post(CHAT, &body).expect(200);
+        expect_text(&response, &prompt, TOKENS);
     }
     pair.sidecar.wait_outcome("remote", "none");
     pair.sidecar.wait_outcome("local_fallback", "handoff_used");
@@ -401,8 +406,8 @@ fn an_idle_connection_the_prefiller_has_closed_costs_one_replay() {
     pair.prefill.fault(Fault::CloseOnNextRequest, 1);
     for _ in 0..2 {
         let (prompt, body) = ask_for(TOKENS, true);
-        let answer = pair.post(CHAT, &body).expect(200);
-        expect_text(&answer, &prompt, TOKENS);
+        let response = pair.post(CHAT, &body).expect(200);
+        expect_text(&response, &prompt, TOKENS);
     }
     let remote = [("outcome", "remote"), ("reason", "none")];
     pair.sidecar
@@ -475,9 +480,9 @@ fn a_prefiller_that_fails() {
         pair.prefill.fault(fault.clone(), u32::MAX);
         let mut client = pair.sidecar.connect();
         client.send(split_request(&pair, &ask_for(TOKENS, true).1));
-        let answer = client.answer();
+        let response = client.response();
         pair.prefill.clear_faults();
-        answer.expect_error(*code, label);
+        response.expect_error(*code, label);
         assert_eq!(
             pair.decode.requests().len(),
             decodes,
@@ -485,7 +490,7 @@ fn a_prefiller_that_fails() {
         );
         let (prompt, body) = ask_for(TOKENS, false);
         client.send(split_request(&pair, &body));
-        expect_text(&client.answer().expect(200), &prompt, TOKENS);
+        expect_text(&client.response().expect(200), &prompt, TOKENS);
         expect_unharmed(&pair);
     }
     expect_drained(&pair.sidecar);
@@ -509,16 +514,16 @@ fn a_prefiller_whose_connects_are_swallowed() {
     let deaf = Deaf::new();
     let (_, body) = ask_for(TOKENS, true);
     let target = deaf.host_port();
-    let answer = pair.sidecar.post(CHAT, &body, &[(PREFILLER, &target)]);
-    answer.expect_error(502, "prefill_connect");
+    let response = pair.sidecar.post(CHAT, &body, &[(PREFILLER, &target)]);
+    response.expect_error(502, "prefill_connect");
     // The next candidate takes over.
     let (prompt, body) = ask_for(TOKENS, true);
     let both = format!("{target},{}", pair.prefill.host_port());
-    let answer = pair
+    let response = pair
         .sidecar
         .post(CHAT, &body, &[(PREFILLER, &both)])
         .expect(200);
-    expect_text(&answer, &prompt, TOKENS);
+    expect_text(&response, &prompt, TOKENS);
     expect_unharmed(&pair);
 }
 
@@ -526,10 +531,10 @@ fn a_prefiller_whose_connects_are_swallowed() {
 fn a_prefiller_that_is_odd_but_whole() {
     let pair = Pair::start(&[]);
     for fault in [
-        Fault::Http10Answer,
+        Fault::Http10Response,
         Fault::NoFraming,
         Fault::CloseIdle,
-        Fault::GarbageAfterAnswer,
+        Fault::GarbageAfterResponse,
         Fault::Interim { count: 16 },
         Fault::LargeJson { bytes: 1 << 20 },
         Fault::Slow {
@@ -540,8 +545,8 @@ fn a_prefiller_that_is_odd_but_whole() {
         pair.prefill.fault(fault.clone(), 1);
         for _ in 0..2 {
             let (prompt, body) = ask_for(TOKENS, true);
-            let answer = pair.post(CHAT, &body).expect(200);
-            expect_text(&answer, &prompt, TOKENS);
+            let response = pair.post(CHAT, &body).expect(200);
+            expect_text(&response, &prompt, TOKENS);
         }
         expect_unharmed(&pair);
     }
@@ -558,8 +563,8 @@ fn prefill_retries_are_counted_and_bounded() {
     assert_eq!(pair.prefill.requests().len(), 3);
     pair.prefill.clear();
     pair.prefill.fault(status(503), u32::MAX);
-    let answer = pair.post(CHAT, &body).expect(503);
-    assert_eq!(answer.json()["error"]["message"], "engine says 503");
+    let response = pair.post(CHAT, &body).expect(503);
+    assert_eq!(response.json()["error"]["message"], "engine says 503");
     assert_eq!(
         pair.prefill.requests().len(),
         3,
@@ -576,21 +581,21 @@ fn prefill_retries_are_counted_and_bounded() {
 }
 
 #[test]
-fn a_prefiller_that_answers_early_is_not_reused_with_half_a_request() {
+fn a_prefiller_that_responses_early_is_not_reused_with_half_a_request() {
     let pair = Pair::start(&[]);
     let padding = "x".repeat(24 << 20);
     let big = format!(
         "{{\"model\":\"mock-model\",\"messages\":[{{\"role\":\"user\",\"content\":\"{padding}\"}}]}}"
     );
     for keep in [true, false] {
-        let early = Fault::EarlyAnswer { status: 401, keep };
+        let early = Fault::EarlyResponse { status: 401, keep };
         pair.prefill.fault(early, 1);
-        let answer = pair.post(CHAT, &big);
-        assert_eq!(answer.status, 401, "{answer:?}");
+        let response = pair.post(CHAT, &big);
+        assert_eq!(response.status, 401, "{response:?}");
         for _ in 0..2 {
             let (prompt, body) = ask_for(TOKENS, true);
-            let answer = pair.post(CHAT, &body).expect(200);
-            expect_text(&answer, &prompt, TOKENS);
+            let response = pair.post(CHAT, &body).expect(200);
+            expect_text(&response, &prompt, TOKENS);
         }
     }
     assert_eq!(pair.prefill.counters().malformed, 0);
@@ -598,12 +603,12 @@ fn a_prefiller_that_answers_early_is_not_reused_with_half_a_request() {
 }
 
 #[test]
-fn a_decoder_that_answers_early_is_not_reused_with_half_a_request() {
+fn a_decoder_that_responses_early_is_not_reused_with_half_a_request() {
     let pair = Pair::start(&[]);
     let big = vec![b'x'; 24 << 20];
     for keep in [true, false] {
         pair.decode
-            .fault(Fault::EarlyAnswer { status: 413, keep }, 1);
+            .fault(Fault::EarlyResponse { status: 413, keep }, 1);
         let mut client = pair.sidecar.connect();
         // The engine may answer, and the sidecar close, while this is still being sent.
         client.try_send(request("POST", "/v1/files", &[], &big));
@@ -641,7 +646,7 @@ fn body_bytes_that_arrive_while_connecting_are_not_lost() {
     let body = engine.bytes(3000).unwrap();
     assert_eq!(body, [part(b'a'), part(b'b'), part(b'c')].concat());
     engine.say("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
-    assert_eq!(client.answer().expect(200).text(), "ok");
+    assert_eq!(client.response().expect(200).text(), "ok");
     sidecar.expect_sound();
 }
 

@@ -412,24 +412,24 @@ fn refused() -> Vec<(&'static str, u16, Vec<u8>)> {
 /// The answer that refuses, and the close behind it.
 #[track_caller]
 fn expect_refusal(name: &str, status: u16, client: &mut Client, routed: bool) {
-    let answer = client.answer();
+    let response = client.response();
     // A body the decoder is to see is passed on while it arrives; the rest of the table is
     // refused before a leg begins.
     assert_eq!(
-        answer.status,
+        response.status,
         status,
         "{name} (routed {routed}): {}",
-        answer.text()
+        response.text()
     );
     assert!(
-        answer.header("x-ringside-error").is_some(),
+        response.header("x-ringside-error").is_some(),
         "{name}: not ours"
     );
     if status == 405 {
         // A whole request that is merely not served.
         return;
     }
-    assert_eq!(answer.header("connection"), Some("close"), "{name}");
+    assert_eq!(response.header("connection"), Some("close"), "{name}");
     let (rest, _) = client.rest();
     assert!(
         rest.is_empty(),
@@ -460,9 +460,9 @@ fn broken_requests_are_refused_and_reach_no_engine() {
             client.try_send(&bytes);
             expect_refusal(name, status, &mut client, routed);
         }
-        let answer = pair.sidecar.post(CHAT, ask_for(1, false).1, &[]);
+        let response = pair.sidecar.post(CHAT, ask_for(1, false).1, &[]);
         assert_eq!(
-            answer.status, 200,
+            response.status, 200,
             "{name}: a clean request on a fresh connection"
         );
         judged += 1;
@@ -510,7 +510,7 @@ fn every_split_of_a_request_gives_the_same_legs() {
                 }
                 client.send(&bytes[at..]);
             }
-            client.answer().expect(200);
+            client.response().expect(200);
         }
     }
     let prefills = pair.prefill.requests();
@@ -540,9 +540,9 @@ fn every_split_of_a_request_gives_the_same_legs() {
 /// How long a connection was left open.
 #[track_caller]
 fn expect_timeout(client: &mut Client, since: Instant, want: u16, label: &str) -> Duration {
-    let answer = client.answer().expect_error(want, label);
+    let response = client.response().expect_error(want, label);
     let took = since.elapsed();
-    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(response.header("connection"), Some("close"));
     client.expect_closed();
     took
 }
@@ -638,13 +638,13 @@ fn a_client_that_takes_nothing_is_given_up() {
         .wait_counters(crate::client::DEADLINE, |counters| counters.aborted == 1);
     assert!(aborted.is_some(), "the decoder still writes");
     // What was in the buffers may be read; it does not look whole.
-    let answer = client.answer();
-    assert_ne!(answer.end, crate::client::End::Complete);
+    let response = client.response();
+    assert_ne!(response.end, crate::client::End::Complete);
     expect_drained(&pair.sidecar);
 }
 
 #[test]
-fn a_stalled_old_client_does_not_see_a_whole_answer() {
+fn a_stalled_old_client_does_not_see_a_whole_response() {
     let pair = Pair::start(&["--client-stall-timeout=300ms"]);
     let (_, body) = ask_for(4_000_000, true);
     let bytes = String::from_utf8(request("POST", CHAT, &[], body.as_bytes())).unwrap();
@@ -653,17 +653,17 @@ fn a_stalled_old_client_does_not_see_a_whole_answer() {
     let stalled = [("code", "client_stalled")];
     pair.sidecar
         .wait_metric("ringside_errors_total", &stalled, 1.0);
-    let answer = client.answer();
+    let response = client.response();
     assert_eq!(
-        answer.end,
+        response.end,
         crate::client::End::Reset,
         "{:?}",
-        answer.framing
+        response.framing
     );
 }
 
 #[test]
-fn requests_that_follow_each_other_closely_are_answered_in_order() {
+fn requests_that_follow_each_other_closely_are_responded_in_order() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     let mut all = Vec::new();
@@ -678,7 +678,7 @@ fn requests_that_follow_each_other_closely_are_answered_in_order() {
     let mut client = pair.sidecar.connect();
     client.send(&all);
     for prompt in &prompts {
-        crate::harness_more::expect_text(&client.answer().expect(200), prompt, 3);
+        crate::harness_more::expect_text(&client.response().expect(200), prompt, 3);
     }
     expect_handoffs_sound(&pair);
 }

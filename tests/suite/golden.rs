@@ -13,7 +13,7 @@ use mock_engine::{
 };
 
 use crate::apis::Api;
-use crate::client::{Answer, Framing, request};
+use crate::client::{Framing, Response, request};
 use crate::harness::{PREFILLER, Pair};
 use crate::kv::Setup;
 
@@ -34,7 +34,7 @@ impl Stage {
         let pair = Setup {
             args,
             contract,
-            keep_answer: true,
+            keep_response: true,
             ..Setup::default()
         }
         .start();
@@ -74,16 +74,20 @@ impl Stage {
         let sent = request("POST", api.path(), &headers, body.as_bytes());
         let mut client = self.pair.sidecar.connect();
         client.send(&sent);
-        let answer = client.answer().expect(200);
+        let response = client.response().expect(200);
         let mut names = Names::new(self);
         let mut text = String::new();
         section(&mut text, "client: request", &names.request(&sent));
         for (name, seen) in self.seen() {
             section(&mut text, &format!("{name}: request"), &names.leg(&seen));
-            let answer = names.engine_answer(seen.answer.as_deref().unwrap_or_default());
-            section(&mut text, &format!("{name}: answer"), &answer);
+            let response = names.engine_response(seen.response.as_deref().unwrap_or_default());
+            section(&mut text, &format!("{name}: answer"), &response);
         }
-        section(&mut text, "client: answer", &names.client_answer(&answer));
+        section(
+            &mut text,
+            "client: answer",
+            &names.client_response(&response),
+        );
         compare(&file(self.connector, case), &text);
     }
 
@@ -92,7 +96,7 @@ impl Stage {
     fn seen(&self) -> Vec<(String, Seen)> {
         let mut all = Vec::new();
         for (name, engine) in self.engines() {
-            let kept = |log: &[Seen]| log.iter().all(|seen| seen.answer.is_some());
+            let kept = |log: &[Seen]| log.iter().all(|seen| seen.response.is_some());
             let log = engine.wait_for(crate::client::DEADLINE, kept).unwrap();
             let several = log.len() > 1;
             for (nth, seen) in log.into_iter().enumerate() {
@@ -206,7 +210,7 @@ impl Names {
         self.print(&head, &body)
     }
 
-    fn engine_answer(&mut self, bytes: &[u8]) -> String {
+    fn engine_response(&mut self, bytes: &[u8]) -> String {
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let chunked = head.contains("transfer-encoding: chunked");
@@ -217,19 +221,19 @@ impl Names {
         self.print(&head.replace("\r\n", "\n"), &body)
     }
 
-    fn client_answer(&mut self, answer: &Answer) -> String {
-        let mut head = format!("{} {}", answer.version, answer.status);
-        for (name, value) in &answer.headers {
+    fn client_response(&mut self, response: &Response) -> String {
+        let mut head = format!("{} {}", response.version, response.status);
+        for (name, value) in &response.headers {
             // A stream that has come whole before it is sent on gets a length.
             match name.as_str() {
                 "content-length" | "transfer-encoding" => head += "\n{length or chunks}",
                 _ => drop(write!(head, "\n{name}: {value}")),
             }
         }
-        if let Framing::Length(length) = answer.framing {
-            assert_eq!(length, answer.body.len() as u64);
+        if let Framing::Length(length) = response.framing {
+            assert_eq!(length, response.body.len() as u64);
         }
-        self.print(&head, &answer.text())
+        self.print(&head, &response.text())
     }
 
     /// A head and a body with names for what varies. The length is that of the body as it was.
@@ -420,7 +424,7 @@ fn mooncake() {
     };
     let config = EngineConfig {
         bootstrap: Some(terms.engines.clone()),
-        keep_answer: true,
+        keep_response: true,
         ..EngineConfig::default()
     };
     let bootstrap = Engine::start(config, 0).unwrap();
@@ -493,7 +497,7 @@ fn encoder() {
         return;
     }
     let config = EngineConfig {
-        keep_answer: true,
+        keep_response: true,
         ..EngineConfig::encoder()
     };
     let encoder = Engine::start(config, 0).unwrap();

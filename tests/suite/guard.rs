@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mock_engine::{Engine, EngineConfig};
 
-use crate::client::{Answer, request};
+use crate::client::{Response, request};
 use crate::harness::{
     CHAT, PREFILLER, Pair, Sidecar, free_ports, json_of, only, run_to_exit, start_decoder,
 };
@@ -58,8 +58,8 @@ fn a1_without_protection_everything_is_allowed() {
     let port = pair.prefill.port();
     for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "127.0.0.2"] {
         let target = format!("{host}:{port}");
-        let answer = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, &target)]);
-        assert_ne!(answer.status, 403, "{host}");
+        let response = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, &target)]);
+        assert_ne!(response.status, 403, "{host}");
     }
     let page = pair.sidecar.admin("/metrics").unwrap().text();
     assert!(!page.contains("ringside_allowlist"), "{page}");
@@ -93,8 +93,8 @@ fn a3_listed_hosts_on_any_port_and_nothing_else() {
         "169.254.169.254".to_owned(),
     ];
     for target in &denied {
-        let answer = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, target)]);
-        answer.expect_error(403, "target_denied");
+        let response = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, target)]);
+        response.expect_error(403, "target_denied");
     }
     #[expect(clippy::cast_precision_loss, reason = "a handful")]
     let count = denied.len() as f64;
@@ -115,7 +115,7 @@ fn a3_listed_hosts_on_any_port_and_nothing_else() {
 }
 
 #[test]
-fn a_denied_request_is_answered_before_its_body() {
+fn a_denied_request_is_responded_before_its_body() {
     let pair = Pair::start(&[ON, "--allow-target=10.0.0.0/8"]);
     let mut client = pair.sidecar.connect();
     client.send(format!(
@@ -354,13 +354,13 @@ pub(crate) fn expect_streams_whole(pair: &Pair, mut change: impl FnMut(usize)) {
             std::thread::spawn(move || {
                 let framing = head.framing("POST");
                 let (body, end) = client.body(framing);
-                let answer = Answer {
+                let response = Response {
                     head,
                     framing,
                     body,
                     end,
                 };
-                expect_text(&answer.expect(200), &prompt, TOKENS);
+                expect_text(&response.expect(200), &prompt, TOKENS);
             })
         })
         .collect();

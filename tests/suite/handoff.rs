@@ -125,14 +125,14 @@ fn a_malformed_one_never_reaches_the_decoder() {
             content_type: "application/json".to_owned(),
         };
         pair.prefill.fault(fault, 1);
-        let answer = pair.post(CHAT, BODY);
-        if answer.status == 502 {
+        let response = pair.post(CHAT, BODY);
+        if response.status == 502 {
             // What is no JSON at all is no answer.
-            answer.expect_error(502, "prefill_answer");
+            response.expect_error(502, "prefill_answer");
             assert!(pair.decode.requests().is_empty());
             continue;
         }
-        answer.expect(200);
+        response.expect(200);
         for seen in pair.decode.requests() {
             let sent = json_of(&seen);
             assert_eq!(sent["kv_transfer_params"], Value::Null, "{params}");
@@ -152,14 +152,14 @@ fn an_old_one_is_not_used() {
             delay: std::time::Duration::from_millis(4),
         };
         pair.prefill.fault(fault, 1);
-        let answer = pair.post(CHAT, BODY);
+        let response = pair.post(CHAT, BODY);
         if want == 502 {
-            answer.expect_error(502, "handoff_missing");
+            response.expect_error(502, "handoff_missing");
             assert!(pair.decode.requests().is_empty());
             pair.sidecar.wait_outcome("failed", "handoff_stale");
             continue;
         }
-        answer.expect(200);
+        response.expect(200);
         let sent = json_of(&only(&pair.decode));
         assert_eq!(sent["kv_transfer_params"], Value::Null);
         pair.sidecar.wait_outcome("local_fallback", "handoff_stale");
@@ -209,13 +209,13 @@ fn a_decoder_that_cannot_load_it_is_asked_again_without() {
 #[test]
 fn a_decoder_that_cannot_load_it_is_believed_if_so_told() {
     let pair = failing(&["--on-decode-kv-error=error"]);
-    let answer = pair.post(CHAT, BODY).expect(500);
-    assert_eq!(answer.text(), r#"{"error":{"message":"KV load failed"}}"#);
+    let response = pair.post(CHAT, BODY).expect(500);
+    assert_eq!(response.text(), r#"{"error":{"message":"KV load failed"}}"#);
     assert_eq!(pair.decode.requests().len(), 1);
 }
 
 #[test]
-fn a_second_failure_is_the_answer() {
+fn a_second_failure_is_the_response() {
     let pair = failing(&[]);
     let again = Fault::Status {
         code: 500,
@@ -254,15 +254,15 @@ fn a_decoder_that_dies_on_it_is_not_asked_again() {
 }
 
 #[test]
-fn no_decoder_no_answer() {
+fn no_decoder_no_response() {
     let pair = Pair::start(&[]);
     pair.decode.refuse(true);
-    let answer = pair.post(CHAT, BODY).expect_error(503, "decode_refused");
-    assert_eq!(answer.header("retry-after"), Some("1"));
-    let answer = pair.sidecar.post(CHAT, BODY, &[]);
-    answer.expect_error(503, "decode_refused");
-    let answer = pair.sidecar.get("/v1/models", &[]);
-    answer.expect_error(503, "decode_refused");
+    let response = pair.post(CHAT, BODY).expect_error(503, "decode_refused");
+    assert_eq!(response.header("retry-after"), Some("1"));
+    let response = pair.sidecar.post(CHAT, BODY, &[]);
+    response.expect_error(503, "decode_refused");
+    let response = pair.sidecar.get("/v1/models", &[]);
+    response.expect_error(503, "decode_refused");
     pair.decode.refuse(false);
     pair.post(CHAT, BODY).expect(200);
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::certificates::{Offer, session};
-use crate::client::{Answer, Client, DEADLINE};
+use crate::client::{Client, DEADLINE, Response};
 use crate::harness_more::Driver;
 
 /// The routing header.
@@ -61,8 +61,8 @@ pub(crate) fn look_again() {
 pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        if let Some(response) = ask() {
+            return response;
         }
         assert!(start.elapsed() < DEADLINE, "waited in vain: {what}");
         look_again();
@@ -307,7 +307,7 @@ impl Sidecar {
     }
 
     /// A page of the admin port; `None` when nobody listens there.
-    pub(crate) fn admin(&self, path: &str) -> Option<Answer> {
+    pub(crate) fn admin(&self, path: &str) -> Option<Response> {
         drop(TcpStream::connect(("127.0.0.1", self.admin_port)).ok()?);
         let close = [("connection", "close")];
         Some(Client::connect(self.admin_port).ask("GET", path, &close, b""))
@@ -386,12 +386,12 @@ impl Sidecar {
         path: &str,
         headers: &[(&str, &str)],
         body: &[u8],
-    ) -> Answer {
+    ) -> Response {
         self.connect().ask(method, path, headers, body)
     }
 
     #[track_caller]
-    pub(crate) fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) fn get(&self, path: &str, headers: &[(&str, &str)]) -> Response {
         self.ask("GET", path, headers, b"")
     }
 
@@ -401,7 +401,7 @@ impl Sidecar {
         path: &str,
         body: impl AsRef<[u8]>,
         headers: &[(&str, &str)],
-    ) -> Answer {
+    ) -> Response {
         self.ask("POST", path, headers, body.as_ref())
     }
 }
@@ -465,7 +465,7 @@ impl Pair {
 
     /// A POST that names the prefill engine.
     #[track_caller]
-    pub(crate) fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Response {
         self.post_with(path, body, &[])
     }
 
@@ -476,7 +476,7 @@ impl Pair {
         path: &str,
         body: impl AsRef<[u8]>,
         headers: &[(&str, &str)],
-    ) -> Answer {
+    ) -> Response {
         let target = self.prefill.host_port();
         let mut all = vec![(PREFILLER, target.as_str())];
         all.extend_from_slice(headers);
@@ -526,14 +526,14 @@ pub(crate) struct Canned {
 
 impl Canned {
     /// Serves until the test program ends.
-    pub(crate) fn start(answer: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn start(response: impl Into<Vec<u8>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let answer = Arc::new(answer.into());
+        let response = Arc::new(response.into());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let answer = Arc::clone(&answer);
-                std::thread::spawn(move || answer_all(stream?, &answer));
+                let response = Arc::clone(&response);
+                std::thread::spawn(move || response_all(stream?, &response));
             }
         });
         Self { port }
@@ -541,7 +541,7 @@ impl Canned {
 }
 
 /// Answers requests whose bodies have a length, until the client leaves.
-fn answer_all(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
+fn response_all(mut stream: TcpStream, response: &[u8]) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
         let (mut line, mut length) = (String::new(), 0);
@@ -555,6 +555,6 @@ fn answer_all(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
             }
         }
         std::io::copy(&mut reader.by_ref().take(length), &mut std::io::sink())?;
-        stream.write_all(answer)?;
+        stream.write_all(response)?;
     }
 }

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::certificates::{Authority, Folder, engine_tls};
-use crate::client::{Answer, Client, DEADLINE, request};
+use crate::client::{Client, DEADLINE, Response, request};
 use crate::harness::{
     CHAT, Launch, PREFILLER, Pair, Sidecar, is_suite_tls, sha256, start_decoder, wait_for,
 };
@@ -102,27 +102,27 @@ pub(crate) fn ask_for(tokens: u32, stream: bool) -> (String, String) {
 }
 
 /// The text of an answer, streamed or not.
-pub(crate) fn text_of(answer: &Answer) -> String {
-    let is_stream = answer
+pub(crate) fn text_of(response: &Response) -> String {
+    let is_stream = response
         .header("content-type")
         .is_some_and(|value| value.starts_with("text/event-stream"));
     if !is_stream {
-        let text = &answer.json()["choices"][0]["message"]["content"];
+        let text = &response.json()["choices"][0]["message"]["content"];
         return text.as_str().unwrap_or_default().to_owned();
     }
-    let events = answer.events();
+    let events = response.events();
     let pieces = events
         .iter()
         .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
     pieces.collect()
 }
 
-/// Fails unless `answer` is the whole answer to this prompt.
+/// Fails unless `response` is the whole answer to this prompt.
 #[track_caller]
-pub(crate) fn expect_text(answer: &Answer, prompt: &str, tokens: u32) {
+pub(crate) fn expect_text(response: &Response, prompt: &str, tokens: u32) {
     let want = expected_text(&sha256(prompt.as_bytes()), tokens);
     assert_eq!(
-        text_of(answer),
+        text_of(response),
         want,
         "another prompt's text, or a piece of it"
     );
@@ -136,8 +136,8 @@ pub(crate) fn expect_healthy(pair: &Pair) {
         let target = pair.prefill.host_port();
         let routing = [(PREFILLER, target.as_str())];
         let headers = if split { &routing[..] } else { &[] };
-        let answer = pair.sidecar.post(CHAT, &body, headers).expect(200);
-        expect_text(&answer, &prompt, 4);
+        let response = pair.sidecar.post(CHAT, &body, headers).expect(200);
+        expect_text(&response, &prompt, 4);
     }
 }
 
@@ -423,7 +423,7 @@ pub(crate) fn wait_descriptors(sidecar: &Sidecar, max: usize) {
 
 /// What a sidecar has counted so far, for a failure's message.
 pub(crate) fn nonzero_metrics(sidecar: &Sidecar) -> String {
-    let page = sidecar.admin("/metrics").map(|answer| answer.text());
+    let page = sidecar.admin("/metrics").map(|response| response.text());
     let page = page.unwrap_or_default();
     let lines = page.lines().filter(|line| {
         let is_sample = !line.starts_with('#') && !line.contains("_bucket");

@@ -18,7 +18,7 @@ const WAYS: [(&str, &str, bool); 3] = [
 fn each_way(
     pair: &Pair,
     headers: &[(&str, &str)],
-    mut check: impl FnMut(&[Seen], crate::client::Answer),
+    mut check: impl FnMut(&[Seen], crate::client::Response),
 ) {
     let target = pair.prefill.host_port();
     for (method, path, split) in WAYS {
@@ -28,29 +28,29 @@ fn each_way(
         if split {
             all.push((PREFILLER, &target));
         }
-        let answer = pair.sidecar.ask(method, path, &all, BODY).expect(200);
+        let response = pair.sidecar.ask(method, path, &all, BODY).expect(200);
         let mut seen = pair.prefill.requests();
         seen.extend(pair.decode.requests());
         assert_eq!(seen.len(), 1 + usize::from(split));
-        check(&seen, answer);
+        check(&seen, response);
     }
 }
 
 #[test]
 fn the_request_id_is_one_line_everywhere() {
     let pair = Pair::start(&[]);
-    each_way(&pair, &[("X-Request-Id", "gw-17")], |seen, answer| {
+    each_way(&pair, &[("X-Request-Id", "gw-17")], |seen, response| {
         for leg in seen {
             assert_eq!(leg.header_all("x-request-id"), ["gw-17"]);
         }
-        assert_eq!(answer.header_all("x-request-id"), ["gw-17"]);
+        assert_eq!(response.header_all("x-request-id"), ["gw-17"]);
     });
     let two = [("x-request-id", "first"), ("X-REQUEST-ID", "second")];
-    each_way(&pair, &two, |seen, answer| {
+    each_way(&pair, &two, |seen, response| {
         for leg in seen {
             assert_eq!(leg.header_all("x-request-id"), ["first"]);
         }
-        assert_eq!(answer.header_all("x-request-id"), ["first"]);
+        assert_eq!(response.header_all("x-request-id"), ["first"]);
     });
 }
 
@@ -64,8 +64,8 @@ fn a_missing_or_unusable_request_id_is_made() {
         &[("x-request-id", "two words")],
         &[("x-request-id", &long)],
     ] {
-        each_way(&pair, headers, |seen, answer| {
-            let id = answer.header("x-request-id").unwrap().to_owned();
+        each_way(&pair, headers, |seen, response| {
+            let id = response.header("x-request-id").unwrap().to_owned();
             assert_eq!(id.len(), 36);
             for leg in seen {
                 assert_eq!(leg.header_all("x-request-id"), [&id]);
@@ -82,14 +82,14 @@ fn a_missing_or_unusable_request_id_is_made() {
 #[test]
 fn an_engines_own_request_id_is_not_a_second_one() {
     let pair = Pair::with(&[], |_| {}, |config| config.request_id_header = true);
-    each_way(&pair, &[("x-request-id", "mine")], |_, answer| {
-        assert_eq!(answer.header_all("x-request-id"), ["mine"]);
+    each_way(&pair, &[("x-request-id", "mine")], |_, response| {
+        assert_eq!(response.header_all("x-request-id"), ["mine"]);
     });
-    let answer = pair
+    let response = pair
         .sidecar
         .post(CHAT, "[]", &[("x-request-id", "mine")])
         .expect_error(400, "bad_json");
-    assert_eq!(answer.header("x-request-id"), Some("mine"));
+    assert_eq!(response.header("x-request-id"), Some("mine"));
 }
 
 #[test]
@@ -215,18 +215,18 @@ fn fields_of_the_second_hop_are_removed() {
     let sidecar = Sidecar::start(&[], engine.port);
     let mut client = sidecar.connect();
     for (method, path, body) in [("GET", "/x", &b""[..]), ("POST", CHAT, BODY)] {
-        let answer = client.ask(method, path, &[], body).expect(200);
+        let response = client.ask(method, path, &[], body).expect(200);
         for name in [
             "connection",
             "x-private",
             "keep-alive",
             "proxy-authenticate",
         ] {
-            assert_eq!(answer.header(name), None, "{name}");
+            assert_eq!(response.header(name), None, "{name}");
         }
-        assert_eq!(answer.header_all("set-cookie"), ["a", "b"]);
-        assert_eq!(answer.header("x-kept"), Some("1"));
-        assert_eq!(answer.text(), "{}");
+        assert_eq!(response.header_all("set-cookie"), ["a", "b"]);
+        assert_eq!(response.header("x-kept"), Some("1"));
+        assert_eq!(response.text(), "{}");
     }
 }
 
@@ -248,7 +248,7 @@ fn an_encoding_is_asked_for_only_where_nobody_has_to_read() {
 
 /// Sends the head, waits to be told to go on, sends the body.
 #[track_caller]
-fn ask_first(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> crate::client::Answer {
+fn ask_first(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> crate::client::Response {
     let mut all = headers.to_vec();
     all.push(("Expect", "100-continue"));
     let mut bytes = head("POST", path, &all);
@@ -260,7 +260,7 @@ fn ask_first(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> crate
     let head = client.head();
     let framing = head.framing("POST");
     let (body, end) = client.body(framing);
-    crate::client::Answer {
+    crate::client::Response {
         head,
         framing,
         body,
@@ -269,7 +269,7 @@ fn ask_first(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> crate
 }
 
 #[test]
-fn expect_is_answered_once_and_not_forwarded() {
+fn expect_is_responded_once_and_not_forwarded() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     for (_, path, split) in WAYS {
@@ -314,7 +314,7 @@ fn trailers_of_a_request_pass_or_vanish_but_never_become_fields() {
         b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Request-Id: late\r\nX-Sum: 1\r\n\r\n",
     );
     client.send(bytes);
-    client.answer().expect(200);
+    client.response().expect(200);
     let seen = only(&decode);
     assert_eq!(seen.header("x-sum"), None);
     assert_ne!(seen.header("x-request-id"), Some("late"));

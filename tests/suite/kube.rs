@@ -261,7 +261,7 @@ fn serve(mut conn: RawConn, shared: &(Mutex<State>, Condvar)) {
         let is_watch = target.contains("watch=true");
         match mood {
             Mood::Down => return,
-            Mood::Refuses(status) => answer(&mut conn, status, &refusal(status)),
+            Mood::Refuses(status) => response(&mut conn, status, &refusal(status)),
             Mood::Well | Mood::HoldsPods if is_watch => return watch(conn, &target, shared),
             Mood::Well | Mood::HoldsPods => {
                 let mut state = shared.0.lock().unwrap();
@@ -270,13 +270,13 @@ fn serve(mut conn: RawConn, shared: &(Mutex<State>, Condvar)) {
                 }
                 let page = page(&state, &target);
                 drop(state);
-                answer(&mut conn, 200, &page);
+                response(&mut conn, 200, &page);
             }
         }
     }
 }
 
-fn answer(conn: &mut RawConn, status: u16, body: &Value) {
+fn response(conn: &mut RawConn, status: u16, body: &Value) {
     let body = body.to_string();
     conn.say(&format!(
         "HTTP/1.1 {status} Status\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -376,7 +376,7 @@ fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
     let cuts = state.cuts.0;
     if told < state.oldest {
         drop(state);
-        return answer(&mut conn, 410, &refusal(410));
+        return response(&mut conn, 410, &refusal(410));
     }
     conn.say(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",

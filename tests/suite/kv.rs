@@ -21,7 +21,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) dp_size: u32,
     /// Heads of streams leave decode engines at once.
     pub(crate) early_head: bool,
-    pub(crate) keep_answer: bool,
+    pub(crate) keep_response: bool,
 }
 
 impl Setup<'_> {
@@ -32,7 +32,7 @@ impl Setup<'_> {
             contract: self.contract.clone(),
             verify_handoff: Some(handoffs.clone()),
             data_parallel_size: self.dp_size.max(1),
-            keep_answer: self.keep_answer,
+            keep_response: self.keep_response,
             ..config
         };
         let prefill = Engine::start(config(EngineConfig::prefill()), 0).unwrap();
@@ -127,17 +127,17 @@ pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_
 
 /// Asks a question of both engines and checks whose answer came.
 #[track_caller]
-pub(crate) fn answered(pair: &Pair, question: &Question) {
-    answered_with(pair, question, &[]);
+pub(crate) fn responded(pair: &Pair, question: &Question) {
+    responded_with(pair, question, &[]);
 }
 
-/// As `answered`, with more header lines.
+/// As `responded`, with more header lines.
 #[track_caller]
-pub(crate) fn answered_with(pair: &Pair, question: &Question, headers: &[(&str, &str)]) {
-    let answer = pair
+pub(crate) fn responded_with(pair: &Pair, question: &Question, headers: &[(&str, &str)]) {
+    let response = pair
         .post_with(question.api.path(), &question.body, headers)
         .expect(200);
-    question.expect(&answer);
+    question.expect(&response);
 }
 
 /// The only request of each engine, both to the client's path, both complete, neither refused.
@@ -145,7 +145,7 @@ pub(crate) fn answered_with(pair: &Pair, question: &Question, headers: &[(&str, 
 pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
     expect_kept(pair);
     for engine in [&pair.prefill, &pair.decode] {
-        let done = |log: &[Seen]| log.iter().all(|seen| seen.state == State::Answered);
+        let done = |log: &[Seen]| log.iter().all(|seen| seen.state == State::Responded);
         let log = engine.wait_for(DEADLINE, done);
         assert!(log.is_some(), "{:?}", engine.requests());
     }
@@ -221,12 +221,12 @@ pub(crate) fn expect_recovered(pair: &Pair) {
     }
     for api in [Api::Chat, Api::Generate] {
         for stream in [true, false] {
-            answered(pair, &api.ask(4, stream));
+            responded(pair, &api.ask(4, stream));
         }
     }
     let local = Api::Chat.ask(4, true);
-    let answer = pair.sidecar.post(local.api.path(), &local.body, &[]);
-    local.expect(&answer.expect(200));
+    let response = pair.sidecar.post(local.api.path(), &local.body, &[]);
+    local.expect(&response.expect(200));
     expect_drained(&pair.sidecar);
     pair.sidecar.expect_sound();
     expect_kept(pair);
@@ -262,15 +262,15 @@ pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
     for code in [500, 503, 400, 429] {
         pair.prefill.fault(engine_error(code), 1);
         let question = Api::Chat.ask(4, true);
-        let answer = pair.post(question.api.path(), &question.body);
-        let answer = answer.expect(code);
+        let response = pair.post(question.api.path(), &question.body);
+        let response = response.expect(code);
         assert!(
-            answer.text().contains(&format!("engine says {code}")),
+            response.text().contains(&format!("engine says {code}")),
             "{}",
-            answer.text()
+            response.text()
         );
         assert_eq!(
-            answer.header("content-type"),
+            response.header("content-type"),
             Some("application/problem+json")
         );
         no_decode_survives(&pair);
@@ -283,15 +283,15 @@ pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
         // On a connection that was kept, once more on a new one.
         pair.prefill.fault(fault, 2);
         let question = Api::Chat.ask(4, false);
-        let answer = pair.post(question.api.path(), &question.body);
-        answer.expect_error(502, label);
+        let response = pair.post(question.api.path(), &question.body);
+        response.expect_error(502, label);
         pair.prefill.clear_faults();
         no_decode_survives(&pair);
     }
     pair.prefill.refuse(true);
     let question = Api::Chat.ask(4, true);
-    let answer = pair.post(question.api.path(), &question.body);
-    answer.expect_error(502, "prefill_connect");
+    let response = pair.post(question.api.path(), &question.body);
+    response.expect_error(502, "prefill_connect");
     no_decode_survives(&pair);
     pair.prefill.refuse(false);
     expect_recovered(&pair);
@@ -319,13 +319,13 @@ pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
     for fault in [engine_error(500), fault, Fault::ResetBeforeHead] {
         pair.prefill.fault(fault.clone(), 1);
         let question = Api::Chat.ask(4, true);
-        let answer = pair.post(question.api.path(), &question.body);
-        let is_cut = answer.status == 200 && answer.end != End::Complete;
+        let response = pair.post(question.api.path(), &question.body);
+        let is_cut = response.status == 200 && response.end != End::Complete;
         // One that met the decode leg and broke off later did its work.
-        let is_whole = answer.status == 200 && matches!(fault, Fault::TruncateMidBody { .. });
+        let is_whole = response.status == 200 && matches!(fault, Fault::TruncateMidBody { .. });
         assert!(
-            answer.status >= 500 || is_cut || is_whole,
-            "{fault:?}: {answer:?}"
+            response.status >= 500 || is_cut || is_whole,
+            "{fault:?}: {response:?}"
         );
     }
     expect_recovered(&pair);
@@ -338,7 +338,7 @@ pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &Meetings) {
     let pair = setup.start();
     for api in Api::ALL {
         for stream in [false, true] {
-            answered(&pair, &api.ask(4, stream));
+            responded(&pair, &api.ask(4, stream));
         }
     }
     assert_eq!(meetings.complete(), 10);
@@ -368,7 +368,7 @@ fn noticed(pair: &Pair) {
 /// Waits until an engine has nothing left to answer.
 #[track_caller]
 fn wait_over(engine: &Engine) {
-    let over = |log: &[Seen]| log.iter().all(|seen| seen.state != State::Answering);
+    let over = |log: &[Seen]| log.iter().all(|seen| seen.state != State::Responding);
     assert!(engine.wait_for(DEADLINE, over).is_some());
 }
 
@@ -379,7 +379,7 @@ fn decode_is_left(pair: &Pair, rule: Rule) {
         Rule::Serial | Rule::Room => wait_aborted(&pair.decode),
         Rule::Push | Rule::PushHeldBack => {
             noticed(pair);
-            assert_eq!(only(&pair.decode).state, State::Answering);
+            assert_eq!(only(&pair.decode).state, State::Responding);
             pair.decode.release();
             wait_over(&pair.decode);
         }
@@ -396,16 +396,16 @@ fn leave_while_both_are_silent(pair: &Pair, leave: Leave, rule: Rule) {
         pair.decode.fault(Fault::Hold, 1);
     }
     let client = begin(pair, &Api::Chat.ask(4, true));
-    wait_state(&pair.prefill, State::Answering);
+    wait_state(&pair.prefill, State::Responding);
     if at_once {
-        wait_state(&pair.decode, State::Answering);
+        wait_state(&pair.decode, State::Responding);
     }
     let (_, _client) = leave.now(client);
     if at_once {
         decode_is_left(pair, rule);
         noticed(pair);
         pair.prefill.release();
-        wait_state(&pair.prefill, State::Answered);
+        wait_state(&pair.prefill, State::Responded);
     } else {
         wait_aborted(&pair.prefill);
         pair.prefill.release();
@@ -419,8 +419,8 @@ fn leave_while_decode_is_silent(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
     pair.decode.fault(Fault::Hold, 1);
     let client = begin(pair, &Api::Chat.ask(4, false));
-    wait_state(&pair.decode, State::Answering);
-    wait_state(&pair.prefill, State::Answered);
+    wait_state(&pair.decode, State::Responding);
+    wait_state(&pair.prefill, State::Responded);
     let (_, _client) = leave.now(client);
     decode_is_left(pair, rule);
     expect_drained(&pair.sidecar);
@@ -440,6 +440,6 @@ fn leave_in_a_stream(pair: &Pair, leave: Leave, rule: Rule) {
     let (_, _client) = leave.now(client);
     wait_aborted(&pair.decode);
     pair.prefill.release();
-    wait_state(&pair.prefill, State::Answered);
+    wait_state(&pair.prefill, State::Responded);
     expect_drained(&pair.sidecar);
 }

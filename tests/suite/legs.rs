@@ -9,8 +9,8 @@ use crate::client::Client;
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only, wait_for};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Mode, Setup, answered, begin, each_connector, engine_error, expect_kept, expect_recovered,
-    forget, wait_aborted, wait_state,
+    Mode, Setup, begin, each_connector, engine_error, expect_kept, expect_recovered, forget,
+    responded, wait_aborted, wait_state,
 };
 
 const COUNT: &str = "ringside_pd_requests_total";
@@ -49,7 +49,7 @@ fn a_failed_prefill_is_decoded_locally_if_so_told() {
                 pair.prefill.fault(fault.clone(), times);
                 for stream in [true, false] {
                     let question = Api::Chat.ask(4, stream);
-                    answered(&pair, &question);
+                    responded(&pair, &question);
                     if !stream {
                         continue;
                     }
@@ -63,10 +63,10 @@ fn a_failed_prefill_is_decoded_locally_if_so_told() {
         let (down, question) = (refusing(), Api::Generate.ask(4, true));
         let target = down.host_port();
         let headers = [(PREFILLER, target.as_str())];
-        let answer = pair
+        let response = pair
             .sidecar
             .post(question.api.path(), &question.body, &headers);
-        question.expect(&answer.expect(200));
+        question.expect(&response.expect(200));
         expect_alone(&pair, &question);
         wait_count(&pair, "local_fallback", "prefill_connect", 1.0);
         expect_recovered(&pair);
@@ -85,7 +85,7 @@ fn refusing() -> Engine {
 fn expect_alone(pair: &Pair, question: &Question) {
     let legs = pair.decode.requests();
     let (last, others) = legs.split_last().unwrap();
-    assert_eq!(last.state, State::Answered);
+    assert_eq!(last.state, State::Responded);
     assert_eq!(json_of(last), question.json());
     assert!(
         others.iter().all(|leg| leg.state.is_aborted()),
@@ -105,7 +105,7 @@ fn a_prefill_that_takes_too_long_is_decoded_locally_if_so_told() {
             pair.decode.fault(Fault::StallBeforeHead, 1);
         }
         let question = Api::Chat.ask(4, true);
-        answered(&pair, &question);
+        responded(&pair, &question);
         expect_alone(&pair, &question);
         wait_aborted(&pair.prefill);
         wait_count(&pair, "local_fallback", "prefill_timeout", 1.0);
@@ -126,9 +126,9 @@ fn hidden_prefill_errors_keep_their_status() {
                 content_type: "text/plain".to_owned(),
             };
             pair.prefill.fault(fault, 1);
-            let answer = pair.post(CHAT, Api::Chat.ask(4, true).body);
-            let answer = answer.expect_error(status, "prefill_status");
-            assert!(!answer.text().contains("secret"));
+            let response = pair.post(CHAT, Api::Chat.ask(4, true).body);
+            let response = response.expect_error(status, "prefill_status");
+            assert!(!response.text().contains("secret"));
             expect_drained(&pair.sidecar);
             let log = pair.decode.requests();
             assert!(log.iter().all(|leg| leg.state.is_aborted()));
@@ -151,8 +151,8 @@ fn the_next_candidate_is_tried_when_one_refuses() {
         for stream in [true, false] {
             forget(&pair);
             let question = Api::Chat.ask(4, stream);
-            let answer = pair.sidecar.post(CHAT, &question.body, &headers);
-            question.expect(&answer.expect(200));
+            let response = pair.sidecar.post(CHAT, &question.body, &headers);
+            question.expect(&response.expect(200));
             only(&pair.prefill);
             only(&pair.decode);
         }
@@ -161,8 +161,8 @@ fn the_next_candidate_is_tried_when_one_refuses() {
         let targets = format!("{0},{0}", down.host_port());
         let headers = [(PREFILLER, targets.as_str())];
         let question = Api::Chat.ask(4, true);
-        let answer = pair.sidecar.post(CHAT, &question.body, &headers);
-        answer.expect_error(502, "prefill_connect");
+        let response = pair.sidecar.post(CHAT, &question.body, &headers);
+        response.expect_error(502, "prefill_connect");
         assert!(pair.decode.requests().is_empty(), "no decoder was troubled");
         expect_kept(&pair);
     });
@@ -241,8 +241,8 @@ fn a_stream_does_not_keep_its_prompt() {
         // A prefill leg beside it has answered by now, or does so soon.
         wait_for("room for another body", || {
             let question = long_question(4);
-            let answer = pair.post(CHAT, &question.body);
-            (answer.status == 200).then(|| question.expect(&answer))
+            let response = pair.post(CHAT, &question.body);
+            (response.status == 200).then(|| question.expect(&response))
         });
         client.reset();
         expect_drained(&pair.sidecar);
@@ -257,28 +257,28 @@ fn a_drain_waits_for_legs_that_go_on() {
         if !mode.at_once || mode.name == "mori-parallel" {
             return;
         }
-        for has_answer in [true, false] {
-            drain(mode, setup, has_answer);
+        for has_response in [true, false] {
+            drain(mode, setup, has_response);
         }
     });
 }
 
 #[track_caller]
-fn drain(mode: Mode, setup: &Setup<'_>, has_answer: bool) {
-    eprintln!("{mode:?}, answered {has_answer}");
+fn drain(mode: Mode, setup: &Setup<'_>, has_response: bool) {
+    eprintln!("{mode:?}, answered {has_response}");
     let mut pair = setup.start();
     pair.prefill.fault(Fault::Hold, 1);
-    if !has_answer {
+    if !has_response {
         pair.decode.fault(Fault::Hold, 1);
     }
     let question = Api::Chat.ask(4, true);
     let mut client: Client = begin(&pair, &question);
-    wait_state(&pair.prefill, State::Answering);
-    if has_answer {
-        question.expect(&client.answer().expect(200));
+    wait_state(&pair.prefill, State::Responding);
+    if has_response {
+        question.expect(&client.response().expect(200));
         drop(client);
     } else {
-        wait_state(&pair.decode, State::Answering);
+        wait_state(&pair.decode, State::Responding);
         client.reset();
     }
     pair.sidecar
@@ -288,9 +288,9 @@ fn drain(mode: Mode, setup: &Setup<'_>, has_answer: bool) {
     pair.decode.release();
     // Nothing but the leg is left, and the process is there for it.
     assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
-    assert_eq!(only(&pair.prefill).state, State::Answering);
+    assert_eq!(only(&pair.prefill).state, State::Responding);
     pair.prefill.release();
-    wait_state(&pair.prefill, State::Answered);
+    wait_state(&pair.prefill, State::Responded);
     assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
 }
 

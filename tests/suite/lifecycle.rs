@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mock_engine::{Fault, expected_text};
 use serde_json::Value;
 
-use crate::client::{Answer, Client, End, request};
+use crate::client::{Client, End, Response, request};
 use crate::harness::{
     CHAT, PREFILLER, Pair, Sidecar, free_ports, look_again, ringside, run_to_exit, sha256, wait_for,
 };
@@ -113,15 +113,15 @@ fn drain_settle_keeps_accepting_while_health_says_503() {
 }
 
 #[test]
-fn answers_during_a_drain_say_close() {
+fn responses_during_a_drain_say_close() {
     let mut pair = Pair::start(&[]);
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     // Something that keeps the process alive, and a request whose head is not yet whole.
     let mut held = pair.sidecar.connect();
     held.send(split_request(&pair, &ask_for(4, true).1));
-    let answering = |log: &[mock_engine::Seen]| !log.is_empty();
+    let responding = |log: &[mock_engine::Seen]| !log.is_empty();
     pair.prefill
-        .wait_for(crate::client::DEADLINE, answering)
+        .wait_for(crate::client::DEADLINE, responding)
         .unwrap();
     let mut half = pair.sidecar.connect();
     half.send("GET /health HTTP/1.1\r\nHo");
@@ -132,9 +132,9 @@ fn answers_during_a_drain_say_close() {
     pair.sidecar.terminate();
     other.expect_closed();
     half.send("st: a\r\n\r\n");
-    let answer = half.answer();
+    let response = half.response();
     assert_eq!(
-        (answer.status, answer.header("connection")),
+        (response.status, response.header("connection")),
         (503, Some("close"))
     );
     half.expect_closed();
@@ -183,9 +183,9 @@ fn a_second_sigterm_ends_at_once() {
     let mut pair = Pair::start(&[]);
     pair.decode.fault(Fault::StallBeforeHead, 1);
     let (_client, _) = begin_stream(&pair, 4);
-    let answering = |log: &[mock_engine::Seen]| !log.is_empty();
+    let responding = |log: &[mock_engine::Seen]| !log.is_empty();
     pair.decode
-        .wait_for(crate::client::DEADLINE, answering)
+        .wait_for(crate::client::DEADLINE, responding)
         .unwrap();
     pair.sidecar.terminate();
     pair.sidecar.wait_stderr("draining");
@@ -323,8 +323,8 @@ fn the_access_log_has_a_json_line_per_request() {
     let hostile = [("x-request-id", "quote\"back\\slash")];
     pair.post_with(CHAT, ask_for(2, true).1, &hostile)
         .expect(200);
-    let answer = pair.sidecar.get("/v1/models", &[]).expect(200);
-    let given = answer.header("x-request-id").unwrap().to_owned();
+    let response = pair.sidecar.get("/v1/models", &[]).expect(200);
+    let given = response.header("x-request-id").unwrap().to_owned();
     pair.decode.fault(Fault::Garbage, 1);
     pair.sidecar.post(CHAT, ask_for(2, true).1, &[]).expect(502);
     let lines = access_lines(&path, 4);
@@ -388,16 +388,16 @@ fn a_panic_ends_one_session_and_no_other() {
 
 /// The answer whose head has been read, whole.
 #[track_caller]
-fn rest_of(client: &mut Client, head: crate::client::Head) -> Answer {
+fn rest_of(client: &mut Client, head: crate::client::Head) -> Response {
     let framing = head.framing("POST");
     let (body, end) = client.body(framing);
-    let answer = Answer {
+    let response = Response {
         head,
         framing,
         body,
         end,
     };
-    answer.expect(200)
+    response.expect(200)
 }
 
 /// A small generator: the soak must not depend on a clock or a crate, only on its seed.
@@ -423,7 +423,7 @@ struct Tally {
 }
 
 #[test]
-fn nobody_gets_anothers_answer() {
+fn nobody_gets_anothers_response() {
     const CLIENTS: u64 = 64;
     const TIME: Duration = Duration::from_secs(8);
     let pair = Pair::with(
@@ -488,7 +488,7 @@ fn random_fault(random: &mut Random) -> Fault {
         1 => Fault::CloseBeforeHead,
         2 => Fault::ResetMidBody { after_events },
         3 => Fault::TruncateMidBody { after_events },
-        4 => Fault::GarbageAfterAnswer,
+        4 => Fault::GarbageAfterResponse,
         5 | 6 => Fault::CloseOnNextRequest,
         7 => Fault::Garbage,
         8 => Fault::NoFraming,
@@ -540,15 +540,15 @@ fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
         let framing = head.framing("POST");
         let (body, end) = client.body(framing);
         let closes = head.header("connection") == Some("close");
-        let answer = Answer {
+        let response = Response {
             head,
             framing,
             body,
             end,
         };
-        match (answer.status, answer.end) {
+        match (response.status, response.end) {
             (200, End::Complete) => {
-                expect_text(&answer, &prompt, tokens);
+                expect_text(&response, &prompt, tokens);
                 tally.whole += 1;
                 if !closes {
                     kept = Some(client);
@@ -556,30 +556,30 @@ fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
             }
             (200, _) => {
                 let want = expected_text(&sha256(prompt.as_bytes()), tokens);
-                if answer.framing == crate::client::Framing::Chunked {
-                    let have = cut_text(&answer);
+                if response.framing == crate::client::Framing::Chunked {
+                    let have = cut_text(&response);
                     assert!(want.starts_with(&have), "{have} is no part of {want}");
                 }
                 tally.cut += 1;
             }
             (500..=599, End::Complete) => tally.refused += 1,
-            other => panic!("{other:?}: {:?} {}", answer.head, answer.text()),
+            other => panic!("{other:?}: {:?} {}", response.head, response.text()),
         }
     }
     tally
 }
 
 /// The text of the whole events of a stream that was cut.
-fn cut_text(answer: &Answer) -> String {
-    let is_stream = answer
+fn cut_text(response: &Response) -> String {
+    let is_stream = response
         .header("content-type")
         .is_some_and(|kind| kind.contains("event-stream"));
     if !is_stream {
         return String::new();
     }
-    let text = answer.text();
+    let text = response.text();
     let whole = text.rfind("\n\n").map_or("", |at| &text[..at]);
-    let mut answer = answer.clone();
-    answer.body = whole.as_bytes().to_vec();
-    text_of(&answer)
+    let mut response = response.clone();
+    response.body = whole.as_bytes().to_vec();
+    text_of(&response)
 }

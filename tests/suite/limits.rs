@@ -30,7 +30,7 @@ fn a_body_above_the_limit_is_413() {
         let pieces: Vec<&[u8]> = text.as_bytes().chunks(100).collect();
         let mut client = pair.sidecar.connect();
         client.send(chunked_request(CHAT, headers, &pieces));
-        client.answer().expect_error(413, "body_too_large");
+        client.response().expect_error(413, "body_too_large");
     }
     // A client that asks first is not invited to send what would be refused.
     let mut client = pair.sidecar.connect();
@@ -53,8 +53,8 @@ fn bodies_beyond_the_budget_are_503() {
     bytes.extend_from_slice(&body.as_bytes()[..100]);
     holder.send(bytes);
     let refused = wait_for("a refusal", || {
-        let answer = pair.sidecar.post(CHAT, chat_of(20_000), &routing);
-        (answer.status != 200).then_some(answer)
+        let response = pair.sidecar.post(CHAT, chat_of(20_000), &routing);
+        (response.status != 200).then_some(response)
     });
     let refused = refused.expect_error(503, "body_budget");
     assert_eq!(refused.header("retry-after"), Some("1"));
@@ -64,15 +64,15 @@ fn bodies_beyond_the_budget_are_503() {
         .expect(200);
     pair.sidecar.post(CHAT, chat_of(20_000), &[]).expect(200);
     holder.send(&body.as_bytes()[100..]);
-    holder.answer().expect(200);
+    holder.response().expect(200);
     wait_for("room", || {
-        let answer = pair.sidecar.post(CHAT, chat_of(60_000), &routing);
-        (answer.status == 200).then_some(())
+        let response = pair.sidecar.post(CHAT, chat_of(60_000), &routing);
+        (response.status == 200).then_some(())
     });
 }
 
 #[test]
-fn a_prefill_answer_above_the_limit_is_502() {
+fn a_prefill_response_above_the_limit_is_502() {
     let pair = Pair::start(&["--max-prefill-answer=20KiB"]);
     pair.prefill.fault(Fault::LargeJson { bytes: 30_000 }, 1);
     pair.post(CHAT, BODY)
@@ -118,8 +118,8 @@ fn an_engine_that_says_nothing_is_504() {
     };
     pair.decode.fault(fault, 1);
     let stream = json!({"messages": [], "max_tokens": 8, "stream": true}).to_string();
-    let answer = pair.sidecar.post(CHAT, stream, &[]).expect(200);
-    assert!(answer.text().ends_with("[DONE]\n\n"));
+    let response = pair.sidecar.post(CHAT, stream, &[]).expect(200);
+    assert!(response.text().ends_with("[DONE]\n\n"));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_request_that_does_not_end_is_408() {
     let pair = Pair::start(&["--head-timeout=100ms", "--body-timeout=100ms"]);
     let mut client = pair.sidecar.connect();
     client.send("GET / HTTP/1.1\r\nHost: x\r\n");
-    client.answer().expect_error(408, "head_timeout");
+    client.response().expect_error(408, "head_timeout");
     client.expect_closed();
     let target = pair.prefill.host_port();
     let routing = [(PREFILLER, target.as_str())];
@@ -136,7 +136,7 @@ fn a_request_that_does_not_end_is_408() {
         let mut bytes = head("POST", CHAT, headers);
         bytes.extend_from_slice(b"Content-Length: 50\r\n\r\n{\"a\":");
         client.send(bytes);
-        client.answer().expect_error(408, "body_timeout");
+        client.response().expect_error(408, "body_timeout");
         client.expect_closed();
     }
     assert!(pair.prefill.requests().is_empty());

@@ -11,9 +11,9 @@ use crate::client::DEADLINE;
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Rule, Setup, answered, begin, both_legs, client_leaves, engine_error, expect_recovered,
+    Rule, Setup, begin, both_legs, client_leaves, engine_error, expect_recovered,
     failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
-    wait_aborted, wait_state,
+    responded, wait_aborted, wait_state,
 };
 
 /// A pair and the bootstrap server of its prefill engine.
@@ -101,7 +101,7 @@ fn k1_the_bootstrap_server_is_asked_and_the_legs_share_a_transfer() {
                 _ => "",
             };
             let question = api.ask_with(6, stream, more);
-            answered(&cluster.pair, &question);
+            responded(&cluster.pair, &question);
             let (_, transfer) = expect_objects(&cluster, &question.json(), api);
             transfers.insert(transfer);
         }
@@ -119,15 +119,15 @@ fn k1_the_bootstrap_server_is_asked_and_the_legs_share_a_transfer() {
 }
 
 #[test]
-fn k2_a_slow_prefill_does_not_hold_the_answer() {
+fn k2_a_slow_prefill_does_not_hold_the_response() {
     let cluster = start();
     for stream in [true, false] {
         forget(&cluster.pair);
         cluster.pair.prefill.fault(Fault::Hold, 1);
-        answered(&cluster.pair, &Api::Chat.ask(6, stream));
-        assert_eq!(only(&cluster.pair.prefill).state, State::Answering);
+        responded(&cluster.pair, &Api::Chat.ask(6, stream));
+        assert_eq!(only(&cluster.pair.prefill).state, State::Responding);
         cluster.pair.prefill.release();
-        wait_state(&cluster.pair.prefill, State::Answered);
+        wait_state(&cluster.pair.prefill, State::Responded);
     }
     expect_recovered(&cluster.pair);
 }
@@ -139,7 +139,7 @@ fn k3_both_ranks_are_used_and_named() {
     for _ in 0..40 {
         forget(&cluster.pair);
         let question = Api::Chat.ask(2, false);
-        answered(&cluster.pair, &question);
+        responded(&cluster.pair, &question);
         let (rank, _) = expect_objects(&cluster, &question.json(), Api::Chat);
         ranks[rank as usize] += 1;
     }
@@ -159,13 +159,13 @@ fn the_legs_are_concurrent() {
 #[test]
 fn a_prefill_engine_that_restarts_is_asked_again() {
     let cluster = start();
-    answered(&cluster.pair, &Api::Chat.ask(4, true));
+    responded(&cluster.pair, &Api::Chat.ask(4, true));
     for (round, ids) in [["n0", "n1"], ["m0", "m1"]].into_iter().enumerate() {
         cluster.terms.engines.set(&ids);
         forget(&cluster.pair);
         // The decode engine does not know the old id; under the new one the transfer goes on.
         let before = cluster.terms.meetings.complete();
-        answered(&cluster.pair, &Api::Chat.ask(4, round == 0));
+        responded(&cluster.pair, &Api::Chat.ask(4, round == 0));
         let prefill = only(&cluster.pair.prefill);
         let legs = cluster.pair.decode.requests();
         assert_eq!(legs.len(), 2);
@@ -184,7 +184,7 @@ fn a_prefill_engine_that_restarts_is_asked_again() {
         assert_eq!(cluster.terms.meetings.complete(), before + 1);
         assert_eq!(cluster.bootstrap.requests().len(), 2 + round);
         for _ in 0..3 {
-            answered(&cluster.pair, &Api::Chat.ask(4, true));
+            responded(&cluster.pair, &Api::Chat.ask(4, true));
         }
         assert_eq!(cluster.bootstrap.requests().len(), 2 + round);
     }
@@ -216,8 +216,8 @@ fn the_next_candidate_is_tried_without_a_bootstrap_server() {
         forget(&cluster.pair);
         let question = Api::Chat.ask(4, true);
         let headers = [(PREFILLER, targets.as_str())];
-        let answer = cluster.pair.sidecar.post(CHAT, &question.body, &headers);
-        question.expect(&answer.expect(200));
+        let response = cluster.pair.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&response.expect(200));
         let (_, decode) = both_legs(&cluster.pair);
         let address = format!("http://127.0.0.1:{}", cluster.bootstrap.port());
         let params = json_of(&decode)["kv_transfer_params"].take();
@@ -226,8 +226,8 @@ fn the_next_candidate_is_tried_without_a_bootstrap_server() {
     // Nobody has one.
     let headers = [(PREFILLER, "127.0.0.2:1,127.0.0.3:1")];
     let question = Api::Chat.ask(4, true);
-    let answer = cluster.pair.sidecar.post(CHAT, &question.body, &headers);
-    answer.expect_error(502, "bootstrap");
+    let response = cluster.pair.sidecar.post(CHAT, &question.body, &headers);
+    response.expect_error(502, "bootstrap");
     cluster.pair.sidecar.wait_outcome("failed", "bootstrap");
     expect_recovered(&cluster.pair);
 }
@@ -262,15 +262,15 @@ fn a_bootstrap_server_that_fails_ends_the_request_before_any_leg() {
     ] {
         cluster.bootstrap.fault_on("/query", fault.clone(), 1);
         let question = Api::Chat.ask(4, true);
-        let answer = cluster.pair.post(CHAT, &question.body);
-        assert_eq!(answer.status, 502, "{fault:?}: {}", answer.text());
-        let body = answer.expect(502).json();
+        let response = cluster.pair.post(CHAT, &question.body);
+        assert_eq!(response.status, 502, "{fault:?}: {}", response.text());
+        let body = response.expect(502).json();
         assert_eq!(body["type"], "BadGateway", "{fault:?}");
     }
     cluster.bootstrap.refuse(true);
     let question = Api::Chat.ask(4, true);
-    let answer = cluster.pair.post(CHAT, &question.body);
-    assert_eq!(answer.expect(502).json()["type"], "BadGateway");
+    let response = cluster.pair.post(CHAT, &question.body);
+    assert_eq!(response.expect(502).json()["type"], "BadGateway");
     cluster.bootstrap.refuse(false);
     assert!(cluster.pair.prefill.requests().is_empty());
     assert!(cluster.pair.decode.requests().is_empty());
@@ -284,8 +284,8 @@ fn a_silent_bootstrap_server_is_given_up() {
     let fault = Fault::StallBeforeHead;
     cluster.bootstrap.fault_on("/query", fault, 1);
     let question = Api::Chat.ask(4, true);
-    let answer = cluster.pair.post(CHAT, &question.body);
-    assert!(matches!(answer.status, 502 | 504), "{answer:?}");
+    let response = cluster.pair.post(CHAT, &question.body);
+    assert!(matches!(response.status, 502 | 504), "{response:?}");
     wait_aborted(&cluster.bootstrap);
     assert!(cluster.pair.decode.requests().is_empty());
     expect_recovered(&cluster.pair);
@@ -296,13 +296,13 @@ fn many_at_first_ask_little() {
     let cluster = start();
     std::thread::scope(|scope| {
         for _ in 0..16 {
-            scope.spawn(|| answered(&cluster.pair, &Api::Chat.ask(2, true)));
+            scope.spawn(|| responded(&cluster.pair, &Api::Chat.ask(2, true)));
         }
     });
     let asked = cluster.bootstrap.requests().len();
     assert!((1..=16).contains(&asked), "{asked}");
     assert_eq!(cluster.terms.meetings.complete(), 16);
-    answered(&cluster.pair, &Api::Chat.ask(2, true));
+    responded(&cluster.pair, &Api::Chat.ask(2, true));
     assert_eq!(cluster.bootstrap.requests().len(), asked);
 }
 
@@ -337,14 +337,14 @@ fn the_client_leaves_while_the_bootstrap_server_is_silent() {
         let fault = Fault::Hold;
         cluster.bootstrap.fault_on("/query", fault, 1);
         let client = begin(&cluster.pair, &Api::Chat.ask(4, true));
-        wait_state(&cluster.bootstrap, State::Answering);
+        wait_state(&cluster.bootstrap, State::Responding);
         let (_, _client) = leave.now(client);
         cluster
             .pair
             .sidecar
             .wait_metric("ringside_client_connections", &[], 0.0);
         cluster.bootstrap.release();
-        let over = |log: &[Seen]| log.iter().all(|seen| seen.state != State::Answering);
+        let over = |log: &[Seen]| log.iter().all(|seen| seen.state != State::Responding);
         assert!(cluster.bootstrap.wait_for(DEADLINE, over).is_some());
         expect_drained(&cluster.pair.sidecar);
     }
@@ -358,6 +358,6 @@ fn a_clients_own_parameters_are_replaced() {
     let cluster = start();
     let more = r#","kv_transfer_params":{"do_remote_prefill":true,"remote_host":"evil"}"#;
     let question = Api::Chat.ask_with(4, true, more);
-    answered(&cluster.pair, &question);
+    responded(&cluster.pair, &question);
     expect_objects(&cluster, &question.json(), Api::Chat);
 }

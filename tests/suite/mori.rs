@@ -9,9 +9,9 @@ use crate::client::{DEADLINE, End};
 use crate::harness::{CHAT, Pair, json_of, only, run_to_exit, wait_for};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Rule, Setup, answered, answered_with, begin, both_legs, client_leaves, expect_kept,
-    expect_recovered, failed_prefill_cancels_decode, forget, legs_are_concurrent, wait_aborted,
-    wait_state,
+    Rule, Setup, begin, both_legs, client_leaves, expect_kept, expect_recovered,
+    failed_prefill_cancels_decode, forget, legs_are_concurrent, responded, responded_with,
+    wait_aborted, wait_state,
 };
 
 const PARAMS: &str = "kv_transfer_params";
@@ -109,7 +109,7 @@ fn m1_one_after_the_other() {
                 _ => "",
             };
             let question = api.ask_with(6, stream, more);
-            answered(&pair, &question);
+            responded(&pair, &question);
             let (prefill, decode) = both_legs(&pair);
             let transfer = transfer_of(&prefill);
             assert_eq!(transfer, transfer_of(&decode));
@@ -140,8 +140,11 @@ fn m1_one_after_the_other() {
 fn m1_the_count_is_the_prefill_engines() {
     let pair = start(&terms(false, 1));
     let question = Api::Chat.ask(6, false);
-    let answer = pair.post(CHAT, &question.body).expect(200).json();
-    assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 7);
+    let response = pair.post(CHAT, &question.body).expect(200).json();
+    assert_eq!(
+        response["usage"]["prompt_tokens_details"]["cached_tokens"],
+        7
+    );
 }
 
 /// The object a decode engine is sent with both legs at once.
@@ -162,7 +165,7 @@ fn m2_at_once_with_ranks() {
         for stream in [false, true] {
             forget(&pair);
             let question = api.ask(6, stream);
-            answered(&pair, &question);
+            responded(&pair, &question);
             let (prefill, decode) = both_legs(&pair);
             let transfer = transfer_of(&prefill);
             let client = question.json();
@@ -189,7 +192,7 @@ fn m2_both_legs_have_one_request_id() {
     let pair = start(&terms(true, 1));
     for headers in [&[][..], &[("x-request-id", "gw-17")]] {
         forget(&pair);
-        answered_with(&pair, &Api::Chat.ask(4, true), headers);
+        responded_with(&pair, &Api::Chat.ask(4, true), headers);
         let (prefill, decode) = both_legs(&pair);
         let ids = prefill.header_all("x-request-id");
         assert_eq!(ids.len(), 1, "{ids:?}");
@@ -211,7 +214,7 @@ fn m3_lists_of_hosts() {
     for parallel in [true, false] {
         let terms = two_hosts(parallel);
         let pair = start(&terms);
-        answered(&pair, &Api::Chat.ask(4, true));
+        responded(&pair, &Api::Chat.ask(4, true));
         let (prefill, decode) = both_legs(&pair);
         let params = json_of(&prefill)[PARAMS].take();
         assert_eq!(params["remote_hosts"], json!(["10.2.0.1", "10.2.0.2"]));
@@ -230,7 +233,7 @@ fn m3_the_rank_is_one_the_front_end_of_a_host_takes() {
     let pair = start(&terms);
     for _ in 0..8 {
         forget(&pair);
-        answered(&pair, &Api::Chat.ask(2, true));
+        responded(&pair, &Api::Chat.ask(2, true));
         let (prefill, decode) = both_legs(&pair);
         for leg in [prefill, decode] {
             let rank: u64 = leg.header(RANK).unwrap().parse().unwrap();
@@ -243,7 +246,7 @@ fn m3_the_rank_is_one_the_front_end_of_a_host_takes() {
 fn m4_least_tokens_are_capped_and_restored() {
     let pair = start(&terms(true, 1));
     let question = Api::Chat.ask_with(9, true, r#","min_tokens":5"#);
-    answered(&pair, &question);
+    responded(&pair, &question);
     let (prefill, decode) = both_legs(&pair);
     assert_eq!(json_of(&prefill)["min_tokens"], 1);
     assert_eq!(json_of(&decode)["min_tokens"], 5);
@@ -253,7 +256,7 @@ fn m4_least_tokens_are_capped_and_restored() {
 fn m5_one_after_the_other_with_ranks() {
     let terms = terms(false, 8);
     let pair = start(&terms);
-    answered(&pair, &Api::Chat.ask(4, true));
+    responded(&pair, &Api::Chat.ask(4, true));
     let (prefill, decode) = both_legs(&pair);
     let transfer = transfer_of(&prefill);
     let rank = dp_rank(&transfer[2..], 8);
@@ -288,14 +291,14 @@ fn m5_what_the_prefill_engine_said_is_kept() {
         forget(&pair);
         terms.returned.set(Some(raw));
         let question = Api::Chat.ask(4, true);
-        let answer = pair.post(CHAT, &question.body);
-        question.expect(&answer.expect(200));
+        let response = pair.post(CHAT, &question.body);
+        question.expect(&response.expect(200));
         assert!(!json_of(&only(&pair.decode))[PARAMS].is_object(), "{raw}");
     }
 }
 
 #[test]
-fn m6_a_failed_prefill_hides_the_decode_answer() {
+fn m6_a_failed_prefill_hides_the_decode_response() {
     let terms = terms(true, 8);
     terms.meetings.decode_waits(false);
     let pair = start(&terms);
@@ -308,10 +311,10 @@ fn m6_a_failed_prefill_hides_the_decode_answer() {
         pair.prefill.fault(fault, 1);
         let question = Api::Chat.ask(4, stream);
         let mut client = begin(&pair, &question);
-        wait_state(&pair.decode, State::Answered);
+        wait_state(&pair.decode, State::Responded);
         pair.prefill.release();
-        let answer = client.answer().expect(500);
-        assert_eq!(answer.text(), "{\"said\":500}");
+        let response = client.response().expect(500);
+        assert_eq!(response.text(), "{\"said\":500}");
     }
     expect_recovered(&pair);
 }
@@ -329,9 +332,9 @@ fn m7_the_wait_for_a_prefill_is_bounded() {
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     pair.decode.fault(Fault::StallBeforeHead, 1);
     let question = Api::Chat.ask(4, true);
-    let answer = pair.post(CHAT, &question.body);
-    assert_eq!(answer.status, 504, "{answer:?}");
-    assert!(answer.json().is_object());
+    let response = pair.post(CHAT, &question.body);
+    assert_eq!(response.status, 504, "{response:?}");
+    assert!(response.json().is_object());
     wait_aborted(&pair.prefill);
     wait_aborted(&pair.decode);
     forget(&pair);
@@ -339,8 +342,8 @@ fn m7_the_wait_for_a_prefill_is_bounded() {
     terms.meetings.decode_waits(false);
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     let question = Api::Chat.ask(4, true);
-    let answer = pair.post(CHAT, &question.body);
-    assert_eq!(answer.status, 504, "{answer:?}");
+    let response = pair.post(CHAT, &question.body);
+    assert_eq!(response.status, 504, "{response:?}");
     wait_aborted(&pair.prefill);
     terms.meetings.decode_waits(true);
     expect_recovered(&pair);
@@ -360,15 +363,15 @@ fn m8_a_good_prefill_lets_the_stream_through() {
         let wrote = |log: &[Seen]| log.iter().any(|seen| seen.first_byte_at.is_some());
         assert!(pair.decode.wait_for(DEADLINE, wrote).is_some());
         pair.prefill.release();
-        let answer = client.answer().expect(200);
+        let response = client.response().expect(200);
         assert_eq!(
-            answer.header("content-type"),
+            response.header("content-type"),
             Some("text/event-stream; charset=utf-8")
         );
-        question.expect(&answer);
-        assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        question.expect(&response);
+        assert!(response.text().ends_with("data: [DONE]\n\n"));
         // Nothing is rewritten here.
-        assert!(!answer.text().contains("\"cached_tokens\":7"));
+        assert!(!response.text().contains("\"cached_tokens\":7"));
     }
     expect_kept(&pair);
 }
@@ -408,7 +411,7 @@ fn m10_the_rank_the_prefill_engine_returns() {
             rank => format!(",\"remote_dp_rank\":{rank}"),
         };
         terms.returned.set(Some(&object(&member)));
-        answered(&pair, &Api::Chat.ask(4, true));
+        responded(&pair, &Api::Chat.ask(4, true));
         let (prefill, decode) = both_legs(&pair);
         let hashed = dp_rank(&transfer_of(&prefill)[2..], 8);
         let want = want.unwrap_or(hashed);
@@ -439,7 +442,7 @@ fn d1_names_are_addresses_on_the_wire() {
     .start();
     for _ in 0..2 {
         forget(&pair);
-        answered(&pair, &Api::Chat.ask(4, true));
+        responded(&pair, &Api::Chat.ask(4, true));
         let (prefill, decode) = both_legs(&pair);
         assert_eq!(
             json_of(&prefill)[PARAMS]["remote_hosts"],
@@ -473,7 +476,7 @@ fn d1_a_name_that_does_not_resolve_ends_the_start() {
 #[test]
 fn n16_off_means_nothing_of_it() {
     let pair = Setup::default().start();
-    answered(&pair, &Api::Chat.ask(4, true));
+    responded(&pair, &Api::Chat.ask(4, true));
     let (prefill, decode) = both_legs(&pair);
     for leg in [&prefill, &decode] {
         assert_eq!(leg.header(RANK), None);
@@ -494,7 +497,7 @@ fn n17_read_mode_tells_the_prefill_leg_only() {
     .start();
     for _ in 0..4 {
         forget(&pair);
-        answered(&pair, &Api::Chat.ask(4, true));
+        responded(&pair, &Api::Chat.ask(4, true));
         let (prefill, decode) = both_legs(&pair);
         let rank: u64 = prefill.header(RANK).unwrap().parse().unwrap();
         assert!(rank < 8);
@@ -514,7 +517,7 @@ fn p12_a_source_goes_with_the_prefill_leg_of_both_ways() {
         let terms = terms(parallel, 1);
         let pull = "--enable-p2p-pull";
         let pair = with_setup(&terms, &[pull], |setup| setup.start());
-        answered_with(&pair, &Api::Chat.ask(4, false), &source);
+        responded_with(&pair, &Api::Chat.ask(4, false), &source);
         let (prefill, decode) = both_legs(&pair);
         let params = json_of(&prefill)[PARAMS].take();
         assert_eq!(params["remote_kv_source"]["remote_host"], "10.4.0.9");
@@ -548,7 +551,7 @@ fn the_client_leaves_while_decode_output_is_held_back() {
         let client = begin(&pair, &Api::Chat.ask(64, true));
         let wrote = |log: &[Seen]| log.iter().any(|seen| seen.first_byte_at.is_some());
         assert!(pair.decode.wait_for(DEADLINE, wrote).is_some());
-        wait_state(&pair.prefill, State::Answering);
+        wait_state(&pair.prefill, State::Responding);
         let (_, _client) = leave.now(client);
         wait_aborted(&pair.prefill);
         wait_aborted(&pair.decode);

@@ -68,9 +68,9 @@ fn n1_chat_split_exact_prefill_object() {
         json!({"max_tokens": 64, "stream": false, "temperature": 0.5}),
     );
     let pair = Pair::start(&[]);
-    let answer = pair.post(CHAT, client.to_string()).expect(200);
+    let response = pair.post(CHAT, client.to_string()).expect(200);
     assert_eq!(
-        answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"],
+        response.json()["usage"]["prompt_tokens_details"]["cached_tokens"],
         7
     );
     let (prefill, decode) = pair.legs();
@@ -94,18 +94,18 @@ fn n2_a_target_with_scheme_is_the_same_target() {
     let target = format!("http://{}", pair.prefill.host_port());
     // Five requests, one connection: the scheme must not hide it from the pool.
     for nth in 0..5 {
-        let answer = pair
+        let response = pair
             .sidecar
             .post(CHAT, chat().to_string(), &[(PREFILLER, &target)]);
-        answer.expect(200);
+        response.expect(200);
         let seen = &pair.prefill.requests()[nth];
         assert_eq!((seen.conn, seen.nth_on_conn), (0, nth as u32));
     }
     let bare = pair.prefill.host_port();
-    let answer = pair
+    let response = pair
         .sidecar
         .post(CHAT, chat().to_string(), &[(PREFILLER, &bare)]);
-    answer.expect(200);
+    response.expect(200);
     assert_eq!(pair.prefill.counters().connections_accepted, 1);
     assert_eq!(pair.decode.counters().connections_accepted, 1);
     assert_eq!(pair.decode.counters().handoff_used, 6);
@@ -215,7 +215,7 @@ fn completions_and_invocations() {
 
 /// A prefill engine that answers each of these statuses first.
 #[track_caller]
-fn retried(statuses: &[u16], retries: &str) -> (Pair, crate::client::Answer) {
+fn retried(statuses: &[u16], retries: &str) -> (Pair, crate::client::Response) {
     let retries = format!("--prefill-max-retries={retries}");
     let pair = Pair::start(&[&retries, "--prefill-retry-backoff=1ms"]);
     for status in statuses {
@@ -226,15 +226,15 @@ fn retried(statuses: &[u16], retries: &str) -> (Pair, crate::client::Answer) {
         };
         pair.prefill.fault(fault, 1);
     }
-    let answer = pair.post(CHAT, chat().to_string());
-    (pair, answer)
+    let response = pair.post(CHAT, chat().to_string());
+    (pair, response)
 }
 
 #[test]
 fn n12_a_prefill_that_fails_once_is_repeated() {
     for status in [502, 503, 504] {
-        let (pair, answer) = retried(&[status], "2");
-        answer.expect(200);
+        let (pair, response) = retried(&[status], "2");
+        response.expect(200);
         assert_eq!(pair.prefill.requests().len(), 2);
         expect_decode(&pair, &chat(), &only(&pair.decode));
         assert_eq!(pair.decode.counters().handoff_used, 1);
@@ -250,11 +250,11 @@ fn n12_a_prefill_that_fails_once_is_repeated() {
 
 /// The answer to the client is the prefill engine's last one, and the decoder was left alone.
 #[track_caller]
-fn expect_relayed(pair: &Pair, answer: crate::client::Answer, status: u16, prefills: usize) {
-    let answer = answer.expect(status);
-    assert_eq!(answer.text(), format!("{{\"said\":{status}}}"));
+fn expect_relayed(pair: &Pair, response: crate::client::Response, status: u16, prefills: usize) {
+    let response = response.expect(status);
+    assert_eq!(response.text(), format!("{{\"said\":{status}}}"));
     assert_eq!(
-        answer.header("content-type"),
+        response.header("content-type"),
         Some("application/problem+json")
     );
     assert_eq!(pair.prefill.requests().len(), prefills);
@@ -263,22 +263,22 @@ fn expect_relayed(pair: &Pair, answer: crate::client::Answer, status: u16, prefi
 }
 
 #[test]
-fn n13_without_retries_the_error_is_the_answer() {
-    let (pair, answer) = retried(&[502], "0");
-    expect_relayed(&pair, answer, 502, 1);
+fn n13_without_retries_the_error_is_the_response() {
+    let (pair, response) = retried(&[502], "0");
+    expect_relayed(&pair, response, 502, 1);
 }
 
 #[test]
 fn n14_retries_end() {
-    let (pair, answer) = retried(&[502, 502, 502], "2");
-    expect_relayed(&pair, answer, 502, 3);
+    let (pair, response) = retried(&[502, 502, 502], "2");
+    expect_relayed(&pair, response, 502, 3);
 }
 
 #[test]
 fn n15_a_500_is_not_repeated() {
     for status in [500, 501, 400, 404, 429, 307] {
-        let (pair, answer) = retried(&[status], "2");
-        expect_relayed(&pair, answer, status, 1);
+        let (pair, response) = retried(&[status], "2");
+        expect_relayed(&pair, response, status, 1);
     }
 }
 
@@ -308,9 +308,9 @@ fn hidden_prefill_errors_keep_their_status() {
             content_type: "text/plain".to_owned(),
         };
         pair.prefill.fault(fault, 1);
-        let answer = pair.post(CHAT, chat().to_string());
-        let answer = answer.expect_error(status, "prefill_status");
-        assert!(!answer.text().contains("secret"));
+        let response = pair.post(CHAT, chat().to_string());
+        let response = response.expect_error(status, "prefill_status");
+        assert!(!response.text().contains("secret"));
     }
     assert!(pair.decode.requests().is_empty());
 }
@@ -354,21 +354,21 @@ fn no_target_accepts_connections() {
 }
 
 #[test]
-fn a_reset_while_connecting_is_no_answer() {
+fn a_reset_while_connecting_is_no_response() {
     let pair = Pair::start(&[]);
     pair.prefill.fault(Fault::Refuse, 1);
-    let answer = pair.post(CHAT, chat().to_string());
+    let response = pair.post(CHAT, chat().to_string());
     // The reset may already be there when the connect is looked at.
-    let code = match answer.header("x-ringside-error") {
+    let code = match response.header("x-ringside-error") {
         Some("prefill_connect") => "prefill_connect",
         _ => "prefill_reset",
     };
-    answer.expect_error(502, code);
+    response.expect_error(502, code);
     assert!(pair.decode.requests().is_empty());
 }
 
 #[test]
-fn unusable_prefill_answers_are_502() {
+fn unusable_prefill_responses_are_502() {
     let pair = Pair::start(&[]);
     for fault in [
         Fault::Gzip,
@@ -385,9 +385,9 @@ fn unusable_prefill_answers_are_502() {
         Fault::NoContent204,
     ] {
         pair.prefill.fault(fault.clone(), 1);
-        let answer = pair.post(CHAT, chat().to_string());
-        assert_eq!(answer.status, 502, "{fault:?}: {}", answer.text());
-        answer.expect_error(502, "prefill_answer");
+        let response = pair.post(CHAT, chat().to_string());
+        assert_eq!(response.status, 502, "{fault:?}: {}", response.text());
+        response.expect_error(502, "prefill_answer");
     }
     assert!(pair.decode.requests().is_empty());
     pair.sidecar.expect_sound();
@@ -395,12 +395,12 @@ fn unusable_prefill_answers_are_502() {
 }
 
 #[test]
-fn unusual_prefill_answers_are_read() {
+fn unusual_prefill_responses_are_read() {
     for fault in [
         Fault::NoFraming,
-        Fault::Http10Answer,
+        Fault::Http10Response,
         Fault::Interim { count: 3 },
-        Fault::GarbageAfterAnswer,
+        Fault::GarbageAfterResponse,
         Fault::CloseIdle,
         Fault::LargeJson { bytes: 300_000 },
         Fault::Slow {

@@ -9,8 +9,8 @@ use crate::apis::{Api, Completion, Question};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
 use crate::harness::{prefill_params, start_decoder};
 use crate::kv::{
-    Rule, Setup, answered, answered_with, both_legs, client_leaves, failed_prefill_after_the_head,
-    failed_prefill_cancels_decode, forget, legs_are_concurrent,
+    Rule, Setup, both_legs, client_leaves, failed_prefill_after_the_head,
+    failed_prefill_cancels_decode, forget, legs_are_concurrent, responded, responded_with,
 };
 
 const SOURCE: &str = "x-kv-cache-source-host-port";
@@ -50,7 +50,7 @@ fn p1_both_legs_share_a_request_id() {
                 _ => "",
             };
             let question = api.ask_with(6, stream, more);
-            answered(&pair, &question);
+            responded(&pair, &question);
             let (prefill, decode) = both_legs(&pair);
             let (prefill, mut decode) = (json_of(&prefill), json_of(&decode));
             let id = take_id(&mut decode[PARAMS]["remote_prefiller"]);
@@ -77,7 +77,7 @@ fn p1_the_legs_are_concurrent() {
 #[test]
 fn p2_what_is_not_in_the_request_is_not_capped() {
     let (pair, _) = start();
-    answered(&pair, &Api::Chat.ask(6, false));
+    responded(&pair, &Api::Chat.ask(6, false));
     let (prefill, decode) = both_legs(&pair);
     for leg in [prefill, decode] {
         assert_eq!(json_of(&leg).get("max_completion_tokens"), None);
@@ -123,8 +123,8 @@ impl Ranks {
         self.decoders[0].clear();
         let question = Api::Chat.ask(4, true);
         let headers = [(SOURCE, source)];
-        let answer = self.sidecar.post(CHAT, &question.body, &headers);
-        question.expect(&answer.expect(200));
+        let response = self.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&response.expect(200));
         let seen = only(&self.decoders[0]);
         assert_eq!(seen.header(SOURCE), None);
         let mut body = json_of(&seen);
@@ -159,7 +159,7 @@ fn p3_a_source_without_a_prefill_engine() {
 fn p4_a_source_goes_with_the_prefill_leg() {
     let (pair, _) = start();
     let question = Api::Chat.ask(4, true);
-    answered_with(&pair, &question, &[(SOURCE, "10.4.0.9:8000")]);
+    responded_with(&pair, &question, &[(SOURCE, "10.4.0.9:8000")]);
     let (prefill, decode) = both_legs(&pair);
     let (mut prefill, decode) = (json_of(&prefill), json_of(&decode));
     let own = take_id(&mut prefill[PARAMS]["remote_kv_source"]);
@@ -181,8 +181,8 @@ fn p4_only_the_first_line_counts() {
     let ranks = offloading_ranks(1);
     let question = Api::Chat.ask(4, true);
     let headers = [(SOURCE, " 10.4.0.9:8000 "), (SOURCE, "10.4.0.8:8000")];
-    let answer = ranks.sidecar.post(CHAT, &question.body, &headers);
-    question.expect(&answer.expect(200));
+    let response = ranks.sidecar.post(CHAT, &question.body, &headers);
+    question.expect(&response.expect(200));
     let body = json_of(&only(&ranks.decoders[0]));
     assert_eq!(body[PARAMS]["remote_kv_source"]["remote_host"], "10.4.0.9");
 }
@@ -203,8 +203,8 @@ fn p5_sources_that_are_not_injected() {
         ranks.decoders[0].clear();
         let question = Api::Chat.ask(4, true);
         let headers = [(SOURCE, source)];
-        let answer = ranks.sidecar.post(CHAT, &question.body, &headers);
-        question.expect(&answer.expect(200));
+        let response = ranks.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&response.expect(200));
         let seen = only(&ranks.decoders[0]);
         assert_eq!(seen.body, question.body.as_bytes(), "{source:?}");
         assert_eq!(seen.header(SOURCE), None);
@@ -214,7 +214,7 @@ fn p5_sources_that_are_not_injected() {
     let with_scheme = format!("http://{prefiller}");
     for source in [prefiller.as_str(), &with_scheme, "nonsense", ":1", ""] {
         forget(&pair);
-        answered_with(&pair, &Api::Chat.ask(4, true), &[(SOURCE, source)]);
+        responded_with(&pair, &Api::Chat.ask(4, true), &[(SOURCE, source)]);
         let (prefill, _) = both_legs(&pair);
         let names = json_of(&prefill)[PARAMS].as_object().unwrap().len();
         assert_eq!(names, 1, "{source:?}");
@@ -233,8 +233,8 @@ fn p5_a_later_candidate_does_not_pull_from_itself() {
         forget(&pair);
         let question = Api::Chat.ask(4, true);
         let headers = [(PREFILLER, targets.as_str()), (SOURCE, source)];
-        let answer = pair.sidecar.post(CHAT, &question.body, &headers);
-        question.expect(&answer.expect(200));
+        let response = pair.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&response.expect(200));
         let (prefill, _) = both_legs(&pair);
         let pulled = json_of(&prefill)[PARAMS].get("remote_kv_source").is_some();
         assert_eq!(pulled, pulls, "{source}");
@@ -257,13 +257,13 @@ fn p7_a_clients_own_parameters_are_replaced() {
     let more = r#","kv_transfer_params":{"remote_kv_source":{"remote_host":"evil"}}"#;
     let question = Api::Chat.ask_with(4, true, more);
     let headers = [(SOURCE, "10.4.0.9:8000")];
-    let answer = ranks.sidecar.post(CHAT, &question.body, &headers);
-    question.expect(&answer.expect(200));
+    let response = ranks.sidecar.post(CHAT, &question.body, &headers);
+    question.expect(&response.expect(200));
     let params = json_of(&only(&ranks.decoders[0]))[PARAMS].take();
     assert_eq!(params["remote_kv_source"]["remote_host"], "10.4.0.9");
     assert_eq!(params.as_object().unwrap().len(), 1);
     let (pair, _) = start();
-    answered(&pair, &Api::Chat.ask_with(4, true, more));
+    responded(&pair, &Api::Chat.ask_with(4, true, more));
     both_legs(&pair);
 }
 
@@ -271,7 +271,7 @@ fn p7_a_clients_own_parameters_are_replaced() {
 fn p8_ids_are_used_once() {
     let (pair, meetings) = start();
     for _ in 0..20 {
-        answered(&pair, &Api::Chat.ask(2, true));
+        responded(&pair, &Api::Chat.ask(2, true));
     }
     let ids: HashSet<String> = meetings.keys().into_iter().collect();
     assert_eq!((ids.len(), meetings.complete()), (20, 20));
@@ -315,8 +315,8 @@ fn p9_who_can_pull() {
         });
         let question = Api::Chat.ask(4, true);
         let headers = [(SOURCE, "10.4.0.9:8000")];
-        let answer = sidecar.post(CHAT, &question.body, &headers).expect(200);
-        question.expect(&answer);
+        let response = sidecar.post(CHAT, &question.body, &headers).expect(200);
+        question.expect(&response);
         let seen = only(&decode);
         let pulled = json_of(&seen).get(PARAMS).is_some();
         assert_eq!(pulled, pulls, "{args:?}");
@@ -355,8 +355,8 @@ fn p10_the_port_is_that_of_the_targets_rank() {
     let target = four.prefill.host_port();
     let headers = [(PREFILLER, target.as_str())];
     four.decoders[0].clear();
-    let answer = four.sidecar.post(CHAT, &question.body, &headers);
-    question.expect(&answer.expect(200));
+    let response = four.sidecar.post(CHAT, &question.body, &headers);
+    question.expect(&response.expect(200));
     let body = json_of(&only(&four.decoders[0]));
     assert_eq!(body[PARAMS]["remote_prefiller"]["remote_port"], 7777);
 }
@@ -369,7 +369,7 @@ fn p10_the_base_port_is_a_flag() {
         ..setup(&meetings)
     }
     .start();
-    answered(&pair, &Api::Chat.ask(4, true));
+    responded(&pair, &Api::Chat.ask(4, true));
     let (_, decode) = both_legs(&pair);
     let port = json_of(&decode)[PARAMS]["remote_prefiller"]["remote_port"].clone();
     assert_eq!(port, 9100);
@@ -392,7 +392,7 @@ fn nixl_prefill(args: &[&str], source: impl FnOnce(&Pair) -> String) -> Value {
     let pair = setup.start();
     let source = source(&pair);
     let question: Question = Api::Chat.ask(4, true);
-    answered_with(&pair, &question, &[(SOURCE, &source)]);
+    responded_with(&pair, &question, &[(SOURCE, &source)]);
     let (prefill, decode): (Seen, Seen) = both_legs(&pair);
     assert_eq!(pair.decode.counters().handoff_used, 1);
     assert_eq!(json_of(&decode)[PARAMS].get("remote_kv_source"), None);

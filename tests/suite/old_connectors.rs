@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::apis::{Api, Completion};
 use crate::harness::{CHAT, json_of};
-use crate::kv::{Rule, Setup, answered, both_legs, client_leaves, expect_recovered, forget};
+use crate::kv::{Rule, Setup, both_legs, client_leaves, expect_recovered, forget, responded};
 
 const FOUR: [&str; 4] = [
     "remote_block_ids",
@@ -41,7 +41,7 @@ fn nixl_v1_hands_four_members_over() {
             false => "",
         };
         let question = Api::Chat.ask_with(6, stream, more);
-        answered(&pair, &question);
+        responded(&pair, &question);
         let (prefill, decode) = both_legs(&pair);
         let mut want = question.json();
         want["stream"] = json!(false);
@@ -67,7 +67,7 @@ fn nixl_v1_hands_four_members_over() {
 fn nixl_v1_completions() {
     let book = BlockBook::new();
     let pair = nixl(&book).start();
-    answered(&pair, &Api::Completions.ask(6, true));
+    responded(&pair, &Api::Completions.ask(6, true));
     both_legs(&pair);
     assert_eq!(book.used(), 1);
 }
@@ -98,7 +98,7 @@ fn nixl_v1_without_any_the_decoder_computes_the_prompt() {
     let pair = nixl(&BlockBook::new()).start();
     pair.prefill.fault(Fault::Handoff(HandoffShape::Omit), 1);
     let question = Api::Chat.ask(4, false);
-    answered(&pair, &question);
+    responded(&pair, &question);
     let (_, decode) = both_legs(&pair);
     assert_eq!(json_of(&decode), question.json());
 }
@@ -108,7 +108,7 @@ fn nixl_v1_members_of_the_clients_are_replaced() {
     let book = BlockBook::new();
     let pair = nixl(&book).start();
     let more = r#","do_remote_prefill":true,"remote_host":"evil","remote_port":1"#;
-    answered(&pair, &Api::Chat.ask_with(4, true, more));
+    responded(&pair, &Api::Chat.ask_with(4, true, more));
     both_legs(&pair);
     assert_eq!(book.used(), 1);
 }
@@ -120,7 +120,7 @@ fn lmcache_caps_and_decodes_the_clients_bytes() {
         for stream in [false, true] {
             forget(&pair);
             let question = api.ask_with(6, stream, r#", "cache_hit_threshold" : 1.0 "#);
-            answered(&pair, &question);
+            responded(&pair, &question);
             let (prefill, decode) = both_legs(&pair);
             assert_eq!(decode.body, question.body.as_bytes());
             let client = question.json();
@@ -132,7 +132,7 @@ fn lmcache_caps_and_decodes_the_clients_bytes() {
 }
 
 #[test]
-fn a_prefill_that_fails_is_the_answer() {
+fn a_failed_prefill_is_the_response() {
     for setup in [nixl(&BlockBook::new()), lmcache()] {
         let pair = setup.start();
         for code in [400, 500, 503, 307] {
@@ -143,8 +143,8 @@ fn a_prefill_that_fails_is_the_answer() {
             };
             pair.prefill.fault(fault, 1);
             let question = Api::Chat.ask(4, true);
-            let answer = pair.post(CHAT, &question.body).expect(code);
-            assert_eq!(answer.text(), format!("{{\"said\":{code}}}"));
+            let response = pair.post(CHAT, &question.body).expect(code);
+            assert_eq!(response.text(), format!("{{\"said\":{code}}}"));
         }
         // Once more than a connection that was kept is given.
         pair.prefill.fault(Fault::ResetBeforeHead, 2);

@@ -28,7 +28,7 @@ struct Fake {
     refuses: i64,
 }
 
-fn answer(refuses: i64) -> ExportTraceServiceResponse {
+fn response(refuses: i64) -> ExportTraceServiceResponse {
     let refused = ExportTracePartialSuccess {
         rejected_spans: refuses,
         error_message: "full".to_owned(),
@@ -48,7 +48,7 @@ impl TraceService for Fake {
         let token = token.map(|token| token.to_str().unwrap().to_owned());
         // The test may have seen enough.
         let _ = self.got.send((token, request.into_inner()));
-        Ok(tonic::Response::new(answer(self.refuses)))
+        Ok(tonic::Response::new(response(self.refuses)))
     }
 }
 
@@ -88,7 +88,7 @@ fn http_collector(refuses: i64) -> (RawEngine, Receiver<Got>) {
             let token = head.lines().find_map(|line| line.strip_prefix("x-token: "));
             let message = ExportTraceServiceRequest::decode(&*body).unwrap();
             let _ = sender.send((token.map(str::to_owned), message));
-            let message = answer(refuses).encode_to_vec();
+            let message = response(refuses).encode_to_vec();
             let text = String::from_utf8(message).unwrap();
             conn.say(&with_length("200 OK", &text));
         }

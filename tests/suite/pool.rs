@@ -308,9 +308,9 @@ fn until_the_pods_are_known_it_is_not_ready() {
     let line = "[-]allowlist: the pods of prod/pool are not known yet\n";
     assert!(page.contains(line), "{page}");
     let target = pair.prefill.host_port();
-    let answer = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, &target)]);
-    let answer = answer.expect_error(503, "allowlist_not_ready");
-    assert_eq!(answer.header("retry-after"), Some("1"));
+    let response = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, &target)]);
+    let response = response.expect_error(503, "allowlist_not_ready");
+    assert_eq!(response.header("retry-after"), Some("1"));
     pair.sidecar
         .wait_metric(DENIED, &[("named", "prefill")], 1.0);
     // What needs no pods is served: requests without a prefiller, and rules of the configuration.

@@ -37,7 +37,7 @@ impl Ranks {
         self.sidecar.port + rank
     }
 
-    fn post(&self, listener: u16, headers: &[(&str, &str)]) -> crate::client::Answer {
+    fn post(&self, listener: u16, headers: &[(&str, &str)]) -> crate::client::Response {
         let mut client = self.sidecar.connect_to(listener);
         client.ask("POST", CHAT, headers, BODY.as_bytes())
     }
@@ -108,10 +108,10 @@ fn l1_an_unknown_rank_is_400_without_a_body() {
         "10.1.2.3".to_owned(),
         String::new(),
     ] {
-        let answer = ranks.post(0, &[(RANK, &key)]).expect(400);
-        assert!(answer.body.is_empty(), "{key}");
-        assert_eq!(answer.header("content-length"), Some("0"));
-        assert_eq!(answer.header("x-ringside-error"), Some("unknown_rank"));
+        let response = ranks.post(0, &[(RANK, &key)]).expect(400);
+        assert!(response.body.is_empty(), "{key}");
+        assert_eq!(response.header("content-length"), Some("0"));
+        assert_eq!(response.header("x-ringside-error"), Some("unknown_rank"));
     }
     assert_eq!(ranks.take(), [0, 0]);
 }

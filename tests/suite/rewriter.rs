@@ -31,8 +31,8 @@ fn relayed(pieces: &[String]) -> String {
     let sidecar = Sidecar::start(&[], decode.port());
     let target = prefill.host_port();
     let body = r#"{"messages":["u1"],"stream":true}"#;
-    let answer = sidecar.post(CHAT, body, &[(PREFILLER, &target)]);
-    answer.expect(200).text()
+    let response = sidecar.post(CHAT, body, &[(PREFILLER, &target)]);
+    response.expect(200).text()
 }
 
 /// Cuts a stream at each of these places, and checks that only the count has changed.

@@ -20,8 +20,8 @@ fn r1_gets_reach_the_decoder() {
         "/healthz",
     ];
     for path in paths {
-        let answer = pair.sidecar.get(path, &[]).expect(200);
-        assert_eq!(answer.json()["path"], path);
+        let response = pair.sidecar.get(path, &[]).expect(200);
+        assert_eq!(response.json()["path"], path);
     }
     assert_eq!(pair.decode.requests().len(), paths.len());
     assert!(pair.prefill.requests().is_empty());
@@ -42,13 +42,13 @@ fn only_the_exact_path_and_method_are_intercepted() {
         ("POST", "/health"),
     ] {
         pair.decode.clear();
-        let answer = pair
+        let response = pair
             .sidecar
             .ask(method, path, &routing, CHAT_BODY.as_bytes());
         let seen = only(&pair.decode);
         assert_eq!((seen.method.as_str(), seen.target.as_str()), (method, path));
         assert_eq!(seen.body, CHAT_BODY.as_bytes());
-        assert!([200, 405].contains(&answer.status), "{method} {path}");
+        assert!([200, 405].contains(&response.status), "{method} {path}");
     }
     assert!(pair.prefill.requests().is_empty());
 }
@@ -67,8 +67,8 @@ fn the_query_goes_to_both_legs() {
 fn health_is_ours() {
     let pair = Pair::start(&[]);
     for method in ["GET", "HEAD"] {
-        let answer = pair.sidecar.ask(method, "/health", &[], b"").expect(200);
-        assert!(answer.body.is_empty());
+        let response = pair.sidecar.ask(method, "/health", &[], b"").expect(200);
+        assert!(response.body.is_empty());
     }
     assert!(pair.decode.requests().is_empty());
 }
@@ -89,8 +89,8 @@ fn h1_h6_no_target_is_decode_only() {
     for (path, body) in KINDS {
         for headers in headers {
             pair.decode.clear();
-            let answer = pair.sidecar.post(path, body, headers).expect(200);
-            assert_eq!(answer.header("x-ringside-error"), None);
+            let response = pair.sidecar.post(path, body, headers).expect(200);
+            assert_eq!(response.header("x-ringside-error"), None);
             let seen = only(&pair.decode);
             assert_eq!(seen.body, body.as_bytes(), "{headers:?}");
             assert_eq!(seen.header(PREFILLER), None);
@@ -211,10 +211,10 @@ fn targets_that_are_none_are_502_and_nobody_is_asked() {
         format!("{good},user@{good}"),
     ] {
         let routing = [(PREFILLER, target.as_str())];
-        let answer = pair.sidecar.post(CHAT, CHAT_BODY, &routing);
-        assert_eq!(answer.status, 502, "{target}: {}", answer.text());
-        let answer = answer.expect_error(502, "bad_target");
-        assert!(!answer.text().contains(&good), "{}", answer.text());
+        let response = pair.sidecar.post(CHAT, CHAT_BODY, &routing);
+        assert_eq!(response.status, 502, "{target}: {}", response.text());
+        let response = response.expect_error(502, "bad_target");
+        assert!(!response.text().contains(&good), "{}", response.text());
     }
     // With two lines, a comma does not split.
     let both = format!("{good},{good}");

@@ -9,9 +9,8 @@ use serde_json::json;
 use crate::apis::Api;
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::kv::{
-    Rule, Setup, answered, begin, both_legs, client_leaves, expect_recovered,
-    failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
-    wait_state,
+    Rule, Setup, begin, both_legs, client_leaves, expect_recovered, failed_prefill_after_the_head,
+    failed_prefill_cancels_decode, forget, legs_are_concurrent, responded, wait_state,
 };
 
 const CONNECTOR: &[&str] = &["--kv-connector=sglang"];
@@ -40,7 +39,7 @@ fn s1_both_legs_get_one_body_with_the_room() {
                 _ => "",
             };
             let question = api.ask_with(6, stream, more);
-            answered(&pair, &question);
+            responded(&pair, &question);
             let (prefill, decode) = both_legs(&pair);
             assert_eq!(prefill.body, decode.body, "one body");
             let have = json_of(&decode);
@@ -57,31 +56,31 @@ fn s1_both_legs_get_one_body_with_the_room() {
 }
 
 #[test]
-fn s1_a_late_prefill_answer_is_harmless() {
+fn s1_a_late_prefill_response_is_harmless() {
     let (pair, _) = start();
     for stream in [true, false] {
         forget(&pair);
         pair.prefill.fault(Fault::Hold, 1);
-        answered(&pair, &Api::Chat.ask(6, stream));
-        assert_eq!(only(&pair.prefill).state, State::Answering);
+        responded(&pair, &Api::Chat.ask(6, stream));
+        assert_eq!(only(&pair.prefill).state, State::Responding);
         pair.prefill.release();
-        wait_state(&pair.prefill, State::Answered);
+        wait_state(&pair.prefill, State::Responded);
     }
     expect_recovered(&pair);
 }
 
 #[test]
-fn s1_a_prefill_answer_is_not_read_for_its_sense() {
+fn s1_a_prefill_response_is_not_read_for_its_sense() {
     let (pair, _) = start();
     for fault in [
         Fault::LargeJson { bytes: 300_000 },
         Fault::NoFraming,
         Fault::CloseIdle,
-        Fault::Http10Answer,
+        Fault::Http10Response,
     ] {
         pair.prefill.fault(fault, 1);
-        answered(&pair, &Api::Chat.ask(6, true));
-        answered(&pair, &Api::Chat.ask(6, false));
+        responded(&pair, &Api::Chat.ask(6, true));
+        responded(&pair, &Api::Chat.ask(6, false));
     }
     expect_recovered(&pair);
 }
@@ -99,7 +98,7 @@ fn rooms_are_unique() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..25 {
-                    answered(&pair, &Api::Chat.ask(2, false));
+                    responded(&pair, &Api::Chat.ask(2, false));
                 }
             });
         }
@@ -129,8 +128,8 @@ fn the_port_comes_from_the_environment_and_the_host_from_the_target() {
         forget(&pair);
         let question = Api::Chat.ask(4, true);
         let headers = [(PREFILLER, target.as_str())];
-        let answer = pair.sidecar.post(CHAT, &question.body, &headers);
-        question.expect(&answer.expect(200));
+        let response = pair.sidecar.post(CHAT, &question.body, &headers);
+        question.expect(&response.expect(200));
         let body = json_of(&both_legs(&pair).0);
         assert_eq!(body["bootstrap_host"], host);
         assert_eq!(body["bootstrap_port"], 9001);
@@ -141,7 +140,7 @@ fn the_port_comes_from_the_environment_and_the_host_from_the_target() {
 fn members_of_the_clients_are_replaced() {
     let (pair, _) = start();
     let more = r#","bootstrap_host":"evil","bootstrap_port":1,"bootstrap_room":5"#;
-    answered(&pair, &Api::Chat.ask_with(4, true, more));
+    responded(&pair, &Api::Chat.ask_with(4, true, more));
     let body = json_of(&both_legs(&pair).1);
     assert_eq!(body["bootstrap_host"], "127.0.0.1");
     assert_ne!(body["bootstrap_room"], 5);
@@ -167,7 +166,7 @@ fn a_prefill_that_fails_after_the_head() {
 }
 
 #[test]
-fn a_failed_decode_is_the_answer() {
+fn a_failed_decode_is_the_response() {
     let (pair, _) = start();
     pair.decode.refuse(true);
     let question = Api::Chat.ask(4, true);
@@ -181,8 +180,8 @@ fn a_failed_decode_is_the_answer() {
     };
     pair.decode.fault(fault, 1);
     let question = Api::Chat.ask(4, true);
-    let answer = pair.post(CHAT, &question.body).expect(503);
-    assert_eq!(answer.text(), "{\"said\":503}");
+    let response = pair.post(CHAT, &question.body).expect(503);
+    assert_eq!(response.text(), "{\"said\":503}");
     expect_recovered(&pair);
 }
 

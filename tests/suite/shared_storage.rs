@@ -5,10 +5,10 @@ use mock_engine::{Fault, KvContract, Seen, State, Store};
 use serde_json::{Value, json};
 
 use crate::apis::{Api, Completion, Question};
-use crate::client::Answer;
+use crate::client::Response;
 use crate::harness::{CHAT, Pair, json_of, only};
 use crate::kv::{
-    Rule, Setup, answered, begin, both_legs, client_leaves, expect_kept, expect_recovered, forget,
+    Rule, Setup, begin, both_legs, client_leaves, expect_kept, expect_recovered, forget, responded,
     wait_aborted, wait_state,
 };
 
@@ -54,7 +54,7 @@ fn each_api_is_prefilled_then_decoded() {
         for stream in [false, true] {
             forget(&pair);
             let question = api.ask(6, stream);
-            answered(&pair, &question);
+            responded(&pair, &question);
             let (prefill, decode) = both_legs(&pair);
             let client = question.json();
             let set = json!({"cache_hit_threshold": 0});
@@ -89,7 +89,7 @@ fn n8_shared_storage_max_completion_tokens() {
 fn a_least_number_of_tokens_does_not_fail_the_prefill() {
     let (pair, _) = start();
     let chat = Api::Chat.ask_with(9, false, r#","min_tokens":5"#);
-    answered(&pair, &chat);
+    responded(&pair, &chat);
     let (_, decode) = both_legs(&pair);
     assert_eq!(json_of(&decode), without_threshold(&chat.json()));
     let body = r#"{"token_ids":[1],"sampling_params":{"max_tokens":9,"min_tokens":5}}"#;
@@ -101,10 +101,10 @@ fn a_least_number_of_tokens_does_not_fail_the_prefill() {
 fn neither_a_request_id_nor_a_count_is_invented_for_the_client() {
     let (pair, _) = start();
     let chat = Api::Chat.ask(4, false);
-    let answer = pair.post(CHAT, &chat.body).expect(200).json();
+    let response = pair.post(CHAT, &chat.body).expect(200).json();
     // The decoder's own number: nothing is rewritten here.
     assert_eq!(
-        answer["usage"]["prompt_tokens_details"]["cached_tokens"],
+        response["usage"]["prompt_tokens_details"]["cached_tokens"],
         49
     );
     let (prefill, decode) = both_legs(&pair);
@@ -121,7 +121,7 @@ fn neither_a_request_id_nor_a_count_is_invented_for_the_client() {
 #[track_caller]
 fn ask_first(pair: &Pair, question: &Question) -> Vec<(char, Seen)> {
     forget(pair);
-    answered(pair, question);
+    responded(pair, question);
     expect_kept(pair);
     order(pair)
 }
@@ -221,12 +221,12 @@ fn error(code: u16) -> Fault {
 }
 
 #[track_caller]
-fn expect_said(answer: Answer, code: u16) {
-    assert_eq!(answer.expect(code).text(), format!("{{\"said\":{code}}}"));
+fn expect_said(response: Response, code: u16) {
+    assert_eq!(response.expect(code).text(), format!("{{\"said\":{code}}}"));
 }
 
 #[test]
-fn a_first_decode_that_fails_is_the_answer() {
+fn a_first_decode_that_fails_is_the_response() {
     let (pair, _) = start();
     for stream in [false, true] {
         for code in [400, 429, 500, 503] {
@@ -240,7 +240,7 @@ fn a_first_decode_that_fails_is_the_answer() {
 }
 
 #[test]
-fn a_prefill_that_fails_is_the_answer() {
+fn a_failed_prefill_is_the_response() {
     let (pair, _) = start();
     for (more, decodes) in [("", 0), (THRESHOLD, 1)] {
         for stream in [false, true] {
@@ -280,7 +280,7 @@ fn a_first_decode_that_breaks_off_harms_nobody() {
             let _ = client.try_head();
             drop(client);
             pair.decode.clear_faults();
-            answered(&pair, &Api::Chat.ask(4, stream));
+            responded(&pair, &Api::Chat.ask(4, stream));
         }
     }
     expect_recovered(&pair);
@@ -292,9 +292,9 @@ fn a_first_decode_that_is_no_json_passes_as_it_is() {
     let (pair, _) = start();
     pair.decode.fault(Fault::HalfJson, 1);
     let question = Api::Chat.ask_with(6, false, THRESHOLD);
-    let answer = pair.post(CHAT, &question.body);
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert!(answer.text().starts_with("{\"id\":\"cmpl-half\""));
+    let response = pair.post(CHAT, &question.body);
+    assert_eq!(response.status, 200, "{response:?}");
+    assert!(response.text().starts_with("{\"id\":\"cmpl-half\""));
     assert!(pair.prefill.requests().is_empty());
 }
 
@@ -302,8 +302,8 @@ fn a_first_decode_that_is_no_json_passes_as_it_is() {
 fn a_body_that_is_no_object_is_refused() {
     let (pair, _) = start();
     for body in ["null", "[]", "{", "17", "{\"a\":1}x", "\"x\""] {
-        let answer = pair.post(CHAT, body);
-        answer.expect_error(400, "bad_json");
+        let response = pair.post(CHAT, body);
+        response.expect_error(400, "bad_json");
     }
     assert!(pair.prefill.requests().is_empty() && pair.decode.requests().is_empty());
 }
@@ -320,7 +320,7 @@ fn the_client_leaves_the_first_decode() {
         forget(&pair);
         pair.decode.fault(Fault::StallBeforeHead, 1);
         let client = begin(&pair, &Api::Chat.ask_with(4, stream, THRESHOLD));
-        wait_state(&pair.decode, State::Answering);
+        wait_state(&pair.decode, State::Responding);
         drop(client);
         wait_aborted(&pair.decode);
         assert!(pair.prefill.requests().is_empty());
@@ -330,17 +330,17 @@ fn the_client_leaves_the_first_decode() {
     let fault = Fault::StallMidStream { after_events: 1 };
     pair.decode.fault(fault, 1);
     let client = begin(&pair, &Api::Chat.ask_with(4, true, THRESHOLD));
-    wait_state(&pair.decode, State::Answering);
+    wait_state(&pair.decode, State::Responding);
     drop(client);
     wait_aborted(&pair.decode);
     // In the prefill after it.
     forget(&pair);
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     let client = begin(&pair, &Api::Chat.ask_with(4, true, THRESHOLD));
-    wait_state(&pair.prefill, State::Answering);
+    wait_state(&pair.prefill, State::Responding);
     drop(client);
     wait_aborted(&pair.prefill);
-    assert_eq!(only(&pair.decode).state, State::Answered);
+    assert_eq!(only(&pair.decode).state, State::Responded);
     assert!(store.is_empty());
     expect_recovered(&pair);
 }
@@ -349,7 +349,7 @@ fn the_client_leaves_the_first_decode() {
 fn a_decoder_alone_is_left_alone() {
     let (pair, _) = start();
     let question = Api::Chat.ask_with(4, true, THRESHOLD);
-    let answer = pair.sidecar.post(CHAT, &question.body, &[]).expect(200);
-    assert!(answer.text().contains("cache_threshold"));
+    let response = pair.sidecar.post(CHAT, &question.body, &[]).expect(200);
+    assert!(response.text().contains("cache_threshold"));
     assert_eq!(only(&pair.decode).body, question.body.as_bytes());
 }

@@ -12,10 +12,10 @@ use std::time::Duration;
 use mock_engine::{Engine, EngineConfig, Fault};
 
 use crate::apis::{Api, Question};
-use crate::client::{Answer, Client, End, request};
+use crate::client::{Client, End, Response, request};
 use crate::harness::{PREFILLER, Pair, sha256};
 use crate::harness_more::{descriptors, expect_drained, nonzero_metrics, wait_descriptors};
-use crate::kv::{Setup, answered, each_connector};
+use crate::kv::{Setup, each_connector, responded};
 
 const REQUESTS: u64 = 10_000;
 /// Of each connector but the usual one.
@@ -332,42 +332,42 @@ impl Run {
         };
         let framing = head.framing("POST");
         let (body, end) = client.body(framing);
-        let answer = Answer {
+        let response = Response {
             head,
             framing,
             body,
             end,
         };
-        expect_own(&answer, question, fate);
+        expect_own(&response, question, fate);
         let nonsense = fate
             .decode
             .is_some_and(|(_, trouble)| trouble == Trouble::Nonsense);
-        let whole = answer.status == 200 && answer.end == End::Complete;
+        let whole = response.status == 200 && response.end == End::Complete;
         if fate.is_plain() {
-            assert!(whole, "seed {seed}: {fate:?} {answer:?}");
+            assert!(whole, "seed {seed}: {fate:?} {response:?}");
         }
-        let counted = match (whole, answer.end) {
+        let counted = match (whole, response.end) {
             (true, _) => &self.whole,
             (false, End::Complete) => &self.failed,
             (false, _) => &self.cut,
         };
         counted.fetch_add(1, Ordering::Relaxed);
         if whole && !nonsense {
-            question.expect(&answer);
+            question.expect(&response);
         }
         assert!(
-            answer.status == 200 || answer.status >= 500,
-            "seed {seed}: {fate:?} {answer:?}"
+            response.status == 200 || response.status >= 500,
+            "seed {seed}: {fate:?} {response:?}"
         );
-        let stays = answer.end == End::Complete && answer.header("connection") != Some("close");
+        let stays = response.end == End::Complete && response.header("connection") != Some("close");
         stays.then_some(client)
     }
 }
 
 /// Fails if any of the bytes, whole or cut, are of another question's answer.
 #[track_caller]
-fn expect_own(answer: &Answer, question: &Question, fate: Fate) {
-    let text = answer.text();
+fn expect_own(response: &Response, question: &Question, fate: Fate) {
+    let text = response.text();
     let own = &sha256(question.prompt.as_bytes())[..8];
     for (at, _) in text.match_indices('-') {
         // A token: t, digits, a dash, eight digits of a hash, a blank.
@@ -408,7 +408,7 @@ fn soak(setup: &Setup<'_>, kind: Kind, requests: u64) {
     }
     for api in Api::ALL {
         for stream in [true, false] {
-            answered(&run.pair, &api.ask(4, stream));
+            responded(&run.pair, &api.ask(4, stream));
         }
     }
     expect_drained(&run.pair.sidecar);

@@ -57,8 +57,8 @@ fn large_bodies_pass_whole_both_ways_and_the_connections_are_kept() {
         for (seed, count) in [(3, LARGE), (5, 100), (7, LARGE + 1), (11, 2 << 20)] {
             let body = bytes(seed, count);
             client.send(request("POST", "/v1/embeddings", &[], &body));
-            let answer = client.answer().expect(200);
-            assert!(answer.body == body, "the body was changed");
+            let response = client.response().expect(200);
+            assert!(response.body == body, "the body was changed");
         }
         drop(client);
         expect_drained(&sidecar);
@@ -79,7 +79,7 @@ fn large_bodies_pass_whole_both_ways_and_the_connections_are_kept() {
 
 /// The rest of the upload that the engine did not want is not sent to anybody.
 #[test]
-fn an_answer_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
+fn a_response_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let engine = RawEngine::start(|mut conn, nth| {
             if nth > 0 {
@@ -96,14 +96,14 @@ fn an_answer_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
         let upload = std::thread::spawn(move || {
             writer.try_send(request("POST", "/x", &[], &bytes(3, 64 << 20)))
         });
-        let answer = client.answer();
-        assert_eq!((answer.head.status, &*answer.body), (413, &b"no"[..]));
+        let response = client.response();
+        assert_eq!((response.head.status, &*response.body), (413, &b"no"[..]));
         drop(client);
         assert!(!upload.join().unwrap(), "nobody wanted all of it");
         for seed in [5, 7] {
             let body = bytes(seed, LARGE);
-            let answer = sidecar.post("/x", &body, &[]).expect(200);
-            assert!(answer.body == body, "the body was changed");
+            let response = sidecar.post("/x", &body, &[]).expect(200);
+            assert!(response.body == body, "the body was changed");
         }
     }
 }
@@ -135,7 +135,7 @@ fn a_client_that_leaves_in_the_middle_ends_the_engines_connection() {
 
 /// A slow reader holds one pipe and no more, and gets every byte.
 #[test]
-fn a_slow_client_gets_a_large_answer_whole() {
+fn a_slow_client_gets_a_large_response_whole() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let body = bytes(13, LARGE * 2);
         let sent = body.clone();
@@ -148,7 +148,7 @@ fn a_slow_client_gets_a_large_answer_whole() {
         let sidecar = start(driver, engine.port());
         let mut client = sidecar.connect();
         client.send(request("GET", "/x", &[], b""));
-        let answer_head = client.head();
+        let response_head = client.head();
         let mut got = Vec::new();
         while got.len() < body.len() {
             let piece = (body.len() - got.len()).min(100_000);
@@ -157,13 +157,13 @@ fn a_slow_client_gets_a_large_answer_whole() {
                 crate::harness::look_again();
             }
         }
-        assert_eq!(answer_head.status, 200);
+        assert_eq!(response_head.status, 200);
         assert!(got == body, "the body was changed");
     }
 }
 
 #[test]
-fn a_cut_answer_stays_cut() {
+fn a_cut_response_stays_cut() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let engine = RawEngine::start(move |mut conn, _| {
             let _ = conn.request();
@@ -176,9 +176,9 @@ fn a_cut_answer_stays_cut() {
         let sidecar = start(driver, engine.port());
         let mut client = sidecar.connect();
         client.send(request("GET", "/x", &[], b""));
-        let answer = client.answer();
-        assert_ne!(answer.end, End::Complete);
-        assert!(answer.body.len() <= LARGE);
+        let response = client.response();
+        assert_ne!(response.end, End::Complete);
+        assert!(response.body.len() <= LARGE);
     }
 }
 
@@ -200,8 +200,8 @@ fn more_uploads_than_pipes_are_all_served() {
     for (seed, mut client) in clients.into_iter().enumerate() {
         let body = bytes(seed + 1, count);
         client.send(&body[first..]);
-        let answer = client.answer().expect(200);
-        assert!(answer.body == body, "the body was changed");
+        let response = client.response().expect(200);
+        assert!(response.body == body, "the body was changed");
     }
     expect_drained(&sidecar);
     // Four idle pipes at most, and the shard's own.

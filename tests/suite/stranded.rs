@@ -62,7 +62,7 @@ fn begin_unread(pair: &Pair) -> Client {
 fn expect_refused(pair: &Pair, handoff: &str) {
     let ours = |log: &[Seen]| {
         let mut ours = log.iter().filter(|seen| seen.target == "/v1/completions");
-        ours.any(|seen| seen.state == State::Answered)
+        ours.any(|seen| seen.state == State::Responded)
     };
     let log = pair.decode.wait_for(DEADLINE, ours).unwrap();
     let ours: Vec<&Seen> = log
@@ -180,7 +180,7 @@ fn what_was_sent_in_a_whole_request_is_never_sent_again() {
         let headers = [(PREFILLER, target.as_str())];
         client.send(request("POST", CHAT, &headers, body.as_bytes()));
         if waits {
-            crate::kv::wait_state(&pair.decode, State::Answering);
+            crate::kv::wait_state(&pair.decode, State::Responding);
             client.reset();
             crate::kv::wait_aborted(&pair.decode);
         } else {
@@ -204,7 +204,7 @@ fn what_was_sent_in_a_whole_request_is_never_sent_again() {
 fn released_when_it_goes_stale_on_its_way() {
     let pair = start(&[RELEASE, "--handoff-max-age=300ms"]);
     let mut client = begin_unread(&pair);
-    client.answer().expect(200);
+    client.response().expect(200);
     drop(client);
     expect_counts(&pair, 1.0, 0.0, 0.0);
     expect_refused(&pair, &pair.handoffs.issued()[0]);
@@ -238,7 +238,7 @@ fn a_drain_waits_for_the_release() {
     let client = begin_unread(&pair);
     pair.decode.fault_with(MODEL, Fault::Hold, 1);
     let (_, _client) = Leave::Reset.now(client);
-    crate::kv::wait_state(&pair.decode, State::Answering);
+    crate::kv::wait_state(&pair.decode, State::Responding);
     pair.sidecar.terminate();
     pair.sidecar.wait_stderr("drain");
     assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
@@ -249,11 +249,11 @@ fn a_drain_waits_for_the_release() {
 
 #[track_caller]
 fn expect_refused_late(decode: &Engine) {
-    let answered = |log: &[Seen]| {
+    let responded = |log: &[Seen]| {
         let mut log = log.iter();
-        log.any(|seen| seen.target == "/v1/completions" && seen.state == State::Answered)
+        log.any(|seen| seen.target == "/v1/completions" && seen.state == State::Responded)
     };
-    assert!(decode.wait_for(DEADLINE, answered).is_some());
+    assert!(decode.wait_for(DEADLINE, responded).is_some());
 }
 
 /// Without a handoff there is nothing to give up.

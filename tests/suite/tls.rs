@@ -89,8 +89,8 @@ fn r1_gets_reach_the_decoder_through_tls() {
         };
         let mut client = sidecar.connect_offering(&offer);
         for path in paths {
-            let answer = client.ask("GET", path, &[], b"").expect(200);
-            assert_eq!(answer.json()["path"], path);
+            let response = client.ask("GET", path, &[], b"").expect(200);
+            assert_eq!(response.json()["path"], path);
         }
     }
     assert_eq!(decode.requests().len(), 2 * paths.len());
@@ -144,8 +144,8 @@ fn n1_prefill_and_decode_with_tls_on_both_hops() {
     for (nth, stream) in [(1, true), (2, false), (3, true)] {
         let (prompt, body) = ask_for(40, stream);
         client.send(split_request(&pair, &body));
-        let answer = client.answer().expect(200);
-        expect_text(&answer, &prompt, 40);
+        let response = client.response().expect(200);
+        expect_text(&response, &prompt, 40);
         assert_eq!(pair.decode.requests().len(), nth);
     }
     // What engines say for the session's sake does not end an idle connection.
@@ -168,8 +168,8 @@ fn sessions_with_engines_are_resumed() {
     let pair = engines(Some(engine_tls()), Some(engine_tls()), &flags(&args), false);
     for _ in 0..3 {
         let (prompt, body) = ask_for(4, false);
-        let answer = pair.post(CHAT, &body).expect(200);
-        expect_text(&answer, &prompt, 4);
+        let response = pair.post(CHAT, &body).expect(200);
+        expect_text(&response, &prompt, 4);
         // The next one needs a connection of its own.
         pair.decode.fault(Fault::CloseIdle, 1);
     }
@@ -177,19 +177,19 @@ fn sessions_with_engines_are_resumed() {
 }
 
 #[test]
-fn plain_http_on_the_tls_port_is_answered_in_plain_text() {
+fn plain_http_on_the_tls_port_is_responded_in_plain_text() {
     let (decode, sidecar) = listener(&[]);
     let mut client = Client::connect(sidecar.port);
     client.send(request("GET", "/health", &[], b""));
-    let answer = client.answer().expect_error(400, "plain_text");
-    assert!(answer.text().contains("use https"), "{}", answer.text());
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = client.response().expect_error(400, "plain_text");
+    assert!(response.text().contains("use https"), "{}", response.text());
+    assert_eq!(response.header("connection"), Some("close"));
     client.expect_closed();
     // Also of a large request, of which nobody reads the rest.
     let mut client = Client::connect(sidecar.port);
     let body = vec![b'x'; 300_000];
     client.try_send(request("POST", CHAT, &[], &body));
-    client.answer().expect_error(400, "plain_text");
+    client.response().expect_error(400, "plain_text");
     assert!(decode.requests().is_empty());
     sidecar.wait_metric(HANDSHAKES, &[("outcome", "plain_text")], 2.0);
     sidecar.wait_stderr("it speaks plain HTTP to the TLS port");
@@ -229,9 +229,13 @@ fn tls_1_1_is_refused_by_alert() {
     record.extend(hello);
     let mut client = Client::connect(sidecar.port);
     client.send(record);
-    let (answer, _) = client.rest();
-    assert_eq!((answer[0], answer[5]), (21, 2), "a fatal alert: {answer:?}");
-    assert!([70, 40].contains(&answer[6]), "{answer:?}");
+    let (response, _) = client.rest();
+    assert_eq!(
+        (response[0], response[5]),
+        (21, 2),
+        "a fatal alert: {response:?}"
+    );
+    assert!([70, 40].contains(&response[6]), "{response:?}");
     sidecar.wait_metric(HANDSHAKES, &[("outcome", "version")], 1.0);
     sidecar.expect_sound();
 }
@@ -291,8 +295,8 @@ fn an_engine_is_believed_only_with_the_right_certificate() {
         pair.sidecar.wait_metric(HANDSHAKES, &counted, 1.0);
         // The decoder.
         let pair = engines(Some(engine_tls()), Some(wrong()), &flags(&trusting), false);
-        let answer = pair.sidecar.post(CHAT, ask_for(4, true).1, &[]);
-        answer.expect_error(503, "decode_refused");
+        let response = pair.sidecar.post(CHAT, ask_for(4, true).1, &[]);
+        response.expect_error(503, "decode_refused");
         pair.sidecar.expect_sound();
         // Whoever asks for it believes anybody, and is told so.
         let args = [
@@ -320,8 +324,8 @@ fn the_next_candidate_is_tried_after_a_failed_handshake() {
     let stranger = Engine::start(stranger, 0).unwrap();
     let targets = format!("{},{}", stranger.host_port(), pair.prefill.host_port());
     let (prompt, body) = ask_for(4, true);
-    let answer = pair.sidecar.post(CHAT, &body, &[(PREFILLER, &targets)]);
-    expect_text(&answer.expect(200), &prompt, 4);
+    let response = pair.sidecar.post(CHAT, &body, &[(PREFILLER, &targets)]);
+    expect_text(&response.expect(200), &prompt, 4);
     assert!(stranger.requests().is_empty());
 }
 
@@ -347,8 +351,8 @@ fn an_engine_may_ask_for_a_certificate() {
         Tls::with_clients_of(chain, key, clients.pem().as_bytes()).unwrap()
     };
     let pair = engines(Some(strict()), Some(engine_tls()), &flags(&args), false);
-    let answer = pair.post(CHAT, ask_for(4, true).1);
-    assert_eq!(answer.status, 502, "{}", answer.text());
+    let response = pair.post(CHAT, ask_for(4, true).1);
+    assert_eq!(response.status, 502, "{}", response.text());
     assert!(pair.prefill.requests().is_empty());
     pair.sidecar.wait_stderr("give --tls-client-cert");
     let own = clients.sign(&["ringside"]);
@@ -404,10 +408,10 @@ fn only_the_peers_word_ends_a_body_that_ends_with_the_connection() {
         let mut client = pair.sidecar.connect();
         let (_, body) = ask_for(40, true);
         client.send(request("POST", CHAT, &[], body.as_bytes()));
-        let answer = client.answer();
-        assert_eq!(answer.framing, Framing::UntilClose);
-        let is_clean = answer.end == crate::client::End::Complete;
-        assert_eq!(is_clean, is_whole, "{:?}", answer.end);
+        let response = client.response();
+        assert_eq!(response.framing, Framing::UntilClose);
+        let is_clean = response.end == crate::client::End::Complete;
+        assert_eq!(is_clean, is_whole, "{:?}", response.end);
     }
 }
 
@@ -483,8 +487,8 @@ fn streams_survive_a_new_certificate() {
         "the streams ended too early to tell"
     );
     for (mut client, prompt) in streams {
-        let answer = client.answer().expect(200);
-        expect_text(&answer, &prompt, tokens);
+        let response = client.response().expect(200);
+        expect_text(&response, &prompt, tokens);
         // The connection is as good as before.
         client.ask("GET", "/health", &[], b"").expect(200);
     }
@@ -586,8 +590,8 @@ fn a_drain_lets_streams_over_tls_finish() {
     let mut idle = sidecar.connect();
     idle.ask("GET", "/health", &[], b"").expect(200);
     sidecar.terminate();
-    let answer = client.answer().expect(200);
-    expect_text(&answer, &prompt, 30);
+    let response = client.response().expect(200);
+    expect_text(&response, &prompt, 30);
     assert!(sidecar.wait_exit().success());
     let (rest, end) = idle.rest();
     assert!(rest.is_empty() && end == crate::client::End::Cut, "{end:?}");
@@ -601,11 +605,11 @@ fn bytes_of_two_requests_in_one_record_are_both_served() {
     let two = [get("/score?1"), get("/score?2")].concat();
     client.send(two);
     for nth in 1..=2 {
-        let answer = client.answer().expect(200);
+        let response = client.response().expect(200);
         assert!(
-            answer.text().contains(&format!("score?{nth}")),
+            response.text().contains(&format!("score?{nth}")),
             "{}",
-            answer.text()
+            response.text()
         );
     }
     assert_eq!(decode.requests().len(), 2);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::client::Answer;
+use crate::client::Response;
 use crate::harness::{CHAT, Launch, PREFILLER, Sidecar, wait_for};
 use crate::harness_more::RawEngine;
 
@@ -17,7 +17,7 @@ pub(crate) const BODY: &str =
     r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":4,"stream":false}"#;
 
 /// An answer that serves as any engine's to any leg.
-fn answer_of(finish_reason: &str) -> String {
+fn response_of(finish_reason: &str) -> String {
     let body = json!({
         "id": "x", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [{
@@ -47,14 +47,14 @@ pub(crate) fn with_length(status: &str, body: &str) -> String {
 type Heads = Arc<Mutex<Vec<String>>>;
 
 /// An engine that answers by the head and the body of a request.
-fn engine(answer: impl Fn(&str, &str) -> String + Send + Sync + 'static) -> (RawEngine, Heads) {
+fn engine(response: impl Fn(&str, &str) -> String + Send + Sync + 'static) -> (RawEngine, Heads) {
     let heads = Heads::default();
     let log = Arc::clone(&heads);
     let engine = RawEngine::start(move |mut conn, _| {
         while let Some((head, body)) = conn.request() {
-            let answer = answer(&head, &String::from_utf8_lossy(&body));
+            let response = response(&head, &String::from_utf8_lossy(&body));
             log.lock().unwrap().push(head);
-            if answer.is_empty() || !conn.say(&answer) {
+            if response.is_empty() || !conn.say(&response) {
                 return;
             }
         }
@@ -67,7 +67,7 @@ fn plain_engine() -> (RawEngine, Heads) {
         if head.starts_with("GET /query") {
             return with_length("200 OK", r#"{"0":{"engine_id":"e0"}}"#);
         }
-        answer_of("stop")
+        response_of("stop")
     })
 }
 
@@ -142,7 +142,7 @@ impl Stage {
     }
 
     /// Asks with a trace of its own, and a routing field.
-    pub(crate) fn ask(&self, routing: &str, body: &str) -> Answer {
+    pub(crate) fn ask(&self, routing: &str, body: &str) -> Response {
         let parent = format!("00-{TRACE}-{CALLER}-01");
         let target = self.prefill_target();
         let headers = [
@@ -482,7 +482,7 @@ fn what_is_not_allowed_is_named() {
 fn chunks_are_legs_of_one_span() {
     let chunks = |_: &str, body: &str| {
         // Two chunks of two tokens.
-        answer_of(if body.contains("continue_final_message") {
+        response_of(if body.contains("continue_final_message") {
             "stop"
         } else {
             "length"
@@ -697,7 +697,7 @@ fn every_attempt_of_a_prefill_is_a_leg_of_one_span() {
     let turns = AtomicU32::new(0);
     let moody = engine(move |_, _| match turns.fetch_add(1, Ordering::Relaxed) {
         0 => with_length("503 Later", "{}"),
-        _ => answer_of("stop"),
+        _ => response_of("stop"),
     });
     let args = ["--prefill-max-retries=1", "--prefill-retry-backoff=1ms"];
     let stage = Stage::with(&args, ALL, moody, plain_engine());

@@ -53,17 +53,17 @@ fn a_stream_that_breaks_off_is_seen_to_break_off() {
         ] {
             let pair = Pair::start(&[]);
             pair.decode.fault(fault.clone(), 1);
-            let answer = if split {
+            let response = if split {
                 pair.post(CHAT, chat(true))
             } else {
                 pair.sidecar.post(CHAT, chat(true), &[])
             };
             // The head may have left before the break, or the break been seen first.
-            if answer.status == 200 {
-                assert_ne!(answer.end, End::Complete, "{fault:?}");
-                assert!(!answer.text().contains("[DONE]"));
+            if response.status == 200 {
+                assert_ne!(response.end, End::Complete, "{fault:?}");
+                assert!(!response.text().contains("[DONE]"));
             } else {
-                assert_eq!(answer.status, 502, "{fault:?}");
+                assert_eq!(response.status, 502, "{fault:?}");
             }
             pair.sidecar.expect_sound();
         }
@@ -75,13 +75,13 @@ fn an_error_event_is_an_event() {
     let pair = Pair::start(&[]);
     pair.decode
         .fault(Fault::ErrorMidStream { after_events: 2 }, 1);
-    let answer = pair.post(CHAT, chat(true)).expect(200);
-    assert!(answer.text().contains("EngineCore encountered an issue."));
-    assert!(answer.text().ends_with("data: [DONE]\n\n"));
+    let response = pair.post(CHAT, chat(true)).expect(200);
+    assert!(response.text().contains("EngineCore encountered an issue."));
+    assert!(response.text().ends_with("data: [DONE]\n\n"));
 }
 
 #[test]
-fn broken_answers_of_the_decoder_are_502() {
+fn broken_responses_of_the_decoder_are_502() {
     for fault in [
         Fault::Garbage,
         Fault::BothFramings,
@@ -91,26 +91,26 @@ fn broken_answers_of_the_decoder_are_502() {
         for split in [true, false] {
             let pair = Pair::start(&[]);
             pair.decode.fault(fault.clone(), 1);
-            let answer = if split {
+            let response = if split {
                 pair.post(CHAT, chat(false))
             } else {
                 pair.sidecar.post(CHAT, chat(false), &[])
             };
-            assert_eq!(answer.status, 502, "{fault:?}");
-            answer.expect_error(502, "decode_answer");
+            assert_eq!(response.status, 502, "{fault:?}");
+            response.expect_error(502, "decode_answer");
             pair.sidecar.expect_sound();
         }
     }
 }
 
 #[test]
-fn what_follows_an_answer_is_not_the_next_answer() {
+fn what_follows_a_response_is_not_the_next_response() {
     let pair = Pair::start(&[]);
-    pair.decode.fault(Fault::GarbageAfterAnswer, 1);
+    pair.decode.fault(Fault::GarbageAfterResponse, 1);
     let mut client = pair.sidecar.connect();
     client.ask("GET", "/a", &[], b"").expect(200);
-    let answer = client.ask("GET", "/b", &[], b"").expect(200);
-    assert_eq!(answer.json()["path"], "/b");
+    let response = client.ask("GET", "/b", &[], b"").expect(200);
+    assert_eq!(response.json()["path"], "/b");
     assert_ne!(
         pair.decode.requests()[0].conn,
         pair.decode.requests()[1].conn
@@ -118,7 +118,7 @@ fn what_follows_an_answer_is_not_the_next_answer() {
 }
 
 #[test]
-fn interim_answers_do_not_reach_the_client() {
+fn interim_responses_do_not_reach_the_client() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::Interim { count: 3 }, 1);
     let mut client = pair.sidecar.connect();
@@ -127,7 +127,7 @@ fn interim_answers_do_not_reach_the_client() {
 }
 
 #[test]
-fn too_many_interim_answers_are_none() {
+fn too_many_interim_responses_are_none() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::Interim { count: 200 }, 1);
     pair.post(CHAT, chat(false))
@@ -135,20 +135,20 @@ fn too_many_interim_answers_are_none() {
 }
 
 #[test]
-fn an_answer_that_ends_with_its_connection() {
+fn a_response_that_ends_with_its_connection() {
     for (split, stream) in [(false, false), (false, true), (true, false), (true, true)] {
         let pair = Pair::start(&[]);
         pair.decode.fault(Fault::NoFraming, 1);
-        let answer = if split {
+        let response = if split {
             pair.post(CHAT, chat(stream))
         } else {
             pair.sidecar.post(CHAT, chat(stream), &[])
         };
-        let answer = answer.expect(200);
+        let response = response.expect(200);
         if stream {
-            assert!(answer.text().ends_with("data: [DONE]\n\n"));
+            assert!(response.text().ends_with("data: [DONE]\n\n"));
         } else {
-            assert_eq!(answer.json()["choices"][0]["finish_reason"], "length");
+            assert_eq!(response.json()["choices"][0]["finish_reason"], "length");
         }
         assert_eq!(pair.decode.requests().len(), 1);
     }
@@ -170,10 +170,10 @@ fn an_old_client_gets_no_chunks() {
         let headers = if split { &routing[..] } else { &[] };
         let mut client = pair.sidecar.connect();
         client.send(old_request(CHAT, headers, &chat(true)));
-        let answer = client.answer().expect(200);
-        assert_eq!(answer.framing, Framing::UntilClose);
-        assert_eq!(answer.version, "HTTP/1.1");
-        assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        let response = client.response().expect(200);
+        assert_eq!(response.framing, Framing::UntilClose);
+        assert_eq!(response.version, "HTTP/1.1");
+        assert!(response.text().ends_with("data: [DONE]\n\n"));
         client.expect_closed();
     }
 }
@@ -184,12 +184,12 @@ fn an_old_client_keeps_its_connection_if_it_asks() {
     let mut client = pair.sidecar.connect();
     for _ in 0..2 {
         client.send(old_request("/echo", &[("Connection", "keep-alive")], "x"));
-        let answer = client.answer().expect(200);
-        assert_eq!(answer.header("connection"), Some("keep-alive"));
+        let response = client.response().expect(200);
+        assert_eq!(response.header("connection"), Some("keep-alive"));
     }
     client.send(old_request("/echo", &[], "x"));
-    let answer = client.answer().expect(200);
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = client.response().expect(200);
+    assert_eq!(response.header("connection"), Some("close"));
     client.expect_closed();
 }
 
@@ -209,11 +209,11 @@ fn an_old_client_sees_a_stream_break_off() {
 }
 
 #[test]
-fn answers_without_a_body() {
+fn responses_without_a_body() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
-    let answer = client.ask("HEAD", "/v1/anything", &[], b"").expect(200);
-    let length: usize = answer.header("content-length").unwrap().parse().unwrap();
+    let response = client.ask("HEAD", "/v1/anything", &[], b"").expect(200);
+    let length: usize = response.header("content-length").unwrap().parse().unwrap();
     assert!(length > 0);
     for (fault, status) in [(Fault::NoContent204, 204), (Fault::NotModified304, 304)] {
         for (method, path) in [("GET", "/x"), ("POST", CHAT)] {
@@ -223,22 +223,22 @@ fn answers_without_a_body() {
             } else {
                 String::new()
             };
-            let answer = client.ask(method, path, &[], body.as_bytes());
-            let answer = answer.expect(status);
-            assert_eq!(answer.header("transfer-encoding"), None);
+            let response = client.ask(method, path, &[], body.as_bytes());
+            let response = response.expect(status);
+            assert_eq!(response.header("transfer-encoding"), None);
             if status == 304 {
-                assert_eq!(answer.header("content-length"), Some("17"));
-                assert_eq!(answer.header("etag"), Some("\"mock\""));
+                assert_eq!(response.header("content-length"), Some("17"));
+                assert_eq!(response.header("etag"), Some("\"mock\""));
             }
         }
     }
     // All of it on one connection, in step to the end.
-    let answer = client.ask("GET", "/last", &[], b"").expect(200);
-    assert_eq!(answer.json()["path"], "/last");
+    let response = client.ask("GET", "/last", &[], b"").expect(200);
+    assert_eq!(response.json()["path"], "/last");
 }
 
 #[test]
-fn a_split_answer_without_a_body() {
+fn a_split_response_without_a_body() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::NoContent204, 1);
     pair.post(CHAT, chat(false)).expect(204);
@@ -279,39 +279,39 @@ fn an_upgrade_becomes_a_tunnel() {
 }
 
 #[test]
-fn a_refused_upgrade_is_an_answer() {
+fn a_refused_upgrade_is_a_response() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
-    let answer = client.ask("GET", "/v1/realtime", &UPGRADE, b"").expect(200);
-    assert_eq!(answer.json()["path"], "/v1/realtime");
+    let response = client.ask("GET", "/v1/realtime", &UPGRADE, b"").expect(200);
+    assert_eq!(response.json()["path"], "/v1/realtime");
     client.ask("GET", "/health", &[], b"").expect(200);
 }
 
 #[test]
-fn an_upgrade_nobody_asked_for_is_no_answer() {
+fn an_upgrade_nobody_asked_for_is_no_response() {
     for (path, headers) in [("/x", &[][..]), (CHAT, &UPGRADE[..])] {
         let pair = Pair::start(&[]);
         pair.decode.fault(Fault::Upgrade101, 1);
-        let answer = pair.sidecar.post(path, chat(false), headers);
-        answer.expect_error(502, "decode_answer");
+        let response = pair.sidecar.post(path, chat(false), headers);
+        response.expect_error(502, "decode_answer");
     }
 }
 
 #[test]
-fn an_answer_may_come_before_the_request_has_ended() {
+fn a_response_may_come_before_the_request_has_ended() {
     let total = 4 << 20;
     for keep in [false, true] {
         for path in [CHAT, "/echo"] {
             let pair = Pair::start(&[]);
-            let fault = Fault::EarlyAnswer { status: 413, keep };
+            let fault = Fault::EarlyResponse { status: 413, keep };
             pair.decode.fault(fault, 1);
             let mut client = pair.sidecar.connect();
             let mut bytes = head("POST", path, &[]);
             bytes.extend(format!("Content-Length: {total}\r\n\r\n{{\"a\":\"").into_bytes());
             client.send(bytes);
             // It goes on sending, as real clients do, until the answer is there.
-            let answer = client.answer().expect(413);
-            assert_eq!(answer.header("connection"), Some("close"));
+            let response = client.response().expect(413);
+            assert_eq!(response.header("connection"), Some("close"));
             let _ = client.try_send(vec![b'x'; 100_000]);
             pair.sidecar.expect_sound();
         }
@@ -319,9 +319,9 @@ fn an_answer_may_come_before_the_request_has_ended() {
 }
 
 #[test]
-fn a_prefill_that_answers_early_is_relayed() {
+fn a_prefill_that_responses_early_is_relayed() {
     let pair = Pair::start(&[]);
-    let fault = Fault::EarlyAnswer {
+    let fault = Fault::EarlyResponse {
         status: 413,
         keep: false,
     };
@@ -385,21 +385,21 @@ fn large_bodies_pass_both_ways() {
         .collect();
     let hash = sha256(&body);
     let mut client = pair.sidecar.connect();
-    let answer = client.ask("POST", "/echo", &[], &body).expect(200);
-    assert_eq!(answer.json()["body_sha256"], hash);
+    let response = client.ask("POST", "/echo", &[], &body).expect(200);
+    assert_eq!(response.json()["body_sha256"], hash);
     let chunks: Vec<&[u8]> = body.chunks(99_991).collect();
     client.send(chunked_request("/echo", &[], &chunks));
-    assert_eq!(client.answer().expect(200).json()["body_sha256"], hash);
+    assert_eq!(client.response().expect(200).json()["body_sha256"], hash);
     for split in [false, true] {
         let bytes = 9 << 20;
         pair.decode.fault(Fault::LargeJson { bytes }, 1);
-        let answer = if split {
+        let response = if split {
             pair.post(CHAT, chat(false))
         } else {
             pair.sidecar.post(CHAT, chat(false), &[])
         };
-        let answer = answer.expect(200).json();
-        assert!(answer["routed_experts"].as_str().unwrap() == "A".repeat(bytes));
+        let response = response.expect(200).json();
+        assert!(response["routed_experts"].as_str().unwrap() == "A".repeat(bytes));
     }
 }
 
@@ -531,7 +531,7 @@ fn stream_up_to(last: &str) -> String {
 }
 
 #[test]
-fn a_client_that_closes_at_the_last_word_has_had_its_answer() {
+fn a_client_that_closes_at_the_last_word_has_had_its_response() {
     for (last, code, left) in [("[DONE]\n\n", "2xx", 0.0), ("[DONE ]\n\n", "aborted", 1.0)] {
         let engine = Canned::start(stream_up_to(last));
         let sidecar = Sidecar::start(&[], engine.port);
@@ -580,19 +580,19 @@ fn malformed_requests_are_refused_and_the_connection_ends() {
     ] {
         let mut client = pair.sidecar.connect();
         client.send(bytes);
-        client.answer().expect_error(status, "bad_head");
+        client.response().expect_error(status, "bad_head");
         client.expect_closed();
     }
     let mut client = pair.sidecar.connect();
     client.send("CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n");
-    let answer = client.answer_to("CONNECT");
-    assert_eq!(answer.status, 405);
+    let response = client.response_to("CONNECT");
+    assert_eq!(response.status, 405);
     for (path, headers) in [("/echo", &[][..]), (CHAT, &[])] {
         let mut client = pair.sidecar.connect();
         let mut bytes = head("POST", path, headers);
         bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\nzz\r\n");
         client.send(bytes);
-        client.answer().expect_error(400, "bad_chunk");
+        client.response().expect_error(400, "bad_chunk");
     }
-    assert_eq!(pair.decode.counters().answered, 0);
+    assert_eq!(pair.decode.counters().responded, 0);
 }

@@ -100,14 +100,14 @@ fn both_drivers_split_stream_and_pass_through() {
         let padding = "x".repeat(1 << 20);
         let (prompt, body) = ask_for(20_000, true);
         let body = body.replacen('{', &format!("{{\"user\":\"{padding}\","), 1);
-        let answer = pair.post(CHAT, &body).expect(200);
-        expect_text(&answer, &prompt, 20_000);
+        let response = pair.post(CHAT, &body).expect(200);
+        expect_text(&response, &prompt, 20_000);
         pair.decode.clear();
         let upload = "y".repeat(1 << 20);
-        let answer = pair.sidecar.post("/upload", &upload, &[]).expect(200);
+        let response = pair.sidecar.post("/upload", &upload, &[]).expect(200);
         let seen = pair.decode.requests().pop().unwrap();
         assert_eq!(seen.body_sha256, sha256(upload.as_bytes()));
-        assert_eq!(answer.json()["body_bytes"], upload.len());
+        assert_eq!(response.json()["body_bytes"], upload.len());
         expect_drained(&pair.sidecar);
         expect_handoffs_sound(&pair);
         pair.sidecar.expect_sound();
@@ -135,10 +135,10 @@ fn an_engine_on_a_socket_gets_the_clients_host() {
     let mut client = pair.sidecar.connect();
     let given = request("POST", CHAT, &[("host", "model.example")], body.as_bytes());
     client.send(given);
-    client.answer_to("POST").expect(200);
+    client.response_to("POST").expect(200);
     let mut client = pair.sidecar.connect();
     client.send("GET /v1/models HTTP/1.0\r\n\r\n");
-    client.answer_to("GET").expect(200);
+    client.response_to("GET").expect(200);
     let seen = pair.decode.requests();
     assert_eq!(seen[0].header_all("host"), ["model.example"]);
     // Who sent none does not make one of a path.
@@ -189,10 +189,10 @@ fn an_engine_on_a_socket_hears_at_once_that_a_client_left() {
                 let mut client = pair.sidecar.connect();
                 client.send(split_request(&pair, &ask_for(1_000_000, true).1));
                 if silent {
-                    let answering = State::Answering;
+                    let responding = State::Responding;
                     let begun = pair
                         .decode
-                        .wait_for(DEADLINE, |log| log.iter().any(|s| s.state == answering));
+                        .wait_for(DEADLINE, |log| log.iter().any(|s| s.state == responding));
                     begun.unwrap();
                 } else {
                     client.head();
@@ -211,7 +211,7 @@ fn an_engine_on_a_socket_hears_at_once_that_a_client_left() {
 }
 
 #[test]
-fn an_answer_that_is_cut_never_looks_whole() {
+fn a_response_that_is_cut_never_looks_whole() {
     for driver in DRIVERS {
         let folder = Folder::new();
         let path = folder.socket();
@@ -230,8 +230,8 @@ fn an_answer_that_is_cut_never_looks_whole() {
         for fault in [Fault::ResetBeforeHead, Fault::CloseBeforeHead] {
             pair.decode.fault(fault, u32::MAX);
             let body = ask_for(5, true).1;
-            let answer = pair.sidecar.post(CHAT, &body, &[]);
-            answer.expect_error(502, "decode_reset");
+            let response = pair.sidecar.post(CHAT, &body, &[]);
+            response.expect_error(502, "decode_reset");
             pair.decode.clear_faults();
         }
         expect_healthy(&pair);
@@ -250,15 +250,15 @@ fn an_engine_that_is_started_anew_is_found_at_once() {
             // The second one finds a connection in the pool.
             for _ in 0..2 {
                 let (prompt, body) = ask_for(3, true);
-                let answer = sidecar.post(CHAT, &body, &[]).expect(200);
-                expect_text(&answer, &prompt, 3);
+                let response = sidecar.post(CHAT, &body, &[]).expect(200);
+                expect_text(&response, &prompt, 3);
             }
             assert_eq!(engine.requests().len(), 2);
             drop(engine);
             assert!(!Path::new(&path).exists());
             let (_, body) = ask_for(3, true);
-            let answer = sidecar.post(CHAT, &body, &[]);
-            answer.expect_error(503, "decode_refused");
+            let response = sidecar.post(CHAT, &body, &[]);
+            response.expect_error(503, "decode_refused");
         }
         sidecar.expect_sound();
     }
@@ -272,10 +272,14 @@ fn what_is_wrong_with_a_socket_is_in_the_log() {
         let sidecar = sidecar_at(driver, &path, &[]);
         let refused = |words: &str| {
             let (_, body) = ask_for(3, true);
-            let answer = sidecar.post(CHAT, &body, &[]);
-            let answer = answer.expect_error(503, "decode_refused");
-            assert_eq!(answer.header("retry-after"), Some("1"));
-            assert!(!answer.text().contains("engine.sock"), "{}", answer.text());
+            let response = sidecar.post(CHAT, &body, &[]);
+            let response = response.expect_error(503, "decode_refused");
+            assert_eq!(response.header("retry-after"), Some("1"));
+            assert!(
+                !response.text().contains("engine.sock"),
+                "{}",
+                response.text()
+            );
             sidecar.wait_stderr(&format!("unix:{path}: {words}"));
         };
         refused("there is no such socket; start the engine with --uds");
@@ -349,16 +353,16 @@ fn a_full_queue_is_waited_for_and_given_up() {
         drop(leaver);
         patient.wait_metric("ringside_in_flight", &[], 1.0);
         let hasty = sidecar_at(driver, &path, &["--connect-timeout=50ms"]);
-        let answer = hasty.get("/x", &[]);
-        answer.expect_error(504, "decode_connect_timeout");
+        let response = hasty.get("/x", &[]);
+        response.expect_error(504, "decode_connect_timeout");
         // The queue empties: the one that waits is served.
         let mut stream = full.hear();
         let mut request = [0; 4096];
         let received = stream.read(&mut request).unwrap();
         assert!(request[..received].starts_with(b"GET /x HTTP/1.1\r\n"));
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-        stream.write_all(answer).unwrap();
-        assert_eq!(client.answer_to("GET").expect(200).text(), "ok");
+        let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        stream.write_all(response).unwrap();
+        assert_eq!(client.response_to("GET").expect(200).text(), "ok");
         drop(client);
         for sidecar in [patient, hasty] {
             expect_drained(&sidecar);
@@ -383,8 +387,8 @@ fn each_rank_has_its_socket() {
     for rank in [1, 0] {
         let mut client = sidecar.connect_to(rank);
         let (prompt, body) = ask_for(3, true);
-        let answer = client.ask("POST", CHAT, &[], body.as_bytes()).expect(200);
-        expect_text(&answer, &prompt, 3);
+        let response = client.ask("POST", CHAT, &[], body.as_bytes()).expect(200);
+        expect_text(&response, &prompt, 3);
         assert_eq!(engines[usize::from(rank)].requests().len(), 1);
     }
     sidecar.wait_stderr("rank-0.sock to unix:");
@@ -422,8 +426,8 @@ fn clients_cannot_name_sockets() {
             format!("127.0.0.1:1,unix:{precious}"),
         ] {
             let (_, body) = ask_for(3, true);
-            let answer = pair.sidecar.post(CHAT, &body, &[(name, &target)]);
-            answer.expect_error(502, "bad_target");
+            let response = pair.sidecar.post(CHAT, &body, &[(name, &target)]);
+            response.expect_error(502, "bad_target");
         }
     }
     let error = listener.accept().unwrap_err();
@@ -445,8 +449,8 @@ fn the_mock_takes_its_socket_with_it() {
     wait_for("the mock to listen", || UnixStream::connect(&path).ok());
     let sidecar = sidecar_at(Driver::Ring, &path, &[]);
     let (prompt, body) = ask_for(3, true);
-    let answer = sidecar.post(CHAT, &body, &[]).expect(200);
-    expect_text(&answer, &prompt, 3);
+    let response = sidecar.post(CHAT, &body, &[]).expect(200);
+    expect_text(&response, &prompt, 3);
     let pid = rustix::process::Pid::from_child(&mock);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let status = wait_for("the mock to end", || mock.try_wait().unwrap());

@@ -3,7 +3,7 @@
 use mock_engine::{EngineConfig, Fault, UsageShape};
 use serde_json::{Value, json};
 
-use crate::client::Answer;
+use crate::client::Response;
 use crate::harness::{CHAT, Pair};
 
 const DETAILS: &str = "/usage/prompt_tokens_details/cached_tokens";
@@ -26,9 +26,9 @@ fn n3_decode_usage_without_the_count_gets_it() {
         UsageShape::WithoutDetails,
     ] {
         let pair = pair_of(|_| {}, shape);
-        let answer = pair.post(CHAT, chat(false)).expect(200).json();
-        assert_eq!(answer.pointer(DETAILS), Some(&json!(7)), "{shape:?}");
-        assert_eq!(answer["usage"]["completion_tokens"], 8);
+        let response = pair.post(CHAT, chat(false)).expect(200).json();
+        assert_eq!(response.pointer(DETAILS), Some(&json!(7)), "{shape:?}");
+        assert_eq!(response["usage"]["completion_tokens"], 8);
     }
 }
 
@@ -39,8 +39,8 @@ fn usage_that_is_null_or_missing_stays_so() {
         (UsageShape::Missing, None),
     ] {
         let pair = pair_of(|_| {}, shape);
-        let answer = pair.post(CHAT, chat(false)).expect(200).json();
-        assert_eq!(answer.get("usage"), want.as_ref());
+        let response = pair.post(CHAT, chat(false)).expect(200).json();
+        assert_eq!(response.get("usage"), want.as_ref());
     }
 }
 
@@ -55,8 +55,8 @@ fn n4_a_prefill_without_a_count_means_none() {
     ];
     for change in changes {
         let pair = pair_of(change, UsageShape::Details);
-        let answer = pair.post(CHAT, chat(false)).expect(200).json();
-        assert_eq!(answer.pointer(DETAILS), Some(&json!(0)));
+        let response = pair.post(CHAT, chat(false)).expect(200).json();
+        assert_eq!(response.pointer(DETAILS), Some(&json!(0)));
     }
 }
 
@@ -64,14 +64,14 @@ fn n4_a_prefill_without_a_count_means_none() {
 fn a_count_only_in_the_handoff_is_used() {
     let missing = |config: &mut EngineConfig| config.usage = UsageShape::Missing;
     let pair = pair_of(missing, UsageShape::Details);
-    let answer = pair.post(CHAT, chat(false)).expect(200).json();
-    assert_eq!(answer.pointer(DETAILS), Some(&json!(7)));
+    let response = pair.post(CHAT, chat(false)).expect(200).json();
+    assert_eq!(response.pointer(DETAILS), Some(&json!(7)));
 }
 
 /// Every frame but those with a usage object is as the engine sent it, and in those only the
 /// count differs.
 #[track_caller]
-fn expect_frames(pair: &Pair, answer: &Answer, count: u64) {
+fn expect_frames(pair: &Pair, response: &Response, count: u64) {
     if pair.decode.port() == 0 || crate::harness::is_suite_tls() {
         eprintln!("skipped: the decoder is on a Unix socket, or speaks TLS");
         return;
@@ -79,11 +79,11 @@ fn expect_frames(pair: &Pair, answer: &Answer, count: u64) {
     let direct = crate::client::Client::connect(pair.decode.port())
         .ask("POST", CHAT, &[], chat(true).as_bytes())
         .expect(200);
-    let (direct, answer) = (direct.text(), answer.text());
-    assert_eq!(answer.lines().last(), direct.lines().last());
-    assert!(answer.ends_with("data: [DONE]\n\n"));
+    let (direct, response) = (direct.text(), response.text());
+    assert_eq!(response.lines().last(), direct.lines().last());
+    assert!(response.ends_with("data: [DONE]\n\n"));
     let mut counted = 0;
-    for (ours, theirs) in answer.lines().zip(direct.lines()) {
+    for (ours, theirs) in response.lines().zip(direct.lines()) {
         let Some(data) = ours.strip_prefix("data: {") else {
             assert_eq!(ours, theirs);
             continue;
@@ -101,7 +101,7 @@ fn expect_frames(pair: &Pair, answer: &Answer, count: u64) {
         }
         assert_eq!(ours, theirs);
     }
-    assert_eq!(answer.lines().count(), direct.lines().count());
+    assert_eq!(response.lines().count(), direct.lines().count());
     assert!(counted > 0);
 }
 
@@ -113,60 +113,60 @@ fn n5_streams() {
         UsageShape::WithoutDetails,
     ] {
         let pair = pair_of(|_| {}, shape);
-        let answer = pair.post(CHAT, chat(true)).expect(200);
+        let response = pair.post(CHAT, chat(true)).expect(200);
         assert_eq!(
-            answer.header("content-type"),
+            response.header("content-type"),
             Some("text/event-stream; charset=utf-8")
         );
-        expect_frames(&pair, &answer, 7);
+        expect_frames(&pair, &response, 7);
     }
     let pair = pair_of(|config| config.cached_tokens = 0, UsageShape::Details);
-    let answer = pair.post(CHAT, chat(true)).expect(200);
-    expect_frames(&pair, &answer, 0);
+    let response = pair.post(CHAT, chat(true)).expect(200);
+    expect_frames(&pair, &response, 0);
 }
 
 #[test]
 fn null_usage_in_every_chunk_stays_null() {
     let pair = Pair::with(&[], |_| {}, |config| config.null_usage_in_chunks = true);
-    let answer = pair.post(CHAT, chat(true)).expect(200);
-    let events = answer.events();
+    let response = pair.post(CHAT, chat(true)).expect(200);
+    let events = response.events();
     let (last, others) = events.split_last().unwrap();
     assert_eq!(last.pointer(DETAILS), Some(&json!(7)));
     assert!(others.iter().all(|event| event["usage"].is_null()));
 }
 
 #[test]
-fn long_answers_are_corrected_whole_and_streamed() {
+fn long_responses_are_corrected_whole_and_streamed() {
     for bytes in [3_000, 6_000, 40_000, 400_000] {
         for stream in [false, true] {
             let pair = Pair::start(&[]);
             pair.decode.fault(Fault::LargeJson { bytes }, 1);
-            let answer = pair.post(CHAT, chat(stream)).expect(200);
-            assert!(answer.body.len() > bytes);
+            let response = pair.post(CHAT, chat(stream)).expect(200);
+            assert!(response.body.len() > bytes);
             let last = if stream {
-                answer.events().pop().unwrap()
+                response.events().pop().unwrap()
             } else {
-                answer.json()
+                response.json()
             };
             assert_eq!(last.pointer(DETAILS), Some(&json!(7)), "{bytes} {stream}");
             let pad = "A".repeat(bytes);
-            assert!(answer.text().contains(&pad), "{bytes} {stream}");
+            assert!(response.text().contains(&pad), "{bytes} {stream}");
         }
     }
 }
 
 #[test]
-fn answers_in_small_pieces_are_corrected() {
+fn responses_in_small_pieces_are_corrected() {
     for stream in [false, true] {
         for chunk_bytes in [1, 7] {
             let pair = Pair::start(&[]);
             let delay = std::time::Duration::ZERO;
             pair.decode.fault(Fault::Slow { chunk_bytes, delay }, 1);
-            let answer = pair.post(CHAT, chat(stream)).expect(200);
+            let response = pair.post(CHAT, chat(stream)).expect(200);
             let last = if stream {
-                answer.events().pop().unwrap()
+                response.events().pop().unwrap()
             } else {
-                answer.json()
+                response.json()
             };
             assert_eq!(last.pointer(DETAILS), Some(&json!(7)));
         }
@@ -178,11 +178,11 @@ fn responses_name_it_input_tokens_details() {
     const INPUT: &str = "/input_tokens_details/cached_tokens";
     let body = |stream: bool| json!({"input": "hello", "stream": stream}).to_string();
     let pair = Pair::start(&[]);
-    let answer = pair.post("/v1/responses", body(false)).expect(200).json();
-    assert_eq!(answer["usage"].pointer(INPUT), Some(&json!(7)));
-    assert!(answer["usage"].get("prompt_tokens_details").is_none());
-    let answer = pair.post("/v1/responses", body(true)).expect(200);
-    let events = answer.events();
+    let response = pair.post("/v1/responses", body(false)).expect(200).json();
+    assert_eq!(response["usage"].pointer(INPUT), Some(&json!(7)));
+    assert!(response["usage"].get("prompt_tokens_details").is_none());
+    let response = pair.post("/v1/responses", body(true)).expect(200);
+    let events = response.events();
     let completed = events
         .iter()
         .find(|event| event["type"] == "response.completed")
@@ -196,8 +196,8 @@ fn responses_name_it_input_tokens_details() {
 fn generate_has_the_chat_shape() {
     let pair = Pair::start(&[]);
     let body = r#"{"token_ids":[1,2],"sampling_params":{"max_tokens":4}}"#;
-    let answer = pair.post("/inference/v1/generate", body).expect(200);
-    assert_eq!(answer.json().pointer(DETAILS), Some(&json!(7)));
+    let response = pair.post("/inference/v1/generate", body).expect(200);
+    assert_eq!(response.json().pointer(DETAILS), Some(&json!(7)));
 }
 
 #[test]
@@ -207,19 +207,19 @@ fn messages_are_left_alone() {
             .to_string()
     };
     let pair = Pair::start(&[]);
-    let answer = pair.post("/v1/messages", body(false)).expect(200).json();
-    assert_eq!(answer["usage"]["cache_read_input_tokens"], 49);
-    assert!(answer["usage"].get("prompt_tokens_details").is_none());
+    let response = pair.post("/v1/messages", body(false)).expect(200).json();
+    assert_eq!(response["usage"]["cache_read_input_tokens"], 49);
+    assert!(response["usage"].get("prompt_tokens_details").is_none());
     let streamed = pair.post("/v1/messages", body(true)).expect(200).text();
     assert!(!streamed.contains("prompt_tokens_details"));
     assert_eq!(pair.decode.counters().handoff_used, 2);
 }
 
 #[test]
-fn a_decode_only_answer_keeps_its_count() {
+fn a_decode_only_response_keeps_its_count() {
     let pair = Pair::start(&[]);
-    let answer = pair.sidecar.post(CHAT, chat(false), &[]).expect(200);
-    assert_eq!(answer.json().pointer(DETAILS), Some(&json!(49)));
+    let response = pair.sidecar.post(CHAT, chat(false), &[]).expect(200);
+    assert_eq!(response.json().pointer(DETAILS), Some(&json!(49)));
 }
 
 #[test]

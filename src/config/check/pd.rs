@@ -60,7 +60,7 @@ impl Reader<'_> {
                     ("error", OnDecodeKvError::Error),
                 ],
             ),
-            prefill_answer_bytes_max: usize::try_from(self.size(&keys::MAX_PREFILL_ANSWER))
+            prefill_response_bytes_max: usize::try_from(self.size(&keys::MAX_PREFILL_RESPONSE))
                 .unwrap_or(usize::MAX),
             allow_flat_blocks: self.switch(&keys::ALLOW_FLAT_BLOCKS),
         }

@@ -457,9 +457,9 @@ fn a_panic_ends_one_task_and_is_counted() {
             timer.set(net.now(), Some(Duration::from_millis(1)));
             poll_fn(|cx| timer.poll(cx)).await;
         }
-        let mut answer = [0];
-        other.read_exact(&mut answer).unwrap();
-        assert_eq!((panics.get(), &answer), (1, b"y"));
+        let mut response = [0];
+        other.read_exact(&mut response).unwrap();
+        assert_eq!((panics.get(), &response), (1, b"y"));
         assert!(matches!(far.read(&mut [0; 8]), Ok(0) | Err(_)));
     });
 }

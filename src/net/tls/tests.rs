@@ -645,18 +645,18 @@ fn a_chunk_is_a_record() {
 }
 
 #[test]
-fn who_speaks_plain_text_is_heard_and_answered() {
+fn who_speaks_plain_text_is_heard_and_responded() {
     for seed in seeds(40) {
         let net = SimNet::new(seed);
         let (near, far) = net.pair();
         let (heard, report) = listen();
         net.spawn(async move {
             near.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-            let mut answer = Vec::new();
-            while answer.len() < 4 {
-                assert!(near.recv(&mut answer, 4).await.unwrap() > 0);
+            let mut response = Vec::new();
+            while response.len() < 4 {
+                assert!(near.recv(&mut response, 4).await.unwrap() > 0);
             }
-            assert_eq!(answer, b"HTTP");
+            assert_eq!(response, b"HTTP");
             near.finish();
         });
         run(&net, async move {

@@ -95,14 +95,14 @@ async fn leave(stage: Rc<Stage>, conn: Rc<SimConn>, ids: Vec<String>) {
 
 /// Receives one answer and judges it. `false`: there is no other.
 async fn receive(stage: &Stage, wire: &mut Wire, request: &Request) -> bool {
-    let answer = loop {
+    let response = loop {
         match wire.read(true).await {
             Ok(message) if message.status() == 100 => {}
             other => break other,
         }
     };
     let has_left = stage.log.borrow().left.contains_key(&request.id);
-    match answer {
+    match response {
         // Who has left hears an end, whatever it was the end of.
         Ok(message) if has_left && message.is_open_ended() => false,
         Ok(message) => {
@@ -138,17 +138,17 @@ fn judge(stage: &Stage, request: &Request, message: &Message) {
     stage.check(own == Some(id), format!("{id}: the answer is for {own:?}"));
     let asked = &log.asked[id];
     let cached = log.cached.get(id).copied().unwrap_or(0);
-    let matches = log.answered.get(id).is_some_and(|answers| {
-        answers.iter().any(|answer| {
+    let matches = log.responded.get(id).is_some_and(|responses| {
+        responses.iter().any(|response| {
             let is_serial = stage.plot.wiring == Wiring::Serial;
-            let is_answer = answer.role == Role::Decode || answer.status >= 400;
-            let rewritten = is_serial && asked.is_split && answer.status == 200;
+            let is_response = response.role == Role::Decode || response.status >= 400;
+            let rewritten = is_serial && asked.is_split && response.status == 200;
             let body = if rewritten {
-                with_cached(&answer.body, cached)
+                with_cached(&response.body, cached)
             } else {
-                answer.body.clone()
+                response.body.clone()
             };
-            is_answer && answer.status == message.status() && body == message.body
+            is_response && response.status == message.status() && body == message.body
         })
     });
     let text = String::from_utf8_lossy(&message.body);
@@ -157,7 +157,7 @@ fn judge(stage: &Stage, request: &Request, message: &Message) {
         format!(
             "{id}: no engine said {} {text} but {:?}",
             message.line,
-            log.answered.get(id)
+            log.responded.get(id)
         ),
     );
     log.complete += 1;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::stage::{Answered, Received, Stage, Wiring, ms};
+use super::stage::{Received, Responded, Stage, Wiring, ms};
 use super::wire::{Broken, Message, Wire, chunked};
 use crate::net::sim::{Greeting, SimConn, SimListener};
 use crate::net::{Conn, Net};
@@ -103,7 +103,7 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
             id: request.id(),
             body: request.body.clone(),
         });
-        let keep = answer(&stage, &wire, role, &request).await;
+        let keep = response(&stage, &wire, role, &request).await;
         drop(ending);
         if !keep {
             return;
@@ -188,7 +188,7 @@ fn mishap(stage: &Stage) -> Mishap {
 }
 
 /// Answers one request. `true`: the connection is good for another.
-async fn answer(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message) -> bool {
+async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message) -> bool {
     let id = request.id();
     let mut mishap = mishap(stage);
     let (status, kind, body) = content(stage, role, request);
@@ -206,19 +206,19 @@ async fn answer(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message) -
     let bytes = written(stage, status, kind, &body, framing, closes, mishap);
     let index = {
         let mut log = stage.log.borrow_mut();
-        let answers = log.answered.entry(id.clone()).or_default();
-        answers.push(Answered {
+        let responses = log.responded.entry(id.clone()).or_default();
+        responses.push(Responded {
             role,
             status,
             body,
             complete: false,
         });
-        answers.len() - 1
+        responses.len() - 1
     };
     let sent = send(stage, wire, &bytes, mishap).await;
     let done = sent && matches!(mishap, Mishap::None | Mishap::Surplus);
     let mut log = stage.log.borrow_mut();
-    log.answered.get_mut(&id).unwrap()[index].complete = done;
+    log.responded.get_mut(&id).unwrap()[index].complete = done;
     done && mishap == Mishap::None && framing != Framing::UntilClose && !closes
 }
 

@@ -242,7 +242,7 @@ fn play_all(count: u64, plot: Plot) -> [u64; 3] {
 }
 
 #[test]
-fn every_answer_is_whole_and_the_clients_own() {
+fn every_response_is_whole_and_the_clients_own() {
     let [complete, refused, cut] = play_all(600, Plot::default());
     assert!(complete > 0 && refused == 0 && cut == 0);
 }
@@ -266,7 +266,7 @@ fn clients_that_leave_stop_their_engines() {
 }
 
 #[test]
-fn engine_faults_never_look_like_answers() {
+fn engine_faults_never_look_like_responses() {
     let plot = Plot {
         engines_fail: true,
         ..Plot::default()

@@ -102,13 +102,13 @@ fn a_body_that_arrives_during_the_connect_is_not_lost() {
             stage.net.sleep(stage.moment()).await;
             wire.conn.send(piece).await.unwrap();
         }
-        let answer = loop {
-            let answer = wire.read(true).await.unwrap();
-            if answer.status() != 100 {
-                break answer;
+        let response = loop {
+            let response = wire.read(true).await.unwrap();
+            if response.status() != 100 {
+                break response;
             }
         };
-        stage.check(answer.body == body, format!("{answer:?}"));
+        stage.check(response.body == body, format!("{response:?}"));
         drop(wire);
         no_session_left(&stage).await;
     });
@@ -141,10 +141,10 @@ fn a_full_queue_is_waited_for() {
         if leaves && !opens {
             stage.net.sleep(ms(stage.net.below(250))).await;
         } else {
-            let answer = wire.read(true).await.unwrap();
+            let response = wire.read(true).await.unwrap();
             let waited = stage.net.now().since(began);
             let expected = if opens { 200 } else { 504 };
-            stage.check(answer.status() == expected, format!("{answer:?}"));
+            stage.check(response.status() == expected, format!("{response:?}"));
             stage.check(
                 opens || waited >= ms(300),
                 format!("gave up after {waited:?}"),
@@ -224,14 +224,14 @@ fn a_stalled_client_never_sees_a_clean_end_of_a_part() {
 
 /// An engine that answers before it has read the request is heard, and not used again.
 #[test]
-fn an_early_answer_reaches_the_client() {
+fn an_early_response_reaches_the_client() {
     each(100, |stage| async move {
         engine(&stage, |stage, wire| async move {
             let mut head = Vec::new();
             while wire.conn.recv(&mut head, 64).await.unwrap_or(0) > 0 && head.len() < 200 {}
             stage.net.sleep(stage.moment()).await;
-            let answer = b"HTTP/1.1 413 No\r\ncontent-length: 3\r\n\r\nbig";
-            wire.conn.send(answer).await.unwrap();
+            let response = b"HTTP/1.1 413 No\r\ncontent-length: 3\r\n\r\nbig";
+            wire.conn.send(response).await.unwrap();
             // It reads on, as uvicorn does, so that no reset takes the answer along.
             while wire.conn.recv(&mut head, 4096).await.unwrap_or(0) > 0 {}
             stage.check(
@@ -246,10 +246,10 @@ fn an_early_answer_reaches_the_client() {
             let _ = conn.send(head).await;
             let _ = conn.send(&[b'x'; 90_000]).await;
         });
-        let answer = wire.read(true).await.unwrap();
+        let response = wire.read(true).await.unwrap();
         stage.check(
-            answer.status() == 413 && answer.body == b"big",
-            format!("{answer:?}"),
+            response.status() == 413 && response.body == b"big",
+            format!("{response:?}"),
         );
         wire.conn.abort();
         drop(wire);
@@ -316,8 +316,8 @@ fn a_panic_ends_one_session_only() {
             post(&wire, "/v1/chat/completions", prefiller, body).await;
             stage.check(wire.read(true).await.is_err(), "an answer");
             post(&other, "/x", "", b"abc").await;
-            let answer = other.read(true).await.unwrap();
-            stage.check(answer.body == b"abc", format!("{answer:?}"));
+            let response = other.read(true).await.unwrap();
+            stage.check(response.body == b"abc", format!("{response:?}"));
             stage.check(stage.shard.sessions() == 1, "the session is still counted");
             drop((other, wire));
             no_session_left(&stage).await;
@@ -353,9 +353,9 @@ fn large_bodies_pass_whole() {
             let head = format!("POST /x HTTP/1.1\r\nhost: s\r\ncontent-length: {length}\r\n\r\n");
             wire.conn.send(head.as_bytes()).await.unwrap();
             wire.conn.send(&body).await.unwrap();
-            let answer = wire.read(true).await.unwrap();
-            stage.check(answer.status() == 200, answer.line.clone());
-            stage.check(answer.body == body, "the body was changed".to_owned());
+            let response = wire.read(true).await.unwrap();
+            stage.check(response.status() == 200, response.line.clone());
+            stage.check(response.body == body, "the body was changed".to_owned());
         }
         drop(wire);
         no_session_left(&stage).await;
@@ -384,8 +384,8 @@ fn an_upload_on_a_dead_pooled_connection_is_repeated_whole() {
         });
         let mut wire = connect(&stage);
         post(&wire, "/x", "", b"first").await;
-        let answer = wire.read(true).await.unwrap();
-        stage.check(answer.body == b"first", format!("{answer:?}"));
+        let response = wire.read(true).await.unwrap();
+        stage.check(response.body == b"first", format!("{response:?}"));
         stage.net.sleep(ms(17)).await;
         let body = stage.text("body").into_bytes();
         let length = body.len();
@@ -398,10 +398,10 @@ fn an_upload_on_a_dead_pooled_connection_is_repeated_whole() {
                 .sleep(Duration::from_micros(stage.net.below(400)))
                 .await;
         }
-        let answer = wire.read(true).await.unwrap();
+        let response = wire.read(true).await.unwrap();
         stage.check(
-            answer.status() == 200 && answer.body == body,
-            format!("{answer:?}"),
+            response.status() == 200 && response.body == body,
+            format!("{response:?}"),
         );
         drop(wire);
         no_session_left(&stage).await;
@@ -417,7 +417,7 @@ async fn reset_later(stage: &Stage, conn: &SimConn) {
 /// An engine that answers early, without framing, and dies: the reset may be told to the upload,
 /// and then the answer's end looks like any other.
 #[test]
-fn an_early_answer_that_is_cut_never_looks_whole() {
+fn an_early_response_that_is_cut_never_looks_whole() {
     each(300, |stage| async move {
         engine(&stage, |stage, wire| async move {
             let mut head = Vec::new();
@@ -433,9 +433,9 @@ fn an_early_answer_that_is_cut_never_looks_whole() {
             let _ = conn.send(head).await;
             let _ = conn.send(&[b'x'; 90_000]).await;
         });
-        if let Ok(answer) = wire.read(true).await {
-            let is_own = answer.field("x-ringside-error").is_some();
-            stage.check(is_own, format!("{answer:?}"));
+        if let Ok(response) = wire.read(true).await {
+            let is_own = response.field("x-ringside-error").is_some();
+            stage.check(is_own, format!("{response:?}"));
         }
         wire.conn.abort();
         drop(wire);

@@ -82,7 +82,7 @@ pub(super) struct Received {
 
 /// An answer an engine has set out to send.
 #[derive(Clone, Debug)]
-pub(super) struct Answered {
+pub(super) struct Responded {
     pub(super) role: Role,
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
@@ -94,7 +94,7 @@ pub(super) struct Answered {
 pub(super) struct Log {
     pub(super) asked: BTreeMap<String, Asked>,
     pub(super) received: Vec<Received>,
-    pub(super) answered: BTreeMap<String, Vec<Answered>>,
+    pub(super) responded: BTreeMap<String, Vec<Responded>>,
     /// Cached tokens the last prefiller told for a request.
     pub(super) cached: BTreeMap<String, u64>,
     /// Handoff ids in the order an engine saw them, whole request or not.
@@ -161,7 +161,7 @@ pub(super) fn config(plot: Plot) -> Config {
             handoff_age_max: ms(20_000),
             hide_prefill_errors: false,
             on_decode_kv_error: OnDecodeKvError::Recompute,
-            prefill_answer_bytes_max: 1 << 20,
+            prefill_response_bytes_max: 1 << 20,
             allow_flat_blocks: false,
         },
         tls: TlsConfig::default(),

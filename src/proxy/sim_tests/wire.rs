@@ -88,7 +88,7 @@ impl Wire {
     }
 
     /// Reads a message. What came behind it stays.
-    pub(super) async fn read(&mut self, is_answer: bool) -> Result<Message, Broken> {
+    pub(super) async fn read(&mut self, is_response: bool) -> Result<Message, Broken> {
         let end = loop {
             if let Some(end) = find(&self.bytes, b"\r\n\r\n") {
                 break end;
@@ -102,7 +102,7 @@ impl Wire {
         self.bytes.drain(..end + 4);
         let is_chunked = message.field("transfer-encoding") == Some("chunked");
         let length = message.field("content-length").map(|v| v.parse().unwrap());
-        let no_body = is_answer && (message.status() < 200 || message.status() == 204);
+        let no_body = is_response && (message.status() < 200 || message.status() == 204);
         assert!(
             !(is_chunked && length.is_some()),
             "two framings: {message:?}"
@@ -111,7 +111,7 @@ impl Wire {
             _ if no_body => Vec::new(),
             _ if is_chunked => self.read_chunks().await?,
             Some(length) => self.take(length).await?,
-            None if is_answer => self.read_to_end().await?,
+            None if is_response => self.read_to_end().await?,
             None => Vec::new(),
         };
         Ok(message)

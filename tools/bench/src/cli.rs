@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 
 use crate::exit::Exit;
 use crate::limits::{
-    ANSWER_TOKENS_MAX, CONNECTIONS_MAX, PAIRS_MAX, PROMPT_TOKENS_MAX, RATE_MAX, RESAMPLES,
+    CONNECTIONS_MAX, PAIRS_MAX, PROMPT_TOKENS_MAX, RATE_MAX, RESAMPLES, RESPONSE_TOKENS_MAX,
 };
 use crate::request::Api;
 use crate::schedule::Load;
@@ -225,7 +225,7 @@ fn where_args() -> Vec<Arg> {
         ),
         option("max-tokens", "N", "Limit of each answer")
             .default_value("32")
-            .value_parser(value_parser!(u32).range(1..=i64::from(ANSWER_TOKENS_MAX))),
+            .value_parser(value_parser!(u32).range(1..=i64::from(RESPONSE_TOKENS_MAX))),
         switch(
             "respect-eos",
             "Do not send ignore_eos, which makes every answer equally long",

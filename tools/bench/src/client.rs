@@ -9,13 +9,13 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::answer::{Answer, EventError, shown};
 use crate::http::Reader;
 use crate::limits::{
     CONNECT_MS_MAX, CONNECTIONS_MAX, FAILURES_MAX, GAPS_MAX, OPEN_LOOP_CONNECTIONS, RECEIVE_BYTES,
     REOPENED_MAX, SHOWN_BODY_BYTES_MAX, SILENCE_LOOK_MS, SPIN_BEFORE_SEND_US, WAITING_MAX,
 };
 use crate::precision::{SchedStat, nanos};
+use crate::response::{EventError, Response, shown};
 use crate::run::{Done, Run, RunError, Setup};
 use crate::schedule::{Ask, Load, Next, Schedule, Side, Until};
 use crate::socket::{self, Poll, Received, Watch};
@@ -40,7 +40,7 @@ struct Exchange<'a> {
     heard: bool,
     reader: Reader,
     splitter: Splitter,
-    answer: Answer,
+    response: Response,
     body: Vec<u8>,
 }
 
@@ -126,8 +126,8 @@ impl<'a> Client<'a> {
     /// Growing a vector of millions moves it, which takes longer than what is measured.
     fn reserve(&mut self) {
         if let Until::Pairs(pairs) = self.setup.until {
-            let answers = usize::try_from(pairs).unwrap_or(0).saturating_mul(2);
-            self.run.done.reserve(answers);
+            let responses = usize::try_from(pairs).unwrap_or(0).saturating_mul(2);
+            self.run.done.reserve(responses);
         }
         for gaps in &mut self.run.gaps {
             gaps.reserve(GAPS_MAX / 8);
@@ -205,7 +205,7 @@ impl<'a> Client<'a> {
             let now = self.now();
             match self.schedule.next(now) {
                 Next::Send(ask, planned) => self.start(ask, planned)?,
-                Next::Answer | Next::Nothing => return Ok(None),
+                Next::Response | Next::Nothing => return Ok(None),
                 Next::At(due) => {
                     let sleep = (due - now).saturating_sub(SPIN_BEFORE_SEND_NS);
                     if sleep > 0 && self.timer_ns != due {
@@ -258,7 +258,7 @@ impl<'a> Client<'a> {
             heard: false,
             reader: Reader::new(),
             splitter: Splitter::default(),
-            answer: Answer::default(),
+            response: Response::default(),
             body: Vec::new(),
         });
         // After all that takes time.
@@ -384,19 +384,19 @@ impl<'a> Client<'a> {
         let Exchange {
             ask,
             start_ns,
-            answer,
+            response,
             splitter,
             ..
         } = exchange;
         if splitter.is_inside() {
             return Err(EventError::Cut);
         }
-        let (first_ns, text) = answer.finish()?;
+        let (first_ns, text) = response.finish()?;
         let Some(pair) = ask.pair.checked_sub(self.setup.warmup) else {
             return Ok(());
         };
         let gaps = &mut self.run.gaps[ask.side.index()];
-        gaps.extend(answer.gaps_ns.iter().map(|gap| (*gap, pair)));
+        gaps.extend(response.gaps_ns.iter().map(|gap| (*gap, pair)));
         if gaps.len() > GAPS_MAX && !self.run.full {
             self.run.full = true;
             self.stop();
@@ -407,8 +407,8 @@ impl<'a> Client<'a> {
             start_ns,
             ttft_ns: first_ns.saturating_sub(start_ns),
             total_ns: stamp.saturating_sub(start_ns),
-            events: answer.events,
-            arrivals: answer.arrivals,
+            events: response.events,
+            arrivals: response.arrivals,
             text,
         });
         Ok(())
@@ -543,8 +543,8 @@ impl Exchange<'_> {
             return Some(Ended::Failed(error.to_string()));
         }
         if is_stream(&self.reader) {
-            let answer = &mut self.answer;
-            let events = |data: &[u8]| answer.event(data, stamp);
+            let response = &mut self.response;
+            let events = |data: &[u8]| response.event(data, stamp);
             if let Err::<(), EventError>(error) = self.splitter.feed(&self.body, events) {
                 return Some(Ended::Failed(error.to_string()));
             }

@@ -9,12 +9,12 @@ use std::fmt;
 use memchr::{memchr, memmem};
 
 use crate::limits::{
-    CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, INTERIM_ANSWERS_MAX, TRAILER_LINES_MAX,
+    CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, INTERIM_RESPONSES_MAX, TRAILER_LINES_MAX,
 };
 
 /// What an answer's bytes can be wrong about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerError {
+pub enum ResponseError {
     /// The head is no HTTP/1 head.
     Head,
     /// The head or its number of fields is above the bound.
@@ -31,7 +31,7 @@ pub enum AnswerError {
     Cut,
 }
 
-impl fmt::Display for AnswerError {
+impl fmt::Display for ResponseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Head => "the answer does not begin with an HTTP/1 head",
@@ -45,7 +45,7 @@ impl fmt::Display for AnswerError {
     }
 }
 
-impl std::error::Error for AnswerError {}
+impl std::error::Error for ResponseError {}
 
 /// What the head said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,10 +114,10 @@ impl Reader {
     ///
     /// # Errors
     /// The first thing that is wrong; the reader is of no use after that.
-    pub fn feed(&mut self, piece: &[u8], body: &mut Vec<u8>) -> Result<(), AnswerError> {
-        match self.feed_answer(piece, body)? {
+    pub fn feed(&mut self, piece: &[u8], body: &mut Vec<u8>) -> Result<(), ResponseError> {
+        match self.feed_response(piece, body)? {
             [] => Ok(()),
-            _ => Err(AnswerError::Behind),
+            _ => Err(ResponseError::Behind),
         }
     }
 
@@ -126,11 +126,11 @@ impl Reader {
     ///
     /// # Errors
     /// The first thing that is wrong; the reader is of no use after that.
-    pub fn feed_answer<'a>(
+    pub fn feed_response<'a>(
         &mut self,
         mut piece: &'a [u8],
         body: &mut Vec<u8>,
-    ) -> Result<&'a [u8], AnswerError> {
+    ) -> Result<&'a [u8], ResponseError> {
         while !piece.is_empty() {
             piece = match self.state {
                 State::Head => self.feed_head(piece)?,
@@ -167,7 +167,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the answer had not.
-    pub fn end(&mut self) -> Result<(), AnswerError> {
+    pub fn end(&mut self) -> Result<(), ResponseError> {
         match self.state {
             State::UntilClose | State::Done => {
                 self.state = State::Done;
@@ -178,18 +178,18 @@ impl Reader {
             | State::ChunkLine
             | State::Chunk(_)
             | State::ChunkEnd
-            | State::Trailer(_) => Err(AnswerError::Cut),
+            | State::Trailer(_) => Err(ResponseError::Cut),
         }
     }
 
-    fn feed_head<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], AnswerError> {
+    fn feed_head<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], ResponseError> {
         let before = self.held.len();
         self.held.extend_from_slice(piece);
         // The end may begin in an earlier piece.
         let from = before.saturating_sub(3);
         let Some(at) = memmem::find(&self.held[from..], b"\r\n\r\n") else {
             return if self.held.len() > HEAD_BYTES_MAX {
-                Err(AnswerError::HeadTooLarge)
+                Err(ResponseError::HeadTooLarge)
             } else {
                 Ok(&[])
             };
@@ -200,8 +200,8 @@ impl Reader {
         match head {
             Parsed::Interim => {
                 self.interim += 1;
-                if self.interim > INTERIM_ANSWERS_MAX {
-                    return Err(AnswerError::Interim);
+                if self.interim > INTERIM_RESPONSES_MAX {
+                    return Err(ResponseError::Interim);
                 }
             }
             Parsed::Final(head, state) => {
@@ -212,19 +212,19 @@ impl Reader {
         Ok(&piece[len - before..])
     }
 
-    fn feed_line<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], AnswerError> {
+    fn feed_line<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], ResponseError> {
         let end = memchr(b'\n', piece);
         let part = &piece[..end.unwrap_or(piece.len())];
         if self.held.len() + part.len() > CHUNK_LINE_BYTES_MAX {
-            return Err(AnswerError::Chunk);
+            return Err(ResponseError::Chunk);
         }
         self.held.extend_from_slice(part);
         let Some(end) = end else {
             return Ok(&[]);
         };
-        let line = self.held.strip_suffix(b"\r").ok_or(AnswerError::Chunk)?;
+        let line = self.held.strip_suffix(b"\r").ok_or(ResponseError::Chunk)?;
         self.state = match self.state {
-            State::ChunkLine => match chunk_size(line).ok_or(AnswerError::Chunk)? {
+            State::ChunkLine => match chunk_size(line).ok_or(ResponseError::Chunk)? {
                 0 => State::Trailer(0),
                 size => State::Chunk(size),
             },
@@ -237,7 +237,7 @@ impl Reader {
             | State::Length(_)
             | State::UntilClose
             | State::Chunk(_)
-            | State::Done => return Err(AnswerError::Chunk),
+            | State::Done => return Err(ResponseError::Chunk),
         };
         self.held.clear();
         Ok(&piece[end + 1..])
@@ -264,40 +264,40 @@ enum Parsed {
     Final(Head, State),
 }
 
-fn parse_head(bytes: &[u8]) -> Result<Parsed, AnswerError> {
+fn parse_head(bytes: &[u8]) -> Result<Parsed, ResponseError> {
     let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
-    let mut answer = httparse::Response::new(&mut fields);
-    match answer.parse(bytes) {
+    let mut response = httparse::Response::new(&mut fields);
+    match response.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(AnswerError::Head),
-        Err(httparse::Error::TooManyHeaders) => return Err(AnswerError::HeadTooLarge),
-        Err(_) => return Err(AnswerError::Head),
+        Ok(httparse::Status::Partial) => return Err(ResponseError::Head),
+        Err(httparse::Error::TooManyHeaders) => return Err(ResponseError::HeadTooLarge),
+        Err(_) => return Err(ResponseError::Head),
     }
-    let status = answer.code.ok_or(AnswerError::Head)?;
+    let status = response.code.ok_or(ResponseError::Head)?;
     if (100..200).contains(&status) {
         // Nothing here asks for an upgrade, so 101 is as wrong as no answer.
         return match status {
-            101 => Err(AnswerError::Head),
+            101 => Err(ResponseError::Head),
             _ => Ok(Parsed::Interim),
         };
     }
     let mut head = Head {
         status,
         event_stream: false,
-        keep_alive: answer.version == Some(1),
+        keep_alive: response.version == Some(1),
     };
     let (mut length, mut coded) = (None, false);
-    for field in answer.headers.iter() {
+    for field in response.headers.iter() {
         let value = field.value.trim_ascii();
         if field.name.eq_ignore_ascii_case("content-length") {
-            let text = std::str::from_utf8(value).map_err(|_| AnswerError::Framing)?;
-            let value = text.parse::<u64>().map_err(|_| AnswerError::Framing)?;
+            let text = std::str::from_utf8(value).map_err(|_| ResponseError::Framing)?;
+            let value = text.parse::<u64>().map_err(|_| ResponseError::Framing)?;
             if length.replace(value).is_some() {
-                return Err(AnswerError::Framing);
+                return Err(ResponseError::Framing);
             }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             if coded || !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(AnswerError::Framing);
+                return Err(ResponseError::Framing);
             }
             coded = true;
         } else if field.name.eq_ignore_ascii_case("content-type") {
@@ -314,7 +314,7 @@ fn parse_head(bytes: &[u8]) -> Result<Parsed, AnswerError> {
         }
     }
     let state = match (status, length, coded) {
-        (_, Some(_), true) => return Err(AnswerError::Framing),
+        (_, Some(_), true) => return Err(ResponseError::Framing),
         (204 | 304, ..) | (_, Some(0), false) => State::Done,
         (_, Some(length), false) => State::Length(length),
         (_, None, true) => State::ChunkLine,
@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     /// What came out of an answer that ended with its connection.
-    fn read(pieces: &[&[u8]]) -> Result<(Head, Vec<u8>), AnswerError> {
+    fn read(pieces: &[&[u8]]) -> Result<(Head, Vec<u8>), ResponseError> {
         let (mut reader, mut body) = (Reader::new(), Vec::new());
         for piece in pieces {
             reader.feed(piece, &mut body)?;
@@ -344,9 +344,9 @@ mod tests {
                            Content-Type: text/event-stream; charset=utf-8\r\n\r\n";
 
     #[test]
-    fn answers_read_the_same_at_any_split() {
+    fn responses_read_the_same_at_any_split() {
         let long = format!("{CHUNKED}3;x=1\r\nabc\r\nA \r\n0123456789\r\n0\r\nt: 1\r\n\r\n");
-        type Want<'a> = Result<(u16, bool, bool, &'a str), AnswerError>;
+        type Want<'a> = Result<(u16, bool, bool, &'a str), ResponseError>;
         let cases: &[(&str, Want<'_>)] = &[
             (&long, Ok((200, true, true, "abc0123456789"))),
             (
@@ -365,26 +365,26 @@ mod tests {
             ("HTTP/1.1 204 \r\n\r\n", Ok((204, false, true, ""))),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhell",
-                Err(AnswerError::Cut),
+                Err(ResponseError::Cut),
             ),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nhe",
-                Err(AnswerError::Behind),
+                Err(ResponseError::Behind),
             ),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\nh",
-                Err(AnswerError::Framing),
+                Err(ResponseError::Framing),
             ),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
-                Err(AnswerError::Framing),
+                Err(ResponseError::Framing),
             ),
             (
                 "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
-                Err(AnswerError::Framing),
+                Err(ResponseError::Framing),
             ),
-            ("HTTP/1.1 101 Up\r\n\r\n", Err(AnswerError::Head)),
-            ("SSH-2.0-x\r\n\r\n", Err(AnswerError::Head)),
+            ("HTTP/1.1 101 Up\r\n\r\n", Err(ResponseError::Head)),
+            ("SSH-2.0-x\r\n\r\n", Err(ResponseError::Head)),
         ];
         for (text, want) in cases {
             let want = want.map(|(status, event_stream, keep_alive, body)| {
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_gives_back_what_belongs_to_the_next() {
+    fn a_response_gives_back_what_belongs_to_the_next() {
         for (first, body) in [
             ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab", "ab"),
             ("HTTP/1.1 204 \r\n\r\n", ""),
@@ -422,8 +422,8 @@ mod tests {
             for split in 0..=first.len() {
                 let (mut reader, mut got) = (Reader::new(), Vec::new());
                 let (one, two) = both.as_bytes().split_at(split);
-                let mut rest = reader.feed_answer(one, &mut got).unwrap().to_vec();
-                rest.extend_from_slice(reader.feed_answer(two, &mut got).unwrap());
+                let mut rest = reader.feed_response(one, &mut got).unwrap().to_vec();
+                rest.extend_from_slice(reader.feed_response(two, &mut got).unwrap());
                 assert!(reader.is_done());
                 assert_eq!(
                     (&*got, &*rest),
@@ -436,13 +436,13 @@ mod tests {
     #[test]
     fn malformed_chunks_are_refused() {
         for (tail, want) in [
-            ("-1\r\n", AnswerError::Chunk),
-            ("\r\n", AnswerError::Chunk),
-            ("3\nabc\r\n", AnswerError::Chunk),
-            ("3\r\nabcd\r\n", AnswerError::Chunk),
-            ("ffffffffffffffffff\r\n", AnswerError::Chunk),
-            ("3\r\nabc\r\n", AnswerError::Cut),
-            ("0\r\n\r\nx", AnswerError::Behind),
+            ("-1\r\n", ResponseError::Chunk),
+            ("\r\n", ResponseError::Chunk),
+            ("3\nabc\r\n", ResponseError::Chunk),
+            ("3\r\nabcd\r\n", ResponseError::Chunk),
+            ("ffffffffffffffffff\r\n", ResponseError::Chunk),
+            ("3\r\nabc\r\n", ResponseError::Cut),
+            ("0\r\n\r\nx", ResponseError::Behind),
         ] {
             let text = format!("{CHUNKED}{tail}");
             assert_eq!(read(&[text.as_bytes()]), Err(want), "{tail:?}");
@@ -458,14 +458,14 @@ mod tests {
         for _ in 0..=HEAD_BYTES_MAX / 8 {
             result = result.and_then(|()| reader.feed(b"a: bcd\r\n", &mut body));
         }
-        assert_eq!(result, Err(AnswerError::HeadTooLarge));
+        assert_eq!(result, Err(ResponseError::HeadTooLarge));
 
-        let interim = "HTTP/1.1 103 Hints\r\n\r\n".repeat(INTERIM_ANSWERS_MAX as usize + 1);
+        let interim = "HTTP/1.1 103 Hints\r\n\r\n".repeat(INTERIM_RESPONSES_MAX as usize + 1);
         let result = Reader::new().feed(interim.as_bytes(), &mut body);
-        assert_eq!(result, Err(AnswerError::Interim));
+        assert_eq!(result, Err(ResponseError::Interim));
 
         let line = format!("{CHUNKED}1;{}", "x".repeat(CHUNK_LINE_BYTES_MAX));
         let result = Reader::new().feed(line.as_bytes(), &mut body);
-        assert_eq!(result, Err(AnswerError::Chunk));
+        assert_eq!(result, Err(ResponseError::Chunk));
     }
 }

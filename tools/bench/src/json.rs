@@ -41,7 +41,7 @@ pub fn json(report: &Report) -> Value {
         "pairs_complete": report.pairs_complete,
         "wall_ns": run.wall_ns,
         "metrics": report.metrics.iter().map(metric).collect::<Vec<_>>(),
-        "answers": answers(report),
+        "answers": responses(report),
         "failures": Side::BOTH.map(|side| json!({
             "side": side.name(),
             "count": run.failures.count[side.index()],
@@ -162,7 +162,7 @@ fn steps(histogram: &Histogram<u64>) -> Vec<[u64; 2]> {
         .collect()
 }
 
-fn answers(report: &Report) -> Value {
+fn responses(report: &Report) -> Value {
     let sequence = &report.sequence;
     let sides = Side::BOTH.map(|side| {
         let own = report.run.done.iter().filter(|done| done.side == side);

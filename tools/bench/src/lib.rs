@@ -13,7 +13,7 @@ pub mod schedule;
 pub mod sse;
 pub mod stats;
 
-pub mod answer;
+pub mod response;
 
 pub mod socket;
 

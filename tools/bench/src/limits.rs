@@ -9,7 +9,7 @@ pub const CHUNK_LINE_BYTES_MAX: usize = 16 * 1024;
 /// Trailer lines of one answer.
 pub const TRAILER_LINES_MAX: u32 = 128;
 /// Interim (1xx) answers before the final one.
-pub const INTERIM_ANSWERS_MAX: u32 = 16;
+pub const INTERIM_RESPONSES_MAX: u32 = 16;
 /// One server-sent event in bytes.
 pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Text of one answer that is kept for comparison, in bytes.
@@ -64,7 +64,7 @@ pub const BUSY_SHARE_MAX: f64 = 0.5;
 /// Words of a generated prompt.
 pub const PROMPT_TOKENS_MAX: u32 = 1_000_000;
 /// Tokens of one answer.
-pub const ANSWER_TOKENS_MAX: u32 = 100_000;
+pub const RESPONSE_TOKENS_MAX: u32 = 100_000;
 /// Requests per second of the open loop.
 pub const RATE_MAX: f64 = 100_000.0;
 /// Points of one curve in the HTML report; more than a screen has pixels is of no use.

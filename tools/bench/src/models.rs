@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::answer::shown;
 use crate::http::Reader;
 use crate::limits::{CONNECT_MS_MAX, MODELS_BYTES_MAX, RECEIVE_BYTES};
+use crate::response::shown;
 
 /// The first model of `/v1/models`; `fields` are further request fields.
 ///

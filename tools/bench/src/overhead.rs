@@ -322,19 +322,19 @@ fn bar(options: &Options) -> ProgressBar {
     bar
 }
 
-fn show(bar: &ProgressBar, options: &Options, answers: u64, since: Duration) {
+fn show(bar: &ProgressBar, options: &Options, responses: u64, since: Duration) {
     let rate = match options.load {
         Load::Closed { concurrency } => format!("{concurrency} at a time"),
         Load::Open { rate, .. } => format!("{rate} requests/s"),
     };
     match options.length {
         Length::Pairs(_) => {
-            bar.set_position(answers);
+            bar.set_position(responses);
             bar.set_message(format!("answers, {rate}"));
         }
         Length::Time(_) => {
             bar.set_position(since.as_secs());
-            bar.set_message(format!("s, {answers} answers, {rate}"));
+            bar.set_message(format!("s, {responses} answers, {rate}"));
         }
     }
 }

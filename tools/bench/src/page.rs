@@ -149,11 +149,11 @@ fn columns(report: &Report) -> Vec<[Option<u64>; 2]> {
     let count = (done.len() / 8).clamp(1, TIMELINE_COLUMNS_MAX);
     let begun = done.iter().map(|done| done.start_ns).min().unwrap_or(0);
     let mut stretches = vec![[const { Vec::new() }; 2]; count];
-    for answer in done {
-        let since = answer.start_ns.saturating_sub(begun) as f64;
+    for response in done {
+        let since = response.start_ns.saturating_sub(begun) as f64;
         let column = since / report.run.wall_ns.max(1) as f64 * count as f64;
         let column = (column as usize).min(count - 1);
-        stretches[column][answer.side.index()].push(answer.ttft_ns);
+        stretches[column][response.side.index()].push(response.ttft_ns);
     }
     let median = |mut values: Vec<u64>| {
         values.sort_unstable();

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use crate::answer::Order;
 use crate::cli::Options;
 use crate::limits::{
     BEYOND_QUANTILE_MIN, BUSY_SHARE_MAX, CLIENT_SHARE_MAX, GAPS_MAX, OFF_CPU_SHARE_MAX,
 };
 use crate::precision::{Machine, Precision, nanos};
+use crate::response::Order;
 use crate::run::{Done, Lag, Run};
 use crate::schedule::Side;
 use crate::stats::{Difference, Overhead, Values, overheads};
@@ -170,9 +170,9 @@ impl Report {
 /// Each pair of which both answers came, direct first, by its number.
 fn complete(done: &[Done], pairs: u32) -> Vec<Option<(Done, Done)>> {
     let mut halves = vec![[None; 2]; pairs as usize];
-    for answer in done {
-        if let Some(pair) = halves.get_mut(answer.pair as usize) {
-            pair[answer.side.index()] = Some(*answer);
+    for response in done {
+        if let Some(pair) = halves.get_mut(response.pair as usize) {
+            pair[response.side.index()] = Some(*response);
         }
     }
     let both = |[direct, proxy]: [Option<Done>; 2]| direct.zip(proxy);
@@ -235,12 +235,12 @@ fn sequence<'a>(pairs: impl Iterator<Item = &'a (Done, Done)>) -> Sequence {
     let mut like: Option<Done> = None;
     for (direct, proxy) in pairs {
         found.pairs += 1;
-        for answer in [direct, proxy] {
-            let order = answer.text.order;
+        for response in [direct, proxy] {
+            let order = response.text.order;
             found.numbered += u64::from(order != Order::Unnumbered);
             if order == Order::Broken {
-                found.broken[answer.side.index()] += 1;
-                let (pair, side) = (answer.pair, answer.side.name());
+                found.broken[response.side.index()] += 1;
+                let (pair, side) = (response.pair, response.side.name());
                 found.first.get_or_insert_with(|| {
                     format!("pair {pair}, {side}: a piece of the text is missing, doubled or moved")
                 });

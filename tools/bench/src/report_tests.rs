@@ -1,8 +1,8 @@
 //! Tests of the report: what is said about runs made by hand.
 
 use super::*;
-use crate::answer::Text;
 use crate::precision::SchedStat;
+use crate::response::Text;
 
 fn done(pair: u32, side: Side) -> Done {
     Done {
@@ -30,14 +30,14 @@ fn pairs(count: u32, change: impl Fn(&mut Done)) -> Vec<(Done, Done)> {
 }
 
 #[test]
-fn pairs_with_one_answer_are_left_out() {
-    let answers = [
+fn pairs_with_one_response_are_left_out() {
+    let responses = [
         done(0, Side::Proxy),
         done(2, Side::Direct),
         done(0, Side::Direct),
         done(9, Side::Direct),
     ];
-    let found = complete(&answers, 3);
+    let found = complete(&responses, 3);
     assert_eq!(found.len(), 3);
     let (direct, proxy) = found[0].unwrap();
     assert_eq!((direct.side, proxy.side), (Side::Direct, Side::Proxy));
@@ -45,7 +45,7 @@ fn pairs_with_one_answer_are_left_out() {
 }
 
 #[test]
-fn equal_answers_are_right() {
+fn equal_responses_are_right() {
     let found = sequence(pairs(3, |_| {}).iter());
     assert_eq!((found.pairs, found.numbered), (3, 0));
     assert_eq!(

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::answer::Text;
 use crate::precision::{SchedStat, histogram};
 use crate::request::Requests;
+use crate::response::Text;
 use crate::schedule::{Load, Side, Until};
 use crate::wire::Secure;
 

@@ -96,7 +96,7 @@ pub enum Next {
     /// Nothing before that nanosecond.
     At(u64),
     /// Nothing before a request ends.
-    Answer,
+    Response,
     /// Nothing more, ever.
     Nothing,
 }
@@ -168,7 +168,7 @@ impl Schedule {
                 }
                 match self.ready.pop_front() {
                     Some(ask) => Next::Send(ask, None),
-                    None if self.may_begin(now_ns) => Next::Answer,
+                    None if self.may_begin(now_ns) => Next::Response,
                     None => Next::Nothing,
                 }
             }
@@ -247,21 +247,21 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    /// Runs a plan in which each request takes `answer_ns`; every request with its time.
-    fn run(mut schedule: Schedule, answer_ns: u64) -> Vec<(Ask, u64)> {
+    /// Runs a plan in which each request takes `response_ns`; every request with its time.
+    fn run(mut schedule: Schedule, response_ns: u64) -> Vec<(Ask, u64)> {
         let (mut now, mut sent, mut open) = (0, Vec::new(), VecDeque::<(u64, Ask)>::new());
         loop {
             match schedule.next(now) {
                 Next::Send(ask, due) => {
                     assert!(due.is_none_or(|due| due <= now));
                     sent.push((ask, due.unwrap_or(now)));
-                    open.push_back((now + answer_ns, ask));
+                    open.push_back((now + response_ns, ask));
                 }
                 Next::At(at) => {
                     assert!(at > now);
                     now = at;
                 }
-                Next::Answer | Next::Nothing => {
+                Next::Response | Next::Nothing => {
                     let Some((at, ask)) = open.pop_front() else {
                         assert_eq!(schedule.next(now), Next::Nothing);
                         return sent;
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn open_loops_do_not_wait_for_answers() {
+    fn open_loops_do_not_wait_for_responses() {
         let load = |poisson| Load::Open { rate: 1e6, poisson };
         let fixed = run(
             Schedule::new(load(false), Until::Pairs(200), 0, 1),

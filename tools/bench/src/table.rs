@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use crate::answer::shown;
 use crate::limits::RESAMPLES;
 use crate::precision::nanos;
 use crate::report::{Metric, Report, busy_share};
+use crate::response::shown;
 use crate::schedule::{Load, Side};
 use crate::stats::{Difference, QUANTILES};
 use crate::units::{show_ns, show_signed_ns};
@@ -61,7 +61,7 @@ pub fn table(report: &Report) -> String {
         "below noise: the interval contains 0; the overhead is somewhere in it. One interval in 20 \
          misses the truth."
     );
-    answers(&mut text, report);
+    responses(&mut text, report);
     client(&mut text, report);
     if let Some(gate) = &report.gate {
         let _ = writeln!(
@@ -156,7 +156,7 @@ fn interval(difference: Difference) -> String {
     format!("{low} to {high}")
 }
 
-fn answers(text: &mut String, report: &Report) {
+fn responses(text: &mut String, report: &Report) {
     let sequence = &report.sequence;
     let compared = |differ: Option<u64>, what: &str| match differ {
         Some(0) => format!("{what} equal"),

@@ -135,7 +135,7 @@ pub struct EngineConfig {
     /// Whether the log holds each body as parsed JSON. Benches turn it off.
     pub keep_json: bool,
     /// Whether the log holds the bytes of each answer.
-    pub keep_answer: bool,
+    pub keep_response: bool,
     /// How many requests the log holds; the oldest half goes first.
     pub log_requests_max: usize,
     /// TLS on a TCP port.
@@ -172,7 +172,7 @@ impl Default for EngineConfig {
             keepalive: Duration::from_secs(5),
             keep_body_bytes: 64 << 20,
             keep_json: true,
-            keep_answer: false,
+            keep_response: false,
             log_requests_max: 100_000,
             tls: None,
         }

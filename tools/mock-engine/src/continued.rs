@@ -7,9 +7,9 @@
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::answer::tag_of;
 use crate::api::{Refusal, hex};
 use crate::json::Fields;
+use crate::response::tag_of;
 
 /// Where an answer goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,15 +33,15 @@ pub(crate) fn continued(fields: &Fields<'_>) -> Result<Option<Continued>, Refusa
     let raw = fields.raw("messages").unwrap_or("null");
     let messages: Vec<&RawValue> = serde_json::from_str(raw)
         .map_err(|_| Refusal::bad("messages", "Input should be a valid list"))?;
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     let mut rest = messages.as_slice();
     while let Some((last, before)) = rest.split_last()
         && let Some(text) = assistant_text(last)
     {
-        answer.push(text);
+        response.push(text);
         rest = before;
     }
-    if answer.is_empty() {
+    if response.is_empty() {
         let message = "the last message is not one of the assistant";
         return Err(Refusal::bad("messages", message));
     }
@@ -51,7 +51,7 @@ pub(crate) fn continued(fields: &Fields<'_>) -> Result<Option<Continued>, Refusa
     });
     let prompt = format!("{}]", raw.get(..end).unwrap_or_default());
     let prompt_sha256 = hex(&Sha256::digest(prompt.as_bytes()));
-    let text: String = answer.into_iter().rev().collect();
+    let text: String = response.into_iter().rev().collect();
     let first = tokens_in(&text, tag_of(&prompt_sha256))
         .ok_or_else(|| Refusal::bad("messages", "the last message continues another answer"))?;
     Ok(Some(Continued {
@@ -84,7 +84,7 @@ fn tokens_in(text: &str, tag: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answer::expected_text;
+    use crate::response::expected_text;
 
     fn read(text: &str) -> Result<Option<u32>, String> {
         let fields = Fields::parse(text.as_bytes()).unwrap();
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_so_far_is_counted_and_checked() {
+    fn the_response_so_far_is_counted_and_checked() {
         let user = r#"{"role":"user","content":"q"}"#;
         let sha = hex(&Sha256::digest(format!("[{user}]").as_bytes()));
         let flags = r#""continue_final_message":true,"add_generation_prompt":false"#;

@@ -49,7 +49,7 @@ pub(crate) struct Shared {
     pub(crate) issuer: Issuer,
     pub(crate) health: AtomicU16,
     pub(crate) load: Guarded<Load>,
-    pub(crate) answers: AtomicU64,
+    pub(crate) responses: AtomicU64,
     pub(crate) port: u16,
 }
 
@@ -102,7 +102,7 @@ impl Engine {
             issuer: Issuer::default(),
             health: AtomicU16::new(config.health),
             load: Guarded::new(Load::default()),
-            answers: AtomicU64::new(0),
+            responses: AtomicU64::new(0),
             port,
             config,
         });
@@ -185,7 +185,7 @@ impl Engine {
     }
 
     /// Every request received so far, in order. Whoever has read a complete
-    /// answer finds it `Answered` here, unless the socket could not take the
+    /// answer finds it `Responded` here, unless the socket could not take the
     /// end of it at once; other states are for [`Engine::wait_for`].
     #[must_use]
     pub fn requests(&self) -> Vec<Seen> {
@@ -238,7 +238,7 @@ impl Engine {
     }
 
     /// Sets a fault for the next `times` requests whose body holds `needle`. Faults that strike
-    /// before a body is read do nothing here: `Refuse`, `EarlyAnswer`, `StallRead`.
+    /// before a body is read do nothing here: `Refuse`, `EarlyResponse`, `StallRead`.
     pub fn fault_with(&self, needle: &str, fault: Fault, times: u32) {
         self.close_gate(&fault);
         self.shared.faults.arm_for_body(needle, fault, times);

@@ -43,10 +43,10 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
             received: false,
             finished: false,
         };
-        exchange.conn.tape = shared.config.keep_answer.then(Vec::new);
+        exchange.conn.tape = shared.config.keep_response.then(Vec::new);
         let ended = exchange.run().await;
         let (state, next) = match ended {
-            Ok(Ended::Answered(next)) => (State::Answered, next),
+            Ok(Ended::Responded(next)) => (State::Responded, next),
             Ok(Ended::Cut(next)) => (State::Faulted, next),
             Err(Gone) => (exchange.aborted(), Next::Close),
         };
@@ -54,7 +54,7 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
             shared.log.finish(seq, state);
         }
         if let Some(tape) = conn.tape.take() {
-            shared.log.update(seq, |seen| seen.answer = Some(tape));
+            shared.log.update(seq, |seen| seen.response = Some(tape));
         }
         match next {
             Next::Keep => {}
@@ -103,7 +103,7 @@ fn entry(head: &Head, conn: u64, nth_on_conn: u32) -> Seen {
         body: Vec::new(),
         body_bytes: 0,
         body_sha256: String::new(),
-        answer: None,
+        response: None,
         framing: head.framing,
         at: Instant::now(),
         body_at: None,
@@ -117,7 +117,7 @@ fn entry(head: &Head, conn: u64, nth_on_conn: u32) -> Seen {
 /// How an exchange ended, other than by the client.
 pub(crate) enum Ended {
     /// With a complete answer.
-    Answered(Next),
+    Responded(Next),
     /// By a fault.
     Cut(Next),
 }
@@ -159,8 +159,8 @@ impl Exchange<'_> {
             None => {}
             Some(fault) => {
                 self.shared.log.count(|counters| counters.faulted += 1);
-                if let Fault::EarlyAnswer { status, keep } = fault {
-                    return self.answer_early(*status, *keep).await;
+                if let Fault::EarlyResponse { status, keep } = fault {
+                    return self.response_early(*status, *keep).await;
                 }
                 if let Fault::StallRead { after_bytes } = fault {
                     return Err(self.conn.stall_after(*after_bytes).await);
@@ -193,11 +193,11 @@ impl Exchange<'_> {
             Some((_, Err(_))) | None => None,
         };
         self.note_body(&body, route, prompt.as_ref().map(|(sha, _)| sha.clone()));
-        let answer_at_once = match &fault {
-            Some(fault) => self.without_answer(fault).await?,
+        let response_at_once = match &fault {
+            Some(fault) => self.without_response(fault).await?,
             None => None,
         };
-        if let Some(ended) = answer_at_once {
+        if let Some(ended) = response_at_once {
             return Ok(ended);
         }
         let plan = match (fault.as_ref().and_then(substitute), fields) {
@@ -249,11 +249,11 @@ impl Exchange<'_> {
             seen.body_at = Some(Instant::now());
             seen.json = json;
             seen.prompt_sha256 = prompt_sha256;
-            seen.state = State::Answering;
+            seen.state = State::Responding;
         });
     }
 
-    async fn answer_early(&mut self, status: u16, keep: bool) -> Result<Ended, Gone> {
+    async fn response_early(&mut self, status: u16, keep: bool) -> Result<Ended, Gone> {
         let message = "answered before the body was read".to_owned();
         let refusal = Refusal {
             status,
@@ -266,14 +266,14 @@ impl Exchange<'_> {
         if keep {
             let framing = self.head.framing;
             if self.conn.read_body(framing, 0).await.is_err() {
-                return Ok(Ended::Answered(Next::Close));
+                return Ok(Ended::Responded(Next::Close));
             }
         }
         Ok(ended)
     }
 
     /// The faults that leave no answer at all.
-    async fn without_answer(&mut self, fault: &Fault) -> Result<Option<Ended>, Gone> {
+    async fn without_response(&mut self, fault: &Fault) -> Result<Option<Ended>, Gone> {
         match fault {
             Fault::ResetBeforeHead => Ok(Some(Ended::Cut(Next::Reset))),
             Fault::CloseBeforeHead => Ok(Some(Ended::Cut(Next::Close))),
@@ -300,7 +300,7 @@ impl Exchange<'_> {
                 self.conn.out.extend_from_slice(head.as_bytes());
                 self.flush().await?;
                 self.conn.echo().await;
-                Ok(Some(Ended::Answered(Next::Close)))
+                Ok(Some(Ended::Responded(Next::Close)))
             }
             _ => Ok(None),
         }

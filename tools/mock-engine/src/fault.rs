@@ -58,7 +58,7 @@ pub enum Fault {
     /// Answers with bytes that are not HTTP, then closes.
     Garbage,
     /// A good answer, then bytes nobody asked for.
-    GarbageAfterAnswer,
+    GarbageAfterResponse,
     /// This answer in place of the real one.
     Status {
         /// The status code.
@@ -90,7 +90,7 @@ pub enum Fault {
     /// request arrives, and that request is never answered.
     CloseOnNextRequest,
     /// Answers right after the head of the request.
-    EarlyAnswer {
+    EarlyResponse {
         /// The status code.
         status: u16,
         /// Reads the body afterwards and keeps the connection; otherwise says
@@ -133,7 +133,7 @@ pub enum Fault {
         bytes: usize,
     },
     /// An HTTP/1.0 answer with a length, then a close.
-    Http10Answer,
+    Http10Response,
     /// Another shape of handoff than the configured one.
     Handoff(HandoffShape),
 }

@@ -4,7 +4,6 @@
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::answer::{Answer, Circumstances, Events};
 use crate::api::{self, Ask, Kind, Refusal, Route};
 use crate::config::{CACHED_BY_ROLE, HandoffShape, Role};
 use crate::exchange::Exchange;
@@ -12,6 +11,7 @@ use crate::fault::Fault;
 use crate::json::Fields;
 use crate::kv::{self, Admitted, Call, KvContract};
 use crate::pd::{self, Leg, Terms, Verdict};
+use crate::response::{Circumstances, Events, Response};
 use crate::wire::Plan;
 
 impl Exchange<'_> {
@@ -27,7 +27,7 @@ impl Exchange<'_> {
         let ask = api::check(route, fields, prompt, &self.shared.config)?;
         let admitted = self.admit(&ask, fields, fault)?;
         let cached = self.cached(admitted.is_prefill);
-        let answer = Answer::new(
+        let response = Response::new(
             &ask,
             &self.shared.config,
             Circumstances {
@@ -46,10 +46,10 @@ impl Exchange<'_> {
             },
         );
         let mut plan = if ask.stream {
-            Plan::stream(Events::new(answer))
+            Plan::stream(Events::new(response))
         } else {
-            let tokens = answer.tokens();
-            Plan::generated(answer.whole(), tokens)
+            let tokens = response.tokens();
+            Plan::generated(response.whole(), tokens)
         };
         plan.wait = admitted.wait;
         if self.shared.config.request_id_header {
@@ -233,7 +233,7 @@ impl Exchange<'_> {
     }
 
     fn id(&self, kind: Kind, fields: &Fields<'_>) -> String {
-        let nth = self.shared.answers.fetch_add(1, Ordering::Relaxed);
+        let nth = self.shared.responses.fetch_add(1, Ordering::Relaxed);
         let sent = self.head.header("x-request-id").map(str::to_owned);
         let id = sent
             .or_else(|| fields.string("request_id"))

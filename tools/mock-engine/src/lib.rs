@@ -31,7 +31,6 @@
 //! # }
 //! ```
 
-mod answer;
 mod api;
 mod cli;
 mod config;
@@ -47,12 +46,12 @@ mod kv;
 mod log;
 mod pages;
 mod pd;
+mod response;
 mod send;
 mod sync;
 mod tls;
 mod wire;
 
-pub use answer::{FOREIGN_TAG, expected_text, expected_token_ids};
 pub use cli::run_cli;
 pub use config::{CACHED_BY_ROLE, EngineConfig, HandoffShape, Role, UsageShape};
 pub use door::Place;
@@ -64,4 +63,5 @@ pub use kv::{
 };
 pub use log::{AbortPhase, Counters, Framing, Seen, State};
 pub use pd::HandoffRegistry;
+pub use response::{FOREIGN_TAG, expected_text, expected_token_ids};
 pub use tls::Tls;

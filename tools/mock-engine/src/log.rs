@@ -38,9 +38,9 @@ pub enum State {
     /// The head is complete, the body is not.
     Receiving,
     /// The request is complete, the answer is not.
-    Answering,
+    Responding,
     /// The answer is complete.
-    Answered,
+    Responded,
     /// A fault of ours ended the exchange without a complete answer.
     Faulted,
     /// The client closed before the answer was complete.
@@ -62,8 +62,8 @@ impl State {
     fn label(self) -> &'static str {
         match self {
             Self::Receiving => "receiving",
-            Self::Answering => "answering",
-            Self::Answered => "answered",
+            Self::Responding => "answering",
+            Self::Responded => "answered",
             Self::Faulted => "faulted",
             Self::Aborted { phase, .. } => match phase {
                 AbortPhase::Body => "aborted in body",
@@ -100,7 +100,7 @@ pub struct Seen {
     /// SHA-256 of the whole body in hex; empty while it is incomplete.
     pub body_sha256: String,
     /// The bytes of the answer as written, once it is over and where they are kept.
-    pub answer: Option<Vec<u8>>,
+    pub response: Option<Vec<u8>>,
     /// How the body was delimited.
     pub framing: Framing,
     /// When the head was complete.
@@ -185,7 +185,7 @@ pub struct Counters {
     /// Requests whose head is complete and that have not ended.
     pub running: u64,
     /// Answers completed.
-    pub answered: u64,
+    pub responded: u64,
     /// Requests whose client closed before the answer was complete.
     pub aborted: u64,
     /// Connections closed because they idled past `keepalive`.
@@ -280,9 +280,9 @@ impl Log {
         self.count(|counters| {
             counters.running -= 1;
             match state {
-                State::Answered => counters.answered += 1,
+                State::Responded => counters.responded += 1,
                 State::Aborted { .. } => counters.aborted += 1,
-                State::Receiving | State::Answering | State::Faulted => {}
+                State::Receiving | State::Responding | State::Faulted => {}
             }
         });
         self.update(seq, |seen| seen.state = state);
@@ -297,10 +297,10 @@ impl Log {
             return false;
         }
         inner.counters.running -= 1;
-        inner.counters.answered += 1;
+        inner.counters.responded += 1;
         if let Some(seen) = inner.find(seq) {
             seen.first_byte_at.get_or_insert_with(Instant::now);
-            seen.state = State::Answered;
+            seen.state = State::Responded;
         }
         drop(inner);
         self.changed.notify_all();

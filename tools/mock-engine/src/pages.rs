@@ -91,7 +91,7 @@ fn metrics(shared: &Shared) -> String {
         "request_success_total",
         "counter",
         &[
-            (",finished_reason=\"stop\"", counters.answered as f64),
+            (",finished_reason=\"stop\"", counters.responded as f64),
             (",finished_reason=\"abort\"", counters.aborted as f64),
         ],
     );
@@ -111,7 +111,7 @@ fn requests(shared: &Shared) -> Plan {
             "connections_accepted": counters.connections_accepted,
             "connections_open": counters.connections_open,
             "requests": counters.requests,
-            "answered": counters.answered,
+            "answered": counters.responded,
             "aborted": counters.aborted,
             "idle_closed": counters.idle_closed,
             "malformed": counters.malformed,

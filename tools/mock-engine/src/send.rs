@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use crate::answer::Events;
 use crate::exchange::{Ended, Exchange};
 use crate::http::{Gone, after};
+use crate::response::Events;
 use crate::wire::{Content, Cut, Delimiter, Next, Plan, Wire, head};
 
 /// Output gathered before it is written when nothing has to be waited for.
@@ -69,7 +69,7 @@ impl Exchange<'_> {
         let next = wire
             .next
             .unwrap_or(if must_close { Next::Close } else { Next::Keep });
-        Ok(Ended::Answered(next))
+        Ok(Ended::Responded(next))
     }
 
     /// A whole answer waits for all of its tokens, a stream for its first.

@@ -5,10 +5,10 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::answer::Events;
 use crate::api::Refusal;
 use crate::fault::Fault;
 use crate::kv::Wait;
+use crate::response::Events;
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -189,7 +189,7 @@ impl Wire {
             Some(Fault::ExtraLength) => wire.delimiter = Delimiter::ExtraLength,
             Some(Fault::NoFraming) => wire.delimiter = Delimiter::Close,
             Some(Fault::BareLf) => wire.bare_lf = true,
-            Some(Fault::Http10Answer) => wire.http10 = true,
+            Some(Fault::Http10Response) => wire.http10 = true,
             Some(Fault::Hold | Fault::HeldStatus { .. }) => wire.held = true,
             Some(Fault::StallAfterHead) => wire.stall_after_head = true,
             Some(Fault::ResetMidBody { after_events }) => {
@@ -205,7 +205,7 @@ impl Wire {
                 wire.cut = Some((*after_events, Cut::Error));
             }
             Some(Fault::Slow { chunk_bytes, delay }) => wire.slow = Some((*chunk_bytes, *delay)),
-            Some(Fault::GarbageAfterAnswer) => wire.garbage_after = true,
+            Some(Fault::GarbageAfterResponse) => wire.garbage_after = true,
             Some(Fault::CloseIdle) => wire.next = Some(Next::Close),
             Some(Fault::CloseOnNextRequest) => wire.next = Some(Next::KeepUntilNextRequest),
             _ => {}

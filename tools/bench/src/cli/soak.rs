@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::{Output, Target, clock_seed, fields, is_path, number, option, switch, target, time_of};
 use crate::exit::Exit;
 use crate::limits::{
-    ANSWER_TOKENS_MAX, DESCRIPTORS_GROWTH_MAX, RSS_GROWTH_BYTES_MAX, RSS_GROWTH_SHARE_MAX,
+    DESCRIPTORS_GROWTH_MAX, RESPONSE_TOKENS_MAX, RSS_GROWTH_BYTES_MAX, RSS_GROWTH_SHARE_MAX,
     STREAMS_MAX,
 };
 use crate::request::Api;
@@ -88,7 +88,7 @@ fn args() -> Vec<Arg> {
         .value_parser(value_parser!(f64)),
         option("tokens", "N", "Tokens of each answer")
             .default_value("256")
-            .value_parser(value_parser!(u32).range(1..=i64::from(ANSWER_TOKENS_MAX))),
+            .value_parser(value_parser!(u32).range(1..=i64::from(RESPONSE_TOKENS_MAX))),
         option("pid", "PID", "The proxy's process, to see whether it grows")
             .value_parser(value_parser!(u32).range(1..)),
         option(

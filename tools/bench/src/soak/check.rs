@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::answer::shown;
+use crate::response::shown;
 
 /// Hex digits of a tag.
 const TAG_DIGITS: usize = 8;
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_answers() {
+    fn whole_responses() {
         let text = |count: u32| -> String { (0..count).map(|i| format!("t{i}-{TAG} ")).collect() };
         for (body, want) in [
             (event(&text(5), "\"length\""), None),

@@ -12,12 +12,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::answer::shown;
 use crate::limits::{
     CONNECT_MS_MAX, NARROW_BUFFER_BYTES, RECEIVE_BYTES, SOAK_ERRORS_MAX, SOAK_LOOK_MS,
     SOAK_SILENCE_S,
 };
 use crate::precision::nanos;
+use crate::response::shown;
 use crate::soak::ask::Asking;
 use crate::soak::check::{Kind, Wrong};
 use crate::soak::exchange::Exchange;

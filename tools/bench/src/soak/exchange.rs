@@ -1,8 +1,8 @@
 //! One request on its way and its answer as far as it has come, compared as it comes. No sockets.
 
-use crate::answer::shown;
-use crate::http::{AnswerError, Reader};
+use crate::http::{Reader, ResponseError};
 use crate::limits::{SHOWN_BODY_BYTES_MAX, TEXT_BYTES_MAX};
+use crate::response::shown;
 use crate::soak::check::{Check, Kind, Wrong};
 use crate::soak::plan::{How, Point};
 use crate::sse::{EventTooLarge, Splitter};
@@ -88,7 +88,7 @@ impl Exchange {
     /// When it is not.
     pub fn take<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], Wrong> {
         self.heard = true;
-        let rest = (self.reader.feed_answer(piece, &mut self.body))
+        let rest = (self.reader.feed_response(piece, &mut self.body))
             .map_err(|error| self.framing(error))?;
         let Some(head) = self.reader.head() else {
             return Ok(rest);
@@ -137,15 +137,15 @@ impl Exchange {
         Ok(())
     }
 
-    fn framing(&self, error: AnswerError) -> Wrong {
+    fn framing(&self, error: ResponseError) -> Wrong {
         let kind = match error {
-            AnswerError::Cut => Kind::Cut,
-            AnswerError::Head
-            | AnswerError::HeadTooLarge
-            | AnswerError::Interim
-            | AnswerError::Framing
-            | AnswerError::Chunk
-            | AnswerError::Behind => Kind::Framing,
+            ResponseError::Cut => Kind::Cut,
+            ResponseError::Head
+            | ResponseError::HeadTooLarge
+            | ResponseError::Interim
+            | ResponseError::Framing
+            | ResponseError::Chunk
+            | ResponseError::Behind => Kind::Framing,
         };
         Wrong::new(kind, format!("behind token {}: {error}", self.came()))
     }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_end_where_the_next_begins() {
+    fn responses_end_where_the_next_begins() {
         let next = "HTTP/1.1 200";
         for (is_stream, bytes) in [(true, stream()), (false, whole("t0-00000000 t1-00000000 "))] {
             let both = format!("{bytes}{next}");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_answers_are_of_some_kind() {
+    fn wrong_responses_are_of_some_kind() {
         let refused = "HTTP/1.1 503 Busy\r\ncontent-length: 3\r\n\r\nbad".to_owned();
         let nonsense = "SSH-2.0-x\r\n\r\n".to_owned();
         let late = stream().replace("0\r\n\r\n", "3\r\ndat\r\n0\r\n\r\n");

@@ -57,7 +57,7 @@ fn before_the_first_token() {
         let engine = engine(FOREVER, Duration::ZERO);
         let mut client = Client::new(&engine);
         client.send(&post("/v1/completions", PROMPT));
-        wait_state(&engine, |state| *state == State::Answering);
+        wait_state(&engine, |state| *state == State::Responding);
         let since = Instant::now();
         client.0.shutdown(Shutdown::Write).unwrap();
         if !half_close {
@@ -75,7 +75,7 @@ fn behind_pipelined_bytes() {
         let engine = engine(FOREVER, Duration::ZERO);
         let mut client = Client::new(&engine);
         client.send(&post("/v1/completions", PROMPT));
-        wait_state(&engine, |state| *state == State::Answering);
+        wait_state(&engine, |state| *state == State::Responding);
         let more = "x".repeat(bytes);
         client.send(&more);
         let since = Instant::now();
@@ -139,7 +139,7 @@ fn in_each_stall() {
                 wait_state(&engine, |state| *state == State::Receiving);
             }
             AbortPhase::BeforeFirstByte => {
-                wait_state(&engine, |state| *state == State::Answering);
+                wait_state(&engine, |state| *state == State::Responding);
             }
             AbortPhase::Streaming => {
                 let mut byte = [0];

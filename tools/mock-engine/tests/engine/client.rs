@@ -16,7 +16,7 @@ pub(crate) struct Client(pub(crate) TcpStream);
 
 /// An answer read to its end.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
@@ -24,7 +24,7 @@ pub(crate) struct Answer {
     pub(crate) chunks: Vec<String>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
@@ -66,10 +66,10 @@ pub(crate) fn post(path: &str, body: &str) -> String {
 }
 
 /// One request on a connection of its own.
-pub(crate) fn ask(engine: &Engine, request: &str) -> Answer {
+pub(crate) fn ask(engine: &Engine, request: &str) -> Response {
     let mut client = Client::new(engine);
     client.send(request);
-    client.answer().unwrap()
+    client.response().unwrap()
 }
 
 impl Client {
@@ -116,28 +116,28 @@ impl Client {
     }
 
     /// An answer, or `None` if the connection ends before its end.
-    pub(crate) fn answer(&mut self) -> Option<Answer> {
+    pub(crate) fn response(&mut self) -> Option<Response> {
         let head = self.head()?;
-        let mut answer = Answer {
+        let mut response = Response {
             status: head[9..12].parse().unwrap(),
             head,
             body: Vec::new(),
             chunks: Vec::new(),
         };
-        if answer.header("transfer-encoding") == Some("chunked") {
+        if response.header("transfer-encoding") == Some("chunked") {
             loop {
                 let size = usize::from_str_radix(self.line()?.trim_end(), 16).unwrap();
                 let chunk = self.exactly(size + 2)?;
                 if size == 0 {
-                    return Some(answer);
+                    return Some(response);
                 }
                 let chunk = String::from_utf8_lossy(&chunk[..size]).into_owned();
-                answer.body.extend_from_slice(chunk.as_bytes());
-                answer.chunks.push(chunk);
+                response.body.extend_from_slice(chunk.as_bytes());
+                response.chunks.push(chunk);
             }
         }
-        let length = answer.header("content-length").unwrap().parse().unwrap();
-        answer.body = self.exactly(length)?;
-        Some(answer)
+        let length = response.header("content-length").unwrap().parse().unwrap();
+        response.body = self.exactly(length)?;
+        Some(response)
     }
 }

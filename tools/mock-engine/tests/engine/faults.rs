@@ -65,17 +65,17 @@ fn strange_framings() {
     let (all, _) = raw(Fault::NoFraming, STREAM);
     assert!(!all.contains("content-length") && !all.contains("transfer-encoding"));
     assert!(all.ends_with("data: [DONE]\n\n"));
-    let (all, _) = raw(Fault::Http10Answer, WHOLE);
+    let (all, _) = raw(Fault::Http10Response, WHOLE);
     assert!(all.starts_with("HTTP/1.0 200") && all.contains("content-length"));
     let (all, _) = raw(Fault::Garbage, WHOLE);
     assert!(all.starts_with('\u{16}'));
     let engine = engine(Fault::BothFramings);
-    let answer = ask(&engine, &post("/v1/completions", WHOLE));
-    assert!(answer.head.contains("content-length: ") && answer.chunks.len() == 1);
+    let response = ask(&engine, &post("/v1/completions", WHOLE));
+    assert!(response.head.contains("content-length: ") && response.chunks.len() == 1);
 }
 
 #[test]
-fn other_answers() {
+fn other_responses() {
     for (fault, status, part) in [
         (
             Fault::Status {
@@ -96,10 +96,10 @@ fn other_answers() {
         let mut client = Client::new(&engine);
         for times in 0..2 {
             client.send(&post("/v1/completions", WHOLE));
-            let answer = client.answer().unwrap();
-            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            let response = client.response().unwrap();
+            let text = String::from_utf8_lossy(&response.body).into_owned();
             assert_eq!(
-                answer.status,
+                response.status,
                 if times == 0 { status } else { 200 },
                 "{fault:?}"
             );
@@ -119,7 +119,7 @@ fn heads_without_bodies_and_before_heads() {
         client.send(&post("/v1/completions", WHOLE));
         assert!(client.head().unwrap().starts_with(want));
         client.send(&post("/v1/completions", WHOLE));
-        assert_eq!(client.answer().unwrap().status, 200);
+        assert_eq!(client.response().unwrap().status, 200);
     }
     let engine = engine(Fault::Interim { count: 2 });
     let mut client = Client::new(&engine);
@@ -127,7 +127,7 @@ fn heads_without_bodies_and_before_heads() {
     for _ in 0..2 {
         assert!(client.head().unwrap().starts_with("HTTP/1.1 103"));
     }
-    assert_eq!(client.answer().unwrap().status, 200);
+    assert_eq!(client.response().unwrap().status, 200);
 }
 
 #[test]
@@ -153,22 +153,22 @@ fn bare_line_feeds_and_slow_bytes() {
 }
 
 #[test]
-fn after_the_answer() {
-    let engine = engine(Fault::GarbageAfterAnswer);
+fn after_the_response() {
+    let engine = engine(Fault::GarbageAfterResponse);
     let mut client = Client::new(&engine);
     client.send(&post("/v1/completions", WHOLE));
-    client.answer().unwrap();
-    assert_eq!(client.answer().unwrap().body, b"extra");
+    client.response().unwrap();
+    assert_eq!(client.response().unwrap().body, b"extra");
     engine.fault(Fault::CloseIdle, 1);
     let mut client = Client::new(&engine);
     client.send(&post("/v1/completions", WHOLE));
-    let answer = client.answer().unwrap();
-    assert_eq!(answer.header("connection"), None);
+    let response = client.response().unwrap();
+    assert_eq!(response.header("connection"), None);
     assert_eq!(client.rest(), (Vec::new(), None));
     engine.fault(Fault::CloseOnNextRequest, 1);
     let mut client = Client::new(&engine);
     client.send(&post("/v1/completions", WHOLE));
-    client.answer().unwrap();
+    client.response().unwrap();
     client.send(&post("/v1/completions", WHOLE));
     assert_eq!(client.rest().0, b"");
     assert_eq!(engine.counters().stale_closed, 1);
@@ -176,20 +176,20 @@ fn after_the_answer() {
 }
 
 #[test]
-fn early_answers() {
+fn early_responses() {
     for keep in [true, false] {
-        let engine = engine(Fault::EarlyAnswer { status: 413, keep });
+        let engine = engine(Fault::EarlyResponse { status: 413, keep });
         let mut client = Client::new(&engine);
         let request = post("/v1/completions", WHOLE);
         let (head, body) = request.split_at(request.find("\r\n\r\n").unwrap() + 4);
         client.send(head);
-        let answer = client.answer().unwrap();
-        assert_eq!(answer.status, 413);
-        assert_eq!(answer.header("connection").is_some(), !keep);
+        let response = client.response().unwrap();
+        assert_eq!(response.status, 413);
+        assert_eq!(response.header("connection").is_some(), !keep);
         client.send(body);
         if keep {
             client.send(&post("/v1/completions", WHOLE));
-            assert_eq!(client.answer().unwrap().status, 200);
+            assert_eq!(client.response().unwrap().status, 200);
         } else {
             assert_eq!(client.rest(), (Vec::new(), None));
         }
@@ -208,7 +208,7 @@ fn upgrades_echo() {
     assert_eq!(&got, b"early late");
     drop(client);
     engine
-        .wait_for(DEADLINE, |log| log[0].state == State::Answered)
+        .wait_for(DEADLINE, |log| log[0].state == State::Responded)
         .unwrap();
 }
 
@@ -233,7 +233,7 @@ fn faults_over_http() {
 #[test]
 fn an_error_in_the_stream() {
     let engine = engine(Fault::ErrorMidStream { after_events: 2 });
-    let answer = ask(&engine, &post("/v1/completions", STREAM));
-    assert_eq!(answer.chunks.len(), 4);
-    assert_eq!(answer.events()[2]["error"]["code"], 500);
+    let response = ask(&engine, &post("/v1/completions", STREAM));
+    assert_eq!(response.chunks.len(), 4);
+    assert_eq!(response.events()[2]["error"]["code"], 500);
 }

@@ -4,7 +4,7 @@ use mock_engine::{
     Engine, EngineConfig, FOREIGN_TAG, Fault, HandoffRegistry, HandoffShape, expected_text,
 };
 
-use crate::client::{Answer, ask, post, sha256};
+use crate::client::{Response, ask, post, sha256};
 
 const CHAT: &str = "/v1/chat/completions";
 const PREFILL: &str = r#"{"messages":["a"],"max_tokens":1,"max_completion_tokens":1,
@@ -32,13 +32,13 @@ fn pair() -> (Engine, Engine) {
 }
 
 /// The raw bytes of the handoff in an answer.
-fn handoff(answer: &Answer) -> String {
-    let text = String::from_utf8(answer.body.clone()).unwrap();
+fn handoff(response: &Response) -> String {
+    let text = String::from_utf8(response.body.clone()).unwrap();
     let from = text.find("\"kv_transfer_params\":").unwrap() + 21;
     text[from..text.len() - 1].to_owned()
 }
 
-fn decode(engine: &Engine, prompt: &str, handoff: &str) -> Answer {
+fn decode(engine: &Engine, prompt: &str, handoff: &str) -> Response {
     let body =
         format!(r#"{{"messages":["{prompt}"],"max_tokens":2,"kv_transfer_params":{handoff}}}"#);
     ask(engine, &post(CHAT, &body))
@@ -47,13 +47,13 @@ fn decode(engine: &Engine, prompt: &str, handoff: &str) -> Answer {
 #[test]
 fn a_good_exchange_and_a_second_use() {
     let (prefill, decoder) = pair();
-    let answer = ask(&prefill, &post(CHAT, PREFILL));
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let details = &answer.json()["usage"]["prompt_tokens_details"];
+    let response = ask(&prefill, &post(CHAT, PREFILL));
+    assert_eq!(response.status, 200, "{response:?}");
+    let details = &response.json()["usage"]["prompt_tokens_details"];
     assert_eq!(details["cached_tokens"], 7);
-    let raw = handoff(&answer);
+    let raw = handoff(&response);
     assert_eq!(prefill.handoffs().issued(), [raw.as_str()]);
-    let content = |answer: &Answer| answer.json()["choices"][0]["message"]["content"].clone();
+    let content = |response: &Response| response.json()["choices"][0]["message"]["content"].clone();
     let good = decode(&decoder, "a", &raw);
     assert_eq!(content(&good), expected_text(&sha256(b"[\"a\"]"), 2));
     let again = decode(&decoder, "a", &raw);
@@ -159,12 +159,12 @@ fn each_api_hands_out() {
         ),
     ] {
         let body = format!("{{{prompt},{caps},\"stream\":false,{params}");
-        let answer = ask(&prefill, &post(path, &body));
-        assert_eq!(answer.status, 200, "{answer:?}");
+        let response = ask(&prefill, &post(path, &body));
+        assert_eq!(response.status, 200, "{response:?}");
         let issued = prefill.handoffs().issued();
         let raw = issued.last().unwrap();
         assert!(
-            String::from_utf8(answer.body)
+            String::from_utf8(response.body)
                 .unwrap()
                 .contains(raw.as_str())
         );

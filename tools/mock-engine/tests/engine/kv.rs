@@ -6,7 +6,7 @@ use mock_engine::{
     Mooncake, Mori, State, Store, dp_rank, encoded_params, expected_text,
 };
 
-use crate::client::{Answer, Client, DEADLINE, ask, post, sha256};
+use crate::client::{Client, DEADLINE, Response, ask, post, sha256};
 
 const CHAT: &str = "/v1/chat/completions";
 const GENERATE: &str = "/inference/v1/generate";
@@ -34,30 +34,30 @@ fn body(members: &str) -> String {
     format!("{{\"messages\":[\"q\"],{members}}}")
 }
 
-fn send(engine: &Engine, members: &str) -> Answer {
+fn send(engine: &Engine, members: &str) -> Response {
     ask(engine, &post(CHAT, &body(members)))
 }
 
-fn content(answer: &Answer) -> String {
-    let json = answer.json();
+fn content(response: &Response) -> String {
+    let json = response.json();
     let text = &json["choices"][0]["message"]["content"];
     text.as_str().unwrap_or_default().to_owned()
 }
 
 #[track_caller]
-fn refused(answer: &Answer, status: u16, field: &str) {
-    assert_eq!(answer.status, status, "{answer:?}");
-    let message = answer.json()["error"]["message"].to_string();
+fn refused(response: &Response, status: u16, field: &str) {
+    assert_eq!(response.status, status, "{response:?}");
+    let message = response.json()["error"]["message"].to_string();
     assert!(message.contains(field), "{message} / {field}");
 }
 
 #[track_caller]
-fn admitted(answer: &Answer, tokens: u32) {
-    assert_eq!(answer.status, 200, "{answer:?}");
+fn admitted(response: &Response, tokens: u32) {
+    assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(
-        content(answer),
+        content(response),
         expected_text(&sha256(b"[\"q\"]"), tokens),
-        "{answer:?}"
+        "{response:?}"
     );
 }
 
@@ -118,17 +118,17 @@ fn sglang_legs_meet_in_their_room() {
     let (prefill, decode) = pair(&KvContract::Sglang(meetings.clone()));
     let mut waiting = Client::new(&decode);
     waiting.send(&post(CHAT, &body(&room("7"))));
-    let received = |log: &[mock_engine::Seen]| log.iter().any(|s| s.state == State::Answering);
+    let received = |log: &[mock_engine::Seen]| log.iter().any(|s| s.state == State::Responding);
     assert!(decode.wait_for(DEADLINE, received).is_some());
-    assert_eq!(decode.counters().answered, 0);
+    assert_eq!(decode.counters().responded, 0);
     admitted(&send(&prefill, &room("7")), 3);
-    admitted(&waiting.answer().unwrap(), 3);
+    admitted(&waiting.response().unwrap(), 3);
     // A prefill that waits, too, is answered after the decode has come.
     meetings.prefill_waits(true);
     let mut waiting = Client::new(&prefill);
     waiting.send(&post(CHAT, &body(&room("8"))));
     admitted(&send(&decode, &room("8")), 3);
-    admitted(&waiting.answer().unwrap(), 3);
+    admitted(&waiting.response().unwrap(), 3);
     for (members, field) in [
         (room("7"), "used twice"),
         (room("9223372036854775808"), "2^63"),
@@ -150,14 +150,14 @@ fn a_wait_ends_when_the_client_leaves() {
     let (_prefill, decode) = pair(&KvContract::Sglang(Meetings::new()));
     let mut client = Client::new(&decode);
     client.send(&post(CHAT, &body(&room("7"))));
-    let received = |log: &[mock_engine::Seen]| log.iter().any(|s| s.state == State::Answering);
+    let received = |log: &[mock_engine::Seen]| log.iter().any(|s| s.state == State::Responding);
     assert!(decode.wait_for(DEADLINE, received).is_some());
     drop(client);
     let aborted = |log: &[mock_engine::Seen]| log.iter().any(|s| s.state.is_aborted());
     assert!(decode.wait_for(DEADLINE, aborted).is_some());
 }
 
-fn mooncake_prefill(engine: &Engine, rank: &str, members: &str) -> Answer {
+fn mooncake_prefill(engine: &Engine, rank: &str, members: &str) -> Response {
     let request = post(CHAT, &body(members));
     let line = format!("host: e\r\nx-data-parallel-rank: {rank}");
     ask(engine, &request.replacen("host: e", &line, 1))
@@ -342,15 +342,15 @@ fn mori_one_after_the_other_returns_what_it_is_told() {
     let object = object.replace(&rank, "\"remote_dp_rank\":0");
     let caps = "\"max_tokens\":1,\"max_completion_tokens\":1,\"min_tokens\":1,\"stream\":false";
     let first = format!("{caps},\"kv_transfer_params\":{{{object}}}");
-    let answer = send(&prefill, &first);
+    let response = send(&prefill, &first);
     assert_eq!(
-        answer.json()["kv_transfer_params"]["remote_host"],
+        response.json()["kv_transfer_params"]["remote_host"],
         "127.0.0.1"
     );
     terms.returned.set(Some("{\"remote_dp_rank\":3}"));
     let other = first.replace(UUID, "7ba7b810-9dad-41d1-80b4-00c04fd430c8");
-    let answer = send(&prefill, &other);
-    assert_eq!(answer.json()["kv_transfer_params"]["remote_dp_rank"], 3);
+    let response = send(&prefill, &other);
+    assert_eq!(response.json()["kv_transfer_params"]["remote_dp_rank"], 3);
 }
 
 #[test]
@@ -359,11 +359,11 @@ fn nixl_v1() {
     let (prefill, decode) = pair(&KvContract::NixlV1(book.clone()));
     refused(&send(&prefill, "\"stream\":false"), 400, "do_remote_decode");
     refused(&send(&prefill, "\"do_remote_decode\":true"), 400, "stream");
-    let answer = send(
+    let response = send(
         &prefill,
         "\"max_tokens\":1,\"stream\":false,\"do_remote_decode\":true",
     );
-    assert_eq!(answer.json()["remote_host"], "127.0.0.1");
+    assert_eq!(response.json()["remote_host"], "127.0.0.1");
     let four = format!(
         "\"remote_block_ids\":[0, 9007199254740993],\"remote_engine_id\":\"v1-{port}\",\
          \"remote_host\":\"127.0.0.1\",\"remote_port\":{port}",
@@ -408,7 +408,7 @@ fn lmcache() {
 
 const ITEM: &str = r#"{"type":"image_url","image_url":{"url":"http://img/1"}}"#;
 
-fn encode(engine: &Engine, items: &str, headers: &str) -> Answer {
+fn encode(engine: &Engine, items: &str, headers: &str) -> Response {
     let body = format!(
         "{{\"max_tokens\":1,\"stream\":false,\
          \"messages\":[{{\"role\":\"user\",\"content\":[{items}]}}]}}"
@@ -421,16 +421,16 @@ fn encode(engine: &Engine, items: &str, headers: &str) -> Answer {
 fn encoder() {
     let config = EngineConfig {
         authorization: Some("Bearer k".to_owned()),
-        keep_answer: true,
+        keep_response: true,
         ..EngineConfig::encoder()
     };
     let engine = Engine::start(config, 0).unwrap();
     let good = "x-request-id: a-enc-0\r\nauthorization: Bearer k";
-    let answer = encode(&engine, ITEM, good);
-    assert_eq!(answer.status, 200, "{answer:?}");
+    let response = encode(&engine, ITEM, good);
+    assert_eq!(response.status, 200, "{response:?}");
     let (key, value) = encoded_params(ITEM, engine.port());
     assert_eq!(
-        answer.json()["ec_transfer_params"][key].to_string(),
+        response.json()["ec_transfer_params"][key].to_string(),
         serde_json::from_str::<serde_json::Value>(&value)
             .unwrap()
             .to_string()
@@ -448,27 +448,27 @@ fn encoder() {
     assert!(json.get("ec_transfer_params").is_none());
     let kept = |log: &[mock_engine::Seen]| {
         log.first()
-            .and_then(|seen| seen.answer.as_ref())
-            .is_some_and(|answer| answer.starts_with(b"HTTP/1.1 200 OK\r\n"))
+            .and_then(|seen| seen.response.as_ref())
+            .is_some_and(|response| response.starts_with(b"HTTP/1.1 200 OK\r\n"))
     };
     assert!(engine.wait_for(DEADLINE, kept).is_some());
 }
 
 #[test]
-fn held_requests_are_answered_once_released() {
+fn held_requests_are_responded_once_released() {
     let engine = Engine::start(EngineConfig::default(), 0).unwrap();
     engine.fault(Fault::Hold, 1);
     let mut client = Client::new(&engine);
     client.send(&post(CHAT, &body("\"max_tokens\":3")));
-    let received = |log: &[mock_engine::Seen]| log.iter().any(|s| s.state == State::Answering);
+    let received = |log: &[mock_engine::Seen]| log.iter().any(|s| s.state == State::Responding);
     assert!(engine.wait_for(DEADLINE, received).is_some());
-    assert_eq!(engine.counters().answered, 0);
+    assert_eq!(engine.counters().responded, 0);
     engine.release();
-    admitted(&client.answer().unwrap(), 3);
+    admitted(&client.response().unwrap(), 3);
 }
 
 #[test]
-fn chunks_add_up_to_the_answer() {
+fn chunks_add_up_to_the_response() {
     let config = EngineConfig {
         tokens: 7,
         ..EngineConfig::default()
@@ -481,9 +481,9 @@ fn chunks_add_up_to_the_answer() {
             "{{\"messages\":[\"q\",{{\"role\":\"assistant\",\"content\":\"{text}\"}}],\
              \"max_tokens\":3,\"continue_final_message\":true,\"add_generation_prompt\":false}}"
         );
-        let answer = ask(&engine, &post(CHAT, &members));
-        text += &content(&answer);
-        finish = answer.json()["choices"][0]["finish_reason"].to_string();
+        let response = ask(&engine, &post(CHAT, &members));
+        text += &content(&response);
+        finish = response.json()["choices"][0]["finish_reason"].to_string();
     }
     assert_eq!(text, whole);
     assert_eq!(finish, "\"stop\"");

@@ -17,8 +17,8 @@ fn engine() -> Engine {
 fn chat_whole() {
     let engine = engine();
     let body = format!(r#"{{"messages":{MESSAGES},"max_completion_tokens":3,"max_tokens":9}}"#);
-    let answer = ask(&engine, &post("/v1/chat/completions", &body));
-    let json = answer.json();
+    let response = ask(&engine, &post("/v1/chat/completions", &body));
+    let json = response.json();
     let sha = sha256(MESSAGES.as_bytes());
     assert_eq!(json["object"], "chat.completion");
     assert_eq!(
@@ -45,14 +45,14 @@ fn chat_stream() {
         r#"{{"messages":{MESSAGES},"max_tokens":3,"stream":true,
             "stream_options":{{"include_usage":true}}}}"#
     );
-    let answer = ask(&engine, &post("/v1/chat/completions", &body));
+    let response = ask(&engine, &post("/v1/chat/completions", &body));
     assert_eq!(
-        answer.header("content-type"),
+        response.header("content-type"),
         Some("text/event-stream; charset=utf-8")
     );
-    assert_eq!(answer.chunks.len(), 6);
-    assert_eq!(answer.chunks.last().unwrap(), "data: [DONE]\n\n");
-    let events = answer.events();
+    assert_eq!(response.chunks.len(), 6);
+    assert_eq!(response.chunks.last().unwrap(), "data: [DONE]\n\n");
+    let events = response.events();
     assert_eq!(
         events[0]["choices"][0]["delta"],
         json!({"role": "assistant", "content": ""})
@@ -95,17 +95,17 @@ fn responses() {
     assert_eq!(whole["output"][0]["content"][0]["text"], text);
     assert_eq!(whole["status"], "incomplete");
     assert_eq!(whole["usage"]["input_tokens_details"]["cached_tokens"], 49);
-    let answer = ask(
+    let response = ask(
         &engine,
         &post("/v1/responses", r#"{"input":"a","stream":true}"#),
     );
     assert!(
-        answer
+        response
             .chunks
             .iter()
             .all(|chunk| chunk.starts_with("event: response."))
     );
-    let events = answer.events();
+    let events = response.events();
     assert_eq!(events[0]["type"], "response.created");
     for (at, event) in events.iter().enumerate() {
         assert_eq!(event["sequence_number"], at);
@@ -152,14 +152,14 @@ fn generate() {
     assert_eq!(whole["choices"][0]["token_ids"], json!(ids));
     assert_eq!(whole["usage"]["prompt_tokens"], 3);
     let body = body.replace("{\"token_ids", "{\"stream\":true,\"token_ids");
-    let answer = ask(&engine, &post("/inference/v1/generate", &body));
-    let got: Vec<Value> = answer
+    let response = ask(&engine, &post("/inference/v1/generate", &body));
+    let got: Vec<Value> = response
         .events()
         .iter()
         .map(|event| event["choices"][0]["token_ids"][0].clone())
         .collect();
     assert_eq!(got, ids);
-    assert_eq!(answer.chunks.last().unwrap(), "data: [DONE]\n\n");
+    assert_eq!(response.chunks.last().unwrap(), "data: [DONE]\n\n");
 }
 
 #[test]
@@ -199,9 +199,9 @@ fn refusals_have_the_envelope() {
         (ranked, "data_parallel_rank"),
         (plain, "content-type"),
     ] {
-        let answer = ask(&engine, &request);
-        assert_eq!(answer.status, 400, "{param}");
-        let error = &answer.json()["error"];
+        let response = ask(&engine, &request);
+        assert_eq!(response.status, 400, "{param}");
+        let error = &response.json()["error"];
         assert_eq!(
             (&error["param"], &error["code"]),
             (&json!(param), &json!(400))

@@ -9,13 +9,13 @@ use mock_engine::{Engine, EngineConfig, Framing};
 use crate::client::{Client, DEADLINE, ask, post, sha256};
 
 #[test]
-fn pipelined_requests_are_answered_in_order() {
+fn pipelined_requests_are_responded_in_order() {
     let engine = Engine::start(EngineConfig::default(), 0).unwrap();
     let mut client = Client::new(&engine);
     let all: String = (0..3).map(|i| post(&format!("/p{i}"), "x")).collect();
     client.send(&all);
     for i in 0..3 {
-        assert_eq!(client.answer().unwrap().json()["path"], format!("/p{i}"));
+        assert_eq!(client.response().unwrap().json()["path"], format!("/p{i}"));
     }
     let seen = engine.requests();
     assert!(seen.iter().all(|seen| seen.conn == 0));
@@ -29,7 +29,7 @@ fn chunked_bodies_trailers_and_expect() {
     client.send("POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(client.head().unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
     client.send("3;e=1\r\nabc\r\nA\r\n0123456789\r\n0\r\nx-t: 1\r\n\r\n");
-    let json = client.answer().unwrap().json();
+    let json = client.response().unwrap().json();
     assert_eq!(json["body_sha256"], sha256(b"abc0123456789"));
     let seen = &engine.requests()[0];
     assert_eq!(seen.framing, Framing::Chunked);
@@ -74,7 +74,7 @@ fn connections_end_when_they_should() {
     }
     let mut client = Client::new(&engine);
     client.send("GET /x HTTP/1.1\r\n\r\n");
-    client.answer().unwrap();
+    client.response().unwrap();
     assert_eq!(client.rest(), (Vec::new(), None));
     assert_eq!(engine.counters().idle_closed, 1);
     let mut client = Client::new(&engine);
@@ -103,13 +103,13 @@ fn refusing_and_coming_back() {
     let engine = Engine::start(EngineConfig::default(), 0).unwrap();
     let mut open = Client::new(&engine);
     open.send("GET /x HTTP/1.1\r\n\r\n");
-    open.answer().unwrap();
+    open.response().unwrap();
     for _ in 0..2 {
         engine.refuse(true);
         let error = TcpStream::connect(engine.addr()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         open.send("GET /x HTTP/1.1\r\n\r\n");
-        open.answer().unwrap();
+        open.response().unwrap();
         engine.refuse(false);
         assert_eq!(ask(&engine, "GET /x HTTP/1.1\r\n\r\n").status, 200);
     }
@@ -150,7 +150,7 @@ fn an_engine_can_be_shared_between_threads() {
             scope.spawn(|| assert_eq!(ask(&engine, &post("/x", "x")).status, 200));
         }
     });
-    assert_eq!(engine.counters().answered, 4);
+    assert_eq!(engine.counters().responded, 4);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn an_engine_can_be_started_again_on_its_port() {
         port = engine.port();
         let mut client = Client::new(&engine);
         client.send("GET /x HTTP/1.1\r\n\r\n");
-        assert_eq!(client.answer().unwrap().status, 200);
+        assert_eq!(client.response().unwrap().status, 200);
     }
 }
 
@@ -179,9 +179,9 @@ fn bodies_that_are_too_large_or_malformed_are_refused() {
     ] {
         let mut client = Client::new(&engine);
         client.send(&format!("POST /x HTTP/1.1\r\n{rest}"));
-        let answer = client.answer().unwrap();
-        assert_eq!(answer.status, want, "{rest}");
-        assert_eq!(answer.header("connection"), Some("close"));
+        let response = client.response().unwrap();
+        assert_eq!(response.status, want, "{rest}");
+        assert_eq!(response.header("connection"), Some("close"));
     }
     assert_eq!(engine.counters().malformed, 3);
 }

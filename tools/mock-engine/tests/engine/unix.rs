@@ -45,9 +45,9 @@ fn expect_serves(stream: std::io::Result<UnixStream>) {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let request = post("/x", "body").replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
 }
 
 #[test]

@@ -87,7 +87,7 @@ const SHOWN_BYTES: usize = 200;
 
 /// One answer, in nanoseconds of the run's clock.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
+pub struct Response {
     text: String,
     done: bool,
     /// Events with data, `[DONE]` included.
@@ -101,7 +101,7 @@ pub struct Answer {
     pub gaps_ns: Vec<u64>,
 }
 
-impl Answer {
+impl Response {
     /// Takes the data of the next event, received at `now_ns`.
     ///
     /// # Errors
@@ -228,17 +228,17 @@ pub fn shown(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn taken(events: &[(&str, u64)]) -> Result<Answer, EventError> {
-        let mut answer = Answer::default();
+    fn taken(events: &[(&str, u64)]) -> Result<Response, EventError> {
+        let mut response = Response::default();
         for (data, now) in events {
-            answer.event(data.as_bytes(), *now)?;
+            response.event(data.as_bytes(), *now)?;
         }
-        Ok(answer)
+        Ok(response)
     }
 
     #[test]
     fn the_first_text_counts() {
-        let answer = taken(&[
+        let response = taken(&[
             (
                 r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#,
                 10,
@@ -253,9 +253,9 @@ mod tests {
             ("[DONE]", 41),
         ])
         .unwrap();
-        assert_eq!((answer.events, answer.arrivals), (6, 2));
-        assert_eq!(answer.gaps_ns, [5, 0]);
-        let (first, text) = answer.finish().unwrap();
+        assert_eq!((response.events, response.arrivals), (6, 2));
+        assert_eq!(response.gaps_ns, [5, 0]);
+        let (first, text) = response.finish().unwrap();
         assert_eq!((first, text.order), (20, Order::Unnumbered));
         let same = taken(&[(r#"{"choices":[{"text":"hma\nbc"}]}"#, 1), ("[DONE]", 2)]).unwrap();
         assert_eq!(same.finish().unwrap().1, text);

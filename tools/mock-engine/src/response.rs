@@ -50,7 +50,7 @@ fn token_id(seed: u32, i: u32) -> u32 {
 
 /// Everything that goes into one answer.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     kind: Kind,
     id: String,
     model: String,
@@ -87,7 +87,7 @@ pub(crate) struct Circumstances {
     pub(crate) pad_bytes: usize,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn new(ask: &Ask, config: &EngineConfig, around: Circumstances) -> Self {
         let pad = match around.pad_bytes {
             0 => String::new(),
@@ -349,7 +349,7 @@ pub(crate) struct Event {
 /// The events of a stream, made one at a time.
 #[derive(Debug)]
 pub(crate) struct Events {
-    answer: Answer,
+    response: Response,
     /// Events that come before the first token, last one first.
     before: Vec<String>,
     token: u32,
@@ -359,11 +359,11 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(answer: Answer) -> Self {
-        let mut before = answer.before();
+    pub(crate) fn new(response: Response) -> Self {
+        let mut before = response.before();
         before.reverse();
         Self {
-            answer,
+            response,
             before,
             token: 0,
             choice: 0,
@@ -376,22 +376,22 @@ impl Events {
         if let Some(text) = self.before.pop() {
             return Some(Event { text, token: 0 });
         }
-        let last = self.answer.tokens.saturating_sub(1);
+        let last = self.response.tokens.saturating_sub(1);
         if self.token <= last {
             let (token, choice) = (self.token, self.choice);
             self.choice += 1;
-            if self.choice >= self.answer.choices {
+            if self.choice >= self.response.choices {
                 self.choice = 0;
                 self.token += 1;
             }
-            let text = self.answer.token_event(token, choice);
+            let text = self.response.token_event(token, choice);
             return Some(Event { text, token });
         }
-        let answer = &self.answer;
+        let response = &self.response;
         let text = self
             .after
             .get_or_insert_with(|| {
-                let mut after = answer.after();
+                let mut after = response.after();
                 after.reverse();
                 after
             })
@@ -400,7 +400,7 @@ impl Events {
     }
 }
 
-impl Answer {
+impl Response {
     /// The events before the first token.
     fn before(&self) -> Vec<String> {
         match self.kind {

@@ -14,7 +14,7 @@ use crate::span::Span;
 
 /// Scans a prefill engine's answer.
 #[derive(Clone, Debug)]
-pub struct PrefillAnswer {
+pub struct PrefillResponse {
     lexer: Lexer,
     place: Place,
     next: Next,
@@ -93,7 +93,7 @@ pub enum Params {
     Malformed(&'static str),
 }
 
-impl PrefillAnswer {
+impl PrefillResponse {
     /// A reader that keeps at most `kept_bytes_max` bytes of `kv_transfer_params`.
     #[must_use]
     pub fn new(kept_bytes_max: usize) -> Self {
@@ -145,7 +145,7 @@ impl PrefillAnswer {
     ///
     /// # Errors
     ///
-    /// When the answer ended too early, or the error that [`PrefillAnswer::feed`] returned. A
+    /// When the answer ended too early, or the error that [`PrefillResponse::feed`] returned. A
     /// handoff of the wrong shape is no error but [`Params::Malformed`].
     pub fn finish(self) -> Result<Handoff, JsonError> {
         if let Some(error) = self.failed {
@@ -528,9 +528,9 @@ mod tests {
     use super::*;
 
     fn handoff(text: &str, flat: bool) -> Result<Handoff, JsonError> {
-        let mut answer = PrefillAnswer::new(4096).allow_flat_blocks(flat);
-        answer.feed(text.as_bytes())?;
-        answer.finish()
+        let mut response = PrefillResponse::new(4096).allow_flat_blocks(flat);
+        response.feed(text.as_bytes())?;
+        response.finish()
     }
 
     /// What follows `"do_remote_prefill":true` in the object, and the complaint.
@@ -694,12 +694,12 @@ mod tests {
 
     #[test]
     fn invalid_utf8_is_not_handed_on() {
-        let mut answer = PrefillAnswer::new(4096);
-        answer
+        let mut response = PrefillResponse::new(4096);
+        response
             .feed(b"{\"kv_transfer_params\":{\"do_remote_prefill\":true,\"x\":\"\xff\"}}")
             .unwrap();
         assert_eq!(
-            answer.finish().unwrap().params,
+            response.finish().unwrap().params,
             Params::Malformed("not valid UTF-8")
         );
     }
@@ -773,11 +773,11 @@ mod tests {
         let text = format!(r#"{{"kv_transfer_params":{object}}}"#);
         for size in [1, 7, 100] {
             for (max, fits) in [(object.len(), true), (object.len() - 1, false), (0, false)] {
-                let mut answer = PrefillAnswer::new(max);
+                let mut response = PrefillResponse::new(max);
                 let fed = text
                     .as_bytes()
                     .chunks(size)
-                    .try_for_each(|piece| answer.feed(piece));
+                    .try_for_each(|piece| response.feed(piece));
                 let want = JsonError {
                     offset: 22,
                     reason: JsonReason::KeptTooLarge,

@@ -1,4 +1,0 @@
-//! Answer heads.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::h1::fuzz::fuzz_answer_head(data));
