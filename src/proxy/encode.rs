@@ -5,11 +5,11 @@ use std::task::Poll;
 
 use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
-use super::job::Job;
 use super::leg::{LegFault, Waits};
 use super::run::{Attempt, Limits, Ready, Runs, Taken, finish_head};
 use super::shard::leg_role;
 use super::split::{Split, too_many};
+use super::task::LegTask;
 use crate::config::EcConnector;
 use crate::fault::Fault;
 use crate::fleet::Target;
@@ -21,7 +21,7 @@ use crate::pd::{Departure, Encoded, Leg, Role};
 /// Bytes of an encoder's error that the client is shown.
 const SHOWN_BYTES_MAX: usize = 512;
 
-type EncodeJob<N> = Job<N, Result<Attempt<N>, LegFault>>;
+type EncodeTask<N> = LegTask<N, Result<Attempt<N>, LegFault>>;
 
 impl<N: Net> Exchange<'_, N> {
     /// Sends the request's items to `encoders` in turn, and notes what the later legs carry.
@@ -33,15 +33,15 @@ impl<N: Net> Exchange<'_, N> {
         let ec = self.shard.config.pd.encoder.unwrap_or(EcConnector::Example);
         let material = split.material();
         let items = encode::items(&material).map_err(|TooManyItems| Fault::TooManyItems)?;
-        let mut jobs = Vec::with_capacity(items.len());
+        let mut tasks = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
             let leg = encode::leg(&material, item, ec).map_err(too_many)?;
             let target = &encoders[index % encoders.len()];
-            jobs.push(Some(self.begin_encode(split, target, leg, index)));
+            tasks.push(Some(self.begin_encode(split, target, leg, index)));
         }
-        let mut responses: Vec<_> = jobs.iter().map(|_| Taken::Nothing).collect();
-        while jobs.iter().any(Option::is_some) {
-            let (index, ended) = self.next_ended(&mut jobs).await?;
+        let mut responses: Vec<_> = tasks.iter().map(|_| Taken::Nothing).collect();
+        while tasks.iter().any(Option::is_some) {
+            let (index, ended) = self.next_ended(&mut tasks).await?;
             responses[index] = self.encoded(index, ended)?;
         }
         let mut merge = Merge::default();
@@ -64,14 +64,14 @@ impl<N: Net> Exchange<'_, N> {
         target: &Target,
         leg: Leg,
         index: usize,
-    ) -> EncodeJob<N> {
+    ) -> EncodeTask<N> {
         self.account.attempts += 1;
         let shard = self.shard;
         let head = self.encode_head(target, &leg, index);
         let traced = self.trace.detach();
         let id = shard.pools.endpoint(Role::Encode, target, false);
         let (target, body) = (target.clone(), Rc::clone(&split.body));
-        Job::begin(shard, Departure::End, |aside| async move {
+        LegTask::begin(shard, Departure::End, |context| async move {
             let ready = Ready {
                 id,
                 target: &target,
@@ -79,11 +79,11 @@ impl<N: Net> Exchange<'_, N> {
                 leg: &leg,
                 body: &body.bytes,
             };
-            let begun = aside.shard().net.now();
-            let ended = aside.run_leg(&ready, &mut None, &Limits::NONE).await;
-            let took = micros_since(aside.shard().net.now(), begun);
-            aside.shard().metrics.leg(leg_role(Role::Encode), took);
-            traced.end(aside.shard(), Role::Encode, &ended);
+            let begun = context.shard().net.now();
+            let ended = context.run_leg(&ready, &mut None, &Limits::NONE).await;
+            let took = micros_since(context.shard().net.now(), begun);
+            context.shard().metrics.leg(leg_role(Role::Encode), took);
+            traced.end(context.shard(), Role::Encode, &ended);
             ended
         })
     }
@@ -111,12 +111,12 @@ impl<N: Net> Exchange<'_, N> {
     /// Waits for the next leg to end, and takes it off the list.
     async fn next_ended(
         &self,
-        jobs: &mut [Option<EncodeJob<N>>],
+        tasks: &mut [Option<EncodeTask<N>>],
     ) -> Result<(usize, Result<Attempt<N>, LegFault>), Fault> {
         self.until(Watch::Ahead, Limit::NONE, |cx| {
-            for (index, slot) in jobs.iter_mut().enumerate() {
-                if let Some(job) = slot
-                    && let Poll::Ready(ended) = job.poll(cx)
+            for (index, slot) in tasks.iter_mut().enumerate() {
+                if let Some(task) = slot
+                    && let Poll::Ready(ended) = task.poll(cx)
                 {
                     *slot = None;
                     let ended = ended.unwrap_or_else(|fault| Err(fault.into()));

@@ -140,7 +140,7 @@ pub(super) trait Waits<N: Net> {
     fn early_watch(&self) -> Watch;
 
     /// The head of a successful answer is there.
-    fn note_good(&self) {}
+    fn on_success(&self) {}
 
     /// Waits for `ready`, for whoever wants the leg's answer to leave, or for the limit.
     ///

@@ -4,7 +4,7 @@
 //! (`exchange`) of each. Pass-through and decode-only requests are uploaded while they arrive
 //! (`upload`); the others are read whole (`body`) and served by legs (`split`): encoders first
 //! (`encode`), then `prefill` and `decode`, both `together`, or the decoder first (`threshold`).
-//! A leg is sent and read by `leg` and `run`, in its exchange or as a task beside it (`job`). The
+//! A leg is sent and read by `leg` and `run`, in its exchange or as a task beside it (`task`). The
 //! answer goes through `relay`, or is put together of chunks (`chunked`). Everything is written
 //! against the seam of [`crate::net`] and runs on the simulation unchanged.
 
@@ -19,7 +19,6 @@ mod encode;
 mod exchange;
 mod guard;
 mod head;
-mod job;
 mod leg;
 mod log;
 mod prefill;
@@ -35,6 +34,7 @@ pub mod shard;
 #[cfg(test)]
 mod sim_tests;
 mod split;
+mod task;
 mod threshold;
 mod together;
 mod trace;

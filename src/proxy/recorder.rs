@@ -87,7 +87,7 @@ pub(super) struct Recorder {
 
 /// What a request came to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ending {
+pub(super) struct Finish {
     pub(super) now_ns: u64,
     /// Sent to the client; 0 if none was.
     pub(super) status: u16,
@@ -347,8 +347,8 @@ impl Recorder {
     }
 
     /// Ends all spans; they are the request's record.
-    pub(super) fn finish(mut self, ending: &Ending) -> Vec<Span> {
-        let Ending { now_ns, error, .. } = *ending;
+    pub(super) fn finish(mut self, ending: &Finish) -> Vec<Span> {
+        let Finish { now_ns, error, .. } = *ending;
         self.end_leg(now_ns, error);
         let total_ms = Value::Millis(self.root.millis(now_ns));
         if let Some(decode) = &mut self.decode {

@@ -35,7 +35,7 @@ fn start(role: Role, id: u64, now_ms: u64) -> LegStart<'static> {
 }
 
 fn finish(recorder: Recorder, error: Option<&'static str>) -> Vec<Span> {
-    recorder.finish(&Ending {
+    recorder.finish(&Finish {
         now_ns: 100 * MS,
         status: 200,
         error,

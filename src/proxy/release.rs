@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::client::Limit;
 use super::exchange::Exchange;
-use super::job::Job;
 use super::leg::Waits;
 use super::run::{Attempt, Limits, Ready, Runs, finish_head};
 use super::split::Split;
+use super::task::LegTask;
 use crate::config::KvConnector;
 use crate::fault::Fault;
 use crate::h1::{self, Name};
@@ -50,25 +50,29 @@ impl<N: Net> Exchange<'_, N> {
         let wait = Duration::from_millis(RELEASE_MS_MAX);
         let limit = Limit::of(shard.net.now(), Some(wait), Fault::FirstByteTimeout);
         // Nobody waits for it: the client is gone.
-        drop(Job::begin(shard, Departure::RunOn, |aside| async move {
-            let ready = Ready {
-                id,
-                target: &target,
-                head: &head,
-                leg: &leg,
-                body: &body,
-            };
-            let ended = aside.run_leg(&ready, &mut None, &Limits::all(limit)).await;
-            let is_refused = matches!(
-                &ended,
-                Ok(Attempt::Status(_, response, true)) if (400..500).contains(&response.head.status)
-            );
-            aside.shard().metrics.stranded(if is_refused {
-                Stranded::Released
-            } else {
-                Stranded::Failed
-            });
-        }));
+        drop(LegTask::begin(
+            shard,
+            Departure::RunOn,
+            |aside| async move {
+                let ready = Ready {
+                    id,
+                    target: &target,
+                    head: &head,
+                    leg: &leg,
+                    body: &body,
+                };
+                let ended = aside.run_leg(&ready, &mut None, &Limits::all(limit)).await;
+                let is_refused = matches!(
+                    &ended,
+                    Ok(Attempt::Status(_, response, true)) if (400..500).contains(&response.head.status)
+                );
+                aside.shard().metrics.stranded(if is_refused {
+                    Stranded::Released
+                } else {
+                    Stranded::Failed
+                });
+            },
+        ));
     }
 
     /// The head of the refused request: ours, but with the client's credentials and rank.

@@ -155,7 +155,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         if !(200..300).contains(&response.head.status) {
             return Ok(Attempt::Status(upstream, response, sent));
         }
-        self.note_good();
+        self.on_success();
         let is_read = ready.leg.take != Take::Nothing;
         if is_read && response.head.field(Name::ContentEncoding).is_some() {
             return Err(LegFault::BadResponse);

@@ -110,7 +110,7 @@ pub struct Shard<N: Net> {
     spare: RefCell<Vec<Vec<u8>>>,
     spare_fields: RefCell<Vec<Vec<Field>>>,
     sessions: Cell<usize>,
-    jobs: Cell<usize>,
+    tasks: Cell<usize>,
 }
 
 impl<N: Net> std::fmt::Debug for Shard<N> {
@@ -165,7 +165,7 @@ impl<N: Net> Shard<N> {
             spare: RefCell::new(Vec::new()),
             spare_fields: RefCell::new(Vec::new()),
             sessions: Cell::new(0),
-            jobs: Cell::new(0),
+            tasks: Cell::new(0),
         })
     }
 
@@ -182,13 +182,13 @@ impl<N: Net> Shard<N> {
 
     /// Connections being served, and legs that go on without one.
     pub fn sessions(&self) -> usize {
-        self.sessions.get() + self.jobs.get()
+        self.sessions.get() + self.tasks.get()
     }
 
     /// Counts a leg that runs as a task of its own, for as long as the guard lives.
-    pub(super) fn count_job(self: &Rc<Self>) -> JobGuard<N> {
-        self.jobs.set(self.jobs.get() + 1);
-        JobGuard {
+    pub(super) fn count_task(self: &Rc<Self>) -> TaskGuard<N> {
+        self.tasks.set(self.tasks.get() + 1);
+        TaskGuard {
             shard: Rc::clone(self),
         }
     }
@@ -313,13 +313,13 @@ pub fn is_local_address(ip: IpAddr) -> bool {
 }
 
 /// Counts a leg that goes on by itself, so that a drain waits for it.
-pub(super) struct JobGuard<N: Net> {
+pub(super) struct TaskGuard<N: Net> {
     shard: Rc<Shard<N>>,
 }
 
-impl<N: Net> Drop for JobGuard<N> {
+impl<N: Net> Drop for TaskGuard<N> {
     fn drop(&mut self) {
-        self.shard.jobs.set(self.shard.jobs.get() - 1);
+        self.shard.tasks.set(self.shard.tasks.get() - 1);
     }
 }
 

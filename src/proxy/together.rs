@@ -1,6 +1,6 @@
 //! Both legs side by side, for connectors whose engines meet while they run.
 //!
-//! The prefill leg is a task of its own ([`Job`]); the decode leg runs in the exchange. A prefiller
+//! The prefill leg is a task of its own ([`LegTask`]); the decode leg runs in the exchange. A prefiller
 //! that fails before the decoder's answer is the client's ends the decode leg, and the client gets
 //! the prefiller's error instead of a wait for a transfer that will not come.
 
@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
-use super::job::Job;
 use super::leg::{Fresh, LegFault, Legs, Response, Upstream, Waits};
 use super::relay::Rewrite;
 use super::run::{Attempt, Limits, Ready, Runs};
-use super::shard::{JobGuard, Shard, leg_role};
+use super::shard::{Shard, TaskGuard, leg_role};
 use super::split::{Settled, Split, too_many};
+use super::task::LegTask;
 use crate::config::KvConnector;
 use crate::fault::Fault;
 use crate::fleet::Target;
@@ -27,7 +27,7 @@ use crate::net::{Conn, Net};
 use crate::pd::{Departure, Leg, Peer, Role, connector, mooncake};
 
 type Ended<N> = Result<Attempt<N>, LegFault>;
-type PrefillJob<N> = Job<N, Ended<N>>;
+type PrefillTask<N> = LegTask<N, Ended<N>>;
 
 /// How the decode leg ended.
 enum Decoded<N: Net> {
@@ -52,15 +52,15 @@ impl<N: Net> Exchange<'_, N> {
             let connector = split.connector();
             let [prefill, decode] =
                 connector::pair(connector, &split.material(), &peer).map_err(too_many)?;
-            let mut job = self.begin_prefill(split, target, prefill, upstream)?;
+            let mut task = self.begin_prefill(split, target, prefill, upstream)?;
             let ended = self
-                .decode_beside(split, decode, target, peer, &job, fresh)
+                .decode_beside(split, decode, target, peer, &task, fresh)
                 .await;
             match ended {
                 Ok(Ok(Decoded::Responded(upstream, response))) => {
                     if !(200..300).contains(&response.head.status) {
                         // Nobody will fetch what is prefilled.
-                        job.on_drop(Departure::End);
+                        task.on_drop(Departure::End);
                     }
                     return Ok(Settled {
                         upstream,
@@ -70,14 +70,14 @@ impl<N: Net> Exchange<'_, N> {
                 }
                 // The transfer may have begun: another one needs a name of its own.
                 Ok(Ok(Decoded::WasClosed)) => {
-                    job.on_drop(Departure::End);
+                    task.on_drop(Departure::End);
                     self.shard.metrics.replay();
                     split.rename(&self.shard.net);
                     fresh = Fresh::New;
                 }
                 Ok(Err(fault)) => {
                     if !matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
-                        job.on_drop(Departure::End);
+                        task.on_drop(Departure::End);
                     }
                     return Err(fault);
                 }
@@ -135,7 +135,7 @@ impl<N: Net> Exchange<'_, N> {
         target: &Target,
         leg: Leg,
         upstream: Upstream<N>,
-    ) -> Result<PrefillJob<N>, Fault> {
+    ) -> Result<PrefillTask<N>, Fault> {
         self.account.attempts += 1;
         let shard = self.shard;
         let head = self.spliced_head(target, &leg)?;
@@ -154,7 +154,7 @@ impl<N: Net> Exchange<'_, N> {
             ..Limits::all(limit)
         };
         let [departure, _] = connector::departures(split.connector());
-        Ok(Job::begin(shard, departure, |aside| async move {
+        Ok(LegTask::begin(shard, departure, |context| async move {
             let ready = Ready {
                 id,
                 target: &target,
@@ -162,11 +162,11 @@ impl<N: Net> Exchange<'_, N> {
                 leg: &leg,
                 body: &body.bytes,
             };
-            let begun = aside.shard().net.now();
-            let ended = aside.run_leg(&ready, &mut Some(upstream), &limits).await;
-            let took = micros_since(aside.shard().net.now(), begun);
-            aside.shard().metrics.leg(leg_role(Role::Prefill), took);
-            traced.end(aside.shard(), Role::Prefill, &ended);
+            let begun = context.shard().net.now();
+            let ended = context.run_leg(&ready, &mut Some(upstream), &limits).await;
+            let took = micros_since(context.shard().net.now(), begun);
+            context.shard().metrics.leg(leg_role(Role::Prefill), took);
+            traced.end(context.shard(), Role::Prefill, &ended);
             ended
         }))
     }
@@ -178,11 +178,11 @@ impl<N: Net> Exchange<'_, N> {
         leg: Leg,
         target: &Target,
         peer: Peer,
-        job: &PrefillJob<N>,
+        task: &PrefillTask<N>,
         fresh: Fresh,
     ) -> Result<Result<Decoded<N>, Fault>, Ended<N>> {
         let mut went_well = false;
-        let mut work = pin!(self.decode_paired(split, leg, target, peer, job, fresh));
+        let mut work = pin!(self.decode_paired(split, leg, target, peer, task, fresh));
         poll_fn(|cx| {
             if let Poll::Ready(decoded) = work.as_mut().poll(cx) {
                 return Poll::Ready(Ok(decoded));
@@ -190,7 +190,7 @@ impl<N: Net> Exchange<'_, N> {
             if went_well {
                 return Poll::Pending;
             }
-            match job.poll(cx) {
+            match task.poll(cx) {
                 Poll::Ready(Ok(Ok(Attempt::Done(..)))) => {
                     went_well = true;
                     // It may have become good in this very turn.
@@ -211,7 +211,7 @@ impl<N: Net> Exchange<'_, N> {
         mut leg: Leg,
         target: &Target,
         mut peer: Peer,
-        job: &PrefillJob<N>,
+        task: &PrefillTask<N>,
         mut fresh: Fresh,
     ) -> Result<Decoded<N>, Fault> {
         let decoder = self.shard.decoder_target(split.decoder);
@@ -226,7 +226,7 @@ impl<N: Net> Exchange<'_, N> {
                 Err(LegFault::Died) if upstream.reused => return Ok(Decoded::WasClosed),
                 Err(LegFault::Other(Fault::ClientGone)) => {
                     let response = Response::default();
-                    return Err(self.leave_decoder(split, upstream, response, job));
+                    return Err(self.leave_decoder(split, upstream, response, task));
                 }
                 Err(fault) => return Err(fault.fault(Role::Decode)),
             };
@@ -240,9 +240,9 @@ impl<N: Net> Exchange<'_, N> {
                 fresh = Fresh::New;
                 continue;
             }
-            return match self.commit(split, &upstream, &response, job).await {
+            return match self.commit(split, &upstream, &response, task).await {
                 Ok(()) => Ok(Decoded::Responded(upstream, response)),
-                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream, response, job)),
+                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream, response, task)),
                 Err(fault) => Err(fault),
             };
         }
@@ -254,11 +254,11 @@ impl<N: Net> Exchange<'_, N> {
         split: &Split,
         upstream: &Upstream<N>,
         response: &Response,
-        job: &PrefillJob<N>,
+        task: &PrefillTask<N>,
     ) -> Result<(), Fault> {
         let by_first_byte = connector::commits_on_first_byte(split.connector());
         if !response.rest().is_empty() {
-            job.note_met();
+            task.record_first_byte();
         }
         let is_success = (200..300).contains(&response.head.status);
         if !is_success || (by_first_byte && !response.rest().is_empty()) {
@@ -266,9 +266,9 @@ impl<N: Net> Exchange<'_, N> {
         }
         let conn = upstream.conn();
         self.until(Watch::Ahead, Limit::NONE, |cx| {
-            let is_good = job.is_good(cx);
+            let has_succeeded = task.has_succeeded(cx);
             let has_byte = by_first_byte && conn.poll_readable(cx).is_ready();
-            if is_good || has_byte {
+            if has_succeeded || has_byte {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -283,18 +283,18 @@ impl<N: Net> Exchange<'_, N> {
         split: &Split,
         upstream: Upstream<N>,
         response: Response,
-        job: &PrefillJob<N>,
+        task: &PrefillTask<N>,
     ) -> Fault {
         let has_begun =
             response.is_complete() && (!response.rest().is_empty() || upstream.conn().peek_ready());
         if has_begun {
-            job.note_met();
+            task.record_first_byte();
         }
         let [_, departure] = connector::departures(split.connector());
         if departure == Departure::FirstByte && upstream.is_sent.get() && !has_begun {
             let shard = Rc::clone(self.shard);
             // Counted from now on: a drain may look before the task runs.
-            let counted = shard.count_job();
+            let counted = shard.count_task();
             self.shard
                 .net
                 .spawn(await_first_byte(shard, counted, upstream, response));
@@ -309,7 +309,7 @@ impl<N: Net> Exchange<'_, N> {
 /// it has ended; then it is ended too. The head is no sign: engines send it before the transfer.
 async fn await_first_byte<N: Net>(
     shard: Rc<Shard<N>>,
-    _counted: JobGuard<N>,
+    _counted: TaskGuard<N>,
     upstream: Upstream<N>,
     mut response: Response,
 ) {

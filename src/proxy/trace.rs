@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::exchange::Exchange;
 use super::leg::LegFault;
-use super::recorder::{Ending, LegStart, Recorder, Style, WorldClock, finish_detached};
+use super::recorder::{Finish, LegStart, Recorder, Style, WorldClock, finish_detached};
 use super::routing::Routing;
 use super::run::Attempt;
 use super::shard::Shard;
@@ -379,7 +379,7 @@ impl<N: Net> Exchange<'_, N> {
             };
             (outcome.label(), reason)
         });
-        let ending = Ending {
+        let finish = Finish {
             now_ns: recording.clock.at(self.shard.net.clock()),
             status: self.account.status,
             error: self.account.fault.map(|fault| match fault {
@@ -389,7 +389,7 @@ impl<N: Net> Exchange<'_, N> {
             }),
             outcome,
         };
-        let spans = recording.recorder.into_inner().finish(&ending);
+        let spans = recording.recorder.into_inner().finish(&finish);
         push(self.shard, spans);
     }
 }

@@ -97,14 +97,14 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
         let id = request.id();
         // Of legs side by side the prefiller's goes on, for the decoder's sake.
         let may_go_on = role == Role::Prefill && stage.plot.wiring == Wiring::Together;
-        let ending = (!may_go_on).then(|| Ending::begin(&stage, id));
+        let end_record = (!may_go_on).then(|| EndRecord::begin(&stage, id));
         stage.log.borrow_mut().received.push(Received {
             role,
             id: request.id(),
             body: request.body.clone(),
         });
         let keep = response(&stage, &wire, role, &request).await;
-        drop(ending);
+        drop(end_record);
         if !keep {
             return;
         }
@@ -113,19 +113,19 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
 }
 
 /// Notes when an engine is done with a request, however that comes.
-struct Ending<'a> {
+struct EndRecord<'a> {
     stage: &'a Stage,
     id: String,
 }
 
-impl<'a> Ending<'a> {
+impl<'a> EndRecord<'a> {
     fn begin(stage: &'a Stage, id: String) -> Self {
         stage.log.borrow_mut().engine_ended.insert(id.clone(), None);
         Self { stage, id }
     }
 }
 
-impl Drop for Ending<'_> {
+impl Drop for EndRecord<'_> {
     fn drop(&mut self) {
         let now = self.stage.net.now();
         let mut log = self.stage.log.borrow_mut();

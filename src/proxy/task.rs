@@ -2,7 +2,7 @@
 //!
 //! Legs that run side by side need a deadline and an owner each: a prefiller's leg may have to go
 //! on after its client has left (`pd::connector::departures`), and one encoder's failure ends its
-//! siblings. The exchange holds a [`Job`] and hears of the leg's end through it; what dropping the
+//! siblings. The exchange holds a [`LegTask`] and hears of the leg's end through it; what dropping the
 //! job means to the leg is said when it begins.
 
 use std::cell::{Cell, RefCell};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::client::{Limit, Watch};
 use super::leg::Waits;
-use super::shard::{JobGuard, Shard};
+use super::shard::{Shard, TaskGuard};
 use crate::fault::Fault;
 use crate::limits::ORPHAN_SECS_MAX;
 use crate::metrics::Phase;
@@ -21,11 +21,11 @@ use crate::net::{Moment, Net, Timer};
 use crate::pd::Departure;
 
 /// What passes between a job and its task.
-struct Desk<T> {
+struct TaskState<T> {
     /// What the task came to.
     result: RefCell<Option<T>>,
     /// The task has seen the head of a successful answer.
-    is_good: Cell<bool>,
+    has_succeeded: Cell<bool>,
     /// The task has ended, whether or not it left a result.
     has_ended: Cell<bool>,
     /// Who waits for any of these.
@@ -33,7 +33,7 @@ struct Desk<T> {
     /// The task, to be woken when its owner leaves.
     task: RefCell<Waker>,
     /// The engines have met: what `Departure::FirstByte` waits for.
-    have_met: Cell<bool>,
+    first_byte_seen: Cell<bool>,
     /// The owner has left and wants the task to end.
     is_abandoned: Cell<bool>,
     /// The owner has left, and the task may go on until then.
@@ -41,55 +41,55 @@ struct Desk<T> {
 }
 
 /// The owner's side. Dropping it is the owner's departure.
-pub(super) struct Job<N: Net, T> {
+pub(super) struct LegTask<N: Net, T> {
     shard: Rc<Shard<N>>,
-    desk: Rc<Desk<T>>,
+    state: Rc<TaskState<T>>,
     departure: Departure,
 }
 
 /// The task's side: its waits end when nobody wants its answer.
-pub(super) struct Aside<N: Net, T> {
+pub(super) struct TaskContext<N: Net, T> {
     shard: Rc<Shard<N>>,
-    desk: Rc<Desk<T>>,
+    state: Rc<TaskState<T>>,
     timer: Timer,
     phase: Cell<Phase>,
 }
 
-impl<N: Net, T: 'static> Job<N, T> {
-    /// Begins `work` as a task.
+impl<N: Net, T: 'static> LegTask<N, T> {
+    /// Begins `leg` as a task.
     pub(super) fn begin<F>(
         shard: &Rc<Shard<N>>,
         departure: Departure,
-        work: impl FnOnce(Rc<Aside<N, T>>) -> F,
+        leg: impl FnOnce(Rc<TaskContext<N, T>>) -> F,
     ) -> Self
     where
         F: Future<Output = T> + 'static,
     {
-        let desk = Rc::new(Desk {
+        let state = Rc::new(TaskState {
             result: RefCell::new(None),
-            is_good: Cell::new(false),
+            has_succeeded: Cell::new(false),
             has_ended: Cell::new(false),
             owner: RefCell::new(Waker::noop().clone()),
             task: RefCell::new(Waker::noop().clone()),
-            have_met: Cell::new(false),
+            first_byte_seen: Cell::new(false),
             is_abandoned: Cell::new(false),
             orphan_until: Cell::new(None),
         });
-        let aside = Rc::new(Aside {
+        let context = Rc::new(TaskContext {
             shard: Rc::clone(shard),
-            desk: Rc::clone(&desk),
+            state: Rc::clone(&state),
             timer: shard.net.timer(),
             phase: Cell::new(Phase::Prefill),
         });
-        let ending = Ending::new(&aside);
-        let work = work(aside);
+        let end = TaskEnd::new(&context);
+        let leg = leg(context);
         shard.net.spawn(async move {
-            let result = work.await;
-            ending.leave(result);
+            let result = leg.await;
+            end.finish(result);
         });
         Self {
             shard: Rc::clone(shard),
-            desk,
+            state,
             departure,
         }
     }
@@ -97,17 +97,17 @@ impl<N: Net, T: 'static> Job<N, T> {
     /// The task's result, when it has ended. `Err`: it met a defect and left none, or it has been
     /// taken.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<T, Fault>> {
-        if self.desk.has_ended.get() {
-            let result = self.desk.result.borrow_mut().take();
+        if self.state.has_ended.get() {
+            let result = self.state.result.borrow_mut().take();
             return Poll::Ready(result.ok_or(Fault::Bug("a leg ended without a result")));
         }
-        self.desk.owner.borrow_mut().clone_from(cx.waker());
+        self.state.owner.borrow_mut().clone_from(cx.waker());
         Poll::Pending
     }
 
     /// The other engine's answer has begun, so it needs this leg no longer.
-    pub(super) fn note_met(&self) {
-        self.desk.have_met.set(true);
+    pub(super) fn record_first_byte(&self) {
+        self.state.first_byte_seen.set(true);
     }
 
     /// Changes what dropping the job means to the leg.
@@ -117,69 +117,71 @@ impl<N: Net, T: 'static> Job<N, T> {
 
     /// Whether the task has seen the head of a successful answer; if not, its owner is woken when
     /// it has.
-    pub(super) fn is_good(&self, cx: &mut Context<'_>) -> bool {
-        let is_good = self.desk.is_good.get();
-        if !is_good {
-            self.desk.owner.borrow_mut().clone_from(cx.waker());
+    pub(super) fn has_succeeded(&self, cx: &mut Context<'_>) -> bool {
+        let has_succeeded = self.state.has_succeeded.get();
+        if !has_succeeded {
+            self.state.owner.borrow_mut().clone_from(cx.waker());
         }
-        is_good
+        has_succeeded
     }
 }
 
-impl<N: Net, T> Drop for Job<N, T> {
+impl<N: Net, T> Drop for LegTask<N, T> {
     fn drop(&mut self) {
-        if self.desk.has_ended.get() {
+        if self.state.has_ended.get() {
             return;
         }
         match self.departure {
-            Departure::End => self.desk.is_abandoned.set(true),
-            Departure::FirstByte if self.desk.have_met.get() => self.desk.is_abandoned.set(true),
+            Departure::End => self.state.is_abandoned.set(true),
+            Departure::FirstByte if self.state.first_byte_seen.get() => {
+                self.state.is_abandoned.set(true)
+            }
             Departure::FirstByte | Departure::RunOn => {
                 let wait = Duration::from_secs(ORPHAN_SECS_MAX);
                 let until = self.shard.net.now().after(wait);
-                self.desk.orphan_until.set(Some(until));
+                self.state.orphan_until.set(Some(until));
             }
         }
-        self.desk.task.borrow().wake_by_ref();
+        self.state.task.borrow().wake_by_ref();
     }
 }
 
 /// Marks the end of a task, also of one that panics.
-struct Ending<N: Net, T> {
-    aside: Rc<Aside<N, T>>,
-    _counted: JobGuard<N>,
+struct TaskEnd<N: Net, T> {
+    context: Rc<TaskContext<N, T>>,
+    _counted: TaskGuard<N>,
 }
 
-impl<N: Net, T> Ending<N, T> {
-    fn new(aside: &Rc<Aside<N, T>>) -> Self {
+impl<N: Net, T> TaskEnd<N, T> {
+    fn new(context: &Rc<TaskContext<N, T>>) -> Self {
         Self {
-            aside: Rc::clone(aside),
-            _counted: aside.shard.count_job(),
+            context: Rc::clone(context),
+            _counted: context.shard.count_task(),
         }
     }
 
-    fn leave(self, result: T) {
-        *self.aside.desk.result.borrow_mut() = Some(result);
+    fn finish(self, result: T) {
+        *self.context.state.result.borrow_mut() = Some(result);
     }
 }
 
-impl<N: Net, T> Drop for Ending<N, T> {
+impl<N: Net, T> Drop for TaskEnd<N, T> {
     fn drop(&mut self) {
-        let desk = &self.aside.desk;
-        desk.has_ended.set(true);
-        desk.owner.borrow().wake_by_ref();
+        let state = &self.context.state;
+        state.has_ended.set(true);
+        state.owner.borrow().wake_by_ref();
     }
 }
 
-impl<N: Net, T> Aside<N, T> {
+impl<N: Net, T> TaskContext<N, T> {
     /// The head of a successful answer is there.
-    fn set_good(&self) {
-        self.desk.is_good.set(true);
-        self.desk.owner.borrow().wake_by_ref();
+    fn set_succeeded(&self) {
+        self.state.has_succeeded.set(true);
+        self.state.owner.borrow().wake_by_ref();
     }
 }
 
-impl<N: Net, T> Waits<N> for Rc<Aside<N, T>> {
+impl<N: Net, T> Waits<N> for Rc<TaskContext<N, T>> {
     fn shard(&self) -> &Rc<Shard<N>> {
         &self.shard
     }
@@ -192,8 +194,8 @@ impl<N: Net, T> Waits<N> for Rc<Aside<N, T>> {
         Watch::Ahead
     }
 
-    fn note_good(&self) {
-        self.set_good();
+    fn on_success(&self) {
+        self.set_succeeded();
     }
 
     async fn until<U>(
@@ -204,15 +206,15 @@ impl<N: Net, T> Waits<N> for Rc<Aside<N, T>> {
     ) -> Result<U, Fault> {
         let mut armed = None;
         let result = poll_fn(|cx| {
-            if self.desk.is_abandoned.get() {
+            if self.state.is_abandoned.get() {
                 return Poll::Ready(Err(Fault::ClientGone));
             }
             if let Poll::Ready(value) = ready(cx) {
                 return Poll::Ready(Ok(value));
             }
-            self.desk.task.borrow_mut().clone_from(cx.waker());
+            self.state.task.borrow_mut().clone_from(cx.waker());
             let now = self.shard.net.now();
-            let orphan = self.desk.orphan_until.get();
+            let orphan = self.state.orphan_until.get();
             let orphan = orphan.map(|until| until.since(now));
             let limit = limit.or_sooner(Limit::of(now, orphan, Fault::ClientGone));
             let Some(until) = limit.until() else {
