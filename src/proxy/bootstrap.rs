@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
 use super::leg::LegFault;
-use super::run::{Attempt, Limits, Ready, Runs, Taken};
+use super::run::{Attempt, Call, Collected, Limits, Runs};
 use super::shard::leg_role;
 use crate::fault::Fault;
 use crate::fleet::Target;
@@ -125,7 +125,7 @@ impl<N: Net> Exchange<'_, N> {
             rank: None,
             request_id: None,
         };
-        let ready = Ready {
+        let call = Call {
             id: shard.pools.endpoint(Role::Bootstrap, server, false),
             target: server,
             head: &head,
@@ -135,11 +135,11 @@ impl<N: Net> Exchange<'_, N> {
         let wait = Duration::from_millis(BOOTSTRAP_MS_MAX);
         let limit = Limit::of(shard.net.now(), Some(wait), Fault::Bootstrap);
         let begun = shard.net.now();
-        let ended = self.run_leg(&ready, &mut None, &Limits::all(limit)).await;
+        let ended = self.run_leg(&call, &mut None, &Limits::all(limit)).await;
         let took = micros_since(shard.net.now(), begun);
         shard.metrics.leg(leg_role(Role::Bootstrap), took);
         match ended? {
-            Attempt::Done(Taken::Whole(response), ..) => Ok(response),
+            Attempt::Done(Collected::Whole(response), ..) => Ok(response),
             Attempt::Done(..) | Attempt::Status(..) => Err(Fault::Bootstrap.into()),
         }
     }

@@ -7,7 +7,7 @@ use super::exchange::{Exchange, micros_since, reason_of};
 use super::head;
 use super::leg::LegFault;
 use super::relay::Rewrite;
-use super::run::{Runs, Taken};
+use super::run::{Collected, Runs};
 use super::split::{Settled, Split, too_many};
 use crate::fault::Fault;
 use crate::h1::{self, Method, Name};
@@ -123,11 +123,13 @@ impl<N: Net> Exchange<'_, N> {
         });
         let (taken, is_clean) = read?;
         if keeps && is_clean && self.sent_whole {
-            upstream.keep(self.shard);
+            upstream.release(self.shard);
         }
         match taken {
-            Taken::Whole(bytes) => Ok(bytes),
-            Taken::Handoff(_) | Taken::Nothing => Err(Fault::Bug("a chunk that was not kept")),
+            Collected::Whole(bytes) => Ok(bytes),
+            Collected::Handoff(_) | Collected::Nothing => {
+                Err(Fault::Bug("a chunk that was not kept"))
+            }
         }
     }
 

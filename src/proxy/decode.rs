@@ -8,7 +8,7 @@ use super::exchange::{Exchange, micros_since};
 use super::leg::{Fresh, LegFault, Legs, Response, Upstream};
 use super::prefill::Prefilled;
 use super::relay::Rewrite;
-use super::run::{Limits, Ready, Runs};
+use super::run::{Call, Limits, Runs};
 use super::shard::leg_role;
 use super::split::{Settled, Split, too_many};
 use crate::config::{OnDecodeKvError, OnMissingKv};
@@ -187,7 +187,7 @@ impl<N: Net> Exchange<'_, N> {
         let begun = self.shard.net.now();
         let target = self.shard.decoder_target(split.decoder);
         let head = self.spliced_head(target, leg)?;
-        let ready = Ready {
+        let call = Call {
             id: split.decoder,
             target,
             head: &head,
@@ -200,7 +200,7 @@ impl<N: Net> Exchange<'_, N> {
             ..Limits::NONE
         };
         let sent = self
-            .exchange_leg(upstream, &ready, &mut response, &limits)
+            .exchange_leg(upstream, &call, &mut response, &limits)
             .await;
         let responded = sent.map(|_| response.head.status).map_err(label_of);
         self.trace.responded(&self.shard.net, responded);

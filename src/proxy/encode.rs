@@ -6,7 +6,7 @@ use std::task::Poll;
 use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
 use super::leg::{LegFault, Waits};
-use super::run::{Attempt, Limits, Ready, Runs, Taken, finish_head};
+use super::run::{Attempt, Call, Collected, Limits, Runs, finish_head};
 use super::shard::leg_role;
 use super::split::{Split, too_many};
 use super::task::LegTask;
@@ -39,14 +39,14 @@ impl<N: Net> Exchange<'_, N> {
             let target = &encoders[index % encoders.len()];
             tasks.push(Some(self.begin_encode(split, target, leg, index)));
         }
-        let mut responses: Vec<_> = tasks.iter().map(|_| Taken::Nothing).collect();
+        let mut responses: Vec<_> = tasks.iter().map(|_| Collected::Nothing).collect();
         while tasks.iter().any(Option::is_some) {
             let (index, ended) = self.next_ended(&mut tasks).await?;
             responses[index] = self.encoded(index, ended)?;
         }
         let mut merge = Merge::default();
         for (index, response) in responses.iter().enumerate() {
-            if let Taken::Whole(response) = response
+            if let Collected::Whole(response) = response
                 && !merge.take(response)
             {
                 tracing::debug!(item = index, "an encoder gave no ec_transfer_params");
@@ -72,7 +72,7 @@ impl<N: Net> Exchange<'_, N> {
         let id = shard.pools.endpoint(Role::Encode, target, false);
         let (target, body) = (target.clone(), Rc::clone(&split.body));
         LegTask::begin(shard, Departure::End, |context| async move {
-            let ready = Ready {
+            let call = Call {
                 id,
                 target: &target,
                 head: &head,
@@ -80,7 +80,7 @@ impl<N: Net> Exchange<'_, N> {
                 body: &body.bytes,
             };
             let begun = context.shard().net.now();
-            let ended = context.run_leg(&ready, &mut None, &Limits::NONE).await;
+            let ended = context.run_leg(&call, &mut None, &Limits::NONE).await;
             let took = micros_since(context.shard().net.now(), begun);
             context.shard().metrics.leg(leg_role(Role::Encode), took);
             traced.end(context.shard(), Role::Encode, &ended);
@@ -133,9 +133,9 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         index: usize,
         ended: Result<Attempt<N>, LegFault>,
-    ) -> Result<Taken, Fault> {
+    ) -> Result<Collected, Fault> {
         match ended {
-            Ok(Attempt::Done(taken, ..)) => Ok(taken),
+            Ok(Attempt::Done(collected, ..)) => Ok(collected),
             Ok(Attempt::Status(_, response, _)) => {
                 let mut detail = format!("item {index}");
                 if !self.shard.config.pd.hide_prefill_errors {

@@ -91,7 +91,7 @@ impl<N: Net> Upstream<N> {
 
     /// Gives the connection back for another request. The caller has seen its exchange end
     /// cleanly, with nothing behind the answer.
-    pub(super) fn keep(self, shard: &Shard<N>) {
+    pub(super) fn release(self, shard: &Shard<N>) {
         shard.pools.checkin(self.id, self.conn);
     }
 }

@@ -7,7 +7,7 @@ use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
 use super::leg::{LegFault, Response, Upstream};
 use super::relay::Rewrite;
-use super::run::{Attempt, Limits, Ready, Runs, Taken, finish_head};
+use super::run::{Attempt, Call, Collected, Limits, Runs, finish_head};
 use super::shard::leg_role;
 use super::split::{Settled, Split, too_many};
 use crate::config::{KvConnector, OnPrefillFailure};
@@ -31,12 +31,12 @@ pub(super) struct Prefilled {
 }
 
 impl Prefilled {
-    fn new(taken: Taken, at: Moment) -> Self {
-        let held = match taken {
-            Taken::Handoff(handoff) => Some(Held::new(*handoff)),
-            Taken::Whole(response) if nixl::hands_on(&response) => Some(Held::of(response)),
-            Taken::Whole(_) => Some(Held::none(Reason::MissingKv)),
-            Taken::Nothing => None,
+    fn new(collected: Collected, at: Moment) -> Self {
+        let held = match collected {
+            Collected::Handoff(handoff) => Some(Held::new(*handoff)),
+            Collected::Whole(response) if nixl::hands_on(&response) => Some(Held::of(response)),
+            Collected::Whole(_) => Some(Held::none(Reason::MissingKv)),
+            Collected::Nothing => None,
         };
         Self {
             held,
@@ -146,9 +146,9 @@ impl<N: Net> Exchange<'_, N> {
         may_retry: bool,
     ) -> ControlFlow<Result<Prefill<N>, Fault>, LegFault> {
         match attempt {
-            Ok(Attempt::Done(taken, at, _)) => {
+            Ok(Attempt::Done(collected, at, _)) => {
                 self.enter(Phase::BetweenLegs);
-                ControlFlow::Break(Ok(Prefill::Done(Prefilled::new(taken, at), peer)))
+                ControlFlow::Break(Ok(Prefill::Done(Prefilled::new(collected, at), peer)))
             }
             Ok(Attempt::Status(upstream, response, sent)) => {
                 let status = response.head.status;
@@ -183,14 +183,14 @@ impl<N: Net> Exchange<'_, N> {
             Fault::PrefillTimeout,
         );
         let head = self.spliced_head(target, &leg)?;
-        let ready = Ready {
+        let call = Call {
             id: self.shard.pools.endpoint(Role::Prefill, target, false),
             target,
             head: &head,
             leg: &leg,
             body: &split.body.bytes,
         };
-        self.run_leg(&ready, &mut None, &Limits::all(limit)).await
+        self.run_leg(&call, &mut None, &Limits::all(limit)).await
     }
 
     /// The head of a leg whose body is spliced. Where its answer has to be readable by the proxy,

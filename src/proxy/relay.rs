@@ -129,7 +129,7 @@ impl<N: Net> Exchange<'_, N> {
         }
         self.account.complete = true;
         if engine_keeps && self.sent_whole && !relay.has_surplus {
-            upstream.keep(self.shard);
+            upstream.release(self.shard);
         }
         Ok(())
     }

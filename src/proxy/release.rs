@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::client::Limit;
 use super::exchange::Exchange;
 use super::leg::Waits;
-use super::run::{Attempt, Limits, Ready, Runs, finish_head};
+use super::run::{Attempt, Call, Limits, Runs, finish_head};
 use super::split::Split;
 use super::task::LegTask;
 use crate::config::KvConnector;
@@ -54,14 +54,14 @@ impl<N: Net> Exchange<'_, N> {
             shard,
             Departure::RunOn,
             |aside| async move {
-                let ready = Ready {
+                let call = Call {
                     id,
                     target: &target,
                     head: &head,
                     leg: &leg,
                     body: &body,
                 };
-                let ended = aside.run_leg(&ready, &mut None, &Limits::all(limit)).await;
+                let ended = aside.run_leg(&call, &mut None, &Limits::all(limit)).await;
                 let is_refused = matches!(
                     &ended,
                     Ok(Attempt::Status(_, response, true)) if (400..500).contains(&response.head.status)

@@ -11,7 +11,7 @@ use crate::net::{Conn, Moment, Net, would_block};
 use crate::pd::{Leg, Role, Take};
 
 /// One leg, ready to be sent.
-pub(super) struct Ready<'a> {
+pub(super) struct Call<'a> {
     pub(super) id: EndpointId,
     pub(super) target: &'a Target,
     /// Its head, blank line included.
@@ -46,7 +46,7 @@ impl Limits {
 
 /// What a successful answer gave.
 #[derive(Debug)]
-pub(super) enum Taken {
+pub(super) enum Collected {
     /// What it hands on.
     Handoff(Box<Handoff>),
     /// All of it.
@@ -58,7 +58,7 @@ pub(super) enum Taken {
 /// What one attempt of a leg came to.
 pub(super) enum Attempt<N: Net> {
     /// Its answer, when its head was there (an engine's lease runs from about then), its status.
-    Done(Taken, Moment, u16),
+    Done(Collected, Moment, u16),
     /// An answer that is no success, to be relayed or tried again, and whether the engine had
     /// taken the whole request before it.
     Status(Upstream<N>, Response, bool),
@@ -72,34 +72,34 @@ pub(super) trait Runs<N: Net>: Legs<N> {
     /// hold a connection that is already there.
     async fn run_leg(
         &self,
-        ready: &Ready<'_>,
+        call: &Call<'_>,
         begun: &mut Option<Upstream<N>>,
         limits: &Limits,
     ) -> Result<Attempt<N>, LegFault> {
         let shard = self.shard();
-        let role = ready.leg.role;
+        let role = call.leg.role;
         let mut fresh = Fresh::Pooled;
         loop {
             let upstream = match begun.take() {
                 Some(upstream) => upstream,
                 None => {
-                    self.connect(ready.id, ready.target, role, fresh, limits.head)
+                    self.connect(call.id, call.target, role, fresh, limits.head)
                         .await?
                 }
             };
-            if role == Role::Prefill && shard.is_self(ready.id) {
+            if role == Role::Prefill && shard.is_self(call.id) {
                 // A later candidate that is this node's own is passed over.
                 return Err(LegFault::Refused);
             }
             let mut response = Response::default();
             match self
-                .exchange_leg(&upstream, ready, &mut response, limits)
+                .exchange_leg(&upstream, call, &mut response, limits)
                 .await
             {
                 Ok(sent) => {
                     // Not part of what waits while an engine is silent.
-                    let taken = self.take_response(upstream, ready, response, sent, limits);
-                    return Box::pin(taken).await;
+                    let collected = self.collect_response(upstream, call, response, sent, limits);
+                    return Box::pin(collected).await;
                 }
                 Err(LegFault::Died) if upstream.reused && fresh == Fresh::Pooled => {
                     shard.metrics.replay();
@@ -114,21 +114,21 @@ pub(super) trait Runs<N: Net>: Legs<N> {
     async fn exchange_leg(
         &self,
         upstream: &Upstream<N>,
-        ready: &Ready<'_>,
+        call: &Call<'_>,
         response: &mut Response,
         limits: &Limits,
     ) -> Result<bool, LegFault> {
         let request = SplicedRequest {
-            head: ready.head,
-            splices: &ready.leg.body,
-            body: ready.body,
+            head: call.head,
+            splices: &call.leg.body,
+            body: call.body,
         };
         let sent = self
             .send_spliced(upstream, &request, response, limits.send)
             .await?;
         let shard = self.shard();
         let wait = shard.config.timeouts.first_byte;
-        let silent = match ready.leg.role {
+        let silent = match call.leg.role {
             Role::Prefill => Fault::PrefillTimeout,
             Role::Decode => Fault::FirstByteTimeout,
             Role::Encode => Fault::EncodeTimeout,
@@ -140,10 +140,10 @@ pub(super) trait Runs<N: Net>: Legs<N> {
     }
 
     /// Reads an answer: what it gives, or a status that is none of success.
-    async fn take_response(
+    async fn collect_response(
         &self,
         upstream: Upstream<N>,
-        ready: &Ready<'_>,
+        call: &Call<'_>,
         mut response: Response,
         sent: bool,
         limits: &Limits,
@@ -156,18 +156,18 @@ pub(super) trait Runs<N: Net>: Legs<N> {
             return Ok(Attempt::Status(upstream, response, sent));
         }
         self.on_success();
-        let is_read = ready.leg.take != Take::Nothing;
+        let is_read = call.leg.take != Take::Nothing;
         if is_read && response.head.field(Name::ContentEncoding).is_some() {
             return Err(LegFault::BadResponse);
         }
         let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
-        let read = self.read_body(&upstream, &response, ready.leg.take, limits.end);
-        let (taken, is_clean) = read.await?;
+        let read = self.read_body(&upstream, &response, call.leg.take, limits.end);
+        let (collected, is_clean) = read.await?;
         if keeps && sent && is_clean {
-            upstream.keep(shard);
+            upstream.release(shard);
         }
         shard.recycle(response.bytes);
-        Ok(Attempt::Done(taken, at, response.head.status))
+        Ok(Attempt::Done(collected, at, response.head.status))
     }
 
     /// Reads the body of an answer as it arrives and keeps what the leg is for. Also says whether
@@ -178,31 +178,31 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         response: &Response,
         take: Take,
         limit: Limit,
-    ) -> Result<(Taken, bool), LegFault> {
+    ) -> Result<(Collected, bool), LegFault> {
         let pd = &self.shard().config.pd;
         let bytes_max = pd.prefill_response_bytes_max;
         let flat_blocks = pd.allow_flat_blocks || pd.mori.write_mode;
         let mut reading = Reading {
             meter: BodyMeter::new(response.framing),
-            keep: match take {
+            collector: match take {
                 Take::Handoff => {
                     let scan = PrefillResponse::new(bytes_max).allow_flat_blocks(flat_blocks);
-                    Keep::Handoff(Box::new(scan))
+                    Collector::Handoff(Box::new(scan))
                 }
-                Take::Whole => Keep::Whole(Vec::new()),
-                Take::Nothing | Take::Response(_) => Keep::Nothing,
+                Take::Whole => Collector::Whole(Vec::new()),
+                Take::Nothing | Take::Response(_) => Collector::Nothing,
             },
             bytes_max: bytes_max as u64,
             is_clean: true,
         };
-        reading.take(response.rest())?;
+        reading.feed(response.rest())?;
         let conn = upstream.conn();
         while !reading.meter.is_done() {
             self.until(Watch::Ahead, limit, |cx| conn.poll_readable(cx))
                 .await?;
             let received = self.shard().with_small(|buffer| {
                 conn.try_recv(buffer)
-                    .map(|n| (n, reading.take(&buffer[..n])))
+                    .map(|n| (n, reading.feed(&buffer[..n])))
             });
             match received {
                 Ok((0, _)) if reading.meter.ends_at_close() => {
@@ -216,30 +216,30 @@ pub(super) trait Runs<N: Net>: Legs<N> {
             }
         }
         let is_clean = reading.is_clean;
-        let taken = match reading.keep {
-            Keep::Handoff(scan) => {
+        let collected = match reading.collector {
+            Collector::Handoff(scan) => {
                 let handoff = scan.finish().map_err(|_| LegFault::BadResponse)?;
-                Taken::Handoff(Box::new(handoff))
+                Collected::Handoff(Box::new(handoff))
             }
-            Keep::Whole(bytes) => {
+            Collector::Whole(bytes) => {
                 crate::json::validate(&bytes).map_err(|_| LegFault::BadResponse)?;
-                Taken::Whole(bytes)
+                Collected::Whole(bytes)
             }
-            Keep::Nothing => Taken::Nothing,
+            Collector::Nothing => Collected::Nothing,
         };
-        Ok((taken, is_clean))
+        Ok((collected, is_clean))
     }
 }
 
 /// An answer's body while it is read.
 struct Reading {
     meter: BodyMeter,
-    keep: Keep,
+    collector: Collector,
     bytes_max: u64,
     is_clean: bool,
 }
 
-enum Keep {
+enum Collector {
     /// Scanned as it passes; nothing but the handoff stays.
     Handoff(Box<PrefillResponse>),
     Whole(Vec<u8>),
@@ -247,13 +247,13 @@ enum Keep {
 }
 
 impl Reading {
-    fn take(&mut self, received: &[u8]) -> Result<(), LegFault> {
+    fn feed(&mut self, received: &[u8]) -> Result<(), LegFault> {
         let mut malformed = false;
-        let keep = &mut self.keep;
-        let taken = self.meter.decode(received, |span| match keep {
-            Keep::Handoff(scan) => malformed |= scan.feed(span.of(received)).is_err(),
-            Keep::Whole(bytes) => bytes.extend_from_slice(span.of(received)),
-            Keep::Nothing => {}
+        let collector = &mut self.collector;
+        let taken = self.meter.decode(received, |span| match collector {
+            Collector::Handoff(scan) => malformed |= scan.feed(span.of(received)).is_err(),
+            Collector::Whole(bytes) => bytes.extend_from_slice(span.of(received)),
+            Collector::Nothing => {}
         });
         let taken = taken.map_err(|_| LegFault::BadResponse)?;
         self.is_clean &= taken == received.len();

@@ -14,7 +14,7 @@ use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
 use super::leg::{Fresh, LegFault, Legs, Response, Upstream, Waits};
 use super::relay::Rewrite;
-use super::run::{Attempt, Limits, Ready, Runs};
+use super::run::{Attempt, Call, Limits, Runs};
 use super::shard::{Shard, TaskGuard, leg_role};
 use super::split::{Settled, Split, too_many};
 use super::task::LegTask;
@@ -155,7 +155,7 @@ impl<N: Net> Exchange<'_, N> {
         };
         let [departure, _] = connector::departures(split.connector());
         Ok(LegTask::begin(shard, departure, |context| async move {
-            let ready = Ready {
+            let call = Call {
                 id,
                 target: &target,
                 head: &head,
@@ -163,7 +163,7 @@ impl<N: Net> Exchange<'_, N> {
                 body: &body.bytes,
             };
             let begun = context.shard().net.now();
-            let ended = context.run_leg(&ready, &mut Some(upstream), &limits).await;
+            let ended = context.run_leg(&call, &mut Some(upstream), &limits).await;
             let took = micros_since(context.shard().net.now(), begun);
             context.shard().metrics.leg(leg_role(Role::Prefill), took);
             traced.end(context.shard(), Role::Prefill, &ended);
