@@ -61,7 +61,7 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
         receive_more(exchange, &mut reading).await?;
     }
     exchange.body_done = true;
-    exchange.account.bytes_in += reading.bytes.len() as u64;
+    exchange.stats.bytes_in += reading.bytes.len() as u64;
     let document = reading.scanner.finish().map_err(Fault::Json)?;
     Ok(Body {
         bytes: reading.bytes,

@@ -8,7 +8,7 @@ use super::head;
 use super::leg::LegFault;
 use super::relay::Rewrite;
 use super::run::{Collected, Runs};
-use super::split::{Settled, Split, too_many};
+use super::split::{PendingResponse, Split, too_many};
 use crate::fault::Fault;
 use crate::h1::{self, Method, Name};
 use crate::metrics::Phase;
@@ -32,25 +32,25 @@ impl<N: Net> Exchange<'_, N> {
     pub(super) async fn respond_in_chunks(
         &mut self,
         mut split: Split,
-        first: Settled<N>,
+        first: PendingResponse<N>,
     ) -> Result<(), Fault> {
         let cached_tokens = match first.rewrite {
             Rewrite::Usage(_, count) => Some(count),
             Rewrite::None => None,
         };
-        let mut settled = first;
+        let mut pending = first;
         let mut is_first = true;
         loop {
-            let is_success = (200..300).contains(&settled.response.head.status);
-            if !is_success && self.account.status == 0 {
+            let is_success = (200..300).contains(&pending.response.head.status);
+            if !is_success && self.stats.status == 0 {
                 drop(split);
-                return Box::pin(self.relay(settled.upstream, settled.response, Rewrite::None))
+                return Box::pin(self.relay(pending.upstream, pending.response, Rewrite::None))
                     .await;
             }
             if !is_success {
-                return self.end_with_theirs(settled).await;
+                return self.end_with_theirs(pending).await;
             }
-            let response = match self.read_chunk(settled).await {
+            let response = match self.read_chunk(pending).await {
                 Ok(response) => response,
                 Err(fault) => return self.end_with(fault).await,
             };
@@ -82,14 +82,14 @@ impl<N: Net> Exchange<'_, N> {
                 return Ok(());
             }
             is_first = false;
-            settled = match self.next_chunk(&split).await {
-                Ok(settled) => settled,
+            pending = match self.next_chunk(&split).await {
+                Ok(pending) => pending,
                 Err(fault) => return self.end_with(fault).await,
             };
         }
     }
 
-    async fn next_chunk(&mut self, split: &Split) -> Result<Settled<N>, Fault> {
+    async fn next_chunk(&mut self, split: &Split) -> Result<PendingResponse<N>, Fault> {
         let leg = split.material().local_leg().map_err(too_many)?;
         self.decode_local(split, &leg).await
     }
@@ -98,18 +98,18 @@ impl<N: Net> Exchange<'_, N> {
     async fn respond_uncut(&mut self, mut split: Split) -> Result<(), Fault> {
         split.chunk = None;
         let leg = split.material().local_leg().map_err(too_many)?;
-        let settled = self.decode_local(&split, &leg).await?;
+        let pending = self.decode_local(&split, &leg).await?;
         drop(split);
-        Box::pin(self.relay(settled.upstream, settled.response, Rewrite::None)).await
+        Box::pin(self.relay(pending.upstream, pending.response, Rewrite::None)).await
     }
 
     /// Reads one chunk's answer to its end.
-    async fn read_chunk(&self, settled: Settled<N>) -> Result<Vec<u8>, Fault> {
-        let Settled {
+    async fn read_chunk(&self, pending: PendingResponse<N>) -> Result<Vec<u8>, Fault> {
+        let PendingResponse {
             upstream,
             mut response,
             ..
-        } = settled;
+        } = pending;
         let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
         response.framing = framing.map_err(|_| Fault::DecodeResponse)?;
         if response.head.field(Name::ContentEncoding).is_some() {
@@ -137,12 +137,12 @@ impl<N: Net> Exchange<'_, N> {
     async fn send_events(&mut self, events: &[u8], is_last: bool) -> Result<(), Fault> {
         let is_http10 = self.is_http10();
         let mut out = self.shard.buffer();
-        let is_first = self.account.status == 0;
+        let is_first = self.stats.status == 0;
         if is_first {
             self.keep_alive = self.keeps_alive() && !is_http10;
             let id = self.request_id.as_bytes();
             head::push_event_stream(&mut out, id, self.keep_alive, is_http10);
-            self.account.status = 200;
+            self.stats.status = 200;
             self.enter(Phase::Streaming);
         }
         if is_http10 {
@@ -155,23 +155,23 @@ impl<N: Net> Exchange<'_, N> {
                 out.extend_from_slice(h1::LAST_CHUNK);
             }
         }
-        self.account.bytes_out += out.len() as u64;
+        self.stats.bytes_out += out.len() as u64;
         self.client.send(self.shard, &[IoSlice::new(&out)]).await?;
         self.shard.recycle(out);
         if is_first {
             let now = self.shard.net.clock();
-            self.account.ttft_us = micros_since(now, self.account.started).max(1);
+            self.stats.ttft_us = micros_since(now, self.stats.started).max(1);
             self.shard
                 .metrics
-                .ttft(self.account.route, self.account.ttft_us);
+                .ttft(self.stats.route, self.stats.ttft_us);
         }
-        self.account.complete |= is_last;
+        self.stats.complete |= is_last;
         Ok(())
     }
 
     /// Ends a stream with the decoder's own error, where it has words for it.
-    async fn end_with_theirs(&mut self, settled: Settled<N>) -> Result<(), Fault> {
-        match self.read_chunk(settled).await {
+    async fn end_with_theirs(&mut self, pending: PendingResponse<N>) -> Result<(), Fault> {
+        match self.read_chunk(pending).await {
             Ok(mut error) if error.first() == Some(&b'{') => {
                 // An event's data is one line; in JSON line ends are only blanks.
                 for byte in &mut error {
@@ -180,7 +180,7 @@ impl<N: Net> Exchange<'_, N> {
                     }
                 }
                 self.shard.note_fault(Fault::ChunkResponse);
-                self.account.fault = Some(Fault::ChunkResponse);
+                self.stats.fault = Some(Fault::ChunkResponse);
                 let events = [b"data: ", &error[..], b"\n\ndata: [DONE]\n\n"].concat();
                 self.send_events(&events, true).await
             }
@@ -193,11 +193,11 @@ impl<N: Net> Exchange<'_, N> {
     /// (reference `vllm-api` 7.2).
     async fn end_with(&mut self, fault: Fault) -> Result<(), Fault> {
         let is_clients = matches!(fault, Fault::ClientGone | Fault::ClientStalled);
-        if self.account.status == 0 || is_clients {
+        if self.stats.status == 0 || is_clients {
             return Err(fault);
         }
         self.shard.note_fault(fault);
-        self.account.fault = Some(fault);
+        self.stats.fault = Some(fault);
         self.set_failed(reason_of(fault));
         let body = fault.body();
         let events = format!("data: {{\"error\":{body}}}\n\ndata: [DONE]\n\n");

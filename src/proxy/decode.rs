@@ -10,7 +10,7 @@ use super::prefill::Prefilled;
 use super::relay::Rewrite;
 use super::run::{Call, Limits, Runs};
 use super::shard::leg_role;
-use super::split::{Settled, Split, too_many};
+use super::split::{PendingResponse, Split, too_many};
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::Fault;
 use crate::metrics::{Phase, Stranded};
@@ -34,7 +34,7 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         split: &Split,
         leg: &Leg,
-    ) -> Result<Settled<N>, Fault> {
+    ) -> Result<PendingResponse<N>, Fault> {
         let target = self.shard.decoder_target(split.decoder);
         let mut fresh = Fresh::Pooled;
         loop {
@@ -44,7 +44,7 @@ impl<N: Net> Exchange<'_, N> {
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             match self.decode_once(&upstream, split, leg, Limit::NONE).await {
                 Ok(response) => {
-                    return Ok(Settled {
+                    return Ok(PendingResponse {
                         upstream,
                         response,
                         rewrite: Rewrite::None,
@@ -65,7 +65,7 @@ impl<N: Net> Exchange<'_, N> {
         split: &Split,
         peer: &Peer,
         prefilled: &mut Prefilled,
-    ) -> Result<Settled<N>, Fault> {
+    ) -> Result<PendingResponse<N>, Fault> {
         let target = self.shard.decoder_target(split.decoder);
         let cached_tokens = prefilled.held.as_ref().map_or(0, |held| held.cached_tokens);
         let mut fresh = Fresh::Pooled;
@@ -88,7 +88,7 @@ impl<N: Net> Exchange<'_, N> {
             }
             match decoded {
                 Ok(response) if carries && self.must_recompute(&response) => {
-                    self.account.outcome = Some((Outcome::LocalFallback, Reason::DecodeKvError));
+                    self.stats.outcome = Some((Outcome::LocalFallback, Reason::DecodeKvError));
                     repeated = true;
                 }
                 Ok(response) => {
@@ -98,7 +98,7 @@ impl<N: Net> Exchange<'_, N> {
                             Rewrite::None
                         }
                     };
-                    return Ok(Settled {
+                    return Ok(PendingResponse {
                         upstream,
                         response,
                         rewrite,
@@ -167,10 +167,10 @@ impl<N: Net> Exchange<'_, N> {
     /// Notes that there is no handoff to decode with, and why; an error where that is one.
     fn go_on_without(&mut self, reason: Reason) -> Result<(), Fault> {
         if self.shard.config.pd.on_missing_kv == OnMissingKv::Error {
-            self.account.outcome = Some((Outcome::Failed, reason));
+            self.stats.outcome = Some((Outcome::Failed, reason));
             return Err(Fault::HandoffMissing);
         }
-        self.account.outcome = Some((Outcome::LocalFallback, reason));
+        self.stats.outcome = Some((Outcome::LocalFallback, reason));
         Ok(())
     }
 
@@ -183,7 +183,7 @@ impl<N: Net> Exchange<'_, N> {
         send_limit: Limit,
     ) -> Result<Response, LegFault> {
         self.enter(Phase::FirstByte);
-        self.account.attempts += 1;
+        self.stats.attempts += 1;
         let begun = self.shard.net.now();
         let target = self.shard.decoder_target(split.decoder);
         let head = self.spliced_head(target, leg)?;

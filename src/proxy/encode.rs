@@ -65,7 +65,7 @@ impl<N: Net> Exchange<'_, N> {
         leg: Leg,
         index: usize,
     ) -> EncodeTask<N> {
-        self.account.attempts += 1;
+        self.stats.attempts += 1;
         let shard = self.shard;
         let head = self.encode_head(target, &leg, index);
         let traced = self.trace.detach();
@@ -102,8 +102,8 @@ impl<N: Net> Exchange<'_, N> {
         head.extend_from_slice(b"-enc-");
         h1::push_decimal(&mut head, index as u64);
         head.extend_from_slice(b"\r\n");
-        let told = self.trace_leg(Role::Encode, target, Some(leg));
-        self.push_trace(&mut head, told);
+        let trace_headers = self.trace_leg(Role::Encode, target, Some(leg));
+        self.push_trace(&mut head, trace_headers);
         finish_head(&mut head, leg);
         head
     }
@@ -144,11 +144,11 @@ impl<N: Net> Exchange<'_, N> {
                     detail.push_str(": ");
                     detail.push_str(&String::from_utf8_lossy(shown));
                 }
-                self.account.detail = Some(detail);
+                self.stats.detail = Some(detail);
                 Err(Fault::EncodeStatus(response.head.status))
             }
             Err(fault) => {
-                self.account.detail = Some(format!("item {index}"));
+                self.stats.detail = Some(format!("item {index}"));
                 Err(fault.fault(Role::Encode))
             }
         }

@@ -44,12 +44,12 @@ pub(super) struct Exchange<'a, N: Net> {
     /// The protocol change the client asked for has been passed on.
     pub(super) upgrade_sent: bool,
     pub(super) request_id: RequestId,
-    pub(super) account: Account,
+    pub(super) stats: RequestStats,
     pub(super) trace: Trace,
 }
 
 /// What is noted about a request for metrics and the access log.
-pub(super) struct Account {
+pub(super) struct RequestStats {
     pub(super) route: metrics::Route,
     pub(super) started: Moment,
     /// Status the client was sent; 0 as long as nothing was.
@@ -81,7 +81,7 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
             return refuse_head(shard, client, fault).await;
         }
     };
-    let running = Running::begin(&shard.metrics, exchange.account.route);
+    let running = Running::begin(&shard.metrics, exchange.stats.route);
     let served = exchange.serve().await;
     let next = exchange.conclude(served).await;
     running.end(exchange.note());
@@ -172,7 +172,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         let request_id = RequestId::choose(theirs, unix_ms, random);
         let route = route_label(Route::of(head.method, head.target.of(&bytes)));
         let trace = Trace::begin(shard, &head, &bytes, started);
-        let account = Account {
+        let stats = RequestStats {
             route,
             started,
             status: 0,
@@ -199,7 +199,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             sent_whole: false,
             upgrade_sent: false,
             request_id,
-            account,
+            stats,
             trace,
         };
         if framing == Framing::None {
@@ -225,7 +225,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         let route = Route::of(self.head.method, self.head.target.of(&self.bytes));
         if matches!(route, Route::Intercepted(_)) {
             // Whatever it ends in, it is counted; what becomes of it is decided below.
-            self.account.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
+            self.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
         }
         if self.head.method == Method::Connect {
             return Err(Fault::Connect);
@@ -243,19 +243,19 @@ impl<'a, N: Net> Exchange<'a, N> {
             Route::Intercepted(api) => {
                 self.trace_forward(api);
                 let mut routing = self.routing().map_err(|error| {
-                    self.account.outcome = Some((Outcome::Failed, Reason::BadTarget));
+                    self.stats.outcome = Some((Outcome::Failed, Reason::BadTarget));
                     Fault::Target(error)
                 })?;
                 self.trace_routing(&routing);
                 if let Err(fault) = self.shard.admit(&mut routing.prefillers) {
-                    self.account.outcome = Some((Outcome::Failed, Reason::TargetDenied));
+                    self.stats.outcome = Some((Outcome::Failed, Reason::TargetDenied));
                     self.note_prefill_target(&routing.prefillers[0]);
                     self.trace_denied(&routing.prefillers[0]);
                     return Err(fault);
                 }
                 let is_cut = api == Api::Chat && self.shard.config.pd.decode_chunk_tokens.is_some();
                 if routing.is_local() && !is_cut {
-                    self.account.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
+                    self.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
                     self.forward(decoder, Some(api), expects).await
                 } else {
                     self.split(api, routing, decoder, expects).await
@@ -314,7 +314,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         let extra = Forwarded {
             request_id: uuid.map_or(self.request_id.as_bytes(), |uuid| uuid.as_str().as_bytes()),
             rank: leg.and_then(|leg| leg.rank),
-            told: self.trace_leg(role, target, leg),
+            trace_headers: self.trace_leg(role, target, leg),
             client_ip: self.client.conn.peer_ip(),
             target,
             accept_encoding,
@@ -362,12 +362,12 @@ impl<'a, N: Net> Exchange<'a, N> {
                 is_head: self.head.method == Method::Head,
             },
         );
-        self.account.status = status;
-        self.account.bytes_out += out.len() as u64;
+        self.stats.status = status;
+        self.stats.bytes_out += out.len() as u64;
         self.client
             .send(self.shard, &[std::io::IoSlice::new(&out)])
             .await?;
-        self.account.complete = true;
+        self.stats.complete = true;
         self.shard.recycle(out);
         Ok(())
     }
@@ -383,13 +383,13 @@ impl<'a, N: Net> Exchange<'a, N> {
             };
         };
         self.shard.note_fault(fault);
-        self.account.fault = Some(fault);
+        self.stats.fault = Some(fault);
         if matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
             self.shard.metrics.client_left(self.client.phase.get());
-            if self.account.status == 0 {
+            if self.stats.status == 0 {
                 self.set_failed(Reason::ClientGone);
             }
-            if self.account.status == 0 {
+            if self.stats.status == 0 {
                 self.client.conn.abort();
             } else {
                 // It may still read what it has: that must not look like the whole answer.
@@ -398,7 +398,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             return Next::Close;
         }
         self.set_failed(reason_of(fault));
-        if self.account.status != 0 {
+        if self.stats.status != 0 {
             // The head is out: only the missing end can tell the client.
             return Next::Close;
         }
@@ -406,7 +406,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             // Where one reading was refused, no other begins.
             self.keep_alive = false;
         }
-        let body = fault.body_with(self.account.detail.as_deref());
+        let body = fault.body_with(self.stats.detail.as_deref());
         let responded = self
             .respond_local(
                 fault.status(),
@@ -424,7 +424,7 @@ impl<'a, N: Net> Exchange<'a, N> {
 
     /// A split or local request that failed counts as failed, with the first reason noted.
     pub(super) fn set_failed(&mut self, reason: Reason) {
-        if let Some((outcome, noted)) = &mut self.account.outcome {
+        if let Some((outcome, noted)) = &mut self.stats.outcome {
             if *outcome != Outcome::Failed {
                 *noted = reason;
             }
@@ -435,15 +435,15 @@ impl<'a, N: Net> Exchange<'a, N> {
     /// Notes the finished request in the access log; how it is to be counted, and its length.
     fn note(&mut self) -> (CodeClass, u64) {
         self.trace_end();
-        let account = &self.account;
-        let total_us = micros_since(self.shard.net.clock(), account.started);
+        let stats = &self.stats;
+        let total_us = micros_since(self.shard.net.clock(), stats.started);
         let metrics = &self.shard.metrics;
-        let class = if account.complete {
-            CodeClass::of(account.status)
+        let class = if stats.complete {
+            CodeClass::of(stats.status)
         } else {
             CodeClass::Aborted
         };
-        if let Some((outcome, reason)) = account.outcome {
+        if let Some((outcome, reason)) = stats.outcome {
             metrics.pd(outcome, reason);
         }
         self.log_access(total_us);

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::trace::Told;
+use super::trace::TraceHeaders;
 use crate::fleet::Target;
 use crate::h1::{
     self, Field, Framing, HeadError, HopFilter, Method, Name, RequestHead, ResponseHead,
@@ -21,7 +21,7 @@ pub(super) struct Forwarded<'a> {
     /// The engine's data-parallel rank, where the proxy names one.
     pub(super) rank: Option<u32>,
     /// What it is told of the request's trace, in place of the client's fields.
-    pub(super) told: Option<Told>,
+    pub(super) trace_headers: Option<TraceHeaders>,
 }
 
 /// Writes the request line and every field but the framing ones, without the blank line.
@@ -53,7 +53,9 @@ pub(super) fn push_request(
     }
     for field in &head.fields {
         let is_replaced = (extra.rank.is_some() && field.known == Name::XDataParallelRank)
-            || extra.told.is_some_and(|told| told.replaces(field.known));
+            || extra
+                .trace_headers
+                .is_some_and(|trace_headers| trace_headers.replaces(field.known));
         if is_forwarded(field, absolute.is_some(), extra.accept_encoding)
             && !is_replaced
             && !h1::drop_field(field, bytes, &filter)
@@ -62,8 +64,8 @@ pub(super) fn push_request(
         }
     }
     h1::push_field(out, b"x-request-id", extra.request_id);
-    if let Some(told) = &extra.told {
-        told.push(out);
+    if let Some(trace_headers) = &extra.trace_headers {
+        trace_headers.push(out);
     }
     if let Some(rank) = extra.rank {
         push_decimal_field(out, b"x-data-parallel-rank: ", u64::from(rank));

@@ -14,32 +14,32 @@ impl<N: Net> Exchange<'_, N> {
     pub(super) fn log_access(&self, total_us: u64) {
         let mut access = self.shard.access.borrow_mut();
         let Some(ring) = &mut *access else { return };
-        let account = &self.account;
+        let stats = &self.stats;
         let unix = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let ended = u64::try_from(unix.as_micros()).unwrap_or(0);
         let (ended_by, ended_at) = self.ended();
-        let (outcome, reason) = account.outcome.unzip();
+        let (outcome, reason) = stats.outcome.unzip();
         let record = Record {
             unix_micros: ended.saturating_sub(total_us),
             id: Inline::new(self.request_id.as_bytes()),
-            route: account.route,
+            route: stats.route,
             method: Inline::new(self.head.method_span.of(&self.bytes)),
-            status: account.status,
+            status: stats.status,
             ended_by,
             ended_at,
             client: self.client.conn.peer_ip(),
-            prefill: Inline::new(account.prefill_target.as_bytes()),
+            prefill: Inline::new(stats.prefill_target.as_bytes()),
             outcome,
             reason: reason.unwrap_or(Reason::None),
-            attempts: account.attempts,
-            bytes_in: account.bytes_in,
-            bytes_out: account.bytes_out,
-            prefill_micros: (account.prefill_us > 0).then_some(account.prefill_us),
-            ttft_micros: (account.ttft_us > 0).then_some(account.ttft_us),
+            attempts: stats.attempts,
+            bytes_in: stats.bytes_in,
+            bytes_out: stats.bytes_out,
+            prefill_micros: (stats.prefill_us > 0).then_some(stats.prefill_us),
+            ttft_micros: (stats.ttft_us > 0).then_some(stats.ttft_us),
             total_micros: total_us,
-            proxy_micros: account.proxy_ns / 1000,
+            proxy_micros: stats.proxy_ns / 1000,
         };
         if !ring.push(record) {
             self.shard.metrics.access_log_dropped();
@@ -49,12 +49,12 @@ impl<N: Net> Exchange<'_, N> {
     /// Keeps the prefiller's name for the log, if there is one.
     pub(super) fn note_prefill_target(&mut self, target: &Target) {
         if self.shard.access.borrow().is_some() {
-            self.account.prefill_target = target.to_string();
+            self.stats.prefill_target = target.to_string();
         }
     }
 
     fn ended(&self) -> (EndedBy, EndedAt) {
-        let Some(fault) = self.account.fault else {
+        let Some(fault) = self.stats.fault else {
             return (EndedBy::Nobody, EndedAt::Complete);
         };
         let by = match (fault.blame(), fault) {

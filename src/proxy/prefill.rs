@@ -9,7 +9,7 @@ use super::leg::{LegFault, Response, Upstream};
 use super::relay::Rewrite;
 use super::run::{Attempt, Call, Collected, Limits, Runs, finish_head};
 use super::shard::leg_role;
-use super::split::{Settled, Split, too_many};
+use super::split::{PendingResponse, Split, too_many};
 use crate::config::{KvConnector, OnPrefillFailure};
 use crate::fault::Fault;
 use crate::fleet::Target;
@@ -58,7 +58,7 @@ pub(super) enum Prefill<N: Net> {
     /// An answer to go on with, and who gave it.
     Done(Prefilled, Peer),
     /// An error that is the client's answer.
-    Refused(Settled<N>),
+    Refused(PendingResponse<N>),
 }
 
 impl<N: Net> Exchange<'_, N> {
@@ -67,25 +67,25 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         split: &mut Split,
         targets: &[Target],
-    ) -> Result<Settled<N>, Fault> {
+    ) -> Result<PendingResponse<N>, Fault> {
         let (mut prefilled, peer) = match self.prefill(split, targets).await? {
             Prefill::Done(prefilled, peer) => (prefilled, peer),
-            Prefill::Refused(settled) => return Ok(settled),
+            Prefill::Refused(pending) => return Ok(pending),
         };
         if split.connector() == KvConnector::Nixlv2 {
             self.cut(split);
         }
-        let settled = if self.client.has_left(self.shard).await {
+        let pending = if self.client.has_left(self.shard).await {
             Err(Fault::ClientGone)
         } else {
             self.decode(split, &peer, &mut prefilled).await
         };
-        if settled.is_err()
+        if pending.is_err()
             && let Some(handoff) = prefilled.stranded()
         {
             self.note_stranded(split, &handoff);
         }
-        settled
+        pending
     }
 
     /// Runs the prefill leg until it gave an answer to go on with, or one for the client.
@@ -101,12 +101,12 @@ impl<N: Net> Exchange<'_, N> {
             self.enter(Phase::Prefill);
             let target = &targets[candidate];
             self.note_prefill_target(target);
-            self.account.attempts += 1;
+            self.stats.attempts += 1;
             let begun = self.shard.net.now();
             let peer = split.peer(target);
             let attempt = self.prefill_once(split, target, &peer).await;
             let now = self.shard.net.now();
-            self.account.prefill_us = micros_since(now, started);
+            self.stats.prefill_us = micros_since(now, started);
             let took = micros_since(now, begun);
             self.shard.metrics.leg(leg_role(Role::Prefill), took);
             self.trace.prefilled(&self.shard.net, &attempt);
@@ -210,7 +210,7 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         upstream: Upstream<N>,
         response: Response,
-    ) -> Result<Settled<N>, Fault> {
+    ) -> Result<PendingResponse<N>, Fault> {
         let status = response.head.status;
         let pd = &self.shard.config.pd;
         let is_hidden = pd.hide_prefill_errors || pd.on_prefill_failure == OnPrefillFailure::Decode;
@@ -224,10 +224,10 @@ impl<N: Net> Exchange<'_, N> {
             return Err(Fault::PrefillStatus(status));
         }
         let fault = Fault::PrefillStatus(status);
-        self.account.outcome = Some((Outcome::Failed, Reason::PrefillStatus));
-        self.account.fault = Some(fault);
+        self.stats.outcome = Some((Outcome::Failed, Reason::PrefillStatus));
+        self.stats.fault = Some(fault);
         self.shard.note_fault(fault);
-        Ok(Settled {
+        Ok(PendingResponse {
             upstream,
             response,
             rewrite: Rewrite::None,

@@ -114,11 +114,11 @@ impl<N: Net> Exchange<'_, N> {
             .recycle_fields(std::mem::take(&mut response.head.fields));
         self.enter(Phase::Streaming);
         let relayed = self.relay_body(&upstream, &mut relay).await;
-        self.account.bytes_out += relay.received;
+        self.stats.bytes_out += relay.received;
         match relayed {
             // Clients close at `[DONE]` without reading on: they have had their answer.
             Err(Fault::ClientGone) if relay.said_done => {
-                self.account.complete = true;
+                self.stats.complete = true;
                 self.keep_alive = false;
                 return Ok(());
             }
@@ -127,7 +127,7 @@ impl<N: Net> Exchange<'_, N> {
         if is_open_ended {
             self.client.conn.close_cleanly();
         }
-        self.account.complete = true;
+        self.stats.complete = true;
         if engine_keeps && self.sent_whole && !relay.has_surplus {
             upstream.release(self.shard);
         }
@@ -198,13 +198,13 @@ impl<N: Net> Exchange<'_, N> {
         };
         head::push_response(&mut out, &response.head, &response.bytes, outgoing, &extra)
             .map_err(|_| Fault::DecodeResponse)?;
-        self.account.status = response.head.status;
+        self.stats.status = response.head.status;
         if outgoing == Outgoing::UntilClose {
             // The end of the connection will be the end of the answer, so whatever ends it early,
             // the end of this process included, must not look like that.
             self.client.conn.reset_on_close();
         }
-        self.account.bytes_out += (out.len() + body.len()) as u64;
+        self.stats.bytes_out += (out.len() + body.len()) as u64;
         self.client
             .send(self.shard, &[IoSlice::new(&out), IoSlice::new(&body)])
             .await?;
@@ -216,7 +216,7 @@ impl<N: Net> Exchange<'_, N> {
         let took = sent.since(received);
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.shard.metrics.overhead(Direction::FirstByte, took_ns);
-        self.account.proxy_ns += took_ns;
+        self.stats.proxy_ns += took_ns;
         self.shard.recycle(out);
         self.shard.recycle(body);
         Ok(())
@@ -307,10 +307,10 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     fn note_first_token(&mut self, sent: Moment) {
-        let waited = micros_since(sent, self.account.started).max(1);
-        self.account.ttft_us = waited;
-        if self.account.outcome.is_some() && self.account.status < 300 {
-            self.shard.metrics.ttft(self.account.route, waited);
+        let waited = micros_since(sent, self.stats.started).max(1);
+        self.stats.ttft_us = waited;
+        if self.stats.outcome.is_some() && self.stats.status < 300 {
+            self.shard.metrics.ttft(self.stats.route, waited);
         }
     }
 }

@@ -97,7 +97,7 @@ impl Split {
 }
 
 /// An answer that is the client's: its head is there, the rest is to be relayed.
-pub(super) struct Settled<N: Net> {
+pub(super) struct PendingResponse<N: Net> {
     pub(super) upstream: Upstream<N>,
     pub(super) response: Response,
     pub(super) rewrite: Rewrite,
@@ -117,7 +117,7 @@ impl<N: Net> Exchange<'_, N> {
         expects: bool,
     ) -> Result<(), Fault> {
         let targets = routing.prefillers;
-        self.account.outcome = Some(if targets.is_empty() {
+        self.stats.outcome = Some(if targets.is_empty() {
             (Outcome::LocalPolicy, Reason::NoPrefiller)
         } else {
             (Outcome::Remote, Reason::None)
@@ -161,7 +161,7 @@ impl<N: Net> Exchange<'_, N> {
             // The encoders' time is not ours.
             received = self.shard.net.clock();
         }
-        let settled = if targets.is_empty() {
+        let pending = if targets.is_empty() {
             self.note_request_overhead(received);
             if split.source.is_none() {
                 self.cut(&mut split);
@@ -171,15 +171,15 @@ impl<N: Net> Exchange<'_, N> {
             self.run_legs(&mut split, &targets, received).await?
         };
         if split.chunk.is_some() {
-            return Box::pin(self.respond_in_chunks(split, settled)).await;
+            return Box::pin(self.respond_in_chunks(split, pending)).await;
         }
         // The answer may take minutes, and nothing needs the prompt any more.
         drop(split);
-        let Settled {
+        let PendingResponse {
             upstream,
             response,
             rewrite,
-        } = settled;
+        } = pending;
         Box::pin(self.relay(upstream, response, rewrite)).await
     }
 
@@ -188,7 +188,7 @@ impl<N: Net> Exchange<'_, N> {
         split: &mut Split,
         targets: &[Target],
         received: Moment,
-    ) -> Result<Settled<N>, Fault> {
+    ) -> Result<PendingResponse<N>, Fault> {
         let kv_connector = split.config.pd.connector;
         let mut plan = connector::plan(kv_connector, &split.material()).map_err(too_many)?;
         if matches!(plan, Plan::Split) && self.names_self(&targets[0]).await? {
@@ -197,21 +197,21 @@ impl<N: Net> Exchange<'_, N> {
         }
         self.note_request_overhead(received);
         if let Plan::Local(reason, leg) = plan {
-            self.account.outcome = Some((Outcome::LocalPolicy, reason));
+            self.stats.outcome = Some((Outcome::LocalPolicy, reason));
             return self.decode_local(split, &leg).await;
         }
         let order = connector::order(kv_connector, &split.material());
-        let settled = match order {
+        let pending = match order {
             Order::Serial => self.serial(split, targets).await,
             Order::Together => Box::pin(self.together(split, targets)).await,
             Order::DecodeFirst => Box::pin(self.decode_first(split, targets)).await,
         };
-        let fault = match settled {
+        let fault = match pending {
             Err(fault) if self.may_fall_back(fault) => fault,
-            settled => return settled,
+            pending => return pending,
         };
         self.shard.note_fault(fault);
-        self.account.outcome = Some((Outcome::LocalFallback, reason_of(fault)));
+        self.stats.outcome = Some((Outcome::LocalFallback, reason_of(fault)));
         let leg = split.material().local_leg().map_err(too_many)?;
         self.decode_local(split, &leg).await
     }
@@ -219,12 +219,12 @@ impl<N: Net> Exchange<'_, N> {
     /// Whether the decoder serves a request alone whose prefill leg ended in this fault.
     fn may_fall_back(&self, fault: Fault) -> bool {
         self.shard.config.pd.on_prefill_failure == OnPrefillFailure::Decode
-            && self.account.status == 0
+            && self.stats.status == 0
             && fault.is_prefill()
     }
 
     /// Decodes without a prefiller: with what encoders or a peer's cache have for it.
-    async fn decode_alone(&mut self, split: &Split) -> Result<Settled<N>, Fault> {
+    async fn decode_alone(&mut self, split: &Split) -> Result<PendingResponse<N>, Fault> {
         let material = split.material();
         let leg: Result<Leg, EditError> = match split.source.as_deref() {
             Some((_, source)) if split.encoded.is_none() => material.source_leg(&source.params()),
@@ -238,7 +238,7 @@ impl<N: Net> Exchange<'_, N> {
         let took = self.shard.net.clock().since(since).as_nanos();
         let took_ns = u64::try_from(took).unwrap_or(u64::MAX);
         self.shard.metrics.overhead(Direction::Request, took_ns);
-        self.account.proxy_ns += took_ns;
+        self.stats.proxy_ns += took_ns;
     }
 
     /// Whether a target is this proxy or its own decoder. A name that does not resolve in time is

@@ -4,7 +4,7 @@
 use super::client::{Limit, Watch};
 use super::exchange::Exchange;
 use super::leg::{LegFault, Waits};
-use super::split::{Settled, Split, too_many};
+use super::split::{PendingResponse, Split, too_many};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Method, Name};
@@ -28,26 +28,26 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         split: &mut Split,
         targets: &[Target],
-    ) -> Result<Settled<N>, Fault> {
+    ) -> Result<PendingResponse<N>, Fault> {
         let leg = split.material().local_leg().map_err(too_many)?;
         // Its answer is read here, so it must not come encoded.
         let take = Take::Whole;
-        let mut settled = self.decode_local(split, &Leg { take, ..leg }).await?;
-        match self.verdict(&mut settled).await? {
+        let mut pending = self.decode_local(split, &Leg { take, ..leg }).await?;
+        match self.verdict(&mut pending).await? {
             Verdict::Threshold => {
-                drop(settled);
+                drop(pending);
                 self.serial(split, targets).await
             }
             Verdict::Open | Verdict::Served => {
-                self.account.outcome = Some((Outcome::LocalPolicy, Reason::StoreHit));
-                Ok(settled)
+                self.stats.outcome = Some((Outcome::LocalPolicy, Reason::StoreHit));
+                Ok(pending)
             }
         }
     }
 
     /// Reads as much of an answer as its verdict needs; what was read stays in it.
-    async fn verdict(&self, settled: &mut Settled<N>) -> Result<Verdict, Fault> {
-        let response = &mut settled.response;
+    async fn verdict(&self, pending: &mut PendingResponse<N>) -> Result<Verdict, Fault> {
+        let response = &mut pending.response;
         let is_encoded = response.head.field(Name::ContentEncoding).is_some();
         if !(200..300).contains(&response.head.status) || is_encoded {
             return Ok(Verdict::Served);
@@ -63,7 +63,7 @@ impl<N: Net> Exchange<'_, N> {
             payload: Vec::new(),
             bytes_max: self.shard.config.pd.prefill_response_bytes_max,
         };
-        let conn = settled.upstream.conn();
+        let conn = pending.upstream.conn();
         loop {
             match holding.read(response.rest()) {
                 Verdict::Open => {}

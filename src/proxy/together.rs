@@ -16,7 +16,7 @@ use super::leg::{Fresh, LegFault, Legs, Response, Upstream, Waits};
 use super::relay::Rewrite;
 use super::run::{Attempt, Call, Limits, Runs};
 use super::shard::{Shard, TaskGuard, leg_role};
-use super::split::{Settled, Split, too_many};
+use super::split::{PendingResponse, Split, too_many};
 use super::task::LegTask;
 use crate::config::KvConnector;
 use crate::fault::Fault;
@@ -43,7 +43,7 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         split: &mut Split,
         targets: &[Target],
-    ) -> Result<Settled<N>, Fault> {
+    ) -> Result<PendingResponse<N>, Fault> {
         let mut fresh = Fresh::Pooled;
         loop {
             self.enter(Phase::Prefill);
@@ -62,7 +62,7 @@ impl<N: Net> Exchange<'_, N> {
                         // Nobody will fetch what is prefilled.
                         task.on_drop(Departure::End);
                     }
-                    return Ok(Settled {
+                    return Ok(PendingResponse {
                         upstream,
                         response,
                         rewrite: Rewrite::None,
@@ -136,7 +136,7 @@ impl<N: Net> Exchange<'_, N> {
         leg: Leg,
         upstream: Upstream<N>,
     ) -> Result<PrefillTask<N>, Fault> {
-        self.account.attempts += 1;
+        self.stats.attempts += 1;
         let shard = self.shard;
         let head = self.spliced_head(target, &leg)?;
         let traced = self.trace.detach();

@@ -44,14 +44,14 @@ pub(super) enum Trace {
     /// Tracing is off: the client's fields pass as they are.
     Off,
     /// Nobody records it, which the engines are told.
-    Unrecorded(Told),
+    Unrecorded(TraceHeaders),
     /// It is recorded.
     Recorded(Box<Recording>),
 }
 
 /// What an engine is told. Flat, because it lies beside every wait of a request.
 #[derive(Clone, Copy)]
-pub(super) struct Told {
+pub(super) struct TraceHeaders {
     trace_id: u128,
     span_id: u64,
     flags: u8,
@@ -68,7 +68,7 @@ pub(super) struct Recording {
     keeps_state: bool,
 }
 
-impl Told {
+impl TraceHeaders {
     const fn new(context: TraceContext, keeps_state: bool) -> Self {
         Self {
             trace_id: context.trace_id,
@@ -123,7 +123,7 @@ impl Trace {
         });
         let keeps_state = heard.is_some();
         if !context.is_sampled() {
-            return Self::Unrecorded(Told::new(context, keeps_state));
+            return Self::Unrecorded(TraceHeaders::new(context, keeps_state));
         }
         let (parent_id, context) = match heard {
             Some(heard) => (heard.span_id, heard.child(net.random())),
@@ -321,10 +321,15 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Begins a leg to `target`; what its head says of the trace. `leg`: it is one of a request
     /// that is split.
-    pub(super) fn trace_leg(&self, role: Role, target: &Target, leg: Option<&Leg>) -> Option<Told> {
+    pub(super) fn trace_leg(
+        &self,
+        role: Role,
+        target: &Target,
+        leg: Option<&Leg>,
+    ) -> Option<TraceHeaders> {
         let recording = match &self.trace {
             Trace::Off => return None,
-            Trace::Unrecorded(told) => return Some(*told),
+            Trace::Unrecorded(trace_headers) => return Some(*trace_headers),
             Trace::Recorded(recording) => recording,
         };
         let net = &self.shard.net;
@@ -349,16 +354,18 @@ impl<N: Net> Exchange<'_, N> {
             now_ns: recording.clock.at(net.clock()),
             ids: [net.random(), net.random(), net.random()],
         });
-        Some(Told::new(context, recording.keeps_state))
+        Some(TraceHeaders::new(context, recording.keeps_state))
     }
 
     /// Writes what an engine is told into a head that is not made of the client's.
-    pub(super) fn push_trace(&self, out: &mut Vec<u8>, told: Option<Told>) {
-        let Some(told) = told else { return };
-        told.push(out);
+    pub(super) fn push_trace(&self, out: &mut Vec<u8>, trace_headers: Option<TraceHeaders>) {
+        let Some(trace_headers) = trace_headers else {
+            return;
+        };
+        trace_headers.push(out);
         for field in &self.head.fields {
-            let is_told = matches!(field.known, Name::Tracestate | Name::Baggage);
-            if is_told && !told.replaces(field.known) {
+            let goes_on = matches!(field.known, Name::Tracestate | Name::Baggage);
+            if goes_on && !trace_headers.replaces(field.known) {
                 let (name, value) = (field.name.of(&self.bytes), field.value.of(&self.bytes));
                 h1::push_field(out, name, value);
             }
@@ -370,7 +377,7 @@ impl<N: Net> Exchange<'_, N> {
         let Trace::Recorded(recording) = std::mem::replace(&mut self.trace, Trace::Off) else {
             return;
         };
-        let outcome = self.account.outcome.map(|(outcome, reason)| {
+        let outcome = self.stats.outcome.map(|(outcome, reason)| {
             let reason = match reason {
                 Reason::None => None,
                 // As pd-sidecar has it.
@@ -381,8 +388,8 @@ impl<N: Net> Exchange<'_, N> {
         });
         let finish = Finish {
             now_ns: recording.clock.at(self.shard.net.clock()),
-            status: self.account.status,
-            error: self.account.fault.map(|fault| match fault {
+            status: self.stats.status,
+            error: self.stats.fault.map(|fault| match fault {
                 // As pd-sidecar has it.
                 Fault::TargetDenied => "ssrf_protection_denied",
                 fault => fault.label(),

@@ -58,7 +58,7 @@ impl<N: Net> Exchange<'_, N> {
             &extra,
         )
         .map_err(|_| Fault::DecodeResponse)?;
-        self.account.status = 101;
+        self.stats.status = 101;
         self.enter(Phase::Streaming);
         self.client.send(self.shard, &[IoSlice::new(&out)]).await?;
         let mut down = Lane {
@@ -73,7 +73,7 @@ impl<N: Net> Exchange<'_, N> {
         };
         self.keep_alive = false;
         self.run_tunnel(&upstream, &mut down, &mut up).await?;
-        self.account.complete = true;
+        self.stats.complete = true;
         Ok(())
     }
 

@@ -145,7 +145,7 @@ impl<N: Net> Exchange<'_, N> {
         if taken < early.len() {
             self.client.put_back(&early[taken..]);
         }
-        self.account.bytes_in += taken as u64;
+        self.stats.bytes_in += taken as u64;
         upload.finish_if_done()?;
         self.body_done = upload.meter.is_done();
         Ok(())
@@ -199,7 +199,7 @@ impl<N: Net> Exchange<'_, N> {
         }
         self.sent_whole = sent;
         self.enter(Phase::FirstByte);
-        self.account.attempts += 1;
+        self.stats.attempts += 1;
         let wait = self.shard.config.timeouts.first_byte;
         let begun = self.shard.net.now();
         let limit = Limit::of(begun, wait, Fault::FirstByteTimeout);
@@ -274,7 +274,7 @@ impl<N: Net> Exchange<'_, N> {
         match received {
             Ok((0, _)) => Err(client.note_gone()),
             Ok((n, passed)) => {
-                self.account.bytes_in += n as u64;
+                self.stats.bytes_in += n as u64;
                 let passed = passed?;
                 upload.finish_if_done()?;
                 self.body_done = upload.meter.is_done();
@@ -293,7 +293,7 @@ impl<N: Net> Exchange<'_, N> {
     fn note_spliced(&mut self, upload: &mut Upload<N>, bytes: usize) {
         let counted = upload.meter.skip(bytes as u64);
         debug_assert!(counted, "no more was received than remained");
-        self.account.bytes_in += bytes as u64;
+        self.stats.bytes_in += bytes as u64;
         self.shard.metrics.spliced_bytes(bytes as u64);
         self.body_done = upload.meter.is_done();
     }
