@@ -5,7 +5,7 @@
 
 use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
-use super::leg::{Fresh, LegFault, Legs, Response, Upstream};
+use super::leg::{LegFault, Legs, Response, Reuse, Upstream};
 use super::prefill::Prefilled;
 use super::relay::Rewrite;
 use super::run::{Call, Limits, Runs};
@@ -36,10 +36,10 @@ impl<N: Net> Exchange<'_, N> {
         leg: &Leg,
     ) -> Result<PendingResponse<N>, Fault> {
         let target = self.shard.decoder_target(split.decoder);
-        let mut fresh = Fresh::Pooled;
+        let mut reuse = Reuse::Allowed;
         loop {
             let connected = self
-                .connect(split.decoder, target, Role::Decode, fresh, Limit::NONE)
+                .connect(split.decoder, target, Role::Decode, reuse, Limit::NONE)
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             match self.decode_once(&upstream, split, leg, Limit::NONE).await {
@@ -50,9 +50,9 @@ impl<N: Net> Exchange<'_, N> {
                         rewrite: Rewrite::None,
                     });
                 }
-                Err(LegFault::Died) if upstream.reused && fresh == Fresh::Pooled => {
+                Err(LegFault::ConnectionClosed) if upstream.reused && reuse == Reuse::Allowed => {
                     self.shard.metrics.replay();
-                    fresh = Fresh::New;
+                    reuse = Reuse::Never;
                 }
                 Err(fault) => return Err(fault.fault(Role::Decode)),
             }
@@ -68,12 +68,12 @@ impl<N: Net> Exchange<'_, N> {
     ) -> Result<PendingResponse<N>, Fault> {
         let target = self.shard.decoder_target(split.decoder);
         let cached_tokens = prefilled.held.as_ref().map_or(0, |held| held.cached_tokens);
-        let mut fresh = Fresh::Pooled;
+        let mut reuse = Reuse::Allowed;
         let mut repeated = false;
         loop {
             // The connection first: the handoff must be fresh when it leaves, not before.
             let connected = self
-                .connect(split.decoder, target, Role::Decode, fresh, Limit::NONE)
+                .connect(split.decoder, target, Role::Decode, reuse, Limit::NONE)
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             let (leg, carries) = self.decode_leg(split, peer, prefilled, repeated)?;
@@ -110,12 +110,12 @@ impl<N: Net> Exchange<'_, N> {
                     self.go_on_without(Reason::StaleKv)?;
                     repeated = true;
                 }
-                Err(LegFault::Died) if upstream.reused && fresh != Fresh::New => {
+                Err(LegFault::ConnectionClosed) if upstream.reused && reuse != Reuse::Never => {
                     self.shard.metrics.replay();
                 }
                 Err(fault) => return Err(fault.fault(Role::Decode)),
             }
-            fresh = Fresh::New;
+            reuse = Reuse::Never;
         }
     }
 

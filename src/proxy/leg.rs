@@ -29,7 +29,7 @@ pub(super) enum LegFault {
     /// None did in time.
     ConnectTimeout,
     /// The connection ended before the first answer byte.
-    Died,
+    ConnectionClosed,
     /// The answer is not HTTP/1.1.
     BadResponse,
     /// The answer, which is read here, is longer than `--max-prefill-answer`.
@@ -44,16 +44,16 @@ impl LegFault {
         match (self, role) {
             (Self::Refused, Role::Decode) => Fault::DecodeRefused,
             (Self::ConnectTimeout, Role::Decode) => Fault::DecodeConnectTimeout,
-            (Self::Died, Role::Decode) => Fault::DecodeReset,
+            (Self::ConnectionClosed, Role::Decode) => Fault::DecodeReset,
             (Self::BadResponse, Role::Decode) => Fault::DecodeResponse,
             (Self::Refused | Self::ConnectTimeout, Role::Prefill) => Fault::PrefillConnect,
-            (Self::Died, Role::Prefill) => Fault::PrefillReset,
+            (Self::ConnectionClosed, Role::Prefill) => Fault::PrefillReset,
             (Self::BadResponse, Role::Prefill) => Fault::PrefillResponse,
             (Self::Refused | Self::ConnectTimeout, Role::Encode) => Fault::EncodeConnect,
-            (Self::Died, Role::Encode) => Fault::EncodeReset,
+            (Self::ConnectionClosed, Role::Encode) => Fault::EncodeReset,
             (Self::BadResponse, Role::Encode) => Fault::EncodeResponse,
             (
-                Self::Refused | Self::ConnectTimeout | Self::Died | Self::BadResponse,
+                Self::Refused | Self::ConnectTimeout | Self::ConnectionClosed | Self::BadResponse,
                 Role::Bootstrap,
             ) => Fault::Bootstrap,
             (Self::TooLarge, Role::Prefill) => Fault::PrefillResponseTooLarge,
@@ -120,11 +120,11 @@ impl Drop for Active {
 
 /// Which connection a leg may run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fresh {
+pub(super) enum Reuse {
     /// A pooled one that was looked at this instant and was silent.
-    Pooled,
+    Allowed,
     /// A new one.
-    New,
+    Never,
 }
 
 /// Whoever runs a leg: what its waits end with besides the awaited event.
@@ -191,11 +191,11 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         id: EndpointId,
         target: &Target,
         role: Role,
-        fresh: Fresh,
+        reuse: Reuse,
         limit: Limit,
     ) -> Result<Upstream<N>, LegFault> {
         let active = Active::new(&self.shard().metrics, role);
-        if fresh != Fresh::New
+        if reuse != Reuse::Never
             && let Some(conn) = self.shard().pools.checkout(id)
         {
             return Ok(Upstream {
@@ -442,11 +442,11 @@ impl Response {
         });
         let nothing_yet = self.bytes.is_empty() && self.interim == 0;
         match received {
-            Ok(0) if nothing_yet => Err(LegFault::Died),
+            Ok(0) if nothing_yet => Err(LegFault::ConnectionClosed),
             Ok(0) => Err(LegFault::BadResponse),
             Ok(_) => self.parse(),
             Err(error) if would_block(&error) => Ok(()),
-            Err(_) if nothing_yet => Err(LegFault::Died),
+            Err(_) if nothing_yet => Err(LegFault::ConnectionClosed),
             Err(_) => Err(LegFault::BadResponse),
         }
     }

@@ -124,7 +124,7 @@ impl<N: Net> Exchange<'_, N> {
             let may_retry = refused
                 || matches!(
                     fault,
-                    LegFault::Died | LegFault::Other(Fault::PrefillStatus(_))
+                    LegFault::ConnectionClosed | LegFault::Other(Fault::PrefillStatus(_))
                 );
             if !may_retry || retries >= config.pd.prefill_retries_max {
                 return Err(fault.fault(Role::Prefill));

@@ -1,7 +1,7 @@
 //! A leg whose answer is read here: send it, read its answer, keep what it is for.
 
 use super::client::{Limit, Watch};
-use super::leg::{Fresh, LegFault, Legs, Response, SplicedRequest, Upstream, Waits};
+use super::leg::{LegFault, Legs, Response, Reuse, SplicedRequest, Upstream, Waits};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing, Method, Name};
@@ -78,12 +78,12 @@ pub(super) trait Runs<N: Net>: Legs<N> {
     ) -> Result<Attempt<N>, LegFault> {
         let shard = self.shard();
         let role = call.leg.role;
-        let mut fresh = Fresh::Pooled;
+        let mut reuse = Reuse::Allowed;
         loop {
             let upstream = match begun.take() {
                 Some(upstream) => upstream,
                 None => {
-                    self.connect(call.id, call.target, role, fresh, limits.head)
+                    self.connect(call.id, call.target, role, reuse, limits.head)
                         .await?
                 }
             };
@@ -101,9 +101,9 @@ pub(super) trait Runs<N: Net>: Legs<N> {
                     let collected = self.collect_response(upstream, call, response, sent, limits);
                     return Box::pin(collected).await;
                 }
-                Err(LegFault::Died) if upstream.reused && fresh == Fresh::Pooled => {
+                Err(LegFault::ConnectionClosed) if upstream.reused && reuse == Reuse::Allowed => {
                     shard.metrics.replay();
-                    fresh = Fresh::New;
+                    reuse = Reuse::Never;
                 }
                 Err(fault) => return Err(fault),
             }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
-use super::leg::{Fresh, LegFault, Legs, Response, Upstream, Waits};
+use super::leg::{LegFault, Legs, Response, Reuse, Upstream, Waits};
 use super::relay::Rewrite;
 use super::run::{Attempt, Call, Limits, Runs};
 use super::shard::{Shard, TaskGuard, leg_role};
@@ -44,7 +44,7 @@ impl<N: Net> Exchange<'_, N> {
         split: &mut Split,
         targets: &[Target],
     ) -> Result<PendingResponse<N>, Fault> {
-        let mut fresh = Fresh::Pooled;
+        let mut reuse = Reuse::Allowed;
         loop {
             self.enter(Phase::Prefill);
             let (target, peer, upstream) = self.reach(split, targets).await?;
@@ -54,7 +54,7 @@ impl<N: Net> Exchange<'_, N> {
                 connector::pair(connector, &split.material(), &peer).map_err(too_many)?;
             let mut task = self.begin_prefill(split, target, prefill, upstream)?;
             let ended = self
-                .decode_beside(split, decode, target, peer, &task, fresh)
+                .decode_beside(split, decode, target, peer, &task, reuse)
                 .await;
             match ended {
                 Ok(Ok(Decoded::Responded(upstream, response))) => {
@@ -73,7 +73,7 @@ impl<N: Net> Exchange<'_, N> {
                     task.on_drop(Departure::End);
                     self.shard.metrics.replay();
                     split.rename(&self.shard.net);
-                    fresh = Fresh::New;
+                    reuse = Reuse::Never;
                 }
                 Ok(Err(fault)) => {
                     if !matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
@@ -113,7 +113,7 @@ impl<N: Net> Exchange<'_, N> {
             }
             let id = self.shard.pools.endpoint(Role::Prefill, target, false);
             let connected = self
-                .connect(id, target, Role::Prefill, Fresh::Pooled, Limit::NONE)
+                .connect(id, target, Role::Prefill, Reuse::Allowed, Limit::NONE)
                 .await;
             match connected {
                 Ok(_) if self.shard.is_self(id) => fault = Fault::PrefillConnect,
@@ -179,10 +179,10 @@ impl<N: Net> Exchange<'_, N> {
         target: &Target,
         peer: Peer,
         task: &PrefillTask<N>,
-        fresh: Fresh,
+        reuse: Reuse,
     ) -> Result<Result<Decoded<N>, Fault>, Ended<N>> {
         let mut went_well = false;
-        let mut work = pin!(self.decode_paired(split, leg, target, peer, task, fresh));
+        let mut work = pin!(self.decode_paired(split, leg, target, peer, task, reuse));
         poll_fn(|cx| {
             if let Poll::Ready(decoded) = work.as_mut().poll(cx) {
                 return Poll::Ready(Ok(decoded));
@@ -212,18 +212,20 @@ impl<N: Net> Exchange<'_, N> {
         target: &Target,
         mut peer: Peer,
         task: &PrefillTask<N>,
-        mut fresh: Fresh,
+        mut reuse: Reuse,
     ) -> Result<Decoded<N>, Fault> {
         let decoder = self.shard.decoder_target(split.decoder);
         let mut may_ask_again = split.connector() == KvConnector::Mooncake;
         loop {
             let connected = self
-                .connect(split.decoder, decoder, Role::Decode, fresh, Limit::NONE)
+                .connect(split.decoder, decoder, Role::Decode, reuse, Limit::NONE)
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             let response = match self.decode_once(&upstream, split, &leg, Limit::NONE).await {
                 Ok(response) => response,
-                Err(LegFault::Died) if upstream.reused => return Ok(Decoded::WasClosed),
+                Err(LegFault::ConnectionClosed) if upstream.reused => {
+                    return Ok(Decoded::WasClosed);
+                }
                 Err(LegFault::Other(Fault::ClientGone)) => {
                     let response = Response::default();
                     return Err(self.leave_decoder(split, upstream, response, task));
@@ -237,7 +239,7 @@ impl<N: Net> Exchange<'_, N> {
                 // The prefiller waits under the same name; only its engine has another one now.
                 may_ask_again = false;
                 leg = mooncake::decode_leg(&split.material(), &peer).map_err(too_many)?;
-                fresh = Fresh::New;
+                reuse = Reuse::Never;
                 continue;
             }
             return match self.commit(split, &upstream, &response, task).await {

@@ -6,7 +6,7 @@ use std::task::Poll;
 use super::client::{Limit, Watch};
 use super::exchange::{Exchange, micros_since};
 use super::head::push_request_framing;
-use super::leg::{Fresh, LegFault, Legs, Response, Upstream};
+use super::leg::{LegFault, Legs, Response, Reuse, Upstream};
 use super::relay::Rewrite;
 use super::shard::{Shard, leg_role};
 use crate::fault::Fault;
@@ -56,11 +56,11 @@ impl<N: Net> Exchange<'_, N> {
     ) -> Result<(), Fault> {
         let target = self.shard.decoder_target(decoder);
         let mut upload = self.begin_upload(target, api)?;
-        let mut fresh = Fresh::Pooled;
+        let mut reuse = Reuse::Allowed;
         let mut continued = false;
         loop {
             let connected = self
-                .connect(decoder, target, Role::Decode, fresh, Limit::NONE)
+                .connect(decoder, target, Role::Decode, reuse, Limit::NONE)
                 .await;
             let upstream = connected.map_err(|leg| leg.fault(Role::Decode))?;
             if expects && !self.body_done && upload.out.is_empty() && !continued {
@@ -82,10 +82,12 @@ impl<N: Net> Exchange<'_, N> {
                 }
                 // The engine closed an idle connection just as we used it, before it said a
                 // word: one safe replay, on a connection that cannot have that fault.
-                Err(LegFault::Died) if upstream.reused && fresh != Fresh::New && upload.whole => {
+                Err(LegFault::ConnectionClosed)
+                    if upstream.reused && reuse != Reuse::Never && upload.whole =>
+                {
                     self.shard.metrics.replay();
                     upload.at = 0;
-                    fresh = Fresh::New;
+                    reuse = Reuse::Never;
                 }
                 Err(leg) => {
                     let error = leg.fault(Role::Decode).label();
