@@ -27,7 +27,7 @@ pub struct Mask {
     next: Next,
     /// Where the value begins that is being overwritten, and whether that was decided.
     value: Option<Masking>,
-    held: Held,
+    held: HeldBytes,
     masked: u32,
     failed: Option<JsonError>,
 }
@@ -51,21 +51,21 @@ struct Masking {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Masked {
     /// Bytes kept back from earlier pieces, now decided.
-    pub held: Held,
+    pub held: HeldBytes,
     /// Leading bytes of the piece that are decided.
     pub ready: usize,
 }
 
 /// Up to four bytes, dereferencing to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldBytes {
     bytes: [u8; NULL.len()],
     len: u8,
 }
 
 const NULL: &[u8; 4] = b"null";
 
-impl Held {
+impl HeldBytes {
     fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             if let Some(place) = self.bytes.get_mut(usize::from(self.len)) {
@@ -76,7 +76,7 @@ impl Held {
     }
 }
 
-impl Deref for Held {
+impl Deref for HeldBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -95,7 +95,7 @@ impl Mask {
             level: Level::Top,
             next: Next::Skip,
             value: None,
-            held: Held::default(),
+            held: HeldBytes::default(),
             masked: 0,
             failed: None,
         }
@@ -146,7 +146,7 @@ impl Mask {
     fn read(&mut self, piece: &mut [u8]) -> Result<Masked, JsonError> {
         let base = self.lexer.base();
         let mut out = Masked {
-            held: Held::default(),
+            held: HeldBytes::default(),
             ready: piece.len(),
         };
         while let Some(event) = self.lexer.next(piece)? {
@@ -217,7 +217,7 @@ impl Mask {
         end: usize,
         base: usize,
         piece: &mut [u8],
-        out: &mut Held,
+        out: &mut HeldBytes,
     ) -> bool {
         if end - value.start < NULL.len() {
             return false;
@@ -225,7 +225,7 @@ impl Mask {
         if !value.decided {
             self.masked = self.masked.saturating_add(1);
             let held = self.held.len();
-            self.held = Held::default();
+            self.held = HeldBytes::default();
             out.push(&NULL[..held]);
         }
         let from = value.start.max(base);
@@ -237,10 +237,10 @@ impl Mask {
         true
     }
 
-    fn release(&mut self, out: &mut Held) {
+    fn release(&mut self, out: &mut HeldBytes) {
         let held = self.held;
         out.push(&held);
-        self.held = Held::default();
+        self.held = HeldBytes::default();
     }
 }
 

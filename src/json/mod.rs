@@ -31,7 +31,7 @@ pub use cursor::{Item, Items, elements, inner, member, members, string_is};
 pub use edit::{Edit, EditError, Splices};
 pub use error::{JsonError, JsonReason};
 pub use lex::Kind;
-pub use mask::{Held, Mask, Masked};
+pub use mask::{HeldBytes, Mask, Masked};
 pub use quote::{Quoted, QuotedList};
 pub use response::{Handoff, Params, PrefillResponse};
 pub use scan::{Document, Level, Member, Scanner, Watch};

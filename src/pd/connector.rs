@@ -21,14 +21,14 @@ pub enum Order {
 
 /// What becomes of a leg whose client has left (reference `competitors` 9.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Departure {
+pub enum OnDisconnect {
     /// It is ended at once, which frees the engine.
-    End,
+    Cancel,
     /// It runs on until the decoder's first answer byte: ended before, the engine would keep memory for a
     /// transfer that nobody reports the end of.
-    FirstByte,
+    UntilFirstByte,
     /// It runs to its end: the other engine may be reading from it.
-    RunOn,
+    RunToEnd,
 }
 
 /// The order of a request's legs.
@@ -54,15 +54,17 @@ pub fn order(connector: KvConnector, material: &Material<'_>) -> Order {
 /// What becomes of the two legs of [`Order::Together`] when the client leaves: the prefill leg, and
 /// the decode leg before its first byte.
 #[must_use]
-pub const fn departures(connector: KvConnector) -> [Departure; 2] {
+pub const fn on_disconnect(connector: KvConnector) -> [OnDisconnect; 2] {
     match connector {
         // The decoder tells its side of the room; the prefiller must see the end of its own.
-        KvConnector::Sglang => [Departure::RunOn, Departure::End],
+        KvConnector::Sglang => [OnDisconnect::RunToEnd, OnDisconnect::Cancel],
         // The prefiller writes, or is read, until it has reported.
-        KvConnector::Mooncake | KvConnector::Offloading => [Departure::RunOn, Departure::FirstByte],
-        KvConnector::Nixlv2 => [Departure::FirstByte, Departure::FirstByte],
+        KvConnector::Mooncake | KvConnector::Offloading => {
+            [OnDisconnect::RunToEnd, OnDisconnect::UntilFirstByte]
+        }
+        KvConnector::Nixlv2 => [OnDisconnect::UntilFirstByte, OnDisconnect::UntilFirstByte],
         KvConnector::SharedStorage | KvConnector::Nixl | KvConnector::Lmcache => {
-            [Departure::End, Departure::End]
+            [OnDisconnect::Cancel, OnDisconnect::Cancel]
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A handoff that was used before, or whose lease has run out, makes an engine answer HTTP 200
 //! with *another prompt's text*, without any error counter moving (reference `competitors` 9.1).
-//! So the value is taken out of [`Held`] by the only leg that may carry it; there is no way to
+//! So the value is taken out of [`SingleUse`] by the only leg that may carry it; there is no way to
 //! send it twice.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::json::{Handoff, Params};
 
 /// The handoff between the prefiller's answer and the one decode leg that carries it.
 #[derive(Debug)]
-pub struct Held {
+pub struct SingleUse {
     /// The prefiller's bytes, or why there is nothing to carry.
     params: Result<Vec<u8>, Reason>,
     /// The cached-token count the client is told: the prefiller's.
@@ -40,7 +40,7 @@ impl Freshness {
     }
 }
 
-impl Held {
+impl SingleUse {
     /// What a prefiller's answer gave.
     #[must_use]
     pub fn new(response: Handoff) -> Self {
@@ -105,10 +105,10 @@ mod tests {
 
     #[test]
     fn taken_once_whatever_happens_to_it() {
-        let mut held = Held::new(response(Params::Object(b"{}".to_vec())));
+        let mut held = SingleUse::new(response(Params::Object(b"{}".to_vec())));
         assert_eq!(held.take(Freshness::Fresh), Ok(b"{}".to_vec()));
         assert_eq!(held.take(Freshness::Fresh), Err(Reason::UsedKv));
-        let mut held = Held::new(response(Params::Object(b"{}".to_vec())));
+        let mut held = SingleUse::new(response(Params::Object(b"{}".to_vec())));
         assert_eq!(held.take(Freshness::Stale), Err(Reason::StaleKv));
         assert_eq!(held.take(Freshness::Fresh), Err(Reason::UsedKv));
     }
@@ -121,7 +121,7 @@ mod tests {
             (Params::Malformed("x"), Reason::MalformedKv),
         ] {
             assert_eq!(
-                Held::new(response(params)).take(Freshness::Fresh),
+                SingleUse::new(response(params)).take(Freshness::Fresh),
                 Err(want)
             );
         }
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn the_cached_tokens_are_usage_then_the_handoff_then_zero() {
         let count = |usage, handoff| {
-            Held::new(Handoff {
+            SingleUse::new(Handoff {
                 params: Params::Null,
                 cached_tokens: usage,
                 remote_prefill_cached_tokens: handoff,

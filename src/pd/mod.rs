@@ -27,8 +27,8 @@ pub mod shared_storage;
 mod testing;
 mod uuid;
 
-pub use connector::{Departure, Order};
-pub use handoff::{Freshness, Held};
+pub use connector::{OnDisconnect, Order};
+pub use handoff::{Freshness, SingleUse};
 pub use material::{Encoded, Material};
 pub use outcome::{Outcome, Reason};
 pub use peer::{BootstrapEngine, KvSource, Peer};

@@ -67,7 +67,10 @@ impl<N: Net> Exchange<'_, N> {
         prefilled: &mut Prefilled,
     ) -> Result<PendingResponse<N>, Fault> {
         let target = self.shard.decoder_target(split.decoder);
-        let cached_tokens = prefilled.held.as_ref().map_or(0, |held| held.cached_tokens);
+        let cached_tokens = prefilled
+            .handoff
+            .as_ref()
+            .map_or(0, |handoff| handoff.cached_tokens);
         let mut reuse = Reuse::Allowed;
         let mut repeated = false;
         loop {
@@ -139,11 +142,11 @@ impl<N: Net> Exchange<'_, N> {
             self.note_stranded(split, &handoff);
         }
         let pd = &self.shard.config.pd;
-        let handoff = match &mut prefilled.held {
+        let handoff = match &mut prefilled.handoff {
             None => None,
-            Some(held) => {
+            Some(handoff) => {
                 let age = self.shard.net.now().since(prefilled.at);
-                match held.take(Freshness::of(age, pd.handoff_age_max)) {
+                match handoff.take(Freshness::of(age, pd.handoff_age_max)) {
                     Ok(handoff) => Some(handoff),
                     Err(reason) => {
                         if reason == Reason::StaleKv {

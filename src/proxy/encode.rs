@@ -16,7 +16,7 @@ use crate::fleet::Target;
 use crate::h1::{self, Name};
 use crate::net::Net;
 use crate::pd::encode::{self, Merge, TooManyItems};
-use crate::pd::{Departure, Encoded, Leg, Role};
+use crate::pd::{Encoded, Leg, OnDisconnect, Role};
 
 /// Bytes of an encoder's error that the client is shown.
 const SHOWN_BYTES_MAX: usize = 512;
@@ -71,7 +71,7 @@ impl<N: Net> Exchange<'_, N> {
         let traced = self.trace.detach();
         let id = shard.pools.endpoint(Role::Encode, target, false);
         let (target, body) = (target.clone(), Rc::clone(&split.body));
-        LegTask::begin(shard, Departure::End, |context| async move {
+        LegTask::begin(shard, OnDisconnect::Cancel, |context| async move {
             let call = Call {
                 id,
                 target: &target,

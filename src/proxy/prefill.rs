@@ -15,7 +15,7 @@ use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::metrics::Phase;
 use crate::net::{Moment, Net};
-use crate::pd::{Freshness, Held, Leg, Outcome, Peer, Reason, Role, Take, connector, nixl};
+use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take, connector, nixl};
 
 /// What a leg's head has beyond the client's: ids, addresses, the length, with room to spare.
 const LEG_HEAD_EXTRA_BYTES: usize = 192;
@@ -23,7 +23,7 @@ const LEG_HEAD_EXTRA_BYTES: usize = 192;
 /// The prefiller's answer, as far as the decode leg needs it.
 pub(super) struct Prefilled {
     /// What it handed on; `None`: its connector hands nothing on.
-    pub(super) held: Option<Held>,
+    pub(super) handoff: Option<SingleUse>,
     /// When the head of the answer was there: the engine's lease runs from about then.
     pub(super) at: Moment,
     /// The handoff while the leg that carries it has not left whole.
@@ -32,14 +32,16 @@ pub(super) struct Prefilled {
 
 impl Prefilled {
     fn new(collected: Collected, at: Moment) -> Self {
-        let held = match collected {
-            Collected::Handoff(handoff) => Some(Held::new(*handoff)),
-            Collected::Whole(response) if nixl::hands_on(&response) => Some(Held::of(response)),
-            Collected::Whole(_) => Some(Held::none(Reason::MissingKv)),
+        let handoff = match collected {
+            Collected::Handoff(handoff) => Some(SingleUse::new(*handoff)),
+            Collected::Whole(response) if nixl::hands_on(&response) => {
+                Some(SingleUse::of(response))
+            }
+            Collected::Whole(_) => Some(SingleUse::none(Reason::MissingKv)),
             Collected::Nothing => None,
         };
         Self {
-            held,
+            handoff,
             at,
             leaving: None,
         }
@@ -47,9 +49,9 @@ impl Prefilled {
 
     /// The handoff, if no engine was sent a whole request with it.
     fn stranded(mut self) -> Option<Vec<u8>> {
-        let held = self.held.as_mut();
-        let held = held.and_then(|held| held.take(Freshness::Fresh).ok());
-        self.leaving.take().or(held)
+        let handoff = self.handoff.as_mut();
+        let handoff = handoff.and_then(|handoff| handoff.take(Freshness::Fresh).ok());
+        self.leaving.take().or(handoff)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::json::Splices;
 use crate::limits::RELEASE_MS_MAX;
 use crate::metrics::Stranded;
 use crate::net::Net;
-use crate::pd::{Departure, Leg, Role, Take};
+use crate::pd::{Leg, OnDisconnect, Role, Take};
 
 /// A model no server has: what it is refused for.
 const MODEL: &[u8] = b"ringside-releases-kv-cache";
@@ -52,7 +52,7 @@ impl<N: Net> Exchange<'_, N> {
         // Nobody waits for it: the client is gone.
         drop(LegTask::begin(
             shard,
-            Departure::RunOn,
+            OnDisconnect::RunToEnd,
             |aside| async move {
                 let call = Call {
                     id,

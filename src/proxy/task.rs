@@ -1,7 +1,7 @@
 //! A leg that runs beside its exchange, as a task of its own.
 //!
 //! Legs that run side by side need a deadline and an owner each: a prefiller's leg may have to go
-//! on after its client has left (`pd::connector::departures`), and one encoder's failure ends its
+//! on after its client has left (`pd::connector::on_disconnect`), and one encoder's failure ends its
 //! siblings. The exchange holds a [`LegTask`] and hears of the leg's end through it; what dropping the
 //! job means to the leg is said when it begins.
 
@@ -18,7 +18,7 @@ use crate::fault::Fault;
 use crate::limits::ORPHAN_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Moment, Net, Timer};
-use crate::pd::Departure;
+use crate::pd::OnDisconnect;
 
 /// What passes between a job and its task.
 struct TaskState<T> {
@@ -32,7 +32,7 @@ struct TaskState<T> {
     owner: RefCell<Waker>,
     /// The task, to be woken when its owner leaves.
     task: RefCell<Waker>,
-    /// The engines have met: what `Departure::FirstByte` waits for.
+    /// The engines have met: what `OnDisconnect::UntilFirstByte` waits for.
     first_byte_seen: Cell<bool>,
     /// The owner has left and wants the task to end.
     is_abandoned: Cell<bool>,
@@ -44,7 +44,7 @@ struct TaskState<T> {
 pub(super) struct LegTask<N: Net, T> {
     shard: Rc<Shard<N>>,
     state: Rc<TaskState<T>>,
-    departure: Departure,
+    on_disconnect: OnDisconnect,
 }
 
 /// The task's side: its waits end when nobody wants its answer.
@@ -59,7 +59,7 @@ impl<N: Net, T: 'static> LegTask<N, T> {
     /// Begins `leg` as a task.
     pub(super) fn begin<F>(
         shard: &Rc<Shard<N>>,
-        departure: Departure,
+        on_disconnect: OnDisconnect,
         leg: impl FnOnce(Rc<TaskContext<N, T>>) -> F,
     ) -> Self
     where
@@ -90,7 +90,7 @@ impl<N: Net, T: 'static> LegTask<N, T> {
         Self {
             shard: Rc::clone(shard),
             state,
-            departure,
+            on_disconnect,
         }
     }
 
@@ -111,8 +111,8 @@ impl<N: Net, T: 'static> LegTask<N, T> {
     }
 
     /// Changes what dropping the job means to the leg.
-    pub(super) const fn on_drop(&mut self, departure: Departure) {
-        self.departure = departure;
+    pub(super) const fn on_drop(&mut self, on_disconnect: OnDisconnect) {
+        self.on_disconnect = on_disconnect;
     }
 
     /// Whether the task has seen the head of a successful answer; if not, its owner is woken when
@@ -131,12 +131,12 @@ impl<N: Net, T> Drop for LegTask<N, T> {
         if self.state.has_ended.get() {
             return;
         }
-        match self.departure {
-            Departure::End => self.state.is_abandoned.set(true),
-            Departure::FirstByte if self.state.first_byte_seen.get() => {
+        match self.on_disconnect {
+            OnDisconnect::Cancel => self.state.is_abandoned.set(true),
+            OnDisconnect::UntilFirstByte if self.state.first_byte_seen.get() => {
                 self.state.is_abandoned.set(true)
             }
-            Departure::FirstByte | Departure::RunOn => {
+            OnDisconnect::UntilFirstByte | OnDisconnect::RunToEnd => {
                 let wait = Duration::from_secs(ORPHAN_SECS_MAX);
                 let until = self.shard.net.now().after(wait);
                 self.state.orphan_until.set(Some(until));

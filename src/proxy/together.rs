@@ -24,7 +24,7 @@ use crate::fleet::Target;
 use crate::limits::ORPHAN_FIRST_BYTE_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net};
-use crate::pd::{Departure, Leg, Peer, Role, connector, mooncake};
+use crate::pd::{Leg, OnDisconnect, Peer, Role, connector, mooncake};
 
 type Ended<N> = Result<Attempt<N>, LegFault>;
 type PrefillTask<N> = LegTask<N, Ended<N>>;
@@ -60,7 +60,7 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(Ok(Decoded::Responded(upstream, response))) => {
                     if !(200..300).contains(&response.head.status) {
                         // Nobody will fetch what is prefilled.
-                        task.on_drop(Departure::End);
+                        task.on_drop(OnDisconnect::Cancel);
                     }
                     return Ok(PendingResponse {
                         upstream,
@@ -70,14 +70,14 @@ impl<N: Net> Exchange<'_, N> {
                 }
                 // The transfer may have begun: another one needs a name of its own.
                 Ok(Ok(Decoded::WasClosed)) => {
-                    task.on_drop(Departure::End);
+                    task.on_drop(OnDisconnect::Cancel);
                     self.shard.metrics.replay();
                     split.rename(&self.shard.net);
                     reuse = Reuse::Never;
                 }
                 Ok(Err(fault)) => {
                     if !matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
-                        task.on_drop(Departure::End);
+                        task.on_drop(OnDisconnect::Cancel);
                     }
                     return Err(fault);
                 }
@@ -153,8 +153,8 @@ impl<N: Net> Exchange<'_, N> {
             head: limit.or_sooner(Limit::of(now, pair_wait, Fault::PairTimeout)),
             ..Limits::all(limit)
         };
-        let [departure, _] = connector::departures(split.connector());
-        Ok(LegTask::begin(shard, departure, |context| async move {
+        let [on_disconnect, _] = connector::on_disconnect(split.connector());
+        Ok(LegTask::begin(shard, on_disconnect, |context| async move {
             let call = Call {
                 id,
                 target: &target,
@@ -292,8 +292,8 @@ impl<N: Net> Exchange<'_, N> {
         if has_begun {
             task.record_first_byte();
         }
-        let [_, departure] = connector::departures(split.connector());
-        if departure == Departure::FirstByte && upstream.is_sent.get() && !has_begun {
+        let [_, on_disconnect] = connector::on_disconnect(split.connector());
+        if on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get() && !has_begun {
             let shard = Rc::clone(self.shard);
             // Counted from now on: a drain may look before the task runs.
             let counted = shard.count_task();
