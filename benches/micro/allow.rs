@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::Criterion;
 use ringside::fleet::{AllowList, AllowRule, Target};
-use ringside::proxy::Guard;
+use ringside::proxy::TargetAllowlist;
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let pods = (0..5000).flat_map(|i| {
@@ -17,8 +17,8 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         .filter_map(|text| AllowRule::parse(&text).ok())
         .collect();
     assert_eq!(rules.len(), 10_003);
-    let guard = Guard::new();
-    guard.publish(AllowList::new(&rules), true);
+    let allowlist = TargetAllowlist::new();
+    allowlist.publish(AllowList::new(&rules), true);
     let mut group = criterion.benchmark_group("allow");
     for (name, text) in [
         ("listed address", "10.0.19.249:8000"),
@@ -29,7 +29,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         let Ok(target) = Target::parse(text.as_bytes()) else {
             unreachable!("{text} is a target")
         };
-        group.bench_function(name, |b| b.iter(|| guard.check(black_box(&target))));
+        group.bench_function(name, |b| b.iter(|| allowlist.check(black_box(&target))));
     }
     group.bench_function("list of 10,003", |b| {
         b.iter(|| AllowList::new(black_box(&rules)))

@@ -334,7 +334,10 @@ fn the_first_sidecars_name_has_its_defaults() {
         let (config, _) = sidecar(&format!("{line} {flags}"));
         let decoder = config.ranks[0].decoder.to_string();
         assert_eq!(decoder, format!("localhost:{port}"), "{line}");
-        let pool = config.guard.and_then(|guard| guard.pool).unwrap();
+        let pool = config
+            .allowlist
+            .and_then(|allowlist| allowlist.pool)
+            .unwrap();
         assert_eq!(pool.group, group, "{line}");
     }
     let report = run("llm-d-routing-sidecar check-config").unwrap_err();

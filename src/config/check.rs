@@ -3,7 +3,7 @@
 //! The reader never stops at a problem: it notes it and goes on with a stand-in value, which nobody
 //! sees because a draft with problems gives no `Config`.
 
-mod guard;
+mod allowlist;
 mod mori;
 mod pd;
 mod spans;
@@ -96,7 +96,7 @@ impl Reader<'_> {
             pod_ip: self.draft.variable("POD_IP").map(str::to_owned),
             pd: self.pd(size),
             tls: self.tls(),
-            guard: self.guard(),
+            allowlist: self.allowlist(),
             tracing: self.tracing(),
             metrics: self.metrics(),
             timeouts: self.timeouts(),

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::units::{DURATION_MAX, show_duration, show_size};
 use super::{
-    AccessLog, Config, EcConnector, GuardConfig, KvConnector, LogFormat, LogLevel, OnDecodeKvError,
-    OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, RankConfig, TraceExporter,
-    TracingConfig, UpstreamTls,
+    AccessLog, AllowlistConfig, Config, EcConnector, KvConnector, LogFormat, LogLevel,
+    OnDecodeKvError, OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, RankConfig,
+    TraceExporter, TracingConfig, UpstreamTls,
 };
 
 impl LogLevel {
@@ -49,9 +49,9 @@ impl Config {
         line("tls to engines", self.describe_upstream_tls());
         line(
             "targets",
-            self.guard.as_ref().map_or_else(
+            self.allowlist.as_ref().map_or_else(
                 || "any that a request names".to_owned(),
-                GuardConfig::describe,
+                AllowlistConfig::describe,
             ),
         );
         line("limits", self.describe_limits());
@@ -263,7 +263,7 @@ impl Config {
     }
 }
 
-impl GuardConfig {
+impl AllowlistConfig {
     fn describe(&self) -> String {
         let mut parts = Vec::new();
         match self.rules.len() {

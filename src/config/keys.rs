@@ -17,7 +17,7 @@ pub enum Group {
     /// Encryption.
     Tls,
     /// Which engines requests may name.
-    Guard,
+    Allowlist,
     /// Bounds on bytes.
     Limits,
     /// Bounds on time.
@@ -40,7 +40,7 @@ impl Group {
             Self::PrefillDecode => "Prefill/decode",
             Self::MoriIo => "MoRI-IO",
             Self::Tls => "TLS",
-            Self::Guard => "Allowed targets",
+            Self::Allowlist => "Allowed targets",
             Self::Limits => "Limits",
             Self::Timeouts => "Timeouts",
             Self::Observability => "Observability",
@@ -205,15 +205,15 @@ keys! {
         "Certificate chain (PEM) shown to engines that ask for one; needs --tls-client-key"
     TLS_CLIENT_KEY: Tls Value("FILE") "tls-client-key" = "";
         "Its key (PEM)"
-    ENABLE_SSRF_PROTECTION: Guard Switch "enable-ssrf-protection" = "false";
+    ENABLE_SSRF_PROTECTION: Allowlist Switch "enable-ssrf-protection" = "false";
         "Refuse requests that name other engines than those allowed below"
-    INFERENCE_POOL: Guard Value("[NS/]NAME") "inference-pool" = "" or "INFERENCE_POOL";
+    INFERENCE_POOL: Allowlist Value("[NS/]NAME") "inference-pool" = "" or "INFERENCE_POOL";
         "Allow the pods of this InferencePool; needs --enable-ssrf-protection"
-    POOL_GROUP: Guard Value("GROUP") "pool-group" = "inference.networking.k8s.io";
+    POOL_GROUP: Allowlist Value("GROUP") "pool-group" = "inference.networking.k8s.io";
         "API group of the pool: this one, or inference.networking.x-k8s.io"
-    ALLOW_TARGET: Guard List("RULES") "allow-target" = "";
+    ALLOW_TARGET: Allowlist List("RULES") "allow-target" = "";
         "Allow HOST or CIDR, with or without :PORT; turns the protection on by itself"
-    ALLOW_TARGETS_FILE: Guard Value("FILE") "allow-targets-file" = "";
+    ALLOW_TARGETS_FILE: Allowlist Value("FILE") "allow-targets-file" = "";
         "Allow what this file says, one rule per line, read again when it changes; turns the \
          protection on by itself"
     MAX_BODY: Limits Value("SIZE") "max-body" = "512MiB";

@@ -4,12 +4,12 @@
 //! once. A `Config` is immutable and holds values only: nothing downstream knows a flag. Reads no
 //! environment, no file and no socket; the command line hands everything in.
 
+mod allowlist;
 mod check;
 mod cores;
 mod describe;
 mod document;
 mod draft;
-mod guard;
 pub mod keys;
 mod nearest;
 mod ranks;
@@ -24,10 +24,10 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use allowlist::{AllowlistConfig, PoolGroup, PoolRef};
 pub use check::{Checked, Problem, check};
 pub use cores::{Cores, CoresError, PciAddress, Place};
 pub use draft::{Draft, Source, Written};
-pub use guard::{GuardConfig, PoolGroup, PoolRef};
 pub use keys::Key;
 pub use tls::{Identity, ListenerTls, TlsConfig, UpstreamTls};
 pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
@@ -49,7 +49,7 @@ pub struct Config {
     /// Encryption.
     pub tls: TlsConfig,
     /// Which engines requests may name; `None` is any.
-    pub guard: Option<GuardConfig>,
+    pub allowlist: Option<AllowlistConfig>,
     /// OpenTelemetry; `None` is off.
     pub tracing: Option<TracingConfig>,
     /// Where metrics are served besides the admin server.

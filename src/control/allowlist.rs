@@ -11,16 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::watch::DirWatch;
 use crate::admin::Check;
 use crate::cli::Exit;
-use crate::config::{GuardConfig, PoolRef};
+use crate::config::{AllowlistConfig, PoolRef};
 use crate::fleet::{AllowError, AllowList, AllowRule};
 use crate::limits::{ALLOW_FILE_BYTES_MAX, ALLOW_PROBLEMS_SHOWN_MAX};
 use crate::metrics::{AllowSource, AllowlistMetrics};
-use crate::proxy::Guard;
+use crate::proxy::TargetAllowlist;
 
 /// The list and what it is made of.
 #[derive(Debug)]
 pub(super) struct Allowlist {
-    pub(super) guard: Arc<Guard>,
+    pub(super) targets: Arc<TargetAllowlist>,
     pub(super) metrics: Arc<AllowlistMetrics>,
     sources: Mutex<Sources>,
 }
@@ -41,9 +41,9 @@ impl Allowlist {
     /// # Errors
     /// A file that cannot be read or has lines that are no rules; a pool that this build, or this
     /// process, has no way to watch.
-    pub(super) async fn start(config: &GuardConfig) -> Result<Arc<Self>, Exit> {
+    pub(super) async fn start(config: &AllowlistConfig) -> Result<Arc<Self>, Exit> {
         let list = Arc::new(Self {
-            guard: Guard::new(),
+            targets: TargetAllowlist::new(),
             metrics: Arc::default(),
             sources: Mutex::new(Sources {
                 fixed: config.rules.clone(),
@@ -91,7 +91,7 @@ impl Allowlist {
         sources.entries = list.len();
         self.metrics.set_entries(sources.entries);
         tracing::debug!("the allowlist has {} entries", sources.entries);
-        self.guard.publish(list, sources.awaited.is_none());
+        self.targets.publish(list, sources.awaited.is_none());
     }
 
     fn begin_file(self: &Arc<Self>, path: &Path) -> Result<(), Exit> {

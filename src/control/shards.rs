@@ -229,7 +229,7 @@ fn parts(
         }),
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
         mori: common.mori.clone(),
-        guard: allowlist.map(|list| Arc::clone(&list.guard)),
+        allowlist: allowlist.map(|list| Arc::clone(&list.targets)),
         on_socket_failed: Box::new(move |socket, error| failures.note(socket, error)),
         secure,
         access: rings.access,

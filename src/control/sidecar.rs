@@ -263,8 +263,8 @@ async fn common(
     mori: Option<mori::Hosts>,
     tls: Plane,
 ) -> Result<Arc<Common>, Exit> {
-    let allowlist = match &config.guard {
-        Some(guard) => Some(Allowlist::start(guard).await?),
+    let allowlist = match &config.allowlist {
+        Some(config) => Some(Allowlist::start(config).await?),
         None => None,
     };
     let mut decoders = Vec::with_capacity(config.ranks.len());

@@ -8,6 +8,7 @@
 //! answer goes through `relay`, or is put together of chunks (`chunked`). Everything is written
 //! against the seam of [`crate::net`] and runs on the simulation unchanged.
 
+mod allowlist;
 mod body;
 mod bootstrap;
 mod budget;
@@ -17,7 +18,6 @@ mod decode;
 mod dial;
 mod encode;
 mod exchange;
-mod guard;
 mod head;
 mod leg;
 mod log;
@@ -41,6 +41,6 @@ mod trace;
 mod tunnel;
 mod upload;
 
+pub use allowlist::TargetAllowlist;
 pub use budget::Budget;
-pub use guard::Guard;
 pub use resolve::{Resolved, Resolver};

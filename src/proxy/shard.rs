@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 
+use super::allowlist::TargetAllowlist;
 use super::bootstrap::Engines;
 use super::budget::Budget;
-use super::guard::Guard;
 use super::resolve::{Lookups, Resolved, Resolver};
 use super::session;
 use super::trace::Tracer;
@@ -59,7 +59,7 @@ pub struct Parts<N: Net> {
     /// The pods of a `MoRI-IO` deployment as addresses, where some are configured by name.
     pub mori: Option<Arc<ArcSwap<MoriConfig>>>,
     /// Which targets requests may name; `None` is any.
-    pub guard: Option<Arc<Guard>>,
+    pub allowlist: Option<Arc<TargetAllowlist>>,
     /// Told of Unix sockets that could not be connected to; must not wait.
     pub on_socket_failed: OnSocketFailed,
     /// Where finished requests are noted, unless the access log is off.
@@ -96,7 +96,7 @@ pub struct Shard<N: Net> {
     pub(super) is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
     pub(super) resolver: Resolver,
     pub(super) mori: Option<Arc<ArcSwap<MoriConfig>>>,
-    pub(super) guard: Option<Arc<Guard>>,
+    pub(super) allowlist: Option<Arc<TargetAllowlist>>,
     pub(super) on_socket_failed: OnSocketFailed,
     pub(super) lookups: RefCell<Lookups>,
     pub(super) engines: RefCell<Engines>,
@@ -151,7 +151,7 @@ impl<N: Net> Shard<N> {
             is_own_listener: parts.is_own_listener,
             resolver: parts.resolver,
             mori: parts.mori,
-            guard: parts.guard,
+            allowlist: parts.allowlist,
             on_socket_failed: parts.on_socket_failed,
             lookups: RefCell::new(Lookups::default()),
             engines: RefCell::default(),

@@ -89,7 +89,7 @@ fn the_role_is_for_what_is_asked() {
 #[cfg(feature = "k8s")]
 #[test]
 fn the_binary_takes_the_arguments_of_the_manifest() {
-    use crate::guard::{BODY, status};
+    use crate::allowlist::{BODY, status};
     use crate::harness::{CHAT, Launch};
     use crate::harness_more::pair_from;
     use crate::kube::Api;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::guard::Folder;
+use crate::allowlist::Folder;
 use crate::harness_more::{RawConn, RawEngine};
 
 /// The token that the kubeconfig has.

@@ -12,6 +12,7 @@
 )]
 
 mod abort;
+mod allowlist;
 mod apis;
 mod bodies;
 mod certificates;
@@ -24,7 +25,6 @@ mod encoder;
 mod faults;
 mod framing;
 mod golden;
-mod guard;
 mod handoff;
 mod harness;
 mod harness_more;

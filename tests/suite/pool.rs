@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::guard::{BODY, DENIED, ON, expect_streams_whole, status};
+use crate::allowlist::{BODY, DENIED, ON, expect_streams_whole, status};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, ringside, wait_for};
 use crate::harness_more::{expect_handoffs_sound, pair_from};
 use crate::kube::{Api, Cut, Mood, OLD_POOLS, PODS, POOLS, pod};

@@ -165,7 +165,7 @@ pub(super) fn config(plot: Plot) -> Config {
             allow_flat_blocks: false,
         },
         tls: TlsConfig::default(),
-        guard: None,
+        allowlist: None,
         tracing: None,
         metrics: None,
         timeouts: Timeouts {
@@ -232,7 +232,7 @@ impl Stage {
             is_own_listener,
             resolver: Box::new(|_| false),
             mori: None,
-            guard: None,
+            allowlist: None,
             on_socket_failed: Box::new(|_, _| ()),
             access: None,
             secure: Box::new(|conn, _, _| conn),

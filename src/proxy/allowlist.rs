@@ -16,7 +16,7 @@ use crate::net::Net;
 
 /// The list that holds now.
 #[derive(Debug, Default)]
-pub struct Guard(ArcSwap<Published>);
+pub struct TargetAllowlist(ArcSwap<Published>);
 
 #[derive(Debug, Default)]
 struct Published {
@@ -25,7 +25,7 @@ struct Published {
     is_complete: bool,
 }
 
-impl Guard {
+impl TargetAllowlist {
     /// A guard that has no list yet.
     #[must_use]
     pub fn new() -> Arc<Self> {
@@ -73,7 +73,7 @@ impl<N: Net> Shard<N> {
             return Ok(());
         };
         self.check(Named::Prefill, first)?;
-        if self.guard.is_some() && targets.len() > 1 {
+        if self.allowlist.is_some() && targets.len() > 1 {
             let mut later = targets.split_off(1);
             self.drop_denied(Named::Prefill, &mut later);
             targets.append(&mut later);
@@ -82,10 +82,10 @@ impl<N: Net> Shard<N> {
     }
 
     fn check(&self, kind: Named, target: &Target) -> Result<(), Fault> {
-        let Some(guard) = &self.guard else {
+        let Some(allowlist) = &self.allowlist else {
             return Ok(());
         };
-        let checked = guard.check(target);
+        let checked = allowlist.check(target);
         if checked.is_err() {
             self.metrics.denied(kind);
         }

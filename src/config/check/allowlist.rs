@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::super::keys;
-use super::super::{GuardConfig, PoolGroup, PoolRef, Source};
+use super::super::{AllowlistConfig, PoolGroup, PoolRef, Source};
 use super::Reader;
 use crate::fleet::AllowRule;
 
@@ -13,10 +13,10 @@ const NAMESPACE_DEFAULT: &str = "default";
 const OBJECT_NAME_BYTES_MAX: usize = 253;
 
 impl Reader<'_> {
-    pub(super) fn guard(&mut self) -> Option<GuardConfig> {
+    pub(super) fn allowlist(&mut self) -> Option<AllowlistConfig> {
         let switch = &keys::ENABLE_SSRF_PROTECTION;
         let asked = self.switch(switch);
-        let guard = GuardConfig {
+        let allowlist = AllowlistConfig {
             rules: self.rules(),
             rules_file: Some(self.text(&keys::ALLOW_TARGETS_FILE))
                 .filter(|path| !path.is_empty())
@@ -24,7 +24,7 @@ impl Reader<'_> {
             pool: self.pool(),
         };
         // Also where they are wrong: that is a problem of its own.
-        let own = !self.text(&keys::ALLOW_TARGET).is_empty() || guard.rules_file.is_some();
+        let own = !self.text(&keys::ALLOW_TARGET).is_empty() || allowlist.rules_file.is_some();
         if own && !asked && *self.draft.source(switch) != Source::Default {
             self.problem(
                 switch,
@@ -32,7 +32,7 @@ impl Reader<'_> {
                  it is clear whether all targets are allowed",
             );
         }
-        if asked && !own && guard.pool.is_none() {
+        if asked && !own && allowlist.pool.is_none() {
             self.problem(
                 switch,
                 "allows no target at all: give --inference-pool, --allow-target or \
@@ -40,7 +40,7 @@ impl Reader<'_> {
             );
         }
         if !asked && !own {
-            if guard.pool.is_some() {
+            if allowlist.pool.is_some() {
                 self.warnings.push(
                     "--inference-pool has no effect without --enable-ssrf-protection: requests may \
                      name any target"
@@ -49,7 +49,7 @@ impl Reader<'_> {
             }
             return None;
         }
-        Some(guard)
+        Some(allowlist)
     }
 
     fn rules(&mut self) -> Vec<AllowRule> {
@@ -120,8 +120,10 @@ mod tests {
     #[test]
     fn g2_pools() {
         let pool = |text| {
-            let guard = checked(&[ON, (&keys::INFERENCE_POOL, text)]).config.guard;
-            let pool = guard.unwrap().pool.unwrap();
+            let allowlist = checked(&[ON, (&keys::INFERENCE_POOL, text)])
+                .config
+                .allowlist;
+            let pool = allowlist.unwrap().pool.unwrap();
             (pool.namespace, pool.name)
         };
         let of = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
@@ -160,10 +162,10 @@ mod tests {
             ),
         ];
         for (given, want) in table {
-            let guard = checked(given).config.guard;
-            let got = guard.map(|guard| {
-                let file = guard.rules_file.is_some();
-                (guard.rules.len(), file, guard.pool.is_some())
+            let allowlist = checked(given).config.allowlist;
+            let got = allowlist.map(|allowlist| {
+                let file = allowlist.rules_file.is_some();
+                (allowlist.rules.len(), file, allowlist.pool.is_some())
             });
             assert_eq!(got, *want, "{given:?}");
         }
@@ -192,8 +194,12 @@ mod tests {
         let pool = |environment: &[(&str, &str)], given: Given<'_>| {
             let mut draft = super::super::tests::draft_in(environment, given);
             draft.set_old_pool(None, None);
-            let guard = super::super::check(&draft).unwrap().config.guard.unwrap();
-            let pool = guard.pool.unwrap();
+            let allowlist = super::super::check(&draft)
+                .unwrap()
+                .config
+                .allowlist
+                .unwrap();
+            let pool = allowlist.pool.unwrap();
             format!("{}/{}", pool.namespace, pool.name)
         };
         let new = ("INFERENCE_POOL", "a/b");

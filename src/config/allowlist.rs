@@ -7,7 +7,7 @@ use crate::fleet::AllowRule;
 
 /// The allowlist of targets. All its sources add up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GuardConfig {
+pub struct AllowlistConfig {
     /// Always allowed.
     pub rules: Vec<AllowRule>,
     /// A file with one rule per line, read again when it changes.
