@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::net::Ringer;
+use crate::net::Notifier;
 use crate::proxy::Resolved;
 
 /// What a shard is told.
@@ -19,14 +19,14 @@ pub(super) enum Message {
 #[derive(Clone, Debug)]
 pub(super) struct Inbox {
     waiting: Arc<Mutex<VecDeque<Message>>>,
-    ringer: Ringer,
+    notifier: Notifier,
 }
 
 impl Inbox {
-    pub(super) fn new(ringer: Ringer) -> Self {
+    pub(super) fn new(notifier: Notifier) -> Self {
         Self {
             waiting: Arc::default(),
-            ringer,
+            notifier,
         }
     }
 
@@ -38,7 +38,7 @@ impl Inbox {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push_back(message);
-        self.ringer.ring();
+        self.notifier.notify();
     }
 
     /// Takes everything that waits.

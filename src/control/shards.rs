@@ -142,8 +142,8 @@ async fn serve(
     rings: Rings,
     started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
 ) -> io::Result<()> {
-    let (bell, ringer) = net.bell()?;
-    let inbox = Inbox::new(ringer);
+    let (notifications, notifier) = net.notifier()?;
+    let inbox = Inbox::new(notifier);
     let counted = Arc::clone(&metrics);
     net.on_panic(move || counted.panic());
     let acceptor = common.tls.acceptor(&metrics);
@@ -170,7 +170,7 @@ async fn serve(
     common.listening.fetch_add(1, Ordering::Release);
     started(Ok(inbox.clone()));
     while !common.draining.load(Ordering::Acquire) {
-        bell.rung().await;
+        notifications.notified().await;
         for message in inbox.take() {
             match message {
                 Message::Resolved(resolved) => shard.resolved(resolved),

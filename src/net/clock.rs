@@ -11,14 +11,14 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use super::Moment;
+use super::Instant;
 
 /// The present moment of the monotonic clock.
-pub(super) fn clock() -> Moment {
+pub(super) fn clock() -> Instant {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-    Moment(seconds * 1_000_000_000 + nanos)
+    Instant(seconds * 1_000_000_000 + nanos)
 }
 
 /// A descriptor that becomes readable at a moment. It is set only when the next deadline moved
@@ -42,8 +42,8 @@ impl Alarm {
     }
 
     /// Sets the alarm; what it was set to before is forgotten.
-    pub(super) fn set(&self, moment: Moment) {
-        let wait = Duration::from_nanos(moment.0.max(1));
+    pub(super) fn set(&self, instant: Instant) {
+        let wait = Duration::from_nanos(instant.0.max(1));
         let value = Timespec {
             tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(wait.subsec_nanos()),

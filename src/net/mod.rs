@@ -15,8 +15,8 @@ use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-mod bell;
 mod clock;
+mod notifier;
 mod pipe;
 mod socket;
 
@@ -29,10 +29,10 @@ pub mod sim;
 pub mod tls;
 pub mod wheel;
 
-pub use bell::Ringer;
 /// The executor the shards run on.
 #[cfg(feature = "monoio")]
 pub use monoio as runtime;
+pub use notifier::Notifier;
 pub use pipe::Pipe;
 #[cfg(not(feature = "monoio"))]
 pub use reactor as runtime;
@@ -42,9 +42,9 @@ pub use crate::fleet::Address;
 
 /// A point in time of the engine's own clock, in nanoseconds since an arbitrary start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Moment(pub u64);
+pub struct Instant(pub u64);
 
-impl Moment {
+impl Instant {
     /// The time between `earlier` and `self`; zero when `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
@@ -103,7 +103,7 @@ pub trait Conn: 'static {
 
     /// Makes the next wait to read let other connections have their turn, also when more is there
     /// already: how a busy relay yields.
-    fn forget_readable(&self);
+    fn clear_readable(&self);
 
     /// Whether something can be received right now (bytes, end, error), without taking it. Looks
     /// at the socket, and forgets remembered readiness that no longer holds.
@@ -187,7 +187,7 @@ pub trait Net: Clone + 'static {
     fn pipe(&self) -> Option<<Self::Conn as Conn>::Pipe>;
 
     /// Lets everybody else who can run go first, and the kernel be looked at.
-    fn turn_over(&self) -> impl Future<Output = ()>;
+    fn yield_now(&self) -> impl Future<Output = ()>;
 
     /// Runs `task` beside the others. A panic in it ends that task only.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
@@ -199,10 +199,10 @@ pub trait Net: Clone + 'static {
 
     /// The moment of this turn, for deadlines and ages: it may be as old as the tasks that ran
     /// since the shard last looked for events took, and never goes back.
-    fn now(&self) -> Moment;
+    fn now(&self) -> Instant;
 
     /// The present moment, read from the clock (30 ns): for what is measured.
-    fn clock(&self) -> Moment;
+    fn clock(&self) -> Instant;
 
     /// A new deadline of this engine's wheel, switched off.
     fn timer(&self) -> Timer;

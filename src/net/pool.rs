@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::{Address, Conn, Moment, Net, Timer};
+use super::{Address, Conn, Instant, Net, Timer};
 use crate::fleet::Target;
 
 /// Engines a shard remembers; the one unused for longest is forgotten for a new one.
@@ -37,17 +37,17 @@ struct Endpoint<K, C> {
     generation: u32,
     /// Never forgotten: a local decoder.
     pinned: bool,
-    last_used: Moment,
+    last_used: Instant,
     /// Newest last.
     idle: Vec<Idle<C>>,
     addresses: Rc<[Address]>,
-    addresses_at: Moment,
+    addresses_at: Instant,
     is_self: Option<bool>,
 }
 
 struct Idle<C> {
     conn: C,
-    since: Moment,
+    since: Instant,
 }
 
 /// The engines of one shard and their idle connections. `K` tells kinds of engines apart (prefill,
@@ -145,7 +145,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     }
 
     /// The addresses last resolved for an engine, and when; none for a name not resolved yet.
-    pub fn addresses(&self, id: EndpointId) -> Option<(Rc<[Address]>, Moment)> {
+    pub fn addresses(&self, id: EndpointId) -> Option<(Rc<[Address]>, Instant)> {
         let table = self.table.borrow();
         let endpoint = table.get(id)?;
         (!endpoint.addresses.is_empty())

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::Moment;
+use super::Instant;
 
 /// Length of one tick. Deadlines are met at most one tick late, never early.
 pub const TICK: Duration = Duration::from_millis(10);
@@ -25,7 +25,7 @@ const NONE: u32 = u32::MAX;
 const OFF: u64 = u64::MAX;
 
 /// Called with the moment the wheel wants to be advanced at, when that moved earlier.
-type Rearm = Box<dyn Fn(Moment)>;
+type Rearm = Box<dyn Fn(Instant)>;
 
 struct Entry {
     previous: u32,
@@ -63,14 +63,14 @@ impl std::fmt::Debug for Wheel {
 
 impl Default for Wheel {
     fn default() -> Self {
-        Self::new(Moment(0))
+        Self::new(Instant(0))
     }
 }
 
 impl Wheel {
     /// A wheel whose time starts at `now`.
     #[must_use]
-    pub fn new(now: Moment) -> Self {
+    pub fn new(now: Instant) -> Self {
         let state = State {
             heads: vec![NONE; SLOTS],
             entries: Vec::new(),
@@ -85,7 +85,7 @@ impl Wheel {
     }
 
     /// Sets what is called when the wheel wants to be advanced earlier than it said before.
-    pub fn on_rearm(&self, rearm: impl Fn(Moment) + 'static) {
+    pub fn on_rearm(&self, rearm: impl Fn(Instant) + 'static) {
         *self.rearm.borrow_mut() = Some(Box::new(rearm));
     }
 
@@ -116,7 +116,7 @@ impl Wheel {
     }
 
     /// Fires every deadline that `now` has reached. Returns when to come back, if ever.
-    pub fn advance(&self, now: Moment) -> Option<Moment> {
+    pub fn advance(&self, now: Instant) -> Option<Instant> {
         let mut wakers = Vec::new();
         let next = {
             let mut state = self.state.borrow_mut();
@@ -128,14 +128,14 @@ impl Wheel {
         for waker in wakers {
             waker.wake();
         }
-        (next != OFF).then(|| Moment(next.saturating_mul(TICK_NS)))
+        (next != OFF).then(|| Instant(next.saturating_mul(TICK_NS)))
     }
 
     /// When the wheel wants to be advanced next.
     #[must_use]
-    pub fn next_wake(&self) -> Option<Moment> {
+    pub fn next_wake(&self) -> Option<Instant> {
         let tick = self.state.borrow().wake_tick;
-        (tick != OFF).then(|| Moment(tick.saturating_mul(TICK_NS)))
+        (tick != OFF).then(|| Instant(tick.saturating_mul(TICK_NS)))
     }
 
     /// Wakes every task that waits with a timer, so that it looks at the world again: how a drain
@@ -153,7 +153,7 @@ impl Wheel {
         }
     }
 
-    fn set(&self, index: u32, now: Moment, wait: Option<Duration>) {
+    fn set(&self, index: u32, now: Instant, wait: Option<Duration>) {
         let mut state = self.state.borrow_mut();
         let deadline_tick = match wait {
             None => OFF,
@@ -174,7 +174,7 @@ impl Wheel {
         state.wake_tick = deadline_tick;
         drop(state);
         if let Some(rearm) = &*self.rearm.borrow() {
-            rearm(Moment(deadline_tick.saturating_mul(TICK_NS)));
+            rearm(Instant(deadline_tick.saturating_mul(TICK_NS)));
         }
     }
 }
@@ -263,7 +263,7 @@ pub struct Timer {
 
 impl Timer {
     /// Sets the deadline to `wait` after `now`, or switches it off.
-    pub fn set(&self, now: Moment, wait: Option<Duration>) {
+    pub fn set(&self, now: Instant, wait: Option<Duration>) {
         self.wheel.set(self.index, now, wait);
     }
 
@@ -310,8 +310,8 @@ mod tests {
         }
     }
 
-    fn at(ms: u64) -> Moment {
-        Moment(ms * 1_000_000)
+    fn at(ms: u64) -> Instant {
+        Instant(ms * 1_000_000)
     }
 
     fn is_fired(timer: &Timer) -> bool {
@@ -362,7 +362,7 @@ mod tests {
         let wheel = Wheel::new(at(0));
         let asked = Rc::new(RefCell::new(Vec::new()));
         let log = Rc::clone(&asked);
-        wheel.on_rearm(move |moment| log.borrow_mut().push(moment));
+        wheel.on_rearm(move |instant| log.borrow_mut().push(instant));
         let (far, near) = (wheel.timer(), wheel.timer());
         far.set(at(0), Some(Duration::from_secs(3)));
         near.set(at(0), Some(Duration::from_millis(100)));

@@ -56,7 +56,7 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
     while !reading.meter.is_done() {
         steps = steps.wrapping_add(1);
         if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
-            exchange.client.conn.forget_readable();
+            exchange.client.conn.clear_readable();
         }
         receive_more(exchange, &mut reading).await?;
     }

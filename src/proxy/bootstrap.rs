@@ -14,7 +14,7 @@ use crate::fleet::Target;
 use crate::h1;
 use crate::json::Splices;
 use crate::limits::{BOOTSTRAP_MS_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX};
-use crate::net::{Moment, Net};
+use crate::net::{Instant, Net};
 use crate::pd::mooncake::engines;
 use crate::pd::{BootstrapEngine, Leg, Peer, Role, Take};
 
@@ -27,17 +27,17 @@ pub(super) struct Engines {
 #[derive(Debug)]
 struct Known {
     engines: Rc<[BootstrapEngine]>,
-    since: Moment,
+    since: Instant,
 }
 
 impl Engines {
-    fn get(&self, target: &Target, now: Moment) -> Option<Rc<[BootstrapEngine]>> {
+    fn get(&self, target: &Target, now: Instant) -> Option<Rc<[BootstrapEngine]>> {
         let known = self.known.get(target)?;
         let is_young = now.since(known.since) < Duration::from_secs(BOOTSTRAP_SECS_MAX);
         is_young.then(|| Rc::clone(&known.engines))
     }
 
-    fn put(&mut self, target: &Target, engines: Rc<[BootstrapEngine]>, now: Moment) {
+    fn put(&mut self, target: &Target, engines: Rc<[BootstrapEngine]>, now: Instant) {
         if self.known.len() >= BOOTSTRAPS_MAX {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.since);
             if let Some(oldest) = oldest.map(|(target, _)| target.clone()) {

@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::h1::{HeadError, RequestHead};
 use crate::limits::{CLIENT_AHEAD_BYTES_MAX, RECEIVE_HEAD_BYTES};
 use crate::metrics::Phase;
-use crate::net::{Conduit, Conn, Moment, Net, Timer, would_block};
+use crate::net::{Conduit, Conn, Instant, Net, Timer, would_block};
 
 /// A client's connection, for as long as it is open.
 pub(super) struct Client<N: Net> {
@@ -40,7 +40,7 @@ pub(super) enum Watch {
 /// How long a wait may take, and what it is when it took longer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
-    until: Option<Moment>,
+    until: Option<Instant>,
     fault: Fault,
 }
 
@@ -52,7 +52,7 @@ impl Limit {
     };
 
     /// `wait` from `now` on; `None` is no limit.
-    pub(super) fn of(now: Moment, wait: Option<Duration>, fault: Fault) -> Self {
+    pub(super) fn of(now: Instant, wait: Option<Duration>, fault: Fault) -> Self {
         Self {
             until: wait.map(|wait| now.after(wait)),
             fault,
@@ -60,7 +60,7 @@ impl Limit {
     }
 
     /// When it ends.
-    pub(super) const fn until(self) -> Option<Moment> {
+    pub(super) const fn until(self) -> Option<Instant> {
         self.until
     }
 
@@ -121,7 +121,7 @@ impl<N: Net> Client<N> {
         })
         .await;
         if armed {
-            self.timer.set(Moment(0), None);
+            self.timer.set(Instant(0), None);
         }
         result
     }
@@ -161,7 +161,7 @@ impl<N: Net> Client<N> {
             self.timer.poll(cx).map(|()| false)
         })
         .await;
-        self.timer.set(Moment(0), None);
+        self.timer.set(Instant(0), None);
         arrived
     }
 
@@ -203,7 +203,7 @@ impl<N: Net> Client<N> {
             self.timer.poll(cx).map(|()| Err(limit.fault))
         })
         .await;
-        self.timer.set(Moment(0), None);
+        self.timer.set(Instant(0), None);
         result
     }
 

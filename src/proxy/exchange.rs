@@ -13,7 +13,7 @@ use crate::fleet::Target;
 use crate::h1::{self, Framing, Method, Name, RequestHead, Version};
 use crate::metrics::{self, CodeClass, Phase, ShardMetrics};
 use crate::net::pool::EndpointId;
-use crate::net::{Conn, Moment, Net};
+use crate::net::{Conn, Instant, Net};
 use crate::pd::{Api, Leg, Outcome, Reason, Role, Route, Uuid};
 
 /// What becomes of the connection after an exchange.
@@ -51,7 +51,7 @@ pub(super) struct Exchange<'a, N: Net> {
 /// What is noted about a request for metrics and the access log.
 pub(super) struct RequestStats {
     pub(super) route: metrics::Route,
-    pub(super) started: Moment,
+    pub(super) started: Instant,
     /// Status the client was sent; 0 as long as nothing was.
     pub(super) status: u16,
     /// The whole answer has left.
@@ -456,7 +456,7 @@ impl<'a, N: Net> Exchange<'a, N> {
     }
 }
 
-pub(super) fn micros_since(now: Moment, then: Moment) -> u64 {
+pub(super) fn micros_since(now: Instant, then: Instant) -> u64 {
     u64::try_from(now.since(then).as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -14,7 +14,7 @@ use crate::config::{KvConnector, OnPrefillFailure};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::metrics::Phase;
-use crate::net::{Moment, Net};
+use crate::net::{Instant, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take, connector, nixl};
 
 /// What a leg's head has beyond the client's: ids, addresses, the length, with room to spare.
@@ -25,13 +25,13 @@ pub(super) struct Prefilled {
     /// What it handed on; `None`: its connector hands nothing on.
     pub(super) handoff: Option<SingleUse>,
     /// When the head of the answer was there: the engine's lease runs from about then.
-    pub(super) at: Moment,
+    pub(super) at: Instant,
     /// The handoff while the leg that carries it has not left whole.
     pub(super) leaving: Option<Vec<u8>>,
 }
 
 impl Prefilled {
-    fn new(collected: Collected, at: Moment) -> Self {
+    fn new(collected: Collected, at: Instant) -> Self {
         let handoff = match collected {
             Collected::Handoff(handoff) => Some(SingleUse::new(*handoff)),
             Collected::Whole(response) if nixl::hands_on(&response) => {

@@ -6,21 +6,21 @@
 use std::borrow::Cow;
 
 use crate::limits::TRACE_LEGS_MAX;
-use crate::net::Moment;
+use crate::net::Instant;
 use crate::pd::Role;
 use crate::trace::{Kind, Span, TraceContext, Value};
 
 /// From the shard's clock to the world's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WorldClock {
-    pub(super) moment: Moment,
+    pub(super) instant: Instant,
     /// Nanoseconds since 1970 at that moment.
     pub(super) unix_ns: u64,
 }
 
 impl WorldClock {
-    pub(super) fn at(self, moment: Moment) -> u64 {
-        let since = u64::try_from(moment.since(self.moment).as_nanos()).unwrap_or(0);
+    pub(super) fn at(self, instant: Instant) -> u64 {
+        let since = u64::try_from(instant.since(self.instant).as_nanos()).unwrap_or(0);
         self.unix_ns.saturating_add(since)
     }
 }

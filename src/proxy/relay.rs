@@ -16,7 +16,7 @@ use crate::h1::{self, BodyMeter, Framing, Name};
 use crate::json::{ResponseForm, UsageRewriter, UsageShape};
 use crate::limits::{SPLICES_PER_TURN_MAX, STEPS_PER_TURN_MAX};
 use crate::metrics::{Direction, Phase};
-use crate::net::{Conn, Moment, Net, would_block};
+use crate::net::{Conn, Instant, Net, would_block};
 
 /// One chunk in this many is timed for the overhead metric: reading the clock is a noticeable
 /// share of a chunk's cost.
@@ -175,7 +175,7 @@ impl<N: Net> Exchange<'_, N> {
         response: &Response,
         outgoing: Outgoing,
         relay: &mut Relay,
-        received: Moment,
+        received: Instant,
     ) -> Result<(), Fault> {
         let mut body = self.shard.buffer();
         relay.note_done(response.rest());
@@ -234,7 +234,7 @@ impl<N: Net> Exchange<'_, N> {
         while !relay.meter.is_done() {
             steps = steps.wrapping_add(1);
             if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
-                conn.forget_readable();
+                conn.clear_readable();
             }
             client
                 .until(shard, Watch::Ahead, Limit::NONE, |cx| {
@@ -278,7 +278,7 @@ impl<N: Net> Exchange<'_, N> {
         while let Some(remaining) = relay.meter.remaining().filter(|left| *left > 0) {
             steps = steps.wrapping_add(1);
             if steps.is_multiple_of(SPLICES_PER_TURN_MAX) {
-                conn.forget_readable();
+                conn.clear_readable();
             }
             client
                 .until(shard, Watch::Ahead, Limit::NONE, |cx| {
@@ -306,7 +306,7 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
-    fn note_first_token(&mut self, sent: Moment) {
+    fn note_first_token(&mut self, sent: Instant) {
         let waited = micros_since(sent, self.stats.started).max(1);
         self.stats.ttft_us = waited;
         if self.stats.outcome.is_some() && self.stats.status < 300 {
@@ -339,7 +339,7 @@ impl Relay {
         self.chunks = self.chunks.wrapping_add(1);
         self.note_done(received);
         let timed = self.chunks.is_multiple_of(CHUNKS_PER_TIMING);
-        let begun = if timed { shard.net.clock() } else { Moment(0) };
+        let begun = if timed { shard.net.clock() } else { Instant(0) };
         let step = if self.form == Form::Verbatim {
             self.step_verbatim(client, received)
         } else {

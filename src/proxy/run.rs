@@ -7,7 +7,7 @@ use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing, Method, Name};
 use crate::json::{Handoff, PrefillResponse};
 use crate::net::pool::EndpointId;
-use crate::net::{Conn, Moment, Net, would_block};
+use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Leg, Role, Take};
 
 /// One leg, ready to be sent.
@@ -58,7 +58,7 @@ pub(super) enum Collected {
 /// What one attempt of a leg came to.
 pub(super) enum Attempt<N: Net> {
     /// Its answer, when its head was there (an engine's lease runs from about then), its status.
-    Done(Collected, Moment, u16),
+    Done(Collected, Instant, u16),
     /// An answer that is no success, to be relayed or tried again, and whether the engine had
     /// taken the whole request before it.
     Status(Upstream<N>, Response, bool),

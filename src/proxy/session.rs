@@ -24,7 +24,7 @@ pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usi
         exchanges = exchanges.wrapping_add(1);
         if exchanges.is_multiple_of(STEPS_PER_TURN_MAX) {
             // Pipelined requests that are answered here wait for nothing in between.
-            Box::pin(shard.net.turn_over()).await;
+            Box::pin(shard.net.yield_now()).await;
         }
         match Box::pin(exchange::run(shard, &client)).await {
             Next::Request => {}
@@ -70,7 +70,7 @@ async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
     while left > 0 {
         steps = steps.wrapping_add(1);
         if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
-            shard.net.turn_over().await;
+            shard.net.yield_now().await;
         }
         if client
             .until_own(shard, limit, |cx| client.conn.poll_readable(cx))

@@ -19,7 +19,7 @@ use crate::fleet::Target;
 use crate::json::EditError;
 use crate::metrics::{Direction, Phase};
 use crate::net::pool::EndpointId;
-use crate::net::{Moment, Net};
+use crate::net::{Instant, Net};
 use crate::pd::chunked::Progress;
 use crate::pd::{
     Api, Encoded, KvSource, Leg, Material, Order, Outcome, Peer, Plan, Reason, Role, Uuid,
@@ -187,7 +187,7 @@ impl<N: Net> Exchange<'_, N> {
         &mut self,
         split: &mut Split,
         targets: &[Target],
-        received: Moment,
+        received: Instant,
     ) -> Result<PendingResponse<N>, Fault> {
         let kv_connector = split.config.pd.connector;
         let mut plan = connector::plan(kv_connector, &split.material()).map_err(too_many)?;
@@ -234,7 +234,7 @@ impl<N: Net> Exchange<'_, N> {
         self.decode_local(split, &leg).await
     }
 
-    fn note_request_overhead(&mut self, since: Moment) {
+    fn note_request_overhead(&mut self, since: Instant) {
         let took = self.shard.net.clock().since(since).as_nanos();
         let took_ns = u64::try_from(took).unwrap_or(u64::MAX);
         self.shard.metrics.overhead(Direction::Request, took_ns);

@@ -17,7 +17,7 @@ use super::shard::{Shard, TaskGuard};
 use crate::fault::Fault;
 use crate::limits::ORPHAN_SECS_MAX;
 use crate::metrics::Phase;
-use crate::net::{Moment, Net, Timer};
+use crate::net::{Instant, Net, Timer};
 use crate::pd::OnDisconnect;
 
 /// What passes between a job and its task.
@@ -37,7 +37,7 @@ struct TaskState<T> {
     /// The owner has left and wants the task to end.
     is_abandoned: Cell<bool>,
     /// The owner has left, and the task may go on until then.
-    orphan_until: Cell<Option<Moment>>,
+    orphan_until: Cell<Option<Instant>>,
 }
 
 /// The owner's side. Dropping it is the owner's departure.
@@ -228,7 +228,7 @@ impl<N: Net, T> Waits<N> for Rc<TaskContext<N, T>> {
         })
         .await;
         if armed.is_some() {
-            self.timer.set(Moment(0), None);
+            self.timer.set(Instant(0), None);
         }
         result
     }

@@ -19,7 +19,7 @@ use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, Method, Name, RequestHead};
 use crate::json::{Kind, Level};
-use crate::net::{Moment, Net};
+use crate::net::{Instant, Net};
 use crate::pd::chunked::Progress;
 use crate::pd::{Api, Leg, Order, Reason, Role, Uuid, connector};
 use crate::trace::{Sampler, Span, TraceContext, TraceRing, Value};
@@ -105,7 +105,7 @@ impl Trace {
         shard: &Shard<N>,
         head: &RequestHead,
         bytes: &[u8],
-        started: Moment,
+        started: Instant,
     ) -> Self {
         let Some(tracer) = &shard.tracer else {
             return Self::Off;
@@ -131,7 +131,7 @@ impl Trace {
         };
         let clock = world_clock(net);
         // It began a little before that.
-        let begun_ns = clock.unix_ns.saturating_sub(nanos(clock.moment, started));
+        let begun_ns = clock.unix_ns.saturating_sub(nanos(clock.instant, started));
         let request = (head.method_span.of(bytes), path_of(head, bytes));
         let recorder = Recorder::new(context, parent_id, request, begun_ns);
         Self::Recorded(Box::new(Recording {
@@ -228,12 +228,12 @@ fn world_clock<N: Net>(net: &N) -> WorldClock {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     WorldClock {
-        moment: net.clock(),
+        instant: net.clock(),
         unix_ns: u64::try_from(unix.as_nanos()).unwrap_or(0),
     }
 }
 
-fn nanos(now: Moment, then: Moment) -> u64 {
+fn nanos(now: Instant, then: Instant) -> u64 {
     u64::try_from(now.since(then).as_nanos()).unwrap_or(0)
 }
 

@@ -88,7 +88,7 @@ impl<N: Net> Exchange<'_, N> {
         while !(down.ended && up.ended) {
             steps = steps.wrapping_add(1);
             if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
-                self.shard.net.turn_over().await;
+                self.shard.net.yield_now().await;
             }
             let pass =
                 |lane: &mut Lane, from: &N::Conn, to: &N::Conn| lane.pass(self.shard, from, to);

@@ -172,7 +172,7 @@ impl<N: Net> Exchange<'_, N> {
                 None => STEPS_PER_TURN_MAX,
             };
             if steps.is_multiple_of(turn) {
-                self.client.conn.forget_readable();
+                self.client.conn.clear_readable();
             }
             // If it closed for reading: what it said before, if anything, says why.
             let Ok(flushed) = upload.flush(conn) else {
@@ -283,7 +283,7 @@ impl<N: Net> Exchange<'_, N> {
                 if self.body_done {
                     // The last receive asked for no more than the body: that it was full says
                     // nothing of what is behind it.
-                    client.conn.forget_readable();
+                    client.conn.clear_readable();
                 }
                 Ok(passed)
             }

@@ -102,7 +102,7 @@ impl Conn for Socket {
         self.received(socket::recv_append(self.handle.fd(), buffer, bytes_max))
     }
 
-    fn forget_readable(&self) {
+    fn clear_readable(&self) {
         self.reading.borrow().clear();
     }
 

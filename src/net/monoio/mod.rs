@@ -19,11 +19,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::bell::{Ringer, bell};
 use super::clock::{Alarm, Random, clock};
+use super::notifier::{Notifier, notifier};
 use super::pipe::{Pipe, Pipes};
 use super::probe::{Driver, RING_ENTRIES, ring_builder};
-use super::{Address, Moment, Net, Timer, Wheel, socket};
+use super::{Address, Instant, Net, Timer, Wheel, socket};
 pub use conn::Socket;
 use handle::Handle;
 use hangup::Hangups;
@@ -83,8 +83,8 @@ impl Runtime {
     fn new() -> io::Result<Self> {
         let wheel = Wheel::new(clock());
         let hangups = Hangups::start()?;
-        let (counter, ringer) = bell()?;
-        ringer.ring();
+        let (counter, notifier) = notifier()?;
+        notifier.notify();
         let always = Handle::watch(counter)?;
         let inner = Inner {
             wheel,
@@ -108,13 +108,13 @@ impl Runtime {
         let handle = Handle::watch(alarm.watched()?)?;
         let wheel = self.inner.wheel.clone();
         let earlier = alarm.clone();
-        wheel.on_rearm(move |moment| earlier.set(moment));
+        wheel.on_rearm(move |instant| earlier.set(instant));
         ::monoio::spawn(async move {
             loop {
                 handle.readable().await;
                 handle.drain_counter();
-                if let Some(moment) = wheel.advance(clock()) {
-                    alarm.set(moment);
+                if let Some(instant) = wheel.advance(clock()) {
+                    alarm.set(instant);
                 }
             }
         });
@@ -144,10 +144,10 @@ impl Runtime {
     ///
     /// # Errors
     /// When no descriptor could be opened.
-    pub fn bell(&self) -> io::Result<(Bell, Ringer)> {
-        let (event, ringer) = bell()?;
+    pub fn notifier(&self) -> io::Result<(NotifyReceiver, Notifier)> {
+        let (event, notifier) = notifier()?;
         let handle = Handle::watch(event)?;
-        Ok((Bell { handle }, ringer))
+        Ok((NotifyReceiver { handle }, notifier))
     }
 
     /// Calls `note` whenever a spawned task ended in a panic.
@@ -173,7 +173,7 @@ impl Net for Runtime {
         self.inner.pipes.take()
     }
 
-    async fn turn_over(&self) {
+    async fn yield_now(&self) {
         // A task that wakes itself would keep this runtime from looking at the ring at all; a wait
         // on something that is always ready goes through it.
         self.inner.always.readable().await;
@@ -192,11 +192,11 @@ impl Net for Runtime {
         drop(::monoio::spawn(task));
     }
 
-    fn now(&self) -> Moment {
+    fn now(&self) -> Instant {
         clock()
     }
 
-    fn clock(&self) -> Moment {
+    fn clock(&self) -> Instant {
         clock()
     }
 
@@ -276,19 +276,19 @@ impl Listener {
 }
 
 /// The receiving end of a wake-up from other threads.
-pub struct Bell {
+pub struct NotifyReceiver {
     handle: Handle,
 }
 
-impl std::fmt::Debug for Bell {
+impl std::fmt::Debug for NotifyReceiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bell").finish_non_exhaustive()
+        f.debug_struct("NotifyReceiver").finish_non_exhaustive()
     }
 }
 
-impl Bell {
+impl NotifyReceiver {
     /// Waits until it was rung since the last call. Rings in between count once.
-    pub async fn rung(&self) {
+    pub async fn notified(&self) {
         self.handle.readable().await;
         self.handle.drain_counter();
     }

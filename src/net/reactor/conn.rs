@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::task::{Context, Poll};
 
 use super::Handle;
-use super::slot::Ready;
+use super::slot::Readiness;
 use crate::net::socket::{self, Left};
 use crate::net::{Conn, Pipe};
 
@@ -37,14 +37,14 @@ impl Socket {
 
     fn received(&self, (left, received): (Left, io::Result<usize>)) -> io::Result<usize> {
         if left == Left::Used {
-            self.handle.slot().clear(Ready::READ);
+            self.handle.slot().clear(Readiness::READ);
         }
         received
     }
 
     fn sent(&self, (left, sent): (Left, io::Result<usize>)) -> io::Result<usize> {
         if left == Left::Used {
-            self.handle.slot().clear(Ready::WRITE);
+            self.handle.slot().clear(Readiness::WRITE);
         }
         sent
     }
@@ -77,14 +77,14 @@ impl Conn for Socket {
         self.received(socket::recv_append(self.handle.fd(), buffer, bytes_max))
     }
 
-    fn forget_readable(&self) {
+    fn clear_readable(&self) {
         self.handle.slot().yield_once();
     }
 
     fn peek_ready(&self) -> bool {
         let has_input = socket::has_input(self.handle.fd());
         if !has_input {
-            self.handle.slot().clear(Ready::READ);
+            self.handle.slot().clear(Readiness::READ);
         }
         has_input
     }
@@ -116,7 +116,7 @@ impl Conn for Socket {
     fn abort(&self) {
         self.is_abrupt.set(true);
         socket::end(self.handle.fd());
-        self.handle.slot().note(Ready::ALL);
+        self.handle.slot().note(Readiness::ALL);
     }
 
     fn reset_on_close(&self) {

@@ -9,7 +9,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::slot::Ready;
+use super::slot::Readiness;
 use super::source::Event;
 
 /// Events taken at once; more wait for the next turn.
@@ -72,19 +72,19 @@ impl Epoll {
 }
 
 /// What epoll's flags mean here.
-fn ready(flags: EventFlags) -> Ready {
-    let mut ready = Ready::default();
+fn ready(flags: EventFlags) -> Readiness {
+    let mut ready = Readiness::default();
     if flags.contains(EventFlags::IN) {
-        ready = ready.with(Ready::READ);
+        ready = ready.with(Readiness::READ);
     }
     if flags.contains(EventFlags::OUT) {
-        ready = ready.with(Ready::WRITE);
+        ready = ready.with(Readiness::WRITE);
     }
     if flags.contains(EventFlags::RDHUP) {
-        ready = ready.with(Ready::READ).with(Ready::ENDED);
+        ready = ready.with(Readiness::READ).with(Readiness::ENDED);
     }
     if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
-        ready = Ready::ALL;
+        ready = Readiness::ALL;
     }
     ready
 }

@@ -26,14 +26,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::bell::{Ringer, bell};
 use super::clock::{Alarm, Random, clock};
+use super::notifier::{Notifier, notifier};
 use super::pipe::{Pipe, Pipes};
 use super::probe::Driver;
 use super::socket;
-use super::{Address, Moment, Net, Timer, Wheel};
+use super::{Address, Instant, Net, Timer, Wheel};
 pub use conn::Socket;
-use slot::{Ready, Slot};
+use slot::{Readiness, Slot};
 use source::{Event, Source, WRITE_KEY};
 use task::{MAIN, Panic, TaskWaker, Tasks};
 
@@ -53,9 +53,9 @@ struct Inner {
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
     /// How long to look for events after the last one before sleeping.
     busy_poll: Option<Duration>,
-    last_event: Cell<Moment>,
+    last_event: Cell<Instant>,
     /// Read when it is first asked for in a turn.
-    turn_began: Cell<Option<Moment>>,
+    turn_began: Cell<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -75,7 +75,7 @@ pub fn run<F, T>(driver: Driver, busy_poll: Option<Duration>, main: F) -> io::Re
 where
     F: AsyncFnOnce(Runtime) -> T,
 {
-    task::forget_woken();
+    task::clear_woken();
     let runtime = Runtime::open(driver, busy_poll)?;
     let _close = Close(&runtime.inner);
     runtime.start_wheel()?;
@@ -140,13 +140,13 @@ impl Runtime {
         let handle = self.watch_vital(alarm.watched()?)?;
         let wheel = self.inner.wheel.clone();
         let earlier = alarm.clone();
-        wheel.on_rearm(move |moment| earlier.set(moment));
+        wheel.on_rearm(move |instant| earlier.set(instant));
         self.spawn_vital(async move {
             loop {
                 handle.readable().await;
                 handle.drain_counter();
-                if let Some(moment) = wheel.advance(clock()) {
-                    alarm.set(moment);
+                if let Some(instant) = wheel.advance(clock()) {
+                    alarm.set(instant);
                 }
             }
         });
@@ -163,11 +163,11 @@ impl Runtime {
 
     /// Watches what the thread cannot do without.
     fn watch_vital(&self, fd: OwnedFd) -> io::Result<Handle> {
-        self.watch_slot(Slot::new(fd, Ready::default(), true))
+        self.watch_slot(Slot::new(fd, Readiness::default(), true))
     }
 
     /// Watches a connection.
-    fn watch(&self, fd: OwnedFd, ready: Ready) -> io::Result<Handle> {
+    fn watch(&self, fd: OwnedFd, ready: Readiness) -> io::Result<Handle> {
         self.watch_slot(Slot::new(fd, ready, false))
     }
 
@@ -191,7 +191,7 @@ impl Runtime {
     /// # Errors
     /// When the socket cannot be watched (out of memory, epoll limit).
     pub fn adopt(&self, socket: OwnedFd, peer_ip: Option<IpAddr>) -> io::Result<Socket> {
-        Ok(Socket::new(self.watch(socket, Ready::WRITE)?, peer_ip))
+        Ok(Socket::new(self.watch(socket, Readiness::WRITE)?, peer_ip))
     }
 
     /// Watches a listening socket.
@@ -209,10 +209,10 @@ impl Runtime {
     ///
     /// # Errors
     /// When no descriptor could be opened.
-    pub fn bell(&self) -> io::Result<(Bell, Ringer)> {
-        let (event, ringer) = bell()?;
+    pub fn notifier(&self) -> io::Result<(NotifyReceiver, Notifier)> {
+        let (event, notifier) = notifier()?;
         let handle = self.watch_vital(event)?;
-        Ok((Bell { handle }, ringer))
+        Ok((NotifyReceiver { handle }, notifier))
     }
 
     /// Calls `note` whenever a spawned task ended in a panic.
@@ -231,9 +231,9 @@ impl Net for Runtime {
 
     fn connect(&self, address: &Address) -> io::Result<Socket> {
         let connected = match address {
-            Address::Tcp(_) => Ready::default(),
+            Address::Tcp(_) => Readiness::default(),
             // It has ended well already, or there would be no socket.
-            Address::Unix(_) => Ready::WRITE,
+            Address::Unix(_) => Readiness::WRITE,
         };
         let handle = self.watch(socket::connect(address)?, connected)?;
         Ok(Socket::new(handle, address.ip()))
@@ -243,7 +243,7 @@ impl Net for Runtime {
         self.inner.pipes.take()
     }
 
-    fn turn_over(&self) -> impl Future<Output = ()> {
+    fn yield_now(&self) -> impl Future<Output = ()> {
         // Tasks woken in a turn run in the next one.
         super::next_turn()
     }
@@ -256,7 +256,7 @@ impl Net for Runtime {
         self.inner.tasks.spawn(Box::pin(task), Panic::EndsThread);
     }
 
-    fn now(&self) -> Moment {
+    fn now(&self) -> Instant {
         let turn = &self.inner.turn_began;
         turn.get().unwrap_or_else(|| {
             let now = clock();
@@ -265,7 +265,7 @@ impl Net for Runtime {
         })
     }
 
-    fn clock(&self) -> Moment {
+    fn clock(&self) -> Instant {
         clock()
     }
 
@@ -423,7 +423,7 @@ impl Handle {
 
     fn drain_counter(&self) {
         // Before the read: a ring in between is told again.
-        self.slot.clear(Ready::READ);
+        self.slot.clear(Readiness::READ);
         socket::drain_counter(self.fd());
     }
 
@@ -443,7 +443,7 @@ impl Handle {
         if watched.is_err() {
             // No memory for a changed watch, so nothing would be heard of this connection again.
             socket::end(self.fd());
-            self.slot.note(Ready::ALL);
+            self.slot.note(Readiness::ALL);
         }
     }
 }
@@ -494,7 +494,7 @@ impl Listener {
             Ok((socket, peer_ip)) => self.net.adopt(socket, peer_ip),
             Err(error) => {
                 if super::would_block(&error) {
-                    self.handle.slot().clear(Ready::READ);
+                    self.handle.slot().clear(Readiness::READ);
                 }
                 Err(error)
             }
@@ -503,19 +503,19 @@ impl Listener {
 }
 
 /// The receiving end of a wake-up from other threads.
-pub struct Bell {
+pub struct NotifyReceiver {
     handle: Handle,
 }
 
-impl std::fmt::Debug for Bell {
+impl std::fmt::Debug for NotifyReceiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bell").finish_non_exhaustive()
+        f.debug_struct("NotifyReceiver").finish_non_exhaustive()
     }
 }
 
-impl Bell {
+impl NotifyReceiver {
     /// Waits until it was rung since the last call. Rings in between count once.
-    pub async fn rung(&self) {
+    pub async fn notified(&self) {
         self.handle.readable().await;
         self.handle.drain_counter();
     }

@@ -6,9 +6,9 @@ use std::task::{Context, Poll, Waker};
 
 /// What a descriptor can be ready for, a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ready(u8);
+pub(super) struct Readiness(u8);
 
-impl Ready {
+impl Readiness {
     /// Bytes, the end of the stream or an error may be received; a connection may be taken.
     pub(super) const READ: Self = Self(1);
     /// Something may be sent, or a connect has ended.
@@ -31,7 +31,7 @@ impl Ready {
     }
 }
 
-const KINDS: [Ready; 3] = [Ready::READ, Ready::WRITE, Ready::ENDED];
+const KINDS: [Readiness; 3] = [Readiness::READ, Readiness::WRITE, Readiness::ENDED];
 
 /// A descriptor and its remembered readiness.
 ///
@@ -41,7 +41,7 @@ pub(super) struct Slot {
     fd: OwnedFd,
     /// What completions and events of this descriptor are marked with.
     key: Cell<u64>,
-    ready: Cell<Ready>,
+    ready: Cell<Readiness>,
     /// The next wait lets the others go first.
     yields: Cell<bool>,
     /// Nobody can do without it: when it cannot be watched any more, the thread ends.
@@ -51,7 +51,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(fd: OwnedFd, ready: Ready, is_vital: bool) -> Self {
+    pub(super) fn new(fd: OwnedFd, ready: Readiness, is_vital: bool) -> Self {
         Self {
             fd,
             is_vital,
@@ -78,12 +78,12 @@ impl Slot {
         self.key.set(key);
     }
 
-    pub(super) fn is(&self, ready: Ready) -> bool {
+    pub(super) fn is(&self, ready: Readiness) -> bool {
         self.ready.get().has(ready)
     }
 
     /// Notes what the kernel told, and wakes whoever waits for that.
-    pub(super) fn note(&self, ready: Ready) {
+    pub(super) fn note(&self, ready: Readiness) {
         self.ready.set(self.ready.get().with(ready));
         for (kind, waker) in KINDS.iter().zip(&*self.waiting.borrow()) {
             if ready.has(*kind)
@@ -97,9 +97,9 @@ impl Slot {
     /// A call found nothing more to do. That an ended connection can be read is not taken back: the
     /// end is not told twice. That it can be written to is: a peer that only said it will send no
     /// more may well have a full window.
-    pub(super) fn clear(&self, kind: Ready) {
+    pub(super) fn clear(&self, kind: Readiness) {
         let ready = self.ready.get();
-        if kind == Ready::WRITE || !ready.has(Ready::ENDED) {
+        if kind == Readiness::WRITE || !ready.has(Readiness::ENDED) {
             self.ready.set(ready.without(kind));
         }
     }
@@ -112,7 +112,7 @@ impl Slot {
     pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.yields.get() {
             self.yields.set(false);
-            if self.is(Ready::READ) {
+            if self.is(Readiness::READ) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }

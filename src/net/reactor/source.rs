@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::epoll::Epoll;
-use super::slot::Ready;
+use super::slot::Readiness;
 use super::uring::Uring;
 use crate::net::probe::Driver;
 
@@ -13,7 +13,7 @@ use crate::net::probe::Driver;
 pub(super) struct Event {
     /// The key of the watch it is about.
     pub(super) key: u64,
-    pub(super) ready: Ready,
+    pub(super) ready: Readiness,
     /// The watch has ended with this; the kernel knows its key no more.
     pub(super) is_last: bool,
     /// The kernel could not watch any longer, for a reason that is not the connection's.

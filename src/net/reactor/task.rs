@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 thread_local! {
     /// The tasks of this thread that were woken, in order. A waker used on another thread wakes
-    /// nobody here: only a `Ringer` crosses threads.
+    /// nobody here: only a `Notifier` crosses threads.
     static WOKEN: RefCell<VecDeque<u32>> = const { RefCell::new(VecDeque::new()) };
 }
 
@@ -72,7 +72,7 @@ pub(super) fn next_woken() -> Option<u32> {
 }
 
 /// Forgets who was woken: what an earlier run on this thread has left behind.
-pub(super) fn forget_woken() {
+pub(super) fn clear_woken() {
     WOKEN.with_borrow_mut(VecDeque::clear);
 }
 
@@ -173,6 +173,6 @@ impl Tasks {
         for task in tasks {
             drop(std::panic::catch_unwind(AssertUnwindSafe(|| drop(task))));
         }
-        forget_woken();
+        clear_woken();
     }
 }

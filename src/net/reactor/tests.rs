@@ -162,7 +162,7 @@ fn a_turn_lets_the_others_go_first() {
         far.write_all(b"x").unwrap();
         let mut turns = 0;
         while !came.get() {
-            net.turn_over().await;
+            net.yield_now().await;
             turns += 1;
             assert!(turns < 1_000_000, "the kernel was never looked at");
         }
@@ -289,12 +289,12 @@ fn connections_that_come_and_go_do_not_hear_each_other() {
 fn an_event_of_an_earlier_generation_finds_nothing() {
     let mut watches = Watches::default();
     let slot = || {
-        let (fd, _) = bell().unwrap();
-        Rc::new(Slot::new(fd, Ready::default(), false))
+        let (fd, _) = notifier().unwrap();
+        Rc::new(Slot::new(fd, Readiness::default(), false))
     };
     let event = |key, is_last| Event {
         key,
-        ready: Ready::READ,
+        ready: Readiness::READ,
         is_last,
         has_failed: false,
     };
@@ -389,7 +389,7 @@ fn random_streams_arrive_whole() {
                             assert_eq!(byte, want);
                         }
                         if want.is_multiple_of(5) {
-                            conn.forget_readable();
+                            conn.clear_readable();
                         }
                     }
                     done.set(done.get() + 1);
@@ -422,7 +422,7 @@ fn a_busy_task_that_yields_starves_nobody() {
                     Ok(n) if n > 0 => count.set(count.get() + 1),
                     _ => return,
                 }
-                busy.forget_readable();
+                busy.clear_readable();
             }
         });
         let (conn, mut other) = pair(&net);
@@ -506,19 +506,19 @@ fn tasks_end_with_the_run_and_their_connections_too() {
 }
 
 #[test]
-fn a_bell_rung_from_another_thread_is_heard() {
+fn a_notification_from_another_thread_wakes_the_shard() {
     on_each_driver(None, async |net| {
-        let (bell, ringer) = net.bell().unwrap();
+        let (receiver, notifier) = net.notifier().unwrap();
         for _ in 0..100 {
-            let ringer = ringer.clone();
-            let rings = std::thread::spawn(move || ringer.ring());
-            bell.rung().await;
-            rings.join().unwrap();
+            let notifier = notifier.clone();
+            let notifies = std::thread::spawn(move || notifier.notify());
+            receiver.notified().await;
+            notifies.join().unwrap();
         }
-        ringer.ring();
-        ringer.ring();
-        bell.rung().await;
-        let mut again = pin!(bell.rung());
+        notifier.notify();
+        notifier.notify();
+        receiver.notified().await;
+        let mut again = pin!(receiver.notified());
         let mut cx = Context::from_waker(Waker::noop());
         assert!(again.as_mut().poll(&mut cx).is_pending());
     });

@@ -9,7 +9,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use super::slot::Ready;
+use super::slot::Readiness;
 use super::source::{Event, WRITE_KEY};
 use crate::net::probe::{RING_ENTRIES, ring_builder};
 
@@ -150,9 +150,9 @@ fn event(entry: &cqueue::Entry) -> Option<Event> {
         return Some(Event {
             key,
             ready: if is_cancelled {
-                Ready::default()
+                Readiness::default()
             } else {
-                Ready::ALL
+                Readiness::ALL
             },
             is_last,
             has_failed: !is_cancelled,
@@ -168,19 +168,19 @@ fn event(entry: &cqueue::Entry) -> Option<Event> {
 }
 
 /// What poll's flags mean here.
-fn ready(flags: PollFlags) -> Ready {
-    let mut ready = Ready::default();
+fn ready(flags: PollFlags) -> Readiness {
+    let mut ready = Readiness::default();
     if flags.contains(PollFlags::IN) {
-        ready = ready.with(Ready::READ);
+        ready = ready.with(Readiness::READ);
     }
     if flags.contains(PollFlags::OUT) {
-        ready = ready.with(Ready::WRITE);
+        ready = ready.with(Readiness::WRITE);
     }
     if flags.contains(PollFlags::RDHUP) {
-        ready = ready.with(Ready::READ).with(Ready::ENDED);
+        ready = ready.with(Readiness::READ).with(Readiness::ENDED);
     }
     if flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
-        ready = Ready::ALL;
+        ready = Readiness::ALL;
     }
     ready
 }

@@ -149,8 +149,8 @@ impl Conn for SimConn {
         received
     }
 
-    fn forget_readable(&self) {
-        self.link.borrow_mut().forget_readable(self.side);
+    fn clear_readable(&self) {
+        self.link.borrow_mut().clear_readable(self.side);
     }
 
     fn peek_ready(&self) -> bool {

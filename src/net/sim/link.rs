@@ -95,7 +95,7 @@ pub(super) enum Connect {
 }
 
 #[derive(Default)]
-struct Ready {
+struct Readiness {
     is_ready: bool,
     is_scheduled: bool,
     waker: Option<Waker>,
@@ -103,7 +103,7 @@ struct Ready {
 
 #[derive(Default)]
 struct Side {
-    ready: [Ready; 3],
+    ready: [Readiness; 3],
     /// Reported once by the next call, as `SO_ERROR` is.
     error: Option<io::ErrorKind>,
     /// A reset came in: nothing goes either way any more.
@@ -259,7 +259,7 @@ impl Link {
         ready.waker.take()
     }
 
-    pub(super) fn forget_readable(&mut self, side: usize) {
+    pub(super) fn clear_readable(&mut self, side: usize) {
         self.clear(side, Event::Readable);
     }
 

@@ -46,7 +46,7 @@ pub use link::{Flow, Manner};
 pub use listen::{Greeting, SimListener};
 use world::{Turn, What, World};
 
-use super::{Address, Moment, Net, Timer};
+use super::{Address, Instant, Net, Timer};
 
 /// Polls of one run; a run that needs more goes round in circles.
 const POLLS_MAX: u64 = 20_000_000;
@@ -79,7 +79,7 @@ pub struct Finished<T> {
     /// Tasks that ended in a panic.
     pub panics: u64,
     /// Virtual time at the end.
-    pub ended: Moment,
+    pub ended: Instant,
 }
 
 /// Why a run did not come to its end.
@@ -90,7 +90,7 @@ pub enum Stuck {
         /// The run's seed.
         seed: u64,
         /// When it stopped.
-        at: Moment,
+        at: Instant,
     },
     /// Tasks keep each other awake without end.
     Endless {
@@ -279,7 +279,7 @@ impl Net for SimNet {
         (!self.once_in(4)).then(SimPipe::default)
     }
 
-    fn turn_over(&self) -> impl Future<Output = ()> {
+    fn yield_now(&self) -> impl Future<Output = ()> {
         super::next_turn()
     }
 
@@ -287,12 +287,12 @@ impl Net for SimNet {
         self.world.spawn(Box::pin(task));
     }
 
-    fn now(&self) -> Moment {
-        Moment(self.world.now())
+    fn now(&self) -> Instant {
+        Instant(self.world.now())
     }
 
-    fn clock(&self) -> Moment {
-        Moment(self.world.now())
+    fn clock(&self) -> Instant {
+        Instant(self.world.now())
     }
 
     fn timer(&self) -> Timer {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::chance::{Dice, mix};
 use super::link::{Event, Link};
 use super::listen::{Arrival, Listeners};
-use crate::net::{Moment, Wheel};
+use crate::net::{Instant, Wheel};
 
 /// Virtual time one poll takes at most, so that work and time go on together.
 const POLL_NS_MAX: u64 = 2_000;
@@ -131,7 +131,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         Self {
-            wheel: Wheel::new(Moment(0)),
+            wheel: Wheel::new(Instant(0)),
             listeners: Listeners::default(),
             dice: Dice::new(mix(seed)),
             links: RefCell::default(),
@@ -220,7 +220,7 @@ impl World {
             return Turn::Worked;
         }
         let next_event = self.events.borrow().peek().map(|due| due.0.key.0);
-        let next_timer = self.wheel.next_wake().map(|moment| moment.0);
+        let next_timer = self.wheel.next_wake().map(|instant| instant.0);
         let Some(next) = [next_event, next_timer].into_iter().flatten().min() else {
             return Turn::Stuck;
         };
@@ -232,7 +232,7 @@ impl World {
     fn happen_due(&self) -> bool {
         let now = self.now.get();
         if self.wheel.next_wake().is_some_and(|at| at.0 <= now) {
-            self.wheel.advance(Moment(now));
+            self.wheel.advance(Instant(now));
             self.trace(1, 0);
             return true;
         }

@@ -411,11 +411,11 @@ impl<C: Conn> Conn for Tls<C> {
         taken.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
-    fn forget_readable(&self) {
+    fn clear_readable(&self) {
         if self.state.borrow().has_input() {
             self.yields.set(true);
         } else {
-            self.inner.forget_readable();
+            self.inner.clear_readable();
         }
     }
 

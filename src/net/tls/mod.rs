@@ -22,7 +22,7 @@ use std::task::{Context, Poll};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 
-use super::{Address, Conn, Moment, Net, Timer};
+use super::{Address, Conn, Instant, Net, Timer};
 pub use conn::Tls;
 use session::Session;
 pub use setup::{Certificate, SetupError, Trust, client_config, server_config};
@@ -237,8 +237,8 @@ impl<C: Conn> Conn for Wire<C> {
         either!(self, conn => conn.try_recv_append(buffer, bytes_max))
     }
 
-    fn forget_readable(&self) {
-        either!(self, conn => conn.forget_readable());
+    fn clear_readable(&self) {
+        either!(self, conn => conn.clear_readable());
     }
 
     fn peek_ready(&self) -> bool {
@@ -304,8 +304,8 @@ impl<N: Net> Net for Secure<N> {
         self.0.pipe()
     }
 
-    fn turn_over(&self) -> impl Future<Output = ()> {
-        self.0.turn_over()
+    fn yield_now(&self) -> impl Future<Output = ()> {
+        self.0.yield_now()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
@@ -316,11 +316,11 @@ impl<N: Net> Net for Secure<N> {
         self.0.spawn_vital(task);
     }
 
-    fn now(&self) -> Moment {
+    fn now(&self) -> Instant {
         self.0.now()
     }
 
-    fn clock(&self) -> Moment {
+    fn clock(&self) -> Instant {
         self.0.clock()
     }
 

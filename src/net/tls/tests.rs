@@ -342,7 +342,7 @@ fn exchange_as_server(net: &SimNet, version: &'static SupportedProtocolVersion, 
         assert!(rest.is_empty() && end.is_ok(), "{rest:?} {end:?}");
         // A kept record leaves while something else is waited for.
         wire.finish();
-        wire.forget_readable();
+        wire.clear_readable();
         let _ = receive_all(&wire).await;
     });
     let run = run.unwrap_or_else(|stuck| panic!("{stuck}"));

@@ -54,7 +54,7 @@ pub(super) async fn play(stage: Rc<Stage>, index: usize) {
             if !receive(&stage, &mut wire, request).await {
                 break;
             }
-            stage.net.sleep(stage.moment()).await;
+            stage.net.sleep(stage.random_delay()).await;
         }
     }
     // Uploads of requests that were never answered hold the connection too.
@@ -73,7 +73,7 @@ async fn upload(stage: Rc<Stage>, conn: Rc<SimConn>, bytes: Vec<u8>) {
             return;
         }
         if stage.net.once_in(4) {
-            stage.net.sleep(stage.moment()).await;
+            stage.net.sleep(stage.random_delay()).await;
         }
         at = next;
     }
@@ -81,7 +81,7 @@ async fn upload(stage: Rc<Stage>, conn: Rc<SimConn>, bytes: Vec<u8>) {
 
 /// Leaves at a random moment, by FIN or by RST.
 async fn leave(stage: Rc<Stage>, conn: Rc<SimConn>, ids: Vec<String>) {
-    stage.net.sleep(stage.moment()).await;
+    stage.net.sleep(stage.random_delay()).await;
     let now = stage.net.now();
     let mut log = stage.log.borrow_mut();
     log.left.extend(ids.into_iter().map(|id| (id, now)));

@@ -72,7 +72,7 @@ async fn come_and_go(stage: Rc<Stage>, listener: SimListener) {
         listener.greet(greeting, ms(2));
         stage
             .net
-            .sleep(stage.moment() + Duration::from_micros(50))
+            .sleep(stage.random_delay() + Duration::from_micros(50))
             .await;
     }
 }
@@ -135,7 +135,7 @@ impl Drop for EndRecord<'_> {
 
 /// A time of waiting for a request, which may end in a FIN, a reset or a word. `true`: go on.
 async fn idle(stage: &Stage, wire: &Wire) -> bool {
-    let wait = stage.moment();
+    let wait = stage.random_delay();
     let until = stage.net.now().after(wait);
     let timer = RefCell::new(Box::pin(stage.net.sleep(wait)));
     poll_fn(|cx| {
@@ -238,7 +238,7 @@ async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: Mishap) -> bool 
     }
     let mut at = 0;
     while at < end {
-        if net.once_in(3) && !pause(stage, wire, stage.moment()).await {
+        if net.once_in(3) && !pause(stage, wire, stage.random_delay()).await {
             return false;
         }
         let size = 1 + net.below(if net.once_in(3) { 20 } else { 2000 }) as usize;

@@ -58,7 +58,7 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
         stage.net.spawn(client::play(Rc::clone(&stage), index));
     }
     if stage.plot.drains {
-        stage.net.sleep(stage.moment()).await;
+        stage.net.sleep(stage.random_delay()).await;
         stage.drain_begun.set(true);
         stage.draining.store(true, Ordering::Relaxed);
         stage.net.nudge_all();

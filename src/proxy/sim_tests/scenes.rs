@@ -99,7 +99,7 @@ fn a_body_that_arrives_during_the_connect_is_not_lost() {
             format!("POST /x HTTP/1.1\r\nhost: s\r\n{expect}content-length: {length}\r\n\r\n");
         wire.conn.send(head.as_bytes()).await.unwrap();
         for piece in [first, rest] {
-            stage.net.sleep(stage.moment()).await;
+            stage.net.sleep(stage.random_delay()).await;
             wire.conn.send(piece).await.unwrap();
         }
         let response = loop {
@@ -229,7 +229,7 @@ fn an_early_response_reaches_the_client() {
         engine(&stage, |stage, wire| async move {
             let mut head = Vec::new();
             while wire.conn.recv(&mut head, 64).await.unwrap_or(0) > 0 && head.len() < 200 {}
-            stage.net.sleep(stage.moment()).await;
+            stage.net.sleep(stage.random_delay()).await;
             let response = b"HTTP/1.1 413 No\r\ncontent-length: 3\r\n\r\nbig";
             wire.conn.send(response).await.unwrap();
             // It reads on, as uvicorn does, so that no reset takes the answer along.
@@ -423,7 +423,7 @@ fn an_early_response_that_is_cut_never_looks_whole() {
             let mut head = Vec::new();
             while wire.conn.recv(&mut head, 64).await.unwrap_or(0) > 0 && head.len() < 200 {}
             let _ = wire.conn.send(b"HTTP/1.1 413 No\r\n\r\na part").await;
-            stage.net.sleep(stage.moment()).await;
+            stage.net.sleep(stage.random_delay()).await;
             wire.conn.reset();
         });
         let mut wire = connect(&stage);

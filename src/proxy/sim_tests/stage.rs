@@ -19,7 +19,7 @@ use crate::fault::LABELS;
 use crate::fleet::Target;
 use crate::metrics::ShardMetrics;
 use crate::net::sim::SimNet;
-use crate::net::{Moment, Net};
+use crate::net::{Instant, Net};
 use crate::pd::Role;
 use crate::proxy::Budget;
 use crate::proxy::shard::{Decoder, Parts, Shard};
@@ -100,9 +100,9 @@ pub(super) struct Log {
     /// Handoff ids in the order an engine saw them, whole request or not.
     pub(super) handoffs_seen: Vec<String>,
     /// When a client left.
-    pub(super) left: BTreeMap<String, Moment>,
+    pub(super) left: BTreeMap<String, Instant>,
     /// When the last engine work on a request ended; `None` while it goes on.
-    pub(super) engine_ended: BTreeMap<String, Option<Moment>>,
+    pub(super) engine_ended: BTreeMap<String, Option<Instant>>,
     pub(super) complete: u64,
     pub(super) refused: u64,
     pub(super) cut: u64,
@@ -258,7 +258,7 @@ impl Stage {
     }
 
     /// A short time, of a seeded order of magnitude.
-    pub(super) fn moment(&self) -> Duration {
+    pub(super) fn random_delay(&self) -> Duration {
         let scales_us = [0, 20, 300, 3_000, 20_000];
         let scale = scales_us[self.net.below(5) as usize];
         Duration::from_micros(self.net.below(scale + 1))

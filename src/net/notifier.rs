@@ -7,23 +7,23 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 
 /// A descriptor that becomes readable when its ringer is rung.
-pub(super) fn bell() -> io::Result<(OwnedFd, Ringer)> {
+pub(super) fn notifier() -> io::Result<(OwnedFd, Notifier)> {
     let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-    let ringer = Ringer {
+    let notifier = Notifier {
         event: Arc::new(event.try_clone()?),
     };
-    Ok((event, ringer))
+    Ok((event, notifier))
 }
 
 /// Rings a shard's bell; may be used from any thread.
 #[derive(Clone, Debug)]
-pub struct Ringer {
+pub struct Notifier {
     event: Arc<OwnedFd>,
 }
 
-impl Ringer {
+impl Notifier {
     /// Wakes the shard.
-    pub fn ring(&self) {
+    pub fn notify(&self) {
         // The counter cannot overflow by ones in practice; a full one means "already rung".
         let _ = rustix::io::write(&*self.event, &1_u64.to_ne_bytes());
     }
