@@ -72,13 +72,13 @@ pub fn parse_with(
         .map_err(|error| refused(&error))?;
     match matches.subcommand() {
         Some(("sidecar", matches)) => {
-            let checked = sidecar::read(&sidecar::draft(matches, environment, replaces_first))?;
+            let checked = sidecar::read(&sidecar::raw(matches, environment, replaces_first))?;
             Ok(Command::Sidecar(Box::new(checked.config), checked.warnings))
         }
         Some(("check-config", matches)) => {
-            let draft = sidecar::draft(matches, environment, replaces_first);
-            let checked = sidecar::read(&draft)?;
-            Err(Exit::said(sidecar::report(&draft, &checked)))
+            let raw = sidecar::raw(matches, environment, replaces_first);
+            let checked = sidecar::read(&raw)?;
+            Err(Exit::said(sidecar::report(&raw, &checked)))
         }
         Some(("mock", matches)) => mock_engine_built_in().map(|()| Command::Mock(rest(matches))),
         Some(("demo", matches)) => mock_engine_built_in().map(|()| Command::Demo(demo(matches))),

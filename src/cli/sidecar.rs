@@ -7,7 +7,7 @@ use std::io::{self, Read};
 
 use super::Exit;
 use crate::config::keys::{self, Key, Kind};
-use crate::config::{self, Checked, Draft, Problem, removed};
+use crate::config::{self, Checked, Problem, RawConfig, removed};
 use crate::limits::CONFIGURATION_BYTES_MAX;
 
 /// Values longer than this do not move the column behind them.
@@ -89,44 +89,44 @@ fn help(key: &Key) -> String {
 
 /// What was written on the command line, in the document it names and in the environment.
 /// `replaces_first` is whether this stands in for the first sidecar, whose defaults were others.
-pub(super) fn draft(
+pub(super) fn raw(
     matches: &ArgMatches,
     environment: &dyn Fn(&str) -> Option<String>,
     replaces_first: bool,
-) -> Draft {
-    let mut draft = Draft::new(environment);
+) -> RawConfig {
+    let mut raw = RawConfig::new(environment);
     if replaces_first {
-        draft.set_default(&keys::MODEL_SERVER_PORT, "8001");
-        draft.set_default(&keys::POOL_GROUP, "inference.networking.x-k8s.io");
+        raw.set_default(&keys::MODEL_SERVER_PORT, "8001");
+        raw.set_default(&keys::POOL_GROUP, "inference.networking.x-k8s.io");
     }
     for key in keys::ALL {
         if let Some(values) = matches.get_many::<String>(key.name) {
             match key.kind {
-                Kind::List(_) => values.for_each(|item| draft.add_as(key, item, key.name)),
+                Kind::List(_) => values.for_each(|item| raw.add_as(key, item, key.name)),
                 Kind::Switch | Kind::Value(_) => {
-                    values.for_each(|value| draft.set(key, value.as_str()));
+                    values.for_each(|value| raw.set(key, value.as_str()));
                 }
             }
         }
     }
-    removed::apply(&mut draft, &|name| matches.get_one::<String>(name).cloned());
-    read_document(&mut draft);
-    draft
+    removed::apply(&mut raw, &|name| matches.get_one::<String>(name).cloned());
+    read_document(&mut raw);
+    raw
 }
 
 /// Adds the document, if there is one; that there are not two is for the check to say.
-fn read_document(draft: &mut Draft) {
+fn read_document(raw: &mut RawConfig) {
     let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
-    match (draft.given(inline), draft.given(file)) {
+    match (raw.given(inline), raw.given(file)) {
         (Some(text), None) => {
             let text = text.to_owned();
-            draft.read_document("--configuration", &text);
+            raw.read_document("--configuration", &text);
         }
         (None, Some(path)) => {
             let path = path.to_owned();
             match read_file(&path) {
-                Ok(text) => draft.read_document(&path, &text),
-                Err(error) => draft.refuse(Problem {
+                Ok(text) => raw.read_document(&path, &text),
+                Err(error) => raw.refuse(Problem {
                     key: format!("--{}", file.name),
                     text: format!("`{path}` cannot be read: {error}"),
                     excerpt: String::new(),
@@ -150,13 +150,13 @@ fn read_file(path: &str) -> io::Result<String> {
 }
 
 /// From what was written to a checked configuration; all problems in one exit.
-pub(super) fn read(draft: &Draft) -> Result<Checked, Exit> {
-    config::check(draft).map_err(|problems| refusal(&problems))
+pub(super) fn read(raw: &RawConfig) -> Result<Checked, Exit> {
+    config::check(raw).map_err(|problems| refusal(&problems))
 }
 
 /// What is in effect, and where each value comes from.
-pub(super) fn report(draft: &Draft, checked: &Checked) -> String {
-    let values = draft.effective();
+pub(super) fn report(raw: &RawConfig, checked: &Checked) -> String {
+    let values = raw.effective();
     let width = |column: fn(&(&str, String, config::Source)) -> usize, max: usize| {
         let widths = values.iter().map(column);
         widths.filter(|width| *width <= max).max().unwrap_or(0)

@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{
-    AccessLog, BodyLimits, Config, Cores, CoresError, Draft, DrainConfig, LogConfig, LogFormat,
-    LogLevel, Timeouts, UpstreamConfig, keys, units,
+    AccessLog, BodyLimits, Config, Cores, CoresError, DrainConfig, LogConfig, LogFormat, LogLevel,
+    RawConfig, Timeouts, UpstreamConfig, keys, units,
 };
 
 /// Keep-alive of uvicorn, the engines' HTTP server.
@@ -60,13 +60,13 @@ pub struct Checked {
 ///
 /// # Errors
 /// Every problem found, in the order of `--help` where possible.
-pub fn check(draft: &Draft) -> Result<Checked, Vec<Problem>> {
-    let mut draft = draft.clone();
-    draft.warn_of_unreadable_variables();
+pub fn check(raw: &RawConfig) -> Result<Checked, Vec<Problem>> {
+    let mut raw = raw.clone();
+    raw.warn_of_unreadable_variables();
     let mut reader = Reader {
-        draft: &draft,
-        problems: draft.problems.clone(),
-        warnings: draft.warnings.clone(),
+        raw: &raw,
+        problems: raw.problems.clone(),
+        warnings: raw.warnings.clone(),
     };
     let config = reader.config();
     if reader.problems.is_empty() {
@@ -82,7 +82,7 @@ pub fn check(draft: &Draft) -> Result<Checked, Vec<Problem>> {
 
 /// Reads a draft, and notes what is wrong with it.
 pub(super) struct Reader<'a> {
-    pub(super) draft: &'a Draft,
+    pub(super) raw: &'a RawConfig,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<String>,
 }
@@ -93,7 +93,7 @@ impl Reader<'_> {
         let size = self.data_parallel_size();
         Config {
             ranks: self.ranks(size),
-            pod_ip: self.draft.variable("POD_IP").map(str::to_owned),
+            pod_ip: self.raw.variable("POD_IP").map(str::to_owned),
             pd: self.pd(size),
             tls: self.tls(),
             allowlist: self.allowlist(),
@@ -116,7 +116,7 @@ impl Reader<'_> {
     /// The document itself was read before; here is only whether there are two.
     fn sources(&mut self) {
         let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
-        if self.draft.has_flag(inline) && self.draft.has_flag(file) {
+        if self.raw.has_flag(inline) && self.raw.has_flag(file) {
             self.problem(
                 inline,
                 "is given together with --configuration-file; drop one",
@@ -201,7 +201,7 @@ impl Reader<'_> {
             return Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
         }
         // "0" is how controller-runtime, which reads it there, spells "off".
-        let text = self.draft.variable(VARIABLE).filter(|text| *text != "0")?;
+        let text = self.raw.variable(VARIABLE).filter(|text| *text != "0")?;
         let address = values::address(text);
         if address.is_none() {
             self.refuse_variable(VARIABLE, "an address and port, such as :9090");

@@ -7,14 +7,17 @@ use crate::fleet::Target;
 pub(in crate::config) type Given<'a> = &'a [(&'a Key, &'a str)];
 
 /// Flags on top of a plain sidecar, in an environment.
-pub(in crate::config) fn draft_in(environment: &[(&str, &str)], given: &[(&Key, &str)]) -> Draft {
+pub(in crate::config) fn draft_in(
+    environment: &[(&str, &str)],
+    given: &[(&Key, &str)],
+) -> RawConfig {
     let find = |name: &str| environment.iter().find(|(other, _)| *other == name);
-    let mut draft = Draft::new(&|name| find(name).map(|(_, value)| (*value).to_owned()));
-    draft.set(&keys::SECURE_PROXY, "false");
+    let mut raw = RawConfig::new(&|name| find(name).map(|(_, value)| (*value).to_owned()));
+    raw.set(&keys::SECURE_PROXY, "false");
     for (key, value) in given {
-        draft.set(key, *value);
+        raw.set(key, *value);
     }
-    draft
+    raw
 }
 
 pub(in crate::config) fn checked(given: &[(&Key, &str)]) -> Checked {

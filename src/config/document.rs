@@ -6,9 +6,9 @@
 use super::keys::{self, Key, Kind};
 use super::nearest::did_you_mean;
 use super::yaml::{self, Entry, Value};
-use super::{Draft, Problem, removed, units};
+use super::{Problem, RawConfig, removed, units};
 
-impl Draft {
+impl RawConfig {
     /// Takes over what a document says; `name` is its file, or the flag it was given with. Every
     /// problem with it is noted.
     pub fn read_document(&mut self, name: &str, text: &str) {
@@ -112,15 +112,15 @@ fn excerpt(text: &str, line: u64, column: u64) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Draft {
-        let mut draft = Draft::default();
-        draft.read_document("x.yaml", text);
-        draft
+    fn read(text: &str) -> RawConfig {
+        let mut raw = RawConfig::default();
+        raw.read_document("x.yaml", text);
+        raw
     }
 
     fn problems(text: &str) -> Vec<String> {
-        let draft = read(text);
-        draft.problems.iter().map(ToString::to_string).collect()
+        let raw = read(text);
+        raw.problems.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -158,12 +158,12 @@ mod tests {
             ),
             ("moriio-decode-hosts: a,b", &MORIIO_DECODE_HOSTS, "a,b"),
         ] {
-            let draft = read(text);
-            assert!(draft.problems.is_empty(), "{text}: {:?}", draft.problems);
-            assert_eq!(draft.given(key), Some(want), "{text}");
+            let raw = read(text);
+            assert!(raw.problems.is_empty(), "{text}: {:?}", raw.problems);
+            assert_eq!(raw.given(key), Some(want), "{text}");
             let name = "x.yaml".to_owned();
             let source = super::super::Source::Document { name, line: 1 };
-            assert_eq!(*draft.source(key), source, "{text}");
+            assert_eq!(*raw.source(key), source, "{text}");
         }
     }
 
@@ -178,15 +178,10 @@ mod tests {
             ("enable-tls: []", &ENABLE_TLS, 0),
             ("tracing: null", &TRACING, 0),
         ] {
-            let draft = read(text);
-            assert_eq!(draft.given(key), None, "{text}");
-            assert_eq!(
-                draft.warnings.len(),
-                warnings,
-                "{text}: {:?}",
-                draft.warnings
-            );
-            assert!(draft.problems.is_empty(), "{text}");
+            let raw = read(text);
+            assert_eq!(raw.given(key), None, "{text}");
+            assert_eq!(raw.warnings.len(), warnings, "{text}: {:?}", raw.warnings);
+            assert!(raw.problems.is_empty(), "{text}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The checked configuration.
 //!
-//! `Draft` is what was written, `check` turns it into a `Config` or into all of its problems at
+//! `RawConfig` is what was written, `check` turns it into a `Config` or into all of its problems at
 //! once. A `Config` is immutable and holds values only: nothing downstream knows a flag. Reads no
 //! environment, no file and no socket; the command line hands everything in.
 
@@ -9,10 +9,10 @@ mod check;
 mod cores;
 mod describe;
 mod document;
-mod draft;
 pub mod keys;
 mod nearest;
 mod ranks;
+mod raw;
 pub mod removed;
 mod tls;
 mod tracing;
@@ -27,8 +27,8 @@ use std::time::Duration;
 pub use allowlist::{AllowlistConfig, PoolGroup, PoolRef};
 pub use check::{Checked, Problem, check};
 pub use cores::{Cores, CoresError, PciAddress, Place};
-pub use draft::{Draft, Source, Written};
 pub use keys::Key;
+pub use raw::{RawConfig, RawValue, Source};
 pub use tls::{Identity, ListenerTls, TlsConfig, UpstreamTls};
 pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 

@@ -12,7 +12,7 @@ const RANK: &str = "{rank}";
 impl Reader<'_> {
     pub(super) fn ranks(&mut self, size: u32) -> Vec<RankConfig> {
         let port = self.port_range(&keys::PORT, self.text(&keys::PORT), size);
-        let decoders = match self.draft.given(&keys::MODEL_SERVER_SOCKET) {
+        let decoders = match self.raw.given(&keys::MODEL_SERVER_SOCKET) {
             Some(path) => self.decoder_sockets(path, size),
             None => self.decoder_ports(size),
         };
@@ -74,7 +74,7 @@ impl Reader<'_> {
             &keys::VLLM_PORT,
             &keys::MODEL_SERVER_HOST,
         ];
-        let given = others.iter().filter(|key| self.draft.given(key).is_some());
+        let given = others.iter().filter(|key| self.raw.given(key).is_some());
         let given: Vec<_> = given.map(|key| format!("--{}", key.name)).collect();
         if !given.is_empty() {
             let text = format!(
@@ -112,7 +112,7 @@ impl Reader<'_> {
                     .to_owned(),
             );
         }
-        self.draft.model_server_port()
+        self.raw.model_server_port()
     }
 
     /// A port that leaves room for `size` ranks above it.
@@ -133,7 +133,7 @@ impl Reader<'_> {
     }
 
     fn listen_host(&mut self) -> Option<IpAddr> {
-        let text = self.draft.given(&keys::HOST)?;
+        let text = self.raw.given(&keys::HOST)?;
         let host = ip(text);
         if host.is_none() {
             self.wanted(

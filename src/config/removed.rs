@@ -5,7 +5,7 @@
 //! controller-runtime's (`--zap-*`).
 
 use super::keys::{self, Key};
-use super::{Draft, Problem};
+use super::{Problem, RawConfig};
 
 /// What a removed flag stands for.
 #[derive(Clone, Copy, Debug)]
@@ -109,20 +109,20 @@ pub(super) fn replacement(name: &str) -> Option<&'static str> {
 
 /// Notes the removed flags among those given. `given` is the last value of a flag by its name; the
 /// flags of today have to be noted before, since they win.
-pub fn apply(draft: &mut Draft, given: &dyn Fn(&str) -> Option<String>) {
+pub fn apply(raw: &mut RawConfig, given: &dyn Fn(&str) -> Option<String>) {
     for removed in ALL {
         if let Some(value) = given(removed.name) {
-            draft.apply(removed, &value);
+            raw.apply(removed, &value);
         }
     }
     let (namespace, name) = (
         given("inference-pool-namespace"),
         given("inference-pool-name"),
     );
-    draft.set_old_pool(namespace.as_deref(), name.as_deref());
+    raw.set_old_pool(namespace.as_deref(), name.as_deref());
 }
 
-impl Draft {
+impl RawConfig {
     fn apply(&mut self, removed: &Removed, value: &str) {
         let name = removed.name;
         match removed.meaning {

@@ -12,8 +12,8 @@ use super::allowlist::Allowlist;
 use super::inbox::{Inbox, Message};
 use super::mori::Hosts;
 use super::resolver::Resolver;
-use super::sockets::Failures;
-use super::tls::Plane;
+use super::sockets::SocketErrorLog;
+use super::tls::TlsContext;
 use crate::config::Config;
 use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS};
 use crate::metrics::ShardMetrics;
@@ -41,12 +41,12 @@ pub(super) struct Common {
     pub(super) listening: Arc<AtomicUsize>,
     pub(super) decoders: Vec<Decoder>,
     pub(super) resolver: Resolver,
-    pub(super) socket_failures: Failures,
+    pub(super) socket_errors: SocketErrorLog,
     /// The pods of a MoRI-IO deployment, where some are named.
     pub(super) mori: Option<Hosts>,
     /// Which targets requests may name; `None` is any.
     pub(super) allowlist: Option<Arc<Allowlist>>,
-    pub(super) tls: Plane,
+    pub(super) tls: TlsContext,
 }
 
 /// What one shard is started with.
@@ -68,13 +68,13 @@ pub(super) struct Start {
 type Served = Secure<Runtime>;
 
 /// A rank's listening socket, and what is spoken on it.
-struct Door {
+struct RankListener {
     listener: Listener,
     acceptor: Option<Acceptor>,
     rank: usize,
 }
 
-impl Door {
+impl RankListener {
     fn wire(&self, conn: Socket) -> Wire<Socket> {
         match &self.acceptor {
             Some(acceptor) => acceptor.accept(conn),
@@ -107,26 +107,26 @@ pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<
         }
         let busy_poll = common.config.busy_poll;
         let Start { driver, listeners, metrics, rings, started, ended, .. } = start;
-        let ended = EndNote(Some(ended));
+        let ended = EndReport(Some(ended));
         let serve = async |net: Runtime| serve(net, common, listeners, metrics, rings, started).await;
         let result = runtime::run(driver, busy_poll, serve).and_then(|served| served);
-        ended.note(result);
+        ended.report(result);
     })
 }
 
 /// Says how a shard's thread ended, also when it ended in a panic: a shard that is gone must not
 /// look alive.
-struct EndNote(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
+struct EndReport(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
 
-impl EndNote {
-    fn note(mut self, result: io::Result<()>) {
+impl EndReport {
+    fn report(mut self, result: io::Result<()>) {
         if let Some(ended) = self.0.take() {
             ended(result);
         }
     }
 }
 
-impl Drop for EndNote {
+impl Drop for EndReport {
     fn drop(&mut self) {
         if let Some(ended) = self.0.take() {
             ended(Err(io::Error::other("it ended in a panic")));
@@ -154,14 +154,14 @@ async fn serve(
     for (rank, listener) in listeners.into_iter().enumerate() {
         let listener = net.listener(listener)?;
         let draining = Arc::clone(&common.draining);
-        let door = Door {
+        let rank_listener = RankListener {
             listener,
             acceptor: acceptor.clone(),
             rank,
         };
         net.spawn_vital(accept(
             Rc::clone(&shard),
-            door,
+            rank_listener,
             draining,
             net.timer(),
             net.clone(),
@@ -214,7 +214,7 @@ fn parts(
         .map(|rank| rank.listen.port())
         .collect();
     let (resolver, inbox) = (common.resolver.clone(), inbox.clone());
-    let failures = common.socket_failures.clone();
+    let socket_errors = common.socket_errors.clone();
     let allowlist = common.allowlist.as_ref();
     let secure = common.tls.upstream(&metrics);
     Parts {
@@ -230,7 +230,7 @@ fn parts(
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
         mori: common.mori.clone(),
         allowlist: allowlist.map(|list| Arc::clone(&list.targets)),
-        on_socket_failed: Box::new(move |socket, error| failures.note(socket, error)),
+        on_socket_failed: Box::new(move |socket, error| socket_errors.record(socket, error)),
         secure,
         access: rings.access,
         traces: rings.traces,
@@ -241,7 +241,7 @@ fn parts(
 /// answered by the kernel already.
 async fn accept(
     shard: Rc<Shard<Served>>,
-    door: Door,
+    rank_listener: RankListener,
     draining: Arc<AtomicBool>,
     timer: Timer,
     net: Runtime,
@@ -249,7 +249,7 @@ async fn accept(
     let mut paused = false;
     loop {
         let stop = draining.load(Ordering::Acquire);
-        match accept_batch(&shard, &door) {
+        match accept_batch(&shard, &rank_listener) {
             Ok(more) => {
                 paused = false;
                 if !more && stop {
@@ -271,7 +271,7 @@ async fn accept(
         }
         // A drain nudges every timer, this one too.
         timer.set(net.now(), None);
-        let readable = door.listener.readable();
+        let readable = rank_listener.listener.readable();
         let mut readable = std::pin::pin!(readable);
         std::future::poll_fn(|cx| {
             if draining.load(Ordering::Acquire) || readable.as_mut().poll(cx).is_ready() {
@@ -285,10 +285,10 @@ async fn accept(
 }
 
 /// Takes waiting connections, a bounded number. `true`: there may be more.
-fn accept_batch(shard: &Rc<Shard<Served>>, door: &Door) -> io::Result<bool> {
+fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> io::Result<bool> {
     for _ in 0..ACCEPT_BATCH_MAX {
-        match door.listener.try_accept() {
-            Ok(conn) => shard.serve(door.wire(conn), door.rank),
+        match rank_listener.listener.try_accept() {
+            Ok(conn) => shard.serve(rank_listener.wire(conn), rank_listener.rank),
             Err(error) if would_block(&error) => return Ok(false),
             // The connection failed before it was taken: ECONNABORTED, and the network errors that
             // accept(2) says to pass over.

@@ -15,8 +15,8 @@ use super::inbox::{Inbox, Message};
 use super::mori;
 use super::resolver::{Resolver, resolve};
 use super::shards::{self, Common, Rings, Start};
-use super::sockets::Failures;
-use super::tls::Plane;
+use super::sockets::SocketErrorLog;
+use super::tls::TlsContext;
 use super::traces::{self, Exporter};
 use crate::admin::{self, AdminState};
 use crate::cli::Exit;
@@ -102,7 +102,7 @@ impl Running {
         let (allowed, quota) = (sys::allowed_cpus(), sys::cpu_quota());
         let plan = sys::plan_cores(&config.cores, &allowed, quota, &sys::Topology::read())?;
         warn_of(&config, &plan);
-        let (tls, renewal) = Plane::load(&config)?;
+        let (tls, renewal) = TlsContext::load(&config)?;
         for rank in &config.ranks {
             sys::probe(rank.listen)?;
         }
@@ -127,7 +127,7 @@ impl Running {
         let metrics: Vec<_> = (0..shard_count)
             .map(|_| Arc::new(ShardMetrics::new(fault::LABELS.len())))
             .collect();
-        let (note_ended, ended) = mpsc::unbounded_channel();
+        let (report_ended, ended) = mpsc::unbounded_channel();
         let mut rings = rings.unwrap_or_default().into_iter();
         let mut inboxes = Vec::with_capacity(shard_count);
         for (index, seat) in plan.seats.iter().enumerate() {
@@ -140,7 +140,7 @@ impl Running {
                 driver,
                 metrics,
                 rings,
-                note_ended.clone(),
+                report_ended.clone(),
             );
             inboxes.push(inbox.await?);
         }
@@ -261,7 +261,7 @@ fn keep_certificate(renewal: Option<Renewal>, registry: &mut Registry) {
 async fn common(
     config: Config,
     mori: Option<mori::Hosts>,
-    tls: Plane,
+    tls: TlsContext,
 ) -> Result<Arc<Common>, Exit> {
     let allowlist = match &config.allowlist {
         Some(config) => Some(Allowlist::start(config).await?),
@@ -285,7 +285,7 @@ async fn common(
         listening: Arc::new(AtomicUsize::new(0)),
         decoders,
         resolver,
-        socket_failures: Failures::start(),
+        socket_errors: SocketErrorLog::start(),
         mori,
         allowlist,
         tls,
@@ -316,7 +316,7 @@ async fn start_shard(
     driver: Driver,
     metrics: Arc<ShardMetrics>,
     rings: Rings,
-    note_ended: mpsc::UnboundedSender<io::Result<()>>,
+    report_ended: mpsc::UnboundedSender<io::Result<()>>,
 ) -> Result<Inbox, Exit> {
     let ranks = common.config.ranks.iter();
     let listeners = ranks
@@ -331,7 +331,7 @@ async fn start_shard(
         metrics,
         rings,
         started: Box::new(move |inbox| drop(tell.send(inbox))),
-        ended: Box::new(move |result| drop(note_ended.send(result))),
+        ended: Box::new(move |result| drop(report_ended.send(result))),
     };
     let failed = |error: io::Error| Exit::runtime(format!("shard {index}: {error}"));
     shards::spawn(Arc::clone(common), start).map_err(failed)?;

@@ -23,9 +23,9 @@ struct Failure {
 
 /// Takes failures from any thread.
 #[derive(Clone)]
-pub(super) struct Failures(mpsc::Sender<Failure>);
+pub(super) struct SocketErrorLog(mpsc::Sender<Failure>);
 
-impl Failures {
+impl SocketErrorLog {
     /// Starts the task that writes them.
     pub(super) fn start() -> Self {
         let (failures, told) = mpsc::channel(FAILURES_MAX);
@@ -34,7 +34,7 @@ impl Failures {
     }
 
     /// Hands one over.
-    pub(super) fn note(&self, socket: &SocketPath, error: &io::Error) {
+    pub(super) fn record(&self, socket: &SocketPath, error: &io::Error) {
         let error = match error.raw_os_error() {
             Some(number) => io::Error::from_raw_os_error(number),
             None => error.kind().into(),

@@ -21,7 +21,7 @@ use crate::proxy::shard::SecureUpstream;
 const SOCKET_HOST: &str = "localhost";
 
 /// What sessions are begun with, on each side; `None` is plain text.
-pub(super) struct Plane {
+pub(super) struct TlsContext {
     server: Option<Arc<ServerConfig>>,
     prefill: Option<ClientConfig>,
     pub(super) decode: Option<Arc<ClientConfig>>,
@@ -29,7 +29,7 @@ pub(super) struct Plane {
     handshakes: Handshakes,
 }
 
-impl Plane {
+impl TlsContext {
     /// Reads or makes what the configuration names, and what keeps the certificate up to date.
     ///
     /// # Errors
@@ -54,14 +54,14 @@ impl Plane {
             server = Some(Arc::new(made));
         }
         let upstream = Upstream::read(tls)?;
-        let plane = Self {
+        let context = Self {
             server,
             prefill: upstream.config("prefiller", tls.prefiller)?,
             decode: upstream.config("decoder", tls.decoder)?.map(Arc::new),
             encode: upstream.config("encoder", tls.encoder)?,
             handshakes: Handshakes::start(),
         };
-        Ok((plane, renewal))
+        Ok((context, renewal))
     }
 
     /// What a shard begins sessions with clients with; `None` serves plain text.

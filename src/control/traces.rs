@@ -72,7 +72,7 @@ pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Resu
     let (producers, rings) = rings(shards);
     let counters = Arc::<TraceCounters>::default();
     let (stop, stopped) = oneshot::channel();
-    let (note_ended, ended) = oneshot::channel();
+    let (report_ended, ended) = oneshot::channel();
     let (tell, told) = oneshot::channel();
     let counted = Arc::clone(&counters);
     let work = async move {
@@ -84,7 +84,7 @@ pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Resu
             }
             Err(problem) => drop(tell.send(Some(problem))),
         }
-        let _ = note_ended.send(());
+        let _ = report_ended.send(());
     };
     let failed = |error: io::Error| Exit::runtime(format!("no exporter of spans: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread()

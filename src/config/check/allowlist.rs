@@ -25,7 +25,7 @@ impl Reader<'_> {
         };
         // Also where they are wrong: that is a problem of its own.
         let own = !self.text(&keys::ALLOW_TARGET).is_empty() || allowlist.rules_file.is_some();
-        if own && !asked && *self.draft.source(switch) != Source::Default {
+        if own && !asked && *self.raw.source(switch) != Source::Default {
             self.problem(
                 switch,
                 "is false, but --allow-target or --allow-targets-file is given; drop one, so that \
@@ -192,13 +192,9 @@ mod tests {
     #[test]
     fn pools_in_variables() {
         let pool = |environment: &[(&str, &str)], given: Given<'_>| {
-            let mut draft = super::super::tests::draft_in(environment, given);
-            draft.set_old_pool(None, None);
-            let allowlist = super::super::check(&draft)
-                .unwrap()
-                .config
-                .allowlist
-                .unwrap();
+            let mut raw = super::super::tests::draft_in(environment, given);
+            raw.set_old_pool(None, None);
+            let allowlist = super::super::check(&raw).unwrap().config.allowlist.unwrap();
             let pool = allowlist.pool.unwrap();
             format!("{}/{}", pool.namespace, pool.name)
         };

@@ -26,7 +26,7 @@ impl Reader<'_> {
         if !self.switch(&keys::TRACING) {
             return None;
         }
-        let exporter = match self.draft.variable(EXPORTER) {
+        let exporter = match self.raw.variable(EXPORTER) {
             None | Some("console") => TraceExporter::Console,
             Some("otlp") => TraceExporter::Otlp(self.collector()),
             Some("none") => return None,
@@ -40,7 +40,7 @@ impl Reader<'_> {
             .iter()
             .position(|(name, _)| name == SERVICE_NAME_ATTRIBUTE);
         let named = at.map(|at| resource.remove(at).1);
-        let service_name = self.draft.variable("OTEL_SERVICE_NAME").map(str::to_owned);
+        let service_name = self.raw.variable("OTEL_SERVICE_NAME").map(str::to_owned);
         Some(TracingConfig {
             exporter,
             recorded_per_million: self.recorded_per_million(),
@@ -52,7 +52,7 @@ impl Reader<'_> {
     }
 
     fn recorded_per_million(&mut self) -> u32 {
-        let sampler = self.draft.variable(SAMPLER).unwrap_or_default();
+        let sampler = self.raw.variable(SAMPLER).unwrap_or_default();
         let root = match sampler {
             "" => "traceidratio",
             _ => sampler.strip_prefix("parentbased_").unwrap_or(sampler),
@@ -165,17 +165,17 @@ impl Reader<'_> {
     fn signal(&self, what: &str) -> (String, Option<String>) {
         let traces = format!("OTEL_EXPORTER_OTLP_TRACES_{what}");
         let all = format!("OTEL_EXPORTER_OTLP_{what}");
-        let name = match self.draft.variable(&traces) {
+        let name = match self.raw.variable(&traces) {
             Some(_) => traces,
             None => all,
         };
-        let value = self.draft.variable(&name).map(str::to_owned);
+        let value = self.raw.variable(&name).map(str::to_owned);
         (name, value)
     }
 
     /// `name=value,name=value`, with percent escapes in the values. Never says what was in a value.
     fn pairs(&mut self, name: &str) -> Vec<(String, String)> {
-        let text = self.draft.variable(name).unwrap_or_default();
+        let text = self.raw.variable(name).unwrap_or_default();
         let mut pairs = Vec::new();
         for (index, item) in text.split(',').enumerate() {
             if item.trim().is_empty() {

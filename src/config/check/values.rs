@@ -14,7 +14,7 @@ use super::{Problem, Reader};
 impl<'a> Reader<'a> {
     /// What is given for `key`, or its default.
     pub(in crate::config) fn text(&self, key: &Key) -> &'a str {
-        self.draft.text(key)
+        self.raw.text(key)
     }
 
     pub(in crate::config) fn switch(&mut self, key: &Key) -> bool {
@@ -139,12 +139,12 @@ impl<'a> Reader<'a> {
     }
 
     pub(in crate::config) fn is_given(&self, key: &Key) -> bool {
-        self.draft.given(key).is_some()
+        self.raw.given(key).is_some()
     }
 
     /// Notes a problem with what was written for `key`, wherever that was.
     pub(in crate::config) fn problem(&mut self, key: &Key, text: &str) {
-        let place = match self.draft.source(key) {
+        let place = match self.raw.source(key) {
             Source::Flag(name) => format!("--{name}"),
             Source::Document { name, line } => format!("{name}:{line}: {}", key.name),
             Source::Environment(name) => (*name).to_owned(),
@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
 
     /// Notes a problem with a variable.
     pub(in crate::config) fn refuse_variable(&mut self, name: &str, wanted: &str) {
-        let text = self.draft.variable(name).unwrap_or_default();
+        let text = self.raw.variable(name).unwrap_or_default();
         let text = format!("`{text}` is not valid; give {wanted}");
         self.refuse(name.to_owned(), &text);
     }
@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
         wanted: &str,
         read: impl Fn(&str) -> Option<T>,
     ) -> T {
-        let Some(text) = self.draft.variable(name) else {
+        let Some(text) = self.raw.variable(name) else {
             return default;
         };
         read(text).unwrap_or_else(|| {

@@ -69,7 +69,7 @@ impl fmt::Display for Source {
 
 /// A value as it was written, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
+pub struct RawValue {
     /// The value; a list's items have commas between them.
     pub text: String,
     /// Where.
@@ -78,11 +78,11 @@ pub struct Written {
 
 /// What was written, before any check.
 #[derive(Clone, Debug, Default)]
-pub struct Draft {
-    flags: BTreeMap<&'static str, Written>,
-    document: BTreeMap<&'static str, Written>,
+pub struct RawConfig {
+    flags: BTreeMap<&'static str, RawValue>,
+    document: BTreeMap<&'static str, RawValue>,
     /// Values that hold for keys, where no flag and no document says otherwise.
-    environment: BTreeMap<&'static str, Written>,
+    environment: BTreeMap<&'static str, RawValue>,
     defaults: BTreeMap<&'static str, &'static str>,
     variables: BTreeMap<&'static str, String>,
     /// Found while reading.
@@ -91,16 +91,16 @@ pub struct Draft {
     pub(super) warnings: Vec<String>,
 }
 
-impl Draft {
+impl RawConfig {
     /// Nothing given, in this environment.
     #[must_use]
     pub fn new(environment: &dyn Fn(&str) -> Option<String>) -> Self {
-        let mut draft = Self::default();
+        let mut raw = Self::default();
         // An empty variable is an unset one.
         let read = |name: &str| environment(name).filter(|text| !text.is_empty());
         for name in VARIABLES {
             if let Some(text) = read(name) {
-                draft.variables.insert(name, text);
+                raw.variables.insert(name, text);
             }
         }
         for key in keys::ALL {
@@ -109,10 +109,10 @@ impl Draft {
             };
             if let Some(text) = read(name) {
                 let source = Source::Environment(name);
-                draft.environment.insert(key.name, Written { text, source });
+                raw.environment.insert(key.name, RawValue { text, source });
             }
         }
-        draft
+        raw
     }
 
     /// Changes the default of `key`, for a program that had another one.
@@ -128,7 +128,7 @@ impl Draft {
     /// The same, given under another name.
     pub fn set_as(&mut self, key: &Key, value: impl Into<String>, name: &'static str) {
         let (text, source) = (value.into(), Source::Flag(name));
-        self.flags.insert(key.name, Written { text, source });
+        self.flags.insert(key.name, RawValue { text, source });
     }
 
     /// Notes one more item of a list, given as the flag of that name.
@@ -138,7 +138,7 @@ impl Draft {
             .get_mut(key.name)
             .filter(|flag| !flag.text.is_empty())
         {
-            Some(Written { text, .. }) => {
+            Some(RawValue { text, .. }) => {
                 text.push(',');
                 text.push_str(item);
             }
@@ -156,7 +156,7 @@ impl Draft {
     pub(super) fn set_in_document(&mut self, key: &Key, text: String, name: &str, line: u64) {
         let name = name.to_owned();
         let source = Source::Document { name, line };
-        self.document.insert(key.name, Written { text, source });
+        self.document.insert(key.name, RawValue { text, source });
     }
 
     /// The pool by the flags of the first sidecar, one for each half of its name, which have a
@@ -184,7 +184,7 @@ impl Draft {
         } else if !by_flag && !self.environment.contains_key(key.name) {
             self.warn("INFERENCE_POOL_NAME is the old name of INFERENCE_POOL");
             let source = Source::Environment("INFERENCE_POOL_NAME");
-            self.environment.insert(key.name, Written { text, source });
+            self.environment.insert(key.name, RawValue { text, source });
         }
     }
 
@@ -204,10 +204,10 @@ impl Draft {
     }
 
     /// What was written for `key` anywhere, if it was.
-    fn written(&self, key: &Key) -> Option<&Written> {
+    fn value(&self, key: &Key) -> Option<&RawValue> {
         let environment = || {
-            let written = self.environment.get(key.name)?;
-            is_readable(key, &written.text).then_some(written)
+            let value = self.environment.get(key.name)?;
+            is_readable(key, &value.text).then_some(value)
         };
         let flag = self.flags.get(key.name);
         flag.or_else(|| self.document.get(key.name))
@@ -217,14 +217,14 @@ impl Draft {
     /// The value given for `key`.
     #[must_use]
     pub fn given(&self, key: &Key) -> Option<&str> {
-        self.written(key).map(|written| written.text.as_str())
+        self.value(key).map(|value| value.text.as_str())
     }
 
     /// Where the value of `key` comes from.
     #[must_use]
     pub fn source(&self, key: &Key) -> &Source {
-        self.written(key)
-            .map_or(&Source::Default, |written| &written.source)
+        self.value(key)
+            .map_or(&Source::Default, |value| &value.source)
     }
 
     /// The value of `key`: the one given, or its default.
@@ -239,7 +239,7 @@ impl Draft {
     pub(super) fn model_server_port(&self) -> &'static Key {
         let (new, old) = (&keys::MODEL_SERVER_PORT, &keys::VLLM_PORT);
         let by_flag = self.has_flag(old) && !self.has_flag(new);
-        let alone = self.written(old).is_some() && self.written(new).is_none();
+        let alone = self.value(old).is_some() && self.value(new).is_none();
         if by_flag || alone { old } else { new }
     }
 
@@ -247,7 +247,7 @@ impl Draft {
     /// ignores them without a word.
     pub(super) fn warn_of_unreadable_variables(&mut self) {
         for key in keys::ALL {
-            let Some(Written { text, source }) = self.environment.get(key.name) else {
+            let Some(RawValue { text, source }) = self.environment.get(key.name) else {
                 continue;
             };
             let overruled = self.has_flag(key) || self.document.contains_key(key.name);
@@ -322,21 +322,21 @@ mod tests {
             (true, false, false, "1"),
             (false, true, false, "2"),
         ] {
-            let mut draft = Draft::new(&|name| variable(name).filter(|_| environment));
+            let mut raw = RawConfig::new(&|name| variable(name).filter(|_| environment));
             if flag {
-                draft.set(key, "1");
+                raw.set(key, "1");
             }
             if document {
-                draft.read_document("x.yaml", "# x\nmooncake-bootstrap-port: 2\n");
+                raw.read_document("x.yaml", "# x\nmooncake-bootstrap-port: 2\n");
             }
-            assert_eq!(draft.text(key), want, "{flag} {document} {environment}");
+            assert_eq!(raw.text(key), want, "{flag} {document} {environment}");
             let source = match want {
                 "1" => "--mooncake-bootstrap-port",
                 "2" => "x.yaml:2",
                 "3" => "environment MOONCAKE_BOOTSTRAP_PORT",
                 _ => "default",
             };
-            assert_eq!(draft.source(key).to_string(), source);
+            assert_eq!(raw.source(key).to_string(), source);
         }
     }
 
@@ -345,13 +345,13 @@ mod tests {
         // Flag and document, each new and old; the first column that is there wins.
         for bits in 0..16_u8 {
             let has = |bit: u8| bits & (1 << bit) != 0;
-            let mut draft = Draft::default();
+            let mut raw = RawConfig::default();
             let mut document = String::new();
             if has(0) {
-                draft.set(NEW, "1");
+                raw.set(NEW, "1");
             }
             if has(1) {
-                draft.set(OLD, "2");
+                raw.set(OLD, "2");
             }
             if has(2) {
                 document.push_str("model-server-port: 3\n");
@@ -359,13 +359,13 @@ mod tests {
             if has(3) {
                 document.push_str("vllm-port: 4\n");
             }
-            draft.read_document("x.yaml", &document);
+            raw.read_document("x.yaml", &document);
             let want = (0..4_u8)
                 .find(|bit| has(*bit))
                 .map_or("8200".to_owned(), |bit| (bit + 1).to_string());
-            assert_eq!(draft.text(draft.model_server_port()), want, "{bits:04b}");
+            assert_eq!(raw.text(raw.model_server_port()), want, "{bits:04b}");
         }
-        let mut first = Draft::default();
+        let mut first = RawConfig::default();
         first.set_default(NEW, "8001");
         assert_eq!(first.text(first.model_server_port()), "8001");
         first.set(OLD, "5");
@@ -375,34 +375,26 @@ mod tests {
     #[test]
     fn lists_add_up() {
         let key = &keys::ENABLE_TLS;
-        let mut draft = Draft::default();
-        draft.read_document("x.yaml", "enable-tls: [encoder]");
-        assert_eq!(draft.text(key), "encoder");
+        let mut raw = RawConfig::default();
+        raw.read_document("x.yaml", "enable-tls: [encoder]");
+        assert_eq!(raw.text(key), "encoder");
         for item in ["", "decoder", "prefiller"] {
-            draft.add_as(key, item, key.name);
+            raw.add_as(key, item, key.name);
         }
-        assert_eq!(draft.text(key), "decoder,prefiller");
+        assert_eq!(raw.text(key), "decoder,prefiller");
     }
 
     #[test]
     fn every_key_shows_once() {
-        let draft = Draft::default();
-        let names: Vec<_> = draft
-            .effective()
-            .into_iter()
-            .map(|(name, ..)| name)
-            .collect();
+        let raw = RawConfig::default();
+        let names: Vec<_> = raw.effective().into_iter().map(|(name, ..)| name).collect();
         let hidden = [OLD.name, "configuration"];
         let keys = keys::ALL.iter().map(|key| key.name);
         let want: Vec<_> = keys.filter(|name| !hidden.contains(name)).collect();
         assert_eq!(names, want);
-        let mut draft = Draft::default();
-        draft.set(OLD, "1");
-        let names: Vec<_> = draft
-            .effective()
-            .into_iter()
-            .map(|(name, ..)| name)
-            .collect();
+        let mut raw = RawConfig::default();
+        raw.set(OLD, "1");
+        let names: Vec<_> = raw.effective().into_iter().map(|(name, ..)| name).collect();
         assert!(names.contains(&OLD.name) && !names.contains(&NEW.name));
     }
 }
