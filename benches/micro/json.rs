@@ -8,9 +8,9 @@ use criterion::{Criterion, Throughput};
 use ringside::fleet::Target;
 use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillResponse, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
-use ringside::pd::material::{CLIENT_OWNED_KV, WATCH};
 use ringside::pd::options::{KvConnector, MoriConfig};
-use ringside::pd::{Api, Material, Peer, Plan, Uuid, connector};
+use ringside::pd::request::{CLIENT_OWNED_KV, WATCH};
+use ringside::pd::{Api, PdRequest, Peer, Plan, Uuid, connector};
 
 const HANDOFF: &[u8] = br#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1,2,3,4]],"remote_engine_id":"5f4dcc3b-5aa7-65d6-1d83-27deb882cf99","remote_host":"10.4.0.7","remote_port":5600,"tp_size":8}"#;
 
@@ -108,7 +108,7 @@ fn scan(body: &[u8]) -> Result<Document, JsonError> {
 fn split(api: Api, body: &[u8]) -> Option<usize> {
     let document = scan(body).ok()?;
     let mori = MoriConfig::default();
-    let material = Material {
+    let request = PdRequest {
         api,
         document: &document,
         body,
@@ -126,12 +126,11 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
         engine: None,
         source: None,
     };
-    let Plan::Split = connector::plan(KvConnector::Nixlv2, &material).ok()? else {
+    let Plan::Split = connector::plan(KvConnector::Nixlv2, &request).ok()? else {
         return None;
     };
-    let prefill = connector::prefill_leg(KvConnector::Nixlv2, &material, &peer).ok()?;
-    let decode =
-        connector::decode_leg(KvConnector::Nixlv2, &material, &peer, Some(HANDOFF)).ok()?;
+    let prefill = connector::prefill_leg(KvConnector::Nixlv2, &request, &peer).ok()?;
+    let decode = connector::decode_leg(KvConnector::Nixlv2, &request, &peer, Some(HANDOFF)).ok()?;
     let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
     let first = prefill.body.fill(body, 0, &mut slices);
     let second = decode.body.fill(body, 0, &mut slices);

@@ -34,8 +34,8 @@ pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 
 use crate::fleet::Target;
 use crate::json::Watch;
-use crate::pd::material::owned;
 pub use crate::pd::options::{ConnectorPorts, EcConnector, KvConnector, MoriConfig};
+use crate::pd::request::owned;
 
 /// Everything the program was told, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! calls, log-probabilities, formats and stop strings reach over the cuts, so requests with them
 //! are served whole.
 
-use super::material::{Edits, Material};
+use super::request::{Edits, PdRequest};
 use super::route::Api;
 use crate::json::{Kind, Level, elements, inner, member, members, string_is};
 
@@ -40,8 +40,8 @@ const WHOLE: [&str; 9] = [
 impl Cut {
     /// How to cut a request into chunks of `chunk` tokens; `None`: it is served whole.
     #[must_use]
-    pub fn of(material: &Material<'_>, chunk: u32) -> Option<Self> {
-        let (document, body) = (material.document, material.body);
+    pub fn of(request: &PdRequest<'_>, chunk: u32) -> Option<Self> {
+        let (document, body) = (request.document, request.body);
         let last = |name| {
             let member = document.last(Level::Top, name);
             member.filter(|member| !matches!(member.kind, Kind::Null | Kind::False))
@@ -54,7 +54,7 @@ impl Cut {
         let is_plain = WHOLE.iter().all(|name| last(name).is_none());
         let is_one = last("n").is_none_or(|n| n.value.of(body) == b"1");
         let has_messages = elements(messages.value.of(body)).next().is_some();
-        if material.api != Api::Chat || !is_plain || !is_one || !has_messages {
+        if request.api != Api::Chat || !is_plain || !is_one || !has_messages {
             return None;
         }
         let limit = ["max_completion_tokens", "max_tokens"]
@@ -370,7 +370,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn cut(body: &str) -> Option<Cut> {
-        Cut::of(&Subject::new(Api::Chat, body).material(), 8)
+        Cut::of(&Subject::new(Api::Chat, body).request(), 8)
     }
 
     fn response(id: &str, text: &str, reason: &str, tokens: u64) -> String {
@@ -421,13 +421,13 @@ mod tests {
     fn x2_x4_the_next_chunk_goes_on_behind_the_text_so_far() {
         let body = r#"{"messages":[{"role":"user","content":"x"}],"max_tokens":12,"min_tokens":10,"stream":true,"stream_options":{"include_usage":true}}"#;
         let subject = Subject::new(Api::Chat, body);
-        let cut = Cut::of(&subject.material(), 8).unwrap();
+        let cut = Cut::of(&subject.request(), 8).unwrap();
         assert!(cut.streams && cut.include_usage);
         let mut progress = Progress::new(cut);
         let asked = |progress: &Progress| {
-            let mut material = subject.material();
-            material.chunk = Some(progress);
-            apply(&material.local_leg().unwrap(), body)
+            let mut request = subject.request();
+            request.chunk = Some(progress);
+            apply(&request.local_leg().unwrap(), body)
         };
         let mut want: Value = serde_json::from_str(body).unwrap();
         want.as_object_mut().unwrap().remove("stream_options");

@@ -1,10 +1,10 @@
 //! Which legs a connector has, and in which order.
 
 use super::decide;
-use super::material::Material;
 use super::options::KvConnector;
 use super::peer::Peer;
 use super::plan::{Leg, Plan};
+use super::request::PdRequest;
 use super::{mooncake, mori, nixl, nixlv2, offloading, sglang, shared_storage};
 use crate::json::EditError;
 
@@ -14,7 +14,7 @@ pub enum Order {
     /// The prefill leg, and the decode leg made from its answer.
     Serial,
     /// Both at once.
-    Together,
+    Concurrent,
     /// The decoder first; the serial order where it asks for that.
     DecodeFirst,
 }
@@ -33,25 +33,23 @@ pub enum OnDisconnect {
 
 /// The order of a request's legs.
 #[must_use]
-pub fn order(connector: KvConnector, material: &Material<'_>) -> Order {
+pub fn order(connector: KvConnector, request: &PdRequest<'_>) -> Order {
     match connector {
-        KvConnector::Nixlv2
-            if material.mori.write_mode && material.mori.parallel_wait.is_some() =>
-        {
-            Order::Together
+        KvConnector::Nixlv2 if request.mori.write_mode && request.mori.parallel_wait.is_some() => {
+            Order::Concurrent
         }
-        KvConnector::SharedStorage if shared_storage::asks_decode_first(material) => {
+        KvConnector::SharedStorage if shared_storage::asks_decode_first(request) => {
             Order::DecodeFirst
         }
         KvConnector::Nixlv2
         | KvConnector::SharedStorage
         | KvConnector::Nixl
         | KvConnector::Lmcache => Order::Serial,
-        KvConnector::Sglang | KvConnector::Mooncake | KvConnector::Offloading => Order::Together,
+        KvConnector::Sglang | KvConnector::Mooncake | KvConnector::Offloading => Order::Concurrent,
     }
 }
 
-/// What becomes of the two legs of [`Order::Together`] when the client leaves: the prefill leg, and
+/// What becomes of the two legs of [`Order::Concurrent`] when the client leaves: the prefill leg, and
 /// the decode leg before its first byte.
 #[must_use]
 pub const fn on_disconnect(connector: KvConnector) -> [OnDisconnect; 2] {
@@ -80,21 +78,21 @@ pub const fn commits_on_first_byte(connector: KvConnector) -> bool {
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn plan(connector: KvConnector, material: &Material<'_>) -> Result<Plan, EditError> {
+pub fn plan(connector: KvConnector, request: &PdRequest<'_>) -> Result<Plan, EditError> {
     let reason = match connector {
         KvConnector::Nixlv2
         | KvConnector::Nixl
         | KvConnector::Mooncake
         | KvConnector::Offloading => {
-            decide::keep_local(material.api, material.document, material.body)
+            decide::keep_local(request.api, request.document, request.body)
         }
         // A store serves any number of sequences, and SGLang numbers the rooms of a list itself.
         KvConnector::SharedStorage | KvConnector::Lmcache | KvConnector::Sglang => {
-            decide::keep_shape_local(material.api, material.document)
+            decide::keep_shape_local(request.api, request.document)
         }
     };
     match reason {
-        Some(reason) => Ok(Plan::Local(reason, material.local_leg()?)),
+        Some(reason) => Ok(Plan::Local(reason, request.local_leg()?)),
         None => Ok(Plan::Split),
     }
 }
@@ -106,17 +104,17 @@ pub fn plan(connector: KvConnector, material: &Material<'_>) -> Result<Plan, Edi
 /// When the body needs more edits than allowed.
 pub fn prefill_leg(
     connector: KvConnector,
-    material: &Material<'_>,
+    request: &PdRequest<'_>,
     peer: &Peer,
 ) -> Result<Leg, EditError> {
     match connector {
-        KvConnector::Nixl => nixl::prefill_leg(material),
-        KvConnector::SharedStorage => shared_storage::prefill_leg(material),
-        KvConnector::Lmcache => shared_storage::lmcache_prefill_leg(material),
+        KvConnector::Nixl => nixl::prefill_leg(request),
+        KvConnector::SharedStorage => shared_storage::prefill_leg(request),
+        KvConnector::Lmcache => shared_storage::lmcache_prefill_leg(request),
         KvConnector::Nixlv2
         | KvConnector::Sglang
         | KvConnector::Mooncake
-        | KvConnector::Offloading => nixlv2::prefill_leg(material, peer),
+        | KvConnector::Offloading => nixlv2::prefill_leg(request, peer),
     }
 }
 
@@ -127,37 +125,37 @@ pub fn prefill_leg(
 /// When the body needs more edits than allowed.
 pub fn decode_leg(
     connector: KvConnector,
-    material: &Material<'_>,
+    request: &PdRequest<'_>,
     peer: &Peer,
     handoff: Option<&[u8]>,
 ) -> Result<Leg, EditError> {
     match connector {
-        KvConnector::Nixl => nixl::decode_leg(material, handoff),
-        KvConnector::SharedStorage => shared_storage::decode_leg(material),
-        KvConnector::Lmcache => material.local_leg(),
+        KvConnector::Nixl => nixl::decode_leg(request, handoff),
+        KvConnector::SharedStorage => shared_storage::decode_leg(request),
+        KvConnector::Lmcache => request.local_leg(),
         KvConnector::Nixlv2
         | KvConnector::Sglang
         | KvConnector::Mooncake
-        | KvConnector::Offloading => nixlv2::decode_leg(material, peer, handoff),
+        | KvConnector::Offloading => nixlv2::decode_leg(request, peer, handoff),
     }
 }
 
-/// Both legs of [`Order::Together`], the prefill leg first.
+/// Both legs of [`Order::Concurrent`], the prefill leg first.
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
 pub fn pair(
     connector: KvConnector,
-    material: &Material<'_>,
+    request: &PdRequest<'_>,
     peer: &Peer,
 ) -> Result<[Leg; 2], EditError> {
     match connector {
-        KvConnector::Sglang => sglang::pair(material, peer),
-        KvConnector::Mooncake => mooncake::pair(material, peer),
-        KvConnector::Offloading => offloading::pair(material, peer),
+        KvConnector::Sglang => sglang::pair(request, peer),
+        KvConnector::Mooncake => mooncake::pair(request, peer),
+        KvConnector::Offloading => offloading::pair(request, peer),
         KvConnector::Nixlv2
         | KvConnector::SharedStorage
         | KvConnector::Nixl
-        | KvConnector::Lmcache => mori::pair(material, peer),
+        | KvConnector::Lmcache => mori::pair(request, peer),
     }
 }

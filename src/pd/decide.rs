@@ -136,7 +136,7 @@ fn string_end(bytes: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::json::Scanner;
-    use crate::pd::material::WATCH;
+    use crate::pd::request::WATCH;
 
     fn decide(api: Api, body: &str) -> Option<Reason> {
         let mut scanner = Scanner::new(WATCH);

@@ -5,9 +5,9 @@
 
 use std::collections::HashSet;
 
-use super::material::{Caps, Material};
 use super::options::EcConnector;
 use super::plan::{Leg, Role, Take};
+use super::request::{Caps, PdRequest};
 use super::route::Api;
 use crate::json::{EditError, Level, elements, inner, member, members, string_is, validate};
 
@@ -31,9 +31,9 @@ pub struct TooManyItems;
 ///
 /// # Errors
 /// When there are too many.
-pub fn items<'a>(material: &Material<'a>) -> Result<Vec<&'a [u8]>, TooManyItems> {
-    let messages = material.document.last(Level::Top, "messages");
-    let messages = messages.map_or(&b""[..], |member| member.value.of(material.body));
+pub fn items<'a>(request: &PdRequest<'a>) -> Result<Vec<&'a [u8]>, TooManyItems> {
+    let messages = request.document.last(Level::Top, "messages");
+    let messages = messages.map_or(&b""[..], |member| member.value.of(request.body));
     let mut items = Vec::new();
     let mut seen: HashSet<(&str, &[u8])> = HashSet::new();
     for message in elements(messages) {
@@ -70,21 +70,21 @@ fn kind_of(part: &[u8]) -> Option<(&'static str, Option<&[u8]>)> {
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn leg(material: &Material<'_>, item: &[u8], ec: EcConnector) -> Result<Leg, EditError> {
-    let material = Material {
+pub fn leg(request: &PdRequest<'_>, item: &[u8], ec: EcConnector) -> Result<Leg, EditError> {
+    let request = PdRequest {
         api: Api::Chat,
-        ..*material
+        ..*request
     };
     let messages = [br#"[{"role":"user","content":["#, item, b"]}]"].concat();
-    let mut edits = material.edits();
+    let mut edits = request.edits();
     edits.set(Level::Top, "messages", &messages);
-    edits.cap(&material, Caps::Sent);
+    edits.cap(&request, Caps::Sent);
     edits.whole_response();
     let take = match ec {
         EcConnector::Example => Take::Nothing,
         EcConnector::Nixl => Take::Whole,
     };
-    material.leg(Role::Encode, &edits, take)
+    request.leg(Role::Encode, &edits, take)
 }
 
 /// The encoders' `ec_transfer_params`, merged member by member; of two with the same name the later
@@ -145,7 +145,7 @@ mod tests {
 
     fn items_of(messages: &str) -> Result<usize, TooManyItems> {
         let body = format!(r#"{{"messages":{messages}}}"#);
-        items(&Subject::new(Api::Chat, &body).material()).map(|items| items.len())
+        items(&Subject::new(Api::Chat, &body).request()).map(|items| items.len())
     }
 
     #[test]
@@ -187,9 +187,9 @@ mod tests {
     fn c2_an_items_request_asks_for_one_token() {
         let body = r#"{"model":"vl","max_tokens":8,"stream":true,"stream_options":{},"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://img/1"}},{"type":"text","text":"what?"}]}]}"#;
         let subject = Subject::new(Api::Chat, body);
-        let material = subject.material();
-        let item = items(&material).unwrap()[0];
-        let leg = leg(&material, item, EcConnector::Nixl).unwrap();
+        let request = subject.request();
+        let item = items(&request).unwrap()[0];
+        let leg = leg(&request, item, EcConnector::Nixl).unwrap();
         let want = json!({"model": "vl", "max_tokens": 1, "stream": false, "messages": [
             {"role": "user", "content": [
                 {"type": "image_url", "image_url": {"url": "http://img/1"}}]}]});

@@ -1,9 +1,9 @@
 //! Mooncake's transfer engine (`--kv-connector mooncake`; reference 6.4, `vllm-api` 5.3): both legs
 //! at once; the decoder fetches from the engine that the prefiller's bootstrap server names.
 
-use super::material::{Caps, Material};
 use super::peer::{BootstrapEngine, Peer};
 use super::plan::{Leg, Take};
+use super::request::{Caps, PdRequest};
 use crate::json::Quoted;
 use crate::json::{EditError, inner, member, members};
 
@@ -11,22 +11,22 @@ use crate::json::{EditError, inner, member, members};
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
-    let uuid = material.uuid;
+pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
+    let uuid = request.uuid;
     let params = format!(
         r#"{{"do_remote_decode":true,"do_remote_prefill":false,"transfer_id":"xfer-{uuid}"}}"#
     );
-    let mut prefill = material.prefill_leg(params.as_bytes(), Caps::Sent, Take::Nothing)?;
+    let mut prefill = request.prefill_leg(params.as_bytes(), Caps::Sent, Take::Nothing)?;
     let engine = peer.engine.as_ref();
     prefill.rank = engine.map(|engine| engine.rank);
-    Ok([prefill, decode_leg(material, peer)?])
+    Ok([prefill, decode_leg(request, peer)?])
 }
 
 /// The decode leg alone: sent again when the engine it named is no more.
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn decode_leg(material: &Material<'_>, peer: &Peer) -> Result<Leg, EditError> {
+pub fn decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
     let address = format!("http://{}:{}", peer.url_host(), peer.bootstrap_port);
     let engine = peer
         .engine
@@ -34,13 +34,13 @@ pub fn decode_leg(material: &Material<'_>, peer: &Peer) -> Result<Leg, EditError
         .map_or(&b"null"[..], |engine| &engine.id);
     let mut params = format!(
         r#"{{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"xfer-{}","remote_bootstrap_addr":{},"remote_engine_id":"#,
-        material.uuid,
+        request.uuid,
         Quoted(&address),
     )
     .into_bytes();
     params.extend_from_slice(engine);
     params.push(b'}');
-    material.decode_leg(&params, Take::Response(None))
+    request.decode_leg(&params, Take::Response(None))
 }
 
 /// Engines one prefiller may have; a bootstrap server that names more is not believed.
@@ -77,7 +77,7 @@ mod tests {
     fn k1_k3_the_legs_share_a_name_and_the_rank_is_the_engines() {
         let body = r#"{"model":"q3","prompt":"hi","max_tokens":32,"stream":true}"#;
         let subject = Subject::new(Api::Completions, body);
-        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        let [prefill, decode] = pair(&subject.request(), &peer()).unwrap();
         let transfer = format!("xfer-{NAME}");
         let want = json!({"model": "q3", "prompt": "hi", "max_tokens": 1, "stream": false,
             "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false,

@@ -6,10 +6,10 @@
 
 use blake2::{Blake2s256, Digest};
 
-use super::material::{Caps, Material};
 use super::options::MoriConfig;
 use super::peer::Peer;
 use super::plan::{Leg, Take};
+use super::request::{Caps, PdRequest};
 use crate::json::{Document, Edit, EditError, Level, Scanner, Watch};
 use crate::json::{Quoted, QuotedList};
 
@@ -38,9 +38,9 @@ struct Ranks {
 }
 
 impl Ranks {
-    fn of(material: &Material<'_>, peer: &Peer) -> Self {
-        let mori = material.mori;
-        let local = rank(material.uuid.text().as_str(), ranks_per_pod(mori));
+    fn of(request: &PdRequest<'_>, peer: &Peer) -> Self {
+        let mori = request.mori;
+        let local = rank(request.uuid.text().as_str(), ranks_per_pod(mori));
         let first_of = |hosts: &[String], host: &str| {
             let pod = hosts.iter().position(|known| known == host).unwrap_or(0);
             u32::try_from(pod).unwrap_or(0) * ranks_per_pod(mori)
@@ -63,30 +63,30 @@ fn header_rank(mori: &MoriConfig, rank: u32) -> Option<u32> {
 }
 
 /// The rank header of a prefill leg in read mode, where nothing else of `MoRI-IO` shows.
-pub(super) fn read_mode_rank(material: &Material<'_>) -> Option<u32> {
-    let mori = material.mori;
+pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
+    let mori = request.mori;
     header_rank(
         mori,
-        rank(material.uuid.text().as_str(), ranks_per_pod(mori)),
+        rank(request.uuid.text().as_str(), ranks_per_pod(mori)),
     )
 }
 
 /// The prefill leg of both orders.
 pub(super) fn prefill_leg(
-    material: &Material<'_>,
+    request: &PdRequest<'_>,
     peer: &Peer,
     caps: Caps,
     take: Take,
 ) -> Result<Leg, EditError> {
-    let mori = material.mori;
-    let ranks = Ranks::of(material, peer);
+    let mori = request.mori;
+    let ranks = Ranks::of(request, peer);
     let mut params = format!(
         r#"{{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_port":null,"remote_host":{},"remote_notify_port":{},"remote_handshake_port":{},"remote_dp_rank":{},"remote_dp_rank_override":true,"transfer_id":"tx{}","tp_size":{},"remote_dp_size":{}"#,
         Quoted(&mori.local_pod_ip),
         mori.decode_notify_port,
         mori.decode_handshake_port,
         ranks.decode,
-        material.uuid,
+        request.uuid,
         mori.tp_size,
         mori.dp_size,
     );
@@ -95,7 +95,7 @@ pub(super) fn prefill_leg(
         params.push_str(&format!(r#","remote_kv_source":{}"#, source.object()));
     }
     params.push('}');
-    let mut leg = material.prefill_leg(params.as_bytes(), caps, take)?;
+    let mut leg = request.prefill_leg(params.as_bytes(), caps, take)?;
     leg.rank = header_rank(mori, ranks.local);
     Ok(leg)
 }
@@ -114,28 +114,28 @@ fn push_hosts(params: &mut String, mori: &MoriConfig, hosts: &[String]) {
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
-    let mori = material.mori;
-    let ranks = Ranks::of(material, peer);
-    let mut prefill = prefill_leg(material, peer, Caps::Every, Take::Nothing)?;
+pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
+    let mori = request.mori;
+    let ranks = Ranks::of(request, peer);
+    let mut prefill = prefill_leg(request, peer, Caps::Every, Take::Nothing)?;
     let mut params = format!(
         r#"{{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[],"remote_engine_id":{},"remote_host":{},"remote_port":{handshake},"remote_notify_port":{},"remote_handshake_port":{handshake},"remote_dp_rank":{},"remote_dp_rank_override":true,"transfer_id":"tx{}","tp_size":{},"remote_dp_size":{}"#,
         Quoted(&format!("{}:{}", peer.host(), mori.prefill_handshake_port)),
         Quoted(&peer.host()),
         mori.prefill_notify_port,
         ranks.prefill,
-        material.uuid,
+        request.uuid,
         mori.tp_size,
         mori.dp_size,
         handshake = mori.prefill_handshake_port,
     );
     push_hosts(&mut params, mori, &mori.prefill_hosts);
     params.push('}');
-    let mut decode = material.decode_leg(params.as_bytes(), Take::Response(None))?;
+    let mut decode = request.decode_leg(params.as_bytes(), Take::Response(None))?;
     decode.rank = header_rank(mori, ranks.local);
     for leg in [&mut prefill, &mut decode] {
         // Both engines know the transfer by this name.
-        leg.request_id = Some(material.uuid);
+        leg.request_id = Some(request.uuid);
     }
     Ok([prefill, decode])
 }
@@ -154,23 +154,23 @@ const HANDOFF: Watch = &[
 
 /// The decode leg of the serial order: the prefiller's handoff, completed by what it left out.
 pub(super) fn serial_decode_leg(
-    material: &Material<'_>,
+    request: &PdRequest<'_>,
     peer: &Peer,
     handoff: &[u8],
     take: Take,
 ) -> Result<Leg, EditError> {
-    let mori = material.mori;
+    let mori = request.mori;
     let mut scanner = Scanner::new(HANDOFF);
     let Some(document) = scanner.feed(handoff).and_then(|()| scanner.finish()).ok() else {
         // It has been validated; a scan that fails meets one of its own bounds.
-        return material.decode_leg(handoff, take);
+        return request.decode_leg(handoff, take);
     };
     let rank = returned_rank(&document, handoff, mori.dp_size)
-        .unwrap_or_else(|| Ranks::of(material, peer).prefill);
+        .unwrap_or_else(|| Ranks::of(request, peer).prefill);
     let values = [
         ("remote_dp_rank", rank.to_string(), true),
         ("remote_dp_rank_override", "true".to_owned(), true),
-        ("transfer_id", format!("\"tx{}\"", material.uuid), false),
+        ("transfer_id", format!("\"tx{}\"", request.uuid), false),
         (
             "remote_notify_port",
             mori.decode_notify_port.to_string(),
@@ -211,7 +211,7 @@ pub(super) fn serial_decode_leg(
         .collect();
     let spliced = document.edit(&edits)?;
     let params: Vec<u8> = spliced.pieces(handoff).flatten().copied().collect();
-    let mut leg = material.decode_leg(&params, take)?;
+    let mut leg = request.decode_leg(&params, take)?;
     leg.rank = header_rank(mori, rank);
     Ok(leg)
 }
@@ -246,7 +246,7 @@ mod tests {
         let subject = subject(8, None);
         let body = &subject.body;
         let rank = rank(NAME, 8);
-        let prefill = prefill_leg(&subject.material(), &peer(), Caps::All, Take::Handoff).unwrap();
+        let prefill = prefill_leg(&subject.request(), &peer(), Caps::All, Take::Handoff).unwrap();
         let transfer = format!("tx{NAME}");
         let sent = apply(&prefill, body);
         let want = json!({"do_remote_decode": true, "do_remote_prefill": false,
@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(prefill.rank, Some(rank));
         let decode = |handoff: &str| {
             let leg = serial_decode_leg(
-                &subject.material(),
+                &subject.request(),
                 &peer(),
                 handoff.as_bytes(),
                 Take::Response(None),
@@ -296,7 +296,7 @@ mod tests {
         let subject = subject(8, None);
         let body = &subject.body;
         let rank = rank(NAME, 8);
-        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        let [prefill, decode] = pair(&subject.request(), &peer()).unwrap();
         for leg in [&prefill, &decode] {
             assert_eq!(leg.rank, Some(rank));
             assert_eq!(
@@ -333,7 +333,7 @@ mod tests {
         subject.mori.decode_hosts = hosts([2, 3]);
         let body = &subject.body;
         let local = rank(NAME, 8);
-        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        let [prefill, decode] = pair(&subject.request(), &peer()).unwrap();
         let params = |leg| apply(leg, body)["kv_transfer_params"].clone();
         assert_eq!((prefill.rank, decode.rank), (Some(local), Some(local)));
         let sent = params(&prefill);
@@ -356,11 +356,11 @@ mod tests {
     fn n17_read_mode_names_a_rank_to_the_prefiller_alone() {
         let mut subject = subject(8, None);
         subject.mori.write_mode = false;
-        let prefill = crate::pd::nixlv2::prefill_leg(&subject.material(), &peer()).unwrap();
-        let decode = crate::pd::nixlv2::decode_leg(&subject.material(), &peer(), None).unwrap();
+        let prefill = crate::pd::nixlv2::prefill_leg(&subject.request(), &peer()).unwrap();
+        let decode = crate::pd::nixlv2::decode_leg(&subject.request(), &peer(), None).unwrap();
         assert_eq!((prefill.rank, decode.rank), (Some(rank(NAME, 8)), None));
         subject.mori.dp_size = 1;
-        let prefill = crate::pd::nixlv2::prefill_leg(&subject.material(), &peer()).unwrap();
+        let prefill = crate::pd::nixlv2::prefill_leg(&subject.request(), &peer()).unwrap();
         assert_eq!(prefill.rank, None, "n16");
     }
 

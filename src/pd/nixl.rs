@@ -1,8 +1,8 @@
 //! The serial NIXL protocol, version 1 (`--kv-connector nixl`; reference 6.9), for engines from
 //! before the second: its parameters sit at the top of the body, and nothing is capped.
 
-use super::material::Material;
 use super::plan::{Leg, Role, Take};
+use super::request::PdRequest;
 use crate::json::{EditError, Level, member};
 
 /// What a prefiller's answer says and the decode leg repeats.
@@ -17,11 +17,11 @@ const HANDED_ON: [&str; 4] = [
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
-    let mut edits = material.edits();
+pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
+    let mut edits = request.edits();
     edits.set(Level::Top, "do_remote_decode", b"true");
     edits.whole_response();
-    material.leg(Role::Prefill, &edits, Take::Whole)
+    request.leg(Role::Prefill, &edits, Take::Whole)
 }
 
 /// The decode leg: `response` is the prefiller's, a JSON object; `null` stands for what it left out.
@@ -29,15 +29,15 @@ pub fn prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn decode_leg(material: &Material<'_>, response: Option<&[u8]>) -> Result<Leg, EditError> {
-    let mut edits = material.edits();
+pub fn decode_leg(request: &PdRequest<'_>, response: Option<&[u8]>) -> Result<Leg, EditError> {
+    let mut edits = request.edits();
     if let Some(response) = response {
         edits.set(Level::Top, "do_remote_prefill", b"true");
         for name in HANDED_ON {
             edits.set(Level::Top, name, member(response, name).unwrap_or(b"null"));
         }
     }
-    material.leg(Role::Decode, &edits, Take::Response(None))
+    request.leg(Role::Decode, &edits, Take::Response(None))
 }
 
 /// Whether a prefiller's answer hands KV cache on.
@@ -58,8 +58,8 @@ mod tests {
     fn the_parameters_sit_at_the_top() {
         let body = r#"{"messages":[],"max_tokens":9,"stream":true,"stream_options":{},"remote_host":"h","do_remote_prefill":true}"#;
         let mut subject = Subject::new(Api::Chat, body);
-        subject.owned = crate::pd::material::owned(crate::pd::options::KvConnector::Nixl);
-        let prefill = prefill_leg(&subject.material()).unwrap();
+        subject.owned = crate::pd::request::owned(crate::pd::options::KvConnector::Nixl);
+        let prefill = prefill_leg(&subject.request()).unwrap();
         let want = json!({"messages": [], "max_tokens": 9, "stream": false,
             "do_remote_decode": true});
         assert_eq!(apply(&prefill, body), want);
@@ -68,11 +68,11 @@ mod tests {
         assert!(!hands_on(
             br#"{"remote_block_ids":null,"remote_engine_id":"e"}"#
         ));
-        let decode = decode_leg(&subject.material(), Some(response)).unwrap();
+        let decode = decode_leg(&subject.request(), Some(response)).unwrap();
         let mut want = json!({"messages": [], "max_tokens": 9, "stream": true,
             "stream_options": {}});
         assert_eq!(
-            apply(&decode_leg(&subject.material(), None).unwrap(), body),
+            apply(&decode_leg(&subject.request(), None).unwrap(), body),
             want
         );
         want["do_remote_prefill"] = json!(true);

@@ -3,10 +3,10 @@
 //! First a prefill leg that computes the prompt and one token, then a decode leg with the
 //! client's own body and the prefiller's `kv_transfer_params`, byte for byte.
 
-use super::material::{Caps, Material};
 use super::mori;
 use super::peer::Peer;
 use super::plan::{Leg, Take};
+use super::request::{Caps, PdRequest};
 use crate::json::EditError;
 
 /// What asks an engine to prefill for somebody else. The six keys are what deployed engines and
@@ -17,19 +17,19 @@ const PREFILL_PARAMS: &str = r#"{"do_remote_decode":true,"do_remote_prefill":fal
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn prefill_leg(material: &Material<'_>, peer: &Peer) -> Result<Leg, EditError> {
-    if material.mori.write_mode {
-        return mori::prefill_leg(material, peer, Caps::All, Take::Handoff);
+pub fn prefill_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
+    if request.mori.write_mode {
+        return mori::prefill_leg(request, peer, Caps::All, Take::Handoff);
     }
     let mut leg = match &peer.source {
-        None => material.prefill_leg(PREFILL_PARAMS.as_bytes(), Caps::All, Take::Handoff)?,
+        None => request.prefill_leg(PREFILL_PARAMS.as_bytes(), Caps::All, Take::Handoff)?,
         Some(source) => {
             let keys = PREFILL_PARAMS.trim_end_matches('}');
             let params = format!(r#"{keys},"remote_kv_source":{}}}"#, source.object());
-            material.prefill_leg(params.as_bytes(), Caps::All, Take::Handoff)?
+            request.prefill_leg(params.as_bytes(), Caps::All, Take::Handoff)?
         }
     };
-    leg.rank = mori::read_mode_rank(material);
+    leg.rank = mori::read_mode_rank(request);
     Ok(leg)
 }
 
@@ -39,17 +39,17 @@ pub fn prefill_leg(material: &Material<'_>, peer: &Peer) -> Result<Leg, EditErro
 /// # Errors
 /// When the body needs more edits than allowed.
 pub fn decode_leg(
-    material: &Material<'_>,
+    request: &PdRequest<'_>,
     peer: &Peer,
     handoff: Option<&[u8]>,
 ) -> Result<Leg, EditError> {
-    let take = Take::Response(material.api.usage_shape());
+    let take = Take::Response(request.api.usage_shape());
     match handoff {
-        Some(handoff) if material.mori.write_mode => {
-            mori::serial_decode_leg(material, peer, handoff, take)
+        Some(handoff) if request.mori.write_mode => {
+            mori::serial_decode_leg(request, peer, handoff, take)
         }
-        Some(handoff) => material.decode_leg(handoff, take),
-        None => material.decode_leg(b"null", take),
+        Some(handoff) => request.decode_leg(handoff, take),
+        None => request.decode_leg(b"null", take),
     }
 }
 
@@ -62,9 +62,9 @@ mod tests {
 
     fn legs(api: Api, body: &str, handoff: Option<&str>) -> (Value, Value) {
         let subject = Subject::new(api, body);
-        let material = subject.material();
-        let prefill = prefill_leg(&material, &peer()).unwrap();
-        let decode = decode_leg(&material, &peer(), handoff.map(str::as_bytes)).unwrap();
+        let request = subject.request();
+        let prefill = prefill_leg(&request, &peer()).unwrap();
+        let decode = decode_leg(&request, &peer(), handoff.map(str::as_bytes)).unwrap();
         (apply(&prefill, body), apply(&decode, body))
     }
 
@@ -146,10 +146,10 @@ mod tests {
         ];
         for body in &bodies {
             let subject = Subject::new(Api::Generate, body);
-            let material = subject.material();
-            let prefill = prefill_leg(&material, &peer()).unwrap();
-            let decode = decode_leg(&material, &peer(), None).unwrap();
-            let local = material.local_leg().unwrap();
+            let request = subject.request();
+            let prefill = prefill_leg(&request, &peer()).unwrap();
+            let decode = decode_leg(&request, &peer(), None).unwrap();
+            let local = request.local_leg().unwrap();
             for leg in [prefill, decode, local] {
                 let sent: Vec<u8> = leg
                     .body

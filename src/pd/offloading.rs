@@ -1,9 +1,9 @@
 //! vLLM's offloading connector with its P2P tier (`--kv-connector offloading`; reference 6.5): both
 //! legs at once; the engines know the transfer by a request id, the decoder also where to ask.
 
-use super::material::{Caps, Material};
 use super::peer::Peer;
 use super::plan::{Leg, Take};
+use super::request::{Caps, PdRequest};
 use crate::json::EditError;
 use crate::json::Quoted;
 
@@ -11,8 +11,8 @@ use crate::json::Quoted;
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
-    let uuid = material.uuid;
+pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
+    let uuid = request.uuid;
     let source = match &peer.source {
         Some(source) => format!(r#","remote_kv_source":{}"#, source.object()),
         None => String::new(),
@@ -24,8 +24,8 @@ pub fn pair(material: &Material<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
         r#"{{"remote_prefiller":{{"kv_request_id":"{uuid}","remote_host":{host},"remote_port":{port}}}}}"#
     );
     Ok([
-        material.prefill_leg(prefill.as_bytes(), Caps::Sent, Take::Nothing)?,
-        material.decode_leg(decode.as_bytes(), Take::Response(None))?,
+        request.prefill_leg(prefill.as_bytes(), Caps::Sent, Take::Nothing)?,
+        request.decode_leg(decode.as_bytes(), Take::Response(None))?,
     ])
 }
 
@@ -40,7 +40,7 @@ mod tests {
     fn p1_p2_the_prefill_leg_is_capped_and_the_decode_leg_is_not() {
         let body = r#"{"prompt":"hi","max_tokens":32,"min_tokens":4,"stream":true,"kv_transfer_params":{"x":1}}"#;
         let subject = Subject::new(Api::Completions, body);
-        let [prefill, decode] = pair(&subject.material(), &peer()).unwrap();
+        let [prefill, decode] = pair(&subject.request(), &peer()).unwrap();
         let want = json!({"prompt": "hi", "max_tokens": 1, "min_tokens": 1, "stream": false,
             "kv_transfer_params": {"remote_decoder": {"kv_request_id": NAME}}});
         assert_eq!(apply(&prefill, body), want);
@@ -60,7 +60,7 @@ mod tests {
             host: "10.4.0.9".to_owned(),
             port: 7777,
         }));
-        let [prefill, decode] = pair(&subject.material(), &peer).unwrap();
+        let [prefill, decode] = pair(&subject.request(), &peer).unwrap();
         let prefill = apply(&prefill, body);
         let source = json!({"kv_request_id": "00000000-0000-0000-0000-000000000007",
             "remote_host": "10.4.0.9", "remote_port": 7777});

@@ -6,47 +6,47 @@
 //! `cache_hit_threshold` of its own goes to the decoder first, which answers with the finish reason
 //! `cache_threshold` when too little of the prompt is there.
 
-use super::material::{Caps, Material};
 use super::plan::{Leg, Role, Take};
+use super::request::{Caps, PdRequest};
 use crate::json::{EditError, Kind, Level, elements, member, string_is};
 
 /// Whether the client asks for the decoder to be tried first.
 #[must_use]
-pub fn asks_decode_first(material: &Material<'_>) -> bool {
+pub fn asks_decode_first(request: &PdRequest<'_>) -> bool {
     // After an encoder stage the threshold is no longer the client's.
-    let threshold = material.document.last(Level::Top, "cache_hit_threshold");
-    material.encoded.is_none() && threshold.is_some_and(|member| member.kind != Kind::Null)
+    let threshold = request.document.last(Level::Top, "cache_hit_threshold");
+    request.encoded.is_none() && threshold.is_some_and(|member| member.kind != Kind::Null)
 }
 
 /// The prefill leg. Its answer may stream, as the client asked; nothing of it is needed.
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
-    let mut edits = material.edits();
-    edits.cap(material, Caps::Maxima);
+pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
+    let mut edits = request.edits();
+    edits.cap(request, Caps::Maxima);
     edits.set(Level::Top, "cache_hit_threshold", b"0");
-    material.leg(Role::Prefill, &edits, Take::Nothing)
+    request.leg(Role::Prefill, &edits, Take::Nothing)
 }
 
 /// The decode leg after it.
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn decode_leg(material: &Material<'_>) -> Result<Leg, EditError> {
-    let mut edits = material.edits();
+pub fn decode_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
+    let mut edits = request.edits();
     edits.set(Level::Top, "cache_hit_threshold", b"0");
-    material.leg(Role::Decode, &edits, Take::Response(None))
+    request.leg(Role::Decode, &edits, Take::Response(None))
 }
 
 /// `LMCache`'s prefill leg.
 ///
 /// # Errors
 /// When the body needs more edits than allowed.
-pub fn lmcache_prefill_leg(material: &Material<'_>) -> Result<Leg, EditError> {
-    let mut edits = material.edits();
-    edits.cap(material, Caps::Maxima);
-    material.leg(Role::Prefill, &edits, Take::Nothing)
+pub fn lmcache_prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
+    let mut edits = request.edits();
+    edits.cap(request, Caps::Maxima);
+    request.leg(Role::Prefill, &edits, Take::Nothing)
 }
 
 /// What the decoder's own try came to, as far as its answer has been read.
@@ -57,7 +57,7 @@ pub enum Verdict {
     /// It computes the answer: what has been held back may go out.
     Served,
     /// Too little was in the store: a prefiller is needed.
-    Threshold,
+    BelowThreshold,
 }
 
 /// Reads the beginning of an answer that streams: `bytes` from its first one on.
@@ -98,7 +98,7 @@ fn verdict_of_event(event: &[u8]) -> Verdict {
         value.is_some_and(|value| !matches!(value, b"null" | b"\"\"" | b"[]"))
     };
     match member(choice.value, "finish_reason") {
-        Some(reason) if string_is(reason, "cache_threshold") => return Verdict::Threshold,
+        Some(reason) if string_is(reason, "cache_threshold") => return Verdict::BelowThreshold,
         reason if is_set(reason) => return Verdict::Served,
         _ => {}
     }
@@ -124,7 +124,7 @@ fn verdict_of_event(event: &[u8]) -> Verdict {
 #[must_use]
 pub fn verdict_of_whole(response: &[u8]) -> Verdict {
     match verdict_of_event(response) {
-        Verdict::Threshold => Verdict::Threshold,
+        Verdict::BelowThreshold => Verdict::BelowThreshold,
         Verdict::Open | Verdict::Served => Verdict::Served,
     }
 }
@@ -171,13 +171,13 @@ mod tests {
         ];
         for (api, body, want) in cases {
             let subject = Subject::new(api, body);
-            let prefill = prefill_leg(&subject.material()).unwrap();
+            let prefill = prefill_leg(&subject.request()).unwrap();
             assert_eq!(apply(&prefill, body), want, "{body}");
             let mut want: Value = serde_json::from_str(body).unwrap();
-            let local = lmcache_prefill_leg(&subject.material()).unwrap();
+            let local = lmcache_prefill_leg(&subject.request()).unwrap();
             assert_eq!(apply(&local, body).get("cache_hit_threshold"), None);
             want["cache_hit_threshold"] = json!(0);
-            let decode = decode_leg(&subject.material()).unwrap();
+            let decode = decode_leg(&subject.request()).unwrap();
             assert_eq!(apply(&decode, body), want);
         }
     }
@@ -187,7 +187,7 @@ mod tests {
         let asks = |body: &str, encoded: Option<Encoded>| {
             let mut subject = Subject::new(Api::Chat, body);
             subject.encoded = encoded;
-            asks_decode_first(&subject.material())
+            asks_decode_first(&subject.request())
         };
         assert!(asks(r#"{"cache_hit_threshold":0.8}"#, None));
         assert!(!asks(r#"{"cache_hit_threshold":null}"#, None));
@@ -211,11 +211,11 @@ mod tests {
             (&[role], Verdict::Open),
             (&[role, ""], Verdict::Open),
             (&[role, "", token], Verdict::Served),
-            (&[role, "", met], Verdict::Threshold),
+            (&[role, "", met], Verdict::BelowThreshold),
             (&[role, "", role], Verdict::Served),
             (&[": keep-alive", "", role], Verdict::Open),
             (&[text], Verdict::Served),
-            (&[text_met], Verdict::Threshold),
+            (&[text_met], Verdict::BelowThreshold),
             (&[stop], Verdict::Served),
             (&[ids], Verdict::Served),
             (&["data: [DONE]"], Verdict::Served),
@@ -232,7 +232,7 @@ mod tests {
     fn a_whole_response_is_served_unless_it_says_otherwise() {
         let response = |reason: &str| format!(r#"{{"choices":[{{"finish_reason":{reason}}}]}}"#);
         let verdict = |reason| verdict_of_whole(response(reason).as_bytes());
-        assert_eq!(verdict("\"cache_threshold\""), Verdict::Threshold);
+        assert_eq!(verdict("\"cache_threshold\""), Verdict::BelowThreshold);
         assert_eq!(verdict("\"length\""), Verdict::Served);
         assert_eq!(verdict("null"), Verdict::Served);
         assert_eq!(verdict_of_whole(b"no json"), Verdict::Served);

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::material::{CLIENT_OWNED_KV, Encoded, Material, WATCH};
 use super::options::MoriConfig;
 use super::peer::{BootstrapEngine, Peer};
 use super::plan::Leg;
+use super::request::{CLIENT_OWNED_KV, Encoded, PdRequest, WATCH};
 use super::route::Api;
 use super::uuid::Uuid;
 use crate::fleet::Target;
@@ -38,8 +38,8 @@ impl Subject {
         }
     }
 
-    pub(super) fn material(&self) -> Material<'_> {
-        Material {
+    pub(super) fn request(&self) -> PdRequest<'_> {
+        PdRequest {
             api: self.api,
             document: &self.document,
             body: self.body.as_bytes(),

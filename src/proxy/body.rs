@@ -9,7 +9,7 @@ use crate::json::{Document, Scanner};
 use crate::limits::{BODY_RESERVE_STEP_BYTES, RECEIVE_LARGE_BYTES, STEPS_PER_TURN_MAX};
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
-use crate::pd::material::WATCH;
+use crate::pd::request::WATCH;
 
 /// A body as the client sent it, without its framing, and where its members are.
 pub(super) struct Body {

@@ -20,7 +20,7 @@ impl<N: Net> Exchange<'_, N> {
     /// Cuts the answer of a request that can be cut, where the configuration says so.
     pub(super) fn cut(&self, split: &mut Split) {
         if let Some(tokens) = self.shard.config.pd.decode_chunk_tokens {
-            let cut = Cut::of(&split.material(), tokens);
+            let cut = Cut::of(&split.pd_request(), tokens);
             split.chunk = cut.map(|cut| Box::new(Progress::new(cut)));
             if split.chunk.is_some() {
                 self.trace.cut(tokens);
@@ -90,14 +90,14 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     async fn next_chunk(&mut self, split: &Split) -> Result<PendingResponse<N>, Fault> {
-        let leg = split.material().local_leg().map_err(too_many)?;
+        let leg = split.pd_request().local_leg().map_err(too_many)?;
         self.decode_local(split, &leg).await
     }
 
     /// Asks for the whole answer at once after all.
     async fn respond_uncut(&mut self, mut split: Split) -> Result<(), Fault> {
         split.chunk = None;
-        let leg = split.material().local_leg().map_err(too_many)?;
+        let leg = split.pd_request().local_leg().map_err(too_many)?;
         let pending = self.decode_local(&split, &leg).await?;
         drop(split);
         Box::pin(self.relay(pending.upstream, pending.response, Rewrite::None)).await

@@ -161,7 +161,8 @@ impl<N: Net> Exchange<'_, N> {
                 }
             }
         };
-        let leg = connector::decode_leg(pd.connector, &split.material(), peer, handoff.as_deref());
+        let leg =
+            connector::decode_leg(pd.connector, &split.pd_request(), peer, handoff.as_deref());
         let carries = handoff.is_some();
         prefilled.leaving = handoff;
         Ok((leg.map_err(too_many)?, carries))

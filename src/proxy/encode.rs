@@ -31,11 +31,11 @@ impl<N: Net> Exchange<'_, N> {
         encoders: &[Target],
     ) -> Result<(), Fault> {
         let ec = self.shard.config.pd.encoder.unwrap_or(EcConnector::Example);
-        let material = split.material();
-        let items = encode::items(&material).map_err(|TooManyItems| Fault::TooManyItems)?;
+        let pd_request = split.pd_request();
+        let items = encode::items(&pd_request).map_err(|TooManyItems| Fault::TooManyItems)?;
         let mut tasks = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            let leg = encode::leg(&material, item, ec).map_err(too_many)?;
+            let leg = encode::leg(&pd_request, item, ec).map_err(too_many)?;
             let target = &encoders[index % encoders.len()];
             tasks.push(Some(self.begin_encode(split, target, leg, index)));
         }

@@ -3,7 +3,7 @@
 //! [`shard`] owns what one thread has. A session (`session`) reads heads and makes an exchange
 //! (`exchange`) of each. Pass-through and decode-only requests are uploaded while they arrive
 //! (`upload`); the others are read whole (`body`) and served by legs (`split`): encoders first
-//! (`encode`), then `prefill` and `decode`, both `together`, or the decoder first (`threshold`).
+//! (`encode`), then `prefill` and `decode`, both `concurrent`, or the decoder first (`decode_first`).
 //! A leg is sent and read by `leg` and `run`, in its exchange or as a task beside it (`task`). The
 //! answer goes through `relay`, or is put together of chunks (`chunked`). Everything is written
 //! against the seam of [`crate::net`] and runs on the simulation unchanged.
@@ -14,7 +14,9 @@ mod bootstrap;
 mod budget;
 mod chunked;
 mod client;
+mod concurrent;
 mod decode;
+mod decode_first;
 mod dial;
 mod encode;
 mod exchange;
@@ -35,8 +37,6 @@ pub mod shard;
 mod sim_tests;
 mod split;
 mod task;
-mod threshold;
-mod together;
 mod trace;
 mod tunnel;
 mod upload;

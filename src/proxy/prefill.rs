@@ -177,7 +177,7 @@ impl<N: Net> Exchange<'_, N> {
         peer: &Peer,
     ) -> Result<Attempt<N>, LegFault> {
         let pd = &self.shard.config.pd;
-        let leg = connector::prefill_leg(pd.connector, &split.material(), peer);
+        let leg = connector::prefill_leg(pd.connector, &split.pd_request(), peer);
         let leg = leg.map_err(too_many)?;
         let limit = Limit::of(
             self.shard.net.now(),

@@ -1,7 +1,7 @@
 //! A request whose legs are planned: read whole, then run as its connector orders.
 //!
 //! What each leg sends is decided in [`crate::pd`]; this file and those of the orders run the
-//! legs: `prefill` and `decode` one after the other, `together` side by side, `threshold` the
+//! legs: `prefill` and `decode` one after the other, `concurrent` side by side, `threshold` the
 //! decoder first.
 
 use std::rc::Rc;
@@ -22,8 +22,8 @@ use crate::net::pool::EndpointId;
 use crate::net::{Instant, Net};
 use crate::pd::chunked::Progress;
 use crate::pd::{
-    Api, Encoded, KvSource, Leg, Material, Order, Outcome, Peer, Plan, Reason, Role, Uuid,
-    connector, material, peer,
+    Api, Encoded, KvSource, Leg, Order, Outcome, PdRequest, Peer, Plan, Reason, Role, Uuid,
+    connector, peer, request,
 };
 
 /// A request being split, and what its legs are made of.
@@ -43,8 +43,8 @@ pub(super) struct Split {
 }
 
 impl Split {
-    pub(super) fn material(&self) -> Material<'_> {
-        Material {
+    pub(super) fn pd_request(&self) -> PdRequest<'_> {
+        PdRequest {
             api: self.api,
             document: &self.body.document,
             body: &self.body.bytes,
@@ -129,7 +129,7 @@ impl<N: Net> Exchange<'_, N> {
         let body = Rc::new(body::receive(self).await?);
         let mut received = self.shard.net.clock();
         let config = Arc::clone(&self.shard.config);
-        let removed = material::client_owned(&body.document, config.pd.owned());
+        let removed = request::client_owned(&body.document, config.pd.owned());
         if removed > 0 {
             self.shard.metrics.masked(removed);
         }
@@ -190,9 +190,9 @@ impl<N: Net> Exchange<'_, N> {
         received: Instant,
     ) -> Result<PendingResponse<N>, Fault> {
         let kv_connector = split.config.pd.connector;
-        let mut plan = connector::plan(kv_connector, &split.material()).map_err(too_many)?;
+        let mut plan = connector::plan(kv_connector, &split.pd_request()).map_err(too_many)?;
         if matches!(plan, Plan::Split) && self.names_self(&targets[0]).await? {
-            let leg = split.material().local_leg().map_err(too_many)?;
+            let leg = split.pd_request().local_leg().map_err(too_many)?;
             plan = Plan::Local(Reason::SelfTarget, leg);
         }
         self.note_request_overhead(received);
@@ -200,10 +200,10 @@ impl<N: Net> Exchange<'_, N> {
             self.stats.outcome = Some((Outcome::LocalPolicy, reason));
             return self.decode_local(split, &leg).await;
         }
-        let order = connector::order(kv_connector, &split.material());
+        let order = connector::order(kv_connector, &split.pd_request());
         let pending = match order {
             Order::Serial => self.serial(split, targets).await,
-            Order::Together => Box::pin(self.together(split, targets)).await,
+            Order::Concurrent => Box::pin(self.concurrent(split, targets)).await,
             Order::DecodeFirst => Box::pin(self.decode_first(split, targets)).await,
         };
         let fault = match pending {
@@ -212,7 +212,7 @@ impl<N: Net> Exchange<'_, N> {
         };
         self.shard.note_fault(fault);
         self.stats.outcome = Some((Outcome::LocalFallback, reason_of(fault)));
-        let leg = split.material().local_leg().map_err(too_many)?;
+        let leg = split.pd_request().local_leg().map_err(too_many)?;
         self.decode_local(split, &leg).await
     }
 
@@ -225,10 +225,10 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Decodes without a prefiller: with what encoders or a peer's cache have for it.
     async fn decode_alone(&mut self, split: &Split) -> Result<PendingResponse<N>, Fault> {
-        let material = split.material();
+        let pd_request = split.pd_request();
         let leg: Result<Leg, EditError> = match split.source.as_deref() {
-            Some((_, source)) if split.encoded.is_none() => material.source_leg(&source.params()),
-            Some(_) | None => material.local_leg(),
+            Some((_, source)) if split.encoded.is_none() => pd_request.source_leg(&source.params()),
+            Some(_) | None => pd_request.local_leg(),
         };
         let leg = leg.map_err(too_many)?;
         self.decode_local(split, &leg).await

@@ -300,13 +300,13 @@ impl<N: Net> Exchange<'_, N> {
     /// Its body is known, and so is how it is split.
     pub(super) fn trace_split(&self, split: &Split) {
         self.trace.note(&self.shard.net, |recorder, _| {
-            let material = split.material();
+            let pd_request = split.pd_request();
             let connector = split.connector();
-            let order = connector::order(connector, &material);
+            let order = connector::order(connector, &pd_request);
             let is_nixlv2 = connector == KvConnector::Nixlv2;
-            let is_concurrent = order == Order::Together;
+            let is_concurrent = order == Order::Concurrent;
             let is_short = connector == KvConnector::Sglang || is_nixlv2 && !is_concurrent;
-            let stream = material.document.last(Level::Top, "stream");
+            let stream = pd_request.document.last(Level::Top, "stream");
             recorder.split(Style {
                 connector: connector.name(),
                 is_long: !is_short,

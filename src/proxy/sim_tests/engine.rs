@@ -96,7 +96,7 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
         note_handoffs(&stage, &request.body);
         let id = request.id();
         // Of legs side by side the prefiller's goes on, for the decoder's sake.
-        let may_go_on = role == Role::Prefill && stage.plot.wiring == Wiring::Together;
+        let may_go_on = role == Role::Prefill && stage.plot.wiring == Wiring::Concurrent;
         let end_record = (!may_go_on).then(|| EndRecord::begin(&stage, id));
         stage.log.borrow_mut().received.push(Received {
             role,
@@ -296,7 +296,7 @@ fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, 
     let usage = json!({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 70_007}});
     let is_tried = stage.plot.wiring == Wiring::Store && asks_first(&request.body);
     if is_tried && net.once_in(2) {
-        return threshold(net.once_in(2));
+        return cache_threshold(net.once_in(2));
     }
     if net.once_in(2) {
         let body = json!({"id": id, "choices": [{"text": text}], "usage": usage});
@@ -324,7 +324,7 @@ fn asks_first(body: &[u8]) -> bool {
 }
 
 /// The store has too little of the prompt.
-fn threshold(streams: bool) -> (u16, &'static str, Vec<u8>) {
+fn cache_threshold(streams: bool) -> (u16, &'static str, Vec<u8>) {
     let choice = json!({"choices": [{"text": "", "finish_reason": "cache_threshold"}]});
     if streams {
         let stream = format!("data: {choice}\n\ndata: [DONE]\n\n");

@@ -77,7 +77,7 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
     };
     // A prefiller's leg that goes on for the decoder's sake ends with the prefiller.
     let wait = match stage.plot.wiring {
-        Wiring::Together => ms(1000 * ORPHAN_SECS_MAX + 1000),
+        Wiring::Concurrent => ms(1000 * ORPHAN_SECS_MAX + 1000),
         Wiring::Serial | Wiring::Store => ms(LEAVE_MS_MAX),
     };
     let ended = client::within(&stage, wait, sessions_end).await;
@@ -199,7 +199,7 @@ fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
 /// The same where legs run side by side, or by way of a store.
 fn judge_wired(stage: &Stage, wanted: &Value, received: &Received, got: &Value) {
     let id = &received.id;
-    if stage.plot.wiring == Wiring::Together {
+    if stage.plot.wiring == Wiring::Concurrent {
         let room = got["bootstrap_room"].as_u64();
         let view = client::without(got.clone(), &["bootstrap_room", "bootstrap_host"]);
         stage.check(room.is_some(), format!("{id}: no room in {got}"));
@@ -298,7 +298,7 @@ fn a_drain_finishes_what_runs() {
 /// Everything above once more, for the other orders of legs.
 #[test]
 fn legs_side_by_side_and_by_way_of_a_store() {
-    for wiring in [Wiring::Together, Wiring::Store] {
+    for wiring in [Wiring::Concurrent, Wiring::Store] {
         let calm = Plot {
             wiring,
             ..Plot::default()

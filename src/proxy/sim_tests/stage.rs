@@ -34,7 +34,7 @@ pub(super) enum Wiring {
     #[default]
     Serial,
     /// Side by side: sglang.
-    Together,
+    Concurrent,
     /// One after the other by way of a store, and the decoder first for some: shared-storage.
     Store,
 }
@@ -138,7 +138,7 @@ pub(super) fn config(plot: Plot) -> Config {
         pd: PdConfig {
             connector: match plot.wiring {
                 Wiring::Serial => KvConnector::Nixlv2,
-                Wiring::Together => KvConnector::Sglang,
+                Wiring::Concurrent => KvConnector::Sglang,
                 Wiring::Store => KvConnector::SharedStorage,
             },
             encoder: None,

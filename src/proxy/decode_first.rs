@@ -29,12 +29,12 @@ impl<N: Net> Exchange<'_, N> {
         split: &mut Split,
         targets: &[Target],
     ) -> Result<PendingResponse<N>, Fault> {
-        let leg = split.material().local_leg().map_err(too_many)?;
+        let leg = split.pd_request().local_leg().map_err(too_many)?;
         // Its answer is read here, so it must not come encoded.
         let take = Take::Whole;
         let mut pending = self.decode_local(split, &Leg { take, ..leg }).await?;
         match self.verdict(&mut pending).await? {
-            Verdict::Threshold => {
+            Verdict::BelowThreshold => {
                 drop(pending);
                 self.serial(split, targets).await
             }

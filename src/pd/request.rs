@@ -111,7 +111,7 @@ pub struct Encoded {
 
 /// One request, as its legs are made of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Material<'a> {
+pub struct PdRequest<'a> {
     /// The body's shape.
     pub api: Api,
     /// Where the body's members are.
@@ -180,18 +180,18 @@ impl<'a> Edits<'a> {
     }
 
     /// Sets every limit of the API's to one token.
-    pub(super) fn cap(&mut self, material: &Material<'_>, caps: Caps) {
-        match material.api {
+    pub(super) fn cap(&mut self, request: &PdRequest<'_>, caps: Caps) {
+        match request.api {
             Api::Chat | Api::Completions | Api::Messages | Api::Invocations | Api::Unsplit => {
-                self.cap_chat(material, caps);
+                self.cap_chat(request, caps);
             }
             Api::Responses => self.set(Level::Top, "max_output_tokens", b"1"),
-            Api::Generate => self.cap_generate(material, caps),
+            Api::Generate => self.cap_generate(request, caps),
         }
     }
 
-    fn cap_chat(&mut self, material: &Material<'_>, caps: Caps) {
-        let sent = |name| material.document.last(Level::Top, name).is_some();
+    fn cap_chat(&mut self, request: &PdRequest<'_>, caps: Caps) {
+        let sent = |name| request.document.last(Level::Top, name).is_some();
         self.set(Level::Top, "max_tokens", b"1");
         if caps != Caps::Sent || sent("max_completion_tokens") {
             self.set(Level::Top, "max_completion_tokens", b"1");
@@ -204,8 +204,8 @@ impl<'a> Edits<'a> {
         }
     }
 
-    fn cap_generate(&mut self, material: &Material<'_>, caps: Caps) {
-        let document = material.document;
+    fn cap_generate(&mut self, request: &PdRequest<'_>, caps: Caps) {
+        let document = request.document;
         let min_too = matches!(caps, Caps::All | Caps::Every);
         if !document.has_object(Level::SamplingParams) {
             // The whole parent is replaced, and whatever an earlier duplicate of it held with it.
@@ -234,7 +234,7 @@ impl<'a> Edits<'a> {
     }
 }
 
-impl<'a> Material<'a> {
+impl<'a> PdRequest<'a> {
     /// The edits every leg has: without the client's own transfer parameters, with the encoders'.
     pub(super) fn edits(&self) -> Edits<'a> {
         let mut edits = Edits {

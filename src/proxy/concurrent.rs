@@ -39,7 +39,7 @@ enum Decoded<N: Net> {
 
 impl<N: Net> Exchange<'_, N> {
     /// Runs both legs until one answer is the client's.
-    pub(super) async fn together(
+    pub(super) async fn concurrent(
         &mut self,
         split: &mut Split,
         targets: &[Target],
@@ -51,7 +51,7 @@ impl<N: Net> Exchange<'_, N> {
             self.note_prefill_target(target);
             let connector = split.connector();
             let [prefill, decode] =
-                connector::pair(connector, &split.material(), &peer).map_err(too_many)?;
+                connector::pair(connector, &split.pd_request(), &peer).map_err(too_many)?;
             let mut task = self.begin_prefill(split, target, prefill, upstream)?;
             let ended = self
                 .decode_beside(split, decode, target, peer, &task, reuse)
@@ -238,7 +238,7 @@ impl<N: Net> Exchange<'_, N> {
             {
                 // The prefiller waits under the same name; only its engine has another one now.
                 may_ask_again = false;
-                leg = mooncake::decode_leg(&split.material(), &peer).map_err(too_many)?;
+                leg = mooncake::decode_leg(&split.pd_request(), &peer).map_err(too_many)?;
                 reuse = Reuse::Never;
                 continue;
             }
