@@ -198,14 +198,14 @@ impl Renewal {
         });
         match used {
             Ok(()) => {
-                reloads.note(true);
+                reloads.record(true);
                 tracing::info!(
                     "{}: new certificate in use for new connections",
                     self.folder.display()
                 );
             }
             Err(error) => {
-                reloads.note(false);
+                reloads.record(false);
                 tracing::warn!("{error}; the certificate in use is kept");
             }
         }

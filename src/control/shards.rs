@@ -263,7 +263,7 @@ async fn accept(
                 if !std::mem::replace(&mut paused, true) {
                     tracing::warn!(%error, "accepting paused: out of descriptors or memory");
                 }
-                shard.note_accept_paused();
+                shard.count_accept_paused();
                 timer.set(net.now(), Some(Duration::from_millis(ACCEPT_PAUSE_MS)));
                 wait(&timer).await;
                 continue;

@@ -17,7 +17,7 @@ pub struct Reloads {
 
 impl Reloads {
     /// Something new was found: it is used, or it cannot be.
-    pub fn note(&self, is_used: bool) {
+    pub fn record(&self, is_used: bool) {
         let counter = if is_used { &self.used } else { &self.failed };
         counter.fetch_add(1, Ordering::Relaxed);
     }

@@ -134,7 +134,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             endpoint.generation = table.endpoints[slot].generation.wrapping_add(1);
             let old = std::mem::replace(&mut table.endpoints[slot], endpoint);
             table.by_target.remove(&(old.kind, old.target));
-            self.note_idle(old.kind, 0, old.idle.len());
+            self.count_idle(old.kind, 0, old.idle.len());
             slot
         };
         table.by_target.insert((kind, target.clone()), slot);
@@ -162,7 +162,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     }
 
     /// Notes what a name resolved to for every role it has; nothing where it did not resolve.
-    pub fn note_addresses(&self, target: &Target, addresses: &[Address]) {
+    pub fn record_addresses(&self, target: &Target, addresses: &[Address]) {
         if addresses.is_empty() {
             return;
         }
@@ -213,7 +213,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
         let (kind, left) = (endpoint.kind, endpoint.idle.len());
         drop(table);
-        self.note_idle(kind, left, before);
+        self.count_idle(kind, left, before);
         found
     }
 
@@ -235,13 +235,13 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         endpoint.idle.push(Idle { conn, since: now });
         let (kind, left) = (endpoint.kind, endpoint.idle.len());
         drop(table);
-        self.note_idle(kind, left, left - 1);
+        self.count_idle(kind, left, left - 1);
         if !self.timer_set.replace(true) {
             self.timer.set(now, Some(self.idle_max));
         }
     }
 
-    fn note_idle(&self, kind: K, now: usize, before: usize) {
+    fn count_idle(&self, kind: K, now: usize, before: usize) {
         let delta = i64::try_from(now).unwrap_or(0) - i64::try_from(before).unwrap_or(0);
         if delta != 0 {
             (self.on_idle)(kind, delta);
@@ -258,7 +258,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             endpoint
                 .idle
                 .retain(|idle| now.since(idle.since) < self.idle_max && is_quiet(&idle.conn, cx));
-            self.note_idle(endpoint.kind, endpoint.idle.len(), before);
+            self.count_idle(endpoint.kind, endpoint.idle.len(), before);
             // The oldest is first.
             let wait = endpoint
                 .idle

@@ -106,10 +106,10 @@ async fn receive_more<N: Net>(
         }),
     };
     match received {
-        Ok((0, _)) => Err(client.note_gone()),
+        Ok((0, _)) => Err(client.record_gone()),
         Ok((_, taken)) => taken,
         Err(error) if would_block(&error) => Ok(()),
-        Err(_) => Err(client.note_gone()),
+        Err(_) => Err(client.record_gone()),
     }
 }
 

@@ -179,7 +179,7 @@ impl<N: Net> Exchange<'_, N> {
                         *byte = b' ';
                     }
                 }
-                self.shard.note_fault(Fault::ChunkResponse);
+                self.shard.count_fault(Fault::ChunkResponse);
                 self.stats.fault = Some(Fault::ChunkResponse);
                 let events = [b"data: ", &error[..], b"\n\ndata: [DONE]\n\n"].concat();
                 self.send_events(&events, true).await
@@ -196,7 +196,7 @@ impl<N: Net> Exchange<'_, N> {
         if self.stats.status == 0 || is_clients {
             return Err(fault);
         }
-        self.shard.note_fault(fault);
+        self.shard.count_fault(fault);
         self.stats.fault = Some(fault);
         self.set_failed(reason_of(fault));
         let body = fault.body();

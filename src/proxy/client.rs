@@ -246,7 +246,7 @@ impl<N: Net> Client<N> {
             Ok(sent) if sent == total => return Ok(()),
             Ok(sent) => sent,
             Err(error) if would_block(&error) => 0,
-            Err(_) => return Err(self.note_gone()),
+            Err(_) => return Err(self.record_gone()),
         };
         // The caller's slices may lie in the shard's buffer, which must not live across a wait.
         let mut rest = shard.buffer();
@@ -271,7 +271,7 @@ impl<N: Net> Client<N> {
             match self.conn.try_send(&rest[at..]) {
                 Ok(sent) => at += sent,
                 Err(error) if would_block(&error) => {}
-                Err(_) => return Err(self.note_gone()),
+                Err(_) => return Err(self.record_gone()),
             }
         }
         self.phase.set(before);
@@ -299,7 +299,7 @@ impl<N: Net> Client<N> {
                         .await?;
                     self.phase.set(before);
                 }
-                Err(_) => return Err(self.note_gone()),
+                Err(_) => return Err(self.record_gone()),
             }
         }
         Ok(())
@@ -311,7 +311,7 @@ impl<N: Net> Client<N> {
     }
 
     /// Notes that the client's side has ended.
-    pub(super) fn note_gone(&self) -> Fault {
+    pub(super) fn record_gone(&self) -> Fault {
         self.gone.set(true);
         Fault::ClientGone
     }

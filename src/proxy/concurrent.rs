@@ -48,7 +48,7 @@ impl<N: Net> Exchange<'_, N> {
         loop {
             self.enter(Phase::Prefill);
             let (target, peer, upstream) = self.reach(split, targets).await?;
-            self.note_prefill_target(target);
+            self.record_prefill_target(target);
             let connector = split.connector();
             let [prefill, decode] =
                 connector::pair(connector, &split.pd_request(), &peer).map_err(too_many)?;

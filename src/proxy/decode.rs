@@ -139,7 +139,7 @@ impl<N: Net> Exchange<'_, N> {
     ) -> Result<(Leg, bool), Fault> {
         if let Some(handoff) = prefilled.leaving.take() {
             // The leg that was to carry it did not leave whole.
-            self.note_stranded(split, &handoff);
+            self.count_stranded(split, &handoff);
         }
         let pd = &self.shard.config.pd;
         let handoff = match &mut prefilled.handoff {

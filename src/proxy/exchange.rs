@@ -77,14 +77,14 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
         Ok(exchange) => exchange,
         Err(Fault::ClientGone) => return Next::Close,
         Err(fault) => {
-            shard.note_fault(fault);
+            shard.count_fault(fault);
             return refuse_head(shard, client, fault).await;
         }
     };
     let running = Running::begin(&shard.metrics, exchange.stats.route);
     let served = exchange.serve().await;
     let next = exchange.conclude(served).await;
-    running.end(exchange.note());
+    running.end(exchange.record_request());
     shard.recycle(exchange.bytes);
     shard.recycle_fields(exchange.head.fields);
     next
@@ -249,7 +249,7 @@ impl<'a, N: Net> Exchange<'a, N> {
                 self.trace_routing(&routing);
                 if let Err(fault) = self.shard.admit(&mut routing.prefillers) {
                     self.stats.outcome = Some((Outcome::Failed, Reason::TargetDenied));
-                    self.note_prefill_target(&routing.prefillers[0]);
+                    self.record_prefill_target(&routing.prefillers[0]);
                     self.trace_denied(&routing.prefillers[0]);
                     return Err(fault);
                 }
@@ -382,7 +382,7 @@ impl<'a, N: Net> Exchange<'a, N> {
                 Next::Linger
             };
         };
-        self.shard.note_fault(fault);
+        self.shard.count_fault(fault);
         self.stats.fault = Some(fault);
         if matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
             self.shard.metrics.client_left(self.client.phase.get());
@@ -433,7 +433,7 @@ impl<'a, N: Net> Exchange<'a, N> {
     }
 
     /// Notes the finished request in the access log; how it is to be counted, and its length.
-    fn note(&mut self) -> (CodeClass, u64) {
+    fn record_request(&mut self) -> (CodeClass, u64) {
         self.trace_end();
         let stats = &self.stats;
         let total_us = micros_since(self.shard.net.clock(), stats.started);

@@ -47,7 +47,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Keeps the prefiller's name for the log, if there is one.
-    pub(super) fn note_prefill_target(&mut self, target: &Target) {
+    pub(super) fn record_prefill_target(&mut self, target: &Target) {
         if self.shard.access.borrow().is_some() {
             self.stats.prefill_target = target.to_string();
         }

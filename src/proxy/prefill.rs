@@ -85,7 +85,7 @@ impl<N: Net> Exchange<'_, N> {
         if pending.is_err()
             && let Some(handoff) = prefilled.stranded()
         {
-            self.note_stranded(split, &handoff);
+            self.count_stranded(split, &handoff);
         }
         pending
     }
@@ -102,7 +102,7 @@ impl<N: Net> Exchange<'_, N> {
         loop {
             self.enter(Phase::Prefill);
             let target = &targets[candidate];
-            self.note_prefill_target(target);
+            self.record_prefill_target(target);
             self.stats.attempts += 1;
             let begun = self.shard.net.now();
             let peer = split.peer(target);
@@ -228,7 +228,7 @@ impl<N: Net> Exchange<'_, N> {
         let fault = Fault::PrefillStatus(status);
         self.stats.outcome = Some((Outcome::Failed, Reason::PrefillStatus));
         self.stats.fault = Some(fault);
-        self.shard.note_fault(fault);
+        self.shard.count_fault(fault);
         Ok(PendingResponse {
             upstream,
             response,

@@ -319,7 +319,7 @@ impl Recorder {
     /// The head of the open leg's answer is there.
     pub(super) fn responded(&mut self, status: u16) {
         if let Some(leg) = &mut self.leg {
-            note_status(leg, status);
+            record_status(leg, status);
         }
     }
 
@@ -331,11 +331,11 @@ impl Recorder {
     /// An attempt of the prefill leg is over.
     pub(super) fn prefilled(&mut self, ended: Result<u16, &'static str>, now_ns: u64) {
         if let Some(leg) = &mut self.leg {
-            note_end(leg, ended);
+            record_end(leg, ended);
         }
         self.end_leg(now_ns, None);
         if let Some(prefill) = &mut self.prefill {
-            note_prefill(prefill, ended, now_ns);
+            record_prefill(prefill, ended, now_ns);
         }
     }
 
@@ -443,8 +443,8 @@ impl Recorder {
 pub(super) fn finish_detached(spans: &mut [Span], ended: Result<u16, &'static str>, now_ns: u64) {
     for span in spans {
         match span.kind {
-            Kind::Client => note_end(span, ended),
-            Kind::Internal | Kind::Server => note_prefill(span, ended, now_ns),
+            Kind::Client => record_end(span, ended),
+            Kind::Internal | Kind::Server => record_prefill(span, ended, now_ns),
         }
         end(span, now_ns, None);
     }
@@ -457,20 +457,20 @@ fn end(span: &mut Span, now_ns: u64, error: Option<&'static str>) {
     span.error = span.error.or(error);
 }
 
-fn note_status(leg: &mut Span, status: u16) {
+fn record_status(leg: &mut Span, status: u16) {
     leg.set("http.response.status_code", Value::Count(u64::from(status)));
     leg.error = (status >= 400).then_some("status");
 }
 
-fn note_end(leg: &mut Span, ended: Result<u16, &'static str>) {
+fn record_end(leg: &mut Span, ended: Result<u16, &'static str>) {
     match ended {
-        Ok(status) => note_status(leg, status),
+        Ok(status) => record_status(leg, status),
         Err(error) => leg.error = Some(error),
     }
 }
 
 /// The last attempt is the one that counts.
-fn note_prefill(prefill: &mut Span, ended: Result<u16, &'static str>, now_ns: u64) {
+fn record_prefill(prefill: &mut Span, ended: Result<u16, &'static str>, now_ns: u64) {
     prefill.ended_ns = now_ns;
     let millis = Value::Millis(prefill.millis(now_ns));
     prefill.set("llm_d.pd_proxy.prefill.duration_ms", millis);

@@ -178,7 +178,7 @@ impl<N: Net> Exchange<'_, N> {
         received: Instant,
     ) -> Result<(), Fault> {
         let mut body = self.shard.buffer();
-        relay.note_done(response.rest());
+        relay.record_done(response.rest());
         relay.transform(response.rest(), &mut body)?;
         let mut outgoing = outgoing;
         if relay.form == Form::Chunked && relay.meter.is_done() {
@@ -211,7 +211,7 @@ impl<N: Net> Exchange<'_, N> {
         let sent = self.shard.net.clock();
         if !body.is_empty() {
             relay.has_first_token = true;
-            self.note_first_token(sent);
+            self.record_first_token(sent);
         }
         let took = sent.since(received);
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
@@ -259,7 +259,7 @@ impl<N: Net> Exchange<'_, N> {
             }
             if !relay.has_first_token {
                 relay.has_first_token = true;
-                self.note_first_token(shard.net.clock());
+                self.record_first_token(shard.net.clock());
             }
         }
         Ok(())
@@ -300,13 +300,13 @@ impl<N: Net> Exchange<'_, N> {
             client.send_piped(shard, &mut pipe).await?;
             if !relay.has_first_token {
                 relay.has_first_token = true;
-                self.note_first_token(shard.net.clock());
+                self.record_first_token(shard.net.clock());
             }
         }
         Ok(())
     }
 
-    fn note_first_token(&mut self, sent: Instant) {
+    fn record_first_token(&mut self, sent: Instant) {
         let waited = micros_since(sent, self.stats.started).max(1);
         self.stats.ttft_us = waited;
         if self.stats.outcome.is_some() && self.stats.status < 300 {
@@ -324,7 +324,7 @@ impl Relay {
     }
 
     /// Looks for the stream's last word at the end of a piece, where engines put it.
-    fn note_done(&mut self, received: &[u8]) {
+    fn record_done(&mut self, received: &[u8]) {
         let tail = &received[received.len().saturating_sub(DONE_TAIL_BYTES)..];
         self.said_done = tail.windows(DONE.len()).any(|window| window == DONE);
     }
@@ -337,7 +337,7 @@ impl Relay {
         received: &[u8],
     ) -> Result<Step, Fault> {
         self.chunks = self.chunks.wrapping_add(1);
-        self.note_done(received);
+        self.record_done(received);
         let timed = self.chunks.is_multiple_of(CHUNKS_PER_TIMING);
         let begun = if timed { shard.net.clock() } else { Instant(0) };
         let step = if self.form == Form::Verbatim {
@@ -469,6 +469,6 @@ fn send_now<N: Net>(client: &Client<N>, bytes: &[u8]) -> Result<Step, Fault> {
         Ok(sent) if sent == bytes.len() => Ok(Step::Sent),
         Ok(sent) => Ok(Step::Rest(bytes[sent..].to_vec())),
         Err(error) if would_block(&error) => Ok(Step::Rest(bytes.to_vec())),
-        Err(_) => Err(client.note_gone()),
+        Err(_) => Err(client.record_gone()),
     }
 }

@@ -29,7 +29,7 @@ const MODEL: &[u8] = b"ringside-releases-kv-cache";
 impl<N: Net> Exchange<'_, N> {
     /// Notes a handoff that no decode leg will carry, and has its blocks given up where that is
     /// wanted and possible.
-    pub(super) fn note_stranded(&self, split: &Split, handoff: &[u8]) {
+    pub(super) fn count_stranded(&self, split: &Split, handoff: &[u8]) {
         let shard = self.shard;
         let pd = &shard.config.pd;
         let can_release = pd.connector == KvConnector::Nixlv2 && !pd.mori.write_mode;

@@ -48,7 +48,7 @@ async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
     match opened.await {
         Ok(Opened::Ready) => true,
         Ok(Opened::PlainText) => {
-            shard.note_fault(Fault::PlainText);
+            shard.count_fault(Fault::PlainText);
             if exchange::refuse_head(shard, client, Fault::PlainText).await == Next::Linger {
                 linger(shard, client).await;
             }

@@ -176,7 +176,7 @@ impl<N: Net> Shard<N> {
     }
 
     /// Counts a pause in accepting.
-    pub fn note_accept_paused(&self) {
+    pub fn count_accept_paused(&self) {
         self.metrics.accept_paused();
     }
 
@@ -196,7 +196,7 @@ impl<N: Net> Shard<N> {
     /// Takes what a name resolved to.
     pub fn resolved(&self, resolved: Resolved) {
         self.pools
-            .note_addresses(&resolved.target, &resolved.addresses);
+            .record_addresses(&resolved.target, &resolved.addresses);
         let wakers = self.lookups.borrow_mut().response(resolved);
         for waker in wakers {
             waker.wake();
@@ -288,7 +288,7 @@ impl<N: Net> Shard<N> {
     }
 
     /// Counts a fault.
-    pub(super) fn note_fault(&self, fault: Fault) {
+    pub(super) fn count_fault(&self, fault: Fault) {
         self.metrics.fault(fault.index());
     }
 }

@@ -162,7 +162,7 @@ impl<N: Net> Exchange<'_, N> {
             received = self.shard.net.clock();
         }
         let pending = if targets.is_empty() {
-            self.note_request_overhead(received);
+            self.record_request_overhead(received);
             if split.source.is_none() {
                 self.cut(&mut split);
             }
@@ -195,7 +195,7 @@ impl<N: Net> Exchange<'_, N> {
             let leg = split.pd_request().local_leg().map_err(too_many)?;
             plan = Plan::Local(Reason::SelfTarget, leg);
         }
-        self.note_request_overhead(received);
+        self.record_request_overhead(received);
         if let Plan::Local(reason, leg) = plan {
             self.stats.outcome = Some((Outcome::LocalPolicy, reason));
             return self.decode_local(split, &leg).await;
@@ -210,7 +210,7 @@ impl<N: Net> Exchange<'_, N> {
             Err(fault) if self.may_fall_back(fault) => fault,
             pending => return pending,
         };
-        self.shard.note_fault(fault);
+        self.shard.count_fault(fault);
         self.stats.outcome = Some((Outcome::LocalFallback, reason_of(fault)));
         let leg = split.pd_request().local_leg().map_err(too_many)?;
         self.decode_local(split, &leg).await
@@ -234,7 +234,7 @@ impl<N: Net> Exchange<'_, N> {
         self.decode_local(split, &leg).await
     }
 
-    fn note_request_overhead(&mut self, since: Instant) {
+    fn record_request_overhead(&mut self, since: Instant) {
         let took = self.shard.net.clock().since(since).as_nanos();
         let took_ns = u64::try_from(took).unwrap_or(u64::MAX);
         self.shard.metrics.overhead(Direction::Request, took_ns);

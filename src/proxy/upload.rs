@@ -73,7 +73,7 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(()) => {
                     let status = response.head.status;
                     self.trace.responded(&self.shard.net, Ok(status));
-                    self.note_masked(&upload);
+                    self.record_masked(&upload);
                     // Its pipe, too: the answer may take minutes.
                     drop(upload.pipe.take());
                     self.shard.recycle(upload.head);
@@ -253,13 +253,13 @@ impl<N: Net> Exchange<'_, N> {
             let remaining = upload.meter.remaining().unwrap_or(0);
             let bytes_max = usize::try_from(remaining).unwrap_or(usize::MAX);
             match client.conn.try_fill(pipe, bytes_max) {
-                Ok(0) => return Err(client.note_gone()),
+                Ok(0) => return Err(client.record_gone()),
                 Ok(n) => {
                     upload.whole = false;
-                    self.note_spliced(upload, n);
+                    self.record_spliced(upload, n);
                 }
                 Err(error) if would_block(&error) => {}
-                Err(_) => return Err(client.note_gone()),
+                Err(_) => return Err(client.record_gone()),
             }
             // The next flush sends it.
             return Ok(true);
@@ -274,7 +274,7 @@ impl<N: Net> Exchange<'_, N> {
             Ok((n, upload.pass(shard, conn, client, &mut buffer[..n])))
         });
         match received {
-            Ok((0, _)) => Err(client.note_gone()),
+            Ok((0, _)) => Err(client.record_gone()),
             Ok((n, passed)) => {
                 self.stats.bytes_in += n as u64;
                 let passed = passed?;
@@ -288,11 +288,11 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(passed)
             }
             Err(error) if would_block(&error) => Ok(true),
-            Err(_) => Err(client.note_gone()),
+            Err(_) => Err(client.record_gone()),
         }
     }
 
-    fn note_spliced(&mut self, upload: &mut Upload<N>, bytes: usize) {
+    fn record_spliced(&mut self, upload: &mut Upload<N>, bytes: usize) {
         let counted = upload.meter.skip(bytes as u64);
         debug_assert!(counted, "no more was received than remained");
         self.stats.bytes_in += bytes as u64;
@@ -300,7 +300,7 @@ impl<N: Net> Exchange<'_, N> {
         self.body_done = upload.meter.is_done();
     }
 
-    fn note_masked(&self, upload: &Upload<N>) {
+    fn record_masked(&self, upload: &Upload<N>) {
         if let Some(mask) = &upload.mask
             && mask.masked() > 0
         {

@@ -231,7 +231,7 @@ impl<T: Future<Output = ()>> Future for Contained<T> {
                 let task = self.task.take();
                 // A second panic while the pieces are dropped must not escape either.
                 drop(std::panic::catch_unwind(AssertUnwindSafe(|| drop(task))));
-                self.net.note_panic();
+                self.net.record_panic();
             }
         }
         Poll::Ready(())
@@ -239,7 +239,7 @@ impl<T: Future<Output = ()>> Future for Contained<T> {
 }
 
 impl Runtime {
-    fn note_panic(&self) {
+    fn record_panic(&self) {
         if let Some(note) = &*self.inner.on_panic.borrow() {
             note();
         }

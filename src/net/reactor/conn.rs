@@ -116,7 +116,7 @@ impl Conn for Socket {
     fn abort(&self) {
         self.is_abrupt.set(true);
         socket::end(self.handle.fd());
-        self.handle.slot().note(Readiness::ALL);
+        self.handle.slot().record(Readiness::ALL);
     }
 
     fn reset_on_close(&self) {

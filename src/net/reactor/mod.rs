@@ -155,9 +155,9 @@ impl Runtime {
 
     fn poll_task(&self, number: u32) {
         if !self.inner.tasks.poll(number)
-            && let Some(note) = &*self.inner.on_panic.borrow()
+            && let Some(record) = &*self.inner.on_panic.borrow()
         {
-            note();
+            record();
         }
     }
 
@@ -215,9 +215,9 @@ impl Runtime {
         Ok((NotifyReceiver { handle }, notifier))
     }
 
-    /// Calls `note` whenever a spawned task ended in a panic.
-    pub fn on_panic(&self, note: impl Fn() + 'static) {
-        *self.inner.on_panic.borrow_mut() = Some(Box::new(note));
+    /// Calls `record` whenever a spawned task ended in a panic.
+    pub fn on_panic(&self, record: impl Fn() + 'static) {
+        *self.inner.on_panic.borrow_mut() = Some(Box::new(record));
     }
 
     /// Wakes every task that waits with a deadline (see [`Wheel::nudge_all`]).
@@ -288,7 +288,7 @@ impl Inner {
             self.last_event.set(clock());
         }
         for event in events.drain(..) {
-            self.note(event)?;
+            self.record(event)?;
         }
         Ok(())
     }
@@ -309,8 +309,8 @@ impl Inner {
         false
     }
 
-    fn note(&self, event: Event) -> io::Result<()> {
-        let noted = self.watches.borrow_mut().note(event);
+    fn record(&self, event: Event) -> io::Result<()> {
+        let noted = self.watches.borrow_mut().record(event);
         let Some((slot, is_over)) = noted else {
             return Ok(());
         };
@@ -324,7 +324,7 @@ impl Inner {
             // The completion queue was full: ask again. Asking looks at the socket anew.
             self.source.borrow_mut().watch(slot.fd(), slot.key())?;
         }
-        slot.note(event.ready);
+        slot.record(event.ready);
         Ok(())
     }
 }
@@ -381,7 +381,7 @@ impl Watches {
     }
 
     /// The slot an event is for, and whether its watch is over although it is still wanted.
-    fn note(&mut self, event: Event) -> Option<(Rc<Slot>, bool)> {
+    fn record(&mut self, event: Event) -> Option<(Rc<Slot>, bool)> {
         let is_write = event.key & WRITE_KEY != 0;
         let (_, place) = self.place(event.key)?;
         if event.is_last && is_write {
@@ -443,7 +443,7 @@ impl Handle {
         if watched.is_err() {
             // No memory for a changed watch, so nothing would be heard of this connection again.
             socket::end(self.fd());
-            self.slot.note(Readiness::ALL);
+            self.slot.record(Readiness::ALL);
         }
     }
 }

@@ -83,7 +83,7 @@ impl Slot {
     }
 
     /// Notes what the kernel told, and wakes whoever waits for that.
-    pub(super) fn note(&self, ready: Readiness) {
+    pub(super) fn record(&self, ready: Readiness) {
         self.ready.set(self.ready.get().with(ready));
         for (kind, waker) in KINDS.iter().zip(&*self.waiting.borrow()) {
             if ready.has(*kind)

@@ -154,10 +154,10 @@ fn a_turn_lets_the_others_go_first() {
     on_each_driver(None, async |net| {
         let (conn, mut far) = pair(&net);
         let came = Rc::new(Cell::new(false));
-        let note = Rc::clone(&came);
+        let record = Rc::clone(&came);
         net.spawn(async move {
             receive(&conn, 1).await;
-            note.set(true);
+            record.set(true);
         });
         far.write_all(b"x").unwrap();
         let mut turns = 0;
@@ -302,13 +302,16 @@ fn an_event_of_an_earlier_generation_finds_nothing() {
     watches.forget(old);
     let new = watches.add(slot());
     assert_ne!(old, new);
-    assert!(watches.note(event(old, false)).is_none());
-    assert!(watches.note(event(old | WRITE_KEY, true)).is_none());
-    assert!(matches!(watches.note(event(new, false)), Some((_, false))));
+    assert!(watches.record(event(old, false)).is_none());
+    assert!(watches.record(event(old | WRITE_KEY, true)).is_none());
+    assert!(matches!(
+        watches.record(event(new, false)),
+        Some((_, false))
+    ));
     // A watch that ended by itself is begun anew; one whose owner has gone frees its place.
-    assert!(matches!(watches.note(event(new, true)), Some((_, true))));
+    assert!(matches!(watches.record(event(new, true)), Some((_, true))));
     watches.place(new).unwrap().1.slot = None;
-    assert!(watches.note(event(new, true)).is_none());
+    assert!(watches.record(event(new, true)).is_none());
     assert!(watches.place(new).is_none());
     assert_eq!(watches.free.len(), 1);
 }
@@ -491,9 +494,9 @@ fn tasks_end_with_the_run_and_their_connections_too() {
         for _ in 0..10 {
             let (conn, other) = pair(&net);
             far.borrow_mut().push(other);
-            let note = Note(net.clone());
+            let record = Note(net.clone());
             net.spawn(async move {
-                let _note = note;
+                let _note = record;
                 readable(&conn).await;
             });
         }

@@ -135,7 +135,7 @@ impl<C: Conn> Tls<C> {
                 .try_recv(&mut buffer[held..held + TLS_RECEIVE_BYTES])
             {
                 Ok(0) => {
-                    self.note_end(state);
+                    self.record_end(state);
                     return Ok(());
                 }
                 Ok(received) => received,
@@ -229,7 +229,7 @@ impl<C: Conn> Tls<C> {
     }
 
     /// The connection below has ended: cleanly only behind the peer's word for it.
-    fn note_end(&self, state: &mut State) {
+    fn record_end(&self, state: &mut State) {
         match state.phase {
             Phase::Connecting | Phase::Handshaking => {
                 self.fail(

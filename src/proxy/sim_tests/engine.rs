@@ -89,11 +89,11 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
             Ok(request) => request,
             Err(Broken::Nothing) => return,
             Err(Broken::Cut) => {
-                note_handoffs(&stage, &wire.bytes);
+                record_handoffs(&stage, &wire.bytes);
                 return;
             }
         };
-        note_handoffs(&stage, &request.body);
+        record_handoffs(&stage, &request.body);
         let id = request.id();
         // Of legs side by side the prefiller's goes on, for the decoder's sake.
         let may_go_on = role == Role::Prefill && stage.plot.wiring == Wiring::Concurrent;
@@ -162,7 +162,7 @@ async fn idle(stage: &Stage, wire: &Wire) -> bool {
 }
 
 /// Every handoff id in what an engine received, also of a request that never came whole.
-fn note_handoffs(stage: &Stage, bytes: &[u8]) {
+fn record_handoffs(stage: &Stage, bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     for (at, _) in text.match_indices("\"handoff-") {
         let rest = &text[at + 1..];

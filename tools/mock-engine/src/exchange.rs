@@ -192,7 +192,7 @@ impl Exchange<'_> {
             Some((route, Ok(fields))) => api::prompt_of(*route, fields),
             Some((_, Err(_))) | None => None,
         };
-        self.note_body(&body, route, prompt.as_ref().map(|(sha, _)| sha.clone()));
+        self.record_body(&body, route, prompt.as_ref().map(|(sha, _)| sha.clone()));
         let response_at_once = match &fault {
             Some(fault) => self.without_response(fault).await?,
             None => None,
@@ -234,7 +234,7 @@ impl Exchange<'_> {
         self.send(plan, wire).await
     }
 
-    fn note_body(&self, body: &Body, route: Option<Route>, prompt_sha256: Option<String>) {
+    fn record_body(&self, body: &Body, route: Option<Route>, prompt_sha256: Option<String>) {
         let config = &self.shared.config;
         let json = route
             .filter(|_| config.keep_json)
