@@ -34,8 +34,8 @@ pub(super) struct Handshakes(mpsc::Sender<Failure>);
 impl Handshakes {
     /// Starts the task that writes them.
     pub(super) fn start() -> Self {
-        let (failures, told) = mpsc::channel(FAILURES_MAX);
-        tokio::spawn(write(told));
+        let (failures, reported) = mpsc::channel(FAILURES_MAX);
+        tokio::spawn(write(reported));
         Self(failures)
     }
 
@@ -60,10 +60,10 @@ impl Handshakes {
     }
 }
 
-async fn write(mut told: mpsc::Receiver<Failure>) {
+async fn write(mut reported: mpsc::Receiver<Failure>) {
     // One entry per pair of two closed sets.
     let mut warned: HashMap<(TlsPeer, Outcome), (Instant, u64)> = HashMap::new();
-    while let Some(failure) = told.recv().await {
+    while let Some(failure) = reported.recv().await {
         let text = explain(&failure);
         let key = (failure.peer, failure.outcome);
         if !is_worth_a_warning(key.0, key.1) {

@@ -74,10 +74,15 @@ pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), 
     })?;
     list.metrics.uses(AllowSource::Pool);
     list.metrics.uses(AllowSource::Pods);
-    let (tell, told) = watch::channel(Wanted::Unknown);
-    let pods = follow_pods(client.clone(), pool.clone(), Arc::clone(list), told);
+    let (sender, wanted_changes) = watch::channel(Wanted::Unknown);
+    let pods = follow_pods(
+        client.clone(),
+        pool.clone(),
+        Arc::clone(list),
+        wanted_changes,
+    );
     tokio::spawn(pods);
-    tokio::spawn(follow_pool(client, pool.clone(), Arc::clone(list), tell));
+    tokio::spawn(follow_pool(client, pool.clone(), Arc::clone(list), sender));
     Ok(())
 }
 
@@ -85,7 +90,7 @@ async fn follow_pool(
     client: Client,
     pool: PoolRef,
     list: Arc<Allowlist>,
-    tell: watch::Sender<Wanted>,
+    sender: watch::Sender<Wanted>,
 ) {
     let (group, version) = (pool.group.name(), pool.group.version());
     let namespace = &pool.namespace;
@@ -114,7 +119,7 @@ async fn follow_pool(
                 }
             }
         };
-        tell.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
+        sender.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
     })
     .await;
 }
@@ -125,10 +130,10 @@ async fn follow_pods(
     client: Client,
     pool: PoolRef,
     list: Arc<Allowlist>,
-    mut told: watch::Receiver<Wanted>,
+    mut wanted_changes: watch::Receiver<Wanted>,
 ) {
     loop {
-        let wanted = told.borrow_and_update().clone();
+        let wanted = wanted_changes.borrow_and_update().clone();
         let following = async {
             match wanted {
                 Wanted::Unknown => {}
@@ -153,7 +158,7 @@ async fn follow_pods(
         };
         tokio::select! {
             () = following => {}
-            changed = told.changed() => if changed.is_err() {
+            changed = wanted_changes.changed() => if changed.is_err() {
                 return;
             },
         }

@@ -322,7 +322,7 @@ async fn start_shard(
     let listeners = ranks
         .map(|rank| sys::bind_shared(rank.listen))
         .collect::<Result<_, _>>()?;
-    let (tell, told) = oneshot::channel();
+    let (report_started, started) = oneshot::channel();
     let start = Start {
         index,
         cpu,
@@ -330,12 +330,12 @@ async fn start_shard(
         listeners,
         metrics,
         rings,
-        started: Box::new(move |inbox| drop(tell.send(inbox))),
+        started: Box::new(move |inbox| drop(report_started.send(inbox))),
         ended: Box::new(move |result| drop(report_ended.send(result))),
     };
     let failed = |error: io::Error| Exit::runtime(format!("shard {index}: {error}"));
     shards::spawn(Arc::clone(common), start).map_err(failed)?;
-    match told.await {
+    match started.await {
         Ok(inbox) => inbox.map_err(failed),
         Err(_) => Err(Exit::runtime(format!(
             "shard {index} ended while it started"

@@ -28,8 +28,8 @@ pub(super) struct SocketErrorLog(mpsc::Sender<Failure>);
 impl SocketErrorLog {
     /// Starts the task that writes them.
     pub(super) fn start() -> Self {
-        let (failures, told) = mpsc::channel(FAILURES_MAX);
-        tokio::spawn(write(told));
+        let (failures, reported) = mpsc::channel(FAILURES_MAX);
+        tokio::spawn(write(reported));
         Self(failures)
     }
 
@@ -45,11 +45,11 @@ impl SocketErrorLog {
     }
 }
 
-async fn write(mut told: mpsc::Receiver<Failure>) {
+async fn write(mut reported: mpsc::Receiver<Failure>) {
     let user = rustix::process::geteuid().as_raw();
     // One entry per socket of the configuration: nobody else can name one.
     let mut written: HashMap<SocketPath, (ErrorKind, Instant)> = HashMap::new();
-    while let Some(Failure { socket, error }) = told.recv().await {
+    while let Some(Failure { socket, error }) = reported.recv().await {
         let kind = error.kind();
         let again = written.get(&socket);
         if again.is_none_or(|(last, at)| *last != kind || at.elapsed() > SAME_AGAIN) {

@@ -73,16 +73,16 @@ pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Resu
     let counters = Arc::<TraceCounters>::default();
     let (stop, stopped) = oneshot::channel();
     let (report_ended, ended) = oneshot::channel();
-    let (tell, told) = oneshot::channel();
+    let (report_started, started) = oneshot::channel();
     let counted = Arc::clone(&counters);
     let work = async move {
         match Sink::new(&config) {
             Ok(sink) => {
                 // Nobody listens any more where the start was given up.
-                let _ = tell.send(None);
+                let _ = report_started.send(None);
                 Export::new(sink, rings, counted).run(stopped).await;
             }
-            Err(problem) => drop(tell.send(Some(problem))),
+            Err(problem) => drop(report_started.send(Some(problem))),
         }
         let _ = report_ended.send(());
     };
@@ -95,7 +95,7 @@ pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Resu
     thread
         .spawn(move || runtime.block_on(work))
         .map_err(failed)?;
-    match told.await {
+    match started.await {
         Ok(None) => Ok(Tracing {
             rings: producers.into_iter(),
             exporter: Some(Exporter { stop, ended }),

@@ -43,7 +43,7 @@ pub enum AllowError {
     /// The prefix length is no number, or longer than the address.
     Bits,
     /// The address has bits behind its prefix.
-    Behind,
+    HostBits,
     /// The port is not a number from 1 to 65535.
     Port,
     /// A file has more rules than can be held.
@@ -57,7 +57,7 @@ impl fmt::Display for AllowError {
                 "neither a name nor an address (an IPv6 one needs brackets in front of a port)",
             ),
             Self::Bits => f.write_str("the prefix length must be a number of bits the address has"),
-            Self::Behind => f.write_str(
+            Self::HostBits => f.write_str(
                 "the address has bits behind its prefix; write the first address, or no prefix \
                  length for this one alone",
             ),
@@ -194,7 +194,7 @@ impl AllowNet {
             return Err(AllowError::Bits);
         }
         if Self::around(ip, bits).ip != ip {
-            return Err(AllowError::Behind);
+            return Err(AllowError::HostBits);
         }
         let canonical = ip.to_canonical();
         // IPv4 written as IPv6 (`::ffff:10.0.0.0/104`): the 96 bits before it are the same in all.
@@ -260,7 +260,7 @@ mod tests {
             ("[::ffff:a00:1]:80", net("10.0.0.1", 32, Some(80))),
             ("::ffff:10.0.0.0/104", net("10.0.0.0", 8, None)),
             ("::ffff:0:0/96", net("0.0.0.0", 0, None)),
-            ("::ffff:0:0/95", Err(E::Behind)),
+            ("::ffff:0:0/95", Err(E::HostBits)),
             ("::fffe:0:0/95", net("::fffe:0:0", 95, None)),
             ("", Err(E::Host)),
             (":80", Err(E::Host)),
@@ -290,8 +290,8 @@ mod tests {
             ("10.0.0.0/0008", Err(E::Bits)),
             ("fd00::/129", Err(E::Bits)),
             ("fd00::/8:80", Err(E::Bits)),
-            ("10.4.1.0/16", Err(E::Behind)),
-            ("fd00::1/64", Err(E::Behind)),
+            ("10.4.1.0/16", Err(E::HostBits)),
+            ("fd00::1/64", Err(E::HostBits)),
             ("a:", Err(E::Port)),
             ("a:0", Err(E::Port)),
             ("a:+80", Err(E::Port)),

@@ -212,11 +212,11 @@ struct Run {
 
 impl Run {
     fn touches(&self, next: &Member) -> bool {
-        self.last.comma_behind.is_some() && self.last.comma_behind == next.comma_before
+        self.last.comma_after.is_some() && self.last.comma_after == next.comma_before
     }
 
     fn span(&self) -> Span {
-        match (self.first.comma_before, self.last.comma_behind) {
+        match (self.first.comma_before, self.last.comma_after) {
             (_, Some(comma)) => Span::new(self.first.key.start, comma + 1),
             (Some(comma), None) => Span::new(comma, self.last.value.end),
             (None, None) => Span::new(self.first.key.start, self.last.value.end),

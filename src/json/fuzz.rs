@@ -607,7 +607,7 @@ fn check_outside(document: &Document, data: &[u8], edits: &[Edit<'_>], splices: 
                 Edit::Remove { level, name } if (*level, *name) == (member.level, member.name) => {
                     let start = member.comma_before.unwrap_or(member.key.start);
                     let end = member
-                        .comma_behind
+                        .comma_after
                         .map_or(member.value.end, |comma| comma + 1);
                     kept[start..end].fill(true);
                 }

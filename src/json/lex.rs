@@ -126,7 +126,7 @@ impl Lexer {
                 | State::NextName
                 | State::Colon
                 | State::Value
-                | State::Behind
+                | State::AfterValue
                 | State::End => match self.next_token(piece) {
                     Some(byte) => match self.token(piece, byte)? {
                         Some(event) => Some(event),
@@ -192,9 +192,9 @@ impl Lexer {
                 self.state = State::InName(Escape::None);
                 // The name itself follows in `next`, so there is nothing to report yet.
             }
-            (State::FirstName | State::Behind, b'}') => return Ok(Some(self.close(at))),
+            (State::FirstName | State::AfterValue, b'}') => return Ok(Some(self.close(at))),
             (State::Colon, b':') => self.state = State::Value,
-            (State::Behind, b',') => {
+            (State::AfterValue, b',') => {
                 self.state = State::NextName;
                 return Ok(Some(Event::Comma { at: self.base + at }));
             }
@@ -211,7 +211,7 @@ impl Lexer {
         self.state = if self.skip.entered == 0 {
             State::End
         } else {
-            State::Behind
+            State::AfterValue
         };
         Event::Close { at: self.base + at }
     }
@@ -248,7 +248,7 @@ impl Lexer {
 
     #[inline(always)]
     fn value_end(&mut self) -> Event {
-        self.state = State::Behind;
+        self.state = State::AfterValue;
         Event::ValueEnd {
             at: self.base + self.at,
         }
@@ -405,7 +405,7 @@ enum State {
     /// In a container that is not read.
     InSkip,
     /// Behind a value.
-    Behind,
+    AfterValue,
     /// Behind the outermost object.
     End,
 }
@@ -420,7 +420,7 @@ impl State {
             Self::FirstName => JsonReason::ExpectedNameOrBrace,
             Self::NextName => JsonReason::ExpectedName,
             Self::Colon => JsonReason::ExpectedColon,
-            Self::Behind => JsonReason::ExpectedCommaOrClose,
+            Self::AfterValue => JsonReason::ExpectedCommaOrClose,
             Self::End => JsonReason::TrailingBytes,
             Self::InName(_)
             | Self::Value

@@ -109,7 +109,7 @@ pub struct Member {
     /// The comma before the name; none for the first member.
     pub(super) comma_before: Option<usize>,
     /// The comma behind the value; none for the last member.
-    pub(super) comma_behind: Option<usize>,
+    pub(super) comma_after: Option<usize>,
 }
 
 /// One object that was read.
@@ -220,7 +220,7 @@ impl Scanner {
                     let frame = &mut self.frames[self.level.index()];
                     frame.comma = Some(at);
                     if let Some(member) = frame.member.take() {
-                        self.members[member].comma_behind = Some(at);
+                        self.members[member].comma_after = Some(at);
                     }
                 }
                 Event::Close { at } => self.close(at),
@@ -256,7 +256,7 @@ impl Scanner {
             kind: Kind::Null,
             object: frame.object,
             comma_before: frame.comma,
-            comma_behind: None,
+            comma_after: None,
         });
         Ok(())
     }

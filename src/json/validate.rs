@@ -59,14 +59,14 @@ impl Walk<'_> {
                 Some(byte) => self.scalar(byte)?,
                 None => return Err(self.error(JsonReason::ExpectedValue)),
             }
-            if !self.behind_value()? {
+            if !self.after_value()? {
                 return Ok(());
             }
         }
     }
 
     /// Closes containers and takes the comma; true when another value follows.
-    fn behind_value(&mut self) -> Result<bool, JsonError> {
+    fn after_value(&mut self) -> Result<bool, JsonError> {
         while self.nest.top.depth > 0 {
             let object = self.nest.top.inside_object();
             match self.token() {

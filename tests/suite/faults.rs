@@ -124,8 +124,8 @@ fn engines_that_stay_silent_are_given_up() {
         "decode after a failed prefill"
     );
     for (engine, aborted) in [(&pair.prefill, 4), (&pair.decode, 2)] {
-        let told = engine.wait_counters(DEADLINE, |counters| counters.aborted == aborted);
-        assert!(told.is_some(), "{:?}", engine.counters());
+        let aborted = engine.wait_counters(DEADLINE, |counters| counters.aborted == aborted);
+        assert!(aborted.is_some(), "{:?}", engine.counters());
     }
     expect_unharmed(&pair);
 }
@@ -186,8 +186,8 @@ fn a_response_that_is_late_for_an_idle_connection() {
     // The engine speaks while its connection is idle: that connection is not used again.
     let (go, gone) = mpsc::channel::<()>();
     let gone = Mutex::new(gone);
-    let (told, tell) = mpsc::channel::<()>();
-    let told = Mutex::new(told);
+    let (aborted, tell) = mpsc::channel::<()>();
+    let aborted = Mutex::new(aborted);
     let engine = RawEngine::start(move |mut conn, _| {
         while conn.request().is_some() {
             conn.say("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
@@ -195,7 +195,7 @@ fn a_response_that_is_late_for_an_idle_connection() {
                 return;
             }
             conn.say("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong");
-            let _ = told.lock().unwrap().send(());
+            let _ = aborted.lock().unwrap().send(());
         }
     });
     let sidecar = Sidecar::start(&[], engine.port());

@@ -84,7 +84,7 @@ fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 /// Trace, span and flags an engine was told.
-fn told(head: &str) -> (String, String, String) {
+fn trace_context(head: &str) -> (String, String, String) {
     let values = values(head, "traceparent");
     let [value] = values[..] else {
         panic!("{values:?} in {head}");
@@ -319,7 +319,7 @@ fn check_tree(way: &Way, stage: &Stage, spans: &Spans) {
     for (head, phase) in [(&prefill[0], phases[0]), (&decode[0], phases[1])] {
         assert_eq!(values(head, "tracestate"), ["a=1,b=2"]);
         assert_eq!(values(head, "baggage"), ["user=7"]);
-        let (trace, id, flags) = told(head);
+        let (trace, id, flags) = trace_context(head);
         assert_eq!((&*trace, &*flags), (TRACE, "01"), "{connector}");
         let leg = spans.by_id(&id);
         let name_and_kind = (&leg["name"], &leg["kind"]);
@@ -433,7 +433,7 @@ fn encoders_are_told_too() {
     let heads = heads.lock().unwrap().clone();
     assert_eq!(heads.len(), 2);
     for head in heads {
-        let (trace, id, _) = told(&head);
+        let (trace, id, _) = trace_context(&head);
         assert_eq!(trace, TRACE);
         assert_eq!(values(&head, "tracestate"), ["a=1"]);
         assert_eq!(values(&head, "baggage"), ["user=7"]);
@@ -513,7 +513,7 @@ fn chunks_are_legs_of_one_span() {
         let (_, decode) = stage.heads();
         assert_eq!(decode.len(), 2);
         for head in &decode {
-            let (trace, id, _) = told(head);
+            let (trace, id, _) = trace_context(head);
             assert_eq!(trace, TRACE);
             spans.expect_parent(spans.by_id(&id), chunked);
         }
@@ -533,7 +533,7 @@ fn requests_for_the_decoder_alone_have_three_spans_and_others_two() {
         }),
     );
     let (_, decode) = stage.heads();
-    let leg = spans.by_id(&told(&decode[0]).1);
+    let leg = spans.by_id(&trace_context(&decode[0]).1);
     spans.expect_parent(leg, forward);
     expect(leg, json!({"http.response.status_code": 200}));
 
@@ -546,7 +546,7 @@ fn requests_for_the_decoder_alone_have_three_spans_and_others_two() {
     let root = spans.one("llm_d.pd_proxy.GET /v1/models");
     assert_eq!(root["parent_id"], Value::Null);
     let (_, decode) = stage.heads();
-    let (trace, id, flags) = told(&decode[1]);
+    let (trace, id, flags) = trace_context(&decode[1]);
     assert_eq!(
         (json!(trace), flags.as_str()),
         (root["trace_id"].clone(), "01")
@@ -577,7 +577,7 @@ fn decisions_about_recording_are_honoured() {
         headers.extend(parent.map(|parent| ("traceparent", parent)));
         stage.sidecar.post(CHAT, BODY, &headers).expect(200);
         let (prefill, decode) = stage.heads();
-        let legs = [told(&prefill[0]), told(&decode[0])];
+        let legs = [trace_context(&prefill[0]), trace_context(&decode[0])];
         assert_eq!(legs[0].0, legs[1].0);
         if parent.is_some() {
             assert_eq!(legs[0].0, TRACE);
@@ -616,7 +616,7 @@ fn a_malformed_parent_begins_a_new_trace() {
         headers.extend([("tracestate", "a=1"), ("baggage", "b=2")]);
         stage.sidecar.post(CHAT, BODY, &headers).expect(200);
         let (_, decode) = stage.heads();
-        let (trace, ..) = told(&decode[nth]);
+        let (trace, ..) = trace_context(&decode[nth]);
         assert_ne!(trace, TRACE, "{parents:?}");
         assert!(values(&decode[nth], "tracestate").is_empty());
         assert_eq!(values(&decode[nth], "baggage"), ["b=2"]);
@@ -707,7 +707,7 @@ fn every_attempt_of_a_prefill_is_a_leg_of_one_span() {
     expect(prefill, json!({"prefill.status_code": 200}));
     assert_eq!(prefill["error"], Value::Null);
     let (heads, _) = stage.heads();
-    let ids: Vec<_> = heads.iter().map(|head| told(head).1).collect();
+    let ids: Vec<_> = heads.iter().map(|head| trace_context(head).1).collect();
     assert_ne!(ids[0], ids[1]);
     for (id, error) in ids.iter().zip([json!("status"), Value::Null]) {
         let leg = spans.by_id(id);

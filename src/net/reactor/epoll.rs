@@ -56,12 +56,12 @@ impl Epoll {
             tv_nsec: 0,
         };
         let timeout = if wait { None } else { Some(&no_wait) };
-        let told = match epoll::wait(&self.set, &mut *self.room, timeout) {
-            Ok((told, _)) => told,
+        let reported = match epoll::wait(&self.set, &mut *self.room, timeout) {
+            Ok((reported, _)) => reported,
             Err(Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        events.extend(told.iter().map(|event| Event {
+        events.extend(reported.iter().map(|event| Event {
             key: { event.data }.u64(),
             ready: ready(event.flags),
             is_last: false,

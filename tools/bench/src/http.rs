@@ -26,7 +26,7 @@ pub enum ResponseError {
     /// A chunk's line or end is malformed.
     Chunk,
     /// Bytes came behind the end of the answer.
-    Behind,
+    TrailingBytes,
     /// The connection ended before the answer did.
     Cut,
 }
@@ -39,7 +39,7 @@ impl fmt::Display for ResponseError {
             Self::Interim => "too many interim answers",
             Self::Framing => "the answer's length or transfer coding is not understood",
             Self::Chunk => "a chunk of the answer is malformed",
-            Self::Behind => "bytes came behind the end of the answer",
+            Self::TrailingBytes => "bytes came behind the end of the answer",
             Self::Cut => "the connection ended before the answer did",
         })
     }
@@ -117,7 +117,7 @@ impl Reader {
     pub fn feed(&mut self, piece: &[u8], body: &mut Vec<u8>) -> Result<(), ResponseError> {
         match self.feed_response(piece, body)? {
             [] => Ok(()),
-            _ => Err(ResponseError::Behind),
+            _ => Err(ResponseError::TrailingBytes),
         }
     }
 
@@ -369,7 +369,7 @@ mod tests {
             ),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nhe",
-                Err(ResponseError::Behind),
+                Err(ResponseError::TrailingBytes),
             ),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\nh",
@@ -442,7 +442,7 @@ mod tests {
             ("3\r\nabcd\r\n", ResponseError::Chunk),
             ("ffffffffffffffffff\r\n", ResponseError::Chunk),
             ("3\r\nabc\r\n", ResponseError::Cut),
-            ("0\r\n\r\nx", ResponseError::Behind),
+            ("0\r\n\r\nx", ResponseError::TrailingBytes),
         ] {
             let text = format!("{CHUNKED}{tail}");
             assert_eq!(read(&[text.as_bytes()]), Err(want), "{tail:?}");

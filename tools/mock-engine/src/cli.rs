@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{EngineConfig, Role};
-use crate::door::Place;
 use crate::engine::Engine;
 use crate::kv::{BlockBook, EngineIds, KvContract, Meetings, Mooncake, Store};
+use crate::listener::Place;
 use crate::tls::Tls;
 
 const HELP: &str = "\

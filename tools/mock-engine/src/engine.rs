@@ -15,10 +15,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::config::EngineConfig;
-use crate::door::{Bound, Door, Place, Stream};
 use crate::exchange::serve;
 use crate::fault::{Fault, Faults};
 use crate::http::reset;
+use crate::listener::{Bound, ListenerState, Place, Stream};
 use crate::log::{Counters, Log, Seen};
 use crate::pd::{HandoffRegistry, Issuer};
 use crate::sync::{Gate, Guarded};
@@ -308,12 +308,12 @@ async fn run(
     place: Place,
     mut orders: mpsc::UnboundedReceiver<Control>,
 ) {
-    let mut door = Door::Shut(Some(bound)).open(&place);
+    let mut listener = ListenerState::Shut(Some(bound)).open(&place);
     let mut accepted = 0;
     loop {
-        let order = match &door {
-            Door::Shut(_) => orders.recv().await,
-            Door::Open(open) => tokio::select! {
+        let order = match &listener {
+            ListenerState::Shut(_) => orders.recv().await,
+            ListenerState::Open(open) => tokio::select! {
                 biased;
                 order = orders.recv() => order,
                 stream = open.accept() => {
@@ -332,10 +332,10 @@ async fn run(
         match order {
             None => return,
             Some(Control::Refuse(refuse, done)) => {
-                door = if refuse {
-                    door.shut(&place)
+                listener = if refuse {
+                    listener.shut(&place)
                 } else {
-                    door.open(&place)
+                    listener.open(&place)
                 };
                 // The caller waits for this; if it left, nobody does.
                 let _ = done.send(());

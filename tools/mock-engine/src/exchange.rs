@@ -6,11 +6,11 @@
 use std::time::{Duration, Instant};
 
 use crate::api::{self, Refusal, Route};
-use crate::door::Stream;
 use crate::engine::Shared;
 use crate::fault::Fault;
 use crate::http::{BODY_BYTES_MAX, Body, Conn, Gone, Head, NoBody, NoHead};
 use crate::json::Fields;
+use crate::listener::Stream;
 use crate::log::{AbortPhase, Seen, State, path_of};
 use crate::pages::page;
 use crate::wire::{Content, Next, Plan, Wire, head, substitute};
@@ -57,7 +57,7 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
             shared.log.update(seq, |seen| seen.response = Some(tape));
         }
         match next {
-            Next::Keep => {}
+            Next::KeepAlive => {}
             Next::KeepUntilNextRequest => {
                 if conn.first_byte(Some(shared.config.keepalive)).await.is_ok() {
                     shared.log.count(|counters| counters.stale_closed += 1);
@@ -261,7 +261,11 @@ impl Exchange<'_> {
             message,
         };
         let mut wire = Wire::of(None);
-        wire.next = Some(if keep { Next::Keep } else { Next::CloseGently });
+        wire.next = Some(if keep {
+            Next::KeepAlive
+        } else {
+            Next::CloseGently
+        });
         let ended = self.send(refusal.into(), wire).await?;
         if keep {
             let framing = self.head.framing;

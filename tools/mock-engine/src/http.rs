@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::time::sleep_until;
 
 use crate::api::hex;
-use crate::door::Stream;
+use crate::listener::Stream;
 use crate::log::Framing;
 
 /// Bytes taken from the socket at a time.

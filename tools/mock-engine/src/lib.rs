@@ -35,7 +35,6 @@ mod api;
 mod cli;
 mod config;
 mod continued;
-mod door;
 mod engine;
 mod exchange;
 mod fault;
@@ -43,6 +42,7 @@ mod http;
 mod infer;
 mod json;
 mod kv;
+mod listener;
 mod log;
 mod pages;
 mod pd;
@@ -54,13 +54,13 @@ mod wire;
 
 pub use cli::run_cli;
 pub use config::{CACHED_BY_ROLE, EngineConfig, HandoffShape, Role, UsageShape};
-pub use door::Place;
 pub use engine::{Engine, Load};
 pub use fault::Fault;
 pub use kv::{
     BlockBook, EngineIds, KvContract, Meetings, Mooncake, Mori, Returned, Store, dp_rank,
     encoded_params,
 };
+pub use listener::Place;
 pub use log::{AbortPhase, Counters, Framing, Seen, State};
 pub use pd::HandoffRegistry;
 pub use response::{FOREIGN_TAG, expected_text, expected_token_ids};

@@ -66,9 +66,11 @@ impl Exchange<'_> {
         }
         self.conn.slow = None;
         let must_close = announce || open_ended || !delimited;
-        let next = wire
-            .next
-            .unwrap_or(if must_close { Next::Close } else { Next::Keep });
+        let next = wire.next.unwrap_or(if must_close {
+            Next::Close
+        } else {
+            Next::KeepAlive
+        });
         Ok(Ended::Responded(next))
     }
 

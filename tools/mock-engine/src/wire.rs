@@ -116,7 +116,7 @@ const HALF: &str =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Wait for the next request.
-    Keep,
+    KeepAlive,
     /// Close when the next request begins.
     KeepUntilNextRequest,
     Close,

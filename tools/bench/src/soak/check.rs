@@ -33,7 +33,7 @@ pub enum Kind {
     /// It ended too early.
     Cut,
     /// An event behind the last one.
-    Behind,
+    AfterEnd,
     /// The engine or the proxy reported an error, or gave another status.
     Refused,
     /// The bytes are no HTTP/1.1 answer, or bytes came that nobody asked for.
@@ -52,7 +52,7 @@ impl Kind {
         Self::Foreign,
         Self::Changed,
         Self::Cut,
-        Self::Behind,
+        Self::AfterEnd,
         Self::Refused,
         Self::Framing,
         Self::Connection,
@@ -68,7 +68,7 @@ impl Kind {
             Self::Foreign => "foreign",
             Self::Changed => "changed",
             Self::Cut => "cut",
-            Self::Behind => "behind the end",
+            Self::AfterEnd => "behind the end",
             Self::Refused => "refused",
             Self::Framing => "framing",
             Self::Connection => "connection",
@@ -205,7 +205,7 @@ impl Check {
     pub fn event(&mut self, data: &[u8]) -> Result<(), Wrong> {
         if self.done {
             let text = format!("expected nothing after [DONE], came {}", shown(data));
-            return Err(Wrong::new(Kind::Behind, text));
+            return Err(Wrong::new(Kind::AfterEnd, text));
         }
         if data == b"[DONE]" {
             self.done = true;
@@ -231,7 +231,7 @@ impl Check {
         }
         if self.next == self.tokens {
             let text = format!("expected [DONE], came `{text}`");
-            return Err(self.at(Wrong::new(Kind::Behind, text)));
+            return Err(self.at(Wrong::new(Kind::AfterEnd, text)));
         }
         if text != self.piece {
             return Err(self.differs(&text));
@@ -303,7 +303,7 @@ impl Check {
         for piece in text.split_inclusive(' ') {
             if self.next == self.tokens {
                 let text = format!("expected the end, came `{piece}`");
-                return Err(self.at(Wrong::new(Kind::Behind, text)));
+                return Err(self.at(Wrong::new(Kind::AfterEnd, text)));
             }
             if piece != self.piece {
                 return Err(self.differs(piece));
@@ -412,7 +412,7 @@ mod tests {
             ),
             (
                 |events| events.insert(5, events[4].clone()),
-                Kind::Behind,
+                Kind::AfterEnd,
                 "expected [DONE], came `t4-89abcdef",
             ),
             (|events| events.swap(1, 2), Kind::Lost, "came `t2-"),
@@ -443,7 +443,7 @@ mod tests {
             ),
             (
                 |events| events.push("{}".to_owned()),
-                Kind::Behind,
+                Kind::AfterEnd,
                 "after [DONE]",
             ),
             (
@@ -467,7 +467,7 @@ mod tests {
         for (body, want) in [
             (event(&text(5), "\"length\""), None),
             (event(&text(4), "\"length\""), Some(Kind::Cut)),
-            (event(&text(6), "\"length\""), Some(Kind::Behind)),
+            (event(&text(6), "\"length\""), Some(Kind::AfterEnd)),
             (event(&text(5), "null"), Some(Kind::Cut)),
             (event("", "\"stop\""), Some(Kind::Cut)),
             (

@@ -108,7 +108,7 @@ impl Exchange {
             self.splitter.feed(&self.body, |data| check.event(data))?;
             self.body.clear();
         } else if self.body.len() > TEXT_BYTES_MAX {
-            return Err(Wrong::new(Kind::Behind, "the answer does not end"));
+            return Err(Wrong::new(Kind::AfterEnd, "the answer does not end"));
         }
         if done {
             self.complete()?;
@@ -132,7 +132,7 @@ impl Exchange {
         self.check.finish()?;
         if self.splitter.is_inside() {
             let text = "expected the end after [DONE], came the beginning of an event";
-            return Err(Wrong::new(Kind::Behind, text));
+            return Err(Wrong::new(Kind::AfterEnd, text));
         }
         Ok(())
     }
@@ -145,7 +145,7 @@ impl Exchange {
             | ResponseError::Interim
             | ResponseError::Framing
             | ResponseError::Chunk
-            | ResponseError::Behind => Kind::Framing,
+            | ResponseError::TrailingBytes => Kind::Framing,
         };
         Wrong::new(kind, format!("behind token {}: {error}", self.came()))
     }
@@ -221,7 +221,7 @@ mod tests {
                 stream().replace("t1-00000000", "t1-00000001"),
                 Kind::Foreign,
             ),
-            (true, late, Kind::Behind),
+            (true, late, Kind::AfterEnd),
         ];
         for (nth, (is_stream, bytes, kind)) in cases.into_iter().enumerate() {
             let wrong = taken(is_stream, &bytes).unwrap_err();

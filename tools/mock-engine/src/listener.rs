@@ -202,7 +202,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 /// The door of an engine.
 #[derive(Debug)]
-pub(crate) enum Door {
+pub(crate) enum ListenerState {
     Open(Open),
     /// Bound to hold the place; `None` if even that failed.
     Shut(Option<Bound>),
@@ -229,7 +229,7 @@ impl Open {
     }
 }
 
-impl Door {
+impl ListenerState {
     pub(crate) fn shut(self, place: &Place) -> Self {
         match self {
             Self::Open(open) => {
