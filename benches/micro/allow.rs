@@ -1,4 +1,5 @@
-//! A target looked for on an allowlist of 5,000 pods and a few prefixes, and making that list.
+//! Checks of a target against an allowlist of 5,000 pods and a few prefixes, and construction of
+//! that list.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! What the relay does with one received chunk of 200 bytes, without the sockets.
+//! Processing of one received chunk of 200 bytes in the relay, without sockets.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! Heads: read, framed and written anew for the other side.
+//! Heads: parsing, framing and writing for the next hop.
 
 use std::hint::black_box;
 
@@ -9,7 +9,7 @@ use ringside::h1::{
     response_keeps_alive,
 };
 
-/// What an OpenAI client behind a gateway sends, about 400 bytes.
+/// A request of an OpenAI client through a gateway, about 400 bytes.
 const REQUEST: &[u8] = b"POST /v1/chat/completions HTTP/1.1\r\n\
 Host: inference.example.internal:8000\r\n\
 Accept: application/json\r\n\
@@ -22,7 +22,7 @@ x-prefiller-host-port: 10.4.0.7:8000\r\n\
 Connection: keep-alive\r\n\
 Content-Length: 1234\r\n\r\n";
 
-/// What uvicorn answers a stream with, about 200 bytes.
+/// The response head of a stream from uvicorn, about 200 bytes.
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\n\
 date: Fri, 20 Nov 2026 10:00:00 GMT\r\n\
 server: uvicorn\r\n\

@@ -1,5 +1,5 @@
-//! Bodies: scanned, planned as a prefill and a decode leg, and laid out for vectored writes; masked
-//! on the way; and a prefill engine's answer, read for its handoff.
+//! JSON bodies: scanning a request body, planning its prefill and decode legs up to the vectored
+//! writes, masking it, and extracting the handoff from a prefill response.
 
 use std::hint::black_box;
 use std::io::IoSlice;
@@ -42,10 +42,10 @@ fn cases() -> Vec<Case> {
 }
 
 const TEXT: &str = "The quick brown fox jumps over the lazy dog, again and again. ";
-/// Dense with escapes, as source code in a prompt is.
+/// Text with many escapes, like source code in a prompt.
 const SOURCE: &str = r#"fn main() {\n\tprintln!(\"{}\", \"hello\\n\");\n}\n"#;
 
-/// What stands behind the long part: the members that matter come last, which is the worst case.
+/// The end of each body. The watched members are at the end, which is the worst case.
 const TAIL: &str =
     r#","max_tokens":256,"temperature":0.7,"stream":true,"stream_options":{"include_usage":true}}"#;
 
@@ -73,12 +73,12 @@ fn tokens(len: usize) -> Vec<u8> {
     body.into_bytes()
 }
 
-/// Short messages, the shortest that there are: brackets and quotes in every block of bytes.
+/// The shortest realistic messages, with brackets and quotes in every block of 64 bytes.
 const CHAT: &str = concat!(
     r#"{"role":"user","content":"How do I sort a list?\nIn place."},"#,
     r#"{"role":"assistant","content":"Call \"sort\" on it."},"#,
 );
-/// The same with texts that are mostly escapes: quoted JSON, paths, runs of backslashes.
+/// Short messages whose texts are mostly escapes: quoted JSON, paths, runs of backslashes.
 const ESCAPED: &str = concat!(
     r#"{"role":"user","content":"{\"path\":\"C:\\\\a\\\\b\",\"re\":\"\\\\\\\\d+\"}\n"},"#,
     r#"{"role":"tool","content":"\"\\\"x\\\"\"\t\\\\\\\\ \"a\": [\"b\", {\"c\": \"\\\\\"}]"},"#,
@@ -95,7 +95,7 @@ fn chat(len: usize, messages: &str) -> Vec<u8> {
     body.into_bytes()
 }
 
-/// In pieces as large as one receive.
+/// Scans `body` in parts of the size of one receive.
 fn scan(body: &[u8]) -> Result<Document, JsonError> {
     let mut scanner = Scanner::new(WATCH);
     for piece in body.chunks(RECEIVE_LARGE_BYTES) {
@@ -104,7 +104,7 @@ fn scan(body: &[u8]) -> Result<Document, JsonError> {
     scanner.finish()
 }
 
-/// Everything between the last byte of a body and the two vectored writes.
+/// Scans `body` and builds both legs up to the slices of the two vectored writes.
 fn split(api: Api, body: &[u8]) -> Option<usize> {
     let document = scan(body).ok()?;
     let mori = MoriConfig::default();
@@ -138,7 +138,7 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
     Some(first + second)
 }
 
-/// What a decode-only body must not bring.
+/// The members that a decode-only body must not contain.
 const MASKED: Watch = &[
     (Level::Top, "kv_transfer_params"),
     (Level::ExtraArgs, "kv_transfer_params"),
@@ -154,7 +154,7 @@ fn mask(body: &mut [u8]) -> Result<u32, JsonError> {
     Ok(mask.masked())
 }
 
-/// A prefill engine's answer with a prompt of token ids echoed in front of its handoff.
+/// Returns a prefill response that echoes a prompt of token ids before the handoff.
 fn prefill_response(len: usize) -> Vec<u8> {
     let mut response = tokens(len);
     response.pop();
@@ -191,7 +191,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("json/mask");
     for Case { name, body, .. } in cases() {
         group.throughput(Throughput::Bytes(body.len() as u64));
-        // Nothing is found to overwrite, so each run sees the same body.
+        // The bodies have no value to overwrite, so every iteration processes the same body.
         let mut body = body;
         assert_eq!(mask(&mut body), Ok(0), "{name} is masked");
         group.bench_function(name, |bencher| bencher.iter(|| mask(black_box(&mut body))));

@@ -1,6 +1,7 @@
-//! What the work per head, body and chunk costs without sockets: `cargo bench --bench micro`.
+//! Benchmarks of the processing per head, body and chunk, without sockets:
+//! `cargo bench --bench micro`. Append `-- json/scan` to run only the benchmarks with that prefix.
 //!
-//! One binary, because linking is most of what compiling a bench costs; `-- json/scan` picks.
+//! All benchmarks are in one binary, because linking dominates the compile time of a benchmark.
 
 mod allow;
 mod chunk;
@@ -13,8 +14,8 @@ use std::time::Duration;
 use criterion::Criterion;
 
 fn main() {
-    // Short runs: figures are compared within one run, and a shared machine is no steadier in ten
-    // seconds than in two.
+    // Short runs, because figures are only compared within one run, and longer measurements were
+    // not more stable on a shared machine.
     let mut criterion = Criterion::default()
         .sample_size(50)
         .warm_up_time(Duration::from_millis(500))
@@ -28,7 +29,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// One event of a chat stream, 200 bytes as a chunk.
+/// Returns one event of a chat completion stream, which is 200 bytes long as a chunk.
 fn chat_event() -> Vec<u8> {
     let mut event = Vec::from(
         br#"data: {"id":"chatcmpl-6f1c","object":"chat.completion.chunk","created":1763630000,"model":"m","choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]"#,
@@ -39,7 +40,7 @@ fn chat_event() -> Vec<u8> {
     event
 }
 
-/// The same as one chunk of a body.
+/// Returns the same event as one chunk of a chunked body.
 fn chat_chunk() -> Vec<u8> {
     [b"c2\r\n", &chat_event()[..], b"\r\n"].concat()
 }

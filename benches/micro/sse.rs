@@ -1,4 +1,4 @@
-//! Event streams: counting events, and looking for a usage to correct.
+//! Event streams: counting events and rewriting the cached-token count.
 
 use std::hint::black_box;
 
@@ -6,12 +6,12 @@ use criterion::{Criterion, Throughput};
 use ringside::h1::SseEvents;
 use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
 
-/// The last event with data of a chat stream, which has the usage.
+/// The event of a chat completion stream that contains `usage`.
 const USAGE: &[u8] = b"data: {\"id\":\"chatcmpl-6f1c\",\"object\":\"chat.completion.chunk\",\"created\":1763630000,\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":5000,\"total_tokens\":5100,\"completion_tokens\":100,\"prompt_tokens_details\":{\"cached_tokens\":4999}}}\n\n";
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let event = super::chat_event();
-    // Sixteen tokens that came in one receive.
+    // Sixteen events that arrive in one receive.
     let burst = event.repeat(16);
     let mut group = criterion.benchmark_group("sse");
     for (name, bytes) in [
