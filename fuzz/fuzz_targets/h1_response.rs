@@ -1,4 +1,4 @@
-//! Answer heads.
+//! Response heads.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::h1::fuzz::fuzz_response_head(data));

@@ -1,4 +1,4 @@
-//! Splices over a scanned body.
+//! Edits of a scanned body.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::json::fuzz::fuzz_edit(data));

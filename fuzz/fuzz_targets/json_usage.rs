@@ -1,4 +1,4 @@
-//! The cached-token count of an answer.
+//! Rewriting the cached-token count of a response.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::json::fuzz::fuzz_usage(data));

@@ -1,4 +1,4 @@
-//! Targets named by a routing header.
+//! Targets in routing headers.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::fleet::fuzz::fuzz_target(data));

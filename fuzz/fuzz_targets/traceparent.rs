@@ -1,4 +1,4 @@
-//! The trace a caller says its request belongs to.
+//! The `traceparent` header field.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| ringside::trace::fuzz::fuzz_traceparent(data));
