@@ -1,4 +1,4 @@
-//! Tables of the command line; the exit codes are what scripts rely on.
+//! Tests of the command line. The exit codes are part of its interface.
 
 use super::*;
 use crate::config::{
@@ -231,7 +231,7 @@ fn removed_flags_are_taken_as_what_they_meant() {
     }
 }
 
-/// These are pd-sidecar's own, and they do something: no warning.
+/// pd-sidecar still supports these flags and they have an effect, so they cause no warning.
 #[test]
 fn zap_flags() {
     for (line, level, format) in [

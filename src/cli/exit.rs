@@ -1,4 +1,4 @@
-//! How the program ends: a code that systemd and scripts can tell apart, and a message.
+//! How the program ends: a message, and an exit code that systemd and scripts can distinguish.
 
 use std::fmt;
 use std::io::Write;
@@ -6,32 +6,33 @@ use std::process::ExitCode;
 
 use crate::sys::{BindError, CoreError};
 
-/// The end of the program.
+/// An exit code with its message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// One of the constants below.
     pub code: u8,
-    /// What to say.
+    /// Message to print.
     pub message: String,
-    /// Whether the message was asked for (help, version) and belongs on standard output.
+    /// Whether the message is requested output (help, version, a report) and goes to standard
+    /// output instead of standard error.
     pub to_stdout: bool,
 }
 
 impl Exit {
-    /// All went well.
+    /// Success.
     pub const OK: u8 = 0;
-    /// Something failed while running.
+    /// Failure while running.
     pub const RUNTIME: u8 = 1;
-    /// The command line makes no sense.
+    /// Invalid command line.
     pub const USAGE: u8 = 2;
-    /// The configuration is invalid; starting again will not help.
+    /// Invalid configuration. Restarting does not help.
     pub const CONFIG: u8 = 3;
-    /// A port is taken, or a permission is missing.
+    /// A port is in use, an address does not exist, or a permission is missing.
     pub const ADDRESS: u8 = 4;
-    /// The kernel lacks something needed.
+    /// The kernel lacks a required feature.
     pub const KERNEL: u8 = 5;
 
-    /// A text that was asked for.
+    /// Creates a successful exit that prints requested output.
     pub fn said(message: impl Into<String>) -> Self {
         Self {
             code: Self::OK,
@@ -40,27 +41,27 @@ impl Exit {
         }
     }
 
-    /// A failure while running.
+    /// Creates an exit for a failure while running.
     pub fn runtime(message: impl Into<String>) -> Self {
         Self::failed(Self::RUNTIME, message)
     }
 
-    /// A command line that makes no sense.
+    /// Creates an exit for an invalid command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::failed(Self::USAGE, message)
     }
 
-    /// An invalid configuration.
+    /// Creates an exit for an invalid configuration.
     pub fn config(message: impl Into<String>) -> Self {
         Self::failed(Self::CONFIG, message)
     }
 
-    /// A taken port or a missing permission.
+    /// Creates an exit for a port that is in use or a missing permission.
     pub fn address(message: impl Into<String>) -> Self {
         Self::failed(Self::ADDRESS, message)
     }
 
-    /// A kernel that lacks something needed.
+    /// Creates an exit for a missing kernel feature.
     pub fn kernel(message: impl Into<String>) -> Self {
         Self::failed(Self::KERNEL, message)
     }
@@ -73,8 +74,8 @@ impl Exit {
         }
     }
 
-    /// Writes the message and gives the code to end with. A reader that went away (`| head`) is
-    /// not an error.
+    /// Prints the message and returns the exit code. Write errors are ignored, for example if the
+    /// reader of a pipe (`| head`) has exited.
     #[must_use]
     pub fn report(&self) -> ExitCode {
         let text = self.message.trim_end();

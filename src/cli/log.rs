@@ -1,4 +1,4 @@
-//! The control log: changes of state on standard error, never a line per request.
+//! The control log: state changes, written to standard error. It has no lines per request.
 
 use std::io::{IsTerminal, stderr};
 
@@ -6,7 +6,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Starts the control log for this process. A second call changes nothing.
+/// Starts the control log of this process. Further calls have no effect.
 pub fn init_log(config: &LogConfig) {
     let level = match config.level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -21,7 +21,7 @@ pub fn init_log(config: &LogConfig) {
         .with_max_level(level)
         .with_ansi(!plain && stderr().is_terminal())
         .with_writer(stderr);
-    // The only error is that a log is already there, which is what was wanted.
+    // The only possible error is that a log has already been started.
     let _ = match config.format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
