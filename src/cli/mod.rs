@@ -1,8 +1,7 @@
-//! The command line: from arguments to a `Command`, or to an `Exit` with its code and message.
+//! The command line: parses arguments into a [`Command`], or an [`Exit`] with code and message.
 //!
-//! Arguments and environment come in; nothing is read but the file that `--configuration-file` names,
-//! and nothing is written or started. What a value means is decided in `config`; here is only how it
-//! is spelt.
+//! The only inputs are the arguments, the environment and the file named by `--configuration-file`.
+//! Nothing is written or started. This module handles syntax only; `config` interprets the values.
 
 mod exit;
 mod log;
@@ -20,38 +19,38 @@ use crate::config::Config;
 pub use exit::Exit;
 pub use log::init_log;
 
-/// What the command line asks for.
+/// The command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Stand in for llm-d's pd-sidecar. The texts are warnings to log at the start.
+    /// Run as a replacement for llm-d's pd-sidecar. The texts are warnings to log at startup.
     Sidecar(Box<Config>, Vec<String>),
-    /// Run the mock engine with these arguments of its own.
+    /// Run the mock engine with these arguments.
     Mock(Vec<String>),
-    /// Run mock engines, a sidecar and a few requests in one process.
+    /// Run mock engines, a sidecar and some requests in one process.
     Demo(DemoOptions),
 }
 
 /// Options of `ringside demo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DemoOptions {
-    /// Send one round of requests and end, instead of serving until interrupted.
+    /// Send one round of requests and exit, instead of serving until interrupted.
     pub once: bool,
-    /// Port the sidecar of the demo listens on.
+    /// Listening port of the demo's sidecar.
     pub port: u16,
-    /// Length of the demo's prompts in tokens.
+    /// Length of each prompt in tokens.
     pub prompt_tokens: u32,
 }
 
-/// The sidecar of today, by its program's name.
+/// Program name of the current sidecar.
 const SIDECAR_NAME: &str = "pd-sidecar";
-/// The one before it.
+/// Program name of its predecessor.
 const FIRST_SIDECAR_NAME: &str = "llm-d-routing-sidecar";
 
-/// Parses the arguments, the program's name first, with the process environment.
+/// Parses the arguments, starting with the program name, with the process environment.
 ///
 /// # Errors
-/// What to tell the user, and the exit code; help, version and a configuration that was only to be
-/// checked are such exits with code 0.
+/// Returns the message and exit code for the user. `--help`, `--version` and a successful
+/// `check-config` are exits with code 0.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
     parse_with(args, &|name| std::env::var(name).ok())
 }
@@ -59,7 +58,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> 
 /// Parses the arguments with the given environment.
 ///
 /// # Errors
-/// As `parse`.
+/// The same as for [`parse`].
 pub fn parse_with(
     args: impl IntoIterator<Item = OsString>,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -107,7 +106,7 @@ fn program() -> clap::Command {
         .subcommand(
             clap::Command::new("mock")
                 .about("Run an engine look-alike that needs no GPU; `ringside mock --help`")
-                // Everything behind `mock`, `--help` included, belongs to the mock engine.
+                // All arguments after `mock`, including `--help`, are passed to the mock engine.
                 .disable_help_flag(true)
                 .disable_version_flag(true)
                 .arg(
@@ -184,7 +183,7 @@ fn utf8(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, Exit> {
         .collect()
 }
 
-/// A link named like the program it replaces needs no subcommand.
+/// Inserts the subcommand `sidecar` if the program runs under the name of a program it replaces.
 fn as_sidecar(mut args: Vec<String>) -> Vec<String> {
     let replaced = matches!(program_name(&args), Some(SIDECAR_NAME | FIRST_SIDECAR_NAME));
     if replaced && args.get(1).is_none_or(|arg| arg != "check-config") {
@@ -197,7 +196,7 @@ fn program_name(args: &[String]) -> Option<&str> {
     Path::new(args.first()?).file_name()?.to_str()
 }
 
-/// clap's refusal, or its help or version text, as an exit.
+/// Converts a clap error, which can be the help or version text, to an exit.
 fn refused(error: &clap::Error) -> Exit {
     let message = error.render().to_string();
     match error.kind() {

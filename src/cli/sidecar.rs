@@ -1,4 +1,4 @@
-//! `ringside sidecar` and `ringside check-config`: pd-sidecar's flags and our own.
+//! `ringside sidecar` and `ringside check-config`: the flags of pd-sidecar and additional ones.
 
 use clap::{Arg, ArgAction, ArgMatches};
 
@@ -10,7 +10,7 @@ use crate::config::keys::{self, Key, Kind};
 use crate::config::{self, Checked, Problem, RawConfig, removed};
 use crate::limits::CONFIGURATION_BYTES_MAX;
 
-/// Values longer than this do not move the column behind them.
+/// Values longer than this do not widen their column in the report.
 const TEXT_COLUMN_MAX: usize = 32;
 
 const EXAMPLES: &str = "\
@@ -29,12 +29,12 @@ Durations: 250ms, 30s, 5m, 1m30s, 1h; every timeout can be off. Sizes: 65536, 64
 Environment besides: POD_IP, SGLANG_BOOTSTRAP_PORT, MORIIO_METRICS_ADDR, MORIIO_DNS_RESOLVE_*, OTEL_*.
 Exit codes: 0 ok, 1 failure while running, 2 usage, 3 configuration, 4 port or permission, 5 kernel.";
 
-/// The subcommand of that name, one argument per key.
+/// Creates the subcommand `name` with one argument per key.
 pub(super) fn command(name: &'static str) -> clap::Command {
     clap::Command::new(name)
         .after_help(format!("{EXAMPLES}\n\n`--help` shows every flag."))
         .after_long_help(format!("{EXAMPLES}\n\n{NOTES}"))
-        // pflag: of a repeated flag the last one counts.
+        // As in pflag, the last of a repeated flag takes effect.
         .args_override_self(true)
         .args(keys::ALL.iter().map(|key| argument(key)))
         .args(removed::ALL.iter().map(|removed| {
@@ -59,7 +59,7 @@ fn argument(key: &Key) -> Arg {
 
 fn with_value(arg: Arg, kind: Kind) -> Arg {
     match kind {
-        // Go's spelling: a value only behind `=`.
+        // As in pflag, a switch takes its value only after `=`.
         Kind::Switch => arg
             .action(ArgAction::Set)
             .value_name("BOOL")
@@ -75,7 +75,7 @@ fn with_value(arg: Arg, kind: Kind) -> Arg {
     }
 }
 
-/// The help with its default on the same line; clap would take two more for it.
+/// Returns the help text with default and variable on the same line. clap would add two lines.
 fn help(key: &Key) -> String {
     let mut help = key.help.to_owned();
     if !key.default.is_empty() {
@@ -87,8 +87,8 @@ fn help(key: &Key) -> String {
     help
 }
 
-/// What was written on the command line, in the document it names and in the environment.
-/// `replaces_first` is whether this stands in for the first sidecar, whose defaults were others.
+/// Collects the values from the command line, the document and the environment. `replaces_first` is
+/// whether the program runs as the first sidecar, which has different defaults.
 pub(super) fn raw(
     matches: &ArgMatches,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -114,7 +114,7 @@ pub(super) fn raw(
     raw
 }
 
-/// Adds the document, if there is one; that there are not two is for the check to say.
+/// Reads the document if exactly one is given. Two documents are reported by the check.
 fn read_document(raw: &mut RawConfig) {
     let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
     match (raw.given(inline), raw.given(file)) {
@@ -149,12 +149,12 @@ fn read_file(path: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// From what was written to a checked configuration; all problems in one exit.
+/// Checks the configuration. All problems are reported in one exit.
 pub(super) fn read(raw: &RawConfig) -> Result<Checked, Exit> {
     config::check(raw).map_err(|problems| refusal(&problems))
 }
 
-/// What is in effect, and where each value comes from.
+/// Returns the output of `check-config`: every value with its source, a summary and the warnings.
 pub(super) fn report(raw: &RawConfig, checked: &Checked) -> String {
     let values = raw.effective();
     let width = |column: fn(&(&str, String, config::Source)) -> usize, max: usize| {
