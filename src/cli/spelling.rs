@@ -1,13 +1,13 @@
-//! Go's spelling of flags, made GNU's before clap sees it.
+//! Converts Go-style flags to GNU style before clap parses them.
 //!
-//! The first pd-sidecar used Go's `flag` package, where `-port=8000` is a long flag; manifests in
-//! use still say so. Only the sidecar's arguments are touched.
+//! The first pd-sidecar used Go's `flag` package, where `-port=8000` is a long flag, and existing
+//! manifests use this form. Only the arguments of the sidecar commands are converted.
 
 use super::Exit;
 use crate::config::keys::{self, Kind};
 use crate::config::removed;
 
-/// Turns `-name` into `--name`, and refuses `--switch true`, which pflag would not read either.
+/// Converts `-name` to `--name`, and refuses `--switch true`, which pflag does not support either.
 pub(super) fn normalise(args: Vec<String>) -> Result<Vec<String>, Exit> {
     if !matches!(
         args.get(1).map(String::as_str),
@@ -40,8 +40,8 @@ pub(super) fn normalise(args: Vec<String>) -> Result<Vec<String>, Exit> {
     Ok(out)
 }
 
-/// The part behind the dash of `-name` or `-name=value`, `-v` too. Not of `-h`, and not of `-1`, a
-/// value.
+/// Returns the part after the dash of `-name`, `-name=value` or `-v`. Returns `None` for other
+/// single letters such as `-h`, and for a number such as `-1`, which is a value.
 fn long_name(arg: &str) -> Option<&str> {
     let name = arg.strip_prefix('-')?;
     let long = name.len() > 1 && name.starts_with(|first: char| first.is_ascii_lowercase());
