@@ -1,33 +1,33 @@
-//! Which engines requests may name.
+//! The configuration of the allowlist: which targets requests may name.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::fleet::AllowRule;
 
-/// The allowlist of targets. All its sources add up.
+/// The sources of the allowlist. A target is allowed if any of them allows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowlistConfig {
-    /// Always allowed.
+    /// Rules given on the command line or in the document.
     pub rules: Vec<AllowRule>,
-    /// A file with one rule per line, read again when it changes.
+    /// File with one rule per line, reloaded when it changes.
     pub rules_file: Option<PathBuf>,
-    /// The pods of this `InferencePool`.
+    /// `InferencePool` whose pods are allowed.
     pub pool: Option<PoolRef>,
 }
 
-/// An `InferencePool` (Kubernetes gateway API inference extension).
+/// A reference to an `InferencePool` (Kubernetes Gateway API Inference Extension).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolRef {
-    /// API group, which also decides the version.
+    /// API group, which also determines the API version.
     pub group: PoolGroup,
-    /// Its namespace, and that of its pods.
+    /// Namespace of the pool and of its pods.
     pub namespace: String,
-    /// Its name.
+    /// Name of the pool.
     pub name: String,
 }
 
-/// API group of `InferencePool`.
+/// The API group of an `InferencePool`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolGroup {
     /// `inference.networking.k8s.io`, version `v1`.
@@ -37,7 +37,7 @@ pub enum PoolGroup {
 }
 
 impl PoolGroup {
-    /// The group as API paths have it.
+    /// Returns the group as used in API paths.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -46,7 +46,7 @@ impl PoolGroup {
         }
     }
 
-    /// The version that is read.
+    /// Returns the API version that is used.
     #[must_use]
     pub const fn version(self) -> &'static str {
         match self {

@@ -1,7 +1,8 @@
-//! From what was written to a `Config`, or to every problem in it at once.
+//! Checks a `RawConfig` and creates the `Config`, or reports all of its problems together.
 //!
-//! The reader never stops at a problem: it notes it and goes on with a stand-in value, which nobody
-//! sees because a draft with problems gives no `Config`.
+//! The reader does not stop at a problem: it records the problem and continues with a placeholder
+//! value. Placeholders are never used, because a `RawConfig` with problems does not result in a
+//! `Config`.
 
 mod allowlist;
 mod mori;
@@ -20,20 +21,21 @@ use super::{
     RawConfig, Timeouts, UpstreamConfig, keys, units,
 };
 
-/// Keep-alive of uvicorn, the engines' HTTP server.
+/// Keep-alive timeout of uvicorn, the HTTP server of the engines.
 const ENGINE_KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// A shard that looks for longer never sleeps between two tokens, not even when idle.
+/// Longest busy-poll time. With more, a shard would never sleep between two tokens, even if almost
+/// idle.
 const BUSY_POLL_MAX: Duration = Duration::from_secs(1);
 
-/// One thing wrong with the configuration.
+/// A problem in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where it was written: a flag with its dashes, a place in a document, a variable.
+    /// Source of the value: a flag with its dashes, a position in a document, or a variable.
     pub key: String,
-    /// What is wrong and what would be right; one or more sentences without the final stop.
+    /// The problem and the values that are valid, without the final full stop.
     pub text: String,
-    /// The place in the document, as lines to print below; empty where there is none.
+    /// The line of the document with a marker below it; empty if the problem has no position.
     pub excerpt: String,
 }
 
@@ -47,19 +49,19 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A checked configuration and what is worth a warning in it.
+/// A checked configuration with its warnings.
 #[derive(Clone, Debug)]
 pub struct Checked {
     /// The configuration.
     pub config: Config,
-    /// One sentence each.
+    /// Warnings, one sentence each.
     pub warnings: Vec<String>,
 }
 
-/// Checks a draft.
+/// Checks the values as written and creates the configuration.
 ///
 /// # Errors
-/// Every problem found, in the order of `--help` where possible.
+/// Returns all problems, mostly in the order of `--help`.
 pub fn check(raw: &RawConfig) -> Result<Checked, Vec<Problem>> {
     let mut raw = raw.clone();
     raw.warn_of_unreadable_variables();
@@ -80,7 +82,7 @@ pub fn check(raw: &RawConfig) -> Result<Checked, Vec<Problem>> {
     }
 }
 
-/// Reads a draft, and notes what is wrong with it.
+/// Reads the values of a `RawConfig` and collects problems and warnings.
 pub(super) struct Reader<'a> {
     pub(super) raw: &'a RawConfig,
     pub(super) problems: Vec<Problem>,
@@ -113,7 +115,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The document itself was read before; here is only whether there are two.
+    /// Checks that at most one document is given. The document itself has already been read.
     fn sources(&mut self) {
         let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
         if self.raw.has_flag(inline) && self.raw.has_flag(file) {
@@ -193,14 +195,15 @@ impl Reader<'_> {
         address
     }
 
-    /// Behind an address of its own, which only counts where there is no port.
+    /// Returns the additional metrics address: `--metrics-port` on all addresses, or else the
+    /// address in `MORIIO_METRICS_ADDR`.
     fn metrics(&mut self) -> Option<SocketAddr> {
         const VARIABLE: &str = "MORIIO_METRICS_ADDR";
         let port = self.number(&keys::METRICS_PORT, 0, u16::MAX, "a port, or 0 for off");
         if port != 0 {
             return Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
         }
-        // "0" is how controller-runtime, which reads it there, spells "off".
+        // In controller-runtime, which reads this variable in pd-sidecar, "0" means off.
         let text = self.raw.variable(VARIABLE).filter(|text| *text != "0")?;
         let address = values::address(text);
         if address.is_none() {
