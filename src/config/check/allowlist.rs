@@ -1,4 +1,4 @@
-//! The allowlist of targets: whether there is one, and what it is made of.
+//! Checks the allowlist of targets: whether it is enabled, and its sources.
 
 use std::path::PathBuf;
 
@@ -7,9 +7,9 @@ use super::super::{AllowlistConfig, PoolGroup, PoolRef, Source};
 use super::Reader;
 use crate::fleet::AllowRule;
 
-/// Of a pool that names none.
+/// Namespace of a pool that is given without one.
 const NAMESPACE_DEFAULT: &str = "default";
-/// Longest name of a Kubernetes object.
+/// Longest name of a Kubernetes object in bytes.
 const OBJECT_NAME_BYTES_MAX: usize = 253;
 
 impl Reader<'_> {
@@ -23,7 +23,7 @@ impl Reader<'_> {
                 .map(PathBuf::from),
             pool: self.pool(),
         };
-        // Also where they are wrong: that is a problem of its own.
+        // Invalid rules count here too; they are reported as a separate problem.
         let own = !self.text(&keys::ALLOW_TARGET).is_empty() || allowlist.rules_file.is_some();
         if own && !asked && *self.raw.source(switch) != Source::Default {
             self.problem(
@@ -95,7 +95,7 @@ impl Reader<'_> {
     }
 }
 
-/// Whether this can name a Kubernetes object: it becomes part of a URL.
+/// Returns whether `text` is a valid Kubernetes object name. It is inserted into a URL.
 fn is_object_name(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
@@ -112,7 +112,7 @@ mod tests {
     use super::super::tests::{Given, checked, checked_in, problems};
     use super::*;
 
-    /// Rules, a file, a pool.
+    /// Number of rules, whether there is a file, whether there is a pool.
     type Parts = Option<(usize, bool, bool)>;
 
     const ON: (&super::super::super::Key, &str) = (&keys::ENABLE_SSRF_PROTECTION, "true");

@@ -1,4 +1,4 @@
-//! `MoRI-IO`: what its flags and variables say, and whether the pods add up.
+//! Checks the `MoRI-IO` flags and variables, including the numbers of pods and ranks.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::super::{KvConnector, MoriConfig, units};
 use super::Reader;
 use crate::fleet::Target;
 
-/// Tensor- and data-parallel sizes above this are typing errors.
+/// Upper limit of tensor- and data-parallel sizes. A larger value is a typing error.
 const PARALLEL_SIZE_MAX: u32 = 65_536;
 
 impl Reader<'_> {
@@ -92,7 +92,8 @@ impl Reader<'_> {
         })
     }
 
-    /// Several pods have to share the ranks evenly, or a rank's pod could not be told.
+    /// Checks that several pods share the ranks evenly. Otherwise the pod of a rank could not be
+    /// determined.
     fn check_pods(&mut self, key: &Key, mori: &MoriConfig, hosts: &[String]) {
         if hosts.len() < 2 {
             return;

@@ -1,4 +1,4 @@
-//! How prefill and decode are told apart and brought together: connectors, their ports, the handoff.
+//! Checks the prefill/decode settings: connectors, their ports, retries and the handoff.
 
 use std::time::Duration;
 
@@ -10,17 +10,18 @@ use super::super::{
 };
 use super::Reader;
 
-/// More prefill attempts than this only prolong an outage.
+/// Maximum number of prefill retries. More would only prolong an outage.
 const PREFILL_RETRIES_MAX: u32 = 100;
-/// Lease of a handoff in the engine (vLLM's NIXL connector): older blocks may be another prompt's.
+/// Lease of a handoff in vLLM's NIXL connector. After it, the blocks may contain another prompt's
+/// KV cache (`docs/engines.md#handoffs`).
 const ENGINE_LEASE: Duration = Duration::from_secs(30);
-/// Where `SGLang`'s engines have their bootstrap server. It has no flag in pd-sidecar.
+/// Default port of the bootstrap server of `SGLang` engines. pd-sidecar has no flag for it.
 const SGLANG_BOOTSTRAP_PORT: u16 = 8998;
-/// An engine's context is shorter than this many tokens.
+/// Maximum chunk size in tokens. The context of an engine is shorter than this.
 const CHUNK_TOKENS_MAX: u32 = 1 << 30;
 
 impl Reader<'_> {
-    /// Everything about prefill and decode, for that many ranks.
+    /// Reads the prefill/decode settings for `size` ranks.
     pub(super) fn pd(&mut self, size: u32) -> PdConfig {
         let connector = self.connector();
         let (prefill_retries_max, prefill_retry_backoff) = self.retries();
@@ -112,7 +113,7 @@ impl Reader<'_> {
         (tokens != 0).then_some(tokens)
     }
 
-    /// Repeats of a prefill, and the wait before each.
+    /// Reads the number of prefill retries and the pause before each.
     fn retries(&mut self) -> (u32, Duration) {
         let retries = self.count(&keys::PREFILL_MAX_RETRIES, 0, PREFILL_RETRIES_MAX);
         let backoff = self.duration(&keys::PREFILL_RETRY_BACKOFF);

@@ -1,6 +1,7 @@
-//! OpenTelemetry by its own variables, as far as they reach an exporter of ours.
+//! Reads the standard OpenTelemetry variables that apply to tracing (`docs/tracing.md`).
 //!
-//! `--tracing` turns it on. A variable of the traces goes before the one for all signals.
+//! `--tracing` enables tracing. A variable for traces takes precedence over the one for all
+//! signals.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use super::super::keys;
 use super::super::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig, units};
 use super::Reader;
 
-/// pd-sidecar's defaults, and the specification's.
+/// Defaults of pd-sidecar; the export timeout is the default of the OpenTelemetry specification.
 const SERVICE_NAME: &str = "llm-d-disagg-sidecar";
 const RECORDED_PER_MILLION: u32 = 100_000;
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,11 +18,11 @@ const ALL_RECORDED: u32 = 1_000_000;
 const EXPORTER: &str = "OTEL_TRACES_EXPORTER";
 const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
 const SAMPLER_ARG: &str = "OTEL_TRACES_SAMPLER_ARG";
-/// Attribute of the resource that the service's name is.
+/// The resource attribute with the service name.
 const SERVICE_NAME_ATTRIBUTE: &str = "service.name";
 
 impl Reader<'_> {
-    /// Nothing without `--tracing`, and nothing is looked at then.
+    /// Returns `None` without `--tracing`; the variables are not read then.
     pub(super) fn tracing(&mut self) -> Option<TracingConfig> {
         if !self.switch(&keys::TRACING) {
             return None;
@@ -118,7 +119,9 @@ impl Reader<'_> {
         }
     }
 
-    /// The collector's URL. Plain text where nothing is said about it.
+    /// Returns the URL of the collector. The default is localhost: over plain text, unless
+    /// `INSECURE` is false, or is unset and a certificate is given. An endpoint without a scheme
+    /// uses TLS, unless `INSECURE` is true.
     fn endpoint(&mut self, protocol: OtlpProtocol, certificate: bool) -> String {
         let (name, insecure) = self.signal("INSECURE");
         let insecure = insecure.and_then(|_| {
@@ -161,7 +164,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A variable of the exporter: the name it is set under, and its value.
+    /// Returns the name under which an exporter variable is set, and its value.
     fn signal(&self, what: &str) -> (String, Option<String>) {
         let traces = format!("OTEL_EXPORTER_OTLP_TRACES_{what}");
         let all = format!("OTEL_EXPORTER_OTLP_{what}");
@@ -173,7 +176,8 @@ impl Reader<'_> {
         (name, value)
     }
 
-    /// `name=value,name=value`, with percent escapes in the values. Never says what was in a value.
+    /// Parses `name=value,name=value` with percent-encoded values. Warnings never contain a value,
+    /// because values can be credentials.
     fn pairs(&mut self, name: &str) -> Vec<(String, String)> {
         let text = self.raw.variable(name).unwrap_or_default();
         let mut pairs = Vec::new();
@@ -193,7 +197,7 @@ impl Reader<'_> {
     }
 }
 
-/// The path of a URL, if it is one a collector can have.
+/// Returns the path of a URL, or `None` if the URL is not valid for a collector.
 fn path(url: &str) -> Option<&str> {
     let rest = url
         .strip_prefix("http://")
@@ -207,7 +211,7 @@ fn path(url: &str) -> Option<&str> {
 
 fn per_million(text: &str) -> Option<u32> {
     let ratio = text.parse::<f64>().ok()?;
-    // In range and a number, so it fits.
+    // The ratio is from 0 to 1, so the conversion cannot overflow.
     (0.0..=1.0)
         .contains(&ratio)
         .then(|| (ratio * f64::from(ALL_RECORDED)).round() as u32)
@@ -222,7 +226,7 @@ fn pair(item: &str) -> Option<(String, String)> {
     (is_name && is_value).then(|| (name.to_owned(), value))
 }
 
-/// Percent escapes resolved.
+/// Decodes percent-encoded text.
 fn unescaped(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -393,7 +397,7 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ] {
             let environment = [("OTEL_TRACES_EXPORTER", "otlp"), (name, value)];
-            // The first of a name is the one that is found.
+            // `checked_in` uses the first entry of a name.
             let environment: Vec<_> = environment.into_iter().rev().collect();
             let got = problems_in(&environment, &[ON]);
             assert!(got[0].starts_with(&format!("{name}: `{value}`")), "{got:?}");
