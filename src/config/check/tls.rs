@@ -1,4 +1,4 @@
-//! TLS: which side speaks it, and what it is shown and trusts. No file is read here.
+//! Checks the TLS settings. Certificate and key files are not read here.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use super::super::keys::{self, Key};
 use super::super::{Identity, ListenerTls, TlsConfig, UpstreamTls};
 use super::Reader;
 
-/// What `--enable-tls` names.
+/// The values of `--enable-tls`: the kinds of engines.
 const STAGES: [&str; 3] = ["prefiller", "decoder", "encoder"];
 
 impl Reader<'_> {
@@ -108,7 +108,8 @@ mod tests {
     use super::super::tests::{Given, checked, problems};
     use super::*;
 
-    /// Off, verified, unverified.
+    /// Returns `None` (off), `Some(true)` (verified) or `Some(false)` (not verified) per kind of
+    /// engine.
     fn stages(given: Given<'_>) -> [Option<bool>; 3] {
         let tls = checked(given).config.tls;
         [tls.prefiller, tls.decoder, tls.encoder].map(|stage| stage.map(|tls| tls.verify))
@@ -131,7 +132,7 @@ mod tests {
                 &[(on, "prefiller,decoder"), (skip, "decoder")],
                 [Some(true), Some(false), None],
             ),
-            // It turns nothing on.
+            // `--tls-insecure-skip-verify` alone does not enable TLS.
             (&[(skip, "prefiller,encoder")], [None, None, None]),
         ];
         for (given, want) in table {

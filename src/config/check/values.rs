@@ -1,6 +1,6 @@
-//! Values of every kind: durations, sizes, numbers, lists, choices.
+//! Reads values by type: durations, sizes, numbers, lists, choices.
 //!
-//! What cannot be read is noted as a problem, and a stand-in goes on.
+//! A value that cannot be parsed is recorded as a problem and replaced by a placeholder.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::super::units::{self, UnitError};
 use super::{Problem, Reader};
 
 impl<'a> Reader<'a> {
-    /// What is given for `key`, or its default.
+    /// Returns the text given for `key`, or its default.
     pub(in crate::config) fn text(&self, key: &Key) -> &'a str {
         self.raw.text(key)
     }
@@ -24,7 +24,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A bound that can be off.
+    /// Reads a time limit; `off` is `None`.
     pub(in crate::config) fn timeout(&mut self, key: &Key) -> Option<Duration> {
         if self.text(key) == "off" {
             return None;
@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A size above zero.
+    /// Reads a size above zero.
     pub(in crate::config) fn size(&mut self, key: &Key) -> u64 {
         match units::size(self.text(key)) {
             Ok(value) if value > 0 => value,
@@ -86,7 +86,7 @@ impl<'a> Reader<'a> {
         self.number(key, min, max, &format!("a number from {min} to {max}"))
     }
 
-    /// One of `choices`, which is never empty.
+    /// Reads one of `choices`, which must not be empty.
     pub(in crate::config) fn choice<T: Copy>(&mut self, key: &Key, choices: &[(&str, T)]) -> T {
         let text = self.text(key);
         if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
         self.problem(key, &text);
     }
 
-    /// Notes that `text` is none of `names`.
+    /// Records that `text` is not one of `names`.
     pub(in crate::config) fn unknown(&mut self, key: &Key, text: &str, names: &[&str]) {
         let nearest = did_you_mean(text, names.iter().copied());
         let names = either(names);
@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
         self.problem(key, &text);
     }
 
-    /// A number with both ends allowed; `wanted` is what to give in place of another.
+    /// Reads a number from `min` to `max`, both included. `wanted` describes the valid values.
     pub(in crate::config) fn number<T>(&mut self, key: &Key, min: T, max: T, wanted: &str) -> T
     where
         T: Copy + PartialOrd + std::str::FromStr,
@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
         self.number(key, 1, u16::MAX, "a port from 1 to 65535")
     }
 
-    /// The items of a list.
+    /// Returns the items of a list.
     pub(in crate::config) fn list(&self, key: &Key) -> impl Iterator<Item = &'a str> + use<'a> {
         let text = self.text(key);
         let items = (!text.trim().is_empty()).then(|| text.split(','));
@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
         self.raw.given(key).is_some()
     }
 
-    /// Notes a problem with what was written for `key`, wherever that was.
+    /// Records a problem with the value of `key`, under the source of the value.
     pub(in crate::config) fn problem(&mut self, key: &Key, text: &str) {
         let place = match self.raw.source(key) {
             Source::Flag(name) => format!("--{name}"),
@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
         self.refuse(place, text);
     }
 
-    /// Notes a problem with a variable.
+    /// Records an invalid value of an environment variable.
     pub(in crate::config) fn refuse_variable(&mut self, name: &str, wanted: &str) {
         let text = self.raw.variable(name).unwrap_or_default();
         let text = format!("`{text}` is not valid; give {wanted}");
@@ -168,8 +168,8 @@ impl<'a> Reader<'a> {
         });
     }
 
-    /// A variable's value, or `default` where there is none or, with a warning, where it cannot be
-    /// read. pd-sidecar gives no warning.
+    /// Returns the value of an environment variable. If it is unset, returns `default`; if it
+    /// cannot be parsed, also adds a warning, unlike pd-sidecar.
     pub(in crate::config) fn variable<T>(
         &mut self,
         name: &str,
@@ -188,7 +188,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// `a`, `a or b`, `a, b or c`.
+/// Formats names as `a`, `a or b` or `a, b or c`.
 fn either(names: &[&str]) -> String {
     match names {
         [] => String::new(),
@@ -197,7 +197,7 @@ fn either(names: &[&str]) -> String {
     }
 }
 
-/// An address and a port as Go's servers take them: no host is all addresses.
+/// Parses an address and a port in the form used by Go servers: an empty host means all addresses.
 pub(super) fn address(text: &str) -> Option<SocketAddr> {
     match text.rsplit_once(':')? {
         ("", port) => Some(SocketAddr::from((
