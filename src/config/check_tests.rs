@@ -1,4 +1,5 @@
-//! Tables of the checks; G2 and G3 are rows of the pd-sidecar conformance list.
+//! Tests of the checks. G2 and G3 are rows of the conformance suite
+//! (`docs/pd-sidecar.md#conformance`).
 
 use super::*;
 use crate::config::{EcConnector, Key, KvConnector, ListenAddress, OnPrefillFailure, RankConfig};
@@ -6,7 +7,7 @@ use crate::fleet::Target;
 
 pub(in crate::config) type Given<'a> = &'a [(&'a Key, &'a str)];
 
-/// Flags on top of a plain sidecar, in an environment.
+/// Creates a configuration from environment variables and flags, with `--secure-proxy=false`.
 pub(in crate::config) fn draft_in(
     environment: &[(&str, &str)],
     given: &[(&Key, &str)],
@@ -420,7 +421,7 @@ fn sockets_that_cannot_be() {
     let socket = (&MODEL_SERVER_SOCKET, "/run/vllm.sock");
     let longest = format!("/{}", "x".repeat(106));
     let long = format!("{longest}x");
-    // Ten ranks fit, the eleventh does not.
+    // The paths of ten ranks fit; the eleventh has one digit more.
     let growing = format!("/{}{{rank}}", "x".repeat(105));
     let ranks = |size| (&DATA_PARALLEL_SIZE, size);
     let table: &[(Given<'_>, &str)] = &[
@@ -484,7 +485,7 @@ fn sockets_that_cannot_be() {
     assert!(problems(&[(&MODEL_SERVER_SOCKET, &growing), ranks("10")]).is_empty());
 }
 
-/// The ports of a decoder that has none are nobody's.
+/// The default port of the decoder is not reserved if the decoder uses a socket.
 #[test]
 fn a_decoder_behind_a_socket_leaves_all_ports_free() {
     use keys::{ADMIN_ADDRESS, MODEL_SERVER_SOCKET, PORT};
@@ -549,16 +550,16 @@ fn every_timeout_can_be_off() {
 
 #[test]
 fn every_key_is_read() {
-    // A key nobody reads would accept anything.
+    // A key that no check reads would accept any value.
     let free = [
         "access-log",
         // Paths.
         "cert-path",
         "tls-ca-file",
         "allow-targets-file",
-        // Looked at only where it matters: a foreign POD_IP must not stop a start.
+        // Checked only in write mode: an unusual POD_IP must not prevent startup otherwise.
         "moriio-local-pod-ip",
-        // Taken apart by the command line.
+        // Parsed by the command line.
         "configuration",
         "configuration-file",
     ];
@@ -657,7 +658,7 @@ fn variables_hold_where_no_flag_does() {
     assert_eq!(ports(unreadable, &[]), ((8998, 7777, 8998), 3));
     assert_eq!(ports(unreadable, flags), ((1, 2, 8998), 1));
     assert_eq!(ports(empty, &[]), ((8998, 7777, 8998), 0));
-    // A number, but no port: nobody can have meant that.
+    // A number that is not a valid port is an error, not just a warning.
     let got = problems_in(&[("P2P_CONNECTOR_PORT", "70000")], &[]);
     assert_eq!(
         got,
