@@ -1,8 +1,8 @@
-//! Where shards run, as an operator writes it: `auto`, `8-15`, `near:gpu0`, `numa:1`.
+//! The value of `--cores`: `auto`, `8-15`, `near:gpu0`, `numa:1`.
 //!
-//! A list of CPUs is one shard for each of them. `near:` and `numa:` name a place, and the machine's
-//! layout says at the start which CPUs that is (`sys::plan_cores`): one shard, or as many as a
-//! `*N` behind it says. Reading knows no machine: whether there is such a GPU is not known here.
+//! A list of CPUs means one shard on each of them. `near:` and `numa:` name a part of the machine,
+//! which `sys::plan_cores` maps to CPUs at startup. They mean one shard, or N with the suffix `*N`.
+//! Parsing does not depend on the machine: it does not check whether a device exists.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,25 +10,26 @@ use std::str::FromStr;
 use super::nearest::{TYPO_DISTANCE_MAX, distance};
 use super::units::{self, CPU_MAX, UnitError, show_cpus};
 
-/// Longest device name taken, in bytes: the kernel's bound for RDMA devices; interfaces have 15.
+/// Longest accepted device name in bytes: the kernel's limit for RDMA devices. Network interface
+/// names have at most 15 bytes.
 const DEVICE_NAME_BYTES_MAX: usize = 64;
-/// What a value of `--cores` can look like, for messages.
+/// The valid forms of `--cores`, for messages.
 const FORMS: &str = "auto, CPU names (1 or 0-3,8; not a count), near:gpu0, near:gpu0-3, near:eth0, \
                      near:mlx5_0, near:0000:3b:00.0 or numa:1; *N behind near: and numa: gives N \
                      shards";
 
-/// Where to run.
+/// The CPUs to run shards on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cores {
-    /// One shard inside the CPUs this process may use.
+    /// One shard on a CPU chosen from those this process may use.
     Auto,
-    /// One pinned shard per named CPU.
+    /// One pinned shard on each listed CPU.
     List(Vec<usize>),
-    /// Pinned shards on the best CPUs of a place.
+    /// Pinned shards on the best CPUs of a part of the machine.
     At {
-        /// Where.
+        /// The part of the machine.
         place: Place,
-        /// How many, from 1 to `CPU_MAX`.
+        /// Number of shards, from 1 to `CPU_MAX`.
         shards: usize,
     },
 }
@@ -36,17 +37,17 @@ pub enum Cores {
 /// A part of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Beside these GPUs, numbered from 0 as `nvidia-smi` does: by PCI address.
+    /// The CPUs near these GPUs, numbered from 0 by PCI address, as in `nvidia-smi`.
     Gpus(Vec<usize>),
-    /// Beside the device at this PCI address.
+    /// The CPUs near the device with this PCI address.
     Pci(PciAddress),
-    /// Beside this network interface or RDMA device.
+    /// The CPUs near this network interface or RDMA device.
     Device(String),
-    /// On these NUMA nodes.
+    /// The CPUs of these NUMA nodes.
     Nodes(Vec<usize>),
 }
 
-/// Where a device sits on the PCI buses. Ordered as the kernel and the GPU drivers count.
+/// A PCI address. Ordered like the device numbering of the kernel and the GPU drivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PciAddress {
     domain: u32,
@@ -56,7 +57,7 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// Reads `0000:3b:00.0`, `3b:00.0` or nvidia-smi's `00000000:3B:00.0`.
+    /// Parses `0000:3b:00.0`, `3b:00.0` or nvidia-smi's `00000000:3B:00.0`.
     #[must_use]
     pub fn read(text: &str) -> Option<Self> {
         let (front, function) = text.split_once('.')?;
@@ -110,23 +111,24 @@ impl fmt::Display for Cores {
     }
 }
 
-/// What is wrong with a value of `--cores`.
+/// Reason why a value of `--cores` is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CoresError {
-    /// Neither a known word nor a list of CPUs.
+    /// The value is neither a known word nor a list of CPUs.
     Cpus(UnitError),
-    /// Behind `near:gpu`.
+    /// The list after `near:gpu` is not valid.
     Gpus(UnitError),
-    /// Behind `numa:`.
+    /// The list after `numa:` is not valid.
     Nodes(UnitError),
-    /// Behind `near:`: not the name of a device.
+    /// The text after `near:` is not a device name or PCI address.
     Device,
-    /// Behind `*`: not a number of shards.
+    /// The text after `*` is not a number of shards.
     Shards,
 }
 
 impl CoresError {
-    /// The whole sentence about `text`, with what was probably meant.
+    /// Returns the complete message about the value `text`, with a suggestion if one is near
+    /// enough.
     #[must_use]
     pub fn explain(self, text: &str) -> String {
         let list = |error, what: &str| match error {
@@ -182,8 +184,8 @@ impl FromStr for Cores {
     }
 }
 
-/// What stands behind `near:`. An interface called `gpu` and a digit would be a GPU here; its PCI
-/// address still names it.
+/// Parses the text after `near:`. An interface whose name is `gpu` and a number is taken for a GPU;
+/// it can still be named by its PCI address.
 fn device(text: &str) -> Result<Place, CoresError> {
     // `nvidia-smi topo -m` writes GPU0.
     if let Some(numbers) = text
@@ -210,7 +212,7 @@ fn device(text: &str) -> Result<Place, CoresError> {
     }
 }
 
-/// The nearest value that can be read, if there is one near enough.
+/// Returns the nearest valid value, if one is near enough.
 fn meant(text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     let (word, rest) = lower.split_once(':').unwrap_or((&lower, ""));
@@ -223,7 +225,7 @@ fn meant(text: &str) -> Option<String> {
     if word == "node" {
         candidates.push((0, format!("numa:{rest}")));
     }
-    // Without the word in front.
+    // The prefix `near:` is missing.
     if lower.starts_with("gpu") || PciAddress::read(&lower).is_some() {
         candidates.push((0, format!("near:{lower}")));
     }
