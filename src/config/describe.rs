@@ -1,4 +1,4 @@
-//! What was decided, in words, for the start of the log.
+//! A readable summary of the configuration, for the log at startup and for `ringside check-config`.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{
 };
 
 impl LogLevel {
-    /// The name operators write.
+    /// Returns the level's name as used in the configuration.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -24,7 +24,7 @@ impl LogLevel {
 }
 
 impl Config {
-    /// Every decision as a name and a text, in the order an operator looks for them.
+    /// Returns the settings as pairs of name and description, in a fixed order.
     #[must_use]
     pub fn describe(&self) -> Vec<(String, String)> {
         let mut lines = Vec::new();
@@ -311,7 +311,7 @@ fn bound(value: Option<Duration>) -> String {
     value.map_or_else(|| "off".to_owned(), show_duration)
 }
 
-/// First and last of the ranks, or the only one.
+/// Formats the first and the last rank, or the only one.
 fn span(ranks: &[RankConfig], show: impl Fn(&RankConfig) -> String) -> String {
     match ranks {
         [] => String::new(),

@@ -1,7 +1,7 @@
-//! The YAML document: keys are flags without dashes, values what the flags take.
+//! The configuration document (YAML): keys are flags without dashes, with the values of the flags.
 //!
-//! As in pd-sidecar, nothing and `0` count as not written, except for switches and
-//! `prefill-max-retries`; a key that nobody knows is a problem.
+//! As in pd-sidecar, an empty value and `0` count as not given, except for switches and
+//! `prefill-max-retries`. An unknown key is a problem.
 
 use super::keys::{self, Key, Kind};
 use super::nearest::did_you_mean;
@@ -9,8 +9,8 @@ use super::yaml::{self, Entry, Value};
 use super::{Problem, RawConfig, removed, units};
 
 impl RawConfig {
-    /// Takes over what a document says; `name` is its file, or the flag it was given with. Every
-    /// problem with it is noted.
+    /// Adds the values of a document. `name` is its file, or the flag that contains it. Records all
+    /// problems.
     pub fn read_document(&mut self, name: &str, text: &str) {
         match yaml::read(text) {
             Ok(entries) => {
@@ -54,7 +54,8 @@ impl RawConfig {
     }
 }
 
-/// As a flag is read, and as YAML 1.1 spells it besides.
+/// Parses a switch like a flag does, and additionally accepts YAML 1.1's `yes`, `no`, `on` and
+/// `off`.
 fn switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "yes" | "on" => Some(true),
@@ -74,7 +75,7 @@ fn known(name: &str) -> Result<&'static Key, String> {
     if let Some(instead) = removed::replacement(name) {
         return Err(format!("`{name}` is no key any more; write `{instead}`"));
     }
-    // In YAML the colon ends a key only before a blank.
+    // In YAML, a colon ends a key only if white space follows.
     if let Some((before, _)) = name.split_once(':')
         && known().any(|key| key.name == before)
     {
@@ -92,14 +93,14 @@ fn problem(name: &str, text: &str, line: u64, column: u64, why: String) -> Probl
     }
 }
 
-/// The line, and a mark below the column.
+/// Returns the line, with a marker below the column.
 fn excerpt(text: &str, line: u64, column: u64) -> String {
     let index = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
     let Some(shown) = text.lines().nth(index) else {
         return String::new();
     };
     let before = usize::try_from(column.saturating_sub(1)).unwrap_or(0);
-    // Tabs stay, so that the mark is below what it means.
+    // Tabs are kept, so that the marker is aligned with the text above.
     let indent: String = shown
         .chars()
         .take(before)
