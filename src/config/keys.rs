@@ -1,37 +1,37 @@
-//! Every key of the sidecar's configuration: name, default, help.
+//! The configuration keys of `ringside sidecar`: name, default and help text.
 //!
-//! One table serves the parser, `--help` and the checks, so that a key cannot exist in one of them
-//! only. Names are pd-sidecar's where it has the key.
+//! The command line parser, `--help` and the checks all use this one table, so a key cannot be
+//! missing from one of them. A key that pd-sidecar also has keeps pd-sidecar's name.
 
-/// Heading a key is listed under in `--help`.
+/// Heading under which `--help` lists a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// Where clients connect.
+    /// Listening addresses for clients.
     Listen,
-    /// The local decoder and the connections to engines.
+    /// The local decoder and connections to engines.
     Engine,
     /// Prefill/decode disaggregation.
     PrefillDecode,
     /// `MoRI-IO`, a mode of nixlv2.
     MoriIo,
-    /// Encryption.
+    /// TLS.
     Tls,
-    /// Which engines requests may name.
+    /// Targets that requests may name.
     Allowlist,
-    /// Bounds on bytes.
+    /// Size limits.
     Limits,
-    /// Bounds on time.
+    /// Time limits.
     Timeouts,
-    /// Logs, metrics, admin port.
+    /// Logs, metrics, tracing and the admin server.
     Observability,
-    /// Threads and cores.
+    /// Threads and CPUs.
     Performance,
-    /// Where the values above may come from besides.
+    /// Configuration documents.
     Configuration,
 }
 
 impl Group {
-    /// The heading.
+    /// Returns the heading text.
     #[must_use]
     pub const fn heading(self) -> &'static str {
         match self {
@@ -50,33 +50,33 @@ impl Group {
     }
 }
 
-/// What follows the key on the command line.
+/// The form of a key's value on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `--key`, `--key=true` or `--key=false`, never `--key true`.
     Switch,
-    /// `--key value` or `--key=value`; the name shown for the value.
+    /// `--key value` or `--key=value`. Contains the placeholder shown in `--help`.
     Value(&'static str),
-    /// The same, repeatable, each with one value or several with commas between them.
+    /// Like `Value`, but repeatable; each occurrence has one value or several, separated by commas.
     List(&'static str),
 }
 
-/// One key.
+/// One configuration key.
 #[derive(Debug)]
 pub struct Key {
-    /// Name without dashes.
+    /// Name without leading dashes.
     pub name: &'static str,
-    /// What follows it.
+    /// Form of its value.
     pub kind: Kind,
-    /// What holds when it is not given; empty when that is nothing.
+    /// Default value; empty if there is none.
     pub default: &'static str,
-    /// The variable that holds before the default.
+    /// Environment variable that takes precedence over the default.
     pub environment: Option<&'static str>,
     /// Heading in `--help`.
     pub group: Group,
-    /// Whether `-h` shows it too.
+    /// Whether the short help (`-h`) lists it.
     pub common: bool,
-    /// One sentence.
+    /// Help text, without the final full stop.
     pub help: &'static str,
 }
 
