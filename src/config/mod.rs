@@ -1,8 +1,9 @@
-//! The checked configuration.
+//! The configuration.
 //!
-//! `RawConfig` is what was written, `check` turns it into a `Config` or into all of its problems at
-//! once. A `Config` is immutable and holds values only: nothing downstream knows a flag. Reads no
-//! environment, no file and no socket; the command line hands everything in.
+//! A [`RawConfig`] contains the values as written. [`check()`] turns it into a [`Config`], or
+//! returns all problems together. A `Config` is immutable and contains values only; the modules
+//! that use it do not depend on flags. This module reads no environment variables, files or
+//! sockets: the command line passes everything in.
 
 mod allowlist;
 mod check;
@@ -37,63 +38,64 @@ use crate::json::Watch;
 pub use crate::pd::options::{ConnectorPorts, EcConnector, KvConnector, MoriConfig};
 use crate::pd::request::owned;
 
-/// Everything the program was told, checked.
+/// The complete, checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// One entry per data-parallel rank, in rank order; never empty.
     pub ranks: Vec<RankConfig>,
-    /// Address of this pod as others name it; part of the rank lookup key.
+    /// Address of this pod (`POD_IP`), as other pods write it in routing header fields.
     pub pod_ip: Option<String>,
-    /// Prefill/decode.
+    /// Prefill/decode settings.
     pub pd: PdConfig,
-    /// Encryption.
+    /// TLS settings.
     pub tls: TlsConfig,
-    /// Which engines requests may name; `None` is any.
+    /// Targets that requests may name; `None` allows any.
     pub allowlist: Option<AllowlistConfig>,
-    /// OpenTelemetry; `None` is off.
+    /// OpenTelemetry tracing; `None` is off.
     pub tracing: Option<TracingConfig>,
-    /// Where metrics are served besides the admin server.
+    /// Additional address for `/metrics`, besides the admin server; `None` is off.
     pub metrics: Option<SocketAddr>,
-    /// Bounds on time.
+    /// Time limits.
     pub timeouts: Timeouts,
-    /// Connections to engines.
+    /// Settings of pooled connections to engines.
     pub upstream: UpstreamConfig,
-    /// Bounds on held bodies.
+    /// Size limits of buffered bodies.
     pub limits: BodyLimits,
-    /// Where to run.
+    /// CPUs to run shards on.
     pub cores: Cores,
-    /// How long a shard keeps looking for events after the last one before it sleeps.
+    /// Time a shard polls for events after the last one before it sleeps; `None` sleeps
+    /// immediately.
     pub busy_poll: Option<Duration>,
-    /// Where the admin server listens; `None` is off.
+    /// Address of the admin server; `None` is off.
     pub admin: Option<SocketAddr>,
-    /// Logs.
+    /// Log settings.
     pub log: LogConfig,
-    /// What happens on SIGTERM.
+    /// Drain settings.
     pub drain: DrainConfig,
 }
 
-/// One local rank: where clients reach it and where its decoder is.
+/// A local rank: its listening address and its decoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankConfig {
-    /// Rank number, from 0.
+    /// Rank number, starting at 0.
     pub rank: u32,
-    /// Where clients connect.
+    /// Listening address for clients.
     pub listen: ListenAddress,
-    /// Its decoder.
+    /// Location of its decoder.
     pub decoder: Target,
 }
 
-/// Where a listener binds.
+/// The address a listener binds to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ListenAddress {
-    /// All addresses, IPv6 and IPv4 through one socket; IPv4 only where IPv6 is disabled.
+    /// All IPv6 and IPv4 addresses with one socket, or all IPv4 addresses if IPv6 is disabled.
     DualStack(u16),
-    /// This address only.
+    /// A single address.
     Address(SocketAddr),
 }
 
 impl ListenAddress {
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub const fn port(self) -> u16 {
         match self {
@@ -117,48 +119,50 @@ impl fmt::Display for ListenAddress {
 /// Prefill/decode settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PdConfig {
-    /// How KV cache is handed over.
+    /// Protocol for passing the KV cache from prefill to decode.
     pub connector: KvConnector,
-    /// How an encoder's output is handed over; `None`: encoders are not used.
+    /// Protocol for passing encoder output; `None` disables encoders.
     pub encoder: Option<EcConnector>,
-    /// Ports the connectors use.
+    /// Ports used by the connectors.
     pub ports: ConnectorPorts,
-    /// Whether nixlv2 prefillers may be told to pull a cached prefix from a peer.
+    /// Whether `nixlv2` prefillers may be instructed to pull a cached prefix from a peer.
     pub p2p_pull: bool,
-    /// `MoRI-IO`.
+    /// `MoRI-IO` settings.
     pub mori: MoriConfig,
-    /// Tokens decoded per request to the engine in chunked decode; `None`: all in one.
+    /// Tokens per request of chunked decode; `None` decodes everything in one request.
     pub decode_chunk_tokens: Option<u32>,
-    /// What a failed prefill leads to.
+    /// Action after a failed prefill.
     pub on_prefill_failure: OnPrefillFailure,
-    /// Whether a client's own transfer parameters reach engines.
+    /// Whether transfer parameters sent by clients are passed to engines
+    /// (`docs/engines.md#client-supplied-parameters`).
     pub trust_client_kv: bool,
-    /// Whether the prefiller is asked to give up KV cache that nobody will fetch.
+    /// Whether the prefiller is made to free KV cache that no decoder will fetch
+    /// (`docs/stranded-kv.md`).
     pub release_stranded_kv: bool,
-    /// Random prefill candidate instead of the first.
+    /// Whether a random prefill candidate is chosen instead of the first.
     pub prefiller_sampling: bool,
-    /// Repeats of a prefill that answered 502, 503 or 504.
+    /// Retries of a prefill whose connection fails or that returns 502, 503 or 504.
     pub prefill_retries_max: u32,
-    /// Wait between prefill attempts.
+    /// Pause before each prefill retry.
     pub prefill_retry_backoff: Duration,
-    /// Total bound of one prefill attempt.
+    /// Time limit for one prefill attempt; `None` is off.
     pub prefill_timeout: Option<Duration>,
-    /// What a prefill answer without a usable handoff leads to.
+    /// Action when there is no usable handoff.
     pub on_missing_kv: OnMissingKv,
-    /// Oldest handoff that is still used.
+    /// Maximum age at which a handoff is still used (`docs/engines.md#handoffs`).
     pub handoff_age_max: Duration,
-    /// Our own text instead of the prefiller's for a failed prefill.
+    /// Whether the prefiller's error message is replaced with a generic one.
     pub hide_prefill_errors: bool,
-    /// What a decoder that could not load the KV cache leads to.
+    /// Action when a decoder could not load the KV cache.
     pub on_decode_kv_error: OnDecodeKvError,
-    /// Largest prefill answer in bytes.
+    /// Maximum size of a prefill response in bytes.
     pub prefill_response_bytes_max: usize,
-    /// Whether a flat list of block ids is a valid handoff.
+    /// Whether a handoff with a flat list of block ids is accepted.
     pub allow_flat_blocks: bool,
 }
 
 impl PdConfig {
-    /// The members of a body that clients must not write.
+    /// Returns the body members that must not pass from a client to an engine.
     #[must_use]
     pub const fn owned(&self) -> Watch {
         if self.trust_client_kv {
@@ -169,121 +173,121 @@ impl PdConfig {
     }
 }
 
-/// What a prefill answer without a usable handoff leads to.
+/// Action when there is no usable handoff: a prefill response without one, or one that is too old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnMissingKv {
-    /// The decoder computes the prompt itself.
+    /// The local decoder processes the prompt itself.
     Decode,
-    /// The client gets an error.
+    /// An error is returned to the client.
     Error,
 }
 
-/// What a failed prefill leads to.
+/// Action after a failed prefill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnPrefillFailure {
-    /// The client gets the prefiller's error.
+    /// The prefiller's error is returned to the client.
     Error,
-    /// The decoder computes the prompt itself.
+    /// The local decoder processes the prompt itself.
     Decode,
 }
 
-/// What a decoder that could not load the KV cache leads to.
+/// Action when a decoder could not load the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDecodeKvError {
-    /// One more decode, without the handoff.
+    /// Decode is repeated once, without the handoff.
     Recompute,
-    /// The client gets the error.
+    /// The decoder's error is returned to the client.
     Error,
 }
 
-/// Bounds on time; `None` is off.
+/// Time limits; `None` is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// Connecting to an engine.
     pub connect: Option<Duration>,
-    /// A client's request head, in total.
+    /// Receiving a complete request head from a client.
     pub head: Option<Duration>,
-    /// A client's upload without progress.
+    /// Time between two reads of a client's request body.
     pub body: Option<Duration>,
-    /// A client that does not take its answer.
+    /// Time a client may go without accepting response data.
     pub client_stall: Option<Duration>,
-    /// An idle client connection.
+    /// Idle time of a client connection.
     pub keepalive: Option<Duration>,
-    /// An engine that is silent before its first answer byte.
+    /// Time until an engine's first response byte.
     pub first_byte: Option<Duration>,
 }
 
-/// Connections to engines.
+/// Settings of pooled connections to engines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
-    /// An idle connection is closed after this long; `units::DURATION_MAX` if never.
+    /// Idle time after which a connection is closed; `units::DURATION_MAX` means never.
     pub idle: Duration,
-    /// Idle connections kept per engine rank.
+    /// Maximum number of idle connections per engine rank.
     pub idle_per_rank_max: usize,
 }
 
-/// Bounds on held bodies, in bytes.
+/// Size limits of buffered bodies, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyLimits {
-    /// One request body.
+    /// Maximum size of one request body.
     pub body_bytes_max: u64,
-    /// All held request bodies together; at least `body_bytes_max`.
+    /// Maximum total size of all buffered request bodies; at least `body_bytes_max`.
     pub body_budget_bytes: u64,
 }
 
-/// Logs.
+/// Settings of the control log and the access log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// Least severe level written.
+    /// Least severe level that is logged.
     pub level: LogLevel,
-    /// Shape of the control log on stderr.
+    /// Format of the control log on stderr.
     pub format: LogFormat,
-    /// Where one line per request goes.
+    /// Destination of the access log.
     pub access: AccessLog,
 }
 
-/// Severity of control log lines.
+/// Level of a control log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Something failed.
+    /// Failures.
     Error,
-    /// Something looks wrong.
+    /// Suspicious conditions.
     Warn,
-    /// Something changed.
+    /// Changes of state.
     Info,
-    /// Details for an operator who is looking.
+    /// Details for operators.
     Debug,
-    /// Details for a developer who is looking.
+    /// Details for developers.
     Trace,
 }
 
-/// Shape of control log lines.
+/// Format of the control log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable lines.
     Text,
-    /// For machines.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where one line per request goes.
+/// Destination of the access log, which has one line per request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessLog {
-    /// Nowhere.
+    /// No access log.
     Off,
     /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
-    /// Appended to this file.
+    /// A file, to which lines are appended.
     File(PathBuf),
 }
 
-/// What happens on SIGTERM.
+/// Behaviour after SIGTERM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DrainConfig {
-    /// How long running requests may take; `None` waits for all of them.
+    /// Time to wait for running requests; `None` waits until all are complete.
     pub timeout: Option<Duration>,
-    /// How long new connections are still accepted.
+    /// Time for which new connections are still accepted.
     pub settle: Duration,
 }
