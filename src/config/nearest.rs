@@ -1,10 +1,12 @@
-//! What was probably meant by a word that nobody knows.
+//! Suggestions for misspelled words.
 
-/// Letters that a mistyped word may differ in.
+/// Edit distance up to which a word counts as a misspelling.
 pub(super) const TYPO_DISTANCE_MAX: usize = 2;
 
-/// The known word nearest to `text`, if there is one near enough. A longer word may differ in more
-/// letters: a third of them, as `pool-gruop-x` may from `pool-group`.
+/// Returns the known word nearest to `text`, if one is near enough.
+///
+/// The distance may be [`TYPO_DISTANCE_MAX`] or a third of the known word's length, whichever is
+/// more: `pool-gruop-x` is near enough to `pool-group`.
 pub(super) fn nearest<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let text = text.to_ascii_lowercase().replace('_', "-");
     let distances = known.into_iter().map(|word| (distance(&text, word), word));
@@ -13,12 +15,12 @@ pub(super) fn nearest<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) 
     (distance <= near && distance < word.len()).then_some(word)
 }
 
-/// "; did you mean `word`?", or nothing.
+/// Returns `; did you mean WORD?` for the nearest word, or an empty text.
 pub(super) fn did_you_mean<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(text, known).map_or_else(String::new, |word| format!("; did you mean `{word}`?"))
 }
 
-/// Letters to insert, drop or replace to get from one word to the other (Levenshtein).
+/// Returns the Levenshtein distance: the number of bytes to insert, remove or replace.
 pub(super) fn distance(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (i, a) in from.bytes().enumerate() {

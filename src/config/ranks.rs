@@ -1,4 +1,4 @@
-//! The ranks: where clients reach each and where its decoder is.
+//! The ranks: the listening address and the decoder of each.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -6,7 +6,7 @@ use super::check::Reader;
 use super::{Config, Key, ListenAddress, RankConfig, keys};
 use crate::fleet::{Address, SocketPath, Target};
 
-/// What stands for the rank's number in the path of its decoder's socket.
+/// Placeholder for the rank number in the path of the decoder's socket.
 const RANK: &str = "{rank}";
 
 impl Reader<'_> {
@@ -33,7 +33,7 @@ impl Reader<'_> {
             .collect()
     }
 
-    /// How many ranks there are.
+    /// Reads the number of ranks.
     pub(super) fn data_parallel_size(&mut self) -> u32 {
         let key = &keys::DATA_PARALLEL_SIZE;
         match self.text(key).parse::<i64>() {
@@ -47,12 +47,12 @@ impl Reader<'_> {
         }
     }
 
-    /// One decoder per port, from the first on.
+    /// Returns one decoder per rank, on consecutive ports.
     fn decoder_ports(&mut self, size: u32) -> Vec<Target> {
         let key = self.model_server_port();
         let port = self.port_range(key, self.text(key), size);
         let host = self.text(&keys::MODEL_SERVER_HOST);
-        // One that is not an address is a name: `Target` takes both, and nothing else.
+        // `Target` accepts IP addresses and host names, and nothing else.
         let decoder = |port| Target::new(host, port);
         let decoders = (0..size)
             .zip(port..=u16::MAX)
@@ -66,7 +66,7 @@ impl Reader<'_> {
         })
     }
 
-    /// One decoder per socket.
+    /// Returns one decoder per rank, each on a Unix socket.
     fn decoder_sockets(&mut self, path: &str, size: u32) -> Vec<Target> {
         let key = &keys::MODEL_SERVER_SOCKET;
         let others = [
@@ -104,7 +104,7 @@ impl Reader<'_> {
             })
     }
 
-    /// The key that names the decoder's port.
+    /// Returns the key that specifies the decoder's port, and warns about the deprecated one.
     fn model_server_port(&mut self) -> &'static Key {
         if self.is_given(&keys::VLLM_PORT) {
             self.warnings.push(
@@ -115,7 +115,7 @@ impl Reader<'_> {
         self.raw.model_server_port()
     }
 
-    /// A port that leaves room for `size` ranks above it.
+    /// Reads a port that is the first of `size` consecutive ports.
     pub(super) fn port_range(&mut self, key: &Key, text: &str, size: u32) -> u16 {
         let Some(port) = text.parse::<u16>().ok().filter(|port| *port != 0) else {
             let text = format!("`{text}` is not a port; give one from 1 to 65535");
@@ -144,8 +144,9 @@ impl Reader<'_> {
         host
     }
 
-    /// Ports that would make us our own engine, or two of our listeners one. A decoder behind a
-    /// Unix socket is no listener of ours, which are TCP.
+    /// Checks for ports that conflict: a listener of this process that would be its own decoder, or
+    /// two listeners on one port. A decoder on a Unix socket cannot conflict, because the listeners
+    /// are TCP.
     pub(super) fn check_overlaps(&mut self, config: &Config) {
         let (Some(rank), Some(last)) = (config.ranks.first(), config.ranks.last()) else {
             return;
@@ -158,7 +159,8 @@ impl Reader<'_> {
             let there = decoder.as_ref();
             there.filter(|(host, ports)| ports.contains(&port) && reaches(listen, host, pod))
         };
-        // Both ranges are contiguous and of equal length: they meet, if at all, at the higher start.
+        // Both ranges are contiguous and equally long, so if they overlap, they overlap at the
+        // higher start.
         let first = decoder.as_ref().map_or(0, |(_, ports)| *ports.start());
         let meet = rank.listen.port().max(first);
         if ours.contains(&meet)
@@ -196,7 +198,7 @@ impl Reader<'_> {
     }
 }
 
-/// Host and port of a decoder that is not behind a Unix socket.
+/// Returns the host and port of a decoder, or `None` if it uses a Unix socket.
 fn host_and_port(decoder: &Target) -> Option<(String, u16)> {
     match (decoder.address(), decoder.name()) {
         (Some(Address::Tcp(address)), _) => Some((address.ip().to_string(), address.port())),
@@ -205,7 +207,7 @@ fn host_and_port(decoder: &Target) -> Option<(String, u16)> {
     }
 }
 
-/// An IP literal, with or without brackets; `localhost` is the IPv4 loopback.
+/// Parses an IP address, with or without brackets. `localhost` is the IPv4 loopback address.
 fn ip(text: &str) -> Option<IpAddr> {
     if text == "localhost" {
         return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -217,7 +219,7 @@ fn ip(text: &str) -> Option<IpAddr> {
     inner.parse().ok()
 }
 
-/// Whether a connection to `host` on the listener's port would arrive at the listener.
+/// Returns whether a connection to `host` on the listener's port would reach the listener.
 fn reaches(listen: ListenAddress, host: &str, pod_ip: Option<&str>) -> bool {
     let local = |address: IpAddr| address.is_loopback() || address.is_unspecified();
     let host = ip(host);
