@@ -1,8 +1,8 @@
-//! What was written, before any check, and which of several values for one key holds.
+//! The values as written, before any check, and their precedence.
 //!
-//! An explicit flag goes before the document (YAML), the document before the environment, the
-//! environment before the default; which of them it was stays known. A value in the environment
-//! that cannot be read does not hold.
+//! A flag takes precedence over the document (YAML), the document over the environment, and the
+//! environment over the default. The source of each value is recorded. An environment value that
+//! cannot be parsed is ignored.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::fmt;
 use super::keys::{self, Key, Kind};
 use super::{Problem, units};
 
-/// Variables that stand for no single key.
+/// Environment variables that do not correspond to a single key.
 const VARIABLES: [&str; 24] = [
     "POD_IP",
     "INFERENCE_POOL_NAMESPACE",
@@ -38,21 +38,21 @@ const VARIABLES: [&str; 24] = [
     "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
 ];
 
-/// Where a value was written.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A flag, by the name it was given under: an old one may stand for another.
+    /// A flag, by the name that was used. This can be the old name of another flag.
     Flag(&'static str),
     /// A line of the YAML document.
     Document {
-        /// Its file, or the flag it was given with.
+        /// The file, or the flag that contains the document.
         name: String,
-        /// From 1.
+        /// Line, starting at 1.
         line: u64,
     },
-    /// A variable.
+    /// An environment variable.
     Environment(&'static str),
-    /// Nowhere.
+    /// The default.
     Default,
 }
 
@@ -67,36 +67,36 @@ impl fmt::Display for Source {
     }
 }
 
-/// A value as it was written, and where.
+/// A value as written, with its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawValue {
-    /// The value; a list's items have commas between them.
+    /// The text. The items of a list are separated by commas.
     pub text: String,
-    /// Where.
+    /// The source.
     pub source: Source,
 }
 
-/// What was written, before any check.
+/// The values as written, before any check.
 #[derive(Clone, Debug, Default)]
 pub struct RawConfig {
     flags: BTreeMap<&'static str, RawValue>,
     document: BTreeMap<&'static str, RawValue>,
-    /// Values that hold for keys, where no flag and no document says otherwise.
+    /// Values of keys that apply if neither a flag nor the document gives one.
     environment: BTreeMap<&'static str, RawValue>,
     defaults: BTreeMap<&'static str, &'static str>,
     variables: BTreeMap<&'static str, String>,
-    /// Found while reading.
+    /// Problems found while reading.
     pub(super) problems: Vec<Problem>,
-    /// Found while reading; one sentence each.
+    /// Warnings found while reading, one sentence each.
     pub(super) warnings: Vec<String>,
 }
 
 impl RawConfig {
-    /// Nothing given, in this environment.
+    /// Creates a configuration without flags or document, with the values of the environment.
     #[must_use]
     pub fn new(environment: &dyn Fn(&str) -> Option<String>) -> Self {
         let mut raw = Self::default();
-        // An empty variable is an unset one.
+        // An empty variable counts as unset.
         let read = |name: &str| environment(name).filter(|text| !text.is_empty());
         for name in VARIABLES {
             if let Some(text) = read(name) {
@@ -115,23 +115,24 @@ impl RawConfig {
         raw
     }
 
-    /// Changes the default of `key`, for a program that had another one.
+    /// Changes the default of `key`. Used when running under the name of a program whose default
+    /// differs.
     pub fn set_default(&mut self, key: &Key, text: &'static str) {
         self.defaults.insert(key.name, text);
     }
 
-    /// Notes a value given as the flag of `key`; a later one replaces it.
+    /// Sets the flag value of `key`. A later value replaces an earlier one.
     pub fn set(&mut self, key: &Key, value: impl Into<String>) {
         self.set_as(key, value, key.name);
     }
 
-    /// The same, given under another name.
+    /// Like `set`, for a flag given under the name `name`.
     pub fn set_as(&mut self, key: &Key, value: impl Into<String>, name: &'static str) {
         let (text, source) = (value.into(), Source::Flag(name));
         self.flags.insert(key.name, RawValue { text, source });
     }
 
-    /// Notes one more item of a list, given as the flag of that name.
+    /// Appends an item to a list, for a flag given under the name `name`.
     pub fn add_as(&mut self, key: &Key, item: &str, name: &'static str) {
         match self
             .flags
@@ -146,21 +147,22 @@ impl RawConfig {
         }
     }
 
-    /// Whether the flag of `key` was given, under whatever name.
+    /// Returns whether the flag of `key` was given, under any of its names.
     #[must_use]
     pub fn has_flag(&self, key: &Key) -> bool {
         self.flags.contains_key(key.name)
     }
 
-    /// Notes a value of the document.
+    /// Sets the document value of `key`.
     pub(super) fn set_in_document(&mut self, key: &Key, text: String, name: &str, line: u64) {
         let name = name.to_owned();
         let source = Source::Document { name, line };
         self.document.insert(key.name, RawValue { text, source });
     }
 
-    /// The pool by the flags of the first sidecar, one for each half of its name, which have a
-    /// variable each behind them. Its new name goes before the old ones of the same rank.
+    /// Sets the pool from the first sidecar's two flags, namespace and name. Each falls back to its
+    /// environment variable. From the same source, `--inference-pool` or `INFERENCE_POOL` takes
+    /// precedence.
     pub fn set_old_pool(&mut self, namespace: Option<&str>, name: Option<&str>) {
         let key = &keys::INFERENCE_POOL;
         let by_flag = namespace.is_some() || name.is_some();
@@ -188,22 +190,22 @@ impl RawConfig {
         }
     }
 
-    /// Notes a warning, one sentence without the final stop.
+    /// Records a warning: one sentence without the final full stop.
     pub fn warn(&mut self, text: impl Into<String>) {
         self.warnings.push(text.into());
     }
 
-    /// Notes a problem.
+    /// Records a problem.
     pub fn refuse(&mut self, problem: Problem) {
         self.problems.push(problem);
     }
 
-    /// A variable's value, if it is set and not empty.
+    /// Returns the value of an environment variable, if it is set and not empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
     }
 
-    /// What was written for `key` anywhere, if it was.
+    /// Returns the value of `key` from the source with the highest precedence, if any gives one.
     fn value(&self, key: &Key) -> Option<&RawValue> {
         let environment = || {
             let value = self.environment.get(key.name)?;
@@ -214,28 +216,28 @@ impl RawConfig {
             .or_else(environment)
     }
 
-    /// The value given for `key`.
+    /// Returns the value given for `key`, without its default.
     #[must_use]
     pub fn given(&self, key: &Key) -> Option<&str> {
         self.value(key).map(|value| value.text.as_str())
     }
 
-    /// Where the value of `key` comes from.
+    /// Returns the source of the value of `key`.
     #[must_use]
     pub fn source(&self, key: &Key) -> &Source {
         self.value(key)
             .map_or(&Source::Default, |value| &value.source)
     }
 
-    /// The value of `key`: the one given, or its default.
+    /// Returns the value of `key`: the one given, or its default.
     #[must_use]
     pub fn text(&self, key: &Key) -> &str {
         let default = self.defaults.get(key.name).copied();
         self.given(key).or(default).unwrap_or(key.default)
     }
 
-    /// The key that names the decoder's port: a flag goes before the document whatever it is called,
-    /// and the new name before the old one within each.
+    /// Returns the key that specifies the decoder's port. A flag takes precedence over the document
+    /// under either name; within the same source, the new name takes precedence over the old one.
     pub(super) fn model_server_port(&self) -> &'static Key {
         let (new, old) = (&keys::MODEL_SERVER_PORT, &keys::VLLM_PORT);
         let by_flag = self.has_flag(old) && !self.has_flag(new);
@@ -243,8 +245,8 @@ impl RawConfig {
         if by_flag || alone { old } else { new }
     }
 
-    /// One warning for each variable that is ignored because nobody can read it. pd-sidecar
-    /// ignores them without a word.
+    /// Adds a warning for each environment variable that is ignored because it cannot be parsed.
+    /// pd-sidecar ignores such variables silently.
     pub(super) fn warn_of_unreadable_variables(&mut self) {
         for key in keys::ALL {
             let Some(RawValue { text, source }) = self.environment.get(key.name) else {
@@ -265,12 +267,13 @@ impl RawConfig {
         }
     }
 
-    /// Every value that holds, by name, with its source: keys in the order of the help, then the
-    /// variables that are read beside them.
+    /// Returns all values in effect with name and source: the keys in the order of `--help`, then
+    /// the additional environment variables.
     #[must_use]
     pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
         let hidden = |key: &Key| {
-            // One of the two is not in effect, and a document shows as its entries.
+            // Of the two port keys, only one is in effect. An inline document is shown as its
+            // entries.
             let decoder = [keys::MODEL_SERVER_PORT.name, keys::VLLM_PORT.name];
             let other_port =
                 decoder.contains(&key.name) && key.name != self.model_server_port().name;
@@ -281,7 +284,7 @@ impl RawConfig {
             (key.name, self.text(key).to_owned(), source)
         });
         let variables = self.variables.iter().map(|(name, text)| {
-            // They carry credentials.
+            // Header values contain credentials.
             let text = if name.ends_with("_HEADERS") {
                 "(set)".to_owned()
             } else {
@@ -293,8 +296,8 @@ impl RawConfig {
     }
 }
 
-/// Whether a variable's value is of the kind its key takes. Whether it is in range is for the check
-/// to say.
+/// Returns whether an environment variable's value has the type of its key. Its range is checked
+/// later.
 fn is_readable(key: &Key, text: &str) -> bool {
     match key.kind {
         Kind::Switch => units::switch(text).is_some(),
@@ -342,7 +345,8 @@ mod tests {
 
     #[test]
     fn g3_model_server_port_over_all_sources() {
-        // Flag and document, each new and old; the first column that is there wins.
+        // Flag and document, each with the new and the old name; the first one given takes
+        // precedence.
         for bits in 0..16_u8 {
             let has = |bit: u8| bits & (1 << bit) != 0;
             let mut raw = RawConfig::default();
