@@ -1,36 +1,39 @@
-//! Flags that pd-sidecar or its predecessor had and that have another name here.
+//! Flags of pd-sidecar and its predecessor that have a different name here.
 //!
-//! Manifests still carry them. Each is taken as what it meant, with a warning; none is a key of the
-//! document. Two families only say how logs are written: klog's (the predecessor's) and
-//! controller-runtime's (`--zap-*`).
+//! Existing manifests still use them. Each flag is mapped to its replacement or ignored, in most
+//! cases with a warning. None is accepted in the configuration document. Two groups only configure
+//! logging: klog's flags (from the predecessor) and controller-runtime's (`--zap-*`).
 
 use super::keys::{self, Key};
 use super::{Problem, RawConfig};
 
-/// What a removed flag stands for.
+/// The meaning of a removed flag.
 #[derive(Clone, Copy, Debug)]
 enum Meaning {
-    /// Another name of this key.
+    /// Old name of this key.
     Key(&'static Key),
-    /// A switch: this item of a list.
+    /// A switch that adds this item to a list.
     Item(&'static Key, &'static str),
-    /// Half of `--inference-pool`.
+    /// The namespace in `--inference-pool`.
     PoolNamespace,
+    /// The name in `--inference-pool`.
     PoolName,
     /// klog's verbosity.
     Verbosity,
+    /// Log level of controller-runtime.
     ZapLevel,
+    /// Log format of controller-runtime.
     ZapEncoder,
-    /// Where or how logs were written. Ours go to standard error.
+    /// Destination or format of logs. Has no effect: the log is written to standard error.
     Logs,
 }
 
 /// A removed flag.
 #[derive(Debug)]
 pub struct Removed {
-    /// Name without dashes.
+    /// Name without leading dashes.
     pub name: &'static str,
-    /// Whether it takes its value behind `=` only.
+    /// Whether its value must be attached with `=`.
     pub is_switch: bool,
     meaning: Meaning,
 }
@@ -51,7 +54,7 @@ const fn value(name: &'static str, meaning: Meaning) -> Removed {
     }
 }
 
-/// All of them.
+/// All removed flags.
 pub const ALL: &[Removed] = &[
     value("connector", Meaning::Key(&keys::KV_CONNECTOR)),
     switch(
@@ -93,10 +96,10 @@ pub const ALL: &[Removed] = &[
     switch("zap-devel", Meaning::Logs),
 ];
 
-/// klog's verbosity from which on details were written.
+/// Lowest klog verbosity at which debug messages are written.
 const VERBOSITY_DEBUG: i64 = 4;
 
-/// What to write in place of a removed name.
+/// Returns the key that replaces a removed flag.
 pub(super) fn replacement(name: &str) -> Option<&'static str> {
     let removed = ALL.iter().find(|removed| removed.name == name)?;
     Some(match removed.meaning {
@@ -107,8 +110,10 @@ pub(super) fn replacement(name: &str) -> Option<&'static str> {
     })
 }
 
-/// Notes the removed flags among those given. `given` is the last value of a flag by its name; the
-/// flags of today have to be noted before, since they win.
+/// Applies the removed flags that were given.
+///
+/// `given` returns the last value of a flag by its name. The current flags must already be set in
+/// `raw`, because they take precedence.
 pub fn apply(raw: &mut RawConfig, given: &dyn Fn(&str) -> Option<String>) {
     for removed in ALL {
         if let Some(value) = given(removed.name) {

@@ -1,43 +1,43 @@
-//! Where connections are encrypted.
+//! The TLS configuration.
 
 use std::path::PathBuf;
 
-/// TLS on both sides. The default is none anywhere.
+/// TLS settings for clients and engines. The default is plain text everywhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Towards clients; `None` serves plain text.
+    /// TLS towards clients; `None` serves plain text.
     pub listener: Option<ListenerTls>,
-    /// Towards prefillers.
+    /// TLS towards prefillers; `None` is plain text.
     pub prefiller: Option<UpstreamTls>,
-    /// Towards the local decoders.
+    /// TLS towards the local decoders; `None` is plain text.
     pub decoder: Option<UpstreamTls>,
-    /// Towards encoders.
+    /// TLS towards encoders; `None` is plain text.
     pub encoder: Option<UpstreamTls>,
-    /// Certificates (PEM) trusted besides the system's.
+    /// CA certificates (PEM) trusted for engines in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// Shown to engines that ask for one.
+    /// Client certificate for engines that request one.
     pub client_identity: Option<Identity>,
 }
 
 /// TLS towards clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListenerTls {
-    /// Directory with `tls.crt` and `tls.key` (PEM); `None` makes a self-signed certificate.
+    /// Directory with `tls.crt` and `tls.key` (PEM); `None` uses a self-signed certificate.
     pub cert_dir: Option<PathBuf>,
 }
 
 /// TLS towards one kind of engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// Whether the engine's certificate is checked.
+    /// Whether the engine's certificate is verified.
     pub verify: bool,
 }
 
-/// A certificate chain and its key, both PEM files.
+/// A certificate chain and its private key, both as PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The chain, leaf first.
+    /// File with the certificate chain, leaf first.
     pub cert_file: PathBuf,
-    /// The key of the leaf.
+    /// File with the private key of the leaf certificate.
     pub key_file: PathBuf,
 }
