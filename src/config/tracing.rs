@@ -1,47 +1,47 @@
-//! Where spans go.
+//! The tracing configuration.
 
 use std::time::Duration;
 
-/// OpenTelemetry tracing; its absence costs nothing.
+/// OpenTelemetry tracing settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TracingConfig {
-    /// Where spans are sent.
+    /// Destination of the spans.
     pub exporter: TraceExporter,
-    /// New traces that are recorded, of each million; a caller's decision goes before it.
+    /// Recorded traces per million. The caller's sampling decision takes precedence.
     pub recorded_per_million: u32,
-    /// `service.name`.
+    /// The resource attribute `service.name`.
     pub service_name: String,
-    /// Further attributes of the resource, in the order given.
+    /// Further resource attributes, in the order given.
     pub resource: Vec<(String, String)>,
 }
 
-/// Where spans are sent.
+/// Destination of spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TraceExporter {
-    /// To standard output, a JSON line each.
+    /// Standard output, one JSON line per span.
     Console,
-    /// To a collector.
+    /// An OTLP collector.
     Otlp(OtlpConfig),
 }
 
-/// An OTLP collector.
+/// Settings of an OTLP collector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpConfig {
-    /// What it speaks.
+    /// Transport protocol.
     pub protocol: OtlpProtocol,
-    /// Its URL, `http://` or `https://`; for HTTP the whole one, with its path.
+    /// URL, `http://` or `https://`. For `HttpProtobuf` it includes the path.
     pub endpoint: String,
-    /// Fields sent with every export.
+    /// Header fields sent with every export.
     pub headers: Vec<(String, String)>,
-    /// Bound of one export.
+    /// Time limit of one export.
     pub timeout: Duration,
 }
 
-/// What a collector speaks.
+/// The transport protocol of an OTLP collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OtlpProtocol {
     /// gRPC.
     Grpc,
-    /// HTTP with protocol buffers.
+    /// HTTP with Protocol Buffers bodies.
     HttpProtobuf,
 }
