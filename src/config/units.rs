@@ -1,33 +1,34 @@
-//! Durations, sizes, switches and CPU lists as an operator writes them.
+//! Parsing and formatting of durations, sizes, switches and CPU lists.
 //!
-//! Durations follow Go's `time.ParseDuration`, because pd-sidecar's flags did. A bare number is
-//! refused (except `0`): whether `30` means seconds or milliseconds is a guess.
+//! Durations have the syntax of Go's `time.ParseDuration`, which pd-sidecar's flags use. A number
+//! without a unit is refused (except `0`), because `30` could mean seconds or milliseconds.
 
 use std::time::Duration;
 
-/// Why a written value was not understood.
+/// Reason why a value could not be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnitError {
-    /// Nothing was written.
+    /// The value is empty.
     Empty,
-    /// Digits were expected.
+    /// A number is missing or malformed.
     Number,
     /// The unit is missing or unknown.
     Unit,
-    /// The value does not fit, or is above the bound.
+    /// The value overflows or exceeds the limit.
     TooLarge,
     /// A range that ends before it starts.
     Range,
-    /// A CPU named twice.
+    /// A number is listed twice.
     Duplicate,
 }
 
-/// Longest duration taken: one year. Keeps every later sum with a clock value in range.
+/// Longest accepted duration: one year. Adding it to a clock value cannot overflow.
 pub const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
-/// CPU numbers end below this one, the size of the kernel's `cpu_set_t`.
+/// Number of CPUs in the kernel's `cpu_set_t`. CPU numbers must be lower.
 pub const CPU_MAX: usize = 1024;
 
-/// Longest first, so that `ms` is not read as `m`.
+/// Duration units and their length in nanoseconds. The parser uses the longest match, so `ms` is
+/// not read as `m`.
 const DURATION_UNITS: [(&str, u64); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -39,7 +40,8 @@ const DURATION_UNITS: [(&str, u64); 8] = [
     ("h", 3_600_000_000_000),
 ];
 
-/// Kubernetes spells the binary units without the `B`; both are taken.
+/// Size units and their size in bytes. Kubernetes writes the binary units without the `B`; both
+/// forms are accepted.
 const SIZE_UNITS: [(&str, u64); 13] = [
     ("", 1),
     ("B", 1),
@@ -56,10 +58,10 @@ const SIZE_UNITS: [(&str, u64); 13] = [
     ("TiB", 1 << 40),
 ];
 
-/// Reads `250ms`, `30s`, `1m30s`, `1.5h` or `0`.
+/// Parses a duration such as `250ms`, `30s`, `1m30s`, `1.5h` or `0`.
 ///
 /// # Errors
-/// The first thing that is not a duration.
+/// Returns the first problem.
 pub fn duration(text: &str) -> Result<Duration, UnitError> {
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -90,10 +92,10 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
     Ok(Duration::from_nanos(nanos))
 }
 
-/// Reads `65536`, `64KiB`, `512MiB`, `1MB`, `2Gi`, in bytes.
+/// Parses a size such as `65536`, `64KiB`, `512MiB`, `1MB` or `2Gi` and returns it in bytes.
 ///
 /// # Errors
-/// The first thing that is not a size.
+/// Returns the first problem.
 pub fn size(text: &str) -> Result<u64, UnitError> {
     if text.is_empty() {
         return Err(UnitError::Empty);
@@ -112,10 +114,10 @@ pub fn size(text: &str) -> Result<u64, UnitError> {
     u64::try_from(bytes).map_err(|_| UnitError::TooLarge)
 }
 
-/// Reads a CPU list as the kernel writes it: `1`, `0-3,8`. The order is kept.
+/// Parses a CPU list in the kernel's format, such as `1` or `0-3,8`. The order is kept.
 ///
 /// # Errors
-/// The first thing that is not a CPU list.
+/// Returns the first problem.
 pub fn cpu_list(text: &str) -> Result<Vec<usize>, UnitError> {
     if text.is_empty() {
         return Err(UnitError::Empty);
@@ -139,7 +141,7 @@ pub fn cpu_list(text: &str) -> Result<Vec<usize>, UnitError> {
     Ok(cpus)
 }
 
-/// Reads a boolean the way Go's `strconv.ParseBool` does, which is what pflag takes.
+/// Parses a boolean like Go's `strconv.ParseBool`, which pflag uses.
 #[must_use]
 pub fn switch(text: &str) -> Option<bool> {
     match text {
@@ -149,7 +151,7 @@ pub fn switch(text: &str) -> Option<bool> {
     }
 }
 
-/// Writes a duration in the largest unit that keeps it whole.
+/// Formats a duration in the largest unit that divides it.
 #[must_use]
 pub fn show_duration(value: Duration) -> String {
     let nanos = value.as_nanos();
@@ -172,7 +174,7 @@ pub fn show_duration(value: Duration) -> String {
     format!("{nanos}ns")
 }
 
-/// Writes a size in the largest binary unit that keeps it whole.
+/// Formats a size in the largest binary unit that divides it.
 #[must_use]
 pub fn show_size(bytes: u64) -> String {
     for (unit, factor) in [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
@@ -183,7 +185,7 @@ pub fn show_size(bytes: u64) -> String {
     format!("{bytes}B")
 }
 
-/// Writes a CPU list back in ranges: `0-3,8`.
+/// Formats a CPU list with ranges, such as `0-3,8`.
 #[must_use]
 pub fn show_cpus(cpus: &[usize]) -> String {
     let mut text = String::new();
@@ -206,13 +208,13 @@ pub fn show_cpus(cpus: &[usize]) -> String {
     text
 }
 
-/// Whole part, fraction and the fraction's scale of `12`, `1.5` or `.5`.
+/// Parses `12`, `1.5` or `.5` into the whole part, the fraction and the fraction's scale.
 fn decimal(text: &str) -> Result<(u64, u64, u64), UnitError> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
         return Err(UnitError::Number);
     }
-    // Nine digits are a nanosecond of a second; more would only overflow.
+    // Nine digits resolve a nanosecond of a second; more could overflow.
     let fraction = &fraction[..fraction.len().min(9)];
     let scale = 10_u64.pow(u32::try_from(fraction.len()).unwrap_or(0));
     let number = |digits: &str| match digits {
