@@ -1,38 +1,37 @@
-//! YAML, and so JSON: a document as its entries and where each stands.
+//! Parsing of a YAML (or JSON) document into entries with their positions.
 //!
-//! The only place that knows the library. What the keys mean is `document`'s affair. Plain scalars
-//! keep their spelling as far as that matters to keys: `off` and `yes` stay texts, numbers become
-//! decimal.
+//! The only module that uses the YAML library. `document` interprets the keys. Plain scalars are
+//! kept as text: `off` and `yes` are not converted to booleans, and numbers become decimal.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-/// A key, where it stands, and its value.
+/// A key with its position and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) key: String,
-    /// From 1.
+    /// Line, starting at 1.
     pub(super) line: u64,
-    /// From 1, in characters.
+    /// Column in characters, starting at 1.
     pub(super) column: u64,
     pub(super) value: Value,
 }
 
-/// What stands behind a key.
+/// The value of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
-    /// Nothing, or `null`.
+    /// An empty value or `null`.
     Nothing,
     Text(String),
-    /// A list of texts.
+    /// A list of scalars.
     List(Vec<String>),
-    /// Anything deeper.
+    /// A map, or a list that contains anything but scalars.
     Nested,
 }
 
-/// Why a text is no document.
+/// Reason why a text is not a valid document, and the position of the problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Malformed {
     pub(super) text: String,
@@ -40,10 +39,11 @@ pub(super) struct Malformed {
     pub(super) column: u64,
 }
 
-/// Reads one document. An empty one has no entries.
+/// Parses one document. An empty document has no entries.
 ///
 /// # Errors
-/// The first thing that is not YAML, no map, or a key that stands there twice.
+/// Returns the first problem: invalid YAML, a document that is not a map, a duplicate key, or a
+/// second document.
 pub(super) fn read(text: &str) -> Result<Vec<Entry>, Malformed> {
     let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
     match serde_saphyr::from_str_with_options::<Document>(text, options) {
@@ -66,7 +66,7 @@ fn malformed(error: &serde_saphyr::Error) -> Malformed {
             "a second document begins here; the configuration is one".to_owned()
         }
         other => {
-            // The place, which is told beside it.
+            // The position is removed here because it is reported separately.
             let text = other.to_string();
             let (text, _) = text.rsplit_once(" at line ").unwrap_or((&text, ""));
             text.to_owned()
