@@ -1,110 +1,113 @@
-//! The one table of what can go wrong with a request.
+//! The table of everything that can go wrong with a request.
 //!
-//! Every failure of a session or a leg is a [`Fault`]. This file alone says which status the
-//! client gets, in which words, under which metric label, and whether the client's connection
-//! survives. Nothing else writes an error answer.
+//! Every failure of a session or a leg is a [`Fault`]. This file alone maps a fault to the status,
+//! message and body that the client receives and to its metric label. Every error response that the
+//! proxy generates takes them from here.
 
 use crate::fleet::TargetError;
 use crate::h1::HeadError;
 use crate::json::{JsonError, Quoted};
 
-/// Why a request was not served, or not to its end.
+/// Reason why a request was not served, or not served completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The request's head breaks HTTP/1.1.
+    /// The request head violates HTTP/1.1.
     Head(HeadError),
-    /// The request's chunked framing is broken.
+    /// The chunked framing of the request body is malformed.
     Chunk,
-    /// The body is not the JSON it has to be.
+    /// The request body is not a valid JSON object.
     Json(JsonError),
-    /// The body needs more edits than a request may have.
+    /// The body needs more edits than one leg may have
+    /// ([`JSON_EDITS_MAX`](crate::limits::JSON_EDITS_MAX)).
     TooManyEdits,
-    /// `CONNECT`: this proxy opens no tunnels to other places.
+    /// The method is `CONNECT`, which this proxy does not offer.
     Connect,
-    /// The body is longer than `--max-body`.
+    /// The request body is longer than `--max-body`.
     BodyTooLarge,
-    /// The process holds as many body bytes as `--body-budget` allows.
+    /// Buffering the body would exceed `--body-budget`, the limit for the whole process.
     BudgetSpent,
-    /// The head did not arrive in `--head-timeout`.
+    /// The request head did not arrive within `--head-timeout`.
     HeadTimeout,
     /// The upload made no progress for `--body-timeout`.
     BodyTimeout,
-    /// The routing header names no usable target.
+    /// The prefill routing header contains a malformed target.
     Target(TargetError),
-    /// `x-data-parallel-host-port` names no rank of this proxy.
+    /// `x-data-parallel-host-port` does not match any rank of this proxy.
     UnknownRank,
-    /// The client closed its connection.
+    /// The client disconnected.
     ClientGone,
-    /// The client took nothing of its answer for `--client-stall-timeout`.
+    /// The client read nothing of its response for `--client-stall-timeout`.
     ClientStalled,
-    /// The decoder refuses connections: it is down or still loading.
+    /// The decoder refused the connection: it is down or still loading.
     DecodeRefused,
-    /// The decoder could not be connected to in time.
+    /// Connecting to the decoder took longer than `--connect-timeout`.
     DecodeConnectTimeout,
-    /// No socket, no memory or no port to reach an engine with.
+    /// The process has no socket, memory or local port left for an engine connection.
     Exhausted,
-    /// The decoder ended the connection before its answer.
+    /// The decoder closed the connection before the first byte of its response.
     DecodeReset,
-    /// The decoder's answer breaks HTTP/1.1.
+    /// The decoder's response violates HTTP/1.1.
     DecodeResponse,
-    /// The decoder was silent for `--first-byte-timeout`.
+    /// The decoder did not start its response within `--first-byte-timeout`.
     FirstByteTimeout,
-    /// The decoder's answer ended before its end; part of it has been sent on.
+    /// The decoder's response was truncated after a part of it had been forwarded.
     DecodeTruncated,
-    /// No candidate prefiller could be connected to.
+    /// No prefill candidate accepted a connection.
     PrefillConnect,
-    /// The prefiller ended the connection before its answer.
+    /// The prefiller closed the connection before the first byte of its response.
     PrefillReset,
-    /// The prefiller's answer breaks HTTP/1.1, is cut short, is encoded, or is no JSON.
+    /// The prefiller's response violates HTTP/1.1, is truncated, is encoded, or is not JSON.
     PrefillResponse,
-    /// The prefiller's answer is longer than `--max-prefill-answer`.
+    /// The prefiller's response is longer than `--max-prefill-answer`.
     PrefillResponseTooLarge,
     /// The prefill leg took longer than `--prefill-timeout`.
     PrefillTimeout,
-    /// The prefiller answered with this status.
+    /// The prefiller responded with this status.
     PrefillStatus(u16),
-    /// No usable handoff came, and `--on-missing-kv error` says not to go on without one.
+    /// There is no usable handoff, and `--on-missing-kv error` forbids decoding without one.
     HandoffMissing,
-    /// No encoder could be connected to.
+    /// An encoder did not accept a connection.
     EncodeConnect,
-    /// An encoder ended the connection before its answer.
+    /// An encoder closed the connection before the first byte of its response.
     EncodeReset,
-    /// An encoder's answer breaks HTTP/1.1, is cut short, is encoded, or is no JSON.
+    /// An encoder's response violates HTTP/1.1, is truncated, is encoded, is not JSON, or is longer
+    /// than `--max-prefill-answer`.
     EncodeResponse,
-    /// An encoder was silent for `--first-byte-timeout`.
+    /// An encoder did not start its response within `--first-byte-timeout`.
     EncodeTimeout,
-    /// An encoder answered with this status.
+    /// An encoder responded with this status.
     EncodeStatus(u16),
-    /// The request has more images, audio and video than one may have.
+    /// The request has more image, audio and video parts than
+    /// [`ITEMS_MAX`](crate::pd::encode::ITEMS_MAX).
     TooManyItems,
-    /// A prefiller's bootstrap server could not be asked for its engines.
+    /// A prefiller's bootstrap server did not return a usable list of engines.
     Bootstrap,
-    /// The prefiller did not answer in `--moriio-parallel-decode-wait-timeout`.
+    /// The prefiller did not respond within `--moriio-parallel-decode-wait-timeout`.
     PairTimeout,
-    /// A decoder's answer that the proxy has to read is not the JSON it should be.
+    /// A decode response that the proxy must read (chunked decode) is not a chat completion.
     ChunkResponse,
-    /// A defect of the proxy, named.
+    /// A defect of the proxy, with a short description.
     Bug(&'static str),
-    /// The allowlist does not have the prefill target.
+    /// The prefill target is not on the allowlist.
     TargetDenied,
-    /// The allowlist does not have the prefill target, but is not whole yet.
+    /// The prefill target is not on the allowlist, but the allowlist is still incomplete.
     AllowlistNotReady,
-    /// Plain HTTP where TLS is spoken.
+    /// Plain HTTP was received on a TLS port.
     PlainText,
 }
 
-/// Whose fault it was.
+/// The party that caused a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// The client's.
+    /// The client.
     Client,
-    /// An engine's, or the way to it.
+    /// An engine, or the network between the proxy and the engine.
     Upstream,
-    /// Ours.
+    /// The proxy itself, its configuration or its environment.
     Ours,
 }
 
-/// Labels of all faults, in the order of [`Fault::index`].
+/// Labels of all faults, ordered by [`Fault::index`].
 pub const LABELS: &[&str] = &[
     "bad_head",
     "bad_chunk",
@@ -148,11 +151,11 @@ pub const LABELS: &[&str] = &[
     "plain_text",
 ];
 
-/// Seconds a client is asked to wait before it tries again.
+/// Value of `Retry-After` in a 503 response, in seconds.
 const RETRY_AFTER_SECS: u32 = 1;
 
 impl Fault {
-    /// Position in [`LABELS`].
+    /// Returns the position in [`LABELS`].
     #[must_use]
     pub const fn index(self) -> usize {
         match self {
@@ -199,13 +202,13 @@ impl Fault {
         }
     }
 
-    /// The label in metrics, logs and the `x-ringside-error` field.
+    /// Returns the label used in metrics, logs and the `x-ringside-error` field.
     #[must_use]
     pub fn label(self) -> &'static str {
         LABELS[self.index()]
     }
 
-    /// The status the client gets, as long as none has been sent.
+    /// Returns the status that the client receives if no status has been sent yet.
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
@@ -220,7 +223,7 @@ impl Fault {
             Self::Connect => 405,
             Self::BodyTooLarge => 413,
             Self::HeadTimeout | Self::BodyTimeout => 408,
-            // Never sent: nobody is there to read it.
+            // Never sent, because the client no longer reads. It appears in logs only.
             Self::ClientGone | Self::ClientStalled => 499,
             Self::BudgetSpent | Self::DecodeRefused | Self::Exhausted | Self::AllowlistNotReady => {
                 503
@@ -249,7 +252,7 @@ impl Fault {
         }
     }
 
-    /// Whose fault it was.
+    /// Returns the party that caused the fault.
     #[must_use]
     pub const fn blame(self) -> Blame {
         match self {
@@ -295,7 +298,7 @@ impl Fault {
         }
     }
 
-    /// Whether it is a prefill leg that failed: the decoder can compute the prompt itself.
+    /// Returns whether a prefill leg failed, so that the decoder can compute the prompt itself.
     #[must_use]
     pub const fn is_prefill(self) -> bool {
         matches!(
@@ -311,7 +314,7 @@ impl Fault {
         )
     }
 
-    /// Whether the client is told when to try again.
+    /// Returns the value of `Retry-After`, if the response has one.
     #[must_use]
     pub const fn retry_after_secs(self) -> Option<u32> {
         match self.status() {
@@ -320,7 +323,7 @@ impl Fault {
         }
     }
 
-    /// The text for the client: what happened and what to do, without addresses.
+    /// Returns the message for the client. It contains no addresses.
     #[must_use]
     pub fn text(self) -> String {
         match self {
@@ -379,7 +382,7 @@ impl Fault {
         }
     }
 
-    /// The `type` member of the error body.
+    /// Returns the `type` member of the error body.
     #[must_use]
     pub const fn kind(self) -> &'static str {
         match self.status() {
@@ -391,19 +394,19 @@ impl Fault {
         }
     }
 
-    /// Whether the answer has no body at all, as pd-sidecar's for an unknown rank.
+    /// Returns whether the response has no body. pd-sidecar sends none for an unknown rank.
     #[must_use]
     pub const fn is_bodyless(self) -> bool {
         matches!(self, Self::UnknownRank)
     }
 
-    /// The error body in pd-sidecar's shape (reference 8), as `application/json`.
+    /// Returns the error body, a JSON object in pd-sidecar's shape (`docs/pd-sidecar.md#errors`).
     #[must_use]
     pub fn body(self) -> String {
         self.body_with(None)
     }
 
-    /// The same with a detail behind the text.
+    /// Returns the error body with `detail` appended to the message in parentheses.
     #[must_use]
     pub fn body_with(self, detail: Option<&str>) -> String {
         if self.is_bodyless() {
