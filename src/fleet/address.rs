@@ -1,4 +1,4 @@
-//! Where an engine can be connected to without asking anybody: a TCP address or a Unix socket.
+//! Addresses that can be connected to without name resolution: TCP addresses and Unix sockets.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -7,21 +7,21 @@ use std::sync::Arc;
 
 use super::TargetError;
 
-/// Bytes of a socket's path, or of an abstract name behind its `@`: `sun_path` has 108, and one is
-/// the NUL at the end of a path or at the start of a name (unix(7)).
+/// Longest socket path, or abstract name without its `@`, in bytes. `sun_path` has 108 bytes, one
+/// of which is the NUL at the end of a path or at the start of an abstract name (unix(7)).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// What a connect needs to know. Clones are cheap.
+/// An address to connect to. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {
     /// An IP address and a port.
     Tcp(SocketAddr),
-    /// A stream socket of this machine.
+    /// A Unix stream socket on this machine.
     Unix(SocketPath),
 }
 
 impl Address {
-    /// The IP address, where it has one.
+    /// Returns the IP address, or `None` for a Unix socket.
     #[must_use]
     pub const fn ip(&self) -> Option<IpAddr> {
         match self {
@@ -48,15 +48,17 @@ impl fmt::Display for Address {
 
 /// The path of a Unix socket, or an abstract name written `@name`.
 ///
-/// Only plain spellings are taken, so that two texts that differ are two sockets (but for links).
+/// Only normalised paths are accepted, so two different texts are two different sockets (except for
+/// symbolic and hard links).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketPath(Arc<str>);
 
 impl SocketPath {
-    /// Reads an absolute path without empty, `.` and `..` parts, or `@` and a name.
+    /// Parses an absolute path without empty, `.` or `..` components, or `@` followed by a name.
     ///
     /// # Errors
-    /// What is not one, is longer than the kernel takes, or has a blank or a control byte.
+    /// Returns an error if `text` is neither of these, is longer than [`SOCKET_PATH_BYTES_MAX`], or
+    /// contains white space or a control character.
     pub fn parse(text: &str) -> Result<Self, TargetError> {
         if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(TargetError::Blank);
@@ -82,19 +84,20 @@ impl SocketPath {
         Ok(Self(text.into()))
     }
 
-    /// The abstract name, where it is one.
+    /// Returns the abstract name without its `@`, or `None` for a path.
     #[must_use]
     pub fn abstract_name(&self) -> Option<&str> {
         self.0.strip_prefix('@')
     }
 
-    /// The path in the file system, where it is one.
+    /// Returns the path in the file system, or `None` for an abstract name.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         (!self.0.starts_with('@')).then(|| Path::new(&*self.0))
     }
 
-    /// The bytes of `sun_path`, without the NUL behind a path: an abstract name has its NUL first.
+    /// Returns the bytes for `sun_path`: a path without its terminating NUL, or an abstract name
+    /// with its leading NUL.
     #[must_use]
     pub fn sun_path(&self) -> Vec<u8> {
         match self.abstract_name() {
