@@ -1,7 +1,7 @@
-//! One entry of the allowlist of targets, and the texts that such entries are written in.
+//! Entries of the allowlist of targets, and their text format.
 //!
-//! Hosts are read by the parser of targets, so that a rule and a request that mean the same host
-//! hold the same value: names in lower case, addresses in their one canonical form.
+//! Hosts are parsed by the parser for targets. A rule and a request that name the same host
+//! therefore contain the same value: names in lower case, addresses in canonical form.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,43 +10,44 @@ use super::Target;
 use super::target::parse_port;
 use crate::limits::ALLOW_RULES_MAX;
 
-/// One entry of the allowlist: `HOST[:PORT]` or `CIDR[:PORT]`, an IPv6 one in brackets where a
-/// port follows.
+/// One entry of the allowlist: `HOST[:PORT]` or `CIDR[:PORT]`. An IPv6 address or prefix followed
+/// by a port is written in brackets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AllowRule {
     pub(super) host: AllowHost,
-    /// `None`: any port.
+    /// `None` allows any port.
     pub(super) port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum AllowHost {
-    /// A name, lower case: what the request writes, not what it resolves to.
+    /// A name in lower case. Compared with the name in the request, not with its addresses.
     Name(String),
-    /// The addresses that share the first bits with this one.
+    /// An address prefix.
     Net(AllowNet),
 }
 
-/// The addresses that share the first `bits` bits with `ip`, whose other bits are zero. IPv4
-/// addresses are never written as IPv6 ones here, so an IPv6 prefix holds none of them.
+/// The addresses whose first `bits` bits equal those of `ip`. All other bits of `ip` are zero.
+///
+/// IPv4-mapped IPv6 addresses are stored as IPv4, so an IPv6 prefix never contains an IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AllowNet {
     pub(super) ip: IpAddr,
     pub(super) bits: u8,
 }
 
-/// Why a text is no rule.
+/// Reason why a text is not a valid rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowError {
     /// The host is neither a name nor an address.
     Host,
-    /// The prefix length is no number, or longer than the address.
+    /// The prefix length is not a number, or is longer than the address.
     Bits,
-    /// The address has bits behind its prefix.
+    /// The address has bits set after the prefix.
     HostBits,
     /// The port is not a number from 1 to 65535.
     Port,
-    /// A file has more rules than can be held.
+    /// The file has more than `ALLOW_RULES_MAX` rules.
     TooMany,
 }
 
@@ -72,7 +73,7 @@ impl AllowRule {
     /// `[fd00::/8]:8000`.
     ///
     /// # Errors
-    /// Anything else.
+    /// Returns the reason if `text` has any other form.
     pub fn parse(text: &str) -> Result<Self, AllowError> {
         if let Some(rest) = text.strip_prefix('[') {
             let (host, behind) = rest.split_once(']').ok_or(AllowError::Host)?;
@@ -82,7 +83,7 @@ impl AllowRule {
                 None => return Err(AllowError::Host),
             };
             return match parse_host(host)? {
-                // Brackets are for what has colons.
+                // Brackets are allowed around IPv6 addresses and prefixes only.
                 host if host_has_colon(text) => Ok(Self { host, port }),
                 _ => Err(AllowError::Host),
             };
@@ -96,10 +97,10 @@ impl AllowRule {
         Ok(Self { host, port })
     }
 
-    /// A rule for any port of one host, as pods are allowed.
+    /// Returns a rule for any port of one host. Used for the pods of an `InferencePool`.
     ///
     /// # Errors
-    /// What is neither a name nor an address.
+    /// Returns an error if `text` is neither a name nor an address.
     pub fn host(text: &str) -> Result<Self, AllowError> {
         let host = match parse_host(text)? {
             AllowHost::Net(_) if text.contains('/') => return Err(AllowError::Host),
@@ -108,10 +109,11 @@ impl AllowRule {
         Ok(Self { host, port: None })
     }
 
-    /// Reads a file of rules: one to a line, blank lines and what follows a `#` left out.
+    /// Parses the text of a rules file: one rule per line. Blank lines are skipped, and `#` starts
+    /// a comment.
     ///
     /// # Errors
-    /// Number and text of every line that is no rule, and why.
+    /// Returns the number, the text and the problem of every line that is not a valid rule.
     pub fn parse_lines(text: &str) -> Result<Vec<Self>, Vec<(usize, &str, AllowError)>> {
         let mut rules = Vec::new();
         let mut wrong = Vec::new();
@@ -146,7 +148,7 @@ fn port(text: &str) -> Result<u16, AllowError> {
     parse_port(text.as_bytes()).map_err(|_| AllowError::Port)
 }
 
-/// A name, an address, or an address and a prefix length.
+/// Parses a name, an address, or an address and a prefix length.
 fn parse_host(text: &str) -> Result<AllowHost, AllowError> {
     if let Some((ip, bits)) = text.split_once('/') {
         let ip = ip.parse().map_err(|_| AllowError::Host)?;
@@ -170,7 +172,7 @@ impl AllowNet {
         }
     }
 
-    /// The net of that prefix length around `ip`, which has to be canonical.
+    /// Returns the network of prefix length `bits` that contains `ip`. `ip` must be canonical.
     pub(super) fn around(ip: IpAddr, bits: u8) -> Self {
         let behind = u32::from(width(ip).saturating_sub(bits));
         let ip = match ip {
@@ -197,7 +199,7 @@ impl AllowNet {
             return Err(AllowError::HostBits);
         }
         let canonical = ip.to_canonical();
-        // IPv4 written as IPv6 (`::ffff:10.0.0.0/104`): the 96 bits before it are the same in all.
+        // An IPv4 prefix written as IPv6 (`::ffff:10.0.0.0/104`): the first 96 bits are constant.
         let extra = width(ip) - width(canonical);
         match bits.checked_sub(extra) {
             Some(bits) => Ok(Self {
@@ -209,7 +211,7 @@ impl AllowNet {
     }
 }
 
-/// Bits of an address.
+/// Returns the length of an address in bits.
 const fn width(ip: IpAddr) -> u8 {
     match ip {
         IpAddr::V4(_) => 32,
