@@ -1,4 +1,4 @@
-//! Whether a target is on the list, at a cost that does not grow with the list.
+//! Look-up of a target in the allowlist. Its cost does not depend on the number of rules.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -6,18 +6,18 @@ use std::net::IpAddr;
 use super::allow::{AllowHost, AllowNet};
 use super::{Address, AllowRule, Target};
 
-/// A list of rules made for looking targets up. Immutable: a change makes another list.
+/// A set of rules indexed for looking up targets. Immutable; a change creates a new list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowList {
     names: HashMap<String, Ports>,
     nets: HashMap<AllowNet, Ports>,
-    /// The prefix lengths that occur, per address family: a target is looked up once for each.
+    /// The prefix lengths in use, per address family. An address is looked up once for each.
     bits_v4: Vec<u8>,
     bits_v6: Vec<u8>,
     entries: usize,
 }
 
-/// Ports in order, each once; empty for any port.
+/// Allowed ports, sorted and unique. Empty means any port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Ports(Vec<u16>);
 
@@ -28,8 +28,8 @@ impl Ports {
 }
 
 impl AllowList {
-    /// A list of these rules. What is written twice is in it once; a host that is allowed on any
-    /// port needs none.
+    /// Creates a list from these rules. Duplicates are merged, and a rule for any port of a host
+    /// replaces the rules for single ports of the same host.
     pub fn new<'a>(rules: impl IntoIterator<Item = &'a AllowRule>) -> Self {
         let mut by_host: HashMap<&AllowHost, Option<BTreeSet<u16>>> = HashMap::new();
         for rule in rules {
@@ -61,14 +61,14 @@ impl AllowList {
                 }
             }
         }
-        // Longest first: most rules are for single hosts.
+        // Longest prefix first, because most rules are for single hosts.
         list.bits_v4 = bits_v4.into_iter().rev().collect();
         list.bits_v6 = bits_v6.into_iter().rev().collect();
         list
     }
 
-    /// Whether some rule covers the target, by what it says: a name is not resolved, an address is
-    /// not looked for among the names. A Unix socket is on no list.
+    /// Returns whether a rule covers the target as written: names are not resolved, and addresses
+    /// are compared with address rules only. A Unix socket is never permitted.
     #[must_use]
     pub fn permits(&self, target: &Target) -> bool {
         if let Some((name, port)) = target.name() {
@@ -88,13 +88,13 @@ impl AllowList {
         })
     }
 
-    /// Number of different hosts and ports that are listed; a host on any port counts as one.
+    /// Returns the number of distinct host and port pairs. A host on any port counts as one.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.entries
     }
 
-    /// Whether nothing is allowed.
+    /// Returns whether the list allows nothing.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.entries == 0
@@ -198,7 +198,7 @@ mod tests {
         assert!(none.is_empty() && !none.permits(&target("a:1")));
     }
 
-    /// One rule after the other, address bits as text.
+    /// Reference implementation: checks the rules one by one, with address bits as text.
     fn naive(rules: &[(String, Option<u16>)], host: &str, port: u16) -> bool {
         let bits = |ip: IpAddr| match ip.to_canonical() {
             IpAddr::V4(ip) => format!("4{:032b}", ip.to_bits()),
@@ -220,7 +220,7 @@ mod tests {
         rules.any(|(rule, only)| only.is_none_or(|only| only == port) && covers(rule))
     }
 
-    /// Small numbers, so that rules and targets meet.
+    /// Generates few distinct hosts, so that rules and targets often match.
     struct Chance(u64);
 
     impl Chance {
@@ -242,7 +242,7 @@ mod tests {
             }
         }
 
-        /// A host, or a prefix with nothing behind it.
+        /// Returns a host, or a prefix without further bits set.
         fn rule(&mut self) -> String {
             let host = self.host();
             let Ok(ip) = host.parse::<IpAddr>() else {

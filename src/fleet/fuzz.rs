@@ -1,13 +1,15 @@
-//! What must hold for any text that is to be a target: the body of a fuzz target, also run by
-//! `cargo test` over the committed corpus.
+//! Properties of target parsing that must hold for any input: the body of a fuzz target, which
+//! `cargo test` also runs over the committed corpus.
 
 use std::net::IpAddr;
 
 use super::{Address, SOCKET_PATH_BYTES_MAX, SocketPath, Target};
 
-/// Reads `data` as a target: never a panic; what is accepted is written and read back as the same
-/// value, and is nothing that a resolver or a dialler could read in another way. What a client may
-/// say is never a Unix socket.
+/// Parses `data` as a target and checks the result.
+///
+/// Parsing must not panic. An accepted target must survive formatting and parsing unchanged, and
+/// must not be text that a resolver could interpret as a different host. A client can never name a
+/// Unix socket.
 pub fn fuzz_target(data: &[u8]) {
     check_local(data);
     if let Ok(text) = std::str::from_utf8(data)
@@ -21,7 +23,7 @@ pub fn fuzz_target(data: &[u8]) {
     };
     check(&target);
     assert_ne!(port_of(&target), 0);
-    // One scheme more or less is all the same; two are not.
+    // One leading scheme makes no difference; two are refused.
     let more = Target::parse(&[b"http://", data].concat());
     assert_eq!(more.is_ok(), !data.starts_with(b"http://"));
     assert!(more.is_err() || more.as_ref() == Ok(&target));
@@ -30,7 +32,7 @@ pub fn fuzz_target(data: &[u8]) {
     }
 }
 
-/// The operator's reading: the same, and sockets.
+/// Checks the operator's form: everything `Target::parse` accepts, and Unix sockets.
 fn check_local(data: &[u8]) {
     let local = Target::parse_local(data);
     let Some(path) = data.strip_prefix(b"unix:") else {
@@ -69,7 +71,7 @@ fn check(target: &Target) {
             assert_eq!(address.to_string(), text);
             let host = address.ip().to_string();
             assert_eq!(Target::new(&host, port).as_ref(), Ok(target));
-            // An IPv4 address has one form only, so that a list of addresses matches it.
+            // An IPv4 address must have a single form, so that allowlist rules match it.
             assert_eq!(address.ip(), address.ip().to_canonical());
         }
         (None, Some((name, _))) => {
@@ -86,7 +88,7 @@ fn check_name(name: &str) {
     let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.');
     assert!(name.bytes().all(plain), "{name}");
     assert!(name.parse::<IpAddr>().is_err(), "{name}");
-    // `inet_aton`, which some resolvers ask first, takes one to four numbers of C.
+    // `inet_aton`, which some resolvers try first, accepts one to four C integer literals.
     let labels = name.strip_suffix('.').unwrap_or(name).split('.');
     let number = |label: &str| match label.strip_prefix("0x") {
         Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
@@ -107,7 +109,7 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let data = std::fs::read(entry.unwrap().path()).unwrap();
             fuzz_target(&data);
-            // Near misses: every byte replaced by each of the telling ones, and taken out.
+            // Near misses: each byte replaced by each significant byte, removed, or the rest cut.
             for at in 0..data.len() {
                 for byte in *b"\0 \t%:@/[].-_0xA\x80" {
                     let mut near = data.clone();

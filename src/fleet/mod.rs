@@ -1,4 +1,5 @@
-//! Engines as the proxy knows them: pure state, no socket, no clock.
+//! Addresses of engines and the allowlist for them: parsing and matching, without sockets or
+//! clocks.
 
 mod address;
 mod allow;
