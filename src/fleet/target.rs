@@ -1,71 +1,72 @@
-//! The one strict reading of where an engine is.
+//! The strict parser for the location of an engine.
 //!
-//! The value a routing header is checked by and the value that is dialled are the same parsed
-//! value (`reliability.md` 4.5): there is no second reading that an attacker could make differ.
-//! What comes from clients is `host:port` ([`Target::parse`]); a socket of this machine can only
-//! be named by its operator ([`Target::parse_local`]).
+//! The value that is checked against the allowlist and the value that is connected to are the same
+//! parsed [`Target`], so no second parser exists whose result an attacker could make differ. A
+//! client can give `host:port` only ([`Target::parse`]); a Unix socket can be named only by the
+//! operator ([`Target::parse_local`]).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{Address, SocketPath};
 
-/// Longest host name (RFC 1035 2.3.4, in text form).
+/// Longest host name in bytes (RFC 1035 section 2.3.4, in text form).
 const HOST_BYTES_MAX: usize = 253;
-/// Port of plain HTTP where a target names none.
+/// Default port of a target reached over plain HTTP.
 pub const HTTP_PORT: u16 = 80;
-/// The same with TLS.
+/// Default port of a target reached over TLS.
 pub const HTTPS_PORT: u16 = 443;
 
-/// What an operator writes before the path of a Unix socket.
+/// Prefix of a Unix socket in the operator's form.
 const UNIX_SCHEME: &[u8] = b"unix:";
 
-/// Where to connect: a host and a port or a Unix socket, nothing else.
+/// Location of an engine: a host and a port, or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target(Place);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
     Address(Address),
-    /// Lower case, checked against the host-name alphabet.
+    /// A host name, in lower case and checked against the host-name alphabet, and a port.
     Name(String, u16),
 }
 
-/// Why a text is not a target.
+/// Reason why a text is not a valid target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetError {
-    /// Nothing before the port, or nothing at all.
+    /// The host before the port is empty, or the whole text is.
     HostMissing,
-    /// The host is longer than any name can be.
+    /// The host is longer than a DNS name can be (253 bytes).
     HostTooLong,
-    /// A byte that neither a host name nor an address has.
+    /// The host is neither a well-formed host name nor an IPv4 address.
     HostMalformed,
-    /// A bracket that is not closed, or no IPv6 address inside.
+    /// A bracket is not closed, does not enclose an IPv6 address, or is followed by something other
+    /// than a port.
     AddressMalformed,
     /// The port is not a number from 1 to 65535.
     PortMalformed,
-    /// User information (`user@host`).
+    /// The target contains user information (`user@host`).
     UserInfo,
-    /// A scheme other than one leading `http://`.
+    /// The target has a scheme other than one leading `http://`.
     Scheme,
-    /// A path, query or fragment behind the port.
+    /// The target contains a path, query or fragment.
     NotAlone,
-    /// White space or a control byte.
+    /// The target contains white space or a control byte.
     Blank,
-    /// A Unix socket without a path, or with an abstract name that is empty.
+    /// The path or the abstract name of a Unix socket is empty.
     SocketMissing,
-    /// The path of a Unix socket does not begin with `/` or `@`.
+    /// The path of a Unix socket does not start with `/` or `@`.
     SocketRelative,
-    /// The path of a Unix socket has an empty, `.` or `..` part.
+    /// The path of a Unix socket has an empty, `.` or `..` component.
     SocketParts,
-    /// The path of a Unix socket is longer than the kernel takes.
+    /// The path of a Unix socket is longer than the kernel accepts.
     SocketTooLong,
-    /// The path of a Unix socket is no UTF-8.
+    /// The path of a Unix socket is not UTF-8.
     SocketMalformed,
 }
 
 impl TargetError {
-    /// What is wrong, in words fit for a client: no address, no input repeated.
+    /// Returns the message for the client. It contains no address and no part of the input.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
@@ -92,10 +93,10 @@ impl TargetError {
 }
 
 impl Target {
-    /// A target from parts that are already known to be good; the host is checked all the same.
+    /// Creates a target from a host and a port. An IPv6 address may have brackets.
     ///
     /// # Errors
-    /// As [`Target::parse`], for the host alone.
+    /// Returns an error if the host is not an IP address or a well-formed host name.
     pub fn new(host: &str, port: u16) -> Result<Self, TargetError> {
         let bare = host
             .strip_prefix('[')
@@ -107,11 +108,11 @@ impl Target {
         }
     }
 
-    /// Parses what an operator may write: all that [`Target::parse`] takes, or `unix:` and a path
-    /// or `@name` ([`SocketPath::parse`]).
+    /// Parses the operator's form: anything that [`Target::parse`] accepts, or `unix:` followed by
+    /// a path or `@name` ([`SocketPath::parse`]).
     ///
     /// # Errors
-    /// Anything else.
+    /// Returns the reason if `text` is neither.
     pub fn parse_local(text: &[u8]) -> Result<Self, TargetError> {
         let Some(path) = text.strip_prefix(UNIX_SCHEME) else {
             return Self::parse(text);
@@ -120,21 +121,23 @@ impl Target {
         SocketPath::parse(path).map(Self::from)
     }
 
-    /// Parses `[http://]host[:port]`: a name, an IPv4 address or an IPv6 address in brackets.
-    /// The port is decimal, 1 to 65535, 80 when absent. The reading for what clients say: never a
-    /// Unix socket, behind which may be anything of this machine.
+    /// Parses a client's form, `[http://]host[:port]`, where the host is a name, an IPv4 address or
+    /// an IPv6 address in brackets.
+    ///
+    /// The port is a decimal number from 1 to 65535 and defaults to 80. The result is never a Unix
+    /// socket, because a client must not reach arbitrary services of this machine.
     ///
     /// # Errors
-    /// Anything else: user information, a path (even `/`), blanks, percent signs, another scheme,
-    /// a port that is not a number.
+    /// Returns an error for anything else: user information, a path (even `/`), blanks, percent
+    /// signs, another scheme, a port that is not a number.
     pub fn parse(text: &[u8]) -> Result<Self, TargetError> {
         Self::parse_or_port(text, HTTP_PORT)
     }
 
-    /// As [`Target::parse`], with another port for a target that names none.
+    /// Like [`Target::parse`], with `port_default` instead of 80 for a target without a port.
     ///
     /// # Errors
-    /// As [`Target::parse`].
+    /// The same as for [`Target::parse`].
     pub fn parse_or_port(text: &[u8], port_default: u16) -> Result<Self, TargetError> {
         if text.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
             return Err(TargetError::Blank);
@@ -170,13 +173,13 @@ impl Target {
         }
     }
 
-    /// The same with the port required.
+    /// Like [`Target::parse`], but requires a port.
     ///
     /// # Errors
-    /// As [`Target::parse`], and for an absent port.
+    /// The same as for [`Target::parse`], and `PortMalformed` if the port is missing.
     pub fn parse_with_port(text: &[u8]) -> Result<Self, TargetError> {
         let target = Self::parse_or_port(text, HTTP_PORT)?;
-        // A port that is written does not depend on the default.
+        // With an explicit port, the result does not depend on the default.
         if Self::parse_or_port(text, HTTPS_PORT)? == target {
             Ok(target)
         } else {
@@ -210,7 +213,7 @@ impl Target {
         parse_name(host).map(|name| Self(Place::Name(name, port)))
     }
 
-    /// The address, where no name has to be resolved first.
+    /// Returns the address, or `None` if a name must be resolved first.
     #[must_use]
     pub const fn address(&self) -> Option<&Address> {
         match &self.0 {
@@ -219,7 +222,7 @@ impl Target {
         }
     }
 
-    /// The name to resolve and the port, where there is no address yet.
+    /// Returns the name to resolve and the port, or `None` if the target is an address.
     #[must_use]
     pub fn name(&self) -> Option<(&str, u16)> {
         match &self.0 {
@@ -228,7 +231,8 @@ impl Target {
         }
     }
 
-    /// The host alone, an IPv6 address without brackets; a Unix socket has none.
+    /// Returns the host without the port, an IPv6 address without brackets. Empty for a Unix
+    /// socket.
     #[must_use]
     pub fn host(&self) -> String {
         match &self.0 {
@@ -237,7 +241,7 @@ impl Target {
         }
     }
 
-    /// The port; a Unix socket has none.
+    /// Returns the port, or `None` for a Unix socket.
     #[must_use]
     pub const fn port(&self) -> Option<u16> {
         match &self.0 {
@@ -247,7 +251,7 @@ impl Target {
         }
     }
 
-    /// The same host on another port. A Unix socket stays what it is.
+    /// Returns the target with another port. A Unix socket is returned unchanged.
     #[must_use]
     pub fn with_port(&self, port: u16) -> Self {
         match &self.0 {
@@ -257,8 +261,8 @@ impl Target {
         }
     }
 
-    /// What a request of our own says as `Host`. A Unix socket has no host: `localhost`, as curl
-    /// has it.
+    /// Returns the `Host` value for requests that the proxy itself creates. For a Unix socket it is
+    /// `localhost`, as in curl.
     #[must_use]
     pub fn authority(&self) -> String {
         match &self.0 {
@@ -283,7 +287,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Digits only: the standard parser would take a plus sign.
+/// Parses a port. Accepts digits only; the standard parser would accept a plus sign.
 pub(super) fn parse_port(text: &[u8]) -> Result<u16, TargetError> {
     let mut port: u32 = 0;
     if text.is_empty() || text.len() > 5 {
@@ -301,8 +305,9 @@ pub(super) fn parse_port(text: &[u8]) -> Result<u16, TargetError> {
     }
 }
 
-/// A host name: letters, digits, `-`, `_` and `.`. A name whose last label is all digits would be
-/// read as an odd IPv4 form (`127.1`, `0x7f.1`) by some resolvers, and is refused.
+/// Parses a host name of letters, digits, `-`, `_` and `.`. A name whose last label is all digits
+/// or starts with `0x` is refused, because some resolvers read it as an IPv4 address (`127.1`,
+/// `0x7f.1`).
 fn parse_name(host: &[u8]) -> Result<String, TargetError> {
     if host.is_empty() {
         return Err(TargetError::HostMissing);
