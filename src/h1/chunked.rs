@@ -1,9 +1,8 @@
-//! The chunked coding (RFC 9112 7.1), checked while it passes.
+//! Validation of the chunked transfer coding (RFC 9112 7.1) while it is forwarded.
 //!
-//! The coding is forwarded as it came, so every byte of it must have the one meaning that a
-//! strict reader gives it: CRLF exactly, hexadecimal digits only, no control bytes in extensions,
-//! trailers under the rules of header fields. The result does not depend on how the bytes were
-//! split.
+//! The coding is forwarded unmodified, so every byte of it must be valid for a strict parser: lines
+//! end in CRLF, sizes are hexadecimal digits, extensions have no control bytes, and trailers follow
+//! the rules for header fields. The result does not depend on how the bytes are split.
 
 use std::fmt;
 
@@ -12,18 +11,19 @@ use super::syntax::{hex_value, is_ows, is_token_byte, is_value_byte};
 use crate::limits::{CHUNK_EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
 use crate::span::Span;
 
-/// Why a chunked body was refused.
+/// Reason why a chunked body was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChunkError {
-    /// A chunk size that is not hexadecimal digits, or with something odd behind them.
+    /// A chunk size is not a hexadecimal number, or is followed by something other than CRLF or an
+    /// extension.
     BadSize,
-    /// A chunk size of more than 16 digits, which could pass 64 bits.
+    /// A chunk size of more than 16 digits, which could exceed 64 bits.
     SizeTooLong,
     /// A control byte in a chunk extension.
     BadExtension,
     /// More than `CHUNK_EXTENSION_BYTES_MAX` bytes of extensions in one body.
     ExtensionsTooLong,
-    /// CRLF is missing behind a size, a chunk, a trailer or the body.
+    /// CRLF is missing after a chunk size, a chunk, a trailer line or the trailer section.
     BadLineEnd,
     /// A trailer line that is not a field line.
     BadTrailer,
@@ -32,7 +32,7 @@ pub enum ChunkError {
 }
 
 impl ChunkError {
-    /// One clause for people; it holds nothing of the message.
+    /// Returns a description of the error that contains no part of the refused message.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
@@ -55,13 +55,13 @@ impl fmt::Display for ChunkError {
 
 impl std::error::Error for ChunkError {}
 
-/// A reader of one chunked body, fed in any pieces.
+/// Decodes one chunked body, which may be split at any byte.
 #[derive(Clone, Debug)]
 pub struct Chunked {
     state: State,
-    /// Digits of the size that is being read.
+    /// Number of digits of the chunk size read so far.
     digits: u8,
-    /// The size being read, then the bytes of the chunk still to come.
+    /// While a chunk size is read: its value so far. Afterwards: remaining bytes of the chunk.
     left: u64,
     payload_bytes: u64,
     extension_bytes: u64,
@@ -70,9 +70,9 @@ pub struct Chunked {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Before or within the digits of a size.
+    /// Before or within the digits of a chunk size.
     Size,
-    /// Whitespace behind a size; only an extension may follow (RFC 9112 7.1.1).
+    /// In whitespace after a chunk size. Only an extension may follow (RFC 9112 7.1.1).
     SizeSpace,
     Extension,
     SizeLf,
@@ -96,7 +96,7 @@ impl Default for Chunked {
 }
 
 impl Chunked {
-    /// A reader at the start of a body.
+    /// Creates a decoder for a new body.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -109,20 +109,23 @@ impl Chunked {
         }
     }
 
-    /// Takes bytes as they came: how many from the front belong to this body. Fewer than given
-    /// means that the body ended; the rest is somebody else's.
+    /// Processes received bytes and returns how many of them, from the front, belong to this body.
+    ///
+    /// If the result is less than `bytes.len()`, the body has ended and the remaining bytes are not
+    /// part of it.
     ///
     /// # Errors
-    /// The coding is malformed; every later call says so again.
+    /// The coding is malformed. Every later call with input returns the same error.
     pub fn verify(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
         self.decode(bytes, |_| {})
     }
 
-    /// Like [`Chunked::verify`], and hands `payload` each run of body bytes as a range of `bytes`.
-    /// Runs in front of an error have been handed out when it returns.
+    /// Does the same as [`Chunked::verify`] and also calls `payload` with each run of body bytes,
+    /// as a range of `bytes`. In case of an error, `payload` has already received the runs before
+    /// the error.
     ///
     /// # Errors
-    /// The coding is malformed; every later call says so again.
+    /// The coding is malformed. Every later call with input returns the same error.
     pub fn decode(
         &mut self,
         bytes: &[u8],
@@ -171,19 +174,19 @@ impl Chunked {
         Ok(at)
     }
 
-    /// Whether the whole body, its final CRLF included, has been seen.
+    /// Returns whether the whole body, including its final CRLF, has been received.
     #[must_use]
     pub const fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
     }
 
-    /// Body bytes seen so far, without the coding around them.
+    /// Returns the number of body bytes received so far, excluding the chunked coding.
     #[must_use]
     pub const fn payload_bytes(&self) -> u64 {
         self.payload_bytes
     }
 
-    /// The state behind one byte of the coding itself.
+    /// Returns the next state after one byte that is part of the coding, not of the payload.
     fn step(&mut self, byte: u8) -> Result<State, ChunkError> {
         match self.state {
             State::Size => self.size(byte),
@@ -213,7 +216,7 @@ impl Chunked {
 
     fn size(&mut self, byte: u8) -> Result<State, ChunkError> {
         if let Some(value) = hex_value(byte) {
-            // 16 digits fill 64 bits exactly, so the shift below loses nothing.
+            // 16 digits fit exactly into 64 bits, so the shift below loses no bits.
             if self.digits == 16 {
                 return Err(ChunkError::SizeTooLong);
             }
@@ -229,7 +232,8 @@ impl Chunked {
         }
     }
 
-    /// All that stands between the digits and the CR counts as extension, whitespace included.
+    /// Processes one byte after the digits of a chunk size. All bytes between the digits and the CR
+    /// count towards the extension limit, including whitespace.
     fn extension(&mut self, byte: u8) -> Result<State, ChunkError> {
         if byte == b'\r' {
             return Ok(State::SizeLf);
@@ -280,7 +284,7 @@ mod tests {
     use crate::h1::testing::Random;
 
     fn decode(data: &[u8]) -> (Result<usize, ChunkError>, Vec<u8>, bool) {
-        // Every split point and several piece lengths, against each other and the reference.
+        // Compares all split points and several part lengths with each other and the reference.
         fuzz_chunked(data);
         let mut reader = Chunked::new();
         let mut payload = Vec::new();
@@ -424,7 +428,7 @@ mod tests {
             let len = data.len();
             data.extend_from_slice(b"HTTP/1.1 200");
             assert_eq!(decode(&data), (Ok(len), want, true), "seed {seed}");
-            // One byte changed: the reader and the reference must still agree.
+            // With one byte changed, the decoder and the reference must still agree.
             let at = random.below(data.len());
             data[at] = random.next() as u8;
             fuzz_chunked(&data);
