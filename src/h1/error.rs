@@ -1,11 +1,14 @@
-//! Why a head was refused.
+//! Errors of head parsing and framing.
 
 use std::fmt;
 
-/// Why a head, or the framing it announces, was refused. Every variant ends the connection.
+/// Reason why a head, or the framing it declares, was refused.
+///
+/// The connection cannot be used after any of these errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HeadError {
-    /// A line ends in LF without CR (RFC 9112 2.2 would let us accept it; peers disagree on it).
+    /// A line ends in LF without CR. RFC 9112 2.2 allows accepting it, but implementations disagree
+    /// on whether it ends a line.
     BareLf,
     /// A CR without LF inside a line.
     BareCr,
@@ -17,7 +20,7 @@ pub enum HeadError {
     BadStatus,
     /// The method is not a token.
     BadMethod,
-    /// The request target has forbidden bytes, or a form that does not go with the method.
+    /// The request target has forbidden bytes, or a form that the method does not allow.
     BadTarget,
     /// The version is not `HTTP/` digit `.` digit.
     BadVersion,
@@ -25,7 +28,7 @@ pub enum HeadError {
     UnsupportedVersion,
     /// A field name has bytes outside the token set.
     BadToken,
-    /// A field line begins with its colon.
+    /// A field line begins with a colon.
     EmptyName,
     /// Whitespace between a field name and its colon (RFC 9112 5.1).
     SpaceBeforeColon,
@@ -53,7 +56,7 @@ pub enum HeadError {
     BothFramings,
     /// More than one Content-Length, equal or not.
     RepeatedLength,
-    /// Content-Length is not a decimal number of 64 bits.
+    /// Content-Length is not a decimal number that fits into 64 bits.
     BadLength,
     /// More than one Transfer-Encoding field.
     RepeatedCoding,
@@ -61,9 +64,9 @@ pub enum HeadError {
     UnknownCoding,
     /// Transfer-Encoding in an HTTP/1.0 message (RFC 9112 6.1).
     CodingInHttp10,
-    /// An answer that cannot have a body announces one (1xx, 204).
+    /// A response that cannot have a body (1xx, 204) declares one.
     BodyForbidden,
-    /// A 2xx answer to CONNECT would turn the connection into a tunnel.
+    /// A 2xx response to CONNECT, which would turn the connection into a tunnel.
     ConnectAccepted,
     /// An expectation other than `100-continue` (RFC 9110 10.1.1).
     UnknownExpectation,
@@ -72,8 +75,9 @@ pub enum HeadError {
 }
 
 impl HeadError {
-    /// The status for a client whose request was refused. An engine's answer refused for any of
-    /// these is 502, which the caller knows.
+    /// Returns the status code to send to a client whose request head was refused.
+    ///
+    /// It does not apply to a response head that an engine sent: the caller reports that as 502.
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
@@ -110,7 +114,7 @@ impl HeadError {
         }
     }
 
-    /// One clause for people; it holds nothing of the message.
+    /// Returns a description of the error that contains no part of the refused message.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
