@@ -1,8 +1,8 @@
-//! Where a message ends and whether its connection goes on (RFC 9112 6 and 9).
+//! Message framing and connection persistence (RFC 9112 6 and 9).
 //!
-//! This is the one place that decides. Whoever forwards a message writes new framing fields from
-//! the [`Framing`] found here and drops the received ones, so that no later reader can find
-//! another end.
+//! Only this module determines where a message ends. Code that forwards a message drops the
+//! received framing fields and writes new ones from the [`Framing`] determined here, so that the
+//! next hop cannot find a different end.
 
 use super::chunked::{ChunkError, Chunked};
 use super::error::HeadError;
@@ -12,25 +12,25 @@ use super::name::Name;
 use super::target::{authority_of, is_authority};
 use crate::span::Span;
 
-/// How the end of a body is found.
+/// Method by which the end of a body is determined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Framing {
-    /// There is no body.
+    /// The message has no body.
     #[default]
     None,
-    /// As many bytes as Content-Length says.
+    /// The body has the number of bytes that Content-Length specifies.
     Length(u64),
-    /// The chunked coding says.
+    /// The chunked coding marks the end of the body.
     Chunked,
-    /// The end of the connection says; answers only.
+    /// The body ends when the connection closes. Only responses can have this framing.
     UntilClose,
 }
 
-/// The framing of a request body, after checking all that decides it: Host, Content-Length and
-/// Transfer-Encoding (RFC 9112 3.2, 6.1, 6.3).
+/// Validates Host, Content-Length and Transfer-Encoding and returns the framing of the request body
+/// (RFC 9112 3.2, 6.1, 6.3).
 ///
 /// # Errors
-/// Anything that two readers could understand differently.
+/// One of these fields is invalid, or two implementations could interpret the request differently.
 pub fn request_framing(head: &RequestHead, buf: &[u8]) -> Result<Framing, HeadError> {
     check_host(head, buf)?;
     let announced = announced(&head.fields, head.version, buf)?;
@@ -41,14 +41,16 @@ pub fn request_framing(head: &RequestHead, buf: &[u8]) -> Result<Framing, HeadEr
     })
 }
 
-/// The framing of the body of an answer to a request with `method` (RFC 9112 6.3). For a 101 it is
-/// [`Framing::None`]: what follows is another protocol.
+/// Returns the framing of the body of a response to a request with `method` (RFC 9112 6.3).
 ///
-/// Engines are held to the rules as strictly as clients, with one concession: a 1xx or 204 with
-/// `Content-Length: 0`, which says the same twice.
+/// For a 101 this is [`Framing::None`], because another protocol follows the head.
+///
+/// Responses are validated as strictly as requests, with one exception: a 1xx or 204 may have
+/// `Content-Length: 0`, which is redundant but unambiguous.
 ///
 /// # Errors
-/// Anything that two readers could understand differently, and a 2xx to CONNECT.
+/// The framing fields are invalid or ambiguous, a 1xx or 204 declares a body, or the response is a
+/// 2xx to CONNECT.
 pub fn response_framing(
     method: Method,
     head: &ResponseHead,
@@ -74,20 +76,21 @@ pub fn response_framing(
     })
 }
 
-/// Whether the client keeps its connection open behind this request (RFC 9112 9.3).
+/// Returns whether the client keeps its connection open after this request (RFC 9112 9.3).
 #[must_use]
 pub fn request_keeps_alive(head: &RequestHead, buf: &[u8]) -> bool {
     keeps_alive(&head.fields, head.version, buf)
 }
 
-/// Whether the engine keeps its connection open behind this answer (RFC 9112 9.3).
+/// Returns whether the engine keeps its connection open after this response (RFC 9112 9.3).
 #[must_use]
 pub fn response_keeps_alive(head: &ResponseHead, buf: &[u8], framing: Framing) -> bool {
     framing != Framing::UntilClose && keeps_alive(&head.fields, head.version, buf)
 }
 
-/// Whether the client waits for a 100 before it sends the body. An HTTP/1.0 client cannot, and
-/// its expectation is ignored (RFC 9110 10.1.1).
+/// Returns whether the client waits for a 100 before it sends the body.
+///
+/// An expectation in an HTTP/1.0 request is ignored (RFC 9110 10.1.1).
 ///
 /// # Errors
 /// An expectation other than `100-continue`.
@@ -105,7 +108,8 @@ pub fn expects_continue(head: &RequestHead, buf: &[u8]) -> Result<bool, HeadErro
     Ok(expects)
 }
 
-/// Whether the client asks to leave HTTP/1.1 on this connection (RFC 9110 7.8).
+/// Returns whether the client requests a switch to another protocol on this connection
+/// (RFC 9110 7.8).
 #[must_use]
 pub fn wants_upgrade(head: &RequestHead, buf: &[u8]) -> bool {
     head.version == Version::Http11
@@ -115,8 +119,9 @@ pub fn wants_upgrade(head: &RequestHead, buf: &[u8]) -> bool {
             .any(|field| !field.value.is_empty())
 }
 
-/// A decimal number: digits only, at least one, within 64 bits. The parsers of the standard
-/// library take a sign.
+/// Parses a decimal number of one or more digits that fits into 64 bits.
+///
+/// Unlike the integer parsers of the standard library, it does not accept a sign.
 #[must_use]
 pub fn parse_decimal(bytes: &[u8]) -> Option<u64> {
     if bytes.is_empty() {
@@ -134,19 +139,19 @@ pub fn parse_decimal(bytes: &[u8]) -> Option<u64> {
     Some(number)
 }
 
-/// Tracks a body of any framing while its bytes pass.
+/// Tracks the progress of a body of any framing while its bytes are forwarded.
 #[derive(Clone, Debug)]
 pub struct BodyMeter {
     framing: Framing,
-    /// Bytes to come, for a length.
+    /// Remaining bytes of a body with [`Framing::Length`].
     left: u64,
-    /// Bytes seen, for a body that ends at the close.
+    /// Bytes received of a body with [`Framing::UntilClose`].
     open_bytes: u64,
     chunked: Chunked,
 }
 
 impl BodyMeter {
-    /// A meter at the start of a body.
+    /// Creates a meter for a body of which no byte has been received.
     #[must_use]
     pub fn new(framing: Framing) -> Self {
         let left = match framing {
@@ -161,8 +166,10 @@ impl BodyMeter {
         }
     }
 
-    /// Takes bytes as they came: how many from the front belong to this body. Fewer than given
-    /// means that the body ended; the rest is somebody else's.
+    /// Processes received bytes and returns how many of them, from the front, belong to this body.
+    ///
+    /// If the result is less than `bytes.len()`, the body has ended and the remaining bytes are not
+    /// part of it.
     ///
     /// # Errors
     /// The chunked coding is malformed.
@@ -170,7 +177,8 @@ impl BodyMeter {
         self.decode(bytes, |_| {})
     }
 
-    /// Like [`BodyMeter::take`], and hands `payload` each run of body bytes as a range of `bytes`.
+    /// Does the same as [`BodyMeter::take`] and also calls `payload` with each run of body bytes,
+    /// as a range of `bytes`.
     ///
     /// # Errors
     /// The chunked coding is malformed.
@@ -198,7 +206,7 @@ impl BodyMeter {
         Ok(taken)
     }
 
-    /// Whether the body is known to have ended. A body that ends at the close never is.
+    /// Returns whether the body has ended. Always `false` for [`Framing::UntilClose`].
     #[must_use]
     pub const fn is_done(&self) -> bool {
         match self.framing {
@@ -209,13 +217,14 @@ impl BodyMeter {
         }
     }
 
-    /// Whether the end of the connection is the end of this body, and not a truncation.
+    /// Returns whether the end of the connection is the regular end of this body rather than a
+    /// truncation.
     #[must_use]
     pub fn ends_at_close(&self) -> bool {
         self.framing == Framing::UntilClose
     }
 
-    /// Bytes still to come, where a length was given.
+    /// Returns the number of remaining bytes of a body with [`Framing::Length`], otherwise `None`.
     #[must_use]
     pub const fn remaining(&self) -> Option<u64> {
         match self.framing {
@@ -224,8 +233,11 @@ impl BodyMeter {
         }
     }
 
-    /// Counts `bytes` that passed unseen, spliced within the kernel, where a length was given;
-    /// false, and nothing counted, when that is more than remains or no length was given.
+    /// Counts `bytes` bytes of a body with [`Framing::Length`] that were spliced inside the kernel
+    /// and not passed to [`BodyMeter::take`].
+    ///
+    /// Returns `false` and counts nothing if more bytes are given than remain or if the body has
+    /// another framing.
     #[must_use]
     pub const fn skip(&mut self, bytes: u64) -> bool {
         if !matches!(self.framing, Framing::Length(_)) || bytes > self.left {
@@ -235,7 +247,7 @@ impl BodyMeter {
         true
     }
 
-    /// Body bytes seen so far, without the chunked coding around them.
+    /// Returns the number of body bytes counted so far, excluding the chunked coding.
     #[must_use]
     pub const fn payload_bytes(&self) -> u64 {
         match self.framing {
@@ -246,19 +258,19 @@ impl BodyMeter {
         }
     }
 
-    /// The framing this meter was made for.
+    /// Returns the framing passed to [`BodyMeter::new`].
     #[must_use]
     pub const fn framing(&self) -> Framing {
         self.framing
     }
 }
 
-/// How many bytes of `bytes` lie within the next `limit`.
+/// Returns the smaller of `bytes.len()` and `limit`.
 pub(super) fn prefix_len(bytes: &[u8], limit: u64) -> usize {
     usize::try_from(limit).map_or(bytes.len(), |limit| limit.min(bytes.len()))
 }
 
-/// What the framing fields of a head say.
+/// The framing that the fields of a head declare.
 enum Announced {
     Nothing,
     Length(u64),
@@ -291,9 +303,11 @@ fn announced(fields: &[Field], version: Version, buf: &[u8]) -> Result<Announced
     }
 }
 
-/// RFC 9112 3.2: exactly one Host in HTTP/1.1, at most one in HTTP/1.0, and a well-formed one.
-/// RFC 9112 3.2.2 lets an absolute-form target win over Host; here they must agree, as the client
-/// is bound to make them, so that nobody behind us can pick the other one.
+/// Checks that an HTTP/1.1 request has exactly one Host, that an HTTP/1.0 request has at most one,
+/// and that it is well-formed (RFC 9112 3.2).
+///
+/// RFC 9112 3.2.2 gives an absolute-form target precedence over Host. Here the two must be equal,
+/// as clients are required to send them, so that no later hop can pick a different host.
 fn check_host(head: &RequestHead, buf: &[u8]) -> Result<(), HeadError> {
     let mut hosts = head.fields_named(Name::Host);
     let Some(host) = hosts.next() else {
@@ -351,8 +365,8 @@ mod tests {
         (head, data)
     }
 
-    /// What Content-Length and Transfer-Encoding mean, alike in both directions; nothing at all
-    /// is the case that differs.
+    /// The framing that results from Content-Length and Transfer-Encoding, equal for requests and
+    /// responses. Only a message without both fields differs between the two.
     fn bodies() -> Vec<(&'static str, Result<Framing, HeadError>)> {
         use HeadError::*;
         vec![
@@ -603,7 +617,7 @@ mod tests {
     #[test]
     fn meters_stop_at_the_end() {
         let data = b"3\r\nabc\r\n0\r\n\r\nmore bytes";
-        // Framing, bytes taken in all, payload, done, left.
+        // Framing, total bytes consumed, payload, done, remaining bytes.
         let cases = [
             (Framing::None, 0, &b""[..], true, None),
             (Framing::Length(0), 0, b"", true, Some(0)),
