@@ -1,7 +1,9 @@
-//! What must hold for any bytes: the bodies of the fuzz targets, also run over their corpus.
+//! Bodies of the fuzz targets: properties that must hold for arbitrary input. The unit tests below
+//! also run them over the corpus.
 //!
-//! Each body compares a parser with itself over different splits of its input, and with a slow
-//! reference beside it that is written for a complete input and for plainness.
+//! Each body compares the results of a parser for different splits of the input with each other,
+//! and with a slow reference implementation that reads the complete input and is written for
+//! simplicity.
 
 use super::{
     ChunkError, Chunked, Field, HeadError, HopFilter, Method, RequestHead, ResponseHead, SseEvents,
@@ -15,7 +17,7 @@ use crate::limits::{
 };
 use crate::span::Span;
 
-/// Reads `data` as a request head.
+/// Parses `data` as a request head.
 pub fn fuzz_request_head(data: &[u8]) {
     let mut head = RequestHead::default();
     let whole = head.parse(data);
@@ -31,7 +33,7 @@ pub fn fuzz_request_head(data: &[u8]) {
     for span in [head.method_span, head.target] {
         assert!(span.start < span.end && span.end <= head.len);
     }
-    // Nothing here may fail in any other way than by its result.
+    // None of these calls may panic.
     let _ = request_framing(&head, data);
     let _ = expects_continue(&head, data);
     let _ = request_keeps_alive(&head, data);
@@ -51,7 +53,7 @@ pub fn fuzz_request_head(data: &[u8]) {
     }
 }
 
-/// Reads `data` as an answer head.
+/// Parses `data` as a response head.
 pub fn fuzz_response_head(data: &[u8]) {
     let mut head = ResponseHead::default();
     let whole = head.parse(data);
@@ -85,7 +87,7 @@ pub fn fuzz_response_head(data: &[u8]) {
     }
 }
 
-/// Reads `data` as a chunked body with somebody else's bytes behind it.
+/// Decodes `data` as a chunked body, possibly followed by bytes that are not part of it.
 pub fn fuzz_chunked(data: &[u8]) {
     let whole = decode_pieces(data, data.len().max(1));
     for piece_len in [1, 2, 3, 7, 64] {
@@ -115,7 +117,8 @@ pub fn fuzz_chunked(data: &[u8]) {
     }
 }
 
-/// Counts the events of `data`: the same however it is cut, and what a plain reading counts.
+/// Counts the events of `data`. The count must not depend on how `data` is split, and must equal
+/// that of the reference.
 pub fn fuzz_sse(data: &[u8]) {
     let mut events = SseEvents::new();
     let whole = u64::from(events.feed(data));
@@ -147,7 +150,7 @@ pub fn fuzz_sse(data: &[u8]) {
     }
 }
 
-/// What came out of a chunked body.
+/// Result of decoding a chunked body.
 #[derive(Debug, PartialEq)]
 struct Decoded {
     payload: Vec<u8>,
@@ -190,7 +193,8 @@ fn decode_all<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Decoded {
     }
 }
 
-/// The first result over growing prefixes that is not a demand for more.
+/// Calls `parse` with growing prefixes of `data` and returns the first result other than
+/// `Ok(false)`.
 fn over_prefixes(
     data: &[u8],
     mut parse: impl FnMut(&[u8]) -> Result<bool, HeadError>,
@@ -228,7 +232,7 @@ fn check_hop_filter(fields: &[Field], buf: &[u8]) {
     }
 }
 
-/// What the slow reference says of a head.
+/// Result of the reference parser for a head.
 #[derive(Debug)]
 enum Reference {
     /// No blank line yet.
@@ -242,14 +246,14 @@ enum Reference {
 
 fn check_against(want: Reference, got: Result<bool, HeadError>, fields: &[Field], len: usize) {
     match want {
-        // What has no end yet may be refused early, and is never complete.
+        // A head without a blank line may already be refused, but must not be complete.
         Reference::More => assert_ne!(got, Ok(true)),
         Reference::Refused => assert!(got.is_err(), "{got:?}"),
         Reference::Head {
             len: want_len,
             fields: want_fields,
         } if got.is_err() => {
-            // The reference knows no limits.
+            // The reference does not enforce the limits of a head.
             let over_limit = match got {
                 Err(HeadError::TooManyFields) => want_fields.len() > HEAD_FIELDS_MAX,
                 Err(HeadError::TooLong) => want_len > HEAD_BYTES_MAX,
@@ -273,7 +277,7 @@ fn check_against(want: Reference, got: Result<bool, HeadError>, fields: &[Field]
     }
 }
 
-/// The one empty line that a request may have before it.
+/// Returns the length of the one empty line that may precede a request, 0 without it.
 fn empty_line_len(data: &[u8]) -> usize {
     if data.starts_with(b"\r\n") { 2 } else { 0 }
 }
@@ -366,7 +370,7 @@ fn plain_text(bytes: &[u8]) -> bool {
         .all(|&byte| byte == b'\t' || byte >= b' ' && byte != 0x7f)
 }
 
-/// What the slow reference says of a chunked body.
+/// Result of the reference decoder for a chunked body.
 struct ReferenceBody {
     payload: Vec<u8>,
     end: ReferenceEnd,
@@ -375,7 +379,7 @@ struct ReferenceBody {
 #[derive(Clone, Copy, PartialEq)]
 enum ReferenceEnd {
     Done(usize),
-    /// Nothing wrong in the complete lines so far.
+    /// The body is incomplete, and its complete lines are valid.
     More,
     Refused,
 }
@@ -448,12 +452,14 @@ fn reference_trailers(data: &[u8], mut at: usize) -> ReferenceEnd {
     }
 }
 
-/// The events that the reader of the WHATWG HTML standard (9.2.6) dispatches, which knows fields
-/// only and a buffer of data. None where a lone CR, which is not counted as a line's end here,
-/// would make a difference.
+/// Returns the number of events that the parser of the WHATWG HTML standard (9.2.6) dispatches. It
+/// only interprets fields and collects data in a buffer.
+///
+/// Returns `None` if a line contains a lone CR, which the standard treats as a line end and
+/// [`SseEvents`] does not.
 fn reference_events(data: &[u8]) -> Option<u64> {
     let mut lines: Vec<&[u8]> = data.split(|&byte| byte == b'\n').collect();
-    // What no line end follows is no line yet.
+    // The last item is not followed by a line end, so it is not a complete line.
     lines.pop();
     let mut events = 0;
     let mut buffer = Vec::new();
@@ -477,7 +483,7 @@ fn reference_events(data: &[u8]) -> Option<u64> {
     Some(events)
 }
 
-/// The line at `at` without its CRLF.
+/// Returns the line that begins at `at`, without its CRLF.
 fn reference_line(data: &[u8], at: usize) -> Result<&[u8], ReferenceEnd> {
     let rest = &data[at..];
     let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
@@ -510,7 +516,8 @@ mod tests {
         assert!(files >= 10, "{folder:?} has {files} files");
     }
 
-    /// Near misses of good inputs are where two readers part.
+    /// Runs `body` on slightly modified copies of `data`. Two parsers most likely disagree on input
+    /// that is almost valid.
     fn mutate(data: &[u8], body: fn(&[u8])) {
         const PARTS: &[&[u8]] = &[
             b"\r\n",
