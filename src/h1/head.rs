@@ -1,10 +1,11 @@
-//! Heads of requests and answers.
+//! Request and response heads.
 //!
-//! A head is read in two steps. The scan walks line ends only, remembers how far it came, and
-//! enforces every limit and the CRLF rule; so a head that trickles in byte by byte costs linear
-//! work. When the scan has met the blank line, `httparse` reads the whole once. It is lenient in
-//! line ends, leading blank lines and target bytes, which the scan and the checks around it are
-//! not. When it refuses, the head is walked again slowly to name the reason.
+//! A head is parsed in two steps. First, `Scan` searches for line ends only, remembers its
+//! position across calls, and enforces all limits and the CRLF rule. A head that arrives byte by
+//! byte therefore costs linear work. Once the scan has found the blank line, `httparse` parses the
+//! complete head once. `httparse` is lenient about line ends, leading blank lines and target bytes;
+//! the scan and the checks around the `httparse` call are strict about them. If `httparse` refuses
+//! the head, a slow second pass determines the exact error.
 
 use std::mem::MaybeUninit;
 
@@ -31,13 +32,13 @@ pub enum Method {
     Post,
     Put,
     Trace,
-    /// Any other token; [`RequestHead::method_span`] has its bytes.
+    /// Any other token; [`RequestHead::method_span`] locates its bytes.
     #[default]
     Other,
 }
 
 impl Method {
-    /// The method spelled by `bytes`.
+    /// Returns the method whose name is `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         match bytes {
@@ -55,7 +56,7 @@ impl Method {
     }
 }
 
-/// The version of a message.
+/// HTTP version of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Version {
     /// HTTP/1.0
@@ -68,68 +69,72 @@ pub enum Version {
 /// One field line of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// The name as written.
+    /// The name as received.
     pub name: Span,
-    /// The value without the whitespace around it.
+    /// The value without leading and trailing whitespace.
     pub value: Span,
-    /// Which name it is, where the proxy cares.
+    /// The name as an enum, [`Name::Other`] if the proxy does not act on it.
     pub known: Name,
 }
 
-/// A request head as spans of the buffer it was parsed from.
+/// A request head, represented by spans of the buffer it was parsed from.
 #[derive(Clone, Debug, Default)]
 pub struct RequestHead {
     /// The method.
     pub method: Method,
-    /// The method as written.
+    /// The method as received.
     pub method_span: Span,
-    /// The request target as written.
+    /// The request target as received.
     pub target: Span,
     /// The version.
     pub version: Version,
-    /// The fields in their order.
+    /// The fields in the order received.
     pub fields: Vec<Field>,
-    /// Bytes of the head: a skipped empty line before it and the blank line behind it included.
+    /// Length of the head in bytes, including a skipped empty line before it and the blank line
+    /// that ends it.
     pub len: usize,
     scan: Scan,
 }
 
 impl RequestHead {
-    /// Parses the head at the start of `buf`: `true` when it is complete, `false` when more bytes
-    /// are needed. Call it again with the same bytes and more behind them; only the new ones are
-    /// looked at. After `true` or an error the next call begins a new head; a head that is given
-    /// up in between needs [`RequestHead::reset`].
+    /// Parses the head at the start of `buf`. Returns `true` if the head is complete and `false` if
+    /// more bytes are needed.
     ///
-    /// One empty line before the request line is skipped (RFC 9112 2.2 asks for at least one);
-    /// a second one is refused.
+    /// After `false`, call it again with the same bytes followed by more; only the new bytes are
+    /// scanned. After `true` or an error, the next call starts a new head. To abandon an
+    /// incomplete head, call [`RequestHead::reset`].
+    ///
+    /// One empty line before the request line is skipped (RFC 9112 2.2 recommends skipping at least
+    /// one); a second one is refused.
     ///
     /// # Errors
-    /// The first reason to refuse, whatever the pieces the bytes came in.
+    /// The first violation in `buf`. The error does not depend on how the bytes were split over
+    /// calls.
     pub fn parse(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
         let done = self.parse_more(buf);
         match done {
             Ok(false) => {}
             Ok(true) => self.scan = Scan::default(),
-            // Nothing of a refused head may be taken for a reading of it.
+            // The caller must not find fields or a length of a refused head.
             Err(_) => self.reset(),
         }
         done
     }
 
-    /// Forgets a head that was begun; the memory is kept.
+    /// Discards an incomplete head and keeps the allocated memory.
     pub fn reset(&mut self) {
         self.fields.clear();
         self.len = 0;
         self.scan = Scan::default();
     }
 
-    /// The first field of that name.
+    /// Returns the first field named `name`.
     #[must_use]
     pub fn field(&self, name: Name) -> Option<&Field> {
         first_named(&self.fields, name)
     }
 
-    /// All fields of that name, in order.
+    /// Returns all fields named `name`, in the order received.
     pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> + Clone {
         self.fields.iter().filter(move |field| field.known == name)
     }
@@ -141,7 +146,8 @@ impl RequestHead {
             Some(b'\r') if buf.len() == 1 => return Ok(false),
             Some(b'\r') => return Err(HeadError::BadRequestLine),
             Some(b'\n') => return Err(HeadError::BareLf),
-            // Refuses a TLS greeting and other garbage at its first byte: no line end may follow.
+            // Refuse a TLS ClientHello and other garbage at its first byte, because the peer may
+            // never send the line end that the scan waits for.
             Some(&byte) if !is_token_byte(byte) => return Err(HeadError::BadMethod),
             Some(_) => {}
         }
@@ -174,53 +180,55 @@ impl RequestHead {
     }
 }
 
-/// An answer head as spans of the buffer it was parsed from.
+/// A response head, represented by spans of the buffer it was parsed from.
 #[derive(Clone, Debug, Default)]
 pub struct ResponseHead {
     /// The status code, 100 to 599.
     pub status: u16,
-    /// The reason phrase as written, possibly empty.
+    /// The reason phrase as received, possibly empty.
     pub reason: Span,
     /// The version.
     pub version: Version,
-    /// The fields in their order.
+    /// The fields in the order received.
     pub fields: Vec<Field>,
-    /// Bytes of the head, the blank line included.
+    /// Length of the head in bytes, including the blank line that ends it.
     pub len: usize,
     scan: Scan,
 }
 
 impl ResponseHead {
-    /// Parses the head at the start of `buf`; see [`RequestHead::parse`]. No empty line is
-    /// skipped: RFC 9112 2.2 grants that to servers only.
+    /// Parses the head at the start of `buf` in the same way as [`RequestHead::parse`].
+    ///
+    /// No empty line is skipped, because RFC 9112 2.2 allows that to servers only.
     ///
     /// # Errors
-    /// The first reason to refuse, whatever the pieces the bytes came in.
+    /// The first violation in `buf`. The error does not depend on how the bytes were split over
+    /// calls.
     pub fn parse(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
         let done = self.parse_more(buf);
         match done {
             Ok(false) => {}
             Ok(true) => self.scan = Scan::default(),
-            // Nothing of a refused head may be taken for a reading of it.
+            // The caller must not find fields or a length of a refused head.
             Err(_) => self.reset(),
         }
         done
     }
 
-    /// Forgets a head that was begun; the memory is kept.
+    /// Discards an incomplete head and keeps the allocated memory.
     pub fn reset(&mut self) {
         self.fields.clear();
         self.len = 0;
         self.scan = Scan::default();
     }
 
-    /// The first field of that name.
+    /// Returns the first field named `name`.
     #[must_use]
     pub fn field(&self, name: Name) -> Option<&Field> {
         first_named(&self.fields, name)
     }
 
-    /// All fields of that name, in order.
+    /// Returns all fields named `name`, in the order received.
     pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> + Clone {
         self.fields.iter().filter(move |field| field.known == name)
     }
@@ -245,7 +253,7 @@ impl ResponseHead {
         let (Some(status), Some(version)) = (parsed.code, parsed.version) else {
             return Err(HeadError::BadStatusLine);
         };
-        // A code outside the five classes has no defined framing (RFC 9110 15).
+        // A status code outside the five classes has no defined framing (RFC 9110 15).
         if !(100..=599).contains(&status) {
             return Err(HeadError::BadStatus);
         }
@@ -258,31 +266,33 @@ impl ResponseHead {
     }
 }
 
-/// The status line has no limit but that of the head.
+/// Line limit for status lines, which only the limit of the whole head bounds. One below
+/// `usize::MAX`, because [`Scan::check_limits`] adds 1 to it.
 const NO_LINE_MAX: usize = usize::MAX - 1;
 
-/// The search for the end of a head, continued over calls.
+/// State of the search for the end of a head, kept between calls.
 #[derive(Clone, Copy, Debug, Default)]
 struct Scan {
-    /// Bytes looked at.
+    /// Number of bytes scanned.
     at: usize,
-    /// Where the current line begins.
+    /// Offset of the current line.
     line_start: usize,
-    /// Complete lines so far.
+    /// Number of complete lines.
     lines: usize,
 }
 
 impl Scan {
-    /// The length of the head once its blank line is there. The order of the checks makes the
-    /// result independent of how the bytes are split: each limit is hit by the byte that breaks
-    /// it, seen in one piece or not.
+    /// Returns the length of the head once its blank line has arrived.
+    ///
+    /// The order of the checks makes the result independent of how the bytes are split over calls:
+    /// an error is always the one that the first offending byte causes.
     fn find_end(
         &mut self,
         buf: &[u8],
         start: usize,
         line_max: usize,
     ) -> Result<Option<usize>, HeadError> {
-        // A head only grows; a shorter one is another, whose beginning was not looked at.
+        // A head only grows between calls, so a shorter buffer contains another head.
         if self.at > buf.len() {
             *self = Self::default();
         }
@@ -311,9 +321,10 @@ impl Scan {
         Ok(None)
     }
 
-    /// Refuses when a byte at `position`, seen or still to come, is one too many.
+    /// Returns an error if a byte at `position` exceeds a limit. The byte may not have arrived yet:
+    /// in an incomplete head, at least one more byte must follow.
     fn check_limits(&self, position: usize, line_max: usize) -> Result<(), HeadError> {
-        // The one byte more is the CR.
+        // The CR accounts for the additional byte.
         if self.lines == 0 && position - self.line_start > line_max + 1 {
             return Err(HeadError::LineTooLong);
         }
@@ -340,14 +351,14 @@ fn fill(fields: &mut Vec<Field>, parsed: &[httparse::Header<'_>], buf: &[u8]) {
     }
 }
 
-/// Where `part` lies in `buf`, which it was cut from.
+/// Returns the range of `part` in `buf`, of which it must be a subslice.
 fn span_in(buf: &[u8], part: &[u8]) -> Span {
     let start = part.as_ptr().addr() - buf.as_ptr().addr();
     debug_assert!(start + part.len() <= buf.len());
     Span::new(start, start + part.len())
 }
 
-/// `span` without the whitespace at its ends (RFC 9110 5.5).
+/// Returns `span` without leading and trailing whitespace (RFC 9110 5.5).
 pub(super) fn trim(buf: &[u8], span: Span) -> Span {
     let Span { mut start, mut end } = span;
     while start < end && is_ows(buf[start]) {
@@ -366,14 +377,17 @@ const fn version_of(minor: u8) -> Version {
     }
 }
 
-/// The reason phrase of a status line that was found good. `httparse` gives none where it has
-/// obs-text, so it is cut out here: `HTTP/1.1 200` is 12 bytes, then a space or the line end.
+/// Returns the range of the reason phrase in a head that `httparse` accepted.
+///
+/// `httparse` returns an empty phrase if it contains obs-text, so it is located here:
+/// `HTTP/1.1 200` is 12 bytes, followed by a space or the line end.
 fn reason_span(head: &[u8]) -> Span {
     let end = memchr(b'\r', head).unwrap_or(head.len());
     Span::new(end.min(13), end)
 }
 
-/// Names the reason why `head` was refused: the first line that breaks a rule, and its first rule.
+/// Determines the error for a head that `httparse` refused: the first violation in the first
+/// invalid line.
 #[cold]
 fn diagnose(head: &[u8], first_line_error: fn(&[u8]) -> Option<HeadError>) -> HeadError {
     let mut line_start = 0;
@@ -391,7 +405,7 @@ fn diagnose(head: &[u8], first_line_error: fn(&[u8]) -> Option<HeadError>) -> He
         }
         line_start = end + 1;
     }
-    // Refused by httparse for a reason of its own.
+    // The checks above found no violation, so `httparse` refused the head for another reason.
     HeadError::BadToken
 }
 
@@ -472,7 +486,7 @@ mod tests {
     fn request(data: &[u8]) -> (Result<bool, HeadError>, RequestHead) {
         let mut head = RequestHead::default();
         let whole = head.parse(data);
-        // The same at every split point, and byte by byte, always with a head that was used before.
+        // The result must be the same at every split point, always with a reused head.
         let mut again = RequestHead::default();
         for split in 0..data.len() {
             let first = again.parse(&data[..split]);
@@ -685,7 +699,7 @@ mod tests {
         }
     }
 
-    /// Every byte value at a place where only some may stand.
+    /// Every byte value at positions where only some values are allowed.
     #[test]
     fn every_byte_in_names_values_and_targets() {
         for byte in 0..=255_u8 {
@@ -695,7 +709,7 @@ mod tests {
             let data = [b"GET / HTTP/1.1\r\nA: b", &[byte][..], b"c\r\n\r\n"].concat();
             let fits = byte == b'\t' || byte >= b' ' && byte != 0x7f;
             assert_eq!(request(&data).0.is_ok(), fits, "value {byte}");
-            // Long enough for the vector paths of httparse.
+            // Long enough for the SIMD paths of `httparse`.
             let long = vec![b'v'; 70];
             for at in [0, 15, 16, 31, 32, 69] {
                 let mut value = long.clone();
@@ -725,7 +739,7 @@ mod tests {
     #[test]
     fn limits_are_exact() {
         let with_target = |len: usize| {
-            // "GET " and " HTTP/1.1" are 13 bytes.
+            // "GET /" and " HTTP/1.1" are 14 bytes.
             let target = "a".repeat(len - 14);
             format!("GET /{target} HTTP/1.1\r\n\r\n").into_bytes()
         };
@@ -760,7 +774,7 @@ mod tests {
             assert_eq!(head.parse(data), *want, "case {number}");
             assert_eq!(grow(data), *want, "case {number} byte by byte");
         }
-        // An answer has no limit on its first line but that of the head.
+        // The first line of a response has no limit other than that of the head.
         let reason = "r".repeat(HEAD_BYTES_MAX - 17);
         let mut head = ResponseHead::default();
         let data = format!("HTTP/1.1 200 {reason}\r\n\r\n");
