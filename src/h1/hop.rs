@@ -1,4 +1,4 @@
-//! Fields that end at this hop (RFC 9110 7.6.1).
+//! Hop-by-hop fields, which are not forwarded (RFC 9110 7.6.1).
 
 use super::error::HeadError;
 use super::head::{Field, trim};
@@ -6,11 +6,11 @@ use super::name::Name;
 use crate::limits::HOP_NAMES_MAX;
 use crate::span::Span;
 
-/// Whether a field of this name belongs to the connection and is never forwarded.
+/// Returns whether a field of this name applies to a single connection and is never forwarded.
 ///
-/// The framing field Transfer-Encoding is among them: whoever forwards the message writes its own.
-/// Content-Length is not, and is replaced by the caller as well. The Proxy-Auth fields are meant
-/// for the nearest proxy (RFC 9110 11.7), which we are.
+/// Transfer-Encoding is one of these fields; the code that forwards a message writes its own.
+/// Content-Length is not one of them, but the caller replaces it as well. Proxy-Authenticate and
+/// Proxy-Authorization are intended for the nearest proxy (RFC 9110 11.7), which is this one.
 #[must_use]
 pub const fn is_hop_by_hop(known: Name) -> bool {
     match known {
@@ -47,10 +47,11 @@ pub const fn is_hop_by_hop(known: Name) -> bool {
     }
 }
 
-/// The names that the Connection fields of one head add to the hop-by-hop ones.
+/// The field names that the Connection fields of one head declare as hop-by-hop.
 ///
-/// Only names that the proxy does not know are taken: a peer that lists Host, Authorization,
-/// Content-Length or X-Forwarded-For there tries to make us lose what the next hop relies on.
+/// Only names that map to [`Name::Other`] are recorded. A peer that lists Host, Authorization,
+/// Content-Length or X-Forwarded-For attempts to make the proxy drop a field that the next hop
+/// relies on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HopFilter {
     names: [Span; HOP_NAMES_MAX],
@@ -58,10 +59,10 @@ pub struct HopFilter {
 }
 
 impl HopFilter {
-    /// The filter for a head with these fields, which lie in `buf`.
+    /// Creates the filter for a head with these fields, whose spans refer to `buf`.
     ///
     /// # Errors
-    /// More than `HOP_NAMES_MAX` unknown names are listed.
+    /// The Connection fields list more than `HOP_NAMES_MAX` unknown names.
     pub fn new(fields: &[Field], buf: &[u8]) -> Result<Self, HeadError> {
         let mut filter = Self::default();
         for field in fields {
@@ -83,7 +84,7 @@ impl HopFilter {
         Ok(filter)
     }
 
-    /// Whether a Connection field lists this unknown name.
+    /// Returns whether a Connection field lists `name`, which must be unknown to [`Name`].
     fn lists(&self, name: &[u8], buf: &[u8]) -> bool {
         self.names[..self.count]
             .iter()
@@ -91,7 +92,8 @@ impl HopFilter {
     }
 }
 
-/// Whether a field must not be forwarded. `buf` is what both the field and the filter came from.
+/// Returns whether a field must not be forwarded. `buf` must be the buffer that both the field and
+/// the filter refer to.
 #[must_use]
 pub fn drop_field(field: &Field, buf: &[u8], filter: &HopFilter) -> bool {
     match field.known {
@@ -100,7 +102,7 @@ pub fn drop_field(field: &Field, buf: &[u8], filter: &HopFilter) -> bool {
     }
 }
 
-/// The items of a comma-separated list, empty ones left out (RFC 9110 5.6.1).
+/// Returns the items of a comma-separated list, without empty items (RFC 9110 5.6.1).
 pub fn list_items(buf: &[u8], list: Span) -> impl Iterator<Item = Span> {
     let mut start = list.start;
     std::iter::from_fn(move || {

@@ -1,9 +1,11 @@
-//! HTTP/1.1 as pure bytes: heads, message framing, hop-by-hop fields, head writers.
+//! HTTP/1.1 parsing and writing on byte buffers: heads, message framing, hop-by-hop fields.
 //!
-//! Nothing here knows a socket, a clock or a configuration, and nothing allocates per message
-//! beyond vectors that the caller reuses. The rule for everything that is read: find the one
-//! reading that RFC 9112 gives, or refuse. A lenient reading is how two parties come to disagree
-//! about where a message ends, so nothing is repaired, on the client's side and on the engine's.
+//! This module does not depend on sockets, clocks or the configuration. It allocates nothing per
+//! message except in vectors that the caller reuses.
+//!
+//! Parsers either find the one meaning that RFC 9112 gives to their input or refuse the input.
+//! Lenient parsing is how two parties end up disagreeing about where a message ends (request
+//! smuggling), so nothing is repaired, neither in requests nor in responses.
 
 mod chunked;
 mod error;

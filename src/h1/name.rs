@@ -1,6 +1,6 @@
-//! The field names the proxy acts on.
+//! Names of the header fields that the proxy acts on.
 
-/// A field name the proxy acts on; every other name is [`Name::Other`].
+/// Name of a header field that the proxy acts on, or [`Name::Other`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[allow(
     missing_docs,
@@ -36,16 +36,16 @@ pub enum Name {
     XPrefillerHostPort,
     XPrefillerUrl,
     XRequestId,
-    /// Any other name; passes through untouched.
+    /// Any other name. Such a field is forwarded unmodified.
     #[default]
     Other,
 }
 
 impl Name {
-    /// The name spelled by `bytes` in any case.
+    /// Returns the name that equals `bytes`, ignoring ASCII case.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        // Length first: most names of a head share it with none or one of ours.
+        // Select by length first: most received names have the length of at most one known name.
         let candidates: &[Self] = match bytes.len() {
             2 => &[Self::Te],
             4 => &[Self::Host, Self::Date],
@@ -80,7 +80,7 @@ impl Name {
         Self::Other
     }
 
-    /// The name in lower case; empty for [`Name::Other`].
+    /// Returns the name in lower case; empty for [`Name::Other`].
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -163,7 +163,7 @@ mod tests {
             let near = format!("{}x", &lower[..lower.len() - 1]);
             assert_eq!(Name::of(near.as_bytes()), Name::Other, "{near}");
         }
-        // The list above must not lag behind the enum.
+        // Fails if a variant is missing from `ALL`.
         assert_eq!(ALL.len(), Name::Other as usize);
     }
 
