@@ -1,35 +1,39 @@
-//! Counting server-sent events in a stream that passes by.
+//! Counts server-sent events in a stream while it is forwarded.
 //!
-//! This is bookkeeping for time to first token and tokens per stream; the end of a stream is
-//! told by its framing alone, since not every API sends a last event. A lone CR as line end,
-//! which the format allows, is not recognised: no engine sends it, and such a stream merely
-//! counts no events.
+//! The counts are intended for measurements such as time to first token and tokens per stream. They
+//! do not determine the end of a stream: only its framing does, because not every API sends a final
+//! event.
+//!
+//! A lone CR as line end, which the format allows, is not recognised. No engine sends it, and the
+//! only effect is that the events of such a stream are not counted.
 
 use memchr::memchr_iter;
 
-/// Counts the events of one stream, fed in any pieces.
+/// Counts the events of one stream, which may be split at any byte.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SseEvents {
-    /// Bytes of the current line seen in earlier pieces, as many as [`PREFIX_BYTES_MAX`].
+    /// The first bytes of the current line, at most [`PREFIX_BYTES_MAX`].
     prefix: [u8; PREFIX_BYTES_MAX],
     prefix_len: usize,
-    /// The current block has a data line.
+    /// Whether the current block has a data line.
     data: bool,
     events: u64,
 }
 
-/// `data:` is all that has to be recognised of a line.
+/// Length of `data:`, the longest prefix of a line that must be recognised.
 const PREFIX_BYTES_MAX: usize = 5;
 
 impl SseEvents {
-    /// A counter at the start of a stream.
+    /// Creates a counter for a new stream.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes the next piece of the stream: how many events it completed. A block is an event when
-    /// it has a data line; comments, such as keep-alives, are none. `data: [DONE]` is one.
+    /// Processes the next part of the stream and returns the number of events it completed.
+    ///
+    /// A block counts as an event if it has a data line. Comments, such as keep-alives, do not
+    /// count; `data: [DONE]` does.
     pub fn feed(&mut self, piece: &[u8]) -> u32 {
         let mut completed = 0;
         let mut start = 0;
@@ -43,13 +47,13 @@ impl SseEvents {
         completed
     }
 
-    /// Whether an event with data has been completed.
+    /// Returns whether an event with data has been completed.
     #[must_use]
     pub const fn has_data(&self) -> bool {
         self.events > 0
     }
 
-    /// Events completed so far.
+    /// Returns the number of events completed so far.
     #[must_use]
     pub const fn events(&self) -> u64 {
         self.events
@@ -62,7 +66,7 @@ impl SseEvents {
         self.prefix_len += len;
     }
 
-    /// Ends the current line; whether that ended an event.
+    /// Ends the current line and returns whether that completed an event.
     fn end_line(&mut self) -> bool {
         let line = &self.prefix[..self.prefix_len];
         self.prefix_len = 0;

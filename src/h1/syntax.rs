@@ -1,4 +1,4 @@
-//! Byte classes of RFC 9110 5.6, shared by heads, chunk trailers and targets.
+//! Byte classes of RFC 9110 5.6, shared by the parsers of heads, trailers and request targets.
 
 const TOKEN: u8 = 1;
 const VALUE: u8 = 2;
@@ -35,8 +35,8 @@ const fn classes() -> [u8; 256] {
         if b == b'\t' || (b >= b' ' && b != 0x7f) {
             class |= VALUE;
         }
-        // A fragment never belongs into a request (RFC 9112 3.2), and readers disagree on whether
-        // the path ends before it.
+        // A request target never has a fragment (RFC 9112 3.2), and implementations disagree on
+        // whether the path ends at the `#`.
         if b.is_ascii_graphic() && b != b'#' {
             class |= TARGET;
         }
@@ -46,32 +46,33 @@ const fn classes() -> [u8; 256] {
     table
 }
 
-/// Whether `byte` may stand in a token (RFC 9110 5.6.2).
+/// Returns whether `byte` is allowed in a token (RFC 9110 5.6.2).
 pub(super) const fn is_token_byte(byte: u8) -> bool {
     CLASS[byte as usize] & TOKEN != 0
 }
 
-/// Whether `bytes` is a token: token bytes, at least one.
+/// Returns whether `bytes` is a token: one or more token bytes.
 pub(super) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|&byte| is_token_byte(byte))
 }
 
-/// Whether `byte` may stand in a field value: HTAB, SP, visible or obs-text (RFC 9110 5.5).
+/// Returns whether `byte` is allowed in a field value: HTAB, SP, visible ASCII or obs-text
+/// (RFC 9110 5.5).
 pub(super) const fn is_value_byte(byte: u8) -> bool {
     CLASS[byte as usize] & VALUE != 0
 }
 
-/// Whether `byte` may stand in a request target: visible ASCII but `#`.
+/// Returns whether `byte` is allowed in a request target: visible ASCII except `#`.
 pub(super) const fn is_target_byte(byte: u8) -> bool {
     CLASS[byte as usize] & TARGET != 0
 }
 
-/// Whether `byte` is optional whitespace (RFC 9110 5.6.3).
+/// Returns whether `byte` is optional whitespace, SP or HTAB (RFC 9110 5.6.3).
 pub(super) const fn is_ows(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
-/// The value of a hexadecimal digit.
+/// Returns the value of a hexadecimal digit.
 pub(super) const fn hex_value(byte: u8) -> Option<u8> {
     match byte {
         b'0'..=b'9' => Some(byte - b'0'),
