@@ -1,4 +1,4 @@
-//! Request targets (RFC 9112 3.2): their forms, their path.
+//! Request targets (RFC 9112 3.2): form, authority and path.
 
 use memchr::memchr;
 
@@ -18,15 +18,15 @@ pub enum TargetForm {
     Asterisk,
 }
 
-/// The form of `target`, or none when it has no form that goes with `method`.
+/// Returns the form of `target`, or `None` if it has no form that is valid for `method`.
 ///
-/// Of absolute forms only `http` and `https` with a host and a path (or nothing) behind it are
-/// taken: user information is refused (RFC 9110 4.2.4), and a query without a path has no origin
-/// form that could be cut out of it.
+/// An absolute form is accepted only if the scheme is `http` or `https` and if it consists of a
+/// host, an optional port and an optional path. User information is refused (RFC 9110 4.2.4). A
+/// query without a path is refused because no slice of it is a target in origin form.
 #[must_use]
 pub fn target_form(method: Method, target: &[u8]) -> Option<TargetForm> {
     if method == Method::Connect {
-        // Here, unlike in Host, the port must be there (RFC 9112 3.2.3).
+        // Unlike in Host, the port is required here (RFC 9112 3.2.3).
         let has_port = target.contains(&b':') && target.last().is_some_and(u8::is_ascii_digit);
         let fits = has_port && has_host(target) && is_authority(target);
         return fits.then_some(TargetForm::Authority);
@@ -44,8 +44,10 @@ pub fn target_form(method: Method, target: &[u8]) -> Option<TargetForm> {
     }
 }
 
-/// What an origin server is to be asked for: `target` itself in origin form, the part behind the
-/// authority of an absolute form (`/` when that is empty), none for the other forms.
+/// Returns the request target to send to an origin server.
+///
+/// For an origin form this is `target` itself, for an absolute form the part after the authority
+/// (`/` if that part is empty), and `None` for all other forms.
 #[must_use]
 pub fn origin_form(target: &[u8]) -> Option<&[u8]> {
     if target.first() == Some(&b'/') {
@@ -57,13 +59,14 @@ pub fn origin_form(target: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The authority of a target in absolute form, none for the other forms.
+/// Returns the authority of a target in absolute form, `None` for all other forms.
 #[must_use]
 pub fn authority_of(target: &[u8]) -> Option<&[u8]> {
     split_absolute(target).map(|(authority, _)| authority)
 }
 
-/// The raw path of a target in origin form: what stands before `?`. Empty for the other forms.
+/// Returns the undecoded path of a target in origin form, which ends before the first `?`. The path
+/// is empty for all other forms.
 #[must_use]
 pub fn path_of(target: &[u8]) -> &[u8] {
     if target.first() != Some(&b'/') {
@@ -72,9 +75,11 @@ pub fn path_of(target: &[u8]) -> &[u8] {
     &target[..memchr(b'?', target).unwrap_or(target.len())]
 }
 
-/// Whether the path of an origin-form target is `path` after percent decoding, and nothing else:
-/// dot segments and repeated slashes stay what they are. False for other forms, for a malformed
-/// percent encoding and for an encoded NUL.
+/// Returns whether the percent-decoded path of a target in origin form equals `path`.
+///
+/// Nothing but percent encoding is normalised: dot segments and repeated slashes are compared
+/// literally. Returns `false` for all other forms, for malformed percent encoding and for an
+/// encoded NUL.
 #[must_use]
 pub fn path_is(target: &[u8], path: &str) -> bool {
     let mut raw = path_of(target);
@@ -95,7 +100,7 @@ pub fn path_is(target: &[u8], path: &str) -> bool {
     raw.is_empty() && !path.is_empty()
 }
 
-/// The authority and what follows it, when `target` begins with `http://` or `https://`.
+/// Splits a target that begins with `http://` or `https://` into the authority and the rest.
 fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
     let rest = strip_scheme(target, b"http://").or_else(|| strip_scheme(target, b"https://"))?;
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
@@ -107,13 +112,15 @@ fn strip_scheme<'a>(target: &'a [u8], scheme: &[u8]) -> Option<&'a [u8]> {
     head.eq_ignore_ascii_case(scheme).then_some(rest)
 }
 
-/// Whether an authority names a host (RFC 9110 4.2.1 asks for one in a URI).
+/// Returns whether an authority has a host, as RFC 9110 4.2.1 requires in a URI.
 fn has_host(authority: &[u8]) -> bool {
     !matches!(authority, [] | [b':', ..])
 }
 
-/// Whether `bytes` is `host [":" port]` without user information (RFC 3986 3.2.2). The empty host
-/// is one: RFC 9112 3.2 has clients send it where the target has no authority.
+/// Returns whether `bytes` is `host [":" port]` without user information (RFC 3986 3.2.2).
+///
+/// An empty host is accepted, because RFC 9112 3.2 requires clients to send an empty Host field if
+/// the target URI has no authority.
 pub(super) fn is_authority(bytes: &[u8]) -> bool {
     let (host_fits, port) = match bytes {
         [b'[', rest @ ..] => {
@@ -138,7 +145,8 @@ pub(super) fn is_authority(bytes: &[u8]) -> bool {
     host_fits && port_fits
 }
 
-/// IPv6 and later address literals; `%` begins a zone (RFC 6874).
+/// Returns whether `byte` is allowed in an address literal of IPv6 or a later version. `%` starts a
+/// zone identifier (RFC 6874).
 const fn is_literal_byte(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b':' | b'.' | b'%' | b'-' | b'_' | b'~')
 }
@@ -154,8 +162,11 @@ fn is_registered_name(mut host: &[u8]) -> bool {
     }
 }
 
-/// Unreserved bytes and sub-delimiters (RFC 3986 2.2, 2.3), less the comma: a list of two hosts
-/// joined by a gateway must not pass for one.
+/// Returns whether `byte` is an unreserved byte or a sub-delimiter (RFC 3986 2.2, 2.3) other than
+/// the comma.
+///
+/// A comma is refused so that two Host fields that a gateway joined to a list are not accepted as
+/// one host.
 const fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(

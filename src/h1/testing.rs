@@ -1,6 +1,6 @@
-//! Helpers of the unit tests.
+//! Helpers for the unit tests.
 
-/// A small seeded generator (xorshift64*), so that a failure repeats.
+/// A seeded random number generator (xorshift64*), so that failures are reproducible.
 pub(super) struct Random(u64);
 
 impl Random {
