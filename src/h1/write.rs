@@ -1,16 +1,16 @@
-//! Writers that append to a buffer the caller reuses, without formatting machinery.
+//! Functions that append parts of a message to a buffer, without the overhead of `std::fmt`.
 
 use std::ops::Deref;
 
 use super::syntax::{is_target_byte, is_token, is_value_byte};
 
-/// The end of a chunked body without trailers.
+/// The last chunk and the empty trailer section that end a chunked body.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// The line in front of a chunk: its size in lower-case hexadecimal and CRLF.
+/// The line before a chunk: the chunk size in lower-case hexadecimal and CRLF.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkLine {
-    /// Filled from the end.
+    /// Written from the end; the line is `bytes[start..]`.
     bytes: [u8; CHUNK_LINE_BYTES_MAX],
     start: u8,
 }
@@ -26,8 +26,9 @@ impl Deref for ChunkLine {
     }
 }
 
-/// The line in front of a chunk of `size` bytes. For 0 it begins the end of the body; see
-/// [`LAST_CHUNK`].
+/// Returns the line before a chunk of `size` bytes.
+///
+/// The line for size 0 starts the end of the body; [`LAST_CHUNK`] contains that end completely.
 #[must_use]
 pub fn chunk_line(size: usize) -> ChunkLine {
     let mut bytes = [0; CHUNK_LINE_BYTES_MAX];
@@ -48,8 +49,10 @@ pub fn chunk_line(size: usize) -> ChunkLine {
     }
 }
 
-/// Appends `Name: value` and CRLF. The caller vouches for both: a token and a value without
-/// control bytes, as the parser gave them or as written by us.
+/// Appends `Name: value` and CRLF.
+///
+/// The caller must pass a token and a value without control bytes other than HTAB, either from the
+/// parser or written by the proxy itself. Only debug builds check this.
 pub fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     debug_assert!(is_token(name));
     debug_assert!(value.iter().all(|&byte| is_value_byte(byte)));
@@ -60,7 +63,7 @@ pub fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends `n` in decimal digits.
+/// Appends `n` as decimal digits.
 pub fn push_decimal(out: &mut Vec<u8>, n: u64) {
     // 64 bits have at most 20 decimal digits.
     let mut digits = [0; 20];
@@ -87,8 +90,8 @@ pub fn push_request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-/// Appends a status line for HTTP/1.1; the space behind the code is there also without a reason
-/// (RFC 9112 4).
+/// Appends a status line for HTTP/1.1. The space after the code is required even if `reason` is
+/// empty (RFC 9112 4).
 pub fn push_status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
     debug_assert!((100..=599).contains(&status));
     debug_assert!(reason.iter().all(|&byte| is_value_byte(byte)));
@@ -99,7 +102,8 @@ pub fn push_status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The usual reason phrase of a status code (RFC 9110 15, RFC 6585); empty for unknown codes.
+/// Returns the standard reason phrase of a status code (RFC 9110 15, RFC 6585), or an empty string
+/// for unknown codes.
 #[must_use]
 pub const fn reason_phrase(status: u16) -> &'static str {
     match status {
