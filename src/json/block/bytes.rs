@@ -1,5 +1,5 @@
-//! One byte after the other: for a block that the arithmetic cannot read, and for tests to compare
-//! all others with.
+//! Byte-by-byte implementation, for blocks that the arithmetic of `walk` cannot handle, and as the
+//! reference for tests of the other implementations.
 
 use super::super::error::{JsonError, JsonReason};
 use super::{End, Skip};
@@ -24,7 +24,7 @@ pub(super) fn container(skip: &mut Skip, piece: &[u8], at: usize) -> End {
     Ok(None)
 }
 
-/// One byte of a string; true for the closing quote.
+/// Processes one byte of a string. Returns whether it is the closing quote.
 fn in_string(byte: u8, escaped: &mut bool) -> Result<bool, JsonReason> {
     if byte < 0x20 {
         return Err(JsonReason::ControlCharacter);
@@ -34,7 +34,7 @@ fn in_string(byte: u8, escaped: &mut bool) -> Result<bool, JsonReason> {
     Ok(ends)
 }
 
-/// One byte of a skipped container; true for its closing bracket.
+/// Processes one byte of a skipped container. Returns whether it is the closing bracket.
 fn in_container(skip: &mut Skip, byte: u8) -> Result<bool, JsonReason> {
     if skip.quoted {
         skip.quoted = !in_string(byte, &mut skip.escaped)?;
