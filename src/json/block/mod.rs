@@ -1,14 +1,16 @@
-//! Carries the lexer over strings and containers, 64 bytes at a time.
+//! Skips strings and containers for the lexer, 64 bytes at a time.
 //!
-//! A block of 64 bytes becomes a few words with one bit per byte: quotes, backslashes, brackets,
-//! control characters. Arithmetic on those words tells which quotes are escaped and which bytes lie
-//! inside strings, as simdjson does it (Langdale and Lemire, "Parsing Gigabytes of JSON per
-//! Second", VLDB Journal 28, 2019, section 3.1); what is left to look at one by one are brackets,
-//! and of those only the ones that nest. `walk` has that arithmetic, the same for all instruction
-//! sets; they differ in how a block becomes words.
+//! A block of 64 bytes is converted to a few words with one bit per byte: quotes, backslashes,
+//! brackets, control characters. Arithmetic on these words determines which quotes are escaped and
+//! which bytes are inside strings, with the algorithm of simdjson (Langdale and Lemire, "Parsing
+//! Gigabytes of JSON per Second", VLDB Journal 28, 2019, section 3.1). Only brackets remain to be
+//! processed one by one, and only in blocks where they are nested.
 //!
-//! A backslash outside of strings, which no valid text has, escapes nothing. The arithmetic would
-//! let it, so a block with one is read byte by byte.
+//! The arithmetic is in `walk` and is the same for all instruction sets. They differ only in how a
+//! block is converted to words.
+//!
+//! A backslash outside of strings does not occur in valid JSON and escapes nothing. The arithmetic
+//! would treat it as an escape, so a block that contains one is processed byte by byte.
 
 mod bytes;
 mod portable;
@@ -22,27 +24,27 @@ use super::error::JsonError;
 pub(super) use portable::plain_text;
 pub(super) use walk::Skip;
 
-/// How far a piece was read: some place behind the quote or bracket that was looked for, or none
-/// when the piece ended before it. An error has the offset in the piece.
+/// Result of skipping: the position after the closing quote or bracket, or `None` if the input
+/// ended before it. The offset of an error is relative to the input slice.
 pub(super) type End = Result<Option<usize>, JsonError>;
 
-/// The instructions to use, chosen once per text.
+/// The instruction set to use, selected when a lexer is created.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Isa(Set);
 
 #[derive(Clone, Copy, Debug)]
 enum Set {
-    /// No blocks but one byte after the other, for comparison.
+    /// Byte by byte instead of in blocks, as a reference.
     #[cfg(any(test, feature = "fuzzing"))]
     Bytes,
-    /// Words of eight bytes, on any machine.
+    /// Portable code on words of eight bytes.
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
 }
 
 impl Isa {
-    /// The fastest that this machine has.
+    /// Returns the fastest instruction set that this machine supports.
     #[inline]
     pub(super) fn best() -> Self {
         static BEST: LazyLock<Isa> = LazyLock::new(Isa::detect);
@@ -57,7 +59,7 @@ impl Isa {
         Self(Set::Portable)
     }
 
-    /// All that this machine has, and bytes alone as the first.
+    /// Returns all instruction sets that this machine supports. The first one is `Set::Bytes`.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn all() -> Vec<Self> {
         let mut all = vec![Self(Set::Bytes), Self(Set::Portable)];
@@ -66,12 +68,14 @@ impl Isa {
         all
     }
 
-    /// Reads on at `at` inside a string, to behind its closing quote. `escaped` says whether the
-    /// next byte is escaped, on entry and when the piece ended first.
+    /// Skips the rest of a string, from `piece[at]` to its closing quote.
+    ///
+    /// `escaped` specifies whether the byte at `at` is escaped. If the string does not end in
+    /// `piece`, it is set to whether the next byte is escaped.
     ///
     /// # Errors
     ///
-    /// A control character.
+    /// The string contains a control character.
     pub(super) fn string(self, piece: &[u8], at: usize, escaped: &mut bool) -> End {
         match self.0 {
             #[cfg(any(test, feature = "fuzzing"))]
@@ -82,12 +86,12 @@ impl Isa {
         }
     }
 
-    /// Reads on at `at` inside a skipped container, to behind its closing bracket.
+    /// Skips the rest of a container, from `piece[at]` to its closing bracket.
     ///
     /// # Errors
     ///
-    /// A control character in a string, a byte below TAB outside, a bracket of the wrong kind or
-    /// one too deep.
+    /// A control character in a string, a byte below TAB outside of strings, a closing bracket of
+    /// the wrong kind, or nesting beyond the depth limit.
     pub(super) fn container(self, skip: &mut Skip, piece: &[u8], at: usize) -> End {
         match self.0 {
             #[cfg(any(test, feature = "fuzzing"))]
@@ -99,30 +103,30 @@ impl Isa {
     }
 }
 
-/// Bytes in a block: one bit each in a word.
+/// Number of bytes in a block, which is the number of bits in a word.
 const BLOCK_BYTES: usize = 64;
 
 type Block = [u8; BLOCK_BYTES];
 
-/// What the bytes of a block are, the first one in the lowest bit.
+/// Classification of the bytes of a block, with the first byte in the lowest bit of each word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Masks {
     quote: u64,
     backslash: u64,
-    /// Below 0x20: not in strings (RFC 8259 section 7).
+    /// Bytes below 0x20, which are not allowed in strings (RFC 8259 section 7).
     control: u64,
-    /// Below TAB: nowhere. That notices NUL and most of UTF-16.
+    /// Bytes below TAB, which are not allowed anywhere. They reveal NUL and most UTF-16 text.
     low: u64,
     /// `{` and `[`
     open: u64,
     /// `}` and `]`
     close: u64,
-    /// Set for `{` and `}`, clear for `[` and `]`; anything for other bytes.
+    /// Set for `{` and `}`, clear for `[` and `]`, undefined for other bytes.
     curly: u64,
 }
 
 impl Masks {
-    /// Drops the first `count` bytes, 63 at most.
+    /// Drops the first `count` bytes, at most 63.
     #[inline(always)]
     const fn behind(self, count: usize) -> Self {
         Self {
@@ -137,14 +141,14 @@ impl Masks {
     }
 }
 
-/// The one bit in which `{` differs from `[`, and `}` from `]`.
+/// The bit that distinguishes `{` from `[`, and `}` from `]`.
 const CURLY: u8 = b'{' ^ b'[';
 
 const fn ends_string(byte: u8) -> bool {
     (byte == b'"') | (byte < 0x20)
 }
 
-/// Whether `byte` matters outside of strings.
+/// Returns whether `byte`, outside of strings, is a quote, a bracket or not allowed.
 const fn is_structure(byte: u8) -> bool {
     (byte == b'"') | ((byte | CURLY) == b'{') | ((byte | CURLY) == b'}') | (byte < b'\t')
 }
