@@ -1,7 +1,8 @@
-//! Blocks on any machine, in plain code.
+//! Conversion of blocks in portable code.
 //!
-//! A test of each byte alone becomes vector code wherever the compiler has vectors; to gather its
-//! answers into a word it has nothing as good, so that is done by multiplications.
+//! The compiler vectorises an independent test of each byte on every target with vector
+//! instructions. It does not do so for gathering the results into a word, so that is done with
+//! multiplications.
 
 use super::walk::{self, Skip};
 use super::{Block, CURLY, End, Masks, ends_string};
@@ -21,7 +22,7 @@ fn masks(block: &Block) -> Masks {
         quote: gather(block, |byte| byte == b'"'),
         backslash: gather(block, |byte| byte == b'\\'),
         control,
-        // Few blocks have any.
+        // Few blocks contain control characters.
         low: match control {
             0 => 0,
             _ => gather(block, |byte| byte < b'\t'),
@@ -32,13 +33,14 @@ fn masks(block: &Block) -> Masks {
     }
 }
 
-/// How many bytes come before the first that ends or escapes or may not be in a string.
+/// Returns the number of bytes before the first quote, backslash or control character.
 #[inline(always)]
 pub(in super::super) fn plain_text(bytes: &[u8; 32]) -> usize {
     let stops = gather(bytes, |byte| (byte == b'\\') | ends_string(byte));
     stops.trailing_zeros().min(32) as usize
 }
 
+/// Tests each byte and returns the results as bits, the first byte in the lowest bit.
 #[inline(always)]
 fn gather<const N: usize>(block: &[u8; N], test: impl Fn(u8) -> bool) -> u64 {
     let mut marks = [0; N];
@@ -51,11 +53,12 @@ fn gather<const N: usize>(block: &[u8; N], test: impl Fn(u8) -> bool) -> u64 {
     })
 }
 
-/// Each bit is the parity of all up to it.
+/// Sets each bit to the parity of all bits of `bits` up to and including it.
 #[inline(always)]
 fn prefix_xor(bits: u64) -> u64 {
     (0..6).fold(bits, |bits, step| bits ^ bits << (1 << step))
 }
 
-/// Moves the lowest bit of byte `n` to bit `56 + n`, and nothing else there.
+/// Factor that moves the lowest bit of byte `n` to bit `56 + n`. No other bits reach these
+/// positions if all other bits of the multiplied word are clear.
 const GATHER: u64 = 0x0102_0408_1020_4080;

@@ -1,4 +1,4 @@
-//! Every instruction set of this machine against one byte after the other.
+//! Compares every instruction set that this machine supports with the byte-by-byte implementation.
 
 use std::mem::discriminant;
 
@@ -6,19 +6,19 @@ use super::super::oracle::Random;
 use super::*;
 use crate::limits::JSON_DEPTH_MAX;
 
-/// What is left of a text and where it ended, to compare.
+/// Result and final state of skipping a text.
 #[derive(Debug, PartialEq)]
 struct Seen {
-    /// From the start of the text.
+    /// Offsets are relative to the start of the text.
     end: End,
     quoted: bool,
     escaped: bool,
-    /// The containers still open, innermost first.
+    /// The open containers, the innermost first: whether each is an object.
     open: Vec<bool>,
 }
 
-/// Reads `text` in pieces cut at `cuts`, each with other bytes before it in its buffer, as a piece
-/// has that begins with members which are read.
+/// Skips a container in `text`, split at `cuts`. In its buffer, each part is preceded by other
+/// bytes, as in a body where members that are read precede the container.
 fn container(isa: Isa, skip: &Skip, text: &[u8], cuts: &[usize]) -> Seen {
     let mut skip = skip.clone();
     let end = pieces(text, cuts, |piece, at| isa.container(&mut skip, piece, at));
@@ -27,7 +27,7 @@ fn container(isa: Isa, skip: &Skip, text: &[u8], cuts: &[usize]) -> Seen {
         open.push(skip.nest.top.inside_object());
         skip.nest.close();
     }
-    // Behind an error nothing is asked of the state.
+    // The state after an error is not used.
     let (quoted, escaped) = (skip.quoted && end.is_ok(), skip.escaped && end.is_ok());
     open.truncate(if end.is_ok() { open.len() } else { 0 });
     Seen {
@@ -71,7 +71,7 @@ fn pieces(text: &[u8], cuts: &[usize], mut read: impl FnMut(&[u8], usize) -> End
     Ok(None)
 }
 
-/// All ways to read `text` end the same.
+/// Asserts that all implementations return the same result for `text`.
 fn same(text: &[u8], skip: &Skip, random: &mut Random) {
     let [bytes, others @ ..] = &Isa::all()[..] else {
         panic!("no way to read")
@@ -93,7 +93,7 @@ fn same(text: &[u8], skip: &Skip, random: &mut Random) {
     }
 }
 
-/// Inside an array of the outermost object, which was entered.
+/// Returns the state inside an array in the outermost object, which has been entered.
 fn in_array() -> Skip {
     let mut skip = Skip::new();
     skip.nest.open(true);
@@ -122,7 +122,7 @@ fn every_byte_at_every_place() {
             for at in 0..140 {
                 let mut text = [b'7'; 150];
                 text[at] = byte;
-                // What lies behind must not matter.
+                // The bytes after it must not affect the result.
                 text[at + 1..].fill(byte ^ 1);
                 text[at + 1] = b'"';
                 text[at + 2] = b']';
@@ -147,12 +147,12 @@ fn runs_of_backslashes() {
     }
 }
 
-/// A container's bytes, mostly valid, from its first element to behind its end.
+/// Returns the bytes of a container, mostly valid, from its first element to beyond its end.
 fn random_text(random: &mut Random, skip: &Skip) -> Vec<u8> {
     let mut open = skip.clone();
     let mut text = Vec::new();
     let faults = random.pick(&[20, 200, 10_000]);
-    // Of some kinds of element there are none or many.
+    // Each kind of element is absent, rare or frequent.
     let weights = [(); 6].map(|()| random.pick(&[0, 1, 6]));
     for _ in 0..random.below(60) {
         if random.one_in(faults) {
@@ -179,7 +179,7 @@ fn random_text(random: &mut Random, skip: &Skip) -> Vec<u8> {
                 text.push(b'[');
                 open.nest.open(false);
             }
-            // The container itself ends sometimes.
+            // Sometimes closes the skipped container itself.
             _ if open.nest.top.depth > open.entered + usize::from(!random.one_in(40)) => {
                 text.push(if open.nest.top.inside_object() {
                     b'}'
@@ -214,7 +214,7 @@ fn random_containers() {
     for seed in 0..20_000 {
         let mut random = Random::new(seed);
         let mut skip = Skip::new();
-        // Words of kinds hold 64, so that is where something can go wrong.
+        // `Top::kinds` has 64 bits, so errors are most likely around multiples of 64.
         let depth = random.pick(&[
             1,
             2,
