@@ -1,19 +1,19 @@
-//! What is done with the words that blocks become. Everything here is inlined into one function
-//! per instruction set, and so compiled with its instructions.
+//! Processing of the words that blocks are converted to. All functions are inlined into one
+//! function per instruction set, so that they are compiled with its instructions.
 
 use super::super::error::{JsonError, JsonReason};
 use super::super::grammar::{Nest, Top};
 use super::{BLOCK_BYTES, Block, End, Masks, bytes, ends_string, is_structure};
 
-/// Where reading stands among open containers and in the string of a skipped one.
+/// State of the lexer with respect to nesting, and to strings of the skipped container.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Skip {
     pub(in super::super) nest: Nest,
-    /// Objects entered; every container open beyond that is being skipped.
+    /// Number of objects entered. All containers opened inside them are skipped.
     pub(in super::super) entered: usize,
-    /// Inside a string of a skipped container.
+    /// Whether the position is inside a string of a skipped container.
     pub(in super::super) quoted: bool,
-    /// The string so far ends in a backslash that escapes the next byte.
+    /// Whether the last byte is a backslash that escapes the next byte of the string.
     pub(in super::super) escaped: bool,
 }
 
@@ -27,7 +27,8 @@ impl Skip {
         }
     }
 
-    /// Before another text. What the nest holds above its depth is never read.
+    /// Resets the state for another text. Bits in `nest` above its depth are never read, so they
+    /// are not cleared.
     pub(in super::super) const fn reset(&mut self) {
         self.nest.top.depth = 0;
         self.entered = 0;
@@ -35,7 +36,7 @@ impl Skip {
         self.escaped = false;
     }
 
-    /// Opens or closes; true when the skipped container is closed.
+    /// Opens or closes a container. Returns whether that closed the skipped container.
     #[inline(always)]
     pub(super) fn bracket(&mut self, bracket: u8) -> Result<bool, JsonReason> {
         match bracket {
@@ -55,8 +56,8 @@ impl Skip {
         }
     }
 
-    /// Reads `len` bytes at `at`, a block or less; some place behind the closing bracket of the
-    /// skipped container.
+    /// Processes `len` bytes at `at`, at most one block. Returns the position after the closing
+    /// bracket of the skipped container, or `None` if it is not among these bytes.
     #[inline(always)]
     fn block(
         &mut self,
@@ -68,7 +69,7 @@ impl Skip {
         prefix_xor: impl Fn(u64) -> u64,
     ) -> End {
         let (escapes, overflow) = escaped_bytes(masks.backslash, carry.escaped);
-        // From each opening quote to before the closing one.
+        // Set from each opening quote up to the byte before the closing one.
         let inside = prefix_xor(masks.quote & !escapes) ^ carry.quoted;
         let outside = !inside;
         if masks.backslash & outside != 0 {
@@ -99,7 +100,7 @@ impl Skip {
         Ok(None)
     }
 
-    /// Takes the brackets of a block in turn, up to the first bad byte.
+    /// Processes the brackets of a block one by one, up to the first byte in `bad`.
     #[inline(always)]
     fn one_by_one(&mut self, piece: &[u8], start: usize, brackets: u64, bad: u64) -> End {
         let mut stops = brackets | bad;
@@ -135,25 +136,29 @@ impl Skip {
     }
 }
 
-/// What a block of a skipped container hands on to the next one; in registers, since each block
-/// waits for it.
+/// The state that a block of a skipped container passes to the next one. It fits into registers,
+/// because it is the dependency between consecutive blocks.
 #[derive(Clone, Copy)]
 struct Carry {
-    /// All bits or none: inside a string.
+    /// All bits set inside a string, otherwise 0.
     quoted: u64,
-    /// 1 when the next byte is escaped.
+    /// 1 if the next byte is escaped, otherwise 0.
     escaped: u64,
     top: Top,
 }
 
 impl Carry {
-    /// Opens and closes all `brackets` of a block at once, if they are nothing but objects beside
-    /// each other: an open one may end first, the last one may stay open. None when they are not,
-    /// or would end the container or exceed the depth.
+    /// Processes all `brackets` of a block in one step if they are a sequence of objects that are
+    /// not nested. The first bracket may close an object opened earlier, and the last may open one
+    /// that is not closed in this block.
     ///
-    /// Where brackets take turns, the closing ones minus the opening ones is every bit from an
-    /// opening one to before the closing one: the borrow that an opening one begins ends at the
-    /// closing one. Where they do not, one of them has the wrong bit.
+    /// Returns `None` for any other sequence, and if it might close the skipped container or exceed
+    /// the depth limit.
+    ///
+    /// If opening and closing brackets alternate, subtracting the word of opening brackets from the
+    /// word of closing brackets sets every bit from each opening bracket up to the bit before its
+    /// closing bracket: the borrow that starts at the opening bracket ends at the closing bracket.
+    /// If they do not alternate, the result has a wrong bit at one of the brackets.
     #[inline(always)]
     fn objects_in_a_row(self, brackets: u64, masks: &Masks, entered: usize) -> Option<Top> {
         let (open, close) = (brackets & masks.open, brackets & masks.close);
@@ -170,11 +175,12 @@ impl Carry {
     }
 }
 
-/// Reads on at `at` inside a string; see [`Isa::string`](super::Isa::string).
+/// Skips the rest of a string; see [`Isa::string`](super::Isa::string).
 ///
-/// Blocks without a quote are passed over without a look at backslashes. Where a quote follows,
-/// the backslashes right before its block say whether its first byte is escaped: each is looked
-/// at again once.
+/// After a block without a quote, further blocks without quotes and control characters are skipped
+/// without inspecting their backslashes. The run of backslashes directly before the next block then
+/// determines whether the first byte of that block is escaped, so each backslash is read at most
+/// once more.
 #[inline(always)]
 pub(super) fn string(
     piece: &[u8],
@@ -182,7 +188,7 @@ pub(super) fn string(
     escaped: &mut bool,
     masks: impl Fn(&Block) -> Masks,
 ) -> End {
-    // Backslashes before it were dealt with already.
+    // Backslashes before this position are already accounted for in `escaped`.
     let floor = at + usize::from(*escaped);
     let mut at = at;
     let mut carry = u64::from(*escaped);
@@ -216,7 +222,7 @@ pub(super) fn string(
     Ok(None)
 }
 
-/// Some place behind the quote that ends the string, if it is in the block at `at`.
+/// Returns the position after the quote that ends the string, if it is in the block at `at`.
 #[inline(always)]
 fn string_end(piece: &[u8], at: usize, block: &Masks, escapes: u64) -> End {
     let ends = (block.quote & !escapes) | block.control;
@@ -230,7 +236,7 @@ fn string_end(piece: &[u8], at: usize, block: &Masks, escapes: u64) -> End {
     }
 }
 
-/// Reads on at `at` inside a container; see [`Isa::container`](super::Isa::container).
+/// Skips the rest of a container; see [`Isa::container`](super::Isa::container).
 #[inline(always)]
 pub(super) fn container(
     skip: &mut Skip,
@@ -271,13 +277,14 @@ pub(super) fn container(
     Ok(stop)
 }
 
-/// The masks of the less than 64 bytes from `at` to the end of the piece, of one at least.
+/// Returns the masks of the last bytes of `piece`, from `at` to its end, which must be 1 to 63
+/// bytes.
 #[inline(always)]
 fn last_masks(piece: &[u8], at: usize, masks: impl Fn(&Block) -> Masks) -> Masks {
     let rest = &piece[at..];
     let missing = BLOCK_BYTES - rest.len();
     match piece.last_chunk() {
-        // Bytes before are looked at once more: that is cheaper than to copy those behind.
+        // Converting some earlier bytes again is cheaper than copying the last ones to a buffer.
         Some(block) => masks(block).behind(missing),
         None => {
             let mut block = [b' '; BLOCK_BYTES];
@@ -287,7 +294,7 @@ fn last_masks(piece: &[u8], at: usize, masks: impl Fn(&Block) -> Masks) -> Masks
     }
 }
 
-/// The length of the leading blocks without a byte that `stops`.
+/// Returns the total length of the leading blocks that contain no byte for which `stops` is true.
 #[inline(always)]
 fn run(bytes: &[u8], stops: impl Fn(u8) -> bool) -> usize {
     let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
@@ -297,11 +304,11 @@ fn run(bytes: &[u8], stops: impl Fn(u8) -> bool) -> usize {
     clear.count() * BLOCK_BYTES
 }
 
-/// Which bytes are escaped by the backslash before them, and whether (1) the first byte behind the
-/// block is. `carry` is 1 when the block's first byte is.
+/// Returns which bytes are escaped by the backslash before them, and 1 if the first byte after the
+/// block is escaped, otherwise 0. `carry` must be 1 if the first byte of the block is escaped.
 ///
-/// Of a run of backslashes every other one escapes. A subtraction of all starts of runs carries
-/// through each of them and so tells where it begins on an odd bit and where on an even one.
+/// In a run of backslashes, every other one is an escape. A subtraction of the backslashes carries
+/// through each run, which distinguishes runs that begin at an odd bit from those at an even bit.
 #[inline(always)]
 fn escaped_bytes(backslash: u64, carry: u64) -> (u64, u64) {
     const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
@@ -312,7 +319,8 @@ fn escaped_bytes(backslash: u64, carry: u64) -> (u64, u64) {
     (escaped, escapes >> 63)
 }
 
-/// Whether (1) the byte behind the first `len` of a block, of 64 at most, is escaped.
+/// Returns 1 if the byte after the first `len` bytes of a block is escaped, otherwise 0. `len` must
+/// be at most 64.
 #[inline(always)]
 const fn escaped_behind(escaped: u64, overflow: u64, len: usize) -> u64 {
     if len < BLOCK_BYTES {
@@ -322,14 +330,14 @@ const fn escaped_behind(escaped: u64, overflow: u64, len: usize) -> u64 {
     }
 }
 
-/// Whether `bytes` end with an odd number of backslashes: then what follows is escaped.
+/// Returns whether `bytes` end with an odd number of backslashes, so that the next byte is escaped.
 #[inline(always)]
 fn ends_escaped(bytes: &[u8]) -> bool {
     let backslashes = bytes.iter().rev().take_while(|&&byte| byte == b'\\');
     backslashes.count() % 2 == 1
 }
 
-/// All bits or none.
+/// Returns a word with all bits set or all bits clear.
 const fn ones(all: bool) -> u64 {
     (all as u64).wrapping_neg()
 }
