@@ -1,7 +1,8 @@
-//! Blocks on x86-64, as two vectors of 32 bytes.
+//! Conversion of blocks on x86-64, with two vectors of 32 bytes.
 //!
-//! One of 64 bytes, with AVX-512, was measured: a fifth faster for short messages, less for the rest
-//! once the bytes come from beyond the first cache. That is not worth a third way to read.
+//! A version with AVX-512 and one vector of 64 bytes was measured. It was a fifth faster for short
+//! messages, and gained less for longer ones that do not fit into the L1 cache. That does not
+//! justify a third implementation.
 
 use std::arch::is_x86_feature_detected as has;
 use std::arch::x86_64::*;
@@ -9,8 +10,8 @@ use std::arch::x86_64::*;
 use super::walk::{self, Skip};
 use super::{Block, CURLY, End, Masks};
 
-/// Proof that the machine has the instructions, since only [`Avx2::detect`] makes one. Haswell of
-/// 2013, Zen of 2017 and what came after have them.
+/// Proof that the machine supports the instructions, because only [`Avx2::detect`] creates this
+/// value. They are available since Haswell (2013) and Zen (2017).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Avx2(());
 
@@ -62,16 +63,17 @@ fn masks(block: &Block) -> Masks {
         let byte = _mm256_set1_epi8(byte.cast_signed());
         gather(_mm256_cmpeq_epi8(low, byte), _mm256_cmpeq_epi8(high, byte))
     };
-    // The smaller of the two is the byte itself.
+    // A byte is at most `byte` if it equals the minimum of the two.
     let at_most = |vector, byte: u8| {
         let byte = _mm256_set1_epi8(byte.cast_signed());
         _mm256_cmpeq_epi8(_mm256_min_epu8(vector, byte), vector)
     };
     let below = |bound: u8| gather(at_most(low, bound - 1), at_most(high, bound - 1));
     let fold = |vector| _mm256_or_si256(vector, _mm256_set1_epi8(CURLY.cast_signed()));
-    // Shifts within pairs of bytes: what comes over from the other byte ends up below the high bit.
+    // Moves the bit `CURLY` of each byte to its high bit, which `gather` reads. The shift works on
+    // pairs of bytes, but bits from the other byte of a pair end up below the high bit.
     let curly = |vector| _mm256_slli_epi16::<{ CURLY.leading_zeros() as i32 }>(vector);
-    // Few blocks have any.
+    // Few blocks contain control characters.
     let control = _mm256_or_si256(at_most(low, 0x1f), at_most(high, 0x1f));
     let (control, lowest) = match _mm256_movemask_epi8(control) {
         0 => (0, 0),
@@ -88,7 +90,8 @@ fn masks(block: &Block) -> Masks {
     }
 }
 
-/// Half a block, from word `first`: one load for the compiler, and no raw pointer here.
+/// Loads half a block, starting at word `first`. The compiler turns this into a single load, and it
+/// needs no raw pointer.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn load(block: &Block, first: usize) -> __m256i {
@@ -97,7 +100,8 @@ fn load(block: &Block, first: usize) -> __m256i {
     _mm256_setr_epi64x(word(0), word(1), word(2), word(3))
 }
 
-/// Each bit is the parity of all up to it: the product with all ones, added without carries.
+/// Sets each bit to the parity of all bits of `bits` up to and including it. This is the carry-less
+/// product with a word of ones.
 #[inline]
 #[target_feature(enable = "pclmulqdq")]
 fn prefix_xor(bits: u64) -> u64 {
