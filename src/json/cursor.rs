@@ -1,33 +1,36 @@
-//! Looks into a JSON value that is already in memory as a whole: the elements of an array, the
-//! members of an object, as slices of it.
+//! Iteration over a JSON value that is completely in memory: the elements of an array or the
+//! members of an object, as slices of the value.
 //!
-//! For the few small or rare values that a connector has to look into: the items of a multimodal
-//! message, an encoder's answer, a bootstrap server's. Values are found, never converted. Input may
-//! be any bytes: what is malformed ends the iteration, and [`Items::is_whole`] tells it from the
-//! end. Whoever hands a value on checks it with [`validate`](super::validate()) first.
+//! Connectors use this for the few small or rare values that they must inspect: the items of a
+//! multimodal message, and the responses of encoders and bootstrap servers. Values are located but
+//! never converted.
+//!
+//! The input may be arbitrary bytes. Malformed input ends the iteration; [`Items::is_whole`]
+//! distinguishes this from the regular end. A caller that forwards a value must check it with
+//! [`validate`](super::validate()) first.
 
 use memchr::memchr2;
 
 use super::grammar::unescape;
 
-/// One step of an iteration: a member's name, with its quotes, and its value; or an element.
+/// A member of an object or an element of an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item<'a> {
-    /// The name as written, quotes included; empty for an element of an array.
+    /// The name as received, including its quotes; empty for an element of an array.
     pub key: &'a [u8],
-    /// The value as written, without blanks around it.
+    /// The value as received, without surrounding whitespace.
     pub value: &'a [u8],
 }
 
 impl Item<'_> {
-    /// Whether this is the member `name`, whatever escapes it is written with. `name` is ASCII.
+    /// Returns whether the unescaped name of this member is `name`, which must be ASCII.
     #[must_use]
     pub fn is(&self, name: &str) -> bool {
         string_is(self.key, name)
     }
 }
 
-/// Walks over the items of one container.
+/// Iterator over the items of one container.
 #[derive(Clone, Debug)]
 pub struct Items<'a> {
     bytes: &'a [u8],
@@ -44,27 +47,28 @@ enum State {
     Broken,
 }
 
-/// The members of an object; of any other value, none.
+/// Returns the members of an object; no members for any other value.
 #[must_use]
 pub fn members(object: &[u8]) -> Items<'_> {
     Items::new(object, b'{', b'}')
 }
 
-/// The elements of an array; of any other value, none.
+/// Returns the elements of an array; no elements for any other value.
 #[must_use]
 pub fn elements(array: &[u8]) -> Items<'_> {
     Items::new(array, b'[', b']')
 }
 
-/// The value of an object's member `name`: of several, the last, as the engines read it.
+/// Returns the value of the member `name` of an object. If the member is repeated, this is the last
+/// value, which is also the one that the engines use.
 #[must_use]
 pub fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let found = members(object).filter(|item| item.is(name)).last();
     found.map(|item| item.value)
 }
 
-/// Whether a string, given with its quotes, is `text`, whatever escapes it is written with.
-/// `text` is ASCII.
+/// Returns whether a JSON string, passed with its quotes, equals `text` after unescaping. `text`
+/// must be ASCII.
 #[must_use]
 pub fn string_is(string: &[u8], text: &str) -> bool {
     let Some(inner) = inner(string) else {
@@ -81,13 +85,14 @@ pub fn string_is(string: &[u8], text: &str) -> bool {
     at == inner.len() && wanted.next().is_none()
 }
 
-/// The bytes between the quotes of a string.
+/// Returns the bytes between the quotes of a JSON string.
 #[must_use]
 pub fn inner(string: &[u8]) -> Option<&[u8]> {
     string.strip_prefix(b"\"")?.strip_suffix(b"\"")
 }
 
-/// The first ASCII character of a string's inside, and how many bytes spell it.
+/// Unescapes the first character of `bytes`, the content of a JSON string. Returns the character
+/// and its length in `bytes`, or `None` if it is not a valid ASCII character.
 fn character(bytes: &[u8]) -> Option<(u8, usize)> {
     match *bytes {
         [b'\\', b'u', a, b, c, d, ..] => {
@@ -119,8 +124,9 @@ impl<'a> Items<'a> {
         }
     }
 
-    /// Whether the container was read to its closing bracket, with nothing behind it. True only
-    /// after the last item was taken.
+    /// Returns whether the container was read up to its closing bracket and no bytes follow it.
+    ///
+    /// Always `false` until `next` has returned `None`.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.state == State::Whole
@@ -168,7 +174,7 @@ impl<'a> Items<'a> {
         Some(Item { key, value })
     }
 
-    /// Takes the value that begins here.
+    /// Consumes the value that begins at the current position.
     fn value(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
         self.at = value_end(self.bytes, start)?;
@@ -187,7 +193,7 @@ impl<'a> Iterator for Items<'a> {
     }
 }
 
-/// Where the value that begins at `start` ends.
+/// Returns the end of the value that begins at `start`.
 fn value_end(bytes: &[u8], start: usize) -> Option<usize> {
     match bytes.get(start)? {
         b'"' => string_end(bytes, start),
@@ -213,7 +219,10 @@ fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-/// Brackets are counted, not matched by kind: what is handed on has been validated.
+/// Returns the end of the container that begins at `start`.
+///
+/// Brackets are counted but not matched by kind, because values are validated before they are
+/// forwarded.
 fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
     let mut depth = 0_usize;
     let mut at = start;
@@ -298,8 +307,8 @@ mod tests {
         assert!(!string_is(b"a", "a"));
     }
 
-    /// Against a full parser: whatever it takes, the walk finds the same in, and nothing panics on
-    /// what it refuses.
+    /// The iteration must find the same members as `serde_json`, and must not panic on incomplete
+    /// input.
     #[test]
     fn agrees_with_a_parser_on_every_prefix_of_a_text() {
         let text = r#" {"a":[1,{"b":"x\\\"]"},null],"c":{"d":-1.5e3,"e":[]},"f":"\ud83d\ude00"} "#;
