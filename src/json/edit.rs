@@ -1,12 +1,12 @@
-//! Edits of a scanned body as splices over its unchanged bytes.
+//! Edits of a scanned body, represented as splices over its unchanged bytes.
 //!
-//! Bytes outside the edited members, their commas and the insertions stay exactly as they came:
-//! order, blanks, numbers and escapes. The body itself is never held or copied here; only the
-//! inserted text is.
+//! All bytes outside of edited members and their commas are unchanged: order, whitespace, numbers
+//! and escapes. The body is neither stored nor copied here; only inserted text is.
 //!
-//! A removed run of neighbours takes the comma behind it along, or the one before it when the run
-//! ends the object, or none when nothing else is in the object. Insertions go right before the
-//! closing brace. So both kinds combine freely in one object.
+//! A run of adjacent removed members is removed together with the comma after it. If the run is at
+//! the end of the object, the comma before it is removed instead, and no comma if the object has no
+//! other members. Insertions are placed directly before the closing brace. Removals and insertions
+//! can therefore be combined freely in one object.
 
 use std::fmt;
 use std::io::IoSlice;
@@ -16,39 +16,39 @@ use super::scan::{Document, Level, Member, Object, watched};
 use crate::limits::JSON_EDITS_MAX;
 use crate::span::Span;
 
-/// One change of a body.
+/// An edit of a body.
 #[derive(Clone, Copy, Debug)]
 pub enum Edit<'a> {
-    /// Replaces the value of every occurrence; an object of that level that has none gets the
-    /// member before its closing brace.
+    /// Replaces the value of every occurrence of the member. In each object of that level without
+    /// the member, inserts it before the closing brace.
     Set {
-        /// Where the member sits.
+        /// Level of the member.
         level: Level,
-        /// Its name, one of the watch table.
+        /// Name of the member, which must be in the watch table.
         name: &'static str,
-        /// Its new value, valid JSON.
+        /// The new value, which must be valid JSON.
         value: &'a [u8],
     },
-    /// Removes every occurrence, each with one comma.
+    /// Removes every occurrence of the member and a comma next to it.
     Remove {
-        /// Where the member sits.
+        /// Level of the member.
         level: Level,
-        /// Its name, one of the watch table.
+        /// Name of the member, which must be in the watch table.
         name: &'static str,
     },
-    /// Puts text before the closing bracket of every occurrence that is an array.
+    /// Inserts text before the closing bracket of every occurrence that is an array.
     Append {
-        /// Where the member sits.
+        /// Level of the member.
         level: Level,
-        /// Its name, one of the watch table.
+        /// Name of the member, which must be in the watch table.
         name: &'static str,
-        /// The elements, with a comma before them where the array has some.
+        /// The elements to append. The text must begin with a comma if the array is not empty.
         text: &'a [u8],
     },
 }
 
 impl Edit<'_> {
-    /// The member it changes.
+    /// Returns the level and the name of the edited member.
     #[must_use]
     pub const fn target(&self) -> (Level, &'static str) {
         match *self {
@@ -59,23 +59,24 @@ impl Edit<'_> {
     }
 }
 
-/// Why edits were refused; all are mistakes of the caller, which knows the document.
+/// Reason why edits were refused. Each is a mistake of the caller, which can inspect the document
+/// before it edits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EditError {
-    /// The member is not in the watch table, so its occurrences are unknown.
+    /// The member is not in the watch table, so its occurrences were not recorded.
     NotWatched,
-    /// Two edits name the same member.
+    /// Two edits refer to the same member.
     Twice,
-    /// An edit lies inside an object that another edit replaces or removes.
+    /// An edit refers to a member inside an object that another edit replaces or removes.
     InsideEdited,
-    /// The body has no object at that level; set the member that should hold it.
+    /// The body has no object at that level. Set the member that should contain the object instead.
     NoObject,
     /// More than `JSON_EDITS_MAX` edits or resulting replacements.
     TooMany,
 }
 
 impl EditError {
-    /// The reason in words.
+    /// Returns a description of the reason.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
@@ -97,10 +98,10 @@ impl fmt::Display for EditError {
 impl std::error::Error for EditError {}
 
 impl Document {
-    /// The body with `edits` applied.
+    /// Returns the body with `edits` applied.
     ///
-    /// An edit inside `sampling_params`, `extra_args` or `vllm_xargs` cannot be combined with one of that
-    /// member itself. A removal where nothing is found changes nothing.
+    /// An edit inside `sampling_params`, `extra_args` or `vllm_xargs` cannot be combined with an
+    /// edit of that member itself. A removal of an absent member has no effect.
     ///
     /// # Errors
     ///
@@ -203,7 +204,7 @@ impl Document {
     }
 }
 
-/// Neighbours that are removed together.
+/// A run of adjacent members that are removed together.
 #[derive(Clone, Copy)]
 struct Run {
     first: Member,
@@ -224,7 +225,7 @@ impl Run {
     }
 }
 
-/// Source bytes that are replaced by text.
+/// A range of the source that is replaced by a range of the inserted text.
 #[derive(Clone, Copy, Debug)]
 struct Change {
     source: Span,
@@ -238,10 +239,10 @@ struct Changes {
 }
 
 impl Changes {
-    /// With room for what the edits usually come to.
+    /// Creates an empty list with capacity for the usual result of `edits`.
     fn with_room(edits: &[Edit<'_>], members: usize) -> Self {
         let text = edits.iter().map(|edit| match edit {
-            // A comma, two quotes and a colon come with an insertion.
+            // An insertion adds a comma, two quotes and a colon.
             Edit::Set { name, value, .. } => name.len() + value.len() + 4,
             Edit::Append { text, .. } => text.len(),
             Edit::Remove { .. } => 0,
@@ -269,7 +270,8 @@ impl Changes {
         }
     }
 
-    /// Inserts a member before the object's closing brace; several form one change.
+    /// Inserts a member before the closing brace of `object`, after a comma if `follows` is true.
+    /// Consecutive insertions at the same position are merged into one change.
     fn insert(&mut self, object: &Object, follows: bool, name: &str, value: &[u8]) {
         let comma: &[u8] = if follows { b"," } else { b"" };
         let place = Span::new(object.close, object.close);
@@ -317,8 +319,10 @@ impl Piece {
     }
 }
 
-/// An edited body as pieces: bytes of the source and inserted text, in order. The source is not
-/// held; every call brings it, and it must be the one that was scanned.
+/// An edited body: a list of ranges of the source and of the inserted text, in order.
+///
+/// The source is not stored. The methods that need it take it as a parameter, and it must be the
+/// body that was scanned.
 #[derive(Clone, Debug, Default)]
 pub struct Splices {
     pieces: Vec<Piece>,
@@ -328,7 +332,7 @@ pub struct Splices {
 }
 
 impl Splices {
-    /// A body of `len` bytes as it is.
+    /// Returns the splices of an unedited body of `len` bytes.
     #[must_use]
     pub fn untouched(len: usize) -> Self {
         Self {
@@ -339,25 +343,25 @@ impl Splices {
         }
     }
 
-    /// Length of the edited body in bytes.
+    /// Returns the length of the edited body in bytes.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether the edited body has no bytes, which no valid body can become.
+    /// Returns whether the edited body is empty, which cannot result from a valid body.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Number of pieces.
+    /// Returns the number of slices that [`Splices::pieces`] returns.
     #[must_use]
     pub const fn count(&self) -> usize {
         self.pieces.len()
     }
 
-    /// The pieces in order, none of them empty.
+    /// Returns the slices of the edited body in order. None of them is empty.
     pub fn pieces<'a>(&'a self, source: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         debug_assert_eq!(
             source.len(),
@@ -370,8 +374,8 @@ impl Splices {
         })
     }
 
-    /// Fills `out` with the bytes behind the first `skip`, which were sent already, and returns
-    /// how many slices were filled; for vectored writes.
+    /// Fills `out` for a vectored write with the bytes of the edited body after the first `skip`,
+    /// which have already been sent. Returns the number of slices filled.
     pub fn fill<'a>(&'a self, source: &'a [u8], mut skip: usize, out: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
         for piece in self.pieces(source) {
