@@ -1,49 +1,50 @@
-//! What can be wrong with a JSON text, as one small `Copy` enum and a place.
+//! The error of all JSON readers: a reason and a byte offset.
 
 use std::fmt;
 
-/// A JSON text was refused: where and why.
+/// Error for a JSON text that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JsonError {
-    /// Offset of the byte that could not be accepted, from the start of the text; the length of
-    /// the text when it ended too early.
+    /// Offset of the invalid byte from the start of the text, or the length of the text if it is
+    /// incomplete.
     pub offset: usize,
-    /// What was wrong with that byte.
+    /// Reason for the refusal.
     pub reason: JsonReason,
 }
 
-/// Why a JSON text was refused.
+/// Reason why a JSON text was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JsonReason {
-    /// The text is valid so far but its outermost value is no object.
+    /// The outermost value is not an object.
     NotAnObject,
-    /// The text begins like UTF-16, UTF-32 or with a byte order mark (RFC 8259 section 8.1).
+    /// The text begins with a byte order mark or appears to be UTF-16 or UTF-32 (RFC 8259
+    /// section 8.1).
     NotUtf8Text,
-    /// A byte sequence that is no UTF-8 (only [`validate`](super::validate()) looks for it).
+    /// A byte sequence that is not UTF-8. Only [`validate`](super::validate()) checks this.
     InvalidUtf8,
     /// A member name in quotes was expected.
     ExpectedName,
     /// A member name or the closing brace was expected.
     ExpectedNameOrBrace,
-    /// The colon behind a member name was expected.
+    /// The colon after a member name was expected.
     ExpectedColon,
     /// A value was expected.
     ExpectedValue,
     /// A comma or the closing bracket of the container was expected.
     ExpectedCommaOrClose,
-    /// A word that is none of `true`, `false` and `null`.
+    /// A literal other than `true`, `false` and `null`.
     InvalidLiteral,
     /// A number outside the grammar of RFC 8259 section 6.
     InvalidNumber,
     /// An escape sequence outside the grammar of RFC 8259 section 7.
     InvalidEscape,
-    /// A control character that must be escaped, or that may not stand between values.
+    /// A control character that must be escaped in a string, or that is not allowed between values.
     ControlCharacter,
-    /// A closing bracket of the other kind than the one that is open.
+    /// A closing bracket of a different kind than the innermost open one.
     MismatchedBracket,
     /// More nested containers than `JSON_DEPTH_MAX`.
     TooDeep,
-    /// Something other than blanks behind the outermost value.
+    /// The outermost value is followed by bytes other than whitespace.
     TrailingBytes,
     /// The text ended inside a value.
     Incomplete,
@@ -51,14 +52,14 @@ pub enum JsonReason {
     TooManyMembers,
     /// More occurrences of the watched objects than `JSON_OBJECTS_MAX`.
     TooManyObjects,
-    /// The value to keep is longer than its bound.
+    /// The value to extract is longer than its limit.
     KeptTooLarge,
-    /// A client's value for a member that only the proxy may set.
+    /// A client supplied a value for a member that only the proxy may set.
     NotClients,
 }
 
 impl JsonReason {
-    /// The reason in words, without the place.
+    /// Returns a description of the reason, without the offset.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
