@@ -1,5 +1,5 @@
-//! Bodies of the fuzz targets, also run by `cargo test` over the committed corpus and over random
-//! documents. Each takes any bytes and asserts what must hold for all of them.
+//! Bodies of the fuzz targets. Each takes arbitrary bytes and asserts properties that must hold for
+//! all input. `cargo test` also runs them over the committed corpus and over random documents.
 
 use super::oracle::{Random, Tree, same_for_all_cuts, same_for_all_isas};
 use super::{
@@ -9,7 +9,7 @@ use super::{
 use crate::h1::SseEvents;
 use crate::limits::JSON_HELD_BYTES_MAX;
 
-/// What the bodies watch.
+/// The watched members.
 const WATCH: Watch = &[
     (Level::Top, "max_tokens"),
     (Level::Top, "stream"),
@@ -24,7 +24,7 @@ const WATCH: Watch = &[
     (Level::Xargs, "kv_transfer_params"),
 ];
 
-/// Watched members that hold no object to be edited themselves.
+/// A subset of [`WATCH`] without the members whose objects contain other watched members.
 const LEAVES: Watch = &[
     (Level::Top, "max_tokens"),
     (Level::Top, "kv_transfer_params"),
@@ -34,7 +34,7 @@ const LEAVES: Watch = &[
     (Level::Xargs, "kv_transfer_params"),
 ];
 
-/// Names for random documents, lookalikes included.
+/// Member names for random request bodies, including similar names.
 #[cfg(test)]
 const NAMES: &[&str] = &[
     "max_tokens",
@@ -59,7 +59,7 @@ const NAMES: &[&str] = &[
     "",
 ];
 
-/// The same for answers.
+/// Member names for random responses.
 #[cfg(test)]
 const RESPONSE_NAMES: &[&str] = &[
     "usage",
@@ -77,7 +77,7 @@ const RESPONSE_NAMES: &[&str] = &[
     "remote_block_ids",
 ];
 
-/// A generator that differs from input to input and is the same for one input.
+/// Returns a random number generator that is seeded with a hash of `data`.
 fn seeded(data: &[u8]) -> Random {
     let sum = data.iter().fold(data.len() as u64, |sum, &byte| {
         sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
@@ -85,8 +85,9 @@ fn seeded(data: &[u8]) -> Random {
     Random::new(sum)
 }
 
-/// The scanner: no panic, the same answer by all instructions and however the input is cut, a valid
-/// object is accepted, and what is found is what a full parse finds.
+/// Checks that the scanner does not panic, that its result is the same for all instruction sets and
+/// all splits of the input, that it accepts every valid object, and that it finds the same members
+/// as a full parser.
 pub fn fuzz_scan(data: &[u8]) {
     let mut random = seeded(data);
     let result = same_for_all_isas(data, &mut random, |pieces, isa| {
@@ -121,8 +122,8 @@ pub fn fuzz_scan(data: &[u8]) {
     }
 }
 
-/// Edits: what is edited and then parsed equals what is parsed and then edited; outside the edits
-/// no byte changes, valid or not.
+/// Checks that editing and then parsing a body gives the same result as parsing and then editing
+/// it, and that no byte outside of the edits changes, whether the body is valid or not.
 pub fn fuzz_edit(data: &[u8]) {
     let mut random = seeded(data);
     let Ok(document) = scan(&mut std::iter::once(data)) else {
@@ -161,8 +162,9 @@ pub fn fuzz_edit(data: &[u8]) {
     }
 }
 
-/// The mask: the same length, the same bytes outside the watched values, those as they should be,
-/// at most three bytes held, however the input is cut; refused when one of them is too short.
+/// Checks that the mask keeps the length, changes only the watched values, overwrites these
+/// correctly, holds back at most three bytes, and refuses values that are too short, for all splits
+/// of the input.
 pub fn fuzz_mask(data: &[u8]) {
     for watch in [WATCH, LEAVES] {
         let mut random = seeded(data);
@@ -187,7 +189,7 @@ pub fn fuzz_mask(data: &[u8]) {
         let mut hidden_until = 0;
         for member in document.members() {
             let listed = watch.contains(&(member.level, member.name));
-            // A value that is overwritten whole hides what is watched inside it.
+            // Watched members inside an overwritten value do not count separately.
             if !listed || member.key.start < hidden_until {
                 continue;
             }
@@ -209,8 +211,8 @@ pub fn fuzz_mask(data: &[u8]) {
     }
 }
 
-/// The prefill answer: the same however it is cut, the handoff byte for byte, and never one that
-/// is not valid.
+/// Checks that the result of reading a prefill response is the same for all splits of the input,
+/// and that the handoff is byte-identical to the input and valid.
 pub fn fuzz_response(data: &[u8]) {
     let mut random = seeded(data);
     let result = same_for_all_isas(data, &mut random, |pieces, isa| {
@@ -254,8 +256,9 @@ pub fn fuzz_response(data: &[u8]) {
     assert_eq!(handoff.cached_tokens, want, "{}", data.escape_ascii());
 }
 
-/// The rewriter in all its forms: the same however the input is cut, nothing lost, and each text
-/// edited and then parsed equals parsed and then edited.
+/// Checks for all forms of the rewriter that the output is the same for all splits of the input,
+/// that no bytes are lost, and that rewriting and then parsing a text gives the same result as
+/// parsing and then editing it.
 pub fn fuzz_usage(data: &[u8]) {
     for shape in [UsageShape::Chat, UsageShape::Responses] {
         let mut random = seeded(data);
@@ -277,7 +280,7 @@ pub fn fuzz_usage(data: &[u8]) {
                 Some(text) => {
                     let head = old.len() - text.len();
                     assert_eq!(new[..head], old[..head]);
-                    // Each line is a text of its own: what the other form makes of it.
+                    // Each line is a separate text, so the result must equal that of the JSON form.
                     let line = rewrite(&mut std::iter::once(text), ResponseForm::Json, shape);
                     if Tree::parse(text).is_some() {
                         assert_eq!(
@@ -293,8 +296,8 @@ pub fn fuzz_usage(data: &[u8]) {
     }
 }
 
-/// An event stream: counted as [`crate::h1::fuzz::fuzz_sse`] has it, rewritten as [`fuzz_usage`]
-/// has it, and rewriting neither makes nor loses an event.
+/// Checks an event stream with [`crate::h1::fuzz::fuzz_sse`] and [`fuzz_usage`], and checks that
+/// rewriting does not change the number of events.
 pub fn fuzz_sse(data: &[u8]) {
     crate::h1::fuzz::fuzz_sse(data);
     fuzz_usage(data);
@@ -348,7 +351,7 @@ fn response(
     response.finish()
 }
 
-/// The count that the rewriter sets here.
+/// The count that the rewriter sets.
 const COUNT: u64 = 4321;
 
 fn rewrite(
@@ -376,7 +379,7 @@ fn check_rewrite(old: &[u8], new: &[u8], rewritten: u32, shape: UsageShape) {
             old.escape_ascii().to_string()
         );
     }
-    // Only short values are ever replaced; everything else is still there.
+    // Only values up to this length are removed; all other bytes must be present.
     assert!(new.len() + rewritten as usize * JSON_HELD_BYTES_MAX >= old.len());
     let Some(mut tree) = Tree::parse(old) else {
         return;
@@ -412,7 +415,7 @@ fn check_rewrite(old: &[u8], new: &[u8], rewritten: u32, shape: UsageShape) {
         tree.each(&["response", "usage"], &mut set);
     }
     let parsed = Tree::parse(new);
-    // A long value is not replaced but followed by the right one, which is then the last.
+    // A long value is not replaced but followed by a repeated member with the correct one.
     let last_wins = || parsed.clone().map(Tree::last_wins) == Some(tree.clone().last_wins());
     assert!(
         parsed.as_ref() == Some(&tree) || (old.len() > JSON_HELD_BYTES_MAX && last_wins()),
@@ -431,7 +434,7 @@ const fn path(level: Level) -> &'static [&'static str] {
     }
 }
 
-/// The object an engine would find at that level.
+/// Returns the object that an engine would use at that level.
 fn effective(tree: &Tree, level: Level) -> Option<&Tree> {
     let found = path(level)
         .iter()
@@ -491,7 +494,8 @@ fn compare(data: &[u8], document: &Document, tree: &Tree) {
     }
 }
 
-/// Objects and watched members that count against the scanner's limits, at least.
+/// Returns an upper bound for the number of objects and watched members that count towards the
+/// limits of the scanner.
 fn repetitions(tree: &Tree) -> usize {
     let mut count = 0;
     for level in [
@@ -506,8 +510,8 @@ fn repetitions(tree: &Tree) -> usize {
     count
 }
 
-/// Whether serde_json may refuse a valid text: for single surrogates, which the grammar allows, and
-/// for its smaller depth.
+/// Returns whether `serde_json` may refuse a valid text, because it may have lone surrogates, which
+/// the grammar allows, or because it may be nested too deeply for `serde_json`.
 fn outside_serde(data: &[u8]) -> bool {
     let deep = data
         .iter()
@@ -546,7 +550,7 @@ fn random_edits(random: &mut Random) -> Vec<Edit<'static>> {
 fn apply(tree: &mut Tree, edits: &[Edit<'_>]) {
     for edit in edits {
         match *edit {
-            // Not generated: its text depends on whether the array is empty.
+            // Not generated, because the text depends on whether the array is empty.
             Edit::Append { .. } => {}
             Edit::Remove { level, name } => tree.each(path(level), &mut |members| {
                 members.retain(|member| member.0 != name);
@@ -583,8 +587,8 @@ fn check_fill(splices: &super::Splices, data: &[u8], edited: &[u8], random: &mut
     }
 }
 
-/// Every byte of the source is still there, in order, but for those of edited members, a comma
-/// beside a removed one and the blanks between removed neighbours.
+/// Checks that the result contains every byte of the source in order, except for edited members,
+/// a comma next to a removed member, and whitespace between adjacent removed members.
 fn check_outside(document: &Document, data: &[u8], edits: &[Edit<'_>], splices: &super::Splices) {
     let mut kept = vec![false; data.len()];
     let mut last = 0;
