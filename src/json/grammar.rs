@@ -1,26 +1,28 @@
-//! The parts of RFC 8259's grammar that the lexer and the strict validator share: numbers, escapes
-//! and the stack of open containers.
+//! The parts of the RFC 8259 grammar that the lexer and the strict validator share: numbers,
+//! escapes and the stack of open containers.
 
 use crate::limits::JSON_DEPTH_MAX;
 
-/// The open containers, one bit each: set for an object, clear for an array.
+/// The stack of open containers, with one bit for each: set for an object, clear for an array.
 #[derive(Clone, Debug)]
 pub(super) struct Nest {
     pub(super) top: Top,
-    /// The kinds as they were each time that the depth was a multiple of 64 and grew.
+    /// The values of [`Top::kinds`] at the depths that are multiples of 64, saved when a container
+    /// is opened there.
     below: [u64; JSON_DEPTH_MAX / KINDS],
 }
 
-/// The innermost open containers: what of a [`Nest`] a loop keeps in registers.
+/// The innermost open containers: the part of a [`Nest`] that fits into registers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Top {
-    /// The innermost in the lowest bit; as many as the depth is above a multiple of 64.
+    /// One bit per container, the innermost in the lowest bit. Covers at least the containers above
+    /// the largest multiple of 64 that is less than `depth`.
     kinds: u64,
-    /// Containers open; never above `JSON_DEPTH_MAX`.
+    /// Number of open containers, at most `JSON_DEPTH_MAX`.
     pub(super) depth: usize,
 }
 
-/// Bits in a word of kinds.
+/// Number of bits in [`Top::kinds`].
 const KINDS: usize = 64;
 
 const _: () = assert!(JSON_DEPTH_MAX.is_multiple_of(KINDS));
@@ -33,7 +35,7 @@ impl Nest {
         }
     }
 
-    /// Opens a container; false when it would be one too many.
+    /// Opens a container. Returns `false` if the depth limit is reached.
     #[inline]
     pub(super) fn open(&mut self, object: bool) -> bool {
         let Top { kinds, depth } = self.top;
@@ -48,7 +50,7 @@ impl Nest {
         true
     }
 
-    /// Closes the innermost container; there must be one.
+    /// Closes the innermost container. At least one must be open.
     #[inline]
     pub(super) fn close(&mut self) {
         debug_assert!(self.top.depth > 0);
@@ -63,14 +65,17 @@ impl Nest {
 }
 
 impl Top {
-    /// Whether the innermost open container is an object.
+    /// Returns whether the innermost open container is an object.
     #[inline]
     pub(super) const fn inside_object(self) -> bool {
         self.kinds & 1 == 1
     }
 
-    /// Goes on from depth `outer`, which is this one or the one around it, with one object more or
-    /// none. None where that takes more than the bits at hand, as at the limit of the depth.
+    /// Returns the containers after closing down to depth `outer`, which must be the current depth
+    /// or one less, and after opening one object if `open` is true.
+    ///
+    /// Returns `None` if `outer` is a multiple of 64, because that requires bits outside of `Top`.
+    /// The depth limit is a multiple of 64, so it cannot be exceeded here.
     #[inline]
     pub(super) const fn object_in(self, outer: usize, open: bool) -> Option<Self> {
         if outer.is_multiple_of(KINDS) {
@@ -83,7 +88,7 @@ impl Top {
     }
 }
 
-/// The grammar of numbers, RFC 8259 section 6, as states.
+/// States of the number grammar (RFC 8259 section 6), named after the part that was read last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Number {
     Minus,
@@ -97,7 +102,7 @@ pub(super) enum Number {
 }
 
 impl Number {
-    /// A number's first byte.
+    /// Returns the state after the first byte of a number, `None` if no number begins with `byte`.
     pub(super) const fn start(byte: u8) -> Option<Self> {
         match byte {
             b'-' => Some(Self::Minus),
@@ -107,7 +112,7 @@ impl Number {
         }
     }
 
-    /// One byte more; `None` when the number does not go on with it.
+    /// Returns the state after one more byte, `None` if `byte` cannot continue the number.
     pub(super) const fn step(self, byte: u8) -> Option<Self> {
         match (self, byte) {
             (Self::Minus, b'0') => Some(Self::Zero),
@@ -121,7 +126,7 @@ impl Number {
         }
     }
 
-    /// Whether the number may end here.
+    /// Returns whether the number may end in this state.
     pub(super) const fn is_complete(self) -> bool {
         matches!(
             self,
@@ -130,7 +135,9 @@ impl Number {
     }
 }
 
-/// The byte that a backslash and `byte` stand for (RFC 8259 section 7); `u` is not among them.
+/// Returns the byte that a backslash followed by `byte` represents (RFC 8259 section 7).
+///
+/// Returns `None` for `u`, which callers handle themselves.
 pub(super) const fn unescape(byte: u8) -> Option<u8> {
     match byte {
         b'"' | b'\\' | b'/' => Some(byte),
@@ -181,7 +188,7 @@ mod tests {
         for depth in (0..JSON_DEPTH_MAX).rev() {
             assert_eq!(nest.top.inside_object(), depth % 3 == 0, "{depth}");
             nest.close();
-            // A place that was an object's becomes an array's, and the other way round.
+            // The bit at this depth must change when the other kind of container is opened.
             assert!(nest.open(depth % 3 != 0));
             assert_eq!(nest.top.inside_object(), depth % 3 != 0, "{depth}");
             nest.close();
