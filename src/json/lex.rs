@@ -1,13 +1,15 @@
-//! The lexer under every reader of this module.
+//! The lexer that all readers of this module use.
 //!
-//! It reads one object text (RFC 8259) in pieces cut anywhere, in one forward pass without
-//! recursion and without looking back further than a run of backslashes. It reports the members
-//! of the outermost object; for a member whose value is an object the reader may [`enter`] it, and
-//! its members are reported in turn. Everything else is skipped.
+//! It reads one text whose outermost value is an object (RFC 8259), in parts that may be split at
+//! any byte. It makes one forward pass without recursion, and never backtracks further than over a
+//! run of backslashes. It reports the members of the outermost object. If the value of a member is
+//! an object, the reader may [`enter`] it, and its members are then reported as well. Everything
+//! else is skipped.
 //!
-//! What is checked: at the levels it reads everything but UTF-8 and the escapes inside string
-//! values; inside skipped containers that brackets match by kind, that strings end and hold no
-//! control characters, and the depth. What is skipped beyond that is the engine's to judge.
+//! In the objects that are read, the lexer checks everything except UTF-8 and the escapes inside
+//! string values. In skipped containers it checks that brackets match by kind, that strings end and
+//! contain no control characters, and the depth limit. Any other error inside skipped containers is
+//! left for the engine to detect.
 //!
 //! [`enter`]: Lexer::enter
 
@@ -17,7 +19,7 @@ use super::grammar::{Number, unescape};
 use crate::limits::JSON_NAME_BYTES_MAX;
 use crate::span::Span;
 
-/// Kind of a value, from its first byte.
+/// Kind of a value, determined from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `{...}`
@@ -36,14 +38,14 @@ pub enum Kind {
     Null,
 }
 
-/// One step of the lexer; all offsets count from the start of the text.
+/// One event of the lexer. All offsets are relative to the start of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// A member name, `span` with its quotes; [`Lexer::name`] has the text.
+    /// A member name. `span` includes its quotes; [`Lexer::name`] returns the unescaped name.
     Name { span: Span },
-    /// The member's value begins at `at`.
+    /// The value of the member begins at `at`.
     Value { at: usize, kind: Kind },
-    /// The value ended before `at`. Not reported for an object that was entered.
+    /// The value ends before `at`. Not reported for an object that was entered.
     ValueEnd { at: usize },
     /// The comma between two members.
     Comma { at: usize },
@@ -51,13 +53,13 @@ pub(super) enum Event {
     Close { at: usize },
 }
 
-/// The resumable lexer. After an error it must not be used until [`Lexer::reset`].
+/// The resumable lexer. After an error, [`Lexer::reset`] must be called before further use.
 #[derive(Clone, Debug)]
 pub(super) struct Lexer {
     state: State,
-    /// Offset of the current piece in the text.
+    /// Offset of the current `piece` in the text.
     base: usize,
-    /// Position in the current piece.
+    /// Position in the current `piece`.
     at: usize,
     isa: Isa,
     skip: Skip,
@@ -78,13 +80,13 @@ impl Lexer {
         }
     }
 
-    /// The same with other instructions than the best.
+    /// Selects an instruction set other than the fastest one.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
     }
 
-    /// Makes the lexer ready for another text.
+    /// Prepares the lexer for another text.
     pub(super) fn reset(&mut self) {
         self.state = State::Start;
         self.base = 0;
@@ -92,26 +94,30 @@ impl Lexer {
         self.skip.reset();
     }
 
-    /// Offset of the current piece in the text.
+    /// Returns the offset of the current `piece` in the text.
     pub(super) const fn base(&self) -> usize {
         self.base
     }
 
-    /// Objects entered and not closed, the outermost one included.
+    /// Returns the number of objects entered and not yet closed, including the outermost one.
     pub(super) const fn entered(&self) -> usize {
         self.skip.entered
     }
 
-    /// The unescaped name of the last member; `None` when it is longer than
-    /// `JSON_NAME_BYTES_MAX` or holds an escape beyond ASCII, and so matches nothing we look for.
+    /// Returns the unescaped name of the last member.
+    ///
+    /// Returns `None` if the name is longer than `JSON_NAME_BYTES_MAX` or contains an escaped
+    /// character outside of ASCII. No reader compares names with such a name.
     pub(super) fn name(&self) -> Option<&[u8]> {
         self.name
             .comparable
             .then(|| &self.name.bytes[..usize::from(self.name.len)])
     }
 
-    /// Reads on; `None` when the piece is used up, and then the next call brings the next piece.
-    /// Until then every call must bring the same piece.
+    /// Returns the next event, or `None` once `piece` is exhausted.
+    ///
+    /// Every call must pass the same `piece` until `None` is returned. The call after that must
+    /// pass the next part of the text.
     #[inline(always)]
     pub(super) fn next(&mut self, piece: &[u8]) -> Result<Option<Event>, JsonError> {
         loop {
@@ -144,7 +150,8 @@ impl Lexer {
         }
     }
 
-    /// Reads the members of the object whose [`Event::Value`] was the last event.
+    /// Enters the object whose [`Event::Value`] was the last event, so that its members are
+    /// reported.
     pub(super) fn enter(&mut self) {
         debug_assert!(matches!(self.state, State::InSkip) && !self.skip.quoted);
         debug_assert_eq!(self.skip.nest.top.depth, self.skip.entered + 1);
@@ -152,7 +159,7 @@ impl Lexer {
         self.state = State::FirstName;
     }
 
-    /// The text has ended: was it complete?
+    /// Checks that the text is complete. Must be called after the last part was read.
     pub(super) fn finish(&self) -> Result<(), JsonError> {
         match self.state {
             State::End => Ok(()),
@@ -160,7 +167,8 @@ impl Lexer {
         }
     }
 
-    /// The next byte that is no blank, not consumed; the piece is used up when there is none.
+    /// Skips whitespace and returns the byte after it without consuming that byte, or `None` if
+    /// `piece` is exhausted.
     #[inline(always)]
     fn next_token(&mut self, piece: &[u8]) -> Option<u8> {
         while let Some(&byte) = piece.get(self.at) {
@@ -172,7 +180,8 @@ impl Lexer {
         None
     }
 
-    /// Takes one byte between names and values.
+    /// Processes one byte outside of names and values, or the first byte of one. Returns an event
+    /// unless more bytes are needed for one.
     #[inline(always)]
     fn token(&mut self, piece: &[u8], byte: u8) -> Result<Option<Event>, JsonError> {
         let at = self.at;
@@ -190,7 +199,7 @@ impl Lexer {
                 }
                 self.name.clear();
                 self.state = State::InName(Escape::None);
-                // The name itself follows in `next`, so there is nothing to report yet.
+                // No event yet: `next` reads the name.
             }
             (State::FirstName | State::AfterValue, b'}') => return Ok(Some(self.close(at))),
             (State::Colon, b':') => self.state = State::Value,
@@ -216,7 +225,7 @@ impl Lexer {
         Event::Close { at: self.base + at }
     }
 
-    /// Begins a value with its first byte.
+    /// Starts a value at its first byte.
     #[inline(always)]
     fn value(&mut self, at: usize, byte: u8) -> Result<Event, JsonError> {
         let (state, kind) = match byte {
@@ -254,8 +263,8 @@ impl Lexer {
         }
     }
 
-    /// Reads a member name at once if it is short, without escapes and well inside the piece, as
-    /// nearly all are.
+    /// Reads a member name in one step if possible: if it ends within [`PLAIN_NAME_BYTES`] bytes,
+    /// has no escapes, and `piece` has that many bytes left. Nearly all names meet this.
     #[inline(always)]
     fn plain_name(&mut self, piece: &[u8]) -> Option<Event> {
         let bytes: &[u8; PLAIN_NAME_BYTES] = piece.get(self.at..)?.first_chunk()?;
@@ -270,7 +279,7 @@ impl Lexer {
         Some(Event::Name { span })
     }
 
-    /// Reads a member name, unescaping it into `self.name`.
+    /// Reads a member name and stores it unescaped in `self.name`.
     #[inline(always)]
     fn in_name(&mut self, piece: &[u8], mut escape: Escape) -> Result<Option<Event>, JsonError> {
         while let Some(&byte) = piece.get(self.at) {
@@ -313,14 +322,14 @@ impl Lexer {
         Ok(None)
     }
 
-    /// Carries over a string's bytes; true when its closing quote was consumed.
+    /// Skips the rest of a string. Returns whether its closing quote was consumed.
     #[inline(always)]
     fn in_string(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
         let end = self.isa.string(piece, self.at, &mut self.skip.escaped);
         self.carried(piece, end)
     }
 
-    /// Carries over a container's bytes; true when its closing bracket was consumed.
+    /// Skips the rest of a container. Returns whether its closing bracket was consumed.
     #[inline(always)]
     fn in_skip(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
         let end = self.isa.container(&mut self.skip, piece, self.at);
@@ -384,37 +393,38 @@ impl Lexer {
     }
 }
 
-/// What the lexer is in the middle of.
+/// State of the lexer: the position in the grammar.
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// Before the outermost object.
     Start,
-    /// Behind `{`.
+    /// After `{`.
     FirstName,
-    /// Behind a comma.
+    /// After a comma.
     NextName,
     InName(Escape),
-    /// Behind a name.
+    /// After a name.
     Colon,
-    /// Behind a colon.
+    /// After a colon.
     Value,
     InString,
     InNumber(Number),
-    /// With the letters still to come.
+    /// In a literal, of which these letters are missing.
     InLiteral(&'static [u8]),
-    /// In a container that is not read.
+    /// In a container that is skipped, or at the start of one that may still be entered.
     InSkip,
-    /// Behind a value.
+    /// After a value.
     AfterValue,
-    /// Behind the outermost object.
+    /// After the outermost object.
     End,
 }
 
 impl State {
-    /// Why `byte` cannot stand here.
+    /// Returns the reason why `byte` is not allowed in this state.
     const fn reason(self, byte: u8) -> JsonReason {
         match self {
-            // A first byte of UTF-8, UTF-16 and UTF-32 byte order marks, or of wide text.
+            // The first byte of a byte order mark in UTF-8, UTF-16 or UTF-32, or of an ASCII
+            // character in big-endian UTF-16 or UTF-32.
             Self::Start if matches!(byte, 0 | 0xef | 0xfe | 0xff) => JsonReason::NotUtf8Text,
             Self::Start => JsonReason::NotAnObject,
             Self::FirstName => JsonReason::ExpectedNameOrBrace,
@@ -432,7 +442,7 @@ impl State {
     }
 }
 
-/// Where an escape sequence of a member name stands.
+/// State of an escape sequence in a member name.
 #[derive(Clone, Copy, Debug)]
 enum Escape {
     None,
@@ -445,7 +455,7 @@ enum Escape {
 struct Name {
     bytes: [u8; JSON_NAME_BYTES_MAX],
     len: u8,
-    /// False for a name that is too long, or that an escape took beyond ASCII.
+    /// False for a name that is too long or that contains an escaped character outside of ASCII.
     comparable: bool,
 }
 
@@ -463,10 +473,10 @@ impl Name {
         self.comparable = true;
     }
 
-    /// Takes the first `len` of `bytes` as the whole name.
+    /// Sets the name to the first `len` of `bytes`.
     #[inline(always)]
     fn set(&mut self, bytes: &[u8; PLAIN_NAME_BYTES], len: usize) {
-        // All are copied: a number of bytes that is known takes two instructions.
+        // Copy all bytes: a copy of constant length takes two instructions.
         self.bytes[..PLAIN_NAME_BYTES].copy_from_slice(bytes);
         self.len = len as u8;
         self.comparable = true;
@@ -485,13 +495,13 @@ impl Name {
     fn push_code(&mut self, code: u32) {
         match u8::try_from(code) {
             Ok(byte) if byte.is_ascii() => self.push(byte),
-            // The watched names are ASCII, so the name is none of them.
+            // Watched names are ASCII, so this name cannot match one.
             _ => self.comparable = false,
         }
     }
 }
 
-/// Bytes within which a plain name and its closing quote are looked for.
+/// Maximum length of a name that [`Lexer::plain_name`] reads, in bytes including the closing quote.
 const PLAIN_NAME_BYTES: usize = 32;
 
 const _: () = assert!(PLAIN_NAME_BYTES <= JSON_NAME_BYTES_MAX);
