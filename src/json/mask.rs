@@ -1,11 +1,15 @@
 //! Overwrites values of a body in place while it streams, without changing its length.
 //!
-//! A decode-only body travels with the client's `Content-Length`, so a member cannot be removed
-//! from it on the way. `null` and blanks of the same length make an engine see the member as
-//! absent. A value shorter than `null` leaves no room for that: an empty object, which engines take
-//! for an absent member, stays as it is, and any other is refused, because a `0` or `""` in that
-//! place ends an engine that looks for an object. Whether a value is that short may be open at the
-//! end of a piece; then its bytes, three at most, wait for the next one.
+//! A decode-only body is forwarded with the client's `Content-Length`, so a member cannot be
+//! removed from it. Instead, the value is replaced by `null`, padded with spaces to the same
+//! length, which engines treat as an absent member.
+//!
+//! A value shorter than `null` has no room for that. An empty object passes unmodified, because
+//! engines treat it as an absent member too. Any other short value is refused, because an engine
+//! that expects an object fails on a `0` or `""` (`docs/engines.md#client-supplied-parameters`).
+//!
+//! If the input is split within the first three bytes of a value, it is not yet known whether the
+//! value is that short. These bytes, three at most, are then held back until the next part arrives.
 
 use std::ops::Deref;
 
@@ -15,24 +19,24 @@ use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use super::scan::{Level, Watch, is_sound, watched};
 
-/// Streaming same-length overwrite of the watched members' values, at their levels.
+/// Overwrites the values of the watched members, at their levels, while a body streams.
 ///
-/// A watched member whose value is an object is overwritten whole; what is watched inside it then
-/// no longer matters. All repetitions of a member are overwritten.
+/// If the value of a watched member is an object, the whole object is overwritten, including any
+/// watched members inside it. All repetitions of a member are overwritten.
 #[derive(Clone, Debug)]
 pub struct Mask {
     lexer: Lexer,
     watch: Watch,
     level: Level,
     next: Next,
-    /// Where the value begins that is being overwritten, and whether that was decided.
+    /// The value that is being overwritten.
     value: Option<Masking>,
     held: HeldBytes,
     masked: u32,
     failed: Option<JsonError>,
 }
 
-/// What the value about to begin is for.
+/// Action for the value that follows the current name.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Skip,
@@ -44,19 +48,20 @@ enum Next {
 struct Masking {
     start: usize,
     kind: Kind,
+    /// Whether the value is known to be at least as long as `null`.
     decided: bool,
 }
 
-/// What of a piece may be sent now: first `held`, then `piece[..ready]`.
+/// The bytes that can be sent after [`Mask::feed`]: first `held`, then `piece[..ready]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Masked {
-    /// Bytes kept back from earlier pieces, now decided.
+    /// Bytes that earlier calls held back and that can now be sent.
     pub held: HeldBytes,
-    /// Leading bytes of the piece that are decided.
+    /// Number of leading bytes of `piece` that can be sent.
     pub ready: usize,
 }
 
-/// Up to four bytes, dereferencing to them.
+/// Up to four bytes, which it dereferences to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeldBytes {
     bytes: [u8; NULL.len()],
@@ -85,7 +90,7 @@ impl Deref for HeldBytes {
 }
 
 impl Mask {
-    /// A mask for the members of `watch`.
+    /// Creates a mask for the members of `watch`.
     #[must_use]
     pub fn new(watch: Watch) -> Self {
         debug_assert!(is_sound(watch));
@@ -101,20 +106,23 @@ impl Mask {
         }
     }
 
-    /// The same with other instructions than the best.
+    /// Selects an instruction set other than the fastest one.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
         self
     }
 
-    /// Scans and overwrites `piece` in place. Sent may be what the answer says; the rest of the
-    /// piece, three bytes at most, is kept here and comes out of a later call.
+    /// Scans `piece`, the next part of the body, overwrites values in it, and returns which bytes
+    /// can be sent.
+    ///
+    /// The rest of `piece`, three bytes at most, is held back and returned by a later call.
     ///
     /// # Errors
     ///
-    /// When the body is no JSON object, or a value can be neither overwritten nor left. The piece may be overwritten in part then, and must not
-    /// be sent. The error stays.
+    /// The body is not a JSON object, or a value can neither be overwritten nor pass unmodified.
+    /// `piece` may then be partly overwritten and must not be sent. Every later call returns the
+    /// same error.
     pub fn feed(&mut self, piece: &mut [u8]) -> Result<Masked, JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -123,11 +131,13 @@ impl Mask {
             .inspect_err(|&error| self.failed = Some(error))
     }
 
-    /// The body has ended. Nothing is held then: the closing brace decides every value.
+    /// Checks that the body is complete. Must be called at its end.
+    ///
+    /// No bytes are held back at that point, because every value ends before the closing brace.
     ///
     /// # Errors
     ///
-    /// When the body ended too early, or the error that [`Mask::feed`] returned.
+    /// The body is incomplete, or [`Mask::feed`] returned this error.
     pub fn finish(&mut self) -> Result<(), JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -137,7 +147,7 @@ impl Mask {
         Ok(())
     }
 
-    /// How many values were overwritten; a value that was `null` already does not count.
+    /// Returns the number of values overwritten. A value that was already `null` does not count.
     #[must_use]
     pub const fn masked(&self) -> u32 {
         self.masked
@@ -209,8 +219,9 @@ impl Mask {
         }
     }
 
-    /// Overwrites what of the value, known up to `end`, lies in the piece, and lets the bytes
-    /// before that go out as well; false when the value is still too short for it.
+    /// Overwrites the bytes of the value that are in `piece`, up to offset `end`, and moves held
+    /// bytes, also overwritten, to `out`. Returns `false` and changes nothing if fewer bytes of the
+    /// value have arrived than `null` has.
     fn overwrite(
         &mut self,
         value: Masking,
