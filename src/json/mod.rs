@@ -1,14 +1,19 @@
-//! JSON surgery as pure bytes: finds members in a body and edits it without parsing or copying it.
+//! Streaming JSON processing on byte buffers: finds members of a body and edits it without building
+//! a tree and without copying the body.
 //!
-//! Four readers share one resumable lexer, and all take their bytes in pieces cut anywhere:
-//! [`Scanner`] notes the members of a request body for splices over its bytes ([`Document::edit`]);
-//! [`Mask`] overwrites values of a body in place without changing its length; [`PrefillResponse`]
-//! keeps the handoff of a prefill engine's answer; [`UsageRewriter`] replaces the cached-token
-//! count in a decode engine's answer. Nothing here knows HTTP, builds a tree or converts a number
-//! of a body it passes on.
+//! Four readers share one resumable lexer. All of them accept their input in parts that may be
+//! split at any byte:
 //!
-//! All are exact on every valid text of RFC 8259 in UTF-8. An invalid one is refused where the
-//! scan notices and passes as it is otherwise; it is never repaired.
+//! - [`Scanner`] records the positions of members in a request body, from which [`Document::edit`]
+//!   builds an edited body as splices.
+//! - [`Mask`] overwrites values of a body in place without changing its length.
+//! - [`PrefillResponse`] extracts the handoff from a prefill engine's response.
+//! - [`UsageRewriter`] replaces the cached-token count in a decode engine's response.
+//!
+//! This module does not depend on HTTP, and it never converts a number in a body that it forwards.
+//!
+//! The readers interpret every valid RFC 8259 text in UTF-8 exactly. Invalid text is refused if the
+//! lexer detects the error, and passes through unmodified otherwise. It is never repaired.
 
 mod block;
 mod cursor;

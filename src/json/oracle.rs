@@ -1,9 +1,11 @@
-//! For tests and fuzzing: a naive parser that keeps repeated members, a maker of random documents
-//! and a small random generator. Slow, recursive and independent of the lexer.
+//! Helpers for tests and fuzzing: a naive parser that keeps repeated members, a generator of random
+//! documents, and a random number generator. The parser is slow, recursive and independent of the
+//! lexer.
 
 use super::block::Isa;
 
-/// A JSON value; scalars by their text, member names unescaped, repeated members kept.
+/// A JSON value. Scalars are stored as received, member names are unescaped, and repeated members
+/// are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tree {
     Object(Vec<(String, Self)>),
@@ -12,7 +14,7 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    /// Parses a text that may be invalid; a second opinion on [`super::validate`].
+    /// Parses a text that may be invalid, as a check of [`super::validate`].
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         let (tree, rest) = value(text, 0)?;
@@ -26,7 +28,7 @@ impl Tree {
         }
     }
 
-    /// The last member of that name of an object.
+    /// Returns the last value of the member `name` if this is an object.
     pub(super) fn last(&self, name: &str) -> Option<&Self> {
         self.members()?
             .iter()
@@ -39,7 +41,7 @@ impl Tree {
         matches!(self, Self::Object(_))
     }
 
-    /// Keeps the last of repeated members, in the place of the first.
+    /// Keeps only the last value of each repeated member, at the position of the first.
     pub(super) fn last_wins(self) -> Self {
         match self {
             Self::Object(members) => {
@@ -58,7 +60,7 @@ impl Tree {
         }
     }
 
-    /// All objects found by going down the names from here, repetitions included.
+    /// Calls `act` with the members of every object at `path`, including repetitions.
     pub(super) fn each(&mut self, path: &[&str], act: &mut impl FnMut(&mut Vec<(String, Self)>)) {
         let Self::Object(members) = self else { return };
         let Some((first, rest)) = path.split_first() else {
@@ -116,7 +118,7 @@ fn list<'a>(
     depth: usize,
     item: &mut dyn FnMut(&'a str) -> Option<&'a str>,
 ) -> Option<&'a str> {
-    // Deep texts are tested elsewhere; this parser recurses.
+    // This parser is recursive, so its depth is limited. Other tests cover deeply nested texts.
     if depth > 100 {
         return None;
     }
@@ -133,7 +135,7 @@ fn list<'a>(
     }
 }
 
-/// Splits off a string with its quotes.
+/// Splits `text` after the string at its start, which includes its quotes.
 fn string(text: &str) -> Option<(&str, &str)> {
     let inner = text.strip_prefix('"')?;
     let mut escaped = false;
@@ -147,7 +149,7 @@ fn string(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// Marsaglia's xorshift; the same numbers on every run.
+/// Marsaglia's xorshift generator, which returns the same numbers on every run.
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
 
@@ -167,7 +169,8 @@ impl Random {
         from[self.below(from.len())]
     }
 
-    /// Places to cut `len` bytes at, ascending, possibly the same one twice.
+    /// Returns up to five positions at which to split `len` bytes, in ascending order and possibly
+    /// with duplicates.
     pub(super) fn cuts(&mut self, len: usize) -> Vec<usize> {
         let mut cuts: Vec<usize> = (0..self.below(6)).map(|_| self.below(len + 1)).collect();
         cuts.sort_unstable();
@@ -181,7 +184,7 @@ impl Random {
         self.below(bound) == 0
     }
 
-    /// A random valid object text whose member names come mostly from `names`.
+    /// Returns a random valid JSON object. Most member names are from `names`.
     pub(super) fn document(&mut self, names: &[&str]) -> Vec<u8> {
         let mut text = Vec::new();
         self.blank(&mut text);
@@ -255,7 +258,7 @@ impl Random {
         }
     }
 
-    /// Changes, drops, doubles or inserts a few bytes.
+    /// Replaces, removes or inserts a few bytes, or truncates the text.
     pub(super) fn mutate(&mut self, text: &mut Vec<u8>) {
         for _ in 0..=self.below(3) {
             if text.is_empty() {
@@ -304,8 +307,8 @@ const STRINGS: &[&str] = &[
     r#""0123456789012345678901234567890123456789012345678901234567890123456789""#,
 ];
 
-/// Feeds `text` in pieces: whole, byte by byte, and cut at a few random sets of places; returns
-/// what `run` made of each, which must be all the same.
+/// Calls `run` with `text` as a whole, byte by byte, and split at random positions. Asserts that
+/// all results are equal, and returns the result.
 pub(super) fn same_for_all_cuts<T: PartialEq + std::fmt::Debug>(
     text: &[u8],
     random: &mut Random,
@@ -324,8 +327,8 @@ pub(super) fn same_for_all_cuts<T: PartialEq + std::fmt::Debug>(
     want
 }
 
-/// What `run` makes of `text`, however it is cut and with all instructions that this machine
-/// has: the same.
+/// Does the same as [`same_for_all_cuts`], and also asserts that the result is the same with all
+/// instruction sets that this machine supports.
 pub(super) fn same_for_all_isas<T: PartialEq + std::fmt::Debug>(
     text: &[u8],
     random: &mut Random,
