@@ -1,8 +1,8 @@
-//! JSON text made here: strings and lists of them.
+//! Formatting of strings and lists of strings as JSON.
 
 use std::fmt::{self, Write};
 
-/// A string with its quotes and escapes.
+/// Displays a string as a JSON string, with quotes and escapes.
 #[derive(Clone, Copy, Debug)]
 pub struct Quoted<'a>(pub &'a str);
 
@@ -20,7 +20,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// A list of strings.
+/// Displays a list of strings as a JSON array.
 #[derive(Clone, Copy, Debug)]
 pub struct QuotedList<'a>(pub &'a [String]);
 
