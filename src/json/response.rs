@@ -1,9 +1,10 @@
-//! Reads a prefill engine's answer while it arrives and keeps the handoff.
+//! Reads a prefill engine's response while it arrives and extracts the handoff.
 //!
-//! Of the whole answer only the raw bytes of the top-level `kv_transfer_params` and the count of
-//! cached tokens are kept. The handoff is relayed as those bytes, so it is checked strictly once
-//! it is complete: valid to RFC 8259 at every depth, and its known members of the right type. A
-//! decode engine that is given a handoff of another shape may die of it.
+//! Only the raw bytes of the top-level `kv_transfer_params` and the count of cached tokens are
+//! kept. The handoff is relayed byte for byte, so it is validated strictly once it is complete: it
+//! must be valid according to RFC 8259 at every depth, and its known members must have the correct
+//! types. A decode engine may exit if it receives a handoff of another shape
+//! (`docs/engines.md#client-supplied-parameters`).
 
 #[cfg(any(test, feature = "fuzzing"))]
 use super::block::Isa;
@@ -12,7 +13,7 @@ use super::lex::{Event, Kind, Lexer};
 use super::validate::validate;
 use crate::span::Span;
 
-/// Scans a prefill engine's answer.
+/// Reads a prefill engine's response.
 #[derive(Clone, Debug)]
 pub struct PrefillResponse {
     lexer: Lexer,
@@ -24,7 +25,7 @@ pub struct PrefillResponse {
     kept_bytes_max: usize,
     flat_blocks: bool,
     count: Digits,
-    /// Cached tokens under the two spellings of the details, by [`Details`].
+    /// Counts of cached tokens, indexed by the [`Details`] object that contains them.
     cached: [Option<u64>; 2],
     failed: Option<JsonError>,
 }
@@ -39,13 +40,13 @@ enum Place {
 
 #[derive(Clone, Copy, Debug)]
 enum Details {
-    /// `prompt_tokens_details`, of chat and completions.
+    /// `prompt_tokens_details`, in chat completions and completions.
     Prompt,
-    /// `input_tokens_details`, of responses.
+    /// `input_tokens_details`, in the responses API.
     Input,
 }
 
-/// What the value about to begin is for.
+/// Action for the value that follows the current name.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Skip,
@@ -54,7 +55,7 @@ enum Next {
     Count(Details),
 }
 
-/// What the current value is kept for.
+/// Purpose for which the current value is being kept.
 #[derive(Clone, Copy, Debug)]
 enum Taking {
     Params { start: usize },
@@ -69,32 +70,32 @@ enum Found {
     Unfit,
 }
 
-/// What a prefill engine hands on.
+/// The parts of a prefill engine's response that the decode leg uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handoff {
-    /// The answer's `kv_transfer_params`.
+    /// The response's `kv_transfer_params`.
     pub params: Params,
-    /// The prefill engine's count of cached prompt tokens, from the answer's `usage`.
+    /// The prefill engine's count of cached prompt tokens, from the response's `usage`.
     pub cached_tokens: Option<u64>,
-    /// The same count from inside the handoff.
+    /// The same count from the `kv_transfer_params`.
     pub remote_prefill_cached_tokens: Option<u64>,
 }
 
-/// The `kv_transfer_params` of an answer.
+/// The `kv_transfer_params` of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Params {
-    /// There is none.
+    /// The member is absent.
     Absent,
-    /// It is `null`: the engine has nothing to hand on.
+    /// The value is `null`: the engine has no KV cache to transfer.
     Null,
-    /// An object that passed the checks, its bytes exactly as received.
+    /// An object that passed the checks, with its bytes exactly as received.
     Object(Vec<u8>),
-    /// Not usable, with the reason.
+    /// The value is not usable, for this reason.
     Malformed(&'static str),
 }
 
 impl PrefillResponse {
-    /// A reader that keeps at most `kept_bytes_max` bytes of `kv_transfer_params`.
+    /// Creates a reader that keeps at most `kept_bytes_max` bytes of `kv_transfer_params`.
     #[must_use]
     pub fn new(kept_bytes_max: usize) -> Self {
         Self {
@@ -112,27 +113,29 @@ impl PrefillResponse {
         }
     }
 
-    /// The same with other instructions than the best.
+    /// Selects an instruction set other than the fastest one.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
         self
     }
 
-    /// Also accepts `remote_block_ids` as one flat list of integers, as older engines send it;
-    /// newer engines die of one.
+    /// Sets whether `remote_block_ids` may also be a flat list of integers.
+    ///
+    /// vLLM up to 0.17.1 uses this form. Later versions exit if they receive a flat list
+    /// (`docs/engines.md#client-supplied-parameters`).
     #[must_use]
     pub const fn allow_flat_blocks(mut self, allow: bool) -> Self {
         self.flat_blocks = allow;
         self
     }
 
-    /// Takes the next piece of the answer.
+    /// Reads `piece`, the next part of the response.
     ///
     /// # Errors
     ///
-    /// When the answer is no JSON object, or its handoff is larger than may be kept. The error
-    /// stays.
+    /// The response is not a JSON object, or its handoff is larger than the limit. Every later call
+    /// returns the same error.
     pub fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -141,12 +144,12 @@ impl PrefillResponse {
             .inspect_err(|&error| self.failed = Some(error))
     }
 
-    /// The answer has ended.
+    /// Returns the handoff at the end of the response.
     ///
     /// # Errors
     ///
-    /// When the answer ended too early, or the error that [`PrefillResponse::feed`] returned. A
-    /// handoff of the wrong shape is no error but [`Params::Malformed`].
+    /// The response is incomplete, or [`PrefillResponse::feed`] returned this error. A handoff of
+    /// the wrong shape is not an error but results in [`Params::Malformed`].
     pub fn finish(self) -> Result<Handoff, JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -198,7 +201,7 @@ impl PrefillResponse {
         self.take(piece, base, base + piece.len())
     }
 
-    /// Keeps the part of the current value that lies in this piece, up to `end`.
+    /// Keeps the bytes of the current value that are in `piece`, up to offset `end` of the text.
     fn take(&mut self, piece: &[u8], base: usize, end: usize) -> Result<(), JsonError> {
         match self.taking {
             None => {}
@@ -235,7 +238,7 @@ impl PrefillResponse {
         };
     }
 
-    /// Begins a value. One that repeats an earlier member makes the earlier one forgotten.
+    /// Starts a value. The value of a repeated member replaces the earlier one.
     fn value(&mut self, at: usize, kind: Kind) {
         match self.next {
             Next::Skip => {}
@@ -274,14 +277,14 @@ impl PrefillResponse {
     }
 }
 
-/// The text of a number as it comes in, if it is a short one.
+/// The text of a number, collected while it arrives.
 #[derive(Clone, Copy, Debug)]
 struct Digits {
     bytes: [u8; COUNT_DIGITS_MAX],
     len: usize,
 }
 
-/// Digits of the largest `u64`; a longer number is no count.
+/// Number of digits of the largest `u64`. A longer number is not accepted as a count.
 const COUNT_DIGITS_MAX: usize = 20;
 
 impl Digits {
@@ -292,7 +295,8 @@ impl Digits {
         }
     }
 
-    /// Adds text; one byte too many is remembered as such.
+    /// Appends `text`. If that exceeds the capacity, `len` becomes larger than `bytes`, and
+    /// [`Digits::integer`] returns `None`.
     fn push(&mut self, text: &[u8]) {
         for &byte in text {
             if let Some(place) = self.bytes.get_mut(self.len) {
@@ -307,7 +311,7 @@ impl Digits {
     }
 }
 
-/// A non-negative integer without sign, fraction or exponent.
+/// Parses a number without sign, fraction and exponent.
 fn integer(text: &[u8]) -> Option<u64> {
     if !text.iter().all(u8::is_ascii_digit) {
         return None;
@@ -315,12 +319,12 @@ fn integer(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Where the known members of a handoff are; of repeated ones the last.
+/// Kinds and positions of the known members of a handoff. The last of repeated members counts.
 struct Shape {
     members: [Option<(Kind, Span)>; KNOWN.len()],
 }
 
-/// What the value of a known member must be.
+/// Type that a known member must have.
 #[derive(Clone, Copy)]
 enum Type {
     True,
@@ -330,7 +334,7 @@ enum Type {
     IntegerOrNull,
 }
 
-/// The known members of a handoff with their type and what to say when it is another.
+/// The known members of a handoff: name, type, and the error text for a value of another type.
 const KNOWN: [(&str, Type, &str); 12] = [
     (
         "do_remote_prefill",
@@ -389,7 +393,7 @@ const KNOWN: [(&str, Type, &str); 12] = [
 const CACHED_TOKENS: &str = "remote_prefill_cached_tokens";
 
 impl Shape {
-    /// Checks that `bytes` are one valid object and finds the known members.
+    /// Validates `bytes` and finds the known members of the object.
     fn read(bytes: &[u8]) -> Result<Self, JsonError> {
         validate(bytes)?;
         let mut shape = Self {
@@ -477,7 +481,7 @@ enum Blocks {
     Unfit,
 }
 
-/// The shape of a block list that is a valid JSON array.
+/// Determines the shape of a block list, which must be a valid JSON array.
 fn blocks(array: &[u8]) -> Blocks {
     let (mut integers, mut strings, mut lists) = (false, false, false);
     let mut depth = 0_u32;
@@ -499,7 +503,7 @@ fn blocks(array: &[u8]) -> Blocks {
             }
             b'0'..=b'9' | b'-' => integers |= depth == 1,
             b',' | b' ' | b'\t' | b'\n' | b'\r' => {}
-            // Fractions, exponents, objects, literals.
+            // Fractions, exponents, objects or literals.
             _ => return Blocks::Unfit,
         }
     }
@@ -510,7 +514,7 @@ fn blocks(array: &[u8]) -> Blocks {
     }
 }
 
-/// Length of what follows a string's opening quote, the closing one included.
+/// Returns the length of the rest of a string after its opening quote, including the closing one.
 fn string_rest(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
@@ -533,7 +537,7 @@ mod tests {
         response.finish()
     }
 
-    /// What follows `"do_remote_prefill":true` in the object, and the complaint.
+    /// The text after `"do_remote_prefill":true` in the object, and the expected error text.
     const REST: &[(&str, &str)] = &[
         ("", ""),
         (r#","unknown":{"deep":[1.5e3]}"#, ""),
