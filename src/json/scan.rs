@@ -1,9 +1,12 @@
 //! Finds the members of a request body that a plan may read or edit, while the body arrives.
 //!
-//! The scanner reads the top level, every `sampling_params` object in it, every `extra_args`
-//! object in those and every `vllm_xargs` object at the top, and notes where the watched members sit. It keeps offsets, never bytes. Names
-//! count after unescaping. RFC 8259 section 4 leaves repeated names to the reader; the engines
-//! keep the last one, so the last one is what [`Document::last`] finds, and all are noted.
+//! The scanner reads the top level, every `sampling_params` object in it, every `extra_args` object
+//! in those, and every `vllm_xargs` object at the top level. It records the positions of the
+//! watched members there, as offsets; it stores no bytes of the body. Names are compared after
+//! unescaping.
+//!
+//! RFC 8259 section 4 does not define the meaning of repeated names. The engines use the last
+//! member of a name, so [`Document::last`] returns that one. All repetitions are recorded.
 
 use std::ops::Range;
 
@@ -14,22 +17,23 @@ use super::lex::{Event, Kind, Lexer};
 use crate::limits::{JSON_MEMBERS_MAX, JSON_NAME_BYTES_MAX, JSON_OBJECTS_MAX};
 use crate::span::Span;
 
-/// Where a watched member sits.
+/// The object that contains a watched member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// In the outermost object.
+    /// The outermost object.
     Top,
-    /// In the top level's `sampling_params`.
+    /// The `sampling_params` of the top level.
     SamplingParams,
-    /// In the `extra_args` of `sampling_params`.
+    /// The `extra_args` of `sampling_params`.
     ExtraArgs,
-    /// In the top level's `vllm_xargs`, which engines take for `extra_args` where a body has no
+    /// The `vllm_xargs` of the top level, which engines use as `extra_args` for bodies without
     /// `sampling_params`.
     Xargs,
 }
 
 impl Level {
-    /// The level of the object that is the value of the member `name` of this level, if any.
+    /// Returns the level of an object that is the value of the member `name` of this level, or
+    /// `None` if such an object is not read.
     pub(super) fn child(self, name: &[u8]) -> Option<Self> {
         match (self, name) {
             (Self::Top, b"sampling_params") => Some(Self::SamplingParams),
@@ -39,7 +43,7 @@ impl Level {
         }
     }
 
-    /// The level around this one; the top is its own.
+    /// Returns the enclosing level. The parent of the top level is the top level.
     pub(super) const fn parent(self) -> Self {
         match self {
             Self::Top | Self::SamplingParams | Self::Xargs => Self::Top,
@@ -47,7 +51,7 @@ impl Level {
         }
     }
 
-    /// The indices of this level and of those inside it.
+    /// Returns the indices of this level and of all levels inside it.
     pub(super) const fn subtree(self) -> Range<usize> {
         match self {
             Self::Top => 0..LEVELS,
@@ -57,7 +61,7 @@ impl Level {
         }
     }
 
-    /// Position in tables.
+    /// Returns the index of this level in arrays of length [`LEVELS`].
     pub(super) const fn index(self) -> usize {
         match self {
             Self::Top => 0,
@@ -68,14 +72,16 @@ impl Level {
     }
 }
 
-/// The number of levels.
+/// Number of levels.
 pub(super) const LEVELS: usize = 4;
 
-/// Which members are watched, in a constant table of the caller. Names are ASCII that needs no
-/// escape, and at most `JSON_NAME_BYTES_MAX` long.
+/// Table of the watched members, a constant of the caller.
+///
+/// Names must be printable ASCII that needs no escapes, and at most `JSON_NAME_BYTES_MAX` bytes
+/// long.
 pub type Watch = &'static [(Level, &'static str)];
 
-/// The table's spelling of a watched name.
+/// Returns the name from the table if `name` is watched at `level`.
 pub(super) fn watched(watch: Watch, level: Level, name: &[u8]) -> Option<&'static str> {
     let found = watch
         .iter()
@@ -83,7 +89,8 @@ pub(super) fn watched(watch: Watch, level: Level, name: &[u8]) -> Option<&'stati
     found.map(|entry| entry.1)
 }
 
-/// Whether the lexer can find all names of the table, and an edit can write them.
+/// Returns whether the lexer can find all names of the table and an edit can insert them without
+/// escapes.
 pub(super) fn is_sound(watch: Watch) -> bool {
     watch.iter().all(|(_, name)| {
         let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
@@ -94,46 +101,47 @@ pub(super) fn is_sound(watch: Watch) -> bool {
 /// A watched member that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Where it sits.
+    /// Level of the enclosing object.
     pub level: Level,
-    /// Its name, unescaped, as the watch table spells it.
+    /// The unescaped name, from the watch table.
     pub name: &'static str,
-    /// Its name in the body, with the quotes.
+    /// Position of the name in the body, including its quotes.
     pub key: Span,
-    /// Its value in the body.
+    /// Position of the value in the body.
     pub value: Span,
     /// Kind of the value.
     pub kind: Kind,
-    /// The enclosing object, an index into the document's objects.
+    /// Index of the enclosing object in [`Document::objects`].
     pub(super) object: usize,
-    /// The comma before the name; none for the first member.
+    /// Offset of the comma before the name; `None` for the first member.
     pub(super) comma_before: Option<usize>,
-    /// The comma behind the value; none for the last member.
+    /// Offset of the comma after the value; `None` for the last member.
     pub(super) comma_after: Option<usize>,
 }
 
-/// One object that was read.
+/// An object that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Object {
     pub(super) level: Level,
     /// Offset of the closing brace.
     pub(super) close: usize,
-    /// Members in it, watched or not.
+    /// Number of members, watched or not.
     pub(super) members: usize,
 }
 
-/// Scans a request body as it arrives.
+/// Scans a request body while it arrives.
 #[derive(Clone, Debug)]
 pub struct Scanner {
     lexer: Lexer,
     watch: Watch,
-    /// The objects being read, by level.
+    /// The objects being read, indexed by level.
     frames: [Frame; LEVELS],
     level: Level,
     members: Vec<Member>,
     objects: Vec<Object>,
+    /// Index of the object that an engine uses at each level, given the input so far.
     effective: [Option<usize>; LEVELS],
-    /// The object that the value about to begin opens.
+    /// Level of the value that follows the current name, if it is an object that is read.
     child: Option<Level>,
     failed: Option<JsonError>,
 }
@@ -143,12 +151,12 @@ pub struct Scanner {
 struct Frame {
     object: usize,
     comma: Option<usize>,
-    /// The member between its name and the next comma, if watched.
+    /// The member whose name was read last, if it is watched; reset at the next comma.
     member: Option<usize>,
 }
 
 impl Scanner {
-    /// A scanner that notes the members of `watch`.
+    /// Creates a scanner that records the members of `watch`.
     #[must_use]
     pub fn new(watch: Watch) -> Self {
         debug_assert!(is_sound(watch));
@@ -170,19 +178,19 @@ impl Scanner {
         }
     }
 
-    /// The same with other instructions than the best.
+    /// Selects an instruction set other than the fastest one.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
         self
     }
 
-    /// Takes the next piece of the body.
+    /// Scans `piece`, the next part of the body.
     ///
     /// # Errors
     ///
-    /// When the body is no JSON object, or repeats watched members beyond the limits. The error
-    /// stays: later calls return it again.
+    /// The body is not a JSON object, or has more watched members or objects than the limits allow.
+    /// Every later call returns the same error.
     pub fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -191,11 +199,11 @@ impl Scanner {
             .inspect_err(|&error| self.failed = Some(error))
     }
 
-    /// The body has ended.
+    /// Ends the scan at the end of the body and returns the result.
     ///
     /// # Errors
     ///
-    /// When the body ended too early, or the error that [`Scanner::feed`] returned.
+    /// The body is incomplete, or [`Scanner::feed`] returned this error.
     pub fn finish(self) -> Result<Document, JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -269,7 +277,7 @@ impl Scanner {
         let Some(child) = self.child.take() else {
             return Ok(());
         };
-        // Whatever the value is, it hides every object of the same name before it.
+        // A value of any kind replaces every earlier object of the same name.
         for hidden in &mut self.effective[child.subtree()] {
             *hidden = None;
         }
@@ -313,26 +321,30 @@ impl Scanner {
     }
 }
 
-/// What was found in a complete body: places, not bytes.
+/// Result of scanning a complete body: the positions of the watched members, without any bytes.
 #[derive(Clone, Debug)]
 pub struct Document {
     pub(super) watch: Watch,
     pub(super) members: Vec<Member>,
     pub(super) objects: Vec<Object>,
+    /// Index of the object that an engine uses at each level.
     pub(super) effective: [Option<usize>; LEVELS],
-    /// Length of the body.
+    /// Length of the body in bytes.
     pub(super) bytes: usize,
 }
 
 impl Document {
-    /// All watched members in the order of their names in the body, repetitions included.
+    /// Returns all watched members, including repetitions, in the order of their names in the body.
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// The member that an engine reads: the last of that name in the last object of that level.
-    /// An object that a later member of the same name replaces, by whatever value, does not count.
+    /// Returns the member that an engine uses: the last member of that name in the last object of
+    /// that level.
+    ///
+    /// An object does not count if a later member of the same name replaces it, even with a value
+    /// that is not an object.
     #[must_use]
     pub fn last(&self, level: Level, name: &str) -> Option<&Member> {
         let object = self.effective[level.index()]?;
@@ -342,7 +354,7 @@ impl Document {
             .find(|member| member.object == object && member.name == name)
     }
 
-    /// Whether an engine finds an object at that level.
+    /// Returns whether an engine finds an object at that level.
     #[must_use]
     pub fn has_object(&self, level: Level) -> bool {
         self.effective[level.index()].is_some()
@@ -365,7 +377,7 @@ mod tests {
         scanner.finish()
     }
 
-    /// Name of the case, body, level, and the value of `max_tokens` there.
+    /// Name of the case, body, level, and the value of `max_tokens` at that level.
     const READ: [(&str, &str, Level, Option<&str>); 15] = [
         ("plain", r#"{"max_tokens":7}"#, Level::Top, Some("7")),
         (
