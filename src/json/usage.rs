@@ -1,17 +1,19 @@
-//! Rewrites the cached-token count in a decode engine's answer while its bytes pass.
+//! Rewrites the cached-token count in a decode engine's response while it is forwarded.
 //!
-//! A decode engine that pulled a prompt's KV reports the whole prompt as cached. Clients are to see
-//! the prefill engine's count instead, so `cached_tokens` is set wherever the answer has a `usage`
-//! object: its value is replaced, or the member or its object is inserted. All other bytes pass
-//! unchanged and at once, except that a value being replaced is held back while it is incomplete.
+//! A decode engine that pulled the KV cache of a prompt reports the whole prompt as cached. Clients
+//! should see the prefill engine's count instead, so `cached_tokens` is set wherever the response
+//! has a `usage` object: its value is replaced, or the member or its parent object is inserted. All
+//! other bytes pass immediately and unmodified. Only a value that is being replaced is held back
+//! while it is incomplete.
 //!
-//! A value longer than `JSON_HELD_BYTES_MAX`, which no engine sends there, cannot be replaced
-//! without knowing its end: it passes, and the member is repeated behind it with the right value.
-//! Readers keep the last of repeated members.
+//! A value longer than `JSON_HELD_BYTES_MAX`, which no engine sends for this member, cannot be held
+//! back completely. It passes, and the member is repeated after it with the correct value, because
+//! JSON parsers use the last of repeated members.
 //!
-//! An event stream is taken line by line, as section 9.2.6 of the WHATWG HTML standard cuts it: LF,
-//! CR and CRLF end a line. Each `data:` line with an object is a text of its own. What turns out
-//! not to be JSON passes unchanged from there on; this never fails and no byte is ever lost.
+//! An event stream is split into lines as in section 9.2.6 of the WHATWG HTML standard: LF, CR and
+//! CRLF end a line. Each `data:` line with an object is a separate JSON text. If a text is invalid,
+//! the rest of it passes unmodified from the first invalid byte on. Rewriting never fails and never
+//! loses a byte.
 
 use std::sync::LazyLock;
 
@@ -20,16 +22,17 @@ use memchr::{memchr2, memmem, memrchr2};
 use super::lex::{Event, Kind, Lexer};
 use crate::limits::JSON_HELD_BYTES_MAX;
 
-/// Where an API puts its usage and what it calls the details.
+/// Location of `usage` in the responses of an API, and the name of the details object in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UsageShape {
-    /// `usage.prompt_tokens_details` at the top: chat and completions.
+    /// `usage.prompt_tokens_details` at the top level: chat completions and completions.
     Chat,
-    /// `usage.input_tokens_details` at the top and in the top-level `response`.
+    /// `usage.input_tokens_details` at the top level and in the top-level `response`: the responses
+    /// API.
     Responses,
 }
 
-/// What the answer's payload is.
+/// Format of a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ResponseForm {
     /// One JSON text.
@@ -38,45 +41,48 @@ pub enum ResponseForm {
     Sse,
 }
 
-/// Rewrites the cached-token count in an answer while its bytes pass.
+/// Rewrites the cached-token count in a response while it is forwarded.
 #[derive(Clone, Debug)]
 pub struct UsageRewriter {
     form: ResponseForm,
     shape: UsageShape,
     line: Line,
     lexer: Lexer,
-    /// The objects being read, outermost first.
+    /// The objects being read, the outermost first.
     frames: [Frame; DEPTH],
     next: Next,
     value: Value,
-    /// The part of a value under replacement that came with earlier pieces.
+    /// The bytes received so far of a value that will be replaced.
     held: [u8; JSON_HELD_BYTES_MAX],
     held_bytes: usize,
     text: Text,
     rewritten: u32,
 }
 
-/// What a piece without usage does not contain. Made once: a finder is as large as the rest of
-/// the rewriter, and wants to be aligned.
+/// Searches for `usage`. Lines that contain neither this nor an escape cannot have a usage object.
+///
+/// The finders are static because one is as large as the rest of the rewriter and has a larger
+/// alignment.
 static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"usage"));
 static ESCAPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\\u"));
 
-/// Objects on the way to the count: top, `response`, `usage`, details.
+/// Maximum number of nested objects down to the count: the top level, `response`, `usage`, details.
 const DEPTH: usize = 4;
 
-/// Where in a line of an event stream the next byte is; a JSON answer is one line of data.
+/// Position of the next byte in a line of an event stream. A JSON response is always in
+/// [`Line::Data`] or [`Line::Pass`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
     Start,
-    /// After that many bytes of `data:`.
+    /// After this number of bytes of `data:`.
     Field(usize),
-    /// Behind `data:`, where one blank may follow.
+    /// After `data:`, where one space may follow.
     Blank,
-    /// Before the data.
+    /// After that space, before the data.
     Brace,
     /// In data that is scanned.
     Data,
-    /// In a line that is not scanned, or no longer.
+    /// In a line that is not scanned, or whose scan ended with an error.
     Pass,
 }
 
@@ -84,9 +90,9 @@ enum Line {
 #[derive(Clone, Copy, Debug)]
 struct Frame {
     place: Place,
-    /// It has a member.
+    /// Whether it has a member.
     occupied: bool,
-    /// It had the member that was to be set.
+    /// Whether it has the member that must be set.
     done: bool,
 }
 
@@ -108,7 +114,7 @@ enum Place {
     Details,
 }
 
-/// What the value about to begin is for.
+/// Action for the value that follows the current name.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Skip,
@@ -116,18 +122,18 @@ enum Next {
     Replace(Part),
 }
 
-/// What becomes of the value being read.
+/// Action for the value being read.
 #[derive(Clone, Copy, Debug)]
 enum Value {
     Kept,
-    /// It is replaced once its end is seen.
+    /// The value is held back and replaced at its end.
     Replaced(Part),
-    /// It is too long for that and passes; the member is repeated behind it.
+    /// The value is too long to be held back, so it passes and the member is repeated after it.
     Repeated(Part),
 }
 
 impl UsageRewriter {
-    /// A rewriter that sets the count to `cached_tokens`.
+    /// Creates a rewriter that sets the count to `cached_tokens`.
     #[must_use]
     pub fn new(form: ResponseForm, shape: UsageShape, cached_tokens: u64) -> Self {
         Self {
@@ -148,7 +154,7 @@ impl UsageRewriter {
         }
     }
 
-    /// Forgets what it has seen, to rewrite the same answer from its beginning once more.
+    /// Resets the rewriter to its initial state, to rewrite the same response again from the start.
     pub fn restart(&mut self) {
         self.line = match self.form {
             ResponseForm::Json => Line::Data,
@@ -162,7 +168,8 @@ impl UsageRewriter {
         self.rewritten = 0;
     }
 
-    /// Consumes `piece` and hands consecutive slices of the output to `out`.
+    /// Processes `piece`, the next part of the response, and passes the output to `out` as
+    /// consecutive slices.
     pub fn feed(&mut self, piece: &[u8], out: &mut impl FnMut(&[u8])) {
         let mut sink = Sink {
             piece,
@@ -179,7 +186,7 @@ impl UsageRewriter {
         sink.pass(piece.len());
     }
 
-    /// The answer has ended; hands over what is held back.
+    /// Passes the bytes that are held back to `out`. Must be called at the end of the response.
     pub fn finish(&mut self, out: &mut impl FnMut(&[u8])) {
         let mut sink = Sink {
             piece: &[],
@@ -189,7 +196,7 @@ impl UsageRewriter {
         self.release(&mut sink);
     }
 
-    /// How many counts were set.
+    /// Returns how many times the count was set.
     #[must_use]
     pub const fn rewritten(&self) -> u32 {
         self.rewritten
@@ -203,7 +210,7 @@ impl UsageRewriter {
             match (self.line, byte) {
                 (Line::Start, _) => {
                     let suspect = suspects.next(piece, at);
-                    // Whole lines before the first suspect one cannot hold a usage object.
+                    // Complete lines before the first suspect cannot contain a usage object.
                     at = memrchr2(b'\n', b'\r', &piece[at..suspect]).map_or(at, |end| at + end + 1);
                     if at < piece.len() {
                         self.line = Line::Field(0);
@@ -243,7 +250,7 @@ impl UsageRewriter {
         }
     }
 
-    /// Scans `piece[start..end]`, which goes on with the JSON text that is being read.
+    /// Scans `piece[start..end]`, which continues the current JSON text.
     fn data<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, start: usize, end: usize) {
         if self.line != Line::Data {
             return;
@@ -322,9 +329,9 @@ impl UsageRewriter {
         self.value = Value::Kept;
     }
 
-    /// The end of an object: what is missing in it goes before its brace.
+    /// Handles the end of an object: inserts a missing member before the closing brace at `at`.
     fn close<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
-        // The lexer has left the object already.
+        // The lexer has already left the object, so `entered` is the index of its frame.
         let frame = self.frames[self.lexer.entered()];
         if frame.done {
             return;
@@ -346,7 +353,8 @@ impl UsageRewriter {
         (sink.out)(self.text.part(part));
     }
 
-    /// Holds back the part of a value under replacement that lies before `end`.
+    /// Holds back the bytes before `end` of a value that will be replaced. If they exceed the
+    /// limit, passes all bytes of the value so far and repeats the member instead.
     fn hold<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, end: usize) {
         let Value::Replaced(part) = self.value else {
             return;
@@ -366,7 +374,8 @@ impl UsageRewriter {
         }
     }
 
-    /// Lets go of a held value, unchanged: its text is over, or no JSON.
+    /// Passes a held value unmodified, because its JSON text has ended, is invalid, or because the
+    /// value is too long.
     fn release<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
         if self.held_bytes > 0 {
             (sink.out)(&self.held[..self.held_bytes]);
@@ -376,7 +385,7 @@ impl UsageRewriter {
     }
 }
 
-/// The field name of the lines that are looked at.
+/// The field name of the lines that are scanned.
 const FIELD: &[u8; 5] = b"data:";
 
 impl UsageShape {
@@ -388,16 +397,16 @@ impl UsageShape {
     }
 }
 
-/// The output of one piece: what lies between the edits passes in as few slices as possible.
+/// Output of one call. Bytes between edits are passed in as few slices as possible.
 struct Sink<'a, F> {
     piece: &'a [u8],
-    /// Bytes of the piece that are passed, held or dropped.
+    /// Number of bytes of `piece` that have been passed, held or dropped.
     done: usize,
     out: &'a mut F,
 }
 
 impl<F: FnMut(&[u8])> Sink<'_, F> {
-    /// Passes the bytes up to `at`.
+    /// Passes the remaining bytes before `at`.
     fn pass(&mut self, at: usize) {
         if at > self.done {
             (self.out)(&self.piece[self.done..at]);
@@ -406,8 +415,10 @@ impl<F: FnMut(&[u8])> Sink<'_, F> {
     }
 }
 
-/// Where the next bytes are that may begin a usage object: the letters of its name, unless its
-/// value is `null`, or an escape that may spell a letter. Each is looked for once per piece.
+/// Search for the next position that may belong to the name of a usage object: the letters `usage`,
+/// unless followed by `":null`, or an escape that may represent one of the letters.
+///
+/// The last result of each search is cached, so that every byte is searched only once.
 #[derive(Default)]
 struct Suspects {
     usage: Option<usize>,
@@ -443,7 +454,7 @@ fn find_usage(finder: &memmem::Finder<'_>, piece: &[u8], mut from: usize) -> usi
     piece.len()
 }
 
-/// The texts to insert, all parts of one: `"details":{"cached_tokens":123}`.
+/// The texts to insert, which are all slices of one: `"details":{"cached_tokens":123}`.
 #[derive(Clone, Copy, Debug)]
 struct Text {
     bytes: [u8; TEXT_BYTES_MAX],
@@ -466,7 +477,7 @@ enum Part {
 }
 
 impl Part {
-    /// The member whose value this is.
+    /// Returns the member that contains this part as its value.
     const fn member(self) -> Self {
         match self {
             Self::Details | Self::Object => Self::Details,
@@ -475,7 +486,7 @@ impl Part {
     }
 }
 
-/// The longer details name, 20 digits and what is around them, with room to spare.
+/// Capacity for the longer details name, 20 digits and the surrounding bytes.
 const TEXT_BYTES_MAX: usize = 80;
 
 impl Text {
@@ -500,7 +511,6 @@ impl Text {
             unit *= 10;
         }
         while unit > 0 {
-            // One decimal digit.
             text.push(&[b'0' + (count / unit % 10) as u8]);
             unit /= 10;
         }
@@ -614,7 +624,7 @@ mod tests {
         }
     }
 
-    /// A value of 32 bytes is replaced, one of 33 passes and is followed by the right one.
+    /// A value of 32 bytes is replaced. A value of 33 bytes passes, followed by the correct one.
     #[test]
     fn long_values() {
         let long = "0123456789abcdef0123456789abcde";
