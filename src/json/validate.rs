@@ -1,18 +1,19 @@
-//! A strict check of one whole JSON text, for values that are handed on to other engines.
+//! Strict validation of a complete JSON text, for values that are forwarded to other engines.
 //!
-//! Unlike the lexer it knows everything RFC 8259 demands: UTF-8, escapes, numbers and the
-//! structure at every depth. It accepts any value at the top and, as the grammar does, escapes
-//! of single surrogates.
+//! Unlike the lexer, it checks everything that RFC 8259 requires: UTF-8, escapes, numbers and the
+//! structure at every depth. The outermost value may be of any kind. Escaped lone surrogates are
+//! accepted, because the grammar allows them.
 
 use super::error::{JsonError, JsonReason};
 use super::grammar::{Nest, Number, unescape};
 
-/// Checks that `bytes` are exactly one JSON value, blanks around it allowed, no deeper than
-/// `JSON_DEPTH_MAX`.
+/// Checks that `bytes` are exactly one JSON value, optionally surrounded by whitespace, and nested
+/// no deeper than `JSON_DEPTH_MAX`.
 ///
 /// # Errors
 ///
-/// The first byte that cannot be accepted; invalid UTF-8 is looked for before anything else.
+/// The error at the first invalid byte. UTF-8 is validated before everything else, so invalid UTF-8
+/// takes precedence over an earlier syntax error.
 pub fn validate(bytes: &[u8]) -> Result<(), JsonError> {
     if let Err(error) = std::str::from_utf8(bytes) {
         return Err(JsonError {
@@ -41,7 +42,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn text(&mut self) -> Result<(), JsonError> {
         loop {
-            // A value begins here.
+            // The current position is at the start of a value.
             match self.token() {
                 Some(b'{') => {
                     self.open(true)?;
@@ -65,7 +66,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Closes containers and takes the comma; true when another value follows.
+    /// Closes the containers that end here and consumes the comma after them. Returns whether
+    /// another value follows.
     fn after_value(&mut self) -> Result<bool, JsonError> {
         while self.nest.top.depth > 0 {
             let object = self.nest.top.inside_object();
@@ -99,7 +101,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A member name and its colon.
+    /// Consumes a member name and its colon. `missing` is the error if no name begins here.
     fn name(&mut self, missing: JsonReason) -> Result<(), JsonError> {
         if self.byte() != Some(b'"') {
             return Err(self.error(missing));
@@ -187,7 +189,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Skips blanks; the byte behind them is not consumed.
+    /// Skips whitespace and returns the byte after it without consuming that byte.
     fn token(&mut self) -> Option<u8> {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.byte() {
             self.at += 1;
@@ -199,7 +201,8 @@ impl Walk<'_> {
         self.bytes.get(self.at).copied()
     }
 
-    /// The error at this place; a text that is used up ended too early, whatever was expected.
+    /// Returns an error at the current position. At the end of the text the reason is always
+    /// [`JsonReason::Incomplete`].
     fn error(&self, reason: JsonReason) -> JsonError {
         let reason = if self.at < self.bytes.len() {
             reason
