@@ -1,39 +1,39 @@
 //! ringside: an HTTP/1.1 data-plane proxy for LLM inference engines.
 //!
 //! The modules are declared in dependency order: a module may use only the modules above it
-//! (`tests/tidy.rs` checks that). `ARCHITECTURE.md` has the picture. Blank lines keep the order:
-//! the formatter sorts what stands together.
+//! (`tests/tidy.rs` checks this). `ARCHITECTURE.md` gives the overview. The blank lines between the
+//! declarations preserve the order: rustfmt sorts adjacent `mod` items.
 
 pub mod limits;
 pub mod span;
 
-// Pure bytes: no socket, no clock, no task.
+// Pure functions over bytes: no sockets, clocks or tasks.
 pub mod h1;
 pub mod json;
 
-// Pure decisions: no socket, no clock, no task.
+// Pure decisions: no sockets, clocks or tasks.
 pub mod fleet;
 
 pub mod pd;
 
 pub mod config;
 
-// The kernel, clocks and tasks begin here.
+// System calls, clocks and tasks are used only from here on.
 pub mod sys;
 
 pub mod net;
 
-// What went wrong and what was counted.
+// Failures, counters and spans.
 pub mod fault;
 
 pub mod metrics;
 
 pub mod trace;
 
-// The way of a request.
+// The request path.
 pub mod proxy;
 
-// Beside it: processes, threads, signals, the admin server, the command line.
+// Outside the request path: threads, signals, the admin server and the command line.
 pub mod admin;
 pub mod cli;
 
