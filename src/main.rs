@@ -1,4 +1,4 @@
-//! The ringside program: parse, run, exit code.
+//! The `ringside` binary: parses the command line, runs the command, returns the exit code.
 
 use std::process::ExitCode;
 
