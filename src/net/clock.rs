@@ -1,4 +1,4 @@
-//! The clock, the one timer descriptor and the random numbers of a shard.
+//! The clock, the timer descriptor and the random numbers of a shard.
 
 use std::cell::Cell;
 use std::io;
@@ -13,7 +13,7 @@ use rustix::time::{
 
 use super::Instant;
 
-/// The present moment of the monotonic clock.
+/// Returns the current time of the monotonic clock.
 pub(super) fn clock() -> Instant {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
@@ -21,27 +21,27 @@ pub(super) fn clock() -> Instant {
     Instant(seconds * 1_000_000_000 + nanos)
 }
 
-/// A descriptor that becomes readable at a moment. It is set only when the next deadline moved
-/// earlier or has been reached, so a wait needs no timeout of its own.
+/// A timer descriptor (timerfd) that becomes readable at a given time. It is set only when the next
+/// deadline has moved earlier or has been reached, so a wait for events needs no separate timeout.
 #[derive(Clone)]
 pub(super) struct Alarm {
     timer: Rc<OwnedFd>,
 }
 
 impl Alarm {
-    /// An alarm that is not set.
+    /// Creates an alarm that is not set.
     pub(super) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = Rc::new(timerfd_create(TimerfdClockId::Monotonic, flags)?);
         Ok(Self { timer })
     }
 
-    /// Another descriptor of the same alarm, to be watched.
+    /// Returns a duplicate of the descriptor, to be watched for readability.
     pub(super) fn watched(&self) -> io::Result<OwnedFd> {
         self.timer.try_clone()
     }
 
-    /// Sets the alarm; what it was set to before is forgotten.
+    /// Sets the alarm to `instant`, replacing the previous setting.
     pub(super) fn set(&self, instant: Instant) {
         let wait = Duration::from_nanos(instant.0.max(1));
         let value = Timespec {
