@@ -1,12 +1,12 @@
-//! Sockets behind a readiness-shaped seam.
+//! Non-blocking sockets, deadlines and connection pools.
 //!
-//! `net` knows sockets, deadlines and pools; it knows no HTTP. Everything above it is written
-//! against the two traits here, so that the same session code runs on the real engine (`ring`) and
-//! on the simulation (`sim`).
+//! This module contains no HTTP. Everything above it is generic over the traits [`Net`] and
+//! [`Conn`], so that the same session code runs on a real executor (`reactor` or `monoio`) and in
+//! the in-memory simulation (`sim`).
 //!
-//! The invariant of the seam: **no operation ever owns a buffer**. The engine is only ever asked
-//! "tell me when this socket is ready"; bytes move in the same call that names the buffer
-//! (`try_recv`, `try_send`). So nothing the kernel holds can outlive a dropped future.
+//! Invariant: **no operation owns a buffer**. An executor only reports that a socket is ready.
+//! Bytes move in synchronous calls that borrow the buffer (`try_recv`, `try_send`), so nothing the
+//! kernel holds can outlive a dropped future.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -29,7 +29,7 @@ pub mod sim;
 pub mod tls;
 pub mod wheel;
 
-/// The executor the shards run on.
+/// The executor that runs the shards.
 #[cfg(feature = "monoio")]
 pub use monoio as runtime;
 pub use notifier::Notifier;
@@ -40,18 +40,18 @@ pub use wheel::{Timer, Wheel};
 
 pub use crate::fleet::Address;
 
-/// A point in time of the engine's own clock, in nanoseconds since an arbitrary start.
+/// A point in time on the executor's monotonic clock, in nanoseconds since an arbitrary start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(pub u64);
 
 impl Instant {
-    /// The time between `earlier` and `self`; zero when `earlier` is later.
+    /// Returns the time between `earlier` and `self`, or zero if `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// The moment `wait` after this one.
+    /// Returns the instant `wait` after this one.
     #[must_use]
     pub fn after(self, wait: Duration) -> Self {
         let wait_ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
@@ -59,40 +59,40 @@ impl Instant {
     }
 }
 
-/// One stream socket.
+/// A stream socket.
 ///
 /// Readiness is remembered: `poll_readable` stays ready until a `try_recv` finds the socket empty
-/// (a short read or `WouldBlock`). The same for writing. At most one task waits for each direction;
-/// the last one that polled is woken.
+/// (a short read or `WouldBlock`). Writing works the same way. At most one task waits for each
+/// direction; the task that polled last is woken.
 pub trait Conn: 'static {
-    /// What bytes can pass through on their way to another connection.
+    /// The kind of pipe that carries bytes from this connection to another one.
     type Pipe: Conduit;
 
-    /// Ready when the connection can carry the first bytes of whoever uses it, or never will: at
-    /// once unless there is a handshake before them.
+    /// Waits until the connection can carry application bytes or has failed. Immediately ready
+    /// unless the protocol starts with a handshake.
     fn poll_open(&self, _: &mut Context<'_>) -> Poll<tls::Opened> {
         Poll::Ready(tls::Opened::Ready)
     }
 
-    /// Whether bytes are encrypted on it. Such a connection has no way through a pipe.
+    /// Returns whether the connection is encrypted. An encrypted connection cannot use a pipe.
     fn is_encrypted(&self) -> bool {
         false
     }
 
-    /// Ready when a receive may give bytes, the end of the stream, or an error.
+    /// Waits until a receive may return bytes, the end of the stream, or an error.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Ready when a send may take bytes, or a connect has ended one way or the other.
+    /// Waits until a send may accept bytes, or until a connect has succeeded or failed.
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Ready when the peer has closed its side or the connection has failed, also while received
-    /// bytes are still unread.
+    /// Waits until the peer has closed its sending side or the connection has failed. Ready even
+    /// while received bytes are still unread.
     fn poll_hangup(&self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Receives into `buffer` without waiting. `Ok(0)` is the end of the stream.
+    /// Receives into `buffer` without blocking. `Ok(0)` is the end of the stream.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there; anything else ends the connection.
+    /// `WouldBlock` if nothing has been received; any other error ends the connection.
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// Appends at most `bytes_max` received bytes to `buffer`, within its spare capacity.
@@ -101,64 +101,66 @@ pub trait Conn: 'static {
     /// As [`Conn::try_recv`].
     fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize>;
 
-    /// Makes the next wait to read let other connections have their turn, also when more is there
-    /// already: how a busy relay yields.
+    /// Makes the next `poll_readable` return `Pending` once even if data is buffered, so that a
+    /// busy relay yields to other connections.
     fn clear_readable(&self);
 
-    /// Whether something can be received right now (bytes, end, error), without taking it. Looks
-    /// at the socket, and forgets remembered readiness that no longer holds.
+    /// Returns whether a receive would succeed or fail now (bytes, end of the stream, error),
+    /// without consuming anything. Checks the socket itself, and clears remembered readiness that
+    /// no longer applies.
     fn peek_ready(&self) -> bool;
 
-    /// Sends what fits from `bytes` without waiting.
+    /// Sends as much of `bytes` as fits, without blocking.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing fits; anything else ends the connection.
+    /// `WouldBlock` if nothing fits; any other error ends the connection.
     fn try_send(&self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Sends what fits from `slices` without waiting, in order.
+    /// Sends as much of `slices` as fits, in order, without blocking.
     ///
     /// # Errors
     /// As [`Conn::try_send`].
     fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Moves at most `bytes_max` received bytes into `pipe`, which is empty. `Ok(0)` is the end of
-    /// the stream.
+    /// Moves at most `bytes_max` received bytes into `pipe`, which must be empty. `Ok(0)` is the
+    /// end of the stream.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there; anything else ends the connection.
+    /// `WouldBlock` if nothing has been received; any other error ends the connection.
     fn try_fill(&self, pipe: &mut Self::Pipe, bytes_max: usize) -> io::Result<usize>;
 
-    /// Sends what fits of the bytes in `pipe`, which is not empty.
+    /// Sends as much of the contents of `pipe` as fits. `pipe` must not be empty.
     ///
     /// # Errors
     /// As [`Conn::try_send`].
     fn try_drain(&self, pipe: &mut Self::Pipe) -> io::Result<usize>;
 
-    /// How a connect that became writable has ended.
+    /// Returns the result of a connect, once `poll_writable` is ready.
     ///
     /// # Errors
-    /// The error the connect failed with.
+    /// The error with which the connect failed.
     fn connected(&self) -> io::Result<()>;
 
-    /// Says to the peer that nothing more will be sent (FIN), and keeps receiving.
+    /// Closes the sending side (FIN). Receiving continues to work.
     fn finish(&self);
 
-    /// Ends both directions now. Pending waits on this socket become ready.
+    /// Shuts down both directions immediately. Pending waits on this socket become ready.
     fn abort(&self);
 
-    /// Makes the coming close a reset (RST), so that the peer cannot mistake it for a clean end.
+    /// Makes the close of this socket a reset (RST), so that the peer cannot mistake it for a clean
+    /// end.
     fn reset_on_close(&self);
 
-    /// Takes [`Conn::reset_on_close`] back.
+    /// Reverts [`Conn::reset_on_close`].
     fn close_cleanly(&self);
 
-    /// The peer's address, where it has one.
+    /// The peer's IP address, if it has one.
     fn peer_ip(&self) -> Option<IpAddr>;
 }
 
-/// A place for bytes between two connections. Dropping it gives it back.
+/// A buffer for bytes in transit between two connections. Dropping it returns it to its owner.
 pub trait Conduit: 'static {
-    /// Bytes in it.
+    /// Number of bytes in the pipe.
     fn held(&self) -> usize;
 }
 
@@ -168,51 +170,56 @@ impl Conduit for Pipe {
     }
 }
 
-/// What an engine offers besides connections.
+/// The services of an executor: connects, pipes, tasks, time and random numbers.
 pub trait Net: Clone + 'static {
-    /// The connections it makes.
+    /// The type of its connections.
     type Conn: Conn;
 
-    /// Bytes of a body still to come from which it goes through a pipe.
+    /// Number of remaining body bytes from which a body is spliced through a pipe instead of
+    /// copied.
     const SPLICE_BYTES_MIN: u64 = crate::limits::SPLICE_BYTES_MIN;
 
-    /// Starts a connect; the connection becomes writable when it has ended.
+    /// Starts a connect. The connection becomes writable when the connect has finished.
     ///
     /// # Errors
-    /// When the socket could not be made or the connect fails at once. `WouldBlock`: the queue of
-    /// a Unix socket is full, which no readiness tells the end of; try again later.
+    /// Fails if the socket cannot be created or the connect fails immediately. `WouldBlock` means
+    /// that the accept queue of a Unix socket is full. No readiness event reports when it has room
+    /// again, so the caller must retry later.
     fn connect(&self, address: &Address) -> io::Result<Self::Conn>;
 
-    /// An empty pipe; `None` when there are too many of them: bytes are copied then.
+    /// Returns an empty pipe, or `None` if the limit on pipes is reached and the caller should copy
+    /// instead.
     fn pipe(&self) -> Option<<Self::Conn as Conn>::Pipe>;
 
-    /// Lets everybody else who can run go first, and the kernel be looked at.
+    /// Yields: all other runnable tasks run first, and the executor polls the kernel.
     fn yield_now(&self) -> impl Future<Output = ()>;
 
-    /// Runs `task` beside the others. A panic in it ends that task only.
+    /// Runs `task` concurrently with the other tasks. A panic in it ends only that task.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
-    /// Runs a task that a shard cannot do without: a panic in it ends the shard.
+    /// Runs a task that the shard cannot work without: a panic in it ends the shard.
     fn spawn_vital(&self, task: impl Future<Output = ()> + 'static) {
         self.spawn(task);
     }
 
-    /// The moment of this turn, for deadlines and ages: it may be as old as the tasks that ran
-    /// since the shard last looked for events took, and never goes back.
+    /// Returns the time of the current iteration of the event loop, for deadlines and ages. It can
+    /// lag by as long as the tasks of this iteration have been running, and never goes backwards.
     fn now(&self) -> Instant;
 
-    /// The present moment, read from the clock (30 ns): for what is measured.
+    /// Reads the clock (30 ns), for measurements.
     fn clock(&self) -> Instant;
 
-    /// A new deadline of this engine's wheel, switched off.
+    /// Returns a new timer of this executor's wheel, disarmed.
     fn timer(&self) -> Timer;
 
-    /// A random number; unpredictable enough for ids and load spreading, not for secrets.
+    /// Returns a random number: unpredictable enough for ids and load spreading, but not for
+    /// secrets.
     fn random(&self) -> u64;
 }
 
-/// Ready the second time it is polled, having woken its task the first time: on an executor that
-/// looks at the kernel between two turns, that lets everybody else go first.
+/// Returns a future that wakes its own task on the first poll and is ready on the second. On an
+/// executor that polls the kernel between two iterations of its event loop, this lets all other
+/// runnable tasks run first.
 fn next_turn() -> impl Future<Output = ()> {
     let mut is_over = false;
     poll_fn(move |cx| {
@@ -224,7 +231,7 @@ fn next_turn() -> impl Future<Output = ()> {
     })
 }
 
-/// Whether a failed non-blocking call is worth waiting for readiness.
+/// Returns whether a failed non-blocking call should be retried once the socket is ready.
 #[must_use]
 pub fn would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
