@@ -1,4 +1,4 @@
-//! A connection on the real engine.
+//! Connections of the monoio executor.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -12,11 +12,11 @@ use super::hangup::{Hangups, Watch};
 use crate::net::socket::{self, Left};
 use crate::net::{Conn, Pipe};
 
-/// A TCP connection whose readiness comes from the shard's ring.
+/// A stream connection (TCP or Unix) whose readiness comes from the shard's monoio runtime.
 pub struct Socket {
-    // Declared before the handle, so that armed waits are dropped (cancelled) before it.
+    // Declared before `handle`, so that armed waits are dropped (cancelled) before it.
     reading: RefCell<Readiness>,
-    /// Most answers fit the socket's buffer: the waiting half is made when it is first needed.
+    /// Created on first use: most responses fit into the socket's send buffer and never wait.
     writing: RefCell<Option<Readiness>>,
     hangup: RefCell<Option<Watch>>,
     hangups: Rc<Hangups>,
@@ -88,7 +88,7 @@ impl Conn for Socket {
             return watch.poll(cx);
         }
         let Ok(watch) = self.hangups.watch(self.handle.fd()) else {
-            // No memory for another watch: the client's stall limit still ends the wait.
+            // No memory for another watch. The client's stall limit still ends the wait.
             return Poll::Pending;
         };
         hangup.insert(watch).poll(cx)
@@ -160,8 +160,9 @@ impl Conn for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // The runtime closes the descriptor when its last wait has been cancelled, a turn later.
-        // The peer should see the end now: an engine must stop working for a client that left.
+        // monoio closes the descriptor when its last wait has been cancelled, one iteration later.
+        // The peer must see the end now, so that an engine stops working for a client that has
+        // disconnected.
         if !self.aborted.get() {
             socket::end(self.handle.fd());
         }

@@ -1,4 +1,4 @@
-//! One watched descriptor.
+//! A watched descriptor.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -12,14 +12,14 @@ use ::monoio::net::TcpStream;
 
 use crate::net::socket;
 
-/// A descriptor the runtime watches. It is wrapped in the runtime's stream type whatever it is,
-/// because only its one-shot poll is used, and that works on any pollable descriptor.
+/// A descriptor that monoio watches. It is wrapped in monoio's stream type regardless of its kind,
+/// because only the one-shot poll is used, which works on any pollable descriptor.
 pub(super) struct Handle {
     stream: TcpStream,
 }
 
 impl Handle {
-    /// Gives `fd` to the runtime, which closes it when the last wait on it has ended.
+    /// Passes `fd` to monoio, which closes it when the last wait on it has ended.
     pub(super) fn watch(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             stream: TcpStream::from_std(std::net::TcpStream::from(fd))?,
@@ -28,8 +28,8 @@ impl Handle {
 
     /// Waits until the descriptor is readable, closed or failed.
     pub(super) async fn readable(&self) {
-        // The poll operation's own error (cancelled, bad descriptor) shows in the next receive.
-        // `false`: on epoll the runtime must look again instead of trusting an old event.
+        // An error of the poll operation itself (cancelled, bad descriptor) shows in the next
+        // receive. `false`: on epoll, monoio must check again instead of trusting an old event.
         let _ = self.stream.readable(false).await;
     }
 
@@ -38,7 +38,7 @@ impl Handle {
         let _ = self.stream.writable(false).await;
     }
 
-    /// The descriptor, for one call.
+    /// Returns the descriptor, for a single call.
     #[expect(
         unsafe_code,
         reason = "the runtime's stream lends its descriptor as a number only"
@@ -49,17 +49,17 @@ impl Handle {
         unsafe { BorrowedFd::borrow_raw(raw) }
     }
 
-    /// Takes the eight-byte counter of an eventfd or timerfd.
+    /// Reads, and thereby resets, the eight-byte counter of an eventfd or timerfd.
     pub(super) fn drain_counter(&self) {
         socket::drain_counter(self.fd());
     }
 }
 
-/// Readiness of one direction of one descriptor, remembered until it is cleared.
+/// Readiness of one direction of a descriptor, remembered until it is cleared.
 ///
-/// The future inside is allocated once and armed again in place, so that waiting for the next
-/// chunk costs one submission entry and no allocation, and so that an armed wait survives a move
-/// of the connection between tasks (idle in a pool, then active).
+/// The future inside is allocated once and armed again in place. Waiting for the next chunk
+/// therefore costs one submission entry and no allocation, and an armed wait survives a move of the
+/// connection between tasks (from idle in a pool to active).
 pub(super) struct Readiness {
     ready: Rc<Cell<bool>>,
     armed: Pin<Box<dyn Future<Output = ()>>>,
@@ -109,8 +109,8 @@ impl Readiness {
     }
 }
 
-/// Ready once the flag is cleared. It stores no waker: only [`Readiness::poll`] polls it, and
-/// only after it has looked at the flag itself.
+/// Ready once the flag is cleared. Stores no waker: only [`Readiness::poll`] polls it, and only
+/// after it has checked the flag itself.
 struct Cleared<'a>(&'a Cell<bool>);
 
 impl Future for Cleared<'_> {

@@ -1,8 +1,9 @@
-//! Noticing that a peer has closed while its bytes are still unread.
+//! Detects that a peer has closed its side while received bytes are still unread.
 //!
-//! A plain readable wait fires at once on unread bytes and hides the end behind them. The runtime
-//! has no operation for "closed only", so each shard keeps a small epoll set with `EPOLLRDHUP` for
-//! the few connections that are in that state, and watches the set itself.
+//! A plain wait for readability is ready immediately if there are unread bytes, which hides an end
+//! that follows them. monoio has no operation that waits for the end only. So each shard keeps a
+//! small epoll set with `EPOLLRDHUP` for the few connections in that state, and waits until the set
+//! itself is readable.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -15,10 +16,10 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use super::handle::Handle;
 
-/// Events taken from the set at once; more wait for the next turn.
+/// Maximum number of events collected per call; further ones are collected in the next iteration.
 const EVENTS_MAX: usize = 64;
 
-/// The shard's set of connections watched for their end.
+/// The shard's set of connections that are watched for their end.
 pub(super) struct Hangups {
     set: OwnedFd,
     waiting: RefCell<HashMap<u64, Rc<State>>>,
@@ -32,7 +33,7 @@ struct State {
 }
 
 impl Hangups {
-    /// Opens the set and starts the task that listens to it.
+    /// Opens the set and starts the task that collects its events.
     pub(super) fn start() -> io::Result<Rc<Self>> {
         let set = epoll::create(CreateFlags::CLOEXEC)?;
         let handle = Handle::watch(set.try_clone()?)?;
@@ -55,8 +56,9 @@ impl Hangups {
     pub(super) fn watch(self: &Rc<Self>, fd: BorrowedFd<'_>) -> io::Result<Watch> {
         let key = self.next_key.get();
         self.next_key.set(key + 1);
-        // The set holds its own descriptor: the kernel drops a member only when the last copy of
-        // it is closed, and the connection's may be closed before this watch is dropped.
+        // The set gets a duplicate of the descriptor. The kernel removes a closed file from a set
+        // only with its last descriptor, and the connection's own may be closed before this watch
+        // is dropped.
         let member = fd.try_clone_to_owned()?;
         let flags = EventFlags::RDHUP | EventFlags::ONESHOT;
         epoll::add(&self.set, &member, EventData::new_u64(key), flags)?;
