@@ -1,8 +1,9 @@
-//! The real engine: monoio as a source of readiness, and plain non-blocking system calls.
+//! The alternative executor (feature `monoio`): monoio as the source of readiness, and plain
+//! non-blocking system calls.
 //!
-//! This is the only place that names the runtime. It uses one operation of it, a one-shot poll,
-//! and never hands it a buffer (design 4.1). Accepting, connecting, deadlines and wake-ups from
-//! other threads are all "wait until this descriptor is readable or writable".
+//! Only this module and its submodules use the monoio crate. They use a single operation of it, a
+//! one-shot poll, and never pass it a buffer. Accepting, connecting, deadlines and wake-ups from
+//! other threads are all waits until a descriptor is readable or writable.
 
 mod conn;
 mod handle;
@@ -28,7 +29,7 @@ pub use conn::Socket;
 use handle::Handle;
 use hangup::Hangups;
 
-/// The engine of one shard. Clones share it; it stays on its thread.
+/// The executor of one shard. Clones share it; it is confined to its thread.
 #[derive(Clone)]
 pub struct Runtime {
     inner: Rc<Inner>,
@@ -39,7 +40,7 @@ struct Inner {
     hangups: Rc<Hangups>,
     random: Random,
     pipes: Pipes,
-    /// A counter that was rung and is never drained.
+    /// An eventfd that was notified once and is never drained, so it is always readable.
     always: Handle,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
 }
@@ -50,11 +51,11 @@ impl std::fmt::Debug for Runtime {
     }
 }
 
-/// Runs `main` on this thread until it returns, on a ring or on epoll.
+/// Runs `main` on this thread until it returns, on io_uring or on epoll.
 ///
 /// # Errors
-/// `Unsupported` with `busy_poll`: this executor always sleeps. When the driver could not be
-/// built, or the executor's own descriptors could not be opened.
+/// `Unsupported` if `busy_poll` is set, because monoio always sleeps. Also fails if the driver
+/// cannot be set up or the executor's own descriptors cannot be opened.
 pub fn run<F, T>(driver: Driver, busy_poll: Option<Duration>, main: F) -> io::Result<T>
 where
     F: AsyncFnOnce(Runtime) -> T,
@@ -101,8 +102,8 @@ impl Runtime {
         Ok(net)
     }
 
-    /// Drives the wheel by one timer descriptor, which is set only when the next deadline moved
-    /// earlier or has been reached.
+    /// Starts the task that advances the wheel, driven by one timer descriptor. The descriptor is
+    /// set only when the next deadline has moved earlier or has been reached.
     fn start_wheel(&self) -> io::Result<()> {
         let alarm = Alarm::new()?;
         let handle = Handle::watch(alarm.watched()?)?;
@@ -121,10 +122,10 @@ impl Runtime {
         Ok(())
     }
 
-    /// Takes over an accepted connection.
+    /// Takes ownership of an accepted connection.
     ///
     /// # Errors
-    /// When the engine cannot watch the socket (out of memory, epoll limit).
+    /// Fails if the socket cannot be watched (out of memory, epoll limit).
     pub fn adopt(&self, socket: OwnedFd, peer_ip: Option<IpAddr>) -> io::Result<Socket> {
         Socket::new(socket, peer_ip, Rc::clone(&self.inner.hangups))
     }
@@ -132,7 +133,7 @@ impl Runtime {
     /// Watches a listening socket.
     ///
     /// # Errors
-    /// When the engine cannot watch the socket.
+    /// Fails if the socket cannot be watched.
     pub fn listener(&self, socket: std::net::TcpListener) -> io::Result<Listener> {
         Ok(Listener {
             handle: Handle::watch(OwnedFd::from(socket))?,
@@ -140,22 +141,22 @@ impl Runtime {
         })
     }
 
-    /// A wake-up that other threads may ring.
+    /// Creates a wake-up that other threads can trigger.
     ///
     /// # Errors
-    /// When no descriptor could be opened.
+    /// Fails if a descriptor cannot be opened or watched.
     pub fn notifier(&self) -> io::Result<(NotifyReceiver, Notifier)> {
         let (event, notifier) = notifier()?;
         let handle = Handle::watch(event)?;
         Ok((NotifyReceiver { handle }, notifier))
     }
 
-    /// Calls `note` whenever a spawned task ended in a panic.
+    /// Sets a callback that is called whenever a spawned task has ended in a panic.
     pub fn on_panic(&self, note: impl Fn() + 'static) {
         *self.inner.on_panic.borrow_mut() = Some(Box::new(note));
     }
 
-    /// Wakes every task that waits with a deadline (see [`Wheel::nudge_all`]).
+    /// Wakes every task that waits on a timer (see [`Wheel::nudge_all`]).
     pub fn nudge_all(&self) {
         self.inner.wheel.nudge_all();
     }
@@ -174,8 +175,8 @@ impl Net for Runtime {
     }
 
     async fn yield_now(&self) {
-        // A task that wakes itself would keep this runtime from looking at the ring at all; a wait
-        // on something that is always ready goes through it.
+        // A task that wakes itself would keep monoio from polling the ring. Waiting for a
+        // descriptor that is always readable goes through the ring.
         self.inner.always.readable().await;
     }
 
@@ -188,7 +189,7 @@ impl Net for Runtime {
     }
 
     fn spawn_vital(&self, task: impl Future<Output = ()> + 'static) {
-        // Uncontained: the panic unwinds the thread, which ends the process.
+        // Not wrapped in `Contained`: a panic unwinds the thread, which ends the process.
         drop(::monoio::spawn(task));
     }
 
@@ -209,8 +210,8 @@ impl Net for Runtime {
     }
 }
 
-/// A task whose panic ends itself and nothing else: the future is polled inside `catch_unwind`
-/// and dropped (which closes its sockets) when it panics.
+/// A task whose panic ends only that task. The future is polled inside `catch_unwind`, and is
+/// dropped (which closes its sockets) when it panics.
 struct Contained<T> {
     task: Option<Pin<Box<T>>>,
     net: Runtime,
@@ -229,7 +230,7 @@ impl<T: Future<Output = ()>> Future for Contained<T> {
             Ok(Poll::Ready(())) => self.task = None,
             Err(_) => {
                 let task = self.task.take();
-                // A second panic while the pieces are dropped must not escape either.
+                // A second panic, during the drop of the task, must not escape either.
                 drop(std::panic::catch_unwind(AssertUnwindSafe(|| drop(task))));
                 self.net.record_panic();
             }
@@ -259,16 +260,16 @@ impl std::fmt::Debug for Listener {
 }
 
 impl Listener {
-    /// Waits until a connection may be taken.
+    /// Waits until a connection can be accepted.
     pub async fn readable(&self) {
         self.handle.readable().await;
     }
 
-    /// Takes the next waiting connection, if one is there.
+    /// Accepts the next connection in the queue.
     ///
     /// # Errors
-    /// `WouldBlock` when none waits. `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` mean that the
-    /// caller should pause: the connection stays in the queue and the socket stays readable.
+    /// `WouldBlock` if the queue is empty. On `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` the caller
+    /// should pause: the connection remains in the queue and the socket remains readable.
     pub fn try_accept(&self) -> io::Result<Socket> {
         let (socket, peer_ip) = socket::accept(self.handle.fd())?;
         self.net.adopt(socket, peer_ip)
@@ -287,7 +288,8 @@ impl std::fmt::Debug for NotifyReceiver {
 }
 
 impl NotifyReceiver {
-    /// Waits until it was rung since the last call. Rings in between count once.
+    /// Waits until a notification has arrived since the last call. Several notifications count as
+    /// one.
     pub async fn notified(&self) {
         self.handle.readable().await;
         self.handle.drain_counter();
