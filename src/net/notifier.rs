@@ -1,4 +1,4 @@
-//! Waking a shard from another thread.
+//! Wakes a shard from another thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// A descriptor that becomes readable when its ringer is rung.
+/// Returns an eventfd that becomes readable when the notifier returned with it is notified.
 pub(super) fn notifier() -> io::Result<(OwnedFd, Notifier)> {
     let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
     let notifier = Notifier {
@@ -15,7 +15,7 @@ pub(super) fn notifier() -> io::Result<(OwnedFd, Notifier)> {
     Ok((event, notifier))
 }
 
-/// Rings a shard's bell; may be used from any thread.
+/// Wakes a shard. May be used from any thread.
 #[derive(Clone, Debug)]
 pub struct Notifier {
     event: Arc<OwnedFd>,
@@ -24,7 +24,8 @@ pub struct Notifier {
 impl Notifier {
     /// Wakes the shard.
     pub fn notify(&self) {
-        // The counter cannot overflow by ones in practice; a full one means "already rung".
+        // In practice the counter, incremented by 1, never overflows. A full one is readable
+        // anyway.
         let _ = rustix::io::write(&*self.event, &1_u64.to_ne_bytes());
     }
 }

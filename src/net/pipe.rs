@@ -1,8 +1,10 @@
-//! Pipes: bytes pass from socket to socket within the kernel, without being copied to this
-//! process, which is cheaper from a few MiB of body on (`SPLICE_BYTES_MIN` has the figures).
+//! Pipes that move bytes from socket to socket within the kernel.
 //!
-//! `splice(2)` on readiness, not the ring's operation: that one always goes to a worker thread,
-//! which fights the shard for its CPU.
+//! No copy to this process is made, which costs less CPU for bodies of a few MiB or more (figures
+//! at `limits::SPLICE_BYTES_MIN`).
+//!
+//! Uses the system call `splice(2)` when a socket is ready, not io_uring's splice operation: that
+//! one always runs on a worker thread, which competes with the shard for its CPU.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,10 +18,11 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 use super::socket::Left;
 use crate::limits::{PIPE_BYTES, PIPES_IDLE_MAX, PIPES_MAX};
 
-/// Pipes open in this process.
+/// Number of pipes open in this process.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
-/// A pipe on loan from its shard. Dropping it gives it back, or closes it with what is left in it.
+/// A pipe borrowed from its shard. Dropping it returns it to the shard's idle pipes, or closes it
+/// if bytes are left in it or there are enough idle pipes.
 #[derive(Debug)]
 pub struct Pipe {
     ends: Option<Ends>,
@@ -27,7 +30,7 @@ pub struct Pipe {
     idle: Rc<RefCell<Vec<Ends>>>,
 }
 
-/// Both ends; closed together.
+/// Both ends of a pipe, closed together.
 #[derive(Debug)]
 struct Ends {
     out: OwnedFd,
@@ -35,8 +38,8 @@ struct Ends {
 }
 
 impl Ends {
-    /// Opens a pipe of [`PIPE_BYTES`], unless there are too many or the kernel allows no more of
-    /// that size (`pipe-user-pages-soft`).
+    /// Opens a pipe of [`PIPE_BYTES`]. Returns `None` if [`PIPES_MAX`] is reached or the kernel
+    /// does not allow another pipe of that size (`pipe-user-pages-soft`).
     fn open() -> Option<Self> {
         let reserve = |open: usize| (open < PIPES_MAX).then_some(open + 1);
         OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve)
@@ -58,14 +61,15 @@ impl Drop for Ends {
     }
 }
 
-/// The pipes of one shard that nobody uses.
+/// The idle pipes of one shard.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pipes {
     idle: Rc<RefCell<Vec<Ends>>>,
 }
 
 impl Pipes {
-    /// An empty pipe; `None` when there are enough of them: copy then.
+    /// Returns an empty pipe, or `None` if no more may be opened and the caller should copy
+    /// instead.
     pub(super) fn take(&self) -> Option<Pipe> {
         let idle = self.idle.borrow_mut().pop();
         let ends = idle.or_else(Ends::open)?;
@@ -78,14 +82,15 @@ impl Pipes {
 }
 
 impl Pipe {
-    /// Bytes in it.
+    /// Returns the number of bytes in the pipe.
     #[must_use]
     pub const fn held(&self) -> usize {
         self.held
     }
 
-    /// Moves at most `bytes_max` received bytes into the pipe, which is empty. A full pipe and an
-    /// empty socket look the same to the kernel's caller; that it is empty tells them apart.
+    /// Moves at most `bytes_max` received bytes into the pipe, which must be empty. The kernel
+    /// returns the same error for a full pipe and for an empty socket; with an empty pipe it can
+    /// only be the socket.
     pub(super) fn fill(
         &mut self,
         from: BorrowedFd<'_>,
@@ -104,11 +109,12 @@ impl Pipe {
         if let Ok(n) = moved {
             self.held = n;
         }
-        // A short count says nothing: the pipe has a bound on pieces, too.
+        // A short count does not mean that the socket is empty: the pipe also limits the number of
+        // page fragments it can hold.
         (left(moved), moved.map_err(io::Error::from))
     }
 
-    /// Moves what the socket takes of the pipe's bytes, of which there are some.
+    /// Moves as many bytes as the socket accepts out of the pipe, which must not be empty.
     pub(super) fn drain(&mut self, to: BorrowedFd<'_>) -> (Left, io::Result<usize>) {
         debug_assert!(self.held > 0, "an empty pipe has nothing to give");
         let Some(ends) = &self.ends else {
