@@ -1,12 +1,13 @@
 //! Idle connections to engines, one stack per engine rank.
 //!
-//! The newest idle connection is used first, so that the others age out. An idle connection is
-//! watched: whatever arrives on it, bytes or the end, closes it (`reliability.md` 4.3), because
-//! the only thing an engine can rightly say on an idle connection is goodbye. The limit on idle
-//! time stays below the engine's own (uvicorn: 5 s), so that we close first.
+//! The newest idle connection is used first, so that the others reach the idle limit and are
+//! closed. Idle connections are watched: anything that arrives on one, bytes or the end of the
+//! stream, closes it, because the only valid event on an idle connection is its close by the
+//! engine. The limit on idle time is below the engine's own keep-alive limit (uvicorn: 5 s), so
+//! that the proxy closes first.
 //!
-//! One keeper task per shard watches all idle connections. A connection's armed wait moves with
-//! it between the keeper and a session, so going idle and coming back cancels nothing.
+//! One keeper task per shard watches all idle connections. A connection's armed wait moves with it
+//! between the keeper and a session, so becoming idle and being reused cancels no wait.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -18,27 +19,29 @@ use std::time::Duration;
 use super::{Address, Conn, Instant, Net, Timer};
 use crate::fleet::Target;
 
-/// Engines a shard remembers; the one unused for longest is forgotten for a new one.
+/// Maximum number of endpoints in a shard's table. When it is full, a new endpoint replaces the
+/// least recently used one.
 pub const ENDPOINTS_MAX: usize = 1024;
 
-/// An engine rank of this shard's table. An id whose engine was forgotten matches nothing.
+/// Identifies an engine rank in a shard's table. The id of an endpoint that has been replaced
+/// matches nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointId {
     slot: usize,
     generation: u32,
 }
 
-/// Told when idle connections of a kind of engine come (+1) or go (-1).
+/// Callback that receives changes of the number of idle connections, per kind of engine.
 pub type OnIdle<K> = Box<dyn Fn(K, i64)>;
 
 struct Endpoint<K, C> {
     target: Target,
     kind: K,
     generation: u32,
-    /// Never forgotten: a local decoder.
+    /// Never replaced. Set for a local decode engine.
     pinned: bool,
     last_used: Instant,
-    /// Newest last.
+    /// In order of age, newest last.
     idle: Vec<Idle<C>>,
     addresses: Rc<[Address]>,
     addresses_at: Instant,
@@ -50,8 +53,10 @@ struct Idle<C> {
     since: Instant,
 }
 
-/// The engines of one shard and their idle connections. `K` tells kinds of engines apart (prefill,
-/// decode): the same address in two roles has two stacks.
+/// The endpoints of one shard and their idle connections.
+///
+/// `K` distinguishes kinds of engines (prefill, decode): the same address in two roles has two
+/// stacks.
 pub struct Pools<N: Net, K> {
     net: N,
     idle_max: Duration,
@@ -75,7 +80,7 @@ impl<N: Net, K> std::fmt::Debug for Pools<N, K> {
 }
 
 impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
-    /// An empty table, and its keeper started on `net`.
+    /// Creates an empty table and starts its keeper task on `net`.
     pub fn new(
         net: &N,
         idle_max: Duration,
@@ -100,8 +105,8 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         pools
     }
 
-    /// The id of `target` in the role `kind`, made on first use. A `pinned` one is never
-    /// forgotten.
+    /// Returns the id of `target` in the role `kind`, and adds it to the table on first use. A
+    /// `pinned` endpoint is never replaced.
     pub fn endpoint(&self, kind: K, target: &Target, pinned: bool) -> EndpointId {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
@@ -144,7 +149,8 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// The addresses last resolved for an engine, and when; none for a name not resolved yet.
+    /// Returns the last resolved addresses of an endpoint and the time of their resolution, or
+    /// `None` for a name that has not been resolved yet.
     pub fn addresses(&self, id: EndpointId) -> Option<(Rc<[Address]>, Instant)> {
         let table = self.table.borrow();
         let endpoint = table.get(id)?;
@@ -152,7 +158,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             .then(|| (Rc::clone(&endpoint.addresses), endpoint.addresses_at))
     }
 
-    /// Notes what a name resolved to.
+    /// Stores the addresses that an endpoint's name resolved to.
     pub fn set_addresses(&self, id: EndpointId, addresses: Rc<[Address]>) {
         if let Some(endpoint) = self.table.borrow_mut().get_mut(id) {
             endpoint.addresses = addresses;
@@ -161,7 +167,8 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Notes what a name resolved to for every role it has; nothing where it did not resolve.
+    /// Stores the addresses that a name resolved to, in every role of that target. Does nothing if
+    /// the list is empty (the name did not resolve).
     pub fn record_addresses(&self, target: &Target, addresses: &[Address]) {
         if addresses.is_empty() {
             return;
@@ -177,7 +184,8 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Whether an engine is this proxy itself; `judge` is asked once per engine and address list.
+    /// Returns whether an endpoint is this proxy itself. `judge` is called once per endpoint and
+    /// address list; its result is cached.
     pub fn is_self(&self, id: EndpointId, judge: impl FnOnce(&[Address]) -> bool) -> bool {
         let mut table = self.table.borrow_mut();
         let Some(endpoint) = table.get_mut(id) else {
@@ -190,9 +198,11 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         *endpoint.is_self.get_or_insert_with(|| judge(&addresses))
     }
 
-    /// Takes the newest idle connection that is still silent. It is looked at this instant: what
-    /// has arrived on it and the keeper has not heard of yet would be taken for the answer to the
-    /// next request, which costs more than one look (0.4 us).
+    /// Removes and returns the newest idle connection on which nothing has arrived.
+    ///
+    /// The socket is checked here: bytes that have arrived but have not reached the keeper yet
+    /// would be mistaken for the response to the next request. The check costs 0.4 us, a wrong
+    /// response costs more.
     pub fn checkout(&self, id: EndpointId) -> Option<N::Conn> {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
@@ -202,7 +212,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         let mut found = None;
         while let Some(idle) = endpoint.idle.pop() {
             if now.since(idle.since) >= self.idle_max {
-                // Those below it are older still.
+                // All others on the stack are older.
                 endpoint.idle.clear();
                 break;
             }
@@ -217,8 +227,9 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         found
     }
 
-    /// Puts a connection back whose exchange ended cleanly. It is closed instead when the stack is
-    /// full, when its engine was forgotten, or when something has arrived on it already.
+    /// Puts a connection back on its endpoint's stack after an exchange that ended cleanly. The
+    /// connection is closed instead if the stack is full, the endpoint has been replaced, or
+    /// something has already arrived on the connection.
     pub fn checkin(&self, id: EndpointId, conn: N::Conn) {
         let now = self.net.now();
         let keeper = self.keeper.borrow().clone();
@@ -248,7 +259,8 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Drops every idle connection that spoke, ended or grew old; polls the others again.
+    /// Drops every idle connection that received something, ended or reached the idle limit, and
+    /// polls the others again.
     fn sweep(&self, cx: &mut Context<'_>) {
         let now = self.net.now();
         let mut next: Option<Duration> = None;
@@ -259,7 +271,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
                 .idle
                 .retain(|idle| now.since(idle.since) < self.idle_max && is_quiet(&idle.conn, cx));
             self.count_idle(endpoint.kind, endpoint.idle.len(), before);
-            // The oldest is first.
+            // The first connection is the oldest.
             let wait = endpoint
                 .idle
                 .first()
@@ -269,7 +281,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         drop(table);
         self.timer_set.set(next.is_some());
         self.timer.set(now, next);
-        // Registers the keeper with the new deadline.
+        // Registers the keeper task with the new deadline.
         let _ = self.timer.poll(cx);
     }
 }
@@ -295,13 +307,13 @@ impl<K: Copy + Eq, C> Table<K, C> {
     }
 }
 
-/// Whether nothing has arrived on a connection; its wait is armed for `cx` then.
+/// Returns whether nothing has arrived on a connection. If so, its read wait is armed for `cx`.
 fn is_quiet(conn: &impl Conn, cx: &mut Context<'_>) -> bool {
     loop {
         if conn.poll_readable(cx).is_pending() {
             return true;
         }
-        // Remembered readiness may be older than the last receive: look.
+        // Remembered readiness may date from before the last receive, so check the socket.
         if conn.peek_ready() {
             return false;
         }
