@@ -1,18 +1,18 @@
-//! Which driver this machine lets us use.
+//! Detects whether this machine allows io_uring.
 
 use std::io;
 
-/// How readiness reaches a shard.
+/// The kernel interface that reports readiness to a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
     /// io_uring with `DEFER_TASKRUN`, `SINGLE_ISSUER` and `COOP_TASKRUN`.
     Uring,
-    /// epoll, where io_uring is refused.
+    /// epoll, used where io_uring is refused.
     Epoll,
 }
 
 impl Driver {
-    /// The name in logs and metrics.
+    /// Returns the name used in logs and metrics.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -22,8 +22,9 @@ impl Driver {
     }
 }
 
-/// The flags the shards' rings are built with. Without `DEFER_TASKRUN` a request costs 19-33 %
-/// more CPU (measured), so a kernel that refuses one of them gets epoll instead of a slower ring.
+/// Returns a builder with the flags and queue size of a shard's ring. Without `DEFER_TASKRUN` a
+/// request costs 19-33 % more CPU (measured), so a kernel that refuses one of the flags gets epoll
+/// instead of a slower ring.
 #[must_use]
 pub fn ring_builder() -> io_uring::Builder {
     let mut builder = io_uring::IoUring::builder();
@@ -31,7 +32,7 @@ pub fn ring_builder() -> io_uring::Builder {
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_coop_taskrun()
-        // Work that the kernel has deferred shows as a flag, without a system call.
+        // Reports deferred work in a flag of the ring, which is read without a system call.
         .setup_taskrun_flag()
         .setup_cqsize(COMPLETIONS);
     builder
@@ -39,14 +40,16 @@ pub fn ring_builder() -> io_uring::Builder {
 
 /// Entries of a shard's submission queue.
 pub const RING_ENTRIES: u32 = 256;
-/// Entries of its completion queue. When more events come at once, polls end and are begun anew.
+/// Entries of a shard's completion queue. If more events arrive in one iteration, the kernel ends
+/// multishot polls, which are then armed again.
 const COMPLETIONS: u32 = 4096;
 
-/// Tries the exact ring the shards will use, and one no-op through it: a filter may allow the
-/// set-up call and refuse the others.
+/// Builds a ring exactly as the shards will, and runs one no-op through it: a seccomp filter may
+/// allow the set-up call and refuse the others.
 ///
 /// # Errors
-/// Whatever the kernel refused the ring with (`EPERM` under seccomp or `io_uring_disabled`,
+/// The error with which the kernel refused the ring: `EPERM` under seccomp or `io_uring_disabled`,
+/// `EINVAL` for flags that the kernel does not support yet, `ENOMEM` under a small memlock limit.
 /// `EINVAL` for flags older than the kernel, `ENOMEM` under a small memlock limit).
 pub fn probe_ring() -> io::Result<()> {
     let mut ring = ring_builder().build(RING_ENTRIES)?;
