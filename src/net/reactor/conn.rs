@@ -1,4 +1,4 @@
-//! A connection on the reactor.
+//! Connections of the reactor.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -10,11 +10,11 @@ use super::slot::Readiness;
 use crate::net::socket::{self, Left};
 use crate::net::{Conn, Pipe};
 
-/// A TCP connection whose readiness comes from the shard's reactor.
+/// A stream connection (TCP or Unix) whose readiness comes from the shard's reactor.
 pub struct Socket {
     handle: Handle,
     peer_ip: Option<IpAddr>,
-    /// The close must not be preceded by a plain end.
+    /// Whether the drop must skip the shutdown: it was shut down already, or the close is a reset.
     is_abrupt: Cell<bool>,
 }
 
@@ -136,8 +136,9 @@ impl Conn for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // A ring holds the socket until it has taken its watch back, a turn later. The peer should
-        // see the end now: an engine must stop working for a client that left.
+        // io_uring holds the socket until the cancelled watch has completed, one iteration later.
+        // The peer must see the end now, so that an engine stops working for a client that has
+        // disconnected.
         if !self.is_abrupt.get() {
             socket::end(self.handle.fd());
         }

@@ -1,5 +1,4 @@
-//! Readiness from epoll, edge-triggered: the ring's twin for kernels and containers that refuse
-//! io_uring.
+//! Readiness from an edge-triggered epoll set, for kernels and containers that refuse io_uring.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,7 +11,7 @@ use rustix::io::Errno;
 use super::slot::Readiness;
 use super::source::Event;
 
-/// Events taken at once; more wait for the next turn.
+/// Maximum number of events collected per call; further ones are collected in the next iteration.
 const EVENTS_MAX: usize = 256;
 
 pub(super) struct Epoll {
@@ -33,8 +32,8 @@ impl Epoll {
         Ok(epoll::add(&self.set, fd, EventData::new_u64(key), wanted)?)
     }
 
-    /// From here on every change to "writable" is told. Changing the set looks at the socket anew,
-    /// so one that is writable already is told at once.
+    /// Makes the set report every change to writable from now on. Modifying the set checks the
+    /// socket, so a socket that is already writable is reported immediately.
     pub(super) fn watch_write(&self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         let wanted = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         Ok(epoll::modify(
@@ -45,7 +44,8 @@ impl Epoll {
         )?)
     }
 
-    /// The set would keep a descriptor of which somebody else holds a copy.
+    /// Removes `fd` explicitly: the set would keep a closed descriptor of which a copy is still
+    /// open.
     pub(super) fn unwatch(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.set, fd);
     }
@@ -71,7 +71,7 @@ impl Epoll {
     }
 }
 
-/// What epoll's flags mean here.
+/// Converts epoll event flags to readiness.
 fn ready(flags: EventFlags) -> Readiness {
     let mut ready = Readiness::default();
     if flags.contains(EventFlags::IN) {
