@@ -1,11 +1,14 @@
-//! The shards' own executor: tasks on one thread, woken by descriptors becoming ready.
+//! The default executor of a shard: tasks on one thread, woken when descriptors become ready.
 //!
-//! The kernel is asked for one thing, "tell me when this changes": a multishot poll per
-//! connection on a ring (`uring`), or an edge-triggered epoll set (`epoll`). Bytes move in
-//! plain non-blocking calls that name their buffer, so nothing the kernel holds can outlive a
-//! dropped future. A turn of the loop takes what the kernel told, wakes tasks in that order, and
-//! runs each to its next wait: the first chunk of an engine's step has left before the second is
-//! looked at. `docs/engine.md` has the measurements behind it.
+//! The driver is used for one purpose, to report changes of readiness: io_uring with one multishot
+//! poll per connection (`uring`), or an edge-triggered epoll set (`epoll`). Bytes move in plain
+//! non-blocking calls that borrow their buffer, so nothing the kernel holds can outlive a dropped
+//! future.
+//!
+//! One iteration of the event loop collects the reported events, wakes tasks in the order of the
+//! events, and polls each task once. All streams of an engine step become ready together, and this
+//! way the first chunk has been sent before the second one is read. `docs/executor.md` contains the
+//! measurements that led to this design.
 
 mod conn;
 mod epoll;
@@ -37,7 +40,7 @@ use slot::{Readiness, Slot};
 use source::{Event, Source, WRITE_KEY};
 use task::{MAIN, Panic, TaskWaker, Tasks};
 
-/// The executor of one shard. Clones share it; it stays on its thread.
+/// The executor of one shard. Clones share it; it is confined to its thread.
 #[derive(Clone)]
 pub struct Runtime {
     inner: Rc<Inner>,
@@ -51,10 +54,10 @@ struct Inner {
     random: Random,
     pipes: Pipes,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
-    /// How long to look for events after the last one before sleeping.
+    /// How long to keep polling for events after the last one before sleeping.
     busy_poll: Option<Duration>,
     last_event: Cell<Instant>,
-    /// Read when it is first asked for in a turn.
+    /// Time of the current iteration, read from the clock when it is first requested.
     turn_began: Cell<Option<Instant>>,
 }
 
@@ -64,12 +67,12 @@ impl std::fmt::Debug for Runtime {
     }
 }
 
-/// Runs `main` on this thread until it returns, on a ring or on epoll; the tasks it has spawned
-/// end with it. With `busy_poll` the thread looks for events that long after the last one before
-/// it sleeps.
+/// Runs `main` on this thread until it returns, on io_uring or on epoll. The tasks it has spawned
+/// are dropped then. With `busy_poll` the thread polls for events for that long after the last one
+/// before it sleeps.
 ///
 /// # Errors
-/// When the driver could not be built, the reactor's own descriptors could not be opened, or the
+/// Fails if the driver cannot be set up, the reactor's own descriptors cannot be opened, or the
 /// kernel refuses to wait.
 pub fn run<F, T>(driver: Driver, busy_poll: Option<Duration>, main: F) -> io::Result<T>
 where
@@ -85,7 +88,8 @@ where
     waker.wake_by_ref();
     let mut events = Vec::new();
     loop {
-        // Tasks woken from here on wait for the next turn: the kernel is looked at in between.
+        // The count is read once: tasks woken from here on run in the next iteration, after the
+        // kernel has been polled.
         for _ in 0..task::woken() {
             let Some(number) = task::next_woken() else {
                 break;
@@ -103,13 +107,14 @@ where
     }
 }
 
-/// Ends all tasks when `run` returns or unwinds. They hold the executor that holds them.
+/// Drops all tasks when `run` returns or unwinds. Needed because tasks hold the executor, which
+/// holds the tasks.
 struct Close<'a>(&'a Rc<Inner>);
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
         self.0.tasks.close();
-        // What they held is closed when the kernel has taken its watches back.
+        // The kernel closes their descriptors once it has processed the cancelled watches.
         let turned = self.0.source.borrow_mut().turn(false, &mut Vec::new());
         drop(turned);
     }
@@ -134,7 +139,7 @@ impl Runtime {
         })
     }
 
-    /// Drives the wheel by one alarm.
+    /// Starts the task that advances the wheel, driven by one timer descriptor.
     fn start_wheel(&self) -> io::Result<()> {
         let alarm = Alarm::new()?;
         let handle = self.watch_vital(alarm.watched()?)?;
@@ -161,7 +166,7 @@ impl Runtime {
         }
     }
 
-    /// Watches what the thread cannot do without.
+    /// Watches a descriptor that the thread cannot work without.
     fn watch_vital(&self, fd: OwnedFd) -> io::Result<Handle> {
         self.watch_slot(Slot::new(fd, Readiness::default(), true))
     }
@@ -186,10 +191,10 @@ impl Runtime {
         })
     }
 
-    /// Takes over an accepted connection.
+    /// Takes ownership of an accepted connection.
     ///
     /// # Errors
-    /// When the socket cannot be watched (out of memory, epoll limit).
+    /// Fails if the socket cannot be watched (out of memory, epoll limit).
     pub fn adopt(&self, socket: OwnedFd, peer_ip: Option<IpAddr>) -> io::Result<Socket> {
         Ok(Socket::new(self.watch(socket, Readiness::WRITE)?, peer_ip))
     }
@@ -197,7 +202,7 @@ impl Runtime {
     /// Watches a listening socket.
     ///
     /// # Errors
-    /// When the socket cannot be watched.
+    /// Fails if the socket cannot be watched.
     pub fn listener(&self, socket: std::net::TcpListener) -> io::Result<Listener> {
         Ok(Listener {
             handle: self.watch_vital(OwnedFd::from(socket))?,
@@ -205,22 +210,22 @@ impl Runtime {
         })
     }
 
-    /// A wake-up that other threads may ring.
+    /// Creates a wake-up that other threads can trigger.
     ///
     /// # Errors
-    /// When no descriptor could be opened.
+    /// Fails if a descriptor cannot be opened or watched.
     pub fn notifier(&self) -> io::Result<(NotifyReceiver, Notifier)> {
         let (event, notifier) = notifier()?;
         let handle = self.watch_vital(event)?;
         Ok((NotifyReceiver { handle }, notifier))
     }
 
-    /// Calls `record` whenever a spawned task ended in a panic.
+    /// Sets a callback that is called whenever a spawned task has ended in a panic.
     pub fn on_panic(&self, record: impl Fn() + 'static) {
         *self.inner.on_panic.borrow_mut() = Some(Box::new(record));
     }
 
-    /// Wakes every task that waits with a deadline (see [`Wheel::nudge_all`]).
+    /// Wakes every task that waits on a timer (see [`Wheel::nudge_all`]).
     pub fn nudge_all(&self) {
         self.inner.wheel.nudge_all();
     }
@@ -232,7 +237,7 @@ impl Net for Runtime {
     fn connect(&self, address: &Address) -> io::Result<Socket> {
         let connected = match address {
             Address::Tcp(_) => Readiness::default(),
-            // It has ended well already, or there would be no socket.
+            // The connect has already succeeded, otherwise `socket::connect` would have failed.
             Address::Unix(_) => Readiness::WRITE,
         };
         let handle = self.watch(socket::connect(address)?, connected)?;
@@ -244,7 +249,7 @@ impl Net for Runtime {
     }
 
     fn yield_now(&self) -> impl Future<Output = ()> {
-        // Tasks woken in a turn run in the next one.
+        // A task that is woken during an iteration runs in the next one.
         super::next_turn()
     }
 
@@ -279,7 +284,7 @@ impl Net for Runtime {
 }
 
 impl Inner {
-    /// One look at the kernel: sleeps only when no task can run.
+    /// Polls the kernel once and records its events. Sleeps only if no task can run.
     fn turn(&self, events: &mut Vec<Event>) -> io::Result<()> {
         let wait = task::woken() == 0 && !self.looks_on();
         self.source.borrow_mut().turn(wait, events)?;
@@ -293,7 +298,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Looks for events for as long as busy polling allows. `true`: do not sleep yet.
+    /// Spins until there may be events, for as long as busy polling allows. Returns `true` if there
+    /// may be events, so that the caller must not sleep.
     fn looks_on(&self) -> bool {
         let Some(window) = self.busy_poll else {
             return false;
@@ -318,10 +324,11 @@ impl Inner {
             return Err(io::Error::other("the kernel stopped watching a descriptor"));
         }
         if event.has_failed {
-            // Not the connection's fault, but nothing would be heard of it any more.
+            // The failure is not the connection's, but no further event would be reported for it.
             socket::end(slot.fd());
         } else if is_over {
-            // The completion queue was full: ask again. Asking looks at the socket anew.
+            // The completion queue was full and the kernel ended the poll, so arm it again. Arming
+            // checks the socket, so no event is lost.
             self.source.borrow_mut().watch(slot.fd(), slot.key())?;
         }
         slot.record(event.ready);
@@ -329,10 +336,10 @@ impl Inner {
     }
 }
 
-/// Every descriptor the kernel watches for this thread, by key.
+/// Every descriptor that the kernel watches for this thread, by key.
 ///
-/// A key is a place in the table and how often that place was used before, so that an event of an
-/// earlier descriptor finds nothing.
+/// A key consists of an index into the table and the generation of that entry, so that a late event
+/// of an earlier descriptor matches nothing.
 #[derive(Default)]
 struct Watches {
     places: Vec<Watch>,
@@ -343,7 +350,8 @@ struct Watches {
 struct Watch {
     slot: Option<Rc<Slot>>,
     generation: u32,
-    /// The kernel still has the watch, or the wait for writing.
+    /// Whether the kernel still has the read watch (`is_reading`) or the write watch
+    /// (`is_writing`).
     is_reading: bool,
     is_writing: bool,
 }
@@ -352,7 +360,7 @@ impl Watches {
     fn add(&mut self, slot: Rc<Slot>) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push(Watch::default());
-            // As many as there are descriptors, which are numbered by an `i32`.
+            // At most one entry per descriptor, and descriptors are numbered by an `i32`.
             u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
         });
         let place = &mut self.places[index as usize];
@@ -368,7 +376,7 @@ impl Watches {
         (u64::from(place.generation) == (key & !WRITE_KEY) >> 32).then_some((index, place))
     }
 
-    /// Frees the place of a key: the kernel knows it no more.
+    /// Frees the entry of a key that the kernel no longer uses.
     fn forget(&mut self, key: u64) {
         if let Some((index, place)) = self.place(key) {
             *place = Watch {
@@ -380,7 +388,8 @@ impl Watches {
         }
     }
 
-    /// The slot an event is for, and whether its watch is over although it is still wanted.
+    /// Returns the slot that an event belongs to, and whether its read watch has ended while the
+    /// slot is still in use. Returns `None` for an unknown key or a dropped connection.
     fn record(&mut self, event: Event) -> Option<(Rc<Slot>, bool)> {
         let is_write = event.key & WRITE_KEY != 0;
         let (_, place) = self.place(event.key)?;
@@ -401,7 +410,7 @@ impl Watches {
     }
 }
 
-/// A watched descriptor and its owner's right to it. Dropping it ends the watch and closes.
+/// Owns a watched descriptor. Dropping it ends the watch and closes the descriptor.
 struct Handle {
     slot: Rc<Slot>,
     inner: Rc<Inner>,
@@ -422,12 +431,12 @@ impl Handle {
     }
 
     fn drain_counter(&self) {
-        // Before the read: a ring in between is told again.
+        // Cleared before the read: a notification that arrives in between is reported again.
         self.slot.clear(Readiness::READ);
         socket::drain_counter(self.fd());
     }
 
-    /// Asks to be told when the socket can be written to.
+    /// Requests an event for when the socket becomes writable.
     fn want_write(&self) {
         let key = self.slot.key();
         {
@@ -441,7 +450,8 @@ impl Handle {
         }
         let watched = self.inner.source.borrow_mut().watch_write(self.fd(), key);
         if watched.is_err() {
-            // No memory for a changed watch, so nothing would be heard of this connection again.
+            // No memory to change the watch, so no further event would be reported for this
+            // connection.
             socket::end(self.fd());
             self.slot.record(Readiness::ALL);
         }
@@ -478,17 +488,17 @@ impl std::fmt::Debug for Listener {
 }
 
 impl Listener {
-    /// Waits until a connection may be taken; everybody else who can run goes first.
+    /// Waits until a connection can be accepted. All other runnable tasks run first.
     pub async fn readable(&self) {
         self.handle.slot().yield_once();
         self.handle.readable().await;
     }
 
-    /// Takes the next waiting connection, if one is there.
+    /// Accepts the next connection in the queue.
     ///
     /// # Errors
-    /// `WouldBlock` when none waits. `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` mean that the
-    /// caller should pause: the connection stays in the queue and the socket stays readable.
+    /// `WouldBlock` if the queue is empty. On `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` the caller
+    /// should pause: the connection remains in the queue and the socket remains readable.
     pub fn try_accept(&self) -> io::Result<Socket> {
         match socket::accept(self.handle.fd()) {
             Ok((socket, peer_ip)) => self.net.adopt(socket, peer_ip),
@@ -514,7 +524,8 @@ impl std::fmt::Debug for NotifyReceiver {
 }
 
 impl NotifyReceiver {
-    /// Waits until it was rung since the last call. Rings in between count once.
+    /// Waits until a notification has arrived since the last call. Several notifications count as
+    /// one.
     pub async fn notified(&self) {
         self.handle.readable().await;
         self.handle.drain_counter();
