@@ -1,21 +1,21 @@
-//! One watched descriptor: what it is ready for, and who waits for that.
+//! A watched descriptor: its readiness and the tasks that wait for it.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 
-/// What a descriptor can be ready for, a set of bits.
+/// The operations that a descriptor is ready for, as a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Readiness(u8);
 
 impl Readiness {
-    /// Bytes, the end of the stream or an error may be received; a connection may be taken.
+    /// Bytes, the end of the stream or an error can be received, or a connection can be accepted.
     pub(super) const READ: Self = Self(1);
-    /// Something may be sent, or a connect has ended.
+    /// Bytes can be sent, or a connect has finished.
     pub(super) const WRITE: Self = Self(2);
-    /// The peer has closed its side, or the connection has failed. Never taken back.
+    /// The peer has closed its sending side, or the connection has failed. Never cleared.
     pub(super) const ENDED: Self = Self(4);
-    /// The connection is of no use any more.
+    /// The connection has failed or was shut down: no operation needs to wait any more.
     pub(super) const ALL: Self = Self(7);
 
     pub(super) const fn with(self, other: Self) -> Self {
@@ -35,18 +35,18 @@ const KINDS: [Readiness; 3] = [Readiness::READ, Readiness::WRITE, Readiness::END
 
 /// A descriptor and its remembered readiness.
 ///
-/// The kernel tells of a change once (edge-triggered), so readiness is only taken back when a
-/// call has found the socket empty or full: whatever comes later is told again.
+/// The kernel reports each change once (edge-triggered), so readiness is cleared only after a call
+/// has found the socket empty or full. Any later change is reported again.
 pub(super) struct Slot {
     fd: OwnedFd,
-    /// What completions and events of this descriptor are marked with.
+    /// The key that marks completions and events of this descriptor.
     key: Cell<u64>,
     ready: Cell<Readiness>,
-    /// The next wait lets the others go first.
+    /// Whether the next read wait yields to the other tasks.
     yields: Cell<bool>,
-    /// Nobody can do without it: when it cannot be watched any more, the thread ends.
+    /// Whether the thread ends when this descriptor can no longer be watched.
     is_vital: bool,
-    /// By kind. Kept when woken: mostly the same task comes back.
+    /// One waker per kind. Kept when woken, because usually the same task waits again.
     waiting: RefCell<[Option<Waker>; 3]>,
 }
 
@@ -82,7 +82,7 @@ impl Slot {
         self.ready.get().has(ready)
     }
 
-    /// Notes what the kernel told, and wakes whoever waits for that.
+    /// Adds readiness that the kernel reported, and wakes the tasks that wait for it.
     pub(super) fn record(&self, ready: Readiness) {
         self.ready.set(self.ready.get().with(ready));
         for (kind, waker) in KINDS.iter().zip(&*self.waiting.borrow()) {
@@ -94,9 +94,11 @@ impl Slot {
         }
     }
 
-    /// A call found nothing more to do. That an ended connection can be read is not taken back: the
-    /// end is not told twice. That it can be written to is: a peer that only said it will send no
-    /// more may well have a full window.
+    /// Clears readiness after a call found nothing more to do.
+    ///
+    /// Read readiness is not cleared once the connection has ended, because the end is not reported
+    /// twice. Write readiness is cleared: a peer that has only closed its sending side may still
+    /// have a full receive window.
     pub(super) fn clear(&self, kind: Readiness) {
         let ready = self.ready.get();
         if kind == Readiness::WRITE || !ready.has(Readiness::ENDED) {
@@ -104,7 +106,7 @@ impl Slot {
         }
     }
 
-    /// The next wait to read lets every other task that can run go first.
+    /// Makes the next read wait yield to all other runnable tasks.
     pub(super) fn yield_once(&self) {
         self.yields.set(true);
     }
