@@ -1,4 +1,4 @@
-//! Where readiness comes from: the ring, or epoll where the ring is refused.
+//! The source of readiness: io_uring, or epoll where io_uring is refused.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -8,22 +8,23 @@ use super::slot::Readiness;
 use super::uring::Uring;
 use crate::net::probe::Driver;
 
-/// One thing the kernel told.
+/// A readiness event reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Event {
-    /// The key of the watch it is about.
+    /// The key of the watch that the event belongs to.
     pub(super) key: u64,
     pub(super) ready: Readiness,
-    /// The watch has ended with this; the kernel knows its key no more.
+    /// Whether the watch has ended with this event, so that the kernel no longer uses its key.
     pub(super) is_last: bool,
-    /// The kernel could not watch any longer, for a reason that is not the connection's.
+    /// Whether the kernel failed to watch the descriptor, for a reason not related to the
+    /// connection.
     pub(super) has_failed: bool,
 }
 
-/// In a key: the wait for room to write, which is asked for only when a send did not fit.
+/// Bit of a key that marks the write watch, which is requested only after a send did not fit.
 pub(super) const WRITE_KEY: u64 = 1 << 63;
 
-/// A source of readiness, told once per change.
+/// A source of readiness that reports each change once.
 pub(super) enum Source {
     Uring(Box<Uring>),
     Epoll(Epoll),
@@ -37,7 +38,7 @@ impl Source {
         })
     }
 
-    /// Tells of `fd` becoming readable or ending, as events with `key`, until it is unwatched.
+    /// Reports `fd` becoming readable or ending, as events with `key`, until it is unwatched.
     pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         match self {
             Self::Uring(ring) => {
@@ -48,7 +49,8 @@ impl Source {
         }
     }
 
-    /// Tells once when `fd`, which is watched as `key`, can be written to.
+    /// Reports when `fd`, already watched as `key`, becomes writable: once on io_uring, on every
+    /// later change on epoll.
     pub(super) fn watch_write(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         match self {
             Self::Uring(ring) => {
@@ -59,8 +61,8 @@ impl Source {
         }
     }
 
-    /// Ends a watch, and the wait for writing if there `is_writing` one. On a ring a last event
-    /// follows for each; on epoll nothing comes any more.
+    /// Ends a watch, and its write watch if `is_writing`. On io_uring a last event follows for each
+    /// of them; on epoll no event follows.
     pub(super) fn unwatch(&mut self, fd: BorrowedFd<'_>, key: u64, is_writing: bool) {
         match self {
             Self::Uring(ring) => {
@@ -73,12 +75,14 @@ impl Source {
         }
     }
 
-    /// Whether a watch that was ended is still known to the kernel until its last event.
+    /// Returns whether the kernel reports a last event for a watch after it was ended, and uses its
+    /// key until then.
     pub(super) const fn tells_the_last(&self) -> bool {
         matches!(self, Self::Uring(_))
     }
 
-    /// Whether a turn would find something to do, as far as can be told without a system call.
+    /// Returns whether [`Source::turn`] may find events. Makes no system call: on epoll, where only
+    /// a call could find out, always `true`.
     pub(super) fn may_have_events(&mut self) -> bool {
         match self {
             Self::Uring(ring) => ring.has_work(),
@@ -86,8 +90,8 @@ impl Source {
         }
     }
 
-    /// Hands the kernel what was asked for and takes what it told; waits for a first event if
-    /// told to `wait`. Returns without one after a signal.
+    /// Submits pending requests to the kernel and collects the events it reported. With `wait`,
+    /// sleeps until the first event. May return without an event after a signal.
     pub(super) fn turn(&mut self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {
         match self {
             Self::Uring(ring) => ring.turn(wait, events),
