@@ -1,8 +1,8 @@
-//! Tasks: who is to be polled, and in which order.
+//! The tasks of a thread and the order in which they are polled.
 //!
-//! A waker is a number that is pushed to the thread's queue; it owns no task and no buffer. A
-//! waker that outlives its task may wake the task that got its number later, which only polls
-//! once in vain. So nothing here needs a generation, and nothing is unsafe.
+//! A waker holds a task number, which it pushes to the thread's queue; it owns neither the task nor
+//! a buffer. A waker that outlives its task may wake a later task with the same number, which costs
+//! one spurious poll. So task numbers need no generation, and no unsafe code is needed.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -14,18 +14,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 thread_local! {
-    /// The tasks of this thread that were woken, in order. A waker used on another thread wakes
-    /// nobody here: only a `Notifier` crosses threads.
+    /// The woken tasks of this thread, in order. A waker that is used on another thread has no
+    /// effect here: only a `Notifier` works across threads.
     static WOKEN: RefCell<VecDeque<u32>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// The number of the future that [`super::run`] was given.
+/// The number of the main future, which is passed to [`super::run`].
 pub(super) const MAIN: u32 = 0;
 
-/// Wakes the task with this number.
+/// A waker of the task with this number.
 pub(super) struct TaskWaker {
     number: u32,
-    /// In the queue already. Only its own thread uses it, so no order of memory matters.
+    /// Whether the number is queued already. Used only on its own thread, so `Relaxed` is enough.
     is_queued: AtomicBool,
 }
 
@@ -45,7 +45,7 @@ impl TaskWaker {
         WOKEN.with_borrow_mut(|woken| woken.push_back(self.number));
     }
 
-    /// From here on the task is woken anew.
+    /// Marks the task as no longer queued, so that a wake during its poll queues it again.
     pub(super) fn begin(&self) {
         self.is_queued.store(false, Ordering::Relaxed);
     }
@@ -61,27 +61,27 @@ impl Wake for TaskWaker {
     }
 }
 
-/// Tasks woken and not yet polled.
+/// Returns the number of tasks that are woken and not yet polled.
 pub(super) fn woken() -> usize {
     WOKEN.with_borrow(VecDeque::len)
 }
 
-/// The next task to poll.
+/// Removes and returns the next task to poll.
 pub(super) fn next_woken() -> Option<u32> {
     WOKEN.with_borrow_mut(VecDeque::pop_front)
 }
 
-/// Forgets who was woken: what an earlier run on this thread has left behind.
+/// Clears the queue of tasks that an earlier run on this thread has left.
 pub(super) fn clear_woken() {
     WOKEN.with_borrow_mut(VecDeque::clear);
 }
 
-/// What a panic in a task ends.
+/// The consequence of a panic in a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Panic {
-    /// The task.
+    /// The panic is caught, and only the task ends.
     EndsTask,
-    /// The thread.
+    /// The panic unwinds the thread.
     EndsThread,
 }
 
@@ -99,7 +99,7 @@ pub(super) struct Tasks {
 
 #[derive(Default)]
 struct Table {
-    /// By number. Empty where none is, and while one is being polled.
+    /// Tasks by number. `None` for a free number, and while the task is being polled.
     tasks: Vec<Option<Task>>,
     free: Vec<u32>,
     is_closed: bool,
@@ -108,7 +108,7 @@ struct Table {
 impl Tasks {
     pub(super) fn new() -> Self {
         let table = Table {
-            // The number of the main future is taken.
+            // Number 0 is reserved for the main future.
             tasks: vec![None],
             ..Table::default()
         };
@@ -117,7 +117,7 @@ impl Tasks {
         }
     }
 
-    /// Adds a task, to be polled in its turn. Once the tasks are being dropped, a new one is too.
+    /// Adds a task and wakes it. After [`Tasks::close`] a new task is dropped immediately.
     pub(super) fn spawn(&self, future: Pin<Box<dyn Future<Output = ()>>>, panic: Panic) {
         let mut table = self.table.borrow_mut();
         if table.is_closed {
@@ -127,7 +127,7 @@ impl Tasks {
         }
         let number = table.free.pop().unwrap_or_else(|| {
             table.tasks.push(None);
-            // Every task has a descriptor or is one of a handful, so they do not come near this.
+            // Nearly every task owns a descriptor, so their number stays far below `u32::MAX`.
             u32::try_from(table.tasks.len() - 1).unwrap_or(u32::MAX)
         });
         let flag = TaskWaker::new(number);
@@ -141,7 +141,7 @@ impl Tasks {
         });
     }
 
-    /// Polls one task, if there is one with this number; `false` when it panicked.
+    /// Polls the task with this number, if it exists. Returns `false` if it panicked.
     pub(super) fn poll(&self, number: u32) -> bool {
         let taken = self.table.borrow_mut().tasks[number as usize].take();
         let Some(mut task) = taken else { return true };
@@ -157,13 +157,13 @@ impl Tasks {
             self.table.borrow_mut().tasks[number as usize] = Some(task);
             return true;
         }
-        // A second panic, while the pieces are dropped, must not escape either.
+        // A second panic, during the drop of the task, must not escape either.
         let dropped = std::panic::catch_unwind(AssertUnwindSafe(|| drop(task)));
         self.table.borrow_mut().free.push(number);
         polled.is_ok() && dropped.is_ok()
     }
 
-    /// Drops every task, also those that these spawn or wake while they are dropped.
+    /// Drops every task. Tasks that are spawned or woken by these drops do not run.
     pub(super) fn close(&self) {
         let mut table = self.table.borrow_mut();
         table.is_closed = true;
