@@ -1,5 +1,5 @@
-//! The reactor on real sockets, on both of its sources. The tests ask for what a session relies
-//! on: nothing that happened is left untold, whatever the order.
+//! Tests of the reactor on real sockets, with both drivers. They check the guarantee that a session
+//! relies on: every change of readiness is reported, in any order of events.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,8 @@ use crate::net::{Conn, would_block};
 
 const DRIVERS: [Driver; 2] = [Driver::Uring, Driver::Epoll];
 
-/// Runs on every driver this kernel allows; a ring it refuses is a reason to say so, not to fail.
+/// Runs `main` on every driver that this kernel allows. A refused io_uring is skipped with a note
+/// and is not a failure.
 fn on_each_driver(busy_poll: Option<Duration>, main: impl AsyncFn(Runtime)) {
     for driver in DRIVERS {
         if driver == Driver::Uring && crate::net::probe::probe_ring().is_err() {
@@ -21,7 +22,7 @@ fn on_each_driver(busy_poll: Option<Duration>, main: impl AsyncFn(Runtime)) {
     }
 }
 
-/// A connection of the reactor and its other end.
+/// Returns a connection of the reactor and its other end.
 fn pair(net: &Runtime) -> (Socket, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -38,7 +39,7 @@ async fn writable(conn: &Socket) {
     poll_fn(|cx| conn.poll_writable(cx)).await;
 }
 
-/// Receives until `want` bytes are there.
+/// Receives `want` bytes, or fewer if the stream ends before.
 async fn receive(conn: &Socket, want: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = [0; 64];
@@ -65,14 +66,14 @@ fn bytes_then_the_end_are_told() {
         drop(far);
         readable(&conn).await;
         assert_eq!(conn.try_recv(&mut [0; 8]).unwrap(), 0);
-        // The end stays.
+        // The end is reported on every later receive too.
         readable(&conn).await;
         assert_eq!(conn.try_recv(&mut [0; 8]).unwrap(), 0);
     });
 }
 
-/// The short receive that takes the last bytes must not make the end behind them forgotten: the
-/// kernel tells it with the bytes, and not again.
+/// The kernel reports the end together with the last bytes, and only once. The short receive of
+/// these bytes must therefore not clear read readiness.
 #[test]
 fn an_end_that_came_with_the_bytes_is_not_forgotten() {
     on_each_driver(None, async |net| {
@@ -124,8 +125,8 @@ fn a_full_socket_is_told_when_it_has_room_again() {
     });
 }
 
-/// A peer that has said its last word and does not read: that its end is known for good must not
-/// make a full socket look writable for good.
+/// A peer has closed its sending side and does not read. Its end is remembered permanently, but a
+/// full socket must not look writable because of that.
 #[test]
 fn a_full_socket_of_a_half_closed_peer_is_not_writable() {
     on_each_driver(None, async |net| {
@@ -178,7 +179,7 @@ fn connects_end_one_way_or_the_other() {
         writable(&conn).await;
         conn.connected().unwrap();
         drop(listener);
-        // Refused, at once or told later.
+        // Refused either immediately or after the socket becomes writable.
         if let Ok(conn) = net.connect(&address.into()) {
             writable(&conn).await;
             assert!(conn.connected().is_err());
@@ -213,7 +214,7 @@ fn connects_to_unix_sockets_end_at_once() {
         let mut heard = Vec::new();
         far.read_to_end(&mut heard).unwrap();
         assert_eq!(heard, b"y");
-        // A queue that is full says so at once and stays closed.
+        // A connect to a full queue fails immediately with `WouldBlock`.
         rustix::net::listen(&listener, 0).unwrap();
         let mut queued = Vec::new();
         let full = loop {
@@ -240,7 +241,7 @@ fn a_dropped_connection_ends_at_once_and_an_abrupt_one_is_reset() {
         let (conn, mut far) = pair(&net);
         conn.reset_on_close();
         drop(conn);
-        // The ring lets go of the socket in its next turn.
+        // io_uring releases the socket in its next iteration.
         let timer = net.timer();
         timer.set(net.now(), Some(Duration::from_millis(1)));
         poll_fn(|cx| timer.poll(cx)).await;
@@ -262,8 +263,8 @@ fn an_aborted_connection_wakes_whoever_waits_on_it() {
     });
 }
 
-/// Places in the table are used again at once, so an event of the connection before must not be
-/// taken for one of the connection after.
+/// Entries of the table are reused immediately, so an event of the previous connection must not be
+/// applied to the next one.
 #[test]
 fn connections_that_come_and_go_do_not_hear_each_other() {
     on_each_driver(None, async |net| {
@@ -308,7 +309,8 @@ fn an_event_of_an_earlier_generation_finds_nothing() {
         watches.record(event(new, false)),
         Some((_, false))
     ));
-    // A watch that ended by itself is begun anew; one whose owner has gone frees its place.
+    // A read watch that ended by itself is armed again; that of a dropped connection frees its
+    // entry.
     assert!(matches!(watches.record(event(new, true)), Some((_, true))));
     watches.place(new).unwrap().1.slot = None;
     assert!(watches.record(event(new, true)).is_none());
@@ -316,7 +318,8 @@ fn an_event_of_an_earlier_generation_finds_nothing() {
     assert_eq!(watches.free.len(), 1);
 }
 
-/// More events at once than the completion queue holds: the kernel ends multishot polls then.
+/// Produces more events at the same time than the completion queue holds, which makes the kernel
+/// end multishot polls.
 #[test]
 fn a_full_completion_queue_loses_nothing() {
     const CONNECTIONS: usize = 5000;
@@ -345,8 +348,8 @@ fn a_full_completion_queue_loses_nothing() {
     });
 }
 
-/// Sends of random sizes at random moments over many connections, read in random pieces by one
-/// task each: every byte arrives, in order, and then the end.
+/// Sends random amounts at random times over many connections, each read in small parts by a
+/// separate task. Every byte must arrive, in order, followed by the end of the stream.
 #[test]
 fn random_streams_arrive_whole() {
     for (seed, busy_poll) in [(1, None), (2, None), (3, Some(Duration::from_micros(50)))] {
@@ -410,7 +413,7 @@ fn random_streams_arrive_whole() {
     }
 }
 
-/// A task that always has something to read gives the others their turn when it yields.
+/// A task that always has something to read lets the other tasks run when it yields.
 #[test]
 fn a_busy_task_that_yields_starves_nobody() {
     on_each_driver(None, async |net| {
@@ -447,7 +450,7 @@ fn a_panic_ends_one_task_and_is_counted() {
             panic!("meant");
         });
         far.write_all(b"x").unwrap();
-        // Its connection is closed with it.
+        // The panic drops `conn`, which closes it (checked below).
         let (mine, mut other) = pair(&net);
         net.spawn(async move {
             let _ = receive(&mine, 1).await;
@@ -485,7 +488,7 @@ fn tasks_end_with_the_run_and_their_connections_too() {
     impl Drop for Note {
         fn drop(&mut self) {
             DROPPED.fetch_add(1, Ordering::Relaxed);
-            // Spawned while everything ends: dropped, not run, not leaked.
+            // A task that is spawned while the run ends must be dropped: neither run nor leaked.
             self.0.spawn(std::future::pending());
         }
     }
@@ -527,7 +530,7 @@ fn a_notification_from_another_thread_wakes_the_shard() {
     });
 }
 
-/// Deadlines are met while the thread looks for events all the time.
+/// Deadlines fire while the thread polls for events without sleeping.
 #[test]
 fn busy_polling_meets_deadlines() {
     on_each_driver(Some(Duration::from_secs(1)), async |net| {
@@ -552,7 +555,8 @@ fn a_listener_gives_every_waiting_connection() {
         let mut taken = Vec::new();
         while taken.len() < clients.len() {
             listener.readable().await;
-            // One at a time, leaving the others in the queue, of which nothing new is told.
+            // Accept one connection at a time: no new event is reported for those left in the
+            // queue.
             match listener.try_accept() {
                 Ok(conn) => taken.push(conn),
                 Err(error) => assert!(would_block(&error), "{error}"),
