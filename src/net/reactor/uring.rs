@@ -1,5 +1,5 @@
-//! Readiness from a ring, by multishot poll: one entry per connection for its whole life instead
-//! of one per chunk. The kernel is never given a buffer.
+//! Readiness from io_uring by multishot poll: one submission for the whole life of a connection
+//! instead of one per chunk. The kernel is never given a buffer.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,19 +13,19 @@ use super::slot::Readiness;
 use super::source::{Event, WRITE_KEY};
 use crate::net::probe::{RING_ENTRIES, ring_builder};
 
-/// Marks completions of cancellations, which nobody waits for.
+/// Marks completions of cancellations, which are ignored.
 const NOBODY: u64 = u64::MAX;
-/// `IORING_ENTER_GETEVENTS`: run the deferred work, which posts the completions.
+/// `IORING_ENTER_GETEVENTS`: runs deferred work, which posts the completions.
 const ENTER_GETEVENTS: u32 = 1;
 
 pub(super) struct Uring {
     ring: IoUring,
-    /// Entries that found the submission queue full.
+    /// Entries that did not fit into the submission queue.
     backlog: Vec<squeue::Entry>,
 }
 
 impl Uring {
-    /// A ring for this thread.
+    /// Creates a ring for this thread.
     pub(super) fn open() -> io::Result<Self> {
         Ok(Self {
             ring: ring_builder().build(RING_ENTRIES)?,
@@ -34,8 +34,8 @@ impl Uring {
     }
 
     pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) {
-        // Multishot poll is edge-triggered. That the end is asked for beside the bytes costs
-        // nothing, and shows it while bytes are still unread.
+        // Multishot poll is edge-triggered. Requesting `RDHUP` in addition to `IN` costs nothing,
+        // and reports the peer's end while received bytes are still unread.
         let wanted = PollFlags::IN | PollFlags::RDHUP;
         let poll = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), bits(wanted)).multi(true);
         self.queue(poll.build().user_data(key));
@@ -47,8 +47,9 @@ impl Uring {
     }
 
     pub(super) fn unwatch(&mut self, key: u64) {
-        // Not `PollRemove`, which fails while an event of the poll is on its way, and then the poll
-        // would keep the socket for ever. A poll that has just ended is not found, which is fine.
+        // Not `PollRemove`: it fails while an event of the poll is in flight, and the poll would
+        // then keep the socket open forever. If the poll has just ended the cancellation finds
+        // nothing, which is harmless.
         let cancel = opcode::AsyncCancel::new(key).build();
         self.queue(cancel.flags(Flags::SKIP_SUCCESS).user_data(NOBODY));
     }
@@ -74,7 +75,7 @@ impl Uring {
         Ok(())
     }
 
-    /// Submits, and runs what the kernel has deferred.
+    /// Submits the queued entries and runs the work that the kernel has deferred.
     #[expect(
         unsafe_code,
         reason = "the safe call asks for no events unless it waits"
@@ -88,7 +89,7 @@ impl Uring {
         unsafe { submitter.enter::<()>(count, 0, ENTER_GETEVENTS, None) }
     }
 
-    /// Everything queued here is a poll or the end of one.
+    /// Queues an entry. Every entry is a poll or a cancellation, so it refers to no memory.
     fn queue(&mut self, entry: squeue::Entry) {
         if !self.backlog.is_empty() || !self.push(&entry) {
             self.backlog.push(entry);
@@ -102,7 +103,7 @@ impl Uring {
         unsafe { queue.push(entry) }.is_ok()
     }
 
-    /// Submits until the backlog fits into the queue.
+    /// Moves the backlog into the submission queue, submitting as often as needed to make room.
     fn flush(&mut self) -> io::Result<()> {
         while !self.backlog.is_empty() {
             let backlog = std::mem::take(&mut self.backlog);
@@ -113,7 +114,7 @@ impl Uring {
                 return Ok(());
             }
             if forgive(self.ring.submit())? == 0 {
-                // Completions must be taken first.
+                // The kernel accepted nothing: completions must be collected first.
                 return Ok(());
             }
         }
@@ -121,7 +122,8 @@ impl Uring {
     }
 }
 
-/// Calls that did nothing and may be made again later: interrupted, or completions in the way.
+/// Turns errors of calls that can be repeated later into `Ok(0)`: interrupted, or completions must
+/// be collected first.
 fn forgive(entered: io::Result<usize>) -> io::Result<usize> {
     match entered {
         Err(error)
@@ -167,7 +169,7 @@ fn event(entry: &cqueue::Entry) -> Option<Event> {
     })
 }
 
-/// What poll's flags mean here.
+/// Converts poll flags to readiness.
 fn ready(flags: PollFlags) -> Readiness {
     let mut ready = Readiness::default();
     if flags.contains(PollFlags::IN) {
