@@ -1,8 +1,8 @@
-//! The seeded dice of a simulation.
+//! The seeded random numbers of a simulation.
 
 use std::cell::Cell;
 
-/// A stream of pseudo-random numbers: splitmix64, which is good enough for choosing and needs no
+/// A stream of pseudo-random numbers (splitmix64): good enough for simulated choices, and needs no
 /// crate. The same seed gives the same stream.
 #[derive(Debug)]
 pub(super) struct Dice {
@@ -22,18 +22,18 @@ impl Dice {
         mix(state)
     }
 
-    /// A number below `bound`; 0 for a bound of 0.
+    /// Returns a number below `bound`, or 0 if `bound` is 0.
     pub(super) fn below(&self, bound: u64) -> u64 {
         self.next().checked_rem(bound).unwrap_or(0)
     }
 
-    /// True `in_256` times of 256.
+    /// Returns `true` with a probability of `in_256` / 256.
     pub(super) fn hits(&self, in_256: u8) -> bool {
         in_256 > 0 && self.below(256) < u64::from(in_256)
     }
 }
 
-/// The finalizer of splitmix64: every input bit moves every output bit.
+/// The finalizer of splitmix64: every input bit affects every output bit.
 pub(super) const fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -11,7 +11,7 @@ use super::link::{Event, Flow, Link};
 use super::world::World;
 use crate::net::{Conduit, Conn, would_block};
 
-/// Small, so that bodies take many turns.
+/// Small, so that a body takes many fills.
 const PIPE_BYTES: usize = 10_000;
 
 /// One end of a simulated connection. Dropping it closes it.
@@ -38,22 +38,23 @@ impl SimConn {
         }
     }
 
-    /// What this end has sent, and how much of it has been taken at the other.
+    /// Returns the byte counters of the direction from this end to the other.
     #[must_use]
     pub fn outbound(&self) -> Flow {
         self.link.borrow().flow(self.side)
     }
 
-    /// What the other end has sent, and how much of it has been taken here.
+    /// Returns the byte counters of the direction from the other end to this one.
     #[must_use]
     pub fn inbound(&self) -> Flow {
         self.link.borrow().flow(1 - self.side)
     }
 
-    /// Waits for bytes, appends them to `buffer` and says how many; 0 is the end.
+    /// Waits for bytes and appends up to `bytes_max` of them to `buffer`. Returns their number; 0
+    /// is the end of the stream.
     ///
     /// # Errors
-    /// When the connection was reset.
+    /// Fails if the connection was reset.
     pub async fn recv(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
         loop {
             poll_fn(|cx| self.poll_readable(cx)).await;
@@ -68,7 +69,7 @@ impl SimConn {
     /// Sends all of `bytes`.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails if the connection has ended.
     pub async fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let mut at = 0;
         while at < bytes.len() {
@@ -83,19 +84,22 @@ impl SimConn {
         Ok(())
     }
 
-    /// Whether the other end reset the connection instead of ending it. The kernel tells that once,
-    /// to the next call whichever it is; a script with a reader and a writer asks here.
+    /// Returns whether the other end reset the connection instead of closing it cleanly. As on
+    /// Linux, the error itself is reported only once, by the next receive or send. A scripted peer
+    /// that has both a reader and a writer uses this method instead.
     #[must_use]
     pub fn was_reset(&self) -> bool {
         self.link.borrow().was_reset(self.side)
     }
 
-    /// Waits until the other end has closed or reset the connection, whatever is unread.
+    /// Waits until the other end has closed or reset the connection, even if received bytes are
+    /// unread.
     pub async fn hangup(&self) {
         poll_fn(|cx| self.poll_hangup(cx)).await;
     }
 
-    /// Resets the connection now, as a process that dies does; this end is of no use afterwards.
+    /// Resets the connection immediately, as the end of a process does. This end cannot be used
+    /// afterwards.
     pub fn reset(&self) {
         self.link.borrow_mut().reset_now(&self.world, self.side);
     }
@@ -106,7 +110,7 @@ impl SimConn {
     }
 }
 
-/// Bytes between two connections.
+/// A buffer for bytes in transit between two simulated connections.
 #[derive(Debug, Default)]
 pub struct SimPipe(Vec<u8>);
 
