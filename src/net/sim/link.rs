@@ -1,13 +1,14 @@
-//! One simulated connection: two bounded pipes and what each side knows about them.
+//! One simulated connection: a bounded pipe per direction, and the state of each side.
 //!
-//! The rules are Linux's, as far as a user of the seam can see them. Sent bytes travel for a while
-//! before they can be received; sender and receiver share one bound per direction. A FIN travels
-//! behind the bytes, a RST may overtake them and then takes what was under way with it. Bytes
-//! that reach a closed side come back as a RST, and so does closing with bytes unread. A reset is
-//! reported once, as `ECONNRESET`, and never after a FIN; after that a receive finds the end.
+//! The rules follow Linux to the extent that they are visible through the traits of `net`. Sent
+//! bytes travel for a while before they can be received; each direction has one limit for bytes in
+//! flight and bytes not yet received. A FIN arrives after the bytes sent before it. A RST may
+//! overtake bytes in flight, which are then lost. Bytes that reach a closed side cause a RST in
+//! return, and so does closing a side with unread bytes. A reset is reported once, as `ECONNRESET`,
+//! and never after a FIN; receives after that return the end of the stream.
 //!
-//! Readiness is apart from state: a wait that was begun ends some time after the state allows it,
-//! and may end when the state no longer does (the bytes were taken meanwhile).
+//! Readiness is separate from state. A wait ends some time after the state allows it, and may end
+//! when the state no longer does (because the bytes were received in the meantime).
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,23 +19,24 @@ use std::time::Duration;
 
 use super::world::{What, World};
 
-/// How a connection behaves. Chances are out of 256.
+/// Behaviour of a connection. Probabilities are out of 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Manner {
-    /// Bytes each direction holds, from the first side to the second and back.
+    /// Capacity in bytes of each direction: from side 0 to side 1, and back.
     pub capacity: [usize; 2],
-    /// Longest time bytes, FIN and RST travel.
+    /// Longest time that bytes, FIN and RST travel.
     pub delay_max: Duration,
-    /// Longest time between "could go on" and being told so.
+    /// Longest time between a change of state and the readiness event that reports it.
     pub notify_max: Duration,
-    /// Chance that a call moves only a part of what it could.
+    /// Probability that a call moves only a part of the bytes it could move.
     pub partial: u8,
-    /// Chance that a call that could move something says `WouldBlock`.
+    /// Probability that a call that could move bytes returns `WouldBlock` instead.
     pub spurious: u8,
 }
 
 impl Manner {
-    /// A connection without surprises: no delay, everything at once, `capacity` bytes each way.
+    /// A connection without delays, partial transfers or spurious errors, with `capacity` bytes per
+    /// direction.
     #[must_use]
     pub const fn calm(capacity: usize) -> Self {
         Self {
@@ -46,7 +48,7 @@ impl Manner {
         }
     }
 
-    /// A connection as the seed has it: mostly ordinary, now and then with room for a few bytes.
+    /// Draws a behaviour from the seed: mostly ordinary, sometimes with room for only a few bytes.
     pub(super) fn draw(world: &World) -> Self {
         let capacity = || {
             let bytes = match world.below(16) {
@@ -76,7 +78,7 @@ impl Manner {
     }
 }
 
-/// What a side may wait for.
+/// An event that a side may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Readable,
@@ -86,7 +88,7 @@ pub(super) enum Event {
 
 const EVENTS: [Event; 3] = [Event::Readable, Event::Writable, Event::Hangup];
 
-/// How far a connect has come.
+/// State of a connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Connect {
     Pending,
@@ -104,9 +106,9 @@ struct Readiness {
 #[derive(Default)]
 struct Side {
     ready: [Readiness; 3],
-    /// Reported once by the next call, as `SO_ERROR` is.
+    /// Returned once by the next call, like `SO_ERROR`.
     error: Option<io::ErrorKind>,
-    /// A reset came in: nothing goes either way any more.
+    /// A reset has arrived: neither direction carries bytes any more.
     is_dead: bool,
     shut_read: bool,
     shut_write: bool,
@@ -114,21 +116,21 @@ struct Side {
     reset_on_close: bool,
 }
 
-/// Bytes from one side to the other.
+/// One direction of a connection.
 #[derive(Default)]
 struct Pipe {
     capacity: usize,
-    /// Under way, with the moment each piece arrives.
+    /// Bytes in flight, in segments with the time of their arrival.
     segments: VecDeque<(u64, Vec<u8>)>,
     segment_bytes: usize,
-    /// Arrived and not taken.
+    /// Bytes that have arrived and were not received yet.
     queue: VecDeque<u8>,
-    /// When the last piece arrives: bytes stay in order.
+    /// Arrival time of the last segment. No later one arrives earlier, so bytes stay in order.
     last_at: u64,
     fin_at: Option<u64>,
     fin_arrived: bool,
     reset_sent: bool,
-    /// Bytes ever accepted from the sender, and ever taken by the receiver.
+    /// Total bytes accepted from the sender (`sent`) and received by the receiver (`taken`).
     sent: u64,
     taken: u64,
 }
@@ -145,24 +147,24 @@ impl Pipe {
     }
 }
 
-/// A connection. `pipes[side]` carries what `side` sends.
+/// A connection. `pipes[side]` carries the bytes that `side` sends.
 pub(super) struct Link {
     me: Weak<RefCell<Self>>,
     sides: [Side; 2],
     pipes: [Pipe; 2],
     manner: Manner,
-    /// Only side 0 connects.
+    /// State of the connect of side 0. Side 1 accepts and is always connected.
     pub(super) connect: Connect,
 }
 
-/// A link's counters, for the judge of a run.
+/// Byte counters of one direction, for the checks after a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Bytes this side's sends have accepted.
+    /// Number of bytes accepted from the sending side.
     pub sent: u64,
-    /// Of those, bytes the other side has received.
+    /// Number of these bytes that the other side has received.
     pub taken: u64,
-    /// How many bytes the direction holds.
+    /// Capacity of the direction in bytes.
     pub capacity: usize,
 }
 
@@ -197,7 +199,7 @@ impl Link {
         side == 0 && matches!(self.connect, Connect::Pending)
     }
 
-    /// Whether nothing can be sent any more, whatever room there is.
+    /// Returns whether sending has ended, regardless of the room left.
     fn cannot_send(&self, side: usize) -> bool {
         let this = &self.sides[side];
         this.is_dead || this.shut_write || (side == 0 && self.connect == Connect::Failed)
@@ -227,7 +229,7 @@ impl Link {
         if self.sides[side].ready[event as usize].is_ready {
             return Poll::Ready(());
         }
-        // epoll may know at once; a ring needs a turn.
+        // epoll may report readiness immediately; io_uring needs an iteration of the event loop.
         if self.holds(side, event) && world.hits(64) {
             self.sides[side].ready[event as usize].is_ready = true;
             return Poll::Ready(());
@@ -237,7 +239,7 @@ impl Link {
         Poll::Pending
     }
 
-    /// Starts telling a side what it waits for and now holds.
+    /// Schedules a readiness event for every wait of a side whose condition is now met.
     pub(super) fn touch(&mut self, world: &World, side: usize) {
         for event in EVENTS {
             let holds = self.holds(side, event);
@@ -251,7 +253,7 @@ impl Link {
         }
     }
 
-    /// A wait has ended. The state is not looked at again: it may have changed back.
+    /// Ends a wait. The state is not checked again: it may have changed back.
     pub(super) fn notify(&mut self, side: usize, event: Event) -> Option<Waker> {
         let ready = &mut self.sides[side].ready[event as usize];
         ready.is_scheduled = false;
@@ -267,7 +269,7 @@ impl Link {
         self.sides[side].ready[event as usize].is_ready = false;
     }
 
-    /// Takes what has arrived, as a list of pieces through `take`.
+    /// Receives bytes that have arrived into `buffer`.
     pub(super) fn recv(
         &mut self,
         world: &World,
@@ -301,7 +303,7 @@ impl Link {
         Ok(n)
     }
 
-    /// What a receive finds when no bytes are there.
+    /// Returns the result of a receive if no bytes are available: end, error or `WouldBlock`.
     fn recv_end(&mut self, side: usize) -> io::Result<usize> {
         if self.pipes[1 - side].fin_arrived {
             return Ok(0);
@@ -318,7 +320,7 @@ impl Link {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Looks without taking.
+    /// Returns whether a receive would return immediately. Consumes no bytes, but a pending error.
     pub(super) fn peek(&mut self, side: usize) -> bool {
         if !self.is_pending(side) && !self.pipes[1 - side].queue.is_empty() {
             return true;
@@ -368,7 +370,7 @@ impl Link {
         Ok(n)
     }
 
-    /// How much of `n` a call moves.
+    /// Returns how many of `n` bytes a call moves.
     fn part(&self, world: &World, n: usize) -> usize {
         if n > 1 && world.hits(self.manner.partial) {
             1 + usize::try_from(world.below(n as u64)).unwrap_or(0)
@@ -377,7 +379,7 @@ impl Link {
         }
     }
 
-    /// Has whatever is due at `at` delivered to `side` then.
+    /// Delivers to `side` at the time `at`, immediately if it has been reached.
     fn arrive(&mut self, world: &World, side: usize, at: u64) {
         if at <= world.now() {
             self.deliver(world, side);
@@ -386,7 +388,7 @@ impl Link {
         }
     }
 
-    /// Makes what is due visible to `side`.
+    /// Makes bytes and a FIN whose arrival time has been reached visible to `side`.
     pub(super) fn deliver(&mut self, world: &World, side: usize) {
         let now = world.now();
         let is_deaf = {
@@ -416,7 +418,7 @@ impl Link {
         self.touch(world, side);
     }
 
-    /// Sends a FIN behind everything sent so far.
+    /// Sends a FIN after all bytes sent so far.
     pub(super) fn finish(&mut self, world: &World, side: usize) {
         let this = &mut self.sides[side];
         if this.shut_write || this.is_dead {
@@ -430,7 +432,7 @@ impl Link {
         self.touch(world, side);
     }
 
-    /// Ends both directions.
+    /// Shuts down both directions.
     pub(super) fn abort(&mut self, world: &World, side: usize) {
         self.finish(world, side);
         self.sides[side].shut_read = true;
@@ -442,7 +444,8 @@ impl Link {
         self.sides[side].reset_on_close = reset;
     }
 
-    /// The side lets go of the connection.
+    /// Closes a side. Sends a FIN, and also a RST if bytes are unread. With `reset_on_close` sends
+    /// only a RST.
     pub(super) fn close(&mut self, world: &World, side: usize) {
         let has_unread = !self.pipes[1 - side].queue.is_empty();
         if self.sides[side].reset_on_close {
@@ -468,14 +471,14 @@ impl Link {
         }
         self.pipes[side].reset_sent = true;
         let mut at = self.travel(world);
-        // Usually behind what was sent; what the network or the window held back is lost.
+        // Usually after the bytes in flight. Bytes that the RST overtakes are lost.
         if world.hits(128) {
             at = at.max(self.pipes[side].last_at);
         }
         self.schedule(world, at, |link| What::Reset(link, 1 - side));
     }
 
-    /// Resets the connection at once, also while others still hold this end.
+    /// Resets the connection immediately, even if this end is still in use.
     pub(super) fn reset_now(&mut self, world: &World, side: usize) {
         self.send_reset(world, side);
         self.pipes[1 - side].queue.clear();
@@ -486,7 +489,7 @@ impl Link {
         self.touch(world, side);
     }
 
-    /// A reset has arrived.
+    /// Handles the arrival of a reset.
     pub(super) fn reset(&mut self, world: &World, side: usize) {
         let inbound = &mut self.pipes[1 - side];
         let had_ended = inbound.fin_arrived;
@@ -503,7 +506,7 @@ impl Link {
         self.touch(world, side);
     }
 
-    /// Ends a connect.
+    /// Sets the result of a connect.
     pub(super) fn connected(&mut self, world: &World, outcome: Connect) {
         self.connect = outcome;
         if outcome == Connect::Failed {
@@ -512,7 +515,7 @@ impl Link {
         self.touch(world, 0);
     }
 
-    /// `SO_ERROR`.
+    /// Returns and clears the pending error, like `SO_ERROR`.
     pub(super) fn take_error(&mut self, side: usize) -> Option<io::ErrorKind> {
         self.sides[side].error.take()
     }
@@ -526,17 +529,17 @@ impl Link {
         }
     }
 
-    /// Whether a side was reset by the other before it saw an end.
+    /// Returns whether the other side reset the connection before its FIN arrived.
     pub(super) fn was_reset(&self, side: usize) -> bool {
         self.sides[side].is_dead && !self.pipes[1 - side].fin_arrived
     }
 
-    /// Whether a side has been closed by its owner.
+    /// Returns whether the owner of a side has closed it.
     pub(super) fn is_closed(&self, side: usize) -> bool {
         self.sides[side].is_closed
     }
 
-    /// Bytes that have arrived at open sides and were not taken.
+    /// Returns the number of bytes that have arrived at open sides and were not received.
     pub(super) fn unread(&self) -> usize {
         (0..2)
             .filter(|side| !self.sides[*side].is_closed)
