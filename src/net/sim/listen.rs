@@ -13,21 +13,21 @@ use super::link::{Connect, Link};
 use super::world::{What, World};
 use crate::net::Address;
 
-/// What becomes of connects to an address.
+/// The way an address handles connects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Greeting {
-    /// They succeed.
+    /// Connects succeed.
     #[default]
     Accept,
-    /// They fail after a while.
+    /// Connects fail after a delay.
     Refuse,
-    /// Nothing ever happens.
+    /// Connects never finish.
     Hang,
-    /// The call itself fails with this.
+    /// The call to [`Net::connect`](crate::net::Net::connect) itself fails with this error.
     Fail(io::ErrorKind),
 }
 
-/// Connects in an address's queue and what awaits new ones.
+/// The listening state of one address: its accept queue and its handling of new connects.
 #[derive(Default)]
 struct Place {
     greeting: Cell<Greeting>,
@@ -36,13 +36,13 @@ struct Place {
     waker: RefCell<Option<Waker>>,
 }
 
-/// All addresses somebody listens on.
+/// All addresses with a listener.
 #[derive(Default)]
 pub(super) struct Listeners {
     places: RefCell<BTreeMap<Address, Rc<Place>>>,
 }
 
-/// A connect on its way.
+/// A connect that will finish at a scheduled time.
 pub(super) struct Arrival {
     place: Rc<Place>,
     outcome: Connect,
@@ -68,7 +68,7 @@ impl Arrival {
 }
 
 impl Listeners {
-    /// What a connect to `address` meets; nobody there refuses.
+    /// Returns the handling of connects to `address`. Without a listener they are refused.
     pub(super) fn greeting(&self, address: &Address) -> Greeting {
         let places = self.places.borrow();
         places
@@ -116,7 +116,7 @@ impl Listeners {
     }
 }
 
-/// An address a scripted peer listens on, until the simulation ends.
+/// An address on which a scripted peer listens until the simulation ends.
 #[derive(Clone)]
 pub struct SimListener {
     place: Rc<Place>,
@@ -131,7 +131,7 @@ impl std::fmt::Debug for SimListener {
 }
 
 impl SimListener {
-    /// Changes what later connects meet, and how long they take at most.
+    /// Sets the handling of later connects and the maximum time they take.
     pub fn greet(&self, greeting: Greeting, delay_max: Duration) {
         self.place.greeting.set(greeting);
         self.place.delay_max.set(delay_max);
