@@ -1,9 +1,9 @@
-//! A seeded simulation of everything `net` offers: no kernel, no thread, no waiting.
+//! A seeded simulation of the traits of `net`, without kernel, threads or real waiting.
 //!
-//! One seed decides the order in which tasks run, how connections split, delay and lose what is
-//! sent, and when waits end. The same seed gives the same run, which [`Finished::trace`] proves.
-//! Time is virtual and jumps to the next event when no task can go on; when none is to come
-//! either, the run is stuck, and says with which seed.
+//! The seed decides the order in which tasks run, how connections split, delay and lose data, and
+//! when waits end. The same seed produces the same run, which can be verified with
+//! [`Finished::trace`]. Time is virtual and advances to the next event when no task is runnable. If
+//! no event is pending either, the run is stuck and fails with an error that contains the seed.
 //!
 //! ```
 //! use ringside::net::sim::SimNet;
@@ -14,16 +14,17 @@
 //! net.spawn(async move {
 //!     let _ = far.send(b"hello").await;
 //! });
-//! let heard = net.run(async move {
-//!     let mut heard = Vec::new();
-//!     while let Ok(1..) = near.recv(&mut heard, 64).await {}
-//!     heard
+//! let received = net.run(async move {
+//!     let mut received = Vec::new();
+//!     while let Ok(1..) = near.recv(&mut received, 64).await {}
+//!     received
 //! });
-//! assert_eq!(heard.map(|run| run.value), Ok(b"hello".to_vec()));
+//! assert_eq!(received.map(|run| run.value), Ok(b"hello".to_vec()));
 //! ```
 //!
-//! What is simulated is the behaviour a user of the seam sees (`link`); congestion, retransmission
-//! and the like are folded into delays.
+//! The simulation covers the behaviour that is visible through the traits [`Net`] and
+//! [`Conn`](super::Conn) (see `link`). Congestion, retransmission and the like are modelled as
+//! delays.
 
 mod chance;
 mod conn;
@@ -48,10 +49,10 @@ use world::{Turn, What, World};
 
 use super::{Address, Instant, Net, Timer};
 
-/// Polls of one run; a run that needs more goes round in circles.
+/// Maximum number of polls in one run. A run that needs more is assumed to loop endlessly.
 const POLLS_MAX: u64 = 20_000_000;
 
-/// A simulated engine. Clones share it.
+/// A simulated executor. Clones share it.
 #[derive(Clone)]
 pub struct SimNet {
     world: Rc<World>,
@@ -67,39 +68,39 @@ impl std::fmt::Debug for SimNet {
     }
 }
 
-/// A run that came to its end.
+/// The result of a run that finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finished<T> {
-    /// What the main task returned.
+    /// The value that the main task returned.
     pub value: T,
-    /// A hash of everything that happened and when.
+    /// A hash over all events and their times.
     pub trace: u64,
-    /// How often tasks were polled.
+    /// Number of polls of tasks.
     pub polls: u64,
-    /// Tasks that ended in a panic.
+    /// Number of tasks that ended in a panic.
     pub panics: u64,
-    /// Virtual time at the end.
+    /// Virtual time at the end of the run.
     pub ended: Instant,
 }
 
-/// Why a run did not come to its end.
+/// Reason why a run did not finish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stuck {
-    /// The main task waits for something that is never going to happen.
+    /// The main task waits for something that will never happen.
     Deadlock {
-        /// The run's seed.
+        /// The seed of the run.
         seed: u64,
-        /// When it stopped.
+        /// Virtual time at which nothing more could happen.
         at: Instant,
     },
-    /// Tasks keep each other awake without end.
+    /// The tasks exceeded the maximum number of polls.
     Endless {
-        /// The run's seed.
+        /// The seed of the run.
         seed: u64,
     },
     /// The main task panicked.
     Panicked {
-        /// The run's seed.
+        /// The seed of the run.
         seed: u64,
     },
 }
@@ -119,7 +120,7 @@ impl std::fmt::Display for Stuck {
 impl std::error::Error for Stuck {}
 
 impl SimNet {
-    /// A simulation decided by `seed`.
+    /// Creates a simulation decided by `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
@@ -129,13 +130,14 @@ impl SimNet {
         }
     }
 
-    /// The seed it was made with.
+    /// Returns the seed of the simulation.
     #[must_use]
     pub const fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Fixes how connections made from now on behave; `None` draws each from the seed.
+    /// Sets the behaviour of connections created from now on. With `None`, each is drawn from the
+    /// seed.
     pub fn set_manner(&self, manner: Option<Manner>) {
         self.manner.set(manner);
     }
@@ -143,7 +145,7 @@ impl SimNet {
     /// Runs `main` and every spawned task until `main` returns; then all tasks are dropped.
     ///
     /// # Errors
-    /// When `main` can never return, or panicked. The error names the seed.
+    /// Fails if `main` can never return or panicked. The error contains the seed.
     pub fn run<T: 'static>(
         &self,
         main: impl Future<Output = T> + 'static,
@@ -184,7 +186,7 @@ impl SimNet {
         Ok(())
     }
 
-    /// An established connection: the end that connected and the end that accepted.
+    /// Returns an established connection: the connecting end and the accepting end.
     #[must_use]
     pub fn pair(&self) -> (SimConn, SimConn) {
         let link = self.link(Connect::Established);
@@ -200,7 +202,7 @@ impl SimNet {
         self.world.listeners.listen(address.into())
     }
 
-    /// Waits for `wait` of virtual time, to the nanosecond.
+    /// Waits for `wait` of virtual time, with nanosecond precision.
     pub async fn sleep(&self, wait: Duration) {
         let until = self.now().after(wait);
         let mut is_armed = false;
@@ -217,25 +219,25 @@ impl SimNet {
         .await;
     }
 
-    /// A number below `bound`, by the seed; 0 for a bound of 0.
+    /// Returns a random number below `bound`, decided by the seed, or 0 if `bound` is 0.
     #[must_use]
     pub fn below(&self, bound: u64) -> u64 {
         self.world.below(bound)
     }
 
-    /// True about once in `in_n` calls, by the seed.
+    /// Returns `true` in about one of `in_n` calls, decided by the seed.
     #[must_use]
     pub fn once_in(&self, in_n: u64) -> bool {
         self.world.below(in_n) == 0
     }
 
-    /// Tasks that have ended in a panic.
+    /// Returns the number of tasks that have ended in a panic.
     #[must_use]
     pub fn panics(&self) -> u64 {
         self.world.panics()
     }
 
-    /// Bytes that have arrived at connections still open and were not received.
+    /// Returns the number of bytes that have arrived at open connections and were not received.
     #[must_use]
     pub fn unread(&self) -> usize {
         let links = self.world.links.borrow();
@@ -243,7 +245,7 @@ impl SimNet {
         alive.map(|link| link.borrow().unread()).sum()
     }
 
-    /// Wakes every task that waits with a deadline (see [`super::Wheel::nudge_all`]).
+    /// Wakes every task that waits on a timer (see [`super::Wheel::nudge_all`]).
     pub fn nudge_all(&self) {
         self.world.wheel.nudge_all();
     }
@@ -260,7 +262,7 @@ impl SimNet {
 impl Net for SimNet {
     type Conn = SimConn;
 
-    /// What can be sent again is not spliced; beyond that as soon as possible.
+    /// The smallest value possible: a body small enough to be sent again is never spliced.
     const SPLICE_BYTES_MIN: u64 = crate::limits::REPLAY_BYTES_MAX as u64;
 
     fn connect(&self, address: &Address) -> io::Result<SimConn> {
@@ -275,7 +277,7 @@ impl Net for SimNet {
     }
 
     fn pipe(&self) -> Option<SimPipe> {
-        // Out of pipes now and then.
+        // Sometimes reports that no pipe is available.
         (!self.once_in(4)).then(SimPipe::default)
     }
 
