@@ -1,4 +1,4 @@
-//! The simulation itself: it repeats, it jumps, it loses what TCP loses.
+//! Tests of the simulation itself: runs are repeatable, time jumps, and data is lost as with TCP.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ fn seeds(count: u64, test: impl Fn(u64)) {
     }
 }
 
-/// Sends `bytes` one way over a connection as the seed has it, with a timer beside.
+/// Sends `bytes` in one direction, over a connection drawn from the seed and with a timer running.
 fn transfer(seed: u64, bytes: &[u8]) -> Finished<Vec<u8>> {
     let net = SimNet::new(seed);
     let (near, far) = net.pair();
@@ -150,7 +150,7 @@ fn bytes_sent_to_who_has_closed_come_back_as_a_reset() {
         let clock = net.clone();
         let run = net.run(async move {
             drop(near);
-            // Behind a FIN no reset is reported to a receiver, but sending ends.
+            // After a FIN the receiver sees no reset, but its sends start to fail.
             while let Ok(()) = far.send(b"x").await {
                 clock.sleep(Duration::from_millis(1)).await;
             }

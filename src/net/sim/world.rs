@@ -17,10 +17,10 @@ use super::link::{Event, Link};
 use super::listen::{Arrival, Listeners};
 use crate::net::{Instant, Wheel};
 
-/// Virtual time one poll takes at most, so that work and time go on together.
+/// Upper bound on the virtual time that one poll takes, so that work advances time.
 const POLL_NS_MAX: u64 = 2_000;
 
-/// Something that happens at a moment.
+/// Something that happens at a given virtual time.
 pub(super) enum What {
     Wake(Waker),
     Notify(Rc<RefCell<Link>>, usize, Event),
@@ -41,7 +41,8 @@ impl What {
     }
 }
 
-/// Moment, dice, serial number: what is due at the same time happens in seeded order.
+/// Time, random number, serial number: events due at the same time happen in an order decided by
+/// the seed.
 type Key = (u64, u64, u64);
 
 struct Due {
@@ -71,7 +72,7 @@ impl Ord for Due {
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Indices of tasks that can go on. A mutex because wakers must be sendable; nobody contends.
+/// Indices of runnable tasks. A mutex because wakers must be `Send`; there is no contention.
 #[derive(Default)]
 struct Runnable {
     tasks: Mutex<Vec<usize>>,
@@ -104,15 +105,15 @@ struct Slot {
     waker: Arc<TaskWaker>,
 }
 
-/// What one turn of the world was.
+/// The result of one step of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     Worked,
-    /// No task can go on and nothing is going to happen.
+    /// No task is runnable and no event or timer is pending.
     Stuck,
 }
 
-/// Everything a simulation has.
+/// The complete state of a simulation.
 pub(super) struct World {
     pub(super) wheel: Wheel,
     pub(super) listeners: Listeners,
@@ -174,13 +175,13 @@ impl World {
         self.below(u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// Mixes something that happened into the trace.
+    /// Mixes something that happened into the trace hash.
     pub(super) fn trace(&self, kind: u64, value: u64) {
         let seen = self.trace.get() ^ kind.wrapping_mul(0x1000_0000_01b3) ^ value;
         self.trace.set(mix(seen.wrapping_add(self.now.get())));
     }
 
-    /// Has `what` happen at `at`.
+    /// Schedules `what` for the time `at`.
     pub(super) fn push(&self, at: u64, what: What) {
         let serial = self.serial.get();
         self.serial.set(serial + 1);
@@ -188,7 +189,7 @@ impl World {
         self.events.borrow_mut().push(Reverse(Due { key, what }));
     }
 
-    /// Adds a task, which can go on at once. Returns its index.
+    /// Adds a task, immediately runnable. Returns its index.
     pub(super) fn spawn(&self, task: Task) -> usize {
         let mut slots = self.slots.borrow_mut();
         let waker = Arc::new(TaskWaker {
@@ -204,13 +205,14 @@ impl World {
         slots.len() - 1
     }
 
-    /// Whether a task has returned or panicked.
+    /// Returns whether a task has returned or panicked.
     pub(super) fn has_ended(&self, task: usize) -> bool {
         let slots = self.slots.borrow();
         slots.get(task).is_none_or(|slot| slot.task.is_none())
     }
 
-    /// Does one thing: what is due, else a task that can go on, else time moves to what is next.
+    /// Takes one step: handles an event that is due, otherwise polls a runnable task, otherwise
+    /// advances time to the next event or timer.
     pub(super) fn turn(&self) -> Turn {
         if self.happen_due() {
             return Turn::Worked;
@@ -228,7 +230,7 @@ impl World {
         Turn::Worked
     }
 
-    /// Lets one due event happen. `false`: none is due.
+    /// Handles one due event. Returns `false` if none is due.
     fn happen_due(&self) -> bool {
         let now = self.now.get();
         if self.wheel.next_wake().is_some_and(|at| at.0 <= now) {
@@ -274,7 +276,7 @@ impl World {
         Some(tasks.swap_remove(index))
     }
 
-    /// Polls a task; a panic ends that task only.
+    /// Polls a task. A panic ends only that task.
     fn run(&self, index: usize) {
         let taken = {
             let mut slots = self.slots.borrow_mut();
@@ -301,18 +303,18 @@ impl World {
             }
             Ok(Poll::Ready(())) => drop(task),
             Err(_) => {
-                // A second panic while the pieces are dropped must not escape either.
+                // A second panic, during the drop of the task, must not escape either.
                 drop(std::panic::catch_unwind(AssertUnwindSafe(|| drop(task))));
                 self.panics.set(self.panics.get() + 1);
             }
         }
     }
 
-    /// Drops every task and event, which hold the world themselves.
+    /// Drops all tasks and events. They hold references to the world themselves.
     pub(super) fn clear(&self) {
         let slots = std::mem::take(&mut *self.slots.borrow_mut());
         drop(slots);
-        // Dropped connections have left more events.
+        // The drops of connections have scheduled more events.
         let events = std::mem::take(&mut *self.events.borrow_mut());
         drop(events);
         self.listeners.clear();
