@@ -1,4 +1,4 @@
-//! The system calls on one stream socket, none of which ever waits.
+//! System calls on a stream socket. None of them blocks.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -14,20 +14,23 @@ use crate::fleet::SocketPath;
 use crate::limits::SEND_JOINED_BYTES_MAX;
 use crate::sys::set_keepalive;
 
-/// What a receive or a send did to remembered readiness.
+/// Remembered readiness of a socket after a receive or a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// There may be more to do at once.
+    /// Still ready: another call may make progress immediately.
     Ready,
-    /// The socket is empty (or full): wait before the next call.
+    /// The socket is empty (or full): the caller must wait for readiness before the next call.
     Used,
 }
 
-/// A short receive means that the socket is empty. The end of the stream (0) is not: it stays
-/// readable for ever. `EINTR` cannot happen to a non-blocking call, so it is not repeated.
+/// Derives the remaining readiness from the result of a receive of at most `wanted` bytes.
 ///
-/// The exception is TCP's urgent data, at which the kernel cuts a receive: what is behind it is
-/// noticed when more arrives. Nobody sends it in HTTP, and whoever does only holds up himself.
+/// A short receive means that the socket is empty. The end of the stream (0) does not: the socket
+/// stays readable from then on. `EINTR` cannot happen to a non-blocking call, so there is no retry.
+///
+/// The exception is TCP urgent data, at which the kernel stops a receive early: the bytes after the
+/// urgent mark are noticed only when more arrives. HTTP does not use urgent data, and a peer that
+/// sends it delays only its own connection.
 fn after_recv(received: rustix::io::Result<usize>, wanted: usize) -> (Left, io::Result<usize>) {
     let empty = match received {
         Ok(n) => n > 0 && n < wanted,
@@ -74,13 +77,13 @@ pub(super) fn recv_append(
     let received = received.map(|((filled, _), _)| filled.len());
     let (left, received) = after_recv(received, wanted);
     if let Ok(n) = received {
-        // SAFETY: the kernel has just written `n` bytes from `before` on, within the capacity.
+        // SAFETY: the kernel has just written `n` bytes starting at `before`, within the capacity.
         unsafe { buffer.set_len(before + n) };
     }
     (left, received)
 }
 
-/// Whether something (bytes, end, error) is there, without taking it.
+/// Returns whether bytes, the end of the stream or an error can be received, without consuming it.
 pub(super) fn has_input(socket: BorrowedFd<'_>) -> bool {
     let mut byte = [0_u8; 1];
     let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
@@ -94,7 +97,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> (Left, io::Result<us
 }
 
 thread_local! {
-    /// Where the slices of a small send are put together.
+    /// Buffer in which the slices of a small send are joined.
     static JOINED: RefCell<[u8; SEND_JOINED_BYTES_MAX]> =
         const { RefCell::new([0; SEND_JOINED_BYTES_MAX]) };
 }
@@ -122,28 +125,29 @@ pub(super) fn send_vectored(
     )
 }
 
-/// How a connect has ended.
+/// Returns the result of a connect.
 pub(super) fn connected(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::net::sockopt::socket_error(socket)??)
 }
 
-/// Says that nothing more will be sent.
+/// Closes the sending side.
 pub(super) fn finish(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket, Shutdown::Write);
 }
 
-/// Ends both directions. The peer sees it at once, whoever else still holds the descriptor.
+/// Shuts down both directions. The peer sees the end immediately, even if the descriptor is also
+/// open elsewhere (in a duplicate, or in a poll of the io_uring instance).
 pub(super) fn end(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket, Shutdown::Both);
 }
 
-/// Whether the close is a reset.
+/// Sets whether closing the socket sends a reset.
 pub(super) fn set_reset_on_close(socket: BorrowedFd<'_>, reset: bool) {
     let linger = reset.then_some(std::time::Duration::ZERO);
     let _ = rustix::net::sockopt::set_socket_linger(socket, linger);
 }
 
-/// Begins a connect.
+/// Starts a non-blocking connect.
 pub(super) fn connect(address: &Address) -> io::Result<OwnedFd> {
     match address {
         Address::Tcp(address) => connect_tcp(address),
@@ -165,8 +169,9 @@ fn connect_tcp(address: &SocketAddr) -> io::Result<OwnedFd> {
     }
 }
 
-/// Ends at once, one way or the other: with a full queue by `EAGAIN`, never by `EINPROGRESS`
-/// (connect(2)). The peer is on this machine and cannot vanish without a word: no keep-alive.
+/// Connects to a Unix socket. The connect succeeds or fails immediately: if the accept queue is
+/// full it fails with `EAGAIN`, never with `EINPROGRESS` (connect(2)). The peer is on this machine
+/// and its end is always noticed, so no keep-alive is set.
 fn connect_unix(path: &SocketPath) -> io::Result<OwnedFd> {
     let address = match path.abstract_name() {
         Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
@@ -187,7 +192,7 @@ fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Takes the next waiting connection, and who it is from.
+/// Accepts the next connection in the queue. Returns its socket and the peer's IP address.
 pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<IpAddr>)> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, address) = rustix::net::acceptfrom_with(listener, flags)?;
@@ -195,7 +200,7 @@ pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<Ip
     Ok((socket, peer.map(|address| address.ip().to_canonical())))
 }
 
-/// Takes the eight-byte counter of an eventfd or timerfd.
+/// Reads, and thereby resets, the eight-byte counter of an eventfd or timerfd.
 pub(super) fn drain_counter(fd: BorrowedFd<'_>) {
     let mut counter = [0_u8; 8];
     let _ = rustix::io::read(fd, &mut counter);
