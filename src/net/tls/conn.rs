@@ -1,10 +1,12 @@
-//! TLS over any connection, behind the same seam.
+//! TLS on top of any connection, itself a [`Conn`].
 //!
-//! Readiness means plain bytes: what has been decrypted is told before any wait, and a record that
-//! carries none (a session ticket, a key update) makes nothing ready. What is reported as sent has
-//! been taken by the connection below: records that it did not take are kept, a bounded number, and
-//! their bytes count as sent when the last of them has left. Callers send again what was not
-//! taken, as they do on a plain connection.
+//! Readiness refers to plaintext. Bytes that have been decrypted are reported before any wait, and
+//! a record without payload (a session ticket, a key update) makes nothing ready.
+//!
+//! Bytes are reported as sent only when the underlying connection has accepted them. Records that
+//! it did not accept are kept, in bounded number, and their plaintext counts as sent when the last
+//! of them has been accepted. As on a plain connection, callers retry the bytes that were not
+//! reported as sent.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -19,14 +21,14 @@ use super::{End, Opened, Outcome, Report};
 use crate::limits::{TLS_HELD_BYTES_MAX, TLS_RECEIVE_BYTES, TLS_STEPS_MAX};
 use crate::net::{Conn, would_block};
 
-/// TLS on a connection.
+/// A TLS connection on top of `C`.
 pub struct Tls<C: Conn> {
     inner: C,
     state: RefCell<State>,
     report: Rc<Report>,
-    /// The next wait to read lets the others go first.
+    /// Whether the next read wait yields to the other tasks.
     yields: Cell<bool>,
-    /// The close must not look like a clean end.
+    /// Whether the close must not look like a clean end to the peer.
     is_abrupt: Cell<bool>,
 }
 
@@ -36,7 +38,7 @@ impl<C: Conn> std::fmt::Debug for Tls<C> {
     }
 }
 
-/// The buffers of a thread, which never live across a wait.
+/// Buffers of a thread, shared by its connections. Their contents are never used across a wait.
 struct Scratch {
     received: Vec<u8>,
     joined: Vec<u8>,
@@ -50,7 +52,7 @@ thread_local! {
 }
 
 impl<C: Conn> Tls<C> {
-    /// `session` begins when `inner` is connected.
+    /// Creates a connection whose handshake starts when `inner` is connected.
     pub(super) fn new(inner: C, session: Session, report: Rc<Report>) -> Self {
         Self {
             inner,
@@ -61,14 +63,14 @@ impl<C: Conn> Tls<C> {
         }
     }
 
-    /// Bytes it keeps: received, and to be sent.
+    /// Returns the number of received bytes and of bytes to be sent that the connection holds.
     #[cfg(test)]
     pub(super) fn kept(&self) -> [usize; 2] {
         let state = self.state.borrow();
         [state.held.len(), state.out.len() - state.out_at]
     }
 
-    /// Ready when the handshake has ended, one way or the other.
+    /// Waits until the handshake has succeeded or failed.
     pub(super) fn poll_open(&self, cx: &mut Context<'_>) -> Poll<Opened> {
         let state = &mut *self.state.borrow_mut();
         self.advance(state, cx).map(|()| match state.phase {
@@ -78,7 +80,7 @@ impl<C: Conn> Tls<C> {
         })
     }
 
-    /// Goes on with the handshake as far as the connection below allows.
+    /// Continues the handshake as long as the underlying connection makes progress.
     fn advance(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match state.phase {
@@ -101,7 +103,8 @@ impl<C: Conn> Tls<C> {
                     if !sent && self.inner.poll_writable(cx).is_ready() {
                         continue;
                     }
-                    // Also while something is kept: the peer may wait for us to read.
+                    // Receive even while records are kept: the peer may be unable to read until its
+                    // own data is read.
                     std::task::ready!(self.inner.poll_readable(cx));
                     if let Err(error) = self.pump(state)
                         && !would_block(&error)
@@ -113,16 +116,17 @@ impl<C: Conn> Tls<C> {
         }
     }
 
-    /// Says the client's first word.
+    /// Starts the handshake of a client by sending the first message.
     fn begin(&self, state: &mut State) {
         state.phase = Phase::Handshaking;
         let processed = state.process(&mut [], Wish::Nothing);
         self.after(state, processed);
     }
 
-    /// Receives once from below and processes what is whole.
+    /// Receives once from the underlying connection and processes the complete records.
     ///
-    /// Errors are those of the call below; what is wrong with the records is noted in the state.
+    /// Returns the errors of the underlying connection. Errors in the records are stored in the
+    /// state.
     fn pump(&self, state: &mut State) -> io::Result<()> {
         SCRATCH.with_borrow_mut(|scratch| {
             let buffer = &mut scratch.received;
@@ -169,8 +173,8 @@ impl<C: Conn> Tls<C> {
         })
     }
 
-    /// Whether the first bytes are an HTTP method: no record begins with a letter (its first byte
-    /// is 20 to 24, RFC 8446 5.1).
+    /// Returns whether the first bytes are plain-text HTTP: a method starts with a letter, whereas
+    /// the first byte of a TLS record is 20 to 24 (RFC 8446, section 5.1).
     fn is_plain_text(&self, state: &mut State, received: &[u8]) -> bool {
         let is_plain = state.phase == Phase::Handshaking
             && state.session.is_server()
@@ -182,20 +186,20 @@ impl<C: Conn> Tls<C> {
         is_plain
     }
 
-    /// Takes what processing came to into the state.
+    /// Applies the result of processing records to the state.
     fn after(&self, state: &mut State, processed: Processed) {
         if processed.is_ended {
             state.ended.get_or_insert(Ok(()));
         }
         if let Some(error) = processed.error {
             let outcome = Outcome::of(&error);
-            // The alert that says why; whether it leaves is not our loss.
+            // Send the alert that reports the error to the peer. It does not matter if this fails.
             let _ = self.flush(state);
             self.fail(state, outcome, Some(&error), io::ErrorKind::InvalidData);
         } else if state.phase == Phase::Handshaking && !state.session.is_handshaking() {
             state.phase = Phase::Open;
             self.tell(Outcome::Ok, None);
-            // `broken` tells the next send of an error.
+            // An error is stored in `broken` and returned by the next send.
             let _ = self.flush(state);
         } else if state.phase == Phase::Open && !state.out.is_empty() {
             let _ = self.flush(state);
@@ -211,7 +215,7 @@ impl<C: Conn> Tls<C> {
     ) {
         self.tell(outcome, error);
         if state.phase == Phase::Open && state.plain_left() > 0 {
-            // What came before the fault is delivered.
+            // Bytes received before the error are still delivered.
             state.ended = Some(Err(kind));
             state.broken = Some(kind);
         } else {
@@ -228,7 +232,7 @@ impl<C: Conn> Tls<C> {
         });
     }
 
-    /// The connection below has ended: cleanly only behind the peer's word for it.
+    /// Handles the end of the underlying connection. It is a clean end only after a `close_notify`.
     fn record_end(&self, state: &mut State) {
         match state.phase {
             Phase::Connecting | Phase::Handshaking => {
@@ -246,7 +250,7 @@ impl<C: Conn> Tls<C> {
         }
     }
 
-    /// Sends records that are kept. `true`: none is.
+    /// Sends the records that are kept. Returns `true` when none are left.
     fn flush(&self, state: &mut State) -> io::Result<bool> {
         if let Some(kind) = state.broken {
             return Err(kind.into());
@@ -271,7 +275,7 @@ impl<C: Conn> Tls<C> {
         Ok(true)
     }
 
-    /// Sends kept records while something else is waited for.
+    /// Sends the records that are kept, concurrently with a wait for something else.
     fn flush_beside(&self, state: &mut State, cx: &mut Context<'_>) {
         while !state.out.is_empty() {
             match self.flush(state) {
@@ -282,7 +286,7 @@ impl<C: Conn> Tls<C> {
         }
     }
 
-    /// Encrypts and sends from `slices`; see [`Conn::try_send_vectored`].
+    /// Encrypts and sends bytes of `slices`; see [`Conn::try_send_vectored`].
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let state = &mut *self.state.borrow_mut();
         match state.phase {
@@ -310,8 +314,8 @@ impl<C: Conn> Tls<C> {
         Ok(at)
     }
 
-    /// Sends what goes at once of everything from `at` on, in one record where it fits. How much
-    /// has left; 0 when its records were not all taken.
+    /// Encrypts bytes of `slices` from `at` on, as many as one encryption allows, and sends them.
+    /// Returns their number, or 0 if their records were not accepted completely.
     fn send_some(&self, state: &mut State, slices: &[IoSlice<'_>], at: usize) -> io::Result<usize> {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { joined, out, .. } = scratch;
@@ -357,10 +361,10 @@ impl<C: Conn> Conn for Tls<C> {
                 return Poll::Ready(());
             }
             std::task::ready!(self.inner.poll_readable(cx));
-            // What the call said comes out of the state.
+            // The result is read from the state.
             let _ = self.pump(state);
         }
-        // A peer that sends records without content must not keep the others waiting.
+        // A peer that sends many records without payload must not starve other tasks.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -433,7 +437,7 @@ impl<C: Conn> Conn for Tls<C> {
                 Ok(()) | Err(_) => {}
             }
         }
-        // Whoever says so much about nothing is not idle.
+        // A connection with that many records without payload is not idle.
         true
     }
 
@@ -468,7 +472,7 @@ impl<C: Conn> Conn for Tls<C> {
         } else if state.closing.is_none() {
             state.closing = Some(true);
             state.say_end();
-            // What does not leave now leaves with the next wait.
+            // Anything the socket does not accept now is flushed by the next poll.
             let _ = self.flush(state);
         }
     }
@@ -501,7 +505,8 @@ impl<C: Conn> Drop for Tls<C> {
     fn drop(&mut self) {
         let state = self.state.get_mut();
         match state.phase {
-            // Given up by us: too slow, or nobody waits for it any more.
+            // The handshake was abandoned by this side: it exceeded its time limit, or nothing
+            // waits for it any more.
             Phase::Handshaking => {
                 let end = End {
                     outcome: Outcome::Unfinished,
@@ -510,7 +515,7 @@ impl<C: Conn> Drop for Tls<C> {
                 };
                 (self.report)(&end);
             }
-            // Behind a record of which a part has left nothing can be said any more.
+            // A `close_notify` cannot be sent after a record that was sent only in part.
             Phase::Open
                 if !self.is_abrupt.get()
                     && state.closing.is_none()
