@@ -1,9 +1,10 @@
-//! TLS behind the seam: nothing above `net` knows more of it than that a connection is encrypted.
+//! TLS, implemented as a [`Conn`]: the code above `net` only sees whether a connection is
+//! encrypted.
 //!
-//! [`Wire`] is a connection with or without it, [`Secure`] the engine whose connections are such.
-//! A handshake is part of a connect, or of what is waited for before a first request
-//! ([`Conn::poll_open`]); how it ended is told to whoever made the [`Acceptor`] or [`Dialer`].
-//! Files, certificates and their renewal are the control plane's.
+//! [`Wire`] is a connection with or without TLS, and [`Secure`] is an executor with such
+//! connections. The handshake is part of the connect to an engine, and of the wait before the first
+//! request of a client ([`Conn::poll_open`]). Its result is passed to the [`Report`] callback of
+//! the [`Acceptor`] or [`Dialer`]. The control plane reads the files and renews certificates.
 
 mod conn;
 mod session;
@@ -27,40 +28,40 @@ pub use conn::Tls;
 use session::Session;
 pub use setup::{Certificate, SetupError, Trust, client_config, server_config};
 
-/// What became of waiting for a connection to open.
+/// The result of waiting for a connection to open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// It carries bytes.
+    /// The connection carries bytes.
     Ready,
-    /// The peer speaks plain text where TLS is spoken. It can be answered in plain text.
+    /// The peer sent plain text on a TLS port. It can be sent a response in plain text.
     PlainText,
-    /// It is of no use.
+    /// The connection has failed.
     Failed,
 }
 
-/// How a handshake ended, or what ended a connection against the rules later.
+/// The result of a handshake, or the reason why an open connection failed later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// Well.
+    /// The handshake succeeded.
     Ok,
-    /// The peer speaks plain text.
+    /// The peer sent plain text.
     PlainText,
-    /// The peer does not speak `http/1.1` (it offered other protocols only).
+    /// The peer does not support `http/1.1` (it offered only other protocols).
     Protocol,
-    /// No version, cipher suite, curve or kind of signature in common.
+    /// No TLS version, cipher suite, curve or signature scheme in common.
     Version,
-    /// The peer's certificate is missing, or not valid for its name, now, here.
+    /// The peer's certificate is missing or failed verification (name, validity period, issuer).
     Certificate,
-    /// The peer refused with an alert.
+    /// The peer refused the connection with an alert.
     Alert,
-    /// The connection ended, or was given up, in the middle.
+    /// The connection ended, or was abandoned, during the handshake.
     Unfinished,
-    /// Bytes that break TLS.
+    /// The peer sent bytes that violate the TLS protocol, or another error occurred.
     Broken,
 }
 
 impl Outcome {
-    /// Every value, in the order of `index`.
+    /// All values, in the order of [`Outcome::index`].
     pub const ALL: [Self; 8] = [
         Self::Ok,
         Self::PlainText,
@@ -72,13 +73,13 @@ impl Outcome {
         Self::Broken,
     ];
 
-    /// Position in `ALL`.
+    /// Returns the position in [`Outcome::ALL`].
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
     }
 
-    /// The label in metrics and logs.
+    /// Returns the label used in metrics and logs.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -107,21 +108,21 @@ impl Outcome {
     }
 }
 
-/// How a handshake ended.
+/// The result of a handshake, with details.
 #[derive(Debug)]
 pub struct End<'a> {
-    /// In which of the known ways.
+    /// The category of the result.
     pub outcome: Outcome,
-    /// What exactly was wrong, where the session knows.
+    /// The exact error, if there is one from the TLS session.
     pub error: Option<&'a rustls::Error>,
-    /// The peer's address, where it has one.
+    /// The peer's IP address, if it has one.
     pub peer_ip: Option<IpAddr>,
 }
 
-/// Told how handshakes ended; must not wait, nor touch the connection.
+/// Callback that receives the result of a handshake. It must neither block nor use the connection.
 pub type Report = dyn Fn(&End<'_>);
 
-/// Begins TLS on accepted connections.
+/// Starts TLS on accepted connections.
 #[derive(Clone)]
 pub struct Acceptor {
     config: Arc<ServerConfig>,
@@ -135,20 +136,20 @@ impl std::fmt::Debug for Acceptor {
 }
 
 impl Acceptor {
-    /// An acceptor of one shard.
+    /// Creates an acceptor for one shard.
     #[must_use]
     pub fn new(config: Arc<ServerConfig>, report: Rc<Report>) -> Self {
         Self { config, report }
     }
 
-    /// Puts TLS on a connection.
+    /// Wraps an accepted connection in TLS.
     pub fn accept<C: Conn>(&self, conn: C) -> Wire<C> {
         let session = Session::server(Arc::clone(&self.config));
         Wire::Tls(Box::new(Tls::new(conn, session, Rc::clone(&self.report))))
     }
 }
 
-/// Begins TLS on connections to one kind of engine.
+/// Starts TLS on connections to one kind of engine.
 #[derive(Clone)]
 pub struct Dialer {
     config: Arc<ClientConfig>,
@@ -162,7 +163,7 @@ impl std::fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    /// A dialer of one shard. It remembers sessions of its own to resume.
+    /// Creates a dialer for one shard. Its cache of resumable sessions is not shared.
     #[must_use]
     pub fn new(config: &ClientConfig, report: Rc<Report>) -> Self {
         let mut config = config.clone();
@@ -173,11 +174,13 @@ impl Dialer {
         }
     }
 
-    /// Puts TLS on a connection that is being made to `host`, a name or an address. It becomes
-    /// writable when the handshake has ended, and [`Conn::connected`] says how.
+    /// Wraps a connection to `host`, a name or an IP address, in TLS. The connect may still be in
+    /// progress. The result becomes writable when the handshake has finished, and
+    /// [`Conn::connected`] returns the handshake's result.
     pub fn dial<C: Conn>(&self, conn: C, host: &str) -> Wire<C> {
         let name = ServerName::try_from(host.to_owned());
-        // A name that can be in no certificate is asked for as an address that is in none.
+        // A host that is not a valid server name cannot be in any certificate. It is replaced by
+        // the unspecified address, which is in no certificate either, so verification fails.
         let name = name.unwrap_or_else(|_| IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
         let session = Session::client(Arc::clone(&self.config), name);
         Wire::Tls(Box::new(Tls::new(conn, session, Rc::clone(&self.report))))
@@ -187,13 +190,13 @@ impl Dialer {
 /// A connection with or without TLS.
 #[derive(Debug)]
 pub enum Wire<C: Conn> {
-    /// Without.
+    /// A plain connection.
     Plain(C),
-    /// With.
+    /// A connection with TLS.
     Tls(Box<Tls<C>>),
 }
 
-/// The same call on either.
+/// Forwards a call to either variant.
 macro_rules! either {
     ($wire:expr, $conn:ident => $call:expr) => {
         match $wire {
@@ -286,8 +289,8 @@ impl<C: Conn> Conn for Wire<C> {
     }
 }
 
-/// An engine whose connections may be encrypted. New ones are plain until a [`Dialer`] or an
-/// [`Acceptor`] has had them.
+/// An executor whose connections may be encrypted. New connections are plain until they are passed
+/// to a [`Dialer`] or an [`Acceptor`].
 #[derive(Clone, Debug)]
 pub struct Secure<N>(pub N);
 
