@@ -1,8 +1,9 @@
-//! One side of a TLS session over buffers of the caller: records in, records out, no socket.
+//! One side of a TLS session that works on buffers of the caller: records in, records out, no
+//! socket.
 //!
-//! The state of rustls without its buffers (its *unbuffered* interface): received records are
-//! decrypted where they lie and records to be sent are written where they are to be sent from, so
-//! a session that is idle holds its keys and nothing else.
+//! This is rustls without its buffers (its *unbuffered* interface). Received records are decrypted
+//! in place, and records to send are written directly to the send buffer, so an idle session holds
+//! its keys and no buffers.
 
 use std::sync::Arc;
 
@@ -14,43 +15,43 @@ use rustls::unbuffered::{
 };
 use rustls::{ClientConfig, Error, ServerConfig};
 
-/// What a record may add to its payload: header, nonce, tag, padding byte; and room for what the
-/// session itself has to say first (a key update).
+/// Upper bound on the bytes that a record adds to its payload (header, nonce, tag, padding byte),
+/// plus room for a record that the session itself must send first (a key update).
 const RECORD_EXTRA_BYTES: usize = 512;
-/// Payload of a record at most (RFC 8446 5.1).
+/// Maximum payload of a record (RFC 8446, section 5.1).
 const RECORD_BYTES_MAX: usize = 16 * 1024;
 
-/// One side of a session.
+/// One side of a TLS session.
 pub(super) enum Session {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
-    /// None could be begun; the first use says why.
+    /// The session could not be created. Processing returns `why`.
     None {
         is_server: bool,
         why: Error,
     },
 }
 
-/// What is to be done once received records are processed.
+/// Operation to perform once the received records are processed.
 #[derive(Clone, Copy)]
 pub(super) enum Wish<'a> {
     Nothing,
-    /// Encrypts this.
+    /// Encrypts these bytes.
     Encrypt(&'a [u8]),
-    /// Says that nothing more will be sent.
+    /// Encodes a `close_notify` alert.
     CloseNotify,
 }
 
-/// What processing came to.
+/// The result of processing.
 #[derive(Debug, Default)]
 pub(super) struct Processed {
-    /// Bytes at the front of the received ones that are done with.
+    /// Number of received bytes, from the start, that are no longer needed.
     pub(super) used: usize,
-    /// The peer has said that it will send no more.
+    /// Whether the peer has sent a `close_notify`.
     pub(super) is_ended: bool,
-    /// The session is of no use any more; what `out` holds says so to the peer.
+    /// The error that ended the session. `out` contains the alert for the peer, if there is one.
     pub(super) error: Option<Error>,
-    /// The wish was granted.
+    /// Whether the requested operation was performed.
     pub(super) is_granted: bool,
 }
 
@@ -94,8 +95,8 @@ impl Session {
         }
     }
 
-    /// Processes every whole record of `received`: payload goes to the end of `plain`, records for
-    /// the peer to the end of `out`. A wish is granted when the handshake allows it.
+    /// Processes every complete record in `received`. Payload is appended to `plain`, records for
+    /// the peer to `out`. `wish` is performed if the handshake has progressed far enough.
     pub(super) fn process(
         &mut self,
         received: &mut [u8],
@@ -129,7 +130,7 @@ impl Session {
     }
 }
 
-/// The one call there is, of either side.
+/// The `process_tls_records` method of either side.
 type Process<D> = for<'c, 'i> fn(
     &'c mut UnbufferedConnectionCommon<D>,
     &'i mut [u8],
@@ -143,7 +144,7 @@ struct Run<'a> {
     done: Processed,
 }
 
-/// Whether there is more to do.
+/// Whether to continue processing.
 #[derive(PartialEq, Eq)]
 enum More {
     Yes,
@@ -180,8 +181,8 @@ impl Run<'_> {
         }
     }
 
-    /// Takes the alert that tells the peer of an error, if there is one. No received byte is
-    /// looked at again.
+    /// Appends the alert that reports an error to the peer, if there is one. Received bytes are not
+    /// processed again.
     fn last_words<D>(&mut self, session: &mut UnbufferedConnectionCommon<D>, process: Process<D>) {
         while session.wants_write() {
             let Ok(state) = process(session, &mut []).state else {
@@ -248,7 +249,7 @@ fn step<D>(
             }
         }
         ConnectionState::TransmitTlsData(data) => {
-            // It is in `out`, which leaves before anything else does.
+            // The records are in `out`, which is sent before any later record.
             data.done();
             More::Yes
         }
@@ -263,7 +264,7 @@ fn step<D>(
             More::No
         }
         ConnectionState::BlockedHandshake | ConnectionState::Closed => More::No,
-        // Early data is never asked for.
+        // Early data is never enabled.
         _ => {
             done.error = Some(Error::General("an unknown state of the session".into()));
             More::No
