@@ -1,4 +1,4 @@
-//! From certificates and keys to what sessions are begun with. Reads no file.
+//! Builds TLS configurations from certificates and keys. Reads no files.
 
 use std::sync::Arc;
 
@@ -15,22 +15,22 @@ use rustls::{
 
 use crate::limits::TLS_SESSIONS_MAX;
 
-/// The one protocol spoken inside.
+/// The only protocol offered with ALPN.
 const ALPN: &[u8] = b"http/1.1";
 
-/// Why a certificate, a key or a set of roots cannot be used.
+/// Reason why a certificate, a key or a set of roots cannot be used.
 pub type SetupError = Error;
 
-/// The certificate shown to clients. It can be replaced while connections are open: handshakes
-/// from then on show the new one.
+/// The certificate presented to clients. It can be replaced while connections are open; later
+/// handshakes use the new one.
 #[derive(Debug)]
 pub struct Certificate(ArcSwap<CertifiedKey>);
 
 impl Certificate {
-    /// A chain, leaf first, and the key of the leaf.
+    /// Creates a certificate from a chain, leaf first, and the private key of the leaf.
     ///
     /// # Errors
-    /// When the key cannot be used or belongs to another certificate.
+    /// Fails if the chain is empty, the key cannot be used, or it belongs to another certificate.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -38,7 +38,7 @@ impl Certificate {
         Ok(Self(ArcSwap::from_pointee(certified(chain, key)?)))
     }
 
-    /// Replaces it. With an error nothing has changed.
+    /// Replaces the certificate. After an error the previous one is still in use.
     ///
     /// # Errors
     /// As [`Certificate::new`].
@@ -68,11 +68,12 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-/// What sessions with clients are begun with: TLS 1.2 and 1.3, `http/1.1`, tickets that all shards
-/// understand.
+/// Returns the configuration of sessions with clients: TLS 1.2 and 1.3, `http/1.1`, and session
+/// tickets that are valid on all shards.
 ///
 /// # Errors
-/// When the provider lacks what is needed, or there is no randomness for the key of the tickets.
+/// Fails if the crypto provider does not support the protocol versions, or no random bytes are
+/// available for the ticket key.
 pub fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, SetupError> {
     let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(rustls::ALL_VERSIONS)?;
@@ -84,19 +85,21 @@ pub fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, Setu
     Ok(config)
 }
 
-/// Which engines are believed.
+/// Verification of engine certificates.
 #[derive(Clone, Debug)]
 pub enum Trust {
-    /// Those whose certificate is for their name and leads to one of these.
+    /// Accepts certificates that are valid for the engine's name and chain to one of these roots.
     Roots(Arc<RootCertStore>),
-    /// All of them.
+    /// Accepts every certificate.
     Anyone,
 }
 
-/// What sessions with engines are begun with. `identity` is shown to engines that ask for one.
+/// Returns the configuration of sessions with engines. `identity` is the client certificate for
+/// engines that request one.
 ///
 /// # Errors
-/// When the provider lacks what is needed, or the identity's key is not its certificate's.
+/// Fails if the crypto provider does not support the protocol versions, or the key does not belong
+/// to the certificate of `identity`.
 pub fn client_config(
     trust: Trust,
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
@@ -119,13 +122,13 @@ pub fn client_config(
     Ok(config)
 }
 
-/// Gives a configuration sessions of its own to resume: nothing is shared between shards, nor
-/// between engines that are checked and those that are not.
+/// Gives a configuration a new cache of resumable sessions, so that no sessions are shared between
+/// shards, or between engines whose certificates are verified and engines whose are not.
 pub(super) fn remember_sessions(config: &mut ClientConfig) {
     config.resumption = Resumption::in_memory_sessions(TLS_SESSIONS_MAX);
 }
 
-/// Believes every certificate, though not that its key was used: signatures are checked.
+/// Accepts every certificate. Handshake signatures are still verified.
 #[derive(Debug)]
 struct Anyone {
     provider: Arc<CryptoProvider>,
