@@ -1,48 +1,50 @@
-//! What a connection with TLS keeps between two calls, and what can be said of it without a socket.
+//! The state of a TLS connection between two calls, and the operations on it that need no socket.
 
 use std::io::{self, IoSlice};
 
 use super::session::{Processed, Session, Wish};
 use crate::limits::TLS_SEND_BYTES;
 
-/// How far a connection has come.
+/// State of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The connect below has not ended.
+    /// The underlying connection is still being established.
     Connecting,
     Handshaking,
     Open,
-    /// It is of no use: nothing goes either way.
+    /// The connection has failed: neither direction carries bytes.
     Failed(io::ErrorKind),
-    /// The peer speaks plain text: it is heard and answered in plain text.
+    /// The peer sent plain text. Bytes are received and sent without encryption.
     PlainText,
 }
 
 pub(super) struct State {
     pub(super) session: Session,
     pub(super) phase: Phase,
-    /// Received bytes that are no whole record (or handshake message) yet.
+    /// Received bytes that do not form a complete record (or handshake message) yet.
     pub(super) held: Vec<u8>,
-    /// Decrypted and not taken.
+    /// Decrypted bytes; those from `plain_at` on have not been received by the caller yet.
     pub(super) plain: Vec<u8>,
     pub(super) plain_at: usize,
-    /// Records that the connection below did not take.
+    /// Records; those from `out_at` on were not accepted by the underlying connection yet.
     pub(super) out: Vec<u8>,
     pub(super) out_at: usize,
-    /// Bytes in the records of `out` that were not reported as sent.
+    /// Plaintext bytes in the records of `out` that have not been reported to the caller as sent.
     pub(super) unsent: usize,
-    /// Such bytes whose records have left since.
+    /// Plaintext bytes, not reported as sent yet, whose records have been sent completely since.
     pub(super) sent: usize,
-    /// The peer's end: its word for it, or what came instead.
+    /// End of the receiving side: `Ok` for a clean end (`close_notify`, or a FIN in plain text),
+    /// otherwise `Err`.
     pub(super) ended: Option<Result<(), io::ErrorKind>>,
-    /// Sending has failed.
+    /// The error with which sending has failed.
     pub(super) broken: Option<io::ErrorKind>,
-    /// A `close_notify` was made; with `true` the end below follows it.
+    /// Set once a `close_notify` has been queued. `true` until it is sent; then the sending side of
+    /// the underlying connection is closed.
     pub(super) closing: Option<bool>,
 }
 
 impl State {
-    /// Of a session that has not begun.
+    /// Creates the state for a session that has not started.
     pub(super) const fn new(session: Session) -> Self {
         let phase = if session.is_server() {
             Phase::Handshaking
@@ -65,13 +67,14 @@ impl State {
         }
     }
 
-    /// Processes received records; what it makes of them is kept.
+    /// Processes received records. Decrypted bytes and records to send are appended to the buffers
+    /// of this state.
     pub(super) fn process(&mut self, received: &mut [u8], wish: Wish<'_>) -> Processed {
         let (plain, out) = (&mut self.plain, &mut self.out);
         self.session.process(received, plain, out, wish)
     }
 
-    /// Encrypts `bytes` to the end of `out`, behind whatever the session itself has to say.
+    /// Encrypts `bytes` and appends the records to `out`, after any records of the session itself.
     pub(super) fn encrypt(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Processed {
         let wish = Wish::Encrypt(bytes);
         let (held, plain) = (&mut self.held, &mut self.plain);
@@ -80,7 +83,7 @@ impl State {
         processed
     }
 
-    /// Makes the record that says that nothing more will be sent.
+    /// Appends a `close_notify` alert to the records to send.
     pub(super) fn say_end(&mut self) {
         let (held, plain, out) = (&mut self.held, &mut self.plain, &mut self.out);
         self.session.process(held, plain, out, Wish::CloseNotify);
@@ -90,12 +93,13 @@ impl State {
         self.plain.len() - self.plain_at
     }
 
-    /// Whether a receive gives something at once: bytes, the end, an error.
+    /// Returns whether a receive would return immediately with bytes, the end or an error.
     pub(super) fn has_input(&self) -> bool {
         self.plain_left() > 0 || self.ended.is_some() || matches!(self.phase, Phase::Failed(_))
     }
 
-    /// Takes decrypted bytes, at most as many as `room`; `None` when there is nothing to tell.
+    /// Passes at most `room` decrypted bytes to `give` and returns their number. Without decrypted
+    /// bytes returns the end or the error of the connection, or `None` if there is neither.
     pub(super) fn take(
         &mut self,
         room: usize,
@@ -106,7 +110,7 @@ impl State {
             give(&self.plain[self.plain_at..self.plain_at + n]);
             self.plain_at += n;
             if self.plain_at == self.plain.len() {
-                // An idle connection holds no buffer.
+                // Free the buffer, so that an idle connection holds none.
                 self.plain = Vec::new();
                 self.plain_at = 0;
             }
@@ -120,8 +124,8 @@ impl State {
     }
 }
 
-/// The bytes of `slices` from `at` on, as many as are encrypted at once: where they lie if they lie
-/// together, else put together in `joined`.
+/// Returns the bytes of `slices` starting at `at`, at most `TLS_SEND_BYTES`, the limit of one
+/// encryption. Bytes that are contiguous are not copied; otherwise they are joined in `joined`.
 pub(super) fn piece<'a>(slices: &'a [IoSlice<'_>], at: usize, joined: &'a mut Vec<u8>) -> &'a [u8] {
     let mut skip = at;
     let mut rest = slices.iter().map(|slice| {
