@@ -1,5 +1,5 @@
-//! TLS over simulated connections, against rustls' own buffered interface at the other end: a
-//! mistake of ours is not made twice.
+//! Tests of TLS over simulated connections. The other end is rustls' own buffered interface, so
+//! that an error in the code under test is not repeated in its peer.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -17,7 +17,7 @@ use crate::limits::TLS_SEND_BYTES;
 use crate::net::sim::{Manner, SimConn, SimNet};
 use crate::net::would_block;
 
-/// A certificate for `localhost` that is its own authority, and its key.
+/// Returns a self-signed certificate for `localhost`, usable as its own root, and its key.
 fn identity() -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
     static MADE: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
     let (certificate, key) = MADE.get_or_init(|| {
@@ -47,7 +47,7 @@ fn client(trust: Trust) -> ClientConfig {
     client_config(trust, None).unwrap()
 }
 
-/// What was reported, in order.
+/// The reported outcomes, in order.
 type Heard = Rc<RefCell<Vec<Outcome>>>;
 
 fn listen() -> (Heard, Rc<Report>) {
@@ -75,7 +75,7 @@ async fn open(wire: &Wire<SimConn>) -> Opened {
 async fn send(wire: &Wire<SimConn>, bytes: &[u8]) -> io::Result<()> {
     let mut at = 0;
     while at < bytes.len() {
-        // Now and then in two slices.
+        // In two slices.
         let (first, second) = bytes[at..].split_at((bytes.len() - at) / 3);
         match wire.try_send_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
             Ok(n) => at += n,
@@ -86,7 +86,7 @@ async fn send(wire: &Wire<SimConn>, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Everything up to the end, and how it ended.
+/// Receives everything up to the end of the stream. Returns it and the result of the last receive.
 async fn receive_all(wire: &Wire<SimConn>) -> (Vec<u8>, io::Result<()>) {
     let mut all = Vec::new();
     let mut buffer = vec![0; 7000];
@@ -113,15 +113,15 @@ fn is_quiet(wire: &Wire<SimConn>) -> bool {
     }
 }
 
-/// The other end: rustls as most programs use it.
+/// The other end: rustls with the interface that most programs use.
 struct Peer {
     session: Connection,
     conn: SimConn,
-    /// What came over the wire.
+    /// All bytes that arrived, still encrypted.
     raw: Vec<u8>,
-    /// What was in it and not taken.
+    /// Decrypted bytes that were not read yet.
     inbox: Vec<u8>,
-    /// The session has ended well.
+    /// Whether the session has ended with a `close_notify`.
     is_ended: bool,
 }
 
@@ -188,7 +188,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Sends what the session has to send; reads meanwhile, or both ends wait for each other.
+    /// Sends the pending output of the session. Reads in the meantime, otherwise both ends could
+    /// wait for each other to read.
     async fn flush(&mut self) -> io::Result<()> {
         loop {
             match self.step_write() {
@@ -213,7 +214,7 @@ impl Peer {
         }
     }
 
-    /// Receives once; `false` at the end of the connection.
+    /// Receives once. Returns `false` at the end of the connection.
     async fn pump(&mut self) -> io::Result<bool> {
         self.flush().await?;
         poll_fn(|cx| self.conn.poll_readable(cx)).await;
@@ -257,7 +258,7 @@ impl Peer {
         Ok(())
     }
 
-    /// As many bytes, or fewer at the end of the session.
+    /// Receives `wanted` bytes, or fewer if the session ends before.
     async fn receive(&mut self, wanted: usize) -> io::Result<Vec<u8>> {
         while self.inbox.len() < wanted && !self.is_ended {
             if !self.pump().await? {
@@ -274,7 +275,7 @@ impl Peer {
         self.conn.finish();
     }
 
-    /// Payload sizes of the records that carry application data, as they came.
+    /// Returns the payload sizes of the received application data records, in order.
     fn record_sizes(&self) -> Vec<usize> {
         let (mut at, mut sizes) = (0, Vec::new());
         while at + 5 <= self.raw.len() {
@@ -307,7 +308,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
 
-/// One exchange as a server: request up, answer down, end; every byte where it belongs.
+/// Runs one exchange as a server: request, response, end. Every byte must arrive unchanged.
 fn exchange_as_server(net: &SimNet, version: &'static SupportedProtocolVersion, sizes: [usize; 2]) {
     let (near, far) = net.pair();
     let (heard, report) = listen();
@@ -340,7 +341,7 @@ fn exchange_as_server(net: &SimNet, version: &'static SupportedProtocolVersion, 
         send(&wire, &down).await.unwrap();
         let (rest, end) = receive_all(&wire).await;
         assert!(rest.is_empty() && end.is_ok(), "{rest:?} {end:?}");
-        // A kept record leaves while something else is waited for.
+        // A kept record is sent while the connection waits for something else.
         wire.finish();
         wire.clear_readable();
         let _ = receive_all(&wire).await;
@@ -406,14 +407,14 @@ fn a_client_under_many_seeds() {
     }
 }
 
-/// Runs `main` and fails with the seed if it cannot end or a task has panicked.
+/// Runs `main`, and fails with the seed if it deadlocks or a task panics.
 fn run(net: &SimNet, main: impl Future<Output = ()> + 'static) {
     let run = net.run(main);
     let run = run.unwrap_or_else(|stuck| panic!("{stuck}"));
     assert_eq!(run.panics, 0, "seed {}", net.seed());
 }
 
-/// A wide connection without surprises.
+/// Returns a simulation whose connections have a large capacity and no delays.
 fn calm(seed: u64) -> SimNet {
     let net = SimNet::new(seed);
     net.set_manner(Some(Manner::calm(1 << 20)));
@@ -457,7 +458,7 @@ fn what_a_slow_peer_does_not_take_is_bounded_and_leaves_in_order() {
             assert!(would_block(&refused));
             let kept = || tls.kept()[1];
             assert!(kept() > 0 && kept() < TLS_SEND_BYTES + 4096, "{}", kept());
-            // More of the same is refused, and nothing more is kept.
+            // Further sends are refused, and nothing more is kept.
             for _ in 0..10 {
                 let before = kept();
                 assert!(
@@ -549,7 +550,7 @@ fn an_idle_connection_is_ready_for_nothing_but_bytes_and_the_end() {
         let waiting = net.clone();
         net.spawn(async move {
             let ms = std::time::Duration::from_millis(1);
-            // Tickets come behind the handshake.
+            // Session tickets follow the handshake.
             let mut peer = Peer::server(far);
             peer.open().await.unwrap();
             stepped.set(1);
@@ -592,7 +593,8 @@ fn an_idle_connection_is_ready_for_nothing_but_bytes_and_the_end() {
             step.set(2);
             reach(3).await;
             assert!(is_quiet(&wire), "a key update");
-            // Our own keys were asked to change, too; that goes along with the next bytes.
+            // The peer also requested an update of our keys, which is sent together with the next
+            // bytes.
             send(&wire, b"later").await.unwrap();
             step.set(4);
             reach(5).await;
@@ -628,7 +630,8 @@ fn a_chunk_is_a_record() {
         while heard.borrow().is_empty() {
             waiting.sleep(std::time::Duration::from_millis(1)).await;
         }
-        // Each has 17 bytes of type and tag. Those of the handshake and its tickets come first.
+        // Each record has 17 extra bytes for content type and tag. The records of the handshake and
+        // its tickets come first.
         let full = 16 * 1024 + 17;
         let wanted = [18, 217, full, full, 18, full, full, full, full];
         let heard = heard.borrow();
@@ -785,7 +788,7 @@ fn a_chain_of_many_records_is_read() {
         let (near, far) = net.pair();
         let (heard, report) = listen();
         let (leaf, key) = identity();
-        // What is behind the leaf plays no part, but has to be read.
+        // The certificates after the leaf have no effect, but must be read.
         let chain = vec![leaf; 140];
         let size: usize = chain.iter().map(|one| one.len()).sum();
         assert!(size > 2 * 16 * 1024 && size < 60 * 1024, "{size}");
@@ -809,7 +812,7 @@ fn a_chain_of_many_records_is_read() {
     }
 }
 
-/// Passes bytes on, one of them changed.
+/// Forwards bytes, with some bits of one byte flipped if `changed` is set.
 async fn pass(from: Rc<SimConn>, to: Rc<SimConn>, changed: Option<(usize, u8)>) {
     let mut passed = 0;
     loop {
@@ -851,7 +854,7 @@ fn a_changed_byte_gives_an_error_and_never_another_text() {
             peer.conn.finish();
         });
         net.spawn(pass(Rc::clone(&forth), Rc::clone(&back), None));
-        // A changed length makes both wait, for ever but for somebody's limit.
+        // A changed length field makes both ends wait for more bytes, so limit the time.
         let (limit, cut) = (net.clone(), Rc::clone(&forth));
         net.spawn(async move {
             limit.sleep(std::time::Duration::from_secs(2)).await;
@@ -887,7 +890,7 @@ fn any_bytes_at_all_end_a_handshake() {
         let mut noise: Vec<u8> = (0..len)
             .map(|_| u8::try_from(net.below(256)).unwrap())
             .collect();
-        // Some look like records, and like long handshake messages.
+        // Some start like a record with a long handshake message.
         if seed % 2 == 0 && len > 16 {
             let size = [0x40, 0x00];
             noise[..9].copy_from_slice(&[22, 3, 1, size[0], size[1], 1, 0, 0xff, 0xf0]);
