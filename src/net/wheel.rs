@@ -1,13 +1,14 @@
-//! One coarse deadline wheel per shard.
+//! A coarse timer wheel, one per shard.
 //!
-//! A [`Timer`] is armed and disarmed several times per request and almost never fires, so moving a
-//! deadline *later* (or switching it off) only writes a number: the entry stays where it hangs and
-//! is re-hung when its slot comes round. Only moving a deadline *earlier* than the slot it hangs in
-//! touches the lists. The tick is coarse on purpose: a timer that really fires often costs more
-//! than the work it guards (`+33 %` CPU for 200 us waits, measured).
+//! A [`Timer`] is armed and disarmed several times per request and almost never fires. Moving a
+//! deadline *later* (or disarming it) therefore only writes a number: the entry remains in its
+//! slot, and is moved to the right slot when the wheel reaches the old one. Only moving a deadline
+//! *earlier* than the entry's current slot changes the lists. The tick is coarse on purpose: a
+//! timer that really fires often costs more than the work it guards (`+33 %` CPU for 200 us waits,
+//! measured).
 //!
-//! The wheel does not wait by itself: its owner calls [`Wheel::advance`] and asks
-//! [`Wheel::next_wake`] when to come back.
+//! The wheel does not sleep. Its owner calls [`Wheel::advance`], which returns the time of the next
+//! call, also available as [`Wheel::next_wake`].
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,23 +17,24 @@ use std::time::Duration;
 
 use super::Instant;
 
-/// Length of one tick. Deadlines are met at most one tick late, never early.
+/// Length of one tick. A deadline fires at most one tick late, never early.
 pub const TICK: Duration = Duration::from_millis(10);
 const TICK_NS: u64 = 10_000_000;
-/// Slots of the wheel; a deadline further away than `SLOTS` ticks is looked at once per turn.
+/// Slots of the wheel. The entry of a deadline more than `SLOTS` ticks away is visited once per
+/// revolution.
 const SLOTS: usize = 512;
 const NONE: u32 = u32::MAX;
 const OFF: u64 = u64::MAX;
 
-/// Called with the moment the wheel wants to be advanced at, when that moved earlier.
+/// Called with the time of the next [`Wheel::advance`] when that time has moved earlier.
 type Rearm = Box<dyn Fn(Instant)>;
 
 struct Entry {
     previous: u32,
     next: u32,
-    /// Tick whose slot this entry hangs in; `OFF` when it hangs nowhere.
+    /// Tick in whose slot this entry is linked, or `OFF` if it is not linked.
     hung_tick: u64,
-    /// Tick the deadline falls on; `OFF` when disarmed.
+    /// Tick on which the deadline falls, or `OFF` if disarmed.
     deadline_tick: u64,
     fired: bool,
     waker: Option<Waker>,
@@ -44,7 +46,7 @@ struct State {
     free: Vec<u32>,
     /// The last tick that was advanced to.
     now_tick: u64,
-    /// The tick the owner has been asked to come back at; `OFF` for none.
+    /// The tick on which the owner should advance the wheel next, or `OFF` for none.
     wake_tick: u64,
 }
 
@@ -68,7 +70,7 @@ impl Default for Wheel {
 }
 
 impl Wheel {
-    /// A wheel whose time starts at `now`.
+    /// Creates a wheel whose time starts at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         let state = State {
@@ -84,12 +86,12 @@ impl Wheel {
         }
     }
 
-    /// Sets what is called when the wheel wants to be advanced earlier than it said before.
+    /// Sets the callback for when the wheel must be advanced earlier than it last reported.
     pub fn on_rearm(&self, rearm: impl Fn(Instant) + 'static) {
         *self.rearm.borrow_mut() = Some(Box::new(rearm));
     }
 
-    /// A new deadline, switched off.
+    /// Returns a new timer, disarmed.
     #[must_use]
     pub fn timer(&self) -> Timer {
         let mut state = self.state.borrow_mut();
@@ -115,7 +117,8 @@ impl Wheel {
         }
     }
 
-    /// Fires every deadline that `now` has reached. Returns when to come back, if ever.
+    /// Fires every deadline that `now` has reached. Returns the time of the next call, if any entry
+    /// is linked.
     pub fn advance(&self, now: Instant) -> Option<Instant> {
         let mut wakers = Vec::new();
         let next = {
@@ -131,15 +134,15 @@ impl Wheel {
         (next != OFF).then(|| Instant(next.saturating_mul(TICK_NS)))
     }
 
-    /// When the wheel wants to be advanced next.
+    /// Returns the time at which the wheel must be advanced next.
     #[must_use]
     pub fn next_wake(&self) -> Option<Instant> {
         let tick = self.state.borrow().wake_tick;
         (tick != OFF).then(|| Instant(tick.saturating_mul(TICK_NS)))
     }
 
-    /// Wakes every task that waits with a timer, so that it looks at the world again: how a drain
-    /// reaches idle sessions without a list of them.
+    /// Wakes every task that waits on a timer, so that it checks its other conditions again. A
+    /// drain reaches idle sessions this way without keeping a list of them.
     pub fn nudge_all(&self) {
         let wakers: Vec<Waker> = self
             .state
@@ -157,7 +160,7 @@ impl Wheel {
         let mut state = self.state.borrow_mut();
         let deadline_tick = match wait {
             None => OFF,
-            // Round up: a deadline is met late rather than early.
+            // Rounded up: a deadline may fire late but never early.
             Some(wait) => now.after(wait).0.div_ceil(TICK_NS).max(state.now_tick + 1),
         };
         let entry = &mut state.entries[index as usize];
@@ -215,7 +218,7 @@ impl State {
     }
 
     fn advance(&mut self, target: u64, wakers: &mut Vec<Waker>) {
-        // After a long sleep one turn visits every slot; more turns would visit nothing new.
+        // After a long sleep one revolution visits every slot; more would visit nothing new.
         let first = (self.now_tick + 1).max(target.saturating_sub(SLOTS as u64 - 1));
         self.now_tick = self.now_tick.max(target);
         for tick in first..=target {
@@ -230,7 +233,8 @@ impl State {
         }
     }
 
-    /// The entry's slot has come round: fire it, hang it where its deadline has moved, or let go.
+    /// Handles an entry whose slot has been reached: fires it, links it to the slot of its moved
+    /// deadline, or leaves it unlinked if it is disarmed.
     fn visit(&mut self, index: u32, target: u64, wakers: &mut Vec<Waker>) {
         self.unhang(index);
         let entry = &mut self.entries[index as usize];
@@ -247,14 +251,14 @@ impl State {
         wakers.extend(entry.waker.take());
     }
 
-    /// The next tick in whose slot something hangs, at most one turn away.
+    /// Returns the next tick whose slot is not empty, at most one revolution away.
     fn next_hung(&self) -> Option<u64> {
         (self.now_tick + 1..=self.now_tick + SLOTS as u64)
             .find(|tick| self.heads[Self::slot(*tick)] != NONE)
     }
 }
 
-/// One deadline that can be moved and waited for. Dropping it forgets it.
+/// A deadline that can be moved and waited for. Dropping it disarms it.
 #[derive(Debug)]
 pub struct Timer {
     wheel: Wheel,
@@ -262,12 +266,12 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// Sets the deadline to `wait` after `now`, or switches it off.
+    /// Sets the deadline to `wait` after `now`, or disarms the timer.
     pub fn set(&self, now: Instant, wait: Option<Duration>) {
         self.wheel.set(self.index, now, wait);
     }
 
-    /// Ready once the deadline has passed, and then until it is set again.
+    /// Waits until the deadline has passed. Then ready until the deadline is set again.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.wheel.state.borrow_mut();
         let entry = &mut state.entries[self.index as usize];
@@ -291,7 +295,8 @@ impl Drop for Timer {
         let waker = entry.waker.take();
         state.free.push(self.index);
         drop(state);
-        // A waker may own the last reference to a task whose drop comes back here.
+        // Dropped after the borrow has ended: a waker may own the last reference to a task whose
+        // drop calls back into the wheel.
         drop(waker);
     }
 }
@@ -401,7 +406,8 @@ mod tests {
         assert_eq!(count.0.load(Ordering::Relaxed), 100);
     }
 
-    /// Against a naive list of deadlines, with a seeded mix of sets, moves, drops and jumps.
+    /// Compares the wheel with a plain list of deadlines under a seeded mix of sets, moves, drops
+    /// and jumps in time.
     #[test]
     fn agrees_with_a_naive_list() {
         let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
