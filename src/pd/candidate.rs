@@ -1,14 +1,15 @@
-//! The prefill targets a request names, in the order to try them.
+//! The prefill targets that a request names, in the order in which to try them.
 
 use crate::fleet::{HTTP_PORT, Target, TargetError};
 
-/// Candidates looked at in one request; a scheduler sends one or a few.
+/// Number of candidates that are read from one request. Schedulers send one or a few.
 pub const CANDIDATES_MAX: usize = 16;
 
-/// The candidates of the routing header's lines.
+/// The elements of a routing header.
 ///
-/// Exactly one line is split on commas; of two or more lines each is one candidate and is not
-/// split (llm-d, reference 3.1). Blanks around an element are not part of it.
+/// If there is exactly one header line, it is split on commas. With two or more lines, each line is
+/// one element and is not split, as in pd-sidecar (`docs/pd-sidecar.md#routing-headers`). Blanks
+/// around an element are removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidates<'a> {
     elements: Vec<&'a [u8]>,
@@ -16,8 +17,8 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// Reads the lines of `x-prefiller-host-port`, or those of the older `x-prefiller-url` when
-    /// there is no line of the new name at all.
+    /// Reads the lines of `x-prefiller-host-port`, or those of the older `x-prefiller-url` if there
+    /// is no line with the new name at all.
     pub fn read(
         lines: impl Iterator<Item = &'a [u8]> + Clone,
         old_lines: impl Iterator<Item = &'a [u8]> + Clone,
@@ -45,21 +46,22 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Sets the port of candidates that name none.
+    /// Sets the port of candidates that do not specify one.
     #[must_use]
     pub const fn with_default_port(mut self, port: u16) -> Self {
         self.port_default = port;
         self
     }
 
-    /// Picks the candidate to begin with: the first, or with sampling the one at `random` modulo
-    /// their number. The targets to try follow in list order from there, once round, each once.
+    /// Returns the targets to try, in order.
     ///
-    /// An empty first pick means "no prefill" (an empty list). Later empty elements are skipped.
+    /// The choice is the first element or, with sampling, the one at index `random` modulo the
+    /// number of elements. The other elements follow in list order, wrapping around, without
+    /// duplicates. If the chosen element is empty, the request has no prefill leg and the result is
+    /// an empty list. Other empty elements are skipped.
     ///
     /// # Errors
-    /// When any of the targets that may be tried is malformed: a list with a mistake in it is not
-    /// dialled at all.
+    /// If any element is malformed: no target of such a list is dialled.
     pub fn choose(&self, random: Option<u64>) -> Result<Vec<Target>, TargetError> {
         let count = self.elements.len();
         if count == 0 {
@@ -84,8 +86,8 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// Targets named for a purpose that the request can be served without: one line split on commas or
-/// several lines, elements that are no targets left out, each target once.
+/// Returns the targets of a header that a request can be served without, such as that of the
+/// encoders. It is split like [`Candidates`]; malformed elements and duplicates are omitted.
 #[must_use]
 pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16) -> Vec<Target> {
     let mut targets = Vec::new();
