@@ -1,4 +1,4 @@
-//! Which legs a connector has, and in which order.
+//! Order and construction of each connector's legs.
 
 use super::decide;
 use super::options::KvConnector;
@@ -8,30 +8,31 @@ use super::request::PdRequest;
 use super::{mooncake, mori, nixl, nixlv2, offloading, sglang, shared_storage};
 use crate::json::EditError;
 
-/// How the legs of a split request follow each other.
+/// Order of the legs of a split request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// The prefill leg, and the decode leg made from its answer.
+    /// The prefill leg, then the decode leg, which is made from the prefill response.
     Serial,
-    /// Both at once.
+    /// Both legs at the same time.
     Concurrent,
-    /// The decoder first; the serial order where it asks for that.
+    /// A decode leg; if its response requests a prefill, the serial order follows.
     DecodeFirst,
 }
 
-/// What becomes of a leg whose client has left (reference `competitors` 9.2).
+/// Fate of a leg whose client has disconnected (`docs/engines.md#client-disconnects`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDisconnect {
-    /// It is ended at once, which frees the engine.
+    /// It is cancelled immediately, which frees the engine.
     Cancel,
-    /// It runs on until the decoder's first answer byte: ended before, the engine would keep memory for a
-    /// transfer that nobody reports the end of.
+    /// A decode leg continues until the first byte of its response body. A prefill leg is cancelled
+    /// if that byte has already arrived, and otherwise continues until it has finished. Cancelled
+    /// earlier, the engine would hold memory for a transfer whose completion is never reported.
     UntilFirstByte,
-    /// It runs to its end: the other engine may be reading from it.
+    /// It continues until it has finished, because the other engine may be reading from it.
     RunToEnd,
 }
 
-/// The order of a request's legs.
+/// Returns the order of a request's legs.
 #[must_use]
 pub fn order(connector: KvConnector, request: &PdRequest<'_>) -> Order {
     match connector {
@@ -49,14 +50,16 @@ pub fn order(connector: KvConnector, request: &PdRequest<'_>) -> Order {
     }
 }
 
-/// What becomes of the two legs of [`Order::Concurrent`] when the client leaves: the prefill leg, and
-/// the decode leg before its first byte.
+/// Returns the fate of the two legs of [`Order::Concurrent`] when the client disconnects: that of
+/// the prefill leg, and that of the decode leg before the first byte of its response body
+/// (`docs/pd-sidecar.md#when-the-client-disconnects`).
 #[must_use]
 pub const fn on_disconnect(connector: KvConnector) -> [OnDisconnect; 2] {
     match connector {
-        // The decoder tells its side of the room; the prefiller must see the end of its own.
+        // The decoder can abandon its side of the room; the prefiller must complete its own side.
         KvConnector::Sglang => [OnDisconnect::RunToEnd, OnDisconnect::Cancel],
-        // The prefiller writes, or is read, until it has reported.
+        // The prefiller writes to the decoder, or is read by it, until the transfer is reported
+        // as complete.
         KvConnector::Mooncake | KvConnector::Offloading => {
             [OnDisconnect::RunToEnd, OnDisconnect::UntilFirstByte]
         }
@@ -67,17 +70,18 @@ pub const fn on_disconnect(connector: KvConnector) -> [OnDisconnect; 2] {
     }
 }
 
-/// Whether an answer of the decode leg is the client's before the prefiller has answered well.
+/// Returns whether the first byte of the decode response allows forwarding it to the client, even
+/// if the prefiller has not responded successfully yet.
 #[must_use]
 pub const fn commits_on_first_byte(connector: KvConnector) -> bool {
-    // MoRI-IO's decoder answers with a head, and with tokens, before the prefiller has failed.
+    // A decoder with MoRI-IO can send the head, and even tokens, before the prefiller fails.
     !matches!(connector, KvConnector::Nixlv2)
 }
 
-/// Plans a request that names a prefiller: by both, or by the decoder alone.
+/// Decides whether a request that names a prefiller is split or served by the decoder alone.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn plan(connector: KvConnector, request: &PdRequest<'_>) -> Result<Plan, EditError> {
     let reason = match connector {
         KvConnector::Nixlv2
@@ -86,7 +90,8 @@ pub fn plan(connector: KvConnector, request: &PdRequest<'_>) -> Result<Plan, Edi
         | KvConnector::Offloading => {
             decide::keep_local(request.api, request.document, request.body)
         }
-        // A store serves any number of sequences, and SGLang numbers the rooms of a list itself.
+        // A store serves any number of sequences, and SGLang numbers the rooms of a list of
+        // prompts itself.
         KvConnector::SharedStorage | KvConnector::Lmcache | KvConnector::Sglang => {
             decide::keep_shape_local(request.api, request.document)
         }
@@ -97,11 +102,11 @@ pub fn plan(connector: KvConnector, request: &PdRequest<'_>) -> Result<Plan, Edi
     }
 }
 
-/// The prefill leg of a serial order: [`order`] has said so, and of the connectors that run side by
-/// side none gets here.
+/// Returns the prefill leg of [`Order::Serial`]. Connectors whose legs are always concurrent are
+/// never passed here.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn prefill_leg(
     connector: KvConnector,
     request: &PdRequest<'_>,
@@ -118,11 +123,11 @@ pub fn prefill_leg(
     }
 }
 
-/// The decode leg of a serial order; `handoff` is what its prefill leg's answer gave, of
-/// connectors whose legs hand something on.
+/// Returns the decode leg of [`Order::Serial`]. `handoff` is the part of the prefill response that
+/// the decode leg carries, for connectors that have one.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn decode_leg(
     connector: KvConnector,
     request: &PdRequest<'_>,
@@ -140,10 +145,10 @@ pub fn decode_leg(
     }
 }
 
-/// Both legs of [`Order::Concurrent`], the prefill leg first.
+/// Returns both legs of [`Order::Concurrent`], the prefill leg first.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn pair(
     connector: KvConnector,
     request: &PdRequest<'_>,
