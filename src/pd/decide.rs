@@ -1,14 +1,14 @@
-//! Whether a request can be split between a prefiller and the decoder at all.
+//! Decides whether a request can be split between a prefiller and the decoder at all.
 //!
-//! One handoff describes the KV cache of one sequence and is read once: whatever makes several
-//! sequences out of one request, or makes the engine ignore cached KV, is served by the decoder
-//! alone (reference `vllm-api` 3.5, `competitors` 9.1).
+//! One handoff describes the KV cache of one sequence and can be read once. A request that produces
+//! several sequences, or that makes the engine ignore cached KV, is therefore served by the decoder
+//! alone (`docs/engines.md#requests-that-stay-with-the-decoder`).
 
 use super::outcome::Reason;
 use super::route::Api;
 use crate::json::{Document, Kind, Level, Member};
 
-/// Why the request must not be split, if so.
+/// Returns the reason why the request must not be split, or `None` if it can be.
 #[must_use]
 pub fn keep_local(api: Api, document: &Document, body: &[u8]) -> Option<Reason> {
     let above_one = |level, name| {
@@ -42,8 +42,8 @@ pub fn keep_local(api: Api, document: &Document, body: &[u8]) -> Option<Reason> 
     }
 }
 
-/// Why the request must not be split with a connector that copes with any number of sequences: its
-/// body is not one of the shapes that the legs can be made of.
+/// Returns the reason why the request must not be split by a connector that supports any number of
+/// sequences: its body does not have one of the shapes that legs can be made of.
 #[must_use]
 pub fn keep_shape_local(api: Api, document: &Document) -> Option<Reason> {
     let has_prompt =
@@ -60,7 +60,8 @@ pub fn keep_shape_local(api: Api, document: &Document) -> Option<Reason> {
     }
 }
 
-/// `/invocations` is dispatched by shape: only its chats and completions can be split.
+/// The engine dispatches `/invocations` by the shape of the body. Only chat completion and
+/// completion requests can be split.
 fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
     if is_set(document, Level::Top, "messages") {
         None
@@ -73,7 +74,7 @@ fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
     }
 }
 
-/// A completion that echoes its prompt with log-probabilities wants those of the prompt, too.
+/// A completion that echoes its prompt with log-probabilities includes those of the prompt.
 fn echoes_logprobs(api: Api, document: &Document) -> bool {
     let echo = document.last(Level::Top, "echo");
     matches!(api, Api::Completions | Api::Invocations)
@@ -87,8 +88,8 @@ fn is_set(document: &Document, level: Level, name: &str) -> bool {
         .is_some_and(|member| member.kind != Kind::Null)
 }
 
-/// Anything but null, 0 and 1 counts as more than one: a value the engine would refuse anyway
-/// (a string, a fraction) is its to refuse, on one leg.
+/// Returns whether a count is `null`, 0 or 1. Any other value counts as more than one: an invalid
+/// one (a string, a fraction) goes to the decoder alone, which refuses it.
 fn is_one_or_unset(member: &Member, body: &[u8]) -> bool {
     match member.kind {
         Kind::Null => true,
@@ -104,8 +105,8 @@ fn has_several_prompts(document: &Document, body: &[u8]) -> bool {
     }
 }
 
-/// Whether an array holds two or more strings or arrays. An array of numbers is one prompt of
-/// token ids; an array of anything else is the engine's to refuse.
+/// Returns whether an array contains two or more strings or arrays. An array of numbers is one
+/// prompt of token ids. Any other array is left to the engine to refuse.
 fn is_list_of_several(array: &[u8]) -> bool {
     let inner = array.get(1..).unwrap_or_default().trim_ascii_start();
     let first_end = match inner.first() {
@@ -119,14 +120,14 @@ fn is_list_of_several(array: &[u8]) -> bool {
     inner[first_end..].trim_ascii_start().first() == Some(&b',')
 }
 
-/// Offset behind the closing quote of the string at the start of `bytes`.
+/// Returns the offset after the closing quote of the string at the start of `bytes`.
 fn string_end(bytes: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {
         at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
         match bytes[at] {
             b'"' => return Some(at + 1),
-            // The escaped byte is skipped, whatever it is.
+            // Skips the backslash and the escaped byte.
             _ => at += 2,
         }
     }
