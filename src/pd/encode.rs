@@ -1,7 +1,8 @@
-//! The encoder stage: images, audio and video of a chat go to encoders first (reference 6.8).
+//! The encoder stage: the images, audio and video of a request are first sent to encoders
+//! (`docs/pd-sidecar.md#encoders`).
 //!
-//! Each item becomes a request of its own, and the encoders' output travels by a store or by
-//! `ec_transfer_params` of their answers, which every later leg carries.
+//! Each item is sent as a separate request. The encoders' output is passed on through a store, or
+//! through the `ec_transfer_params` of their responses, which every later leg carries.
 
 use std::collections::HashSet;
 
@@ -11,11 +12,11 @@ use super::request::{Caps, PdRequest};
 use super::route::Api;
 use crate::json::{EditError, Level, elements, inner, member, members, string_is, validate};
 
-/// Items one request may have. Engines allow far fewer per prompt.
+/// Maximum number of items in one request. Engines allow far fewer per prompt.
 pub const ITEMS_MAX: usize = 256;
 
-/// Kinds of content parts that encoders take, and whether a part names a URL, so that two of the
-/// same are one.
+/// Types of content parts that are sent to encoders, and whether such a part contains a URL. Parts
+/// with the same type and URL are encoded once.
 const KINDS: [(&str, bool); 4] = [
     ("image_url", true),
     ("audio_url", true),
@@ -23,14 +24,14 @@ const KINDS: [(&str, bool); 4] = [
     ("input_audio", false),
 ];
 
-/// More items than [`ITEMS_MAX`].
+/// The request has more items than [`ITEMS_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyItems;
 
-/// The items of a request's messages in their order, repetitions of a URL left out.
+/// Returns the items of a request's messages in order, without repetitions of a URL.
 ///
 /// # Errors
-/// When there are too many.
+/// If there are too many.
 pub fn items<'a>(request: &PdRequest<'a>) -> Result<Vec<&'a [u8]>, TooManyItems> {
     let messages = request.document.last(Level::Top, "messages");
     let messages = messages.map_or(&b""[..], |member| member.value.of(request.body));
@@ -54,22 +55,22 @@ pub fn items<'a>(request: &PdRequest<'a>) -> Result<Vec<&'a [u8]>, TooManyItems>
     Ok(items)
 }
 
-/// The kind of a content part, and the URL it names, as written.
+/// Returns the type of a content part and its URL, which is not unescaped.
 fn kind_of(part: &[u8]) -> Option<(&'static str, Option<&[u8]>)> {
     let name = member(part, "type")?;
     let (kind, has_url) = *KINDS.iter().find(|(kind, _)| string_is(name, kind))?;
     let url = has_url.then(|| {
         let place = member(part, kind)?;
-        // Some clients write the URL itself in place of an object with it.
+        // Some clients send the URL itself instead of an object that contains it.
         member(place, "url").or_else(|| inner(place).map(|_| place))
     });
     Some((kind, url.flatten()))
 }
 
-/// The leg of one item.
+/// Returns the leg that sends one item to an encoder.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn leg(request: &PdRequest<'_>, item: &[u8], ec: EcConnector) -> Result<Leg, EditError> {
     let request = PdRequest {
         api: Api::Chat,
@@ -87,16 +88,16 @@ pub fn leg(request: &PdRequest<'_>, item: &[u8], ec: EcConnector) -> Result<Leg,
     request.leg(Role::Encode, &edits, take)
 }
 
-/// The encoders' `ec_transfer_params`, merged member by member; of two with the same name the later
-/// one counts.
+/// The encoders' `ec_transfer_params`, merged member by member. A later member replaces an earlier
+/// one of the same name.
 #[derive(Debug, Default)]
 pub struct Merge {
     members: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Merge {
-    /// Takes one encoder's answer, a valid JSON text. `false`: it has no parameters, or they are no
-    /// object with members.
+    /// Adds the parameters of one encoder's response, which must be valid JSON. Returns `false` if
+    /// it has no `ec_transfer_params`, or if they are not an object with at least one member.
     pub fn take(&mut self, response: &[u8]) -> bool {
         let params = member(response, "ec_transfer_params").unwrap_or_default();
         if validate(params).is_err() {
@@ -117,7 +118,7 @@ impl Merge {
         replaced || self.members.len() > before
     }
 
-    /// The merged object; `None` when no encoder gave any parameters.
+    /// Returns the merged object, or `None` if no response had any parameters.
     #[must_use]
     pub fn finish(self) -> Option<Vec<u8>> {
         if self.members.is_empty() {
