@@ -1,35 +1,35 @@
-//! A handoff is used once, and only while it is fresh.
+//! Ensures that a handoff is used once, and only while it is fresh.
 //!
-//! A handoff that was used before, or whose lease has run out, makes an engine answer HTTP 200
-//! with *another prompt's text*, without any error counter moving (reference `competitors` 9.1).
-//! So the value is taken out of [`SingleUse`] by the only leg that may carry it; there is no way to
-//! send it twice.
+//! With a handoff that was used before, or whose lease has expired, an engine can return HTTP 200
+//! and *the text of another prompt*, without incrementing any error counter of the decoder
+//! (`docs/engines.md#handoffs`). The leg that carries the handoff therefore takes it out of
+//! [`SingleUse`], so it cannot be sent twice.
 
 use std::time::Duration;
 
 use super::outcome::Reason;
 use crate::json::{Handoff, Params};
 
-/// The handoff between the prefiller's answer and the one decode leg that carries it.
+/// A handoff, held between the prefill response and the one decode leg that carries it.
 #[derive(Debug)]
 pub struct SingleUse {
-    /// The prefiller's bytes, or why there is nothing to carry.
+    /// The prefiller's bytes, or the reason why there are none.
     params: Result<Vec<u8>, Reason>,
-    /// The cached-token count the client is told: the prefiller's.
+    /// The prefiller's count of cached tokens, which replaces the decoder's in the response.
     pub cached_tokens: u64,
 }
 
-/// Whether a handoff is still young enough, decided by who has a clock.
+/// Whether a handoff is young enough to be used. The caller decides, since `pd` reads no clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Younger than the bound.
+    /// Not older than the bound.
     Fresh,
-    /// The engine may have given its blocks away already.
+    /// Older than the bound: the prefiller may already have freed the blocks.
     Stale,
 }
 
 impl Freshness {
-    /// Judges an age against its bound.
+    /// Compares an age with its bound.
     #[must_use]
     pub fn of(age: Duration, age_max: Duration) -> Self {
         if age <= age_max {
@@ -41,7 +41,7 @@ impl Freshness {
 }
 
 impl SingleUse {
-    /// What a prefiller's answer gave.
+    /// Holds the handoff of a prefill response.
     #[must_use]
     pub fn new(response: Handoff) -> Self {
         let cached_tokens = response
@@ -59,7 +59,7 @@ impl SingleUse {
         }
     }
 
-    /// An answer that is handed on as it is.
+    /// Holds a complete prefill response, for a connector whose decode leg is made from all of it.
     #[must_use]
     pub const fn of(response: Vec<u8>) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl SingleUse {
         }
     }
 
-    /// Nothing to hand on, and why.
+    /// Holds no handoff, only the reason for its absence.
     #[must_use]
     pub const fn none(reason: Reason) -> Self {
         Self {
@@ -77,11 +77,11 @@ impl SingleUse {
         }
     }
 
-    /// Takes the handoff for the leg that is about to be sent. Every later call gives
+    /// Takes the handoff for the leg that is about to be sent. Every later call returns
     /// [`Reason::UsedKv`].
     ///
     /// # Errors
-    /// Why the leg has to go without it.
+    /// The reason why the leg must be sent without a handoff.
     pub fn take(&mut self, freshness: Freshness) -> Result<Vec<u8>, Reason> {
         let params = std::mem::replace(&mut self.params, Err(Reason::UsedKv))?;
         match freshness {

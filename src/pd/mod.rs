@@ -1,8 +1,8 @@
-//! Prefill/decode disaggregation as pure plans.
+//! Prefill/decode disaggregation as pure functions.
 //!
-//! `pd` reads what the client sent and says which legs to run and how each leg's body differs from
-//! the client's bytes. It opens no socket and reads no clock: a connector is a file of edits here
-//! and a set of golden wire files.
+//! From a client's request, `pd` determines which legs to run and how the body of each leg differs
+//! from the client's bytes. It opens no sockets and reads no clock: a connector consists of one
+//! file of edits in this module and a set of golden files in `tests/golden`.
 
 pub mod candidate;
 pub mod chunked;

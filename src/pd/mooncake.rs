@@ -1,5 +1,7 @@
-//! Mooncake's transfer engine (`--kv-connector mooncake`; reference 6.4, `vllm-api` 5.3): both legs
-//! at once; the decoder fetches from the engine that the prefiller's bootstrap server names.
+//! Mooncake's transfer engine (`--kv-connector mooncake`, `docs/pd-sidecar.md#mooncake`).
+//!
+//! The legs are concurrent. The decoder fetches the KV cache from the engine whose id the
+//! prefiller's bootstrap server returned.
 
 use super::peer::{BootstrapEngine, Peer};
 use super::plan::{Leg, Take};
@@ -7,10 +9,10 @@ use super::request::{Caps, PdRequest};
 use crate::json::Quoted;
 use crate::json::{EditError, inner, member, members};
 
-/// Both legs.
+/// Returns both legs, the prefill leg first.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
     let uuid = request.uuid;
     let params = format!(
@@ -22,10 +24,10 @@ pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
     Ok([prefill, decode_leg(request, peer)?])
 }
 
-/// The decode leg alone: sent again when the engine it named is no more.
+/// Returns the decode leg alone, to repeat it when the engine id in the first one is out of date.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
     let address = format!("http://{}:{}", peer.url_host(), peer.bootstrap_port);
     let engine = peer
@@ -43,11 +45,11 @@ pub fn decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError
     request.decode_leg(&params, Take::Response(None))
 }
 
-/// Engines one prefiller may have; a bootstrap server that names more is not believed.
+/// Maximum number of engines of one prefiller. A bootstrap response with more is rejected.
 pub const ENGINES_MAX: usize = 1024;
 
-/// The engines a bootstrap server names, in rank order: `{"0":{"engine_id":"e0"},...}`. `None`: the
-/// answer is not of that shape, or names no engine.
+/// Parses a bootstrap response, `{"0":{"engine_id":"e0"},...}`, and returns its engines in rank
+/// order. Returns `None` if the response does not have this shape or contains no engine.
 #[must_use]
 pub fn engines(response: &[u8]) -> Option<Vec<BootstrapEngine>> {
     let mut engines = Vec::new();
