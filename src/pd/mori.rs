@@ -1,8 +1,8 @@
-//! `MoRI-IO`, AMD's way of NIXL (`--moriio-write-mode`; reference 6.6, `vllm-api` 5.4).
+//! AMD's `MoRI-IO`, a mode of `nixlv2` (`--moriio-write-mode`, `docs/pd-sidecar.md#moriio`).
 //!
-//! The prefiller writes into the decoder's memory, so each side is told where the other one is
-//! before anything runs. Which data-parallel rank serves a request is a hash of its name, so that
-//! both sides agree without asking.
+//! The prefiller writes into the decoder's memory, so each engine must have the other's address
+//! before either leg starts. The data-parallel rank is a hash of the request's UUID, so that both
+//! sides use the same rank without communicating.
 
 use blake2::{Blake2s256, Digest};
 
@@ -13,7 +13,10 @@ use super::request::{Caps, PdRequest};
 use crate::json::{Document, Edit, EditError, Level, Scanner, Watch};
 use crate::json::{Quoted, QuotedList};
 
-/// The rank of the request named `name` among `ranks`.
+/// Returns the rank, below `ranks`, of the request with the UUID `name`.
+///
+/// Other implementations compute the same: the first 8 bytes of BLAKE2s-256 of the text, as a
+/// big-endian integer, modulo the number of ranks.
 #[must_use]
 pub fn rank(name: &str, ranks: u32) -> u32 {
     if ranks <= 1 {
@@ -29,11 +32,11 @@ pub fn rank(name: &str, ranks: u32) -> u32 {
 /// The ranks of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ranks {
-    /// What `x-data-parallel-rank` says: front ends count the ranks of their own pod.
+    /// Value of `x-data-parallel-rank`. An engine's front end counts only the ranks in its pod.
     local: u32,
-    /// The prefiller's rank among all.
+    /// The prefiller's rank, counted over all prefill pods.
     prefill: u32,
-    /// The decoder's rank among all.
+    /// The decoder's rank, counted over all decode pods.
     decode: u32,
 }
 
@@ -57,12 +60,13 @@ fn ranks_per_pod(mori: &MoriConfig) -> u32 {
     mori.dp_size_local.unwrap_or(mori.dp_size).max(1)
 }
 
-/// The rank that the header of a leg names; none where there is only one.
+/// Returns the value of a leg's rank header, or `None` if there is only one rank.
 fn header_rank(mori: &MoriConfig, rank: u32) -> Option<u32> {
     (mori.dp_size > 1).then_some(rank % ranks_per_pod(mori))
 }
 
-/// The rank header of a prefill leg in read mode, where nothing else of `MoRI-IO` shows.
+/// Returns the value of the prefill leg's rank header in read mode, the only part of `MoRI-IO` that
+/// is visible there.
 pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
     let mori = request.mori;
     header_rank(
@@ -71,7 +75,7 @@ pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
     )
 }
 
-/// The prefill leg of both orders.
+/// Returns the prefill leg, serial or concurrent.
 pub(super) fn prefill_leg(
     request: &PdRequest<'_>,
     peer: &Peer,
@@ -100,6 +104,7 @@ pub(super) fn prefill_leg(
     Ok(leg)
 }
 
+/// Adds the pods of the other side, if they are configured.
 fn push_hosts(params: &mut String, mori: &MoriConfig, hosts: &[String]) {
     if hosts.is_empty() {
         return;
@@ -110,10 +115,10 @@ fn push_hosts(params: &mut String, mori: &MoriConfig, hosts: &[String]) {
     }
 }
 
-/// Both legs, to be sent side by side.
+/// Returns both legs of the concurrent order, the prefill leg first.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
     let mori = request.mori;
     let ranks = Ranks::of(request, peer);
@@ -134,13 +139,13 @@ pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
     let mut decode = request.decode_leg(params.as_bytes(), Take::Response(None))?;
     decode.rank = header_rank(mori, ranks.local);
     for leg in [&mut prefill, &mut decode] {
-        // Both engines know the transfer by this name.
+        // Both engines identify the transfer by this request id.
         leg.request_id = Some(request.uuid);
     }
     Ok([prefill, decode])
 }
 
-/// What is completed in the handoff of a serial transfer.
+/// Members that are added to the handoff of a serial transfer, or replaced in it.
 const HANDOFF: Watch = &[
     (Level::Top, "remote_dp_rank"),
     (Level::Top, "remote_dp_rank_override"),
@@ -152,7 +157,8 @@ const HANDOFF: Watch = &[
     (Level::Top, "remote_dp_size_local"),
 ];
 
-/// The decode leg of the serial order: the prefiller's handoff, completed by what it left out.
+/// Returns the decode leg of the serial order: the prefiller's handoff with the missing members
+/// added.
 pub(super) fn serial_decode_leg(
     request: &PdRequest<'_>,
     peer: &Peer,
@@ -162,7 +168,7 @@ pub(super) fn serial_decode_leg(
     let mori = request.mori;
     let mut scanner = Scanner::new(HANDOFF);
     let Some(document) = scanner.feed(handoff).and_then(|()| scanner.finish()).ok() else {
-        // It has been validated; a scan that fails meets one of its own bounds.
+        // The handoff is valid JSON, so the scan can only fail at one of the scanner's own limits.
         return request.decode_leg(handoff, take);
     };
     let rank = returned_rank(&document, handoff, mori.dp_size)
@@ -216,7 +222,7 @@ pub(super) fn serial_decode_leg(
     Ok(leg)
 }
 
-/// The rank a prefiller says it used, if that is one.
+/// Returns the rank in the prefiller's handoff, if it is an integer below `ranks`.
 fn returned_rank(document: &Document, handoff: &[u8], ranks: u32) -> Option<u32> {
     let member = document.last(Level::Top, "remote_dp_rank")?;
     let digits = member.value.of(handoff);

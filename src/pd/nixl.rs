@@ -1,11 +1,13 @@
-//! The serial NIXL protocol, version 1 (`--kv-connector nixl`; reference 6.9), for engines from
-//! before the second: its parameters sit at the top of the body, and nothing is capped.
+//! The serial NIXL protocol, version 1 (`--kv-connector nixl`,
+//! `docs/pd-sidecar.md#nixl-version-1`), for engines that do not support version 2.
+//!
+//! Its parameters are members of the top-level object, and no token limit is capped.
 
 use super::plan::{Leg, Role, Take};
 use super::request::PdRequest;
 use crate::json::{EditError, Level, member};
 
-/// What a prefiller's answer says and the decode leg repeats.
+/// Members that the decode leg copies from the prefill response.
 const HANDED_ON: [&str; 4] = [
     "remote_block_ids",
     "remote_engine_id",
@@ -13,10 +15,10 @@ const HANDED_ON: [&str; 4] = [
     "remote_port",
 ];
 
-/// The prefill leg.
+/// Returns the prefill leg.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     edits.set(Level::Top, "do_remote_decode", b"true");
@@ -24,11 +26,11 @@ pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     request.leg(Role::Prefill, &edits, Take::Whole)
 }
 
-/// The decode leg: `response` is the prefiller's, a JSON object; `null` stands for what it left out.
-/// Without one the decoder computes the prompt itself.
+/// Returns the decode leg. `response` is the prefill response, a JSON object; a member that it
+/// lacks is sent as `null`. Without a response the decoder computes the prompt itself.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn decode_leg(request: &PdRequest<'_>, response: Option<&[u8]>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     if let Some(response) = response {
@@ -40,7 +42,7 @@ pub fn decode_leg(request: &PdRequest<'_>, response: Option<&[u8]>) -> Result<Le
     request.leg(Role::Decode, &edits, Take::Response(None))
 }
 
-/// Whether a prefiller's answer hands KV cache on.
+/// Returns whether a prefill response describes KV cache: it must have block ids and an engine id.
 #[must_use]
 pub fn hands_on(response: &[u8]) -> bool {
     let says = |name| member(response, name).is_some_and(|value| value != b"null");
