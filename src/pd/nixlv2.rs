@@ -1,7 +1,7 @@
-//! The serial NIXL protocol, version 2 (`--kv-connector nixlv2`; reference 6.1).
+//! The serial NIXL protocol, version 2 (`--kv-connector nixlv2`, `docs/pd-sidecar.md#nixlv2`).
 //!
-//! First a prefill leg that computes the prompt and one token, then a decode leg with the
-//! client's own body and the prefiller's `kv_transfer_params`, byte for byte.
+//! A prefill leg computes the prompt and one token. Then a decode leg sends the client's body with
+//! the prefiller's `kv_transfer_params`, byte for byte.
 
 use super::mori;
 use super::peer::Peer;
@@ -9,14 +9,14 @@ use super::plan::{Leg, Take};
 use super::request::{Caps, PdRequest};
 use crate::json::EditError;
 
-/// What asks an engine to prefill for somebody else. The six keys are what deployed engines and
-/// the llm-d conformance suite expect, all of them.
+/// Parameters that make an engine prefill for another engine. Deployed engines and the llm-d
+/// conformance suite expect all six members.
 const PREFILL_PARAMS: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;
 
-/// The prefill leg.
+/// Returns the prefill leg.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn prefill_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
     if request.mori.write_mode {
         return mori::prefill_leg(request, peer, Caps::All, Take::Handoff);
@@ -33,11 +33,11 @@ pub fn prefill_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditErro
     Ok(leg)
 }
 
-/// The decode leg after a prefill: the client's body with the handoff, or with `null` in its
-/// place when there is none, so that the decoder computes the prompt itself.
+/// Returns the decode leg that follows a prefill: the client's body with the handoff, or with
+/// `null` if there is none, so that the decoder computes the prompt itself.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn decode_leg(
     request: &PdRequest<'_>,
     peer: &Peer,

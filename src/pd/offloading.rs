@@ -1,5 +1,8 @@
-//! vLLM's offloading connector with its P2P tier (`--kv-connector offloading`; reference 6.5): both
-//! legs at once; the engines know the transfer by a request id, the decoder also where to ask.
+//! vLLM's `OffloadingConnector` with its P2P tier (`--kv-connector offloading`,
+//! `docs/pd-sidecar.md#offloading`).
+//!
+//! The legs are concurrent. Both carry a request id that identifies the transfer; the decode leg
+//! also carries the address of the prefiller's P2P tier.
 
 use super::peer::Peer;
 use super::plan::{Leg, Take};
@@ -7,10 +10,10 @@ use super::request::{Caps, PdRequest};
 use crate::json::EditError;
 use crate::json::Quoted;
 
-/// Both legs.
+/// Returns both legs, the prefill leg first.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
     let uuid = request.uuid;
     let source = match &peer.source {
