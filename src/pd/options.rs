@@ -1,28 +1,28 @@
-//! How KV cache travels between engines, and what an operator says about each way.
+//! The ways to pass KV cache between engines, and their settings.
 
 use std::time::Duration;
 
-/// How KV cache is handed over between a prefiller and a decoder.
+/// How KV cache is passed from a prefiller to a decoder (`docs/pd-sidecar.md#connectors`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvConnector {
-    /// NIXL, protocol version 2. With [`MoriConfig::write_mode`], `MoRI-IO` in its place.
+    /// NIXL, protocol version 2, or `MoRI-IO` with [`MoriConfig::write_mode`].
     Nixlv2,
-    /// A store both engines read: files, `LMCache`.
+    /// A store that both engines use: files, `LMCache`.
     SharedStorage,
-    /// `SGLang`'s bootstrap rooms; both legs at once.
+    /// `SGLang`'s bootstrap rooms; concurrent legs.
     Sglang,
-    /// Mooncake's transfer engine; both legs at once.
+    /// Mooncake's transfer engine; concurrent legs.
     Mooncake,
-    /// vLLM's offloading connector with its P2P tier; both legs at once.
+    /// vLLM's `OffloadingConnector` with its P2P tier; concurrent legs.
     Offloading,
-    /// NIXL, protocol version 1, of engines from before mid-2025.
+    /// NIXL, protocol version 1, for engines from before mid-2025.
     Nixl,
-    /// `LMCache` as the first llm-d sidecar spoke to it.
+    /// `LMCache`, as the first llm-d sidecar used it.
     Lmcache,
 }
 
 impl KvConnector {
-    /// Every connector, in the order of the help.
+    /// Every connector, in the order of `--help`.
     pub const ALL: [Self; 7] = [
         Self::Nixlv2,
         Self::SharedStorage,
@@ -33,7 +33,7 @@ impl KvConnector {
         Self::Lmcache,
     ];
 
-    /// The name operators write.
+    /// Returns the value of `--kv-connector`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -48,17 +48,17 @@ impl KvConnector {
     }
 }
 
-/// How an encoder's output is handed over.
+/// How an encoder's output is passed on (`docs/pd-sidecar.md#encoders`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EcConnector {
-    /// By a store; the encoder's answer is not needed.
+    /// Through a store; the encoder's response is discarded.
     Example,
-    /// By NIXL: the answers' `ec_transfer_params` go with the request.
+    /// Through NIXL: later legs carry the `ec_transfer_params` of the responses.
     Nixl,
 }
 
 impl EcConnector {
-    /// The name operators write.
+    /// Returns the value of `--ec-connector`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -68,26 +68,27 @@ impl EcConnector {
     }
 }
 
-/// Ports of the engines' own servers, beside HTTP.
+/// Ports of the engines' servers other than HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectorPorts {
-    /// Mooncake's bootstrap server on a prefiller.
+    /// Mooncake's bootstrap server of a prefiller.
     pub mooncake_bootstrap: u16,
-    /// `SGLang`'s bootstrap server on a prefiller.
+    /// `SGLang`'s bootstrap server of a prefiller.
     pub sglang_bootstrap: u16,
-    /// The offloading connector's P2P tier of rank 0; rank r is on this port + r.
+    /// P2P tier of the `OffloadingConnector` of rank 0; rank r listens on this port + r.
     pub p2p: u16,
 }
 
-/// `MoRI-IO` (AMD), a mode of nixlv2 (reference 6.6).
+/// Settings of AMD's `MoRI-IO`, a mode of `nixlv2` (`docs/pd-sidecar.md#moriio`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MoriConfig {
-    /// The prefiller writes into the decoder's memory. Without it only `dp_size` has an effect.
+    /// Whether the prefiller writes into the decoder's memory. Otherwise only `dp_size` and
+    /// `dp_size_local` have an effect.
     pub write_mode: bool,
-    /// Both legs at once; how long an answer may be held back for the prefiller's. `None`: one
-    /// after the other.
+    /// For concurrent legs, how long a decode response may be held back until the prefiller has
+    /// responded. `None` means that the legs are serial.
     pub parallel_wait: Option<Duration>,
-    /// This pod as prefillers reach it. Set whenever `write_mode` is.
+    /// Address of this pod for prefillers. Always set if `write_mode` is.
     pub local_pod_ip: String,
     /// Notification port of decoders.
     pub decode_notify_port: u16,
@@ -99,17 +100,17 @@ pub struct MoriConfig {
     pub prefill_handshake_port: u16,
     /// Tensor-parallel size of the engines.
     pub tp_size: u32,
-    /// Data-parallel size of the engines, over all pods.
+    /// Number of data-parallel ranks over all pods.
     pub dp_size: u32,
-    /// Data-parallel ranks of one pod; `None` when not told.
+    /// Number of data-parallel ranks in one pod, if configured.
     pub dp_size_local: Option<u32>,
-    /// The prefill pods, addresses or names; may be empty.
+    /// Addresses or names of the prefill pods, in rank order; may be empty.
     pub prefill_hosts: Vec<String>,
-    /// The decode pods, addresses or names; may be empty.
+    /// Addresses or names of the decode pods, in rank order; may be empty.
     pub decode_hosts: Vec<String>,
-    /// How long a resolved name of a pod is used.
+    /// Interval at which the names of pods are resolved again.
     pub resolve_ttl: Duration,
-    /// How long resolving one may take.
+    /// Time limit for resolving one name.
     pub resolve_timeout: Duration,
 }
 
