@@ -1,20 +1,20 @@
-//! The closed set of what became of a request's disaggregation, for metrics and logs.
+//! The closed set of outcomes of a request's disaggregation, for metrics and logs.
 
 /// How an intercepted request was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Prefilled remotely, and the decoder was given the handoff.
+    /// Served by a prefill leg and a decode leg.
     Remote,
-    /// Served by the decoder alone because that is the right way for it.
+    /// Served by the decoder alone, as intended for such a request.
     LocalPolicy,
-    /// Served by the decoder alone because the remote way failed.
+    /// Served by the decoder alone because remote prefill failed.
     LocalFallback,
     /// Not served.
     Failed,
 }
 
 impl Outcome {
-    /// Every outcome, in the order of their indices.
+    /// Every outcome, in index order.
     pub const ALL: [Self; 4] = [
         Self::Remote,
         Self::LocalPolicy,
@@ -22,7 +22,7 @@ impl Outcome {
         Self::Failed,
     ];
 
-    /// The metric label.
+    /// Returns the metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -33,72 +33,73 @@ impl Outcome {
         }
     }
 
-    /// Position in [`Outcome::ALL`].
+    /// Returns the position in [`Outcome::ALL`].
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
     }
 }
 
-/// Why it was served that way.
+/// Reason for an [`Outcome`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Nothing to explain.
+    /// No particular reason.
     None,
     /// The request names no prefiller.
     NoPrefiller,
-    /// `n` above 1: one handoff cannot feed several sequences.
+    /// `n` is above 1, and one handoff cannot serve several sequences.
     SeveralChoices,
-    /// `best_of` above 1.
+    /// `best_of` is above 1.
     BestOf,
-    /// Several prompts in one request.
+    /// The request has several prompts.
     SeveralPrompts,
-    /// Prompt log-probabilities switch the engine's prefix cache off.
+    /// The request needs prompt log-probabilities, which disable the engine's prefix cache.
     PromptLogprobs,
-    /// No chat or completion of one prompt: `/invocations` with another body, batches of chats.
+    /// The body is not of a kind that can be split: `/invocations` without messages or a prompt, a
+    /// batch of chat completions, Cohere's chat API.
     UnknownShape,
-    /// The prefiller named is this decoder or this proxy.
+    /// The prefill target is the decoder or this proxy.
     SelfTarget,
-    /// The prefiller's answer carried no handoff.
+    /// The prefill response contained no handoff.
     MissingKv,
-    /// The handoff has a shape that could kill an engine.
+    /// The handoff has a shape that can make an engine exit.
     MalformedKv,
-    /// The handoff is older than it may be.
+    /// The handoff is older than `--handoff-max-age`.
     StaleKv,
-    /// The handoff had been sent once already when the decode leg had to be repeated.
+    /// The handoff had already been sent when the decode leg was repeated.
     UsedKv,
-    /// The decoder failed with the handoff in hand.
+    /// The decoder responded with 500 to a leg that carried the handoff.
     DecodeKvError,
-    /// No prefiller could be connected to.
+    /// No prefiller accepted a connection.
     PrefillConnect,
-    /// The prefiller ended the connection before its answer.
+    /// The prefiller closed the connection before its response.
     PrefillReset,
-    /// The prefiller answered with an error.
+    /// The prefiller responded with an error.
     PrefillStatus,
     /// The prefiller took longer than allowed.
     PrefillTimeout,
-    /// The prefiller's answer could not be read.
+    /// The prefiller's response could not be read.
     PrefillResponse,
-    /// The decoder found enough of the prompt in the store itself.
+    /// The decoder found enough of the prompt in the store.
     StoreHit,
-    /// An encoder could not be reached, failed, or gave nothing that can be read.
+    /// An encoder was unreachable, failed, or returned an unreadable response.
     Encode,
-    /// The prefiller's bootstrap server gave no engine.
+    /// The prefiller's bootstrap server returned no engine.
     Bootstrap,
-    /// The target in the routing header is none.
+    /// The routing header contains a malformed target.
     BadTarget,
-    /// The client sent something that cannot be served.
+    /// The client's request is invalid.
     ClientError,
-    /// The client left.
+    /// The client disconnected.
     ClientGone,
-    /// The decoder could not be reached or failed.
+    /// The decoder was unreachable or failed.
     Decode,
-    /// The prefiller named is not on the allowlist, or that is not known yet.
+    /// The prefill target is not on the allowlist, or the allowlist is still incomplete.
     TargetDenied,
 }
 
 impl Reason {
-    /// Every reason, in the order of their indices.
+    /// Every reason, in index order.
     pub const ALL: [Self; 26] = [
         Self::None,
         Self::NoPrefiller,
@@ -128,7 +129,7 @@ impl Reason {
         Self::TargetDenied,
     ];
 
-    /// The metric label.
+    /// Returns the metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -161,7 +162,7 @@ impl Reason {
         }
     }
 
-    /// Position in [`Reason::ALL`].
+    /// Returns the position in [`Reason::ALL`].
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
