@@ -1,35 +1,36 @@
-//! The prefiller of a request as the connectors name it to the decoder, and peers to pull from.
+//! The engines that transfer parameters refer to: a request's prefiller, and a peer to pull a
+//! cached prefix from.
 
 use super::uuid::Uuid;
 use crate::fleet::Target;
 use crate::json::Quoted;
 
-/// A prefiller, as far as transfer parameters name it.
+/// The properties of a prefiller that transfer parameters contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Where it is.
+    /// Its host and HTTP port.
     pub target: Target,
     /// Port of its P2P tier.
     pub p2p_port: u16,
     /// Port of its bootstrap server.
     pub bootstrap_port: u16,
-    /// The engine behind it that was picked, where the connector asks for one.
+    /// The engine chosen from its bootstrap response (Mooncake).
     pub engine: Option<BootstrapEngine>,
-    /// A peer that it is to pull a cached prefix from.
+    /// The peer from which it pulls a cached prefix, if any.
     pub source: Option<Box<KvSource>>,
 }
 
-/// One engine of a prefiller, as its bootstrap server names it.
+/// One engine of a prefiller, from its bootstrap server's response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootstrapEngine {
     /// Data-parallel rank.
     pub rank: u32,
-    /// Engine id, as a JSON string with its quotes.
+    /// Engine id, a JSON string including the quotes.
     pub id: Box<[u8]>,
 }
 
 impl Peer {
-    /// The host as part of a URL.
+    /// Returns the host as in a URL, an IPv6 address in brackets.
     pub(super) fn url_host(&self) -> String {
         let host = self.host();
         if host.contains(':') {
@@ -39,7 +40,7 @@ impl Peer {
         }
     }
 
-    /// Its host, an IPv6 address without brackets.
+    /// Returns the host, an IPv6 address without brackets.
     pub(super) fn host(&self) -> String {
         self.target.host()
     }
@@ -48,32 +49,34 @@ impl Peer {
 /// A peer that has a prefix of the prompt cached (`x-kv-cache-source-host-port`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvSource {
-    /// Names the pull.
+    /// Identifies the pull; sent as its `kv_request_id`.
     pub uuid: Uuid,
-    /// Its host.
+    /// Host, an IPv6 address without brackets.
     pub host: String,
     /// Port of its P2P tier.
     pub port: u16,
 }
 
 impl KvSource {
-    /// The value of `remote_kv_source`.
+    /// Returns the value of `remote_kv_source`.
     pub(super) fn object(&self) -> String {
         let (host, port) = (Quoted(&self.host), self.port);
         let uuid = self.uuid;
         format!(r#"{{"kv_request_id":"{uuid}","remote_host":{host},"remote_port":{port}}}"#)
     }
 
-    /// The transfer parameters of a request that is decoded without a prefiller.
+    /// Returns the transfer parameters of a request that has a source but no prefiller.
     #[must_use]
     pub fn params(&self) -> Vec<u8> {
         format!(r#"{{"remote_kv_source":{}}}"#, self.object()).into_bytes()
     }
 }
 
-/// The P2P port of the engine behind `target`: ranks of one pod listen on consecutive ports, so the
-/// target's distance from our rank 0 tells its rank. A target outside our ranks is rank 0's
-/// (reference 6.5).
+/// Returns the P2P port of the engine at `target`.
+///
+/// The ranks of a pod listen on consecutive ports, so the rank is the distance of the target's port
+/// from `listen_port`, the port of this proxy's rank 0. A target outside the range of the ranks
+/// counts as rank 0, as in pd-sidecar (`docs/pd-sidecar.md#offloading`).
 #[must_use]
 pub fn p2p_port(target: &Target, base: u16, listen_port: u16, ranks: usize) -> u16 {
     let distance = target.port().and_then(|port| port.checked_sub(listen_port));
