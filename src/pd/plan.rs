@@ -1,56 +1,56 @@
-//! Legs and plans: the values that cross from deciding to doing.
+//! Legs and plans: decisions made by `pd` and carried out by `proxy`.
 
 use super::outcome::Reason;
 use super::uuid::Uuid;
 use crate::json::{Splices, UsageShape};
 
-/// What an engine is to a leg.
+/// The function of the engine that a leg is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Computes the prompt's KV cache and hands it over.
+    /// Computes the KV cache of the prompt and passes it on.
     Prefill,
     /// Generates the tokens.
     Decode,
     /// Turns images, audio and video into embeddings.
     Encode,
-    /// Names a prefiller's engines (Mooncake).
+    /// Returns the engines of a prefiller (Mooncake).
     Bootstrap,
 }
 
-/// What to take from a leg's answer.
+/// The part of a leg's response that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
-    /// The handoff and the cached-token count; the rest is thrown away.
+    /// The handoff and the cached-token count; the rest is discarded.
     Handoff,
-    /// All of it, a JSON text that the proxy looks into.
+    /// The whole body, which the proxy reads as JSON.
     Whole,
-    /// That it was a success; the body is read to its end and thrown away.
+    /// Only the success status; the body is read to its end and discarded.
     Nothing,
-    /// The whole answer, relayed to the client; its cached-token count is corrected to the
-    /// prefiller's where the API has one.
+    /// The whole response, which is relayed to the client. With a [`UsageShape`], its cached-token
+    /// count is replaced by the prefiller's.
     Response(Option<UsageShape>),
 }
 
-/// One upstream call: the client's body with edits, and what its answer is for.
+/// One upstream call: the client's body with edits, and the use of the response.
 #[derive(Debug)]
 pub struct Leg {
-    /// Which kind of engine it goes to.
+    /// The kind of engine it is sent to.
     pub role: Role,
     /// The body, as splices over the client's bytes.
     pub body: Splices,
-    /// What the answer gives.
+    /// The part of the response that is used.
     pub take: Take,
-    /// Data-parallel rank named in `x-data-parallel-rank`, in place of the client's.
+    /// Value of `x-data-parallel-rank`, which replaces the client's.
     pub rank: Option<u32>,
-    /// `x-request-id` in place of the request's own.
+    /// Value of `x-request-id`, which replaces the request's own.
     pub request_id: Option<Uuid>,
 }
 
-/// How a request whose body has been read is served.
+/// The decision about a request whose body has been read.
 #[derive(Debug)]
 pub enum Plan {
-    /// By the decoder alone.
+    /// The decoder serves it alone, for this reason and with this leg.
     Local(Reason, Leg),
-    /// By a prefiller and the decoder.
+    /// A prefiller and the decoder serve it.
     Split,
 }
