@@ -1,4 +1,4 @@
-//! What the legs of one request are made of: the client's body, and edits of it.
+//! A request as input for its legs, and the edits that turn the client's body into a leg's body.
 
 use super::chunked::Progress;
 use super::options::{KvConnector, MoriConfig};
@@ -7,7 +7,7 @@ use super::route::Api;
 use super::uuid::Uuid;
 use crate::json::{Document, Edit, EditError, Kind, Level, Member, Watch};
 
-/// Every member that some plan reads or edits.
+/// Every member that is read or edited to build a leg.
 pub const WATCH: Watch = &[
     (Level::Top, "max_tokens"),
     (Level::Top, "max_completion_tokens"),
@@ -53,8 +53,8 @@ pub const WATCH: Watch = &[
     (Level::Xargs, "ec_transfer_params"),
 ];
 
-/// The members a client must never reach an engine with: a foreign block list kills a decoder, or
-/// reads another request's KV cache (reference `vllm-api` 4.2).
+/// Members that must never pass from a client to an engine. An untrusted block list can make a
+/// decoder exit or read another request's KV cache (`docs/engines.md#client-supplied-parameters`).
 pub const CLIENT_OWNED_KV: Watch = &[
     (Level::Top, "kv_transfer_params"),
     (Level::Top, "ec_transfer_params"),
@@ -64,7 +64,8 @@ pub const CLIENT_OWNED_KV: Watch = &[
     (Level::Xargs, "ec_transfer_params"),
 ];
 
-/// The same where engines read NIXL's first parameters, which sit at the top of the body.
+/// As [`CLIENT_OWNED_KV`], with the parameters of NIXL version 1, which are members of the
+/// top-level object.
 const CLIENT_OWNED_KV_NIXL: Watch = &[
     (Level::Top, "kv_transfer_params"),
     (Level::Top, "ec_transfer_params"),
@@ -80,7 +81,7 @@ const CLIENT_OWNED_KV_NIXL: Watch = &[
     (Level::Xargs, "ec_transfer_params"),
 ];
 
-/// What a connector's engines read and clients must not write.
+/// Returns the members that a connector's engines act on and that clients must not set.
 #[must_use]
 pub const fn owned(connector: KvConnector) -> Watch {
     match connector {
@@ -94,7 +95,8 @@ pub const fn owned(connector: KvConnector) -> Watch {
     }
 }
 
-/// How many members of `owned` a body has: every plan leaves them out.
+/// Returns the number of members in `owned` that the body sets to a value other than `null`. Every
+/// leg omits them.
 #[must_use]
 pub fn client_owned(document: &Document, owned: Watch) -> u64 {
     let is_owned = |member: &&Member| owned.contains(&(member.level, member.name));
@@ -102,50 +104,55 @@ pub fn client_owned(document: &Document, owned: Watch) -> u64 {
     owned.filter(|member| member.kind != Kind::Null).count() as u64
 }
 
-/// What an encoder stage adds to every later leg.
+/// The result of an encoder stage, which every later leg carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
-    /// The merged `ec_transfer_params`, an object; `None`: the encoders gave none.
+    /// The merged `ec_transfer_params`, a JSON object; `None` if the encoders returned none.
     pub params: Option<Vec<u8>>,
 }
 
-/// One request, as its legs are made of it.
+/// One request, as input for its legs.
 #[derive(Clone, Copy, Debug)]
 pub struct PdRequest<'a> {
-    /// The body's shape.
+    /// The API, which determines the shape of the body.
     pub api: Api,
-    /// Where the body's members are.
+    /// Positions of the watched members in the body.
     pub document: &'a Document,
     /// The body as the client sent it.
     pub body: &'a [u8],
-    /// The request's name between engines.
+    /// Identifies the request to the engines, for example in transfer ids.
     pub uuid: Uuid,
-    /// A random number, from which rooms are made.
+    /// A random number for `SGLang`'s room.
     pub random: u64,
-    /// The members that clients must not write; none where they are trusted.
+    /// The members that clients must not set; empty if clients are trusted.
     pub owned: Watch,
-    /// What an encoder stage came to, if there was one.
+    /// The result of the encoder stage, if there was one.
     pub encoded: Option<&'a Encoded>,
-    /// `MoRI-IO`.
+    /// Settings of `MoRI-IO`.
     pub mori: &'a MoriConfig,
-    /// The chunk to ask the decoder for, where the answer is cut.
+    /// State of a response that is generated in chunks; decode legs request the next chunk.
     pub chunk: Option<&'a Progress>,
 }
 
-/// Which limits a prefill leg sets to one token, and whether also where the client did not.
+/// Token limits that a prefill leg sets to 1, and whether also if the client did not send them.
+///
+/// The names are those of chat completions. The generate API has `max_tokens` and `min_tokens`
+/// inside `sampling_params`. The responses API has only `max_output_tokens`, which is always set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caps {
-    /// `max_tokens`, `max_completion_tokens` and `min_tokens`, sent or not: engines have defaults.
+    /// Always `max_tokens`, `max_completion_tokens` and `min_tokens`, because engines have
+    /// defaults.
     All,
-    /// The same, and `max_output_tokens`.
+    /// As [`Caps::All`], and `max_output_tokens`.
     Every,
-    /// Both maxima, sent or not; `min_tokens` where sent (above the cap it is refused).
+    /// Always `max_tokens` and `max_completion_tokens`. `min_tokens` only if sent, because engines
+    /// refuse a minimum above the maximum.
     Maxima,
-    /// `max_tokens`, sent or not; the others where sent.
+    /// Always `max_tokens`; the others only if sent.
     Sent,
 }
 
-/// The edits of one leg. A later one of the same member replaces an earlier one.
+/// The edits of one leg. A later edit of a member replaces an earlier one.
 #[derive(Debug)]
 pub(super) struct Edits<'a> {
     document: &'a Document,
@@ -161,13 +168,14 @@ impl<'a> Edits<'a> {
         self.list
             .retain(|earlier| earlier.target() != (level, name));
         let mut members = self.document.members().iter();
-        // Most bodies have none of what legs go without: an edit of nothing costs as much as one.
+        // Most bodies have none of the members to remove, and a removal without effect costs as
+        // much as any other edit.
         if members.any(|member| member.level == level && member.name == name) {
             self.list.push(Edit::Remove { level, name });
         }
     }
 
-    /// Puts `text` behind the last element of an array.
+    /// Appends `text` after the last element of the array `name`.
     pub(super) fn append(&mut self, name: &'static str, text: &'a [u8]) {
         let level = Level::Top;
         self.push(Edit::Append { level, name, text });
@@ -179,7 +187,7 @@ impl<'a> Edits<'a> {
         self.list.push(edit);
     }
 
-    /// Sets every limit of the API's to one token.
+    /// Sets the token limits of the request's API to 1.
     pub(super) fn cap(&mut self, request: &PdRequest<'_>, caps: Caps) {
         match request.api {
             Api::Chat | Api::Completions | Api::Messages | Api::Invocations | Api::Unsplit => {
@@ -208,7 +216,8 @@ impl<'a> Edits<'a> {
         let document = request.document;
         let min_too = matches!(caps, Caps::All | Caps::Every);
         if !document.has_object(Level::SamplingParams) {
-            // The whole parent is replaced, and whatever an earlier duplicate of it held with it.
+            // `sampling_params` is replaced as a whole, which includes every earlier duplicate.
+            // Edits inside one of them would conflict with that.
             self.list.retain(|edit| {
                 !matches!(edit.target().0, Level::SamplingParams | Level::ExtraArgs)
             });
@@ -226,8 +235,8 @@ impl<'a> Edits<'a> {
         }
     }
 
-    /// A prefill leg that is read by the proxy must not stream; and an engine refuses stream
-    /// options on a request that does not.
+    /// Disables streaming. `stream_options` is removed, because engines refuse it on a request that
+    /// does not stream.
     pub(super) fn whole_response(&mut self) {
         self.set(Level::Top, "stream", b"false");
         self.remove(Level::Top, "stream_options");
@@ -235,7 +244,8 @@ impl<'a> Edits<'a> {
 }
 
 impl<'a> PdRequest<'a> {
-    /// The edits every leg has: without the client's own transfer parameters, with the encoders'.
+    /// Returns the edits that every leg has: they remove the client's transfer parameters, and add
+    /// the encoders' parameters and the limits of the next chunk.
     pub(super) fn edits(&self) -> Edits<'a> {
         let mut edits = Edits {
             document: self.document,
@@ -256,7 +266,7 @@ impl<'a> PdRequest<'a> {
         edits
     }
 
-    /// A leg of these edits.
+    /// Builds a leg from these edits.
     pub(super) fn leg(&self, role: Role, edits: &Edits<'_>, take: Take) -> Result<Leg, EditError> {
         Ok(Leg {
             role,
@@ -267,28 +277,29 @@ impl<'a> PdRequest<'a> {
         })
     }
 
-    /// The decode leg of a request that no prefiller is used for.
+    /// Returns a decode leg without transfer parameters.
     ///
     /// # Errors
-    /// When the body needs more edits than allowed.
+    /// If the body needs more edits than allowed.
     pub fn local_leg(&self) -> Result<Leg, EditError> {
         let take = match self.chunk {
-            // Chunks are read here, so they must not come encoded.
+            // The proxy reads chunks itself, so no content encoding may be requested.
             Some(_) => Take::Whole,
             None => Take::Response(None),
         };
         self.leg(Role::Decode, &self.edits(), take)
     }
 
-    /// The same with transfer parameters that name a peer to pull a cached prefix from.
+    /// Returns a decode leg whose transfer parameters specify a peer to pull a cached prefix from.
     ///
     /// # Errors
-    /// When the body needs more edits than allowed.
+    /// If the body needs more edits than allowed.
     pub fn source_leg(&self, params: &[u8]) -> Result<Leg, EditError> {
         self.decode_leg(params, Take::Response(None))
     }
 
-    /// The prefill leg of most connectors: these transfer parameters, and nothing but one token.
+    /// Returns the prefill leg of most connectors: with these transfer parameters, token limits of
+    /// 1 and no streaming.
     pub(super) fn prefill_leg(
         &self,
         params: &[u8],
@@ -302,7 +313,7 @@ impl<'a> PdRequest<'a> {
         self.leg(Role::Prefill, &edits, take)
     }
 
-    /// The decode leg of most connectors: the client's body with these transfer parameters.
+    /// Returns the decode leg of most connectors: the client's body with these transfer parameters.
     pub(super) fn decode_leg(&self, params: &[u8], take: Take) -> Result<Leg, EditError> {
         let mut edits = self.edits();
         edits.set(Level::Top, "kv_transfer_params", params);
