@@ -1,4 +1,4 @@
-//! Which requests are intercepted, and what their bodies look like.
+//! Selection of the requests that are intercepted, and the shapes of their bodies.
 
 use crate::h1::{self, Method};
 use crate::json::UsageShape;
@@ -16,20 +16,20 @@ pub enum Api {
     Responses,
     /// `/inference/v1/generate` (tokens in, tokens out)
     Generate,
-    /// `/invocations`: the engine dispatches it by the shape of its body.
+    /// `/invocations`: the engine dispatches the request by the shape of its body.
     Invocations,
-    /// Generation routes that are never split, but take handoffs from clients as the others do.
+    /// Generation routes that are never split, but accept handoffs from clients like the others.
     Unsplit,
 }
 
-/// What a request's method and path mean to the proxy.
+/// The handling of a request, by its method and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Answered by the proxy itself.
+    /// The proxy itself responds.
     Health,
-    /// A generation request: its body is looked at.
+    /// A generation request, whose body is inspected.
     Intercepted(Api),
-    /// Everything else: forwarded untouched.
+    /// Any other request, which is forwarded unmodified.
     Other,
 }
 
@@ -45,9 +45,11 @@ const INTERCEPTED: [(&str, Api); 8] = [
 ];
 
 impl Route {
-    /// Matches the percent-decoded, otherwise untouched path: `/v1//completions` is not
-    /// `/v1/completions`, but `/v1/complet%69ons` is, because the engine decodes it too and an
-    /// encoded spelling must not slip past the interception.
+    /// Returns the route of a request.
+    ///
+    /// The path is percent-decoded but not normalised otherwise. `/v1//completions` is not
+    /// `/v1/completions`, but `/v1/complet%69ons` is: the engine decodes it as well, and an encoded
+    /// spelling must not bypass the interception.
     #[must_use]
     pub fn of(method: Method, target: &[u8]) -> Self {
         let target = h1::origin_form(target).unwrap_or(target);
@@ -71,9 +73,9 @@ impl Route {
 }
 
 impl Api {
-    /// Where an answer of this API carries its cached-token count, and whether the proxy
-    /// corrects it: Anthropic's shape is left alone (its `cache_read_input_tokens` is a price
-    /// statement, not a statistic).
+    /// Returns the location of the cached-token count in a response of this API, or `None` if the
+    /// proxy does not correct it. Anthropic's shape is unchanged because its
+    /// `cache_read_input_tokens` determines the price and is not a statistic.
     #[must_use]
     pub const fn usage_shape(self) -> Option<UsageShape> {
         match self {

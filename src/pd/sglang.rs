@@ -1,5 +1,7 @@
-//! `SGLang`'s bootstrap rooms (`--kv-connector sglang`; reference 6.3): both legs at once, with the
-//! same body, and the engines meet in a room that the body names.
+//! `SGLang`'s bootstrap rooms (`--kv-connector sglang`, `docs/pd-sidecar.md#sglang`).
+//!
+//! The legs are concurrent and have the same body, which contains the number of the room that the
+//! engines use for the transfer.
 
 use super::peer::Peer;
 use super::plan::{Leg, Role, Take};
@@ -7,18 +9,19 @@ use super::request::PdRequest;
 use crate::json::Quoted;
 use crate::json::{EditError, Level};
 
-/// Bits of a room number. The engines take 63; a list of prompts takes as many numbers from the
-/// room on, so there is room above the largest.
+/// Bits of a room number. Engines accept 63. A request with a list of prompts uses consecutive
+/// numbers from the room upwards, so one bit is left for those above the largest room.
 const ROOM_BITS: u32 = 62;
 
-/// Both legs.
+/// Returns both legs, the prefill leg first.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
     let host = Quoted(&peer.host()).to_string();
     let port = peer.bootstrap_port.to_string();
-    // Random, not the time of day: two proxies must not open the same room in one nanosecond.
+    // Random rather than the time of day as in pd-sidecar: two proxies must not use the same room
+    // because their requests arrive in the same nanosecond.
     let room = (request.random >> (u64::BITS - ROOM_BITS)).to_string();
     let mut edits = request.edits();
     edits.set(Level::Top, "bootstrap_host", host.as_bytes());
