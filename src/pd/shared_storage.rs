@@ -1,27 +1,29 @@
-//! KV cache by way of a store that both engines use: `--kv-connector shared-storage` (reference
-//! 6.2) and, as the first llm-d sidecar did it, `lmcache` (6.10).
+//! KV cache passed through a store that both engines use: `--kv-connector shared-storage`
+//! (`docs/pd-sidecar.md#shared-storage`) and, as in the first llm-d sidecar, `lmcache`
+//! (`docs/pd-sidecar.md#lmcache`).
 //!
 //! The store is keyed by content, so the legs carry no handoff: the prefiller computes the prompt
-//! and one token, then the decoder finds the prompt in the store. A request with a
-//! `cache_hit_threshold` of its own goes to the decoder first, which answers with the finish reason
-//! `cache_threshold` when too little of the prompt is there.
+//! and one token, then the decoder finds the prompt in the store. A request in which the client set
+//! `cache_hit_threshold` is first sent to the decoder, which stops with the finish reason
+//! `cache_threshold` if too little of the prompt is in the store.
 
 use super::plan::{Leg, Role, Take};
 use super::request::{Caps, PdRequest};
 use crate::json::{EditError, Kind, Level, elements, member, string_is};
 
-/// Whether the client asks for the decoder to be tried first.
+/// Returns whether the client requested the decode-first order.
 #[must_use]
 pub fn asks_decode_first(request: &PdRequest<'_>) -> bool {
-    // After an encoder stage the threshold is no longer the client's.
+    // An encoder stage replaces the client's threshold.
     let threshold = request.document.last(Level::Top, "cache_hit_threshold");
     request.encoded.is_none() && threshold.is_some_and(|member| member.kind != Kind::Null)
 }
 
-/// The prefill leg. Its answer may stream, as the client asked; nothing of it is needed.
+/// Returns the prefill leg. Its response is discarded, so it may stream if the client requested
+/// that.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     edits.cap(request, Caps::Maxima);
@@ -29,42 +31,42 @@ pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     request.leg(Role::Prefill, &edits, Take::Nothing)
 }
 
-/// The decode leg after it.
+/// Returns the decode leg that follows the prefill leg.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn decode_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     edits.set(Level::Top, "cache_hit_threshold", b"0");
     request.leg(Role::Decode, &edits, Take::Response(None))
 }
 
-/// `LMCache`'s prefill leg.
+/// Returns the prefill leg of `lmcache`.
 ///
 /// # Errors
-/// When the body needs more edits than allowed.
+/// If the body needs more edits than allowed.
 pub fn lmcache_prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     edits.cap(request, Caps::Maxima);
     request.leg(Role::Prefill, &edits, Take::Nothing)
 }
 
-/// What the decoder's own try came to, as far as its answer has been read.
+/// Result of a decode-first attempt, from the part of the response read so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Not to be told yet.
+    /// Not decided yet.
     Open,
-    /// It computes the answer: what has been held back may go out.
+    /// The decoder generates the response, so the bytes held back may be forwarded.
     Served,
-    /// Too little was in the store: a prefiller is needed.
+    /// Too little of the prompt was in the store, so a prefill leg is needed.
     BelowThreshold,
 }
 
-/// Reads the beginning of an answer that streams: `bytes` from its first one on.
+/// Returns the verdict on a streamed response. `bytes` is its body from the first byte on.
 ///
-/// The decoder says `cache_threshold` before any token, in the first event or, of a chat, in the
-/// one behind the event with the role. So a token, another finish reason or a second event
-/// without either tells that it serves.
+/// The decoder sends `cache_threshold` before any token: in the first event or, for a chat
+/// completion, in the event after the one with the role. A token, another finish reason, or a
+/// second event with neither therefore means that the decoder serves the request.
 #[must_use]
 pub fn verdict_of_stream(bytes: &[u8]) -> Verdict {
     let mut events = 0;
@@ -87,11 +89,11 @@ pub fn verdict_of_stream(bytes: &[u8]) -> Verdict {
     Verdict::Open
 }
 
-/// Reads one event, or an answer that is whole.
+/// Returns the verdict on the JSON text of one event or of a complete response.
 fn verdict_of_event(event: &[u8]) -> Verdict {
     let choices = member(event, "choices").unwrap_or_default();
     let Some(choice) = elements(choices).next() else {
-        // `[DONE]`, an error, an event of another API: no threshold was met.
+        // `[DONE]`, an error or an event of another API: not a cache threshold.
         return Verdict::Served;
     };
     let is_set = |value: Option<&[u8]>| {
@@ -120,7 +122,7 @@ fn verdict_of_event(event: &[u8]) -> Verdict {
     }
 }
 
-/// Reads a whole answer.
+/// Returns the verdict on a complete response that is not streamed.
 #[must_use]
 pub fn verdict_of_whole(response: &[u8]) -> Verdict {
     match verdict_of_event(response) {

@@ -1,4 +1,4 @@
-//! A request and its legs, for the tests of the connectors.
+//! A request and helpers for the unit tests of the connectors.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use super::uuid::Uuid;
 use crate::fleet::Target;
 use crate::json::{Document, Scanner, Watch};
 
-/// A request as the proxy has it when its body is read.
+/// The owned data of a [`PdRequest`] whose body has been read.
 pub(super) struct Subject {
     pub(super) api: Api,
     pub(super) body: String,
@@ -21,7 +21,7 @@ pub(super) struct Subject {
     pub(super) owned: Watch,
 }
 
-/// Its name between engines.
+/// Text form of the UUID of [`Subject::request`].
 pub(super) const NAME: &str = "01234567-89ab-cdef-0123-456789abcdef";
 
 impl Subject {
@@ -53,7 +53,6 @@ impl Subject {
     }
 }
 
-/// A prefiller.
 pub(super) fn peer() -> Peer {
     Peer {
         target: Target::parse(b"10.4.0.7:8000").unwrap(),
@@ -67,7 +66,7 @@ pub(super) fn peer() -> Peer {
     }
 }
 
-/// What a leg sends, parsed.
+/// Returns the body that a leg sends, as parsed JSON.
 pub(super) fn apply(leg: &Leg, body: &str) -> Value {
     let pieces = leg.body.pieces(body.as_bytes());
     let bytes: Vec<u8> = pieces.flatten().copied().collect();
