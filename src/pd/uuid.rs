@@ -1,17 +1,18 @@
-//! The name a request has between engines.
+//! The UUID that identifies a request to the engines.
 
 use std::fmt;
 
-/// A random UUID (RFC 9562 5.4, version 4). Most requests never spell theirs.
+/// A random UUID (RFC 9562 5.4, version 4). It is stored as a number, because the text form is not
+/// needed for most requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uuid(u128);
 
-/// The text form of a UUID.
+/// The text form of a UUID, with hyphens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UuidText([u8; 36]);
 
 impl Uuid {
-    /// The UUID made of these random numbers.
+    /// Returns a version 4 UUID made of these random numbers.
     #[must_use]
     pub fn v4(random: [u64; 2]) -> Self {
         let high = (random[0] & !0xf000) | 0x4000;
@@ -19,13 +20,13 @@ impl Uuid {
         Self::of_digits((u128::from(high) << 64) | u128::from(low))
     }
 
-    /// The UUID of 32 hexadecimal digits, the first in the highest bits.
+    /// Returns the UUID of 32 hexadecimal digits, the first digit in the highest bits.
     #[must_use]
     pub const fn of_digits(digits: u128) -> Self {
         Self(digits)
     }
 
-    /// The text form.
+    /// Returns the text form.
     #[must_use]
     pub fn text(self) -> UuidText {
         let mut text = [b'-'; 36];
@@ -41,7 +42,7 @@ impl Uuid {
 }
 
 impl UuidText {
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
