@@ -1,8 +1,8 @@
-//! Which engines a request may name.
+//! The allowlist of engines that requests may name.
 //!
-//! The control plane publishes a list, a request looks at the one of its moment: no lock, and a
-//! change of the list touches no request that is past this point. Without a guard everything is
-//! allowed.
+//! The control plane publishes a list, and each request is checked against the current one. This
+//! takes no lock, and a later change does not affect requests that have been checked. Without an
+//! allowlist, every target is allowed.
 
 use std::sync::Arc;
 
@@ -14,34 +14,34 @@ use crate::fleet::{AllowList, Target};
 use crate::metrics::Named;
 use crate::net::Net;
 
-/// The list that holds now.
+/// The current allowlist.
 #[derive(Debug, Default)]
 pub struct TargetAllowlist(ArcSwap<Published>);
 
 #[derive(Debug, Default)]
 struct Published {
     list: AllowList,
-    /// Whether every source of the list has been read once.
+    /// Whether every source of the list has been read at least once.
     is_complete: bool,
 }
 
 impl TargetAllowlist {
-    /// A guard that has no list yet.
+    /// Creates an allowlist that is empty and not complete.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Puts a list in place of the one before. `is_complete`: what is not on it is denied, and not
-    /// just unknown yet.
+    /// Replaces the list. If `is_complete`, a target that is not on it is denied; otherwise such a
+    /// target may still turn out to be allowed.
     pub fn publish(&self, list: AllowList, is_complete: bool) {
         self.0.store(Arc::new(Published { list, is_complete }));
     }
 
-    /// Whether a request may name this target.
+    /// Checks whether a request may name this target.
     ///
     /// # Errors
-    /// [`Fault::TargetDenied`], or [`Fault::AllowlistNotReady`] where the answer may change soon.
+    /// [`Fault::TargetDenied`], or [`Fault::AllowlistNotReady`] if the list is not complete yet.
     pub fn check(&self, target: &Target) -> Result<(), Fault> {
         let published = self.0.load();
         if published.list.permits(target) {
@@ -55,19 +55,19 @@ impl TargetAllowlist {
 }
 
 impl<N: Net> Shard<N> {
-    /// Whether a request may name this target as an engine of that kind; a refusal is counted. The
-    /// value that is checked has to be the one that is dialled.
+    /// Whether a request may name this target as an engine of that kind. Counts a denial. The value
+    /// checked must be the one that is connected to.
     pub(super) fn permits(&self, kind: Named, target: &Target) -> bool {
         self.check(kind, target).is_ok()
     }
 
-    /// Drops the targets that may not be named.
+    /// Removes the targets that are not allowed.
     pub(super) fn drop_denied(&self, kind: Named, targets: &mut Vec<Target>) {
         targets.retain(|target| self.permits(kind, target));
     }
 
-    /// Takes the prefill targets that may be dialled: what the request begins with has to be
-    /// allowed, a target that would only be tried after it may be missing.
+    /// Removes prefill candidates that are not allowed. Fails if the first one is not allowed; the
+    /// others are only alternatives to it and are removed silently.
     pub(super) fn admit(&self, targets: &mut Vec<Target>) -> Result<(), Fault> {
         let Some(first) = targets.first() else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! A request body that has to be known whole before the first leg can be sent.
+//! Reads a request body completely, for requests whose first leg depends on it.
 
 use super::budget::Reserved;
 use super::client::Limit;
@@ -11,7 +11,7 @@ use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::request::WATCH;
 
-/// A body as the client sent it, without its framing, and where its members are.
+/// A request body without its framing, and the positions of the members found in it.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     pub(super) document: Document,
@@ -26,10 +26,11 @@ struct Reading {
     bytes_max: u64,
 }
 
-/// Reads and scans the request's body.
+/// Reads and scans the request body.
 ///
 /// # Errors
-/// What is wrong with it, `BudgetSpent`, or what became of the client.
+/// The body is malformed or too large, the budget of buffered bodies is exhausted (`BudgetSpent`),
+/// or the client disconnected or stalled.
 pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Body, Fault> {
     exchange.enter(Phase::Upload);
     let mut reading = Reading {
@@ -40,11 +41,13 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
         bytes_max: exchange.shard.config.limits.body_bytes_max,
     };
     reading.reserve(exchange.framing)?;
-    // The head moves to a buffer of its own, and the one both came in is freed whole: shrinking it
-    // would leave a hole too small for the next request, as large as the body.
+    // Copy the head to a small buffer and free the large one it arrived in. Shrinking that one
+    // instead would leave a hole in the heap, almost as large as the body and yet too small for the
+    // buffer of the next request.
     let head = exchange.bytes[..exchange.head.len].to_vec();
     let mut arrived = std::mem::replace(&mut exchange.bytes, head);
-    // Sending a 100 to a slow client looks out for its end by reading on: bytes of this body.
+    // While `100 Continue` is sent to a slow client, its disconnect is detected by reading ahead.
+    // Those bytes belong to this body.
     arrived.append(&mut exchange.client.take_ahead());
     let early = &arrived[exchange.head.len..];
     let taken = reading.take(early)?;
@@ -84,7 +87,7 @@ async fn receive_more<N: Net>(
         .until_own(shard, limit, |cx| client.conn.poll_readable(cx))
         .await?;
     let received = match reading.meter.remaining() {
-        // The length is known: straight into place.
+        // The length is known, so bytes are received directly into the body.
         Some(remaining) => {
             let room = usize::try_from(remaining)
                 .unwrap_or(usize::MAX)
@@ -114,7 +117,7 @@ async fn receive_more<N: Net>(
 }
 
 impl Reading {
-    /// Reserves an announced length before anything of it is read.
+    /// Reserves the announced length of a body before reading any of it.
     fn reserve(&mut self, framing: Framing) -> Result<(), Fault> {
         let Framing::Length(length) = framing else {
             return Ok(());
@@ -128,7 +131,7 @@ impl Reading {
             .map_err(|_| Fault::BudgetSpent)
     }
 
-    /// Takes framed bytes; returns how many belong to this body.
+    /// Consumes bytes with their framing. Returns how many belong to this body.
     fn take(&mut self, framed: &[u8]) -> Result<usize, Fault> {
         let before = self.bytes.len();
         let mut overflow = None;
@@ -145,7 +148,7 @@ impl Reading {
         }
     }
 
-    /// Takes the bytes from `before` on, which were received into their place.
+    /// Consumes the bytes from `before` on, which were received directly into the body.
     fn take_in_place(&mut self, before: usize) -> Result<(), Fault> {
         let new = self.bytes.len() - before;
         let counted = self.meter.skip(new as u64);
@@ -160,7 +163,7 @@ impl Reading {
     }
 }
 
-/// Appends a piece, within the limits.
+/// Appends bytes to the body, within its limits.
 fn append(
     bytes: &mut Vec<u8>,
     reserved: &mut Reserved,
@@ -172,7 +175,8 @@ fn append(
         return Err(Fault::BodyTooLarge);
     }
     if wanted > bytes.capacity() {
-        // Doubling keeps the copies linear; the reservation covers the capacity, not the length.
+        // Doubling keeps the total cost of copying linear. The reservation covers the capacity, not
+        // the length.
         let capacity = wanted
             .max(bytes.capacity() * 2)
             .next_multiple_of(BODY_RESERVE_STEP_BYTES);
