@@ -1,4 +1,5 @@
-//! The engines behind a Mooncake prefiller, asked of its bootstrap server and remembered.
+//! The engines of a Mooncake prefill server. Its bootstrap server is queried for them, and the
+//! result is cached per shard.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -18,7 +19,7 @@ use crate::net::{Instant, Net};
 use crate::pd::mooncake::engines;
 use crate::pd::{BootstrapEngine, Leg, Peer, Role, Take};
 
-/// What one shard knows of prefillers' engines.
+/// A shard's cache of the engines of prefill servers.
 #[derive(Debug, Default)]
 pub(super) struct Engines {
     known: HashMap<Target, Known>,
@@ -48,17 +49,17 @@ impl Engines {
         self.known.insert(target.clone(), Known { engines, since });
     }
 
-    /// Forgets a prefiller's engines: it may have been restarted, with other names.
+    /// Removes a prefill server from the cache. It may have been restarted with new engine ids.
     pub(super) fn forget(&mut self, target: &Target) {
         self.known.remove(target);
     }
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// One engine of the prefiller, each as likely as the others.
+    /// Returns one of the prefill server's engines, chosen at random.
     ///
     /// # Errors
-    /// `Bootstrap`, or what became of the client.
+    /// `Bootstrap`, `ClientGone` or `ClientStalled`.
     pub(super) async fn pick_engine(
         &self,
         target: &Target,
@@ -69,8 +70,8 @@ impl<N: Net> Exchange<'_, N> {
         Ok(engines[usize::try_from(pick).unwrap_or(0)].clone())
     }
 
-    /// Asks again for the engines of a prefiller whose engine the decoder did not know. Whether the
-    /// engine of the rank in `peer` has another name now, which `peer` is given.
+    /// Queries a prefill server's engines again after the decoder failed with the one in `peer`. If
+    /// the engine of the same rank has a new id, stores it in `peer` and returns `true`.
     pub(super) async fn engine_has_moved(
         &self,
         target: &Target,

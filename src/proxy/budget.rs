@@ -1,10 +1,10 @@
-//! How many request body bytes the whole process may hold.
+//! The limit on buffered request body bytes in the whole process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The process-wide budget of buffered body bytes. A request reserves before it reads, so a
-/// flood of large prompts is refused at once instead of filling the memory.
+/// The process-wide budget of buffered body bytes. A request reserves bytes before it reads them,
+/// so a flood of large prompts is rejected immediately instead of exhausting the memory.
 #[derive(Debug)]
 pub struct Budget {
     bytes_max: u64,
@@ -12,7 +12,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of `bytes_max` bytes.
+    /// Creates a budget of `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: u64) -> Arc<Self> {
         Arc::new(Self {
@@ -21,7 +21,7 @@ impl Budget {
         })
     }
 
-    /// Bytes reserved at present.
+    /// Bytes currently reserved.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
@@ -29,14 +29,14 @@ impl Budget {
 
     fn try_reserve(&self, bytes: u64) -> bool {
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
-        // Relaxed: the counter guards an amount, it publishes nothing.
+        // Relaxed suffices: the counter limits an amount and does not order other memory accesses.
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
             .is_ok()
     }
 }
 
-/// Bytes one request has reserved; given back when dropped.
+/// The bytes reserved by one request; returned to the budget on drop.
 #[derive(Debug)]
 pub(super) struct Reserved {
     budget: Arc<Budget>,
@@ -44,7 +44,7 @@ pub(super) struct Reserved {
 }
 
 impl Reserved {
-    /// An empty reservation.
+    /// Creates an empty reservation.
     pub(super) fn new(budget: &Arc<Budget>) -> Self {
         Self {
             budget: Arc::clone(budget),
@@ -52,7 +52,8 @@ impl Reserved {
         }
     }
 
-    /// Grows the reservation to `bytes` in all; `false` when the budget does not have them.
+    /// Grows the reservation to a total of `bytes`. Returns `false` if the budget does not allow
+    /// it.
     pub(super) fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         if !self.budget.try_reserve(more) {

@@ -1,4 +1,4 @@
-//! Chunked decode: one answer out of several requests to the decoder (`pd::chunked`).
+//! Chunked decode: one response assembled from several requests to the decoder (`pd::chunked`).
 
 use std::io::IoSlice;
 
@@ -17,7 +17,7 @@ use crate::pd::chunked::{ChunkError, Cut, Progress};
 use crate::pd::{Role, Take};
 
 impl<N: Net> Exchange<'_, N> {
-    /// Cuts the answer of a request that can be cut, where the configuration says so.
+    /// Enables chunked decode for a request if it is configured and the request allows it.
     pub(super) fn cut(&self, split: &mut Split) {
         if let Some(tokens) = self.shard.config.pd.decode_chunk_tokens {
             let cut = Cut::of(&split.pd_request(), tokens);
@@ -28,7 +28,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Answers with chunk after chunk, of which `first` is the beginning of the first.
+    /// Responds with a chunked decode. `first` is the response to the first decode chunk, of which
+    /// only the beginning has been received.
     pub(super) async fn respond_in_chunks(
         &mut self,
         mut split: Split,
@@ -59,7 +60,8 @@ impl<N: Net> Exchange<'_, N> {
             };
             let chunk = match progress.take(&response) {
                 Ok(chunk) => chunk,
-                // Nothing has been said yet, so it can still be said in one piece.
+                // Nothing has been sent to the client yet, so the request can still be decoded in
+                // one call.
                 Err(ChunkError::NotPlain) if is_first => return self.respond_uncut(split).await,
                 Err(_) => return self.end_with(Fault::ChunkResponse).await,
             };
@@ -94,7 +96,7 @@ impl<N: Net> Exchange<'_, N> {
         self.decode_local(split, &leg).await
     }
 
-    /// Asks for the whole answer at once after all.
+    /// Repeats the request as a single decode call and relays the response.
     async fn respond_uncut(&mut self, mut split: Split) -> Result<(), Fault> {
         split.chunk = None;
         let leg = split.pd_request().local_leg().map_err(too_many)?;
@@ -103,7 +105,7 @@ impl<N: Net> Exchange<'_, N> {
         Box::pin(self.relay(pending.upstream, pending.response, Rewrite::None)).await
     }
 
-    /// Reads one chunk's answer to its end.
+    /// Reads the response to one decode chunk completely.
     async fn read_chunk(&self, pending: PendingResponse<N>) -> Result<Vec<u8>, Fault> {
         let PendingResponse {
             upstream,
@@ -133,7 +135,7 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Sends events, the head before the first.
+    /// Sends events to the client, preceded by the response head if they are the first.
     async fn send_events(&mut self, events: &[u8], is_last: bool) -> Result<(), Fault> {
         let is_http10 = self.is_http10();
         let mut out = self.shard.buffer();
@@ -169,11 +171,11 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
-    /// Ends a stream with the decoder's own error, where it has words for it.
+    /// Ends a stream with the decoder's own error if that is a JSON object, otherwise with a fault.
     async fn end_with_theirs(&mut self, pending: PendingResponse<N>) -> Result<(), Fault> {
         match self.read_chunk(pending).await {
             Ok(mut error) if error.first() == Some(&b'{') => {
-                // An event's data is one line; in JSON line ends are only blanks.
+                // The data of an event must be one line. In JSON, line ends are only whitespace.
                 for byte in &mut error {
                     if matches!(byte, b'\n' | b'\r') {
                         *byte = b' ';
@@ -189,8 +191,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Ends the answer with a fault: where a stream has begun, as the engines do it, by an event
-    /// (reference `vllm-api` 7.2).
+    /// Ends the response with a fault. In a stream that has started, the fault is sent as an error
+    /// event, as the engines do (`docs/engines.md#event-streams`).
     async fn end_with(&mut self, fault: Fault) -> Result<(), Fault> {
         let is_clients = matches!(fault, Fault::ClientGone | Fault::ClientStalled);
         if self.stats.status == 0 || is_clients {
