@@ -1,4 +1,4 @@
-//! A client's connection and everything an exchange may wait for on it.
+//! A client connection and the waits that an exchange performs on it.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -13,31 +13,32 @@ use crate::limits::{CLIENT_AHEAD_BYTES_MAX, RECEIVE_HEAD_BYTES};
 use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Instant, Net, Timer, would_block};
 
-/// A client's connection, for as long as it is open.
+/// An open client connection.
 pub(super) struct Client<N: Net> {
     pub(super) conn: N::Conn,
-    /// The one deadline of this session: its phases follow each other.
+    /// The only timer of the session. One is enough because the session's phases never overlap.
     timer: Timer,
-    /// Bytes received and not yet claimed by a request.
+    /// Received bytes that no request has consumed yet.
     ahead: RefCell<Vec<u8>>,
     gone: Cell<bool>,
-    /// What the session is doing, for the metric of clients that leave.
+    /// The current phase of the session, reported by the metric of client disconnects.
     pub(super) phase: Cell<Phase>,
-    /// Index of the rank whose listener accepted it.
+    /// Index of the rank whose listener accepted the connection.
     pub(super) rank: usize,
 }
 
-/// How an exchange looks out for its client while it waits for something else.
+/// How a wait for something else detects that the client disconnects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
-    /// The request has been received whole: read ahead what the client sends early, up to a
-    /// bound, and notice its end behind that.
+    /// For use when the request has been received completely: reads and buffers bytes the client
+    /// sends early, up to a bound, and thereby detects the end of the stream after them.
     Ahead,
-    /// The client's bytes must stay in the socket (its upload is held up): notice its end only.
+    /// For use when the request body must remain in the socket because its upload is held up:
+    /// detects only the end of the stream and reads nothing.
     Hangup,
 }
 
-/// How long a wait may take, and what it is when it took longer.
+/// A deadline for a wait, and the fault to return when it passes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
     until: Option<Instant>,
@@ -45,13 +46,13 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// No limit: only the awaited event and the client's departure end the wait.
+    /// No deadline: only the awaited event or a client disconnect ends the wait.
     pub(super) const NONE: Self = Self {
         until: None,
         fault: Fault::ClientGone,
     };
 
-    /// `wait` from `now` on; `None` is no limit.
+    /// Returns the limit that expires `wait` after `now`; no limit if `wait` is `None`.
     pub(super) fn of(now: Instant, wait: Option<Duration>, fault: Fault) -> Self {
         Self {
             until: wait.map(|wait| now.after(wait)),
@@ -59,17 +60,17 @@ impl Limit {
         }
     }
 
-    /// When it ends.
+    /// The deadline, if there is one.
     pub(super) const fn until(self) -> Option<Instant> {
         self.until
     }
 
-    /// What a wait that took longer comes to.
+    /// The fault returned by a wait that exceeds the limit.
     pub(super) const fn fault(self) -> Fault {
         self.fault
     }
 
-    /// Whichever of the two ends first.
+    /// Returns the limit that expires first.
     pub(super) fn or_sooner(self, other: Self) -> Self {
         match (self.until, other.until) {
             (None, _) => other,
@@ -91,8 +92,9 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// Waits for `ready`, for the client to leave, or for the limit; in this order when several
-    /// are due, so that a token that is there is always passed on.
+    /// Waits until `ready` is ready, the client disconnects, or the limit expires. If several apply
+    /// in the same poll, they take precedence in this order, so a token that has arrived is always
+    /// forwarded.
     pub(super) async fn until<T>(
         &self,
         shard: &Shard<N>,
@@ -126,7 +128,7 @@ impl<N: Net> Client<N> {
         result
     }
 
-    /// Waits for time alone (and the client's departure).
+    /// Waits for a fixed time, or until the client disconnects.
     pub(super) async fn pause(&self, shard: &Shard<N>, wait: Duration) -> Result<(), Fault> {
         let marker = Fault::Bug("a pause ended");
         let limit = Limit::of(shard.net.now(), Some(wait), marker);
@@ -139,14 +141,15 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// Waits between requests for the first byte of the next one. `false`: the connection ended,
-    /// was idle for too long, or the proxy is draining.
+    /// Waits for the first byte of the next request. Returns `false` if the keep-alive timeout
+    /// expired or the proxy is draining. The end of the connection also returns `true`; it is
+    /// detected when the head is received.
     pub(super) async fn next_request(&self, shard: &Shard<N>) -> bool {
         self.phase.set(Phase::Idle);
         if !self.ahead.borrow().is_empty() {
             return true;
         }
-        // Memory of an idle connection: nothing but the connection itself.
+        // Recycle the read-ahead buffer, so that an idle connection does not hold one.
         shard.recycle(self.ahead.take());
         self.timer
             .set(shard.net.now(), shard.config.timeouts.keepalive);
@@ -157,7 +160,7 @@ impl<N: Net> Client<N> {
             if shard.is_draining() {
                 return Poll::Ready(false);
             }
-            // Polled also without a keep-alive limit: the wake-up of a drain comes this way.
+            // Polled even without a keep-alive timeout: a drain wakes this task through the timer.
             self.timer.poll(cx).map(|()| false)
         })
         .await;
@@ -165,12 +168,12 @@ impl<N: Net> Client<N> {
         arrived
     }
 
-    /// Parses a head from what has been received.
+    /// Parses a request head from the received bytes. Returns `false` if the head is incomplete.
     pub(super) fn parse_head(&self, head: &mut RequestHead) -> Result<bool, HeadError> {
         head.parse(&self.ahead.borrow())
     }
 
-    /// Receives more of a request's head behind what is there.
+    /// Receives more bytes of a request head and appends them to those already received.
     ///
     /// # Errors
     /// `ClientGone`, or the limit's fault.
@@ -185,7 +188,8 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// Like [`Client::until`], for waits on the client's own bytes.
+    /// Like [`Client::until`], for a `ready` that polls the client connection for bytes itself and
+    /// so detects its end without a separate watch.
     pub(super) async fn until_own<T>(
         &self,
         shard: &Shard<N>,
@@ -207,8 +211,8 @@ impl<N: Net> Client<N> {
         result
     }
 
-    /// Fails when the limit has passed before a wait begins: of a wait that is over at once, again
-    /// and again, the timer would never hear.
+    /// Fails if the limit had already expired before the wait. Without this check, a series of
+    /// waits that are each ready immediately would never poll the timer.
     fn check(&self, shard: &Shard<N>, limit: Limit) -> Result<(), Fault> {
         match limit.until {
             Some(until) if shard.net.now() > until => Err(limit.fault),
@@ -216,12 +220,13 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// The bytes received and not yet claimed; the caller puts back what it does not use.
+    /// Takes the received bytes that no request has consumed yet. The caller puts back those it
+    /// does not use.
     pub(super) fn take_ahead(&self) -> Vec<u8> {
         self.ahead.take()
     }
 
-    /// Puts bytes in front of everything received later.
+    /// Puts unused bytes back in front of any received since.
     pub(super) fn put_back(&self, bytes: &[u8]) {
         let mut ahead = self.ahead.borrow_mut();
         let later = ahead.len();
@@ -229,14 +234,14 @@ impl<N: Net> Client<N> {
         ahead.rotate_left(later);
     }
 
-    /// Puts back what was taken before anything later was received.
+    /// Puts unused bytes back without copying, given that none were received since.
     pub(super) fn put_back_first(&self, bytes: Vec<u8>) {
         let mut ahead = self.ahead.borrow_mut();
         debug_assert!(ahead.is_empty(), "something was received meanwhile");
         *ahead = bytes;
     }
 
-    /// Sends all of `slices`, which leave in order; waits while the client is slow.
+    /// Sends all of `slices`, in order. Waits while the socket does not accept more.
     ///
     /// # Errors
     /// `ClientGone` or `ClientStalled`.
@@ -248,7 +253,8 @@ impl<N: Net> Client<N> {
             Err(error) if would_block(&error) => 0,
             Err(_) => return Err(self.record_gone()),
         };
-        // The caller's slices may lie in the shard's buffer, which must not live across a wait.
+        // The slices may point into the shard's receive buffer, which must not be in use across an
+        // await, so the unsent part is copied.
         let mut rest = shard.buffer();
         let mut skip = sent;
         for slice in slices {
@@ -259,7 +265,7 @@ impl<N: Net> Client<N> {
         self.send_rest(shard, rest).await
     }
 
-    /// Sends the rest of something the client did not take at once.
+    /// Sends `rest`, the part of a send that the socket did not accept immediately.
     pub(super) async fn send_rest(&self, shard: &Shard<N>, rest: Vec<u8>) -> Result<(), Fault> {
         let before = self.phase.replace(Phase::Stalled);
         let mut at = 0;
@@ -279,7 +285,7 @@ impl<N: Net> Client<N> {
         Ok(())
     }
 
-    /// Sends what is in `pipe`; waits while the client is slow.
+    /// Sends the contents of `pipe`. Waits while the socket does not accept more.
     ///
     /// # Errors
     /// `ClientGone` or `ClientStalled`.
@@ -305,12 +311,12 @@ impl<N: Net> Client<N> {
         Ok(())
     }
 
-    /// Whether the client has left, as far as can be told without waiting.
+    /// Whether the client is known to have disconnected. Checks without waiting.
     pub(super) async fn has_left(&self, shard: &Shard<N>) -> bool {
         poll_fn(|cx| Poll::Ready(self.poll_gone(shard, Watch::Ahead, cx))).await
     }
 
-    /// Notes that the client's side has ended.
+    /// Records that the client disconnected and returns the fault for it.
     pub(super) fn record_gone(&self) -> Fault {
         self.gone.set(true);
         Fault::ClientGone
@@ -336,7 +342,8 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// Receives once, at most `room` bytes, behind what is there; notes the end of the stream.
+    /// Receives once, at most `room` bytes, and appends them to `ahead`. Records the end of the
+    /// stream.
     fn receive_ahead(&self, shard: &Shard<N>, room: usize) {
         shard.with_small(|buffer| {
             let room = room.min(buffer.len());
