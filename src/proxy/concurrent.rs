@@ -1,8 +1,10 @@
-//! Both legs side by side, for connectors whose engines meet while they run.
+//! The concurrent order: prefill and decode legs at the same time, for connectors whose engines
+//! exchange data while both requests run.
 //!
-//! The prefill leg is a task of its own ([`LegTask`]); the decode leg runs in the exchange. A prefiller
-//! that fails before the decoder's answer is the client's ends the decode leg, and the client gets
-//! the prefiller's error instead of a wait for a transfer that will not come.
+//! The prefill leg runs as a separate task ([`LegTask`]), the decode leg in the exchange. If the
+//! prefill leg fails before the decode response is committed to the client, the decode leg is
+//! cancelled and the client gets the prefill engine's error, instead of waiting for a transfer that
+//! will not happen.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -29,16 +31,16 @@ use crate::pd::{Leg, OnDisconnect, Peer, Role, connector, mooncake};
 type Ended<N> = Result<Attempt<N>, LegFault>;
 type PrefillTask<N> = LegTask<N, Ended<N>>;
 
-/// How the decode leg ended.
+/// Result of the decode leg.
 enum Decoded<N: Net> {
-    /// Its answer is the client's.
+    /// Its response may be relayed to the client.
     Responded(Upstream<N>, Response),
-    /// The connection it was sent on had been closed by the engine.
+    /// The pooled connection it was sent on had been closed by the engine.
     WasClosed,
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Runs both legs until one answer is the client's.
+    /// Runs both legs until one of them has a response for the client.
     pub(super) async fn concurrent(
         &mut self,
         split: &mut Split,
@@ -59,7 +61,7 @@ impl<N: Net> Exchange<'_, N> {
             match ended {
                 Ok(Ok(Decoded::Responded(upstream, response))) => {
                     if !(200..300).contains(&response.head.status) {
-                        // Nobody will fetch what is prefilled.
+                        // No decoder will fetch the prefilled KV cache.
                         task.on_drop(OnDisconnect::Cancel);
                     }
                     return Ok(PendingResponse {
@@ -68,7 +70,8 @@ impl<N: Net> Exchange<'_, N> {
                         rewrite: Rewrite::None,
                     });
                 }
-                // The transfer may have begun: another one needs a name of its own.
+                // The engines may have started the transfer, so the next try needs new transfer
+                // ids.
                 Ok(Ok(Decoded::WasClosed)) => {
                     task.on_drop(OnDisconnect::Cancel);
                     self.shard.metrics.replay();
@@ -91,8 +94,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Connects to the first candidate that can be reached. No engine has been sent anything yet,
-    /// so going on to the next costs nothing.
+    /// Connects to the first candidate that is reachable. No engine has been sent anything yet, so
+    /// moving on to the next candidate has no side effects.
     async fn reach<'t>(
         &self,
         split: &Split,
@@ -128,7 +131,7 @@ impl<N: Net> Exchange<'_, N> {
         Err(fault)
     }
 
-    /// Begins the prefill leg on a connection.
+    /// Starts the prefill leg as a task, on a connection that is already established.
     fn begin_prefill(
         &mut self,
         split: &Split,
@@ -171,7 +174,8 @@ impl<N: Net> Exchange<'_, N> {
         }))
     }
 
-    /// Runs the decode leg until its answer is the client's, or the prefill leg has failed (`Err`).
+    /// Runs the decode leg until its response may be relayed. If the prefill leg fails first,
+    /// returns its result as the outer `Err`.
     async fn decode_beside(
         &mut self,
         split: &Split,
@@ -193,7 +197,7 @@ impl<N: Net> Exchange<'_, N> {
             match task.poll(cx) {
                 Poll::Ready(Ok(Ok(Attempt::Done(..)))) => {
                     went_well = true;
-                    // It may have become good in this very turn.
+                    // Poll the decode leg again, because it may be waiting for this success.
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
@@ -236,7 +240,8 @@ impl<N: Net> Exchange<'_, N> {
                 && response.head.status >= 500
                 && self.engine_has_moved(target, &mut peer).await?
             {
-                // The prefiller waits under the same name; only its engine has another one now.
+                // The prefill leg still waits under the same transfer id. Only the engine id in the
+                // decode leg was outdated.
                 may_ask_again = false;
                 leg = mooncake::decode_leg(&split.pd_request(), &peer).map_err(too_many)?;
                 reuse = Reuse::Never;
@@ -250,7 +255,9 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Waits until an answer whose head is there may go to the client.
+    /// Waits until the decode response, whose head has arrived, may be relayed to the client:
+    /// immediately for an error; otherwise once the prefill leg has succeeded or, for connectors
+    /// that allow it, the first body byte has arrived.
     async fn commit(
         &self,
         split: &Split,
@@ -279,7 +286,8 @@ impl<N: Net> Exchange<'_, N> {
         .await
     }
 
-    /// Leaves a decoder whose client is gone, by its connector's rule.
+    /// Applies the connector's rule for a client disconnect to the decode leg: keeps it running
+    /// until its first body byte, or resets its connection.
     fn leave_decoder(
         &self,
         split: &Split,
@@ -295,7 +303,7 @@ impl<N: Net> Exchange<'_, N> {
         let [_, on_disconnect] = connector::on_disconnect(split.connector());
         if on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get() && !has_begun {
             let shard = Rc::clone(self.shard);
-            // Counted from now on: a drain may look before the task runs.
+            // Counted before the task first runs, because a drain may check the count earlier.
             let counted = shard.count_task();
             self.shard
                 .net
@@ -307,8 +315,9 @@ impl<N: Net> Exchange<'_, N> {
     }
 }
 
-/// Keeps a decode leg until the first byte of its answer's body, which says that the transfer into
-/// it has ended; then it is ended too. The head is no sign: engines send it before the transfer.
+/// Keeps a decode leg running until the first byte of its response body, then cancels it. That byte
+/// shows that the transfer to the decoder has finished. The response head does not: engines send it
+/// before the transfer.
 async fn await_first_byte<N: Net>(
     shard: Rc<Shard<N>>,
     _counted: TaskGuard<N>,
