@@ -1,7 +1,10 @@
-//! The decode leg: alone, or after a prefill with what that handed on.
+//! The decode leg, alone or following a prefill leg whose handoff it carries.
 //!
-//! A handoff is used once and only while it is fresh; the two repeats a decode leg may have both go
-//! without it (design 4, `competitors` 9.1).
+//! A handoff can be used once and only while it is fresh; a stale or used one returns another
+//! prompt's text with HTTP 200 (`docs/engines.md#handoffs`). A decode leg is repeated at most once,
+//! and the repeat never carries the handoff. Reasons for a repeat are a pooled connection that
+//! turned out to be closed, a handoff that became stale during the send, and a decoder that failed
+//! to load the handed-over KV cache.
 
 use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
@@ -17,10 +20,10 @@ use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take, connector};
 
-/// Marks the end of a send that took longer than the handoff in it stays fresh; never shown.
+/// Marks a send that was aborted because the handoff in it became stale. Never reported.
 const WENT_STALE: Fault = Fault::Bug("the handoff went stale while it was sent");
 
-/// What a failed decode leg is called in its span.
+/// The error label of a failed decode leg in its span.
 fn label_of(fault: LegFault) -> &'static str {
     match fault {
         LegFault::Other(WENT_STALE) => Reason::StaleKv.label(),
@@ -29,7 +32,7 @@ fn label_of(fault: LegFault) -> &'static str {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Serves a request by the decoder alone.
+    /// Serves a request with the decoder alone.
     pub(super) async fn decode_local(
         &mut self,
         split: &Split,
@@ -59,7 +62,7 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Runs the decode leg after a prefill.
+    /// Runs the decode leg following a prefill leg.
     pub(super) async fn decode(
         &mut self,
         split: &Split,
@@ -74,7 +77,8 @@ impl<N: Net> Exchange<'_, N> {
         let mut reuse = Reuse::Allowed;
         let mut repeated = false;
         loop {
-            // The connection first: the handoff must be fresh when it leaves, not before.
+            // Connect first: the handoff must be fresh when it is sent, not when the connect
+            // starts.
             let connected = self
                 .connect(split.decoder, target, Role::Decode, reuse, Limit::NONE)
                 .await;
@@ -107,7 +111,7 @@ impl<N: Net> Exchange<'_, N> {
                         rewrite,
                     });
                 }
-                // The decoder took the request too slowly: what it has of it is no whole request.
+                // The decoder accepted the request too slowly. It has received only part of it.
                 Err(LegFault::Other(WENT_STALE)) => {
                     upstream.conn().reset_on_close();
                     self.go_on_without(Reason::StaleKv)?;
@@ -122,14 +126,14 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Until when a leg that carries the handoff may be on its way.
+    /// The deadline for sending a leg that carries the handoff.
     fn freshness_limit(&self, prefilled: &Prefilled) -> Limit {
         let age_max = self.shard.config.pd.handoff_age_max;
         Limit::of(prefilled.at, Some(age_max), WENT_STALE)
     }
 
-    /// The decode leg to send now, and whether it carries the handoff. The handoff is taken by
-    /// the first leg that asks; every later one goes without.
+    /// Builds the decode leg to send next and returns whether it carries the handoff. Only the
+    /// first leg takes the handoff; every later one is sent without it.
     fn decode_leg(
         &mut self,
         split: &Split,
@@ -138,7 +142,7 @@ impl<N: Net> Exchange<'_, N> {
         repeated: bool,
     ) -> Result<(Leg, bool), Fault> {
         if let Some(handoff) = prefilled.leaving.take() {
-            // The leg that was to carry it did not leave whole.
+            // The leg that carried it was not sent completely.
             self.count_stranded(split, &handoff);
         }
         let pd = &self.shard.config.pd;
@@ -150,7 +154,8 @@ impl<N: Net> Exchange<'_, N> {
                     Ok(handoff) => Some(handoff),
                     Err(reason) => {
                         if reason == Reason::StaleKv {
-                            // Its lease may be over, and its blocks another request's.
+                            // Its lease may have expired and its blocks may hold another request's
+                            // KV cache by now, so it must not be released explicitly.
                             self.shard.metrics.stranded(Stranded::LeftToLease);
                         }
                         if !repeated {
@@ -168,7 +173,7 @@ impl<N: Net> Exchange<'_, N> {
         Ok((leg.map_err(too_many)?, carries))
     }
 
-    /// Notes that there is no handoff to decode with, and why; an error where that is one.
+    /// Records the reason for decoding without a handoff. Fails if `--on-missing-kv` is `error`.
     fn go_on_without(&mut self, reason: Reason) -> Result<(), Fault> {
         if self.shard.config.pd.on_missing_kv == OnMissingKv::Error {
             self.stats.outcome = Some((Outcome::Failed, reason));
@@ -178,7 +183,7 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
-    /// Sends a decode leg on a connection and waits for the head of its answer.
+    /// Sends a decode leg on a connection and waits for the response head.
     pub(super) async fn decode_once(
         &mut self,
         upstream: &Upstream<N>,
@@ -214,7 +219,8 @@ impl<N: Net> Exchange<'_, N> {
         Ok(response)
     }
 
-    /// A 500 with a handoff in hand mostly means that its KV cache could not be loaded.
+    /// Whether to repeat the leg without the handoff. A 500 to a leg that carries one usually means
+    /// that the KV cache could not be loaded.
     fn must_recompute(&self, response: &Response) -> bool {
         response.head.status == 500
             && self.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute

@@ -1,5 +1,5 @@
-//! The decoder first (`shared-storage` with a `cache_hit_threshold`): its answer is held back until
-//! it is known whether a prefiller is needed, and not a byte longer.
+//! The decode-first order (`shared-storage` with a `cache_hit_threshold`): the decoder's response
+//! is withheld until it is known whether a prefill leg is needed, and no longer.
 
 use super::client::{Limit, Watch};
 use super::exchange::Exchange;
@@ -12,25 +12,26 @@ use crate::net::{Conn, Net, would_block};
 use crate::pd::shared_storage::{Verdict, verdict_of_stream, verdict_of_whole};
 use crate::pd::{Leg, Outcome, Reason, Take};
 
-/// An answer while it is held back.
+/// A response that is being withheld.
 struct Holding {
     meter: BodyMeter,
     is_stream: bool,
-    /// Received bytes that the meter has taken.
+    /// Number of received bytes that the meter has consumed.
     seen: usize,
     payload: Vec<u8>,
     bytes_max: usize,
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Tries the decoder, and the serial order where it finds too little in the store.
+    /// Sends the request to the decoder first. Continues with the serial order if the decoder
+    /// reports that too little of the prompt is in the store.
     pub(super) async fn decode_first(
         &mut self,
         split: &mut Split,
         targets: &[Target],
     ) -> Result<PendingResponse<N>, Fault> {
         let leg = split.pd_request().local_leg().map_err(too_many)?;
-        // Its answer is read here, so it must not come encoded.
+        // The proxy reads the response itself, so it must not have a content encoding.
         let take = Take::Whole;
         let mut pending = self.decode_local(split, &Leg { take, ..leg }).await?;
         match self.verdict(&mut pending).await? {
@@ -45,7 +46,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Reads as much of an answer as its verdict needs; what was read stays in it.
+    /// Reads as much of the response as its verdict needs. The bytes remain in `pending` and are
+    /// relayed from there.
     async fn verdict(&self, pending: &mut PendingResponse<N>) -> Result<Verdict, Fault> {
         let response = &mut pending.response;
         let is_encoded = response.head.field(Name::ContentEncoding).is_some();
@@ -76,7 +78,8 @@ impl<N: Net> Exchange<'_, N> {
                     .inspect(|n| response.bytes.extend_from_slice(&buffer[..*n]))
             });
             match received {
-                // The relay meets the same end, and knows what it means.
+                // The relay sees the end of the connection again and judges whether the response is
+                // complete.
                 Ok(0) => return Ok(holding.at_end()),
                 Ok(_) => {}
                 Err(error) if would_block(&error) => {}
@@ -87,7 +90,7 @@ impl<N: Net> Exchange<'_, N> {
 }
 
 impl Holding {
-    /// Takes what has been received since the last time; `body` is all of it.
+    /// Consumes the bytes received since the previous call. `body` is all of them so far.
     fn read(&mut self, body: &[u8]) -> Verdict {
         let new = &body[self.seen..];
         let payload = &mut self.payload;
@@ -95,7 +98,7 @@ impl Holding {
             .meter
             .decode(new, |span| payload.extend_from_slice(span.of(new)));
         let Ok(taken) = taken else {
-            // Broken framing: the relay will say so.
+            // The relay reports the malformed framing.
             return Verdict::Served;
         };
         self.seen += taken;
@@ -114,7 +117,7 @@ impl Holding {
         }
     }
 
-    /// The connection has ended.
+    /// Returns the verdict after the end of the connection.
     fn at_end(&self) -> Verdict {
         if self.meter.ends_at_close() && !self.is_stream {
             verdict_of_whole(&self.payload)
