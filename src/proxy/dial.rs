@@ -1,4 +1,4 @@
-//! Beginning a connect, and what to do when it cannot even begin.
+//! Starts connects, and retries those that fail because a queue is full.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::fault::Fault;
 use crate::limits::{CONNECT_PAUSE_MS_MAX, CONNECT_PAUSE_MS_MIN, CONNECT_TRIES_MAX};
 use crate::net::{Address, Net, would_block};
 
-/// Marks the end of a pause; never shown.
+/// Marks the end of a pause between connect attempts. Never reported.
 const PAUSE: Fault = Fault::Bug("a pause between connects ended");
 
-/// Pause behind the failed try `nth`, from 0: twice as long each time, up to a bound.
+/// The pause after failed attempt `nth`, counted from 0. Doubles with each attempt, up to a limit.
 fn pause_after(nth: u32) -> Duration {
     let doubled = CONNECT_PAUSE_MS_MIN << nth.min(CONNECT_PAUSE_MS_MAX.ilog2());
     Duration::from_millis(doubled.min(CONNECT_PAUSE_MS_MAX))
@@ -19,12 +19,13 @@ fn pause_after(nth: u32) -> Duration {
 
 impl<N: Net, W: Waits<N>> Dials<N> for W {}
 
-/// How a leg begins to connect.
+/// Starts connects for legs.
 pub(super) trait Dials<N: Net>: Waits<N> {
-    /// Begins a connect. `None`: this address takes none.
+    /// Starts a connect. Returns `None` if the address does not accept connections.
     ///
-    /// The kernel holds a TCP connect back while the engine's queue is full; of a Unix socket it
-    /// says `EAGAIN`, and of the end of that nothing. So that one is tried again within the limit.
+    /// If a TCP listener's queue is full, the kernel delays the connect. For a Unix socket it
+    /// returns `EAGAIN` and does not report when the queue has room again, so that connect is
+    /// retried, with pauses, within the limit.
     ///
     /// # Errors
     /// `Exhausted`, the limit's fault, or `ClientGone`.
@@ -42,8 +43,8 @@ pub(super) trait Dials<N: Net>: Waits<N> {
             if is_exhausted(&error) {
                 return Err(Fault::Exhausted);
             }
-            // The log tells of sockets only: their names are the operator's, where those of hosts
-            // may be a client's.
+            // Only failures of Unix sockets are logged. Their paths are set by the operator,
+            // whereas host names may come from a client.
             if let Address::Unix(socket) = address
                 && (nth == 0 || !would_block(&error))
             {
@@ -67,8 +68,8 @@ pub(super) trait Dials<N: Net>: Waits<N> {
     }
 }
 
-/// Whether a connect failed because this machine has run out of something. The numbers are
-/// Linux's `ENFILE`, `EMFILE`, `EADDRNOTAVAIL`, `ENOBUFS` and `ENOMEM`.
+/// Whether a connect failed because this machine has run out of a resource. The numbers are Linux's
+/// `ENFILE`, `EMFILE`, `EADDRNOTAVAIL`, `ENOBUFS` and `ENOMEM`.
 fn is_exhausted(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24 | 99 | 105 | 12))
 }
