@@ -1,4 +1,4 @@
-//! One request and its answer.
+//! One request and its response.
 
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,45 +16,47 @@ use crate::net::pool::EndpointId;
 use crate::net::{Conn, Instant, Net};
 use crate::pd::{Api, Leg, Outcome, Reason, Role, Route, Uuid};
 
-/// What becomes of the connection after an exchange.
+/// Action to take on the client connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Another request may follow.
+    /// Keep it open: another request may follow.
     Request,
-    /// It is closed now.
+    /// Close it now.
     Close,
-    /// It is closed once the client has had its answer.
+    /// Close it once the client has read the response.
     Linger,
 }
 
-/// One request and everything that is known about it.
+/// The state of one request while it is served.
 pub(super) struct Exchange<'a, N: Net> {
     pub(super) shard: &'a Rc<Shard<N>>,
     pub(super) client: &'a Client<N>,
     pub(super) head: RequestHead,
-    /// The head's bytes, and at first what came behind them.
+    /// The bytes of the head, initially followed by the bytes received after it.
     pub(super) bytes: Vec<u8>,
     pub(super) framing: Framing,
-    /// Whether the client's side allows another request.
+    /// Whether the connection stays open for another request. Starts as the client's choice and is
+    /// cleared when the response will close the connection.
     pub(super) keep_alive: bool,
-    /// Whether the request has been taken off the client's connection to its end.
+    /// Whether the request body has been read from the client connection completely.
     pub(super) body_done: bool,
-    /// Whether the engine that answers has taken the whole request.
+    /// Whether the engine whose response is relayed was sent the whole request. Otherwise its
+    /// connection cannot be reused.
     pub(super) sent_whole: bool,
-    /// The protocol change the client asked for has been passed on.
+    /// Whether the client's `Upgrade` field was forwarded to the engine.
     pub(super) upgrade_sent: bool,
     pub(super) request_id: RequestId,
     pub(super) stats: RequestStats,
     pub(super) trace: Trace,
 }
 
-/// What is noted about a request for metrics and the access log.
+/// The facts about a request that metrics and the access log report.
 pub(super) struct RequestStats {
     pub(super) route: metrics::Route,
     pub(super) started: Instant,
-    /// Status the client was sent; 0 as long as nothing was.
+    /// Status sent to the client; 0 while none has been sent.
     pub(super) status: u16,
-    /// The whole answer has left.
+    /// Whether the response was sent completely.
     pub(super) complete: bool,
     pub(super) outcome: Option<(Outcome, Reason)>,
     pub(super) prefill_target: String,
@@ -63,15 +65,17 @@ pub(super) struct RequestStats {
     pub(super) bytes_out: u64,
     pub(super) prefill_us: u64,
     pub(super) ttft_us: u64,
-    /// Our own share: from the last client byte to the engine, from the engine's to the client.
+    /// Time spent in the proxy itself: from the end of a split request's body (or of its encode
+    /// stage) until its legs are planned, and from the arrival of the response head until that head
+    /// has been sent to the client.
     pub(super) proxy_ns: u64,
-    /// What went wrong, if something did.
+    /// The failure of the request, if any.
     pub(super) fault: Option<Fault>,
-    /// Where exactly, for the client.
+    /// Details of the failure to include in the error response.
     pub(super) detail: Option<String>,
 }
 
-/// Reads one request off the connection, serves it and accounts for it.
+/// Reads one request from the connection, serves it and records its result.
 pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Next {
     let mut exchange = match Exchange::begin(shard, client).await {
         Ok(exchange) => exchange,
@@ -90,7 +94,8 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
     next
 }
 
-/// Counts a request that runs; one whose end is never noted has met a panic.
+/// Counts a request as running. If it is dropped without `end`, the request panicked and is counted
+/// as aborted.
 struct Running<'a> {
     metrics: &'a ShardMetrics,
     route: metrics::Route,
@@ -121,7 +126,8 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Answers bytes that are no request: there is no exchange, and no second chance.
+/// Responds to bytes that do not parse as a request head. No exchange exists, and the connection is
+/// closed afterwards.
 pub(super) async fn refuse_head<N: Net>(
     shard: &Rc<Shard<N>>,
     client: &Client<N>,
@@ -149,7 +155,7 @@ pub(super) async fn refuse_head<N: Net>(
 }
 
 impl<'a, N: Net> Exchange<'a, N> {
-    /// Reads a head and makes an exchange of it.
+    /// Reads a request head and creates an exchange from it.
     async fn begin(shard: &'a Rc<Shard<N>>, client: &'a Client<N>) -> Result<Self, Fault> {
         let started = shard.net.now();
         let limit = Limit::of(started, shard.config.timeouts.head, Fault::HeadTimeout);
@@ -208,7 +214,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         Ok(exchange)
     }
 
-    /// A request without a body has ended with its head: what came behind is the next one's.
+    /// Completes a request without a body: it ends with its head, so bytes that follow belong to
+    /// the next request.
     fn finish_body_early(&mut self) {
         self.body_done = true;
         if self.bytes.len() > self.head.len {
@@ -224,7 +231,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.panic_on_request();
         let route = Route::of(self.head.method, self.head.target.of(&self.bytes));
         if matches!(route, Route::Intercepted(_)) {
-            // Whatever it ends in, it is counted; what becomes of it is decided below.
+            // A default, so that every intercepted request is counted. Replaced below once more is
+            // known.
             self.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
         }
         if self.head.method == Method::Connect {
@@ -264,8 +272,9 @@ impl<'a, N: Net> Exchange<'a, N> {
         }
     }
 
-    /// Panics where the request asks for it: the only way to test from outside that a defect ends
-    /// one session and no more. Builds without debug assertions do not have it.
+    /// Panics if the request has the field `x-ringside-test-panic`. This is the only way for a test
+    /// of the whole program to check that a panic ends only one session. Compiled only with debug
+    /// assertions.
     #[cfg(debug_assertions)]
     #[expect(clippy::panic, reason = "what it is for")]
     fn panic_on_request(&self) {
@@ -276,8 +285,9 @@ impl<'a, N: Net> Exchange<'a, N> {
         }
     }
 
-    /// The decoder this request is for: the listener's rank, or the one the older routing field
-    /// names. Only rank 0's listener honours the field (reference 4).
+    /// Returns the decoder to use: that of the listener's rank, or the one named by
+    /// `x-data-parallel-host-port`. Only rank 0's listener honours the field, as pd-sidecar does
+    /// (`docs/pd-sidecar.md#data-parallel-ranks`).
     fn decoder(&self) -> Result<EndpointId, Fault> {
         let decoders = &self.shard.decoders;
         let field = self.head.field(Name::XDataParallelHostPort);
@@ -299,7 +309,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.respond_local(status, b"", None, None).await
     }
 
-    /// Writes the head for a leg into `out`, without framing and blank line.
+    /// Writes the request head of a leg into `out`, without framing fields and blank line.
     pub(super) fn leg_head(
         &self,
         mut out: Vec<u8>,
@@ -324,13 +334,14 @@ impl<'a, N: Net> Exchange<'a, N> {
         Ok(out)
     }
 
-    /// Tells a client that asked first to send its body (RFC 9110 10.1.1).
+    /// Sends `100 Continue` to a client that waits for it before sending its body (RFC 9110
+    /// 10.1.1).
     pub(super) async fn send_continue(&self) -> Result<(), Fault> {
         let line = std::io::IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n");
         self.client.send(self.shard, &[line]).await
     }
 
-    /// Whether the connection is kept after an answer that is about to be written.
+    /// Whether the connection can stay open after the response that is about to be written.
     pub(super) fn keeps_alive(&self) -> bool {
         self.keep_alive && self.body_done && !self.shard.is_draining()
     }
@@ -339,7 +350,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.head.version == Version::Http10
     }
 
-    /// Sends an answer made here.
+    /// Sends a response generated by the proxy.
     pub(super) async fn respond_local(
         &mut self,
         status: u16,
@@ -372,8 +383,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         Ok(())
     }
 
-    /// Turns how serving ended into an answer where one is still possible, and decides what
-    /// becomes of the connection.
+    /// Converts a failure into an error response if no response has been started, and decides what
+    /// to do with the connection.
     async fn conclude(&mut self, served: Result<(), Fault>) -> Next {
         let Err(fault) = served else {
             return if self.keep_alive {
@@ -392,18 +403,19 @@ impl<'a, N: Net> Exchange<'a, N> {
             if self.stats.status == 0 {
                 self.client.conn.abort();
             } else {
-                // It may still read what it has: that must not look like the whole answer.
+                // The client may still read what the kernel has buffered. Reset the connection so
+                // that this does not look like a complete response.
                 self.client.conn.reset_on_close();
             }
             return Next::Close;
         }
         self.set_failed(reason_of(fault));
         if self.stats.status != 0 {
-            // The head is out: only the missing end can tell the client.
+            // The response head has been sent. Only a missing end can now indicate the failure.
             return Next::Close;
         }
         if matches!(fault, Fault::Head(_)) {
-            // Where one reading was refused, no other begins.
+            // After a rejected head, parse nothing more from this connection.
             self.keep_alive = false;
         }
         let body = fault.body_with(self.stats.detail.as_deref());
@@ -422,7 +434,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         }
     }
 
-    /// A split or local request that failed counts as failed, with the first reason noted.
+    /// Marks an intercepted request as failed. If several failures are reported, the first reason
+    /// is kept.
     pub(super) fn set_failed(&mut self, reason: Reason) {
         if let Some((outcome, noted)) = &mut self.stats.outcome {
             if *outcome != Outcome::Failed {
@@ -432,7 +445,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         }
     }
 
-    /// Notes the finished request in the access log; how it is to be counted, and its length.
+    /// Records the finished request in the trace, the metrics and the access log. Returns its
+    /// status class and its duration in microseconds.
     fn record_request(&mut self) -> (CodeClass, u64) {
         self.trace_end();
         let stats = &self.stats;
@@ -450,7 +464,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         (class, total_us)
     }
 
-    /// Sets the phase that a departing client is counted under.
+    /// Sets the phase that a client disconnect is counted under.
     pub(super) fn enter(&self, phase: Phase) {
         self.client.phase.set(phase);
     }
@@ -473,7 +487,7 @@ const fn route_label(route: Route) -> metrics::Route {
     }
 }
 
-/// The reason a failed request is counted under.
+/// The reason that a request failed by `fault` is counted under.
 pub(super) const fn reason_of(fault: Fault) -> Reason {
     match fault {
         Fault::PrefillConnect => Reason::PrefillConnect,
