@@ -1,4 +1,4 @@
-//! Heads as they leave: towards an engine, and towards the client.
+//! Writes request heads for engines and response heads for clients.
 
 use std::net::IpAddr;
 
@@ -8,29 +8,29 @@ use crate::h1::{
     self, Field, Framing, HeadError, HopFilter, Method, Name, RequestHead, ResponseHead,
 };
 
-/// What a forwarded request head is made of, besides the client's fields.
+/// The parts of a forwarded request head that do not come from the client's fields.
 pub(super) struct Forwarded<'a> {
     pub(super) request_id: &'a [u8],
     pub(super) client_ip: Option<IpAddr>,
-    /// The engine, for a client that sent no `Host` (HTTP/1.0).
+    /// The engine, named in `Host` if the client sent none (HTTP/1.0).
     pub(super) target: &'a Target,
-    /// Whether the answer may come encoded: not when the proxy has to read it.
+    /// Whether to forward `Accept-Encoding`. Not if the proxy must read the response.
     pub(super) accept_encoding: bool,
-    /// Whether the client's wish to upgrade is passed on.
+    /// Whether to forward the client's `Upgrade`.
     pub(super) upgrade: bool,
-    /// The engine's data-parallel rank, where the proxy names one.
+    /// Value of `x-data-parallel-rank`, if the proxy sets it.
     pub(super) rank: Option<u32>,
-    /// What it is told of the request's trace, in place of the client's fields.
+    /// Trace context fields that replace the client's.
     pub(super) trace_headers: Option<TraceHeaders>,
 }
 
-/// Writes the request line and every field but the framing ones, without the blank line.
+/// Writes the request line and all fields except framing fields, without the blank line.
 ///
-/// `Host` stays the client's (reference 2.1). Fields of this hop, routing fields and `Expect` end
-/// here on every path.
+/// `Host` is forwarded unchanged (`docs/engines.md#forwarded-requests`). Hop-by-hop fields, routing
+/// fields and `Expect` are never forwarded, on any path.
 ///
 /// # Errors
-/// A `Connection` field that no head should have.
+/// The client's `Connection` fields list too many names.
 pub(super) fn push_request(
     out: &mut Vec<u8>,
     head: &RequestHead,
@@ -44,7 +44,7 @@ pub(super) fn push_request(
         head.method_span.of(bytes),
         h1::origin_form(target).unwrap_or(target),
     );
-    // RFC 9112 3.2.2: an absolute target's authority replaces Host.
+    // RFC 9112 3.2.2: the authority of an absolute-form target replaces Host.
     let absolute = h1::authority_of(target);
     if let Some(authority) = absolute {
         h1::push_field(out, b"host", authority);
@@ -98,7 +98,7 @@ fn is_forwarded(field: &Field, host_replaced: bool, accept_encoding: bool) -> bo
     }
 }
 
-/// One line: what came, then the client. A list too long to carry on is begun anew.
+/// Writes all received values, then the client's address, as one line.
 fn push_forwarded_for(
     out: &mut Vec<u8>,
     head: &RequestHead,
@@ -137,12 +137,12 @@ fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
                 h1::push_decimal(out, u64::from(octet));
             }
         }
-        // Rare on the nodes this runs on; the formatter costs under a microsecond.
+        // IPv6 is rare on the nodes this runs on, and the formatter costs less than a microsecond.
         IpAddr::V6(ip) => out.extend_from_slice(ip.to_string().as_bytes()),
     }
 }
 
-/// Ends a request head with its framing.
+/// Appends the framing field, if any, and the blank line.
 pub(super) fn push_request_framing(out: &mut Vec<u8>, framing: Framing) {
     match framing {
         Framing::None => {}
@@ -164,23 +164,23 @@ fn push_decimal_field(out: &mut Vec<u8>, name: &[u8], value: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// How an answer's body leaves towards the client.
+/// Framing of a response body towards the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outgoing {
-    /// No body; an answer to HEAD may still state a length.
+    /// No body. A response to HEAD may still state a length.
     None,
-    /// This many bytes.
+    /// A body of this many bytes.
     Length(u64),
-    /// Chunked.
+    /// Chunked transfer coding.
     Chunked,
-    /// Ends with the connection.
+    /// The body ends with the connection.
     UntilClose,
 }
 
-/// Writes an answer's head for the client, blank line included.
+/// Writes a response head for the client, including the blank line.
 ///
 /// # Errors
-/// A `Connection` field that no head should have.
+/// The engine's `Connection` fields list too many names.
 pub(super) fn push_response(
     out: &mut Vec<u8>,
     head: &ResponseHead,
@@ -218,18 +218,19 @@ pub(super) fn push_response(
     Ok(())
 }
 
-/// What an answer's head says besides the engine's fields.
+/// The parts of a response head that do not come from the engine's fields.
 pub(super) struct ResponseExtra<'a> {
     pub(super) request_id: &'a [u8],
     pub(super) method: Method,
     pub(super) keep_alive: bool,
-    /// The client speaks HTTP/1.0.
+    /// The client uses HTTP/1.0.
     pub(super) http10: bool,
-    /// The protocol switched to.
+    /// The protocol that the connection switches to.
     pub(super) upgrade: Option<&'a [u8]>,
 }
 
-/// The length an answer to HEAD, or a 304, states about the body it does not have.
+/// Writes the Content-Length of a response that has no body but may state one: a response to HEAD,
+/// or a 304.
 fn push_stated_length(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], method: Method) {
     if (method == Method::Head || head.status == 304)
         && let Some(field) = head.field(Name::ContentLength)
@@ -239,7 +240,7 @@ fn push_stated_length(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], meth
     }
 }
 
-/// A whole answer made by the proxy itself.
+/// Writes a complete response generated by the proxy.
 pub(super) fn push_local_response(out: &mut Vec<u8>, own: &LocalResponse<'_>) {
     h1::push_status_line(out, own.status, h1::reason_phrase(own.status).as_bytes());
     if !own.body.is_empty() {
@@ -273,7 +274,7 @@ pub(super) fn push_local_response(out: &mut Vec<u8>, own: &LocalResponse<'_>) {
     }
 }
 
-/// Writes the head of a stream of events made by the proxy itself, blank line included.
+/// Writes the head of an event stream generated by the proxy, including the blank line.
 pub(super) fn push_event_stream(
     out: &mut Vec<u8>,
     request_id: &[u8],
@@ -292,16 +293,16 @@ pub(super) fn push_event_stream(
     out.extend_from_slice(b"\r\n");
 }
 
-/// The parts of an answer made by the proxy itself.
+/// The parts of a response generated by the proxy.
 pub(super) struct LocalResponse<'a> {
     pub(super) status: u16,
     pub(super) body: &'a [u8],
     pub(super) request_id: &'a [u8],
-    /// Label of the fault, where it is one.
+    /// Label of the fault, if the response reports one.
     pub(super) error: Option<&'static str>,
     pub(super) retry_after_secs: Option<u32>,
     pub(super) keep_alive: bool,
     pub(super) http10: bool,
-    /// An answer to HEAD: the body's length is stated, the body not sent.
+    /// The request was a HEAD: the length of the body is stated, but the body is not sent.
     pub(super) is_head: bool,
 }
