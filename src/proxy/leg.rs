@@ -1,4 +1,4 @@
-//! One upstream call: a connection, a request on it, the head of its answer.
+//! One upstream call: obtaining a connection, sending a request and receiving the response head.
 
 use std::cell::Cell;
 use std::io::IoSlice;
@@ -21,25 +21,26 @@ use crate::net::pool::EndpointId;
 use crate::net::{Address, Conn, Net, would_block};
 use crate::pd::Role;
 
-/// How a leg failed before the head of its answer was there.
+/// How a leg failed. [`LegFault::fault`] maps it to a [`Fault`] according to the leg's role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LegFault {
     /// No address of the engine accepts connections.
     Refused,
-    /// None did in time.
+    /// At least one connect timed out, and none succeeded.
     ConnectTimeout,
-    /// The connection ended before the first answer byte.
+    /// The engine closed the connection before the first byte of its response.
     ConnectionClosed,
-    /// The answer is not HTTP/1.1.
+    /// The response is malformed: not HTTP/1.1, truncated, or not readable as the JSON it should
+    /// be.
     BadResponse,
-    /// The answer, which is read here, is longer than `--max-prefill-answer`.
+    /// A response that the proxy reads itself is longer than `--max-prefill-answer`.
     TooLarge,
-    /// Something that has nothing to do with this engine.
+    /// A fault that is the same for every role.
     Other(Fault),
 }
 
 impl LegFault {
-    /// The fault it is for a leg of that role.
+    /// The fault to report when a leg of this role fails in this way.
     pub(super) const fn fault(self, role: Role) -> Fault {
         match (self, role) {
             (Self::Refused, Role::Decode) => Fault::DecodeRefused,
@@ -71,15 +72,16 @@ impl From<Fault> for LegFault {
     }
 }
 
-/// A connection to an engine, in use. Dropping it closes it, which makes the engine stop.
+/// An engine connection in use. Dropping it closes it, which makes the engine abort the request.
 pub(super) struct Upstream<N: Net> {
     conn: N::Conn,
     id: EndpointId,
-    /// It has served a request before, so the engine may have closed it meanwhile.
+    /// Taken from the pool, so the engine may have closed it in the meantime.
     pub(super) reused: bool,
-    /// A send failed: the kernel told that reset then, and will tell no receive of it.
+    /// A send has failed. The kernel reports a reset only once, so no later receive will report it:
+    /// an end of stream on this connection may be a reset.
     pub(super) broke: Cell<bool>,
-    /// The engine has been sent a whole request.
+    /// A whole request has been sent on it.
     pub(super) is_sent: Cell<bool>,
     _active: Active,
 }
@@ -89,14 +91,14 @@ impl<N: Net> Upstream<N> {
         &self.conn
     }
 
-    /// Gives the connection back for another request. The caller has seen its exchange end
-    /// cleanly, with nothing behind the answer.
+    /// Returns the connection to the pool. The caller must have seen its exchange end cleanly, with
+    /// no bytes after the response.
     pub(super) fn release(self, shard: &Shard<N>) {
         shard.pools.checkin(self.id, self.conn);
     }
 }
 
-/// Counts a connection in use.
+/// Counts an engine connection as in use until dropped.
 struct Active {
     metrics: Arc<ShardMetrics>,
     role: Role,
@@ -118,31 +120,34 @@ impl Drop for Active {
     }
 }
 
-/// Which connection a leg may run on.
+/// Whether a leg may use a pooled connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reuse {
-    /// A pooled one that was looked at this instant and was silent.
+    /// A pooled connection that has received nothing while idle, if there is one; otherwise a new
+    /// one.
     Allowed,
-    /// A new one.
+    /// Always a new connection.
     Never,
 }
 
-/// Whoever runs a leg: what its waits end with besides the awaited event.
+/// The context that a leg runs in: its exchange, or a task. Defines what ends a wait besides the
+/// awaited event and its limit.
 pub(super) trait Waits<N: Net> {
-    /// The shard it runs on.
+    /// The shard that the leg runs on.
     fn shard(&self) -> &Rc<Shard<N>>;
 
-    /// What it is doing, for the metric of clients that leave.
+    /// The current phase, reported by the metric of client disconnects.
     fn phase(&self) -> &Cell<Phase>;
 
-    /// How to look out for the client before a leg has begun: the rest of an upload must stay in
-    /// the socket, where the upload looks for it.
+    /// How to watch the client until the leg's request is being sent. If the client's upload has
+    /// not been read yet, its bytes must remain in the socket, where the upload reads them.
     fn early_watch(&self) -> Watch;
 
-    /// The head of a successful answer is there.
+    /// Called when the head of a successful (2xx) response has arrived.
     fn on_success(&self) {}
 
-    /// Waits for `ready`, for whoever wants the leg's answer to leave, or for the limit.
+    /// Waits until `ready` is ready, the leg is no longer needed (its client has disconnected or
+    /// its owner has cancelled it), or the limit expires.
     ///
     /// # Errors
     /// `ClientGone`, or the limit's fault.
@@ -183,9 +188,9 @@ impl<N: Net> Waits<N> for Exchange<'_, N> {
 
 impl<N: Net, W: Waits<N>> Legs<N> for W {}
 
-/// What every leg is made of.
+/// The steps common to all legs.
 pub(super) trait Legs<N: Net>: Dials<N> {
-    /// Gets a connection to an engine.
+    /// Returns a connection to an engine: a pooled one if `reuse` allows it, otherwise a new one.
     async fn connect(
         &self,
         id: EndpointId,
@@ -208,7 +213,8 @@ pub(super) trait Legs<N: Net>: Dials<N> {
             });
         }
         let before = self.phase().replace(Phase::Connect);
-        // A client that leaves meanwhile is counted under this phase.
+        // On failure the phase remains `Connect`, so that a disconnect during the connect is
+        // counted there.
         let conn = self.connect_new(id, target, role, limit).await?;
         self.phase().set(before);
         Ok(Upstream {
@@ -258,7 +264,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
             match ended.map_err(timed) {
                 Ok(()) if conn.connected().is_ok() => return Ok(conn),
                 Ok(()) => {}
-                // Another address of the same engine may be the one that answers.
+                // Another address of the same engine may accept the connection.
                 Err(LegFault::ConnectTimeout) => timed_out = true,
                 Err(fault) => return Err(fault),
             }
@@ -270,7 +276,8 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         })
     }
 
-    /// The addresses of an engine: an address as it stands, a name through the resolver.
+    /// Returns the addresses of an engine. A target that is an address needs no look-up. Those of a
+    /// name come from the pool's table or, if it has none, from the resolver.
     async fn addresses(
         &self,
         id: EndpointId,
@@ -295,7 +302,8 @@ pub(super) trait Legs<N: Net>: Dials<N> {
             return Err(Fault::Exhausted);
         }
         if let Some((addresses, _)) = known {
-            // What it was is used while the look-up goes on; nobody waits for a name server.
+            // The known addresses are used while the look-up refreshes them, so no request waits
+            // for a name server that has responded before.
             return Ok(addresses);
         }
         let response = self
@@ -306,9 +314,11 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         Ok(response)
     }
 
-    /// Sends a whole request: `head` (with its blank line) and the spliced body. Stops early,
-    /// without an error, when the engine answers or closes before it has taken everything: the
-    /// answer says why. `true` when everything was sent.
+    /// Sends a whole request: `head` (including its blank line) and the spliced body. Returns
+    /// `true` if everything was sent.
+    ///
+    /// Returns `false` without an error if the engine responds or closes the connection before it
+    /// has received everything: the response then states the reason.
     async fn send_spliced(
         &self,
         upstream: &Upstream<N>,
@@ -331,10 +341,11 @@ pub(super) trait Legs<N: Net>: Dials<N> {
                             conn.poll_writable(cx).map(|()| true)
                         })
                         .await
-                        // Bytes the engine has not read yet would keep a plain end from it.
+                        // The engine would see a FIN only after reading all buffered bytes. A reset
+                        // reaches it immediately.
                         .inspect_err(|_| conn.reset_on_close())?;
                     if !event {
-                        // An interim answer is no reason to stop.
+                        // An interim (1xx) response does not stop the send.
                         response.receive(self.shard(), conn)?;
                         if response.is_complete {
                             return Ok(false);
@@ -353,7 +364,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         }
     }
 
-    /// Waits for the head of the answer.
+    /// Waits until the response head is complete.
     async fn receive_response(
         &self,
         upstream: &Upstream<N>,
@@ -370,7 +381,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
     }
 }
 
-/// Leaves a look-up also when its wait was given up.
+/// Unregisters from a name look-up when dropped, including when the wait was cancelled.
 struct Leave<'a, N: Net> {
     shard: &'a Shard<N>,
     target: &'a Target,
@@ -382,7 +393,7 @@ impl<N: Net> Drop for Leave<'_, N> {
     }
 }
 
-/// A whole request: its head with the blank line, and the client's body with edits.
+/// A whole request: its head including the blank line, and the client's body with edits applied.
 pub(super) struct SplicedRequest<'a> {
     pub(super) head: &'a [u8],
     pub(super) splices: &'a Splices,
@@ -390,7 +401,7 @@ pub(super) struct SplicedRequest<'a> {
 }
 
 impl SplicedRequest<'_> {
-    /// Sends what fits of everything from `at` on.
+    /// Sends as much as the socket accepts, from offset `at` of the whole request.
     fn try_send<C: Conn>(&self, conn: &C, at: usize) -> std::io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
         let mut count = 0;
@@ -404,7 +415,7 @@ impl SplicedRequest<'_> {
     }
 }
 
-/// An answer's head while it arrives, and the first of its body behind it.
+/// A response head while it arrives, and the body bytes received with it.
 #[derive(Default)]
 pub(super) struct Response {
     pub(super) bytes: Vec<u8>,
@@ -415,24 +426,28 @@ pub(super) struct Response {
 }
 
 impl Response {
-    /// Whether the final head is there.
+    /// Whether the final (not interim) head is complete.
     pub(super) const fn is_complete(&self) -> bool {
         self.is_complete
     }
 
-    /// The body bytes that came with the head.
+    /// The body bytes that were received together with the head.
     pub(super) fn rest(&self) -> &[u8] {
         &self.bytes[self.head.len..]
     }
 
-    /// Receives once.
+    /// Receives once and parses the head if it is complete.
+    ///
+    /// # Errors
+    /// `ConnectionClosed` if the connection ended before any byte of a response, `BadResponse` if
+    /// it ended later or the bytes are malformed.
     pub(super) fn receive<N: Net>(
         &mut self,
         shard: &Shard<N>,
         conn: &N::Conn,
     ) -> Result<(), LegFault> {
         if self.bytes.capacity() == 0 {
-            // Not before: an engine may be silent for minutes.
+            // Allocated only now, because the engine may have been silent for minutes.
             self.bytes = shard.buffer();
             self.head.fields = shard.fields();
         }
@@ -451,8 +466,8 @@ impl Response {
         }
     }
 
-    /// Parses the head; interim answers (RFC 9110 15.2) are dropped, since the client asked us
-    /// and not the engine for a 100, and there is a bound on them.
+    /// Parses the head. Interim responses (RFC 9110 15.2) are dropped, up to a limit: the proxy
+    /// itself handles `Expect: 100-continue`, so none of them is meant for the client.
     fn parse(&mut self) -> Result<(), LegFault> {
         while self
             .head
