@@ -1,4 +1,4 @@
-//! What the access log is told of a request.
+//! Writes the access log record of a request.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,8 @@ use crate::net::{Conn, Net};
 use crate::pd::Reason;
 
 impl<N: Net> Exchange<'_, N> {
-    /// Hands the request to the log's thread; a full ring loses the line and counts it.
+    /// Pushes the request's record into the shard's access log ring. If the ring is full, the
+    /// record is dropped and counted.
     pub(super) fn log_access(&self, total_us: u64) {
         let mut access = self.shard.access.borrow_mut();
         let Some(ring) = &mut *access else { return };
@@ -46,7 +47,7 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Keeps the prefiller's name for the log, if there is one.
+    /// Stores the prefill target for the access log, if that is on.
     pub(super) fn record_prefill_target(&mut self, target: &Target) {
         if self.shard.access.borrow().is_some() {
             self.stats.prefill_target = target.to_string();

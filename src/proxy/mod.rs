@@ -1,12 +1,21 @@
-//! The way of a request: from an accepted connection to the last byte of its answer.
+//! The data path: from an accepted client connection to the last byte of the response.
 //!
-//! [`shard`] owns what one thread has. A session (`session`) reads heads and makes an exchange
-//! (`exchange`) of each. Pass-through and decode-only requests are uploaded while they arrive
-//! (`upload`); the others are read whole (`body`) and served by legs (`split`): encoders first
-//! (`encode`), then `prefill` and `decode`, both `concurrent`, or the decoder first (`decode_first`).
-//! A leg is sent and read by `leg` and `run`, in its exchange or as a task beside it (`task`). The
-//! answer goes through `relay`, or is put together of chunks (`chunked`). Everything is written
-//! against the seam of [`crate::net`] and runs on the simulation unchanged.
+//! [`shard`] holds the state of one thread. A session (`session`) serves one client connection. It
+//! reads request heads and runs an exchange (`exchange`) for each.
+//!
+//! An exchange serves a request in one of two ways; only health checks need neither. Pass-through
+//! and decode-only requests are forwarded to the decoder as they arrive (`upload`). A request that
+//! involves other engines, or a chunked decode, is read completely (`body`) and served by legs
+//! (`split`): encode legs first, if any (`encode`), then prefill and decode. The order of those two
+//! depends on the connector: serial (`prefill`, then `decode`), concurrent (`concurrent`) or
+//! decode-first (`decode_first`).
+//!
+//! A leg is sent and its response read by `leg` and `run`. It runs either inside its exchange or as
+//! a separate task (`task`). The response is sent to the client by `relay`, or assembled from
+//! several decode chunks (`chunked`).
+//!
+//! All of this is generic over [`crate::net::Net`], so the simulation runs the same code as
+//! production.
 
 mod allowlist;
 mod body;
