@@ -1,4 +1,4 @@
-//! The prefill leg of a serial order: its candidates and attempts.
+//! The prefill leg of the serial order, with its candidates and retries.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -17,16 +17,18 @@ use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take, connector, nixl};
 
-/// What a leg's head has beyond the client's: ids, addresses, the length, with room to spare.
+/// Capacity reserved for the fields that a leg's head has in addition to the client's: ids,
+/// addresses and the body length. Generous.
 const LEG_HEAD_EXTRA_BYTES: usize = 192;
 
-/// The prefiller's answer, as far as the decode leg needs it.
+/// The parts of the prefill response that the decode leg needs.
 pub(super) struct Prefilled {
-    /// What it handed on; `None`: its connector hands nothing on.
+    /// The handoff; `None` if the connector does not hand anything over.
     pub(super) handoff: Option<SingleUse>,
-    /// When the head of the answer was there: the engine's lease runs from about then.
+    /// Time when the response head arrived. The engine's lease on the KV cache starts at about that
+    /// time.
     pub(super) at: Instant,
-    /// The handoff while the leg that carries it has not left whole.
+    /// The handoff carried by a decode leg that has not been sent completely.
     pub(super) leaving: Option<Vec<u8>>,
 }
 
@@ -47,7 +49,7 @@ impl Prefilled {
         }
     }
 
-    /// The handoff, if no engine was sent a whole request with it.
+    /// Returns the handoff if no engine was sent a whole request that carries it.
     fn stranded(mut self) -> Option<Vec<u8>> {
         let handoff = self.handoff.as_mut();
         let handoff = handoff.and_then(|handoff| handoff.take(Freshness::Fresh).ok());
@@ -55,16 +57,16 @@ impl Prefilled {
     }
 }
 
-/// What the prefill leg came to.
+/// Result of the prefill leg.
 pub(super) enum Prefill<N: Net> {
-    /// An answer to go on with, and who gave it.
+    /// Success: the parts for the decode leg, and the engine that computed them.
     Done(Prefilled, Peer),
-    /// An error that is the client's answer.
+    /// The prefill engine's error, to be relayed to the client.
     Refused(PendingResponse<N>),
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// One prefill leg, then the decode leg made from its answer.
+    /// Runs a prefill leg, then a decode leg built from its response.
     pub(super) async fn serial(
         &mut self,
         split: &mut Split,
@@ -90,7 +92,11 @@ impl<N: Net> Exchange<'_, N> {
         pending
     }
 
-    /// Runs the prefill leg until it gave an answer to go on with, or one for the client.
+    /// Runs the prefill leg until it succeeds or fails for good.
+    ///
+    /// A candidate that refuses connections is followed by the next one. After the last one, and
+    /// after failures that may be temporary, the leg is retried up to the configured number of
+    /// times.
     pub(super) async fn prefill(
         &mut self,
         split: &Split,
@@ -113,7 +119,7 @@ impl<N: Net> Exchange<'_, N> {
             self.shard.metrics.leg(leg_role(Role::Prefill), took);
             self.trace.prefilled(&self.shard.net, &attempt);
             let may_retry = retries < config.pd.prefill_retries_max;
-            // What an attempt came to is large, and must not lie beside a wait.
+            // The result of an attempt is large, so it must not be kept across an await.
             let fault = match self.attempted(attempt, peer, may_retry) {
                 ControlFlow::Break(ended) => return ended,
                 ControlFlow::Continue(fault) => fault,
@@ -140,7 +146,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// What an attempt came to: the end of the prefill leg, or why it may be tried again.
+    /// Evaluates an attempt. `Break` ends the prefill leg; `Continue` returns a failure that may be
+    /// retried.
     fn attempted(
         &mut self,
         attempt: Result<Attempt<N>, LegFault>,
@@ -195,19 +202,22 @@ impl<N: Net> Exchange<'_, N> {
         self.run_leg(&call, &mut None, &Limits::all(limit)).await
     }
 
-    /// The head of a leg whose body is spliced. Where its answer has to be readable by the proxy,
-    /// no encoding of it is asked for.
+    /// Writes the head of a leg whose body is spliced. `Accept-Encoding` is omitted if the proxy
+    /// must read the response.
     pub(super) fn spliced_head(&self, target: &Target, leg: &Leg) -> Result<Vec<u8>, Fault> {
         let accept_encoding = leg.take == Take::Response(None);
-        // No larger than it will be: it waits for as long as the engine is silent.
+        // Close to the final size, because the head is held for as long as the engine is silent.
         let out = Vec::with_capacity(self.head.len + LEG_HEAD_EXTRA_BYTES);
         let mut head = self.leg_head(out, target, accept_encoding, false, Some(leg))?;
         finish_head(&mut head, leg);
         Ok(head)
     }
 
-    /// Makes a prefiller's error the client's answer: its status always, its own words unless they
-    /// are to be hidden (error texts can quote prompts).
+    /// Makes a prefill engine's error the response to the client.
+    ///
+    /// The engine's own body is relayed unless prefill errors are hidden (they can quote prompts)
+    /// or the decoder is to take over; then only the status is kept, or 502 if it is not an error
+    /// status.
     pub(super) fn prefill_refused(
         &mut self,
         upstream: Upstream<N>,
@@ -216,7 +226,7 @@ impl<N: Net> Exchange<'_, N> {
         let status = response.head.status;
         let pd = &self.shard.config.pd;
         let is_hidden = pd.hide_prefill_errors || pd.on_prefill_failure == OnPrefillFailure::Decode;
-        // Below 200 there is no error to show.
+        // A status below 200 does not carry an error body.
         if is_hidden || status < 200 {
             let status = if (400..600).contains(&status) {
                 status
