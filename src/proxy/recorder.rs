@@ -1,7 +1,8 @@
-//! The spans of one request while it runs: which is open, what it is part of, when it ended.
+//! The spans of one request while it runs: which are open, how they nest, and when they ended.
 //!
-//! Names, nesting and attributes are pd-sidecar's, whose dashboards go on working; that the decode
-//! span is part of the prefill span is one of its quirks. Times and ids come in from outside.
+//! Names, nesting and attributes are those of pd-sidecar, so that its dashboards keep working. One
+//! of its quirks is that the decode span is a child of the prefill span. Times and ids are supplied
+//! by the caller.
 
 use std::borrow::Cow;
 
@@ -10,11 +11,11 @@ use crate::net::Instant;
 use crate::pd::Role;
 use crate::trace::{Kind, Span, TraceContext, Value};
 
-/// From the shard's clock to the world's.
+/// Converts instants of the shard's clock to Unix time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WorldClock {
     pub(super) instant: Instant,
-    /// Nanoseconds since 1970 at that moment.
+    /// Unix time at `instant`, in nanoseconds.
     pub(super) unix_ns: u64,
 }
 
@@ -25,23 +26,23 @@ impl WorldClock {
     }
 }
 
-/// How the legs of a split request are told apart in a trace.
+/// How the legs of a split request are named and described in a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Style {
     pub(super) connector: &'static str,
-    /// Spans of the legs have the long names, with the prefix.
+    /// The phase spans have the long names, prefixed with `llm_d.pd_proxy.`.
     pub(super) is_long: bool,
-    /// The legs run side by side.
+    /// The legs run concurrently.
     pub(super) is_concurrent: bool,
-    /// They do by MoRI-IO's parallel dispatch.
+    /// They run concurrently because of MoRI-IO's parallel dispatch.
     pub(super) is_parallel_dispatch: bool,
-    /// The client asked for a stream.
+    /// The client requested a stream.
     pub(super) streams: bool,
-    /// The decoder is one that the client chose by its rank.
+    /// The client selected the rank of the decoder.
     pub(super) is_data_parallel: bool,
 }
 
-/// A leg that begins.
+/// The description of a leg that starts.
 #[derive(Debug)]
 pub(super) struct LegStart<'a> {
     pub(super) role: Role,
@@ -50,22 +51,22 @@ pub(super) struct LegStart<'a> {
     pub(super) port: Option<u16>,
     pub(super) target: String,
     pub(super) request_id: &'a [u8],
-    /// It belongs to a request that is split, and so to a phase.
+    /// The leg belongs to a split request, so prefill and decode legs are part of a phase.
     pub(super) has_phase: bool,
     pub(super) now_ns: u64,
-    /// Random numbers for the ids of its spans.
+    /// Random ids for the leg's span and up to two spans that enclose it.
     pub(super) ids: [u64; 3],
 }
 
-/// A prefill phase that is over, or goes on beside its request.
+/// A prefill phase that has ended, or that continues in a separate task.
 #[derive(Clone, Copy, Debug)]
 struct Prefilled {
     id: u64,
-    /// Its end, and how many milliseconds it took, once that is known here.
+    /// End time in nanoseconds and duration in milliseconds, if it ended before the decode phase.
     ended: Option<(u64, u64)>,
 }
 
-/// What is known of a request that is recorded.
+/// The spans of a recorded request.
 #[derive(Debug)]
 pub(super) struct Recorder {
     context: TraceContext,
@@ -81,23 +82,23 @@ pub(super) struct Recorder {
     style: Option<Style>,
     chunk_tokens: Option<u32>,
     chunks: u64,
-    /// When the first legs of a concurrent pair began.
+    /// Start time of the first prefill leg of the concurrent order.
     pair_ns: Option<u64>,
 }
 
-/// What a request came to.
+/// The result of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Finish {
     pub(super) now_ns: u64,
-    /// Sent to the client; 0 if none was.
+    /// Status sent to the client; 0 if none was.
     pub(super) status: u16,
     pub(super) error: Option<&'static str>,
-    /// `None`: it was not one for two engines.
+    /// Outcome and reason; `None` for a request that was not intercepted.
     pub(super) outcome: Option<(&'static str, Option<&'static str>)>,
 }
 
 impl Recorder {
-    /// Begins with the span of the whole request, which is `context`.
+    /// Starts the span of the whole request, whose id is that of `context`.
     pub(super) fn new(
         context: TraceContext,
         parent_id: u64,
@@ -136,7 +137,8 @@ impl Recorder {
         }
     }
 
-    /// Begins the span of a generation request; attributes can be noted on it from now on.
+    /// Starts the `forward_request` span of a generation request, which [`Recorder::set`] applies
+    /// to.
     pub(super) fn forward(&mut self, id: u64, now_ns: u64) {
         let span = self.begin(
             "forward_request",
@@ -148,24 +150,24 @@ impl Recorder {
         self.forward = Some(span);
     }
 
-    /// Notes an attribute of the generation request.
+    /// Sets an attribute of the `forward_request` span.
     pub(super) fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         if let Some(forward) = &mut self.forward {
             forward.set(name, value);
         }
     }
 
-    /// The request is split.
+    /// Records that the request is split.
     pub(super) fn split(&mut self, style: Style) {
         self.style = Some(style);
     }
 
-    /// Its answer is cut into chunks of so many tokens.
+    /// Records that the response is decoded in chunks of `tokens` tokens.
     pub(super) fn cut(&mut self, tokens: u32) {
         self.chunk_tokens = Some(tokens);
     }
 
-    /// A chunk's answer is there; all chunks together have so many tokens.
+    /// Records a finished decode chunk. `tokens` is the total of all chunks so far.
     pub(super) fn chunk(&mut self, tokens: u64) {
         self.chunks += 1;
         let chunks = self.chunks;
@@ -176,7 +178,8 @@ impl Recorder {
         }
     }
 
-    /// Begins the span of a leg, and of its phase; what the engine is told.
+    /// Starts the span of a leg, and that of its phase if it is not open yet. Returns the trace
+    /// context to send to the engine.
     pub(super) fn leg(&mut self, start: LegStart<'_>) -> TraceContext {
         let now_ns = start.now_ns;
         self.end_leg(now_ns, None);
@@ -211,11 +214,11 @@ impl Recorder {
 
     fn enter_prefill(&mut self, start: &LegStart<'_>) {
         let now_ns = start.now_ns;
-        // The decoder may have been asked first.
+        // In the decode-first order, a decode phase is still open.
         self.end_phases(now_ns, None);
         let parent_id = self.forward.as_ref().unwrap_or(&self.root).span_id;
         let mut span = match self.prefill.take() {
-            // Another attempt.
+            // A further attempt continues the phase.
             Some(span) => Span {
                 ended_ns: 0,
                 ..span
@@ -240,7 +243,7 @@ impl Recorder {
     fn enter_decode(&mut self, start: &LegStart<'_>) {
         let now_ns = start.now_ns;
         if self.decode.is_some() || self.chunked.is_some() {
-            // A repeat, or another chunk.
+            // A repeat or a further decode chunk continues the phase.
             return;
         }
         if let Some(prefill) = self.prefill.take() {
@@ -298,7 +301,7 @@ impl Recorder {
         span
     }
 
-    /// What the spans of both phases say.
+    /// Sets the attributes that both phases have.
     fn describe(&self, span: &mut Span, start: &LegStart<'_>) {
         span.set("llm_d.pd_proxy.request_id", Value::text(start.request_id));
         if let Some(style) = self.style {
@@ -316,19 +319,19 @@ impl Recorder {
         }
     }
 
-    /// The head of the open leg's answer is there.
+    /// Records the response status of the open leg.
     pub(super) fn responded(&mut self, status: u16) {
         if let Some(leg) = &mut self.leg {
             record_status(leg, status);
         }
     }
 
-    /// The open leg has failed.
+    /// Ends the open leg with an error.
     pub(super) fn failed(&mut self, error: &'static str, now_ns: u64) {
         self.end_leg(now_ns, Some(error));
     }
 
-    /// An attempt of the prefill leg is over.
+    /// Records the result of an attempt of the prefill leg and ends the attempt's span.
     pub(super) fn prefilled(&mut self, ended: Result<u16, &'static str>, now_ns: u64) {
         if let Some(leg) = &mut self.leg {
             record_end(leg, ended);
@@ -339,14 +342,14 @@ impl Recorder {
         }
     }
 
-    /// Takes the spans of the leg that has just begun, which goes on beside its request.
+    /// Takes the spans of the leg that has just started, which continues in a separate task.
     pub(super) fn detach(&mut self) -> Vec<Span> {
         let mut spans: Vec<_> = self.leg.take().into_iter().collect();
         spans.extend(self.prefill.take());
         spans
     }
 
-    /// Ends all spans; they are the request's record.
+    /// Ends all spans and returns them.
     pub(super) fn finish(mut self, ending: &Finish) -> Vec<Span> {
         let Finish { now_ns, error, .. } = *ending;
         self.end_leg(now_ns, error);
@@ -421,7 +424,7 @@ impl Recorder {
         }
     }
 
-    /// Ends what belongs to the decoder.
+    /// Ends the decode phase, including its chunks.
     fn end_phases(&mut self, now_ns: u64, error: Option<&'static str>) {
         if let Some(mut chunked) = self.chunked.take() {
             let millis = Value::Millis(chunked.millis(now_ns));
@@ -439,7 +442,8 @@ impl Recorder {
     }
 }
 
-/// Ends a leg that went on beside its request: its span, and its phase's if it had one.
+/// Ends the spans of a leg that ran as a separate task: its own, and that of its phase if it has
+/// one.
 pub(super) fn finish_detached(spans: &mut [Span], ended: Result<u16, &'static str>, now_ns: u64) {
     for span in spans {
         match span.kind {
@@ -469,7 +473,8 @@ fn record_end(leg: &mut Span, ended: Result<u16, &'static str>) {
     }
 }
 
-/// The last attempt is the one that counts.
+/// Records the result of an attempt in the prefill span. The last attempt determines its end,
+/// status and error.
 fn record_prefill(prefill: &mut Span, ended: Result<u16, &'static str>, now_ns: u64) {
     prefill.ended_ns = now_ns;
     let millis = Value::Millis(prefill.millis(now_ns));
