@@ -1,4 +1,4 @@
-//! Spans of a request, step by step.
+//! Tests of the spans of a request.
 
 use super::*;
 
@@ -43,7 +43,7 @@ fn finish(recorder: Recorder, error: Option<&'static str>) -> Vec<Span> {
     })
 }
 
-/// Name, own id, parent's id, when it ended in milliseconds.
+/// Name, span id, parent id and end time in milliseconds of each span, ordered by span id.
 fn shape(spans: &[Span]) -> Vec<(&str, u64, u64, u64)> {
     let of = |span: &'_ Span| (span.span_id, span.parent_id, span.ended_ns / MS);
     let with_name = |span| {
@@ -148,7 +148,7 @@ fn legs_beyond_the_bound_are_told_of_their_phase() {
         recorder.responded(200);
         recorder.chunk(16 * nth);
         let is_bounded = nth >= TRACE_LEGS_MAX as u64;
-        // 1001 is the span of the chunks.
+        // 1001 is the id of the `chunked_decode` span.
         let want = if is_bounded { 1001 } else { 1000 + 10 * nth };
         assert_eq!(context.span_id, want);
         assert!(context.is_sampled());
