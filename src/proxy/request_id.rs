@@ -1,16 +1,16 @@
-//! The one `x-request-id` of a request.
+//! The `x-request-id` of a request.
 
 use crate::limits::REQUEST_ID_BYTES_MAX;
 
-/// Length of a generated id.
+/// Length of a generated id in bytes.
 const GENERATED_BYTES: usize = 36;
 
-/// Whether a client's id may be copied into heads and logs: visible ASCII, bounded.
+/// Whether a client's id may be copied into heads and logs: visible ASCII of limited length.
 fn is_usable(id: &[u8]) -> bool {
     !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic)
 }
 
-/// The id of a request. The usual length is kept without memory of its own.
+/// The id of a request. An id of the usual length is stored inline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RequestId {
     Short([u8; GENERATED_BYTES]),
@@ -18,8 +18,8 @@ pub(super) enum RequestId {
 }
 
 impl RequestId {
-    /// The client's id, or a new one in the text form of a UUID version 7 (RFC 9562 5.7): time
-    /// first, so that ids sort by arrival in logs.
+    /// Returns the client's id if it is usable, otherwise a new one in the text form of a UUID
+    /// version 7 (RFC 9562 5.7). It starts with the time, so that ids sort by arrival in logs.
     pub(super) fn choose(client: Option<&[u8]>, unix_ms: u64, random: [u64; 2]) -> Self {
         match client {
             Some(id) if is_usable(id) => match id.try_into() {
@@ -47,7 +47,7 @@ fn uuid7(unix_ms: u64, random: [u64; 2]) -> [u8; GENERATED_BYTES] {
     bytes[8] = 0x80 | (bytes[8] & 0x3f);
     let mut text = [b'-'; GENERATED_BYTES];
     for (i, byte) in bytes.into_iter().enumerate() {
-        // Groups of 4, 2, 2, 2 and 6 bytes, with a hyphen between them.
+        // Groups of 4, 2, 2, 2 and 6 bytes, separated by hyphens.
         let hyphens = (i.clamp(2, 10) - 2) / 2;
         let at = 2 * i + hyphens;
         text[at] = hex(byte >> 4);
