@@ -1,7 +1,7 @@
-//! Names to addresses, without a look-up on a request's thread.
+//! Name look-ups that never block a shard's thread.
 //!
-//! A shard asks the resolver thread and goes on with other work; the answer comes through its
-//! inbox. Addresses in headers skip all of this.
+//! A shard sends the name to the resolver thread and continues; the result arrives through its
+//! inbox. Targets that are addresses need no look-up.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -10,19 +10,19 @@ use std::task::{Context, Poll, Waker};
 use crate::fleet::{Address, Target};
 use crate::limits::RESOLVE_QUEUE_MAX;
 
-/// What a name resolved to; empty when it did not.
+/// Result of a name look-up. Has no addresses if the name did not resolve.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// The name and port asked for.
+    /// The name and port looked up.
     pub target: Target,
-    /// Its addresses in the order to try them.
+    /// Its addresses, in the order to try them.
     pub addresses: Vec<Address>,
 }
 
-/// Sends a question to whoever resolves names. `false`: too many are waiting.
+/// Sends a look-up request to the resolver thread. Returns `false` if too many are queued.
 pub type Resolver = Box<dyn Fn(&Target) -> bool>;
 
-/// The look-ups of one shard that are under way.
+/// The look-ups in progress on one shard.
 #[derive(Default)]
 pub(super) struct Lookups {
     waiting: HashMap<Target, Lookup>,
@@ -36,7 +36,8 @@ struct Lookup {
 }
 
 impl Lookups {
-    /// Joins a look-up of `target`. `None`: it cannot be asked. `Some(true)`: the caller must ask.
+    /// Registers the caller for a look-up of `target`. Returns `None` if too many look-ups are in
+    /// progress, and `Some(true)` if the caller must start this one.
     pub(super) fn join(&mut self, target: &Target) -> Option<bool> {
         let is_new = !self.waiting.contains_key(target);
         if is_new && self.waiting.len() >= RESOLVE_QUEUE_MAX {
@@ -46,7 +47,7 @@ impl Lookups {
         Some(is_new)
     }
 
-    /// The answer, once it is there.
+    /// Returns the addresses once the look-up is complete.
     pub(super) fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[Address]>> {
         let Some(lookup) = self.waiting.get_mut(target) else {
             return Poll::Ready(Rc::from([]));
@@ -64,7 +65,8 @@ impl Lookups {
         Poll::Pending
     }
 
-    /// Leaves a look-up that was joined. An unanswered one stays asked, for the next who wants it.
+    /// Unregisters the caller from a look-up. One without a result continues, for the next caller
+    /// that needs it.
     pub(super) fn leave(&mut self, target: &Target) {
         if let Some(lookup) = self.waiting.get_mut(target) {
             lookup.takers -= 1;
@@ -74,12 +76,13 @@ impl Lookups {
         }
     }
 
-    /// Forgets a look-up that could not be asked; its takers get an empty answer.
+    /// Removes a look-up that could not be started. Its other callers get an empty result.
     pub(super) fn forget(&mut self, target: &Target) {
         self.waiting.remove(target);
     }
 
-    /// Takes an answer from the inbox; whoever waits is woken.
+    /// Stores a result from the inbox and returns the wakers of the tasks that wait for it. A
+    /// result without registered callers is dropped.
     pub(super) fn response(&mut self, resolved: Resolved) -> Vec<Waker> {
         let Some(lookup) = self.waiting.get_mut(&resolved.target) else {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! What a request's head says about where it goes.
+//! Reads the engines that a request names from its head.
 
 use super::exchange::Exchange;
 use crate::config::{KvConnector, UpstreamTls};
@@ -8,25 +8,25 @@ use crate::metrics::Named;
 use crate::net::Net;
 use crate::pd::candidate::{Candidates, list};
 
-/// The engines a request names, besides its decoder.
+/// The engines that a request names in addition to its decoder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Routing {
-    /// Prefill candidates in the order to try them; none: the decoder computes the prompt.
+    /// Prefill candidates in the order to try them. If empty, the decoder computes the prompt.
     pub(super) prefillers: Vec<Target>,
-    /// Encoders, to share the request's items among; none: no encoder stage.
+    /// Encoders that share the request's items. If empty, there is no encode stage.
     pub(super) encoders: Vec<Target>,
-    /// A peer to pull a cached prefix from.
+    /// An engine to pull a cached prefix from.
     pub(super) source: Option<Target>,
 }
 
 impl Routing {
-    /// Whether the decoder is asked with the client's body alone.
+    /// Whether the request involves no engine other than its decoder.
     pub(super) fn is_local(&self) -> bool {
         self.prefillers.is_empty() && self.encoders.is_empty() && self.source.is_none()
     }
 }
 
-/// The port of a target that names none.
+/// The port of a target that does not specify one.
 const fn default_port(tls: Option<UpstreamTls>) -> u16 {
     match tls {
         Some(_) => HTTPS_PORT,
@@ -38,8 +38,8 @@ impl<N: Net> Exchange<'_, N> {
     /// Reads the routing fields.
     ///
     /// # Errors
-    /// A malformed prefill target. Malformed encoders and sources are left out: those headers only
-    /// say where something might be had sooner.
+    /// A prefill target is malformed. Malformed encoders and cache sources are ignored, because
+    /// without them the request is served correctly, only more slowly.
     pub(super) fn routing(&self) -> Result<Routing, TargetError> {
         Ok(Routing {
             prefillers: self.prefillers()?,
@@ -77,8 +77,9 @@ impl<N: Net> Exchange<'_, N> {
         encoders
     }
 
-    /// The peer to pull from, where the connector can: only the first line counts, and never this
-    /// very rank (reference 6.5).
+    /// Returns the engine to pull a cached prefix from, if the connector supports it. Only the
+    /// first field line counts, and a source that is this rank itself is ignored
+    /// (`docs/pd-sidecar.md#cached-prefix-pulls`).
     fn cache_source(&self) -> Option<Target> {
         let value = self.values(Name::XKvCacheSourceHostPort).next()?;
         let config = &self.shard.config;
