@@ -1,4 +1,5 @@
-//! A leg whose answer is read here: send it, read its answer, keep what it is for.
+//! Legs whose response the proxy reads itself: send the request, read the response, and keep the
+//! part the leg was sent for.
 
 use super::client::{Limit, Watch};
 use super::leg::{LegFault, Legs, Response, Reuse, SplicedRequest, Upstream, Waits};
@@ -10,25 +11,25 @@ use crate::net::pool::EndpointId;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Leg, Role, Take};
 
-/// One leg, ready to be sent.
+/// A leg that is ready to be sent.
 pub(super) struct Call<'a> {
     pub(super) id: EndpointId,
     pub(super) target: &'a Target,
-    /// Its head, blank line included.
+    /// The request head, including the blank line.
     pub(super) head: &'a [u8],
     pub(super) leg: &'a Leg,
-    /// The body that the leg's edits are of.
+    /// The client's body, to which the leg's edits apply.
     pub(super) body: &'a [u8],
 }
 
-/// Until when a leg may run.
+/// Deadlines of a leg.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Its request must have left.
+    /// For sending the request.
     pub(super) send: Limit,
-    /// The head of its answer must be there.
+    /// For the response head.
     pub(super) head: Limit,
-    /// Its answer must have ended.
+    /// For the end of the response.
     pub(super) end: Limit,
 }
 
@@ -44,32 +45,34 @@ impl Limits {
     }
 }
 
-/// What a successful answer gave.
+/// The part of a successful response that the leg was sent for.
 #[derive(Debug)]
 pub(super) enum Collected {
-    /// What it hands on.
+    /// The handoff for the decode leg.
     Handoff(Box<Handoff>),
-    /// All of it.
+    /// The whole body, validated as JSON.
     Whole(Vec<u8>),
-    /// Nothing that is needed.
+    /// Nothing; only the success matters.
     Nothing,
 }
 
-/// What one attempt of a leg came to.
+/// Result of one attempt of a leg.
 pub(super) enum Attempt<N: Net> {
-    /// Its answer, when its head was there (an engine's lease runs from about then), its status.
+    /// A successful response, the time its head arrived (an engine's lease on the KV cache starts
+    /// at about that time), and its status.
     Done(Collected, Instant, u16),
-    /// An answer that is no success, to be relayed or tried again, and whether the engine had
-    /// taken the whole request before it.
+    /// A response with another status, to be relayed or retried. The flag states whether the whole
+    /// request had been sent.
     Status(Upstream<N>, Response, bool),
 }
 
 impl<N: Net, W: Waits<N>> Runs<N> for W {}
 
-/// Running legs whose answers are read here.
+/// Runs legs whose response the proxy reads itself.
 pub(super) trait Runs<N: Net>: Legs<N> {
-    /// One attempt, with one safe repeat on a new connection when a pooled one was dead. `begun` may
-    /// hold a connection that is already there.
+    /// Runs one attempt of a leg. If a pooled connection turns out to be closed, the request is
+    /// sent once more on a new connection, which is safe because no response had started. If
+    /// `begun` holds a connection, it is used first.
     async fn run_leg(
         &self,
         call: &Call<'_>,
@@ -88,7 +91,8 @@ pub(super) trait Runs<N: Net>: Legs<N> {
                 }
             };
             if role == Role::Prefill && shard.is_self(call.id) {
-                // A later candidate that is this node's own is passed over.
+                // Treat a prefill candidate that is this proxy or its decoder like one that
+                // refuses, so that the next candidate is tried.
                 return Err(LegFault::Refused);
             }
             let mut response = Response::default();
@@ -97,7 +101,8 @@ pub(super) trait Runs<N: Net>: Legs<N> {
                 .await
             {
                 Ok(sent) => {
-                    // Not part of what waits while an engine is silent.
+                    // Boxed so that reading the response does not enlarge the future while the
+                    // engine is silent.
                     let collected = self.collect_response(upstream, call, response, sent, limits);
                     return Box::pin(collected).await;
                 }
@@ -110,7 +115,8 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         }
     }
 
-    /// Sends a leg's request and waits for the head of its answer. `true`: the engine took all.
+    /// Sends a leg's request and waits for the response head. Returns whether the whole request was
+    /// sent.
     async fn exchange_leg(
         &self,
         upstream: &Upstream<N>,
@@ -139,7 +145,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         Ok(sent)
     }
 
-    /// Reads an answer: what it gives, or a status that is none of success.
+    /// Reads the rest of a response. A status other than 2xx is returned without reading its body.
     async fn collect_response(
         &self,
         upstream: Upstream<N>,
@@ -170,8 +176,8 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         Ok(Attempt::Done(collected, at, response.head.status))
     }
 
-    /// Reads the body of an answer as it arrives and keeps what the leg is for. Also says whether
-    /// the connection ended the exchange cleanly.
+    /// Reads the body of a response as it arrives and keeps the part that `take` specifies. Also
+    /// returns whether the connection ended the response cleanly and can be reused.
     async fn read_body(
         &self,
         upstream: &Upstream<N>,
@@ -231,7 +237,7 @@ pub(super) trait Runs<N: Net>: Legs<N> {
     }
 }
 
-/// An answer's body while it is read.
+/// The state of reading a response body.
 struct Reading {
     meter: BodyMeter,
     collector: Collector,
@@ -240,7 +246,7 @@ struct Reading {
 }
 
 enum Collector {
-    /// Scanned as it passes; nothing but the handoff stays.
+    /// Scanned as it arrives; only the handoff is kept.
     Handoff(Box<PrefillResponse>),
     Whole(Vec<u8>),
     Nothing,
@@ -267,7 +273,7 @@ impl Reading {
     }
 }
 
-/// Ends a leg's head with the framing of its spliced body.
+/// Appends the framing of the leg's spliced body and the blank line to its head.
 pub(super) fn finish_head(head: &mut Vec<u8>, leg: &Leg) {
     super::head::push_request_framing(head, Framing::Length(leg.body.len() as u64));
 }
