@@ -1,4 +1,4 @@
-//! A client's connection from its first byte to its last.
+//! A client connection, from accept to close.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,8 +11,10 @@ use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, STEPS_PER_TURN_MAX};
 use crate::net::tls::Opened;
 use crate::net::{Conn, Net, would_block};
 
-/// Serves request after request. While the client is silent this future is all there is of it, so
-/// it stays small: the exchange, which is large, is boxed when a first byte has arrived.
+/// Serves the requests of one client connection until it closes.
+///
+/// This future is all the memory that an idle session occupies, so it must stay small. The exchange
+/// is large; it is boxed, and only once the first byte of a request has arrived.
 pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
     let shard = &guard.shard;
     let client = Client::new(&shard.net, conn, rank);
@@ -23,7 +25,8 @@ pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usi
     while client.next_request(shard).await {
         exchanges = exchanges.wrapping_add(1);
         if exchanges.is_multiple_of(STEPS_PER_TURN_MAX) {
-            // Pipelined requests that are answered here wait for nothing in between.
+            // A pipelined request that the proxy responds to locally never waits for an engine, so
+            // a run of them would not yield otherwise.
             Box::pin(shard.net.yield_now()).await;
         }
         match Box::pin(exchange::run(shard, &client)).await {
@@ -37,7 +40,8 @@ pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usi
     }
 }
 
-/// Waits for the handshake, which has as long as a head. `false`: there will be no request.
+/// Waits for the TLS handshake, for at most the head timeout. Returns `false` if the connection
+/// will carry no request.
 async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
     let limit = Limit::of(
         shard.net.now(),
@@ -58,9 +62,11 @@ async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
     }
 }
 
-/// Closes so that the answer just sent is not lost: closing a socket with unread bytes makes the
-/// kernel send a reset, which may overtake the answer (RFC 9112 9.6). So: FIN, then read what the
-/// client still sends, up to a bound, until it closes.
+/// Closes the connection such that the response just sent is not lost.
+///
+/// Closing a socket with unread bytes makes the kernel send a reset, which may overtake the
+/// response (RFC 9112 9.6). So this sends FIN first, then reads and discards client bytes, up to a
+/// bound, until the client closes.
 async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
     client.conn.finish();
     let wait = Duration::from_millis(LINGER_MS_MAX);
@@ -100,7 +106,8 @@ mod tests {
         size_of::<F>()
     }
 
-    /// Thousands of idle clients are normal: what each costs is bounded by the build, not by hope.
+    /// Thousands of idle clients are normal, so the size of an idle session's future is bounded by
+    /// a test.
     #[test]
     fn an_idle_session_is_small() {
         let bytes = future_bytes(&run::<Net>);
