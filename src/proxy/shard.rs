@@ -1,4 +1,4 @@
-//! What one thread has: its engine, its pools, its buffers, its counters.
+//! The state of one shard: its network handle, connection pools, buffers and counters.
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -29,16 +29,16 @@ use crate::net::pool::{EndpointId, Pools};
 use crate::pd::Role;
 use crate::trace::{Sampler, TraceRing};
 
-/// Capacity of a new small buffer: a request head as clients send them.
+/// Initial capacity of a small buffer; enough for a typical request head.
 const SMALL_BUFFER_BYTES: usize = 1024;
 
-/// Told that an engine's Unix socket could not be connected to, and why.
+/// Called with the error when a connect to an engine's Unix socket fails.
 pub type OnSocketFailed = Box<dyn Fn(&SocketPath, &std::io::Error)>;
 
-/// Puts TLS on a connection that is being made to an engine of that role, where it is wanted.
+/// Wraps a new connection to an engine of the given role in TLS if the configuration requires it.
 pub type SecureUpstream<C> = Box<dyn Fn(C, Role, &Target) -> C>;
 
-/// What a shard is given by whoever starts it.
+/// Everything a shard is constructed from.
 pub struct Parts<N: Net> {
     /// The configuration.
     pub config: Arc<Config>,
@@ -46,27 +46,27 @@ pub struct Parts<N: Net> {
     pub metrics: Arc<ShardMetrics>,
     /// The process-wide budget of buffered bodies.
     pub budget: Arc<Budget>,
-    /// Set when the process begins to drain.
+    /// Set when the process starts to drain.
     pub draining: Arc<AtomicBool>,
-    /// Set when the data port's health answer turns 503.
+    /// Set when the health endpoint on the data port must return 503.
     pub unhealthy: Arc<AtomicBool>,
-    /// Decoder of each rank, in rank order.
+    /// The local decoder of each rank, in rank order.
     pub decoders: Vec<Decoder>,
-    /// Whether an address with this port is one of this process's own listeners.
+    /// Whether an address belongs to one of this process's own listeners.
     pub is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
-    /// Asks for a name to be resolved.
+    /// Requests resolution of a name from the resolver thread.
     pub resolver: Resolver,
-    /// The pods of a `MoRI-IO` deployment as addresses, where some are configured by name.
+    /// The `MoRI-IO` pods with their names resolved, if any is configured by name.
     pub mori: Option<Arc<ArcSwap<MoriConfig>>>,
-    /// Which targets requests may name; `None` is any.
+    /// Targets that requests may name; `None` allows any.
     pub allowlist: Option<Arc<TargetAllowlist>>,
-    /// Told of Unix sockets that could not be connected to; must not wait.
+    /// Called when a connect to a Unix socket fails; must not block.
     pub on_socket_failed: OnSocketFailed,
-    /// Where finished requests are noted, unless the access log is off.
+    /// Ring for access log records; `None` if the access log is off.
     pub access: Option<AccessRing>,
-    /// What new connections to engines go through.
+    /// Adds TLS to new connections to engines where configured.
     pub secure: SecureUpstream<N::Conn>,
-    /// Where spans go, if the configuration has tracing on.
+    /// Ring for finished spans; `None` if tracing is off.
     pub traces: Option<TraceRing>,
 }
 
@@ -76,7 +76,7 @@ impl<N: Net> std::fmt::Debug for Parts<N> {
     }
 }
 
-/// A rank's decoder: its name and what that resolved to at the start.
+/// The decoder of one rank: its configured name, and the addresses it resolved to at startup.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     /// Host and port as configured.
@@ -85,7 +85,7 @@ pub struct Decoder {
     pub addresses: Vec<Address>,
 }
 
-/// One thread's share of the proxy.
+/// The state of one shard. Owned by one thread and never shared.
 pub struct Shard<N: Net> {
     pub(super) net: N,
     pub(super) config: Arc<Config>,
@@ -122,7 +122,7 @@ impl<N: Net> std::fmt::Debug for Shard<N> {
 }
 
 impl<N: Net> Shard<N> {
-    /// A shard on `net`, without listeners.
+    /// Creates a shard on `net`. It has no listeners.
     pub fn new(net: N, parts: Parts<N>) -> Rc<Self> {
         let counted = Arc::clone(&parts.metrics);
         let on_idle = Box::new(move |role, delta| counted.pool_idle(leg_role(role), delta));
@@ -169,23 +169,23 @@ impl<N: Net> Shard<N> {
         })
     }
 
-    /// Serves an accepted connection until it ends.
+    /// Serves an accepted connection in a new task until the connection ends.
     pub fn serve(self: &Rc<Self>, conn: N::Conn, rank: usize) {
         let guard = SessionGuard::new(self);
         self.net.spawn(session::run(guard, conn, rank));
     }
 
-    /// Counts a pause in accepting.
+    /// Counts a pause in accepting connections.
     pub fn count_accept_paused(&self) {
         self.metrics.accept_paused();
     }
 
-    /// Connections being served, and legs that go on without one.
+    /// Returns the number of open sessions, plus the legs that run as separate tasks.
     pub fn sessions(&self) -> usize {
         self.sessions.get() + self.tasks.get()
     }
 
-    /// Counts a leg that runs as a task of its own, for as long as the guard lives.
+    /// Counts a leg that runs as a separate task for as long as the returned guard exists.
     pub(super) fn count_task(self: &Rc<Self>) -> TaskGuard<N> {
         self.tasks.set(self.tasks.get() + 1);
         TaskGuard {
@@ -193,7 +193,7 @@ impl<N: Net> Shard<N> {
         }
     }
 
-    /// Takes what a name resolved to.
+    /// Stores the result of a name look-up and wakes the tasks that wait for it.
     pub fn resolved(&self, resolved: Resolved) {
         self.pools
             .record_addresses(&resolved.target, &resolved.addresses);
@@ -203,23 +203,25 @@ impl<N: Net> Shard<N> {
         }
     }
 
-    /// Whether no new request is begun on a kept connection.
+    /// Whether the process is draining: no further request is started on a kept-alive connection.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Whether the data port's health answer is 503.
+    /// Whether the health endpoint on the data port must return 503.
     pub(super) fn is_unhealthy(&self) -> bool {
         self.unhealthy.load(Ordering::Relaxed)
     }
 
-    /// Lends the receive buffer for heads and tokens. Never across a wait.
+    /// Lends the receive buffer for heads and tokens to `work`. `work` is synchronous, so the
+    /// buffer is never in use across an await.
     pub(super) fn with_small<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
         work(&mut self.small.borrow_mut())
     }
 
-    /// Lends the receive buffer for bodies. Never across a wait. A shard that never sees a body
-    /// arrive in pieces never has it.
+    /// Lends the receive buffer for bodies to `work`, which is synchronous for the same reason. The
+    /// buffer is allocated on first use: a shard whose bodies always arrive with their heads does
+    /// not need it.
     pub(super) fn with_large<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
         let mut large = self.large.borrow_mut();
         if large.is_empty() {
@@ -228,13 +230,13 @@ impl<N: Net> Shard<N> {
         work(&mut large)
     }
 
-    /// An empty buffer, used before if there is one.
+    /// Returns an empty buffer, a recycled one if available.
     pub(super) fn buffer(&self) -> Vec<u8> {
         let spare = self.spare.borrow_mut().pop();
         spare.unwrap_or_else(|| Vec::with_capacity(SMALL_BUFFER_BYTES))
     }
 
-    /// Takes a buffer back; a large one is freed.
+    /// Takes a buffer back for reuse. Large buffers are freed instead.
     pub(super) fn recycle(&self, mut buffer: Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
         let is_small = (1..=RECYCLED_BUFFER_BYTES_MAX).contains(&buffer.capacity());
@@ -244,13 +246,13 @@ impl<N: Net> Shard<N> {
         }
     }
 
-    /// Room for the fields of a head, used before if there is some.
+    /// Returns an empty field list, a recycled one if available.
     pub(super) fn fields(&self) -> Vec<Field> {
         let spare = self.spare_fields.borrow_mut().pop();
         spare.unwrap_or_default()
     }
 
-    /// Takes room for fields back.
+    /// Takes a field list back for reuse. Large lists are freed instead.
     pub(super) fn recycle_fields(&self, mut fields: Vec<Field>) {
         let mut spare = self.spare_fields.borrow_mut();
         if (1..=RECYCLED_FIELDS_MAX).contains(&fields.capacity())
@@ -261,14 +263,15 @@ impl<N: Net> Shard<N> {
         }
     }
 
-    /// The target a local decoder's id stands for.
+    /// Returns the target of a local decoder.
     pub(super) fn decoder_target(&self, id: EndpointId) -> &Target {
         let found = self.decoders.iter().find(|(decoder, _)| *decoder == id);
         &found.unwrap_or(&self.decoders[0]).1.target
     }
 
-    /// Whether an engine is this proxy or the decoder behind it: splitting a request with it
-    /// would hand its own KV cache to itself (an engine answers 500), or loop.
+    /// Whether `id` is this proxy or one of its local decoders. A request must not be split with
+    /// such a prefiller: the decoder would be handed its own KV cache (an engine returns 500), or
+    /// the request would loop.
     pub(super) fn is_self(&self, id: EndpointId) -> bool {
         self.pools.is_self(id, |addresses| {
             let decoder = |address: &Address| {
@@ -278,7 +281,7 @@ impl<N: Net> Shard<N> {
             };
             let own_listener = |address: &Address| match address {
                 Address::Tcp(address) => (self.is_own_listener)(address),
-                // Ours are TCP.
+                // The proxy's own listeners are TCP.
                 Address::Unix(_) => false,
             };
             addresses
@@ -287,13 +290,12 @@ impl<N: Net> Shard<N> {
         })
     }
 
-    /// Counts a fault.
     pub(super) fn count_fault(&self, fault: Fault) {
         self.metrics.fault(fault.index());
     }
 }
 
-/// The metric's name for a role.
+/// The metric label of a role.
 pub(super) const fn leg_role(role: Role) -> LegRole {
     match role {
         Role::Prefill => LegRole::Prefill,
@@ -303,8 +305,8 @@ pub(super) const fn leg_role(role: Role) -> LegRole {
     }
 }
 
-/// Whether this machine has `ip` as one of its own addresses: binding a socket to it says so
-/// without listing interfaces. Asked once per engine.
+/// Whether `ip` is an address of this machine. Tested by binding a socket to it, which avoids
+/// listing interfaces. Called once per engine.
 #[must_use]
 pub fn is_local_address(ip: IpAddr) -> bool {
     ip.is_loopback()
@@ -312,7 +314,7 @@ pub fn is_local_address(ip: IpAddr) -> bool {
         || std::net::UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
 }
 
-/// Counts a leg that goes on by itself, so that a drain waits for it.
+/// Counts a leg that runs as a separate task, so that a drain waits for it.
 pub(super) struct TaskGuard<N: Net> {
     shard: Rc<Shard<N>>,
 }
@@ -323,7 +325,8 @@ impl<N: Net> Drop for TaskGuard<N> {
     }
 }
 
-/// Counts a session for as long as it lives, also when it ends in a panic.
+/// Counts a session until it ends. Dropped during unwinding too, so a panic does not leak the
+/// count.
 pub(super) struct SessionGuard<N: Net> {
     pub(super) shard: Rc<Shard<N>>,
 }
