@@ -1,4 +1,4 @@
-//! Scripted clients: requests of every kind, one after another or all at once.
+//! Scripted clients: requests of every kind, sequential or pipelined.
 
 use std::rc::Rc;
 use std::task::Poll;
@@ -19,7 +19,7 @@ struct Request {
     closes: bool,
 }
 
-/// Plays one client to its end.
+/// Runs one client until it has finished.
 pub(super) async fn play(stage: Rc<Stage>, index: usize) {
     let (near, far) = stage.net.pair();
     let near = Rc::new(near);
@@ -57,7 +57,7 @@ pub(super) async fn play(stage: Rc<Stage>, index: usize) {
             stage.net.sleep(stage.random_delay()).await;
         }
     }
-    // Uploads of requests that were never answered hold the connection too.
+    // Uploads of requests without a response hold the connection too.
     near.abort();
     stage.clients_left.set(stage.clients_left.get() - 1);
 }
@@ -79,7 +79,7 @@ async fn upload(stage: Rc<Stage>, conn: Rc<SimConn>, bytes: Vec<u8>) {
     }
 }
 
-/// Leaves at a random moment, by FIN or by RST.
+/// Disconnects at a random time, by FIN or by RST.
 async fn leave(stage: Rc<Stage>, conn: Rc<SimConn>, ids: Vec<String>) {
     stage.net.sleep(stage.random_delay()).await;
     let now = stage.net.now();
@@ -93,7 +93,7 @@ async fn leave(stage: Rc<Stage>, conn: Rc<SimConn>, ids: Vec<String>) {
     }
 }
 
-/// Receives one answer and judges it. `false`: there is no other.
+/// Receives one response and checks it. Returns `false` if no further response follows.
 async fn receive(stage: &Stage, wire: &mut Wire, request: &Request) -> bool {
     let response = loop {
         match wire.read(true).await {
@@ -103,7 +103,8 @@ async fn receive(stage: &Stage, wire: &mut Wire, request: &Request) -> bool {
     };
     let has_left = stage.log.borrow().left.contains_key(&request.id);
     match response {
-        // Who has left hears an end, whatever it was the end of.
+        // After its disconnect a client sees an end of stream, which may look like the end of this
+        // body.
         Ok(message) if has_left && message.is_open_ended() => false,
         Ok(message) => {
             judge(stage, request, &message);
@@ -119,7 +120,8 @@ async fn receive(stage: &Stage, wire: &mut Wire, request: &Request) -> bool {
     }
 }
 
-/// A complete answer is this request's own, from an engine or from the proxy.
+/// Checks that a complete response belongs to this request, whether it is from an engine or the
+/// proxy.
 fn judge(stage: &Stage, request: &Request, message: &Message) {
     let id = &request.id;
     let mut log = stage.log.borrow_mut();
@@ -131,7 +133,8 @@ fn judge(stage: &Stage, request: &Request, message: &Message) {
         return;
     }
     if stage.plot.idle_ends && message.status() == 408 {
-        // Said before the engine saw the request, but after it was sent: nobody can tell.
+        // The engine sent this on an idle connection while the proxy was sending a request on it.
+        // The proxy cannot distinguish this from a response to the request.
         return;
     }
     let own = message.field("x-request-id");
@@ -239,7 +242,7 @@ const fn plain(body: Vec<u8>) -> Asked {
     }
 }
 
-/// A decode-only body, and how the engine must read it.
+/// Returns the body of a decode-only request, and the JSON that must reach the engine.
 fn masked_body(stage: &Stage, id: &str) -> (Vec<u8>, Value) {
     let mut body = json!({"model": "m", "prompt": stage.text(id), "max_tokens": 9});
     let foreign = json!({"remote_block_ids": [[4, 5]], "remote_engine_id": "stolen"});
@@ -278,7 +281,7 @@ fn split_body(stage: &Stage, id: &str) -> Value {
     body
 }
 
-/// What the prefill leg of a body must be.
+/// The body that the prefill leg of the serial order must have.
 pub(super) fn prefill_view(body: &Value) -> Value {
     let mut view = body.clone();
     for name in ["max_tokens", "max_completion_tokens", "min_tokens"] {
@@ -292,14 +295,14 @@ pub(super) fn prefill_view(body: &Value) -> Value {
     without(view, &["stream_options", "ec_transfer_params"])
 }
 
-/// What both legs of a body are where they run side by side, but for the room.
+/// The body that both legs of the concurrent order must have, except for the room.
 pub(super) fn room_view(body: &Value) -> Value {
     let mut view = without(body.clone(), &["kv_transfer_params", "ec_transfer_params"]);
     view["bootstrap_port"] = json!(8998);
     view
 }
 
-/// What a leg of a body is where a store connects them.
+/// The body that a leg must have with shared-storage.
 pub(super) fn store_view(body: &Value, role: Role) -> Value {
     let mut view = without(body.clone(), &["kv_transfer_params", "ec_transfer_params"]);
     view["cache_hit_threshold"] = json!(0);
@@ -310,7 +313,7 @@ pub(super) fn store_view(body: &Value, role: Role) -> Value {
     view
 }
 
-/// A body without some members.
+/// Returns a body without the given members.
 pub(super) fn without(mut view: Value, names: &[&str]) -> Value {
     let members: &mut Map<String, Value> = view.as_object_mut().unwrap();
     for name in names {
@@ -319,7 +322,7 @@ pub(super) fn without(mut view: Value, names: &[&str]) -> Value {
     view
 }
 
-/// Waits for `work`, but not longer than `wait`. `false`: it took longer.
+/// Waits until `work` has finished, for at most `wait`. Returns `false` if it took longer.
 pub(super) async fn within(
     stage: &Stage,
     wait: std::time::Duration,
