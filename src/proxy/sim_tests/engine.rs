@@ -1,4 +1,4 @@
-//! Scripted engines: a decoder and prefillers, with every way of going wrong.
+//! Scripted engines: a decoder and prefill engines, which can inject faults.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -15,25 +15,25 @@ use crate::net::sim::{Greeting, SimConn, SimListener};
 use crate::net::{Conn, Net};
 use crate::pd::Role;
 
-/// How an engine goes wrong with one request.
+/// A fault that an engine injects into one response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mishap {
     None,
-    /// Silence until the other side has had enough.
+    /// Sends nothing until the peer disconnects.
     Stall,
-    /// The connection ends at a point of the answer: by FIN or by RST.
+    /// Ends the connection somewhere in the response, by FIN or by RST.
     End {
         reset: bool,
     },
-    /// Something that is no answer.
+    /// Sends bytes that are not a valid response.
     Garbage,
-    /// A good head, then a body that breaks its framing.
+    /// Sends a valid head, then a body that violates its framing.
     BadChunk,
-    /// Bytes behind the answer.
+    /// Sends further bytes after the response.
     Surplus,
 }
 
-/// How an answer's body is framed.
+/// Framing of a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length,
@@ -41,7 +41,7 @@ enum Framing {
     UntilClose,
 }
 
-/// Serves `address` in a role for the rest of the run.
+/// Serves `address` in the given role for the rest of the run.
 pub(super) fn start(stage: &Rc<Stage>, role: Role, address: &str) {
     let listener = stage.net.listen(address.parse::<SocketAddr>().unwrap());
     let delay = if stage.net.once_in(2) { ms(0) } else { ms(3) };
@@ -60,7 +60,7 @@ pub(super) fn start(stage: &Rc<Stage>, role: Role, address: &str) {
     });
 }
 
-/// Changes what connects to an engine meet, now and then.
+/// Changes at random times how the listener treats new connects.
 async fn come_and_go(stage: Rc<Stage>, listener: SimListener) {
     loop {
         let greeting = match stage.net.below(5) {
@@ -95,7 +95,8 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
         };
         record_handoffs(&stage, &request.body);
         let id = request.id();
-        // Of legs side by side the prefiller's goes on, for the decoder's sake.
+        // A concurrent prefill leg may continue after its client has disconnected, because the
+        // decoder may need it.
         let may_go_on = role == Role::Prefill && stage.plot.wiring == Wiring::Concurrent;
         let end_record = (!may_go_on).then(|| EndRecord::begin(&stage, id));
         stage.log.borrow_mut().received.push(Received {
@@ -112,7 +113,7 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
     }
 }
 
-/// Notes when an engine is done with a request, however that comes.
+/// Records the end of an engine's work on a request, however it ends.
 struct EndRecord<'a> {
     stage: &'a Stage,
     id: String,
@@ -133,7 +134,8 @@ impl Drop for EndRecord<'_> {
     }
 }
 
-/// A time of waiting for a request, which may end in a FIN, a reset or a word. `true`: go on.
+/// Waits on an idle connection, then may close it, reset it or send a response on it. Returns
+/// `true` if the connection remains open.
 async fn idle(stage: &Stage, wire: &Wire) -> bool {
     let wait = stage.random_delay();
     let until = stage.net.now().after(wait);
@@ -161,7 +163,8 @@ async fn idle(stage: &Stage, wire: &Wire) -> bool {
     false
 }
 
-/// Every handoff id in what an engine received, also of a request that never came whole.
+/// Records every handoff id in the bytes that an engine received, including those of an incomplete
+/// request.
 fn record_handoffs(stage: &Stage, bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     for (at, _) in text.match_indices("\"handoff-") {
@@ -187,7 +190,7 @@ fn mishap(stage: &Stage) -> Mishap {
     }
 }
 
-/// Answers one request. `true`: the connection is good for another.
+/// Responds to one request. Returns `true` if the connection can be used again.
 async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message) -> bool {
     let id = request.id();
     let mut mishap = mishap(stage);
@@ -199,7 +202,7 @@ async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message)
         _ => Framing::Chunked,
     };
     if framing == Framing::UntilClose && mishap != Mishap::None {
-        // A FIN in the middle of such an answer cannot be told from its end.
+        // A FIN during such a body looks the same as its end.
         mishap = Mishap::End { reset: true };
     }
     let closes = stage.net.once_in(6);
@@ -222,7 +225,7 @@ async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message)
     done && mishap == Mishap::None && framing != Framing::UntilClose && !closes
 }
 
-/// Sends an answer piece by piece. `false`: it did not come to its end.
+/// Sends a response in several parts. Returns `false` if it was not sent completely.
 async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: Mishap) -> bool {
     let net = &stage.net;
     let end = match mishap {
@@ -259,7 +262,7 @@ async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: Mishap) -> bool 
     }
 }
 
-/// Works for a while. `false`: the other side has gone meanwhile.
+/// Waits as if working. Returns `false` if the peer has disconnected.
 async fn pause(stage: &Stage, wire: &Wire, wait: Duration) -> bool {
     let mut slept = Box::pin(stage.net.sleep(wait));
     poll_fn(|cx| {
@@ -271,7 +274,7 @@ async fn pause(stage: &Stage, wire: &Wire, wait: Duration) -> bool {
     .await
 }
 
-/// What an engine has to say: status, media type, body.
+/// Returns the status, media type and body of a response.
 fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, Vec<u8>) {
     let (net, id) = (&stage.net, request.id());
     let text = stage.text(&id);
@@ -317,13 +320,13 @@ fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, 
     (200, "text/event-stream", stream.into_bytes())
 }
 
-/// Whether a request wants to know whether the store has its prompt.
+/// Whether a request has a cache hit threshold, which the decoder must check.
 fn asks_first(body: &[u8]) -> bool {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     body["cache_hit_threshold"].as_f64().unwrap_or(0.0) > 0.0
 }
 
-/// The store has too little of the prompt.
+/// Returns the response of a decoder whose store has too little of the prompt.
 fn cache_threshold(streams: bool) -> (u16, &'static str, Vec<u8>) {
     let choice = json!({"choices": [{"text": "", "finish_reason": "cache_threshold"}]});
     if streams {
@@ -359,7 +362,7 @@ fn prefilled(stage: &Stage, id: &str, text: &str) -> Value {
     })
 }
 
-/// An answer as bytes, spoilt where the mishap is in them.
+/// Serializes a response, including the injected fault if it affects the bytes.
 fn written(
     stage: &Stage,
     status: u16,
