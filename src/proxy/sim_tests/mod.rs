@@ -1,7 +1,8 @@
-//! The proxy against scripted clients and engines, under thousands of seeds.
+//! Tests of the proxy with scripted clients and engines on the simulated network, under thousands
+//! of seeds.
 //!
-//! `RINGSIDE_SIM_RUNS=n` multiplies the number of seeds by `n`; `RINGSIDE_SIM_SEED=s` runs that
-//! seed alone. A run that fails says which seed it was.
+//! `RINGSIDE_SIM_RUNS=n` multiplies the number of seeds by `n`. `RINGSIDE_SIM_SEED=s` runs only
+//! that seed. A failed run reports its seed.
 
 mod client;
 mod engine;
@@ -21,11 +22,11 @@ use crate::net::Net;
 use crate::net::sim::{Finished, SimNet};
 use crate::pd::Role;
 
-/// Longest time a client's departure takes to reach the proxy, plus what the proxy and the way
-/// to the engine may take.
+/// Longest time in milliseconds from a client's disconnect until its engine sees it: up to 50 until
+/// the proxy sees it, plus the time of the proxy and of the path to the engine.
 const LEAVE_MS_MAX: u64 = 50 + 2 * 4;
 
-/// The seeds of a test: `count` times the wish of the environment, or the one it names.
+/// The seeds of a test: `count` times `RINGSIDE_SIM_RUNS` of them, or only `RINGSIDE_SIM_SEED`.
 fn seeds(count: u64) -> Vec<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     if let Some(seed) = number("RINGSIDE_SIM_SEED") {
@@ -34,7 +35,7 @@ fn seeds(count: u64) -> Vec<u64> {
     (0..count * number("RINGSIDE_SIM_RUNS").unwrap_or(1)).collect()
 }
 
-/// Plays one seed and checks everything that must hold at its end.
+/// Runs one seed and checks everything that must hold at its end.
 fn play(seed: u64, plot: Plot) -> Finished<[u64; 3]> {
     let net = SimNet::new(seed);
     let stage = Stage::new(&net, plot, stage::config(plot));
@@ -46,7 +47,8 @@ fn play(seed: u64, plot: Plot) -> Finished<[u64; 3]> {
     run
 }
 
-/// Brings the actors on, waits for the end, and looks at what is left.
+/// Starts the engines and clients, waits until they have finished, and checks that nothing is left
+/// in use. Returns the numbers of complete, refused and truncated responses.
 async fn direct(stage: Rc<Stage>) -> [u64; 3] {
     engine::start(&stage, Role::Decode, DECODER);
     for address in PREFILLERS {
@@ -75,7 +77,8 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
             stage.net.sleep(ms(1)).await;
         }
     };
-    // A prefiller's leg that goes on for the decoder's sake ends with the prefiller.
+    // A concurrent prefill leg may continue after its client has disconnected, up to
+    // `ORPHAN_SECS_MAX`.
     let wait = match stage.plot.wiring {
         Wiring::Concurrent => ms(1000 * ORPHAN_SECS_MAX + 1000),
         Wiring::Serial | Wiring::Store => ms(LEAVE_MS_MAX),
@@ -83,7 +86,8 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
     let ended = client::within(&stage, wait, sessions_end).await;
     stage.check(ended, "sessions outlive their clients");
     stage.check(stage.budget.used() == 0, "body bytes stay reserved");
-    // What an engine says on an idle connection closes it.
+    // Bytes that an engine sent on an idle connection have arrived after this, and must have closed
+    // it.
     stage.net.sleep(ms(30)).await;
     stage.check(
         stage.net.unread() == 0,
@@ -93,7 +97,7 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
     [log.complete, log.refused, log.cut]
 }
 
-/// What must hold of everything that was noted in a run.
+/// Checks everything that was recorded in a run.
 fn judge(stage: &Stage) {
     let log = stage.log.borrow();
     for received in &log.received {
@@ -125,15 +129,15 @@ fn judge(stage: &Stage) {
     }
 }
 
-/// No request reaches engines more often than its repeats allow.
+/// Checks that no request reaches engines more often than its retries and replays allow.
 fn judge_repeats(stage: &Stage, log: &Log) {
     for (id, asked) in &log.asked {
         let count = |role| {
             let of = |r: &&Received| r.id == *id && r.role == role;
             log.received.iter().filter(of).count()
         };
-        // A prefill has one retry, and each attempt one replay; a decode leg with a handoff may
-        // be replayed and recomputed without it.
+        // A prefill leg has one retry, and each of its attempts one replay. A decode leg with a
+        // handoff may be replayed, and may be recomputed without the handoff.
         stage.check(
             count(Role::Prefill) <= 4,
             format!("{id}: {} prefills", count(Role::Prefill)),
@@ -146,7 +150,7 @@ fn judge_repeats(stage: &Stage, log: &Log) {
     }
 }
 
-/// An engine's body is the client's with exactly the edits of its leg.
+/// Checks that a body received by an engine is the client's with exactly the edits of its leg.
 fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
     let id = &received.id;
     let Some(wanted) = &asked.json else {
@@ -196,7 +200,7 @@ fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
     }
 }
 
-/// The same where legs run side by side, or by way of a store.
+/// The same check for concurrent legs, and for legs that use a store.
 fn judge_wired(stage: &Stage, wanted: &Value, received: &Received, got: &Value) {
     let id = &received.id;
     if stage.plot.wiring == Wiring::Concurrent {
@@ -214,7 +218,7 @@ fn judge_wired(stage: &Stage, wanted: &Value, received: &Received, got: &Value) 
     stage.check(is_first_try || is_leg, format!("{id}: {got}"));
 }
 
-/// Every room has one request in it, and a decoder only ever waits in one with its prefiller.
+/// Checks that every bootstrap room belongs to one request, and to at most one of its decode legs.
 fn judge_rooms(stage: &Stage, log: &Log) {
     let mut rooms: BTreeMap<u64, (&str, bool)> = BTreeMap::new();
     let legs = log.received.iter().filter_map(|received| {
@@ -295,7 +299,7 @@ fn a_drain_finishes_what_runs() {
     play_all(400, plot);
 }
 
-/// Everything above once more, for the other orders of legs.
+/// The tests above, with the other orders of legs.
 #[test]
 fn legs_side_by_side_and_by_way_of_a_store() {
     for wiring in [Wiring::Concurrent, Wiring::Store] {
