@@ -1,4 +1,4 @@
-//! Scenes with one course each, under many seeds: what the random plots reach too seldom.
+//! Single scenarios, each run with many seeds, that the random runs reach too rarely.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use super::{client, seeds};
 use crate::net::sim::{Greeting, Manner, SimConn, SimNet};
 use crate::net::{Conn, Net};
 
-/// Runs `scene` under `count` seeds, with limits that can be reached.
+/// Runs `scene` with `count` seeds, and with timeouts short enough to expire.
 fn each<F: Future<Output = ()> + 'static>(count: u64, scene: impl Fn(Rc<Stage>) -> F) {
     let plot = Plot {
         engines_fail: true,
@@ -27,14 +27,14 @@ fn each<F: Future<Output = ()> + 'static>(count: u64, scene: impl Fn(Rc<Stage>) 
     }
 }
 
-/// A client's connection that is being served.
+/// Opens a client connection that the proxy serves.
 fn connect(stage: &Stage) -> Wire {
     let (near, far) = stage.net.pair();
     stage.shard.serve(far, 0);
     Wire::new(Rc::new(near))
 }
 
-/// Waits until no session is left.
+/// Waits until no session is open.
 async fn no_session_left(stage: &Stage) {
     let end = async {
         while stage.shard.sessions() > 0 {
@@ -45,7 +45,7 @@ async fn no_session_left(stage: &Stage) {
     stage.check(ended, "a session is left");
 }
 
-/// An engine that does `act` with the first connection.
+/// Starts an engine that runs `act` on the first connection it accepts.
 fn engine<F: Future<Output = ()> + 'static>(
     stage: &Rc<Stage>,
     act: impl FnOnce(Rc<Stage>, Wire) -> F + 'static,
@@ -73,7 +73,7 @@ fn echo(request: &Message) -> Vec<u8> {
     out
 }
 
-/// A body may arrive in any part while the proxy connects, or says 100.
+/// Any part of a body may arrive while the proxy connects to the engine or sends a 100.
 #[test]
 fn a_body_that_arrives_during_the_connect_is_not_lost() {
     each(150, |stage| async move {
@@ -114,8 +114,8 @@ fn a_body_that_arrives_during_the_connect_is_not_lost() {
     });
 }
 
-/// An engine whose queue is full is asked again, with pauses, until it takes the connection, the
-/// client leaves or the connect timeout is over.
+/// A connect to an engine whose queue is full is retried, with pauses, until the engine accepts it,
+/// the client disconnects or the connect timeout expires.
 #[test]
 fn a_full_queue_is_waited_for() {
     each(100, |stage| async move {
@@ -156,8 +156,8 @@ fn a_full_queue_is_waited_for() {
     });
 }
 
-/// While a client reads nothing, the proxy takes no more of its answer than the pipes and its own
-/// buffer hold.
+/// While a client does not read, the proxy receives no more of the response than the pipes and its
+/// own buffer hold.
 #[test]
 fn a_client_that_reads_nothing_stops_the_engine() {
     each(20, |stage| async move {
@@ -194,7 +194,8 @@ fn a_client_that_reads_nothing_stops_the_engine() {
     });
 }
 
-/// A client that stops reading is given up; what it then reads must not look whole.
+/// The proxy closes the connection of a client that has stopped reading. The part of the response
+/// that the client can still read must not look complete.
 #[test]
 fn a_stalled_client_never_sees_a_clean_end_of_a_part() {
     each(40, |stage| async move {
@@ -222,7 +223,8 @@ fn a_stalled_client_never_sees_a_clean_end_of_a_part() {
     });
 }
 
-/// An engine that answers before it has read the request is heard, and not used again.
+/// A response that an engine sends before it has read the request is relayed, and the connection is
+/// not reused.
 #[test]
 fn an_early_response_reaches_the_client() {
     each(100, |stage| async move {
@@ -232,7 +234,7 @@ fn an_early_response_reaches_the_client() {
             stage.net.sleep(stage.random_delay()).await;
             let response = b"HTTP/1.1 413 No\r\ncontent-length: 3\r\n\r\nbig";
             wire.conn.send(response).await.unwrap();
-            // It reads on, as uvicorn does, so that no reset takes the answer along.
+            // Reads on, as uvicorn does, so that no reset destroys the response.
             while wire.conn.recv(&mut head, 4096).await.unwrap_or(0) > 0 {}
             stage.check(
                 super::wire::find(&head, b"GET").is_none(),
@@ -257,7 +259,8 @@ fn an_early_response_reaches_the_client() {
     });
 }
 
-/// A client that has sent more than is read ahead leaves while its engine is silent.
+/// A client that has sent more bytes than the proxy reads ahead disconnects while its engine is
+/// silent.
 #[test]
 fn a_departure_behind_unread_pipelined_bytes_is_noticed() {
     each(40, |stage| async move {
@@ -297,7 +300,8 @@ fn a_departure_behind_unread_pipelined_bytes_is_noticed() {
     });
 }
 
-/// A defect in one session ends that session: its client hears an end, nobody else does.
+/// A panic in one session ends only that session. Its client sees the end of the connection; other
+/// clients are not affected.
 #[test]
 fn a_panic_ends_one_session_only() {
     for seed in seeds(20) {
@@ -327,7 +331,8 @@ fn a_panic_ends_one_session_only() {
     }
 }
 
-/// Bodies that go through pipes, both ways, in whatever pieces sockets take them.
+/// Bodies are spliced through pipes in both directions. The sockets accept them in parts of random
+/// sizes.
 #[test]
 fn large_bodies_pass_whole() {
     each(60, |stage| async move {
@@ -362,8 +367,8 @@ fn large_bodies_pass_whole() {
     });
 }
 
-/// A pooled connection that turns out dead while the client still uploads costs nothing: the
-/// request is repeated whole.
+/// If a pooled connection turns out to be closed while the client is still uploading, the complete
+/// request is sent again, and the client sees no failure.
 #[test]
 fn an_upload_on_a_dead_pooled_connection_is_repeated_whole() {
     each(300, |stage| async move {
@@ -414,8 +419,8 @@ async fn reset_later(stage: &Stage, conn: &SimConn) {
     conn.reset();
 }
 
-/// An engine that answers early, without framing, and dies: the reset may be told to the upload,
-/// and then the answer's end looks like any other.
+/// An engine responds early, without framing, and then resets the connection. The reset may be
+/// reported to a send of the upload; the end of the response then looks like a clean one.
 #[test]
 fn an_early_response_that_is_cut_never_looks_whole() {
     each(300, |stage| async move {
