@@ -1,10 +1,10 @@
-//! HTTP/1.1 as the scripts speak it: read and written independently of the proxy's own code.
+//! HTTP/1.1 for the scripts, independent of the proxy's own implementation.
 
 use std::rc::Rc;
 
 use crate::net::sim::{SimConn, SimNet};
 
-/// A message that was received whole.
+/// A message that was received completely.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Message {
     pub(super) line: String,
@@ -22,7 +22,7 @@ impl Message {
         self.line[9..12].parse().unwrap()
     }
 
-    /// Whether the connection's end was the body's.
+    /// Whether a response's body ends with the connection.
     pub(super) fn is_open_ended(&self) -> bool {
         self.field("content-length").is_none() && self.field("transfer-encoding").is_none()
     }
@@ -48,16 +48,16 @@ impl Message {
     }
 }
 
-/// Why no whole message came.
+/// Reason that no complete message was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// The connection ended before its first byte.
+    /// The connection ended before the first byte of the message.
     Nothing,
-    /// It ended, or was reset, in the middle.
+    /// The connection ended or was reset during the message.
     Cut,
 }
 
-/// One end of a connection with what was received on it.
+/// One end of a connection, and the bytes received on it.
 pub(super) struct Wire {
     pub(super) conn: Rc<SimConn>,
     pub(super) bytes: Vec<u8>,
@@ -87,7 +87,7 @@ impl Wire {
         }
     }
 
-    /// Reads a message. What came behind it stays.
+    /// Reads one message. Bytes that follow it remain in `bytes`.
     pub(super) async fn read(&mut self, is_response: bool) -> Result<Message, Broken> {
         let end = loop {
             if let Some(end) = find(&self.bytes, b"\r\n\r\n") {
@@ -162,7 +162,7 @@ pub(super) fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
-/// `body` in chunks of seeded sizes.
+/// Returns `body` in transfer coding chunks of random sizes.
 pub(super) fn chunked(net: &SimNet, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut at = 0;
