@@ -1,8 +1,8 @@
-//! A request whose legs are planned: read whole, then run as its connector orders.
+//! Requests served by legs: the body is read completely, then the legs run in the order that the
+//! connector prescribes.
 //!
-//! What each leg sends is decided in [`crate::pd`]; this file and those of the orders run the
-//! legs: `prefill` and `decode` one after the other, `concurrent` side by side, `threshold` the
-//! decoder first.
+//! [`crate::pd`] decides the contents of each leg. This file and those of the orders run them:
+//! `prefill` and `decode` (serial), `concurrent`, and `decode_first`.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,19 +26,19 @@ use crate::pd::{
     connector, peer, request,
 };
 
-/// A request being split, and what its legs are made of.
+/// A request served by legs, and everything its legs are built from.
 pub(super) struct Split {
     pub(super) api: Api,
     pub(super) body: Rc<Body>,
     pub(super) decoder: EndpointId,
     pub(super) encoded: Option<Encoded>,
-    /// The chunks of an answer that is cut.
+    /// Progress of a chunked decode.
     pub(super) chunk: Option<Box<Progress>>,
     source: Option<Box<(Target, KvSource)>>,
     uuid: Uuid,
     random: u64,
     config: Arc<Config>,
-    /// The same with names of pods resolved.
+    /// `config.pd.mori` with pod names resolved, if any pod is configured by name.
     mori: Option<Arc<MoriConfig>>,
 }
 
@@ -61,13 +61,13 @@ impl Split {
         self.config.pd.connector
     }
 
-    /// Gives the request another name between engines, under which it can be tried again.
+    /// Generates new transfer ids, so that the legs can be sent again as a new transfer.
     pub(super) fn rename<N: Net>(&mut self, net: &N) {
         self.uuid = Uuid::v4([net.random(), net.random()]);
         self.random = net.random();
     }
 
-    /// The prefiller at `target`, as transfer parameters name it.
+    /// Returns the prefill engine at `target` in the form that transfer parameters need.
     pub(super) fn peer(&self, target: &Target) -> Peer {
         let pd = &self.config.pd;
         let bootstrap_port = match pd.connector {
@@ -83,7 +83,8 @@ impl Split {
         }
     }
 
-    /// What the prefiller at `target` is to pull from: not from itself.
+    /// Returns the source from which the prefill engine at `target` pulls a cached prefix. An
+    /// engine does not pull from itself.
     fn source_for(&self, target: &Target) -> Option<Box<KvSource>> {
         let (from, source) = self.source.as_deref()?;
         (from != target).then(|| Box::new(source.clone()))
@@ -96,7 +97,7 @@ impl Split {
     }
 }
 
-/// An answer that is the client's: its head is there, the rest is to be relayed.
+/// A response for the client. Its head has arrived, and the rest must be relayed.
 pub(super) struct PendingResponse<N: Net> {
     pub(super) upstream: Upstream<N>,
     pub(super) response: Response,
@@ -108,7 +109,7 @@ pub(super) fn too_many(_: EditError) -> Fault {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Serves an intercepted request whose body has to be known before its first leg.
+    /// Serves an intercepted request whose body must be known before its first leg is sent.
     pub(super) async fn split(
         &mut self,
         api: Api,
@@ -158,7 +159,7 @@ impl<N: Net> Exchange<'_, N> {
         if !routing.encoders.is_empty() {
             self.enter(Phase::Encode);
             self.encode(&mut split, &routing.encoders).await?;
-            // The encoders' time is not ours.
+            // The time spent by the encoders is not overhead of the proxy.
             received = self.shard.net.clock();
         }
         let pending = if targets.is_empty() {
@@ -173,7 +174,7 @@ impl<N: Net> Exchange<'_, N> {
         if split.chunk.is_some() {
             return Box::pin(self.respond_in_chunks(split, pending)).await;
         }
-        // The answer may take minutes, and nothing needs the prompt any more.
+        // The response may take minutes, and the prompt is no longer needed.
         drop(split);
         let PendingResponse {
             upstream,
@@ -216,14 +217,15 @@ impl<N: Net> Exchange<'_, N> {
         self.decode_local(split, &leg).await
     }
 
-    /// Whether the decoder serves a request alone whose prefill leg ended in this fault.
+    /// Whether the decoder serves the request alone after its prefill leg failed with `fault`.
     fn may_fall_back(&self, fault: Fault) -> bool {
         self.shard.config.pd.on_prefill_failure == OnPrefillFailure::Decode
             && self.stats.status == 0
             && fault.is_prefill()
     }
 
-    /// Decodes without a prefiller: with what encoders or a peer's cache have for it.
+    /// Decodes without a prefill leg, using the encoders' outputs or a prefix cached by another
+    /// engine if available.
     async fn decode_alone(&mut self, split: &Split) -> Result<PendingResponse<N>, Fault> {
         let pd_request = split.pd_request();
         let leg: Result<Leg, EditError> = match split.source.as_deref() {
@@ -241,8 +243,8 @@ impl<N: Net> Exchange<'_, N> {
         self.stats.proxy_ns += took_ns;
     }
 
-    /// Whether a target is this proxy or its own decoder. A name that does not resolve in time is
-    /// not: the attempt to connect will tell.
+    /// Whether a target is this proxy or one of its decoders. Returns `false` if a name does not
+    /// resolve in time; the connect attempt then reports the failure.
     async fn names_self(&self, target: &Target) -> Result<bool, Fault> {
         let id = self.shard.pools.endpoint(Role::Prefill, target, false);
         let wait = self.shard.config.timeouts.connect;
