@@ -1,9 +1,11 @@
-//! A leg that runs beside its exchange, as a task of its own.
+//! A leg that runs as a separate task, concurrently with its exchange.
 //!
-//! Legs that run side by side need a deadline and an owner each: a prefiller's leg may have to go
-//! on after its client has left (`pd::connector::on_disconnect`), and one encoder's failure ends its
-//! siblings. The exchange holds a [`LegTask`] and hears of the leg's end through it; what dropping the
-//! job means to the leg is said when it begins.
+//! Concurrent legs each need their own deadline and their own lifetime: a prefill leg may have to
+//! continue after its client has disconnected (`pd::connector::on_disconnect`), and the failure of
+//! one encode leg cancels the others.
+//!
+//! The exchange holds a [`LegTask`], through which it receives the leg's result. The
+//! [`OnDisconnect`] rule given at the start decides what dropping the [`LegTask`] does to the leg.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -20,34 +22,35 @@ use crate::metrics::Phase;
 use crate::net::{Instant, Net, Timer};
 use crate::pd::OnDisconnect;
 
-/// What passes between a job and its task.
+/// State shared between a [`LegTask`] and its running task.
 struct TaskState<T> {
-    /// What the task came to.
+    /// The result, once the task has finished and until it is taken.
     result: RefCell<Option<T>>,
-    /// The task has seen the head of a successful answer.
+    /// The task has received the head of a successful response.
     has_succeeded: Cell<bool>,
-    /// The task has ended, whether or not it left a result.
+    /// The task has finished or panicked.
     has_ended: Cell<bool>,
-    /// Who waits for any of these.
+    /// Wakes the owner when `has_succeeded` or `has_ended` changes.
     owner: RefCell<Waker>,
-    /// The task, to be woken when its owner leaves.
+    /// Wakes the task when its owner is dropped.
     task: RefCell<Waker>,
-    /// The engines have met: what `OnDisconnect::UntilFirstByte` waits for.
+    /// The other leg's response has started, so this leg's transfer is over. This is the condition
+    /// of `OnDisconnect::UntilFirstByte`.
     first_byte_seen: Cell<bool>,
-    /// The owner has left and wants the task to end.
+    /// The owner was dropped, and the task must stop.
     is_abandoned: Cell<bool>,
-    /// The owner has left, and the task may go on until then.
+    /// The owner was dropped, and the task may continue until this time.
     orphan_until: Cell<Option<Instant>>,
 }
 
-/// The owner's side. Dropping it is the owner's departure.
+/// The owner's handle. Dropping it applies the leg's [`OnDisconnect`] rule.
 pub(super) struct LegTask<N: Net, T> {
     shard: Rc<Shard<N>>,
     state: Rc<TaskState<T>>,
     on_disconnect: OnDisconnect,
 }
 
-/// The task's side: its waits end when nobody wants its answer.
+/// The task's context. Its waits end when the leg is no longer needed.
 pub(super) struct TaskContext<N: Net, T> {
     shard: Rc<Shard<N>>,
     state: Rc<TaskState<T>>,
@@ -56,7 +59,7 @@ pub(super) struct TaskContext<N: Net, T> {
 }
 
 impl<N: Net, T: 'static> LegTask<N, T> {
-    /// Begins `leg` as a task.
+    /// Starts `leg` as a task.
     pub(super) fn begin<F>(
         shard: &Rc<Shard<N>>,
         on_disconnect: OnDisconnect,
@@ -94,8 +97,8 @@ impl<N: Net, T: 'static> LegTask<N, T> {
         }
     }
 
-    /// The task's result, when it has ended. `Err`: it met a defect and left none, or it has been
-    /// taken.
+    /// Returns the task's result when it has finished. `Err` means that the task panicked, or that
+    /// the result was already taken.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<T, Fault>> {
         if self.state.has_ended.get() {
             let result = self.state.result.borrow_mut().take();
@@ -105,18 +108,19 @@ impl<N: Net, T: 'static> LegTask<N, T> {
         Poll::Pending
     }
 
-    /// The other engine's answer has begun, so it needs this leg no longer.
+    /// Records that the other leg's response has started. From now on
+    /// `OnDisconnect::UntilFirstByte` cancels this leg instead of letting it continue.
     pub(super) fn record_first_byte(&self) {
         self.state.first_byte_seen.set(true);
     }
 
-    /// Changes what dropping the job means to the leg.
+    /// Replaces the rule that applies when this handle is dropped.
     pub(super) const fn on_drop(&mut self, on_disconnect: OnDisconnect) {
         self.on_disconnect = on_disconnect;
     }
 
-    /// Whether the task has seen the head of a successful answer; if not, its owner is woken when
-    /// it has.
+    /// Whether the task has received the head of a successful response. If not, the owner is woken
+    /// once it has.
     pub(super) fn has_succeeded(&self, cx: &mut Context<'_>) -> bool {
         let has_succeeded = self.state.has_succeeded.get();
         if !has_succeeded {
@@ -146,7 +150,7 @@ impl<N: Net, T> Drop for LegTask<N, T> {
     }
 }
 
-/// Marks the end of a task, also of one that panics.
+/// Marks the task as finished when dropped, so a panic is covered too.
 struct TaskEnd<N: Net, T> {
     context: Rc<TaskContext<N, T>>,
     _counted: TaskGuard<N>,
@@ -174,7 +178,7 @@ impl<N: Net, T> Drop for TaskEnd<N, T> {
 }
 
 impl<N: Net, T> TaskContext<N, T> {
-    /// The head of a successful answer is there.
+    /// Records that the head of a successful response has arrived.
     fn set_succeeded(&self) {
         self.state.has_succeeded.set(true);
         self.state.owner.borrow().wake_by_ref();
