@@ -1,7 +1,9 @@
-//! Where a request meets its trace: what it heard, what its legs are told, what is noted when.
+//! The trace of a request: the context received from the client, the fields sent to engines, and
+//! the spans that are recorded.
 //!
-//! With tracing off this is one look at an `Option` per step and nothing else: no clock, no memory.
-//! What is not recorded costs the reading of one field and one more line in the heads of its legs.
+//! With tracing off, each step costs one comparison; it reads no clock and allocates nothing. A
+//! request that is not sampled costs reading one field and writing one more line in the head of
+//! each leg.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -24,7 +26,7 @@ use crate::pd::chunked::Progress;
 use crate::pd::{Api, Leg, Order, Reason, Role, Uuid, connector};
 use crate::trace::{Sampler, Span, TraceContext, TraceRing, Value};
 
-/// What a shard that traces has.
+/// The tracing state of a shard.
 pub(super) struct Tracer {
     sampler: Sampler,
     ring: RefCell<TraceRing>,
@@ -41,27 +43,28 @@ impl Tracer {
 
 /// The trace of a request.
 pub(super) enum Trace {
-    /// Tracing is off: the client's fields pass as they are.
+    /// Tracing is off. The client's trace fields pass through unmodified.
     Off,
-    /// Nobody records it, which the engines are told.
+    /// The request is not sampled. The engines are informed by the `traceparent` sent to them.
     Unrecorded(TraceHeaders),
-    /// It is recorded.
+    /// The request is sampled, and its spans are recorded.
     Recorded(Box<Recording>),
 }
 
-/// What an engine is told. Flat, because it lies beside every wait of a request.
+/// The trace fields of a leg's head. Stored as plain fields because a request holds this during
+/// every wait, so its size matters.
 #[derive(Clone, Copy)]
 pub(super) struct TraceHeaders {
     trace_id: u128,
     span_id: u64,
     flags: u8,
-    /// The client's `tracestate` belongs to this trace.
+    /// Whether the client's `tracestate` belongs to this trace and is forwarded.
     keeps_state: bool,
 }
 
 const _: () = assert!(size_of::<Trace>() <= 32);
 
-/// A request that is recorded.
+/// A request whose spans are recorded.
 pub(super) struct Recording {
     recorder: RefCell<Recorder>,
     clock: WorldClock,
@@ -78,7 +81,7 @@ impl TraceHeaders {
         }
     }
 
-    /// Whether a field of the client's does not go to the engine.
+    /// Whether a client field with this name is not forwarded.
     pub(super) fn replaces(&self, known: Name) -> bool {
         match known {
             Name::Traceparent => true,
@@ -87,7 +90,7 @@ impl TraceHeaders {
         }
     }
 
-    /// Writes the field.
+    /// Writes the `traceparent` field.
     pub(super) fn push(&self, out: &mut Vec<u8>) {
         let context = TraceContext {
             trace_id: self.trace_id,
@@ -99,8 +102,8 @@ impl TraceHeaders {
 }
 
 impl Trace {
-    /// The trace that a head says the request is part of, or a new one. `started` is when the
-    /// request began.
+    /// Returns the trace that the request head belongs to, or a new one. `started` is the time when
+    /// the request started.
     pub(super) fn begin<N: Net>(
         shard: &Shard<N>,
         head: &RequestHead,
@@ -130,7 +133,7 @@ impl Trace {
             None => (0, context),
         };
         let clock = world_clock(net);
-        // It began a little before that.
+        // The request started slightly before the clock was read.
         let begun_ns = clock.unix_ns.saturating_sub(nanos(clock.instant, started));
         let request = (head.method_span.of(bytes), path_of(head, bytes));
         let recorder = Recorder::new(context, parent_id, request, begun_ns);
@@ -141,7 +144,7 @@ impl Trace {
         }))
     }
 
-    /// Notes something, if the request is recorded.
+    /// Records an event if the request is sampled. The clock is read only in that case.
     fn note<N: Net>(&self, net: &N, note: impl FnOnce(&mut Recorder, u64)) {
         if let Self::Recorded(recording) = self {
             let now_ns = recording.clock.at(net.clock());
@@ -149,21 +152,21 @@ impl Trace {
         }
     }
 
-    /// Its answer is cut into chunks.
+    /// Records that the response is decoded in chunks of `tokens` tokens.
     pub(super) fn cut(&self, tokens: u32) {
         if let Self::Recorded(recording) = self {
             recording.recorder.borrow_mut().cut(tokens);
         }
     }
 
-    /// A chunk's answer is there.
+    /// Records that a decode chunk has finished.
     pub(super) fn chunk(&self, progress: &Progress) {
         if let Self::Recorded(recording) = self {
             recording.recorder.borrow_mut().chunk(progress.tokens());
         }
     }
 
-    /// The open leg has the head of its answer, or why it has none.
+    /// Records the response status of the open leg, or the error it ended with.
     pub(super) fn responded<N: Net>(&self, net: &N, responded: Result<u16, &'static str>) {
         self.note(net, |recorder, now_ns| match responded {
             Ok(status) => recorder.responded(status),
@@ -171,14 +174,14 @@ impl Trace {
         });
     }
 
-    /// An attempt of the prefill leg is over.
+    /// Records the result of an attempt of the prefill leg.
     pub(super) fn prefilled<N: Net>(&self, net: &N, ended: &Result<Attempt<N>, LegFault>) {
         self.note(net, |recorder, now_ns| {
             recorder.prefilled(end_of(ended, Role::Prefill), now_ns);
         });
     }
 
-    /// Hands the leg that has just begun to the task it goes on in.
+    /// Takes the spans of the leg that has just started, for the task that it continues in.
     pub(super) fn detach(&self) -> Detached {
         let Self::Recorded(recording) = self else {
             return Detached(None);
@@ -188,11 +191,11 @@ impl Trace {
     }
 }
 
-/// The spans of a leg that goes on beside its request; nothing where it is not recorded.
+/// The spans of a leg that runs as a separate task; `None` if the request is not recorded.
 pub(super) struct Detached(Option<Box<(WorldClock, Vec<Span>)>>);
 
 impl Detached {
-    /// Ends them; they are a record of their own.
+    /// Ends the spans and pushes them to the ring, separately from those of the request.
     pub(super) fn end<N: Net>(
         self,
         shard: &Shard<N>,
@@ -238,7 +241,7 @@ fn nanos(now: Instant, then: Instant) -> u64 {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// A generation request, which may be split.
+    /// Records that a generation request, which may be split, has started.
     pub(super) fn trace_forward(&self, api: Api) {
         let (net, pd) = (&self.shard.net, &self.shard.config.pd);
         self.trace.note(net, |recorder, now_ns| {
@@ -257,7 +260,7 @@ impl<N: Net> Exchange<'_, N> {
         });
     }
 
-    /// What its head says about where it goes.
+    /// Records the engines that the request head names.
     pub(super) fn trace_routing(&self, routing: &Routing) {
         self.trace.note(&self.shard.net, |recorder, _| {
             let first = routing.prefillers.first();
@@ -273,7 +276,7 @@ impl<N: Net> Exchange<'_, N> {
         });
     }
 
-    /// It names so many encoders, of which so many are allowed.
+    /// Records how many encoders the request names, and how many of them are allowed.
     pub(super) fn trace_encoders(&self, named: usize, allowed: usize) {
         if named == 0 {
             return;
@@ -290,14 +293,14 @@ impl<N: Net> Exchange<'_, N> {
         });
     }
 
-    /// It names a prefiller that is not allowed.
+    /// Records that the request names a prefill target that is not allowed.
     pub(super) fn trace_denied(&self, target: &Target) {
         self.trace.note(&self.shard.net, |recorder, _| {
             recorder.set("llm_d.pd_proxy.denied_target", shown(target));
         });
     }
 
-    /// Its body is known, and so is how it is split.
+    /// Records how the request is split. Called once its body is known.
     pub(super) fn trace_split(&self, split: &Split) {
         self.trace.note(&self.shard.net, |recorder, _| {
             let pd_request = split.pd_request();
@@ -319,8 +322,8 @@ impl<N: Net> Exchange<'_, N> {
         });
     }
 
-    /// Begins a leg to `target`; what its head says of the trace. `leg`: it is one of a request
-    /// that is split.
+    /// Starts the span of a leg to `target` and returns the trace fields for its head. `leg` is
+    /// given if the leg belongs to a split request.
     pub(super) fn trace_leg(
         &self,
         role: Role,
@@ -357,7 +360,7 @@ impl<N: Net> Exchange<'_, N> {
         Some(TraceHeaders::new(context, recording.keeps_state))
     }
 
-    /// Writes what an engine is told into a head that is not made of the client's.
+    /// Writes the trace fields into the head of a leg that is not based on the client's head.
     pub(super) fn push_trace(&self, out: &mut Vec<u8>, trace_headers: Option<TraceHeaders>) {
         let Some(trace_headers) = trace_headers else {
             return;
@@ -372,7 +375,7 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// The request is over.
+    /// Ends the request's spans and pushes them to the ring.
     pub(super) fn trace_end(&mut self) {
         let Trace::Recorded(recording) = std::mem::replace(&mut self.trace, Trace::Off) else {
             return;
@@ -380,7 +383,7 @@ impl<N: Net> Exchange<'_, N> {
         let outcome = self.stats.outcome.map(|(outcome, reason)| {
             let reason = match reason {
                 Reason::None => None,
-                // As pd-sidecar has it.
+                // The value that pd-sidecar uses.
                 Reason::NoPrefiller => Some("no_prefill_header"),
                 reason => Some(reason.label()),
             };
@@ -390,7 +393,7 @@ impl<N: Net> Exchange<'_, N> {
             now_ns: recording.clock.at(self.shard.net.clock()),
             status: self.stats.status,
             error: self.stats.fault.map(|fault| match fault {
-                // As pd-sidecar has it.
+                // The value that pd-sidecar uses.
                 Fault::TargetDenied => "ssrf_protection_denied",
                 fault => fault.label(),
             }),
@@ -401,7 +404,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 }
 
-/// Without the query, which may have anything in it.
+/// Returns the path without the query, which may contain private data.
 fn path_of<'a>(head: &RequestHead, bytes: &'a [u8]) -> &'a [u8] {
     let target = head.target.of(bytes);
     h1::path_of(h1::origin_form(target).unwrap_or(target))
