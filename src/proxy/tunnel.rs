@@ -1,7 +1,7 @@
-//! Connections that have become something else than HTTP (RFC 9110 7.8).
+//! Connections upgraded to another protocol (RFC 9110 7.8).
 //!
-//! Bytes are passed blindly only after the engine has agreed with 101 to an upgrade the client
-//! asked for; before that, everything behind the request stays where it is.
+//! Bytes are forwarded without inspection only after the engine has responded with 101 to an
+//! upgrade that the client requested. Until then, bytes that follow the request are not forwarded.
 
 use std::io::IoSlice;
 use std::task::{Context, Poll};
@@ -19,21 +19,22 @@ use crate::net::{Conn, Net, would_block};
 
 /// One direction of a tunnel.
 struct Lane {
-    /// Received and not yet sent.
+    /// Bytes received and not yet sent.
     pending: Vec<u8>,
     at: usize,
-    /// The sender has ended, and that has been passed on.
+    /// The sender has closed its side, and this has been forwarded to the receiver.
     ended: bool,
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Answers 101 and passes bytes both ways until both sides have ended.
+    /// Forwards the 101, then forwards bytes in both directions until both sides have closed.
     pub(super) async fn relay_upgrade(
         &mut self,
         upstream: Upstream<N>,
         response: Response,
     ) -> Result<(), Fault> {
-        // On an intercepted path the wish was not passed on, whatever the client wrote.
+        // On an intercepted path the `Upgrade` field is never forwarded, so a 101 is not
+        // acceptable.
         let asked = self.upgrade_sent && self.body_done;
         let protocol = response
             .head
@@ -113,7 +114,7 @@ impl<N: Net> Exchange<'_, N> {
 }
 
 impl Lane {
-    /// Ready when this direction can move.
+    /// Ready when bytes can be moved in this direction.
     fn poll<C: Conn>(&self, from: &C, to: &C, cx: &mut Context<'_>) -> Poll<()> {
         if self.ended {
             Poll::Pending
@@ -124,7 +125,7 @@ impl Lane {
         }
     }
 
-    /// Moves what can be moved now. `true` when something was.
+    /// Moves as many bytes as possible without waiting. Returns whether any progress was made.
     fn pass<N: Net>(
         &mut self,
         shard: &Shard<N>,
