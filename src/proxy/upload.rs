@@ -1,4 +1,4 @@
-//! Pass-through and decode-only requests: the body goes to the engine while it arrives.
+//! Pass-through and decode-only requests: the body is forwarded to the engine as it arrives.
 
 use std::io::IoSlice;
 use std::task::Poll;
@@ -19,26 +19,27 @@ use crate::net::pool::EndpointId;
 use crate::net::{Conduit, Conn, Net, would_block};
 use crate::pd::{Api, Role};
 
-/// A request on its way from the client to one engine.
+/// A request being forwarded from the client to one engine.
 struct Upload<N: Net> {
-    /// Head for the engine, blank line included.
+    /// Request head for the engine, including the blank line.
     head: Vec<u8>,
-    /// Body bytes made for the engine: all of them so far while `whole`, else those not sent.
+    /// Body bytes for the engine. While `whole` is set, all of them so far; otherwise those not
+    /// sent yet.
     out: Vec<u8>,
-    /// How much of `head` and `out` this connection has taken.
+    /// Number of bytes of `head` and `out` that have been sent on the current connection.
     at: usize,
-    /// Everything made so far is in `out`, so that the request can be sent again.
+    /// `out` holds the body from its start, so the request can be sent again.
     whole: bool,
     meter: BodyMeter,
     mask: Option<Mask>,
     bytes_max: u64,
-    /// The rest of the body goes through it, behind `out`.
+    /// Pipe for the rest of the body, which follows `out`.
     pipe: Option<<N::Conn as Conn>::Pipe>,
-    /// There was no pipe.
+    /// No pipe was available, so the rest is copied.
     is_copied: bool,
 }
 
-/// What an upload waits for.
+/// An event that ends a wait of an upload.
 enum Event {
     Response,
     Writable,
@@ -46,8 +47,9 @@ enum Event {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Sends the request to `decoder` as it arrives, and relays the answer. With an `api` the
-    /// body is scanned while it passes and a handoff of the client's own is overwritten.
+    /// Forwards the request to `decoder` as it arrives, and relays the response. If `api` is given,
+    /// the body is scanned as it passes, and transfer parameters set by the client are overwritten
+    /// in place.
     pub(super) async fn forward(
         &mut self,
         decoder: EndpointId,
@@ -74,14 +76,15 @@ impl<N: Net> Exchange<'_, N> {
                     let status = response.head.status;
                     self.trace.responded(&self.shard.net, Ok(status));
                     self.record_masked(&upload);
-                    // Its pipe, too: the answer may take minutes.
+                    // The pipe is returned too, because the response may take minutes.
                     drop(upload.pipe.take());
                     self.shard.recycle(upload.head);
                     self.shard.recycle(upload.out);
                     return Box::pin(self.relay(upstream, response, Rewrite::None)).await;
                 }
-                // The engine closed an idle connection just as we used it, before it said a
-                // word: one safe replay, on a connection that cannot have that fault.
+                // The engine closed an idle connection at the same time as it was used, before
+                // sending anything. Replaying the request once is safe. The new connection cannot
+                // fail in the same way.
                 Err(LegFault::ConnectionClosed)
                     if upstream.reused && reuse != Reuse::Never && upload.whole =>
                 {
@@ -92,7 +95,8 @@ impl<N: Net> Exchange<'_, N> {
                 Err(leg) => {
                     let error = leg.fault(Role::Decode).label();
                     self.trace.responded(&self.shard.net, Err(error));
-                    // Bytes the engine has not read yet would keep a plain end from it.
+                    // The engine would see a FIN only after reading all buffered bytes. A reset
+                    // reaches it immediately.
                     upstream.conn().reset_on_close();
                     return Err(leg.fault(Role::Decode));
                 }
@@ -129,9 +133,9 @@ impl<N: Net> Exchange<'_, N> {
         Ok(upload)
     }
 
-    /// Takes what of the body was read ahead: sending a 100 to a slow client looks out for the
-    /// client's end by reading on, and so does waiting for the last words of a connection that
-    /// turned out dead.
+    /// Consumes body bytes that have been read ahead. Two waits read ahead to detect a client
+    /// disconnect: that for a slow client to accept the 100, and that for the response on a
+    /// connection that turned out to be closed.
     fn take_read_ahead(&mut self, upload: &mut Upload<N>) -> Result<(), Fault> {
         if upload.meter.is_done() {
             return Ok(());
@@ -153,7 +157,7 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
-    /// Runs the upload until the head of the answer is there.
+    /// Runs the upload until the response head has arrived.
     async fn run_upload(
         &mut self,
         upstream: &Upstream<N>,
@@ -166,7 +170,7 @@ impl<N: Net> Exchange<'_, N> {
         let mut steps = 0_u32;
         loop {
             steps = steps.wrapping_add(1);
-            // A pipe takes more at once than the buffer.
+            // A pipe moves more bytes per step than the buffer.
             let turn = match upload.pipe {
                 Some(_) => SPLICES_PER_TURN_MAX,
                 None => STEPS_PER_TURN_MAX,
@@ -174,7 +178,8 @@ impl<N: Net> Exchange<'_, N> {
             if steps.is_multiple_of(turn) {
                 self.client.conn.clear_readable();
             }
-            // If it closed for reading: what it said before, if anything, says why.
+            // The engine has closed its read side. A response that it sent before states the
+            // reason.
             let Ok(flushed) = upload.flush(conn) else {
                 upstream.broke.set(true);
                 break;
@@ -211,7 +216,7 @@ impl<N: Net> Exchange<'_, N> {
         ended
     }
 
-    /// Waits for the engine to answer early, or to take more, or for the client to send more.
+    /// Waits until the engine responds or accepts more bytes, or the client sends more.
     async fn upload_event(&self, conn: &N::Conn, flushed: bool) -> Result<Event, Fault> {
         let (shard, client) = (self.shard, self.client);
         let body = shard.config.timeouts.body;
@@ -226,8 +231,9 @@ impl<N: Net> Exchange<'_, N> {
                 })
                 .await;
         }
-        // The engine does not take what is there. That is not the client's fault, so no clock of
-        // the client's runs; its bytes stay where they are, its departure is noticed.
+        // The engine does not accept the bytes already received. The client is not responsible for
+        // that, so no client timeout runs. Unread bytes of the body remain in the client's socket,
+        // and a disconnect is detected.
         let watch = if self.body_done {
             Watch::Ahead
         } else {
@@ -243,7 +249,8 @@ impl<N: Net> Exchange<'_, N> {
             .await
     }
 
-    /// Receives once from the client and passes it on. `false`: the engine takes no more.
+    /// Receives once from the client and forwards the bytes. Returns `false` if the engine accepts
+    /// no more.
     fn receive_upload(&mut self, conn: &N::Conn, upload: &mut Upload<N>) -> Result<bool, Fault> {
         let (shard, client) = (self.shard, self.client);
         if !conn.is_encrypted() && !client.conn.is_encrypted() {
@@ -261,7 +268,7 @@ impl<N: Net> Exchange<'_, N> {
                 Err(error) if would_block(&error) => {}
                 Err(_) => return Err(client.record_gone()),
             }
-            // The next flush sends it.
+            // The next flush sends the contents of the pipe.
             return Ok(true);
         }
         let received = shard.with_large(|buffer| {
@@ -281,8 +288,8 @@ impl<N: Net> Exchange<'_, N> {
                 upload.finish_if_done()?;
                 self.body_done = upload.meter.is_done();
                 if self.body_done {
-                    // The last receive asked for no more than the body: that it was full says
-                    // nothing of what is behind it.
+                    // The last receive was limited to the rest of the body. That it filled its
+                    // buffer does not mean that more bytes are readable.
                     client.conn.clear_readable();
                 }
                 Ok(passed)
@@ -310,19 +317,19 @@ impl<N: Net> Exchange<'_, N> {
 }
 
 impl<N: Net> Upload<N> {
-    /// Passes the rest of a body that nobody looks at through a pipe, if it is worth it and there
-    /// is one. What was sent before is not kept then: the request cannot be sent again.
+    /// Switches to a pipe for the rest of a body that is not scanned, if splicing is worthwhile and
+    /// a pipe is available. Spliced bytes are not kept, so the request can no longer be sent again.
     fn begin_splice(&mut self, shard: &Shard<N>) {
         let remaining = self.meter.remaining().unwrap_or(0);
         let is_worth_it = self.mask.is_none() && remaining >= N::SPLICE_BYTES_MIN;
         if self.pipe.is_none() && is_worth_it && !self.is_copied {
             self.pipe = shard.net.pipe();
-            // Not asked again for every piece.
+            // Avoids another attempt on every receive.
             self.is_copied = self.pipe.is_none();
         }
     }
 
-    /// Sends what is made and not taken yet. `true`: all of it has been taken.
+    /// Sends everything that is ready and unsent. Returns `true` if the kernel accepted all of it.
     fn flush(&mut self, conn: &N::Conn) -> std::io::Result<bool> {
         loop {
             let total = self.head.len() + self.out.len();
@@ -342,7 +349,7 @@ impl<N: Net> Upload<N> {
         }
     }
 
-    /// Sends what is in the pipe. `true`: it is empty.
+    /// Sends the contents of the pipe. Returns `true` if it is empty afterwards.
     fn drain(&mut self, conn: &N::Conn) -> std::io::Result<bool> {
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
             match conn.try_drain(pipe) {
@@ -354,8 +361,9 @@ impl<N: Net> Upload<N> {
         Ok(true)
     }
 
-    /// Passes received client bytes on: by way of `out` while they are few enough to be kept for
-    /// a replay, directly from the receive buffer after that. `false`: the engine takes no more.
+    /// Forwards received client bytes. Up to `REPLAY_BYTES_MAX` they go through `out`, which keeps
+    /// them for a replay; after that they are sent directly from the receive buffer, unless their
+    /// chunk framing must be regenerated. Returns `false` if the engine accepts no more.
     fn pass(
         &mut self,
         shard: &Shard<N>,
@@ -386,7 +394,8 @@ impl<N: Net> Upload<N> {
         self.send_direct(conn, &mut received[..taken])
     }
 
-    /// Sends body bytes from where they were received; what does not fit is copied to `out`.
+    /// Sends body bytes from the buffer they were received into. Bytes that the socket does not
+    /// accept are copied to `out`.
     fn send_direct(&mut self, conn: &N::Conn, bytes: &mut [u8]) -> Result<bool, Fault> {
         let (held, ready) = match &mut self.mask {
             None => (None, bytes.len()),
@@ -409,7 +418,8 @@ impl<N: Net> Upload<N> {
         Ok(true)
     }
 
-    /// Makes engine bytes of client bytes, into `out`. Returns how many belong to this body.
+    /// Converts client bytes to the bytes for the engine and appends them to `out`. Returns how
+    /// many of them belong to this body.
     fn transform(&mut self, received: &mut [u8]) -> Result<usize, Fault> {
         let Some(mask) = &mut self.mask else {
             let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
@@ -423,7 +433,8 @@ impl<N: Net> Upload<N> {
             self.out.extend_from_slice(&received[..masked.ready]);
             return self.check_size().map(|()| taken);
         }
-        // Masking may hold bytes back across a chunk's end, so the chunks are made anew.
+        // The mask may withhold bytes across the end of a chunk, so the chunk framing is
+        // regenerated.
         let mut spans = Vec::new();
         let taken = self.meter.decode(received, |span| spans.push(span));
         let taken = taken.map_err(|_| Fault::Chunk)?;
@@ -441,7 +452,8 @@ impl<N: Net> Upload<N> {
         self.check_size().map(|()| taken)
     }
 
-    /// At the body's end: the document must be complete, and a re-made chunked body is ended.
+    /// At the end of the body, checks that the JSON document is complete, and ends a regenerated
+    /// chunked body.
     fn finish_if_done(&mut self) -> Result<(), Fault> {
         if !self.meter.is_done() {
             return Ok(());
