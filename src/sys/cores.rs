@@ -1,4 +1,4 @@
-//! CPUs: which ones this process may use, how much of them, and which shard runs where.
+//! CPUs: the ones that this process may use, its CPU quota, and the placement of shards.
 
 use std::fmt;
 use std::fs;
@@ -10,23 +10,23 @@ use super::topology::Topology;
 use crate::config::units::show_cpus;
 use crate::config::{Cores, Place};
 
-/// Which shard runs where.
+/// The placement of all shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorePlan {
     /// One entry per shard.
     pub seats: Vec<Seat>,
-    /// What an operator should know about the plan, a sentence each.
+    /// Messages for the operator about the plan, one sentence each.
     pub warnings: Vec<String>,
 }
 
-/// Where one shard runs, and why there.
+/// The placement of one shard, and the reason for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seat {
-    /// The CPU it is pinned to, or `None` to leave it to the scheduler.
+    /// The CPU that the shard is pinned to, or `None` if the scheduler chooses.
     pub cpu: Option<usize>,
-    /// The CPU's NUMA node, where the kernel tells.
+    /// The NUMA node of the CPU, if the kernel reports it.
     pub node: Option<usize>,
-    /// The devices it was put beside, in words; empty where none was asked for.
+    /// Description of the devices that the CPU was chosen to be near to; empty if there are none.
     pub beside: String,
 }
 
@@ -44,39 +44,39 @@ impl fmt::Display for Seat {
     }
 }
 
-/// Why no plan could be made.
+/// Reason why the shards cannot be placed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CoreError {
-    /// CPUs that were named and are not allowed, and those that are.
+    /// Some of the listed CPUs are not allowed.
     NotAllowed {
-        /// Named, but not allowed.
+        /// The listed CPUs that are not allowed.
         named: Vec<usize>,
-        /// All that are allowed.
+        /// All CPUs that are allowed.
         allowed: Vec<usize>,
     },
-    /// A place that this machine does not have.
+    /// This machine has no such device or node.
     Near {
-        /// As it was written.
+        /// The configured location.
         place: Place,
-        /// What is wrong with it.
+        /// The problem with it.
         error: NearError,
     },
-    /// A place with none of the CPUs that are allowed.
+    /// None of the CPUs of the location is allowed.
     Outside {
-        /// As it was written.
+        /// The configured location.
         place: Place,
-        /// The place's CPUs and whose they are, in words.
+        /// Description of the location's CPUs and devices.
         cpus: String,
         /// All CPUs that are allowed.
         allowed: Vec<usize>,
     },
-    /// More shards than CPUs.
+    /// The location has fewer allowed CPUs than shards are requested.
     TooFew {
-        /// As it was written.
+        /// The configured location.
         place: Place,
-        /// Shards asked for.
+        /// Number of shards requested.
         shards: usize,
-        /// The place's CPUs that are allowed.
+        /// The location's CPUs that are allowed.
         cpus: Vec<usize>,
     },
 }
@@ -118,11 +118,11 @@ impl fmt::Display for CoreError {
 
 impl std::error::Error for CoreError {}
 
-/// Decides which shard runs where. `allowed` may be empty where the kernel does not tell.
+/// Places the shards. `allowed` may be empty if the kernel does not report the allowed CPUs.
 ///
 /// # Errors
-/// A named CPU that is not allowed; a place that this machine does not have or this process may not
-/// use.
+/// Fails if a listed CPU is not allowed, or a location does not exist on this machine, has no
+/// allowed CPU, or has fewer allowed CPUs than shards.
 pub fn plan_cores(
     cores: &Cores,
     allowed: &[usize],
@@ -145,10 +145,13 @@ pub fn plan_cores(
     Ok(plan)
 }
 
-/// One shard. A pinned thread under a quota below one CPU would wait for its own CPU while others
-/// are idle, so it stays unpinned then. Otherwise beside the GPUs this process can open, if there
-/// are any; a proxy in a container of its own cannot tell which GPUs are its engine's. Else the
-/// last CPU: device interrupts gather on the first ones.
+/// Places a single shard.
+///
+/// With a quota below one CPU it is not pinned: a pinned thread would wait for its CPU while others
+/// are idle. Otherwise it is placed near the GPUs that this process can open. If there are none, it
+/// gets the last CPU, because device interrupts gather on the first ones. GPUs that cannot be
+/// opened are ignored, because a proxy in a separate container cannot determine which GPUs its
+/// engine uses.
 fn plan_auto(allowed: &[usize], quota: Option<f64>, topology: &Topology) -> CorePlan {
     let throttled = quota.is_some_and(|quota| quota < 1.0);
     let numbers: Vec<_> = (0..topology.gpus.len()).collect();
@@ -166,7 +169,7 @@ fn plan_auto(allowed: &[usize], quota: Option<f64>, topology: &Topology) -> Core
     CorePlan { seats, warnings }
 }
 
-/// One shard per CPU, in the order given.
+/// Places one shard on each listed CPU, in the order given.
 fn plan_list(
     cpus: &[usize],
     allowed: &[usize],
@@ -190,7 +193,7 @@ fn plan_list(
     })
 }
 
-/// `shards` shards on the best CPUs of a place, spread over its nodes.
+/// Places `shards` shards on the best CPUs of a location, spread over its nodes.
 fn plan_place(
     place: &Place,
     shards: usize,
@@ -259,10 +262,11 @@ fn seat(cpu: usize, beside: &str, topology: &Topology) -> Seat {
     }
 }
 
-/// A shard's memory comes from its own node without being asked for: it allocates after it was
-/// pinned, and the kernel takes pages from the node of the CPU that first writes them. A policy of
-/// the operator's (numactl, NUMAPolicy=) is obeyed, so none is set here. Only a cpuset that takes
-/// the node's memory away is worth a word.
+/// Returns a warning if shards run on a node whose memory this process may not use (cpuset).
+///
+/// A shard normally gets memory of its node without further action: it allocates after it was
+/// pinned, and the kernel takes pages from the node of the CPU that first writes them. No memory
+/// policy is set here, so that one set by the operator (numactl, NUMAPolicy=) applies.
 fn far_memory(seats: &[Seat], topology: &Topology) -> Option<String> {
     let allowed = &topology.memory_nodes;
     let mut far: Vec<_> = seats.iter().filter_map(|seat| seat.node).collect();
@@ -279,19 +283,20 @@ fn far_memory(seats: &[Seat], topology: &Topology) -> Option<String> {
     })
 }
 
-/// CPUs the calling thread may run on, ascending; empty where the kernel does not tell.
+/// Returns the CPUs that the calling thread may run on, ascending; empty if the kernel does not
+/// report them.
 #[must_use]
 pub fn allowed_cpus() -> Vec<usize> {
     let ids = core_affinity::get_core_ids().unwrap_or_default();
     ids.into_iter().map(|core| core.id).collect()
 }
 
-/// Pins the calling thread.
+/// Pins the calling thread to a CPU.
 ///
 /// # Errors
-/// `InvalidInput` for a CPU this thread may not run on.
+/// `InvalidInput` if this thread may not run on the CPU.
 pub fn pin(cpu: usize) -> io::Result<()> {
-    // The library indexes a fixed set with the number.
+    // The library indexes a set of fixed size with the CPU number.
     let in_set = cpu < crate::config::units::CPU_MAX;
     if in_set && core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
         Ok(())
@@ -303,17 +308,17 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     }
 }
 
-/// How many CPUs' worth of time this process may use; `None` is unlimited.
+/// Returns the CPU quota of this process in CPUs (0.5 is half a CPU). `None` means unlimited.
 #[must_use]
 pub fn cpu_quota() -> Option<f64> {
     cpu_quota_in(Path::new("/"))
 }
 
-/// As `cpu_quota`, with the file system's root as a parameter for tests.
+/// Like [`cpu_quota`], with the root of the file system as a parameter for tests.
 ///
-/// A quota of any parent applies too, so the smallest one counts. In a container without its own
-/// cgroup namespace the path of `/proc/self/cgroup` does not exist below the mount; the mount's own
-/// files are this process's then.
+/// Quotas of parent groups apply too, so the smallest one counts. In a container without a separate
+/// cgroup namespace, the path in `/proc/self/cgroup` does not exist below the mount; the files at
+/// the root of the mount are those of this process then.
 #[must_use]
 pub fn cpu_quota_in(root: &Path) -> Option<f64> {
     let membership = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
@@ -328,7 +333,7 @@ pub fn cpu_quota_in(root: &Path) -> Option<f64> {
         let quota = if controllers.is_empty() {
             smallest_of(&mount, path, quota_v2)
         } else if controllers.split(',').any(|controller| controller == "cpu") {
-            // Mounted under the joined name, with a link for each.
+            // Mounted under the joined name, with a link for each controller.
             [controllers, "cpu"]
                 .iter()
                 .find_map(|name| smallest_of(&mount.join(name), path, quota_v1))
@@ -343,7 +348,7 @@ pub fn cpu_quota_in(root: &Path) -> Option<f64> {
     smallest
 }
 
-/// Smallest quota from `mount` down to `mount/path`.
+/// Returns the smallest quota of the directories from `mount` down to `mount/path`.
 fn smallest_of(mount: &Path, path: &str, read: impl Fn(&Path) -> Option<f64>) -> Option<f64> {
     let mut directory: PathBuf = mount.to_owned();
     let mut quotas = vec![read(&directory)];
@@ -357,21 +362,21 @@ fn smallest_of(mount: &Path, path: &str, read: impl Fn(&Path) -> Option<f64>) ->
     quotas.into_iter().flatten().reduce(f64::min)
 }
 
-/// `cpu.max`: quota (or `max`) and period.
+/// Reads `cpu.max`, which contains the quota (or `max`) and the period.
 fn quota_v2(directory: &Path) -> Option<f64> {
     let text = fs::read_to_string(directory.join("cpu.max")).ok()?;
     let (quota, period) = text.trim().split_once(' ')?;
     share(quota, period)
 }
 
-/// `cpu.cfs_quota_us` (-1 is unlimited) and `cpu.cfs_period_us`.
+/// Reads `cpu.cfs_quota_us` (-1 is unlimited) and `cpu.cfs_period_us`.
 fn quota_v1(directory: &Path) -> Option<f64> {
     let quota = fs::read_to_string(directory.join("cpu.cfs_quota_us")).ok()?;
     let period = fs::read_to_string(directory.join("cpu.cfs_period_us")).ok()?;
     share(quota.trim(), period.trim())
 }
 
-/// `max` and `-1` are not numbers here, so both mean no quota.
+/// Returns quota divided by period. `max` and `-1` do not parse as `u32`, so both mean no quota.
 fn share(quota: &str, period: &str) -> Option<f64> {
     let quota: u32 = quota.parse().ok()?;
     let period: u32 = period.parse().ok().filter(|period| *period > 0)?;
@@ -433,7 +438,7 @@ mod tests {
         assert!(plan.warnings[0].contains("quota of 1.50"));
     }
 
-    /// Name, files, quota.
+    /// Name of the case, files, expected quota.
     type Recorded<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<f64>);
 
     #[test]
