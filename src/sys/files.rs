@@ -1,23 +1,23 @@
-//! The limit of open files.
+//! The limit on open files.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The limit of open files; `None` is unlimited.
+/// The limit on open files. `None` means unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileLimit {
-    /// What holds now.
+    /// The limit that is in effect.
     pub soft: Option<u64>,
-    /// What the soft limit can be raised to.
+    /// The maximum to which the soft limit can be raised.
     pub hard: Option<u64>,
 }
 
-/// Raises the soft limit of open files to the hard one. Shells set the soft one to 1024 for the
-/// sake of `select`, which nothing here uses.
+/// Raises the soft limit on open files to the hard limit. Shells set the soft limit to 1024 because
+/// of `select`, which is not used here.
 ///
 /// # Errors
-/// The kernel's; the old limit holds then.
+/// The error of the kernel. The old limit remains in effect.
 pub fn raise_nofile() -> io::Result<FileLimit> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(
