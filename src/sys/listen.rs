@@ -1,8 +1,8 @@
 //! Listening sockets.
 //!
-//! Every shard has its own socket on the same port (`SO_REUSEPORT`). That option would also let a
-//! second ringside share the port silently and take half of the connections, so `probe` binds once
-//! without it before the first shard does.
+//! Every shard has its own socket on the same port (`SO_REUSEPORT`). This option would also let a
+//! second ringside process share the port silently and receive half of the connections. So `probe`
+//! binds the port once without the option, before the first shard does.
 
 use std::fmt;
 use std::io;
@@ -18,19 +18,19 @@ use rustix::net::{
 use crate::config::ListenAddress;
 use crate::limits::{KEEPALIVE_IDLE_SECS, KEEPALIVE_INTERVAL_SECS, KEEPALIVE_PROBES_MAX};
 
-/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+/// Limit of the accept queue; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Why a listener could not be made.
+/// Reason why a listening socket could not be created.
 #[derive(Debug)]
 pub enum BindError {
-    /// Another process has the port.
+    /// Another process uses the port.
     Busy(ListenAddress),
-    /// The port needs a permission.
+    /// The port requires a permission.
     Permission(ListenAddress),
-    /// The address is not of this host.
+    /// The address does not belong to this host.
     NoSuchAddress(ListenAddress),
-    /// Anything else.
+    /// Any other error.
     Failed(ListenAddress, io::Error),
 }
 
@@ -73,30 +73,31 @@ impl BindError {
     }
 }
 
-/// Fails if the port cannot be had alone. Call it once per address, before any `bind_shared`.
+/// Fails if another process uses the port. Call it once per address, before any `bind_shared`.
 ///
 /// # Errors
-/// Why the port cannot be had.
+/// The reason why the port cannot be used.
 pub fn probe(at: ListenAddress) -> Result<(), BindError> {
     let socket = open(at, Sharing::Alone)?;
-    // Listening too: a socket that is bound but not listening would not be noticed.
+    // Listen as well: a socket that is only bound does not conflict with another one, so two
+    // processes that start at the same time could both pass the probe.
     listen(&socket, 1).map_err(|errno| BindError::new(at, errno))
 }
 
-/// A listening socket that other shards' sockets may share the port with.
+/// Returns a listening socket that shares its port with the sockets of other shards.
 ///
 /// # Errors
-/// Why there is none.
+/// The reason why the socket could not be created.
 pub fn bind_shared(at: ListenAddress) -> Result<TcpListener, BindError> {
     let socket = open(at, Sharing::Shards)?;
     listen(&socket, BACKLOG).map_err(|errno| BindError::new(at, errno))?;
     Ok(TcpListener::from(socket))
 }
 
-/// A listening socket of its own, for the admin server.
+/// Returns a listening socket that does not share its port, for the admin server.
 ///
 /// # Errors
-/// Why there is none.
+/// The reason why the socket could not be created.
 pub fn bind_alone(at: ListenAddress) -> Result<TcpListener, BindError> {
     let socket = open(at, Sharing::Alone)?;
     listen(&socket, BACKLOG).map_err(|errno| BindError::new(at, errno))?;
@@ -115,7 +116,7 @@ fn open(at: ListenAddress, sharing: Sharing) -> Result<OwnedFd, BindError> {
         ListenAddress::DualStack(port) => {
             let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
             match socket_at(all, sharing) {
-                // No IPv6 in this kernel, or none configured.
+                // The kernel has no IPv6, or none is configured.
                 Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
                     socket_at(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), sharing)
                 }
@@ -126,7 +127,7 @@ fn open(at: ListenAddress, sharing: Sharing) -> Result<OwnedFd, BindError> {
     opened.map_err(|errno| BindError::new(at, errno))
 }
 
-/// A bound, non-blocking socket. `[::]` takes IPv4 too.
+/// Returns a bound, non-blocking socket. A socket on `[::]` also accepts IPv4.
 fn socket_at(address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
@@ -141,12 +142,12 @@ fn socket_at(address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
     if let SocketAddr::V6(address) = address {
         sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
     }
-    // A restart must not wait for the old connections' TIME_WAIT.
+    // A restart must not have to wait for old connections in TIME_WAIT.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if sharing == Sharing::Shards {
         sockopt::set_socket_reuseport(&socket, true)?;
-        // Accepted connections inherit both. Without TCP_NODELAY a token could wait for the
-        // acknowledgement of the one before.
+        // Accepted connections inherit both options. Without TCP_NODELAY a token could wait for the
+        // acknowledgement of the previous one.
         sockopt::set_tcp_nodelay(&socket, true)?;
         set_keepalive(&socket)?;
     }
@@ -154,10 +155,10 @@ fn socket_at(address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Makes the kernel notice a peer that vanished without a word.
+/// Makes the kernel detect a peer that has vanished without closing the connection.
 ///
 /// # Errors
-/// What the kernel refused.
+/// The error of the socket option that the kernel refused.
 pub fn set_keepalive(socket: &OwnedFd) -> Result<(), Errno> {
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, Duration::from_secs(KEEPALIVE_IDLE_SECS))?;
@@ -222,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_foreign_address_is_named() {
-        // TEST-NET-1 is never ours.
+        // TEST-NET-1 is never assigned to this host.
         let at = ListenAddress::Address(SocketAddr::from(([192, 0, 2, 1], free_port())));
         assert!(matches!(probe(at), Err(BindError::NoSuchAddress(_))));
     }
