@@ -1,7 +1,7 @@
-//! What the operating system offers: CPUs, layout, limits, listening sockets.
+//! Operating system services: CPUs, machine layout, limits, listening sockets.
 //!
-//! Knows the kernel and nothing of HTTP. Unsafe code is allowed here, one operation per block; so
-//! far rustix has made it unnecessary.
+//! This module contains no HTTP. Unsafe code is allowed here, one operation per block, but thanks
+//! to rustix none has been needed so far.
 
 mod cores;
 mod files;
