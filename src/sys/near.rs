@@ -1,6 +1,6 @@
-//! Which CPUs serve a place: beside a GPU, beside a network or RDMA device, on a NUMA node.
+//! Finds the CPUs near a GPU, near a network or RDMA device, or on a NUMA node.
 //!
-//! Pure functions over a `Topology`. The rules of the choice are at `choose`.
+//! Pure functions over a `Topology`. See `choose` for the rules by which CPUs are chosen.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -9,17 +9,18 @@ use super::topology::{Locality, Topology};
 use crate::config::units::show_cpus;
 use crate::config::{PciAddress, Place};
 
-/// Names listed in a message; a host of containers has thousands of interfaces.
+/// Maximum number of names in a message; a host with many containers has thousands of interfaces.
 const NAMES_SHOWN_MAX: usize = 24;
 
-/// A part of the machine that shards can run on: one NUMA node, unless the node is unknown.
+/// A part of the machine that shards can run on: one NUMA node, or a set of CPUs if the node is
+/// unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Spot {
-    /// The devices it is beside, in words; empty for a node that was named.
+    /// Description of the devices that are near; empty for a node that was specified directly.
     pub(super) beside: String,
-    /// Its CPUs, ascending; never empty.
+    /// The CPUs, ascending; never empty.
     pub(super) cpus: Vec<usize>,
-    /// Whether the kernel knows the node, so that these CPUs really are the near ones.
+    /// Whether the node is known, so that these CPUs really are the near ones.
     pub(super) known: bool,
 }
 
@@ -32,23 +33,23 @@ impl fmt::Display for Spot {
     }
 }
 
-/// Why a place serves nobody.
+/// Reason why a location has no CPUs for shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NearError {
-    /// sysfs shows no CPUs.
+    /// sysfs contains no CPUs.
     NoSysfs,
-    /// sysfs shows no PCI devices, so no GPUs either.
+    /// sysfs contains no PCI devices, hence no GPUs.
     NoPci,
-    /// What was named and is not there, and what is.
+    /// The device or node does not exist.
     Absent {
-        /// Named.
+        /// The specified name.
         name: String,
-        /// All of the kind that there are.
+        /// All existing names of the same kind.
         found: Vec<String>,
     },
     /// A network interface without hardware.
     Virtual(String),
-    /// The kernel names no CPUs for it.
+    /// The kernel reports no CPUs for this device or node.
     NoCpus(String),
 }
 
@@ -88,7 +89,7 @@ impl fmt::Display for NearError {
     }
 }
 
-/// The spots a place consists of, in the order named; never none.
+/// Returns the spots of a location, in the order specified; never an empty list.
 pub(super) fn spots(place: &Place, topology: &Topology) -> Result<Vec<Spot>, NearError> {
     if topology.online.is_empty() {
         return Err(NearError::NoSysfs);
@@ -120,7 +121,7 @@ pub(super) fn spots(place: &Place, topology: &Topology) -> Result<Vec<Spot>, Nea
     }
 }
 
-/// One spot for the GPUs of each node.
+/// Returns one spot per node for the given GPUs.
 pub(super) fn gpu_spots(numbers: &[usize], topology: &Topology) -> Result<Vec<Spot>, NearError> {
     if topology.pci.is_empty() {
         return Err(NearError::NoPci);
@@ -181,8 +182,10 @@ fn node_spot(number: usize, topology: &Topology) -> Result<Spot, NearError> {
     })
 }
 
-/// The CPUs beside a device: its node's. Of an unknown node those that the kernel calls local, which
-/// may be all; where one node has all CPUs there is nothing to know.
+/// Returns the CPUs near a device, which are those of its node.
+///
+/// If its node is unknown or has no CPUs, all online CPUs are near when only one node has CPUs at
+/// all. Otherwise returns the CPUs that the kernel reports as local, which may be all CPUs.
 fn spot(beside: String, device: &Locality, topology: &Topology) -> Result<Spot, NearError> {
     let of_node = device.node.and_then(|node| topology.nodes.get(&node));
     let with_cpus = topology.nodes.values().filter(|cpus| !cpus.is_empty());
@@ -207,7 +210,7 @@ fn named_gpus(topology: &Topology) -> impl Iterator<Item = String> {
     gpus.map(|(number, address)| gpu_name(number, *address))
 }
 
-/// What `near:` can name: interfaces and RDMA devices that are on hardware, and GPUs.
+/// Returns the names accepted by `near:`: interfaces and RDMA devices with hardware, and GPUs.
 fn named_devices(topology: &Topology) -> Vec<String> {
     let devices = topology.devices.iter();
     let real = devices.filter(|(_, hardware)| !hardware.is_empty());
@@ -219,27 +222,30 @@ fn gpu_name(number: usize, address: PciAddress) -> String {
     format!("gpu{number} {address}")
 }
 
-/// A CPU that a shard could have.
+/// A CPU that a shard could run on.
 struct Candidate<'a> {
-    /// Number of the spot it is in.
+    /// Index of the CPU's spot.
     spot: usize,
     cpu: usize,
     core: &'a [usize],
     /// Whether CPU 0 is on the same core.
     first: bool,
-    /// Whether somebody else may use the core too.
+    /// Whether another process may use a part of the core.
     split: bool,
 }
 
-/// At most `shards` CPUs out of `spots`, all of them allowed, each with the number of its spot; fewer
-/// where there are no more. One after the other, each the best of those left:
+/// Chooses up to `shards` of the allowed CPUs in `spots`, each returned with the index of its spot.
+/// Returns fewer if there are not enough.
 ///
-/// 1. on the core with the fewest shards: two threads of one core share its execution units and
-///    its caches, so whole cores are used up first;
-/// 2. not on CPU 0's core: the kernel's own work and, without irqbalance, interrupts gather there;
-/// 3. on a core that is allowed as a whole: whoever else has the other thread would slow it down;
-/// 4. at the spot with the fewest shards, then the one named first;
-/// 5. the highest number: interrupts and other programs fill the machine from below.
+/// CPUs are chosen one after the other, each time the best of the remaining ones by these criteria:
+///
+/// 1. The core with the fewest shards: two threads of one core share its execution units and
+///    caches, so every core gets one shard before any gets two.
+/// 2. Not the core of CPU 0: the kernel's own work and, without irqbalance, interrupts gather
+///    there.
+/// 3. A core whose threads are all allowed: another process on the other thread would slow it down.
+/// 4. The spot with the fewest shards, then the one specified first.
+/// 5. The highest CPU number: interrupts and other programs use low numbers first.
 pub(super) fn choose(
     spots: &[Spot],
     shards: usize,
