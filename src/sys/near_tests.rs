@@ -1,4 +1,4 @@
-//! Whole plans on recorded trees, and the choice against what can be counted.
+//! Complete plans on recorded sysfs trees, and properties of `choose` on random machines.
 
 use super::*;
 use crate::sys::cores::{CorePlan, plan_cores};
@@ -13,7 +13,7 @@ fn cpus(text: &str) -> Vec<usize> {
     crate::config::units::cpu_list(text).unwrap()
 }
 
-/// Value, allowed CPUs, the plan's seats in words.
+/// Value of `--cores`, allowed CPUs, the expected seats as displayed.
 type Row<'a> = (&'a str, &'a str, &'a [&'a str]);
 
 fn check(tree: &str, rows: &[Row<'_>]) {
@@ -36,17 +36,17 @@ fn seats_on_one_gpu() {
             ("near:0000:41:00.0", "0-31", &[beside]),
             ("near:eno1", "0-31", &["CPU 31 (node 0, beside eno1)"]),
             ("numa:0", "0-31", &["CPU 31 (node 0)"]),
-            // CPU 16 is CPU 0's sibling.
+            // CPU 16 is on the same core as CPU 0.
             (
                 "auto",
                 "0-1,16",
                 &["CPU 1 (node 0, beside gpu0 0000:41:00.0)"],
             ),
             ("numa:0", "0,16", &["CPU 16 (node 0)"]),
-            // Somebody else has CPU 5, the sibling of 21.
+            // CPU 5, on the same core as CPU 21, is not allowed.
             ("numa:0", "0-4,16-21", &["CPU 20 (node 0)"]),
             ("3,0", "0-31", &["CPU 3 (node 0)", "CPU 0 (node 0)"]),
-            // Whole cores first, then CPU 0's, then second threads.
+            // Whole cores first, then the core of CPU 0, then second threads.
             (
                 "numa:0*5",
                 "0-2,16-18",
@@ -112,7 +112,8 @@ fn seats_on_eight_gpus() {
             ),
             ("numa:1,0", all, &["CPU 127 (node 1)"]),
             ("numa:0-1*2", all, &["CPU 95 (node 0)", "CPU 127 (node 1)"]),
-            // A whole core on the other node before a second thread or CPU 0's core on this one.
+            // A whole core on the other node is preferred to a second thread or the core of CPU 0
+            // on this one.
             (
                 "numa:0-1*3",
                 "0,64,31,95,62-63",
@@ -149,7 +150,7 @@ fn seats_where_little_is_known() {
     check(
         UNKNOWN_NODE,
         &[
-            // The two GPUs of unknown node say nothing; the third does.
+            // The two GPUs with unknown node do not influence the choice; the third one does.
             (
                 "auto",
                 "0-31",
@@ -166,7 +167,7 @@ fn seats_where_little_is_known() {
     check("", &[("auto", "0-3", &["CPU 3"]), ("2", "0-3", &["CPU 2"])]);
 }
 
-/// Memory of a GPU or behind CXL is a node without CPUs; a device on it is near all there are.
+/// GPU memory and CXL memory form a node without CPUs. A device on such a node is near all CPUs.
 #[test]
 fn one_node_with_cpus_needs_no_telling() {
     let mut topology = read(ONE_GPU);
@@ -193,7 +194,7 @@ fn unknown_cpus_are_all_that_are_online() {
     assert_eq!(plan.seats[0].cpu, Some(31));
 }
 
-/// Value, allowed CPUs, how the error begins.
+/// Value of `--cores`, allowed CPUs, the start of the error message.
 fn check_refusals(tree: &str, rows: &[(&str, &str, &str)]) {
     let topology = read(tree);
     for (text, allowed, want) in rows {
@@ -305,7 +306,7 @@ fn what_is_hidden_or_not_ours_is_refused() {
     );
 }
 
-/// Value, allowed CPUs, a part of the only warning; empty for none.
+/// Value of `--cores`, allowed CPUs, a part of the only expected warning; empty for none.
 fn check_warnings(tree: &str, rows: &[(&str, &str, &str)]) {
     let topology = read(tree);
     for (text, allowed, want) in rows {
@@ -359,7 +360,7 @@ fn warnings() {
     );
 }
 
-/// A sidecar in a container of its own sees all GPUs of the machine and can open none.
+/// A sidecar in a separate container sees all GPUs of the machine and can open none of them.
 #[test]
 fn gpus_of_others_do_not_draw_auto() {
     let mut topology = read(EIGHT_GPUS);
@@ -385,7 +386,7 @@ fn a_quota_unpins_only_what_was_not_named() {
     assert_eq!(seats("numa:0*2", 2.0), (vec![Some(31), Some(30)], 0));
 }
 
-/// Marsaglia's xorshift; the same numbers on every run.
+/// Marsaglia's xorshift, which returns the same numbers on every run.
 fn random(state: &mut u64, bound: usize) -> usize {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -393,8 +394,8 @@ fn random(state: &mut u64, bound: usize) -> usize {
     (*state >> 11) as usize % bound
 }
 
-/// What holds of every choice can be counted without choosing: how many CPUs, how many cores, and
-/// whether the core of CPU 0 was needed.
+/// Checks properties that can be computed without choosing: the number of CPUs, the number of
+/// cores, and whether the core of CPU 0 was needed.
 #[test]
 fn no_core_is_shared_while_one_is_free() {
     let mut state = 0x9e37_79b9_7f4a_7c15;

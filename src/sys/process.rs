@@ -1,13 +1,14 @@
-//! What this process uses, for the metrics: read from `/proc/self`, zero where that fails.
+//! Resource usage of this process, for the metrics. Values that cannot be read from `/proc/self`
+//! are zero.
 
 use std::fs;
 
-/// What this process uses now.
+/// Current resource usage of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Open file descriptors.
+    /// Number of open file descriptors.
     pub open_fds: u64,
-    /// Soft limit of file descriptors.
+    /// Soft limit on file descriptors.
     pub max_fds: u64,
     /// Resident memory in bytes.
     pub resident_bytes: u64,
@@ -15,7 +16,7 @@ pub struct Usage {
     pub cpu_micros: u64,
 }
 
-/// Reads the usage. Blocks on `/proc`; not for a shard.
+/// Reads the current usage. Blocks on `/proc`, so it must not run on a shard.
 #[must_use]
 pub fn usage() -> Usage {
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -33,7 +34,7 @@ pub fn usage() -> Usage {
     }
 }
 
-/// `VmRSS` of `/proc/self/status`, which is in KiB whatever its `kB` says.
+/// Parses `VmRSS` from `/proc/self/status`. The value is in KiB although the unit reads `kB`.
 fn resident(status: &str) -> Option<u64> {
     let line = status
         .lines()
