@@ -1,8 +1,10 @@
-//! The machine's layout as sysfs tells it: CPUs, cores, NUMA nodes, GPUs, network and RDMA devices.
+//! The machine's layout according to sysfs: CPUs, cores, NUMA nodes, GPUs, network and RDMA
+//! devices.
 //!
-//! Reads and decides nothing; `near` decides. What cannot be read is empty, never guessed: the
-//! layout is no reason not to start, and whoever asks for a place in it gets the error there. The
-//! file system's root is a parameter, so that recorded trees are read like the real one.
+//! This module only reads; `near` makes decisions. Data that cannot be read is empty, never
+//! guessed: an unreadable layout does not prevent the start, and only a configuration that refers
+//! to a missing part results in an error. The root of the file system is a parameter, so that tests
+//! can use recorded trees.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,65 +13,67 @@ use std::path::{Path, PathBuf};
 use crate::config::PciAddress;
 use crate::config::units::CPU_MAX;
 
-/// Interfaces below an interface, such as a VLAN of a bond of ports. The kernel nests up to 8.
+/// Maximum nesting of network interfaces, such as a VLAN on a bond of ports. The kernel limits it
+/// to 8.
 const LOWER_DEPTH_MAX: usize = 8;
-/// Parents of a device that are asked for its node: a virtio device's is the PCI device it is on, a
-/// USB interface's that of its hub.
+/// Number of directories searched for a device's node, from the device up through its parents. The
+/// node of a virtio device is that of its PCI device, the node of a USB interface that of its hub.
 const PARENTS_MAX: usize = 3;
 
 const NVIDIA: u16 = 0x10de;
 const AMD: u16 = 0x1002;
 const INTEL: u16 = 0x8086;
-/// Makers of GPUs in the order their GPUs are numbered, and the PCI classes these have: display
-/// controllers (0x03xx) and, AMD's Instinct, processing accelerators (0x1200). The VGA of a server's
-/// management controller (ASPEED, Matrox) and of a hypervisor has another maker. The makers are
-/// ordered so that a processor's own graphics do not come before what an engine runs on.
+/// GPU vendors, in the order in which their GPUs are numbered, with the PCI classes of their GPUs:
+/// display controllers (0x03xx) and, for AMD Instinct, processing accelerators (0x1200). The VGA
+/// adapters of management controllers (ASPEED, Matrox) and hypervisors have other vendors. The
+/// order ensures that graphics integrated into a processor are not numbered before the GPUs that
+/// engines use.
 const GPUS: [(u16, &[u16]); 3] = [
     (NVIDIA, &[0x0300, 0x0302]),
     (AMD, &[0x0300, 0x0380, 0x1200]),
     (INTEL, &[0x0300, 0x0380]),
 ];
 
-/// What sysfs tells of this machine. Lists of CPUs are ascending.
+/// The layout of this machine. Lists of CPUs are ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
-    /// CPUs that are online; empty where sysfs is hidden.
+    /// CPUs that are online; empty if sysfs is hidden.
     pub online: Vec<usize>,
-    /// Cores as the CPUs (hardware threads) each has, by their first CPU.
+    /// Cores, each as the list of its CPUs (hardware threads), ordered by their first CPU.
     pub cores: Vec<Vec<usize>>,
-    /// NUMA nodes by number; empty where the kernel has none. One with memory only has no CPUs.
+    /// NUMA nodes by number; empty if the kernel has none. A node with memory only has no CPUs.
     pub nodes: BTreeMap<usize, Vec<usize>>,
-    /// Nodes this process may have memory from; empty where the kernel does not tell.
+    /// Nodes on which this process may allocate memory; empty if the kernel does not report them.
     pub memory_nodes: Vec<usize>,
-    /// PCI devices.
+    /// PCI devices by address.
     pub pci: BTreeMap<PciAddress, Locality>,
-    /// GPUs in the order of their numbers: NVIDIA's, AMD's, Intel's, each by PCI address. Where
-    /// this process can open some of them, the others are left out, as nvidia-smi does.
+    /// GPUs in the order of their numbers: NVIDIA, AMD, Intel, each ordered by PCI address. If this
+    /// process can open some of them, the others are left out, as by nvidia-smi.
     pub gpus: Vec<PciAddress>,
-    /// Whether this process can open `gpus`. A proxy in a container of its own can open none.
+    /// Whether this process can open `gpus`. A proxy in a separate container can open none.
     pub gpus_open: bool,
-    /// Network interfaces and RDMA devices by name, each with the hardware it is on: several for a
-    /// bond, none for a virtual one.
+    /// Network interfaces and RDMA devices by name, each with its hardware: several entries for a
+    /// bond, none for a virtual interface.
     pub devices: BTreeMap<String, Vec<Locality>>,
 }
 
-/// Which CPUs a device is near to.
+/// The location of a device relative to the CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Locality {
-    /// Its NUMA node; `None` where the firmware did not say.
+    /// The NUMA node, or `None` if the firmware does not report it.
     pub node: Option<usize>,
-    /// `local_cpulist`: the node's CPUs, or all where the node is unknown.
+    /// `local_cpulist`: the CPUs of the node, or all CPUs if the node is unknown.
     pub cpus: Vec<usize>,
 }
 
 impl Topology {
-    /// Reads this machine's. Blocks on sysfs: a few files per CPU and PCI device.
+    /// Reads the layout of this machine. Blocks on sysfs: a few files per CPU and PCI device.
     #[must_use]
     pub fn read() -> Self {
         Self::read_in(Path::new("/"))
     }
 
-    /// As `read`, with the file system's root as a parameter for tests.
+    /// Like [`Topology::read`], with the root of the file system as a parameter for tests.
     #[must_use]
     pub fn read_in(root: &Path) -> Self {
         let system = root.join("sys/devices/system");
@@ -98,7 +102,7 @@ impl Topology {
         }
     }
 
-    /// The node a CPU is on.
+    /// Returns the node of a CPU.
     #[must_use]
     pub fn node_of(&self, cpu: usize) -> Option<usize> {
         let mut nodes = self.nodes.iter();
@@ -106,7 +110,7 @@ impl Topology {
     }
 }
 
-/// Siblings of each CPU that is online; a CPU whose siblings are not told is a core of its own.
+/// Groups the online CPUs by core. A CPU whose siblings are not reported is a separate core.
 fn cores(directory: &Path, online: &[usize]) -> Vec<Vec<usize>> {
     let mut cores: Vec<Vec<usize>> = Vec::new();
     for cpu in online {
@@ -127,7 +131,7 @@ fn nodes(directory: &Path) -> BTreeMap<usize, Vec<usize>> {
         .collect()
 }
 
-/// `Mems_allowed_list`: a cpuset may leave a node's CPUs and take its memory away.
+/// Reads `Mems_allowed_list`: a cpuset may allow a node's CPUs but not its memory.
 fn memory_nodes(status: &Path) -> Vec<usize> {
     let status = fs::read_to_string(status).unwrap_or_default();
     let mut lines = status.lines();
@@ -135,7 +139,8 @@ fn memory_nodes(status: &Path) -> Vec<usize> {
     allowed.map(read_list).unwrap_or_default()
 }
 
-/// Maker and class of a PCI device, without the class's lowest byte, the programming interface.
+/// Vendor and class of a PCI device. The lowest byte of the class, the programming interface, is
+/// dropped.
 type Kind = (u16, u16);
 
 fn pci(directory: &Path) -> (BTreeMap<PciAddress, Locality>, BTreeMap<PciAddress, Kind>) {
@@ -156,11 +161,11 @@ fn pci(directory: &Path) -> (BTreeMap<PciAddress, Locality>, BTreeMap<PciAddress
     (pci, kinds)
 }
 
-/// The GPUs in order, and whether this process can open them.
+/// Returns the GPUs in order, and whether this process can open them.
 ///
-/// A GPU that NVIDIA's driver does not have (it may be handed to a virtual machine) has no number.
-/// In a container with some of a machine's GPUs sysfs still shows all of them; their device files
-/// tell which ones it has.
+/// An NVIDIA GPU that is not bound to NVIDIA's driver (for example because it is passed to a
+/// virtual machine) has no number. In a container with only some of the machine's GPUs, sysfs still
+/// contains all of them; the device files show which ones the container has.
 fn gpus(root: &Path, kinds: &BTreeMap<PciAddress, Kind>) -> (Vec<PciAddress>, bool) {
     let driven = root.join("proc/driver/nvidia/gpus");
     let driven_by_nvidia = fs::read_dir(&driven).is_ok();
@@ -196,7 +201,8 @@ fn gpus(root: &Path, kinds: &BTreeMap<PciAddress, Kind>) -> (Vec<PciAddress>, bo
     }
 }
 
-/// The number in the name of an NVIDIA GPU's device file, which is not the GPU's own number.
+/// Returns the number in the name of an NVIDIA GPU's device file. It differs from the number of the
+/// GPU.
 fn nvidia_minor(information: &Path) -> Option<u32> {
     let text = fs::read_to_string(information).ok()?;
     let line = text
@@ -205,7 +211,7 @@ fn nvidia_minor(information: &Path) -> Option<u32> {
     line.trim().parse().ok()
 }
 
-/// The hardware of a network interface, or of those below it.
+/// Returns the hardware of a network interface, or of the interfaces below it.
 fn interface(class: &Path, name: &str, depth: usize) -> Vec<Locality> {
     let directory = class.join(name);
     if let Some(own) = locality_of(&directory) {
@@ -221,7 +227,7 @@ fn interface(class: &Path, name: &str, depth: usize) -> Vec<Locality> {
         .collect()
 }
 
-/// Of the device that an entry of `/sys/class` is on.
+/// Returns the locality of the device that an entry of `/sys/class` belongs to.
 fn locality_of(entry: &Path) -> Option<Locality> {
     let mut device = entry.join("device");
     for _ in 0..PARENTS_MAX {
@@ -233,19 +239,19 @@ fn locality_of(entry: &Path) -> Option<Locality> {
     None
 }
 
-/// `None` where the directory is not that of a device on a bus that knows nodes.
+/// Returns `None` if the directory is not that of a device with a reported locality.
 fn locality(device: &Path) -> Option<Locality> {
     let node = fs::read_to_string(device.join("numa_node")).ok();
     let cpus = list(&device.join("local_cpulist"));
     if node.is_none() && cpus.is_empty() {
         return None;
     }
-    // -1, "not told by the firmware", is not a number here.
+    // -1 means that the firmware did not report the node. It does not parse as `usize`.
     let node = node.and_then(|text| text.trim().parse().ok());
     Some(Locality { node, cpus })
 }
 
-/// Names in a directory, ascending; none where it cannot be read.
+/// Returns the names in a directory, ascending; none if it cannot be read.
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries
@@ -264,8 +270,8 @@ fn list(path: &Path) -> Vec<usize> {
     read_list(&fs::read_to_string(path).unwrap_or_default())
 }
 
-/// Reads a list as the kernel writes it, ascending. What is above `CPU_MAX` cannot be pinned to and
-/// is left out, unlike in what an operator writes.
+/// Parses a list in the kernel's format, ascending. CPUs from `CPU_MAX` on cannot be pinned to and
+/// are left out, whereas in the configuration they are an error.
 fn read_list(text: &str) -> Vec<usize> {
     let part = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
