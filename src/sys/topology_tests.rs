@@ -1,7 +1,8 @@
-//! Recorded trees, and what is read from them.
+//! Recorded sysfs trees, and tests of the layouts that are read from them.
 //!
-//! A tree is a text: `path: content` is a file, `path -> target` a link, `#` a comment. One `{a-b}` in
-//! a path stands for each number; `{}` in the content is that number, `{+n}` and `{-n}` others.
+//! A tree is a text. `path: content` is a file, `path -> target` a link, `#` starts a comment. One
+//! `{a-b}` in a path expands to one file per number. In the content, `{}` is that number, and
+//! `{+n}` and `{-n}` are offsets to it.
 
 use super::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ pub(in crate::sys) const CONTAINER: &str = include_str!("../../tests/fixtures/sy
 pub(in crate::sys) const UNKNOWN_NODE: &str =
     include_str!("../../tests/fixtures/sysfs/unknown-node.txt");
 
-/// A directory of one test that goes away with it.
+/// A temporary directory that is removed when dropped.
 pub(in crate::sys) struct Tree(pub(in crate::sys) PathBuf);
 
 impl Tree {
@@ -37,7 +38,8 @@ impl Tree {
                 std::os::unix::fs::symlink(target, tree.place(path)).unwrap();
                 continue;
             }
-            // The first colon that ends a word: PCI addresses have colons too.
+            // Split at the first colon that is followed by a space: PCI addresses contain colons
+            // too.
             let (path, content) = line.split_once(": ").unwrap_or_else(|| {
                 let path = line.strip_suffix(':');
                 (
@@ -150,7 +152,7 @@ fn no_gpu_no_node_no_pci() {
         "a hypervisor's VGA is no GPU"
     );
     assert!(!topology.gpus_open);
-    // The virtio device tells nothing; the PCI device it is on does.
+    // The virtio device reports no locality; its PCI device does.
     let want = Locality {
         node: None,
         cpus: vec![0, 1],
@@ -179,7 +181,7 @@ fn unknown_nodes() {
     assert_eq!(topology.nodes[&2], Vec::<usize>::new());
 }
 
-/// A container with two of eight GPUs, and one with none of them.
+/// Tests a container with two of eight GPUs, and one without any.
 #[test]
 fn gpus_that_can_be_opened_are_numbered() {
     let tree = Tree::recorded(EIGHT_GPUS);
@@ -193,7 +195,7 @@ fn gpus_that_can_be_opened_are_numbered() {
         "minors 7 and 4"
     );
     assert!(topology.gpus_open);
-    // As the older way of giving a container GPUs does it: files for the others do not exist.
+    // The older method of adding GPUs to a container also hides the driver's entries of other GPUs.
     fs::remove_dir_all(tree.0.join("proc/driver/nvidia/gpus/0000:ab:00.0")).unwrap();
     assert_eq!(gpus(&Topology::read_in(&tree.0)), ["0000:ba:00.0"]);
     fs::remove_file(tree.0.join("dev/nvidia4")).unwrap();
@@ -224,7 +226,7 @@ fn makers_are_numbered_in_order() {
         "0000:00:02.0",
     ];
     assert_eq!(gpus(&read(&text)), all);
-    // Handed to a virtual machine: NVIDIA's driver does not have it.
+    // The other NVIDIA GPUs are passed to a virtual machine: they are not bound to NVIDIA's driver.
     let driven = "proc/driver/nvidia/gpus/0000:42:00.0/information: Device Minor: \t 0\n";
     let driven = gpus(&read(&(text + driven)));
     assert_eq!(driven, ["0000:42:00.0", "0000:03:00.0", "0000:00:02.0"]);
