@@ -1,7 +1,6 @@
-//! What a request asks for: its API kind, limits and prompt, checked the way
-//! vLLM checks them.
+//! Reads an inference request: its API, limits and prompt, checked the way vLLM checks them.
 //!
-//! Only what a proxy can notice is checked; sampling parameters pass unread.
+//! Only the members whose effect a proxy can observe are checked. Sampling parameters are not read.
 
 use std::fmt::Write as _;
 
@@ -11,7 +10,7 @@ use crate::config::EngineConfig;
 use crate::continued::continued;
 use crate::json::Fields;
 
-/// The API a request speaks.
+/// The API of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Chat,
@@ -21,15 +20,15 @@ pub(crate) enum Kind {
     Generate,
 }
 
-/// Where a path leads.
+/// The inference route of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     Api(Kind),
-    /// `/invocations`: the body decides.
+    /// `/invocations`: the members of the body determine the API.
     ByShape,
 }
 
-/// The API route of a path, if it is one.
+/// Returns the inference route of a path, if it has one.
 pub(crate) fn route(path: &str) -> Option<Route> {
     Some(match path {
         "/v1/chat/completions" => Route::Api(Kind::Chat),
@@ -43,7 +42,7 @@ pub(crate) fn route(path: &str) -> Option<Route> {
 }
 
 impl Kind {
-    /// The member that holds the prompt.
+    /// Returns the name of the member that contains the prompt.
     fn prompt(self) -> &'static str {
         match self {
             Self::Chat | Self::Messages => "messages",
@@ -54,7 +53,7 @@ impl Kind {
     }
 }
 
-/// A refusal in vLLM's envelope.
+/// An error response in vLLM's format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) status: u16,
@@ -63,7 +62,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// A 400 about `param`.
+    /// Returns a 400 that names `param`.
     pub(crate) fn bad(param: &'static str, message: impl Into<String>) -> Self {
         Self {
             status: 400,
@@ -72,7 +71,7 @@ impl Refusal {
         }
     }
 
-    /// A 500.
+    /// Returns a 500.
     pub(crate) fn internal(message: &str) -> Self {
         Self {
             status: 500,
@@ -81,7 +80,7 @@ impl Refusal {
         }
     }
 
-    /// The envelope.
+    /// Returns the response body.
     pub(crate) fn body(&self) -> String {
         let kind = match self.status {
             400 => "BadRequestError",
@@ -104,18 +103,19 @@ pub(crate) struct Ask {
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) continuous_usage: bool,
-    /// Tokens the answer has.
+    /// Number of tokens in the response.
     pub(crate) tokens: u32,
-    /// Tokens of the same text that an earlier answer had.
+    /// Number of the response's first token; greater than 0 if the request continues an earlier
+    /// response.
     pub(crate) first: u32,
-    /// Whether the limit ended the answer.
+    /// Whether the request's token limit ends the response.
     pub(crate) limited: bool,
     pub(crate) choices: u32,
     pub(crate) prompt_tokens: u64,
     pub(crate) prompt_sha256: String,
 }
 
-/// Lower-case hex.
+/// Formats bytes as lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
@@ -124,7 +124,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// The hash and rough token count of the prompt, if there is one.
+/// Returns the hash and the approximate token count of the prompt, if there is one.
 pub(crate) fn prompt_of(route: Route, fields: &Fields<'_>) -> Option<(String, u64)> {
     let raw = fields.some(kind_of(route, fields)?.prompt())?;
     let sha = hex(&Sha256::digest(raw.as_bytes()));
@@ -137,7 +137,7 @@ pub(crate) fn prompt_of(route: Route, fields: &Fields<'_>) -> Option<(String, u6
     Some((sha, tokens))
 }
 
-/// The kind of a request, by path or by shape.
+/// Returns the API of a request, determined by its path or, for `/invocations`, by its members.
 pub(crate) fn kind_of(route: Route, fields: &Fields<'_>) -> Option<Kind> {
     match route {
         Route::Api(kind) => Some(kind),
@@ -223,8 +223,8 @@ fn check_model(fields: &Fields<'_>, config: &EngineConfig) -> Result<(), Refusal
     }
 }
 
-/// How many tokens the answer has after the `first` that went before, and whether the limit ended
-/// it.
+/// Returns the number of tokens in the response after the `first` tokens that the request already
+/// contains, and whether the request's token limit ends the response.
 fn length(
     kind: Kind,
     limits: &Fields<'_>,
@@ -265,7 +265,7 @@ fn length(
     Ok((tokens, Some(tokens) == limit))
 }
 
-/// How many choices the answer has: `n` for each prompt.
+/// Returns the number of choices in the response: `n` for each prompt.
 fn choices(kind: Kind, fields: &Fields<'_>, limits: &Fields<'_>) -> Result<u32, Refusal> {
     let n = match kind {
         Kind::Responses | Kind::Messages => 1,
@@ -293,9 +293,9 @@ fn choices(kind: Kind, fields: &Fields<'_>, limits: &Fields<'_>) -> Result<u32, 
     Ok(total)
 }
 
-/// Tokens in an answer that is built in memory.
+/// Maximum number of tokens, over all choices, in a response that is built in memory.
 const WHOLE_TOKENS_MAX: u64 = 1 << 22;
-/// Choices in one answer.
+/// Maximum number of choices in a response.
 const CHOICES_MAX: u32 = 16_384;
 
 fn boolean(fields: &Fields<'_>, name: &'static str) -> Result<bool, Refusal> {
