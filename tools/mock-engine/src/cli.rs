@@ -1,4 +1,4 @@
-//! The command line: `mock-engine --port P …`, and `ringside mock`.
+//! Command line of the `mock-engine` binary and of `ringside mock`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -44,7 +44,7 @@ TIME is a number with ms, us or s; a bare number is milliseconds.
   POST /mock/fault         {\"fault\":\"reset_before_head\",\"times\":1,\"path\":null}
 ";
 
-/// What the command line asks for.
+/// The settings that the command line requests.
 #[derive(Clone, Debug)]
 struct Options {
     config: EngineConfig,
@@ -57,9 +57,10 @@ enum Parsed {
     Help,
 }
 
-/// Runs the command line (without the program's name) until SIGINT or SIGTERM.
-/// Returns the exit code: 0 after one of these and after `--help`, 2 for a
-/// wrong command line or an address that cannot be bound.
+/// Runs engines as the command line specifies, until SIGINT or SIGTERM.
+///
+/// `args` does not include the program's name. Returns the exit code: 0 after one of these signals
+/// and after `--help`, 2 if the command line is invalid or an engine cannot be started.
 #[expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -99,13 +100,13 @@ pub fn run_cli(args: impl Iterator<Item = String>) -> u8 {
     }
 }
 
-/// Starts the engines and drops them, sockets' files and all, at a signal.
+/// Starts the engines and drops them on SIGINT or SIGTERM, which also removes socket files.
 fn serve(start: impl FnOnce() -> io::Result<Vec<Engine>>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        // Before the engines: whoever sees them may send one.
+        // Install the handlers first: once an engine listens, a signal may arrive at any time.
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
         let _engines = start()?;
@@ -117,7 +118,7 @@ fn serve(start: impl FnOnce() -> io::Result<Vec<Engine>>) -> io::Result<()> {
     })
 }
 
-/// Options with a value.
+/// The options that take a value.
 const VALUED: [&str; 13] = [
     "--port",
     "--host",
@@ -138,7 +139,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
     let mut config = EngineConfig {
         ttft: Duration::from_millis(20),
         itl: Duration::from_millis(5),
-        // Nobody reads the log's bodies from outside.
+        // `GET /mock/requests` does not include bodies, so there is no need to keep them.
         keep_body_bytes: 0,
         keep_json: false,
         log_requests_max: 1_000,
@@ -200,7 +201,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
     })))
 }
 
-/// TLS from the files of a chain and its key.
+/// Loads the TLS configuration from the files of a certificate chain and its private key.
 fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String> {
     match files {
         (None, None) => Ok(None),
@@ -213,7 +214,7 @@ fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String
     }
 }
 
-/// Where to listen: on a port or on a socket.
+/// Returns the listen address: a TCP address or a Unix socket.
 fn place(host: Option<IpAddr>, port: Option<u16>, uds: Option<String>) -> Result<Place, String> {
     let host_or_default = host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     match (uds, port) {
@@ -242,7 +243,11 @@ fn engine_ids(list: &str) -> EngineIds {
     EngineIds::new(&list.split(',').collect::<Vec<_>>())
 }
 
-/// A contract for engines in processes of their own. `MoRI-IO` needs more than a name.
+/// Parses a contract name.
+///
+/// The prefill and the decode engine are expected to run in separate processes. A decode leg
+/// therefore does not wait for its prefill leg, and NIXL version 1 handoffs are not verified.
+/// There is no name for `MoRI-IO` because its contract needs further settings.
 fn contract(text: &str) -> Option<KvContract> {
     Some(match text {
         "nixlv2" => KvContract::Nixlv2,
@@ -259,7 +264,7 @@ fn contract(text: &str) -> Option<KvContract> {
     })
 }
 
-/// A time as `20ms`, `500us`, `1.5s` or bare milliseconds.
+/// Parses a duration such as `20ms`, `500us`, `1.5s` or a bare number of milliseconds.
 fn time(text: &str) -> Option<Duration> {
     let (number, scale) = if let Some(number) = text.strip_suffix("ms") {
         (number, 1e-3)
