@@ -1,8 +1,7 @@
-//! What an engine is told before it starts: its role, its timing, and the
-//! places where it may deviate from a well-behaved vLLM.
+//! Settings of an engine: its role, its timing, and its deviations from a well-behaved vLLM.
 //!
-//! Nothing here changes while the engine runs; what a test wants to change at
-//! run time is a [`crate::Fault`] or a method of [`crate::Engine`].
+//! They are fixed while the engine runs. A test changes behaviour at run time with a
+//! [`crate::Fault`] or a method of [`crate::Engine`].
 
 use std::time::Duration;
 
@@ -11,33 +10,35 @@ use serde::Deserialize;
 use crate::kv::{EngineIds, KvContract};
 use crate::pd::HandoffRegistry;
 
-/// The `cached_tokens` value that stands for "7 for a prefill request, 49 for
-/// any other", the two numbers the sidecar's own test engines report.
+/// The `cached_tokens` value that means "7 for a prefill request, 49 for any other".
+///
+/// These are the two numbers that pd-sidecar's own test engines report.
 pub const CACHED_BY_ROLE: u64 = u64::MAX;
 
-/// Which requests of the two-step exchange an engine accepts.
+/// Selects which legs of a split request an engine accepts.
 ///
-/// A request without `kv_transfer_params` is served by every role.
+/// With [`KvContract::Nixlv2`], the roles other than `Encoder` also serve every request without
+/// `kv_transfer_params`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Answers `do_remote_decode` requests; `do_remote_prefill` is a 500.
+    /// Accepts prefill legs (`do_remote_decode`); responds 500 to `do_remote_prefill`.
     Prefill,
-    /// Answers `do_remote_prefill` requests; `do_remote_decode` is a 500.
+    /// Accepts decode legs (`do_remote_prefill`); responds 500 to `do_remote_decode`.
     Decode,
-    /// Answers both.
+    /// Accepts both legs.
     Both,
-    /// Encodes one item of a chat and answers with its `ec_transfer_params`.
+    /// Encodes one item of a chat completion request and returns its `ec_transfer_params`.
     Encoder,
 }
 
-/// How the `usage` member of an answer looks.
+/// The shape of the `usage` member of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsageShape {
     /// `prompt_tokens_details: {"cached_tokens": n}`.
     Details,
     /// `prompt_tokens_details: {}`.
     EmptyDetails,
-    /// `prompt_tokens_details: null`, what vLLM sends by default.
+    /// `prompt_tokens_details: null`, which vLLM sends by default.
     NullDetails,
     /// No `prompt_tokens_details` member.
     WithoutDetails,
@@ -47,14 +48,14 @@ pub enum UsageShape {
     Missing,
 }
 
-/// What a prefill answer carries as `kv_transfer_params`.
+/// The shape of `kv_transfer_params` in a prefill response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandoffShape {
-    /// A fresh object with numbers, escapes and whitespace that no JSON
-    /// library would print again in the same way.
+    /// A new object with numbers, escapes and whitespace that no JSON library reproduces when it
+    /// parses and prints the object again.
     Fresh,
-    /// As `Fresh`, with `remote_block_ids` as a flat list.
+    /// Like `Fresh`, with `remote_block_ids` as a flat list.
     Flat,
     /// The member is absent.
     Omit,
@@ -62,88 +63,91 @@ pub enum HandoffShape {
     Null,
     /// `{}`.
     Empty,
-    /// A string in place of the object.
+    /// A string instead of an object.
     Text,
-    /// A list in place of the object.
+    /// A list instead of an object.
     List,
-    /// The object that the answer before this one carried.
+    /// The object of the most recent `Fresh`, `Flat` or `Decoys` response, sent again.
     Stale,
-    /// A fresh object after nested decoys of the same name.
+    /// A new object, preceded by another member that contains decoys of the same name.
     Decoys,
 }
 
-/// How an [`crate::Engine`] behaves; see [`EngineConfig::default`].
+/// The configuration of an [`crate::Engine`]; see [`EngineConfig::default`].
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// Which half of the two-step exchange is accepted.
+    /// The legs that are accepted.
     pub role: Role,
-    /// From the complete request to the first token.
+    /// Time from the complete request to the first token.
     pub ttft: Duration,
-    /// From one token to the next. Zero writes as fast as the socket takes it.
+    /// Time from one token to the next. Zero writes as fast as the socket accepts data.
     pub itl: Duration,
-    /// Tokens in an answer. The request's limit lowers it; `ignore_eos` makes
-    /// the answer run up to the limit, and `min_tokens` raises it.
+    /// Tokens in a response. The request's limit lowers the number, `min_tokens` raises it, and
+    /// `ignore_eos` generates up to the limit.
     pub tokens: u32,
-    /// The model name in answers and in `/v1/models`.
+    /// The model name in responses and in `/v1/models`.
     pub model: String,
-    /// The data-parallel rank, for `/metrics` and logs.
+    /// The data-parallel rank, for the `engine` label in `/metrics`.
     pub rank: u32,
-    /// Ranks behind this port; `X-data-parallel-rank` must be below it.
+    /// The number of data-parallel ranks; an `X-data-parallel-rank` not below it is refused.
     pub data_parallel_size: u32,
-    /// The name in logs and the `remote_engine_id` of handoffs.
+    /// The `remote_engine_id` of handoffs, and part of the engine's thread name.
     pub name: String,
-    /// What usage reports as cached; [`CACHED_BY_ROLE`] for 7 and 49.
+    /// The number of cached tokens that usage reports; [`CACHED_BY_ROLE`] for 7 and 49.
     pub cached_tokens: u64,
-    /// Checks the prefill request against the sidecar's contract, answers 500
-    /// to a `kv_transfer_params` without either flag, and verifies handoffs.
-    /// Off for connectors whose objects look different.
+    /// Checks prefill requests against pd-sidecar's contract, responds 500 to a
+    /// `kv_transfer_params` with neither flag or both, and verifies handoffs.
+    ///
+    /// Only [`KvContract::Nixlv2`] uses this setting. Turn it off for connectors whose objects have
+    /// other members.
     pub strict: bool,
-    /// The KV connector whose legs it expects.
+    /// The KV connector whose requests the engine expects.
     pub contract: KvContract,
-    /// Mooncake's `GET /query` answers with these.
+    /// The engine ids that Mooncake's `GET /query` returns; `None` for no such page.
     pub bootstrap: Option<EngineIds>,
-    /// The `authorization` that API requests must have; 401 otherwise.
+    /// The `authorization` value that inference requests must carry; the others get 401.
     pub authorization: Option<String>,
-    /// Sends `remote_block_ids` as a flat list, as older releases did.
+    /// Sends `remote_block_ids` as a flat list, as older vLLM releases did. Affects
+    /// [`HandoffShape::Fresh`] only.
     pub flat_blocks: bool,
-    /// What prefill answers carry.
+    /// The shape of `kv_transfer_params` in prefill responses, or of `ec_transfer_params` in an
+    /// encoder's responses.
     pub handoff: HandoffShape,
-    /// Where handoffs are recorded when they are issued and verified when they
-    /// come back. `None`: handoffs are recorded in a registry of the engine's
-    /// own, and not verified.
+    /// The registry that records issued handoffs and verifies them when a decode leg returns them.
+    /// `None`: the engine records handoffs in a private registry and verifies nothing.
     pub verify_handoff: Option<HandoffRegistry>,
-    /// How usage looks.
+    /// The shape of `usage`.
     pub usage: UsageShape,
     /// Puts `"usage": null` into every chunk of a stream.
     pub null_usage_in_chunks: bool,
-    /// Answers paths it does not know with a description of the request;
-    /// otherwise with vLLM's 404 or 405.
+    /// Responds to unknown paths with a description of the request. If off, the response is vLLM's
+    /// 404 or 405.
     pub echo: bool,
     /// The status of `GET /health`.
     pub health: u16,
-    /// Answers 404 to a model name other than `model`.
+    /// Responds 404 to requests for a model other than `model`.
     pub check_model: bool,
-    /// Puts `x-request-id` on every answer.
+    /// Adds `x-request-id` to every successful inference response.
     pub request_id_header: bool,
-    /// Sends a stream's head as soon as the request is complete, not with the
-    /// first token.
+    /// Sends the head of a stream as soon as the request is complete, not with the first token.
     pub early_head: bool,
-    /// How long a connection may stay idle after an answer.
+    /// Maximum idle time of a connection after a response.
     pub keepalive: Duration,
-    /// How many bytes of each body the log keeps.
+    /// Maximum number of bytes of each request body that the log keeps.
     pub keep_body_bytes: usize,
-    /// Whether the log holds each body as parsed JSON. Benches turn it off.
+    /// Whether the log keeps each request body as parsed JSON. Benchmarks turn it off.
     pub keep_json: bool,
-    /// Whether the log holds the bytes of each answer.
+    /// Whether the log keeps the bytes of each response.
     pub keep_response: bool,
-    /// How many requests the log holds; the oldest half goes first.
+    /// Maximum number of requests in the log; when it is reached, the older half is dropped.
     pub log_requests_max: usize,
-    /// TLS on a TCP port.
+    /// Enables TLS on TCP connections.
     pub tls: Option<crate::Tls>,
 }
 
 impl Default for EngineConfig {
-    /// Both roles, no delays, 32 tokens, every check on.
+    /// Returns a configuration with [`Role::Both`], no delays, 32 tokens, and all checks of
+    /// `strict`.
     fn default() -> Self {
         Self {
             role: Role::Both,
@@ -180,7 +184,7 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
-    /// The default with [`Role::Prefill`].
+    /// Returns the default configuration with [`Role::Prefill`].
     #[must_use]
     pub fn prefill() -> Self {
         Self {
@@ -190,7 +194,7 @@ impl EngineConfig {
         }
     }
 
-    /// The default with [`Role::Encoder`].
+    /// Returns the default configuration with [`Role::Encoder`].
     #[must_use]
     pub fn encoder() -> Self {
         Self {
@@ -200,7 +204,7 @@ impl EngineConfig {
         }
     }
 
-    /// The default with [`Role::Decode`].
+    /// Returns the default configuration with [`Role::Decode`].
     #[must_use]
     pub fn decode() -> Self {
         Self {
