@@ -1,8 +1,9 @@
-//! A chat that goes on with its last message: how much of the answer is in it already.
+//! Chat completion requests with `continue_final_message`: determines how many tokens of the
+//! response the request already contains.
 //!
-//! The text of an answer is a function of the prompt, and here the prompt is the messages before
-//! the trailing ones of the assistant; so answers cut into several requests add up to the answer
-//! to the first of them, and a text that came from somewhere else is found out.
+//! The generated text is a function of the prompt. For these requests, the prompt is the messages
+//! before the trailing assistant messages. The responses to a series of such requests therefore add
+//! up to the response to the first request, and text that belongs to another prompt is detected.
 
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -11,16 +12,17 @@ use crate::api::{Refusal, hex};
 use crate::json::Fields;
 use crate::response::tag_of;
 
-/// Where an answer goes on.
+/// The point at which a response continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Continued {
-    /// Tokens that are there already.
+    /// Number of tokens that the request already contains.
     pub(crate) first: u32,
-    /// SHA-256 of the messages without those of the answer.
+    /// SHA-256 of the messages without the trailing assistant messages.
     pub(crate) prompt_sha256: String,
 }
 
-/// Reads what a chat continues; `None` where it continues nothing of ours.
+/// Returns the point at which a chat completion request continues, or `None` if the request does
+/// not set `continue_final_message`.
 pub(crate) fn continued(fields: &Fields<'_>) -> Result<Option<Continued>, Refusal> {
     if !fields.is_true("continue_final_message") {
         return Ok(None);
@@ -45,7 +47,8 @@ pub(crate) fn continued(fields: &Fields<'_>) -> Result<Option<Continued>, Refusa
         let message = "the last message is not one of the assistant";
         return Err(Refusal::bad("messages", message));
     }
-    // What was sent first: all up to the last message before, and the bracket.
+    // The `messages` value of the first request: everything up to the last message that is not
+    // part of the response, and the closing bracket.
     let end = rest.last().map_or(1, |last| {
         last.get().as_ptr() as usize - raw.as_ptr() as usize + last.get().len()
     });
@@ -69,7 +72,8 @@ fn assistant_text(message: &RawValue) -> Option<String> {
     }
 }
 
-/// How many tokens a text is, if it is the beginning of the answer with this tag.
+/// Returns the number of tokens in `text`, or `None` if it is not the start of the response with
+/// this tag.
 fn tokens_in(text: &str, tag: &str) -> Option<u32> {
     let mut count = 0;
     for token in text.split_inclusive(' ') {
@@ -102,7 +106,7 @@ mod tests {
         let body = |messages: &str| format!("{{{flags},\"messages\":[{messages}]}}");
         let three = said(&expected_text(&sha, 3));
         assert_eq!(read(&body(&format!("{user},{three}"))), Ok(Some(3)));
-        // In one message or in several.
+        // The response so far is split over two messages.
         let (one, two) = (said(&expected_text(&sha, 1)), format!("t1-{} ", &sha[..8]));
         let both = format!("{user}, {one} ,{}", said(&two));
         assert_eq!(read(&body(&both)), Ok(Some(2)));
