@@ -1,8 +1,8 @@
-//! The engine as a test holds it: a thread with a runtime of its own, a
-//! listener, and what all connections share.
+//! The handle of a running engine: its thread and runtime, its listener, and the state that all
+//! of its connections share.
 //!
-//! Dropping the handle ends the thread and closes every socket at once, as a
-//! killed process would.
+//! Dropping the handle ends the thread and closes all sockets immediately, as if the process had
+//! been killed.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,14 +23,15 @@ use crate::log::{Counters, Log, Seen};
 use crate::pd::{HandoffRegistry, Issuer};
 use crate::sync::{Gate, Guarded};
 
-/// The port that handoffs of engines behind Unix sockets name, from here on: one for each, since
-/// it is part of their ids.
+/// The port number that the next engine on a Unix socket puts into its handoffs.
+///
+/// Each of these engines gets a different number because the port is part of a handoff's id.
 static NEXT_SIDE_PORT: AtomicU16 = AtomicU16::new(5_600);
 
-/// What `/metrics` shows besides what the engine counts itself.
+/// Values for `/metrics` that the engine does not count itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// `vllm:num_requests_running`; `None` for the real number.
+    /// `vllm:num_requests_running`; `None` for the actual number.
     pub running: Option<u64>,
     /// `vllm:num_requests_waiting`.
     pub waiting: u64,
@@ -38,7 +39,7 @@ pub struct Load {
     pub kv_cache_usage: f64,
 }
 
-/// What the connections of one engine share.
+/// State shared by all connections of one engine.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: EngineConfig,
@@ -55,11 +56,11 @@ pub(crate) struct Shared {
 
 #[derive(Debug)]
 enum Control {
-    /// Close the listener, or open it again; then acknowledge.
+    /// Closes the listener (`true`) or opens it again (`false`), then acknowledges.
     Refuse(bool, std_mpsc::SyncSender<()>),
 }
 
-/// A running engine; dropping it stops it.
+/// A running engine, stopped when dropped.
 #[derive(Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
@@ -69,22 +70,27 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Binds 127.0.0.1 and serves from a thread of its own until dropped.
-    /// Port 0 takes any free one.
+    /// Starts an engine on 127.0.0.1 that serves from a separate thread until dropped.
+    ///
+    /// Port 0 selects any free port.
     ///
     /// # Errors
     ///
-    /// What binding, the runtime or the thread reports.
+    /// Returns an error if the address cannot be bound, or if the runtime or the thread cannot be
+    /// created.
     pub fn start(config: EngineConfig, port: u16) -> io::Result<Self> {
         Self::start_on(config, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }
 
-    /// As [`Engine::start`], on any address or Unix socket. The file of a socket that nobody
-    /// listens on is replaced, and removed when the engine is dropped.
+    /// Starts an engine like [`Engine::start`], on any address or Unix socket.
+    ///
+    /// An existing socket file on which nothing listens is replaced. The file is removed when the
+    /// engine is dropped.
     ///
     /// # Errors
     ///
-    /// What binding, the runtime or the thread reports.
+    /// Returns an error if the address cannot be bound, or if the runtime or the thread cannot be
+    /// created.
     pub fn start_on(config: EngineConfig, place: impl Into<Place>) -> io::Result<Self> {
         let place = place.into();
         let bound = Bound::at(&place)?;
@@ -125,23 +131,23 @@ impl Engine {
         })
     }
 
-    /// One engine per data-parallel rank, on consecutive ports; with port 0,
-    /// each on any free one.
+    /// Starts one engine per data-parallel rank, on consecutive ports; with port 0, each engine
+    /// uses any free port.
     ///
     /// # Errors
     ///
-    /// What starting one of them reports; the others are stopped again.
+    /// Returns the first error; the engines that have already started are stopped.
     pub fn start_ranks(config: EngineConfig, port: u16, ranks: u32) -> io::Result<Vec<Self>> {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Self::start_ranks_on(config, addr, ranks)
     }
 
-    /// As [`Engine::start_ranks`], on any address, or on the Unix sockets of a path with `{rank}`
-    /// in it.
+    /// Starts engines like [`Engine::start_ranks`], on any address, or on Unix sockets whose path
+    /// contains `{rank}`.
     ///
     /// # Errors
     ///
-    /// What starting one of them reports; the others are stopped again.
+    /// Returns the first error; the engines that have already started are stopped.
     pub fn start_ranks_on(
         config: EngineConfig,
         place: impl Into<Place>,
@@ -160,46 +166,49 @@ impl Engine {
         Ok(engines)
     }
 
-    /// The port it listens on; 0 on a Unix socket.
+    /// Returns the TCP port, or 0 for a Unix socket.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.addr().port()
     }
 
-    /// The address it listens on; no address and port 0 on a Unix socket.
+    /// Returns the TCP listen address, or `0.0.0.0:0` for a Unix socket.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.place.addr()
     }
 
-    /// Where it listens.
+    /// Returns the listen address: TCP or Unix socket.
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// `host:port`, as an address header spells it.
+    /// Returns `host:port` in the form used by routing headers.
     #[must_use]
     pub fn host_port(&self) -> String {
         self.addr().to_string()
     }
 
-    /// Every request received so far, in order. Whoever has read a complete
-    /// answer finds it `Responded` here, unless the socket could not take the
-    /// end of it at once; other states are for [`Engine::wait_for`].
+    /// Returns all requests received so far, in order of arrival.
+    ///
+    /// Once a client has read a complete response, the entry is in state `Responded`, unless the
+    /// socket could not accept the end of the response immediately. To observe any other state, use
+    /// [`Engine::wait_for`].
     #[must_use]
     pub fn requests(&self) -> Vec<Seen> {
         self.shared.log.requests()
     }
 
-    /// Forgets the requests received so far; counters stay.
+    /// Removes the requests received so far from the log; the counters are unchanged.
     pub fn clear(&self) {
         self.shared.log.clear();
     }
 
-    /// Waits until `pred` holds for the log and returns a snapshot, or `None`
-    /// at the deadline. `pred` runs under the log's lock: it must not call
-    /// methods of this engine.
+    /// Waits until `pred` returns true for the log and returns a snapshot of the log, or `None`
+    /// once `deadline` has passed.
+    ///
+    /// `pred` runs while the log is locked, so it must not call methods of this engine.
     pub fn wait_for(
         &self,
         deadline: Duration,
@@ -208,7 +217,10 @@ impl Engine {
         self.shared.log.wait_for(deadline, pred)
     }
 
-    /// Waits until `pred` holds for the counters, or `None` at the deadline.
+    /// Waits until `pred` returns true for the counters and returns them, or `None` once `deadline`
+    /// has passed.
+    ///
+    /// `pred` runs while the log is locked, so it must not call methods of this engine.
     pub fn wait_counters(
         &self,
         deadline: Duration,
@@ -217,28 +229,31 @@ impl Engine {
         self.shared.log.wait_counters(deadline, pred)
     }
 
-    /// The counters now.
+    /// Returns the current counters.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.shared.log.counters()
     }
 
-    /// Sets a fault for the next `times` requests to any path; `u32::MAX` is
-    /// for ever. A health check or a scrape is a request too: where a proxy
-    /// makes them, use [`Engine::fault_on`].
+    /// Sets a fault for the next `times` requests to any path; `u32::MAX` means all requests.
+    ///
+    /// Health checks and metric scrapes count as requests. If a proxy sends any, use
+    /// [`Engine::fault_on`].
     pub fn fault(&self, fault: Fault, times: u32) {
         self.close_gate(&fault);
         self.shared.faults.arm(None, fault, times);
     }
 
-    /// Sets a fault for the next `times` requests to `path` (no query).
+    /// Sets a fault for the next `times` requests to `path`, which excludes the query.
     pub fn fault_on(&self, path: &str, fault: Fault, times: u32) {
         self.close_gate(&fault);
         self.shared.faults.arm(Some(path), fault, times);
     }
 
-    /// Sets a fault for the next `times` requests whose body holds `needle`. Faults that strike
-    /// before a body is read do nothing here: `Refuse`, `EarlyResponse`, `StallRead`.
+    /// Sets a fault for the next `times` requests whose body contains `needle`.
+    ///
+    /// Faults that act before the body is read are not suitable here: `EarlyResponse` and
+    /// `StallRead` have no effect, and `Refuse` ignores `needle`.
     pub fn fault_with(&self, needle: &str, fault: Fault, times: u32) {
         self.close_gate(&fault);
         self.shared.faults.arm_for_body(needle, fault, times);
@@ -250,41 +265,45 @@ impl Engine {
         }
     }
 
-    /// Lets the requests that [`Fault::Hold`] holds, and those it will, be answered; the next
-    /// such fault that is set holds again.
+    /// Releases all requests that [`Fault::Hold`] or [`Fault::HeldStatus`] delays.
+    ///
+    /// Later requests that such a fault applies to are not delayed either, until another one is
+    /// set.
     pub fn release(&self) {
         self.shared.gate.open();
     }
 
-    /// Takes back every fault that has not struck.
+    /// Removes all faults that are still pending.
     pub fn clear_faults(&self) {
         self.shared.faults.clear();
     }
 
-    /// Closes the listener, so that connects are refused, or opens it again.
-    /// Returns when that has happened. Open connections stay. The port stays
-    /// bound meanwhile, so nobody else can take it.
+    /// Closes the listener so that connects are refused (`true`), or opens it again (`false`).
+    ///
+    /// Returns after the change has taken effect. Existing connections remain open. The port
+    /// remains bound, so that no other process can use it.
     pub fn refuse(&self, refuse: bool) {
         let (done, acknowledged) = std_mpsc::sync_channel(1);
         if let Some(control) = &self.control
             && control.send(Control::Refuse(refuse, done)).is_ok()
         {
-            // An error means that the thread has ended: refused as well.
+            // An error means that the thread has ended, which also refuses connects.
             let _ = acknowledged.recv();
         }
     }
 
-    /// The status of `GET /health` from now on.
+    /// Sets the status of `GET /health`.
     pub fn set_health(&self, status: u16) {
         self.shared.health.store(status, Ordering::Relaxed);
     }
 
-    /// What `/metrics` shows from now on.
+    /// Sets the load that `/metrics` reports.
     pub fn set_load(&self, load: Load) {
         *self.shared.load.lock() = load;
     }
 
-    /// The registry its handoffs go into: the configured one or its own.
+    /// Returns the registry that records this engine's handoffs: the configured one, or the
+    /// private one if none is configured.
     #[must_use]
     pub fn handoffs(&self) -> HandoffRegistry {
         self.shared.registry.clone()
@@ -295,13 +314,13 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.control = None;
         if let Some(thread) = self.thread.take() {
-            // A panic on that thread has already been printed there.
+            // A panic of that thread has already been printed.
             let _ = thread.join();
         }
     }
 }
 
-/// Accepts until the handle is dropped.
+/// Accepts connections until the handle is dropped.
 async fn run(
     shared: Arc<Shared>,
     bound: Bound,
@@ -322,7 +341,7 @@ async fn run(
                             admit(&shared, stream, accepted);
                             accepted += 1;
                         }
-                        // Out of descriptors: let some close first.
+                        // Most likely out of file descriptors: wait for connections to close.
                         Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
                     }
                     continue;
@@ -337,14 +356,14 @@ async fn run(
                 } else {
                     listener.open(&place)
                 };
-                // The caller waits for this; if it left, nobody does.
+                // An error means that the caller no longer waits for the acknowledgement.
                 let _ = done.send(());
             }
         }
     }
 }
 
-/// Counts a connection out when its task ends, however it ends.
+/// Decrements `connections_open` when a connection's task ends for any reason.
 struct Open(Arc<Shared>);
 
 impl Drop for Open {
