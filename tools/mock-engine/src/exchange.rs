@@ -1,7 +1,7 @@
-//! One request after the other on one connection: read it, log it, have it
-//! answered, and end the connection as the answer demands.
+//! Serves the requests of one connection in sequence: reads and logs each request, sends the
+//! response, and keeps or closes the connection as the response requires.
 //!
-//! Every wait goes through [`Conn`], which ends it when the client goes.
+//! Every wait goes through [`Conn`], which ends the wait when the client disconnects.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::log::{AbortPhase, Seen, State, path_of};
 use crate::pages::page;
 use crate::wire::{Content, Next, Plan, Wire, head, substitute};
 
-/// How long a close after an early answer takes what the client still sends.
+/// How long a gentle close keeps discarding data that the client still sends.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves one connection until it ends.
@@ -71,7 +71,7 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
     }
 }
 
-/// uvicorn's answer to what is not HTTP.
+/// Sends uvicorn's response to input that is not valid HTTP.
 async fn refuse_malformed(conn: &mut Conn, shared: &Shared) {
     shared.log.count(|counters| counters.malformed += 1);
     let plan = Plan::new(
@@ -114,23 +114,23 @@ fn entry(head: &Head, conn: u64, nth_on_conn: u32) -> Seen {
     }
 }
 
-/// How an exchange ended, other than by the client.
+/// The end of an exchange for a reason other than a client disconnect.
 pub(crate) enum Ended {
-    /// With a complete answer.
+    /// The response is complete.
     Responded(Next),
-    /// By a fault.
+    /// A fault ended the exchange early.
     Cut(Next),
 }
 
-/// One request and its answer.
+/// One request and its response.
 pub(crate) struct Exchange<'a> {
     pub(crate) conn: &'a mut Conn,
     pub(crate) shared: &'a Shared,
     pub(crate) head: &'a Head,
     pub(crate) seq: u64,
-    /// Whether the request is complete.
+    /// Whether the request body has been read completely.
     received: bool,
-    /// Whether the log has it as answered.
+    /// Whether the log already has the request in its final state.
     pub(crate) finished: bool,
 }
 
@@ -276,7 +276,7 @@ impl Exchange<'_> {
         Ok(ended)
     }
 
-    /// The faults that leave no answer at all.
+    /// Applies a fault that replaces the whole HTTP response; returns `None` for other faults.
     async fn without_response(&mut self, fault: &Fault) -> Result<Option<Ended>, Gone> {
         match fault {
             Fault::ResetBeforeHead => Ok(Some(Ended::Cut(Next::Reset))),
@@ -310,7 +310,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Writes what is gathered and notes the first byte.
+    /// Writes the buffered output, and records the time of the response's first byte.
     pub(crate) async fn flush(&mut self) -> Result<(), Gone> {
         let first = !self.conn.wrote;
         self.conn.flush().await?;
