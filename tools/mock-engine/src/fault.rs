@@ -1,8 +1,7 @@
-//! The ways an engine can misbehave on request, and the queue of faults that
-//! are waiting for their request.
+//! The faults that an engine can apply on request, and the queue of pending faults.
 //!
-//! A fault hits the next request whose path matches, in the order the faults
-//! were set; `/mock/` paths are exempt so that a shell user can always look.
+//! A fault applies to the next request with a matching path, in the order in which the faults were
+//! set. Paths under `/mock/` are exempt, so that the mock can always be inspected over HTTP.
 
 use std::time::Duration;
 
@@ -11,130 +10,134 @@ use serde::{Deserialize, Deserializer};
 use crate::config::HandoffShape;
 use crate::sync::Guarded;
 
-/// One way to misbehave.
+/// A kind of misbehaviour.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// Accepts the connection and resets it. Applies to connections, so its
-    /// path is ignored; [`crate::Engine::refuse`] refuses the connect itself.
+    /// Accepts the connection and resets it. Applies to connections, so a path is ignored.
+    /// [`crate::Engine::refuse`] refuses the connect itself.
     Refuse,
     /// Resets the connection once the request is complete.
     ResetBeforeHead,
     /// Closes the connection (FIN) once the request is complete.
     CloseBeforeHead,
-    /// Resets after this many events; an answer that is not a stream is cut
-    /// after its head (0) or in the middle of its body.
+    /// Resets after this many events. A response that is not a stream is truncated after its head
+    /// (0) or halfway through its body.
     ResetMidBody {
         /// Events written before the fault.
         after_events: u32,
     },
-    /// Closes (FIN, no terminator) after this many events.
+    /// Closes (FIN, no terminator) after this many events. A response that is not a stream is
+    /// truncated as with `ResetMidBody`.
     TruncateMidBody {
         /// Events written before the fault.
         after_events: u32,
     },
-    /// Reads the request, then says nothing for ever.
+    /// Reads the request, then never sends a response.
     StallBeforeHead,
-    /// Answers only after [`crate::Engine::release`].
+    /// Responds only after [`crate::Engine::release`].
     Hold,
-    /// Sends the head of the answer, then nothing for ever.
+    /// Sends the head of the response, then nothing more.
     StallAfterHead,
-    /// Sends this many events, then nothing for ever.
+    /// Sends this many events, then nothing more. A response that is not a stream is truncated
+    /// as with `ResetMidBody`.
     StallMidStream {
         /// Events written before the fault.
         after_events: u32,
     },
-    /// Sends this many events, then vLLM's error event and the end of the
-    /// stream. An answer that is not a stream is not affected.
+    /// Sends this many events, then vLLM's error event and the end of the stream. Does not affect a
+    /// response that is not a stream.
     ErrorMidStream {
         /// Events written before the fault.
         after_events: u32,
     },
-    /// Stops reading the request body after this many bytes, for ever.
+    /// Stops reading the request body after this many bytes and never continues.
     StallRead {
-        /// Body bytes (as framed on the wire) taken from the socket.
+        /// Body bytes, including their framing, that are read from the socket.
         after_bytes: usize,
     },
-    /// Answers with bytes that are not HTTP, then closes.
+    /// Responds with bytes that are not HTTP, then closes.
     Garbage,
-    /// A good answer, then bytes nobody asked for.
+    /// Sends the regular response, then unsolicited bytes.
     GarbageAfterResponse,
-    /// This answer in place of the real one.
+    /// Sends this response instead of the regular one.
     Status {
-        /// The status code.
+        /// Status code.
         code: u16,
-        /// The body.
+        /// Response body.
         #[serde(default)]
         body: String,
-        /// The `content-type`.
+        /// Value of `content-type`.
         #[serde(default = "json_type")]
         content_type: String,
     },
-    /// As `Status`, JSON, but only after [`crate::Engine::release`].
+    /// Sends this JSON response instead of the regular one, but only after
+    /// [`crate::Engine::release`].
     HeldStatus {
-        /// The status code.
+        /// Status code.
         code: u16,
-        /// The body.
+        /// Response body.
         #[serde(default)]
         body: String,
     },
-    /// A 200 that claims `content-encoding: gzip`, with opaque bytes.
+    /// Sends a 200 with `content-encoding: gzip` and a body that is not valid gzip.
     Gzip,
-    /// A 200 with an HTML page.
+    /// Sends a 200 with an HTML page.
     Html,
-    /// A 200 with JSON that ends in the middle, under a correct length.
+    /// Sends a 200 with truncated JSON and the correct `content-length` of the truncated body.
     HalfJson,
-    /// A good answer, then a close without having announced it.
+    /// Sends the regular response, then closes without having announced it.
     CloseIdle,
-    /// A good answer; the connection is closed when the first byte of the next
-    /// request arrives, and that request is never answered.
+    /// Sends the regular response, then closes the connection when the first byte of the next
+    /// request arrives, without responding to that request.
     CloseOnNextRequest,
-    /// Answers right after the head of the request.
+    /// Responds immediately after the request head.
     EarlyResponse {
-        /// The status code.
+        /// Status code.
         status: u16,
-        /// Reads the body afterwards and keeps the connection; otherwise says
-        /// `connection: close` and closes.
+        /// Whether to read the body afterwards and keep the connection. Otherwise the response has
+        /// `connection: close` and the connection is closed.
         #[serde(default)]
         keep: bool,
     },
-    /// Writes the answer in small pieces.
+    /// Writes the response in small fragments.
     Slow {
-        /// Bytes per piece.
+        /// Bytes per fragment.
         chunk_bytes: usize,
-        /// Pause between pieces (`delay_ms` in JSON).
+        /// Pause between fragments (`delay_ms` in JSON).
         #[serde(rename = "delay_ms", deserialize_with = "millis")]
         delay: Duration,
     },
-    /// A head that never ends.
+    /// Sends a response head that never ends.
     EndlessHead,
-    /// This many `103 Early Hints` before the answer.
+    /// Sends this many `103 Early Hints` before the response.
     Interim {
-        /// How many.
+        /// Number of interim responses.
         count: u32,
     },
-    /// `content-length` and `transfer-encoding: chunked` in one head.
+    /// Sends both `content-length` and `transfer-encoding: chunked`.
     BothFramings,
-    /// A head whose lines end in a bare LF.
+    /// Sends a head whose lines end in a bare LF.
     BareLf,
-    /// A `content-length` larger than the body, then a close.
+    /// Sends a `content-length` larger than the body, then closes.
     ExtraLength,
-    /// A body that ends with the connection, neither length nor chunks.
+    /// Sends a body with neither a length nor chunks, delimited by the end of the connection.
     NoFraming,
-    /// `101 Switching Protocols`, then every byte is sent back.
+    /// Sends `101 Switching Protocols`, then echoes every byte.
     Upgrade101,
-    /// `204 No Content`.
+    /// Sends `204 No Content`.
     NoContent204,
-    /// `304 Not Modified` with a `content-length` and no body.
+    /// Sends `304 Not Modified` with a `content-length` and no body.
     NotModified304,
-    /// A member of this many bytes before `usage`.
+    /// Adds a member of this many bytes before `usage`.
     LargeJson {
         /// Bytes of padding.
         bytes: usize,
     },
-    /// An HTTP/1.0 answer with a length, then a close.
+    /// Sends an HTTP/1.0 response, then closes. A stream is delimited by the close, any other body
+    /// by `content-length`.
     Http10Response,
-    /// Another shape of handoff than the configured one.
+    /// Uses a different shape of handoff than the configured one.
     Handoff(HandoffShape),
 }
 
@@ -146,24 +149,24 @@ fn millis<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     u64::deserialize(from).map(Duration::from_millis)
 }
 
-/// A fault and how often it is still to strike.
+/// A pending fault and the number of requests it still applies to.
 #[derive(Clone, Debug)]
 struct Armed {
     path: Option<String>,
-    /// What the body must hold.
+    /// Text that the request body must contain.
     needle: Option<String>,
     fault: Fault,
     left: u32,
 }
 
-/// The faults that wait for their requests.
+/// The pending faults of an engine.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     armed: Guarded<Vec<Armed>>,
 }
 
 impl Faults {
-    /// Arms `fault` for `times` requests; `u32::MAX` is for ever.
+    /// Adds `fault` for the next `times` requests; `u32::MAX` means all requests.
     pub(crate) fn arm(&self, path: Option<&str>, fault: Fault, times: u32) {
         if times > 0 {
             self.armed.lock().push(Armed {
@@ -175,7 +178,7 @@ impl Faults {
         }
     }
 
-    /// Arms `fault` for `times` requests whose body holds `needle`.
+    /// Adds `fault` for the next `times` requests whose body contains `needle`.
     pub(crate) fn arm_for_body(&self, needle: &str, fault: Fault, times: u32) {
         if times > 0 {
             self.armed.lock().push(Armed {
@@ -187,12 +190,12 @@ impl Faults {
         }
     }
 
-    /// Disarms everything.
+    /// Removes all pending faults.
     pub(crate) fn clear(&self) {
         self.armed.lock().clear();
     }
 
-    /// Takes the first fault for a request to `path`.
+    /// Returns the first fault that applies to a request to `path`, and counts the use.
     pub(crate) fn take(&self, path: &str) -> Option<Fault> {
         self.take_where(|armed| {
             armed.fault != Fault::Refuse
@@ -201,7 +204,7 @@ impl Faults {
         })
     }
 
-    /// Takes the first fault for a request with this body.
+    /// Returns the first fault that applies to a request with this body, and counts the use.
     pub(crate) fn take_for_body(&self, body: &[u8]) -> Option<Fault> {
         self.take_where(|armed| {
             armed
@@ -211,7 +214,7 @@ impl Faults {
         })
     }
 
-    /// Whether the connection just accepted is to be reset.
+    /// Returns whether to reset a connection that was just accepted, and counts the use.
     pub(crate) fn take_refuse(&self) -> bool {
         self.take_where(|armed| armed.fault == Fault::Refuse)
             .is_some()
