@@ -1,9 +1,10 @@
-//! One HTTP/1.1 connection at the level of bytes.
+//! The bytes of one HTTP/1.1 connection: reads requests and writes output, without deciding on
+//! responses.
 //!
-//! Whatever the engine waits for, it keeps reading: a FIN or a reset ends the
-//! wait at once, as it ends a request in uvicorn. Bytes of the next pipelined
-//! request are kept up to a bound, and past it the kernel is asked instead.
-//! Nothing here decides what is answered.
+//! During every wait the connection is still read, so that a FIN or a reset ends the wait
+//! immediately, as it ends a request in uvicorn. Bytes of pipelined requests are buffered up to
+//! `AHEAD_BYTES_MAX`. Once the buffer is full, the socket's readiness is polled for the close
+//! instead.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -16,28 +17,28 @@ use crate::api::hex;
 use crate::listener::Stream;
 use crate::log::Framing;
 
-/// Bytes taken from the socket at a time.
+/// Number of bytes to read from the socket at a time.
 const READ_BYTES: usize = 64 << 10;
-/// Bytes read ahead while an answer is under way.
+/// Maximum number of bytes to read ahead while a response is in progress.
 const AHEAD_BYTES_MAX: usize = 1 << 20;
-/// A head; vLLM's Python front end takes a header of 5 MB.
+/// Maximum size of a request head. vLLM's Python front end accepts a header field of 5 MB.
 const HEAD_BYTES_MAX: usize = 8 << 20;
-/// Headers in a head; the Python front end takes 1000.
+/// Maximum number of header fields. vLLM's Python front end accepts 1000.
 const HEADERS_MAX: usize = 2_048;
-/// A chunk-size or trailer line.
+/// Maximum length of a chunk-size or trailer line.
 const LINE_BYTES_MAX: usize = 16 << 10;
-/// Trailers after a chunked body.
+/// Maximum number of trailer fields after a chunked body.
 const TRAILERS_MAX: usize = 128;
-/// A body, without its framing.
+/// Maximum size of a body without its framing.
 pub(crate) const BODY_BYTES_MAX: u64 = 512 << 20;
-/// How often a full read-ahead buffer asks the kernel whether the client left.
+/// Interval for polling whether the client has disconnected while the read-ahead buffer is full.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The client closed or reset the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gone;
 
-/// Why no request came.
+/// Reason why no request head was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoHead {
     Gone,
@@ -45,7 +46,7 @@ pub(crate) enum NoHead {
     Malformed,
 }
 
-/// Why a body is not complete.
+/// Reason why a body was not read completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoBody {
     Gone,
@@ -72,7 +73,7 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// The first header of that name, in any case.
+    /// Returns the value of the first header field called `name`, ignoring case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -91,7 +92,7 @@ pub(crate) struct Body {
     pub(crate) trailers: Vec<(String, String)>,
 }
 
-/// Where body bytes go as they arrive.
+/// Hashes body bytes as they arrive and keeps the first `keep_max` of them.
 struct Sink {
     kept: Vec<u8>,
     keep_max: usize,
@@ -113,7 +114,7 @@ impl Sink {
     }
 }
 
-/// A connection and what was read from it ahead of need.
+/// A connection, with the bytes that were read ahead.
 #[derive(Debug)]
 pub(crate) struct Conn {
     stream: Stream,
@@ -122,9 +123,9 @@ pub(crate) struct Conn {
     pub(crate) out: Vec<u8>,
     /// Whether anything was written since this was last set to false.
     pub(crate) wrote: bool,
-    /// Bytes per write and the pause after each.
+    /// Maximum number of bytes per write, and the pause between writes.
     pub(crate) slow: Option<(usize, Duration)>,
-    /// A copy of what is written, where one is wanted.
+    /// A copy of all bytes written, if set.
     pub(crate) tape: Option<Vec<u8>>,
 }
 
@@ -140,7 +141,7 @@ impl Conn {
         }
     }
 
-    /// Reads a request head. `idle` bounds the wait for its first byte.
+    /// Reads a request head. `idle` limits the wait for its first byte.
     pub(crate) async fn read_head(&mut self, idle: Option<Duration>) -> Result<Head, NoHead> {
         if self.inbuf.is_empty() {
             self.first_byte(idle).await?;
@@ -164,7 +165,7 @@ impl Conn {
         }
     }
 
-    /// Waits for the next request to begin.
+    /// Waits for the first byte of the next request, for at most `idle` if given.
     pub(crate) async fn first_byte(&mut self, idle: Option<Duration>) -> Result<(), NoHead> {
         if !self.inbuf.is_empty() {
             return Ok(());
@@ -179,7 +180,7 @@ impl Conn {
         }
     }
 
-    /// Reads a body to its end, keeping its first `keep_max` bytes.
+    /// Reads a complete body and keeps its first `keep_max` bytes.
     pub(crate) async fn read_body(
         &mut self,
         framing: Framing,
@@ -253,7 +254,7 @@ impl Conn {
         }
     }
 
-    /// Reads a line that ends in CRLF, and drops the CRLF.
+    /// Reads a line that ends in CRLF and returns it without the CRLF.
     async fn read_line(&mut self) -> Result<Vec<u8>, NoBody> {
         loop {
             if let Some(at) = memchr::memchr(b'\n', &self.inbuf) {
@@ -271,7 +272,8 @@ impl Conn {
         }
     }
 
-    /// Takes `bytes` off the socket, then reads no more until the client goes.
+    /// Reads until `bytes` bytes have arrived after the head, then stops reading and waits until
+    /// the client disconnects.
     pub(crate) async fn stall_after(&mut self, bytes: usize) -> Gone {
         let mut have = self.inbuf.len();
         let mut piece = vec![0; READ_BYTES];
@@ -291,7 +293,7 @@ impl Conn {
         closed(&self.stream).await
     }
 
-    /// Waits for the client to go.
+    /// Waits until the client disconnects.
     pub(crate) async fn stall(&mut self) -> Gone {
         loop {
             if let Err(gone) = ahead(&self.stream, &mut self.inbuf).await {
@@ -300,7 +302,7 @@ impl Conn {
         }
     }
 
-    /// Waits for something, or for the client to go.
+    /// Waits until `done` completes or the client disconnects.
     pub(crate) async fn wait_on(&mut self, done: impl Future<Output = ()>) -> Result<(), Gone> {
         tokio::pin!(done);
         loop {
@@ -312,7 +314,7 @@ impl Conn {
         }
     }
 
-    /// Waits until `due`, or for the client to go.
+    /// Waits until `due` or until the client disconnects.
     pub(crate) async fn pause_until(&mut self, due: Instant) -> Result<(), Gone> {
         if due <= Instant::now() {
             return Ok(());
@@ -320,7 +322,7 @@ impl Conn {
         self.wait_on(sleep_until(due.into())).await
     }
 
-    /// Lets other connections run, and looks whether the client left.
+    /// Yields to other connections, then checks whether the client has disconnected.
     pub(crate) async fn breathe(&mut self) -> Result<(), Gone> {
         tokio::task::yield_now().await;
         if self.inbuf.len() >= AHEAD_BYTES_MAX {
@@ -335,7 +337,7 @@ impl Conn {
         }
     }
 
-    /// Writes what is in `out`.
+    /// Writes all bytes in `out`.
     pub(crate) async fn flush(&mut self) -> Result<(), Gone> {
         let out = std::mem::take(&mut self.out);
         match self.slow {
@@ -354,8 +356,8 @@ impl Conn {
         Ok(())
     }
 
-    /// Writes what is in `out` if the socket takes it all at once; otherwise
-    /// what it did not take remains for [`Conn::flush`].
+    /// Writes as much of `out` as the socket accepts immediately, and returns whether that was
+    /// everything. The rest remains in `out` for [`Conn::flush`].
     pub(crate) fn write_now(&mut self) -> bool {
         if self.slow.is_some() {
             return false;
@@ -367,7 +369,7 @@ impl Conn {
                 self.out.drain(..n);
                 self.out.is_empty()
             }
-            // What is wrong shows again in the flush.
+            // The error occurs again in `flush`, which reports it.
             Err(_) => false,
         }
     }
@@ -393,7 +395,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Sends back every byte until the client goes.
+    /// Echoes every byte until the client disconnects.
     pub(crate) async fn echo(&mut self) -> Gone {
         loop {
             self.out.append(&mut self.inbuf);
@@ -406,8 +408,8 @@ impl Conn {
         }
     }
 
-    /// Sends FIN, then takes what still comes for at most `linger`, so that
-    /// unread bytes do not turn the close into a reset.
+    /// Sends FIN, then discards incoming data for at most `linger`, because closing a socket with
+    /// unread bytes would send a reset.
     pub(crate) async fn close_gently(&mut self, linger: Duration) {
         if socket2::SockRef::from(&self.stream)
             .shutdown(std::net::Shutdown::Write)
@@ -434,19 +436,20 @@ impl Conn {
     }
 }
 
-/// `wait` after `start`, or in a few years where that is more than fits.
+/// Returns `start + wait`, with `wait` limited to 100 million seconds so that the sum does not
+/// overflow.
 pub(crate) fn after(start: Instant, wait: Duration) -> Instant {
     const YEARS: Duration = Duration::from_secs(100_000_000);
     start.checked_add(wait.min(YEARS)).unwrap_or(start)
 }
 
-/// Makes the close of this socket a reset.
+/// Configures the socket so that closing it sends a reset.
 pub(crate) fn reset(stream: &Stream) {
-    // Without the option the close is a FIN, which a test will report.
+    // If this fails, the close sends a FIN, which makes the test fail.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Reads what there is.
+/// Waits until data arrives and reads it into `inbuf`.
 async fn fill(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
     loop {
         stream.readable().await.map_err(|_| Gone)?;
@@ -466,7 +469,7 @@ fn record(tape: &mut Option<Vec<u8>>, written: Option<&[u8]>) {
     }
 }
 
-/// Reads ahead; with a full buffer it only watches for the close.
+/// Reads ahead. If the buffer is full, waits until the client has closed the connection instead.
 async fn ahead(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
     if inbuf.len() < AHEAD_BYTES_MAX {
         fill(stream, inbuf).await
@@ -475,8 +478,10 @@ async fn ahead(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
     }
 }
 
-/// Waits until the client has closed, without reading. The event stands behind
-/// unread bytes, for which readiness stays set: hence the look every few ms.
+/// Waits until the client has closed the connection, without reading.
+///
+/// Unread bytes keep the socket readable, so waiting for readability would return immediately. The
+/// readiness is polled every [`LOOK_AGAIN`] instead.
 async fn closed(stream: &Stream) -> Gone {
     loop {
         match stream.ready(Interest::READABLE).await {
@@ -546,8 +551,8 @@ fn head_from(request: &httparse::Request<'_, '_>) -> Option<Head> {
     Some(head)
 }
 
-/// The framing of a request; `None` where a careful server would refuse:
-/// two framings, two lengths, a coding other than chunked.
+/// Returns the framing of a request body, or `None` if it is ambiguous or unsupported: two
+/// framings, two lengths, or a coding other than chunked.
 fn framing(head: &Head) -> Option<Framing> {
     let all = |name: &str| {
         head.headers
