@@ -1,5 +1,5 @@
-//! From a request on an API route to the plan of its answer: the checks a vLLM
-//! server makes, the two-step exchange, and the shape.
+//! Handling of inference requests: the checks that a vLLM server makes, the legs of split requests,
+//! and the resulting response.
 
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,7 +15,7 @@ use crate::response::{Circumstances, Events, Response};
 use crate::wire::Plan;
 
 impl Exchange<'_> {
-    /// Decides the answer to a request on an API route.
+    /// Checks an inference request and returns the response to send.
     pub(crate) fn infer(
         &self,
         route: Route,
@@ -79,7 +79,7 @@ impl Exchange<'_> {
         let rank: Option<i64> = rank.and_then(|rank| rank.trim().parse().ok());
         let size = i64::from(self.shared.config.data_parallel_size);
         match rank {
-            // The responses route does not read the header.
+            // vLLM's responses route does not read the header.
             Some(rank) if route != Route::Api(Kind::Responses) && !(0..size).contains(&rank) => {
                 let message = format!("data_parallel_rank {rank} is out of range [0, {size}).");
                 Err(Refusal::bad("data_parallel_rank", message))
@@ -88,7 +88,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// What the connector makes of the request.
+    /// Checks the request against the contract of the configured connector.
     fn admit(
         &self,
         ask: &Ask,
@@ -124,7 +124,7 @@ impl Exchange<'_> {
         })
     }
 
-    /// The two-step exchange of NIXL, version 2.
+    /// Handles the legs of NIXL version 2.
     fn nixlv2(
         &self,
         ask: &Ask,
@@ -136,7 +136,7 @@ impl Exchange<'_> {
         let leg = pd::leg(params);
         match (leg, self.shared.config.role) {
             (Leg::Local, _) => Ok(Admitted::default()),
-            // Connectors other than NIXL have objects without the flags.
+            // The `kv_transfer_params` of connectors other than NIXL lack the flags.
             (Leg::Poison, _) if !self.shared.config.strict => Ok(Admitted::default()),
             (Leg::Poison, _) => {
                 log.count(|counters| counters.poisoned += 1);
@@ -172,7 +172,7 @@ impl Exchange<'_> {
     }
 
     fn hand_out(&self, ask: &Ask, shape: HandoffShape) -> String {
-        // A stream carries the object only in the last event of a response.
+        // The only streams that carry a handoff are those of the responses API, in the last event.
         if ask.stream && ask.kind != Kind::Responses {
             return String::new();
         }
@@ -202,7 +202,8 @@ impl Exchange<'_> {
             .members(shape, &self.shared.registry, terms)
     }
 
-    /// Whether the answer has somebody else's text.
+    /// Verifies the handoff of a decode leg. Returns whether the response must contain another
+    /// prompt's text, as a real engine's does after a reused handoff.
     fn redeem(&self, ask: &Ask, raw: &str) -> Result<bool, Refusal> {
         let config = &self.shared.config;
         if !config.strict || config.verify_handoff.is_none() {

@@ -1,24 +1,24 @@
-//! The top level of a JSON object with its values as received.
+//! The top-level members of a JSON object, with their values as received.
 //!
-//! Hashes and handoffs are about bytes, so nothing is decoded until asked for.
-//! A name given twice is kept twice, and the last one wins, as in Python.
+//! Hashes and handoffs depend on the exact bytes, so a value is only decoded when requested. A
+//! repeated name is kept each time, and look-ups return the last value, as Python does.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The members of one object, in order.
+/// The members of an object, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Fields<'a> {
-    /// Parses an object; the error is serde_json's.
+    /// Parses an object.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }
 
-    /// The last value of that name.
+    /// Returns the last value of `name`.
     pub(crate) fn value(&self, name: &str) -> Option<&'a RawValue> {
         self.0
             .iter()
@@ -27,42 +27,42 @@ impl<'a> Fields<'a> {
             .map(|(_, value)| *value)
     }
 
-    /// The bytes of the last value of that name.
+    /// Returns the bytes of the last value of `name`.
     pub(crate) fn raw(&self, name: &str) -> Option<&'a str> {
         self.value(name).map(RawValue::get)
     }
 
-    /// The bytes of the last value of that name, unless it is `null`.
+    /// Returns the bytes of the last value of `name`, unless it is `null`.
     pub(crate) fn some(&self, name: &str) -> Option<&'a str> {
         self.raw(name).filter(|raw| *raw != "null")
     }
 
-    /// Whether the name is given, also with `null`.
+    /// Returns whether `name` is present, even if its value is `null`.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.count(name) > 0
     }
 
-    /// How often the name is given.
+    /// Returns how many members are called `name`.
     pub(crate) fn count(&self, name: &str) -> usize {
         self.0.iter().filter(|(have, _)| have == name).count()
     }
 
-    /// Whether the value is the literal `true`.
+    /// Returns whether the value of `name` is the literal `true`.
     pub(crate) fn is_true(&self, name: &str) -> bool {
         self.raw(name) == Some("true")
     }
 
-    /// The value as a string.
+    /// Returns the value of `name` decoded as a string.
     pub(crate) fn string(&self, name: &str) -> Option<String> {
         serde_json::from_str(self.raw(name)?).ok()
     }
 
-    /// The names in order.
+    /// Returns the names in order.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    /// How many different names there are.
+    /// Returns the number of distinct names.
     pub(crate) fn names_distinct(&self) -> usize {
         let mut names: Vec<&str> = self.names().collect();
         names.sort_unstable();
@@ -70,7 +70,7 @@ impl<'a> Fields<'a> {
         names.len()
     }
 
-    /// How many members there are.
+    /// Returns the number of members.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
