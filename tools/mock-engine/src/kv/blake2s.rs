@@ -1,6 +1,7 @@
-//! BLAKE2s-256 (RFC 7693) and the data-parallel rank that `MoRI-IO` takes from it.
+//! BLAKE2s-256 (RFC 7693) and the data-parallel rank that `MoRI-IO` derives from it.
 //!
-//! Written out here rather than shared with a proxy: it judges the proxy's.
+//! It is independent of the proxy's implementation because it verifies the ranks that the proxy
+//! computes.
 
 const IV: [u32; 8] = [
     0x6a09_e667,
@@ -26,7 +27,8 @@ const SIGMA: [[usize; 16]; 10] = [
     [10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0],
 ];
 
-/// Columns, then diagonals.
+/// Indices of the state words that each mixing step combines: first the columns, then the
+/// diagonals.
 const LANES: [[usize; 4]; 8] = [
     [0, 4, 8, 12],
     [1, 5, 9, 13],
@@ -38,7 +40,8 @@ const LANES: [[usize; 4]; 8] = [
     [3, 4, 9, 14],
 ];
 
-/// The rank a request of this id belongs to, of `ranks`; 0 of one or none.
+/// Returns the rank, below `ranks`, that a request with this id belongs to. Returns 0 if `ranks` is
+/// 0 or 1.
 #[must_use]
 pub fn dp_rank(id: &str, ranks: u64) -> u64 {
     if ranks <= 1 {
@@ -51,7 +54,7 @@ pub fn dp_rank(id: &str, ranks: u64) -> u64 {
 
 fn digest(bytes: &[u8]) -> [u8; 32] {
     let mut state = IV;
-    // 32 bytes of digest, no key, fanout and depth 1.
+    // Parameter block: 32-byte digest, no key, fanout 1, depth 1.
     state[0] ^= 0x0101_0020;
     let mut blocks: Vec<&[u8]> = bytes.chunks(64).collect();
     if blocks.is_empty() {
@@ -112,7 +115,7 @@ mod tests {
     fn the_digest_of_the_rfc() {
         let want = "508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982";
         assert_eq!(hex(&digest(b"abc")), want);
-        // Of nothing, and of more than a block.
+        // An empty input, and an input longer than one block.
         let empty = "69217a3079908094e11121d042354a7c1f55b6482ca1a51e1b250dfd1ed0eef9";
         assert_eq!(hex(&digest(b"")), empty);
         assert_ne!(digest(&[0; 64]), digest(&[0; 65]));

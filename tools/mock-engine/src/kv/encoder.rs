@@ -1,4 +1,5 @@
-//! An encoder: one item of a chat in, `ec_transfer_params` for it out.
+//! The contract of an encoder: a request contains one item of a chat completion request, and the
+//! response contains the `ec_transfer_params` for it.
 
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -9,10 +10,11 @@ use crate::api::{Kind, Refusal, hex};
 use crate::config::HandoffShape;
 use crate::json::Fields;
 
-/// The kinds of parts that are encoded.
+/// The part types that are encoded.
 const ITEMS: [&str; 4] = ["image_url", "audio_url", "video_url", "input_audio"];
 
-/// The member an encoder on this port hands out for an item: its key, and the value's bytes.
+/// Returns the `ec_transfer_params` member that an encoder on `port` returns for `item`: its key,
+/// and the bytes of its value.
 #[must_use]
 pub fn encoded_params(item: &str, port: u16) -> (String, String) {
     let key = hex(&Sha256::digest(item.as_bytes()));
@@ -23,7 +25,7 @@ pub fn encoded_params(item: &str, port: u16) -> (String, String) {
     (key.get(..16).unwrap_or_default().to_owned(), value)
 }
 
-/// Judges a request to an encoder.
+/// Checks a request to an encoder.
 pub(crate) fn admit(call: &Call<'_>) -> Result<Admitted, Refusal> {
     if call.kind != Kind::Chat {
         return Err(broken(format!("path: want a chat, got {:?}", call.kind)));
@@ -65,7 +67,7 @@ pub(crate) fn admit(call: &Call<'_>) -> Result<Admitted, Refusal> {
     })
 }
 
-/// The bytes of the one item of the one message.
+/// Returns the bytes of the only item of the only message.
 fn only_item<'a>(fields: &Fields<'a>) -> Result<&'a str, Refusal> {
     let raw = fields.raw("messages").unwrap_or("absent");
     let messages: Vec<Fields<'a>> =
