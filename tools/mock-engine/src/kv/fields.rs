@@ -1,14 +1,14 @@
-//! The checks that contracts are made of. Each names the field that fails it.
+//! Checks of individual members, from which the contracts are built. Each error names the member.
 
 use crate::api::{Kind, Refusal};
 use crate::json::Fields;
 
-/// A broken contract.
+/// Returns the response to a request that violates a contract.
 pub(crate) fn broken(message: impl Into<String>) -> Refusal {
     Refusal::bad("kv_contract", message)
 }
 
-/// The value of `name` is spelled exactly so, and given once.
+/// Checks that `name` is present once, with a value whose bytes are exactly `want`.
 pub(crate) fn is(fields: &Fields<'_>, name: &str, want: &str) -> Result<(), Refusal> {
     once(fields, name)?;
     match fields.raw(name) {
@@ -18,7 +18,7 @@ pub(crate) fn is(fields: &Fields<'_>, name: &str, want: &str) -> Result<(), Refu
     }
 }
 
-/// As [`is`], where the name may be absent as well.
+/// Checks like [`is`], but also accepts a request without `name`.
 pub(crate) fn is_or_absent(fields: &Fields<'_>, name: &str, want: &str) -> Result<(), Refusal> {
     if fields.has(name) {
         is(fields, name, want)
@@ -27,7 +27,7 @@ pub(crate) fn is_or_absent(fields: &Fields<'_>, name: &str, want: &str) -> Resul
     }
 }
 
-/// The name is not given.
+/// Checks that `name` is absent.
 pub(crate) fn absent(fields: &Fields<'_>, name: &str) -> Result<(), Refusal> {
     match fields.raw(name) {
         None => Ok(()),
@@ -42,7 +42,7 @@ fn once(fields: &Fields<'_>, name: &str) -> Result<(), Refusal> {
     }
 }
 
-/// A string that is not empty.
+/// Returns the value of `name`, which must be a string that is not empty.
 pub(crate) fn text(fields: &Fields<'_>, name: &str) -> Result<String, Refusal> {
     once(fields, name)?;
     fields
@@ -54,7 +54,7 @@ pub(crate) fn text(fields: &Fields<'_>, name: &str) -> Result<String, Refusal> {
         })
 }
 
-/// A whole number in plain digits.
+/// Returns the value of `name`, which must be a whole number written as plain digits.
 pub(crate) fn number(fields: &Fields<'_>, name: &str) -> Result<u64, Refusal> {
     once(fields, name)?;
     let have = fields.raw(name).unwrap_or("absent");
@@ -65,7 +65,7 @@ pub(crate) fn number(fields: &Fields<'_>, name: &str) -> Result<u64, Refusal> {
         .ok_or_else(|| broken(format!("{name}: want a whole number, got {have}")))
 }
 
-/// A TCP port.
+/// Returns the value of `name`, which must be a TCP port other than 0.
 pub(crate) fn port(fields: &Fields<'_>, name: &str) -> Result<u16, Refusal> {
     let number = number(fields, name)?;
     match u16::try_from(number) {
@@ -74,13 +74,13 @@ pub(crate) fn port(fields: &Fields<'_>, name: &str) -> Result<u16, Refusal> {
     }
 }
 
-/// A list of strings.
+/// Returns the value of `name`, which must be a list of strings.
 pub(crate) fn texts(fields: &Fields<'_>, name: &str) -> Result<Vec<String>, Refusal> {
     let have = fields.raw(name).unwrap_or("absent");
     serde_json::from_str(have).map_err(|_| broken(format!("{name}: want strings, got {have}")))
 }
 
-/// The members of the object under `name`.
+/// Returns the members of the value of `name`, which must be an object.
 pub(crate) fn object<'a>(fields: &Fields<'a>, name: &str) -> Result<Fields<'a>, Refusal> {
     once(fields, name)?;
     let have = fields.raw(name).unwrap_or("absent");
@@ -88,7 +88,7 @@ pub(crate) fn object<'a>(fields: &Fields<'a>, name: &str) -> Result<Fields<'a>, 
         .map_err(|_| broken(format!("{name}: want an object, got {have}")))
 }
 
-/// The object has exactly these names, each once.
+/// Checks that an object has exactly these members, each once. `place` is its name in errors.
 pub(crate) fn exactly(fields: &Fields<'_>, place: &str, names: &[&str]) -> Result<(), Refusal> {
     for name in names {
         if fields.count(name) != 1 {
@@ -102,19 +102,21 @@ pub(crate) fn exactly(fields: &Fields<'_>, place: &str, names: &[&str]) -> Resul
     }
 }
 
-/// When a cap has to be there.
+/// Specifies whether a limit of one token must be present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cap {
-    /// Always.
+    /// The member must be present and 1.
     Set,
-    /// Only where the client gave the field.
+    /// The member may be absent, but must be 1 if present.
     IfGiven,
-    /// The contract does not say.
+    /// The contract does not specify the member.
     Free,
 }
 
-/// The request generates one token: `completion` is about `max_completion_tokens`, `least` about
-/// `min_tokens`, the main limit must be there.
+/// Checks that the request is limited to one token.
+///
+/// The main limit of the API must be 1. `completion` applies to `max_completion_tokens`, `least` to
+/// `min_tokens`.
 pub(crate) fn one_token(
     fields: &Fields<'_>,
     kind: Kind,
@@ -141,13 +143,13 @@ pub(crate) fn one_token(
     }
 }
 
-/// The request asks for one answer, not for a stream.
+/// Checks that the request does not request a stream.
 pub(crate) fn not_streamed(fields: &Fields<'_>) -> Result<(), Refusal> {
     is(fields, "stream", "false")?;
     absent(fields, "stream_options")
 }
 
-/// The text is a version 4 UUID in lower case.
+/// Checks that `text` is a version 4 UUID in lower case.
 pub(crate) fn uuid4(name: &str, text: &str) -> Result<(), Refusal> {
     uuid(name, text)?;
     let variant = text.as_bytes().get(19).copied().unwrap_or_default();
@@ -158,7 +160,7 @@ pub(crate) fn uuid4(name: &str, text: &str) -> Result<(), Refusal> {
     }
 }
 
-/// The text is a UUID in lower case.
+/// Checks that `text` is a UUID in lower case.
 pub(crate) fn uuid(name: &str, text: &str) -> Result<(), Refusal> {
     let is_uuid = text.len() == 36
         && text.bytes().enumerate().all(|(at, byte)| match at {

@@ -1,5 +1,5 @@
-//! `LMCache` as the first llm-d sidecar spoke to it: the prefill leg is capped and nothing else,
-//! the decode leg is the client's request.
+//! The `LMCache` contract of the first llm-d sidecar: the prefill leg differs from the client's
+//! request only in its token limits, and the decode leg is the client's request.
 
 use super::fields::{Cap, one_token};
 use super::{Admitted, Call, is_prefill_engine};
