@@ -1,7 +1,8 @@
-//! Where the two legs of a request find each other: rooms, transfer ids, request ids.
+//! Matches the two legs of a split request by the key they share: a room, a transfer id or a
+//! request id.
 //!
-//! Each leg arrives once; a second arrival on the same side, another prompt, or other terms than
-//! the other leg's are told to whoever comes later.
+//! Each leg may arrive once. A leg is refused if it is the second one of its side, or if its prompt
+//! or its terms differ from those of the other leg, which has arrived before it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,17 +14,17 @@ use super::fields::broken;
 use crate::api::Refusal;
 use crate::sync::Guarded;
 
-/// Meetings that are remembered; the oldest is forgotten first.
+/// Maximum number of meetings in a book; beyond it, the oldest is dropped.
 const MEETINGS_MAX: usize = 65_536;
 
-/// A side of a meeting.
+/// The two sides of a meeting, one per leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Prefill,
     Decode,
 }
 
-/// What a leg says when it arrives.
+/// The properties of a leg that both legs of a request must agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Arrival {
     prompt_sha256: String,
@@ -50,42 +51,44 @@ struct Inner {
     decode_hastens: AtomicBool,
 }
 
-/// The meetings of the engines that share it. Clones share one book.
+/// The meetings of a group of engines. Clones share their contents.
 #[derive(Clone, Debug, Default)]
 pub struct Meetings(Arc<Inner>);
 
 impl Meetings {
-    /// None yet.
+    /// Returns a value without meetings, in which decode legs wait for their prefill legs.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// None yet, and no leg waits for another: for engines in processes of their own.
+    /// Returns a value without meetings, in which no leg waits for the other: for engines in
+    /// separate processes.
     pub(crate) fn apart() -> Self {
         let meetings = Self::default();
         meetings.decode_waits(false);
         meetings
     }
 
-    /// Whether a prefill leg's answer waits for the decode leg, as a decode leg's always waits for
-    /// the prefill leg. Then only a proxy that sends both at once gets an answer at all.
+    /// Sets whether the response to a prefill leg waits for the decode leg; off by default.
+    ///
+    /// If both legs wait, only a proxy that sends them concurrently receives a response.
     pub fn prefill_waits(&self, waits: bool) {
         self.0.prefill_waits.store(waits, Ordering::Relaxed);
     }
 
-    /// Whether a decode leg's answer waits for the prefill leg; it does unless told otherwise.
+    /// Sets whether the response to a decode leg waits for the prefill leg; on by default.
     pub fn decode_waits(&self, waits: bool) {
         self.0.decode_hastens.store(!waits, Ordering::Relaxed);
     }
 
-    /// The keys of all meetings, in the order of their first arrivals.
+    /// Returns the keys of all meetings, in the order of their first arrivals.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
         self.0.book.lock().order.iter().cloned().collect()
     }
 
-    /// How many meetings both legs have come to.
+    /// Returns the number of meetings at which both legs have arrived.
     #[must_use]
     pub fn complete(&self) -> usize {
         let book = self.0.book.lock();
@@ -93,9 +96,14 @@ impl Meetings {
         book.meetings.values().filter(complete).count()
     }
 
-    /// A leg arrives, and may wait for the other.
+    /// Records the arrival of a leg, and returns a [`Wait`] if its response must wait for the other
+    /// leg.
     ///
-    /// `terms` is what both legs must agree on; empty agrees with anything.
+    /// Both legs must have the same `terms`; empty terms match any other.
+    ///
+    /// # Errors
+    ///
+    /// Returns a 400 if the side has already arrived, or if prompts or terms differ.
     pub(crate) fn arrive(
         &self,
         side: Side,
@@ -159,7 +167,7 @@ fn agree(key: &str, own: &Arrival, other: &Arrival) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What an answer waits for: the other leg.
+/// The wait of a response for the other leg.
 #[derive(Debug)]
 pub(crate) struct Wait {
     meetings: Meetings,
@@ -167,7 +175,7 @@ pub(crate) struct Wait {
 }
 
 impl Wait {
-    /// Returns once both legs are there.
+    /// Waits until both legs have arrived.
     pub(crate) async fn met(&self) {
         loop {
             let changed = self.meetings.0.changed.notified();
