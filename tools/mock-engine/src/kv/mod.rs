@@ -1,10 +1,11 @@
-//! What each KV connector asks of the requests that an engine gets, one file per contract.
+//! The contracts of the KV connectors: the requirements that each one places on the requests an
+//! engine receives. One file per connector.
 //!
-//! A leg that breaks its contract is answered 400 with the field that does; a leg that a real
-//! engine would choke on, 500. Where the two legs of a request have to agree on something, they
-//! do so in [`Meetings`], which the engines of a test share.
+//! A leg that violates its contract gets a 400 that names the member; a leg that would make a real
+//! engine fail gets a 500. Where the two legs of a request must agree on a value, the agreement is
+//! checked in [`Meetings`], which the engines of a test share.
 //!
-//! NIXL version 2 is older than this folder: its contract is [`crate::pd`].
+//! The contract of NIXL version 2 is in [`crate::pd`].
 
 mod blake2s;
 mod encoder;
@@ -33,16 +34,16 @@ pub use mori::{Mori, Returned};
 pub use nixl_v1::BlockBook;
 pub use shared_storage::Store;
 
-/// The connector whose legs an engine expects.
+/// The KV connector whose contract an engine checks.
 ///
-/// What is shared between the engines of a request is inside: give clones of one value to its
-/// prefill and its decode engine.
+/// A value contains the state that the prefill and the decode engine share. Give clones of one
+/// value to both.
 #[derive(Clone, Debug, Default)]
 pub enum KvContract {
-    /// NIXL, version 2.
+    /// NIXL version 2.
     #[default]
     Nixlv2,
-    /// A store both engines read.
+    /// A store that both engines read.
     SharedStorage(Store),
     /// `SGLang`'s bootstrap rooms.
     Sglang(Meetings),
@@ -50,15 +51,15 @@ pub enum KvContract {
     Mooncake(Mooncake),
     /// The offloading connector's P2P tier.
     Offloading(Meetings),
-    /// `MoRI-IO`, both its ways.
+    /// `MoRI-IO`, with the legs in sequence or concurrently.
     Mori(Mori),
-    /// NIXL, version 1.
+    /// NIXL version 1.
     NixlV1(BlockBook),
-    /// `LMCache` as the first sidecar spoke to it.
+    /// `LMCache`, as used by the first llm-d sidecar.
     Lmcache,
 }
 
-/// A request as a contract sees it.
+/// The parts of a request that a contract checks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call<'a> {
     pub(crate) role: Role,
@@ -66,31 +67,31 @@ pub(crate) struct Call<'a> {
     pub(crate) fields: &'a Fields<'a>,
     pub(crate) head: &'a Head,
     pub(crate) prompt_sha256: &'a str,
-    /// The shape of what a prefill or encode answer hands out.
+    /// The shape of the handoff in a prefill or encoder response.
     pub(crate) shape: HandoffShape,
     pub(crate) port: u16,
 }
 
-/// What a contract makes of a request that keeps it.
+/// The effects of an accepted request on its response.
 #[derive(Debug, Default)]
 pub(crate) struct Admitted {
-    /// Members for the answer, each with a comma before it.
+    /// Members to insert into the response, each with a leading comma.
     pub(crate) members: String,
-    /// The answer has somebody else's text.
+    /// Whether the response contains another prompt's text.
     pub(crate) foreign: bool,
-    /// The request is a prefill leg.
+    /// Whether the request is a prefill leg.
     pub(crate) is_prefill: bool,
-    /// The answer is the finish reason `cache_threshold`, without a token.
+    /// Whether the response has the finish reason `cache_threshold` and no generated token.
     pub(crate) cold: bool,
-    /// What the answer waits for.
+    /// The other leg that the response waits for.
     pub(crate) wait: Option<Wait>,
 }
 
 impl KvContract {
-    /// Judges a request.
+    /// Checks a request against the contract.
     pub(crate) fn admit(&self, call: &Call<'_>) -> Result<Admitted, Refusal> {
         match self {
-            // The caller has the engine's issuer and registry, and does it itself.
+            // Not reached: the caller handles it, because it has the engine's issuer and registry.
             Self::Nixlv2 => Ok(Admitted::default()),
             Self::SharedStorage(store) => shared_storage::admit(store, call),
             Self::Sglang(meetings) => sglang::admit(meetings, call),
@@ -103,7 +104,8 @@ impl KvContract {
     }
 }
 
-/// Whether a prefill leg of these contracts is one by its engine's role alone.
+/// Returns whether the request is a prefill leg, for contracts in which only the role of the engine
+/// determines that.
 fn is_prefill_engine(call: &Call<'_>) -> bool {
     call.role == Role::Prefill
 }
