@@ -1,5 +1,6 @@
-//! Mooncake: the legs share a transfer id, and the rank that prefills is the engine the decode leg
-//! names. `GET /query` on the prefill engine's bootstrap port says which engines there are.
+//! The Mooncake contract: both legs have the same transfer id, and the decode leg contains the
+//! engine id of the rank that runs the prefill leg. `GET /query` on the prefill engine's bootstrap
+//! port returns the engine id of each rank.
 
 use std::sync::Arc;
 
@@ -18,12 +19,12 @@ use crate::sync::Guarded;
 const PARAMS: &str = "kv_transfer_params";
 const RANK: &str = "x-data-parallel-rank";
 
-/// The ids of an engine's ranks, by rank. Clones share them; a restart gives new ones.
+/// The engine ids of an engine's ranks, by rank. Clones share the ids.
 #[derive(Clone, Debug, Default)]
 pub struct EngineIds(Arc<Guarded<Vec<String>>>);
 
 impl EngineIds {
-    /// These ids.
+    /// Returns a value with these ids.
     #[must_use]
     pub fn new(ids: &[&str]) -> Self {
         let engines = Self::default();
@@ -31,7 +32,7 @@ impl EngineIds {
         engines
     }
 
-    /// Other ids from now on, as after a restart.
+    /// Replaces the ids, as a restart of the engine does.
     pub fn set(&self, ids: &[&str]) {
         *self.0.lock() = ids.iter().map(|id| (*id).to_owned()).collect();
     }
@@ -44,7 +45,7 @@ impl EngineIds {
         self.0.lock().iter().any(|have| have == id)
     }
 
-    /// What a bootstrap server answers.
+    /// Returns the response body of a bootstrap server.
     pub(crate) fn page(&self) -> String {
         let ids = self.0.lock();
         let ranks = ids.iter().enumerate();
@@ -55,10 +56,10 @@ impl EngineIds {
     }
 }
 
-/// What Mooncake engines agree on.
+/// The state that Mooncake engines share.
 #[derive(Clone, Debug, Default)]
 pub struct Mooncake {
-    /// The prefill engine's ranks.
+    /// The engine ids of the prefill engine's ranks.
     pub engines: EngineIds,
     /// The transfers, by id.
     pub meetings: Meetings,

@@ -1,8 +1,9 @@
-//! `MoRI-IO` in write mode: the prefill engine writes into the decode engine, so it is told where
-//! that one is, and both are told the rank.
+//! The contract of `MoRI-IO` in write mode. The prefill engine writes into the decode engine's
+//! memory, so the prefill leg contains the decode engine's address, and both legs contain the rank.
 //!
-//! One after the other, the decode leg carries what the prefill engine returned, filled up; at
-//! once, it carries where the prefill engine is.
+//! If the legs are sent in sequence, the decode leg contains the object that the prefill engine
+//! returned, with further members added. If they are sent concurrently, it contains the prefill
+//! engine's address.
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use crate::sync::Guarded;
 const PARAMS: &str = "kv_transfer_params";
 const RANK: &str = "x-data-parallel-rank";
 
-/// The members of every prefill object.
+/// The members of `kv_transfer_params` in every prefill leg.
 const PREFILL: [&str; 13] = [
     "do_remote_decode",
     "do_remote_prefill",
@@ -38,39 +39,39 @@ const PREFILL: [&str; 13] = [
     "remote_dp_size",
 ];
 
-/// What the engines of a `MoRI-IO` deployment were told, and the transfers.
+/// The settings of a `MoRI-IO` deployment that the legs must contain, and its transfers.
 #[derive(Clone, Debug, Default)]
 pub struct Mori {
-    /// Both legs at once.
+    /// Whether the legs are sent concurrently.
     pub parallel: bool,
-    /// The decode engine's host, as prefill engines are told it.
+    /// The decode engine's host, as prefill legs must state it.
     pub decode_host: String,
     /// The decode engine's ports: notification, handshake.
     pub decode_ports: (u16, u16),
     /// The prefill engine's ports: notification, handshake.
     pub prefill_ports: (u16, u16),
-    /// Tensor-parallel ranks.
+    /// Number of tensor-parallel ranks.
     pub tp_size: u64,
-    /// Data-parallel ranks over all hosts.
+    /// Number of data-parallel ranks over all hosts.
     pub dp_size: u64,
-    /// Data-parallel ranks of one host; 0 if not told.
+    /// Number of data-parallel ranks per host; 0 if not configured.
     pub dp_size_local: u64,
-    /// Hosts of prefill engines, where several.
+    /// Hosts of the prefill engines; empty unless there are several.
     pub prefill_hosts: Vec<String>,
-    /// Hosts of decode engines, where several.
+    /// Hosts of the decode engines; empty unless there are several.
     pub decode_hosts: Vec<String>,
     /// The transfers, by id.
     pub meetings: Meetings,
-    /// What prefill answers carry.
+    /// The object in prefill responses.
     pub returned: Returned,
 }
 
-/// What prefill answers carry as `kv_transfer_params`. Clones share it.
+/// The `kv_transfer_params` object in prefill responses. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Returned(Arc<Guarded<Option<String>>>);
 
 impl Returned {
-    /// This from now on; `None` for the usual object, which names no rank.
+    /// Sets the object's bytes; `None` restores the default object, which contains no rank.
     pub fn set(&self, raw: Option<&str>) {
         *self.0.lock() = raw.map(str::to_owned);
     }
@@ -92,7 +93,7 @@ pub(super) fn admit(terms: &Mori, call: &Call<'_>) -> Result<Admitted, Refusal> 
         (Leg::Prefill, Role::Prefill | Role::Both) => prefill(terms, call),
         (Leg::Decode, Role::Decode | Role::Both) => decode(terms, call),
         (Leg::Local, Role::Decode | Role::Both) => Ok(Admitted::default()),
-        // What a prefill engine returned that is no object is forwarded as it is.
+        // A prefill response's `kv_transfer_params` that is not an object is forwarded unchanged.
         (Leg::Poison, Role::Decode) if !terms.parallel => Ok(Admitted::default()),
         (leg, role) => Err(broken(format!("{PARAMS}: {leg:?} leg at {role:?} engine"))),
     }
@@ -224,7 +225,8 @@ fn equal(params: &Fields<'_>, name: &str, want: u64) -> Result<(), Refusal> {
     is(params, name, &want.to_string())
 }
 
-/// The rank of the object, which is the header's; with one rank there is no header.
+/// Returns the rank in `kv_transfer_params`. The header must contain the same rank, or be absent
+/// if there is only one rank.
 fn rank(terms: &Mori, call: &Call<'_>, params: &Fields<'_>) -> Result<u64, Refusal> {
     let rank = number(params, "remote_dp_rank")?;
     let header = call.head.header(RANK);
@@ -241,7 +243,7 @@ fn rank(terms: &Mori, call: &Call<'_>, params: &Fields<'_>) -> Result<u64, Refus
     Ok(rank)
 }
 
-/// The rank follows from the request's id: over all ranks, or over those of one host.
+/// Checks that the rank is derived from the request id, over all ranks or over those of one host.
 fn hashed(terms: &Mori, transfer: &str, rank: u64) -> Result<(), Refusal> {
     let id = transfer.strip_prefix("tx").unwrap_or(transfer);
     let over_all = dp_rank(id, terms.dp_size);
