@@ -1,4 +1,5 @@
-//! NIXL, version 1: members at the top level of the bodies, four of them handed over.
+//! The NIXL version 1 contract: its members are at the top level of the bodies, and a handoff
+//! consists of four of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,14 +10,14 @@ use crate::api::Refusal;
 use crate::config::{HandoffShape, Role};
 use crate::sync::Guarded;
 
-/// What the prefill engine hands over.
+/// The members of a handoff.
 const MEMBERS: [&str; 4] = [
     "remote_block_ids",
     "remote_engine_id",
     "remote_host",
     "remote_port",
 ];
-/// Handoffs that are remembered; more and all are forgotten.
+/// Maximum number of handoffs in a book; beyond it, the book is cleared.
 const ISSUED_MAX: usize = 65_536;
 
 #[derive(Debug)]
@@ -28,27 +29,27 @@ struct Issued {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// By the raw block ids, which are never the same twice.
+    /// Handoffs by their raw block ids, which are unique.
     issued: HashMap<String, Issued>,
     count: u64,
 }
 
-/// What prefill engines have handed out. Clones share it.
+/// The handoffs that prefill engines have issued. Clones share their contents.
 #[derive(Clone, Debug, Default)]
 pub struct BlockBook {
     inner: Arc<Guarded<Inner>>,
-    /// What comes back was handed out by another process.
+    /// Whether handoffs are not verified because another process has issued them.
     apart: bool,
 }
 
 impl BlockBook {
-    /// Nothing yet.
+    /// Returns an empty book.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Nothing yet, and what comes back is not looked up: for engines in processes of their own.
+    /// Returns an empty book that does not verify handoffs, for engines in separate processes.
     pub(crate) fn apart() -> Self {
         Self {
             apart: true,
@@ -56,7 +57,7 @@ impl BlockBook {
         }
     }
 
-    /// How many handoffs have been used, each once.
+    /// Returns the number of handoffs that have been used at least once.
     #[must_use]
     pub fn used(&self) -> usize {
         let inner = self.inner.lock();

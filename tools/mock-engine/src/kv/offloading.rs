@@ -1,5 +1,6 @@
-//! The offloading connector's P2P tier: the legs share a request id, and the decode engine is told
-//! where to fetch. `remote_kv_source` names a third engine that has a prefix of the prompt.
+//! The contract of the offloading connector's P2P tier: both legs have the same KV request id, and
+//! the decode leg contains the address to fetch from. `remote_kv_source` identifies a third engine
+//! that has a prefix of the prompt in its cache.
 
 use super::fields::{Cap, broken, exactly, not_streamed, object, one_token, port, text, uuid4};
 use super::meet::{Meetings, Side};
@@ -73,7 +74,7 @@ pub(crate) fn pull(params: &Fields<'_>) -> Result<(), Refusal> {
     peer(params, SOURCE).map(drop)
 }
 
-/// A peer to fetch from; its request id.
+/// Checks a peer to fetch from and returns its request id.
 fn peer(params: &Fields<'_>, name: &str) -> Result<String, Refusal> {
     let peer = object(params, name)?;
     exactly(

@@ -1,5 +1,5 @@
-//! `SGLang`: both legs carry the same three members and meet in a room of the prefill engine's
-//! bootstrap server.
+//! The `SGLang` contract: both legs have the same three members, which identify a room of the
+//! prefill engine's bootstrap server.
 
 use super::fields::{absent, broken, number, port, text};
 use super::meet::{Meetings, Side};
@@ -9,7 +9,7 @@ use crate::config::Role;
 
 const ROOM: &str = "bootstrap_room";
 const MEMBERS: [&str; 3] = ["bootstrap_host", "bootstrap_port", ROOM];
-/// Rooms are signed 64-bit numbers in the engine.
+/// Number of rooms: engines store a room as a signed 64-bit number.
 const ROOMS: u64 = 1 << 63;
 
 pub(super) fn admit(meetings: &Meetings, call: &Call<'_>) -> Result<Admitted, Refusal> {

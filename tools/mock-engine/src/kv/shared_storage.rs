@@ -1,5 +1,6 @@
-//! Shared storage: the prefill engine fills a store, and a decode engine that is told a least hit
-//! rate gives the request back when the store does not reach it.
+//! The shared-storage contract: the prefill engine fills a store. If a decode leg specifies a
+//! minimum hit rate (`cache_hit_threshold`) and the store does not reach it, the decode engine
+//! returns the finish reason `cache_threshold` without generating a token.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use super::{Admitted, Call, is_prefill_engine};
 use crate::api::Refusal;
 use crate::sync::Guarded;
 
-/// Prompts a store remembers; more than that and it is emptied.
+/// Maximum number of prompts in a store; beyond it, the store is cleared.
 const PROMPTS_MAX: usize = 65_536;
 
 #[derive(Debug, Default)]
@@ -23,24 +24,24 @@ struct Inner {
 pub struct Store(Arc<Guarded<Inner>>);
 
 impl Store {
-    /// An empty store.
+    /// Returns an empty store.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether every prompt counts as stored, from now on.
+    /// Sets whether every prompt counts as stored.
     pub fn set_warm(&self, warm: bool) {
         self.0.lock().warm = warm;
     }
 
-    /// How many prompts prefill engines have stored.
+    /// Returns the number of prompts that prefill engines have stored.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.lock().prompts.len()
     }
 
-    /// Whether no prefill engine has stored anything.
+    /// Returns whether no prefill engine has stored a prompt.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
