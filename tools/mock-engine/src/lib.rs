@@ -1,10 +1,10 @@
-//! A vLLM look-alike for tests, demos and benches.
+//! A mock vLLM server for tests, demos and benchmarks.
 //!
-//! It speaks the HTTP of a vLLM server down to the bytes, keeps a log of what
-//! it received, checks the two-step prefill/decode exchange, and misbehaves on
-//! request. It has no model: the text of an answer is a function of the hash
-//! of its prompt ([`expected_text`]), so that a test can tell whose answer it
-//! is looking at and whether a piece of it is missing.
+//! It reproduces the HTTP behaviour of a vLLM server byte for byte, logs every request it
+//! receives, checks the requests of a split prefill/decode exchange, and misbehaves on request
+//! ([`Fault`]). There is no model: the generated text is a function of the prompt's hash
+//! ([`expected_text`]). From any part of a response a test can therefore determine which prompt it
+//! belongs to, and whether a part is missing.
 //!
 //! ```
 //! use mock_engine::{Engine, EngineConfig, HandoffRegistry};

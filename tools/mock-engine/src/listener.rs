@@ -1,7 +1,7 @@
-//! Where an engine listens: a TCP port or a Unix socket.
+//! Listen addresses, listeners and client connections, over TCP or Unix sockets.
 //!
-//! A socket's file is made anew when the one there is dead, and goes with the engine; a file that
-//! somebody answers on, or that is no socket, is left alone.
+//! A stale socket file, on which nothing listens, is replaced, and the file is removed when the
+//! engine stops. A file that is in use, or that is not a socket, is left alone.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -18,13 +18,13 @@ use crate::tls::{Tls, TlsStream};
 
 /// vLLM's listen backlog.
 const BACKLOG: i32 = 2_048;
-/// What stands for the rank's number in the path of a socket.
+/// Placeholder for the rank's number in the path of a socket.
 const RANK: &str = "{rank}";
 
-/// Where an engine listens.
+/// The listen address of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// An address; port 0 is any free one.
+    /// A TCP address; port 0 selects any free port.
     Tcp(SocketAddr),
     /// The path of a socket, or `@name` for an abstract one.
     Unix(String),
@@ -46,11 +46,11 @@ impl fmt::Display for Place {
 }
 
 impl Place {
-    /// The place of one of several ranks: so many ports above, or `{rank}` in the path replaced.
+    /// Returns the address for `rank`: the port plus `rank`, or the path with `{rank}` replaced.
     ///
     /// # Errors
     ///
-    /// A port above 65535; one path for several ranks.
+    /// Returns an error if the port would exceed 65535, or if several ranks would share one path.
     pub(crate) fn of_rank(&self, rank: u32, ranks: u32) -> io::Result<Self> {
         let wrong = |text| io::Error::new(ErrorKind::InvalidInput, text);
         match self {
@@ -67,7 +67,7 @@ impl Place {
         }
     }
 
-    /// The TCP address; of a Unix socket, port 0 of no address.
+    /// Returns the TCP address, or `0.0.0.0:0` for a Unix socket.
     pub(crate) fn addr(&self) -> SocketAddr {
         match self {
             Self::Tcp(addr) => *addr,
@@ -84,7 +84,7 @@ impl Place {
         }
     }
 
-    /// The file of a Unix socket that has one.
+    /// Returns the path of a Unix socket's file; abstract sockets have none.
     fn file(&self) -> Option<&Path> {
         match self {
             Self::Unix(path) if !path.starts_with('@') => Some(Path::new(path)),
@@ -102,7 +102,7 @@ impl Place {
         Ok(socket)
     }
 
-    /// Removes the file of a socket that nobody listens on any more.
+    /// Removes an existing socket file on which nothing listens.
     fn remove_stale(&self) -> io::Result<()> {
         let Some(file) = self.file() else {
             return Ok(());
@@ -118,13 +118,13 @@ impl Place {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(file)
             }
-            // Somebody answers, or would: `bind` says so.
+            // Another process listens, or the state is unclear: `bind` reports the error.
             Ok(()) | Err(_) => Ok(()),
         }
     }
 }
 
-/// A bound socket that does not listen: connects to it are refused.
+/// A bound socket that is not listening yet, so connects to it are refused.
 #[derive(Debug)]
 pub(crate) struct Bound {
     socket: Socket,
@@ -143,18 +143,19 @@ impl Bound {
         Ok(Self { socket, file })
     }
 
-    /// Where it is bound: `place`, with the port that was found where it named none.
+    /// Returns the address it is bound to: `place`, with the port that the kernel chose if
+    /// `place` has port 0.
     pub(crate) fn place(&self, place: Place) -> io::Result<Place> {
         let found = self.socket.local_addr()?;
         Ok(found.as_socket().map_or(place, Place::Tcp))
     }
 
-    /// Lets connects succeed. Needs no runtime yet.
+    /// Starts listening, so that connects succeed. Does not need a runtime.
     pub(crate) fn listen(&self) -> io::Result<()> {
         self.socket.listen(BACKLOG)
     }
 
-    /// Accepts from now on; within a runtime.
+    /// Turns the socket into a listener. Must be called within a runtime.
     fn open(self) -> io::Result<Open> {
         self.listen()?;
         let is_unix = self.socket.domain()? == Domain::UNIX;
@@ -170,7 +171,7 @@ impl Bound {
     }
 }
 
-/// The file of a bound socket, removed when it is dropped unless another has taken its place.
+/// The file of a bound socket, removed on drop unless another file has replaced it.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -189,7 +190,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            // An error means that somebody was faster.
+            // An error means that the file has been removed in the meantime.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -200,11 +201,11 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// The door of an engine.
+/// The state of an engine's listener.
 #[derive(Debug)]
 pub(crate) enum ListenerState {
     Open(Open),
-    /// Bound to hold the place; `None` if even that failed.
+    /// Bound without listening, to reserve the address; `None` if binding failed.
     Shut(Option<Bound>),
 }
 
@@ -258,7 +259,7 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream>),
 }
 
-/// The same call on either.
+/// Makes the same call on the inner stream of any variant.
 macro_rules! either {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream {
@@ -286,7 +287,8 @@ impl Stream {
         }
     }
 
-    /// Shakes hands first, where that is wanted.
+    /// Performs the TLS handshake on a TCP stream if `tls` is given; returns any other stream
+    /// unchanged.
     pub(crate) async fn secured(self, tls: Option<&Tls>) -> io::Result<Self> {
         match (self, tls) {
             (Self::Tcp(tcp), Some(tls)) => {
@@ -309,10 +311,10 @@ impl Stream {
         either!(self, stream => stream.try_write(bytes))
     }
 
-    /// Sends small events at once.
+    /// Sets `TCP_NODELAY`, so that small events are sent immediately.
     pub(crate) fn send_at_once(&self) {
         if let Self::Tcp(stream) = self {
-            // Delayed events would spoil the timing, nothing else.
+            // If this fails, events are delayed, which affects the timing only.
             let _ = stream.set_nodelay(true);
         }
     }
