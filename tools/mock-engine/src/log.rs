@@ -1,7 +1,8 @@
-//! What an engine saw: one [`Seen`] per request, from the moment its head is
-//! complete, updated in place until the answer has left or the client has.
+//! The request log of an engine, with one [`Seen`] per request.
 //!
-//! Readers take snapshots or wait on a condition; every change wakes them.
+//! An entry is added when a request's head is complete, and updated in place until the response has
+//! been sent or the client has disconnected. Readers take snapshots or wait for a condition; every
+//! change wakes them.
 
 use std::sync::{Condvar, MutexGuard};
 use std::time::{Duration, Instant};
@@ -10,10 +11,10 @@ use serde_json::{Value, json};
 
 use crate::sync::{Guarded, wait};
 
-/// How the body of a request was delimited.
+/// The framing of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// Neither a length nor chunks: no body.
+    /// Neither a length nor chunks, so no body.
     None,
     /// `content-length`.
     ContentLength(u64),
@@ -21,39 +22,39 @@ pub enum Framing {
     Chunked,
 }
 
-/// Where a request was when its client went away.
+/// The phase a request was in when its client disconnected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbortPhase {
-    /// The body was not complete.
+    /// The request body was incomplete.
     Body,
-    /// The request was complete, nothing of the answer was written.
+    /// The request was complete, and no byte of the response had been written.
     BeforeFirstByte,
-    /// Part of the answer was written.
+    /// Part of the response had been written.
     Streaming,
 }
 
-/// How far a request has come.
+/// The progress of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// The head is complete, the body is not.
+    /// The request head is complete, the body is not.
     Receiving,
-    /// The request is complete, the answer is not.
+    /// The request is complete, the response is not.
     Responding,
-    /// The answer is complete.
+    /// The response is complete.
     Responded,
-    /// A fault of ours ended the exchange without a complete answer.
+    /// A [`crate::Fault`] ended the exchange without a complete response.
     Faulted,
-    /// The client closed before the answer was complete.
+    /// The client disconnected before the response was complete.
     Aborted {
-        /// When that was noticed.
+        /// The time at which the disconnect was detected.
         at: Instant,
-        /// What the engine was doing.
+        /// The phase that the request was in.
         phase: AbortPhase,
     },
 }
 
 impl State {
-    /// Whether the client went away.
+    /// Returns whether the client disconnected before the response was complete.
     #[must_use]
     pub fn is_aborted(&self) -> bool {
         matches!(self, Self::Aborted { .. })
@@ -74,58 +75,58 @@ impl State {
     }
 }
 
-/// One request as it arrived.
+/// The log entry of one request.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// Position in the order of arrival, from 0.
     pub seq: u64,
-    /// The connection it came on, from 0 in the order of acceptance.
+    /// Number of the connection, from 0 in the order of acceptance.
     pub conn: u64,
-    /// Position among the requests of that connection, from 0.
+    /// Position among the requests of its connection, from 0.
     pub nth_on_conn: u32,
-    /// The method.
+    /// Request method.
     pub method: String,
-    /// The request target, query included.
+    /// Request target, including the query.
     pub target: String,
-    /// The minor HTTP version: 1, or 0.
+    /// Minor HTTP version, 0 or 1.
     pub minor_version: u8,
-    /// Names as sent, values as text (lossy where they are not UTF-8).
+    /// Header fields: names as sent, values as text (lossy if they are not UTF-8).
     pub headers: Vec<(String, String)>,
-    /// Trailers of a chunked body.
+    /// Trailer fields of a chunked body.
     pub trailers: Vec<(String, String)>,
-    /// The body without its framing, up to `keep_body_bytes`.
+    /// The body without its framing, truncated to `keep_body_bytes`.
     pub body: Vec<u8>,
-    /// The whole length of the body.
+    /// The length of the whole body in bytes.
     pub body_bytes: u64,
-    /// SHA-256 of the whole body in hex; empty while it is incomplete.
+    /// SHA-256 of the whole body in hex; empty until the body is complete.
     pub body_sha256: String,
-    /// The bytes of the answer as written, once it is over and where they are kept.
+    /// The bytes of the response as written. Set after the exchange if `keep_response` is on.
     pub response: Option<Vec<u8>>,
-    /// How the body was delimited.
+    /// Framing of the body.
     pub framing: Framing,
-    /// When the head was complete.
+    /// The time at which the head was complete.
     pub at: Instant,
-    /// When the body was complete.
+    /// The time at which the body was complete.
     pub body_at: Option<Instant>,
-    /// When the first byte of the answer was written.
+    /// The time at which the first byte of the response was written.
     pub first_byte_at: Option<Instant>,
-    /// The body as JSON, for the API routes.
+    /// The body as JSON, for requests to the inference routes if `keep_json` is on.
     pub json: Option<Value>,
-    /// SHA-256 in hex of the bytes of the prompt as received: the value of
-    /// `messages`, `prompt`, `input` or `token_ids`.
+    /// SHA-256 in hex of the prompt's bytes as received: the value of `messages`, `prompt`,
+    /// `input` or `token_ids`.
     pub prompt_sha256: Option<String>,
-    /// How far it has come.
+    /// Progress of the request.
     pub state: State,
 }
 
 impl Seen {
-    /// The first header of that name, in any case.
+    /// Returns the value of the first header field called `name`, ignoring case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.header_all(name).first().copied()
     }
 
-    /// Every header of that name, in any case.
+    /// Returns the values of all header fields called `name`, ignoring case.
     #[must_use]
     pub fn header_all(&self, name: &str) -> Vec<&str> {
         self.headers
@@ -135,7 +136,7 @@ impl Seen {
             .collect()
     }
 
-    /// The header names in the order of arrival, in lower case.
+    /// Returns the names of the header fields in lower case, in the order of arrival.
     #[must_use]
     pub fn header_names_lower(&self) -> Vec<String> {
         self.headers
@@ -144,13 +145,13 @@ impl Seen {
             .collect()
     }
 
-    /// The request target without its query.
+    /// Returns the request target without its query.
     #[must_use]
     pub fn path(&self) -> &str {
         path_of(&self.target)
     }
 
-    /// The entry as JSON, with the size and hash of the body in its place.
+    /// Returns the entry as JSON, with the size and hash of the body instead of its bytes.
     #[must_use]
     pub fn summary(&self) -> Value {
         json!({
@@ -168,51 +169,51 @@ impl Seen {
     }
 }
 
-/// The path of a request target.
+/// Returns a request target without its query.
 pub(crate) fn path_of(target: &str) -> &str {
     target.split('?').next().unwrap_or(target)
 }
 
-/// Numbers an engine keeps about itself.
+/// Counters of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Connections accepted.
     pub connections_accepted: u64,
-    /// Connections open now.
+    /// Connections currently open.
     pub connections_open: u64,
     /// Request heads received.
     pub requests: u64,
-    /// Requests whose head is complete and that have not ended.
+    /// Requests whose head is complete and whose exchange has not ended.
     pub running: u64,
-    /// Answers completed.
+    /// Responses completed.
     pub responded: u64,
-    /// Requests whose client closed before the answer was complete.
+    /// Requests whose client disconnected before the response was complete.
     pub aborted: u64,
-    /// Connections closed because they idled past `keepalive`.
+    /// Connections closed because they were idle for longer than `keepalive`.
     pub idle_closed: u64,
-    /// Connections closed under the next request (`CloseOnNextRequest`).
+    /// Connections closed when the next request arrived (`CloseOnNextRequest`).
     pub stale_closed: u64,
     /// Heads or bodies that are not valid HTTP.
     pub malformed: u64,
-    /// Requests hit by a fault.
+    /// Requests and connections to which a fault was applied.
     pub faulted: u64,
-    /// Requests that broke the contract of their leg (answered 400).
+    /// Requests that violated the contract of their leg (status 400).
     pub contract_broken: u64,
     /// Handoffs issued.
     pub handoff_issued: u64,
     /// Handoffs verified: known, unaltered, for the same prompt, first use.
     pub handoff_used: u64,
-    /// Handoffs used a second time (answered with foreign text).
+    /// Handoffs used a second time (the response has another prompt's text).
     pub handoff_reused: u64,
-    /// Handoffs used with another prompt (answered with foreign text).
+    /// Handoffs used with a different prompt (the response has another prompt's text).
     pub handoff_foreign: u64,
-    /// Handoffs whose bytes differ from what was issued (answered 500).
+    /// Handoffs whose bytes differ from those issued (status 500).
     pub handoff_altered: u64,
-    /// Handoffs nobody issued (answered 500).
+    /// Handoffs that were never issued (status 500).
     pub handoff_unknown: u64,
-    /// Requests that would have crashed a real engine (answered 500).
+    /// Requests that would crash a real engine (status 500).
     pub poisoned: u64,
-    /// Requests of the other role (answered 500).
+    /// Requests for a leg that the engine's role does not serve (status 500).
     pub wrong_role: u64,
 }
 
@@ -224,7 +225,7 @@ struct Inner {
 }
 
 impl Inner {
-    /// The entry of that number, if it has not been cleared away.
+    /// Returns the entry with number `seq`, if it is still in the log.
     fn find(&mut self, seq: u64) -> Option<&mut Seen> {
         let at = self.seen.binary_search_by_key(&seq, |seen| seen.seq).ok()?;
         self.seen.get_mut(at)
@@ -248,7 +249,7 @@ impl Log {
         }
     }
 
-    /// Enters a request whose head is complete and returns its number.
+    /// Adds a request whose head is complete and returns its number.
     pub(crate) fn enter(&self, mut seen: Seen) -> u64 {
         let mut inner = self.inner.lock();
         let seq = inner.next_seq;
@@ -265,7 +266,7 @@ impl Log {
         seq
     }
 
-    /// Changes an entry.
+    /// Applies `change` to the entry with number `seq`, if it is still in the log.
     pub(crate) fn update(&self, seq: u64, change: impl FnOnce(&mut Seen)) {
         let mut inner = self.inner.lock();
         if let Some(seen) = inner.find(seq) {
@@ -275,7 +276,7 @@ impl Log {
         self.changed.notify_all();
     }
 
-    /// Ends an entry and counts how.
+    /// Sets the final state of an entry and updates the counters.
     pub(crate) fn finish(&self, seq: u64, state: State) {
         self.count(|counters| {
             counters.running -= 1;
@@ -288,9 +289,11 @@ impl Log {
         self.update(seq, |seen| seen.state = state);
     }
 
-    /// Runs `write` under the log's lock and, if it reports success, enters
-    /// the answer as complete: whoever then has the answer and looks into the
-    /// log finds it there. Returns what `write` returned.
+    /// Runs `write` while the log is locked and, if it returns true, marks the response as
+    /// complete. Returns the value that `write` returned.
+    ///
+    /// Because of the lock, a client that has read the complete response is guaranteed to find it
+    /// marked as complete in the log.
     pub(crate) fn finish_with(&self, seq: u64, write: impl FnOnce() -> bool) -> bool {
         let mut inner = self.inner.lock();
         if !write() {
@@ -307,7 +310,7 @@ impl Log {
         true
     }
 
-    /// Changes the counters.
+    /// Applies `change` to the counters.
     pub(crate) fn count(&self, change: impl FnOnce(&mut Counters)) {
         change(&mut self.inner.lock().counters);
         self.changed.notify_all();
@@ -329,7 +332,7 @@ impl Log {
         self.inner.lock().seen.clear();
     }
 
-    /// Waits until `pred` holds for the log.
+    /// Waits until `pred` returns true for the log; returns `None` once `deadline` has passed.
     pub(crate) fn wait_for(
         &self,
         deadline: Duration,
@@ -339,7 +342,7 @@ impl Log {
             .map(|inner| inner.seen.clone())
     }
 
-    /// Waits until `pred` holds for the counters.
+    /// Waits until `pred` returns true for the counters; returns `None` once `deadline` has passed.
     pub(crate) fn wait_counters(
         &self,
         deadline: Duration,
