@@ -1,4 +1,4 @@
-//! The `mock-engine` program; see [`mock_engine::run_cli`].
+//! The `mock-engine` binary; see [`mock_engine::run_cli`].
 
 use std::process::ExitCode;
 

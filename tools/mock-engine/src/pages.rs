@@ -1,5 +1,5 @@
-//! The answers that are not inference: health, models, metrics, the mock's own
-//! pages, and a description of any request to a path it does not know.
+//! Responses to requests other than inference: health, models, metrics, the pages of the mock
+//! itself, and a description of any request to an unknown path.
 
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
@@ -15,10 +15,10 @@ use crate::kv::EngineIds;
 use crate::log::path_of;
 use crate::wire::Plan;
 
-/// The vLLM version it claims to be.
+/// The vLLM version that the mock reports.
 const VERSION: &str = "0.32.0";
 
-/// The answer to a request that is not inference.
+/// Returns the response to a request other than inference.
 pub(crate) fn page(shared: &Shared, head: &Head, body: &Body) -> Plan {
     let path = path_of(&head.target);
     let get = head.method == "GET";
@@ -66,7 +66,7 @@ fn models(shared: &Shared) -> Plan {
 fn metrics(shared: &Shared) -> String {
     let counters = shared.log.counters();
     let load = *shared.load.lock();
-    // The scrape itself is a request and is running.
+    // The scrape itself counts as a running request.
     let running = load
         .running
         .unwrap_or_else(|| counters.running.saturating_sub(1));
@@ -130,7 +130,7 @@ fn requests(shared: &Shared) -> Plan {
     Plan::json(200, dump.to_string())
 }
 
-/// What `/mock/fault` takes: `{"fault": "html", "times": 1, "path": "/x"}`, or
+/// The body of `POST /mock/fault`: `{"fault": "html", "times": 1, "path": "/x"}` or
 /// `{"clear": true}`.
 #[derive(Deserialize)]
 struct SetFault {
