@@ -1,9 +1,9 @@
-//! The two-step exchange: what a prefill request must look like, what a
-//! prefill answer hands out, and whether what comes back is the same.
+//! Split requests with NIXL version 2: checks prefill requests, issues handoffs in prefill
+//! responses, and verifies the handoffs that decode requests carry.
 //!
-//! A handoff is opaque to a proxy, so this module prints each one by hand with
-//! numbers, escapes and whitespace that no JSON library would print again, and
-//! compares what comes back byte for byte.
+//! A proxy must treat a handoff as opaque. This module therefore formats each one by hand, with
+//! numbers, escapes and whitespace that no JSON library reproduces, and compares the returned
+//! handoff byte for byte.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::config::HandoffShape;
 use crate::json::Fields;
 use crate::sync::Guarded;
 
-/// Handoffs a registry remembers; the oldest is forgotten first.
+/// Maximum number of handoffs in a registry; beyond it, the oldest is dropped.
 const HANDOFFS_MAX: usize = 65_536;
 
-/// What a request asks of the two-step exchange.
+/// The leg of a split request, according to `kv_transfer_params`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leg {
     /// No `kv_transfer_params`.
@@ -29,11 +29,12 @@ pub(crate) enum Leg {
     Prefill,
     /// `do_remote_prefill: true`.
     Decode,
-    /// An object with neither flag, or both: it crashes a real engine.
+    /// An object with neither flag or both, or a value that is not an object. It crashes a real
+    /// engine.
     Poison,
 }
 
-/// Reads the leg off the `kv_transfer_params` of a request.
+/// Determines the leg from the `kv_transfer_params` of a request.
 pub(crate) fn leg(params: Option<&RawValue>) -> Leg {
     let Some(raw) = params.filter(|raw| raw.get() != "null") else {
         return Leg::Local;
@@ -49,7 +50,7 @@ pub(crate) fn leg(params: Option<&RawValue>) -> Leg {
     }
 }
 
-/// The members of a prefill request's `kv_transfer_params`, and their values.
+/// The required members of a prefill request's `kv_transfer_params` and their values.
 const CONTRACT: [(&str, &str); 6] = [
     ("do_remote_decode", "true"),
     ("do_remote_prefill", "false"),
@@ -59,7 +60,7 @@ const CONTRACT: [(&str, &str); 6] = [
     ("remote_port", "null"),
 ];
 
-/// Checks a prefill request; the error names the field that breaks the rules.
+/// Checks a prefill request. The error names the first member that violates the contract.
 pub(crate) fn check_contract(
     kind: Kind,
     body: &Fields<'_>,
@@ -122,18 +123,18 @@ fn expect(fields: &Fields<'_>, prefix: &str, name: &str, want: &str) -> Result<(
     }
 }
 
-/// What a registry says about a handoff that came back.
+/// The result of verifying a handoff that a decode request carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Known, unaltered, first use, for the prompt it was issued for.
+    /// Known, unaltered, used for the first time, and for the prompt it was issued for.
     Good,
     /// Used before.
     Reused,
     /// Issued for another prompt.
     Foreign,
-    /// Its `remote_request_id` is known, its bytes are not the same.
+    /// The `remote_request_id` is known, but the bytes differ.
     Altered,
-    /// Nobody issued it.
+    /// The `remote_request_id` is missing or unknown.
     Unknown,
 }
 
@@ -150,35 +151,35 @@ struct Book {
     order: VecDeque<String>,
 }
 
-/// The handoffs issued by the engines that share it.
+/// A registry of the handoffs that a group of engines has issued.
 ///
-/// Clones share one book: give the same registry to the prefill and the decode
-/// engines of a test.
+/// Clones share their contents. Give clones of one registry to the prefill and decode engines of a
+/// test.
 #[derive(Clone, Debug, Default)]
 pub struct HandoffRegistry {
     book: Arc<Guarded<Book>>,
 }
 
 impl HandoffRegistry {
-    /// An empty registry.
+    /// Returns an empty registry.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many handoffs it remembers.
+    /// Returns the number of handoffs in the registry.
     #[must_use]
     pub fn len(&self) -> usize {
         self.book.lock().issued.len()
     }
 
-    /// Whether it remembers none.
+    /// Returns whether the registry is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many of the handoffs it remembers were never used.
+    /// Returns the number of handoffs in the registry that were never used.
     #[must_use]
     pub fn unused(&self) -> usize {
         let book = self.book.lock();
@@ -188,7 +189,7 @@ impl HandoffRegistry {
             .count()
     }
 
-    /// The raw bytes of every handoff it remembers, in the order of issue.
+    /// Returns the raw bytes of all handoffs in the registry, in the order of issue.
     #[must_use]
     pub fn issued(&self) -> Vec<String> {
         let book = self.book.lock();
@@ -199,7 +200,7 @@ impl HandoffRegistry {
             .collect()
     }
 
-    /// Remembers a handoff.
+    /// Records a handoff.
     pub(crate) fn issue(&self, id: String, raw: &str, prompt_sha256: &str) {
         let mut book = self.book.lock();
         if book.order.len() >= HANDOFFS_MAX
@@ -218,7 +219,7 @@ impl HandoffRegistry {
         );
     }
 
-    /// Judges a handoff that came back, and counts the use.
+    /// Verifies a handoff that a decode request carries, and counts the use.
     pub(crate) fn redeem(&self, raw: &str, prompt_sha256: &str) -> Verdict {
         let id = Fields::parse(raw.as_bytes())
             .ok()
@@ -241,17 +242,17 @@ impl HandoffRegistry {
     }
 }
 
-/// Counts across engines: one that is started again on the same port must not
-/// repeat what its predecessor handed out.
+/// Number of the next handoff, counted over all engines: an engine that is started again on the
+/// same port must not repeat its predecessor's ids.
 static NEXT_HANDOFF: AtomicU64 = AtomicU64::new(0);
 
-/// Prints the handoffs of one engine.
+/// Issues the handoffs of one engine.
 #[derive(Debug, Default)]
 pub(crate) struct Issuer {
     last: Guarded<Option<String>>,
 }
 
-/// What a fresh handoff says about its engine and its request.
+/// The values that a fresh handoff contains or is recorded with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms<'a> {
     pub(crate) engine_id: &'a str,
@@ -262,8 +263,8 @@ pub(crate) struct Terms<'a> {
 }
 
 impl Issuer {
-    /// The members to put into the answer, each with a comma before it; empty
-    /// where the answer carries none. A fresh handoff goes into `registry`.
+    /// Returns the members to insert into a response, each with a leading comma, or an empty string
+    /// for [`HandoffShape::Omit`]. A fresh handoff is recorded in `registry`.
     pub(crate) fn members(
         &self,
         shape: HandoffShape,
@@ -294,7 +295,7 @@ impl Issuer {
         format!(",\"kv_transfer_params\":{value}")
     }
 
-    /// Prints a handoff nobody else has, and remembers it.
+    /// Formats a unique handoff and records it.
     fn fresh(&self, blocks: &str, registry: &HandoffRegistry, terms: Terms<'_>) -> String {
         let nth = NEXT_HANDOFF.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{}-{nth:x}", terms.engine_id, terms.port);
@@ -316,13 +317,13 @@ impl Issuer {
     }
 }
 
-/// Block ids per KV-cache group; the last one does not fit a double.
+/// Block ids per KV-cache group; the last one cannot be represented exactly as a double.
 const NESTED: &str = "[[1, 2,3 ,9007199254740993]]";
 
-/// Block ids as older releases sent them.
+/// Block ids as a flat list, as older vLLM releases sent them.
 const FLAT: &str = "[1, 2,3 ,9007199254740993]";
 
-/// Members that a proxy which parses and prints again would change.
+/// Members whose bytes change if a proxy parses and prints them again.
 const ODDITIES: &str = "\"remote_blocks_expiry_time\":null,\"transfer_mode\":\"pull\",\
      \"mock_nonce\":12345678901234567890,\"mock_floats\":[1.0,1e5,0.1e-7,-0.0],\
      \"mock_escapes\":\"\\u003c\\u00e9\\/\\ud83d\\ude00\",\"mock_text\":\"é漢字🙂\",\
