@@ -1,7 +1,7 @@
-//! Answers in the shape each API gives them, whole or event by event.
+//! Response bodies in the format of each API, as one JSON object or as a stream of events.
 //!
-//! The text of an answer is a function of the prompt's hash, so a test can
-//! tell from any part of it whose answer it is and whether a piece is missing.
+//! The generated text is a function of the prompt's hash. From any part of the text, a test can
+//! determine which prompt it belongs to and whether tokens are missing.
 
 use std::fmt::Write as _;
 
@@ -10,13 +10,13 @@ use serde_json::Value;
 use crate::api::{Ask, Kind};
 use crate::config::{EngineConfig, UsageShape};
 
-/// The text of an answer of `tokens` tokens to the prompt with this hash.
+/// Returns the text of a response of `tokens` tokens to the prompt with this hash.
 #[must_use]
 pub fn expected_text(prompt_sha256: &str, tokens: u32) -> String {
     text_from(tag_of(prompt_sha256), 0, tokens)
 }
 
-/// As [`expected_text`], from the token `first` on.
+/// Returns `tokens` tokens of text, starting with token number `first`.
 fn text_from(tag: &str, first: u32, tokens: u32) -> String {
     let mut text = String::with_capacity(tokens as usize * 14);
     for i in first..first.saturating_add(tokens) {
@@ -25,17 +25,17 @@ fn text_from(tag: &str, first: u32, tokens: u32) -> String {
     text
 }
 
-/// The token ids of an answer of `tokens` tokens to the prompt with this hash.
+/// Returns the token ids of a response of `tokens` tokens to the prompt with this hash.
 #[must_use]
 pub fn expected_token_ids(prompt_sha256: &str, tokens: u32) -> Vec<u32> {
     let seed = seed_of(tag_of(prompt_sha256));
     (0..tokens).map(|i| token_id(seed, i)).collect()
 }
 
-/// What stands for the prompt's hash in an answer with somebody else's text.
+/// Replaces the prompt's hash in a response that contains another prompt's text.
 pub const FOREIGN_TAG: &str = "f0e19000";
 
-/// What of the hash is in each token.
+/// Returns the part of the prompt's hash that each token of text contains.
 pub(crate) fn tag_of(prompt_sha256: &str) -> &str {
     prompt_sha256.get(..8).unwrap_or(prompt_sha256)
 }
@@ -48,7 +48,7 @@ fn token_id(seed: u32, i: u32) -> u32 {
     ((u64::from(seed) + u64::from(i)) % 50_000) as u32
 }
 
-/// Everything that goes into one answer.
+/// The contents of one response.
 #[derive(Debug)]
 pub(crate) struct Response {
     kind: Kind,
@@ -57,11 +57,11 @@ pub(crate) struct Response {
     created: u64,
     tag: String,
     tokens: u32,
-    /// Tokens of the same text that went before.
+    /// Number of the first token; greater than 0 if the request continues an earlier response.
     first: u32,
     choices: u32,
     limited: bool,
-    /// The finish reason `cache_threshold` and not a token.
+    /// Whether the response has the finish reason `cache_threshold` and no generated token.
     cold: bool,
     prompt_tokens: u64,
     cached: u64,
@@ -69,13 +69,13 @@ pub(crate) struct Response {
     null_usage: bool,
     include_usage: bool,
     continuous_usage: bool,
-    /// The handoff members, each with a comma before it.
+    /// The members of the handoff, each with a leading comma.
     handoff: String,
-    /// A long member, with a comma before it, or nothing.
+    /// A long member with a leading comma, or an empty string.
     pad: String,
 }
 
-/// What an answer takes from outside the request.
+/// The inputs of a response that do not follow from the request's body or the configuration.
 #[derive(Debug)]
 pub(crate) struct Circumstances {
     pub(crate) id: String,
@@ -120,12 +120,12 @@ impl Response {
         }
     }
 
-    /// How many tokens it has.
+    /// Returns the number of tokens that take time to generate.
     pub(crate) fn tokens(&self) -> u32 {
         self.tokens
     }
 
-    /// The answer as one JSON body.
+    /// Returns the response as one JSON body.
     pub(crate) fn whole(&self) -> String {
         match self.kind {
             Kind::Chat | Kind::Completions => self.whole_openai(),
@@ -207,7 +207,7 @@ impl Response {
         )
     }
 
-    /// The `response` object, complete or at its start.
+    /// Returns the `response` object of the responses API, complete or as in the first events.
     fn response_object(&self, complete: bool) -> String {
         let status = match (complete, self.limited || self.cold) {
             (false, _) => "in_progress",
@@ -251,7 +251,7 @@ impl Response {
         )
     }
 
-    /// The text as a JSON string; it holds nothing to escape.
+    /// Returns the text as a JSON string. It contains no characters that need escaping.
     fn text(&self) -> String {
         if self.cold {
             return "\"\"".to_owned();
@@ -284,7 +284,7 @@ impl Response {
         }
     }
 
-    /// `,"usage":…` for so many tokens, in the configured shape.
+    /// Returns `,"usage":…` for `tokens` tokens in the configured shape, or an empty string.
     fn usage_member(&self, tokens: u32) -> String {
         match self.usage {
             UsageShape::Missing => String::new(),
@@ -338,23 +338,23 @@ impl Response {
     }
 }
 
-/// An event of a stream.
+/// One event of a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) text: String,
-    /// The token it carries, for pacing.
+    /// Number of the token that the event carries, used for pacing.
     pub(crate) token: u32,
 }
 
-/// The events of a stream, made one at a time.
+/// The events of a stream, created one at a time.
 #[derive(Debug)]
 pub(crate) struct Events {
     response: Response,
-    /// Events that come before the first token, last one first.
+    /// Remaining events before the first token, in reverse order.
     before: Vec<String>,
     token: u32,
     choice: u32,
-    /// Events that come after the last token, last one first; made late.
+    /// Remaining events after the last token, in reverse order; created after the last token.
     after: Option<Vec<String>>,
 }
 
@@ -371,7 +371,7 @@ impl Events {
         }
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub(crate) fn next(&mut self) -> Option<Event> {
         if let Some(text) = self.before.pop() {
             return Some(Event { text, token: 0 });
@@ -401,7 +401,7 @@ impl Events {
 }
 
 impl Response {
-    /// The events before the first token.
+    /// Returns the events before the first token.
     fn before(&self) -> Vec<String> {
         match self.kind {
             Kind::Chat => (0..self.choices)
@@ -460,7 +460,7 @@ impl Response {
         }
     }
 
-    /// The event of one token of one choice.
+    /// Returns the event for token `token` of choice `index`.
     fn token_event(&self, token: u32, index: u32) -> String {
         let last = token + 1 == self.tokens;
         let finish = if last { self.finish() } else { "null" };
@@ -525,7 +525,7 @@ impl Response {
         }
     }
 
-    /// The events after the last token.
+    /// Returns the events after the last token.
     fn after(&self) -> Vec<String> {
         match self.kind {
             Kind::Chat | Kind::Completions | Kind::Generate => self.after_openai(),
@@ -586,7 +586,7 @@ impl Response {
             typed(
                 "response.completed",
                 seq + 3,
-                // A handoff printed over two lines would end the data line.
+                // Handoffs contain line breaks, which would end the `data:` line.
                 &format!(
                     "\"response\":{}",
                     self.response_object(true).replace(['\r', '\n'], " ")
@@ -595,7 +595,7 @@ impl Response {
         ]
     }
 
-    /// A chat or completions event with these choices and trailing members.
+    /// Returns a chat or completions event with these choices and trailing members.
     fn openai_event(&self, choices: &str, members: &str) -> String {
         let object = match self.kind {
             Kind::Chat => "chat.completion.chunk",
@@ -610,7 +610,7 @@ impl Response {
         )
     }
 
-    /// The `usage` member of a chunk that carries a token.
+    /// Returns the `usage` member of an event other than the final usage event, if it has one.
     fn chunk_usage(&self, tokens: u32) -> String {
         if self.continuous_usage {
             self.usage_member(tokens)
