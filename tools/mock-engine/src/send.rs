@@ -1,5 +1,5 @@
-//! From the plan of an answer to its bytes, at its pace, and as broken as the
-//! fault of the day demands.
+//! Sends a [`Plan`]: formats its bytes, paces the tokens, and applies the faults that a [`Wire`]
+//! contains.
 
 use std::time::Instant;
 
@@ -8,15 +8,16 @@ use crate::http::{Gone, after};
 use crate::response::Events;
 use crate::wire::{Content, Cut, Delimiter, Next, Plan, Wire, head};
 
-/// Output gathered before it is written when nothing has to be waited for.
+/// Number of bytes of output after which buffered events are written, if no pause flushes them
+/// earlier.
 const GATHER_BYTES: usize = 16 << 10;
 
-/// What vLLM sends when the engine fails after the stream began.
+/// The event that vLLM sends when the engine fails after a stream has started.
 const ERROR_EVENT: &str = "data: {\"error\":{\"message\":\"EngineCore encountered an issue.\",\
      \"type\":\"InternalServerError\",\"param\":null,\"code\":500}}\n\n";
 
 impl Exchange<'_> {
-    /// Writes `plan` as `wire` says.
+    /// Sends `plan` in the way that `wire` specifies.
     pub(crate) async fn send(&mut self, plan: Plan, wire: Wire) -> Result<Ended, Gone> {
         let start = Instant::now();
         self.conn.slow = wire.slow;
@@ -74,7 +75,9 @@ impl Exchange<'_> {
         Ok(Ended::Responded(next))
     }
 
-    /// A whole answer waits for all of its tokens, a stream for its first.
+    /// Waits for the other leg and for [`crate::Engine::release`] if required, then for the time
+    /// that generation takes: up to the first token of a stream, or up to the last token of a whole
+    /// response.
     async fn wait_for_first_token(
         &mut self,
         plan: &Plan,
@@ -129,7 +132,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Writes what is gathered; a body that is not cut gets its terminator.
+    /// Ends the body. If `cut` truncates it, writes the buffered output; otherwise appends the
+    /// terminator of a chunked body.
     async fn flush_cut(&mut self, cut: Option<Cut>, chunked: bool) -> Result<Option<Cut>, Gone> {
         match cut {
             Some(Cut::Reset | Cut::Truncate | Cut::Stall) => self.flush().await?,
@@ -162,7 +166,7 @@ impl Exchange<'_> {
                 return self.flush_cut(Some(cut), chunked).await;
             }
             let Some(event) = events.next() else {
-                // An answer with fewer events is cut before its terminator.
+                // A response with too few events for the fault is truncated before its terminator.
                 return self.flush_cut(wire.cut.map(|(_, cut)| cut), chunked).await;
             };
             if !itl.is_zero() && event.token > 0 {

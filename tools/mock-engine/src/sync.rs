@@ -1,15 +1,15 @@
-//! A mutex that survives a panicking test thread.
+//! A mutex that ignores poisoning, and a gate that tasks wait at.
 //!
-//! A test that fails while it holds a lock must not take the engine's answers
-//! to every other test with it, so poisoning is ignored: each critical section
-//! here leaves its data whole.
+//! A test that panics while it holds a lock must not break the engine for the other threads that
+//! use it. Ignoring the poisoning is sound because every critical section in this crate leaves its
+//! data consistent.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Data behind a mutex that ignores poisoning.
+/// Data inside a mutex that ignores poisoning.
 #[derive(Debug, Default)]
 pub(crate) struct Guarded<T>(Mutex<T>);
 
@@ -35,7 +35,7 @@ pub(crate) fn wait<'a, T>(
         .0
 }
 
-/// What some wait at until it is opened; open at first.
+/// A gate that tasks wait at until it is opened. Initially open.
 #[derive(Debug)]
 pub(crate) struct Gate(watch::Sender<bool>);
 
@@ -54,9 +54,9 @@ impl Gate {
         self.0.send_replace(false);
     }
 
-    /// Returns once it is open.
+    /// Waits until the gate is open.
     pub(crate) async fn opened(&self) {
-        // An error means that the engine is gone, and this with it.
+        // Cannot fail: the sender is `self.0`.
         let _ = self.0.subscribe().wait_for(|open| *open).await;
     }
 }
