@@ -1,7 +1,7 @@
-//! An engine behind TLS: the same bytes, encrypted.
+//! TLS for an engine's TCP connections.
 //!
-//! Plain rustls around a plain socket; nothing of it is shared with ringside, whose mistakes it
-//! would hide.
+//! This uses rustls directly on a socket. It shares no code with ringside, because shared code
+//! would hide ringside's mistakes from the tests.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
@@ -15,43 +15,44 @@ use tokio::net::TcpStream;
 
 use crate::sync::Guarded;
 
-/// What an engine needs to speak TLS.
+/// The TLS configuration of an engine.
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ServerConfig>,
-    /// Whether a close is announced; some servers do not.
+    /// Whether to send `close_notify` before closing; some servers do not.
     close_notify: bool,
 }
 
 impl Tls {
-    /// A chain and its key, both PEM.
+    /// Returns a configuration with a certificate chain and its private key, both in PEM format.
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// Returns an error if one of them is invalid or if they do not belong together.
     pub fn new(chain: &[u8], key: &[u8]) -> io::Result<Self> {
         Self::with(chain, key, None)
     }
 
-    /// As [`Tls::new`]; clients must show a certificate that leads to one of `roots` (PEM).
+    /// Like [`Tls::new`], but requires client certificates that chain up to one of `roots` (PEM).
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// Returns an error if one of the arguments is invalid or if chain and key do not belong
+    /// together.
     pub fn with_clients_of(chain: &[u8], key: &[u8], roots: &[u8]) -> io::Result<Self> {
         Self::with(chain, key, Some(roots))
     }
 
-    /// From files.
+    /// Like [`Tls::new`], with the paths of two PEM files.
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// Returns an error if a file cannot be read, or if [`Tls::new`] fails.
     pub fn from_files(chain: &Path, key: &Path) -> io::Result<Self> {
         Self::new(&std::fs::read(chain)?, &std::fs::read(key)?)
     }
 
-    /// Closes without a word.
+    /// Closes connections without sending `close_notify`.
     #[must_use]
     pub fn without_close_notify(mut self) -> Self {
         self.close_notify = false;
@@ -89,7 +90,7 @@ fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
         .map_err(io::Error::other)
 }
 
-/// A client's connection behind TLS, as ready and unready as a socket.
+/// A TLS connection from a client, with the readiness interface of a plain socket.
 #[derive(Debug)]
 pub(crate) struct TlsStream {
     tcp: TcpStream,
@@ -100,7 +101,7 @@ pub(crate) struct TlsStream {
 #[derive(Debug)]
 struct State {
     session: ServerConnection,
-    /// Decrypted bytes that were not read.
+    /// Number of decrypted bytes that have not been read yet.
     unread: usize,
 }
 
@@ -130,13 +131,13 @@ impl State {
         Ok(())
     }
 
-    /// Receives once. `false`: the connection has ended.
+    /// Receives once from the socket. Returns `false` if the connection has ended.
     fn receive(&mut self, tcp: &TcpStream) -> io::Result<bool> {
         if self.session.read_tls(&mut Socket(tcp))? == 0 {
             return Ok(false);
         }
         let processed = self.session.process_new_packets();
-        // The alert that says why, or what the handshake answers.
+        // Send handshake messages, or the alert that reports the error, before returning it.
         let flushed = self.flush(tcp);
         match processed {
             Ok(state) => self.unread = state.plaintext_bytes_to_read(),
@@ -150,7 +151,7 @@ impl State {
 }
 
 impl TlsStream {
-    /// Shakes hands.
+    /// Performs the server side of the handshake.
     pub(crate) async fn accept(tcp: TcpStream, tls: &Tls) -> io::Result<Self> {
         let session = ServerConnection::new(Arc::clone(&tls.config)).map_err(io::Error::other)?;
         let stream = Self {
@@ -209,7 +210,7 @@ impl TlsStream {
         }
     }
 
-    /// Sends what is kept, and waits until more may be.
+    /// Waits until the socket is writable and all buffered TLS records have been sent.
     pub(crate) async fn writable(&self) -> io::Result<()> {
         loop {
             self.tcp.writable().await?;
@@ -262,7 +263,7 @@ impl Drop for TlsStream {
         if self.close_notify {
             self.with(|state| {
                 state.session.send_close_notify();
-                // What does not fit now is not worth a wait.
+                // If the socket does not accept the alert now, it is not sent: drop cannot wait.
                 let _ = state.flush(&self.tcp);
             });
         }
