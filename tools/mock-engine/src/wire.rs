@@ -1,6 +1,7 @@
-//! An answer before it is written, and how a fault bends the writing.
+//! Responses before they are written, and the effect of faults on writing them.
 //!
-//! A [`Plan`] says what is answered, a [`Wire`] how; [`head`] prints the head.
+//! A [`Plan`] contains the response, a [`Wire`] specifies how it is written, and [`head`] formats
+//! the response head.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,30 +11,30 @@ use crate::fault::Fault;
 use crate::kv::Wait;
 use crate::response::Events;
 
-/// The body of an answer.
+/// The body of a response.
 #[derive(Debug)]
 pub(crate) enum Content {
-    /// A body of known length, and the tokens it took to make.
+    /// A body of known length, and the number of tokens generated for it.
     Whole(Vec<u8>, u32),
     /// A stream of events.
     Events(Box<Events>),
-    /// No body; a length only where one is named (304).
+    /// No body, with an optional `content-length` (304).
     Nothing(Option<u64>),
 }
 
-/// What is answered.
+/// A response to send.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) status: u16,
     pub(crate) content_type: String,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) content: Content,
-    /// What it waits for before the first token.
+    /// The other leg to wait for before the first token.
     pub(crate) wait: Option<Wait>,
 }
 
 impl Plan {
-    /// A body that is ready at once.
+    /// A response whose body needs no generation time.
     pub(crate) fn new(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
         Self {
             status,
@@ -44,12 +45,12 @@ impl Plan {
         }
     }
 
-    /// JSON that is ready at once.
+    /// A JSON response that needs no generation time.
     pub(crate) fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self::new(status, JSON, body)
     }
 
-    /// JSON that takes so many tokens to make.
+    /// A JSON response that takes the time of generating `tokens` tokens.
     pub(crate) fn generated(body: String, tokens: u32) -> Self {
         Self {
             content: Content::Whole(body.into(), tokens),
@@ -57,7 +58,7 @@ impl Plan {
         }
     }
 
-    /// A stream.
+    /// A stream of events.
     pub(crate) fn stream(events: Events) -> Self {
         Self {
             content: Content::Events(Box::new(events)),
@@ -88,7 +89,7 @@ impl From<Refusal> for Plan {
 const JSON: &str = "application/json";
 const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 
-/// The answer a fault puts in place of the real one.
+/// Returns the response that `fault` sends instead of the real one, if it has one.
 pub(crate) fn substitute(fault: &Fault) -> Option<Plan> {
     Some(match fault {
         Fault::Status {
@@ -106,70 +107,71 @@ pub(crate) fn substitute(fault: &Fault) -> Option<Plan> {
     })
 }
 
-/// The gzip magic, then bytes that are no deflate stream.
+/// The gzip magic number, then bytes that are not a deflate stream.
 const OPAQUE: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xff\xfe\x00\x80opaque\r\n\r\n\x00";
 const PAGE: &str = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>\n";
 const HALF: &str =
     "{\"id\":\"cmpl-half\",\"choices\":[{\"index\":0,\"kv_transfer_params\":{\"do_rem";
 
-/// How the connection ends after an exchange.
+/// Action to take on the connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Wait for the next request.
     KeepAlive,
-    /// Close when the next request begins.
+    /// Close when the first byte of the next request arrives.
     KeepUntilNextRequest,
     Close,
-    /// Close after taking what the client still sends.
+    /// Send FIN, then discard what the client still sends before closing.
     CloseGently,
     Reset,
 }
 
-/// What to do in the middle of a body.
+/// A failure after part of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     Reset,
     Truncate,
     Stall,
-    /// An error event, then a proper end.
+    /// An error event, then the regular end of the stream.
     Error,
 }
 
 /// How the body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delimiter {
-    /// Length where it is known, else chunks.
+    /// `content-length` if the length is known, otherwise chunks.
     Proper,
-    /// Length and chunks.
+    /// `content-length` and chunks.
     Both,
-    /// A length that is too large.
+    /// A `content-length` that is too large.
     ExtraLength,
-    /// Neither.
+    /// The end of the connection: neither a length nor chunks.
     Close,
 }
 
-/// How an answer is written.
+/// Specifies how a response is written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wire {
-    /// `103`s before it.
+    /// Number of `103 Early Hints` responses sent first.
     pub(crate) interim: u32,
     pub(crate) delimiter: Delimiter,
     pub(crate) bare_lf: bool,
     pub(crate) http10: bool,
-    /// After the head only.
+    /// Sends the head, then nothing more.
     pub(crate) stall_after_head: bool,
-    /// Until the engine is told to go on.
+    /// Waits for [`crate::Engine::release`].
     pub(crate) held: bool,
-    /// After this many events.
+    /// A failure after this many events.
     pub(crate) cut: Option<(u32, Cut)>,
+    /// Bytes per write, and the pause between writes.
     pub(crate) slow: Option<(usize, Duration)>,
     pub(crate) garbage_after: bool,
-    /// What happens to the connection, where a fault says so.
+    /// Action to take on the connection, if a fault determines it.
     pub(crate) next: Option<Next>,
 }
 
 impl Wire {
-    /// How `fault` bends the writing.
+    /// Returns how to write a response with `fault`.
     pub(crate) fn of(fault: Option<&Fault>) -> Self {
         let mut wire = Self {
             interim: 0,
@@ -213,7 +215,7 @@ impl Wire {
         wire
     }
 
-    /// Whether the body goes out in chunks.
+    /// Returns whether the body is sent in chunks.
     pub(crate) fn chunked(&self, content: &Content, minor_version: u8) -> bool {
         match (self.delimiter, content) {
             (Delimiter::Both, _) => true,
@@ -224,7 +226,7 @@ impl Wire {
     }
 }
 
-/// Prints the head of an answer.
+/// Formats the head of a response.
 pub(crate) fn head(plan: &Plan, wire: &Wire, chunked: bool, announce_close: bool) -> String {
     let version = if wire.http10 { "1.0" } else { "1.1" };
     let mut head = format!("HTTP/{version} {} {}\r\n", plan.status, reason(plan.status));
@@ -294,7 +296,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// An IMF-fixdate (RFC 9110, section 5.6.7).
+/// Formats a time as an IMF-fixdate (RFC 9110, section 5.6.7).
 fn date(now: SystemTime) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = [
@@ -302,7 +304,7 @@ fn date(now: SystemTime) -> String {
     ];
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let days = seconds / 86_400;
-    // Days since 1 March of year 0; an era is 400 years, 146097 days.
+    // Days since 1 March of year 0. An era has 400 years, which are 146097 days.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era =
