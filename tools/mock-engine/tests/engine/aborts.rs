@@ -1,4 +1,4 @@
-//! The client goes away: noticed at once, whatever the engine is doing.
+//! A client disconnect is detected immediately in every phase of a request.
 
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ fn wait_state(engine: &Engine, pred: impl Fn(&State) -> bool) -> Seen {
         .remove(0)
 }
 
-/// Waits for the abort and returns its phase; it must come soon after `since`.
+/// Waits until the engine detects the abort, at most 500 ms after `since`, and returns its phase.
 fn phase(engine: &Engine, since: Instant) -> AbortPhase {
     let seen = wait_state(engine, State::is_aborted);
     let State::Aborted { at, phase } = seen.state else {
@@ -69,8 +69,8 @@ fn before_the_first_token() {
 
 #[test]
 fn behind_pipelined_bytes() {
-    // Up to the read-ahead bound. Far past it the FIN itself is stuck behind a
-    // closed receive window, and no server can see it without reading.
+    // Up to the limit of the read-ahead buffer. With many more bytes, the receive window is closed,
+    // so the FIN does not arrive and no server can detect the disconnect without reading.
     for bytes in [100, 1 << 20] {
         let engine = engine(FOREVER, Duration::ZERO);
         let mut client = Client::new(&engine);

@@ -1,4 +1,4 @@
-//! A blocking client that shows the bytes.
+//! A blocking HTTP client that gives access to the raw bytes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -8,19 +8,19 @@ use mock_engine::Engine;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// No wait in these tests may last longer.
+/// Maximum duration of any wait in these tests.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A connection to an engine.
 pub(crate) struct Client(pub(crate) TcpStream);
 
-/// An answer read to its end.
+/// A complete response.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
-    /// The pieces of a chunked body.
+    /// The chunks of a chunked body.
     pub(crate) chunks: Vec<String>,
 }
 
@@ -37,7 +37,7 @@ impl Response {
             .map(|(_, value)| value)
     }
 
-    /// The JSON of each `data:` line.
+    /// Returns the JSON of each `data:` line.
     pub(crate) fn events(&self) -> Vec<Value> {
         self.chunks
             .iter()
@@ -56,7 +56,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// A POST with a JSON body.
+/// Formats a POST request with a JSON body.
 pub(crate) fn post(path: &str, body: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nhost: e\r\ncontent-type: application/json\r\n\
@@ -65,7 +65,7 @@ pub(crate) fn post(path: &str, body: &str) -> String {
     )
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection and returns the response.
 pub(crate) fn ask(engine: &Engine, request: &str) -> Response {
     let mut client = Client::new(engine);
     client.send(request);
@@ -83,7 +83,8 @@ impl Client {
         self.0.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Everything up to the close, and how the close came.
+    /// Reads until the connection ends. Returns all bytes, and the error unless it ended with a
+    /// FIN.
     pub(crate) fn rest(&mut self) -> (Vec<u8>, Option<ErrorKind>) {
         let mut all = Vec::new();
         let error = self.0.read_to_end(&mut all).err().map(|e| e.kind());
@@ -115,7 +116,7 @@ impl Client {
         Some(body)
     }
 
-    /// An answer, or `None` if the connection ends before its end.
+    /// Reads a response. Returns `None` if the connection ends before the response is complete.
     pub(crate) fn response(&mut self) -> Option<Response> {
         let head = self.head()?;
         let mut response = Response {

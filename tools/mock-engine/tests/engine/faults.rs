@@ -1,4 +1,4 @@
-//! Each fault does what it says.
+//! Each fault has the documented effect.
 
 use std::io::{ErrorKind, Read};
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn engine(fault: Fault) -> Engine {
     engine
 }
 
-/// Sends one request and reads to the end of the connection.
+/// Sends one request with a fault set, and reads until the connection ends.
 fn raw(fault: Fault, body: &str) -> (String, Option<ErrorKind>) {
     let engine = engine(fault);
     let mut client = Client::new(&engine);

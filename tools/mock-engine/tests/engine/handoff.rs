@@ -1,4 +1,4 @@
-//! The two-step exchange between two engines.
+//! Split requests with NIXL version 2, between a prefill and a decode engine.
 
 use mock_engine::{
     Engine, EngineConfig, FOREIGN_TAG, Fault, HandoffRegistry, HandoffShape, expected_text,
@@ -31,7 +31,7 @@ fn pair() -> (Engine, Engine) {
     )
 }
 
-/// The raw bytes of the handoff in an answer.
+/// Returns the raw bytes of the handoff in a response.
 fn handoff(response: &Response) -> String {
     let text = String::from_utf8(response.body.clone()).unwrap();
     let from = text.find("\"kv_transfer_params\":").unwrap() + 21;

@@ -1,5 +1,5 @@
-//! The contracts of the connectors other than NIXL, version 2: what is admitted, what is refused
-//! and for which field, and how legs meet.
+//! The contracts of the connectors other than NIXL version 2: accepted requests, the member that
+//! each refusal names, and how the two legs wait for each other.
 
 use mock_engine::{
     BlockBook, Engine, EngineConfig, EngineIds, Fault, HandoffShape, KvContract, Meetings,
@@ -12,7 +12,7 @@ const CHAT: &str = "/v1/chat/completions";
 const GENERATE: &str = "/inference/v1/generate";
 const UUID: &str = "6ba7b810-9dad-41d1-80b4-00c04fd430c8";
 
-/// A prefill and a decode engine under one contract.
+/// Starts a prefill and a decode engine with the same contract.
 fn pair(contract: &KvContract) -> (Engine, Engine) {
     let start = |config: EngineConfig| {
         let contract = contract.clone();
@@ -123,7 +123,7 @@ fn sglang_legs_meet_in_their_room() {
     assert_eq!(decode.counters().responded, 0);
     admitted(&send(&prefill, &room("7")), 3);
     admitted(&waiting.response().unwrap(), 3);
-    // A prefill that waits, too, is answered after the decode has come.
+    // A prefill leg that waits as well gets its response after the decode leg has arrived.
     meetings.prefill_waits(true);
     let mut waiting = Client::new(&prefill);
     waiting.send(&post(CHAT, &body(&room("8"))));
@@ -222,7 +222,7 @@ fn mooncake() {
         "one leg has e0, one e1",
     );
     admitted(&send(&decode, &second), 3);
-    // A restart.
+    // A restart of the prefill engine.
     terms.engines.set(&["n0", "n1"]);
     refused(&send(&decode, &second), 500, "unknown engine e1");
     assert_eq!(ask(&bootstrap, query).json()["0"]["engine_id"], "n0");

@@ -1,4 +1,4 @@
-//! The engine as its users see it: over a socket, from outside.
+//! Tests of the engine over its sockets, through the public API.
 
 #![expect(
     clippy::unwrap_used,

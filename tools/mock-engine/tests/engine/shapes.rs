@@ -1,4 +1,4 @@
-//! The shape of each API's answers.
+//! The format of each API's responses.
 
 use std::time::{Duration, Instant};
 

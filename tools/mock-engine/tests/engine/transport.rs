@@ -1,4 +1,4 @@
-//! Connections: framing, keep-alive, refusal, ranks.
+//! Connections: framing, keep-alive, refused connects, ranks.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
