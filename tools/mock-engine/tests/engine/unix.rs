@@ -1,4 +1,4 @@
-//! Engines on Unix sockets: whose file it is, and that all else is the same.
+//! Engines on Unix sockets: ownership of the socket file, and the same behaviour as over TCP.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -10,7 +10,7 @@ use mock_engine::{Engine, EngineConfig, Place};
 
 use crate::client::{DEADLINE, post};
 
-/// A folder of this test, removed at the end.
+/// A temporary directory, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -54,7 +54,7 @@ fn expect_serves(stream: std::io::Result<UnixStream>) {
 fn the_file_comes_and_goes_with_the_engine() {
     let folder = Folder::new();
     let path = folder.path();
-    // What a killed engine leaves behind.
+    // A killed engine leaves a stale socket file.
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     let engine = start(&path).unwrap();
@@ -66,7 +66,7 @@ fn the_file_comes_and_goes_with_the_engine() {
     expect_serves(UnixStream::connect(&path));
     assert_eq!(start(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
     expect_serves(UnixStream::connect(&path));
-    // A closed door keeps its place.
+    // While the engine refuses connects, its socket file remains.
     engine.refuse(true);
     let refused = UnixStream::connect(&path).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
