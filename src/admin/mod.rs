@@ -1,7 +1,7 @@
-//! The admin port: is the process alive, may it get traffic, what has it counted.
+//! The admin port: liveness, readiness and metrics.
 //!
-//! Runs on the control thread and only reads. Nothing here is authenticated, so nothing here
-//! changes anything or shows a request.
+//! Runs on the control plane's thread. Requests are not authenticated, so no page changes any state
+//! or shows the contents of client requests.
 
 use std::fmt;
 use std::future::Future;
@@ -18,36 +18,36 @@ use tokio::net::TcpListener;
 
 use crate::metrics::{CONTENT_TYPE, Registry};
 
-/// Name and state of each local decoder, asked when somebody looks.
+/// Returns the name and state of each local decoder; called when the readiness page lists them.
 pub type DecoderStates = Arc<dyn Fn() -> Vec<(String, &'static str)> + Send + Sync>;
 
 /// A line of the readiness page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// `false` keeps the process from being ready.
+    /// `false` makes the process not ready.
     pub is_good: bool,
-    /// What was looked at and what was found.
+    /// Name and result of the check.
     pub text: String,
 }
 
-/// Looks at something that readiness depends on.
+/// Performs a check that readiness depends on.
 pub type LookUp = Arc<dyn Fn() -> Check + Send + Sync>;
 
-/// What the admin port shows.
+/// The state that the admin port reports.
 #[derive(Clone)]
 pub struct AdminState {
-    /// The counters.
+    /// The metrics.
     pub registry: Arc<Registry>,
-    /// Shards that accept connections now.
+    /// Number of shards that are accepting connections.
     pub shards_listening: Arc<AtomicUsize>,
-    /// Shards there should be.
+    /// Number of shards that must be listening for the process to be ready.
     pub shards_expected: usize,
     /// Whether the process is shutting down.
     pub draining: Arc<AtomicBool>,
     /// State of the local decoders. Shown, but not part of readiness: while an engine loads its
-    /// model the sidecar answers 503 itself, and `/health` on the data port says the same.
+    /// model, ringside responds 503 to requests and to `/health` on the data port.
     pub decoders: DecoderStates,
-    /// Whether the allowlist is complete, where there is one.
+    /// Checks whether the allowlist is complete; `None` without an allowlist.
     pub allowlist: Option<LookUp>,
 }
 
@@ -61,10 +61,10 @@ impl fmt::Debug for AdminState {
     }
 }
 
-/// Serves until `shutdown` is done and the requests of that moment are answered.
+/// Serves until `shutdown` completes, then finishes the requests in flight.
 ///
 /// # Errors
-/// The listener's.
+/// Returns the listener's error.
 pub async fn serve(
     listener: TcpListener,
     state: AdminState,
@@ -85,7 +85,7 @@ fn routes(state: AdminState) -> Router {
         .with_state(state)
 }
 
-/// A shard that dies takes the process down, so a process that answers is alive.
+/// Always succeeds: if a shard fails, the process exits, so a process that responds is alive.
 async fn alive() -> &'static str {
     "ok\n"
 }
