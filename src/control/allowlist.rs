@@ -1,7 +1,8 @@
-//! The allowlist of targets: put together from its sources, published to the shards.
+//! The allowlist of targets: merged from its sources and published to the shards.
 //!
-//! Rules of the configuration always hold; a file and the pods of an `InferencePool` are followed.
-//! A source that cannot be read keeps what it said last, however old.
+//! Rules from the configuration are fixed. A rules file and the pods of an `InferencePool` are
+//! watched for changes. If a source cannot be read, the rules last read from it remain in effect,
+//! with no limit on their age.
 
 use std::fs::File;
 use std::io::Read;
@@ -17,7 +18,7 @@ use crate::limits::{ALLOW_FILE_BYTES_MAX, ALLOW_PROBLEMS_SHOWN_MAX};
 use crate::metrics::{AllowSource, AllowlistMetrics};
 use crate::proxy::TargetAllowlist;
 
-/// The list and what it is made of.
+/// The published list, its metrics and the sources it is merged from.
 #[derive(Debug)]
 pub(super) struct Allowlist {
     pub(super) targets: Arc<TargetAllowlist>,
@@ -29,18 +30,19 @@ pub(super) struct Allowlist {
 struct Sources {
     fixed: Vec<AllowRule>,
     file: Vec<AllowRule>,
-    /// The pool whose pods are not known yet.
+    /// The pool whose pods have not been listed yet.
     awaited: Option<String>,
     pods: Vec<AllowRule>,
     entries: usize,
 }
 
 impl Allowlist {
-    /// Reads what can be read at once, publishes it, and follows the sources from then on.
+    /// Reads the rules file, publishes the list, and spawns the tasks that watch the file and the
+    /// pool.
     ///
     /// # Errors
-    /// A file that cannot be read or has lines that are no rules; a pool that this build, or this
-    /// process, has no way to watch.
+    /// Returns an error if the file cannot be read or has invalid lines, or if this build cannot
+    /// watch a pool or this process has no access to the Kubernetes API.
     pub(super) async fn start(config: &AllowlistConfig) -> Result<Arc<Self>, Exit> {
         let list = Arc::new(Self {
             targets: TargetAllowlist::new(),
@@ -61,7 +63,7 @@ impl Allowlist {
         Ok(list)
     }
 
-    /// Replaces the pods; with the first ones the list is complete.
+    /// Replaces the rules of the pods. After the first call the list is complete.
     #[cfg_attr(not(feature = "k8s"), expect(dead_code, reason = "who has pods"))]
     pub(super) fn set_pods(&self, pods: Vec<AllowRule>) {
         self.change(|sources| {
@@ -70,7 +72,7 @@ impl Allowlist {
         });
     }
 
-    /// The line of the readiness page.
+    /// Returns the allowlist's line of the readiness page.
     pub(super) fn readiness(&self) -> Check {
         let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         Check {
@@ -83,7 +85,7 @@ impl Allowlist {
     }
 
     fn change(&self, change: impl FnOnce(&mut Sources)) {
-        // By this thread and, for one line, by the admin server on it.
+        // Only the control plane's thread takes this lock: the tasks here and the readiness page.
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut sources);
         let fixed_and_file = sources.fixed.iter().chain(&sources.file);
@@ -96,7 +98,7 @@ impl Allowlist {
 
     fn begin_file(self: &Arc<Self>, path: &Path) -> Result<(), Exit> {
         self.metrics.uses(AllowSource::File);
-        // Before the first reading: what changes after that is noticed.
+        // Start watching before the first read, so that no change in between is missed.
         let watch = DirWatch::around(path);
         let read = read_rules(path);
         match &read {
@@ -117,8 +119,8 @@ impl Allowlist {
     }
 }
 
-/// Reads the file again whenever its directory has changed. What it last came to is compared, so
-/// that other files of the directory and a repeated mistake change nothing.
+/// Reads the file again whenever its directory has changed. Acts only if the result differs from
+/// the last one, so changes to other files are ignored and the same error is not logged twice.
 async fn follow_file(
     list: Arc<Allowlist>,
     path: PathBuf,
@@ -146,10 +148,10 @@ async fn follow_file(
     }
 }
 
-/// The rules of a file, or what is wrong with it, as the end of a sentence about it.
+/// Reads the rules of a file. An error is the rest of a sentence that starts with the path.
 fn read_rules(path: &Path) -> Result<Vec<AllowRule>, String> {
     let cannot = |error: std::io::Error| format!("cannot be read: {error}");
-    // Opening a pipe would wait for its writer.
+    // Opening a named pipe would block until a writer opens it.
     if !path.metadata().map_err(cannot)?.is_file() {
         return Err("is not a file".to_owned());
     }
