@@ -1,7 +1,7 @@
-//! The certificate shown to clients: read, made, and renewed while connections are open.
+//! The certificate presented to clients: read from files or self-signed, and reloaded at run time.
 //!
-//! Whatever happens in its directory, what counts is whether the contents are others than before; a
-//! pair that cannot be used changes nothing.
+//! A reload happens only if the contents of the files differ from those last read. A pair of files
+//! that cannot be used leaves the current certificate in use.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -21,13 +21,13 @@ use crate::net::tls::Certificate;
 /// A certificate chain, leaf first, and the key of the leaf.
 pub(super) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// Days before the present that a certificate made here is valid from: clocks differ.
+/// A self-signed certificate's validity starts this many days in the past, since clocks differ.
 const MADE_DAYS_BEFORE: u32 = 1;
-/// Days it is valid; a new one is made at every start.
+/// Validity of a self-signed certificate in days. Each start generates a new one.
 const MADE_DAYS: u32 = 3650;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Why files give no certificate: what, and where.
+/// A certificate or key file that cannot be used, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FileError {
     path: PathBuf,
@@ -49,7 +49,7 @@ impl fmt::Display for FileError {
     }
 }
 
-/// Two PEM files as they were.
+/// The paths and contents of a certificate file and its key file, both PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Pem {
     certificate_file: PathBuf,
@@ -59,7 +59,7 @@ pub(super) struct Pem {
 }
 
 impl Pem {
-    /// Reads both.
+    /// Reads both files.
     pub(super) fn read(certificate_file: &Path, key_file: &Path) -> Result<Self, FileError> {
         Ok(Self {
             certificate_file: certificate_file.to_owned(),
@@ -73,7 +73,7 @@ impl Pem {
         Self::read(&folder.join("tls.crt"), &folder.join("tls.key"))
     }
 
-    /// What is in them.
+    /// Parses the certificate chain and the private key.
     pub(super) fn identity(&self) -> Result<Identity, FileError> {
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|error| FileError::new(&self.key_file, format!("no private key: {error}")))?;
@@ -89,7 +89,7 @@ impl Pem {
     }
 }
 
-/// The certificates of a PEM file; there is one at least.
+/// Reads the certificates of a PEM file; the result is not empty.
 pub(super) fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     chain(file, &read(file)?)
 }
@@ -106,7 +106,7 @@ fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileEr
     }
 }
 
-/// Reads a file that has a bounded size.
+/// Reads a file of at most [`CERTIFICATE_FILE_BYTES_MAX`].
 fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     let failed = |error: io::Error| FileError::new(path, error);
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -121,9 +121,10 @@ fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
-/// The certificate of a directory, and what keeps it up to date; within the control plane's runtime.
+/// Loads the certificate of a directory. Returns it and the [`Renewal`] that keeps it up to date.
+/// Must be called inside the control plane's runtime.
 pub(super) fn load(folder: &Path) -> Result<(Arc<Certificate>, Renewal), FileError> {
-    // Before it is read: what comes after that is told.
+    // Start watching before the first read, so that no change in between is missed.
     let watch = DirWatch::new(folder);
     let pem = Pem::read_in(folder)?;
     let (chain, key) = pem.identity()?;
@@ -138,8 +139,8 @@ pub(super) fn load(folder: &Path) -> Result<(Arc<Certificate>, Renewal), FileErr
     Ok((certificate, renewal))
 }
 
-/// Makes a certificate that signs itself, valid for `names` (names and addresses; what can be in no
-/// certificate is left out).
+/// Generates a self-signed certificate that is valid for `names`: DNS names and IP addresses. Skips
+/// strings that are neither.
 pub(super) fn make(names: &[String]) -> Result<Arc<Certificate>, String> {
     let failed = |error: rcgen::Error| error.to_string();
     let is_name = |name: &&String| {
@@ -168,17 +169,17 @@ pub(super) fn make(names: &[String]) -> Result<Arc<Certificate>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Keeps a certificate as its directory has it.
+/// Reloads a certificate when its directory changes.
 pub(super) struct Renewal {
     folder: PathBuf,
     certificate: Arc<Certificate>,
     watch: DirWatch,
-    /// What was there when last looked.
+    /// Result of the last read.
     seen: Result<Pem, FileError>,
 }
 
 impl Renewal {
-    /// Looks whenever something may have changed in the directory.
+    /// Reads the files again whenever the directory may have changed. Never returns.
     pub(super) async fn run(mut self, reloads: Arc<Reloads>) {
         loop {
             self.watch.changed().await;

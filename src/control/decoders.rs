@@ -1,7 +1,7 @@
-//! What is known of the local decoders, for the readiness page.
+//! Health of the local decoders, for the readiness page.
 //!
-//! A decoder is looked at only when somebody asks and the last look is old: an idle proxy sends
-//! its engine nothing.
+//! Decoders are checked only when the readiness page is requested and the last check is older than
+//! `LOOK_AGE_MAX`. Without such requests, an idle proxy sends nothing to its engines.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -22,9 +22,9 @@ use crate::admin::DecoderStates;
 use crate::fleet::{Address, Target};
 use crate::proxy::shard::Decoder;
 
-/// A look is good for this long.
+/// Age up to which a result is reused.
 const LOOK_AGE_MAX: Duration = Duration::from_secs(5);
-/// A decoder that has not answered by then counts as silent.
+/// Timeout after which a decoder is reported as silent.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
 
 const STATES: [&str; 5] = ["unknown", "ready", "not ready", "silent", "unreachable"];
@@ -34,7 +34,8 @@ struct Watched {
     state: AtomicU8,
 }
 
-/// Starts the task that looks, and gives what reads its results.
+/// Spawns the task that checks the decoders. Returns a function that reads the last results and
+/// starts another check if they are old.
 pub(super) fn watch(decoders: &[Decoder], tls: Option<Arc<ClientConfig>>) -> DecoderStates {
     let watched: Arc<Vec<Watched>> = Arc::new(
         decoders
@@ -76,7 +77,7 @@ async fn look(watched: Arc<Vec<Watched>>, tls: Option<Arc<ClientConfig>>, wanted
     }
 }
 
-/// Index into `STATES` of what a decoder says of itself.
+/// Requests a decoder's `/health` and returns the index of the result in `STATES`.
 async fn health(one: &Watched) -> u8 {
     if let Some(Address::Unix(socket)) = one.target.address() {
         let path = socket.sun_path();
@@ -85,15 +86,16 @@ async fn health(one: &Watched) -> u8 {
             Err(_) => 4,
         };
     }
-    // By name: what it resolved to at the start may have changed, or have been nothing.
+    // Connect by name: the addresses may have changed since the start, or the name may not have
+    // resolved then.
     match TcpStream::connect(one.target.to_string()).await {
         Ok(stream) => ask(stream, &one.target).await,
         Err(_) => 4,
     }
 }
 
-/// The same of a decoder that speaks TLS. Looked at rarely and by one at a time, so blocking calls
-/// on a thread of their own do.
+/// As [`health`], for a decoder with TLS. Uses blocking calls on a separate thread: checks are rare
+/// and sequential.
 async fn health_over_tls(one: &Watched, tls: Arc<ClientConfig>) -> u8 {
     let target = one.target.clone();
     let asked = tokio::task::spawn_blocking(move || {
