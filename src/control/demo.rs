@@ -1,7 +1,7 @@
-//! `ringside demo`: the main job on embedded engines, with nothing to set up.
+//! The `ringside demo` command: a split request on embedded mock engines, without any set-up.
 //!
-//! A prefill and a decode mock engine and a real sidecar run in this process; one streaming chat
-//! request goes through both legs over real sockets.
+//! A prefill mock engine, a decode mock engine and a real sidecar run in this process. A streaming
+//! chat completion request passes through both legs over TCP sockets.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,18 +13,18 @@ use super::sidecar::Running;
 use crate::cli::{self, Command, DemoOptions, Exit};
 use crate::config::Config;
 
-/// Times of the mock engines, so that the eye can follow.
+/// Delays of the mock engines, slow enough for a person to watch the tokens appear.
 const PREFILL: Duration = Duration::from_millis(120);
 const FIRST_TOKEN: Duration = Duration::from_millis(20);
 const TOKEN: Duration = Duration::from_millis(30);
 const TOKENS: u32 = 24;
-/// Nothing in the demo takes this long.
+/// Read timeout of the demo's client; no part of the demo takes this long.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Runs the demo.
 ///
 /// # Errors
-/// When it could not start, or the answer did not come as it should.
+/// Returns an error if the demo cannot start, or if the response is incomplete or wrong.
 pub fn run(options: DemoOptions) -> Result<(), Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -47,7 +47,7 @@ async fn show(options: DemoOptions) -> Result<(), Exit> {
     };
     let prefill = Engine::start(prefill, 0).map_err(failed)?;
     let decode = Engine::start(decode, 0).map_err(failed)?;
-    // Nobody else connects to a demo that ends by itself: any free port does.
+    // With `--once` no other client connects, so any free port will do.
     let port = if options.once {
         free_port().map_err(failed)?
     } else {
@@ -83,7 +83,7 @@ async fn show(options: DemoOptions) -> Result<(), Exit> {
     Ok(())
 }
 
-/// The sidecar's configuration, by the same way as from the command line.
+/// Builds the sidecar's configuration from a command line, through the same parser.
 fn config(port: u16, decode_port: u16) -> Result<Config, Exit> {
     let args = [
         "ringside".to_owned(),
@@ -114,7 +114,7 @@ fn body(prompt_tokens: u32) -> String {
     )
 }
 
-/// What the demo's client saw.
+/// The response as the demo's client observed it.
 struct Seen {
     first_token: Duration,
     total: Duration,
@@ -122,7 +122,7 @@ struct Seen {
     is_complete: bool,
 }
 
-/// Sends the request and prints each token when it comes.
+/// Sends the request and prints each token as it arrives.
 fn ask(port: u16, prefiller: &str, body: &str) -> std::io::Result<Seen> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(SILENCE_MAX))?;
@@ -170,7 +170,7 @@ fn ask(port: u16, prefiller: &str, body: &str) -> std::io::Result<Seen> {
     Ok(seen)
 }
 
-/// The text of a chat event of the mock engine, which escapes nothing in its tokens.
+/// Returns the text of a chat completion event. The mock engine's tokens contain no JSON escapes.
 fn token_of(event: &str) -> Option<&str> {
     let text = event.split_once(r#""content":""#)?.1.split_once('"')?.0;
     (!text.is_empty()).then_some(text)
@@ -208,7 +208,7 @@ fn report(seen: &Seen, metrics: &str) -> String {
     )
 }
 
-/// Mean of a histogram in the exposition text; 0 where nothing was counted.
+/// Returns the mean of a histogram in the exposition text; 0 if it has no observations.
 fn mean(metrics: &str, name: &str, label: &str) -> f64 {
     let value = |suffix: &str| {
         let start = format!("{name}{suffix}{{{label}}} ");
@@ -224,7 +224,8 @@ fn mean(metrics: &str, name: &str, label: &str) -> f64 {
     }
 }
 
-/// Prints at once, also into a pipe. A reader that went away does not matter to a demo.
+/// Prints and flushes, so that tokens also appear immediately in a pipe. Ignores write errors: the
+/// reader of the pipe may have closed it.
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes());

@@ -1,8 +1,9 @@
-//! What the log says of TLS handshakes that failed.
+//! Logs failed TLS handshakes.
 //!
-//! A shard counts each one and hands it over without waiting. Every one is a line at `debug`; of
-//! each kind with each kind of peer one line in a while is a warning, with the number of those in
-//! between, so that neither a scanner nor an engine with a wrong certificate floods the log.
+//! A shard counts each handshake and queues each failure without blocking. Failures worth a warning
+//! are logged at `warn` at most once per `SAME_AGAIN` for each kind of peer and outcome, with the
+//! number of those in between. All others are logged at `debug`. So neither a port scanner nor an
+//! engine with a wrong certificate floods the log.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,9 +16,9 @@ use tokio::sync::mpsc;
 use crate::metrics::{ShardMetrics, TlsPeer};
 use crate::net::tls::{End, Outcome, Report};
 
-/// Failures on their way to the log; more are counted but not written.
+/// Capacity of the queue. Failures beyond it are counted but not logged.
 const FAILURES_MAX: usize = 64;
-/// The same kind of failure is a warning again after this long.
+/// Minimum interval between two warnings of the same kind.
 const SAME_AGAIN: Duration = Duration::from_secs(30);
 
 struct Failure {
@@ -27,19 +28,20 @@ struct Failure {
     ip: Option<IpAddr>,
 }
 
-/// Takes failures from any thread.
+/// The sending side of the queue, usable from any thread.
 #[derive(Clone)]
 pub(super) struct Handshakes(mpsc::Sender<Failure>);
 
 impl Handshakes {
-    /// Starts the task that writes them.
+    /// Spawns the task that writes failures to the log.
     pub(super) fn start() -> Self {
         let (failures, reported) = mpsc::channel(FAILURES_MAX);
         tokio::spawn(write(reported));
         Self(failures)
     }
 
-    /// What a shard's handshakes with one kind of peer are told to.
+    /// Returns the callback that counts a shard's handshakes with one kind of peer and queues the
+    /// failures.
     pub(super) fn report(&self, peer: TlsPeer, metrics: &Arc<ShardMetrics>) -> Rc<Report> {
         let (failures, metrics) = (self.0.clone(), Arc::clone(metrics));
         Rc::new(move |end: &End<'_>| {
@@ -47,7 +49,7 @@ impl Handshakes {
             if end.outcome == Outcome::Ok {
                 return;
             }
-            // A full queue holds enough to tell.
+            // If the queue is full, it already holds enough failures to log.
             if let Ok(place) = failures.try_reserve() {
                 place.send(Failure {
                     peer,
@@ -61,7 +63,7 @@ impl Handshakes {
 }
 
 async fn write(mut reported: mpsc::Receiver<Failure>) {
-    // One entry per pair of two closed sets.
+    // Bounded: both parts of the key are enums.
     let mut warned: HashMap<(TlsPeer, Outcome), (Instant, u64)> = HashMap::new();
     while let Some(failure) = reported.recv().await {
         let text = explain(&failure);
@@ -88,13 +90,14 @@ async fn write(mut reported: mpsc::Receiver<Failure>) {
     }
 }
 
-/// Port scanners and health checks that only connect are nothing to warn of; whatever goes wrong
-/// with an engine is, and so is a client that is set up for something else.
+/// Returns whether a failure is logged as a warning. All failures with engines are. Of those with
+/// clients, only a client configured for another protocol is: the others are often port scanners,
+/// or health checks that only connect.
 fn is_worth_a_warning(peer: TlsPeer, outcome: Outcome) -> bool {
     peer != TlsPeer::Client || matches!(outcome, Outcome::PlainText | Outcome::Protocol)
 }
 
-/// What went wrong with whom, and what to do about it.
+/// Returns a message that names the peer, the cause and a remedy.
 fn explain(failure: &Failure) -> String {
     let who = match (failure.peer, failure.ip) {
         (TlsPeer::Client, Some(ip)) => format!("client {ip}"),
