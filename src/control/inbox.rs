@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::net::Notifier;
 use crate::proxy::Resolved;
 
-/// What a shard is told.
+/// A message to a shard.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// A name it asked for.
+    /// Result of a name look-up that the shard requested.
     Resolved(Resolved),
-    /// The drain state has changed: look at it.
+    /// The drain has started; the shard checks its flag.
     Look,
 }
 
@@ -30,10 +30,10 @@ impl Inbox {
         }
     }
 
-    /// Adds a message and wakes the shard. Bounded by what the shard asks for.
+    /// Queues a message and wakes the shard. The queue is bounded by the shard's own look-ups.
     pub(super) fn send(&self, message: Message) {
-        // Taken for a push or a swap, by this thread and when the shard was rung: never on a
-        // request's way.
+        // The lock is held for a push or a swap only. The shard takes it after a notification, not
+        // while it handles a request.
         self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -41,7 +41,7 @@ impl Inbox {
         self.notifier.notify();
     }
 
-    /// Takes everything that waits.
+    /// Returns all queued messages and empties the queue.
     pub(super) fn take(&self) -> VecDeque<Message> {
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,7 +1,7 @@
-//! The control plane: one unpinned thread beside the shards.
+//! The control plane: one unpinned thread that runs alongside the shards.
 //!
-//! It starts the shards, resolves names for them, serves the admin port, listens to signals and
-//! ends the process. It may use ordinary libraries: no request passes through it.
+//! It starts the shards, resolves names for them, serves the admin port, handles signals and shuts
+//! the process down. No request passes through it, so it may use general-purpose libraries.
 
 mod allowlist;
 mod certificate;

@@ -1,8 +1,8 @@
-//! The pods of a `MoRI-IO` deployment, names resolved.
+//! Resolves the pod names of a `MoRI-IO` deployment.
 //!
-//! The engines are told addresses. Names are looked up at the start, where a failure ends the
-//! program, and then by one task as often as `MORIIO_DNS_RESOLVE_TTL_SECONDS` says; no request ever
-//! waits for it. A later failure leaves the last address in place.
+//! The engines are sent addresses, not names. Names are looked up at the start, where a failure
+//! ends the process, and then by a task every `MORIIO_DNS_RESOLVE_TTL_SECONDS`. No request waits
+//! for a look-up. If a later look-up fails, the last known address remains in use.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,13 +13,14 @@ use crate::cli::Exit;
 use crate::config::{Config, MoriConfig};
 use crate::metrics::DnsCounters;
 
-/// What shards read: the configuration with addresses in place of names.
+/// The configuration with names replaced by addresses, as shards read it.
 pub(super) type Hosts = Arc<ArcSwap<MoriConfig>>;
 
-/// Resolves the pods and keeps them resolved; nothing where none are named.
+/// Resolves the pods' names and spawns the task that resolves them again. Returns `None` if write
+/// mode is off or all hosts are addresses.
 ///
 /// # Errors
-/// A pod whose name does not resolve.
+/// Returns an error if a name does not resolve.
 pub(super) async fn resolve(
     config: &Config,
     counters: &Arc<DnsCounters>,
@@ -59,13 +60,14 @@ async fn keep(written: MoriConfig, hosts: Hosts, counters: Arc<DnsCounters>) {
     }
 }
 
-/// The hosts that are names.
+/// Returns the hosts that are names, not addresses.
 fn names(mori: &MoriConfig) -> impl Iterator<Item = &String> {
     let hosts = mori.prefill_hosts.iter().chain(&mori.decode_hosts);
     hosts.filter(|host| host.parse::<IpAddr>().is_err())
 }
 
-/// The hosts as `written`, every name looked up; one that cannot be is what `known` has for it.
+/// Returns the hosts of `written` with every name resolved. A name that does not resolve takes its
+/// value from `known`.
 async fn refresh(written: &MoriConfig, known: &MoriConfig, counters: &DnsCounters) -> MoriConfig {
     let mut fresh = written.clone();
     let lists = [
@@ -93,7 +95,7 @@ async fn refresh(written: &MoriConfig, known: &MoriConfig, counters: &DnsCounter
     fresh
 }
 
-/// IPv4 where there is one: engines listen there by default.
+/// Returns an IPv4 address if there is one: engines listen on IPv4 by default.
 fn preferred(addresses: impl Iterator<Item = SocketAddr>) -> Option<IpAddr> {
     addresses
         .map(|address| address.ip())
