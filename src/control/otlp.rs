@@ -1,7 +1,7 @@
-//! An OTLP collector, by gRPC or by HTTP.
+//! Client of an OTLP collector, over gRPC or HTTP.
 //!
-//! The messages and the gRPC client are generated from OpenTelemetry's own definitions. One request
-//! is under way at a time, and has the configured time; none is repeated.
+//! The messages and the gRPC client are generated from OpenTelemetry's definitions. One request is
+//! in flight at a time, with the configured timeout. Requests are never retried.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -29,12 +29,12 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use crate::config::{OtlpConfig, OtlpProtocol, TracingConfig};
 use crate::trace::{Span, Value};
 
-/// Bytes of a collector's answer that are read: a message about refused spans, or an error.
+/// Size limit of a collector's response: a message about rejected spans, or an error.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024;
-/// `trace-flags` of what is exported: it was recorded.
+/// The `trace-flags` of exported spans: the sampled flag.
 const SAMPLED: u32 = 1;
 
-/// A collector, and what every export to it says of this process.
+/// A collector, with the headers and the resource that are sent with every export.
 pub(super) struct Collector {
     way: Way,
     headers: HeaderMap,
@@ -49,10 +49,11 @@ enum Way {
 }
 
 impl Collector {
-    /// Prepares to speak to it; it may not be there yet. Within a runtime only.
+    /// Creates a client without connecting; the collector need not be running yet. Must be called
+    /// inside a runtime.
     ///
     /// # Errors
-    /// What is wrong with the configuration.
+    /// Returns a message if the configuration is invalid.
     pub(super) fn new(config: &TracingConfig, collector: &OtlpConfig) -> Result<Self, String> {
         let way = match collector.protocol {
             OtlpProtocol::Grpc => Way::Grpc(grpc(collector)?),
@@ -66,10 +67,10 @@ impl Collector {
         })
     }
 
-    /// Sends spans; how many of them it refused.
+    /// Sends spans and returns how many of them the collector rejected.
     ///
     /// # Errors
-    /// Why none of them arrived, as far as that is known.
+    /// Returns the reason if the whole export failed.
     pub(super) async fn send(&mut self, spans: &[Span]) -> Result<u64, String> {
         let message = self.message(spans);
         let headers = self.headers.clone();
@@ -146,7 +147,8 @@ fn bad_endpoint(collector: &OtlpConfig, error: &dyn std::error::Error) -> String
     format!("the OTLP endpoint `{}`: {error}", collector.endpoint)
 }
 
-/// The fields of every export. Values may be secret and are never shown.
+/// Returns the header fields that are sent with every export. Values may be secret and are never
+/// included in messages.
 fn headers(pairs: &[(String, String)]) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
@@ -180,24 +182,24 @@ where
     let response = client.request(request).await;
     let response = response.map_err(|error| whole_story(&error))?;
     let status = response.status();
-    // Read in any case, so that the connection can be used again.
+    // Read the body even on failure, so that the connection can be reused.
     let body = to_bytes(Body::new(response.into_body()), RESPONSE_BYTES_MAX).await;
     if !status.is_success() {
         return Err(format!("the collector answers {status}"));
     }
     let body = body.map_err(|error| error.to_string())?;
-    // A collector that says something else has taken them all the same.
+    // The status is a success: the spans were accepted even if the body cannot be decoded.
     Ok(ExportTraceServiceResponse::decode(body).unwrap_or_default())
 }
 
-/// A status of gRPC's, which may be one of a connection that could not be made.
+/// Formats a gRPC status with its causes. It may represent a failed connection attempt.
 fn refusal(status: &tonic::Status) -> String {
     let cause = std::error::Error::source(status).map(whole_story);
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
     format!("{:?}: {}{cause}", status.code(), status.message())
 }
 
-/// An error with its causes: the outermost alone says next to nothing.
+/// Formats an error with its causes: the outermost error alone does not name the cause.
 fn whole_story(error: &dyn std::error::Error) -> String {
     let mut story = error.to_string();
     let mut cause = error.source();

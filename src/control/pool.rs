@@ -1,7 +1,8 @@
-//! The pods of an `InferencePool` as allowed targets.
+//! Adds the pods of an `InferencePool` to the allowlist.
 //!
-//! The pool says by labels what its pods are; both are followed. Of a pod, its addresses and its
-//! name are allowed, on any port and in any state: whether it can serve is the scheduler's to know.
+//! The pool selects its pods by labels. Both the pool and the selected pods are watched. A pod is
+//! allowed by each of its addresses and by its name, on any port and in any phase: whether it can
+//! serve is for the scheduler to decide.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,21 +43,22 @@ struct PodIp {
 type Pools = Objects<PoolSpec, IgnoredAny>;
 type Pods = Objects<IgnoredAny, PodStatus>;
 
-/// What pods there may be.
+/// The pods that the pool selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wanted {
     /// The pool has not been read yet.
     Unknown,
-    /// There is no pool, or it does not say.
+    /// The pool does not exist, or its selector cannot be used.
     Nothing,
-    /// Those with these labels.
+    /// The pods with these labels, as a label selector.
     Labels(String),
 }
 
-/// Follows a pool and its pods from now on.
+/// Spawns the tasks that watch a pool and its pods.
 ///
 /// # Errors
-/// Where there is no way to the API server: no kubeconfig, and no service account of a pod.
+/// Returns an error if neither a kubeconfig nor a pod's service account is present, or if it cannot
+/// be used.
 pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), Exit> {
     let refused = |why: String| Exit::config(format!("ringside: --inference-pool {pool}: {why}"));
     let mut config = Config::infer().await.map_err(|error| {
@@ -65,7 +67,7 @@ pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), 
              service account"
         ))
     })?;
-    // Attempts are ours to repeat.
+    // `reflect` retries failed requests with its own delays.
     config.default_retry = false;
     let client = Client::try_from(config).map_err(|error| {
         refused(format!(
@@ -124,8 +126,8 @@ async fn follow_pool(
     .await;
 }
 
-/// Follows the pods with the labels of the moment. While those of new labels are not known, the
-/// ones before stay.
+/// Watches the pods that match the current selector. After the selector has changed, the previous
+/// pods remain allowed until the new ones have been listed.
 async fn follow_pods(
     client: Client,
     pool: PoolRef,
@@ -165,7 +167,7 @@ async fn follow_pods(
     }
 }
 
-/// The label selector of a pool, in the text form of the API.
+/// Returns a pool's label selector in the text form that the API takes as a query parameter.
 fn labels(group: PoolGroup, selector: Option<&Value>) -> Result<String, &'static str> {
     let selector = selector.ok_or("it has no selector")?;
     let labels = match group {
@@ -182,14 +184,15 @@ fn labels(group: PoolGroup, selector: Option<&Value>) -> Result<String, &'static
     let labels: Option<BTreeMap<&str, &str>> = labels.collect();
     let labels = labels.ok_or("its selector has a value that is not a string")?;
     if labels.is_empty() {
-        // To the API that would be every pod of the namespace.
+        // The API would return every pod of the namespace.
         return Err("its selector is empty");
     }
     let labels = labels.iter().map(|(name, value)| format!("{name}={value}"));
     Ok(labels.collect::<Vec<_>>().join(","))
 }
 
-/// Addresses and names of pods, as rules for any port. What is neither is not allowed.
+/// Returns a rule for any port for each pod name and pod address. Skips values that are not a valid
+/// host.
 fn rules(pods: &Pods) -> Vec<AllowRule> {
     let hosts = pods.iter().flat_map(|(name, kept)| {
         let status = kept.status.iter();
