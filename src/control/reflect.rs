@@ -1,8 +1,8 @@
-//! A collection of Kubernetes objects, kept like the API server's: listed once, then watched.
+//! A local copy of a collection of Kubernetes objects: listed once, then updated by a watch.
 //!
-//! Nothing ends it. Whatever goes wrong is tried again, at once and then after ever longer pauses,
-//! and what was known stays known meanwhile. Only a version the server no longer has
-//! (410 Gone) makes it list anew.
+//! It runs forever. Failures are retried, the first time immediately and then with growing delays;
+//! meanwhile the objects last read remain valid. The collection is listed again only when the
+//! server no longer has the version to watch from (410 Gone).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,20 +21,20 @@ use crate::limits::{
 };
 use crate::metrics::{AllowSource, AllowlistMetrics};
 
-/// Objects by name: what is kept of each one's `spec` and `status`.
+/// Objects by name.
 pub(super) type Objects<S, T> = BTreeMap<String, Kept<S, T>>;
 
-/// What is kept of an object.
+/// The parts of an object that are kept. The types select the fields of `spec` and `status`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Kept<S, T> {
     pub(super) spec: Option<S>,
     pub(super) status: Option<T>,
 }
 
-/// Which objects, and how to get them.
+/// The objects to read, and how to read them.
 pub(super) struct Collection<'a> {
     pub(super) client: &'a Client,
-    /// Of the API, from the root.
+    /// Path of the collection, from the root of the API.
     pub(super) path: String,
     /// A field selector; empty for none.
     pub(super) fields: String,
@@ -76,11 +76,11 @@ struct PageMeta {
     rest: String,
 }
 
-/// Why a list or a watch ended.
+/// The reason why a list or a watch ended.
 enum End {
-    /// As watches do: the server or something on the way closed it.
+    /// The server or an intermediary closed the watch, as is normal after a while.
     Closed,
-    /// The server does not remember the version any more.
+    /// The server no longer has the version to watch from.
     Gone,
     Failed(String),
 }
@@ -92,7 +92,7 @@ impl From<kube::Error> for End {
             kube::Error::Api(status) => {
                 Self::Failed(format!("{}: {}", status.code, status.message))
             }
-            // The sources say what the outermost error does not.
+            // The outermost error alone does not name the cause.
             error => {
                 let mut text = error.to_string();
                 let mut source = std::error::Error::source(&error);
@@ -106,8 +106,8 @@ impl From<kube::Error> for End {
     }
 }
 
-/// Tells `on_change` all objects there are, for the first time when all of them are known, and then
-/// whenever what is kept of one has changed.
+/// Calls `on_change` with all objects: first when the list is complete, and then whenever the kept
+/// parts of any object have changed.
 pub(super) async fn reflect<S, T>(
     collection: &Collection<'_>,
     mut on_change: impl FnMut(&Objects<S, T>),
@@ -160,7 +160,7 @@ pub(super) async fn reflect<S, T>(
     }
 }
 
-/// What a watch changes.
+/// The state that a watch updates.
 struct State<'a, S, T, F: FnMut(&Objects<S, T>)> {
     objects: &'a mut Objects<S, T>,
     version: String,
@@ -173,7 +173,8 @@ where
     T: PartialEq,
     F: FnMut(&Objects<S, T>),
 {
-    /// Takes events that came together; `Some`: the last of them ends the watch.
+    /// Applies a batch of events and calls `on_change` at most once. Returns `Some` if an event
+    /// ended the watch; later events of the batch are ignored.
     fn take(&mut self, events: Vec<kube::Result<WatchEvent<Object<S, T>>>>) -> Option<End> {
         let mut has_changed = false;
         let mut end = None;
@@ -191,7 +192,7 @@ where
                 Err(error) => end = Some(error.into()),
             }
             if self.objects.len() > POOL_OBJECTS_MAX {
-                // The list says that, and what was known before holds.
+                // List again: the list fails with an error that names the limit.
                 end = Some(End::Gone);
             }
             if end.is_some() {
@@ -220,7 +221,7 @@ where
 }
 
 impl Collection<'_> {
-    /// All objects, page by page, and the version to watch from.
+    /// Reads all objects, page by page. Returns them and the version to watch from.
     async fn list<S, T>(&self) -> Result<(Objects<S, T>, String), End>
     where
         S: DeserializeOwned,
@@ -254,7 +255,7 @@ impl Collection<'_> {
         }
     }
 
-    /// Follows the changes since the state's version until the watch ends.
+    /// Applies changes since the state's version until the watch ends.
     async fn watch<S, T, F>(&self, state: &mut State<'_, S, T, F>) -> End
     where
         S: DeserializeOwned + Clone + PartialEq + Send + 'static,
@@ -276,7 +277,7 @@ impl Collection<'_> {
         };
         self.metrics.heard(self.source);
         let mut events = std::pin::pin!(events.ready_chunks(POOL_BATCH_MAX));
-        // The server closes it before: who is still silent then is not there any more.
+        // The server closes the watch earlier than this. If it has not, the connection is dead.
         let until = Instant::now() + self.patience() + Duration::from_secs(POOL_WATCH_SECS.into());
         while let Ok(Some(batch)) = tokio::time::timeout_at(until, events.next()).await {
             if let Some(end) = state.take(batch) {
@@ -301,17 +302,18 @@ impl Collection<'_> {
     }
 }
 
-/// How long to wait before the next attempt: not at all, then ever longer, up to a bound.
+/// Delays between attempts: zero first, then exponentially growing up to a bound.
 #[derive(Debug, Default)]
 struct Pauses(u32);
 
 impl Pauses {
-    /// Something went well.
+    /// Resets the delays after a success.
     fn none(&mut self) {
         self.0 = 0;
     }
 
-    /// `random`: so that a thousand proxies do not come back at the same moment.
+    /// Returns the next delay. `random` shortens it by up to half, so that many proxies do not
+    /// retry at the same time.
     fn next(&mut self, random: u64) -> Duration {
         let attempt = self.0;
         self.0 = self.0.saturating_add(1);
@@ -324,7 +326,7 @@ impl Pauses {
     }
 }
 
-/// As random as pauses have to be.
+/// Returns a number that is random enough to spread retries.
 fn random_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |since| u64::from(since.subsec_micros()))

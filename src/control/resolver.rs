@@ -1,4 +1,4 @@
-//! Host names to addresses, by the system's own resolver, on threads that may block.
+//! Resolves host names with the system's resolver, on threads that may block.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -10,16 +10,16 @@ use crate::fleet::{Address, Target};
 use crate::limits::{ADDRESSES_MAX, RESOLVE_QUEUE_MAX};
 use crate::proxy::Resolved;
 
-/// Look-ups under way at once: one dead name server answer takes seconds.
+/// Concurrent look-ups. With an unreachable name server, each takes seconds.
 const THREADS: usize = 4;
 
-/// A look-up for one shard.
+/// A look-up and the inbox of the shard that requested it.
 struct Question {
     target: Target,
     inbox: Inbox,
 }
 
-/// Asks the resolver threads, which live as long as some clone of this.
+/// Handle to the resolver threads, which exit when the last clone is dropped.
 #[derive(Clone)]
 pub(super) struct Resolver {
     questions: SyncSender<Question>,
@@ -39,7 +39,7 @@ impl Resolver {
         Ok(Self { questions })
     }
 
-    /// Asks for a name; the answer comes to `inbox`. `false`: too many are waiting.
+    /// Queues a look-up; the result is sent to `inbox`. Returns `false` if the queue is full.
     pub(super) fn ask(&self, target: &Target, inbox: &Inbox) -> bool {
         let question = Question {
             target: target.clone(),
@@ -63,8 +63,9 @@ fn work(asked: &Mutex<Receiver<Question>>) {
     }
 }
 
-/// The addresses of a target, IPv4 first: engines listen there by default, and a refused first
-/// try costs every new connection. Empty when the name does not resolve.
+/// Returns the addresses of a target; empty if the name does not resolve. IPv4 addresses come
+/// first: engines listen on IPv4 by default, and a refused first attempt would delay every new
+/// connection.
 pub(super) fn resolve(target: &Target) -> Vec<Address> {
     if let Some(address) = target.address() {
         return vec![address.clone()];
