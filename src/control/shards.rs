@@ -1,4 +1,4 @@
-//! The shard threads: pinned, each with its own engine and listeners.
+//! The shard threads. Each has its own executor and listeners and is pinned to a CPU if possible.
 
 use std::io;
 use std::net::TcpListener;
@@ -27,29 +27,29 @@ use crate::proxy::shard::{Decoder, Parts, Shard, is_local_address};
 use crate::sys;
 use crate::trace::TraceRing;
 
-/// How often a draining shard looks whether its last session has ended.
+/// Interval at which a draining shard checks whether its last session has ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
-/// What all shards of a process share.
+/// The state that all shards of a process share.
 pub(super) struct Common {
     pub(super) config: Arc<Config>,
     pub(super) budget: Arc<Budget>,
-    /// The health answer on the data port is 503.
+    /// Set when the health endpoint of the data port responds 503.
     pub(super) unhealthy: Arc<AtomicBool>,
-    /// No new connections, no kept ones.
+    /// Set when shards accept no new connections and close idle ones.
     pub(super) draining: Arc<AtomicBool>,
     pub(super) listening: Arc<AtomicUsize>,
     pub(super) decoders: Vec<Decoder>,
     pub(super) resolver: Resolver,
     pub(super) socket_errors: SocketErrorLog,
-    /// The pods of a MoRI-IO deployment, where some are named.
+    /// The pods of a MoRI-IO deployment; `None` if none is configured by name.
     pub(super) mori: Option<Hosts>,
-    /// Which targets requests may name; `None` is any.
+    /// The targets that requests may name; `None` allows any.
     pub(super) allowlist: Option<Arc<Allowlist>>,
     pub(super) tls: TlsContext,
 }
 
-/// What one shard is started with.
+/// The parameters of one shard.
 pub(super) struct Start {
     pub(super) index: usize,
     pub(super) cpu: Option<usize>,
@@ -58,16 +58,16 @@ pub(super) struct Start {
     pub(super) listeners: Vec<TcpListener>,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) rings: Rings,
-    /// Called once, with the way to reach the shard, when it serves.
+    /// Called once with the shard's inbox when the shard accepts connections.
     pub(super) started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
-    /// Called when the thread ends, with why.
+    /// Called with the result when the thread ends.
     pub(super) ended: Box<dyn FnOnce(io::Result<()>) + Send>,
 }
 
-/// What a shard runs on.
+/// The network layer of a shard: the executor's sockets, with optional TLS.
 type Served = Secure<Runtime>;
 
-/// A rank's listening socket, and what is spoken on it.
+/// A rank's listening socket. With `acceptor`, its connections use TLS.
 struct RankListener {
     listener: Listener,
     acceptor: Option<Acceptor>,
@@ -83,7 +83,7 @@ impl RankListener {
     }
 }
 
-/// What a shard hands records of finished requests over by.
+/// The ring buffers through which a shard passes records to the access log and the span exporter.
 pub(super) struct Rings {
     pub(super) access: Option<AccessRing>,
     pub(super) traces: Option<TraceRing>,
@@ -99,7 +99,8 @@ impl Rings {
 pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<()>> {
     let name = format!("shard-{}", start.index);
     thread::Builder::new().name(name).spawn(move || {
-        // Before the shard allocates: the kernel takes its pages from the node it runs on then.
+        // Pin before the shard allocates memory: the kernel then takes its pages from the CPU's own
+        // NUMA node.
         if let Some(cpu) = start.cpu
             && let Err(error) = sys::pin(cpu)
         {
@@ -114,8 +115,8 @@ pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<
     })
 }
 
-/// Says how a shard's thread ended, also when it ended in a panic: a shard that is gone must not
-/// look alive.
+/// Reports the end of a shard's thread. Reports on drop too, so that a panic of the thread is not
+/// missed.
 struct EndReport(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
 
 impl EndReport {
@@ -183,7 +184,7 @@ async fn serve(
     Ok(())
 }
 
-/// Waits for the last session; idle ones end at once.
+/// Waits until the last session has ended. Wakes idle sessions, which then close.
 async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
     let timer = net.timer();
     loop {
@@ -237,8 +238,8 @@ fn parts(
     }
 }
 
-/// Accepts until the drain begins, and then what still waits: a connection in the queue has been
-/// answered by the kernel already.
+/// Accepts connections until the drain starts, and then those still in the backlog: the kernel has
+/// already completed their TCP handshakes.
 async fn accept(
     shard: Rc<Shard<Served>>,
     rank_listener: RankListener,
@@ -269,7 +270,7 @@ async fn accept(
                 continue;
             }
         }
-        // A drain nudges every timer, this one too.
+        // A timer without a deadline: a drain wakes every timer, and so this task.
         timer.set(net.now(), None);
         let readable = rank_listener.listener.readable();
         let mut readable = std::pin::pin!(readable);
@@ -284,21 +285,21 @@ async fn accept(
     }
 }
 
-/// Takes waiting connections, a bounded number. `true`: there may be more.
+/// Accepts up to [`ACCEPT_BATCH_MAX`] pending connections. Returns `true` if there may be more.
 fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> io::Result<bool> {
     for _ in 0..ACCEPT_BATCH_MAX {
         match rank_listener.listener.try_accept() {
             Ok(conn) => shard.serve(rank_listener.wire(conn), rank_listener.rank),
             Err(error) if would_block(&error) => return Ok(false),
-            // The connection failed before it was taken: ECONNABORTED, and the network errors that
-            // accept(2) says to pass over.
+            // The connection failed before it was accepted: ECONNABORTED, and the network errors
+            // that accept(2) documents as to be retried.
             Err(error)
                 if matches!(
                     error.raw_os_error(),
                     Some(103 | 71 | 92 | 64 | 95 | 100 | 101 | 112 | 113 | 1)
                 ) => {}
-            // EMFILE, ENFILE, ENOBUFS, ENOMEM: the connection stays in the queue. Anything else
-            // would come again at once.
+            // With EMFILE, ENFILE, ENOBUFS and ENOMEM the connection remains in the backlog. Other
+            // errors would recur immediately. In both cases the caller pauses.
             Err(error) => return Err(error),
         }
     }
