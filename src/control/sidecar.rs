@@ -1,4 +1,4 @@
-//! `ringside sidecar` from start to exit.
+//! The `ringside sidecar` command: start-up, running and shutdown.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,14 +29,14 @@ use crate::proxy::Budget;
 use crate::proxy::shard::Decoder;
 use crate::sys;
 
-/// A sidecar that serves.
+/// A sidecar whose shards are accepting connections.
 pub struct Running {
     common: Arc<Common>,
     inboxes: Vec<Inbox>,
     ended: mpsc::UnboundedReceiver<io::Result<()>>,
     access: Option<AccessWriter>,
     traces: Option<Exporter>,
-    /// Where the admin server listens, if it does.
+    /// Address the admin server listens on; `None` if it is off.
     pub admin: Option<SocketAddr>,
     admin_draining: Arc<AtomicBool>,
     registry: Arc<Registry>,
@@ -50,10 +50,10 @@ impl std::fmt::Debug for Running {
     }
 }
 
-/// Runs a sidecar until a signal ends it.
+/// Runs a sidecar until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Why it could not start, or why it had to stop.
+/// Returns the reason and exit code if the sidecar cannot start, or if a shard fails.
 pub fn run_sidecar(config: Config, warnings: &[String]) -> Result<(), Exit> {
     crate::cli::init_log(&config.log);
     for warning in warnings {
@@ -92,10 +92,11 @@ impl Signals {
 }
 
 impl Running {
-    /// Binds, starts the shards and the admin server, and says what was decided.
+    /// Binds the listeners, logs the effective configuration, and starts the shards and the admin
+    /// server.
     ///
     /// # Errors
-    /// Everything that keeps it from serving, with the exit code for it.
+    /// Returns the first problem that prevents serving, with its exit code.
     pub async fn start(config: Config) -> Result<Self, Exit> {
         let files = sys::raise_nofile();
         let driver = choose_driver();
@@ -186,13 +187,13 @@ impl Running {
         Ok(())
     }
 
-    /// The counters, as the admin server shows them.
+    /// Returns the metrics in the exposition format that the admin server serves.
     #[must_use]
     pub fn metrics(&self) -> String {
         self.registry.render()
     }
 
-    /// Serves until a signal, then drains; a second signal ends everything.
+    /// Serves until the first signal, then drains. A second signal ends the drain immediately.
     async fn until_signal(mut self, mut signals: Signals) -> Result<(), Exit> {
         tokio::select! {
             () = signals.next() => {}
@@ -212,7 +213,8 @@ impl Running {
             }
         };
         if cut {
-            // The log's writer may be stuck in a full pipe, and nobody may be left waiting for it.
+            // Skip the final flush: the access log's writer may be blocked on a full pipe, and
+            // `finish` would then never return.
             tracing::warn!("streams were cut");
             return Ok(());
         }
@@ -225,7 +227,8 @@ impl Running {
         Ok(())
     }
 
-    /// Stops accepting and waits for what runs. `true` when the time ran out first.
+    /// Drains the shards: reports unhealthy for `settle`, then stops accepting and waits until all
+    /// open requests have finished. Returns `true` if `timeout` expired first.
     pub async fn drain(&mut self, settle: Duration, timeout: Option<Duration>) -> bool {
         self.admin_draining.store(true, Ordering::Release);
         self.common.unhealthy.store(true, Ordering::Release);
@@ -249,7 +252,8 @@ impl Running {
     }
 }
 
-/// Renews the certificate from now on, if it has a directory, and shows how often that was done.
+/// Spawns the task that reloads the certificate from its directory, if one is configured, and
+/// registers the metric that counts the reloads.
 fn keep_certificate(renewal: Option<Renewal>, registry: &mut Registry) {
     if let Some(renewal) = renewal {
         let reloads = Arc::new(Reloads::default());
@@ -346,7 +350,8 @@ async fn start_shard(
 fn died(ended: Option<io::Result<()>>) -> Exit {
     match ended {
         Some(Err(error)) => Exit::runtime(format!("a shard has failed: {error}")),
-        // A deaf core is worse than a restart.
+        // Shards stop only when draining. Exit, so that a supervisor restarts the process, rather
+        // than continue with fewer shards.
         Some(Ok(())) | None => Exit::runtime("a shard has ended"),
     }
 }
@@ -363,7 +368,8 @@ fn warn_of(config: &Config, plan: &sys::CorePlan) {
     }
 }
 
-/// io_uring where the kernel allows it exactly as wanted, else epoll, said aloud.
+/// Selects io_uring if the kernel accepts it with the required flags. Otherwise logs a warning and
+/// selects epoll.
 fn choose_driver() -> Driver {
     match probe_ring() {
         Ok(()) => Driver::Uring,

@@ -1,7 +1,8 @@
-//! What the log says of engines' sockets that cannot be connected to.
+//! Logs why connections to engines' Unix sockets fail.
 //!
-//! A request only learns that its engine is not there; why is for who set it up, and a socket has
-//! more ways to be wrong than a port. Shards hand that over without waiting; it is written here.
+//! The client's response only states that the engine is unavailable. The log gives the operator the
+//! cause, since a Unix socket can be misconfigured in more ways than a TCP port. Shards queue the
+//! failures without blocking, and a task writes them to the log.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -11,9 +12,9 @@ use tokio::sync::mpsc;
 
 use crate::fleet::{Address, SocketPath};
 
-/// Failures on their way to the log; more are dropped, since they say the same.
+/// Capacity of the queue. Failures beyond it are dropped: they would repeat those in the queue.
 const FAILURES_MAX: usize = 64;
-/// The same failure of the same socket is written again after this long.
+/// Interval after which the same failure of the same socket is logged again.
 const SAME_AGAIN: Duration = Duration::from_secs(30);
 
 struct Failure {
@@ -21,33 +22,33 @@ struct Failure {
     error: io::Error,
 }
 
-/// Takes failures from any thread.
+/// The sending side of the queue, usable from any thread.
 #[derive(Clone)]
 pub(super) struct SocketErrorLog(mpsc::Sender<Failure>);
 
 impl SocketErrorLog {
-    /// Starts the task that writes them.
+    /// Spawns the task that writes failures to the log.
     pub(super) fn start() -> Self {
         let (failures, reported) = mpsc::channel(FAILURES_MAX);
         tokio::spawn(write(reported));
         Self(failures)
     }
 
-    /// Hands one over.
+    /// Queues a failure without blocking.
     pub(super) fn record(&self, socket: &SocketPath, error: &io::Error) {
         let error = match error.raw_os_error() {
             Some(number) => io::Error::from_raw_os_error(number),
             None => error.kind().into(),
         };
         let socket = socket.clone();
-        // A full queue holds enough to tell.
+        // If the queue is full, it already holds enough failures to log.
         let _ = self.0.try_send(Failure { socket, error });
     }
 }
 
 async fn write(mut reported: mpsc::Receiver<Failure>) {
     let user = rustix::process::geteuid().as_raw();
-    // One entry per socket of the configuration: nobody else can name one.
+    // Bounded by the sockets in the configuration: requests cannot name a socket.
     let mut written: HashMap<SocketPath, (ErrorKind, Instant)> = HashMap::new();
     while let Some(Failure { socket, error }) = reported.recv().await {
         let kind = error.kind();
@@ -59,7 +60,7 @@ async fn write(mut reported: mpsc::Receiver<Failure>) {
     }
 }
 
-/// What is wrong with a socket and what to do about it.
+/// Returns a message with the cause of a failure and a remedy.
 fn explain(socket: &SocketPath, error: &io::Error, user: u32) -> String {
     let why = match error.kind() {
         ErrorKind::NotFound => format!(
