@@ -1,4 +1,4 @@
-//! From the configuration to everything about TLS that the shards share.
+//! The TLS state that all shards share, built from the configuration.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -17,10 +17,10 @@ use crate::net::tls::{Acceptor, Dialer, Trust, Wire, client_config, server_confi
 use crate::pd::Role;
 use crate::proxy::shard::SecureUpstream;
 
-/// The name a decoder behind a Unix socket has to have a certificate for.
+/// The name that the certificate of a decoder on a Unix socket must be valid for.
 const SOCKET_HOST: &str = "localhost";
 
-/// What sessions are begun with, on each side; `None` is plain text.
+/// The TLS configurations for clients and for each kind of engine; `None` is plain text.
 pub(super) struct TlsContext {
     server: Option<Arc<ServerConfig>>,
     prefill: Option<ClientConfig>,
@@ -30,10 +30,11 @@ pub(super) struct TlsContext {
 }
 
 impl TlsContext {
-    /// Reads or makes what the configuration names, and what keeps the certificate up to date.
+    /// Reads the configured files, or generates a self-signed certificate. If the certificate comes
+    /// from a directory, also returns the [`Renewal`] that keeps it up to date.
     ///
     /// # Errors
-    /// Exit code 3 with a sentence for every file that cannot be used.
+    /// Returns exit code 3 and the reason for the first file that cannot be used.
     pub(super) fn load(config: &Config) -> Result<(Self, Option<Renewal>), Exit> {
         let tls = &config.tls;
         let (mut server, mut renewal) = (None, None);
@@ -64,14 +65,14 @@ impl TlsContext {
         Ok((context, renewal))
     }
 
-    /// What a shard begins sessions with clients with; `None` serves plain text.
+    /// Returns the acceptor for a shard's client connections; `None` serves plain text.
     pub(super) fn acceptor(&self, metrics: &Arc<ShardMetrics>) -> Option<Acceptor> {
         let report = || self.handshakes.report(TlsPeer::Client, metrics);
         let server = self.server.as_ref()?;
         Some(Acceptor::new(Arc::clone(server), report()))
     }
 
-    /// What a shard's new connections to engines go through.
+    /// Returns the function that starts TLS on a shard's new connections to engines.
     pub(super) fn upstream<C: Conn>(&self, metrics: &Arc<ShardMetrics>) -> SecureUpstream<Wire<C>> {
         let dialer = |peer, config: Option<&ClientConfig>| {
             config.map(|config| Dialer::new(config, self.handshakes.report(peer, metrics)))
@@ -95,17 +96,17 @@ impl TlsContext {
     }
 }
 
-/// The host a certificate must be valid for: the one that was written.
+/// Returns the host that an engine's certificate must be valid for: the host as configured.
 pub(super) fn host(target: &Target) -> String {
     match (target.name(), target.address()) {
-        // The root's dot is in no certificate.
+        // Names in certificates have no trailing dot.
         (Some((name, _)), _) => name.trim_end_matches('.').to_owned(),
         (None, Some(Address::Tcp(address))) => address.ip().to_string(),
         (None, Some(Address::Unix(_)) | None) => SOCKET_HOST.to_owned(),
     }
 }
 
-/// What is the same for all engines.
+/// The settings that are common to all engines.
 struct Upstream<'a> {
     tls: &'a TlsConfig,
     roots: Arc<RootCertStore>,
@@ -159,8 +160,7 @@ impl<'a> Upstream<'a> {
     }
 }
 
-/// The system's roots and those of `ca_file`. A system without roots is no error as long as a file
-/// is given.
+/// Returns the system's root certificates and those of `ca_file`. Fails if both are missing.
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Exit> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
@@ -205,7 +205,7 @@ fn self_signed(config: &Config) -> Result<Arc<crate::net::tls::Certificate>, Exi
     Ok(made)
 }
 
-/// Every name and address clients may have for this process.
+/// Returns the names and addresses by which clients may connect to this process.
 fn names(config: &Config, host: Option<&str>) -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
     let listen = match config.ranks[0].listen {

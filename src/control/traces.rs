@@ -1,8 +1,8 @@
-//! Exports spans: a thread of its own, since a terminal may be slow and a collector away.
+//! Exports spans on a separate thread, since a terminal may be slow and a collector unreachable.
 //!
-//! The shards' rings are the only queue. While an export runs they fill, and when they are full the
-//! shards drop and count; what an export fails with is dropped and counted too, and nothing is sent
-//! twice. Warnings come at most once in [`TRACE_WARNING_SECS`].
+//! The shards' rings are the only queue. They fill while an export runs; when a ring is full, its
+//! shard drops records and counts them. The spans of a failed export are dropped and counted too.
+//! Nothing is sent twice. Warnings are logged at most once per [`TRACE_WARNING_SECS`].
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -24,16 +24,16 @@ use crate::trace::{Span, TraceRing, TraceRings, console, rings};
 #[cfg(feature = "otlp")]
 use super::otlp::Collector;
 
-/// The thread that exports.
+/// Handle to the exporting thread.
 #[derive(Debug)]
 pub(super) struct Exporter {
-    /// Dropping it ends the thread after what is in the rings.
+    /// When dropped, the thread exports the records left in the rings and exits.
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
 }
 
 impl Exporter {
-    /// Exports what is left, as far as that is possible in [`TRACE_FLUSH_MS_MAX`].
+    /// Exports the remaining spans, waiting at most [`TRACE_FLUSH_MS_MAX`].
     pub(super) async fn finish(self) {
         drop(self.stop);
         let wait = Duration::from_millis(TRACE_FLUSH_MS_MAX);
@@ -43,17 +43,17 @@ impl Exporter {
     }
 }
 
-/// Tracing of a process: what its shards and its metrics get of it.
+/// The tracing state of the process.
 #[derive(Debug, Default)]
 pub(super) struct Tracing {
-    /// One for each shard; none where tracing is off.
+    /// One ring per shard; empty if tracing is off.
     pub(super) rings: vec::IntoIter<TraceRing>,
     pub(super) exporter: Option<Exporter>,
     counters: Arc<TraceCounters>,
 }
 
 impl Tracing {
-    /// Adds what is counted about spans, where there are some.
+    /// Adds the metrics about spans to the registry if tracing is on.
     pub(super) fn show(&self, registry: &mut Registry, shards: Vec<Arc<ShardMetrics>>) {
         if self.exporter.is_some() {
             registry.add_traces(Arc::clone(&self.counters), shards);
@@ -61,10 +61,10 @@ impl Tracing {
     }
 }
 
-/// Starts the exporter and makes a ring for each shard; nothing without a configuration.
+/// Starts the exporter and creates a ring for each shard. Does nothing without a configuration.
 ///
 /// # Errors
-/// A collector that cannot be spoken to as configured, or no thread.
+/// Returns an error if the collector's configuration is invalid or the thread cannot be started.
 pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Result<Tracing, Exit> {
     let Some(config) = config.cloned() else {
         return Ok(Tracing::default());
@@ -78,7 +78,7 @@ pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Resu
     let work = async move {
         match Sink::new(&config) {
             Ok(sink) => {
-                // Nobody listens any more where the start was given up.
+                // The receiver is dropped if the start was cancelled.
                 let _ = report_started.send(None);
                 Export::new(sink, rings, counted).run(stopped).await;
             }
@@ -108,7 +108,7 @@ pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Resu
     }
 }
 
-/// Where spans go.
+/// The destination of spans.
 enum Sink {
     Console {
         service: String,
@@ -144,7 +144,7 @@ impl Sink {
         )
     }
 
-    /// Sends spans; how many of them were refused.
+    /// Sends spans and returns how many of them the destination rejected.
     #[cfg_attr(
         not(feature = "otlp"),
         expect(clippy::unused_async, reason = "a console is not waited for")
@@ -170,9 +170,9 @@ struct Export {
     sink: Sink,
     rings: TraceRings,
     counters: Arc<TraceCounters>,
-    /// When the last warning was written.
+    /// Time of the last warning.
     warned: Option<Instant>,
-    /// Spans lost since.
+    /// Spans lost since the last warning.
     lost: u64,
 }
 
