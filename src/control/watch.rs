@@ -1,10 +1,11 @@
-//! Tells when the files of a directory may have changed.
+//! Notifies a caller when the files of a directory may have changed.
 //!
-//! The directory is watched and not a file: a ConfigMap or Secret volume changes by the swap of a
-//! link in its directory, and editors put a new file in place of the old one. What has changed is
-//! for the caller to find out, by reading and comparing: it is told too often rather than too
-//! seldom, also at intervals, for what inotify cannot see (network file systems, links that lead
-//! elsewhere, a machine that has no watches left).
+//! The watch is on the directory, not on a file: a ConfigMap or Secret volume is updated by
+//! swapping a symbolic link in its directory, and editors replace a file by renaming a new one over
+//! it. The caller reads the files and compares their contents, since notifications may be spurious.
+//! Notifications also come at intervals, for changes that inotify does not report: on network file
+//! systems, in other directories that symbolic links lead to, or when the system's inotify limits
+//! are reached.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -22,8 +23,8 @@ use crate::limits::{
     WATCH_LOOK_SECS, WATCH_READ_BYTES, WATCH_RETRY_SECS, WATCH_SETTLE_MS, WATCH_SETTLE_MS_MAX,
 };
 
-/// A watched directory. Watches from `new` on, so that nothing is missed by a first reading that
-/// comes after it.
+/// A watched directory. Watching starts in `new`, so no change after it is missed: read the files
+/// afterwards.
 #[derive(Debug)]
 pub(super) struct DirWatch {
     directory: PathBuf,
@@ -37,8 +38,8 @@ struct Events {
 }
 
 impl DirWatch {
-    /// Begins to watch; a failure is logged, and leaves only the looks at intervals. Must be called
-    /// inside the control plane's runtime.
+    /// Starts watching. If that fails, logs a warning and notifies at intervals only. Must be
+    /// called inside the control plane's runtime.
     pub(super) fn new(directory: &Path) -> Self {
         let mut watch = Self {
             directory: directory.to_owned(),
@@ -53,7 +54,7 @@ impl DirWatch {
         watch
     }
 
-    /// Watches the directory that `file` is in.
+    /// Watches the directory that contains `file`.
     pub(super) fn around(file: &Path) -> Self {
         match file.parent() {
             Some(directory) if !directory.as_os_str().is_empty() => Self::new(directory),
@@ -61,8 +62,8 @@ impl DirWatch {
         }
     }
 
-    /// Waits until something may have changed and the directory has then been quiet for
-    /// [`WATCH_SETTLE_MS`], or has not for [`WATCH_SETTLE_MS_MAX`]. Loses nothing when dropped.
+    /// Waits until something may have changed, and then until the directory has been quiet for
+    /// [`WATCH_SETTLE_MS`], at most [`WATCH_SETTLE_MS_MAX`] after the first event.
     pub(super) async fn changed(&mut self) {
         let look_secs = match self.events {
             Some(_) => WATCH_LOOK_SECS,
@@ -73,7 +74,7 @@ impl DirWatch {
             () = sleep(Duration::from_secs(look_secs)) => {}
         }
         if self.events.is_none() {
-            // Before the caller reads: what comes after that is an event again.
+            // Start watching before the caller reads, so that no change in between is missed.
             let _ = self.begin();
         }
     }
@@ -89,7 +90,7 @@ impl DirWatch {
         }
     }
 
-    /// Waits for an event. A directory that is gone, or is another one now, is watched no longer.
+    /// Waits for an event. Drops the watch if the directory was removed, moved or unmounted.
     async fn event(&mut self) {
         let lost = match &self.events {
             Some(events) => events.next().await,
@@ -115,7 +116,7 @@ impl DirWatch {
             | WatchFlags::MOVE_SELF
             | WatchFlags::ONLYDIR;
         inotify::add_watch(&inotify, &self.directory, what)?;
-        // SAFETY: the descriptor is owned by the `AsyncFd` and never replaced while it is.
+        // SAFETY: the `AsyncFd` owns the descriptor, which is not replaced during its lifetime.
         let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };
         let inotify = inotify.map_err(io::Error::from)?;
         self.events = Some(Events { inotify });
@@ -124,7 +125,7 @@ impl DirWatch {
 }
 
 impl Events {
-    /// Waits for events and takes all there are. `true`: no more will come.
+    /// Waits for events and reads all that are pending. Returns `true` if no more will follow.
     async fn next(&self) -> bool {
         loop {
             let Ok(mut ready) = self.inotify.readable().await else {
@@ -138,7 +139,8 @@ impl Events {
     }
 }
 
-/// Reads what waits: `None` when that is nothing, else whether the directory has been lost.
+/// Reads all pending events. Returns `None` if there were none, otherwise whether the watch on the
+/// directory has ended.
 fn take(inotify: &OwnedFd) -> Option<bool> {
     let mut buffer = [MaybeUninit::uninit(); WATCH_READ_BYTES];
     let mut reader = Reader::new(inotify, &mut buffer);
@@ -149,7 +151,7 @@ fn take(inotify: &OwnedFd) -> Option<bool> {
             Ok(event) => seen = Some(seen == Some(true) || event.events().intersects(end)),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return seen,
-            // Not of a healthy instance.
+            // A working inotify instance returns no other error.
             Err(_) => return Some(true),
         }
     }
@@ -162,7 +164,7 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::task::Poll;
 
-    /// Below the interval of looks: in time means by an event.
+    /// Shorter than the interval, so that a notification within it was caused by an event.
     const DEADLINE: Duration = Duration::from_secs(WATCH_LOOK_SECS / 2);
 
     struct Folder(PathBuf);
@@ -254,7 +256,7 @@ mod tests {
             fs::remove_dir_all(&inner).unwrap();
             expect_change(&mut watch).await;
             assert!(watch.events.is_none());
-            // Looked for at intervals until it is there.
+            // Checked at intervals until the directory exists again.
             fs::create_dir(&inner).unwrap();
             expect_change(&mut watch).await;
             assert!(watch.events.is_some());
