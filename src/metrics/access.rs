@@ -1,8 +1,8 @@
-//! The access log: one JSON line per request, written off the data path.
+//! The access log: one JSON line per request, written by a separate thread.
 //!
-//! A shard pushes a fixed-size `Record` into its own wait-free ring; one thread empties all rings
-//! every 50 ms. A full ring drops the record, which the shard counts: a slow disk costs log lines,
-//! never latency. Prompts and credentials have no field to be in.
+//! A shard pushes a fixed-size [`Record`] into its own wait-free ring, and one thread empties all
+//! rings every 50 ms. If a ring is full, the record is dropped and the shard counts it: a slow disk
+//! costs log lines, not latency. A record has no field that could hold a prompt or credentials.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -19,16 +19,17 @@ use super::line;
 use crate::config::AccessLog;
 use crate::pd::{Outcome, Reason};
 
-/// Records of one ring: 80,000 requests per second and shard between two sweeps, in about 1 MiB.
+/// Capacity of one ring, about 1 MiB. It suffices for 80,000 requests per second between two
+/// sweeps.
 const RING_RECORDS: usize = 4096;
 /// Time between two sweeps.
 const SWEEP: Duration = Duration::from_millis(50);
-/// Bytes written at once.
+/// Bytes collected before a write.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Sweeps between two looks at whether the file was rotated: one second.
+/// Sweeps between two checks for rotation of the file: one second.
 const SWEEPS_PER_LOOK: u32 = 20;
 
-/// Text of at most `N` bytes, kept in place; longer text is cut.
+/// Text of at most `N` bytes, stored inline; longer text is truncated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Inline<const N: usize> {
     bytes: [u8; N],
@@ -36,7 +37,7 @@ pub struct Inline<const N: usize> {
 }
 
 impl<const N: usize> Inline<N> {
-    /// Copies the first `N` bytes.
+    /// Copies the first `N` bytes of `text`.
     #[must_use]
     pub fn new(text: &[u8]) -> Self {
         const { assert!(N <= u8::MAX as usize) };
@@ -49,7 +50,7 @@ impl<const N: usize> Inline<N> {
         }
     }
 
-    /// The bytes, which need not be UTF-8.
+    /// Returns the bytes, which need not be UTF-8.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
@@ -68,10 +69,10 @@ impl<const N: usize> std::fmt::Debug for Inline<N> {
     }
 }
 
-/// Who ended a request.
+/// The party that ended a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EndedBy {
-    /// Nobody: the answer was complete.
+    /// No party: the response was complete.
     #[default]
     Nobody,
     /// The client.
@@ -86,10 +87,10 @@ pub enum EndedBy {
     Drain,
 }
 
-/// When a request was ended.
+/// The phase in which a request was ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EndedAt {
-    /// It was not.
+    /// None: the response was complete.
     #[default]
     Complete,
     /// While the request was arriving.
@@ -98,14 +99,14 @@ pub enum EndedAt {
     Queue,
     /// While connecting to an engine.
     Connect,
-    /// Before the first answer byte.
+    /// Before the first response byte.
     FirstByte,
-    /// While the answer was relayed.
+    /// While the response was being relayed.
     Streaming,
 }
 
 impl EndedAt {
-    /// The moment that belongs to a phase.
+    /// Returns the value for a phase of the request.
     #[must_use]
     pub const fn of(phase: Phase) -> Self {
         match phase {
@@ -121,10 +122,10 @@ impl EndedAt {
     }
 }
 
-/// What is known of one finished request. Times are in microseconds.
+/// The record of one finished request. Times are in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
-    /// When the request began, since 1970.
+    /// Time of the request's first byte, since 1970.
     pub unix_micros: u64,
     /// Request id.
     pub id: Inline<64>,
@@ -134,9 +135,9 @@ pub struct Record {
     pub method: Inline<16>,
     /// Status sent to the client; 0 if none was.
     pub status: u16,
-    /// Who ended it.
+    /// The party that ended it.
     pub ended_by: EndedBy,
-    /// When it was ended.
+    /// The phase in which it was ended.
     pub ended_at: EndedAt,
     /// The client's address.
     pub client: Option<IpAddr>,
@@ -144,38 +145,39 @@ pub struct Record {
     pub prefill: Inline<64>,
     /// Where the prompt was computed.
     pub outcome: Option<Outcome>,
-    /// Why there.
+    /// Reason why it was computed there.
     pub reason: Reason,
-    /// Attempts at engines, all legs together.
+    /// Number of attempts of all legs.
     pub attempts: u32,
     /// Body bytes from the client.
     pub bytes_in: u64,
     /// Body bytes to the client.
     pub bytes_out: u64,
-    /// Prefill, retries included.
+    /// Duration of the prefill, including retries.
     pub prefill_micros: Option<u64>,
-    /// From the request's first byte to the first body byte of its answer.
+    /// From the request's first byte to the first body byte of its response.
     pub ttft_micros: Option<u64>,
-    /// From the request's first byte to the last of its answer.
+    /// From the request's first byte to the last byte of its response.
     pub total_micros: u64,
-    /// Time of it that passed inside ringside.
+    /// Part of the total time that was spent inside ringside.
     pub proxy_micros: u64,
 }
 
-/// A shard's end of the access log.
+/// The sending side of the access log; one per shard.
 #[derive(Debug)]
 pub struct AccessRing {
     producer: rtrb::Producer<Record>,
 }
 
 impl AccessRing {
-    /// Hands a record over; `false` if the ring was full and the record is lost. Never waits.
+    /// Queues a record without blocking. Returns `false` if the ring was full and the record is
+    /// lost.
     pub fn push(&mut self, record: Record) -> bool {
         self.producer.push(record).is_ok()
     }
 }
 
-/// The thread that writes.
+/// Handle to the thread that writes the access log.
 #[derive(Debug)]
 pub struct AccessWriter {
     stop: Arc<AtomicBool>,
@@ -183,7 +185,7 @@ pub struct AccessWriter {
 }
 
 impl AccessWriter {
-    /// Writes what is still in the rings and ends the thread.
+    /// Writes the records left in the rings, then stops the thread and waits for it.
     pub fn finish(self) {
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
@@ -193,10 +195,10 @@ impl AccessWriter {
     }
 }
 
-/// Starts the access log with one ring per shard; nothing when it is off.
+/// Starts the access log with one ring per shard. Returns `None` if it is off.
 ///
 /// # Errors
-/// The file cannot be opened, or the thread not started.
+/// Returns an error if the file cannot be opened or the thread cannot be started.
 pub fn start(
     target: &AccessLog,
     shards: usize,
@@ -235,7 +237,7 @@ struct Writer {
     consumers: Vec<rtrb::Consumer<Record>>,
     sink: Sink,
     batch: Vec<u8>,
-    /// Whether the last write failed, so that an outage is told once.
+    /// Whether the last write failed, so that an outage is logged only once.
     failing: bool,
 }
 
@@ -243,7 +245,8 @@ impl Writer {
     fn run(&mut self, stop: &AtomicBool) {
         let mut sweeps = 0_u32;
         loop {
-            // Read first: what was pushed before the stop is in the rings by then.
+            // Read the flag before the sweep: the sweep then covers all records pushed before the
+            // stop.
             let last = stop.load(Ordering::Acquire);
             self.sweep();
             if last {
@@ -261,7 +264,7 @@ impl Writer {
 
     fn sweep(&mut self) {
         for index in 0..self.consumers.len() {
-            // At most one ring's worth, so that a busy shard cannot keep the others waiting.
+            // At most one ring's capacity, so that a busy shard does not delay the others.
             for _ in 0..RING_RECORDS {
                 let Ok(record) = self.consumers[index].pop() else {
                     break;
@@ -299,7 +302,7 @@ fn write_all(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-/// A file that is opened anew once its name belongs to another one, as after `logrotate`.
+/// A log file that is reopened when its path refers to another file, as after `logrotate`.
 struct RotatedFile {
     path: PathBuf,
     file: File,
@@ -315,7 +318,7 @@ impl RotatedFile {
         let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
         let named = fs::metadata(&self.path).map(identity).ok();
         let ours = self.file.metadata().map(identity).ok();
-        // A name that cannot be opened again keeps the old file.
+        // If the path cannot be opened, continue with the old file.
         if named != ours
             && let Ok(file) = append(&self.path)
         {
