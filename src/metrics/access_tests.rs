@@ -1,4 +1,4 @@
-//! The access log from ring to file.
+//! Tests of the access log, from the ring to the file.
 
 use super::*;
 use serde_json::Value;

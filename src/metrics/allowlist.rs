@@ -1,6 +1,6 @@
-//! What is counted about the allowlist: its size, and how its sources are doing.
+//! Metrics of the allowlist: its size and the state of its sources.
 //!
-//! Written by the control thread only; read by the scrape.
+//! Written by the control plane's thread only, and read at a scrape.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::cell::{Counter, Gauge};
 use super::labels::AllowSource;
 use super::render::Out;
 
-/// State of the allowlist and its sources.
+/// Metrics of the allowlist and its sources.
 #[derive(Debug, Default)]
 pub struct AllowlistMetrics {
     entries: AtomicUsize,
@@ -25,23 +25,23 @@ pub struct AllowlistMetrics {
 struct Source {
     is_used: AtomicBool,
     is_up: AtomicBool,
-    /// Seconds since 1970.
+    /// Time of the last successful read, in seconds since 1970.
     heard: Gauge,
     failures: Counter,
 }
 
 impl AllowlistMetrics {
-    /// The list has this many entries now.
+    /// Sets the number of entries in the list.
     pub fn set_entries(&self, entries: usize) {
         self.entries.store(entries, Relaxed);
     }
 
-    /// A source is one of this list's, and has given nothing yet. Others are not shown.
+    /// Marks a source as configured. Only configured sources are shown.
     pub fn uses(&self, source: AllowSource) {
         self.sources[source.index()].is_used.store(true, Relaxed);
     }
 
-    /// A source has said something, if only that nothing has changed.
+    /// Records a successful read of a source, or a sign that it is alive and unchanged.
     pub fn heard(&self, source: AllowSource) {
         let source = &self.sources[source.index()];
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -50,7 +50,7 @@ impl AllowlistMetrics {
         source.is_up.store(true, Relaxed);
     }
 
-    /// A source could not be read; what it said before stays.
+    /// Counts a failed read of a source. The entries last read from it remain in effect.
     pub fn failed(&self, source: AllowSource) {
         let source = &self.sources[source.index()];
         source.failures.add(1);
@@ -58,7 +58,7 @@ impl AllowlistMetrics {
     }
 }
 
-/// Shows them.
+/// Adds these metrics to the exposition.
 #[derive(Debug)]
 pub(super) struct Allowlist(pub(super) Arc<AllowlistMetrics>);
 

@@ -1,12 +1,12 @@
 //! Counters with a single writer.
 //!
-//! A shard is the only thread that writes its cells and the scrape only reads them, so an addition
-//! is a relaxed load and a relaxed store: no locked instruction, unlike `fetch_add`. A second
-//! writer would lose counts, never memory safety.
+//! Only a shard's own thread writes its cells, and the scrape only reads them. An addition is
+//! therefore a relaxed load and a relaxed store, without the locked instruction of `fetch_add`. A
+//! second writer could lose counts, but would not violate memory safety.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
-/// A number that only grows.
+/// A counter.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 
@@ -21,7 +21,7 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down.
+/// A gauge.
 #[derive(Debug, Default)]
 pub(super) struct Gauge(AtomicI64);
 
@@ -36,15 +36,15 @@ impl Gauge {
     }
 }
 
-/// Upper bounds of a histogram's buckets, in the unit that is recorded.
+/// Upper bounds of a histogram's buckets, in the unit of the recorded values.
 #[derive(Debug)]
 pub(super) struct Bounds<const N: usize> {
     pub(super) upper: [u64; N],
-    /// Recorded units in one second.
+    /// Number of recorded units per second.
     pub(super) per_second: f64,
 }
 
-/// Counts per bucket, with one more bucket above the last bound.
+/// A histogram. Values above the last bound are counted in `above`.
 #[derive(Debug)]
 pub(super) struct Histogram<const N: usize> {
     bounds: &'static Bounds<N>,
@@ -63,7 +63,8 @@ impl<const N: usize> Histogram<N> {
         }
     }
 
-    /// Notes a value; a bound belongs to its own bucket, as Prometheus' `le` says.
+    /// Records a value. A value equal to a bound is counted in that bound's bucket, as Prometheus'
+    /// `le` requires.
     pub(super) fn record(&self, value: u64) {
         let index = self.bounds.upper.partition_point(|bound| *bound < value);
         self.buckets.get(index).unwrap_or(&self.above).add(1);
@@ -94,7 +95,7 @@ pub(super) struct Total {
     pub(super) sum: f64,
 }
 
-/// A float above 2^53 loses its last digits, which no reader of a histogram misses.
+/// Converts to a float. Values above 2^53 lose their last digits, which does not matter here.
 #[expect(
     clippy::cast_precision_loss,
     reason = "sums of years in microseconds stay below 2^53"

@@ -1,4 +1,4 @@
-//! How often the certificate shown to clients was renewed, or could not be.
+//! Counters of reloads of the certificate presented to clients.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// Renewals of the certificate, counted on the control plane.
+/// Counters of certificate reloads, written by the control plane.
 #[derive(Debug, Default)]
 pub struct Reloads {
     used: AtomicU64,
@@ -16,14 +16,15 @@ pub struct Reloads {
 }
 
 impl Reloads {
-    /// Something new was found: it is used, or it cannot be.
+    /// Counts a change of the certificate files: a success if the new certificate `is_used`,
+    /// otherwise a failure.
     pub fn record(&self, is_used: bool) {
         let counter = if is_used { &self.used } else { &self.failed };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Shows them in the exposition.
+/// Adds these counters to the exposition.
 #[derive(Debug)]
 pub struct ReloadsShown(pub Arc<Reloads>);
 
