@@ -1,4 +1,4 @@
-//! How the names of `MoRI-IO` pods fare, under the names pd-sidecar gives these counters.
+//! Counters of `MoRI-IO` name look-ups, with the metric names of pd-sidecar.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// Counters of look-ups after the start.
+/// Counters of name look-ups. Rounds and changes are counted after the start only.
 #[derive(Debug, Default)]
 pub struct DnsCounters {
     reresolved: AtomicU64,
@@ -17,29 +17,29 @@ pub struct DnsCounters {
 }
 
 impl DnsCounters {
-    /// A round of look-ups began.
+    /// Counts the start of a round of look-ups.
     pub fn reresolved(&self) {
         self.reresolved.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A round gave other addresses.
+    /// Counts a round whose addresses differ from the previous ones.
     pub fn changed(&self) {
         self.changed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A name did not resolve.
+    /// Counts a name that did not resolve.
     pub fn failed(&self) {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Rounds, changes, failures.
+    /// Returns the number of rounds, changes and failures.
     #[must_use]
     pub fn values(&self) -> [u64; 3] {
         [&self.reresolved, &self.changed, &self.failed].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
-/// Shows them at a scrape.
+/// Adds these counters to the exposition.
 #[derive(Debug)]
 pub(super) struct DnsScrape(pub(super) Arc<DnsCounters>);
 
