@@ -1,7 +1,8 @@
-//! The closed sets of label values.
+//! The sets of label values.
 //!
-//! A label never comes from a request: each set is an enum whose discriminant is the index of its
-//! counter, so recording is an addition to an array element and a series cannot be invented.
+//! Each set is an enum whose discriminant is the index of the value's counter. Recording is an
+//! addition to an array element. Label values never come from requests, so no request can create a
+//! new series.
 
 macro_rules! labels {
     ($($(#[$about:meta])* $name:ident { $($(#[$what:meta])* $variant:ident = $label:literal,)* })*) => {
@@ -13,10 +14,10 @@ macro_rules! labels {
             }
 
             impl $name {
-                /// Every value, in the order of `index`.
+                /// All values, in the order of `index`.
                 pub const ALL: [Self; [$($label),*].len()] = [$(Self::$variant),*];
 
-                /// The label's text.
+                /// Returns the label's text.
                 #[must_use]
                 pub const fn label(self) -> &'static str {
                     match self {
@@ -24,7 +25,7 @@ macro_rules! labels {
                     }
                 }
 
-                /// Position in `ALL`.
+                /// Returns the position in `ALL`.
                 #[must_use]
                 pub const fn index(self) -> usize {
                     self as usize
@@ -35,7 +36,7 @@ macro_rules! labels {
 }
 
 labels! {
-    /// Which kind of request.
+    /// The kind of a request, by its path.
     Route {
         /// `/v1/chat/completions`.
         Chat = "chat",
@@ -51,27 +52,27 @@ labels! {
         Invocations = "invocations",
         /// `/health`.
         Health = "health",
-        /// Everything that is passed through.
+        /// Any other path; these requests are passed through.
         Other = "other",
     }
 
-    /// How a request ended.
+    /// The status class of a response, or `Aborted`.
     CodeClass {
-        /// Informational; the answer of an upgrade.
+        /// Informational: the response to an upgrade.
         C1xx = "1xx",
         /// Success.
         C2xx = "2xx",
         /// Redirection.
         C3xx = "3xx",
-        /// The client's fault.
+        /// Client error.
         C4xx = "4xx",
-        /// The engine's or our fault.
+        /// Server error, of an engine or of ringside.
         C5xx = "5xx",
-        /// No complete answer reached the client.
+        /// No complete response was sent to the client.
         Aborted = "aborted",
     }
 
-    /// What a request was doing; the phase a client left in.
+    /// The phase of a request, used to classify client disconnects.
     Phase {
         /// Between requests.
         Idle = "idle",
@@ -79,65 +80,66 @@ labels! {
         Upload = "upload",
         /// Connecting to an engine.
         Connect = "connect",
-        /// The encode legs ran.
+        /// Encode legs were running.
         Encode = "encode",
-        /// The prefill leg ran.
+        /// The prefill leg was running.
         Prefill = "prefill",
         /// Waiting for the next prefill attempt.
         RetryWait = "retry_wait",
-        /// Prefill had answered, decode was not sent yet: the KV cache is stranded.
+        /// The prefill response was received and the decode leg not yet sent: a disconnect in this
+        /// phase strands KV cache (`docs/stranded-kv.md`).
         BetweenLegs = "between_legs",
-        /// Decode was sent and had not answered.
+        /// The decode leg was sent and no response had arrived.
         FirstByte = "first_byte",
-        /// The answer was being relayed.
+        /// The response was being relayed.
         Streaming = "streaming",
-        /// The client did not take the answer.
+        /// The client was not reading the response.
         Stalled = "stalled",
     }
 
-    /// Which engine a connection or an attempt belongs to.
+    /// The kind of engine that a connection or a leg is for.
     LegRole {
-        /// Computes the prompt.
+        /// Computes the prompt's KV cache.
         Prefill = "prefill",
-        /// Writes the answer.
+        /// Generates the response.
         Decode = "decode",
-        /// Embeds images, audio and video.
+        /// Encodes images, audio and video.
         Encode = "encode",
-        /// Names a prefiller's engines.
+        /// Mooncake's bootstrap server, which lists the engines of a prefiller.
         Bootstrap = "bootstrap",
     }
 
-    /// What became of KV cache that no decoder fetched.
+    /// The fate of KV cache that no decoder fetched.
     Stranded {
-        /// The prefiller was told to give it up.
+        /// The decoder rejected the release request, so the prefiller frees the blocks.
         Released = "released",
-        /// It was to be told, and could not be.
+        /// The release request failed or was not rejected.
         Failed = "failed",
-        /// Its lease runs out.
+        /// The prefiller keeps the blocks until their lease expires.
         LeftToLease = "left_to_lease",
     }
 
-    /// What a request named a target as.
+    /// The role in which a request named a target.
     Named {
-        /// Computes the prompt.
+        /// Prefill engine.
         Prefill = "prefill",
-        /// Encodes an image or the like.
+        /// Encode engine.
         Encode = "encode",
-        /// Has part of the KV cache.
+        /// Engine that has part of the prompt's KV cache.
         CacheSource = "cache_source",
     }
 
-    /// Where allowed targets come from, besides the configuration.
+    /// The source of allowlist entries, other than the configuration.
     AllowSource {
-        /// The file of rules.
+        /// The rules file.
         File = "file",
-        /// The `InferencePool`, which says what its pods are.
+        /// The `InferencePool` object, whose selector determines the pods.
         Pool = "pool",
-        /// Its pods.
+        /// The pods of the `InferencePool`.
         Pods = "pods",
     }
 
-    /// Whom a TLS session is with.
+    /// The peer of a TLS connection.
     TlsPeer {
         /// A client.
         Client = "client",
@@ -149,19 +151,20 @@ labels! {
         Encode = "encode",
     }
 
-    /// Which part of our own cost.
+    /// A part of the time that ringside itself adds.
     Direction {
-        /// From the client's last request byte to our first to the engine.
+        /// From the last request byte received from the client to the first byte sent to an engine.
         Request = "request",
-        /// From the engine's first answer byte to ours to the client.
+        /// From the first response byte received from the engine to the first byte sent to the
+        /// client.
         FirstByte = "first_byte",
-        /// From a later read to its write.
+        /// Handling of a later part of the response, from its receipt to its send.
         Chunk = "chunk",
     }
 }
 
 impl CodeClass {
-    /// The class of a status code that was sent in full.
+    /// Returns the class of the status of a complete response.
     #[must_use]
     pub const fn of(status: u16) -> Self {
         match status {
