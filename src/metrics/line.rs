@@ -1,14 +1,15 @@
-//! One access-log record as a line of JSON.
+//! Formats one access-log record as a line of JSON.
 //!
-//! Written by hand because the fields are few and fixed, and the writer must not fall behind the
-//! shards: no tree, no allocation per line.
+//! Does not use a JSON library: the fields are few and fixed, and the writer must keep up with the
+//! shards. It builds no tree and does not allocate per line.
 
 use std::io::Write;
 
 use super::access::{EndedAt, EndedBy, Record};
 use crate::pd::Outcome;
 
-/// More than the longest line: 144 bytes of foreign text at six bytes each, and the fixed rest.
+/// Upper bound of a line's length: 144 bytes of untrusted text at up to six bytes each, and the
+/// fixed rest.
 pub(super) const BYTES_MAX: usize = 2048;
 
 /// Appends the record and a line feed to `out`.
@@ -72,7 +73,7 @@ const fn when(ended_at: EndedAt) -> u8 {
     }
 }
 
-/// Text of ours, which needs no escape.
+/// Appends text that needs no escaping.
 fn plain(out: &mut Vec<u8>, before: &str, text: &str) {
     out.extend_from_slice(before.as_bytes());
     out.extend_from_slice(text.as_bytes());
@@ -82,7 +83,7 @@ fn number(out: &mut Vec<u8>, before: &str, value: u64) {
     drop(write!(out, "{before}{value}"));
 }
 
-/// Milliseconds with three decimals.
+/// Appends a time in milliseconds with three decimals, or `null`.
 fn millis(out: &mut Vec<u8>, before: &str, micros: Option<u64>) {
     out.extend_from_slice(before.as_bytes());
     match micros {
@@ -91,9 +92,9 @@ fn millis(out: &mut Vec<u8>, before: &str, micros: Option<u64>) {
     }
 }
 
-/// Foreign text as a JSON string. What is not UTF-8 (or was cut in the middle of a character)
-/// becomes the replacement character; control characters are escaped, C1 and line separators too,
-/// so that no line can be forged for a terminal or a line reader.
+/// Appends untrusted text as a JSON string. Invalid UTF-8, including a character truncated at the
+/// end, is replaced by U+FFFD. Control characters (C1 too) and Unicode line separators are escaped,
+/// so that the text cannot forge a line or control a terminal.
 pub(crate) fn text(bytes: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     for chunk in bytes.utf8_chunks() {
@@ -114,7 +115,7 @@ pub(crate) fn text(bytes: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// RFC 3339 in UTC with microseconds.
+/// Appends a timestamp in UTC, in the format of RFC 3339 with microseconds.
 fn timestamp(unix_micros: u64, out: &mut Vec<u8>) {
     let seconds = unix_micros / 1_000_000;
     let (year, month, day) = date(seconds / 86_400);
@@ -126,8 +127,8 @@ fn timestamp(unix_micros: u64, out: &mut Vec<u8>) {
     ));
 }
 
-/// Date of a day counted from 1970-01-01, after Howard Hinnant's `civil_from_days`: years begin in
-/// March, so that the leap day is the last one.
+/// Returns the date of a day counted from 1970-01-01. This is Howard Hinnant's `civil_from_days`,
+/// in which years start in March so that the leap day is the last day of the year.
 const fn date(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted / 146_097;

@@ -1,7 +1,7 @@
-//! What the program counts.
+//! Metrics and the access log.
 //!
-//! Each shard has its own `ShardMetrics` and is its only writer; the `Registry` sums them when
-//! somebody scrapes. No label value comes from a request, so the number of series is fixed.
+//! Each shard has its own [`ShardMetrics`] and is its only writer; the [`Registry`] sums them at
+//! each scrape. No label value comes from a request, so the number of series is bounded.
 
 pub mod access;
 mod allowlist;
