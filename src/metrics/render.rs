@@ -1,7 +1,7 @@
-//! The scrape: sums the shards and writes OpenMetrics text.
+//! Renders the metrics as OpenMetrics text, summed over the shards.
 //!
-//! Runs on the control thread. Reading is not a snapshot: a counter may be a few requests ahead of
-//! another one, which a rate never shows.
+//! Runs on the control plane's thread. The result is not an atomic snapshot: one counter may be a
+//! few requests ahead of another, which does not affect rates.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -22,18 +22,18 @@ use crate::net::tls;
 use crate::pd::{Outcome, Reason};
 use crate::sys::process;
 
-/// Media type of `Registry::render`.
+/// Media type of the text that [`Registry::render`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// All shards' counters, ready to be scraped.
+/// The metrics of all shards and of the control plane.
 #[derive(Debug)]
 pub struct Registry {
     inner: registry::Registry,
 }
 
 impl Registry {
-    /// `driver` names the I/O driver of each shard; `fault_labels` is the table whose length the
-    /// shards were made with.
+    /// Creates a registry. `driver` names the I/O driver of each shard. `fault_labels` is the table
+    /// with whose length the shards' metrics were created.
     #[must_use]
     pub fn new(
         shards: Vec<Arc<ShardMetrics>>,
@@ -53,33 +53,33 @@ impl Registry {
         Self { inner }
     }
 
-    /// Adds what is counted about names of `MoRI-IO` pods.
+    /// Adds the counters of `MoRI-IO` name look-ups.
     #[must_use]
     pub fn with_dns(mut self, counters: Arc<DnsCounters>) -> Self {
         self.inner.register_collector(Box::new(DnsScrape(counters)));
         self
     }
 
-    /// Shows the allowlist too.
+    /// Adds the metrics of the allowlist.
     pub fn add_allowlist(&mut self, metrics: Arc<AllowlistMetrics>) {
         self.inner.register_collector(Box::new(Allowlist(metrics)));
     }
 
-    /// Shows the counters of something else, too.
+    /// Adds a collector.
     pub fn add(&mut self, collector: impl Collector) {
         self.inner.register_collector(Box::new(collector));
     }
 
-    /// Shows what is counted about the spans of these shards, too.
+    /// Adds the metrics of the span export.
     pub fn add_traces(&mut self, counters: Arc<TraceCounters>, shards: Vec<Arc<ShardMetrics>>) {
         self.add(TraceScrape { counters, shards });
     }
 
-    /// The exposition, as `CONTENT_TYPE`.
+    /// Returns the exposition; its media type is [`CONTENT_TYPE`].
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(32 * 1024);
-        // A `String` takes everything; the only error would be a fault of the encoder itself.
+        // Writing to a `String` cannot fail, so an error would be a defect of the encoder.
         if text::encode(&mut text, &self.inner).is_err() {
             tracing::error!("the metrics could not be written");
         }
@@ -223,8 +223,8 @@ impl Scrape {
         )
     }
 
-    /// All outcomes of the normal way, and the other pairs once they have happened: most of the
-    /// product of both sets cannot happen.
+    /// Always shows all outcomes with the reason `none`. Shows other pairs of outcome and reason
+    /// only once they have occurred, since most pairs are impossible.
     fn prefill_decode(&self, out: &mut Out<'_>) -> Result<(), Error> {
         let pairs = Outcome::ALL
             .iter()
@@ -294,7 +294,7 @@ impl Scrape {
         )
     }
 
-    /// Peers that TLS is spoken with, once it was.
+    /// Shows a pair of peer and outcome only once it has occurred.
     fn tls(&self, out: &mut Out<'_>) -> Result<(), Error> {
         let pairs = TlsPeer::ALL
             .iter()
@@ -447,7 +447,8 @@ impl Out<'_> {
         Ok(())
     }
 
-    /// Histograms that have seen a value; an empty one is two dozen lines of zeros.
+    /// Writes the histograms that have observations. An empty one would add two dozen lines of
+    /// zeros.
     fn histograms<L: EncodeLabelSet>(
         &mut self,
         name: &str,
