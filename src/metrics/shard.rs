@@ -1,14 +1,15 @@
 //! The counters of one shard.
 //!
-//! Written by the shard's own thread only; read by the scrape. Nothing here allocates after `new`,
-//! locks or reads a clock.
+//! Only the shard's own thread writes them, and the scrape reads them. After `new`, nothing here
+//! allocates, locks or reads a clock.
 
 use super::cell::{Bounds, Counter, Gauge, Histogram};
 use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer};
 use crate::net::tls;
 use crate::pd::{Outcome, Reason};
 
-/// vLLM's buckets of time to first token, so that our panels lie over the engines'. Microseconds.
+/// Buckets of the time to first token, in microseconds. The same as vLLM's, so that dashboards can
+/// show both in one panel.
 pub(super) static FIRST_TOKEN_BOUNDS: Bounds<22> = Bounds {
     upper: [
         1_000,
@@ -37,7 +38,7 @@ pub(super) static FIRST_TOKEN_BOUNDS: Bounds<22> = Bounds {
     per_second: 1e6,
 };
 
-/// vLLM's buckets of end-to-end latency. Microseconds.
+/// Buckets of the request duration, in microseconds. The same as vLLM's end-to-end latency.
 pub(super) static REQUEST_BOUNDS: Bounds<21> = Bounds {
     upper: [
         300_000,
@@ -65,7 +66,7 @@ pub(super) static REQUEST_BOUNDS: Bounds<21> = Bounds {
     per_second: 1e6,
 };
 
-/// Our own cost: 1 us to 100 ms. Nanoseconds.
+/// Buckets of the time that ringside itself adds, in nanoseconds: 1 us to 100 ms.
 pub(super) static OVERHEAD_BOUNDS: Bounds<15> = Bounds {
     upper: [
         1_000,
@@ -87,7 +88,7 @@ pub(super) static OVERHEAD_BOUNDS: Bounds<15> = Bounds {
     per_second: 1e9,
 };
 
-/// The counters of one shard. Padded, so that two shards never write one cache line.
+/// The counters of one shard. Aligned so that no two shards write to the same cache line.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct ShardMetrics {
@@ -118,7 +119,7 @@ pub struct ShardMetrics {
 }
 
 impl ShardMetrics {
-    /// Counters at zero; `faults` is the length of the fault label table.
+    /// Creates counters at zero. `faults` is the length of the fault label table.
     #[must_use]
     pub fn new(faults: usize) -> Self {
         fn each<T, const N: usize>(make: impl Fn() -> T) -> [T; N] {
@@ -152,33 +153,34 @@ impl ShardMetrics {
         }
     }
 
-    /// A request's head was read. Each call is followed by one `request_done` of the same route.
+    /// Counts a request whose head was read. Each call must be followed by one call of
+    /// `request_done` with the same route.
     pub fn request_started(&self, route: Route) {
         self.started[route.index()].add(1);
     }
 
-    /// A request is over, `micros` after its head began.
+    /// Counts a finished request, `micros` after the first byte of its head.
     pub fn request_done(&self, route: Route, code: CodeClass, micros: u64) {
         self.done[route.index()][code.index()].add(1);
         self.duration[route.index()].record(micros);
     }
 
-    /// The first body byte of an answer went to the client.
+    /// Records the time until the first body byte of a response was sent to the client.
     pub fn ttft(&self, route: Route, micros: u64) {
         self.first_token[route.index()].record(micros);
     }
 
-    /// An attempt at an engine is over.
+    /// Records the duration of one attempt of a leg.
     pub fn leg(&self, role: LegRole, micros: u64) {
         self.legs[role.index()].record(micros);
     }
 
-    /// Time that passed inside this program.
+    /// Records time spent inside ringside.
     pub fn overhead(&self, direction: Direction, nanos: u64) {
         self.overhead[direction.index()].record(nanos);
     }
 
-    /// A failure; `index` is its position in the fault label table.
+    /// Counts a failure; `index` is its position in the fault label table.
     pub fn fault(&self, index: usize) {
         debug_assert!(index < self.faults.len());
         if let Some(counter) = self.faults.get(index) {
@@ -186,87 +188,88 @@ impl ShardMetrics {
         }
     }
 
-    /// The client went away.
+    /// Counts a client that disconnected before its response was complete.
     pub fn client_left(&self, phase: Phase) {
         self.left[phase.index()].add(1);
     }
 
-    /// Where a prompt was computed, and why there.
+    /// Counts a prompt by where it was computed and why.
     pub fn pd(&self, outcome: Outcome, reason: Reason) {
         self.pd[outcome.index()][reason.index()].add(1);
     }
 
-    /// Idle engine connections came or went.
+    /// Adds `delta` to the number of idle engine connections.
     pub fn pool_idle(&self, role: LegRole, delta: i64) {
         self.pool_idle[role.index()].add(delta);
     }
 
-    /// Engine connections in use came or went.
+    /// Adds `delta` to the number of engine connections in use.
     pub fn pool_active(&self, role: LegRole, delta: i64) {
         self.pool_active[role.index()].add(delta);
     }
 
-    /// A target that a request named is not allowed.
+    /// Counts a target that a request named and the allowlist does not permit.
     pub fn denied(&self, named: Named) {
         self.denied[named.index()].add(1);
     }
 
-    /// Client connections came or went.
+    /// Adds `delta` to the number of client connections.
     pub fn client_connections(&self, delta: i64) {
         self.clients.add(delta);
     }
 
-    /// A prefill was attempted again.
+    /// Counts a repeated prefill attempt.
     pub fn retry(&self) {
         self.retries.add(1);
     }
 
-    /// A leg was sent again because its reused connection had died.
+    /// Counts a leg that was sent again because its reused connection had been closed.
     pub fn replay(&self) {
         self.replays.add(1);
     }
 
-    /// A session panicked and was closed.
+    /// Counts a session that panicked and was closed.
     pub fn panic(&self) {
         self.panics.add(1);
     }
 
-    /// `kv_transfer_params` a client sent were taken out of `count` places.
+    /// Counts `count` members that were removed from a client's request body, such as
+    /// `kv_transfer_params`.
     pub fn masked(&self, count: u64) {
         self.masked.add(count);
     }
 
-    /// A handoff was carried by no decode leg.
+    /// Counts a handoff that no decode leg carried.
     pub fn stranded(&self, outcome: Stranded) {
         self.stranded[outcome.index()].add(1);
     }
 
-    /// Body bytes that never entered user memory.
+    /// Counts body bytes that were spliced in the kernel, without a copy to user space.
     pub fn spliced_bytes(&self, count: u64) {
         self.spliced_bytes.add(count);
     }
 
-    /// Body bytes that went through a buffer.
+    /// Counts request body bytes that passed through a buffer in user space.
     pub fn copied_bytes(&self, count: u64) {
         self.copied_bytes.add(count);
     }
 
-    /// An access-log record found its ring full.
+    /// Counts an access-log record that was dropped because the ring was full.
     pub fn access_log_dropped(&self) {
         self.access_log_dropped.add(1);
     }
 
-    /// A TLS handshake ended, or what was begun with one ended against the rules.
+    /// Counts the outcome of a TLS handshake, or a later protocol violation on the connection.
     pub fn tls(&self, peer: TlsPeer, outcome: tls::Outcome) {
         self.tls[peer.index()][outcome.index()].add(1);
     }
 
-    /// Spans found their ring full.
+    /// Counts spans that were dropped because the ring was full.
     pub fn trace_dropped(&self, count: u64) {
         self.trace_dropped.add(count);
     }
 
-    /// Accepting stopped for want of file descriptors or memory.
+    /// Counts a pause of accepting, caused by a lack of file descriptors or memory.
     pub fn accept_paused(&self) {
         self.accept_paused.add(1);
     }
