@@ -1,4 +1,4 @@
-//! How spans fare after their requests.
+//! Metrics of the span export.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use super::render::Out;
 use super::shard::ShardMetrics;
 
-/// Counters of the exporter, in spans.
+/// The exporter's counters, in spans.
 #[derive(Debug, Default)]
 pub struct TraceCounters {
     exported: AtomicU64,
@@ -18,18 +18,18 @@ pub struct TraceCounters {
 }
 
 impl TraceCounters {
-    /// Spans were taken by whoever they were sent to.
+    /// Counts spans that the destination accepted.
     pub fn exported(&self, spans: u64) {
         self.exported.fetch_add(spans, Ordering::Relaxed);
     }
 
-    /// Spans were not.
+    /// Counts spans whose export failed.
     pub fn failed(&self, spans: u64) {
         self.failed.fetch_add(spans, Ordering::Relaxed);
     }
 }
 
-/// Shows them at a scrape, and what the shards could not hand over.
+/// Adds the exporter's counters to the exposition, and the spans that the shards dropped.
 #[derive(Debug)]
 pub(super) struct TraceScrape {
     pub(super) counters: Arc<TraceCounters>,
