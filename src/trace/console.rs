@@ -1,4 +1,4 @@
-//! A span as a line of JSON, for the exporter that writes to standard output.
+//! Formats a span as a line of JSON, for the exporter that writes to standard output.
 
 use std::io::Write;
 
@@ -6,7 +6,7 @@ use super::context::put_hex;
 use super::span::{Kind, Span, Value};
 use crate::metrics::push_text;
 
-/// Appends the span and a line feed to `out`. `service` is the name of whoever exports.
+/// Appends the span and a line feed to `out`. `service` is the configured service name.
 pub fn write(span: &Span, service: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"service\":");
     push_text(service.as_bytes(), out);

@@ -1,13 +1,13 @@
-//! The W3C trace context (<https://www.w3.org/TR/trace-context-2/>), and which traces are recorded.
+//! The W3C trace context (<https://www.w3.org/TR/trace-context-2/>) and the sampling decision.
 //!
-//! Only `traceparent` is read. `tracestate` and `baggage` are other people's and are passed on as
-//! they came, except that a `tracestate` without a valid `traceparent` ends here (section 3.3).
+//! Only `traceparent` is parsed. `tracestate` and `baggage` pass through unmodified, except that a
+//! `tracestate` without a valid `traceparent` is removed (section 3.3).
 
 /// Bytes of a `traceparent` of version 00.
 pub const TRACEPARENT_BYTES: usize = 55;
 
 const SAMPLED: u8 = 1;
-/// The flags of version 00; others mean nothing yet and must be sent as zero.
+/// The flags that version 00 defines: sampled and random. All others must be sent as zero.
 const KNOWN_FLAGS: u8 = 3;
 const VERSION_FORBIDDEN: u8 = 0xff;
 
@@ -18,12 +18,12 @@ pub struct TraceContext {
     pub trace_id: u128,
     /// Never zero.
     pub span_id: u64,
-    /// The known ones of the `trace-flags`.
+    /// The `trace-flags`, restricted to the defined ones.
     pub flags: u8,
 }
 
 impl TraceContext {
-    /// A new trace, from random numbers.
+    /// Starts a new, unsampled trace with an id from random numbers.
     #[must_use]
     pub const fn new(random: [u64; 2], span_id: u64) -> Self {
         let trace_id = (random[0] as u128) << 64 | random[1] as u128;
@@ -34,8 +34,8 @@ impl TraceContext {
         }
     }
 
-    /// Reads the values of all `traceparent` fields of a head. More than one is as bad as none
-    /// (section 3.2.1), and everything that is not exactly right begins a new trace.
+    /// Parses the values of all `traceparent` fields of a head. Returns `None` if there is not
+    /// exactly one (section 3.2.1) or if it is invalid; the caller then starts a new trace.
     #[must_use]
     pub fn read<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
         let value = values.next()?;
@@ -45,7 +45,7 @@ impl TraceContext {
         Self::parse(value.trim_ascii())
     }
 
-    /// Reads one value (section 3.2.2).
+    /// Parses one value (section 3.2.2). Returns `None` if it is invalid.
     #[must_use]
     pub fn parse(value: &[u8]) -> Option<Self> {
         let (known, rest) = value.split_at_checked(TRACEPARENT_BYTES)?;
@@ -53,7 +53,7 @@ impl TraceContext {
         let version = hex(&known[..2])?;
         let ends_well = match version {
             0 => rest.is_empty(),
-            // Versions to come may say more behind a hyphen.
+            // Later versions may append further data after a hyphen.
             _ => rest.first().is_none_or(|byte| *byte == b'-'),
         };
         let trace_id = hex(&known[3..35])?;
@@ -71,7 +71,7 @@ impl TraceContext {
         })
     }
 
-    /// The value of a `traceparent` field, in version 00.
+    /// Returns the value of the `traceparent` field, in version 00.
     #[must_use]
     pub fn traceparent(&self) -> [u8; TRACEPARENT_BYTES] {
         let mut out = *b"00-00000000000000000000000000000000-0000000000000000-00";
@@ -81,13 +81,13 @@ impl TraceContext {
         out
     }
 
-    /// Whether the caller, or the sampler, has decided to record it.
+    /// Returns whether the trace is recorded, as decided by the client or by the sampler.
     #[must_use]
     pub const fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
     }
 
-    /// The same trace, recorded.
+    /// Returns the same context with the sampled flag set.
     #[must_use]
     pub const fn sampled(self) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl TraceContext {
         }
     }
 
-    /// Another span of the same trace.
+    /// Returns the context of another span of the same trace.
     #[must_use]
     pub const fn child(self, span_id: u64) -> Self {
         Self {
@@ -106,12 +106,12 @@ impl TraceContext {
     }
 }
 
-/// Zero is no id.
+/// Replaces zero by one, since zero is not a valid id.
 const fn nonzero(id: u64) -> u64 {
     if id == 0 { 1 } else { id }
 }
 
-/// Lower-case hexadecimal digits, 32 at most; upper case is not valid here.
+/// Parses at most 32 lower-case hexadecimal digits. Upper case is invalid in `traceparent`.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |value, digit| {
         let nibble = match digit {
@@ -123,7 +123,7 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// Writes the lowest digits of `value`, as many as there is room for.
+/// Fills `out` with the lowest hexadecimal digits of `value`.
 pub(super) fn put_hex(out: &mut [u8], mut value: u128) {
     for digit in out.iter_mut().rev() {
         *digit = b"0123456789abcdef"[(value & 15) as usize];
@@ -131,29 +131,29 @@ pub(super) fn put_hex(out: &mut [u8], mut value: u128) {
     }
 }
 
-/// Decides about traces nobody has decided about: `TraceIdRatioBased` of OpenTelemetry, so that
-/// every program with the same ratio takes the same traces.
+/// Decides which new traces are recorded. It implements OpenTelemetry's `TraceIdRatioBased`, so
+/// that all programs with the same ratio record the same traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampler {
-    /// Trace ids whose lowest 63 bits are below it are recorded.
+    /// A trace is recorded if bits 1 to 63 of its id, as a number, are less than this.
     below: u64,
 }
 
 impl Sampler {
-    /// Records so many of a million traces; more count as all of them.
+    /// Creates a sampler that records `recorded` of a million traces. Greater values record all.
     #[must_use]
     pub fn per_million(recorded: u32) -> Self {
         let below = (1_u128 << 63) * u128::from(recorded.min(1_000_000)) / 1_000_000;
         Self {
-            // 2^63 at most.
+            // The value is at most 2^63.
             below: u64::try_from(below).unwrap_or(u64::MAX),
         }
     }
 
-    /// Whether a new trace is recorded.
+    /// Returns whether a new trace is recorded.
     #[must_use]
     pub const fn takes(self, trace_id: u128) -> bool {
-        // Of bytes 8 to 15, the way OpenTelemetry's SDKs do it.
+        // Uses bytes 8 to 15 of the id, as OpenTelemetry's SDKs do.
         (trace_id as u64) >> 1 < self.below
     }
 }
@@ -180,7 +180,7 @@ mod tests {
             (flags("00"), with(0)),
             (flags("02"), with(2)),
             (flags("03"), with(3)),
-            // Flags nobody knows are not passed on.
+            // Undefined flags are not passed on.
             (flags("ff"), with(3)),
             (flags("0"), None),
             (flags("0g"), None),
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn ratios() {
-        // Against the same rule in floating point, as the Go SDK has it.
+        // Compare with the same rule in floating point, as in OpenTelemetry's Go SDK.
         for per_million in [0, 1, 1_000, 100_000, 500_000, 999_999, 1_000_000, 2_000_000] {
             let sampler = Sampler::per_million(per_million);
             let ratio = f64::from(per_million.min(1_000_000)) / 1e6;
@@ -264,7 +264,7 @@ mod tests {
             ] {
                 let share = (low >> 1) as f64 / 2_f64.powi(63);
                 let takes = sampler.takes(u128::from(low) | 7 << 64);
-                // A share just below one is rounded to it.
+                // A share just below one is rounded to one.
                 let want = ratio >= 1.0 || share < ratio;
                 assert_eq!(takes, want, "{per_million} of {low:x}");
             }
