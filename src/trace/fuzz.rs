@@ -1,9 +1,10 @@
-//! What must hold for any `traceparent`: the body of a fuzz target, also run by `cargo test`.
+//! Properties that hold for any `traceparent`: the body of a fuzz target, also run by `cargo test`.
 
 use super::context::{TRACEPARENT_BYTES, TraceContext};
 
-/// Reads `data` as a `traceparent`: never a panic; what is accepted is what a plain reading of
-/// section 3.2.2 accepts, and is written as it was read.
+/// Parses `data` as a `traceparent`. Checks that this does not panic, that it accepts the same
+/// values as a straightforward implementation of section 3.2.2 of the W3C trace context, and that
+/// an accepted value is written with the ids that were read.
 pub fn fuzz_traceparent(data: &[u8]) {
     let read = TraceContext::parse(data);
     assert_eq!(read.is_some(), is_valid(data));
@@ -46,7 +47,7 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let data = std::fs::read(entry.unwrap().path()).unwrap();
             fuzz_traceparent(&data);
-            // Everything near it, too.
+            // Also all prefixes, and inputs with one byte changed or inserted.
             for at in 0..data.len() {
                 fuzz_traceparent(&data[..at]);
                 for byte in [b'0', b'f', b'F', b'-', b'g', 0, 0xff] {

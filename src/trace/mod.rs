@@ -1,8 +1,8 @@
-//! Spans of requests: what they are, how they leave a shard, how they are written.
+//! Tracing of requests: trace context, spans and their transfer to the exporter.
 //!
-//! [`context`] is the W3C trace context and the decision what is recorded: pure. A [`Span`] is what a
-//! shard notes. A [`TraceRing`] carries finished spans to the control plane, which exports them: a
-//! request never waits for that, and a full ring loses spans and counts them.
+//! [`context`] implements the W3C trace context and the sampling decision, without IO. A shard
+//! records [`Span`]s. A [`TraceRing`] passes finished spans to the control plane, which exports
+//! them. Requests never wait for the export: if a ring is full, spans are dropped and counted.
 
 pub mod console;
 pub mod context;

@@ -1,16 +1,18 @@
-//! How finished spans leave a shard: wait-free, bounded, as the records of the access log do.
+//! Rings that pass finished spans from the shards to the exporter: wait-free and bounded, like
+//! those of the access log.
 
 use super::span::Span;
 use crate::limits::TRACE_RING_RECORDS;
 
-/// A shard's end.
+/// The sending side of a ring; one per shard.
 #[derive(Debug)]
 pub struct TraceRing {
     producer: rtrb::Producer<Vec<Span>>,
 }
 
 impl TraceRing {
-    /// Hands spans over; gives back how many were lost to a full ring. Never waits.
+    /// Queues the spans of one record without blocking. Returns the number of spans lost because
+    /// the ring was full.
     pub fn push(&mut self, spans: Vec<Span>) -> usize {
         match self.producer.push(spans) {
             Ok(()) => 0,
@@ -19,16 +21,17 @@ impl TraceRing {
     }
 }
 
-/// The other ends, of all shards.
+/// The receiving sides of all shards' rings.
 #[derive(Debug)]
 pub struct TraceRings {
     consumers: Vec<rtrb::Consumer<Vec<Span>>>,
-    /// Which one is looked at first, so that none is always the last.
+    /// Index of the ring that is read first; rotates so that no ring is always last.
     first: usize,
 }
 
 impl TraceRings {
-    /// Takes what is there, `spans_max` spans or one record more.
+    /// Removes and returns available spans: records are read until there are `spans_max` spans or
+    /// more.
     pub fn take(&mut self, spans_max: usize) -> Vec<Span> {
         let mut spans = Vec::new();
         let count = self.consumers.len();
@@ -45,7 +48,7 @@ impl TraceRings {
     }
 }
 
-/// Rings for so many shards.
+/// Creates one ring for each of `shards` shards.
 #[must_use]
 pub fn rings(shards: usize) -> (Vec<TraceRing>, TraceRings) {
     let (producers, consumers) = (0..shards)
