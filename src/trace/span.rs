@@ -1,35 +1,36 @@
-//! One finished or running piece of a trace.
+//! Spans, finished or running.
 
 use std::borrow::Cow;
 
 use crate::limits::{TRACE_ATTRIBUTES_MAX, TRACE_TEXT_BYTES_MAX};
 
-/// What a span is to its neighbours; the numbers are OTLP's.
+/// The kind of a span. The discriminants are OTLP's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Work within this program.
+    /// Work inside ringside.
     Internal = 1,
-    /// A request served.
+    /// A request that ringside serves.
     Server = 2,
-    /// A request made.
+    /// A request that ringside sends.
     Client = 3,
 }
 
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Text, [`TRACE_TEXT_BYTES_MAX`] bytes at most.
+    /// Text of at most [`TRACE_TEXT_BYTES_MAX`] bytes.
     Text(Cow<'static, str>),
     /// A count.
     Count(u64),
-    /// Whole milliseconds, exported as a floating-point number as pd-sidecar's are.
+    /// Whole milliseconds. Exported as a floating-point number, as pd-sidecar does.
     Millis(u64),
-    /// Yes or no.
+    /// A boolean.
     Flag(bool),
 }
 
 impl Value {
-    /// Text of somebody else's, cut where it is too long. What is not UTF-8 is replaced.
+    /// Creates a text value from untrusted bytes. Truncates it if it is too long, and replaces
+    /// invalid UTF-8.
     #[must_use]
     pub fn text(bytes: &[u8]) -> Self {
         Self::Text(Cow::Owned(bounded(bytes)))
@@ -48,19 +49,20 @@ impl From<bool> for Value {
     }
 }
 
-/// The beginning of a text, in whole characters.
+/// Returns the longest prefix of `bytes` that fits in [`TRACE_TEXT_BYTES_MAX`] and ends at a
+/// character boundary. Invalid UTF-8 is replaced by U+FFFD.
 #[must_use]
 pub(crate) fn bounded(bytes: &[u8]) -> String {
     let cut = &bytes[..bytes.len().min(TRACE_TEXT_BYTES_MAX)];
     let text = match std::str::from_utf8(cut) {
         Ok(text) => text,
-        // Cut within a character: that one goes.
+        // The limit is inside a character: omit that character.
         Err(error) if cut.len() < bytes.len() && error.error_len().is_none() => {
             std::str::from_utf8(&cut[..error.valid_up_to()]).unwrap_or_default()
         }
         Err(_) => {
             let mut text = String::from_utf8_lossy(cut).into_owned();
-            // Replacements are longer than what they replace.
+            // The replacement character may be longer than the bytes it replaces.
             let end = text.floor_char_boundary(TRACE_TEXT_BYTES_MAX);
             text.truncate(end);
             return text;
@@ -72,28 +74,28 @@ pub(crate) fn bounded(bytes: &[u8]) -> String {
 /// One span. Times are nanoseconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
-    /// The trace it belongs to.
+    /// Id of the trace that it belongs to.
     pub trace_id: u128,
-    /// Its own id.
+    /// Id of this span.
     pub span_id: u64,
-    /// The span it is part of; 0 for none.
+    /// Id of the parent span; 0 if there is none.
     pub parent_id: u64,
-    /// What it is called.
+    /// Name.
     pub name: Cow<'static, str>,
-    /// What it is to its neighbours.
+    /// Kind.
     pub kind: Kind,
-    /// When it began.
+    /// Start time.
     pub begun_ns: u64,
-    /// When it ended; 0 while it runs.
+    /// End time; 0 while the span is running.
     pub ended_ns: u64,
-    /// What is known of it, each name once, [`TRACE_ATTRIBUTES_MAX`] at most.
+    /// Attributes with unique names, at most [`TRACE_ATTRIBUTES_MAX`].
     pub attributes: Vec<(&'static str, Value)>,
-    /// What went wrong, if something did.
+    /// The error, if the work failed.
     pub error: Option<&'static str>,
 }
 
 impl Span {
-    /// Notes an attribute; a value it had before is replaced.
+    /// Sets an attribute. Replaces its previous value, if any.
     pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         let value = value.into();
         let count = self.attributes.len();
@@ -106,7 +108,7 @@ impl Span {
         }
     }
 
-    /// Whole milliseconds from its beginning to `now_ns`.
+    /// Returns the whole milliseconds from the start of the span to `now_ns`.
     #[must_use]
     pub const fn millis(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.begun_ns) / 1_000_000
