@@ -1,5 +1,5 @@
-//! The command line: from arguments to checked options, or to an `Exit`. Nothing is resolved, read
-//! or started here; only a seed that was not given comes from the clock.
+//! The command line: parses arguments into validated options, or returns an `Exit`. Resolves, reads
+//! and starts nothing. Without `--seed`, the seed is taken from the clock.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,28 +20,28 @@ mod soak;
 
 pub use soak::SoakOptions;
 
-/// What the command line asks for.
+/// The command to run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Task {
-    /// Measure what a proxy adds.
+    /// Measure the latency that a proxy adds.
     Overhead(Box<Options>),
-    /// Watch a proxy under load for a long time.
+    /// Run a proxy under load for a long time and check it.
     Soak(Box<SoakOptions>),
 }
 
-/// A server as it was named.
+/// A server, as given on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Name or address; without the brackets of an IPv6 address.
+    /// Name or address; an IPv6 address has no brackets.
     pub host: String,
     /// Port.
     pub port: u16,
-    /// Whether TLS is spoken there.
+    /// Whether the server uses TLS.
     pub tls: bool,
 }
 
 impl Target {
-    /// `host:port` as in a `host` field.
+    /// Returns `host:port` as in a `host` field.
     #[must_use]
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -52,26 +52,26 @@ impl Target {
     }
 }
 
-/// How long a run is, as asked for.
+/// The requested length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// So many pairs.
+    /// Number of pairs.
     Pairs(u64),
-    /// So long.
+    /// Duration.
     Time(Duration),
 }
 
-/// Where a report goes.
+/// The destination of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Standard output; the table then goes to standard error.
+    /// Standard output; the table is then written to standard error.
     Stdout,
     /// A file.
     File(PathBuf),
 }
 
 impl Output {
-    /// `-` or a path.
+    /// Parses `-` as standard output, and anything else as a path.
     fn of(name: &str) -> Self {
         match name {
             "-" => Self::Stdout,
@@ -83,56 +83,56 @@ impl Output {
 /// Options of `ringside-bench overhead`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Both servers, direct first.
+    /// The engine and the proxy.
     pub targets: [Target; 2],
-    /// What is asked for.
+    /// Path of the requests.
     pub path: String,
     /// The API of that path.
     pub api: Api,
-    /// Model; `None` to ask the engine.
+    /// Model; `None` to query the engine.
     pub model: Option<String>,
-    /// A given prompt.
+    /// Prompt; `None` to generate one.
     pub prompt: Option<String>,
-    /// About how many tokens a generated prompt has.
+    /// Approximate length of a generated prompt in tokens.
     pub prompt_tokens: u32,
-    /// Whether no prompt begins as another does.
+    /// Whether every prompt starts with a unique tag.
     pub unique: bool,
-    /// Limit of each answer in tokens.
+    /// Limit of each response in tokens.
     pub tokens_max: u32,
-    /// Whether the engine is asked to go on to the limit.
+    /// Whether requests set `ignore_eos`, so that every response reaches the limit.
     pub ignore_eos: bool,
-    /// When requests go out.
+    /// The times at which requests are sent.
     pub load: Load,
-    /// How long.
+    /// Length of the run.
     pub length: Length,
-    /// Pairs at the beginning that do not count.
+    /// Number of pairs at the start that are not measured.
     pub warmup: u32,
-    /// Further fields per side.
+    /// Additional header fields per side.
     pub fields: [Vec<(String, String)>; 2],
-    /// How long a request may stay without progress.
+    /// Time without progress after which a request fails.
     pub timeout: Duration,
-    /// The gate.
+    /// Limit on the p99 overhead.
     pub overhead_p99_max: Option<Duration>,
-    /// Where the JSON report goes.
+    /// Destination of the JSON report.
     pub json: Option<Output>,
-    /// Where the HTML report goes.
+    /// Path of the HTML report.
     pub html: Option<PathBuf>,
-    /// Seed of everything random.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// CPU of the measuring thread.
+    /// CPU that the measuring thread is pinned to.
     pub cpu: Option<usize>,
     /// Whether the measuring thread never sleeps.
     pub busy_poll: bool,
-    /// No table, no progress.
+    /// Whether to omit the table and the progress.
     pub quiet: bool,
-    /// Believe any certificate.
+    /// Whether to accept any certificate.
     pub insecure: bool,
 }
 
 /// Parses the arguments, the program's name first.
 ///
 /// # Errors
-/// What to tell the user, and the exit code; help and version are such exits with code 0.
+/// Returns the message and the exit code. Help and version are returned as exits with code 0.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, Exit> {
     let matches = program().try_get_matches_from(args).map_err(|error| {
         let text = error.render().to_string();
@@ -353,7 +353,7 @@ fn options(matches: &ArgMatches) -> Result<Options, Exit> {
     })
 }
 
-/// A seed that differs from run to run; it is part of every report.
+/// Returns a seed that differs between runs. It is part of every report.
 fn clock_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| u64::from(now.subsec_nanos()) ^ now.as_secs())
@@ -381,7 +381,7 @@ fn time_of(matches: &ArgMatches, name: &str) -> Result<Option<Duration>, Exit> {
     }
 }
 
-/// Whether it can stand in a request line as it is.
+/// Returns whether `text` can be used in a request line unmodified.
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -426,7 +426,7 @@ fn target(matches: &ArgMatches, name: &str) -> Result<Target, Exit> {
     }
 }
 
-/// Fields the tool writes itself; a second one would make the request ambiguous.
+/// Fields that this tool generates. A second one would make the request ambiguous.
 const OWN_FIELDS: [&str; 5] = [
     "host",
     "content-length",
