@@ -1,4 +1,4 @@
-//! The command line of `ringside-bench soak`.
+//! Command line of `ringside-bench soak`.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::limits::{
 };
 use crate::request::Api;
 
-/// Shortest run whose process can be judged.
+/// Shortest run in which growth of the process can be assessed.
 const JUDGED_MIN: Duration = Duration::from_secs(2);
 
 /// Options of `ringside-bench soak`.
@@ -20,27 +20,27 @@ const JUDGED_MIN: Duration = Duration::from_secs(2);
 pub struct SoakOptions {
     /// The proxy.
     pub proxy: Target,
-    /// What is asked for.
+    /// Path of the requests.
     pub path: String,
     /// The API of that path.
     pub api: Api,
-    /// Streams at a time.
+    /// Number of concurrent streams.
     pub streams: usize,
-    /// How long.
+    /// Duration of the run.
     pub duration: Duration,
-    /// Share of requests that are given up, from 0 to 1.
+    /// Share of requests that the client aborts, from 0 to 1.
     pub abort_share: f64,
-    /// Tokens of each answer.
+    /// Tokens of each response.
     pub tokens: u32,
-    /// Further fields.
+    /// Additional header fields.
     pub fields: Vec<(String, String)>,
-    /// The proxy's process.
+    /// Id of the proxy's process.
     pub pid: Option<u32>,
-    /// Seed of everything random.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// Where the JSON report goes.
+    /// Destination of the JSON report.
     pub json: Option<Output>,
-    /// Lines of progress, terminal or not.
+    /// Whether to print progress even if standard error is not a terminal.
     pub progress: bool,
 }
 
@@ -109,7 +109,7 @@ fn args() -> Vec<Arg> {
     ]
 }
 
-/// A soak compares each byte with what it asked for; it speaks plain text.
+/// Rejects a target with TLS, which `soak` does not support.
 fn plain(target: Target) -> Result<Target, Exit> {
     if target.tls {
         let text = "ringside-bench: --proxy: https is not offered here; watch a plain http port";
