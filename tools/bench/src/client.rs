@@ -1,8 +1,8 @@
-//! The measuring client: one thread, raw non-blocking sockets, a stamp right behind each receive.
+//! The measuring client: one thread with non-blocking sockets and a timestamp after each receive.
 //!
-//! A turn of its loop has two parts. First everything that is ready is received and stamped, then
-//! it is looked at: what one answer says delays the stamp on no other of the same turn. Nothing is
-//! written or printed while requests are open.
+//! An iteration of its loop has two parts. First, everything that is ready is received and
+//! timestamped. Then the received bytes are parsed, so that parsing one response does not delay the
+//! timestamp of another in the same iteration. Nothing is printed while requests are in flight.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -26,17 +26,18 @@ const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
 const SILENCE_LOOK_NS: u64 = SILENCE_LOOK_MS * 1_000_000;
 const SPIN_BEFORE_SEND_NS: u64 = SPIN_BEFORE_SEND_US * 1_000;
 
-/// A request on its way and the answer as far as it has come.
+/// A request in flight and its response as received so far.
 struct Exchange<'a> {
     ask: Ask,
-    /// When it was to be sent: what its times count from.
+    /// Reference point of the request's times: the planned time of its send in an open loop, the
+    /// actual time otherwise.
     start_ns: u64,
     request: Cow<'a, [u8]>,
     sent: usize,
-    /// The socket has no room for the rest and is watched for it.
+    /// Whether the socket's send buffer is full, so that it is polled for writability.
     full: bool,
     moved_ns: u64,
-    /// Whether anything of an answer has come.
+    /// Whether any response byte has been received.
     heard: bool,
     reader: Reader,
     splitter: Splitter,
@@ -45,7 +46,7 @@ struct Exchange<'a> {
 }
 
 enum Phase<'a> {
-    /// Connecting since then.
+    /// Connecting since this time, in nanoseconds.
     Opening(u64),
     Idle,
     Busy(Box<Exchange<'a>>),
@@ -54,13 +55,13 @@ enum Phase<'a> {
 struct Link<'a> {
     side: Side,
     wire: Wire,
-    /// Whether it has carried an answer.
+    /// Whether it has carried a complete response.
     used: bool,
     phase: Phase<'a>,
     buffer: Box<[u8]>,
 }
 
-/// What ended an exchange.
+/// The result of an exchange.
 enum Ended {
     Well { keep: bool },
     Failed(String),
@@ -74,7 +75,7 @@ struct Client<'a> {
     links: Vec<Link<'a>>,
     idle: [VecDeque<usize>; 2],
     waiting: [VecDeque<(Ask, u64)>; 2],
-    /// Requests sent or waiting.
+    /// Number of requests in flight or waiting for a connection.
     open: usize,
     timer_ns: u64,
     looked_ns: u64,
@@ -82,11 +83,11 @@ struct Client<'a> {
     run: Run,
 }
 
-/// Runs to the end on the calling thread. `progress` counts the answers that came, warm-up
-/// included.
+/// Performs the run on the calling thread. `progress` counts the finished requests, including the
+/// warm-up.
 ///
 /// # Errors
-/// When there is nothing to report on. Failed requests are counted, not returned.
+/// Returns an error if the run cannot be performed. Failed requests are counted, not returned.
 pub fn run(setup: &Setup, progress: &AtomicU64) -> Result<Run, RunError> {
     let mut client = Client {
         setup,
@@ -104,7 +105,7 @@ pub fn run(setup: &Setup, progress: &AtomicU64) -> Result<Run, RunError> {
     };
     client.reserve();
     client.open_first()?;
-    // Planned times count from here.
+    // Planned times are relative to this instant.
     client.clock = Instant::now();
     client.looked_ns = 0;
     let before = SchedStat::read();
@@ -123,7 +124,8 @@ impl<'a> Client<'a> {
         nanos(self.clock.elapsed())
     }
 
-    /// Growing a vector of millions moves it, which takes longer than what is measured.
+    /// Reserves memory in advance: growing a vector of millions of elements moves it, which takes
+    /// longer than the latencies being measured.
     fn reserve(&mut self) {
         if let Until::Pairs(pairs) = self.setup.until {
             let responses = usize::try_from(pairs).unwrap_or(0).saturating_mul(2);
@@ -134,7 +136,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Opens the connections that exist from the start, one after the other.
+    /// Opens the initial connections sequentially.
     fn open_first(&mut self) -> Result<(), RunError> {
         let count = match self.setup.load {
             Load::Closed { concurrency } => concurrency,
@@ -199,7 +201,8 @@ impl<'a> Client<'a> {
         Ok(self.poll.wait(Duration::from_nanos(time_max), ready)?)
     }
 
-    /// Sends what is due. How long may be waited for events then; `None` if only for answers.
+    /// Sends the requests that are due. Returns the time until the next one in nanoseconds; `None`
+    /// if there is nothing to wait for except responses.
     fn send_due(&mut self) -> Result<Option<u64>, RunError> {
         loop {
             let now = self.now();
@@ -218,8 +221,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends a request, or lets it wait for a connection. A request without a planned time begins
-    /// when it could be sent.
+    /// Sends a request, or queues it until a connection is available. The times of a request
+    /// without a planned time are relative to its send, or to now if it is queued.
     fn start(&mut self, ask: Ask, planned_ns: Option<u64>) -> Result<(), RunError> {
         let side = ask.side.index();
         self.open += 1;
@@ -261,7 +264,7 @@ impl<'a> Client<'a> {
             response: Response::default(),
             body: Vec::new(),
         });
-        // After all that takes time.
+        // Read the clock after the preparations, which take time.
         let now = self.now();
         exchange.start_ns = start_ns.unwrap_or(now);
         exchange.moved_ns = now;
@@ -273,7 +276,7 @@ impl<'a> Client<'a> {
         self.send_on(number)
     }
 
-    /// Sends as much of a request as fits, and watches for room if that is not all.
+    /// Sends as much of a request as the socket accepts. Polls for writability if a part remains.
     fn send_on(&mut self, number: usize) -> Result<(), RunError> {
         let link = &mut self.links[number];
         let Phase::Busy(exchange) = &mut link.phase else {
@@ -287,11 +290,11 @@ impl<'a> Client<'a> {
                     break;
                 }
                 Ok(len) => exchange.sent += len,
-                // The receive that follows says what the answer was or how it failed.
+                // The following receive returns the response or the error.
                 Err(_) => break,
             }
         }
-        // The same for what only the session keeps.
+        // The same applies to bytes that are buffered in the TLS session.
         full |= matches!(link.wire.flush(), Ok(false));
         if full != exchange.full {
             exchange.full = full;
@@ -301,13 +304,14 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Looks at what was received on a connection at `stamp`.
+    /// Handles the result of a receive on a connection at time `stamp`.
     fn look_at(&mut self, number: usize, what: Received, stamp: u64) -> Result<(), RunError> {
         let link = &mut self.links[number];
         let ended = match (&mut link.phase, what) {
             (Phase::Opening(_), _) => return self.opened(number),
             (Phase::Idle, Received::Nothing) => return Ok(()),
-            // Nobody was asked: it closes, which is its right, or talks out of turn.
+            // No request is in flight: the peer closed the idle connection, which it may do, or
+            // sent unexpected bytes.
             (Phase::Idle, _) => {
                 let side = link.side.index();
                 self.idle[side].retain(|idle| *idle != number);
@@ -331,7 +335,8 @@ impl<'a> Client<'a> {
                     Some(ended) => ended,
                 }
             }
-            // It was closed for having been idle, just when it was used again (RFC 9112, 9.3.1).
+            // The peer closed the idle connection at the same time as it was reused (RFC 9112,
+            // 9.3.1).
             (Phase::Busy(exchange), Received::End | Received::Failed(_))
                 if link.used && !exchange.heard =>
             {
@@ -345,7 +350,8 @@ impl<'a> Client<'a> {
         self.ended(number, ended, stamp)
     }
 
-    /// Sends a request again on a new connection; there it is not used, so this happens once.
+    /// Sends a request again on a new connection. It happens at most once per request, since a new
+    /// connection is not marked as used.
     fn send_again(&mut self, number: usize) -> Result<(), RunError> {
         let link = &mut self.links[number];
         if let Phase::Busy(exchange) = std::mem::replace(&mut link.phase, Phase::Idle) {
@@ -414,7 +420,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Counts a failed request; its connection is not used again.
+    /// Counts a failed request. Returns `false`: its connection must not be reused.
     fn failed(&mut self, ask: Ask, what: String) -> Result<bool, RunError> {
         if ask.pair < self.setup.warmup {
             return Err(RunError::Warmup(ask.side, what));
@@ -428,7 +434,7 @@ impl<'a> Client<'a> {
         Ok(false)
     }
 
-    /// Begins nothing new; what is on its way may end.
+    /// Starts no further requests. Those in flight may finish.
     fn stop(&mut self) {
         self.schedule.stop();
         for waiting in &mut self.waiting {
@@ -437,7 +443,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// A connection has nothing to do: the next request that waits takes it.
+    /// Uses an idle connection for the next queued request, or adds it to the idle ones.
     fn free(&mut self, number: usize) -> Result<(), RunError> {
         let side = self.links[number].side.index();
         match self.waiting[side].pop_front() {
@@ -472,7 +478,7 @@ impl<'a> Client<'a> {
         Ok(number)
     }
 
-    /// Puts a new connection in the place of one that is of no use any more.
+    /// Replaces a connection that can no longer be used with a new one.
     fn reopen(&mut self, number: usize) -> Result<(), RunError> {
         let opening_ns = self.now();
         let wire = self.connect(self.links[number].side)?;
@@ -484,7 +490,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// A connect has ended.
+    /// Handles progress of a connection attempt or TLS handshake.
     fn opened(&mut self, number: usize) -> Result<(), RunError> {
         let now = self.now();
         let link = &mut self.links[number];
@@ -494,7 +500,8 @@ impl<'a> Client<'a> {
         let addr = self.setup.addrs[link.side.index()];
         let opened = link.wire.opened();
         if !opened.map_err(|error| RunError::Connect(link.side, addr, error))? {
-            // A session waits for its other end: room to send is there all the time.
+            // The TLS handshake waits for the peer. Do not poll for writability, which would be
+            // ready all the time.
             self.poll.change(&link.wire, number, Watch::Readable)?;
             return Ok(());
         }
@@ -505,7 +512,7 @@ impl<'a> Client<'a> {
         self.free(number)
     }
 
-    /// Ends what has not moved for too long.
+    /// Ends requests and connection attempts that have made no progress for too long.
     fn look_for_silence(&mut self) -> Result<(), RunError> {
         let now = self.now();
         self.looked_ns = now;
@@ -533,7 +540,7 @@ impl<'a> Client<'a> {
 }
 
 impl Exchange<'_> {
-    /// Takes received bytes; how the exchange ended, if it did.
+    /// Handles received bytes. Returns the result once the exchange has ended.
     fn take(&mut self, piece: &[u8], stamp: u64) -> Option<Ended> {
         let is_stream = |reader: &Reader| {
             let head = reader.head();
@@ -554,7 +561,7 @@ impl Exchange<'_> {
         (enough || self.reader.is_done()).then(|| self.outcome())
     }
 
-    /// The connection has ended.
+    /// Handles the end of the connection.
     fn end(&mut self) -> Ended {
         match self.reader.end() {
             Ok(()) => self.outcome(),
@@ -565,7 +572,8 @@ impl Exchange<'_> {
     fn outcome(&self) -> Ended {
         match self.reader.head() {
             Some(head) if head.status == 200 && head.event_stream => Ended::Well {
-                // A request that was answered before it was sent has broken the connection.
+                // If the response ended before the request was sent completely, the connection
+                // cannot be reused.
                 keep: head.keep_alive && self.sent == self.request.len(),
             },
             Some(head) if head.status == 200 => Ended::Failed(format!(
