@@ -1,51 +1,51 @@
-//! How the program ends: the exit codes of the house and one of its own, and a message.
+//! Exit codes and messages. The codes up to 3 have the same meaning as ringside's.
 
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// The end of the program.
+/// The exit code and message with which the program ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// One of the constants below.
     pub code: u8,
-    /// What to say.
+    /// Message.
     pub message: String,
 }
 
 impl Exit {
-    /// All went well.
+    /// Success.
     pub const OK: u8 = 0;
-    /// Something failed while running: an upstream, a request, a report that could not be written.
+    /// A failure at run time: of a server, of a request, or of writing a report.
     pub const RUNTIME: u8 = 1;
-    /// The command line makes no sense.
+    /// Invalid command line.
     pub const USAGE: u8 = 2;
-    /// What was asked for cannot work here; trying again will not help.
+    /// The options are invalid for this machine or these servers; a retry will fail too.
     pub const CONFIG: u8 = 3;
     /// The measured overhead is above `--max-overhead-p99`.
     pub const EXCEEDED: u8 = 6;
 
-    /// A text that was asked for (help, version).
+    /// Creates an exit with requested text (help, version).
     pub fn said(message: impl Into<String>) -> Self {
         Self::new(Self::OK, message)
     }
 
-    /// A failure while running.
+    /// Creates an exit for a failure at run time.
     pub fn runtime(message: impl Into<String>) -> Self {
         Self::new(Self::RUNTIME, message)
     }
 
-    /// A command line that makes no sense.
+    /// Creates an exit for an invalid command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Self::USAGE, message)
     }
 
-    /// Something that cannot work here.
+    /// Creates an exit for options that are invalid here.
     pub fn config(message: impl Into<String>) -> Self {
         Self::new(Self::CONFIG, message)
     }
 
-    /// An exceeded limit.
+    /// Creates an exit for an exceeded limit.
     pub fn exceeded(message: impl Into<String>) -> Self {
         Self::new(Self::EXCEEDED, message)
     }
@@ -57,8 +57,8 @@ impl Exit {
         }
     }
 
-    /// Writes the message, errors to standard error, and gives the code to end with. A reader that
-    /// went away (`| head`) is not an error.
+    /// Writes the message, errors to standard error, and returns the exit code. Ignores write
+    /// errors, since the reader of a pipe may have closed it (`| head`).
     #[must_use]
     pub fn report(&self) -> ExitCode {
         let text = self.message.trim_end();
