@@ -1,8 +1,8 @@
-//! Reading HTTP/1.1 answers: bytes in any pieces, the body's bytes out.
+//! An incremental reader of HTTP/1.1 responses.
 //!
-//! It is written apart from the proxy's own reader on purpose: a measuring client that shared the
-//! code it measures would share its mistakes. Requests with a body are POST only, so the answer's
-//! framing depends on nothing but its head.
+//! It deliberately shares no code with the proxy: otherwise a defect of the proxy could go
+//! unnoticed here. It is used for GET and POST requests only, so the response's framing depends
+//! only on its head.
 
 use std::fmt;
 
@@ -12,22 +12,22 @@ use crate::limits::{
     CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, INTERIM_RESPONSES_MAX, TRAILER_LINES_MAX,
 };
 
-/// What an answer's bytes can be wrong about.
+/// An error in a response's framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseError {
-    /// The head is no HTTP/1 head.
+    /// The bytes are not an HTTP/1 response head.
     Head,
-    /// The head or its number of fields is above the bound.
+    /// The head exceeds the limit on its size or its number of fields.
     HeadTooLarge,
-    /// More interim answers than the bound.
+    /// Too many interim responses.
     Interim,
-    /// Length and coding contradict each other or are not understood.
+    /// Length and transfer coding conflict or are not supported.
     Framing,
-    /// A chunk's line or end is malformed.
+    /// A chunk's size line or end is malformed.
     Chunk,
-    /// Bytes came behind the end of the answer.
+    /// Bytes were received after the end of the response.
     TrailingBytes,
-    /// The connection ended before the answer did.
+    /// The connection ended before the response was complete.
     Cut,
 }
 
@@ -47,14 +47,14 @@ impl fmt::Display for ResponseError {
 
 impl std::error::Error for ResponseError {}
 
-/// What the head said.
+/// The parts of a response head that the client uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
     /// The status.
     pub status: u16,
-    /// Whether the body is announced as server-sent events.
+    /// Whether `content-type` is `text/event-stream`.
     pub event_stream: bool,
-    /// Whether the connection can be used again.
+    /// Whether the connection can be reused.
     pub keep_alive: bool,
 }
 
@@ -70,11 +70,11 @@ enum State {
     Done,
 }
 
-/// Reads one answer.
+/// Reads one response.
 #[derive(Clone, Debug)]
 pub struct Reader {
     state: State,
-    /// The head, or a line, as far as it has come.
+    /// The part received so far of the head or of a line.
     held: Vec<u8>,
     head: Option<Head>,
     interim: u32,
@@ -87,7 +87,7 @@ impl Default for Reader {
 }
 
 impl Reader {
-    /// A reader at the start of an answer.
+    /// Creates a reader at the start of a response.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -98,22 +98,22 @@ impl Reader {
         }
     }
 
-    /// The final head, once it has come.
+    /// Returns the final head, once it has been received.
     #[must_use]
     pub const fn head(&self) -> Option<&Head> {
         self.head.as_ref()
     }
 
-    /// Whether the answer is complete.
+    /// Returns whether the response is complete.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
-    /// Takes the next piece and appends what it holds of the body.
+    /// Parses the next bytes and appends their part of the body to `body`.
     ///
     /// # Errors
-    /// The first thing that is wrong; the reader is of no use after that.
+    /// Returns the first error; the reader must not be used afterwards.
     pub fn feed(&mut self, piece: &[u8], body: &mut Vec<u8>) -> Result<(), ResponseError> {
         match self.feed_response(piece, body)? {
             [] => Ok(()),
@@ -121,11 +121,11 @@ impl Reader {
         }
     }
 
-    /// As [`Reader::feed`], for answers to pipelined requests: gives back what comes behind the end
-    /// of this one.
+    /// As [`Reader::feed`], for responses to pipelined requests: returns the bytes after the end of
+    /// this response.
     ///
     /// # Errors
-    /// The first thing that is wrong; the reader is of no use after that.
+    /// Returns the first error; the reader must not be used afterwards.
     pub fn feed_response<'a>(
         &mut self,
         mut piece: &'a [u8],
@@ -163,10 +163,10 @@ impl Reader {
         Ok(piece)
     }
 
-    /// The connection has ended.
+    /// Handles the end of the connection.
     ///
     /// # Errors
-    /// When the answer had not.
+    /// Returns an error if the response is not complete.
     pub fn end(&mut self) -> Result<(), ResponseError> {
         match self.state {
             State::UntilClose | State::Done => {
@@ -185,7 +185,7 @@ impl Reader {
     fn feed_head<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], ResponseError> {
         let before = self.held.len();
         self.held.extend_from_slice(piece);
-        // The end may begin in an earlier piece.
+        // The blank line may start in bytes fed earlier.
         let from = before.saturating_sub(3);
         let Some(at) = memmem::find(&self.held[from..], b"\r\n\r\n") else {
             return if self.held.len() > HEAD_BYTES_MAX {
@@ -244,7 +244,8 @@ impl Reader {
     }
 }
 
-/// As much of `piece` as is left, what is left then, and the rest of the piece.
+/// Splits off at most `left` bytes of `piece`. Returns them, the number of bytes left after them,
+/// and the rest of `piece`.
 fn take(piece: &[u8], left: u64) -> (&[u8], u64, &[u8]) {
     let len = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
     let (part, rest) = piece.split_at(len);
@@ -275,7 +276,7 @@ fn parse_head(bytes: &[u8]) -> Result<Parsed, ResponseError> {
     }
     let status = response.code.ok_or(ResponseError::Head)?;
     if (100..200).contains(&status) {
-        // Nothing here asks for an upgrade, so 101 is as wrong as no answer.
+        // No request contains an upgrade, so 101 is an error.
         return match status {
             101 => Err(ResponseError::Head),
             _ => Ok(Parsed::Interim),
@@ -330,7 +331,7 @@ fn parse_head(bytes: &[u8]) -> Result<Parsed, ResponseError> {
 mod tests {
     use super::*;
 
-    /// What came out of an answer that ended with its connection.
+    /// Reads a response at whose end the connection ends.
     fn read(pieces: &[&[u8]]) -> Result<(Head, Vec<u8>), ResponseError> {
         let (mut reader, mut body) = (Reader::new(), Vec::new());
         for piece in pieces {
