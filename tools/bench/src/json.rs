@@ -1,4 +1,4 @@
-//! The report as JSON: every parameter, every figure. Times are in nanoseconds, as their names say.
+//! The report as JSON, with all parameters and results. Times are in nanoseconds.
 
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
@@ -11,10 +11,10 @@ use crate::schedule::{Load, Side};
 use crate::stats::{Difference, QUANTILES, Values};
 use crate::table::method;
 
-/// Rises when a member changes its meaning or goes.
+/// Version of the format. Incremented when a member is removed or changes its meaning.
 pub const SCHEMA: u32 = 1;
 
-/// The whole report.
+/// Returns the complete report.
 #[must_use]
 pub fn json(report: &Report) -> Value {
     let run = &report.run;
@@ -66,7 +66,8 @@ pub fn json(report: &Report) -> Value {
     })
 }
 
-/// Values of fields may be secrets, so only their names are written.
+/// Returns the parameters of the run. Of header fields only the names are included, since their
+/// values may be secret.
 fn parameters(report: &Report) -> Value {
     let options = &report.around.options;
     let names = |side: usize| -> Vec<&str> {
@@ -135,7 +136,7 @@ fn difference(difference: Difference) -> Value {
 fn values(values: &Values) -> Value {
     let [p50, p90, p99] = QUANTILES.map(|share| values.quantile(share));
     let mut buckets = Vec::new();
-    // Only what is there; a histogram that cannot be made has no buckets.
+    // Only non-empty buckets. If the histogram cannot be created, there are none.
     if let Ok(mut histogram) = histogram() {
         for value in values.iter() {
             histogram.saturating_record(value);
@@ -154,7 +155,7 @@ fn values(values: &Values) -> Value {
     })
 }
 
-/// Pairs of a value, exact to two digits, and how often it came.
+/// Returns the non-empty buckets: a value, with two significant digits, and its count.
 fn steps(histogram: &Histogram<u64>) -> Vec<[u64; 2]> {
     let recorded = histogram.iter_recorded();
     recorded

@@ -1,7 +1,9 @@
-//! Measures what a proxy adds to the latency of an LLM engine, and how far to trust the figure; and
-//! watches for hours that it changes nothing and does not grow.
+//! Benchmarks for a proxy in front of LLM engines.
 //!
-//! Modules in dependency order: a module uses only those above it.
+//! `overhead` measures the latency that a proxy adds, with confidence intervals. `soak` checks over
+//! hours that a proxy relays correctly and that its process does not grow.
+//!
+//! Modules are in dependency order: a module uses only those above it.
 
 pub mod limits;
 
