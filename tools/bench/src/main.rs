@@ -1,4 +1,4 @@
-//! The ringside-bench program: parse, run, exit code.
+//! Entry point of the `ringside-bench` program.
 
 use std::process::ExitCode;
 

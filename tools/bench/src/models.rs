@@ -1,4 +1,4 @@
-//! Asking an engine for its model.
+//! Queries an engine for its model.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,10 +10,10 @@ use crate::http::Reader;
 use crate::limits::{CONNECT_MS_MAX, MODELS_BYTES_MAX, RECEIVE_BYTES};
 use crate::response::shown;
 
-/// The first model of `/v1/models`; `fields` are further request fields.
+/// Returns the first model of `/v1/models`. `fields` are additional request fields.
 ///
 /// # Errors
-/// What to tell the user.
+/// Returns a message for the user.
 pub fn first_model(
     addr: SocketAddr,
     host: &str,

@@ -1,4 +1,4 @@
-//! `ringside-bench overhead` from its options to its reports.
+//! Implementation of `ringside-bench overhead`, from its options to its reports.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -26,17 +26,18 @@ use crate::table::table;
 use crate::units::{show_ns, show_signed_ns};
 use crate::wire::Secure;
 
-/// Between two looks at how far the run is.
+/// Interval at which the progress is updated.
 const PROGRESS_LOOK: Duration = Duration::from_millis(200);
 
-/// Measures and reports.
+/// Performs the measurement and writes the reports.
 ///
 /// # Errors
-/// When there is nothing to report on, or the report says that something is wrong.
+/// Returns an error if the measurement fails, or if the report contains failures or an exceeded
+/// limit.
 pub fn run(options: Options) -> Result<(), Exit> {
     check_gaps(&options)?;
     check_cpu(options.cpu)?;
-    // Before a run of an hour, not after it.
+    // Create the files before the run, so that a wrong path does not waste an hour.
     let json_file = match &options.json {
         Some(Output::File(path)) => Some(create("--json", path)?),
         Some(Output::Stdout) | None => None,
@@ -68,7 +69,7 @@ pub fn run(options: Options) -> Result<(), Exit> {
     }
     if !report.around.options.quiet {
         let text = table(&report);
-        // A reader that went away is not an error.
+        // Ignore write errors: the reader of a pipe may have closed it.
         let _ = if to_stdout {
             io::stderr().lock().write_all(text.as_bytes())
         } else {
@@ -85,7 +86,7 @@ pub fn run(options: Options) -> Result<(), Exit> {
     conclude(&report)
 }
 
-/// What the report means for the exit code.
+/// Derives the exit code from the report.
 fn conclude(report: &Report) -> Result<(), Exit> {
     let failures = &report.run.failures;
     for side in Side::BOTH {
@@ -116,7 +117,7 @@ fn conclude(report: &Report) -> Result<(), Exit> {
             show_signed_ns(gate.p99.low),
             show_ns(nanos(gate.limit) as f64)
         ))),
-        // Quiet means no table; what a script believes to have been decided is another matter.
+        // `--quiet` omits the table, but a script must still learn that the gate is undecided.
         Some(gate) if gate.verdict == Verdict::Undecided && report.around.options.quiet => {
             let text =
                 "ringside-bench: warning: --max-overhead-p99 is undecided; take more requests";
@@ -127,7 +128,7 @@ fn conclude(report: &Report) -> Result<(), Exit> {
     }
 }
 
-/// A run that cannot keep its gaps is refused where that is known before.
+/// Rejects a run of which it is known in advance that its gaps exceed the limit.
 fn check_gaps(options: &Options) -> Result<(), Exit> {
     let Length::Pairs(pairs) = options.length else {
         return Ok(());
@@ -173,7 +174,7 @@ pub(crate) fn write(option: &str, mut to: impl Write, text: &str) -> Result<(), 
         .map_err(|error| Exit::runtime(format!("ringside-bench: {option}: {error}")))
 }
 
-/// Looks names up, asks for the model and prints the requests.
+/// Resolves the names, queries the model and prepares the requests.
 fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
     let addrs = [
@@ -227,7 +228,7 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
         },
         warmup: options.warmup,
         seed: options.seed,
-        // Not from the seed: a repeated run must not find its own prompts in the cache.
+        // Not derived from the seed: a repeated run must not find its own prompts in a cache.
         salt: now.map_or(0, nanos),
         silence_max: options.timeout,
         busy_poll: options.busy_poll,
@@ -235,8 +236,8 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     Ok((setup, model, prompt_bytes))
 }
 
-/// The first address of a name; IPv4 first, as engines listen on 0.0.0.0 by default. `option` is
-/// the one that named it.
+/// Returns the first address of a name. IPv4 is preferred, since engines listen on 0.0.0.0 by
+/// default. `option` is the option that contains the name.
 pub(crate) fn resolve(option: &str, target: &Target) -> Result<SocketAddr, Exit> {
     let found = (target.host.as_str(), target.port).to_socket_addrs();
     let mut addrs: Vec<SocketAddr> = found
@@ -256,7 +257,7 @@ pub(crate) fn resolve(option: &str, target: &Target) -> Result<SocketAddr, Exit>
     })
 }
 
-/// Measures on a thread of its own, so that nothing else runs on it; this one shows the progress.
+/// Measures on a separate thread that does nothing else. The calling thread shows the progress.
 fn measure(setup: &Setup, options: &Options) -> Result<(Precision, Run), Exit> {
     let progress = AtomicU64::new(0);
     let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
@@ -315,7 +316,7 @@ fn bar(options: &Options) -> ProgressBar {
         Length::Time(time) => time.as_secs().max(1),
     };
     let bar = ProgressBar::new(length);
-    // A template that the library refuses leaves its own.
+    // If the library rejects the template, its default remains in use.
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}") {
         bar.set_style(style);
     }
