@@ -1,7 +1,7 @@
-//! System calls of the measuring client: non-blocking TCP, readiness, one timer.
+//! System calls of the measuring client: non-blocking TCP, readiness and a timer.
 //!
-//! An event loop of a library would do, but would put its own work between the arrival of a byte
-//! and the stamp on it. Here a stamp follows the receive at once.
+//! An event loop from a library would add its own work between the arrival of a byte and its
+//! timestamp. Here the timestamp is taken immediately after the receive.
 
 use std::fmt;
 use std::io;
@@ -19,10 +19,10 @@ use rustix::time::{
 
 use crate::limits::EVENTS_PER_WAKE_MAX;
 
-/// Begins to connect; writable when that has ended, see [`connected`].
+/// Starts a connect. The socket becomes writable when the connect has finished; see [`connected`].
 ///
 /// # Errors
-/// What the kernel reports at once.
+/// Errors that the kernel reports immediately.
 pub fn connect(addr: &SocketAddr) -> io::Result<OwnedFd> {
     begin(open(addr)?, addr)
 }
@@ -45,48 +45,48 @@ fn begin(socket: OwnedFd, addr: &SocketAddr) -> io::Result<OwnedFd> {
     }
 }
 
-/// As [`connect`], with a receive buffer of about so many bytes: what is not read soon fills the
-/// other end's buffers.
+/// Like [`connect`], with a receive buffer of about `buffer_bytes`, so that unread data soon fills
+/// the peer's buffers.
 ///
 /// # Errors
-/// What the kernel reports at once.
+/// Errors that the kernel reports immediately.
 pub fn connect_narrow(addr: &SocketAddr, buffer_bytes: usize) -> io::Result<OwnedFd> {
-    // Before the connect: the window that was offered once is not taken back.
+    // Set before the connect, because TCP does not shrink a window that it has advertised.
     let socket = open(addr)?;
     sockopt::set_socket_recv_buffer_size(&socket, buffer_bytes)?;
     begin(socket, addr)
 }
 
-/// Ends a connection with a reset instead of an orderly end.
+/// Closes a connection with a reset (RST) instead of an orderly end (FIN).
 ///
 /// # Errors
-/// What the kernel reports.
+/// Errors that the kernel reports.
 pub fn reset(socket: OwnedFd) -> io::Result<()> {
     Ok(sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?)
 }
 
-/// How a connect has ended.
+/// Returns the result of a finished connect.
 ///
 /// # Errors
-/// Why it failed.
+/// If the connect failed.
 pub fn connected(socket: &OwnedFd) -> io::Result<()> {
     Ok(sockopt::socket_error(socket)??)
 }
 
-/// What a receive gave.
+/// The result of a receive.
 #[derive(Debug)]
 pub enum Received {
-    /// So many bytes.
+    /// Number of bytes received.
     Bytes(usize),
-    /// Nothing yet.
+    /// No bytes are available yet.
     Nothing,
-    /// The other end has closed.
+    /// The peer has closed its sending side.
     End,
     /// The connection failed.
     Failed(io::Error),
 }
 
-/// Receives what is there.
+/// Receives available bytes without blocking.
 pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Received {
     match rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT) {
         Ok((0, _)) => Received::End,
@@ -96,10 +96,10 @@ pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Received {
     }
 }
 
-/// Sends as much as fits; 0 when nothing does.
+/// Sends as many bytes as the socket accepts without blocking and returns their number, possibly 0.
 ///
 /// # Errors
-/// When the connection has failed.
+/// If the connection has failed.
 pub fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     match rustix::net::send(socket, bytes, flags) {
@@ -109,14 +109,14 @@ pub fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// What a socket is watched for.
+/// Events that a socket is watched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
-    /// Something to receive, or the end.
+    /// Bytes to receive, or the end of the stream.
     Readable,
-    /// The end of a connect, room to send, or something to receive.
+    /// The end of a connect, room to send, or bytes to receive.
     Both,
-    /// Only that the connection failed, which cannot be left out.
+    /// Only the failure of the connection, which epoll always reports.
     Failure,
 }
 
@@ -130,10 +130,10 @@ impl Watch {
     }
 }
 
-/// The number under which the timer is watched.
+/// The number that identifies the timer in epoll events.
 const TIMER: u64 = u64::MAX;
 
-/// All that is waited for.
+/// The watched sockets and the timer.
 pub struct Poll {
     epoll: OwnedFd,
     timer: OwnedFd,
@@ -147,10 +147,10 @@ impl fmt::Debug for Poll {
 }
 
 impl Poll {
-    /// Watches nothing yet.
+    /// Creates an instance that watches only its timer.
     ///
     /// # Errors
-    /// What the kernel reports.
+    /// Errors that the kernel reports.
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
@@ -163,31 +163,31 @@ impl Poll {
         })
     }
 
-    /// Watches a socket under a number; closing it ends that.
+    /// Watches a socket, which is reported as `number`, until it is closed.
     ///
     /// # Errors
-    /// What the kernel reports.
+    /// Errors that the kernel reports.
     pub fn add(&self, socket: impl AsFd, number: usize, watch: Watch) -> io::Result<()> {
         let data = EventData::new_u64(number as u64);
         Ok(epoll::add(&self.epoll, socket, data, watch.flags())?)
     }
 
-    /// Changes what a socket is watched for.
+    /// Changes the events that a socket is watched for.
     ///
     /// # Errors
-    /// What the kernel reports.
+    /// Errors that the kernel reports.
     pub fn change(&self, socket: impl AsFd, number: usize, watch: Watch) -> io::Result<()> {
         let data = EventData::new_u64(number as u64);
         Ok(epoll::modify(&self.epoll, socket, data, watch.flags())?)
     }
 
-    /// Wakes the next wait after this time. A timer of its own, because a wait's time-out is
-    /// rounded to milliseconds.
+    /// Wakes [`Poll::wait`] after `time`. This uses a separate timer, because the timeout of a wait
+    /// is rounded to milliseconds.
     ///
     /// # Errors
-    /// What the kernel reports.
+    /// Errors that the kernel reports.
     pub fn wake_after(&self, time: Duration) -> io::Result<()> {
-        // Zero would disarm it.
+        // Zero would disarm the timer.
         let time = time.max(Duration::from_nanos(1));
         let spec = Itimerspec {
             it_interval: timespec(Duration::ZERO),
@@ -197,10 +197,10 @@ impl Poll {
         Ok(())
     }
 
-    /// Waits for at most this time and appends the numbers of what is ready.
+    /// Waits for at most `time_max` and appends the numbers of the ready sockets to `ready`.
     ///
     /// # Errors
-    /// What the kernel reports.
+    /// Errors that the kernel reports.
     pub fn wait(&mut self, time_max: Duration, ready: &mut Vec<usize>) -> io::Result<()> {
         self.events.clear();
         let time_max = timespec(time_max);
@@ -212,7 +212,7 @@ impl Poll {
         for event in &self.events {
             let number = event.data.u64();
             if number == TIMER {
-                // Read so that it does not stay ready; how often it fired does not matter.
+                // Reading clears its readiness. The number of expirations does not matter.
                 let _ = rustix::io::read(&self.timer, &mut [0; 8]);
             } else {
                 ready.push(usize::try_from(number).unwrap_or(usize::MAX));
