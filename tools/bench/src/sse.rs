@@ -1,32 +1,32 @@
-//! Splitting a stream into server-sent events.
+//! Splits a stream into server-sent events.
 //!
-//! Only `data:` lines matter here. A lone CR as line end, which the format allows, is not
-//! recognised: no engine sends it.
+//! Only `data:` lines matter here. A lone CR as a line end, which the format allows, is not
+//! recognised, because no engine sends it.
 
 use memchr::memchr;
 
 use crate::limits::EVENT_BYTES_MAX;
 
-/// An event above [`EVENT_BYTES_MAX`].
+/// The error for an event larger than [`EVENT_BYTES_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventTooLarge;
 
-/// Splits one stream, fed in any pieces.
+/// Splits one stream that arrives in fragments of any size.
 #[derive(Clone, Debug, Default)]
 pub struct Splitter {
-    /// The current line as far as it has come.
+    /// The received part of the current line.
     line: Vec<u8>,
-    /// The data of the current event.
+    /// The data lines of the current event.
     data: Vec<u8>,
     has_data: bool,
 }
 
 impl Splitter {
-    /// Takes the next piece and calls `event` with the data of each event it completes. Blocks
-    /// without a data line, such as comments that keep a connection alive, are no events.
+    /// Consumes the next fragment and calls `event` with the data of each event that it completes.
+    /// Blocks without a data line, such as keep-alive comments, are skipped.
     ///
     /// # Errors
-    /// An event that is too large, and what `event` returns.
+    /// If an event is too large, and any error that `event` returns.
     pub fn feed<E: From<EventTooLarge>>(
         &mut self,
         mut piece: &[u8],
@@ -49,13 +49,13 @@ impl Splitter {
         Ok(())
     }
 
-    /// Whether the stream stopped inside an event.
+    /// Returns whether the bytes so far end within an event.
     #[must_use]
     pub fn is_inside(&self) -> bool {
         !self.line.is_empty() || self.has_data
     }
 
-    /// Ends the current line; whether that ended an event.
+    /// Processes the end of the current line and returns whether it completed an event.
     fn end_line(&mut self) -> bool {
         let line = self.line.strip_suffix(b"\r").unwrap_or(&self.line);
         let ended = line.is_empty() && std::mem::take(&mut self.has_data);
