@@ -1,15 +1,16 @@
-//! Quantiles, and how far to trust a difference between two of them.
+//! Quantiles, and confidence intervals of the difference between two of them.
 //!
-//! A value belongs to a pair of requests, one to each side. The bootstrap draws as many pairs as
-//! there are, with repetition, computes the same difference of quantiles again, and does so
-//! [`RESAMPLES`] times: the middle 95 % of the results are the interval. Drawing whole pairs keeps
-//! what belongs together together: the gaps of one answer are not independent of each other, nor
-//! are two requests that met the same drift. Pairs count as independent of each other: where a
-//! disturbance lasts for many of them, intervals are too narrow. Naming the same server on both sides
-//! shows how far that goes on a given machine.
+//! Each value belongs to a pair of requests, one to each side. The bootstrap draws as many pairs as
+//! were measured, with replacement, and computes the difference of quantiles for the drawn pairs.
+//! It repeats this [`RESAMPLES`] times; the interval is the middle 95 % of the results.
 //!
-//! A quantile is a value that was measured (nearest rank): the smallest of which at least that
-//! share is not larger.
+//! Whole pairs are drawn because the values within a pair depend on each other: the gaps of one
+//! response do, and so do two requests that experience the same drift. Pairs are assumed to be
+//! independent. If a disturbance lasts for many pairs, the intervals are too narrow; running the
+//! benchmark with the same server on both sides shows how large this effect is on a given machine.
+//!
+//! A quantile is always a measured value (nearest rank): the smallest value such that at least the
+//! given share of all values is not larger.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -18,56 +19,57 @@ use crate::limits::RESAMPLES;
 
 /// The quantiles that are reported.
 pub const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
-/// Half of what the 95 % interval leaves out.
+/// Share of the resamples on each side of the 95 % interval.
 const TAIL: f64 = 0.025;
 
-/// The values of one side, each with its pair.
+/// The values of one side, each with the number of its pair.
 #[derive(Clone, Debug, Default)]
 pub struct Values {
-    /// By value.
+    /// Values with their pairs, in ascending order.
     sorted: Vec<(u64, u32)>,
 }
 
 impl Values {
-    /// Takes values in any order, each with the number of its pair.
+    /// Sorts `values`, each given with the number of its pair.
     #[must_use]
     pub fn new(mut values: Vec<(u64, u32)>) -> Self {
         values.sort_unstable();
         Self { sorted: values }
     }
 
-    /// How many there are.
+    /// Returns the number of values.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.sorted.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no values.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.sorted.is_empty()
     }
 
-    /// The values from the smallest to the largest.
+    /// Iterates over the values in ascending order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
         self.sorted.iter().map(|(value, _)| *value)
     }
 
-    /// The quantile at `share`, above 0 and at most 1; 0 of no values.
+    /// Returns the quantile at `share`, which is above 0 and at most 1; 0 if there are no values.
     #[must_use]
     pub fn quantile(&self, share: f64) -> u64 {
         let rank = rank(share, self.len() as u64).max(1) as usize;
         self.sorted.get(rank - 1).map_or(0, |(value, _)| *value)
     }
 
-    /// The mean; 0 of no values.
+    /// Returns the mean; 0 if there are no values.
     #[must_use]
     pub fn mean(&self) -> f64 {
         let sum: u128 = self.iter().map(u128::from).sum();
         sum as f64 / self.len().max(1) as f64
     }
 
-    /// Quantiles at [`QUANTILES`] and the mean, each pair counted `weights` times.
+    /// Returns the quantiles at [`QUANTILES`] and the mean, with the values of each pair counted as
+    /// often as the pair's entry in `weights`.
     fn weighted(&self, weights: &[u32]) -> [f64; 4] {
         let (mut total, mut sum) = (0_u64, 0_u128);
         for (value, pair) in &self.sorted {
@@ -92,9 +94,9 @@ impl Values {
     }
 }
 
-/// How many of `len` values are not above the quantile at `share`.
+/// Returns the rank of the quantile at `share` among `len` values, counted from 1.
 fn rank(share: f64, len: u64) -> u64 {
-    // 0.9 times 10 is 9.000000000000002 for a processor.
+    // The product may be slightly above a whole number: 0.07 * 100.0 is 7.000000000000001.
     (share * len as f64 - 1e-9).ceil() as u64
 }
 
@@ -103,45 +105,46 @@ fn rank(share: f64, len: u64) -> u64 {
 pub struct Difference {
     /// Proxy minus direct, as measured.
     pub estimate: f64,
-    /// Lower end.
+    /// Lower end of the interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper end of the interval.
     pub high: f64,
 }
 
 impl Difference {
-    /// Whether the interval leaves 0 out: otherwise the difference cannot be told from noise.
+    /// Returns whether the interval excludes 0. If it does not, the difference cannot be
+    /// distinguished from noise.
     #[must_use]
     pub fn is_resolved(&self) -> bool {
         self.low > 0.0 || self.high < 0.0
     }
 }
 
-/// What the proxy adds at each of [`QUANTILES`] and to the mean.
+/// The overhead of the proxy at each of [`QUANTILES`] and for the mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Overhead {
-    /// At the quantiles.
+    /// The overhead at the quantiles.
     pub quantiles: [Difference; 3],
-    /// To the mean.
+    /// The overhead of the mean.
     pub mean: Difference,
 }
 
 impl Overhead {
-    /// At the median.
+    /// Returns the overhead at the median.
     #[must_use]
     pub const fn p50(&self) -> Difference {
         self.quantiles[0]
     }
 
-    /// At the 99th percentile.
+    /// Returns the overhead at the 99th percentile.
     #[must_use]
     pub const fn p99(&self) -> Difference {
         self.quantiles[2]
     }
 }
 
-/// The overhead of each metric, given as the values of both sides, direct first. Pairs are numbered
-/// from 0 up to `pairs`. The same seed gives the same intervals.
+/// Computes the overhead of each metric from the values of both sides, direct first. Pairs are
+/// numbered from 0 to `pairs - 1`. The same seed results in the same intervals.
 #[must_use]
 pub fn overheads<const N: usize>(
     metrics: [(&Values, &Values); N],
@@ -222,7 +225,7 @@ mod tests {
         assert_eq!(numbered(&[]).mean(), 0.0);
     }
 
-    /// Every value as often as its pair is drawn, one after the other.
+    /// Reference implementation: repeats every value as often as its pair is drawn.
     fn naive(values: &[(u64, u32)], weights: &[u32]) -> [f64; 4] {
         let mut all: Vec<u64> = values
             .iter()
@@ -254,7 +257,7 @@ mod tests {
         }
     }
 
-    /// Pairs of noisy values, the proxy's later by `added`.
+    /// Returns noisy values of `count` pairs; those of the proxy are larger by `added`.
     fn pairs(count: u64, noise: u64, added: u64) -> (Values, Values) {
         let mut rng = SmallRng::seed_from_u64(count + noise);
         let mut side = |added| {
@@ -293,7 +296,7 @@ mod tests {
             let [found] = overheads([(&direct, &proxy)], 80, seed);
             covered += u32::from(found.mean.low <= 500.0 && 500.0 <= found.mean.high);
         }
-        // 57 of 60 expected; seeds are fixed, so this does not flicker.
+        // 57 of 60 are expected. The seeds are fixed, so the test is deterministic.
         assert!((50..=60).contains(&covered), "{covered}");
     }
 
