@@ -1,6 +1,7 @@
-//! Plots as inline SVG. Colours are classes, so that the page can have a light and a dark look.
+//! Plots as inline SVG. Colours are CSS classes, so that the page can have a light and a dark
+//! theme.
 //!
-//! Every text that is not of this file goes through [`escape`].
+//! Every text from outside this file passes through [`escape`].
 
 use std::fmt::Write;
 
@@ -8,7 +9,7 @@ use crate::limits::CURVE_POINTS_MAX;
 use crate::stats::{Difference, Values};
 use crate::units::show_ns;
 
-/// For text and attribute values.
+/// Escapes text for HTML text and attribute values. Control characters become spaces.
 #[must_use]
 pub fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -32,10 +33,10 @@ const LEFT: f64 = 56.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 36.0;
-/// Ticks aimed at on an axis.
+/// Approximate number of ticks on an axis.
 const TICKS: f64 = 6.0;
 
-/// From data to places on the page.
+/// Maps data values to coordinates of the plot.
 struct Axis {
     low: f64,
     high: f64,
@@ -67,7 +68,7 @@ impl Axis {
         self.from + share.clamp(0.0, 1.0) * (self.to - self.from)
     }
 
-    /// Round values within, a few of them.
+    /// Returns a few round values within the axis.
     fn ticks(&self) -> Vec<f64> {
         let rough = (self.high - self.low) / TICKS;
         let power = 10_f64.powf(rough.log10().floor());
@@ -101,8 +102,9 @@ fn x_axis(svg: &mut String, axis: &Axis, bottom: f64) {
     }
 }
 
-/// Share of values (upwards) below each time (rightwards), both sides. The slowest half percent is
-/// left out, so that one outlier does not flatten the rest; the table has it.
+/// Plots the cumulative distribution of both sides: the time on the x axis, and the share of values
+/// that are not larger on the y axis. The x axis ends at the 99.5th percentile of the slower side,
+/// so that one outlier does not flatten the rest.
 #[must_use]
 pub fn cdf(label: &str, sides: &[Values; 2]) -> String {
     let mut svg = open(HEIGHT, label);
@@ -143,7 +145,8 @@ pub fn cdf(label: &str, sides: &[Values; 2]) -> String {
     svg
 }
 
-/// One bar for each difference, with its interval; a hollow bar where the interval contains 0.
+/// Plots one bar for each difference, with its interval. The bar is hollow if the interval
+/// contains 0.
 #[must_use]
 pub fn bars(label: &str, rows: &[(String, Difference)]) -> String {
     const ROW: f64 = 26.0;
@@ -189,8 +192,9 @@ pub fn bars(label: &str, rows: &[(String, Difference)]) -> String {
     svg
 }
 
-/// Medians over the course of the run, both sides: drift, and whether it hit both alike. Each
-/// column is a stretch of time; a stretch without an answer is a gap.
+/// Plots medians of both sides over the course of the run, which shows drift and whether it
+/// affected both sides alike. Each column is an interval of the run; a column without a response is
+/// skipped.
 #[must_use]
 pub fn timeline(label: &str, columns: &[[Option<u64>; 2]], wall_ns: u64) -> String {
     let mut svg = open(HEIGHT, label);

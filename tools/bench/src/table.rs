@@ -1,4 +1,4 @@
-//! The report as a table for a terminal.
+//! Formats the report as a table for a terminal.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ use crate::units::{show_ns, show_signed_ns};
 const LABEL_COLUMNS: usize = 20;
 const CELL_COLUMNS: usize = 13;
 
-/// How intervals were computed, in one sentence.
+/// Describes in one phrase how the intervals were computed.
 #[must_use]
 pub fn method(report: &Report) -> String {
     format!(
@@ -23,7 +23,7 @@ pub fn method(report: &Report) -> String {
     )
 }
 
-/// When requests went out, in words.
+/// Describes the load in words.
 #[must_use]
 pub fn load_text(load: Load) -> String {
     match load {
@@ -35,7 +35,8 @@ pub fn load_text(load: Load) -> String {
     }
 }
 
-/// The overhead, or that it cannot be told from noise.
+/// Formats the overhead, or returns `below noise` if its interval contains 0. If the estimate and
+/// both ends of the interval are exactly 0, returns `none`.
 #[must_use]
 pub fn added(difference: Difference) -> String {
     if difference == Difference::default() {
@@ -47,7 +48,7 @@ pub fn added(difference: Difference) -> String {
     }
 }
 
-/// The whole report.
+/// Formats the whole report.
 #[must_use]
 pub fn table(report: &Report) -> String {
     let mut text = String::new();

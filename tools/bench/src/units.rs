@@ -1,12 +1,12 @@
-//! Times as people write and read them, and the calendar.
+//! Parsing and formatting of times and dates.
 
 use std::time::Duration;
 
-/// Longest time taken from a command line: one day.
+/// Longest time accepted on the command line: one day.
 const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Reads `200us`, `1.5ms`, `30s`, `2m`, `1h`, `250ns`. A bare number is refused (except `0`):
-/// which unit it means is a guess.
+/// Parses `200us`, `1.5ms`, `30s`, `2m`, `1h` or `250ns`. A number without a unit is refused
+/// (except `0`), because its unit would be a guess.
 #[must_use]
 pub fn time(text: &str) -> Option<Duration> {
     if text == "0" {
@@ -27,7 +27,7 @@ pub fn time(text: &str) -> Option<Duration> {
     (time <= TIME_MAX).then_some(time)
 }
 
-/// Writes nanoseconds with three significant digits: `850 ns`, `12.3 us`, `1.25 ms`, `30.0 s`.
+/// Formats nanoseconds with three significant digits: `850 ns`, `12.3 us`, `1.25 ms`, `30.0 s`.
 #[must_use]
 pub fn show_ns(ns: f64) -> String {
     let size = ns.abs();
@@ -45,18 +45,19 @@ pub fn show_ns(ns: f64) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
-/// As [`show_ns`], always with a sign.
+/// Like [`show_ns`], always with a sign.
 #[must_use]
 pub fn show_signed_ns(ns: f64) -> String {
     let sign = if ns < 0.0 { "-" } else { "+" };
     format!("{sign}{}", show_ns(ns.abs()))
 }
 
-/// Seconds since 1970 as `2026-11-20T12:00:00Z`.
+/// Formats seconds since 1970 as `2026-11-20T12:00:00Z`.
 #[must_use]
 pub fn date(unix_secs: u64) -> String {
     let (days, secs) = (unix_secs / 86_400, unix_secs % 86_400);
-    // Counted in eras of 400 years that begin on 1 March of year 0: the leap day is the last.
+    // Count in eras of 400 years from 1 March of year 0, so that a leap day is the last day of its
+    // year.
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
