@@ -1,6 +1,7 @@
 //! A connection of the measuring client, with or without TLS.
 //!
-//! With it, the stamp of a receive follows the decryption: that is when a client has the bytes.
+//! With TLS, a receive is timestamped after decryption, because that is when a client has the
+//! bytes.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,7 +17,7 @@ use rustls::{
 
 use crate::socket::{self, Received};
 
-/// TLS towards one side.
+/// TLS client configuration for one side.
 #[derive(Clone)]
 pub struct Secure {
     config: Arc<ClientConfig>,
@@ -32,10 +33,10 @@ impl fmt::Debug for Secure {
 }
 
 impl Secure {
-    /// TLS with a server of that name. `insecure` believes any certificate.
+    /// Returns a configuration for the server `host`. With `insecure`, any certificate is accepted.
     ///
     /// # Errors
-    /// When the name can be in no certificate, or this system has no roots.
+    /// If `host` is not a valid server name, or this system has no root certificates.
     pub fn new(host: &str, insecure: bool) -> Result<Self, String> {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
         let provider = Arc::new(ring::default_provider());
@@ -63,6 +64,7 @@ impl Secure {
     }
 }
 
+/// A certificate verifier that accepts any certificate, but still checks handshake signatures.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 
@@ -103,7 +105,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// A connection that is being made or has been.
+/// A connection that is being opened or is open.
 pub struct Wire {
     socket: OwnedFd,
     tls: Option<Box<ClientConnection>>,
@@ -121,7 +123,7 @@ impl AsFd for Wire {
     }
 }
 
-/// The socket as rustls wants it.
+/// Adapts a non-blocking socket to `Read` and `Write` for rustls.
 struct Raw<'a>(&'a OwnedFd);
 
 impl Read for Raw<'_> {
@@ -149,10 +151,10 @@ impl Write for Raw<'_> {
 }
 
 impl Wire {
-    /// Puts TLS on a connect that has begun, if it is wanted.
+    /// Wraps a socket that is connecting, with a TLS session if `secure` is given.
     ///
     /// # Errors
-    /// When no session could be begun.
+    /// If the TLS session cannot be created.
     pub fn new(socket: OwnedFd, secure: Option<&Secure>) -> io::Result<Self> {
         let session = |secure: &Secure| {
             ClientConnection::new(Arc::clone(&secure.config), secure.name.clone()).map(Box::new)
@@ -161,10 +163,10 @@ impl Wire {
         Ok(Self { socket, tls })
     }
 
-    /// Goes on with opening once the socket is ready; `true` when requests may be sent.
+    /// Continues opening once the socket is ready; returns `true` when requests can be sent.
     ///
     /// # Errors
-    /// Why the connect or the handshake failed.
+    /// If the connect or the TLS handshake failed.
     pub fn opened(&mut self) -> io::Result<bool> {
         socket::connected(&self.socket)?;
         let Some(tls) = &mut self.tls else {
@@ -180,7 +182,7 @@ impl Wire {
         Ok(!tls.wants_write())
     }
 
-    /// Receives what is there.
+    /// Receives available bytes without blocking.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
         let Some(tls) = &mut self.tls else {
             return socket::receive(&self.socket, buffer);
@@ -207,15 +209,15 @@ impl Wire {
         }
     }
 
-    /// Sends as much as fits; 0 when nothing does.
+    /// Sends as many bytes as are accepted without blocking and returns their number, possibly 0.
     ///
     /// # Errors
-    /// When the connection has failed.
+    /// If the connection has failed.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else {
             return socket::send(&self.socket, bytes);
         };
-        // What was taken before leaves first; nothing is taken while some of it waits.
+        // Bytes accepted earlier are sent first. No new bytes are accepted while some are unsent.
         if !flush(tls, &self.socket)? {
             return Ok(0);
         }
@@ -224,10 +226,10 @@ impl Wire {
         Ok(taken)
     }
 
-    /// Sends what was taken and waits. `true`: nothing waits.
+    /// Sends bytes that the TLS session still buffers; returns whether none are left.
     ///
     /// # Errors
-    /// When the connection has failed.
+    /// If the connection has failed.
     pub fn flush(&mut self) -> io::Result<bool> {
         match &mut self.tls {
             Some(tls) => flush(tls, &self.socket),
