@@ -1,7 +1,7 @@
-//! What a relayed chunk costs in memory: nothing.
+//! Checks that relaying a chunk allocates no memory.
 //!
-//! A binary of its own, because the allocator counts for the whole process, and a single test,
-//! because threads of others would be counted along.
+//! This is a separate binary with a single test: the allocator counts for the whole process, so
+//! tests running in other threads would be counted too.
 
 #![expect(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
 struct Counting;
 
 thread_local! {
-    /// Allocations of this thread; the test harness has threads of its own.
+    /// Allocations of the current thread only: the test harness runs further threads.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -35,27 +35,30 @@ static OF_ALL: AtomicUsize = AtomicUsize::new(0);
 
 fn count() {
     OF_ALL.fetch_add(1, Ordering::Relaxed);
-    // Refused only while a thread ends.
+    // Fails only while the thread exits, when the thread-local has already been destroyed.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
 }
 
-// SAFETY: every call goes to the system's allocator with the arguments it came with.
+// SAFETY: every call is forwarded to the system allocator with unchanged arguments.
 #[expect(unsafe_code, reason = "an allocator cannot be written without")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller's duties are passed on.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, and `System` has the same
+        // contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's duties are passed on.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, and `System` has the same
+        // contract.
         unsafe { System.dealloc(at, layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
-        // SAFETY: the caller's duties are passed on.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, and `System` has the same
+        // contract.
         unsafe { System.realloc(at, layout, size) }
     }
 }
@@ -112,7 +115,7 @@ fn framing_and_rewriting() {
         let mut meter = BodyMeter::new(Framing::Chunked);
         let mut rewriter = UsageRewriter::new(ResponseForm::Sse, shape, 4321);
         let mut out = Vec::with_capacity(1024);
-        // Also when a chunk arrives in two parts, cut anywhere.
+        // A chunk that arrives in two parts, split at any offset, does not allocate either.
         let rewritten = allocations_of(|| {
             for cut in 0..chunks[0].len() {
                 for chunk in &chunks {
@@ -134,11 +137,11 @@ fn framing_and_rewriting() {
     }
 }
 
-/// Chunks relayed while allocations are counted. The process has other threads, which may
-/// allocate a little; one allocation for every tenth chunk would be seen.
+/// Number of chunks relayed while allocations are counted. Other threads of the process may
+/// allocate a little, so the test allows fewer than one allocation per ten chunks.
 const CHUNKS: usize = 2000;
 
-/// Reads once; a signal is no reason to give up.
+/// Reads once. Retries if a signal interrupts the call.
 fn read(stream: &mut TcpStream, into: &mut [u8]) -> usize {
     loop {
         match stream.read(into) {
@@ -148,7 +151,7 @@ fn read(stream: &mut TcpStream, into: &mut [u8]) -> usize {
     }
 }
 
-/// A request's bytes, up to the end of its body.
+/// Reads a request up to the end of its body.
 fn take_request(stream: &mut TcpStream) {
     let mut bytes = Vec::new();
     let mut piece = [0; 4096];
@@ -156,14 +159,15 @@ fn take_request(stream: &mut TcpStream) {
         let n = read(stream, &mut piece);
         assert!(n > 0, "the request was cut");
         bytes.extend_from_slice(&piece[..n]);
-        // The last member of the bodies here.
+        // Every body sent to these engines ends with `}`.
         if bytes.ends_with(b"}") {
             return;
         }
     }
 }
 
-/// Engines without allocations: one answers a prefill, the other streams a chunk per ring.
+/// Starts two engines and returns their ports. The prefill engine responds to one request; the
+/// decode engine sends one chunk of its stream per message from `rung`, without allocating.
 fn engines(rung: mpsc::Receiver<()>) -> (u16, u16) {
     let prefill = TcpListener::bind("127.0.0.1:0").unwrap();
     let decode = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -177,7 +181,7 @@ fn engines(rung: mpsc::Receiver<()>) -> (u16, u16) {
         let body = r#"{"kv_transfer_params":{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1]],"remote_engine_id":"e","remote_host":"h","remote_port":1},"usage":{"prompt_tokens_details":{"cached_tokens":7}}}"#;
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all((head + body).as_bytes()).unwrap();
-        // Kept open: what follows is the decoder's.
+        // Keep the connection open while the decode engine streams.
         thread::park();
     });
     thread::spawn(move || {
@@ -194,7 +198,8 @@ fn engines(rung: mpsc::Receiver<()>) -> (u16, u16) {
     ports
 }
 
-/// A stream through the sidecar as it runs, each chunk after the one before has arrived.
+/// Streams through a running sidecar, sending each chunk after the previous one has arrived, and
+/// checks the number of allocations.
 fn relaying(split: bool) {
     let (ring, rung) = mpsc::channel();
     let (prefill, decode) = engines(rung);
@@ -240,7 +245,7 @@ fn relaying(split: bool) {
         }
         ring.send(()).unwrap();
         let mut seen = 0;
-        // The head comes before the first chunk.
+        // The response head precedes the first chunk.
         while !got[..seen].ends_with(&chunk) {
             let n = read(&mut client, &mut got[seen..]);
             assert!(n > 0, "the stream was cut");
