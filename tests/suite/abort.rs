@@ -1,8 +1,8 @@
-//! The client leaves: in each phase of a request, by FIN and by reset, with and without unread
-//! bytes behind the request. The engine must see its connection end.
+//! Client disconnects in each phase of a request, by FIN and by reset, with and without unread
+//! bytes after the request. The connection to the engine must be closed.
 //!
-//! The bound promised to operators is 50 ms; a loaded test machine gets more, the figures are
-//! printed.
+//! The bound documented for operators is 50 ms. Loaded test machines get more time; the measured
+//! times are printed.
 
 use std::time::{Duration, Instant};
 
@@ -15,15 +15,15 @@ use crate::harness_more::{
     pair_on, split_request, unsent,
 };
 
-/// Between a client's departure and the end of the engine's connection, in the median: a single
-/// one may meet a machine that gives this process no turn.
+/// Limit for the median time between a client disconnect and the end of the engine's connection. A
+/// single measurement may be longer, because a loaded machine may not schedule this process.
 const ABORT_MAX: Duration = Duration::from_secs(2);
-/// Bytes behind the request: none, fewer than are read ahead, more than that.
+/// Bytes after the request: none, fewer than are read ahead, and more than are read ahead.
 const BEHIND: [usize; 3] = [0, 48, 96 * 1024];
-/// Times each case of a silent engine is tried.
+/// Repetitions of each case with a silent engine.
 const REPETITIONS: u32 = 20;
 
-/// When the engine saw the only request it has abort.
+/// Waits until the engine has recorded an aborted request, and returns when that happened.
 #[track_caller]
 fn aborted_at(engine: &Engine) -> Instant {
     let is_over = |log: &[Seen]| log.iter().any(|seen| seen.state.is_aborted());
@@ -46,8 +46,8 @@ fn wait_state(engine: &Engine, want: State) {
     assert!(log.is_some(), "not {want:?}: {:?}", engine.requests());
 }
 
-/// Brings a client into a phase with `begin`, has it leave in every way, and expects `engine` to
-/// be told each time.
+/// Brings a client into a phase with `begin`, disconnects it in every way, and checks each time
+/// that `engine` records an aborted request.
 #[track_caller]
 fn leave_in_each_way(
     what: &str,
@@ -74,7 +74,8 @@ fn leave_in_each_way(
     }
 }
 
-/// After all departures: nothing is left, and the next request is served.
+/// Checks the state after all disconnects: no connection or request is left, and further requests
+/// are served.
 #[track_caller]
 fn expect_recovered(pair: &Pair) {
     pair.prefill.clear_faults();
@@ -89,7 +90,7 @@ fn ring_pair(args: &[&str]) -> Pair {
     pair_on(Driver::Ring, args, |_| {}, |_| {})
 }
 
-/// Sends a request that ends in its body's middle.
+/// Sends a request with only the first part of its body.
 fn half_upload(sidecar: &Sidecar, headers: &[(&str, &str)]) -> Client {
     let mut client = sidecar.connect();
     let mut bytes = head("POST", CHAT, headers);
@@ -127,7 +128,7 @@ fn in_an_upload_that_is_held() {
     expect_recovered(&pair);
 }
 
-/// Sends body bytes until the sidecar takes no more of them off its socket.
+/// Sends body bytes until the sidecar reads no more of them from its socket.
 fn fill_upload(sidecar: &Sidecar) -> Client {
     const PIECE: usize = 64 * 1024;
     let mut client = sidecar.connect();
@@ -145,7 +146,7 @@ fn fill_upload(sidecar: &Sidecar) -> Client {
                 before = now;
                 break;
             }
-            // All of it has arrived, and nobody fetches it.
+            // All bytes have arrived, and the sidecar does not read them.
             if unsent(client.socket()) == 0 && since.elapsed() > Duration::from_millis(150) {
                 return client;
             }
@@ -227,7 +228,7 @@ fn prefiller_is_silent(driver: Driver) {
 fn while_the_prefill_response_stalls() {
     for fault in [
         Fault::StallAfterHead,
-        // Of an answer that is no stream, half.
+        // Half of the response body, as the response is not a stream.
         Fault::StallMidStream { after_events: 1 },
     ] {
         let pair = ring_pair(&[]);
@@ -337,7 +338,7 @@ fn decoder_is_silent(driver: Driver) {
     expect_recovered(&pair);
 }
 
-/// A request for an answer without an end.
+/// Returns the body of a request whose response is practically endless.
 fn endless_body() -> String {
     ask_for(4_000_000, true).1
 }
@@ -404,7 +405,7 @@ fn while_the_client_does_not_read() {
         let mut client = pair.sidecar.connect();
         client.send(split_request(&pair, &endless_body()));
         assert_eq!(client.head().status, 200);
-        // Every buffer on the way is full once the sidecar has nothing to do.
+        // Every buffer between the engine and the client is full once the sidecar stops relaying.
         let chunks = [("direction", "chunk")];
         let count = || {
             let name = "ringside_proxy_overhead_seconds_count";
@@ -420,7 +421,8 @@ fn while_the_client_does_not_read() {
         });
         client
     });
-    // How many left while the sidecar itself was held up depends on the machine's buffers.
+    // The number of disconnects while the sidecar itself was blocked depends on the machine's
+    // buffers.
     let stalled = [("phase", "stalled")];
     let stalled = pair
         .sidecar
