@@ -1,5 +1,5 @@
-//! Which targets a request may name: rows A1, A3 and E1 to E3, and the allowlist's sources without
-//! Kubernetes. `pool` has the one with it.
+//! Targets that a request may name: rows A1, A3 and E1 to E3, and the allowlist sources without
+//! Kubernetes. The module `pool` tests the Kubernetes source.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -20,7 +20,7 @@ pub(crate) const DENIED: &str = "ringside_targets_denied_total";
 pub(crate) const BODY: &str =
     r#"{"model":"mock-model","messages":[{"role":"user","content":"hi"}]}"#;
 
-/// A folder that is gone after the test.
+/// A temporary folder, removed when dropped.
 pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
@@ -33,7 +33,7 @@ impl Folder {
         Self(path)
     }
 
-    /// Writes a file and gives its path.
+    /// Writes a file and returns its path.
     pub(crate) fn write(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         fs::write(&path, text).unwrap();
@@ -47,7 +47,7 @@ impl Drop for Folder {
     }
 }
 
-/// Status of a chat that names this prefiller.
+/// Returns the status of a chat completion request that names this prefiller.
 pub(crate) fn status(sidecar: &Sidecar, target: &str) -> u16 {
     sidecar.post(CHAT, BODY, &[(PREFILLER, target)]).status
 }
@@ -81,7 +81,8 @@ fn a3_listed_hosts_on_any_port_and_nothing_else() {
     ] {
         assert_eq!(status(&pair.sidecar, &target), 200, "{target}");
     }
-    // Allowed on any port: nobody is there, which only who tries finds out.
+    // Listed hosts are allowed on any port. Nothing listens on this one, so the connection attempt
+    // fails.
     assert_eq!(status(&pair.sidecar, "127.0.0.1:1"), 502);
     assert_eq!(pair.sidecar.metric(DENIED, &[]), 0.0);
     let denied = [
@@ -104,10 +105,10 @@ fn a3_listed_hosts_on_any_port_and_nothing_else() {
     pair.sidecar
         .wait_metric("ringside_pd_requests_total", &labels, count);
     assert_eq!(pair.decode.requests().len(), 6);
-    // What cannot be read as a target is not looked for on the list.
+    // A value that is not a valid target is rejected before the allowlist is checked.
     let odd = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, "127.1:80")]);
     odd.expect_error(502, "bad_target");
-    // Requests that name nobody, and other paths, are nothing to the list.
+    // The allowlist does not apply to requests without a target or to other paths.
     pair.sidecar.post(CHAT, BODY, &[]).expect(200);
     let other = [(PREFILLER, "169.254.169.254")];
     pair.sidecar.get("/v1/models", &other).expect(200);
@@ -135,7 +136,7 @@ fn prefixes_and_ports_of_rules() {
     let sidecar = Sidecar::start(&[ON, &rule, &decoder], 0);
     assert_eq!(status(&sidecar, &prefill.host_port()), 200);
     assert_eq!(status(&sidecar, &format!("127.0.0.1:{}", port ^ 1)), 403);
-    // Not to be dialled, though somebody is there: the proxy itself.
+    // The sidecar's port is denied although it accepts connections.
     let own = format!("127.0.0.1:{}", sidecar.port);
     assert_eq!(status(&sidecar, &own), 403);
 }
@@ -150,7 +151,7 @@ fn of_several_candidates_the_first_decides_and_others_are_dropped() {
     assert_eq!(status(&pair.sidecar, &format!("{good},{bad}")), 200);
     let labels = [("named", "prefill")];
     pair.sidecar.wait_metric(DENIED, &labels, 2.0);
-    // Nobody is at the first one, and the second is not to be tried.
+    // Nothing listens at the first candidate, and the second one is denied and must not be tried.
     assert_eq!(status(&pair.sidecar, &format!("127.0.0.1:1,{bad}")), 502);
     assert_eq!(
         status(&pair.sidecar, &format!("127.0.0.1:1,{bad},{good}")),
@@ -243,7 +244,7 @@ fn a_file_is_followed_and_a_bad_one_is_not() {
     entries(2.0);
     assert_eq!(status(&pair.sidecar, &target), 200);
 
-    // A mistake changes nothing, and is told once for each file.
+    // An invalid file leaves the rules unchanged and is reported once.
     folder.write("rules", "127.0.0.2\nnot a rule\n[::1\n");
     let failures = "ringside_allowlist_source_failures_total";
     pair.sidecar.wait_metric(failures, &source, 1.0);
@@ -337,8 +338,9 @@ fn a_pool_needs_the_feature() {
     assert!(text.contains("the feature `k8s`"), "{text}");
 }
 
-/// Streams that run while `change` is called again and again, each time with the number of calls
-/// before; it returns when the change has come into force. Every stream has to come whole.
+/// Runs streams and calls `change` repeatedly until all of them have ended. `change` receives the
+/// number of previous calls and returns once its change has taken effect. Every stream must be
+/// complete.
 pub(crate) fn expect_streams_whole(pair: &Pair, mut change: impl FnMut(usize)) {
     const STREAMS: usize = 20;
     const TOKENS: u32 = 100;
@@ -379,7 +381,7 @@ pub(crate) fn expect_streams_whole(pair: &Pair, mut change: impl FnMut(usize)) {
     eprintln!("{STREAMS} streams of {TOKENS} tokens came whole through {changes} changes");
 }
 
-/// A pair whose streams last some seconds.
+/// Starts a pair whose streams last several seconds.
 pub(crate) fn slow_pair(args: &[&str]) -> Pair {
     let slow = |config: &mut EngineConfig| config.itl = Duration::from_millis(40);
     Pair::with(args, |_| {}, slow)
@@ -393,7 +395,7 @@ fn the_list_changes_under_streams() {
     let pair = slow_pair(&[ON, &flag]);
     let target = pair.prefill.host_port();
     expect_streams_whole(&pair, |changes| {
-        // The prefiller of all of them goes, and comes back, among ever more others.
+        // The prefiller of all streams is removed and added again, in an ever longer list.
         let is_listed = changes % 2 == 1;
         let mut rules: String = (0..2 * changes).map(|i| format!("10.0.0.{i}\n")).collect();
         if is_listed {

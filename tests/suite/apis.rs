@@ -1,5 +1,5 @@
-//! The five API kinds: a question in each, what its prefill leg may generate, and the text of its
-//! answer, whole or streamed.
+//! The five inference APIs: a request to each, the token limits of its prefill leg, and the
+//! expected text of its response, streamed or not.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::client::Response;
 use crate::harness::sha256;
 
-/// An API kind.
+/// An inference API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Api {
     Chat,
@@ -19,17 +19,17 @@ pub(crate) enum Api {
     Generate,
 }
 
-/// A request of its own kind, and what its answer is made of.
+/// A request to an API, and the data from which its expected response is computed.
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
     pub(crate) api: Api,
-    /// The bytes the engine hashes.
+    /// The bytes that the mock engine hashes to generate its response.
     pub(crate) prompt: String,
     pub(crate) body: String,
     pub(crate) tokens: u32,
 }
 
-/// Whether a leg names `max_completion_tokens` where the client does not.
+/// When a leg contains `max_completion_tokens`: always, or only if the client's request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completion {
     Always,
@@ -55,19 +55,20 @@ impl Api {
         }
     }
 
-    /// A question nobody else asks, for an answer of so many tokens.
+    /// Returns a unique question with a response of `tokens` tokens.
     pub(crate) fn ask(self, tokens: u32, stream: bool) -> Question {
         self.ask_with(tokens, stream, "")
     }
 
-    /// As `ask`; `more` is put in front of the closing brace.
+    /// As `ask`, with `more` inserted before the closing brace.
     pub(crate) fn ask_with(self, tokens: u32, stream: bool, more: &str) -> Question {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         self.ask_about(&format!("question {nth}"), tokens, stream, more)
     }
 
-    /// As `ask_with`, with this in the prompt; for `Generate`, its bytes are the tokens.
+    /// As `ask_with`, with `what` as the text of the prompt. For `Generate`, its bytes are the
+    /// token IDs.
     pub(crate) fn ask_about(self, what: &str, tokens: u32, stream: bool, more: &str) -> Question {
         let prompt = match self {
             Self::Chat | Self::Messages => format!(r#"[{{"role":"user","content":"{what}"}}]"#),
@@ -132,7 +133,7 @@ impl Api {
                     assert_eq!(own, Some(&json!(1)), "{name}: {have}");
                 }
                 "max_completion_tokens" => assert_eq!(own, None, "{name}: {have}"),
-                // A least number above the cap is refused by engines.
+                // Engines reject a minimum above the cap.
                 _ => assert!(own.is_none_or(|own| *own == json!(1)), "{name}: {have}"),
             }
         }
@@ -153,7 +154,7 @@ impl Question {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// Fails unless `response` is a whole answer to this question and to no other.
+    /// Fails unless `response` is the complete response to this question.
     #[track_caller]
     pub(crate) fn expect(&self, response: &Response) {
         let hash = sha256(self.prompt.as_bytes());
@@ -179,7 +180,7 @@ fn pieces(response: &Response) -> Vec<Value> {
     }
 }
 
-/// The text of an answer, whole or streamed.
+/// Returns the text of a response, streamed or not.
 pub(crate) fn text_of(api: Api, response: &Response) -> String {
     let places: &[&str] = match api {
         Api::Chat => &["/choices/0/message/content", "/choices/0/delta/content"],
@@ -200,7 +201,7 @@ pub(crate) fn text_of(api: Api, response: &Response) -> String {
     pieces(response).iter().map(text).collect()
 }
 
-/// The token ids of an answer, whole or streamed.
+/// Returns the token IDs of a response, streamed or not.
 fn ids_of(response: &Response) -> String {
     let ids = |piece: &Value| {
         let ids = piece.pointer("/choices/0/token_ids").cloned();
