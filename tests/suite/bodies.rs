@@ -1,4 +1,4 @@
-//! What may be in a request body, and that nothing else of it changes.
+//! Request bodies: accepted contents, and edits that leave all other bytes unchanged.
 
 use mock_engine::Seen;
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ fn what_is_no_json_object_is_400_without_a_prefiller_too() {
     }
     assert_eq!(pair.decode.counters().responded, 0);
     pair.sidecar.expect_sound();
-    // Other paths are not looked into.
+    // Bodies of other paths are not parsed.
     pair.sidecar
         .post("/v1/embeddings", b"null", &[])
         .expect(200);
@@ -94,13 +94,13 @@ fn an_error_found_at_the_end_of_a_body_leaves_the_connection_usable() {
     }
 }
 
-/// A body full of what a JSON library would not print again in the same way.
+/// A body with many values that a JSON library would not serialize in the same way again.
 const ODD: &str = "{ \"messages\" : [ {\"role\":\"user\",\"content\":\"\\u003c\\u00e9\\/\\ud83d\\ude00 <é>\"} ] ,\r\n\
     \"seed\":9007199254740993, \"big\" : 12345678901234567890,\"floats\":[1.0,1e5,0.1e-7,-0.0,1E+2],\
     \"z\":1,\"a\":{\t},\"dup\":1,\"dup\":2,\"metadata\":{\"max_tokens\":5,\"kv_transfer_params\":{\"a\":1}},\
     \"trap\":\"\\\"max_tokens\\\":9}\",\"max_tokens\" : 16 }  ";
 
-/// Undoes an edit by text: what stands for `edited`, which occurs once, becomes `original`.
+/// Undoes an edit in a text: replaces `edited`, which must occur exactly once, with `original`.
 #[track_caller]
 fn undo(body: &str, edited: &str, original: &str) -> String {
     assert_eq!(body.matches(edited).count(), 1, "{edited} in {body:.300}");
@@ -110,7 +110,7 @@ fn undo(body: &str, edited: &str, original: &str) -> String {
 const ASKED: &str = "\"kv_transfer_params\":{\"do_remote_decode\":true,\"do_remote_prefill\":false,\
     \"remote_engine_id\":null,\"remote_block_ids\":null,\"remote_host\":null,\"remote_port\":null}";
 
-/// Cuts the members appended before the last brace, each given as it must stand there.
+/// Removes the members that were appended before the last brace. Each must occur exactly as given.
 #[track_caller]
 fn cut_appended(body: &str, members: &[&str]) -> String {
     let mut appended = Vec::new();
@@ -120,7 +120,7 @@ fn cut_appended(body: &str, members: &[&str]) -> String {
         rest = undo(&rest, &with_comma, "");
         appended.push(with_comma);
     }
-    // They stand together, right before the brace.
+    // The appended members are contiguous and directly precede the brace.
     let tail = &body[rest.trim_end().len() - 1..];
     let tail_bytes: usize = appended.iter().map(String::len).sum();
     assert!(tail[tail_bytes..].starts_with('}'), "{tail}");
@@ -249,7 +249,8 @@ fn duplicates_are_all_edited() {
     let client = r#"{"max_tokens":5,"messages":[],"max_tokens":6,"m\u0061x_tokens":7,"stream":true,"stream":true,"stream_options":{},"stream_options":null}"#;
     let pair = Pair::start(&[]);
     pair.post(CHAT, client).expect(400);
-    // Our engine refuses a member given twice on a prefill leg; what it was sent is what counts.
+    // The mock engine rejects duplicate members on a prefill leg; only the body it received is
+    // checked.
     let sent = text(&only(&pair.prefill));
     assert!(sent.starts_with(
         r#"{"max_tokens":1,"messages":[],"max_tokens":1,"m\u0061x_tokens":1,"stream":false,"stream":false,"#
@@ -276,7 +277,7 @@ fn an_escaped_name_is_the_member() {
 const FOREIGN: &str =
     r#"{"do_remote_prefill":true,"remote_block_ids":[[1]],"remote_engine_id":"x"}"#;
 
-/// Bodies that carry a handoff of the client's own, with how many values there are to hide.
+/// Bodies with a client-supplied handoff, and the number of values that must be masked in each.
 fn poisoned() -> Vec<(&'static str, String, usize)> {
     let bad = FOREIGN;
     vec![
@@ -322,7 +323,7 @@ fn poisoned() -> Vec<(&'static str, String, usize)> {
     ]
 }
 
-/// What an engine reads as the handoffs of a body.
+/// Returns the handoffs that an engine would read from a body.
 fn handoffs_of(seen: &Seen) -> Vec<Value> {
     let body = json_of(seen);
     let extra = &body["sampling_params"]["extra_args"];
@@ -368,7 +369,7 @@ fn a_clients_own_handoff_is_blanked_in_a_decode_only_body() {
 fn a_clients_own_handoff_is_blanked_wherever_the_body_is_split() {
     let pair = Pair::start(&[]);
     for (path, body, _) in poisoned() {
-        // The value begins behind the name; split there, and at other places inside it.
+        // Split the body at several offsets, including some inside the name or the value.
         for at in [1, body.len() / 3, body.len() / 2, body.len() - 12] {
             pair.decode.clear();
             let (head, tail) = body.as_bytes().split_at(at);

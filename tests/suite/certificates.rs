@@ -1,4 +1,4 @@
-//! Certificates for the tests: an authority, what it has signed, and clients that trust it.
+//! Certificates for the tests: authorities, signed certificates, and TLS client sessions.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +19,7 @@ pub(crate) struct Identity {
     pub(crate) key: String,
 }
 
-/// Who signs.
+/// A certificate authority.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -31,7 +31,7 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
-    /// The one the engines of all tests have their certificates from.
+    /// The authority that signs the certificates of all test engines.
     pub(crate) fn of_engines() -> &'static Self {
         static MADE: OnceLock<Authority> = OnceLock::new();
         MADE.get_or_init(|| Self::new("engines"))
@@ -45,7 +45,7 @@ impl Authority {
         self.0.der().to_vec()
     }
 
-    /// A certificate for these names and addresses.
+    /// Signs a certificate for these names and addresses.
     pub(crate) fn sign(&self, names: &[&str]) -> Identity {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let params = CertificateParams::new(names).unwrap();
@@ -58,13 +58,13 @@ impl Authority {
     }
 }
 
-/// TLS of an engine that is reached as `localhost` or `127.0.0.1`.
+/// Returns the TLS configuration of an engine that is reached as `localhost` or `127.0.0.1`.
 pub(crate) fn engine_tls() -> mock_engine::Tls {
     let identity = Authority::of_engines().sign(&["localhost", "127.0.0.1"]);
     mock_engine::Tls::new(identity.chain.as_bytes(), identity.key.as_bytes()).unwrap()
 }
 
-/// A folder of this test's own, removed when dropped.
+/// A temporary folder of one test, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Folder(PathBuf);
 
@@ -82,7 +82,7 @@ impl Folder {
         &self.0
     }
 
-    /// The path as a flag has it.
+    /// The path as a flag value.
     pub(crate) fn text(&self) -> String {
         self.0.to_str().unwrap().to_owned()
     }
@@ -93,7 +93,7 @@ impl Folder {
         path.to_str().unwrap().to_owned()
     }
 
-    /// Writes a pair as `--cert-path` wants it.
+    /// Writes the chain and the key under the file names that `--cert-path` requires.
     pub(crate) fn write_pair(&self, identity: &Identity) {
         self.write("tls.crt", &identity.chain);
         self.write("tls.key", &identity.key);
@@ -106,11 +106,11 @@ impl Drop for Folder {
     }
 }
 
-/// What a client offers and believes.
+/// TLS parameters of a client.
 #[derive(Clone)]
 pub(crate) struct Offer<'a> {
     pub(crate) name: &'a str,
-    /// The one root (DER); `None` believes anybody.
+    /// The only trusted root (DER); with `None`, every certificate is accepted.
     pub(crate) root: Option<Vec<u8>>,
     pub(crate) alpn: &'a [&'a str],
     pub(crate) versions: &'a [&'static SupportedProtocolVersion],
@@ -127,7 +127,7 @@ impl Default for Offer<'_> {
     }
 }
 
-/// A client's side of a session.
+/// Returns the client side of a TLS session.
 pub(crate) fn session(offer: &Offer<'_>) -> ClientConnection {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
