@@ -1,5 +1,6 @@
-//! Chunked decode (reference 7, with its corrections): a long answer is asked for in pieces, and
-//! the client sees one answer. Rows X1 to X6.
+//! Chunked decode (`docs/pd-sidecar.md#chunked-decode`), with ringside's corrections
+//! (`docs/pd-sidecar.md#deliberate-differences`): a long response is generated in several decode
+//! chunks, and the client receives one response. Rows X1 to X6.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,7 +15,7 @@ use crate::kv::wait_aborted;
 
 const CHUNK: &str = "--decode-chunk-size=4";
 
-/// A pair whose decode engine has so many tokens to say.
+/// Starts a pair whose decode engine stops after `tokens` tokens.
 fn start(tokens: u32) -> Pair {
     Pair::with(
         &[CHUNK],
@@ -23,12 +24,12 @@ fn start(tokens: u32) -> Pair {
     )
 }
 
-/// Asks the decoder alone.
+/// Sends a decode-only request.
 fn ask(pair: &Pair, question: &Question) -> Response {
     pair.sidecar.post(CHAT, &question.body, &[])
 }
 
-/// The bodies of the decode engine's requests, all answered.
+/// Returns the bodies of the decode engine's requests, which must all be chat completion requests.
 #[track_caller]
 fn bodies(pair: &Pair) -> Vec<Value> {
     let requests = pair.decode.requests();
@@ -36,7 +37,7 @@ fn bodies(pair: &Pair) -> Vec<Value> {
     requests.iter().map(json_of).collect()
 }
 
-/// Fails unless `response` is so many tokens of the answer to this question.
+/// Fails unless `response` contains exactly the first `tokens` tokens for this question.
 #[track_caller]
 fn expect_tokens(question: &Question, response: &Response, tokens: u32) {
     let want = expected_text(&sha256(question.prompt.as_bytes()), tokens);
@@ -54,7 +55,7 @@ fn x1_a_budget_within_one_chunk_is_one_plain_decode() {
             assert_eq!(only(&pair.decode).body, question.body.as_bytes());
         }
     }
-    // The newer field counts.
+    // The newer field takes precedence.
     pair.decode.clear();
     let question = Api::Chat.ask_with(100, false, r#","max_completion_tokens":4"#);
     ask(&pair, &question).expect(200);
@@ -75,7 +76,7 @@ fn x2_two_chunks_are_one_response() {
     assert_eq!(body["choices"][0]["message"]["role"], "assistant");
     assert_eq!(body["choices"][0]["finish_reason"], "length");
     let usage = &body["usage"];
-    // The prompt of the first request: what was generated since is no part of it.
+    // The prompt of the first request, without the tokens that were generated since.
     let prompt = (question.prompt.len() as u64 / 4).max(1);
     assert_eq!(usage["prompt_tokens"], prompt);
     assert_eq!(usage["completion_tokens"], 6);
@@ -98,7 +99,7 @@ fn x3_a_stop_before_the_budget_ends_it() {
 #[test]
 fn x3_a_response_without_a_limit_goes_on_until_it_stops() {
     for stream in [false, true] {
-        // A multiple of the chunk: the last one is empty.
+        // 12 is a multiple of the chunk size, so the last chunk is empty.
         for tokens in [10, 12] {
             let pair = start(tokens);
             let prompt = r#"[{"role":"user","content":"no limit"}]"#;
@@ -110,8 +111,8 @@ fn x3_a_response_without_a_limit_goes_on_until_it_stops() {
     }
 }
 
-/// A chunk that is cut shorter than asked has filled the engine's context: it would refuse to go
-/// on, and the answer so far would be lost.
+/// A chunk that ends with `length` below its token limit has filled the engine's context. The
+/// engine would reject a further chunk, and the response so far would be lost.
 #[test]
 fn x3_a_full_context_ends_it() {
     for stream in [false, true] {
@@ -164,7 +165,7 @@ fn x4_later_chunks_continue_the_response() {
         if nth > 0 {
             want["continue_final_message"] = json!(true);
             want["add_generation_prompt"] = json!(false);
-            // One message that grows.
+            // One assistant message that grows with each chunk.
             let said = expected_text(&hash, 4 * nth as u32);
             let said = json!({"role": "assistant", "content": said});
             want["messages"].as_array_mut().unwrap().push(said);
@@ -220,13 +221,13 @@ fn x5_an_error_of_the_first_chunk_is_the_response() {
 #[test]
 fn x5_an_error_of_a_later_chunk() {
     let pair = start(32);
-    // Only the second chunk's body has it.
+    // Only the bodies of later chunks contain this member.
     let later = "continue_final_message";
     pair.decode.fault_with(later, error(503), 1);
     let question = Api::Chat.ask(10, false);
     let response = ask(&pair, &question).expect(503);
     assert_eq!(response.text(), "{\"said\":503}");
-    // What has been streamed cannot be taken back: the stream shows that it is not whole.
+    // Streamed events cannot be withdrawn, so the stream must show that it is incomplete.
     pair.decode.fault_with(later, error(503), 1);
     let question = Api::Chat.ask(10, true);
     let response = ask(&pair, &question);
@@ -325,7 +326,8 @@ fn what_chunks_cannot_express_is_decoded_whole() {
         r#","structured_outputs":{"regex":"a+"}"#,
         r#","return_token_ids":true"#,
         r#","echo":true"#,
-        // The engine's to judge, and not without a limit.
+        // Invalid limits are forwarded for the engine to judge. They do not mean that there is no
+        // limit.
         r#","max_completion_tokens":10.0"#,
         r#","max_completion_tokens":0"#,
         r#","max_completion_tokens":-1"#,

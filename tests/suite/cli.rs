@@ -1,4 +1,5 @@
-//! Starting: exit codes, messages, where values come from, and under which names (rows G1 to G4).
+//! Command line and configuration: exit codes, messages, sources and precedence of values, and the
+//! names of the binary (rows G1 to G4).
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -10,7 +11,7 @@ use mock_engine::{Engine, EngineConfig};
 
 use crate::harness::{Launch, Sidecar, free_ports, ringside, run_to_exit};
 
-/// A folder of one test, gone with it.
+/// A temporary folder of one test, removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -21,14 +22,14 @@ impl Folder {
         Self(path)
     }
 
-    /// The path of a file with this text.
+    /// Writes a file and returns its path.
     fn file(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
-    /// The binary under another name.
+    /// Links the binary under another name and returns the path of the link.
     fn program(&self, name: &str) -> PathBuf {
         let path = self.0.join(name);
         symlink(ringside().get_program(), &path).unwrap();
@@ -42,7 +43,7 @@ impl Drop for Folder {
     }
 }
 
-/// What `ringside check-config` says; it has to end with 0.
+/// Returns the output of `ringside check-config`, which must exit with 0.
 #[track_caller]
 fn report(args: &[&str], environment: &[(&str, &str)]) -> String {
     let mut command = ringside();
@@ -54,7 +55,7 @@ fn report(args: &[&str], environment: &[(&str, &str)]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The value of a key in such a report, and where it comes from.
+/// Returns the value of a key in such a report, and its source.
 #[track_caller]
 fn row(report: &str, key: &str) -> String {
     let row = report
@@ -121,7 +122,7 @@ fn g2_bad_configurations_end_with_3_and_name_the_flag() {
             "--first-byte-timeout: `soon`",
         ),
         (&["--cores=naer:gpu0"], "did you mean `near:gpu0`?"),
-        // Not on this machine, whatever it is.
+        // No test machine has these.
         (
             &["--cores=near:nosuchdevice"],
             "--cores: near:nosuchdevice: ",
@@ -329,7 +330,7 @@ fn g1_values_of_a_document() {
         &["--configuration", &json],
         &["--configuration-file", &file],
         &["-configuration-file", &file],
-        // A flag wins, its old name too.
+        // A flag takes precedence, also under its old name.
         &["--configuration-file", &wrong, &flag],
         &[
             "--configuration-file",
@@ -478,9 +479,9 @@ fn check_config_shows_what_is_in_effect() {
     }
 }
 
-/// The line of the start that names the decoder, of the binary under another name.
+/// Starts the binary with this name and returns the decoder address that it logs.
 fn decoder_of(program: &Path, args: &[&str]) -> String {
-    // The port may be taken by another test meanwhile.
+    // Another test may take the port in the meantime.
     let started = (0..5).find_map(|_| try_decoder_of(program, args));
     started.unwrap()
 }
