@@ -1,16 +1,17 @@
-//! The manifests of `tools/deploy/kubernetes`: that they are YAML, that the binary takes their
-//! arguments, and that they agree with themselves and with what it asks the API for.
+//! Checks the manifests in `tools/deploy/kubernetes`: they are valid YAML, the binary accepts their
+//! arguments, and they are consistent with each other and with the Kubernetes API requests of the
+//! binary.
 
 use serde_json::{Value, json};
 
-/// The documents of a manifest.
+/// Returns the documents of a manifest.
 fn manifest(name: &str) -> Vec<Value> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/deploy/kubernetes");
     let text = std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
     serde_saphyr::from_multiple(&text).unwrap()
 }
 
-/// The sidecar's container.
+/// Returns the sidecar's container.
 fn sidecar() -> Value {
     let documents = manifest("decode.yaml");
     let [deployment] = documents.as_slice() else {
@@ -23,7 +24,7 @@ fn sidecar() -> Value {
     template["spec"]["initContainers"][0].clone()
 }
 
-/// The value of an argument.
+/// Returns the value of a container argument.
 fn value<'a>(container: &'a Value, name: &str) -> &'a str {
     let args = container["args"].as_array().unwrap();
     let mut args = args.iter().map(|arg| arg.as_str().unwrap());
@@ -49,7 +50,7 @@ fn ports_and_probes_of_the_sidecar_agree() {
         let get = &sidecar[probe]["httpGet"];
         assert_eq!(get, &json!({"path": path, "port": "admin"}));
     }
-    // It would keep the engine from starting until it passes.
+    // A startup probe would keep the engine from starting until the probe passes.
     assert_eq!(sidecar["startupProbe"], Value::Null);
     let engine = &manifest("decode.yaml")[0]["spec"]["template"]["spec"]["containers"][0];
     let port = engine["ports"][0]["containerPort"].to_string();
@@ -108,7 +109,7 @@ fn the_binary_takes_the_arguments_of_the_manifest() {
         })
         .collect();
     assert_eq!(args[0], "sidecar");
-    // The launch has these itself.
+    // `Launch` sets these flags itself.
     let ports = ["--port=", "--admin-address=", "--model-server-port="];
     let args: Vec<&str> = args[1..].iter().map(String::as_str).collect();
     let args: Vec<&str> = args

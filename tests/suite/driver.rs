@@ -1,4 +1,5 @@
-//! Where io_uring is refused, everything works on epoll, and says so.
+//! The io_uring and epoll drivers: the fallback to epoll if the kernel refuses io_uring, and the
+//! log line and metric that report the driver in use.
 
 use crate::harness::{CHAT, Launch, Pair, Sidecar};
 use crate::harness_more::{
@@ -20,7 +21,7 @@ fn a_refused_ring_falls_back_to_epoll_and_says_so() {
     for (errno, words) in [
         // seccomp and `kernel.io_uring_disabled`.
         (libc::EPERM, "Operation not permitted"),
-        // A kernel that does not know the flags.
+        // A kernel that does not support the setup flags.
         (libc::EINVAL, "Invalid argument"),
         (libc::ENOSYS, "not implemented"),
         (libc::ENOMEM, "Cannot allocate memory"),
@@ -58,7 +59,8 @@ fn ringside_probe() -> bool {
 fn both_drivers_stream_split_responses() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let pair = pair_on(driver, &[], |_| {}, |_| {});
-        // No token waits for a later one: these arrive although nothing follows them.
+        // Tokens are not held back until more data follows: these three arrive although the engine
+        // stalls after them.
         pair.decode
             .fault(Fault::StallMidStream { after_events: 3 }, 1);
         let mut client = pair.sidecar.connect();
@@ -69,7 +71,7 @@ fn both_drivers_stream_split_responses() {
             text += &String::from_utf8(client.chunk().unwrap()).unwrap();
         }
         drop(client);
-        // Bodies larger than any buffer, both ways.
+        // Request and response bodies that are larger than any buffer.
         let padding = "x".repeat(3 << 20);
         let (prompt, body) = ask_for(20_000, true);
         let body = body.replacen('{', &format!("{{\"user\":\"{padding}\","), 1);
