@@ -1,5 +1,6 @@
-//! The encoder stage (reference 6.8): items go to encoders, one request each, and what these say
-//! goes with the request. Rows E1 to E5, C2 to C4 as far as they show outside.
+//! The encoder stage (`docs/pd-sidecar.md#encoders`): each multimodal item is sent to an encoder in
+//! a separate request, and the parameters that the encoders return are sent with the legs. Rows E1
+//! to E5, and C1 to C4 to the extent that they are visible from outside.
 
 use mock_engine::{
     BlockBook, Counters, Engine, EngineConfig, EngineIds, Fault, HandoffShape, KvContract,
@@ -27,7 +28,7 @@ const AUDIO: &str = r#"{"type":"input_audio","input_audio":{"data":"UklGRg==","f
 const VIDEO: &str = r#"{"type":"video_url","video_url":{"url":"http://vid/1"}}"#;
 const TEXT: &str = r#"{"type":"text","text":"what?"}"#;
 
-/// A chat whose one message has these parts.
+/// Returns a chat completion body whose only message has these parts.
 fn chat(parts: &[impl AsRef<str>], stream: bool) -> String {
     chat_with(parts, stream, "")
 }
@@ -40,7 +41,7 @@ fn chat_with(parts: &[impl AsRef<str>], stream: bool, more: &str) -> String {
     )
 }
 
-/// Encoders, a pair behind them, and the lines that name them.
+/// Encoders, and a pair whose requests name them.
 struct Stage {
     encoders: Vec<Engine>,
     pair: Pair,
@@ -68,7 +69,7 @@ impl Stage {
         all.join(", ")
     }
 
-    /// Asks with encoders, and with a prefill engine if told.
+    /// Sends a request that names all encoders and, if `split` is set, the prefill engine.
     fn ask_on(&self, path: &str, body: &str, split: bool) -> Response {
         self.begin(path, body, split).response()
     }
@@ -89,7 +90,7 @@ impl Stage {
         self.ask_on(CHAT, body, split)
     }
 
-    /// What each encoder was sent, sound and in order of arrival.
+    /// Returns the requests of each encoder in order of arrival. Fails if one broke the contract.
     #[track_caller]
     fn encoded(&self) -> Vec<Vec<Seen>> {
         let seen = |engine: &Engine| {
@@ -111,7 +112,7 @@ impl Stage {
             .chain([&self.pair.prefill, &self.pair.decode])
     }
 
-    /// All of it serves as if nothing had happened.
+    /// Checks that all engines serve again after faults.
     #[track_caller]
     fn expect_recovered(&self) {
         for engine in self.engines() {
@@ -127,7 +128,7 @@ impl Stage {
     }
 }
 
-/// What the encoders of `items` hand out, merged.
+/// Returns the merged parameters that the encoders return for `items`.
 fn merged(items: &[(&str, &Engine)]) -> Value {
     let mut merged = json!({});
     for (item, encoder) in items {
@@ -156,7 +157,7 @@ fn e1_one_and_two_encoders() {
         assert!(response.text().ends_with("data: [DONE]\n\n"));
         let encoded = stage.encoded();
         assert_eq!(encoded.iter().map(Vec::len).sum::<usize>(), 3);
-        // Item i goes to encoder i modulo their number.
+        // Item i goes to encoder i modulo the number of encoders.
         let mut places = Vec::new();
         for (nth, item) in items.iter().enumerate() {
             let encoder = nth % count;
@@ -185,7 +186,8 @@ fn e2_encoders_that_are_not_allowed_are_left_out() {
     assert_eq!(only(&stage.pair.decode).body, body.as_bytes());
 }
 
-/// A stage whose sidecar allows the pair's prefill engine and these encoders only.
+/// Starts a stage with `of` encoders. Its sidecar allows only the pair's prefill engine and the
+/// encoders with these numbers.
 fn allowing(encoders: &[usize], of: usize) -> Stage {
     let mut stage = Stage::start(of, NIXL, KvContract::Nixlv2);
     let mut rules = vec![stage.pair.prefill.host_port()];
@@ -285,7 +287,7 @@ fn c1_what_is_an_item() {
         stage.ask(&chat(&parts, false), false).expect(200);
         assert_eq!(stage.encoded()[0].len(), count, "{parts:?}");
     }
-    // Items of any message, by any role.
+    // Items are found in all messages, regardless of their roles.
     stage.clear();
     let body = format!(
         r#"{{"max_tokens":4,"messages":[{{"role":"system","content":"s"}},{{"role":"user","content":[{}]}},{{"role":"assistant","content":"a"}},{{"role":"user","content":[{}]}}]}}"#,
@@ -377,7 +379,7 @@ fn c3_repeated_urls_are_encoded_once() {
         stage.clear();
         stage.ask(&chat(&parts, false), false).expect(200);
         assert_eq!(stage.encoded()[0].len(), count, "{parts:?}");
-        // The request itself keeps all of them.
+        // The request itself keeps all items.
         let body = json_of(&only(&stage.pair.decode));
         let content = body["messages"][0]["content"].as_array().unwrap().len();
         assert_eq!(content, parts.len());
@@ -475,7 +477,7 @@ fn c4_an_encoder_that_fails_ends_the_request() {
     };
     for split in [false, true] {
         stage.clear();
-        // The second item's; the first one's is cancelled.
+        // The request for the second item fails, so the one for the first item is cancelled.
         stage.encoders[0].fault(Fault::StallBeforeHead, 1);
         stage.encoders[1].fault(fault.clone(), 1);
         let response = stage.ask(&chat(&[image(1), image(2)], true), split);
@@ -495,7 +497,7 @@ fn c4_an_encoder_that_fails_ends_the_request() {
 fn c4_the_item_that_fails_is_named() {
     let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
     for nth in 0..3_usize {
-        // Other items each time: one that was cancelled may reach its engine late.
+        // Each round uses different items, because a cancelled request may reach its encoder late.
         let items = [0, 1, 2].map(|item| image(10 * (nth + 1) + item));
         let fault = Fault::Status {
             code: 500,
@@ -510,7 +512,7 @@ fn c4_the_item_that_fails_is_named() {
     stage.expect_recovered();
 }
 
-/// This ended pd-sidecar's process.
+/// In pd-sidecar, this terminated the process.
 #[test]
 fn c4_an_encoder_that_breaks_off_harms_nobody() {
     for args in [NIXL, EXAMPLE] {
@@ -526,7 +528,8 @@ fn c4_an_encoder_that_breaks_off_harms_nobody() {
         ] {
             for split in [false, true] {
                 stage.clear();
-                // On a connection that was kept, once more on a new one.
+                // The fault applies twice: to the pooled connection and to the new connection of
+                // the retry.
                 stage.encoders[1].fault(fault.clone(), 2);
                 let body = chat(&[image(1), image(2)], true);
                 let response = stage.ask(&body, split);
@@ -549,7 +552,7 @@ fn c4_an_encoder_that_breaks_off_harms_nobody() {
 #[test]
 fn c4_a_response_that_is_no_json() {
     for fault in [Fault::Html, Fault::HalfJson, Fault::Gzip] {
-        // Needed for one connector, thrown away by the other.
+        // One connector needs the response, the other one ignores it.
         let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
         stage.encoders[0].fault(fault.clone(), 1);
         let response = stage.ask(&chat(&[image(1)], true), false);
@@ -637,7 +640,7 @@ fn the_client_leaves() {
             assert!(stage.pair.prefill.requests().is_empty());
             assert!(stage.pair.decode.requests().is_empty());
             stage.clear();
-            // In the stages behind it.
+            // In the leg that follows the encoder stage.
             let last = match split {
                 true => &stage.pair.prefill,
                 false => &stage.pair.decode,
@@ -653,7 +656,7 @@ fn the_client_leaves() {
     stage.expect_recovered();
 }
 
-/// Every connector behind the encoders, with its contract checked.
+/// Returns the flags and the contract of every connector.
 fn connectors(mooncake: &Mooncake, bootstrap: &Engine) -> Vec<(Vec<String>, KvContract)> {
     let named = |name: &str| vec![format!("--kv-connector={name}")];
     let mut with_port = named("mooncake");
@@ -701,7 +704,8 @@ fn with_every_connector_and_every_kind_of_request() {
                 assert_eq!(engine.counters().contract_broken, 0, "{args:?}");
             }
         }
-        // The other kinds have no items this stage knows; they are capped as ever.
+        // The other APIs have no items that this stage recognises; their prefill legs are capped as
+        // usual.
         for api in Api::ALL {
             stage.clear();
             let question = api.ask(4, true);
@@ -747,7 +751,7 @@ fn each_rank_decodes_its_own() {
             assert_eq!(counts, want, "rank {rank}, split {split}");
         }
     }
-    // The older field moves it as well.
+    // The older header field selects the rank, too.
     decoders.iter().for_each(Engine::clear);
     let named = format!(":{}", sidecar.port + 1);
     let headers = [
