@@ -1,5 +1,5 @@
-//! Engines misbehave, on both legs: what the client gets, what is tried again and how often, and
-//! that the next request never meets what the last one left.
+//! Misbehaving engines on both legs: the responses to the client, the retries and their number, and
+//! the isolation of each request from leftovers of the previous one.
 
 use std::sync::Mutex;
 use std::sync::mpsc;
@@ -14,7 +14,7 @@ use crate::harness_more::{
     expect_healthy, expect_text, pair_on, split_request, unsent,
 };
 
-/// The connection of the decoder alone, or both legs.
+/// Whether a request is split or decode-only.
 const WAYS: [bool; 2] = [true, false];
 const TOKENS: u32 = 8;
 
@@ -34,7 +34,8 @@ fn headers(split: bool, target: &str) -> Vec<(&str, &str)> {
     }
 }
 
-/// After every fault: the next requests, on new and on kept connections, get their own answers.
+/// Checks after a fault that the next requests, on new and on pooled connections, get the correct
+/// responses.
 #[track_caller]
 fn expect_unharmed(pair: &Pair) {
     pair.prefill.clear_faults();
@@ -70,7 +71,8 @@ fn fails_before_its_response(driver: Driver) {
         for (fault, code, label) in &cases {
             let errors = [("code", *label)];
             let before = pair.sidecar.metric("ringside_errors_total", &errors);
-            // As often as it is met: a kept connection that dies is replaced once.
+            // The fault applies to every attempt, because a pooled connection that is closed is
+            // replaced once.
             pair.decode.fault(fault.clone(), u32::MAX);
             let (_, body) = ask_for(TOKENS, true);
             let mut client = pair.sidecar.connect();
@@ -82,7 +84,7 @@ fn fails_before_its_response(driver: Driver) {
                 (after - before - 1.0).abs() < 0.1,
                 "{fault:?}: counted {before} {after}"
             );
-            // The client's connection has survived: the fault was not its own.
+            // The client's connection is still usable, because the fault was not its own.
             let (prompt, body) = ask_for(TOKENS, false);
             let response = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
             expect_text(&response.expect(200), &prompt, TOKENS);
@@ -107,7 +109,7 @@ fn engines_that_stay_silent_are_given_up() {
         Fault::StallBeforeHead,
         Fault::StallAfterHead,
         Fault::StallMidStream { after_events: 1 },
-        // Bytes now and then are no reason to wait for ever.
+        // Occasional bytes do not extend the timeout.
         Fault::Slow {
             chunk_bytes: 1,
             delay: Duration::from_millis(5),
@@ -136,13 +138,13 @@ fn a_decoder_that_refuses() {
     let target = pair.prefill.host_port();
     for split in WAYS {
         pair.decode.refuse(true);
-        // Open connections stay in use until they are too old, so nothing is kept here.
+        // Pooled connections would be used until their maximum age, so none may be open here.
         let (_, body) = ask_for(TOKENS, true);
         let response = pair.sidecar.post(CHAT, &body, &headers(split, &target));
         let response = response.expect_error(503, "decode_refused");
         assert_eq!(response.header("retry-after"), Some("1"));
         pair.decode.refuse(false);
-        // A connection that is accepted and reset at once.
+        // A connection that is accepted and immediately reset.
         pair.decode.fault(Fault::Refuse, 1);
         let response = pair.sidecar.post(CHAT, &body, &headers(split, &target));
         assert!([502, 503].contains(&response.status), "{response:?}");
@@ -168,11 +170,12 @@ fn a_decoder_that_says_more_than_it_was_asked() {
             accepted += 1;
             let connections = pair.decode.counters().connections_accepted;
             assert!(connections <= accepted, "{connections}");
-            // The surplus was a whole answer: it must not become the next request's.
+            // The surplus bytes are a complete response, which must not be used for the next
+            // request.
             let (prompt, body) = ask_for(TOKENS, stream);
             let response = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
             expect_text(&response.expect(200), &prompt, TOKENS);
-            // That connection is kept, and is the one the next fault strikes on.
+            // This connection is pooled, and the next fault occurs on it.
             let connections = pair.decode.counters().connections_accepted;
             assert_eq!(connections, accepted + 1, "the connection was used again");
         }
@@ -183,7 +186,7 @@ fn a_decoder_that_says_more_than_it_was_asked() {
 
 #[test]
 fn a_response_that_is_late_for_an_idle_connection() {
-    // The engine speaks while its connection is idle: that connection is not used again.
+    // The engine sends bytes while its connection is idle: that connection must not be reused.
     let (go, gone) = mpsc::channel::<()>();
     let gone = Mutex::new(gone);
     let (aborted, tell) = mpsc::channel::<()>();
@@ -209,7 +212,7 @@ fn a_response_that_is_late_for_an_idle_connection() {
     sidecar.expect_sound();
 }
 
-/// What a client may see of an answer that was cut short.
+/// Checks that a truncated response does not look complete to the client.
 #[track_caller]
 fn expect_cut(fault: &Fault, client: &mut Client, whole: usize) {
     let response = client.response();
@@ -276,7 +279,7 @@ fn cut_short_shows_it(driver: Driver) {
 
 #[test]
 fn an_old_client_sees_a_cut_response_as_a_reset() {
-    // Without chunks the end of the connection is the end of the answer.
+    // Without chunks, the end of the connection is the end of the response.
     let pair = Pair::with(&[], |_| {}, |decode| decode.itl = Duration::from_millis(1));
     let target = pair.prefill.host_port();
     for split in WAYS {
@@ -310,9 +313,10 @@ fn a_close_delimited_response_that_is_reset_is_a_reset() {
     for _ in 0..5 {
         let mut client = sidecar.connect();
         client.send(request("GET", "/v1/models", &[], b""));
-        // The reset may overtake the head: then there is no answer at all.
+        // The reset may overtake the head, so that there is no response at all.
         if let Ok(head) = client.try_head() {
-            // A reset before the head had left is an error of ours, and whole.
+            // A reset that is detected before the head has been relayed results in a complete error
+            // response.
             if head.status == 502 {
                 continue;
             }
@@ -372,7 +376,8 @@ fn idle_closed_costs_one_replay(driver: Driver) {
         pair.sidecar
             .wait_metric("ringside_replays_total", &[], f64::from(nth));
     }
-    // Two answered requests per round; the one that died was never a request to the engine.
+    // Two requests per round have a response. The attempt on the closed connection does not count
+    // as a request to the engine.
     assert_eq!(pair.decode.requests().len(), 20);
     expect_drained(&pair.sidecar);
     pair.sidecar.expect_sound();
@@ -428,7 +433,7 @@ fn a_fresh_connection_that_dies_is_not_replayed() {
         .expect_error(502, "decode_reset");
     assert_eq!(pair.decode.requests().len(), 1);
     pair.sidecar.wait_metric("ringside_replays_total", &[], 0.0);
-    // On a kept connection, a second death is one too many.
+    // On a pooled connection, a second failure is not retried.
     let (_, body) = ask_for(TOKENS, true);
     pair.sidecar.post(CHAT, &body, &[]).expect(200);
     pair.decode.fault(Fault::CloseBeforeHead, u32::MAX);
@@ -516,7 +521,7 @@ fn a_prefiller_whose_connects_are_swallowed() {
     let target = deaf.host_port();
     let response = pair.sidecar.post(CHAT, &body, &[(PREFILLER, &target)]);
     response.expect_error(502, "prefill_connect");
-    // The next candidate takes over.
+    // The next candidate is used.
     let (prompt, body) = ask_for(TOKENS, true);
     let both = format!("{target},{}", pair.prefill.host_port());
     let response = pair
@@ -610,7 +615,8 @@ fn a_decoder_that_responses_early_is_not_reused_with_half_a_request() {
         pair.decode
             .fault(Fault::EarlyResponse { status: 413, keep }, 1);
         let mut client = pair.sidecar.connect();
-        // The engine may answer, and the sidecar close, while this is still being sent.
+        // The engine may respond, and the sidecar may close the connection, while this is still
+        // being sent.
         client.try_send(request("POST", "/v1/files", &[], &big));
         if let Ok(head) = client.try_head() {
             assert_eq!(head.status, 413);
@@ -637,7 +643,7 @@ fn body_bytes_that_arrive_while_connecting_are_not_lost() {
     wait_for("the first part to arrive", || {
         (unsent(client.socket()) == 0).then_some(())
     });
-    // Gives the shard a turn in which it could take the bytes.
+    // Gives the shard an iteration in which it could read the bytes.
     sidecar.wait_metric("ringside_client_connections", &[], 1.0);
     client.send(part(b'b'));
     let mut engine = RawConn::new(deaf.hear());
