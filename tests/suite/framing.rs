@@ -1,5 +1,5 @@
-//! Clients that break HTTP/1.1: refused, and no engine ever hears of it; and clients that are
-//! merely slow.
+//! Clients that violate HTTP/1.1, whose requests are rejected and reach no engine, and clients that
+//! are only slow.
 
 use std::time::{Duration, Instant};
 
@@ -409,12 +409,12 @@ fn refused() -> Vec<(&'static str, u16, Vec<u8>)> {
     ]
 }
 
-/// The answer that refuses, and the close behind it.
+/// Checks the error response and that the connection is closed after it.
 #[track_caller]
 fn expect_refusal(name: &str, status: u16, client: &mut Client, routed: bool) {
     let response = client.response();
-    // A body the decoder is to see is passed on while it arrives; the rest of the table is
-    // refused before a leg begins.
+    // A decode-only body is forwarded while it arrives. The other cases are rejected before a leg
+    // starts.
     assert_eq!(
         response.status,
         status,
@@ -426,7 +426,7 @@ fn expect_refusal(name: &str, status: u16, client: &mut Client, routed: bool) {
         "{name}: not ours"
     );
     if status == 405 {
-        // A whole request that is merely not served.
+        // The request is complete but its method is not supported, so the connection stays open.
         return;
     }
     assert_eq!(response.header("connection"), Some("close"), "{name}");
@@ -447,7 +447,7 @@ fn broken_requests_are_refused_and_reach_no_engine() {
         for routed in [false, true] {
             let mut bytes = bytes.clone();
             if routed {
-                // Behind the first line, where every case has one.
+                // Insert the header after the first line, if the case has one.
                 let Some(at) = bytes.windows(2).position(|at| at == b"\r\n") else {
                     continue;
                 };
@@ -468,8 +468,9 @@ fn broken_requests_are_refused_and_reach_no_engine() {
         judged += 1;
     }
     let seen: Vec<_> = pair.decode.requests();
-    // A chunked body for the decoder alone is not held, so the request may have begun there
-    // before its framing broke; it never became whole, and nothing behind it was read.
+    // A chunked decode-only body is not buffered, so the request may have reached the decoder
+    // before its framing was found to be invalid. It must not become complete, and nothing after it
+    // may be read.
     let whole = seen.iter().filter(|seen| seen.body_at.is_some()).count();
     assert_eq!(
         whole, judged,
@@ -505,7 +506,7 @@ fn every_split_of_a_request_gives_the_same_legs() {
             } else {
                 client.send(&bytes[..at]);
                 if at % 8 == 0 {
-                    // A turn of the shard in between; without it the pieces may meet again.
+                    // Waits for the shard in between; otherwise it may receive both parts together.
                     pair.sidecar.admin("/livez");
                 }
                 client.send(&bytes[at..]);
@@ -525,7 +526,7 @@ fn every_split_of_a_request_gives_the_same_legs() {
     }
     for seen in &decodes {
         let mut json = seen.json.clone().unwrap();
-        // The handoff is another one each time; that it arrived unaltered, the engine checks.
+        // The handoff differs each time. The engine checks that it arrives unaltered.
         json.as_object_mut()
             .unwrap()
             .remove("kv_transfer_params")
@@ -537,7 +538,7 @@ fn every_split_of_a_request_gives_the_same_legs() {
     assert_eq!(pair.decode.counters().handoff_used, decodes.len() as u64);
 }
 
-/// How long a connection was left open.
+/// Checks the timeout response and returns the time until it arrived.
 #[track_caller]
 fn expect_timeout(client: &mut Client, since: Instant, want: u16, label: &str) -> Duration {
     let response = client.response().expect_error(want, label);
@@ -557,7 +558,7 @@ fn a_head_that_does_not_end_is_given_up() {
         let took = expect_timeout(&mut client, since, 408, "head_timeout");
         assert!(took >= Duration::from_millis(300), "{took:?}");
     }
-    // Byte by byte: the limit is on the whole head, progress does not stretch it.
+    // Byte by byte: the limit applies to the whole head, and progress does not extend it.
     let mut client = pair.sidecar.connect();
     let since = Instant::now();
     client.send("GET / HTTP/1.1\r\nX-Slow: ");
@@ -568,7 +569,7 @@ fn a_head_that_does_not_end_is_given_up() {
     let took = expect_timeout(&mut client, since, 408, "head_timeout");
     assert!(took < Duration::from_secs(2), "{took:?}");
     eprintln!("slow head refused after {took:?}");
-    // Silence without a first byte is the keep-alive limit's matter.
+    // Connections without a first byte are subject to the keep-alive timeout instead.
     expect_healthy(&pair);
     pair.sidecar.expect_sound();
 }
@@ -585,7 +586,7 @@ fn an_upload_without_progress_is_given_up() {
         bytes.extend_from_slice(b"Content-Length: 1000\r\n\r\n{\"a\":");
         let since = Instant::now();
         client.send(&bytes);
-        // Progress keeps it alive beyond the limit.
+        // Progress extends the limit.
         let mut last = Instant::now();
         let mut gap_max = Duration::ZERO;
         while since.elapsed() < Duration::from_millis(1500) {
@@ -595,7 +596,7 @@ fn an_upload_without_progress_is_given_up() {
             look_again();
         }
         let took = expect_timeout(&mut client, last, 408, "body_timeout");
-        // Unless this process itself got no turn for so long.
+        // An early timeout is acceptable only if this process was not scheduled for that long.
         let is_early = took < Duration::from_millis(900) && gap_max < Duration::from_millis(500);
         assert!(!is_early, "{took:?}");
     }
@@ -637,7 +638,7 @@ fn a_client_that_takes_nothing_is_given_up() {
         .decode
         .wait_counters(crate::client::DEADLINE, |counters| counters.aborted == 1);
     assert!(aborted.is_some(), "the decoder still writes");
-    // What was in the buffers may be read; it does not look whole.
+    // Buffered bytes may still arrive, but the response must not look complete.
     let response = client.response();
     assert_ne!(response.end, crate::client::End::Complete);
     expect_drained(&pair.sidecar);
