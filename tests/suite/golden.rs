@@ -1,9 +1,9 @@
-//! Golden wire files: what a client sent, each leg as its engine saw it, each answer, and what the
-//! client got, in `tests/golden/<connector>/<case>.http`.
+//! Golden files in `tests/golden/<connector>/<case>.http`: the client's request, each leg as its
+//! engine received it, each engine's response, and the response that the client received.
 //!
-//! Heads are printed as they were parsed, one line each; bodies are exact but for chunked framing,
-//! and but for what differs between two runs: ports, dates, ids and rooms have names instead.
-//! `RINGSIDE_GOLDEN=write` writes the files anew; look at the difference before it is committed.
+//! Heads are printed as they were parsed, one line each. Bodies are exact except for chunked
+//! framing and for values that differ between runs: ports, dates, IDs and rooms are replaced by
+//! names. `RINGSIDE_GOLDEN=write` rewrites the files; review the difference before committing it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,15 @@ use crate::client::{Framing, Response, request};
 use crate::harness::{PREFILLER, Pair};
 use crate::kv::Setup;
 
-/// A pair with everything around it, and what to call it.
+/// A pair, its additional engines, and the name of its connector.
 struct Stage {
     connector: &'static str,
     pair: Pair,
-    /// Other engines, by name.
+    /// Additional engines, by name.
     others: Vec<(&'static str, Engine)>,
     /// Whether the order of the legs is the same in every run.
     serial: bool,
-    /// Header lines of the client besides the one that names the prefill engine.
+    /// Header lines of the client in addition to the routing header.
     headers: Vec<(&'static str, String)>,
 }
 
@@ -54,7 +54,8 @@ impl Stage {
         all
     }
 
-    /// Runs one request and compares what went over the wires with the file of that name.
+    /// Runs one request and compares the messages on all connections with the golden file of that
+    /// name.
     #[track_caller]
     fn check(&self, case: &str, api: Api, body: &str, split: bool) {
         for (_, engine) in self.engines() {
@@ -91,7 +92,7 @@ impl Stage {
         compare(&file(self.connector, case), &text);
     }
 
-    /// What the engines saw, once each has its answer in the log.
+    /// Returns the requests that the engines received, once every response has been recorded.
     #[track_caller]
     fn seen(&self) -> Vec<(String, Seen)> {
         let mut all = Vec::new();
@@ -148,7 +149,7 @@ fn compare(path: &Path, have: &str) {
     }
 }
 
-/// The lines that differ, with what is common at both ends left out.
+/// Returns the lines that differ, without the common lines at both ends.
 fn difference(want: &str, have: &str) -> String {
     let (want, have): (Vec<&str>, Vec<&str>) = (want.lines().collect(), have.lines().collect());
     let pairs = || want.iter().zip(&have);
@@ -170,10 +171,10 @@ fn difference(want: &str, have: &str) -> String {
     text
 }
 
-/// Names for what differs between two runs.
+/// Replaces values that differ between runs by names.
 struct Names {
     ports: Vec<(u16, String)>,
-    /// Found so far, in order.
+    /// UUIDs found so far, in order.
     uuids: Vec<String>,
 }
 
@@ -224,7 +225,7 @@ impl Names {
     fn client_response(&mut self, response: &Response) -> String {
         let mut head = format!("{} {}", response.version, response.status);
         for (name, value) in &response.headers {
-            // A stream that has come whole before it is sent on gets a length.
+            // A stream that has arrived completely before it is forwarded gets a `Content-Length`.
             match name.as_str() {
                 "content-length" | "transfer-encoding" => head += "\n{length or chunks}",
                 _ => drop(write!(head, "\n{name}: {value}")),
@@ -236,7 +237,8 @@ impl Names {
         self.print(&head, &response.text())
     }
 
-    /// A head and a body with names for what varies. The length is that of the body as it was.
+    /// Prints a head and a body with names for the values that vary. Checks the `Content-Length`
+    /// against the original body.
     fn print(&mut self, head: &str, body: &str) -> String {
         let mut text = String::new();
         for line in head.lines() {
@@ -294,7 +296,7 @@ impl Names {
     }
 }
 
-/// Where the first UUID begins.
+/// Returns the offset of the first UUID.
 fn uuid_at(text: &str) -> Option<usize> {
     text.as_bytes().windows(36).position(|window| {
         window.iter().enumerate().all(|(at, byte)| match at {
@@ -304,7 +306,7 @@ fn uuid_at(text: &str) -> Option<usize> {
     })
 }
 
-/// The number after each `before` gets a name.
+/// Replaces the number after each `before` by a name.
 fn name_numbers(text: &str, before: &str, name: &str) -> String {
     let mut pieces = text.split(before);
     let mut named = pieces.next().unwrap().to_owned();
@@ -315,7 +317,7 @@ fn name_numbers(text: &str, before: &str, name: &str) -> String {
     named
 }
 
-/// The mock engines count what they hand out, over all tests of a process.
+/// Replaces the numbers of handoffs, which the mock engines count over all tests of a process.
 fn name_handoffs(text: &str) -> String {
     let before = "\"remote_request_id\":\"mock-prefill-{prefill}-";
     let mut pieces = text.split(before);
@@ -327,7 +329,7 @@ fn name_handoffs(text: &str) -> String {
     named
 }
 
-/// A chunked body without its framing.
+/// Removes the framing of a chunked body.
 fn without_chunks(mut text: &str) -> String {
     let mut body = String::new();
     loop {
@@ -342,7 +344,7 @@ fn without_chunks(mut text: &str) -> String {
     }
 }
 
-/// Chat and generate, whole and streamed, with what else a client may say.
+/// Checks chat completions, streamed and not, and generate, with additional members of the client.
 #[track_caller]
 fn check_usual(stage: &Stage) {
     let usage = r#","stream_options":{"include_usage":true}, "temperature" : 0.50"#;
@@ -355,7 +357,8 @@ fn check_usual(stage: &Stage) {
     stage.check("generate", Api::Generate, &generate.body, true);
 }
 
-/// Decoders behind Unix sockets have no ports to name; the files are of the usual kind.
+/// Returns whether decoders use Unix sockets. These have no ports to replace by names, and the
+/// golden files were recorded with TCP.
 fn on_unix() -> bool {
     let unix = std::env::var_os("RINGSIDE_SUITE_UNIX").is_some();
     if unix {

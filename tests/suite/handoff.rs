@@ -1,4 +1,6 @@
-//! The handoff on its way: every byte of it, once, while it is fresh, and what happens without it.
+//! The handoff from the prefill response to the decode leg: it is relayed byte for byte, once, and
+//! only while it is fresh (`docs/engines.md#handoffs`). Also the behaviour without a usable
+//! handoff.
 
 use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, HandoffShape};
 use serde_json::{Value, json};
@@ -7,7 +9,7 @@ use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, json_of, only, wait_for};
 
 const BODY: &str = r#"{"messages":[{"role":"user","content":"hello"}],"max_tokens":4}"#;
 
-/// The bytes of the value of `kv_transfer_params` in a body where it comes last.
+/// Returns the raw value of `kv_transfer_params` in a body that ends with this member.
 fn raw_params(body: &[u8]) -> &str {
     let text = std::str::from_utf8(body).unwrap();
     let (_, value) = text.rsplit_once("\"kv_transfer_params\":").unwrap();
@@ -104,7 +106,7 @@ fn flat_blocks_pass_where_allowed() {
     pair.legs();
 }
 
-/// Handoffs that could kill an engine or have it talk to somebody else.
+/// Handoffs that could crash an engine or make it connect to another host.
 #[test]
 fn a_malformed_one_never_reaches_the_decoder() {
     let pair = Pair::start(&[]);
@@ -127,7 +129,7 @@ fn a_malformed_one_never_reaches_the_decoder() {
         pair.prefill.fault(fault, 1);
         let response = pair.post(CHAT, BODY);
         if response.status == 502 {
-            // What is no JSON at all is no answer.
+            // A body that is not JSON is an invalid prefill response.
             response.expect_error(502, "prefill_answer");
             assert!(pair.decode.requests().is_empty());
             continue;
@@ -146,7 +148,8 @@ fn an_old_one_is_not_used() {
     for (flag, want) in [("decode", 200), ("error", 502)] {
         let missing = format!("--on-missing-kv={flag}");
         let pair = Pair::start(&["--handoff-max-age=1ms", &missing]);
-        // The age counts from the head of the answer, and the body takes longer than that.
+        // The age is measured from the response head, and the body takes longer than the maximum
+        // age.
         let fault = Fault::Slow {
             chunk_bytes: 500,
             delay: std::time::Duration::from_millis(4),
@@ -166,13 +169,12 @@ fn an_old_one_is_not_used() {
     }
 }
 
-/// A decoder that fails every handoff, and its requests.
 #[test]
 fn goes_stale_on_its_way_to_a_decoder_that_reads_too_slowly() {
     let pair = Pair::start(&["--handoff-max-age=300ms"]);
     pair.decode.fault(Fault::StallRead { after_bytes: 1 }, 1);
-    // More than the socket's buffers hold, so that the end of the body, where the handoff is,
-    // cannot leave.
+    // More than the socket's buffers hold, so that the end of the body, which contains the handoff,
+    // cannot be sent.
     let content = "x".repeat(12 << 20);
     let body = json!({"messages": [{"role": "user", "content": content}], "max_tokens": 2});
     pair.post(CHAT, body.to_string()).expect(200);
@@ -182,6 +184,7 @@ fn goes_stale_on_its_way_to_a_decoder_that_reads_too_slowly() {
     assert_eq!(raw_params(&requests[1].body), "null");
 }
 
+/// Starts a pair whose decoder fails the next request as if it could not load the KV cache.
 fn failing(args: &[&str]) -> Pair {
     let pair = Pair::start(args);
     let fault = Fault::Status {
