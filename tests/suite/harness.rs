@@ -1,8 +1,8 @@
-//! A running sidecar, alone or between a prefill and a decode engine.
+//! Runs a sidecar, alone or between a prefill and a decode engine.
 //!
-//! Nothing here sleeps: readiness, engine logs and counters are waited for, with a deadline. Ports
-//! come from below the range the kernel gives out by itself, so neither an engine of a test nor an
-//! outgoing connection can take one between the choice and the bind.
+//! Nothing sleeps for a fixed time: readiness, engine logs and counters are waited for, with a
+//! deadline. Ports are chosen below the kernel's ephemeral range, so that neither an engine of a
+//! test nor an outgoing connection can take one between its selection and the bind.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
@@ -26,17 +26,17 @@ pub(crate) const CHAT: &str = "/v1/chat/completions";
 
 const PORT_MIN: u16 = 10_000;
 const PORT_MAX: u16 = 32_000;
-/// Starts before a test gives up on finding free ports.
+/// Launch attempts before a test fails because it finds no free ports.
 const STARTS_MAX: u32 = 5;
-/// The exit code for a port that is taken.
+/// Exit code if an address is already in use.
 const EXIT_ADDRESS: i32 = 4;
-/// Between two looks at something that cannot be waited on.
+/// Polling interval for conditions that cannot be waited for otherwise.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// The first of `count` neighbouring ports that nobody listens on.
+/// Returns the first of `count` consecutive ports on which nothing listens.
 pub(crate) fn free_ports(count: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Each process begins somewhere else, in case two suites run at once.
+    // Each process starts at a different port, in case two suites run concurrently.
     let offset = (std::process::id() % 173) as u16 * 127;
     loop {
         let at = NEXT
@@ -51,12 +51,12 @@ pub(crate) fn free_ports(count: u16) -> u16 {
     }
 }
 
-/// Lets some time pass before something is looked at again.
+/// Waits for one polling interval.
 pub(crate) fn look_again() {
     std::thread::park_timeout(LOOK_AGAIN);
 }
 
-/// Asks until there is an answer, or fails at the deadline.
+/// Calls `ask` until it returns a value; fails at the deadline.
 #[track_caller]
 pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -91,7 +91,7 @@ pub(crate) fn ringside() -> Command {
     command
 }
 
-/// Runs the binary until it ends by itself; the exit code and what it wrote to stderr.
+/// Runs the binary until it exits. Returns the exit code and the text written to stderr.
 pub(crate) fn run_to_exit(args: &[&str]) -> (i32, String) {
     let mut child = ringside()
         .args(args)
@@ -115,7 +115,7 @@ pub(crate) fn run_to_exit(args: &[&str]) -> (i32, String) {
     (status.code().unwrap(), log.whole())
 }
 
-/// What a child writes to stderr, line by line as it comes.
+/// Collects the stderr of a child process line by line.
 #[derive(Clone, Debug, Default)]
 struct Log(Arc<(Mutex<Lines>, Condvar)>);
 
@@ -151,7 +151,8 @@ impl Log {
         self.lines().text.clone()
     }
 
-    /// Waits until `pred` holds or nothing more can come; what there is then.
+    /// Waits until `pred` is true, stderr is closed, or the deadline has passed. Returns the text
+    /// received so far and whether `pred` is true.
     fn wait(&self, pred: impl Fn(&str) -> bool) -> (String, bool) {
         let waited = self
             .0
@@ -163,39 +164,40 @@ impl Log {
         (lines.text.clone(), pred(&lines.text))
     }
 
-    /// All of it, once the child has ended.
+    /// Waits until stderr is closed and returns the complete text.
     fn whole(&self) -> String {
         self.wait(|_| false).0
     }
 }
 
-/// How a sidecar is to be started.
+/// Launch configuration of a [`Sidecar`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Launch<'a> {
-    /// Flags besides the ports and `--secure-proxy=false`.
+    /// Flags in addition to the ports and `--secure-proxy`.
     pub(crate) args: &'a [&'a str],
     pub(crate) env: &'a [(&'a str, &'a str)],
-    /// 0 leaves the flag to `args`.
+    /// Port of the decoder; 0 omits the flag, so that `args` can specify the decoder.
     pub(crate) decoder_port: u16,
-    /// Neighbouring ports it listens on; 0 counts as 1.
+    /// Number of consecutive ports it listens on, one per rank; 0 counts as 1.
     pub(crate) ranks: u16,
-    /// Where its standard output goes; nowhere without.
+    /// File that receives its standard output; without one, the output is discarded.
     pub(crate) stdout: Option<&'a std::path::Path>,
-    /// The error that io_uring is refused with.
+    /// Error with which io_uring is refused, if any.
     pub(crate) ring_errno: Option<i32>,
-    /// It is not waited for until it is ready, as it may not be for now.
+    /// Whether to wait until `/readyz` returns 503 instead of 200, for a sidecar that does not
+    /// become ready yet.
     pub(crate) is_unready: bool,
-    /// TLS towards clients, set up by `args`.
+    /// Clients use TLS, which `args` configures.
     pub(crate) tls: bool,
 }
 
-/// With `RINGSIDE_SUITE_TLS` in the environment clients speak TLS to every sidecar, and so do pairs
-/// to their engines, so that all tests run over that too.
+/// Returns whether `RINGSIDE_SUITE_TLS` is set. With it, clients use TLS to every sidecar, and the
+/// sidecar of a pair uses TLS to its engines, so that all tests also run encrypted.
 pub(crate) fn is_suite_tls() -> bool {
     std::env::var_os("RINGSIDE_SUITE_TLS").is_some()
 }
 
-/// A sidecar that serves; dropping it kills it.
+/// A running sidecar, killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Sidecar {
     child: Child,
@@ -206,7 +208,7 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts one in front of the decoder on that port of this host.
+    /// Starts a sidecar in front of the decoder on that port of this host.
     #[track_caller]
     pub(crate) fn start(args: &[&str], decoder_port: u16) -> Self {
         Self::launch(&Launch {
@@ -216,7 +218,7 @@ impl Sidecar {
         })
     }
 
-    /// As `start`, with everything a test may set.
+    /// As `start`, with a complete launch configuration.
     #[track_caller]
     pub(crate) fn launch(launch: &Launch<'_>) -> Self {
         for _ in 0..STARTS_MAX {
@@ -227,7 +229,7 @@ impl Sidecar {
         panic!("no free ports in {STARTS_MAX} attempts")
     }
 
-    /// `None` when a port turned out to be taken.
+    /// Returns `None` if a port is already in use.
     fn try_launch(launch: &Launch<'_>) -> Option<Self> {
         let ranks = launch.ranks.max(1);
         let port = free_ports(ranks + 1);
@@ -262,7 +264,8 @@ impl Sidecar {
             port,
             admin_port,
         };
-        // It has its ports by then: whoever answers on them is this child.
+        // The child logs this after it has bound its ports, so any response on them comes from this
+        // child.
         let (text, serves) = sidecar.log.wait(|text| text.contains(" serves"));
         if !serves {
             let status = sidecar.wait_exit();
@@ -276,7 +279,7 @@ impl Sidecar {
         Some(sidecar)
     }
 
-    /// The process, for signals.
+    /// Returns the process ID, for sending signals.
     pub(crate) fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
     }
@@ -286,19 +289,19 @@ impl Sidecar {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
     }
 
-    /// Waits until the process has ended.
+    /// Waits until the process has exited.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {
         let Self { child, .. } = self;
         wait_for("the end of the process", || child.try_wait().unwrap())
     }
 
-    /// What it has written to stderr.
+    /// Returns the text written to stderr so far.
     pub(crate) fn stderr(&self) -> String {
         self.log.text()
     }
 
-    /// Waits for a text on stderr.
+    /// Waits until stderr contains `needle`.
     #[track_caller]
     pub(crate) fn wait_stderr(&self, needle: &str) -> String {
         let (text, found) = self.log.wait(|text| text.contains(needle));
@@ -306,14 +309,14 @@ impl Sidecar {
         text
     }
 
-    /// A page of the admin port; `None` when nobody listens there.
+    /// Returns a page of the admin port, or `None` if nothing listens there.
     pub(crate) fn admin(&self, path: &str) -> Option<Response> {
         drop(TcpStream::connect(("127.0.0.1", self.admin_port)).ok()?);
         let close = [("connection", "close")];
         Some(Client::connect(self.admin_port).ask("GET", path, &close, b""))
     }
 
-    /// The sum of the samples of that name which carry all of these labels.
+    /// Returns the sum of the metric's samples that carry all of these labels.
     pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let page = self.admin("/metrics").unwrap().expect(200).text();
         let labels: Vec<_> = labels
@@ -329,7 +332,8 @@ impl Sidecar {
             .sum()
     }
 
-    /// Waits until a metric has this value: a request is counted after its answer has left.
+    /// Waits until a metric has this value, because a request is counted only after its response
+    /// has been sent.
     #[track_caller]
     pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], want: f64) {
         let mut have = f64::NAN;
@@ -344,15 +348,14 @@ impl Sidecar {
         panic!("{name} {labels:?} is {have}, not {want}");
     }
 
-    /// Waits until the request with this outcome and reason has been counted, as the only one
-    /// with that pair.
+    /// Waits until exactly one request with this outcome and reason has been counted.
     #[track_caller]
     pub(crate) fn wait_outcome(&self, outcome: &str, reason: &str) {
         let labels = [("outcome", outcome), ("reason", reason)];
         self.wait_metric("ringside_pd_requests_total", &labels, 1.0);
     }
 
-    /// Fails unless the process runs and no session has met a bug.
+    /// Fails unless the process is alive and no session has panicked or reported a bug.
     #[track_caller]
     pub(crate) fn expect_sound(&self) {
         assert_eq!(self.admin("/livez").unwrap().status, 200);
@@ -365,7 +368,7 @@ impl Sidecar {
         self.connect_to(0)
     }
 
-    /// A connection to the listener of a rank.
+    /// Connects to the listener of a rank.
     pub(crate) fn connect_to(&self, rank: u16) -> Client {
         if self.tls {
             return Client::secure(self.port + rank, session(&Offer::default()));
@@ -373,12 +376,12 @@ impl Sidecar {
         Client::connect(self.port + rank)
     }
 
-    /// A connection with TLS.
+    /// Connects with TLS.
     pub(crate) fn connect_offering(&self, offer: &Offer<'_>) -> Client {
         Client::secure(self.port, session(offer))
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     #[track_caller]
     pub(crate) fn ask(
         &self,
@@ -408,7 +411,7 @@ impl Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        // An error means that it has ended by itself.
+        // An error means that the process has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -421,8 +424,9 @@ impl Drop for Sidecar {
     }
 }
 
-/// Starts a decode engine; the flag says where it is. With `RINGSIDE_SUITE_UNIX` in the environment
-/// that is a Unix socket, so that the tests of pairs run over these too.
+/// Starts a decode engine. Returns it with the flag that specifies its address. If
+/// `RINGSIDE_SUITE_UNIX` is set, the engine listens on a Unix socket, so that all tests of pairs
+/// also run over Unix sockets.
 pub(crate) fn start_decoder(config: EngineConfig) -> (Engine, String) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     if std::env::var_os("RINGSIDE_SUITE_UNIX").is_none() {
@@ -437,8 +441,8 @@ pub(crate) fn start_decoder(config: EngineConfig) -> (Engine, String) {
     (engine, flag)
 }
 
-/// A prefill engine, a decode engine that checks what the first one handed out, and a sidecar in
-/// front of the latter.
+/// A prefill engine, a decode engine that verifies the handoffs of the prefill engine, and a
+/// sidecar in front of the decode engine.
 #[derive(Debug)]
 pub(crate) struct Pair {
     pub(crate) prefill: Engine,
@@ -463,13 +467,13 @@ impl Pair {
         crate::harness_more::pair_on(Driver::Ring, args, change_prefill, change_decode)
     }
 
-    /// A POST that names the prefill engine.
+    /// Sends a POST whose routing field names the prefill engine.
     #[track_caller]
     pub(crate) fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Response {
         self.post_with(path, body, &[])
     }
 
-    /// As `post`, with more headers.
+    /// As `post`, with additional header fields.
     #[track_caller]
     pub(crate) fn post_with(
         &self,
@@ -483,8 +487,8 @@ impl Pair {
         self.sidecar.post(path, body, &all)
     }
 
-    /// The only request of each engine; fails if one had none or several, or if the handoff was
-    /// not taken over as it should be.
+    /// Returns the only request of each engine. Fails if an engine received none or several, or if
+    /// the handoff was not used exactly once.
     #[track_caller]
     pub(crate) fn legs(&self) -> (Seen, Seen) {
         let (prefill, decode) = (only(&self.prefill), only(&self.decode));
@@ -495,7 +499,7 @@ impl Pair {
     }
 }
 
-/// The only request an engine has had.
+/// Returns the only request that an engine has received.
 #[track_caller]
 pub(crate) fn only(engine: &Engine) -> Seen {
     let requests = engine.requests();
@@ -503,29 +507,29 @@ pub(crate) fn only(engine: &Engine) -> Seen {
     requests.into_iter().next().unwrap()
 }
 
-/// The body of a request as JSON, checked to name no member twice at the top level.
+/// Parses the body of a request as JSON.
 #[track_caller]
 pub(crate) fn json_of(seen: &Seen) -> Value {
     serde_json::from_slice(&seen.body)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&seen.body)))
 }
 
-/// The object that asks an engine to prefill for somebody else.
+/// Returns the `kv_transfer_params` that request a prefill for a remote decoder.
 pub(crate) fn prefill_params() -> Value {
     serde_json::json!({"do_remote_decode": true, "do_remote_prefill": false,
         "remote_engine_id": null, "remote_block_ids": null, "remote_host": null,
         "remote_port": null})
 }
 
-/// An engine that gives every request the same bytes for an answer, for those a mock engine would
-/// not send.
+/// An engine that sends the same bytes in response to every request, for responses that a mock
+/// engine would not send.
 #[derive(Debug)]
 pub(crate) struct Canned {
     pub(crate) port: u16,
 }
 
 impl Canned {
-    /// Serves until the test program ends.
+    /// Starts the engine, which serves until the test process exits.
     pub(crate) fn start(response: impl Into<Vec<u8>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -540,7 +544,7 @@ impl Canned {
     }
 }
 
-/// Answers requests whose bodies have a length, until the client leaves.
+/// Responds to requests whose bodies have a known length until the client disconnects.
 fn response_all(mut stream: TcpStream, response: &[u8]) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
