@@ -1,4 +1,4 @@
-//! What the tests of faults need besides the harness: bad engines, bad clients, and a watch.
+//! Additional test support: misbehaving engines and clients, state checks, and time measurements.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use crate::harness::{
     CHAT, Launch, PREFILLER, Pair, Sidecar, is_suite_tls, sha256, start_decoder, wait_for,
 };
 
-/// Which engine drives the sidecar's sockets.
+/// The driver of the sidecar's sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Driver {
     Ring,
@@ -30,7 +30,7 @@ impl Driver {
     }
 }
 
-/// As `Pair::with`, on a driver.
+/// As `Pair::with`, with this driver.
 #[track_caller]
 pub(crate) fn pair_on(
     driver: Driver,
@@ -46,7 +46,7 @@ pub(crate) fn pair_on(
     pair_from(&launch, change_prefill, change_decode)
 }
 
-/// As `Pair::with`, with everything a launch may set but the decoder.
+/// As `Pair::with`, with a launch configuration that specifies everything except the decoder.
 #[track_caller]
 pub(crate) fn pair_from(
     launch: &Launch<'_>,
@@ -89,7 +89,8 @@ pub(crate) fn pair_from(
     }
 }
 
-/// A prompt nobody else has, and the chat body that asks it for exactly so many tokens.
+/// Returns a unique prompt and the body of a chat completion request that generates exactly
+/// `tokens` tokens for it.
 pub(crate) fn ask_for(tokens: u32, stream: bool) -> (String, String) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let nth = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -101,7 +102,7 @@ pub(crate) fn ask_for(tokens: u32, stream: bool) -> (String, String) {
     (prompt, body)
 }
 
-/// The text of an answer, streamed or not.
+/// Returns the text of a response, streamed or not.
 pub(crate) fn text_of(response: &Response) -> String {
     let is_stream = response
         .header("content-type")
@@ -117,7 +118,7 @@ pub(crate) fn text_of(response: &Response) -> String {
     pieces.collect()
 }
 
-/// Fails unless `response` is the whole answer to this prompt.
+/// Fails unless `response` contains the complete text for this prompt.
 #[track_caller]
 pub(crate) fn expect_text(response: &Response, prompt: &str, tokens: u32) {
     let want = expected_text(&sha256(prompt.as_bytes()), tokens);
@@ -128,7 +129,7 @@ pub(crate) fn expect_text(response: &Response, prompt: &str, tokens: u32) {
     );
 }
 
-/// A clean request through both engines and one through the decoder alone.
+/// Sends one split and one decode-only request and checks both responses.
 #[track_caller]
 pub(crate) fn expect_healthy(pair: &Pair) {
     for split in [true, false] {
@@ -141,13 +142,13 @@ pub(crate) fn expect_healthy(pair: &Pair) {
     }
 }
 
-/// A P/D request as bytes.
+/// Returns the bytes of a request that is split between both engines.
 pub(crate) fn split_request(pair: &Pair, body: &str) -> Vec<u8> {
     let target = pair.prefill.host_port();
     request("POST", CHAT, &[(PREFILLER, &target)], body.as_bytes())
 }
 
-/// Fails unless every handoff came back to the decoder at most once, unaltered, with its prompt.
+/// Fails unless every handoff reached the decoder at most once, unaltered, and with its prompt.
 #[track_caller]
 pub(crate) fn expect_handoffs_sound(pair: &Pair) {
     let counters = pair.decode.counters();
@@ -162,7 +163,8 @@ pub(crate) fn expect_handoffs_sound(pair: &Pair) {
     assert_eq!(counters.malformed, 0);
 }
 
-/// Fails unless the sidecar gets rid of every client and every leg in use.
+/// Waits until the sidecar has no client connections, no active upstream connections and no
+/// requests in flight.
 #[track_caller]
 pub(crate) fn expect_drained(sidecar: &Sidecar) {
     sidecar.wait_metric("ringside_client_connections", &[], 0.0);
@@ -171,7 +173,7 @@ pub(crate) fn expect_drained(sidecar: &Sidecar) {
     sidecar.wait_metric("ringside_in_flight", &[], 0.0);
 }
 
-/// How a client leaves.
+/// How a client disconnects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leave {
     Fin,
@@ -181,7 +183,8 @@ pub(crate) enum Leave {
 impl Leave {
     pub(crate) const ALL: [Self; 2] = [Self::Fin, Self::Reset];
 
-    /// Leaves, and says when. A client that only said FIN stays, so that no reset follows.
+    /// Disconnects and returns when it did. After a FIN the client is returned too, because
+    /// dropping it could send a reset.
     pub(crate) fn now(self, mut client: Client) -> (Instant, Option<Client>) {
         let at = Instant::now();
         match self {
@@ -206,7 +209,7 @@ impl Times {
         self.0.push(time);
     }
 
-    /// Prints the figures and gives the median.
+    /// Prints the median and the maximum, and returns the median.
     pub(crate) fn print(mut self, what: &str) -> Duration {
         self.0.sort_unstable();
         let (Some(max), Some(median)) = (self.0.last(), self.0.get(self.0.len() / 2)) else {
@@ -222,7 +225,7 @@ impl Times {
     }
 }
 
-/// Bytes the kernel has not yet got to the other side.
+/// Returns the number of bytes in the send queue, which the peer has not acknowledged yet.
 #[expect(unsafe_code, reason = "no safe interface asks for the send queue")]
 pub(crate) fn unsent(stream: &TcpStream) -> usize {
     let mut bytes: libc::c_int = 0;
@@ -232,7 +235,7 @@ pub(crate) fn unsent(stream: &TcpStream) -> usize {
     usize::try_from(bytes).unwrap()
 }
 
-/// A listening socket that swallows connects: its queue is full and stays so.
+/// A listening socket whose accept queue is full, so that further connects hang.
 pub(crate) struct Deaf {
     listener: TcpListener,
     fill: Vec<rustix::fd::OwnedFd>,
@@ -258,7 +261,7 @@ impl Deaf {
         deaf
     }
 
-    /// `false` once a connect hangs.
+    /// Adds a connection to the queue. Returns `false` once a connect hangs.
     fn take_one_more(&mut self) -> bool {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket =
@@ -285,7 +288,7 @@ impl Deaf {
         self.addr.to_string()
     }
 
-    /// Empties the queue; the next connection is the first real one.
+    /// Empties the queue and returns the next connection, which is the sidecar's.
     pub(crate) fn hear(mut self) -> TcpStream {
         for _ in self.fill.drain(..) {
             drop(self.listener.accept().unwrap());
@@ -294,14 +297,14 @@ impl Deaf {
     }
 }
 
-/// An engine that does byte for byte what a test says, one thread per connection.
+/// An engine whose bytes the test determines, with one thread per connection.
 pub(crate) struct RawEngine {
     addr: SocketAddr,
     stop: Arc<Mutex<bool>>,
 }
 
 impl RawEngine {
-    /// `serve` gets each connection and its number, from 0.
+    /// Calls `serve` with each connection and its number, starting at 0.
     pub(crate) fn start(serve: impl Fn(RawConn, usize) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
@@ -329,12 +332,12 @@ impl RawEngine {
 impl Drop for RawEngine {
     fn drop(&mut self) {
         *self.stop.lock().unwrap() = true;
-        // Wakes the accepting thread, which then ends.
+        // Wakes the accepting thread, which then exits.
         drop(TcpStream::connect(self.addr));
     }
 }
 
-/// A connection as an engine has it.
+/// An engine's side of a connection.
 pub(crate) struct RawConn {
     pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
@@ -350,7 +353,8 @@ impl RawConn {
         }
     }
 
-    /// Reads until `done` says where to cut; `None` at the end of the connection.
+    /// Reads until `done` returns a length, and returns that many bytes; `None` at the end of the
+    /// connection.
     fn take(&mut self, done: impl Fn(&[u8]) -> Option<usize>) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = done(&self.buffer) {
@@ -366,19 +370,19 @@ impl RawConn {
         }
     }
 
-    /// The next request's head.
+    /// Reads the head of the next request.
     pub(crate) fn head(&mut self) -> Option<String> {
         let end = |bytes: &[u8]| bytes.windows(4).position(|at| at == b"\r\n\r\n");
         let head = self.take(|bytes| end(bytes).map(|at| at + 4))?;
         Some(String::from_utf8_lossy(&head).into_owned())
     }
 
-    /// So many bytes of a body.
+    /// Reads `count` bytes of a body.
     pub(crate) fn bytes(&mut self, count: usize) -> Option<Vec<u8>> {
         self.take(|bytes| (bytes.len() >= count).then_some(count))
     }
 
-    /// The next request, head and body of known length.
+    /// Reads the next request: its head and a body of known length.
     pub(crate) fn request(&mut self) -> Option<(String, Vec<u8>)> {
         let head = self.head()?;
         let length = head
@@ -394,18 +398,18 @@ impl RawConn {
         Some((head, body))
     }
 
-    /// Writes; an error means that the other side has left.
+    /// Writes `text`. Returns `false` if the peer has disconnected.
     pub(crate) fn say(&mut self, text: &str) -> bool {
         self.stream.write_all(text.as_bytes()).is_ok()
     }
 
-    /// Ends with a reset.
+    /// Closes the connection with a reset.
     pub(crate) fn reset(self) {
         rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
     }
 }
 
-/// Open descriptors of a process.
+/// Returns the number of open descriptors of the sidecar.
 pub(crate) fn descriptors(sidecar: &Sidecar) -> usize {
     let pid = sidecar.pid().as_raw_nonzero();
     std::fs::read_dir(format!("/proc/{pid}/fd"))
@@ -413,7 +417,7 @@ pub(crate) fn descriptors(sidecar: &Sidecar) -> usize {
         .count()
 }
 
-/// Waits until a process has no more than so many open descriptors.
+/// Waits until the sidecar has at most `max` open descriptors.
 #[track_caller]
 pub(crate) fn wait_descriptors(sidecar: &Sidecar, max: usize) {
     wait_for("descriptors to be closed", || {
@@ -421,7 +425,7 @@ pub(crate) fn wait_descriptors(sidecar: &Sidecar, max: usize) {
     });
 }
 
-/// What a sidecar has counted so far, for a failure's message.
+/// Returns the sidecar's non-zero metrics, for failure messages.
 pub(crate) fn nonzero_metrics(sidecar: &Sidecar) -> String {
     let page = sidecar.admin("/metrics").map(|response| response.text());
     let page = page.unwrap_or_default();
