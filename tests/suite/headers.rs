@@ -1,4 +1,4 @@
-//! Which header fields reach an engine, which reach the client, and which end here.
+//! Header fields that are forwarded to engines, forwarded to clients, or removed.
 
 use mock_engine::{Engine, EngineConfig, Seen};
 
@@ -7,14 +7,16 @@ use crate::harness::{CHAT, Canned, PREFILLER, Pair, Sidecar, only};
 
 const BODY: &[u8] = br#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":2}"#;
 
-/// Every way a request takes: split, decode-only, and passed through.
+/// One request per kind of handling: split, decode-only and pass-through. The last member specifies
+/// whether the request names a prefill engine.
 const WAYS: [(&str, &str, bool); 3] = [
     ("POST", CHAT, true),
     ("POST", CHAT, false),
     ("POST", "/echo", false),
 ];
 
-/// Sends one request each way and gives what the engines saw, with the answer.
+/// Sends one request of each kind in [`WAYS`] and passes the requests that the engines received to
+/// `check`, together with the response.
 fn each_way(
     pair: &Pair,
     headers: &[(&str, &str)],
@@ -246,7 +248,7 @@ fn an_encoding_is_asked_for_only_where_nobody_has_to_read() {
     });
 }
 
-/// Sends the head, waits to be told to go on, sends the body.
+/// Sends a head with `Expect: 100-continue`, waits for the 100 response, and then sends the body.
 #[track_caller]
 fn ask_first(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> crate::client::Response {
     let mut all = headers.to_vec();
@@ -256,7 +258,7 @@ fn ask_first(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> crate
     client.send(bytes);
     assert_eq!(client.head().status, 100);
     client.send(BODY);
-    // A second 100 would be taken for the answer here.
+    // A second 100 response would be read as the final response here.
     let head = client.head();
     let framing = head.framing("POST");
     let (body, end) = client.body(framing);
@@ -279,7 +281,7 @@ fn expect_is_responded_once_and_not_forwarded() {
         for _ in 0..2 {
             ask_first(&mut client, path, headers).expect(200);
         }
-        // A body that comes along needs no invitation.
+        // If the body arrives together with the head, no 100 response is sent.
         let mut all = headers.to_vec();
         all.push(("Expect", "100-Continue"));
         client.send(request("POST", path, &all, BODY));
