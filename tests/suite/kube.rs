@@ -1,5 +1,5 @@
-//! A Kubernetes API server as small as the watch of a pool needs it: two collections that are
-//! listed in pages and watched, and that go wrong when a test says so.
+//! A minimal Kubernetes API server for the watch of a pool: collections that are listed in pages
+//! and watched, with failures that a test selects.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use crate::allowlist::Folder;
 use crate::harness_more::{RawConn, RawEngine};
 
-/// The token that the kubeconfig has.
+/// Bearer token in the kubeconfig.
 const TOKEN: &str = "suite-token";
-/// Objects of one page, whatever is asked for.
+/// Objects per page, regardless of the requested limit.
 const PAGE: usize = 2;
-/// How often a watch that has nothing to say looks whether its client has left.
+/// Interval at which an idle watch checks whether its client has disconnected.
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(crate) const PODS: &str = "/api/v1/namespaces/prod/pods";
@@ -23,31 +23,31 @@ pub(crate) const POOLS: &str =
 pub(crate) const OLD_POOLS: &str =
     "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/prod/inferencepools";
 
-/// How requests are answered.
+/// How the server handles requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Mood {
     #[default]
     Well,
-    /// Connections are closed at once.
+    /// Connections are closed immediately.
     Down,
-    /// With this status.
+    /// Requests are refused with this status.
     Refuses(u16),
-    /// Lists of pods are not answered until the mood changes.
+    /// Lists of pods are held back until the mood changes.
     HoldsPods,
 }
 
-/// How watches are ended.
+/// How watches end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// As the server ends them when their time is up.
+    /// Completely, as when the server's watch timeout expires.
     Clean,
-    /// In the middle of a line.
+    /// Truncated within a line.
     Abrupt,
-    /// With an event that says 410.
+    /// With an error event of code 410.
     Gone,
 }
 
-/// One change of an object; a bookmark changes none.
+/// A change of an object. A bookmark has neither `before` nor `after`.
 struct Change {
     version: u64,
     path: &'static str,
@@ -58,16 +58,16 @@ struct Change {
 #[derive(Default)]
 struct State {
     version: u64,
-    /// The oldest version that can be watched from.
+    /// The oldest version from which a watch can start.
     oldest: u64,
     objects: BTreeMap<(&'static str, String), Value>,
     changes: Vec<Change>,
-    /// Number of times watches were ended, and how the last time.
+    /// Number of times watches were ended, and how they ended the last time.
     cuts: (u64, Option<Cut>),
     mood: Mood,
     /// Request lines, in order.
     seen: Vec<String>,
-    /// What was wrong with requests.
+    /// Problems found in requests.
     wrong: Vec<String>,
     ends: bool,
 }
@@ -96,7 +96,7 @@ impl State {
     }
 }
 
-/// The server; it ends with this.
+/// The server. Its watches end when it is dropped.
 pub(crate) struct Api {
     state: Arc<(Mutex<State>, Condvar)>,
     server: RawEngine,
@@ -116,7 +116,7 @@ impl Api {
         }
     }
 
-    /// Writes a kubeconfig that leads here, and gives its path.
+    /// Writes a kubeconfig for this server and returns its path.
     pub(crate) fn kubeconfig(&self) -> String {
         let port = self.server.port();
         let config = format!(
@@ -138,7 +138,7 @@ impl Api {
         done
     }
 
-    /// Makes, changes or removes an object, and tells whoever watches.
+    /// Creates, changes or removes an object, and notifies its watches.
     pub(crate) fn set(&self, path: &'static str, name: &str, object: Option<Value>) {
         self.change(|state| {
             let change = state.set(path, name, object);
@@ -146,12 +146,12 @@ impl Api {
         });
     }
 
-    /// As `set`, but no watch ever hears of it.
+    /// As `set`, without notifying any watch.
     pub(crate) fn set_silently(&self, path: &'static str, name: &str, object: Option<Value>) {
         self.change(|state| drop(state.set(path, name, object)));
     }
 
-    /// A pod with these addresses and this label `app`.
+    /// Sets a pod with these addresses and this label `app`.
     pub(crate) fn set_pod(&self, name: &str, app: &str, ips: &[&str]) {
         self.set(PODS, name, Some(pod(app, ips)));
     }
@@ -160,13 +160,13 @@ impl Api {
         self.set(PODS, name, None);
     }
 
-    /// The pool with this `matchLabels` selector for the label `app`.
+    /// Sets the pool with this `matchLabels` selector for the label `app`.
     pub(crate) fn set_pool(&self, app: &str) {
         let selector = json!({"matchLabels": {"app": app}});
         self.set(POOLS, "pool", Some(json!({"spec": {"selector": selector}})));
     }
 
-    /// Tells watches of pods a newer version without a change, and gives it.
+    /// Sends a bookmark with a newer version to the watches of pods, and returns that version.
     pub(crate) fn bookmark(&self) -> u64 {
         self.change(|state| {
             state.version += 1;
@@ -180,7 +180,7 @@ impl Api {
         })
     }
 
-    /// Forgets all versions but the newest: who begins to watch from an older one is told 410.
+    /// Discards all versions except the newest: a watch from an older one is refused with 410.
     pub(crate) fn compact(&self) {
         self.change(|state| state.oldest = state.version);
     }
@@ -194,7 +194,8 @@ impl Api {
         self.change(|state| state.mood = mood);
     }
 
-    /// Lists and watches of a collection so far; pages after the first are not counted.
+    /// Returns the numbers of lists and watches of a collection so far. Pages after the first are
+    /// not counted.
     pub(crate) fn asked(&self, path: &str) -> (usize, usize) {
         let state = self.state();
         let of = |line: &&String| {
@@ -207,14 +208,14 @@ impl Api {
         (asked().count() - watches, watches)
     }
 
-    /// Whether some request line has all of these.
+    /// Returns whether any request line contains all of these.
     pub(crate) fn saw(&self, parts: &[&str]) -> bool {
         let state = self.state();
         let mut lines = state.seen.iter();
         lines.any(|line| parts.iter().all(|part| line.contains(part)))
     }
 
-    /// Fails if a request was not what it should be.
+    /// Fails if any request was invalid.
     #[track_caller]
     pub(crate) fn expect_sound(&self) {
         assert_eq!(self.state().wrong, Vec::<String>::new());
@@ -227,7 +228,7 @@ impl Drop for Api {
     }
 }
 
-/// A pod as the API has it, with much that nobody asked for.
+/// Returns a pod as the API represents it, including members that ringside does not need.
 pub(crate) fn pod(app: &str, ips: &[&str]) -> Value {
     let ips: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
     let mut status = json!({
@@ -301,7 +302,7 @@ fn parameter(target: &str, name: &str) -> Option<String> {
     Some(value.replace("%3D", "=").replace("%2C", ","))
 }
 
-/// Whether an object is asked for by a request.
+/// Returns whether an object matches the selectors of a request.
 fn is_wanted(target: &str, object: &Value) -> bool {
     let labels = parameter(target, "labelSelector").unwrap_or_default();
     let has_labels = labels.split(',').filter(|one| !one.is_empty()).all(|one| {
@@ -320,7 +321,7 @@ fn path_of(target: &str) -> &str {
     target.split('?').next().unwrap_or_default()
 }
 
-/// One page of a list. The token of the next one is its offset.
+/// Returns one page of a list. The continuation token is the offset of the next page.
 fn page(state: &State, target: &str) -> Value {
     let offset = parameter(target, "continue").map_or(0, |text| text.parse().unwrap());
     let all = state.objects.iter();
@@ -341,7 +342,7 @@ fn page(state: &State, target: &str) -> Value {
     list
 }
 
-/// What a watch is told of a change.
+/// Returns the event that a watch receives for a change.
 fn event(target: &str, change: &Change) -> Option<Value> {
     if change.path != path_of(target) {
         return None;
@@ -365,7 +366,7 @@ fn event(target: &str, change: &Change) -> Option<Value> {
     Some(json!({"type": kind, "object": object}))
 }
 
-/// Tells changes until the watch is cut or its client has left.
+/// Sends changes until the watch is ended or its client has disconnected.
 fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
     let from = parameter(target, "resourceVersion").unwrap();
     let mut told: u64 = from.parse().unwrap();
