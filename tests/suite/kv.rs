@@ -1,5 +1,5 @@
-//! Pairs of engines under the contract of a connector, and what holds for every connector: the
-//! answers, the legs' heads, and who is told what when something fails or somebody leaves.
+//! Engine pairs that enforce a connector's contract, and checks shared by the tests of all
+//! connectors: responses, the heads of the legs, failures and client disconnects.
 
 use mock_engine::{
     BlockBook, Counters, Engine, EngineConfig, EngineIds, Fault, HandoffRegistry, KvContract,
@@ -11,15 +11,15 @@ use crate::client::{Client, DEADLINE, End, request};
 use crate::harness::{Launch, PREFILLER, Pair, Sidecar, only, start_decoder};
 use crate::harness_more::{Leave, expect_drained};
 
-/// How to start a pair.
+/// Configuration of a [`Pair`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Setup<'a> {
     pub(crate) args: &'a [&'a str],
     pub(crate) env: &'a [(&'a str, &'a str)],
     pub(crate) contract: KvContract,
-    /// Ranks a prefill engine takes in `x-data-parallel-rank`.
+    /// Number of ranks that the prefill engine accepts in `x-data-parallel-rank`.
     pub(crate) dp_size: u32,
-    /// Heads of streams leave decode engines at once.
+    /// Decode engines send the head of a stream immediately instead of with the first event.
     pub(crate) early_head: bool,
     pub(crate) keep_response: bool,
 }
@@ -54,15 +54,16 @@ impl Setup<'_> {
     }
 }
 
-/// A connector, or a mode of one, as [`each_connector`] names it.
+/// A connector, or one of its modes, as named by [`each_connector`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mode {
     pub(crate) name: &'static str,
-    /// Both legs are sent at once.
+    /// Both legs are sent concurrently.
     pub(crate) at_once: bool,
 }
 
-/// Runs `test` for every connector and mode, each with its contract and these flags besides.
+/// Runs `test` for every connector and mode, each with its contract and with the additional flags
+/// `more`.
 pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_>)) {
     let mooncake = Mooncake {
         engines: EngineIds::new(&["e0", "e1"]),
@@ -125,13 +126,13 @@ pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_
     }
 }
 
-/// Asks a question of both engines and checks whose answer came.
+/// Sends a question through both engines and checks that the response belongs to it.
 #[track_caller]
 pub(crate) fn responded(pair: &Pair, question: &Question) {
     responded_with(pair, question, &[]);
 }
 
-/// As `responded`, with more header lines.
+/// As [`responded`], with additional header fields.
 #[track_caller]
 pub(crate) fn responded_with(pair: &Pair, question: &Question, headers: &[(&str, &str)]) {
     let response = pair
@@ -140,7 +141,8 @@ pub(crate) fn responded_with(pair: &Pair, question: &Question, headers: &[(&str,
     question.expect(&response);
 }
 
-/// The only request of each engine, both to the client's path, both complete, neither refused.
+/// Returns the only request of each engine. Fails unless both are complete, kept the contract, and
+/// have the same method and target.
 #[track_caller]
 pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
     expect_kept(pair);
@@ -155,7 +157,8 @@ pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
     (prefill, decode)
 }
 
-/// Fails if a leg broke its contract or a handoff came back wrong.
+/// Fails if a leg broke its contract, or if a handoff came back altered, reused or with another
+/// request.
 #[track_caller]
 pub(crate) fn expect_kept(pair: &Pair) {
     for engine in [&pair.prefill, &pair.decode] {
@@ -174,7 +177,7 @@ pub(crate) fn expect_kept(pair: &Pair) {
     }
 }
 
-/// Forgets what both engines have seen.
+/// Clears the request logs of both engines.
 pub(crate) fn forget(pair: &Pair) {
     pair.prefill.clear();
     pair.decode.clear();
@@ -188,7 +191,7 @@ pub(crate) fn wait_state(engine: &Engine, want: State) {
     assert!(log.is_some(), "not {want:?}: {states:?}");
 }
 
-/// Waits until an engine has had a request aborted.
+/// Waits until an engine has recorded an aborted request.
 #[track_caller]
 pub(crate) fn wait_aborted(engine: &Engine) {
     let aborted = |log: &[Seen]| log.iter().any(|seen| seen.state.is_aborted());
@@ -197,7 +200,7 @@ pub(crate) fn wait_aborted(engine: &Engine) {
     assert!(log.is_some(), "never aborted: {states:?}");
 }
 
-/// Sends a question for both engines and leaves the answer to come.
+/// Sends a question for both engines without reading the response.
 pub(crate) fn begin(pair: &Pair, question: &Question) -> Client {
     let target = pair.prefill.host_port();
     let mut client = pair.sidecar.connect();
@@ -211,8 +214,8 @@ pub(crate) fn begin(pair: &Pair, question: &Question) -> Client {
     client
 }
 
-/// After faults and departures: all legs are over, nobody panicked, the next questions are
-/// answered.
+/// Checks the state after faults and disconnects: all legs have ended, no session has panicked, and
+/// further requests succeed.
 #[track_caller]
 pub(crate) fn expect_recovered(pair: &Pair) {
     for engine in [&pair.prefill, &pair.decode] {
@@ -232,18 +235,18 @@ pub(crate) fn expect_recovered(pair: &Pair) {
     expect_kept(pair);
 }
 
-/// What becomes of the legs whose client leaves (reference 2.1 and `competitors` 9.2). A decode leg
-/// with a first byte is closed by all of them.
+/// Fate of the legs when the client disconnects (`docs/engines.md#client-disconnects`). Under every
+/// rule, a decode leg that has received its first response byte is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// One leg after the other: whichever it is, it is closed.
+    /// The legs run one after the other; the running leg is closed.
     Serial,
-    /// Both at once, and the prefill leg runs to its end; the decode leg is closed.
+    /// The legs are concurrent. The prefill leg runs to its end; the decode leg is closed.
     Room,
-    /// Both at once, the prefill leg runs to its end, and the decode leg to its first byte: until
-    /// then somebody may be writing into its engine's memory.
+    /// The legs are concurrent. The prefill leg runs to its end, and the decode leg runs until its
+    /// first byte: until then the prefill engine may be writing into the decode engine's memory.
     Push,
-    /// As `Push`, and no token is the client's before the prefill engine has answered.
+    /// As `Push`, and no token is relayed to the client before the prefill engine has responded.
     PushHeldBack,
 }
 
@@ -255,7 +258,7 @@ pub(crate) fn engine_error(code: u16) -> Fault {
     }
 }
 
-/// Both legs at once: a prefill that fails ends the decode leg, and its error is the client's.
+/// Concurrent legs: a failed prefill cancels the decode leg, and the client receives its error.
 #[track_caller]
 pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
     let pair = setup.start();
@@ -280,7 +283,7 @@ pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
         (Fault::CloseBeforeHead, "prefill_reset"),
         (Fault::Garbage, "prefill_answer"),
     ] {
-        // On a connection that was kept, once more on a new one.
+        // The fault applies twice: to the pooled connection and to the new connection of the retry.
         pair.prefill.fault(fault, 2);
         let question = Api::Chat.ask(4, false);
         let response = pair.post(question.api.path(), &question.body);
@@ -297,7 +300,7 @@ pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
     expect_recovered(&pair);
 }
 
-/// No decode leg was answered or is still going on.
+/// Fails unless every decode leg has been aborted.
 #[track_caller]
 fn no_decode_survives(pair: &Pair) {
     let over = |log: &[Seen]| log.iter().all(|seen| seen.state.is_aborted());
@@ -306,8 +309,8 @@ fn no_decode_survives(pair: &Pair) {
     forget(pair);
 }
 
-/// Both legs at once, the head of decode's answer is out before prefill fails: no hang, and no
-/// answer that looks whole.
+/// Concurrent legs, and the prefill leg fails after the head of the decode leg's response has been
+/// relayed: the exchange must not hang, and the response must not look complete.
 #[track_caller]
 pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
     let pair = Setup {
@@ -321,7 +324,8 @@ pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
         let question = Api::Chat.ask(4, true);
         let response = pair.post(question.api.path(), &question.body);
         let is_cut = response.status == 200 && response.end != End::Complete;
-        // One that met the decode leg and broke off later did its work.
+        // A prefill response that is truncated after the legs have met has served its purpose, so
+        // the decode response may be complete.
         let is_whole = response.status == 200 && matches!(fault, Fault::TruncateMidBody { .. });
         assert!(
             response.status >= 500 || is_cut || is_whole,
@@ -331,7 +335,8 @@ pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
     expect_recovered(&pair);
 }
 
-/// The legs are under way at the same time: each engine answers only once the other has its leg.
+/// Checks that the legs are concurrent: each engine responds only after the other has received its
+/// leg.
 #[track_caller]
 pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &Meetings) {
     meetings.prefill_waits(true);
@@ -345,8 +350,8 @@ pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &Meetings) {
     expect_kept(&pair);
 }
 
-/// The client leaves in each phase: legs end as the connector's engines need it, and the process
-/// goes on.
+/// Disconnects the client in each phase. The legs must end as `rule` requires, and further requests
+/// must succeed.
 #[track_caller]
 pub(crate) fn client_leaves(setup: &Setup<'_>, rule: Rule) {
     let pair = setup.start();
@@ -358,21 +363,22 @@ pub(crate) fn client_leaves(setup: &Setup<'_>, rule: Rule) {
     expect_recovered(&pair);
 }
 
-/// Waits until the sidecar knows that its client has left.
+/// Waits until the sidecar has detected the disconnect.
 #[track_caller]
 fn noticed(pair: &Pair) {
     pair.sidecar
         .wait_metric("ringside_client_connections", &[], 0.0);
 }
 
-/// Waits until an engine has nothing left to answer.
+/// Waits until an engine has no request in progress.
 #[track_caller]
 fn wait_over(engine: &Engine) {
     let over = |log: &[Seen]| log.iter().all(|seen| seen.state != State::Responding);
     assert!(engine.wait_for(DEADLINE, over).is_some());
 }
 
-/// The decode leg was told that its client has left: it is over, or it is once it answers.
+/// Waits until the decode leg has ended: without further input under `Serial` and `Room`, and once
+/// its engine responds under `Push` and `PushHeldBack`.
 #[track_caller]
 fn decode_is_left(pair: &Pair, rule: Rule) {
     match rule {
