@@ -1,5 +1,5 @@
-//! What holds for the legs of every connector and mode: what becomes of a request whose prefill
-//! fails, who is asked next, what is counted, what is kept in memory and what a drain waits for.
+//! Properties of the legs of every connector and mode: handling of a failed prefill, order of
+//! candidates, counters, memory for buffered bodies, and the legs that a drain waits for.
 
 use mock_engine::{Engine, EngineConfig, Fault, State};
 use serde_json::{Value, json};
@@ -26,7 +26,8 @@ fn a_failed_prefill_is_decoded_locally_if_so_told() {
     each_connector(&["--on-prefill-failure=decode"], |mode, setup| {
         eprintln!("{mode:?}");
         let pair = setup.start();
-        // A kept connection that dies is tried once more on a new one.
+        // A pooled connection that is closed causes one retry on a new one, so these faults apply
+        // twice.
         for (faults, times, reason) in [
             (
                 vec![engine_error(500), engine_error(400)],
@@ -73,14 +74,15 @@ fn a_failed_prefill_is_decoded_locally_if_so_told() {
     });
 }
 
-/// A prefill engine that accepts no connection.
+/// Starts a prefill engine that refuses connections.
 fn refusing() -> Engine {
     let engine = Engine::start(EngineConfig::prefill(), 0).unwrap();
     engine.refuse(true);
     engine
 }
 
-/// The decoder's last request, the only one it answered, has nothing of a connector in it.
+/// Checks that the decoder's last request is the only one with a response and contains no connector
+/// members.
 #[track_caller]
 fn expect_alone(pair: &Pair, question: &Question) {
     let legs = pair.decode.requests();
@@ -101,7 +103,7 @@ fn a_prefill_that_takes_too_long_is_decoded_locally_if_so_told() {
         let pair = setup.start();
         pair.prefill.fault(Fault::StallBeforeHead, 1);
         if mode.at_once {
-            // Its own transfer does not come either.
+            // The transfer to the decode engine does not arrive either.
             pair.decode.fault(Fault::StallBeforeHead, 1);
         }
         let question = Api::Chat.ask(4, true);
@@ -168,7 +170,7 @@ fn the_next_candidate_is_tried_when_one_refuses() {
     });
 }
 
-/// Every intercepted request is in the count once, whatever became of it.
+/// Every request counts, regardless of its outcome.
 #[test]
 fn every_intercepted_request_is_counted_once() {
     each_connector(&[], |mode, setup| {
@@ -193,7 +195,7 @@ fn every_intercepted_request_is_counted_once() {
         ask(CHAT, &question(""), &split).expect(503);
         let down = refusing();
         ask(CHAT, &question(""), &[(PREFILLER, &down.host_port())]).expect(502);
-        // On a kept connection, and on a new one.
+        // On a pooled connection and on a new one.
         pair.decode.fault(Fault::ResetBeforeHead, 2);
         ask(CHAT, &question(""), &split).expect(502);
         pair.decode.clear_faults();
@@ -220,13 +222,14 @@ fn every_intercepted_request_is_counted_once() {
 
 const HELD_BYTES: usize = 40_000;
 
-/// A streamed chat that is longer than half of the budget.
+/// Returns a streaming chat completion request that is longer than half of the body budget.
 fn long_question(tokens: u32) -> Question {
     let padding = format!(r#","user":"{}""#, "x".repeat(HELD_BYTES));
     Api::Chat.ask_with(tokens, true, &padding)
 }
 
-/// The prompt of a request whose answer streams is not kept: there is room for another.
+/// The prompt is released once the response streams, so that the budget has room for another
+/// request.
 #[test]
 fn a_stream_does_not_keep_its_prompt() {
     let more = ["--max-body=60000", "--body-budget=60000"];
@@ -238,7 +241,7 @@ fn a_stream_does_not_keep_its_prompt() {
         let mut client = begin(&pair, &long_question(64));
         assert_eq!(client.head().status, 200);
         client.chunk().unwrap();
-        // A prefill leg beside it has answered by now, or does so soon.
+        // A concurrent prefill leg has responded by now, or does so soon.
         wait_for("room for another body", || {
             let question = long_question(4);
             let response = pair.post(CHAT, &question.body);
@@ -250,7 +253,8 @@ fn a_stream_does_not_keep_its_prompt() {
     });
 }
 
-/// A drain waits for a prefill leg that goes on without its client, with and without its answer.
+/// A drain waits for a prefill leg that continues after its client has disconnected, whether or not
+/// the client has received its response.
 #[test]
 fn a_drain_waits_for_legs_that_go_on() {
     each_connector(&[], |mode, setup| {
@@ -286,7 +290,7 @@ fn drain(mode: Mode, setup: &Setup<'_>, has_response: bool) {
     pair.sidecar.terminate();
     pair.sidecar.wait_stderr("drain");
     pair.decode.release();
-    // Nothing but the leg is left, and the process is there for it.
+    // Only the prefill leg is left, and the process keeps running for it.
     assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
     assert_eq!(only(&pair.prefill).state, State::Responding);
     pair.prefill.release();
@@ -294,7 +298,7 @@ fn drain(mode: Mode, setup: &Setup<'_>, has_response: bool) {
     assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
 }
 
-/// A handoff for these messages that no decode engine has used.
+/// Returns a handoff for these messages that no decode engine has used.
 #[track_caller]
 fn unused_handoff(pair: &Pair, messages: &Value) -> String {
     let body = json!({"messages": messages, "max_tokens": 4}).to_string();
@@ -323,7 +327,7 @@ fn a_clients_own_handoff_passes_where_clients_are_trusted() {
             .sidecar
             .metric("ringside_client_kv_params_masked_total", &[]);
         assert_eq!(masked > 0.0, !trusted);
-        // A prefiller's own takes its place in a split request all the same.
+        // In a split request, the prefill engine's handoff replaces it in either case.
         forget(&pair);
         pair.post(CHAT, &body).expect(200);
         assert_eq!(pair.decode.counters().handoff_reused, 0);
