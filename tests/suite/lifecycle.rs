@@ -1,5 +1,5 @@
-//! Start, drain and end: signals, exit codes, health pages, the access log; and that a defect in
-//! one session is no other session's matter.
+//! Startup, drain and shutdown: signals, exit codes, health pages and the access log. A panic in
+//! one session must not affect another session.
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
@@ -18,9 +18,10 @@ use crate::harness_more::{
     text_of, wait_descriptors,
 };
 
-/// A stream of that many tokens that has begun.
+/// Sends a split request for a stream of that many tokens. Returns the client and the prompt.
 ///
-/// Its framing is the head's matter: on a loaded machine the answer may arrive in one piece.
+/// The framing must be taken from the head: on a loaded machine, the whole response may arrive
+/// together and be relayed with a `Content-Length`.
 fn begin_stream(pair: &Pair, tokens: u32) -> (Client, String) {
     let (prompt, body) = ask_for(tokens, true);
     let mut client = pair.sidecar.connect();
@@ -73,7 +74,7 @@ fn sigterm_lets_streams_finish_on(driver: Driver) {
         expect_text(&rest_of(client, head), prompt, 60);
     }
     let last = Instant::now();
-    // The connection of a finished stream is not kept.
+    // The connection is closed after its stream has finished.
     for (client, _) in &mut streams {
         client.expect_closed();
     }
@@ -102,7 +103,7 @@ fn drain_settle_keeps_accepting_while_health_says_503() {
     let ready = pair.sidecar.admin("/readyz").unwrap();
     assert_eq!(ready.status, 503, "{}", ready.text());
     assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
-    // New work is still taken.
+    // New requests are still served.
     let (prompt, body) = ask_for(4, true);
     expect_text(&pair.post(CHAT, &body).expect(200), &prompt, 4);
     let port = pair.sidecar.port;
@@ -116,7 +117,7 @@ fn drain_settle_keeps_accepting_while_health_says_503() {
 fn responses_during_a_drain_say_close() {
     let mut pair = Pair::start(&[]);
     pair.prefill.fault(Fault::StallBeforeHead, 1);
-    // Something that keeps the process alive, and a request whose head is not yet whole.
+    // A request that keeps the process running, and one whose head is incomplete.
     let mut held = pair.sidecar.connect();
     held.send(split_request(&pair, &ask_for(4, true).1));
     let responding = |log: &[mock_engine::Seen]| !log.is_empty();
@@ -151,7 +152,7 @@ fn drain_timeout_cuts_what_still_runs() {
     );
     let (mut client, _) = begin_stream(&pair, 10_000);
     assert_eq!(client.head().status, 200);
-    // An answer that ends with its connection must not look whole either.
+    // A response that is delimited by the end of its connection must not look complete either.
     let bytes = split_request(&pair, &ask_for(10_000, true).1);
     let mut old = pair.sidecar.connect();
     old.send(
@@ -205,7 +206,7 @@ fn exit_codes_tell_what_is_wrong() {
     let (code, text) = run_to_exit(&["sidecar", "--secure-proxy=false", "--connect-timeout=soon"]);
     assert_eq!(code, 3, "{text}");
     assert!(text.contains("connect-timeout"), "{text}");
-    // A port somebody else has, for each listener.
+    // A port in use, for each listener.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken_port = taken.local_addr().unwrap().port();
     let free = free_ports(1);
@@ -253,7 +254,7 @@ fn a_privileged_port_needs_a_permission() {
     }
     let mut command = ringside();
     if rustix::process::geteuid().is_root() {
-        // nobody's; the binary has to be readable for it.
+        // User and group `nobody`. The binary must be readable for them.
         command.uid(65_534).gid(65_534);
     }
     let spawned = command
@@ -298,7 +299,7 @@ fn the_admin_pages_say_what_they_are() {
     assert_eq!(page("/nothing").status, 404);
 }
 
-/// The lines of an access log, once there are so many.
+/// Waits until the access log has at least `count` lines, and parses them.
 fn access_lines(path: &std::path::Path, count: usize) -> Vec<Value> {
     wait_for("the access log", || {
         let text = std::fs::read_to_string(path).ok()?;
@@ -336,7 +337,7 @@ fn the_access_log_has_a_json_line_per_request() {
     assert_eq!(lines[3]["status"], 502);
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains("question"), "a prompt is in the log: {text}");
-    // What is still in the rings at the end is written.
+    // Records that are still in the rings at shutdown are written.
     pair.post_with(CHAT, ask_for(2, true).1, &[("x-request-id", "the-last")])
         .expect(200);
     pair.sidecar.terminate();
@@ -386,7 +387,7 @@ fn a_panic_ends_one_session_and_no_other() {
     }
 }
 
-/// The answer whose head has been read, whole.
+/// Reads the body that follows `head`. Fails unless the response is complete and has status 200.
 #[track_caller]
 fn rest_of(client: &mut Client, head: crate::client::Head) -> Response {
     let framing = head.framing("POST");
@@ -400,7 +401,8 @@ fn rest_of(client: &mut Client, head: crate::client::Head) -> Response {
     response.expect(200)
 }
 
-/// A small generator: the soak must not depend on a clock or a crate, only on its seed.
+/// A small random number generator. The soak test must depend only on its seed, not on a clock or a
+/// crate.
 struct Random(u64);
 
 impl Random {
@@ -413,7 +415,7 @@ impl Random {
     }
 }
 
-/// What the clients of the soak have seen.
+/// Outcomes that the clients of the soak test have observed.
 #[derive(Debug, Default)]
 struct Tally {
     whole: u32,
@@ -431,7 +433,7 @@ fn nobody_gets_anothers_response() {
         |prefill| prefill.ttft = Duration::from_millis(1),
         |decode| decode.itl = Duration::from_micros(200),
     );
-    // The first use opens what stays open.
+    // The first request opens the descriptors that stay open.
     let (_, body) = ask_for(2, true);
     pair.post(CHAT, &body).expect(200);
     let before = crate::harness_more::descriptors(&pair.sidecar);
@@ -444,7 +446,8 @@ fn nobody_gets_anothers_response() {
             .map(|seed| scope.spawn(move || soak_client(pair, seed, stop)))
             .collect();
         scope.spawn(move || {
-            // About every eighth request of each engine meets a fault, however fast they come.
+            // About every eighth request of each engine hits a fault, regardless of the request
+            // rate.
             let mut random = Random(4711);
             let mut armed = [0, 0];
             while !stop() {
@@ -473,7 +476,7 @@ fn nobody_gets_anothers_response() {
     expect_drained(&pair.sidecar);
     pair.sidecar.expect_sound();
     expect_handoffs_sound(&pair);
-    // Idle connections to engines grow old and go.
+    // Idle connections to engines reach their maximum age and are closed.
     let idle = [("state", "idle")];
     pair.sidecar
         .wait_metric("ringside_upstream_connections", &idle, 0.0);
@@ -500,7 +503,7 @@ fn random_fault(random: &mut Random) -> Fault {
     }
 }
 
-/// Asks until the time is over; every answer that is whole must be the prompt's own.
+/// Sends requests until `stop` returns true. Every complete response must belong to its prompt.
 fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
     let mut random = Random(seed);
     let mut tally = Tally::default();
@@ -518,7 +521,7 @@ fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
         let bytes = request("POST", CHAT, headers, body.as_bytes());
         let mut client = kept.take().unwrap_or_else(|| pair.sidecar.connect());
         if random.below(6) == 0 {
-            // Leaves somewhere on the way.
+            // Disconnect after a random part of the request.
             let cut = usize::try_from(random.below(bytes.len() as u64 + 1)).unwrap();
             client.try_send(&bytes[..cut]);
             for _ in 0..random.below(4) {
@@ -533,7 +536,7 @@ fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
         if !client.try_send(&bytes) {
             continue;
         }
-        // A kept connection may have been closed behind a cut answer.
+        // A kept connection may have been closed after a truncated response.
         let Ok(head) = client.try_head() else {
             continue;
         };
@@ -569,7 +572,7 @@ fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
     tally
 }
 
-/// The text of the whole events of a stream that was cut.
+/// Returns the text of the complete events of a truncated stream.
 fn cut_text(response: &Response) -> String {
     let is_stream = response
         .header("content-type")

@@ -1,4 +1,4 @@
-//! Bounds on bytes and on time, each with the answer it has when it is met.
+//! Limits on sizes and durations, and the response when one is exceeded.
 
 use mock_engine::Fault;
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::harness::{CHAT, PREFILLER, Pair, wait_for};
 
 const BODY: &str = r#"{"messages":[],"max_tokens":2}"#;
 
-/// A chat of exactly that many bytes.
+/// Returns a chat completion body of exactly that many bytes.
 fn chat_of(bytes: usize) -> String {
     let frame = json!({"messages": [""]}).to_string();
     let body = json!({"messages": ["x".repeat(bytes - frame.len())]}).to_string();
@@ -32,7 +32,7 @@ fn a_body_above_the_limit_is_413() {
         client.send(chunked_request(CHAT, headers, &pieces));
         client.response().expect_error(413, "body_too_large");
     }
-    // A client that asks first is not invited to send what would be refused.
+    // A client that sends `Expect: 100-continue` receives 413 instead of 100.
     let mut client = pair.sidecar.connect();
     let mut bytes = head("POST", CHAT, &[("Expect", "100-continue")]);
     bytes.extend_from_slice(b"Content-Length: 99999999\r\n\r\n");
@@ -58,7 +58,7 @@ fn bodies_beyond_the_budget_are_503() {
     });
     let refused = refused.expect_error(503, "body_budget");
     assert_eq!(refused.header("retry-after"), Some("1"));
-    // A smaller one fits, and one that is not held needs no room.
+    // A smaller body fits, and a body that is not buffered does not count towards the budget.
     pair.sidecar
         .post(CHAT, chat_of(5_000), &routing)
         .expect(200);
@@ -111,7 +111,7 @@ fn an_engine_that_says_nothing_is_504() {
         .expect_error(504, "first_byte_timeout");
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     pair.post(CHAT, BODY).expect_error(504, "prefill_timeout");
-    // What has begun may take its time.
+    // The timeout does not apply to a response that has started.
     let fault = Fault::Slow {
         chunk_bytes: 300,
         delay: std::time::Duration::from_millis(60),
@@ -148,6 +148,6 @@ fn an_idle_client_connection_is_closed_without_a_word() {
     let mut client = pair.sidecar.connect();
     client.ask("GET", "/health", &[], b"").expect(200);
     client.expect_closed();
-    // One that never said anything, too.
+    // A connection that never sent anything is closed, too.
     pair.sidecar.connect().expect_closed();
 }
