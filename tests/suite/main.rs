@@ -1,8 +1,8 @@
-//! The program from outside: the real binary on real sockets, between a raw client and mock
-//! engines.
+//! Integration tests: the real binary on real sockets, between a raw client and mock engines.
 //!
-//! One module per subject. A test named after an identifier (`n1_...`) is the row of that name in
-//! the conformance table that pd-sidecar's own suite amounts to.
+//! There is one module per subject. A test whose name starts with an identifier (`n1_...`) covers
+//! the row of that name in the conformance table, which is derived from pd-sidecar's own test suite
+//! (`docs/pd-sidecar.md#conformance`).
 
 #![expect(
     clippy::unwrap_used,

@@ -1,5 +1,4 @@
-//! Memory per connection: what an idle client costs, and what a request costs that waits for a
-//! silent engine.
+//! Memory per idle client connection, and per request that waits for a silent engine.
 
 use mock_engine::{Engine, EngineConfig, Fault};
 
@@ -9,14 +8,14 @@ use crate::harness_more::{ask_for, expect_drained};
 
 const IDLE_CONNECTIONS: u32 = 4000;
 const IDLE_BYTES_MAX: u64 = 1024;
-/// With TLS: keys and the state of the session, no buffer.
+/// With TLS: keys and session state, but no buffer.
 const IDLE_TLS_CONNECTIONS: u32 = 1000;
 const IDLE_TLS_BYTES_MAX: u64 = 6 * 1024;
 const WAITING_REQUESTS: u32 = 500;
 const BODY_BYTES: usize = 16 * 1024;
 const WAITING_BYTES_MAX: u64 = 8 * 1024 + BODY_BYTES as u64;
 
-/// Anonymous memory of the process: its own, without the pages of the binary.
+/// Returns the anonymous memory of the process, which excludes the pages of the binary.
 fn anonymous_bytes(sidecar: &Sidecar) -> u64 {
     let pid = sidecar.pid().as_raw_nonzero();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -28,7 +27,7 @@ fn anonymous_bytes(sidecar: &Sidecar) -> u64 {
     kib * 1024
 }
 
-/// Lets this process hold the other ends of all those connections.
+/// Raises the descriptor limit of the test process, which holds the other ends of all connections.
 fn raise_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -39,7 +38,7 @@ fn raise_descriptors() {
     setrlimit(Resource::Nofile, raised).unwrap();
 }
 
-/// Fails above the bound; prints the figure in any case.
+/// Prints the memory per item. Fails if it exceeds `bytes_max`.
 #[track_caller]
 fn expect_at_most(what: &str, bytes_max: u64, before: u64, after: u64, count: u32) {
     let each = after.saturating_sub(before) / u64::from(count);
@@ -53,7 +52,7 @@ fn expect_at_most(what: &str, bytes_max: u64, before: u64, after: u64, count: u3
     );
 }
 
-/// Takes what is made once out of the measurement.
+/// Runs a few requests first, so that one-time allocations are not measured.
 fn warm_up(pair: &Pair) {
     for _ in 0..20 {
         pair.post(CHAT, ask_for(8, true).1).expect(200);
@@ -97,7 +96,7 @@ fn idle_connections_are_small() {
         used,
         IDLE_CONNECTIONS,
     );
-    // Others are served beside them.
+    // Other requests are served while these connections are open.
     pair.post(CHAT, ask_for(8, true).1).expect(200);
     drop(clients);
     expect_drained(&pair.sidecar);
@@ -146,7 +145,7 @@ fn requests_that_wait_for_a_silent_engine_are_small() {
         return;
     }
     raise_descriptors();
-    // Hundreds of connects at once may take a loaded machine a while.
+    // Hundreds of concurrent connects may take long on a loaded machine.
     let pair = Pair::start(&["--connect-timeout=1m"]);
     warm_up(&pair);
     pair.prefill.fault(Fault::StallBeforeHead, u32::MAX);

@@ -1,5 +1,5 @@
-//! Mooncake (reference 6.4): a prefill engine's ranks are asked for once, both legs go out at once
-//! and name one transfer. Rows K1 to K3.
+//! Mooncake connector (`docs/pd-sidecar.md#mooncake`): the ranks of a prefill engine are queried
+//! once, and both legs are sent concurrently with the same transfer ID. Rows K1 to K3.
 
 use std::collections::HashSet;
 
@@ -60,7 +60,7 @@ fn start() -> Cluster {
     }
 }
 
-/// The legs' objects, checked against the contract.
+/// Checks the bodies of both legs. Returns the rank and the transfer ID.
 #[track_caller]
 fn expect_objects(cluster: &Cluster, client: &Value, api: Api) -> (u64, String) {
     let (prefill, decode) = both_legs(&cluster.pair);
@@ -163,7 +163,7 @@ fn a_prefill_engine_that_restarts_is_asked_again() {
     for (round, ids) in [["n0", "n1"], ["m0", "m1"]].into_iter().enumerate() {
         cluster.terms.engines.set(&ids);
         forget(&cluster.pair);
-        // The decode engine does not know the old id; under the new one the transfer goes on.
+        // The decode engine rejects the old ID; the transfer continues with the new one.
         let before = cluster.terms.meetings.complete();
         responded(&cluster.pair, &Api::Chat.ask(4, round == 0));
         let prefill = only(&cluster.pair.prefill);
@@ -191,7 +191,7 @@ fn a_prefill_engine_that_restarts_is_asked_again() {
     expect_recovered(&cluster.pair);
 }
 
-/// A decoder that fails for another reason is asked once.
+/// A decode failure that is not about the engine ID is not retried.
 #[test]
 fn a_decoder_that_fails_with_a_known_engine_is_not_asked_again() {
     let cluster = start();
@@ -209,7 +209,7 @@ fn a_decoder_that_fails_with_a_known_engine_is_not_asked_again() {
 fn the_next_candidate_is_tried_without_a_bootstrap_server() {
     let cluster = start();
     let good = cluster.pair.prefill.host_port();
-    // Nobody listens on the bootstrap port there, or on any.
+    // No bootstrap server listens on the first address, and nothing listens on the second.
     let port = cluster.pair.prefill.port();
     let targets = format!("127.0.0.2:{port},127.0.0.3:1,{good}");
     for _ in 0..3 {
@@ -223,7 +223,7 @@ fn the_next_candidate_is_tried_without_a_bootstrap_server() {
         let params = json_of(&decode)["kv_transfer_params"].take();
         assert_eq!(params["remote_bootstrap_addr"], address.as_str());
     }
-    // Nobody has one.
+    // No candidate has a bootstrap server.
     let headers = [(PREFILLER, "127.0.0.2:1,127.0.0.3:1")];
     let question = Api::Chat.ask(4, true);
     let response = cluster.pair.sidecar.post(CHAT, &question.body, &headers);
@@ -274,7 +274,7 @@ fn a_bootstrap_server_that_fails_ends_the_request_before_any_leg() {
     cluster.bootstrap.refuse(false);
     assert!(cluster.pair.prefill.requests().is_empty());
     assert!(cluster.pair.decode.requests().is_empty());
-    // Nothing of that was remembered.
+    // None of the failures was cached.
     expect_recovered(&cluster.pair);
 }
 
