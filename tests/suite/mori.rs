@@ -1,5 +1,6 @@
-//! `MoRI-IO`, a mode of nixlv2 (reference 6.6): the prefill engine writes into the decode engine,
-//! one leg after the other or both at once. Rows M1 to M10, N16, N17, and P12 in part.
+//! `MoRI-IO`, a mode of nixlv2 (`docs/pd-sidecar.md#moriio`): the prefill engine writes into the
+//! decode engine's memory, with serial or concurrent legs. Rows M1 to M10, D1, N16 and N17, and P12
+//! in part.
 
 use mock_engine::{Counters, Engine, Fault, KvContract, Mori, Seen, State, dp_rank};
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use crate::kv::{
 const PARAMS: &str = "kv_transfer_params";
 const RANK: &str = "x-data-parallel-rank";
 
-/// Ports other than the defaults, so that a mix-up shows.
+/// Ports other than the defaults, so that a mix-up is detected.
 const SERIAL: [&str; 6] = [
     "--moriio-write-mode",
     "--moriio-local-pod-ip=10.0.0.1",
@@ -40,7 +41,7 @@ pub(crate) fn terms(parallel: bool, dp_size: u64) -> Mori {
     }
 }
 
-/// The flags that say what `terms` says.
+/// Returns the flags that correspond to `terms`.
 pub(crate) fn flags(terms: &Mori) -> Vec<String> {
     let mut flags: Vec<String> = SERIAL.iter().map(|flag| (*flag).to_owned()).collect();
     if terms.parallel {
@@ -87,7 +88,7 @@ fn transfer_of(seen: &Seen) -> String {
     id.as_str().unwrap().to_owned()
 }
 
-/// The object a prefill engine is sent.
+/// Returns the `kv_transfer_params` that a prefill engine must receive.
 fn prefill_object(terms: &Mori, transfer: &str) -> Value {
     json!({"do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null,
         "remote_block_ids": null, "remote_port": null, "remote_host": "10.0.0.1",
@@ -123,7 +124,7 @@ fn m1_one_after_the_other() {
             let mut want = client;
             want[PARAMS] = Value::Null;
             assert_eq!(have, want);
-            // What the prefill engine returned, and what was missing in it.
+            // The members that the prefill engine returned, and those that the sidecar has added.
             assert_eq!(params["remote_host"], "127.0.0.1");
             assert_eq!(params["mock_float"].to_string(), "1.0");
             assert_eq!(params["remote_dp_rank"], 0);
@@ -147,7 +148,7 @@ fn m1_the_count_is_the_prefill_engines() {
     );
 }
 
-/// The object a decode engine is sent with both legs at once.
+/// Returns the `kv_transfer_params` that a decode engine must receive with concurrent legs.
 fn decode_object(terms: &Mori, transfer: &str) -> Value {
     json!({"do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [],
         "remote_engine_id": "127.0.0.1:6321", "remote_host": "127.0.0.1", "remote_port": 6321,
@@ -171,7 +172,7 @@ fn m2_at_once_with_ranks() {
             let client = question.json();
             let set = json!({"stream": false, PARAMS: prefill_object(&terms, &transfer)});
             let mut have = json_of(&prefill);
-            // pd-sidecar caps this one for every kind of request.
+            // pd-sidecar caps this member for every API.
             if api != Api::Responses {
                 have.as_object_mut().unwrap().remove("max_output_tokens");
             }
@@ -228,7 +229,7 @@ fn m3_lists_of_hosts() {
 
 #[test]
 fn m3_the_rank_is_one_the_front_end_of_a_host_takes() {
-    // llm-d-router#2895: a front end of one host knows its own ranks only.
+    // llm-d-router#2895: the front end of a host accepts only the ranks of that host.
     let terms = two_hosts(true);
     let pair = start(&terms);
     for _ in 0..8 {
@@ -276,7 +277,8 @@ fn m5_what_the_prefill_engine_said_is_kept() {
     let pair = start(&terms);
     let own = r#"{"do_remote_prefill":true,"remote_notify_port":1,"remote_handshake_port":2,"remote_dp_size":1, "x" : 1e5}"#;
     terms.returned.set(Some(own));
-    // Its ports are not the ones configured, which the contract checks; the bodies tell.
+    // These ports differ from the configured ones, so the decode engine rejects them; only the body
+    // it received is checked.
     let question = Api::Chat.ask(4, true);
     pair.post(CHAT, &question.body);
     let seen = only(&pair.decode);
@@ -286,7 +288,7 @@ fn m5_what_the_prefill_engine_said_is_kept() {
     assert_eq!(params["remote_notify_port"], 1);
     assert_eq!(params["remote_handshake_port"], 2);
     assert_eq!(params["remote_dp_rank_override"], true);
-    // What is no object is not filled up; nor does it crash an engine.
+    // A value that is not an object is not completed, and does not crash an engine.
     for raw in ["null", "17", "[]", "\"x\""] {
         forget(&pair);
         terms.returned.set(Some(raw));
@@ -338,7 +340,7 @@ fn m7_the_wait_for_a_prefill_is_bounded() {
     wait_aborted(&pair.prefill);
     wait_aborted(&pair.decode);
     forget(&pair);
-    // The decode engine answers, the prefill engine does not.
+    // The decode engine responds, and the prefill engine does not.
     terms.meetings.decode_waits(false);
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     let question = Api::Chat.ask(4, true);
@@ -359,7 +361,7 @@ fn m8_a_good_prefill_lets_the_stream_through() {
         pair.prefill.fault(Fault::Hold, 1);
         let question = Api::Chat.ask_with(tokens, true, r#","ignore_eos":true"#);
         let mut client = begin(&pair, &question);
-        // All of a short answer, or as much of a long one as is taken, waits.
+        // A short response waits completely, a long one to the extent that the sidecar reads it.
         let wrote = |log: &[Seen]| log.iter().any(|seen| seen.first_byte_at.is_some());
         assert!(pair.decode.wait_for(DEADLINE, wrote).is_some());
         pair.prefill.release();
@@ -370,7 +372,7 @@ fn m8_a_good_prefill_lets_the_stream_through() {
         );
         question.expect(&response);
         assert!(response.text().ends_with("data: [DONE]\n\n"));
-        // Nothing is rewritten here.
+        // This mode does not rewrite the cached-token count.
         assert!(!response.text().contains("\"cached_tokens\":7"));
     }
     expect_kept(&pair);
@@ -452,7 +454,7 @@ fn d1_names_are_addresses_on_the_wire() {
             json_of(&decode)[PARAMS]["remote_hosts"],
             json!(["127.0.0.1"])
         );
-        // Again once the name has been looked up anew.
+        // Repeat after the name has been resolved again.
         wait_for("a look-up", || {
             let rounds = pair.sidecar.metric("moriio_dns_reresolve_total", &[]);
             (rounds > 0.0).then_some(())
@@ -537,7 +539,7 @@ fn the_client_leaves() {
     });
 }
 
-/// llm-d-router#2895: this ended pd-sidecar's process.
+/// llm-d-router#2895: in pd-sidecar, this terminated the process.
 #[test]
 fn the_client_leaves_while_decode_output_is_held_back() {
     let terms = terms(true, 1);
@@ -579,7 +581,7 @@ fn a_decode_that_breaks_off_while_held_back_harms_nobody() {
         let struck = |log: &[Seen]| log.iter().any(|seen| seen.state == State::Faulted);
         assert!(pair.decode.wait_for(DEADLINE, struck).is_some());
         pair.prefill.release();
-        // An error answer, or a stream that is cut.
+        // An error response or a truncated stream.
         if let Ok(head) = client.try_head() {
             let (_, end) = client.body(head.framing("POST"));
             assert!(head.status >= 500 || end != End::Complete, "{head:?}");

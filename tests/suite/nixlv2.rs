@@ -1,4 +1,5 @@
-//! The two legs of a split request: rows N1 to N2, N6 to N15 and what each API caps.
+//! The two legs of a split request with the nixlv2 connector (`docs/pd-sidecar.md#nixlv2`): rows
+//! N1, N2 and N6 to N15, and the members that are capped for each API.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, json_of, only, prefill_params};
 
-/// The decode body: the client's, with what the prefill engine handed out.
+/// Checks that the decode body is the client's with the prefill engine's handoff.
 #[track_caller]
 fn expect_decode(pair: &Pair, client: &Value, seen: &mock_engine::Seen) {
     let issued = pair.handoffs.issued();
@@ -17,7 +18,8 @@ fn expect_decode(pair: &Pair, client: &Value, seen: &mock_engine::Seen) {
     assert_eq!(json_of(seen), want);
 }
 
-/// The prefill body: the client's, with these members set and these removed.
+/// Checks that the prefill body is the client's with the members in `set` set and those in
+/// `removed` removed.
 #[track_caller]
 fn expect_prefill(client: &Value, seen: &mock_engine::Seen, set: &Value, removed: &[&str]) {
     let mut want = client.clone();
@@ -92,7 +94,7 @@ fn n1_a_streamed_chat_is_prefilled_without_streaming() {
 fn n2_a_target_with_scheme_is_the_same_target() {
     let pair = Pair::start(&[]);
     let target = format!("http://{}", pair.prefill.host_port());
-    // Five requests, one connection: the scheme must not hide it from the pool.
+    // Five requests use one connection: the pool must find it despite the scheme.
     for nth in 0..5 {
         let response = pair
             .sidecar
@@ -197,7 +199,8 @@ fn n11_generate_without_sampling_params_gets_them_for_the_prefill_only() {
         json!({"token_ids": [1, 2], "sampling_params": null}),
     ] {
         let pair = Pair::start(&[]);
-        // The engine wants the object on a decode leg, too; that is between it and the client.
+        // The engine requires the object on a decode leg, too, and rejects the client's request,
+        // which lacks it.
         pair.post(path, client.to_string()).expect(400);
         let capped = json!({"sampling_params": {"max_tokens": 1, "min_tokens": 1}});
         expect_prefill(&client, &only(&pair.prefill), &capped, &[]);
@@ -213,7 +216,7 @@ fn completions_and_invocations() {
     check("/invocations", &chat(), &chat_caps(), &[]);
 }
 
-/// A prefill engine that answers each of these statuses first.
+/// Sends a split request to a prefill engine that responds with each of these statuses first.
 #[track_caller]
 fn retried(statuses: &[u16], retries: &str) -> (Pair, crate::client::Response) {
     let retries = format!("--prefill-max-retries={retries}");
@@ -248,7 +251,8 @@ fn n12_a_prefill_that_fails_once_is_repeated() {
     }
 }
 
-/// The answer to the client is the prefill engine's last one, and the decoder was left alone.
+/// Checks that the client received the prefill engine's last response, and that no decode leg was
+/// sent.
 #[track_caller]
 fn expect_relayed(pair: &Pair, response: crate::client::Response, status: u16, prefills: usize) {
     let response = response.expect(status);
@@ -333,7 +337,7 @@ fn the_next_target_is_tried_when_one_refuses() {
     assert_eq!(decode.counters().handoff_used, 1);
     assert_eq!((down.requests().len(), up.requests().len()), (0, 1));
     sidecar.wait_outcome("remote", "none");
-    // An answer, even a bad one, ends the search.
+    // Once a target has accepted the connection, no other target is tried, even after a reset.
     down.refuse(false);
     down.fault(Fault::ResetBeforeHead, 1);
     sidecar
@@ -358,7 +362,7 @@ fn a_reset_while_connecting_is_no_response() {
     let pair = Pair::start(&[]);
     pair.prefill.fault(Fault::Refuse, 1);
     let response = pair.post(CHAT, chat().to_string());
-    // The reset may already be there when the connect is looked at.
+    // The reset may have arrived before the result of the connect is read.
     let code = match response.header("x-ringside-error") {
         Some("prefill_connect") => "prefill_connect",
         _ => "prefill_reset",
@@ -412,7 +416,7 @@ fn unusual_prefill_responses_are_read() {
         pair.prefill.fault(fault, 1);
         pair.post(CHAT, chat().to_string()).expect(200);
         pair.legs();
-        // And the next request is not disturbed by what the first one left behind.
+        // The next request is not affected by leftovers of the first one.
         pair.post(CHAT, chat().to_string()).expect(200);
         assert_eq!(pair.decode.counters().handoff_used, 2);
     }
