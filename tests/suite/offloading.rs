@@ -1,4 +1,5 @@
-//! The offloading connector's P2P tier and cached-prefix pulls (reference 6.5): rows P1 to P12.
+//! The offloading connector (`docs/pd-sidecar.md#offloading`) and cached-prefix pulls
+//! (`docs/pd-sidecar.md#cached-prefix-pulls`): rows P1 to P12.
 
 use std::collections::HashSet;
 
@@ -29,7 +30,7 @@ fn start() -> (Pair, Meetings) {
     (setup(&meetings).start(), meetings)
 }
 
-/// The request id in an object, taken out.
+/// Replaces the request ID in an object by null and returns it.
 #[track_caller]
 fn take_id(object: &mut Value) -> String {
     let id = object["kv_request_id"].take();
@@ -84,7 +85,7 @@ fn p2_what_is_not_in_the_request_is_not_capped() {
     }
 }
 
-/// A sidecar whose rank 0 listens on `port()`, in front of one decoder per rank.
+/// A sidecar in front of one decoder per rank.
 struct Ranks {
     prefill: Engine,
     decoders: Vec<Engine>,
@@ -117,7 +118,8 @@ impl Ranks {
         }
     }
 
-    /// What rank 0's decoder was sent for a request with this source and no prefill engine.
+    /// Sends a request with this source and without a prefill engine to rank 0. Returns the
+    /// `kv_transfer_params` that its decoder received.
     #[track_caller]
     fn decode_only(&self, source: &str) -> Value {
         self.decoders[0].clear();
@@ -221,7 +223,8 @@ fn p5_sources_that_are_not_injected() {
     }
 }
 
-/// The prefiller is the candidate that serves, not the first of the list.
+/// The source is compared with the candidate that serves the request, not with the first of the
+/// list.
 #[test]
 fn p5_a_later_candidate_does_not_pull_from_itself() {
     let (pair, _) = start();
@@ -302,7 +305,7 @@ fn p9_who_can_pull() {
     for (args, contract, pulls) in cases {
         let lenient = |config| EngineConfig {
             contract: match &contract {
-                // Decode engines of both take the object.
+                // Decode engines of both connectors accept the object.
                 KvContract::Nixlv2 => KvContract::Offloading(Meetings::new()),
                 other => other.clone(),
             },
@@ -324,7 +327,7 @@ fn p9_who_can_pull() {
     }
 }
 
-/// The port a decode leg is told for this prefill target, which nobody needs to answer on.
+/// Returns the source port in the decode leg for this source. Nothing needs to listen there.
 #[track_caller]
 fn told_port(ranks: &Ranks, source: &str) -> u64 {
     let params = ranks.decode_only(source);
@@ -350,7 +353,7 @@ fn p10_the_port_is_that_of_the_targets_rank() {
     ] {
         assert_eq!(told_port(&four, &target), want, "{target}");
     }
-    // The same rule for a prefill target.
+    // The same rule applies to a prefill target.
     let question = Api::Chat.ask(4, true);
     let target = four.prefill.host_port();
     let headers = [(PREFILLER, target.as_str())];
@@ -382,7 +385,7 @@ fn p11_an_ipv6_source_loses_its_brackets() {
     assert_eq!(params["remote_kv_source"]["remote_host"], "fd00::9");
 }
 
-/// The prefill object of a NIXL request with a source.
+/// Returns the `kv_transfer_params` in the prefill leg of a NIXL request with a source.
 #[track_caller]
 fn nixl_prefill(args: &[&str], source: impl FnOnce(&Pair) -> String) -> Value {
     let setup = Setup {

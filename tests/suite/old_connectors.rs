@@ -1,4 +1,5 @@
-//! The connectors of the first sidecar: NIXL v1 and `LMCache` (reference 6.9, 6.10).
+//! The connectors of the first llm-d sidecar: NIXL v1 (`docs/pd-sidecar.md#nixl-version-1`) and
+//! `LMCache` (`docs/pd-sidecar.md#lmcache`).
 
 use mock_engine::{BlockBook, Fault, HandoffShape, KvContract};
 use serde_json::{Value, json};
@@ -81,7 +82,7 @@ fn nixl_v1_members_that_are_missing_are_null() {
         content_type: "application/json".to_owned(),
     };
     pair.prefill.fault(partly, 1);
-    // An engine nobody knows: the decode engine says so. The body tells.
+    // The decode engine rejects the unknown engine ID; only the body it received is checked.
     let question = Api::Chat.ask(4, false);
     pair.post(CHAT, &question.body);
     let body = json_of(&pair.decode.requests()[0]);
@@ -92,7 +93,7 @@ fn nixl_v1_members_that_are_missing_are_null() {
     assert_eq!(body["do_remote_prefill"], true);
 }
 
-/// A difference to the first sidecar, which sent four nulls for an engine to choke on.
+/// Deviates from the first sidecar, which sent four null members that an engine cannot handle.
 #[test]
 fn nixl_v1_without_any_the_decoder_computes_the_prompt() {
     let pair = nixl(&BlockBook::new()).start();
@@ -146,7 +147,7 @@ fn a_failed_prefill_is_the_response() {
             let response = pair.post(CHAT, &question.body).expect(code);
             assert_eq!(response.text(), format!("{{\"said\":{code}}}"));
         }
-        // Once more than a connection that was kept is given.
+        // The fault applies twice, to the pooled connection and to the retry on a new one.
         pair.prefill.fault(Fault::ResetBeforeHead, 2);
         let question = Api::Chat.ask(4, true);
         pair.post(CHAT, &question.body)

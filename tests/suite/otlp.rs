@@ -1,4 +1,5 @@
-//! OTLP collectors: what reaches them, and what one that is slow or absent costs.
+//! OTLP export: the spans that a collector receives, and the effects of a slow, failing or absent
+//! collector.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -19,10 +20,10 @@ use crate::harness::{CHAT, PREFILLER, free_ports};
 use crate::harness_more::RawEngine;
 use crate::trace::{BODY, CALLER, Stage, TRACE, with_length};
 
-/// What a collector was sent: its own headers' one, and the message.
+/// An export as a collector receives it: the header `x-token` and the message.
 type Got = (Option<String>, ExportTraceServiceRequest);
 
-/// A collector that speaks gRPC, and refuses so many spans of each export.
+/// A gRPC collector that rejects `refuses` spans of each export.
 struct Fake {
     got: Sender<Got>,
     refuses: i64,
@@ -46,13 +47,14 @@ impl TraceService for Fake {
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
         let token = request.metadata().get("x-token");
         let token = token.map(|token| token.to_str().unwrap().to_owned());
-        // The test may have seen enough.
+        // An error means that the test has stopped receiving.
         let _ = self.got.send((token, request.into_inner()));
         Ok(tonic::Response::new(response(self.refuses)))
     }
 }
 
-/// A collector on some port; what it is sent. It ends with the test's process.
+/// Starts a gRPC collector. Returns its port and the exports it receives. It runs until the test
+/// process exits.
 fn grpc_collector(refuses: i64) -> (u16, Receiver<Got>) {
     let (sender, got) = channel();
     let port = free_ports(1);
@@ -114,7 +116,7 @@ fn text(text: &str) -> Option<Value> {
     Some(Value::StringValue(text.to_owned()))
 }
 
-/// Receives until `count` spans have come; what each export said of its process is checked.
+/// Receives exactly `count` spans. Checks the header and the resource attributes of each export.
 fn spans(got: &Receiver<Got>, count: usize) -> Vec<Span> {
     let mut spans = Vec::new();
     while spans.len() < count {
@@ -165,7 +167,7 @@ fn check(got: &Receiver<Got>, stage: &Stage) {
     assert_eq!(used, Some(Value::BoolValue(true)));
     let code = of(prefill, "llm_d.pd_proxy.prefill.status_code");
     assert_eq!(code, Some(Value::IntValue(200)));
-    // Whole milliseconds, as a floating-point number: pd-sidecar's type.
+    // Whole milliseconds as a floating-point number, as in pd-sidecar.
     let Some(Value::DoubleValue(millis)) = of(prefill, "llm_d.pd_proxy.prefill.duration_ms") else {
         panic!("{prefill:?}");
     };
@@ -196,7 +198,7 @@ fn spans_reach_a_collector_by_grpc_and_by_http() {
     env.extend(OWN);
     let mut stage = Stage::new(&[], &env);
     check(&got, &stage);
-    // The connection is used again, and the last spans leave before the process does.
+    // The connection is reused, and the last spans are exported before the process exits.
     stage.ask(PREFILLER, BODY).expect(200);
     stage.sidecar.terminate();
     assert!(stage.sidecar.wait_exit().success());
@@ -235,7 +237,7 @@ fn an_error_of_the_collector_is_told_with_its_status() {
 
 #[test]
 fn a_stuck_collector_costs_spans_and_nothing_else() {
-    // It takes connections, and never answers.
+    // The collector accepts connections and never responds.
     let stuck = RawEngine::start(|mut conn, _| while conn.request().is_some() {});
     let endpoint = format!("http://127.0.0.1:{}", stuck.port());
     let env = [
@@ -253,7 +255,7 @@ fn a_stuck_collector_costs_spans_and_nothing_else() {
     let lost = stage.sidecar.metric("ringside_trace_dropped_total", &full);
     assert!(lost > 0.0);
     stage.sidecar.expect_sound();
-    // The end does not wait for it for long.
+    // The shutdown waits for the collector only briefly.
     drop(client);
     stage.sidecar.terminate();
     assert!(stage.sidecar.wait_exit().success());
