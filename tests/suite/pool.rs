@@ -1,5 +1,5 @@
-//! The allowlist that follows the pods of an InferencePool: row A2, and whatever an API server
-//! can do to a watch.
+//! The allowlist that follows the pods of an InferencePool: row A2, and the ways in which an API
+//! server can interrupt or refuse a watch.
 
 use serde_json::json;
 
@@ -15,7 +15,7 @@ const UP: &str = "ringside_allowlist_source_up";
 const FAILURES: &str = "ringside_allowlist_source_failures_total";
 const OF_PODS: [(&str, &str); 1] = [("source", "pods")];
 
-/// An API server with the pool, whose pods have `app=vllm`.
+/// Starts an API server with the pool, which selects pods with `app=vllm`.
 fn api() -> Api {
     let api = Api::start();
     api.set_pool("vllm");
@@ -44,7 +44,7 @@ fn pair_like(
     pair_from(&launch, |_| {}, change_decode)
 }
 
-/// Waits for a request that names the pair's prefiller to be allowed, or not to be.
+/// Waits until a request that names the pair's prefiller is allowed, or until it is denied.
 #[track_caller]
 fn wait_allowed(pair: &Pair, is_allowed: bool) {
     let target = pair.prefill.host_port();
@@ -59,7 +59,7 @@ fn wait_entries(sidecar: &Sidecar, count: f64) {
     sidecar.wait_metric(ENTRIES, &[], count);
 }
 
-/// Waits until a collection has been watched so many times.
+/// Waits until a collection has been watched at least `watches` times.
 #[track_caller]
 fn wait_watching(api: &Api, path: &str, watches: usize) {
     wait_for("a watch", || (api.asked(path).1 >= watches).then_some(()));
@@ -72,7 +72,7 @@ fn a2_the_selector_of_either_group() {
     api.set(POOLS, "pool", Some(v1));
     let flat = json!({"spec": {"selector": {"app": "old"}}});
     api.set(OLD_POOLS, "pool", Some(flat.clone()));
-    // Not the one by that name.
+    // A pool with another name, which must be ignored.
     api.set(
         POOLS,
         "other",
@@ -113,7 +113,8 @@ fn a2_the_selector_of_either_group() {
         assert!(api.saw(&[group, "fieldSelector=metadata.name%3Dpool"]));
         assert!(api.saw(&[PODS, selector]));
     }
-    // Selectors that say nothing: no pods, and ready all the same, as without a pool.
+    // Selectors without usable labels allow no pods, but the sidecar is ready, as it is without a
+    // pool.
     for spec in [
         flat,
         json!({}),
@@ -141,11 +142,11 @@ fn pods_come_change_and_go() {
         api.set_pod(&format!("pod-{nth}"), "vllm", &[&format!("10.0.0.{nth}")]);
     }
     let pair = pair(&api, &[]);
-    // Three pages.
+    // The list has three pages.
     wait_entries(&pair.sidecar, 10.0);
     assert_eq!(pair.sidecar.metric(UP, &[]), 2.0);
     wait_allowed(&pair, false);
-    // Without an address first, as pods are made.
+    // New pods have no address at first.
     api.set_pod("new", "vllm", &[]);
     wait_entries(&pair.sidecar, 11.0);
     api.set_pod("new", "vllm", &["127.0.0.1"]);
@@ -154,7 +155,7 @@ fn pods_come_change_and_go() {
     wait_allowed(&pair, false);
     api.set_pod("new", "vllm", &["127.0.0.1"]);
     wait_allowed(&pair, true);
-    // A pod that loses the label is none of the pool's any more.
+    // A pod that loses the label no longer belongs to the pool.
     api.set_pod("new", "other", &["127.0.0.1"]);
     wait_allowed(&pair, false);
     api.set_pod("new", "vllm", &["127.0.0.1"]);
@@ -181,7 +182,7 @@ fn a_watch_goes_on_where_it_was_cut() {
         wait_watching(&api, PODS, nth + 1);
         wait_watching(&api, POOLS, nth + 1);
         api.cut(how);
-        // While nobody listens, perhaps.
+        // This change may happen while no watch is open.
         api.set_pod(&format!("more-{nth}"), "vllm", &[&format!("10.0.1.{nth}")]);
         #[expect(clippy::cast_precision_loss, reason = "a handful")]
         wait_entries(&pair.sidecar, (4 + 2 * nth) as f64);
@@ -198,7 +199,8 @@ fn a_bookmark_is_where_a_watch_goes_on() {
     let api = api();
     let pair = pair(&api, &[]);
     wait_watching(&api, PODS, 1);
-    // Told before the watch ends, and the only version that is known after that.
+    // The bookmark is sent before the watch ends. Afterwards it is the only version that the server
+    // still has.
     let version = api.bookmark();
     api.compact();
     api.cut(Cut::Clean);
@@ -222,20 +224,20 @@ fn versions_that_are_gone_are_listed_anew() {
     let pair = pair(&api, &[]);
     wait_allowed(&pair, true);
     wait_watching(&api, PODS, 1);
-    // In the middle of a watch. What the watch never told is found by the list.
+    // During a watch. The list reveals the change that the watch did not report.
     api.set_silently(PODS, "one", None);
     api.cut(Cut::Gone);
     wait_allowed(&pair, false);
     wait_entries(&pair.sidecar, 2.0);
     assert_eq!(api.asked(PODS).0, 2);
-    // At the start of one.
+    // At the start of a watch.
     wait_watching(&api, PODS, 2);
     api.set_silently(PODS, "three", Some(pod("vllm", &["127.0.0.1"])));
     api.compact();
     api.cut(Cut::Abrupt);
     wait_allowed(&pair, true);
     assert_eq!(api.asked(PODS).0, 3);
-    // Neither is a failure.
+    // Neither counts as a failure.
     assert_eq!(pair.sidecar.metric(FAILURES, &[]), 0.0);
     api.expect_sound();
 }
@@ -272,7 +274,7 @@ fn selectors_change_and_pools_go() {
     api.set_pod("b", "next", &["10.0.0.1", "10.0.0.2"]);
     let pair = pair(&api, &[]);
     wait_allowed(&pair, true);
-    // Those before stay until the next ones are known.
+    // The previous pods stay allowed until the new ones are known.
     api.mood(Mood::HoldsPods);
     api.set_pool("next");
     wait_for("the list of the new pods", || {
@@ -283,11 +285,11 @@ fn selectors_change_and_pools_go() {
     api.mood(Mood::Well);
     wait_entries(&pair.sidecar, 3.0);
     wait_allowed(&pair, false);
-    // What happens to the others is nothing to the list.
+    // Changes of pods outside the pool do not affect the allowlist.
     api.set_pod("a", "vllm", &["127.0.0.1", "127.0.0.7"]);
     api.set_pod("b2", "next", &["10.0.0.3"]);
     wait_entries(&pair.sidecar, 5.0);
-    // Gone, and back.
+    // The pool is deleted and created again.
     api.set(POOLS, "pool", None);
     wait_entries(&pair.sidecar, 0.0);
     assert_eq!(pair.sidecar.admin("/readyz").unwrap().status, 200);
@@ -313,7 +315,8 @@ fn until_the_pods_are_known_it_is_not_ready() {
     assert_eq!(response.header("retry-after"), Some("1"));
     pair.sidecar
         .wait_metric(DENIED, &[("named", "prefill")], 1.0);
-    // What needs no pods is served: requests without a prefiller, and rules of the configuration.
+    // Requests that need no pods are served: those without a prefiller, and those whose target is
+    // allowed by a rule of the configuration.
     pair.sidecar.post(CHAT, BODY, &[]).expect(200);
     assert_ne!(status(&pair.sidecar, "10.255.255.255:9"), 403);
     api.mood(Mood::Well);
@@ -367,7 +370,8 @@ fn pods_change_under_streams() {
     let pair = pair_like(&api, &[], slow, false);
     wait_allowed(&pair, true);
     expect_streams_whole(&pair, |changes| {
-        // The prefiller of all of them goes and comes back, and the watch breaks in between.
+        // The prefiller of all streams is removed and added again, and the watch is interrupted in
+        // between.
         match changes % 4 {
             0 => api.remove_pod("prefill"),
             1 | 3 => api.set_pod("prefill", "vllm", &["127.0.0.1"]),

@@ -1,4 +1,5 @@
-//! Data-parallel ranks: a port each, and the older field that names one (row L1).
+//! Data-parallel ranks: one port per rank, and the older header field that selects a rank
+//! (`docs/pd-sidecar.md#data-parallel-ranks`). Row L1.
 
 use mock_engine::{Engine, EngineConfig};
 
@@ -26,7 +27,7 @@ impl Ranks {
         Self { engines, sidecar }
     }
 
-    /// How many requests each engine has had, forgotten with that.
+    /// Returns the number of requests that each engine has received, and clears the logs.
     fn take(&self) -> [usize; 2] {
         let counts = [0, 1].map(|rank: usize| self.engines[rank].requests().len());
         self.engines.iter().for_each(Engine::clear);
@@ -68,7 +69,7 @@ fn l1_the_field_moves_a_request_to_its_rank() {
             want[usize::from(rank)] = 1;
             assert_eq!(ranks.take(), want, "{pod_ip:?}");
         }
-        // A pass-through path is moved, too; a rank's own listener does not look.
+        // The field also applies to pass-through paths. The listeners of other ranks ignore it.
         let mut client = ranks.sidecar.connect_to(0);
         client
             .ask("GET", "/v1/models", &[(RANK, &key(1))], b"")
@@ -92,7 +93,7 @@ fn l1_the_field_moves_the_decode_leg() {
     assert_eq!(seen.header(RANK), None);
     assert_eq!(prefill.requests()[0].header(RANK), None);
     assert_eq!(ranks.take(), [0, 1]);
-    // And the listener's rank decides without it.
+    // Without the field, the listener determines the rank.
     ranks.post(1, &[(PREFILLER, &target)]).expect(200);
     assert_eq!(ranks.take(), [0, 1]);
 }

@@ -1,5 +1,5 @@
-//! The count of cached tokens in streams cut at awkward places: row U1. Line by line, nothing but
-//! the count may differ from what the engine sent.
+//! Row U1: the cached-token count is rewritten in streams that are split at awkward offsets.
+//! Nothing but the count may differ from the stream that the engine sent.
 
 use mock_engine::{Engine, EngineConfig};
 
@@ -10,7 +10,8 @@ const USAGE: &str = r#"data: {"id":"x", "choices":[],"usage":{"prompt_tokens":1 
 const TOKEN: &str =
     r#"data: {"id":"x","choices":[{"delta":{"content":"a < b \u003c \"usage\":"}}]}"#;
 
-/// What the client gets of a stream that comes in these chunks.
+/// Returns the body that the client receives when the decode engine sends its stream in these
+/// chunks.
 #[track_caller]
 fn relayed(pieces: &[String]) -> String {
     let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
@@ -35,7 +36,7 @@ fn relayed(pieces: &[String]) -> String {
     response.expect(200).text()
 }
 
-/// Cuts a stream at each of these places, and checks that only the count has changed.
+/// Splits a stream at each of these offsets and checks that only the count has changed.
 #[track_caller]
 fn check(stream: &str, cuts: &[usize]) {
     let want = stream.replace("\"cached_tokens\":49", "\"cached_tokens\":7");
@@ -59,7 +60,7 @@ fn u1_cut_before_data() {
     let stream = usual();
     let at = stream.find(USAGE).unwrap();
     check(&stream, &[at]);
-    // Within the name, too.
+    // Inside the field name `data:`.
     check(&stream, &[at + 1, at + 4, at + 5, at + 6]);
 }
 
