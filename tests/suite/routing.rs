@@ -1,4 +1,4 @@
-//! Which requests go where: rows R1, H1 to H6, L1 and the targets a routing header may name.
+//! Routing of requests: rows R1 and H1 to H6, and the targets that a routing header may name.
 
 use mock_engine::{Engine, EngineConfig};
 
@@ -73,7 +73,7 @@ fn health_is_ours() {
     assert!(pair.decode.requests().is_empty());
 }
 
-/// The shapes of the header rows: what an intercepted request of each kind is, by kind.
+/// Path and body of the intercepted requests with which the header rows are tested.
 const KINDS: [(&str, &str); 2] = [(CHAT, CHAT_BODY), (RESPONSES, RESPONSES_BODY)];
 
 #[test]
@@ -103,7 +103,8 @@ fn h1_h6_no_target_is_decode_only() {
         .wait_metric("ringside_pd_requests_total", &labels, want);
 }
 
-/// Sends one request with these header lines and says which of the engines prefilled it.
+/// Sends one request with these routing header lines. Returns the index of the engine that
+/// prefilled it.
 fn prefilled_by(sidecar: &Sidecar, engines: &[&Engine], lines: &[&str], kind: usize) -> usize {
     let (path, body) = KINDS[kind];
     let headers: Vec<_> = lines.iter().map(|line| (PREFILLER, *line)).collect();
@@ -113,7 +114,7 @@ fn prefilled_by(sidecar: &Sidecar, engines: &[&Engine], lines: &[&str], kind: us
         .collect();
     assert_eq!(had.len(), 1, "{lines:?}");
     let seen = only(engines[had[0]]);
-    // H5: no engine sees where the request was sent.
+    // H5: engines do not receive the routing header.
     assert_eq!(seen.header(PREFILLER), None);
     engines[had[0]].clear();
     had[0]
@@ -149,7 +150,7 @@ fn h2_h3_h5_h6_the_first_target_is_used() {
 
 #[test]
 fn h4_h6_sampling_picks_every_target() {
-    // Twenty draws miss one of two targets once in half a million runs.
+    // 20 draws miss one of two targets once in about 500,000 runs.
     const DRAWS: usize = 20;
     let decode = Engine::start(EngineConfig::decode(), 0).unwrap();
     let first = Engine::start(EngineConfig::prefill(), 0).unwrap();
@@ -207,7 +208,7 @@ fn targets_that_are_none_are_502_and_nobody_is_asked() {
         format!("127.0.0.1\\:{port}"),
         format!("127.0.0%2e1:{port}"),
         format!("{}:{port}", "a".repeat(254)),
-        // A list with a mistake in it is not dialled at all.
+        // A list with an invalid target causes no connection attempt.
         format!("{good},user@{good}"),
     ] {
         let routing = [(PREFILLER, target.as_str())];
@@ -216,7 +217,7 @@ fn targets_that_are_none_are_502_and_nobody_is_asked() {
         let response = response.expect_error(502, "bad_target");
         assert!(!response.text().contains(&good), "{}", response.text());
     }
-    // With two lines, a comma does not split.
+    // If the header occurs twice, commas do not separate targets.
     let both = format!("{good},{good}");
     let routing = [(PREFILLER, both.as_str()), (PREFILLER, good.as_str())];
     pair.sidecar
@@ -234,7 +235,7 @@ fn the_older_name_of_the_routing_header() {
     let older = [("x-prefiller-url", url.as_str())];
     pair.sidecar.post(CHAT, CHAT_BODY, &older).expect(200);
     assert_eq!(pair.prefill.requests().len(), 1);
-    // Next to the newer name it does not count, not even when that one is empty.
+    // The older header is ignored if the newer one is present, even if that one is empty.
     for newer in [target.as_str(), ""] {
         let both = [
             ("x-prefiller-url", "http://127.0.0.1:1"),

@@ -1,23 +1,23 @@
-//! A kernel that refuses io_uring, as containers' seccomp profiles do.
+//! A seccomp filter that refuses io_uring, as the profiles of container runtimes do.
 
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Makes `io_uring_setup` fail with `errno` in the program that is about to be started.
+/// Makes `io_uring_setup` fail with `errno` in the program that `command` starts.
 #[expect(
     unsafe_code,
     reason = "the filter belongs to the child, so it is installed between fork and exec"
 )]
 pub(crate) fn refuse_ring(command: &mut Command, errno: i32) {
     let filter = filter(u32::try_from(errno).unwrap());
-    // SAFETY: the closure makes two system calls and touches nothing but memory made before the
-    // fork; it takes no lock and allocates nothing.
+    // SAFETY: the closure makes two system calls and accesses only memory that was allocated before
+    // the fork; it takes no lock and allocates nothing.
     unsafe { command.pre_exec(move || install(&filter)) };
 }
 
-/// "If the call is `io_uring_setup`, fail with `errno`; else go on." A process of another
-/// architecture's calls is not expected here, so the architecture is not looked at.
+/// Returns a filter that fails `io_uring_setup` with `errno` and allows every other call. It does
+/// not check the architecture, because the tested binary makes only native system calls.
 fn filter(errno: u32) -> [libc::sock_filter; 4] {
     let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
         code: u16::try_from(code).unwrap(),
@@ -45,14 +45,15 @@ fn install(filter: &[libc::sock_filter; 4]) -> io::Result<()> {
         len: 4,
         filter: filter.as_ptr().cast_mut(),
     };
-    // SAFETY: plain numbers; without this an unprivileged process may not install a filter.
+    // SAFETY: all arguments are integers. An unprivileged process may install a filter only after
+    // this call.
     let allowed = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     if allowed != 0 {
         return Err(io::Error::last_os_error());
     }
     let program: *const libc::sock_fprog = &raw const program;
-    // SAFETY: `program` and the filter it points to live until the call has returned; the kernel
-    // copies them and does not write.
+    // SAFETY: `program` and the filter it points to are valid until the call returns; the kernel
+    // copies them and does not write to them.
     let installed =
         unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, program) };
     if installed == 0 {

@@ -1,5 +1,5 @@
-//! `SGLang` (reference 6.3): both legs at once with the same body, which names the room where the
-//! engines meet. Row S1.
+//! The `SGLang` connector (`docs/pd-sidecar.md#sglang`): both legs are sent concurrently with the
+//! same body, which contains the bootstrap room of the transfer. Row S1.
 
 use std::collections::HashSet;
 
@@ -105,7 +105,7 @@ fn rooms_are_unique() {
     });
     let rooms: HashSet<String> = meetings.keys().into_iter().collect();
     assert_eq!((rooms.len(), meetings.complete()), (200, 200));
-    // Not a clock: rooms of neighbouring requests are far apart.
+    // Rooms are not derived from a clock, so those of consecutive requests are far apart.
     let mut numbers: Vec<u64> = rooms.iter().map(|room| room.parse().unwrap()).collect();
     numbers.sort_unstable();
     let spread = numbers.last().unwrap() - numbers.first().unwrap();
