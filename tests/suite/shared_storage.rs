@@ -1,5 +1,5 @@
-//! Shared storage (reference 6.2): prefill then decode, or decode first where the client names a
-//! least hit rate. Row N8 in part.
+//! The shared-storage connector (`docs/pd-sidecar.md#shared-storage`): prefill then decode, or
+//! decode-first if the client specifies a minimum cache hit rate. Row N8 in part.
 
 use mock_engine::{Fault, KvContract, Seen, State, Store};
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ fn without_threshold(client: &Value) -> Value {
     want
 }
 
-/// Which engine got which request, in order of arrival.
+/// Returns the requests of both engines in order of arrival: `p` for prefill, `d` for decode.
 fn order(pair: &Pair) -> Vec<(char, Seen)> {
     let mut all: Vec<(char, Seen)> = Vec::new();
     all.extend(pair.prefill.requests().into_iter().map(|seen| ('p', seen)));
@@ -102,7 +102,7 @@ fn neither_a_request_id_nor_a_count_is_invented_for_the_client() {
     let (pair, _) = start();
     let chat = Api::Chat.ask(4, false);
     let response = pair.post(CHAT, &chat.body).expect(200).json();
-    // The decoder's own number: nothing is rewritten here.
+    // The decoder's count: this connector does not rewrite it.
     assert_eq!(
         response["usage"]["prompt_tokens_details"]["cached_tokens"],
         49
@@ -117,7 +117,7 @@ fn neither_a_request_id_nor_a_count_is_invented_for_the_client() {
     );
 }
 
-/// Asks with a threshold; the engines' requests in order.
+/// Sends a question, checks its response, and returns the engines' requests in order of arrival.
 #[track_caller]
 fn ask_first(pair: &Pair, question: &Question) -> Vec<(char, Seen)> {
     forget(pair);
@@ -157,7 +157,7 @@ fn decode_first_and_the_store_has_it_not() {
             assert_eq!(json_of(&order[2].1), without_threshold(&client));
         }
     }
-    // The store has it the next time.
+    // The next time, the store contains the prompt.
     let question = Api::Chat.ask_about("again", 6, true, THRESHOLD);
     assert_eq!(names(&ask_first(&pair, &question)), "dpd");
     assert_eq!(names(&ask_first(&pair, &question)), "d");
@@ -176,7 +176,7 @@ fn decode_first_in_pieces() {
     }
 }
 
-/// Reads chunks until so many events have come.
+/// Reads chunks until `count` events have been received.
 fn read_events(client: &mut crate::client::Client, count: usize) -> String {
     let mut text = String::new();
     while text.matches("\n\n").count() < count {
@@ -189,7 +189,7 @@ fn read_events(client: &mut crate::client::Client, count: usize) -> String {
 fn decode_first_does_not_hold_back_a_token_that_decides() {
     let (pair, store) = start();
     store.set_warm(true);
-    // The event after which nothing follows: the first token, with no finish reason.
+    // The stream stalls after its first token, which has no finish reason.
     for (api, events) in [(Api::Completions, 1), (Api::Chat, 2), (Api::Generate, 1)] {
         forget(&pair);
         let fault = Fault::StallMidStream {
@@ -252,7 +252,7 @@ fn a_failed_prefill_is_the_response() {
             assert_eq!(pair.decode.requests().len(), decodes);
         }
     }
-    // Once more than a connection that was kept is given.
+    // The fault applies twice: to the pooled connection and to the new connection of the retry.
     pair.prefill.fault(Fault::ResetBeforeHead, 2);
     let question = Api::Chat.ask(6, true);
     pair.post(CHAT, &question.body)
@@ -276,7 +276,8 @@ fn a_first_decode_that_breaks_off_harms_nobody() {
             pair.decode.fault(fault.clone(), 1);
             let question = Api::Chat.ask_with(6, stream, THRESHOLD);
             let mut client = begin(&pair, &question);
-            // An answer, an error or a broken connection, and soon: the next ones are served.
+            // A response, an error or a closed connection is acceptable, but the next requests must
+            // be served.
             let _ = client.try_head();
             drop(client);
             pair.decode.clear_faults();
@@ -286,7 +287,7 @@ fn a_first_decode_that_breaks_off_harms_nobody() {
     expect_recovered(&pair);
 }
 
-/// The proxy only looks for one finish reason in it; what else it is, is the client's to judge.
+/// The proxy only searches the response for one finish reason. It does not validate the rest.
 #[test]
 fn a_first_decode_that_is_no_json_passes_as_it_is() {
     let (pair, _) = start();
@@ -333,7 +334,7 @@ fn the_client_leaves_the_first_decode() {
     wait_state(&pair.decode, State::Responding);
     drop(client);
     wait_aborted(&pair.decode);
-    // In the prefill after it.
+    // During the prefill leg that follows.
     forget(&pair);
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     let client = begin(&pair, &Api::Chat.ask_with(4, true, THRESHOLD));
