@@ -1,10 +1,10 @@
-//! Thousands of requests, half of them in trouble: faults on every leg and clients that leave,
-//! sixty-four at a time; ten thousand of the usual connector, fewer of each other. Each answer is
-//! looked through for another request's bytes, and in the end everything serves and nothing is left
-//! open.
+//! Soak tests: thousands of requests from 64 concurrent clients, half of them with a fault on a leg
+//! or a client disconnect. There are 10,000 requests for the default connector and 2,000 for each
+//! other one. Every response is checked for bytes that were generated for another request. At the
+//! end, all engines must serve and no connection may be left open.
 //!
-//! Which trouble a request is in stands in its body, where the engines look for it: so each answer
-//! is judged by what its own request asked for.
+//! A marker in the body of a request selects its fault in the engines. Each response is therefore
+//! judged by the fault of its request.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,19 +18,21 @@ use crate::harness_more::{descriptors, expect_drained, nonzero_metrics, wait_des
 use crate::kv::{Setup, each_connector, responded};
 
 const REQUESTS: u64 = 10_000;
-/// Of each connector but the usual one.
+/// Requests for each connector other than the default one.
 const REQUESTS_EACH: u64 = 2_000;
 const CLIENTS: u64 = 64;
-/// Descriptors that may be open beyond those at the start: the pools' and the listeners' own.
+/// Descriptors that may be open at the end in addition to those at the start: those of the pools
+/// and the listeners.
 const DESCRIPTORS_MORE: usize = 8;
 
-/// Prefill legs outlive their clients with these connectors, and some engines here never answer.
+/// With concurrent legs, a prefill leg continues after its client has disconnected, and some
+/// engines here never respond.
 const LATEST: &str = "--prefill-timeout=5s";
-/// What idles is closed soon, so that what is left open in the end is a leak.
+/// Idle upstream connections are closed soon, so that a connection left open at the end is a leak.
 const IDLE: &str = "--upstream-idle-timeout=1s";
 const ENCODERS: &str = "x-encoder-hosts-ports";
 
-/// xorshift64*: each client has its own.
+/// An xorshift64* random number generator, one per client.
 struct Chance(u64);
 
 impl Chance {
@@ -50,18 +52,18 @@ impl Chance {
     }
 }
 
-/// What an engine does to a request that asks for it.
+/// Class of a fault that a request selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
-    /// No answer, no content of an engine's: an error for the client.
+    /// No generated content: the client receives an error.
     Fails,
-    /// Somebody else's 200 in place of the answer.
+    /// A 200 response with unrelated content.
     Nonsense,
-    /// Part of the answer.
+    /// A truncated response.
     Cut,
-    /// Nothing, for ever: the client has to leave.
+    /// The engine stalls forever: the client must disconnect.
     Silent,
-    /// The answer, in an unusual way.
+    /// A complete response in an unusual form.
     Odd,
 }
 
@@ -102,18 +104,19 @@ fn troubles() -> Vec<(Trouble, Fault)> {
     ]
 }
 
-/// What one request is to meet.
+/// The faults and the disconnect of one request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fate {
     prefill: Option<(usize, Trouble)>,
     decode: Option<(usize, Trouble)>,
     encode: Option<(usize, Trouble)>,
-    /// The decoder is tried first.
+    /// The request is decode-first.
     decodes_first: bool,
     /// The prefill engine refuses connections.
     refused: bool,
     split: bool,
-    /// The client leaves: at once, after the head, in the body.
+    /// Phase in which the client disconnects: 0 is immediately, 1 after the head, 2 during the
+    /// body.
     leaves: Option<u64>,
 }
 
@@ -123,7 +126,8 @@ impl Fate {
             split: !chance.one_in(8),
             ..Self::default()
         };
-        // Without a prefiller a store that has too little is the client's answer.
+        // Only split requests are decode-first: without a prefiller, the client would receive the
+        // decoder's response to a cache miss.
         fate.decodes_first = kind == Kind::DecodeFirst && fate.split && chance.one_in(2);
         if chance.one_in(2) {
             return fate;
@@ -162,7 +166,8 @@ impl Fate {
         format!(r#","user":"fate:{prefill}{decode}{encode}"{first}"#)
     }
 
-    /// Whether only the client can end it: an engine is silent, or did not come to the meeting.
+    /// Returns whether only a client disconnect ends the request: an engine is silent, or the
+    /// prefill engine does not take part in a concurrent transfer.
     fn hangs(self, concurrent: bool) -> bool {
         let is = |leg: Option<(usize, Trouble)>, what| leg.is_some_and(|(_, own)| own == what);
         is(self.prefill, Trouble::Silent)
@@ -172,22 +177,23 @@ impl Fate {
     }
 }
 
-/// What is special about the requests of a run.
+/// Kind of the requests of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// One leg after the other.
+    /// The legs run one after the other.
     Serial,
-    /// As `Serial`, and the decoder first every other time.
+    /// As `Serial`, with about half of the split requests decode-first.
     DecodeFirst,
-    /// As `Serial`, with a picture each.
+    /// As `Serial`, with one image per request.
     Encoded,
-    /// Both legs at once.
+    /// The legs are concurrent.
     AtOnce,
-    /// Both legs at once, and a decode leg goes on until its first byte.
+    /// The legs are concurrent, and after a disconnect a decode leg continues until its first byte.
     Kept,
 }
 
-/// A run: a pair, a prefill engine that refuses, an encoder, and the counts.
+/// A run: a pair, a prefill engine that refuses connections, an encoder, and the counts of
+/// outcomes.
 struct Run {
     pair: Pair,
     down: Engine,
@@ -210,8 +216,8 @@ impl Run {
         let troubles = troubles();
         for (nth, (_, fault)) in troubles.iter().enumerate() {
             let at_decode = match fault {
-                // A decoder without a first byte is kept for half a minute; this one says
-                // something in the end.
+                // A decode leg without a first byte is kept for 30 seconds after a disconnect. With
+                // `Hold`, the engine responds once the run releases it.
                 Fault::StallBeforeHead | Fault::StallAfterHead if kind == Kind::Kept => Fault::Hold,
                 other => other.clone(),
             };
@@ -237,7 +243,7 @@ impl Run {
         }
     }
 
-    /// A question of one of the kinds this run has.
+    /// Returns a question for an API that this run uses, with the marker of its faults.
     fn question(&self, chance: &mut Chance, fate: Fate) -> Question {
         let api = [Api::Chat, Api::Completions, Api::Generate][chance.below(3)];
         let stream = chance.one_in(2);
@@ -261,7 +267,7 @@ impl Run {
         }
     }
 
-    /// One client's share of the requests.
+    /// Sends one client's share of the requests.
     fn be_a_client(&self, seed: u64) {
         let mut chance = Chance(seed);
         let mut kept: Option<Client> = None;
@@ -308,7 +314,7 @@ impl Run {
         None
     }
 
-    /// Leaves an engine that says nothing, after a while.
+    /// Disconnects after a short random time, because an engine is silent.
     fn give_up(&self, client: Client, chance: &mut Chance) -> Option<Client> {
         self.left.fetch_add(1, Ordering::Relaxed);
         std::thread::park_timeout(Duration::from_micros(chance.next() % 8_000));
@@ -319,7 +325,8 @@ impl Run {
         None
     }
 
-    /// Reads the answer and holds it against the question. The connection, if it can be used again.
+    /// Reads the response and checks it against the question. Returns the connection if it can be
+    /// reused.
     fn judge(
         &self,
         mut client: Client,
@@ -364,13 +371,14 @@ impl Run {
     }
 }
 
-/// Fails if any of the bytes, whole or cut, are of another question's answer.
+/// Fails if the response, complete or truncated, contains tokens that were generated for another
+/// question.
 #[track_caller]
 fn expect_own(response: &Response, question: &Question, fate: Fate) {
     let text = response.text();
     let own = &sha256(question.prompt.as_bytes())[..8];
     for (at, _) in text.match_indices('-') {
-        // A token: t, digits, a dash, eight digits of a hash, a blank.
+        // A token consists of `t`, digits, a hyphen, eight hash digits, and a space.
         let before = text[..at].trim_end_matches(|c: char| c.is_ascii_digit());
         let tag = text
             .get(at + 1..at + 10)
@@ -448,8 +456,8 @@ fn serial_connectors() {
     });
 }
 
-/// At the same time: a decode leg that waits for a transfer that never comes is kept for half a
-/// minute, and most of the time is spent waiting for that.
+/// The connectors run concurrently: a decode leg whose transfer never arrives is kept for 30
+/// seconds, and most of the time is spent waiting for that.
 #[test]
 fn connectors_with_both_legs_at_once() {
     let names = ["sglang", "mooncake", "offloading", "mori-parallel"];
@@ -466,7 +474,7 @@ fn connectors_with_both_legs_at_once() {
     });
 }
 
-/// The encoder stage, and answers in chunks behind it.
+/// The encoder stage, followed by plain or chunked decode, and chunked decode without encoders.
 #[test]
 fn encoders_and_chunks() {
     let encoder = "--ec-connector=ec-nixl";
