@@ -1,5 +1,5 @@
-//! Large bodies that nobody looks at pass within the kernel: whole, bounded, and without leaving
-//! anything of one connection for the next.
+//! Large bodies that ringside does not parse are spliced in the kernel: complete, with bounded
+//! buffering, and without leaking bytes from one connection to the next.
 
 use std::io::{Read, Write};
 use std::sync::mpsc;
@@ -8,7 +8,7 @@ use crate::client::{DEADLINE, End, head, request};
 use crate::harness::{Launch, Sidecar, is_suite_tls};
 use crate::harness_more::{Driver, RawConn, RawEngine, expect_drained, wait_descriptors};
 
-/// Several pipes full, and not a multiple of anything.
+/// Several times the capacity of a pipe, and not a multiple of any buffer size.
 const LARGE: usize = (5 << 20) + 12_345;
 
 fn start(driver: Driver, port: u16) -> Sidecar {
@@ -24,14 +24,14 @@ fn bytes(seed: usize, count: usize) -> Vec<u8> {
     (0..count).map(byte).collect()
 }
 
-/// The head of an upload of that many bytes.
+/// Returns the head of an upload of that many bytes.
 fn upload_head(count: usize) -> Vec<u8> {
     let mut bytes = head("POST", "/x", &[("content-length", &count.to_string())]);
     bytes.extend_from_slice(b"\r\n");
     bytes
 }
 
-/// Answers every request with its own body.
+/// Responds to every request with the request's body.
 fn echo(mut conn: RawConn) {
     while let Some((_, body)) = conn.request() {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -63,7 +63,7 @@ fn large_bodies_pass_whole_both_ways_and_the_connections_are_kept() {
         drop(client);
         expect_drained(&sidecar);
         let spliced = sidecar.metric("ringside_spliced_bytes_total", &[]);
-        // Encrypted bytes do not pass within the kernel.
+        // Encrypted bodies cannot be spliced.
         let want = if is_suite_tls() {
             0.0
         } else {
@@ -77,7 +77,7 @@ fn large_bodies_pass_whole_both_ways_and_the_connections_are_kept() {
     }
 }
 
-/// The rest of the upload that the engine did not want is not sent to anybody.
+/// The rest of the upload, which the engine does not read, must not reach another connection.
 #[test]
 fn a_response_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
     for driver in [Driver::Ring, Driver::Epoll] {
@@ -88,7 +88,7 @@ fn a_response_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
             let _ = conn.head();
             let _ = conn.bytes(3 << 20);
             conn.say("HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno");
-            // Closed with the rest unread.
+            // The connection is closed with the rest of the upload unread.
         });
         let sidecar = start(driver, engine.port());
         let mut client = sidecar.connect();
@@ -133,7 +133,7 @@ fn a_client_that_leaves_in_the_middle_ends_the_engines_connection() {
     }
 }
 
-/// A slow reader holds one pipe and no more, and gets every byte.
+/// A slow reader occupies one pipe and no more, and receives every byte.
 #[test]
 fn a_slow_client_gets_a_large_response_whole() {
     for driver in [Driver::Ring, Driver::Epoll] {
@@ -182,7 +182,7 @@ fn a_cut_response_stays_cut() {
     }
 }
 
-/// More uploads at once than there are pipes: the others are copied.
+/// With more concurrent uploads than pipes, the remaining uploads are copied.
 #[test]
 fn more_uploads_than_pipes_are_all_served() {
     const CLIENTS: usize = 48;
@@ -204,12 +204,13 @@ fn more_uploads_than_pipes_are_all_served() {
         assert!(response.body == body, "the body was changed");
     }
     expect_drained(&sidecar);
-    // Four idle pipes at most, and the shard's own.
+    // The process's descriptors, those of at most four idle pipes, and the pooled engine
+    // connections.
     wait_descriptors(&sidecar, 40 + 8 + CLIENTS);
 }
 
-/// Clients that close their side and read no more, in the middle of answers that fill every
-/// buffer: none of them may keep the shard from anybody else.
+/// Clients that half-close the connection and stop reading while a response fills every buffer must
+/// not block other connections of the shard.
 #[test]
 fn half_closed_clients_that_do_not_read_stop_nobody() {
     for driver in [Driver::Ring, Driver::Epoll] {
@@ -243,7 +244,7 @@ fn half_closed_clients_that_do_not_read_stop_nobody() {
                     client.socket().read_exact(&mut sink).unwrap();
                 }
                 client.finish();
-                // Still open, and full.
+                // The client is still connected, with its buffers full.
                 sidecar.get("/health", &[]).expect(200);
             }
         }

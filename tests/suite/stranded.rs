@@ -1,5 +1,6 @@
-//! KV cache that nobody will fetch (docs/stranded-kv.md): counted, and given up where that is
-//! wanted. A handoff that an engine may have seen in a whole request is never sent again.
+//! Stranded KV cache, which no decode leg will fetch (`docs/stranded-kv.md`), is counted, and
+//! released with `--release-stranded-kv`. A handoff that an engine may have received in a complete
+//! request is never sent again.
 
 use mock_engine::{Engine, Fault, Seen, State};
 use serde_json::Value;
@@ -9,18 +10,19 @@ use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::harness_more::{Leave, ask_for, expect_drained, expect_handoffs_sound};
 
 const RELEASE: &str = "--release-stranded-kv";
-/// What no server is called.
+/// A model name that no server uses.
 const MODEL: &str = "ringside-releases-kv-cache";
-/// More than the buffers of a connection hold: the handoff, at its end, cannot have left.
+/// More than the buffers of a connection hold, so that the handoff at the end of the body cannot
+/// have been sent.
 const LONG_BYTES: usize = 12 << 20;
 
-/// A pair whose decoder knows its model's name.
+/// Starts a pair whose decoder checks the model name.
 #[track_caller]
 fn start(args: &[&str]) -> Pair {
     Pair::with(args, |_| {}, |config| config.check_model = true)
 }
 
-/// A chat that is longer than what a connection holds.
+/// Returns the body of a chat completion request that is longer than the buffers of a connection.
 fn long_chat() -> String {
     let (_, body) = ask_for(4, false);
     let padding = "x".repeat(LONG_BYTES);
@@ -40,7 +42,7 @@ fn expect_counts(pair: &Pair, released: f64, failed: f64, left: f64) {
     }
 }
 
-/// Sends a chat whose decode leg the decoder begins to read and no more.
+/// Sends a chat completion request whose decode leg the decoder starts to read and then stalls.
 #[track_caller]
 fn begin_unread(pair: &Pair) -> Client {
     pair.decode.fault(Fault::StallRead { after_bytes: 1 }, 1);
@@ -57,7 +59,7 @@ fn begin_unread(pair: &Pair) -> Client {
     client
 }
 
-/// The one request that is not the client's, and the handoff in it.
+/// Checks the only release request and the handoff in it.
 #[track_caller]
 fn expect_refused(pair: &Pair, handoff: &str) {
     let ours = |log: &[Seen]| {
@@ -199,7 +201,7 @@ fn what_was_sent_in_a_whole_request_is_never_sent_again() {
     pair.sidecar.expect_sound();
 }
 
-/// The request itself goes on without the handoff, whose blocks are given up.
+/// The request itself continues without the handoff, whose blocks are released.
 #[test]
 fn released_when_it_goes_stale_on_its_way() {
     let pair = start(&[RELEASE, "--handoff-max-age=300ms"]);
@@ -215,11 +217,11 @@ fn released_when_it_goes_stale_on_its_way() {
     expect_drained(&pair.sidecar);
 }
 
-/// An engine that has given the blocks away by then is not asked about them.
+/// The engine may have freed the blocks by then, so no release is requested.
 #[test]
 fn left_to_the_lease_when_it_is_stale_before_it_is_sent() {
     let pair = start(&[RELEASE, "--handoff-max-age=1ms"]);
-    // The age counts from the head of the answer, and the body takes longer than that.
+    // The age is measured from the response head, and the body takes longer than the maximum age.
     let fault = Fault::Slow {
         chunk_bytes: 500,
         delay: std::time::Duration::from_millis(4),
@@ -231,7 +233,6 @@ fn left_to_the_lease_when_it_is_stale_before_it_is_sent() {
     assert_eq!(only(&pair.decode).target, CHAT);
 }
 
-/// A drain waits until the decoder has been told.
 #[test]
 fn a_drain_waits_for_the_release() {
     let mut pair = start(&[RELEASE]);
@@ -256,7 +257,7 @@ fn expect_refused_late(decode: &Engine) {
     assert!(decode.wait_for(DEADLINE, responded).is_some());
 }
 
-/// Without a handoff there is nothing to give up.
+/// Without a handoff there is nothing to release.
 #[test]
 fn nothing_is_stranded_where_nothing_is_handed_on() {
     let pair = start(&[RELEASE]);
