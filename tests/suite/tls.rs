@@ -1,6 +1,7 @@
-//! TLS towards clients and engines: handshakes, certificates, what ends and what must not.
+//! TLS towards clients and engines: handshakes, certificates and their replacement, and connections
+//! that must or must not be closed.
 //!
-//! `RINGSIDE_SUITE_TLS` runs all other tests over TLS too.
+//! With `RINGSIDE_SUITE_TLS`, all other tests also run over TLS.
 
 use std::os::unix::fs::symlink;
 use std::time::Duration;
@@ -18,7 +19,7 @@ const HANDSHAKES: &str = "ringside_tls_handshakes_total";
 const RELOADS: &str = "ringside_tls_certificate_reloads_total";
 const STREAMS: u32 = 20;
 
-/// A sidecar that speaks TLS to clients, in front of a plain decoder.
+/// Starts a sidecar that uses TLS towards clients, in front of a decoder with plain HTTP.
 fn listener(args: &[&str]) -> (Engine, Sidecar) {
     let decode = Engine::start(EngineConfig::decode(), 0).unwrap();
     let sidecar = Sidecar::launch(&Launch {
@@ -30,7 +31,8 @@ fn listener(args: &[&str]) -> (Engine, Sidecar) {
     (decode, sidecar)
 }
 
-/// A pair with TLS of these kinds on the engines, none towards clients.
+/// Starts a pair whose engines have these TLS configurations, if any. `tls` enables TLS towards
+/// clients.
 fn engines(prefill: Option<Tls>, decode: Option<Tls>, args: &[&str], tls: bool) -> Pair {
     let handoffs = HandoffRegistry::new();
     let checked = |config, tls| EngineConfig {
@@ -58,7 +60,7 @@ fn tls_of(identity: &Identity) -> Tls {
     Tls::new(identity.chain.as_bytes(), identity.key.as_bytes()).unwrap()
 }
 
-/// The flags for engines that the tests' own authority has signed.
+/// Returns the flags with which the sidecar trusts engines that the test authority has certified.
 fn trusting(folder: &Folder) -> Vec<String> {
     let file = folder.write("ca.crt", &Authority::of_engines().pem());
     vec![
@@ -148,7 +150,7 @@ fn n1_prefill_and_decode_with_tls_on_both_hops() {
         expect_text(&response, &prompt, 40);
         assert_eq!(pair.decode.requests().len(), nth);
     }
-    // What engines say for the session's sake does not end an idle connection.
+    // TLS messages that concern only the session do not close an idle connection.
     assert_eq!(pair.prefill.counters().connections_accepted, 1);
     assert_eq!(pair.decode.counters().connections_accepted, 1);
     wait_for("a look at the decoder", || {
@@ -170,7 +172,7 @@ fn sessions_with_engines_are_resumed() {
         let (prompt, body) = ask_for(4, false);
         let response = pair.post(CHAT, &body).expect(200);
         expect_text(&response, &prompt, 4);
-        // The next one needs a connection of its own.
+        // The next request needs a new connection.
         pair.decode.fault(Fault::CloseIdle, 1);
     }
     pair.sidecar.expect_sound();
@@ -185,7 +187,7 @@ fn plain_http_on_the_tls_port_is_responded_in_plain_text() {
     assert!(response.text().contains("use https"), "{}", response.text());
     assert_eq!(response.header("connection"), Some("close"));
     client.expect_closed();
-    // Also of a large request, of which nobody reads the rest.
+    // This also applies to a large request, the rest of which is not read.
     let mut client = Client::connect(sidecar.port);
     let body = vec![b'x'; 300_000];
     client.try_send(request("POST", CHAT, &[], &body));
@@ -222,7 +224,7 @@ fn tls_1_1_is_refused_by_alert() {
     let (_decode, sidecar) = listener(&[]);
     let mut hello = vec![3, 2];
     hello.extend([7; 32]);
-    // No session; two suites of that time; no compression; no extension.
+    // No session ID, two cipher suites of TLS 1.1, no compression, no extensions.
     hello.extend([0, 0, 4, 0xc0, 0x14, 0x00, 0x2f, 1, 0]);
     let mut record = vec![22, 3, 1, 0, u8::try_from(hello.len() + 4).unwrap()];
     record.extend([1, 0, 0, u8::try_from(hello.len()).unwrap()]);
@@ -245,7 +247,7 @@ fn a_handshake_has_as_long_as_a_head_and_holds_up_nobody() {
     let (_decode, sidecar) = listener(&["--head-timeout=1s"]);
     let mut silent: Vec<_> = (0..20).map(|_| Client::connect(sidecar.port)).collect();
     for (nth, client) in silent.iter_mut().enumerate() {
-        // Some begin a record and stop there.
+        // Most clients send only the start of a record.
         client.send(&[22, 3, 1, 2, 0][..nth % 6]);
     }
     sidecar.get("/health", &[]).expect(200);
@@ -298,7 +300,7 @@ fn an_engine_is_believed_only_with_the_right_certificate() {
         let response = pair.sidecar.post(CHAT, ask_for(4, true).1, &[]);
         response.expect_error(503, "decode_refused");
         pair.sidecar.expect_sound();
-        // Whoever asks for it believes anybody, and is told so.
+        // Without verification, every certificate is accepted, and a warning is logged.
         let args = [
             "--enable-tls=prefiller,decoder",
             "--tls-insecure-skip-verify=prefiller,decoder",
@@ -415,7 +417,7 @@ fn only_the_peers_word_ends_a_body_that_ends_with_the_connection() {
     }
 }
 
-/// A directory as Kubernetes has it: files that are links through `..data`.
+/// Writes a certificate as Kubernetes mounts a secret: the files are symlinks through `..data`.
 fn write_as_a_secret(folder: &Folder, nth: u32, identity: &Identity) {
     let name = format!("..{nth}");
     let path = folder.path();
@@ -431,7 +433,7 @@ fn write_as_a_secret(folder: &Folder, nth: u32, identity: &Identity) {
     }
 }
 
-/// Connects until the certificate is of that authority.
+/// Connects until the sidecar presents a certificate of that authority.
 #[track_caller]
 fn wait_shown(sidecar: &Sidecar, authority: &Authority) {
     wait_for("the new certificate", || {
@@ -489,7 +491,7 @@ fn streams_survive_a_new_certificate() {
     for (mut client, prompt) in streams {
         let response = client.response().expect(200);
         expect_text(&response, &prompt, tokens);
-        // The connection is as good as before.
+        // The connection is still usable.
         client.ask("GET", "/health", &[], b"").expect(200);
     }
     assert!((sidecar.metric(RELOADS, &[("result", "ok")]) - 2.0).abs() < 1e-9);
@@ -505,7 +507,7 @@ fn a_pair_that_cannot_be_used_changes_nothing() {
     let (_decode, sidecar) = listener(&[&path]);
     let failed = [("result", "failed")];
     let new = second.sign(&["localhost"]);
-    // The certificate of another key, no certificate, no file.
+    // A certificate for another key, no certificate, and no file.
     folder.write("tls.crt", &new.chain);
     sidecar.wait_metric(RELOADS, &failed, 1.0);
     wait_shown(&sidecar, &first);
