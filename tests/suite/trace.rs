@@ -1,4 +1,4 @@
-//! Spans: what engines are told, what is exported, and what tracing must never cost.
+//! Tracing: the trace context that engines receive, the exported spans, and the request counters.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,7 @@ const ALL: &[(&str, &str)] = &[("OTEL_TRACES_SAMPLER", "parentbased_always_on")]
 pub(crate) const BODY: &str =
     r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":4,"stream":false}"#;
 
-/// An answer that serves as any engine's to any leg.
+/// Returns a response that is valid for every leg of every connector.
 fn response_of(finish_reason: &str) -> String {
     let body = json!({
         "id": "x", "object": "chat.completion", "created": 1, "model": "m",
@@ -43,10 +43,11 @@ pub(crate) fn with_length(status: &str, body: &str) -> String {
     )
 }
 
-/// The heads of the requests an engine has had.
+/// Heads of the requests that an engine has received.
 type Heads = Arc<Mutex<Vec<String>>>;
 
-/// An engine that answers by the head and the body of a request.
+/// Starts an engine whose response depends on the head and the body of the request. An empty
+/// response closes the connection.
 fn engine(response: impl Fn(&str, &str) -> String + Send + Sync + 'static) -> (RawEngine, Heads) {
     let heads = Heads::default();
     let log = Arc::clone(&heads);
@@ -71,7 +72,7 @@ fn plain_engine() -> (RawEngine, Heads) {
     })
 }
 
-/// The values of a field.
+/// Returns the values of a header field.
 fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
     let fields = head
         .lines()
@@ -83,7 +84,7 @@ fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// Trace, span and flags an engine was told.
+/// Returns the trace ID, the parent span ID and the flags of the `traceparent` in a request head.
 fn trace_context(head: &str) -> (String, String, String) {
     let values = values(head, "traceparent");
     let [value] = values[..] else {
@@ -95,7 +96,7 @@ fn trace_context(head: &str) -> (String, String, String) {
     (parts[1].clone(), parts[2].clone(), parts[3].clone())
 }
 
-/// A sidecar that traces to a file, between two engines.
+/// A sidecar between two engines. It writes its spans to a file.
 pub(crate) struct Stage {
     prefill: RawEngine,
     prefill_heads: Heads,
@@ -141,7 +142,7 @@ impl Stage {
         format!("127.0.0.1:{}", self.prefill.port())
     }
 
-    /// Asks with a trace of its own, and a routing field.
+    /// Sends a request with a trace context, and with the prefill target in the field `routing`.
     pub(crate) fn ask(&self, routing: &str, body: &str) -> Response {
         let parent = format!("00-{TRACE}-{CALLER}-01");
         let target = self.prefill_target();
@@ -154,7 +155,7 @@ impl Stage {
         self.sidecar.post(CHAT, body, &headers)
     }
 
-    /// So many spans, as soon as they have been written.
+    /// Waits until `count` spans have been written; fails if there are more.
     fn spans(&self, count: usize) -> Spans {
         let spans = wait_for("the spans", || {
             let text = std::fs::read_to_string(&self.file).unwrap();
@@ -181,7 +182,7 @@ impl Drop for Stage {
 struct Spans(Vec<Value>);
 
 impl Spans {
-    /// The only one of that name.
+    /// Returns the only span with that name.
     #[track_caller]
     fn one(&self, name: &str) -> &Value {
         let named = self.named(name);
@@ -232,11 +233,11 @@ const MORI: &[&str] = &[
     "--moriio-local-pod-ip=10.0.0.1",
 ];
 
-/// How a connector's legs look in a trace.
+/// A connector and the shape of its traces.
 struct Way {
     connector: &'static str,
     flags: &'static [&'static str],
-    /// The spans of the legs have the long names.
+    /// The names of the phase spans have the prefix `llm_d.pd_proxy.`.
     is_long: bool,
     is_concurrent: bool,
 }
@@ -285,13 +286,13 @@ fn t1_the_incoming_trace_reaches_every_leg_of_every_connector() {
     }
 }
 
-/// The spans of both legs' phases.
+/// Returns the spans of the prefill and decode phases.
 fn phases<'a>(way: &Way, spans: &'a Spans) -> [&'a Value; 2] {
     let prefix = if way.is_long { "llm_d.pd_proxy." } else { "" };
     ["prefill", "decode"].map(|name| spans.one(&format!("{prefix}{name}")))
 }
 
-/// Every span is where it belongs, and each engine was told the one of its leg.
+/// Checks the parent of every span, and that each engine received the span ID of its leg.
 fn check_tree(way: &Way, stage: &Stage, spans: &Spans) {
     let connector = way.connector;
     for span in &spans.0 {
@@ -311,7 +312,8 @@ fn check_tree(way: &Way, stage: &Stage, spans: &Spans) {
     assert_eq!(root["parent_id"], CALLER);
     spans.expect_parent(forward, root);
     spans.expect_parent(phases[0], forward);
-    // pd-sidecar's quirk, which its dashboards know.
+    // As in pd-sidecar, the decode phase is a child of the prefill phase; existing dashboards
+    // expect that.
     spans.expect_parent(phases[1], phases[0]);
     let (mut prefill, decode) = stage.heads();
     prefill.retain(|head| head.starts_with("POST"));
@@ -385,7 +387,7 @@ fn check_attributes(way: &Way, stage: &Stage, spans: &Spans) {
     }
 }
 
-/// The request is counted once, and so is each leg.
+/// Checks that the request and each leg were counted exactly once.
 fn check_counts(way: &Way, sidecar: &Sidecar) {
     sidecar.wait_outcome("remote", "none");
     let all = sidecar.metric("ringside_pd_requests_total", &[]);
@@ -537,7 +539,7 @@ fn requests_for_the_decoder_alone_have_three_spans_and_others_two() {
     spans.expect_parent(leg, forward);
     expect(leg, json!({"http.response.status_code": 200}));
 
-    // Nobody's request, and nobody's trace: one of its own.
+    // A pass-through request without a `traceparent` starts a new trace.
     stage
         .sidecar
         .get("/v1/models?x=1", &[("tracestate", "a=1")])
@@ -563,7 +565,7 @@ fn decisions_about_recording_are_honoured() {
     let none: &[(&str, &str)] = &[("OTEL_TRACES_SAMPLER_ARG", "0")];
     let sampled = format!("00-{TRACE}-{CALLER}-01");
     let not_sampled = format!("00-{TRACE}-{CALLER}-00");
-    // Sampler, what comes in, whether it is recorded.
+    // Sampler, incoming `traceparent`, whether spans are recorded.
     let cases = [
         (ALL, Some(&*not_sampled), false),
         (none, Some(&*sampled), true),
@@ -587,7 +589,7 @@ fn decisions_about_recording_are_honoured() {
         if is_recorded {
             stage.spans(6);
         } else {
-            // What would have been recorded would be written before the end.
+            // Recorded spans are written before the process exits.
             let mut stage = stage;
             stage.sidecar.terminate();
             assert!(stage.sidecar.wait_exit().success());
@@ -649,7 +651,7 @@ fn without_tracing_the_fields_pass_untouched() {
 
 #[test]
 fn what_fails_is_an_error_where_it_failed() {
-    // A prefiller that answers with an error, which is the client's answer.
+    // A prefill engine that returns an error, which is relayed to the client.
     let failing = engine(|_, _| with_length("500 Oops", "{}"));
     let stage = Stage::with(&[], ALL, failing, plain_engine());
     stage.ask(PREFILLER, BODY).expect(500);
@@ -666,7 +668,7 @@ fn what_fails_is_an_error_where_it_failed() {
     );
     assert_eq!(forward["error"], "prefill_status");
 
-    // A decoder that ends the connection instead.
+    // A decoder that closes the connection without a response.
     let gone = engine(|_, _| String::new());
     let stage = Stage::with(&[], ALL, plain_engine(), gone);
     stage.ask(PREFILLER, BODY).expect(502);
@@ -681,7 +683,7 @@ fn what_fails_is_an_error_where_it_failed() {
     }
     expect(root, json!({"http.response.status_code": 502}));
 
-    // A target that is none.
+    // A prefill target that is not an address.
     let headers = [(PREFILLER, "not a host")];
     stage.sidecar.post(CHAT, BODY, &headers);
     let spans = stage.spans(8);
