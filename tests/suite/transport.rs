@@ -1,4 +1,4 @@
-//! Answers and connections as HTTP/1.1 has them, whatever the engine does.
+//! Responses and connections conform to HTTP/1.1, regardless of the engine's behaviour.
 
 use mock_engine::{AbortPhase, Fault, State};
 use serde_json::json;
@@ -29,7 +29,7 @@ fn the_first_event_does_not_wait_for_the_next() {
             received += &String::from_utf8(client.chunk().unwrap()).unwrap();
         }
         assert!(received.ends_with("\n\n"));
-        // The engine waits still, and learns that the client has left.
+        // The engine is still stalled, and must see the client disconnect.
         drop(client);
         let aborted = pair.decode.wait_for(DEADLINE, |seen| {
             matches!(
@@ -58,7 +58,8 @@ fn a_stream_that_breaks_off_is_seen_to_break_off() {
             } else {
                 pair.sidecar.post(CHAT, chat(true), &[])
             };
-            // The head may have left before the break, or the break been seen first.
+            // The head may have been relayed before the break, or the break may have been detected
+            // first.
             if response.status == 200 {
                 assert_ne!(response.end, End::Complete, "{fault:?}");
                 assert!(!response.text().contains("[DONE]"));
@@ -154,7 +155,7 @@ fn a_response_that_ends_with_its_connection() {
     }
 }
 
-/// A request in HTTP/1.0.
+/// Returns an HTTP/1.0 request.
 fn old_request(path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let bytes = request("POST", path, headers, body.as_bytes());
     let text = String::from_utf8(bytes).unwrap();
@@ -200,7 +201,7 @@ fn an_old_client_sees_a_stream_break_off() {
         .fault(Fault::TruncateMidBody { after_events: 3 }, 1);
     let mut client = pair.sidecar.connect();
     client.send(old_request(CHAT, &[], &chat(true)));
-    // Nothing but a reset tells it.
+    // Only a reset can indicate the truncation.
     match client.try_head() {
         Err(end) => assert_eq!(end, End::Reset),
         Ok(head) if head.status == 502 => {}
@@ -232,7 +233,7 @@ fn responses_without_a_body() {
             }
         }
     }
-    // All of it on one connection, in step to the end.
+    // All of this uses one connection, which must be in step at the end.
     let response = client.ask("GET", "/last", &[], b"").expect(200);
     assert_eq!(response.json()["path"], "/last");
 }
@@ -251,7 +252,7 @@ fn an_upgrade_becomes_a_tunnel() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::Upgrade101, 1);
     let mut client = pair.sidecar.connect();
-    // The first bytes of the new protocol may come with the request.
+    // The first bytes of the new protocol may arrive with the request.
     let mut bytes = request("GET", "/v1/realtime", &UPGRADE, b"");
     bytes.extend_from_slice(b"early;");
     client.send(bytes);
@@ -309,7 +310,7 @@ fn a_response_may_come_before_the_request_has_ended() {
             let mut bytes = head("POST", path, &[]);
             bytes.extend(format!("Content-Length: {total}\r\n\r\n{{\"a\":\"").into_bytes());
             client.send(bytes);
-            // It goes on sending, as real clients do, until the answer is there.
+            // Like real clients, it continues to send until it has received the response.
             let response = client.response().expect(413);
             assert_eq!(response.header("connection"), Some("close"));
             let _ = client.try_send(vec![b'x'; 100_000]);
@@ -456,7 +457,8 @@ fn an_engine_is_left_when_its_client_leaves_during_the_upload() {
             let mut client = pair.sidecar.connect();
             let body = json!({"messages": ["x".repeat(24 << 20)]}).to_string();
             let bytes = request("POST", path, &[], body.as_bytes());
-            // Without a stall, all but the last byte; with one, whatever the sockets hold.
+            // Without a stall, send all but the last byte; with one, send as much as the sockets
+            // accept.
             if stalled {
                 client.send_some(&bytes);
             } else {
@@ -515,7 +517,8 @@ fn a_client_that_has_said_all_and_ends_has_left() {
     assert!(pair.decode.wait_for(DEADLINE, aborted).is_some());
     pair.sidecar
         .wait_metric("ringside_client_disconnects_total", &[], 1.0);
-    // One that ends with its request is noticed before an engine is even asked, or soon after.
+    // A client that half-closes directly after its request is detected before the engine is called,
+    // or soon afterwards.
     let mut client = pair.sidecar.connect();
     client.send(request("GET", "/x", &[], b""));
     client.finish();
@@ -523,7 +526,8 @@ fn a_client_that_has_said_all_and_ends_has_left() {
         .wait_metric("ringside_client_disconnects_total", &[], 2.0);
 }
 
-/// A stream without its last chunk, as a client sees it that closes at the last word.
+/// Returns a stream without its last chunk, as a client receives it that closes after the last
+/// event.
 fn stream_up_to(last: &str) -> String {
     let head =
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";

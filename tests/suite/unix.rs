@@ -1,5 +1,5 @@
-//! Engines behind Unix sockets: everything works over them as over TCP, and what is wrong with one
-//! is said. (All tests of pairs run over them with `RINGSIDE_SUITE_UNIX=1`.)
+//! Engines on Unix sockets: everything works as over TCP, and problems with a socket are logged.
+//! (With `RINGSIDE_SUITE_UNIX=1`, all tests of pairs also run over Unix sockets.)
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::harness_more::{
 
 const DRIVERS: [Driver; 2] = [Driver::Ring, Driver::Epoll];
 
-/// A folder for sockets, removed at the end.
+/// A temporary folder for sockets, removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -47,7 +47,7 @@ fn engine_at(config: EngineConfig, path: &str) -> Engine {
     Engine::start_on(config, Place::Unix(path.to_owned())).unwrap()
 }
 
-/// A sidecar in front of whoever is or will be at `path`.
+/// Starts a sidecar for a decoder that listens at `path`, now or later.
 #[track_caller]
 fn sidecar_at(driver: Driver, path: &str, args: &[&str]) -> Sidecar {
     let socket = format!("--model-server-socket={path}");
@@ -58,7 +58,7 @@ fn sidecar_at(driver: Driver, path: &str, args: &[&str]) -> Sidecar {
     })
 }
 
-/// A prefill engine on TCP, a decode engine at `path`.
+/// Starts a pair with the prefill engine on TCP and the decode engine at `path`.
 #[track_caller]
 fn pair_at(driver: Driver, path: &str, change_decode: impl FnOnce(&mut EngineConfig)) -> Pair {
     let handoffs = HandoffRegistry::new();
@@ -84,7 +84,8 @@ fn both_drivers_split_stream_and_pass_through() {
         let pair = pair_at(driver, &path, |_| {});
         pair.sidecar.wait_stderr(&format!("decoder: unix:{path}"));
         expect_healthy(&pair);
-        // A token that is there arrives although nothing follows it.
+        // Tokens are not held back until more data follows: these three arrive although the engine
+        // stalls after them.
         pair.decode
             .fault(Fault::StallMidStream { after_events: 3 }, 1);
         let mut client = pair.sidecar.connect();
@@ -96,7 +97,7 @@ fn both_drivers_split_stream_and_pass_through() {
         }
         drop(client);
         expect_drained(&pair.sidecar);
-        // Bodies larger than any buffer, both ways.
+        // Request and response bodies that are larger than any buffer.
         let padding = "x".repeat(1 << 20);
         let (prompt, body) = ask_for(20_000, true);
         let body = body.replacen('{', &format!("{{\"user\":\"{padding}\","), 1);
@@ -141,7 +142,7 @@ fn an_engine_on_a_socket_gets_the_clients_host() {
     client.response_to("GET").expect(200);
     let seen = pair.decode.requests();
     assert_eq!(seen[0].header_all("host"), ["model.example"]);
-    // Who sent none does not make one of a path.
+    // If the client sends no `Host`, the engine receives `localhost` rather than the socket path.
     assert_eq!(seen[1].header_all("host"), ["localhost"]);
     for seen in seen {
         assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
@@ -247,7 +248,7 @@ fn an_engine_that_is_started_anew_is_found_at_once() {
         let sidecar = sidecar_at(driver, &path, &[]);
         for _ in 0..3 {
             let engine = engine_at(EngineConfig::decode(), &path);
-            // The second one finds a connection in the pool.
+            // The second request uses a pooled connection.
             for _ in 0..2 {
                 let (prompt, body) = ask_for(3, true);
                 let response = sidecar.post(CHAT, &body, &[]).expect(200);
@@ -285,7 +286,7 @@ fn what_is_wrong_with_a_socket_is_in_the_log() {
         refused("there is no such socket; start the engine with --uds");
         drop(UnixListener::bind(&path).unwrap());
         refused("nobody listens on it");
-        // The same again is not written again.
+        // A repeated error is not logged again.
         refused("nobody listens on it");
         std::fs::remove_file(&path).unwrap();
         let datagrams = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
@@ -297,7 +298,7 @@ fn what_is_wrong_with_a_socket_is_in_the_log() {
     }
 }
 
-/// A socket whose queue is full, and what fills it.
+/// A listening socket whose accept queue is full, and the connections in that queue.
 struct Full {
     listener: UnixListener,
     fill: Vec<rustix::fd::OwnedFd>,
@@ -326,7 +327,7 @@ impl Full {
         Self { listener, fill }
     }
 
-    /// Empties the queue; the next connection is the first real one.
+    /// Empties the queue and returns the next connection, which is the sidecar's.
     fn hear(mut self) -> UnixStream {
         for _ in self.fill.drain(..) {
             drop(self.listener.accept().unwrap());
@@ -346,7 +347,7 @@ fn a_full_queue_is_waited_for_and_given_up() {
         let mut client = patient.connect();
         client.send(request("GET", "/x", &[], b""));
         patient.wait_stderr(&format!("unix:{path}: its queue is full"));
-        // Whoever leaves meanwhile is noticed.
+        // A client disconnect during this wait is detected.
         let mut leaver = patient.connect();
         leaver.send(request("GET", "/left", &[], b""));
         patient.wait_metric("ringside_in_flight", &[], 2.0);
@@ -355,7 +356,7 @@ fn a_full_queue_is_waited_for_and_given_up() {
         let hasty = sidecar_at(driver, &path, &["--connect-timeout=50ms"]);
         let response = hasty.get("/x", &[]);
         response.expect_error(504, "decode_connect_timeout");
-        // The queue empties: the one that waits is served.
+        // Once the queue has been emptied, the waiting request is served.
         let mut stream = full.hear();
         let mut request = [0; 4096];
         let received = stream.read(&mut request).unwrap();
@@ -404,7 +405,7 @@ fn abstract_names() {
     }
 }
 
-/// A socket is this machine's own business: no client may name one.
+/// Sockets are local to the machine, so a client must not be able to name one.
 #[test]
 fn clients_cannot_name_sockets() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! The cached-token count of a split request is the prefill engine's: rows N3 to N5.
+//! The response to a split request contains the prefill engine's cached-token count: rows N3 to N5.
 
 use mock_engine::{EngineConfig, Fault, UsageShape};
 use serde_json::{Value, json};
@@ -68,8 +68,8 @@ fn a_count_only_in_the_handoff_is_used() {
     assert_eq!(response.pointer(DETAILS), Some(&json!(7)));
 }
 
-/// Every frame but those with a usage object is as the engine sent it, and in those only the
-/// count differs.
+/// Checks a stream against a direct response of the decode engine: events without a usage object
+/// must be identical, and in those with one only the cached-token count may differ.
 #[track_caller]
 fn expect_frames(pair: &Pair, response: &Response, count: u64) {
     if pair.decode.port() == 0 || crate::harness::is_suite_tls() {
