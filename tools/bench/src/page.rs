@@ -1,5 +1,5 @@
-//! The report as one HTML page that needs nothing else: styles and plots are inside, and a policy in
-//! its head forbids anything from elsewhere.
+//! The report as one self-contained HTML page: styles and plots are inline, and a
+//! `Content-Security-Policy` in its head forbids loading anything else.
 
 use std::fmt::Write;
 
@@ -29,7 +29,7 @@ svg text.name{fill:var(--ink)}
 pre{overflow-x:auto;font-size:12px;line-height:1.4}
 ";
 
-/// The whole page.
+/// Returns the whole page.
 #[must_use]
 pub fn page(report: &Report) -> String {
     let mut html = String::new();
@@ -116,7 +116,7 @@ fn section(html: &mut String, title: &str, note: &str, plot: &str) {
     section_raw(html, title, &escape(note), plot);
 }
 
-/// `note` and `plot` are HTML already.
+/// Writes a section whose `note` and `plot` are already HTML.
 fn section_raw(html: &mut String, title: &str, note: &str, plot: &str) {
     let title = escape(title);
     let _ = writeln!(
@@ -143,7 +143,7 @@ fn overhead_rows(report: &Report) -> Vec<(String, Difference)> {
     rows
 }
 
-/// Median time to first token of each stretch of the run, direct first.
+/// Returns the median time to first token in each part of the run, direct first.
 fn columns(report: &Report) -> Vec<[Option<u64>; 2]> {
     let done = &report.run.done;
     let count = (done.len() / 8).clamp(1, TIMELINE_COLUMNS_MAX);

@@ -1,4 +1,4 @@
-//! How exact the client itself is, and what machine it runs on.
+//! The precision of the client, and the machine it runs on.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -10,35 +10,36 @@ use hdrhistogram::Histogram;
 use crate::limits::SELF_CHECKS;
 use crate::units::date;
 
-/// Longest time a histogram tells from longer ones: one day.
+/// Largest value of a histogram: one day. Longer times are recorded as this value.
 const HISTOGRAM_NS_MAX: u64 = 24 * 3600 * 1_000_000_000;
 
-/// A histogram of nanoseconds with two significant digits. It has its full size from the start:
-/// growing takes longer than what is measured.
+/// Returns an empty histogram of nanoseconds with two significant digits. It has its full size from
+/// the start, because growing it would take longer than the times to be measured.
 ///
 /// # Errors
-/// Never for these bounds; the library has no way to say so.
+/// Never for these bounds; the library's constructor always returns a `Result`.
 pub fn histogram() -> io::Result<Histogram<u64>> {
     Histogram::new_with_max(HISTOGRAM_NS_MAX, 2).map_err(io::Error::other)
 }
 
-/// What the client measured about itself before the run.
+/// The precision of the client, measured before the run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Precision {
-    /// Time between two readings of the clock.
+    /// Median time between two readings of the clock.
     pub clock_ns: u64,
-    /// From before a send to the stamp behind the receive, one byte over loopback within the
-    /// thread: what a stamp costs at least. Median and 99th percentile.
+    /// Median time from before a send to the timestamp after the receive, for one byte sent over
+    /// loopback within one thread: a lower bound of the delay of a timestamp.
     pub loopback_p50_ns: u64,
-    /// See above.
+    /// The 99th percentile of the same time.
     pub loopback_p99_ns: u64,
 }
 
 impl Precision {
-    /// Measures; takes some ten milliseconds. The calling thread should be the measuring one.
+    /// Measures the precision, which takes about ten milliseconds. Call this on the measuring
+    /// thread.
     ///
     /// # Errors
-    /// What loopback sockets report.
+    /// If a loopback socket fails.
     pub fn measure() -> io::Result<Self> {
         let mut clock = Vec::with_capacity(SELF_CHECKS);
         for _ in 0..SELF_CHECKS {
@@ -48,7 +49,7 @@ impl Precision {
         let mut near = TcpStream::connect(listener.local_addr()?)?;
         let (mut far, _) = listener.accept()?;
         near.set_nodelay(true)?;
-        // Nothing can be lost on loopback; still, no wait without an end.
+        // Loopback loses no bytes, but no wait is without a timeout.
         far.set_read_timeout(Some(Duration::from_secs(1)))?;
         let mut trips = Vec::with_capacity(SELF_CHECKS);
         for _ in 0..SELF_CHECKS {
@@ -67,23 +68,23 @@ impl Precision {
     }
 }
 
-/// Nanoseconds, for as long as a run can take.
+/// Converts to nanoseconds, limited to [`u64::MAX`].
 #[must_use]
 pub fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What the scheduler says about the calling thread.
+/// Scheduler statistics of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchedStat {
-    /// Nanoseconds it was ready to run and did not.
+    /// Nanoseconds during which the thread was ready to run but not running.
     pub waited_ns: u64,
-    /// How often it was put on a CPU.
+    /// Number of times the thread was scheduled on a CPU.
     pub runs: u64,
 }
 
 impl SchedStat {
-    /// Reads it; `None` where the kernel does not say.
+    /// Reads the statistics of the calling thread; `None` if the kernel does not provide them.
     #[must_use]
     pub fn read() -> Option<Self> {
         Self::parse(&fs::read_to_string("/proc/thread-self/schedstat").ok()?)
@@ -98,7 +99,7 @@ impl SchedStat {
         })
     }
 
-    /// What was added since `earlier`.
+    /// Returns the difference from `earlier`.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Self {
         Self {
@@ -108,23 +109,23 @@ impl SchedStat {
     }
 }
 
-/// Where and when a run took place.
+/// Machine and date of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
-    /// As the kernel names it.
+    /// CPU model as reported by the kernel.
     pub cpu: String,
-    /// CPUs the process may use.
+    /// Number of CPUs available to the process.
     pub cpus: usize,
-    /// Release of the kernel.
+    /// Kernel release.
     pub kernel: String,
-    /// Load averages of 1, 5 and 15 minutes when it began.
+    /// Load averages of 1, 5 and 15 minutes at the start.
     pub load_at_start: String,
-    /// When it began, UTC.
+    /// Start of the run, UTC.
     pub date: String,
 }
 
 impl Machine {
-    /// Reads what the kernel says; what it does not say is `unknown`.
+    /// Reads the values from the kernel; a missing text is `unknown`.
     #[must_use]
     pub fn read() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -139,7 +140,7 @@ impl Machine {
     }
 }
 
-/// The load averages of 1, 5 and 15 minutes.
+/// Returns the load averages of 1, 5 and 15 minutes.
 #[must_use]
 pub fn load_average() -> String {
     let line = first_line("/proc/loadavg");
