@@ -1,5 +1,5 @@
-//! From a run to what can be said about it: differences with intervals, checks of the answers,
-//! the gate, warnings. Pure; `table`, `json` and `page` only print it.
+//! Evaluates a run: differences with intervals, checks of the responses, the gate and warnings.
+//! This module does no I/O; `table`, `json` and `page` only format its result.
 
 use std::time::Duration;
 
@@ -14,39 +14,40 @@ use crate::schedule::Side;
 use crate::stats::{Difference, Overhead, Values, overheads};
 use crate::units::show_ns;
 
-/// One metric on both sides.
+/// One metric of both sides.
 #[derive(Clone, Debug)]
 pub struct Metric {
-    /// Its name in JSON.
+    /// Name in the JSON report.
     pub name: &'static str,
-    /// Its name for people.
+    /// Name in the table and in messages.
     pub title: &'static str,
-    /// Nanoseconds, direct first.
+    /// Values in nanoseconds, direct first.
     pub values: [Values; 2],
-    /// What the proxy adds.
+    /// Overhead of the proxy.
     pub overhead: Overhead,
 }
 
-/// Whether answers are what they should be.
+/// The result of checking the responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// Pairs of answers.
+    /// Number of pairs checked.
     pub pairs: u64,
-    /// Answers with numbered pieces (mock engine), each checked on its own.
+    /// Responses with numbered tokens (mock engine), each checked separately.
     pub numbered: u64,
-    /// Of these, with a piece missing, doubled or swapped; per side.
+    /// Responses with numbered tokens of which one is missing, duplicated or swapped, per side.
     pub broken: [u64; 2],
-    /// Pairs whose number of events differs; `None` where that of direct answers varies too.
+    /// Pairs whose numbers of events differ; `None` if they vary between direct responses too.
     pub events_differ: Option<u64>,
-    /// Pairs whose texts differ; `None` where those of direct answers vary too.
+    /// Pairs whose texts differ; `None` if they vary between direct responses too.
     pub texts_differ: Option<u64>,
-    /// The first that is wrong.
+    /// Description of the first broken response or difference.
     pub first: Option<String>,
 }
 
 impl Sequence {
-    /// Whether something was lost, doubled or altered on the way. Events of an engine with a model
-    /// may be merged when it is busy: their number alone proves nothing where the text is equal.
+    /// Returns whether the proxy lost, duplicated or changed something. With a real model, the
+    /// number of events alone proves nothing if the texts are equal, because a busy engine may
+    /// merge events.
     #[must_use]
     pub fn is_wrong(&self) -> bool {
         let events = self.events_differ.unwrap_or(0);
@@ -60,7 +61,7 @@ impl Sequence {
     }
 }
 
-/// What the gate says.
+/// The verdict of the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The whole interval is at or below the limit.
@@ -72,7 +73,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Judges one difference.
+    /// Returns the verdict on the p99 overhead of one metric.
     #[must_use]
     pub fn of(p99: Difference, limit_ns: f64) -> Self {
         if p99.low > limit_ns {
@@ -84,7 +85,7 @@ impl Verdict {
         }
     }
 
-    /// Its name in reports.
+    /// Returns the name used in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -95,57 +96,58 @@ impl Verdict {
     }
 }
 
-/// The gate and its verdict: the worst of both metrics.
+/// The result of `--max-overhead-p99`: the worse of the verdicts on the time to first token and on
+/// the gap between chunks.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate {
     /// The limit.
     pub limit: Duration,
     /// The verdict.
     pub verdict: Verdict,
-    /// The metric that decided.
+    /// Title of the metric with this verdict.
     pub metric: &'static str,
-    /// Its p99 overhead.
+    /// The p99 overhead of that metric.
     pub p99: Difference,
 }
 
-/// What surrounds a run.
+/// The circumstances of a run.
 #[derive(Clone, Debug)]
 pub struct Around {
-    /// What was asked for.
+    /// The options of the run.
     pub options: Options,
-    /// The model that was asked.
+    /// Model name in the requests.
     pub model: String,
     /// Length of the prompt in bytes, without a tag.
     pub prompt_bytes: usize,
-    /// Where and when.
+    /// Machine and date of the run.
     pub machine: Machine,
-    /// Load averages when it ended.
+    /// Load averages at the end of the run.
     pub load_at_end: String,
-    /// What the client measured about itself.
+    /// Precision of the client.
     pub precision: Precision,
 }
 
-/// Everything that is printed.
+/// The contents of all reports.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What surrounds the run.
+    /// The circumstances of the run.
     pub around: Around,
     /// Time to first token, gaps between chunks, total time.
     pub metrics: [Metric; 3],
-    /// The run, without the gaps, which went into the metrics.
+    /// The run, without the gaps, which are moved into the metrics.
     pub run: Run,
-    /// Pairs of which both answers came.
+    /// Number of pairs with two complete responses.
     pub pairs_complete: u32,
-    /// Checks of the answers.
+    /// The result of checking the responses.
     pub sequence: Sequence,
-    /// The gate, if there is one.
+    /// The result of the gate, if `--max-overhead-p99` is given.
     pub gate: Option<Gate>,
-    /// What a reader should know before believing the figures.
+    /// Reasons to doubt the results.
     pub warnings: Vec<String>,
 }
 
 impl Report {
-    /// Computes everything; takes seconds for millions of gaps.
+    /// Evaluates a run; takes seconds for millions of gaps.
     #[must_use]
     pub fn new(around: Around, mut run: Run) -> Self {
         let pairs = complete(&run.done, run.pairs);
@@ -167,7 +169,7 @@ impl Report {
     }
 }
 
-/// Each pair of which both answers came, direct first, by its number.
+/// Returns the responses of each pair by its number, direct first; `None` if one is missing.
 fn complete(done: &[Done], pairs: u32) -> Vec<Option<(Done, Done)>> {
     let mut halves = vec![[None; 2]; pairs as usize];
     for response in done {
@@ -179,9 +181,9 @@ fn complete(done: &[Done], pairs: u32) -> Vec<Option<(Done, Done)>> {
     halves.into_iter().map(both).collect()
 }
 
-/// The values of complete pairs and what the proxy adds.
+/// Returns the metrics of the complete pairs.
 fn metrics(pairs: &[Option<(Done, Done)>], gaps: [Vec<(u64, u32)>; 2], seed: u64) -> [Metric; 3] {
-    // Numbered without the incomplete ones.
+    // New numbers for the complete pairs, without gaps.
     let mut next = 0..;
     let numbers: Vec<Option<u32>> = pairs
         .iter()
@@ -290,7 +292,7 @@ fn judge(limit: Duration, metrics: &[Metric; 3]) -> Gate {
         metric: metrics[0].title,
         p99: metrics[0].overhead.p99(),
     };
-    // The first token decides where both are equally bad.
+    // If both verdicts are equal, the time to first token is reported.
     gates.fold(first, |worst, gate| {
         if severity(&gate) > severity(&worst) {
             gate
@@ -358,8 +360,9 @@ fn warnings(report: &Report) -> Vec<String> {
     said
 }
 
-/// Says when the client itself was the limit. What it is compared with is the overhead it claims to
-/// see, or how uncertain that is, whichever is larger.
+/// Returns warnings about a client that was too slow for its measurement. A delay of the client is
+/// too long if it exceeds [`CLIENT_SHARE_MAX`] of the measured overhead, or of half the width of
+/// the overhead's interval if that is larger.
 fn client_warnings(lag: &Lag, ttft_p50: Difference, wall_ns: u64, busy_poll: bool) -> Vec<String> {
     let mut said = Vec::new();
     let half_width = (ttft_p50.high - ttft_p50.low) / 2.0;
@@ -403,7 +406,7 @@ fn client_warnings(lag: &Lag, ttft_p50: Difference, wall_ns: u64, busy_poll: boo
     said
 }
 
-/// Share of the run during which the client looked at what had come.
+/// Returns the share of the run during which the client processed received bytes.
 #[must_use]
 pub fn busy_share(lag: &Lag, wall_ns: u64) -> f64 {
     let busy_ns = lag.turn_ns.mean() * lag.turn_ns.len() as f64;
