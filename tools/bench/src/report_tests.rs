@@ -1,4 +1,4 @@
-//! Tests of the report: what is said about runs made by hand.
+//! Tests of the report, with runs constructed by hand.
 
 use super::*;
 use crate::precision::SchedStat;
@@ -160,18 +160,18 @@ fn an_inexact_client_is_said_to_be_one() {
         runs: 100,
     });
     assert!(client_warnings(&lag, exact, 1_000_000, false).is_empty());
-    // 30 us of overhead, and 20 us of waiting for a CPU each time.
+    // 30 us of overhead, and 20 us of waiting for a CPU per run.
     lag.sched = Some(SchedStat {
         waited_ns: 2_000_000,
         runs: 100,
     });
     let said = client_warnings(&lag, exact, 1_000_000, false);
     assert!(said.len() == 1 && said[0].contains("waited for a CPU"));
-    // One that never sleeps counts its runs differently: 2 ms of a second, and of 100 ms.
+    // With busy polling, the share of the time counts: 2 ms of one second, and 2 ms of 100 ms.
     assert!(client_warnings(&lag, exact, 1_000_000_000, true).is_empty());
     let said = client_warnings(&lag, exact, 100_000_000, true);
     assert!(said.len() == 1 && said[0].contains("2.0 % of the time"));
-    // An upstream so noisy that this does not matter.
+    // The interval is so wide that the client's delay does not matter.
     let noisy = difference(30_000.0, -200_000.0, 200_000.0);
     assert!(client_warnings(&lag, noisy, 1_000_000, false).is_empty());
     lag.stamp_ns.record(1_000_000).unwrap();

@@ -1,4 +1,4 @@
-//! What is asked: the bytes of a request for each side.
+//! The bytes of the requests to each side.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::schedule::Side;
 
-/// The API that is asked.
+/// The API of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// `/v1/completions`.
@@ -16,7 +16,7 @@ pub enum Api {
 }
 
 impl Api {
-    /// The API of a path, which may stand behind a prefix.
+    /// Returns the API of a path, which may have a prefix.
     #[must_use]
     pub fn of(path: &str) -> Option<Self> {
         if path.ends_with("/chat/completions") {
@@ -29,37 +29,38 @@ impl Api {
     }
 }
 
-/// Everything a body says.
+/// The parameters of the requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// The path.
     pub path: String,
-    /// Which API that is.
+    /// The API of that path.
     pub api: Api,
     /// The model's name.
     pub model: String,
     /// The prompt.
     pub prompt: String,
-    /// Limit of the answer in tokens.
+    /// Maximum number of tokens in the response.
     pub tokens_max: u32,
-    /// Ask the engine to go on to the limit.
+    /// Whether to request generation up to the limit with `ignore_eos`.
     pub ignore_eos: bool,
-    /// Begin every prompt with a tag of its own, so that no prefix cache knows it.
+    /// Whether every prompt begins with a unique tag, so that prefix caches do not contain it.
     pub unique: bool,
 }
 
-/// Digits of the tag of a unique prompt. All prompts have the same length.
+/// Number of hex digits of the tag of a unique prompt. All prompts have the same length.
 const TAG_DIGITS: usize = 16;
-/// A tag that nothing else in a request looks like.
+/// Placeholder for the tag in the body. Its first occurrence is at the start of the prompt, because
+/// the prompt is in the first member.
 const TAG_PLACE: &str = "0123456789abcdef";
 
-/// Words that most tokenizers know as one token each.
+/// Words that most tokenizers encode as one token each.
 const WORDS: [&str; 16] = [
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world",
     "school", "state", "family", "student", "group",
 ];
 
-/// A prompt of about so many tokens.
+/// Returns a prompt of about `tokens` tokens.
 #[must_use]
 pub fn prompt_of(tokens: u32) -> String {
     let words = (0..tokens as usize).map(|i| WORDS[(i + i / WORDS.len()) % WORDS.len()]);
@@ -70,12 +71,13 @@ pub fn prompt_of(tokens: u32) -> String {
 #[derive(Clone, Debug)]
 pub struct Requests {
     sides: [Vec<u8>; 2],
-    /// Where the tag of a unique prompt stands in each.
+    /// Position of the tag in each request, if prompts are unique.
     tags: Option<[usize; 2]>,
 }
 
 impl Requests {
-    /// Prints the requests; for each side the `host` field and further fields.
+    /// Prepares the requests. `hosts` are the values of the `host` field for each side, and
+    /// `fields` are additional header fields.
     #[must_use]
     pub fn new(question: &Question, hosts: [&str; 2], fields: [&[(String, String)]; 2]) -> Self {
         let body = body(question);
@@ -99,8 +101,8 @@ impl Requests {
         Self { sides, tags }
     }
 
-    /// The request of `pair` to `side`, with a tag that no other request of the run has; `salt`
-    /// tells runs apart.
+    /// Returns the request of `pair` to `side`. If prompts are unique, its tag occurs in no other
+    /// request of the run; `salt` distinguishes runs.
     #[must_use]
     pub fn of(&self, pair: u32, side: Side, salt: u64) -> Cow<'_, [u8]> {
         let bytes = &self.sides[side.index()];
@@ -108,7 +110,8 @@ impl Requests {
             return Cow::Borrowed(bytes);
         };
         let number = u64::from(pair) * 2 + side.index() as u64;
-        // Spread over all digits: the first tokens have to differ.
+        // The multiplication spreads the number over all digits, so that prompts differ from their
+        // first token on.
         let tag = (number ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut bytes = bytes.clone();
         let at = tags[side.index()];
