@@ -1,8 +1,8 @@
-//! One streamed answer as it is put together: what its events say, and when they came.
+//! Collects one streamed response: the contents of its events and their arrival times.
 //!
-//! An event counts as content when a choice of it carries text; the time to the first token is the
-//! time to the first such event. (An opening event of a chat that only names the role is none: some
-//! engines send it before they have worked.)
+//! An event counts as content if at least one of its choices contains text; the time to first token
+//! is the time to the first such event. The first event of a chat completion, which contains only
+//! the role, does not count: some engines send it before they have computed anything.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,18 +14,18 @@ use serde_json::Value;
 use crate::limits::TEXT_BYTES_MAX;
 use crate::sse::EventTooLarge;
 
-/// Why an answer is none.
+/// The reason why a response is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventError {
     /// An event is larger than the bound.
     TooLarge,
-    /// The answer's text is larger than the bound.
+    /// The text of the response is larger than the bound.
     TextTooLarge,
-    /// An event is not the JSON of a completion; its beginning.
+    /// An event is not the JSON of a completion; contains the beginning of the event.
     NotJson(String),
     /// The engine reported an error in the stream.
     Reported(String),
-    /// Something came after `[DONE]`.
+    /// An event arrived after `[DONE]`.
     AfterDone,
     /// The stream ended without `[DONE]`, or inside an event.
     Cut,
@@ -55,7 +55,7 @@ impl From<EventTooLarge> for EventError {
     }
 }
 
-/// The members of an event that matter, of both APIs.
+/// The members of an event that are used, for both APIs.
 #[derive(Deserialize)]
 struct Wire<'a> {
     #[serde(borrow, default)]
@@ -82,30 +82,31 @@ struct Delta<'a> {
     reasoning_content: Option<Cow<'a, str>>,
 }
 
-/// Bytes of a foreign event that are shown in a message.
+/// Number of received bytes shown in a message.
 const SHOWN_BYTES: usize = 200;
 
-/// One answer, in nanoseconds of the run's clock.
+/// One response. Times are in nanoseconds of the run's clock.
 #[derive(Clone, Debug, Default)]
 pub struct Response {
     text: String,
     done: bool,
-    /// Events with data, `[DONE]` included.
+    /// Number of events with data, including `[DONE]`.
     pub events: u32,
-    /// Receives that completed at least one event with text.
+    /// Number of receives that completed at least one event with text.
     pub arrivals: u32,
-    /// When the first event with text came.
+    /// Arrival time of the first event with text.
     pub first_ns: Option<u64>,
     last_ns: u64,
-    /// Times between neighbouring events with text; 0 for those that came in one piece.
+    /// Times between consecutive events with text; 0 for events that arrived in the same receive.
     pub gaps_ns: Vec<u64>,
 }
 
 impl Response {
-    /// Takes the data of the next event, received at `now_ns`.
+    /// Processes the data of the next event, received at `now_ns`.
     ///
     /// # Errors
-    /// When the stream is not one of completions, or reports an error.
+    /// If the event is not the JSON of a completion, reports an error or follows `[DONE]`, or the
+    /// text is too large.
     pub fn event(&mut self, data: &[u8], now_ns: u64) -> Result<(), EventError> {
         if self.done {
             return Err(EventError::AfterDone);
@@ -148,10 +149,11 @@ impl Response {
         self.last_ns = now_ns;
     }
 
-    /// The end of the stream: when the first text came, and what its text was.
+    /// Returns the arrival time of the first text and a summary of the whole text, at the end of
+    /// the stream.
     ///
     /// # Errors
-    /// When the answer is not complete.
+    /// If the response is incomplete or contains no text.
     pub fn finish(&self) -> Result<(u64, Text), EventError> {
         if !self.done {
             return Err(EventError::Cut);
@@ -167,27 +169,28 @@ impl Response {
     }
 }
 
-/// What is kept of an answer's text.
+/// A summary of a response's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Text {
-    /// Equal for equal texts.
+    /// Hash of the text.
     pub hash: u64,
-    /// Whether its pieces are in order, where they are numbered.
+    /// Whether numbered tokens are in order.
     pub order: Order,
 }
 
-/// Whether pieces of a text are missing, doubled or swapped.
+/// Whether tokens of a text are missing, duplicated or swapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// The pieces carry no numbers: an engine with a model.
+    /// The tokens have no numbers: the engine runs a real model.
     Unnumbered,
-    /// A mock engine's text, complete from its first piece on.
+    /// A mock engine's text in which the tokens are numbered 0, 1, 2 and so on.
     Kept,
-    /// A mock engine's text with a piece missing, doubled, swapped or foreign.
+    /// A mock engine's text in which a token is missing, duplicated, swapped or from another
+    /// response.
     Broken,
 }
 
-/// The mock engine numbers the pieces of its text: `t0-89abcdef t1-89abcdef …`.
+/// Checks the numbers of a mock engine's tokens: `t0-89abcdef t1-89abcdef …`.
 fn order(text: &str) -> Order {
     let mut tag = None;
     let mut kept = true;
@@ -210,7 +213,8 @@ fn order(text: &str) -> Order {
     }
 }
 
-/// The beginning of foreign bytes, on one line, without control characters.
+/// Returns the beginning of received bytes as text in which control characters, including line
+/// breaks, are replaced by spaces.
 #[must_use]
 pub fn shown(bytes: &[u8]) -> String {
     let part = &bytes[..bytes.len().min(SHOWN_BYTES)];
