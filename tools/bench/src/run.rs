@@ -1,4 +1,4 @@
-//! What a run needs and what it yields: plain data between the client and the statistics.
+//! The parameters and the results of a run: plain data between the client and the statistics.
 
 use std::fmt;
 use std::io;
@@ -13,87 +13,88 @@ use crate::response::Text;
 use crate::schedule::{Load, Side, Until};
 use crate::wire::Secure;
 
-/// What a run needs.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Where both sides listen, direct first.
+    /// Addresses of both sides, direct first.
     pub addrs: [SocketAddr; 2],
-    /// Where TLS is spoken.
+    /// TLS configuration per side; `None` for plain HTTP.
     pub secure: [Option<Secure>; 2],
-    /// What is asked.
+    /// The requests.
     pub requests: Requests,
-    /// When.
+    /// When requests are sent.
     pub load: Load,
-    /// Until when.
+    /// When the run ends.
     pub until: Until,
-    /// Pairs at the beginning that do not count.
+    /// Number of pairs at the start that do not count.
     pub warmup: u32,
     /// Seed of the order within pairs and of the times between requests.
     pub seed: u64,
-    /// Tells the prompts of this run from those of others.
+    /// Distinguishes the prompts of this run from those of other runs.
     pub salt: u64,
-    /// How long a request may stay without progress.
+    /// Longest time that a request may go without progress.
     pub silence_max: Duration,
-    /// Never sleep.
+    /// Whether the client polls without sleeping.
     pub busy_poll: bool,
 }
 
-/// One complete answer.
+/// One complete response.
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
-    /// Its pair, from 0, warm-up not counted.
+    /// Number of its pair, from 0, without the warm-up.
     pub pair: u32,
-    /// Which way it went.
+    /// Side of the request.
     pub side: Side,
-    /// When it was to be sent, in nanoseconds of the run.
+    /// Start time of the request in nanoseconds of the run: the planned send time in an open loop.
     pub start_ns: u64,
-    /// From then to the first event with text.
+    /// Time from the start to the first event with text.
     pub ttft_ns: u64,
-    /// From then to the end of the answer.
+    /// Time from the start to the end of the response.
     pub total_ns: u64,
-    /// Events with data, `[DONE]` included.
+    /// Number of events with data, including `[DONE]`.
     pub events: u32,
-    /// Receives that completed at least one event with text.
+    /// Number of receives that completed at least one event with text.
     pub arrivals: u32,
-    /// What its text was.
+    /// Summary of the text.
     pub text: Text,
 }
 
 /// Requests that failed.
 #[derive(Clone, Debug, Default)]
 pub struct Failures {
-    /// How many per side, warm-up included.
+    /// Number of failed requests per side.
     pub count: [u64; 2],
-    /// What the first one per side was.
+    /// Description of the first failure per side.
     pub first: [Option<String>; 2],
 }
 
 impl Failures {
-    /// Of both sides.
+    /// Returns the number of failed requests of both sides.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.count[0] + self.count[1]
     }
 }
 
-/// How late the client itself was.
+/// Delays caused by the client.
 #[derive(Clone, Debug)]
 pub struct Lag {
     /// From the planned time of a request to its send (open loop).
     pub send_ns: Histogram<u64>,
-    /// From the return of a wait to the stamp on what had come.
+    /// From the return of a wait to the timestamp of received bytes.
     pub stamp_ns: Histogram<u64>,
-    /// From the return of a wait to the next wait: as long may a byte lie unseen.
+    /// From the return of a wait until the client has processed everything that was ready. Bytes
+    /// that arrive meanwhile may stay unread for this long.
     pub turn_ns: Histogram<u64>,
-    /// What the scheduler did to the measuring thread; `None` where the kernel does not say.
+    /// Scheduler statistics of the measuring thread; `None` if the kernel does not provide them.
     pub sched: Option<SchedStat>,
 }
 
 impl Lag {
-    /// Nothing measured yet.
+    /// Creates empty histograms.
     ///
     /// # Errors
-    /// As [`histogram`].
+    /// Same as [`histogram`].
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             send_ns: histogram()?,
@@ -104,38 +105,39 @@ impl Lag {
     }
 }
 
-/// What a run yields.
+/// The results of a run.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// Pairs begun, warm-up not counted.
+    /// Number of pairs started, without the warm-up.
     pub pairs: u32,
-    /// Complete answers.
+    /// Complete responses, without the warm-up.
     pub done: Vec<Done>,
-    /// Gaps between events with text per side, each with its pair.
+    /// Gaps between events with text per side, in nanoseconds, each with the number of its pair.
     pub gaps: [Vec<(u64, u32)>; 2],
     /// Requests that failed.
     pub failures: Failures,
     /// Time to connect per side.
     pub connect_ns: [Histogram<u64>; 2],
-    /// Connections opened again because the other end had closed them, per side.
+    /// Connections reopened because the peer closed them while they were idle, per side.
     pub reopened: [u64; 2],
     /// Requests that had to wait for a connection, per side.
     pub waited: [u64; 2],
-    /// Requests sent a second time, because their connection was closed just when it was used again.
+    /// Requests sent again, because the peer closed the idle connection at the same time as the
+    /// request was sent, per side.
     pub sent_again: [u64; 2],
-    /// How late the client was.
+    /// Delays caused by the client.
     pub lag: Lag,
-    /// Whether the run ended early because the bound of gaps was reached.
+    /// Whether the run ended early because the maximum number of gaps was reached.
     pub full: bool,
-    /// From the first request that counts to the end.
+    /// Nanoseconds from the first pair after the warm-up to the end of the run.
     pub wall_ns: u64,
 }
 
 impl Run {
-    /// Nothing yet.
+    /// Creates an empty result.
     ///
     /// # Errors
-    /// As [`histogram`].
+    /// Same as [`histogram`].
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             pairs: 0,
@@ -153,18 +155,18 @@ impl Run {
     }
 }
 
-/// Why there is no run.
+/// The reason why a run has no result.
 #[derive(Debug)]
 pub enum RunError {
-    /// No connection.
+    /// A connection could not be opened.
     Connect(Side, SocketAddr, io::Error),
     /// A system call of the client failed.
     Client(io::Error),
-    /// A request of the warm-up failed; so will the others.
+    /// A request of the warm-up failed, so later requests would probably fail too.
     Warmup(Side, String),
-    /// More requests wait for a connection than the bound.
+    /// More requests wait for a connection than are allowed; this is their number.
     TooSlow(usize),
-    /// Connections are closed as fast as they are opened.
+    /// The peer closed too many idle connections.
     Closing(Side),
 }
 
