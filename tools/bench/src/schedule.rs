@@ -1,9 +1,10 @@
-//! Which request goes out when: pure state, time is a parameter.
+//! The order and the times of the requests of a run. This module is pure state; the time is a
+//! parameter.
 //!
-//! Requests come in pairs, one to each side, in an order drawn for each pair: drift and what one
-//! request leaves behind for the next (a warm prefix cache) hit both sides alike. In a closed loop
-//! each of `concurrency` lanes sends its next request when the one before has ended. In an open
-//! loop requests have planned times that do not wait for answers.
+//! Requests are sent in pairs, one to each side, in an order drawn at random for each pair, so that
+//! drift and the effects of one request on the next (a warm prefix cache) affect both sides alike.
+//! In a closed loop, each of `concurrency` lanes sends its next request when the previous one has
+//! ended. In an open loop, requests have planned times that do not depend on responses.
 
 use std::collections::VecDeque;
 
@@ -12,20 +13,20 @@ use rand::{RngExt, SeedableRng};
 
 use crate::limits::PAIRS_MAX;
 
-/// Where a request goes.
+/// The destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Straight to the engine.
+    /// Directly to the engine.
     Direct,
     /// Through the proxy.
     Proxy,
 }
 
 impl Side {
-    /// Both, direct first.
+    /// Both sides, direct first.
     pub const BOTH: [Self; 2] = [Self::Direct, Self::Proxy];
 
-    /// 0 for direct, 1 for the proxy.
+    /// Returns 0 for direct and 1 for the proxy.
     #[must_use]
     pub const fn index(self) -> usize {
         match self {
@@ -34,7 +35,7 @@ impl Side {
         }
     }
 
-    /// Its name in messages and reports.
+    /// Returns the name used in messages and reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,77 +52,78 @@ impl Side {
     }
 }
 
-/// When requests go out.
+/// The load of a run: when requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Load {
-    /// So many lanes, each with one request at a time.
+    /// A number of lanes, each with one request at a time.
     Closed {
-        /// At least 1.
+        /// Number of lanes, at least 1.
         concurrency: usize,
     },
-    /// So many requests per second, both sides together.
+    /// A rate of requests that does not depend on responses.
     Open {
-        /// Above 0.
+        /// Requests per second to both sides together, above 0.
         rate: f64,
-        /// Whether the times between requests are exponentially distributed, else all equal.
+        /// Whether the times between requests are exponentially distributed; otherwise they are
+        /// equal.
         poisson: bool,
     },
 }
 
-/// When the run ends.
+/// The end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// After so many pairs.
+    /// After this many pairs, without those of the warm-up.
     Pairs(u64),
-    /// After so many nanoseconds.
+    /// After this many nanoseconds, counted from the first pair after the warm-up.
     Ns(u64),
 }
 
 /// One request to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// Its pair, from 0; warm-up pairs come first.
+    /// Number of its pair, from 0; the warm-up pairs have the lowest numbers.
     pub pair: u32,
-    /// Where it goes.
+    /// The destination.
     pub side: Side,
-    /// Whether the other one of the pair comes before it.
+    /// Whether this is the second request of its pair.
     second: bool,
 }
 
-/// What is to be done now.
+/// The next action of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Send this; in an open loop it was planned for that nanosecond.
+    /// Send this request. In an open loop, the second value is its planned time in nanoseconds.
     Send(Ask, Option<u64>),
-    /// Nothing before that nanosecond.
+    /// Do nothing before this time in nanoseconds.
     At(u64),
-    /// Nothing before a request ends.
+    /// Do nothing before a request ends.
     Response,
-    /// Nothing more, ever.
+    /// Nothing more will be sent.
     Nothing,
 }
 
-/// The plan of one run.
+/// The schedule of one run.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     load: Load,
     until: Until,
     warmup: u32,
     rng: SmallRng,
-    /// Pairs begun.
+    /// Number of pairs started, including the warm-up.
     pairs: u32,
-    /// When the first pair after the warm-up was begun.
+    /// Start of the first pair after the warm-up.
     begun_ns: Option<u64>,
     ready: VecDeque<Ask>,
-    /// Lanes without a request.
+    /// Number of lanes without a request.
     lanes_free: usize,
-    /// The planned time of the next request of an open loop.
+    /// Planned time of the next request in an open loop.
     due_ns: u64,
     stopped: bool,
 }
 
 impl Schedule {
-    /// A plan whose first `warmup` pairs do not count.
+    /// Creates a schedule whose first `warmup` pairs do not count.
     #[must_use]
     pub fn new(load: Load, until: Until, warmup: u32, seed: u64) -> Self {
         Self {
@@ -141,25 +143,25 @@ impl Schedule {
         }
     }
 
-    /// Pairs begun, warm-up included.
+    /// Returns the number of pairs started, including the warm-up.
     #[must_use]
     pub const fn pairs(&self) -> u32 {
         self.pairs
     }
 
-    /// When the first pair after the warm-up was begun.
+    /// Returns the start of the first pair after the warm-up.
     #[must_use]
     pub const fn begun_ns(&self) -> Option<u64> {
         self.begun_ns
     }
 
-    /// Begins no pair any more and forgets what has not been sent.
+    /// Stops starting pairs and discards requests that have not been sent.
     pub fn stop(&mut self) {
         self.stopped = true;
         self.ready.clear();
     }
 
-    /// What is to be done at `now_ns`.
+    /// Returns the next action at `now_ns`.
     pub fn next(&mut self, now_ns: u64) -> Next {
         match self.load {
             Load::Closed { .. } => {
@@ -179,7 +181,7 @@ impl Schedule {
                     return Next::At(due);
                 }
                 if self.ready.is_empty() && self.begin_pair(due) {
-                    // Its second request is due on its own.
+                    // The second request of the pair gets its own planned time.
                     let second = self.ready.front().map(|first| Ask {
                         side: first.side.other(),
                         second: true,
@@ -190,7 +192,8 @@ impl Schedule {
                 let Some(ask) = self.ready.pop_front() else {
                     return Next::Nothing;
                 };
-                // Of a number in [0, 1), so that the logarithm is finite.
+                // The random number is in [0, 1), so the draw is above 0 and its logarithm is
+                // finite.
                 let draw = 1.0 - self.rng.random::<f64>();
                 let factor = if poisson { -draw.ln() } else { 1.0 };
                 self.due_ns = due.saturating_add((factor * 1e9 / rate) as u64);
@@ -199,7 +202,7 @@ impl Schedule {
         }
     }
 
-    /// A request of the plan has ended, well or not.
+    /// Notes that a request has ended, successfully or not.
     pub fn ended(&mut self, ask: Ask) {
         if matches!(self.load, Load::Open { .. }) {
             return;
@@ -247,7 +250,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    /// Runs a plan in which each request takes `response_ns`; every request with its time.
+    /// Runs a schedule in which each response takes `response_ns`. Returns every request with its
+    /// time.
     fn run(mut schedule: Schedule, response_ns: u64) -> Vec<(Ask, u64)> {
         let (mut now, mut sent, mut open) = (0, Vec::new(), VecDeque::<(u64, Ask)>::new());
         loop {
@@ -322,7 +326,7 @@ mod tests {
         let mean = poisson[poisson.len() - 1].1 / (poisson.len() as u64 - 1);
         assert!((900..1_100).contains(&mean), "{mean}");
         let long = poisson.windows(2).filter(|two| two[1].1 - two[0].1 > 1_000);
-        // A share of 1/e of exponential times is above their mean.
+        // A share of 1/e of exponentially distributed times is above their mean.
         let share = long.count() as f64 / poisson.len() as f64;
         assert!((0.33..0.41).contains(&share), "{share}");
     }
@@ -331,7 +335,7 @@ mod tests {
     fn durations_begin_after_the_warm_up() {
         let load = Load::Closed { concurrency: 1 };
         let sent = run(Schedule::new(load, Until::Ns(1_000), 5, 2), 100);
-        // Five pairs of warm-up, then five in a thousand nanoseconds.
+        // Five warm-up pairs, then five pairs in a thousand nanoseconds.
         assert_eq!(sent.len(), 20);
     }
 
