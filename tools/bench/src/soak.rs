@@ -1,7 +1,7 @@
-//! `ringside-bench soak` from its options to its report: does a proxy in front of mock engines stay
-//! correct under load, and the same size?
+//! `ringside-bench soak`, from its options to its report. It checks that a proxy in front of mock
+//! engines relays correctly under load and that its process does not grow.
 //!
-//! Modules in dependency order.
+//! The modules are listed in dependency order.
 
 pub mod check;
 pub mod plan;
@@ -33,15 +33,15 @@ use tally::Tally;
 use watch::{Sample, Windows, judge, sample};
 
 const PROGRESS_NS: u64 = SOAK_PROGRESS_S * 1_000_000_000;
-/// Between two looks at whether descriptors have settled.
+/// Interval between checks of the number of descriptors after the run.
 const SETTLE_LOOK: Duration = Duration::from_millis(200);
 
-/// Runs and reports.
+/// Runs the soak test and writes its reports.
 ///
 /// # Errors
-/// When there is nothing to report on, or the report says that something is wrong.
+/// If the run has no result, or its report contains a problem.
 pub fn run(options: &SoakOptions) -> Result<(), Exit> {
-    // Before a run of an hour, not after it.
+    // Created before the run, so that an unusable path does not waste a long run.
     let json_file = match &options.json {
         Some(Output::File(path)) => Some(create("--json", path)?),
         Some(Output::Stdout) | None => None,
@@ -55,7 +55,7 @@ pub fn run(options: &SoakOptions) -> Result<(), Exit> {
             &options.path,
             options.api,
             options.tokens,
-            // Not from the seed: a repeated run must not find its own prompts in a cache.
+            // Not derived from the seed: a repeated run must not find its own prompts in a cache.
             now.map_or(0, nanos),
             &options.proxy.authority(),
             &options.fields,
@@ -72,7 +72,7 @@ pub fn run(options: &SoakOptions) -> Result<(), Exit> {
     if let Some(file) = json_file {
         write("--json", file, &json)?;
     }
-    // A reader that went away is not an error.
+    // A closed pipe is not an error.
     if options.json == Some(Output::Stdout) {
         let _ = io::stderr().lock().write_all(text.as_bytes());
         write("--json", io::stdout().lock(), &json)?;
@@ -88,11 +88,11 @@ pub fn run(options: &SoakOptions) -> Result<(), Exit> {
     }
 }
 
-/// Raises the soft limit of open files to what the streams take.
+/// Raises the soft limit of open files to the number that the streams need.
 fn allow_descriptors(streams: usize) -> Result<(), Exit> {
     let need = streams as u64 + OWN_DESCRIPTORS;
     let mut limit = getrlimit(Resource::Nofile);
-    // No limit is `None`.
+    // `None` means no limit.
     let below = |limit: Option<u64>| limit.is_some_and(|limit| limit < need);
     if !below(limit.current) {
         return Ok(());
@@ -118,7 +118,7 @@ fn look_at(pid: u32, at_ns: u64) -> Result<Sample, String> {
     })
 }
 
-/// The run itself, looked on.
+/// Runs the client and samples the process during the run.
 fn soak(options: &SoakOptions, setup: &Setup) -> Result<Report, Exit> {
     let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
     let start = match options.pid {
@@ -170,8 +170,8 @@ fn soak(options: &SoakOptions, setup: &Setup) -> Result<Report, Exit> {
     })
 }
 
-/// Waits until the process has no more descriptors than at the start, but not for ever: a proxy may
-/// keep connections to engines.
+/// Waits until the process has no more descriptors than at the start, and returns the last sample.
+/// Stops after [`SETTLE_S_MAX`] seconds, because a proxy may keep connections to engines.
 fn settle(pid: u32, start: Sample, begun: Instant) -> Result<Sample, String> {
     let mut clock = Poll::new().map_err(|error| error.to_string())?;
     let since = Instant::now();
