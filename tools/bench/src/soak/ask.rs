@@ -1,33 +1,33 @@
-//! The requests of a soak: their bytes, and the tags of the answers they have to get.
+//! The requests of a soak run: their bytes, and the tags of the expected responses.
 
 use crate::limits::SOAK_PROMPT_BYTES_MAX;
 use crate::request::{Api, prompt_of};
 use crate::soak::check::tag;
 
-/// What all requests of a run have in common.
+/// The parts that all requests of a run have in common.
 #[derive(Clone, Debug)]
 pub struct Asking {
     /// The head up to the value of `content-length`.
     head: String,
     api: Api,
     tokens: u32,
-    /// Tells the prompts of this run from those of others.
+    /// Distinguishes the prompts of this run from those of other runs.
     salt: u64,
     filler: String,
 }
 
-/// A request.
+/// A request, ready to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// Its bytes.
+    /// The bytes of the request.
     pub bytes: Vec<u8>,
-    /// The tag of its answer.
+    /// The tag of the expected response.
     pub tag: String,
 }
 
 impl Asking {
-    /// Requests for answers of `tokens` tokens from `path`, whose API is `api`; `host` and further
-    /// fields.
+    /// Prepares requests to `path`, whose API is `api`, for responses of `tokens` tokens. `host` is
+    /// the value of the `host` field, and `fields` are additional header fields.
     #[must_use]
     pub fn new(
         path: &str,
@@ -43,7 +43,7 @@ impl Asking {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str("content-length: ");
-        // Words are of three bytes and a blank at least.
+        // A word and its space have at least four bytes.
         let mut filler = prompt_of(SOAK_PROMPT_BYTES_MAX / 4 + 1);
         filler.truncate(SOAK_PROMPT_BYTES_MAX as usize);
         Self {
@@ -55,8 +55,8 @@ impl Asking {
         }
     }
 
-    /// Request `number`; its prompt, which no other request of this run has, has `prompt_bytes` of
-    /// filler.
+    /// Returns request `number`. Its prompt is unique in the run and contains `prompt_bytes` bytes
+    /// of filler, at most [`SOAK_PROMPT_BYTES_MAX`].
     #[must_use]
     pub fn of(&self, number: u64, stream: bool, prompt_bytes: u32) -> Asked {
         let filler = &self.filler[..self.filler.len().min(prompt_bytes as usize)];
