@@ -1,10 +1,10 @@
-//! Whether an answer is, byte for byte, the one a mock engine gives to its prompt.
+//! Checks that a response equals the response of a mock engine to the same prompt.
 //!
-//! The engine's text is a function of the prompt: token `i` is `t{i}-{tag} `, the tag being the
+//! The engine's text is a function of the prompt: token `i` is `t{i}-{tag} `, and the tag is the
 //! first eight hex digits of the SHA-256 of the prompt's JSON. Each event of a stream carries one
-//! token, and what stands around it is the same in every event but the last, which says why the
-//! answer ended. So a lost, doubled, moved or foreign event is found when it comes, and so is a
-//! changed byte beside the text.
+//! token. The bytes before and after the token are the same in every event except the last, which
+//! contains the finish reason. Therefore a lost, duplicated or moved event, or an event of another
+//! response, is detected when it arrives, and so is a changed byte outside the text.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -16,36 +16,38 @@ use sha2::{Digest, Sha256};
 
 use crate::response::shown;
 
-/// Hex digits of a tag.
+/// Number of hex digits of a tag.
 const TAG_DIGITS: usize = 8;
 
-/// What is wrong with an answer.
+/// The kinds of errors in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// A later token of the same answer came.
+    /// A later token of the same response arrived.
     Lost,
-    /// An earlier token of the same answer came.
+    /// An earlier token of the same response arrived.
     Doubled,
-    /// A token of another answer came.
+    /// A token of another response arrived.
     Foreign,
-    /// Something that is no token came, or the bytes around a token are not those of the others.
+    /// An event without a valid token arrived, or the bytes around a token differ from those of
+    /// earlier events.
     Changed,
-    /// It ended too early.
+    /// The response ended too early.
     Cut,
-    /// An event behind the last one.
+    /// The response continues after its expected end.
     AfterEnd,
-    /// The engine or the proxy reported an error, or gave another status.
+    /// The engine or the proxy reported an error, or the response has another status or media type
+    /// than expected.
     Refused,
-    /// The bytes are no HTTP/1.1 answer, or bytes came that nobody asked for.
+    /// The bytes are not an HTTP/1.1 response, or bytes arrived that belong to no request.
     Framing,
     /// The connection failed.
     Connection,
-    /// Nothing came for too long.
+    /// Nothing was received for too long.
     Silence,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 10] = [
         Self::Lost,
         Self::Doubled,
@@ -59,7 +61,7 @@ impl Kind {
         Self::Silence,
     ];
 
-    /// Its name in reports.
+    /// Returns the name used in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -77,17 +79,17 @@ impl Kind {
     }
 }
 
-/// The first thing that is wrong with an answer.
+/// The first error in a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrong {
-    /// What kind of thing.
+    /// The kind of error.
     pub kind: Kind,
-    /// Where, what was expected and what came.
+    /// Position, expected value and actual value.
     pub text: String,
 }
 
 impl Wrong {
-    /// Something of that kind.
+    /// Creates an error of the given kind.
     pub fn new(kind: Kind, text: impl Into<String>) -> Self {
         Self {
             kind,
@@ -102,19 +104,19 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// The tag of the answer to a prompt, given as its JSON.
+/// Returns the tag of the response to a prompt, given as JSON text.
 #[must_use]
 pub fn tag(prompt_json: &str) -> String {
     let hash = Sha256::digest(prompt_json.as_bytes());
     let mut tag = String::with_capacity(TAG_DIGITS);
     for byte in &hash[..TAG_DIGITS / 2] {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(tag, "{byte:02x}");
     }
     tag
 }
 
-/// The members of an answer that matter, whole or of an event, of both APIs.
+/// The members that are checked in a whole response or in an event, for both APIs.
 #[derive(Deserialize)]
 struct Wire<'a> {
     #[serde(borrow, default)]
@@ -139,7 +141,7 @@ struct Delta<'a> {
     content: Option<Cow<'a, str>>,
 }
 
-/// The text of an answer or event, and whether it names an end.
+/// Returns the text of a response or event, and whether it contains a finish reason.
 fn text_of(data: &[u8]) -> Result<(String, bool), Wrong> {
     let wire: Wire<'_> = serde_json::from_slice(data).map_err(|_| {
         let came = shown(data);
@@ -163,22 +165,22 @@ fn text_of(data: &[u8]) -> Result<(String, bool), Wrong> {
     Ok((text, ended))
 }
 
-/// Compares one answer with what it has to be, as it comes.
+/// Compares one response with the expected one as it arrives.
 #[derive(Clone, Debug)]
 pub struct Check {
     tag: String,
     tokens: u32,
-    /// The token that is to come next.
+    /// Number of the next expected token.
     next: u32,
     /// The expected text of that token.
     piece: String,
-    /// What stands before and behind the text of each event.
+    /// The bytes before and after the text in each event, known after the first token.
     around: Option<(Vec<u8>, Vec<u8>)>,
     done: bool,
 }
 
 impl Check {
-    /// The answer of `tokens` tokens, at least one, that has this tag.
+    /// Expects a response with this tag and `tokens` tokens, at least one.
     #[must_use]
     pub fn new(tag: String, tokens: u32) -> Self {
         let piece = format!("t0-{tag} ");
@@ -192,16 +194,16 @@ impl Check {
         }
     }
 
-    /// Tokens that have come.
+    /// Returns the number of tokens received.
     #[must_use]
     pub const fn came(&self) -> u32 {
         self.next
     }
 
-    /// Takes the data of the next event.
+    /// Checks the data of the next event.
     ///
     /// # Errors
-    /// When it is not the one that has to come.
+    /// If it is not the expected event.
     pub fn event(&mut self, data: &[u8]) -> Result<(), Wrong> {
         if self.done {
             let text = format!("expected nothing after [DONE], came {}", shown(data));
@@ -211,7 +213,7 @@ impl Check {
             self.done = true;
             return self.finish();
         }
-        // All but the first and the last, without parsing.
+        // Fast path without parsing, for all tokens except the first and the last.
         if self.next + 1 < self.tokens
             && let Some((before, behind)) = &self.around
             && let Some(rest) = data.strip_prefix(&**before)
@@ -225,7 +227,7 @@ impl Check {
 
     fn event_parsed(&mut self, data: &[u8]) -> Result<(), Wrong> {
         let (text, ended) = text_of(data).map_err(|wrong| self.at(wrong))?;
-        // The opening event of a chat, and the last words about usage.
+        // The first event of a chat completion, which has a role, and the final one with the usage.
         if text.is_empty() && (self.next == 0 || self.next == self.tokens) {
             return Ok(());
         }
@@ -276,10 +278,10 @@ impl Check {
         let _ = write!(self.piece, "t{}-{} ", self.next, self.tag);
     }
 
-    /// The stream has ended.
+    /// Checks the end of the response.
     ///
     /// # Errors
-    /// When something is missing.
+    /// If tokens, or `[DONE]` in a stream, are missing.
     pub fn finish(&self) -> Result<(), Wrong> {
         if self.done && self.next == self.tokens {
             return Ok(());
@@ -294,10 +296,10 @@ impl Check {
         Err(self.at(Wrong::new(Kind::Cut, text)))
     }
 
-    /// Compares an answer that is no stream.
+    /// Compares the body of a response that is not a stream.
     ///
     /// # Errors
-    /// When its text is not the one it has to be.
+    /// If its text differs from the expected one.
     pub fn whole(&mut self, body: &[u8]) -> Result<(), Wrong> {
         let (text, ended) = text_of(body)?;
         for piece in text.split_inclusive(' ') {
@@ -314,7 +316,7 @@ impl Check {
         self.finish()
     }
 
-    /// What kind of difference it is that `came` came in place of the next token.
+    /// Returns the error for text that differs from the next token.
     fn differs(&self, came: &str) -> Wrong {
         let parts = came.strip_prefix('t').and_then(|rest| {
             let (number, tag) = rest.strip_suffix(' ')?.split_once('-')?;
