@@ -1,9 +1,10 @@
-//! The client of a soak: one thread that keeps many connections busy and compares what comes.
+//! The client of a soak run: one thread that keeps many connections busy and compares the responses
+//! with the expected ones.
 //!
-//! Each connection has one request under way, or two where one is pipelined; when it is through,
-//! the next follows at once. When something is due by the clock is looked at every
-//! [`SOAK_LOOK_MS`] for all connections: nothing here is exact to the microsecond, and a pass over
-//! thousands of them takes some.
+//! Each connection has one request in progress, or two if one is pipelined; the next request
+//! follows immediately after the response. Deadlines of all connections are checked in one pass
+//! every [`SOAK_LOOK_MS`]: they need not be exact, and a pass over thousands of connections takes
+//! time.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,37 +29,38 @@ use crate::socket::{self, Poll, Received, Watch};
 const LOOK_NS: u64 = SOAK_LOOK_MS * 1_000_000;
 const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
 const SILENCE_NS_MAX: u64 = SOAK_SILENCE_S * 1_000_000_000;
-/// A client that was kept from working for longer than this makes up for it at the end.
+/// If a check is late by more than this, because the client was stalled, the run is extended by the
+/// delay.
 const STALL_NS: u64 = 1_000_000_000;
-/// Receives by which a connection is emptied before it is closed: unread bytes would turn its end
-/// into a reset.
+/// Maximum number of receives that empty a connection before it is closed by FIN: the kernel sends
+/// a reset if a socket is closed with unread bytes.
 const DRAINS_MAX: usize = 64;
 
-/// What a run needs.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// The proxy.
+    /// Address of the proxy.
     pub addr: SocketAddr,
-    /// What is asked.
+    /// The requests.
     pub asking: Asking,
-    /// Streams at a time.
+    /// Number of concurrent streams.
     pub streams: usize,
-    /// Tokens of each answer.
+    /// Tokens of each response.
     pub tokens: u32,
-    /// How long.
+    /// Duration of the run.
     pub duration: Duration,
-    /// Share of requests that are given up.
+    /// Share of requests that the client aborts.
     pub abort_share: f64,
-    /// Seed of everything random.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
-/// Why a run ended without a result.
+/// The reason why a run ended without a result.
 #[derive(Debug)]
 pub enum SoakError {
-    /// The client's own system calls fail.
+    /// A system call of the client failed.
     Io(io::Error),
-    /// What looks on gave up.
+    /// The `tick` callback of [`run`] returned an error.
     Tick(String),
 }
 
@@ -80,20 +82,21 @@ impl From<io::Error> for SoakError {
 }
 
 enum Phase {
-    /// Could not even begin to connect; tried again at the next look.
+    /// Not connected: the connect could not be started, or the last request failed. The next check
+    /// opens a new connection.
     Closed,
-    /// Connecting since then.
+    /// Connecting since the given time in nanoseconds.
     Opening(OwnedFd, u64),
     Open(OwnedFd),
 }
 
 struct Link {
     phase: Phase,
-    /// Reads slowly.
+    /// Whether the connection reads slowly.
     narrow: bool,
-    /// Whether it has carried an answer.
+    /// Whether a response has been completed on this connection.
     used: bool,
-    /// Requests to send, and how much of them is sent.
+    /// Bytes of the requests; the first `sent` of them have been sent.
     out: Vec<u8>,
     sent: usize,
     watch: Watch,
@@ -121,7 +124,8 @@ impl Link {
         }
     }
 
-    /// The client was kept from looking for so long: what lies in its sockets has not been late.
+    /// Extends the deadlines by `late_ns`, the time by which the client's own check is late. Bytes
+    /// that arrived meanwhile may still be unread, so the peer must not be blamed for the delay.
     fn excuse(&mut self, late_ns: u64) {
         self.moved_ns += late_ns;
         if let Phase::Opening(_, since) = &mut self.phase {
@@ -152,10 +156,11 @@ struct Client<'a> {
 }
 
 /// Runs to the end on the calling thread and closes all connections. `tick` is called every
-/// [`SOAK_LOOK_MS`] or somewhat later with the nanoseconds since the beginning.
+/// [`SOAK_LOOK_MS`] or slightly later with the nanoseconds since the start.
 ///
 /// # Errors
-/// When the client cannot go on, and what `tick` returns. Failed requests are counted.
+/// If a system call of the client fails or `tick` returns an error. Failed requests are counted,
+/// not returned.
 pub fn run(
     setup: &Setup,
     tick: &mut dyn FnMut(u64, &Tally) -> Result<(), String>,
@@ -209,7 +214,8 @@ impl Client<'_> {
         nanos(self.clock.elapsed())
     }
 
-    /// Does what the clock says.
+    /// Performs the actions of a connection that are due at `now`: a new connection, a planned
+    /// abort, the end of a pause, or a timeout.
     fn look(&mut self, number: usize, now: u64) -> io::Result<()> {
         let link = &mut self.links[number];
         let since = match &link.phase {
@@ -246,7 +252,7 @@ impl Client<'_> {
         self.send_on(number)
     }
 
-    /// Opens a connection in the place of whatever was there.
+    /// Opens a new connection, replacing the previous one if there is any.
     fn open(&mut self, number: usize) -> io::Result<()> {
         let now = self.now();
         let link = &mut self.links[number];
@@ -274,7 +280,7 @@ impl Client<'_> {
         Ok(())
     }
 
-    /// Something is ready on a connection.
+    /// Handles a connection that epoll reports as ready.
     fn ready(&mut self, number: usize) -> io::Result<()> {
         let link = &mut self.links[number];
         match std::mem::replace(&mut link.phase, Phase::Closed) {
@@ -305,7 +311,7 @@ impl Client<'_> {
             return Ok(());
         };
         let received = socket::receive(socket, buffer);
-        // One that pauses is woken by the failure of its connection only; else it stays asleep.
+        // A paused connection is woken only by its failure.
         match received {
             Received::Bytes(len) => {
                 link.moved_ns = now;
@@ -319,7 +325,7 @@ impl Client<'_> {
         }
     }
 
-    /// Takes what came on a connection.
+    /// Processes bytes received on a connection.
     fn take(&mut self, number: usize, mut piece: &[u8], now: u64) -> io::Result<()> {
         while !piece.is_empty() {
             let link = &mut self.links[number];
@@ -364,7 +370,8 @@ impl Client<'_> {
         Ok(())
     }
 
-    /// The first answer of a connection is complete and right. Whether the connection goes on.
+    /// Counts the correct and complete response at the front of the queue. Returns whether the
+    /// connection can be used again.
     fn complete(&mut self, number: usize) -> bool {
         let link = &mut self.links[number];
         let Some(exchange) = link.queue.pop_front() else {
@@ -378,7 +385,7 @@ impl Client<'_> {
         *count += 1;
         self.tally.pipelined += u64::from(exchange.second);
         link.used = true;
-        // A request that was answered before it was sent has broken the connection.
+        // The connection is unusable if the response was complete before the request was sent.
         if exchange.keeps() && link.sent == link.out.len() {
             return true;
         }
@@ -387,13 +394,14 @@ impl Client<'_> {
         false
     }
 
-    /// The other end has closed, or the connection failed.
+    /// Handles a connection that the peer closed or that failed.
     fn ended(&mut self, number: usize, error: Option<io::Error>) -> io::Result<()> {
         let link = &mut self.links[number];
         let Some(exchange) = link.queue.front_mut() else {
             return self.open(number);
         };
-        // It was closed for having been idle, just when it was used again (RFC 9112, 9.3.1).
+        // The peer closed the idle connection at the same time as the client sent the next request
+        // on it (RFC 9112, section 9.3.1), so the request has not failed.
         if link.used && !exchange.heard {
             self.tally.again += link.queue.len() as u64;
             return self.open(number);
@@ -415,7 +423,7 @@ impl Client<'_> {
         }
     }
 
-    /// Draws and sends the next request of a connection.
+    /// Draws the next request of a connection and starts sending it.
     fn begin(&mut self, number: usize) -> io::Result<()> {
         let draw = self.plan.draw();
         let asked = (self.setup.asking).of(self.next, draw.stream, draw.prompt_bytes);
@@ -446,7 +454,7 @@ impl Client<'_> {
         self.send_on(number)
     }
 
-    /// Sends as much as fits, and watches for room if that is not all.
+    /// Sends as much as the socket accepts, and watches for room to send if bytes are left.
     fn send_on(&mut self, number: usize) -> io::Result<()> {
         let now = self.now();
         let link = &mut self.links[number];
@@ -461,7 +469,7 @@ impl Client<'_> {
                     break;
                 }
                 Ok(len) => link.sent += len,
-                // The receive that follows says what the answer was or how it failed.
+                // The next receive returns the response or the error.
                 Err(_) => break,
             }
         }
@@ -479,7 +487,7 @@ impl Client<'_> {
         }
     }
 
-    /// Gives up the request of a connection, as it was planned.
+    /// Aborts the request of a connection as planned and opens a new connection.
     fn abort(&mut self, number: usize) -> io::Result<()> {
         let link = &mut self.links[number];
         let phase = std::mem::replace(&mut link.phase, Phase::Closed);
@@ -508,7 +516,7 @@ impl Client<'_> {
         self.open(number)
     }
 
-    /// Counts what went wrong on a connection and replaces it.
+    /// Counts a failed request and closes its connection.
     fn failed(&mut self, number: usize, wrong: &Wrong) -> io::Result<()> {
         let link = &mut self.links[number];
         let request = match link.queue.front() {
@@ -519,7 +527,8 @@ impl Client<'_> {
         let what = format!("stream {number}{request}{slow}");
         self.tally.wrong(&what, wrong);
         link.phase = Phase::Closed;
-        // Opened again at the next look, so that a proxy that refuses is not asked in a loop.
+        // The next check opens a new connection. Opening it here would flood a proxy that refuses
+        // connections.
         link.queue.clear();
         Ok(())
     }
