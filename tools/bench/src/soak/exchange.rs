@@ -1,4 +1,5 @@
-//! One request on its way and its answer as far as it has come, compared as it comes. No sockets.
+//! One request and its response, which is compared with the expected one as it arrives. This module
+//! does not use sockets.
 
 use crate::http::{Reader, ResponseError};
 use crate::limits::{SHOWN_BODY_BYTES_MAX, TEXT_BYTES_MAX};
@@ -13,18 +14,18 @@ impl From<EventTooLarge> for Wrong {
     }
 }
 
-/// A request and its answer.
+/// A request and its response.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Its number in the run.
+    /// Number of the request in the run.
     pub number: u64,
-    /// Whether the answer is to be a stream.
+    /// Whether a streamed response is expected.
     pub stream: bool,
-    /// Whether it was pipelined behind another.
+    /// Whether the request was pipelined after another one.
     pub second: bool,
-    /// Where and how it is given up.
+    /// When and how the request is aborted.
     pub abort: Option<(Point, How)>,
-    /// Whether anything of an answer has come.
+    /// Whether any byte of the response has arrived.
     pub heard: bool,
     reader: Reader,
     splitter: Splitter,
@@ -33,7 +34,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// A request whose answer has this tag and so many tokens.
+    /// Creates an exchange whose response must have the given tag and number of tokens.
     #[must_use]
     pub fn new(number: u64, stream: bool, tag: String, tokens: u32) -> Self {
         Self {
@@ -49,7 +50,7 @@ impl Exchange {
         }
     }
 
-    /// What it is called in messages.
+    /// Returns the name used in messages.
     #[must_use]
     pub fn name(&self) -> String {
         let kind = if self.stream { "stream" } else { "whole" };
@@ -57,35 +58,35 @@ impl Exchange {
         format!("request {} ({kind}{second})", self.number)
     }
 
-    /// Tokens of the stream that have come.
+    /// Returns the number of received tokens; always 0 if the response is not a stream.
     #[must_use]
     pub const fn came(&self) -> u32 {
         if self.stream { self.check.came() } else { 0 }
     }
 
-    /// Whether the answer's head has come.
+    /// Returns whether the response head has arrived.
     #[must_use]
     pub const fn has_head(&self) -> bool {
         self.reader.head().is_some()
     }
 
-    /// Whether the answer is complete.
+    /// Returns whether the response is complete.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.reader.is_done()
     }
 
-    /// Whether the connection can be used again.
+    /// Returns whether the connection can be used again.
     #[must_use]
     pub fn keeps(&self) -> bool {
         self.reader.head().is_some_and(|head| head.keep_alive)
     }
 
-    /// Takes received bytes and gives back what comes behind the end of this answer, which is as it
-    /// has to be then.
+    /// Consumes received bytes and returns those that follow the end of this response. If the
+    /// response is complete afterwards, it is also correct.
     ///
     /// # Errors
-    /// When it is not.
+    /// If the response differs from the expected one.
     pub fn take<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], Wrong> {
         self.heard = true;
         let rest = (self.reader.feed_response(piece, &mut self.body))
@@ -116,10 +117,10 @@ impl Exchange {
         Ok(rest)
     }
 
-    /// The connection has ended.
+    /// Processes the end of the connection.
     ///
     /// # Errors
-    /// When the answer had not, or is not as it has to be.
+    /// If the response is incomplete or differs from the expected one.
     pub fn end(&mut self) -> Result<(), Wrong> {
         self.reader.end().map_err(|error| self.framing(error))?;
         self.complete()
