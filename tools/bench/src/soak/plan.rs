@@ -1,63 +1,65 @@
-//! What a stream does next: what it asks, and how that is to end. Drawn from a seeded source, so
-//! that a run can be made again.
+//! Draws the next request of a stream, and whether and how it is aborted, from a seeded random
+//! number generator.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::limits::{ABORT_AFTER_MS_MAX, PAUSE_MS_MAX, SOAK_PROMPT_BYTES_MAX};
 
-/// Share of requests whose answer is no stream.
+/// Share of requests that do not request a stream.
 const WHOLE_SHARE: f64 = 0.02;
-/// Share of requests behind which a second is sent at once.
+/// Share of requests followed immediately by a second, pipelined one (of those that are not
+/// aborted).
 const PIPELINED_SHARE: f64 = 0.02;
 /// Share of connections that read slowly.
 const NARROW_SHARE: f64 = 0.02;
-/// Prompts up to this many bytes are as frequent as all longer ones.
+/// Half of the prompts have at most this many bytes of filler; the other half is drawn from the
+/// whole range up to [`SOAK_PROMPT_BYTES_MAX`].
 const PROMPT_BYTES_USUAL: u32 = 1024;
 
-/// Where a request is given up.
+/// When a request is aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// When so many thousandths of it are sent.
+    /// When this many thousandths of its bytes have been sent.
     Sending(u16),
-    /// So many milliseconds after it was sent.
+    /// This many milliseconds after it was sent.
     AfterMs(u64),
-    /// When so many tokens of the answer have come.
+    /// When this many tokens of the response have arrived.
     Tokens(u32),
 }
 
-/// How a connection is given up.
+/// How the connection of an aborted request is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// An orderly end.
+    /// By an orderly end (FIN).
     Fin,
-    /// A reset.
+    /// By a reset (RST).
     Rst,
 }
 
-/// One request, or two.
+/// The parameters of one request, or of two pipelined ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
-    /// Whether the answer is to be a stream.
+    /// Whether the request is for a streamed response.
     pub stream: bool,
-    /// Where and how it is given up.
+    /// When and how the request is aborted.
     pub abort: Option<(Point, How)>,
-    /// A second request is sent right behind it.
+    /// Whether a second request is sent immediately after it.
     pub second: bool,
     /// Bytes of filler in the prompt.
     pub prompt_bytes: u32,
 }
 
-/// A time without reading.
+/// A pause during which a connection does not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pause {
-    /// When so many tokens of the answer have come.
+    /// Number of received tokens after which the pause starts.
     pub tokens: u32,
-    /// How long.
+    /// Length of the pause in milliseconds.
     pub time_ms: u64,
 }
 
-/// Draws what streams do.
+/// Draws requests, aborts and pauses.
 #[derive(Debug)]
 pub struct Plan {
     rng: SmallRng,
@@ -66,8 +68,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Gives up `abort_share` of the requests, from 0 to 1; answers have `tokens` tokens, at least
-    /// one.
+    /// Creates a plan that aborts the share `abort_share` of the requests, from 0 to 1. Responses
+    /// have `tokens` tokens, at least one.
     #[must_use]
     pub fn new(seed: u64, abort_share: f64, tokens: u32) -> Self {
         Self {
@@ -77,13 +79,13 @@ impl Plan {
         }
     }
 
-    /// The next request.
+    /// Draws the next request.
     pub fn draw(&mut self) -> Draw {
         let stream = !self.rng.random_bool(WHOLE_SHARE);
         let abort = self.rng.random_bool(self.abort_share).then(|| {
             let point = match self.rng.random_range(0..4_u8) {
                 0 => Point::Sending(self.rng.random_range(0..1000)),
-                // Half of all in the middle of the answer.
+                // Half of the aborts of streams happen after a number of tokens.
                 2.. if stream => Point::Tokens(self.rng.random_range(0..self.tokens)),
                 _ => Point::AfterMs(self.rng.random_range(0..=ABORT_AFTER_MS_MAX)),
             };
@@ -107,12 +109,12 @@ impl Plan {
         }
     }
 
-    /// Whether the next connection reads slowly.
+    /// Draws whether the next connection reads slowly.
     pub fn narrow(&mut self) -> bool {
         self.rng.random_bool(NARROW_SHARE)
     }
 
-    /// Where a slow reader pauses.
+    /// Draws the pause of a slow reader.
     pub fn pause(&mut self) -> Pause {
         Pause {
             tokens: self.rng.random_range(0..self.tokens),
