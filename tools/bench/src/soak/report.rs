@@ -1,4 +1,4 @@
-//! The report of a soak, as text and as JSON.
+//! The report of a soak run, as text and as JSON.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -13,34 +13,34 @@ use crate::soak::tally::{Stage, Tally};
 use crate::soak::watch::{Course, Judgement, Sample};
 use crate::units::show_ns;
 
-/// The process of the proxy over the run.
+/// The proxy's process over the run.
 #[derive(Clone, Debug)]
 pub struct Process {
-    /// Its number.
+    /// Process id.
     pub pid: u32,
-    /// Before the first connection.
+    /// The sample before the first connection.
     pub start: Sample,
-    /// While streams ran.
+    /// The samples during the run.
     pub samples: Vec<Sample>,
-    /// Whether it grew; `None` if there were too few samples.
+    /// The result of comparing the samples; `None` if there were too few.
     pub judgement: Option<Judgement>,
-    /// After the last connection was closed, when its descriptors had settled or were waited for
-    /// long enough.
+    /// The sample after all connections were closed, taken when the number of descriptors had
+    /// returned to that of the start or the wait for this had timed out.
     pub settled: Sample,
 }
 
-/// A run and all that is known about it.
+/// The results of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What was asked for.
+    /// The options of the run.
     pub options: SoakOptions,
-    /// How long streams ran.
+    /// Duration of the run.
     pub wall: Duration,
-    /// What was counted.
+    /// The counters.
     pub tally: Tally,
-    /// The process, if one was named.
+    /// The proxy's process, if `--pid` is given.
     pub process: Option<Process>,
-    /// CPU time of the client itself.
+    /// CPU time used by the client.
     pub client_cpu: Duration,
 }
 
@@ -48,7 +48,7 @@ fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// Whole numbers with blanks between thousands.
+/// Formats a whole number with spaces between groups of three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -62,12 +62,12 @@ fn grouped(number: u64) -> String {
 }
 
 impl Report {
-    /// The share of one CPU that the client used.
+    /// Returns the share of one CPU that the client used.
     fn client_share(&self) -> f64 {
         self.client_cpu.as_secs_f64() / self.wall.as_secs_f64().max(1e-9)
     }
 
-    /// What went wrong, a line each; empty if nothing did.
+    /// Returns all problems as lines; empty if the run succeeded.
     #[must_use]
     pub fn verdict(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -107,7 +107,7 @@ impl Report {
         lines
     }
 
-    /// The report as text.
+    /// Returns the report as text.
     #[must_use]
     pub fn text(&self) -> String {
         let (options, tally) = (&self.options, &self.tally);
@@ -121,7 +121,7 @@ impl Report {
             options.seed
         );
         let mut line = |name: &str, what: String| {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(text, "{name:<13}{what}");
         };
         tally_text(tally, self.wall, &mut line);
@@ -145,7 +145,7 @@ impl Report {
         text
     }
 
-    /// The report as JSON.
+    /// Returns the report as JSON.
     #[must_use]
     pub fn json(&self) -> Value {
         let (options, tally) = (&self.options, &self.tally);
@@ -265,7 +265,7 @@ fn courses(judgement: &Judgement) -> [(&'static str, Course, Shown); 2] {
 }
 
 impl Process {
-    /// CPU time while streams ran.
+    /// Returns the CPU time the process used until the last sample of the run.
     fn cpu(&self) -> Duration {
         let last = self.samples.last().unwrap_or(&self.start);
         Duration::from_nanos(last.cpu_ns.saturating_sub(self.start.cpu_ns))
