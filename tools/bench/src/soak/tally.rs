@@ -1,24 +1,24 @@
-//! What a soak counted.
+//! The counters of a soak run.
 
 use crate::limits::SOAK_ERRORS_SHOWN_MAX;
 use crate::soak::check::{Kind, Wrong};
 
-/// How far a request had come when it was given up.
+/// Progress of a request when the client aborted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// It was not sent as a whole.
+    /// The request had not been sent completely, and no byte of the response had arrived.
     Sending,
-    /// Nothing of the answer had come.
+    /// No byte of the response had arrived.
     BeforeHead,
-    /// A part of the answer had come.
+    /// Part of the response had arrived.
     Within,
 }
 
 impl Stage {
-    /// All of them.
+    /// All stages.
     pub const ALL: [Self; 3] = [Self::Sending, Self::BeforeHead, Self::Within];
 
-    /// Its name in reports.
+    /// Returns the name used in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -29,45 +29,46 @@ impl Stage {
     }
 }
 
-/// Counts of one run.
+/// The counters of one run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Requests that were begun, those sent again included.
+    /// Requests started, including those counted in `again`.
     pub begun: u64,
-    /// Streams that came as they had to.
+    /// Streamed responses that were complete and correct.
     pub streams: u64,
-    /// Other answers that came as they had to.
+    /// Responses without streaming that were complete and correct.
     pub wholes: u64,
-    /// Of both, answers to pipelined requests.
+    /// Of these two, responses to pipelined requests.
     pub pipelined: u64,
-    /// Tokens that came, each in an event of its own, in streams; those of given-up ones included.
+    /// Tokens received in streams, one per event, including the streams of aborted requests.
     pub chunks: u64,
     /// Bytes received.
     pub bytes: u64,
-    /// Given-up requests, by stage, FIN and RST.
+    /// Aborted requests by [`Stage`], each closed by FIN (first) or RST (second).
     pub aborts: [[u64; 2]; Stage::ALL.len()],
-    /// Connections that were opened.
+    /// Connections opened.
     pub connections: u64,
-    /// Of those, slow readers.
+    /// Connections that read slowly.
     pub narrow: u64,
-    /// Times that a slow reader did not read.
+    /// Pauses of slow readers.
     pub pauses: u64,
-    /// Connections that the proxy announced to close.
+    /// Connections that could not be used again after a correct response.
     pub closed: u64,
-    /// Requests sent again on a new connection: theirs was closed before they were answered.
+    /// Requests that were replaced by a new request on a new connection, because their connection
+    /// was closed before any byte of their response.
     pub again: u64,
-    /// Requests that were under way at the end of the run.
+    /// Requests in progress at the end of the run.
     pub unfinished: u64,
-    /// Longest time by which the client was late for its own clock, in nanoseconds.
+    /// Longest delay of the client's periodic check, in nanoseconds.
     pub late_ns: u64,
     /// Failed requests, in the order of [`Kind::ALL`].
     pub errors: [u64; Kind::ALL.len()],
-    /// Descriptions of the first of them.
+    /// Descriptions of the first failed requests.
     pub shown: Vec<String>,
 }
 
 impl Tally {
-    /// Counts a failed request; `what` says which one.
+    /// Counts a failed request; `what` identifies it in the description.
     pub fn wrong(&mut self, what: &str, wrong: &Wrong) {
         let counts = Kind::ALL.iter().zip(&mut self.errors);
         for (kind, count) in counts {
@@ -78,13 +79,13 @@ impl Tally {
         }
     }
 
-    /// Failed requests.
+    /// Returns the number of failed requests.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.errors.iter().sum()
     }
 
-    /// Given-up requests.
+    /// Returns the number of aborted requests.
     #[must_use]
     pub fn given_up(&self) -> u64 {
         self.aborts.iter().flatten().sum()
