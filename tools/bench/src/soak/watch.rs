@@ -1,4 +1,4 @@
-//! The proxy's process as the kernel shows it, and whether it stays the same size.
+//! Samples of the proxy's process from `/proc`, and whether the process grows.
 
 use std::fs;
 use std::io;
@@ -9,23 +9,23 @@ use crate::limits::{
     SOAK_WARMUP_S_MAX, WINDOW_S_MAX, WINDOW_SAMPLES_MIN,
 };
 
-/// The process at one moment.
+/// The state of the process at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// Since the beginning of the run, in nanoseconds.
+    /// Time since the start of the run, in nanoseconds.
     pub at_ns: u64,
-    /// Resident set.
+    /// Resident set in bytes.
     pub rss_bytes: u64,
-    /// Open descriptors.
+    /// Number of open descriptors.
     pub descriptors: u64,
-    /// CPU time, user and system, since the process began.
+    /// CPU time, user and system, since the process started, in nanoseconds.
     pub cpu_ns: u64,
 }
 
-/// Looks at process `pid`.
+/// Samples the process `pid`.
 ///
 /// # Errors
-/// When there is none, or it belongs to somebody else.
+/// If there is no such process, or it belongs to another user.
 pub fn sample(pid: u32, at_ns: u64) -> io::Result<Sample> {
     let of = |name: &str| format!("/proc/{pid}/{name}");
     let malformed = |name: &str| io::Error::other(format!("{} is not understood", of(name)));
@@ -45,7 +45,7 @@ pub fn sample(pid: u32, at_ns: u64) -> io::Result<Sample> {
     })
 }
 
-/// `VmRSS` of `/proc/PID/status`.
+/// Returns `VmRSS` from the text of `/proc/PID/status`, in bytes.
 fn rss_bytes(status: &str) -> Option<u64> {
     let line = status
         .lines()
@@ -54,7 +54,9 @@ fn rss_bytes(status: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// Fields 14 and 15 of `/proc/PID/stat`. The second field is a name that may hold anything.
+/// Returns the sum of fields 14 and 15 (user and system time) of `/proc/PID/stat`, in nanoseconds.
+/// Parsing starts after the last `)`, because the second field is a name in parentheses that may
+/// contain any characters.
 fn cpu_ns(stat: &str, ticks_per_second: u64) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace().skip(11);
@@ -63,20 +65,21 @@ fn cpu_ns(stat: &str, ticks_per_second: u64) -> Option<u64> {
     both.checked_mul(1_000_000_000 / ticks_per_second.max(1))
 }
 
-/// How a run of some length is looked at.
+/// When a run of a given length is sampled, and which parts of it are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// Between two samples.
+    /// Time between two samples.
     pub every: Duration,
-    /// Before the first window.
+    /// Time before the first window.
     pub warmup: Duration,
     /// Length of the first and of the last window.
     pub window: Duration,
 }
 
 impl Windows {
-    /// A run of five minutes or more is looked at every two seconds; its first minute is warm-up,
-    /// the second and the last are compared. A shorter one is divided.
+    /// Returns the windows for a run of length `run`. A run of five minutes or more is sampled
+    /// every two seconds; its first minute is warm-up, and its second and last minutes are
+    /// compared. In a shorter run these times are fractions of its length.
     #[must_use]
     pub fn of(run: Duration) -> Self {
         Self {
@@ -87,39 +90,40 @@ impl Windows {
     }
 }
 
-/// One measure of the process over a run.
+/// One property of the process over a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Course {
     /// Median of the first window.
     pub first: u64,
     /// Median after the warm-up.
     pub median: u64,
-    /// Largest of all, warm-up included.
+    /// Maximum of all samples, including the warm-up.
     pub max: u64,
     /// Median of the last window.
     pub last: u64,
-    /// Largest median of the last window that counts as flat.
+    /// Largest median of the last window that is considered flat.
     pub last_max: u64,
 }
 
 impl Course {
-    /// Whether it did not grow.
+    /// Returns whether the property did not grow.
     #[must_use]
     pub const fn is_flat(&self) -> bool {
         self.last <= self.last_max
     }
 }
 
-/// What samples say about a run.
+/// The result of comparing the samples of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
     /// Resident set in bytes.
     pub rss: Course,
-    /// Open descriptors.
+    /// Number of open descriptors.
     pub descriptors: Course,
 }
 
-/// Judges the samples of a run that ended at `end_ns`; `None` if a window holds too few.
+/// Judges the samples of a run that ended at `end_ns`; returns `None` if a window contains fewer
+/// than [`WINDOW_SAMPLES_MIN`] samples.
 #[must_use]
 pub fn judge(samples: &[Sample], windows: Windows, end_ns: u64) -> Option<Judgement> {
     let ns = crate::precision::nanos;
@@ -201,7 +205,8 @@ mod tests {
         }
     }
 
-    /// Samples each second of ten minutes, with what `of` makes of the second.
+    /// Judges a run of ten minutes with one sample per second. `of` returns the resident set and
+    /// the descriptors for each second.
     fn judged(of: impl Fn(u64) -> (u64, u64)) -> Judgement {
         let samples: Vec<Sample> = (0..600)
             .map(|at| {
@@ -224,7 +229,7 @@ mod tests {
         type Of = fn(u64) -> (u64, u64);
         let cases: [(Of, bool, bool); 6] = [
             (|_| (100 * MIB, 50), true, true),
-            // All of it in the warm-up.
+            // Growth only during the warm-up.
             (|at| ((40 + at.min(60)) * MIB, 2 + at.min(60)), true, true),
             // A peak late in the run.
             (
@@ -237,7 +242,7 @@ mod tests {
             ),
             (|at| (100 * MIB + at * MIB / 60, 50), false, true),
             (|at| (100 * MIB, 50 + at / 20), true, false),
-            // Within the tolerance.
+            // Growth within the tolerance.
             (|at| (100 * MIB + at * MIB / 120, 50 + at / 60), true, true),
         ];
         for (nth, (of, rss, descriptors)) in cases.into_iter().enumerate() {
