@@ -1,6 +1,6 @@
-//! `ringside-bench overhead`, the real program, against mock engines: directly, and through a relay
-//! that delays by a known time. Delays are in milliseconds so that a busy machine does not matter;
-//! nothing is asserted about how fast anything is.
+//! Runs the `ringside-bench overhead` binary against mock engines, directly and through a relay
+//! that adds a known delay. Delays are in milliseconds so that a busy machine does not matter, and
+//! no assertion depends on speed.
 
 #![expect(
     clippy::unwrap_used,
@@ -48,7 +48,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Runs with `--json -` and gives the report and the exit code.
+/// Runs with `--json -` and returns the report and the exit code.
 fn report(direct: SocketAddr, proxy: SocketAddr, more: &[&str]) -> (Value, i32) {
     let output = bench(direct, proxy, &[&["--json=-", "--quiet"], more].concat());
     let report = serde_json::from_slice(&output.stdout)
@@ -56,20 +56,20 @@ fn report(direct: SocketAddr, proxy: SocketAddr, more: &[&str]) -> (Value, i32) 
     (report, output.status.code().unwrap())
 }
 
-/// The estimate and the lower end of the overhead, in milliseconds.
+/// Returns the estimate of the overhead and the lower end of its interval, in milliseconds.
 fn overhead_ms(report: &Value, metric: usize, at: &str) -> (f64, f64) {
     let found = &report["metrics"][metric]["overhead"][at];
     let ms = |name: &str| found[name].as_f64().unwrap() / 1e6;
     (ms("estimate_ns"), ms("low_ns"))
 }
 
-/// A relay that passes answers on chunk by chunk: `first` later the head with the first chunk, `each`
-/// after that every other one.
+/// Starts a relay that forwards responses chunk by chunk. It delays the head with the first chunk
+/// by `first` and each later chunk by `each`.
 fn relay(to: SocketAddr, first: Duration, each: Duration) -> SocketAddr {
     relay_both_ways(to, NONE, first, each)
 }
 
-/// As `relay`; `ask` later passes each piece of a request.
+/// Like `relay`, and also delays each part of a request by `ask`.
 fn relay_both_ways(to: SocketAddr, ask: Duration, first: Duration, each: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -156,7 +156,7 @@ fn a_delay_per_chunk_is_found_in_the_gaps() {
 #[test]
 fn the_gate_has_an_exit_code() {
     let engine = engine(2, NONE);
-    // So much that no hiccup of a busy machine hides it.
+    // Large enough that scheduling delays on a busy machine cannot hide it.
     let slow = relay(engine.addr(), Duration::from_millis(300), NONE);
     let run = ["--concurrency=15", "--requests=15", "--max-tokens=2"];
     let held = [&run[..], &["--max-overhead-p99=1h"]].concat();
@@ -169,7 +169,7 @@ fn the_gate_has_an_exit_code() {
     assert_eq!(output.status.code(), Some(6));
     assert!(table.contains("gate: --max-overhead-p99 1.00 ms: exceeded"));
     assert!(said.contains("time to first token"), "{said}");
-    // A pipe is no terminal: no progress bar.
+    // Standard error is a pipe here, not a terminal, so there is no progress bar.
     assert!(!said.contains("at a time"), "{said}");
 }
 
@@ -233,7 +233,7 @@ fn reports_are_complete_and_self_contained() {
     assert_eq!(report["metrics"][0]["direct"]["count"], 40);
     let send = &report["client"]["planned_to_actual_send"];
     assert_eq!(send["count"], 84);
-    // No send is on time to the nanosecond.
+    // No request is sent exactly at its planned nanosecond.
     assert!(send["max_ns"].as_u64().unwrap() > 0);
     let page = std::fs::read_to_string(html).unwrap();
     for foreign in [
@@ -242,7 +242,7 @@ fn reports_are_complete_and_self_contained() {
         assert!(!page.contains(foreign), "{foreign}");
     }
     assert!(page.contains("&lt;script&gt;") && page.matches("<svg").count() == 4);
-    // Unique prompts reached the engine as such.
+    // Each request reached the engine with a different prompt.
     let prompts = engine.requests().into_iter().filter_map(|seen| seen.json);
     let prompts: Vec<String> = prompts.map(|json| json["prompt"].to_string()).collect();
     let distinct: std::collections::BTreeSet<&String> = prompts.iter().collect();
@@ -333,7 +333,7 @@ fn failures_are_counted_shown_and_fatal() {
 
 #[test]
 fn a_lost_event_is_found() {
-    // Two engines that answer the same prompt, one with a token less.
+    // Two engines that respond to the same prompt, one with a token less.
     let (whole, short) = (engine(5, NONE), engine(4, NONE));
     let more = ["--requests=3", "--max-tokens=9", "--respect-eos"];
     let output = bench(whole.addr(), short.addr(), &more);
@@ -394,7 +394,8 @@ fn what_is_not_there_is_named() {
 #[test]
 fn a_large_prompt_is_sent_whole_to_a_slow_reader() {
     let engine = engine(2, NONE);
-    // More than the sockets on the way hold, and taken slowly: it has to be sent in parts.
+    // Larger than the socket buffers on the path, and read slowly, so the client must send it in
+    // several parts.
     let slow = relay_both_ways(engine.addr(), Duration::from_millis(2), NONE, NONE);
     let more = ["--requests=2", "--max-tokens=2", "--prompt-tokens=1000000"];
     let (report, code) = report(engine.addr(), slow, &more);
@@ -415,7 +416,8 @@ fn connections_that_are_closed_when_idle_are_opened_again() {
     for side in 0..2 {
         let found = &report["connections"][side];
         let number = |name: &str| found[name].as_u64().unwrap();
-        // Of 22 answers per side, each ended its connection; the last may not have been noticed.
+        // The engine closes the connection after each of the 22 responses per side. The client may
+        // not notice the last close.
         let again = number("opened_again") + number("requests_sent_again");
         assert!((21..=22).contains(&again), "{found}");
     }

@@ -1,5 +1,5 @@
-//! `ringside-bench soak`, the real program, against a mock engine: directly, and through a relay
-//! that spoils one event. Runs are short; nothing is asserted about how fast anything is.
+//! Runs the `ringside-bench soak` binary against a mock engine, directly and through a relay that
+//! corrupts one event. Runs are short, and no assertion depends on speed.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of a test fail like a test")]
 
@@ -54,7 +54,7 @@ impl Stand {
 
 impl Drop for Stand {
     fn drop(&mut self) {
-        // It may have ended.
+        // Fails if the process has already exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -103,7 +103,7 @@ fn a_right_engine_passes_with_everything_mixed_in() {
             number("/requests_unfinished"),
             number("/requests_sent_again"),
         );
-        // Nothing is lost in the books either.
+        // Every started request is accounted for.
         assert_eq!(
             number("/requests_begun"),
             complete + given_up + unfinished + again
@@ -117,22 +117,23 @@ fn a_right_engine_passes_with_everything_mixed_in() {
     assert!(counters.is_some(), "connections stay open");
 }
 
-/// What a relay does to the first answer of one connection.
+/// Corruption that a relay applies to one event of a connection's first response.
 #[derive(Clone, Copy)]
 enum Spoil {
     Drop,
     Double,
-    /// With the same event of another connection.
+    /// Exchanges the event with the same event of another connection.
     Swap,
-    /// A digit of the answer's id, which no text shows.
+    /// Flips a bit in the first digit of the response's `id`, which is not part of the text.
     Byte,
 }
 
-/// The event that is spoilt.
+/// Number of the event that is corrupted, counted from 1.
 const NTH: usize = 3;
 const CHUNK_END: &[u8] = b"\n\n\r\n";
 
-/// A relay that passes on what comes, chunk by chunk, but for one event in the first connections.
+/// Starts a relay that forwards responses chunk by chunk and corrupts one event in each of the
+/// first two connections.
 fn relay(to: SocketAddr, spoil: Spoil) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -188,7 +189,7 @@ fn pass(
                 return;
             }
         }
-        // The end of an answer, or an answer without chunks.
+        // The terminating chunk, or a complete response that is not chunked.
         if !bytes.starts_with(b"HTTP/1.1 200 OK\r\n") || bytes.ends_with(b"}") {
             let sent = to.write_all(&bytes);
             bytes.clear();
@@ -295,7 +296,7 @@ fn a_process_is_watched() {
     assert_eq!(table.matches(": flat (at most").count(), 2, "{table}");
     assert!(table.contains("afterwards"), "{table}");
 
-    // The bound ends it if nothing else does.
+    // The limit on virtual memory ends the process if nothing else does.
     let script = "ulimit -v 2000000; x=$(head -c 200000 /dev/zero | tr '\\0' x); \
                   while :; do y=$y$x; done";
     let grows = Stand::start("sh", &["-c", script]);
