@@ -91,13 +91,13 @@ pub(crate) fn bench(criterion: &mut Criterion) {
 
     let mut head = ResponseHead::default();
     group.throughput(Throughput::Bytes(RESPONSE.len() as u64));
-    group.bench_function("answer/parse", |bencher| {
+    group.bench_function("response/parse", |bencher| {
         bencher.iter(|| {
             head.reset();
             head.parse(black_box(RESPONSE))
         });
     });
-    group.bench_function("answer/rewrite", |bencher| {
+    group.bench_function("response/rewrite", |bencher| {
         bencher.iter(|| response(&mut head, black_box(RESPONSE), black_box(&mut out)));
     });
     group.finish();

@@ -197,7 +197,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| bencher.iter(|| mask(black_box(&mut body))));
     }
     group.finish();
-    let mut group = criterion.benchmark_group("json/answer");
+    let mut group = criterion.benchmark_group("json/response");
     for (name, len) in [("1KiB", 1 << 10), ("1MiB", 1 << 20)] {
         let response = prefill_response(len);
         assert!(read_response(&response).is_ok(), "{name} is not read");
