@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Check ringside's prefill/decode against two real vLLM servers with a NIXL connector.
+"""Check ringside's prefill/decode disaggregation with two real vLLM servers and the NIXL connector.
 
 usage: check.py --ringside BINARY [--prefill URL] [--decode URL] [--trials N] [CHECK...]
 
 CHECK: tokens replay stale openai abort freed stranded messages poison (default: all, in this order).
-Exit status: 0 when every line says PASS.
+Exit status: 0 if every check passes.
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ from rig import (CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, RND, Answer, 
                  body, ids, metric, prompt_for, salted, verdict)
 
 class Setup:
-    """Addresses of the two servers, and ringside processes in front of them."""
+    """The addresses of the two servers, and how to start ringside in front of them."""
 
     def __init__(self, args):
         self.binary, self.core = args.ringside, args.core
@@ -28,20 +28,20 @@ class Setup:
         self.port, self.trials = args.port, args.trials
 
     def ringside(self, *flags, decoder_port=None, prefiller_port=None):
-        """One thread, so that connections are reused predictably."""
+        """Starts ringside on one core with one thread, so that connections are reused predictably."""
         self.port += 1
         prefiller = f"127.0.0.1:{prefiller_port or self.prefill.port}"
         return Ringside(self.binary, self.port, decoder_port or self.decode.port, prefiller,
                         "--cores", self.core, *flags)
 
     def reference(self, path, asked):
-        """What the prefill server alone makes of it, from no cached prefix."""
+        """Returns the response of the prefill server alone, computed without a cached prefix."""
         plain = {key: value for key, value in asked.items() if key not in ("stream", "stream_options")}
         return self.prefill.post(path, salted(plain))
 
 
 def tokens(setup):
-    """Tokens through both legs are those of one server."""
+    """Both legs together generate the same tokens as one server alone."""
     count = setup.trials
     with setup.ringside() as ringside:
         for api in (COMPLETIONS, CHAT, GENERATE):
@@ -70,13 +70,13 @@ def tokens(setup):
 
 
 def others(setup, count=40):
-    """Lets the prefiller serve other prompts, so that freed blocks are written again."""
+    """Sends other prompts to the prefiller, so that freed blocks are overwritten."""
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: setup.prefill.post(GENERATE, body(GENERATE, ids(), limit=1)), range(count)))
 
 
 def reset_decode(setup):
-    """Empties the decoder's prefix cache; needs VLLM_SERVER_DEV_MODE=1 there."""
+    """Clears the decoder's prefix cache; requires VLLM_SERVER_DEV_MODE=1 in the decoder."""
     try:
         return setup.decode.post_raw("/reset_prefix_cache", b"")[0] == 200
     except OSError:
@@ -84,7 +84,7 @@ def reset_decode(setup):
 
 
 def replay(setup):
-    """The decode connection dies right behind the request; no wrong text comes of it."""
+    """A decode connection that is closed right after the request never leads to wrong text."""
     trials, fresh_trials = setup.trials, (setup.trials + 1) // 2
     relay = Relay((setup.decode.host, setup.decode.port))
     resets = 0
@@ -121,19 +121,20 @@ def replay(setup):
             wrong += got.status == 200 and not got.same(want)
             errors += got.status != 200
             if absorb:
-                # The control: what the text would have been, had the handoff been sent again.
+                # Control: the text that results if the same handoff is sent again.
                 reset_decode(setup)
                 again = setup.decode.post(api, salted(asked | {"stream": False, "kv_transfer_params": legs[0].kv}))
                 tried_again += 1
                 wrong_again += again.status == 200 and again.tokens != want.tokens
         fallback = ringside.count("local_fallback", "handoff_used")
         verdict(wrong == 0 and right == trials == null_replays == was_reused == fallback,
-                "replay after a cut on a reused connection", trials=trials, right=right, wrong=wrong,
-                errors=errors, reused=was_reused, replayed_with_null=null_replays,
+                "a reused connection is closed after the request: replay with a null handoff",
+                trials=trials, right=right, wrong=wrong, errors=errors, reused=was_reused,
+                replayed_with_null=null_replays,
                 local_fallback_handoff_used=fallback,
                 ringside_replays_total=ringside.counter("ringside_replays_total"),
                 decode_cache_resets=resets)
-        verdict(wrong_again > 0, "control: the same handoff sent again gives wrong text with 200",
+        verdict(wrong_again > 0, "control: sending the same handoff again returns wrong text with status 200",
                 wrong=f"{wrong_again}/{tried_again}")
 
         statuses, bodies = [], set()
@@ -152,19 +153,20 @@ def replay(setup):
             legs = relay.requests[first:]
             statuses.append((got.status, legs[0].nth, len(legs)))
             bodies.add(got.raw.decode())
-        verdict(set(statuses) == {(502, 1, 1)}, "a cut on a fresh connection is an error, not a replay",
+        verdict(set(statuses) == {(502, 1, 1)}, "a new connection is closed after the request: an error, no replay",
                 trials=fresh_trials, status_nth_legs=set(statuses))
         print("      " + " ".join(sorted(bodies)))
         relay.plan = lambda request: None
         asked = body(COMPLETIONS, ids())
         got = ringside.engine.post(COMPLETIONS, asked)
-        verdict(got.same(setup.reference(COMPLETIONS, asked)), "and the next request is right")
+        verdict(got.same(setup.reference(COMPLETIONS, asked)), "the next request is correct")
 
 
 def stale(setup, trials=6):
-    """A handoff past its bound is not used; one the decoder refuses is not fatal."""
+    """A handoff older than its limit is not used, and one that the decoder refuses is not fatal."""
     relay = Relay((setup.prefill.host, setup.prefill.port))
-    # Far from the bound on both sides: on a busy machine a process may wait a second for its turn.
+    # Keep a large distance from the limit in both cases: on a busy machine, a process may wait a
+    # second until it is scheduled.
     for bound, seconds, want_outcome in (("2s", 6.0, ("local_fallback", "handoff_stale")),
                                          ("20s", 0.5, ("remote", "none"))):
         with setup.ringside("--handoff-max-age", bound, prefiller_port=relay.port) as ringside:
@@ -181,7 +183,7 @@ def stale(setup, trials=6):
             hits = setup.decode.metric("vllm:external_prefix_cache_hits_total") - hits
             pulled = hits > 0
             verdict(right == trials == counted and pulled == (want_outcome[0] == "remote"),
-                    f"handoff {seconds} s old, bound {bound}", right=f"{right}/{trials}",
+                    f"handoff {seconds} s old, limit {bound}", right=f"{right}/{trials}",
                     outcomes=ringside.outcomes(), external_hits=int(hits), seconds_each=f"{took:.1f}")
 
     def other_engine(answer):
@@ -202,8 +204,8 @@ def stale(setup, trials=6):
                     right += bool(same)
                     shown += b'"error"' in got.raw
                     wrong += not same and b'"error"' not in got.raw
-                # vLLM answers a stream with 200 before it loads the cache, and fails inside it: too
-                # late for a second try, so the client has to see the error.
+                # For a stream, vLLM sends status 200 before it loads the KV cache, and then fails
+                # mid-stream. It is too late for a second attempt, so the client receives the error.
                 recomputes = flag == "recompute" and not stream
                 ok = wrong == 0 and (right if recomputes else shown) == trials // 2
                 verdict(ok, f"handoff of an unknown engine, --on-decode-kv-error {flag}, "
@@ -212,11 +214,11 @@ def stale(setup, trials=6):
 
 
 def openai(setup, trials=5):
-    """The openai package streams through ringside."""
+    """The openai package receives the same text through ringside, whole and streamed."""
     try:
         import openai as package
     except ImportError:
-        verdict(False, "openai package is not installed here")
+        verdict(False, "the openai package is not installed")
         return
 
     def client(engine):
@@ -267,7 +269,7 @@ def running(engine):
 
 
 def until(condition, seconds=20):
-    """How long `condition` took to become true; None when it did not."""
+    """Waits until `condition` is true. Returns the seconds that took, or None after `seconds`."""
     started = time.monotonic()
     while time.monotonic() - started < seconds:
         if condition():
@@ -284,7 +286,7 @@ def ms(times):
 
 
 def abort(setup, trials=5):
-    """A client that leaves frees both servers."""
+    """A client disconnect cancels the request on both servers."""
     prefill, decode = setup.prefill, setup.decode
     with setup.ringside() as ringside:
         idle = lambda: running(prefill) + running(decode) == 0
@@ -300,12 +302,12 @@ def abort(setup, trials=5):
                 sock.close()
                 times.append(until(idle))
             left = ringside.counter("ringside_client_disconnects_total") - before
-            # A natural end takes several seconds (1500 tokens).
+            # Without the abort, generating 1500 tokens would take several seconds.
             verdict(None not in times and max(times) < 2 and left == trials,
-                    f"abort in a long decode, {'stream' if stream else 'whole'}", idle_after=ms(times),
+                    f"abort during a long decode, {'stream' if stream else 'whole'}", idle_after=ms(times),
                     client_disconnects=left)
 
-        # A prefill of 2000 tokens, left at different moments of it.
+        # A prefill of 1900 tokens, aborted at different times.
         times, before = [], ringside.counter("ringside_client_disconnects_total")
         phases_before = phases(ringside)
         for trial in range(4 * trials):
@@ -316,10 +318,10 @@ def abort(setup, trials=5):
             times.append(until(idle))
         left = ringside.counter("ringside_client_disconnects_total") - before
         verdict(None not in times and max(times) < 2 and left == 4 * trials,
-                "abort in a prefill of 1900 tokens, after 4 to 80 ms", idle_after=ms(times),
+                "abort during a prefill of 1900 tokens, after 4 to 80 ms", idle_after=ms(times),
                 client_disconnects=left, phases=changes(phases_before, phases(ringside)))
 
-        # A prefill that waits behind a full batch: its place in the queue must go away.
+        # A prefill that is queued because the batch is full: it must be removed from the queue.
         queued = lambda: prefill.metric("vllm:num_requests_waiting")
         times, still = [], []
         phases_before = phases(ringside)
@@ -335,21 +337,21 @@ def abort(setup, trials=5):
                 sock.close()
             until(idle)
         verdict(None not in times and max(times) < 2 and set(still) == {16},
-                "abort of a prefill queued behind 16 running ones", gone_after=ms(times), still_running=set(still),
-                phases=changes(phases_before, phases(ringside)))
-        verdict(until(idle) is not None, "both servers idle",
+                "abort of a prefill that is queued while 16 requests are running",
+                gone_after=ms(times), still_running=set(still), phases=changes(phases_before, phases(ringside)))
+        verdict(until(idle) is not None, "both servers are idle",
                 prefill=int(running(prefill)), decode=int(running(decode)))
         usage = until(lambda: prefill.metric("vllm:kv_cache_usage_perc") + decode.metric("vllm:kv_cache_usage_perc") == 0, 45)
-        verdict(usage is not None, "KV cache of both servers free again (lease 30 s)",
+        verdict(usage is not None, "the KV cache of both servers is free again (lease 30 s)",
                 after=f"{usage:.1f}s" if usage is not None else "never",
                 expired_on_prefiller=int(prefill.metric("vllm:nixl_num_kv_expired_reqs_total")))
         asked = body(COMPLETIONS, ids())
         verdict(ringside.engine.post(COMPLETIONS, asked).same(setup.reference(COMPLETIONS, asked)),
-                "and the next request is right")
+                "the next request is correct")
 
 
 def first_token_seconds(engine, asked):
-    """Seconds from a streamed request to the first byte of its answer's body."""
+    """Returns the seconds from a streamed request to the first event of its response."""
     started = time.monotonic()
     sock = engine.begin(COMPLETIONS, asked)
     received = b""
@@ -360,7 +362,7 @@ def first_token_seconds(engine, asked):
 
 
 def freed(setup, count=20):
-    """Engines are freed, not only disconnected: cancelled prefills hold nothing up."""
+    """Cancelled prefills free their KV cache and do not delay later requests."""
     usage = lambda: sum(engine.metric("vllm:kv_cache_usage_perc") for engine in (setup.prefill, setup.decode))
     with setup.ringside() as ringside:
         short = lambda: body(COMPLETIONS, ids(30), limit=4, stream=True)
@@ -370,29 +372,30 @@ def freed(setup, count=20):
         expired_before = expired()
         socks = [ringside.engine.begin(COMPLETIONS, body(COMPLETIONS, ids(1900), limit=100, stream=True))
                  for _ in range(count)]
-        time.sleep(0.02)  # the prefiller takes about 0.3 s for all of them
+        time.sleep(0.02)  # The prefiller needs about 0.3 s for all of them.
         for sock in socks:
             sock.close()
         behind = first_token_seconds(ringside.engine, short())
         back = until(lambda: usage() == 0, 45)
         left = {phase: int(n) for phase, n in phases(ringside).items() if n}
-        # A prefill that ends in the very step its abort arrives in keeps its blocks for the lease:
-        # nobody was given its handoff (docs/stranded-kv.md).
+        # A prefill that finishes in the same engine step in which its abort arrives keeps its
+        # blocks until the lease expires, because its handoff is never returned
+        # (docs/stranded-kv.md).
         ran_out = expired() - expired_before
         verdict(left.get("prefill", 0) >= count // 2 and behind < 0.5 and back is not None
                 and (back < 5 or ran_out > 0),
-                f"a short request right behind {count} cancelled prefills of 1900 tokens",
+                f"a short request right after {count} cancelled prefills of 1900 tokens",
                 first_token=f"{behind * 1000:.0f}ms", alone=f"{alone * 1000:.0f}ms",
                 kv_usage_at_base_after=f"{back:.2f}s" if back is not None else "never",
                 leases_run_out=ran_out, left_in=left)
 
 
 def stranded(setup, trials=10):
-    """KV cache whose client left before the decoder had the request is given up at once."""
+    """KV cache is freed immediately if the client disconnects before the decoder has the request."""
     relay = Relay((setup.decode.host, setup.decode.port))
     expired = lambda: int(setup.prefill.metric("vllm:nixl_num_kv_expired_reqs_total"))
     used = lambda: setup.prefill.metric("vllm:kv_cache_usage_perc")
-    # An engine ignores the field; it makes the body larger than all buffers on its way.
+    # Engines ignore `user`. Here it makes the body larger than all buffers on the way.
     large = lambda: body(COMPLETIONS, ids(), limit=20, stream=True, user="x" * (24 << 20))
 
     def strand(ringside):
@@ -420,11 +423,11 @@ def stranded(setup, trials=10):
             ok = None not in times and min(held) > 0 and moved == 0 and (
                 max(times) < 5 and ran_out == 0 and outcomes["released"] == count if flags
                 else min(times) > 15 and ran_out == 1 and outcomes["left_to_lease"] == count)
-            verdict(ok, f"client left between the legs, {flags[0] if flags else 'without the flag'}",
+            verdict(ok, f"client disconnect between the legs, {flags[0] if flags else 'without the flag'}",
                     blocks_free_after=ms(times), leases_run_out=ran_out, bytes_moved=int(moved), **outcomes)
             asked = body(COMPLETIONS, ids())
             verdict(ringside.engine.post(COMPLETIONS, asked).same(setup.reference(COMPLETIONS, asked)),
-                    "and the next request is right")
+                    "the next request is correct")
 
 
 def phases(ringside):
@@ -437,7 +440,7 @@ def changes(before, after):
 
 
 def messages(setup, trials=3):
-    """Anthropic's API, and responses whole and streamed, by text."""
+    """The messages and responses APIs return the same text as one server, whole and streamed."""
     with setup.ringside() as ringside:
         for api in (MESSAGES, RESPONSES):
             for stream in (False, True):
@@ -457,10 +460,11 @@ def messages(setup, trials=3):
 
 
 def poison(setup):
-    """A client's own kv_transfer_params reaches no engine, however it is spelled."""
+    """A client's own kv_transfer_params never reaches an engine, in any spelling."""
     handoff = setup.prefill.post_raw(GENERATE, json.dumps(
         body(GENERATE, ids(100), limit=1, kv_transfer_params={"do_remote_decode": True})).encode())
-    # A handoff of the real prefiller, but for the list of lists: that ends an engine.
+    # A real handoff of the prefiller, except that the block ids are a flat list. It crashes an
+    # engine.
     poisonous = json.loads(handoff[1])["kv_transfer_params"] | {"remote_block_ids": [1, 2, 3]}
     flat = json.dumps(poisonous)
     with setup.ringside() as ringside:
@@ -484,24 +488,24 @@ def poison(setup):
             shown = "" if status == 200 else raw[:120]
             verdict(alive and normal and right and isinstance(status, int) and status < 500, f"poison: {name}", status=status, masked=masked,
                     engines_alive=alive, next_request="right" if right else "NOT RIGHT",
-                    **({"said": shown} if shown else {}))
+                    **({"response": shown} if shown else {}))
             if not alive:
-                raise SystemExit("an engine is gone: restart the servers")
+                raise SystemExit("an engine has stopped: restart the servers")
 
         for api in (COMPLETIONS, CHAT, GENERATE, RESPONSES, MESSAGES):
             asked = body(api, prompt_for(api), kv_transfer_params=poisonous)
             data = json.dumps(asked).encode()
-            attempt(f"{api} decode only", local, api, data)
-            attempt(f"{api} decode only, chunked", local, api, data, chunked=True)
-            attempt(f"{api} prefill/decode", split, api, data)
+            attempt(f"{api}, decode only", local, api, data)
+            attempt(f"{api}, decode only, chunked", local, api, data, chunked=True)
+            attempt(f"{api}, prefill/decode", split, api, data)
         base = json.dumps(body(COMPLETIONS, ids()))[:-1]
         spelled = {
             "twice": f'{base}, "kv_transfer_params": null, "kv_transfer_params": {flat}}}',
             "first of two": f'{base}, "kv_transfer_params": {flat}, "kv_transfer_params": {flat}}}',
             "escaped name": f'{base}, "kv_transfer_par\\u0061ms": {flat}}}',
-            "no blanks": f'{base},"kv_transfer_params":{flat.replace(" ", "")}}}',
+            "no spaces": f'{base},"kv_transfer_params":{flat.replace(" ", "")}}}',
             "byte order mark": f'\ufeff{base}, "kv_transfer_params": {flat}}}',
-            "behind NaN": f'{base}, "x": NaN, "kv_transfer_params": {flat}}}',
+            "after NaN": f'{base}, "x": NaN, "kv_transfer_params": {flat}}}',
             "n above 1": f'{base}, "temperature": 1, "n": 2, "kv_transfer_params": {flat}}}',
         }
         for name, text in spelled.items():
@@ -510,19 +514,19 @@ def poison(setup):
         text = f'{base}, "kv_transfer_params": {flat}}}'
         attempt("UTF-16, decode only", local, COMPLETIONS, text.encode("utf-16"))
         attempt("encoded path", local, "/v1/complet%69ons", text.encode())
-        attempt("slash behind the path", local, COMPLETIONS + "/", text.encode())
+        attempt("trailing slash in the path", local, COMPLETIONS + "/", text.encode())
         nested = body(GENERATE, ids())
         nested["sampling_params"]["extra_args"] = {"kv_transfer_params": poisonous}
         attempt("sampling_params.extra_args, decode only", local, GENERATE, json.dumps(nested).encode())
         attempt("sampling_params.extra_args, prefill/decode", split, GENERATE, json.dumps(nested).encode())
         for value in ({}, 0, "", []):
-            # Falsy values pass vLLM's front end and reach the scheduler.
+            # Falsy values pass the checks of vLLM's front end and reach the scheduler.
             nested["sampling_params"]["extra_args"] = {"kv_transfer_params": value}
             data = json.dumps(nested).encode()
             attempt(f"sampling_params.extra_args {value!r}, prefill/decode", split, GENERATE, data)
             attempt(f"sampling_params.extra_args {value!r}, decode only", local, GENERATE, data)
-        # vLLM copies vllm_xargs into the same dictionary; only scalars and lists are allowed there,
-        # and a falsy one gets as far as the scheduler.
+        # vLLM copies vllm_xargs into the same dictionary. It only allows scalars and lists there,
+        # and falsy values reach the scheduler.
         for value in ("x", [1], 0, "", []):
             asked = body(COMPLETIONS, ids(), vllm_xargs={"kv_transfer_params": value})
             attempt(f"vllm_xargs {value!r}, prefill/decode", split, COMPLETIONS, json.dumps(asked).encode())
@@ -530,7 +534,7 @@ def poison(setup):
         batch = {"model": "tiny", "max_tokens": 4, "kv_transfer_params": poisonous,
                  "messages": [[{"role": "user", "content": rig.words()}], [{"role": "user", "content": rig.words()}]]}
         attempt(CHAT + "/batch", local, CHAT + "/batch", json.dumps(batch).encode())
-        attempt(CHAT + "/batch with a prefiller named", split, CHAT + "/batch", json.dumps(batch).encode())
+        attempt(CHAT + "/batch with a prefiller header", split, CHAT + "/batch", json.dumps(batch).encode())
         cohere = {"model": "tiny", "max_tokens": 4, "kv_transfer_params": poisonous,
                   "messages": [{"role": "user", "content": rig.words()}]}
         attempt("/v2/chat", local, "/v2/chat", json.dumps(cohere).encode())
@@ -545,9 +549,9 @@ def main():
     parser.add_argument("--ringside", required=True, metavar="BINARY")
     parser.add_argument("--prefill", default="http://127.0.0.1:8100")
     parser.add_argument("--decode", default="http://127.0.0.1:8200")
-    parser.add_argument("--port", type=int, default=8300, help="ringside takes the ports above this one")
-    parser.add_argument("--core", default="0", help="CPU ringside runs on")
-    parser.add_argument("--trials", type=int, default=20, help="repetitions of `tokens` and `replay`")
+    parser.add_argument("--port", type=int, default=8300, help="ringside listens on the ports above this one")
+    parser.add_argument("--core", default="0", help="CPU that ringside runs on")
+    parser.add_argument("--trials", type=int, default=20, help="number of repetitions in `tokens` and `replay`")
     parser.add_argument("checks", nargs="*", metavar="CHECK")
     args = parser.parse_args()
     setup = Setup(args)

@@ -1,5 +1,5 @@
-/* Preload into vLLM on a busy machine: its workers and NIXL's threads spin while they wait, and a
- * spinning thread that yields on a busy core waits for all others. Here they sleep 0.2 ms instead.
+/* Preload this into vLLM on a busy machine. vLLM's workers and NIXL's threads busy-wait, and on a busy core a
+ * spinning thread that yields must wait for all other threads. This library makes them sleep 0.2 ms instead.
  *
  *   cc -O2 -shared -fPIC -o patient.so patient.c -ldl && LD_PRELOAD=$PWD/patient.so vllm serve ...
  */

@@ -1,7 +1,7 @@
-"""A TCP relay that knows just enough HTTP to misbehave on purpose.
+"""A TCP relay that parses just enough HTTP to inject faults between ringside and a server.
 
-It forwards bytes in both directions. Requests are cut at their Content-Length, recorded, and shown
-to a plan before their last byte goes on; the plan answers with what is to happen to them.
+It forwards bytes in both directions. Requests are delimited by their Content-Length and recorded.
+Before a request is forwarded, it is passed to a plan, which returns the action to apply, or None.
 """
 import json
 import socket
@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Request:
-    """One request as it went to the server."""
+    """One request, as received from ringside."""
 
     conn: int
-    nth: int  # 1 for the first request of its connection
+    nth: int  # position on its connection, from 1
     path: str
     body: bytes
     done: str = "forwarded"
 
     @property
     def kv(self):
-        """`kv_transfer_params` as sent, or "absent"."""
+        """`kv_transfer_params` of the request, or "absent"."""
         try:
             return json.loads(self.body).get("kv_transfer_params", "absent")
         except ValueError:
@@ -32,11 +32,12 @@ class Request:
 
 @dataclass
 class Cut:
-    """Forward the request, pass no answer byte on, end the client's connection.
+    """Forward the request, drop its response, and close both connections.
 
-    `absorb`: let the server finish its answer first (else it is hung up on at once).
-    `between`: called after that and before the client's side is closed.
-    `reset`: close with RST instead of FIN.
+    `absorb`: before closing the server's connection, wait until its response has ended (for at
+        most 30 s). Otherwise close it immediately.
+    `between`: called after the server's connection is closed and before the client's is.
+    `reset`: close the client's connection with RST instead of FIN.
     """
 
     absorb: bool
@@ -46,14 +47,14 @@ class Cut:
 
 @dataclass
 class SlowBody:
-    """Pass the answer's head on at once and its body `seconds` later."""
+    """Forward the head of the response immediately and its body `seconds` later."""
 
     seconds: float
 
 
 @dataclass
 class EditAnswer:
-    """Replace bytes of the answer; old and new must have the same length."""
+    """Apply `edit` to the body of the response; it must not change the length."""
 
     edit: object
 
@@ -62,7 +63,7 @@ class EditAnswer:
 class _Conn:
     client: socket.socket
     server: socket.socket
-    gate: threading.Event = field(default_factory=threading.Event)  # set: answers are dropped
+    gate: threading.Event = field(default_factory=threading.Event)  # set: response bytes are dropped
     server_done: threading.Event = field(default_factory=threading.Event)
     act: object = None
     swallowed: int = 0
@@ -70,13 +71,13 @@ class _Conn:
 
 
 class Relay:
-    """Listens on an ephemeral port of 127.0.0.1 and relays to `server`."""
+    """A relay to `server` that listens on an ephemeral port of 127.0.0.1."""
 
     def __init__(self, server):
         self.server = server
         self.plan = lambda request: None
         self.requests = []
-        self.hold_over = None  # bodies of more bytes than this are not read
+        self.hold_over = None  # requests with a larger body (in bytes) are not read
         self.held = 0
         self._conns = {}
         self._lock = threading.Lock()
@@ -85,7 +86,7 @@ class Relay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def drop_idle(self):
-        """Closes every connection, as an engine does with idle ones."""
+        """Closes all connections, as an engine does with idle connections."""
         with self._lock:
             conns = list(self._conns.values())
             self._conns.clear()
@@ -129,7 +130,7 @@ class Relay:
                     if name.lower() == "content-length":
                         length = int(value)
                     elif name.lower() == "transfer-encoding":
-                        raise ValueError("chunked requests are not for this relay")
+                        raise ValueError("this relay does not support chunked requests")
                 if self.hold_over is not None and length > self.hold_over:
                     self.held += 1
                     while self.hold_over is not None:
@@ -155,7 +156,7 @@ class Relay:
 
     def _cut(self, conn, act, request):
         if act.absorb:
-            # Wait until the server has said something and then nothing for a while.
+            # Wait until response bytes have arrived and none have followed for 0.4 s.
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -164,7 +165,7 @@ class Relay:
         _close(conn.server, False)
         if act.between:
             act.between()
-        request.done = f"cut after {conn.swallowed} swallowed bytes"
+        request.done = f"closed after dropping {conn.swallowed} response bytes"
         _close(conn.client, act.reset)
 
     def _down(self, conn):
@@ -200,7 +201,7 @@ class Relay:
 
 
 def _whole_answer(server, data):
-    """Reads on until the answer is complete; the engine sends a Content-Length here."""
+    """Reads until the response is complete. The response must have a Content-Length."""
     while b"\r\n\r\n" not in data:
         data += server.recv(65536)
     head, _, body = data.partition(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""What the checks share: prompts, HTTP, metrics, a ringside process, verdicts."""
+"""Helpers for the checks: prompts, HTTP, metrics, ringside processes, verdicts."""
 import http.client
 import json
 import random
@@ -18,7 +18,7 @@ failures = []
 
 
 def verdict(ok, what, **figures):
-    """Prints one PASS or FAIL line."""
+    """Prints a PASS or FAIL line and records failures."""
     text = " ".join(f"{key}={value}" for key, value in figures.items())
     print(f"{'PASS' if ok else 'FAIL'}  {what}" + (f"  [{text}]" if text else ""), flush=True)
     if not ok:
@@ -31,12 +31,15 @@ def ids(count=None):
 
 
 def words(count=None):
-    """Text of about `count` tokens."""
+    """Returns random text of about `count` tokens."""
     return " ".join("".join(RND.choices(SYLLABLES, k=2)) for _ in range((count or RND.randint(200, 400)) // 3))
 
 
 def body(api, prompt, limit=12, stream=False, **more):
-    """A greedy request of `limit` tokens. `prompt` is a list of ids, or text for chats."""
+    """Returns a greedy request for `limit` tokens.
+
+    `prompt` is a list of token ids for completions and generate, and text for the other APIs.
+    """
     if api == GENERATE:
         asked = {"token_ids": prompt, "sampling_params":
                  {"max_tokens": limit, "temperature": 0, "ignore_eos": True}}
@@ -59,12 +62,12 @@ def prompt_for(api, count=None):
 
 
 def salted(asked):
-    """The same request, kept apart from every cached prefix."""
+    """Returns the same request with a random salt, so that it shares no cached prefix."""
     return asked | {"cache_salt": uuid.uuid4().hex}
 
 
 class Answer:
-    """Status and content of an answer, whichever API and streamed or not."""
+    """The status and content of a response of any API, whole or streamed."""
 
     def __init__(self, status, raw, streamed):
         self.status, self.raw, self.tokens, self.text = status, raw, [], ""
@@ -116,7 +119,7 @@ class Answer:
 
 
 class Engine:
-    """An HTTP server: an engine or ringside."""
+    """Client for an HTTP server, which is an engine or ringside."""
 
     def __init__(self, url, prefiller=None):
         parsed = urllib.parse.urlsplit(url)
@@ -146,7 +149,7 @@ class Engine:
         return Answer(status, raw, bool(asked.get("stream")))
 
     def begin(self, path, asked):
-        """Sends a request and leaves the socket to the caller."""
+        """Sends a request and returns the socket, from which the caller reads the response."""
         data = json.dumps(asked).encode()
         sock = socket.create_connection((self.host, self.port), timeout=60)
         head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
@@ -166,7 +169,7 @@ class Engine:
 
 
 def metric(url, name, **labels):
-    """Sum of the samples of `name` whose labels include `labels`."""
+    """Returns the sum of the samples of `name` whose labels include `labels`."""
     with urllib.request.urlopen(url + "/metrics", timeout=30) as answer:
         text = answer.read().decode()
     total = 0.0
@@ -192,20 +195,20 @@ class Ringside:
         self.engine = Engine(f"http://127.0.0.1:{port}", prefiller)
         for _ in range(100):
             if self.process.poll() is not None:
-                raise SystemExit(f"ringside ended: {self.process.stderr.read().decode()}")
+                raise SystemExit(f"ringside exited: {self.process.stderr.read().decode()}")
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
                 return
             except OSError:
                 time.sleep(0.05)
-        raise SystemExit("ringside does not listen")
+        raise SystemExit("ringside does not listen on its port")
 
     def count(self, outcome, reason=None):
         labels = {"outcome": outcome} | ({"reason": reason} if reason else {})
         return int(metric(self.admin, "ringside_pd_requests_total", **labels))
 
     def outcomes(self):
-        """All outcomes counted so far."""
+        """Returns all outcomes counted so far, except those that are 0."""
         with urllib.request.urlopen(self.admin + "/metrics", timeout=30) as answer:
             text = answer.read().decode()
         found = re.findall(r'ringside_pd_requests_total\{outcome="(\w+)",reason="(\w+)"\} (\d+)', text)
@@ -218,6 +221,6 @@ class Ringside:
         return self
 
     def __exit__(self, *_):
-        # The port may be wanted at once by the next one: no drain.
+        # Kill the process instead of draining it, so that it stops immediately.
         self.process.kill()
         self.process.wait()
