@@ -195,7 +195,7 @@ pub(crate) fn check(
     if !stream && u64::from(tokens) * u64::from(choices) > WHOLE_TOKENS_MAX {
         return Err(Refusal::bad(
             "max_tokens",
-            "too much for one answer that is no stream",
+            "too many tokens for a response that is not a stream",
         ));
     }
     Ok(Ask {

@@ -13,35 +13,39 @@ use crate::listener::Place;
 use crate::tls::Tls;
 
 const HELP: &str = "\
-A vLLM look-alike: the HTTP face of an engine, without the model.
+A mock vLLM server: the HTTP API of an engine, without a model.
 
 usage: mock-engine --port P [options]
        mock-engine --uds PATH [options]
 
-  --port P                 port to listen on; rank r listens on P + r
-  --host H                 address to listen on (127.0.0.1)
+  --port P                 TCP port to listen on; rank r listens on P + r
+  --host H                 IP address to listen on (127.0.0.1)
   --uds PATH               Unix socket to listen on, or @name for an abstract
-                           one; {rank} in it is the rank's number
+                           socket; {rank} is replaced by the rank's number
   --role ROLE              prefill, decode, both or encoder (both)
-  --contract NAME          the KV connector whose legs are checked: nixlv2,
+  --contract NAME          KV connector whose requests are checked: nixlv2,
                            shared-storage, sglang, mooncake, offloading, nixl
                            or lmcache (nixlv2)
-  --engine-ids A,B         answer Mooncake's GET /query with these engines
-  --ttft TIME              from the request to the first token (20ms)
-  --itl TIME               from one token to the next (5ms)
-  --tokens N               tokens in an answer, below the request's limit (32)
-  --model NAME             model name in answers (mock-model)
-  --data-parallel-size N   one engine for each of N ranks (1)
-  --tls-cert FILE          speak TLS on the port, with this chain (PEM)
-  --tls-key FILE           its key (PEM)
-  --lenient                do not check prefill requests against the contract
-  --no-echo                answer 404 to unknown paths instead of an echo
-  --help                   this text
+  --engine-ids A,B         engine ids to return from Mooncake's GET /query
+  --ttft TIME              time from the request to the first token (20ms)
+  --itl TIME               time from one token to the next (5ms)
+  --tokens N               tokens in a response; the request's limit lowers
+                           it (32)
+  --model NAME             model name in responses (mock-model)
+  --data-parallel-size N   start one engine for each of N ranks (1)
+  --tls-cert FILE          enable TLS on the port with this certificate chain
+                           (PEM)
+  --tls-key FILE           private key for --tls-cert (PEM)
+  --lenient                do not check kv_transfer_params (nixlv2 only)
+  --no-echo                respond 404 to unknown paths; without this option
+                           the response describes the request
+  --help                   print this help
 
-TIME is a number with ms, us or s; a bare number is milliseconds.
+TIME is a number followed by ms, us or s; a bare number is in milliseconds.
 
-  GET  /mock/requests      what arrived
-  POST /mock/fault         {\"fault\":\"reset_before_head\",\"times\":1,\"path\":null}
+  GET  /mock/requests      list the received requests
+  POST /mock/fault         set a fault for the next requests, for example
+                           {\"fault\":\"reset_before_head\",\"times\":1,\"path\":null}
 ";
 
 /// The settings that the command line requests.
@@ -64,7 +68,7 @@ enum Parsed {
 #[expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the command line talks to a person"
+    reason = "command-line output is for people"
 )]
 pub fn run_cli(args: impl Iterator<Item = String>) -> u8 {
     let options = match parse(args) {
@@ -166,11 +170,11 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
                 continue;
             }
             known if VALUED.contains(&known) => {}
-            _ => return Err(format!("{name}: not known")),
+            _ => return Err(format!("{name}: unknown option")),
         }
         let value = inline
             .or_else(|| args.next())
-            .ok_or_else(|| format!("{name}: needs a value"))?;
+            .ok_or_else(|| format!("{name}: requires a value"))?;
         let wrong = |want: &str| format!("{name}: {value:?} is not {want}");
         match name.as_str() {
             "--port" => port = Some(value.parse().map_err(|_| wrong("a port"))?),
@@ -210,7 +214,7 @@ fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String
             let tls = tls.map_err(|error| format!("--tls-cert, --tls-key: {error}"))?;
             Ok(Some(tls))
         }
-        _ => Err("--tls-cert and --tls-key: both or none".to_owned()),
+        _ => Err("--tls-cert and --tls-key must be used together".to_owned()),
     }
 }
 
@@ -218,14 +222,14 @@ fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String
 fn place(host: Option<IpAddr>, port: Option<u16>, uds: Option<String>) -> Result<Place, String> {
     let host_or_default = host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     match (uds, port) {
-        (Some(_), Some(_)) => Err("--uds: not together with --port".to_owned()),
-        (Some(_), None) if host.is_some() => Err("--uds: not together with --host".to_owned()),
+        (Some(_), Some(_)) => Err("--uds: cannot be used with --port".to_owned()),
+        (Some(_), None) if host.is_some() => Err("--uds: cannot be used with --host".to_owned()),
         (Some(path), None) if path.is_empty() || path == "@" => {
-            Err("--uds: needs a path".to_owned())
+            Err("--uds: requires a path".to_owned())
         }
         (Some(path), None) => Ok(Place::Unix(path)),
         (None, Some(port)) => Ok(SocketAddr::new(host_or_default, port).into()),
-        (None, None) => Err("--port or --uds: needed".to_owned()),
+        (None, None) => Err("--port or --uds is required".to_owned()),
     }
 }
 
@@ -293,7 +297,7 @@ mod tests {
                     --data-parallel-size 2 --host 0.0.0.0 --lenient --contract mooncake \
                     --engine-ids a,b";
         let Ok(Parsed::Run(got)) = options(line) else {
-            panic!("not accepted")
+            panic!("rejected")
         };
         assert_eq!(got.config.role, Role::Prefill);
         assert_eq!(got.config.ttft, Duration::from_millis(1_500));
@@ -306,7 +310,7 @@ mod tests {
         assert!(matches!(got.config.contract, KvContract::Mooncake(_)));
         assert!(got.config.bootstrap.is_some());
         let Ok(Parsed::Run(got)) = options("--uds /run/{rank}.sock --data-parallel-size 2") else {
-            panic!("not accepted")
+            panic!("rejected")
         };
         let ranks = [0, 1].map(|rank| got.place.of_rank(rank, got.ranks).unwrap().to_string());
         assert_eq!(ranks, ["unix:/run/0.sock", "unix:/run/1.sock"]);

@@ -44,7 +44,7 @@ pub(crate) fn continued(fields: &Fields<'_>) -> Result<Option<Continued>, Refusa
         rest = before;
     }
     if response.is_empty() {
-        let message = "the last message is not one of the assistant";
+        let message = "the last message is not an assistant message";
         return Err(Refusal::bad("messages", message));
     }
     // The `messages` value of the first request: everything up to the last message that is not
@@ -56,7 +56,7 @@ pub(crate) fn continued(fields: &Fields<'_>) -> Result<Option<Continued>, Refusa
     let prompt_sha256 = hex(&Sha256::digest(prompt.as_bytes()));
     let text: String = response.into_iter().rev().collect();
     let first = tokens_in(&text, tag_of(&prompt_sha256))
-        .ok_or_else(|| Refusal::bad("messages", "the last message continues another answer"))?;
+        .ok_or_else(|| Refusal::bad("messages", "the last message continues another response"))?;
     Ok(Some(Continued {
         first,
         prompt_sha256,
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(read(&body(&both)), Ok(Some(2)));
         let foreign = said(&expected_text("00000000", 3));
         let foreign = read(&body(&format!("{user},{foreign}"))).unwrap_err();
-        assert!(foreign.contains("another answer"), "{foreign}");
+        assert!(foreign.contains("another response"), "{foreign}");
         assert!(read(&body(user)).unwrap_err().contains("assistant"));
         assert_eq!(read(&format!("{{\"messages\":[{user}]}}")), Ok(None));
         let both_true = format!(r#"{{"continue_final_message":true,"messages":[{user}]}}"#);

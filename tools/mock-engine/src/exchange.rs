@@ -254,7 +254,7 @@ impl Exchange<'_> {
     }
 
     async fn response_early(&mut self, status: u16, keep: bool) -> Result<Ended, Gone> {
-        let message = "answered before the body was read".to_owned();
+        let message = "response sent before the request body was read".to_owned();
         let refusal = Refusal {
             status,
             param: None,

@@ -61,7 +61,7 @@ impl Place {
                 Ok(Self::Tcp(SocketAddr::new(addr.ip(), port)))
             }
             Self::Unix(path) if ranks > 1 && !path.contains(RANK) => Err(wrong(
-                "one socket for several ranks; write {rank} into its path",
+                "several ranks cannot share one socket; put {rank} into its path",
             )),
             Self::Unix(path) => Ok(Self::Unix(path.replace(RANK, &rank.to_string()))),
         }
@@ -111,7 +111,7 @@ impl Place {
             return Ok(());
         };
         if !metadata.file_type().is_socket() {
-            let text = format!("{} is there and no socket", file.display());
+            let text = format!("{} exists and is not a socket", file.display());
             return Err(io::Error::new(ErrorKind::AlreadyExists, text));
         }
         match self.socket()?.connect(&self.address()?) {

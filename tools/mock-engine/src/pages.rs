@@ -74,7 +74,7 @@ fn metrics(shared: &Shared) -> String {
     let labels = format!("engine=\"{rank}\",model_name=\"{}\"", shared.config.model);
     let mut text = String::new();
     let mut family = |name: &str, kind: &str, samples: &[(&str, f64)]| {
-        let _ = writeln!(text, "# HELP vllm:{name} As vLLM has it.");
+        let _ = writeln!(text, "# HELP vllm:{name} Reported by the mock engine.");
         let _ = writeln!(text, "# TYPE vllm:{name} {kind}");
         for (more, value) in samples {
             let _ = writeln!(text, "vllm:{name}{{{labels}{more}}} {value:?}");

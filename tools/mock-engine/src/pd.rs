@@ -84,7 +84,7 @@ pub(crate) fn check_contract(
         }
     }
     if fields.len() > fields.names_distinct() {
-        return Err("kv_transfer_params: a member is given twice".to_owned());
+        return Err("kv_transfer_params: a member is given more than once".to_owned());
     }
     expect(body, "", "stream", "false")?;
     if body.has("stream_options") {

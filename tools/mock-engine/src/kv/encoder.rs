@@ -28,7 +28,10 @@ pub fn encoded_params(item: &str, port: u16) -> (String, String) {
 /// Checks a request to an encoder.
 pub(crate) fn admit(call: &Call<'_>) -> Result<Admitted, Refusal> {
     if call.kind != Kind::Chat {
-        return Err(broken(format!("path: want a chat, got {:?}", call.kind)));
+        return Err(broken(format!(
+            "path: want a chat completion request, got {:?}",
+            call.kind
+        )));
     }
     not_streamed(call.fields)?;
     one_token(call.fields, call.kind, Cap::IfGiven, Cap::IfGiven)?;

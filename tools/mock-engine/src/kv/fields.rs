@@ -156,7 +156,7 @@ pub(crate) fn uuid4(name: &str, text: &str) -> Result<(), Refusal> {
     if text.as_bytes().get(14) == Some(&b'4') && matches!(variant, b'8' | b'9' | b'a' | b'b') {
         Ok(())
     } else {
-        Err(broken(format!("{name}: {text} is no version 4 UUID")))
+        Err(broken(format!("{name}: {text} is not a version 4 UUID")))
     }
 }
 
@@ -170,7 +170,7 @@ pub(crate) fn uuid(name: &str, text: &str) -> Result<(), Refusal> {
     if is_uuid {
         Ok(())
     } else {
-        Err(broken(format!("{name}: {text} is no UUID")))
+        Err(broken(format!("{name}: {text} is not a UUID")))
     }
 }
 
@@ -193,10 +193,10 @@ mod tests {
             (object(&fields, "a").map(drop), "a: want an object"),
             (exactly(&sub, "c", &[]), "c.d: not part"),
             (exactly(&sub, "c", &["d", "x"]), "c.x: given 0"),
-            (uuid4("u", "x"), "u: x is no UUID"),
+            (uuid4("u", "x"), "u: x is not a UUID"),
             (
                 uuid4("u", "00000000-0000-1000-8000-000000000000"),
-                "no version 4",
+                "not a version 4",
             ),
         ];
         for (got, want) in failures {

@@ -192,7 +192,9 @@ fn parallel_decode(terms: &Mori, params: &Fields<'_>) -> Result<(), Refusal> {
     let host = text(params, "remote_host")?;
     let engine = text(params, "remote_engine_id")?;
     if engine != format!("{host}:{handshake}") {
-        return Err(broken(format!("remote_engine_id: {engine} of {host}")));
+        return Err(broken(format!(
+            "remote_engine_id: {engine} does not match {host}"
+        )));
     }
     equal(params, "remote_port", handshake.into())?;
     equal(params, "remote_notify_port", notify.into())?;
@@ -236,7 +238,7 @@ fn rank(terms: &Mori, call: &Call<'_>, params: &Fields<'_>) -> Result<u64, Refus
     }
     if rank >= terms.dp_size.max(1) {
         return Err(broken(format!(
-            "remote_dp_rank: {rank} of {}",
+            "remote_dp_rank: {rank} is not below {}",
             terms.dp_size
         )));
     }
@@ -252,7 +254,7 @@ fn hashed(terms: &Mori, transfer: &str, rank: u64) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(broken(format!(
-        "remote_dp_rank: {id} is of {over_all}, got {rank}"
+        "remote_dp_rank: {id} belongs to rank {over_all}, got {rank}"
     )))
 }
 
