@@ -151,7 +151,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, Exit> {
 fn program() -> Command {
     Command::new("ringside-bench")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Measures LLM engines and what stands in front of them")
+        .about("Measures LLM engines and proxies in front of them")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
@@ -173,13 +173,14 @@ fn overhead() -> Command {
         "TIME is a number with ns, us, ms, s, m or h.\n\n\
          Requests come in pairs, one to each side, in random order. Intervals: 95 %, percentile \
          bootstrap over\npairs, {RESAMPLES} resamples.\n\n\
-         Exit codes: 0 measured; 1 a request failed, an answer was not what it should be, or there \
-         was no run;\n2 usage; 3 cannot work here; 6 --max-overhead-p99 exceeded: the lower end of \
-         the interval of the p99\noverhead, of the first token or of the gaps, is above it. Where \
-         the interval contains the limit, the\nrun ends with 0 and says that it could not decide."
+         Exit codes: 0 measured; 1 a request failed, a response was wrong, or the run could not be \
+         completed;\n2 usage error; 3 invalid for this machine or these servers; 6 \
+         --max-overhead-p99 exceeded: the lower end\nof the interval of the p99 overhead, of the \
+         first token or of the gaps, is above the limit. If the\ninterval contains the limit, the \
+         exit code is 0 and the report states that the gate is undecided."
     );
     Command::new("overhead")
-        .about("What does a proxy add to an engine's latency?")
+        .about("Measure the latency that a proxy adds to an engine")
         .after_help(after)
         .args(where_args())
         .args(load_args())
@@ -198,21 +199,25 @@ fn where_args() -> Vec<Arg> {
         )
         .required(true),
         option("proxy", "URL", "The proxy in front of it, http or https").required(true),
-        option("path", "PATH", "What is asked for").default_value("/v1/completions"),
-        option("model", "NAME", "Model; without it the engine is asked"),
+        option("path", "PATH", "Path of the requests").default_value("/v1/completions"),
+        option(
+            "model",
+            "NAME",
+            "Model; the default is the engine's first model",
+        ),
         option(
             "header",
             "K: V",
-            "Further field for the proxy, e.g. x-prefiller-host-port",
+            "Additional field of requests to the proxy, e.g. x-prefiller-host-port",
         )
         .action(ArgAction::Append),
         option(
             "direct-header",
             "K: V",
-            "Further field for the direct side, e.g. authorization",
+            "Additional field of requests to the engine, e.g. authorization",
         )
         .action(ArgAction::Append),
-        option("prompt", "TEXT", "The prompt"),
+        option("prompt", "TEXT", "Prompt of all requests"),
         option(
             "prompt-tokens",
             "N",
@@ -221,14 +226,14 @@ fn where_args() -> Vec<Arg> {
         .value_parser(value_parser!(u32).range(1..=i64::from(PROMPT_TOKENS_MAX))),
         switch(
             "unique-prompts",
-            "Begin every prompt with a tag of its own, so that no prefix cache knows it",
+            "Start every prompt with a unique tag, so that no prefix cache contains it",
         ),
-        option("max-tokens", "N", "Limit of each answer")
+        option("max-tokens", "N", "Limit of each response in tokens")
             .default_value("32")
             .value_parser(value_parser!(u32).range(1..=i64::from(RESPONSE_TOKENS_MAX))),
         switch(
             "respect-eos",
-            "Do not send ignore_eos, which makes every answer equally long",
+            "Do not send ignore_eos, which gives all responses the same length",
         ),
     ]
 }
@@ -238,46 +243,46 @@ fn load_args() -> Vec<Arg> {
         option(
             "concurrency",
             "C",
-            "Closed loop: C requests at a time [default: 1]",
+            "Closed loop: C concurrent requests [default: 1]",
         )
         .value_parser(value_parser!(u64).range(1..=CONNECTIONS_MAX as u64)),
         option(
             "rate",
             "R",
-            "Open loop: R requests per second, both sides together",
+            "Open loop: R requests per second, on both sides together",
         )
         .value_parser(value_parser!(f64)),
         option(
             "arrivals",
             "KIND",
-            "Times between requests of the open loop",
+            "Distribution of the times between requests of the open loop",
         )
         .value_parser(["poisson", "fixed"])
         .default_value("poisson")
         .requires("rate"),
         option("requests", "N", "Pairs of requests [default: 500]")
             .value_parser(value_parser!(u64).range(1..=PAIRS_MAX)),
-        option("duration", "TIME", "Begin pairs for so long"),
-        option("warmup", "N", "Pairs that do not count")
+        option("duration", "TIME", "Start new pairs for this long"),
+        option("warmup", "N", "Pairs that are sent first and not measured")
             .default_value("20")
             .value_parser(value_parser!(u32).range(0..=100_000)),
         option(
             "timeout",
             "TIME",
-            "A request without progress for so long has failed",
+            "Time without progress after which a request fails",
         )
         .default_value("60s"),
         option(
             "seed",
             "N",
-            "Seed of order, arrivals and resamples [default: from the clock]",
+            "Seed of the order, arrivals and resamples [default: from the clock]",
         )
         .value_parser(value_parser!(u64)),
         option("cpu", "N", "Pin the measuring thread to this CPU")
             .value_parser(value_parser!(u64).range(0..1024)),
         switch(
             "busy-poll",
-            "Never sleep: exact, but needs a core of its own",
+            "Poll without sleeping: more precise, but needs a dedicated core",
         ),
     ]
 }
@@ -287,16 +292,12 @@ fn report_args() -> Vec<Arg> {
         option(
             "max-overhead-p99",
             "TIME",
-            "Exit code 6 if the proxy adds more at the 99th percentile",
+            "Exit with code 6 if the proxy adds more than this at the 99th percentile",
         ),
-        option(
-            "json",
-            "FILE",
-            "Write everything as JSON; - for standard output",
-        ),
-        option("html", "FILE", "Write a page with plots"),
-        switch("quiet", "No table and no progress").short('q'),
-        switch("insecure", "Believe any certificate of an https side"),
+        option("json", "FILE", "Write a JSON report; - for standard output"),
+        option("html", "FILE", "Write an HTML report with plots"),
+        switch("quiet", "Print no table and no progress").short('q'),
+        switch("insecure", "Accept any certificate of an https server"),
     ]
 }
 
@@ -304,7 +305,7 @@ fn options(matches: &ArgMatches) -> Result<Options, Exit> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let path = text("path").unwrap_or_default();
     let api = Api::of(&path).filter(|_| is_path(&path)).ok_or_else(|| {
-        let want = "/v1/completions or /v1/chat/completions (a prefix is fine)";
+        let want = "/v1/completions or /v1/chat/completions (with any prefix)";
         wrong("--path", &path, want)
     })?;
     let load = match matches.get_one::<f64>("rate").copied() {
@@ -451,9 +452,7 @@ fn field(option: &str, text: &str) -> Result<(String, String), Exit> {
         return Err(refused("a field like 'name: value'"));
     }
     if OWN_FIELDS.iter().any(|own| name.eq_ignore_ascii_case(own)) {
-        return Err(refused(
-            "a field that may be set: the tool writes it itself",
-        ));
+        return Err(refused("a field that may be set: the tool generates it"));
     }
     Ok((name.to_owned(), value.to_owned()))
 }
@@ -560,7 +559,7 @@ mod tests {
             (&["--header=nocolon"], Exit::USAGE, "name: value"),
             (&["--header=a b: c"], Exit::USAGE, "name: value"),
             (&["--header=a: b\r\nc: d"], Exit::USAGE, "name: value"),
-            (&["--header=Host: x"], Exit::USAGE, "writes it itself"),
+            (&["--header=Host: x"], Exit::USAGE, "the tool generates it"),
             (&["--nonsense"], Exit::USAGE, "--nonsense"),
             (&["--help"], Exit::OK, "Exit codes"),
         ] {

@@ -344,7 +344,7 @@ impl<'a> Client<'a> {
             }
             (Phase::Busy(exchange), Received::End) => exchange.end(),
             (Phase::Busy(_), Received::Failed(error)) => Ended::Failed(format!(
-                "the connection failed before the answer was complete: {error}"
+                "the connection failed before the response was complete: {error}"
             )),
         };
         self.ended(number, ended, stamp)
@@ -529,7 +529,7 @@ impl<'a> Client<'a> {
                 Phase::Opening(_) => {}
                 Phase::Busy(exchange) => {
                     if now.saturating_sub(exchange.moved_ns) > nanos(silence_max) {
-                        let what = format!("nothing came for {silence_max:?} (--timeout)");
+                        let what = format!("nothing received for {silence_max:?} (--timeout)");
                         self.ended(number, Ended::Failed(what), now)?;
                     }
                 }
@@ -577,11 +577,11 @@ impl Exchange<'_> {
                 keep: head.keep_alive && self.sent == self.request.len(),
             },
             Some(head) if head.status == 200 => Ended::Failed(format!(
-                "answered with something that is no event stream: {}",
+                "the response is not an event stream: {}",
                 shown(&self.body)
             )),
             Some(head) => Ended::Failed(format!("status {}: {}", head.status, shown(&self.body))),
-            None => Ended::Failed("no answer".to_owned()),
+            None => Ended::Failed("no response".to_owned()),
         }
     }
 }

@@ -34,13 +34,13 @@ pub enum ResponseError {
 impl fmt::Display for ResponseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Head => "the answer does not begin with an HTTP/1 head",
-            Self::HeadTooLarge => "the answer's head is too large",
-            Self::Interim => "too many interim answers",
-            Self::Framing => "the answer's length or transfer coding is not understood",
-            Self::Chunk => "a chunk of the answer is malformed",
-            Self::TrailingBytes => "bytes came behind the end of the answer",
-            Self::Cut => "the connection ended before the answer did",
+            Self::Head => "the response does not start with an HTTP/1 head",
+            Self::HeadTooLarge => "the response head is too large",
+            Self::Interim => "too many interim responses",
+            Self::Framing => "the response's length or transfer coding is not supported",
+            Self::Chunk => "a chunk of the response is malformed",
+            Self::TrailingBytes => "bytes were received after the end of the response",
+            Self::Cut => "the connection ended before the response was complete",
         })
     }
 }

@@ -26,11 +26,11 @@ pub fn first_model(
     head.push_str("\r\n");
     let time_max = Duration::from_millis(CONNECT_MS_MAX);
     let (status, body) = fetch(addr, &head, time_max)
-        .map_err(|error| format!("direct: cannot ask {addr} for /v1/models: {error}"))?;
-    let advice = "name the model with --model";
+        .map_err(|error| format!("direct: cannot request /v1/models from {addr}: {error}"))?;
+    let advice = "set the model with --model";
     if status != 200 {
         return Err(format!(
-            "direct: /v1/models answered {status}: {}; {advice}",
+            "direct: /v1/models responded {status}: {}; {advice}",
             shown(&body)
         ));
     }
@@ -40,7 +40,7 @@ pub fn first_model(
         .and_then(|list| list.pointer("/data/0/id")?.as_str());
     model.map(str::to_owned).ok_or_else(|| {
         format!(
-            "direct: /v1/models names no model: {}; {advice}",
+            "direct: /v1/models contains no model: {}; {advice}",
             shown(&body)
         )
     })
@@ -62,7 +62,7 @@ fn fetch(addr: SocketAddr, request: &str, time_max: Duration) -> Result<(u16, Ve
         };
         fed.map_err(|error| error.to_string())?;
         if body.len() > MODELS_BYTES_MAX || begun.elapsed() > time_max {
-            return Err("the answer does not end".to_owned());
+            return Err("the response is too long or too slow".to_owned());
         }
     }
     Ok((reader.head().map_or(0, |head| head.status), body))

@@ -105,7 +105,7 @@ fn conclude(report: &Report) -> Result<(), Exit> {
     if report.sequence.is_wrong() {
         let first = report.sequence.first.as_deref().unwrap_or("see the report");
         return Err(Exit::runtime(format!(
-            "ringside-bench: answers differ where they must not; {first}"
+            "ringside-bench: responses differ where they must be equal; {first}"
         )));
     }
     match &report.gate {
@@ -120,7 +120,7 @@ fn conclude(report: &Report) -> Result<(), Exit> {
         // `--quiet` omits the table, but a script must still learn that the gate is undecided.
         Some(gate) if gate.verdict == Verdict::Undecided && report.around.options.quiet => {
             let text =
-                "ringside-bench: warning: --max-overhead-p99 is undecided; take more requests";
+                "ringside-bench: warning: --max-overhead-p99 is undecided; use more requests";
             let _ = writeln!(io::stderr().lock(), "{text}");
             Ok(())
         }
@@ -137,7 +137,7 @@ fn check_gaps(options: &Options) -> Result<(), Exit> {
     let gaps_max = crate::limits::GAPS_MAX as u64;
     if gaps > gaps_max {
         return Err(Exit::usage(format!(
-            "ringside-bench: --requests {pairs} times --max-tokens {} is more than the {gaps_max} \
+            "ringside-bench: --requests {pairs} times --max-tokens {} exceeds the {gaps_max} \
              gaps that are kept; lower one of them",
             options.tokens_max
         )));
@@ -151,7 +151,7 @@ fn check_cpu(cpu: Option<usize>) -> Result<(), Exit> {
         Some(cpu) if allowed.iter().all(|core| core.id != cpu) => {
             let names: Vec<String> = allowed.iter().map(|core| core.id.to_string()).collect();
             Err(Exit::config(format!(
-                "ringside-bench: --cpu {cpu} is not among those this process may use ({})",
+                "ringside-bench: --cpu {cpu} is not a CPU that this process may use ({})",
                 names.join(", ")
             )))
         }
@@ -196,7 +196,7 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
         Some(model) => model.clone(),
         None if options.targets[0].tls => {
             return Err(failed(
-                "--direct speaks TLS; name the model with --model".to_owned(),
+                "--direct uses TLS; set the model with --model".to_owned(),
             ));
         }
         None => first_model(addrs[0], &direct, &options.fields[0]).map_err(failed)?,
@@ -294,7 +294,9 @@ fn measure(setup: &Setup, options: &Options) -> Result<(Precision, Run), Exit> {
                     }
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(failed("the client ended without a result".to_owned()));
+                    return Err(failed(
+                        "the client thread ended without a result".to_owned(),
+                    ));
                 }
             }
         }
@@ -304,7 +306,7 @@ fn measure(setup: &Setup, options: &Options) -> Result<(Precision, Run), Exit> {
 fn on_cpu(cpu: Option<usize>) -> Result<(), String> {
     match cpu {
         Some(id) if !core_affinity::set_for_current(core_affinity::CoreId { id }) => {
-            Err(format!("--cpu {id}: the kernel refused"))
+            Err(format!("--cpu {id}: cannot pin the thread"))
         }
         Some(_) | None => Ok(()),
     }
@@ -325,17 +327,17 @@ fn bar(options: &Options) -> ProgressBar {
 
 fn show(bar: &ProgressBar, options: &Options, responses: u64, since: Duration) {
     let rate = match options.load {
-        Load::Closed { concurrency } => format!("{concurrency} at a time"),
+        Load::Closed { concurrency } => format!("{concurrency} concurrent"),
         Load::Open { rate, .. } => format!("{rate} requests/s"),
     };
     match options.length {
         Length::Pairs(_) => {
             bar.set_position(responses);
-            bar.set_message(format!("answers, {rate}"));
+            bar.set_message(format!("responses, {rate}"));
         }
         Length::Time(_) => {
             bar.set_position(since.as_secs());
-            bar.set_message(format!("s, {responses} answers, {rate}"));
+            bar.set_message(format!("s, {responses} responses, {rate}"));
         }
     }
 }

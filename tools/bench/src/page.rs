@@ -39,7 +39,7 @@ pub fn page(report: &Report) -> String {
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src \
          'unsafe-inline'\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Proxy overhead, {date}</title><style>{STYLE}</style></head><body>\n\
-         <h1>What the proxy adds</h1>\n",
+         <h1>Overhead of the proxy</h1>\n",
         date = escape(&report.around.machine.date)
     );
     summary(&mut html, report);
@@ -48,7 +48,7 @@ pub fn page(report: &Report) -> String {
         &mut html,
         "Added latency",
         &format!(
-            "{}. Whiskers: the interval; a hollow bar cannot be told from noise.",
+            "{}. Whiskers show the interval; a hollow bar is below noise.",
             method(report)
         ),
         &bars("added latency", &overhead_rows(report)),
@@ -62,12 +62,12 @@ pub fn page(report: &Report) -> String {
     }
     let columns = columns(report);
     let title = "Course of the run";
-    let note = format!("{key}Median time to first token of each stretch of time.");
+    let note = format!("{key}Median time to first token in each part of the run.");
     let plot = timeline(title, &columns, report.run.wall_ns);
     section_raw(&mut html, title, &note, &plot);
     let _ = write!(
         html,
-        "<h2>Everything</h2>\n<pre>{}</pre>\n</body></html>\n",
+        "<h2>All results</h2>\n<pre>{}</pre>\n</body></html>\n",
         table(report)
             .lines()
             .map(escape)
@@ -87,7 +87,7 @@ fn summary(html: &mut String, report: &Report) {
         );
         match it.is_resolved() {
             true => format!("{} ({range})", added(it)),
-            false => format!("nothing that can be told from noise ({range})"),
+            false => format!("an amount below noise ({range})"),
         }
     };
     let [direct, proxy] = report
@@ -98,9 +98,9 @@ fn summary(html: &mut String, report: &Report) {
         .map(|it| it.authority());
     let _ = writeln!(
         html,
-        "<p>Through {} instead of straight to {}, the median first token is later by <b>{}</b>, the \
-         99th percentile by <b>{}</b>; at the 99th percentile of gaps between chunks the proxy adds \
-         <b>{}</b>.</p>",
+        "<p>Through {} instead of directly to {}, the median first token is later by <b>{}</b>, and \
+         the 99th percentile by <b>{}</b>. To the 99th percentile of gaps between chunks, the proxy \
+         adds <b>{}</b>.</p>",
         escape(&proxy),
         escape(&direct),
         escape(&said(ttft.overhead.p50())),

@@ -216,7 +216,7 @@ fn metrics(pairs: &[Option<(Done, Done)>], gaps: [Vec<(u64, u32)>; 2], seed: u64
     let names = [
         ("ttft", "time to first token"),
         ("gap", "gap between chunks"),
-        ("total", "whole answer"),
+        ("total", "whole response"),
     ];
     let mut each = values.into_iter().zip(found).zip(names);
     std::array::from_fn(|_| {
@@ -244,7 +244,7 @@ fn sequence<'a>(pairs: impl Iterator<Item = &'a (Done, Done)>) -> Sequence {
                 found.broken[response.side.index()] += 1;
                 let (pair, side) = (response.pair, response.side.name());
                 found.first.get_or_insert_with(|| {
-                    format!("pair {pair}, {side}: a piece of the text is missing, doubled or moved")
+                    format!("pair {pair}, {side}: a token is missing, duplicated or moved")
                 });
             }
         }
@@ -307,8 +307,8 @@ fn warnings(report: &Report) -> Vec<String> {
     let mut said = Vec::new();
     if pairs < BEYOND_QUANTILE_MIN * 100 {
         said.push(format!(
-            "p99 of {pairs} pairs rests on fewer than {BEYOND_QUANTILE_MIN} values; take {} pairs \
-             or more before quoting it",
+            "the p99 of {pairs} pairs depends on fewer than {BEYOND_QUANTILE_MIN} values; use {} \
+             pairs or more before quoting it",
             BEYOND_QUANTILE_MIN * 100
         ));
     }
@@ -320,29 +320,30 @@ fn warnings(report: &Report) -> Vec<String> {
     ));
     if run.full {
         said.push(format!(
-            "ended early: {GAPS_MAX} gaps per side are kept; take fewer requests or tokens"
+            "the run ended early: at most {GAPS_MAX} gaps per side are kept; use fewer requests or \
+             tokens"
         ));
     }
     for side in Side::BOTH {
         let (name, waited) = (side.name(), run.waited[side.index()]);
         if waited > 0 {
             said.push(format!(
-                "{name}: {waited} requests had to wait for a connection; that wait is part of \
-                 their times"
+                "{name}: {waited} requests had to wait for a connection; their times include the \
+                 wait"
             ));
         }
         let again = run.sent_again[side.index()];
         if again > 0 {
             said.push(format!(
-                "{name}: {again} requests met a connection that was just being closed and were \
-                 sent again; that is part of their times"
+                "{name}: {again} requests were sent again because their connection was being \
+                 closed; their times include the first attempt"
             ));
         }
     }
     let sequence = &report.sequence;
     if sequence.events_differ.unwrap_or(0) > 0 && !sequence.is_wrong() {
         said.push(
-            "the number of events differs while the texts are equal: something merges events"
+            "the number of events differs although the texts are equal: events are being merged"
                 .to_owned(),
         );
     }
@@ -351,8 +352,8 @@ fn warnings(report: &Report) -> Vec<String> {
         .filter(|gate| gate.verdict == Verdict::Undecided)
     {
         said.push(format!(
-            "--max-overhead-p99 is undecided: its limit of {} lies inside the interval of the p99 \
-             of the {}; take more requests",
+            "--max-overhead-p99 is undecided: the limit of {} lies inside the interval of the p99 \
+             of the {}; use more requests",
             show_ns(nanos(gate.limit) as f64),
             gate.metric
         ));
@@ -370,8 +371,8 @@ fn client_warnings(lag: &Lag, ttft_p50: Difference, wall_ns: u64, busy_poll: boo
     let mut check = |late_ns: f64, what: &str| {
         if late_ns > bound {
             said.push(format!(
-                "the client is not exact enough for what it measures: {what} {} (p50 overhead {} \
-                 +- {}); give it a core of its own (--cpu, --busy-poll) or less to do",
+                "the client is not exact enough for this measurement: {what} {} (p50 overhead {} \
+                 +- {}); give it a dedicated core (--cpu, --busy-poll) or reduce the load",
                 show_ns(late_ns),
                 show_ns(ttft_p50.estimate),
                 show_ns(half_width)
@@ -379,27 +380,30 @@ fn client_warnings(lag: &Lag, ttft_p50: Difference, wall_ns: u64, busy_poll: boo
         }
     };
     let p99 = |histogram: &hdrhistogram::Histogram<u64>| histogram.value_at_quantile(0.99) as f64;
-    check(p99(&lag.stamp_ns), "p99 from wake-up to stamp is");
+    check(p99(&lag.stamp_ns), "p99 from wake-up to timestamp is");
     check(p99(&lag.send_ns), "p99 from planned to actual send is");
     if let Some(sched) = lag.sched.filter(|sched| !busy_poll && sched.runs > 0) {
         let mean = sched.waited_ns as f64 / sched.runs as f64;
-        check(mean, "ready to run, it waited for a CPU for a mean of");
+        check(
+            mean,
+            "the mean time it waited for a CPU when ready to run is",
+        );
     }
     let off = lag
         .sched
         .map_or(0.0, |sched| sched.waited_ns as f64 / wall_ns.max(1) as f64);
     if busy_poll && off > OFF_CPU_SHARE_MAX {
         said.push(format!(
-            "the client never sleeps, but was kept off its CPU {:.1} % of the time; give it a core \
-             of its own (--cpu)",
+            "the client never sleeps, but was not running for {:.1} % of the time; give it a \
+             dedicated core (--cpu)",
             off * 100.0
         ));
     }
     let busy = busy_share(lag, wall_ns);
     if busy > BUSY_SHARE_MAX {
         said.push(format!(
-            "the client was busy {:.0} % of the time: what came meanwhile was stamped late; lower \
-             --concurrency or --rate",
+            "the client was busy {:.0} % of the time: bytes that arrived meanwhile got a late \
+             timestamp; lower --concurrency or --rate",
             busy * 100.0
         ));
     }

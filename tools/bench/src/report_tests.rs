@@ -104,7 +104,7 @@ fn a_broken_order_is_wrong_even_if_both_sides_have_it() {
     let broken = sequence(pairs(2, |done| done.text.order = Order::Broken).iter());
     assert_eq!((broken.numbered, broken.broken), (4, [2, 2]));
     assert!(broken.is_wrong());
-    assert!(broken.first.unwrap().starts_with("pair 0, direct: a piece"));
+    assert!(broken.first.unwrap().starts_with("pair 0, direct: a token"));
 }
 
 fn difference(estimate: f64, low: f64, high: f64) -> Difference {

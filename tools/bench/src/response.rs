@@ -37,12 +37,12 @@ impl fmt::Display for EventError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLarge => f.write_str("an event of the stream is too large"),
-            Self::TextTooLarge => f.write_str("the text of the answer is too large"),
+            Self::TextTooLarge => f.write_str("the text of the response is too large"),
             Self::NotJson(text) => write!(f, "an event is not the JSON of a completion: {text}"),
             Self::Reported(text) => write!(f, "the stream reports an error: {text}"),
-            Self::AfterDone => f.write_str("an event came after [DONE]"),
+            Self::AfterDone => f.write_str("an event arrived after [DONE]"),
             Self::Cut => f.write_str("the stream ended without [DONE]"),
-            Self::Empty => f.write_str("no event of the stream carries text"),
+            Self::Empty => f.write_str("no event of the stream contains text"),
         }
     }
 }

@@ -190,7 +190,7 @@ impl fmt::Display for RunError {
             ),
             Self::Closing(side) => write!(
                 f,
-                "{}: it closes every connection before anything is asked; is --{} right?",
+                "{}: the server keeps closing idle connections; is --{} right?",
                 side.name(),
                 side.name()
             ),

@@ -99,7 +99,7 @@ fn allow_descriptors(streams: usize) -> Result<(), Exit> {
     }
     let refused = |why: String| {
         Exit::config(format!(
-            "ringside-bench: --streams {streams} takes {need} open files: {why}; raise the hard \
+            "ringside-bench: --streams {streams} needs {need} open files: {why}; raise the hard \
              limit (ulimit -Hn) or lower --streams"
         ))
     };
@@ -114,7 +114,7 @@ fn allow_descriptors(streams: usize) -> Result<(), Exit> {
 fn look_at(pid: u32, at_ns: u64) -> Result<Sample, String> {
     sample(pid, at_ns).map_err(|error| {
         let at = Duration::from_nanos(at_ns);
-        format!("--pid {pid}: {at:.1?} into the run the process cannot be looked at: {error}")
+        format!("--pid {pid}: cannot read the process {at:.1?} after the start: {error}")
     })
 }
 
@@ -196,7 +196,7 @@ fn progress(now: u64, tally: &Tally, process: Option<&Sample>) {
     });
     let _ = writeln!(
         io::stderr().lock(),
-        "{} s: {} requests, {} chunks, {} given up, {} failed{process}",
+        "{} s: {} requests, {} chunks, {} aborted, {} failed{process}",
         now / 1_000_000_000,
         tally.begun,
         tally.chunks,

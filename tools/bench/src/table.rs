@@ -59,8 +59,8 @@ pub fn table(report: &Report) -> String {
     let _ = writeln!(text, "\nadded: {}.", method(report));
     let _ = writeln!(
         text,
-        "below noise: the interval contains 0; the overhead is somewhere in it. One interval in 20 \
-         misses the truth."
+        "below noise: the interval contains 0; the overhead lies somewhere in the interval. One \
+         interval in 20 does not contain the true value."
     );
     responses(&mut text, report);
     client(&mut text, report);
@@ -96,7 +96,7 @@ fn head(text: &mut String, report: &Report) {
     );
     let _ = writeln!(
         text,
-        "{} pairs in {}, {} after {} of warm-up",
+        "{} pairs in {}, {}, after {} warm-up pairs",
         report.pairs_complete,
         show_ns(report.run.wall_ns as f64),
         load_text(options.load),
@@ -162,7 +162,7 @@ fn responses(text: &mut String, report: &Report) {
     let compared = |differ: Option<u64>, what: &str| match differ {
         Some(0) => format!("{what} equal"),
         Some(count) => format!("{what} DIFFER in {count} pairs"),
-        None => format!("{what} not compared (those of direct answers vary)"),
+        None => format!("{what} not compared (they vary between direct responses)"),
     };
     let mut said = vec![
         compared(sequence.events_differ, "numbers of events"),
@@ -171,13 +171,13 @@ fn responses(text: &mut String, report: &Report) {
     if sequence.numbered > 0 {
         let broken = sequence.broken[0] + sequence.broken[1];
         said.push(format!(
-            "{} of {} numbered answers broken",
+            "{} of {} responses with numbered tokens broken",
             broken, sequence.numbered
         ));
     }
     let _ = writeln!(
         text,
-        "answers: {} pairs compared: {}",
+        "responses: {} pairs compared: {}",
         sequence.pairs,
         said.join(", ")
     );
@@ -195,7 +195,7 @@ fn responses(text: &mut String, report: &Report) {
     let connect = |i: usize| show_ns(report.run.connect_ns[i].value_at_quantile(0.5) as f64);
     let _ = writeln!(
         text,
-        "connect: p50 {} direct, {} to the proxy, before the run; opened again {} and {} times",
+        "connect: p50 {} direct, {} to the proxy; opened again {} and {} times",
         connect(0),
         connect(1),
         report.run.reopened[0],
@@ -225,8 +225,8 @@ fn client(text: &mut String, report: &Report) {
     });
     let _ = write!(
         text,
-        "client: {place}, {polls}; clock {}, byte over loopback to stamp {} (p99 {}); wake-up to \
-         stamp p99 {}, busy {:.1} %, waited for a CPU {waited}",
+        "client: {place}, {polls}; clock {}, byte over loopback to timestamp {} (p99 {}); wake-up \
+         to timestamp p99 {}, busy {:.1} %, waited for a CPU {waited}",
         show_ns(precision.clock_ns as f64),
         show_ns(precision.loopback_p50_ns as f64),
         show_ns(precision.loopback_p99_ns as f64),

@@ -52,7 +52,7 @@ impl Secure {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if roots.is_empty() {
-                return Err("this system has no root certificates; --insecure does without".into());
+                return Err("this system has no root certificates; --insecure needs none".into());
             }
             builder.with_root_certificates(roots).with_no_client_auth()
         };

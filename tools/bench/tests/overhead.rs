@@ -5,7 +5,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "the helpers of a test fail like a test"
+    reason = "test helpers panic on failure, as tests do"
 )]
 
 use std::io::{Read, Write};
@@ -89,7 +89,7 @@ fn relay_both_ways(to: SocketAddr, ask: Duration, first: Duration, each: Duratio
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the delay is what is to be measured"
+    reason = "the benchmark measures this delay"
 )]
 fn pass(mut from: TcpStream, mut to: TcpStream, first: Duration, each: Duration) {
     const CHUNK_END: &[u8] = b"\n\n\r\n";
@@ -170,7 +170,7 @@ fn the_gate_has_an_exit_code() {
     assert!(table.contains("gate: --max-overhead-p99 1.00 ms: exceeded"));
     assert!(said.contains("time to first token"), "{said}");
     // Standard error is a pipe here, not a terminal, so there is no progress bar.
-    assert!(!said.contains("at a time"), "{said}");
+    assert!(!said.contains("concurrent"), "{said}");
 }
 
 #[test]
@@ -295,14 +295,14 @@ fn failures_are_counted_shown_and_fatal() {
     ];
     for (fault, part) in [
         (None, "status 503: {\"error\":\"over loaded\"}"),
-        (Some(Fault::Html), "no event stream"),
+        (Some(Fault::Html), "not an event stream"),
         (
             Some(Fault::ErrorMidStream { after_events: 1 }),
             "reports an error",
         ),
         (
             Some(Fault::TruncateMidBody { after_events: 1 }),
-            "ended before the answer did",
+            "ended before the response was complete",
         ),
         (
             Some(Fault::ResetMidBody { after_events: 1 }),
@@ -363,7 +363,7 @@ fn what_is_not_there_is_named() {
         (
             nobody,
             engine.addr(),
-            format!("direct: cannot ask {nobody}"),
+            format!("direct: cannot request /v1/models from {nobody}"),
         ),
     ] {
         let output = bench(direct, proxy, &["--requests=1"]);
@@ -388,7 +388,7 @@ fn what_is_not_there_is_named() {
     let https = ["soak", "--proxy=https://a:1"];
     let output = Command::new(BENCH).args(https).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
-    assert!(text(&output.stderr).contains("https is not offered here"));
+    assert!(text(&output.stderr).contains("https is not supported by soak"));
 }
 
 #[test]
@@ -459,7 +459,7 @@ fn silence_ends_a_request() {
     let (table, said) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said.contains("1 of 6 requests failed; proxy: nothing came for 100ms"),
+        said.contains("1 of 6 requests failed; proxy: nothing received for 100ms"),
         "{said}"
     );
     assert!(table.contains("2 pairs in"), "{table}");

@@ -1,7 +1,10 @@
 //! Runs the `ringside-bench soak` binary against a mock engine, directly and through a relay that
 //! corrupts one event. Runs are short, and no assertion depends on speed.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of a test fail like a test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "test helpers panic on failure, as tests do"
+)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -114,7 +117,7 @@ fn a_right_engine_passes_with_everything_mixed_in() {
     let counters = engine.wait_counters(Duration::from_secs(20), |counters| {
         counters.connections_open == 0
     });
-    assert!(counters.is_some(), "connections stay open");
+    assert!(counters.is_some(), "the client left connections open");
 }
 
 /// Corruption that a relay applies to one event of a connection's first response.
@@ -207,7 +210,7 @@ fn a_spoilt_event_is_found() {
         (Spoil::Drop, "lost or out of order", "`t2-", "`t3-"),
         (Spoil::Double, "doubled or out of order", "`t3-", "`t2-"),
         (Spoil::Swap, "foreign", "`t2-", "`t2-"),
-        (Spoil::Byte, "changed", "in the events before", "came {"),
+        (Spoil::Byte, "changed", "in the events before", "got {"),
     ] {
         let proxy = relay(engine.addr(), spoil);
         let more = [
@@ -232,11 +235,11 @@ fn failures_of_the_proxy_are_named() {
     for (fault, part) in [
         (
             Fault::TruncateMidBody { after_events: 2 },
-            "cut: behind token 2: the connection ended before the answer did",
+            "cut: after token 2: the connection ended before the response was complete",
         ),
         (
             Fault::ResetMidBody { after_events: 2 },
-            "connection: behind token",
+            "connection: after token",
         ),
         (
             Fault::ErrorMidStream { after_events: 2 },
@@ -248,7 +251,7 @@ fn failures_of_the_proxy_are_named() {
                 body: "busy".to_owned(),
                 content_type: "text/plain".to_owned(),
             },
-            "refused: expected status 200, came 503, no stream: busy",
+            "refused: expected status 200, got 503, no stream: busy",
         ),
     ] {
         let engine = engine();
@@ -310,7 +313,7 @@ fn a_process_is_watched() {
     let output = run(&ends, &[]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("the process cannot be looked at"), "{said}");
+    assert!(said.contains("cannot read the process"), "{said}");
 
     let output = soak(engine.addr(), &["--duration=2s", "--pid=4294967295"]);
     assert_eq!(output.status.code(), Some(3));

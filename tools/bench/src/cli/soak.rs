@@ -47,20 +47,21 @@ pub struct SoakOptions {
 pub(super) fn command() -> Command {
     let after = format!(
         "TIME is a number with ms, s, m or h.\n\n\
-         Every answer has to be the one that a mock engine (ringside mock) gives to its prompt: \
-         each event is\ncompared as it comes. A share of the requests is given up, by FIN or by \
-         RST: while it is sent, before the\nanswer's head, within the answer. A few connections \
-         read slowly, a few requests are pipelined, a few\nanswers are no streams.\n\n\
-         --pid: flat means that the median of the last minute is at most {} % + {} KiB (resident \
-         set) and\n{DESCRIPTORS_GROWTH_MAX} (descriptors) above that of the minute after the first; \
-         runs below five minutes are divided.\n\n\
-         Exit codes: 0 all well; 1 a wrong answer, a failed request, or a process that is not \
-         flat; 2 usage;\n3 cannot work here.",
+         Every response must equal the response of a mock engine (ringside mock) to its prompt; \
+         each event is\ncompared on arrival. A share of the requests is aborted, by FIN or by RST: \
+         while the request is sent,\nbefore the response head, or within the response. A few \
+         connections read slowly, a few requests are\npipelined, and a few responses are not \
+         streamed.\n\n\
+         --pid: the process is flat if the median of the last minute is at most {} % + {} KiB \
+         (resident set) and\n{DESCRIPTORS_GROWTH_MAX} (descriptors) above the median of the second \
+         minute; runs of less than five minutes use\nproportionally shorter windows.\n\n\
+         Exit codes: 0 success; 1 a wrong response, a failed request, or a process that is not \
+         flat; 2 usage error;\n3 invalid for this machine or this proxy.",
         RSS_GROWTH_SHARE_MAX * 100.0,
         RSS_GROWTH_BYTES_MAX / 1024
     );
     Command::new("soak")
-        .about("Does a proxy in front of mock engines stay correct, and the same size?")
+        .about("Check that a proxy in front of mock engines relays correctly and does not grow")
         .after_help(after)
         .args(args())
 }
@@ -68,43 +69,43 @@ pub(super) fn command() -> Command {
 fn args() -> Vec<Arg> {
     vec![
         option("proxy", "URL", "The proxy, http://HOST:PORT").required(true),
-        option("path", "PATH", "What is asked for").default_value("/v1/completions"),
+        option("path", "PATH", "Path of the requests").default_value("/v1/completions"),
         option(
             "header",
             "K: V",
-            "Further field, e.g. x-prefiller-host-port",
+            "Additional field of the requests, e.g. x-prefiller-host-port",
         )
         .action(ArgAction::Append),
-        option("streams", "N", "Requests at a time")
+        option("streams", "N", "Concurrent requests")
             .default_value("1024")
             .value_parser(value_parser!(u64).range(1..=STREAMS_MAX as u64)),
-        option("duration", "TIME", "How long").default_value("10m"),
+        option("duration", "TIME", "Duration of the run").default_value("10m"),
         option(
             "abort-share",
             "SHARE",
-            "Share of requests that are given up",
+            "Share of requests that the client aborts, from 0 to 1",
         )
         .default_value("0.1")
         .value_parser(value_parser!(f64)),
-        option("tokens", "N", "Tokens of each answer")
+        option("tokens", "N", "Tokens of each response")
             .default_value("256")
             .value_parser(value_parser!(u32).range(1..=i64::from(RESPONSE_TOKENS_MAX))),
-        option("pid", "PID", "The proxy's process, to see whether it grows")
-            .value_parser(value_parser!(u32).range(1..)),
+        option(
+            "pid",
+            "PID",
+            "Id of the proxy's process, to check that it does not grow",
+        )
+        .value_parser(value_parser!(u32).range(1..)),
         option(
             "seed",
             "N",
-            "Seed of everything random [default: from the clock]",
+            "Seed of the random numbers [default: from the clock]",
         )
         .value_parser(value_parser!(u64)),
-        option(
-            "json",
-            "FILE",
-            "Write the report as JSON; - for standard output",
-        ),
+        option("json", "FILE", "Write a JSON report; - for standard output"),
         switch(
             "progress",
-            "A line of progress now and then, terminal or not",
+            "Print progress regularly, even if standard error is not a terminal",
         ),
     ]
 }
@@ -112,7 +113,7 @@ fn args() -> Vec<Arg> {
 /// Rejects a target with TLS, which `soak` does not support.
 fn plain(target: Target) -> Result<Target, Exit> {
     if target.tls {
-        let text = "ringside-bench: --proxy: https is not offered here; watch a plain http port";
+        let text = "ringside-bench: --proxy: https is not supported by soak; use a plain http port";
         return Err(Exit::config(text.to_owned()));
     }
     Ok(target)
@@ -122,7 +123,7 @@ pub(super) fn options(matches: &ArgMatches) -> Result<SoakOptions, Exit> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let path = text("path").unwrap_or_default();
     let api = Api::of(&path).filter(|_| is_path(&path)).ok_or_else(|| {
-        let want = "/v1/completions or /v1/chat/completions (a prefix is fine)";
+        let want = "/v1/completions or /v1/chat/completions (with any prefix)";
         super::wrong("--path", &path, want)
     })?;
     let share = matches.get_one::<f64>("abort-share").copied();
@@ -135,8 +136,8 @@ pub(super) fn options(matches: &ArgMatches) -> Result<SoakOptions, Exit> {
     let pid = matches.get_one::<u32>("pid").copied();
     if pid.is_some() && duration < JUDGED_MIN {
         return Err(Exit::usage(format!(
-            "ringside-bench: --pid: whether a process grows cannot be seen in {duration:?}; take a \
-             --duration of {JUDGED_MIN:?} or more"
+            "ringside-bench: --pid: {duration:?} is too short to assess growth; set \
+             --duration to {JUDGED_MIN:?} or more"
         )));
     }
     Ok(SoakOptions {
@@ -207,7 +208,7 @@ mod tests {
             (&["--tokens=0"], "--tokens"),
             (&["--path=/v1/responses"], "--path"),
             (&["--duration=9"], "a time above 0"),
-            (&["--pid=1", "--duration=1s"], "take a --duration"),
+            (&["--pid=1", "--duration=1s"], "set --duration"),
             (&["--pid=0"], "--pid"),
         ] {
             let exit = line(more).unwrap_err();

@@ -147,7 +147,7 @@ fn text_of(data: &[u8]) -> Result<(String, bool), Wrong> {
         let came = shown(data);
         Wrong::new(
             Kind::Changed,
-            format!("expected the JSON of a completion, came {came}"),
+            format!("expected the JSON of a completion, got {came}"),
         )
     })?;
     if let Some(error) = wire.error.filter(|error| !error.is_null()) {
@@ -206,7 +206,7 @@ impl Check {
     /// If it is not the expected event.
     pub fn event(&mut self, data: &[u8]) -> Result<(), Wrong> {
         if self.done {
-            let text = format!("expected nothing after [DONE], came {}", shown(data));
+            let text = format!("expected nothing after [DONE], got {}", shown(data));
             return Err(Wrong::new(Kind::AfterEnd, text));
         }
         if data == b"[DONE]" {
@@ -232,7 +232,7 @@ impl Check {
             return Ok(());
         }
         if self.next == self.tokens {
-            let text = format!("expected [DONE], came `{text}`");
+            let text = format!("expected [DONE], got `{text}`");
             return Err(self.at(Wrong::new(Kind::AfterEnd, text)));
         }
         if text != self.piece {
@@ -240,7 +240,7 @@ impl Check {
         }
         let changed = |this: &Self, want: &str| {
             let text = format!(
-                "the text is right, but expected {want}, came {}",
+                "the text is correct, but expected {want}, got {}",
                 shown(data)
             );
             this.at(Wrong::new(Kind::Changed, text))
@@ -292,7 +292,7 @@ impl Check {
             "[DONE]"
         };
         let came = if self.done { "[DONE]" } else { "the end" };
-        let text = format!("expected `{expected}`, came {came}");
+        let text = format!("expected `{expected}`, got {came}");
         Err(self.at(Wrong::new(Kind::Cut, text)))
     }
 
@@ -304,7 +304,7 @@ impl Check {
         let (text, ended) = text_of(body)?;
         for piece in text.split_inclusive(' ') {
             if self.next == self.tokens {
-                let text = format!("expected the end, came `{piece}`");
+                let text = format!("expected the end, got `{piece}`");
                 return Err(self.at(Wrong::new(Kind::AfterEnd, text)));
             }
             if piece != self.piece {
@@ -333,7 +333,7 @@ impl Check {
         let came = shown(came.trim_end().as_bytes());
         self.at(Wrong::new(
             kind,
-            format!("expected `{expected}`, came `{came}`"),
+            format!("expected `{expected}`, got `{came}`"),
         ))
     }
 
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn the_text_is_the_one_of_the_mock_engine() {
-        let prompt = r#""say something""#;
+        let prompt = r#""write something""#;
         let hash = Sha256::digest(prompt.as_bytes());
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let text = mock_engine::expected_text(&hash, 5);
@@ -400,38 +400,38 @@ mod tests {
             (
                 |events| drop(events.remove(2)),
                 Kind::Lost,
-                "token 2 of 5: expected `t2-89abcdef`, came `t3-89abcdef`",
+                "token 2 of 5: expected `t2-89abcdef`, got `t3-89abcdef`",
             ),
             (
                 |events| drop(events.remove(4)),
                 Kind::Cut,
-                "token 4 of 5: expected `t4-89abcdef`, came [DONE]",
+                "token 4 of 5: expected `t4-89abcdef`, got [DONE]",
             ),
             (
                 |events| events.insert(2, events[1].clone()),
                 Kind::Doubled,
-                "token 2 of 5: expected `t2-89abcdef`, came `t1-89abcdef`",
+                "token 2 of 5: expected `t2-89abcdef`, got `t1-89abcdef`",
             ),
             (
                 |events| events.insert(5, events[4].clone()),
                 Kind::AfterEnd,
-                "expected [DONE], came `t4-89abcdef",
+                "expected [DONE], got `t4-89abcdef",
             ),
-            (|events| events.swap(1, 2), Kind::Lost, "came `t2-"),
+            (|events| events.swap(1, 2), Kind::Lost, "got `t2-"),
             (
                 |events| events[3] = event("t3-00000000 ", "null"),
                 Kind::Foreign,
-                "token 3 of 5: expected `t3-89abcdef`, came `t3-00000000`",
+                "token 3 of 5: expected `t3-89abcdef`, got `t3-00000000`",
             ),
             (
                 |events| events[3] = event("t3-89xbcdef ", "null"),
                 Kind::Changed,
-                "came `t3-89xbcdef`",
+                "got `t3-89xbcdef`",
             ),
             (
                 |events| events[3] = events[3].replace("\"id\":\"a\"", "\"id\":\"b\""),
                 Kind::Changed,
-                "the text is right, but expected {\"id\":\"a\"",
+                "the text is correct, but expected {\"id\":\"a\"",
             ),
             (
                 |events| events[4] = event("t4-89abcdef ", "null"),
@@ -441,7 +441,7 @@ mod tests {
             (
                 |events| drop(events.pop()),
                 Kind::Cut,
-                "expected `[DONE]`, came the end",
+                "expected `[DONE]`, got the end",
             ),
             (
                 |events| events.push("{}".to_owned()),

@@ -67,7 +67,7 @@ pub enum SoakError {
 impl fmt::Display for SoakError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Io(error) => write!(f, "the client cannot go on: {error}"),
+            Self::Io(error) => write!(f, "the client cannot continue: {error}"),
             Self::Tick(text) => f.write_str(text),
         }
     }
@@ -239,7 +239,7 @@ impl Client<'_> {
         }
         if now.saturating_sub(since) > SILENCE_NS_MAX {
             let came = link.queue.front().map_or(0, Exchange::came);
-            let text = format!("behind token {came}: nothing came for {SOAK_SILENCE_S} s");
+            let text = format!("after token {came}: nothing received for {SOAK_SILENCE_S} s");
             return self.failed(number, &Wrong::new(Kind::Silence, text));
         }
         Ok(())
@@ -330,7 +330,7 @@ impl Client<'_> {
         while !piece.is_empty() {
             let link = &mut self.links[number];
             let Some(exchange) = link.queue.front_mut() else {
-                let text = format!("bytes came that nobody asked for: {}", shown(piece));
+                let text = format!("received bytes that no request asked for: {}", shown(piece));
                 return self.failed(number, &Wrong::new(Kind::Framing, text));
             };
             let before = exchange.came();
@@ -409,7 +409,7 @@ impl Client<'_> {
         let ended = match error {
             Some(error) => {
                 let came = exchange.came();
-                let text = format!("behind token {came}: the connection failed: {error}");
+                let text = format!("after token {came}: the connection failed: {error}");
                 Err(Wrong::new(Kind::Connection, text))
             }
             None => exchange.end(),

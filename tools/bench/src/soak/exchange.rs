@@ -99,7 +99,7 @@ impl Exchange {
             if done || self.body.len() > SHOWN_BODY_BYTES_MAX {
                 let (status, what) = (head.status, if head.event_stream { "a" } else { "no" });
                 let body = shown(&self.body);
-                let text = format!("expected status 200, came {status}, {what} stream: {body}");
+                let text = format!("expected status 200, got {status}, {what} stream: {body}");
                 return Err(Wrong::new(Kind::Refused, text));
             }
             return Ok(rest);
@@ -109,7 +109,7 @@ impl Exchange {
             self.splitter.feed(&self.body, |data| check.event(data))?;
             self.body.clear();
         } else if self.body.len() > TEXT_BYTES_MAX {
-            return Err(Wrong::new(Kind::AfterEnd, "the answer does not end"));
+            return Err(Wrong::new(Kind::AfterEnd, "the response is too large"));
         }
         if done {
             self.complete()?;
@@ -132,7 +132,7 @@ impl Exchange {
         }
         self.check.finish()?;
         if self.splitter.is_inside() {
-            let text = "expected the end after [DONE], came the beginning of an event";
+            let text = "expected the end after [DONE], got the beginning of an event";
             return Err(Wrong::new(Kind::AfterEnd, text));
         }
         Ok(())
@@ -148,7 +148,7 @@ impl Exchange {
             | ResponseError::Chunk
             | ResponseError::TrailingBytes => Kind::Framing,
         };
-        Wrong::new(kind, format!("behind token {}: {error}", self.came()))
+        Wrong::new(kind, format!("after token {}: {error}", self.came()))
     }
 }
 
@@ -233,6 +233,6 @@ mod tests {
         exchange.take(&text.as_bytes()[..text.len() - 2]).unwrap();
         let cut = exchange.end().unwrap_err();
         assert_eq!(cut.kind, Kind::Cut);
-        assert!(cut.text.contains("behind token 2"), "{cut}");
+        assert!(cut.text.contains("after token 2"), "{cut}");
     }
 }

@@ -81,7 +81,7 @@ impl Report {
             }
         }
         if self.tally.streams == 0 && failures == 0 {
-            lines.push("no stream was complete; take a longer --duration".to_owned());
+            lines.push("no stream completed; use a longer --duration".to_owned());
         }
         match self.process.as_ref().map(|process| process.judgement) {
             Some(Some(judgement)) => {
@@ -98,8 +98,8 @@ impl Report {
                 }
             }
             Some(None) => lines.push(format!(
-                "too few samples of the process to judge it; the client was late by up to {}: give \
-                 it more CPU or a longer --duration",
+                "too few samples to judge the process; the client was late by up to {}: give it more \
+                 CPU time, or use a longer --duration",
                 show_ns(self.tally.late_ns as f64)
             )),
             None => {}
@@ -130,7 +130,7 @@ impl Report {
         }
         let share = self.client_share();
         let warning = if share > BUSY_SHARE_MAX {
-            "; warning: it may be the limit, ask for less"
+            "; warning: the client may be the bottleneck, reduce the load"
         } else {
             ""
         };
@@ -215,11 +215,11 @@ fn tally_text(tally: &Tally, wall: Duration, line: &mut impl FnMut(&str, String)
     .map(grouped);
     line(
         "requests",
-        format!("{begun} begun, {given_up} given up, {unfinished} under way at the end"),
+        format!("{begun} started, {given_up} aborted, {unfinished} in progress at the end"),
     );
     line(
         "complete",
-        format!("{streams} streams, {wholes} whole answers; {pipelined} of both pipelined"),
+        format!("{streams} streams, {wholes} whole responses; {pipelined} of these pipelined"),
     );
     let rate = tally.chunks as f64 / wall.as_secs_f64().max(1e-9);
     let received = mib(tally.bytes);
@@ -229,7 +229,7 @@ fn tally_text(tally: &Tally, wall: Duration, line: &mut impl FnMut(&str, String)
     );
     for (stage, [fin, rst]) in Stage::ALL.iter().zip(tally.aborts) {
         let (name, fin, rst) = (stage.name(), grouped(fin), grouped(rst));
-        line("given up", format!("{name}: {fin} FIN, {rst} RST"));
+        line("aborted", format!("{name}: {fin} FIN, {rst} RST"));
     }
     let [connections, narrow, pauses, closed, again] = [
         tally.connections,
@@ -243,7 +243,7 @@ fn tally_text(tally: &Tally, wall: Duration, line: &mut impl FnMut(&str, String)
         "connections",
         format!(
             "{connections} opened, {narrow} of them slow readers ({pauses} pauses), {closed} \
-             closed by the proxy, {again} requests sent again"
+             closed by the proxy, {again} requests replaced"
         ),
     );
     let errors = Kind::ALL.iter().zip(tally.errors);

@@ -28,7 +28,7 @@ pub struct Sample {
 /// If there is no such process, or it belongs to another user.
 pub fn sample(pid: u32, at_ns: u64) -> io::Result<Sample> {
     let of = |name: &str| format!("/proc/{pid}/{name}");
-    let malformed = |name: &str| io::Error::other(format!("{} is not understood", of(name)));
+    let malformed = |name: &str| io::Error::other(format!("{} has an unexpected format", of(name)));
     let status = fs::read_to_string(of("status"))?;
     let stat = fs::read_to_string(of("stat"))?;
     let mut descriptors = 0;
