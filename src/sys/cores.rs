@@ -27,7 +27,7 @@ pub struct Seat {
     /// The NUMA node of the CPU, if the kernel reports it.
     pub node: Option<usize>,
     /// Description of the devices that the CPU was chosen to be near to; empty if there are none.
-    pub beside: String,
+    pub near: String,
 }
 
 impl fmt::Display for Seat {
@@ -35,11 +35,11 @@ impl fmt::Display for Seat {
         let Some(cpu) = self.cpu else {
             return f.write_str("unpinned");
         };
-        match (self.node, &*self.beside) {
+        match (self.node, &*self.near) {
             (None, "") => write!(f, "CPU {cpu}"),
             (Some(node), "") => write!(f, "CPU {cpu} (node {node})"),
-            (None, beside) => write!(f, "CPU {cpu} (beside {beside})"),
-            (Some(node), beside) => write!(f, "CPU {cpu} (node {node}, beside {beside})"),
+            (None, near) => write!(f, "CPU {cpu} (near {near})"),
+            (Some(node), near) => write!(f, "CPU {cpu} (node {node}, near {near})"),
         }
     }
 }
@@ -86,8 +86,8 @@ impl fmt::Display for CoreError {
         match self {
             Self::NotAllowed { named, allowed } => write!(
                 f,
-                "CPU {} is not among those this process may use ({}); cores are CPU names, not a \
-                 count",
+                "CPU {} is not among those this process may use ({}); the value lists CPU numbers, \
+                 it is not a count",
                 show_cpus(named),
                 show_cpus(allowed)
             ),
@@ -99,7 +99,7 @@ impl fmt::Display for CoreError {
             } => write!(
                 f,
                 "{place}: {cpus} are not among those this process may use ({}); allow some of \
-                 them (taskset, AllowedCPUs=, the container's cpuset), or give another place",
+                 them (taskset, AllowedCPUs=, the container's cpuset), or specify other CPUs",
                 show_cpus(allowed)
             ),
             Self::TooFew {
@@ -108,7 +108,7 @@ impl fmt::Display for CoreError {
                 cpus,
             } => write!(
                 f,
-                "{place}: {shards} shards need as many CPUs, and this process may use {} there ({})",
+                "{place}: {shards} shards need one CPU each, but this process may use only {} there ({})",
                 cpus.len(),
                 show_cpus(cpus)
             ),
@@ -137,8 +137,8 @@ pub fn plan_cores(
     let count = u32::try_from(plan.seats.len()).unwrap_or(u32::MAX);
     if let Some(quota) = quota.filter(|quota| *quota < f64::from(count)) {
         plan.warnings.push(format!(
-            "{count} shards share a CPU quota of {quota:.2}: the kernel will stop all of them for \
-             the rest of each period"
+            "{count} shards share a CPU quota of {quota:.2}: whenever it is used up, the kernel \
+             stops all of them for the rest of the period"
         ));
     }
     plan.warnings.extend(far_memory(&plan.seats, topology));
@@ -157,10 +157,10 @@ fn plan_auto(allowed: &[usize], quota: Option<f64>, topology: &Topology) -> Core
     let numbers: Vec<_> = (0..topology.gpus.len()).collect();
     let mut spots = near::gpu_spots(&numbers, topology).unwrap_or_default();
     spots.retain(|spot| spot.known && topology.gpus_open);
-    let beside = near::choose(&spots, 1, allowed, topology);
-    let seat = match (beside.first(), allowed.last()) {
+    let chosen = near::choose(&spots, 1, allowed, topology);
+    let seat = match (chosen.first(), allowed.last()) {
         _ if throttled => Seat::default(),
-        (Some((spot, cpu)), _) => seat(*cpu, &spots[*spot].beside, topology),
+        (Some((spot, cpu)), _) => seat(*cpu, &spots[*spot].near, topology),
         (None, Some(cpu)) => seat(*cpu, "", topology),
         (None, None) => Seat::default(),
     };
@@ -240,25 +240,25 @@ fn plan_place(
     }
     for spot in usable.iter().filter(|spot| !spot.known) {
         warnings.push(format!(
-            "--cores {place}: the firmware does not say which NUMA node {} is on; CPU {} are near it \
-             as far as the kernel knows; name the node with --cores numa:N if you know it",
-            spot.beside,
+            "--cores {place}: the firmware does not report the NUMA node of {}; the kernel reports CPU \
+             {} as local to it; if you know the node, specify it with --cores numa:N",
+            spot.near,
             show_cpus(&spot.cpus)
         ));
     }
     let seats = chosen.iter();
-    let seats = seats.map(|(spot, cpu)| seat(*cpu, &usable[*spot].beside, topology));
+    let seats = seats.map(|(spot, cpu)| seat(*cpu, &usable[*spot].near, topology));
     Ok(CorePlan {
         seats: seats.collect(),
         warnings,
     })
 }
 
-fn seat(cpu: usize, beside: &str, topology: &Topology) -> Seat {
+fn seat(cpu: usize, near: &str, topology: &Topology) -> Seat {
     Seat {
         cpu: Some(cpu),
         node: topology.node_of(cpu),
-        beside: beside.to_owned(),
+        near: near.to_owned(),
     }
 }
 
@@ -275,8 +275,8 @@ fn far_memory(seats: &[Seat], topology: &Topology) -> Option<String> {
     far.retain(|node| !allowed.is_empty() && !allowed.contains(node));
     (!far.is_empty()).then(|| {
         format!(
-            "shards run on node {}, and this process may have memory from node {} only \
-             (cpuset.mems): every access crosses over",
+            "shards run on node {}, but this process may only allocate memory on node {} \
+             (cpuset.mems): every memory access crosses nodes",
             show_cpus(&far),
             show_cpus(allowed)
         )

@@ -39,14 +39,14 @@ impl fmt::Display for BindError {
         match self {
             Self::Busy(at) => write!(
                 f,
-                "port {} is taken ({at}); stop the process that has it (`ss -ltnp 'sport = :{}'` \
-                 names it) or choose another port",
+                "port {} is in use ({at}); stop the process that uses it (`ss -ltnp 'sport = :{}'` \
+                 shows it) or choose another port",
                 at.port(),
                 at.port()
             ),
             Self::Permission(at) => write!(
                 f,
-                "no permission to listen on port {} ({at}); choose a port from 1024 up or grant \
+                "no permission to listen on port {} ({at}); choose port 1024 or higher, or grant \
                  CAP_NET_BIND_SERVICE",
                 at.port()
             ),
@@ -209,7 +209,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .starts_with(&format!("port {} is taken", at.port()))
+                .starts_with(&format!("port {} is in use", at.port()))
         );
         assert!(matches!(bind_alone(at), Err(BindError::Busy(_))));
     }

@@ -17,7 +17,7 @@ const NAMES_SHOWN_MAX: usize = 24;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Spot {
     /// Description of the devices that are near; empty for a node that was specified directly.
-    pub(super) beside: String,
+    pub(super) near: String,
     /// The CPUs, ascending; never empty.
     pub(super) cpus: Vec<usize>,
     /// Whether the node is known, so that these CPUs really are the near ones.
@@ -26,9 +26,9 @@ pub(super) struct Spot {
 
 impl fmt::Display for Spot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.beside {
+        match &*self.near {
             "" => write!(f, "CPU {}", show_cpus(&self.cpus)),
-            beside => write!(f, "the CPUs beside {beside} ({})", show_cpus(&self.cpus)),
+            near => write!(f, "the CPUs near {near} ({})", show_cpus(&self.cpus)),
         }
     }
 }
@@ -57,19 +57,26 @@ impl fmt::Display for NearError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoSysfs => f.write_str(
-                "/sys does not show this machine's layout here; mount sysfs, or name CPUs as in \
-                 `2-3`",
+                "/sys does not contain this machine's layout; mount sysfs, or list CPUs, for \
+                 example `2-3`",
             ),
             Self::NoPci => f.write_str(
-                "/sys shows no PCI devices here (a sandbox or virtual machine hides them); name \
-                 a node as in `numa:0`, or CPUs as in `2-3`",
+                "/sys contains no PCI devices (a sandbox or virtual machine may hide them); \
+                 specify a node, for example `numa:0`, or CPUs, for example `2-3`",
             ),
             Self::Absent { name, found } if found.is_empty() => {
-                write!(f, "there is no {name} here, nor another one")
+                write!(
+                    f,
+                    "there is no {name} on this machine, nor any other of its kind"
+                )
             }
             Self::Absent { name, found } => {
                 let shown = &found[..found.len().min(NAMES_SHOWN_MAX)];
-                write!(f, "there is no {name} here; there is {}", shown.join(", "))?;
+                write!(
+                    f,
+                    "there is no {name} on this machine, only {}",
+                    shown.join(", ")
+                )?;
                 match found.len() - shown.len() {
                     0 => Ok(()),
                     more => write!(f, " and {more} more"),
@@ -77,13 +84,13 @@ impl fmt::Display for NearError {
             }
             Self::Virtual(name) => write!(
                 f,
-                "{name} is virtual, with no hardware below it (in a container, the host's \
-                 interface is not visible); name the GPU, the RDMA device, or a node as in `numa:0`"
+                "{name} is virtual and has no hardware (in a container, the host's interface is \
+                 not visible); specify the GPU, the RDMA device, or a node, for example `numa:0`"
             ),
             Self::NoCpus(name) => write!(
                 f,
-                "the kernel names no CPUs for {name}; name another node as in `numa:0`, or CPUs \
-                 as in `2-3`"
+                "the kernel reports no CPUs for {name}; specify another node, for example \
+                 `numa:0`, or CPUs, for example `2-3`"
             ),
         }
     }
@@ -139,7 +146,7 @@ pub(super) fn gpu_spots(numbers: &[usize], topology: &Topology) -> Result<Vec<Sp
             None => groups.push((own, vec![*number])),
             Some((spot, numbers)) => {
                 numbers.push(*number);
-                spot.beside = format!("gpu{}", show_cpus(numbers));
+                spot.near = format!("gpu{}", show_cpus(numbers));
                 spot.known &= own.known;
             }
         }
@@ -176,7 +183,7 @@ fn node_spot(number: usize, topology: &Topology) -> Result<Spot, NearError> {
         return Err(NearError::NoCpus(name()));
     }
     Ok(Spot {
-        beside: String::new(),
+        near: String::new(),
         cpus: cpus.clone(),
         known: true,
     })
@@ -186,7 +193,7 @@ fn node_spot(number: usize, topology: &Topology) -> Result<Spot, NearError> {
 ///
 /// If its node is unknown or has no CPUs, all online CPUs are near when only one node has CPUs at
 /// all. Otherwise returns the CPUs that the kernel reports as local, which may be all CPUs.
-fn spot(beside: String, device: &Locality, topology: &Topology) -> Result<Spot, NearError> {
+fn spot(near: String, device: &Locality, topology: &Topology) -> Result<Spot, NearError> {
     let of_node = device.node.and_then(|node| topology.nodes.get(&node));
     let with_cpus = topology.nodes.values().filter(|cpus| !cpus.is_empty());
     let (cpus, known) = match of_node {
@@ -195,14 +202,10 @@ fn spot(beside: String, device: &Locality, topology: &Topology) -> Result<Spot, 
         _ => (&device.cpus, false),
     };
     if cpus.is_empty() {
-        return Err(NearError::NoCpus(beside));
+        return Err(NearError::NoCpus(near));
     }
     let cpus = cpus.clone();
-    Ok(Spot {
-        beside,
-        cpus,
-        known,
-    })
+    Ok(Spot { near, cpus, known })
 }
 
 fn named_gpus(topology: &Topology) -> impl Iterator<Item = String> {

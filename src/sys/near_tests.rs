@@ -27,20 +27,20 @@ fn check(tree: &str, rows: &[Row<'_>]) {
 
 #[test]
 fn seats_on_one_gpu() {
-    let beside = "CPU 31 (node 0, beside gpu0 0000:41:00.0)";
+    let near = "CPU 31 (node 0, near gpu0 0000:41:00.0)";
     check(
         ONE_GPU,
         &[
-            ("auto", "0-31", &[beside]),
-            ("near:gpu0", "0-31", &[beside]),
-            ("near:0000:41:00.0", "0-31", &[beside]),
-            ("near:eno1", "0-31", &["CPU 31 (node 0, beside eno1)"]),
+            ("auto", "0-31", &[near]),
+            ("near:gpu0", "0-31", &[near]),
+            ("near:0000:41:00.0", "0-31", &[near]),
+            ("near:eno1", "0-31", &["CPU 31 (node 0, near eno1)"]),
             ("numa:0", "0-31", &["CPU 31 (node 0)"]),
             // CPU 16 is on the same core as CPU 0.
             (
                 "auto",
                 "0-1,16",
-                &["CPU 1 (node 0, beside gpu0 0000:41:00.0)"],
+                &["CPU 1 (node 0, near gpu0 0000:41:00.0)"],
             ),
             ("numa:0", "0,16", &["CPU 16 (node 0)"]),
             // CPU 5, on the same core as CPU 21, is not allowed.
@@ -68,46 +68,46 @@ fn seats_on_eight_gpus() {
     check(
         EIGHT_GPUS,
         &[
-            ("auto", all, &["CPU 95 (node 0, beside gpu0-3)"]),
-            ("auto", "40-50", &["CPU 50 (node 1, beside gpu4-7)"]),
+            ("auto", all, &["CPU 95 (node 0, near gpu0-3)"]),
+            ("auto", "40-50", &["CPU 50 (node 1, near gpu4-7)"]),
             (
                 "near:gpu0",
                 all,
-                &["CPU 95 (node 0, beside gpu0 0000:18:00.0)"],
+                &["CPU 95 (node 0, near gpu0 0000:18:00.0)"],
             ),
             (
                 "near:gpu7",
                 all,
-                &["CPU 127 (node 1, beside gpu7 0000:db:00.0)"],
+                &["CPU 127 (node 1, near gpu7 0000:db:00.0)"],
             ),
             (
                 "near:DB:00.0",
                 all,
-                &["CPU 127 (node 1, beside gpu7 0000:db:00.0)"],
+                &["CPU 127 (node 1, near gpu7 0000:db:00.0)"],
             ),
-            ("near:gpu0-3", all, &["CPU 95 (node 0, beside gpu0-3)"]),
+            ("near:gpu0-3", all, &["CPU 95 (node 0, near gpu0-3)"]),
             (
                 "near:gpu7,0",
                 all,
-                &["CPU 127 (node 1, beside gpu7 0000:db:00.0)"],
+                &["CPU 127 (node 1, near gpu7 0000:db:00.0)"],
             ),
             (
                 "near:gpu0-7*4",
                 all,
                 &[
-                    "CPU 95 (node 0, beside gpu0-3)",
-                    "CPU 127 (node 1, beside gpu4-7)",
-                    "CPU 94 (node 0, beside gpu0-3)",
-                    "CPU 126 (node 1, beside gpu4-7)",
+                    "CPU 95 (node 0, near gpu0-3)",
+                    "CPU 127 (node 1, near gpu4-7)",
+                    "CPU 94 (node 0, near gpu0-3)",
+                    "CPU 126 (node 1, near gpu4-7)",
                 ],
             ),
-            ("near:mlx5_4", all, &["CPU 127 (node 1, beside mlx5_4)"]),
+            ("near:mlx5_4", all, &["CPU 127 (node 1, near mlx5_4)"]),
             (
                 "near:bond0.100*2",
                 all,
                 &[
-                    "CPU 95 (node 0, beside bond0.100)",
-                    "CPU 127 (node 1, beside bond0.100)",
+                    "CPU 95 (node 0, near bond0.100)",
+                    "CPU 127 (node 1, near bond0.100)",
                 ],
             ),
             ("numa:1,0", all, &["CPU 127 (node 1)"]),
@@ -129,13 +129,13 @@ fn seats_where_little_is_known() {
         NONE,
         &[
             ("auto", "0-1", &["CPU 1 (node 0)"]),
-            ("near:eth0", "0-1", &["CPU 1 (node 0, beside eth0)"]),
+            ("near:eth0", "0-1", &["CPU 1 (node 0, near eth0)"]),
             (
                 "near:00:03.0*2",
                 "0-1",
                 &[
-                    "CPU 1 (node 0, beside 0000:00:03.0)",
-                    "CPU 0 (node 0, beside 0000:00:03.0)",
+                    "CPU 1 (node 0, near 0000:00:03.0)",
+                    "CPU 0 (node 0, near 0000:00:03.0)",
                 ],
             ),
         ],
@@ -151,16 +151,12 @@ fn seats_where_little_is_known() {
         UNKNOWN_NODE,
         &[
             // The two GPUs with unknown node do not influence the choice; the third one does.
-            (
-                "auto",
-                "0-31",
-                &["CPU 31 (node 1, beside gpu2 0000:85:00.0)"],
-            ),
+            ("auto", "0-31", &["CPU 31 (node 1, near gpu2 0000:85:00.0)"]),
             ("auto", "0-7", &["CPU 7 (node 0)"]),
             (
                 "near:gpu1",
                 "0-31",
-                &["CPU 15 (node 0, beside gpu1 0000:26:00.0)"],
+                &["CPU 15 (node 0, near gpu1 0000:26:00.0)"],
             ),
         ],
     );
@@ -212,27 +208,27 @@ fn what_is_not_there_is_refused() {
             (
                 "near:gpu1",
                 all,
-                "near:gpu1: there is no gpu1 here; there is gpu0 0000:41:00.0",
+                "near:gpu1: there is no gpu1 on this machine, only gpu0 0000:41:00.0",
             ),
             (
                 "near:gpu0*33",
                 all,
-                "near:gpu0: 33 shards need as many CPUs, and this process may use 32 there (0-31)",
+                "near:gpu0: 33 shards need one CPU each, but this process may use only 32 there (0-31)",
             ),
             (
                 "near:eth0",
                 all,
-                "near:eth0: there is no eth0 here; there is eno1, gpu0 0000:41:00.0",
+                "near:eth0: there is no eth0 on this machine, only eno1, gpu0 0000:41:00.0",
             ),
             (
                 "near:aa:00.0",
                 all,
-                "near:0000:aa:00.0: there is no 0000:aa:00.0 here; there is eno1, gpu0 ",
+                "near:0000:aa:00.0: there is no 0000:aa:00.0 on this machine, only eno1, gpu0 ",
             ),
             (
                 "numa:1",
                 all,
-                "numa:1: there is no node 1 here; there is node 0",
+                "numa:1: there is no node 1 on this machine, only node 0",
             ),
         ],
     );
@@ -241,7 +237,7 @@ fn what_is_not_there_is_refused() {
         &[(
             "near:gpu0",
             "0-1",
-            "near:gpu0: there is no gpu0 here, nor another one",
+            "near:gpu0: there is no gpu0 on this machine, nor any other of its kind",
         )],
     );
     check_refusals(
@@ -250,9 +246,13 @@ fn what_is_not_there_is_refused() {
             (
                 "near:c1:00.0",
                 all,
-                "near:0000:c1:00.0: the kernel names no CPUs for 0000:c1:00.0",
+                "near:0000:c1:00.0: the kernel reports no CPUs for 0000:c1:00.0",
             ),
-            ("numa:2", all, "numa:2: the kernel names no CPUs for node 2"),
+            (
+                "numa:2",
+                all,
+                "numa:2: the kernel reports no CPUs for node 2",
+            ),
         ],
     );
 }
@@ -265,7 +265,7 @@ fn what_is_hidden_or_not_ours_is_refused() {
             (
                 "near:gpu0",
                 "32-63",
-                "near:gpu0: the CPUs beside gpu0 0000:18:00.0 (0-31,64-95) are not among those this process may use (32-63); allow",
+                "near:gpu0: the CPUs near gpu0 0000:18:00.0 (0-31,64-95) are not among those this process may use (32-63); allow",
             ),
             (
                 "numa:0",
@@ -279,15 +279,11 @@ fn what_is_hidden_or_not_ours_is_refused() {
     check_refusals(
         CONTAINER,
         &[
-            (
-                "near:gpu0",
-                ours,
-                "near:gpu0: /sys shows no PCI devices here",
-            ),
+            ("near:gpu0", ours, "near:gpu0: /sys contains no PCI devices"),
             (
                 "near:3b:00.0",
                 ours,
-                "near:0000:3b:00.0: /sys shows no PCI devices here",
+                "near:0000:3b:00.0: /sys contains no PCI devices",
             ),
             ("near:eth0", ours, "near:eth0: eth0 is virtual"),
             ("numa:0", ours, "numa:0: CPU 0-31 are not among"),
@@ -299,9 +295,9 @@ fn what_is_hidden_or_not_ours_is_refused() {
             (
                 "near:gpu0",
                 "0-3",
-                "near:gpu0: /sys does not show this machine's layout here; mount sysfs",
+                "near:gpu0: /sys does not contain this machine's layout; mount sysfs",
             ),
-            ("numa:0", "0-3", "numa:0: /sys does not show"),
+            ("numa:0", "0-3", "numa:0: /sys does not contain"),
         ],
     );
 }
@@ -332,7 +328,7 @@ fn warnings() {
             (
                 "near:gpu0-7",
                 "0-31",
-                "the CPUs beside gpu4-7 (32-63,96-127) are not among",
+                "the CPUs near gpu4-7 (32-63,96-127) are not among",
             ),
             ("auto", "0-31", ""),
         ],
@@ -343,13 +339,13 @@ fn warnings() {
             (
                 "near:gpu0",
                 "0-31",
-                "does not say which NUMA node gpu0 0000:05:00.0 is on; CPU 0-31 are near",
+                "does not report the NUMA node of gpu0 0000:05:00.0; the kernel reports CPU 0-31 as local",
             ),
             ("near:gpu2", "0-31", ""),
         ],
     );
     check_warnings(NONE, &[("near:eth0", "0-1", "")]);
-    let far = "shards run on node 1, and this process may have memory from node 0 only";
+    let far = "shards run on node 1, but this process may only allocate memory on node 0";
     check_warnings(
         CONTAINER,
         &[
@@ -367,7 +363,7 @@ fn gpus_of_others_do_not_draw_auto() {
     topology.gpus_open = false;
     let plan = |text| plan(&topology, &cpus("0-127"), text).unwrap().seats[0].to_string();
     assert_eq!(plan("auto"), "CPU 127 (node 1)");
-    assert_eq!(plan("near:gpu0-3"), "CPU 95 (node 0, beside gpu0-3)");
+    assert_eq!(plan("near:gpu0-3"), "CPU 95 (node 0, near gpu0-3)");
 }
 
 #[test]
@@ -416,7 +412,7 @@ fn no_core_is_shared_while_one_is_free() {
             .collect();
         let spots: Vec<_> = (0..1 + random(&mut state, 3))
             .map(|_| Spot {
-                beside: String::new(),
+                near: String::new(),
                 cpus: topology
                     .online
                     .iter()

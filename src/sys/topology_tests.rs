@@ -43,7 +43,7 @@ impl Tree {
             let (path, content) = line.split_once(": ").unwrap_or_else(|| {
                 let path = line.strip_suffix(':');
                 (
-                    path.unwrap_or_else(|| panic!("not a line of a tree: {line}")),
+                    path.unwrap_or_else(|| panic!("invalid line in a tree: {line}")),
                     "",
                 )
             });
@@ -105,7 +105,7 @@ fn one_gpu() {
     assert_eq!(topology.cores[3], [3, 19]);
     assert_eq!(topology.nodes, BTreeMap::from([(0, Vec::from_iter(0..32))]));
     assert_eq!(topology.memory_nodes, [0]);
-    assert_eq!(gpus(&topology), ["0000:41:00.0"], "no audio, no BMC");
+    assert_eq!(gpus(&topology), ["0000:41:00.0"], "no audio device, no BMC");
     assert!(topology.gpus_open);
     assert_eq!(topology.devices["lo"], []);
     assert_eq!(topology.devices["eno1"][0].node, Some(0));
@@ -149,7 +149,7 @@ fn no_gpu_no_node_no_pci() {
     assert_eq!(
         gpus(&topology),
         Vec::<String>::new(),
-        "a hypervisor's VGA is no GPU"
+        "a hypervisor's VGA adapter is not a GPU"
     );
     assert!(!topology.gpus_open);
     // The virtio device reports no locality; its PCI device does.
@@ -254,7 +254,7 @@ fn this_machine_is_read() {
     assert_eq!(
         threads.len(),
         topology.online.len(),
-        "each CPU is of one core"
+        "each CPU belongs to exactly one core"
     );
     for cpus in topology.nodes.values() {
         assert!(cpus.iter().all(|cpu| topology.online.contains(cpu)));
