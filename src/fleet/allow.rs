@@ -55,12 +55,12 @@ impl fmt::Display for AllowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => f.write_str(
-                "neither a name nor an address (an IPv6 one needs brackets in front of a port)",
+                "neither a name nor an address (before a port, an IPv6 address needs brackets)",
             ),
-            Self::Bits => f.write_str("the prefix length must be a number of bits the address has"),
+            Self::Bits => f.write_str("the prefix length must be 0-32 (IPv4) or 0-128 (IPv6)"),
             Self::HostBits => f.write_str(
-                "the address has bits behind its prefix; write the first address, or no prefix \
-                 length for this one alone",
+                "the address has bits set after the prefix; give the first address of the network, \
+                 or omit the prefix length to allow this address only",
             ),
             Self::Port => f.write_str("the port must be a number from 1 to 65535"),
             Self::TooMany => write!(f, "more than {ALLOW_RULES_MAX} rules; use prefixes"),

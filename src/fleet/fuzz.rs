@@ -44,7 +44,7 @@ fn check_local(data: &[u8]) {
     assert_eq!(text.as_bytes(), data);
     assert_eq!(target.name(), None);
     let Some(Address::Unix(socket)) = target.address() else {
-        unreachable!("{text} is not a socket")
+        unreachable!("{text} is not a Unix socket")
     };
     assert_eq!(SocketPath::parse(&socket.to_string()).as_ref(), Ok(socket));
     assert_eq!(socket.path().is_none(), socket.abstract_name().is_some());
@@ -58,7 +58,7 @@ fn port_of(target: &Target) -> u16 {
     match (target.address(), target.name()) {
         (Some(Address::Tcp(address)), None) => address.port(),
         (None, Some((_, port))) => port,
-        both => unreachable!("an address or a name: {both:?}"),
+        both => unreachable!("must be either an address or a name: {both:?}"),
     }
 }
 
@@ -79,7 +79,7 @@ fn check(target: &Target) {
             assert_eq!(Target::new(name, port).as_ref(), Ok(target));
             check_name(name);
         }
-        both => unreachable!("an address or a name: {both:?}"),
+        both => unreachable!("must be either an address or a name: {both:?}"),
     }
 }
 

@@ -72,20 +72,20 @@ impl TargetError {
         match self {
             Self::HostMissing => "the target has no host",
             Self::HostTooLong => "the target's host name is too long",
-            Self::HostMalformed => "the target's host has a byte that host names do not have",
-            Self::AddressMalformed => "the target's address in brackets is not an IPv6 address",
+            Self::HostMalformed => "the target's host is not a host name or an IPv4 address",
+            Self::AddressMalformed => "the target's bracketed IPv6 address is malformed",
             Self::PortMalformed => "the target's port is not a number from 1 to 65535",
-            Self::UserInfo => "the target must not carry user information",
-            Self::Scheme => "the target's scheme must be http or absent",
+            Self::UserInfo => "the target must not contain user information",
+            Self::Scheme => "the target's scheme must be http or be omitted",
             Self::NotAlone => "the target must be host:port without a path",
-            Self::Blank => "the target has a blank or a control byte inside",
-            Self::SocketMissing => "the socket has no path; give one such as /run/vllm.sock",
-            Self::SocketRelative => "the socket's path must begin with / (or @, if it is abstract)",
+            Self::Blank => "the target contains a blank or a control byte",
+            Self::SocketMissing => "the socket has no path; give one, such as /run/vllm.sock",
+            Self::SocketRelative => "the socket's path must start with / (or @, if it is abstract)",
             Self::SocketParts => {
-                "the socket's path must name a file, without empty, `.` and `..` parts"
+                "the socket's path must name a file, without empty, `.` or `..` components"
             }
             Self::SocketTooLong => {
-                "the socket's path is longer than the 107 bytes a socket can have"
+                "the socket's path is longer than 107 bytes, the maximum for sockets"
             }
             Self::SocketMalformed => "the socket's path is not UTF-8",
         }

@@ -146,7 +146,7 @@ impl HeadError {
             Self::RepeatedCoding => "Transfer-Encoding is repeated",
             Self::UnknownCoding => "Transfer-Encoding is not exactly chunked",
             Self::CodingInHttp10 => "Transfer-Encoding in an HTTP/1.0 message",
-            Self::BodyForbidden => "a body is announced where none may be",
+            Self::BodyForbidden => "a body is declared where none is allowed",
             Self::ConnectAccepted => "CONNECT was accepted",
             Self::UnknownExpectation => "the expectation is not 100-continue",
             Self::TooManyHopNames => "Connection lists too many names",

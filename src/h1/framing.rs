@@ -437,7 +437,7 @@ mod tests {
             assert_eq!(
                 response_framing(Method::Post, &head, &data),
                 want,
-                "answer {fields}"
+                "response {fields}"
             );
         }
         let (head, data) = request("HTTP/1.1", "Host: a\r\n");

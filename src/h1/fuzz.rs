@@ -91,7 +91,11 @@ pub fn fuzz_response_head(data: &[u8]) {
 pub fn fuzz_chunked(data: &[u8]) {
     let whole = decode_pieces(data, data.len().max(1));
     for piece_len in [1, 2, 3, 7, 64] {
-        assert_eq!(whole, decode_pieces(data, piece_len), "in {piece_len}");
+        assert_eq!(
+            whole,
+            decode_pieces(data, piece_len),
+            "parts of {piece_len}"
+        );
     }
     for split in 0..=data.len().min(256) {
         assert_eq!(whole, decode_split(data, split), "split at {split}");
@@ -132,7 +136,12 @@ pub fn fuzz_sse(data: &[u8]) {
                 (completed, completed > 0)
             );
         }
-        assert_eq!(completed, whole, "in {piece_len}: {}", data.escape_ascii());
+        assert_eq!(
+            completed,
+            whole,
+            "parts of {piece_len}: {}",
+            data.escape_ascii()
+        );
     }
     for split in 0..=data.len().min(256) {
         let mut events = SseEvents::new();

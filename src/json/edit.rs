@@ -146,7 +146,7 @@ impl Document {
                 return Err(EditError::InsideEdited);
             }
             if let Edit::Set { value, .. } = edit {
-                debug_assert!(!value.is_empty(), "{name} is set to nothing");
+                debug_assert!(!value.is_empty(), "{name} is set to an empty value");
                 if !self.has_object(level) {
                     return Err(EditError::NoObject);
                 }

@@ -77,7 +77,7 @@ impl JsonReason {
             Self::ControlCharacter => "unescaped control character",
             Self::MismatchedBracket => "closing bracket does not match the open one",
             Self::TooDeep => "nested too deeply",
-            Self::TrailingBytes => "unexpected bytes behind the value",
+            Self::TrailingBytes => "unexpected bytes after the value",
             Self::Incomplete => "ended before it was complete",
             Self::TooManyMembers => "too many repetitions of known members",
             Self::TooManyObjects => "too many repetitions of a parameter object",

@@ -108,7 +108,7 @@ pub fn fuzz_scan(data: &[u8]) {
     }
     let Some(tree) = tree else { return };
     if !tree.is_object() {
-        assert!(result.is_err(), "no object: {}", data.escape_ascii());
+        assert!(result.is_err(), "not an object: {}", data.escape_ascii());
         return;
     }
     if let Ok(document) = scan(&mut std::iter::once(data)) {
@@ -334,7 +334,10 @@ fn mask(
         let masked = mask.feed(&mut piece)?;
         sent.extend_from_slice(&masked.held);
         sent.extend_from_slice(&piece[..masked.ready]);
-        assert!(received - sent.len() <= 3, "too much held");
+        assert!(
+            received - sent.len() <= 3,
+            "more than three bytes held back"
+        );
     }
     mask.finish()?;
     assert_eq!(received, sent.len());

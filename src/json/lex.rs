@@ -246,7 +246,7 @@ impl Lexer {
         }
         debug_assert!(
             !self.skip.quoted && !self.skip.escaped,
-            "the string before was read to its end"
+            "the previous string has been read completely"
         );
         self.state = state;
         Ok(Event::Value {

@@ -306,7 +306,7 @@ mod tests {
                     sent.extend_from_slice(&piece[..masked.ready]);
                 }
                 mask.finish().unwrap();
-                assert_eq!(String::from_utf8(sent).unwrap(), want, "pieces of {size}");
+                assert_eq!(String::from_utf8(sent).unwrap(), want, "parts of {size}");
                 assert_eq!(mask.masked(), count, "{text}");
             }
         }

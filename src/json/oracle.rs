@@ -298,12 +298,12 @@ const STRINGS: &[&str] = &[
     r#""ab""#,
     r#""\\""#,
     r#""\"""#,
-    r#""say \"max_tokens\": 5, {[""#,
+    r#""set \"max_tokens\": 5, {[""#,
     r#""]}\\\\\"""#,
     r#""max_tokens""#,
     r#""\u00e9\ud83d\ude00é😀""#,
     r#""{\"usage\":{\"prompt_tokens\":1}}""#,
-    r#""a long text that goes on well beyond one block of sixty-four bytes, \"quoted\" and all\n""#,
+    r#""a long text that reaches well beyond one block of sixty-four bytes, \"quoted\" and all\n""#,
     r#""0123456789012345678901234567890123456789012345678901234567890123456789""#,
 ];
 
@@ -322,7 +322,7 @@ pub(super) fn same_for_all_cuts<T: PartialEq + std::fmt::Debug>(
         cuts.insert(0, 0);
         cuts.push(text.len());
         let cut = run(&mut cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]));
-        assert_eq!(cut, want, "cut at {cuts:?}: {}", text.escape_ascii());
+        assert_eq!(cut, want, "split at {cuts:?}: {}", text.escape_ascii());
     }
     want
 }
@@ -339,7 +339,12 @@ pub(super) fn same_for_all_isas<T: PartialEq + std::fmt::Debug>(
         let (start, end) = text.split_at(random.below(text.len() + 1));
         let seen = run(&mut [start, end].into_iter(), isa);
         let cut = start.len();
-        assert_eq!(seen, want, "{isa:?}, cut at {cut}: {}", text.escape_ascii());
+        assert_eq!(
+            seen,
+            want,
+            "{isa:?}, split at {cut}: {}",
+            text.escape_ascii()
+        );
     }
     want
 }

@@ -554,7 +554,7 @@ mod tests {
                 assert_eq!(
                     found,
                     ((*want).to_owned(), *count),
-                    "{text} in pieces of {size}"
+                    "{text} in parts of {size}"
                 );
             }
         }

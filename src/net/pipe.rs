@@ -98,7 +98,7 @@ impl Pipe {
     ) -> (Left, io::Result<usize>) {
         debug_assert!(
             self.held == 0 && bytes_max > 0,
-            "nothing could be told from the result"
+            "with bytes in the pipe or nothing to move, the result would be ambiguous"
         );
         let Some(ends) = &self.ends else {
             return (Left::Ready, Err(Errno::BADF.into()));
@@ -116,7 +116,7 @@ impl Pipe {
 
     /// Moves as many bytes as the socket accepts out of the pipe, which must not be empty.
     pub(super) fn drain(&mut self, to: BorrowedFd<'_>) -> (Left, io::Result<usize>) {
-        debug_assert!(self.held > 0, "an empty pipe has nothing to give");
+        debug_assert!(self.held > 0, "an empty pipe has nothing to send");
         let Some(ends) = &self.ends else {
             return (Left::Ready, Err(Errno::BADF.into()));
         };

@@ -59,7 +59,7 @@ pub fn probe_ring() -> io::Result<()> {
     match ring.completion().next() {
         Some(entry) if entry.result() >= 0 => Ok(()),
         Some(entry) => Err(io::Error::from_raw_os_error(-entry.result())),
-        None => Err(io::Error::other("the ring gave no completion")),
+        None => Err(io::Error::other("the ring returned no completion")),
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) fn recv_append(
     let wanted = bytes_max.min(spare.len());
     debug_assert!(
         wanted > 0,
-        "a receive into no room would look like the end of the stream"
+        "a receive into an empty buffer would look like the end of the stream"
     );
     let spare = &mut spare[..wanted];
     let received = rustix::net::recv(socket, spare, RecvFlags::DONTWAIT);

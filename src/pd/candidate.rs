@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(
             choose(&["a:1,"], Some(1)),
             Ok(vec![]),
-            "a random hit on an empty element"
+            "a random choice of an empty element"
         );
     }
 

@@ -463,7 +463,7 @@ mod tests {
 
         let second = response("b", " three", "length", 4);
         let chunk = progress.take(second.as_bytes()).unwrap();
-        assert!(chunk.is_last, "the budget is spent");
+        assert!(chunk.is_last, "the token limit is reached");
         let whole: Value =
             serde_json::from_slice(&progress.whole(second.as_bytes(), None)).unwrap();
         assert_eq!(whole["id"], "a");

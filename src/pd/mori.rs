@@ -347,14 +347,14 @@ mod tests {
         assert_eq!(sent["remote_dp_size_local"], 8);
         assert_eq!(
             sent["remote_dp_rank"], local,
-            "the decoder is the first pod"
+            "the decoder is in the first pod"
         );
         let sent = params(&decode);
         assert_eq!(sent["remote_hosts"], json!(["10.4.0.6", "10.4.0.7"]));
         assert_eq!(
             sent["remote_dp_rank"],
             8 + local,
-            "the prefiller is the second pod"
+            "the prefiller is in the second pod"
         );
     }
 

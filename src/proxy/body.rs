@@ -152,7 +152,7 @@ impl Reading {
     fn take_in_place(&mut self, before: usize) -> Result<(), Fault> {
         let new = self.bytes.len() - before;
         let counted = self.meter.skip(new as u64);
-        debug_assert!(counted, "no more was received than remained");
+        debug_assert!(counted, "more bytes were received than remained");
         self.scan(before)
     }
 

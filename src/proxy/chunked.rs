@@ -56,7 +56,7 @@ impl<N: Net> Exchange<'_, N> {
                 Err(fault) => return self.end_with(fault).await,
             };
             let Some(progress) = &mut split.chunk else {
-                return Err(Fault::Bug("an answer in chunks without its progress"));
+                return Err(Fault::Bug("a chunked decode without its progress"));
             };
             let chunk = match progress.take(&response) {
                 Ok(chunk) => chunk,
@@ -130,7 +130,7 @@ impl<N: Net> Exchange<'_, N> {
         match taken {
             Collected::Whole(bytes) => Ok(bytes),
             Collected::Handoff(_) | Collected::Nothing => {
-                Err(Fault::Bug("a chunk that was not kept"))
+                Err(Fault::Bug("a decode chunk was not collected"))
             }
         }
     }

@@ -237,7 +237,7 @@ impl<N: Net> Client<N> {
     /// Puts unused bytes back without copying, given that none were received since.
     pub(super) fn put_back_first(&self, bytes: Vec<u8>) {
         let mut ahead = self.ahead.borrow_mut();
-        debug_assert!(ahead.is_empty(), "something was received meanwhile");
+        debug_assert!(ahead.is_empty(), "bytes were received after the take");
         *ahead = bytes;
     }
 

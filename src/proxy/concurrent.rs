@@ -88,7 +88,7 @@ impl<N: Net> Exchange<'_, N> {
                     self.sent_whole = sent;
                     return self.prefill_refused(upstream, response);
                 }
-                Err(Ok(Attempt::Done(..))) => return Err(Fault::Bug("a prefill that went well")),
+                Err(Ok(Attempt::Done(..))) => return Err(Fault::Bug("a prefill that succeeded")),
                 Err(Err(fault)) => return Err(fault.fault(Role::Prefill)),
             }
         }

@@ -50,7 +50,7 @@ impl<N: Net> Exchange<'_, N> {
             if let Collected::Whole(response) = response
                 && !merge.take(response)
             {
-                tracing::debug!(item = index, "an encoder gave no ec_transfer_params");
+                tracing::debug!(item = index, "an encoder returned no ec_transfer_params");
             }
         }
         split.encoded = Some(Encoded {

@@ -276,12 +276,12 @@ impl<'a, N: Net> Exchange<'a, N> {
     /// of the whole program to check that a panic ends only one session. Compiled only with debug
     /// assertions.
     #[cfg(debug_assertions)]
-    #[expect(clippy::panic, reason = "what it is for")]
+    #[expect(clippy::panic, reason = "the purpose of this function")]
     fn panic_on_request(&self) {
         let name = b"x-ringside-test-panic".as_slice();
         let mut fields = self.head.fields.iter();
         if fields.any(|field| field.name.of(&self.bytes).eq_ignore_ascii_case(name)) {
-            panic!("a request asked for this panic");
+            panic!("panic requested by x-ringside-test-panic");
         }
     }
 

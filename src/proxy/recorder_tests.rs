@@ -112,7 +112,7 @@ fn a_leg_beside_its_request_takes_its_spans_along() {
         ..style()
     });
     recorder.leg(start(Role::Prefill, 20, 20));
-    let mut beside = recorder.detach();
+    let mut detached = recorder.detach();
     recorder.leg(start(Role::Decode, 30, 21));
     recorder.failed("decode_reset", 25 * MS);
     let spans = finish(recorder, Some("decode_reset"));
@@ -126,15 +126,19 @@ fn a_leg_beside_its_request_takes_its_spans_along() {
         ]
     );
     assert!(spans.iter().all(|span| span.error == Some("decode_reset")));
-    finish_detached(&mut beside, Err("client_gone"), 300 * MS);
+    finish_detached(&mut detached, Err("client_gone"), 300 * MS);
     assert_eq!(
-        shape(&beside),
+        shape(&detached),
         [
             ("HTTP POST", 20, 21, 300),
             ("llm_d.pd_proxy.prefill", 21, 4, 300),
         ]
     );
-    assert!(beside.iter().all(|span| span.error == Some("client_gone")));
+    assert!(
+        detached
+            .iter()
+            .all(|span| span.error == Some("client_gone"))
+    );
 }
 
 #[test]

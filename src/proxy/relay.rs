@@ -299,7 +299,7 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(0) => return Err(Fault::DecodeTruncated),
                 Ok(n) => {
                     let counted = relay.meter.skip(n as u64);
-                    debug_assert!(counted, "no more was received than remained");
+                    debug_assert!(counted, "more bytes were received than remained");
                     relay.received += n as u64;
                     shard.metrics.spliced_bytes(n as u64);
                 }

@@ -131,7 +131,7 @@ mod tests {
         let mut lookups = Lookups::default();
         lookups.join(&target);
         lookups.leave(&target);
-        assert_eq!(lookups.join(&target), Some(false), "still asked");
+        assert_eq!(lookups.join(&target), Some(false), "still in progress");
         lookups.leave(&target);
         lookups.response(Resolved {
             target,

@@ -102,7 +102,7 @@ impl<N: Net, T: 'static> LegTask<N, T> {
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<T, Fault>> {
         if self.state.has_ended.get() {
             let result = self.state.result.borrow_mut().take();
-            return Poll::Ready(result.ok_or(Fault::Bug("a leg ended without a result")));
+            return Poll::Ready(result.ok_or(Fault::Bug("a leg task ended without a result")));
         }
         self.state.owner.borrow_mut().clone_from(cx.waker());
         Poll::Pending

@@ -301,7 +301,7 @@ impl<N: Net> Exchange<'_, N> {
 
     fn record_spliced(&mut self, upload: &mut Upload<N>, bytes: usize) {
         let counted = upload.meter.skip(bytes as u64);
-        debug_assert!(counted, "no more was received than remained");
+        debug_assert!(counted, "more bytes were received than remained");
         self.stats.bytes_in += bytes as u64;
         self.shard.metrics.spliced_bytes(bytes as u64);
         self.body_done = upload.meter.is_done();

@@ -104,7 +104,7 @@ impl Span {
             None if count < TRACE_ATTRIBUTES_MAX => {
                 self.attributes.push((name, value));
             }
-            None => debug_assert!(false, "{name} is one attribute too many"),
+            None => debug_assert!(false, "{name} exceeds the limit on attributes"),
         }
     }
 

@@ -74,7 +74,7 @@ fn pieces(text: &[u8], cuts: &[usize], mut read: impl FnMut(&[u8], usize) -> End
 /// Asserts that all implementations return the same result for `text`.
 fn same(text: &[u8], skip: &Skip, random: &mut Random) {
     let [bytes, others @ ..] = &Isa::all()[..] else {
-        panic!("no way to read")
+        panic!("no implementation")
     };
     let want = container(*bytes, skip, text, &[]);
     let want_string = string(*bytes, skip.escaped, text, &[]);

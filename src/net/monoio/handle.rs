@@ -41,7 +41,7 @@ impl Handle {
     /// Returns the descriptor, for a single call.
     #[expect(
         unsafe_code,
-        reason = "the runtime's stream lends its descriptor as a number only"
+        reason = "monoio's stream exposes its descriptor only as a raw number"
     )]
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         let raw: RawFd = self.stream.as_raw_fd();

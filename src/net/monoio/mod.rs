@@ -61,7 +61,7 @@ where
     F: AsyncFnOnce(Runtime) -> T,
 {
     if busy_poll.is_some() {
-        let text = "--busy-poll: this build runs on monoio, which cannot poll busily";
+        let text = "--busy-poll: this build uses monoio, which does not support busy polling";
         return Err(io::Error::new(io::ErrorKind::Unsupported, text));
     }
     let task = async move {

@@ -165,7 +165,7 @@ fn a_turn_lets_the_others_go_first() {
         while !came.get() {
             net.yield_now().await;
             turns += 1;
-            assert!(turns < 1_000_000, "the kernel was never looked at");
+            assert!(turns < 1_000_000, "the kernel was never polled");
         }
     });
 }
@@ -282,7 +282,7 @@ fn connections_that_come_and_go_do_not_hear_each_other() {
             assert_eq!(receive(&second, 4).await, round.to_be_bytes());
         }
         let places = net.inner.watches.borrow().places.len();
-        assert!(places < 64, "{places} places for two connections at a time");
+        assert!(places < 64, "{places} entries for two connections");
     });
 }
 

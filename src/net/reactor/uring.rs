@@ -78,7 +78,7 @@ impl Uring {
     /// Submits the queued entries and runs the work that the kernel has deferred.
     #[expect(
         unsafe_code,
-        reason = "the safe call asks for no events unless it waits"
+        reason = "the safe call does not request events unless it waits"
     )]
     fn enter_without_wait(&mut self) -> io::Result<usize> {
         let queue = self.ring.submission();

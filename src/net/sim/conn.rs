@@ -145,7 +145,7 @@ impl Conn for SimConn {
         let wanted = bytes_max.min(buffer.capacity() - before);
         debug_assert!(
             wanted > 0,
-            "a receive into no room would look like the end of the stream"
+            "a receive into an empty buffer would look like the end of the stream"
         );
         buffer.resize(before + wanted, 0);
         let received = self.try_recv(&mut buffer[before..]);
@@ -171,13 +171,13 @@ impl Conn for SimConn {
     }
 
     fn try_fill(&self, pipe: &mut SimPipe, bytes_max: usize) -> io::Result<usize> {
-        assert!(pipe.0.is_empty() && bytes_max > 0, "a pipe is filled empty");
+        assert!(pipe.0.is_empty() && bytes_max > 0, "the pipe is not empty");
         pipe.0.reserve(PIPE_BYTES);
         self.try_recv_append(&mut pipe.0, bytes_max.min(PIPE_BYTES))
     }
 
     fn try_drain(&self, pipe: &mut SimPipe) -> io::Result<usize> {
-        assert!(!pipe.0.is_empty(), "an empty pipe has nothing to give");
+        assert!(!pipe.0.is_empty(), "an empty pipe has nothing to send");
         let sent = self.try_send(&pipe.0)?;
         pipe.0.drain(..sent);
         Ok(sent)

@@ -109,9 +109,9 @@ impl std::fmt::Display for Stuck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Deadlock { seed, at } => {
-                write!(f, "seed {seed}: nothing goes on after {} ns", at.0)
+                write!(f, "seed {seed}: deadlock after {} ns", at.0)
             }
-            Self::Endless { seed } => write!(f, "seed {seed}: no end after {POLLS_MAX} polls"),
+            Self::Endless { seed } => write!(f, "seed {seed}: unfinished after {POLLS_MAX} polls"),
             Self::Panicked { seed } => write!(f, "seed {seed}: the main task panicked"),
         }
     }

@@ -37,12 +37,12 @@ fn bytes_arrive_whole_and_in_order_and_the_same_seed_is_the_same_run() {
         let run = transfer(seed, &bytes);
         assert!(run.value == bytes, "seed {seed}");
         assert_eq!(run.panics, 0);
-        assert_eq!(run, transfer(seed, &bytes), "seed {seed} gave two runs");
+        assert_eq!(run, transfer(seed, &bytes), "seed {seed} is not repeatable");
     });
     for seed in 0..50 {
         traces.insert(transfer(seed, &bytes).trace);
     }
-    assert_eq!(traces.len(), 50, "seeds that do the same");
+    assert_eq!(traces.len(), 50, "different seeds produced the same run");
 }
 
 #[test]

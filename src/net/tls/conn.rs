@@ -299,7 +299,7 @@ impl<C: Conn> Tls<C> {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
-        debug_assert!(state.sent <= total, "what was not taken is sent again");
+        debug_assert!(state.sent <= total, "unsent bytes must be retried");
         let mut at = std::mem::take(&mut state.sent).min(total);
         while at < total {
             let taken = self.send_some(state, slices, at)?;

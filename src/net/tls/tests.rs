@@ -319,7 +319,7 @@ fn exchange_as_server(net: &SimNet, version: &'static SupportedProtocolVersion, 
         peer.open().await.unwrap();
         peer.send(&up_sent).await.unwrap();
         let down = peer.receive(down_sent.len()).await.unwrap();
-        assert!(down == down_sent, "other bytes");
+        assert!(down == down_sent, "the bytes differ");
         peer.close().await;
         while let Ok(true) = peer.pump().await {}
     });
@@ -337,7 +337,7 @@ fn exchange_as_server(net: &SimNet, version: &'static SupportedProtocolVersion, 
                 Err(error) => assert!(would_block(&error), "{error}"),
             }
         }
-        assert!(all == up, "other bytes");
+        assert!(all == up, "the bytes differ");
         send(&wire, &down).await.unwrap();
         let (rest, end) = receive_all(&wire).await;
         assert!(rest.is_empty() && end.is_ok(), "{rest:?} {end:?}");
@@ -388,7 +388,7 @@ fn a_client_under_many_seeds() {
             let mut peer = Peer::server(far);
             peer.open().await.unwrap();
             let got = peer.receive(wanted.len()).await.unwrap();
-            assert!(got == wanted, "other bytes");
+            assert!(got == wanted, "the bytes differ");
             peer.send(&got).await.unwrap();
             peer.close().await;
             while let Ok(true) = peer.pump().await {}
@@ -471,7 +471,7 @@ fn what_a_slow_peer_does_not_take_is_bounded_and_leaves_in_order() {
             assert!(wire.poll_writable(&mut cx).is_pending());
             go.set(true);
             send(&wire, &payload[at..]).await.unwrap();
-            assert_eq!(kept(), 0, "what counts as sent has left");
+            assert_eq!(kept(), 0, "all sent bytes were accepted");
             let (rest, end) = receive_all(&wire).await;
             assert!(rest.is_empty() && end.is_ok(), "{end:?}");
         });
@@ -869,7 +869,7 @@ fn a_changed_byte_gives_an_error_and_never_another_text() {
                 return;
             }
             let (got, end) = receive_all(&wire).await;
-            assert!(wanted.starts_with(&got), "seed {seed}: another text");
+            assert!(wanted.starts_with(&got), "seed {seed}: the text differs");
             assert_eq!(
                 end.is_ok(),
                 got.len() == wanted.len() && seen.borrow().len() == 1,

@@ -138,7 +138,10 @@ fn judge(stage: &Stage, request: &Request, message: &Message) {
         return;
     }
     let own = message.field("x-request-id");
-    stage.check(own == Some(id), format!("{id}: the answer is for {own:?}"));
+    stage.check(
+        own == Some(id),
+        format!("{id}: the response is for {own:?}"),
+    );
     let asked = &log.asked[id];
     let cached = log.cached.get(id).copied().unwrap_or(0);
     let matches = log.responded.get(id).is_some_and(|responses| {
@@ -158,7 +161,7 @@ fn judge(stage: &Stage, request: &Request, message: &Message) {
     stage.check(
         matches,
         format!(
-            "{id}: no engine said {} {text} but {:?}",
+            "{id}: no engine sent {} {text}; they sent {:?}",
             message.line,
             log.responded.get(id)
         ),

@@ -71,7 +71,7 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
         }
     };
     let ended = client::within(&stage, ms(600_000), clients_end).await;
-    stage.check(ended, "the clients do not come to their end");
+    stage.check(ended, "the clients do not finish");
     let sessions_end = async {
         while stage.shard.sessions() > 0 {
             stage.net.sleep(ms(1)).await;
@@ -117,14 +117,14 @@ fn judge(stage: &Stage) {
         let Some(ended) = ended else {
             stage.check(
                 false,
-                format!("an engine still works on {id}, whose client has left"),
+                format!("an engine still works on {id}, whose client has disconnected"),
             );
             continue;
         };
         let took = ended.since(*left);
         stage.check(
             took <= ms(LEAVE_MS_MAX),
-            format!("{id}: an engine heard of the departure after {took:?}"),
+            format!("{id}: an engine saw the disconnect after {took:?}"),
         );
     }
 }
@@ -154,7 +154,10 @@ fn judge_repeats(stage: &Stage, log: &Log) {
 fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
     let id = &received.id;
     let Some(wanted) = &asked.json else {
-        stage.check(received.body == asked.body, format!("{id}: another body"));
+        stage.check(
+            received.body == asked.body,
+            format!("{id}: the body was changed"),
+        );
         return;
     };
     let got: Value = serde_json::from_slice(&received.body)
@@ -165,7 +168,7 @@ fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
         return judge_wired(stage, wanted, received, &got);
     }
     match (received.role, split_route, asked.is_split) {
-        (Role::Encode | Role::Bootstrap, _, _) => stage.check(false, "nobody asked for this leg"),
+        (Role::Encode | Role::Bootstrap, _, _) => stage.check(false, "a leg that no test requests"),
         (Role::Prefill, _, _) => {
             stage.check(
                 got == client::prefill_view(wanted),
@@ -352,7 +355,7 @@ fn the_same_seed_is_the_same_run() {
         assert_eq!(
             play(seed, plot),
             play(seed, plot),
-            "seed {seed} gave two runs"
+            "seed {seed} gave two different runs"
         );
     }
 }

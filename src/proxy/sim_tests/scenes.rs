@@ -42,7 +42,7 @@ async fn no_session_left(stage: &Stage) {
         }
     };
     let ended = client::within(stage, ms(60), end).await;
-    stage.check(ended, "a session is left");
+    stage.check(ended, "a session is still open");
 }
 
 /// Starts an engine that runs `act` on the first connection it accepts.
@@ -147,7 +147,7 @@ fn a_full_queue_is_waited_for() {
             stage.check(response.status() == expected, format!("{response:?}"));
             stage.check(
                 opens || waited >= ms(300),
-                format!("gave up after {waited:?}"),
+                format!("stopped after {waited:?}"),
             );
             stage.check(waited < ms(400), format!("{waited:?}"));
         }
@@ -216,7 +216,7 @@ fn a_stalled_client_never_sees_a_clean_end_of_a_part() {
                 message.body.len() == 20_000,
                 format!("{} bytes look whole", message.body.len()),
             ),
-            Err(broken) => stage.check(broken == Broken::Cut, "nothing at all"),
+            Err(broken) => stage.check(broken == Broken::Cut, "no part of the response arrived"),
         }
         drop(wire);
         no_session_left(&stage).await;
@@ -293,7 +293,7 @@ fn a_departure_behind_unread_pipelined_bytes_is_noticed() {
         }
         stage.net.sleep(ms(50)).await;
         let gone = gone.get();
-        stage.check(gone.is_some(), "the engine was not told");
+        stage.check(gone.is_some(), "the engine did not see the disconnect");
         let took = gone.map(|gone| gone.since(left)).unwrap_or_default();
         stage.check(took <= Duration::from_millis(50), format!("after {took:?}"));
         no_session_left(&stage).await;
@@ -318,7 +318,7 @@ fn a_panic_ends_one_session_only() {
             let prefiller = "x-prefiller-host-port: 192.0.2.66:1\r\n";
             let body = br#"{"messages":[]}"#;
             post(&wire, "/v1/chat/completions", prefiller, body).await;
-            stage.check(wire.read(true).await.is_err(), "an answer");
+            stage.check(wire.read(true).await.is_err(), "a response");
             post(&other, "/x", "", b"abc").await;
             let response = other.read(true).await.unwrap();
             stage.check(response.body == b"abc", format!("{response:?}"));

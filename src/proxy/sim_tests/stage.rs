@@ -210,7 +210,7 @@ impl Stage {
     /// itself.
     pub(super) fn with_defect(net: &SimNet) -> Rc<Self> {
         let plot = Plot::default();
-        let defect = Box::new(|_: &SocketAddr| panic!("a defect"));
+        let defect = Box::new(|_: &SocketAddr| panic!("an injected panic"));
         Self::with_own_listeners(net, plot, config(plot), defect)
     }
 
