@@ -138,7 +138,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
 }
 
 async fn not_found() -> Response {
-    let text = "{\"error\":{\"message\":\"no such page; there are /livez, /readyz and /metrics\",\
+    let text = "{\"error\":{\"message\":\"no such page; available: /livez, /readyz, /metrics\",\
                 \"type\":\"not_found\",\"param\":null,\"code\":404}}\n";
     let headers = [(header::CONTENT_TYPE, "application/json")];
     (StatusCode::NOT_FOUND, headers, text).into_response()
@@ -199,7 +199,7 @@ mod tests {
             decoders: Arc::new(|| vec![("localhost:8200".to_owned(), "loading")]),
             allowlist: Some(Arc::new(move || Check {
                 is_good: known.load(Ordering::Acquire),
-                text: "allowlist: so".to_owned(),
+                text: "allowlist: a check".to_owned(),
             })),
         };
         let (listening, draining) = (
@@ -223,7 +223,11 @@ mod tests {
                 "[-]shards: 1 of 2 listening\n[+]draining: no\n",
             );
             listening.store(2, Ordering::Release);
-            status("GET /readyz", "503", "[+]draining: no\n[-]allowlist: so\n");
+            status(
+                "GET /readyz",
+                "503",
+                "[+]draining: no\n[-]allowlist: a check\n",
+            );
             allowlist_known.store(true, Ordering::Release);
             status("GET /readyz", "200", "\r\n\r\nok\n");
             status(

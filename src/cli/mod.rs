@@ -97,15 +97,16 @@ fn program() -> clap::Command {
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .subcommand(
-            sidecar::command("sidecar").about("Stand in for llm-d's pd-sidecar, flag for flag"),
+            sidecar::command("sidecar")
+                .about("Run as a replacement for llm-d's pd-sidecar, with the same flags"),
         )
         .subcommand(
             sidecar::command("check-config")
-                .about("Check the sidecar's flags; show what is in effect and where it comes from"),
+                .about("Check the sidecar's flags and print every value with its source"),
         )
         .subcommand(
             clap::Command::new("mock")
-                .about("Run an engine look-alike that needs no GPU; `ringside mock --help`")
+                .about("Run a mock engine that needs no GPU; see `ringside mock --help`")
                 // All arguments after `mock`, including `--help`, are passed to the mock engine.
                 .disable_help_flag(true)
                 .disable_version_flag(true)
@@ -119,12 +120,12 @@ fn program() -> clap::Command {
         )
         .subcommand(
             clap::Command::new("demo")
-                .about("Run mock engines, a sidecar and a few requests in one process")
+                .about("Run mock engines, a sidecar and some requests in one process")
                 .arg(
                     Arg::new("once")
                         .long("once")
                         .action(ArgAction::SetTrue)
-                        .help("Send one round of requests and end"),
+                        .help("Send one round of requests and exit"),
                 )
                 .arg(
                     Arg::new("port")
@@ -132,7 +133,7 @@ fn program() -> clap::Command {
                         .value_name("PORT")
                         .value_parser(value_parser!(u16))
                         .default_value("8000")
-                        .help("Port of the demo's sidecar"),
+                        .help("Listening port of the demo's sidecar"),
                 )
                 .arg(
                     Arg::new("prompt-tokens")
@@ -140,7 +141,7 @@ fn program() -> clap::Command {
                         .value_name("N")
                         .value_parser(value_parser!(u32).range(1..=1_000_000))
                         .default_value("2000")
-                        .help("Length of the prompts"),
+                        .help("Length of each prompt in tokens"),
                 ),
         )
 }

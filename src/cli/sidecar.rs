@@ -15,19 +15,19 @@ const TEXT_COLUMN_MAX: usize = 32;
 
 const EXAMPLES: &str = "\
 Examples:
-  Replace pd-sidecar beside a decoder on port 8200:
+  Replace pd-sidecar next to a decoder on port 8200:
     ringside sidecar --port 8000 --model-server-port 8200
-  Four data-parallel ranks, ports 8000-8003 in front of 8200-8203, two shards beside GPU 0 to 3:
+  Serve four data-parallel ranks (ports 8000-8003 to 8200-8203) with two shards near GPUs 0 to 3:
     ringside sidecar --data-parallel-size 4 --cores 'near:gpu0-3*2' --secure-proxy=false
-  What is in effect, and where each value comes from:
+  Print every value with its source:
     ringside check-config --configuration-file /etc/ringside.yaml";
 
 const NOTES: &str = "\
-Switches take =true or =false; of a repeated flag the last one counts, lists add up.
-A flag goes before the YAML, the YAML before the environment. Names pd-sidecar has removed still work.
-Durations: 250ms, 30s, 5m, 1m30s, 1h; every timeout can be off. Sizes: 65536, 64KiB, 512MiB, 1MB.
-Environment besides: POD_IP, SGLANG_BOOTSTRAP_PORT, MORIIO_METRICS_ADDR, MORIIO_DNS_RESOLVE_*, OTEL_*.
-Exit codes: 0 ok, 1 failure while running, 2 usage, 3 configuration, 4 port or permission, 5 kernel.";
+Switches take =true or =false. The last of a repeated flag takes effect; lists are concatenated.
+Precedence: flags, YAML, environment, defaults. Flags removed from pd-sidecar are still accepted.
+Durations: 250ms, 30s, 5m, 1m30s, 1h; any timeout can be `off`. Sizes: 65536, 64KiB, 512MiB, 1MB.
+Other variables: POD_IP, SGLANG_BOOTSTRAP_PORT, MORIIO_METRICS_ADDR, MORIIO_DNS_RESOLVE_*, OTEL_*.
+Exit codes: 0 success, 1 runtime error, 2 usage, 3 configuration, 4 port or permission, 5 kernel.";
 
 /// Creates the subcommand `name` with one argument per key.
 pub(super) fn command(name: &'static str) -> clap::Command {
@@ -171,7 +171,7 @@ pub(super) fn report(raw: &RawConfig, checked: &Checked) -> String {
         };
         report.push_str(&format!("{name:names$}  {text:texts$}  {source}\n"));
     }
-    report.push_str("\nIn words:\n");
+    report.push_str("\nSummary:\n");
     for (name, text) in checked.config.describe() {
         report.push_str(&format!("  {name}: {text}\n"));
     }
@@ -180,7 +180,7 @@ pub(super) fn report(raw: &RawConfig, checked: &Checked) -> String {
     }
     match checked.warnings.len() {
         0 => report.push_str("\nThe configuration is valid."),
-        1 => report.push_str("\n\nThe configuration is valid, with a warning."),
+        1 => report.push_str("\n\nThe configuration is valid, with 1 warning."),
         count => report.push_str(&format!(
             "\n\nThe configuration is valid, with {count} warnings."
         )),
@@ -197,7 +197,7 @@ fn refusal(problems: &[Problem]) -> Exit {
         })
         .collect();
     let count = match problems.len() {
-        1 => "a problem".to_owned(),
+        1 => "1 problem".to_owned(),
         count => format!("{count} problems"),
     };
     Exit::config(format!(

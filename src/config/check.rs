@@ -121,7 +121,7 @@ impl Reader<'_> {
         if self.raw.has_flag(inline) && self.raw.has_flag(file) {
             self.problem(
                 inline,
-                "is given together with --configuration-file; drop one",
+                "is given together with --configuration-file; give only one of them",
             );
         }
     }
@@ -143,7 +143,7 @@ impl Reader<'_> {
             .unwrap_or(units::DURATION_MAX);
         if idle >= ENGINE_KEEPALIVE {
             self.warnings.push(format!(
-                "--upstream-idle-timeout {}: an engine that closes idle connections sooner \
+                "--upstream-idle-timeout is {}: an engine that closes idle connections sooner \
                  (uvicorn: {}) will reset some requests",
                 self.text(&keys::UPSTREAM_IDLE_TIMEOUT),
                 units::show_duration(ENGINE_KEEPALIVE),
@@ -163,7 +163,7 @@ impl Reader<'_> {
         };
         if limits.body_budget_bytes < limits.body_bytes_max {
             let text = format!(
-                "{} is below --max-body ({}), so the largest body could never be held",
+                "{} is below --max-body ({}), so the largest body could never be buffered",
                 units::show_size(limits.body_budget_bytes),
                 units::show_size(limits.body_bytes_max),
             );
@@ -246,7 +246,7 @@ impl Reader<'_> {
         if window > BUSY_POLL_MAX {
             self.wanted(
                 &keys::BUSY_POLL,
-                "a duration of 1s at most, or off: a longer one never sleeps between two tokens",
+                "a duration of at most 1s, or off: with more, the shard never sleeps between two tokens",
             );
         }
         Some(window)

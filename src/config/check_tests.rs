@@ -226,7 +226,7 @@ fn cores_are_explained() {
         ),
         (
             "near:1",
-            "`near:1` does not name a device behind `near:`; did you mean `near:gpu1`?",
+            "`near:1` does not name a device after `near:`; did you mean `near:gpu1`?",
         ),
         (
             "near:gpu3-1",
@@ -235,7 +235,7 @@ fn cores_are_explained() {
         ("numa:0,0", "`numa:0,0` names a NUMA node twice"),
         (
             "near:gpu0*0",
-            "`near:gpu0*0` needs a number of shards from 1 to 1024 behind the `*`",
+            "`near:gpu0*0` needs a number of shards from 1 to 1024 after the `*`",
         ),
     ] {
         let got = problems(&[(&keys::CORES, text)]);
@@ -427,7 +427,7 @@ fn sockets_that_cannot_be() {
     let table: &[(Given<'_>, &str)] = &[
         (
             &[socket, (&MODEL_SERVER_PORT, "8200")],
-            "is given together with --model-server-port: the decoder is behind a socket or a port",
+            "is given together with --model-server-port: the decoder uses either a socket or a port",
         ),
         (
             &[socket, (&VLLM_PORT, "8001")],
@@ -443,7 +443,7 @@ fn sockets_that_cannot_be() {
         ),
         (
             &[socket, ranks("2")],
-            "`/run/vllm.sock` is one socket for 2 ranks; write {rank} where",
+            "`/run/vllm.sock` is a single socket for 2 ranks; write {rank} where",
         ),
         (&[(&MODEL_SERVER_SOCKET, "")], "``: the socket has no path"),
         (
@@ -452,11 +452,11 @@ fn sockets_that_cannot_be() {
         ),
         (
             &[(&MODEL_SERVER_SOCKET, "run/vllm.sock")],
-            "`run/vllm.sock`: the socket's path must begin with /",
+            "`run/vllm.sock`: the socket's path must start with /",
         ),
         (
             &[(&MODEL_SERVER_SOCKET, "unix:/run/vllm.sock")],
-            "`unix:/run/vllm.sock`: the socket's path must begin with /",
+            "`unix:/run/vllm.sock`: the socket's path must start with /",
         ),
         (
             &[(&MODEL_SERVER_SOCKET, "/run/../vllm.sock")],
@@ -464,11 +464,11 @@ fn sockets_that_cannot_be() {
         ),
         (
             &[(&MODEL_SERVER_SOCKET, "/run/vllm sock")],
-            "`/run/vllm sock`: the target has a blank",
+            "`/run/vllm sock`: the target contains a blank",
         ),
         (
             &[(&MODEL_SERVER_SOCKET, &long)],
-            &format!("`{long}`: the socket's path is longer than the 107 bytes"),
+            &format!("`{long}`: the socket's path is longer than 107 bytes"),
         ),
         (
             &[(&MODEL_SERVER_SOCKET, &growing), ranks("11")],
@@ -595,7 +595,7 @@ fn g2_connectors_and_their_ports() {
         ),
         (
             &[(&ENABLE_P2P_PULL, "true"), (&KV_CONNECTOR, "sglang")],
-            "--enable-p2p-pull: needs --kv-connector nixlv2, not sglang",
+            "--enable-p2p-pull: requires --kv-connector nixlv2, not sglang",
         ),
         (&[(&DECODE_CHUNK_SIZE, "-1")], "--decode-chunk-size: `-1`"),
         (&[(&keys::METRICS_PORT, "65536")], "--metrics-port: `65536`"),
@@ -662,7 +662,7 @@ fn variables_hold_where_no_flag_does() {
     let got = problems_in(&[("P2P_CONNECTOR_PORT", "70000")], &[]);
     assert_eq!(
         got,
-        ["P2P_CONNECTOR_PORT: `70000` is not a port; give one from 1 to 65535"]
+        ["P2P_CONNECTOR_PORT: `70000` is not a port; give a number from 1 to 65535"]
     );
 }
 
@@ -731,8 +731,8 @@ fn description_names_what_is_on() {
     for (name, want) in [
         (
             "kv_connector",
-            "nixlv2 as MoRI-IO, prefillers write, both legs at once, answers held back 30s, this \
-             pod 10.0.0.3",
+            "nixlv2 with MoRI-IO in write mode, legs concurrent, response held back at most 30s, \
+             local pod 10.0.0.3",
         ),
         ("encoder", "ec-nixl"),
         ("decode", "in chunks of 64 tokens"),
@@ -743,12 +743,13 @@ fn description_names_what_is_on() {
         ),
         (
             "targets",
-            "only those of 2 rules and the pods of InferencePool ns/pool",
+            "only those allowed by 2 rules and the pods of InferencePool ns/pool",
         ),
-        ("metrics", "on [::]:9090 too"),
+        ("metrics", "additional listener on [::]:9090"),
         (
             "tracing",
-            "100000 of a million traces to http://localhost:4317 by gRPC, as llm-d-disagg-sidecar",
+            "100000 of 1000000 traces to http://localhost:4317 over gRPC, service name \
+             llm-d-disagg-sidecar",
         ),
     ] {
         let line = (name.to_owned(), want.to_owned());

@@ -14,9 +14,9 @@ use super::units::{self, CPU_MAX, UnitError, show_cpus};
 /// names have at most 15 bytes.
 const DEVICE_NAME_BYTES_MAX: usize = 64;
 /// The valid forms of `--cores`, for messages.
-const FORMS: &str = "auto, CPU names (1 or 0-3,8; not a count), near:gpu0, near:gpu0-3, near:eth0, \
-                     near:mlx5_0, near:0000:3b:00.0 or numa:1; *N behind near: and numa: gives N \
-                     shards";
+const FORMS: &str = "auto, CPU numbers (1 or 0-3,8; not a count), near:gpu0, near:gpu0-3, near:eth0, \
+                     near:mlx5_0, near:0000:3b:00.0 or numa:1; a suffix *N to near: or numa: starts \
+                     N shards";
 
 /// The CPUs to run shards on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,8 +143,8 @@ impl CoresError {
             Self::Cpus(error) => list(error, "CPU"),
             Self::Gpus(error) => list(error, "GPU"),
             Self::Nodes(error) => list(error, "NUMA node"),
-            Self::Device => "does not name a device behind `near:`".to_owned(),
-            Self::Shards => format!("needs a number of shards from 1 to {CPU_MAX} behind the `*`"),
+            Self::Device => "does not name a device after `near:`".to_owned(),
+            Self::Shards => format!("needs a number of shards from 1 to {CPU_MAX} after the `*`"),
         };
         match meant(text) {
             Some(meant) => format!("`{text}` {why}; did you mean `{meant}`? Give {FORMS}"),

@@ -49,17 +49,16 @@ impl Config {
         line("tls to engines", self.describe_upstream_tls());
         line(
             "targets",
-            self.allowlist.as_ref().map_or_else(
-                || "any that a request names".to_owned(),
-                AllowlistConfig::describe,
-            ),
+            self.allowlist
+                .as_ref()
+                .map_or_else(|| "any".to_owned(), AllowlistConfig::describe),
         );
         line("limits", self.describe_limits());
         line("timeouts", self.describe_timeouts());
         line(
             "drain",
             format!(
-                "settle {}, then at most {}",
+                "settle {}, timeout {}",
                 show_duration(self.drain.settle),
                 bound(self.drain.timeout)
             ),
@@ -74,8 +73,8 @@ impl Config {
         line(
             "metrics",
             self.metrics.map_or_else(
-                || "on the admin server only".to_owned(),
-                |address| format!("on {address} too"),
+                || "no additional listener".to_owned(),
+                |address| format!("additional listener on {address}"),
             ),
         );
         line(
@@ -93,17 +92,17 @@ impl Config {
         let ports = &self.pd.ports;
         match self.pd.connector {
             KvConnector::Nixlv2 if self.pd.mori.write_mode => {
-                text.push_str(" as MoRI-IO, prefillers write, ");
+                text.push_str(" with MoRI-IO in write mode, ");
                 text.push_str(&match self.pd.mori.parallel_wait {
-                    None => "one leg after the other".to_owned(),
+                    None => "prefill before decode".to_owned(),
                     Some(wait) => format!(
-                        "both legs at once, answers held back {}",
+                        "legs concurrent, response held back at most {}",
                         bound(Some(wait).filter(|wait| *wait < DURATION_MAX))
                     ),
                 });
-                text.push_str(&format!(", this pod {}", self.pd.mori.local_pod_ip));
+                text.push_str(&format!(", local pod {}", self.pd.mori.local_pod_ip));
             }
-            KvConnector::Nixlv2 if self.pd.p2p_pull => text.push_str(", peers' prefixes pulled"),
+            KvConnector::Nixlv2 if self.pd.p2p_pull => text.push_str(", cached-prefix pulls"),
             KvConnector::Sglang => {
                 text.push_str(&format!(", bootstrap port {}", ports.sglang_bootstrap));
             }
@@ -117,16 +116,13 @@ impl Config {
             | KvConnector::Lmcache => {}
         }
         if self.pd.trust_client_kv {
-            text.push_str(", clients' own parameters trusted");
+            text.push_str(", transfer parameters from clients trusted");
         }
         text
     }
 
     fn describe_encoder(&self) -> String {
-        self.pd
-            .encoder
-            .map_or("not used", EcConnector::name)
-            .to_owned()
+        self.pd.encoder.map_or("off", EcConnector::name).to_owned()
     }
 
     fn describe_decode(&self) -> String {
@@ -138,7 +134,7 @@ impl Config {
 
     fn describe_listener_tls(&self) -> String {
         match &self.tls.listener {
-            None => "off, plain text".to_owned(),
+            None => "off (plain text)".to_owned(),
             Some(listener) => match &listener.cert_dir {
                 None => "on, self-signed certificate".to_owned(),
                 Some(path) => format!("on, certificate in {}", path.display()),
@@ -162,10 +158,13 @@ impl Config {
         ]
         .join("; ");
         if let Some(path) = &self.tls.ca_file {
-            text.push_str(&format!("; trusting {} too", path.display()));
+            text.push_str(&format!("; additional CA file {}", path.display()));
         }
         if let Some(identity) = &self.tls.client_identity {
-            text.push_str(&format!("; showing {}", identity.cert_file.display()));
+            text.push_str(&format!(
+                "; client certificate {}",
+                identity.cert_file.display()
+            ));
         }
         text
     }
@@ -186,7 +185,7 @@ impl Config {
             OnPrefillFailure::Decode => "decode",
         };
         format!(
-            "{pick}, {} retries after {}, timeout {}, failed: {failed}, errors {errors}",
+            "{pick}, {} retries, backoff {}, timeout {}, on failure {failed}, errors {errors}",
             self.pd.prefill_retries_max,
             show_duration(self.pd.prefill_retry_backoff),
             bound(self.pd.prefill_timeout),
@@ -208,19 +207,19 @@ impl Config {
             ""
         };
         let stranded = if self.pd.release_stranded_kv {
-            ", stranded: released"
+            ", stranded KV cache released"
         } else {
             ""
         };
         format!(
-            "at most {} old, missing: {missing}, decode failed: {failed}{flat}{stranded}",
+            "max age {}, if missing {missing}, if decode fails {failed}{flat}{stranded}",
             show_duration(self.pd.handoff_age_max)
         )
     }
 
     fn describe_upstream(&self) -> String {
         format!(
-            "idle {}, {} idle connections per rank",
+            "idle timeout {}, {} idle connections per rank",
             bound(Some(self.upstream.idle).filter(|idle| *idle < DURATION_MAX)),
             self.upstream.idle_per_rank_max
         )
@@ -229,7 +228,7 @@ impl Config {
     fn describe_limits(&self) -> String {
         let response = u64::try_from(self.pd.prefill_response_bytes_max).unwrap_or(u64::MAX);
         format!(
-            "body {}, all bodies {}, prefill answer {}",
+            "body {}, all bodies {}, prefill response {}",
             show_size(self.limits.body_bytes_max),
             show_size(self.limits.body_budget_bytes),
             show_size(response),
@@ -259,7 +258,10 @@ impl Config {
             AccessLog::Stderr => "stderr".to_owned(),
             AccessLog::File(path) => path.display().to_string(),
         };
-        format!("{} as {format}, access log {access}", self.log.level.name())
+        format!(
+            "level {}, format {format}, access log {access}",
+            self.log.level.name()
+        )
     }
 }
 
@@ -268,7 +270,7 @@ impl AllowlistConfig {
         let mut parts = Vec::new();
         match self.rules.len() {
             0 => {}
-            1 => parts.push("a rule".to_owned()),
+            1 => parts.push("1 rule".to_owned()),
             count => parts.push(format!("{count} rules")),
         }
         if let Some(path) = &self.rules_file {
@@ -284,7 +286,7 @@ impl AllowlistConfig {
                 "the pods of InferencePool {namespace}/{name}{group}"
             ));
         }
-        format!("only those of {}", parts.join(" and "))
+        format!("only those allowed by {}", parts.join(" and "))
     }
 }
 
@@ -297,11 +299,11 @@ impl TracingConfig {
                     OtlpProtocol::Grpc => "gRPC",
                     OtlpProtocol::HttpProtobuf => "HTTP",
                 };
-                format!("{} by {protocol}", collector.endpoint)
+                format!("{} over {protocol}", collector.endpoint)
             }
         };
         format!(
-            "{} of a million traces to {exporter}, as {}",
+            "{} of 1000000 traces to {exporter}, service name {}",
             self.recorded_per_million, self.service_name
         )
     }

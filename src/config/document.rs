@@ -41,7 +41,7 @@ impl RawConfig {
         } else if text.is_empty() || (text == "0" && key.name != keys::PREFILL_MAX_RETRIES.name) {
             if text == "0" && key.default != "0" {
                 self.warn(format!(
-                    "{name}:{}: {}: 0 counts as not written, as in pd-sidecar; it is {}",
+                    "{name}:{}: {}: 0 counts as not given, as in pd-sidecar; using {}",
                     entry.line,
                     key.name,
                     self.text(key)
@@ -73,13 +73,13 @@ fn known(name: &str) -> Result<&'static Key, String> {
         return Ok(key);
     }
     if let Some(instead) = removed::replacement(name) {
-        return Err(format!("`{name}` is no key any more; write `{instead}`"));
+        return Err(format!("`{name}` is no longer a key; use `{instead}`"));
     }
     // In YAML, a colon ends a key only if white space follows.
     if let Some((before, _)) = name.split_once(':')
         && known().any(|key| key.name == before)
     {
-        return Err(format!("`{name}` has no blank behind the colon"));
+        return Err(format!("`{name}` needs a blank after the colon"));
     }
     let nearest = did_you_mean(name, known().map(|key| key.name));
     Err(format!("`{name}` is not a key{nearest}"))
@@ -208,11 +208,11 @@ mod tests {
             ),
             (
                 "connector: nixlv2",
-                "x.yaml:1:1: `connector` is no key any more; write `kv-connector`",
+                "x.yaml:1:1: `connector` is no longer a key; use `kv-connector`",
             ),
             (
                 "inference-pool-name: x",
-                "x.yaml:1:1: `inference-pool-name` is no key any more; write `inference-pool`",
+                "x.yaml:1:1: `inference-pool-name` is no longer a key; use `inference-pool`",
             ),
             ("  frobnicate: 1", "x.yaml:1:3: `frobnicate` is not a key\n"),
             (
@@ -227,14 +227,11 @@ mod tests {
                 "enable-tls: [[decoder]]",
                 "x.yaml:1:1: `enable-tls` takes no nested values",
             ),
-            (
-                "port: 1\nport: 2",
-                "x.yaml:2:1: `port` stands here a second time",
-            ),
+            ("port: 1\nport: 2", "x.yaml:2:1: `port` is given twice"),
             ("port: [1", "x.yaml:1:7: unclosed bracket"),
             (
                 "{port:1}",
-                "x.yaml:1:2: `port:1` has no blank behind the colon",
+                "x.yaml:1:2: `port:1` needs a blank after the colon",
             ),
             (
                 "\tprot: 2",

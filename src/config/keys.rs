@@ -106,72 +106,72 @@ macro_rules! keys {
 
 keys! {
     PORT: Listen Value("PORT") "port" = "8000", common;
-        "Port clients connect to; rank r listens on PORT + r"
+        "Listening port for clients; rank r listens on PORT + r"
     HOST: Listen Value("ADDR") "host" = "";
-        "Address to listen on [default: all, IPv4 and IPv6]"
+        "IP address to listen on [default: all addresses, IPv4 and IPv6]"
     MODEL_SERVER_PORT: Engine Value("PORT") "model-server-port" = "8200", common;
-        "Port of the local decoder; rank r is on PORT + r"
+        "Port of the local decoder; the decoder of rank r uses PORT + r"
     VLLM_PORT: Engine Value("PORT") "vllm-port" = "";
         "Deprecated name of --model-server-port"
     MODEL_SERVER_HOST: Engine Value("HOST") "model-server-host" = "localhost";
-        "Host of the local decoder"
+        "Host name or IP address of the local decoder"
     MODEL_SERVER_SOCKET: Engine Value("PATH") "model-server-socket" = "", common;
-        "Unix socket of the local decoder in place of a port (vLLM: --uds): a path, or @name for an \
-         abstract one; {rank} in it is the rank's number"
+        "Unix socket of the local decoder instead of a port (vLLM: --uds): a path, or @NAME for an \
+         abstract socket; {rank} is replaced by the rank number"
     DATA_PARALLEL_SIZE: Engine Value("N") "data-parallel-size" = "1", common;
-        "Data-parallel ranks served, each on its own port"
+        "Number of data-parallel ranks to serve, each on its own port"
     MAX_IDLE_CONNS_PER_HOST: Engine Value("N") "max-idle-conns-per-host" = "1024";
         "Idle connections kept per engine rank"
     UPSTREAM_IDLE_TIMEOUT: Engine Value("DURATION") "upstream-idle-timeout" = "4s";
-        "Close an idle engine connection after this long; keep it below the engine's own \
-         keep-alive (uvicorn: 5s)"
+        "Close an engine connection after this idle time; keep it below the engine's keep-alive \
+         timeout (uvicorn: 5s)"
     KV_CONNECTOR: PrefillDecode Value("NAME") "kv-connector" = "nixlv2", common;
-        "How prefill and decode hand over the KV cache: nixlv2, shared-storage, sglang, mooncake, \
-         offloading, nixl or lmcache"
+        "Protocol for passing the KV cache from prefill to decode: nixlv2, shared-storage, sglang, \
+         mooncake, offloading, nixl or lmcache"
     EC_CONNECTOR: PrefillDecode Value("NAME") "ec-connector" = "";
-        "How encoders hand over their output: ec-example or ec-nixl; encoders are not used without it"
+        "Protocol for passing encoder output: ec-example or ec-nixl; unset, encoders are not used"
     ENABLE_PREFILLER_SAMPLING: PrefillDecode Switch "enable-prefiller-sampling" = "false"
         or "ENABLE_PREFILLER_SAMPLING";
-        "Pick a random prefill candidate instead of the first"
+        "Choose a random prefill candidate instead of the first"
     MOONCAKE_BOOTSTRAP_PORT: PrefillDecode Value("PORT") "mooncake-bootstrap-port" = "8998"
         or "MOONCAKE_BOOTSTRAP_PORT";
-        "Port of Mooncake's bootstrap server on prefillers"
+        "Port of the Mooncake bootstrap server on prefillers"
     P2P_CONNECTOR_PORT: PrefillDecode Value("PORT") "p2p-connector-port" = "7777"
         or "P2P_CONNECTOR_PORT";
-        "Port of the offloading connector's P2P tier; rank r is on PORT + r"
+        "Port of the offloading connector's P2P tier; rank r uses PORT + r"
     ENABLE_P2P_PULL: PrefillDecode Switch "enable-p2p-pull" = "false";
-        "Let prefillers pull a cached prefix from a peer that the request names (nixlv2)"
+        "Let prefillers pull a cached prefix from the peer named in the request (nixlv2 only)"
     DECODE_CHUNK_SIZE: PrefillDecode Value("TOKENS") "decode-chunk-size" = "0";
-        "Decode in chunks of this many tokens; 0 is off"
+        "Decode in chunks of this many tokens; 0 decodes in one request"
     PREFILL_MAX_RETRIES: PrefillDecode Value("N") "prefill-max-retries" = "0";
-        "Repeat a prefill that answered 502, 503 or 504 this many times"
+        "Number of retries of a prefill whose connection fails or that returns 502, 503 or 504"
     PREFILL_RETRY_BACKOFF: PrefillDecode Value("DURATION") "prefill-retry-backoff" = "200ms";
-        "Wait between prefill attempts"
+        "Pause before each prefill retry"
     ON_PREFILL_FAILURE: PrefillDecode Value("ACTION") "on-prefill-failure" = "error";
-        "Prefill failed: error (the prefiller's) or decode (locally)"
+        "After a failed prefill: error (return the error) or decode (process the prompt locally)"
     ON_MISSING_KV: PrefillDecode Value("ACTION") "on-missing-kv" = "decode";
-        "Prefill answered without a usable handoff: decode (locally) or error"
+        "If there is no usable handoff: decode (process the prompt locally) or error"
     HANDOFF_MAX_AGE: PrefillDecode Value("DURATION") "handoff-max-age" = "20s";
-        "Never start decode with an older handoff; keep it below the engine's lease (30s)"
+        "Maximum age of a handoff; keep it below the engine's lease (vLLM: 30s)"
     HIDE_PREFILL_ERRORS: PrefillDecode Switch "hide-prefill-errors" = "false";
-        "Answer a failed prefill with our own text instead of the engine's"
+        "Replace the engine's error message for a failed prefill with a generic one"
     ON_DECODE_KV_ERROR: PrefillDecode Value("ACTION") "on-decode-kv-error" = "recompute";
-        "Decode could not load the KV cache: recompute (without the handoff) or error"
+        "If decode cannot load the KV cache: recompute (retry without the handoff) or error"
     ALLOW_FLAT_BLOCKS: PrefillDecode Switch "allow-flat-blocks" = "false";
-        "Take handoffs whose block ids are one flat list, as older engines write them"
+        "Accept handoffs whose block ids are a single flat list, as in older engines"
     TRUST_CLIENT_KV: PrefillDecode Switch "trust-client-kv" = "false";
-        "Let a client's own transfer parameters reach engines: only where every client is yours"
+        "Pass transfer parameters sent by clients to engines; unsafe unless all clients are trusted"
     RELEASE_STRANDED_KV: PrefillDecode Switch "release-stranded-kv" = "false";
-        "Ask the prefiller to give up KV cache that nobody will fetch"
+        "Make the prefiller free KV cache that no decoder will fetch (nixlv2 only)"
     MORIIO_WRITE_MODE: MoriIo Switch "moriio-write-mode" = "false";
-        "Prefillers write into the decoder's memory; without it only --moriio-dp-size has an effect"
+        "Prefillers write into the decoder's memory; unset, only --moriio-dp-size has an effect"
     MORIIO_PARALLEL_DISPATCH: MoriIo Switch "moriio-parallel-dispatch" = "false";
-        "Start prefill and decode together; needs --moriio-write-mode"
+        "Run prefill and decode concurrently; requires --moriio-write-mode"
     MORIIO_PARALLEL_DECODE_WAIT_TIMEOUT: MoriIo Value("DURATION")
         "moriio-parallel-decode-wait-timeout" = "30s";
-        "Hold an answer back for the prefiller's at most this long"
+        "Longest time to hold back a decode response until prefill has succeeded"
     MORIIO_LOCAL_POD_IP: MoriIo Value("ADDR") "moriio-local-pod-ip" = "" or "POD_IP";
-        "This pod as prefillers reach it; needed for --moriio-write-mode"
+        "Address of this pod for prefillers; required with --moriio-write-mode"
     MORIIO_DECODE_NOTIFY_PORT: MoriIo Value("PORT") "moriio-decode-notify-port" = "61005";
         "Notification port of decoders"
     MORIIO_PREFILL_NOTIFY_PORT: MoriIo Value("PORT") "moriio-prefill-notify-port" = "61005";
@@ -183,88 +183,88 @@ keys! {
     MORIIO_TP_SIZE: MoriIo Value("N") "moriio-tp-size" = "1";
         "Tensor-parallel size of the engines"
     MORIIO_DP_SIZE: MoriIo Value("N") "moriio-dp-size" = "1";
-        "Data-parallel size of the engines, over all pods"
+        "Data-parallel size of the engines, across all pods"
     MORIIO_DP_SIZE_LOCAL: MoriIo Value("N") "moriio-dp-size-local" = "0";
-        "Data-parallel ranks of one pod; 0 when there is one pod"
+        "Data-parallel ranks per pod; 0 if there is only one pod"
     MORIIO_REMOTE_HOSTS: MoriIo List("HOSTS") "moriio-remote-hosts" = "";
-        "The prefill pods in rank order, addresses or names"
+        "Prefill pods in rank order, as IP addresses or host names"
     MORIIO_DECODE_HOSTS: MoriIo List("HOSTS") "moriio-decode-hosts" = "";
-        "The decode pods in rank order, addresses or names"
+        "Decode pods in rank order, as IP addresses or host names"
     SECURE_PROXY: Tls Switch "secure-proxy" = "true", common;
-        "Serve TLS; --secure-proxy=false serves plain text"
+        "Serve TLS to clients; --secure-proxy=false serves plain text"
     CERT_PATH: Tls Value("DIR") "cert-path" = "";
-        "Directory of tls.crt and tls.key, read again when they change; without it the certificate is \
-         self-signed"
+        "Directory with tls.crt and tls.key, reloaded when they change; without it, a self-signed \
+         certificate is used"
     ENABLE_TLS: Tls List("STAGES") "enable-tls" = "";
-        "Speak TLS to these: prefiller, decoder, encoder"
+        "Connect with TLS to these engines: prefiller, decoder, encoder"
     TLS_INSECURE_SKIP_VERIFY: Tls List("STAGES") "tls-insecure-skip-verify" = "";
-        "Take any certificate of these: prefiller, decoder, encoder"
+        "Do not verify the certificates of these engines: prefiller, decoder, encoder"
     TLS_CA_FILE: Tls Value("FILE") "tls-ca-file" = "";
-        "Certificates (PEM) that engines' may be signed by, besides the system's"
+        "CA certificates (PEM) to trust for engines, in addition to the system's"
     TLS_CLIENT_CERT: Tls Value("FILE") "tls-client-cert" = "";
-        "Certificate chain (PEM) shown to engines that ask for one; needs --tls-client-key"
+        "Client certificate chain (PEM) for engines that request one; requires --tls-client-key"
     TLS_CLIENT_KEY: Tls Value("FILE") "tls-client-key" = "";
-        "Its key (PEM)"
+        "Private key (PEM) of --tls-client-cert"
     ENABLE_SSRF_PROTECTION: Allowlist Switch "enable-ssrf-protection" = "false";
-        "Refuse requests that name other engines than those allowed below"
+        "Refuse requests that name a target not allowed by the flags below"
     INFERENCE_POOL: Allowlist Value("[NS/]NAME") "inference-pool" = "" or "INFERENCE_POOL";
-        "Allow the pods of this InferencePool; needs --enable-ssrf-protection"
+        "Allow the pods of this InferencePool; requires --enable-ssrf-protection"
     POOL_GROUP: Allowlist Value("GROUP") "pool-group" = "inference.networking.k8s.io";
-        "API group of the pool: this one, or inference.networking.x-k8s.io"
+        "API group of the pool: inference.networking.k8s.io or inference.networking.x-k8s.io"
     ALLOW_TARGET: Allowlist List("RULES") "allow-target" = "";
-        "Allow HOST or CIDR, with or without :PORT; turns the protection on by itself"
+        "Allow HOST[:PORT] or CIDR[:PORT]; implies --enable-ssrf-protection"
     ALLOW_TARGETS_FILE: Allowlist Value("FILE") "allow-targets-file" = "";
-        "Allow what this file says, one rule per line, read again when it changes; turns the \
-         protection on by itself"
+        "Allow the rules in this file, one per line, reloaded when it changes; implies \
+         --enable-ssrf-protection"
     MAX_BODY: Limits Value("SIZE") "max-body" = "512MiB";
-        "Largest request body"
+        "Maximum size of a request body"
     BODY_BUDGET: Limits Value("SIZE") "body-budget" = "2GiB";
-        "Bytes of all bodies held for prefill/decode together"
+        "Maximum total size of the request bodies buffered for prefill/decode"
     MAX_PREFILL_RESPONSE: Limits Value("SIZE") "max-prefill-answer" = "64MiB";
-        "Largest prefill answer"
+        "Maximum size of a prefill response"
     CONNECT_TIMEOUT: Timeouts Value("DURATION") "connect-timeout" = "2s";
-        "Connecting to an engine"
+        "Time limit for connecting to an engine"
     HEAD_TIMEOUT: Timeouts Value("DURATION") "head-timeout" = "10s";
-        "A client's request head, in total"
+        "Time limit for receiving a complete request head"
     BODY_TIMEOUT: Timeouts Value("DURATION") "body-timeout" = "30s";
-        "A client's upload without progress"
+        "Longest time between two reads of a request body"
     CLIENT_STALL_TIMEOUT: Timeouts Value("DURATION") "client-stall-timeout" = "300s";
-        "A client that does not take its answer"
+        "Longest time a client may go without accepting response data"
     KEEPALIVE_TIMEOUT: Timeouts Value("DURATION") "keepalive-timeout" = "300s";
-        "An idle client connection"
+        "Close a client connection after this idle time"
     FIRST_BYTE_TIMEOUT: Timeouts Value("DURATION") "first-byte-timeout" = "off";
-        "An engine that stays silent before its first answer byte"
+        "Longest time an engine may take to send its first response byte"
     PREFILL_TIMEOUT: Timeouts Value("DURATION") "prefill-timeout" = "off";
-        "One prefill attempt, in total"
+        "Time limit for one prefill attempt"
     DRAIN_TIMEOUT: Timeouts Value("DURATION") "drain-timeout" = "60s";
-        "Running requests after SIGTERM"
+        "Longest time to wait for running requests after SIGTERM"
     DRAIN_SETTLE: Timeouts Value("DURATION") "drain-settle" = "0s";
-        "Keep accepting this long after SIGTERM, while load balancers notice"
+        "Keep accepting connections this long after SIGTERM, so that load balancers can react"
     ADMIN_ADDRESS: Observability Value("ADDR") "admin-address" = "127.0.0.1:9890";
-        "Address of /metrics, /livez and /readyz, or off"
+        "Address of the admin server (/metrics, /livez, /readyz), or off"
     METRICS_PORT: Observability Value("PORT") "metrics-port" = "0";
-        "Serve /metrics on this port of all addresses too; 0 is off [env: MORIIO_METRICS_ADDR, an \
-         address, where it is 0]"
+        "Also serve /metrics on this port of all addresses; 0 is off [env: MORIIO_METRICS_ADDR, an \
+         address, used if this is 0]"
     TRACING: Observability Switch "tracing" = "false";
-        "Record OpenTelemetry spans; OTEL_* variables say which (a tenth) and where to (stdout)"
+        "Record OpenTelemetry spans; OTEL_* variables set sampling (10 %) and destination (stdout)"
     LOG_LEVEL: Observability Value("LEVEL") "log-level" = "info", common;
-        "error, warn, info, debug or trace"
+        "Log messages of this level and above: error, warn, info, debug or trace"
     LOG_FORMAT: Observability Value("FORMAT") "log-format" = "text";
-        "text or json, on stderr"
+        "Format of the log on stderr: text or json"
     ACCESS_LOG: Observability Value("TARGET") "access-log" = "off";
-        "One JSON line per request: off, stdout, stderr or a file"
+        "Write one JSON line per request to stdout, stderr or a file; off disables it"
     CORES: Performance Value("WHERE") "cores" = "auto";
-        "Where shards are pinned. auto: one, beside the GPUs this process can open, else on the last \
-         CPU. 1 or 0-3,8: one on each CPU (names, not a count). near:gpu0, near:gpu0-3, near:eth0, \
-         near:mlx5_0, near:0000:3b:00.0, numa:1 or numa:0-1: one on the best CPU there; *N behind it \
-         gives N, spread over the nodes"
+        "CPUs to run shards on. auto: one shard, near the GPUs this process can open, otherwise on \
+         the last CPU. 1 or 0-3,8: one shard on each listed CPU (CPU numbers, not a count). \
+         near:gpu0, near:gpu0-3, near:eth0, near:mlx5_0, near:0000:3b:00.0, numa:1 or numa:0-1: \
+         one shard on the best CPU there; a suffix *N starts N shards, spread over the NUMA nodes"
     BUSY_POLL: Performance Value("DURATION") "busy-poll" = "off";
-        "Keep looking for events this long after the last one before sleeping, such as 50us; takes \
-         the shard's CPU for itself"
+        "Poll for events this long after the last one before sleeping, for example 50us; keeps the \
+         shard's CPU fully busy"
     CONFIGURATION: Configuration Value("YAML") "configuration" = "";
-        "Flags without dashes as YAML or JSON, such as '{port: 8000}'; flags win"
+        "YAML or JSON document of flags without dashes: '{port: 8000}'; flags override it"
     CONFIGURATION_FILE: Configuration Value("FILE") "configuration-file" = "";
-        "The same in a file"
+        "File with a YAML or JSON document of flags without dashes"
 }
 
 #[cfg(test)]
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(names.len(), ALL.len());
         let mut groups: Vec<_> = ALL.iter().map(|key| key.group).collect();
         groups.dedup();
-        assert_eq!(groups.len(), 11, "a group is listed twice");
+        assert_eq!(groups.len(), 11, "the keys of a group are not adjacent");
         assert!(ALL.iter().all(|key| !key.help.ends_with('.')));
     }
 }

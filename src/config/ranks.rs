@@ -78,15 +78,15 @@ impl Reader<'_> {
         let given: Vec<_> = given.map(|key| format!("--{}", key.name)).collect();
         if !given.is_empty() {
             let text = format!(
-                "is given together with {}: the decoder is behind a socket or a port, so drop one",
+                "is given together with {}: the decoder uses either a socket or a port",
                 given.join(" and ")
             );
             self.problem(key, &text);
         }
         if size > 1 && !path.contains(RANK) {
             let text = format!(
-                "`{path}` is one socket for {size} ranks; write {RANK} where the rank's number \
-                 goes, such as /run/vllm-{RANK}.sock"
+                "`{path}` is a single socket for {size} ranks; write {RANK} where the rank's \
+                 number goes, such as /run/vllm-{RANK}.sock"
             );
             self.problem(key, &text);
             return Vec::new();
@@ -108,7 +108,7 @@ impl Reader<'_> {
     fn model_server_port(&mut self) -> &'static Key {
         if self.is_given(&keys::VLLM_PORT) {
             self.warnings.push(
-                "--vllm-port is deprecated; use --model-server-port, which wins when both are given"
+                "--vllm-port is deprecated; use --model-server-port, which takes precedence if both are set"
                     .to_owned(),
             );
         }
@@ -118,7 +118,7 @@ impl Reader<'_> {
     /// Reads a port that is the first of `size` consecutive ports.
     pub(super) fn port_range(&mut self, key: &Key, text: &str, size: u32) -> u16 {
         let Some(port) = text.parse::<u16>().ok().filter(|port| *port != 0) else {
-            let text = format!("`{text}` is not a port; give one from 1 to 65535");
+            let text = format!("`{text}` is not a port; give a number from 1 to 65535");
             self.problem(key, &text);
             return 1;
         };
@@ -167,8 +167,8 @@ impl Reader<'_> {
             && let Some((host, _)) = is_decoders(rank.listen, meet)
         {
             let text = format!(
-                "port {meet} would be both ours and the decoder's on {host}, so requests would \
-                 come back to us; move one of the two"
+                "port {meet} would be both a listening port and the decoder's port on {host}, so \
+                 requests would loop; change one of them"
             );
             self.problem(&keys::PORT, &text);
         }
@@ -180,19 +180,19 @@ impl Reader<'_> {
             let Some(address) = address else { continue };
             let listen = ListenAddress::Address(address);
             let what = if ours.contains(&address.port()) {
-                "a listener of ours"
+                "a listening port for clients"
             } else if is_decoders(listen, address.port()).is_some() {
-                "the decoder's"
+                "the decoder's port"
             } else if key.name == keys::METRICS_PORT.name
                 && config
                     .admin
                     .is_some_and(|admin| admin.port() == address.port())
             {
-                "the admin server's, which serves /metrics already"
+                "the admin server's port, which already serves /metrics"
             } else {
                 continue;
             };
-            let text = format!("port {} is {what}; give another", address.port());
+            let text = format!("port {} is {what}; choose another", address.port());
             self.problem(key, &text);
         }
     }

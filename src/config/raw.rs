@@ -173,7 +173,7 @@ impl RawConfig {
         let namespace = half(namespace, "INFERENCE_POOL_NAMESPACE");
         let Some(name) = half(name, "INFERENCE_POOL_NAME") else {
             if namespace.is_some() {
-                self.warn("a namespace of an InferencePool without its name has no effect");
+                self.warn("the namespace of an InferencePool has no effect without its name");
             }
             return;
         };
@@ -184,7 +184,7 @@ impl RawConfig {
         if by_flag && !self.has_flag(key) {
             self.set_as(key, text, "inference-pool-name");
         } else if !by_flag && !self.environment.contains_key(key.name) {
-            self.warn("INFERENCE_POOL_NAME is the old name of INFERENCE_POOL");
+            self.warn("INFERENCE_POOL_NAME is deprecated; use INFERENCE_POOL");
             let source = Source::Environment("INFERENCE_POOL_NAME");
             self.environment.insert(key.name, RawValue { text, source });
         }
@@ -259,7 +259,7 @@ impl RawConfig {
             {
                 let wanted = match key.kind {
                     Kind::Switch => "neither true nor false",
-                    Kind::Value(_) | Kind::List(_) => "no number",
+                    Kind::Value(_) | Kind::List(_) => "not a number",
                 };
                 let text = format!("{name} is `{text}`, which is {wanted}; it is ignored");
                 self.warnings.push(text);

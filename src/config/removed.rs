@@ -171,7 +171,7 @@ impl RawConfig {
                 }
             }
             Meaning::Logs => self.warn(format!(
-                "--{name} has no effect: the log goes to standard error; see --log-level and \
+                "--{name} has no effect: logs are written to standard error; see --log-level and \
                  --log-format"
             )),
         }
@@ -179,7 +179,7 @@ impl RawConfig {
 
     fn renamed(&mut self, name: &str, new: &str) {
         self.warn(format!(
-            "--{name} was removed from pd-sidecar; it is taken as --{new}"
+            "--{name} was removed from pd-sidecar; it is treated as --{new}"
         ));
     }
 

@@ -59,11 +59,11 @@ fn malformed(error: &serde_saphyr::Error) -> Malformed {
         .map_or((1, 1), |at| (at.line(), at.column()));
     let text = match error.without_snippet() {
         Error::DuplicateMappingKey { key, .. } => match key {
-            Some(key) => format!("`{key}` stands here a second time; keep one"),
-            None => "the key stands here a second time; keep one".to_owned(),
+            Some(key) => format!("`{key}` is given twice; remove one"),
+            None => "the key is given twice; remove one".to_owned(),
         },
         Error::MultipleDocuments { .. } => {
-            "a second document begins here; the configuration is one".to_owned()
+            "a second document starts here; give only one".to_owned()
         }
         other => {
             // The position is removed here because it is reported separately.
@@ -233,12 +233,7 @@ mod tests {
     fn what_is_no_document_is_placed() {
         for (text, line, column, want) in [
             ("port: [1", 1, 7, "unclosed bracket"),
-            (
-                "port: 1\nport: 2\n",
-                2,
-                1,
-                "`port` stands here a second time",
-            ),
+            ("port: 1\nport: 2\n", 2, 1, "`port` is given twice"),
             ("- port\n", 1, 1, "sequence, expected lines of `key: value`"),
             (
                 "port",

@@ -64,7 +64,10 @@ impl Allowlist {
     }
 
     /// Replaces the rules of the pods. After the first call the list is complete.
-    #[cfg_attr(not(feature = "k8s"), expect(dead_code, reason = "who has pods"))]
+    #[cfg_attr(
+        not(feature = "k8s"),
+        expect(dead_code, reason = "called by the module `pool` only")
+    )]
     pub(super) fn set_pods(&self, pods: Vec<AllowRule>) {
         self.change(|sources| {
             sources.pods = pods;
@@ -79,7 +82,7 @@ impl Allowlist {
             is_good: sources.awaited.is_none(),
             text: match &sources.awaited {
                 None => format!("allowlist: {} entries", sources.entries),
-                Some(pool) => format!("allowlist: the pods of {pool} are not known yet"),
+                Some(pool) => format!("allowlist: waiting for the pods of {pool}"),
             },
         }
     }
@@ -92,7 +95,7 @@ impl Allowlist {
         let list = AllowList::new(fixed_and_file.chain(&sources.pods));
         sources.entries = list.len();
         self.metrics.set_entries(sources.entries);
-        tracing::debug!("the allowlist has {} entries", sources.entries);
+        tracing::debug!("allowlist published: {} entries", sources.entries);
         self.targets.publish(list, sources.awaited.is_none());
     }
 
@@ -137,11 +140,18 @@ async fn follow_file(
             Err(_) if now == last => {}
             Ok(rules) => {
                 list.take_file(rules);
-                tracing::info!("{} has {} rules now", path.display(), rules.len());
+                tracing::info!(
+                    "allowlist file {} reloaded: {} rules",
+                    path.display(),
+                    rules.len()
+                );
             }
             Err(why) => {
                 list.metrics.failed(AllowSource::File);
-                tracing::warn!("{} {why}\nthe rules before still hold", path.display());
+                tracing::warn!(
+                    "allowlist file {} {why}\nkeeping the previous rules",
+                    path.display()
+                );
             }
         }
         last = now;
@@ -153,29 +163,29 @@ fn read_rules(path: &Path) -> Result<Vec<AllowRule>, String> {
     let cannot = |error: std::io::Error| format!("cannot be read: {error}");
     // Opening a named pipe would block until a writer opens it.
     if !path.metadata().map_err(cannot)?.is_file() {
-        return Err("is not a file".to_owned());
+        return Err("is not a regular file".to_owned());
     }
     let mut text = String::new();
     let file = File::open(path).map_err(cannot)?;
     let mut file = file.take(ALLOW_FILE_BYTES_MAX + 1);
     file.read_to_string(&mut text).map_err(cannot)?;
     if text.len() as u64 > ALLOW_FILE_BYTES_MAX {
-        return Err(format!("has more than {ALLOW_FILE_BYTES_MAX} bytes"));
+        return Err(format!("is larger than {ALLOW_FILE_BYTES_MAX} bytes"));
     }
     AllowRule::parse_lines(&text).map_err(|wrong| explain(&wrong))
 }
 
 fn explain(wrong: &[(usize, &str, AllowError)]) -> String {
     let count = match wrong.len() {
-        1 => "a line that is no rule".to_owned(),
-        count => format!("{count} lines that are no rules"),
+        1 => "an invalid line".to_owned(),
+        count => format!("{count} invalid lines"),
     };
     let mut text = format!("has {count}:");
     for (line, rule, why) in wrong.iter().take(ALLOW_PROBLEMS_SHOWN_MAX) {
         text += &format!("\n  line {line}: `{}`: {why}", rule.escape_debug());
     }
     if wrong.len() > ALLOW_PROBLEMS_SHOWN_MAX {
-        text += "\n  and more";
+        text += "\n  ...";
     }
     text
 }
@@ -186,11 +196,14 @@ async fn follow_pool(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), Exit> 
 }
 
 #[cfg(not(feature = "k8s"))]
-#[expect(clippy::unused_async, reason = "as the other one")]
+#[expect(
+    clippy::unused_async,
+    reason = "same signature as with the feature `k8s`"
+)]
 async fn follow_pool(_: &PoolRef, _: &Arc<Allowlist>) -> Result<(), Exit> {
     Err(Exit::config(
-        "ringside: --inference-pool: this build cannot watch an InferencePool: build it with the \
-         feature `k8s`, or name the targets with --allow-target or --allow-targets-file",
+        "ringside: --inference-pool: this build cannot watch an InferencePool; build with the \
+         feature `k8s`, or list the targets with --allow-target or --allow-targets-file",
     ))
 }
 
@@ -211,7 +224,7 @@ mod tests {
         );
         let wrong = read(b"a\nb c\x07\n10.0.0.0/33\n").unwrap_err();
         let lines: Vec<_> = wrong.lines().collect();
-        assert_eq!(lines[0], "has 2 lines that are no rules:");
+        assert_eq!(lines[0], "has 2 invalid lines:");
         assert!(
             lines[1].starts_with("  line 2: `b c\\u{7}`: neither a name nor an address"),
             "{wrong}"
@@ -223,13 +236,13 @@ mod tests {
         assert!(
             read(b":\n")
                 .unwrap_err()
-                .starts_with("has a line that is no rule:\n")
+                .starts_with("has an invalid line:\n")
         );
         let many = read(":\n".repeat(ALLOW_PROBLEMS_SHOWN_MAX + 5).as_bytes()).unwrap_err();
         assert_eq!(many.lines().count(), ALLOW_PROBLEMS_SHOWN_MAX + 2);
         let long = vec![b'#'; usize::try_from(ALLOW_FILE_BYTES_MAX).unwrap() + 1];
         assert!(read(&long[1..]).is_ok());
-        assert!(read(&long).unwrap_err().starts_with("has more than "));
+        assert!(read(&long).unwrap_err().starts_with("is larger than "));
         assert!(read(b"\xff").unwrap_err().starts_with("cannot be read: "));
         std::fs::remove_file(&path).unwrap();
         assert!(
@@ -239,7 +252,7 @@ mod tests {
         );
         assert_eq!(
             read_rules(&std::env::temp_dir()),
-            Err("is not a file".to_owned())
+            Err("is not a regular file".to_owned())
         );
     }
 }

@@ -99,7 +99,7 @@ fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileEr
     match chain {
         Ok(chain) if chain.is_empty() => Err(FileError::new(
             file,
-            "no certificate in it; it must be PEM (-----BEGIN CERTIFICATE-----)",
+            "no certificate found; the file must be PEM (-----BEGIN CERTIFICATE-----)",
         )),
         Ok(chain) => Ok(chain),
         Err(error) => Err(FileError::new(file, format!("not valid PEM: {error}"))),
@@ -115,7 +115,9 @@ fn read(path: &Path) -> Result<Vec<u8>, FileError> {
         .read_to_end(&mut bytes)
         .map_err(failed)?;
     if bytes.len() as u64 > CERTIFICATE_FILE_BYTES_MAX {
-        let text = format!("larger than {CERTIFICATE_FILE_BYTES_MAX} bytes, so no certificate");
+        let text = format!(
+            "larger than {CERTIFICATE_FILE_BYTES_MAX} bytes, too large for a certificate or key"
+        );
         return Err(FileError::new(path, text));
     }
     Ok(bytes)
@@ -201,13 +203,13 @@ impl Renewal {
             Ok(()) => {
                 reloads.record(true);
                 tracing::info!(
-                    "{}: new certificate in use for new connections",
+                    "{}: certificate reloaded; used for new connections",
                     self.folder.display()
                 );
             }
             Err(error) => {
                 reloads.record(false);
-                tracing::warn!("{error}; the certificate in use is kept");
+                tracing::warn!("certificate not reloaded: {error}; keeping the current one");
             }
         }
         self.seen = now;

@@ -70,7 +70,7 @@ async fn show(options: DemoOptions) -> Result<(), Exit> {
     say(&report(&seen, &running.metrics()));
     if !options.once {
         say(&format!(
-            "\nStill serving. Try it (Ctrl-C ends):\n\n  curl -N http://127.0.0.1:{port}/v1/chat/completions \\\n    \
+            "\nStill serving. Try it (press Ctrl-C to stop):\n\n  curl -N http://127.0.0.1:{port}/v1/chat/completions \\\n    \
              -H 'content-type: application/json' -H 'x-prefiller-host-port: {}' \\\n    \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}],\"stream\":true}}'\n",
             prefill.host_port()
@@ -97,7 +97,9 @@ fn config(port: u16, decode_port: u16) -> Result<Config, Exit> {
     ];
     match cli::parse_with(args.map(Into::into), &|_| None)? {
         Command::Sidecar(config, _) => Ok(*config),
-        Command::Mock(_) | Command::Demo(_) => Err(Exit::runtime("demo: no sidecar")),
+        Command::Mock(_) | Command::Demo(_) => Err(Exit::runtime(
+            "demo: the command line did not select the sidecar",
+        )),
     }
 }
 
@@ -182,7 +184,7 @@ fn check(seen: &Seen, prefill: &Engine, decode: &Engine) -> Result<(), Exit> {
         return Ok(());
     }
     Err(Exit::runtime(format!(
-        "demo: the answer is not what it should be ({} tokens, complete: {}, legs: {legs:?})",
+        "demo: unexpected response ({} tokens, complete: {}, legs: {legs:?})",
         seen.tokens, seen.is_complete
     )))
 }
@@ -193,7 +195,7 @@ fn report(seen: &Seen, metrics: &str) -> String {
     let overhead = "ringside_proxy_overhead_seconds";
     let part = |direction| mean_us(overhead, &format!("direction=\"{direction}\""));
     format!(
-        "{} tokens, first after {:.1} ms, all after {:.1} ms\n\
+        "{} tokens, first after {:.1} ms, last after {:.1} ms\n\
          prefill leg     {:>8.1} ms\n\
          decode leg      {:>8.1} ms to its first byte\n\
          ringside added  {:>8.0} us before the prefill leg, {:.0} us to the first byte, {:.0} us per chunk\n",

@@ -79,7 +79,7 @@ async fn write(mut reported: mpsc::Receiver<Failure>) {
                 tracing::debug!("{text}");
             }
             Some((at, more)) if *more > 0 => {
-                tracing::warn!("{text} ({more} more of this kind since the last such line)");
+                tracing::warn!("{text} ({more} more of this kind since the last warning)");
                 (*at, *more) = (Instant::now(), 0);
             }
             _ => {
@@ -106,41 +106,41 @@ fn explain(failure: &Failure) -> String {
         (peer, None) => format!("{} engine", peer.label()),
     };
     let what = match (failure.peer, failure.outcome) {
-        (_, Outcome::Ok) => "well",
+        (_, Outcome::Ok) => "no error",
         (TlsPeer::Client, Outcome::PlainText) => {
-            "it speaks plain HTTP to the TLS port; use https, or --secure-proxy=false"
+            "plain HTTP was sent to the TLS port; use https, or set --secure-proxy=false"
         }
         (TlsPeer::Client, Outcome::Protocol) => {
-            "it offers no http/1.1 (ALPN), probably HTTP/2 only, which is not spoken here; it was \
-             refused with the alert no_application_protocol"
+            "the client does not offer http/1.1 (ALPN); it probably supports only HTTP/2, which is \
+             not supported here; the alert no_application_protocol was sent"
         }
-        (_, Outcome::Protocol) => "it does not speak http/1.1 (ALPN)",
+        (_, Outcome::Protocol) => "the engine does not support http/1.1 (ALPN)",
         (_, Outcome::Version) => {
-            "no TLS version, cipher suite, curve or kind of signature in common (TLS 1.2 and 1.3 are spoken)"
+            "no common TLS version, cipher suite, curve or signature scheme (supported: TLS 1.2 and 1.3)"
         }
-        (TlsPeer::Client, Outcome::Certificate) => "it does not accept the certificate",
+        (TlsPeer::Client, Outcome::Certificate) => "the client rejected the certificate",
         (_, Outcome::Certificate) => {
-            "its certificate is not accepted; it must be valid for the host as configured and \
-             lead to a system root or one of --tls-ca-file"
+            "certificate verification failed; the certificate must be valid for the configured \
+             host and chain to a system root or to one in --tls-ca-file"
         }
-        (TlsPeer::Client, Outcome::Alert) => "it refused",
+        (TlsPeer::Client, Outcome::Alert) => "the client sent an alert",
         (_, Outcome::Alert) => {
-            "it refused; if it wants a client certificate, give --tls-client-cert and \
-             --tls-client-key"
+            "the engine sent an alert; if it requires a client certificate, set --tls-client-cert \
+             and --tls-client-key"
         }
-        (TlsPeer::Client, Outcome::Unfinished) => "the connection ended before the handshake did",
+        (TlsPeer::Client, Outcome::Unfinished) => "connection closed during the handshake",
         (_, Outcome::Unfinished) => {
-            "the connection ended before the handshake did; if it speaks plain HTTP, leave it out \
-             of --enable-tls"
+            "connection closed during the handshake; if the engine uses plain HTTP, remove it from \
+             --enable-tls"
         }
-        (TlsPeer::Client, Outcome::Broken) => "what it sent is not TLS",
+        (TlsPeer::Client, Outcome::Broken) => "invalid TLS data received",
         (_, Outcome::Broken | Outcome::PlainText) => {
-            "what it sent is not TLS; if it speaks plain HTTP, leave it out of --enable-tls"
+            "invalid TLS data received; if the engine uses plain HTTP, remove it from --enable-tls"
         }
     };
     match &failure.error {
-        Some(error) => format!("TLS with {who} failed: {what} ({error})"),
-        None => format!("TLS with {who} failed: {what}"),
+        Some(error) => format!("TLS handshake with {who} failed: {what} ({error})"),
+        None => format!("TLS handshake with {who} failed: {what}"),
     }
 }
 

@@ -33,8 +33,8 @@ pub(super) async fn resolve(
     let first = refresh(&written, &written, counters).await;
     if let Some(name) = names(&first).next() {
         return Err(Exit::config(format!(
-            "ringside: the MoRI-IO host `{name}` does not resolve; give an address or a name that \
-             does"
+            "ringside: MoRI-IO host `{name}` does not resolve; set an address or a name that \
+             resolves"
         )));
     }
     let hosts = Arc::new(ArcSwap::from_pointee(first));
@@ -53,7 +53,7 @@ async fn keep(written: MoriConfig, hosts: Hosts, counters: Arc<DnsCounters>) {
             tracing::info!(
                 prefill = ?fresh.prefill_hosts,
                 decode = ?fresh.decode_hosts,
-                "the MoRI-IO pods have other addresses"
+                "addresses of the MoRI-IO pods changed"
             );
             hosts.store(Arc::new(fresh));
         }
@@ -86,7 +86,7 @@ async fn refresh(written: &MoriConfig, known: &MoriConfig, counters: &DnsCounter
                 Some(address) => address.to_string(),
                 None => {
                     counters.failed();
-                    tracing::warn!(%host, "a MoRI-IO host does not resolve");
+                    tracing::warn!(%host, "MoRI-IO host does not resolve; keeping its last known address");
                     known.clone()
                 }
             };
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(
             fresh.decode_hosts,
             ["10.4.0.9"],
-            "stale, but better than a name"
+            "a stale address is better than a name"
         );
         assert_eq!(counters.values(), [0, 0, 1]);
         assert_eq!(names(&fresh).count(), 0);

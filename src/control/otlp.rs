@@ -88,7 +88,7 @@ impl Collector {
         };
         let response = match tokio::time::timeout(self.timeout, response).await {
             Ok(response) => response?,
-            Err(_) => return Err(format!("no answer in {:?}", self.timeout)),
+            Err(_) => return Err(format!("no response within {:?}", self.timeout)),
         };
         let refused = response
             .partial_success
@@ -144,7 +144,7 @@ fn http(collector: &OtlpConfig) -> Result<Way, String> {
 }
 
 fn bad_endpoint(collector: &OtlpConfig, error: &dyn std::error::Error) -> String {
-    format!("the OTLP endpoint `{}`: {error}", collector.endpoint)
+    format!("OTLP endpoint `{}`: {error}", collector.endpoint)
 }
 
 /// Returns the header fields that are sent with every export. Values may be secret and are never
@@ -155,7 +155,7 @@ fn headers(pairs: &[(String, String)]) -> Result<HeaderMap, String> {
         let pair = (HeaderName::from_str(name), HeaderValue::from_str(value));
         let (Ok(name), Ok(mut value)) = pair else {
             return Err(format!(
-                "OTEL_EXPORTER_OTLP_HEADERS: `{name}` or its value cannot be sent as a header"
+                "OTEL_EXPORTER_OTLP_HEADERS: `{name}` or its value is not a valid header field"
             ));
         };
         value.set_sensitive(true);
@@ -185,7 +185,7 @@ where
     // Read the body even on failure, so that the connection can be reused.
     let body = to_bytes(Body::new(response.into_body()), RESPONSE_BYTES_MAX).await;
     if !status.is_success() {
-        return Err(format!("the collector answers {status}"));
+        return Err(format!("the collector responded {status}"));
     }
     let body = body.map_err(|error| error.to_string())?;
     // The status is a success: the spans were accepted even if the body cannot be decoded.

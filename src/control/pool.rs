@@ -63,7 +63,7 @@ pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), 
     let refused = |why: String| Exit::config(format!("ringside: --inference-pool {pool}: {why}"));
     let mut config = Config::infer().await.map_err(|error| {
         refused(format!(
-            "no way to the Kubernetes API: {error}; give KUBECONFIG, or run in a pod with a \
+            "no access to the Kubernetes API: {error}; set KUBECONFIG, or run in a pod with a \
              service account"
         ))
     })?;
@@ -71,7 +71,7 @@ pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), 
     config.default_retry = false;
     let client = Client::try_from(config).map_err(|error| {
         refused(format!(
-            "the Kubernetes configuration cannot be used: {error}"
+            "the Kubernetes client configuration is invalid: {error}"
         ))
     })?;
     list.metrics.uses(AllowSource::Pool);
@@ -107,7 +107,7 @@ async fn follow_pool(
     reflect(&collection, |pools: &Pools| {
         let wanted = match pools.get(&pool.name) {
             None => {
-                tracing::warn!("there is no InferencePool {pool}: none of its pods are allowed");
+                tracing::warn!("InferencePool {pool} does not exist: none of its pods are allowed");
                 Wanted::Nothing
             }
             Some(kept) => {
@@ -144,7 +144,7 @@ async fn follow_pods(
                     list.set_pods(Vec::new());
                 }
                 Wanted::Labels(labels) => {
-                    tracing::info!("the pods of {pool} are those with {labels}");
+                    tracing::info!("InferencePool {pool} selects pods with {labels}");
                     let collection = Collection {
                         client: &client,
                         path: format!("/api/v1/namespaces/{}/pods", pool.namespace),

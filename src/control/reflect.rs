@@ -153,7 +153,9 @@ pub(super) async fn reflect<S, T>(
             End::Failed(why) => {
                 collection.metrics.failed(collection.source);
                 let what = collection.source.label();
-                tracing::warn!("the {what} of the allowlist: {why}; what is known stays");
+                tracing::warn!(
+                    "allowlist: failed to read the {what}: {why}; keeping the last known state"
+                );
             }
         }
         tokio::time::sleep(pauses.next(random_ms())).await;
@@ -296,7 +298,7 @@ impl Collection<'_> {
         match timeout(self.patience(), asked).await {
             Ok(responded) => Ok(responded?),
             Err(_) => Err(End::Failed(format!(
-                "no answer within {POOL_RESPONSE_SECS_MAX} s"
+                "no response within {POOL_RESPONSE_SECS_MAX} s"
             ))),
         }
     }

@@ -104,7 +104,7 @@ pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<
         if let Some(cpu) = start.cpu
             && let Err(error) = sys::pin(cpu)
         {
-            tracing::warn!(shard = start.index, cpu, %error, "could not pin the shard; it runs unpinned");
+            tracing::warn!(shard = start.index, cpu, %error, "shard cannot be pinned to its CPU; running unpinned");
         }
         let busy_poll = common.config.busy_poll;
         let Start { driver, listeners, metrics, rings, started, ended, .. } = start;
@@ -130,7 +130,7 @@ impl EndReport {
 impl Drop for EndReport {
     fn drop(&mut self) {
         if let Some(ended) = self.0.take() {
-            ended(Err(io::Error::other("it ended in a panic")));
+            ended(Err(io::Error::other("the thread panicked")));
         }
     }
 }
@@ -262,7 +262,7 @@ async fn accept(
                     return;
                 }
                 if !std::mem::replace(&mut paused, true) {
-                    tracing::warn!(%error, "accepting paused: out of descriptors or memory");
+                    tracing::warn!(%error, "accept failed, probably out of file descriptors or memory; pausing");
                 }
                 shard.count_accept_paused();
                 timer.set(net.now(), Some(Duration::from_millis(ACCEPT_PAUSE_MS)));

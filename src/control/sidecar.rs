@@ -62,7 +62,8 @@ pub fn run_sidecar(config: Config, warnings: &[String]) -> Result<(), Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let runtime = runtime.map_err(|error| Exit::runtime(format!("no control plane: {error}")))?;
+    let runtime = runtime
+        .map_err(|error| Exit::runtime(format!("control plane failed to start: {error}")))?;
     runtime.block_on(async {
         let signals = Signals::new().map_err(|error| Exit::runtime(error.to_string()))?;
         Running::start(config).await?.until_signal(signals).await
@@ -116,7 +117,7 @@ impl Running {
         let common = common(config, mori, tls).await?;
         let shard_count = plan.seats.len();
         let log = access::start(&common.config.log.access, shard_count)
-            .map_err(|error| Exit::runtime(format!("the access log cannot be opened: {error}")))?;
+            .map_err(|error| Exit::runtime(format!("access log cannot be opened: {error}")))?;
         let (rings, writer) = log.unzip();
         let mut tracing = traces::start(common.config.tracing.as_ref(), shard_count).await?;
         announce(
@@ -165,7 +166,8 @@ impl Running {
     }
 
     fn serve_admin(&mut self, listener: std::net::TcpListener) -> Result<(), Exit> {
-        let failed = |error: io::Error| Exit::runtime(format!("no admin server: {error}"));
+        let failed =
+            |error: io::Error| Exit::runtime(format!("admin server failed to start: {error}"));
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
         self.admin = listener.local_addr().ok();
@@ -181,7 +183,7 @@ impl Running {
         };
         tokio::spawn(async move {
             if let Err(error) = admin::serve(listener, state, std::future::pending()).await {
-                tracing::error!(%error, "the admin server has stopped");
+                tracing::error!(%error, "admin server stopped");
             }
         });
         Ok(())
@@ -208,14 +210,14 @@ impl Running {
         let cut = tokio::select! {
             cut = drained => cut,
             () = signals.next() => {
-                tracing::warn!("second signal: ending at once");
+                tracing::warn!("second signal received: exiting without waiting for open requests");
                 true
             }
         };
         if cut {
             // Skip the final flush: the access log's writer may be blocked on a full pipe, and
             // `finish` would then never return.
-            tracing::warn!("streams were cut");
+            tracing::warn!("drain incomplete: open streams are aborted");
             return Ok(());
         }
         if let Some(access) = self.access.take() {
@@ -276,7 +278,7 @@ async fn common(
         let target = rank.decoder.clone();
         let addresses = resolve(&target);
         if addresses.is_empty() {
-            tracing::warn!(decoder = %target, "the decoder's name does not resolve yet");
+            tracing::warn!(decoder = %target, "decoder name does not resolve yet; it will be looked up again");
         }
         decoders.push(Decoder { target, addresses });
     }
@@ -342,17 +344,17 @@ async fn start_shard(
     match started.await {
         Ok(inbox) => inbox.map_err(failed),
         Err(_) => Err(Exit::runtime(format!(
-            "shard {index} ended while it started"
+            "shard {index} stopped during start-up"
         ))),
     }
 }
 
 fn died(ended: Option<io::Result<()>>) -> Exit {
     match ended {
-        Some(Err(error)) => Exit::runtime(format!("a shard has failed: {error}")),
+        Some(Err(error)) => Exit::runtime(format!("shard failed: {error}")),
         // Shards stop only when draining. Exit, so that a supervisor restarts the process, rather
         // than continue with fewer shards.
-        Some(Ok(())) | None => Exit::runtime("a shard has ended"),
+        Some(Ok(())) | None => Exit::runtime("shard stopped unexpectedly"),
     }
 }
 
@@ -362,8 +364,8 @@ fn warn_of(config: &Config, plan: &sys::CorePlan) {
     }
     if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpu.is_none()) {
         tracing::warn!(
-            "--busy-poll without a CPU of its own: the quota is spent on looking, and streams \
-             stop when it is used up"
+            "--busy-poll with an unpinned shard: polling uses up the CPU quota, and streams stall \
+             until the next period; turn it off or raise the quota"
         );
     }
 }
@@ -374,7 +376,7 @@ fn choose_driver() -> Driver {
     match probe_ring() {
         Ok(()) => Driver::Uring,
         Err(error) => {
-            tracing::warn!(%error, "io_uring is refused here; using epoll");
+            tracing::warn!(%error, "io_uring is not available; using epoll");
             Driver::Epoll
         }
     }
@@ -390,7 +392,7 @@ fn announce(config: &Config, driver: Driver, seats: &[sys::Seat], files: Option<
     }
     tracing::info!("driver: {}", driver.label());
     if let Some(files) = files {
-        tracing::info!("descriptors: {files}");
+        tracing::info!("file descriptor limit: {files}");
     }
-    tracing::info!("ringside {} serves", env!("CARGO_PKG_VERSION"));
+    tracing::info!("ringside {} is ready", env!("CARGO_PKG_VERSION"));
 }

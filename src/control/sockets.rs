@@ -64,20 +64,20 @@ async fn write(mut reported: mpsc::Receiver<Failure>) {
 fn explain(socket: &SocketPath, error: &io::Error, user: u32) -> String {
     let why = match error.kind() {
         ErrorKind::NotFound => format!(
-            "there is no such socket; start the engine with --uds {socket}, or mount the directory \
-             that it makes the socket in"
+            "no such socket; start the engine with --uds {socket}, or mount the directory in \
+             which it creates the socket"
         ),
-        ErrorKind::ConnectionRefused => "nobody listens on it: the engine has ended, or is \
+        ErrorKind::ConnectionRefused => "connection refused; the engine has exited or is \
                                          still starting"
             .to_owned(),
         ErrorKind::PermissionDenied => format!(
-            "user {user}, as whom this process runs, may not connect; it needs write permission on \
-             the socket and search permission on its directories (run both as one user, or chmod)"
+            "permission denied for user {user}; this process needs write permission on the socket \
+             and search permission on its directories (run both as one user, or chmod)"
         ),
-        ErrorKind::WouldBlock => "its queue is full: the engine does not accept connections; \
-                                  trying again until --connect-timeout"
+        ErrorKind::WouldBlock => "backlog is full; the engine does not accept connections; \
+                                  retrying until --connect-timeout"
             .to_owned(),
-        _ => format!("{error}; it must be a stream socket that an engine listens on"),
+        _ => format!("{error}; the path must be a stream socket on which an engine listens"),
     };
     format!("{}: {why}", Address::Unix(socket.clone()))
 }
@@ -91,11 +91,11 @@ mod tests {
         let socket = SocketPath::parse("/run/vllm.sock").unwrap();
         for (number, words) in [
             (libc::ENOENT, "start the engine with --uds /run/vllm.sock"),
-            (libc::ECONNREFUSED, "nobody listens on it"),
-            (libc::EACCES, "user 65534, as whom"),
-            (libc::EAGAIN, "its queue is full"),
-            (libc::EPROTOTYPE, "it must be a stream socket"),
-            (libc::ENOTDIR, "it must be a stream socket"),
+            (libc::ECONNREFUSED, "connection refused"),
+            (libc::EACCES, "permission denied for user 65534"),
+            (libc::EAGAIN, "backlog is full"),
+            (libc::EPROTOTYPE, "the path must be a stream socket"),
+            (libc::ENOTDIR, "the path must be a stream socket"),
         ] {
             let text = explain(&socket, &io::Error::from_raw_os_error(number), 65_534);
             assert!(text.starts_with("unix:/run/vllm.sock: "), "{text}");

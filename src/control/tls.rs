@@ -43,7 +43,7 @@ impl TlsContext {
                 Some(folder) => {
                     let loaded = certificate::load(folder).map_err(|error| {
                         wrong(format!(
-                            "--cert-path: {error}; it names a directory with tls.crt and tls.key (PEM)"
+                            "--cert-path: {error}; it must be a directory with tls.crt and tls.key (PEM)"
                         ))
                     })?;
                     renewal = Some(loaded.1);
@@ -140,8 +140,8 @@ impl<'a> Upstream<'a> {
             Trust::Roots(Arc::clone(&self.roots))
         } else {
             tracing::warn!(
-                "--tls-insecure-skip-verify: certificates of the {stage} are not checked; whoever \
-                 is on the way can read and change everything"
+                "--tls-insecure-skip-verify: certificates of the {stage} are not verified; the \
+                 connection is open to man-in-the-middle attacks"
             );
             Trust::Anyone
         };
@@ -168,7 +168,7 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Exit> {
     let Some(file) = ca_file else {
         if roots.is_empty() {
             return Err(wrong(
-                "--enable-tls: this system has no root certificates; give --tls-ca-file, or install \
+                "--enable-tls: this system has no root certificates; set --tls-ca-file, or install \
                  them (ca-certificates)"
                     .to_owned(),
             ));
@@ -179,7 +179,7 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Exit> {
     for root in chain.map_err(|error| wrong(format!("--tls-ca-file: {error}")))? {
         roots.add(root).map_err(|error| {
             wrong(format!(
-                "--tls-ca-file: {}: a certificate in it cannot be used: {error}",
+                "--tls-ca-file: {}: a certificate in the file cannot be used: {error}",
                 file.display()
             ))
         })?;
@@ -199,7 +199,7 @@ fn self_signed(config: &Config) -> Result<Arc<crate::net::tls::Certificate>, Exi
     let made =
         made.map_err(|error| Exit::runtime(format!("no self-signed certificate: {error}")))?;
     tracing::info!(
-        "serving TLS with a self-signed certificate for {}; --cert-path takes one of your own",
+        "serving TLS with a self-signed certificate for {}; set --cert-path to use your own",
         names.join(", ")
     );
     Ok(made)

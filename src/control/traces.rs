@@ -38,7 +38,9 @@ impl Exporter {
         drop(self.stop);
         let wait = Duration::from_millis(TRACE_FLUSH_MS_MAX);
         if tokio::time::timeout(wait, self.ended).await.is_err() {
-            tracing::warn!("the last spans could not be exported in {wait:?}");
+            tracing::warn!(
+                "final span export did not finish within {wait:?}; the remaining spans are lost"
+            );
         }
     }
 }
@@ -86,7 +88,8 @@ pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Resu
         }
         let _ = report_ended.send(());
     };
-    let failed = |error: io::Error| Exit::runtime(format!("no exporter of spans: {error}"));
+    let failed =
+        |error: io::Error| Exit::runtime(format!("span exporter failed to start: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -102,9 +105,7 @@ pub(super) async fn start(config: Option<&TracingConfig>, shards: usize) -> Resu
             counters,
         }),
         Ok(Some(problem)) => Err(Exit::config(format!("ringside: {problem}"))),
-        Err(_) => Err(Exit::runtime(
-            "the exporter of spans ended while it started",
-        )),
+        Err(_) => Err(Exit::runtime("span exporter stopped during start-up")),
     }
 }
 
@@ -138,7 +139,7 @@ impl Sink {
     #[cfg(not(feature = "otlp"))]
     fn collector(_: &TracingConfig, _: &OtlpConfig) -> Result<Self, String> {
         Err(
-            "OTEL_TRACES_EXPORTER=otlp: this build cannot speak OTLP; take one with the feature \
+            "OTEL_TRACES_EXPORTER=otlp: this build does not support OTLP; build with the feature \
              `otlp` (cargo build --features otlp), or set OTEL_TRACES_EXPORTER=console"
                 .to_owned(),
         )
@@ -147,7 +148,7 @@ impl Sink {
     /// Sends spans and returns how many of them the destination rejected.
     #[cfg_attr(
         not(feature = "otlp"),
-        expect(clippy::unused_async, reason = "a console is not waited for")
+        expect(clippy::unused_async, reason = "only the collector is asynchronous")
     )]
     async fn send(&mut self, spans: Vec<Span>) -> Result<u64, String> {
         match self {
@@ -210,7 +211,7 @@ impl Export {
             Ok(0) => (0, None),
             Ok(refused) => (
                 refused.min(count),
-                Some("the collector refused some".to_owned()),
+                Some("the collector rejected some spans".to_owned()),
             ),
             Err(error) => (count, Some(error)),
         };
@@ -220,7 +221,7 @@ impl Export {
         self.lost += lost;
         let pause = Duration::from_secs(TRACE_WARNING_SECS);
         if self.warned.is_none_or(|warned| warned.elapsed() >= pause) {
-            tracing::warn!(spans = self.lost, error = %why, "spans could not be exported and are lost");
+            tracing::warn!(spans = self.lost, error = %why, "span export failed; spans are lost");
             self.warned = Some(Instant::now());
             self.lost = 0;
         }

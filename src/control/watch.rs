@@ -48,7 +48,7 @@ impl DirWatch {
         if let Err(error) = watch.begin() {
             let directory = watch.directory.display();
             tracing::warn!(
-                "{directory} cannot be watched ({error}); it is looked at every {WATCH_RETRY_SECS} s"
+                "{directory} cannot be watched: {error}; checking it every {WATCH_RETRY_SECS} s"
             );
         }
         watch
@@ -103,7 +103,7 @@ impl DirWatch {
 
     #[expect(
         unsafe_code,
-        reason = "tokio wants a promise about descriptors of system calls it has no type for"
+        reason = "`AsyncFd` requires the caller to keep the descriptor open and the same"
     )]
     fn begin(&mut self) -> io::Result<()> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
@@ -194,7 +194,7 @@ mod tests {
 
     async fn expect_change(watch: &mut DirWatch) {
         let waited = tokio::time::timeout(DEADLINE, watch.changed()).await;
-        assert!(waited.is_ok(), "no event came");
+        assert!(waited.is_ok(), "no event within the deadline");
     }
 
     async fn expect_quiet(watch: &mut DirWatch) {

@@ -190,7 +190,7 @@ impl AccessWriter {
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
         if self.thread.join().is_err() {
-            tracing::error!("the access log's thread has panicked");
+            tracing::error!("access log thread panicked");
         }
     }
 }
@@ -291,7 +291,7 @@ impl Writer {
         if let Err(error) = &written
             && !self.failing
         {
-            tracing::warn!(%error, "the access log cannot be written; its lines are lost");
+            tracing::warn!(%error, "access log write failed; lines are lost");
         }
         self.failing = written.is_err();
     }

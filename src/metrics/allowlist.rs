@@ -68,7 +68,7 @@ impl Collector for Allowlist {
         let entries = self.0.entries.load(Relaxed);
         out.gauge(
             "ringside_allowlist_entries",
-            "Hosts and ports that requests may name",
+            "Rules in the allowlist of targets that requests may name",
             i64::try_from(entries).unwrap_or(i64::MAX),
         )?;
         let used = || {
@@ -78,17 +78,17 @@ impl Collector for Allowlist {
         };
         out.gauges(
             "ringside_allowlist_source_up",
-            "Whether the source of the allowlist could be read when it was last tried",
+            "Whether the last attempt to read the source of the allowlist succeeded (1) or not (0)",
             used().map(|(labels, source)| (labels, i64::from(source.is_up.load(Relaxed)))),
         )?;
         out.gauges(
             "ringside_allowlist_source_heard_timestamp_seconds",
-            "When the source was last read or heard of, as seconds since 1970; 0 if never",
+            "Time at which the source was last read successfully or reported no change, in seconds since 1970; 0 if never",
             used().map(|(labels, source)| (labels, source.heard.get())),
         )?;
         out.counters(
             "ringside_allowlist_source_failures",
-            "Times the source could not be read and the list before was kept",
+            "Failed attempts to read the source; its previous entries were kept",
             used().map(|(labels, source)| (labels, source.failures.get())),
         )
     }

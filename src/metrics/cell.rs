@@ -98,7 +98,7 @@ pub(super) struct Total {
 /// Converts to a float. Values above 2^53 lose their last digits, which does not matter here.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "sums of years in microseconds stay below 2^53"
+    reason = "years in microseconds are below 2^53"
 )]
 pub(super) fn precise(value: u64) -> f64 {
     value as f64

@@ -32,7 +32,7 @@ impl Collector for ReloadsShown {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let mut metric = encoder.encode_descriptor(
             "ringside_tls_certificate_reloads",
-            "New certificates found, by whether they are in use",
+            "Reloads of the certificate presented to clients, by result",
             None,
             MetricType::Counter,
         )?;

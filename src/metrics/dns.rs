@@ -49,17 +49,17 @@ impl Collector for DnsScrape {
         let rows = [
             (
                 "moriio_dns_reresolve",
-                "Rounds of look-ups of MoRI-IO hosts",
+                "Rounds of name look-ups of MoRI-IO hosts after the start",
                 reresolved,
             ),
             (
                 "moriio_dns_ip_changed",
-                "Rounds that gave other addresses",
+                "Rounds of name look-ups that returned different addresses",
                 changed,
             ),
             (
                 "moriio_dns_lookup_failures",
-                "Look-ups of MoRI-IO hosts that failed",
+                "Name look-ups of MoRI-IO hosts that failed",
                 failed,
             ),
         ];

@@ -81,7 +81,7 @@ impl Registry {
         let mut text = String::with_capacity(32 * 1024);
         // Writing to a `String` cannot fail, so an error would be a defect of the encoder.
         if text::encode(&mut text, &self.inner).is_err() {
-            tracing::error!("the metrics could not be written");
+            tracing::error!("metrics cannot be encoded");
         }
         text
     }
@@ -118,7 +118,7 @@ impl Scrape {
         let started = Route::ALL.map(|route| self.sum(|shard| &shard.started[route.index()]));
         out.counters(
             "ringside_requests",
-            "Requests answered or aborted",
+            "Finished requests, by route and status class of the response",
             Route::ALL.iter().flat_map(|route| {
                 let done = &done;
                 CodeClass::ALL.iter().map(move |code| {
@@ -129,7 +129,7 @@ impl Scrape {
         )?;
         out.gauges(
             "ringside_in_flight",
-            "Requests being worked on",
+            "Requests in progress",
             Route::ALL.iter().map(|route| {
                 let done: u64 = done[route.index()].iter().sum();
                 let now = started[route.index()].saturating_sub(done);
@@ -144,7 +144,7 @@ impl Scrape {
     fn times(&self, out: &mut Out<'_>) -> Result<(), Error> {
         out.histograms(
             "ringside_request_duration_seconds",
-            "From the first byte of a request to the last of its answer",
+            "Time from the first byte of a request to the last byte of its response",
             Route::ALL.map(|route| {
                 let total = self.total(|shard, total| shard.duration[route.index()].add_to(total));
                 ([("route", route.label())], total)
@@ -152,7 +152,7 @@ impl Scrape {
         )?;
         out.histograms(
             "ringside_time_to_first_token_seconds",
-            "From the first byte of a request to the first body byte of its answer",
+            "Time from the first byte of a request to the first body byte of its response, for successful requests on intercepted paths",
             Route::ALL.map(|route| {
                 let total =
                     self.total(|shard, total| shard.first_token[route.index()].add_to(total));
@@ -161,7 +161,7 @@ impl Scrape {
         )?;
         out.histograms(
             "ringside_leg_duration_seconds",
-            "One attempt at an engine",
+            "Duration of one attempt of a leg",
             LegRole::ALL.map(|role| {
                 let total = self.total(|shard, total| shard.legs[role.index()].add_to(total));
                 ([("leg", role.label())], total)
@@ -169,7 +169,7 @@ impl Scrape {
         )?;
         out.histograms(
             "ringside_proxy_overhead_seconds",
-            "Time that passed inside ringside",
+            "Time spent inside ringside, by part of the exchange; only a sample of the chunks is measured",
             Direction::ALL.map(|direction| {
                 let total =
                     self.total(|shard, total| shard.overhead[direction.index()].add_to(total));
@@ -181,7 +181,7 @@ impl Scrape {
     fn failures(&self, out: &mut Out<'_>) -> Result<(), Error> {
         out.counters(
             "ringside_errors",
-            "Failures by their code",
+            "Failures, by error code",
             self.fault_labels.iter().enumerate().map(|(index, label)| {
                 let counts = self
                     .shards
@@ -192,7 +192,7 @@ impl Scrape {
         )?;
         out.counters(
             "ringside_client_disconnects",
-            "Clients that left before their answer was complete",
+            "Clients that disconnected or stalled before their response was complete, by phase",
             Phase::ALL.iter().map(|phase| {
                 let count = self.sum(|shard| &shard.left[phase.index()]);
                 ([("phase", phase.label())], count)
@@ -200,7 +200,7 @@ impl Scrape {
         )?;
         out.counters(
             "ringside_targets_denied",
-            "Targets named by requests that the allowlist does not have",
+            "Targets named by requests and not permitted by the allowlist",
             Named::ALL.iter().map(|named| {
                 let count = self.sum(|shard| &shard.denied[named.index()]);
                 ([("named", named.label())], count)
@@ -208,17 +208,17 @@ impl Scrape {
         )?;
         out.counter(
             "ringside_session_panics",
-            "Sessions ended by a bug of ours",
+            "Client sessions that panicked and were closed",
             self.sum(|shard| &shard.panics),
         )?;
         out.counter(
             "ringside_accept_paused",
-            "Times accepting stopped for want of file descriptors or memory",
+            "Times that accepting was paused for lack of file descriptors or memory",
             self.sum(|shard| &shard.accept_paused),
         )?;
         out.counter(
             "ringside_access_log_dropped",
-            "Access-log records lost to a full ring",
+            "Access-log records lost because their shard's ring was full",
             self.sum(|shard| &shard.access_log_dropped),
         )
     }
@@ -231,7 +231,7 @@ impl Scrape {
             .flat_map(|outcome| Reason::ALL.iter().map(move |reason| (outcome, reason)));
         out.counters(
             "ringside_pd_requests",
-            "Where prompts were computed, and why there",
+            "Requests by where their prompt was computed, and why",
             pairs.filter_map(|(outcome, reason)| {
                 let count = self.sum(|shard| &shard.pd[outcome.index()][reason.index()]);
                 let labels = [("outcome", outcome.label()), ("reason", reason.label())];
@@ -240,22 +240,22 @@ impl Scrape {
         )?;
         out.counter(
             "ringside_prefill_retries",
-            "Prefills attempted again",
+            "Repeated prefill attempts",
             self.sum(|shard| &shard.retries),
         )?;
         out.counter(
             "ringside_replays",
-            "Legs sent again because a reused connection had died",
+            "Legs sent again because the reused connection had been closed",
             self.sum(|shard| &shard.replays),
         )?;
         out.counter(
             "ringside_client_kv_params_masked",
-            "kv_transfer_params of clients that were taken out",
+            "Members such as kv_transfer_params that were removed from client requests",
             self.sum(|shard| &shard.masked),
         )?;
         out.counters(
             "ringside_stranded_kv",
-            "Handoffs that no decode leg carried, by what became of their blocks",
+            "Handoffs that no decode leg carried, by fate of their KV cache blocks",
             Stranded::ALL.iter().map(|outcome| {
                 let count = self.sum(|shard| &shard.stranded[outcome.index()]);
                 ([("outcome", outcome.label())], count)
@@ -266,7 +266,7 @@ impl Scrape {
     fn connections(&self, out: &mut Out<'_>) -> Result<(), Error> {
         out.gauges(
             "ringside_upstream_connections",
-            "Connections to engines",
+            "Connections to engines, by leg and state",
             LegRole::ALL.iter().flat_map(|role| {
                 let leg = ("leg", role.label());
                 let idle = self.level(|shard| &shard.pool_idle[role.index()]);
@@ -279,17 +279,17 @@ impl Scrape {
         )?;
         out.gauge(
             "ringside_client_connections",
-            "Connections of clients",
+            "Client connections",
             self.level(|shard| &shard.clients),
         )?;
         out.counter(
             "ringside_spliced_bytes",
-            "Body bytes that never entered user memory",
+            "Body bytes spliced in the kernel without a copy to user space",
             self.sum(|shard| &shard.spliced_bytes),
         )?;
         out.counter(
             "ringside_copied_bytes",
-            "Body bytes that went through a buffer",
+            "Request body bytes that passed through a buffer in user space",
             self.sum(|shard| &shard.copied_bytes),
         )
     }
@@ -301,7 +301,7 @@ impl Scrape {
             .flat_map(|peer| tls::Outcome::ALL.iter().map(move |end| (peer, end)));
         out.counters(
             "ringside_tls_handshakes",
-            "TLS handshakes by how they ended, and sessions that broke the rules later",
+            "TLS handshakes by outcome; later protocol violations are counted too",
             pairs.filter_map(|(peer, end)| {
                 let count = self.sum(|shard| &shard.tls[peer.index()][end.index()]);
                 (count > 0).then_some(([("peer", peer.label()), ("outcome", end.label())], count))
@@ -313,7 +313,7 @@ impl Scrape {
         let version = env!("CARGO_PKG_VERSION");
         out.infos(
             "ringside_build",
-            "This program",
+            "Version of ringside",
             [[("version", version)]].into_iter(),
         )?;
         let mut drivers = self.driver.clone();
@@ -327,7 +327,7 @@ impl Scrape {
         let process = process::usage();
         out.seconds(
             "process_start_time_seconds",
-            "Start of the process, as seconds since 1970",
+            "Start time of the process in seconds since 1970",
             self.started,
         )?;
         out.gauge(
@@ -337,17 +337,17 @@ impl Scrape {
         )?;
         out.gauge(
             "process_max_fds",
-            "Limit of open file descriptors",
+            "Limit on open file descriptors",
             clamp(process.max_fds),
         )?;
         out.gauge(
             "process_resident_memory_bytes",
-            "Resident memory",
+            "Resident memory in bytes",
             clamp(process.resident_bytes),
         )?;
         let mut metric = out.0.encode_descriptor(
             "process_cpu_seconds",
-            "CPU time of the process",
+            "CPU time of the process in seconds",
             None,
             MetricType::Counter,
         )?;

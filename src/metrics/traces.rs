@@ -43,12 +43,12 @@ impl Collector for TraceScrape {
         let failed = self.counters.failed.load(Ordering::Relaxed);
         out.counter(
             "ringside_trace_exported",
-            "Spans that were exported",
+            "Spans accepted by the exporter's destination",
             self.counters.exported.load(Ordering::Relaxed),
         )?;
         out.counters(
             "ringside_trace_dropped",
-            "Spans lost: to a full ring of their shard, or to a failed export",
+            "Spans lost because their shard's ring was full or their export failed",
             [
                 ([("reason", "ring_full")], full.sum()),
                 ([("reason", "export_failed")], failed),

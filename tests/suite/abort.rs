@@ -67,7 +67,7 @@ fn leave_in_each_way(
                 let took = aborted_at(engine).duration_since(left_at);
                 times.push(took);
             }
-            let what = format!("abort {what}, {leave:?}, {bytes} bytes behind");
+            let what = format!("abort {what}, {leave:?}, {bytes} bytes after the request");
             let median = times.print(&what);
             assert!(median < ABORT_MAX, "{what}: {median:?}");
         }
@@ -220,7 +220,10 @@ fn prefiller_is_silent(driver: Driver) {
         wait_state(&pair.prefill, State::Responding);
         client
     });
-    assert!(pair.decode.requests().is_empty(), "decode after an abort");
+    assert!(
+        pair.decode.requests().is_empty(),
+        "a decode leg followed a disconnect"
+    );
     expect_recovered(&pair);
 }
 
@@ -240,7 +243,10 @@ fn while_the_prefill_response_stalls() {
             wait_state(&pair.prefill, State::Responding);
             client
         });
-        assert!(pair.decode.requests().is_empty(), "decode after an abort");
+        assert!(
+            pair.decode.requests().is_empty(),
+            "a decode leg followed a disconnect"
+        );
         expect_recovered(&pair);
     }
 }
@@ -273,7 +279,7 @@ fn while_waiting_to_try_again() {
     assert_eq!(
         pair.prefill.requests().len(),
         6,
-        "no attempt after a departure"
+        "an attempt followed a disconnect"
     );
     assert!(pair.decode.requests().is_empty());
     expect_recovered(&pair);
@@ -412,7 +418,7 @@ fn while_the_client_does_not_read() {
             pair.sidecar.metric(name, &chunks)
         };
         let (mut have, mut since) = (count(), Instant::now());
-        wait_for("an end of the relaying", || {
+        wait_for("the relaying to stop", || {
             let now = count();
             if now > have || rustix::io::ioctl_fionread(client.socket()).unwrap() < 40_000 {
                 (have, since) = (now, Instant::now());
@@ -427,6 +433,6 @@ fn while_the_client_does_not_read() {
     let stalled = pair
         .sidecar
         .metric("ringside_client_disconnects_total", &stalled);
-    eprintln!("client not reading: {stalled} of 18 left with every buffer full");
+    eprintln!("client not reading: {stalled} of 18 disconnected with every buffer full");
     expect_recovered(&pair);
 }

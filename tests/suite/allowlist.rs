@@ -285,7 +285,7 @@ fn a_config_maps_link_is_followed() {
     assert_eq!(status(&pair.sidecar, &target), 403);
     symlink("..2", at("..data_tmp")).unwrap();
     fs::rename(at("..data_tmp"), at("..data")).unwrap();
-    pair.sidecar.wait_stderr("has 1 rules now");
+    pair.sidecar.wait_stderr("reloaded: 1 rules");
     assert_eq!(status(&pair.sidecar, &target), 200);
 }
 
@@ -297,7 +297,11 @@ fn a_bad_file_at_the_start_is_a_configuration_error() {
     for (file, wants) in [
         (
             &file,
-            &["has 2 lines", "line 2: `b c`:", "line 4: `10.0.0.1/8`:"][..],
+            &[
+                "has 2 invalid lines",
+                "line 2: `b c`:",
+                "line 4: `10.0.0.1/8`:",
+            ][..],
         ),
         (&missing, &["cannot be read: No such file"][..]),
     ] {
@@ -372,13 +376,16 @@ pub(crate) fn expect_streams_whole(pair: &Pair, mut change: impl FnMut(usize)) {
         changes += 1;
         if changes == 1 {
             let in_flight = pair.sidecar.metric("ringside_in_flight", &[]);
-            assert!(in_flight >= 20.0, "the change came after the streams");
+            assert!(
+                in_flight >= 20.0,
+                "the streams ended before the first change"
+            );
         }
     }
     for stream in running {
         stream.join().unwrap();
     }
-    eprintln!("{STREAMS} streams of {TOKENS} tokens came whole through {changes} changes");
+    eprintln!("{STREAMS} streams of {TOKENS} tokens were complete despite {changes} changes");
 }
 
 /// Starts a pair whose streams last several seconds.

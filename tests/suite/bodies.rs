@@ -516,10 +516,7 @@ fn requests_that_one_handoff_cannot_serve_stay_with_the_decoder() {
 fn invocations_of_another_shape_stay_with_the_decoder() {
     let pair = Pair::start(&[]);
     let response = pair.post("/invocations", r#"{"input":"x"}"#);
-    assert_eq!(
-        response.status, 400,
-        "the engine's, which has no such shape"
-    );
+    assert_eq!(response.status, 400, "the engine rejects the unknown shape");
     assert_eq!(response.header("x-ringside-error"), None);
     assert!(pair.prefill.requests().is_empty());
     assert_eq!(pair.decode.requests().len(), 1);

@@ -415,7 +415,11 @@ fn the_client_leaves_between_and_in_chunks() {
             let (_, _client) = leave.now(client);
             wait_aborted(&pair.decode);
             expect_drained(&pair.sidecar);
-            assert_eq!(pair.decode.requests().len(), 2, "no chunk after that");
+            assert_eq!(
+                pair.decode.requests().len(),
+                2,
+                "a chunk followed the disconnect"
+            );
             pair.decode.release();
         }
     }

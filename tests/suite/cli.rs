@@ -150,17 +150,17 @@ fn g2_bad_connectors_end_with_3_and_name_the_flag() {
         ),
         (
             &["--enable-p2p-pull", "--kv-connector=mooncake"],
-            "--enable-p2p-pull: needs --kv-connector nixlv2",
+            "--enable-p2p-pull: requires --kv-connector nixlv2",
         ),
         (&["--decode-chunk-size=-1"], "--decode-chunk-size: `-1`"),
         (&["--moriio-write-mode"], "or set POD_IP"),
         (
             &["--moriio-parallel-dispatch"],
-            "--moriio-parallel-dispatch: needs --moriio-write-mode",
+            "--moriio-parallel-dispatch: requires --moriio-write-mode",
         ),
         (
             &["--moriio-remote-hosts=a,b"],
-            "names 2 pods, which needs --moriio-dp-size-local",
+            "names 2 pods, which requires --moriio-dp-size-local",
         ),
         (
             &[
@@ -186,7 +186,7 @@ fn g2_bad_tls_and_targets_end_with_3_and_name_the_flag() {
             &["--tls-insecure-skip-verify=all"],
             "--tls-insecure-skip-verify: `all`",
         ),
-        (&["--tls-client-cert=x"], "needs --tls-client-key"),
+        (&["--tls-client-cert=x"], "requires --tls-client-key"),
         (
             &["--enable-ssrf-protection"],
             "--enable-ssrf-protection: allows no target at all",
@@ -260,7 +260,7 @@ fn g2_a_port_that_is_taken_ends_with_4() {
         format!("--port={}", taken.port()),
         format!("--admin-address={taken}"),
     );
-    let message = format!("port {} is taken", taken.port());
+    let message = format!("port {} is in use", taken.port());
     let plain = ["sidecar", "--secure-proxy=false", "--model-server-port=1"];
     let mut args = plain.to_vec();
     args.extend([port.as_str(), "--admin-address=off"]);
@@ -282,7 +282,7 @@ fn g2_two_sidecars_do_not_share_a_port() {
         "--model-server-port=1",
         &port,
     ];
-    expect_exit(&args, 4, "is taken");
+    expect_exit(&args, 4, "is in use");
     sidecar.expect_sound();
 }
 
@@ -368,7 +368,7 @@ fn g1_what_is_wrong_with_a_document() {
         ),
         (
             &["--configuration-file", &removed],
-            format!("{removed}:1:1: `connector` is no key any more; write `kv-connector`"),
+            format!("{removed}:1:1: `connector` is no longer a key; use `kv-connector`"),
         ),
         (
             &["--configuration-file", &value],
@@ -472,7 +472,7 @@ fn check_config_shows_what_is_in_effect() {
     for want in [
         "\n  kv_connector: mooncake, bootstrap port 9000\n",
         "\nwarning: --connector was removed from pd-sidecar",
-        "\nwarning: P2P_CONNECTOR_PORT is `soon`, which is no number; it is ignored",
+        "\nwarning: P2P_CONNECTOR_PORT is `soon`, which is not a number; it is ignored",
         "\nThe configuration is valid, with 2 warnings.",
     ] {
         assert!(report.contains(want), "{want}: {report}");

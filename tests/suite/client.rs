@@ -364,7 +364,7 @@ impl Client {
                 self.ended = Some(End::Reset);
             }
             Err(error) => panic!(
-                "nothing came ({error}) after {:?}",
+                "nothing was received ({error}) after {:?}",
                 String::from_utf8_lossy(&self.buffer)
             ),
         }
@@ -401,7 +401,7 @@ impl Client {
     #[track_caller]
     pub(crate) fn head(&mut self) -> Head {
         self.try_head()
-            .unwrap_or_else(|end| panic!("{end:?} in place of an answer"))
+            .unwrap_or_else(|end| panic!("{end:?} instead of a response"))
     }
 
     /// Reads the next response head, or returns how the connection ended before it.

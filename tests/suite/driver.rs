@@ -33,7 +33,7 @@ fn a_refused_ring_falls_back_to_epoll_and_says_so() {
             ..Launch::default()
         });
         expect_driver(&sidecar, "epoll");
-        sidecar.wait_stderr("io_uring is refused here; using epoll");
+        sidecar.wait_stderr("io_uring is not available; using epoll");
         sidecar.wait_stderr(words);
         let (prompt, body) = ask_for(4, true);
         expect_text(&sidecar.post(CHAT, &body, &[]).expect(200), &prompt, 4);

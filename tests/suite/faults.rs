@@ -123,7 +123,7 @@ fn engines_that_stay_silent_are_given_up() {
     assert_eq!(
         pair.decode.requests().len(),
         2,
-        "decode after a failed prefill"
+        "a decode leg followed a failed prefill"
     );
     for (engine, aborted) in [(&pair.prefill, 4), (&pair.decode, 2)] {
         let aborted = engine.wait_counters(DEADLINE, |counters| counters.aborted == aborted);
@@ -177,7 +177,11 @@ fn a_decoder_that_says_more_than_it_was_asked() {
             expect_text(&response.expect(200), &prompt, TOKENS);
             // This connection is pooled, and the next fault occurs on it.
             let connections = pair.decode.counters().connections_accepted;
-            assert_eq!(connections, accepted + 1, "the connection was used again");
+            assert_eq!(
+                connections,
+                accepted + 1,
+                "the connection with surplus bytes was reused"
+            );
         }
     }
     expect_unharmed(&pair);
@@ -579,7 +583,7 @@ fn prefill_retries_are_counted_and_bounded() {
     pair.prefill.clear();
     pair.prefill.fault(status(500), 1);
     pair.post(CHAT, &body).expect(500);
-    assert_eq!(pair.prefill.requests().len(), 1, "500 is not tried again");
+    assert_eq!(pair.prefill.requests().len(), 1, "500 must not be retried");
     pair.sidecar
         .wait_metric("ringside_prefill_retries_total", &[], 4.0);
     expect_unharmed(&pair);

@@ -139,11 +139,11 @@ fn compare(path: &Path, have: &str) {
     }
     let name = path.display();
     let want = std::fs::read(path)
-        .unwrap_or_else(|error| panic!("{name}: {error}; RINGSIDE_GOLDEN=write makes it"));
+        .unwrap_or_else(|error| panic!("{name}: {error}; RINGSIDE_GOLDEN=write creates it"));
     let want = String::from_utf8(want).unwrap();
     if want != have {
         panic!(
-            "{name} is not what went over the wires; RINGSIDE_GOLDEN=write accepts it\n{}",
+            "{name} differs from the recorded messages; RINGSIDE_GOLDEN=write updates it\n{}",
             difference(&want, have)
         );
     }
@@ -362,7 +362,7 @@ fn check_usual(stage: &Stage) {
 fn on_unix() -> bool {
     let unix = std::env::var_os("RINGSIDE_SUITE_UNIX").is_some();
     if unix {
-        eprintln!("skipped: the files are of decoders on TCP");
+        eprintln!("skipped: the golden files were recorded with decoders on TCP");
     }
     unix
 }

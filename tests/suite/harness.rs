@@ -64,7 +64,7 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         if let Some(response) = ask() {
             return response;
         }
-        assert!(start.elapsed() < DEADLINE, "waited in vain: {what}");
+        assert!(start.elapsed() < DEADLINE, "timed out waiting for {what}");
         look_again();
     }
 }
@@ -266,7 +266,7 @@ impl Sidecar {
         };
         // The child logs this after it has bound its ports, so any response on them comes from this
         // child.
-        let (text, serves) = sidecar.log.wait(|text| text.contains(" serves"));
+        let (text, serves) = sidecar.log.wait(|text| text.contains(" is ready"));
         if !serves {
             let status = sidecar.wait_exit();
             assert_eq!(status.code(), Some(EXIT_ADDRESS), "{launch:?}: {text}");
@@ -293,7 +293,7 @@ impl Sidecar {
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {
         let Self { child, .. } = self;
-        wait_for("the end of the process", || child.try_wait().unwrap())
+        wait_for("the process to exit", || child.try_wait().unwrap())
     }
 
     /// Returns the text written to stderr so far.

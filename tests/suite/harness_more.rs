@@ -125,7 +125,7 @@ pub(crate) fn expect_text(response: &Response, prompt: &str, tokens: u32) {
     assert_eq!(
         text_of(response),
         want,
-        "another prompt's text, or a piece of it"
+        "the text is incomplete or belongs to another prompt"
     );
 }
 
@@ -226,7 +226,10 @@ impl Times {
 }
 
 /// Returns the number of bytes in the send queue, which the peer has not acknowledged yet.
-#[expect(unsafe_code, reason = "no safe interface asks for the send queue")]
+#[expect(
+    unsafe_code,
+    reason = "no safe interface reads the size of the send queue"
+)]
 pub(crate) fn unsent(stream: &TcpStream) -> usize {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the descriptor is open, and the kernel writes one `int` to `bytes`.

@@ -372,7 +372,9 @@ fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
     let mut told: u64 = from.parse().unwrap();
     let mut state = shared.0.lock().unwrap();
     if !target.contains("allowWatchBookmarks=true") {
-        state.wrong.push(format!("no bookmarks wanted: {target}"));
+        state
+            .wrong
+            .push(format!("bookmarks are not requested: {target}"));
     }
     let cuts = state.cuts.0;
     if told < state.oldest {

@@ -165,7 +165,10 @@ fn the_next_candidate_is_tried_when_one_refuses() {
         let question = Api::Chat.ask(4, true);
         let response = pair.sidecar.post(CHAT, &question.body, &headers);
         response.expect_error(502, "prefill_connect");
-        assert!(pair.decode.requests().is_empty(), "no decoder was troubled");
+        assert!(
+            pair.decode.requests().is_empty(),
+            "no decode leg may be sent"
+        );
         expect_kept(&pair);
     });
 }
@@ -269,7 +272,7 @@ fn a_drain_waits_for_legs_that_go_on() {
 
 #[track_caller]
 fn drain(mode: Mode, setup: &Setup<'_>, has_response: bool) {
-    eprintln!("{mode:?}, answered {has_response}");
+    eprintln!("{mode:?}, responded {has_response}");
     let mut pair = setup.start();
     pair.prefill.fault(Fault::Hold, 1);
     if !has_response {

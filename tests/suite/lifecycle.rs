@@ -64,7 +64,7 @@ fn sigterm_lets_streams_finish_on(driver: Driver) {
     untouched.expect_closed();
     assert!(
         since.elapsed() < Duration::from_millis(500),
-        "idle ones end at once"
+        "idle connections must be closed immediately"
     );
     let port = pair.sidecar.port;
     wait_for("new connections to be refused", || {
@@ -97,7 +97,7 @@ fn drain_settle_keeps_accepting_while_health_says_503() {
     assert_eq!(ready.status, 200);
     let since = Instant::now();
     pair.sidecar.terminate();
-    wait_for("health to turn", || {
+    wait_for("/health to return 503", || {
         (health(&pair.sidecar) == 503).then_some(())
     });
     let ready = pair.sidecar.admin("/readyz").unwrap();
@@ -107,7 +107,7 @@ fn drain_settle_keeps_accepting_while_health_says_503() {
     let (prompt, body) = ask_for(4, true);
     expect_text(&pair.post(CHAT, &body).expect(200), &prompt, 4);
     let port = pair.sidecar.port;
-    wait_for("the end of the settling", || refuses(port).then_some(()));
+    wait_for("the settle period to end", || refuses(port).then_some(()));
     let took = since.elapsed();
     assert!(took > Duration::from_millis(800), "{took:?}");
     assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
@@ -170,11 +170,11 @@ fn drain_timeout_cuts_what_still_runs() {
         "{took:?}"
     );
     assert_eq!(status.code(), Some(0));
-    pair.sidecar.wait_stderr("streams were cut");
+    pair.sidecar.wait_stderr("open streams are aborted");
     let (_, end) = client.body(crate::client::Framing::Chunked);
     assert_ne!(end, End::Complete);
     let (_, end) = old.rest();
-    assert_eq!(end, End::Reset, "a cut answer looks whole");
+    assert_eq!(end, End::Reset, "a truncated response looks complete");
     let gone = |log: &[mock_engine::Seen]| log.iter().all(|seen| seen.state.is_aborted());
     pair.decode.wait_for(crate::client::DEADLINE, gone).unwrap();
 }
@@ -196,7 +196,7 @@ fn a_second_sigterm_ends_at_once() {
     let took = since.elapsed();
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert_eq!(status.code(), Some(0));
-    eprintln!("second SIGTERM: gone after {took:?}");
+    eprintln!("second SIGTERM: exit after {took:?}");
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn exit_codes_tell_what_is_wrong() {
         ]);
         assert_eq!(code, 4, "{text}");
         assert!(
-            text.contains(&format!("port {taken_port} is taken")),
+            text.contains(&format!("port {taken_port} is in use")),
             "{text}"
         );
     }
@@ -561,7 +561,7 @@ fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
                 let want = expected_text(&sha256(prompt.as_bytes()), tokens);
                 if response.framing == crate::client::Framing::Chunked {
                     let have = cut_text(&response);
-                    assert!(want.starts_with(&have), "{have} is no part of {want}");
+                    assert!(want.starts_with(&have), "{have} is not a prefix of {want}");
                 }
                 tally.cut += 1;
             }

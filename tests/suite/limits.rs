@@ -65,7 +65,7 @@ fn bodies_beyond_the_budget_are_503() {
     pair.sidecar.post(CHAT, chat_of(20_000), &[]).expect(200);
     holder.send(&body.as_bytes()[100..]);
     holder.response().expect(200);
-    wait_for("room", || {
+    wait_for("free body budget", || {
         let response = pair.sidecar.post(CHAT, chat_of(60_000), &routing);
         (response.status == 200).then_some(())
     });

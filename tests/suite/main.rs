@@ -8,7 +8,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stderr,
-    reason = "the helpers of a test fail like a test"
+    reason = "test helpers panic on failure, as tests do"
 )]
 
 mod abort;

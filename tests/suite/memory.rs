@@ -64,7 +64,7 @@ fn warm_up(pair: &Pair) {
 #[test]
 fn idle_connections_are_small() {
     if is_suite_tls() {
-        eprintln!("skipped: the bounds are those of plain text");
+        eprintln!("skipped: the bounds apply to unencrypted connections");
         return;
     }
     raise_descriptors();
@@ -101,7 +101,7 @@ fn idle_connections_are_small() {
     drop(clients);
     expect_drained(&pair.sidecar);
     eprintln!(
-        "after all have left: {} KiB",
+        "after all clients have disconnected: {} KiB",
         anonymous_bytes(&pair.sidecar) / 1024
     );
     pair.sidecar.expect_sound();
@@ -141,7 +141,7 @@ fn idle_connections_with_tls_hold_no_buffer() {
 #[test]
 fn requests_that_wait_for_a_silent_engine_are_small() {
     if is_suite_tls() {
-        eprintln!("skipped: the bounds are those of plain text");
+        eprintln!("skipped: the bounds apply to unencrypted connections");
         return;
     }
     raise_descriptors();
@@ -178,7 +178,7 @@ fn requests_that_wait_for_a_silent_engine_are_small() {
     pair.prefill.wait_for(DEADLINE, in_body).unwrap();
     let waiting = anonymous_bytes(&pair.sidecar);
     expect_at_most(
-        "a request waiting for prefill (16 KiB of them its body)",
+        "a request waiting for prefill (including 16 KiB of body)",
         WAITING_BYTES_MAX,
         before,
         waiting,
@@ -191,7 +191,7 @@ fn requests_that_wait_for_a_silent_engine_are_small() {
         .wait_counters(DEADLINE, |counters| counters.running == 0);
     assert!(gone.is_some(), "{:?}", pair.prefill.counters());
     eprintln!(
-        "{WAITING_REQUESTS} departures reached the engine in {:?}",
+        "{WAITING_REQUESTS} disconnects reached the engine in {:?}",
         since.elapsed()
     );
     expect_drained(&pair.sidecar);

@@ -73,7 +73,11 @@ fn expect_objects(cluster: &Cluster, client: &Value, api: Api) -> (u64, String) 
         .unwrap()
         .parse()
         .unwrap();
-    assert_eq!(engine, format!("e{rank}"), "k3: the rank is the engine's");
+    assert_eq!(
+        engine,
+        format!("e{rank}"),
+        "k3: the rank and the engine ID do not match"
+    );
     assert_eq!(decode.header("x-data-parallel-rank"), None);
     let addr = format!("http://127.0.0.1:{}", cluster.bootstrap.port());
     let mut want = client.clone();

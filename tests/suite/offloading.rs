@@ -135,7 +135,7 @@ impl Ranks {
             .unwrap()
             .remove(PARAMS)
             .unwrap_or_default();
-        assert_eq!(body, question.json(), "the rest is the client's");
+        assert_eq!(body, question.json(), "all other members must be unchanged");
         params
     }
 }

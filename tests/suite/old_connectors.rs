@@ -48,7 +48,7 @@ fn nixl_v1_hands_four_members_over() {
         want["stream"] = json!(false);
         want["do_remote_decode"] = json!(true);
         want.as_object_mut().unwrap().remove("stream_options");
-        assert_eq!(json_of(&prefill), want, "nothing is capped");
+        assert_eq!(json_of(&prefill), want, "nothing must be capped");
         let mut have = json_of(&decode);
         assert_eq!(have["remote_block_ids"][0], nth as u64);
         assert_eq!(have["remote_block_ids"][1].to_string(), "9007199254740993");

@@ -220,7 +220,9 @@ fn spans_a_collector_refuses_are_counted() {
         stage
             .sidecar
             .wait_metric("ringside_trace_exported_total", &[], 4.0);
-        stage.sidecar.wait_stderr("the collector refused some");
+        stage
+            .sidecar
+            .wait_stderr("the collector rejected some spans");
     }
 }
 
@@ -232,7 +234,7 @@ fn an_error_of_the_collector_is_told_with_its_status() {
     let endpoint = format!("http://127.0.0.1:{}", angry.port());
     let stage = Stage::new(&[], &environment("http/protobuf", &endpoint));
     stage.ask(PREFILLER, BODY).expect(200);
-    stage.sidecar.wait_stderr("the collector answers 503");
+    stage.sidecar.wait_stderr("the collector responded 503");
 }
 
 #[test]
@@ -261,7 +263,7 @@ fn a_stuck_collector_costs_spans_and_nothing_else() {
     assert!(stage.sidecar.wait_exit().success());
     stage
         .sidecar
-        .wait_stderr("the last spans could not be exported");
+        .wait_stderr("final span export did not finish");
 }
 
 #[test]
@@ -284,11 +286,7 @@ fn an_absent_collector_is_told_of_once() {
                 .wait_metric("ringside_trace_dropped_total", &failed, want);
         }
         let text = stage.sidecar.stderr();
-        assert_eq!(
-            text.matches("spans could not be exported").count(),
-            1,
-            "{text}"
-        );
+        assert_eq!(text.matches("span export failed").count(), 1, "{text}");
         stage.sidecar.terminate();
         assert!(stage.sidecar.wait_exit().success());
     }

@@ -131,7 +131,7 @@ fn a2_the_selector_of_either_group() {
     let pair = pair(&api, &[]);
     assert_eq!(status(&pair.sidecar, "a:1"), 403);
     pair.sidecar
-        .wait_stderr("there is no InferencePool prod/pool");
+        .wait_stderr("InferencePool prod/pool does not exist");
     api.expect_sound();
 }
 
@@ -189,7 +189,7 @@ fn a_watch_goes_on_where_it_was_cut() {
     }
     api.set_pod("late", "vllm", &["127.0.0.1"]);
     wait_allowed(&pair, true);
-    assert_eq!(api.asked(PODS).0, 1, "listed again for nothing");
+    assert_eq!(api.asked(PODS).0, 1, "listed again unnecessarily");
     assert_eq!(pair.sidecar.metric(FAILURES, &[]), 0.0);
     api.expect_sound();
 }
@@ -208,11 +208,7 @@ fn a_bookmark_is_where_a_watch_goes_on() {
     assert!(api.saw(&["watch=true", &format!("resourceVersion={version}")]));
     api.set_pod("after", "vllm", &["127.0.0.1"]);
     wait_allowed(&pair, true);
-    assert_eq!(
-        api.asked(PODS),
-        (1, 2),
-        "listed again in spite of the bookmark"
-    );
+    assert_eq!(api.asked(PODS), (1, 2), "listed again despite the bookmark");
     api.expect_sound();
 }
 
@@ -261,7 +257,7 @@ fn the_last_list_holds_while_the_server_is_away() {
         pair.sidecar.wait_metric(UP, &[], 2.0);
     }
     pair.sidecar
-        .wait_stderr("500: refused with 500; what is known stays");
+        .wait_stderr("500: refused with 500; keeping the last known state");
     api.remove_pod("one");
     wait_allowed(&pair, false);
     assert_eq!(api.asked(PODS).0, 1);
@@ -294,7 +290,7 @@ fn selectors_change_and_pools_go() {
     wait_entries(&pair.sidecar, 0.0);
     assert_eq!(pair.sidecar.admin("/readyz").unwrap().status, 200);
     pair.sidecar
-        .wait_stderr("there is no InferencePool prod/pool");
+        .wait_stderr("InferencePool prod/pool does not exist");
     api.set_pool("vllm");
     wait_allowed(&pair, true);
     api.expect_sound();
@@ -307,7 +303,7 @@ fn until_the_pods_are_known_it_is_not_ready() {
     api.mood(Mood::HoldsPods);
     let pair = pair_like(&api, &["--allow-target=10.0.0.0/8"], |_| {}, true);
     let page = pair.sidecar.admin("/readyz").unwrap().expect(503).text();
-    let line = "[-]allowlist: the pods of prod/pool are not known yet\n";
+    let line = "[-]allowlist: waiting for the pods of prod/pool\n";
     assert!(page.contains(line), "{page}");
     let target = pair.prefill.host_port();
     let response = pair.sidecar.post(CHAT, BODY, &[(PREFILLER, &target)]);
@@ -335,8 +331,9 @@ fn a_server_that_refuses_is_told_of() {
     let api = api();
     api.mood(Mood::Refuses(403));
     let pair = pair_like(&api, &[], |_| {}, true);
-    pair.sidecar
-        .wait_stderr("the pool of the allowlist: 403: refused with 403; what is known stays");
+    pair.sidecar.wait_stderr(
+        "failed to read the pool: 403: refused with 403; keeping the last known state",
+    );
     assert_eq!(pair.sidecar.admin("/readyz").unwrap().status, 503);
     api.set_pod("one", "vllm", &["127.0.0.1"]);
     api.mood(Mood::Well);
@@ -357,7 +354,7 @@ fn no_way_to_a_server_is_a_configuration_error() {
     let text = String::from_utf8_lossy(&run.stderr);
     assert_eq!(run.status.code(), Some(3), "{text}");
     assert!(
-        text.contains("--inference-pool prod/pool: no way to the Kubernetes API"),
+        text.contains("--inference-pool prod/pool: no access to the Kubernetes API"),
         "{text}"
     );
 }

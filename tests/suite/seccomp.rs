@@ -7,7 +7,7 @@ use std::process::Command;
 /// Makes `io_uring_setup` fail with `errno` in the program that `command` starts.
 #[expect(
     unsafe_code,
-    reason = "the filter belongs to the child, so it is installed between fork and exec"
+    reason = "the filter applies to the child only, so it is installed between fork and exec"
 )]
 pub(crate) fn refuse_ring(command: &mut Command, errno: i32) {
     let filter = filter(u32::try_from(errno).unwrap());

@@ -41,7 +41,7 @@ fn s1_both_legs_get_one_body_with_the_room() {
             let question = api.ask_with(6, stream, more);
             responded(&pair, &question);
             let (prefill, decode) = both_legs(&pair);
-            assert_eq!(prefill.body, decode.body, "one body");
+            assert_eq!(prefill.body, decode.body, "the bodies of the legs differ");
             let have = json_of(&decode);
             let room = have["bootstrap_room"].as_u64().unwrap();
             assert!(room < 1 << 63);
@@ -49,7 +49,7 @@ fn s1_both_legs_get_one_body_with_the_room() {
             want["bootstrap_host"] = json!("127.0.0.1");
             want["bootstrap_port"] = json!(8998);
             want["bootstrap_room"] = json!(room);
-            assert_eq!(have, want, "nothing is capped, nothing else is added");
+            assert_eq!(have, want, "nothing must be capped or added otherwise");
         }
     }
     pair.sidecar.expect_sound();

@@ -335,7 +335,7 @@ impl Run {
         seed: u64,
     ) -> Option<Client> {
         let Ok(head) = client.try_head() else {
-            panic!("no answer, seed {seed}: {fate:?} {}", question.body);
+            panic!("no response, seed {seed}: {fate:?} {}", question.body);
         };
         let framing = head.framing("POST");
         let (body, end) = client.body(framing);
@@ -401,7 +401,7 @@ fn soak(setup: &Setup<'_>, kind: Kind, requests: u64) {
     });
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     eprintln!(
-        "soak {:?}: {} whole, {} failed, {} cut, {} left",
+        "soak {:?}: {} complete, {} failed, {} truncated, {} disconnected",
         setup.args,
         count(&run.whole),
         count(&run.failed),

@@ -99,7 +99,7 @@ fn a_response_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
         let response = client.response();
         assert_eq!((response.head.status, &*response.body), (413, &b"no"[..]));
         drop(client);
-        assert!(!upload.join().unwrap(), "nobody wanted all of it");
+        assert!(!upload.join().unwrap(), "the whole upload was accepted");
         for seed in [5, 7] {
             let body = bytes(seed, LARGE);
             let response = sidecar.post("/x", &body, &[]).expect(200);

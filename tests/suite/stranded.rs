@@ -72,7 +72,7 @@ fn expect_refused(pair: &Pair, handoff: &str) {
         .filter(|seen| seen.target == "/v1/completions")
         .collect();
     let [refused] = ours[..] else {
-        panic!("{} of our requests", ours.len());
+        panic!("{} release requests", ours.len());
     };
     let want = format!(
         "{{\"model\":\"{MODEL}\",\"prompt\":\"x\",\"max_tokens\":1,\"kv_transfer_params\":{handoff}}}"
@@ -81,7 +81,10 @@ fn expect_refused(pair: &Pair, handoff: &str) {
     assert_eq!(refused.header("authorization"), Some("Bearer k"));
     assert_eq!(refused.header_all("x-request-id"), ["gw-17"]);
     for seen in log.iter().filter(|seen| seen.target == CHAT) {
-        assert_ne!(seen.conn, refused.conn, "on a connection of its own");
+        assert_ne!(
+            seen.conn, refused.conn,
+            "the release request must use a separate connection"
+        );
     }
 }
 

@@ -153,7 +153,7 @@ fn n1_prefill_and_decode_with_tls_on_both_hops() {
     // TLS messages that concern only the session do not close an idle connection.
     assert_eq!(pair.prefill.counters().connections_accepted, 1);
     assert_eq!(pair.decode.counters().connections_accepted, 1);
-    wait_for("a look at the decoder", || {
+    wait_for("a readiness check of the decoder", || {
         let page = pair.sidecar.admin("/readyz?verbose")?.text();
         page.contains(": ready").then_some(())
     });
@@ -194,7 +194,7 @@ fn plain_http_on_the_tls_port_is_responded_in_plain_text() {
     client.response().expect_error(400, "plain_text");
     assert!(decode.requests().is_empty());
     sidecar.wait_metric(HANDSHAKES, &[("outcome", "plain_text")], 2.0);
-    sidecar.wait_stderr("it speaks plain HTTP to the TLS port");
+    sidecar.wait_stderr("plain HTTP was sent to the TLS port");
     sidecar.expect_sound();
 }
 
@@ -211,7 +211,7 @@ fn a_client_that_offers_only_h2_is_refused_by_alert() {
         .unwrap_err();
     let text = error.to_string();
     assert!(text.contains("NoApplicationProtocol"), "{text}");
-    sidecar.wait_stderr("it offers no http/1.1 (ALPN)");
+    sidecar.wait_stderr("the client does not offer http/1.1 (ALPN)");
     sidecar.wait_metric(HANDSHAKES, &[("outcome", "protocol")], 1.0);
     for alpn in [&["h2", "http/1.1"][..], &["http/1.1"], &[]] {
         let mut client = sidecar.connect_offering(&offering(alpn));
@@ -288,9 +288,9 @@ fn an_engine_is_believed_only_with_the_right_certificate() {
         pair.post(CHAT, ask_for(4, true).1)
             .expect_error(502, "prefill_connect");
         assert!(pair.prefill.requests().is_empty() && pair.decode.requests().is_empty());
-        let log = pair.sidecar.wait_stderr("its certificate is not accepted");
+        let log = pair.sidecar.wait_stderr("certificate verification failed");
         assert!(
-            log.contains("TLS with prefill engine at 127.0.0.1"),
+            log.contains("TLS handshake with prefill engine at 127.0.0.1"),
             "{log}"
         );
         let counted = [("peer", "prefill"), ("outcome", "certificate")];
@@ -309,7 +309,7 @@ fn an_engine_is_believed_only_with_the_right_certificate() {
         let (prompt, body) = ask_for(4, true);
         expect_text(&pair.post(CHAT, &body).expect(200), &prompt, 4);
         pair.sidecar
-            .wait_stderr("certificates of the prefiller are not checked");
+            .wait_stderr("certificates of the prefiller are not verified");
     }
 }
 
@@ -338,7 +338,7 @@ fn an_engine_that_speaks_plain_http_is_named() {
     let pair = engines(None, None, &flags(&args), false);
     pair.post(CHAT, ask_for(4, true).1)
         .expect_error(502, "prefill_connect");
-    pair.sidecar.wait_stderr("leave it out of --enable-tls");
+    pair.sidecar.wait_stderr("remove it from --enable-tls");
     pair.sidecar.expect_sound();
 }
 
@@ -356,7 +356,7 @@ fn an_engine_may_ask_for_a_certificate() {
     let response = pair.post(CHAT, ask_for(4, true).1);
     assert_eq!(response.status, 502, "{}", response.text());
     assert!(pair.prefill.requests().is_empty());
-    pair.sidecar.wait_stderr("give --tls-client-cert");
+    pair.sidecar.wait_stderr("set --tls-client-cert");
     let own = clients.sign(&["ringside"]);
     args.push(format!(
         "--tls-client-cert={}",
@@ -486,7 +486,7 @@ fn streams_survive_a_new_certificate() {
     }
     assert!(
         decode.counters().running > 0,
-        "the streams ended too early to tell"
+        "the streams ended before the certificate was replaced"
     );
     for (mut client, prompt) in streams {
         let response = client.response().expect(200);
@@ -516,7 +516,7 @@ fn a_pair_that_cannot_be_used_changes_nothing() {
     std::fs::remove_file(folder.path().join("tls.crt")).unwrap();
     sidecar.wait_metric(RELOADS, &failed, 3.0);
     wait_shown(&sidecar, &first);
-    sidecar.wait_stderr("the certificate in use is kept");
+    sidecar.wait_stderr("keeping the current one");
     folder.write_pair(&new);
     wait_shown(&sidecar, &second);
     sidecar.expect_sound();
@@ -554,7 +554,7 @@ fn files_that_cannot_be_used_end_with_3_and_a_sentence() {
                 "--enable-tls=decoder".into(),
                 format!("--tls-ca-file={text}"),
             ],
-            "no certificate in it",
+            "no certificate found",
         ),
         (
             vec![
@@ -571,7 +571,7 @@ fn files_that_cannot_be_used_end_with_3_and_a_sentence() {
         all.extend(args.iter().map(String::as_str));
         let (code, log) = run_to_exit(&all);
         assert!(code == 3 && log.contains(words), "{args:?}: {code} {log}");
-        assert!(!log.contains(" serves"), "{log}");
+        assert!(!log.contains(" is ready"), "{log}");
     }
 }
 

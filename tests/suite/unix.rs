@@ -155,7 +155,7 @@ fn the_readiness_page_asks_over_the_socket() {
     let path = folder.socket();
     let pair = pair_at(Driver::Ring, &path, |_| {});
     let line = format!("decoder unix:{path}: ready\n");
-    wait_for("the decoder to be known", || {
+    wait_for("the decoder to be ready", || {
         let page = pair.sidecar.admin("/readyz?verbose")?.text();
         page.contains(&line).then_some(())
     });
@@ -167,7 +167,7 @@ fn the_readiness_page_asks_over_the_socket() {
         &folder.socket().replace("engine", "none"),
         &[],
     );
-    wait_for("the decoder to be missed", || {
+    wait_for("the decoder to be unreachable", || {
         let page = silent.admin("/readyz?verbose")?.text();
         page.contains("none.sock: unreachable\n").then_some(())
     });
@@ -283,17 +283,17 @@ fn what_is_wrong_with_a_socket_is_in_the_log() {
             );
             sidecar.wait_stderr(&format!("unix:{path}: {words}"));
         };
-        refused("there is no such socket; start the engine with --uds");
+        refused("no such socket; start the engine with --uds");
         drop(UnixListener::bind(&path).unwrap());
-        refused("nobody listens on it");
+        refused("connection refused");
         // A repeated error is not logged again.
-        refused("nobody listens on it");
+        refused("connection refused");
         std::fs::remove_file(&path).unwrap();
         let datagrams = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
         refused("Protocol wrong type for socket");
         drop(datagrams);
         let log = sidecar.stderr();
-        assert_eq!(log.matches("nobody listens on it").count(), 1, "{log}");
+        assert_eq!(log.matches(": connection refused").count(), 1, "{log}");
         sidecar.expect_sound();
     }
 }
@@ -346,7 +346,7 @@ fn a_full_queue_is_waited_for_and_given_up() {
         let patient = sidecar_at(driver, &path, &["--connect-timeout=1h"]);
         let mut client = patient.connect();
         client.send(request("GET", "/x", &[], b""));
-        patient.wait_stderr(&format!("unix:{path}: its queue is full"));
+        patient.wait_stderr(&format!("unix:{path}: backlog is full"));
         // A client disconnect during this wait is detected.
         let mut leaver = patient.connect();
         leaver.send(request("GET", "/left", &[], b""));
@@ -454,7 +454,7 @@ fn the_mock_takes_its_socket_with_it() {
     expect_text(&response, &prompt, 3);
     let pid = rustix::process::Pid::from_child(&mock);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let status = wait_for("the mock to end", || mock.try_wait().unwrap());
+    let status = wait_for("the mock to exit", || mock.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));
     assert!(!Path::new(&path).exists());
 }

@@ -73,7 +73,7 @@ fn a_count_only_in_the_handoff_is_used() {
 #[track_caller]
 fn expect_frames(pair: &Pair, response: &Response, count: u64) {
     if pair.decode.port() == 0 || crate::harness::is_suite_tls() {
-        eprintln!("skipped: the decoder is on a Unix socket, or speaks TLS");
+        eprintln!("skipped: the decoder uses a Unix socket or TLS");
         return;
     }
     let direct = crate::client::Client::connect(pair.decode.port())

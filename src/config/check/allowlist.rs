@@ -28,14 +28,14 @@ impl Reader<'_> {
         if own && !asked && *self.raw.source(switch) != Source::Default {
             self.problem(
                 switch,
-                "is false, but --allow-target or --allow-targets-file is given; drop one, so that \
-                 it is clear whether all targets are allowed",
+                "is false, but --allow-target or --allow-targets-file is given; remove one of them \
+                 to make clear whether all targets are allowed",
             );
         }
         if asked && !own && allowlist.pool.is_none() {
             self.problem(
                 switch,
-                "allows no target at all: give --inference-pool, --allow-target or \
+                "allows no target at all; give --inference-pool, --allow-target or \
                  --allow-targets-file",
             );
         }
@@ -60,7 +60,7 @@ impl Reader<'_> {
                 Ok(rule) => rules.push(rule),
                 Err(error) => {
                     let text = format!(
-                        "`{item}`: {error}; give HOST or CIDR, with or without :PORT, such as \
+                        "`{item}`: {error}; give HOST[:PORT] or CIDR[:PORT], such as \
                          10.4.0.0/16:8000"
                     );
                     self.problem(key, &text);
@@ -85,7 +85,10 @@ impl Reader<'_> {
         }
         let (namespace, name) = text.split_once('/').unwrap_or((NAMESPACE_DEFAULT, text));
         if !is_object_name(namespace) || !is_object_name(name) {
-            self.wanted(key, "NAME or NAMESPACE/NAME, as Kubernetes writes them");
+            self.wanted(
+                key,
+                "NAME or NAMESPACE/NAME, with valid Kubernetes object names",
+            );
         }
         Some(PoolRef {
             group,

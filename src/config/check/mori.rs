@@ -35,7 +35,7 @@ impl Reader<'_> {
         };
         if write_mode && connector != KvConnector::Nixlv2 {
             self.warnings.push(format!(
-                "--moriio-write-mode has no effect with --kv-connector {}: it is a mode of nixlv2",
+                "--moriio-write-mode has no effect with --kv-connector {}: it requires nixlv2",
                 connector.name()
             ));
         }
@@ -50,7 +50,10 @@ impl Reader<'_> {
             return None;
         }
         if !write_mode {
-            self.problem(&keys::MORIIO_PARALLEL_DISPATCH, "needs --moriio-write-mode");
+            self.problem(
+                &keys::MORIIO_PARALLEL_DISPATCH,
+                "requires --moriio-write-mode",
+            );
         }
         Some(wait.unwrap_or(units::DURATION_MAX))
     }
@@ -62,7 +65,7 @@ impl Reader<'_> {
             if write_mode {
                 self.problem(
                     key,
-                    "is needed for --moriio-write-mode; give this pod's address, or set POD_IP",
+                    "is required with --moriio-write-mode; give the address of this pod, or set POD_IP",
                 );
             }
         } else if write_mode && Target::new(text, 1).is_err() {
@@ -100,7 +103,7 @@ impl Reader<'_> {
         }
         let Some(local) = mori.dp_size_local else {
             let text = format!(
-                "names {} pods, which needs --moriio-dp-size-local: the ranks of one pod",
+                "names {} pods, which requires --moriio-dp-size-local, the ranks per pod",
                 hosts.len()
             );
             return self.problem(key, &text);
@@ -110,7 +113,7 @@ impl Reader<'_> {
             self.problem(&keys::MORIIO_DP_SIZE_LOCAL, &text);
         } else if u32::try_from(hosts.len()) != Ok(mori.dp_size / local) {
             let text = format!(
-                "names {} pods, but --moriio-dp-size {} with {local} ranks each is {}",
+                "names {} pods, but --moriio-dp-size {} with {local} ranks per pod is {}",
                 hosts.len(),
                 mori.dp_size,
                 mori.dp_size / local
@@ -136,7 +139,7 @@ mod tests {
         let table: &[(Given<'_>, &str)] = &[
             (
                 &[WRITE],
-                "--moriio-local-pod-ip: is needed for --moriio-write-mode",
+                "--moriio-local-pod-ip: is required with --moriio-write-mode",
             ),
             (
                 &[WRITE, (&keys::MORIIO_LOCAL_POD_IP, "a b")],
@@ -144,11 +147,11 @@ mod tests {
             ),
             (
                 &[(&keys::MORIIO_PARALLEL_DISPATCH, "true")],
-                "--moriio-parallel-dispatch: needs --moriio-write-mode",
+                "--moriio-parallel-dispatch: requires --moriio-write-mode",
             ),
             (
                 &[hosts],
-                "--moriio-remote-hosts: names 2 pods, which needs --moriio-dp-size-local",
+                "--moriio-remote-hosts: names 2 pods, which requires --moriio-dp-size-local",
             ),
             (
                 &[hosts, dp("6"), local("4")],
@@ -156,11 +159,11 @@ mod tests {
             ),
             (
                 &[hosts, dp("12"), local("4")],
-                "--moriio-remote-hosts: names 2 pods, but --moriio-dp-size 12 with 4 ranks each is 3",
+                "--moriio-remote-hosts: names 2 pods, but --moriio-dp-size 12 with 4 ranks per pod is 3",
             ),
             (
                 &[(&keys::MORIIO_DECODE_HOSTS, "a,b,c"), dp("4"), local("2")],
-                "--moriio-decode-hosts: names 3 pods, but --moriio-dp-size 4 with 2 ranks each is 2",
+                "--moriio-decode-hosts: names 3 pods, but --moriio-dp-size 4 with 2 ranks per pod is 2",
             ),
             (
                 &[(&keys::MORIIO_REMOTE_HOSTS, "http://p0")],

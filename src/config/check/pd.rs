@@ -100,7 +100,7 @@ impl Reader<'_> {
         let on = self.switch(key);
         if on && connector != KvConnector::Nixlv2 {
             let text = format!(
-                "needs --kv-connector nixlv2, not {}; drop one of the two",
+                "requires --kv-connector nixlv2, not {}; change one of them",
                 connector.name()
             );
             self.problem(key, &text);
@@ -120,7 +120,7 @@ impl Reader<'_> {
         if retries > 0 && backoff.is_zero() {
             self.problem(
                 &keys::PREFILL_RETRY_BACKOFF,
-                "must be above zero when --prefill-max-retries is",
+                "must be above zero if --prefill-max-retries is",
             );
         }
         (retries, backoff)
@@ -131,7 +131,7 @@ impl Reader<'_> {
         if handoff_age_max >= ENGINE_LEASE {
             self.warnings.push(format!(
                 "--handoff-max-age is {}: a handoff older than the engine's lease (vLLM: {}) can \
-                 answer with another prompt's text",
+                 return another prompt's text",
                 units::show_duration(handoff_age_max),
                 units::show_duration(ENGINE_LEASE),
             ));

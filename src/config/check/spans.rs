@@ -64,16 +64,16 @@ impl Reader<'_> {
             "traceidratio" => self.ratio(),
             _ => {
                 self.warnings.push(format!(
-                    "{SAMPLER} is `{sampler}`, which is no sampler; parentbased_traceidratio is \
-                     taken"
+                    "{SAMPLER} is `{sampler}`, which is not a known sampler; using \
+                     parentbased_traceidratio"
                 ));
                 return self.ratio();
             }
         };
         if !sampler.is_empty() && root == sampler {
             self.warnings.push(format!(
-                "{SAMPLER} is `{sampler}`: a caller that has decided about its trace goes before it, \
-                 as with parentbased_{sampler}"
+                "{SAMPLER} is `{sampler}`: the caller's sampling decision takes precedence, as with \
+                 parentbased_{sampler}"
             ));
         }
         recorded
@@ -97,8 +97,8 @@ impl Reader<'_> {
         let (certificate, file) = self.signal("CERTIFICATE");
         if file.is_some() {
             self.warnings.push(format!(
-                "{certificate} is not read: the collector's certificate is checked against the \
-                 system's"
+                "{certificate} is ignored: the collector's certificate is verified against the \
+                 system's root certificates"
             ));
         }
         let (headers, _) = self.signal("HEADERS");
@@ -188,7 +188,7 @@ impl Reader<'_> {
             match pair(item) {
                 Some(pair) => pairs.push(pair),
                 None => self.warnings.push(format!(
-                    "{name}: part {} is not `name=value` and is ignored",
+                    "{name}: item {} is not `name=value`; it is ignored",
                     index + 1
                 )),
             }

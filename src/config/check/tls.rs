@@ -56,8 +56,7 @@ impl Reader<'_> {
             return Some(ListenerTls { cert_dir });
         }
         if cert_dir.is_some() {
-            let text =
-                "--cert-path has no effect with --secure-proxy=false: clients get plain text";
+            let text = "--cert-path has no effect with --secure-proxy=false (plain text)";
             self.warnings.push(text.to_owned());
         }
         None
@@ -83,13 +82,13 @@ impl Reader<'_> {
             }),
             (None, None) => None,
             (Some(_), None) => {
-                self.problem(cert, "needs --tls-client-key, the file with its key");
+                self.problem(cert, "requires --tls-client-key, the file with the key");
                 None
             }
             (None, Some(_)) => {
                 self.problem(
                     key,
-                    "needs --tls-client-cert, the file with its certificates",
+                    "requires --tls-client-cert, the file with the certificates",
                 );
                 None
             }
@@ -172,8 +171,8 @@ mod tests {
     #[test]
     fn g2_a_certificate_has_its_key() {
         let (cert, key) = ((&keys::TLS_CLIENT_CERT, "c"), (&keys::TLS_CLIENT_KEY, "k"));
-        assert!(problems(&[cert])[0].starts_with("--tls-client-cert: needs --tls-client-key"));
-        assert!(problems(&[key])[0].starts_with("--tls-client-key: needs --tls-client-cert"));
+        assert!(problems(&[cert])[0].starts_with("--tls-client-cert: requires --tls-client-key"));
+        assert!(problems(&[key])[0].starts_with("--tls-client-key: requires --tls-client-cert"));
         let on = (&keys::ENABLE_TLS, "decoder");
         let identity = checked(&[cert, key, on])
             .config

@@ -31,7 +31,10 @@ impl<'a> Reader<'a> {
         }
         let value = self.duration(key);
         if value.is_zero() {
-            self.problem(key, "is zero, which nothing can meet; `off` turns it off");
+            self.problem(
+                key,
+                "is zero, so it would always expire; write `off` to disable it",
+            );
         }
         Some(value)
     }
