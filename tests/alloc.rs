@@ -6,7 +6,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "the helpers of a test fail like a test"
+    reason = "test helpers panic on failure, as tests do"
 )]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -40,7 +40,7 @@ fn count() {
 }
 
 // SAFETY: every call is forwarded to the system allocator with unchanged arguments.
-#[expect(unsafe_code, reason = "an allocator cannot be written without")]
+#[expect(unsafe_code, reason = "`GlobalAlloc` is an unsafe trait")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
@@ -157,7 +157,7 @@ fn take_request(stream: &mut TcpStream) {
     let mut piece = [0; 4096];
     loop {
         let n = read(stream, &mut piece);
-        assert!(n > 0, "the request was cut");
+        assert!(n > 0, "the request was truncated");
         bytes.extend_from_slice(&piece[..n]);
         // Every body sent to these engines ends with `}`.
         if bytes.ends_with(b"}") {
@@ -248,7 +248,7 @@ fn relaying(split: bool) {
         // The response head precedes the first chunk.
         while !got[..seen].ends_with(&chunk) {
             let n = read(&mut client, &mut got[seen..]);
-            assert!(n > 0, "the stream was cut");
+            assert!(n > 0, "the stream was truncated");
             seen += n;
         }
     }

@@ -1,17 +1,20 @@
-//! Rules about the tree that no compiler checks: who may use whom, how long a file may get, what
-//! must not be committed. The rules themselves are `CONTRIBUTING.md`'s.
+//! Checks of the source tree that the compiler does not make: dependencies between modules, length of
+//! files, text that must not be committed. `CONTRIBUTING.md` explains the rules.
 //!
-//! The sources are read as lines. That works because they are formatted: an item's last line has
-//! the indentation of its first.
+//! The checks read sources line by line. This relies on rustfmt: the last line of an item has the
+//! same indentation as its first line.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of a test fail like a test")]
+#![expect(clippy::unwrap_used, reason = "helpers of a test may fail like a test")]
+
+#[path = "tidy/prose.rs"]
+mod prose;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Lines of a file without its tests. What is longer holds two things.
+/// Maximum number of lines in a file, without its tests. A longer file has more than one subject.
 const PRODUCTION_LINES_MAX: usize = 600;
 const CORPUS_FILE_BYTES_MAX: u64 = 4 * 1024;
 const CORPUS_FILES_MAX: usize = 64;
@@ -24,9 +27,9 @@ const DOCUMENTS: [&str; 5] = [
     "LICENSE",
 ];
 
-/// Modules that decide about bytes and states they are given.
+/// Modules that compute results from their arguments alone.
 const PURE_MODULES: [&str; 5] = ["span", "h1", "json", "fleet", "pd"];
-/// What such a module would touch the world with.
+/// Names that a pure module must not use, because they reach clocks, files, threads or sockets.
 const IMPURE_NAMES: [&str; 9] = [
     "std::env",
     "std::fs",
@@ -39,7 +42,7 @@ const IMPURE_NAMES: [&str; 9] = [
     "tokio",
 ];
 
-/// A crate, and the only places that may name it.
+/// Crates, each with the only places that may name it.
 const SEAMS: [(&str, &[&str]); 3] = [
     ("monoio::", &["src/net/monoio"]),
     ("serde_saphyr::", &["src/config/yaml.rs"]),
@@ -49,7 +52,7 @@ const SEAMS: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// Leftovers; written in two halves, so that this file has none.
+/// Leftovers of unfinished work. Each is written in two halves, so that this file passes.
 const LEFTOVERS: [&str; 5] = [
     concat!("todo", "!("),
     concat!("unimplemented", "!("),
@@ -57,7 +60,7 @@ const LEFTOVERS: [&str; 5] = [
     concat!("XX", "X"),
     concat!("#[ign", "ore"),
 ];
-/// Folders of whoever wrote it.
+/// Directories that exist only on a developer's machine.
 const MACHINE_PATHS: [&str; 4] = [
     concat!("/ro", "ot/"),
     concat!("/ho", "me/"),
@@ -69,7 +72,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Everything under `folder` but build output and what git ignores, by paths from the root.
+/// Returns the files under `folder` as paths relative to the root, without build output and without
+/// files that git ignores.
 fn files(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
@@ -100,16 +104,16 @@ fn read(path: &Path) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// One source file of the library and its lines that are neither tests nor comments.
+/// A source file of the library, reduced to the lines that are neither tests nor comments.
 struct Source {
     path: PathBuf,
-    /// The module of `lib.rs` it belongs to.
+    /// The top-level module that contains it.
     module: String,
-    /// How many modules deep it is: 1 for `h1/mod.rs`, 2 for `h1/head.rs`.
+    /// Depth in the module tree: 1 for `h1/mod.rs`, 2 for `h1/head.rs`.
     depth: usize,
-    /// Line number and text.
+    /// Line numbers and lines.
     code: Vec<(usize, String)>,
-    /// Comments included.
+    /// Number of lines without tests, including comments.
     production_lines: usize,
 }
 
@@ -119,7 +123,7 @@ impl Source {
     }
 }
 
-/// The library's production sources: without files that only tests have.
+/// Returns the library's production sources, without files that contain only tests.
 fn sources() -> Vec<Source> {
     let mut sources = Vec::new();
     let mut tests_only = BTreeSet::new();
@@ -134,7 +138,7 @@ fn sources() -> Vec<Source> {
                 Some("mod" | "lib") => path.parent().unwrap().to_owned(),
                 _ => path.with_extension(""),
             };
-            // A file beside it where a `path` attribute says so.
+            // A `path` attribute puts the file in the same directory.
             tests_only.insert(folder.join(format!("{declared}.rs")));
             tests_only.insert(path.with_file_name(format!("{declared}.rs")));
         }
@@ -159,17 +163,17 @@ fn sources() -> Vec<Source> {
         let name = source.path.to_string_lossy();
         !tests_only.contains(&source.path) && !name.ends_with("_tests.rs")
     });
-    assert!(sources.len() > 20, "the sources are not where they were");
+    assert!(sources.len() > 20, "found fewer than 20 source files");
     sources
 }
 
 struct Kept<'a> {
     lines: Vec<(usize, &'a str)>,
-    /// Modules that are declared for tests, in files of their own.
+    /// Names of test modules that are declared here and defined in separate files.
     test_modules: Vec<&'a str>,
 }
 
-/// Drops every item under `#[cfg(test)]`.
+/// Returns the lines of a source file without the items under `#[cfg(test)]`.
 fn without_tests(text: &str) -> Kept<'_> {
     let mut kept = Kept {
         lines: Vec::new(),
@@ -192,7 +196,8 @@ fn without_tests(text: &str) -> Kept<'_> {
         if first.ends_with([';', '}', ',']) {
             continue;
         }
-        // Its last line: a closing bracket as far in as its first, and nothing open behind it.
+        // The item's last line is a closing bracket with the indentation of its first line, with
+        // nothing opened after it.
         let _ = lines.find(|(_, line)| {
             let closes = line.get(indent..).is_some_and(|rest| {
                 line[..indent].trim().is_empty() && rest.starts_with(['}', ']', ')'])
@@ -203,7 +208,7 @@ fn without_tests(text: &str) -> Kept<'_> {
     kept
 }
 
-/// The modules of `lib.rs` as declared.
+/// Returns the modules of `lib.rs` in declaration order.
 fn modules() -> Vec<String> {
     let text = read(Path::new("src/lib.rs"));
     let declared = text.lines().filter_map(|line| {
@@ -217,7 +222,8 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
-/// The names that follow `prefix` in `code`, where nothing of a path stands before it.
+/// Returns the names that follow `prefix` in `code`, unless `prefix` is itself preceded by part of a
+/// path.
 fn names_after<'a>(code: &'a str, prefix: &str) -> Vec<&'a str> {
     let mut names = Vec::new();
     for (at, _) in code.match_indices(prefix) {
@@ -232,7 +238,7 @@ fn names_after<'a>(code: &'a str, prefix: &str) -> Vec<&'a str> {
     names
 }
 
-/// Fails with all offences at once.
+/// Panics with a list of all offences, if there are any.
 fn check(offences: &[String]) {
     let mut text = String::new();
     for offence in offences {
@@ -242,7 +248,7 @@ fn check(offences: &[String]) {
 }
 
 #[test]
-fn modules_use_only_those_above_them() {
+fn modules_use_only_modules_above_them() {
     let modules = modules();
     let place = |name: &str| modules.iter().position(|module| module == name);
     let mut offences = Vec::new();
@@ -261,10 +267,12 @@ fn modules_use_only_those_above_them() {
             used.extend(names_after(code, &up));
             for name in used {
                 if name.is_empty() && !code.contains("crate::*") {
-                    offences.push(format!("{path}:{number}: one `use` for each module"));
+                    offences.push(format!("{path}:{number}: write one `use` per module"));
                 } else if place(name).is_some_and(|other| other > own) {
                     let module = &source.module;
-                    offences.push(format!("{path}:{number}: {module} is above {name}"));
+                    offences.push(format!(
+                        "{path}:{number}: {module} is declared above {name} and must not use it"
+                    ));
                 }
             }
         }
@@ -280,7 +288,7 @@ fn files_are_short() {
         .filter(|source| source.production_lines > PRODUCTION_LINES_MAX);
     let offences = long.map(|source| {
         let (path, lines) = (source.path.display(), source.production_lines);
-        format!("{path}: {lines} lines without tests, {PRODUCTION_LINES_MAX} at most")
+        format!("{path}: {lines} lines without tests, at most {PRODUCTION_LINES_MAX} are allowed")
     });
     check(&offences.collect::<Vec<_>>());
 }
@@ -295,7 +303,9 @@ fn pure_modules_touch_nothing() {
         for (number, code) in &source.code {
             for name in IMPURE_NAMES.iter().filter(|name| code.contains(**name)) {
                 let (path, module) = (source.path.display(), &source.module);
-                offences.push(format!("{path}:{number}: {module} is pure, no {name}"));
+                offences.push(format!(
+                    "{path}:{number}: {module} is pure and must not use {name}"
+                ));
             }
         }
     }
@@ -303,7 +313,7 @@ fn pure_modules_touch_nothing() {
 }
 
 #[test]
-fn crates_behind_a_seam_are_named_there_only() {
+fn restricted_crates_are_named_only_where_allowed() {
     let mut offences = Vec::new();
     for source in sources() {
         for (name, places) in SEAMS {
@@ -313,7 +323,7 @@ fn crates_behind_a_seam_are_named_there_only() {
             for (number, code) in &source.code {
                 if !names_after(code, name).is_empty() {
                     let path = source.path.display();
-                    offences.push(format!("{path}:{number}: {name} only in {places:?}"));
+                    offences.push(format!("{path}:{number}: only {places:?} may name {name}"));
                 }
             }
         }
@@ -341,7 +351,7 @@ fn nothing_is_left_over() {
 }
 
 #[test]
-fn files_say_what_they_are() {
+fn files_begin_with_a_module_doc() {
     let mut offences = Vec::new();
     for folder in ["src", "benches", "tests", "fuzz/fuzz_targets", "tools"] {
         for path in files(folder) {
@@ -354,7 +364,7 @@ fn files_say_what_they_are() {
 }
 
 #[test]
-fn documents_are_there() {
+fn documents_exist() {
     let missing = DOCUMENTS
         .iter()
         .filter(|name| !root().join(name).is_file())
@@ -362,19 +372,19 @@ fn documents_are_there() {
     check(&missing.collect::<Vec<_>>());
 }
 
-/// Found by a fuzzer and ignored by git: it names what it finds by its SHA-1.
+/// Whether a file is an input saved by a fuzzer, which names it by its SHA-1. Git ignores these.
 fn is_found_input(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_string_lossy();
     name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The names in backquotes of a line: tests, if there is a `::` in them.
+/// Returns the test names in a line: everything in backquotes that contains `::`.
 fn named_tests(line: &str) -> impl Iterator<Item = &str> {
     let quoted = line.split('`').skip(1).step_by(2);
     quoted.filter(|name| name.contains("::"))
 }
 
-/// Whether a test of that name is in the tree: `module::test` of the suite, or `lib: path::test`.
+/// Whether the test exists: `module::test` in the suite, or `lib: path::test` in the library.
 fn has_test(name: &str, sources: &[PathBuf]) -> bool {
     let (path, test) = match name.strip_prefix("lib: ") {
         Some(rest) => {
@@ -401,7 +411,7 @@ fn has_test(name: &str, sources: &[PathBuf]) -> bool {
 }
 
 #[test]
-fn rows_of_the_conformance_table_have_their_tests() {
+fn rows_of_the_conformance_table_name_existing_tests() {
     const DOCUMENT: &str = "docs/pd-sidecar.md";
     let text = read(Path::new(DOCUMENT));
     let (_, section) = text.split_once("\n## Conformance\n").unwrap();
@@ -457,7 +467,7 @@ fn fuzz_corpora_are_small_and_complete() {
 }
 
 #[test]
-fn tests_are_told_from_production() {
+fn tests_are_distinguished_from_production_code() {
     let text = "use a;\n#[cfg(test)]\nmod helpers;\nfn f() {}\n#[cfg(test)]\n#[path = \"x\"]\nmod x;\n\
                 #[cfg(test)]\nconst C: &[u8] = &[\n    1,\n];\nfn g() {}\n    #[cfg(test)]\n    \
                 fn h(\n        a: u8,\n    ) -> u8 {\n        a\n    }\nfn i() {}\n#[cfg(test)]\n\
