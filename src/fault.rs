@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_has_its_row() {
+    fn every_fault_has_a_label_a_message_and_a_status() {
         assert_eq!(all().len(), LABELS.len());
         for (index, fault) in all().into_iter().enumerate() {
             assert_eq!(fault.index(), index, "{fault:?}");

@@ -22,7 +22,7 @@ fn sidecar(line: &str) -> (Config, Vec<String>) {
 }
 
 #[test]
-fn every_flag_of_the_contract() {
+fn flags_are_applied() {
     let (config, warnings) = sidecar(
         "ringside sidecar --port 8100 --model-server-port 8300 --data-parallel-size 2 \
          --kv-connector nixlv2 --secure-proxy=false --enable-prefiller-sampling \
@@ -62,7 +62,7 @@ fn every_flag_of_the_contract() {
 }
 
 #[test]
-fn a_place_for_the_shards() {
+fn cores_accepts_devices_and_nodes() {
     for text in ["near:gpu0-3*2", "near:eth0", "near:0000:3b:00.0", "numa:1"] {
         let (config, _) = sidecar(&format!(
             "ringside sidecar --secure-proxy=false --cores {text}"
@@ -72,7 +72,7 @@ fn a_place_for_the_shards() {
 }
 
 #[test]
-fn spellings_that_mean_the_same() {
+fn equivalent_spellings() {
     let want = sidecar("ringside sidecar --port 8001 --secure-proxy=false").0;
     for line in [
         "ringside sidecar --port=8001 --secure-proxy=false",
@@ -175,7 +175,7 @@ fn exits() {
 }
 
 #[test]
-fn removed_flags_are_taken_as_what_they_meant() {
+fn removed_flags_map_to_their_replacements() {
     for (line, same) in [
         ("-connector=lmcache", "--kv-connector=lmcache"),
         ("-connector nixl", "--kv-connector=nixl"),
@@ -309,7 +309,7 @@ fn exits_of_removed_flags_and_documents() {
 }
 
 #[test]
-fn the_first_sidecars_name_has_its_defaults() {
+fn the_first_sidecars_name_selects_its_defaults() {
     for (line, port, group) in [
         ("ringside sidecar", 8200, PoolGroup::Stable),
         ("pd-sidecar", 8200, PoolGroup::Stable),
@@ -345,7 +345,7 @@ fn the_first_sidecars_name_has_its_defaults() {
 }
 
 #[test]
-fn check_config_says_where_values_come_from() {
+fn check_config_prints_the_source_of_each_value() {
     let environment = |name: &str| (name == "INFERENCE_POOL").then(|| "a/b".to_owned());
     let line = "ringside check-config --configuration={'port':8100,'secure-proxy':no} --host=::1 \
                 -connector=nixl --enable-tls=decoder --enable-tls prefiller";
@@ -424,7 +424,7 @@ fn help_is_grouped_and_short_help_is_short() {
 }
 
 #[test]
-fn environment_comes_after_flags() {
+fn flags_take_precedence_over_environment() {
     let environment = |name: &str| match name {
         "POD_IP" => Some("10.0.0.9".to_owned()),
         "ENABLE_PREFILLER_SAMPLING" => Some("true".to_owned()),
@@ -443,7 +443,7 @@ fn environment_comes_after_flags() {
 
 #[cfg(feature = "mock")]
 #[test]
-fn mock_keeps_its_arguments() {
+fn mock_receives_its_arguments_unchanged() {
     for (line, want) in [
         ("ringside mock", vec![]),
         ("ringside mock --help", vec!["--help"]),
@@ -469,7 +469,7 @@ fn mock_keeps_its_arguments() {
 }
 
 #[test]
-fn arguments_are_utf8() {
+fn arguments_must_be_utf8() {
     use std::os::unix::ffi::OsStringExt;
     let args = [OsString::from("ringside"), OsString::from_vec(vec![0xff])];
     assert_eq!(parse_with(args, &|_| None).unwrap_err().code, Exit::USAGE);

@@ -48,7 +48,7 @@ pub(in crate::config) fn problems_in(
 }
 
 #[test]
-fn defaults_are_pd_sidecars() {
+fn defaults_match_pd_sidecar() {
     let Checked { config, warnings } = checked(&[]);
     assert!(warnings.is_empty(), "{warnings:?}");
     assert_eq!(
@@ -212,7 +212,7 @@ fn g2_values() {
 }
 
 #[test]
-fn cores_are_explained() {
+fn invalid_cores_values_are_explained() {
     for (text, want) in [
         ("0-3,2", "`0-3,2` names a CPU twice"),
         ("four", "`four` is not a CPU list; give auto"),
@@ -245,7 +245,7 @@ fn cores_are_explained() {
 }
 
 #[test]
-fn every_problem_is_told_at_once() {
+fn all_problems_are_reported_together() {
     let got = problems(&[
         (&keys::PORT, "0"),
         (&keys::KV_CONNECTOR, "x"),
@@ -321,7 +321,7 @@ fn sampling_is_flag_then_environment_then_default() {
 }
 
 #[test]
-fn we_are_never_our_own_decoder() {
+fn conflicting_ports_are_refused() {
     use keys::{
         ADMIN_ADDRESS, DATA_PARALLEL_SIZE, HOST, METRICS_PORT, MODEL_SERVER_HOST, MODEL_SERVER_PORT,
     };
@@ -397,7 +397,7 @@ fn addresses() {
 }
 
 #[test]
-fn decoders_behind_sockets() {
+fn decoders_on_unix_sockets() {
     use keys::{DATA_PARALLEL_SIZE, MODEL_SERVER_SOCKET};
     let sockets = |given: Given<'_>| -> Vec<String> {
         let config = checked(given).config;
@@ -414,7 +414,7 @@ fn decoders_behind_sockets() {
 }
 
 #[test]
-fn sockets_that_cannot_be() {
+fn invalid_sockets_are_refused() {
     use keys::{
         DATA_PARALLEL_SIZE, MODEL_SERVER_HOST, MODEL_SERVER_PORT, MODEL_SERVER_SOCKET, VLLM_PORT,
     };
@@ -487,7 +487,7 @@ fn sockets_that_cannot_be() {
 
 /// The default port of the decoder is not reserved if the decoder uses a socket.
 #[test]
-fn a_decoder_behind_a_socket_leaves_all_ports_free() {
+fn a_decoder_on_a_unix_socket_reserves_no_port() {
     use keys::{ADMIN_ADDRESS, MODEL_SERVER_SOCKET, PORT};
     let socket = (&MODEL_SERVER_SOCKET, "/run/vllm.sock");
     assert!(problems(&[socket, (&PORT, "8200")]).is_empty());
@@ -497,7 +497,7 @@ fn a_decoder_behind_a_socket_leaves_all_ports_free() {
 }
 
 #[test]
-fn risky_values_are_warned_about() {
+fn risky_values_cause_warnings() {
     for (key, value) in [
         (&keys::HANDOFF_MAX_AGE, "30s"),
         (&keys::UPSTREAM_IDLE_TIMEOUT, "5s"),
@@ -508,7 +508,7 @@ fn risky_values_are_warned_about() {
 }
 
 #[test]
-fn description_names_every_decision() {
+fn description_contains_the_settings() {
     let config = checked(&[
         (&keys::DATA_PARALLEL_SIZE, "2"),
         (&keys::CORES, "0-3"),
@@ -549,7 +549,7 @@ fn every_timeout_can_be_off() {
 }
 
 #[test]
-fn every_key_is_read() {
+fn every_key_is_checked() {
     // A key that no check reads would accept any value.
     let free = [
         "access-log",
@@ -627,7 +627,7 @@ fn g2_connectors_and_their_ports() {
 }
 
 #[test]
-fn variables_hold_where_no_flag_does() {
+fn variables_apply_without_a_flag() {
     let ports = |environment: &[(&str, &str)], given: Given<'_>| {
         let Checked { config, warnings } = checked_in(environment, given);
         let ports = config.pd.ports;
@@ -691,7 +691,7 @@ fn metrics_have_a_port_or_an_address() {
 }
 
 #[test]
-fn our_own_switches() {
+fn switches_that_pd_sidecar_does_not_have() {
     let config = checked(&[]).config.pd;
     assert!(!config.trust_client_kv && !config.release_stranded_kv && !config.p2p_pull);
     assert_eq!(config.on_prefill_failure, OnPrefillFailure::Error);
@@ -707,7 +707,7 @@ fn our_own_switches() {
 }
 
 #[test]
-fn description_names_what_is_on() {
+fn description_contains_enabled_features() {
     let environment = [("OTEL_TRACES_EXPORTER", "otlp"), ("POD_IP", "10.0.0.3")];
     let config = checked_in(
         &environment,

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_values_read_back() {
+    fn formatted_values_parse_back() {
         for text in [
             "auto",
             "0-3,8",
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn typos_get_the_nearest_value() {
+    fn typos_suggest_the_nearest_value() {
         for (text, want) in [
             ("naer:gpu0", Some("near:gpu0")),
             ("nea:gpu0*2", Some("near:gpu0*2")),

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_zero_count_as_not_written() {
+    fn empty_and_zero_count_as_not_given() {
         use keys::{DECODE_CHUNK_SIZE, ENABLE_TLS, KV_CONNECTOR, MAX_IDLE_CONNS_PER_HOST, TRACING};
         for (text, key, warnings) in [
             ("max-idle-conns-per-host: 0", &MAX_IDLE_CONNS_PER_HOST, 1),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_but_the_documents_is_one_of_a_document() {
+    fn every_key_except_configuration_is_accepted() {
         for key in keys::ALL {
             let refused = !problems(&format!("{}: x", key.name)).is_empty();
             assert_eq!(
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn g1_what_is_wrong_is_shown_where_it_is() {
+    fn g1_problems_show_their_position() {
         for (text, want) in [
             (
                 "port: 8000\nprot: 1\n",

@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_meant() {
+    fn suggestions() {
         let known = ["port", "model-server-port", "enable-tls", "host", "on"];
         for (text, want) in [
             ("prot", Some("port")),

@@ -314,7 +314,7 @@ mod tests {
     const OLD: &Key = &keys::VLLM_PORT;
 
     #[test]
-    fn flag_then_document_then_environment_then_default() {
+    fn precedence_is_flag_document_environment_default() {
         let key = &keys::MOONCAKE_BOOTSTRAP_PORT;
         let variable = |name: &str| (name == "MOONCAKE_BOOTSTRAP_PORT").then(|| "3".to_owned());
         for (flag, document, environment, want) in [
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn g3_model_server_port_over_all_sources() {
+    fn g3_model_server_port_precedence_across_sources() {
         // Flag and document, each with the new and the old name; the first one given takes
         // precedence.
         for bits in 0..16_u8 {
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_add_up() {
+    fn repeated_list_flags_are_concatenated() {
         let key = &keys::ENABLE_TLS;
         let mut raw = RawConfig::default();
         raw.read_document("x.yaml", "enable-tls: [encoder]");
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_shows_once() {
+    fn every_key_is_listed_once() {
         let raw = RawConfig::default();
         let names: Vec<_> = raw.effective().into_iter().map(|(name, ..)| name).collect();
         let hidden = [OLD.name, "configuration"];

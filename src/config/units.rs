@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_values_read_back() {
+    fn formatted_values_parse_back() {
         for text in ["0s", "250ms", "90s", "5m", "1h", "7ns", "3us"] {
             let value = duration(text).unwrap();
             assert_eq!(duration(&show_duration(value)), Ok(value));

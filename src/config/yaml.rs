@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn scalars_keep_their_spelling() {
+    fn scalars_are_kept_as_text() {
         for (written, want) in [
             ("8000", "8000"),
             ("-1", "-1"),
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_document_is_placed() {
+    fn malformed_documents_report_a_position() {
         for (text, line, column, want) in [
             ("port: [1", 1, 7, "unclosed bracket"),
             ("port: 1\nport: 2\n", 2, 1, "`port` is given twice"),

@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said_at_once() {
+    fn all_problems_of_a_rules_file_are_reported_together() {
         let path = std::env::temp_dir().join(format!("ringside-rules-{}", std::process::id()));
         let read = |text: &[u8]| {
             std::fs::write(&path, text).unwrap();

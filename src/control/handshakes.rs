@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_failure_says_who_and_what() {
+    fn every_message_names_the_peer_and_the_error() {
         for peer in TlsPeer::ALL {
             for outcome in Outcome::ALL {
                 let text = explain(&Failure {

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn d1_addresses_stay_names_are_looked_up_and_a_failure_keeps_what_was_known() {
+    fn d1_names_are_resolved_and_a_failure_keeps_the_last_known_address() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_bound_and_start_anew() {
+    fn pauses_grow_to_a_bound_and_reset() {
         let mut pauses = Pauses::default();
         let next = |pauses: &mut Pauses| u64::try_from(pauses.next(0).as_millis()).unwrap();
         assert_eq!(next(&mut pauses), 0);

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_failure_names_the_socket_and_what_to_do() {
+    fn every_message_names_the_socket_and_a_remedy() {
         let socket = SocketPath::parse("/run/vllm.sock").unwrap();
         for (number, words) in [
             (libc::ENOENT, "start the engine with --uds /run/vllm.sock"),

@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_build_without_it_names_the_feature() {
+    fn a_build_without_otlp_names_the_feature() {
         let collector = OtlpConfig {
             protocol: crate::config::OtlpProtocol::Grpc,
             endpoint: "http://localhost:4317".to_owned(),

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn one_call_for_everything_that_happens_together() {
+    fn simultaneous_changes_are_reported_once() {
         run(async || {
             let folder = Folder::new("together");
             let file = folder.0.join("in/rules");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_swap_of_a_config_maps_link() {
+    fn an_update_of_a_config_map_is_noticed() {
         run(async || {
             let folder = Folder::new("swap");
             let at = |name: &str| folder.0.join("in").join(name);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_watched_is_looked_at() {
+    fn a_directory_that_cannot_be_watched_is_checked_at_intervals() {
         run(async || {
             let folder = Folder::new("missing");
             let mut watch = DirWatch::new(&folder.0.join("in/missing"));

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_absolute_paths_and_abstract_names() {
+    fn accepts_absolute_paths_and_abstract_names() {
         let longest = format!("/{}", "x".repeat(SOCKET_PATH_BYTES_MAX - 1));
         let longest_name = format!("@{}", "x".repeat(SOCKET_PATH_BYTES_MAX));
         for text in ["/run/vllm.sock", "/a", "/run/é", &longest, &longest_name] {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused() {
+    fn refuses_everything_else() {
         use TargetError as E;
         let long = format!("/{}", "x".repeat(SOCKET_PATH_BYTES_MAX));
         // 60 characters, 120 bytes.

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_of_pods() {
+    fn pod_hosts() {
         assert_eq!(AllowRule::host("10.0.0.1"), net("10.0.0.1", 32, None));
         assert_eq!(AllowRule::host("fd00::0:1"), net("fd00::1", 128, None));
         assert_eq!(AllowRule::host("decode-7f"), name("decode-7f", None));

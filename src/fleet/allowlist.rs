@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a3_listed_hosts_on_any_port_and_nothing_else() {
+    fn a3_only_listed_hosts_are_allowed_on_any_port() {
         let list = list(&["10.0.0.1", "pod-1", "pod-1.ns.svc.cluster.local", "fd00::1"]);
         assert_eq!(list.len(), 4);
         for allowed in [
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_widest_prefixes() {
+    fn zero_length_prefixes_match_one_address_family() {
         let (v4, v6) = (list(&["0.0.0.0/0"]), list(&["::/0"]));
         assert!(v4.permits(&target("255.255.255.255:1")));
         assert!(!v4.permits(&target("[::1]:1")));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn agrees_with_one_rule_after_the_other() {
+    fn agrees_with_a_linear_search() {
         let mut allowed = [0_u32; 2];
         for seed in 1..2000_u64 {
             let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));

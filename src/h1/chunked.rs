@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_taken_apart() {
+    fn chunked_bodies_are_decoded() {
         let cases: &[(&[u8], usize, &[u8], bool)] = &[
             (b"", 0, b"", false),
             (b"0\r\n\r\n", 5, b"", true),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_refused_for_the_right_reason() {
+    fn invalid_bodies_are_refused_with_the_correct_error() {
         use ChunkError::*;
         let cases: &[(&[u8], ChunkError)] = &[
             (b"\r\n", BadSize),
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_body_stays_refused() {
+    fn an_error_is_permanent() {
         let mut reader = Chunked::new();
         assert_eq!(reader.verify(b"x"), Err(ChunkError::BadSize));
         assert_eq!(reader.verify(b"0\r\n\r\n"), Err(ChunkError::BadSize));
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_exact_and_in_total() {
+    fn limits_are_exact_and_apply_to_the_whole_body() {
         let half = CHUNK_EXTENSION_BYTES_MAX as usize / 2;
         let extended = |extra: usize| {
             let (a, b) = ("a".repeat(half - 1), "b".repeat(half - 1 + extra));
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn random_bodies_are_read_as_they_were_written() {
+    fn random_bodies_decode_to_their_payload() {
         for seed in 0..300 {
             let mut random = Random::new(seed);
             let (mut data, mut want) = (Vec::new(), Vec::new());

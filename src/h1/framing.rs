@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_of_both_directions() {
+    fn framing_of_requests_and_responses() {
         for (fields, want) in bodies() {
             let (head, data) = request("HTTP/1.1", &format!("Host: a\r\n{fields}"));
             assert_eq!(request_framing(&head, &data), want, "request {fields}");
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_that_have_no_body() {
+    fn responses_without_a_body() {
         use HeadError::*;
         let length = "Content-Length: 5\r\n";
         let zero = "Content-Length: 0\r\n";
@@ -615,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn meters_stop_at_the_end() {
+    fn meters_stop_at_the_end_of_the_body() {
         let data = b"3\r\nabc\r\n0\r\n\r\nmore bytes";
         // Framing, total bytes consumed, payload, done, remaining bytes.
         let cases = [

@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_taken_apart() {
+    fn request_heads_are_parsed() {
         let data = b"\r\nPOST /v1/x?y HTTP/1.1\r\nhOST: a:1\r\nX:\t b c \t\r\nEmpty:\r\n\r\nbody";
         let (done, head) = request(data);
         assert_eq!(done, Ok(true));
@@ -554,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_taken_apart() {
+    fn response_heads_are_parsed() {
         let data = b"HTTP/1.0 503 Not \xe4 now\r\nDate: x\r\n\r\nrest";
         let (done, head) = response(data);
         assert_eq!(done, Ok(true));
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_refused_for_their_first_line() {
+    fn invalid_request_lines_are_refused_with_the_correct_error() {
         use HeadError::*;
         let cases: &[(&[u8], Result<bool, HeadError>)] = &[
             (b"", Ok(false)),
@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_refused_for_their_fields() {
+    fn invalid_fields_are_refused_with_the_correct_error() {
         use HeadError::*;
         let cases: &[(&[u8], Result<bool, HeadError>)] = &[
             (b"GET / HTTP/1.1\nHost: a\r\n\r\n", Err(BareLf)),
@@ -660,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_are_refused_for_the_right_reason() {
+    fn invalid_responses_are_refused_with_the_correct_error() {
         use HeadError::*;
         let cases: &[(&[u8], Result<bool, HeadError>)] = &[
             (b"", Ok(false)),
@@ -789,7 +789,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_reused() {
+    fn heads_can_be_reused() {
         let mut head = RequestHead::default();
         assert_eq!(
             head.parse(b"GET / HTTP/1.1\r\nA: b\r\nC: d\r\n\r\n"),

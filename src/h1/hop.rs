@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn listed_fields_are_dropped_unless_they_matter() {
+    fn fields_listed_in_connection_are_dropped_unless_known() {
         let fields = "Connection: X-Hop, host,content-length , authorization\r\n\
             connection: ,, close, keep-alive,x-forwarded-for, x-two, Content-Type\r\n\
             Host: a\r\nx-hop: 1\r\nX-HOP: 2\r\nX-Two: 3\r\nX-Tw: 4\r\nAuthorization: b\r\n\

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn look_alikes_are_other() {
+    fn similar_names_are_other() {
         for name in [
             "",
             "content_length",

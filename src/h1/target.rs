@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms_go_with_methods() {
+    fn forms_depend_on_the_method() {
         let cases = [
             (Method::Get, "/", Some(TargetForm::Origin)),
             (Method::Get, "//a/b", Some(TargetForm::Origin)),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn origin_forms_are_cut_out() {
+    fn origin_form_and_authority_are_extracted() {
         let cases = [
             ("/a?b", Some("/a?b"), None),
             ("http://h/a?b", Some("/a?b"), Some("h")),
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_compared_decoded_and_otherwise_untouched() {
+    fn paths_are_percent_decoded_but_not_normalised() {
         let path = "/v1/chat/completions";
         for target in [
             "/v1/chat/completions",

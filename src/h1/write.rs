@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_written_as_format_would() {
+    fn numbers_are_written_like_std_fmt() {
         let mut numbers = vec![0, 1, 9, 10, 15, 16, 99, 100, 255, 256, 4096, u64::MAX];
         numbers.extend((0..64).map(|shift| 1_u64 << shift));
         for number in numbers {
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_has_a_reason_phrase() {
+    fn every_refusal_status_has_a_reason_phrase() {
         for status in [400, 414, 417, 431, 501, 502, 505] {
             assert_ne!(reason_phrase(status), "", "{status}");
         }

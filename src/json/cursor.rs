@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn items_come_as_they_are_written() {
+    fn items_are_returned_verbatim() {
         let cases = [
             ("{}", vec![], true),
             (" [ ] ", vec![], true),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_member_of_a_name_counts_whatever_its_escapes() {
+    fn member_returns_the_last_occurrence_regardless_of_escapes() {
         let object = br#"{"a":1,"\u0061":2,"\u00e4":3,"b":4}"#;
         assert_eq!(member(object, "a"), Some(&b"2"[..]));
         assert_eq!(member(object, "b"), Some(&b"4"[..]));
@@ -310,7 +310,7 @@ mod tests {
     /// The iteration must find the same members as `serde_json`, and must not panic on incomplete
     /// input.
     #[test]
-    fn agrees_with_a_parser_on_every_prefix_of_a_text() {
+    fn iteration_agrees_with_a_parser_on_every_prefix() {
         let text = r#" {"a":[1,{"b":"x\\\"]"},null],"c":{"d":-1.5e3,"e":[]},"f":"\ud83d\ude00"} "#;
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
         let mut walk = members(text.as_bytes());

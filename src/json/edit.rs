@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_after_the_edit() {
+    fn edits_at_the_top_level() {
         let top = Level::Top;
         let (no_a, no_b, no_c) = (remove(top, "a"), remove(top, "b"), remove(top, "c"));
         let cases: [(&str, &[Edit<'_>], &str); 16] = [
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_after_an_edit_inside() {
+    fn edits_inside_nested_objects() {
         let (top, inside) = (Level::Top, Level::SamplingParams);
         let no_a = remove(top, "a");
         let cases: [(&str, &[Edit<'_>], &str); 5] = [
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_that_are_refused() {
+    fn invalid_edits_are_refused() {
         let (top, inside) = (Level::Top, Level::SamplingParams);
         let one = set(inside, "a", "1");
         let cases: [(&str, &[Edit<'_>], EditError); 7] = [
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn fill_goes_on_anywhere() {
+    fn fill_resumes_at_any_offset() {
         let text = r#"{"a":1,"x":"a long string","b":2}"#;
         let edits = [set(Level::Top, "a", "[1,2]"), set(Level::Top, "c", "{}")];
         let splices = document(text).edit(&edits).unwrap();

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn display_names_the_place_first() {
+    fn display_begins_with_the_offset() {
         let error = JsonError {
             offset: 17,
             reason: JsonReason::ExpectedValue,

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_are_remembered_by_kind() {
+    fn nest_tracks_the_kind_of_each_container() {
         let mut nest = Nest::new();
         for depth in 0..JSON_DEPTH_MAX {
             assert_eq!(nest.top.depth, depth);
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_beside_others() {
+    fn object_in_agrees_with_close_and_open() {
         let mut nest = Nest::new();
         for depth in 0..JSON_DEPTH_MAX {
             assert!(nest.open(depth % 5 < 3));

@@ -267,7 +267,7 @@ mod tests {
     ];
 
     #[test]
-    fn bytes_after_the_mask() {
+    fn watched_values_are_overwritten() {
         let cases = [
             (
                 r#"{"kv":{"a":[1,"}"]},"x":1}"#,
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_too_short() {
+    fn short_values_are_refused() {
         for value in ["0", "\"\"", "[]", "[0]", "-1", "\"a\"", "123"] {
             for text in [
                 format!(r#"{{"kv":{value}}}"#),
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_only_an_open_short_value() {
+    fn only_an_incomplete_short_value_is_held_back() {
         let mut mask = Mask::new(WATCH);
         let mut piece = *br#"{"kv":123"#;
         let masked = mask.feed(&mut piece).unwrap();

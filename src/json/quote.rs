@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parser_reads_back_what_was_written() {
+    fn a_parser_restores_the_quoted_text() {
         let texts = ["", "a\"b\\c", "\u{1}\n\u{7f}ü😀"].map(str::to_owned);
         let written = QuotedList(&texts).to_string();
         let read: Vec<String> = serde_json::from_str(&written).unwrap();

@@ -632,7 +632,7 @@ mod tests {
     ];
 
     #[test]
-    fn params_are_kept_or_refused() {
+    fn params_are_kept_or_malformed() {
         for &(rest, complaint) in REST {
             let object = format!(r#"{{ "do_remote_prefill" : true {rest}}}"#);
             let text = format!(r#"{{"choices":[],"kv_transfer_params": {object} ,"x":1}}"#);
@@ -648,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn params_of_other_kinds() {
+    fn params_that_are_absent_null_or_not_an_object() {
         let no_object = Params::Malformed("kv_transfer_params is not an object");
         let cases = [
             ("{}", Params::Absent),
@@ -674,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_params_keep_the_last() {
+    fn the_last_of_repeated_params_is_kept() {
         let last = r#"{"do_remote_prefill":true,"n":2}"#;
         let text = format!(
             r#"{{"kv_transfer_params":{{"do_remote_prefill":true,"n":1}},"kv_transfer_params":{last}}}"#
@@ -684,7 +684,7 @@ mod tests {
     }
 
     #[test]
-    fn flat_blocks_when_allowed() {
+    fn flat_blocks_are_accepted_only_if_allowed() {
         let text = r#"{"kv_transfer_params":{"do_remote_prefill":true,"remote_block_ids":[1,2]}}"#;
         assert!(matches!(
             handoff(text, true).unwrap().params,
@@ -697,7 +697,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_utf8_is_not_handed_on() {
+    fn params_with_invalid_utf8_are_malformed() {
         let mut response = PrefillResponse::new(4096);
         response
             .feed(b"{\"kv_transfer_params\":{\"do_remote_prefill\":true,\"x\":\"\xff\"}}")
@@ -772,7 +772,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_kept_than_allowed() {
+    fn params_beyond_the_limit_are_refused() {
         let object = r#"{"do_remote_prefill":true}"#;
         let text = format!(r#"{{"kv_transfer_params":{object}}}"#);
         for size in [1, 7, 100] {

@@ -457,7 +457,7 @@ mod tests {
     ];
 
     #[test]
-    fn the_value_an_engine_reads() {
+    fn last_returns_the_value_that_an_engine_uses() {
         for (name, text, level, want) in READ {
             let document = scan(text.as_bytes()).unwrap();
             let found = document
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_and_where() {
+    fn invalid_bodies_are_refused_with_reason_and_offset() {
         use JsonReason as R;
         let cases: [(&[u8], usize, R); 33] = [
             (b"", 0, R::Incomplete),
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_ends_at_the_limit() {
+    fn nesting_depth_is_limited() {
         use crate::limits::JSON_DEPTH_MAX;
         for open in ["[", "{\"a\":"] {
             let close = if open == "[" { "]" } else { "}" };
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn repetitions_end_at_the_limits() {
+    fn repetitions_are_limited() {
         let body = |member: &str, count: usize| {
             format!("{{{}}}", vec![member; count].join(",")).into_bytes()
         };
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_stays() {
+    fn an_error_is_permanent() {
         let mut scanner = Scanner::new(WATCH);
         let error = scanner.feed(b"{]").unwrap_err();
         assert_eq!(scanner.feed(b"}"), Err(error));

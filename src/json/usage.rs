@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn one_text() {
+    fn counts_are_set_in_a_json_response() {
         let set = r#"{"usage":{"prompt_tokens_details":{"cached_tokens":7}}}"#;
         check(
             ResponseForm::Json,
@@ -626,7 +626,7 @@ mod tests {
 
     /// A value of 32 bytes is replaced. A value of 33 bytes passes, followed by the correct one.
     #[test]
-    fn long_values() {
+    fn long_values_pass_and_the_member_is_repeated() {
         let long = "0123456789abcdef0123456789abcde";
         let text = |inside: &str| format!("{{\"usage\":{{\"prompt_tokens_details\":{inside}}}}}");
         let set = text("{\"cached_tokens\":7}");
@@ -695,7 +695,7 @@ mod tests {
     }
 
     #[test]
-    fn event_stream() {
+    fn counts_are_set_in_an_event_stream() {
         let set = r#"{"usage":{"prompt_tokens_details":{"cached_tokens":7}}}"#;
         let case = |text: &str| (text.replace('@', r#"{"usage":{}}"#), text.replace('@', set));
         let rewritten = [
@@ -720,7 +720,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_lines_pass() {
+    fn invalid_lines_pass_unmodified() {
         let text = "data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":\"abc\n\n\
                     data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":5\r\n\
                     data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":nil}}}\n\
@@ -729,7 +729,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_without_usage_pass_in_one_slice() {
+    fn events_without_usage_pass_in_one_slice() {
         let frames = [
             "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n",
             "data: {\"choices\":[],\"usage\":null}\n\ndata: {\"usage\":null}\n\n",
@@ -746,7 +746,7 @@ mod tests {
     }
 
     #[test]
-    fn every_count_is_written_right() {
+    fn counts_are_formatted_correctly() {
         for count in [0, 9, 10, 99, 100, 416, u64::MAX - 1, u64::MAX] {
             let mut rewriter = UsageRewriter::new(ResponseForm::Json, UsageShape::Responses, count);
             let mut sent = Vec::new();

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_ends_at_the_limit() {
+    fn nesting_depth_is_limited() {
         let text = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(validate(text(JSON_DEPTH_MAX).as_bytes()).is_ok());
         for depth in [JSON_DEPTH_MAX + 1, 100_000] {

@@ -98,7 +98,7 @@ fn a_full_ring_drops() {
 }
 
 #[test]
-fn a_rotated_file_is_opened_anew() {
+fn a_rotated_file_is_reopened() {
     let path = scratch("rotated");
     let old = path.with_extension("1");
     let mut file = RotatedFile::open(path.clone()).unwrap();
@@ -116,7 +116,7 @@ fn a_rotated_file_is_opened_anew() {
 }
 
 #[test]
-fn off_is_nothing_and_a_bad_file_is_an_error() {
+fn off_returns_none_and_a_bad_file_is_an_error() {
     assert!(start(&AccessLog::Off, 1).unwrap().is_none());
     assert!(start(&AccessLog::File(PathBuf::from("/no/such/directory/log")), 1).is_err());
 }

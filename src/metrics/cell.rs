@@ -114,7 +114,7 @@ mod tests {
     };
 
     #[test]
-    fn a_value_on_a_bound_is_in_its_bucket() {
+    fn a_value_equal_to_a_bound_is_in_its_bucket() {
         let histogram = Histogram::new(&BOUNDS);
         for value in [0, 10, 11, 20, 21, 40, 41, 1000] {
             histogram.record(value);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn gauges_go_down() {
+    fn gauges_can_decrease() {
         let gauge = Gauge::default();
         gauge.add(2);
         gauge.add(-3);

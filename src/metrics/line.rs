@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_text() {
+    fn untrusted_text_is_escaped() {
         for (bytes, want) in [
             (&b"req-1"[..], "\"req-1\""),
             (b"a\"b\\c\nd", "\"a\\\"b\\\\c\\u000ad\""),

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_pass_and_a_used_pipe_is_not_lent_again() {
+    fn bytes_pass_and_a_pipe_with_bytes_left_is_not_reused() {
         let pipes = Pipes::default();
         let mut pipe = pipes.take().unwrap();
         let ((from, mut client), (to, mut engine)) = (pair(), pair());
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_bound_on_pipes() {
+    fn the_number_of_pipes_is_limited() {
         let pipes = Pipes::default();
         let lent: Vec<_> = std::iter::from_fn(|| pipes.take())
             .take(PIPES_MAX + 1)

@@ -74,7 +74,7 @@ fn push_no_op(ring: &mut io_uring::IoUring, entry: &io_uring::squeue::Entry) -> 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn probing_twice_gives_the_same_response() {
+    fn probing_twice_returns_the_same_result() {
         assert_eq!(super::probe_ring().is_ok(), super::probe_ring().is_ok());
     }
 }

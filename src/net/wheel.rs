@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn moving_earlier_asks_for_an_earlier_wake() {
+    fn moving_earlier_requests_an_earlier_wake() {
         let wheel = Wheel::new(at(0));
         let asked = Rc::new(RefCell::new(Vec::new()));
         let log = Rc::clone(&asked);

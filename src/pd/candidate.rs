@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_of_tls_where_none_is_named() {
+    fn the_default_port_applies_to_targets_without_one() {
         let lines = [&b"a,b:2,[::1],192.0.2.1"[..]].into_iter();
         let candidates = Candidates::read(lines, std::iter::empty()).with_default_port(443);
         let chosen: Vec<_> = candidates.choose(None).unwrap();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn h2_h3_the_first_of_one_line_or_of_several() {
+    fn h2_h3_the_first_element_of_one_line_or_of_several_lines() {
         assert_eq!(choose(&["a:1"], None), Ok(vec!["a:1".into()]));
         assert_eq!(
             choose(&["a:1,b:2"], None),
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn h4_sampling_starts_at_the_index_and_goes_round() {
+    fn h4_sampling_starts_at_the_index_and_wraps_around() {
         let two = |first: &str, second: &str| Ok(vec![first.to_string(), second.to_string()]);
         for random in 0..6 {
             let want = if random % 2 == 0 {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_old_name_counts_only_without_the_new_one() {
+    fn the_old_header_is_read_only_if_the_new_one_is_absent() {
         let old = [&b"http://old:1"[..]];
         let none: [&[u8]; 0] = [];
         let read = |new: &[&'static [u8]]| {

@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn x1_what_fits_in_one_chunk_or_cannot_be_cut_is_served_whole() {
+    fn x1_requests_that_fit_or_cannot_be_split_get_one_decode_leg() {
         let message = r#""messages":[{"role":"user","content":"x"}]"#;
         for (extra, is_cut) in [
             (r#""max_tokens":8"#, false),
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn x2_x4_the_next_chunk_goes_on_behind_the_text_so_far() {
+    fn x2_x4_the_next_chunk_continues_the_text_so_far() {
         let body = r#"{"messages":[{"role":"user","content":"x"}],"max_tokens":12,"min_tokens":10,"stream":true,"stream_options":{"include_usage":true}}"#;
         let subject = Subject::new(Api::Chat, body);
         let cut = Cut::of(&subject.request(), 8).unwrap();
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn x3_another_finish_reason_or_an_empty_chunk_ends_it() {
+    fn x3_another_finish_reason_or_an_empty_chunk_is_the_last() {
         let body = r#"{"messages":[{"role":"user","content":"x"}]}"#;
         let ends = |response: String| {
             Progress::new(cut(body).unwrap())

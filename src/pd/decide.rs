@@ -234,7 +234,7 @@ mod tests {
     ];
 
     #[test]
-    fn several_sequences_stay_local() {
+    fn requests_with_several_sequences_are_not_split() {
         for (api, body, want) in CASES {
             assert_eq!(decide(api, body), want, "{api:?} {body}");
         }

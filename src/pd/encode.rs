@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn c1_c3_items_are_counted_and_repeated_urls_left_out() {
+    fn c1_c3_items_are_counted_and_repeated_urls_omitted() {
         let image = r#"{"type":"image_url","image_url":{"url":"http://img/1"}}"#;
         let other = r#"{"type":"image_url","image_url":{"url":"http://img/2"}}"#;
         let plain = r#"{"type":"image_url","image_url":"http://img/3"}"#;
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn c2_an_items_request_asks_for_one_token() {
+    fn c2_an_encode_request_has_one_item_and_a_token_limit_of_one() {
         let body = r#"{"model":"vl","max_tokens":8,"stream":true,"stream_options":{},"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://img/1"}},{"type":"text","text":"what?"}]}]}"#;
         let subject = Subject::new(Api::Chat, body);
         let request = subject.request();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn c4_params_are_merged_and_the_later_counts() {
+    fn c4_params_are_merged_and_the_later_one_is_kept() {
         let mut merge = Merge::default();
         let response = |params: &str| format!(r#"{{"id":"x","ec_transfer_params":{params}}}"#);
         assert!(merge.take(response(r#"{"h1":{"peer_port":1},"h2":[1.0]}"#).as_bytes()));

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn taken_once_whatever_happens_to_it() {
+    fn a_handoff_can_be_taken_only_once() {
         let mut held = SingleUse::new(response(Params::Object(b"{}".to_vec())));
         assert_eq!(held.take(Freshness::Fresh), Ok(b"{}".to_vec()));
         assert_eq!(held.take(Freshness::Fresh), Err(Reason::UsedKv));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_null_and_malformed_say_why() {
+    fn absent_null_and_malformed_params_have_a_reason() {
         for (params, want) in [
             (Params::Absent, Reason::MissingKv),
             (Params::Null, Reason::MissingKv),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cached_tokens_are_usage_then_the_handoff_then_zero() {
+    fn cached_tokens_come_from_the_usage_then_the_handoff_then_zero() {
         let count = |usage, handoff| {
             SingleUse::new(Handoff {
                 params: Params::Null,
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_itself_is_fresh() {
+    fn an_age_equal_to_the_bound_is_fresh() {
         let bound = Duration::from_secs(20);
         assert_eq!(Freshness::of(bound, bound), Freshness::Fresh);
         assert_eq!(

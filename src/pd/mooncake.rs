@@ -76,7 +76,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn k1_k3_the_legs_share_a_name_and_the_rank_is_the_engines() {
+    fn k1_k3_the_legs_share_a_transfer_id_and_use_the_rank_of_the_engine() {
         let body = r#"{"model":"q3","prompt":"hi","max_tokens":32,"stream":true}"#;
         let subject = Subject::new(Api::Completions, body);
         let [prefill, decode] = pair(&subject.request(), &peer()).unwrap();
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn k1_engines_come_in_rank_order() {
+    fn k1_engines_are_sorted_by_rank() {
         let response = br#"{"1":{"worker_addr":{},"engine_id":"e1"},"0":{"engine_id":"e0"}}"#;
         let found = engines(response).unwrap();
         let shown: Vec<_> = found.iter().map(|e| (e.rank, &*e.id)).collect();

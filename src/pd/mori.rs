@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn m2_m4_parallel_legs_name_each_other() {
+    fn m2_m4_each_concurrent_leg_has_the_address_of_the_other_side() {
         let subject = subject(8, None);
         let body = &subject.body;
         let rank = rank(NAME, 8);
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn n17_read_mode_names_a_rank_to_the_prefiller_alone() {
+    fn n17_in_read_mode_only_the_prefill_leg_has_a_rank() {
         let mut subject = subject(8, None);
         subject.mori.write_mode = false;
         let prefill = crate::pd::nixlv2::prefill_leg(&subject.request(), &peer()).unwrap();
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn m9_ranks_are_those_of_the_other_implementations() {
+    fn m9_ranks_equal_those_of_other_implementations() {
         let zeros = "00000000-0000-0000-0000-000000000000";
         let vectors = [
             ("abc", 8, 2),
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn m10_a_returned_rank_counts_if_it_is_one() {
+    fn m10_a_returned_rank_is_used_only_if_it_is_valid() {
         let read = |value: &str| {
             let handoff = format!(r#"{{"a":1,"remote_dp_rank":{value}}}"#);
             let mut scanner = Scanner::new(HANDOFF);

@@ -57,7 +57,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_parameters_sit_at_the_top() {
+    fn the_parameters_are_top_level_members() {
         let body = r#"{"messages":[],"max_tokens":9,"stream":true,"stream_options":{},"remote_host":"h","do_remote_prefill":true}"#;
         let mut subject = Subject::new(Api::Chat, body);
         subject.owned = crate::pd::request::owned(crate::pd::options::KvConnector::Nixl);

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clients_own_handoff_reaches_no_leg() {
+    fn a_handoff_supplied_by_a_client_reaches_no_leg() {
         let bad = r#"{"remote_block_ids":[1,2,3]}"#;
         let bodies = [
             format!(r#"{{"token_ids":[1],"kv_transfer_params":{bad},"ec_transfer_params":{bad}}}"#),

@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn p4_a_source_is_the_prefill_legs() {
+    fn p4_a_source_is_added_to_the_prefill_leg_only() {
         let body = r#"{"messages":[],"max_completion_tokens":7}"#;
         let subject = Subject::new(Api::Chat, body);
         let mut peer = peer();

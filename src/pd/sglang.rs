@@ -41,7 +41,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn s1_both_legs_have_the_same_body_with_a_room() {
+    fn s1_both_legs_have_the_same_body_and_room() {
         let body = r#"{"model":"q3","messages":[],"stream":true,"max_tokens":9}"#;
         let subject = Subject::new(Api::Chat, body);
         let [prefill, decode] = pair(&subject.request(), &peer()).unwrap();

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_decoder_goes_first_where_the_client_says_so() {
+    fn a_threshold_of_the_client_selects_decode_first() {
         let asks = |body: &str, encoded: Option<Encoded>| {
             let mut subject = Subject::new(Api::Chat, body);
             subject.encoded = encoded;
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_falls_as_soon_as_it_can() {
+    fn the_verdict_is_reached_as_early_as_possible() {
         let role = r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
         let token =
             r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}"#;
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_response_is_served_unless_it_says_otherwise() {
+    fn a_whole_response_is_forwarded_unless_its_finish_reason_is_cache_threshold() {
         let response = |reason: &str| format!(r#"{{"choices":[{{"finish_reason":{reason}}}]}}"#);
         let verdict = |reason| verdict_of_whole(response(reason).as_bytes());
         assert_eq!(verdict("\"cache_threshold\""), Verdict::BelowThreshold);

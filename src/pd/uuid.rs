@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn version_and_variant_are_where_they_belong() {
+    fn version_and_variant_are_at_their_positions() {
         let zeros = "00000000-0000-4000-8000-000000000000";
         let ones = "ffffffff-ffff-4fff-bfff-ffffffffffff";
         assert_eq!(Uuid::v4([0, 0]).text().as_str(), zeros);

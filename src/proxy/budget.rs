@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn never_more_than_the_budget_and_all_of_it_back() {
+    fn reservations_never_exceed_the_budget_and_are_returned() {
         let budget = Budget::new(100);
         let mut first = Reserved::new(&budget);
         let mut second = Reserved::new(&budget);

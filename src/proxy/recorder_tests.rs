@@ -65,7 +65,7 @@ fn millis(span: &Span, name: &str) -> Option<u64> {
 }
 
 #[test]
-fn a_decoder_that_is_asked_first_has_a_span_of_its_own() {
+fn decode_first_has_separate_decode_spans() {
     let mut recorder = recorder();
     recorder.forward(4, 11 * MS);
     recorder.split(style());
@@ -104,7 +104,7 @@ fn a_decoder_that_is_asked_first_has_a_span_of_its_own() {
 }
 
 #[test]
-fn a_leg_beside_its_request_takes_its_spans_along() {
+fn spans_of_a_leg_task_are_detached_from_the_request() {
     let mut recorder = recorder();
     recorder.forward(4, 11 * MS);
     recorder.split(Style {
@@ -142,7 +142,7 @@ fn a_leg_beside_its_request_takes_its_spans_along() {
 }
 
 #[test]
-fn legs_beyond_the_bound_are_told_of_their_phase() {
+fn legs_beyond_the_limit_get_the_span_id_of_their_phase() {
     let mut recorder = recorder();
     recorder.forward(4, 11 * MS);
     recorder.split(style());
@@ -167,7 +167,7 @@ fn legs_beyond_the_bound_are_told_of_their_phase() {
 }
 
 #[test]
-fn a_span_that_is_not_ended_here_is_ended_with_the_request() {
+fn open_spans_end_with_the_request() {
     let spans = finish(recorder(), Some("bad_head"));
     assert_eq!(shape(&spans), [("llm_d.pd_proxy.POST /v1/x", 3, 9, 100)]);
     assert_eq!(spans[0].error, Some("bad_head"));

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_refused_request_carries_the_handoff_as_it_came() {
+    fn the_refused_request_carries_the_handoff_unchanged() {
         let body = body(br#"{"do_remote_prefill":true,"x":1.0}"#);
         let text = String::from_utf8(body).unwrap();
         assert!(text.ends_with(r#""kv_transfer_params":{"do_remote_prefill":true,"x":1.0}}"#));

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_usable_id_and_replaces_the_others() {
+    fn usable_ids_are_kept_and_others_replaced() {
         let generated = "01234567-89ab-7fff-bfff-ffffffffffff";
         assert_eq!(chosen(Some(b"gw-17")), "gw-17");
         assert_eq!(chosen(None), generated);

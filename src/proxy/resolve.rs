@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_question_for_many_and_nothing_left_behind() {
+    fn one_look_up_serves_all_waiters_and_is_then_removed() {
         let target = Target::parse(b"engine:1").unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         let mut lookups = Lookups::default();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_nobody_waits_for_is_dropped() {
+    fn a_result_without_waiters_is_dropped() {
         let target = Target::parse(b"engine:1").unwrap();
         let mut lookups = Lookups::default();
         lookups.join(&target);

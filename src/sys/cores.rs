@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn this_thread_can_be_pinned_where_it_may_run() {
+    fn this_thread_can_be_pinned_to_an_allowed_cpu() {
         let allowed = allowed_cpus();
         assert!(!allowed.is_empty());
         std::thread::spawn(move || {

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_soft_limit_is_the_hard_one() {
+    fn the_soft_limit_is_raised_to_the_hard_limit() {
         let limit = raise_nofile().unwrap();
         assert_eq!(limit.soft, limit.hard);
         assert_eq!(getrlimit(Resource::Nofile).current, limit.hard);

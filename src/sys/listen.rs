@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn accepted_connections_inherit_what_the_listener_was_given() {
+    fn accepted_connections_inherit_the_options_of_the_listener() {
         let port = free_port();
         let at = ListenAddress::Address(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let listener = bind_shared(at).unwrap();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn another_ringside_is_noticed() {
+    fn a_port_used_by_another_ringside_is_detected() {
         let at = ListenAddress::DualStack(free_port());
         let _other = bind_shared(at).unwrap();
         let error = probe(at).unwrap_err();
@@ -215,21 +215,21 @@ mod tests {
     }
 
     #[test]
-    fn dual_stack_takes_ipv4() {
+    fn dual_stack_accepts_ipv4() {
         let at = ListenAddress::DualStack(free_port());
         let _listener = bind_shared(at).unwrap();
         TcpStream::connect((Ipv4Addr::LOCALHOST, at.port())).unwrap();
     }
 
     #[test]
-    fn a_foreign_address_is_named() {
+    fn an_address_of_another_host_is_reported() {
         // TEST-NET-1 is never assigned to this host.
         let at = ListenAddress::Address(SocketAddr::from(([192, 0, 2, 1], free_port())));
         assert!(matches!(probe(at), Err(BindError::NoSuchAddress(_))));
     }
 
     #[test]
-    fn errors_say_what_to_do() {
+    fn errors_contain_a_remedy() {
         let at = ListenAddress::DualStack(80);
         for (errno, want) in [
             (Errno::ADDRINUSE, "ss -ltnp 'sport = :80'"),

@@ -124,7 +124,7 @@ fn seats_on_eight_gpus() {
 }
 
 #[test]
-fn seats_where_little_is_known() {
+fn seats_on_machines_with_little_information() {
     check(
         NONE,
         &[
@@ -165,7 +165,7 @@ fn seats_where_little_is_known() {
 
 /// GPU memory and CXL memory form a node without CPUs. A device on such a node is near all CPUs.
 #[test]
-fn one_node_with_cpus_needs_no_telling() {
+fn a_device_of_unknown_node_is_near_the_only_node_with_cpus() {
     let mut topology = read(ONE_GPU);
     topology.nodes.insert(1, Vec::new());
     for node in [None, Some(1)] {
@@ -184,7 +184,7 @@ fn one_node_with_cpus_needs_no_telling() {
 }
 
 #[test]
-fn unknown_cpus_are_all_that_are_online() {
+fn unknown_allowed_cpus_mean_all_online_cpus() {
     let topology = read(ONE_GPU);
     let plan = plan(&topology, &[], "near:gpu0").unwrap();
     assert_eq!(plan.seats[0].cpu, Some(31));
@@ -200,7 +200,7 @@ fn check_refusals(tree: &str, rows: &[(&str, &str, &str)]) {
 }
 
 #[test]
-fn what_is_not_there_is_refused() {
+fn missing_devices_and_nodes_are_refused() {
     let all = "0-31";
     check_refusals(
         ONE_GPU,
@@ -258,7 +258,7 @@ fn what_is_not_there_is_refused() {
 }
 
 #[test]
-fn what_is_hidden_or_not_ours_is_refused() {
+fn hidden_devices_and_disallowed_cpus_are_refused() {
     check_refusals(
         EIGHT_GPUS,
         &[
@@ -358,7 +358,7 @@ fn warnings() {
 
 /// A sidecar in a separate container sees all GPUs of the machine and can open none of them.
 #[test]
-fn gpus_of_others_do_not_draw_auto() {
+fn auto_ignores_gpus_that_cannot_be_opened() {
     let mut topology = read(EIGHT_GPUS);
     topology.gpus_open = false;
     let plan = |text| plan(&topology, &cpus("0-127"), text).unwrap().seats[0].to_string();
@@ -367,7 +367,7 @@ fn gpus_of_others_do_not_draw_auto() {
 }
 
 #[test]
-fn a_quota_unpins_only_what_was_not_named() {
+fn a_quota_unpins_only_with_auto() {
     let topology = read(ONE_GPU);
     let allowed = cpus("0-31");
     let seats = |text: &str, quota| {

@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_uses_something() {
+    fn usage_of_this_process_is_nonzero() {
         let usage = usage();
         assert!(usage.open_fds > 0);
         assert!(usage.max_fds >= usage.open_fds);

@@ -144,7 +144,7 @@ fn eight_gpus() {
 }
 
 #[test]
-fn no_gpu_no_node_no_pci() {
+fn machines_without_gpu_node_or_pci() {
     let topology = read(NONE);
     assert_eq!(
         gpus(&topology),
@@ -204,7 +204,7 @@ fn gpus_that_can_be_opened_are_numbered() {
 }
 
 #[test]
-fn makers_are_numbered_in_order() {
+fn gpus_are_numbered_by_vendor() {
     let device = |address: &str, vendor: &str, class: &str| {
         let path = format!("sys/bus/pci/devices/{address}");
         format!("{path}/vendor: {vendor}\n{path}/class: {class}\n")

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn one_field_counts() {
+    fn exactly_one_field_is_accepted() {
         let good = TraceContext::parse(GOOD.as_bytes());
         let read = |values: &[&str]| TraceContext::read(values.iter().map(|v| v.as_bytes()));
         assert!(good.is_some());

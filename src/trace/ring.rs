@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_ring_says_what_it_lost() {
+    fn a_full_ring_returns_the_number_of_lost_spans() {
         let (mut ends, mut others) = rings(2);
         for _ in 0..TRACE_RING_RECORDS {
             assert_eq!(ends[0].push(spans(2)), 0);

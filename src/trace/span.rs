@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_bounded_in_whole_characters() {
+    fn texts_are_truncated_at_character_boundaries() {
         let long = "é".repeat(TRACE_TEXT_BYTES_MAX);
         let odd = format!("x{long}");
         for (bytes, want) in [

@@ -100,7 +100,7 @@ fn half_upload(sidecar: &Sidecar, headers: &[(&str, &str)]) -> Client {
 }
 
 #[test]
-fn in_an_upload_the_engine_reads() {
+fn aborts_on_disconnect_during_an_upload_that_the_engine_reads() {
     let pair = ring_pair(&[]);
     leave_in_each_way("upload", &[0], 5, &pair.decode, || {
         let client = half_upload(&pair.sidecar, &[]);
@@ -111,7 +111,7 @@ fn in_an_upload_the_engine_reads() {
 }
 
 #[test]
-fn in_an_upload_that_is_held() {
+fn aborts_on_disconnect_during_a_buffered_upload() {
     let pair = ring_pair(&[]);
     let target = pair.prefill.host_port();
     for leave in Leave::ALL {
@@ -155,7 +155,7 @@ fn fill_upload(sidecar: &Sidecar) -> Client {
 }
 
 #[test]
-fn in_an_upload_the_engine_does_not_read() {
+fn aborts_on_disconnect_during_an_upload_that_the_engine_does_not_read() {
     let pair = ring_pair(&[]);
     let fault = Fault::StallRead { after_bytes: 1024 };
     pair.decode.fault(fault, u32::MAX);
@@ -166,7 +166,7 @@ fn in_an_upload_the_engine_does_not_read() {
 }
 
 #[test]
-fn while_connecting_to_the_prefiller() {
+fn aborts_on_disconnect_while_connecting_to_the_prefiller() {
     let pair = ring_pair(&["--connect-timeout=1h"]);
     let deaf = Deaf::new();
     let mut left = 0.0;
@@ -201,12 +201,12 @@ fn while_connecting_to_the_prefiller() {
 }
 
 #[test]
-fn while_the_prefiller_is_silent() {
+fn aborts_on_disconnect_while_the_prefiller_is_silent() {
     prefiller_is_silent(Driver::Ring);
 }
 
 #[test]
-fn while_the_prefiller_is_silent_on_epoll() {
+fn aborts_on_disconnect_while_the_prefiller_is_silent_on_epoll() {
     prefiller_is_silent(Driver::Epoll);
 }
 
@@ -228,7 +228,7 @@ fn prefiller_is_silent(driver: Driver) {
 }
 
 #[test]
-fn while_the_prefill_response_stalls() {
+fn aborts_on_disconnect_while_the_prefill_response_stalls() {
     for fault in [
         Fault::StallAfterHead,
         // Half of the response body, as the response is not a stream.
@@ -252,7 +252,7 @@ fn while_the_prefill_response_stalls() {
 }
 
 #[test]
-fn while_waiting_to_try_again() {
+fn aborts_on_disconnect_while_waiting_for_a_retry() {
     let pair = ring_pair(&["--prefill-max-retries=3", "--prefill-retry-backoff=1h"]);
     let unavailable = Fault::Status {
         code: 502,
@@ -286,7 +286,7 @@ fn while_waiting_to_try_again() {
 }
 
 #[test]
-fn between_the_legs() {
+fn aborts_on_disconnect_between_the_legs() {
     let deaf = Deaf::new();
     let prefill = Engine::start(mock_engine::EngineConfig::prefill(), 0).unwrap();
     let sidecar = Sidecar::start(&["--connect-timeout=1h"], deaf.port());
@@ -316,12 +316,12 @@ fn between_the_legs() {
 }
 
 #[test]
-fn while_the_decoder_is_silent() {
+fn aborts_on_disconnect_while_the_decoder_is_silent() {
     decoder_is_silent(Driver::Ring);
 }
 
 #[test]
-fn while_the_decoder_is_silent_on_epoll() {
+fn aborts_on_disconnect_while_the_decoder_is_silent_on_epoll() {
     decoder_is_silent(Driver::Epoll);
 }
 
@@ -350,12 +350,12 @@ fn endless_body() -> String {
 }
 
 #[test]
-fn while_tokens_flow() {
+fn aborts_on_disconnect_during_a_stream() {
     tokens_flow(Driver::Ring);
 }
 
 #[test]
-fn while_tokens_flow_on_epoll() {
+fn aborts_on_disconnect_during_a_stream_on_epoll() {
     tokens_flow(Driver::Epoll);
 }
 
@@ -380,12 +380,12 @@ fn tokens_flow(driver: Driver) {
 }
 
 #[test]
-fn while_a_stream_stalls() {
+fn aborts_on_disconnect_while_a_stream_stalls() {
     stream_stalls(Driver::Ring);
 }
 
 #[test]
-fn while_a_stream_stalls_on_epoll() {
+fn aborts_on_disconnect_while_a_stream_stalls_on_epoll() {
     stream_stalls(Driver::Epoll);
 }
 
@@ -405,7 +405,7 @@ fn stream_stalls(driver: Driver) {
 }
 
 #[test]
-fn while_the_client_does_not_read() {
+fn aborts_on_disconnect_while_the_client_does_not_read() {
     let pair = ring_pair(&[]);
     leave_in_each_way("client not reading", &BEHIND, 3, &pair.decode, || {
         let mut client = pair.sidecar.connect();

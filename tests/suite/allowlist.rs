@@ -67,7 +67,7 @@ fn a1_without_protection_everything_is_allowed() {
 }
 
 #[test]
-fn a3_listed_hosts_on_any_port_and_nothing_else() {
+fn a3_only_listed_hosts_are_allowed_on_any_port() {
     // Every engine of the pair is on 127.0.0.1.
     let pair = Pair::start(&[ON, "--allow-target=127.0.0.1,localhost"]);
     let port = pair.prefill.port();
@@ -116,7 +116,7 @@ fn a3_listed_hosts_on_any_port_and_nothing_else() {
 }
 
 #[test]
-fn a_denied_request_is_responded_before_its_body() {
+fn a_denied_request_gets_its_response_before_its_body() {
     let pair = Pair::start(&[ON, "--allow-target=10.0.0.0/8"]);
     let mut client = pair.sidecar.connect();
     client.send(format!(
@@ -128,7 +128,7 @@ fn a_denied_request_is_responded_before_its_body() {
 }
 
 #[test]
-fn prefixes_and_ports_of_rules() {
+fn rules_may_contain_prefixes_and_ports() {
     let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
     let port = prefill.port();
     let rule = format!("--allow-target=127.0.0.0/8:{port}");
@@ -142,7 +142,7 @@ fn prefixes_and_ports_of_rules() {
 }
 
 #[test]
-fn of_several_candidates_the_first_decides_and_others_are_dropped() {
+fn a_denied_first_candidate_is_403_and_later_denied_ones_are_dropped() {
     let pair = Pair::start(&[ON, "--allow-target=127.0.0.1"]);
     let denied = Engine::start(EngineConfig::prefill(), 0).unwrap();
     let good = pair.prefill.host_port();
@@ -161,7 +161,7 @@ fn of_several_candidates_the_first_decides_and_others_are_dropped() {
 }
 
 #[test]
-fn e1_e2_e3_only_allowed_encoders_are_asked() {
+fn e1_e2_e3_only_allowed_encoders_receive_requests() {
     let body = r#"{"model":"mock-model","messages":[{"role":"user","content":[
         {"type":"image_url","image_url":{"url":"http://img/1"}},
         {"type":"image_url","image_url":{"url":"http://img/2"}}]}]}"#;
@@ -202,7 +202,7 @@ fn e1_e2_e3_only_allowed_encoders_are_asked() {
 }
 
 #[test]
-fn a_denied_cache_source_is_left_out() {
+fn a_denied_cache_source_is_omitted() {
     let pair = Pair::start(&[ON, "--allow-target=127.0.0.1", "--enable-p2p-pull"]);
     let prefiller = pair.prefill.host_port();
     for (source, is_taken) in [("127.0.0.1:9", true), ("127.0.0.2:9", false)] {
@@ -225,7 +225,7 @@ fn a_denied_cache_source_is_left_out() {
 }
 
 #[test]
-fn a_file_is_followed_and_a_bad_one_is_not() {
+fn changes_of_the_rules_file_apply_unless_it_is_invalid() {
     let folder = Folder::new();
     let file = folder.write("rules", "# nobody yet\n192.168.0.0/16\n");
     let flag = format!("--allow-targets-file={file}");
@@ -270,7 +270,7 @@ fn a_file_is_followed_and_a_bad_one_is_not() {
 }
 
 #[test]
-fn a_config_maps_link_is_followed() {
+fn a_config_map_symlink_is_followed() {
     let folder = Folder::new();
     let at = |name: &str| folder.0.join(name);
     for (version, rules) in [("..1", "10.0.0.1"), ("..2", "127.0.0.1")] {
@@ -290,7 +290,7 @@ fn a_config_maps_link_is_followed() {
 }
 
 #[test]
-fn a_bad_file_at_the_start_is_a_configuration_error() {
+fn an_invalid_rules_file_at_startup_is_a_configuration_error() {
     let folder = Folder::new();
     let file = folder.write("rules", "a\nb c\n\n10.0.0.1/8\n");
     let missing = folder.0.join("missing").display().to_string();
@@ -324,7 +324,7 @@ fn a_bad_file_at_the_start_is_a_configuration_error() {
 
 #[cfg(not(feature = "k8s"))]
 #[test]
-fn a_pool_needs_the_feature() {
+fn an_inference_pool_needs_the_feature_k8s() {
     let port = free_ports(1);
     let port = format!("--port={port}");
     let start = [
@@ -395,7 +395,7 @@ pub(crate) fn slow_pair(args: &[&str]) -> Pair {
 }
 
 #[test]
-fn the_list_changes_under_streams() {
+fn running_streams_survive_changes_of_the_allowlist() {
     let folder = Folder::new();
     let file = folder.write("rules", "127.0.0.1\n");
     let flag = format!("--allow-targets-file={file}");

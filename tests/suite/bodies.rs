@@ -34,7 +34,7 @@ const NOT_OBJECTS: [&[u8]; 14] = [
 ];
 
 #[test]
-fn what_is_no_json_object_is_400_before_a_prefill() {
+fn a_body_that_is_not_a_json_object_is_400_before_any_leg() {
     let pair = Pair::start(&[]);
     for path in INTERCEPTED {
         for body in NOT_OBJECTS {
@@ -51,7 +51,7 @@ fn what_is_no_json_object_is_400_before_a_prefill() {
 }
 
 #[test]
-fn what_is_no_json_object_is_400_without_a_prefiller_too() {
+fn a_decode_only_body_that_is_not_a_json_object_is_400() {
     let pair = Pair::start(&[]);
     for path in INTERCEPTED {
         for body in NOT_OBJECTS {
@@ -70,7 +70,7 @@ fn what_is_no_json_object_is_400_without_a_prefiller_too() {
 }
 
 #[test]
-fn an_error_found_before_the_end_of_a_body_ends_the_connection() {
+fn an_error_found_before_the_end_of_a_body_closes_the_connection() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
     let response = client.ask("POST", CHAT, &[], b"[]");
@@ -80,7 +80,7 @@ fn an_error_found_before_the_end_of_a_body_ends_the_connection() {
 }
 
 #[test]
-fn an_error_found_at_the_end_of_a_body_leaves_the_connection_usable() {
+fn an_error_found_at_the_end_of_a_body_keeps_the_connection_open() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     let mut client = pair.sidecar.connect();
@@ -132,7 +132,7 @@ fn text(seen: &Seen) -> String {
 }
 
 #[test]
-fn nothing_but_the_edits_changes() {
+fn only_edited_bytes_change() {
     let pair = Pair::start(&[]);
     pair.post(CHAT, ODD).expect(200);
     let (prefill, decode) = pair.legs();
@@ -185,7 +185,7 @@ fn a_megabyte_of_token_ids_is_the_same_on_both_legs() {
 }
 
 #[test]
-fn a_body_in_chunks_is_sent_on_with_a_length() {
+fn a_chunked_body_is_forwarded_with_a_content_length() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     let pieces: Vec<&[u8]> = ODD.as_bytes().chunks(7).collect();
@@ -204,7 +204,7 @@ fn a_body_in_chunks_is_sent_on_with_a_length() {
 }
 
 #[test]
-fn a_long_body_in_chunks_reaches_both_legs_whole() {
+fn a_long_chunked_body_reaches_both_legs_completely() {
     let ids: Vec<String> = (0..300_000_u32).map(|id| id.to_string()).collect();
     let ids = format!("[{}]", ids.join(", "));
     let body = format!(r#"{{"token_ids":{ids},"sampling_params":{{"max_tokens":3}}}}"#);
@@ -225,7 +225,7 @@ fn a_long_body_in_chunks_reaches_both_legs_whole() {
 }
 
 #[test]
-fn decode_only_bodies_pass_as_they_are() {
+fn decode_only_bodies_pass_unmodified() {
     let pair = Pair::start(&[]);
     pair.sidecar.post(CHAT, ODD, &[]).expect(200);
     let seen = only(&pair.decode);
@@ -245,7 +245,7 @@ fn decode_only_bodies_pass_as_they_are() {
 }
 
 #[test]
-fn duplicates_are_all_edited() {
+fn all_duplicates_of_a_member_are_edited() {
     let client = r#"{"max_tokens":5,"messages":[],"max_tokens":6,"m\u0061x_tokens":7,"stream":true,"stream":true,"stream_options":{},"stream_options":null}"#;
     let pair = Pair::start(&[]);
     pair.post(CHAT, client).expect(400);
@@ -259,7 +259,7 @@ fn duplicates_are_all_edited() {
 }
 
 #[test]
-fn an_escaped_name_is_the_member() {
+fn a_member_with_an_escaped_name_is_recognised() {
     let client = r#"{"messages":[],"m\u0061x_tokens":64,"\u0073tream":true}"#;
     let pair = Pair::start(&[]);
     let response = pair.post(CHAT, client).expect(200);
@@ -336,7 +336,7 @@ fn handoffs_of(seen: &Seen) -> Vec<Value> {
 }
 
 #[test]
-fn a_clients_own_handoff_is_blanked_in_a_decode_only_body() {
+fn a_client_supplied_handoff_is_masked_in_a_decode_only_body() {
     let pair = Pair::start(&[]);
     for (path, body, values) in poisoned() {
         pair.decode.clear();
@@ -366,7 +366,7 @@ fn a_clients_own_handoff_is_blanked_in_a_decode_only_body() {
 }
 
 #[test]
-fn a_clients_own_handoff_is_blanked_wherever_the_body_is_split() {
+fn a_client_supplied_handoff_is_masked_in_a_fragmented_body() {
     let pair = Pair::start(&[]);
     for (path, body, _) in poisoned() {
         // Split the body at several offsets, including some inside the name or the value.
@@ -403,7 +403,7 @@ fn a_clients_own_handoff_is_blanked_wherever_the_body_is_split() {
 }
 
 #[test]
-fn a_clients_own_handoff_is_blanked_in_a_long_body() {
+fn a_client_supplied_handoff_is_masked_in_a_long_body() {
     let prompt = json!(["x".repeat(300_000)]).to_string();
     let bodies = [
         format!(r#"{{"messages":{prompt},"kv_transfer_params":{FOREIGN},"z":1}}"#),
@@ -435,7 +435,7 @@ fn a_clients_own_handoff_is_blanked_in_a_long_body() {
 }
 
 #[test]
-fn a_clients_own_handoff_is_on_neither_leg() {
+fn a_client_supplied_handoff_is_sent_with_neither_leg() {
     for (path, body, _) in poisoned() {
         let pair = Pair::start(&[]);
         let response = pair.post(path, &body);
@@ -454,7 +454,7 @@ fn a_clients_own_handoff_is_on_neither_leg() {
 }
 
 #[test]
-fn requests_that_one_handoff_cannot_serve_stay_with_the_decoder() {
+fn requests_that_one_handoff_cannot_serve_are_decode_only() {
     for (path, body, reason) in [
         (CHAT, json!({"messages": [], "n": 2}), "several_choices"),
         (
@@ -513,7 +513,7 @@ fn requests_that_one_handoff_cannot_serve_stay_with_the_decoder() {
 }
 
 #[test]
-fn invocations_of_another_shape_stay_with_the_decoder() {
+fn invocations_of_an_unknown_shape_are_decode_only() {
     let pair = Pair::start(&[]);
     let response = pair.post("/invocations", r#"{"input":"x"}"#);
     assert_eq!(response.status, 400, "the engine rejects the unknown shape");
@@ -524,7 +524,7 @@ fn invocations_of_another_shape_stay_with_the_decoder() {
 }
 
 #[test]
-fn pipelined_requests_are_responded_in_order() {
+fn pipelined_requests_get_their_responses_in_order() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     let mut client: Client = pair.sidecar.connect();

@@ -45,7 +45,7 @@ fn expect_tokens(question: &Question, response: &Response, tokens: u32) {
 }
 
 #[test]
-fn x1_a_budget_within_one_chunk_is_one_plain_decode() {
+fn x1_a_token_limit_within_one_chunk_is_one_plain_decode_leg() {
     let pair = start(32);
     for tokens in [1, 3, 4] {
         for stream in [false, true] {
@@ -63,7 +63,7 @@ fn x1_a_budget_within_one_chunk_is_one_plain_decode() {
 }
 
 #[test]
-fn x2_two_chunks_are_one_response() {
+fn x2_two_chunks_result_in_one_response() {
     let pair = start(32);
     let question = Api::Chat.ask(6, false);
     let response = ask(&pair, &question).expect(200);
@@ -84,7 +84,7 @@ fn x2_two_chunks_are_one_response() {
 }
 
 #[test]
-fn x3_a_stop_before_the_budget_ends_it() {
+fn x3_a_stop_before_the_token_limit_ends_the_response() {
     for stream in [false, true] {
         let pair = start(6);
         let question = Api::Chat.ask(100, stream);
@@ -97,7 +97,7 @@ fn x3_a_stop_before_the_budget_ends_it() {
 }
 
 #[test]
-fn x3_a_response_without_a_limit_goes_on_until_it_stops() {
+fn x3_a_response_without_a_limit_continues_until_a_stop() {
     for stream in [false, true] {
         // 12 is a multiple of the chunk size, so the last chunk is empty.
         for tokens in [10, 12] {
@@ -114,7 +114,7 @@ fn x3_a_response_without_a_limit_goes_on_until_it_stops() {
 /// A chunk that ends with `length` below its token limit has filled the engine's context. The
 /// engine would reject a further chunk, and the response so far would be lost.
 #[test]
-fn x3_a_full_context_ends_it() {
+fn x3_a_full_context_ends_the_response() {
     for stream in [false, true] {
         let chunk = |text: &str, tokens: u32| {
             let body = json!({"id": "c", "object": "chat.completion", "created": 1, "model": "m",
@@ -175,7 +175,7 @@ fn x4_later_chunks_continue_the_response() {
 }
 
 #[test]
-fn x4_a_split_request_hands_over_in_its_first_chunk() {
+fn x4_a_split_request_sends_its_handoff_with_the_first_chunk() {
     let pair = start(32);
     let question = Api::Chat.ask(10, false);
     let response = pair.post(CHAT, &question.body).expect(200);
@@ -202,7 +202,7 @@ fn error(code: u16) -> Fault {
 }
 
 #[test]
-fn x5_an_error_of_the_first_chunk_is_the_response() {
+fn x5_an_error_of_the_first_chunk_is_relayed_to_the_client() {
     let pair = start(32);
     for stream in [false, true] {
         for code in [400, 429, 500, 503] {
@@ -219,7 +219,7 @@ fn x5_an_error_of_the_first_chunk_is_the_response() {
 }
 
 #[test]
-fn x5_an_error_of_a_later_chunk() {
+fn x5_an_error_of_a_later_chunk_is_relayed_or_truncates_the_stream() {
     let pair = start(32);
     // Only the bodies of later chunks contain this member.
     let later = "continue_final_message";
@@ -238,7 +238,7 @@ fn x5_an_error_of_a_later_chunk() {
 }
 
 #[test]
-fn x5_a_chunk_that_is_no_json_is_an_error() {
+fn x5_a_chunk_that_is_not_json_is_an_error() {
     let pair = start(32);
     for fault in [Fault::Html, Fault::HalfJson, Fault::Gzip] {
         pair.decode.fault(fault.clone(), 1);
@@ -257,7 +257,7 @@ fn x5_a_chunk_that_is_no_json_is_an_error() {
 }
 
 #[test]
-fn x6_a_stream_has_an_event_per_chunk_and_looks_like_one() {
+fn x6_a_stream_has_one_content_event_per_chunk_and_a_single_id() {
     let pair = start(32);
     let usage = r#","stream_options":{"include_usage":true}"#;
     for (more, counted) in [(usage, true), ("", false)] {
@@ -297,7 +297,7 @@ fn x6_a_stream_has_an_event_per_chunk_and_looks_like_one() {
 }
 
 #[test]
-fn x6_each_chunk_is_forwarded_as_it_comes() {
+fn x6_each_chunk_is_forwarded_immediately() {
     let pair = start(32);
     pair.decode
         .fault_with("continue_final_message", Fault::StallBeforeHead, 1);
@@ -317,7 +317,7 @@ fn x6_each_chunk_is_forwarded_as_it_comes() {
 }
 
 #[test]
-fn what_chunks_cannot_express_is_decoded_whole() {
+fn requests_that_chunks_cannot_express_are_not_chunked() {
     let pair = start(32);
     for more in [
         r#","tools":[{"type":"function","function":{"name":"f"}}]"#,
@@ -341,7 +341,7 @@ fn what_chunks_cannot_express_is_decoded_whole() {
 }
 
 #[test]
-fn other_kinds_of_requests_are_decoded_whole() {
+fn requests_to_other_apis_are_not_chunked() {
     let pair = start(32);
     for api in Api::ALL {
         if api == Api::Chat {
@@ -356,7 +356,7 @@ fn other_kinds_of_requests_are_decoded_whole() {
 }
 
 #[test]
-fn a_body_that_is_no_object_is_refused() {
+fn a_body_that_is_not_an_object_is_rejected() {
     let pair = start(32);
     for body in ["null", "[]", "{", "{}x"] {
         pair.sidecar
@@ -367,7 +367,7 @@ fn a_body_that_is_no_object_is_refused() {
 }
 
 #[test]
-fn text_that_needs_escapes_comes_back_as_it_was() {
+fn text_that_needs_escapes_is_preserved() {
     let pair = start(32);
     let said = r#"a \"b\" \\ \u00e9 \n \ud83d\ude00 </s> \u0000"#;
     let body = format!(
@@ -394,7 +394,7 @@ fn text_that_needs_escapes_comes_back_as_it_was() {
 }
 
 #[test]
-fn the_client_leaves_between_and_in_chunks() {
+fn a_client_disconnect_in_a_later_chunk_aborts_it_and_sends_no_other() {
     let pair = start(32);
     for leave in Leave::ALL {
         for stream in [false, true] {

@@ -81,7 +81,7 @@ fn expect_refusal(args: &[&str], message: &str) {
 }
 
 #[test]
-fn g2_bad_configurations_end_with_3_and_name_the_flag() {
+fn g2_invalid_values_exit_with_3_and_name_the_flag() {
     for (args, message) in [
         (&["--port=0"][..], "--port: `0` is not a port"),
         (&["--port=65536"], "--port: `65536` is not a port"),
@@ -134,7 +134,7 @@ fn g2_bad_configurations_end_with_3_and_name_the_flag() {
 }
 
 #[test]
-fn g2_bad_connectors_end_with_3_and_name_the_flag() {
+fn g2_invalid_connectors_exit_with_3_and_name_the_flag() {
     for (args, message) in [
         (&["--kv-connector=nope"][..], "--kv-connector: `nope`"),
         (&["--kv-connector=sglagn"], "did you mean `sglang`?"),
@@ -176,7 +176,7 @@ fn g2_bad_connectors_end_with_3_and_name_the_flag() {
 }
 
 #[test]
-fn g2_bad_tls_and_targets_end_with_3_and_name_the_flag() {
+fn g2_invalid_tls_and_targets_exit_with_3_and_name_the_flag() {
     for (args, message) in [
         (
             &["--enable-tls=decoder,prefill"][..],
@@ -208,7 +208,7 @@ fn g2_bad_tls_and_targets_end_with_3_and_name_the_flag() {
 }
 
 #[test]
-fn g2_all_problems_are_named_at_once() {
+fn g2_all_problems_are_reported_together() {
     let args = [
         "sidecar",
         "--port=0",
@@ -227,7 +227,7 @@ fn g2_all_problems_are_named_at_once() {
 }
 
 #[test]
-fn g2_what_is_no_command_line_ends_with_2() {
+fn g2_an_invalid_command_line_exits_with_2() {
     expect_exit(&["sidecar", "--no-such-flag"], 2, "--no-such-flag");
     expect_exit(&["sidecar", "--port"], 2, "--port");
     expect_exit(
@@ -245,14 +245,14 @@ fn g2_what_is_no_command_line_ends_with_2() {
 }
 
 #[test]
-fn help_and_version_end_with_0() {
+fn help_and_version_exit_with_0() {
     for args in [&["--help"][..], &["--version"], &["sidecar", "--help"]] {
         assert_eq!(run_to_exit(args), (0, String::new()));
     }
 }
 
 #[test]
-fn g2_a_port_that_is_taken_ends_with_4() {
+fn g2_a_port_in_use_exits_with_4() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap();
     let free = free_ports(1);
@@ -287,7 +287,7 @@ fn g2_two_sidecars_do_not_share_a_port() {
 }
 
 #[test]
-fn g3_precedence_of_the_decoders_port() {
+fn g3_the_newer_flag_of_the_decoder_port_takes_precedence() {
     let engine = Engine::start(EngineConfig::decode(), 0).unwrap();
     let good = engine.port().to_string();
     let new = format!("--model-server-port={good}");
@@ -314,7 +314,7 @@ fn g3_precedence_of_the_decoders_port() {
 }
 
 #[test]
-fn g1_values_of_a_document() {
+fn g1_values_are_read_from_a_document() {
     let engine = Engine::start(EngineConfig::decode(), 0).unwrap();
     let good = format!("model-server-port: {}", engine.port());
     let json = format!("{{\"model-server-port\": {}}}", engine.port());
@@ -347,7 +347,7 @@ fn g1_values_of_a_document() {
 }
 
 #[test]
-fn g1_what_is_wrong_with_a_document() {
+fn g1_problems_of_a_document_are_reported_with_their_position() {
     let folder = Folder::new("g1-wrong");
     let broken = folder.file("broken.yaml", "port: 8000\nenable-tls: [decoder\n");
     let unknown = folder.file("unknown.yaml", "port: 8000\n\nprefil-max-retries: 1\n");
@@ -392,7 +392,7 @@ fn g1_what_is_wrong_with_a_document() {
 }
 
 #[test]
-fn g4_stages_of_tls() {
+fn g4_tls_is_configured_per_stage() {
     for (args, want) in [
         (&[][..], "prefiller off; decoder off; encoder off"),
         (
@@ -438,7 +438,7 @@ fn g4_stages_of_tls() {
 }
 
 #[test]
-fn check_config_shows_what_is_in_effect() {
+fn check_config_shows_the_effective_values_and_their_sources() {
     let folder = Folder::new("check-config");
     let file = folder.file(
         "pd.yaml",
@@ -506,7 +506,7 @@ fn try_decoder_of(program: &Path, args: &[&str]) -> Option<String> {
 }
 
 #[test]
-fn the_names_it_replaces_need_no_command() {
+fn binaries_named_like_the_replaced_programs_need_no_subcommand() {
     let folder = Folder::new("names");
     let today = folder.program("pd-sidecar");
     let first = folder.program("llm-d-routing-sidecar");
@@ -523,7 +523,7 @@ fn the_names_it_replaces_need_no_command() {
 }
 
 #[test]
-fn a_signal_ends_it_with_0_after_what_runs() {
+fn sigterm_drains_and_exits_with_0() {
     let engine = Engine::start(EngineConfig::decode(), 0).unwrap();
     let mut sidecar = Sidecar::start(&[], engine.port());
     let mut client = sidecar.connect();

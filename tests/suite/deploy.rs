@@ -59,7 +59,7 @@ fn ports_and_probes_of_the_sidecar_agree() {
 }
 
 #[test]
-fn the_role_is_for_what_is_asked() {
+fn the_role_grants_exactly_the_access_that_ringside_uses() {
     let documents = manifest("rbac.yaml");
     let kinds: Vec<_> = documents
         .iter()
@@ -89,7 +89,7 @@ fn the_role_is_for_what_is_asked() {
 
 #[cfg(feature = "k8s")]
 #[test]
-fn the_binary_takes_the_arguments_of_the_manifest() {
+fn the_binary_accepts_the_arguments_of_the_manifest() {
     use crate::allowlist::{BODY, status};
     use crate::harness::{CHAT, Launch};
     use crate::harness_more::pair_from;

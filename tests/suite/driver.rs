@@ -17,7 +17,7 @@ fn expect_driver(sidecar: &Sidecar, driver: &str) {
 }
 
 #[test]
-fn a_refused_ring_falls_back_to_epoll_and_says_so() {
+fn refused_io_uring_falls_back_to_epoll_and_is_reported() {
     for (errno, words) in [
         // seccomp and `kernel.io_uring_disabled`.
         (libc::EPERM, "Operation not permitted"),
@@ -42,7 +42,7 @@ fn a_refused_ring_falls_back_to_epoll_and_says_so() {
 }
 
 #[test]
-fn a_ring_is_used_where_it_is_allowed() {
+fn io_uring_is_used_if_the_kernel_allows_it() {
     if !ringside_probe() {
         eprintln!("skipped: this kernel refuses io_uring");
         return;

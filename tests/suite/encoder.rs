@@ -148,7 +148,7 @@ fn staged(body: &str, params: Option<Value>) -> Value {
 }
 
 #[test]
-fn e1_one_and_two_encoders() {
+fn e1_items_are_distributed_over_one_or_two_encoders() {
     for count in [1, 2] {
         let stage = Stage::start(count, NIXL, KvContract::Nixlv2);
         let items = [image(1), image(2), image(3)];
@@ -174,7 +174,7 @@ fn e1_one_and_two_encoders() {
 }
 
 #[test]
-fn e2_encoders_that_are_not_allowed_are_left_out() {
+fn e2_denied_encoders_receive_no_items() {
     let stage = Stage::start(
         2,
         &["--ec-connector=ec-nixl", "--allow-target=127.0.0.1:1"],
@@ -214,7 +214,7 @@ fn allowing(encoders: &[usize], of: usize) -> Stage {
 }
 
 #[test]
-fn e2_with_a_prefill_engine() {
+fn e2_denied_encoders_receive_no_items_of_a_split_request() {
     let stage = allowing(&[], 2);
     stage.ask(&chat(&[image(1)], false), true).expect(200);
     assert!(stage.encoded().iter().all(Vec::is_empty));
@@ -223,7 +223,7 @@ fn e2_with_a_prefill_engine() {
 }
 
 #[test]
-fn e3_one_of_two_is_allowed() {
+fn e3_the_allowed_one_of_two_encoders_receives_all_items() {
     let stage = allowing(&[1], 2);
     stage
         .ask(&chat(&[image(1), image(2)], true), false)
@@ -233,7 +233,7 @@ fn e3_one_of_two_is_allowed() {
 }
 
 #[test]
-fn e4_encoders_and_a_prefill_engine() {
+fn e4_encoder_parameters_are_sent_with_both_legs() {
     let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
     for stream in [false, true] {
         stage.clear();
@@ -273,7 +273,7 @@ fn e5_encoders_without_a_connector_are_ignored() {
 }
 
 #[test]
-fn c1_what_is_an_item() {
+fn c1_images_audio_and_videos_are_items() {
     let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
     let (one, text) = (image(1), TEXT.to_owned());
     for (parts, count) in [
@@ -299,7 +299,7 @@ fn c1_what_is_an_item() {
 }
 
 #[test]
-fn c2_what_an_encoder_is_sent() {
+fn c2_an_encoder_request_contains_one_item_and_is_capped() {
     let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
     for (more, completion) in [
         ("", None),
@@ -338,7 +338,7 @@ fn c2_what_an_encoder_is_sent() {
 }
 
 #[test]
-fn c2_request_ids_are_numbered() {
+fn c2_the_request_ids_of_encoder_requests_are_numbered() {
     let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
     let (line, target) = (stage.line(), stage.pair.prefill.host_port());
     for own in [Some("gw-17"), None] {
@@ -429,7 +429,7 @@ fn c4_a_request_without_items_calls_no_encoder() {
 }
 
 #[test]
-fn c4_no_encoder_named_is_no_stage() {
+fn c4_the_stage_is_skipped_if_no_encoder_is_named() {
     let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
     let body = chat(&[image(1)], true);
     let target = stage.pair.prefill.host_port();
@@ -468,7 +468,7 @@ fn too_many_items_are_400_before_any_leg() {
 }
 
 #[test]
-fn c4_an_encoder_that_fails_ends_the_request() {
+fn c4_a_failing_encoder_fails_the_request() {
     let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
     let fault = Fault::Status {
         code: 507,
@@ -494,7 +494,7 @@ fn c4_an_encoder_that_fails_ends_the_request() {
 }
 
 #[test]
-fn c4_the_item_that_fails_is_named() {
+fn c4_the_error_names_the_item_that_failed() {
     let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
     for nth in 0..3_usize {
         // Each round uses different items, because a cancelled request may reach its encoder late.
@@ -514,7 +514,7 @@ fn c4_the_item_that_fails_is_named() {
 
 /// In pd-sidecar, this terminated the process.
 #[test]
-fn c4_an_encoder_that_breaks_off_harms_nobody() {
+fn c4_a_truncated_encoder_response_fails_only_its_request() {
     for args in [NIXL, EXAMPLE] {
         let stage = Stage::start(2, args, KvContract::Nixlv2);
         for fault in [
@@ -550,7 +550,7 @@ fn c4_an_encoder_that_breaks_off_harms_nobody() {
 }
 
 #[test]
-fn c4_a_response_that_is_no_json() {
+fn c4_an_encoder_response_that_is_not_json_fails_only_with_ec_nixl() {
     for fault in [Fault::Html, Fault::HalfJson, Fault::Gzip] {
         // One connector needs the response, the other one ignores it.
         let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
@@ -568,7 +568,7 @@ fn c4_a_response_that_is_no_json() {
 }
 
 #[test]
-fn an_encoder_that_responses_in_pieces_or_at_length() {
+fn fragmented_and_long_encoder_responses_are_read() {
     let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
     let item = image(1);
     for fault in [
@@ -591,7 +591,7 @@ fn an_encoder_that_responses_in_pieces_or_at_length() {
 }
 
 #[test]
-fn the_example_connector_throws_responses_away() {
+fn the_example_connector_ignores_encoder_responses() {
     let stage = Stage::start(1, EXAMPLE, KvContract::Nixlv2);
     let body = chat(&[image(1)], true);
     stage.ask(&body, false).expect(200);
@@ -601,7 +601,7 @@ fn the_example_connector_throws_responses_away() {
 }
 
 #[test]
-fn items_are_encoded_at_the_same_time_and_before_the_rest() {
+fn items_are_encoded_concurrently_and_before_any_leg() {
     let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
     for encoder in &stage.encoders {
         encoder.fault(Fault::Hold, 2);
@@ -621,7 +621,7 @@ fn items_are_encoded_at_the_same_time_and_before_the_rest() {
 }
 
 #[test]
-fn the_client_leaves() {
+fn a_client_disconnect_aborts_encoder_requests_and_legs() {
     let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
     for leave in Leave::ALL {
         for split in [false, true] {
@@ -676,7 +676,7 @@ fn connectors(mooncake: &Mooncake, bootstrap: &Engine) -> Vec<(Vec<String>, KvCo
 }
 
 #[test]
-fn with_every_connector_and_every_kind_of_request() {
+fn the_stage_works_with_every_connector_and_every_api() {
     let mooncake = Mooncake {
         engines: EngineIds::new(&["e0"]),
         ..Mooncake::default()
@@ -722,7 +722,7 @@ fn with_every_connector_and_every_kind_of_request() {
 }
 
 #[test]
-fn each_rank_decodes_its_own() {
+fn each_rank_decodes_its_own_requests() {
     let port = free_ports(2);
     let decoders = Engine::start_ranks(EngineConfig::decode(), port, 2).unwrap();
     let encoder = Engine::start(EngineConfig::encoder(), 0).unwrap();
@@ -764,7 +764,7 @@ fn each_rank_decodes_its_own() {
 }
 
 #[test]
-fn two_lines_are_two_encoders() {
+fn encoders_may_be_named_in_several_header_fields() {
     let stage = Stage::start(2, NIXL, KvContract::Nixlv2);
     let hosts: Vec<String> = stage.encoders.iter().map(Engine::host_port).collect();
     let mut headers = HEADERS.to_vec();
@@ -776,7 +776,7 @@ fn two_lines_are_two_encoders() {
 }
 
 #[test]
-fn a_body_that_is_no_object_is_refused() {
+fn a_body_that_is_not_an_object_is_rejected() {
     let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
     for body in ["null", "[]", "{", "{}x", "17"] {
         stage.ask(body, false).expect_error(400, "bad_json");

@@ -46,12 +46,12 @@ fn expect_unharmed(pair: &Pair) {
 }
 
 #[test]
-fn a_decoder_that_fails_before_its_response() {
+fn a_decoder_failure_before_the_response_is_502() {
     fails_before_its_response(Driver::Ring);
 }
 
 #[test]
-fn a_decoder_that_fails_before_its_response_on_epoll() {
+fn a_decoder_failure_before_the_response_is_502_on_epoll() {
     fails_before_its_response(Driver::Epoll);
 }
 
@@ -96,7 +96,7 @@ fn fails_before_its_response(driver: Driver) {
 }
 
 #[test]
-fn engines_that_stay_silent_are_given_up() {
+fn silent_engines_time_out() {
     let pair = Pair::start(&["--first-byte-timeout=1s", "--prefill-timeout=1s"]);
     let target = pair.prefill.host_port();
     for split in WAYS {
@@ -133,7 +133,7 @@ fn engines_that_stay_silent_are_given_up() {
 }
 
 #[test]
-fn a_decoder_that_refuses() {
+fn a_refusing_decoder_is_503() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     for split in WAYS {
@@ -156,7 +156,7 @@ fn a_decoder_that_refuses() {
 }
 
 #[test]
-fn a_decoder_that_says_more_than_it_was_asked() {
+fn surplus_bytes_after_a_decoder_response_are_discarded() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     let mut accepted = 0;
@@ -189,7 +189,7 @@ fn a_decoder_that_says_more_than_it_was_asked() {
 }
 
 #[test]
-fn a_response_that_is_late_for_an_idle_connection() {
+fn a_connection_that_receives_bytes_while_idle_is_not_reused() {
     // The engine sends bytes while its connection is idle: that connection must not be reused.
     let (go, gone) = mpsc::channel::<()>();
     let gone = Mutex::new(gone);
@@ -234,12 +234,12 @@ fn expect_cut(fault: &Fault, client: &mut Client, whole: usize) {
 }
 
 #[test]
-fn a_response_that_is_cut_short_shows_it() {
+fn a_truncated_response_does_not_look_complete() {
     cut_short_shows_it(Driver::Ring);
 }
 
 #[test]
-fn a_response_that_is_cut_short_shows_it_on_epoll() {
+fn a_truncated_response_does_not_look_complete_on_epoll() {
     cut_short_shows_it(Driver::Epoll);
 }
 
@@ -282,7 +282,7 @@ fn cut_short_shows_it(driver: Driver) {
 }
 
 #[test]
-fn an_old_client_sees_a_cut_response_as_a_reset() {
+fn an_http_1_0_client_sees_a_truncated_response_as_a_reset() {
     // Without chunks, the end of the connection is the end of the response.
     let pair = Pair::with(&[], |_| {}, |decode| decode.itl = Duration::from_millis(1));
     let target = pair.prefill.host_port();
@@ -306,7 +306,7 @@ fn an_old_client_sees_a_cut_response_as_a_reset() {
 }
 
 #[test]
-fn a_close_delimited_response_that_is_reset_is_a_reset() {
+fn a_reset_of_a_close_delimited_response_is_relayed_as_a_reset() {
     let engine = RawEngine::start(|mut conn, _| {
         if conn.request().is_some() {
             conn.say("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nhalf of");
@@ -331,7 +331,7 @@ fn a_close_delimited_response_that_is_reset_is_a_reset() {
 }
 
 #[test]
-fn odd_but_whole_responses_arrive_whole() {
+fn unusual_but_complete_responses_are_relayed_completely() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     for split in WAYS {
@@ -358,12 +358,12 @@ fn odd_but_whole_responses_arrive_whole() {
 }
 
 #[test]
-fn an_idle_connection_the_decoder_has_closed_costs_one_replay() {
+fn an_idle_connection_closed_by_the_decoder_causes_one_replay() {
     idle_closed_costs_one_replay(Driver::Ring);
 }
 
 #[test]
-fn an_idle_connection_the_decoder_has_closed_costs_one_replay_on_epoll() {
+fn an_idle_connection_closed_by_the_decoder_causes_one_replay_on_epoll() {
     idle_closed_costs_one_replay(Driver::Epoll);
 }
 
@@ -388,7 +388,7 @@ fn idle_closed_costs_one_replay(driver: Driver) {
 }
 
 #[test]
-fn a_replay_of_a_decode_leg_goes_without_its_handoff() {
+fn a_replayed_decode_leg_omits_its_handoff() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::CloseOnNextRequest, 1);
     for _ in 0..2 {
@@ -410,7 +410,7 @@ fn a_replay_of_a_decode_leg_goes_without_its_handoff() {
 }
 
 #[test]
-fn an_idle_connection_the_prefiller_has_closed_costs_one_replay() {
+fn an_idle_connection_closed_by_the_prefiller_causes_one_replay() {
     let pair = Pair::start(&[]);
     pair.prefill.fault(Fault::CloseOnNextRequest, 1);
     for _ in 0..2 {
@@ -428,7 +428,7 @@ fn an_idle_connection_the_prefiller_has_closed_costs_one_replay() {
 }
 
 #[test]
-fn a_fresh_connection_that_dies_is_not_replayed() {
+fn a_failure_on_a_new_connection_is_not_replayed() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::CloseBeforeHead, 1);
     let (_, body) = ask_for(TOKENS, true);
@@ -454,7 +454,7 @@ fn a_fresh_connection_that_dies_is_not_replayed() {
 }
 
 #[test]
-fn a_prefiller_that_fails() {
+fn a_prefiller_failure_is_502_without_a_decode_leg() {
     let pair = Pair::start(&[]);
     let cases = [
         (Fault::ResetBeforeHead, 502, "prefill_reset"),
@@ -507,7 +507,7 @@ fn a_prefiller_that_fails() {
 }
 
 #[test]
-fn a_prefiller_that_refuses() {
+fn a_refusing_prefiller_is_502() {
     let pair = Pair::start(&[]);
     pair.prefill.refuse(true);
     let (_, body) = ask_for(TOKENS, true);
@@ -518,7 +518,7 @@ fn a_prefiller_that_refuses() {
 }
 
 #[test]
-fn a_prefiller_whose_connects_are_swallowed() {
+fn a_prefiller_connect_timeout_is_502_unless_another_candidate_exists() {
     let pair = Pair::start(&["--connect-timeout=200ms"]);
     let deaf = Deaf::new();
     let (_, body) = ask_for(TOKENS, true);
@@ -537,7 +537,7 @@ fn a_prefiller_whose_connects_are_swallowed() {
 }
 
 #[test]
-fn a_prefiller_that_is_odd_but_whole() {
+fn unusual_but_complete_prefill_responses_are_used() {
     let pair = Pair::start(&[]);
     for fault in [
         Fault::Http10Response,
@@ -590,7 +590,7 @@ fn prefill_retries_are_counted_and_bounded() {
 }
 
 #[test]
-fn a_prefiller_that_responses_early_is_not_reused_with_half_a_request() {
+fn a_connection_is_not_reused_after_an_early_prefill_response() {
     let pair = Pair::start(&[]);
     let padding = "x".repeat(24 << 20);
     let big = format!(
@@ -612,7 +612,7 @@ fn a_prefiller_that_responses_early_is_not_reused_with_half_a_request() {
 }
 
 #[test]
-fn a_decoder_that_responses_early_is_not_reused_with_half_a_request() {
+fn a_connection_is_not_reused_after_an_early_decode_response() {
     let pair = Pair::start(&[]);
     let big = vec![b'x'; 24 << 20];
     for keep in [true, false] {
@@ -661,7 +661,7 @@ fn body_bytes_that_arrive_while_connecting_are_not_lost() {
 }
 
 #[test]
-fn an_engine_that_restarts_costs_only_what_was_in_flight() {
+fn an_engine_restart_affects_only_requests_in_flight() {
     let handoffs = mock_engine::HandoffRegistry::new();
     let config = || EngineConfig {
         verify_handoff: Some(handoffs.clone()),

@@ -439,7 +439,7 @@ fn expect_refusal(name: &str, status: u16, client: &mut Client, routed: bool) {
 }
 
 #[test]
-fn broken_requests_are_refused_and_reach_no_engine() {
+fn invalid_requests_are_rejected_and_reach_no_engine() {
     let pair = Pair::start(&["--max-body=1MiB", "--body-budget=1GiB"]);
     let mut judged = 0;
     let target = pair.prefill.host_port();
@@ -489,7 +489,7 @@ fn broken_requests_are_refused_and_reach_no_engine() {
 }
 
 #[test]
-fn every_split_of_a_request_gives_the_same_legs() {
+fn every_fragmentation_of_a_request_results_in_the_same_legs() {
     let pair = Pair::start(&[]);
     let (_, body) = ask_for(2, false);
     let target = pair.prefill.host_port();
@@ -549,7 +549,7 @@ fn expect_timeout(client: &mut Client, since: Instant, want: u16, label: &str) -
 }
 
 #[test]
-fn a_head_that_does_not_end_is_given_up() {
+fn an_incomplete_head_times_out() {
     let pair = Pair::start(&["--head-timeout=300ms"]);
     for start in ["G", "GET / HTTP/1.1\r\nHost: a\r\n", "\r\n"] {
         let mut client = pair.sidecar.connect();
@@ -575,7 +575,7 @@ fn a_head_that_does_not_end_is_given_up() {
 }
 
 #[test]
-fn an_upload_without_progress_is_given_up() {
+fn an_upload_without_progress_times_out() {
     let pair = Pair::start(&["--body-timeout=1s"]);
     let target = pair.prefill.host_port();
     for routed in [true, false] {
@@ -626,7 +626,7 @@ fn an_idle_connection_is_closed() {
 }
 
 #[test]
-fn a_client_that_takes_nothing_is_given_up() {
+fn a_client_that_does_not_read_times_out() {
     let pair = Pair::start(&["--client-stall-timeout=300ms"]);
     let (_, body) = ask_for(4_000_000, true);
     let mut client = pair.sidecar.connect();
@@ -645,7 +645,7 @@ fn a_client_that_takes_nothing_is_given_up() {
 }
 
 #[test]
-fn a_stalled_old_client_does_not_see_a_whole_response() {
+fn a_stalled_http_1_0_client_receives_no_complete_response() {
     let pair = Pair::start(&["--client-stall-timeout=300ms"]);
     let (_, body) = ask_for(4_000_000, true);
     let bytes = String::from_utf8(request("POST", CHAT, &[], body.as_bytes())).unwrap();
@@ -664,7 +664,7 @@ fn a_stalled_old_client_does_not_see_a_whole_response() {
 }
 
 #[test]
-fn requests_that_follow_each_other_closely_are_responded_in_order() {
+fn pipelined_requests_get_their_responses_in_order() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     let mut all = Vec::new();
@@ -685,7 +685,7 @@ fn requests_that_follow_each_other_closely_are_responded_in_order() {
 }
 
 #[test]
-fn a_flood_of_connections_that_vanish_leaves_nothing() {
+fn many_abandoned_connections_leave_no_state() {
     let sidecar_and = Pair::start(&[]);
     let sidecar: &Sidecar = &sidecar_and.sidecar;
     for nth in 0..300 {

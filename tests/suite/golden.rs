@@ -368,7 +368,7 @@ fn on_unix() -> bool {
 }
 
 #[test]
-fn nixlv2() {
+fn nixlv2_matches_its_golden_files() {
     if on_unix() {
         return;
     }
@@ -392,7 +392,7 @@ fn nixlv2() {
 }
 
 #[test]
-fn shared_storage() {
+fn shared_storage_matches_its_golden_files() {
     if on_unix() {
         return;
     }
@@ -407,7 +407,7 @@ fn shared_storage() {
 }
 
 #[test]
-fn sglang() {
+fn sglang_matches_its_golden_files() {
     if on_unix() {
         return;
     }
@@ -417,7 +417,7 @@ fn sglang() {
 }
 
 #[test]
-fn mooncake() {
+fn mooncake_matches_its_golden_files() {
     if on_unix() {
         return;
     }
@@ -439,7 +439,7 @@ fn mooncake() {
 }
 
 #[test]
-fn offloading() {
+fn offloading_matches_its_golden_files() {
     if on_unix() {
         return;
     }
@@ -455,7 +455,7 @@ fn offloading() {
 }
 
 #[test]
-fn mori() {
+fn mori_matches_its_golden_files() {
     if on_unix() {
         return;
     }
@@ -479,7 +479,7 @@ fn mori() {
 }
 
 #[test]
-fn old_connectors() {
+fn old_connectors_match_their_golden_files() {
     if on_unix() {
         return;
     }
@@ -495,7 +495,7 @@ fn old_connectors() {
 }
 
 #[test]
-fn encoder() {
+fn encoders_match_their_golden_files() {
     if on_unix() {
         return;
     }
@@ -515,7 +515,7 @@ fn encoder() {
 }
 
 #[test]
-fn chunked() {
+fn chunked_decode_matches_its_golden_files() {
     if on_unix() {
         return;
     }
@@ -529,7 +529,7 @@ fn chunked() {
 }
 
 #[test]
-fn names_stand_for_what_varies() {
+fn values_that_vary_are_replaced_by_names() {
     let mut names = Names {
         ports: vec![(4711, "{prefill}".to_owned())],
         uuids: Vec::new(),

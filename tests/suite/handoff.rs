@@ -17,7 +17,7 @@ fn raw_params(body: &[u8]) -> &str {
 }
 
 #[test]
-fn is_relayed_byte_for_byte() {
+fn the_handoff_is_relayed_byte_for_byte() {
     for (path, body) in [
         (CHAT, BODY),
         ("/v1/responses", r#"{"input":"x"}"#),
@@ -35,7 +35,7 @@ fn is_relayed_byte_for_byte() {
 }
 
 #[test]
-fn is_the_one_at_the_top_level() {
+fn only_a_handoff_at_the_top_level_is_used() {
     let pair = Pair::with(&[], |config| config.handoff = HandoffShape::Decoys, |_| {});
     pair.post(CHAT, BODY).expect(200);
     let (_, decode) = pair.legs();
@@ -43,7 +43,7 @@ fn is_the_one_at_the_top_level() {
 }
 
 #[test]
-fn every_request_has_its_own() {
+fn every_request_uses_its_own_handoff() {
     let pair = Pair::start(&[]);
     std::thread::scope(|scope| {
         for client in 0..8 {
@@ -72,7 +72,7 @@ const UNFIT: [(HandoffShape, &str); 6] = [
 ];
 
 #[test]
-fn without_a_usable_one_the_decoder_computes_the_prompt() {
+fn without_a_usable_handoff_the_decoder_computes_the_prompt() {
     for (shape, reason) in UNFIT {
         let pair = Pair::start(&[]);
         pair.prefill.fault(Fault::Handoff(shape), 1);
@@ -85,7 +85,7 @@ fn without_a_usable_one_the_decoder_computes_the_prompt() {
 }
 
 #[test]
-fn without_a_usable_one_the_client_gets_an_error_if_so_told() {
+fn without_a_usable_handoff_the_client_gets_an_error_if_configured() {
     for (shape, _) in UNFIT {
         let pair = Pair::start(&["--on-missing-kv=error"]);
         pair.prefill.fault(Fault::Handoff(shape), 1);
@@ -96,7 +96,7 @@ fn without_a_usable_one_the_client_gets_an_error_if_so_told() {
 }
 
 #[test]
-fn flat_blocks_pass_where_allowed() {
+fn flat_block_lists_pass_if_allowed() {
     let pair = Pair::with(
         &["--allow-flat-blocks"],
         |config| config.flat_blocks = true,
@@ -108,7 +108,7 @@ fn flat_blocks_pass_where_allowed() {
 
 /// Handoffs that could crash an engine or make it connect to another host.
 #[test]
-fn a_malformed_one_never_reaches_the_decoder() {
+fn a_malformed_handoff_never_reaches_the_decoder() {
     let pair = Pair::start(&[]);
     for params in [
         r#"{"do_remote_prefill":false,"do_remote_decode":false}"#,
@@ -144,7 +144,7 @@ fn a_malformed_one_never_reaches_the_decoder() {
 }
 
 #[test]
-fn an_old_one_is_not_used() {
+fn a_stale_handoff_is_not_used() {
     for (flag, want) in [("decode", 200), ("error", 502)] {
         let missing = format!("--on-missing-kv={flag}");
         let pair = Pair::start(&["--handoff-max-age=1ms", &missing]);
@@ -170,7 +170,7 @@ fn an_old_one_is_not_used() {
 }
 
 #[test]
-fn goes_stale_on_its_way_to_a_decoder_that_reads_too_slowly() {
+fn a_handoff_becomes_stale_while_the_decoder_reads_too_slowly() {
     let pair = Pair::start(&["--handoff-max-age=300ms"]);
     pair.decode.fault(Fault::StallRead { after_bytes: 1 }, 1);
     // More than the socket's buffers hold, so that the end of the body, which contains the handoff,
@@ -197,7 +197,7 @@ fn failing(args: &[&str]) -> Pair {
 }
 
 #[test]
-fn a_decoder_that_cannot_load_it_is_asked_again_without() {
+fn a_decode_failure_with_a_handoff_is_retried_without_it() {
     let pair = failing(&[]);
     pair.post(CHAT, BODY).expect(200);
     let requests = pair.decode.requests();
@@ -210,7 +210,7 @@ fn a_decoder_that_cannot_load_it_is_asked_again_without() {
 }
 
 #[test]
-fn a_decoder_that_cannot_load_it_is_believed_if_so_told() {
+fn a_decode_failure_with_a_handoff_is_relayed_if_configured() {
     let pair = failing(&["--on-decode-kv-error=error"]);
     let response = pair.post(CHAT, BODY).expect(500);
     assert_eq!(response.text(), r#"{"error":{"message":"KV load failed"}}"#);
@@ -218,7 +218,7 @@ fn a_decoder_that_cannot_load_it_is_believed_if_so_told() {
 }
 
 #[test]
-fn a_second_failure_is_the_response() {
+fn a_second_decode_failure_is_relayed_to_the_client() {
     let pair = failing(&[]);
     let again = Fault::Status {
         code: 500,
@@ -231,7 +231,7 @@ fn a_second_failure_is_the_response() {
 }
 
 #[test]
-fn is_never_sent_twice_when_a_pooled_connection_dies() {
+fn a_handoff_is_never_sent_twice_when_a_pooled_connection_is_closed() {
     for fault in [Fault::CloseOnNextRequest, Fault::CloseIdle] {
         let pair = Pair::start(&[]);
         pair.decode.fault(fault, 1);
@@ -248,7 +248,7 @@ fn is_never_sent_twice_when_a_pooled_connection_dies() {
 }
 
 #[test]
-fn a_decoder_that_dies_on_it_is_not_asked_again() {
+fn a_decoder_that_resets_the_connection_is_not_retried() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::ResetBeforeHead, 1);
     pair.post(CHAT, BODY).expect_error(502, "decode_reset");
@@ -257,7 +257,7 @@ fn a_decoder_that_dies_on_it_is_not_asked_again() {
 }
 
 #[test]
-fn no_decoder_no_response() {
+fn requests_fail_with_503_while_the_decoder_refuses_connections() {
     let pair = Pair::start(&[]);
     pair.decode.refuse(true);
     let response = pair.post(CHAT, BODY).expect_error(503, "decode_refused");
@@ -271,7 +271,7 @@ fn no_decoder_no_response() {
 }
 
 #[test]
-fn a_prefiller_that_restarts_is_found_again() {
+fn a_restarted_prefiller_is_used_again() {
     let handoffs = HandoffRegistry::new();
     let checked = |config| EngineConfig {
         verify_handoff: Some(handoffs.clone()),

@@ -39,7 +39,7 @@ fn each_way(
 }
 
 #[test]
-fn the_request_id_is_one_line_everywhere() {
+fn every_leg_and_every_response_has_exactly_one_request_id() {
     let pair = Pair::start(&[]);
     each_way(&pair, &[("X-Request-Id", "gw-17")], |seen, response| {
         for leg in seen {
@@ -57,7 +57,7 @@ fn the_request_id_is_one_line_everywhere() {
 }
 
 #[test]
-fn a_missing_or_unusable_request_id_is_made() {
+fn a_missing_or_invalid_request_id_is_generated() {
     let pair = Pair::start(&[]);
     let long = "x".repeat(257);
     let mut made = Vec::new();
@@ -82,7 +82,7 @@ fn a_missing_or_unusable_request_id_is_made() {
 }
 
 #[test]
-fn an_engines_own_request_id_is_not_a_second_one() {
+fn an_engines_request_id_is_not_relayed_as_a_second_one() {
     let pair = Pair::with(&[], |_| {}, |config| config.request_id_header = true);
     each_way(&pair, &[("x-request-id", "mine")], |_, response| {
         assert_eq!(response.header_all("x-request-id"), ["mine"]);
@@ -95,7 +95,7 @@ fn an_engines_own_request_id_is_not_a_second_one() {
 }
 
 #[test]
-fn forwarded_for_is_appended_to() {
+fn the_client_address_is_appended_to_x_forwarded_for() {
     let pair = Pair::start(&[]);
     each_way(&pair, &[], |seen, _| {
         for leg in seen {
@@ -146,7 +146,7 @@ fn host_and_other_end_to_end_fields_are_kept() {
 }
 
 #[test]
-fn routing_fields_end_here_on_every_path() {
+fn routing_fields_are_removed_on_every_path() {
     let names = [
         "x-prefiller-host-port",
         "x-prefiller-url",
@@ -184,7 +184,7 @@ fn routing_fields_end_here_on_every_path() {
 }
 
 #[test]
-fn fields_of_the_first_hop_are_removed() {
+fn hop_by_hop_request_fields_are_removed() {
     let fields = [
         ("Connection", "keep-alive, X-Private, te"),
         ("Connection", "x-other"),
@@ -208,7 +208,7 @@ fn fields_of_the_first_hop_are_removed() {
 }
 
 #[test]
-fn fields_of_the_second_hop_are_removed() {
+fn hop_by_hop_response_fields_are_removed() {
     let engine = Canned::start(
         "HTTP/1.1 200 OK\r\nConnection: x-private\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\n\
          Proxy-Authenticate: Basic\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nX-Kept: 1\r\n\
@@ -233,7 +233,7 @@ fn fields_of_the_second_hop_are_removed() {
 }
 
 #[test]
-fn an_encoding_is_asked_for_only_where_nobody_has_to_read() {
+fn accept_encoding_is_forwarded_only_if_ringside_does_not_read_the_response() {
     let pair = Pair::start(&[]);
     each_way(&pair, &[("Accept-Encoding", "gzip, br")], |seen, _| {
         let want = (seen.len() == 1).then_some("gzip, br");
@@ -271,7 +271,7 @@ fn ask_first(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> crate
 }
 
 #[test]
-fn expect_is_responded_once_and_not_forwarded() {
+fn expect_causes_one_100_response_and_is_not_forwarded() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     for (_, path, split) in WAYS {
@@ -307,7 +307,7 @@ fn an_unknown_expectation_is_refused() {
 }
 
 #[test]
-fn trailers_of_a_request_pass_or_vanish_but_never_become_fields() {
+fn request_trailers_never_become_header_fields() {
     let decode = Engine::start(EngineConfig::decode(), 0).unwrap();
     let sidecar = Sidecar::start(&[], decode.port());
     let mut client = sidecar.connect();

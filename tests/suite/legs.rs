@@ -22,7 +22,7 @@ fn wait_count(pair: &Pair, outcome: &str, reason: &str, want: f64) {
 }
 
 #[test]
-fn a_failed_prefill_is_decoded_locally_if_so_told() {
+fn a_failed_prefill_is_decoded_locally_if_configured() {
     each_connector(&["--on-prefill-failure=decode"], |mode, setup| {
         eprintln!("{mode:?}");
         let pair = setup.start();
@@ -96,7 +96,7 @@ fn expect_alone(pair: &Pair, question: &Question) {
 }
 
 #[test]
-fn a_prefill_that_takes_too_long_is_decoded_locally_if_so_told() {
+fn a_prefill_timeout_is_decoded_locally_if_configured() {
     let more = ["--on-prefill-failure=decode", "--prefill-timeout=200ms"];
     each_connector(&more, |mode, setup| {
         eprintln!("{mode:?}");
@@ -234,7 +234,7 @@ fn long_question(tokens: u32) -> Question {
 /// The prompt is released once the response streams, so that the budget has room for another
 /// request.
 #[test]
-fn a_stream_does_not_keep_its_prompt() {
+fn a_streaming_response_releases_the_prompt() {
     let more = ["--max-body=60000", "--body-budget=60000"];
     each_connector(&more, |mode, setup| {
         eprintln!("{mode:?}");
@@ -259,7 +259,7 @@ fn a_stream_does_not_keep_its_prompt() {
 /// A drain waits for a prefill leg that continues after its client has disconnected, whether or not
 /// the client has received its response.
 #[test]
-fn a_drain_waits_for_legs_that_go_on() {
+fn a_drain_waits_for_legs_that_outlive_their_client() {
     each_connector(&[], |mode, setup| {
         if !mode.at_once || mode.name == "mori-parallel" {
             return;
@@ -313,7 +313,7 @@ fn unused_handoff(pair: &Pair, messages: &Value) -> String {
 }
 
 #[test]
-fn a_clients_own_handoff_passes_where_clients_are_trusted() {
+fn a_handoff_from_the_client_passes_only_if_clients_are_trusted() {
     for trusted in [true, false] {
         let args: &[&str] = if trusted { &["--trust-client-kv"] } else { &[] };
         let pair = Pair::start(args);

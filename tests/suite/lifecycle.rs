@@ -89,7 +89,7 @@ fn sigterm_lets_streams_finish_on(driver: Driver) {
 }
 
 #[test]
-fn drain_settle_keeps_accepting_while_health_says_503() {
+fn drain_settle_keeps_accepting_while_health_returns_503() {
     let mut pair = Pair::start(&["--drain-settle=1s"]);
     let health = |sidecar: &Sidecar| sidecar.get("/health", &[]).status;
     assert_eq!(health(&pair.sidecar), 200);
@@ -114,7 +114,7 @@ fn drain_settle_keeps_accepting_while_health_says_503() {
 }
 
 #[test]
-fn responses_during_a_drain_say_close() {
+fn responses_during_a_drain_have_connection_close() {
     let mut pair = Pair::start(&[]);
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     // A request that keeps the process running, and one whose head is incomplete.
@@ -144,7 +144,7 @@ fn responses_during_a_drain_say_close() {
 }
 
 #[test]
-fn drain_timeout_cuts_what_still_runs() {
+fn drain_timeout_aborts_running_streams() {
     let mut pair = Pair::with(
         &["--drain-timeout=500ms"],
         |_| {},
@@ -180,7 +180,7 @@ fn drain_timeout_cuts_what_still_runs() {
 }
 
 #[test]
-fn a_second_sigterm_ends_at_once() {
+fn a_second_sigterm_exits_immediately() {
     let mut pair = Pair::start(&[]);
     pair.decode.fault(Fault::StallBeforeHead, 1);
     let (_client, _) = begin_stream(&pair, 4);
@@ -200,7 +200,7 @@ fn a_second_sigterm_ends_at_once() {
 }
 
 #[test]
-fn exit_codes_tell_what_is_wrong() {
+fn exit_codes_distinguish_kinds_of_errors() {
     let (code, text) = run_to_exit(&["sidecar", "--no-such-flag"]);
     assert_eq!(code, 2, "{text}");
     let (code, text) = run_to_exit(&["sidecar", "--secure-proxy=false", "--connect-timeout=soon"]);
@@ -245,7 +245,7 @@ fn a_second_sidecar_on_the_same_port_is_refused() {
 }
 
 #[test]
-fn a_privileged_port_needs_a_permission() {
+fn a_privileged_port_without_permission_exits_with_4() {
     let from = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let from: u16 = from.unwrap().trim().parse().unwrap();
     if from <= 999 {
@@ -284,7 +284,7 @@ fn a_privileged_port_needs_a_permission() {
 }
 
 #[test]
-fn the_admin_pages_say_what_they_are() {
+fn admin_pages_have_the_expected_status_and_content_type() {
     let pair = Pair::start(&[]);
     let page = |path| pair.sidecar.admin(path).unwrap();
     assert_eq!(page("/livez").expect(200).text(), "ok\n");
@@ -425,7 +425,7 @@ struct Tally {
 }
 
 #[test]
-fn nobody_gets_anothers_response() {
+fn no_client_receives_the_response_of_another() {
     const CLIENTS: u64 = 64;
     const TIME: Duration = Duration::from_secs(8);
     let pair = Pair::with(

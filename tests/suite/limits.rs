@@ -98,7 +98,7 @@ fn a_prefill_that_takes_too_long_is_504() {
 }
 
 #[test]
-fn an_engine_that_says_nothing_is_504() {
+fn an_engine_that_does_not_respond_is_504() {
     let pair = Pair::start(&["--first-byte-timeout=200ms"]);
     pair.decode.fault(Fault::StallBeforeHead, 3);
     pair.post(CHAT, BODY)
@@ -123,7 +123,7 @@ fn an_engine_that_says_nothing_is_504() {
 }
 
 #[test]
-fn a_request_that_does_not_end_is_408() {
+fn an_incomplete_request_is_408() {
     let pair = Pair::start(&["--head-timeout=100ms", "--body-timeout=100ms"]);
     let mut client = pair.sidecar.connect();
     client.send("GET / HTTP/1.1\r\nHost: x\r\n");
@@ -143,7 +143,7 @@ fn a_request_that_does_not_end_is_408() {
 }
 
 #[test]
-fn an_idle_client_connection_is_closed_without_a_word() {
+fn an_idle_client_connection_is_closed_without_a_response() {
     let pair = Pair::start(&["--keepalive-timeout=50ms"]);
     let mut client = pair.sidecar.connect();
     client.ask("GET", "/health", &[], b"").expect(200);

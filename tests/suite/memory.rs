@@ -62,7 +62,7 @@ fn warm_up(pair: &Pair) {
 }
 
 #[test]
-fn idle_connections_are_small() {
+fn idle_connections_use_little_memory() {
     if is_suite_tls() {
         eprintln!("skipped: the bounds apply to unencrypted connections");
         return;
@@ -139,7 +139,7 @@ fn idle_connections_with_tls_hold_no_buffer() {
 }
 
 #[test]
-fn requests_that_wait_for_a_silent_engine_are_small() {
+fn requests_waiting_for_a_silent_engine_use_little_memory() {
     if is_suite_tls() {
         eprintln!("skipped: the bounds apply to unencrypted connections");
         return;

@@ -93,7 +93,7 @@ fn expect_objects(cluster: &Cluster, client: &Value, api: Api) -> (u64, String) 
 }
 
 #[test]
-fn k1_the_bootstrap_server_is_asked_and_the_legs_share_a_transfer() {
+fn k1_the_bootstrap_server_is_queried_once_and_the_legs_share_a_transfer() {
     let cluster = start();
     let mut transfers = HashSet::new();
     for api in Api::ALL {
@@ -123,7 +123,7 @@ fn k1_the_bootstrap_server_is_asked_and_the_legs_share_a_transfer() {
 }
 
 #[test]
-fn k2_a_slow_prefill_does_not_hold_the_response() {
+fn k2_a_slow_prefill_does_not_delay_the_response() {
     let cluster = start();
     for stream in [true, false] {
         forget(&cluster.pair);
@@ -137,7 +137,7 @@ fn k2_a_slow_prefill_does_not_hold_the_response() {
 }
 
 #[test]
-fn k3_both_ranks_are_used_and_named() {
+fn k3_both_ranks_are_used_with_their_engine_ids() {
     let cluster = start();
     let mut ranks = [0, 0];
     for _ in 0..40 {
@@ -161,7 +161,7 @@ fn the_legs_are_concurrent() {
 }
 
 #[test]
-fn a_prefill_engine_that_restarts_is_asked_again() {
+fn engine_ids_are_queried_again_after_a_prefill_engine_restarts() {
     let cluster = start();
     responded(&cluster.pair, &Api::Chat.ask(4, true));
     for (round, ids) in [["n0", "n1"], ["m0", "m1"]].into_iter().enumerate() {
@@ -197,7 +197,7 @@ fn a_prefill_engine_that_restarts_is_asked_again() {
 
 /// A decode failure that is not about the engine ID is not retried.
 #[test]
-fn a_decoder_that_fails_with_a_known_engine_is_not_asked_again() {
+fn a_decode_failure_with_a_known_engine_id_is_not_retried() {
     let cluster = start();
     for code in [500, 503] {
         forget(&cluster.pair);
@@ -210,7 +210,7 @@ fn a_decoder_that_fails_with_a_known_engine_is_not_asked_again() {
 }
 
 #[test]
-fn the_next_candidate_is_tried_without_a_bootstrap_server() {
+fn a_candidate_without_a_bootstrap_server_is_skipped() {
     let cluster = start();
     let good = cluster.pair.prefill.host_port();
     // No bootstrap server listens on the first address, and nothing listens on the second.
@@ -237,7 +237,7 @@ fn the_next_candidate_is_tried_without_a_bootstrap_server() {
 }
 
 #[test]
-fn a_bootstrap_server_that_fails_ends_the_request_before_any_leg() {
+fn a_bootstrap_failure_fails_the_request_before_any_leg() {
     let cluster = start();
     let status = |code, body: &str| Fault::Status {
         code,
@@ -283,7 +283,7 @@ fn a_bootstrap_server_that_fails_ends_the_request_before_any_leg() {
 }
 
 #[test]
-fn a_silent_bootstrap_server_is_given_up() {
+fn a_silent_bootstrap_server_times_out() {
     let cluster = start();
     let fault = Fault::StallBeforeHead;
     cluster.bootstrap.fault_on("/query", fault, 1);
@@ -296,7 +296,7 @@ fn a_silent_bootstrap_server_is_given_up() {
 }
 
 #[test]
-fn many_at_first_ask_little() {
+fn concurrent_first_requests_send_at_most_one_bootstrap_query_each() {
     let cluster = start();
     std::thread::scope(|scope| {
         for _ in 0..16 {
@@ -318,14 +318,14 @@ fn a_failed_prefill_cancels_decode() {
 }
 
 #[test]
-fn a_prefill_that_fails_after_the_head() {
+fn a_prefill_failure_after_the_decode_head_leaves_no_complete_response() {
     let terms = terms();
     let bootstrap = bootstrap_of(&terms);
     with_setup(&terms, &bootstrap, failed_prefill_after_the_head);
 }
 
 #[test]
-fn the_client_leaves() {
+fn legs_end_as_required_when_the_client_disconnects() {
     let terms = terms();
     let bootstrap = bootstrap_of(&terms);
     with_setup(&terms, &bootstrap, |setup| {
@@ -334,7 +334,7 @@ fn the_client_leaves() {
 }
 
 #[test]
-fn the_client_leaves_while_the_bootstrap_server_is_silent() {
+fn a_client_disconnect_during_the_bootstrap_query_sends_no_leg() {
     let cluster = start();
     for leave in Leave::ALL {
         cluster.bootstrap.clear();
@@ -358,7 +358,7 @@ fn the_client_leaves_while_the_bootstrap_server_is_silent() {
 }
 
 #[test]
-fn a_clients_own_parameters_are_replaced() {
+fn transfer_parameters_from_the_client_are_replaced() {
     let cluster = start();
     let more = r#","kv_transfer_params":{"do_remote_prefill":true,"remote_host":"evil"}"#;
     let question = Api::Chat.ask_with(4, true, more);

@@ -99,7 +99,7 @@ fn prefill_object(terms: &Mori, transfer: &str) -> Value {
 }
 
 #[test]
-fn m1_one_after_the_other() {
+fn m1_serial_legs_share_a_transfer() {
     let terms = terms(false, 1);
     let pair = start(&terms);
     for api in Api::ALL {
@@ -138,7 +138,7 @@ fn m1_one_after_the_other() {
 }
 
 #[test]
-fn m1_the_count_is_the_prefill_engines() {
+fn m1_the_cached_token_count_is_the_prefill_engines() {
     let pair = start(&terms(false, 1));
     let question = Api::Chat.ask(6, false);
     let response = pair.post(CHAT, &question.body).expect(200).json();
@@ -159,7 +159,7 @@ fn decode_object(terms: &Mori, transfer: &str) -> Value {
 }
 
 #[test]
-fn m2_at_once_with_ranks() {
+fn m2_concurrent_legs_share_a_transfer_and_a_rank() {
     let terms = terms(true, 8);
     let pair = start(&terms);
     for api in Api::ALL {
@@ -189,7 +189,7 @@ fn m2_at_once_with_ranks() {
 }
 
 #[test]
-fn m2_both_legs_have_one_request_id() {
+fn m2_both_legs_have_the_same_request_id() {
     let pair = start(&terms(true, 1));
     for headers in [&[][..], &[("x-request-id", "gw-17")]] {
         forget(&pair);
@@ -211,7 +211,7 @@ fn two_hosts(parallel: bool) -> Mori {
 }
 
 #[test]
-fn m3_lists_of_hosts() {
+fn m3_each_leg_receives_the_hosts_of_the_other_role() {
     for parallel in [true, false] {
         let terms = two_hosts(parallel);
         let pair = start(&terms);
@@ -228,7 +228,7 @@ fn m3_lists_of_hosts() {
 }
 
 #[test]
-fn m3_the_rank_is_one_the_front_end_of_a_host_takes() {
+fn m3_the_rank_is_local_to_a_host() {
     // llm-d-router#2895: the front end of a host accepts only the ranks of that host.
     let terms = two_hosts(true);
     let pair = start(&terms);
@@ -244,7 +244,7 @@ fn m3_the_rank_is_one_the_front_end_of_a_host_takes() {
 }
 
 #[test]
-fn m4_least_tokens_are_capped_and_restored() {
+fn m4_min_tokens_is_capped_only_in_the_prefill_leg() {
     let pair = start(&terms(true, 1));
     let question = Api::Chat.ask_with(9, true, r#","min_tokens":5"#);
     responded(&pair, &question);
@@ -254,7 +254,7 @@ fn m4_least_tokens_are_capped_and_restored() {
 }
 
 #[test]
-fn m5_one_after_the_other_with_ranks() {
+fn m5_serial_legs_have_the_same_rank() {
     let terms = terms(false, 8);
     let pair = start(&terms);
     responded(&pair, &Api::Chat.ask(4, true));
@@ -272,7 +272,7 @@ fn m5_one_after_the_other_with_ranks() {
 }
 
 #[test]
-fn m5_what_the_prefill_engine_said_is_kept() {
+fn m5_members_returned_by_the_prefill_engine_are_kept() {
     let terms = terms(false, 1);
     let pair = start(&terms);
     let own = r#"{"do_remote_prefill":true,"remote_notify_port":1,"remote_handshake_port":2,"remote_dp_size":1, "x" : 1e5}"#;
@@ -300,7 +300,7 @@ fn m5_what_the_prefill_engine_said_is_kept() {
 }
 
 #[test]
-fn m6_a_failed_prefill_hides_the_decode_response() {
+fn m6_a_prefill_failure_replaces_the_decode_response() {
     let terms = terms(true, 8);
     terms.meetings.decode_waits(false);
     let pair = start(&terms);
@@ -352,7 +352,7 @@ fn m7_the_wait_for_a_prefill_is_bounded() {
 }
 
 #[test]
-fn m8_a_good_prefill_lets_the_stream_through() {
+fn m8_a_successful_prefill_releases_the_held_back_stream() {
     let terms = terms(true, 8);
     terms.meetings.decode_waits(false);
     let pair = start(&terms);
@@ -387,7 +387,7 @@ fn m8_the_legs_are_concurrent() {
 }
 
 #[test]
-fn m10_the_rank_the_prefill_engine_returns() {
+fn m10_a_valid_rank_returned_by_the_prefill_engine_is_used() {
     let terms = terms(false, 8);
     let pair = start(&terms);
     let object = |rank: &str| {
@@ -425,7 +425,7 @@ fn m10_the_rank_the_prefill_engine_returns() {
 }
 
 #[test]
-fn d1_names_are_addresses_on_the_wire() {
+fn d1_host_names_are_sent_as_addresses() {
     let mut terms = terms(true, 1);
     terms.prefill_hosts = vec!["127.0.0.1".to_owned()];
     terms.decode_hosts = vec!["10.4.0.9".to_owned()];
@@ -465,7 +465,7 @@ fn d1_names_are_addresses_on_the_wire() {
 }
 
 #[test]
-fn d1_a_name_that_does_not_resolve_ends_the_start() {
+fn d1_an_unresolvable_host_name_fails_the_start() {
     // RFC 6761 6.4: a name below `invalid` never resolves.
     let mut args = vec!["sidecar", "--secure-proxy=false", "--admin-address=off"];
     args.extend(SERIAL);
@@ -476,7 +476,7 @@ fn d1_a_name_that_does_not_resolve_ends_the_start() {
 }
 
 #[test]
-fn n16_off_means_nothing_of_it() {
+fn n16_without_the_mode_no_mori_member_or_field_is_sent() {
     let pair = Setup::default().start();
     responded(&pair, &Api::Chat.ask(4, true));
     let (prefill, decode) = both_legs(&pair);
@@ -490,7 +490,7 @@ fn n16_off_means_nothing_of_it() {
 }
 
 #[test]
-fn n17_read_mode_tells_the_prefill_leg_only() {
+fn n17_read_mode_sends_a_rank_only_with_the_prefill_leg() {
     let pair = Setup {
         args: &["--moriio-dp-size=8"],
         dp_size: 8,
@@ -513,7 +513,7 @@ fn n17_read_mode_tells_the_prefill_leg_only() {
 }
 
 #[test]
-fn p12_a_source_goes_with_the_prefill_leg_of_both_ways() {
+fn p12_a_source_is_sent_with_the_prefill_leg_in_both_modes() {
     let source = [("x-kv-cache-source-host-port", "10.4.0.9:8000")];
     for parallel in [false, true] {
         let terms = terms(parallel, 1);
@@ -530,7 +530,7 @@ fn p12_a_source_goes_with_the_prefill_leg_of_both_ways() {
 }
 
 #[test]
-fn the_client_leaves() {
+fn legs_end_as_required_when_the_client_disconnects() {
     with_setup(&terms(false, 1), &[], |setup| {
         client_leaves(setup, Rule::Serial);
     });
@@ -541,7 +541,7 @@ fn the_client_leaves() {
 
 /// llm-d-router#2895: in pd-sidecar, this terminated the process.
 #[test]
-fn the_client_leaves_while_decode_output_is_held_back() {
+fn a_client_disconnect_while_decode_output_is_held_back_aborts_both_legs() {
     let terms = terms(true, 1);
     terms.meetings.decode_waits(false);
     let pair = start(&terms);
@@ -564,7 +564,7 @@ fn the_client_leaves_while_decode_output_is_held_back() {
 }
 
 #[test]
-fn a_decode_that_breaks_off_while_held_back_harms_nobody() {
+fn a_decode_leg_truncated_while_held_back_affects_only_its_request() {
     let terms = terms(true, 1);
     terms.meetings.decode_waits(false);
     let pair = start(&terms);

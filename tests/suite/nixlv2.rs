@@ -64,7 +64,7 @@ fn with(mut body: Value, more: Value) -> Value {
 }
 
 #[test]
-fn n1_chat_split_exact_prefill_object() {
+fn n1_a_split_chat_request_has_the_exact_prefill_object() {
     let client = with(
         chat(),
         json!({"max_tokens": 64, "stream": false, "temperature": 0.5}),
@@ -114,18 +114,18 @@ fn n2_a_target_with_scheme_is_the_same_target() {
 }
 
 #[test]
-fn n6_limits_are_capped_and_restored() {
+fn n6_limits_are_capped_only_in_the_prefill_leg() {
     let client = with(chat(), json!({"max_tokens": 100, "min_tokens": 5}));
     check(CHAT, &client, &chat_caps(), &[]);
 }
 
 #[test]
-fn n7_limits_not_sent_are_capped_and_absent_again() {
+fn n7_absent_limits_are_added_only_to_the_prefill_leg() {
     check(CHAT, &chat(), &chat_caps(), &[]);
 }
 
 #[test]
-fn n8_max_completion_tokens() {
+fn n8_max_completion_tokens_is_capped_only_in_the_prefill_leg() {
     let sent = with(chat(), json!({"max_completion_tokens": 100}));
     check(CHAT, &sent, &chat_caps(), &[]);
     let pair = check(CHAT, &chat(), &chat_caps(), &[]);
@@ -134,7 +134,7 @@ fn n8_max_completion_tokens() {
 }
 
 #[test]
-fn n9_messages() {
+fn n9_messages_requests_are_split_and_capped() {
     let client = json!({"model": "mock-model", "max_tokens": 9, "system": "s",
         "messages": [{"role": "user", "content": "hello"}]});
     let pair = check("/v1/messages", &client, &chat_caps(), &[]);
@@ -147,7 +147,7 @@ fn n9_messages() {
 }
 
 #[test]
-fn n10_responses() {
+fn n10_responses_requests_are_split_and_capped() {
     let path = "/v1/responses";
     let cap = json!({"max_output_tokens": 1});
     let plain = json!({"model": "mock-model", "input": "hello"});
@@ -165,7 +165,7 @@ fn n10_responses() {
 }
 
 #[test]
-fn n11_generate() {
+fn n11_generate_requests_are_split_and_capped() {
     let path = "/inference/v1/generate";
     let prompt = json!({"token_ids": [1, 2, 3]});
     for (sampling, capped) in [
@@ -192,7 +192,7 @@ fn n11_generate() {
 }
 
 #[test]
-fn n11_generate_without_sampling_params_gets_them_for_the_prefill_only() {
+fn n11_missing_sampling_params_are_added_only_to_the_prefill_leg() {
     let path = "/inference/v1/generate";
     for client in [
         json!({"token_ids": [1, 2]}),
@@ -209,7 +209,7 @@ fn n11_generate_without_sampling_params_gets_them_for_the_prefill_only() {
 }
 
 #[test]
-fn completions_and_invocations() {
+fn completions_and_invocations_are_split_and_capped() {
     let client = json!({"model": "mock-model", "prompt": [5, 6, 7], "echo": true, "best_of": 1});
     check("/v1/completions", &client, &chat_caps(), &[]);
     check("/invocations", &client, &chat_caps(), &[]);
@@ -234,7 +234,7 @@ fn retried(statuses: &[u16], retries: &str) -> (Pair, crate::client::Response) {
 }
 
 #[test]
-fn n12_a_prefill_that_fails_once_is_repeated() {
+fn n12_a_prefill_that_fails_once_is_retried() {
     for status in [502, 503, 504] {
         let (pair, response) = retried(&[status], "2");
         response.expect(200);
@@ -267,19 +267,19 @@ fn expect_relayed(pair: &Pair, response: crate::client::Response, status: u16, p
 }
 
 #[test]
-fn n13_without_retries_the_error_is_the_response() {
+fn n13_without_retries_the_error_is_relayed_to_the_client() {
     let (pair, response) = retried(&[502], "0");
     expect_relayed(&pair, response, 502, 1);
 }
 
 #[test]
-fn n14_retries_end() {
+fn n14_retries_are_bounded() {
     let (pair, response) = retried(&[502, 502, 502], "2");
     expect_relayed(&pair, response, 502, 3);
 }
 
 #[test]
-fn n15_a_500_is_not_repeated() {
+fn n15_other_statuses_are_not_retried() {
     for status in [500, 501, 400, 404, 429, 307] {
         let (pair, response) = retried(&[status], "2");
         expect_relayed(&pair, response, status, 1);
@@ -287,7 +287,7 @@ fn n15_a_500_is_not_repeated() {
 }
 
 #[test]
-fn a_prefill_that_dies_is_repeated_only_when_asked() {
+fn a_prefill_reset_is_retried_only_as_often_as_configured() {
     for fault in [Fault::ResetBeforeHead, Fault::CloseBeforeHead] {
         let pair = Pair::start(&["--prefill-max-retries=1", "--prefill-retry-backoff=1ms"]);
         pair.prefill.fault(fault.clone(), 1);
@@ -347,7 +347,7 @@ fn the_next_target_is_tried_when_one_refuses() {
 }
 
 #[test]
-fn no_target_accepts_connections() {
+fn refusing_targets_are_502() {
     let pair = Pair::start(&[]);
     pair.prefill.refuse(true);
     pair.post(CHAT, chat().to_string())
@@ -358,7 +358,7 @@ fn no_target_accepts_connections() {
 }
 
 #[test]
-fn a_reset_while_connecting_is_no_response() {
+fn a_reset_while_connecting_is_502() {
     let pair = Pair::start(&[]);
     pair.prefill.fault(Fault::Refuse, 1);
     let response = pair.post(CHAT, chat().to_string());

@@ -76,7 +76,7 @@ fn p1_the_legs_are_concurrent() {
 }
 
 #[test]
-fn p2_what_is_not_in_the_request_is_not_capped() {
+fn p2_members_absent_from_the_request_are_not_capped() {
     let (pair, _) = start();
     responded(&pair, &Api::Chat.ask(6, false));
     let (prefill, decode) = both_legs(&pair);
@@ -146,7 +146,7 @@ fn offloading_ranks(ranks: u16) -> Ranks {
 }
 
 #[test]
-fn p3_a_source_without_a_prefill_engine() {
+fn p3_a_source_without_a_prefill_engine_is_sent_with_the_decode_leg() {
     let ranks = offloading_ranks(1);
     let mut params = ranks.decode_only("10.4.0.9:8000");
     take_id(&mut params["remote_kv_source"]);
@@ -158,7 +158,7 @@ fn p3_a_source_without_a_prefill_engine() {
 }
 
 #[test]
-fn p4_a_source_goes_with_the_prefill_leg() {
+fn p4_a_source_is_sent_with_the_prefill_leg() {
     let (pair, _) = start();
     let question = Api::Chat.ask(4, true);
     responded_with(&pair, &question, &[(SOURCE, "10.4.0.9:8000")]);
@@ -179,7 +179,7 @@ fn p4_a_source_goes_with_the_prefill_leg() {
 }
 
 #[test]
-fn p4_only_the_first_line_counts() {
+fn p4_only_the_first_source_field_is_used() {
     let ranks = offloading_ranks(1);
     let question = Api::Chat.ask(4, true);
     let headers = [(SOURCE, " 10.4.0.9:8000 "), (SOURCE, "10.4.0.8:8000")];
@@ -190,7 +190,7 @@ fn p4_only_the_first_line_counts() {
 }
 
 #[test]
-fn p5_sources_that_are_not_injected() {
+fn p5_invalid_sources_and_the_engine_itself_are_not_injected() {
     let ranks = offloading_ranks(1);
     let own = format!("10.9.9.9:{}", ranks.sidecar.port);
     for source in [
@@ -255,7 +255,7 @@ fn p6_another_rank_of_this_pod_is_a_source() {
 }
 
 #[test]
-fn p7_a_clients_own_parameters_are_replaced() {
+fn p7_transfer_parameters_from_the_client_are_replaced() {
     let ranks = offloading_ranks(1);
     let more = r#","kv_transfer_params":{"remote_kv_source":{"remote_host":"evil"}}"#;
     let question = Api::Chat.ask_with(4, true, more);
@@ -271,7 +271,7 @@ fn p7_a_clients_own_parameters_are_replaced() {
 }
 
 #[test]
-fn p8_ids_are_used_once() {
+fn p8_request_ids_are_unique() {
     let (pair, meetings) = start();
     for _ in 0..20 {
         responded(&pair, &Api::Chat.ask(2, true));
@@ -281,7 +281,7 @@ fn p8_ids_are_used_once() {
 }
 
 #[test]
-fn p9_who_can_pull() {
+fn p9_only_connectors_that_can_pull_receive_a_source() {
     let nixl = KvContract::Nixlv2;
     let cases: [(&[&str], KvContract, bool); 5] = [
         (
@@ -335,7 +335,7 @@ fn told_port(ranks: &Ranks, source: &str) -> u64 {
 }
 
 #[test]
-fn p10_the_port_is_that_of_the_targets_rank() {
+fn p10_the_port_is_that_of_the_rank_of_the_target() {
     let one = offloading_ranks(1);
     let port = one.sidecar.port;
     assert_eq!(told_port(&one, &format!("10.4.0.9:{port}")), 7777);
@@ -365,7 +365,7 @@ fn p10_the_port_is_that_of_the_targets_rank() {
 }
 
 #[test]
-fn p10_the_base_port_is_a_flag() {
+fn p10_the_base_port_is_configurable() {
     let meetings = Meetings::new();
     let pair = Setup {
         args: &["--kv-connector=offloading", "--p2p-connector-port=9100"],
@@ -379,7 +379,7 @@ fn p10_the_base_port_is_a_flag() {
 }
 
 #[test]
-fn p11_an_ipv6_source_loses_its_brackets() {
+fn p11_the_brackets_of_an_ipv6_source_are_removed() {
     let ranks = offloading_ranks(1);
     let params = ranks.decode_only("[fd00::9]:8000");
     assert_eq!(params["remote_kv_source"]["remote_host"], "fd00::9");
@@ -403,7 +403,7 @@ fn nixl_prefill(args: &[&str], source: impl FnOnce(&Pair) -> String) -> Value {
 }
 
 #[test]
-fn p12_nixl_pulls_when_told_so() {
+fn p12_nixl_pulls_only_if_enabled() {
     let elsewhere = |_: &Pair| "10.4.0.9:8000".to_owned();
     let mut params = nixl_prefill(&["--enable-p2p-pull"], elsewhere);
     take_id(&mut params["remote_kv_source"]);
@@ -425,11 +425,11 @@ fn a_failed_prefill_cancels_decode() {
 }
 
 #[test]
-fn a_prefill_that_fails_after_the_head() {
+fn a_prefill_failure_after_the_decode_head_leaves_no_complete_response() {
     failed_prefill_after_the_head(&setup(&Meetings::new()));
 }
 
 #[test]
-fn the_client_leaves() {
+fn legs_end_as_required_when_the_client_disconnects() {
     client_leaves(&setup(&Meetings::new()), Rule::Push);
 }

@@ -32,7 +32,7 @@ fn lmcache() -> Setup<'static> {
 }
 
 #[test]
-fn nixl_v1_hands_four_members_over() {
+fn nixl_v1_copies_four_members_to_the_decode_leg() {
     let book = BlockBook::new();
     let pair = nixl(&book).start();
     for (nth, stream) in [false, true, true].into_iter().enumerate() {
@@ -65,7 +65,7 @@ fn nixl_v1_hands_four_members_over() {
 }
 
 #[test]
-fn nixl_v1_completions() {
+fn nixl_v1_serves_completions() {
     let book = BlockBook::new();
     let pair = nixl(&book).start();
     responded(&pair, &Api::Completions.ask(6, true));
@@ -95,7 +95,7 @@ fn nixl_v1_members_that_are_missing_are_null() {
 
 /// Deviates from the first sidecar, which sent four null members that an engine cannot handle.
 #[test]
-fn nixl_v1_without_any_the_decoder_computes_the_prompt() {
+fn nixl_v1_without_transfer_members_the_decoder_computes_the_prompt() {
     let pair = nixl(&BlockBook::new()).start();
     pair.prefill.fault(Fault::Handoff(HandoffShape::Omit), 1);
     let question = Api::Chat.ask(4, false);
@@ -105,7 +105,7 @@ fn nixl_v1_without_any_the_decoder_computes_the_prompt() {
 }
 
 #[test]
-fn nixl_v1_members_of_the_clients_are_replaced() {
+fn nixl_v1_members_from_the_client_are_replaced() {
     let book = BlockBook::new();
     let pair = nixl(&book).start();
     let more = r#","do_remote_prefill":true,"remote_host":"evil","remote_port":1"#;
@@ -115,7 +115,7 @@ fn nixl_v1_members_of_the_clients_are_replaced() {
 }
 
 #[test]
-fn lmcache_caps_and_decodes_the_clients_bytes() {
+fn lmcache_caps_the_prefill_leg_and_decodes_the_unmodified_body() {
     let pair = lmcache().start();
     for api in Api::ALL {
         for stream in [false, true] {
@@ -133,7 +133,7 @@ fn lmcache_caps_and_decodes_the_clients_bytes() {
 }
 
 #[test]
-fn a_failed_prefill_is_the_response() {
+fn a_prefill_failure_is_relayed_to_the_client() {
     for setup in [nixl(&BlockBook::new()), lmcache()] {
         let pair = setup.start();
         for code in [400, 500, 503, 307] {
@@ -158,7 +158,7 @@ fn a_failed_prefill_is_the_response() {
 }
 
 #[test]
-fn the_client_leaves() {
+fn legs_end_as_required_when_the_client_disconnects() {
     client_leaves(&nixl(&BlockBook::new()), Rule::Serial);
     client_leaves(&lmcache(), Rule::Serial);
 }

@@ -181,7 +181,7 @@ const OWN: [(&str, &str); 3] = [
 ];
 
 #[test]
-fn spans_reach_a_collector_by_grpc_and_by_http() {
+fn spans_are_exported_by_grpc_and_by_http() {
     let (port, got) = grpc_collector(0);
     let endpoint = format!("http://127.0.0.1:{port}");
     let mut env = environment("grpc", &endpoint);
@@ -206,7 +206,7 @@ fn spans_reach_a_collector_by_grpc_and_by_http() {
 }
 
 #[test]
-fn spans_a_collector_refuses_are_counted() {
+fn spans_rejected_by_the_collector_are_counted() {
     let (port, _got) = grpc_collector(2);
     let (collector, _got_too) = http_collector(2);
     for (protocol, port) in [("grpc", port), ("http/protobuf", collector.port())] {
@@ -227,7 +227,7 @@ fn spans_a_collector_refuses_are_counted() {
 }
 
 #[test]
-fn an_error_of_the_collector_is_told_with_its_status() {
+fn a_collector_error_is_logged_with_its_status() {
     let angry = RawEngine::start(|mut conn, _| {
         while conn.request().is_some() && conn.say(&with_length("503 Later", "no")) {}
     });
@@ -238,7 +238,7 @@ fn an_error_of_the_collector_is_told_with_its_status() {
 }
 
 #[test]
-fn a_stuck_collector_costs_spans_and_nothing_else() {
+fn a_stuck_collector_only_causes_dropped_spans() {
     // The collector accepts connections and never responds.
     let stuck = RawEngine::start(|mut conn, _| while conn.request().is_some() {});
     let endpoint = format!("http://127.0.0.1:{}", stuck.port());
@@ -267,7 +267,7 @@ fn a_stuck_collector_costs_spans_and_nothing_else() {
 }
 
 #[test]
-fn an_absent_collector_is_told_of_once() {
+fn an_absent_collector_is_logged_once() {
     for protocol in ["grpc", "http/protobuf"] {
         let endpoint = format!("http://127.0.0.1:{}", free_ports(1));
         let env = [

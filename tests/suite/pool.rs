@@ -66,7 +66,7 @@ fn wait_watching(api: &Api, path: &str, watches: usize) {
 }
 
 #[test]
-fn a2_the_selector_of_either_group() {
+fn a2_the_selector_of_either_api_group_is_applied() {
     let api = Api::start();
     let v1 = json!({"spec": {"selector": {"matchLabels": {"app": "vllm", "x": "y"}}}});
     api.set(POOLS, "pool", Some(v1));
@@ -136,7 +136,7 @@ fn a2_the_selector_of_either_group() {
 }
 
 #[test]
-fn pods_come_change_and_go() {
+fn added_changed_and_removed_pods_are_followed() {
     let api = api();
     for nth in 0..5 {
         api.set_pod(&format!("pod-{nth}"), "vllm", &[&format!("10.0.0.{nth}")]);
@@ -170,7 +170,7 @@ fn pods_come_change_and_go() {
 }
 
 #[test]
-fn a_watch_goes_on_where_it_was_cut() {
+fn an_interrupted_watch_resumes_at_its_last_version() {
     let api = api();
     api.set_pod("one", "vllm", &["10.0.0.1"]);
     let pair = pair(&api, &[]);
@@ -195,7 +195,7 @@ fn a_watch_goes_on_where_it_was_cut() {
 }
 
 #[test]
-fn a_bookmark_is_where_a_watch_goes_on() {
+fn a_watch_resumes_at_a_bookmark() {
     let api = api();
     let pair = pair(&api, &[]);
     wait_watching(&api, PODS, 1);
@@ -213,7 +213,7 @@ fn a_bookmark_is_where_a_watch_goes_on() {
 }
 
 #[test]
-fn versions_that_are_gone_are_listed_anew() {
+fn an_expired_version_causes_a_new_list() {
     let api = api();
     api.set_pod("one", "vllm", &["127.0.0.1"]);
     api.set_pod("two", "vllm", &["10.0.0.2"]);
@@ -239,7 +239,7 @@ fn versions_that_are_gone_are_listed_anew() {
 }
 
 #[test]
-fn the_last_list_holds_while_the_server_is_away() {
+fn the_last_list_applies_while_the_server_is_unreachable() {
     let api = api();
     api.set_pod("one", "vllm", &["127.0.0.1"]);
     let pair = pair(&api, &[]);
@@ -264,7 +264,7 @@ fn the_last_list_holds_while_the_server_is_away() {
 }
 
 #[test]
-fn selectors_change_and_pools_go() {
+fn changed_selectors_and_deleted_pools_are_followed() {
     let api = api();
     api.set_pod("a", "vllm", &["127.0.0.1"]);
     api.set_pod("b", "next", &["10.0.0.1", "10.0.0.2"]);
@@ -297,7 +297,7 @@ fn selectors_change_and_pools_go() {
 }
 
 #[test]
-fn until_the_pods_are_known_it_is_not_ready() {
+fn the_sidecar_is_not_ready_until_the_pods_are_known() {
     let api = api();
     api.set_pod("one", "vllm", &["127.0.0.1"]);
     api.mood(Mood::HoldsPods);
@@ -327,7 +327,7 @@ fn until_the_pods_are_known_it_is_not_ready() {
 }
 
 #[test]
-fn a_server_that_refuses_is_told_of() {
+fn a_refusing_api_server_is_logged() {
     let api = api();
     api.mood(Mood::Refuses(403));
     let pair = pair_like(&api, &[], |_| {}, true);
@@ -341,7 +341,7 @@ fn a_server_that_refuses_is_told_of() {
 }
 
 #[test]
-fn no_way_to_a_server_is_a_configuration_error() {
+fn missing_access_to_an_api_server_is_a_configuration_error() {
     let port = free_ports(1);
     let run = ringside()
         .args(["sidecar", "--secure-proxy=false", "--admin-address=off"])
@@ -360,7 +360,7 @@ fn no_way_to_a_server_is_a_configuration_error() {
 }
 
 #[test]
-fn pods_change_under_streams() {
+fn running_streams_survive_changes_of_the_pods() {
     let api = api();
     api.set_pod("prefill", "vllm", &["127.0.0.1"]);
     let slow = |config: &mut EngineConfig| config.itl = std::time::Duration::from_millis(40);

@@ -45,7 +45,7 @@ impl Ranks {
 }
 
 #[test]
-fn l1_each_rank_has_its_port() {
+fn l1_each_rank_has_a_separate_port() {
     let ranks = Ranks::start(&[]);
     ranks.post(0, &[]).expect(200);
     assert_eq!(ranks.take(), [1, 0]);
@@ -58,7 +58,7 @@ fn l1_each_rank_has_its_port() {
 }
 
 #[test]
-fn l1_the_field_moves_a_request_to_its_rank() {
+fn l1_the_field_selects_the_rank_of_a_request() {
     for pod_ip in [None, Some("10.1.2.3")] {
         let env: Vec<_> = pod_ip.map(|ip| ("POD_IP", ip)).into_iter().collect();
         let ranks = Ranks::start(&env);
@@ -81,7 +81,7 @@ fn l1_the_field_moves_a_request_to_its_rank() {
 }
 
 #[test]
-fn l1_the_field_moves_the_decode_leg() {
+fn l1_the_field_selects_the_rank_of_the_decode_leg() {
     let ranks = Ranks::start(&[]);
     let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
     let (target, key) = (prefill.host_port(), format!(":{}", ranks.port(1)));

@@ -56,7 +56,7 @@ fn usual() -> String {
 }
 
 #[test]
-fn u1_cut_before_data() {
+fn u1_split_before_the_data_field() {
     let stream = usual();
     let at = stream.find(USAGE).unwrap();
     check(&stream, &[at]);
@@ -65,7 +65,7 @@ fn u1_cut_before_data() {
 }
 
 #[test]
-fn u1_cut_inside_the_json() {
+fn u1_split_inside_the_json() {
     let stream = usual();
     let at = stream.find("\"cached_tokens\"").unwrap();
     for cut in [at, at + 5, at + 15, at + 16, at + 17, at + 18, at + 20] {
@@ -76,7 +76,7 @@ fn u1_cut_inside_the_json() {
 }
 
 #[test]
-fn u1_no_final_newline() {
+fn u1_the_count_is_rewritten_without_a_final_newline() {
     check(&format!("{TOKEN}\n\n{USAGE}"), &[]);
     check(&format!("{TOKEN}\n\n{USAGE}\n"), &[]);
     check("data: [DONE]", &[3]);
@@ -84,7 +84,7 @@ fn u1_no_final_newline() {
 }
 
 #[test]
-fn u1_lines_that_are_no_json() {
+fn u1_lines_that_are_not_json() {
     let stream = format!(
         ": a comment\n\nevent: x\nid: 7\nretry: 5\ndata: not json\n\ndata: [\ndata:{{}}\n\
          data: {{\"usage\":\n\ndata: null\n\n{USAGE}\n\nother: {{\"usage\":{{}}}}\n\ndata: [DONE]\n\n"

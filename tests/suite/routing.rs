@@ -9,7 +9,7 @@ const CHAT_BODY: &str = r#"{"model":"mock-model","messages":[{"role":"user","con
 const RESPONSES_BODY: &str = r#"{"model":"mock-model","input":"hi"}"#;
 
 #[test]
-fn r1_gets_reach_the_decoder() {
+fn r1_get_requests_are_sent_to_the_decoder() {
     let pair = Pair::start(&[]);
     let paths = [
         CHAT,
@@ -54,7 +54,7 @@ fn only_the_exact_path_and_method_are_intercepted() {
 }
 
 #[test]
-fn the_query_goes_to_both_legs() {
+fn the_query_is_sent_with_both_legs() {
     let pair = Pair::start(&[]);
     pair.post("/v1/chat/completions?trace=a%2Fb&x", CHAT_BODY)
         .expect(200);
@@ -64,7 +64,7 @@ fn the_query_goes_to_both_legs() {
 }
 
 #[test]
-fn health_is_ours() {
+fn health_is_served_by_the_sidecar() {
     let pair = Pair::start(&[]);
     for method in ["GET", "HEAD"] {
         let response = pair.sidecar.ask(method, "/health", &[], b"").expect(200);
@@ -178,7 +178,7 @@ fn h4_h6_sampling_picks_every_target() {
 }
 
 #[test]
-fn targets_that_are_none_are_502_and_nobody_is_asked() {
+fn invalid_targets_are_502_and_no_connection_is_opened() {
     let pair = Pair::start(&[]);
     let good = pair.prefill.host_port();
     let port = pair.prefill.port();
@@ -228,7 +228,7 @@ fn targets_that_are_none_are_502_and_nobody_is_asked() {
 }
 
 #[test]
-fn the_older_name_of_the_routing_header() {
+fn the_older_routing_header_is_used_if_the_newer_one_is_absent() {
     let pair = Pair::start(&[]);
     let target = pair.prefill.host_port();
     let url = format!("http://{target}");
@@ -247,7 +247,7 @@ fn the_older_name_of_the_routing_header() {
 }
 
 #[test]
-fn a_target_may_be_a_name() {
+fn a_target_may_be_a_host_name() {
     let pair = Pair::start(&[]);
     for host in ["localhost", "LocalHost", "http://localhost"] {
         let target = format!("{host}:{}", pair.prefill.port());

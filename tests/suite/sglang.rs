@@ -29,7 +29,7 @@ fn start() -> (Pair, Meetings) {
 }
 
 #[test]
-fn s1_both_legs_get_one_body_with_the_room() {
+fn s1_both_legs_have_the_same_body_with_the_bootstrap_room() {
     let (pair, _) = start();
     for api in Api::ALL {
         for stream in [false, true] {
@@ -70,7 +70,7 @@ fn s1_a_late_prefill_response_is_harmless() {
 }
 
 #[test]
-fn s1_a_prefill_response_is_not_read_for_its_sense() {
+fn s1_the_content_of_a_prefill_response_is_ignored() {
     let (pair, _) = start();
     for fault in [
         Fault::LargeJson { bytes: 300_000 },
@@ -137,7 +137,7 @@ fn the_port_comes_from_the_environment_and_the_host_from_the_target() {
 }
 
 #[test]
-fn members_of_the_clients_are_replaced() {
+fn bootstrap_members_from_the_client_are_replaced() {
     let (pair, _) = start();
     let more = r#","bootstrap_host":"evil","bootstrap_port":1,"bootstrap_room":5"#;
     responded(&pair, &Api::Chat.ask_with(4, true, more));
@@ -147,7 +147,7 @@ fn members_of_the_clients_are_replaced() {
 }
 
 #[test]
-fn a_body_that_is_no_object_is_refused() {
+fn a_body_that_is_not_an_object_is_rejected() {
     let (pair, _) = start();
     for body in ["null", "[]", "{", "{}x"] {
         pair.post(CHAT, body).expect_error(400, "bad_json");
@@ -161,12 +161,12 @@ fn a_failed_prefill_cancels_decode() {
 }
 
 #[test]
-fn a_prefill_that_fails_after_the_head() {
+fn a_prefill_failure_after_the_decode_head_leaves_no_complete_response() {
     failed_prefill_after_the_head(&setup(&Meetings::new()));
 }
 
 #[test]
-fn a_failed_decode_is_the_response() {
+fn a_decode_failure_is_relayed_to_the_client() {
     let (pair, _) = start();
     pair.decode.refuse(true);
     let question = Api::Chat.ask(4, true);
@@ -186,12 +186,12 @@ fn a_failed_decode_is_the_response() {
 }
 
 #[test]
-fn the_client_leaves() {
+fn legs_end_as_required_when_the_client_disconnects() {
     client_leaves(&setup(&Meetings::new()), Rule::Room);
 }
 
 #[test]
-fn a_client_that_leaves_before_the_body_is_whole_starts_nothing() {
+fn a_client_disconnect_before_the_body_is_complete_sends_no_leg() {
     let (pair, meetings) = start();
     let target = pair.prefill.host_port();
     let mut client = pair.sidecar.connect();

@@ -68,7 +68,7 @@ fn each_api_is_prefilled_then_decoded() {
 }
 
 #[test]
-fn n8_shared_storage_max_completion_tokens() {
+fn n8_max_completion_tokens_is_capped_only_in_the_prefill_leg() {
     let (pair, _) = start();
     for (more, decoded) in [
         (r#","max_completion_tokens":100"#, Some(json!(100))),
@@ -86,7 +86,7 @@ fn n8_shared_storage_max_completion_tokens() {
 }
 
 #[test]
-fn a_least_number_of_tokens_does_not_fail_the_prefill() {
+fn min_tokens_does_not_fail_the_prefill_leg() {
     let (pair, _) = start();
     let chat = Api::Chat.ask_with(9, false, r#","min_tokens":5"#);
     responded(&pair, &chat);
@@ -98,7 +98,7 @@ fn a_least_number_of_tokens_does_not_fail_the_prefill() {
 }
 
 #[test]
-fn neither_a_request_id_nor_a_count_is_invented_for_the_client() {
+fn the_decoders_cached_token_count_is_relayed_and_no_rank_is_sent() {
     let (pair, _) = start();
     let chat = Api::Chat.ask(4, false);
     let response = pair.post(CHAT, &chat.body).expect(200).json();
@@ -127,7 +127,7 @@ fn ask_first(pair: &Pair, question: &Question) -> Vec<(char, Seen)> {
 }
 
 #[test]
-fn decode_first_and_the_store_has_it() {
+fn decode_first_with_a_cache_hit_sends_no_prefill_leg() {
     let (pair, store) = start();
     store.set_warm(true);
     for api in Api::ALL {
@@ -142,7 +142,7 @@ fn decode_first_and_the_store_has_it() {
 }
 
 #[test]
-fn decode_first_and_the_store_has_it_not() {
+fn decode_first_with_a_cache_miss_prefills_and_decodes_again() {
     let (pair, _) = start();
     for api in [Api::Chat, Api::Completions, Api::Generate] {
         for stream in [false, true] {
@@ -164,7 +164,7 @@ fn decode_first_and_the_store_has_it_not() {
 }
 
 #[test]
-fn decode_first_in_pieces() {
+fn decode_first_detects_a_cache_miss_in_a_fragmented_response() {
     for chunk_bytes in [1, 7, 90] {
         for stream in [false, true] {
             let (pair, _) = start();
@@ -186,7 +186,7 @@ fn read_events(client: &mut crate::client::Client, count: usize) -> String {
 }
 
 #[test]
-fn decode_first_does_not_hold_back_a_token_that_decides() {
+fn decode_first_relays_the_first_token_immediately() {
     let (pair, store) = start();
     store.set_warm(true);
     // The stream stalls after its first token, which has no finish reason.
@@ -226,7 +226,7 @@ fn expect_said(response: Response, code: u16) {
 }
 
 #[test]
-fn a_first_decode_that_fails_is_the_response() {
+fn a_failure_of_the_first_decode_leg_is_relayed_to_the_client() {
     let (pair, _) = start();
     for stream in [false, true] {
         for code in [400, 429, 500, 503] {
@@ -240,7 +240,7 @@ fn a_first_decode_that_fails_is_the_response() {
 }
 
 #[test]
-fn a_failed_prefill_is_the_response() {
+fn a_prefill_failure_is_relayed_to_the_client() {
     let (pair, _) = start();
     for (more, decodes) in [("", 0), (THRESHOLD, 1)] {
         for stream in [false, true] {
@@ -261,7 +261,7 @@ fn a_failed_prefill_is_the_response() {
 }
 
 #[test]
-fn a_first_decode_that_breaks_off_harms_nobody() {
+fn a_truncated_first_decode_leg_affects_only_its_request() {
     let (pair, _) = start();
     for fault in [
         Fault::ResetMidBody { after_events: 1 },
@@ -289,7 +289,7 @@ fn a_first_decode_that_breaks_off_harms_nobody() {
 
 /// The proxy only searches the response for one finish reason. It does not validate the rest.
 #[test]
-fn a_first_decode_that_is_no_json_passes_as_it_is() {
+fn a_first_decode_response_that_is_not_json_passes_unmodified() {
     let (pair, _) = start();
     pair.decode.fault(Fault::HalfJson, 1);
     let question = Api::Chat.ask_with(6, false, THRESHOLD);
@@ -300,7 +300,7 @@ fn a_first_decode_that_is_no_json_passes_as_it_is() {
 }
 
 #[test]
-fn a_body_that_is_no_object_is_refused() {
+fn a_body_that_is_not_an_object_is_rejected() {
     let (pair, _) = start();
     for body in ["null", "[]", "{", "17", "{\"a\":1}x", "\"x\""] {
         let response = pair.post(CHAT, body);
@@ -310,12 +310,12 @@ fn a_body_that_is_no_object_is_refused() {
 }
 
 #[test]
-fn the_client_leaves() {
+fn legs_end_as_required_when_the_client_disconnects() {
     client_leaves(&setup(&Store::new()), Rule::Serial);
 }
 
 #[test]
-fn the_client_leaves_the_first_decode() {
+fn a_client_disconnect_during_decode_first_aborts_the_running_leg() {
     let (pair, store) = start();
     for stream in [false, true] {
         forget(&pair);
@@ -347,7 +347,7 @@ fn the_client_leaves_the_first_decode() {
 }
 
 #[test]
-fn a_decoder_alone_is_left_alone() {
+fn decode_only_requests_pass_unmodified() {
     let (pair, _) = start();
     let question = Api::Chat.ask_with(4, true, THRESHOLD);
     let response = pair.sidecar.post(CHAT, &question.body, &[]).expect(200);

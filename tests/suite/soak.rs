@@ -442,12 +442,12 @@ fn soak(setup: &Setup<'_>, kind: Kind, requests: u64) {
 }
 
 #[test]
-fn nixlv2() {
+fn nixlv2_survives_faults_and_disconnects() {
     soak(&Setup::default(), Kind::Serial, REQUESTS);
 }
 
 #[test]
-fn serial_connectors() {
+fn serial_connectors_survive_faults_and_disconnects() {
     each_connector(&[LATEST, IDLE], |mode, setup| match mode.name {
         "nixlv2" => {}
         "shared-storage" => soak(setup, Kind::DecodeFirst, REQUESTS_EACH),
@@ -459,7 +459,7 @@ fn serial_connectors() {
 /// The connectors run concurrently: a decode leg whose transfer never arrives is kept for 30
 /// seconds, and most of the time is spent waiting for that.
 #[test]
-fn connectors_with_both_legs_at_once() {
+fn concurrent_connectors_survive_faults_and_disconnects() {
     let names = ["sglang", "mooncake", "offloading", "mori-parallel"];
     std::thread::scope(|scope| {
         for name in names {
@@ -476,7 +476,7 @@ fn connectors_with_both_legs_at_once() {
 
 /// The encoder stage, followed by plain or chunked decode, and chunked decode without encoders.
 #[test]
-fn encoders_and_chunks() {
+fn encoders_and_chunked_decode_survive_faults_and_disconnects() {
     let encoder = "--ec-connector=ec-nixl";
     let chunks = "--decode-chunk-size=3";
     for (args, kind) in [

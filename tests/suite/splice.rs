@@ -42,7 +42,7 @@ fn echo(mut conn: RawConn) {
 }
 
 #[test]
-fn large_bodies_pass_whole_both_ways_and_the_connections_are_kept() {
+fn large_bodies_pass_unchanged_both_ways_and_connections_are_reused() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let (engine, connections) = {
             let (sender, connections) = mpsc::channel();
@@ -79,7 +79,7 @@ fn large_bodies_pass_whole_both_ways_and_the_connections_are_kept() {
 
 /// The rest of the upload, which the engine does not read, must not reach another connection.
 #[test]
-fn a_response_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
+fn a_response_during_an_upload_is_relayed_and_no_bytes_leak() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let engine = RawEngine::start(|mut conn, nth| {
             if nth > 0 {
@@ -109,7 +109,7 @@ fn a_response_in_the_middle_of_an_upload_is_relayed_and_nothing_leaks() {
 }
 
 #[test]
-fn a_client_that_leaves_in_the_middle_ends_the_engines_connection() {
+fn a_client_disconnect_during_an_upload_closes_the_engine_connection() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let (sender, ended) = mpsc::channel();
         let engine = RawEngine::start(move |mut conn, _| {
@@ -135,7 +135,7 @@ fn a_client_that_leaves_in_the_middle_ends_the_engines_connection() {
 
 /// A slow reader occupies one pipe and no more, and receives every byte.
 #[test]
-fn a_slow_client_gets_a_large_response_whole() {
+fn a_slow_client_receives_a_large_response_completely() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let body = bytes(13, LARGE * 2);
         let sent = body.clone();
@@ -163,7 +163,7 @@ fn a_slow_client_gets_a_large_response_whole() {
 }
 
 #[test]
-fn a_cut_response_stays_cut() {
+fn a_truncated_response_stays_truncated() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let engine = RawEngine::start(move |mut conn, _| {
             let _ = conn.request();
@@ -212,7 +212,7 @@ fn more_uploads_than_pipes_are_all_served() {
 /// Clients that half-close the connection and stop reading while a response fills every buffer must
 /// not block other connections of the shard.
 #[test]
-fn half_closed_clients_that_do_not_read_stop_nobody() {
+fn half_closed_clients_that_do_not_read_do_not_block_others() {
     for driver in [Driver::Ring, Driver::Epoll] {
         let engine = RawEngine::start(|mut conn, _| {
             let Some((head, _)) = conn.request() else {

@@ -89,7 +89,7 @@ fn expect_refused(pair: &Pair, handoff: &str) {
 }
 
 #[test]
-fn released_when_the_client_leaves_a_decode_leg_on_its_way() {
+fn released_when_the_client_disconnects_while_the_decode_leg_is_sent() {
     for leave in Leave::ALL {
         let pair = start(&[RELEASE]);
         let client = begin_unread(&pair);
@@ -114,7 +114,7 @@ fn left_to_the_lease_without_the_flag() {
 }
 
 #[test]
-fn left_to_the_lease_where_the_connector_has_no_way() {
+fn left_to_the_lease_if_the_connector_cannot_release() {
     let book = mock_engine::BlockBook::new();
     let pair = crate::kv::Setup {
         args: &["--kv-connector=nixl", RELEASE],
@@ -130,7 +130,7 @@ fn left_to_the_lease_where_the_connector_has_no_way() {
 }
 
 #[test]
-fn failed_when_the_decoder_cannot_be_asked() {
+fn failed_when_the_decoder_cannot_be_reached() {
     let pair = start(&[RELEASE]);
     pair.decode.refuse(true);
     let (_, body) = ask_for(4, true);
@@ -142,7 +142,7 @@ fn failed_when_the_decoder_cannot_be_asked() {
 }
 
 #[test]
-fn failed_when_the_decoder_does_not_refuse_as_it_should() {
+fn failed_when_the_decoder_does_not_reject_the_release_as_expected() {
     let status = |code| Fault::Status {
         code,
         body: "{}".to_owned(),
@@ -166,7 +166,7 @@ fn failed_when_the_decoder_does_not_refuse_as_it_should() {
 }
 
 #[test]
-fn what_was_sent_in_a_whole_request_is_never_sent_again() {
+fn a_handoff_sent_in_a_complete_request_is_never_sent_again() {
     let pair = start(&[RELEASE]);
     for fault in [
         Fault::Hold,
@@ -206,7 +206,7 @@ fn what_was_sent_in_a_whole_request_is_never_sent_again() {
 
 /// The request itself continues without the handoff, whose blocks are released.
 #[test]
-fn released_when_it_goes_stale_on_its_way() {
+fn released_when_the_handoff_becomes_stale_while_it_is_sent() {
     let pair = start(&[RELEASE, "--handoff-max-age=300ms"]);
     let mut client = begin_unread(&pair);
     client.response().expect(200);
@@ -222,7 +222,7 @@ fn released_when_it_goes_stale_on_its_way() {
 
 /// The engine may have freed the blocks by then, so no release is requested.
 #[test]
-fn left_to_the_lease_when_it_is_stale_before_it_is_sent() {
+fn left_to_the_lease_when_the_handoff_is_stale_before_it_is_sent() {
     let pair = start(&[RELEASE, "--handoff-max-age=1ms"]);
     // The age is measured from the response head, and the body takes longer than the maximum age.
     let fault = Fault::Slow {
@@ -262,7 +262,7 @@ fn expect_refused_late(decode: &Engine) {
 
 /// Without a handoff there is nothing to release.
 #[test]
-fn nothing_is_stranded_where_nothing_is_handed_on() {
+fn nothing_is_stranded_without_a_handoff() {
     let pair = start(&[RELEASE]);
     let shapes = [
         mock_engine::HandoffShape::Omit,

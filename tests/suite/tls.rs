@@ -74,7 +74,7 @@ fn flags(flags: &[String]) -> Vec<&str> {
 }
 
 #[test]
-fn r1_gets_reach_the_decoder_through_tls() {
+fn r1_get_requests_are_sent_to_the_decoder_over_tls() {
     let (decode, sidecar) = listener(&[]);
     let paths = [
         CHAT,
@@ -102,7 +102,7 @@ fn r1_gets_reach_the_decoder_through_tls() {
 }
 
 #[test]
-fn a_certificate_of_our_own_is_valid_for_every_name_of_this_host() {
+fn the_self_signed_certificate_is_valid_for_every_name_of_the_host() {
     let decode = Engine::start(EngineConfig::decode(), 0).unwrap();
     let sidecar = Sidecar::launch(&Launch {
         env: &[("POD_IP", "192.0.2.7")],
@@ -179,7 +179,7 @@ fn sessions_with_engines_are_resumed() {
 }
 
 #[test]
-fn plain_http_on_the_tls_port_is_responded_in_plain_text() {
+fn plain_http_on_the_tls_port_gets_a_plain_text_response() {
     let (decode, sidecar) = listener(&[]);
     let mut client = Client::connect(sidecar.port);
     client.send(request("GET", "/health", &[], b""));
@@ -243,7 +243,7 @@ fn tls_1_1_is_refused_by_alert() {
 }
 
 #[test]
-fn a_handshake_has_as_long_as_a_head_and_holds_up_nobody() {
+fn a_handshake_is_bounded_by_the_head_timeout_and_blocks_no_other_client() {
     let (_decode, sidecar) = listener(&["--head-timeout=1s"]);
     let mut silent: Vec<_> = (0..20).map(|_| Client::connect(sidecar.port)).collect();
     for (nth, client) in silent.iter_mut().enumerate() {
@@ -260,7 +260,7 @@ fn a_handshake_has_as_long_as_a_head_and_holds_up_nobody() {
 }
 
 #[test]
-fn bytes_that_are_no_tls_end_the_connection() {
+fn bytes_that_are_not_tls_close_the_connection() {
     let (_decode, sidecar) = listener(&[]);
     for bytes in [
         &[0_u8; 64][..],
@@ -277,7 +277,7 @@ fn bytes_that_are_no_tls_end_the_connection() {
 }
 
 #[test]
-fn an_engine_is_believed_only_with_the_right_certificate() {
+fn an_engine_is_trusted_only_with_a_valid_certificate() {
     let folder = Folder::new();
     let trusting = trusting(&folder);
     let wrong_name = || tls_of(&Authority::of_engines().sign(&["elsewhere"]));
@@ -332,7 +332,7 @@ fn the_next_candidate_is_tried_after_a_failed_handshake() {
 }
 
 #[test]
-fn an_engine_that_speaks_plain_http_is_named() {
+fn an_engine_that_uses_plain_http_is_logged() {
     let folder = Folder::new();
     let args = trusting(&folder);
     let pair = engines(None, None, &flags(&args), false);
@@ -343,7 +343,7 @@ fn an_engine_that_speaks_plain_http_is_named() {
 }
 
 #[test]
-fn an_engine_may_ask_for_a_certificate() {
+fn an_engine_may_request_a_client_certificate() {
     let folder = Folder::new();
     let mut args = trusting(&folder);
     let clients = Authority::new("clients");
@@ -372,7 +372,7 @@ fn an_engine_may_ask_for_a_certificate() {
 }
 
 #[test]
-fn a_client_that_leaves_frees_the_engine() {
+fn a_client_disconnect_aborts_the_request_at_the_engine() {
     let folder = Folder::new();
     let args = trusting(&folder);
     let pair = engines(Some(engine_tls()), Some(engine_tls()), &flags(&args), true);
@@ -398,7 +398,7 @@ fn a_client_that_leaves_frees_the_engine() {
 }
 
 #[test]
-fn only_the_peers_word_ends_a_body_that_ends_with_the_connection() {
+fn a_close_delimited_body_is_complete_only_with_close_notify() {
     let folder = Folder::new();
     let args = trusting(&folder);
     for (tls, is_whole) in [
@@ -499,7 +499,7 @@ fn streams_survive_a_new_certificate() {
 }
 
 #[test]
-fn a_pair_that_cannot_be_used_changes_nothing() {
+fn an_unusable_certificate_does_not_replace_the_current_one() {
     let folder = Folder::new();
     let (first, second) = (Authority::new("first"), Authority::new("second"));
     folder.write_pair(&first.sign(&["localhost"]));
@@ -523,7 +523,7 @@ fn a_pair_that_cannot_be_used_changes_nothing() {
 }
 
 #[test]
-fn files_that_cannot_be_used_end_with_3_and_a_sentence() {
+fn unusable_tls_files_exit_with_3_and_a_message() {
     let folder = Folder::new();
     let (one, other) = (
         Authority::new("a").sign(&["a"]),

@@ -406,7 +406,7 @@ fn check_counts(way: &Way, sidecar: &Sidecar) {
 }
 
 #[test]
-fn encoders_are_told_too() {
+fn encoders_receive_the_trace_context() {
     let (encoder, heads) = plain_engine();
     let stage = Stage::new(&["--ec-connector=ec-nixl"], ALL);
     let encoder_target = format!("127.0.0.1:{}", encoder.port());
@@ -450,7 +450,7 @@ fn encoders_are_told_too() {
 }
 
 #[test]
-fn what_is_not_allowed_is_named() {
+fn denied_targets_are_recorded_in_the_span() {
     let args = [
         "--enable-ssrf-protection",
         "--allow-target=10.9.9.9",
@@ -481,7 +481,7 @@ fn what_is_not_allowed_is_named() {
 }
 
 #[test]
-fn chunks_are_legs_of_one_span() {
+fn decode_chunks_are_children_of_one_span() {
     let chunks = |_: &str, body: &str| {
         // Two chunks of two tokens.
         response_of(if body.contains("continue_final_message") {
@@ -523,7 +523,7 @@ fn chunks_are_legs_of_one_span() {
 }
 
 #[test]
-fn requests_for_the_decoder_alone_have_three_spans_and_others_two() {
+fn decode_only_requests_have_three_spans_and_pass_through_requests_two() {
     let stage = Stage::new(&[], ALL);
     stage.ask("x-nobody", BODY).expect(200);
     let spans = stage.spans(3);
@@ -561,7 +561,7 @@ fn requests_for_the_decoder_alone_have_three_spans_and_others_two() {
 }
 
 #[test]
-fn decisions_about_recording_are_honoured() {
+fn the_parents_sampling_decision_takes_precedence_over_the_sampler() {
     let none: &[(&str, &str)] = &[("OTEL_TRACES_SAMPLER_ARG", "0")];
     let sampled = format!("00-{TRACE}-{CALLER}-01");
     let not_sampled = format!("00-{TRACE}-{CALLER}-00");
@@ -599,7 +599,7 @@ fn decisions_about_recording_are_honoured() {
 }
 
 #[test]
-fn a_malformed_parent_begins_a_new_trace() {
+fn a_malformed_traceparent_starts_a_new_trace() {
     let stage = Stage::new(&[], ALL);
     let good = format!("00-{TRACE}-{CALLER}-01");
     let bad = [
@@ -629,7 +629,7 @@ fn a_malformed_parent_begins_a_new_trace() {
 }
 
 #[test]
-fn without_tracing_the_fields_pass_untouched() {
+fn trace_fields_pass_unmodified_without_tracing() {
     let (engine, heads) = plain_engine();
     let sidecar = Sidecar::start(&[], engine.port());
     let odd = "FF-not-a-traceparent";
@@ -650,7 +650,7 @@ fn without_tracing_the_fields_pass_untouched() {
 }
 
 #[test]
-fn what_fails_is_an_error_where_it_failed() {
+fn failures_are_recorded_on_the_spans_that_failed() {
     // A prefill engine that returns an error, which is relayed to the client.
     let failing = engine(|_, _| with_length("500 Oops", "{}"));
     let stage = Stage::with(&[], ALL, failing, plain_engine());
@@ -695,7 +695,7 @@ fn what_fails_is_an_error_where_it_failed() {
 }
 
 #[test]
-fn every_attempt_of_a_prefill_is_a_leg_of_one_span() {
+fn every_prefill_attempt_is_a_child_of_one_prefill_span() {
     let turns = AtomicU32::new(0);
     let moody = engine(move |_, _| match turns.fetch_add(1, Ordering::Relaxed) {
         0 => with_length("503 Later", "{}"),
@@ -719,7 +719,7 @@ fn every_attempt_of_a_prefill_is_a_leg_of_one_span() {
 }
 
 #[test]
-fn early_refusals_of_generation_requests_are_counted_once() {
+fn early_rejections_of_generation_requests_are_counted_once() {
     let (engine, _) = plain_engine();
     let sidecar = Sidecar::start(&["--max-body=64"], engine.port());
     let unknown = [("x-data-parallel-host-port", "10.9.9.9:1")];

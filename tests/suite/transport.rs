@@ -12,7 +12,7 @@ fn chat(stream: bool) -> String {
 }
 
 #[test]
-fn the_first_event_does_not_wait_for_the_next() {
+fn events_are_relayed_before_the_next_one_arrives() {
     for split in [true, false] {
         let pair = Pair::start(&[]);
         let fault = Fault::StallMidStream { after_events: 2 };
@@ -45,7 +45,7 @@ fn the_first_event_does_not_wait_for_the_next() {
 }
 
 #[test]
-fn a_stream_that_breaks_off_is_seen_to_break_off() {
+fn a_truncated_stream_does_not_look_complete() {
     for split in [true, false] {
         for fault in [
             Fault::TruncateMidBody { after_events: 3 },
@@ -72,7 +72,7 @@ fn a_stream_that_breaks_off_is_seen_to_break_off() {
 }
 
 #[test]
-fn an_error_event_is_an_event() {
+fn an_error_event_is_relayed() {
     let pair = Pair::start(&[]);
     pair.decode
         .fault(Fault::ErrorMidStream { after_events: 2 }, 1);
@@ -82,7 +82,7 @@ fn an_error_event_is_an_event() {
 }
 
 #[test]
-fn broken_responses_of_the_decoder_are_502() {
+fn invalid_decoder_responses_are_502() {
     for fault in [
         Fault::Garbage,
         Fault::BothFramings,
@@ -105,7 +105,7 @@ fn broken_responses_of_the_decoder_are_502() {
 }
 
 #[test]
-fn what_follows_a_response_is_not_the_next_response() {
+fn bytes_after_a_response_are_not_the_next_response() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::GarbageAfterResponse, 1);
     let mut client = pair.sidecar.connect();
@@ -119,7 +119,7 @@ fn what_follows_a_response_is_not_the_next_response() {
 }
 
 #[test]
-fn interim_responses_do_not_reach_the_client() {
+fn interim_responses_are_not_relayed() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::Interim { count: 3 }, 1);
     let mut client = pair.sidecar.connect();
@@ -128,7 +128,7 @@ fn interim_responses_do_not_reach_the_client() {
 }
 
 #[test]
-fn too_many_interim_responses_are_none() {
+fn too_many_interim_responses_are_502() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::Interim { count: 200 }, 1);
     pair.post(CHAT, chat(false))
@@ -136,7 +136,7 @@ fn too_many_interim_responses_are_none() {
 }
 
 #[test]
-fn a_response_that_ends_with_its_connection() {
+fn a_close_delimited_response_is_relayed_completely() {
     for (split, stream) in [(false, false), (false, true), (true, false), (true, true)] {
         let pair = Pair::start(&[]);
         pair.decode.fault(Fault::NoFraming, 1);
@@ -163,7 +163,7 @@ fn old_request(path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
 }
 
 #[test]
-fn an_old_client_gets_no_chunks() {
+fn an_http_1_0_client_receives_no_chunked_response() {
     for split in [true, false] {
         let pair = Pair::start(&[]);
         let target = pair.prefill.host_port();
@@ -180,7 +180,7 @@ fn an_old_client_gets_no_chunks() {
 }
 
 #[test]
-fn an_old_client_keeps_its_connection_if_it_asks() {
+fn an_http_1_0_connection_is_kept_only_on_request() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
     for _ in 0..2 {
@@ -195,7 +195,7 @@ fn an_old_client_keeps_its_connection_if_it_asks() {
 }
 
 #[test]
-fn an_old_client_sees_a_stream_break_off() {
+fn an_http_1_0_client_sees_a_truncated_stream_as_a_reset() {
     let pair = Pair::start(&[]);
     pair.decode
         .fault(Fault::TruncateMidBody { after_events: 3 }, 1);
@@ -210,7 +210,7 @@ fn an_old_client_sees_a_stream_break_off() {
 }
 
 #[test]
-fn responses_without_a_body() {
+fn responses_without_a_body_keep_the_connection_in_step() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
     let response = client.ask("HEAD", "/v1/anything", &[], b"").expect(200);
@@ -239,7 +239,7 @@ fn responses_without_a_body() {
 }
 
 #[test]
-fn a_split_response_without_a_body() {
+fn a_split_request_may_get_a_response_without_a_body() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::NoContent204, 1);
     pair.post(CHAT, chat(false)).expect(204);
@@ -280,7 +280,7 @@ fn an_upgrade_becomes_a_tunnel() {
 }
 
 #[test]
-fn a_refused_upgrade_is_a_response() {
+fn a_refused_upgrade_is_relayed_as_a_response() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
     let response = client.ask("GET", "/v1/realtime", &UPGRADE, b"").expect(200);
@@ -289,7 +289,7 @@ fn a_refused_upgrade_is_a_response() {
 }
 
 #[test]
-fn an_upgrade_nobody_asked_for_is_no_response() {
+fn an_unrequested_upgrade_is_502() {
     for (path, headers) in [("/x", &[][..]), (CHAT, &UPGRADE[..])] {
         let pair = Pair::start(&[]);
         pair.decode.fault(Fault::Upgrade101, 1);
@@ -299,7 +299,7 @@ fn an_upgrade_nobody_asked_for_is_no_response() {
 }
 
 #[test]
-fn a_response_may_come_before_the_request_has_ended() {
+fn a_response_may_arrive_before_the_request_is_complete() {
     let total = 4 << 20;
     for keep in [false, true] {
         for path in [CHAT, "/echo"] {
@@ -320,7 +320,7 @@ fn a_response_may_come_before_the_request_has_ended() {
 }
 
 #[test]
-fn a_prefill_that_responses_early_is_relayed() {
+fn an_early_prefill_response_is_relayed() {
     let pair = Pair::start(&[]);
     let fault = Fault::EarlyResponse {
         status: 413,
@@ -345,7 +345,7 @@ fn absolute_targets_are_made_relative() {
 }
 
 #[test]
-fn a_client_that_leaves_between_the_legs_starts_no_decode() {
+fn a_client_disconnect_during_prefill_sends_no_decode_leg() {
     let pair = Pair::start(&[]);
     pair.prefill.fault(Fault::StallBeforeHead, 1);
     let target = pair.prefill.host_port();
@@ -405,7 +405,7 @@ fn large_bodies_pass_both_ways() {
 }
 
 #[test]
-fn a_request_on_a_dead_connection_is_repeated_once() {
+fn a_request_on_a_stale_connection_is_retried_once() {
     for (method, path, split) in [
         ("GET", "/x", false),
         ("POST", "/x", false),
@@ -435,7 +435,7 @@ fn a_request_on_a_dead_connection_is_repeated_once() {
 }
 
 #[test]
-fn a_request_on_a_new_connection_is_never_repeated() {
+fn a_request_on_a_new_connection_is_never_retried() {
     for fault in [Fault::CloseBeforeHead, Fault::ResetBeforeHead] {
         let pair = Pair::start(&[]);
         pair.decode.fault(fault, 1);
@@ -447,7 +447,7 @@ fn a_request_on_a_new_connection_is_never_repeated() {
 }
 
 #[test]
-fn an_engine_is_left_when_its_client_leaves_during_the_upload() {
+fn a_client_disconnect_during_the_upload_aborts_the_request() {
     for path in [CHAT, "/echo"] {
         for stalled in [false, true] {
             let pair = Pair::start(&[]);
@@ -487,7 +487,7 @@ fn an_engine_is_left_when_its_client_leaves_during_the_upload() {
 }
 
 #[test]
-fn a_prefill_that_does_not_read_is_left_when_the_client_leaves() {
+fn a_client_disconnect_aborts_a_prefill_leg_that_is_not_read() {
     let pair = Pair::start(&[]);
     let fault = Fault::StallRead { after_bytes: 1000 };
     pair.prefill.fault(fault, 1);
@@ -505,7 +505,7 @@ fn a_prefill_that_does_not_read_is_left_when_the_client_leaves() {
 }
 
 #[test]
-fn a_client_that_has_said_all_and_ends_has_left() {
+fn a_half_close_after_the_request_is_a_disconnect() {
     let pair = Pair::start(&[]);
     pair.decode.fault(Fault::StallBeforeHead, 2);
     let mut client = pair.sidecar.connect();
@@ -535,7 +535,7 @@ fn stream_up_to(last: &str) -> String {
 }
 
 #[test]
-fn a_client_that_closes_at_the_last_word_has_had_its_response() {
+fn closing_after_the_last_event_is_not_a_disconnect() {
     for (last, code, left) in [("[DONE]\n\n", "2xx", 0.0), ("[DONE ]\n\n", "aborted", 1.0)] {
         let engine = Canned::start(stream_up_to(last));
         let sidecar = Sidecar::start(&[], engine.port);
@@ -555,7 +555,7 @@ fn a_client_that_closes_at_the_last_word_has_had_its_response() {
 }
 
 #[test]
-fn malformed_requests_are_refused_and_the_connection_ends() {
+fn malformed_requests_are_rejected_and_the_connection_is_closed() {
     let pair = Pair::start(&[]);
     for (bytes, status) in [
         ("GET / HTTP/1.1\nHost: x\n\n", 400),

@@ -77,7 +77,7 @@ fn pair_at(driver: Driver, path: &str, change_decode: impl FnOnce(&mut EngineCon
 }
 
 #[test]
-fn both_drivers_split_stream_and_pass_through() {
+fn both_drivers_serve_split_streaming_and_pass_through_requests() {
     for driver in DRIVERS {
         let folder = Folder::new();
         let path = folder.socket();
@@ -128,7 +128,7 @@ fn one_connection_serves_many_requests() {
 }
 
 #[test]
-fn an_engine_on_a_socket_gets_the_clients_host() {
+fn the_clients_host_field_is_sent_to_an_engine_on_a_socket() {
     let folder = Folder::new();
     let path = folder.socket();
     let pair = pair_at(Driver::Ring, &path, |_| {});
@@ -150,7 +150,7 @@ fn an_engine_on_a_socket_gets_the_clients_host() {
 }
 
 #[test]
-fn the_readiness_page_asks_over_the_socket() {
+fn readiness_is_checked_over_the_socket() {
     let folder = Folder::new();
     let path = folder.socket();
     let pair = pair_at(Driver::Ring, &path, |_| {});
@@ -174,7 +174,7 @@ fn the_readiness_page_asks_over_the_socket() {
 }
 
 #[test]
-fn an_engine_on_a_socket_hears_at_once_that_a_client_left() {
+fn a_client_disconnect_aborts_the_request_at_an_engine_on_a_socket() {
     for driver in DRIVERS {
         let folder = Folder::new();
         let path = folder.socket();
@@ -212,7 +212,7 @@ fn an_engine_on_a_socket_hears_at_once_that_a_client_left() {
 }
 
 #[test]
-fn a_response_that_is_cut_never_looks_whole() {
+fn a_truncated_response_never_looks_complete() {
     for driver in DRIVERS {
         let folder = Folder::new();
         let path = folder.socket();
@@ -241,7 +241,7 @@ fn a_response_that_is_cut_never_looks_whole() {
 }
 
 #[test]
-fn an_engine_that_is_started_anew_is_found_at_once() {
+fn a_restarted_engine_is_used_immediately() {
     for driver in DRIVERS {
         let folder = Folder::new();
         let path = folder.socket();
@@ -266,7 +266,7 @@ fn an_engine_that_is_started_anew_is_found_at_once() {
 }
 
 #[test]
-fn what_is_wrong_with_a_socket_is_in_the_log() {
+fn problems_with_a_socket_are_logged() {
     for driver in DRIVERS {
         let folder = Folder::new();
         let path = folder.socket();
@@ -337,7 +337,7 @@ impl Full {
 }
 
 #[test]
-fn a_full_queue_is_waited_for_and_given_up() {
+fn a_full_accept_queue_is_waited_for_until_the_connect_timeout() {
     use std::io::{Read, Write};
     for driver in DRIVERS {
         let folder = Folder::new();
@@ -373,7 +373,7 @@ fn a_full_queue_is_waited_for_and_given_up() {
 }
 
 #[test]
-fn each_rank_has_its_socket() {
+fn each_rank_has_a_separate_socket() {
     let folder = Folder::new();
     let path = folder.0.join("rank-{rank}.sock");
     let path = path.to_str().unwrap();
@@ -396,7 +396,7 @@ fn each_rank_has_its_socket() {
 }
 
 #[test]
-fn abstract_names() {
+fn abstract_socket_names_are_supported() {
     for driver in DRIVERS {
         let path = format!("@ringside-suite-{}-abstract-{driver:?}", std::process::id());
         let pair = pair_at(driver, &path, |_| {});
@@ -437,7 +437,7 @@ fn clients_cannot_name_sockets() {
 }
 
 #[test]
-fn the_mock_takes_its_socket_with_it() {
+fn the_mock_removes_its_socket_on_exit() {
     let folder = Folder::new();
     let path = folder.socket();
     drop(UnixListener::bind(&path).unwrap());

@@ -19,7 +19,7 @@ fn pair_of(prefill: impl FnOnce(&mut EngineConfig), decode: UsageShape) -> Pair 
 }
 
 #[test]
-fn n3_decode_usage_without_the_count_gets_it() {
+fn n3_a_missing_cached_token_count_is_added() {
     for shape in [
         UsageShape::EmptyDetails,
         UsageShape::NullDetails,
@@ -33,7 +33,7 @@ fn n3_decode_usage_without_the_count_gets_it() {
 }
 
 #[test]
-fn usage_that_is_null_or_missing_stays_so() {
+fn null_or_missing_usage_is_unchanged() {
     for (shape, want) in [
         (UsageShape::Null, Some(Value::Null)),
         (UsageShape::Missing, None),
@@ -45,7 +45,7 @@ fn usage_that_is_null_or_missing_stays_so() {
 }
 
 #[test]
-fn n4_a_prefill_without_a_count_means_none() {
+fn n4_a_prefill_response_without_a_count_results_in_zero() {
     let changes: [fn(&mut EngineConfig); 2] = [
         |config| config.cached_tokens = 0,
         |config| {
@@ -61,7 +61,7 @@ fn n4_a_prefill_without_a_count_means_none() {
 }
 
 #[test]
-fn a_count_only_in_the_handoff_is_used() {
+fn a_cached_token_count_present_only_in_the_handoff_is_used() {
     let missing = |config: &mut EngineConfig| config.usage = UsageShape::Missing;
     let pair = pair_of(missing, UsageShape::Details);
     let response = pair.post(CHAT, chat(false)).expect(200).json();
@@ -106,7 +106,7 @@ fn expect_frames(pair: &Pair, response: &Response, count: u64) {
 }
 
 #[test]
-fn n5_streams() {
+fn n5_the_cached_token_count_of_streams_is_rewritten() {
     for shape in [
         UsageShape::Details,
         UsageShape::EmptyDetails,
@@ -136,7 +136,7 @@ fn null_usage_in_every_chunk_stays_null() {
 }
 
 #[test]
-fn long_responses_are_corrected_whole_and_streamed() {
+fn the_count_of_long_responses_is_rewritten_streamed_or_not() {
     for bytes in [3_000, 6_000, 40_000, 400_000] {
         for stream in [false, true] {
             let pair = Pair::start(&[]);
@@ -156,7 +156,7 @@ fn long_responses_are_corrected_whole_and_streamed() {
 }
 
 #[test]
-fn responses_in_small_pieces_are_corrected() {
+fn the_count_of_responses_in_small_fragments_is_rewritten() {
     for stream in [false, true] {
         for chunk_bytes in [1, 7] {
             let pair = Pair::start(&[]);
@@ -174,7 +174,7 @@ fn responses_in_small_pieces_are_corrected() {
 }
 
 #[test]
-fn responses_name_it_input_tokens_details() {
+fn the_responses_api_uses_input_tokens_details() {
     const INPUT: &str = "/input_tokens_details/cached_tokens";
     let body = |stream: bool| json!({"input": "hello", "stream": stream}).to_string();
     let pair = Pair::start(&[]);
@@ -193,7 +193,7 @@ fn responses_name_it_input_tokens_details() {
 }
 
 #[test]
-fn generate_has_the_chat_shape() {
+fn generate_responses_use_the_usage_shape_of_chat() {
     let pair = Pair::start(&[]);
     let body = r#"{"token_ids":[1,2],"sampling_params":{"max_tokens":4}}"#;
     let response = pair.post("/inference/v1/generate", body).expect(200);
@@ -201,7 +201,7 @@ fn generate_has_the_chat_shape() {
 }
 
 #[test]
-fn messages_are_left_alone() {
+fn usage_of_the_messages_api_is_unchanged() {
     let body = |stream: bool| {
         json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "stream": stream})
             .to_string()
@@ -223,7 +223,7 @@ fn a_decode_only_response_keeps_its_count() {
 }
 
 #[test]
-fn an_error_of_the_decoder_passes_untouched() {
+fn a_decoder_error_passes_unmodified() {
     let pair = Pair::start(&[]);
     let body = r#"{"error":"x","usage":{"prompt_tokens":1}}"#;
     let fault = Fault::Status {

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn g2_an_allowlist_has_a_source() {
+    fn g2_an_allowlist_needs_a_source() {
         let off = (&keys::ENABLE_SSRF_PROTECTION, "false");
         let rule = (&keys::ALLOW_TARGET, "10.0.0.0/8");
         let file = (&keys::ALLOW_TARGETS_FILE, "rules");

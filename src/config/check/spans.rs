@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn off_unless_asked_for() {
+    fn off_by_default() {
         let otlp = [("OTEL_TRACES_EXPORTER", "otlp")];
         assert_eq!(checked_in(&otlp, &[]).config.tracing, None);
         let none = [("OTEL_TRACES_EXPORTER", "none")];
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_never_said() {
+    fn secrets_are_never_printed() {
         let environment = [
             ("OTEL_TRACES_EXPORTER", "otlp"),
             (

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn g2_a_certificate_has_its_key() {
+    fn g2_a_certificate_requires_its_key() {
         let (cert, key) = ((&keys::TLS_CLIENT_CERT, "c"), (&keys::TLS_CLIENT_KEY, "k"));
         assert!(problems(&[cert])[0].starts_with("--tls-client-cert: requires --tls-client-key"));
         assert!(problems(&[key])[0].starts_with("--tls-client-key: requires --tls-client-cert"));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_is_warned_about() {
+    fn settings_without_effect_cause_warnings() {
         let table: &[(Given<'_>, &str)] = &[
             (&[(&keys::CERT_PATH, "/certs")], "--cert-path has no effect"),
             (

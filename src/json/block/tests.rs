@@ -103,7 +103,7 @@ fn in_array() -> Skip {
 }
 
 #[test]
-fn what_is_used_is_tested() {
+fn every_used_instruction_set_is_tested() {
     let all = Isa::all().into_iter().map(|isa| discriminant(&isa.0));
     let used = [Set::Bytes, Set::Portable, Isa::best().0];
     assert!(
@@ -113,7 +113,7 @@ fn what_is_used_is_tested() {
 }
 
 #[test]
-fn every_byte_at_every_place() {
+fn every_byte_at_every_position() {
     let mut random = Random::new(0);
     for quoted in [false, true] {
         let mut skip = in_array();

@@ -56,7 +56,7 @@ async fn receive(conn: &Socket, want: usize) -> Vec<u8> {
 }
 
 #[test]
-fn bytes_then_the_end_are_told() {
+fn bytes_and_then_the_end_are_reported() {
     on_each_driver(None, async |net| {
         let (conn, mut far) = pair(&net);
         for round in 0..100_u8 {
@@ -75,7 +75,7 @@ fn bytes_then_the_end_are_told() {
 /// The kernel reports the end together with the last bytes, and only once. The short receive of
 /// these bytes must therefore not clear read readiness.
 #[test]
-fn an_end_that_came_with_the_bytes_is_not_forgotten() {
+fn an_end_that_arrives_with_the_last_bytes_is_reported() {
     on_each_driver(None, async |net| {
         for _ in 0..200 {
             let (conn, mut far) = pair(&net);
@@ -89,7 +89,7 @@ fn an_end_that_came_with_the_bytes_is_not_forgotten() {
 }
 
 #[test]
-fn an_end_behind_unread_bytes_is_told() {
+fn an_end_after_unread_bytes_is_reported() {
     on_each_driver(None, async |net| {
         let (conn, mut far) = pair(&net);
         far.write_all(b"unread").unwrap();
@@ -103,7 +103,7 @@ fn an_end_behind_unread_bytes_is_told() {
 }
 
 #[test]
-fn a_full_socket_is_told_when_it_has_room_again() {
+fn room_in_a_full_socket_is_reported() {
     on_each_driver(None, async |net| {
         let (conn, mut far) = pair(&net);
         let bytes = vec![7_u8; 1 << 20];
@@ -151,7 +151,7 @@ fn a_full_socket_of_a_half_closed_peer_is_not_writable() {
 }
 
 #[test]
-fn a_turn_lets_the_others_go_first() {
+fn yield_now_lets_other_tasks_run() {
     on_each_driver(None, async |net| {
         let (conn, mut far) = pair(&net);
         let came = Rc::new(Cell::new(false));
@@ -171,7 +171,7 @@ fn a_turn_lets_the_others_go_first() {
 }
 
 #[test]
-fn connects_end_one_way_or_the_other() {
+fn connects_succeed_or_are_refused() {
     on_each_driver(None, async |net| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -188,7 +188,7 @@ fn connects_end_one_way_or_the_other() {
 }
 
 #[test]
-fn connects_to_unix_sockets_end_at_once() {
+fn connects_to_unix_sockets_finish_immediately() {
     use crate::fleet::SocketPath;
     use crate::net::would_block;
     use std::os::linux::net::SocketAddrExt;
@@ -233,7 +233,7 @@ fn connects_to_unix_sockets_end_at_once() {
 }
 
 #[test]
-fn a_dropped_connection_ends_at_once_and_an_abrupt_one_is_reset() {
+fn a_dropped_connection_is_closed_immediately_or_reset_if_requested() {
     on_each_driver(None, async |net| {
         let (conn, mut far) = pair(&net);
         drop(conn);
@@ -251,7 +251,7 @@ fn a_dropped_connection_ends_at_once_and_an_abrupt_one_is_reset() {
 }
 
 #[test]
-fn an_aborted_connection_wakes_whoever_waits_on_it() {
+fn aborting_a_connection_wakes_its_waiting_task() {
     on_each_driver(None, async |net| {
         let (conn, far) = pair(&net);
         let conn = Rc::new(conn);
@@ -266,7 +266,7 @@ fn an_aborted_connection_wakes_whoever_waits_on_it() {
 /// Entries of the table are reused immediately, so an event of the previous connection must not be
 /// applied to the next one.
 #[test]
-fn connections_that_come_and_go_do_not_hear_each_other() {
+fn events_of_a_dropped_connection_do_not_reach_the_next_one() {
     on_each_driver(None, async |net| {
         for round in 0..300_u32 {
             let (first, mut far) = pair(&net);
@@ -287,7 +287,7 @@ fn connections_that_come_and_go_do_not_hear_each_other() {
 }
 
 #[test]
-fn an_event_of_an_earlier_generation_finds_nothing() {
+fn an_event_of_an_earlier_generation_is_ignored() {
     let mut watches = Watches::default();
     let slot = || {
         let (fd, _) = notifier().unwrap();
@@ -321,7 +321,7 @@ fn an_event_of_an_earlier_generation_finds_nothing() {
 /// Produces more events at the same time than the completion queue holds, which makes the kernel
 /// end multishot polls.
 #[test]
-fn a_full_completion_queue_loses_nothing() {
+fn a_full_completion_queue_loses_no_event() {
     const CONNECTIONS: usize = 5000;
     let _ = crate::sys::raise_nofile();
     on_each_driver(None, async |net| {
@@ -351,7 +351,7 @@ fn a_full_completion_queue_loses_nothing() {
 /// Sends random amounts at random times over many connections, each read in small parts by a
 /// separate task. Every byte must arrive, in order, followed by the end of the stream.
 #[test]
-fn random_streams_arrive_whole() {
+fn random_streams_arrive_completely() {
     for (seed, busy_poll) in [(1, None), (2, None), (3, Some(Duration::from_micros(50)))] {
         on_each_driver(busy_poll, async |net| {
             let done = Rc::new(Cell::new(0));
@@ -415,7 +415,7 @@ fn random_streams_arrive_whole() {
 
 /// A task that always has something to read lets the other tasks run when it yields.
 #[test]
-fn a_busy_task_that_yields_starves_nobody() {
+fn a_busy_task_that_yields_starves_no_other_task() {
     on_each_driver(None, async |net| {
         let (busy, mut far) = pair(&net);
         far.write_all(&[1; 10_000]).unwrap();
@@ -482,7 +482,7 @@ fn a_panic_in_a_vital_task_ends_the_thread() {
 }
 
 #[test]
-fn tasks_end_with_the_run_and_their_connections_too() {
+fn tasks_and_their_connections_are_dropped_when_run_returns() {
     static DROPPED: AtomicU32 = AtomicU32::new(0);
     struct Note(Runtime);
     impl Drop for Note {
@@ -543,7 +543,7 @@ fn busy_polling_meets_deadlines() {
 }
 
 #[test]
-fn a_listener_gives_every_waiting_connection() {
+fn a_listener_accepts_every_queued_connection() {
     on_each_driver(None, async |net| {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();

@@ -30,7 +30,7 @@ fn transfer(seed: u64, bytes: &[u8]) -> Finished<Vec<u8>> {
 }
 
 #[test]
-fn bytes_arrive_whole_and_in_order_and_the_same_seed_is_the_same_run() {
+fn bytes_arrive_completely_and_in_order_and_runs_are_repeatable() {
     let bytes: Vec<u8> = (0..5000_u32).map(|i| (i % 251) as u8).collect();
     let mut traces = std::collections::HashSet::new();
     seeds(200, |seed| {
@@ -57,7 +57,7 @@ fn time_jumps_to_the_next_deadline() {
 }
 
 #[test]
-fn a_run_that_cannot_end_says_so_and_names_its_seed() {
+fn a_deadlocked_run_fails_with_its_seed() {
     let net = SimNet::new(42);
     let (near, _far) = net.pair();
     let run = net.run(async move {
@@ -87,7 +87,7 @@ fn a_panic_ends_one_task_and_closes_its_connections() {
 }
 
 #[test]
-fn a_send_stops_at_the_bound_and_goes_on_when_there_is_room() {
+fn a_send_stops_at_the_capacity_and_continues_when_there_is_room() {
     let net = SimNet::new(5);
     net.set_manner(Some(Manner::calm(10)));
     let (near, far) = net.pair();
@@ -108,7 +108,7 @@ fn a_send_stops_at_the_bound_and_goes_on_when_there_is_room() {
 }
 
 #[test]
-fn the_end_is_seen_behind_unread_bytes_by_a_hangup_wait() {
+fn a_hangup_wait_ends_while_bytes_are_unread() {
     seeds(50, |seed| {
         let net = SimNet::new(seed);
         let (near, far) = net.pair();
@@ -125,7 +125,7 @@ fn the_end_is_seen_behind_unread_bytes_by_a_hangup_wait() {
 }
 
 #[test]
-fn a_reset_is_told_once_and_only_to_who_had_no_end_before() {
+fn a_reset_is_reported_once_and_only_if_no_fin_has_arrived() {
     seeds(50, |seed| {
         let net = SimNet::new(seed);
         let (near, far) = net.pair();
@@ -143,7 +143,7 @@ fn a_reset_is_told_once_and_only_to_who_had_no_end_before() {
 }
 
 #[test]
-fn bytes_sent_to_who_has_closed_come_back_as_a_reset() {
+fn bytes_sent_to_a_closed_side_cause_a_reset() {
     seeds(50, |seed| {
         let net = SimNet::new(seed);
         let (near, far) = net.pair();
@@ -161,7 +161,7 @@ fn bytes_sent_to_who_has_closed_come_back_as_a_reset() {
 }
 
 #[test]
-fn connects_succeed_are_refused_fail_at_once_or_hang() {
+fn connects_succeed_are_refused_fail_immediately_or_hang() {
     let address: SocketAddr = "192.0.2.9:80".parse().unwrap();
     seeds(20, |seed| {
         let net = SimNet::new(seed);

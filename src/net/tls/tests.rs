@@ -352,7 +352,7 @@ fn exchange_as_server(net: &SimNet, version: &'static SupportedProtocolVersion, 
 }
 
 #[test]
-fn a_server_under_many_seeds() {
+fn a_server_exchange_succeeds_under_many_seeds() {
     for seed in seeds(300) {
         let net = SimNet::new(seed);
         let len = |bound| usize::try_from(net.below(bound)).unwrap();
@@ -363,7 +363,7 @@ fn a_server_under_many_seeds() {
 }
 
 #[test]
-fn a_server_whose_every_byte_comes_alone() {
+fn a_server_exchange_succeeds_when_bytes_arrive_one_at_a_time() {
     for version in VERSIONS {
         let net = SimNet::new(1);
         net.set_manner(Some(Manner::calm(1)));
@@ -372,7 +372,7 @@ fn a_server_whose_every_byte_comes_alone() {
 }
 
 #[test]
-fn a_client_under_many_seeds() {
+fn a_client_exchange_succeeds_under_many_seeds() {
     for seed in seeds(300) {
         let net = SimNet::new(seed);
         if seed % 16 == 15 {
@@ -422,7 +422,7 @@ fn calm(seed: u64) -> SimNet {
 }
 
 #[test]
-fn what_a_slow_peer_does_not_take_is_bounded_and_leaves_in_order() {
+fn bytes_kept_for_a_slow_peer_are_bounded_and_sent_in_order() {
     for seed in seeds(40) {
         let net = SimNet::new(seed);
         let capacity = usize::try_from(2048 + net.below(6000)).unwrap();
@@ -479,7 +479,7 @@ fn what_a_slow_peer_does_not_take_is_bounded_and_leaves_in_order() {
 }
 
 #[test]
-fn an_end_without_a_word_for_it_is_an_error() {
+fn an_end_without_close_notify_is_an_error() {
     for seed in seeds(40) {
         for says_so in [true, false] {
             let net = SimNet::new(seed);
@@ -509,7 +509,7 @@ fn an_end_without_a_word_for_it_is_an_error() {
 }
 
 #[test]
-fn we_say_that_an_end_is_one_unless_it_is_none() {
+fn a_drop_sends_close_notify_unless_the_close_is_abrupt() {
     for (abrupt, wanted) in [(false, true), (true, false)] {
         let net = calm(3);
         let (near, far) = net.pair();
@@ -540,7 +540,7 @@ fn we_say_that_an_end_is_one_unless_it_is_none() {
 }
 
 #[test]
-fn an_idle_connection_is_ready_for_nothing_but_bytes_and_the_end() {
+fn an_idle_connection_becomes_ready_only_for_bytes_or_the_end() {
     for last in ["bytes", "end"] {
         let net = calm(5);
         let (near, far) = net.pair();
@@ -604,7 +604,7 @@ fn an_idle_connection_is_ready_for_nothing_but_bytes_and_the_end() {
 }
 
 #[test]
-fn a_chunk_is_a_record() {
+fn a_send_is_a_single_record_if_it_fits() {
     let net = calm(7);
     let (near, far) = net.pair();
     let (_, report) = listen();
@@ -648,7 +648,7 @@ fn a_chunk_is_a_record() {
 }
 
 #[test]
-fn who_speaks_plain_text_is_heard_and_responded() {
+fn a_plain_text_client_is_read_and_sent_a_response() {
     for seed in seeds(40) {
         let net = SimNet::new(seed);
         let (near, far) = net.pair();
@@ -675,7 +675,7 @@ fn who_speaks_plain_text_is_heard_and_responded() {
 }
 
 #[test]
-fn a_client_of_another_protocol_gets_the_alert() {
+fn a_client_without_http11_in_its_alpn_receives_an_alert() {
     for (alpn, wanted) in [
         (&["h2"][..], Outcome::Protocol),
         (&["h2", "http/1.1"], Outcome::Ok),
@@ -712,7 +712,7 @@ fn a_client_of_another_protocol_gets_the_alert() {
 }
 
 #[test]
-fn an_engine_must_be_who_it_was_dialled_as() {
+fn an_engine_certificate_must_match_the_dialled_host() {
     let known = || Trust::Roots(roots());
     let nobody = || Trust::Roots(Arc::new(RootCertStore::empty()));
     for (host, trust, wanted) in [
@@ -743,7 +743,7 @@ fn an_engine_must_be_who_it_was_dialled_as() {
 }
 
 #[test]
-fn a_dialer_resumes_sessions_of_its_own() {
+fn a_dialer_resumes_only_its_own_sessions() {
     let net = calm(17);
     let (_, report) = listen();
     let dialer = Dialer::new(&client(Trust::Roots(roots())), Rc::clone(&report));
@@ -782,7 +782,7 @@ fn a_dialer_resumes_sessions_of_its_own() {
 }
 
 #[test]
-fn a_chain_of_many_records_is_read() {
+fn a_certificate_chain_of_many_records_is_read() {
     for seed in seeds(20) {
         let net = SimNet::new(seed);
         let (near, far) = net.pair();
@@ -835,7 +835,7 @@ async fn pass(from: Rc<SimConn>, to: Rc<SimConn>, changed: Option<(usize, u8)>) 
 }
 
 #[test]
-fn a_changed_byte_gives_an_error_and_never_another_text() {
+fn a_changed_byte_results_in_an_error_and_never_in_other_text() {
     for seed in seeds(400) {
         let net = SimNet::new(seed);
         let ((near, middle), (other, far)) = (net.pair(), net.pair());
@@ -881,7 +881,7 @@ fn a_changed_byte_gives_an_error_and_never_another_text() {
 }
 
 #[test]
-fn any_bytes_at_all_end_a_handshake() {
+fn random_bytes_end_a_handshake() {
     for seed in seeds(400) {
         let net = SimNet::new(seed);
         let (near, far) = net.pair();

@@ -249,13 +249,13 @@ fn play_all(count: u64, plot: Plot) -> [u64; 3] {
 }
 
 #[test]
-fn every_response_is_whole_and_the_clients_own() {
+fn every_response_is_complete_and_belongs_to_its_request() {
     let [complete, refused, cut] = play_all(600, Plot::default());
     assert!(complete > 0 && refused == 0 && cut == 0);
 }
 
 #[test]
-fn engines_that_end_idle_connections_cost_nothing_that_can_be_repeated() {
+fn closed_idle_connections_fail_no_request_that_can_be_repeated() {
     let plot = Plot {
         idle_ends: true,
         ..Plot::default()
@@ -264,7 +264,7 @@ fn engines_that_end_idle_connections_cost_nothing_that_can_be_repeated() {
 }
 
 #[test]
-fn clients_that_leave_stop_their_engines() {
+fn client_disconnects_stop_the_engines() {
     let plot = Plot {
         clients_leave: true,
         ..Plot::default()
@@ -273,7 +273,7 @@ fn clients_that_leave_stop_their_engines() {
 }
 
 #[test]
-fn engine_faults_never_look_like_responses() {
+fn engine_faults_never_look_like_complete_responses() {
     let plot = Plot {
         engines_fail: true,
         ..Plot::default()
@@ -294,7 +294,7 @@ fn all_faults_together() {
 }
 
 #[test]
-fn a_drain_finishes_what_runs() {
+fn a_drain_finishes_running_requests() {
     let plot = Plot {
         drains: true,
         ..Plot::default()
@@ -304,7 +304,7 @@ fn a_drain_finishes_what_runs() {
 
 /// The tests above, with the other orders of legs.
 #[test]
-fn legs_side_by_side_and_by_way_of_a_store() {
+fn concurrent_legs_and_legs_that_use_a_store() {
     for wiring in [Wiring::Concurrent, Wiring::Store] {
         let calm = Plot {
             wiring,
@@ -345,7 +345,7 @@ fn legs_side_by_side_and_by_way_of_a_store() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
+fn the_same_seed_gives_the_same_run() {
     let plot = Plot {
         engines_fail: true,
         clients_leave: true,

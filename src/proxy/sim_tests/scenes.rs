@@ -117,7 +117,7 @@ fn a_body_that_arrives_during_the_connect_is_not_lost() {
 /// A connect to an engine whose queue is full is retried, with pauses, until the engine accepts it,
 /// the client disconnects or the connect timeout expires.
 #[test]
-fn a_full_queue_is_waited_for() {
+fn a_connect_to_a_full_queue_is_retried() {
     each(100, |stage| async move {
         let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
         let full = Greeting::Fail(io::ErrorKind::WouldBlock);
@@ -159,7 +159,7 @@ fn a_full_queue_is_waited_for() {
 /// While a client does not read, the proxy receives no more of the response than the pipes and its
 /// own buffer hold.
 #[test]
-fn a_client_that_reads_nothing_stops_the_engine() {
+fn a_client_that_does_not_read_stops_the_engine() {
     each(20, |stage| async move {
         let sent = Rc::new(std::cell::Cell::new(None));
         let flow = Rc::clone(&sent);
@@ -197,7 +197,7 @@ fn a_client_that_reads_nothing_stops_the_engine() {
 /// The proxy closes the connection of a client that has stopped reading. The part of the response
 /// that the client can still read must not look complete.
 #[test]
-fn a_stalled_client_never_sees_a_clean_end_of_a_part() {
+fn a_stalled_client_never_sees_a_truncated_response_end_cleanly() {
     each(40, |stage| async move {
         stage.net.set_manner(Some(Manner::calm(2000)));
         engine(&stage, |_, mut wire| async move {
@@ -262,7 +262,7 @@ fn an_early_response_reaches_the_client() {
 /// A client that has sent more bytes than the proxy reads ahead disconnects while its engine is
 /// silent.
 #[test]
-fn a_departure_behind_unread_pipelined_bytes_is_noticed() {
+fn a_disconnect_after_unread_pipelined_bytes_is_detected() {
     each(40, |stage| async move {
         stage.net.set_manner(Some(Manner {
             capacity: [40_000, 5000],
@@ -334,7 +334,7 @@ fn a_panic_ends_one_session_only() {
 /// Bodies are spliced through pipes in both directions. The sockets accept them in parts of random
 /// sizes.
 #[test]
-fn large_bodies_pass_whole() {
+fn large_bodies_pass_unchanged() {
     each(60, |stage| async move {
         let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
         let net = stage.net.clone();
@@ -370,7 +370,7 @@ fn large_bodies_pass_whole() {
 /// If a pooled connection turns out to be closed while the client is still uploading, the complete
 /// request is sent again, and the client sees no failure.
 #[test]
-fn an_upload_on_a_dead_pooled_connection_is_repeated_whole() {
+fn an_upload_on_a_closed_pooled_connection_is_repeated() {
     each(300, |stage| async move {
         let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
         let owned = Rc::clone(&stage);
@@ -422,7 +422,7 @@ async fn reset_later(stage: &Stage, conn: &SimConn) {
 /// An engine responds early, without framing, and then resets the connection. The reset may be
 /// reported to a send of the upload; the end of the response then looks like a clean one.
 #[test]
-fn an_early_response_that_is_cut_never_looks_whole() {
+fn a_truncated_early_response_never_looks_complete() {
     each(300, |stage| async move {
         engine(&stage, |stage, wire| async move {
             let mut head = Vec::new();

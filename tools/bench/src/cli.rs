@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_say_so() {
+    fn invalid_command_lines_are_rejected() {
         for (more, code, part) in [
             (&["--rate=0"][..], Exit::USAGE, "--rate"),
             (&["--rate=nan"], Exit::USAGE, "--rate"),

@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_gives_back_what_belongs_to_the_next() {
+    fn bytes_after_a_pipelined_response_are_returned() {
         for (first, body) in [
             ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab", "ab"),
             ("HTTP/1.1 204 \r\n\r\n", ""),
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_chunks_are_refused() {
+    fn malformed_chunks_are_rejected() {
         for (tail, want) in [
             ("-1\r\n", ResponseError::Chunk),
             ("\r\n", ResponseError::Chunk),
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_end_is_bounded() {
+    fn endless_heads_and_lines_are_bounded() {
         let mut reader = Reader::new();
         let mut body = Vec::new();
         reader.feed(b"HTTP/1.1 200 OK\r\n", &mut body).unwrap();

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_measures_itself() {
+    fn the_client_measures_its_own_precision() {
         let precision = Precision::measure().unwrap();
         assert!(precision.loopback_p50_ns > 0);
         assert!(precision.loopback_p50_ns <= precision.loopback_p99_ns);

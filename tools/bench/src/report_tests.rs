@@ -45,7 +45,7 @@ fn pairs_with_one_response_are_left_out() {
 }
 
 #[test]
-fn equal_responses_are_right() {
+fn equal_responses_are_not_wrong() {
     let found = sequence(pairs(3, |_| {}).iter());
     assert_eq!((found.pairs, found.numbered), (3, 0));
     assert_eq!(
@@ -56,7 +56,7 @@ fn equal_responses_are_right() {
 }
 
 #[test]
-fn a_changed_text_is_wrong_where_texts_do_not_vary() {
+fn a_changed_text_is_wrong_if_direct_texts_do_not_vary() {
     let changed = pairs(3, |done| {
         if done.pair == 1 && done.side == Side::Proxy {
             done.text.hash = 1;
@@ -100,7 +100,7 @@ fn merged_events_are_wrong_on_a_mock_engine_only() {
 }
 
 #[test]
-fn a_broken_order_is_wrong_even_if_both_sides_have_it() {
+fn a_wrong_order_is_reported_even_if_both_sides_have_it() {
     let broken = sequence(pairs(2, |done| done.text.order = Order::Broken).iter());
     assert_eq!((broken.numbered, broken.broken), (4, [2, 2]));
     assert!(broken.is_wrong());
@@ -116,7 +116,7 @@ fn difference(estimate: f64, low: f64, high: f64) -> Difference {
 }
 
 #[test]
-fn the_gate_needs_the_whole_interval() {
+fn the_gate_fails_only_if_the_whole_interval_is_above_the_limit() {
     for (low, high, want) in [
         (-5.0, 10.0, Verdict::Held),
         (5.0, 20.0, Verdict::Undecided),
@@ -150,7 +150,7 @@ fn the_gate_needs_the_whole_interval() {
 }
 
 #[test]
-fn an_inexact_client_is_said_to_be_one() {
+fn a_client_that_is_not_exact_enough_causes_a_warning() {
     let exact = difference(30_000.0, 29_000.0, 31_000.0);
     let mut lag = Lag::new().unwrap();
     lag.stamp_ns.record(2_000).unwrap();

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn both_sides_are_asked_the_same() {
+    fn both_sides_get_the_same_body() {
         let fields = [("x-prefiller-host-port".to_owned(), "h:1".to_owned())];
         let requests = Requests::new(&question(), ["a:1", "b:2"], [&[], &fields]);
         let direct = requests.of(7, Side::Direct, 1);

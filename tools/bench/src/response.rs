@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_text_counts() {
+    fn ttft_is_the_time_of_the_first_event_with_text() {
         let response = taken(&[
             (
                 r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#,
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_streams_say_what_is_wrong() {
+    fn invalid_streams_return_a_specific_error() {
         let content = (r#"{"choices":[{"text":"a"}]}"#, 1);
         let reported = taken(&[(r#"{"error":{"message":"boom"}}"#, 1)]).unwrap_err();
         assert_eq!(
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn numbered_pieces_are_checked() {
+    fn numbered_tokens_are_checked() {
         let expected = mock_engine::expected_text("89abcdef01", 12);
         for (text, want) in [
             ("", Order::Unnumbered),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_bytes_are_shown_short_and_plain() {
+    fn shown_bytes_are_truncated_and_without_control_characters() {
         assert_eq!(shown(b"a\x1b[31m\xff"), "a [31m\u{fffd}");
         assert_eq!(shown(&[b'x'; 300]).chars().count(), SHOWN_BYTES + 1);
     }

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_begin_after_the_warm_up() {
+    fn durations_count_from_the_end_of_the_warm_up() {
         let load = Load::Closed { concurrency: 1 };
         let sent = run(Schedule::new(load, Until::Ns(1_000), 5, 2), 100);
         // Five warm-up pairs, then five pairs in a thousand nanoseconds.
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_plan_sends_nothing_more() {
+    fn a_stopped_schedule_sends_nothing_more() {
         let load = Load::Closed { concurrency: 2 };
         let mut schedule = Schedule::new(load, Until::Pairs(10), 0, 1);
         let Next::Send(ask, None) = schedule.next(0) else {

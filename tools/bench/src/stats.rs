@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn weighted_quantiles_equal_those_of_the_values_written_out() {
+    fn weighted_quantiles_equal_those_of_repeated_values() {
         let mut rng = SmallRng::seed_from_u64(7);
         for round in 0..500 {
             let pairs = rng.random_range(1..40_u32);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_real_difference_is_resolved_and_none_is_not() {
+    fn only_a_difference_above_the_noise_is_resolved() {
         let (direct, proxy) = pairs(500, 100, 60);
         let [found] = overheads([(&direct, &proxy)], 500, 1);
         for difference in found.quantiles.iter().chain([&found.mean]) {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn intervals_cover_the_truth_about_as_often_as_they_say() {
+    fn intervals_contain_the_true_value_in_about_95_percent() {
         let mut covered = 0;
         for seed in 0..60 {
             let mut rng = SmallRng::seed_from_u64(seed);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn seeds_repeat_and_no_pairs_are_no_difference() {
+    fn equal_seeds_give_equal_intervals_and_no_pairs_give_zero() {
         let (direct, proxy) = pairs(50, 1_000, 10);
         let run = |seed| overheads([(&direct, &proxy)], 50, seed);
         assert_eq!(run(3), run(3));

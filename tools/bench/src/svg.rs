@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn foreign_text_is_escaped() {
+    fn text_is_escaped() {
         assert_eq!(
             escape("<a href='x' b=\"y\">&\u{1b}\n"),
             "&lt;a href=&#39;x&#39; b=&quot;y&quot;&gt;&amp;  "
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn axes_have_round_ticks_inside() {
+    fn ticks_are_round_and_within_the_axis() {
         for (low, high, want) in [
             (0.0, 100.0, &[0.0, 20.0, 40.0, 60.0, 80.0, 100.0][..]),
             (-30.0, 95.0, &[0.0, 50.0]),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn plots_of_nothing_and_of_one_value_are_plots() {
+    fn plots_of_no_value_and_of_one_value_are_valid() {
         let one = Values::new(vec![(5, 0)]);
         let none = Values::default();
         for svg in [

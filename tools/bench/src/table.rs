@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn noise_is_not_sold_as_a_number() {
+    fn noise_is_not_reported_as_a_number() {
         for ((estimate, low, high), want) in [
             ((31_240.0, 29_000.0, 33_000.0), "+31.2 us"),
             ((-900.0, -1_000.0, -1.0), "-900 ns"),

@@ -119,7 +119,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, first: Duration, each: Duration)
 const NONE: Duration = Duration::ZERO;
 
 #[test]
-fn a_delay_per_request_is_found_in_the_first_token() {
+fn a_delay_per_request_is_measured_in_the_first_token() {
     let engine = engine(4, Duration::from_millis(1));
     let relay = relay(engine.addr(), Duration::from_millis(20), NONE);
     let (report, code) = report(engine.addr(), relay, &["--requests=30", "--max-tokens=4"]);
@@ -137,7 +137,7 @@ fn a_delay_per_request_is_found_in_the_first_token() {
 }
 
 #[test]
-fn a_delay_per_chunk_is_found_in_the_gaps() {
+fn a_delay_per_chunk_is_measured_in_the_gaps() {
     let engine = engine(4, NONE);
     let relay = relay(engine.addr(), NONE, Duration::from_millis(12));
     let more = [
@@ -250,7 +250,7 @@ fn reports_are_complete_and_self_contained() {
 }
 
 #[test]
-fn lanes_and_durations() {
+fn lanes_are_concurrent_and_durations_are_kept() {
     let engine = engine(3, Duration::from_millis(1));
     let more = ["--concurrency=4", "--duration=300ms", "--max-tokens=3"];
     let (report, code) = report(engine.addr(), engine.addr(), &more);
@@ -262,7 +262,7 @@ fn lanes_and_durations() {
 }
 
 #[test]
-fn failures_are_counted_shown_and_fatal() {
+fn failures_are_counted_and_reported_and_end_with_exit_code_1() {
     let engine = engine(3, NONE);
     let broken = Engine::start(EngineConfig::default(), 0).unwrap();
     let status = |times| {
@@ -332,7 +332,7 @@ fn failures_are_counted_shown_and_fatal() {
 }
 
 #[test]
-fn a_lost_event_is_found() {
+fn a_lost_event_is_detected() {
     // Two engines that respond to the same prompt, one with a token less.
     let (whole, short) = (engine(5, NONE), engine(4, NONE));
     let more = ["--requests=3", "--max-tokens=9", "--respect-eos"];
@@ -348,7 +348,7 @@ fn a_lost_event_is_found() {
 }
 
 #[test]
-fn what_is_not_there_is_named() {
+fn missing_servers_files_and_cpus_are_named() {
     let engine = engine(3, NONE);
     let nobody = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -392,7 +392,7 @@ fn what_is_not_there_is_named() {
 }
 
 #[test]
-fn a_large_prompt_is_sent_whole_to_a_slow_reader() {
+fn a_large_prompt_is_sent_completely_to_a_slow_reader() {
     let engine = engine(2, NONE);
     // Larger than the socket buffers on the path, and read slowly, so the client must send it in
     // several parts.
@@ -407,7 +407,7 @@ fn a_large_prompt_is_sent_whole_to_a_slow_reader() {
 }
 
 #[test]
-fn connections_that_are_closed_when_idle_are_opened_again() {
+fn connections_closed_while_idle_are_reopened() {
     let engine = engine(2, NONE);
     engine.fault_on("/v1/completions", Fault::CloseIdle, u32::MAX);
     let more = ["--requests=20", "--max-tokens=2"];
@@ -424,7 +424,7 @@ fn connections_that_are_closed_when_idle_are_opened_again() {
 }
 
 #[test]
-fn a_connection_closed_just_when_it_is_used_again_is_no_failure() {
+fn a_connection_closed_while_being_reused_is_not_a_failure() {
     let engine = engine(2, NONE);
     engine.fault_on("/v1/completions", Fault::CloseOnNextRequest, u32::MAX);
     let more = ["--requests=10", "--max-tokens=2"];
@@ -440,7 +440,7 @@ fn a_connection_closed_just_when_it_is_used_again_is_no_failure() {
 }
 
 #[test]
-fn silence_ends_a_request() {
+fn a_request_without_progress_fails() {
     let (whole, silent) = (engine(3, NONE), engine(3, NONE));
     silent.fault_on(
         "/v1/completions",

@@ -64,7 +64,7 @@ impl Drop for Stand {
 }
 
 #[test]
-fn a_right_engine_passes_with_everything_mixed_in() {
+fn a_correct_engine_passes_with_aborts_pauses_and_pipelining() {
     let engine = engine();
     for path in ["/v1/completions", "/v1/chat/completions"] {
         let more = [
@@ -204,7 +204,7 @@ fn pass(
 }
 
 #[test]
-fn a_spoilt_event_is_found() {
+fn a_corrupted_event_is_detected() {
     let engine = engine();
     for (spoil, kind, expected, came) in [
         (Spoil::Drop, "lost or out of order", "`t2-", "`t3-"),
@@ -271,7 +271,7 @@ fn failures_of_the_proxy_are_named() {
 }
 
 #[test]
-fn nobody_there_ends_the_run_early() {
+fn a_refused_connection_ends_the_run_early() {
     let nobody = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -286,7 +286,7 @@ fn nobody_there_ends_the_run_early() {
 }
 
 #[test]
-fn a_process_is_watched() {
+fn growth_and_exit_of_the_process_are_detected() {
     let engine = engine();
     let run = |stand: &Stand, more: &[&str]| {
         let base = ["--streams=4", "--duration=2500ms", "--tokens=10"];

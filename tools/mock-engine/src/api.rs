@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_found_where_each_api_keeps_them() {
+    fn token_limits_are_read_from_each_apis_members() {
         let cases = [
             (Kind::Chat, r#"{"messages":[]}"#, 32, false),
             (
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_the_field() {
+    fn refusals_name_the_member() {
         let cases = [
             (Kind::Chat, r#"{}"#, "messages"),
             (
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_multiply() {
+    fn choices_are_n_times_the_number_of_prompts() {
         for (text, want) in [
             (r#"{"prompt":["a","b"],"n":3}"#, 6),
             (r#"{"prompt":[1,2]}"#, 1),

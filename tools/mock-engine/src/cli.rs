@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_line() {
+    fn parses_a_full_command_line() {
         let line = "--port=9 --role prefill --ttft 1.5s --itl 500us --tokens 7 \
                     --data-parallel-size 2 --host 0.0.0.0 --lenient --contract mooncake \
                     --engine-ids a,b";
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_exit_2() {
+    fn invalid_command_lines_exit_2() {
         for line in [
             "",
             "--port",

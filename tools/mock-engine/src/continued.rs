@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_response_so_far_is_counted_and_checked() {
+    fn tokens_of_the_response_so_far_are_counted_and_verified() {
         let user = r#"{"role":"user","content":"q"}"#;
         let sha = hex(&Sha256::digest(format!("[{user}]").as_bytes()));
         let flags = r#""continue_final_message":true,"add_generation_prompt":false"#;

@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_strike_in_order_and_wear_out() {
+    fn faults_apply_in_order_and_expire() {
         let faults = Faults::default();
         faults.arm(Some("/a"), Fault::Html, 1);
         faults.arm(None, Fault::Gzip, 2);
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_can_be_written_as_json() {
+    fn faults_deserialize_from_json() {
         let cases = [
             (r#""reset_before_head""#, Fault::ResetBeforeHead),
             (

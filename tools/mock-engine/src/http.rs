@@ -577,7 +577,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn framings_that_smuggle_are_refused() {
+    fn ambiguous_framings_are_refused() {
         for (headers, want) in [
             ("", Some(Framing::None)),
             ("content-length: 5\r\n", Some(Framing::ContentLength(5))),
@@ -595,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_headers_fit() {
+    fn a_thousand_header_fields_are_accepted() {
         let many = "a: b\r\n".repeat(1_000);
         let head = parse_head(format!("GET / HTTP/1.0\r\n{many}\r\n").as_bytes()).unwrap();
         assert_eq!((head.headers.len(), head.keep_alive), (1_000, false));

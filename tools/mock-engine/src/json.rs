@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_object_is_an_error() {
+    fn parsing_anything_but_an_object_fails() {
         for text in ["", "[]", "{", "{}x", "{\"a\":}"] {
             assert!(Fields::parse(text.as_bytes()).is_err(), "{text}");
         }

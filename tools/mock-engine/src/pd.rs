@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handoff_is_json_and_unlike_its_reprint() {
+    fn a_handoff_is_json_and_differs_from_its_reserialization() {
         let raw = fresh(&Issuer::default(), &HandoffRegistry::new());
         let value: Value = serde_json::from_str(&raw).unwrap();
         assert_eq!(value["do_remote_prefill"], true);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_registry_judges() {
+    fn the_registry_verifies_handoffs() {
         let (issuer, registry) = (Issuer::default(), HandoffRegistry::new());
         let first = fresh(&issuer, &registry);
         let second = fresh(&issuer, &registry);
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_is_json() {
+    fn every_handoff_shape_is_valid_json() {
         let (issuer, registry) = (Issuer::default(), HandoffRegistry::new());
         for shape in [
             HandoffShape::Fresh,
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn the_contract_names_the_field() {
+    fn contract_errors_name_the_member() {
         let good = r#"{"messages":[],"stream":false,"max_tokens":1,"max_completion_tokens":1,
             "min_tokens":1,"kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,
             "remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}}"#;

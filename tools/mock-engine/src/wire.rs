@@ -330,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates() {
+    fn formats_dates() {
         for (seconds, want) in [
             (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
             (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_say_so() {
+    fn invalid_command_lines_are_rejected() {
         for (more, part) in [
             (&["--abort-share=1.1"][..], "from 0 to 1"),
             (&["--abort-share=nan"], "from 0 to 1"),

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_whole_unique_and_tagged() {
+    fn requests_are_valid_unique_and_tagged() {
         let fields = [("x-a".to_owned(), "b".to_owned())];
         for (path, api, member) in [
             ("/v1/completions", Api::Completions, "/prompt"),

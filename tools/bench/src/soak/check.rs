@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_the_one_of_the_mock_engine() {
+    fn the_expected_text_equals_the_mock_engines() {
         let prompt = r#""write something""#;
         let hash = Sha256::digest(prompt.as_bytes());
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn right_streams() {
+    fn correct_streams_are_accepted() {
         assert_eq!(taken(&tokens(5)), Ok(()));
         let role = r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#.to_owned();
         let usage = r#"{"choices":[],"usage":{}}"#.to_owned();
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_difference_is_named() {
+    fn every_difference_is_reported_with_its_kind() {
         type Edit = fn(&mut Vec<String>);
         let cases: [(Edit, Kind, &str); 12] = [
             (
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_responses() {
+    fn responses_without_streaming_are_checked() {
         let text = |count: u32| -> String { (0..count).map(|i| format!("t{i}-{TAG} ")).collect() };
         for (body, want) in [
             (event(&text(5), "\"length\""), None),

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_end_where_the_next_begins() {
+    fn bytes_of_the_next_response_are_returned() {
         let next = "HTTP/1.1 200";
         for (is_stream, bytes) in [(true, stream()), (false, whole("t0-00000000 t1-00000000 "))] {
             let both = format!("{bytes}{next}");
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_responses_are_of_some_kind() {
+    fn wrong_responses_are_reported_with_their_kind() {
         let refused = "HTTP/1.1 503 Busy\r\ncontent-length: 3\r\n\r\nbad".to_owned();
         let nonsense = "SSH-2.0-x\r\n\r\n".to_owned();
         let late = stream().replace("0\r\n\r\n", "3\r\ndat\r\n0\r\n\r\n");

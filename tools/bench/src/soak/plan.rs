@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_kept_and_seeds_repeat() {
+    fn draws_follow_the_shares_and_repeat_for_a_seed() {
         let all = draws(0.1);
         assert_eq!(all, draws(0.1));
         let share = |of: fn(&Draw) -> bool| {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn aborts_are_of_every_kind_and_possible() {
+    fn aborts_are_of_every_kind_and_valid() {
         let all = draws(1.0);
         for how in [How::Fin, How::Rst] {
             for kind in 0..3 {

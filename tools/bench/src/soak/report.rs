@@ -349,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_readable() {
+    fn numbers_are_formatted_for_reading() {
         for (number, want) in [
             (0, "0"),
             (999, "999"),

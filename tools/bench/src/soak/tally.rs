@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_counted_by_kind_and_the_first_are_described() {
+    fn failures_are_counted_by_kind_and_the_first_ones_described() {
         let mut tally = Tally::default();
         for number in 0..=SOAK_ERRORS_SHOWN_MAX {
             tally.wrong(&format!("stream {number}"), &Wrong::new(Kind::Lost, "x"));

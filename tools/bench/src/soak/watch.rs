@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_files() {
+    fn proc_files_are_parsed() {
         let status = "Name:\tx\nVmHWM:\t   99 kB\nVmRSS:\t   1234 kB\nThreads:\t1\n";
         assert_eq!(rss_bytes(status), Some(1234 * 1024));
         assert_eq!(rss_bytes("Name:\tx\n"), None);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_sees_itself() {
+    fn a_process_can_sample_itself() {
         let own = sample(std::process::id(), 3).unwrap();
         assert!(own.rss_bytes > 100_000 && own.descriptors > 2, "{own:?}");
         assert_eq!(own.at_ns, 3);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_of_short_and_long_runs() {
+    fn windows_fit_into_short_and_long_runs() {
         let secs = Duration::from_secs;
         for (run, every, warmup, window) in [
             (secs(3600), secs(2), secs(60), secs(60)),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_told_from_warm_up_and_from_peaks() {
+    fn growth_is_distinguished_from_warm_up_and_peaks() {
         const MIB: u64 = 1024 * 1024;
         type Of = fn(u64) -> (u64, u64);
         let cases: [(Of, bool, bool); 6] = [
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_samples_are_no_judgement() {
+    fn too_few_samples_are_not_judged() {
         let windows = Windows::of(Duration::from_secs(600));
         assert_eq!(judge(&[], windows, 600_000_000_000), None);
         let early = [Sample::default(); 10];

@@ -112,7 +112,7 @@ mod tests {
     use crate::api::hex;
 
     #[test]
-    fn the_digest_of_the_rfc() {
+    fn digests_match_rfc_7693() {
         let want = "508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982";
         assert_eq!(hex(&digest(b"abc")), want);
         // An empty input, and an input longer than one block.
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pinned_ranks() {
+    fn ranks_match_pinned_values() {
         for (id, ranks, want) in [
             ("abc", 8, 2),
             ("cmpl-foo-0", 8, 5),

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_item_of_one_message() {
+    fn a_request_must_have_one_item_in_one_message() {
         let item = |text: &str| {
             let body = format!("{{\"messages\":{text}}}");
             let fields = Fields::parse(body.as_bytes()).unwrap();

@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_failure_names_its_field() {
+    fn each_error_names_its_member() {
         let fields = Fields::parse(br#"{"a":1,"b":"x","c":{"d":1},"e":1,"e":1,"f":1.0}"#).unwrap();
         let sub = object(&fields, "c").unwrap();
         let failures = [
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn caps_are_where_each_api_has_them() {
+    fn token_limits_are_checked_in_each_apis_members() {
         let check = |text: &str, kind, completion, least| {
             let fields = Fields::parse(text.as_bytes()).unwrap();
             one_token(&fields, kind, completion, least).map_err(|refusal| refusal.message)

@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn legs_meet_once_and_agree() {
+    fn each_leg_arrives_once_and_must_agree_with_the_other() {
         let meetings = Meetings::new();
         let arrive = |side, key, sha, terms| {
             meetings
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_with_the_other_leg() {
+    fn a_wait_ends_when_the_other_leg_arrives() {
         let meetings = Meetings::new();
         let wait = meetings
             .arrive(Side::Decode, "1", "a", "")

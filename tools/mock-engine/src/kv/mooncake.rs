@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_names_each_rank() {
+    fn the_query_page_lists_each_ranks_engine_id() {
         let engines = EngineIds::new(&["e0", "e1"]);
         assert_eq!(
             engines.page(),

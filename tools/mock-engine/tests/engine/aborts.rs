@@ -68,7 +68,7 @@ fn before_the_first_token() {
 }
 
 #[test]
-fn behind_pipelined_bytes() {
+fn after_pipelined_bytes() {
     // Up to the limit of the read-ahead buffer. With many more bytes, the receive window is closed,
     // so the FIN does not arrive and no server can detect the disconnect without reading.
     for bytes in [100, 1 << 20] {
@@ -112,7 +112,7 @@ fn while_the_client_does_not_read() {
 }
 
 #[test]
-fn in_each_stall() {
+fn during_each_stall() {
     for (fault, want) in [
         (Fault::StallRead { after_bytes: 1 }, AbortPhase::Body),
         (Fault::StallBeforeHead, AbortPhase::BeforeFirstByte),

@@ -26,7 +26,7 @@ fn raw(fault: Fault, body: &str) -> (String, Option<ErrorKind>) {
 }
 
 #[test]
-fn nothing_then_a_close() {
+fn connections_can_end_without_a_response() {
     let reset = Some(ErrorKind::ConnectionReset);
     assert_eq!(raw(Fault::ResetBeforeHead, WHOLE), (String::new(), reset));
     assert_eq!(raw(Fault::CloseBeforeHead, WHOLE), (String::new(), None));
@@ -40,7 +40,7 @@ fn nothing_then_a_close() {
 }
 
 #[test]
-fn cut_bodies() {
+fn truncated_bodies() {
     for body in [STREAM, WHOLE] {
         let (all, error) = raw(Fault::TruncateMidBody { after_events: 2 }, body);
         assert!(
@@ -59,7 +59,7 @@ fn cut_bodies() {
 }
 
 #[test]
-fn strange_framings() {
+fn framing_faults() {
     let (all, _) = raw(Fault::ExtraLength, WHOLE);
     assert!(all.contains("content-length: ") && all.ends_with('}'));
     let (all, _) = raw(Fault::NoFraming, STREAM);
@@ -75,7 +75,7 @@ fn strange_framings() {
 }
 
 #[test]
-fn other_responses() {
+fn substituted_responses() {
     for (fault, status, part) in [
         (
             Fault::Status {
@@ -109,7 +109,7 @@ fn other_responses() {
 }
 
 #[test]
-fn heads_without_bodies_and_before_heads() {
+fn responses_without_a_body_and_interim_responses() {
     for (fault, want) in [
         (Fault::NoContent204, "HTTP/1.1 204"),
         (Fault::NotModified304, "HTTP/1.1 304"),
@@ -153,7 +153,7 @@ fn bare_line_feeds_and_slow_bytes() {
 }
 
 #[test]
-fn after_the_response() {
+fn faults_after_the_response() {
     let engine = engine(Fault::GarbageAfterResponse);
     let mut client = Client::new(&engine);
     client.send(&post("/v1/completions", WHOLE));
@@ -197,7 +197,7 @@ fn early_responses() {
 }
 
 #[test]
-fn upgrades_echo() {
+fn an_upgraded_connection_echoes() {
     let engine = engine(Fault::Upgrade101);
     let mut client = Client::new(&engine);
     client.send("GET /v1/realtime HTTP/1.1\r\nupgrade: mock\r\n\r\nearly");
@@ -213,7 +213,7 @@ fn upgrades_echo() {
 }
 
 #[test]
-fn faults_over_http() {
+fn faults_are_set_over_http() {
     let engine = Engine::start(EngineConfig::default(), 0).unwrap();
     let set = r#"{"fault":{"status":{"code":418}},"times":2,"path":"/x"}"#;
     assert_eq!(ask(&engine, &post("/mock/fault", set)).status, 200);
@@ -231,7 +231,7 @@ fn faults_over_http() {
 }
 
 #[test]
-fn an_error_in_the_stream() {
+fn an_error_event_mid_stream() {
     let engine = engine(Fault::ErrorMidStream { after_events: 2 });
     let response = ask(&engine, &post("/v1/completions", STREAM));
     assert_eq!(response.chunks.len(), 4);

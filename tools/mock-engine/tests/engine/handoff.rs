@@ -45,7 +45,7 @@ fn decode(engine: &Engine, prompt: &str, handoff: &str) -> Response {
 }
 
 #[test]
-fn a_good_exchange_and_a_second_use() {
+fn a_handoff_can_be_used_only_once() {
     let (prefill, decoder) = pair();
     let response = ask(&prefill, &post(CHAT, PREFILL));
     assert_eq!(response.status, 200, "{response:?}");
@@ -85,7 +85,7 @@ fn altered_unknown_and_foreign_handoffs() {
 }
 
 #[test]
-fn broken_contracts_poison_and_wrong_roles() {
+fn contract_violations_poison_and_wrong_roles_are_refused() {
     let (prefill, decoder) = pair();
     let broken = ask(
         &prefill,
@@ -129,7 +129,7 @@ fn other_shapes_of_handoff() {
 }
 
 #[test]
-fn each_api_hands_out() {
+fn each_api_returns_a_handoff() {
     let (prefill, decoder) = pair();
     let params = PREFILL[PREFILL.find("\"kv_transfer").unwrap()..].to_owned();
     for (path, prompt, caps, limit) in [
@@ -175,7 +175,7 @@ fn each_api_hands_out() {
 }
 
 #[test]
-fn a_lenient_engine_takes_the_objects_of_other_connectors() {
+fn a_lenient_engine_accepts_the_objects_of_other_connectors() {
     let config = EngineConfig {
         strict: false,
         ..EngineConfig::default()

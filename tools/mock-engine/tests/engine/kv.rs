@@ -113,7 +113,7 @@ fn room(room: &str) -> String {
 }
 
 #[test]
-fn sglang_legs_meet_in_their_room() {
+fn sglang_legs_wait_for_each_other_in_their_room() {
     let meetings = Meetings::new();
     let (prefill, decode) = pair(&KvContract::Sglang(meetings.clone()));
     let mut waiting = Client::new(&decode);
@@ -146,7 +146,7 @@ fn sglang_legs_meet_in_their_room() {
 }
 
 #[test]
-fn a_wait_ends_when_the_client_leaves() {
+fn a_wait_ends_when_the_client_disconnects() {
     let (_prefill, decode) = pair(&KvContract::Sglang(Meetings::new()));
     let mut client = Client::new(&decode);
     client.send(&post(CHAT, &body(&room("7"))));
@@ -278,7 +278,7 @@ fn mori_object(more: &str) -> String {
 }
 
 #[test]
-fn mori_at_once() {
+fn mori_concurrent() {
     let terms = Mori {
         parallel: true,
         decode_host: "10.0.0.1".to_owned(),
@@ -324,7 +324,7 @@ fn mori_at_once() {
 }
 
 #[test]
-fn mori_one_after_the_other_returns_what_it_is_told() {
+fn mori_in_sequence_returns_the_configured_object() {
     let terms = Mori {
         decode_host: "10.0.0.1".to_owned(),
         decode_ports: (61005, 6301),
@@ -455,7 +455,7 @@ fn encoder() {
 }
 
 #[test]
-fn held_requests_are_responded_once_released() {
+fn held_requests_get_a_response_after_release() {
     let engine = Engine::start(EngineConfig::default(), 0).unwrap();
     engine.fault(Fault::Hold, 1);
     let mut client = Client::new(&engine);
@@ -468,7 +468,7 @@ fn held_requests_are_responded_once_released() {
 }
 
 #[test]
-fn chunks_add_up_to_the_response() {
+fn continued_responses_add_up_to_the_whole_response() {
     let config = EngineConfig {
         tokens: 7,
         ..EngineConfig::default()

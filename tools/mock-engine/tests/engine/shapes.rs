@@ -184,7 +184,7 @@ fn usage_takes_each_shape() {
 }
 
 #[test]
-fn refusals_have_the_envelope() {
+fn refusals_have_vllms_error_format() {
     let engine = engine();
     let chat = "/v1/chat/completions";
     let ranked = post(chat, r#"{"messages":[]}"#).replace("host: e", "x-data-parallel-rank: 7");
@@ -233,7 +233,7 @@ fn pages() {
 }
 
 #[test]
-fn tokens_come_on_time() {
+fn tokens_are_paced() {
     let config = EngineConfig {
         ttft: Duration::from_millis(30),
         itl: Duration::from_millis(10),

@@ -9,7 +9,7 @@ use mock_engine::{Engine, EngineConfig, Framing};
 use crate::client::{Client, DEADLINE, ask, post, sha256};
 
 #[test]
-fn pipelined_requests_are_responded_in_order() {
+fn pipelined_requests_get_responses_in_order() {
     let engine = Engine::start(EngineConfig::default(), 0).unwrap();
     let mut client = Client::new(&engine);
     let all: String = (0..3).map(|i| post(&format!("/p{i}"), "x")).collect();
@@ -38,7 +38,7 @@ fn chunked_bodies_trailers_and_expect() {
 }
 
 #[test]
-fn a_large_body_is_hashed_whole_and_kept_in_part() {
+fn a_large_body_is_hashed_completely_and_kept_in_part() {
     let config = EngineConfig {
         keep_body_bytes: 10,
         ..EngineConfig::default()
@@ -99,7 +99,7 @@ fn an_http_1_0_stream_ends_with_the_connection() {
 }
 
 #[test]
-fn refusing_and_coming_back() {
+fn refuse_closes_and_reopens_the_listener() {
     let engine = Engine::start(EngineConfig::default(), 0).unwrap();
     let mut open = Client::new(&engine);
     open.send("GET /x HTTP/1.1\r\n\r\n");
@@ -116,7 +116,7 @@ fn refusing_and_coming_back() {
 }
 
 #[test]
-fn dropping_the_engine_cuts_its_connections() {
+fn dropping_the_engine_closes_its_connections() {
     let config = EngineConfig {
         ttft: Duration::from_secs(3_600),
         ..EngineConfig::default()
@@ -132,7 +132,7 @@ fn dropping_the_engine_cuts_its_connections() {
 }
 
 #[test]
-fn ranks_know_their_number_and_range() {
+fn each_rank_refuses_ranks_out_of_range() {
     let engines = Engine::start_ranks(EngineConfig::default(), 0, 2).unwrap();
     let request = |rank: u32| {
         post("/v1/completions", r#"{"prompt":"a"}"#)
@@ -154,7 +154,7 @@ fn an_engine_can_be_shared_between_threads() {
 }
 
 #[test]
-fn an_engine_can_be_started_again_on_its_port() {
+fn an_engine_can_be_restarted_on_its_port() {
     let mut port = 0;
     for _ in 0..3 {
         let engine = Engine::start(EngineConfig::default(), port).unwrap();

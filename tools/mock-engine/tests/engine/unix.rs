@@ -51,7 +51,7 @@ fn expect_serves(stream: std::io::Result<UnixStream>) {
 }
 
 #[test]
-fn the_file_comes_and_goes_with_the_engine() {
+fn the_socket_file_is_removed_with_the_engine() {
     let folder = Folder::new();
     let path = folder.path();
     // A killed engine leaves a stale socket file.
@@ -77,7 +77,7 @@ fn the_file_comes_and_goes_with_the_engine() {
 }
 
 #[test]
-fn what_is_anothers_is_left_alone() {
+fn files_of_others_are_left_alone() {
     let folder = Folder::new();
     let path = folder.path();
     std::fs::write(&path, "precious").unwrap();
