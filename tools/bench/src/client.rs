@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::http::Reader;
 use crate::limits::{
     CONNECT_MS_MAX, CONNECTIONS_MAX, FAILURES_MAX, GAPS_MAX, OPEN_LOOP_CONNECTIONS, RECEIVE_BYTES,
-    REOPENED_MAX, SHOWN_BODY_BYTES_MAX, SILENCE_LOOK_MS, SPIN_BEFORE_SEND_US, WAITING_MAX,
+    REOPENED_MAX, SHOWN_BODY_BYTES_MAX, SILENCE_CHECK_MS, SPIN_BEFORE_SEND_US, WAITING_MAX,
 };
 use crate::precision::{SchedStat, nanos};
 use crate::response::{EventError, Response, shown};
@@ -23,7 +23,7 @@ use crate::sse::Splitter;
 use crate::wire::Wire;
 
 const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
-const SILENCE_LOOK_NS: u64 = SILENCE_LOOK_MS * 1_000_000;
+const SILENCE_LOOK_NS: u64 = SILENCE_CHECK_MS * 1_000_000;
 const SPIN_BEFORE_SEND_NS: u64 = SPIN_BEFORE_SEND_US * 1_000;
 
 /// A request in flight and its response as received so far.
@@ -38,7 +38,7 @@ struct Exchange<'a> {
     full: bool,
     moved_ns: u64,
     /// Whether any response byte has been received.
-    heard: bool,
+    has_response_bytes: bool,
     reader: Reader,
     splitter: Splitter,
     response: Response,
@@ -258,7 +258,7 @@ impl<'a> Client<'a> {
             sent: 0,
             full: false,
             moved_ns: 0,
-            heard: false,
+            has_response_bytes: false,
             reader: Reader::new(),
             splitter: Splitter::default(),
             response: Response::default(),
@@ -329,7 +329,7 @@ impl<'a> Client<'a> {
             }
             (Phase::Busy(exchange), Received::Bytes(len)) => {
                 exchange.moved_ns = stamp;
-                exchange.heard = true;
+                exchange.has_response_bytes = true;
                 match exchange.take(&link.buffer[..len], stamp) {
                     None => return Ok(()),
                     Some(ended) => ended,
@@ -338,7 +338,7 @@ impl<'a> Client<'a> {
             // The peer closed the idle connection at the same time as it was reused (RFC 9112,
             // 9.3.1).
             (Phase::Busy(exchange), Received::End | Received::Failed(_))
-                if link.used && !exchange.heard =>
+                if link.used && !exchange.has_response_bytes =>
             {
                 return self.send_again(number);
             }

@@ -35,7 +35,7 @@ pub const WAITING_MAX: usize = 10_000;
 /// Timeout of a connection attempt, in milliseconds.
 pub const CONNECT_MS_MAX: u64 = 5_000;
 /// Interval of checks for requests without progress, in milliseconds.
-pub const SILENCE_LOOK_MS: u64 = 500;
+pub const SILENCE_CHECK_MS: u64 = 500;
 /// Microseconds before a planned send during which the client polls the clock instead of sleeping.
 /// A timer wakes it tens of microseconds late, and later still on a virtual machine.
 pub const SPIN_BEFORE_SEND_US: u64 = 150;
@@ -80,7 +80,7 @@ pub const STREAMS_MAX: usize = 16_384;
 pub const OWN_DESCRIPTORS: u64 = 64;
 /// Interval of checks for due actions, in milliseconds: planned aborts, ends of pauses, timeouts. A
 /// planned abort may be this late.
-pub const SOAK_LOOK_MS: u64 = 10;
+pub const SOAK_CHECK_MS: u64 = 10;
 /// Seconds without a received byte after which a request fails, not counting the client's own
 /// pauses.
 pub const SOAK_SILENCE_S: u64 = 60;

@@ -29,7 +29,7 @@ pub struct Metric {
 
 /// The result of checking the responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sequence {
+pub struct ResponseCheck {
     /// Number of pairs checked.
     pub pairs: u64,
     /// Responses with numbered tokens (mock engine), each checked separately.
@@ -44,7 +44,7 @@ pub struct Sequence {
     pub first: Option<String>,
 }
 
-impl Sequence {
+impl ResponseCheck {
     /// Returns whether the proxy lost, duplicated or changed something. With a real model, the
     /// number of events alone proves nothing if the texts are equal, because a busy engine may
     /// merge events.
@@ -139,7 +139,7 @@ pub struct Report {
     /// Number of pairs with two complete responses.
     pub pairs_complete: u32,
     /// The result of checking the responses.
-    pub sequence: Sequence,
+    pub sequence: ResponseCheck,
     /// The result of the gate, if `--max-overhead-p99` is given.
     pub gate: Option<Gate>,
     /// Reasons to doubt the results.
@@ -230,8 +230,8 @@ fn metrics(pairs: &[Option<(Done, Done)>], gaps: [Vec<(u64, u32)>; 2], seed: u64
     })
 }
 
-fn sequence<'a>(pairs: impl Iterator<Item = &'a (Done, Done)>) -> Sequence {
-    let mut found = Sequence::default();
+fn sequence<'a>(pairs: impl Iterator<Item = &'a (Done, Done)>) -> ResponseCheck {
+    let mut found = ResponseCheck::default();
     let (mut events_differ, mut texts_differ) = (0, 0);
     let (mut events_vary, mut texts_vary) = (false, false);
     let mut like: Option<Done> = None;

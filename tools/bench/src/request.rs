@@ -52,7 +52,7 @@ pub struct Question {
 const TAG_DIGITS: usize = 16;
 /// Placeholder for the tag in the body. Its first occurrence is at the start of the prompt, because
 /// the prompt is in the first member.
-const TAG_PLACE: &str = "0123456789abcdef";
+const TAG_PLACEHOLDER: &str = "0123456789abcdef";
 
 /// Words that most tokenizers encode as one token each.
 const WORDS: [&str; 16] = [
@@ -96,7 +96,7 @@ impl Requests {
             head.push_str(&body);
             head.into_bytes()
         });
-        let tag_in_body = body.find(TAG_PLACE).filter(|_| question.unique);
+        let tag_in_body = body.find(TAG_PLACEHOLDER).filter(|_| question.unique);
         let tags = tag_in_body.map(|at| [0, 1].map(|i| sides[i].len() - body.len() + at));
         Self { sides, tags }
     }
@@ -122,7 +122,7 @@ impl Requests {
 
 fn body(question: &Question) -> String {
     let prompt = if question.unique {
-        format!("{TAG_PLACE} {}", question.prompt)
+        format!("{TAG_PLACEHOLDER} {}", question.prompt)
     } else {
         question.prompt.clone()
     };

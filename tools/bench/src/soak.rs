@@ -26,7 +26,7 @@ use crate::limits::{OWN_DESCRIPTORS, SETTLE_S_MAX, SOAK_PROGRESS_S};
 use crate::overhead::{create, resolve, write};
 use crate::precision::nanos;
 use crate::socket::Poll;
-use ask::Asking;
+use ask::RequestTemplate;
 use client::Setup;
 use report::{Process, Report};
 use tally::Tally;
@@ -34,7 +34,7 @@ use watch::{Sample, Windows, judge, sample};
 
 const PROGRESS_NS: u64 = SOAK_PROGRESS_S * 1_000_000_000;
 /// Interval between checks of the number of descriptors after the run.
-const SETTLE_LOOK: Duration = Duration::from_millis(200);
+const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Runs the soak test and writes its reports.
 ///
@@ -51,7 +51,7 @@ pub fn run(options: &SoakOptions) -> Result<(), Exit> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let setup = Setup {
         addr,
-        asking: Asking::new(
+        asking: RequestTemplate::new(
             &options.path,
             options.api,
             options.tokens,
@@ -111,7 +111,7 @@ fn allow_descriptors(streams: usize) -> Result<(), Exit> {
     setrlimit(Resource::Nofile, limit).map_err(|error| refused(error.to_string()))
 }
 
-fn look_at(pid: u32, at_ns: u64) -> Result<Sample, String> {
+fn sample_process(pid: u32, at_ns: u64) -> Result<Sample, String> {
     sample(pid, at_ns).map_err(|error| {
         let at = Duration::from_nanos(at_ns);
         format!("--pid {pid}: cannot read the process {at:.1?} after the start: {error}")
@@ -139,7 +139,7 @@ fn soak(options: &SoakOptions, setup: &Setup) -> Result<Report, Exit> {
         if let Some(pid) = options.pid
             && now >= sample_ns
         {
-            samples.push(look_at(pid, now)?);
+            samples.push(sample_process(pid, now)?);
             sample_ns = now + nanos(windows.every);
         }
         if talks && now >= progress_ns {
@@ -176,12 +176,12 @@ fn settle(pid: u32, start: Sample, begun: Instant) -> Result<Sample, String> {
     let mut clock = Poll::new().map_err(|error| error.to_string())?;
     let since = Instant::now();
     loop {
-        let now = look_at(pid, nanos(begun.elapsed()))?;
+        let now = sample_process(pid, nanos(begun.elapsed()))?;
         let late = since.elapsed() >= Duration::from_secs(SETTLE_S_MAX);
         if now.descriptors <= start.descriptors || late {
             return Ok(now);
         }
-        let waited = clock.wait(SETTLE_LOOK, &mut Vec::new());
+        let waited = clock.wait(SETTLE_INTERVAL, &mut Vec::new());
         waited.map_err(|error| error.to_string())?;
     }
 }
@@ -200,7 +200,7 @@ fn progress(now: u64, tally: &Tally, process: Option<&Sample>) {
         now / 1_000_000_000,
         tally.begun,
         tally.chunks,
-        tally.given_up(),
+        tally.aborted(),
         tally.failures()
     );
 }

@@ -41,9 +41,9 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// A process that is killed when the test ends.
-struct Stand(Child);
+struct ChildProcess(Child);
 
-impl Stand {
+impl ChildProcess {
     fn start(program: &str, args: &[&str]) -> Self {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null());
@@ -55,7 +55,7 @@ impl Stand {
     }
 }
 
-impl Drop for Stand {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         // Fails if the process has already exited.
         let _ = self.0.kill();
@@ -122,7 +122,7 @@ fn a_correct_engine_passes_with_aborts_pauses_and_pipelining() {
 
 /// Corruption that a relay applies to one event of a connection's first response.
 #[derive(Clone, Copy)]
-enum Spoil {
+enum Corruption {
     Drop,
     Double,
     /// Exchanges the event with the same event of another connection.
@@ -137,7 +137,7 @@ const CHUNK_END: &[u8] = b"\n\n\r\n";
 
 /// Starts a relay that forwards responses chunk by chunk and corrupts one event in each of the
 /// first two connections.
-fn relay(to: SocketAddr, spoil: Spoil) -> SocketAddr {
+fn relay(to: SocketAddr, spoil: Corruption) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let held = Arc::new(Mutex::new(None));
@@ -157,7 +157,7 @@ fn relay(to: SocketAddr, spoil: Spoil) -> SocketAddr {
 fn pass(
     mut from: TcpStream,
     mut to: TcpStream,
-    mut spoil: Option<Spoil>,
+    mut spoil: Option<Corruption>,
     held: &Mutex<Option<Vec<u8>>>,
 ) {
     let (mut bytes, mut buffer, mut events) = (Vec::new(), [0; 65_536], 0);
@@ -175,12 +175,12 @@ fn pass(
             if events == NTH {
                 chunk = match spoil.take() {
                     None => chunk,
-                    Some(Spoil::Drop) => Vec::new(),
-                    Some(Spoil::Double) => chunk.repeat(2),
-                    Some(Spoil::Swap) => {
+                    Some(Corruption::Drop) => Vec::new(),
+                    Some(Corruption::Double) => chunk.repeat(2),
+                    Some(Corruption::Swap) => {
                         held.lock().unwrap().replace(chunk.clone()).unwrap_or(chunk)
                     }
-                    Some(Spoil::Byte) => {
+                    Some(Corruption::Byte) => {
                         let id = b"\"id\":\"";
                         let at = chunk.windows(id.len()).position(|at| at == id).unwrap();
                         chunk[at + id.len()] ^= 1;
@@ -207,10 +207,15 @@ fn pass(
 fn a_corrupted_event_is_detected() {
     let engine = engine();
     for (spoil, kind, expected, came) in [
-        (Spoil::Drop, "lost or out of order", "`t2-", "`t3-"),
-        (Spoil::Double, "doubled or out of order", "`t3-", "`t2-"),
-        (Spoil::Swap, "foreign", "`t2-", "`t2-"),
-        (Spoil::Byte, "changed", "in the events before", "got {"),
+        (Corruption::Drop, "lost or out of order", "`t2-", "`t3-"),
+        (
+            Corruption::Double,
+            "doubled or out of order",
+            "`t3-",
+            "`t2-",
+        ),
+        (Corruption::Swap, "foreign", "`t2-", "`t2-"),
+        (Corruption::Byte, "changed", "in the events before", "got {"),
     ] {
         let proxy = relay(engine.addr(), spoil);
         let more = [
@@ -288,11 +293,11 @@ fn a_refused_connection_ends_the_run_early() {
 #[test]
 fn growth_and_exit_of_the_process_are_detected() {
     let engine = engine();
-    let run = |stand: &Stand, more: &[&str]| {
+    let run = |stand: &ChildProcess, more: &[&str]| {
         let base = ["--streams=4", "--duration=2500ms", "--tokens=10"];
         soak(engine.addr(), &[&base[..], &[&*stand.pid()], more].concat())
     };
-    let still = Stand::start("sleep", &["600"]);
+    let still = ChildProcess::start("sleep", &["600"]);
     let output = run(&still, &["--progress"]);
     let table = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -302,14 +307,14 @@ fn growth_and_exit_of_the_process_are_detected() {
     // The limit on virtual memory ends the process if nothing else does.
     let script = "ulimit -v 2000000; x=$(head -c 200000 /dev/zero | tr '\\0' x); \
                   while :; do y=$y$x; done";
-    let grows = Stand::start("sh", &["-c", script]);
+    let grows = ChildProcess::start("sh", &["-c", script]);
     let output = run(&grows, &[]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("the process grows: resident set"), "{said}");
     assert!(text(&output.stdout).contains("NOT FLAT"));
 
-    let ends = Stand::start("sleep", &["1"]);
+    let ends = ChildProcess::start("sleep", &["1"]);
     let output = run(&ends, &[]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");

@@ -182,12 +182,12 @@ pub(crate) fn check(
     } else {
         fields
     };
-    let going_on = match kind {
+    let continuation = match kind {
         Kind::Chat => continued(fields)?,
         Kind::Completions | Kind::Responses | Kind::Messages | Kind::Generate => None,
     };
-    let (first, prompt_sha256) = match going_on {
-        Some(going_on) => (going_on.first, going_on.prompt_sha256),
+    let (first, prompt_sha256) = match continuation {
+        Some(continuation) => (continuation.first, continuation.prompt_sha256),
         None => (0, prompt_sha256),
     };
     let (tokens, limited) = length(kind, limits, config, first)?;

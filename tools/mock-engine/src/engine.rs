@@ -383,7 +383,7 @@ fn admit(shared: &Arc<Shared>, stream: Stream, number: u64) {
         reset(&stream);
         return;
     }
-    stream.send_at_once();
+    stream.set_nodelay();
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         if let Ok(stream) = stream.secured(shared.config.tls.as_ref()).await {

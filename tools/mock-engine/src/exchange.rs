@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::api::{self, Refusal, Route};
 use crate::engine::Shared;
 use crate::fault::Fault;
-use crate::http::{BODY_BYTES_MAX, Body, Conn, Gone, Head, NoBody, NoHead};
+use crate::http::{BODY_BYTES_MAX, Body, BodyError, Conn, Disconnected, Head, HeadError};
 use crate::json::Fields;
 use crate::listener::Stream;
 use crate::log::{AbortPhase, Seen, State, path_of};
@@ -26,12 +26,12 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
         let idle = (nth > 0).then_some(shared.config.keepalive);
         let head = match conn.read_head(idle).await {
             Ok(head) => head,
-            Err(NoHead::Gone) => return,
-            Err(NoHead::Idle) => {
+            Err(HeadError::Disconnected) => return,
+            Err(HeadError::Idle) => {
                 shared.log.count(|counters| counters.idle_closed += 1);
                 return;
             }
-            Err(NoHead::Malformed) => return refuse_malformed(&mut conn, shared).await,
+            Err(HeadError::Malformed) => return respond_malformed(&mut conn, shared).await,
         };
         let seq = shared.log.enter(entry(&head, number, nth));
         nth += 1;
@@ -43,18 +43,20 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
             received: false,
             finished: false,
         };
-        exchange.conn.tape = shared.config.keep_response.then(Vec::new);
+        exchange.conn.recording = shared.config.keep_response.then(Vec::new);
         let ended = exchange.run().await;
         let (state, next) = match ended {
             Ok(Ended::Responded(next)) => (State::Responded, next),
             Ok(Ended::Cut(next)) => (State::Faulted, next),
-            Err(Gone) => (exchange.aborted(), Next::Close),
+            Err(Disconnected) => (exchange.aborted(), Next::Close),
         };
         if !exchange.finished {
             shared.log.finish(seq, state);
         }
-        if let Some(tape) = conn.tape.take() {
-            shared.log.update(seq, |seen| seen.response = Some(tape));
+        if let Some(recording) = conn.recording.take() {
+            shared
+                .log
+                .update(seq, |seen| seen.response = Some(recording));
         }
         match next {
             Next::KeepAlive => {}
@@ -72,7 +74,7 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
 }
 
 /// Sends uvicorn's response to input that is not valid HTTP.
-async fn refuse_malformed(conn: &mut Conn, shared: &Shared) {
+async fn respond_malformed(conn: &mut Conn, shared: &Shared) {
     shared.log.count(|counters| counters.malformed += 1);
     let plan = Plan::new(
         400,
@@ -147,7 +149,7 @@ impl Exchange<'_> {
         }
     }
 
-    async fn run(&mut self) -> Result<Ended, Gone> {
+    async fn run(&mut self) -> Result<Ended, Disconnected> {
         let path = path_of(&self.head.target);
         let route = api::route(path).filter(|_| self.head.method == "POST");
         let fault = if path.starts_with("/mock/") {
@@ -170,14 +172,14 @@ impl Exchange<'_> {
         let mut fault = fault;
         let body = match self.read_body(route).await {
             Ok(body) => body,
-            Err(NoBody::Gone) => return Err(Gone),
-            Err(NoBody::Malformed) => {
+            Err(BodyError::Disconnected) => return Err(Disconnected),
+            Err(BodyError::Malformed) => {
                 self.shared.log.count(|counters| counters.malformed += 1);
                 return self
                     .refuse_body(400, "Invalid HTTP request received.")
                     .await;
             }
-            Err(NoBody::TooLarge) => return self.refuse_body(413, "Body too large.").await,
+            Err(BodyError::TooLarge) => return self.refuse_body(413, "Body too large.").await,
         };
         self.received = true;
         self.conn.wrote = false;
@@ -193,11 +195,11 @@ impl Exchange<'_> {
             Some((_, Err(_))) | None => None,
         };
         self.record_body(&body, route, prompt.as_ref().map(|(sha, _)| sha.clone()));
-        let response_at_once = match &fault {
+        let early_end = match &fault {
             Some(fault) => self.without_response(fault).await?,
             None => None,
         };
-        if let Some(ended) = response_at_once {
+        if let Some(ended) = early_end {
             return Ok(ended);
         }
         let plan = match (fault.as_ref().and_then(substitute), fields) {
@@ -213,7 +215,7 @@ impl Exchange<'_> {
         self.send(plan, Wire::of(fault.as_ref())).await
     }
 
-    async fn read_body(&mut self, route: Option<Route>) -> Result<Body, NoBody> {
+    async fn read_body(&mut self, route: Option<Route>) -> Result<Body, BodyError> {
         if self.head.expects_continue {
             self.conn
                 .out
@@ -227,7 +229,7 @@ impl Exchange<'_> {
         self.conn.read_body(self.head.framing, keep_max).await
     }
 
-    async fn refuse_body(&mut self, status: u16, text: &str) -> Result<Ended, Gone> {
+    async fn refuse_body(&mut self, status: u16, text: &str) -> Result<Ended, Disconnected> {
         let plan = Plan::new(status, "text/plain; charset=utf-8", text);
         let mut wire = Wire::of(None);
         wire.next = Some(Next::CloseGently);
@@ -253,7 +255,7 @@ impl Exchange<'_> {
         });
     }
 
-    async fn response_early(&mut self, status: u16, keep: bool) -> Result<Ended, Gone> {
+    async fn response_early(&mut self, status: u16, keep: bool) -> Result<Ended, Disconnected> {
         let message = "response sent before the request body was read".to_owned();
         let refusal = Refusal {
             status,
@@ -277,7 +279,7 @@ impl Exchange<'_> {
     }
 
     /// Applies a fault that replaces the whole HTTP response; returns `None` for other faults.
-    async fn without_response(&mut self, fault: &Fault) -> Result<Option<Ended>, Gone> {
+    async fn without_response(&mut self, fault: &Fault) -> Result<Option<Ended>, Disconnected> {
         match fault {
             Fault::ResetBeforeHead => Ok(Some(Ended::Cut(Next::Reset))),
             Fault::CloseBeforeHead => Ok(Some(Ended::Cut(Next::Close))),
@@ -295,7 +297,7 @@ impl Exchange<'_> {
                     let line = format!("x-endless: {}\r\n", "e".repeat(1_000));
                     self.conn.out.extend_from_slice(line.as_bytes());
                     self.flush().await?;
-                    self.conn.breathe().await?;
+                    self.conn.yield_and_check().await?;
                 }
             }
             Fault::Upgrade101 => {
@@ -311,7 +313,7 @@ impl Exchange<'_> {
     }
 
     /// Writes the buffered output, and records the time of the response's first byte.
-    pub(crate) async fn flush(&mut self) -> Result<(), Gone> {
+    pub(crate) async fn flush(&mut self) -> Result<(), Disconnected> {
         let first = !self.conn.wrote;
         self.conn.flush().await?;
         if first && self.conn.wrote {

@@ -32,31 +32,31 @@ const TRAILERS_MAX: usize = 128;
 /// Maximum size of a body without its framing.
 pub(crate) const BODY_BYTES_MAX: u64 = 512 << 20;
 /// Interval for polling whether the client has disconnected while the read-ahead buffer is full.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const DISCONNECT_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The client closed or reset the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Gone;
+pub(crate) struct Disconnected;
 
 /// Reason why no request head was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoHead {
-    Gone,
+pub(crate) enum HeadError {
+    Disconnected,
     Idle,
     Malformed,
 }
 
 /// Reason why a body was not read completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoBody {
-    Gone,
+pub(crate) enum BodyError {
+    Disconnected,
     Malformed,
     TooLarge,
 }
 
-impl From<Gone> for NoBody {
-    fn from(_: Gone) -> Self {
-        Self::Gone
+impl From<Disconnected> for BodyError {
+    fn from(_: Disconnected) -> Self {
+        Self::Disconnected
     }
 }
 
@@ -101,10 +101,10 @@ struct Sink {
 }
 
 impl Sink {
-    fn take(&mut self, bytes: &[u8]) -> Result<(), NoBody> {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), BodyError> {
         self.bytes += bytes.len() as u64;
         if self.bytes > BODY_BYTES_MAX {
-            return Err(NoBody::TooLarge);
+            return Err(BodyError::TooLarge);
         }
         self.hash.update(bytes);
         let room = self.keep_max.saturating_sub(self.kept.len());
@@ -126,7 +126,7 @@ pub(crate) struct Conn {
     /// Maximum number of bytes per write, and the pause between writes.
     pub(crate) slow: Option<(usize, Duration)>,
     /// A copy of all bytes written, if set.
-    pub(crate) tape: Option<Vec<u8>>,
+    pub(crate) recording: Option<Vec<u8>>,
 }
 
 impl Conn {
@@ -137,12 +137,12 @@ impl Conn {
             out: Vec::new(),
             wrote: false,
             slow: None,
-            tape: None,
+            recording: None,
         }
     }
 
     /// Reads a request head. `idle` limits the wait for its first byte.
-    pub(crate) async fn read_head(&mut self, idle: Option<Duration>) -> Result<Head, NoHead> {
+    pub(crate) async fn read_head(&mut self, idle: Option<Duration>) -> Result<Head, HeadError> {
         if self.inbuf.is_empty() {
             self.first_byte(idle).await?;
         }
@@ -153,29 +153,29 @@ impl Conn {
                 let end = searched + at + 4;
                 let head = parse_head(self.inbuf.get(..end).unwrap_or_default());
                 self.inbuf.drain(..end);
-                return head.ok_or(NoHead::Malformed);
+                return head.ok_or(HeadError::Malformed);
             }
             if self.inbuf.len() > HEAD_BYTES_MAX {
-                return Err(NoHead::Malformed);
+                return Err(HeadError::Malformed);
             }
             searched = self.inbuf.len().saturating_sub(3);
             fill(&self.stream, &mut self.inbuf)
                 .await
-                .map_err(|Gone| NoHead::Gone)?;
+                .map_err(|Disconnected| HeadError::Disconnected)?;
         }
     }
 
     /// Waits for the first byte of the next request, for at most `idle` if given.
-    pub(crate) async fn first_byte(&mut self, idle: Option<Duration>) -> Result<(), NoHead> {
+    pub(crate) async fn first_byte(&mut self, idle: Option<Duration>) -> Result<(), HeadError> {
         if !self.inbuf.is_empty() {
             return Ok(());
         }
         let filled = fill(&self.stream, &mut self.inbuf);
         match idle {
-            None => filled.await.map_err(|Gone| NoHead::Gone),
+            None => filled.await.map_err(|Disconnected| HeadError::Disconnected),
             Some(idle) => match tokio::time::timeout(idle, filled).await {
-                Ok(filled) => filled.map_err(|Gone| NoHead::Gone),
-                Err(_) => Err(NoHead::Idle),
+                Ok(filled) => filled.map_err(|Disconnected| HeadError::Disconnected),
+                Err(_) => Err(HeadError::Idle),
             },
         }
     }
@@ -185,7 +185,7 @@ impl Conn {
         &mut self,
         framing: Framing,
         keep_max: usize,
-    ) -> Result<Body, NoBody> {
+    ) -> Result<Body, BodyError> {
         let mut sink = Sink {
             kept: Vec::new(),
             keep_max,
@@ -196,7 +196,7 @@ impl Conn {
         match framing {
             Framing::None => {}
             Framing::ContentLength(length) if length > BODY_BYTES_MAX => {
-                return Err(NoBody::TooLarge);
+                return Err(BodyError::TooLarge);
             }
             Framing::ContentLength(length) => {
                 let reserve = keep_max.min(length as usize).min(AHEAD_BYTES_MAX);
@@ -213,7 +213,7 @@ impl Conn {
         })
     }
 
-    async fn read_exact(&mut self, length: u64, sink: &mut Sink) -> Result<(), NoBody> {
+    async fn read_exact(&mut self, length: u64, sink: &mut Sink) -> Result<(), BodyError> {
         let mut left = length;
         while left > 0 {
             if self.inbuf.is_empty() {
@@ -227,16 +227,16 @@ impl Conn {
         Ok(())
     }
 
-    async fn read_chunks(&mut self, sink: &mut Sink) -> Result<Vec<(String, String)>, NoBody> {
+    async fn read_chunks(&mut self, sink: &mut Sink) -> Result<Vec<(String, String)>, BodyError> {
         loop {
             let line = self.read_line().await?;
-            let size = chunk_size(&line).ok_or(NoBody::Malformed)?;
+            let size = chunk_size(&line).ok_or(BodyError::Malformed)?;
             if size == 0 {
                 break;
             }
             self.read_exact(size, sink).await?;
             if !self.read_line().await?.is_empty() {
-                return Err(NoBody::Malformed);
+                return Err(BodyError::Malformed);
             }
         }
         let mut trailers = Vec::new();
@@ -246,27 +246,27 @@ impl Conn {
                 return Ok(trailers);
             }
             let line = String::from_utf8_lossy(&line).into_owned();
-            let (name, value) = line.split_once(':').ok_or(NoBody::Malformed)?;
+            let (name, value) = line.split_once(':').ok_or(BodyError::Malformed)?;
             trailers.push((name.to_owned(), value.trim().to_owned()));
             if trailers.len() > TRAILERS_MAX {
-                return Err(NoBody::Malformed);
+                return Err(BodyError::Malformed);
             }
         }
     }
 
     /// Reads a line that ends in CRLF and returns it without the CRLF.
-    async fn read_line(&mut self) -> Result<Vec<u8>, NoBody> {
+    async fn read_line(&mut self) -> Result<Vec<u8>, BodyError> {
         loop {
             if let Some(at) = memchr::memchr(b'\n', &self.inbuf) {
                 let mut line: Vec<u8> = self.inbuf.drain(..=at).collect();
                 line.pop();
                 return match line.pop() {
                     Some(b'\r') => Ok(line),
-                    _ => Err(NoBody::Malformed),
+                    _ => Err(BodyError::Malformed),
                 };
             }
             if self.inbuf.len() > LINE_BYTES_MAX {
-                return Err(NoBody::Malformed);
+                return Err(BodyError::Malformed);
             }
             fill(&self.stream, &mut self.inbuf).await?;
         }
@@ -274,27 +274,27 @@ impl Conn {
 
     /// Reads until `bytes` bytes have arrived after the head, then stops reading and waits until
     /// the client disconnects.
-    pub(crate) async fn stall_after(&mut self, bytes: usize) -> Gone {
+    pub(crate) async fn stall_after(&mut self, bytes: usize) -> Disconnected {
         let mut have = self.inbuf.len();
         let mut piece = vec![0; READ_BYTES];
         while have < bytes {
             let most = (bytes - have).min(READ_BYTES);
             let room = piece.get_mut(..most).unwrap_or_default();
             if self.stream.readable().await.is_err() {
-                return Gone;
+                return Disconnected;
             }
             match self.stream.try_read(room) {
-                Ok(0) => return Gone,
+                Ok(0) => return Disconnected,
                 Ok(n) => have += n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return Gone,
+                Err(_) => return Disconnected,
             }
         }
         closed(&self.stream).await
     }
 
     /// Waits until the client disconnects.
-    pub(crate) async fn stall(&mut self) -> Gone {
+    pub(crate) async fn stall(&mut self) -> Disconnected {
         loop {
             if let Err(gone) = ahead(&self.stream, &mut self.inbuf).await {
                 return gone;
@@ -303,7 +303,10 @@ impl Conn {
     }
 
     /// Waits until `done` completes or the client disconnects.
-    pub(crate) async fn wait_on(&mut self, done: impl Future<Output = ()>) -> Result<(), Gone> {
+    pub(crate) async fn wait_on(
+        &mut self,
+        done: impl Future<Output = ()>,
+    ) -> Result<(), Disconnected> {
         tokio::pin!(done);
         loop {
             tokio::select! {
@@ -315,7 +318,7 @@ impl Conn {
     }
 
     /// Waits until `due` or until the client disconnects.
-    pub(crate) async fn pause_until(&mut self, due: Instant) -> Result<(), Gone> {
+    pub(crate) async fn pause_until(&mut self, due: Instant) -> Result<(), Disconnected> {
         if due <= Instant::now() {
             return Ok(());
         }
@@ -323,22 +326,22 @@ impl Conn {
     }
 
     /// Yields to other connections, then checks whether the client has disconnected.
-    pub(crate) async fn breathe(&mut self) -> Result<(), Gone> {
+    pub(crate) async fn yield_and_check(&mut self) -> Result<(), Disconnected> {
         tokio::task::yield_now().await;
         if self.inbuf.len() >= AHEAD_BYTES_MAX {
             return Ok(());
         }
         self.inbuf.reserve(READ_BYTES);
         match self.stream.try_read_buf(&mut self.inbuf) {
-            Ok(0) => Err(Gone),
+            Ok(0) => Err(Disconnected),
             Ok(_) => Ok(()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-            Err(_) => Err(Gone),
+            Err(_) => Err(Disconnected),
         }
     }
 
     /// Writes all bytes in `out`.
-    pub(crate) async fn flush(&mut self) -> Result<(), Gone> {
+    pub(crate) async fn flush(&mut self) -> Result<(), Disconnected> {
         let out = std::mem::take(&mut self.out);
         match self.slow {
             None => self.write(&out).await?,
@@ -365,7 +368,7 @@ impl Conn {
         match self.stream.try_write(&self.out) {
             Ok(n) => {
                 self.wrote |= n > 0;
-                record(&mut self.tape, self.out.get(..n));
+                record(&mut self.recording, self.out.get(..n));
                 self.out.drain(..n);
                 self.out.is_empty()
             }
@@ -374,29 +377,29 @@ impl Conn {
         }
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), Disconnected> {
         let mut left = bytes;
         while !left.is_empty() {
             match self.stream.try_write(left) {
                 Ok(n) => {
                     self.wrote = true;
-                    record(&mut self.tape, left.get(..n));
+                    record(&mut self.recording, left.get(..n));
                     left = left.get(n..).unwrap_or_default();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     tokio::select! {
-                        ready = self.stream.writable() => ready.map_err(|_| Gone)?,
+                        ready = self.stream.writable() => ready.map_err(|_| Disconnected)?,
                         read = ahead(&self.stream, &mut self.inbuf) => read?,
                     }
                 }
-                Err(_) => return Err(Gone),
+                Err(_) => return Err(Disconnected),
             }
         }
         Ok(())
     }
 
     /// Echoes every byte until the client disconnects.
-    pub(crate) async fn echo(&mut self) -> Gone {
+    pub(crate) async fn echo(&mut self) -> Disconnected {
         loop {
             self.out.append(&mut self.inbuf);
             if let Err(gone) = self.flush().await {
@@ -450,27 +453,27 @@ pub(crate) fn reset(stream: &Stream) {
 }
 
 /// Waits until data arrives and reads it into `inbuf`.
-async fn fill(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
+async fn fill(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Disconnected> {
     loop {
-        stream.readable().await.map_err(|_| Gone)?;
+        stream.readable().await.map_err(|_| Disconnected)?;
         inbuf.reserve(READ_BYTES);
         match stream.try_read_buf(inbuf) {
-            Ok(0) => return Err(Gone),
+            Ok(0) => return Err(Disconnected),
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return Err(Gone),
+            Err(_) => return Err(Disconnected),
         }
     }
 }
 
-fn record(tape: &mut Option<Vec<u8>>, written: Option<&[u8]>) {
-    if let Some(tape) = tape {
-        tape.extend_from_slice(written.unwrap_or_default());
+fn record(recording: &mut Option<Vec<u8>>, written: Option<&[u8]>) {
+    if let Some(recording) = recording {
+        recording.extend_from_slice(written.unwrap_or_default());
     }
 }
 
 /// Reads ahead. If the buffer is full, waits until the client has closed the connection instead.
-async fn ahead(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
+async fn ahead(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Disconnected> {
     if inbuf.len() < AHEAD_BYTES_MAX {
         fill(stream, inbuf).await
     } else {
@@ -481,14 +484,14 @@ async fn ahead(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Gone> {
 /// Waits until the client has closed the connection, without reading.
 ///
 /// Unread bytes keep the socket readable, so waiting for readability would return immediately. The
-/// readiness is polled every [`LOOK_AGAIN`] instead.
-async fn closed(stream: &Stream) -> Gone {
+/// readiness is polled every [`DISCONNECT_POLL_INTERVAL`] instead.
+async fn closed(stream: &Stream) -> Disconnected {
     loop {
         match stream.ready(Interest::READABLE).await {
             Ok(ready) if !ready.is_read_closed() => {}
-            Ok(_) | Err(_) => return Gone,
+            Ok(_) | Err(_) => return Disconnected,
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(DISCONNECT_POLL_INTERVAL).await;
     }
 }
 

@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::json::Fields;
 use crate::kv::{self, Admitted, Call, KvContract};
 use crate::pd::{self, Leg, Terms, Verdict};
-use crate::response::{Circumstances, Events, Response};
+use crate::response::{Events, Response, ResponseInputs};
 use crate::wire::Plan;
 
 impl Exchange<'_> {
@@ -30,7 +30,7 @@ impl Exchange<'_> {
         let response = Response::new(
             &ask,
             &self.shared.config,
-            Circumstances {
+            ResponseInputs {
                 id: self.id(ask.kind, fields),
                 created: SystemTime::now()
                     .duration_since(UNIX_EPOCH)
@@ -156,7 +156,7 @@ impl Exchange<'_> {
                         .map_err(|message| Refusal::bad("kv_transfer_params", message))?;
                 }
                 Ok(Admitted {
-                    members: self.hand_out(ask, shape),
+                    members: self.issue_handoff(ask, shape),
                     is_prefill: true,
                     ..Admitted::default()
                 })
@@ -171,7 +171,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn hand_out(&self, ask: &Ask, shape: HandoffShape) -> String {
+    fn issue_handoff(&self, ask: &Ask, shape: HandoffShape) -> String {
         // The only streams that carry a handoff are those of the responses API, in the last event.
         if ask.stream && ask.kind != Kind::Responses {
             return String::new();

@@ -103,7 +103,7 @@ impl Place {
     }
 
     /// Removes an existing socket file on which nothing listens.
-    fn remove_stale(&self) -> io::Result<()> {
+    fn remove_stale_file(&self) -> io::Result<()> {
         let Some(file) = self.file() else {
             return Ok(());
         };
@@ -133,7 +133,7 @@ pub(crate) struct Bound {
 
 impl Bound {
     pub(crate) fn at(place: &Place) -> io::Result<Self> {
-        place.remove_stale()?;
+        place.remove_stale_file()?;
         let socket = place.socket()?;
         if matches!(place, Place::Tcp(_)) {
             socket.set_reuse_address(true)?;
@@ -312,7 +312,7 @@ impl Stream {
     }
 
     /// Sets `TCP_NODELAY`, so that small events are sent immediately.
-    pub(crate) fn send_at_once(&self) {
+    pub(crate) fn set_nodelay(&self) {
         if let Self::Tcp(stream) = self {
             // If this fails, events are delayed, which affects the timing only.
             let _ = stream.set_nodelay(true);

@@ -77,7 +77,7 @@ pub(crate) struct Response {
 
 /// The inputs of a response that do not follow from the request's body or the configuration.
 #[derive(Debug)]
-pub(crate) struct Circumstances {
+pub(crate) struct ResponseInputs {
     pub(crate) id: String,
     pub(crate) created: u64,
     pub(crate) foreign: bool,
@@ -88,34 +88,34 @@ pub(crate) struct Circumstances {
 }
 
 impl Response {
-    pub(crate) fn new(ask: &Ask, config: &EngineConfig, around: Circumstances) -> Self {
-        let pad = match around.pad_bytes {
+    pub(crate) fn new(ask: &Ask, config: &EngineConfig, inputs: ResponseInputs) -> Self {
+        let pad = match inputs.pad_bytes {
             0 => String::new(),
             bytes => format!(",\"routed_experts\":\"{}\"", "A".repeat(bytes)),
         };
-        let tag = if around.foreign {
+        let tag = if inputs.foreign {
             FOREIGN_TAG
         } else {
             tag_of(&ask.prompt_sha256)
         };
         Self {
             kind: ask.kind,
-            id: Value::from(around.id).to_string(),
+            id: Value::from(inputs.id).to_string(),
             model: Value::from(config.model.as_str()).to_string(),
-            created: around.created,
+            created: inputs.created,
             tag: tag.to_owned(),
-            tokens: if around.cold { 1 } else { ask.tokens },
+            tokens: if inputs.cold { 1 } else { ask.tokens },
             first: ask.first,
             choices: ask.choices,
             limited: ask.limited,
-            cold: around.cold,
+            cold: inputs.cold,
             prompt_tokens: ask.prompt_tokens,
-            cached: around.cached,
+            cached: inputs.cached,
             usage: config.usage,
             null_usage: config.null_usage_in_chunks,
             include_usage: ask.include_usage,
             continuous_usage: ask.continuous_usage,
-            handoff: around.handoff,
+            handoff: inputs.handoff,
             pad,
         }
     }

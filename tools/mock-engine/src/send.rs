@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::exchange::{Ended, Exchange};
-use crate::http::{Gone, after};
+use crate::http::{Disconnected, after};
 use crate::response::Events;
 use crate::wire::{Content, Cut, Delimiter, Next, Plan, Wire, head};
 
@@ -18,7 +18,7 @@ const ERROR_EVENT: &str = "data: {\"error\":{\"message\":\"EngineCore encountere
 
 impl Exchange<'_> {
     /// Sends `plan` in the way that `wire` specifies.
-    pub(crate) async fn send(&mut self, plan: Plan, wire: Wire) -> Result<Ended, Gone> {
+    pub(crate) async fn send(&mut self, plan: Plan, wire: Wire) -> Result<Ended, Disconnected> {
         let start = Instant::now();
         self.conn.slow = wire.slow;
         for _ in 0..wire.interim {
@@ -83,7 +83,7 @@ impl Exchange<'_> {
         plan: &Plan,
         wire: &Wire,
         start: Instant,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), Disconnected> {
         let config = &self.shared.config;
         let content = &plan.content;
         if config.early_head && matches!(content, Content::Events(_)) {
@@ -111,7 +111,7 @@ impl Exchange<'_> {
         wire: &Wire,
         chunked: bool,
         start: Instant,
-    ) -> Result<Option<Cut>, Gone> {
+    ) -> Result<Option<Cut>, Disconnected> {
         match content {
             Content::Nothing(_) => Ok(None),
             Content::Events(events) => self.send_events(*events, wire, chunked, start).await,
@@ -134,7 +134,11 @@ impl Exchange<'_> {
 
     /// Ends the body. If `cut` truncates it, writes the buffered output; otherwise appends the
     /// terminator of a chunked body.
-    async fn flush_cut(&mut self, cut: Option<Cut>, chunked: bool) -> Result<Option<Cut>, Gone> {
+    async fn flush_cut(
+        &mut self,
+        cut: Option<Cut>,
+        chunked: bool,
+    ) -> Result<Option<Cut>, Disconnected> {
         match cut {
             Some(Cut::Reset | Cut::Truncate | Cut::Stall) => self.flush().await?,
             Some(Cut::Error) | None if chunked => {
@@ -151,7 +155,7 @@ impl Exchange<'_> {
         wire: &Wire,
         chunked: bool,
         start: Instant,
-    ) -> Result<Option<Cut>, Gone> {
+    ) -> Result<Option<Cut>, Disconnected> {
         let (ttft, itl) = (self.shared.config.ttft, self.shared.config.itl);
         let mut sent = 0;
         loop {
@@ -180,7 +184,7 @@ impl Exchange<'_> {
             sent += 1;
             if self.conn.out.len() >= GATHER_BYTES {
                 self.flush().await?;
-                self.conn.breathe().await?;
+                self.conn.yield_and_check().await?;
             }
         }
     }

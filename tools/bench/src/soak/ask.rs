@@ -6,7 +6,7 @@ use crate::soak::check::tag;
 
 /// The parts that all requests of a run have in common.
 #[derive(Clone, Debug)]
-pub struct Asking {
+pub struct RequestTemplate {
     /// The head up to the value of `content-length`.
     head: String,
     api: Api,
@@ -18,14 +18,14 @@ pub struct Asking {
 
 /// A request, ready to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct PreparedRequest {
     /// The bytes of the request.
     pub bytes: Vec<u8>,
     /// The tag of the expected response.
     pub tag: String,
 }
 
-impl Asking {
+impl RequestTemplate {
     /// Prepares requests to `path`, whose API is `api`, for responses of `tokens` tokens. `host` is
     /// the value of the `host` field, and `fields` are additional header fields.
     #[must_use]
@@ -58,7 +58,7 @@ impl Asking {
     /// Returns request `number`. Its prompt is unique in the run and contains `prompt_bytes` bytes
     /// of filler, at most [`SOAK_PROMPT_BYTES_MAX`].
     #[must_use]
-    pub fn of(&self, number: u64, stream: bool, prompt_bytes: u32) -> Asked {
+    pub fn of(&self, number: u64, stream: bool, prompt_bytes: u32) -> PreparedRequest {
         let filler = &self.filler[..self.filler.len().min(prompt_bytes as usize)];
         let text = format!("\"soak {:016x} {number} {filler}\"", self.salt);
         let (member, prompt) = match self.api {
@@ -74,7 +74,7 @@ impl Asking {
             self.tokens
         );
         let bytes = format!("{}{}\r\n\r\n{body}", self.head, body.len());
-        Asked {
+        PreparedRequest {
             bytes: bytes.into_bytes(),
             tag: tag(&prompt),
         }
@@ -94,7 +94,7 @@ mod tests {
             ("/v1/completions", Api::Completions, "/prompt"),
             ("/v1/chat/completions", Api::Chat, "/messages"),
         ] {
-            let asking = Asking::new(path, api, 9, 77, "h:1", &fields);
+            let asking = RequestTemplate::new(path, api, 9, 77, "h:1", &fields);
             let mut tags = std::collections::BTreeSet::new();
             for (number, bytes) in [(0, 0), (1, 0), (2, 500), (3, u32::MAX)] {
                 let asked = asking.of(number, number % 2 == 0, bytes);

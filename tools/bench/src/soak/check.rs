@@ -25,9 +25,9 @@ pub enum Kind {
     /// A later token of the same response arrived.
     Lost,
     /// An earlier token of the same response arrived.
-    Doubled,
+    Duplicated,
     /// A token of another response arrived.
-    Foreign,
+    OtherResponse,
     /// An event without a valid token arrived, or the bytes around a token differ from those of
     /// earlier events.
     Changed,
@@ -50,8 +50,8 @@ impl Kind {
     /// All kinds.
     pub const ALL: [Self; 10] = [
         Self::Lost,
-        Self::Doubled,
-        Self::Foreign,
+        Self::Duplicated,
+        Self::OtherResponse,
         Self::Changed,
         Self::Cut,
         Self::AfterEnd,
@@ -66,8 +66,8 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lost => "lost or out of order",
-            Self::Doubled => "doubled or out of order",
-            Self::Foreign => "foreign",
+            Self::Duplicated => "doubled or out of order",
+            Self::OtherResponse => "foreign",
             Self::Changed => "changed",
             Self::Cut => "cut",
             Self::AfterEnd => "behind the end",
@@ -81,14 +81,14 @@ impl Kind {
 
 /// The first error in a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong {
+pub struct Mismatch {
     /// The kind of error.
     pub kind: Kind,
     /// Position, expected value and actual value.
     pub text: String,
 }
 
-impl Wrong {
+impl Mismatch {
     /// Creates an error of the given kind.
     pub fn new(kind: Kind, text: impl Into<String>) -> Self {
         Self {
@@ -98,7 +98,7 @@ impl Wrong {
     }
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.kind.name(), self.text)
     }
@@ -142,17 +142,17 @@ struct Delta<'a> {
 }
 
 /// Returns the text of a response or event, and whether it contains a finish reason.
-fn text_of(data: &[u8]) -> Result<(String, bool), Wrong> {
+fn text_of(data: &[u8]) -> Result<(String, bool), Mismatch> {
     let wire: Wire<'_> = serde_json::from_slice(data).map_err(|_| {
         let came = shown(data);
-        Wrong::new(
+        Mismatch::new(
             Kind::Changed,
             format!("expected the JSON of a completion, got {came}"),
         )
     })?;
     if let Some(error) = wire.error.filter(|error| !error.is_null()) {
         let error = shown(error.to_string().as_bytes());
-        return Err(Wrong::new(Kind::Refused, error));
+        return Err(Mismatch::new(Kind::Refused, error));
     }
     let (mut text, mut ended) = (String::new(), false);
     for choice in wire.choices {
@@ -204,10 +204,10 @@ impl Check {
     ///
     /// # Errors
     /// If it is not the expected event.
-    pub fn event(&mut self, data: &[u8]) -> Result<(), Wrong> {
+    pub fn event(&mut self, data: &[u8]) -> Result<(), Mismatch> {
         if self.done {
             let text = format!("expected nothing after [DONE], got {}", shown(data));
-            return Err(Wrong::new(Kind::AfterEnd, text));
+            return Err(Mismatch::new(Kind::AfterEnd, text));
         }
         if data == b"[DONE]" {
             self.done = true;
@@ -225,7 +225,7 @@ impl Check {
         self.event_parsed(data)
     }
 
-    fn event_parsed(&mut self, data: &[u8]) -> Result<(), Wrong> {
+    fn event_parsed(&mut self, data: &[u8]) -> Result<(), Mismatch> {
         let (text, ended) = text_of(data).map_err(|wrong| self.at(wrong))?;
         // The first event of a chat completion, which has a role, and the final one with the usage.
         if text.is_empty() && (self.next == 0 || self.next == self.tokens) {
@@ -233,7 +233,7 @@ impl Check {
         }
         if self.next == self.tokens {
             let text = format!("expected [DONE], got `{text}`");
-            return Err(self.at(Wrong::new(Kind::AfterEnd, text)));
+            return Err(self.at(Mismatch::new(Kind::AfterEnd, text)));
         }
         if text != self.piece {
             return Err(self.differs(&text));
@@ -243,7 +243,7 @@ impl Check {
                 "the text is correct, but expected {want}, got {}",
                 shown(data)
             );
-            this.at(Wrong::new(Kind::Changed, text))
+            this.at(Mismatch::new(Kind::Changed, text))
         };
         let last = self.next + 1 == self.tokens;
         if ended != last {
@@ -282,7 +282,7 @@ impl Check {
     ///
     /// # Errors
     /// If tokens, or `[DONE]` in a stream, are missing.
-    pub fn finish(&self) -> Result<(), Wrong> {
+    pub fn finish(&self) -> Result<(), Mismatch> {
         if self.done && self.next == self.tokens {
             return Ok(());
         }
@@ -293,19 +293,19 @@ impl Check {
         };
         let came = if self.done { "[DONE]" } else { "the end" };
         let text = format!("expected `{expected}`, got {came}");
-        Err(self.at(Wrong::new(Kind::Cut, text)))
+        Err(self.at(Mismatch::new(Kind::Cut, text)))
     }
 
     /// Compares the body of a response that is not a stream.
     ///
     /// # Errors
     /// If its text differs from the expected one.
-    pub fn whole(&mut self, body: &[u8]) -> Result<(), Wrong> {
+    pub fn whole(&mut self, body: &[u8]) -> Result<(), Mismatch> {
         let (text, ended) = text_of(body)?;
         for piece in text.split_inclusive(' ') {
             if self.next == self.tokens {
                 let text = format!("expected the end, got `{piece}`");
-                return Err(self.at(Wrong::new(Kind::AfterEnd, text)));
+                return Err(self.at(Mismatch::new(Kind::AfterEnd, text)));
             }
             if piece != self.piece {
                 return Err(self.differs(piece));
@@ -317,29 +317,29 @@ impl Check {
     }
 
     /// Returns the error for text that differs from the next token.
-    fn differs(&self, came: &str) -> Wrong {
+    fn differs(&self, came: &str) -> Mismatch {
         let parts = came.strip_prefix('t').and_then(|rest| {
             let (number, tag) = rest.strip_suffix(' ')?.split_once('-')?;
             let is_tag = tag.len() == TAG_DIGITS && tag.bytes().all(|b| b.is_ascii_hexdigit());
             Some((number.parse::<u32>().ok()?, tag)).filter(|_| is_tag)
         });
         let kind = match parts {
-            Some((_, tag)) if tag != self.tag => Kind::Foreign,
+            Some((_, tag)) if tag != self.tag => Kind::OtherResponse,
             Some((number, _)) if number > self.next => Kind::Lost,
-            Some((number, _)) if number < self.next => Kind::Doubled,
+            Some((number, _)) if number < self.next => Kind::Duplicated,
             Some(_) | None => Kind::Changed,
         };
         let expected = self.piece.trim_end();
         let came = shown(came.trim_end().as_bytes());
-        self.at(Wrong::new(
+        self.at(Mismatch::new(
             kind,
             format!("expected `{expected}`, got `{came}`"),
         ))
     }
 
-    fn at(&self, wrong: Wrong) -> Wrong {
+    fn at(&self, wrong: Mismatch) -> Mismatch {
         let text = format!("token {} of {}: {}", self.next, self.tokens, wrong.text);
-        Wrong::new(wrong.kind, text)
+        Mismatch::new(wrong.kind, text)
     }
 }
 
@@ -362,7 +362,7 @@ mod tests {
         events
     }
 
-    fn taken(events: &[String]) -> Result<(), Wrong> {
+    fn taken(events: &[String]) -> Result<(), Mismatch> {
         let mut check = Check::new(TAG.to_owned(), 5);
         for event in events {
             check.event(event.as_bytes())?;
@@ -409,7 +409,7 @@ mod tests {
             ),
             (
                 |events| events.insert(2, events[1].clone()),
-                Kind::Doubled,
+                Kind::Duplicated,
                 "token 2 of 5: expected `t2-89abcdef`, got `t1-89abcdef`",
             ),
             (
@@ -420,7 +420,7 @@ mod tests {
             (|events| events.swap(1, 2), Kind::Lost, "got `t2-"),
             (
                 |events| events[3] = event("t3-00000000 ", "null"),
-                Kind::Foreign,
+                Kind::OtherResponse,
                 "token 3 of 5: expected `t3-89abcdef`, got `t3-00000000`",
             ),
             (
@@ -474,7 +474,7 @@ mod tests {
             (event("", "\"stop\""), Some(Kind::Cut)),
             (
                 event(&text(5).replace("t2", "t1"), "\"stop\""),
-                Some(Kind::Doubled),
+                Some(Kind::Duplicated),
             ),
             ("nonsense".to_owned(), Some(Kind::Changed)),
         ] {

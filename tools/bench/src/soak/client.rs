@@ -3,7 +3,7 @@
 //!
 //! Each connection has one request in progress, or two if one is pipelined; the next request
 //! follows immediately after the response. Deadlines of all connections are checked in one pass
-//! every [`SOAK_LOOK_MS`]: they need not be exact, and a pass over thousands of connections takes
+//! every [`SOAK_CHECK_MS`]: they need not be exact, and a pass over thousands of connections takes
 //! time.
 
 use std::collections::VecDeque;
@@ -14,19 +14,19 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crate::limits::{
-    CONNECT_MS_MAX, NARROW_BUFFER_BYTES, RECEIVE_BYTES, SOAK_ERRORS_MAX, SOAK_LOOK_MS,
+    CONNECT_MS_MAX, NARROW_BUFFER_BYTES, RECEIVE_BYTES, SOAK_CHECK_MS, SOAK_ERRORS_MAX,
     SOAK_SILENCE_S,
 };
 use crate::precision::nanos;
 use crate::response::shown;
-use crate::soak::ask::Asking;
-use crate::soak::check::{Kind, Wrong};
+use crate::soak::ask::RequestTemplate;
+use crate::soak::check::{Kind, Mismatch};
 use crate::soak::exchange::Exchange;
 use crate::soak::plan::{How, Pause, Plan, Point};
 use crate::soak::tally::{Stage, Tally};
 use crate::socket::{self, Poll, Received, Watch};
 
-const LOOK_NS: u64 = SOAK_LOOK_MS * 1_000_000;
+const LOOK_NS: u64 = SOAK_CHECK_MS * 1_000_000;
 const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
 const SILENCE_NS_MAX: u64 = SOAK_SILENCE_S * 1_000_000_000;
 /// If a check is late by more than this, because the client was stalled, the run is extended by the
@@ -42,7 +42,7 @@ pub struct Setup {
     /// Address of the proxy.
     pub addr: SocketAddr,
     /// The requests.
-    pub asking: Asking,
+    pub asking: RequestTemplate,
     /// Number of concurrent streams.
     pub streams: usize,
     /// Tokens of each response.
@@ -126,7 +126,7 @@ impl Link {
 
     /// Extends the deadlines by `late_ns`, the time by which the client's own check is late. Bytes
     /// that arrived meanwhile may still be unread, so the peer must not be blamed for the delay.
-    fn excuse(&mut self, late_ns: u64) {
+    fn extend_deadlines(&mut self, late_ns: u64) {
         self.moved_ns += late_ns;
         if let Phase::Opening(_, since) = &mut self.phase {
             *since += late_ns;
@@ -156,7 +156,7 @@ struct Client<'a> {
 }
 
 /// Runs to the end on the calling thread and closes all connections. `tick` is called every
-/// [`SOAK_LOOK_MS`] or slightly later with the nanoseconds since the start.
+/// [`SOAK_CHECK_MS`] or slightly later with the nanoseconds since the start.
 ///
 /// # Errors
 /// If a system call of the client fails or `tick` returns an error. Failed requests are counted,
@@ -191,7 +191,7 @@ pub fn run(
                 break;
             }
             for number in 0..client.links.len() {
-                client.links[number].excuse(late);
+                client.links[number].extend_deadlines(late);
                 client.look(number, now)?;
             }
             tick(now, &client.tally).map_err(SoakError::Tick)?;
@@ -222,7 +222,7 @@ impl Client<'_> {
             Phase::Closed => return self.open(number),
             Phase::Opening(_, since) if now.saturating_sub(*since) > CONNECT_NS_MAX => {
                 let text = format!("no connection to {} in time", self.setup.addr);
-                return self.failed(number, &Wrong::new(Kind::Connection, text));
+                return self.failed(number, &Mismatch::new(Kind::Connection, text));
             }
             Phase::Opening(..) => return Ok(()),
             Phase::Open(_) => link.moved_ns,
@@ -240,7 +240,7 @@ impl Client<'_> {
         if now.saturating_sub(since) > SILENCE_NS_MAX {
             let came = link.queue.front().map_or(0, Exchange::came);
             let text = format!("after token {came}: nothing received for {SOAK_SILENCE_S} s");
-            return self.failed(number, &Wrong::new(Kind::Silence, text));
+            return self.failed(number, &Mismatch::new(Kind::Silence, text));
         }
         Ok(())
     }
@@ -273,7 +273,7 @@ impl Client<'_> {
             }
             Err(error) => {
                 let text = format!("cannot connect to {addr}: {error}");
-                let wrong = Wrong::new(Kind::Connection, text);
+                let wrong = Mismatch::new(Kind::Connection, text);
                 self.tally.wrong(&format!("stream {number}"), &wrong);
             }
         }
@@ -292,7 +292,7 @@ impl Client<'_> {
                     Ok(()) => self.begin(number),
                     Err(error) => {
                         let text = format!("cannot connect to {}: {error}", self.setup.addr);
-                        self.failed(number, &Wrong::new(Kind::Connection, text))
+                        self.failed(number, &Mismatch::new(Kind::Connection, text))
                     }
                 };
             }
@@ -331,7 +331,7 @@ impl Client<'_> {
             let link = &mut self.links[number];
             let Some(exchange) = link.queue.front_mut() else {
                 let text = format!("received bytes that no request asked for: {}", shown(piece));
-                return self.failed(number, &Wrong::new(Kind::Framing, text));
+                return self.failed(number, &Mismatch::new(Kind::Framing, text));
             };
             let before = exchange.came();
             let taken = exchange.take(piece);
@@ -380,13 +380,13 @@ impl Client<'_> {
         let count = if exchange.stream {
             &mut self.tally.streams
         } else {
-            &mut self.tally.wholes
+            &mut self.tally.unstreamed
         };
         *count += 1;
         self.tally.pipelined += u64::from(exchange.second);
         link.used = true;
         // The connection is unusable if the response was complete before the request was sent.
-        if exchange.keeps() && link.sent == link.out.len() {
+        if exchange.is_reusable() && link.sent == link.out.len() {
             return true;
         }
         self.tally.closed += 1;
@@ -402,7 +402,7 @@ impl Client<'_> {
         };
         // The peer closed the idle connection at the same time as the client sent the next request
         // on it (RFC 9112, section 9.3.1), so the request has not failed.
-        if link.used && !exchange.heard {
+        if link.used && !exchange.has_response_bytes {
             self.tally.again += link.queue.len() as u64;
             return self.open(number);
         }
@@ -410,7 +410,7 @@ impl Client<'_> {
             Some(error) => {
                 let came = exchange.came();
                 let text = format!("after token {came}: the connection failed: {error}");
-                Err(Wrong::new(Kind::Connection, text))
+                Err(Mismatch::new(Kind::Connection, text))
             }
             None => exchange.end(),
         };
@@ -496,7 +496,7 @@ impl Client<'_> {
             && let Some((point, how)) = exchange.abort
         {
             let stage = match point {
-                _ if exchange.heard => Stage::Within,
+                _ if exchange.has_response_bytes => Stage::Within,
                 Point::Sending(_) => Stage::Sending,
                 Point::AfterMs(_) | Point::Tokens(_) => Stage::BeforeHead,
             };
@@ -517,7 +517,7 @@ impl Client<'_> {
     }
 
     /// Counts a failed request and closes its connection.
-    fn failed(&mut self, number: usize, wrong: &Wrong) -> io::Result<()> {
+    fn failed(&mut self, number: usize, wrong: &Mismatch) -> io::Result<()> {
         let link = &mut self.links[number];
         let request = match link.queue.front() {
             Some(exchange) => format!(", {}", exchange.name()),

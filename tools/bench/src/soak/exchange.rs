@@ -4,11 +4,11 @@
 use crate::http::{Reader, ResponseError};
 use crate::limits::{SHOWN_BODY_BYTES_MAX, TEXT_BYTES_MAX};
 use crate::response::shown;
-use crate::soak::check::{Check, Kind, Wrong};
+use crate::soak::check::{Check, Kind, Mismatch};
 use crate::soak::plan::{How, Point};
 use crate::sse::{EventTooLarge, Splitter};
 
-impl From<EventTooLarge> for Wrong {
+impl From<EventTooLarge> for Mismatch {
     fn from(_: EventTooLarge) -> Self {
         Self::new(Kind::Changed, "an event of the stream is too large")
     }
@@ -26,7 +26,7 @@ pub struct Exchange {
     /// When and how the request is aborted.
     pub abort: Option<(Point, How)>,
     /// Whether any byte of the response has arrived.
-    pub heard: bool,
+    pub has_response_bytes: bool,
     reader: Reader,
     splitter: Splitter,
     check: Check,
@@ -42,7 +42,7 @@ impl Exchange {
             stream,
             second: false,
             abort: None,
-            heard: false,
+            has_response_bytes: false,
             reader: Reader::new(),
             splitter: Splitter::default(),
             check: Check::new(tag, tokens),
@@ -78,7 +78,7 @@ impl Exchange {
 
     /// Returns whether the connection can be used again.
     #[must_use]
-    pub fn keeps(&self) -> bool {
+    pub fn is_reusable(&self) -> bool {
         self.reader.head().is_some_and(|head| head.keep_alive)
     }
 
@@ -87,8 +87,8 @@ impl Exchange {
     ///
     /// # Errors
     /// If the response differs from the expected one.
-    pub fn take<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], Wrong> {
-        self.heard = true;
+    pub fn take<'a>(&mut self, piece: &'a [u8]) -> Result<&'a [u8], Mismatch> {
+        self.has_response_bytes = true;
         let rest = (self.reader.feed_response(piece, &mut self.body))
             .map_err(|error| self.framing(error))?;
         let Some(head) = self.reader.head() else {
@@ -100,7 +100,7 @@ impl Exchange {
                 let (status, what) = (head.status, if head.event_stream { "a" } else { "no" });
                 let body = shown(&self.body);
                 let text = format!("expected status 200, got {status}, {what} stream: {body}");
-                return Err(Wrong::new(Kind::Refused, text));
+                return Err(Mismatch::new(Kind::Refused, text));
             }
             return Ok(rest);
         }
@@ -109,7 +109,7 @@ impl Exchange {
             self.splitter.feed(&self.body, |data| check.event(data))?;
             self.body.clear();
         } else if self.body.len() > TEXT_BYTES_MAX {
-            return Err(Wrong::new(Kind::AfterEnd, "the response is too large"));
+            return Err(Mismatch::new(Kind::AfterEnd, "the response is too large"));
         }
         if done {
             self.complete()?;
@@ -121,24 +121,24 @@ impl Exchange {
     ///
     /// # Errors
     /// If the response is incomplete or differs from the expected one.
-    pub fn end(&mut self) -> Result<(), Wrong> {
+    pub fn end(&mut self) -> Result<(), Mismatch> {
         self.reader.end().map_err(|error| self.framing(error))?;
         self.complete()
     }
 
-    fn complete(&mut self) -> Result<(), Wrong> {
+    fn complete(&mut self) -> Result<(), Mismatch> {
         if !self.stream {
             return self.check.whole(&self.body);
         }
         self.check.finish()?;
         if self.splitter.is_inside() {
             let text = "expected the end after [DONE], got the beginning of an event";
-            return Err(Wrong::new(Kind::AfterEnd, text));
+            return Err(Mismatch::new(Kind::AfterEnd, text));
         }
         Ok(())
     }
 
-    fn framing(&self, error: ResponseError) -> Wrong {
+    fn framing(&self, error: ResponseError) -> Mismatch {
         let kind = match error {
             ResponseError::Cut => Kind::Cut,
             ResponseError::Head
@@ -148,7 +148,7 @@ impl Exchange {
             | ResponseError::Chunk
             | ResponseError::TrailingBytes => Kind::Framing,
         };
-        Wrong::new(kind, format!("after token {}: {error}", self.came()))
+        Mismatch::new(kind, format!("after token {}: {error}", self.came()))
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
         format!("HTTP/1.1 200 OK\r\ncontent-length: {len}\r\n\r\n{body}")
     }
 
-    fn taken(stream: bool, bytes: &str) -> Result<(bool, String), Wrong> {
+    fn taken(stream: bool, bytes: &str) -> Result<(bool, String), Mismatch> {
         let mut exchange = Exchange::new(1, stream, TAG.to_owned(), 2);
         let rest = exchange.take(bytes.as_bytes())?;
         let rest = String::from_utf8_lossy(rest).into_owned();
@@ -194,9 +194,9 @@ mod tests {
             for at in 0..bytes.len() {
                 let mut exchange = Exchange::new(1, is_stream, TAG.to_owned(), 2);
                 assert_eq!(exchange.take(&bytes.as_bytes()[..at]), Ok(&b""[..]));
-                assert!(!exchange.is_done() && exchange.heard);
+                assert!(!exchange.is_done() && exchange.has_response_bytes);
                 assert_eq!(exchange.take(&bytes.as_bytes()[at..]), Ok(&b""[..]));
-                assert!(exchange.is_done() && exchange.keeps());
+                assert!(exchange.is_done() && exchange.is_reusable());
             }
         }
     }
@@ -220,7 +220,7 @@ mod tests {
             (
                 true,
                 stream().replace("t1-00000000", "t1-00000001"),
-                Kind::Foreign,
+                Kind::OtherResponse,
             ),
             (true, late, Kind::AfterEnd),
         ];

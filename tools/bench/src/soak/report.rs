@@ -10,7 +10,7 @@ use crate::limits::BUSY_SHARE_MAX;
 use crate::precision::nanos;
 use crate::soak::check::Kind;
 use crate::soak::tally::{Stage, Tally};
-use crate::soak::watch::{Course, Judgement, Sample};
+use crate::soak::watch::{Judgement, Sample, Trend};
 use crate::units::show_ns;
 
 /// The proxy's process over the run.
@@ -174,7 +174,7 @@ impl Report {
             "requests_begun": tally.begun,
             "requests_unfinished": tally.unfinished,
             "streams_complete": tally.streams,
-            "wholes_complete": tally.wholes,
+            "wholes_complete": tally.unstreamed,
             "pipelined_complete": tally.pipelined,
             "chunks": tally.chunks,
             "bytes": tally.bytes,
@@ -197,29 +197,29 @@ impl Report {
 fn tally_text(tally: &Tally, wall: Duration, line: &mut impl FnMut(&str, String)) {
     let [
         begun,
-        given_up,
+        aborted,
         unfinished,
         streams,
-        wholes,
+        unstreamed,
         pipelined,
         chunks,
     ] = [
         tally.begun,
-        tally.given_up(),
+        tally.aborted(),
         tally.unfinished,
         tally.streams,
-        tally.wholes,
+        tally.unstreamed,
         tally.pipelined,
         tally.chunks,
     ]
     .map(grouped);
     line(
         "requests",
-        format!("{begun} started, {given_up} aborted, {unfinished} in progress at the end"),
+        format!("{begun} started, {aborted} aborted, {unfinished} in progress at the end"),
     );
     line(
         "complete",
-        format!("{streams} streams, {wholes} whole responses; {pipelined} of these pipelined"),
+        format!("{streams} streams, {unstreamed} whole responses; {pipelined} of these pipelined"),
     );
     let rate = tally.chunks as f64 / wall.as_secs_f64().max(1e-9);
     let received = mib(tally.bytes);
@@ -257,7 +257,7 @@ fn tally_text(tally: &Tally, wall: Duration, line: &mut impl FnMut(&str, String)
 
 type Shown = fn(u64) -> String;
 
-fn courses(judgement: &Judgement) -> [(&'static str, Course, Shown); 2] {
+fn courses(judgement: &Judgement) -> [(&'static str, Trend, Shown); 2] {
     [
         ("resident set", judgement.rss, mib),
         ("descriptors", judgement.descriptors, grouped),
@@ -322,7 +322,7 @@ impl Process {
                 "cpu_ns": sample.cpu_ns,
             })
         };
-        let course = |course: Course| {
+        let course = |course: Trend| {
             json!({
                 "after_warmup": course.first,
                 "median": course.median,

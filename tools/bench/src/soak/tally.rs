@@ -1,7 +1,7 @@
 //! The counters of a soak run.
 
 use crate::limits::SOAK_ERRORS_SHOWN_MAX;
-use crate::soak::check::{Kind, Wrong};
+use crate::soak::check::{Kind, Mismatch};
 
 /// Progress of a request when the client aborted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Tally {
     /// Streamed responses that were complete and correct.
     pub streams: u64,
     /// Responses without streaming that were complete and correct.
-    pub wholes: u64,
+    pub unstreamed: u64,
     /// Of these two, responses to pipelined requests.
     pub pipelined: u64,
     /// Tokens received in streams, one per event, including the streams of aborted requests.
@@ -69,7 +69,7 @@ pub struct Tally {
 
 impl Tally {
     /// Counts a failed request; `what` identifies it in the description.
-    pub fn wrong(&mut self, what: &str, wrong: &Wrong) {
+    pub fn wrong(&mut self, what: &str, wrong: &Mismatch) {
         let counts = Kind::ALL.iter().zip(&mut self.errors);
         for (kind, count) in counts {
             *count += u64::from(*kind == wrong.kind);
@@ -87,7 +87,7 @@ impl Tally {
 
     /// Returns the number of aborted requests.
     #[must_use]
-    pub fn given_up(&self) -> u64 {
+    pub fn aborted(&self) -> u64 {
         self.aborts.iter().flatten().sum()
     }
 }
@@ -100,9 +100,9 @@ mod tests {
     fn failures_are_counted_by_kind_and_the_first_ones_described() {
         let mut tally = Tally::default();
         for number in 0..=SOAK_ERRORS_SHOWN_MAX {
-            tally.wrong(&format!("stream {number}"), &Wrong::new(Kind::Lost, "x"));
+            tally.wrong(&format!("stream {number}"), &Mismatch::new(Kind::Lost, "x"));
         }
-        tally.wrong("stream 0", &Wrong::new(Kind::Silence, "y"));
+        tally.wrong("stream 0", &Mismatch::new(Kind::Silence, "y"));
         assert_eq!((tally.errors[0], tally.errors[9]), (11, 1));
         assert_eq!(tally.failures(), 12);
         assert_eq!(tally.shown.len(), SOAK_ERRORS_SHOWN_MAX);

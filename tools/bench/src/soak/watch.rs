@@ -92,7 +92,7 @@ impl Windows {
 
 /// One property of the process over a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Course {
+pub struct Trend {
     /// Median of the first window.
     pub first: u64,
     /// Median after the warm-up.
@@ -105,7 +105,7 @@ pub struct Course {
     pub last_max: u64,
 }
 
-impl Course {
+impl Trend {
     /// Returns whether the property did not grow.
     #[must_use]
     pub const fn is_flat(&self) -> bool {
@@ -117,9 +117,9 @@ impl Course {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
     /// Resident set in bytes.
-    pub rss: Course,
+    pub rss: Trend,
     /// Number of open descriptors.
-    pub descriptors: Course,
+    pub descriptors: Trend,
 }
 
 /// Judges the samples of a run that ended at `end_ns`; returns `None` if a window contains fewer
@@ -137,7 +137,7 @@ pub fn judge(samples: &[Sample], windows: Windows, end_ns: u64) -> Option<Judgem
             enough.then(|| values[(values.len() - 1) / 2])
         };
         let first = median_of(warmup, warmup.saturating_add(window))?;
-        Some(Course {
+        Some(Trend {
             first,
             median: median_of(warmup, end_ns)?,
             max: samples.iter().map(of).max()?,

@@ -48,7 +48,7 @@ struct Inner {
     book: Guarded<Book>,
     changed: Notify,
     prefill_waits: AtomicBool,
-    decode_hastens: AtomicBool,
+    decode_does_not_wait: AtomicBool,
 }
 
 /// The meetings of a group of engines. Clones share their contents.
@@ -79,7 +79,7 @@ impl Meetings {
 
     /// Sets whether the response to a decode leg waits for the prefill leg; on by default.
     pub fn decode_waits(&self, waits: bool) {
-        self.0.decode_hastens.store(!waits, Ordering::Relaxed);
+        self.0.decode_does_not_wait.store(!waits, Ordering::Relaxed);
     }
 
     /// Returns the keys of all meetings, in the order of their first arrivals.
@@ -140,7 +140,7 @@ impl Meetings {
         self.0.changed.notify_waiters();
         let waits = match side {
             Side::Prefill => self.0.prefill_waits.load(Ordering::Relaxed),
-            Side::Decode => !self.0.decode_hastens.load(Ordering::Relaxed),
+            Side::Decode => !self.0.decode_does_not_wait.load(Ordering::Relaxed),
         };
         Ok(waits.then(|| Wait {
             meetings: self.clone(),
