@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::nearest::{TYPO_DISTANCE_MAX, distance};
-use super::units::{self, CPU_MAX, UnitError, show_cpus};
+use super::units::{self, CPU_MAX, UnitError, format_cpus};
 
 /// Longest accepted device name in bytes: the kernel's limit for RDMA devices. Network interface
 /// names have at most 15 bytes.
@@ -92,10 +92,10 @@ impl fmt::Display for PciAddress {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Gpus(numbers) => write!(f, "near:gpu{}", show_cpus(numbers)),
+            Self::Gpus(numbers) => write!(f, "near:gpu{}", format_cpus(numbers)),
             Self::Pci(address) => write!(f, "near:{address}"),
             Self::Device(name) => write!(f, "near:{name}"),
-            Self::Nodes(numbers) => write!(f, "numa:{}", show_cpus(numbers)),
+            Self::Nodes(numbers) => write!(f, "numa:{}", format_cpus(numbers)),
         }
     }
 }
@@ -104,7 +104,7 @@ impl fmt::Display for Cores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
-            Self::List(cpus) => f.write_str(&show_cpus(cpus)),
+            Self::List(cpus) => f.write_str(&format_cpus(cpus)),
             Self::At { place, shards: 1 } => write!(f, "{place}"),
             Self::At { place, shards } => write!(f, "{place}*{shards}"),
         }
@@ -146,8 +146,10 @@ impl CoresError {
             Self::Device => "does not name a device after `near:`".to_owned(),
             Self::Shards => format!("needs a number of shards from 1 to {CPU_MAX} after the `*`"),
         };
-        match meant(text) {
-            Some(meant) => format!("`{text}` {why}; did you mean `{meant}`? Give {FORMS}"),
+        match suggestion(text) {
+            Some(suggestion) => {
+                format!("`{text}` {why}; did you mean `{suggestion}`? Give {FORMS}")
+            }
             None => format!("`{text}` {why}; give {FORMS}"),
         }
     }
@@ -213,7 +215,7 @@ fn device(text: &str) -> Result<Place, CoresError> {
 }
 
 /// Returns the nearest valid value, if one is near enough.
-fn meant(text: &str) -> Option<String> {
+fn suggestion(text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     let (word, rest) = lower.split_once(':').unwrap_or((&lower, ""));
     let mut candidates = vec![
@@ -351,7 +353,7 @@ mod tests {
             ("", None),
         ] {
             assert!(text.parse::<Cores>().is_err(), "{text}");
-            assert_eq!(meant(text).as_deref(), want, "{text:?}");
+            assert_eq!(suggestion(text).as_deref(), want, "{text:?}");
         }
     }
 }

@@ -153,7 +153,7 @@ pub fn switch(text: &str) -> Option<bool> {
 
 /// Formats a duration in the largest unit that divides it.
 #[must_use]
-pub fn show_duration(value: Duration) -> String {
+pub fn format_duration(value: Duration) -> String {
     let nanos = value.as_nanos();
     if nanos == 0 {
         return "0s".to_owned();
@@ -176,7 +176,7 @@ pub fn show_duration(value: Duration) -> String {
 
 /// Formats a size in the largest binary unit that divides it.
 #[must_use]
-pub fn show_size(bytes: u64) -> String {
+pub fn format_size(bytes: u64) -> String {
     for (unit, factor) in [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
         if bytes != 0 && bytes.is_multiple_of(factor) {
             return format!("{}{unit}", bytes / factor);
@@ -187,7 +187,7 @@ pub fn show_size(bytes: u64) -> String {
 
 /// Formats a CPU list with ranges, such as `0-3,8`.
 #[must_use]
-pub fn show_cpus(cpus: &[usize]) -> String {
+pub fn format_cpus(cpus: &[usize]) -> String {
     let mut text = String::new();
     let mut index = 0;
     while index < cpus.len() {
@@ -312,19 +312,19 @@ mod tests {
         ] {
             assert_eq!(cpu_list(text), want, "{text:?}");
         }
-        assert_eq!(show_cpus(&[0, 1, 2, 3, 8]), "0-3,8");
-        assert_eq!(show_cpus(&[8, 0, 1]), "8,0-1");
+        assert_eq!(format_cpus(&[0, 1, 2, 3, 8]), "0-3,8");
+        assert_eq!(format_cpus(&[8, 0, 1]), "8,0-1");
     }
 
     #[test]
     fn formatted_values_parse_back() {
         for text in ["0s", "250ms", "90s", "5m", "1h", "7ns", "3us"] {
             let value = duration(text).unwrap();
-            assert_eq!(duration(&show_duration(value)), Ok(value));
+            assert_eq!(duration(&format_duration(value)), Ok(value));
         }
-        assert_eq!(show_duration(Duration::from_secs(60)), "1m");
+        assert_eq!(format_duration(Duration::from_secs(60)), "1m");
         for text in ["512MiB", "2GiB", "64KiB", "1000B", "0B"] {
-            assert_eq!(show_size(size(text).unwrap()), text);
+            assert_eq!(format_size(size(text).unwrap()), text);
         }
     }
 }

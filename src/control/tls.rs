@@ -143,7 +143,7 @@ impl<'a> Upstream<'a> {
                 "--tls-insecure-skip-verify: certificates of the {stage} are not verified; the \
                  connection is open to man-in-the-middle attacks"
             );
-            Trust::Anyone
+            Trust::AnyCertificate
         };
         let identity = self.identity.as_ref();
         let identity = identity.map(|(chain, key)| (chain.clone(), key.clone_key()));

@@ -131,7 +131,7 @@ impl Pipe {
 
 fn left(moved: rustix::io::Result<usize>) -> Left {
     if moved == Err(Errno::WOULDBLOCK) {
-        Left::Used
+        Left::Exhausted
     } else {
         Left::Ready
     }
@@ -170,7 +170,7 @@ mod tests {
         let pipes = Pipes::default();
         let mut pipe = pipes.take().unwrap();
         let ((from, mut client), (to, mut engine)) = (pair(), pair());
-        assert_eq!(pipe.fill(from.as_fd(), 100).0, Left::Used);
+        assert_eq!(pipe.fill(from.as_fd(), 100).0, Left::Exhausted);
         client.write_all(b"abcdefgh").unwrap();
         assert_eq!(pipe.fill(from.as_fd(), 5).1.unwrap(), 5);
         assert_eq!((pipe.drain(to.as_fd()).1.unwrap(), pipe.held()), (5, 0));

@@ -184,9 +184,9 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Returns whether an endpoint is this proxy itself. `judge` is called once per endpoint and
+    /// Returns whether an endpoint is this proxy itself. `is_own_address` is called once per endpoint and
     /// address list; its result is cached.
-    pub fn is_self(&self, id: EndpointId, judge: impl FnOnce(&[Address]) -> bool) -> bool {
+    pub fn is_self(&self, id: EndpointId, is_own_address: impl FnOnce(&[Address]) -> bool) -> bool {
         let mut table = self.table.borrow_mut();
         let Some(endpoint) = table.get_mut(id) else {
             return false;
@@ -195,7 +195,9 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             return false;
         }
         let addresses = Rc::clone(&endpoint.addresses);
-        *endpoint.is_self.get_or_insert_with(|| judge(&addresses))
+        *endpoint
+            .is_self
+            .get_or_insert_with(|| is_own_address(&addresses))
     }
 
     /// Removes and returns the newest idle connection on which nothing has arrived.

@@ -20,7 +20,7 @@ pub(super) enum Left {
     /// Still ready: another call may make progress immediately.
     Ready,
     /// The socket is empty (or full): the caller must wait for readiness before the next call.
-    Used,
+    Exhausted,
 }
 
 /// Derives the remaining readiness from the result of a receive of at most `wanted` bytes.
@@ -36,7 +36,7 @@ fn after_recv(received: rustix::io::Result<usize>, wanted: usize) -> (Left, io::
         Ok(n) => n > 0 && n < wanted,
         Err(error) => error == rustix::io::Errno::WOULDBLOCK,
     };
-    let left = if empty { Left::Used } else { Left::Ready };
+    let left = if empty { Left::Exhausted } else { Left::Ready };
     (left, received.map_err(io::Error::from))
 }
 
@@ -45,7 +45,7 @@ fn after_send(sent: rustix::io::Result<usize>, wanted: usize) -> (Left, io::Resu
         Ok(n) => n < wanted,
         Err(error) => error == rustix::io::Errno::WOULDBLOCK,
     };
-    let left = if full { Left::Used } else { Left::Ready };
+    let left = if full { Left::Exhausted } else { Left::Ready };
     (left, sent.map_err(io::Error::from))
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::near::{self, NearError};
 use super::topology::Topology;
-use crate::config::units::show_cpus;
+use crate::config::units::format_cpus;
 use crate::config::{Cores, Place};
 
 /// The placement of all shards.
@@ -88,8 +88,8 @@ impl fmt::Display for CoreError {
                 f,
                 "CPU {} is not among those this process may use ({}); the value lists CPU numbers, \
                  it is not a count",
-                show_cpus(named),
-                show_cpus(allowed)
+                format_cpus(named),
+                format_cpus(allowed)
             ),
             Self::Near { place, error } => write!(f, "{place}: {error}"),
             Self::Outside {
@@ -100,7 +100,7 @@ impl fmt::Display for CoreError {
                 f,
                 "{place}: {cpus} are not among those this process may use ({}); allow some of \
                  them (taskset, AllowedCPUs=, the container's cpuset), or specify other CPUs",
-                show_cpus(allowed)
+                format_cpus(allowed)
             ),
             Self::TooFew {
                 place,
@@ -110,7 +110,7 @@ impl fmt::Display for CoreError {
                 f,
                 "{place}: {shards} shards need one CPU each, but this process may use only {} there ({})",
                 cpus.len(),
-                show_cpus(cpus)
+                format_cpus(cpus)
             ),
         }
     }
@@ -141,7 +141,8 @@ pub fn plan_cores(
              stops all of them for the rest of the period"
         ));
     }
-    plan.warnings.extend(far_memory(&plan.seats, topology));
+    plan.warnings
+        .extend(remote_memory_warning(&plan.seats, topology));
     Ok(plan)
 }
 
@@ -165,7 +166,9 @@ fn plan_auto(allowed: &[usize], quota: Option<f64>, topology: &Topology) -> Core
         (None, None) => Seat::default(),
     };
     let seats = vec![seat];
-    let warnings = far_memory(&seats, topology).into_iter().collect();
+    let warnings = remote_memory_warning(&seats, topology)
+        .into_iter()
+        .collect();
     CorePlan { seats, warnings }
 }
 
@@ -235,7 +238,7 @@ fn plan_place(
         warnings.push(format!(
             "--cores {place}: {} are not among those this process may use ({}); no shard runs there",
             outside.join(" and "),
-            show_cpus(allowed)
+            format_cpus(allowed)
         ));
     }
     for spot in usable.iter().filter(|spot| !spot.known) {
@@ -243,7 +246,7 @@ fn plan_place(
             "--cores {place}: the firmware does not report the NUMA node of {}; the kernel reports CPU \
              {} as local to it; if you know the node, specify it with --cores numa:N",
             spot.near,
-            show_cpus(&spot.cpus)
+            format_cpus(&spot.cpus)
         ));
     }
     let seats = chosen.iter();
@@ -267,7 +270,7 @@ fn seat(cpu: usize, near: &str, topology: &Topology) -> Seat {
 /// A shard normally gets memory of its node without further action: it allocates after it was
 /// pinned, and the kernel takes pages from the node of the CPU that first writes them. No memory
 /// policy is set here, so that one set by the operator (numactl, NUMAPolicy=) applies.
-fn far_memory(seats: &[Seat], topology: &Topology) -> Option<String> {
+fn remote_memory_warning(seats: &[Seat], topology: &Topology) -> Option<String> {
     let allowed = &topology.memory_nodes;
     let mut far: Vec<_> = seats.iter().filter_map(|seat| seat.node).collect();
     far.sort_unstable();
@@ -277,8 +280,8 @@ fn far_memory(seats: &[Seat], topology: &Topology) -> Option<String> {
         format!(
             "shards run on node {}, but this process may only allocate memory on node {} \
              (cpuset.mems): every memory access crosses nodes",
-            show_cpus(&far),
-            show_cpus(allowed)
+            format_cpus(&far),
+            format_cpus(allowed)
         )
     })
 }

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::fmt;
 
 use super::topology::{Locality, Topology};
-use crate::config::units::show_cpus;
+use crate::config::units::format_cpus;
 use crate::config::{PciAddress, Place};
 
 /// Maximum number of names in a message; a host with many containers has thousands of interfaces.
@@ -27,8 +27,8 @@ pub(super) struct Spot {
 impl fmt::Display for Spot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.near {
-            "" => write!(f, "CPU {}", show_cpus(&self.cpus)),
-            near => write!(f, "the CPUs near {near} ({})", show_cpus(&self.cpus)),
+            "" => write!(f, "CPU {}", format_cpus(&self.cpus)),
+            near => write!(f, "the CPUs near {near} ({})", format_cpus(&self.cpus)),
         }
     }
 }
@@ -146,7 +146,7 @@ pub(super) fn gpu_spots(numbers: &[usize], topology: &Topology) -> Result<Vec<Sp
             None => groups.push((own, vec![*number])),
             Some((spot, numbers)) => {
                 numbers.push(*number);
-                spot.near = format!("gpu{}", show_cpus(numbers));
+                spot.near = format!("gpu{}", format_cpus(numbers));
                 spot.known &= own.known;
             }
         }

@@ -52,14 +52,14 @@ impl Socket {
     }
 
     fn received(&self, (left, received): (Left, io::Result<usize>)) -> io::Result<usize> {
-        if left == Left::Used {
+        if left == Left::Exhausted {
             self.reading.borrow().clear();
         }
         received
     }
 
     fn sent(&self, (left, sent): (Left, io::Result<usize>)) -> io::Result<usize> {
-        if left == Left::Used
+        if left == Left::Exhausted
             && let Some(writing) = &*self.writing.borrow()
         {
             writing.clear();

@@ -36,14 +36,14 @@ impl Socket {
     }
 
     fn received(&self, (left, received): (Left, io::Result<usize>)) -> io::Result<usize> {
-        if left == Left::Used {
+        if left == Left::Exhausted {
             self.handle.slot().clear(Readiness::READ);
         }
         received
     }
 
     fn sent(&self, (left, sent): (Left, io::Result<usize>)) -> io::Result<usize> {
-        if left == Left::Used {
+        if left == Left::Exhausted {
             self.handle.slot().clear(Readiness::WRITE);
         }
         sent
@@ -60,7 +60,7 @@ impl Conn for Socket {
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
         let polled = self.handle.slot().poll_write(cx);
         if polled.is_pending() {
-            self.handle.want_write();
+            self.handle.request_write();
         }
         polled
     }

@@ -286,7 +286,7 @@ impl Net for Runtime {
 impl Inner {
     /// Polls the kernel once and records its events. Sleeps only if no task can run.
     fn turn(&self, events: &mut Vec<Event>) -> io::Result<()> {
-        let wait = task::woken() == 0 && !self.looks_on();
+        let wait = task::woken() == 0 && !self.spin_for_events();
         self.source.borrow_mut().turn(wait, events)?;
         self.turn_began.set(None);
         if self.busy_poll.is_some() && !events.is_empty() {
@@ -300,7 +300,7 @@ impl Inner {
 
     /// Spins until there may be events, for as long as busy polling allows. Returns `true` if there
     /// may be events, so that the caller must not sleep.
-    fn looks_on(&self) -> bool {
+    fn spin_for_events(&self) -> bool {
         let Some(window) = self.busy_poll else {
             return false;
         };
@@ -437,7 +437,7 @@ impl Handle {
     }
 
     /// Requests an event for when the socket becomes writable.
-    fn want_write(&self) {
+    fn request_write(&self) {
         let key = self.slot.key();
         {
             let mut watches = self.inner.watches.borrow_mut();
@@ -469,7 +469,7 @@ impl Drop for Handle {
         place.slot = None;
         let (is_reading, is_writing) = (place.is_reading, place.is_writing);
         source.unwatch(self.slot.fd(), key, is_writing);
-        if !source.tells_the_last() || !(is_reading || is_writing) {
+        if !source.reports_last_event() || !(is_reading || is_writing) {
             watches.forget(key);
         }
     }

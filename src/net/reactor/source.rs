@@ -77,7 +77,7 @@ impl Source {
 
     /// Returns whether the kernel reports a last event for a watch after it was ended, and uses its
     /// key until then.
-    pub(super) const fn tells_the_last(&self) -> bool {
+    pub(super) const fn reports_last_event(&self) -> bool {
         matches!(self, Self::Uring(_))
     }
 

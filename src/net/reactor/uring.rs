@@ -14,7 +14,7 @@ use super::source::{Event, WRITE_KEY};
 use crate::net::probe::{RING_ENTRIES, ring_builder};
 
 /// Marks completions of cancellations, which are ignored.
-const NOBODY: u64 = u64::MAX;
+const CANCEL_KEY: u64 = u64::MAX;
 /// `IORING_ENTER_GETEVENTS`: runs deferred work, which posts the completions.
 const ENTER_GETEVENTS: u32 = 1;
 
@@ -51,7 +51,7 @@ impl Uring {
         // then keep the socket open forever. If the poll has just ended the cancellation finds
         // nothing, which is harmless.
         let cancel = opcode::AsyncCancel::new(key).build();
-        self.queue(cancel.flags(Flags::SKIP_SUCCESS).user_data(NOBODY));
+        self.queue(cancel.flags(Flags::SKIP_SUCCESS).user_data(CANCEL_KEY));
     }
 
     pub(super) fn has_work(&mut self) -> bool {
@@ -70,7 +70,7 @@ impl Uring {
         } else {
             Ok(0)
         };
-        forgive(entered)?;
+        ok_if_retryable(entered)?;
         events.extend(self.ring.completion().filter_map(|entry| event(&entry)));
         Ok(())
     }
@@ -113,7 +113,7 @@ impl Uring {
             if self.backlog.is_empty() {
                 return Ok(());
             }
-            if forgive(self.ring.submit())? == 0 {
+            if ok_if_retryable(self.ring.submit())? == 0 {
                 // The kernel accepted nothing: completions must be collected first.
                 return Ok(());
             }
@@ -124,7 +124,7 @@ impl Uring {
 
 /// Turns errors of calls that can be repeated later into `Ok(0)`: interrupted, or completions must
 /// be collected first.
-fn forgive(entered: io::Result<usize>) -> io::Result<usize> {
+fn ok_if_retryable(entered: io::Result<usize>) -> io::Result<usize> {
     match entered {
         Err(error)
             if [Errno::INTR, Errno::BUSY, Errno::AGAIN]
@@ -143,7 +143,7 @@ fn bits(flags: PollFlags) -> u32 {
 
 fn event(entry: &cqueue::Entry) -> Option<Event> {
     let key = entry.user_data();
-    if key == NOBODY {
+    if key == CANCEL_KEY {
         return None;
     }
     let is_last = !cqueue::more(entry.flags());

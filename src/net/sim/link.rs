@@ -17,11 +17,11 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::world::{What, World};
+use super::world::{Action, World};
 
 /// Behaviour of a connection. Probabilities are out of 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Manner {
+pub struct LinkBehaviour {
     /// Capacity in bytes of each direction: from side 0 to side 1, and back.
     pub capacity: [usize; 2],
     /// Longest time that bytes, FIN and RST travel.
@@ -34,7 +34,7 @@ pub struct Manner {
     pub spurious: u8,
 }
 
-impl Manner {
+impl LinkBehaviour {
     /// A connection without delays, partial transfers or spurious errors, with `capacity` bytes per
     /// direction.
     #[must_use]
@@ -152,7 +152,7 @@ pub(super) struct Link {
     me: Weak<RefCell<Self>>,
     sides: [Side; 2],
     pipes: [Pipe; 2],
-    manner: Manner,
+    manner: LinkBehaviour,
     /// State of the connect of side 0. Side 1 accepts and is always connected.
     pub(super) connect: Connect,
 }
@@ -169,7 +169,7 @@ pub struct Flow {
 }
 
 impl Link {
-    pub(super) fn new(manner: Manner, connect: Connect) -> Rc<RefCell<Self>> {
+    pub(super) fn new(manner: LinkBehaviour, connect: Connect) -> Rc<RefCell<Self>> {
         let pipe = |capacity: usize| Pipe {
             capacity: capacity.max(1),
             ..Pipe::default()
@@ -185,7 +185,7 @@ impl Link {
         })
     }
 
-    fn schedule(&self, world: &World, at: u64, what: impl FnOnce(Rc<RefCell<Self>>) -> What) {
+    fn schedule(&self, world: &World, at: u64, what: impl FnOnce(Rc<RefCell<Self>>) -> Action) {
         if let Some(me) = self.me.upgrade() {
             world.push(at, what(me));
         }
@@ -249,7 +249,7 @@ impl Link {
             }
             ready.is_scheduled = true;
             let at = world.now() + world.below_duration(self.manner.notify_max);
-            self.schedule(world, at, |link| What::Notify(link, side, event));
+            self.schedule(world, at, |link| Action::Notify(link, side, event));
         }
     }
 
@@ -384,14 +384,14 @@ impl Link {
         if at <= world.now() {
             self.deliver(world, side);
         } else {
-            self.schedule(world, at, |link| What::Deliver(link, side));
+            self.schedule(world, at, |link| Action::Deliver(link, side));
         }
     }
 
     /// Makes bytes and a FIN whose arrival time has been reached visible to `side`.
     pub(super) fn deliver(&mut self, world: &World, side: usize) {
         let now = world.now();
-        let is_deaf = {
+        let refuses_bytes = {
             let this = &self.sides[side];
             this.is_closed || (this.shut_read && this.shut_write)
         };
@@ -404,7 +404,7 @@ impl Link {
                 break;
             };
             inbound.segment_bytes -= piece.len();
-            if is_deaf {
+            if refuses_bytes {
                 refused |= !piece.is_empty();
             } else {
                 inbound.queue.extend(piece);
@@ -475,7 +475,7 @@ impl Link {
         if world.hits(128) {
             at = at.max(self.pipes[side].last_at);
         }
-        self.schedule(world, at, |link| What::Reset(link, 1 - side));
+        self.schedule(world, at, |link| Action::Reset(link, 1 - side));
     }
 
     /// Resets the connection immediately, even if this end is still in use.

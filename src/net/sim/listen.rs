@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use super::conn::SimConn;
 use super::link::{Connect, Link};
-use super::world::{What, World};
+use super::world::{Action, World};
 use crate::net::Address;
 
 /// The way an address handles connects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Greeting {
+pub enum ConnectBehaviour {
     /// Connects succeed.
     #[default]
     Accept,
@@ -30,7 +30,7 @@ pub enum Greeting {
 /// The listening state of one address: its accept queue and its handling of new connects.
 #[derive(Default)]
 struct Place {
-    greeting: Cell<Greeting>,
+    greeting: Cell<ConnectBehaviour>,
     delay_max: Cell<Duration>,
     waiting: RefCell<VecDeque<SimConn>>,
     waker: RefCell<Option<Waker>>,
@@ -69,11 +69,11 @@ impl Arrival {
 
 impl Listeners {
     /// Returns the handling of connects to `address`. Without a listener they are refused.
-    pub(super) fn greeting(&self, address: &Address) -> Greeting {
+    pub(super) fn greeting(&self, address: &Address) -> ConnectBehaviour {
         let places = self.places.borrow();
         places
             .get(address)
-            .map_or(Greeting::Refuse, |place| place.greeting.get())
+            .map_or(ConnectBehaviour::Refuse, |place| place.greeting.get())
     }
 
     /// Starts a connect whose link is `client`.
@@ -87,9 +87,9 @@ impl Listeners {
         let place = self.places.borrow().get(address).cloned();
         let place = place.unwrap_or_default();
         let outcome = match self.greeting(address) {
-            Greeting::Accept => Connect::Established,
-            Greeting::Refuse | Greeting::Fail(_) => Connect::Failed,
-            Greeting::Hang => return,
+            ConnectBehaviour::Accept => Connect::Established,
+            ConnectBehaviour::Refuse | ConnectBehaviour::Fail(_) => Connect::Failed,
+            ConnectBehaviour::Hang => return,
         };
         let at = world.now() + world.below_duration(place.delay_max.get());
         let arrival = Arrival {
@@ -98,7 +98,7 @@ impl Listeners {
             client: Rc::clone(client),
             server: (outcome == Connect::Established).then(server),
         };
-        world.push(at, What::Arrive(arrival));
+        world.push(at, Action::Arrive(arrival));
     }
 
     pub(super) fn listen(&self, address: Address) -> SimListener {
@@ -132,7 +132,7 @@ impl std::fmt::Debug for SimListener {
 
 impl SimListener {
     /// Sets the handling of later connects and the maximum time they take.
-    pub fn greet(&self, greeting: Greeting, delay_max: Duration) {
+    pub fn on_connect(&self, greeting: ConnectBehaviour, delay_max: Duration) {
         self.place.greeting.set(greeting);
         self.place.delay_max.set(delay_max);
     }

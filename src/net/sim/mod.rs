@@ -43,9 +43,9 @@ use std::time::Duration;
 
 pub use conn::{SimConn, SimPipe};
 use link::{Connect, Link};
-pub use link::{Flow, Manner};
-pub use listen::{Greeting, SimListener};
-use world::{Turn, What, World};
+pub use link::{Flow, LinkBehaviour};
+pub use listen::{ConnectBehaviour, SimListener};
+use world::{Action, Turn, World};
 
 use super::{Address, Instant, Net, Timer};
 
@@ -57,7 +57,7 @@ const POLLS_MAX: u64 = 20_000_000;
 pub struct SimNet {
     world: Rc<World>,
     seed: u64,
-    manner: Rc<Cell<Option<Manner>>>,
+    manner: Rc<Cell<Option<LinkBehaviour>>>,
 }
 
 impl std::fmt::Debug for SimNet {
@@ -138,7 +138,7 @@ impl SimNet {
 
     /// Sets the behaviour of connections created from now on. With `None`, each is drawn from the
     /// seed.
-    pub fn set_manner(&self, manner: Option<Manner>) {
+    pub fn set_manner(&self, manner: Option<LinkBehaviour>) {
         self.manner.set(manner);
     }
 
@@ -212,7 +212,7 @@ impl SimNet {
             }
             if !is_armed {
                 is_armed = true;
-                self.world.push(until.0, What::Wake(cx.waker().clone()));
+                self.world.push(until.0, Action::Wake(cx.waker().clone()));
             }
             Poll::Pending
         })
@@ -252,7 +252,7 @@ impl SimNet {
 
     fn link(&self, connect: Connect) -> Rc<RefCell<Link>> {
         let manner = self.manner.get();
-        let manner = manner.unwrap_or_else(|| Manner::draw(&self.world));
+        let manner = manner.unwrap_or_else(|| LinkBehaviour::draw(&self.world));
         let link = Link::new(manner, connect);
         self.world.links.borrow_mut().push(Rc::downgrade(&link));
         link
@@ -267,7 +267,7 @@ impl Net for SimNet {
 
     fn connect(&self, address: &Address) -> io::Result<SimConn> {
         let listeners = &self.world.listeners;
-        if let Greeting::Fail(error) = listeners.greeting(address) {
+        if let ConnectBehaviour::Fail(error) = listeners.greeting(address) {
             return Err(error.into());
         }
         let link = self.link(Connect::Pending);

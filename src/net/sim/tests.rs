@@ -89,7 +89,7 @@ fn a_panic_ends_one_task_and_closes_its_connections() {
 #[test]
 fn a_send_stops_at_the_capacity_and_continues_when_there_is_room() {
     let net = SimNet::new(5);
-    net.set_manner(Some(Manner::calm(10)));
+    net.set_manner(Some(LinkBehaviour::calm(10)));
     let (near, far) = net.pair();
     let run = net.run(async move {
         assert_eq!(near.try_send(&[1; 25]).unwrap(), 10);
@@ -172,7 +172,7 @@ fn connects_succeed_are_refused_fail_immediately_or_hang() {
             poll_fn(|cx| refused.poll_writable(cx)).await;
             assert!(refused.connected().is_err());
             let listener = engine.listen(address.clone());
-            listener.greet(Greeting::Accept, Duration::from_millis(5));
+            listener.on_connect(ConnectBehaviour::Accept, Duration::from_millis(5));
             let near = engine.connect(address).unwrap();
             assert!(would_block(&near.try_send(b"x").unwrap_err()));
             poll_fn(|cx| near.poll_writable(cx)).await;
@@ -181,12 +181,12 @@ fn connects_succeed_are_refused_fail_immediately_or_hang() {
             let far = listener.accept().await;
             let mut received = Vec::new();
             assert_eq!(far.recv(&mut received, 1).await.unwrap(), 1);
-            listener.greet(
-                Greeting::Fail(io::ErrorKind::AddrNotAvailable),
+            listener.on_connect(
+                ConnectBehaviour::Fail(io::ErrorKind::AddrNotAvailable),
                 Duration::ZERO,
             );
             assert!(engine.connect(address).is_err());
-            listener.greet(Greeting::Hang, Duration::ZERO);
+            listener.on_connect(ConnectBehaviour::Hang, Duration::ZERO);
             let hanging = engine.connect(address).unwrap();
             poll_fn(|cx| hanging.poll_writable(cx)).await;
         });

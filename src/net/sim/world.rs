@@ -21,7 +21,7 @@ use crate::net::{Instant, Wheel};
 const POLL_NS_MAX: u64 = 2_000;
 
 /// Something that happens at a given virtual time.
-pub(super) enum What {
+pub(super) enum Action {
     Wake(Waker),
     Notify(Rc<RefCell<Link>>, usize, Event),
     Deliver(Rc<RefCell<Link>>, usize),
@@ -29,7 +29,7 @@ pub(super) enum What {
     Arrive(Arrival),
 }
 
-impl What {
+impl Action {
     const fn code(&self) -> u64 {
         match self {
             Self::Wake(_) => 10,
@@ -47,7 +47,7 @@ type Key = (u64, u64, u64);
 
 struct Due {
     key: Key,
-    what: What,
+    what: Action,
 }
 
 impl PartialEq for Due {
@@ -182,7 +182,7 @@ impl World {
     }
 
     /// Schedules `what` for the time `at`.
-    pub(super) fn push(&self, at: u64, what: What) {
+    pub(super) fn push(&self, at: u64, what: Action) {
         let serial = self.serial.get();
         self.serial.set(serial + 1);
         let key = (at.max(self.now.get()), self.dice.next(), serial);
@@ -251,18 +251,18 @@ impl World {
         true
     }
 
-    fn happen(&self, what: What) {
+    fn happen(&self, what: Action) {
         match what {
-            What::Wake(waker) => waker.wake(),
-            What::Notify(link, side, event) => {
+            Action::Wake(waker) => waker.wake(),
+            Action::Notify(link, side, event) => {
                 let waker = link.borrow_mut().notify(side, event);
                 if let Some(waker) = waker {
                     waker.wake();
                 }
             }
-            What::Deliver(link, side) => link.borrow_mut().deliver(self, side),
-            What::Reset(link, side) => link.borrow_mut().reset(self, side),
-            What::Arrive(arrival) => arrival.happen(self),
+            Action::Deliver(link, side) => link.borrow_mut().deliver(self, side),
+            Action::Reset(link, side) => link.borrow_mut().reset(self, side),
+            Action::Arrive(arrival) => arrival.happen(self),
         }
     }
 

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use rustls::Error;
 
-use super::session::{Processed, Session, Wish};
+use super::session::{Operation, Processed, Session};
 use super::state::{Phase, State, piece};
 use super::{End, Opened, Outcome, Report};
 use crate::limits::{TLS_HELD_BYTES_MAX, TLS_RECEIVE_BYTES, TLS_STEPS_MAX};
@@ -119,7 +119,7 @@ impl<C: Conn> Tls<C> {
     /// Starts the handshake of a client by sending the first message.
     fn begin(&self, state: &mut State) {
         state.phase = Phase::Handshaking;
-        let processed = state.process(&mut [], Wish::Nothing);
+        let processed = state.process(&mut [], Operation::Nothing);
         self.after(state, processed);
     }
 
@@ -157,7 +157,7 @@ impl<C: Conn> Tls<C> {
                 state.plain.extend_from_slice(received);
                 return Ok(());
             }
-            let processed = state.process(received, Wish::Nothing);
+            let processed = state.process(received, Operation::Nothing);
             let rest = &received[processed.used.min(received.len())..];
             if rest.len() <= TLS_HELD_BYTES_MAX {
                 state.held.extend_from_slice(rest);
@@ -181,7 +181,7 @@ impl<C: Conn> Tls<C> {
             && received.first().is_some_and(u8::is_ascii_uppercase);
         if is_plain {
             state.phase = Phase::PlainText;
-            self.tell(Outcome::PlainText, None);
+            self.report_outcome(Outcome::PlainText, None);
         }
         is_plain
     }
@@ -198,7 +198,7 @@ impl<C: Conn> Tls<C> {
             self.fail(state, outcome, Some(&error), io::ErrorKind::InvalidData);
         } else if state.phase == Phase::Handshaking && !state.session.is_handshaking() {
             state.phase = Phase::Open;
-            self.tell(Outcome::Ok, None);
+            self.report_outcome(Outcome::Ok, None);
             // An error is stored in `broken` and returned by the next send.
             let _ = self.flush(state);
         } else if state.phase == Phase::Open && !state.out.is_empty() {
@@ -213,7 +213,7 @@ impl<C: Conn> Tls<C> {
         error: Option<&Error>,
         kind: io::ErrorKind,
     ) {
-        self.tell(outcome, error);
+        self.report_outcome(outcome, error);
         if state.phase == Phase::Open && state.plain_left() > 0 {
             // Bytes received before the error are still delivered.
             state.ended = Some(Err(kind));
@@ -224,7 +224,7 @@ impl<C: Conn> Tls<C> {
         state.held = Vec::new();
     }
 
-    fn tell(&self, outcome: Outcome, error: Option<&Error>) {
+    fn report_outcome(&self, outcome: Outcome, error: Option<&Error>) {
         (self.report)(&End {
             outcome,
             error,
@@ -276,7 +276,7 @@ impl<C: Conn> Tls<C> {
     }
 
     /// Sends the records that are kept, concurrently with a wait for something else.
-    fn flush_beside(&self, state: &mut State, cx: &mut Context<'_>) {
+    fn flush_while_waiting(&self, state: &mut State, cx: &mut Context<'_>) {
         while !state.out.is_empty() {
             match self.flush(state) {
                 Ok(true) | Err(_) => return,
@@ -322,7 +322,7 @@ impl<C: Conn> Tls<C> {
             let bytes = piece(slices, at, joined);
             out.clear();
             let processed = state.encrypt(bytes, out);
-            if !processed.is_granted {
+            if !processed.is_performed {
                 self.after(state, processed);
                 let kind = io::ErrorKind::ConnectionAborted;
                 state.broken.get_or_insert(kind);
@@ -352,7 +352,7 @@ impl<C: Conn> Conn for Tls<C> {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         let state = &mut *self.state.borrow_mut();
         std::task::ready!(self.advance(state, cx));
-        self.flush_beside(state, cx);
+        self.flush_while_waiting(state, cx);
         for _ in 0..TLS_STEPS_MAX {
             if state.has_input() {
                 if self.yields.replace(false) {
@@ -471,7 +471,7 @@ impl<C: Conn> Conn for Tls<C> {
             self.inner.finish();
         } else if state.closing.is_none() {
             state.closing = Some(true);
-            state.say_end();
+            state.queue_close_notify();
             // Anything the socket does not accept now is flushed by the next poll.
             let _ = self.flush(state);
         }
@@ -522,7 +522,7 @@ impl<C: Conn> Drop for Tls<C> {
                     && state.broken.is_none()
                     && state.out.is_empty() =>
             {
-                state.say_end();
+                state.queue_close_notify();
                 let _ = self.inner.try_send(&state.out);
             }
             Phase::Open | Phase::Connecting | Phase::Failed(_) | Phase::PlainText => {}

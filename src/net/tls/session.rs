@@ -34,7 +34,7 @@ pub(super) enum Session {
 
 /// Operation to perform once the received records are processed.
 #[derive(Clone, Copy)]
-pub(super) enum Wish<'a> {
+pub(super) enum Operation<'a> {
     Nothing,
     /// Encrypts these bytes.
     Encrypt(&'a [u8]),
@@ -52,7 +52,7 @@ pub(super) struct Processed {
     /// The error that ended the session. `out` contains the alert for the peer, if there is one.
     pub(super) error: Option<Error>,
     /// Whether the requested operation was performed.
-    pub(super) is_granted: bool,
+    pub(super) is_performed: bool,
 }
 
 impl Session {
@@ -96,19 +96,19 @@ impl Session {
     }
 
     /// Processes every complete record in `received`. Payload is appended to `plain`, records for
-    /// the peer to `out`. `wish` is performed if the handshake has progressed far enough.
+    /// the peer to `out`. `operation` is performed if the handshake has progressed far enough.
     pub(super) fn process(
         &mut self,
         received: &mut [u8],
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
-        wish: Wish<'_>,
+        operation: Operation<'_>,
     ) -> Processed {
         let mut run = Run {
             received,
             plain,
             out,
-            wish,
+            operation,
             done: Processed::default(),
         };
         match self {
@@ -140,7 +140,7 @@ struct Run<'a> {
     received: &'a mut [u8],
     plain: &'a mut Vec<u8>,
     out: &'a mut Vec<u8>,
-    wish: Wish<'a>,
+    operation: Operation<'a>,
     done: Processed,
 }
 
@@ -163,7 +163,7 @@ impl Run<'_> {
                     &mut discard,
                     self.plain,
                     self.out,
-                    self.wish,
+                    self.operation,
                     &mut self.done,
                 ),
                 Err(error) => {
@@ -177,13 +177,17 @@ impl Run<'_> {
             }
         }
         if self.done.error.is_some() {
-            self.last_words(session, process);
+            self.append_alert(session, process);
         }
     }
 
     /// Appends the alert that reports an error to the peer, if there is one. Received bytes are not
     /// processed again.
-    fn last_words<D>(&mut self, session: &mut UnbufferedConnectionCommon<D>, process: Process<D>) {
+    fn append_alert<D>(
+        &mut self,
+        session: &mut UnbufferedConnectionCommon<D>,
+        process: Process<D>,
+    ) {
         while session.wants_write() {
             let Ok(state) = process(session, &mut []).state else {
                 return;
@@ -193,7 +197,7 @@ impl Run<'_> {
                 &mut 0,
                 self.plain,
                 self.out,
-                Wish::Nothing,
+                Operation::Nothing,
                 &mut self.done,
             );
             if more == More::No {
@@ -208,7 +212,7 @@ fn step<D>(
     discard: &mut usize,
     plain: &mut Vec<u8>,
     out: &mut Vec<u8>,
-    wish: Wish<'_>,
+    operation: Operation<'_>,
     done: &mut Processed,
 ) -> More {
     match state {
@@ -259,7 +263,7 @@ fn step<D>(
         }
         ConnectionState::WriteTraffic(traffic) => {
             if done.error.is_none() {
-                grant(traffic, wish, out, done);
+                perform(traffic, operation, out, done);
             }
             More::No
         }
@@ -272,28 +276,28 @@ fn step<D>(
     }
 }
 
-fn grant<D>(
+fn perform<D>(
     mut traffic: WriteTraffic<'_, D>,
-    wish: Wish<'_>,
+    operation: Operation<'_>,
     out: &mut Vec<u8>,
     done: &mut Processed,
 ) {
     let start = out.len();
-    let bytes = match wish {
-        Wish::Nothing => return,
-        Wish::Encrypt(bytes) => bytes,
-        Wish::CloseNotify => &[],
+    let bytes = match operation {
+        Operation::Nothing => return,
+        Operation::Encrypt(bytes) => bytes,
+        Operation::CloseNotify => &[],
     };
     let records = bytes.len().div_ceil(RECORD_BYTES_MAX).max(1);
     out.resize(start + bytes.len() + records * RECORD_EXTRA_BYTES, 0);
-    let written = match wish {
-        Wish::CloseNotify => traffic.queue_close_notify(&mut out[start..]),
-        Wish::Nothing | Wish::Encrypt(_) => traffic.encrypt(bytes, &mut out[start..]),
+    let written = match operation {
+        Operation::CloseNotify => traffic.queue_close_notify(&mut out[start..]),
+        Operation::Nothing | Operation::Encrypt(_) => traffic.encrypt(bytes, &mut out[start..]),
     };
     match written {
         Ok(written) => {
             out.truncate(start + written);
-            done.is_granted = true;
+            done.is_performed = true;
         }
         Err(error) => {
             out.truncate(start);

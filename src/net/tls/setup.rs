@@ -91,7 +91,7 @@ pub enum Trust {
     /// Accepts certificates that are valid for the engine's name and chain to one of these roots.
     Roots(Arc<RootCertStore>),
     /// Accepts every certificate.
-    Anyone,
+    AnyCertificate,
 }
 
 /// Returns the configuration of sessions with engines. `identity` is the client certificate for
@@ -109,8 +109,8 @@ pub fn client_config(
         .with_protocol_versions(rustls::ALL_VERSIONS)?;
     let builder = match trust {
         Trust::Roots(roots) => builder.with_root_certificates(roots),
-        Trust::Anyone => {
-            let anyone = Arc::new(Anyone { provider });
+        Trust::AnyCertificate => {
+            let anyone = Arc::new(AnyCertificate { provider });
             builder.dangerous().with_custom_certificate_verifier(anyone)
         }
     };
@@ -130,11 +130,11 @@ pub(super) fn remember_sessions(config: &mut ClientConfig) {
 
 /// Accepts every certificate. Handshake signatures are still verified.
 #[derive(Debug)]
-struct Anyone {
+struct AnyCertificate {
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

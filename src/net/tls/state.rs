@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 
-use super::session::{Processed, Session, Wish};
+use super::session::{Operation, Processed, Session};
 use crate::limits::TLS_SEND_BYTES;
 
 /// State of a connection.
@@ -69,14 +69,14 @@ impl State {
 
     /// Processes received records. Decrypted bytes and records to send are appended to the buffers
     /// of this state.
-    pub(super) fn process(&mut self, received: &mut [u8], wish: Wish<'_>) -> Processed {
+    pub(super) fn process(&mut self, received: &mut [u8], wish: Operation<'_>) -> Processed {
         let (plain, out) = (&mut self.plain, &mut self.out);
         self.session.process(received, plain, out, wish)
     }
 
     /// Encrypts `bytes` and appends the records to `out`, after any records of the session itself.
     pub(super) fn encrypt(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Processed {
-        let wish = Wish::Encrypt(bytes);
+        let wish = Operation::Encrypt(bytes);
         let (held, plain) = (&mut self.held, &mut self.plain);
         let processed = self.session.process(held, plain, out, wish);
         held.drain(..processed.used);
@@ -84,9 +84,10 @@ impl State {
     }
 
     /// Appends a `close_notify` alert to the records to send.
-    pub(super) fn say_end(&mut self) {
+    pub(super) fn queue_close_notify(&mut self) {
         let (held, plain, out) = (&mut self.held, &mut self.plain, &mut self.out);
-        self.session.process(held, plain, out, Wish::CloseNotify);
+        self.session
+            .process(held, plain, out, Operation::CloseNotify);
     }
 
     pub(super) fn plain_left(&self) -> usize {

@@ -14,7 +14,7 @@ use rustls::{ClientConnection, Connection, RootCertStore, SupportedProtocolVersi
 
 use super::*;
 use crate::limits::TLS_SEND_BYTES;
-use crate::net::sim::{Manner, SimConn, SimNet};
+use crate::net::sim::{LinkBehaviour, SimConn, SimNet};
 use crate::net::would_block;
 
 /// Returns a self-signed certificate for `localhost`, usable as its own root, and its key.
@@ -48,10 +48,10 @@ fn client(trust: Trust) -> ClientConfig {
 }
 
 /// The reported outcomes, in order.
-type Heard = Rc<RefCell<Vec<Outcome>>>;
+type Outcomes = Rc<RefCell<Vec<Outcome>>>;
 
-fn listen() -> (Heard, Rc<Report>) {
-    let heard = Heard::default();
+fn listen() -> (Outcomes, Rc<Report>) {
+    let heard = Outcomes::default();
     let noted = Rc::clone(&heard);
     (
         heard,
@@ -366,7 +366,7 @@ fn a_server_exchange_succeeds_under_many_seeds() {
 fn a_server_exchange_succeeds_when_bytes_arrive_one_at_a_time() {
     for version in VERSIONS {
         let net = SimNet::new(1);
-        net.set_manner(Some(Manner::calm(1)));
+        net.set_manner(Some(LinkBehaviour::calm(1)));
         exchange_as_server(&net, version, [300, 300]);
     }
 }
@@ -376,7 +376,7 @@ fn a_client_exchange_succeeds_under_many_seeds() {
     for seed in seeds(300) {
         let net = SimNet::new(seed);
         if seed % 16 == 15 {
-            net.set_manner(Some(Manner::calm(1)));
+            net.set_manner(Some(LinkBehaviour::calm(1)));
         }
         let (near, far) = net.pair();
         let (heard, report) = listen();
@@ -417,7 +417,7 @@ fn run(net: &SimNet, main: impl Future<Output = ()> + 'static) {
 /// Returns a simulation whose connections have a large capacity and no delays.
 fn calm(seed: u64) -> SimNet {
     let net = SimNet::new(seed);
-    net.set_manner(Some(Manner::calm(1 << 20)));
+    net.set_manner(Some(LinkBehaviour::calm(1 << 20)));
     net
 }
 
@@ -426,7 +426,7 @@ fn bytes_kept_for_a_slow_peer_are_bounded_and_sent_in_order() {
     for seed in seeds(40) {
         let net = SimNet::new(seed);
         let capacity = usize::try_from(2048 + net.below(6000)).unwrap();
-        net.set_manner(Some(Manner::calm(capacity)));
+        net.set_manner(Some(LinkBehaviour::calm(capacity)));
         let (near, far) = net.pair();
         let (_, report) = listen();
         let mut peer = Peer::client(near, &[&rustls::version::TLS13], &[]);
@@ -481,7 +481,7 @@ fn bytes_kept_for_a_slow_peer_are_bounded_and_sent_in_order() {
 #[test]
 fn an_end_without_close_notify_is_an_error() {
     for seed in seeds(40) {
-        for says_so in [true, false] {
+        for has_close_notify in [true, false] {
             let net = SimNet::new(seed);
             let (near, far) = net.pair();
             let (_, report) = listen();
@@ -489,7 +489,7 @@ fn an_end_without_close_notify_is_an_error() {
             net.spawn(async move {
                 peer.open().await.unwrap();
                 peer.send(b"the whole or a part").await.unwrap();
-                if says_so {
+                if has_close_notify {
                     peer.close().await;
                 } else {
                     peer.conn.finish();
@@ -501,7 +501,7 @@ fn an_end_without_close_notify_is_an_error() {
                 assert_eq!(open(&wire).await, Opened::Ready);
                 let (got, end) = receive_all(&wire).await;
                 assert_eq!(got, b"the whole or a part");
-                assert_eq!(end.is_ok(), says_so, "seed {seed}: {end:?}");
+                assert_eq!(end.is_ok(), has_close_notify, "seed {seed}: {end:?}");
                 poll_fn(|cx| wire.poll_hangup(cx)).await;
             });
         }
@@ -722,8 +722,8 @@ fn an_engine_certificate_must_match_the_dialled_host() {
         ("example.com", known(), Outcome::Certificate),
         ("not a name", known(), Outcome::Certificate),
         ("localhost", nobody(), Outcome::Certificate),
-        ("example.com", Trust::Anyone, Outcome::Ok),
-        ("not a name", Trust::Anyone, Outcome::Ok),
+        ("example.com", Trust::AnyCertificate, Outcome::Ok),
+        ("not a name", Trust::AnyCertificate, Outcome::Ok),
     ] {
         let net = SimNet::new(13);
         let (near, far) = net.pair();
