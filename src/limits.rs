@@ -80,7 +80,7 @@ pub const RECYCLED_BUFFERS_MAX: usize = 256;
 /// fields are rare.
 pub const RECYCLED_FIELDS_MAX: usize = 32;
 /// Receives of one body before the task yields to the shard's other connections.
-pub const STEPS_PER_TURN_MAX: u32 = 16;
+pub const RECEIVES_PER_YIELD_MAX: u32 = 16;
 /// Capacity in bytes of a pipe through which a body is spliced within the kernel.
 pub const PIPE_BYTES: usize = 1024 * 1024;
 /// Pipes open in the whole process. The kernel allows an unprivileged user 64 MiB of pipe buffers
@@ -96,7 +96,7 @@ pub const SPLICE_BYTES_MIN: u64 = 2 * 1024 * 1024;
 // A body small enough to be sent again must not be spliced.
 const _: () = assert!(SPLICE_BYTES_MIN >= REPLAY_BYTES_MAX as u64);
 /// Pipe fills for one body before the task yields to the shard's other connections.
-pub const SPLICES_PER_TURN_MAX: u32 = 4;
+pub const SPLICES_PER_YIELD_MAX: u32 = 4;
 /// Total bytes up to which the slices of a send are copied into one buffer first. The copy costs
 /// less than the kernel's processing of a `msghdr` (2 % of a small request, measured).
 pub const SEND_JOINED_BYTES_MAX: usize = 4096;
@@ -134,11 +134,11 @@ pub const CONNECT_PAUSE_MS_MAX: u64 = 32;
 pub const CONNECT_TRIES_MAX: u32 = 4096;
 /// Seconds a leg may continue after its client has disconnected, because another engine depends on
 /// it (`docs/engines.md#client-disconnects`). Engines abandon an unfinished transfer after 480 s.
-pub const ORPHAN_SECS_MAX: u64 = 600;
+pub const DETACHED_LEG_SECS_MAX: u64 = 600;
 /// Seconds to wait for the first byte of a decoder's response body after its client has
 /// disconnected. That byte shows that the KV transfer has ended
 /// (`docs/engines.md#client-disconnects`).
-pub const ORPHAN_FIRST_BYTE_SECS_MAX: u64 = 30;
+pub const DETACHED_FIRST_BYTE_SECS_MAX: u64 = 30;
 /// Milliseconds within which a prefiller's bootstrap server must return its list of engines.
 pub const BOOTSTRAP_MS_MAX: u64 = 5000;
 /// Seconds for which that list is cached. It is dropped sooner if a decoder rejects an engine in
@@ -210,7 +210,7 @@ pub const WATCH_SETTLE_MS: u64 = 250;
 /// Milliseconds after which the files are read even if events continue.
 pub const WATCH_SETTLE_MS_MAX: u64 = 2000;
 /// Seconds between two checks of a watched directory that reports no event.
-pub const WATCH_LOOK_SECS: u64 = 60;
+pub const WATCH_POLL_SECS: u64 = 60;
 /// Seconds between two checks of a directory that cannot be watched.
 pub const WATCH_RETRY_SECS: u64 = 2;
 /// Bytes of inotify events read per call. The longest event is 272 bytes.

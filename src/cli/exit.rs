@@ -33,7 +33,7 @@ impl Exit {
     pub const KERNEL: u8 = 5;
 
     /// Creates a successful exit that prints requested output.
-    pub fn said(message: impl Into<String>) -> Self {
+    pub fn success(message: impl Into<String>) -> Self {
         Self {
             code: Self::OK,
             message: message.into(),

@@ -77,7 +77,7 @@ pub fn parse_with(
         Some(("check-config", matches)) => {
             let raw = sidecar::raw(matches, environment, replaces_first);
             let checked = sidecar::read(&raw)?;
-            Err(Exit::said(sidecar::report(&raw, &checked)))
+            Err(Exit::success(sidecar::report(&raw, &checked)))
         }
         Some(("mock", matches)) => mock_engine_built_in().map(|()| Command::Mock(rest(matches))),
         Some(("demo", matches)) => mock_engine_built_in().map(|()| Command::Demo(demo(matches))),
@@ -201,7 +201,7 @@ fn program_name(args: &[String]) -> Option<&str> {
 fn refused(error: &clap::Error) -> Exit {
     let message = error.render().to_string();
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::said(message),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::success(message),
         _ => Exit::usage(message),
     }
 }

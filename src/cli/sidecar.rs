@@ -126,7 +126,7 @@ fn read_document(raw: &mut RawConfig) {
             let path = path.to_owned();
             match read_file(&path) {
                 Ok(text) => raw.read_document(&path, &text),
-                Err(error) => raw.refuse(Problem {
+                Err(error) => raw.add_problem(Problem {
                     key: format!("--{}", file.name),
                     text: format!("`{path}` cannot be read: {error}"),
                     excerpt: String::new(),

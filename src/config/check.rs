@@ -146,7 +146,7 @@ impl Reader<'_> {
                 "--upstream-idle-timeout is {}: an engine that closes idle connections sooner \
                  (uvicorn: {}) will reset some requests",
                 self.text(&keys::UPSTREAM_IDLE_TIMEOUT),
-                units::show_duration(ENGINE_KEEPALIVE),
+                units::format_duration(ENGINE_KEEPALIVE),
             ));
         }
         let idle_per_rank_max = self.count(&keys::MAX_IDLE_CONNS_PER_HOST, 0, 1_000_000);
@@ -164,8 +164,8 @@ impl Reader<'_> {
         if limits.body_budget_bytes < limits.body_bytes_max {
             let text = format!(
                 "{} is below --max-body ({}), so the largest body could never be buffered",
-                units::show_size(limits.body_budget_bytes),
-                units::show_size(limits.body_bytes_max),
+                units::format_size(limits.body_budget_bytes),
+                units::format_size(limits.body_bytes_max),
             );
             self.problem(&keys::BODY_BUDGET, &text);
         }

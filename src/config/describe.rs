@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::units::{DURATION_MAX, show_duration, show_size};
+use super::units::{DURATION_MAX, format_duration, format_size};
 use super::{
     AccessLog, AllowlistConfig, Config, EcConnector, KvConnector, LogFormat, LogLevel,
     OnDecodeKvError, OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, RankConfig,
@@ -59,7 +59,7 @@ impl Config {
             "drain",
             format!(
                 "settle {}, timeout {}",
-                show_duration(self.drain.settle),
+                format_duration(self.drain.settle),
                 bound(self.drain.timeout)
             ),
         );
@@ -187,7 +187,7 @@ impl Config {
         format!(
             "{pick}, {} retries, backoff {}, timeout {}, on failure {failed}, errors {errors}",
             self.pd.prefill_retries_max,
-            show_duration(self.pd.prefill_retry_backoff),
+            format_duration(self.pd.prefill_retry_backoff),
             bound(self.pd.prefill_timeout),
         )
     }
@@ -213,7 +213,7 @@ impl Config {
         };
         format!(
             "max age {}, if missing {missing}, if decode fails {failed}{flat}{stranded}",
-            show_duration(self.pd.handoff_age_max)
+            format_duration(self.pd.handoff_age_max)
         )
     }
 
@@ -229,9 +229,9 @@ impl Config {
         let response = u64::try_from(self.pd.prefill_response_bytes_max).unwrap_or(u64::MAX);
         format!(
             "body {}, all bodies {}, prefill response {}",
-            show_size(self.limits.body_bytes_max),
-            show_size(self.limits.body_budget_bytes),
-            show_size(response),
+            format_size(self.limits.body_bytes_max),
+            format_size(self.limits.body_budget_bytes),
+            format_size(response),
         )
     }
 
@@ -310,7 +310,7 @@ impl TracingConfig {
 }
 
 fn bound(value: Option<Duration>) -> String {
-    value.map_or_else(|| "off".to_owned(), show_duration)
+    value.map_or_else(|| "off".to_owned(), format_duration)
 }
 
 /// Formats the first and the last rank, or the only one.

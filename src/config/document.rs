@@ -16,12 +16,12 @@ impl RawConfig {
             Ok(entries) => {
                 for entry in entries {
                     if let Err(why) = self.read_entry(name, &entry) {
-                        self.refuse(problem(name, text, entry.line, entry.column, why));
+                        self.add_problem(problem(name, text, entry.line, entry.column, why));
                     }
                 }
             }
             Err(error) => {
-                self.refuse(problem(name, text, error.line, error.column, error.text));
+                self.add_problem(problem(name, text, error.line, error.column, error.text));
             }
         }
     }

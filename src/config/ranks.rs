@@ -162,12 +162,12 @@ impl Reader<'_> {
         // Both ranges are contiguous and equally long, so if they overlap, they overlap at the
         // higher start.
         let first = decoder.as_ref().map_or(0, |(_, ports)| *ports.start());
-        let meet = rank.listen.port().max(first);
-        if ours.contains(&meet)
-            && let Some((host, _)) = is_decoders(rank.listen, meet)
+        let overlap = rank.listen.port().max(first);
+        if ours.contains(&overlap)
+            && let Some((host, _)) = is_decoders(rank.listen, overlap)
         {
             let text = format!(
-                "port {meet} would be both a listening port and the decoder's port on {host}, so \
+                "port {overlap} would be both a listening port and the decoder's port on {host}, so \
                  requests would loop; change one of them"
             );
             self.problem(&keys::PORT, &text);

@@ -196,7 +196,7 @@ impl RawConfig {
     }
 
     /// Records a problem.
-    pub fn refuse(&mut self, problem: Problem) {
+    pub fn add_problem(&mut self, problem: Problem) {
         self.problems.push(problem);
     }
 

@@ -198,7 +198,7 @@ impl RawConfig {
     }
 
     fn wanted(&mut self, name: &str, value: &str, wanted: &str) {
-        self.refuse(Problem {
+        self.add_problem(Problem {
             key: format!("--{name}"),
             text: format!("`{value}` is not valid; give {wanted}"),
             excerpt: String::new(),

@@ -1,7 +1,7 @@
 //! Health of the local decoders, for the readiness page.
 //!
 //! Decoders are checked only when the readiness page is requested and the last check is older than
-//! `LOOK_AGE_MAX`. Without such requests, an idle proxy sends nothing to its engines.
+//! `CHECK_AGE_MAX`. Without such requests, an idle proxy sends nothing to its engines.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -23,9 +23,9 @@ use crate::fleet::{Address, Target};
 use crate::proxy::shard::Decoder;
 
 /// Age up to which a result is reused.
-const LOOK_AGE_MAX: Duration = Duration::from_secs(5);
+const CHECK_AGE_MAX: Duration = Duration::from_secs(5);
 /// Timeout after which a decoder is reported as silent.
-const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 const STATES: [&str; 5] = ["unknown", "ready", "not ready", "silent", "unreachable"];
 
@@ -51,7 +51,7 @@ pub(super) fn watch(decoders: &[Decoder], tls: Option<Arc<ClientConfig>>) -> Dec
     let asked = Mutex::new(None::<Instant>);
     Arc::new(move || {
         let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked.is_none_or(|then| then.elapsed() > LOOK_AGE_MAX) {
+        if asked.is_none_or(|then| then.elapsed() > CHECK_AGE_MAX) {
             *asked = Some(Instant::now());
             wanted.notify_one();
         }
@@ -68,7 +68,7 @@ async fn look(watched: Arc<Vec<Watched>>, tls: Option<Arc<ClientConfig>>, wanted
         wanted.notified().await;
         for one in watched.iter() {
             let state = match &tls {
-                None => tokio::time::timeout(LOOK_WAIT_MAX, health(one)).await,
+                None => tokio::time::timeout(CHECK_TIMEOUT, health(one)).await,
                 Some(tls) => Ok(health_over_tls(one, Arc::clone(tls)).await),
             };
             let state = state.unwrap_or(3);
@@ -99,7 +99,7 @@ async fn health(one: &Watched) -> u8 {
 async fn health_over_tls(one: &Watched, tls: Arc<ClientConfig>) -> u8 {
     let target = one.target.clone();
     let asked = tokio::task::spawn_blocking(move || {
-        let wait = Some(LOOK_WAIT_MAX);
+        let wait = Some(CHECK_TIMEOUT);
         if let Some(Address::Unix(socket)) = target.address() {
             let path = socket.sun_path();
             let Ok(stream) = net::UnixStream::connect(OsStr::from_bytes(&path)) else {
@@ -111,7 +111,7 @@ async fn health_over_tls(one: &Watched, tls: Arc<ClientConfig>) -> u8 {
         }
         let addresses = target.to_string().to_socket_addrs();
         let mut addresses = addresses.into_iter().flatten();
-        let connect = |at| std::net::TcpStream::connect_timeout(&at, LOOK_WAIT_MAX).ok();
+        let connect = |at| std::net::TcpStream::connect_timeout(&at, CHECK_TIMEOUT).ok();
         let Some(stream) = addresses.find_map(connect) else {
             return 4;
         };

@@ -12,7 +12,7 @@ pub(super) enum Message {
     /// Result of a name look-up that the shard requested.
     Resolved(Resolved),
     /// The drain has started; the shard checks its flag.
-    Look,
+    CheckDrain,
 }
 
 /// The sending side; one per shard, usable from any thread.

@@ -36,13 +36,13 @@ const SAMPLED: u32 = 1;
 
 /// A collector, with the headers and the resource that are sent with every export.
 pub(super) struct Collector {
-    way: Way,
+    way: Transport,
     headers: HeaderMap,
     timeout: Duration,
     resource: Resource,
 }
 
-enum Way {
+enum Transport {
     Grpc(TraceServiceClient<Channel>),
     Http(Uri, Client<HttpConnector, Body>),
     Https(Uri, Client<HttpsConnector<HttpConnector>, Body>),
@@ -56,7 +56,7 @@ impl Collector {
     /// Returns a message if the configuration is invalid.
     pub(super) fn new(config: &TracingConfig, collector: &OtlpConfig) -> Result<Self, String> {
         let way = match collector.protocol {
-            OtlpProtocol::Grpc => Way::Grpc(grpc(collector)?),
+            OtlpProtocol::Grpc => Transport::Grpc(grpc(collector)?),
             OtlpProtocol::HttpProtobuf => http(collector)?,
         };
         Ok(Self {
@@ -76,14 +76,14 @@ impl Collector {
         let headers = self.headers.clone();
         let response = async {
             match &mut self.way {
-                Way::Grpc(client) => {
+                Transport::Grpc(client) => {
                     let metadata = MetadataMap::from_headers(headers);
                     let request = tonic::Request::from_parts(metadata, Default::default(), message);
                     let response = client.export(request).await;
                     Ok(response.map_err(|status| refusal(&status))?.into_inner())
                 }
-                Way::Http(uri, client) => post(client, uri, headers, &message).await,
-                Way::Https(uri, client) => post(client, uri, headers, &message).await,
+                Transport::Http(uri, client) => post(client, uri, headers, &message).await,
+                Transport::Https(uri, client) => post(client, uri, headers, &message).await,
             }
         };
         let response = match tokio::time::timeout(self.timeout, response).await {
@@ -129,7 +129,7 @@ fn grpc(collector: &OtlpConfig) -> Result<TraceServiceClient<Channel>, String> {
     Ok(TraceServiceClient::new(endpoint.connect_lazy()))
 }
 
-fn http(collector: &OtlpConfig) -> Result<Way, String> {
+fn http(collector: &OtlpConfig) -> Result<Transport, String> {
     let uri = Uri::from_str(&collector.endpoint);
     let uri = uri.map_err(|error| bad_endpoint(collector, &error))?;
     if collector.endpoint.starts_with("https:") {
@@ -137,10 +137,10 @@ fn http(collector: &OtlpConfig) -> Result<Way, String> {
         let roots = roots.map_err(|error| bad_endpoint(collector, &error))?;
         let connector = roots.https_only().enable_http1().build();
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        return Ok(Way::Https(uri, client));
+        return Ok(Transport::Https(uri, client));
     }
     let client = Client::builder(TokioExecutor::new()).build_http();
-    Ok(Way::Http(uri, client))
+    Ok(Transport::Http(uri, client))
 }
 
 fn bad_endpoint(collector: &OtlpConfig, error: &dyn std::error::Error) -> String {
@@ -180,7 +180,7 @@ where
     let protobuf = HeaderValue::from_static("application/x-protobuf");
     request.headers_mut().insert(CONTENT_TYPE, protobuf);
     let response = client.request(request).await;
-    let response = response.map_err(|error| whole_story(&error))?;
+    let response = response.map_err(|error| with_causes(&error))?;
     let status = response.status();
     // Read the body even on failure, so that the connection can be reused.
     let body = to_bytes(Body::new(response.into_body()), RESPONSE_BYTES_MAX).await;
@@ -194,13 +194,13 @@ where
 
 /// Formats a gRPC status with its causes. It may represent a failed connection attempt.
 fn refusal(status: &tonic::Status) -> String {
-    let cause = std::error::Error::source(status).map(whole_story);
+    let cause = std::error::Error::source(status).map(with_causes);
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
     format!("{:?}: {}{cause}", status.code(), status.message())
 }
 
 /// Formats an error with its causes: the outermost error alone does not name the cause.
-fn whole_story(error: &dyn std::error::Error) -> String {
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut story = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

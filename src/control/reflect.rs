@@ -280,7 +280,8 @@ impl Collection<'_> {
         self.metrics.heard(self.source);
         let mut events = std::pin::pin!(events.ready_chunks(POOL_BATCH_MAX));
         // The server closes the watch earlier than this. If it has not, the connection is dead.
-        let until = Instant::now() + self.patience() + Duration::from_secs(POOL_WATCH_SECS.into());
+        let until =
+            Instant::now() + self.response_timeout() + Duration::from_secs(POOL_WATCH_SECS.into());
         while let Ok(Some(batch)) = tokio::time::timeout_at(until, events.next()).await {
             if let Some(end) = state.take(batch) {
                 return end;
@@ -290,12 +291,12 @@ impl Collection<'_> {
         End::Closed
     }
 
-    const fn patience(&self) -> Duration {
+    const fn response_timeout(&self) -> Duration {
         Duration::from_secs(POOL_RESPONSE_SECS_MAX)
     }
 
     async fn within<V>(&self, asked: impl Future<Output = kube::Result<V>>) -> Result<V, End> {
-        match timeout(self.patience(), asked).await {
+        match timeout(self.response_timeout(), asked).await {
             Ok(responded) => Ok(responded?),
             Err(_) => Err(End::Failed(format!(
                 "no response within {POOL_RESPONSE_SECS_MAX} s"

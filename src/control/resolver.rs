@@ -14,7 +14,7 @@ use crate::proxy::Resolved;
 const THREADS: usize = 4;
 
 /// A look-up and the inbox of the shard that requested it.
-struct Question {
+struct LookUpRequest {
     target: Target,
     inbox: Inbox,
 }
@@ -22,13 +22,13 @@ struct Question {
 /// Handle to the resolver threads, which exit when the last clone is dropped.
 #[derive(Clone)]
 pub(super) struct Resolver {
-    questions: SyncSender<Question>,
+    questions: SyncSender<LookUpRequest>,
 }
 
 impl Resolver {
     /// Starts the threads.
     pub(super) fn start() -> io::Result<Self> {
-        let (questions, asked) = sync_channel::<Question>(RESOLVE_QUEUE_MAX);
+        let (questions, asked) = sync_channel::<LookUpRequest>(RESOLVE_QUEUE_MAX);
         let asked = Arc::new(Mutex::new(asked));
         for _ in 0..THREADS {
             let asked = Arc::clone(&asked);
@@ -41,7 +41,7 @@ impl Resolver {
 
     /// Queues a look-up; the result is sent to `inbox`. Returns `false` if the queue is full.
     pub(super) fn ask(&self, target: &Target, inbox: &Inbox) -> bool {
-        let question = Question {
+        let question = LookUpRequest {
             target: target.clone(),
             inbox: inbox.clone(),
         };
@@ -52,10 +52,10 @@ impl Resolver {
     }
 }
 
-fn work(asked: &Mutex<Receiver<Question>>) {
+fn work(asked: &Mutex<Receiver<LookUpRequest>>) {
     loop {
         let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Question { target, inbox }) = next else {
+        let Ok(LookUpRequest { target, inbox }) = next else {
             return;
         };
         let addresses = resolve(&target);

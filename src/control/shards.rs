@@ -28,7 +28,7 @@ use crate::sys;
 use crate::trace::TraceRing;
 
 /// Interval at which a draining shard checks whether its last session has ended.
-const DRAIN_LOOK: Duration = Duration::from_millis(20);
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The state that all shards of a process share.
 pub(super) struct Common {
@@ -175,7 +175,7 @@ async fn serve(
         for message in inbox.take() {
             match message {
                 Message::Resolved(resolved) => shard.resolved(resolved),
-                Message::Look => {}
+                Message::CheckDrain => {}
             }
         }
     }
@@ -189,7 +189,7 @@ async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
     let timer = net.timer();
     loop {
         net.nudge_all();
-        timer.set(net.now(), Some(DRAIN_LOOK));
+        timer.set(net.now(), Some(DRAIN_CHECK_INTERVAL));
         wait(&timer).await;
         for message in inbox.take() {
             if let Message::Resolved(resolved) = message {

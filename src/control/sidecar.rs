@@ -103,7 +103,7 @@ impl Running {
         let driver = choose_driver();
         let (allowed, quota) = (sys::allowed_cpus(), sys::cpu_quota());
         let plan = sys::plan_cores(&config.cores, &allowed, quota, &sys::Topology::read())?;
-        warn_of(&config, &plan);
+        log_warnings(&config, &plan);
         let (tls, renewal) = TlsContext::load(&config)?;
         for rank in &config.ranks {
             sys::probe(rank.listen)?;
@@ -120,7 +120,7 @@ impl Running {
             .map_err(|error| Exit::runtime(format!("access log cannot be opened: {error}")))?;
         let (rings, writer) = log.unzip();
         let mut tracing = traces::start(common.config.tracing.as_ref(), shard_count).await?;
-        announce(
+        log_configuration(
             &common.config,
             driver,
             &plan.seats,
@@ -199,7 +199,7 @@ impl Running {
     async fn until_signal(mut self, mut signals: Signals) -> Result<(), Exit> {
         tokio::select! {
             () = signals.next() => {}
-            ended = self.ended.recv() => return Err(died(ended)),
+            ended = self.ended.recv() => return Err(shard_ended(ended)),
         }
         let (timeout, settle) = (
             self.common.config.drain.timeout,
@@ -237,7 +237,7 @@ impl Running {
         tokio::time::sleep(settle).await;
         self.common.draining.store(true, Ordering::Release);
         for inbox in &self.inboxes {
-            inbox.send(Message::Look);
+            inbox.send(Message::CheckDrain);
         }
         let all = async {
             for _ in 0..self.inboxes.len() {
@@ -349,7 +349,7 @@ async fn start_shard(
     }
 }
 
-fn died(ended: Option<io::Result<()>>) -> Exit {
+fn shard_ended(ended: Option<io::Result<()>>) -> Exit {
     match ended {
         Some(Err(error)) => Exit::runtime(format!("shard failed: {error}")),
         // Shards stop only when draining. Exit, so that a supervisor restarts the process, rather
@@ -358,7 +358,7 @@ fn died(ended: Option<io::Result<()>>) -> Exit {
     }
 }
 
-fn warn_of(config: &Config, plan: &sys::CorePlan) {
+fn log_warnings(config: &Config, plan: &sys::CorePlan) {
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
     }
@@ -382,7 +382,7 @@ fn choose_driver() -> Driver {
     }
 }
 
-fn announce(config: &Config, driver: Driver, seats: &[sys::Seat], files: Option<u64>) {
+fn log_configuration(config: &Config, driver: Driver, seats: &[sys::Seat], files: Option<u64>) {
     for (key, value) in config.describe() {
         tracing::info!("{key}: {value}");
     }

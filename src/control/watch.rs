@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::limits::{
-    WATCH_LOOK_SECS, WATCH_READ_BYTES, WATCH_RETRY_SECS, WATCH_SETTLE_MS, WATCH_SETTLE_MS_MAX,
+    WATCH_POLL_SECS, WATCH_READ_BYTES, WATCH_RETRY_SECS, WATCH_SETTLE_MS, WATCH_SETTLE_MS_MAX,
 };
 
 /// A watched directory. Watching starts in `new`, so no change after it is missed: read the files
@@ -66,7 +66,7 @@ impl DirWatch {
     /// [`WATCH_SETTLE_MS`], at most [`WATCH_SETTLE_MS_MAX`] after the first event.
     pub(super) async fn changed(&mut self) {
         let look_secs = match self.events {
-            Some(_) => WATCH_LOOK_SECS,
+            Some(_) => WATCH_POLL_SECS,
             None => WATCH_RETRY_SECS,
         };
         tokio::select! {
@@ -165,7 +165,7 @@ mod tests {
     use std::task::Poll;
 
     /// Shorter than the interval, so that a notification within it was caused by an event.
-    const DEADLINE: Duration = Duration::from_secs(WATCH_LOOK_SECS / 2);
+    const DEADLINE: Duration = Duration::from_secs(WATCH_POLL_SECS / 2);
 
     struct Folder(PathBuf);
 

@@ -11,7 +11,7 @@ use super::{Address, SOCKET_PATH_BYTES_MAX, SocketPath, Target};
 /// must not be text that a resolver could interpret as a different host. A client can never name a
 /// Unix socket.
 pub fn fuzz_target(data: &[u8]) {
-    check_local(data);
+    check_operator_form(data);
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(target) = Target::new(text, 1)
     {
@@ -33,7 +33,7 @@ pub fn fuzz_target(data: &[u8]) {
 }
 
 /// Checks the operator's form: everything `Target::parse` accepts, and Unix sockets.
-fn check_local(data: &[u8]) {
+fn check_operator_form(data: &[u8]) {
     let local = Target::parse_local(data);
     let Some(path) = data.strip_prefix(b"unix:") else {
         return assert_eq!(local, Target::parse(data));

@@ -326,18 +326,18 @@ impl Lexer {
     #[inline(always)]
     fn in_string(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
         let end = self.isa.string(piece, self.at, &mut self.skip.escaped);
-        self.carried(piece, end)
+        self.skipped(piece, end)
     }
 
     /// Skips the rest of a container. Returns whether its closing bracket was consumed.
     #[inline(always)]
     fn in_skip(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
         let end = self.isa.container(&mut self.skip, piece, self.at);
-        self.carried(piece, end)
+        self.skipped(piece, end)
     }
 
     #[inline(always)]
-    fn carried(
+    fn skipped(
         &mut self,
         piece: &[u8],
         end: Result<Option<usize>, JsonError>,
@@ -371,7 +371,7 @@ impl Lexer {
         piece: &[u8],
         mut rest: &'static [u8],
     ) -> Result<Option<Event>, JsonError> {
-        while let [want, behind @ ..] = rest {
+        while let [want, following @ ..] = rest {
             let Some(byte) = piece.get(self.at) else {
                 self.state = State::InLiteral(rest);
                 return Ok(None);
@@ -380,7 +380,7 @@ impl Lexer {
                 return Err(self.error_at(self.at, JsonReason::InvalidLiteral));
             }
             self.at += 1;
-            rest = behind;
+            rest = following;
         }
         Ok(Some(self.value_end()))
     }

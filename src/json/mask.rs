@@ -17,7 +17,7 @@ use std::ops::Deref;
 use super::block::Isa;
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
-use super::scan::{Level, Watch, is_sound, watched};
+use super::scan::{Level, Watch, is_valid_watch, watched};
 
 /// Overwrites the values of the watched members, at their levels, while a body streams.
 ///
@@ -93,7 +93,7 @@ impl Mask {
     /// Creates a mask for the members of `watch`.
     #[must_use]
     pub fn new(watch: Watch) -> Self {
-        debug_assert!(is_sound(watch));
+        debug_assert!(is_valid_watch(watch));
         Self {
             lexer: Lexer::new(),
             watch,

@@ -19,7 +19,7 @@ pub struct PrefillResponse {
     lexer: Lexer,
     place: Place,
     next: Next,
-    taking: Option<Taking>,
+    keeping: Option<Keeping>,
     params: Found,
     kept: Vec<u8>,
     kept_bytes_max: usize,
@@ -57,7 +57,7 @@ enum Next {
 
 /// Purpose for which the current value is being kept.
 #[derive(Clone, Copy, Debug)]
-enum Taking {
+enum Keeping {
     Params { start: usize },
     Count { details: Details, start: usize },
 }
@@ -102,7 +102,7 @@ impl PrefillResponse {
             lexer: Lexer::new(),
             place: Place::Top,
             next: Next::Skip,
-            taking: None,
+            keeping: None,
             params: Found::Absent,
             kept: Vec::new(),
             kept_bytes_max,
@@ -187,7 +187,7 @@ impl PrefillResponse {
                 Event::Value { at, kind } => self.value(at, kind),
                 Event::ValueEnd { at } => {
                     self.take(piece, base, at)?;
-                    if let Some(Taking::Count { details, .. }) = self.taking.take() {
+                    if let Some(Keeping::Count { details, .. }) = self.keeping.take() {
                         self.cached[details as usize] = self.count.integer();
                     }
                 }
@@ -203,9 +203,9 @@ impl PrefillResponse {
 
     /// Keeps the bytes of the current value that are in `piece`, up to offset `end` of the text.
     fn take(&mut self, piece: &[u8], base: usize, end: usize) -> Result<(), JsonError> {
-        match self.taking {
+        match self.keeping {
             None => {}
-            Some(Taking::Params { start }) => {
+            Some(Keeping::Params { start }) => {
                 let part = Span::new(start.max(base) - base, end - base).of(piece);
                 if part.len() > self.kept_bytes_max - self.kept.len() {
                     return Err(JsonError {
@@ -215,7 +215,7 @@ impl PrefillResponse {
                 }
                 self.kept.extend_from_slice(part);
             }
-            Some(Taking::Count { start, .. }) => {
+            Some(Keeping::Count { start, .. }) => {
                 self.count
                     .push(Span::new(start.max(base) - base, end - base).of(piece));
             }
@@ -252,7 +252,7 @@ impl PrefillResponse {
                     }
                 };
                 if kind == Kind::Object {
-                    self.taking = Some(Taking::Params { start: at });
+                    self.keeping = Some(Keeping::Params { start: at });
                 }
             }
             Next::Enter(place) => {
@@ -270,7 +270,7 @@ impl PrefillResponse {
                 self.cached[details as usize] = None;
                 if kind == Kind::Number {
                     self.count = Digits::new();
-                    self.taking = Some(Taking::Count { details, start: at });
+                    self.keeping = Some(Keeping::Count { details, start: at });
                 }
             }
         }

@@ -91,7 +91,7 @@ pub(super) fn watched(watch: Watch, level: Level, name: &[u8]) -> Option<&'stati
 
 /// Returns whether the lexer can find all names of the table and an edit can insert them without
 /// escapes.
-pub(super) fn is_sound(watch: Watch) -> bool {
+pub(super) fn is_valid_watch(watch: Watch) -> bool {
     watch.iter().all(|(_, name)| {
         let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
         name.len() <= JSON_NAME_BYTES_MAX && name.bytes().all(plain)
@@ -159,7 +159,7 @@ impl Scanner {
     /// Creates a scanner that records the members of `watch`.
     #[must_use]
     pub fn new(watch: Watch) -> Self {
-        debug_assert!(is_sound(watch));
+        debug_assert!(is_valid_watch(watch));
         let top = Object {
             level: Level::Top,
             close: 0,

@@ -204,7 +204,7 @@ impl UsageRewriter {
 
     fn lines<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
         let piece = sink.piece;
-        let mut suspects = Suspects::default();
+        let mut suspects = Candidates::default();
         let mut at = 0;
         while let Some(&byte) = piece.get(at) {
             match (self.line, byte) {
@@ -420,12 +420,12 @@ impl<F: FnMut(&[u8])> Sink<'_, F> {
 ///
 /// The last result of each search is cached, so that every byte is searched only once.
 #[derive(Default)]
-struct Suspects {
+struct Candidates {
     usage: Option<usize>,
     escape: Option<usize>,
 }
 
-impl Suspects {
+impl Candidates {
     fn next(&mut self, piece: &[u8], from: usize) -> usize {
         let usage = match self.usage {
             Some(at) if at >= from => at,

@@ -82,7 +82,7 @@ impl Cut {
 
 impl Cut {
     /// Returns the number of tokens to request after `used` tokens.
-    fn tokens_after(&self, used: u64) -> u64 {
+    fn tokens_to_request(&self, used: u64) -> u64 {
         let left = self
             .budget
             .map_or(u64::MAX, |budget| budget.saturating_sub(used));
@@ -167,7 +167,7 @@ impl Progress {
 
     /// Computes the edit values of the next chunk.
     fn prepare(&mut self) {
-        let tokens = self.cut.tokens_after(self.used);
+        let tokens = self.cut.tokens_to_request(self.used);
         self.limit = tokens.to_string();
         let minimum = self.cut.min_tokens.saturating_sub(self.used).min(tokens);
         self.minimum = minimum.to_string();
@@ -231,7 +231,7 @@ impl Progress {
         }
         // Fewer tokens than requested: the engine's context is full. It would refuse the next
         // request, and the text so far would be lost.
-        let is_full = tokens < self.cut.tokens_after(self.used);
+        let is_full = tokens < self.cut.tokens_to_request(self.used);
         self.used = self.used.saturating_add(tokens);
         self.text.extend_from_slice(text);
         let is_spent = self.cut.budget.is_some_and(|budget| self.used >= budget);

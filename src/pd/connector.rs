@@ -39,7 +39,7 @@ pub fn order(connector: KvConnector, request: &PdRequest<'_>) -> Order {
         KvConnector::Nixlv2 if request.mori.write_mode && request.mori.parallel_wait.is_some() => {
             Order::Concurrent
         }
-        KvConnector::SharedStorage if shared_storage::asks_decode_first(request) => {
+        KvConnector::SharedStorage if shared_storage::is_decode_first(request) => {
             Order::DecodeFirst
         }
         KvConnector::Nixlv2

@@ -44,14 +44,14 @@ impl Ranks {
     fn of(request: &PdRequest<'_>, peer: &Peer) -> Self {
         let mori = request.mori;
         let local = rank(request.uuid.text().as_str(), ranks_per_pod(mori));
-        let first_of = |hosts: &[String], host: &str| {
+        let first_rank_of = |hosts: &[String], host: &str| {
             let pod = hosts.iter().position(|known| known == host).unwrap_or(0);
             u32::try_from(pod).unwrap_or(0) * ranks_per_pod(mori)
         };
         Self {
             local,
-            prefill: first_of(&mori.prefill_hosts, &peer.host()) + local,
-            decode: first_of(&mori.decode_hosts, &mori.local_pod_ip) + local,
+            prefill: first_rank_of(&mori.prefill_hosts, &peer.host()) + local,
+            decode: first_rank_of(&mori.decode_hosts, &mori.local_pod_ip) + local,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::request::PdRequest;
 use crate::json::{EditError, Level, member};
 
 /// Members that the decode leg copies from the prefill response.
-const HANDED_ON: [&str; 4] = [
+const COPIED_MEMBERS: [&str; 4] = [
     "remote_block_ids",
     "remote_engine_id",
     "remote_host",
@@ -35,7 +35,7 @@ pub fn decode_leg(request: &PdRequest<'_>, response: Option<&[u8]>) -> Result<Le
     let mut edits = request.edits();
     if let Some(response) = response {
         edits.set(Level::Top, "do_remote_prefill", b"true");
-        for name in HANDED_ON {
+        for name in COPIED_MEMBERS {
             edits.set(Level::Top, name, member(response, name).unwrap_or(b"null"));
         }
     }
@@ -44,7 +44,7 @@ pub fn decode_leg(request: &PdRequest<'_>, response: Option<&[u8]>) -> Result<Le
 
 /// Returns whether a prefill response describes KV cache: it must have block ids and an engine id.
 #[must_use]
-pub fn hands_on(response: &[u8]) -> bool {
+pub fn has_kv_cache(response: &[u8]) -> bool {
     let says = |name| member(response, name).is_some_and(|value| value != b"null");
     says("remote_block_ids") && says("remote_engine_id")
 }
@@ -66,8 +66,8 @@ mod tests {
             "do_remote_decode": true});
         assert_eq!(apply(&prefill, body), want);
         let response = br#"{"id":"x","remote_block_ids":[1],"remote_engine_id":"e","remote_port":12345678901234567890}"#;
-        assert!(hands_on(response));
-        assert!(!hands_on(
+        assert!(has_kv_cache(response));
+        assert!(!has_kv_cache(
             br#"{"remote_block_ids":null,"remote_engine_id":"e"}"#
         ));
         let decode = decode_leg(&subject.request(), Some(response)).unwrap();

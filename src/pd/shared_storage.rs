@@ -13,7 +13,7 @@ use crate::json::{EditError, Kind, Level, elements, member, string_is};
 
 /// Returns whether the client requested the decode-first order.
 #[must_use]
-pub fn asks_decode_first(request: &PdRequest<'_>) -> bool {
+pub fn is_decode_first(request: &PdRequest<'_>) -> bool {
     // An encoder stage replaces the client's threshold.
     let threshold = request.document.last(Level::Top, "cache_hit_threshold");
     request.encoded.is_none() && threshold.is_some_and(|member| member.kind != Kind::Null)
@@ -55,7 +55,7 @@ pub fn lmcache_prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Not decided yet.
-    Open,
+    Undecided,
     /// The decoder generates the response, so the bytes held back may be forwarded.
     Served,
     /// Too little of the prompt was in the store, so a prefill leg is needed.
@@ -78,7 +78,7 @@ pub fn verdict_of_stream(bytes: &[u8]) -> Verdict {
             continue;
         };
         match verdict_of_event(data.trim_ascii()) {
-            Verdict::Open => {}
+            Verdict::Undecided => {}
             known => return known,
         }
         events += 1;
@@ -86,7 +86,7 @@ pub fn verdict_of_stream(bytes: &[u8]) -> Verdict {
             return Verdict::Served;
         }
     }
-    Verdict::Open
+    Verdict::Undecided
 }
 
 /// Returns the verdict on the JSON text of one event or of a complete response.
@@ -118,7 +118,7 @@ fn verdict_of_event(event: &[u8]) -> Verdict {
     if has_token {
         Verdict::Served
     } else {
-        Verdict::Open
+        Verdict::Undecided
     }
 }
 
@@ -127,7 +127,7 @@ fn verdict_of_event(event: &[u8]) -> Verdict {
 pub fn verdict_of_whole(response: &[u8]) -> Verdict {
     match verdict_of_event(response) {
         Verdict::BelowThreshold => Verdict::BelowThreshold,
-        Verdict::Open | Verdict::Served => Verdict::Served,
+        Verdict::Undecided | Verdict::Served => Verdict::Served,
     }
 }
 
@@ -189,7 +189,7 @@ mod tests {
         let asks = |body: &str, encoded: Option<Encoded>| {
             let mut subject = Subject::new(Api::Chat, body);
             subject.encoded = encoded;
-            asks_decode_first(&subject.request())
+            is_decode_first(&subject.request())
         };
         assert!(asks(r#"{"cache_hit_threshold":0.8}"#, None));
         assert!(!asks(r#"{"cache_hit_threshold":null}"#, None));
@@ -209,13 +209,13 @@ mod tests {
         let stop = r#"data: {"choices":[{"text":"","finish_reason":"stop"}]}"#;
         let ids = r#"data: {"choices":[{"token_ids":[7],"finish_reason":null}]}"#;
         let cases: [(&[&str], Verdict); 12] = [
-            (&[], Verdict::Open),
-            (&[role], Verdict::Open),
-            (&[role, ""], Verdict::Open),
+            (&[], Verdict::Undecided),
+            (&[role], Verdict::Undecided),
+            (&[role, ""], Verdict::Undecided),
             (&[role, "", token], Verdict::Served),
             (&[role, "", met], Verdict::BelowThreshold),
             (&[role, "", role], Verdict::Served),
-            (&[": keep-alive", "", role], Verdict::Open),
+            (&[": keep-alive", "", role], Verdict::Undecided),
             (&[text], Verdict::Served),
             (&[text_met], Verdict::BelowThreshold),
             (&[stop], Verdict::Served),

@@ -6,7 +6,7 @@ use super::exchange::Exchange;
 use crate::fault::Fault;
 use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
-use crate::limits::{BODY_RESERVE_STEP_BYTES, RECEIVE_LARGE_BYTES, STEPS_PER_TURN_MAX};
+use crate::limits::{BODY_RESERVE_STEP_BYTES, RECEIVE_LARGE_BYTES, RECEIVES_PER_YIELD_MAX};
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::request::WATCH;
@@ -58,7 +58,7 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
     let mut steps = 0_u32;
     while !reading.meter.is_done() {
         steps = steps.wrapping_add(1);
-        if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+        if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
             exchange.client.conn.clear_readable();
         }
         receive_more(exchange, &mut reading).await?;

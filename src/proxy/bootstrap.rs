@@ -72,7 +72,7 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Queries a prefill server's engines again after the decoder failed with the one in `peer`. If
     /// the engine of the same rank has a new id, stores it in `peer` and returns `true`.
-    pub(super) async fn engine_has_moved(
+    pub(super) async fn engine_id_changed(
         &self,
         target: &Target,
         peer: &mut Peer,

@@ -49,7 +49,7 @@ impl<N: Net> Exchange<'_, N> {
                     .await;
             }
             if !is_success {
-                return self.end_with_theirs(pending).await;
+                return self.end_with_engine_error(pending).await;
             }
             let response = match self.read_chunk(pending).await {
                 Ok(response) => response,
@@ -62,7 +62,9 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(chunk) => chunk,
                 // Nothing has been sent to the client yet, so the request can still be decoded in
                 // one call.
-                Err(ChunkError::NotPlain) if is_first => return self.respond_uncut(split).await,
+                Err(ChunkError::NotPlain) if is_first => {
+                    return self.respond_unchunked(split).await;
+                }
                 Err(_) => return self.end_with(Fault::ChunkResponse).await,
             };
             self.trace.chunk(progress);
@@ -97,7 +99,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Repeats the request as a single decode call and relays the response.
-    async fn respond_uncut(&mut self, mut split: Split) -> Result<(), Fault> {
+    async fn respond_unchunked(&mut self, mut split: Split) -> Result<(), Fault> {
         split.chunk = None;
         let leg = split.pd_request().local_leg().map_err(too_many)?;
         let pending = self.decode_local(&split, &leg).await?;
@@ -172,7 +174,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Ends a stream with the decoder's own error if that is a JSON object, otherwise with a fault.
-    async fn end_with_theirs(&mut self, pending: PendingResponse<N>) -> Result<(), Fault> {
+    async fn end_with_engine_error(&mut self, pending: PendingResponse<N>) -> Result<(), Fault> {
         match self.read_chunk(pending).await {
             Ok(mut error) if error.first() == Some(&b'{') => {
                 // The data of an event must be one line. In JSON, line ends are only whitespace.

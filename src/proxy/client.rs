@@ -312,7 +312,7 @@ impl<N: Net> Client<N> {
     }
 
     /// Whether the client is known to have disconnected. Checks without waiting.
-    pub(super) async fn has_left(&self, shard: &Shard<N>) -> bool {
+    pub(super) async fn has_disconnected(&self, shard: &Shard<N>) -> bool {
         poll_fn(|cx| Poll::Ready(self.poll_gone(shard, Watch::Ahead, cx))).await
     }
 

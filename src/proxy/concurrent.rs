@@ -23,7 +23,7 @@ use super::task::LegTask;
 use crate::config::KvConnector;
 use crate::fault::Fault;
 use crate::fleet::Target;
-use crate::limits::ORPHAN_FIRST_BYTE_SECS_MAX;
+use crate::limits::DETACHED_FIRST_BYTE_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net};
 use crate::pd::{Leg, OnDisconnect, Peer, Role, connector, mooncake};
@@ -56,7 +56,7 @@ impl<N: Net> Exchange<'_, N> {
                 connector::pair(connector, &split.pd_request(), &peer).map_err(too_many)?;
             let mut task = self.begin_prefill(split, target, prefill, upstream)?;
             let ended = self
-                .decode_beside(split, decode, target, peer, &task, reuse)
+                .decode_unless_prefill_fails(split, decode, target, peer, &task, reuse)
                 .await;
             match ended {
                 Ok(Ok(Decoded::Responded(upstream, response))) => {
@@ -176,7 +176,7 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Runs the decode leg until its response may be relayed. If the prefill leg fails first,
     /// returns its result as the outer `Err`.
-    async fn decode_beside(
+    async fn decode_unless_prefill_fails(
         &mut self,
         split: &Split,
         leg: Leg,
@@ -185,18 +185,18 @@ impl<N: Net> Exchange<'_, N> {
         task: &PrefillTask<N>,
         reuse: Reuse,
     ) -> Result<Result<Decoded<N>, Fault>, Ended<N>> {
-        let mut went_well = false;
-        let mut work = pin!(self.decode_paired(split, leg, target, peer, task, reuse));
+        let mut prefill_succeeded = false;
+        let mut work = pin!(self.run_decode_leg(split, leg, target, peer, task, reuse));
         poll_fn(|cx| {
             if let Poll::Ready(decoded) = work.as_mut().poll(cx) {
                 return Poll::Ready(Ok(decoded));
             }
-            if went_well {
+            if prefill_succeeded {
                 return Poll::Pending;
             }
             match task.poll(cx) {
                 Poll::Ready(Ok(Ok(Attempt::Done(..)))) => {
-                    went_well = true;
+                    prefill_succeeded = true;
                     // Poll the decode leg again, because it may be waiting for this success.
                     cx.waker().wake_by_ref();
                     Poll::Pending
@@ -209,7 +209,7 @@ impl<N: Net> Exchange<'_, N> {
         .await
     }
 
-    async fn decode_paired(
+    async fn run_decode_leg(
         &mut self,
         split: &Split,
         mut leg: Leg,
@@ -219,7 +219,7 @@ impl<N: Net> Exchange<'_, N> {
         mut reuse: Reuse,
     ) -> Result<Decoded<N>, Fault> {
         let decoder = self.shard.decoder_target(split.decoder);
-        let mut may_ask_again = split.connector() == KvConnector::Mooncake;
+        let mut may_query_again = split.connector() == KvConnector::Mooncake;
         loop {
             let connected = self
                 .connect(split.decoder, decoder, Role::Decode, reuse, Limit::NONE)
@@ -232,24 +232,26 @@ impl<N: Net> Exchange<'_, N> {
                 }
                 Err(LegFault::Other(Fault::ClientGone)) => {
                     let response = Response::default();
-                    return Err(self.leave_decoder(split, upstream, response, task));
+                    return Err(self.detach_decode_leg(split, upstream, response, task));
                 }
                 Err(fault) => return Err(fault.fault(Role::Decode)),
             };
-            if may_ask_again
+            if may_query_again
                 && response.head.status >= 500
-                && self.engine_has_moved(target, &mut peer).await?
+                && self.engine_id_changed(target, &mut peer).await?
             {
                 // The prefill leg still waits under the same transfer id. Only the engine id in the
                 // decode leg was outdated.
-                may_ask_again = false;
+                may_query_again = false;
                 leg = mooncake::decode_leg(&split.pd_request(), &peer).map_err(too_many)?;
                 reuse = Reuse::Never;
                 continue;
             }
             return match self.commit(split, &upstream, &response, task).await {
                 Ok(()) => Ok(Decoded::Responded(upstream, response)),
-                Err(Fault::ClientGone) => Err(self.leave_decoder(split, upstream, response, task)),
+                Err(Fault::ClientGone) => {
+                    Err(self.detach_decode_leg(split, upstream, response, task))
+                }
                 Err(fault) => Err(fault),
             };
         }
@@ -288,7 +290,7 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Applies the connector's rule for a client disconnect to the decode leg: keeps it running
     /// until its first body byte, or resets its connection.
-    fn leave_decoder(
+    fn detach_decode_leg(
         &self,
         split: &Split,
         upstream: Upstream<N>,
@@ -325,7 +327,7 @@ async fn await_first_byte<N: Net>(
     mut response: Response,
 ) {
     let timer = shard.net.timer();
-    let wait = Duration::from_secs(ORPHAN_FIRST_BYTE_SECS_MAX);
+    let wait = Duration::from_secs(DETACHED_FIRST_BYTE_SECS_MAX);
     timer.set(shard.net.now(), Some(wait));
     let conn = upstream.conn();
     loop {

@@ -21,12 +21,12 @@ use crate::net::{Conn, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take, connector};
 
 /// Marks a send that was aborted because the handoff in it became stale. Never reported.
-const WENT_STALE: Fault = Fault::Bug("the handoff went stale while it was sent");
+const HANDOFF_STALE: Fault = Fault::Bug("the handoff went stale while it was sent");
 
 /// The error label of a failed decode leg in its span.
 fn label_of(fault: LegFault) -> &'static str {
     match fault {
-        LegFault::Other(WENT_STALE) => Reason::StaleKv.label(),
+        LegFault::Other(HANDOFF_STALE) => Reason::StaleKv.label(),
         fault => fault.fault(Role::Decode).label(),
     }
 }
@@ -91,7 +91,7 @@ impl<N: Net> Exchange<'_, N> {
             };
             let decoded = self.decode_once(&upstream, split, &leg, limit).await;
             if upstream.is_sent.get() {
-                prefilled.leaving = None;
+                prefilled.unsent_handoff = None;
             }
             match decoded {
                 Ok(response) if carries && self.must_recompute(&response) => {
@@ -112,9 +112,9 @@ impl<N: Net> Exchange<'_, N> {
                     });
                 }
                 // The decoder accepted the request too slowly. It has received only part of it.
-                Err(LegFault::Other(WENT_STALE)) => {
+                Err(LegFault::Other(HANDOFF_STALE)) => {
                     upstream.conn().reset_on_close();
-                    self.go_on_without(Reason::StaleKv)?;
+                    self.decode_without_handoff(Reason::StaleKv)?;
                     repeated = true;
                 }
                 Err(LegFault::ConnectionClosed) if upstream.reused && reuse != Reuse::Never => {
@@ -129,7 +129,7 @@ impl<N: Net> Exchange<'_, N> {
     /// The deadline for sending a leg that carries the handoff.
     fn freshness_limit(&self, prefilled: &Prefilled) -> Limit {
         let age_max = self.shard.config.pd.handoff_age_max;
-        Limit::of(prefilled.at, Some(age_max), WENT_STALE)
+        Limit::of(prefilled.at, Some(age_max), HANDOFF_STALE)
     }
 
     /// Builds the decode leg to send next and returns whether it carries the handoff. Only the
@@ -141,7 +141,7 @@ impl<N: Net> Exchange<'_, N> {
         prefilled: &mut Prefilled,
         repeated: bool,
     ) -> Result<(Leg, bool), Fault> {
-        if let Some(handoff) = prefilled.leaving.take() {
+        if let Some(handoff) = prefilled.unsent_handoff.take() {
             // The leg that carried it was not sent completely.
             self.count_stranded(split, &handoff);
         }
@@ -159,7 +159,7 @@ impl<N: Net> Exchange<'_, N> {
                             self.shard.metrics.stranded(Stranded::LeftToLease);
                         }
                         if !repeated {
-                            self.go_on_without(reason)?;
+                            self.decode_without_handoff(reason)?;
                         }
                         None
                     }
@@ -169,12 +169,12 @@ impl<N: Net> Exchange<'_, N> {
         let leg =
             connector::decode_leg(pd.connector, &split.pd_request(), peer, handoff.as_deref());
         let carries = handoff.is_some();
-        prefilled.leaving = handoff;
+        prefilled.unsent_handoff = handoff;
         Ok((leg.map_err(too_many)?, carries))
     }
 
     /// Records the reason for decoding without a handoff. Fails if `--on-missing-kv` is `error`.
-    fn go_on_without(&mut self, reason: Reason) -> Result<(), Fault> {
+    fn decode_without_handoff(&mut self, reason: Reason) -> Result<(), Fault> {
         if self.shard.config.pd.on_missing_kv == OnMissingKv::Error {
             self.stats.outcome = Some((Outcome::Failed, reason));
             return Err(Fault::HandoffMissing);

@@ -39,7 +39,7 @@ impl<N: Net> Exchange<'_, N> {
                 drop(pending);
                 self.serial(split, targets).await
             }
-            Verdict::Open | Verdict::Served => {
+            Verdict::Undecided | Verdict::Served => {
                 self.stats.outcome = Some((Outcome::LocalPolicy, Reason::StoreHit));
                 Ok(pending)
             }
@@ -68,7 +68,7 @@ impl<N: Net> Exchange<'_, N> {
         let conn = pending.upstream.conn();
         loop {
             match holding.read(response.rest()) {
-                Verdict::Open => {}
+                Verdict::Undecided => {}
                 known => return Ok(known),
             }
             self.until(Watch::Ahead, Limit::NONE, |cx| conn.poll_readable(cx))
@@ -108,11 +108,11 @@ impl Holding {
         } else if is_done {
             verdict_of_whole(&self.payload)
         } else {
-            Verdict::Open
+            Verdict::Undecided
         };
         let is_decided = is_done || self.payload.len() > self.bytes_max;
         match verdict {
-            Verdict::Open if is_decided => Verdict::Served,
+            Verdict::Undecided if is_decided => Verdict::Served,
             verdict => verdict,
         }
     }

@@ -167,7 +167,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         let bytes = client.take_ahead();
         let framing = h1::request_framing(&head, &bytes).map_err(Fault::Head)?;
         let keep_alive = h1::request_keeps_alive(&head, &bytes);
-        let theirs = head
+        let client_id = head
             .field(Name::XRequestId)
             .map(|field| field.value.of(&bytes));
         let unix = SystemTime::now()
@@ -175,7 +175,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             .unwrap_or_default();
         let random = [shard.net.random(), shard.net.random()];
         let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(0);
-        let request_id = RequestId::choose(theirs, unix_ms, random);
+        let request_id = RequestId::choose(client_id, unix_ms, random);
         let route = route_label(Route::of(head.method, head.target.of(&bytes)));
         let trace = Trace::begin(shard, &head, &bytes, started);
         let stats = RequestStats {

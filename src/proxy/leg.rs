@@ -293,11 +293,11 @@ pub(super) trait Legs<N: Net>: Dials<N> {
             }
         }
         let joined = shard.lookups.borrow_mut().join(target);
-        let Some(must_ask) = joined else {
+        let Some(must_start) = joined else {
             return Err(Fault::Exhausted);
         };
-        let _leave = Leave { shard, target };
-        if must_ask && !(shard.resolver)(target) {
+        let _guard = LookupGuard { shard, target };
+        if must_start && !(shard.resolver)(target) {
             shard.lookups.borrow_mut().forget(target);
             return Err(Fault::Exhausted);
         }
@@ -382,14 +382,14 @@ pub(super) trait Legs<N: Net>: Dials<N> {
 }
 
 /// Unregisters from a name look-up when dropped, including when the wait was cancelled.
-struct Leave<'a, N: Net> {
+struct LookupGuard<'a, N: Net> {
     shard: &'a Shard<N>,
     target: &'a Target,
 }
 
-impl<N: Net> Drop for Leave<'_, N> {
+impl<N: Net> Drop for LookupGuard<'_, N> {
     fn drop(&mut self) {
-        self.shard.lookups.borrow_mut().leave(self.target);
+        self.shard.lookups.borrow_mut().unregister(self.target);
     }
 }
 

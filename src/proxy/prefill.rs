@@ -29,14 +29,14 @@ pub(super) struct Prefilled {
     /// time.
     pub(super) at: Instant,
     /// The handoff carried by a decode leg that has not been sent completely.
-    pub(super) leaving: Option<Vec<u8>>,
+    pub(super) unsent_handoff: Option<Vec<u8>>,
 }
 
 impl Prefilled {
     fn new(collected: Collected, at: Instant) -> Self {
         let handoff = match collected {
             Collected::Handoff(handoff) => Some(SingleUse::new(*handoff)),
-            Collected::Whole(response) if nixl::hands_on(&response) => {
+            Collected::Whole(response) if nixl::has_kv_cache(&response) => {
                 Some(SingleUse::of(response))
             }
             Collected::Whole(_) => Some(SingleUse::none(Reason::MissingKv)),
@@ -45,7 +45,7 @@ impl Prefilled {
         Self {
             handoff,
             at,
-            leaving: None,
+            unsent_handoff: None,
         }
     }
 
@@ -53,7 +53,7 @@ impl Prefilled {
     fn stranded(mut self) -> Option<Vec<u8>> {
         let handoff = self.handoff.as_mut();
         let handoff = handoff.and_then(|handoff| handoff.take(Freshness::Fresh).ok());
-        self.leaving.take().or(handoff)
+        self.unsent_handoff.take().or(handoff)
     }
 }
 
@@ -79,7 +79,7 @@ impl<N: Net> Exchange<'_, N> {
         if split.connector() == KvConnector::Nixlv2 {
             self.cut(split);
         }
-        let pending = if self.client.has_left(self.shard).await {
+        let pending = if self.client.has_disconnected(self.shard).await {
             Err(Fault::ClientGone)
         } else {
             self.decode(split, &peer, &mut prefilled).await

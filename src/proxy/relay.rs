@@ -14,7 +14,7 @@ use super::shard::Shard;
 use crate::fault::Fault;
 use crate::h1::{self, BodyMeter, Framing, Name};
 use crate::json::{ResponseForm, UsageRewriter, UsageShape};
-use crate::limits::{SPLICES_PER_TURN_MAX, STEPS_PER_TURN_MAX};
+use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
 
@@ -63,7 +63,7 @@ struct Relay {
     /// The time of the first token has been recorded.
     has_first_token: bool,
     /// The latest receive ended with `[DONE]`.
-    said_done: bool,
+    ends_with_done: bool,
 }
 
 /// The result of one receive.
@@ -109,7 +109,7 @@ impl<N: Net> Exchange<'_, N> {
             chunks: 0,
             received: 0,
             has_first_token: false,
-            said_done: false,
+            ends_with_done: false,
         };
         let is_open_ended = outgoing == Outgoing::UntilClose;
         self.relay_first(&response, outgoing, &mut relay, received)
@@ -123,7 +123,7 @@ impl<N: Net> Exchange<'_, N> {
         match relayed {
             // Clients close the connection at `[DONE]` without reading on. They have received the
             // whole response.
-            Err(Fault::ClientGone) if relay.said_done => {
+            Err(Fault::ClientGone) if relay.ends_with_done => {
                 self.stats.complete = true;
                 self.keep_alive = false;
                 return Ok(());
@@ -241,7 +241,7 @@ impl<N: Net> Exchange<'_, N> {
         let mut steps = 0_u32;
         while !relay.meter.is_done() {
             steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+            if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
                 conn.clear_readable();
             }
             client
@@ -282,11 +282,11 @@ impl<N: Net> Exchange<'_, N> {
         mut pipe: <N::Conn as Conn>::Pipe,
     ) -> Result<(), Fault> {
         let (shard, client, conn) = (self.shard, self.client, upstream.conn());
-        relay.said_done = false;
+        relay.ends_with_done = false;
         let mut steps = 0_u32;
         while let Some(remaining) = relay.meter.remaining().filter(|left| *left > 0) {
             steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(SPLICES_PER_TURN_MAX) {
+            if steps.is_multiple_of(SPLICES_PER_YIELD_MAX) {
                 conn.clear_readable();
             }
             client
@@ -336,7 +336,7 @@ impl Relay {
     /// only the tail is searched.
     fn record_done(&mut self, received: &[u8]) {
         let tail = &received[received.len().saturating_sub(DONE_TAIL_BYTES)..];
-        self.said_done = tail.windows(DONE.len()).any(|window| window == DONE);
+        self.ends_with_done = tail.windows(DONE.len()).any(|window| window == DONE);
     }
 
     /// Forwards the bytes of one receive.

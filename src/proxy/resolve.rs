@@ -32,7 +32,7 @@ pub(super) struct Lookups {
 struct Lookup {
     wakers: Vec<Waker>,
     response: Option<Rc<[Address]>>,
-    takers: usize,
+    callers: usize,
 }
 
 impl Lookups {
@@ -43,7 +43,7 @@ impl Lookups {
         if is_new && self.waiting.len() >= RESOLVE_QUEUE_MAX {
             return None;
         }
-        self.waiting.entry(target.clone()).or_default().takers += 1;
+        self.waiting.entry(target.clone()).or_default().callers += 1;
         Some(is_new)
     }
 
@@ -67,10 +67,10 @@ impl Lookups {
 
     /// Unregisters the caller from a look-up. One without a result continues, for the next caller
     /// that needs it.
-    pub(super) fn leave(&mut self, target: &Target) {
+    pub(super) fn unregister(&mut self, target: &Target) {
         if let Some(lookup) = self.waiting.get_mut(target) {
-            lookup.takers -= 1;
-            if lookup.takers == 0 && lookup.response.is_some() {
+            lookup.callers -= 1;
+            if lookup.callers == 0 && lookup.response.is_some() {
                 self.waiting.remove(target);
             }
         }
@@ -87,7 +87,7 @@ impl Lookups {
         let Some(lookup) = self.waiting.get_mut(&resolved.target) else {
             return Vec::new();
         };
-        if lookup.takers == 0 {
+        if lookup.callers == 0 {
             self.waiting.remove(&resolved.target);
             return Vec::new();
         }
@@ -120,7 +120,7 @@ mod tests {
                 panic!("pending")
             };
             assert_eq!(addresses[0].to_string(), "127.0.0.1:1");
-            lookups.leave(&target);
+            lookups.unregister(&target);
         }
         assert!(lookups.waiting.is_empty());
     }
@@ -130,9 +130,9 @@ mod tests {
         let target = Target::parse(b"engine:1").unwrap();
         let mut lookups = Lookups::default();
         lookups.join(&target);
-        lookups.leave(&target);
+        lookups.unregister(&target);
         assert_eq!(lookups.join(&target), Some(false), "still in progress");
-        lookups.leave(&target);
+        lookups.unregister(&target);
         lookups.response(Resolved {
             target,
             addresses: vec![],

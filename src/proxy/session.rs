@@ -7,7 +7,7 @@ use super::client::{Client, Limit};
 use super::exchange::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
-use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, STEPS_PER_TURN_MAX};
+use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, RECEIVES_PER_YIELD_MAX};
 use crate::net::tls::Opened;
 use crate::net::{Conn, Net, would_block};
 
@@ -24,7 +24,7 @@ pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usi
     let mut exchanges = 0_u32;
     while client.next_request(shard).await {
         exchanges = exchanges.wrapping_add(1);
-        if exchanges.is_multiple_of(STEPS_PER_TURN_MAX) {
+        if exchanges.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
             // A pipelined request that the proxy responds to locally never waits for an engine, so
             // a run of them would not yield otherwise.
             Box::pin(shard.net.yield_now()).await;
@@ -75,7 +75,7 @@ async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
     let mut steps = 0_u32;
     while left > 0 {
         steps = steps.wrapping_add(1);
-        if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+        if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
             shard.net.yield_now().await;
         }
         if client

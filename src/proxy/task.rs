@@ -17,7 +17,7 @@ use super::client::{Limit, Watch};
 use super::leg::Waits;
 use super::shard::{Shard, TaskGuard};
 use crate::fault::Fault;
-use crate::limits::ORPHAN_SECS_MAX;
+use crate::limits::DETACHED_LEG_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net, Timer};
 use crate::pd::OnDisconnect;
@@ -141,7 +141,7 @@ impl<N: Net, T> Drop for LegTask<N, T> {
                 self.state.is_abandoned.set(true)
             }
             OnDisconnect::UntilFirstByte | OnDisconnect::RunToEnd => {
-                let wait = Duration::from_secs(ORPHAN_SECS_MAX);
+                let wait = Duration::from_secs(DETACHED_LEG_SECS_MAX);
                 let until = self.shard.net.now().after(wait);
                 self.state.orphan_until.set(Some(until));
             }

@@ -115,8 +115,8 @@ impl Trace {
         };
         let net = &shard.net;
         let values = head.fields_named(Name::Traceparent);
-        let heard = TraceContext::read(values.map(|field| field.value.of(bytes)));
-        let context = heard.unwrap_or_else(|| {
+        let received = TraceContext::read(values.map(|field| field.value.of(bytes)));
+        let context = received.unwrap_or_else(|| {
             let new = TraceContext::new([net.random(), net.random()], net.random());
             if tracer.sampler.takes(new.trace_id) {
                 new.sampled()
@@ -124,12 +124,12 @@ impl Trace {
                 new
             }
         });
-        let keeps_state = heard.is_some();
+        let keeps_state = received.is_some();
         if !context.is_sampled() {
             return Self::Unrecorded(TraceHeaders::new(context, keeps_state));
         }
-        let (parent_id, context) = match heard {
-            Some(heard) => (heard.span_id, heard.child(net.random())),
+        let (parent_id, context) = match received {
+            Some(received) => (received.span_id, received.child(net.random())),
             None => (0, context),
         };
         let clock = world_clock(net);
@@ -367,8 +367,8 @@ impl<N: Net> Exchange<'_, N> {
         };
         trace_headers.push(out);
         for field in &self.head.fields {
-            let goes_on = matches!(field.known, Name::Tracestate | Name::Baggage);
-            if goes_on && !trace_headers.replaces(field.known) {
+            let is_forwarded = matches!(field.known, Name::Tracestate | Name::Baggage);
+            if is_forwarded && !trace_headers.replaces(field.known) {
                 let (name, value) = (field.name.of(&self.bytes), field.value.of(&self.bytes));
                 h1::push_field(out, name, value);
             }

@@ -13,7 +13,7 @@ use super::leg::{Response, Upstream};
 use super::shard::Shard;
 use crate::fault::Fault;
 use crate::h1::Name;
-use crate::limits::STEPS_PER_TURN_MAX;
+use crate::limits::RECEIVES_PER_YIELD_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 
@@ -35,12 +35,12 @@ impl<N: Net> Exchange<'_, N> {
     ) -> Result<(), Fault> {
         // On an intercepted path the `Upgrade` field is never forwarded, so a 101 is not
         // acceptable.
-        let asked = self.upgrade_sent && self.body_done;
+        let was_requested = self.upgrade_sent && self.body_done;
         let protocol = response
             .head
             .field(Name::Upgrade)
             .map(|field| field.value.of(&response.bytes));
-        let Some(protocol) = protocol.filter(|_| asked) else {
+        let Some(protocol) = protocol.filter(|_| was_requested) else {
             return Err(Fault::DecodeResponse);
         };
         let mut out = self.shard.buffer();
@@ -88,7 +88,7 @@ impl<N: Net> Exchange<'_, N> {
         let mut steps = 0_u32;
         while !(down.ended && up.ended) {
             steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(STEPS_PER_TURN_MAX) {
+            if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
                 self.shard.net.yield_now().await;
             }
             let pass =

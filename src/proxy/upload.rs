@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing};
 use crate::json::Mask;
-use crate::limits::{REPLAY_BYTES_MAX, SPLICES_PER_TURN_MAX, STEPS_PER_TURN_MAX};
+use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::Phase;
 use crate::net::pool::EndpointId;
 use crate::net::{Conduit, Conn, Net, would_block};
@@ -172,8 +172,8 @@ impl<N: Net> Exchange<'_, N> {
             steps = steps.wrapping_add(1);
             // A pipe moves more bytes per step than the buffer.
             let turn = match upload.pipe {
-                Some(_) => SPLICES_PER_TURN_MAX,
-                None => STEPS_PER_TURN_MAX,
+                Some(_) => SPLICES_PER_YIELD_MAX,
+                None => RECEIVES_PER_YIELD_MAX,
             };
             if steps.is_multiple_of(turn) {
                 self.client.conn.clear_readable();

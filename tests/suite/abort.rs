@@ -11,8 +11,8 @@ use mock_engine::{Engine, Fault, Seen, State};
 use crate::client::{Client, DEADLINE, head, request};
 use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, wait_for};
 use crate::harness_more::{
-    Deaf, Driver, Leave, Times, ask_for, expect_drained, expect_handoffs_sound, expect_healthy,
-    pair_on, split_request, unsent,
+    Driver, FullQueue, Leave, Times, ask_for, expect_drained, expect_handoffs_sound,
+    expect_healthy, pair_on, split_request, unsent,
 };
 
 /// Limit for the median time between a client disconnect and the end of the engine's connection. A
@@ -168,7 +168,7 @@ fn aborts_on_disconnect_during_an_upload_that_the_engine_does_not_read() {
 #[test]
 fn aborts_on_disconnect_while_connecting_to_the_prefiller() {
     let pair = ring_pair(&["--connect-timeout=1h"]);
-    let deaf = Deaf::new();
+    let deaf = FullQueue::new();
     let mut left = 0.0;
     let mut times = Times::default();
     for leave in Leave::ALL {
@@ -287,7 +287,7 @@ fn aborts_on_disconnect_while_waiting_for_a_retry() {
 
 #[test]
 fn aborts_on_disconnect_between_the_legs() {
-    let deaf = Deaf::new();
+    let deaf = FullQueue::new();
     let prefill = Engine::start(mock_engine::EngineConfig::prefill(), 0).unwrap();
     let sidecar = Sidecar::start(&["--connect-timeout=1h"], deaf.port());
     let mut left = 0.0;

@@ -140,7 +140,7 @@ pub(crate) fn session(offer: &Offer<'_>) -> ClientConnection {
         }
         None => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+            .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
             .with_no_client_auth(),
     };
     config.alpn_protocols = offer
@@ -153,9 +153,9 @@ pub(crate) fn session(offer: &Offer<'_>) -> ClientConnection {
 }
 
 #[derive(Debug)]
-struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+struct AcceptAny(Arc<rustls::crypto::CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -310,7 +310,7 @@ impl Client {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     refusals += 1;
-                    crate::harness::look_again();
+                    crate::harness::poll_interval();
                 }
                 Err(error) => panic!("{error}"),
             }

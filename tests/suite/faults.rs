@@ -10,7 +10,7 @@ use mock_engine::{Engine, EngineConfig, Fault};
 use crate::client::{Client, DEADLINE, End, Framing, request};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, wait_for};
 use crate::harness_more::{
-    Deaf, Driver, RawConn, RawEngine, ask_for, expect_drained, expect_handoffs_sound,
+    Driver, FullQueue, RawConn, RawEngine, ask_for, expect_drained, expect_handoffs_sound,
     expect_healthy, expect_text, pair_on, split_request, unsent,
 };
 
@@ -520,7 +520,7 @@ fn a_refusing_prefiller_is_502() {
 #[test]
 fn a_prefiller_connect_timeout_is_502_unless_another_candidate_exists() {
     let pair = Pair::start(&["--connect-timeout=200ms"]);
-    let deaf = Deaf::new();
+    let deaf = FullQueue::new();
     let (_, body) = ask_for(TOKENS, true);
     let target = deaf.host_port();
     let response = pair.sidecar.post(CHAT, &body, &[(PREFILLER, &target)]);
@@ -632,7 +632,7 @@ fn a_connection_is_not_reused_after_an_early_decode_response() {
 
 #[test]
 fn body_bytes_that_arrive_while_connecting_are_not_lost() {
-    let deaf = Deaf::new();
+    let deaf = FullQueue::new();
     let sidecar = Sidecar::launch(&Launch {
         args: &["--connect-timeout=20s", "--model-server-host=127.0.0.1"],
         decoder_port: deaf.port(),

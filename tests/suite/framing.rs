@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, request};
-use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, look_again};
+use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, poll_interval};
 use crate::harness_more::{ask_for, expect_drained, expect_handoffs_sound, expect_healthy};
 
 /// Requests that must be refused: name, status, bytes.
@@ -564,7 +564,7 @@ fn an_incomplete_head_times_out() {
     client.send("GET / HTTP/1.1\r\nX-Slow: ");
     let arrived = |client: &Client| rustix::io::ioctl_fionread(client.socket()).unwrap() > 0;
     while since.elapsed() < Duration::from_secs(3) && !arrived(&client) && client.try_send("x") {
-        look_again();
+        poll_interval();
     }
     let took = expect_timeout(&mut client, since, 408, "head_timeout");
     assert!(took < Duration::from_secs(2), "{took:?}");
@@ -593,7 +593,7 @@ fn an_upload_without_progress_times_out() {
             client.try_send(" ");
             gap_max = gap_max.max(last.elapsed());
             last = Instant::now();
-            look_again();
+            poll_interval();
         }
         let took = expect_timeout(&mut client, last, 408, "body_timeout");
         // An early timeout is acceptable only if this process was not scheduled for that long.

@@ -52,7 +52,7 @@ pub(crate) fn free_ports(count: u16) -> u16 {
 }
 
 /// Waits for one polling interval.
-pub(crate) fn look_again() {
+pub(crate) fn poll_interval() {
     std::thread::park_timeout(LOOK_AGAIN);
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
             return response;
         }
         assert!(start.elapsed() < DEADLINE, "timed out waiting for {what}");
-        look_again();
+        poll_interval();
     }
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn run_to_exit(args: &[&str]) -> (i32, String) {
             child.wait().unwrap();
             panic!("{args:?} still runs: {}", log.text());
         }
-        look_again();
+        poll_interval();
     };
     (status.code().unwrap(), log.whole())
 }
@@ -343,7 +343,7 @@ impl Sidecar {
             if (have - want).abs() < 1e-9 {
                 return;
             }
-            look_again();
+            poll_interval();
         }
         panic!("{name} {labels:?} is {have}, not {want}");
     }
@@ -537,7 +537,7 @@ impl Canned {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let response = Arc::clone(&response);
-                std::thread::spawn(move || response_all(stream?, &response));
+                std::thread::spawn(move || respond_to_all(stream?, &response));
             }
         });
         Self { port }
@@ -545,7 +545,7 @@ impl Canned {
 }
 
 /// Responds to requests whose bodies have a known length until the client disconnects.
-fn response_all(mut stream: TcpStream, response: &[u8]) -> std::io::Result<()> {
+fn respond_to_all(mut stream: TcpStream, response: &[u8]) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
         let (mut line, mut length) = (String::new(), 0);

@@ -239,13 +239,13 @@ pub(crate) fn unsent(stream: &TcpStream) -> usize {
 }
 
 /// A listening socket whose accept queue is full, so that further connects hang.
-pub(crate) struct Deaf {
+pub(crate) struct FullQueue {
     listener: TcpListener,
     fill: Vec<rustix::fd::OwnedFd>,
     addr: SocketAddr,
 }
 
-impl Deaf {
+impl FullQueue {
     pub(crate) fn new() -> Self {
         let flags = SocketFlags::CLOEXEC;
         let socket =

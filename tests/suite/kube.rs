@@ -25,7 +25,7 @@ pub(crate) const OLD_POOLS: &str =
 
 /// How the server handles requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum Behaviour {
     #[default]
     Well,
     /// Connections are closed immediately.
@@ -64,7 +64,7 @@ struct State {
     changes: Vec<Change>,
     /// Number of times watches were ended, and how they ended the last time.
     cuts: (u64, Option<Cut>),
-    mood: Mood,
+    mood: Behaviour,
     /// Request lines, in order.
     seen: Vec<String>,
     /// Problems found in requests.
@@ -190,7 +190,7 @@ impl Api {
         self.change(|state| state.cuts = (state.cuts.0 + 1, Some(how)));
     }
 
-    pub(crate) fn mood(&self, mood: Mood) {
+    pub(crate) fn mood(&self, mood: Behaviour) {
         self.change(|state| state.mood = mood);
     }
 
@@ -261,12 +261,15 @@ fn serve(mut conn: RawConn, shared: &(Mutex<State>, Condvar)) {
         };
         let is_watch = target.contains("watch=true");
         match mood {
-            Mood::Down => return,
-            Mood::Refuses(status) => response(&mut conn, status, &refusal(status)),
-            Mood::Well | Mood::HoldsPods if is_watch => return watch(conn, &target, shared),
-            Mood::Well | Mood::HoldsPods => {
+            Behaviour::Down => return,
+            Behaviour::Refuses(status) => response(&mut conn, status, &refusal(status)),
+            Behaviour::Well | Behaviour::HoldsPods if is_watch => {
+                return watch(conn, &target, shared);
+            }
+            Behaviour::Well | Behaviour::HoldsPods => {
                 let mut state = shared.0.lock().unwrap();
-                while target.starts_with(PODS) && state.mood == Mood::HoldsPods && !state.ends {
+                while target.starts_with(PODS) && state.mood == Behaviour::HoldsPods && !state.ends
+                {
                     state = shared.1.wait(state).unwrap();
                 }
                 let page = page(&state, &target);
@@ -369,7 +372,7 @@ fn event(target: &str, change: &Change) -> Option<Value> {
 /// Sends changes until the watch is ended or its client has disconnected.
 fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
     let from = parameter(target, "resourceVersion").unwrap();
-    let mut told: u64 = from.parse().unwrap();
+    let mut sent_version: u64 = from.parse().unwrap();
     let mut state = shared.0.lock().unwrap();
     if !target.contains("allowWatchBookmarks=true") {
         state
@@ -377,7 +380,7 @@ fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
             .push(format!("bookmarks are not requested: {target}"));
     }
     let cuts = state.cuts.0;
-    if told < state.oldest {
+    if sent_version < state.oldest {
         drop(state);
         return response(&mut conn, 410, &refusal(410));
     }
@@ -388,10 +391,10 @@ fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
         let news: Vec<Value> = state
             .changes
             .iter()
-            .filter(|change| change.version > told)
+            .filter(|change| change.version > sent_version)
             .filter_map(|change| event(target, change))
             .collect();
-        told = told.max(state.version);
+        sent_version = sent_version.max(state.version);
         let cut = (state.cuts.0 > cuts).then(|| state.cuts.1.unwrap());
         let ends = state.ends;
         drop(state);
@@ -419,7 +422,7 @@ fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
             return;
         }
         state = shared.0.lock().unwrap();
-        if state.version == told && state.cuts.0 == cuts && !state.ends {
+        if state.version == sent_version && state.cuts.0 == cuts && !state.ends {
             state = shared.1.wait_timeout(state, LOOK).unwrap().0;
         }
     }

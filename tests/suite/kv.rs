@@ -59,7 +59,7 @@ impl Setup<'_> {
 pub(crate) struct Mode {
     pub(crate) name: &'static str,
     /// Both legs are sent concurrently.
-    pub(crate) at_once: bool,
+    pub(crate) is_concurrent: bool,
 }
 
 /// Runs `test` for every connector and mode, each with its contract and with the additional flags
@@ -119,7 +119,7 @@ pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_
         test(
             Mode {
                 name,
-                at_once: nth > 4,
+                is_concurrent: nth > 4,
             },
             &setup,
         );
@@ -145,7 +145,7 @@ pub(crate) fn responded_with(pair: &Pair, question: &Question, headers: &[(&str,
 /// have the same method and target.
 #[track_caller]
 pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
-    expect_kept(pair);
+    expect_contract_kept(pair);
     for engine in [&pair.prefill, &pair.decode] {
         let done = |log: &[Seen]| log.iter().all(|seen| seen.state == State::Responded);
         let log = engine.wait_for(DEADLINE, done);
@@ -160,7 +160,7 @@ pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
 /// Fails if a leg broke its contract, or if a handoff came back altered, reused or with another
 /// request.
 #[track_caller]
-pub(crate) fn expect_kept(pair: &Pair) {
+pub(crate) fn expect_contract_kept(pair: &Pair) {
     for engine in [&pair.prefill, &pair.decode] {
         let counters = engine.counters();
         let bad = |c: &Counters| {
@@ -232,7 +232,7 @@ pub(crate) fn expect_recovered(pair: &Pair) {
     local.expect(&response.expect(200));
     expect_drained(&pair.sidecar);
     pair.sidecar.expect_sound();
-    expect_kept(pair);
+    expect_contract_kept(pair);
 }
 
 /// Fate of the legs when the client disconnects (`docs/engines.md#client-disconnects`). Under every
@@ -347,25 +347,25 @@ pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &Meetings) {
         }
     }
     assert_eq!(meetings.complete(), 10);
-    expect_kept(&pair);
+    expect_contract_kept(&pair);
 }
 
 /// Disconnects the client in each phase. The legs must end as `rule` requires, and further requests
 /// must succeed.
 #[track_caller]
-pub(crate) fn client_leaves(setup: &Setup<'_>, rule: Rule) {
+pub(crate) fn client_disconnects(setup: &Setup<'_>, rule: Rule) {
     let pair = setup.start();
     for leave in Leave::ALL {
-        leave_while_both_are_silent(&pair, leave, rule);
-        leave_while_decode_is_silent(&pair, leave, rule);
-        leave_in_a_stream(&pair, leave, rule);
+        disconnect_while_both_are_silent(&pair, leave, rule);
+        disconnect_while_decode_is_silent(&pair, leave, rule);
+        disconnect_during_a_stream(&pair, leave, rule);
     }
     expect_recovered(&pair);
 }
 
 /// Waits until the sidecar has detected the disconnect.
 #[track_caller]
-fn noticed(pair: &Pair) {
+fn wait_disconnect_detected(pair: &Pair) {
     pair.sidecar
         .wait_metric("ringside_client_connections", &[], 0.0);
 }
@@ -380,11 +380,11 @@ fn wait_over(engine: &Engine) {
 /// Waits until the decode leg has ended: without further input under `Serial` and `Room`, and once
 /// its engine responds under `Push` and `PushHeldBack`.
 #[track_caller]
-fn decode_is_left(pair: &Pair, rule: Rule) {
+fn decode_leg_ends(pair: &Pair, rule: Rule) {
     match rule {
         Rule::Serial | Rule::Room => wait_aborted(&pair.decode),
         Rule::Push | Rule::PushHeldBack => {
-            noticed(pair);
+            wait_disconnect_detected(pair);
             assert_eq!(only(&pair.decode).state, State::Responding);
             pair.decode.release();
             wait_over(&pair.decode);
@@ -394,22 +394,22 @@ fn decode_is_left(pair: &Pair, rule: Rule) {
 }
 
 #[track_caller]
-fn leave_while_both_are_silent(pair: &Pair, leave: Leave, rule: Rule) {
+fn disconnect_while_both_are_silent(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
     pair.prefill.fault(Fault::Hold, 1);
-    let at_once = rule != Rule::Serial;
-    if at_once {
+    let is_concurrent = rule != Rule::Serial;
+    if is_concurrent {
         pair.decode.fault(Fault::Hold, 1);
     }
     let client = begin(pair, &Api::Chat.ask(4, true));
     wait_state(&pair.prefill, State::Responding);
-    if at_once {
+    if is_concurrent {
         wait_state(&pair.decode, State::Responding);
     }
     let (_, _client) = leave.now(client);
-    if at_once {
-        decode_is_left(pair, rule);
-        noticed(pair);
+    if is_concurrent {
+        decode_leg_ends(pair, rule);
+        wait_disconnect_detected(pair);
         pair.prefill.release();
         wait_state(&pair.prefill, State::Responded);
     } else {
@@ -417,23 +417,23 @@ fn leave_while_both_are_silent(pair: &Pair, leave: Leave, rule: Rule) {
         pair.prefill.release();
     }
     expect_drained(&pair.sidecar);
-    assert_eq!(pair.decode.requests().len(), usize::from(at_once));
+    assert_eq!(pair.decode.requests().len(), usize::from(is_concurrent));
 }
 
 #[track_caller]
-fn leave_while_decode_is_silent(pair: &Pair, leave: Leave, rule: Rule) {
+fn disconnect_while_decode_is_silent(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
     pair.decode.fault(Fault::Hold, 1);
     let client = begin(pair, &Api::Chat.ask(4, false));
     wait_state(&pair.decode, State::Responding);
     wait_state(&pair.prefill, State::Responded);
     let (_, _client) = leave.now(client);
-    decode_is_left(pair, rule);
+    decode_leg_ends(pair, rule);
     expect_drained(&pair.sidecar);
 }
 
 #[track_caller]
-fn leave_in_a_stream(pair: &Pair, leave: Leave, rule: Rule) {
+fn disconnect_during_a_stream(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
     if matches!(rule, Rule::Room | Rule::Push) {
         pair.prefill.fault(Fault::Hold, 1);

@@ -9,8 +9,8 @@ use crate::client::Client;
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only, wait_for};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Mode, Setup, begin, each_connector, engine_error, expect_kept, expect_recovered, forget,
-    responded, wait_aborted, wait_state,
+    Mode, Setup, begin, each_connector, engine_error, expect_contract_kept, expect_recovered,
+    forget, responded, wait_aborted, wait_state,
 };
 
 const COUNT: &str = "ringside_pd_requests_total";
@@ -102,7 +102,7 @@ fn a_prefill_timeout_is_decoded_locally_if_configured() {
         eprintln!("{mode:?}");
         let pair = setup.start();
         pair.prefill.fault(Fault::StallBeforeHead, 1);
-        if mode.at_once {
+        if mode.is_concurrent {
             // The transfer to the decode engine does not arrive either.
             pair.decode.fault(Fault::StallBeforeHead, 1);
         }
@@ -169,7 +169,7 @@ fn the_next_candidate_is_tried_when_one_refuses() {
             pair.decode.requests().is_empty(),
             "no decode leg may be sent"
         );
-        expect_kept(&pair);
+        expect_contract_kept(&pair);
     });
 }
 
@@ -261,7 +261,7 @@ fn a_streaming_response_releases_the_prompt() {
 #[test]
 fn a_drain_waits_for_legs_that_outlive_their_client() {
     each_connector(&[], |mode, setup| {
-        if !mode.at_once || mode.name == "mori-parallel" {
+        if !mode.is_concurrent || mode.name == "mori-parallel" {
             return;
         }
         for has_response in [true, false] {
@@ -337,6 +337,6 @@ fn a_handoff_from_the_client_passes_only_if_clients_are_trusted() {
         let sent = json_of(&only(&pair.decode))["kv_transfer_params"].take();
         let issued = pair.handoffs.issued().pop().unwrap();
         assert_eq!(sent, serde_json::from_str::<Value>(&issued).unwrap());
-        expect_kept(&pair);
+        expect_contract_kept(&pair);
     }
 }

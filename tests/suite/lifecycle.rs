@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::client::{Client, End, Response, request};
 use crate::harness::{
-    CHAT, PREFILLER, Pair, Sidecar, free_ports, look_again, ringside, run_to_exit, sha256, wait_for,
+    CHAT, PREFILLER, Pair, Sidecar, free_ports, poll_interval, ringside, run_to_exit, sha256,
+    wait_for,
 };
 use crate::harness_more::{
     Driver, ask_for, expect_drained, expect_handoffs_sound, expect_text, pair_on, split_request,
@@ -457,7 +458,7 @@ fn no_client_receives_the_response_of_another() {
                         engine.fault(random_fault(&mut random), 1);
                     }
                 }
-                look_again();
+                poll_interval();
             }
         });
         for client in clients {
@@ -525,7 +526,7 @@ fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
             let cut = usize::try_from(random.below(bytes.len() as u64 + 1)).unwrap();
             client.try_send(&bytes[..cut]);
             for _ in 0..random.below(4) {
-                look_again();
+                poll_interval();
             }
             if random.below(2) == 0 {
                 client.reset();

@@ -11,7 +11,7 @@ use crate::client::DEADLINE;
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Rule, Setup, begin, both_legs, client_leaves, engine_error, expect_recovered,
+    Rule, Setup, begin, both_legs, client_disconnects, engine_error, expect_recovered,
     failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
     responded, wait_aborted, wait_state,
 };
@@ -329,7 +329,7 @@ fn legs_end_as_required_when_the_client_disconnects() {
     let terms = terms();
     let bootstrap = bootstrap_of(&terms);
     with_setup(&terms, &bootstrap, |setup| {
-        client_leaves(setup, Rule::Push);
+        client_disconnects(setup, Rule::Push);
     });
 }
 

@@ -10,7 +10,7 @@ use crate::client::{DEADLINE, End};
 use crate::harness::{CHAT, Pair, json_of, only, run_to_exit, wait_for};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{
-    Rule, Setup, begin, both_legs, client_leaves, expect_kept, expect_recovered,
+    Rule, Setup, begin, both_legs, client_disconnects, expect_contract_kept, expect_recovered,
     failed_prefill_cancels_decode, forget, legs_are_concurrent, responded, responded_with,
     wait_aborted, wait_state,
 };
@@ -375,7 +375,7 @@ fn m8_a_successful_prefill_releases_the_held_back_stream() {
         // This mode does not rewrite the cached-token count.
         assert!(!response.text().contains("\"cached_tokens\":7"));
     }
-    expect_kept(&pair);
+    expect_contract_kept(&pair);
 }
 
 #[test]
@@ -532,10 +532,10 @@ fn p12_a_source_is_sent_with_the_prefill_leg_in_both_modes() {
 #[test]
 fn legs_end_as_required_when_the_client_disconnects() {
     with_setup(&terms(false, 1), &[], |setup| {
-        client_leaves(setup, Rule::Serial);
+        client_disconnects(setup, Rule::Serial);
     });
     with_setup(&terms(true, 1), &[], |setup| {
-        client_leaves(setup, Rule::PushHeldBack);
+        client_disconnects(setup, Rule::PushHeldBack);
     });
 }
 

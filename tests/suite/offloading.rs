@@ -10,7 +10,7 @@ use crate::apis::{Api, Completion, Question};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
 use crate::harness::{prefill_params, start_decoder};
 use crate::kv::{
-    Rule, Setup, both_legs, client_leaves, failed_prefill_after_the_head,
+    Rule, Setup, both_legs, client_disconnects, failed_prefill_after_the_head,
     failed_prefill_cancels_decode, forget, legs_are_concurrent, responded, responded_with,
 };
 
@@ -329,7 +329,7 @@ fn p9_only_connectors_that_can_pull_receive_a_source() {
 
 /// Returns the source port in the decode leg for this source. Nothing needs to listen there.
 #[track_caller]
-fn told_port(ranks: &Ranks, source: &str) -> u64 {
+fn source_port(ranks: &Ranks, source: &str) -> u64 {
     let params = ranks.decode_only(source);
     params["remote_kv_source"]["remote_port"].as_u64().unwrap()
 }
@@ -338,8 +338,8 @@ fn told_port(ranks: &Ranks, source: &str) -> u64 {
 fn p10_the_port_is_that_of_the_rank_of_the_target() {
     let one = offloading_ranks(1);
     let port = one.sidecar.port;
-    assert_eq!(told_port(&one, &format!("10.4.0.9:{port}")), 7777);
-    assert_eq!(told_port(&one, &format!("10.4.0.9:{}", port + 1)), 7777);
+    assert_eq!(source_port(&one, &format!("10.4.0.9:{port}")), 7777);
+    assert_eq!(source_port(&one, &format!("10.4.0.9:{}", port + 1)), 7777);
     let four = offloading_ranks(4);
     let port = four.sidecar.port;
     for (target, want) in [
@@ -351,7 +351,7 @@ fn p10_the_port_is_that_of_the_rank_of_the_target() {
         (format!("http://10.4.0.9:{}", port + 2), 7779),
         (format!("[fd00::9]:{}", port + 2), 7779),
     ] {
-        assert_eq!(told_port(&four, &target), want, "{target}");
+        assert_eq!(source_port(&four, &target), want, "{target}");
     }
     // The same rule applies to a prefill target.
     let question = Api::Chat.ask(4, true);
@@ -431,5 +431,5 @@ fn a_prefill_failure_after_the_decode_head_leaves_no_complete_response() {
 
 #[test]
 fn legs_end_as_required_when_the_client_disconnects() {
-    client_leaves(&setup(&Meetings::new()), Rule::Push);
+    client_disconnects(&setup(&Meetings::new()), Rule::Push);
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::apis::{Api, Completion};
 use crate::harness::{CHAT, json_of};
-use crate::kv::{Rule, Setup, both_legs, client_leaves, expect_recovered, forget, responded};
+use crate::kv::{Rule, Setup, both_legs, client_disconnects, expect_recovered, forget, responded};
 
 const FOUR: [&str; 4] = [
     "remote_block_ids",
@@ -159,6 +159,6 @@ fn a_prefill_failure_is_relayed_to_the_client() {
 
 #[test]
 fn legs_end_as_required_when_the_client_disconnects() {
-    client_leaves(&nixl(&BlockBook::new()), Rule::Serial);
-    client_leaves(&lmcache(), Rule::Serial);
+    client_disconnects(&nixl(&BlockBook::new()), Rule::Serial);
+    client_disconnects(&lmcache(), Rule::Serial);
 }

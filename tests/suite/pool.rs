@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::allowlist::{BODY, DENIED, ON, expect_streams_whole, status};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, ringside, wait_for};
 use crate::harness_more::{expect_handoffs_sound, pair_from};
-use crate::kube::{Api, Cut, Mood, OLD_POOLS, PODS, POOLS, pod};
+use crate::kube::{Api, Behaviour, Cut, OLD_POOLS, PODS, POOLS, pod};
 use mock_engine::EngineConfig;
 
 const POOL: &str = "--inference-pool=prod/pool";
@@ -244,7 +244,7 @@ fn the_last_list_applies_while_the_server_is_unreachable() {
     api.set_pod("one", "vllm", &["127.0.0.1"]);
     let pair = pair(&api, &[]);
     wait_allowed(&pair, true);
-    for (mood, failures) in [(Mood::Down, 2.0), (Mood::Refuses(500), 4.0)] {
+    for (mood, failures) in [(Behaviour::Down, 2.0), (Behaviour::Refuses(500), 4.0)] {
         api.mood(mood);
         api.cut(Cut::Abrupt);
         wait_for("failures", || {
@@ -253,7 +253,7 @@ fn the_last_list_applies_while_the_server_is_unreachable() {
         pair.sidecar.wait_metric(UP, &[], 0.0);
         wait_allowed(&pair, true);
         assert_eq!(pair.sidecar.admin("/readyz").unwrap().status, 200);
-        api.mood(Mood::Well);
+        api.mood(Behaviour::Well);
         pair.sidecar.wait_metric(UP, &[], 2.0);
     }
     pair.sidecar
@@ -271,14 +271,14 @@ fn changed_selectors_and_deleted_pools_are_followed() {
     let pair = pair(&api, &[]);
     wait_allowed(&pair, true);
     // The previous pods stay allowed until the new ones are known.
-    api.mood(Mood::HoldsPods);
+    api.mood(Behaviour::HoldsPods);
     api.set_pool("next");
     wait_for("the list of the new pods", || {
         (api.asked(PODS).0 == 2).then_some(())
     });
     wait_allowed(&pair, true);
     assert_eq!(pair.sidecar.admin("/readyz").unwrap().status, 200);
-    api.mood(Mood::Well);
+    api.mood(Behaviour::Well);
     wait_entries(&pair.sidecar, 3.0);
     wait_allowed(&pair, false);
     // Changes of pods outside the pool do not affect the allowlist.
@@ -300,7 +300,7 @@ fn changed_selectors_and_deleted_pools_are_followed() {
 fn the_sidecar_is_not_ready_until_the_pods_are_known() {
     let api = api();
     api.set_pod("one", "vllm", &["127.0.0.1"]);
-    api.mood(Mood::HoldsPods);
+    api.mood(Behaviour::HoldsPods);
     let pair = pair_like(&api, &["--allow-target=10.0.0.0/8"], |_| {}, true);
     let page = pair.sidecar.admin("/readyz").unwrap().expect(503).text();
     let line = "[-]allowlist: waiting for the pods of prod/pool\n";
@@ -315,7 +315,7 @@ fn the_sidecar_is_not_ready_until_the_pods_are_known() {
     // allowed by a rule of the configuration.
     pair.sidecar.post(CHAT, BODY, &[]).expect(200);
     assert_ne!(status(&pair.sidecar, "10.255.255.255:9"), 403);
-    api.mood(Mood::Well);
+    api.mood(Behaviour::Well);
     wait_allowed(&pair, true);
     let page = pair
         .sidecar
@@ -329,14 +329,14 @@ fn the_sidecar_is_not_ready_until_the_pods_are_known() {
 #[test]
 fn a_refusing_api_server_is_logged() {
     let api = api();
-    api.mood(Mood::Refuses(403));
+    api.mood(Behaviour::Refuses(403));
     let pair = pair_like(&api, &[], |_| {}, true);
     pair.sidecar.wait_stderr(
         "failed to read the pool: 403: refused with 403; keeping the last known state",
     );
     assert_eq!(pair.sidecar.admin("/readyz").unwrap().status, 503);
     api.set_pod("one", "vllm", &["127.0.0.1"]);
-    api.mood(Mood::Well);
+    api.mood(Behaviour::Well);
     wait_allowed(&pair, true);
 }
 

@@ -9,8 +9,9 @@ use serde_json::json;
 use crate::apis::Api;
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::kv::{
-    Rule, Setup, begin, both_legs, client_leaves, expect_recovered, failed_prefill_after_the_head,
-    failed_prefill_cancels_decode, forget, legs_are_concurrent, responded, wait_state,
+    Rule, Setup, begin, both_legs, client_disconnects, expect_recovered,
+    failed_prefill_after_the_head, failed_prefill_cancels_decode, forget, legs_are_concurrent,
+    responded, wait_state,
 };
 
 const CONNECTOR: &[&str] = &["--kv-connector=sglang"];
@@ -187,7 +188,7 @@ fn a_decode_failure_is_relayed_to_the_client() {
 
 #[test]
 fn legs_end_as_required_when_the_client_disconnects() {
-    client_leaves(&setup(&Meetings::new()), Rule::Room);
+    client_disconnects(&setup(&Meetings::new()), Rule::Room);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use crate::apis::{Api, Completion, Question};
 use crate::client::Response;
 use crate::harness::{CHAT, Pair, json_of, only};
 use crate::kv::{
-    Rule, Setup, begin, both_legs, client_leaves, expect_kept, expect_recovered, forget, responded,
-    wait_aborted, wait_state,
+    Rule, Setup, begin, both_legs, client_disconnects, expect_contract_kept, expect_recovered,
+    forget, responded, wait_aborted, wait_state,
 };
 
 const CONNECTOR: &[&str] = &["--kv-connector=shared-storage"];
@@ -94,7 +94,7 @@ fn min_tokens_does_not_fail_the_prefill_leg() {
     assert_eq!(json_of(&decode), without_threshold(&chat.json()));
     let body = r#"{"token_ids":[1],"sampling_params":{"max_tokens":9,"min_tokens":5}}"#;
     pair.post(Api::Generate.path(), body).expect(200);
-    expect_kept(&pair);
+    expect_contract_kept(&pair);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn the_decoders_cached_token_count_is_relayed_and_no_rank_is_sent() {
 fn ask_first(pair: &Pair, question: &Question) -> Vec<(char, Seen)> {
     forget(pair);
     responded(pair, question);
-    expect_kept(pair);
+    expect_contract_kept(pair);
     order(pair)
 }
 
@@ -311,7 +311,7 @@ fn a_body_that_is_not_an_object_is_rejected() {
 
 #[test]
 fn legs_end_as_required_when_the_client_disconnects() {
-    client_leaves(&setup(&Store::new()), Rule::Serial);
+    client_disconnects(&setup(&Store::new()), Rule::Serial);
 }
 
 #[test]

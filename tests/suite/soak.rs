@@ -268,7 +268,7 @@ impl Run {
     }
 
     /// Sends one client's share of the requests.
-    fn be_a_client(&self, seed: u64) {
+    fn run_client(&self, seed: u64) {
         let mut chance = Chance(seed);
         let mut kept: Option<Client> = None;
         let concurrent = matches!(self.kind, Kind::AtOnce | Kind::Kept);
@@ -296,7 +296,9 @@ impl Run {
             ));
             kept = match fate.leaves {
                 Some(phase) => self.leave(client, phase),
-                None if fate.hangs(concurrent) => self.give_up(client, &mut chance),
+                None if fate.hangs(concurrent) => {
+                    self.disconnect_from_silent_engine(client, &mut chance)
+                }
                 None => self.judge(client, &question, fate, seed),
             };
         }
@@ -315,7 +317,7 @@ impl Run {
     }
 
     /// Disconnects after a short random time, because an engine is silent.
-    fn give_up(&self, client: Client, chance: &mut Chance) -> Option<Client> {
+    fn disconnect_from_silent_engine(&self, client: Client, chance: &mut Chance) -> Option<Client> {
         self.left.fetch_add(1, Ordering::Relaxed);
         std::thread::park_timeout(Duration::from_micros(chance.next() % 8_000));
         match chance.one_in(2) {
@@ -396,7 +398,7 @@ fn soak(setup: &Setup<'_>, kind: Kind, requests: u64) {
         for client in 0..CLIENTS {
             let run = &run;
             let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(client + 1);
-            scope.spawn(move || run.be_a_client(seed));
+            scope.spawn(move || run.run_client(seed));
         }
     });
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -451,7 +453,7 @@ fn serial_connectors_survive_faults_and_disconnects() {
     each_connector(&[LATEST, IDLE], |mode, setup| match mode.name {
         "nixlv2" => {}
         "shared-storage" => soak(setup, Kind::DecodeFirst, REQUESTS_EACH),
-        _ if mode.at_once => {}
+        _ if mode.is_concurrent => {}
         _ => soak(setup, Kind::Serial, REQUESTS_EACH),
     });
 }

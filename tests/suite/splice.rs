@@ -154,7 +154,7 @@ fn a_slow_client_receives_a_large_response_completely() {
             let piece = (body.len() - got.len()).min(100_000);
             got.extend(client.raw(piece));
             if got.len() % 1_000_000 < 100_000 {
-                crate::harness::look_again();
+                crate::harness::poll_interval();
             }
         }
         assert_eq!(response_head.status, 200);

@@ -132,8 +132,8 @@ impl Reader<'_> {
             self.warnings.push(format!(
                 "--handoff-max-age is {}: a handoff older than the engine's lease (vLLM: {}) can \
                  return another prompt's text",
-                units::show_duration(handoff_age_max),
-                units::show_duration(ENGINE_LEASE),
+                units::format_duration(handoff_age_max),
+                units::format_duration(ENGINE_LEASE),
             ));
         }
         handoff_age_max

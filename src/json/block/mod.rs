@@ -128,7 +128,7 @@ struct Masks {
 impl Masks {
     /// Drops the first `count` bytes, at most 63.
     #[inline(always)]
-    const fn behind(self, count: usize) -> Self {
+    const fn after(self, count: usize) -> Self {
         Self {
             quote: self.quote >> count,
             backslash: self.backslash >> count,

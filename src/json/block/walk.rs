@@ -96,7 +96,7 @@ impl Skip {
             }
         }
         carry.quoted = ones(inside >> 63 == 1);
-        carry.escaped = escaped_behind(escapes, overflow, len);
+        carry.escaped = escaped_after(escapes, overflow, len);
         Ok(None)
     }
 
@@ -285,11 +285,11 @@ fn last_masks(piece: &[u8], at: usize, masks: impl Fn(&Block) -> Masks) -> Masks
     let missing = BLOCK_BYTES - rest.len();
     match piece.last_chunk() {
         // Converting some earlier bytes again is cheaper than copying the last ones to a buffer.
-        Some(block) => masks(block).behind(missing),
+        Some(block) => masks(block).after(missing),
         None => {
             let mut block = [b' '; BLOCK_BYTES];
             block[missing..].copy_from_slice(rest);
-            masks(&block).behind(missing)
+            masks(&block).after(missing)
         }
     }
 }
@@ -322,7 +322,7 @@ fn escaped_bytes(backslash: u64, carry: u64) -> (u64, u64) {
 /// Returns 1 if the byte after the first `len` bytes of a block is escaped, otherwise 0. `len` must
 /// be at most 64.
 #[inline(always)]
-const fn escaped_behind(escaped: u64, overflow: u64, len: usize) -> u64 {
+const fn escaped_after(escaped: u64, overflow: u64, len: usize) -> u64 {
     if len < BLOCK_BYTES {
         escaped >> len & 1
     } else {

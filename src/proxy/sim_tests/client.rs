@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use serde_json::{Map, Value, json};
 
-use super::stage::{Asked, PREFILLERS, Stage, Wiring};
+use super::stage::{LegOrder, PREFILLERS, SentRequest, Stage};
 use super::wire::{Broken, Message, Wire, chunked};
 use crate::net::Conn;
 use crate::net::Net;
@@ -20,7 +20,7 @@ struct Request {
 }
 
 /// Runs one client until it has finished.
-pub(super) async fn play(stage: Rc<Stage>, index: usize) {
+pub(super) async fn run_client(stage: Rc<Stage>, index: usize) {
     let (near, far) = stage.net.pair();
     let near = Rc::new(near);
     stage.shard.serve(far, 0);
@@ -31,7 +31,7 @@ pub(super) async fn play(stage: Rc<Stage>, index: usize) {
         .take(if old { 1 } else { count })
         .collect();
     let ids: Vec<String> = requests.iter().map(|request| request.id.clone()).collect();
-    if stage.plot.clients_leave && stage.net.once_in(2) {
+    if stage.plot.clients_disconnect && stage.net.once_in(2) {
         stage
             .net
             .spawn(leave(Rc::clone(&stage), Rc::clone(&near), ids));
@@ -101,18 +101,19 @@ async fn receive(stage: &Stage, wire: &mut Wire, request: &Request) -> bool {
             other => break other,
         }
     };
-    let has_left = stage.log.borrow().left.contains_key(&request.id);
+    let has_disconnected = stage.log.borrow().left.contains_key(&request.id);
     match response {
         // After its disconnect a client sees an end of stream, which may look like the end of this
         // body.
-        Ok(message) if has_left && message.is_open_ended() => false,
+        Ok(message) if has_disconnected && message.is_open_ended() => false,
         Ok(message) => {
             judge(stage, request, &message);
             message.field("connection") != Some("close") && !request.closes
         }
         Err(broken) => {
             let drained = stage.drain_begun.get() && broken == Broken::Nothing;
-            let excused = has_left || drained || stage.plot.may_fail() || stage.plot.idle_ends;
+            let excused =
+                has_disconnected || drained || stage.plot.may_fail() || stage.plot.idle_ends;
             stage.check(excused, format!("{}: {broken:?}", request.id));
             stage.log.borrow_mut().cut += 1;
             false
@@ -146,7 +147,7 @@ fn judge(stage: &Stage, request: &Request, message: &Message) {
     let cached = log.cached.get(id).copied().unwrap_or(0);
     let matches = log.responded.get(id).is_some_and(|responses| {
         responses.iter().any(|response| {
-            let is_serial = stage.plot.wiring == Wiring::Serial;
+            let is_serial = stage.plot.wiring == LegOrder::Serial;
             let is_response = response.role == Role::Decode || response.status >= 400;
             let rewritten = is_serial && asked.is_split && response.status == 200;
             let body = if rewritten {
@@ -186,7 +187,7 @@ fn request(stage: &Stage, id: &str, closes: bool, old: bool) -> Request {
         }
         2..=3 => {
             let (body, json) = masked_body(stage, id);
-            let asked = Asked {
+            let asked = SentRequest {
                 body: body.clone(),
                 json: Some(json),
                 is_split: false,
@@ -197,7 +198,7 @@ fn request(stage: &Stage, id: &str, closes: bool, old: bool) -> Request {
             let body = split_body(stage, id);
             let is_split = body.get("n").is_none();
             let bytes = serde_json::to_vec(&body).unwrap();
-            let asked = Asked {
+            let asked = SentRequest {
                 body: bytes.clone(),
                 json: Some(body),
                 is_split,
@@ -237,8 +238,8 @@ fn request(stage: &Stage, id: &str, closes: bool, old: bool) -> Request {
     }
 }
 
-const fn plain(body: Vec<u8>) -> Asked {
-    Asked {
+const fn plain(body: Vec<u8>) -> SentRequest {
+    SentRequest {
         body,
         json: None,
         is_split: false,
@@ -275,10 +276,10 @@ fn split_body(stage: &Stage, id: &str) -> Value {
         body["kv_transfer_params"] = json!({"remote_engine_id": "stolen"});
         body["ec_transfer_params"] = json!({"remote_engine_id": "stolen"});
     }
-    if stage.plot.wiring == Wiring::Serial && net.once_in(8) {
+    if stage.plot.wiring == LegOrder::Serial && net.once_in(8) {
         body["n"] = json!(2);
     }
-    if stage.plot.wiring == Wiring::Store && net.once_in(2) {
+    if stage.plot.wiring == LegOrder::Store && net.once_in(2) {
         body["cache_hit_threshold"] = json!(0.8);
     }
     body

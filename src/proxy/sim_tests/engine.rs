@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::stage::{Received, Responded, Stage, Wiring, ms};
+use super::stage::{LegOrder, Received, Responded, Stage, ms};
 use super::wire::{Broken, Message, Wire, chunked};
-use crate::net::sim::{Greeting, SimConn, SimListener};
+use crate::net::sim::{ConnectBehaviour, SimConn, SimListener};
 use crate::net::{Conn, Net};
 use crate::pd::Role;
 
 /// A fault that an engine injects into one response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mishap {
+enum InjectedFault {
     None,
     /// Sends nothing until the peer disconnects.
     Stall,
@@ -45,11 +45,11 @@ enum Framing {
 pub(super) fn start(stage: &Rc<Stage>, role: Role, address: &str) {
     let listener = stage.net.listen(address.parse::<SocketAddr>().unwrap());
     let delay = if stage.net.once_in(2) { ms(0) } else { ms(3) };
-    listener.greet(Greeting::Accept, delay);
+    listener.on_connect(ConnectBehaviour::Accept, delay);
     if stage.plot.connects_fail {
         stage
             .net
-            .spawn(come_and_go(Rc::clone(stage), listener.clone()));
+            .spawn(vary_accepting(Rc::clone(stage), listener.clone()));
     }
     let stage = Rc::clone(stage);
     stage.net.clone().spawn(async move {
@@ -61,15 +61,15 @@ pub(super) fn start(stage: &Rc<Stage>, role: Role, address: &str) {
 }
 
 /// Changes at random times how the listener treats new connects.
-async fn come_and_go(stage: Rc<Stage>, listener: SimListener) {
+async fn vary_accepting(stage: Rc<Stage>, listener: SimListener) {
     loop {
         let greeting = match stage.net.below(5) {
-            0 => Greeting::Refuse,
-            1 => Greeting::Hang,
-            2 => Greeting::Fail(std::io::ErrorKind::ConnectionRefused),
-            _ => Greeting::Accept,
+            0 => ConnectBehaviour::Refuse,
+            1 => ConnectBehaviour::Hang,
+            2 => ConnectBehaviour::Fail(std::io::ErrorKind::ConnectionRefused),
+            _ => ConnectBehaviour::Accept,
         };
-        listener.greet(greeting, ms(2));
+        listener.on_connect(greeting, ms(2));
         stage
             .net
             .sleep(stage.random_delay() + Duration::from_micros(50))
@@ -97,7 +97,7 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
         let id = request.id();
         // A concurrent prefill leg may continue after its client has disconnected, because the
         // decoder may need it.
-        let may_go_on = role == Role::Prefill && stage.plot.wiring == Wiring::Concurrent;
+        let may_go_on = role == Role::Prefill && stage.plot.wiring == LegOrder::Concurrent;
         let end_record = (!may_go_on).then(|| EndRecord::begin(&stage, id));
         stage.log.borrow_mut().received.push(Received {
             role,
@@ -176,17 +176,17 @@ fn record_handoffs(stage: &Stage, bytes: &[u8]) {
     }
 }
 
-fn mishap(stage: &Stage) -> Mishap {
+fn mishap(stage: &Stage) -> InjectedFault {
     if !stage.plot.engines_fail || !stage.net.once_in(3) {
-        return Mishap::None;
+        return InjectedFault::None;
     }
     match stage.net.below(8) {
-        0 => Mishap::Stall,
-        1..=2 => Mishap::End { reset: true },
-        3..=4 => Mishap::End { reset: false },
-        5 => Mishap::Garbage,
-        6 => Mishap::BadChunk,
-        _ => Mishap::Surplus,
+        0 => InjectedFault::Stall,
+        1..=2 => InjectedFault::End { reset: true },
+        3..=4 => InjectedFault::End { reset: false },
+        5 => InjectedFault::Garbage,
+        6 => InjectedFault::BadChunk,
+        _ => InjectedFault::Surplus,
     }
 }
 
@@ -201,9 +201,9 @@ async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message)
         1..=3 => Framing::Length,
         _ => Framing::Chunked,
     };
-    if framing == Framing::UntilClose && mishap != Mishap::None {
+    if framing == Framing::UntilClose && mishap != InjectedFault::None {
         // A FIN during such a body looks the same as its end.
-        mishap = Mishap::End { reset: true };
+        mishap = InjectedFault::End { reset: true };
     }
     let closes = stage.net.once_in(6);
     let bytes = written(stage, status, kind, &body, framing, closes, mishap);
@@ -219,19 +219,22 @@ async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message)
         responses.len() - 1
     };
     let sent = send(stage, wire, &bytes, mishap).await;
-    let done = sent && matches!(mishap, Mishap::None | Mishap::Surplus);
+    let done = sent && matches!(mishap, InjectedFault::None | InjectedFault::Surplus);
     let mut log = stage.log.borrow_mut();
     log.responded.get_mut(&id).unwrap()[index].complete = done;
-    done && mishap == Mishap::None && framing != Framing::UntilClose && !closes
+    done && mishap == InjectedFault::None && framing != Framing::UntilClose && !closes
 }
 
 /// Sends a response in several parts. Returns `false` if it was not sent completely.
-async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: Mishap) -> bool {
+async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: InjectedFault) -> bool {
     let net = &stage.net;
     let end = match mishap {
-        Mishap::End { .. } => net.below(bytes.len() as u64) as usize,
-        Mishap::Stall => 0,
-        Mishap::None | Mishap::Garbage | Mishap::BadChunk | Mishap::Surplus => bytes.len(),
+        InjectedFault::End { .. } => net.below(bytes.len() as u64) as usize,
+        InjectedFault::Stall => 0,
+        InjectedFault::None
+        | InjectedFault::Garbage
+        | InjectedFault::BadChunk
+        | InjectedFault::Surplus => bytes.len(),
     };
     if net.once_in(5) {
         let interim = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
@@ -252,13 +255,16 @@ async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: Mishap) -> bool 
         at = next;
     }
     match mishap {
-        Mishap::Stall => pause(stage, wire, ms(3_600_000)).await,
-        Mishap::End { reset: true } => {
+        InjectedFault::Stall => pause(stage, wire, ms(3_600_000)).await,
+        InjectedFault::End { reset: true } => {
             wire.conn.reset();
             false
         }
-        Mishap::End { reset: false } => false,
-        Mishap::None | Mishap::Garbage | Mishap::BadChunk | Mishap::Surplus => true,
+        InjectedFault::End { reset: false } => false,
+        InjectedFault::None
+        | InjectedFault::Garbage
+        | InjectedFault::BadChunk
+        | InjectedFault::Surplus => true,
     }
 }
 
@@ -297,7 +303,7 @@ fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, 
         return (status, "text/plain", body);
     }
     let usage = json!({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 70_007}});
-    let is_tried = stage.plot.wiring == Wiring::Store && asks_first(&request.body);
+    let is_tried = stage.plot.wiring == LegOrder::Store && has_cache_hit_threshold(&request.body);
     if is_tried && net.once_in(2) {
         return cache_threshold(net.once_in(2));
     }
@@ -321,7 +327,7 @@ fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, 
 }
 
 /// Whether a request has a cache hit threshold, which the decoder must check.
-fn asks_first(body: &[u8]) -> bool {
+fn has_cache_hit_threshold(body: &[u8]) -> bool {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     body["cache_hit_threshold"].as_f64().unwrap_or(0.0) > 0.0
 }
@@ -370,9 +376,9 @@ fn written(
     body: &[u8],
     framing: Framing,
     closes: bool,
-    mishap: Mishap,
+    mishap: InjectedFault,
 ) -> Vec<u8> {
-    if mishap == Mishap::Garbage {
+    if mishap == InjectedFault::Garbage {
         let texts: [&[u8]; 3] = [
             b"\x16\x03\x01 not http",
             b"HTTP/1.1 2000 OK\r\n\r\n",
@@ -386,7 +392,7 @@ fn written(
     }
     match framing {
         _ if status == 204 => out.extend_from_slice(b"\r\n"),
-        _ if mishap == Mishap::BadChunk => {
+        _ if mishap == InjectedFault::BadChunk => {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n5\r\nhelloXX\r\n0\r\n\r\n");
         }
         Framing::Length => {
@@ -402,7 +408,7 @@ fn written(
             out.extend_from_slice(body);
         }
     }
-    if mishap == Mishap::Surplus {
+    if mishap == InjectedFault::Surplus {
         out.extend_from_slice(b"HTTP/1.1 200 Foreign\r\ncontent-length: 7\r\n\r\nforeign");
     }
     out

@@ -16,15 +16,15 @@ use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 
-use self::stage::{Asked, DECODER, Log, PREFILLERS, Plot, Received, Stage, Wiring, ms};
-use crate::limits::ORPHAN_SECS_MAX;
+use self::stage::{DECODER, LegOrder, Log, PREFILLERS, Received, Scenario, SentRequest, Stage, ms};
+use crate::limits::DETACHED_LEG_SECS_MAX;
 use crate::net::Net;
 use crate::net::sim::{Finished, SimNet};
 use crate::pd::Role;
 
 /// Longest time in milliseconds from a client's disconnect until its engine sees it: up to 50 until
 /// the proxy sees it, plus the time of the proxy and of the path to the engine.
-const LEAVE_MS_MAX: u64 = 50 + 2 * 4;
+const DISCONNECT_MS_MAX: u64 = 50 + 2 * 4;
 
 /// The seeds of a test: `count` times `RINGSIDE_SIM_RUNS` of them, or only `RINGSIDE_SIM_SEED`.
 fn seeds(count: u64) -> Vec<u64> {
@@ -36,20 +36,20 @@ fn seeds(count: u64) -> Vec<u64> {
 }
 
 /// Runs one seed and checks everything that must hold at its end.
-fn play(seed: u64, plot: Plot) -> Finished<[u64; 3]> {
+fn run_seed(seed: u64, plot: Scenario) -> Finished<[u64; 3]> {
     let net = SimNet::new(seed);
     let stage = Stage::new(&net, plot, stage::config(plot));
     let kept = Rc::clone(&stage);
-    let run = net.run(direct(stage));
+    let run = net.run(run_simulation(stage));
     let run = run.unwrap_or_else(|stuck| panic!("{stuck}"));
     assert_eq!(run.panics, 0, "seed {seed}: a task panicked");
-    judge(&kept);
+    check_run(&kept);
     run
 }
 
 /// Starts the engines and clients, waits until they have finished, and checks that nothing is left
 /// in use. Returns the numbers of complete, refused and truncated responses.
-async fn direct(stage: Rc<Stage>) -> [u64; 3] {
+async fn run_simulation(stage: Rc<Stage>) -> [u64; 3] {
     engine::start(&stage, Role::Decode, DECODER);
     for address in PREFILLERS {
         engine::start(&stage, Role::Prefill, address);
@@ -57,7 +57,9 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
     let clients = 1 + stage.net.below(3) as usize;
     stage.clients_left.set(clients);
     for index in 0..clients {
-        stage.net.spawn(client::play(Rc::clone(&stage), index));
+        stage
+            .net
+            .spawn(client::run_client(Rc::clone(&stage), index));
     }
     if stage.plot.drains {
         stage.net.sleep(stage.random_delay()).await;
@@ -78,10 +80,10 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
         }
     };
     // A concurrent prefill leg may continue after its client has disconnected, up to
-    // `ORPHAN_SECS_MAX`.
+    // `DETACHED_LEG_SECS_MAX`.
     let wait = match stage.plot.wiring {
-        Wiring::Concurrent => ms(1000 * ORPHAN_SECS_MAX + 1000),
-        Wiring::Serial | Wiring::Store => ms(LEAVE_MS_MAX),
+        LegOrder::Concurrent => ms(1000 * DETACHED_LEG_SECS_MAX + 1000),
+        LegOrder::Serial | LegOrder::Store => ms(DISCONNECT_MS_MAX),
     };
     let ended = client::within(&stage, wait, sessions_end).await;
     stage.check(ended, "sessions outlive their clients");
@@ -98,7 +100,7 @@ async fn direct(stage: Rc<Stage>) -> [u64; 3] {
 }
 
 /// Checks everything that was recorded in a run.
-fn judge(stage: &Stage) {
+fn check_run(stage: &Stage) {
     let log = stage.log.borrow();
     for received in &log.received {
         judge_body(stage, &log.asked[&received.id], received);
@@ -123,7 +125,7 @@ fn judge(stage: &Stage) {
         };
         let took = ended.since(*left);
         stage.check(
-            took <= ms(LEAVE_MS_MAX),
+            took <= ms(DISCONNECT_MS_MAX),
             format!("{id}: an engine saw the disconnect after {took:?}"),
         );
     }
@@ -151,7 +153,7 @@ fn judge_repeats(stage: &Stage, log: &Log) {
 }
 
 /// Checks that a body received by an engine is the client's with exactly the edits of its leg.
-fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
+fn judge_body(stage: &Stage, asked: &SentRequest, received: &Received) {
     let id = &received.id;
     let Some(wanted) = &asked.json else {
         stage.check(
@@ -164,7 +166,7 @@ fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
         .unwrap_or_else(|error| panic!("seed {}: {id}: {error}", stage.net.seed()));
     let own = ["kv_transfer_params", "ec_transfer_params"];
     let split_route = wanted.get("messages").is_some();
-    if split_route && stage.plot.wiring != Wiring::Serial {
+    if split_route && stage.plot.wiring != LegOrder::Serial {
         return judge_wired(stage, wanted, received, &got);
     }
     match (received.role, split_route, asked.is_split) {
@@ -206,7 +208,7 @@ fn judge_body(stage: &Stage, asked: &Asked, received: &Received) {
 /// The same check for concurrent legs, and for legs that use a store.
 fn judge_wired(stage: &Stage, wanted: &Value, received: &Received, got: &Value) {
     let id = &received.id;
-    if stage.plot.wiring == Wiring::Concurrent {
+    if stage.plot.wiring == LegOrder::Concurrent {
         let room = got["bootstrap_room"].as_u64();
         let view = client::without(got.clone(), &["bootstrap_room", "bootstrap_host"]);
         stage.check(room.is_some(), format!("{id}: no room in {got}"));
@@ -237,10 +239,10 @@ fn judge_rooms(stage: &Stage, log: &Log) {
     }
 }
 
-fn play_all(count: u64, plot: Plot) -> [u64; 3] {
+fn play_all(count: u64, plot: Scenario) -> [u64; 3] {
     let mut sums = [0; 3];
     for seed in seeds(count) {
-        let run = play(seed, plot);
+        let run = run_seed(seed, plot);
         for (sum, n) in sums.iter_mut().zip(run.value) {
             *sum += n;
         }
@@ -250,54 +252,54 @@ fn play_all(count: u64, plot: Plot) -> [u64; 3] {
 
 #[test]
 fn every_response_is_complete_and_belongs_to_its_request() {
-    let [complete, refused, cut] = play_all(600, Plot::default());
+    let [complete, refused, cut] = play_all(600, Scenario::default());
     assert!(complete > 0 && refused == 0 && cut == 0);
 }
 
 #[test]
 fn closed_idle_connections_fail_no_request_that_can_be_repeated() {
-    let plot = Plot {
+    let plot = Scenario {
         idle_ends: true,
-        ..Plot::default()
+        ..Scenario::default()
     };
     play_all(500, plot);
 }
 
 #[test]
 fn client_disconnects_stop_the_engines() {
-    let plot = Plot {
-        clients_leave: true,
-        ..Plot::default()
+    let plot = Scenario {
+        clients_disconnect: true,
+        ..Scenario::default()
     };
     play_all(600, plot);
 }
 
 #[test]
 fn engine_faults_never_look_like_complete_responses() {
-    let plot = Plot {
+    let plot = Scenario {
         engines_fail: true,
-        ..Plot::default()
+        ..Scenario::default()
     };
     play_all(600, plot);
 }
 
 #[test]
 fn all_faults_together() {
-    let plot = Plot {
+    let plot = Scenario {
         engines_fail: true,
         idle_ends: true,
-        clients_leave: true,
+        clients_disconnect: true,
         connects_fail: true,
-        ..Plot::default()
+        ..Scenario::default()
     };
     play_all(800, plot);
 }
 
 #[test]
 fn a_drain_finishes_running_requests() {
-    let plot = Plot {
+    let plot = Scenario {
         drains: true,
-        ..Plot::default()
+        ..Scenario::default()
     };
     play_all(400, plot);
 }
@@ -305,37 +307,37 @@ fn a_drain_finishes_running_requests() {
 /// The tests above, with the other orders of legs.
 #[test]
 fn concurrent_legs_and_legs_that_use_a_store() {
-    for wiring in [Wiring::Concurrent, Wiring::Store] {
-        let calm = Plot {
+    for wiring in [LegOrder::Concurrent, LegOrder::Store] {
+        let calm = Scenario {
             wiring,
-            ..Plot::default()
+            ..Scenario::default()
         };
         let [complete, refused, cut] = play_all(300, calm);
         assert!(complete > 0 && refused == 0 && cut == 0, "{wiring:?}");
-        let clients_leave = true;
+        let clients_disconnect = true;
         let idle_ends = true;
         play_all(
             300,
-            Plot {
-                clients_leave,
+            Scenario {
+                clients_disconnect,
                 ..calm
             },
         );
-        play_all(200, Plot { idle_ends, ..calm });
+        play_all(200, Scenario { idle_ends, ..calm });
         play_all(
             200,
-            Plot {
+            Scenario {
                 drains: true,
                 ..calm
             },
         );
-        let faulty = Plot {
+        let faulty = Scenario {
             engines_fail: true,
             ..calm
         };
         play_all(300, faulty);
-        let all = Plot {
-            clients_leave,
+        let all = Scenario {
+            clients_disconnect,
             idle_ends,
             connects_fail: true,
             ..faulty
@@ -346,15 +348,15 @@ fn concurrent_legs_and_legs_that_use_a_store() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let plot = Plot {
+    let plot = Scenario {
         engines_fail: true,
-        clients_leave: true,
-        ..Plot::default()
+        clients_disconnect: true,
+        ..Scenario::default()
     };
     for seed in seeds(20) {
         assert_eq!(
-            play(seed, plot),
-            play(seed, plot),
+            run_seed(seed, plot),
+            run_seed(seed, plot),
             "seed {seed} gave two different runs"
         );
     }

@@ -5,17 +5,17 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::stage::{DECODER, Plot, Stage, config, ms};
+use super::stage::{DECODER, Scenario, Stage, config, ms};
 use super::wire::{Broken, Message, Wire};
 use super::{client, seeds};
-use crate::net::sim::{Greeting, Manner, SimConn, SimNet};
+use crate::net::sim::{ConnectBehaviour, LinkBehaviour, SimConn, SimNet};
 use crate::net::{Conn, Net};
 
 /// Runs `scene` with `count` seeds, and with timeouts short enough to expire.
 fn each<F: Future<Output = ()> + 'static>(count: u64, scene: impl Fn(Rc<Stage>) -> F) {
-    let plot = Plot {
+    let plot = Scenario {
         engines_fail: true,
-        ..Plot::default()
+        ..Scenario::default()
     };
     for seed in seeds(count) {
         let net = SimNet::new(seed);
@@ -78,7 +78,7 @@ fn echo(request: &Message) -> Vec<u8> {
 fn a_body_that_arrives_during_the_connect_is_not_lost() {
     each(150, |stage| async move {
         let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
-        listener.greet(Greeting::Accept, ms(5));
+        listener.on_connect(ConnectBehaviour::Accept, ms(5));
         stage.net.spawn(async move {
             let mut wire = Wire::new(Rc::new(listener.accept().await));
             let request = wire.read(false).await.unwrap();
@@ -120,15 +120,15 @@ fn a_body_that_arrives_during_the_connect_is_not_lost() {
 fn a_connect_to_a_full_queue_is_retried() {
     each(100, |stage| async move {
         let listener = stage.net.listen(DECODER.parse::<SocketAddr>().unwrap());
-        let full = Greeting::Fail(io::ErrorKind::WouldBlock);
-        listener.greet(full, Duration::ZERO);
+        let full = ConnectBehaviour::Fail(io::ErrorKind::WouldBlock);
+        listener.on_connect(full, Duration::ZERO);
         let (opens, leaves) = (stage.net.once_in(2), stage.net.once_in(3));
         let door = listener.clone();
         let owned = Rc::clone(&stage);
         stage.net.spawn(async move {
             owned.net.sleep(ms(1 + owned.net.below(250))).await;
             if opens {
-                door.greet(Greeting::Accept, Duration::ZERO);
+                door.on_connect(ConnectBehaviour::Accept, Duration::ZERO);
             }
             let mut wire = Wire::new(Rc::new(door.accept().await));
             let request = wire.read(false).await.unwrap();
@@ -199,7 +199,7 @@ fn a_client_that_does_not_read_stops_the_engine() {
 #[test]
 fn a_stalled_client_never_sees_a_truncated_response_end_cleanly() {
     each(40, |stage| async move {
-        stage.net.set_manner(Some(Manner::calm(2000)));
+        stage.net.set_manner(Some(LinkBehaviour::calm(2000)));
         engine(&stage, |_, mut wire| async move {
             wire.read(false).await.unwrap();
             let _ = wire.conn.send(b"HTTP/1.1 200 OK\r\n\r\n").await;
@@ -264,9 +264,9 @@ fn an_early_response_reaches_the_client() {
 #[test]
 fn a_disconnect_after_unread_pipelined_bytes_is_detected() {
     each(40, |stage| async move {
-        stage.net.set_manner(Some(Manner {
+        stage.net.set_manner(Some(LinkBehaviour {
             capacity: [40_000, 5000],
-            ..Manner::calm(1)
+            ..LinkBehaviour::calm(1)
         }));
         let gone = Rc::new(std::cell::Cell::new(None));
         let noted = Rc::clone(&gone);
