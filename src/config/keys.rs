@@ -212,7 +212,7 @@ keys! {
     POOL_GROUP: Allowlist Value("GROUP") "pool-group" = "inference.networking.k8s.io";
         "API group of the pool: inference.networking.k8s.io or inference.networking.x-k8s.io"
     ALLOW_TARGET: Allowlist List("RULES") "allow-target" = "";
-        "Allow HOST[:PORT] or CIDR[:PORT]; implies --enable-ssrf-protection"
+        "Allow HOST or CIDR, optionally with :PORT; implies --enable-ssrf-protection"
     ALLOW_TARGETS_FILE: Allowlist Value("FILE") "allow-targets-file" = "";
         "Allow the rules in this file, one per line, reloaded when it changes; implies \
          --enable-ssrf-protection"
