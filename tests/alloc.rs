@@ -167,8 +167,8 @@ fn take_request(stream: &mut TcpStream) {
 }
 
 /// Starts two engines and returns their ports. The prefill engine responds to one request; the
-/// decode engine sends one chunk of its stream per message from `rung`, without allocating.
-fn engines(rung: mpsc::Receiver<()>) -> (u16, u16) {
+/// decode engine sends one chunk of its stream per message from `requested`, without allocating.
+fn engines(requested: mpsc::Receiver<()>) -> (u16, u16) {
     let prefill = TcpListener::bind("127.0.0.1:0").unwrap();
     let decode = TcpListener::bind("127.0.0.1:0").unwrap();
     let ports = (
@@ -191,7 +191,7 @@ fn engines(rung: mpsc::Receiver<()>) -> (u16, u16) {
         stream.write_all(head.as_bytes()).unwrap();
         stream.set_nodelay(true).unwrap();
         let chunk = as_chunk(EVENT);
-        while rung.recv().is_ok() {
+        while requested.recv().is_ok() {
             stream.write_all(&chunk).unwrap();
         }
     });
@@ -201,8 +201,8 @@ fn engines(rung: mpsc::Receiver<()>) -> (u16, u16) {
 /// Streams through a running sidecar, sending each chunk after the previous one has arrived, and
 /// checks the number of allocations.
 fn relaying(split: bool) {
-    let (ring, rung) = mpsc::channel();
-    let (prefill, decode) = engines(rung);
+    let (request_chunk, requested) = mpsc::channel();
+    let (prefill, decode) = engines(requested);
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -243,7 +243,7 @@ fn relaying(split: bool) {
         if nth == 100 {
             before = OF_ALL.load(Ordering::Relaxed);
         }
-        ring.send(()).unwrap();
+        request_chunk.send(()).unwrap();
         let mut seen = 0;
         // The response head precedes the first chunk.
         while !got[..seen].ends_with(&chunk) {

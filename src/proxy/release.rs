@@ -54,7 +54,7 @@ impl<N: Net> Exchange<'_, N> {
         drop(LegTask::begin(
             shard,
             OnDisconnect::RunToEnd,
-            |aside| async move {
+            |context| async move {
                 let call = Call {
                     id,
                     target: &target,
@@ -62,12 +62,12 @@ impl<N: Net> Exchange<'_, N> {
                     leg: &leg,
                     body: &body,
                 };
-                let ended = aside.run_leg(&call, &mut None, &Limits::all(limit)).await;
+                let ended = context.run_leg(&call, &mut None, &Limits::all(limit)).await;
                 let is_refused = matches!(
                     &ended,
                     Ok(Attempt::Status(_, response, true)) if (400..500).contains(&response.head.status)
                 );
-                aside.shard().metrics.stranded(if is_refused {
+                context.shard().metrics.stranded(if is_refused {
                     Stranded::Released
                 } else {
                     Stranded::Failed

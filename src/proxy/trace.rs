@@ -145,10 +145,10 @@ impl Trace {
     }
 
     /// Records an event if the request is sampled. The clock is read only in that case.
-    fn note<N: Net>(&self, net: &N, note: impl FnOnce(&mut Recorder, u64)) {
+    fn record<N: Net>(&self, net: &N, record: impl FnOnce(&mut Recorder, u64)) {
         if let Self::Recorded(recording) = self {
             let now_ns = recording.clock.at(net.clock());
-            note(&mut recording.recorder.borrow_mut(), now_ns);
+            record(&mut recording.recorder.borrow_mut(), now_ns);
         }
     }
 
@@ -168,7 +168,7 @@ impl Trace {
 
     /// Records the response status of the open leg, or the error it ended with.
     pub(super) fn responded<N: Net>(&self, net: &N, responded: Result<u16, &'static str>) {
-        self.note(net, |recorder, now_ns| match responded {
+        self.record(net, |recorder, now_ns| match responded {
             Ok(status) => recorder.responded(status),
             Err(error) => recorder.failed(error, now_ns),
         });
@@ -176,7 +176,7 @@ impl Trace {
 
     /// Records the result of an attempt of the prefill leg.
     pub(super) fn prefilled<N: Net>(&self, net: &N, ended: &Result<Attempt<N>, LegFault>) {
-        self.note(net, |recorder, now_ns| {
+        self.record(net, |recorder, now_ns| {
             recorder.prefilled(end_of(ended, Role::Prefill), now_ns);
         });
     }
@@ -244,7 +244,7 @@ impl<N: Net> Exchange<'_, N> {
     /// Records that a generation request, which may be split, has started.
     pub(super) fn trace_forward(&self, api: Api) {
         let (net, pd) = (&self.shard.net, &self.shard.config.pd);
-        self.trace.note(net, |recorder, now_ns| {
+        self.trace.record(net, |recorder, now_ns| {
             let path = path_of(&self.head, &self.bytes);
             recorder.forward(net.random(), now_ns);
             let connector = pd.connector.name();
@@ -262,7 +262,7 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Records the engines that the request head names.
     pub(super) fn trace_routing(&self, routing: &Routing) {
-        self.trace.note(&self.shard.net, |recorder, _| {
+        self.trace.record(&self.shard.net, |recorder, _| {
             let first = routing.prefillers.first();
             recorder.set("llm_d.pd_proxy.disaggregation_used", first.is_some());
             if let Some(first) = first {
@@ -281,7 +281,7 @@ impl<N: Net> Exchange<'_, N> {
         if named == 0 {
             return;
         }
-        self.trace.note(&self.shard.net, |recorder, _| {
+        self.trace.record(&self.shard.net, |recorder, _| {
             let count = |count: usize| Value::Count(count as u64);
             recorder.set("llm_d.ec_proxy.encode_disaggregation_used", allowed > 0);
             recorder.set("llm_d.ec_proxy.encoder_candidates", count(named));
@@ -295,14 +295,14 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Records that the request names a prefill target that is not allowed.
     pub(super) fn trace_denied(&self, target: &Target) {
-        self.trace.note(&self.shard.net, |recorder, _| {
+        self.trace.record(&self.shard.net, |recorder, _| {
             recorder.set("llm_d.pd_proxy.denied_target", shown(target));
         });
     }
 
     /// Records how the request is split. Called once its body is known.
     pub(super) fn trace_split(&self, split: &Split) {
-        self.trace.note(&self.shard.net, |recorder, _| {
+        self.trace.record(&self.shard.net, |recorder, _| {
             let pd_request = split.pd_request();
             let connector = split.connector();
             let order = connector::order(connector, &pd_request);
