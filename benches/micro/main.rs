@@ -1,5 +1,5 @@
 //! Benchmarks of the processing per head, body and chunk, without sockets:
-//! `cargo bench --bench micro`. Append `-- json/scan` to run only the benchmarks with that prefix.
+//! `cargo bench --bench micro`. Append `-- json/scan` to run only the benchmarks whose names match.
 //!
 //! All benchmarks are in one binary, because linking dominates the compile time of a benchmark.
 
