@@ -11,24 +11,26 @@ use crate::json::{JsonError, Quoted};
 /// Reason why a request was not served, or not served completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The request head violates HTTP/1.1.
+    /// The request head violates HTTP/1.1 or exceeds a size limit.
     Head(HeadError),
     /// The chunked framing of the request body is malformed.
     Chunk,
-    /// The request body is not a valid JSON object.
+    /// The request body is not a valid JSON object, exceeds a limit of the JSON scanner, or sets a
+    /// member that clients must not set to a value too short to be overwritten.
     Json(JsonError),
     /// The body needs more edits than one leg may have
     /// ([`JSON_EDITS_MAX`](crate::limits::JSON_EDITS_MAX)).
     TooManyEdits,
-    /// The method is `CONNECT`, which this proxy does not offer.
+    /// The method is `CONNECT`, which this proxy does not support.
     Connect,
     /// The request body is longer than `--max-body`.
     BodyTooLarge,
-    /// Buffering the body would exceed `--body-budget`, the limit for the whole process.
+    /// Buffering the request body would exceed `--body-budget`, the limit for all buffered bodies
+    /// of the process, or its memory could not be allocated.
     BudgetSpent,
     /// The request head did not arrive within `--head-timeout`.
     HeadTimeout,
-    /// The upload made no progress for `--body-timeout`.
+    /// The client sent nothing more of its request body for `--body-timeout`.
     BodyTimeout,
     /// The prefill routing header contains a malformed target.
     Target(TargetError),
@@ -42,36 +44,43 @@ pub enum Fault {
     DecodeRefused,
     /// Connecting to the decoder took longer than `--connect-timeout`.
     DecodeConnectTimeout,
-    /// The process has no socket, memory or local port left for an engine connection.
+    /// The process has no socket, memory or local port left for an engine connection, or too many
+    /// name look-ups are in progress.
     Exhausted,
     /// The decoder closed the connection before the first byte of its response.
     DecodeReset,
-    /// The decoder's response violates HTTP/1.1.
+    /// The decoder's response violates HTTP/1.1, or the connection ended before the response head
+    /// was complete.
     DecodeResponse,
     /// The decoder did not start its response within `--first-byte-timeout`.
     FirstByteTimeout,
-    /// The decoder's response was truncated after a part of it had been forwarded.
+    /// The body of the decoder's response was truncated or its chunked framing was malformed.
+    /// Usually a part of the response had already been forwarded to the client.
     DecodeTruncated,
     /// No prefill candidate accepted a connection.
     PrefillConnect,
     /// The prefiller closed the connection before the first byte of its response.
     PrefillReset,
-    /// The prefiller's response violates HTTP/1.1, is truncated, is encoded, or is not JSON.
+    /// The prefiller's response violates HTTP/1.1, is truncated, has a content encoding, or is not
+    /// JSON.
     PrefillResponse,
     /// The prefiller's response is longer than `--max-prefill-answer`.
     PrefillResponseTooLarge,
-    /// The prefill leg took longer than `--prefill-timeout`.
+    /// One attempt of the prefill leg took longer than `--prefill-timeout`, or the prefiller did
+    /// not start its response within `--first-byte-timeout`.
     PrefillTimeout,
-    /// The prefiller responded with this status.
+    /// The prefiller responded with this status, which is not 2xx. If the response is not relayed
+    /// to the client, a status other than 4xx or 5xx is replaced by 502.
     PrefillStatus(u16),
-    /// There is no usable handoff, and `--on-missing-kv error` forbids decoding without one.
+    /// There is no handoff for the decode leg, or it is malformed, too old or already used, and
+    /// `--on-missing-kv error` forbids decoding without one.
     HandoffMissing,
     /// An encoder did not accept a connection.
     EncodeConnect,
     /// An encoder closed the connection before the first byte of its response.
     EncodeReset,
-    /// An encoder's response violates HTTP/1.1, is truncated, is encoded, is not JSON, or is longer
-    /// than `--max-prefill-answer`.
+    /// An encoder's response violates HTTP/1.1, is truncated, has a content encoding, is not JSON,
+    /// or is longer than `--max-prefill-answer`.
     EncodeResponse,
     /// An encoder did not start its response within `--first-byte-timeout`.
     EncodeTimeout,
@@ -80,11 +89,15 @@ pub enum Fault {
     /// The request has more image, audio and video parts than
     /// [`ITEMS_MAX`](crate::pd::encode::ITEMS_MAX).
     TooManyItems,
-    /// A prefiller's bootstrap server did not return a usable list of engines.
+    /// A prefiller's bootstrap server was unreachable, too slow, or did not return a usable list of
+    /// engines (Mooncake).
     Bootstrap,
-    /// The prefiller did not respond within `--moriio-parallel-decode-wait-timeout`.
+    /// In the concurrent order of `MoRI-IO`, the prefiller did not respond within
+    /// `--moriio-parallel-decode-wait-timeout`.
     PairTimeout,
-    /// A decode response that the proxy must read (chunked decode) is not a chat completion.
+    /// A response to one request of a chunked decode (`--decode-chunk-size`) is unusable: it is not
+    /// a chat completion of plain text, is truncated, has a content encoding, is longer than
+    /// `--max-prefill-answer`, or is an error after the client's stream has started.
     ChunkResponse,
     /// A defect of the proxy, with a short description.
     Bug(&'static str),
@@ -99,11 +112,11 @@ pub enum Fault {
 /// The party that caused a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// The client.
+    /// The client caused the fault, for example by an invalid request or by disconnecting.
     Client,
-    /// An engine, or the network between the proxy and the engine.
+    /// An engine, or the network between the proxy and the engine, caused the fault.
     Upstream,
-    /// The proxy itself, its configuration or its environment.
+    /// The proxy itself, its configuration or its environment caused the fault.
     Ours,
 }
 
@@ -298,7 +311,8 @@ impl Fault {
         }
     }
 
-    /// Returns whether a prefill leg failed, so that the decoder can compute the prompt itself.
+    /// Returns whether the fault is a failure of the prefill leg, after which the decoder can
+    /// compute the prompt itself.
     #[must_use]
     pub const fn is_prefill(self) -> bool {
         matches!(
@@ -314,7 +328,8 @@ impl Fault {
         )
     }
 
-    /// Returns the value of `Retry-After`, if the response has one.
+    /// Returns the value of `Retry-After` in seconds, or `None` if the error response has no such
+    /// field.
     #[must_use]
     pub const fn retry_after_secs(self) -> Option<u32> {
         match self.status() {
@@ -394,19 +409,22 @@ impl Fault {
         }
     }
 
-    /// Returns whether the response has no body. pd-sidecar sends none for an unknown rank.
+    /// Returns whether the error response for this fault has no body. pd-sidecar sends none for an
+    /// unknown rank.
     #[must_use]
     pub const fn is_bodyless(self) -> bool {
         matches!(self, Self::UnknownRank)
     }
 
-    /// Returns the error body, a JSON object in pd-sidecar's shape (`docs/pd-sidecar.md#errors`).
+    /// Returns the body of the error response, a JSON object in pd-sidecar's shape
+    /// (`docs/pd-sidecar.md#errors`). It is empty if the fault is bodyless.
     #[must_use]
     pub fn body(self) -> String {
         self.body_with(None)
     }
 
-    /// Returns the error body with `detail` appended to the message in parentheses.
+    /// Returns the body of the error response, as [`Fault::body`] does, with `detail` appended to
+    /// the message in parentheses if it is given.
     #[must_use]
     pub fn body_with(self, detail: Option<&str>) -> String {
         if self.is_bodyless() {
