@@ -1,8 +1,8 @@
 //! Validation of the chunked transfer coding (RFC 9112 7.1) while it is forwarded.
 //!
-//! The coding is forwarded unmodified, so every byte of it must be valid for a strict parser: lines
-//! end in CRLF, sizes are hexadecimal digits, extensions have no control bytes, and trailers follow
-//! the rules for header fields. The result does not depend on how the bytes are split.
+//! The coding may be forwarded unmodified, so every byte of it must be valid for a strict parser:
+//! lines end in CRLF, sizes are hexadecimal digits, extensions have no control bytes, and trailers
+//! follow the rules for header fields. The result does not depend on how the bytes are split.
 
 use std::fmt;
 
@@ -19,13 +19,15 @@ pub enum ChunkError {
     BadSize,
     /// A chunk size of more than 16 digits, which could exceed 64 bits.
     SizeTooLong,
-    /// A control byte in a chunk extension.
+    /// A control byte other than HTAB in a chunk extension.
     BadExtension,
-    /// More than `CHUNK_EXTENSION_BYTES_MAX` bytes of extensions in one body.
+    /// More than `CHUNK_EXTENSION_BYTES_MAX` bytes of chunk extensions in one body, all chunks
+    /// together.
     ExtensionsTooLong,
-    /// CRLF is missing after a chunk size, a chunk, a trailer line or the trailer section.
+    /// The data of a chunk is not followed by CRLF, or a CR elsewhere in the coding is not followed
+    /// by LF.
     BadLineEnd,
-    /// A trailer line that is not a field line.
+    /// A trailer line that is not a valid field line (`name: value`).
     BadTrailer,
     /// A trailer section of more than `TRAILER_BYTES_MAX` bytes.
     TrailersTooLong,
@@ -186,7 +188,8 @@ impl Chunked {
         self.payload_bytes
     }
 
-    /// Returns the next state after one byte that is part of the coding, not of the payload.
+    /// Processes one byte that is part of the coding, not of the payload. Returns the next state,
+    /// or the reason why the byte is not allowed here.
     fn step(&mut self, byte: u8) -> Result<State, ChunkError> {
         match self.state {
             State::Size => self.size(byte),

@@ -10,7 +10,7 @@ pub enum HeadError {
     /// A line ends in LF without CR. RFC 9112 2.2 allows accepting it, but implementations disagree
     /// on whether it ends a line.
     BareLf,
-    /// A CR without LF inside a line.
+    /// A line contains a CR that is not followed by LF.
     BareCr,
     /// The request line is not `method SP target SP version`.
     BadRequestLine,
@@ -26,7 +26,7 @@ pub enum HeadError {
     BadVersion,
     /// A well-formed version that is neither HTTP/1.0 nor HTTP/1.1.
     UnsupportedVersion,
-    /// A field name has bytes outside the token set.
+    /// A field name contains a byte that is not allowed in a token (RFC 9110 5.6.2).
     BadToken,
     /// A field line begins with a colon.
     EmptyName,
@@ -36,41 +36,42 @@ pub enum HeadError {
     NoColon,
     /// A field line begins with whitespace: obsolete folding (RFC 9112 5.2).
     FieldLineFolded,
-    /// A NUL or another control byte.
+    /// A control byte other than HTAB in the first line or in a field value.
     ControlByte,
-    /// More than `HEAD_FIELDS_MAX` fields.
+    /// The head has more than `HEAD_FIELDS_MAX` fields.
     TooManyFields,
-    /// More than `HEAD_BYTES_MAX` bytes.
+    /// The head has more than `HEAD_BYTES_MAX` bytes.
     TooLong,
-    /// A request line of more than `REQUEST_LINE_BYTES_MAX` bytes.
+    /// The request line has more than `REQUEST_LINE_BYTES_MAX` bytes.
     LineTooLong,
-    /// HTTP/1.1 without Host (RFC 9112 3.2).
+    /// An HTTP/1.1 request without a Host field (RFC 9112 3.2).
     NoHost,
-    /// More than one Host (RFC 9112 3.2).
+    /// A request with more than one Host field (RFC 9112 3.2).
     RepeatedHost,
-    /// Host is not `host [":" port]`.
+    /// The Host field is not `host [":" port]`.
     BadHost,
-    /// Host differs from the authority of an absolute-form target.
+    /// The Host field differs from the authority (`host:port`) of an absolute-form request target.
     HostMismatch,
-    /// Content-Length and Transfer-Encoding together (RFC 9112 6.1).
+    /// A message with both Content-Length and Transfer-Encoding (RFC 9112 6.1).
     BothFramings,
-    /// More than one Content-Length, equal or not.
+    /// A message with more than one Content-Length field, even if the values are equal.
     RepeatedLength,
     /// Content-Length is not a decimal number that fits into 64 bits.
     BadLength,
-    /// More than one Transfer-Encoding field.
+    /// A message with more than one Transfer-Encoding field.
     RepeatedCoding,
-    /// Transfer-Encoding is not exactly `chunked`.
+    /// The value of Transfer-Encoding is not exactly `chunked`, ignoring ASCII case.
     UnknownCoding,
     /// Transfer-Encoding in an HTTP/1.0 message (RFC 9112 6.1).
     CodingInHttp10,
-    /// A response that cannot have a body (1xx, 204) declares one.
+    /// A 1xx or 204 response, which cannot have a body, declares one.
     BodyForbidden,
     /// A 2xx response to CONNECT, which would turn the connection into a tunnel.
     ConnectAccepted,
-    /// An expectation other than `100-continue` (RFC 9110 10.1.1).
+    /// The Expect field has a value other than `100-continue` (RFC 9110 10.1.1).
     UnknownExpectation,
-    /// The Connection fields list more than `HOP_NAMES_MAX` unknown names.
+    /// The Connection fields of one head list more than `HOP_NAMES_MAX` field names that the proxy
+    /// does not act on.
     TooManyHopNames,
 }
 
