@@ -88,7 +88,7 @@ pub fn response_keeps_alive(head: &ResponseHead, buf: &[u8], framing: Framing) -
     framing != Framing::UntilClose && keeps_alive(&head.fields, head.version, buf)
 }
 
-/// Returns whether the client waits for a 100 before it sends the body.
+/// Returns whether the client waits for a 100 (Continue) response before it sends the body.
 ///
 /// An expectation in an HTTP/1.0 request is ignored (RFC 9110 10.1.1).
 ///
@@ -119,7 +119,8 @@ pub fn wants_upgrade(head: &RequestHead, buf: &[u8]) -> bool {
             .any(|field| !field.value.is_empty())
 }
 
-/// Parses a decimal number of one or more digits that fits into 64 bits.
+/// Parses a decimal number of one or more digits that fits into 64 bits. Returns `None` for any
+/// other input.
 ///
 /// Unlike the integer parsers of the standard library, it does not accept a sign.
 #[must_use]
@@ -143,9 +144,9 @@ pub fn parse_decimal(bytes: &[u8]) -> Option<u64> {
 #[derive(Clone, Debug)]
 pub struct BodyMeter {
     framing: Framing,
-    /// Remaining bytes of a body with [`Framing::Length`].
+    /// Remaining bytes of a body with [`Framing::Length`]; 0 with any other framing.
     left: u64,
-    /// Bytes received of a body with [`Framing::UntilClose`].
+    /// Bytes received so far of a body with [`Framing::UntilClose`]; 0 with any other framing.
     open_bytes: u64,
     chunked: Chunked,
 }
@@ -270,7 +271,7 @@ pub(super) fn prefix_len(bytes: &[u8], limit: u64) -> usize {
     usize::try_from(limit).map_or(bytes.len(), |limit| limit.min(bytes.len()))
 }
 
-/// The framing that the fields of a head declare.
+/// The framing that the Content-Length and Transfer-Encoding fields of a head declare.
 enum Announced {
     Nothing,
     Length(u64),
@@ -303,11 +304,12 @@ fn announced(fields: &[Field], version: Version, buf: &[u8]) -> Result<Announced
     }
 }
 
-/// Checks that an HTTP/1.1 request has exactly one Host, that an HTTP/1.0 request has at most one,
-/// and that it is well-formed (RFC 9112 3.2).
+/// Returns an error unless an HTTP/1.1 request has exactly one Host field, or an HTTP/1.0 request
+/// at most one, and the field is well-formed (RFC 9112 3.2).
 ///
-/// RFC 9112 3.2.2 gives an absolute-form target precedence over Host. Here the two must be equal,
-/// as clients are required to send them, so that no later hop can pick a different host.
+/// RFC 9112 3.2.2 gives an absolute-form target precedence over Host. Here the authority of such a
+/// target must equal Host, as clients are required to send it, so that no later hop can pick a
+/// different host.
 fn check_host(head: &RequestHead, buf: &[u8]) -> Result<(), HeadError> {
     let mut hosts = head.fields_named(Name::Host);
     let Some(host) = hosts.next() else {
@@ -365,8 +367,9 @@ mod tests {
         (head, data)
     }
 
-    /// The framing that results from Content-Length and Transfer-Encoding, equal for requests and
-    /// responses. Only a message without both fields differs between the two.
+    /// Returns pairs of header fields and the framing or error that must result from them, which is
+    /// the same for requests and responses. The two differ only for a message without both
+    /// Content-Length and Transfer-Encoding, which is not in this list.
     fn bodies() -> Vec<(&'static str, Result<Framing, HeadError>)> {
         use HeadError::*;
         vec![

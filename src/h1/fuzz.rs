@@ -17,7 +17,9 @@ use crate::limits::{
 };
 use crate::span::Span;
 
-/// Parses `data` as a request head.
+/// Asserts that parsing `data` as a request head gives the same result as a whole and byte by byte,
+/// that the result agrees with the reference parser, and that a head written from the parsed parts
+/// parses to the same parts.
 pub fn fuzz_request_head(data: &[u8]) {
     let mut head = RequestHead::default();
     let whole = head.parse(data);
@@ -53,7 +55,7 @@ pub fn fuzz_request_head(data: &[u8]) {
     }
 }
 
-/// Parses `data` as a response head.
+/// Asserts the same as [`fuzz_request_head`] for `data` as a response head.
 pub fn fuzz_response_head(data: &[u8]) {
     let mut head = ResponseHead::default();
     let whole = head.parse(data);
@@ -87,7 +89,9 @@ pub fn fuzz_response_head(data: &[u8]) {
     }
 }
 
-/// Decodes `data` as a chunked body, possibly followed by bytes that are not part of it.
+/// Asserts that decoding `data` as a chunked body gives the same result for several splits of
+/// `data`, and that the result agrees with the reference decoder. The body may be followed by bytes
+/// that are not part of it.
 pub fn fuzz_chunked(data: &[u8]) {
     let whole = decode_pieces(data, data.len().max(1));
     for piece_len in [1, 2, 3, 7, 64] {
@@ -121,8 +125,8 @@ pub fn fuzz_chunked(data: &[u8]) {
     }
 }
 
-/// Counts the events of `data`. The count must not depend on how `data` is split, and must equal
-/// that of the reference.
+/// Asserts that the number of events that [`SseEvents`] counts in `data` is the same for several
+/// splits of `data`, and that it equals the number that `reference_events` returns.
 pub fn fuzz_sse(data: &[u8]) {
     let mut events = SseEvents::new();
     let whole = u64::from(events.feed(data));
@@ -202,8 +206,8 @@ fn decode_all<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Decoded {
     }
 }
 
-/// Calls `parse` with growing prefixes of `data` and returns the first result other than
-/// `Ok(false)`.
+/// Calls `parse` with growing prefixes of `data`, one byte longer each time, and returns the first
+/// result other than `Ok(false)`, or `Ok(false)` if there is none.
 fn over_prefixes(
     data: &[u8],
     mut parse: impl FnMut(&[u8]) -> Result<bool, HeadError>,
@@ -241,10 +245,10 @@ fn check_hop_filter(fields: &[Field], buf: &[u8]) {
     }
 }
 
-/// Result of the reference parser for a head.
+/// Result of the reference parser, [`reference_head`].
 #[derive(Debug)]
 enum Reference {
-    /// No blank line yet.
+    /// No blank line has arrived, so the head is incomplete.
     More,
     Refused,
     Head {
@@ -286,7 +290,8 @@ fn check_against(want: Reference, got: Result<bool, HeadError>, fields: &[Field]
     }
 }
 
-/// Returns the length of the one empty line that may precede a request, 0 without it.
+/// Returns the length in bytes of the one empty line that may precede a request: 2, or 0 without
+/// it.
 fn empty_line_len(data: &[u8]) -> usize {
     if data.starts_with(b"\r\n") { 2 } else { 0 }
 }
@@ -379,7 +384,7 @@ fn plain_text(bytes: &[u8]) -> bool {
         .all(|&byte| byte == b'\t' || byte >= b' ' && byte != 0x7f)
 }
 
-/// Result of the reference decoder for a chunked body.
+/// Result of the reference decoder, [`reference_chunked`].
 struct ReferenceBody {
     payload: Vec<u8>,
     end: ReferenceEnd,
@@ -461,8 +466,8 @@ fn reference_trailers(data: &[u8], mut at: usize) -> ReferenceEnd {
     }
 }
 
-/// Returns the number of events that the parser of the WHATWG HTML standard (9.2.6) dispatches. It
-/// only interprets fields and collects data in a buffer.
+/// Returns the number of events that the parser of the WHATWG HTML standard (9.2.6) dispatches.
+/// Only the field `data` is interpreted, because no other field affects that number.
 ///
 /// Returns `None` if a line contains a lone CR, which the standard treats as a line end and
 /// [`SseEvents`] does not.
@@ -493,6 +498,9 @@ fn reference_events(data: &[u8]) -> Option<u64> {
 }
 
 /// Returns the line that begins at `at`, without its CRLF.
+///
+/// If `data` has no complete line there, the error is [`ReferenceEnd::More`]. If the line does not
+/// end in CRLF or contains another CR, it is [`ReferenceEnd::Refused`].
 fn reference_line(data: &[u8], at: usize) -> Result<&[u8], ReferenceEnd> {
     let rest = &data[at..];
     let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
@@ -525,8 +533,8 @@ mod tests {
         assert!(files >= 10, "{folder:?} has {files} files");
     }
 
-    /// Runs `body` on slightly modified copies of `data`. Two parsers most likely disagree on input
-    /// that is almost valid.
+    /// Runs `body` on 200 copies of `data` with one or two random changes each. Two parsers most
+    /// likely disagree on input that is almost valid.
     fn mutate(data: &[u8], body: fn(&[u8])) {
         const PARTS: &[&[u8]] = &[
             b"\r\n",
