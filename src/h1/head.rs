@@ -38,7 +38,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Returns the method whose name is `bytes`.
+    /// Returns the method whose name is `bytes`, or [`Method::Other`].
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         match bytes {
@@ -66,14 +66,14 @@ pub enum Version {
     Http11,
 }
 
-/// One field line of a head.
+/// One field line of a head, represented by spans of the buffer that the head was parsed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// The name as received.
+    /// Span of the field name as received.
     pub name: Span,
-    /// The value without leading and trailing whitespace.
+    /// Span of the field value without leading and trailing whitespace.
     pub value: Span,
-    /// The name as an enum, [`Name::Other`] if the proxy does not act on it.
+    /// The field name as an enum, [`Name::Other`] if the proxy does not act on the field.
     pub known: Name,
 }
 
@@ -82,13 +82,13 @@ pub struct Field {
 pub struct RequestHead {
     /// The method.
     pub method: Method,
-    /// The method as received.
+    /// Span of the method as received.
     pub method_span: Span,
-    /// The request target as received.
+    /// Span of the request target as received.
     pub target: Span,
     /// The version.
     pub version: Version,
-    /// The fields in the order received.
+    /// The header fields in the order received.
     pub fields: Vec<Field>,
     /// Length of the head in bytes, including a skipped empty line before it and the blank line
     /// that ends it.
@@ -121,14 +121,15 @@ impl RequestHead {
         done
     }
 
-    /// Discards an incomplete head and keeps the allocated memory.
+    /// Discards an incomplete head, so that the next call of [`RequestHead::parse`] starts a new
+    /// one. Keeps the memory allocated for `fields`.
     pub fn reset(&mut self) {
         self.fields.clear();
         self.len = 0;
         self.scan = Scan::default();
     }
 
-    /// Returns the first field named `name`.
+    /// Returns the first field named `name`, or `None` if the head has no such field.
     #[must_use]
     pub fn field(&self, name: Name) -> Option<&Field> {
         first_named(&self.fields, name)
@@ -185,11 +186,11 @@ impl RequestHead {
 pub struct ResponseHead {
     /// The status code, 100 to 599.
     pub status: u16,
-    /// The reason phrase as received, possibly empty.
+    /// Span of the reason phrase as received, possibly empty.
     pub reason: Span,
     /// The version.
     pub version: Version,
-    /// The fields in the order received.
+    /// The header fields in the order received.
     pub fields: Vec<Field>,
     /// Length of the head in bytes, including the blank line that ends it.
     pub len: usize,
@@ -215,14 +216,15 @@ impl ResponseHead {
         done
     }
 
-    /// Discards an incomplete head and keeps the allocated memory.
+    /// Discards an incomplete head, so that the next call of [`ResponseHead::parse`] starts a new
+    /// one. Keeps the memory allocated for `fields`.
     pub fn reset(&mut self) {
         self.fields.clear();
         self.len = 0;
         self.scan = Scan::default();
     }
 
-    /// Returns the first field named `name`.
+    /// Returns the first field named `name`, or `None` if the head has no such field.
     #[must_use]
     pub fn field(&self, name: Name) -> Option<&Field> {
         first_named(&self.fields, name)
@@ -253,7 +255,7 @@ impl ResponseHead {
         let (Some(status), Some(version)) = (parsed.code, parsed.version) else {
             return Err(HeadError::BadStatusLine);
         };
-        // A status code outside the five classes has no defined framing (RFC 9110 15).
+        // Status codes outside the five classes are invalid (RFC 9110 15).
         if !(100..=599).contains(&status) {
             return Err(HeadError::BadStatus);
         }
@@ -266,23 +268,25 @@ impl ResponseHead {
     }
 }
 
-/// Line limit for status lines, which only the limit of the whole head bounds. One below
-/// `usize::MAX`, because [`Scan::check_limits`] adds 1 to it.
+/// Length limit for status lines that is never reached: only the limit of the whole head,
+/// `HEAD_BYTES_MAX`, applies to them. One below `usize::MAX`, because [`Scan::check_limits`] adds 1
+/// to it.
 const NO_LINE_MAX: usize = usize::MAX - 1;
 
-/// State of the search for the end of a head, kept between calls.
+/// State of the search for the blank line that ends a head, kept between calls of `parse`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Scan {
-    /// Number of bytes scanned.
+    /// Number of bytes of the buffer scanned so far.
     at: usize,
-    /// Offset of the current line.
+    /// Offset in the buffer at which the current, incomplete line starts.
     line_start: usize,
-    /// Number of complete lines.
+    /// Number of complete lines of the head found so far.
     lines: usize,
 }
 
 impl Scan {
-    /// Returns the length of the head once its blank line has arrived.
+    /// Scans the new bytes of `buf`. Returns the offset after the blank line that ends the head, or
+    /// `None` if it has not arrived.
     ///
     /// The order of the checks makes the result independent of how the bytes are split over calls:
     /// an error is always the one that the first offending byte causes.
@@ -321,10 +325,11 @@ impl Scan {
         Ok(None)
     }
 
-    /// Returns an error if a byte at `position` exceeds a limit. The byte may not have arrived yet:
-    /// in an incomplete head, at least one more byte must follow.
+    /// Returns an error if a byte at `position` exceeds the limit of the first line, `line_max`, or
+    /// of the whole head, `HEAD_BYTES_MAX`. The byte may not have arrived yet: in an incomplete
+    /// head, at least one more byte must follow.
     fn check_limits(&self, position: usize, line_max: usize) -> Result<(), HeadError> {
-        // The CR accounts for the additional byte.
+        // `+ 1` for the CR, which does not count as part of the line.
         if self.lines == 0 && position - self.line_start > line_max + 1 {
             return Err(HeadError::LineTooLong);
         }
@@ -351,7 +356,7 @@ fn fill(fields: &mut Vec<Field>, parsed: &[httparse::Header<'_>], buf: &[u8]) {
     }
 }
 
-/// Returns the range of `part` in `buf`, of which it must be a subslice.
+/// Returns the range of `part` in `buf`. `part` must be a subslice of `buf`.
 fn span_in(buf: &[u8], part: &[u8]) -> Span {
     let start = part.as_ptr().addr() - buf.as_ptr().addr();
     debug_assert!(start + part.len() <= buf.len());
@@ -699,7 +704,8 @@ mod tests {
         }
     }
 
-    /// Every byte value at positions where only some values are allowed.
+    /// Places every byte value into a field name, a field value and a request target. The head must
+    /// be accepted exactly if the byte is allowed there.
     #[test]
     fn every_byte_in_names_values_and_targets() {
         for byte in 0..=255_u8 {
