@@ -62,7 +62,8 @@ impl HopFilter {
     /// Creates the filter for a head with these fields, whose spans refer to `buf`.
     ///
     /// # Errors
-    /// The Connection fields list more than `HOP_NAMES_MAX` unknown names.
+    /// The Connection fields list more than `HOP_NAMES_MAX` names that map to [`Name::Other`], not
+    /// counting `close`.
     pub fn new(fields: &[Field], buf: &[u8]) -> Result<Self, HeadError> {
         let mut filter = Self::default();
         for field in fields {
@@ -84,7 +85,7 @@ impl HopFilter {
         Ok(filter)
     }
 
-    /// Returns whether a Connection field lists `name`, which must be unknown to [`Name`].
+    /// Returns whether a Connection field lists `name`, which must map to [`Name::Other`].
     fn lists(&self, name: &[u8], buf: &[u8]) -> bool {
         self.names[..self.count]
             .iter()
@@ -92,8 +93,9 @@ impl HopFilter {
     }
 }
 
-/// Returns whether a field must not be forwarded. `buf` must be the buffer that both the field and
-/// the filter refer to.
+/// Returns whether a field must not be forwarded, because it is hop-by-hop by definition or because
+/// a Connection field lists it. `buf` must be the buffer that both the field and the filter refer
+/// to.
 #[must_use]
 pub fn drop_field(field: &Field, buf: &[u8], filter: &HopFilter) -> bool {
     match field.known {
@@ -102,7 +104,8 @@ pub fn drop_field(field: &Field, buf: &[u8], filter: &HopFilter) -> bool {
     }
 }
 
-/// Returns the items of a comma-separated list, without empty items (RFC 9110 5.6.1).
+/// Returns the spans of the items of a comma-separated list, which is at `list` in `buf`. Empty
+/// items are skipped (RFC 9110 5.6.1).
 pub fn list_items(buf: &[u8], list: Span) -> impl Iterator<Item = Span> {
     let mut start = list.start;
     std::iter::from_fn(move || {

@@ -36,13 +36,13 @@ pub enum Name {
     XPrefillerHostPort,
     XPrefillerUrl,
     XRequestId,
-    /// Any other name. Such a field is forwarded unmodified.
+    /// Any other name. Such a field is forwarded unmodified unless a Connection field lists it.
     #[default]
     Other,
 }
 
 impl Name {
-    /// Returns the name that equals `bytes`, ignoring ASCII case.
+    /// Returns the name that equals `bytes`, ignoring ASCII case, or [`Name::Other`].
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         // Select by length first: most received names have the length of at most one known name.
@@ -80,7 +80,7 @@ impl Name {
         Self::Other
     }
 
-    /// Returns the name in lower case; empty for [`Name::Other`].
+    /// Returns the name in lower case, or an empty string for [`Name::Other`].
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

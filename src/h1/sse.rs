@@ -1,4 +1,4 @@
-//! Counts server-sent events in a stream while it is forwarded.
+//! Counts the server-sent events of a stream that arrives in parts.
 //!
 //! The counts are intended for measurements such as time to first token and tokens per stream. They
 //! do not determine the end of a stream: only its framing does, because not every API sends a final
@@ -15,7 +15,7 @@ pub struct SseEvents {
     /// The first bytes of the current line, at most [`PREFIX_BYTES_MAX`].
     prefix: [u8; PREFIX_BYTES_MAX],
     prefix_len: usize,
-    /// Whether the current block has a data line.
+    /// Whether a line since the last blank line is a `data` line.
     data: bool,
     events: u64,
 }
@@ -32,8 +32,8 @@ impl SseEvents {
 
     /// Processes the next part of the stream and returns the number of events it completed.
     ///
-    /// A block counts as an event if it has a data line. Comments, such as keep-alives, do not
-    /// count; `data: [DONE]` does.
+    /// The lines up to a blank line count as an event if one of them is a `data` line. Comments,
+    /// such as keep-alives, do not count; `data: [DONE]` does.
     pub fn feed(&mut self, piece: &[u8]) -> u32 {
         let mut completed = 0;
         let mut start = 0;

@@ -1,4 +1,5 @@
-//! Byte classes of RFC 9110 5.6, shared by the parsers of heads, trailers and request targets.
+//! Byte classes of the HTTP grammar (RFC 9110 5.5 and 5.6, RFC 9112 3.2), shared by the parsers of
+//! heads, trailers, chunked bodies and request targets.
 
 const TOKEN: u8 = 1;
 const VALUE: u8 = 2;
@@ -72,7 +73,7 @@ pub(super) const fn is_ows(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
-/// Returns the value of a hexadecimal digit.
+/// Returns the value of a hexadecimal digit, or `None` if `byte` is not one.
 pub(super) const fn hex_value(byte: u8) -> Option<u8> {
     match byte {
         b'0'..=b'9' => Some(byte - b'0'),

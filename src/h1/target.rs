@@ -8,13 +8,13 @@ use super::syntax::hex_value;
 /// The form of a request target (RFC 9112 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetForm {
-    /// `/path?query`
+    /// Origin form: `/path?query`.
     Origin,
-    /// `http://host/path?query`; every server must accept it (RFC 9112 3.2.2).
+    /// Absolute form: `http://host/path?query`. Every server must accept it (RFC 9112 3.2.2).
     Absolute,
-    /// `host:port`, with CONNECT only.
+    /// Authority form: `host:port`, with CONNECT only.
     Authority,
-    /// `*`, with OPTIONS only.
+    /// Asterisk form: `*`, with OPTIONS only.
     Asterisk,
 }
 
@@ -100,7 +100,8 @@ pub fn path_is(target: &[u8], path: &str) -> bool {
     raw.is_empty() && !path.is_empty()
 }
 
-/// Splits a target that begins with `http://` or `https://` into the authority and the rest.
+/// Splits a target that begins with `http://` or `https://` into the authority and the rest, which
+/// is empty or begins with `/` or `?`. Returns `None` for any other target.
 fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
     let rest = strip_scheme(target, b"http://").or_else(|| strip_scheme(target, b"https://"))?;
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
@@ -112,7 +113,7 @@ fn strip_scheme<'a>(target: &'a [u8], scheme: &[u8]) -> Option<&'a [u8]> {
     head.eq_ignore_ascii_case(scheme).then_some(rest)
 }
 
-/// Returns whether an authority has a host, as RFC 9110 4.2.1 requires in a URI.
+/// Returns whether the host of an authority is not empty, as RFC 9110 4.2.1 requires in a URI.
 fn has_host(authority: &[u8]) -> bool {
     !matches!(authority, [] | [b':', ..])
 }
@@ -162,8 +163,8 @@ fn is_registered_name(mut host: &[u8]) -> bool {
     }
 }
 
-/// Returns whether `byte` is an unreserved byte or a sub-delimiter (RFC 3986 2.2, 2.3) other than
-/// the comma.
+/// Returns whether `byte` is allowed in a host name: an unreserved byte or a sub-delimiter (RFC
+/// 3986 2.2, 2.3) other than the comma.
 ///
 /// A comma is refused so that two Host fields that a gateway joined to a list are not accepted as
 /// one host.
