@@ -10,12 +10,12 @@ pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// The line before a chunk: the chunk size in lower-case hexadecimal and CRLF.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkLine {
-    /// Written from the end; the line is `bytes[start..]`.
+    /// Filled from the end: the line is `bytes[start..]`.
     bytes: [u8; CHUNK_LINE_BYTES_MAX],
     start: u8,
 }
 
-/// 16 digits and CRLF.
+/// Length of the longest [`ChunkLine`] in bytes: 16 hexadecimal digits and CRLF.
 const CHUNK_LINE_BYTES_MAX: usize = 18;
 
 impl Deref for ChunkLine {
@@ -49,7 +49,7 @@ pub fn chunk_line(size: usize) -> ChunkLine {
     }
 }
 
-/// Appends `Name: value` and CRLF.
+/// Appends the field line `name: value` and its CRLF.
 ///
 /// The caller must pass a token and a value without control bytes other than HTAB, either from the
 /// parser or written by the proxy itself. Only debug builds check this.
@@ -102,8 +102,10 @@ pub fn push_status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Returns the standard reason phrase of a status code (RFC 9110 15, RFC 6585), or an empty string
-/// for unknown codes.
+/// Returns the reason phrase of a status code, or an empty string for unknown codes.
+///
+/// The codes are defined in RFC 9110 15, RFC 4918 (507), RFC 6585 (428, 429, 431) and RFC 8470
+/// (425). 499 is not standardised; nginx introduced it.
 #[must_use]
 pub const fn reason_phrase(status: u16) -> &'static str {
     match status {
