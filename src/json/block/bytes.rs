@@ -1,5 +1,5 @@
-//! Byte-by-byte implementation, for blocks that the arithmetic of `walk` cannot handle, and as the
-//! reference for tests of the other implementations.
+//! Byte-by-byte implementation of skipping strings and containers, for blocks that the arithmetic
+//! of `walk` cannot handle, and as the reference for tests of the other implementations.
 
 use super::super::error::{JsonError, JsonReason};
 use super::{End, Skip};
@@ -24,7 +24,9 @@ pub(super) fn container(skip: &mut Skip, piece: &[u8], at: usize) -> End {
     Ok(None)
 }
 
-/// Processes one byte of a string. Returns whether it is the closing quote.
+/// Processes one byte of a string. `escaped` specifies whether that byte is escaped, and is set to
+/// whether the next one is. Returns whether the byte is the closing quote, or an error if it is a
+/// control character.
 fn in_string(byte: u8, escaped: &mut bool) -> Result<bool, JsonReason> {
     if byte < 0x20 {
         return Err(JsonReason::ControlCharacter);
@@ -34,7 +36,8 @@ fn in_string(byte: u8, escaped: &mut bool) -> Result<bool, JsonReason> {
     Ok(ends)
 }
 
-/// Processes one byte of a skipped container. Returns whether it is the closing bracket.
+/// Processes one byte of a skipped container. Returns whether it is the bracket that closes this
+/// container.
 fn in_container(skip: &mut Skip, byte: u8) -> Result<bool, JsonReason> {
     if skip.quoted {
         skip.quoted = !in_string(byte, &mut skip.escaped)?;

@@ -24,20 +24,20 @@ use super::error::JsonError;
 pub(super) use portable::plain_text;
 pub(super) use walk::Skip;
 
-/// Result of skipping: the position after the closing quote or bracket, or `None` if the input
-/// ended before it. The offset of an error is relative to the input slice.
+/// Result of skipping a string or container: the position after its closing quote or bracket, or
+/// `None` if the input ended before it. The offset of an error is relative to the input slice.
 pub(super) type End = Result<Option<usize>, JsonError>;
 
-/// The instruction set to use, selected when a lexer is created.
+/// The implementation that skips strings and containers, selected when a lexer is created.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Isa(Set);
 
 #[derive(Clone, Copy, Debug)]
 enum Set {
-    /// Byte by byte instead of in blocks, as a reference.
+    /// Processes one byte at a time instead of blocks, as a reference for tests and fuzzing.
     #[cfg(any(test, feature = "fuzzing"))]
     Bytes,
-    /// Portable code on words of eight bytes.
+    /// Processes blocks of 64 bytes with code that runs on every target.
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
@@ -117,16 +117,16 @@ struct Masks {
     control: u64,
     /// Bytes below TAB, which are not allowed anywhere. They reveal NUL and most UTF-16 text.
     low: u64,
-    /// `{` and `[`
+    /// Set for `{` and `[`, also inside strings.
     open: u64,
-    /// `}` and `]`
+    /// Set for `}` and `]`, also inside strings.
     close: u64,
     /// Set for `{` and `}`, clear for `[` and `]`, undefined for other bytes.
     curly: u64,
 }
 
 impl Masks {
-    /// Drops the first `count` bytes, at most 63.
+    /// Returns the masks without the first `count` bytes of the block, which must be at most 63.
     #[inline(always)]
     const fn after(self, count: usize) -> Self {
         Self {

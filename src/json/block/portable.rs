@@ -1,4 +1,4 @@
-//! Conversion of blocks in portable code.
+//! Conversion of blocks to words with one bit per byte, in portable code.
 //!
 //! The compiler vectorises an independent test of each byte on every target with vector
 //! instructions. It does not do so for gathering the results into a word, so that is done with
@@ -33,7 +33,8 @@ fn masks(block: &Block) -> Masks {
     }
 }
 
-/// Returns the number of bytes before the first quote, backslash or control character.
+/// Returns the number of bytes before the first quote, backslash or control character, or 32 if
+/// there is none.
 #[inline(always)]
 pub(in super::super) fn plain_text(bytes: &[u8; 32]) -> usize {
     let stops = gather(bytes, |byte| (byte == b'\\') | ends_string(byte));
@@ -53,7 +54,7 @@ fn gather<const N: usize>(block: &[u8; N], test: impl Fn(u8) -> bool) -> u64 {
     })
 }
 
-/// Sets each bit to the parity of all bits of `bits` up to and including it.
+/// Returns a word in which each bit is the parity of the same bit and all lower bits of `bits`.
 #[inline(always)]
 fn prefix_xor(bits: u64) -> u64 {
     (0..6).fold(bits, |bits, step| bits ^ bits << (1 << step))

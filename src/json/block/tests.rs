@@ -6,19 +6,21 @@ use super::super::oracle::Random;
 use super::*;
 use crate::limits::JSON_DEPTH_MAX;
 
-/// Result and final state of skipping a text.
+/// Result of skipping a string or container in a text, and the state afterwards.
 #[derive(Debug, PartialEq)]
 struct Seen {
-    /// Offsets are relative to the start of the text.
+    /// Result of skipping. Its offsets are relative to the start of the whole text.
     end: End,
     quoted: bool,
     escaped: bool,
-    /// The open containers, the innermost first: whether each is an object.
+    /// Kinds of the containers that are still open, the innermost first: `true` for an object,
+    /// `false` for an array.
     open: Vec<bool>,
 }
 
-/// Skips a container in `text`, split at `cuts`. In its buffer, each part is preceded by other
-/// bytes, as in a body where members that are read precede the container.
+/// Skips a container from state `skip` on, with `text` split at the positions `cuts`. Each part is
+/// passed in a buffer that contains other bytes before it, as in a body where members that are read
+/// precede the container.
 fn container(isa: Isa, skip: &Skip, text: &[u8], cuts: &[usize]) -> Seen {
     let mut skip = skip.clone();
     let end = pieces(text, cuts, |piece, at| isa.container(&mut skip, piece, at));
@@ -71,7 +73,8 @@ fn pieces(text: &[u8], cuts: &[usize], mut read: impl FnMut(&[u8], usize) -> End
     Ok(None)
 }
 
-/// Asserts that all implementations return the same result for `text`.
+/// Asserts that all implementations return the same result for `text`, both as a container in state
+/// `skip` and as a string, as a whole and split at random positions.
 fn same(text: &[u8], skip: &Skip, random: &mut Random) {
     let [bytes, others @ ..] = &Isa::all()[..] else {
         panic!("no implementation")
