@@ -36,7 +36,8 @@ impl Skip {
         self.escaped = false;
     }
 
-    /// Opens or closes a container. Returns whether that closed the skipped container.
+    /// Opens or closes a container, depending on `bracket`. Returns whether that closed the skipped
+    /// container. Fails if a closing bracket is of the wrong kind or the depth limit is exceeded.
     #[inline(always)]
     pub(super) fn bracket(&mut self, bracket: u8) -> Result<bool, JsonReason> {
         match bracket {
@@ -100,7 +101,9 @@ impl Skip {
         Ok(None)
     }
 
-    /// Processes the brackets of a block one by one, up to the first byte in `bad`.
+    /// Processes the brackets of a block one by one, and fails at the first byte in `bad`. Returns
+    /// the position after the closing bracket of the skipped container, or `None` if it is not
+    /// among these brackets.
     #[inline(always)]
     fn one_by_one(&mut self, piece: &[u8], start: usize, brackets: u64, bad: u64) -> End {
         let mut stops = brackets | bad;
@@ -140,17 +143,17 @@ impl Skip {
 /// because it is the dependency between consecutive blocks.
 #[derive(Clone, Copy)]
 struct Carry {
-    /// All bits set inside a string, otherwise 0.
+    /// All bits set if the next block starts inside a string, otherwise 0.
     quoted: u64,
-    /// 1 if the next byte is escaped, otherwise 0.
+    /// 1 if the first byte of the next block is escaped, otherwise 0.
     escaped: u64,
     top: Top,
 }
 
 impl Carry {
     /// Processes all `brackets` of a block in one step if they are a sequence of objects that are
-    /// not nested. The first bracket may close an object opened earlier, and the last may open one
-    /// that is not closed in this block.
+    /// not nested, and returns the containers that are open after the block. The first bracket may
+    /// close an object opened earlier, and the last may open one that is not closed in this block.
     ///
     /// Returns `None` for any other sequence, and if it might close the skipped container or exceed
     /// the depth limit.
@@ -222,7 +225,8 @@ pub(super) fn string(
     Ok(None)
 }
 
-/// Returns the position after the quote that ends the string, if it is in the block at `at`.
+/// Returns the position after the quote that ends the string, or `None` if it is not in the block
+/// at `at`. Fails if a control character precedes the quote.
 #[inline(always)]
 fn string_end(piece: &[u8], at: usize, block: &Masks, escapes: u64) -> End {
     let ends = (block.quote & !escapes) | block.control;
@@ -294,7 +298,8 @@ fn last_masks(piece: &[u8], at: usize, masks: impl Fn(&Block) -> Masks) -> Masks
     }
 }
 
-/// Returns the total length of the leading blocks that contain no byte for which `stops` is true.
+/// Returns the total length in bytes of the leading 64-byte blocks that contain no byte for which
+/// `stops` is true.
 #[inline(always)]
 fn run(bytes: &[u8], stops: impl Fn(u8) -> bool) -> usize {
     let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
@@ -337,7 +342,7 @@ fn ends_escaped(bytes: &[u8]) -> bool {
     backslashes.count() % 2 == 1
 }
 
-/// Returns a word with all bits set or all bits clear.
+/// Returns a word with all bits set if `all` is true, otherwise 0.
 const fn ones(all: bool) -> u64 {
     (all as u64).wrapping_neg()
 }

@@ -1,4 +1,4 @@
-//! Conversion of blocks on x86-64, with two vectors of 32 bytes.
+//! Conversion of blocks to words with one bit per byte on x86-64, with two vectors of 32 bytes.
 //!
 //! A version with AVX-512 and one vector of 64 bytes was measured. It was a fifth faster for short
 //! messages, and gained less for longer ones that do not fit into the L1 cache. That does not
@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 use super::walk::{self, Skip};
 use super::{Block, CURLY, End, Masks};
 
-/// Proof that the machine supports the instructions, because only [`Avx2::detect`] creates this
-/// value. They are available since Haswell (2013) and Zen (2017).
+/// Proof that the machine supports AVX2, PCLMULQDQ, BMI1 and BMI2, because only [`Avx2::detect`]
+/// creates this value. These are available since Haswell (2013) and Zen (2017).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Avx2(());
 
@@ -24,13 +24,13 @@ impl Avx2 {
 
     #[expect(unsafe_code, reason = "4 times as fast as portable code")]
     pub(super) fn string(self, piece: &[u8], at: usize, escaped: &mut bool) -> End {
-        // SAFETY: `self` proves the features.
+        // SAFETY: `self` proves that the CPU supports the features.
         unsafe { string(piece, at, escaped) }
     }
 
     #[expect(unsafe_code, reason = "4 times as fast as portable code")]
     pub(super) fn container(self, skip: &mut Skip, piece: &[u8], at: usize) -> End {
-        // SAFETY: `self` proves the features.
+        // SAFETY: `self` proves that the CPU supports the features.
         unsafe { container(skip, piece, at) }
     }
 }
@@ -90,8 +90,8 @@ fn masks(block: &Block) -> Masks {
     }
 }
 
-/// Loads half a block, starting at word `first`. The compiler turns this into a single load, and it
-/// needs no raw pointer.
+/// Loads 32 bytes of a block, starting at its 8-byte word `first`. The compiler turns this into a
+/// single load, and it needs no raw pointer.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn load(block: &Block, first: usize) -> __m256i {
@@ -100,8 +100,8 @@ fn load(block: &Block, first: usize) -> __m256i {
     _mm256_setr_epi64x(word(0), word(1), word(2), word(3))
 }
 
-/// Sets each bit to the parity of all bits of `bits` up to and including it. This is the carry-less
-/// product with a word of ones.
+/// Returns a word in which each bit is the parity of the same bit and all lower bits of `bits`.
+/// This is the carry-less product with a word of ones.
 #[inline]
 #[target_feature(enable = "pclmulqdq")]
 fn prefix_xor(bits: u64) -> u64 {
