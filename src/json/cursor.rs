@@ -16,7 +16,7 @@ use super::grammar::unescape;
 /// A member of an object or an element of an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item<'a> {
-    /// The name as received, including its quotes; empty for an element of an array.
+    /// The member name as received, including its quotes; empty for an element of an array.
     pub key: &'a [u8],
     /// The value as received, without surrounding whitespace.
     pub value: &'a [u8],
@@ -30,7 +30,7 @@ impl Item<'_> {
     }
 }
 
-/// Iterator over the items of one container.
+/// Iterator over the members of one object or the elements of one array.
 #[derive(Clone, Debug)]
 pub struct Items<'a> {
     bytes: &'a [u8],
@@ -59,8 +59,8 @@ pub fn elements(array: &[u8]) -> Items<'_> {
     Items::new(array, b'[', b']')
 }
 
-/// Returns the value of the member `name` of an object. If the member is repeated, this is the last
-/// value, which is also the one that the engines use.
+/// Returns the value of the member `name` of an object, or `None` if there is no such member. If
+/// the member is repeated, this is the last value, which is also the one that the engines use.
 #[must_use]
 pub fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let found = members(object).filter(|item| item.is(name)).last();
@@ -85,7 +85,7 @@ pub fn string_is(string: &[u8], text: &str) -> bool {
     at == inner.len() && wanted.next().is_none()
 }
 
-/// Returns the bytes between the quotes of a JSON string.
+/// Returns the bytes between the quotes of a JSON string, or `None` if a quote is missing.
 #[must_use]
 pub fn inner(string: &[u8]) -> Option<&[u8]> {
     string.strip_prefix(b"\"")?.strip_suffix(b"\"")
@@ -174,7 +174,8 @@ impl<'a> Items<'a> {
         Some(Item { key, value })
     }
 
-    /// Consumes the value that begins at the current position.
+    /// Consumes and returns the value that begins at the current position. Returns `None` if no
+    /// value begins there, or if it is a string or container that does not end.
     fn value(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
         self.at = value_end(self.bytes, start)?;
@@ -193,7 +194,8 @@ impl<'a> Iterator for Items<'a> {
     }
 }
 
-/// Returns the end of the value that begins at `start`.
+/// Returns the offset after the value that begins at `start`, or `None` if no value begins there or
+/// if it is a string or container that does not end.
 fn value_end(bytes: &[u8], start: usize) -> Option<usize> {
     match bytes.get(start)? {
         b'"' => string_end(bytes, start),
@@ -219,7 +221,7 @@ fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-/// Returns the end of the container that begins at `start`.
+/// Returns the offset after the container that begins at `start`, or `None` if it is not closed.
 ///
 /// Brackets are counted but not matched by kind, because values are validated before they are
 /// forwarded.

@@ -16,29 +16,30 @@ use super::scan::{Document, Level, Member, Object, watched};
 use crate::limits::JSON_EDITS_MAX;
 use crate::span::Span;
 
-/// An edit of a body.
+/// An edit of one member of a request body.
 #[derive(Clone, Copy, Debug)]
 pub enum Edit<'a> {
-    /// Replaces the value of every occurrence of the member. In each object of that level without
-    /// the member, inserts it before the closing brace.
+    /// Replaces the value of every occurrence of the member `name` at `level`. In each object of
+    /// that level without the member, inserts it before the closing brace.
     Set {
-        /// Level of the member.
+        /// The object that contains the member.
         level: Level,
         /// Name of the member, which must be in the watch table.
         name: &'static str,
         /// The new value, which must be valid JSON.
         value: &'a [u8],
     },
-    /// Removes every occurrence of the member and a comma next to it.
+    /// Removes every occurrence of the member `name` at `level`, and a comma next to it.
     Remove {
-        /// Level of the member.
+        /// The object that contains the member.
         level: Level,
         /// Name of the member, which must be in the watch table.
         name: &'static str,
     },
-    /// Inserts text before the closing bracket of every occurrence that is an array.
+    /// Inserts text before the closing bracket of every occurrence of the member `name` at `level`
+    /// that is an array.
     Append {
-        /// Level of the member.
+        /// The object that contains the member.
         level: Level,
         /// Name of the member, which must be in the watch table.
         name: &'static str,
@@ -63,20 +64,22 @@ impl Edit<'_> {
 /// before it edits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EditError {
-    /// The member is not in the watch table, so its occurrences were not recorded.
+    /// An edit refers to a member that is not in the watch table, so its occurrences were not
+    /// recorded.
     NotWatched,
-    /// Two edits refer to the same member.
+    /// Two edits refer to the same member name at the same level.
     Twice,
     /// An edit refers to a member inside an object that another edit replaces or removes.
     InsideEdited,
-    /// The body has no object at that level. Set the member that should contain the object instead.
+    /// An edit sets a member of an object that the body does not have. Set the member that should
+    /// contain the object instead.
     NoObject,
     /// More than `JSON_EDITS_MAX` edits or resulting replacements.
     TooMany,
 }
 
 impl EditError {
-    /// Returns a description of the reason.
+    /// Returns a description of the reason for refusing the edits.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
@@ -101,7 +104,7 @@ impl Document {
     /// Returns the body with `edits` applied.
     ///
     /// An edit inside `sampling_params`, `extra_args` or `vllm_xargs` cannot be combined with an
-    /// edit of that member itself. A removal of an absent member has no effect.
+    /// edit of that member itself. Removing an absent member, or appending to one, has no effect.
     ///
     /// # Errors
     ///
@@ -225,7 +228,7 @@ impl Run {
     }
 }
 
-/// A range of the source that is replaced by a range of the inserted text.
+/// A range of the scanned body that is replaced by a range of [`Changes::text`].
 #[derive(Clone, Copy, Debug)]
 struct Change {
     source: Span,
@@ -239,7 +242,8 @@ struct Changes {
 }
 
 impl Changes {
-    /// Creates an empty list with capacity for the usual result of `edits`.
+    /// Creates an empty list of changes with capacity for the usual result of `edits` on a body
+    /// with `members` watched members.
     fn with_room(edits: &[Edit<'_>], members: usize) -> Self {
         let text = edits.iter().map(|edit| match edit {
             // An insertion adds a comma, two quotes and a colon.
@@ -319,10 +323,10 @@ impl Piece {
     }
 }
 
-/// An edited body: a list of ranges of the source and of the inserted text, in order.
+/// An edited body: a list of ranges of the source, which is the body that was scanned, and of the
+/// inserted text, in order.
 ///
-/// The source is not stored. The methods that need it take it as a parameter, and it must be the
-/// body that was scanned.
+/// The source is not stored. The methods that need it take it as a parameter.
 #[derive(Clone, Debug, Default)]
 pub struct Splices {
     pieces: Vec<Piece>,
@@ -374,8 +378,9 @@ impl Splices {
         })
     }
 
-    /// Fills `out` for a vectored write with the bytes of the edited body after the first `skip`,
-    /// which have already been sent. Returns the number of slices filled.
+    /// Fills `out`, for a vectored write, with slices of the edited body, leaving out its first
+    /// `skip` bytes, which have already been sent. Returns the number of elements of `out` that
+    /// were filled.
     pub fn fill<'a>(&'a self, source: &'a [u8], mut skip: usize, out: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
         for piece in self.pieces(source) {
