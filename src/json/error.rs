@@ -5,10 +5,10 @@ use std::fmt;
 /// Error for a JSON text that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JsonError {
-    /// Offset of the invalid byte from the start of the text, or the length of the text if it is
-    /// incomplete.
+    /// Offset from the start of the text: of the invalid byte, or of the name or value that was
+    /// refused. If the text is incomplete, this is its length.
     pub offset: usize,
-    /// Reason for the refusal.
+    /// Reason why the text was refused.
     pub reason: JsonReason,
 }
 
@@ -46,15 +46,17 @@ pub enum JsonReason {
     TooDeep,
     /// The outermost value is followed by bytes other than whitespace.
     TrailingBytes,
-    /// The text ended inside a value.
+    /// The text ended before its outermost value did.
     Incomplete,
-    /// More watched members than `JSON_MEMBERS_MAX`.
+    /// A request body has more than `JSON_MEMBERS_MAX` watched members, repetitions included.
     TooManyMembers,
-    /// More occurrences of the watched objects than `JSON_OBJECTS_MAX`.
+    /// A request body has more than `JSON_OBJECTS_MAX` objects that are read: the outermost one,
+    /// `sampling_params`, `extra_args` and `vllm_xargs`, repetitions included.
     TooManyObjects,
-    /// The value to extract is longer than its limit.
+    /// The `kv_transfer_params` of a prefill engine's response are larger than the reader may keep.
     KeptTooLarge,
-    /// A client supplied a value for a member that only the proxy may set.
+    /// A client supplied a value for a member that only the proxy may set, and the value is too
+    /// short to be overwritten with `null`.
     NotClients,
 }
 

@@ -9,7 +9,6 @@ use super::{
 use crate::h1::SseEvents;
 use crate::limits::JSON_HELD_BYTES_MAX;
 
-/// The watched members.
 const WATCH: Watch = &[
     (Level::Top, "max_tokens"),
     (Level::Top, "stream"),
@@ -34,7 +33,7 @@ const LEAVES: Watch = &[
     (Level::Xargs, "kv_transfer_params"),
 ];
 
-/// Member names for random request bodies, including similar names.
+/// Member names for random request bodies, including names that are similar to watched ones.
 #[cfg(test)]
 const NAMES: &[&str] = &[
     "max_tokens",
@@ -85,9 +84,9 @@ fn seeded(data: &[u8]) -> Random {
     Random::new(sum)
 }
 
-/// Checks that the scanner does not panic, that its result is the same for all instruction sets and
-/// all splits of the input, that it accepts every valid object, and that it finds the same members
-/// as a full parser.
+/// Checks that the scanner does not panic, that its result for `data` is the same for all
+/// instruction sets and for several splits, that it accepts every valid object within its limits,
+/// and that it finds the same members as a full parser.
 pub fn fuzz_scan(data: &[u8]) {
     let mut random = seeded(data);
     let result = same_for_all_isas(data, &mut random, |pieces, isa| {
@@ -163,8 +162,8 @@ pub fn fuzz_edit(data: &[u8]) {
 }
 
 /// Checks that the mask keeps the length, changes only the watched values, overwrites these
-/// correctly, holds back at most three bytes, and refuses values that are too short, for all splits
-/// of the input.
+/// correctly, holds back at most three bytes, and refuses values that are too short, for several
+/// splits of the input.
 pub fn fuzz_mask(data: &[u8]) {
     for watch in [WATCH, LEAVES] {
         let mut random = seeded(data);
@@ -211,8 +210,8 @@ pub fn fuzz_mask(data: &[u8]) {
     }
 }
 
-/// Checks that the result of reading a prefill response is the same for all splits of the input,
-/// and that the handoff is byte-identical to the input and valid.
+/// Checks that the result of reading a prefill response is the same for several splits of the
+/// input, and that the handoff is valid and byte-identical to a part of the input.
 pub fn fuzz_response(data: &[u8]) {
     let mut random = seeded(data);
     let result = same_for_all_isas(data, &mut random, |pieces, isa| {
@@ -256,9 +255,9 @@ pub fn fuzz_response(data: &[u8]) {
     assert_eq!(handoff.cached_tokens, want, "{}", data.escape_ascii());
 }
 
-/// Checks for all forms of the rewriter that the output is the same for all splits of the input,
-/// that no bytes are lost, and that rewriting and then parsing a text gives the same result as
-/// parsing and then editing it.
+/// Checks for both values of [`UsageShape`] and of [`ResponseForm`] that the output of the rewriter
+/// is the same for several splits of the input, that no bytes are lost, and that rewriting and then
+/// parsing a text gives the same result as parsing and then editing it.
 pub fn fuzz_usage(data: &[u8]) {
     for shape in [UsageShape::Chat, UsageShape::Responses] {
         let mut random = seeded(data);
@@ -354,7 +353,7 @@ fn response(
     response.finish()
 }
 
-/// The count that the rewriter sets.
+/// The cached-token count that the rewriter sets in these tests.
 const COUNT: u64 = 4321;
 
 fn rewrite(
@@ -418,7 +417,7 @@ fn check_rewrite(old: &[u8], new: &[u8], rewritten: u32, shape: UsageShape) {
         tree.each(&["response", "usage"], &mut set);
     }
     let parsed = Tree::parse(new);
-    // A long value is not replaced but followed by a repeated member with the correct one.
+    // A long value is not replaced. The member is repeated after it with the correct value.
     let last_wins = || parsed.clone().map(Tree::last_wins) == Some(tree.clone().last_wins());
     assert!(
         parsed.as_ref() == Some(&tree) || (old.len() > JSON_HELD_BYTES_MAX && last_wins()),
@@ -437,7 +436,7 @@ const fn path(level: Level) -> &'static [&'static str] {
     }
 }
 
-/// Returns the object that an engine would use at that level.
+/// Returns the object that an engine would use at `level`, or `None` if it would find none.
 fn effective(tree: &Tree, level: Level) -> Option<&Tree> {
     let found = path(level)
         .iter()
@@ -590,8 +589,9 @@ fn check_fill(splices: &super::Splices, data: &[u8], edited: &[u8], random: &mut
     }
 }
 
-/// Checks that the result contains every byte of the source in order, except for edited members,
-/// a comma next to a removed member, and whitespace between adjacent removed members.
+/// Checks that the edited body `splices` contains every byte of the source in order, except for
+/// edited members, a comma next to a removed member, and whitespace between adjacent removed
+/// members.
 fn check_outside(document: &Document, data: &[u8], edits: &[Edit<'_>], splices: &super::Splices) {
     let mut kept = vec![false; data.len()];
     let mut last = 0;
