@@ -15,8 +15,9 @@ pub(super) struct Nest {
 /// The innermost open containers: the part of a [`Nest`] that fits into registers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Top {
-    /// One bit per container, the innermost in the lowest bit. Covers at least the containers above
-    /// the largest multiple of 64 that is less than `depth`.
+    /// One bit per container, the innermost in the lowest bit: set for an object, clear for an
+    /// array. Covers at least the containers deeper than the largest multiple of 64 that is less
+    /// than `depth`.
     kinds: u64,
     /// Number of open containers, at most `JSON_DEPTH_MAX`.
     pub(super) depth: usize,
@@ -35,7 +36,8 @@ impl Nest {
         }
     }
 
-    /// Opens a container. Returns `false` if the depth limit is reached.
+    /// Opens an object if `object` is true, otherwise an array. Returns `false` and opens nothing
+    /// if `JSON_DEPTH_MAX` containers are open.
     #[inline]
     pub(super) fn open(&mut self, object: bool) -> bool {
         let Top { kinds, depth } = self.top;
@@ -71,8 +73,8 @@ impl Top {
         self.kinds & 1 == 1
     }
 
-    /// Returns the containers after closing down to depth `outer`, which must be the current depth
-    /// or one less, and after opening one object if `open` is true.
+    /// Returns the open containers after closing down to depth `outer`, which must be the current
+    /// depth or one less, and after opening one object if `open` is true.
     ///
     /// Returns `None` if `outer` is a multiple of 64, because that requires bits outside of `Top`.
     /// The depth limit is a multiple of 64, so it cannot be exceeded here.
@@ -137,7 +139,8 @@ impl Number {
 
 /// Returns the byte that a backslash followed by `byte` represents (RFC 8259 section 7).
 ///
-/// Returns `None` for `u`, which callers handle themselves.
+/// Returns `None` for `u`, which callers handle themselves, and for bytes that cannot follow a
+/// backslash.
 pub(super) const fn unescape(byte: u8) -> Option<u8> {
     match byte {
         b'"' | b'\\' | b'/' => Some(byte),
