@@ -19,7 +19,7 @@ use super::grammar::{Number, unescape};
 use crate::limits::JSON_NAME_BYTES_MAX;
 use crate::span::Span;
 
-/// Kind of a value, determined from its first byte.
+/// Kind of a JSON value, determined from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `{...}`
@@ -43,23 +43,25 @@ pub enum Kind {
 pub(super) enum Event {
     /// A member name. `span` includes its quotes; [`Lexer::name`] returns the unescaped name.
     Name { span: Span },
-    /// The value of the member begins at `at`.
+    /// The value of the member whose name was reported last begins at `at`.
     Value { at: usize, kind: Kind },
-    /// The value ends before `at`. Not reported for an object that was entered.
+    /// The value of a member has ended, and `at` is the offset after its last byte. Not reported
+    /// for an object that was entered.
     ValueEnd { at: usize },
-    /// The comma between two members.
+    /// The comma between two members is at `at`.
     Comma { at: usize },
-    /// The closing brace of the object being read.
+    /// The closing brace of an object that was entered, or of the outermost object, is at `at`.
     Close { at: usize },
 }
 
-/// The resumable lexer. After an error, [`Lexer::reset`] must be called before further use.
+/// Lexer for a JSON text that arrives in parts. After an error, [`Lexer::reset`] must be called
+/// before further use.
 #[derive(Clone, Debug)]
 pub(super) struct Lexer {
     state: State,
-    /// Offset of the current `piece` in the text.
+    /// Offset in the text at which the current `piece` starts.
     base: usize,
-    /// Position in the current `piece`.
+    /// Number of bytes of the current `piece` that have been consumed.
     at: usize,
     isa: Isa,
     skip: Skip,
@@ -80,7 +82,8 @@ impl Lexer {
         }
     }
 
-    /// Selects an instruction set other than the fastest one.
+    /// Uses `isa` to skip strings and containers, instead of the fastest instruction set that this
+    /// machine supports.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
@@ -94,7 +97,8 @@ impl Lexer {
         self.skip.reset();
     }
 
-    /// Returns the offset of the current `piece` in the text.
+    /// Returns the offset in the text at which the current `piece` starts. Once `piece` is
+    /// exhausted, this is the number of bytes read so far, at which the next one starts.
     pub(super) const fn base(&self) -> usize {
         self.base
     }
@@ -104,10 +108,10 @@ impl Lexer {
         self.skip.entered
     }
 
-    /// Returns the unescaped name of the last member.
+    /// Returns the unescaped name of the member whose name was read last.
     ///
-    /// Returns `None` if the name is longer than `JSON_NAME_BYTES_MAX` or contains an escaped
-    /// character outside of ASCII. No reader compares names with such a name.
+    /// Returns `None` if the name is longer than `JSON_NAME_BYTES_MAX` bytes or contains an escaped
+    /// character outside of ASCII. No reader looks for such a name.
     pub(super) fn name(&self) -> Option<&[u8]> {
         self.name
             .comparable
@@ -159,7 +163,8 @@ impl Lexer {
         self.state = State::FirstName;
     }
 
-    /// Checks that the text is complete. Must be called after the last part was read.
+    /// Checks that the text is complete. Must be called after the last part was read. Otherwise
+    /// returns [`JsonReason::Incomplete`].
     pub(super) fn finish(&self) -> Result<(), JsonError> {
         match self.state {
             State::End => Ok(()),
@@ -180,8 +185,8 @@ impl Lexer {
         None
     }
 
-    /// Processes one byte outside of names and values, or the first byte of one. Returns an event
-    /// unless more bytes are needed for one.
+    /// Consumes `byte`, the next byte of `piece`, which is punctuation or the first byte of a name
+    /// or value. Returns `None` if the byte does not complete an event.
     #[inline(always)]
     fn token(&mut self, piece: &[u8], byte: u8) -> Result<Option<Event>, JsonError> {
         let at = self.at;
@@ -225,7 +230,7 @@ impl Lexer {
         Event::Close { at: self.base + at }
     }
 
-    /// Starts a value at its first byte.
+    /// Starts the value of a member at its first byte, `byte`, and returns the event for it.
     #[inline(always)]
     fn value(&mut self, at: usize, byte: u8) -> Result<Event, JsonError> {
         let (state, kind) = match byte {
@@ -264,7 +269,8 @@ impl Lexer {
     }
 
     /// Reads a member name in one step if possible: if it ends within [`PLAIN_NAME_BYTES`] bytes,
-    /// has no escapes, and `piece` has that many bytes left. Nearly all names meet this.
+    /// has no escapes, and `piece` has that many bytes left. Nearly all names meet this. Otherwise
+    /// returns `None` and consumes nothing.
     #[inline(always)]
     fn plain_name(&mut self, piece: &[u8]) -> Option<Event> {
         let bytes: &[u8; PLAIN_NAME_BYTES] = piece.get(self.at..)?.first_chunk()?;
@@ -279,7 +285,8 @@ impl Lexer {
         Some(Event::Name { span })
     }
 
-    /// Reads a member name and stores it unescaped in `self.name`.
+    /// Reads a member name and stores it unescaped in `self.name`. Returns `None` if `piece` ends
+    /// first; the next call then continues the name.
     #[inline(always)]
     fn in_name(&mut self, piece: &[u8], mut escape: Escape) -> Result<Option<Event>, JsonError> {
         while let Some(&byte) = piece.get(self.at) {
@@ -322,14 +329,16 @@ impl Lexer {
         Ok(None)
     }
 
-    /// Skips the rest of a string. Returns whether its closing quote was consumed.
+    /// Skips the rest of a string, up to the end of `piece`. Returns whether its closing quote was
+    /// consumed.
     #[inline(always)]
     fn in_string(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
         let end = self.isa.string(piece, self.at, &mut self.skip.escaped);
         self.skipped(piece, end)
     }
 
-    /// Skips the rest of a container. Returns whether its closing bracket was consumed.
+    /// Skips the rest of a container, up to the end of `piece`. Returns whether its closing bracket
+    /// was consumed.
     #[inline(always)]
     fn in_skip(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
         let end = self.isa.container(&mut self.skip, piece, self.at);
@@ -393,29 +402,29 @@ impl Lexer {
     }
 }
 
-/// State of the lexer: the position in the grammar.
+/// Position of the lexer in the grammar.
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// Before the outermost object.
     Start,
-    /// After `{`.
+    /// After the `{` of an object that is read: a member name or `}` is expected.
     FirstName,
-    /// After a comma.
+    /// After the comma between two members: a member name is expected.
     NextName,
     InName(Escape),
-    /// After a name.
+    /// After a member name: its colon is expected.
     Colon,
-    /// After a colon.
+    /// After the colon: the value of the member is expected.
     Value,
     InString,
     InNumber(Number),
-    /// In a literal, of which these letters are missing.
+    /// In `true`, `false` or `null`, with the letters that are still expected.
     InLiteral(&'static [u8]),
     /// In a container that is skipped, or at the start of one that may still be entered.
     InSkip,
-    /// After a value.
+    /// After the value of a member: a comma or `}` is expected.
     AfterValue,
-    /// After the outermost object.
+    /// After the outermost object: only whitespace may follow.
     End,
 }
 
@@ -473,7 +482,7 @@ impl Name {
         self.comparable = true;
     }
 
-    /// Sets the name to the first `len` of `bytes`.
+    /// Sets the name to the first `len` of `bytes`, which contain no escapes.
     #[inline(always)]
     fn set(&mut self, bytes: &[u8; PLAIN_NAME_BYTES], len: usize) {
         // Copy all bytes: a copy of constant length takes two instructions.
