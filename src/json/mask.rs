@@ -8,7 +8,7 @@
 //! engines treat it as an absent member too. Any other short value is refused, because an engine
 //! that expects an object fails on a `0` or `""` (`docs/engines.md#client-supplied-parameters`).
 //!
-//! If the input is split within the first three bytes of a value, it is not yet known whether the
+//! If a part of the input ends before the fourth byte of a value, it is not yet known whether the
 //! value is that short. These bytes, three at most, are then held back until the next part arrives.
 
 use std::ops::Deref;
@@ -29,14 +29,14 @@ pub struct Mask {
     watch: Watch,
     level: Level,
     next: Next,
-    /// The value that is being overwritten.
+    /// The watched value that is being overwritten, `None` outside of such a value.
     value: Option<Masking>,
     held: HeldBytes,
     masked: u32,
     failed: Option<JsonError>,
 }
 
-/// Action for the value that follows the current name.
+/// Action for the value of the member whose name was read last.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Skip,
@@ -48,7 +48,7 @@ enum Next {
 struct Masking {
     start: usize,
     kind: Kind,
-    /// Whether the value is known to be at least as long as `null`.
+    /// Whether the value is known to be at least as long as `null`, which is 4 bytes.
     decided: bool,
 }
 
@@ -61,7 +61,7 @@ pub struct Masked {
     pub ready: usize,
 }
 
-/// Up to four bytes, which it dereferences to.
+/// A buffer of up to four bytes of a body. Dereferences to a slice of the bytes it contains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeldBytes {
     bytes: [u8; NULL.len()],
@@ -106,7 +106,8 @@ impl Mask {
         }
     }
 
-    /// Selects an instruction set other than the fastest one.
+    /// Uses `isa` to skip strings and containers, instead of the fastest instruction set that this
+    /// machine supports.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
@@ -219,9 +220,9 @@ impl Mask {
         }
     }
 
-    /// Overwrites the bytes of the value that are in `piece`, up to offset `end`, and moves held
-    /// bytes, also overwritten, to `out`. Returns `false` and changes nothing if fewer bytes of the
-    /// value have arrived than `null` has.
+    /// Overwrites the bytes of the value that are in `piece`, up to offset `end` of the body, and
+    /// moves held bytes, also overwritten, to `out`. Returns `false` and changes nothing if fewer
+    /// bytes of the value have arrived than `null` has.
     fn overwrite(
         &mut self,
         value: Masking,

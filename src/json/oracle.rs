@@ -14,7 +14,8 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    /// Parses a text that may be invalid, as a check of [`super::validate`].
+    /// Parses a JSON text. Returns `None` if the text is invalid, has more than 101 nested
+    /// containers, or contains a name or scalar that `serde_json` refuses.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         let (tree, rest) = value(text, 0)?;
@@ -28,7 +29,8 @@ impl Tree {
         }
     }
 
-    /// Returns the last value of the member `name` if this is an object.
+    /// Returns the last value of the member `name`, or `None` if this is not an object or has no
+    /// such member.
     pub(super) fn last(&self, name: &str) -> Option<&Self> {
         self.members()?
             .iter()
@@ -41,7 +43,8 @@ impl Tree {
         matches!(self, Self::Object(_))
     }
 
-    /// Keeps only the last value of each repeated member, at the position of the first.
+    /// Returns this value with only the last value of each repeated member, at the position of the
+    /// first.
     pub(super) fn last_wins(self) -> Self {
         match self {
             Self::Object(members) => {
@@ -60,7 +63,8 @@ impl Tree {
         }
     }
 
-    /// Calls `act` with the members of every object at `path`, including repetitions.
+    /// Calls `act` with the members of every object that is reached from this value through the
+    /// member names in `path`, including objects in repeated members.
     pub(super) fn each(&mut self, path: &[&str], act: &mut impl FnMut(&mut Vec<(String, Self)>)) {
         let Self::Object(members) = self else { return };
         let Some((first, rest)) = path.split_first() else {
@@ -135,7 +139,8 @@ fn list<'a>(
     }
 }
 
-/// Splits `text` after the string at its start, which includes its quotes.
+/// Splits `text` after the string literal at its start. The first part includes the quotes. Returns
+/// `None` if `text` does not begin with a complete string literal.
 fn string(text: &str) -> Option<(&str, &str)> {
     let inner = text.strip_prefix('"')?;
     let mut escaped = false;
@@ -258,7 +263,8 @@ impl Random {
         }
     }
 
-    /// Replaces, removes or inserts a few bytes, or truncates the text.
+    /// Changes `text` one to three times: replaces, removes or inserts a byte, or truncates the
+    /// text.
     pub(super) fn mutate(&mut self, text: &mut Vec<u8>) {
         for _ in 0..=self.below(3) {
             if text.is_empty() {
