@@ -13,7 +13,7 @@ use super::lex::{Event, Kind, Lexer};
 use super::validate::validate;
 use crate::span::Span;
 
-/// Reads a prefill engine's response.
+/// Reads a prefill engine's response in parts and extracts the handoff.
 #[derive(Clone, Debug)]
 pub struct PrefillResponse {
     lexer: Lexer,
@@ -25,12 +25,13 @@ pub struct PrefillResponse {
     kept_bytes_max: usize,
     flat_blocks: bool,
     count: Digits,
-    /// Counts of cached tokens, indexed by the [`Details`] object that contains them.
+    /// Counts of cached tokens, indexed by the [`Details`] object that contains them; `None`
+    /// without a valid count.
     cached: [Option<u64>; 2],
     failed: Option<JsonError>,
 }
 
-/// The object being read.
+/// The object of the response whose members are being read.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Top,
@@ -46,7 +47,7 @@ enum Details {
     Input,
 }
 
-/// Action for the value that follows the current name.
+/// Action for the value of the member whose name was read last.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Skip,
@@ -55,7 +56,7 @@ enum Next {
     Count(Details),
 }
 
-/// Purpose for which the current value is being kept.
+/// The value whose bytes are being kept, and the offset in the response at which it starts.
 #[derive(Clone, Copy, Debug)]
 enum Keeping {
     Params { start: usize },
@@ -75,22 +76,24 @@ enum Found {
 pub struct Handoff {
     /// The response's `kv_transfer_params`.
     pub params: Params,
-    /// The prefill engine's count of cached prompt tokens, from the response's `usage`.
+    /// The prefill engine's count of cached prompt tokens, from the response's `usage`. `None` if
+    /// the response contains no valid count.
     pub cached_tokens: Option<u64>,
-    /// The same count from the `kv_transfer_params`.
+    /// The prefill engine's count of cached prompt tokens, from `remote_prefill_cached_tokens` in
+    /// the `kv_transfer_params`. `None` if they contain no valid count or are not usable.
     pub remote_prefill_cached_tokens: Option<u64>,
 }
 
 /// The `kv_transfer_params` of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Params {
-    /// The member is absent.
+    /// The response has no `kv_transfer_params`.
     Absent,
-    /// The value is `null`: the engine has no KV cache to transfer.
+    /// The value is `null`: the prefill engine has no KV cache to transfer.
     Null,
     /// An object that passed the checks, with its bytes exactly as received.
     Object(Vec<u8>),
-    /// The value is not usable, for this reason.
+    /// The value cannot be used as a handoff, for the reason in this text.
     Malformed(&'static str),
 }
 
@@ -113,7 +116,8 @@ impl PrefillResponse {
         }
     }
 
-    /// Selects an instruction set other than the fastest one.
+    /// Uses `isa` to skip strings and containers, instead of the fastest instruction set that this
+    /// machine supports.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
@@ -201,7 +205,9 @@ impl PrefillResponse {
         self.take(piece, base, base + piece.len())
     }
 
-    /// Keeps the bytes of the current value that are in `piece`, up to offset `end` of the text.
+    /// Appends those bytes of the value being kept that are in `piece`, up to offset `end` of the
+    /// response. Does nothing if no value is being kept. Fails if `kv_transfer_params` exceed their
+    /// limit.
     fn take(&mut self, piece: &[u8], base: usize, end: usize) -> Result<(), JsonError> {
         match self.keeping {
             None => {}
@@ -238,7 +244,8 @@ impl PrefillResponse {
         };
     }
 
-    /// Starts a value. The value of a repeated member replaces the earlier one.
+    /// Handles the start of a member's value at offset `at`. The value of a repeated member
+    /// replaces the earlier one.
     fn value(&mut self, at: usize, kind: Kind) {
         match self.next {
             Next::Skip => {}
@@ -277,7 +284,7 @@ impl PrefillResponse {
     }
 }
 
-/// The text of a number, collected while it arrives.
+/// The text of a cached-token count, collected while it arrives.
 #[derive(Clone, Copy, Debug)]
 struct Digits {
     bytes: [u8; COUNT_DIGITS_MAX],
@@ -311,7 +318,8 @@ impl Digits {
     }
 }
 
-/// Parses a number without sign, fraction and exponent.
+/// Parses a number without sign, fraction and exponent. Returns `None` for any other text, and for
+/// a number that does not fit into 64 bits.
 fn integer(text: &[u8]) -> Option<u64> {
     if !text.iter().all(u8::is_ascii_digit) {
         return None;
@@ -319,12 +327,13 @@ fn integer(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Kinds and positions of the known members of a handoff. The last of repeated members counts.
+/// Kinds and positions of the known members of `kv_transfer_params`, indexed as in [`KNOWN`]. The
+/// last of repeated members counts.
 struct Shape {
     members: [Option<(Kind, Span)>; KNOWN.len()],
 }
 
-/// Type that a known member must have.
+/// Type that a known member of `kv_transfer_params` must have.
 #[derive(Clone, Copy)]
 enum Type {
     True,
@@ -334,7 +343,8 @@ enum Type {
     IntegerOrNull,
 }
 
-/// The known members of a handoff: name, type, and the error text for a value of another type.
+/// The known members of `kv_transfer_params`: name, type, and the error text for a value of another
+/// type.
 const KNOWN: [(&str, Type, &str); 12] = [
     (
         "do_remote_prefill",
@@ -393,7 +403,8 @@ const KNOWN: [(&str, Type, &str); 12] = [
 const CACHED_TOKENS: &str = "remote_prefill_cached_tokens";
 
 impl Shape {
-    /// Validates `bytes` and finds the known members of the object.
+    /// Validates `bytes`, which are the `kv_transfer_params`, and finds the known members. Fails if
+    /// `bytes` are not a valid JSON object.
     fn read(bytes: &[u8]) -> Result<Self, JsonError> {
         validate(bytes)?;
         let mut shape = Self {
@@ -474,14 +485,14 @@ fn is_integer(number: &[u8]) -> bool {
 }
 
 enum Blocks {
-    /// An empty list, a list of lists of integers or strings, or a list of strings.
+    /// The value is an empty list, a list of lists of integers or strings, or a list of strings.
     Nested,
-    /// A list of integers.
+    /// The value is a list of integers.
     Flat,
     Unfit,
 }
 
-/// Determines the shape of a block list, which must be a valid JSON array.
+/// Determines the shape of `remote_block_ids`, which must be a valid JSON array.
 fn blocks(array: &[u8]) -> Blocks {
     let (mut integers, mut strings, mut lists) = (false, false, false);
     let mut depth = 0_u32;
@@ -514,7 +525,8 @@ fn blocks(array: &[u8]) -> Blocks {
     }
 }
 
-/// Returns the length of the rest of a string after its opening quote, including the closing one.
+/// Returns the number of bytes up to and including the closing quote of a string. `bytes` must
+/// begin after its opening quote.
 fn string_rest(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
@@ -537,7 +549,8 @@ mod tests {
         response.finish()
     }
 
-    /// The text after `"do_remote_prefill":true` in the object, and the expected error text.
+    /// Test cases: the text after `"do_remote_prefill":true` in the `kv_transfer_params`, and the
+    /// expected error text, empty for valid parameters.
     const REST: &[(&str, &str)] = &[
         ("", ""),
         (r#","unknown":{"deep":[1.5e3]}"#, ""),
