@@ -17,17 +17,17 @@ use super::lex::{Event, Kind, Lexer};
 use crate::limits::{JSON_MEMBERS_MAX, JSON_NAME_BYTES_MAX, JSON_OBJECTS_MAX};
 use crate::span::Span;
 
-/// The object that contains a watched member.
+/// The object of a request body that contains a watched member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
     /// The outermost object.
     Top,
-    /// The `sampling_params` of the top level.
+    /// The `sampling_params` object in the outermost object.
     SamplingParams,
-    /// The `extra_args` of `sampling_params`.
+    /// The `extra_args` object in `sampling_params`.
     ExtraArgs,
-    /// The `vllm_xargs` of the top level, which engines use as `extra_args` for bodies without
-    /// `sampling_params`.
+    /// The `vllm_xargs` object in the outermost object, which engines use as `extra_args` for
+    /// bodies without `sampling_params`.
     Xargs,
 }
 
@@ -72,16 +72,16 @@ impl Level {
     }
 }
 
-/// Number of levels.
+/// Number of values of [`Level`].
 pub(super) const LEVELS: usize = 4;
 
-/// Table of the watched members, a constant of the caller.
+/// Table of the watched members: the object that contains each of them, and its name.
 ///
 /// Names must be printable ASCII that needs no escapes, and at most `JSON_NAME_BYTES_MAX` bytes
 /// long.
 pub type Watch = &'static [(Level, &'static str)];
 
-/// Returns the name from the table if `name` is watched at `level`.
+/// Returns the name from the table if `name` is watched at `level`, otherwise `None`.
 pub(super) fn watched(watch: Watch, level: Level, name: &[u8]) -> Option<&'static str> {
     let found = watch
         .iter()
@@ -101,35 +101,35 @@ pub(super) fn is_valid_watch(watch: Watch) -> bool {
 /// A watched member that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Level of the enclosing object.
+    /// Level of the object that contains the member.
     pub level: Level,
     /// The unescaped name, from the watch table.
     pub name: &'static str,
-    /// Position of the name in the body, including its quotes.
+    /// Span of the name in the body, including its quotes.
     pub key: Span,
-    /// Position of the value in the body.
+    /// Span of the value in the body.
     pub value: Span,
     /// Kind of the value.
     pub kind: Kind,
-    /// Index of the enclosing object in [`Document::objects`].
+    /// Index in [`Document::objects`] of the object that contains the member.
     pub(super) object: usize,
-    /// Offset of the comma before the name; `None` for the first member.
+    /// Offset of the comma before the name; `None` for the first member of an object.
     pub(super) comma_before: Option<usize>,
-    /// Offset of the comma after the value; `None` for the last member.
+    /// Offset of the comma after the value; `None` for the last member of an object.
     pub(super) comma_after: Option<usize>,
 }
 
-/// An object that was read.
+/// An object of the body whose members were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Object {
     pub(super) level: Level,
-    /// Offset of the closing brace.
+    /// Offset of the closing brace in the body.
     pub(super) close: usize,
-    /// Number of members, watched or not.
+    /// Number of members of the object, watched or not.
     pub(super) members: usize,
 }
 
-/// Scans a request body while it arrives.
+/// Records the positions of the watched members of a request body while it arrives.
 #[derive(Clone, Debug)]
 pub struct Scanner {
     lexer: Lexer,
@@ -139,19 +139,21 @@ pub struct Scanner {
     level: Level,
     members: Vec<Member>,
     objects: Vec<Object>,
-    /// Index of the object that an engine uses at each level, given the input so far.
+    /// For each level, the index in `objects` of the object that an engine would use, given the
+    /// input so far; `None` without such an object.
     effective: [Option<usize>; LEVELS],
-    /// Level of the value that follows the current name, if it is an object that is read.
+    /// The level that the value of the current member has if it is an object; `None` if an object
+    /// there is not read.
     child: Option<Level>,
     failed: Option<JsonError>,
 }
 
-/// An object being read.
+/// State of one object of the body that is being read.
 #[derive(Clone, Copy, Debug, Default)]
 struct Frame {
     object: usize,
     comma: Option<usize>,
-    /// The member whose name was read last, if it is watched; reset at the next comma.
+    /// Index of the member whose name was read last, if it is watched; reset at the next comma.
     member: Option<usize>,
 }
 
@@ -178,7 +180,8 @@ impl Scanner {
         }
     }
 
-    /// Selects an instruction set other than the fastest one.
+    /// Uses `isa` to skip strings and containers, instead of the fastest instruction set that this
+    /// machine supports.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
@@ -327,7 +330,8 @@ pub struct Document {
     pub(super) watch: Watch,
     pub(super) members: Vec<Member>,
     pub(super) objects: Vec<Object>,
-    /// Index of the object that an engine uses at each level.
+    /// For each level, the index in `objects` of the object that an engine uses; `None` without
+    /// such an object.
     pub(super) effective: [Option<usize>; LEVELS],
     /// Length of the body in bytes.
     pub(super) bytes: usize,
@@ -341,7 +345,7 @@ impl Document {
     }
 
     /// Returns the member that an engine uses: the last member of that name in the last object of
-    /// that level.
+    /// that level. Returns `None` without such a member.
     ///
     /// An object does not count if a later member of the same name replaces it, even with a value
     /// that is not an object.
@@ -354,7 +358,8 @@ impl Document {
             .find(|member| member.object == object && member.name == name)
     }
 
-    /// Returns whether an engine finds an object at that level.
+    /// Returns whether an engine finds an object at `level`. An object that a later value replaces
+    /// does not count.
     #[must_use]
     pub fn has_object(&self, level: Level) -> bool {
         self.effective[level.index()].is_some()
@@ -377,7 +382,8 @@ mod tests {
         scanner.finish()
     }
 
-    /// Name of the case, body, level, and the value of `max_tokens` at that level.
+    /// Test cases: name, body, level, and the text of the `max_tokens` value that an engine uses at
+    /// that level.
     const READ: [(&str, &str, Level, Option<&str>); 15] = [
         ("plain", r#"{"max_tokens":7}"#, Level::Top, Some("7")),
         (
