@@ -48,7 +48,7 @@ pub struct UsageRewriter {
     shape: UsageShape,
     line: Line,
     lexer: Lexer,
-    /// The objects being read, the outermost first.
+    /// The objects of the response that are being read, the outermost first.
     frames: [Frame; DEPTH],
     next: Next,
     value: Value,
@@ -74,25 +74,27 @@ const DEPTH: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
     Start,
-    /// After this number of bytes of `data:`.
+    /// After this number of bytes of `data:` at the start of a line.
     Field(usize),
-    /// After `data:`, where one space may follow.
+    /// After `data:`, where one space or the `{` of the data is expected.
     Blank,
-    /// After that space, before the data.
+    /// After `data: `, where the `{` of the data is expected.
     Brace,
-    /// In data that is scanned.
+    /// In a JSON text that is scanned.
     Data,
-    /// In a line that is not scanned, or whose scan ended with an error.
+    /// In the part of a line or JSON response that is not scanned, because it is not a JSON object
+    /// or because its scan ended with an error.
     Pass,
 }
 
-/// An object being read.
+/// State of one object of the response that is being read.
 #[derive(Clone, Copy, Debug)]
 struct Frame {
     place: Place,
-    /// Whether it has a member.
+    /// Whether the object has a member.
     occupied: bool,
-    /// Whether it has the member that must be set.
+    /// Whether the object has the member that must be set: the details in `usage`, the count in the
+    /// details.
     done: bool,
 }
 
@@ -114,7 +116,7 @@ enum Place {
     Details,
 }
 
-/// Action for the value that follows the current name.
+/// Action for the value of the member whose name was read last.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Skip,
@@ -126,14 +128,15 @@ enum Next {
 #[derive(Clone, Copy, Debug)]
 enum Value {
     Kept,
-    /// The value is held back and replaced at its end.
+    /// The value is held back, and replaced by this part when it ends.
     Replaced(Part),
-    /// The value is too long to be held back, so it passes and the member is repeated after it.
+    /// The value is too long to be held back, so it passes, and the member that contains this part
+    /// is inserted after it.
     Repeated(Part),
 }
 
 impl UsageRewriter {
-    /// Creates a rewriter that sets the count to `cached_tokens`.
+    /// Creates a rewriter that sets the cached-token count to `cached_tokens`.
     #[must_use]
     pub fn new(form: ResponseForm, shape: UsageShape, cached_tokens: u64) -> Self {
         Self {
@@ -196,7 +199,7 @@ impl UsageRewriter {
         self.release(&mut sink);
     }
 
-    /// Returns how many times the count was set.
+    /// Returns how many times the cached-token count was set in the response so far.
     #[must_use]
     pub const fn rewritten(&self) -> u32 {
         self.rewritten
@@ -329,7 +332,8 @@ impl UsageRewriter {
         self.value = Value::Kept;
     }
 
-    /// Handles the end of an object: inserts a missing member before the closing brace at `at`.
+    /// Handles the closing brace of an object, at `at` in the current `piece`: inserts the details
+    /// or the count before it if the object must have that member and does not.
     fn close<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
         // The lexer has already left the object, so `entered` is the index of its frame.
         let frame = self.frames[self.lexer.entered()];
@@ -374,8 +378,8 @@ impl UsageRewriter {
         }
     }
 
-    /// Passes a held value unmodified, because its JSON text has ended, is invalid, or because the
-    /// value is too long.
+    /// Passes a held value unmodified, because its JSON text has ended or is invalid, or because
+    /// the value is too long.
     fn release<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
         if self.held_bytes > 0 {
             (sink.out)(&self.held[..self.held_bytes]);
@@ -385,7 +389,7 @@ impl UsageRewriter {
     }
 }
 
-/// The field name of the lines that are scanned.
+/// Start of the lines of an event stream that are scanned.
 const FIELD: &[u8; 5] = b"data:";
 
 impl UsageShape {
@@ -397,7 +401,8 @@ impl UsageShape {
     }
 }
 
-/// Output of one call. Bytes between edits are passed in as few slices as possible.
+/// Output of one call of [`UsageRewriter::feed`] or [`UsageRewriter::finish`]. Bytes between edits
+/// are passed in as few slices as possible.
 struct Sink<'a, F> {
     piece: &'a [u8],
     /// Number of bytes of `piece` that have been passed, held or dropped.
@@ -406,7 +411,7 @@ struct Sink<'a, F> {
 }
 
 impl<F: FnMut(&[u8])> Sink<'_, F> {
-    /// Passes the remaining bytes before `at`.
+    /// Passes the bytes of `piece` before `at` that have not been passed, held or dropped.
     fn pass(&mut self, at: usize) {
         if at > self.done {
             (self.out)(&self.piece[self.done..at]);
@@ -454,7 +459,8 @@ fn find_usage(finder: &memmem::Finder<'_>, piece: &[u8], mut from: usize) -> usi
     piece.len()
 }
 
-/// The texts to insert, which are all slices of one: `"details":{"cached_tokens":123}`.
+/// The texts to insert, which are all slices of one text:
+/// `"prompt_tokens_details":{"cached_tokens":123}` with the names and count of the response.
 #[derive(Clone, Copy, Debug)]
 struct Text {
     bytes: [u8; TEXT_BYTES_MAX],
@@ -466,18 +472,19 @@ struct Text {
 
 #[derive(Clone, Copy, Debug)]
 enum Part {
-    /// `"details":{"cached_tokens":123}`
+    /// The details as a member: `"prompt_tokens_details":{"cached_tokens":123}`.
     Details,
-    /// `{"cached_tokens":123}`
+    /// The value of the details: `{"cached_tokens":123}`.
     Object,
-    /// `"cached_tokens":123`
+    /// The count as a member: `"cached_tokens":123`.
     Member,
-    /// `123`
+    /// The value of the count: `123`.
     Count,
 }
 
 impl Part {
-    /// Returns the member that contains this part as its value.
+    /// Returns the member that contains this part as its value. A part that is a member is returned
+    /// unchanged.
     const fn member(self) -> Self {
         match self {
             Self::Details | Self::Object => Self::Details,
@@ -486,7 +493,7 @@ impl Part {
     }
 }
 
-/// Capacity for the longer details name, 20 digits and the surrounding bytes.
+/// Capacity of [`Text`] in bytes: the longer details name, 20 digits and the surrounding bytes fit.
 const TEXT_BYTES_MAX: usize = 80;
 
 impl Text {
@@ -624,7 +631,8 @@ mod tests {
         }
     }
 
-    /// A value of 32 bytes is replaced. A value of 33 bytes passes, followed by the correct one.
+    /// A value of 32 bytes is replaced. A value of 33 bytes passes, followed by the member with the
+    /// correct value.
     #[test]
     fn long_values_pass_and_the_member_is_repeated() {
         let long = "0123456789abcdef0123456789abcde";
