@@ -66,8 +66,9 @@ impl Walk<'_> {
         }
     }
 
-    /// Closes the containers that end here and consumes the comma after them. Returns whether
-    /// another value follows.
+    /// Closes the containers that end at the current position. Then consumes the comma and, in an
+    /// object, the next member name. Returns `false` if the outermost value has ended, so that no
+    /// value follows.
     fn after_value(&mut self) -> Result<bool, JsonError> {
         while self.nest.top.depth > 0 {
             let object = self.nest.top.inside_object();
@@ -101,7 +102,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Consumes a member name and its colon. `missing` is the error if no name begins here.
+    /// Consumes a member name and its colon. `missing` is the reason of the error if no name begins
+    /// at the current position.
     fn name(&mut self, missing: JsonReason) -> Result<(), JsonError> {
         if self.byte() != Some(b'"') {
             return Err(self.error(missing));
@@ -189,7 +191,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Skips whitespace and returns the byte after it without consuming that byte.
+    /// Skips whitespace and returns the byte after it without consuming that byte, or `None` at the
+    /// end of the text.
     fn token(&mut self) -> Option<u8> {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.byte() {
             self.at += 1;
