@@ -21,27 +21,28 @@ pub(super) fn clock() -> Instant {
     Instant(seconds * 1_000_000_000 + nanos)
 }
 
-/// A timer descriptor (timerfd) that becomes readable at a given time. It is set only when the next
-/// deadline has moved earlier or has been reached, so a wait for events needs no separate timeout.
+/// A timer descriptor (timerfd) that becomes readable at a given time. The executor watches it like
+/// any other descriptor, so a wait for events needs no separate timeout. It is set only when the
+/// next deadline has moved earlier or has been reached.
 #[derive(Clone)]
 pub(super) struct Alarm {
     timer: Rc<OwnedFd>,
 }
 
 impl Alarm {
-    /// Creates an alarm that is not set.
+    /// Opens a timer descriptor that is not set: it does not become readable.
     pub(super) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = Rc::new(timerfd_create(TimerfdClockId::Monotonic, flags)?);
         Ok(Self { timer })
     }
 
-    /// Returns a duplicate of the descriptor, to be watched for readability.
+    /// Returns a duplicate of the timer descriptor, for the executor to watch for readability.
     pub(super) fn watched(&self) -> io::Result<OwnedFd> {
         self.timer.try_clone()
     }
 
-    /// Sets the alarm to `instant`, replacing the previous setting.
+    /// Makes the descriptor become readable once at `instant`, instead of at the time set before.
     pub(super) fn set(&self, instant: Instant) {
         let wait = Duration::from_nanos(instant.0.max(1));
         let value = Timespec {

@@ -1,6 +1,6 @@
 //! Non-blocking sockets, deadlines and connection pools.
 //!
-//! This module contains no HTTP. Everything above it is generic over the traits [`Net`] and
+//! This module contains no HTTP. The modules that use it are generic over the traits [`Net`] and
 //! [`Conn`], so that the same session code runs on a real executor (`reactor` or `monoio`) and in
 //! the in-memory simulation (`sim`).
 //!
@@ -110,13 +110,15 @@ pub trait Conn: 'static {
     /// no longer applies.
     fn peek_ready(&self) -> bool;
 
-    /// Sends as much of `bytes` as fits, without blocking.
+    /// Sends as much of `bytes` as fits into the send buffer, without blocking, and returns the
+    /// number of bytes.
     ///
     /// # Errors
-    /// `WouldBlock` if nothing fits; any other error ends the connection.
+    /// `WouldBlock` if the send buffer is full; any other error ends the connection.
     fn try_send(&self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Sends as much of `slices` as fits, in order, without blocking.
+    /// Sends as much of `slices` as fits into the send buffer, in order, without blocking, and
+    /// returns the number of bytes.
     ///
     /// # Errors
     /// As [`Conn::try_send`].
@@ -129,16 +131,18 @@ pub trait Conn: 'static {
     /// `WouldBlock` if nothing has been received; any other error ends the connection.
     fn try_fill(&self, pipe: &mut Self::Pipe, bytes_max: usize) -> io::Result<usize>;
 
-    /// Sends as much of the contents of `pipe` as fits. `pipe` must not be empty.
+    /// Sends as much of the contents of `pipe` as fits into the send buffer, and returns the number
+    /// of bytes. `pipe` must not be empty.
     ///
     /// # Errors
     /// As [`Conn::try_send`].
     fn try_drain(&self, pipe: &mut Self::Pipe) -> io::Result<usize>;
 
-    /// Returns the result of a connect, once `poll_writable` is ready.
+    /// Returns whether the connect, or the TLS handshake after it, has succeeded. Call it once
+    /// `poll_writable` is ready.
     ///
     /// # Errors
-    /// The error with which the connect failed.
+    /// The error with which the connect or the handshake failed.
     fn connected(&self) -> io::Result<()>;
 
     /// Closes the sending side (FIN). Receiving continues to work.
@@ -151,16 +155,16 @@ pub trait Conn: 'static {
     /// end.
     fn reset_on_close(&self);
 
-    /// Reverts [`Conn::reset_on_close`].
+    /// Reverts [`Conn::reset_on_close`]: closing the socket sends a FIN again.
     fn close_cleanly(&self);
 
-    /// The peer's IP address, if it has one.
+    /// Returns the peer's IP address, or `None` if the peer is connected over a Unix socket.
     fn peer_ip(&self) -> Option<IpAddr>;
 }
 
-/// A buffer for bytes in transit between two connections. Dropping it returns it to its owner.
+/// A buffer for bytes in transit between two connections, such as a kernel pipe.
 pub trait Conduit: 'static {
-    /// Number of bytes in the pipe.
+    /// Returns the number of bytes in the buffer.
     fn held(&self) -> usize;
 }
 
@@ -172,14 +176,15 @@ impl Conduit for Pipe {
 
 /// The services of an executor: connects, pipes, tasks, time and random numbers.
 pub trait Net: Clone + 'static {
-    /// The type of its connections.
+    /// The type of the executor's connections.
     type Conn: Conn;
 
     /// Number of remaining body bytes from which a body is spliced through a pipe instead of
     /// copied.
     const SPLICE_BYTES_MIN: u64 = crate::limits::SPLICE_BYTES_MIN;
 
-    /// Starts a connect. The connection becomes writable when the connect has finished.
+    /// Starts a connect to `address`. The returned connection becomes writable when the connect has
+    /// succeeded or failed; [`Conn::connected`] returns which.
     ///
     /// # Errors
     /// Fails if the socket cannot be created or the connect fails immediately. `WouldBlock` means
@@ -197,7 +202,8 @@ pub trait Net: Clone + 'static {
     /// Runs `task` concurrently with the other tasks. A panic in it ends only that task.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
-    /// Runs a task that the shard cannot work without: a panic in it ends the shard.
+    /// Runs a task that the shard cannot work without. On a real executor, a panic in it ends the
+    /// shard's thread.
     fn spawn_vital(&self, task: impl Future<Output = ()> + 'static) {
         self.spawn(task);
     }
@@ -206,7 +212,7 @@ pub trait Net: Clone + 'static {
     /// lag by as long as the tasks of this iteration have been running, and never goes backwards.
     fn now(&self) -> Instant;
 
-    /// Reads the clock (30 ns), for measurements.
+    /// Returns the current time, for measurements. Reading the clock costs 30 ns.
     fn clock(&self) -> Instant;
 
     /// Returns a new timer of this executor's wheel, disarmed.
