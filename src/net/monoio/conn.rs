@@ -16,7 +16,8 @@ use crate::net::{Conn, Pipe};
 pub struct Socket {
     // Declared before `handle`, so that armed waits are dropped (cancelled) before it.
     reading: RefCell<Readiness>,
-    /// Created on first use: most responses fit into the socket's send buffer and never wait.
+    /// Readiness to send. Created by the first wait for it: most responses fit into the socket's
+    /// send buffer and never wait.
     writing: RefCell<Option<Readiness>>,
     hangup: RefCell<Option<Watch>>,
     hangups: Rc<Hangups>,
@@ -88,7 +89,7 @@ impl Conn for Socket {
             return watch.poll(cx);
         }
         let Ok(watch) = self.hangups.watch(self.handle.fd()) else {
-            // No memory for another watch. The client's stall limit still ends the wait.
+            // Out of memory or descriptors. The client's stall limit still ends the wait.
             return Poll::Pending;
         };
         hangup.insert(watch).poll(cx)

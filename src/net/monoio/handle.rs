@@ -19,7 +19,8 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// Passes `fd` to monoio, which closes it when the last wait on it has ended.
+    /// Passes `fd` to monoio, which closes it after the drop of the handle, when the last wait on
+    /// it has ended.
     pub(super) fn watch(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             stream: TcpStream::from_std(std::net::TcpStream::from(fd))?,
@@ -38,7 +39,7 @@ impl Handle {
         let _ = self.stream.writable(false).await;
     }
 
-    /// Returns the descriptor, for a single call.
+    /// Borrows the descriptor, for a system call.
     #[expect(
         unsafe_code,
         reason = "monoio's stream exposes its descriptor only as a raw number"
@@ -109,8 +110,8 @@ impl Readiness {
     }
 }
 
-/// Ready once the flag is cleared. Stores no waker: only [`Readiness::poll`] polls it, and only
-/// after it has checked the flag itself.
+/// A future that is ready once the readiness flag is `false`. Stores no waker: only
+/// [`Readiness::poll`] polls it, and only after it has checked the flag itself.
 struct Cleared<'a>(&'a Cell<bool>);
 
 impl Future for Cleared<'_> {

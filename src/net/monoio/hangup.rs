@@ -16,10 +16,12 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use super::handle::Handle;
 
-/// Maximum number of events collected per call; further ones are collected in the next iteration.
+/// Maximum number of events that one call of `epoll_wait` collects; further ones are collected by
+/// the next call.
 const EVENTS_MAX: usize = 64;
 
-/// The shard's set of connections that are watched for their end.
+/// The epoll set of one shard, with the connections that wait for their peer to close its sending
+/// side.
 pub(super) struct Hangups {
     set: OwnedFd,
     waiting: RefCell<HashMap<u64, Rc<State>>>,
@@ -33,7 +35,7 @@ struct State {
 }
 
 impl Hangups {
-    /// Opens the set and starts the task that collects its events.
+    /// Opens the epoll set and starts the task that collects its events.
     pub(super) fn start() -> io::Result<Rc<Self>> {
         let set = epoll::create(CreateFlags::CLOEXEC)?;
         let handle = Handle::watch(set.try_clone()?)?;
@@ -52,7 +54,7 @@ impl Hangups {
         Ok(hangups)
     }
 
-    /// Watches a connection until the returned value is dropped.
+    /// Adds a connection to the epoll set. Dropping the returned value removes it.
     pub(super) fn watch(self: &Rc<Self>, fd: BorrowedFd<'_>) -> io::Result<Watch> {
         let key = self.next_key.get();
         self.next_key.set(key + 1);
@@ -94,7 +96,7 @@ impl Hangups {
     }
 }
 
-/// One watched connection.
+/// A connection in the epoll set. Dropping it removes the connection from the set.
 pub(super) struct Watch {
     hangups: Rc<Hangups>,
     key: u64,

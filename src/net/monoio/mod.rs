@@ -41,6 +41,7 @@ struct Inner {
     random: Random,
     pipes: Pipes,
     /// An eventfd that was notified once and is never drained, so it is always readable.
+    /// `yield_now` waits for it.
     always: Handle,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
 }
@@ -141,7 +142,8 @@ impl Runtime {
         })
     }
 
-    /// Creates a wake-up that other threads can trigger.
+    /// Returns a receiver that this shard can wait on, and the notifier that wakes it from any
+    /// thread.
     ///
     /// # Errors
     /// Fails if a descriptor cannot be opened or watched.
@@ -151,7 +153,8 @@ impl Runtime {
         Ok((NotifyReceiver { handle }, notifier))
     }
 
-    /// Sets a callback that is called whenever a spawned task has ended in a panic.
+    /// Sets a callback that is called whenever a task started with [`Net::spawn`] has ended in a
+    /// panic.
     pub fn on_panic(&self, note: impl Fn() + 'static) {
         *self.inner.on_panic.borrow_mut() = Some(Box::new(note));
     }
@@ -265,18 +268,18 @@ impl Listener {
         self.handle.readable().await;
     }
 
-    /// Accepts the next connection in the queue.
+    /// Accepts the next connection in the accept queue.
     ///
     /// # Errors
-    /// `WouldBlock` if the queue is empty. On `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` the caller
-    /// should pause: the connection remains in the queue and the socket remains readable.
+    /// `WouldBlock` if the accept queue is empty. On `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` the
+    /// caller should pause: the connection remains in the queue and the socket remains readable.
     pub fn try_accept(&self) -> io::Result<Socket> {
         let (socket, peer_ip) = socket::accept(self.handle.fd())?;
         self.net.adopt(socket, peer_ip)
     }
 }
 
-/// The receiving end of a wake-up from other threads.
+/// Waits for notifications that other threads send with the [`Notifier`] created with it.
 pub struct NotifyReceiver {
     handle: Handle,
 }
