@@ -15,17 +15,17 @@ pub(super) fn notifier() -> io::Result<(OwnedFd, Notifier)> {
     Ok((event, notifier))
 }
 
-/// Wakes a shard. May be used from any thread.
+/// A handle with which any thread can wake the shard that created it.
 #[derive(Clone, Debug)]
 pub struct Notifier {
     event: Arc<OwnedFd>,
 }
 
 impl Notifier {
-    /// Wakes the shard.
+    /// Wakes the shard that waits on the eventfd.
     pub fn notify(&self) {
-        // In practice the counter, incremented by 1, never overflows. A full one is readable
-        // anyway.
+        // The counter is incremented by 1, so in practice it never overflows. Even if the write
+        // failed because of that, the eventfd would be readable.
         let _ = rustix::io::write(&*self.event, &1_u64.to_ne_bytes());
     }
 }

@@ -1,7 +1,7 @@
 //! Pipes that move bytes from socket to socket within the kernel.
 //!
-//! No copy to this process is made, which costs less CPU for bodies of a few MiB or more (figures
-//! at `limits::SPLICE_BYTES_MIN`).
+//! The bytes are not copied to user space, which costs less CPU for bodies of 2 MiB or more
+//! (figures at `limits::SPLICE_BYTES_MIN`).
 //!
 //! Uses the system call `splice(2)` when a socket is ready, not io_uring's splice operation: that
 //! one always runs on a worker thread, which competes with the shard for its CPU.
@@ -68,8 +68,8 @@ pub(super) struct Pipes {
 }
 
 impl Pipes {
-    /// Returns an empty pipe, or `None` if no more may be opened and the caller should copy
-    /// instead.
+    /// Returns an empty pipe: an idle one, otherwise a new one. Returns `None` if no more may be
+    /// opened and the caller should copy the body instead.
     pub(super) fn take(&self) -> Option<Pipe> {
         let idle = self.idle.borrow_mut().pop();
         let ends = idle.or_else(Ends::open)?;
@@ -88,9 +88,12 @@ impl Pipe {
         self.held
     }
 
-    /// Moves at most `bytes_max` received bytes into the pipe, which must be empty. The kernel
-    /// returns the same error for a full pipe and for an empty socket; with an empty pipe it can
-    /// only be the socket.
+    /// Moves at most `bytes_max` bytes from the socket's receive buffer into the pipe, which must
+    /// be empty. Returns whether the socket may have more, and the number of bytes (0 is the end of
+    /// the stream).
+    ///
+    /// The kernel returns the same error for a full pipe and for an empty socket; with an empty
+    /// pipe it can only be the socket.
     pub(super) fn fill(
         &mut self,
         from: BorrowedFd<'_>,
@@ -114,7 +117,8 @@ impl Pipe {
         (left(moved), moved.map_err(io::Error::from))
     }
 
-    /// Moves as many bytes as the socket accepts out of the pipe, which must not be empty.
+    /// Moves as many bytes as the socket accepts out of the pipe, which must not be empty. Returns
+    /// whether the socket may accept more, and the number of bytes.
     pub(super) fn drain(&mut self, to: BorrowedFd<'_>) -> (Left, io::Result<usize>) {
         debug_assert!(self.held > 0, "an empty pipe has nothing to send");
         let Some(ends) = &self.ends else {
