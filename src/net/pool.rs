@@ -1,4 +1,4 @@
-//! Idle connections to engines, one stack per engine rank.
+//! Idle connections to engines, one stack per endpoint (an engine's target in one role).
 //!
 //! The newest idle connection is used first, so that the others reach the idle limit and are
 //! closed. Idle connections are watched: anything that arrives on one, bytes or the end of the
@@ -20,28 +20,30 @@ use super::{Address, Conn, Instant, Net, Timer};
 use crate::fleet::Target;
 
 /// Maximum number of endpoints in a shard's table. When it is full, a new endpoint replaces the
-/// least recently used one.
+/// least recently used one that is not pinned.
 pub const ENDPOINTS_MAX: usize = 1024;
 
-/// Identifies an engine rank in a shard's table. The id of an endpoint that has been replaced
-/// matches nothing.
+/// Identifies an endpoint (an engine's target in one role) in a shard's table. The id of an
+/// endpoint that has been replaced matches nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointId {
     slot: usize,
     generation: u32,
 }
 
-/// Callback that receives changes of the number of idle connections, per kind of engine.
+/// Callback that is called with a kind of engine (role) and the change in the number of its idle
+/// connections on this shard.
 pub type OnIdle<K> = Box<dyn Fn(K, i64)>;
 
 struct Endpoint<K, C> {
     target: Target,
     kind: K,
     generation: u32,
-    /// Never replaced. Set for a local decode engine.
+    /// Whether the endpoint is never replaced when the table is full. Set for the configured decode
+    /// engines.
     pinned: bool,
     last_used: Instant,
-    /// In order of age, newest last.
+    /// The endpoint's idle connections, the one that became idle most recently last.
     idle: Vec<Idle<C>>,
     addresses: Rc<[Address]>,
     addresses_at: Instant,
@@ -80,7 +82,8 @@ impl<N: Net, K> std::fmt::Debug for Pools<N, K> {
 }
 
 impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
-    /// Creates an empty table and starts its keeper task on `net`.
+    /// Creates an empty table and starts its keeper task on `net`. A connection is closed after
+    /// `idle_max` without use; an endpoint keeps at most `idle_per_endpoint_max` of them.
     pub fn new(
         net: &N,
         idle_max: Duration,
@@ -149,8 +152,8 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Returns the last resolved addresses of an endpoint and the time of their resolution, or
-    /// `None` for a name that has not been resolved yet.
+    /// Returns the addresses of an endpoint and the time at which they were stored. Returns `None`
+    /// for a name that has not been resolved yet, or an endpoint that has been replaced.
     pub fn addresses(&self, id: EndpointId) -> Option<(Rc<[Address]>, Instant)> {
         let table = self.table.borrow();
         let endpoint = table.get(id)?;
@@ -158,7 +161,8 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             .then(|| (Rc::clone(&endpoint.addresses), endpoint.addresses_at))
     }
 
-    /// Stores the addresses that an endpoint's name resolved to.
+    /// Stores the addresses that an endpoint's name resolved to. Does nothing if the endpoint has
+    /// been replaced.
     pub fn set_addresses(&self, id: EndpointId, addresses: Rc<[Address]>) {
         if let Some(endpoint) = self.table.borrow_mut().get_mut(id) {
             endpoint.addresses = addresses;
@@ -184,8 +188,9 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Returns whether an endpoint is this proxy itself. `is_own_address` is called once per endpoint and
-    /// address list; its result is cached.
+    /// Returns whether an endpoint is this proxy itself; `false` also if its name has not been
+    /// resolved yet. `is_own_address` is called once per endpoint and address list; its result is
+    /// cached.
     pub fn is_self(&self, id: EndpointId, is_own_address: impl FnOnce(&[Address]) -> bool) -> bool {
         let mut table = self.table.borrow_mut();
         let Some(endpoint) = table.get_mut(id) else {
@@ -200,11 +205,11 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             .get_or_insert_with(|| is_own_address(&addresses))
     }
 
-    /// Removes and returns the newest idle connection on which nothing has arrived.
+    /// Removes and returns the newest idle connection of an endpoint on which nothing has arrived,
+    /// or `None` if the endpoint has no such connection.
     ///
     /// The socket is checked here: bytes that have arrived but have not reached the keeper yet
-    /// would be mistaken for the response to the next request. The check costs 0.4 us, a wrong
-    /// response costs more.
+    /// would be mistaken for the response to the next request. The check costs 0.4 us.
     pub fn checkout(&self, id: EndpointId) -> Option<N::Conn> {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
@@ -309,7 +314,8 @@ impl<K: Copy + Eq, C> Table<K, C> {
     }
 }
 
-/// Returns whether nothing has arrived on a connection. If so, its read wait is armed for `cx`.
+/// Returns whether nothing has arrived on a connection, neither bytes nor its end. If so, the task
+/// of `cx` is woken when something does.
 fn is_quiet(conn: &impl Conn, cx: &mut Context<'_>) -> bool {
     loop {
         if conn.poll_readable(cx).is_pending() {

@@ -38,19 +38,18 @@ pub fn ring_builder() -> io_uring::Builder {
     builder
 }
 
-/// Entries of a shard's submission queue.
+/// Number of entries of the submission queue of a shard's io_uring instance.
 pub const RING_ENTRIES: u32 = 256;
-/// Entries of a shard's completion queue. If more events arrive in one iteration, the kernel ends
-/// multishot polls, which are then armed again.
+/// Number of entries of the completion queue of a shard's io_uring instance. If more events arrive
+/// in one iteration of the event loop, the kernel ends multishot polls, which are then armed again.
 const COMPLETIONS: u32 = 4096;
 
-/// Builds a ring exactly as the shards will, and runs one no-op through it: a seccomp filter may
-/// allow the set-up call and refuse the others.
+/// Checks that this process may use io_uring: builds a ring exactly as the shards will, and runs
+/// one no-op through it, because a seccomp filter may allow the set-up call and refuse the others.
 ///
 /// # Errors
 /// The error with which the kernel refused the ring: `EPERM` under seccomp or `io_uring_disabled`,
 /// `EINVAL` for flags that the kernel does not support yet, `ENOMEM` under a small memlock limit.
-/// `EINVAL` for flags older than the kernel, `ENOMEM` under a small memlock limit).
 pub fn probe_ring() -> io::Result<()> {
     let mut ring = ring_builder().build(RING_ENTRIES)?;
     let no_op = io_uring::opcode::Nop::new().build().user_data(1);
