@@ -14,7 +14,8 @@ use crate::net::{Conn, Pipe};
 pub struct Socket {
     handle: Handle,
     peer_ip: Option<IpAddr>,
-    /// Whether the drop must skip the shutdown: it was shut down already, or the close is a reset.
+    /// Whether dropping the connection must skip the shutdown of the socket: `abort` has shut it
+    /// down already, or the close is a reset.
     is_abrupt: Cell<bool>,
 }
 

@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use super::slot::Readiness;
 use super::source::Event;
 
-/// Maximum number of events collected per call; further ones are collected in the next iteration.
+/// Maximum number of events that one call of `epoll_wait` collects; further ones are collected in
+/// the next iteration of the event loop.
 const EVENTS_MAX: usize = 256;
 
 pub(super) struct Epoll {
@@ -32,8 +33,8 @@ impl Epoll {
         Ok(epoll::add(&self.set, fd, EventData::new_u64(key), wanted)?)
     }
 
-    /// Makes the set report every change to writable from now on. Modifying the set checks the
-    /// socket, so a socket that is already writable is reported immediately.
+    /// Makes the epoll set report whenever `fd`, already in the set, becomes writable. Modifying
+    /// the set checks the socket, so a socket that is already writable is reported immediately.
     pub(super) fn watch_write(&self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         let wanted = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         Ok(epoll::modify(
@@ -44,8 +45,8 @@ impl Epoll {
         )?)
     }
 
-    /// Removes `fd` explicitly: the set would keep a closed descriptor of which a copy is still
-    /// open.
+    /// Removes `fd` from the epoll set. Closing `fd` would not: the set watches the file as long as
+    /// a duplicate of the descriptor is open.
     pub(super) fn unwatch(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.set, fd);
     }

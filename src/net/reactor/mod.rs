@@ -6,9 +6,9 @@
 //! future.
 //!
 //! One iteration of the event loop collects the reported events, wakes tasks in the order of the
-//! events, and polls each task once. All streams of an engine step become ready together, and this
-//! way the first chunk has been sent before the second one is read. `docs/executor.md` contains the
-//! measurements that led to this design.
+//! events, and polls each task once. An engine produces a token for all its streams in one step, so
+//! many connections become ready together. In this order, the first chunk has been sent before the
+//! second one is read. `docs/executor.md` contains the measurements that led to this design.
 
 mod conn;
 mod epoll;
@@ -54,10 +54,12 @@ struct Inner {
     random: Random,
     pipes: Pipes,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
-    /// How long to keep polling for events after the last one before sleeping.
+    /// How long the thread polls for events after the last one before it sleeps. `None`: it sleeps
+    /// immediately.
     busy_poll: Option<Duration>,
     last_event: Cell<Instant>,
-    /// Time of the current iteration, read from the clock when it is first requested.
+    /// Time of the current iteration of the event loop. `None` until `now` is first called in this
+    /// iteration, which reads the clock.
     turn_began: Cell<Option<Instant>>,
 }
 
@@ -166,12 +168,13 @@ impl Runtime {
         }
     }
 
-    /// Watches a descriptor that the thread cannot work without.
+    /// Watches a descriptor that the thread cannot work without: `run` fails if the kernel stops
+    /// watching it.
     fn watch_vital(&self, fd: OwnedFd) -> io::Result<Handle> {
         self.watch_slot(Slot::new(fd, Readiness::default(), true))
     }
 
-    /// Watches a connection.
+    /// Watches the socket of a connection, which is assumed to be ready for `ready`.
     fn watch(&self, fd: OwnedFd, ready: Readiness) -> io::Result<Handle> {
         self.watch_slot(Slot::new(fd, ready, false))
     }
@@ -210,7 +213,8 @@ impl Runtime {
         })
     }
 
-    /// Creates a wake-up that other threads can trigger.
+    /// Returns a receiver that this shard can wait on, and the notifier that wakes it from any
+    /// thread.
     ///
     /// # Errors
     /// Fails if a descriptor cannot be opened or watched.
@@ -220,7 +224,8 @@ impl Runtime {
         Ok((NotifyReceiver { handle }, notifier))
     }
 
-    /// Sets a callback that is called whenever a spawned task has ended in a panic.
+    /// Sets a callback that is called whenever a task started with [`Net::spawn`] has ended in a
+    /// panic.
     pub fn on_panic(&self, record: impl Fn() + 'static) {
         *self.inner.on_panic.borrow_mut() = Some(Box::new(record));
     }
@@ -284,7 +289,8 @@ impl Net for Runtime {
 }
 
 impl Inner {
-    /// Polls the kernel once and records its events. Sleeps only if no task can run.
+    /// Collects the kernel's events once, and wakes the tasks that wait for them. Sleeps until an
+    /// event if no task can run and the time of busy polling is over.
     fn turn(&self, events: &mut Vec<Event>) -> io::Result<()> {
         let wait = task::woken() == 0 && !self.spin_for_events();
         self.source.borrow_mut().turn(wait, events)?;
@@ -350,8 +356,8 @@ struct Watches {
 struct Watch {
     slot: Option<Rc<Slot>>,
     generation: u32,
-    /// Whether the kernel still has the read watch (`is_reading`) or the write watch
-    /// (`is_writing`).
+    /// Whether the kernel may still report events for the read watch (`is_reading`) or the write
+    /// watch (`is_writing`) of this entry.
     is_reading: bool,
     is_writing: bool,
 }
@@ -436,7 +442,8 @@ impl Handle {
         socket::drain_counter(self.fd());
     }
 
-    /// Requests an event for when the socket becomes writable.
+    /// Requests an event for when the socket becomes writable, unless one is already requested. If
+    /// that fails, the connection is shut down.
     fn request_write(&self) {
         let key = self.slot.key();
         {
@@ -494,11 +501,11 @@ impl Listener {
         self.handle.readable().await;
     }
 
-    /// Accepts the next connection in the queue.
+    /// Accepts the next connection in the accept queue.
     ///
     /// # Errors
-    /// `WouldBlock` if the queue is empty. On `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` the caller
-    /// should pause: the connection remains in the queue and the socket remains readable.
+    /// `WouldBlock` if the accept queue is empty. On `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` the
+    /// caller should pause: the connection remains in the queue and the socket remains readable.
     pub fn try_accept(&self) -> io::Result<Socket> {
         match socket::accept(self.handle.fd()) {
             Ok((socket, peer_ip)) => self.net.adopt(socket, peer_ip),
@@ -512,7 +519,7 @@ impl Listener {
     }
 }
 
-/// The receiving end of a wake-up from other threads.
+/// Waits for notifications that other threads send with the [`Notifier`] created with it.
 pub struct NotifyReceiver {
     handle: Handle,
 }
