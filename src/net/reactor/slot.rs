@@ -39,14 +39,16 @@ const KINDS: [Readiness; 3] = [Readiness::READ, Readiness::WRITE, Readiness::END
 /// has found the socket empty or full. Any later change is reported again.
 pub(super) struct Slot {
     fd: OwnedFd,
-    /// The key that marks completions and events of this descriptor.
+    /// The key under which the kernel reports events of this descriptor, assigned by `Watches`.
     key: Cell<u64>,
     ready: Cell<Readiness>,
-    /// Whether the next read wait yields to the other tasks.
+    /// Whether the next wait for read readiness lets all other runnable tasks run first, even if
+    /// the descriptor is readable.
     yields: Cell<bool>,
     /// Whether the thread ends when this descriptor can no longer be watched.
     is_vital: bool,
-    /// One waker per kind. Kept when woken, because usually the same task waits again.
+    /// Wakers of the tasks that wait for `READ`, `WRITE` and `ENDED`, in this order. Kept when
+    /// woken, because usually the same task waits again.
     waiting: RefCell<[Option<Waker>; 3]>,
 }
 
@@ -94,7 +96,7 @@ impl Slot {
         }
     }
 
-    /// Clears readiness after a call found nothing more to do.
+    /// Clears readiness after a call found the socket empty or full.
     ///
     /// Read readiness is not cleared once the connection has ended, because the end is not reported
     /// twice. Write readiness is cleared: a peer that has only closed its sending side may still
@@ -106,7 +108,8 @@ impl Slot {
         }
     }
 
-    /// Makes the next read wait yield to all other runnable tasks.
+    /// Makes the next `poll_read` return `Pending` once even if the descriptor is readable, so that
+    /// all other runnable tasks run first.
     pub(super) fn yield_once(&self) {
         self.yields.set(true);
     }

@@ -14,14 +14,16 @@ pub(super) struct Event {
     /// The key of the watch that the event belongs to.
     pub(super) key: u64,
     pub(super) ready: Readiness,
-    /// Whether the watch has ended with this event, so that the kernel no longer uses its key.
+    /// Whether this is the last event of the watch: the kernel has ended it and no longer uses its
+    /// key. Always `false` on epoll.
     pub(super) is_last: bool,
     /// Whether the kernel failed to watch the descriptor, for a reason not related to the
     /// connection.
     pub(super) has_failed: bool,
 }
 
-/// Bit of a key that marks the write watch, which is requested only after a send did not fit.
+/// Bit that is set in the key of a write watch, and not in that of the read watch of the same
+/// descriptor. A write watch is requested only by a wait to send or to connect.
 pub(super) const WRITE_KEY: u64 = 1 << 63;
 
 /// A source of readiness that reports each change once.
@@ -38,7 +40,8 @@ impl Source {
         })
     }
 
-    /// Reports `fd` becoming readable or ending, as events with `key`, until it is unwatched.
+    /// Makes the kernel report whenever `fd` becomes readable, is closed by its peer or fails, as
+    /// events with `key`, until [`Source::unwatch`].
     pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         match self {
             Self::Uring(ring) => {
@@ -49,8 +52,8 @@ impl Source {
         }
     }
 
-    /// Reports when `fd`, already watched as `key`, becomes writable: once on io_uring, on every
-    /// later change on epoll.
+    /// Makes the kernel report when `fd`, already watched as `key`, becomes writable: once on
+    /// io_uring, at every later change on epoll.
     pub(super) fn watch_write(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         match self {
             Self::Uring(ring) => {
@@ -75,8 +78,8 @@ impl Source {
         }
     }
 
-    /// Returns whether the kernel reports a last event for a watch after it was ended, and uses its
-    /// key until then.
+    /// Returns whether the kernel reports a last event after [`Source::unwatch`], and uses the key
+    /// until then. `true` on io_uring.
     pub(super) const fn reports_last_event(&self) -> bool {
         matches!(self, Self::Uring(_))
     }

@@ -22,10 +22,11 @@ thread_local! {
 /// The number of the main future, which is passed to [`super::run`].
 pub(super) const MAIN: u32 = 0;
 
-/// A waker of the task with this number.
+/// A waker that queues the task `number`.
 pub(super) struct TaskWaker {
     number: u32,
-    /// Whether the number is queued already. Used only on its own thread, so `Relaxed` is enough.
+    /// Whether the task is in the queue of woken tasks. Used only on its own thread, so `Relaxed`
+    /// is enough.
     is_queued: AtomicBool,
 }
 
@@ -66,12 +67,12 @@ pub(super) fn woken() -> usize {
     WOKEN.with_borrow(VecDeque::len)
 }
 
-/// Removes and returns the next task to poll.
+/// Removes and returns the number of the next task to poll, or `None` if no task is woken.
 pub(super) fn next_woken() -> Option<u32> {
     WOKEN.with_borrow_mut(VecDeque::pop_front)
 }
 
-/// Clears the queue of tasks that an earlier run on this thread has left.
+/// Empties the queue of woken tasks, which an earlier run on this thread may have left.
 pub(super) fn clear_woken() {
     WOKEN.with_borrow_mut(VecDeque::clear);
 }
@@ -141,7 +142,8 @@ impl Tasks {
         });
     }
 
-    /// Polls the task with this number, if it exists. Returns `false` if it panicked.
+    /// Polls the task with this number, if it exists. Returns `false` if the task, or its drop,
+    /// panicked.
     pub(super) fn poll(&self, number: u32) -> bool {
         let taken = self.table.borrow_mut().tasks[number as usize].take();
         let Some(mut task) = taken else { return true };

@@ -10,8 +10,8 @@ use crate::net::{Conn, would_block};
 
 const DRIVERS: [Driver; 2] = [Driver::Uring, Driver::Epoll];
 
-/// Runs `main` on every driver that this kernel allows. A refused io_uring is skipped with a note
-/// and is not a failure.
+/// Runs `main` on io_uring and on epoll. If the kernel refuses io_uring, it is skipped with a note,
+/// which is not a failure.
 fn on_each_driver(busy_poll: Option<Duration>, main: impl AsyncFn(Runtime)) {
     for driver in DRIVERS {
         if driver == Driver::Uring && crate::net::probe::probe_ring().is_err() {
@@ -22,7 +22,8 @@ fn on_each_driver(busy_poll: Option<Duration>, main: impl AsyncFn(Runtime)) {
     }
 }
 
-/// Returns a connection of the reactor and its other end.
+/// Returns a TCP connection: the end that the reactor watches, and the other end as a blocking
+/// stream.
 fn pair(net: &Runtime) -> (Socket, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -39,7 +40,7 @@ async fn writable(conn: &Socket) {
     poll_fn(|cx| conn.poll_writable(cx)).await;
 }
 
-/// Receives `want` bytes, or fewer if the stream ends before.
+/// Receives at least `want` bytes and returns them, or fewer if the stream ends before.
 async fn receive(conn: &Socket, want: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = [0; 64];
@@ -263,8 +264,8 @@ fn aborting_a_connection_wakes_its_waiting_task() {
     });
 }
 
-/// Entries of the table are reused immediately, so an event of the previous connection must not be
-/// applied to the next one.
+/// Entries of the table of watched descriptors are reused, so an event of a dropped connection must
+/// not be applied to the next one.
 #[test]
 fn events_of_a_dropped_connection_do_not_reach_the_next_one() {
     on_each_driver(None, async |net| {
@@ -413,7 +414,8 @@ fn random_streams_arrive_completely() {
     }
 }
 
-/// A task that always has something to read lets the other tasks run when it yields.
+/// A task that always has something to read and yields after each byte must let the other tasks
+/// run.
 #[test]
 fn a_busy_task_that_yields_starves_no_other_task() {
     on_each_driver(None, async |net| {
@@ -530,7 +532,7 @@ fn a_notification_from_another_thread_wakes_the_shard() {
     });
 }
 
-/// Deadlines fire while the thread polls for events without sleeping.
+/// Timers must fire while the thread polls for events without sleeping.
 #[test]
 fn busy_polling_meets_deadlines() {
     on_each_driver(Some(Duration::from_secs(1)), async |net| {
