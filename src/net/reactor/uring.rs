@@ -1,5 +1,5 @@
-//! Readiness from io_uring by multishot poll: one submission for the whole life of a connection
-//! instead of one per chunk. The kernel is never given a buffer.
+//! Readiness from io_uring by multishot poll: one submission per connection instead of one per
+//! chunk. The kernel is never given a buffer.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,14 +13,14 @@ use super::slot::Readiness;
 use super::source::{Event, WRITE_KEY};
 use crate::net::probe::{RING_ENTRIES, ring_builder};
 
-/// Marks completions of cancellations, which are ignored.
+/// User data of every cancellation request. Their completions are ignored.
 const CANCEL_KEY: u64 = u64::MAX;
 /// `IORING_ENTER_GETEVENTS`: runs deferred work, which posts the completions.
 const ENTER_GETEVENTS: u32 = 1;
 
 pub(super) struct Uring {
     ring: IoUring,
-    /// Entries that did not fit into the submission queue.
+    /// Requests that did not fit into the submission queue, in the order in which they were made.
     backlog: Vec<squeue::Entry>,
 }
 
@@ -75,7 +75,8 @@ impl Uring {
         Ok(())
     }
 
-    /// Submits the queued entries and runs the work that the kernel has deferred.
+    /// Submits the queued entries and makes the kernel run the work that it has deferred, without
+    /// sleeping.
     #[expect(
         unsafe_code,
         reason = "the safe call does not request events unless it waits"
@@ -122,8 +123,8 @@ impl Uring {
     }
 }
 
-/// Turns errors of calls that can be repeated later into `Ok(0)`: interrupted, or completions must
-/// be collected first.
+/// Turns the errors of a submit call that can be repeated later into `Ok(0)`: it was interrupted,
+/// or completions must be collected first.
 fn ok_if_retryable(entered: io::Result<usize>) -> io::Result<usize> {
     match entered {
         Err(error)
