@@ -11,7 +11,7 @@ use super::link::{Event, Flow, Link};
 use super::world::World;
 use crate::net::{Conduit, Conn, would_block};
 
-/// Small, so that a body takes many fills.
+/// Capacity of a simulated pipe in bytes. Small, so that a body takes many fills.
 const PIPE_BYTES: usize = 10_000;
 
 /// One end of a simulated connection. Dropping it closes it.
@@ -69,7 +69,7 @@ impl SimConn {
     /// Sends all of `bytes`.
     ///
     /// # Errors
-    /// Fails if the connection has ended.
+    /// Fails if this end was shut down, or the connection was reset or refused.
     pub async fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let mut at = 0;
         while at < bytes.len() {
