@@ -19,12 +19,13 @@ use std::time::Duration;
 
 use super::world::{Action, World};
 
-/// Behaviour of a connection. Probabilities are out of 256.
+/// Behaviour of one simulated connection. A probability of `n` means `n` / 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkBehaviour {
-    /// Capacity in bytes of each direction: from side 0 to side 1, and back.
+    /// Maximum number of bytes in flight or not yet received, per direction: from side 0 to side 1,
+    /// and back.
     pub capacity: [usize; 2],
-    /// Longest time that bytes, FIN and RST travel.
+    /// Longest time from the send of bytes, a FIN or a RST to their arrival.
     pub delay_max: Duration,
     /// Longest time between a change of state and the readiness event that reports it.
     pub notify_max: Duration,
@@ -35,8 +36,8 @@ pub struct LinkBehaviour {
 }
 
 impl LinkBehaviour {
-    /// A connection without delays, partial transfers or spurious errors, with `capacity` bytes per
-    /// direction.
+    /// Returns the behaviour of a connection without delays, partial transfers or spurious errors,
+    /// with `capacity` bytes per direction.
     #[must_use]
     pub const fn calm(capacity: usize) -> Self {
         Self {
@@ -48,7 +49,8 @@ impl LinkBehaviour {
         }
     }
 
-    /// Draws a behaviour from the seed: mostly ordinary, sometimes with room for only a few bytes.
+    /// Draws a behaviour from the seed: mostly ordinary, but one direction in 16 has a capacity of
+    /// 1 to 64 bytes.
     pub(super) fn draw(world: &World) -> Self {
         let capacity = || {
             let bytes = match world.below(16) {
@@ -78,7 +80,7 @@ impl LinkBehaviour {
     }
 }
 
-/// An event that a side may wait for.
+/// An event that a side of a connection may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Readable,
@@ -88,7 +90,7 @@ pub(super) enum Event {
 
 const EVENTS: [Event; 3] = [Event::Readable, Event::Writable, Event::Hangup];
 
-/// State of a connect.
+/// State of the connect that creates a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Connect {
     Pending,
@@ -106,9 +108,11 @@ struct Readiness {
 #[derive(Default)]
 struct Side {
     ready: [Readiness; 3],
-    /// Returned once by the next call, like `SO_ERROR`.
+    /// Error that the next receive, send or `connected` of this side returns, once, like
+    /// `SO_ERROR`.
     error: Option<io::ErrorKind>,
-    /// A reset has arrived: neither direction carries bytes any more.
+    /// This side has received a reset or has reset the connection itself: it can no longer send,
+    /// and receives only bytes that had arrived before.
     is_dead: bool,
     shut_read: bool,
     shut_write: bool,
@@ -120,12 +124,13 @@ struct Side {
 #[derive(Default)]
 struct Pipe {
     capacity: usize,
-    /// Bytes in flight, in segments with the time of their arrival.
+    /// Bytes in flight, in segments, each with its arrival time in virtual nanoseconds.
     segments: VecDeque<(u64, Vec<u8>)>,
     segment_bytes: usize,
     /// Bytes that have arrived and were not received yet.
     queue: VecDeque<u8>,
-    /// Arrival time of the last segment. No later one arrives earlier, so bytes stay in order.
+    /// Arrival time of the last segment sent, in virtual nanoseconds. Later segments do not arrive
+    /// earlier, so bytes stay in order.
     last_at: u64,
     fin_at: Option<u64>,
     fin_arrived: bool,
@@ -199,7 +204,7 @@ impl Link {
         side == 0 && matches!(self.connect, Connect::Pending)
     }
 
-    /// Returns whether sending has ended, regardless of the room left.
+    /// Returns whether `side` can no longer send: it was shut down or reset, or its connect failed.
     fn cannot_send(&self, side: usize) -> bool {
         let this = &self.sides[side];
         this.is_dead || this.shut_write || (side == 0 && self.connect == Connect::Failed)
@@ -239,7 +244,8 @@ impl Link {
         Poll::Pending
     }
 
-    /// Schedules a readiness event for every wait of a side whose condition is now met.
+    /// Schedules the readiness event of every task that waits for an event of `side` which the
+    /// state now allows.
     pub(super) fn touch(&mut self, world: &World, side: usize) {
         for event in EVENTS {
             let holds = self.holds(side, event);
@@ -253,7 +259,8 @@ impl Link {
         }
     }
 
-    /// Ends a wait. The state is not checked again: it may have changed back.
+    /// Makes `side` ready for `event`. Returns the waker of the task that waits for it, if any. The
+    /// state is not checked again: it may have changed back.
     pub(super) fn notify(&mut self, side: usize, event: Event) -> Option<Waker> {
         let ready = &mut self.sides[side].ready[event as usize];
         ready.is_scheduled = false;
@@ -320,7 +327,8 @@ impl Link {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Returns whether a receive would return immediately. Consumes no bytes, but a pending error.
+    /// Returns whether a receive would return something other than `WouldBlock`. Consumes no bytes,
+    /// but clears a pending error.
     pub(super) fn peek(&mut self, side: usize) -> bool {
         if !self.is_pending(side) && !self.pipes[1 - side].queue.is_empty() {
             return true;
@@ -370,7 +378,8 @@ impl Link {
         Ok(n)
     }
 
-    /// Returns how many of `n` bytes a call moves.
+    /// Returns how many of the `n` bytes that a receive or a send could move it does move: all, or
+    /// a random part with probability `partial`.
     fn part(&self, world: &World, n: usize) -> usize {
         if n > 1 && world.hits(self.manner.partial) {
             1 + usize::try_from(world.below(n as u64)).unwrap_or(0)
@@ -379,7 +388,8 @@ impl Link {
         }
     }
 
-    /// Delivers to `side` at the time `at`, immediately if it has been reached.
+    /// Makes the bytes or the FIN on the way to `side` arrive at the time `at`, immediately if it
+    /// has been reached.
     fn arrive(&mut self, world: &World, side: usize, at: u64) {
         if at <= world.now() {
             self.deliver(world, side);
@@ -418,7 +428,7 @@ impl Link {
         self.touch(world, side);
     }
 
-    /// Sends a FIN after all bytes sent so far.
+    /// Closes the sending direction of `side`: a FIN follows the bytes sent so far.
     pub(super) fn finish(&mut self, world: &World, side: usize) {
         let this = &mut self.sides[side];
         if this.shut_write || this.is_dead {
@@ -432,7 +442,8 @@ impl Link {
         self.touch(world, side);
     }
 
-    /// Shuts down both directions.
+    /// Shuts down both directions of `side`: sends a FIN, and lets receives return the end of the
+    /// stream.
     pub(super) fn abort(&mut self, world: &World, side: usize) {
         self.finish(world, side);
         self.sides[side].shut_read = true;
@@ -444,8 +455,8 @@ impl Link {
         self.sides[side].reset_on_close = reset;
     }
 
-    /// Closes a side. Sends a FIN, and also a RST if bytes are unread. With `reset_on_close` sends
-    /// only a RST.
+    /// Handles the drop of one end. Sends a FIN, and also a RST if received bytes are unread. With
+    /// `reset_on_close` sends only a RST.
     pub(super) fn close(&mut self, world: &World, side: usize) {
         let has_unread = !self.pipes[1 - side].queue.is_empty();
         if self.sides[side].reset_on_close {
@@ -471,14 +482,16 @@ impl Link {
         }
         self.pipes[side].reset_sent = true;
         let mut at = self.travel(world);
-        // Usually after the bytes in flight. Bytes that the RST overtakes are lost.
+        // In half of the cases the RST arrives after the bytes in flight. Otherwise it may overtake
+        // some of them, which are then lost.
         if world.hits(128) {
             at = at.max(self.pipes[side].last_at);
         }
         self.schedule(world, at, |link| Action::Reset(link, 1 - side));
     }
 
-    /// Resets the connection immediately, even if this end is still in use.
+    /// Resets the connection from `side`: its end is unusable immediately, and a RST is sent to the
+    /// other one.
     pub(super) fn reset_now(&mut self, world: &World, side: usize) {
         self.send_reset(world, side);
         self.pipes[1 - side].queue.clear();
@@ -489,7 +502,8 @@ impl Link {
         self.touch(world, side);
     }
 
-    /// Handles the arrival of a reset.
+    /// Handles the arrival of a RST at `side`: bytes in flight in both directions are lost, and so
+    /// are those that the other side has not received yet.
     pub(super) fn reset(&mut self, world: &World, side: usize) {
         let inbound = &mut self.pipes[1 - side];
         let had_ended = inbound.fin_arrived;
@@ -506,7 +520,7 @@ impl Link {
         self.touch(world, side);
     }
 
-    /// Sets the result of a connect.
+    /// Sets the result of the connect of side 0.
     pub(super) fn connected(&mut self, world: &World, outcome: Connect) {
         self.connect = outcome;
         if outcome == Connect::Failed {
@@ -515,7 +529,7 @@ impl Link {
         self.touch(world, 0);
     }
 
-    /// Returns and clears the pending error, like `SO_ERROR`.
+    /// Returns and clears the pending error of `side`, like `SO_ERROR`.
     pub(super) fn take_error(&mut self, side: usize) -> Option<io::ErrorKind> {
         self.sides[side].error.take()
     }
