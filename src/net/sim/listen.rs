@@ -16,10 +16,11 @@ use crate::net::Address;
 /// The way an address handles connects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConnectBehaviour {
-    /// Connects succeed.
+    /// Connects succeed, after a random time up to the `delay_max` of [`SimListener::on_connect`].
     #[default]
     Accept,
-    /// Connects fail after a delay.
+    /// Connects fail with `ConnectionRefused`, after a random time up to the `delay_max` of
+    /// [`SimListener::on_connect`].
     Refuse,
     /// Connects never finish.
     Hang,
@@ -68,7 +69,7 @@ impl Arrival {
 }
 
 impl Listeners {
-    /// Returns the handling of connects to `address`. Without a listener they are refused.
+    /// Returns how connects to `address` are handled. Without a listener they are refused.
     pub(super) fn greeting(&self, address: &Address) -> ConnectBehaviour {
         let places = self.places.borrow();
         places
@@ -76,7 +77,8 @@ impl Listeners {
             .map_or(ConnectBehaviour::Refuse, |place| place.greeting.get())
     }
 
-    /// Starts a connect whose link is `client`.
+    /// Schedules the result of a connect to `address`. `client` is the link of the new connection,
+    /// and `server` creates its accepting end if the connect will succeed.
     pub(super) fn begin(
         &self,
         world: &World,
@@ -131,13 +133,14 @@ impl std::fmt::Debug for SimListener {
 }
 
 impl SimListener {
-    /// Sets the handling of later connects and the maximum time they take.
+    /// Sets how later connects are handled, and the maximum virtual time until their result.
     pub fn on_connect(&self, greeting: ConnectBehaviour, delay_max: Duration) {
         self.place.greeting.set(greeting);
         self.place.delay_max.set(delay_max);
     }
 
-    /// Waits for the next connection.
+    /// Waits until a connection has been established to this address, and returns its accepting
+    /// end.
     pub async fn accept(&self) -> SimConn {
         poll_fn(|cx| {
             if let Some(conn) = self.place.waiting.borrow_mut().pop_front() {

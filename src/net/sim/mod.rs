@@ -73,7 +73,7 @@ impl std::fmt::Debug for SimNet {
 pub struct Finished<T> {
     /// The value that the main task returned.
     pub value: T,
-    /// A hash over all events and their times.
+    /// A hash over all events and their times: equal for two runs that took the same course.
     pub trace: u64,
     /// Number of polls of tasks.
     pub polls: u64,
@@ -86,14 +86,14 @@ pub struct Finished<T> {
 /// Reason why a run did not finish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stuck {
-    /// The main task waits for something that will never happen.
+    /// No task can run and no event or timer is pending, but the main task has not returned.
     Deadlock {
         /// The seed of the run.
         seed: u64,
         /// Virtual time at which nothing more could happen.
         at: Instant,
     },
-    /// The tasks exceeded the maximum number of polls.
+    /// The run exceeded `POLLS_MAX` polls of tasks, which indicates an endless loop.
     Endless {
         /// The seed of the run.
         seed: u64,
@@ -145,7 +145,8 @@ impl SimNet {
     /// Runs `main` and every spawned task until `main` returns; then all tasks are dropped.
     ///
     /// # Errors
-    /// Fails if `main` can never return or panicked. The error contains the seed.
+    /// Fails if `main` panicked, can never return, or has not returned after `POLLS_MAX` polls of
+    /// tasks. The error contains the seed.
     pub fn run<T: 'static>(
         &self,
         main: impl Future<Output = T> + 'static,
@@ -196,7 +197,8 @@ impl SimNet {
         )
     }
 
-    /// Listens on `address`.
+    /// Makes connects to `address` succeed, unless [`SimListener::on_connect`] changes this, and
+    /// returns the listener that accepts them.
     #[must_use]
     pub fn listen(&self, address: impl Into<Address>) -> SimListener {
         self.world.listeners.listen(address.into())
@@ -262,7 +264,8 @@ impl SimNet {
 impl Net for SimNet {
     type Conn = SimConn;
 
-    /// The smallest value possible: a body small enough to be sent again is never spliced.
+    /// The smallest value that is allowed, so that many bodies are spliced: a body small enough to
+    /// be sent again must not be.
     const SPLICE_BYTES_MIN: u64 = crate::limits::REPLAY_BYTES_MAX as u64;
 
     fn connect(&self, address: &Address) -> io::Result<SimConn> {

@@ -11,7 +11,8 @@ fn seeds(count: u64, test: impl Fn(u64)) {
     }
 }
 
-/// Sends `bytes` in one direction, over a connection drawn from the seed and with a timer running.
+/// Sends `bytes` over a connection whose behaviour is drawn from the seed. The receiver starts
+/// after 1 ms, and its received bytes are the value of the run.
 fn transfer(seed: u64, bytes: &[u8]) -> Finished<Vec<u8>> {
     let net = SimNet::new(seed);
     let (near, far) = net.pair();

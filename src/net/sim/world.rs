@@ -17,10 +17,11 @@ use super::link::{Event, Link};
 use super::listen::{Arrival, Listeners};
 use crate::net::{Instant, Wheel};
 
-/// Upper bound on the virtual time that one poll takes, so that work advances time.
+/// Upper bound, exclusive, on the random virtual time in nanoseconds that one poll of a task takes,
+/// so that work advances time.
 const POLL_NS_MAX: u64 = 2_000;
 
-/// Something that happens at a given virtual time.
+/// Something that is scheduled to happen at a virtual time.
 pub(super) enum Action {
     Wake(Waker),
     Notify(Rc<RefCell<Link>>, usize, Event),
@@ -41,8 +42,8 @@ impl Action {
     }
 }
 
-/// Time, random number, serial number: events due at the same time happen in an order decided by
-/// the seed.
+/// Sort key of a scheduled event: time in nanoseconds, random number, serial number. Events due at
+/// the same time happen in an order decided by the seed.
 type Key = (u64, u64, u64);
 
 struct Due {
@@ -105,7 +106,7 @@ struct Slot {
     waker: Arc<TaskWaker>,
 }
 
-/// The result of one step of the simulation.
+/// Whether one step of the simulation did anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     Worked,
@@ -175,13 +176,14 @@ impl World {
         self.below(u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// Mixes something that happened into the trace hash.
+    /// Mixes an event, of a kind and with a value that describes it, and the current time into the
+    /// trace hash.
     pub(super) fn trace(&self, kind: u64, value: u64) {
         let seen = self.trace.get() ^ kind.wrapping_mul(0x1000_0000_01b3) ^ value;
         self.trace.set(mix(seen.wrapping_add(self.now.get())));
     }
 
-    /// Schedules `what` for the time `at`.
+    /// Schedules `what` for the virtual time `at` in nanoseconds.
     pub(super) fn push(&self, at: u64, what: Action) {
         let serial = self.serial.get();
         self.serial.set(serial + 1);
@@ -230,7 +232,8 @@ impl World {
         Turn::Worked
     }
 
-    /// Handles one due event. Returns `false` if none is due.
+    /// Fires the timers that are due; otherwise handles one event that is due. Returns `false` if
+    /// neither is due.
     fn happen_due(&self) -> bool {
         let now = self.now.get();
         if self.wheel.next_wake().is_some_and(|at| at.0 <= now) {
@@ -310,7 +313,8 @@ impl World {
         }
     }
 
-    /// Drops all tasks and events. They hold references to the world themselves.
+    /// Drops all tasks and events. They hold references to the world, so it would otherwise never
+    /// be freed.
     pub(super) fn clear(&self) {
         let slots = std::mem::take(&mut *self.slots.borrow_mut());
         drop(slots);
