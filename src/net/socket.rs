@@ -14,7 +14,8 @@ use crate::fleet::SocketPath;
 use crate::limits::SEND_JOINED_BYTES_MAX;
 use crate::sys::set_keepalive;
 
-/// Remembered readiness of a socket after a receive or a send.
+/// Whether a socket is still ready after a receive or a send, as far as the result of the call
+/// shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Left {
     /// Still ready: another call may make progress immediately.
@@ -23,7 +24,8 @@ pub(super) enum Left {
     Exhausted,
 }
 
-/// Derives the remaining readiness from the result of a receive of at most `wanted` bytes.
+/// Derives from the result of a receive of at most `wanted` bytes whether the socket is still
+/// readable.
 ///
 /// A short receive means that the socket is empty. The end of the stream (0) does not: the socket
 /// stays readable from then on. `EINTR` cannot happen to a non-blocking call, so there is no retry.
@@ -55,7 +57,8 @@ pub(super) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> (Left, io::Resu
     after_recv(received.map(|(n, _)| n), wanted)
 }
 
-/// Receives at most `bytes_max` bytes into the spare capacity of `buffer`.
+/// Receives at most `bytes_max` bytes into the spare capacity of `buffer`, which must not be zero,
+/// and appends them.
 #[expect(
     unsafe_code,
     reason = "a large body is neither zeroed first nor copied again"
@@ -97,7 +100,8 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> (Left, io::Result<us
 }
 
 thread_local! {
-    /// Buffer in which the slices of a small send are joined.
+    /// Buffer of this thread, into which the slices of a small send are copied to send them with
+    /// one plain `send`.
     static JOINED: RefCell<[u8; SEND_JOINED_BYTES_MAX]> =
         const { RefCell::new([0; SEND_JOINED_BYTES_MAX]) };
 }
@@ -125,12 +129,12 @@ pub(super) fn send_vectored(
     )
 }
 
-/// Returns the result of a connect.
+/// Returns the error with which a connect has failed (`SO_ERROR`), or `Ok` if it has succeeded.
 pub(super) fn connected(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::net::sockopt::socket_error(socket)??)
 }
 
-/// Closes the sending side.
+/// Closes the sending side of the socket (FIN).
 pub(super) fn finish(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket, Shutdown::Write);
 }
@@ -141,13 +145,13 @@ pub(super) fn end(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket, Shutdown::Both);
 }
 
-/// Sets whether closing the socket sends a reset.
+/// Sets whether closing the socket sends a RST instead of a FIN.
 pub(super) fn set_reset_on_close(socket: BorrowedFd<'_>, reset: bool) {
     let linger = reset.then_some(std::time::Duration::ZERO);
     let _ = rustix::net::sockopt::set_socket_linger(socket, linger);
 }
 
-/// Starts a non-blocking connect.
+/// Starts a non-blocking connect and returns its socket. A TCP connect may still be in progress.
 pub(super) fn connect(address: &Address) -> io::Result<OwnedFd> {
     match address {
         Address::Tcp(address) => connect_tcp(address),
@@ -192,7 +196,8 @@ fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Accepts the next connection in the queue. Returns its socket and the peer's IP address.
+/// Accepts the next connection in the accept queue. Returns its socket, and the peer's IP address
+/// if the connection is over IP.
 pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<IpAddr>)> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, address) = rustix::net::acceptfrom_with(listener, flags)?;
