@@ -26,9 +26,11 @@ pub struct Tls<C: Conn> {
     inner: C,
     state: RefCell<State>,
     report: Rc<Report>,
-    /// Whether the next read wait yields to the other tasks.
+    /// Whether the next `poll_readable` returns `Pending` once even if decrypted bytes are
+    /// buffered, so that other tasks run.
     yields: Cell<bool>,
-    /// Whether the close must not look like a clean end to the peer.
+    /// Whether the connection must be closed without a `close_notify`, so that the peer does not
+    /// mistake the close for a clean end.
     is_abrupt: Cell<bool>,
 }
 
@@ -38,7 +40,7 @@ impl<C: Conn> std::fmt::Debug for Tls<C> {
     }
 }
 
-/// Buffers of a thread, shared by its connections. Their contents are never used across a wait.
+/// Buffers of a thread, shared by its TLS connections. A connection uses them only within one call.
 struct Scratch {
     received: Vec<u8>,
     joined: Vec<u8>,
@@ -63,7 +65,8 @@ impl<C: Conn> Tls<C> {
         }
     }
 
-    /// Returns the number of received bytes and of bytes to be sent that the connection holds.
+    /// Returns how many bytes the connection holds: received ones that are not decrypted yet, and
+    /// encrypted ones that are not sent yet.
     #[cfg(test)]
     pub(super) fn kept(&self) -> [usize; 2] {
         let state = self.state.borrow();
@@ -80,7 +83,8 @@ impl<C: Conn> Tls<C> {
         })
     }
 
-    /// Continues the handshake as long as the underlying connection makes progress.
+    /// Continues the handshake as long as the underlying connection makes progress. Ready once it
+    /// has succeeded or failed.
     fn advance(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match state.phase {
@@ -125,8 +129,8 @@ impl<C: Conn> Tls<C> {
 
     /// Receives once from the underlying connection and processes the complete records.
     ///
-    /// Returns the errors of the underlying connection. Errors in the records are stored in the
-    /// state.
+    /// Returns the errors of the underlying connection, `WouldBlock` included. Errors in the
+    /// records are stored in the state.
     fn pump(&self, state: &mut State) -> io::Result<()> {
         SCRATCH.with_borrow_mut(|scratch| {
             let buffer = &mut scratch.received;
@@ -173,8 +177,9 @@ impl<C: Conn> Tls<C> {
         })
     }
 
-    /// Returns whether the first bytes are plain-text HTTP: a method starts with a letter, whereas
-    /// the first byte of a TLS record is 20 to 24 (RFC 8446, section 5.1).
+    /// Returns whether a client's first bytes are plain-text HTTP, and if so, reports it and
+    /// changes the phase: a method starts with an upper-case letter, whereas the first byte of a
+    /// TLS record is 20 to 24 (RFC 8446, appendix B.1).
     fn is_plain_text(&self, state: &mut State, received: &[u8]) -> bool {
         let is_plain = state.phase == Phase::Handshaking
             && state.session.is_server()
@@ -186,7 +191,8 @@ impl<C: Conn> Tls<C> {
         is_plain
     }
 
-    /// Applies the result of processing records to the state.
+    /// Applies the result of processing records: fails the connection on an error, opens it when
+    /// the handshake is complete, and sends the records that the session has produced.
     fn after(&self, state: &mut State, processed: Processed) {
         if processed.is_ended {
             state.ended.get_or_insert(Ok(()));
@@ -250,7 +256,8 @@ impl<C: Conn> Tls<C> {
         }
     }
 
-    /// Sends the records that are kept. Returns `true` when none are left.
+    /// Sends the encrypted records that the underlying connection has not accepted yet. Returns
+    /// `false` if it does not accept all of them now.
     fn flush(&self, state: &mut State) -> io::Result<bool> {
         if let Some(kind) = state.broken {
             return Err(kind.into());
@@ -275,7 +282,8 @@ impl<C: Conn> Tls<C> {
         Ok(true)
     }
 
-    /// Sends the records that are kept, concurrently with a wait for something else.
+    /// Sends the encrypted records that were not accepted yet, while the caller waits for something
+    /// else. Wakes the task of `cx` when more can be sent.
     fn flush_while_waiting(&self, state: &mut State, cx: &mut Context<'_>) {
         while !state.out.is_empty() {
             match self.flush(state) {
@@ -314,8 +322,9 @@ impl<C: Conn> Tls<C> {
         Ok(at)
     }
 
-    /// Encrypts bytes of `slices` from `at` on, as many as one encryption allows, and sends them.
-    /// Returns their number, or 0 if their records were not accepted completely.
+    /// Encrypts bytes of `slices` from `at` on, at most `TLS_SEND_BYTES`, and sends their records.
+    /// Returns the number of bytes, or 0 if the underlying connection did not accept all of the
+    /// records; the rest of them is kept.
     fn send_some(&self, state: &mut State, slices: &[IoSlice<'_>], at: usize) -> io::Result<usize> {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { joined, out, .. } = scratch;
