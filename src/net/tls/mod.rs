@@ -1,4 +1,4 @@
-//! TLS, implemented as a [`Conn`]: the code above `net` only sees whether a connection is
+//! TLS, implemented as a [`Conn`]: the modules that use `net` only see whether a connection is
 //! encrypted.
 //!
 //! [`Wire`] is a connection with or without TLS, and [`Secure`] is an executor with such
@@ -28,14 +28,14 @@ pub use conn::Tls;
 use session::Session;
 pub use setup::{Certificate, SetupError, Trust, client_config, server_config};
 
-/// The result of waiting for a connection to open.
+/// The result of [`Conn::poll_open`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// The connection carries bytes.
+    /// The connection carries application bytes. With TLS, the handshake has succeeded.
     Ready,
     /// The peer sent plain text on a TLS port. It can be sent a response in plain text.
     PlainText,
-    /// The connection has failed.
+    /// The connection or its TLS handshake has failed.
     Failed,
 }
 
@@ -44,11 +44,11 @@ pub enum Opened {
 pub enum Outcome {
     /// The handshake succeeded.
     Ok,
-    /// The peer sent plain text.
+    /// A client sent plain-text HTTP instead of a TLS handshake.
     PlainText,
     /// The peer does not support `http/1.1` (it offered only other protocols).
     Protocol,
-    /// No TLS version, cipher suite, curve or signature scheme in common.
+    /// Both sides have no TLS version, cipher suite, curve or signature scheme in common.
     Version,
     /// The peer's certificate is missing or failed verification (name, validity period, issuer).
     Certificate,
@@ -73,7 +73,7 @@ impl Outcome {
         Self::Broken,
     ];
 
-    /// Returns the position in [`Outcome::ALL`].
+    /// Returns the position of this value in [`Outcome::ALL`].
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
@@ -108,21 +108,23 @@ impl Outcome {
     }
 }
 
-/// The result of a handshake, with details.
+/// An [`Outcome`] with details, as passed to [`Report`].
 #[derive(Debug)]
 pub struct End<'a> {
     /// The category of the result.
     pub outcome: Outcome,
-    /// The exact error, if there is one from the TLS session.
+    /// The exact error of the TLS session. `None` on success, for plain text, or if the connection
+    /// ended during the handshake.
     pub error: Option<&'a rustls::Error>,
-    /// The peer's IP address, if it has one.
+    /// The peer's IP address, or `None` if the peer is connected over a Unix socket.
     pub peer_ip: Option<IpAddr>,
 }
 
-/// Callback that receives the result of a handshake. It must neither block nor use the connection.
+/// Callback that receives the result of a handshake, and the error if an open connection fails
+/// later. It must neither block nor use the connection.
 pub type Report = dyn Fn(&End<'_>);
 
-/// Starts TLS on accepted connections.
+/// Starts TLS, as the server, on connections accepted from clients.
 #[derive(Clone)]
 pub struct Acceptor {
     config: Arc<ServerConfig>,
@@ -142,14 +144,15 @@ impl Acceptor {
         Self { config, report }
     }
 
-    /// Wraps an accepted connection in TLS.
+    /// Wraps an accepted connection in TLS. The first wait on it, usually [`Conn::poll_open`],
+    /// performs the handshake.
     pub fn accept<C: Conn>(&self, conn: C) -> Wire<C> {
         let session = Session::server(Arc::clone(&self.config));
         Wire::Tls(Box::new(Tls::new(conn, session, Rc::clone(&self.report))))
     }
 }
 
-/// Starts TLS on connections to one kind of engine.
+/// Starts TLS, as the client, on connections to engines of one role.
 #[derive(Clone)]
 pub struct Dialer {
     config: Arc<ClientConfig>,
@@ -163,7 +166,7 @@ impl std::fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    /// Creates a dialer for one shard. Its cache of resumable sessions is not shared.
+    /// Creates a dialer for one shard, with a separate cache of resumable TLS sessions.
     #[must_use]
     pub fn new(config: &ClientConfig, report: Rc<Report>) -> Self {
         let mut config = config.clone();
@@ -196,7 +199,7 @@ pub enum Wire<C: Conn> {
     Tls(Box<Tls<C>>),
 }
 
-/// Forwards a call to either variant.
+/// Forwards a call to the connection inside a [`Wire`], with or without TLS.
 macro_rules! either {
     ($wire:expr, $conn:ident => $call:expr) => {
         match $wire {

@@ -25,33 +25,34 @@ const RECORD_BYTES_MAX: usize = 16 * 1024;
 pub(super) enum Session {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
-    /// The session could not be created. Processing returns `why`.
+    /// rustls could not create the session. Every [`Session::process`] returns the error `why`.
     None {
         is_server: bool,
         why: Error,
     },
 }
 
-/// Operation to perform once the received records are processed.
+/// Operation to perform once [`Session::process`] has processed the received records.
 #[derive(Clone, Copy)]
 pub(super) enum Operation<'a> {
     Nothing,
-    /// Encrypts these bytes.
+    /// Encrypts these plaintext bytes into records for the peer.
     Encrypt(&'a [u8]),
-    /// Encodes a `close_notify` alert.
+    /// Encodes a `close_notify` alert for the peer.
     CloseNotify,
 }
 
-/// The result of processing.
+/// The result of one [`Session::process`].
 #[derive(Debug, Default)]
 pub(super) struct Processed {
-    /// Number of received bytes, from the start, that are no longer needed.
+    /// Number of bytes at the start of `received` that were processed. The others must be passed
+    /// again, followed by more.
     pub(super) used: usize,
     /// Whether the peer has sent a `close_notify`.
     pub(super) is_ended: bool,
     /// The error that ended the session. `out` contains the alert for the peer, if there is one.
     pub(super) error: Option<Error>,
-    /// Whether the requested operation was performed.
+    /// Whether the operation was performed. It is not during the handshake and after an error.
     pub(super) is_performed: bool,
 }
 
@@ -95,8 +96,9 @@ impl Session {
         }
     }
 
-    /// Processes every complete record in `received`. Payload is appended to `plain`, records for
-    /// the peer to `out`. `operation` is performed if the handshake has progressed far enough.
+    /// Processes every complete record in `received`. Decrypted bytes are appended to `plain`,
+    /// records for the peer to `out`. `operation` is performed if the handshake has progressed far
+    /// enough to encrypt application bytes.
     pub(super) fn process(
         &mut self,
         received: &mut [u8],
@@ -130,7 +132,7 @@ impl Session {
     }
 }
 
-/// The `process_tls_records` method of either side.
+/// The `process_tls_records` method of a client or server session.
 type Process<D> = for<'c, 'i> fn(
     &'c mut UnbufferedConnectionCommon<D>,
     &'i mut [u8],
@@ -144,7 +146,7 @@ struct Run<'a> {
     done: Processed,
 }
 
-/// Whether to continue processing.
+/// Whether to call `process_tls_records` again.
 #[derive(PartialEq, Eq)]
 enum More {
     Yes,
@@ -181,8 +183,8 @@ impl Run<'_> {
         }
     }
 
-    /// Appends the alert that reports an error to the peer, if there is one. Received bytes are not
-    /// processed again.
+    /// Appends to `out` the alert that reports the session's error to the peer, if there is one.
+    /// Received bytes are not processed again.
     fn append_alert<D>(
         &mut self,
         session: &mut UnbufferedConnectionCommon<D>,
