@@ -38,7 +38,7 @@ impl Certificate {
         Ok(Self(ArcSwap::from_pointee(certified(chain, key)?)))
     }
 
-    /// Replaces the certificate. After an error the previous one is still in use.
+    /// Replaces the certificate. In case of an error the previous one remains in use.
     ///
     /// # Errors
     /// As [`Certificate::new`].
@@ -85,12 +85,12 @@ pub fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, Setu
     Ok(config)
 }
 
-/// Verification of engine certificates.
+/// How the certificates of engines are verified.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// Accepts certificates that are valid for the engine's name and chain to one of these roots.
     Roots(Arc<RootCertStore>),
-    /// Accepts every certificate.
+    /// Accepts every certificate, without verification of its name, validity period and issuer.
     AnyCertificate,
 }
 
@@ -128,7 +128,7 @@ pub(super) fn remember_sessions(config: &mut ClientConfig) {
     config.resumption = Resumption::in_memory_sessions(TLS_SESSIONS_MAX);
 }
 
-/// Accepts every certificate. Handshake signatures are still verified.
+/// A verifier that accepts every certificate. Handshake signatures are still verified.
 #[derive(Debug)]
 struct AnyCertificate {
     provider: Arc<CryptoProvider>,

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use super::session::{Operation, Processed, Session};
 use crate::limits::TLS_SEND_BYTES;
 
-/// State of a connection.
+/// Phase of a TLS connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// The underlying connection is still being established.
@@ -23,23 +23,26 @@ pub(super) struct State {
     pub(super) phase: Phase,
     /// Received bytes that do not form a complete record (or handshake message) yet.
     pub(super) held: Vec<u8>,
-    /// Decrypted bytes; those from `plain_at` on have not been received by the caller yet.
+    /// Decrypted bytes. Those from `plain_at` on have not been returned by a receive yet.
     pub(super) plain: Vec<u8>,
     pub(super) plain_at: usize,
-    /// Records; those from `out_at` on were not accepted by the underlying connection yet.
+    /// Encrypted records for the peer. Those from `out_at` on were not accepted by the underlying
+    /// connection yet.
     pub(super) out: Vec<u8>,
     pub(super) out_at: usize,
-    /// Plaintext bytes in the records of `out` that have not been reported to the caller as sent.
+    /// Number of plaintext bytes in the records of `out`. They are not reported to the caller as
+    /// sent until `out` has been sent completely.
     pub(super) unsent: usize,
-    /// Plaintext bytes, not reported as sent yet, whose records have been sent completely since.
+    /// Number of plaintext bytes whose records have been sent completely since the last send. The
+    /// next send reports them as sent.
     pub(super) sent: usize,
-    /// End of the receiving side: `Ok` for a clean end (`close_notify`, or a FIN in plain text),
-    /// otherwise `Err`.
+    /// How the receiving side has ended: `Ok` for a clean end (`close_notify`, or a FIN in plain
+    /// text), `Err` for any other. `None` while it is open.
     pub(super) ended: Option<Result<(), io::ErrorKind>>,
-    /// The error with which sending has failed.
+    /// The error with which sending has failed. `None` if it has not.
     pub(super) broken: Option<io::ErrorKind>,
-    /// Set once a `close_notify` has been queued. `true` until it is sent; then the sending side of
-    /// the underlying connection is closed.
+    /// `Some(true)` once a `close_notify` has been queued, `Some(false)` once it has been sent and
+    /// the sending side of the underlying connection has been closed. `None` before.
     pub(super) closing: Option<bool>,
 }
 
@@ -83,7 +86,7 @@ impl State {
         processed
     }
 
-    /// Appends a `close_notify` alert to the records to send.
+    /// Appends a `close_notify` alert to the records in `out`, without sending it.
     pub(super) fn queue_close_notify(&mut self) {
         let (held, plain, out) = (&mut self.held, &mut self.plain, &mut self.out);
         self.session
@@ -94,13 +97,15 @@ impl State {
         self.plain.len() - self.plain_at
     }
 
-    /// Returns whether a receive would return immediately with bytes, the end or an error.
+    /// Returns whether a receive would return immediately with decrypted bytes, the end of the
+    /// stream or an error, without a receive from the underlying connection.
     pub(super) fn has_input(&self) -> bool {
         self.plain_left() > 0 || self.ended.is_some() || matches!(self.phase, Phase::Failed(_))
     }
 
     /// Passes at most `room` decrypted bytes to `give` and returns their number. Without decrypted
-    /// bytes returns the end or the error of the connection, or `None` if there is neither.
+    /// bytes returns `Ok(0)` for a clean end or the error of the connection, or `None` if the
+    /// connection is still open.
     pub(super) fn take(
         &mut self,
         room: usize,
