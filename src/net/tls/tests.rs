@@ -47,7 +47,7 @@ fn client(trust: Trust) -> ClientConfig {
     client_config(trust, None).unwrap()
 }
 
-/// The reported outcomes, in order.
+/// The outcomes that were passed to the [`Report`] callback, in order.
 type Outcomes = Rc<RefCell<Vec<Outcome>>>;
 
 fn listen() -> (Outcomes, Rc<Report>) {
@@ -86,7 +86,8 @@ async fn send(wire: &Wire<SimConn>, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives everything up to the end of the stream. Returns it and the result of the last receive.
+/// Receives until the end of the stream or an error. Returns all received bytes and how the stream
+/// ended.
 async fn receive_all(wire: &Wire<SimConn>) -> (Vec<u8>, io::Result<()>) {
     let mut all = Vec::new();
     let mut buffer = vec![0; 7000];
@@ -113,15 +114,16 @@ fn is_quiet(wire: &Wire<SimConn>) -> bool {
     }
 }
 
-/// The other end: rustls with the interface that most programs use.
+/// The other end of the connection under test: a rustls session with the buffered interface that
+/// most programs use.
 struct Peer {
     session: Connection,
     conn: SimConn,
-    /// All bytes that arrived, still encrypted.
+    /// All bytes received from the connection so far, still encrypted.
     raw: Vec<u8>,
-    /// Decrypted bytes that were not read yet.
+    /// Decrypted bytes that [`Peer::receive`] has not returned yet.
     inbox: Vec<u8>,
-    /// Whether the session has ended with a `close_notify`.
+    /// Whether the connection under test has sent a `close_notify`.
     is_ended: bool,
 }
 
@@ -214,7 +216,8 @@ impl Peer {
         }
     }
 
-    /// Receives once. Returns `false` at the end of the connection.
+    /// Sends the pending output, then receives and decrypts once. Returns `false` at the end of the
+    /// connection.
     async fn pump(&mut self) -> io::Result<bool> {
         self.flush().await?;
         poll_fn(|cx| self.conn.poll_readable(cx)).await;
@@ -258,7 +261,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Receives `wanted` bytes, or fewer if the session ends before.
+    /// Receives `wanted` bytes, or fewer if the session ends with a `close_notify` before. Fails if
+    /// the connection ends without one.
     async fn receive(&mut self, wanted: usize) -> io::Result<Vec<u8>> {
         while self.inbox.len() < wanted && !self.is_ended {
             if !self.pump().await? {
@@ -275,7 +279,8 @@ impl Peer {
         self.conn.finish();
     }
 
-    /// Returns the payload sizes of the received application data records, in order.
+    /// Returns the lengths in the headers of the received application data records (their encrypted
+    /// payloads), in order.
     fn record_sizes(&self) -> Vec<usize> {
         let (mut at, mut sizes) = (0, Vec::new());
         while at + 5 <= self.raw.len() {
@@ -308,7 +313,8 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
 
-/// Runs one exchange as a server: request, response, end. Every byte must arrive unchanged.
+/// Runs one exchange with the code under test as the server: a request of `sizes[0]` bytes, a
+/// response of `sizes[1]` bytes, end. Every byte must arrive unchanged.
 fn exchange_as_server(net: &SimNet, version: &'static SupportedProtocolVersion, sizes: [usize; 2]) {
     let (near, far) = net.pair();
     let (heard, report) = listen();
@@ -812,7 +818,8 @@ fn a_certificate_chain_of_many_records_is_read() {
     }
 }
 
-/// Forwards bytes, with some bits of one byte flipped if `changed` is set.
+/// Forwards bytes from `from` to `to` until the end. `changed` is the offset of one byte and the
+/// bits of it to flip.
 async fn pass(from: Rc<SimConn>, to: Rc<SimConn>, changed: Option<(usize, u8)>) {
     let mut passed = 0;
     loop {
