@@ -20,8 +20,8 @@ use super::Instant;
 /// Length of one tick. A deadline fires at most one tick late, never early.
 pub const TICK: Duration = Duration::from_millis(10);
 const TICK_NS: u64 = 10_000_000;
-/// Slots of the wheel. The entry of a deadline more than `SLOTS` ticks away is visited once per
-/// revolution.
+/// Number of slots, one per tick of a revolution. The entry of a deadline more than `SLOTS` ticks
+/// away is visited once per revolution.
 const SLOTS: usize = 512;
 const NONE: u32 = u32::MAX;
 const OFF: u64 = u64::MAX;
@@ -34,7 +34,7 @@ struct Entry {
     next: u32,
     /// Tick in whose slot this entry is linked, or `OFF` if it is not linked.
     hung_tick: u64,
-    /// Tick on which the deadline falls, or `OFF` if disarmed.
+    /// Tick on which the timer fires, or `OFF` if it is disarmed or has fired.
     deadline_tick: u64,
     fired: bool,
     waker: Option<Waker>,
@@ -44,7 +44,7 @@ struct State {
     heads: Vec<u32>,
     entries: Vec<Entry>,
     free: Vec<u32>,
-    /// The last tick that was advanced to.
+    /// The latest tick up to which the wheel has been advanced.
     now_tick: u64,
     /// The tick on which the owner should advance the wheel next, or `OFF` for none.
     wake_tick: u64,
@@ -86,7 +86,8 @@ impl Wheel {
         }
     }
 
-    /// Sets the callback for when the wheel must be advanced earlier than it last reported.
+    /// Sets a callback that is called with the time of the next [`Wheel::advance`] when a new
+    /// deadline is earlier than the time reported before.
     pub fn on_rearm(&self, rearm: impl Fn(Instant) + 'static) {
         *self.rearm.borrow_mut() = Some(Box::new(rearm));
     }
@@ -117,8 +118,8 @@ impl Wheel {
         }
     }
 
-    /// Fires every deadline that `now` has reached. Returns the time of the next call, if any entry
-    /// is linked.
+    /// Fires every timer whose deadline `now` has reached. Returns the time at which to call it
+    /// again, or `None` if that is not necessary until a timer is set.
     pub fn advance(&self, now: Instant) -> Option<Instant> {
         let mut wakers = Vec::new();
         let next = {
@@ -134,7 +135,8 @@ impl Wheel {
         (next != OFF).then(|| Instant(next.saturating_mul(TICK_NS)))
     }
 
-    /// Returns the time at which the wheel must be advanced next.
+    /// Returns the time at which the wheel must be advanced next, or `None` if that is not
+    /// necessary until a timer is set.
     #[must_use]
     pub fn next_wake(&self) -> Option<Instant> {
         let tick = self.state.borrow().wake_tick;
@@ -233,8 +235,8 @@ impl State {
         }
     }
 
-    /// Handles an entry whose slot has been reached: fires it, links it to the slot of its moved
-    /// deadline, or leaves it unlinked if it is disarmed.
+    /// Handles an entry whose slot has been reached, at the tick `target`: fires it, links it to
+    /// the slot of its moved deadline, or leaves it unlinked if it is disarmed.
     fn visit(&mut self, index: u32, target: u64, wakers: &mut Vec<Waker>) {
         self.unhang(index);
         let entry = &mut self.entries[index as usize];
@@ -251,7 +253,8 @@ impl State {
         wakers.extend(entry.waker.take());
     }
 
-    /// Returns the next tick whose slot is not empty, at most one revolution away.
+    /// Returns the next tick whose slot is not empty, at most one revolution away, or `None` if all
+    /// slots are empty.
     fn next_hung(&self) -> Option<u64> {
         (self.now_tick + 1..=self.now_tick + SLOTS as u64)
             .find(|tick| self.heads[Self::slot(*tick)] != NONE)
@@ -266,12 +269,13 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// Sets the deadline to `wait` after `now`, or disarms the timer.
+    /// Sets the deadline to `wait` after `now`, or disarms the timer if `wait` is `None`.
     pub fn set(&self, now: Instant, wait: Option<Duration>) {
         self.wheel.set(self.index, now, wait);
     }
 
-    /// Waits until the deadline has passed. Then ready until the deadline is set again.
+    /// Waits until the timer fires. Then ready until [`Timer::set`] is called again. Never ready
+    /// while the timer is disarmed.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.wheel.state.borrow_mut();
         let entry = &mut state.entries[self.index as usize];
