@@ -2,7 +2,8 @@
 
 use crate::fleet::{HTTP_PORT, Target, TargetError};
 
-/// Number of candidates that are read from one request. Schedulers send one or a few.
+/// Maximum number of targets that are read from a routing header; later ones are ignored.
+/// Schedulers send one or a few.
 pub const CANDIDATES_MAX: usize = 16;
 
 /// The elements of a routing header.
@@ -53,12 +54,12 @@ impl<'a> Candidates<'a> {
         self
     }
 
-    /// Returns the targets to try, in order.
+    /// Returns the prefill targets to try, in order.
     ///
-    /// The choice is the first element or, with sampling, the one at index `random` modulo the
-    /// number of elements. The other elements follow in list order, wrapping around, without
-    /// duplicates. If the chosen element is empty, the request has no prefill leg and the result is
-    /// an empty list. Other empty elements are skipped.
+    /// The first is the first element of the header or, if `random` is given, the one at index
+    /// `random` modulo the number of elements. The other elements follow in list order, wrapping
+    /// around, without duplicates. If the chosen first element is empty, the request has no prefill
+    /// leg and the result is an empty list. Other empty elements are skipped.
     ///
     /// # Errors
     /// If any element is malformed: no target of such a list is dialled.
@@ -86,8 +87,9 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// Returns the targets of a header that a request can be served without, such as that of the
-/// encoders. It is split like [`Candidates`]; malformed elements and duplicates are omitted.
+/// Returns the targets in the lines of an optional routing header, such as the one that names
+/// encoders. The lines are split like those of [`Candidates`]; malformed elements and duplicates
+/// are omitted, because the request can be served without them.
 #[must_use]
 pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16) -> Vec<Target> {
     let mut targets = Vec::new();
