@@ -25,7 +25,8 @@ pub struct Cut {
     pub include_usage: bool,
 }
 
-/// Members whose presence prevents splitting, unless their value is `null` or `false`.
+/// Members of the request body whose presence prevents a chunked decode, unless their value is
+/// `null` or `false`.
 const WHOLE: [&str; 9] = [
     "tools",
     "echo",
@@ -39,8 +40,8 @@ const WHOLE: [&str; 9] = [
 ];
 
 impl Cut {
-    /// Returns the parameters for chunks of `chunk` tokens, or `None` if the request must be sent
-    /// to the decoder as one request.
+    /// Returns the parameters of a chunked decode of the request with at most `chunk` tokens per
+    /// chunk, or `None` if the request must be sent to the decoder as one request.
     #[must_use]
     pub fn of(request: &PdRequest<'_>, chunk: u32) -> Option<Self> {
         let (document, body) = (request.document, request.body);
@@ -81,7 +82,8 @@ impl Cut {
 }
 
 impl Cut {
-    /// Returns the number of tokens to request after `used` tokens.
+    /// Returns the number of tokens to request for the next chunk, given that `used` tokens have
+    /// been generated so far.
     fn tokens_to_request(&self, used: u64) -> u64 {
         let left = self
             .budget
@@ -94,15 +96,19 @@ impl Cut {
 #[derive(Clone, Debug)]
 pub struct Progress {
     cut: Cut,
-    /// Number of tokens so far.
+    /// Number of tokens generated so far, in all chunks.
     used: u64,
-    /// The text so far, escaped as inside a JSON string, without quotes.
+    /// The text generated so far, escaped as inside a JSON string, without quotes.
     text: Vec<u8>,
-    /// The members of the first chunk that describe the whole response.
+    /// The members of the first chunk's response that describe the whole response. `None` until
+    /// that response has arrived.
     first: Option<First>,
-    /// Values for the edits of the next chunk, which borrow them.
+    /// Token limit of the next chunk, as the value of an edit. [`Edits`] borrows its values, so
+    /// they are stored here.
     limit: String,
+    /// Minimum number of tokens of the next chunk, as the value of an edit.
     minimum: String,
+    /// The assistant message with the text so far, as the text that an edit appends to `messages`.
     message: Vec<u8>,
 }
 
@@ -118,26 +124,26 @@ struct First {
 /// The parts of one chunk's response that the whole response is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Its text, escaped as inside a JSON string, without quotes.
+    /// The chunk's text, escaped as inside a JSON string, without quotes.
     pub text: Vec<u8>,
-    /// Its finish reason as a JSON value.
+    /// The chunk's finish reason as a JSON value.
     pub reason: Vec<u8>,
-    /// Whether it is the last one.
+    /// Whether no further chunk is to be requested.
     pub is_last: bool,
 }
 
-/// Reason why no chunk can follow this response.
+/// Reason why the response to a decode request cannot be used as a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkError {
-    /// The response is not a chat completion.
+    /// The response is not a chat completion with a message and a token count.
     Malformed,
-    /// The message has content other than text, or no text at all, so that no chunk can continue
-    /// it.
+    /// The message has content other than text, or the first chunk reached its token limit without
+    /// any text. No further chunk can continue such a message.
     NotPlain,
 }
 
 impl Progress {
-    /// Returns the state before the first chunk.
+    /// Returns the state before the first chunk is requested.
     #[must_use]
     pub fn new(cut: Cut) -> Self {
         let mut progress = Self {
@@ -153,7 +159,7 @@ impl Progress {
         progress
     }
 
-    /// Returns the parameters of the request.
+    /// Returns the parameters of the chunked decode.
     #[must_use]
     pub const fn cut(&self) -> &Cut {
         &self.cut
@@ -165,7 +171,7 @@ impl Progress {
         self.used
     }
 
-    /// Computes the edit values of the next chunk.
+    /// Sets `limit`, `minimum` and `message` for the next chunk.
     fn prepare(&mut self) {
         let tokens = self.cut.tokens_to_request(self.used);
         self.limit = tokens.to_string();
@@ -193,7 +199,8 @@ impl Progress {
         }
     }
 
-    /// Adds a chunk's response, which must be valid JSON, and returns its text.
+    /// Adds the response to the latest decode request, which must be valid JSON, to the state and
+    /// returns its chunk.
     ///
     /// # Errors
     /// If the response is not a chat completion or cannot be continued. The state is then
@@ -249,8 +256,8 @@ impl Progress {
         })
     }
 
-    /// Returns the usage of the whole response. `cached_tokens` is the prefiller's count, if there
-    /// was a prefill leg.
+    /// Returns the `usage` object of the whole response. `cached_tokens` is the prefiller's count
+    /// of cached prompt tokens, if there was a prefill leg; it replaces the decoder's count.
     #[must_use]
     pub fn usage(&self, cached_tokens: Option<u64>) -> Vec<u8> {
         let prompt = self.first.as_ref().map_or(0, |first| first.prompt_tokens);
@@ -275,8 +282,9 @@ impl Progress {
         usage
     }
 
-    /// Returns the whole response: that of the last chunk with the first chunk's id, the complete
-    /// text and the total usage.
+    /// Returns the body of the whole response for a client that did not request a stream: `last`,
+    /// the response to the last decode request, with the first chunk's id, the complete text and
+    /// the total usage.
     #[must_use]
     pub fn whole(&self, last: &[u8], cached_tokens: Option<u64>) -> Vec<u8> {
         let text = [b"\"", &self.text[..], b"\""].concat();
@@ -294,7 +302,8 @@ impl Progress {
         }
     }
 
-    /// Returns the stream event of one chunk.
+    /// Returns the stream event for the client with the text of one chunk. The first one also
+    /// contains the role, the last one the finish reason.
     #[must_use]
     pub fn event(&self, chunk: &Chunk, is_first: bool) -> Vec<u8> {
         let role: &[u8] = if is_first {
@@ -320,14 +329,16 @@ impl Progress {
         self.frame(&choice, &[])
     }
 
-    /// Returns the stream event with the usage.
+    /// Returns the stream event for the client with the usage of the whole response. Its `choices`
+    /// are empty.
     #[must_use]
     pub fn usage_event(&self, cached_tokens: Option<u64>) -> Vec<u8> {
         let usage = [br#","usage":"#, &self.usage(cached_tokens)[..]].concat();
         self.frame(b"", &usage)
     }
 
-    /// Returns an event with one choice (or none) and the members `behind`, which follow `choices`.
+    /// Returns a stream event. `choice` is the only element of its `choices`, or empty for none;
+    /// `behind` is the text of the members after `choices`, each preceded by a comma.
     fn frame(&self, choice: &[u8], behind: &[u8]) -> Vec<u8> {
         let null = b"null".to_vec();
         let (id, created, model) = match &self.first {
@@ -351,7 +362,8 @@ impl Progress {
     }
 }
 
-/// Returns whether a member of a message is content other than its text.
+/// Returns whether a member of a chat message is content other than its text, for example tool
+/// calls. Empty values do not count.
 fn is_other_part(key: &[u8], value: &[u8]) -> bool {
     let is_other = !string_is(key, "role") && !string_is(key, "content");
     is_other && !matches!(value, b"null" | b"[]" | b"\"\"")
