@@ -13,22 +13,24 @@ use crate::json::EditError;
 pub enum Order {
     /// The prefill leg, then the decode leg, which is made from the prefill response.
     Serial,
-    /// Both legs at the same time.
+    /// The prefill leg and the decode leg run at the same time.
     Concurrent,
-    /// A decode leg; if its response requests a prefill, the serial order follows.
+    /// The request is first sent to the decoder. If the decoder reports that too little of the
+    /// prompt is in the store, the serial order follows.
     DecodeFirst,
 }
 
 /// Fate of a leg whose client has disconnected (`docs/engines.md#client-disconnects`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDisconnect {
-    /// It is cancelled immediately, which frees the engine.
+    /// The leg is cancelled immediately, which frees the engine.
     Cancel,
     /// A decode leg continues until the first byte of its response body. A prefill leg is cancelled
     /// if that byte has already arrived, and otherwise continues until it has finished. Cancelled
     /// earlier, the engine would hold memory for a transfer whose completion is never reported.
     UntilFirstByte,
-    /// It continues until it has finished, because the other engine may be reading from it.
+    /// The leg continues until it has finished, because the other engine may be reading from its
+    /// engine.
     RunToEnd,
 }
 
@@ -70,8 +72,8 @@ pub const fn on_disconnect(connector: KvConnector) -> [OnDisconnect; 2] {
     }
 }
 
-/// Returns whether the first byte of the decode response allows forwarding it to the client, even
-/// if the prefiller has not responded successfully yet.
+/// Returns whether the decode response may be forwarded to the client once the first byte of its
+/// body has arrived, even if the prefiller has not responded successfully yet.
 #[must_use]
 pub const fn commits_on_first_byte(connector: KvConnector) -> bool {
     // A decoder with MoRI-IO can send the head, and even tokens, before the prefiller fails.
@@ -81,7 +83,7 @@ pub const fn commits_on_first_byte(connector: KvConnector) -> bool {
 /// Decides whether a request that names a prefiller is split or served by the decoder alone.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn plan(connector: KvConnector, request: &PdRequest<'_>) -> Result<Plan, EditError> {
     let reason = match connector {
         KvConnector::Nixlv2
@@ -106,7 +108,7 @@ pub fn plan(connector: KvConnector, request: &PdRequest<'_>) -> Result<Plan, Edi
 /// never passed here.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn prefill_leg(
     connector: KvConnector,
     request: &PdRequest<'_>,
@@ -124,10 +126,11 @@ pub fn prefill_leg(
 }
 
 /// Returns the decode leg of [`Order::Serial`]. `handoff` is the part of the prefill response that
-/// the decode leg carries, for connectors that have one.
+/// the decode leg carries. It is `None` if the connector has no such part, or if the decoder must
+/// compute the prompt itself.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn decode_leg(
     connector: KvConnector,
     request: &PdRequest<'_>,
@@ -148,7 +151,7 @@ pub fn decode_leg(
 /// Returns both legs of [`Order::Concurrent`], the prefill leg first.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn pair(
     connector: KvConnector,
     request: &PdRequest<'_>,

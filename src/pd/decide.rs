@@ -43,7 +43,8 @@ pub fn keep_local(api: Api, document: &Document, body: &[u8]) -> Option<Reason> 
 }
 
 /// Returns the reason why the request must not be split by a connector that supports any number of
-/// sequences: its body does not have one of the shapes that legs can be made of.
+/// sequences, or `None` if it can be split. The only reason is a body of a shape that legs cannot
+/// be made of.
 #[must_use]
 pub fn keep_shape_local(api: Api, document: &Document) -> Option<Reason> {
     let has_prompt =
@@ -60,7 +61,8 @@ pub fn keep_shape_local(api: Api, document: &Document) -> Option<Reason> {
     }
 }
 
-/// The engine dispatches `/invocations` by the shape of the body. Only chat completion and
+/// Returns the reason why a request to `/invocations` must not be split, or `None` if it can be.
+/// The engine dispatches such a request by the shape of its body. Only chat completion and
 /// completion requests can be split.
 fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
     if is_set(document, Level::Top, "messages") {
@@ -74,7 +76,8 @@ fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
     }
 }
 
-/// A completion that echoes its prompt with log-probabilities includes those of the prompt.
+/// Returns whether the request is a completion that echoes its prompt with log-probabilities. The
+/// response then includes the log-probabilities of the prompt.
 fn echoes_logprobs(api: Api, document: &Document) -> bool {
     let echo = document.last(Level::Top, "echo");
     matches!(api, Api::Completions | Api::Invocations)
@@ -88,8 +91,8 @@ fn is_set(document: &Document, level: Level, name: &str) -> bool {
         .is_some_and(|member| member.kind != Kind::Null)
 }
 
-/// Returns whether a count is `null`, 0 or 1. Any other value counts as more than one: an invalid
-/// one (a string, a fraction) goes to the decoder alone, which refuses it.
+/// Returns whether a count (`n` or `best_of`) is `null`, 0 or 1. Any other value counts as more
+/// than one: an invalid one (a string, a fraction) goes to the decoder alone, which refuses it.
 fn is_one_or_unset(member: &Member, body: &[u8]) -> bool {
     match member.kind {
         Kind::Null => true,
@@ -120,7 +123,8 @@ fn is_list_of_several(array: &[u8]) -> bool {
     inner[first_end..].trim_ascii_start().first() == Some(&b',')
 }
 
-/// Returns the offset after the closing quote of the string at the start of `bytes`.
+/// Returns the offset after the closing quote of the JSON string at the start of `bytes`, or `None`
+/// if it has no closing quote.
 fn string_end(bytes: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {

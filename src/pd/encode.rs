@@ -12,7 +12,8 @@ use super::request::{Caps, PdRequest};
 use super::route::Api;
 use crate::json::{EditError, Level, elements, inner, member, members, string_is, validate};
 
-/// Maximum number of items in one request. Engines allow far fewer per prompt.
+/// Maximum number of items (images, audio and video parts) in one request. Engines allow far fewer
+/// per prompt.
 pub const ITEMS_MAX: usize = 256;
 
 /// Types of content parts that are sent to encoders, and whether such a part contains a URL. Parts
@@ -28,10 +29,11 @@ const KINDS: [(&str, bool); 4] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyItems;
 
-/// Returns the items of a request's messages in order, without repetitions of a URL.
+/// Returns the items in the messages of a request, in order. An item with the type and URL of an
+/// earlier one is omitted.
 ///
 /// # Errors
-/// If there are too many.
+/// If there are more than [`ITEMS_MAX`].
 pub fn items<'a>(request: &PdRequest<'a>) -> Result<Vec<&'a [u8]>, TooManyItems> {
     let messages = request.document.last(Level::Top, "messages");
     let messages = messages.map_or(&b""[..], |member| member.value.of(request.body));
@@ -55,7 +57,8 @@ pub fn items<'a>(request: &PdRequest<'a>) -> Result<Vec<&'a [u8]>, TooManyItems>
     Ok(items)
 }
 
-/// Returns the type of a content part and its URL, which is not unescaped.
+/// Returns the type of a content part and its URL, if it has one, with JSON escapes left in place.
+/// Returns `None` if parts of that type are not sent to encoders.
 fn kind_of(part: &[u8]) -> Option<(&'static str, Option<&[u8]>)> {
     let name = member(part, "type")?;
     let (kind, has_url) = *KINDS.iter().find(|(kind, _)| string_is(name, kind))?;
@@ -70,7 +73,7 @@ fn kind_of(part: &[u8]) -> Option<(&'static str, Option<&[u8]>)> {
 /// Returns the leg that sends one item to an encoder.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn leg(request: &PdRequest<'_>, item: &[u8], ec: EcConnector) -> Result<Leg, EditError> {
     let request = PdRequest {
         api: Api::Chat,
