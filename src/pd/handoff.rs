@@ -13,23 +13,26 @@ use crate::json::{Handoff, Params};
 /// A handoff, held between the prefill response and the one decode leg that carries it.
 #[derive(Debug)]
 pub struct SingleUse {
-    /// The prefiller's bytes, or the reason why there are none.
+    /// The handoff exactly as the prefiller sent it, or the reason why there is none or it is no
+    /// longer here.
     params: Result<Vec<u8>, Reason>,
-    /// The prefiller's count of cached tokens, which replaces the decoder's in the response.
+    /// The prefiller's count of cached prompt tokens, or 0 if it sent none. It replaces the
+    /// decoder's count in the response to the client.
     pub cached_tokens: u64,
 }
 
 /// Whether a handoff is young enough to be used. The caller decides, since `pd` reads no clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Not older than the bound.
+    /// The handoff is not older than `--handoff-max-age`.
     Fresh,
-    /// Older than the bound: the prefiller may already have freed the blocks.
+    /// The handoff is older than `--handoff-max-age`: the prefiller may already have freed the KV
+    /// cache blocks that it refers to.
     Stale,
 }
 
 impl Freshness {
-    /// Compares an age with its bound.
+    /// Returns `Fresh` if `age` is at most `age_max`, and `Stale` otherwise.
     #[must_use]
     pub fn of(age: Duration, age_max: Duration) -> Self {
         if age <= age_max {
@@ -41,7 +44,7 @@ impl Freshness {
 }
 
 impl SingleUse {
-    /// Holds the handoff of a prefill response.
+    /// Stores the handoff of a prefill response or, if the response has no usable one, the reason.
     #[must_use]
     pub fn new(response: Handoff) -> Self {
         let cached_tokens = response
@@ -59,7 +62,8 @@ impl SingleUse {
         }
     }
 
-    /// Holds a complete prefill response, for a connector whose decode leg is made from all of it.
+    /// Stores a complete prefill response as the handoff, for a connector whose decode leg is built
+    /// from all of it.
     #[must_use]
     pub const fn of(response: Vec<u8>) -> Self {
         Self {
@@ -68,7 +72,7 @@ impl SingleUse {
         }
     }
 
-    /// Holds no handoff, only the reason for its absence.
+    /// Stores no handoff, only the reason for its absence. [`SingleUse::take`] returns that reason.
     #[must_use]
     pub const fn none(reason: Reason) -> Self {
         Self {

@@ -9,10 +9,10 @@ use super::request::{Caps, PdRequest};
 use crate::json::Quoted;
 use crate::json::{EditError, inner, member, members};
 
-/// Returns both legs, the prefill leg first.
+/// Returns the prefill leg and the decode leg of a request, in this order.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
     let uuid = request.uuid;
     let params = format!(
@@ -27,7 +27,7 @@ pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
 /// Returns the decode leg alone, to repeat it when the engine id in the first one is out of date.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
     let address = format!("http://{}:{}", peer.url_host(), peer.bootstrap_port);
     let engine = peer
@@ -48,8 +48,9 @@ pub fn decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError
 /// Maximum number of engines of one prefiller. A bootstrap response with more is rejected.
 pub const ENGINES_MAX: usize = 1024;
 
-/// Parses a bootstrap response, `{"0":{"engine_id":"e0"},...}`, and returns its engines in rank
-/// order. Returns `None` if the response does not have this shape or contains no engine.
+/// Parses the response of a bootstrap server, `{"0":{"engine_id":"e0"},...}`, and returns its
+/// engines in rank order. Returns `None` if the response does not have this shape, contains no
+/// engine, or contains more than [`ENGINES_MAX`].
 #[must_use]
 pub fn engines(response: &[u8]) -> Option<Vec<BootstrapEngine>> {
     let mut engines = Vec::new();

@@ -29,10 +29,11 @@ pub fn rank(name: &str, ranks: u32) -> u32 {
     u32::try_from(rank).unwrap_or(0)
 }
 
-/// The ranks of one request.
+/// The data-parallel ranks that serve one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ranks {
-    /// Value of `x-data-parallel-rank`. An engine's front end counts only the ranks in its pod.
+    /// The rank within its pod, the same on both sides. It is the value of `x-data-parallel-rank`,
+    /// because an engine's front end counts only the ranks in its pod.
     local: u32,
     /// The prefiller's rank, counted over all prefill pods.
     prefill: u32,
@@ -60,13 +61,14 @@ fn ranks_per_pod(mori: &MoriConfig) -> u32 {
     mori.dp_size_local.unwrap_or(mori.dp_size).max(1)
 }
 
-/// Returns the value of a leg's rank header, or `None` if there is only one rank.
+/// Returns `rank` as the value of a leg's `x-data-parallel-rank`, counted within its pod. Returns
+/// `None` if there is only one rank, in which case the field is not set.
 fn header_rank(mori: &MoriConfig, rank: u32) -> Option<u32> {
     (mori.dp_size > 1).then_some(rank % ranks_per_pod(mori))
 }
 
-/// Returns the value of the prefill leg's rank header in read mode, the only part of `MoRI-IO` that
-/// is visible there.
+/// Returns the value of the prefill leg's `x-data-parallel-rank` in read mode, or `None` if there
+/// is only one rank. Without this header, read mode would be plain NIXL version 2.
 pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
     let mori = request.mori;
     header_rank(
@@ -75,7 +77,7 @@ pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
     )
 }
 
-/// Returns the prefill leg, serial or concurrent.
+/// Returns the prefill leg of write mode, for both the serial and the concurrent order.
 pub(super) fn prefill_leg(
     request: &PdRequest<'_>,
     peer: &Peer,
@@ -104,7 +106,8 @@ pub(super) fn prefill_leg(
     Ok(leg)
 }
 
-/// Adds the pods of the other side, if they are configured.
+/// Adds `hosts`, the addresses of the pods of the other role, to transfer parameters. Adds nothing
+/// if `hosts` is empty.
 fn push_hosts(params: &mut String, mori: &MoriConfig, hosts: &[String]) {
     if hosts.is_empty() {
         return;
@@ -118,7 +121,7 @@ fn push_hosts(params: &mut String, mori: &MoriConfig, hosts: &[String]) {
 /// Returns both legs of the concurrent order, the prefill leg first.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
     let mori = request.mori;
     let ranks = Ranks::of(request, peer);
@@ -222,7 +225,8 @@ pub(super) fn serial_decode_leg(
     Ok(leg)
 }
 
-/// Returns the rank in the prefiller's handoff, if it is an integer below `ranks`.
+/// Returns `remote_dp_rank` of the prefiller's handoff, or `None` if it is not an integer below
+/// `ranks`.
 fn returned_rank(document: &Document, handoff: &[u8], ranks: u32) -> Option<u32> {
     let member = document.last(Level::Top, "remote_dp_rank")?;
     let digits = member.value.of(handoff);

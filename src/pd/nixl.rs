@@ -15,10 +15,10 @@ const COPIED_MEMBERS: [&str; 4] = [
     "remote_port",
 ];
 
-/// Returns the prefill leg.
+/// Returns the prefill leg: the client's body with `do_remote_decode` set and streaming disabled.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     edits.set(Level::Top, "do_remote_decode", b"true");
@@ -30,7 +30,7 @@ pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
 /// lacks is sent as `null`. Without a response the decoder computes the prompt itself.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn decode_leg(request: &PdRequest<'_>, response: Option<&[u8]>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     if let Some(response) = response {
