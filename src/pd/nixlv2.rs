@@ -13,10 +13,10 @@ use crate::json::EditError;
 /// conformance suite expect all six members.
 const PREFILL_PARAMS: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;
 
-/// Returns the prefill leg.
+/// Returns the prefill leg, which requests one token and a handoff.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn prefill_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
     if request.mori.write_mode {
         return mori::prefill_leg(request, peer, Caps::All, Take::Handoff);
@@ -37,7 +37,7 @@ pub fn prefill_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditErro
 /// `null` if there is none, so that the decoder computes the prompt itself.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn decode_leg(
     request: &PdRequest<'_>,
     peer: &Peer,

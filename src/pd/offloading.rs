@@ -10,10 +10,10 @@ use super::request::{Caps, PdRequest};
 use crate::json::EditError;
 use crate::json::Quoted;
 
-/// Returns both legs, the prefill leg first.
+/// Returns the prefill leg and the decode leg of a request, in this order.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
     let uuid = request.uuid;
     let source = match &peer.source {

@@ -17,7 +17,7 @@ pub enum KvConnector {
     Offloading,
     /// NIXL, protocol version 1, for engines from before mid-2025.
     Nixl,
-    /// `LMCache`, as the first llm-d sidecar used it.
+    /// `LMCache` as a shared store, with the legs that the first llm-d sidecar sent.
     Lmcache,
 }
 
@@ -33,7 +33,7 @@ impl KvConnector {
         Self::Lmcache,
     ];
 
-    /// Returns the value of `--kv-connector`.
+    /// Returns the connector's name, which is its value of `--kv-connector`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -48,17 +48,19 @@ impl KvConnector {
     }
 }
 
-/// How an encoder's output is passed on (`docs/pd-sidecar.md#encoders`).
+/// How an encoder's output is passed to the engines that compute the prompt
+/// (`docs/pd-sidecar.md#encoders`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EcConnector {
     /// Through a store; the encoder's response is discarded.
     Example,
-    /// Through NIXL: later legs carry the `ec_transfer_params` of the responses.
+    /// Through NIXL: the prefill and decode legs carry the `ec_transfer_params` of the encoders'
+    /// responses.
     Nixl,
 }
 
 impl EcConnector {
-    /// Returns the value of `--ec-connector`.
+    /// Returns the connector's name, which is its value of `--ec-connector`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -71,11 +73,11 @@ impl EcConnector {
 /// Ports of the engines' servers other than HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectorPorts {
-    /// Mooncake's bootstrap server of a prefiller.
+    /// Port of the Mooncake bootstrap server of a prefiller.
     pub mooncake_bootstrap: u16,
-    /// `SGLang`'s bootstrap server of a prefiller.
+    /// Port of the `SGLang` bootstrap server of a prefiller.
     pub sglang_bootstrap: u16,
-    /// P2P tier of the `OffloadingConnector` of rank 0; rank r listens on this port + r.
+    /// Port of the P2P tier of an engine with rank 0; rank r listens on this port + r.
     pub p2p: u16,
 }
 
@@ -85,10 +87,12 @@ pub struct MoriConfig {
     /// Whether the prefiller writes into the decoder's memory. Otherwise only `dp_size` and
     /// `dp_size_local` have an effect.
     pub write_mode: bool,
-    /// For concurrent legs, how long a decode response may be held back until the prefiller has
+    /// If set, the legs are concurrent, and this is the time limit for the prefiller's response,
+    /// from the start of the prefill leg. The decode response is withheld until the prefiller has
     /// responded. `None` means that the legs are serial.
     pub parallel_wait: Option<Duration>,
-    /// Address of this pod for prefillers. Always set if `write_mode` is.
+    /// Address of the pod of this proxy and its decoder, which is sent to prefillers. Always set if
+    /// `write_mode` is.
     pub local_pod_ip: String,
     /// Notification port of decoders.
     pub decode_notify_port: u16,
@@ -100,9 +104,10 @@ pub struct MoriConfig {
     pub prefill_handshake_port: u16,
     /// Tensor-parallel size of the engines.
     pub tp_size: u32,
-    /// Number of data-parallel ranks over all pods.
+    /// Number of data-parallel ranks over all pods of one role.
     pub dp_size: u32,
-    /// Number of data-parallel ranks in one pod, if configured.
+    /// Number of data-parallel ranks in one pod. `None` if it is not configured; then it is
+    /// `dp_size`.
     pub dp_size_local: Option<u32>,
     /// Addresses or names of the prefill pods, in rank order; may be empty.
     pub prefill_hosts: Vec<String>,
