@@ -5,11 +5,11 @@
 pub enum Outcome {
     /// Served by a prefill leg and a decode leg.
     Remote,
-    /// Served by the decoder alone, as intended for such a request.
+    /// Served by the decoder alone because no prefill leg was requested, needed or possible.
     LocalPolicy,
-    /// Served by the decoder alone because remote prefill failed.
+    /// Served by the decoder alone because the prefill leg failed or its handoff could not be used.
     LocalFallback,
-    /// Not served.
+    /// Not served, or not completely, because of a [`Fault`](crate::fault::Fault).
     Failed,
 }
 
@@ -43,7 +43,7 @@ impl Outcome {
 /// Reason for an [`Outcome`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// No particular reason.
+    /// There is no reason to report: the outcome is [`Outcome::Remote`].
     None,
     /// The request names no prefiller.
     NoPrefiller,
@@ -58,41 +58,45 @@ pub enum Reason {
     /// The body is not of a kind that can be split: `/invocations` without messages or a prompt, a
     /// batch of chat completions, Cohere's chat API.
     UnknownShape,
-    /// The prefill target is the decoder or this proxy.
+    /// The request names this proxy or one of its decoders as the prefiller.
     SelfTarget,
     /// The prefill response contained no handoff.
     MissingKv,
     /// The handoff has a shape that can make an engine exit.
     MalformedKv,
-    /// The handoff is older than `--handoff-max-age`.
+    /// The handoff became older than `--handoff-max-age` before it was sent completely.
     StaleKv,
-    /// The handoff had already been sent when the decode leg was repeated.
+    /// The decode leg had to be repeated, and the handoff had already been sent with the first one.
     UsedKv,
-    /// The decoder responded with 500 to a leg that carried the handoff.
+    /// The decoder responded with 500 to a leg that carried the handoff, so the leg was repeated
+    /// without it.
     DecodeKvError,
     /// No prefiller accepted a connection.
     PrefillConnect,
     /// The prefiller closed the connection before its response.
     PrefillReset,
-    /// The prefiller responded with an error.
+    /// The prefiller responded with a status other than 2xx.
     PrefillStatus,
-    /// The prefiller took longer than allowed.
+    /// The prefiller did not respond within a time limit: `--prefill-timeout`,
+    /// `--first-byte-timeout` or `--moriio-parallel-decode-wait-timeout`.
     PrefillTimeout,
-    /// The prefiller's response could not be read.
+    /// The prefiller's response was malformed, truncated or too long.
     PrefillResponse,
-    /// The decoder found enough of the prompt in the store.
+    /// The request was first sent to the decoder (decode-first), which did not report that too
+    /// little of the prompt was in the store.
     StoreHit,
     /// An encoder was unreachable, failed, or returned an unreadable response.
     Encode,
-    /// The prefiller's bootstrap server returned no engine.
+    /// The prefiller's bootstrap server was unreachable or returned no usable list of engines.
     Bootstrap,
     /// The routing header contains a malformed target.
     BadTarget,
-    /// The client's request is invalid.
+    /// The client's request is invalid, too large or too slow. Also used if the proxy has run out
+    /// of a resource or has a defect.
     ClientError,
-    /// The client disconnected.
+    /// The client disconnected or stopped reading its response.
     ClientGone,
-    /// The decoder was unreachable or failed.
+    /// The decoder was unreachable or too slow, or its response was malformed or truncated.
     Decode,
     /// The prefill target is not on the allowlist, or the allowlist is still incomplete.
     TargetDenied,

@@ -8,15 +8,16 @@ use crate::json::Quoted;
 /// The properties of a prefiller that transfer parameters contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its host and HTTP port.
+    /// Host and HTTP port of the prefiller.
     pub target: Target,
-    /// Port of its P2P tier.
+    /// Port of the prefiller's P2P tier (`OffloadingConnector`).
     pub p2p_port: u16,
-    /// Port of its bootstrap server.
+    /// Port of the prefiller's bootstrap server (Mooncake, `SGLang`).
     pub bootstrap_port: u16,
-    /// The engine chosen from its bootstrap response (Mooncake).
+    /// The engine chosen from the response of the prefiller's bootstrap server. `None` for
+    /// connectors other than Mooncake.
     pub engine: Option<BootstrapEngine>,
-    /// The peer from which it pulls a cached prefix, if any.
+    /// The engine from which the prefiller pulls a cached prefix, if any.
     pub source: Option<Box<KvSource>>,
 }
 
@@ -49,16 +50,16 @@ impl Peer {
 /// A peer that has a prefix of the prompt cached (`x-kv-cache-source-host-port`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvSource {
-    /// Identifies the pull; sent as its `kv_request_id`.
+    /// Identifies the transfer of the cached prefix to the engines; sent as `kv_request_id`.
     pub uuid: Uuid,
     /// Host, an IPv6 address without brackets.
     pub host: String,
-    /// Port of its P2P tier.
+    /// Port of the engine's P2P tier.
     pub port: u16,
 }
 
 impl KvSource {
-    /// Returns the value of `remote_kv_source`.
+    /// Returns the JSON object that is the value of `remote_kv_source` in transfer parameters.
     pub(super) fn object(&self) -> String {
         let (host, port) = (Quoted(&self.host), self.port);
         let uuid = self.uuid;
@@ -72,7 +73,8 @@ impl KvSource {
     }
 }
 
-/// Returns the P2P port of the engine at `target`.
+/// Returns the port of the P2P tier of the engine at `target`: `base`, the port of rank 0, plus the
+/// rank of the engine.
 ///
 /// The ranks of a pod listen on consecutive ports, so the rank is the distance of the target's port
 /// from `listen_port`, the port of this proxy's rank 0. A target outside the range of the ranks
