@@ -4,16 +4,16 @@ use super::outcome::Reason;
 use super::uuid::Uuid;
 use crate::json::{Splices, UsageShape};
 
-/// The function of the engine that a leg is sent to.
+/// The function of the server that a leg is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Computes the KV cache of the prompt and passes it on.
+    /// A prefill engine, which computes the KV cache of the prompt.
     Prefill,
-    /// Generates the tokens.
+    /// A decode engine, which generates the tokens of the response.
     Decode,
-    /// Turns images, audio and video into embeddings.
+    /// An encoder, which turns images, audio and video into embeddings.
     Encode,
-    /// Returns the engines of a prefiller (Mooncake).
+    /// The bootstrap server of a prefiller, which returns the list of its engines (Mooncake).
     Bootstrap,
 }
 
@@ -26,31 +26,33 @@ pub enum Take {
     Whole,
     /// Only the success status; the body is read to its end and discarded.
     Nothing,
-    /// The whole response, which is relayed to the client. With a [`UsageShape`], its cached-token
-    /// count is replaced by the prefiller's.
+    /// The whole response, which is relayed to the client. With a [`UsageShape`], the cached-token
+    /// count in it is replaced by the prefiller's.
     Response(Option<UsageShape>),
 }
 
 /// One upstream call: the client's body with edits, and the use of the response.
 #[derive(Debug)]
 pub struct Leg {
-    /// The kind of engine it is sent to.
+    /// The kind of server that the leg is sent to.
     pub role: Role,
-    /// The body, as splices over the client's bytes.
+    /// The body of the leg's request, as splices over the client's bytes.
     pub body: Splices,
-    /// The part of the response that is used.
+    /// The part of the leg's response that is used.
     pub take: Take,
-    /// Value of `x-data-parallel-rank`, which replaces the client's.
+    /// Value of `x-data-parallel-rank` in the leg's request, which replaces the client's. `None`
+    /// leaves the client's field unchanged.
     pub rank: Option<u32>,
-    /// Value of `x-request-id`, which replaces the request's own.
+    /// Value of `x-request-id` in the leg's request. If `None`, the id of the client's request is
+    /// used.
     pub request_id: Option<Uuid>,
 }
 
-/// The decision about a request whose body has been read.
+/// The decision whether to split a request, made after its body has been read.
 #[derive(Debug)]
 pub enum Plan {
-    /// The decoder serves it alone, for this reason and with this leg.
+    /// The decoder serves the request alone, for this reason, with this decode leg.
     Local(Reason, Leg),
-    /// A prefiller and the decoder serve it.
+    /// A prefiller and the decoder serve the request.
     Split,
 }
