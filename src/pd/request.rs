@@ -7,7 +7,7 @@ use super::route::Api;
 use super::uuid::Uuid;
 use crate::json::{Document, Edit, EditError, Kind, Level, Member, Watch};
 
-/// Every member that is read or edited to build a leg.
+/// Every member of a request body that is read or edited to build a leg.
 pub const WATCH: Watch = &[
     (Level::Top, "max_tokens"),
     (Level::Top, "max_completion_tokens"),
@@ -122,7 +122,7 @@ pub struct PdRequest<'a> {
     pub body: &'a [u8],
     /// Identifies the request to the engines, for example in transfer ids.
     pub uuid: Uuid,
-    /// A random number for `SGLang`'s room.
+    /// A random number, from which the number of `SGLang`'s bootstrap room is made.
     pub random: u64,
     /// The members that clients must not set; empty if clients are trusted.
     pub owned: Watch,
@@ -130,25 +130,27 @@ pub struct PdRequest<'a> {
     pub encoded: Option<&'a Encoded>,
     /// Settings of `MoRI-IO`.
     pub mori: &'a MoriConfig,
-    /// State of a response that is generated in chunks; decode legs request the next chunk.
+    /// State of a response that is generated in chunks; a decode leg then requests the next chunk.
+    /// `None` if the response is not generated in chunks.
     pub chunk: Option<&'a Progress>,
 }
 
-/// Token limits that a prefill leg sets to 1, and whether also if the client did not send them.
+/// The token limits that a prefill leg sets to 1. The variants differ in the limits that are set
+/// even if the client did not send them.
 ///
 /// The names are those of chat completions. The generate API has `max_tokens` and `min_tokens`
 /// inside `sampling_params`. The responses API has only `max_output_tokens`, which is always set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caps {
-    /// Always `max_tokens`, `max_completion_tokens` and `min_tokens`, because engines have
-    /// defaults.
+    /// `max_tokens`, `max_completion_tokens` and `min_tokens` are always set, because engines have
+    /// defaults for them.
     All,
-    /// As [`Caps::All`], and `max_output_tokens`.
+    /// The limits of [`Caps::All`] and `max_output_tokens` are always set.
     Every,
-    /// Always `max_tokens` and `max_completion_tokens`. `min_tokens` only if sent, because engines
-    /// refuse a minimum above the maximum.
+    /// `max_tokens` and `max_completion_tokens` are always set. `min_tokens` is set only if the
+    /// client sent it, because engines refuse a minimum above the maximum.
     Maxima,
-    /// Always `max_tokens`; the others only if sent.
+    /// `max_tokens` is always set, the other limits only if the client sent them.
     Sent,
 }
 
@@ -175,7 +177,8 @@ impl<'a> Edits<'a> {
         }
     }
 
-    /// Appends `text` after the last element of the array `name`.
+    /// Appends `text` after the last element of the top-level array `name`. The text begins with
+    /// the comma that separates the elements.
     pub(super) fn append(&mut self, name: &'static str, text: &'a [u8]) {
         let level = Level::Top;
         self.push(Edit::Append { level, name, text });
@@ -187,7 +190,8 @@ impl<'a> Edits<'a> {
         self.list.push(edit);
     }
 
-    /// Sets the token limits of the request's API to 1.
+    /// Sets the token limits of the request's API to 1. `caps` selects the limits that are set even
+    /// if the client did not send them.
     pub(super) fn cap(&mut self, request: &PdRequest<'_>, caps: Caps) {
         match request.api {
             Api::Chat | Api::Completions | Api::Messages | Api::Invocations | Api::Unsplit => {
@@ -244,8 +248,9 @@ impl<'a> Edits<'a> {
 }
 
 impl<'a> PdRequest<'a> {
-    /// Returns the edits that every leg has: they remove the client's transfer parameters, and add
-    /// the encoders' parameters and the limits of the next chunk.
+    /// Returns the edits that every leg has. They remove the client's transfer parameters and, in a
+    /// chunked decode, request the next chunk. After an encoder stage, they add the encoders'
+    /// parameters and set `cache_hit_threshold` to 0.
     pub(super) fn edits(&self) -> Edits<'a> {
         let mut edits = Edits {
             document: self.document,
@@ -280,7 +285,7 @@ impl<'a> PdRequest<'a> {
     /// Returns a decode leg without transfer parameters.
     ///
     /// # Errors
-    /// If the body needs more edits than allowed.
+    /// If the body needs more than `JSON_EDITS_MAX` edits.
     pub fn local_leg(&self) -> Result<Leg, EditError> {
         let take = match self.chunk {
             // The proxy reads chunks itself, so no content encoding may be requested.
@@ -293,7 +298,7 @@ impl<'a> PdRequest<'a> {
     /// Returns a decode leg whose transfer parameters specify a peer to pull a cached prefix from.
     ///
     /// # Errors
-    /// If the body needs more edits than allowed.
+    /// If the body needs more than `JSON_EDITS_MAX` edits.
     pub fn source_leg(&self, params: &[u8]) -> Result<Leg, EditError> {
         self.decode_leg(params, Take::Response(None))
     }

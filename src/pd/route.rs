@@ -3,7 +3,7 @@
 use crate::h1::{self, Method};
 use crate::json::UsageShape;
 
-/// The body shape of an intercepted path.
+/// The API of an intercepted path, which determines the shape of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// `/v1/chat/completions`
@@ -18,18 +18,20 @@ pub enum Api {
     Generate,
     /// `/invocations`: the engine dispatches the request by the shape of its body.
     Invocations,
-    /// Generation routes that are never split, but accept handoffs from clients like the others.
+    /// `/v1/chat/completions/batch` and `/cohere/v2/chat`: generation requests that are never
+    /// split. They are intercepted because engines accept transfer parameters from clients on these
+    /// paths as well.
     Unsplit,
 }
 
 /// The handling of a request, by its method and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// The proxy itself responds.
+    /// `GET` or `HEAD` of `/health`, to which the proxy itself responds.
     Health,
     /// A generation request, whose body is inspected.
     Intercepted(Api),
-    /// Any other request, which is forwarded unmodified.
+    /// Any other request, which is forwarded to the decoder without inspecting its body.
     Other,
 }
 

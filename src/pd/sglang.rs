@@ -9,14 +9,14 @@ use super::request::PdRequest;
 use crate::json::Quoted;
 use crate::json::{EditError, Level};
 
-/// Bits of a room number. Engines accept 63. A request with a list of prompts uses consecutive
-/// numbers from the room upwards, so one bit is left for those above the largest room.
+/// Number of random bits in a room number. Engines accept 63. A request with a list of prompts uses
+/// consecutive numbers from the room upwards, so one bit is left for those above the largest room.
 const ROOM_BITS: u32 = 62;
 
-/// Returns both legs, the prefill leg first.
+/// Returns the prefill leg and the decode leg of a request, in this order.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
     let host = Quoted(&peer.host()).to_string();
     let port = peer.bootstrap_port.to_string();
