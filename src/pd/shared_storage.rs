@@ -11,7 +11,8 @@ use super::plan::{Leg, Role, Take};
 use super::request::{Caps, PdRequest};
 use crate::json::{EditError, Kind, Level, elements, member, string_is};
 
-/// Returns whether the client requested the decode-first order.
+/// Returns whether the request is sent to the decoder first: the client set `cache_hit_threshold`,
+/// and there was no encoder stage.
 #[must_use]
 pub fn is_decode_first(request: &PdRequest<'_>) -> bool {
     // An encoder stage replaces the client's threshold.
@@ -23,7 +24,7 @@ pub fn is_decode_first(request: &PdRequest<'_>) -> bool {
 /// that.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     edits.cap(request, Caps::Maxima);
@@ -34,7 +35,7 @@ pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
 /// Returns the decode leg that follows the prefill leg.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn decode_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     edits.set(Level::Top, "cache_hit_threshold", b"0");
@@ -44,21 +45,22 @@ pub fn decode_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
 /// Returns the prefill leg of `lmcache`.
 ///
 /// # Errors
-/// If the body needs more edits than allowed.
+/// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn lmcache_prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
     let mut edits = request.edits();
     edits.cap(request, Caps::Maxima);
     request.leg(Role::Prefill, &edits, Take::Nothing)
 }
 
-/// Result of a decode-first attempt, from the part of the response read so far.
+/// Whether a decode-first response can be sent to the client, judged from the part of it that has
+/// been received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Not decided yet.
+    /// The part of the response received so far does not decide it.
     Undecided,
-    /// The decoder generates the response, so the bytes held back may be forwarded.
+    /// The decoder serves the request, so the withheld response may be forwarded.
     Served,
-    /// Too little of the prompt was in the store, so a prefill leg is needed.
+    /// The decoder found too little of the prompt in the store, so a prefill leg is needed.
     BelowThreshold,
 }
 

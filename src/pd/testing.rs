@@ -11,7 +11,7 @@ use super::uuid::Uuid;
 use crate::fleet::Target;
 use crate::json::{Document, Scanner, Watch};
 
-/// The owned data of a [`PdRequest`] whose body has been read.
+/// The data that a [`PdRequest`] borrows. A test creates it from a request body.
 pub(super) struct Subject {
     pub(super) api: Api,
     pub(super) body: String,
