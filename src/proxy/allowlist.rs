@@ -14,7 +14,7 @@ use crate::fleet::{AllowList, Target};
 use crate::metrics::Named;
 use crate::net::Net;
 
-/// The current allowlist.
+/// The current allowlist, shared by all shards and replaced as a whole by the control plane.
 #[derive(Debug, Default)]
 pub struct TargetAllowlist(ArcSwap<Published>);
 
@@ -55,19 +55,20 @@ impl TargetAllowlist {
 }
 
 impl<N: Net> Shard<N> {
-    /// Whether a request may name this target as an engine of that kind. Counts a denial. The value
-    /// checked must be the one that is connected to.
+    /// Returns whether a request may name this target as an engine of that kind. A denial is
+    /// counted in the metrics. The caller must connect to exactly the checked value.
     pub(super) fn permits(&self, kind: Named, target: &Target) -> bool {
         self.check(kind, target).is_ok()
     }
 
-    /// Removes the targets that are not allowed.
+    /// Removes the targets that a request may not name as engines of that kind. Each is counted as
+    /// a denial in the metrics.
     pub(super) fn drop_denied(&self, kind: Named, targets: &mut Vec<Target>) {
         targets.retain(|target| self.permits(kind, target));
     }
 
-    /// Removes prefill candidates that are not allowed. Fails if the first one is not allowed; the
-    /// others are only alternatives to it and are removed silently.
+    /// Removes the prefill candidates that the allowlist does not permit. Fails if the first one is
+    /// not permitted; the others are only alternatives to it and are removed silently.
     pub(super) fn admit(&self, targets: &mut Vec<Target>) -> Result<(), Fault> {
         let Some(first) = targets.first() else {
             return Ok(());

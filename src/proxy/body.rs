@@ -11,7 +11,7 @@ use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::request::WATCH;
 
-/// A request body without its framing, and the positions of the members found in it.
+/// A request body without its framing, and the positions of the JSON members found in it.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     pub(super) document: Document,
@@ -117,7 +117,8 @@ async fn receive_more<N: Net>(
 }
 
 impl Reading {
-    /// Reserves the announced length of a body before reading any of it.
+    /// Reserves the length that `Content-Length` announces, before any of the body is read. A
+    /// chunked body announces none, so `append` reserves for it as it arrives.
     fn reserve(&mut self, framing: Framing) -> Result<(), Fault> {
         let Framing::Length(length) = framing else {
             return Ok(());
@@ -131,7 +132,8 @@ impl Reading {
             .map_err(|_| Fault::BudgetSpent)
     }
 
-    /// Consumes bytes with their framing. Returns how many belong to this body.
+    /// Decodes received bytes, including their framing, and appends the payload to the body.
+    /// Returns how many of them belong to this body; the rest belong to the next request.
     fn take(&mut self, framed: &[u8]) -> Result<usize, Fault> {
         let before = self.bytes.len();
         let mut overflow = None;
@@ -148,7 +150,8 @@ impl Reading {
         }
     }
 
-    /// Consumes the bytes from `before` on, which were received directly into the body.
+    /// Counts and scans the bytes of `bytes` from offset `before` on. They were received directly
+    /// into it, because a body with a known length has no framing to remove.
     fn take_in_place(&mut self, before: usize) -> Result<(), Fault> {
         let new = self.bytes.len() - before;
         let counted = self.meter.skip(new as u64);
@@ -163,7 +166,8 @@ impl Reading {
     }
 }
 
-/// Appends bytes to the body, within its limits.
+/// Appends `piece` to the body. Fails if the body becomes longer than `bytes_max` or the budget of
+/// buffered bodies does not allow the larger buffer.
 fn append(
     bytes: &mut Vec<u8>,
     reserved: &mut Reserved,

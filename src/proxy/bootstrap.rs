@@ -1,5 +1,5 @@
-//! The engines of a Mooncake prefill server. Its bootstrap server is queried for them, and the
-//! result is cached per shard.
+//! The engines of a Mooncake prefill server. The server's bootstrap port is queried for their ids,
+//! and each shard caches the result.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use crate::net::{Instant, Net};
 use crate::pd::mooncake::engines;
 use crate::pd::{BootstrapEngine, Leg, Peer, Role, Take};
 
-/// A shard's cache of the engines of prefill servers.
+/// A shard's cache of the engine lists that Mooncake bootstrap servers returned.
 #[derive(Debug, Default)]
 pub(super) struct Engines {
     known: HashMap<Target, Known>,
@@ -49,17 +49,19 @@ impl Engines {
         self.known.insert(target.clone(), Known { engines, since });
     }
 
-    /// Removes a prefill server from the cache. It may have been restarted with new engine ids.
+    /// Removes a prefill server's engine list from the cache, so that the next use queries it
+    /// again. The server may have been restarted with new engine ids.
     pub(super) fn forget(&mut self, target: &Target) {
         self.known.remove(target);
     }
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Returns one of the prefill server's engines, chosen at random.
+    /// Returns one of the prefill server's engines, chosen at random from the cached list or, if
+    /// there is none, from a new query to `port`.
     ///
     /// # Errors
-    /// `Bootstrap`, `ClientGone` or `ClientStalled`.
+    /// `Bootstrap` if the query fails; `ClientGone` or `ClientStalled`.
     pub(super) async fn pick_engine(
         &self,
         target: &Target,
@@ -71,7 +73,8 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Queries a prefill server's engines again after the decoder failed with the one in `peer`. If
-    /// the engine of the same rank has a new id, stores it in `peer` and returns `true`.
+    /// the engine of the same rank has a new id, stores it in `peer` and returns `true`. Returns
+    /// `false` if the id is unchanged or the query fails.
     pub(super) async fn engine_id_changed(
         &self,
         target: &Target,

@@ -21,7 +21,7 @@ impl Budget {
         })
     }
 
-    /// Bytes currently reserved.
+    /// Bytes currently reserved by all requests of the process.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
@@ -44,7 +44,7 @@ pub(super) struct Reserved {
 }
 
 impl Reserved {
-    /// Creates an empty reservation.
+    /// Creates a reservation of 0 bytes.
     pub(super) fn new(budget: &Arc<Budget>) -> Self {
         Self {
             budget: Arc::clone(budget),
@@ -52,8 +52,8 @@ impl Reserved {
         }
     }
 
-    /// Grows the reservation to a total of `bytes`. Returns `false` if the budget does not allow
-    /// it.
+    /// Grows the reservation to a total of `bytes`. Returns `false`, and reserves nothing more, if
+    /// the budget does not allow it.
     pub(super) fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         if !self.budget.try_reserve(more) {
