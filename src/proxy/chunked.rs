@@ -17,7 +17,8 @@ use crate::pd::chunked::{ChunkError, Cut, Progress};
 use crate::pd::{Role, Take};
 
 impl<N: Net> Exchange<'_, N> {
-    /// Enables chunked decode for a request if it is configured and the request allows it.
+    /// Enables chunked decode for a request (`split.chunk`) if `--decode-chunk-size` is set and the
+    /// request allows it.
     pub(super) fn cut(&self, split: &mut Split) {
         if let Some(tokens) = self.shard.config.pd.decode_chunk_tokens {
             let cut = Cut::of(&split.pd_request(), tokens);
@@ -28,8 +29,9 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Responds with a chunked decode. `first` is the response to the first decode chunk, of which
-    /// only the beginning has been received.
+    /// Sends the client one response assembled from all decode chunks. `first` is the response to
+    /// the first chunk's request, of which only the beginning has been received; the other requests
+    /// are sent from here.
     pub(super) async fn respond_in_chunks(
         &mut self,
         mut split: Split,
@@ -98,7 +100,8 @@ impl<N: Net> Exchange<'_, N> {
         self.decode_local(split, &leg).await
     }
 
-    /// Repeats the request as a single decode call and relays the response.
+    /// Sends the request again as a single decode call and relays the response. Used if the
+    /// response to the first chunk's request has content that no further chunk can continue.
     async fn respond_unchunked(&mut self, mut split: Split) -> Result<(), Fault> {
         split.chunk = None;
         let leg = split.pd_request().local_leg().map_err(too_many)?;
@@ -107,7 +110,8 @@ impl<N: Net> Exchange<'_, N> {
         Box::pin(self.relay(pending.upstream, pending.response, Rewrite::None)).await
     }
 
-    /// Reads the response to one decode chunk completely.
+    /// Reads the body of the response to one decode chunk completely. Fails if it has a content
+    /// encoding or is not valid JSON.
     async fn read_chunk(&self, pending: PendingResponse<N>) -> Result<Vec<u8>, Fault> {
         let PendingResponse {
             upstream,
@@ -137,7 +141,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Sends events to the client, preceded by the response head if they are the first.
+    /// Sends server-sent events to the client, preceded by the response head if none has been sent.
+    /// `is_last` also ends the body.
     async fn send_events(&mut self, events: &[u8], is_last: bool) -> Result<(), Fault> {
         let is_http10 = self.is_http10();
         let mut out = self.shard.buffer();
@@ -173,7 +178,9 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
-    /// Ends a stream with the decoder's own error if that is a JSON object, otherwise with a fault.
+    /// Ends a stream that has started after the decoder responded to a later chunk with an error:
+    /// sends the decoder's error body as an event if it is a JSON object, otherwise the proxy's own
+    /// error.
     async fn end_with_engine_error(&mut self, pending: PendingResponse<N>) -> Result<(), Fault> {
         match self.read_chunk(pending).await {
             Ok(mut error) if error.first() == Some(&b'{') => {
@@ -194,7 +201,8 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Ends the response with a fault. In a stream that has started, the fault is sent as an error
-    /// event, as the engines do (`docs/engines.md#event-streams`).
+    /// event, as the engines do (`docs/engines.md#event-streams`). Otherwise, or if the client has
+    /// disconnected, it is returned as `Err` for the caller to report.
     async fn end_with(&mut self, fault: Fault) -> Result<(), Fault> {
         let is_clients = matches!(fault, Fault::ClientGone | Fault::ClientStalled);
         if self.stats.status == 0 || is_clients {
