@@ -18,7 +18,7 @@ pub(super) struct Client<N: Net> {
     pub(super) conn: N::Conn,
     /// The only timer of the session. One is enough because the session's phases never overlap.
     timer: Timer,
-    /// Received bytes that no request has consumed yet.
+    /// Bytes received from the client that no request has consumed yet.
     ahead: RefCell<Vec<u8>>,
     gone: Cell<bool>,
     /// The current phase of the session, reported by the metric of client disconnects.
@@ -27,11 +27,13 @@ pub(super) struct Client<N: Net> {
     pub(super) rank: usize,
 }
 
-/// How a wait for something else detects that the client disconnects.
+/// How a client disconnect is detected during a wait for something else, such as an engine's
+/// response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
     /// For use when the request has been received completely: reads and buffers bytes the client
-    /// sends early, up to a bound, and thereby detects the end of the stream after them.
+    /// sends early, up to `CLIENT_AHEAD_BYTES_MAX`, and thereby detects the end of the stream after
+    /// them. With a full buffer, works like `Hangup`.
     Ahead,
     /// For use when the request body must remain in the socket because its upload is held up:
     /// detects only the end of the stream and reads nothing.
@@ -65,12 +67,12 @@ impl Limit {
         self.until
     }
 
-    /// The fault returned by a wait that exceeds the limit.
+    /// The fault returned by a wait when the deadline has passed.
     pub(super) const fn fault(self) -> Fault {
         self.fault
     }
 
-    /// Returns the limit that expires first.
+    /// Returns whichever of the two limits expires first.
     pub(super) fn or_sooner(self, other: Self) -> Self {
         match (self.until, other.until) {
             (None, _) => other,
@@ -94,7 +96,7 @@ impl<N: Net> Client<N> {
 
     /// Waits until `ready` is ready, the client disconnects, or the limit expires. If several apply
     /// in the same poll, they take precedence in this order, so a token that has arrived is always
-    /// forwarded.
+    /// forwarded. A limit that had expired before the call fails immediately.
     pub(super) async fn until<T>(
         &self,
         shard: &Shard<N>,
@@ -128,7 +130,7 @@ impl<N: Net> Client<N> {
         result
     }
 
-    /// Waits for a fixed time, or until the client disconnects.
+    /// Waits for a fixed time. Fails if the client disconnects first.
     pub(super) async fn pause(&self, shard: &Shard<N>, wait: Duration) -> Result<(), Fault> {
         let marker = Fault::Bug("a pause ended");
         let limit = Limit::of(shard.net.now(), Some(wait), marker);
@@ -142,7 +144,7 @@ impl<N: Net> Client<N> {
     }
 
     /// Waits for the first byte of the next request. Returns `false` if the keep-alive timeout
-    /// expired or the proxy is draining. The end of the connection also returns `true`; it is
+    /// expired or the proxy is draining. Also returns `true` at the end of the connection, which is
     /// detected when the head is received.
     pub(super) async fn next_request(&self, shard: &Shard<N>) -> bool {
         self.phase.set(Phase::Idle);
@@ -168,7 +170,8 @@ impl<N: Net> Client<N> {
         arrived
     }
 
-    /// Parses a request head from the received bytes. Returns `false` if the head is incomplete.
+    /// Parses a request head from the received bytes. Returns `false` if they do not contain a
+    /// complete head.
     pub(super) fn parse_head(&self, head: &mut RequestHead) -> Result<bool, HeadError> {
         head.parse(&self.ahead.borrow())
     }
@@ -220,13 +223,14 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// Takes the received bytes that no request has consumed yet. The caller puts back those it
+    /// Takes the received bytes that no request has consumed yet. The caller must put back those it
     /// does not use.
     pub(super) fn take_ahead(&self) -> Vec<u8> {
         self.ahead.take()
     }
 
-    /// Puts unused bytes back in front of any received since.
+    /// Puts back bytes that were taken with `take_ahead` but not used, in front of any received
+    /// since.
     pub(super) fn put_back(&self, bytes: &[u8]) {
         let mut ahead = self.ahead.borrow_mut();
         let later = ahead.len();
@@ -234,14 +238,15 @@ impl<N: Net> Client<N> {
         ahead.rotate_left(later);
     }
 
-    /// Puts unused bytes back without copying, given that none were received since.
+    /// Puts back bytes that were taken with `take_ahead` but not used. Does not copy them, which is
+    /// possible because none were received since.
     pub(super) fn put_back_first(&self, bytes: Vec<u8>) {
         let mut ahead = self.ahead.borrow_mut();
         debug_assert!(ahead.is_empty(), "bytes were received after the take");
         *ahead = bytes;
     }
 
-    /// Sends all of `slices`, in order. Waits while the socket does not accept more.
+    /// Sends all of `slices` to the client, in order. Waits while the socket does not accept more.
     ///
     /// # Errors
     /// `ClientGone` or `ClientStalled`.
@@ -265,7 +270,11 @@ impl<N: Net> Client<N> {
         self.send_rest(shard, rest).await
     }
 
-    /// Sends `rest`, the part of a send that the socket did not accept immediately.
+    /// Sends `rest`, the part of a response that the client's socket did not accept immediately.
+    /// Meanwhile a disconnect is counted under the phase `Stalled`.
+    ///
+    /// # Errors
+    /// `ClientGone`, or `ClientStalled` if the socket accepts nothing for the client stall timeout.
     pub(super) async fn send_rest(&self, shard: &Shard<N>, rest: Vec<u8>) -> Result<(), Fault> {
         let before = self.phase.replace(Phase::Stalled);
         let mut at = 0;
@@ -285,7 +294,7 @@ impl<N: Net> Client<N> {
         Ok(())
     }
 
-    /// Sends the contents of `pipe`. Waits while the socket does not accept more.
+    /// Sends the contents of `pipe` to the client. Waits while the socket does not accept more.
     ///
     /// # Errors
     /// `ClientGone` or `ClientStalled`.
@@ -311,7 +320,7 @@ impl<N: Net> Client<N> {
         Ok(())
     }
 
-    /// Whether the client is known to have disconnected. Checks without waiting.
+    /// Returns whether the client has disconnected, as far as this can be detected without waiting.
     pub(super) async fn has_disconnected(&self, shard: &Shard<N>) -> bool {
         poll_fn(|cx| Poll::Ready(self.poll_gone(shard, Watch::Ahead, cx))).await
     }
@@ -342,8 +351,8 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// Receives once, at most `room` bytes, and appends them to `ahead`. Records the end of the
-    /// stream.
+    /// Receives once from the client, at most `room` bytes, and appends them to `ahead`. At the end
+    /// of the stream or on an error, records that the client has disconnected.
     fn receive_ahead(&self, shard: &Shard<N>, room: usize) {
         shard.with_small(|buffer| {
             let room = room.min(buffer.len());
