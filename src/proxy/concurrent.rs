@@ -31,16 +31,18 @@ use crate::pd::{Leg, OnDisconnect, Peer, Role, connector, mooncake};
 type Ended<N> = Result<Attempt<N>, LegFault>;
 type PrefillTask<N> = LegTask<N, Ended<N>>;
 
-/// Result of the decode leg.
+/// Result of the decode leg of the concurrent order.
 enum Decoded<N: Net> {
-    /// Its response may be relayed to the client.
+    /// The response that may now be relayed to the client, and the engine connection it arrives on.
     Responded(Upstream<N>, Response),
-    /// The pooled connection it was sent on had been closed by the engine.
+    /// The pooled connection that the request was sent on had been closed by the engine. Both legs
+    /// must be sent again.
     WasClosed,
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Runs both legs until one of them has a response for the client.
+    /// Runs the prefill and the decode leg at the same time. Returns the decode leg's response, or
+    /// the prefill engine's error response if the prefill leg fails first.
     pub(super) async fn concurrent(
         &mut self,
         split: &mut Split,
@@ -94,8 +96,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Connects to the first candidate that is reachable. No engine has been sent anything yet, so
-    /// moving on to the next candidate has no side effects.
+    /// Connects to the first prefill candidate that is reachable. No engine has been sent anything
+    /// yet, so moving on to the next candidate has no side effects. Fails if none is reachable.
     async fn reach<'t>(
         &self,
         split: &Split,
@@ -131,7 +133,8 @@ impl<N: Net> Exchange<'_, N> {
         Err(fault)
     }
 
-    /// Starts the prefill leg as a task, on a connection that is already established.
+    /// Starts the prefill leg as a task, on a connection that is already established. The recorded
+    /// duration of the leg therefore does not include the connect.
     fn begin_prefill(
         &mut self,
         split: &Split,
@@ -174,8 +177,8 @@ impl<N: Net> Exchange<'_, N> {
         }))
     }
 
-    /// Runs the decode leg until its response may be relayed. If the prefill leg fails first,
-    /// returns its result as the outer `Err`.
+    /// Runs the decode leg until its response may be relayed. If the prefill leg fails or returns a
+    /// status other than 2xx first, returns that result as the outer `Err`.
     async fn decode_unless_prefill_fails(
         &mut self,
         split: &Split,
@@ -288,8 +291,8 @@ impl<N: Net> Exchange<'_, N> {
         .await
     }
 
-    /// Applies the connector's rule for a client disconnect to the decode leg: keeps it running
-    /// until its first body byte, or resets its connection.
+    /// Applies the connector's rule for a client disconnect to the decode leg: keeps it running in
+    /// a separate task until its first body byte, or resets its connection. Returns `ClientGone`.
     fn detach_decode_leg(
         &self,
         split: &Split,
@@ -317,9 +320,10 @@ impl<N: Net> Exchange<'_, N> {
     }
 }
 
-/// Keeps a decode leg running until the first byte of its response body, then cancels it. That byte
-/// shows that the transfer to the decoder has finished. The response head does not: engines send it
-/// before the transfer.
+/// Waits for the first byte of the response body of a decode leg whose client has disconnected, for
+/// at most `DETACHED_FIRST_BYTE_SECS_MAX`, then resets the connection, which cancels the leg. That
+/// byte shows that the transfer to the decoder has finished. The response head does not: an engine
+/// can send it before the transfer.
 async fn await_first_byte<N: Net>(
     shard: Rc<Shard<N>>,
     _counted: TaskGuard<N>,

@@ -32,7 +32,8 @@ fn label_of(fault: LegFault) -> &'static str {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Serves a request with the decoder alone.
+    /// Sends a request to the decoder alone, without a prefill leg, and waits for the response
+    /// head. A request on a pooled connection that turns out to be closed is sent once more.
     pub(super) async fn decode_local(
         &mut self,
         split: &Split,
@@ -62,7 +63,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Runs the decode leg following a prefill leg.
+    /// Sends the decode leg that follows a prefill leg and waits for the response head. Repeats the
+    /// leg at most once (reasons in the module documentation).
     pub(super) async fn decode(
         &mut self,
         split: &Split,
@@ -126,14 +128,16 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// The deadline for sending a leg that carries the handoff.
+    /// Returns the deadline for sending a decode leg that carries the handoff: the time when the
+    /// handoff becomes stale.
     fn freshness_limit(&self, prefilled: &Prefilled) -> Limit {
         let age_max = self.shard.config.pd.handoff_age_max;
         Limit::of(prefilled.at, Some(age_max), HANDOFF_STALE)
     }
 
     /// Builds the decode leg to send next and returns whether it carries the handoff. Only the
-    /// first leg takes the handoff; every later one is sent without it.
+    /// first leg carries it. `repeated` means that the reason for sending without it has already
+    /// been recorded.
     fn decode_leg(
         &mut self,
         split: &Split,
@@ -173,7 +177,8 @@ impl<N: Net> Exchange<'_, N> {
         Ok((leg.map_err(too_many)?, carries))
     }
 
-    /// Records the reason for decoding without a handoff. Fails if `--on-missing-kv` is `error`.
+    /// Records the reason why the decoder must compute the prompt itself, without a handoff. Fails
+    /// if `--on-missing-kv` is `error`.
     fn decode_without_handoff(&mut self, reason: Reason) -> Result<(), Fault> {
         if self.shard.config.pd.on_missing_kv == OnMissingKv::Error {
             self.stats.outcome = Some((Outcome::Failed, reason));
@@ -183,7 +188,8 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
-    /// Sends a decode leg on a connection and waits for the response head.
+    /// Sends a decode leg on a connection and waits for the response head. The leg's recorded
+    /// duration covers exactly this: neither the connect nor the response body.
     pub(super) async fn decode_once(
         &mut self,
         upstream: &Upstream<N>,
@@ -219,8 +225,8 @@ impl<N: Net> Exchange<'_, N> {
         Ok(response)
     }
 
-    /// Whether to repeat the leg without the handoff. A 500 to a leg that carries one usually means
-    /// that the KV cache could not be loaded.
+    /// Returns whether to repeat the leg without the handoff, given the response to a leg that
+    /// carried it. A 500 usually means that the KV cache could not be loaded.
     fn must_recompute(&self, response: &Response) -> bool {
         response.head.status == 500
             && self.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute
