@@ -12,11 +12,12 @@ use crate::net::{Conn, Net, would_block};
 use crate::pd::shared_storage::{Verdict, verdict_of_stream, verdict_of_whole};
 use crate::pd::{Leg, Outcome, Reason, Take};
 
-/// A response that is being withheld.
+/// The part of the decoder's response received so far. It is withheld from the client until it is
+/// known whether a prefill leg is needed.
 struct Holding {
     meter: BodyMeter,
     is_stream: bool,
-    /// Number of received bytes that the meter has consumed.
+    /// Number of bytes of the response body, including framing, that the meter has consumed.
     seen: usize,
     payload: Vec<u8>,
     bytes_max: usize,
@@ -46,8 +47,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Reads as much of the response as its verdict needs. The bytes remain in `pending` and are
-    /// relayed from there.
+    /// Reads the decoder's response until it shows whether a prefill leg is needed, and no further.
+    /// The bytes remain in `pending` and are relayed from there if not.
     async fn verdict(&self, pending: &mut PendingResponse<N>) -> Result<Verdict, Fault> {
         let response = &mut pending.response;
         let is_encoded = response.head.field(Name::ContentEncoding).is_some();
@@ -90,7 +91,8 @@ impl<N: Net> Exchange<'_, N> {
 }
 
 impl Holding {
-    /// Consumes the bytes received since the previous call. `body` is all of them so far.
+    /// Consumes the body bytes received since the previous call and returns the verdict on the
+    /// response so far. `body` is the whole body received so far, including framing.
     fn read(&mut self, body: &[u8]) -> Verdict {
         let new = &body[self.seen..];
         let payload = &mut self.payload;
@@ -117,7 +119,7 @@ impl Holding {
         }
     }
 
-    /// Returns the verdict after the end of the connection.
+    /// Returns the verdict after the engine has closed the connection.
     fn at_end(&self) -> Verdict {
         if self.meter.ends_at_close() && !self.is_stream {
             verdict_of_whole(&self.payload)

@@ -1,4 +1,5 @@
-//! Starts connects, and retries those that fail because a queue is full.
+//! Starts connects to engines, and retries those that fail because the accept queue of a Unix
+//! socket is full.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::net::{Address, Net, would_block};
 /// Marks the end of a pause between connect attempts. Never reported.
 const PAUSE: Fault = Fault::Bug("a pause between connects ended");
 
-/// The pause after failed attempt `nth`, counted from 0. Doubles with each attempt, up to a limit.
+/// The pause before the next connect attempt after failed attempt `nth`, counted from 0. Doubles
+/// with each attempt, up to `CONNECT_PAUSE_MS_MAX`.
 fn pause_after(nth: u32) -> Duration {
     let doubled = CONNECT_PAUSE_MS_MIN << nth.min(CONNECT_PAUSE_MS_MAX.ilog2());
     Duration::from_millis(doubled.min(CONNECT_PAUSE_MS_MAX))
@@ -19,16 +21,17 @@ fn pause_after(nth: u32) -> Duration {
 
 impl<N: Net, W: Waits<N>> Dials<N> for W {}
 
-/// Starts connects for legs.
+/// Starts the connect of a leg to its engine.
 pub(super) trait Dials<N: Net>: Waits<N> {
     /// Starts a connect. Returns `None` if the address does not accept connections.
     ///
-    /// If a TCP listener's queue is full, the kernel delays the connect. For a Unix socket it
-    /// returns `EAGAIN` and does not report when the queue has room again, so that connect is
+    /// If a TCP listener's accept queue is full, the kernel delays the connect. For a Unix socket
+    /// it returns `EAGAIN` and does not report when the queue has room again, so that connect is
     /// retried, with pauses, within the limit.
     ///
     /// # Errors
-    /// `Exhausted`, the limit's fault, or `ClientGone`.
+    /// `Exhausted` if this machine has run out of sockets, ports or memory; the limit's fault; or
+    /// `ClientGone`.
     async fn begin_connect(
         &self,
         address: &Address,
