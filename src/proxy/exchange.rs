@@ -19,11 +19,11 @@ use crate::pd::{Api, Leg, Outcome, Reason, Role, Route, Uuid};
 /// Action to take on the client connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Keep it open: another request may follow.
+    /// Keep the connection open: another request may follow.
     Request,
-    /// Close it now.
+    /// Close the connection immediately.
     Close,
-    /// Close it once the client has read the response.
+    /// Close the connection in a way that lets the client read the response first.
     Linger,
 }
 
@@ -32,16 +32,17 @@ pub(super) struct Exchange<'a, N: Net> {
     pub(super) shard: &'a Rc<Shard<N>>,
     pub(super) client: &'a Client<N>,
     pub(super) head: RequestHead,
-    /// The bytes of the head, initially followed by the bytes received after it.
+    /// The bytes of the request head. Until the body is read, they are followed by the bytes that
+    /// were received with the head.
     pub(super) bytes: Vec<u8>,
     pub(super) framing: Framing,
-    /// Whether the connection stays open for another request. Starts as the client's choice and is
-    /// cleared when the response will close the connection.
+    /// Whether the client connection stays open for another request. Starts as the client's choice
+    /// and is cleared when the response will close the connection.
     pub(super) keep_alive: bool,
     /// Whether the request body has been read from the client connection completely.
     pub(super) body_done: bool,
-    /// Whether the engine whose response is relayed was sent the whole request. Otherwise its
-    /// connection cannot be reused.
+    /// Whether the engine whose response is relayed to the client was sent the whole request.
+    /// Otherwise the engine connection cannot be reused.
     pub(super) sent_whole: bool,
     /// Whether the client's `Upgrade` field was forwarded to the engine.
     pub(super) upgrade_sent: bool,
@@ -65,13 +66,13 @@ pub(super) struct RequestStats {
     pub(super) bytes_out: u64,
     pub(super) prefill_us: u64,
     pub(super) ttft_us: u64,
-    /// Time spent in the proxy itself: from the end of a split request's body (or of its encode
-    /// stage) until its legs are planned, and from the arrival of the response head until that head
-    /// has been sent to the client.
+    /// Nanoseconds spent in the proxy itself: from the end of a split request's body (or of its
+    /// encode stage) until its legs are planned, and from the arrival of the response head until
+    /// that head has been sent to the client.
     pub(super) proxy_ns: u64,
-    /// The failure of the request, if any.
+    /// The failure of the request; `None` if it has not failed.
     pub(super) fault: Option<Fault>,
-    /// Details of the failure to include in the error response.
+    /// Text about the failure that is added to the message in the error response.
     pub(super) detail: Option<String>,
 }
 
@@ -94,8 +95,8 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
     next
 }
 
-/// Counts a request as running. If it is dropped without `end`, the request panicked and is counted
-/// as aborted.
+/// Counts a request as running in the metrics. If it is dropped without `end`, which a panic
+/// causes, the request is counted as aborted.
 struct Running<'a> {
     metrics: &'a ShardMetrics,
     route: metrics::Route,
@@ -126,8 +127,8 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Responds to bytes that do not parse as a request head. No exchange exists, and the connection is
-/// closed afterwards.
+/// Sends an error response to bytes that do not parse as a request head, or to plain text on a TLS
+/// port. No exchange exists, and the connection is closed afterwards.
 pub(super) async fn refuse_head<N: Net>(
     shard: &Rc<Shard<N>>,
     client: &Client<N>,
@@ -155,7 +156,8 @@ pub(super) async fn refuse_head<N: Net>(
 }
 
 impl<'a, N: Net> Exchange<'a, N> {
-    /// Reads a request head and creates an exchange from it.
+    /// Reads a request head from the client and creates an exchange from it. Fails if the head is
+    /// malformed or does not arrive in time, or if the client disconnects.
     async fn begin(shard: &'a Rc<Shard<N>>, client: &'a Client<N>) -> Result<Self, Fault> {
         let started = shard.net.now();
         let limit = Limit::of(started, shard.config.timeouts.head, Fault::HeadTimeout);
@@ -214,8 +216,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         Ok(exchange)
     }
 
-    /// Completes a request without a body: it ends with its head, so bytes that follow belong to
-    /// the next request.
+    /// Marks the body of a request without one as read. The request ends with its head, so bytes
+    /// received after the head are put back for the next request.
     fn finish_body_early(&mut self) {
         self.body_done = true;
         if self.bytes.len() > self.head.len {
@@ -287,7 +289,7 @@ impl<'a, N: Net> Exchange<'a, N> {
 
     /// Returns the decoder to use: that of the listener's rank, or the one named by
     /// `x-data-parallel-host-port`. Only rank 0's listener honours the field, as pd-sidecar does
-    /// (`docs/pd-sidecar.md#data-parallel-ranks`).
+    /// (`docs/pd-sidecar.md#data-parallel-ranks`). Fails if the field names no rank of this proxy.
     fn decoder(&self) -> Result<EndpointId, Fault> {
         let decoders = &self.shard.decoders;
         let field = self.head.field(Name::XDataParallelHostPort);
@@ -309,7 +311,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.respond_local(status, b"", None, None).await
     }
 
-    /// Writes the request head of a leg into `out`, without framing fields and blank line.
+    /// Appends the request head of a leg to `out`, without framing fields and without the blank
+    /// line that ends it. `leg` is `None` for a request whose body is forwarded as it arrives.
     pub(super) fn leg_head(
         &self,
         mut out: Vec<u8>,
@@ -341,7 +344,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.client.send(self.shard, &[line]).await
     }
 
-    /// Whether the connection can stay open after the response that is about to be written.
+    /// Returns whether the client connection can stay open after the response that is about to be
+    /// written. It cannot if part of the request body is still unread or the process is draining.
     pub(super) fn keeps_alive(&self) -> bool {
         self.keep_alive && self.body_done && !self.shard.is_draining()
     }
@@ -350,7 +354,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.head.version == Version::Http10
     }
 
-    /// Sends a response generated by the proxy.
+    /// Sends a complete response generated by the proxy. `error` is the label of the fault if it
+    /// reports one.
     pub(super) async fn respond_local(
         &mut self,
         status: u16,
@@ -383,8 +388,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         Ok(())
     }
 
-    /// Converts a failure into an error response if no response has been started, and decides what
-    /// to do with the connection.
+    /// Sends an error response if the request failed before a response was started, and decides
+    /// what to do with the connection.
     async fn conclude(&mut self, served: Result<(), Fault>) -> Next {
         let Err(fault) = served else {
             return if self.keep_alive {
@@ -434,8 +439,8 @@ impl<'a, N: Net> Exchange<'a, N> {
         }
     }
 
-    /// Marks an intercepted request as failed. If several failures are reported, the first reason
-    /// is kept.
+    /// Sets the outcome of an intercepted request to failed, with `reason`. If it was already
+    /// failed, the first reason is kept. Other requests have no outcome.
     pub(super) fn set_failed(&mut self, reason: Reason) {
         if let Some((outcome, noted)) = &mut self.stats.outcome {
             if *outcome != Outcome::Failed {
@@ -464,7 +469,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         (class, total_us)
     }
 
-    /// Sets the phase that a client disconnect is counted under.
+    /// Sets the phase under which the metrics count a disconnect of the client from now on.
     pub(super) fn enter(&self, phase: Phase) {
         self.client.phase.set(phase);
     }
@@ -487,7 +492,8 @@ const fn route_label(route: Route) -> metrics::Route {
     }
 }
 
-/// The reason that a request failed by `fault` is counted under.
+/// Returns the reason under which the metrics count an intercepted request that failed with
+/// `fault`.
 pub(super) const fn reason_of(fault: Fault) -> Reason {
     match fault {
         Fault::PrefillConnect => Reason::PrefillConnect,
