@@ -12,15 +12,16 @@ use crate::h1::{
 pub(super) struct Forwarded<'a> {
     pub(super) request_id: &'a [u8],
     pub(super) client_ip: Option<IpAddr>,
-    /// The engine, named in `Host` if the client sent none (HTTP/1.0).
+    /// The engine that the request is sent to, named in `Host` if the client sent none (HTTP/1.0).
     pub(super) target: &'a Target,
-    /// Whether to forward `Accept-Encoding`. Not if the proxy must read the response.
+    /// Whether to forward the client's `Accept-Encoding`. It is not forwarded if the proxy must
+    /// read the response.
     pub(super) accept_encoding: bool,
     /// Whether to forward the client's `Upgrade`.
     pub(super) upgrade: bool,
-    /// Value of `x-data-parallel-rank`, if the proxy sets it.
+    /// Value of `x-data-parallel-rank` that replaces the client's; `None` forwards the client's.
     pub(super) rank: Option<u32>,
-    /// Trace context fields that replace the client's.
+    /// Trace context fields that replace the client's; `None` if tracing is off.
     pub(super) trace_headers: Option<TraceHeaders>,
 }
 
@@ -98,7 +99,8 @@ fn is_forwarded(field: &Field, host_replaced: bool, accept_encoding: bool) -> bo
     }
 }
 
-/// Writes all received values, then the client's address, as one line.
+/// Appends an `x-forwarded-for` field with the values received from the client, followed by the
+/// client's address. Appends nothing if there are neither.
 fn push_forwarded_for(
     out: &mut Vec<u8>,
     head: &RequestHead,
@@ -142,7 +144,8 @@ fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
     }
 }
 
-/// Appends the framing field, if any, and the blank line.
+/// Appends the field that frames the request body (`Content-Length` or `Transfer-Encoding`, none
+/// without a body) and the blank line that ends the head.
 pub(super) fn push_request_framing(out: &mut Vec<u8>, framing: Framing) {
     match framing {
         Framing::None => {}
@@ -167,13 +170,13 @@ fn push_decimal_field(out: &mut Vec<u8>, name: &[u8], value: u64) {
 /// Framing of a response body towards the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outgoing {
-    /// No body. A response to HEAD may still state a length.
+    /// No body. The head of a response to HEAD, or of a 304, may still state a length.
     None,
     /// A body of this many bytes.
     Length(u64),
     /// Chunked transfer coding.
     Chunked,
-    /// The body ends with the connection.
+    /// The end of the connection marks the end of the body.
     UntilClose,
 }
 
@@ -223,14 +226,14 @@ pub(super) struct ResponseExtra<'a> {
     pub(super) request_id: &'a [u8],
     pub(super) method: Method,
     pub(super) keep_alive: bool,
-    /// The client uses HTTP/1.0.
+    /// The client uses HTTP/1.0, so a connection that stays open must be announced.
     pub(super) http10: bool,
-    /// The protocol that the connection switches to.
+    /// The protocol that a 101 response switches the connection to; `None` in all other responses.
     pub(super) upgrade: Option<&'a [u8]>,
 }
 
-/// Writes the Content-Length of a response that has no body but may state one: a response to HEAD,
-/// or a 304.
+/// Appends the `Content-Length` that the engine sent in a response that has no body but may state
+/// its length: a response to HEAD, or a 304.
 fn push_stated_length(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], method: Method) {
     if (method == Method::Head || head.status == 304)
         && let Some(field) = head.field(Name::ContentLength)
@@ -298,7 +301,8 @@ pub(super) struct LocalResponse<'a> {
     pub(super) status: u16,
     pub(super) body: &'a [u8],
     pub(super) request_id: &'a [u8],
-    /// Label of the fault, if the response reports one.
+    /// Label of the fault that the response reports, sent in `x-ringside-error`; `None` if the
+    /// response is not an error.
     pub(super) error: Option<&'static str>,
     pub(super) retry_after_secs: Option<u32>,
     pub(super) keep_alive: bool,
