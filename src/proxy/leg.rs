@@ -26,14 +26,14 @@ use crate::pd::Role;
 pub(super) enum LegFault {
     /// No address of the engine accepts connections.
     Refused,
-    /// At least one connect timed out, and none succeeded.
+    /// At least one connect to an address of the engine timed out, and none succeeded.
     ConnectTimeout,
-    /// The engine closed the connection before the first byte of its response.
+    /// The engine closed or reset the connection before the first byte of its response.
     ConnectionClosed,
     /// The response is malformed: not HTTP/1.1, truncated, or not readable as the JSON it should
     /// be.
     BadResponse,
-    /// A response that the proxy reads itself is longer than `--max-prefill-answer`.
+    /// A response body that the proxy reads itself is longer than `--max-prefill-answer`.
     TooLarge,
     /// A fault that is the same for every role.
     Other(Fault),
@@ -76,12 +76,13 @@ impl From<Fault> for LegFault {
 pub(super) struct Upstream<N: Net> {
     conn: N::Conn,
     id: EndpointId,
-    /// Taken from the pool, so the engine may have closed it in the meantime.
+    /// Whether the connection was taken from the pool, so that the engine may have closed it in the
+    /// meantime.
     pub(super) reused: bool,
     /// A send has failed. The kernel reports a reset only once, so no later receive will report it:
     /// an end of stream on this connection may be a reset.
     pub(super) broke: Cell<bool>,
-    /// A whole request has been sent on it.
+    /// Whether a whole request has been sent on this connection.
     pub(super) is_sent: Cell<bool>,
     _active: Active,
 }
@@ -91,14 +92,14 @@ impl<N: Net> Upstream<N> {
         &self.conn
     }
 
-    /// Returns the connection to the pool. The caller must have seen its exchange end cleanly, with
-    /// no bytes after the response.
+    /// Returns the connection to the pool. The caller must have read the engine's response to its
+    /// end, with no bytes after it.
     pub(super) fn release(self, shard: &Shard<N>) {
         shard.pools.checkin(self.id, self.conn);
     }
 }
 
-/// Counts an engine connection as in use until dropped.
+/// Counts an engine connection as in use in the metrics until dropped.
 struct Active {
     metrics: Arc<ShardMetrics>,
     role: Role,
@@ -136,21 +137,22 @@ pub(super) trait Waits<N: Net> {
     /// The shard that the leg runs on.
     fn shard(&self) -> &Rc<Shard<N>>;
 
-    /// The current phase, reported by the metric of client disconnects.
+    /// The phase of the request under which the metrics count a client disconnect.
     fn phase(&self) -> &Cell<Phase>;
 
-    /// How to watch the client until the leg's request is being sent. If the client's upload has
-    /// not been read yet, its bytes must remain in the socket, where the upload reads them.
+    /// How to watch for a client disconnect before the leg's request is sent. If the client's
+    /// upload has not been read yet, its bytes must remain in the socket, where the upload reads
+    /// them.
     fn early_watch(&self) -> Watch;
 
-    /// Called when the head of a successful (2xx) response has arrived.
+    /// Called when the head of a successful (2xx) response to the leg has arrived.
     fn on_success(&self) {}
 
     /// Waits until `ready` is ready, the leg is no longer needed (its client has disconnected or
     /// its owner has cancelled it), or the limit expires.
     ///
     /// # Errors
-    /// `ClientGone`, or the limit's fault.
+    /// `ClientGone` if the leg is no longer needed, or the limit's fault.
     async fn until<T>(
         &self,
         watch: Watch,
@@ -190,7 +192,8 @@ impl<N: Net, W: Waits<N>> Legs<N> for W {}
 
 /// The steps common to all legs.
 pub(super) trait Legs<N: Net>: Dials<N> {
-    /// Returns a connection to an engine: a pooled one if `reuse` allows it, otherwise a new one.
+    /// Returns a connection to an engine: a pooled one if `reuse` allows it and one is idle,
+    /// otherwise a new one. Fails if no address of the engine accepts the connection.
     async fn connect(
         &self,
         id: EndpointId,
@@ -276,8 +279,9 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         })
     }
 
-    /// Returns the addresses of an engine. A target that is an address needs no look-up. Those of a
-    /// name come from the pool's table or, if it has none, from the resolver.
+    /// Returns the addresses of an engine. A target that is an address needs no look-up. The
+    /// addresses of a name come from the pool's table or, if it has none, from the resolver. Empty
+    /// if the name does not resolve.
     async fn addresses(
         &self,
         id: EndpointId,
@@ -364,7 +368,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         }
     }
 
-    /// Waits until the response head is complete.
+    /// Receives until the head of the engine's response is complete in `response`.
     async fn receive_response(
         &self,
         upstream: &Upstream<N>,
@@ -401,7 +405,8 @@ pub(super) struct SplicedRequest<'a> {
 }
 
 impl SplicedRequest<'_> {
-    /// Sends as much as the socket accepts, from offset `at` of the whole request.
+    /// Sends as much as the socket accepts, starting at offset `at` of head and edited body
+    /// together. Returns the number of bytes sent.
     fn try_send<C: Conn>(&self, conn: &C, at: usize) -> std::io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
         let mut count = 0;
@@ -415,7 +420,7 @@ impl SplicedRequest<'_> {
     }
 }
 
-/// A response head while it arrives, and the body bytes received with it.
+/// The head of an engine's response, complete or not, and the body bytes received so far.
 #[derive(Default)]
 pub(super) struct Response {
     pub(super) bytes: Vec<u8>,
@@ -426,17 +431,18 @@ pub(super) struct Response {
 }
 
 impl Response {
-    /// Whether the final (not interim) head is complete.
+    /// Whether the head of the final response (not an interim 1xx one) has arrived completely.
     pub(super) const fn is_complete(&self) -> bool {
         self.is_complete
     }
 
-    /// The body bytes that were received together with the head.
+    /// The body bytes received so far, including framing: those that arrived with the head and any
+    /// appended to `bytes` since.
     pub(super) fn rest(&self) -> &[u8] {
         &self.bytes[self.head.len..]
     }
 
-    /// Receives once and parses the head if it is complete.
+    /// Receives once from the engine and parses the response head if it is complete.
     ///
     /// # Errors
     /// `ConnectionClosed` if the connection ended before any byte of a response, `BadResponse` if
@@ -466,8 +472,9 @@ impl Response {
         }
     }
 
-    /// Parses the head. Interim responses (RFC 9110 15.2) are dropped, up to a limit: the proxy
-    /// itself handles `Expect: 100-continue`, so none of them is meant for the client.
+    /// Parses the response head if it is complete. Interim (1xx) responses (RFC 9110 15.2) before
+    /// it are dropped, up to a limit: the proxy itself handles `Expect: 100-continue`, so none of
+    /// them is meant for the client.
     fn parse(&mut self) -> Result<(), LegFault> {
         while self
             .head

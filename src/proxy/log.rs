@@ -47,7 +47,7 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Stores the prefill target for the access log, if that is on.
+    /// Stores the prefill target for the access log record, if the access log is on.
     pub(super) fn record_prefill_target(&mut self, target: &Target) {
         if self.shard.access.borrow().is_some() {
             self.stats.prefill_target = target.to_string();
