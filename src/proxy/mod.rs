@@ -3,12 +3,12 @@
 //! [`shard`] holds the state of one thread. A session (`session`) serves one client connection. It
 //! reads request heads and runs an exchange (`exchange`) for each.
 //!
-//! An exchange serves a request in one of two ways; only health checks need neither. Pass-through
-//! and decode-only requests are forwarded to the decoder as they arrive (`upload`). A request that
-//! involves other engines, or a chunked decode, is read completely (`body`) and served by legs
-//! (`split`): encode legs first, if any (`encode`), then prefill and decode. The order of those two
-//! depends on the connector: serial (`prefill`, then `decode`), concurrent (`concurrent`) or
-//! decode-first (`decode_first`).
+//! An exchange responds to health checks itself and serves all other requests in one of two ways.
+//! Pass-through and decode-only requests are forwarded to the decoder as they arrive (`upload`). A
+//! request that involves other engines, or a chunked decode, is read completely (`body`) and served
+//! by legs (`split`): encode legs first, if any (`encode`), then prefill and decode. The order of
+//! those two depends on the connector: serial (`prefill`, then `decode`), concurrent (`concurrent`)
+//! or decode-first (`decode_first`).
 //!
 //! A leg is sent and its response read by `leg` and `run`. It runs either inside its exchange or as
 //! a separate task (`task`). The response is sent to the client by `relay`, or assembled from

@@ -17,18 +17,19 @@ use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take, connector, nixl};
 
-/// Capacity reserved for the fields that a leg's head has in addition to the client's: ids,
-/// addresses and the body length. Generous.
+/// Bytes reserved for the fields that a leg's head has in addition to the client's: ids, addresses
+/// and the body length. More than they need.
 const LEG_HEAD_EXTRA_BYTES: usize = 192;
 
 /// The parts of the prefill response that the decode leg needs.
 pub(super) struct Prefilled {
     /// The handoff; `None` if the connector does not hand anything over.
     pub(super) handoff: Option<SingleUse>,
-    /// Time when the response head arrived. The engine's lease on the KV cache starts at about that
-    /// time.
+    /// Time when the head of the prefill response arrived. The engine's lease on the KV cache
+    /// starts at about that time.
     pub(super) at: Instant,
-    /// The handoff carried by a decode leg that has not been sent completely.
+    /// The handoff in the body of a decode leg that is being sent; `None` once that leg's request
+    /// has been sent completely.
     pub(super) unsent_handoff: Option<Vec<u8>>,
 }
 
@@ -49,7 +50,7 @@ impl Prefilled {
         }
     }
 
-    /// Returns the handoff if no engine was sent a whole request that carries it.
+    /// Returns the handoff if no engine was sent a whole request that carries it; otherwise `None`.
     fn stranded(mut self) -> Option<Vec<u8>> {
         let handoff = self.handoff.as_mut();
         let handoff = handoff.and_then(|handoff| handoff.take(Freshness::Fresh).ok());
@@ -59,14 +60,16 @@ impl Prefilled {
 
 /// Result of the prefill leg.
 pub(super) enum Prefill<N: Net> {
-    /// Success: the parts for the decode leg, and the engine that computed them.
+    /// The prefill succeeded: the parts of its response for the decode leg, and the engine that
+    /// computed it.
     Done(Prefilled, Peer),
-    /// The prefill engine's error, to be relayed to the client.
+    /// The prefill engine's error response, to be relayed to the client.
     Refused(PendingResponse<N>),
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Runs a prefill leg, then a decode leg built from its response.
+    /// Runs a prefill leg, then a decode leg built from its response. Returns the decoder's
+    /// response, or the prefill engine's error response.
     pub(super) async fn serial(
         &mut self,
         split: &mut Split,
@@ -92,11 +95,10 @@ impl<N: Net> Exchange<'_, N> {
         pending
     }
 
-    /// Runs the prefill leg until it succeeds or fails for good.
+    /// Runs the prefill leg, with its retries, until it succeeds or fails for good.
     ///
-    /// A candidate that refuses connections is followed by the next one. After the last one, and
-    /// after failures that may be temporary, the leg is retried up to the configured number of
-    /// times.
+    /// If a candidate refuses connections, the next one is tried. After the last one, and after
+    /// failures that may be temporary, the leg is retried up to the configured number of times.
     pub(super) async fn prefill(
         &mut self,
         split: &Split,
@@ -146,8 +148,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Evaluates an attempt. `Break` ends the prefill leg; `Continue` returns a failure that may be
-    /// retried.
+    /// Evaluates the result of one attempt of the prefill leg. `Break` ends the leg with a result;
+    /// `Continue` returns a failure that may be retried.
     fn attempted(
         &mut self,
         attempt: Result<Attempt<N>, LegFault>,
