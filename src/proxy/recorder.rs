@@ -11,11 +11,12 @@ use crate::net::Instant;
 use crate::pd::Role;
 use crate::trace::{Kind, Span, TraceContext, Value};
 
-/// Converts instants of the shard's clock to Unix time.
+/// A pair of simultaneous readings of the shard's clock and of Unix time, which converts later
+/// instants of the shard's clock to Unix time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WorldClock {
     pub(super) instant: Instant,
-    /// Unix time at `instant`, in nanoseconds.
+    /// Unix time when the shard's clock showed `instant`, in nanoseconds.
     pub(super) unix_ns: u64,
 }
 
@@ -30,15 +31,15 @@ impl WorldClock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Style {
     pub(super) connector: &'static str,
-    /// The phase spans have the long names, prefixed with `llm_d.pd_proxy.`.
+    /// Whether the phase spans have the long names, prefixed with `llm_d.pd_proxy.`.
     pub(super) is_long: bool,
-    /// The legs run concurrently.
+    /// Whether the prefill and decode legs run concurrently.
     pub(super) is_concurrent: bool,
-    /// They run concurrently because of MoRI-IO's parallel dispatch.
+    /// Whether the legs run concurrently because of MoRI-IO's parallel dispatch.
     pub(super) is_parallel_dispatch: bool,
-    /// The client requested a stream.
+    /// Whether the client requested a stream.
     pub(super) streams: bool,
-    /// The client selected the rank of the decoder.
+    /// Whether the client selected the decoder by rank, with `x-data-parallel-host-port`.
     pub(super) is_data_parallel: bool,
 }
 
@@ -51,10 +52,11 @@ pub(super) struct LegStart<'a> {
     pub(super) port: Option<u16>,
     pub(super) target: String,
     pub(super) request_id: &'a [u8],
-    /// The leg belongs to a split request, so prefill and decode legs are part of a phase.
+    /// Whether the leg belongs to a request served by legs. If so, a prefill or decode leg is part
+    /// of a phase, which has a span too.
     pub(super) has_phase: bool,
     pub(super) now_ns: u64,
-    /// Random ids for the leg's span and up to two spans that enclose it.
+    /// Random span ids for the leg's span and up to two spans that enclose it.
     pub(super) ids: [u64; 3],
 }
 
@@ -62,11 +64,12 @@ pub(super) struct LegStart<'a> {
 #[derive(Clone, Copy, Debug)]
 struct Prefilled {
     id: u64,
-    /// End time in nanoseconds and duration in milliseconds, if it ended before the decode phase.
+    /// Its end as Unix time in nanoseconds and its duration in milliseconds; `None` while it has
+    /// not ended.
     ended: Option<(u64, u64)>,
 }
 
-/// The spans of a recorded request.
+/// The spans of a request that is sampled.
 #[derive(Debug)]
 pub(super) struct Recorder {
     context: TraceContext,
@@ -82,23 +85,25 @@ pub(super) struct Recorder {
     style: Option<Style>,
     chunk_tokens: Option<u32>,
     chunks: u64,
-    /// Start time of the first prefill leg of the concurrent order.
+    /// Unix time in nanoseconds when the first prefill leg of the concurrent order started; `None`
+    /// in the other orders.
     pair_ns: Option<u64>,
 }
 
-/// The result of a request.
+/// The result of a request, as the spans record it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Finish {
     pub(super) now_ns: u64,
-    /// Status sent to the client; 0 if none was.
+    /// HTTP status sent to the client; 0 if none was.
     pub(super) status: u16,
     pub(super) error: Option<&'static str>,
-    /// Outcome and reason; `None` for a request that was not intercepted.
+    /// Labels of the outcome and of its reason, if it has one; `None` for a request that was not
+    /// intercepted.
     pub(super) outcome: Option<(&'static str, Option<&'static str>)>,
 }
 
 impl Recorder {
-    /// Starts the span of the whole request, whose id is that of `context`.
+    /// Creates a recorder and starts the span of the whole request, whose id is that of `context`.
     pub(super) fn new(
         context: TraceContext,
         parent_id: u64,
@@ -137,8 +142,8 @@ impl Recorder {
         }
     }
 
-    /// Starts the `forward_request` span of a generation request, which [`Recorder::set`] applies
-    /// to.
+    /// Starts the `forward_request` span, which only a generation request has. [`Recorder::set`]
+    /// sets its attributes.
     pub(super) fn forward(&mut self, id: u64, now_ns: u64) {
         let span = self.begin(
             "forward_request",
@@ -157,17 +162,19 @@ impl Recorder {
         }
     }
 
-    /// Records that the request is split.
+    /// Records how the legs of the request are named and described, which applies to those started
+    /// later.
     pub(super) fn split(&mut self, style: Style) {
         self.style = Some(style);
     }
 
-    /// Records that the response is decoded in chunks of `tokens` tokens.
+    /// Records that the request uses chunked decode, with `tokens` tokens per chunk.
     pub(super) fn cut(&mut self, tokens: u32) {
         self.chunk_tokens = Some(tokens);
     }
 
-    /// Records a finished decode chunk. `tokens` is the total of all chunks so far.
+    /// Records that a chunk of a chunked decode has finished. `tokens` is the total of all chunks
+    /// so far.
     pub(super) fn chunk(&mut self, tokens: u64) {
         self.chunks += 1;
         let chunks = self.chunks;
@@ -301,7 +308,7 @@ impl Recorder {
         span
     }
 
-    /// Sets the attributes that both phases have.
+    /// Sets the attributes that the spans of the prefill and of the decode phase share.
     fn describe(&self, span: &mut Span, start: &LegStart<'_>) {
         span.set("llm_d.pd_proxy.request_id", Value::text(start.request_id));
         if let Some(style) = self.style {
@@ -319,14 +326,14 @@ impl Recorder {
         }
     }
 
-    /// Records the response status of the open leg.
+    /// Records the response status in the span of the leg that is open.
     pub(super) fn responded(&mut self, status: u16) {
         if let Some(leg) = &mut self.leg {
             record_status(leg, status);
         }
     }
 
-    /// Ends the open leg with an error.
+    /// Ends the span of the open leg with an error.
     pub(super) fn failed(&mut self, error: &'static str, now_ns: u64) {
         self.end_leg(now_ns, Some(error));
     }
@@ -342,14 +349,15 @@ impl Recorder {
         }
     }
 
-    /// Takes the spans of the leg that has just started, which continues in a separate task.
+    /// Removes and returns the spans of the leg that has just started (its own and that of a
+    /// prefill phase), because the leg continues in a separate task.
     pub(super) fn detach(&mut self) -> Vec<Span> {
         let mut spans: Vec<_> = self.leg.take().into_iter().collect();
         spans.extend(self.prefill.take());
         spans
     }
 
-    /// Ends all spans and returns them.
+    /// Ends the spans still open and returns all spans of the request except detached ones.
     pub(super) fn finish(mut self, ending: &Finish) -> Vec<Span> {
         let Finish { now_ns, error, .. } = *ending;
         self.end_leg(now_ns, error);
@@ -424,7 +432,7 @@ impl Recorder {
         }
     }
 
-    /// Ends the decode phase, including its chunks.
+    /// Ends the span of the decode phase and that of the chunked decode, if they are open.
     fn end_phases(&mut self, now_ns: u64, error: Option<&'static str>) {
         if let Some(mut chunked) = self.chunked.take() {
             let millis = Value::Millis(chunked.millis(now_ns));
@@ -442,8 +450,8 @@ impl Recorder {
     }
 }
 
-/// Ends the spans of a leg that ran as a separate task: its own, and that of its phase if it has
-/// one.
+/// Ends the spans of a leg that ran as a separate task, with the leg's status or error: its own,
+/// and that of its phase if it has one.
 pub(super) fn finish_detached(spans: &mut [Span], ended: Result<u16, &'static str>, now_ns: u64) {
     for span in spans {
         match span.kind {
@@ -473,8 +481,8 @@ fn record_end(leg: &mut Span, ended: Result<u16, &'static str>) {
     }
 }
 
-/// Records the result of an attempt in the prefill span. The last attempt determines its end,
-/// status and error.
+/// Records the result of an attempt of the prefill leg in the span of the prefill phase. The last
+/// attempt determines the span's end, status and error.
 fn record_prefill(prefill: &mut Span, ended: Result<u16, &'static str>, now_ns: u64) {
     prefill.ended_ns = now_ns;
     let millis = Value::Millis(prefill.millis(now_ns));
