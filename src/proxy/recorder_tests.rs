@@ -43,7 +43,8 @@ fn finish(recorder: Recorder, error: Option<&'static str>) -> Vec<Span> {
     })
 }
 
-/// Name, span id, parent id and end time in milliseconds of each span, ordered by span id.
+/// Returns the name, span id, parent id and end time in milliseconds of each span, ordered by span
+/// id.
 fn shape(spans: &[Span]) -> Vec<(&str, u64, u64, u64)> {
     let of = |span: &'_ Span| (span.span_id, span.parent_id, span.ended_ns / MS);
     let with_name = |span| {
