@@ -1,7 +1,7 @@
 //! Name look-ups that never block a shard's thread.
 //!
-//! A shard sends the name to the resolver thread and continues; the result arrives through its
-//! inbox. Targets that are addresses need no look-up.
+//! A shard sends the name to the resolver threads and continues; the result arrives through the
+//! shard's inbox. Targets that are addresses need no look-up.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -10,16 +10,16 @@ use std::task::{Context, Poll, Waker};
 use crate::fleet::{Address, Target};
 use crate::limits::RESOLVE_QUEUE_MAX;
 
-/// Result of a name look-up. Has no addresses if the name did not resolve.
+/// Result of a name look-up.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// The name and port looked up.
     pub target: Target,
-    /// Its addresses, in the order to try them.
+    /// The addresses of the name, in the order to try them. Empty if the name did not resolve.
     pub addresses: Vec<Address>,
 }
 
-/// Sends a look-up request to the resolver thread. Returns `false` if too many are queued.
+/// Queues a name look-up for the resolver threads. Returns `false` if the queue is full.
 pub type Resolver = Box<dyn Fn(&Target) -> bool>;
 
 /// The look-ups in progress on one shard.
@@ -37,7 +37,8 @@ struct Lookup {
 
 impl Lookups {
     /// Registers the caller for a look-up of `target`. Returns `None` if too many look-ups are in
-    /// progress, and `Some(true)` if the caller must start this one.
+    /// progress on this shard, `Some(true)` if the caller must start this one, and `Some(false)` if
+    /// it is already in progress.
     pub(super) fn join(&mut self, target: &Target) -> Option<bool> {
         let is_new = !self.waiting.contains_key(target);
         if is_new && self.waiting.len() >= RESOLVE_QUEUE_MAX {
@@ -47,7 +48,8 @@ impl Lookups {
         Some(is_new)
     }
 
-    /// Returns the addresses once the look-up is complete.
+    /// Returns the addresses once the look-up of `target` is complete. They are empty if the name
+    /// did not resolve or the look-up could not be started.
     pub(super) fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[Address]>> {
         let Some(lookup) = self.waiting.get_mut(target) else {
             return Poll::Ready(Rc::from([]));
@@ -65,8 +67,8 @@ impl Lookups {
         Poll::Pending
     }
 
-    /// Unregisters the caller from a look-up. One without a result continues, for the next caller
-    /// that needs it.
+    /// Unregisters the caller from the look-up of `target`. If no caller is left, a complete
+    /// look-up is removed; one without a result continues, for the next caller that needs it.
     pub(super) fn unregister(&mut self, target: &Target) {
         if let Some(lookup) = self.waiting.get_mut(target) {
             lookup.callers -= 1;
@@ -76,12 +78,13 @@ impl Lookups {
         }
     }
 
-    /// Removes a look-up that could not be started. Its other callers get an empty result.
+    /// Removes a look-up that could not be started. Other callers registered for it get no
+    /// addresses.
     pub(super) fn forget(&mut self, target: &Target) {
         self.waiting.remove(target);
     }
 
-    /// Stores a result from the inbox and returns the wakers of the tasks that wait for it. A
+    /// Stores the result of a look-up and returns the wakers of the tasks that wait for it. A
     /// result without registered callers is dropped.
     pub(super) fn response(&mut self, resolved: Resolved) -> Vec<Waker> {
         let Some(lookup) = self.waiting.get_mut(&resolved.target) else {

@@ -13,9 +13,10 @@ use crate::pd::candidate::{Candidates, list};
 pub(super) struct Routing {
     /// Prefill candidates in the order to try them. If empty, the decoder computes the prompt.
     pub(super) prefillers: Vec<Target>,
-    /// Encoders that share the request's items. If empty, there is no encode stage.
+    /// Encoders among which the request's multimodal items are distributed. If empty, there is no
+    /// encode stage.
     pub(super) encoders: Vec<Target>,
-    /// An engine to pull a cached prefix from.
+    /// An engine to pull a cached prefix of the prompt from.
     pub(super) source: Option<Target>,
 }
 
@@ -26,7 +27,8 @@ impl Routing {
     }
 }
 
-/// The port of a target that does not specify one.
+/// Returns the port of a prefill or encode target that does not specify one: the default of HTTPS
+/// if `tls` is given, otherwise that of HTTP.
 const fn default_port(tls: Option<UpstreamTls>) -> u16 {
     match tls {
         Some(_) => HTTPS_PORT,
@@ -35,7 +37,7 @@ const fn default_port(tls: Option<UpstreamTls>) -> u16 {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Reads the routing fields.
+    /// Reads the prefill candidates, encoders and cache source from the request head.
     ///
     /// # Errors
     /// A prefill target is malformed. Malformed encoders and cache sources are ignored, because
@@ -77,9 +79,9 @@ impl<N: Net> Exchange<'_, N> {
         encoders
     }
 
-    /// Returns the engine to pull a cached prefix from, if the connector supports it. Only the
-    /// first field line counts, and a source that is this rank itself is ignored
-    /// (`docs/pd-sidecar.md#cached-prefix-pulls`).
+    /// Returns the engine to pull a cached prefix from, or `None` if the request names none, it is
+    /// not allowed, or the connector does not support it. Only the first field line counts, and a
+    /// source that is this rank itself is ignored (`docs/pd-sidecar.md#cached-prefix-pulls`).
     fn cache_source(&self) -> Option<Target> {
         let value = self.values(Name::XKvCacheSourceHostPort).next()?;
         let config = &self.shard.config;
