@@ -11,25 +11,25 @@ use crate::net::pool::EndpointId;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Leg, Role, Take};
 
-/// A leg that is ready to be sent.
+/// A leg that is ready to be sent: its target, head and body.
 pub(super) struct Call<'a> {
     pub(super) id: EndpointId,
     pub(super) target: &'a Target,
-    /// The request head, including the blank line.
+    /// The leg's request head, including the blank line.
     pub(super) head: &'a [u8],
     pub(super) leg: &'a Leg,
-    /// The client's body, to which the leg's edits apply.
+    /// The client's request body, to which the leg's edits apply.
     pub(super) body: &'a [u8],
 }
 
-/// Deadlines of a leg.
+/// Deadlines of the steps of a leg.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// For sending the request.
+    /// Deadline for sending the request.
     pub(super) send: Limit,
-    /// For the response head.
+    /// Deadline for the connect, if one is needed, and for the response head.
     pub(super) head: Limit,
-    /// For the end of the response.
+    /// Deadline for the end of the response.
     pub(super) end: Limit,
 }
 
@@ -48,21 +48,22 @@ impl Limits {
 /// The part of a successful response that the leg was sent for.
 #[derive(Debug)]
 pub(super) enum Collected {
-    /// The handoff for the decode leg.
+    /// The handoff for the decode leg, extracted from a prefill response.
     Handoff(Box<Handoff>),
-    /// The whole body, validated as JSON.
+    /// The whole response body, validated as JSON.
     Whole(Vec<u8>),
-    /// Nothing; only the success matters.
+    /// No part of the response, because only the success matters.
     Nothing,
 }
 
 /// Result of one attempt of a leg.
 pub(super) enum Attempt<N: Net> {
-    /// A successful response, the time its head arrived (an engine's lease on the KV cache starts
-    /// at about that time), and its status.
+    /// A successful (2xx) response, which has been read to its end: the part that the leg was sent
+    /// for, the time when the head arrived (an engine's lease on the KV cache starts at about that
+    /// time), and the status.
     Done(Collected, Instant, u16),
-    /// A response with another status, to be relayed or retried. The flag states whether the whole
-    /// request had been sent.
+    /// A response with another status, to be relayed or retried. Its body has not been read. The
+    /// flag states whether the whole request had been sent.
     Status(Upstream<N>, Response, bool),
 }
 
@@ -72,7 +73,7 @@ impl<N: Net, W: Waits<N>> Runs<N> for W {}
 pub(super) trait Runs<N: Net>: Legs<N> {
     /// Runs one attempt of a leg. If a pooled connection turns out to be closed, the request is
     /// sent once more on a new connection, which is safe because no response had started. If
-    /// `begun` holds a connection, it is used first.
+    /// `begun` holds a connection, the request is first sent on that one.
     async fn run_leg(
         &self,
         call: &Call<'_>,
@@ -145,7 +146,8 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         Ok(sent)
     }
 
-    /// Reads the rest of a response. A status other than 2xx is returned without reading its body.
+    /// Reads the rest of a response whose head has arrived. A status other than 2xx is returned
+    /// without reading the body.
     async fn collect_response(
         &self,
         upstream: Upstream<N>,
@@ -177,7 +179,8 @@ pub(super) trait Runs<N: Net>: Legs<N> {
     }
 
     /// Reads the body of a response as it arrives and keeps the part that `take` specifies. Also
-    /// returns whether the connection ended the response cleanly and can be reused.
+    /// returns whether the connection is still open and has carried no bytes after the response, so
+    /// that it can be reused.
     async fn read_body(
         &self,
         upstream: &Upstream<N>,
@@ -246,7 +249,7 @@ struct Reading {
 }
 
 enum Collector {
-    /// Scanned as it arrives; only the handoff is kept.
+    /// Scans the prefill response as it arrives and keeps only the handoff.
     Handoff(Box<PrefillResponse>),
     Whole(Vec<u8>),
     Nothing,
@@ -273,7 +276,7 @@ impl Reading {
     }
 }
 
-/// Appends the framing of the leg's spliced body and the blank line to its head.
+/// Appends the `Content-Length` of the leg's edited body and the blank line to the leg's head.
 pub(super) fn finish_head(head: &mut Vec<u8>, leg: &Leg) {
     super::head::push_request_framing(head, Framing::Length(leg.body.len() as u64));
 }

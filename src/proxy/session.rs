@@ -13,8 +13,9 @@ use crate::net::{Conn, Net, would_block};
 
 /// Serves the requests of one client connection until it closes.
 ///
-/// This future is all the memory that an idle session occupies, so it must stay small. The exchange
-/// is large; it is boxed, and only once the first byte of a request has arrived.
+/// This future exists for as long as the connection, also while the session is idle, so it must
+/// stay small. The exchange is large; it is boxed, and only once the first byte of a request has
+/// arrived.
 pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
     let shard = &guard.shard;
     let client = Client::new(&shard.net, conn, rank);
@@ -40,8 +41,9 @@ pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usi
     }
 }
 
-/// Waits for the TLS handshake, for at most the head timeout. Returns `false` if the connection
-/// will carry no request.
+/// Waits for the client's TLS handshake, for at most the head timeout. Returns `false` if it failed
+/// or the client sent plain text, which gets an error response: the connection will carry no
+/// request.
 async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
     let limit = Limit::of(
         shard.net.now(),
@@ -62,11 +64,11 @@ async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
     }
 }
 
-/// Closes the connection such that the response just sent is not lost.
+/// Closes the client connection such that the response just sent is not lost.
 ///
 /// Closing a socket with unread bytes makes the kernel send a reset, which may overtake the
-/// response (RFC 9112 9.6). So this sends FIN first, then reads and discards client bytes, up to a
-/// bound, until the client closes.
+/// response (RFC 9112 9.6). So this sends FIN first, then reads and discards client bytes until the
+/// client closes, up to `LINGER_BYTES_MAX` and `LINGER_MS_MAX`.
 async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
     client.conn.finish();
     let wait = Duration::from_millis(LINGER_MS_MAX);
@@ -106,8 +108,8 @@ mod tests {
         size_of::<F>()
     }
 
-    /// Thousands of idle clients are normal, so the size of an idle session's future is bounded by
-    /// a test.
+    /// The size of an idle session's future is bounded by this test, because thousands of idle
+    /// clients are normal.
     #[test]
     fn an_idle_session_is_small() {
         let bytes = future_bytes(&run::<Net>);
