@@ -29,10 +29,10 @@ use crate::net::pool::{EndpointId, Pools};
 use crate::pd::Role;
 use crate::trace::{Sampler, TraceRing};
 
-/// Initial capacity of a small buffer; enough for a typical request head.
+/// Initial capacity in bytes of a buffer from [`Shard::buffer`]; enough for a typical request head.
 const SMALL_BUFFER_BYTES: usize = 1024;
 
-/// Called with the error when a connect to an engine's Unix socket fails.
+/// Called with the path and the error when a connect to an engine's Unix socket fails.
 pub type OnSocketFailed = Box<dyn Fn(&SocketPath, &std::io::Error)>;
 
 /// Wraps a new connection to an engine of the given role in TLS if the configuration requires it.
@@ -40,33 +40,36 @@ pub type SecureUpstream<C> = Box<dyn Fn(C, Role, &Target) -> C>;
 
 /// Everything a shard is constructed from.
 pub struct Parts<N: Net> {
-    /// The configuration.
+    /// The configuration of the process.
     pub config: Arc<Config>,
     /// This shard's counters.
     pub metrics: Arc<ShardMetrics>,
     /// The process-wide budget of buffered bodies.
     pub budget: Arc<Budget>,
-    /// Set when the process starts to drain.
+    /// Set for all shards in a drain once its settle time has passed: connections then accept no
+    /// further request.
     pub draining: Arc<AtomicBool>,
-    /// Set when the health endpoint on the data port must return 503.
+    /// Set at the start of a drain, before its settle time: the health endpoint on the data port
+    /// returns 503 from then on.
     pub unhealthy: Arc<AtomicBool>,
     /// The local decoder of each rank, in rank order.
     pub decoders: Vec<Decoder>,
-    /// Whether an address belongs to one of this process's own listeners.
+    /// Returns whether an address belongs to one of this process's own listeners.
     pub is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
-    /// Requests resolution of a name from the resolver thread.
+    /// Queues a name look-up for the resolver threads.
     pub resolver: Resolver,
-    /// The `MoRI-IO` pods with their names resolved, if any is configured by name.
+    /// The `MoRI-IO` configuration with pod names resolved to addresses; `None` if no pod is
+    /// configured by name.
     pub mori: Option<Arc<ArcSwap<MoriConfig>>>,
     /// Targets that requests may name; `None` allows any.
     pub allowlist: Option<Arc<TargetAllowlist>>,
-    /// Called when a connect to a Unix socket fails; must not block.
+    /// Called when a connect to an engine's Unix socket fails; must not block.
     pub on_socket_failed: OnSocketFailed,
-    /// Ring for access log records; `None` if the access log is off.
+    /// Ring for this shard's access log records; `None` if the access log is off.
     pub access: Option<AccessRing>,
-    /// Adds TLS to new connections to engines where configured.
+    /// Wraps a new connection to an engine in TLS if the configuration requires it.
     pub secure: SecureUpstream<N::Conn>,
-    /// Ring for finished spans; `None` if tracing is off.
+    /// Ring for this shard's finished trace spans; `None` if tracing is off.
     pub traces: Option<TraceRing>,
 }
 
@@ -79,9 +82,9 @@ impl<N: Net> std::fmt::Debug for Parts<N> {
 /// The decoder of one rank: its configured name, and the addresses it resolved to at startup.
 #[derive(Clone, Debug)]
 pub struct Decoder {
-    /// Host and port as configured.
+    /// Host and port of the decoder as configured.
     pub target: Target,
-    /// The addresses to try, in order.
+    /// The addresses of the decoder to try, in order.
     pub addresses: Vec<Address>,
 }
 
@@ -122,7 +125,8 @@ impl<N: Net> std::fmt::Debug for Shard<N> {
 }
 
 impl<N: Net> Shard<N> {
-    /// Creates a shard on `net`. It has no listeners.
+    /// Creates a shard that runs on `net`. It has no listeners: accepted connections are passed to
+    /// [`Shard::serve`].
     pub fn new(net: N, parts: Parts<N>) -> Rc<Self> {
         let counted = Arc::clone(&parts.metrics);
         let on_idle = Box::new(move |role, delta| counted.pool_idle(leg_role(role), delta));
@@ -169,23 +173,26 @@ impl<N: Net> Shard<N> {
         })
     }
 
-    /// Serves an accepted connection in a new task until the connection ends.
+    /// Serves an accepted client connection in a new task until the connection ends. `rank` is the
+    /// index of the rank whose listener accepted it.
     pub fn serve(self: &Rc<Self>, conn: N::Conn, rank: usize) {
         let guard = SessionGuard::new(self);
         self.net.spawn(session::run(guard, conn, rank));
     }
 
-    /// Counts a pause in accepting connections.
+    /// Counts in the metrics that this shard has paused accepting connections.
     pub fn count_accept_paused(&self) {
         self.metrics.accept_paused();
     }
 
-    /// Returns the number of open sessions, plus the legs that run as separate tasks.
+    /// Returns the number of the shard's open client connections, plus the legs that run as
+    /// separate tasks.
     pub fn sessions(&self) -> usize {
         self.sessions.get() + self.tasks.get()
     }
 
-    /// Counts a leg that runs as a separate task for as long as the returned guard exists.
+    /// Includes a leg that runs as a separate task in [`Shard::sessions`] for as long as the
+    /// returned guard exists.
     pub(super) fn count_task(self: &Rc<Self>) -> TaskGuard<N> {
         self.tasks.set(self.tasks.get() + 1);
         TaskGuard {
@@ -203,25 +210,27 @@ impl<N: Net> Shard<N> {
         }
     }
 
-    /// Whether the process is draining: no further request is started on a kept-alive connection.
+    /// Returns whether the settle time of a drain has passed: no further request is started on a
+    /// kept-alive connection.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Whether the health endpoint on the data port must return 503.
+    /// Returns whether the health endpoint on the data port must return 503, which it does from the
+    /// start of a drain on.
     pub(super) fn is_unhealthy(&self) -> bool {
         self.unhealthy.load(Ordering::Relaxed)
     }
 
-    /// Lends the receive buffer for heads and tokens to `work`. `work` is synchronous, so the
-    /// buffer is never in use across an await.
+    /// Calls `work` with the shard's receive buffer for heads and tokens. `work` is synchronous, so
+    /// the buffer is never in use across an await.
     pub(super) fn with_small<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
         work(&mut self.small.borrow_mut())
     }
 
-    /// Lends the receive buffer for bodies to `work`, which is synchronous for the same reason. The
-    /// buffer is allocated on first use: a shard whose bodies always arrive with their heads does
-    /// not need it.
+    /// Calls `work` with the shard's receive buffer for bodies, under the same rule as
+    /// [`Shard::with_small`]. The buffer is allocated on first use: a shard whose bodies always
+    /// arrive with their heads does not need it.
     pub(super) fn with_large<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
         let mut large = self.large.borrow_mut();
         if large.is_empty() {
@@ -236,7 +245,8 @@ impl<N: Net> Shard<N> {
         spare.unwrap_or_else(|| Vec::with_capacity(SMALL_BUFFER_BYTES))
     }
 
-    /// Takes a buffer back for reuse. Large buffers are freed instead.
+    /// Keeps a buffer for reuse. It is freed instead if it is larger than
+    /// `RECYCLED_BUFFER_BYTES_MAX` or enough buffers are kept.
     pub(super) fn recycle(&self, mut buffer: Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
         let is_small = (1..=RECYCLED_BUFFER_BYTES_MAX).contains(&buffer.capacity());
@@ -246,13 +256,14 @@ impl<N: Net> Shard<N> {
         }
     }
 
-    /// Returns an empty field list, a recycled one if available.
+    /// Returns an empty list of header fields, a recycled one if available.
     pub(super) fn fields(&self) -> Vec<Field> {
         let spare = self.spare_fields.borrow_mut().pop();
         spare.unwrap_or_default()
     }
 
-    /// Takes a field list back for reuse. Large lists are freed instead.
+    /// Keeps a list of header fields for reuse. It is freed instead if its capacity is larger than
+    /// `RECYCLED_FIELDS_MAX` or enough lists are kept.
     pub(super) fn recycle_fields(&self, mut fields: Vec<Field>) {
         let mut spare = self.spare_fields.borrow_mut();
         if (1..=RECYCLED_FIELDS_MAX).contains(&fields.capacity())
@@ -263,15 +274,15 @@ impl<N: Net> Shard<N> {
         }
     }
 
-    /// Returns the target of a local decoder.
+    /// Returns the configured host and port of a local decoder.
     pub(super) fn decoder_target(&self, id: EndpointId) -> &Target {
         let found = self.decoders.iter().find(|(decoder, _)| *decoder == id);
         &found.unwrap_or(&self.decoders[0]).1.target
     }
 
-    /// Whether `id` is this proxy or one of its local decoders. A request must not be split with
-    /// such a prefiller: the decoder would be handed its own KV cache (an engine returns 500), or
-    /// the request would loop.
+    /// Returns whether the endpoint `id` is this proxy or one of its local decoders. A request must
+    /// not be split with such a prefiller: the decoder would be handed its own KV cache (an engine
+    /// returns 500), or the request would loop.
     pub(super) fn is_self(&self, id: EndpointId) -> bool {
         self.pools.is_self(id, |addresses| {
             let decoder = |address: &Address| {
@@ -295,7 +306,7 @@ impl<N: Net> Shard<N> {
     }
 }
 
-/// The metric label of a role.
+/// Returns the metric label of the role of a leg.
 pub(super) const fn leg_role(role: Role) -> LegRole {
     match role {
         Role::Prefill => LegRole::Prefill,
@@ -305,8 +316,9 @@ pub(super) const fn leg_role(role: Role) -> LegRole {
     }
 }
 
-/// Whether `ip` is an address of this machine. Tested by binding a socket to it, which avoids
-/// listing interfaces. Called once per engine.
+/// Returns whether `ip` is an address of this machine. Tested by binding a socket to it, which
+/// avoids listing interfaces. The system call is affordable because a shard's pool caches the
+/// result per endpoint.
 #[must_use]
 pub fn is_local_address(ip: IpAddr) -> bool {
     ip.is_loopback()
@@ -314,7 +326,8 @@ pub fn is_local_address(ip: IpAddr) -> bool {
         || std::net::UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
 }
 
-/// Counts a leg that runs as a separate task, so that a drain waits for it.
+/// Includes a leg that runs as a separate task in [`Shard::sessions`] until dropped, so that a
+/// drain waits for it.
 pub(super) struct TaskGuard<N: Net> {
     shard: Rc<Shard<N>>,
 }
@@ -325,8 +338,8 @@ impl<N: Net> Drop for TaskGuard<N> {
     }
 }
 
-/// Counts a session until it ends. Dropped during unwinding too, so a panic does not leak the
-/// count.
+/// Counts a client connection as open, in [`Shard::sessions`] and in the metrics, until dropped.
+/// That happens during unwinding too, so a panic does not leak the count.
 pub(super) struct SessionGuard<N: Net> {
     pub(super) shard: Rc<Shard<N>>,
 }
