@@ -12,14 +12,15 @@ use crate::net::Net;
 use crate::net::sim::SimConn;
 use crate::pd::Role;
 
-/// A request as a client sends it.
+/// A scripted request: its id, its bytes, and whether it is the last on its connection.
 struct Request {
     id: String,
     bytes: Vec<u8>,
     closes: bool,
 }
 
-/// Runs one client until it has finished.
+/// Runs the scripted client number `index`: sends one to four requests on one connection and checks
+/// every response.
 pub(super) async fn run_client(stage: Rc<Stage>, index: usize) {
     let (near, far) = stage.net.pair();
     let near = Rc::new(near);
@@ -79,7 +80,8 @@ async fn upload(stage: Rc<Stage>, conn: Rc<SimConn>, bytes: Vec<u8>) {
     }
 }
 
-/// Disconnects at a random time, by FIN or by RST.
+/// Disconnects a client at a random time, by FIN or by RST, and logs that time for the requests
+/// `ids`.
 async fn leave(stage: Rc<Stage>, conn: Rc<SimConn>, ids: Vec<String>) {
     stage.net.sleep(stage.random_delay()).await;
     let now = stage.net.now();
@@ -93,7 +95,8 @@ async fn leave(stage: Rc<Stage>, conn: Rc<SimConn>, ids: Vec<String>) {
     }
 }
 
-/// Receives one response and checks it. Returns `false` if no further response follows.
+/// Receives the response to `request` and checks it. Returns `false` if no further response follows
+/// on the connection.
 async fn receive(stage: &Stage, wire: &mut Wire, request: &Request) -> bool {
     let response = loop {
         match wire.read(true).await {
@@ -121,8 +124,8 @@ async fn receive(stage: &Stage, wire: &mut Wire, request: &Request) -> bool {
     }
 }
 
-/// Checks that a complete response belongs to this request, whether it is from an engine or the
-/// proxy.
+/// Checks that a complete response belongs to `request`: it is either an error that the proxy may
+/// generate in this scenario, or a response that an engine sent for this request id.
 fn judge(stage: &Stage, request: &Request, message: &Message) {
     let id = &request.id;
     let mut log = stage.log.borrow_mut();
@@ -246,7 +249,8 @@ const fn plain(body: Vec<u8>) -> SentRequest {
     }
 }
 
-/// Returns the body of a decode-only request, and the JSON that must reach the engine.
+/// Returns the body of a decode-only request with random transfer parameters, and the JSON that
+/// must reach the engine: the same with those parameters null.
 fn masked_body(stage: &Stage, id: &str) -> (Vec<u8>, Value) {
     let mut body = json!({"model": "m", "prompt": stage.text(id), "max_tokens": 9});
     let foreign = json!({"remote_block_ids": [[4, 5]], "remote_engine_id": "stolen"});
@@ -285,7 +289,7 @@ fn split_body(stage: &Stage, id: &str) -> Value {
     body
 }
 
-/// The body that the prefill leg of the serial order must have.
+/// Returns the body that the prefill leg of the serial order must have if the client sent `body`.
 pub(super) fn prefill_view(body: &Value) -> Value {
     let mut view = body.clone();
     for name in ["max_tokens", "max_completion_tokens", "min_tokens"] {
@@ -299,14 +303,16 @@ pub(super) fn prefill_view(body: &Value) -> Value {
     without(view, &["stream_options", "ec_transfer_params"])
 }
 
-/// The body that both legs of the concurrent order must have, except for the room.
+/// Returns the body that both legs of the concurrent order must have, apart from the bootstrap room
+/// and host, if the client sent `body`.
 pub(super) fn room_view(body: &Value) -> Value {
     let mut view = without(body.clone(), &["kv_transfer_params", "ec_transfer_params"]);
     view["bootstrap_port"] = json!(8998);
     view
 }
 
-/// The body that a leg must have with shared-storage.
+/// Returns the body that a leg must have with the connector shared-storage if the client sent
+/// `body`.
 pub(super) fn store_view(body: &Value, role: Role) -> Value {
     let mut view = without(body.clone(), &["kv_transfer_params", "ec_transfer_params"]);
     view["cache_hit_threshold"] = json!(0);
@@ -317,7 +323,7 @@ pub(super) fn store_view(body: &Value, role: Role) -> Value {
     view
 }
 
-/// Returns a body without the given members.
+/// Returns a JSON object without the members `names`.
 pub(super) fn without(mut view: Value, names: &[&str]) -> Value {
     let members: &mut Map<String, Value> = view.as_object_mut().unwrap();
     for name in names {

@@ -15,25 +15,25 @@ use crate::net::sim::{ConnectBehaviour, SimConn, SimListener};
 use crate::net::{Conn, Net};
 use crate::pd::Role;
 
-/// A fault that an engine injects into one response.
+/// A fault that a scripted engine injects into one response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InjectedFault {
     None,
-    /// Sends nothing until the peer disconnects.
+    /// The engine sends nothing until the peer disconnects.
     Stall,
-    /// Ends the connection somewhere in the response, by FIN or by RST.
+    /// The engine ends the connection at a random position in the response, by FIN or by RST.
     End {
         reset: bool,
     },
-    /// Sends bytes that are not a valid response.
+    /// The engine sends bytes that are not a valid response.
     Garbage,
-    /// Sends a valid head, then a body that violates its framing.
+    /// The engine sends a valid head, then a body that violates its framing.
     BadChunk,
-    /// Sends further bytes after the response.
+    /// The engine sends further bytes after the response.
     Surplus,
 }
 
-/// Framing of a response body.
+/// Framing of a scripted response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length,
@@ -41,7 +41,7 @@ enum Framing {
     UntilClose,
 }
 
-/// Serves `address` in the given role for the rest of the run.
+/// Starts a scripted engine that serves `address` in the given role for the rest of the run.
 pub(super) fn start(stage: &Rc<Stage>, role: Role, address: &str) {
     let listener = stage.net.listen(address.parse::<SocketAddr>().unwrap());
     let delay = if stage.net.once_in(2) { ms(0) } else { ms(3) };
@@ -60,7 +60,7 @@ pub(super) fn start(stage: &Rc<Stage>, role: Role, address: &str) {
     });
 }
 
-/// Changes at random times how the listener treats new connects.
+/// Changes at random times whether new connects to the listener are accepted, are refused or hang.
 async fn vary_accepting(stage: Rc<Stage>, listener: SimListener) {
     loop {
         let greeting = match stage.net.below(5) {
@@ -113,7 +113,7 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
     }
 }
 
-/// Records the end of an engine's work on a request, however it ends.
+/// On drop, logs the time when an engine stopped working on a request, completely or not.
 struct EndRecord<'a> {
     stage: &'a Stage,
     id: String,
@@ -134,8 +134,8 @@ impl Drop for EndRecord<'_> {
     }
 }
 
-/// Waits on an idle connection, then may close it, reset it or send a response on it. Returns
-/// `true` if the connection remains open.
+/// Waits for a random time on an idle connection of an engine. Unless a request arrives first, may
+/// then close it, reset it or send a response on it. Returns `true` if the connection remains open.
 async fn idle(stage: &Stage, wire: &Wire) -> bool {
     let wait = stage.random_delay();
     let until = stage.net.now().after(wait);
@@ -163,7 +163,7 @@ async fn idle(stage: &Stage, wire: &Wire) -> bool {
     false
 }
 
-/// Records every handoff id in the bytes that an engine received, including those of an incomplete
+/// Logs every handoff id in the bytes that an engine received, including those of an incomplete
 /// request.
 fn record_handoffs(stage: &Stage, bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
@@ -190,7 +190,7 @@ fn mishap(stage: &Stage) -> InjectedFault {
     }
 }
 
-/// Responds to one request. Returns `true` if the connection can be used again.
+/// Sends an engine's response to one request. Returns `true` if the connection can be used again.
 async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message) -> bool {
     let id = request.id();
     let mut mishap = mishap(stage);
@@ -268,7 +268,8 @@ async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: InjectedFault) -
     }
 }
 
-/// Waits as if working. Returns `false` if the peer has disconnected.
+/// Waits for `wait`, like an engine that computes. Returns `false` if the peer disconnects
+/// meanwhile.
 async fn pause(stage: &Stage, wire: &Wire, wait: Duration) -> bool {
     let mut slept = Box::pin(stage.net.sleep(wait));
     poll_fn(|cx| {
@@ -280,7 +281,7 @@ async fn pause(stage: &Stage, wire: &Wire, wait: Duration) -> bool {
     .await
 }
 
-/// Returns the status, media type and body of a response.
+/// Generates the status, media type and body of an engine's response to `request`.
 fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, Vec<u8>) {
     let (net, id) = (&stage.net, request.id());
     let text = stage.text(&id);
@@ -326,13 +327,14 @@ fn content(stage: &Stage, role: Role, request: &Message) -> (u16, &'static str, 
     (200, "text/event-stream", stream.into_bytes())
 }
 
-/// Whether a request has a cache hit threshold, which the decoder must check.
+/// Returns whether a request body has a cache hit threshold above 0, which the decoder must check.
 fn has_cache_hit_threshold(body: &[u8]) -> bool {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     body["cache_hit_threshold"].as_f64().unwrap_or(0.0) > 0.0
 }
 
-/// Returns the response of a decoder whose store has too little of the prompt.
+/// Returns the status, media type and body of the response of a decoder whose store has too little
+/// of the prompt.
 fn cache_threshold(streams: bool) -> (u16, &'static str, Vec<u8>) {
     let choice = json!({"choices": [{"text": "", "finish_reason": "cache_threshold"}]});
     if streams {
