@@ -22,11 +22,12 @@ use crate::net::Net;
 use crate::net::sim::{Finished, SimNet};
 use crate::pd::Role;
 
-/// Longest time in milliseconds from a client's disconnect until its engine sees it: up to 50 until
-/// the proxy sees it, plus the time of the proxy and of the path to the engine.
+/// Longest time in milliseconds that may pass from a client's disconnect until its engine sees it:
+/// up to 50 until the proxy sees it, plus the time of the proxy and of the path to the engine.
 const DISCONNECT_MS_MAX: u64 = 50 + 2 * 4;
 
-/// The seeds of a test: `count` times `RINGSIDE_SIM_RUNS` of them, or only `RINGSIDE_SIM_SEED`.
+/// Returns the seeds of a test: `count` times `RINGSIDE_SIM_RUNS` of them, or only
+/// `RINGSIDE_SIM_SEED`.
 fn seeds(count: u64) -> Vec<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     if let Some(seed) = number("RINGSIDE_SIM_SEED") {
@@ -35,7 +36,8 @@ fn seeds(count: u64) -> Vec<u64> {
     (0..count * number("RINGSIDE_SIM_RUNS").unwrap_or(1)).collect()
 }
 
-/// Runs one seed and checks everything that must hold at its end.
+/// Runs the scenario with one seed and checks everything that must hold at its end. Panics if a
+/// check fails.
 fn run_seed(seed: u64, plot: Scenario) -> Finished<[u64; 3]> {
     let net = SimNet::new(seed);
     let stage = Stage::new(&net, plot, stage::config(plot));
@@ -47,8 +49,9 @@ fn run_seed(seed: u64, plot: Scenario) -> Finished<[u64; 3]> {
     run
 }
 
-/// Starts the engines and clients, waits until they have finished, and checks that nothing is left
-/// in use. Returns the numbers of complete, refused and truncated responses.
+/// Starts the engines and clients, waits until they have finished, and checks that no session, body
+/// budget or pooled connection with unread bytes is left. Returns the numbers of complete, refused
+/// and truncated responses.
 async fn run_simulation(stage: Rc<Stage>) -> [u64; 3] {
     engine::start(&stage, Role::Decode, DECODER);
     for address in PREFILLERS {
@@ -99,7 +102,8 @@ async fn run_simulation(stage: Rc<Stage>) -> [u64; 3] {
     [log.complete, log.refused, log.cut]
 }
 
-/// Checks everything that was recorded in a run.
+/// Checks the log of a finished run: the bodies that engines received, that no handoff was sent
+/// twice, the number of repeats, the bootstrap rooms, and how soon engines saw disconnects.
 fn check_run(stage: &Stage) {
     let log = stage.log.borrow();
     for received in &log.received {
@@ -131,7 +135,7 @@ fn check_run(stage: &Stage) {
     }
 }
 
-/// Checks that no request reaches engines more often than its retries and replays allow.
+/// Checks that engines received no request more often than its retries and replays allow.
 fn judge_repeats(stage: &Stage, log: &Log) {
     for (id, asked) in &log.asked {
         let count = |role| {
@@ -152,7 +156,7 @@ fn judge_repeats(stage: &Stage, log: &Log) {
     }
 }
 
-/// Checks that a body received by an engine is the client's with exactly the edits of its leg.
+/// Checks that a body received by an engine is the client's body with exactly the edits of its leg.
 fn judge_body(stage: &Stage, asked: &SentRequest, received: &Received) {
     let id = &received.id;
     let Some(wanted) = &asked.json else {
@@ -205,7 +209,7 @@ fn judge_body(stage: &Stage, asked: &SentRequest, received: &Received) {
     }
 }
 
-/// The same check for concurrent legs, and for legs that use a store.
+/// Like `judge_body`, for legs of the concurrent order and of the connector shared-storage.
 fn judge_wired(stage: &Stage, wanted: &Value, received: &Received, got: &Value) {
     let id = &received.id;
     if stage.plot.wiring == LegOrder::Concurrent {
@@ -223,7 +227,8 @@ fn judge_wired(stage: &Stage, wanted: &Value, received: &Received, got: &Value) 
     stage.check(is_first_try || is_leg, format!("{id}: {got}"));
 }
 
-/// Checks that every bootstrap room belongs to one request, and to at most one of its decode legs.
+/// Checks that every bootstrap room belongs to one request, and that at most one decode leg used
+/// it.
 fn judge_rooms(stage: &Stage, log: &Log) {
     let mut rooms: BTreeMap<u64, (&str, bool)> = BTreeMap::new();
     let legs = log.received.iter().filter_map(|received| {
@@ -304,7 +309,8 @@ fn a_drain_finishes_running_requests() {
     play_all(400, plot);
 }
 
-/// The tests above, with the other orders of legs.
+/// Repeats the scenarios of the tests above with the concurrent order (sglang) and with
+/// shared-storage.
 #[test]
 fn concurrent_legs_and_legs_that_use_a_store() {
     for wiring in [LegOrder::Concurrent, LegOrder::Store] {

@@ -1,4 +1,4 @@
-//! Single scenarios, each run with many seeds, that the random runs reach too rarely.
+//! Tests of single scenarios that the random runs reach too rarely. Each is run with many seeds.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,8 @@ use super::{client, seeds};
 use crate::net::sim::{ConnectBehaviour, LinkBehaviour, SimConn, SimNet};
 use crate::net::{Conn, Net};
 
-/// Runs `scene` with `count` seeds, and with timeouts short enough to expire.
+/// Runs `scene` once per seed, with timeouts short enough to expire, and checks that no task
+/// panicked and no body bytes stayed reserved.
 fn each<F: Future<Output = ()> + 'static>(count: u64, scene: impl Fn(Rc<Stage>) -> F) {
     let plot = Scenario {
         engines_fail: true,
@@ -27,14 +28,14 @@ fn each<F: Future<Output = ()> + 'static>(count: u64, scene: impl Fn(Rc<Stage>) 
     }
 }
 
-/// Opens a client connection that the proxy serves.
+/// Opens a client connection that the proxy serves, and returns the client's end.
 fn connect(stage: &Stage) -> Wire {
     let (near, far) = stage.net.pair();
     stage.shard.serve(far, 0);
     Wire::new(Rc::new(near))
 }
 
-/// Waits until no session is open.
+/// Waits until the proxy has no open session. Fails the test after 60 ms.
 async fn no_session_left(stage: &Stage) {
     let end = async {
         while stage.shard.sessions() > 0 {
@@ -45,7 +46,7 @@ async fn no_session_left(stage: &Stage) {
     stage.check(ended, "a session is still open");
 }
 
-/// Starts an engine that runs `act` on the first connection it accepts.
+/// Starts a scripted decoder that runs `act` on the first connection it accepts.
 fn engine<F: Future<Output = ()> + 'static>(
     stage: &Rc<Stage>,
     act: impl FnOnce(Rc<Stage>, Wire) -> F + 'static,
@@ -73,7 +74,8 @@ fn echo(request: &Message) -> Vec<u8> {
     out
 }
 
-/// Any part of a body may arrive while the proxy connects to the engine or sends a 100.
+/// No byte of a body is lost, whichever part arrives while the proxy connects to the engine or
+/// sends `100 Continue`.
 #[test]
 fn a_body_that_arrives_during_the_connect_is_not_lost() {
     each(150, |stage| async move {
@@ -114,8 +116,8 @@ fn a_body_that_arrives_during_the_connect_is_not_lost() {
     });
 }
 
-/// A connect to an engine whose queue is full is retried, with pauses, until the engine accepts it,
-/// the client disconnects or the connect timeout expires.
+/// A connect to an engine whose accept queue is full is retried, with pauses, until the engine
+/// accepts it, the client disconnects or the connect timeout expires.
 #[test]
 fn a_connect_to_a_full_queue_is_retried() {
     each(100, |stage| async move {
@@ -260,7 +262,7 @@ fn an_early_response_reaches_the_client() {
 }
 
 /// A client that has sent more bytes than the proxy reads ahead disconnects while its engine is
-/// silent.
+/// silent. The engine must see the disconnect within 50 ms.
 #[test]
 fn a_disconnect_after_unread_pipelined_bytes_is_detected() {
     each(40, |stage| async move {
@@ -331,8 +333,8 @@ fn a_panic_ends_one_session_only() {
     }
 }
 
-/// Bodies are spliced through pipes in both directions. The sockets accept them in parts of random
-/// sizes.
+/// Large bodies, which are spliced through pipes in both directions, pass unchanged. The sockets
+/// accept them in parts of random sizes.
 #[test]
 fn large_bodies_pass_unchanged() {
     each(60, |stage| async move {
