@@ -1,10 +1,10 @@
-//! HTTP/1.1 for the scripts, independent of the proxy's own implementation.
+//! HTTP/1.1 for the scripted clients and engines, independent of the proxy's own implementation.
 
 use std::rc::Rc;
 
 use crate::net::sim::{SimConn, SimNet};
 
-/// A message that was received completely.
+/// A request or response that was received completely.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Message {
     pub(super) line: String,
@@ -22,12 +22,12 @@ impl Message {
         self.line[9..12].parse().unwrap()
     }
 
-    /// Whether a response's body ends with the connection.
+    /// Returns whether the end of the connection is the end of this response's body.
     pub(super) fn is_open_ended(&self) -> bool {
         self.field("content-length").is_none() && self.field("transfer-encoding").is_none()
     }
 
-    /// The request id, which every message of a run carries.
+    /// Returns the value of `x-request-id`; empty if the message has none.
     pub(super) fn id(&self) -> String {
         self.field("x-request-id").unwrap_or_default().to_owned()
     }
@@ -48,7 +48,7 @@ impl Message {
     }
 }
 
-/// Reason that no complete message was received.
+/// Reason that no complete request or response was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
     /// The connection ended before the first byte of the message.
@@ -57,11 +57,12 @@ pub(super) enum Broken {
     Cut,
 }
 
-/// One end of a connection, and the bytes received on it.
+/// The client's or engine's end of a connection, and the bytes received on it that no message has
+/// consumed.
 pub(super) struct Wire {
     pub(super) conn: Rc<SimConn>,
     pub(super) bytes: Vec<u8>,
-    /// The stream ended cleanly.
+    /// Whether the peer has ended the stream with FIN, not RST.
     ended: bool,
 }
 
@@ -87,7 +88,8 @@ impl Wire {
         }
     }
 
-    /// Reads one message. Bytes that follow it remain in `bytes`.
+    /// Reads one request or response. Bytes that follow it remain in `bytes`. Fails if the
+    /// connection ends first.
     pub(super) async fn read(&mut self, is_response: bool) -> Result<Message, Broken> {
         let end = loop {
             if let Some(end) = find(&self.bytes, b"\r\n\r\n") {
