@@ -26,19 +26,19 @@ use crate::pd::{
     connector, peer, request,
 };
 
-/// A request served by legs, and everything its legs are built from.
+/// A request served by legs after its body has been read, and everything its legs are built from.
 pub(super) struct Split {
     pub(super) api: Api,
     pub(super) body: Rc<Body>,
     pub(super) decoder: EndpointId,
     pub(super) encoded: Option<Encoded>,
-    /// Progress of a chunked decode.
+    /// Progress of a chunked decode; `None` if the request is decoded in one call.
     pub(super) chunk: Option<Box<Progress>>,
     source: Option<Box<(Target, KvSource)>>,
     uuid: Uuid,
     random: u64,
     config: Arc<Config>,
-    /// `config.pd.mori` with pod names resolved, if any pod is configured by name.
+    /// `config.pd.mori` with pod names resolved; `None` if no pod is configured by name.
     mori: Option<Arc<MoriConfig>>,
 }
 
@@ -61,7 +61,8 @@ impl Split {
         self.config.pd.connector
     }
 
-    /// Generates new transfer ids, so that the legs can be sent again as a new transfer.
+    /// Replaces the request's random transfer ids by new ones, so that its legs can be sent again
+    /// as a new transfer.
     pub(super) fn rename<N: Net>(&mut self, net: &N) {
         self.uuid = Uuid::v4([net.random(), net.random()]);
         self.random = net.random();
@@ -83,8 +84,9 @@ impl Split {
         }
     }
 
-    /// Returns the source from which the prefill engine at `target` pulls a cached prefix. An
-    /// engine does not pull from itself.
+    /// Returns the source from which the prefill engine at `target` pulls a cached prefix. Returns
+    /// `None` if the request names none, or names `target` itself: an engine does not pull from
+    /// itself.
     fn source_for(&self, target: &Target) -> Option<Box<KvSource>> {
         let (from, source) = self.source.as_deref()?;
         (from != target).then(|| Box::new(source.clone()))
@@ -97,7 +99,8 @@ impl Split {
     }
 }
 
-/// A response for the client. Its head has arrived, and the rest must be relayed.
+/// An engine's response that the client is to receive. Its head has arrived, and the rest must be
+/// relayed.
 pub(super) struct PendingResponse<N: Net> {
     pub(super) upstream: Upstream<N>,
     pub(super) response: Response,
@@ -109,7 +112,8 @@ pub(super) fn too_many(_: EditError) -> Fault {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Serves an intercepted request whose body must be known before its first leg is sent.
+    /// Serves an intercepted request whose body must be known before its first leg is sent: reads
+    /// the body, runs the legs and sends the response.
     pub(super) async fn split(
         &mut self,
         api: Api,
@@ -217,15 +221,16 @@ impl<N: Net> Exchange<'_, N> {
         self.decode_local(split, &leg).await
     }
 
-    /// Whether the decoder serves the request alone after its prefill leg failed with `fault`.
+    /// Returns whether the decoder serves the request alone after its prefill leg failed with
+    /// `fault`: if `--on-prefill-failure` is `decode` and no response has been started.
     fn may_fall_back(&self, fault: Fault) -> bool {
         self.shard.config.pd.on_prefill_failure == OnPrefillFailure::Decode
             && self.stats.status == 0
             && fault.is_prefill()
     }
 
-    /// Decodes without a prefill leg, using the encoders' outputs or a prefix cached by another
-    /// engine if available.
+    /// Sends the request to the decoder without a prefill leg, using the encoders' outputs or a
+    /// prefix cached by another engine if available. Returns the decoder's response.
     async fn decode_alone(&mut self, split: &Split) -> Result<PendingResponse<N>, Fault> {
         let pd_request = split.pd_request();
         let leg: Result<Leg, EditError> = match split.source.as_deref() {
@@ -243,8 +248,8 @@ impl<N: Net> Exchange<'_, N> {
         self.stats.proxy_ns += took_ns;
     }
 
-    /// Whether a target is this proxy or one of its decoders. Returns `false` if a name does not
-    /// resolve in time; the connect attempt then reports the failure.
+    /// Returns whether a prefill target is this proxy or one of its decoders. Returns `false` if a
+    /// name does not resolve in time; the connect attempt then reports the failure.
     async fn names_self(&self, target: &Target) -> Result<bool, Fault> {
         let id = self.shard.pools.endpoint(Role::Prefill, target, false);
         let wait = self.shard.config.timeouts.connect;
