@@ -24,33 +24,37 @@ use crate::pd::OnDisconnect;
 
 /// State shared between a [`LegTask`] and its running task.
 struct TaskState<T> {
-    /// The result, once the task has finished and until it is taken.
+    /// The leg's result; `None` until the task has finished, and again after the owner has taken
+    /// it.
     result: RefCell<Option<T>>,
-    /// The task has received the head of a successful response.
+    /// The task has received the head of a successful (2xx) response.
     has_succeeded: Cell<bool>,
-    /// The task has finished or panicked.
+    /// The task has finished or panicked, or was dropped.
     has_ended: Cell<bool>,
     /// Wakes the owner when `has_succeeded` or `has_ended` changes.
     owner: RefCell<Waker>,
     /// Wakes the task when its owner is dropped.
     task: RefCell<Waker>,
-    /// The other leg's response has started, so this leg's transfer is over. This is the condition
-    /// of `OnDisconnect::UntilFirstByte`.
+    /// The first body byte of the decode leg's response has arrived while this leg, a prefill leg,
+    /// runs: the transfer between the two has finished. This is the condition of
+    /// `OnDisconnect::UntilFirstByte`.
     first_byte_seen: Cell<bool>,
-    /// The owner was dropped, and the task must stop.
+    /// Whether the owner was dropped and the task must stop.
     is_abandoned: Cell<bool>,
-    /// The owner was dropped, and the task may continue until this time.
+    /// The time until which the task may continue after its owner was dropped; `None` while the
+    /// owner exists.
     orphan_until: Cell<Option<Instant>>,
 }
 
-/// The owner's handle. Dropping it applies the leg's [`OnDisconnect`] rule.
+/// The exchange's handle of a leg that runs as a task. Dropping it applies the leg's
+/// [`OnDisconnect`] rule.
 pub(super) struct LegTask<N: Net, T> {
     shard: Rc<Shard<N>>,
     state: Rc<TaskState<T>>,
     on_disconnect: OnDisconnect,
 }
 
-/// The task's context. Its waits end when the leg is no longer needed.
+/// The context in which the leg of a task runs. Its waits fail when the leg is no longer needed.
 pub(super) struct TaskContext<N: Net, T> {
     shard: Rc<Shard<N>>,
     state: Rc<TaskState<T>>,
@@ -59,7 +63,7 @@ pub(super) struct TaskContext<N: Net, T> {
 }
 
 impl<N: Net, T: 'static> LegTask<N, T> {
-    /// Starts `leg` as a task.
+    /// Starts `leg` as a task of the shard and returns the handle of it.
     pub(super) fn begin<F>(
         shard: &Rc<Shard<N>>,
         on_disconnect: OnDisconnect,
@@ -97,7 +101,7 @@ impl<N: Net, T: 'static> LegTask<N, T> {
         }
     }
 
-    /// Returns the task's result when it has finished. `Err` means that the task panicked, or that
+    /// Returns the task's result once it has finished. `Err` means that the task panicked, or that
     /// the result was already taken.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<T, Fault>> {
         if self.state.has_ended.get() {
@@ -108,7 +112,7 @@ impl<N: Net, T: 'static> LegTask<N, T> {
         Poll::Pending
     }
 
-    /// Records that the other leg's response has started. From now on
+    /// Records that the first body byte of the decode leg's response has arrived. From now on
     /// `OnDisconnect::UntilFirstByte` cancels this leg instead of letting it continue.
     pub(super) fn record_first_byte(&self) {
         self.state.first_byte_seen.set(true);
@@ -119,8 +123,8 @@ impl<N: Net, T: 'static> LegTask<N, T> {
         self.on_disconnect = on_disconnect;
     }
 
-    /// Whether the task has received the head of a successful response. If not, the owner is woken
-    /// once it has.
+    /// Returns whether the task has received the head of a successful (2xx) response. If not, the
+    /// owner is woken once it has.
     pub(super) fn has_succeeded(&self, cx: &mut Context<'_>) -> bool {
         let has_succeeded = self.state.has_succeeded.get();
         if !has_succeeded {
@@ -150,7 +154,7 @@ impl<N: Net, T> Drop for LegTask<N, T> {
     }
 }
 
-/// Marks the task as finished when dropped, so a panic is covered too.
+/// Marks the task as finished when dropped, so that this also happens after a panic.
 struct TaskEnd<N: Net, T> {
     context: Rc<TaskContext<N, T>>,
     _counted: TaskGuard<N>,
@@ -178,7 +182,7 @@ impl<N: Net, T> Drop for TaskEnd<N, T> {
 }
 
 impl<N: Net, T> TaskContext<N, T> {
-    /// Records that the head of a successful response has arrived.
+    /// Records that the head of a successful (2xx) response has arrived, and wakes the owner.
     fn set_succeeded(&self) {
         self.state.has_succeeded.set(true);
         self.state.owner.borrow().wake_by_ref();
