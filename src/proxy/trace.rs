@@ -26,7 +26,7 @@ use crate::pd::chunked::Progress;
 use crate::pd::{Api, Leg, Order, Reason, Role, Uuid, connector};
 use crate::trace::{Sampler, Span, TraceContext, TraceRing, Value};
 
-/// The tracing state of a shard.
+/// The tracing state of a shard: the sampler and the ring for finished spans.
 pub(super) struct Tracer {
     sampler: Sampler,
     ring: RefCell<TraceRing>,
@@ -45,14 +45,14 @@ impl Tracer {
 pub(super) enum Trace {
     /// Tracing is off. The client's trace fields pass through unmodified.
     Off,
-    /// The request is not sampled. The engines are informed by the `traceparent` sent to them.
+    /// The request is not sampled. The `traceparent` sent to the engines has no sampled flag.
     Unrecorded(TraceHeaders),
     /// The request is sampled, and its spans are recorded.
     Recorded(Box<Recording>),
 }
 
-/// The trace fields of a leg's head. Stored as plain fields because a request holds this during
-/// every wait, so its size matters.
+/// The trace fields that the head of a leg gets. Stored as plain integers because a request holds
+/// this during every wait, so its size matters.
 #[derive(Clone, Copy)]
 pub(super) struct TraceHeaders {
     trace_id: u128,
@@ -64,7 +64,7 @@ pub(super) struct TraceHeaders {
 
 const _: () = assert!(size_of::<Trace>() <= 32);
 
-/// A request whose spans are recorded.
+/// The spans of a sampled request, and the clock for their times.
 pub(super) struct Recording {
     recorder: RefCell<Recorder>,
     clock: WorldClock,
@@ -81,7 +81,8 @@ impl TraceHeaders {
         }
     }
 
-    /// Whether a client field with this name is not forwarded.
+    /// Returns whether the client's field with this name must not be forwarded: `traceparent`,
+    /// which the proxy writes itself, and a `tracestate` that does not belong to this trace.
     pub(super) fn replaces(&self, known: Name) -> bool {
         match known {
             Name::Traceparent => true,
@@ -90,7 +91,7 @@ impl TraceHeaders {
         }
     }
 
-    /// Writes the `traceparent` field.
+    /// Appends the `traceparent` field to `out`.
     pub(super) fn push(&self, out: &mut Vec<u8>) {
         let context = TraceContext {
             trace_id: self.trace_id,
@@ -102,8 +103,8 @@ impl TraceHeaders {
 }
 
 impl Trace {
-    /// Returns the trace that the request head belongs to, or a new one. `started` is the time when
-    /// the request started.
+    /// Returns the trace that the client's `traceparent` names, or a new one if there is no valid
+    /// one. `started` is the time when the request started.
     pub(super) fn begin<N: Net>(
         shard: &Shard<N>,
         head: &RequestHead,
@@ -144,7 +145,8 @@ impl Trace {
         }))
     }
 
-    /// Records an event if the request is sampled. The clock is read only in that case.
+    /// Calls `record` with the recorder and the current Unix time in nanoseconds if the request is
+    /// sampled. The clock is read only in that case.
     fn record<N: Net>(&self, net: &N, record: impl FnOnce(&mut Recorder, u64)) {
         if let Self::Recorded(recording) = self {
             let now_ns = recording.clock.at(net.clock());
@@ -152,14 +154,14 @@ impl Trace {
         }
     }
 
-    /// Records that the response is decoded in chunks of `tokens` tokens.
+    /// Records that the request uses chunked decode, with `tokens` tokens per chunk.
     pub(super) fn cut(&self, tokens: u32) {
         if let Self::Recorded(recording) = self {
             recording.recorder.borrow_mut().cut(tokens);
         }
     }
 
-    /// Records that a decode chunk has finished.
+    /// Records that a chunk of a chunked decode has finished.
     pub(super) fn chunk(&self, progress: &Progress) {
         if let Self::Recorded(recording) = self {
             recording.recorder.borrow_mut().chunk(progress.tokens());
@@ -181,7 +183,8 @@ impl Trace {
         });
     }
 
-    /// Takes the spans of the leg that has just started, for the task that it continues in.
+    /// Removes the spans of the leg that has just started from the request's, for the task in which
+    /// the leg continues.
     pub(super) fn detach(&self) -> Detached {
         let Self::Recorded(recording) = self else {
             return Detached(None);
@@ -195,7 +198,8 @@ impl Trace {
 pub(super) struct Detached(Option<Box<(WorldClock, Vec<Span>)>>);
 
 impl Detached {
-    /// Ends the spans and pushes them to the ring, separately from those of the request.
+    /// Ends the spans with the leg's result and pushes them to the ring, separately from those of
+    /// the request.
     pub(super) fn end<N: Net>(
         self,
         shard: &Shard<N>,
@@ -241,7 +245,7 @@ fn nanos(now: Instant, then: Instant) -> u64 {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Records that a generation request, which may be split, has started.
+    /// Starts the `forward_request` span of a generation request (one that may be split).
     pub(super) fn trace_forward(&self, api: Api) {
         let (net, pd) = (&self.shard.net, &self.shard.config.pd);
         self.trace.record(net, |recorder, now_ns| {
@@ -260,7 +264,7 @@ impl<N: Net> Exchange<'_, N> {
         });
     }
 
-    /// Records the engines that the request head names.
+    /// Records the engines that the request head names as attributes of the `forward_request` span.
     pub(super) fn trace_routing(&self, routing: &Routing) {
         self.trace.record(&self.shard.net, |recorder, _| {
             let first = routing.prefillers.first();
@@ -360,7 +364,8 @@ impl<N: Net> Exchange<'_, N> {
         Some(TraceHeaders::new(context, recording.keeps_state))
     }
 
-    /// Writes the trace fields into the head of a leg that is not based on the client's head.
+    /// Appends the trace fields to the head of a leg that is not based on the client's head.
+    /// Appends nothing if `trace_headers` is `None`.
     pub(super) fn push_trace(&self, out: &mut Vec<u8>, trace_headers: Option<TraceHeaders>) {
         let Some(trace_headers) = trace_headers else {
             return;
@@ -375,7 +380,8 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Ends the request's spans and pushes them to the ring.
+    /// Ends the request's spans and pushes them to the ring. Does nothing if the request is not
+    /// sampled.
     pub(super) fn trace_end(&mut self) {
         let Trace::Recorded(recording) = std::mem::replace(&mut self.trace, Trace::Off) else {
             return;
@@ -404,7 +410,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 }
 
-/// Returns the path without the query, which may contain private data.
+/// Returns the path of the request target without the query, which may contain private data.
 fn path_of<'a>(head: &RequestHead, bytes: &'a [u8]) -> &'a [u8] {
     let target = head.target.of(bytes);
     h1::path_of(h1::origin_form(target).unwrap_or(target))

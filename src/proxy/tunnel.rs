@@ -19,15 +19,16 @@ use crate::net::{Conn, Net, would_block};
 
 /// One direction of a tunnel.
 struct Lane {
-    /// Bytes received and not yet sent.
+    /// Bytes received from one peer; those from `at` on have not been sent to the other yet.
     pending: Vec<u8>,
     at: usize,
-    /// The sender has closed its side, and this has been forwarded to the receiver.
+    /// Whether the sending peer has closed its side. This has been forwarded to the receiving peer.
     ended: bool,
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Forwards the 101, then forwards bytes in both directions until both sides have closed.
+    /// Forwards the engine's 101 response to the client, then forwards bytes in both directions
+    /// until both sides have closed. Fails if the client did not request the upgrade.
     pub(super) async fn relay_upgrade(
         &mut self,
         upstream: Upstream<N>,
@@ -114,7 +115,8 @@ impl<N: Net> Exchange<'_, N> {
 }
 
 impl Lane {
-    /// Ready when bytes can be moved in this direction.
+    /// Ready when a receive or a send in this direction may make progress. Never ready once the
+    /// direction has ended.
     fn poll<C: Conn>(&self, from: &C, to: &C, cx: &mut Context<'_>) -> Poll<()> {
         if self.ended {
             Poll::Pending
@@ -125,7 +127,8 @@ impl Lane {
         }
     }
 
-    /// Moves as many bytes as possible without waiting. Returns whether any progress was made.
+    /// Performs one send or one receive in this direction without waiting. Returns whether it made
+    /// progress.
     fn pass<N: Net>(
         &mut self,
         shard: &Shard<N>,
