@@ -23,19 +23,19 @@ use crate::pd::{Api, Role};
 struct Upload<N: Net> {
     /// Request head for the engine, including the blank line.
     head: Vec<u8>,
-    /// Body bytes for the engine. While `whole` is set, all of them so far; otherwise those not
-    /// sent yet.
+    /// Body bytes in the form that the engine gets. While `whole` is set, all of them received so
+    /// far; otherwise those not sent yet.
     out: Vec<u8>,
-    /// Number of bytes of `head` and `out` that have been sent on the current connection.
+    /// Number of bytes of `head` and `out` together that have been sent on the current connection.
     at: usize,
-    /// `out` holds the body from its start, so the request can be sent again.
+    /// Whether `out` contains the body from its start, so that the request can be sent again.
     whole: bool,
     meter: BodyMeter,
     mask: Option<Mask>,
     bytes_max: u64,
-    /// Pipe for the rest of the body, which follows `out`.
+    /// Pipe for the remaining body, which follows `out`; `None` while the body is copied.
     pipe: Option<<N::Conn as Conn>::Pipe>,
-    /// No pipe was available, so the rest is copied.
+    /// Whether no pipe was available when one was tried. The remaining body is then copied.
     is_copied: bool,
 }
 
@@ -133,9 +133,9 @@ impl<N: Net> Exchange<'_, N> {
         Ok(upload)
     }
 
-    /// Consumes body bytes that have been read ahead. Two waits read ahead to detect a client
-    /// disconnect: that for a slow client to accept the 100, and that for the response on a
-    /// connection that turned out to be closed.
+    /// Consumes bytes of this body that have been read ahead. Two waits read ahead to detect a
+    /// client disconnect: the wait for a slow client to accept the `100 Continue`, and the wait for
+    /// the response on a connection that turned out to be closed.
     fn take_read_ahead(&mut self, upload: &mut Upload<N>) -> Result<(), Fault> {
         if upload.meter.is_done() {
             return Ok(());
@@ -157,7 +157,8 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
-    /// Runs the upload until the response head has arrived.
+    /// Sends the request as its body arrives, until the response head has arrived. The recorded
+    /// duration of this leg starts when the upload has ended and covers only the wait for the head.
     async fn run_upload(
         &mut self,
         upstream: &Upstream<N>,
@@ -249,8 +250,8 @@ impl<N: Net> Exchange<'_, N> {
             .await
     }
 
-    /// Receives once from the client and forwards the bytes. Returns `false` if the engine accepts
-    /// no more.
+    /// Receives once from the client and forwards the bytes, or fills the pipe with them. Returns
+    /// `false` if the engine accepts no more bytes.
     fn receive_upload(&mut self, conn: &N::Conn, upload: &mut Upload<N>) -> Result<bool, Fault> {
         let (shard, client) = (self.shard, self.client);
         if !conn.is_encrypted() && !client.conn.is_encrypted() {
@@ -317,8 +318,8 @@ impl<N: Net> Exchange<'_, N> {
 }
 
 impl<N: Net> Upload<N> {
-    /// Switches to a pipe for the rest of a body that is not scanned, if splicing is worthwhile and
-    /// a pipe is available. Spliced bytes are not kept, so the request can no longer be sent again.
+    /// Takes a pipe for the rest of a body that is not scanned, if splicing is worthwhile and a
+    /// pipe is available. Spliced bytes are not kept, so the request can no longer be sent again.
     fn begin_splice(&mut self, shard: &Shard<N>) {
         let remaining = self.meter.remaining().unwrap_or(0);
         let is_worth_it = self.mask.is_none() && remaining >= N::SPLICE_BYTES_MIN;
@@ -329,7 +330,8 @@ impl<N: Net> Upload<N> {
         }
     }
 
-    /// Sends everything that is ready and unsent. Returns `true` if the kernel accepted all of it.
+    /// Sends the unsent bytes of `head`, `out` and the pipe. Returns `true` if the kernel accepted
+    /// all of them.
     fn flush(&mut self, conn: &N::Conn) -> std::io::Result<bool> {
         loop {
             let total = self.head.len() + self.out.len();
@@ -349,7 +351,8 @@ impl<N: Net> Upload<N> {
         }
     }
 
-    /// Sends the contents of the pipe. Returns `true` if it is empty afterwards.
+    /// Sends the contents of the pipe to the engine. Returns `true` if the pipe is empty
+    /// afterwards.
     fn drain(&mut self, conn: &N::Conn) -> std::io::Result<bool> {
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
             match conn.try_drain(pipe) {
@@ -362,8 +365,9 @@ impl<N: Net> Upload<N> {
     }
 
     /// Forwards received client bytes. Up to `REPLAY_BYTES_MAX` they go through `out`, which keeps
-    /// them for a replay; after that they are sent directly from the receive buffer, unless their
-    /// chunk framing must be regenerated. Returns `false` if the engine accepts no more.
+    /// them in case the request must be sent again; after that they are sent directly from the
+    /// receive buffer, unless their chunk framing must be regenerated. Returns `false` if the
+    /// engine accepts no more bytes.
     fn pass(
         &mut self,
         shard: &Shard<N>,
@@ -395,7 +399,7 @@ impl<N: Net> Upload<N> {
     }
 
     /// Sends body bytes from the buffer they were received into. Bytes that the socket does not
-    /// accept are copied to `out`.
+    /// accept are copied to `out`. Returns `false` if the connection has failed.
     fn send_direct(&mut self, conn: &N::Conn, bytes: &mut [u8]) -> Result<bool, Fault> {
         let (held, ready) = match &mut self.mask {
             None => (None, bytes.len()),
@@ -418,8 +422,8 @@ impl<N: Net> Upload<N> {
         Ok(true)
     }
 
-    /// Converts client bytes to the bytes for the engine and appends them to `out`. Returns how
-    /// many of them belong to this body.
+    /// Converts received client bytes to the form that the engine gets and appends them to `out`.
+    /// Returns how many of them belong to this body.
     fn transform(&mut self, received: &mut [u8]) -> Result<usize, Fault> {
         let Some(mask) = &mut self.mask else {
             let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
@@ -452,8 +456,8 @@ impl<N: Net> Upload<N> {
         self.check_size().map(|()| taken)
     }
 
-    /// At the end of the body, checks that the JSON document is complete, and ends a regenerated
-    /// chunked body.
+    /// If the body is complete and is being scanned, checks that it is a complete JSON document and
+    /// ends a regenerated chunked body. Otherwise does nothing.
     fn finish_if_done(&mut self) -> Result<(), Fault> {
         if !self.meter.is_done() {
             return Ok(());
