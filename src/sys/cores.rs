@@ -13,9 +13,9 @@ use crate::config::{Cores, Place};
 /// The placement of all shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorePlan {
-    /// One entry per shard.
+    /// The placement of each shard, by shard number.
     pub seats: Vec<Seat>,
-    /// Messages for the operator about the plan, one sentence each.
+    /// Warnings for the operator about the placement, one sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -47,36 +47,38 @@ impl fmt::Display for Seat {
 /// Reason why the shards cannot be placed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CoreError {
-    /// Some of the listed CPUs are not allowed.
+    /// Some of the CPUs listed with `--cores` are not among those that this process may use.
     NotAllowed {
-        /// The listed CPUs that are not allowed.
+        /// The listed CPUs that this process may not use.
         named: Vec<usize>,
-        /// All CPUs that are allowed.
+        /// All CPUs that this process may use.
         allowed: Vec<usize>,
     },
-    /// This machine has no such device or node.
+    /// The device or node given with `--cores` is not on this machine, or its CPUs cannot be
+    /// determined.
     Near {
-        /// The configured location.
+        /// The device or node given with `--cores`.
         place: Place,
-        /// The problem with it.
+        /// Reason why no CPUs were found for `place`.
         error: NearError,
     },
-    /// None of the CPUs of the location is allowed.
+    /// This process may use none of the CPUs near the device, or of the node, given with `--cores`.
     Outside {
-        /// The configured location.
+        /// The device or node given with `--cores`.
         place: Place,
-        /// Description of the location's CPUs and devices.
+        /// Description of the CPUs of `place` and of the devices near them.
         cpus: String,
-        /// All CPUs that are allowed.
+        /// All CPUs that this process may use.
         allowed: Vec<usize>,
     },
-    /// The location has fewer allowed CPUs than shards are requested.
+    /// This process may use fewer CPUs near the device, or of the node, given with `--cores` than
+    /// shards are requested.
     TooFew {
-        /// The configured location.
+        /// The device or node given with `--cores`.
         place: Place,
         /// Number of shards requested.
         shards: usize,
-        /// The location's CPUs that are allowed.
+        /// The CPUs of `place` that this process may use.
         cpus: Vec<usize>,
     },
 }
@@ -118,7 +120,8 @@ impl fmt::Display for CoreError {
 
 impl std::error::Error for CoreError {}
 
-/// Places the shards. `allowed` may be empty if the kernel does not report the allowed CPUs.
+/// Places the shards as `cores` (the option `--cores`) requests. `allowed` lists the CPUs that this
+/// process may use; it is empty if the kernel does not report them. `quota` is in CPUs.
 ///
 /// # Errors
 /// Fails if a listed CPU is not allowed, or a location does not exist on this machine, has no
@@ -146,7 +149,7 @@ pub fn plan_cores(
     Ok(plan)
 }
 
-/// Places a single shard.
+/// Places the only shard of `--cores auto`.
 ///
 /// With a quota below one CPU it is not pinned: a pinned thread would wait for its CPU while others
 /// are idle. Otherwise it is placed near the GPUs that this process can open. If there are none, it
@@ -299,7 +302,7 @@ pub fn allowed_cpus() -> Vec<usize> {
 /// # Errors
 /// `InvalidInput` if this thread may not run on the CPU.
 pub fn pin(cpu: usize) -> io::Result<()> {
-    // The library indexes a set of fixed size with the CPU number.
+    // `core_affinity` indexes a set of fixed size with the CPU number, so a larger one would panic.
     let in_set = cpu < crate::config::units::CPU_MAX;
     if in_set && core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
         Ok(())
@@ -311,7 +314,8 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     }
 }
 
-/// Returns the CPU quota of this process in CPUs (0.5 is half a CPU). `None` means unlimited.
+/// Returns the CPU quota (cgroup) of this process in CPUs: 0.5 is half a CPU. `None` if no quota is
+/// set or none can be read.
 #[must_use]
 pub fn cpu_quota() -> Option<f64> {
     cpu_quota_in(Path::new("/"))
@@ -319,9 +323,9 @@ pub fn cpu_quota() -> Option<f64> {
 
 /// Like [`cpu_quota`], with the root of the file system as a parameter for tests.
 ///
-/// Quotas of parent groups apply too, so the smallest one counts. In a container without a separate
-/// cgroup namespace, the path in `/proc/self/cgroup` does not exist below the mount; the files at
-/// the root of the mount are those of this process then.
+/// Quotas of parent groups apply too, so the smallest one is returned. In a container without a
+/// separate cgroup namespace, the path in `/proc/self/cgroup` does not exist below the mount. In
+/// that case, the files at the root of the mount are those of this process.
 #[must_use]
 pub fn cpu_quota_in(root: &Path) -> Option<f64> {
     let membership = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
@@ -351,7 +355,8 @@ pub fn cpu_quota_in(root: &Path) -> Option<f64> {
     smallest
 }
 
-/// Returns the smallest quota of the directories from `mount` down to `mount/path`.
+/// Returns the smallest quota in CPUs that `read` finds in the cgroup directories from `mount` down
+/// to `mount/path`, or `None` if it finds none.
 fn smallest_of(mount: &Path, path: &str, read: impl Fn(&Path) -> Option<f64>) -> Option<f64> {
     let mut directory: PathBuf = mount.to_owned();
     let mut quotas = vec![read(&directory)];
@@ -365,21 +370,24 @@ fn smallest_of(mount: &Path, path: &str, read: impl Fn(&Path) -> Option<f64>) ->
     quotas.into_iter().flatten().reduce(f64::min)
 }
 
-/// Reads `cpu.max`, which contains the quota (or `max`) and the period.
+/// Reads the quota in CPUs from `cpu.max` of a version 2 cgroup, which contains the time per period
+/// (or `max`) and the period.
 fn quota_v2(directory: &Path) -> Option<f64> {
     let text = fs::read_to_string(directory.join("cpu.max")).ok()?;
     let (quota, period) = text.trim().split_once(' ')?;
     share(quota, period)
 }
 
-/// Reads `cpu.cfs_quota_us` (-1 is unlimited) and `cpu.cfs_period_us`.
+/// Reads the quota in CPUs from `cpu.cfs_quota_us` (-1 is unlimited) and `cpu.cfs_period_us` of a
+/// version 1 cgroup.
 fn quota_v1(directory: &Path) -> Option<f64> {
     let quota = fs::read_to_string(directory.join("cpu.cfs_quota_us")).ok()?;
     let period = fs::read_to_string(directory.join("cpu.cfs_period_us")).ok()?;
     share(quota.trim(), period.trim())
 }
 
-/// Returns quota divided by period. `max` and `-1` do not parse as `u32`, so both mean no quota.
+/// Returns `quota` divided by `period`, which is the quota in CPUs. `max` and `-1` do not parse as
+/// `u32`, so both result in `None`: no quota.
 fn share(quota: &str, period: &str) -> Option<f64> {
     let quota: u32 = quota.parse().ok()?;
     let period: u32 = period.parse().ok().filter(|period| *period > 0)?;
@@ -441,7 +449,7 @@ mod tests {
         assert!(plan.warnings[0].contains("quota of 1.50"));
     }
 
-    /// Name of the case, files, expected quota.
+    /// A test case: its name, the files as path and content, and the expected quota in CPUs.
     type Recorded<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<f64>);
 
     #[test]
