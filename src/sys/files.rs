@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The limit on open files. `None` means unlimited.
+/// The limit on open files of this process. `None` means unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileLimit {
     /// The limit that is in effect.
@@ -13,11 +13,11 @@ pub struct FileLimit {
     pub hard: Option<u64>,
 }
 
-/// Raises the soft limit on open files to the hard limit. Shells set the soft limit to 1024 because
-/// of `select`, which is not used here.
+/// Raises the soft limit on open files to the hard limit, and returns the limit now in effect. The
+/// soft limit defaults to 1024 on most systems because of `select`, which is not used here.
 ///
 /// # Errors
-/// The error of the kernel. The old limit remains in effect.
+/// The error with which the kernel refused the new limit. The old limit remains in effect.
 pub fn raise_nofile() -> io::Result<FileLimit> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(

@@ -18,7 +18,8 @@ use rustix::net::{
 use crate::config::ListenAddress;
 use crate::limits::{KEEPALIVE_IDLE_SECS, KEEPALIVE_INTERVAL_SECS, KEEPALIVE_PROBES_MAX};
 
-/// Limit of the accept queue; the kernel caps it at `net.core.somaxconn`.
+/// Maximum number of connections in the accept queue of one listening socket. The kernel caps it at
+/// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// Reason why a listening socket could not be created.
@@ -26,7 +27,7 @@ const BACKLOG: i32 = 4096;
 pub enum BindError {
     /// Another process uses the port.
     Busy(ListenAddress),
-    /// The port requires a permission.
+    /// This process lacks the permission to listen on the port.
     Permission(ListenAddress),
     /// The address does not belong to this host.
     NoSuchAddress(ListenAddress),
@@ -73,7 +74,8 @@ impl BindError {
     }
 }
 
-/// Fails if another process uses the port. Call it once per address, before any `bind_shared`.
+/// Checks that no other process uses the port, by listening on it once without `SO_REUSEPORT`. Call
+/// it once per address, before any `bind_shared`.
 ///
 /// # Errors
 /// The reason why the port cannot be used.
@@ -127,7 +129,8 @@ fn open(at: ListenAddress, sharing: Sharing) -> Result<OwnedFd, BindError> {
     opened.map_err(|errno| BindError::new(at, errno))
 }
 
-/// Returns a bound, non-blocking socket. A socket on `[::]` also accepts IPv4.
+/// Returns a bound, non-blocking socket that does not listen yet. A socket on `[::]` also accepts
+/// IPv4.
 fn socket_at(address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
@@ -146,8 +149,8 @@ fn socket_at(address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if sharing == Sharing::Shards {
         sockopt::set_socket_reuseport(&socket, true)?;
-        // Accepted connections inherit both options. Without TCP_NODELAY a token could wait for the
-        // acknowledgement of the previous one.
+        // Accepted connections inherit TCP_NODELAY and the keep-alive settings. Without TCP_NODELAY
+        // a token could wait for the acknowledgement of the previous one.
         sockopt::set_tcp_nodelay(&socket, true)?;
         set_keepalive(&socket)?;
     }
@@ -155,7 +158,8 @@ fn socket_at(address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Makes the kernel detect a peer that has vanished without closing the connection.
+/// Enables TCP keep-alive, so that the kernel detects a peer that has vanished without closing the
+/// connection.
 ///
 /// # Errors
 /// The error of the socket option that the kernel refused.

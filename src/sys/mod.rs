@@ -1,7 +1,7 @@
 //! Operating system services: CPUs, machine layout, limits, listening sockets.
 //!
-//! This module contains no HTTP. Unsafe code is allowed here, one operation per block, but thanks
-//! to rustix none has been needed so far.
+//! This module contains no HTTP. It needs no unsafe code, because `rustix` and `core_affinity` wrap
+//! the system calls.
 
 mod cores;
 mod files;

@@ -9,18 +9,21 @@ use super::topology::{Locality, Topology};
 use crate::config::units::format_cpus;
 use crate::config::{PciAddress, Place};
 
-/// Maximum number of names in a message; a host with many containers has thousands of interfaces.
+/// Maximum number of device names listed in one error message. A host with many containers has
+/// thousands of interfaces.
 const NAMES_SHOWN_MAX: usize = 24;
 
 /// A part of the machine that shards can run on: one NUMA node, or a set of CPUs if the node is
 /// unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Spot {
-    /// Description of the devices that are near; empty for a node that was specified directly.
+    /// Names of the devices that these CPUs are near to; empty for a node that was specified
+    /// directly.
     pub(super) near: String,
-    /// The CPUs, ascending; never empty.
+    /// The CPUs of this part of the machine, ascending; never empty.
     pub(super) cpus: Vec<usize>,
-    /// Whether the node is known, so that these CPUs really are the near ones.
+    /// Whether these CPUs are certainly the near ones. `false` if the device's node is unknown and
+    /// several nodes have CPUs.
     pub(super) known: bool,
 }
 
@@ -36,18 +39,19 @@ impl fmt::Display for Spot {
 /// Reason why a location has no CPUs for shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NearError {
-    /// sysfs contains no CPUs.
+    /// sysfs lists no CPUs that are online; it may not be mounted.
     NoSysfs,
     /// sysfs contains no PCI devices, hence no GPUs.
     NoPci,
     /// The device or node does not exist.
     Absent {
-        /// The specified name.
+        /// The device or node as specified, for example `gpu1`.
         name: String,
         /// All existing names of the same kind.
         found: Vec<String>,
     },
-    /// A network interface without hardware.
+    /// The network interface with this name is virtual: it has no hardware that could be near a
+    /// CPU.
     Virtual(String),
     /// The kernel reports no CPUs for this device or node.
     NoCpus(String),
@@ -96,7 +100,8 @@ impl fmt::Display for NearError {
     }
 }
 
-/// Returns the spots of a location, in the order specified; never an empty list.
+/// Returns the parts of the machine that `place` refers to, in the order specified; never an empty
+/// list. Fails if the device or node does not exist or has no CPUs.
 pub(super) fn spots(place: &Place, topology: &Topology) -> Result<Vec<Spot>, NearError> {
     if topology.online.is_empty() {
         return Err(NearError::NoSysfs);
@@ -128,7 +133,8 @@ pub(super) fn spots(place: &Place, topology: &Topology) -> Result<Vec<Spot>, Nea
     }
 }
 
-/// Returns one spot per node for the given GPUs.
+/// Returns the parts of the machine near the GPUs with these numbers, GPUs with the same CPUs
+/// combined. Fails if a GPU does not exist or has no CPUs.
 pub(super) fn gpu_spots(numbers: &[usize], topology: &Topology) -> Result<Vec<Spot>, NearError> {
     if topology.pci.is_empty() {
         return Err(NearError::NoPci);
@@ -227,13 +233,14 @@ fn gpu_name(number: usize, address: PciAddress) -> String {
 
 /// A CPU that a shard could run on.
 struct Candidate<'a> {
-    /// Index of the CPU's spot.
+    /// Index in `spots` of the spot that contains the CPU.
     spot: usize,
     cpu: usize,
     core: &'a [usize],
     /// Whether CPU 0 is on the same core.
     first: bool,
-    /// Whether another process may use a part of the core.
+    /// Whether another process may use a part of the core, because this one is not allowed all of
+    /// its threads.
     split: bool,
 }
 
