@@ -13,7 +13,8 @@ fn cpus(text: &str) -> Vec<usize> {
     crate::config::units::cpu_list(text).unwrap()
 }
 
-/// Value of `--cores`, allowed CPUs, the expected seats as displayed.
+/// A test case: the value of `--cores`, the allowed CPUs, and the expected placement of each shard
+/// as displayed.
 type Row<'a> = (&'a str, &'a str, &'a [&'a str]);
 
 fn check(tree: &str, rows: &[Row<'_>]) {
@@ -190,7 +191,8 @@ fn unknown_allowed_cpus_mean_all_online_cpus() {
     assert_eq!(plan.seats[0].cpu, Some(31));
 }
 
-/// Value of `--cores`, allowed CPUs, the start of the error message.
+/// Checks that each row is refused. A row is the value of `--cores`, the allowed CPUs, and the
+/// start of the expected error message.
 fn check_refusals(tree: &str, rows: &[(&str, &str, &str)]) {
     let topology = read(tree);
     for (text, allowed, want) in rows {
@@ -302,7 +304,8 @@ fn hidden_devices_and_disallowed_cpus_are_refused() {
     );
 }
 
-/// Value of `--cores`, allowed CPUs, a part of the only expected warning; empty for none.
+/// Checks the warnings of each row. A row is the value of `--cores`, the allowed CPUs, and a part
+/// of the only expected warning; empty for no warning.
 fn check_warnings(tree: &str, rows: &[(&str, &str, &str)]) {
     let topology = read(tree);
     for (text, allowed, want) in rows {
@@ -382,7 +385,7 @@ fn a_quota_unpins_only_with_auto() {
     assert_eq!(seats("numa:0*2", 2.0), (vec![Some(31), Some(30)], 0));
 }
 
-/// Marsaglia's xorshift, which returns the same numbers on every run.
+/// Returns a random number below `bound` (Marsaglia's xorshift), the same numbers on every run.
 fn random(state: &mut u64, bound: usize) -> usize {
     *state ^= *state << 13;
     *state ^= *state >> 7;

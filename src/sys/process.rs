@@ -8,11 +8,11 @@ use std::fs;
 pub struct Usage {
     /// Number of open file descriptors.
     pub open_fds: u64,
-    /// Soft limit on file descriptors.
+    /// Soft limit on open file descriptors; `u64::MAX` if unlimited.
     pub max_fds: u64,
     /// Resident memory in bytes.
     pub resident_bytes: u64,
-    /// CPU time of all threads in microseconds.
+    /// CPU time used by all threads since the start of the process, in microseconds.
     pub cpu_micros: u64,
 }
 
@@ -34,7 +34,8 @@ pub fn usage() -> Usage {
     }
 }
 
-/// Parses `VmRSS` from `/proc/self/status`. The value is in KiB although the unit reads `kB`.
+/// Returns the resident memory in bytes: `VmRSS` from the text of `/proc/self/status`, where it is
+/// in KiB although the unit reads `kB`. `None` if the line is missing or not valid.
 fn resident(status: &str) -> Option<u64> {
     let line = status
         .lines()

@@ -45,15 +45,17 @@ pub struct Topology {
     pub nodes: BTreeMap<usize, Vec<usize>>,
     /// Nodes on which this process may allocate memory; empty if the kernel does not report them.
     pub memory_nodes: Vec<usize>,
-    /// PCI devices by address.
+    /// The location of each PCI device, by address.
     pub pci: BTreeMap<PciAddress, Locality>,
-    /// GPUs in the order of their numbers: NVIDIA, AMD, Intel, each ordered by PCI address. If this
-    /// process can open some of them, the others are left out, as by nvidia-smi.
+    /// PCI addresses of the GPUs in the order of their numbers: NVIDIA, AMD, Intel, each ordered by
+    /// PCI address. If `/dev` contains the device files of some of them, the others are left out,
+    /// as in nvidia-smi.
     pub gpus: Vec<PciAddress>,
-    /// Whether this process can open `gpus`. A proxy in a separate container can open none.
+    /// Whether `/dev` contains the device files of `gpus`, so that this process can open them. A
+    /// proxy in a separate container can open none.
     pub gpus_open: bool,
-    /// Network interfaces and RDMA devices by name, each with its hardware: several entries for a
-    /// bond, none for a virtual interface.
+    /// Network interfaces and RDMA devices by name, each with the location of its hardware: several
+    /// entries for a bond, none for a virtual interface.
     pub devices: BTreeMap<String, Vec<Locality>>,
 }
 
@@ -102,7 +104,7 @@ impl Topology {
         }
     }
 
-    /// Returns the node of a CPU.
+    /// Returns the NUMA node of a CPU, or `None` if the kernel reports none.
     #[must_use]
     pub fn node_of(&self, cpu: usize) -> Option<usize> {
         let mut nodes = self.nodes.iter();
@@ -131,7 +133,9 @@ fn nodes(directory: &Path) -> BTreeMap<usize, Vec<usize>> {
         .collect()
 }
 
-/// Reads `Mems_allowed_list`: a cpuset may allow a node's CPUs but not its memory.
+/// Reads from `/proc/self/status` the nodes on which this process may allocate memory
+/// (`Mems_allowed_list`): a cpuset may allow a node's CPUs but not its memory. Empty if it cannot
+/// be read.
 fn memory_nodes(status: &Path) -> Vec<usize> {
     let status = fs::read_to_string(status).unwrap_or_default();
     let mut lines = status.lines();
@@ -161,7 +165,8 @@ fn pci(directory: &Path) -> (BTreeMap<PciAddress, Locality>, BTreeMap<PciAddress
     (pci, kinds)
 }
 
-/// Returns the GPUs in order, and whether this process can open them.
+/// Returns the PCI addresses of the GPUs in the order of their numbers, and whether this process
+/// can open them: only those whose device file exists, or all and `false` if none exists.
 ///
 /// An NVIDIA GPU that is not bound to NVIDIA's driver (for example because it is passed to a
 /// virtual machine) has no number. In a container with only some of the machine's GPUs, sysfs still
@@ -201,8 +206,8 @@ fn gpus(root: &Path, kinds: &BTreeMap<PciAddress, Kind>) -> (Vec<PciAddress>, bo
     }
 }
 
-/// Returns the number in the name of an NVIDIA GPU's device file. It differs from the number of the
-/// GPU.
+/// Returns the number in the name of an NVIDIA GPU's device file, which may differ from the number
+/// of the GPU. `None` if the driver's `information` file lacks it.
 fn nvidia_minor(information: &Path) -> Option<u32> {
     let text = fs::read_to_string(information).ok()?;
     let line = text
@@ -211,7 +216,8 @@ fn nvidia_minor(information: &Path) -> Option<u32> {
     line.trim().parse().ok()
 }
 
-/// Returns the hardware of a network interface, or of the interfaces below it.
+/// Returns the location of a network interface's hardware, or, if it has none (a bond, a VLAN),
+/// that of the interfaces below it, down to `depth` levels. Empty for a virtual interface.
 fn interface(class: &Path, name: &str, depth: usize) -> Vec<Locality> {
     let directory = class.join(name);
     if let Some(own) = locality_of(&directory) {
@@ -227,7 +233,8 @@ fn interface(class: &Path, name: &str, depth: usize) -> Vec<Locality> {
         .collect()
 }
 
-/// Returns the locality of the device that an entry of `/sys/class` belongs to.
+/// Returns the location of the device that an entry of `/sys/class` belongs to, or of the nearest
+/// parent that has one. `None` if there is none, as for a virtual interface.
 fn locality_of(entry: &Path) -> Option<Locality> {
     let mut device = entry.join("device");
     for _ in 0..PARENTS_MAX {
@@ -239,7 +246,8 @@ fn locality_of(entry: &Path) -> Option<Locality> {
     None
 }
 
-/// Returns `None` if the directory is not that of a device with a reported locality.
+/// Reads the location of a device from its sysfs directory. Returns `None` if the directory has no
+/// `numa_node` and no CPUs in `local_cpulist`.
 fn locality(device: &Path) -> Option<Locality> {
     let node = fs::read_to_string(device.join("numa_node")).ok();
     let cpus = list(&device.join("local_cpulist"));
@@ -270,8 +278,8 @@ fn list(path: &Path) -> Vec<usize> {
     read_list(&fs::read_to_string(path).unwrap_or_default())
 }
 
-/// Parses a list in the kernel's format, ascending. CPUs from `CPU_MAX` on cannot be pinned to and
-/// are left out, whereas in the configuration they are an error.
+/// Parses an ascending list in the kernel's format, such as `0-3,8`. CPUs from `CPU_MAX` on cannot
+/// be pinned to and are left out, whereas in the configuration they are an error.
 fn read_list(text: &str) -> Vec<usize> {
     let part = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -15,7 +15,7 @@ pub(in crate::sys) const CONTAINER: &str = include_str!("../../tests/fixtures/sy
 pub(in crate::sys) const UNKNOWN_NODE: &str =
     include_str!("../../tests/fixtures/sysfs/unknown-node.txt");
 
-/// A temporary directory that is removed when dropped.
+/// A temporary directory with the files of a recorded tree. Removed when dropped.
 pub(in crate::sys) struct Tree(pub(in crate::sys) PathBuf);
 
 impl Tree {
@@ -181,7 +181,7 @@ fn unknown_nodes() {
     assert_eq!(topology.nodes[&2], Vec::<usize>::new());
 }
 
-/// Tests a container with two of eight GPUs, and one without any.
+/// Tests containers with the device files of two, one and none of the machine's GPUs.
 #[test]
 fn gpus_that_can_be_opened_are_numbered() {
     let tree = Tree::recorded(EIGHT_GPUS);
