@@ -231,7 +231,8 @@ fn removed_flags_map_to_their_replacements() {
     }
 }
 
-/// pd-sidecar still supports these flags and they have an effect, so they cause no warning.
+/// pd-sidecar still supports these `--zap-*` flags and they have an effect here, so they cause no
+/// warning.
 #[test]
 fn zap_flags() {
     for (line, level, format) in [

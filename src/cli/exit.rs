@@ -9,9 +9,9 @@ use crate::sys::{BindError, CoreError};
 /// An exit code with its message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// One of the constants below.
+    /// Exit code of the process: one of the constants of [`Exit`], such as [`Exit::USAGE`].
     pub code: u8,
-    /// Message to print.
+    /// Message to print. If it is empty, nothing is printed.
     pub message: String,
     /// Whether the message is requested output (help, version, a report) and goes to standard
     /// output instead of standard error.
@@ -19,20 +19,22 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// Success.
+    /// Exit code for success, including `--help`, `--version` and a valid `check-config`.
     pub const OK: u8 = 0;
-    /// Failure while running.
+    /// Exit code for a failure while running.
     pub const RUNTIME: u8 = 1;
-    /// Invalid command line.
+    /// Exit code for an invalid command line.
     pub const USAGE: u8 = 2;
-    /// Invalid configuration. Restarting does not help.
+    /// Exit code for an invalid configuration. Restarting does not help.
     pub const CONFIG: u8 = 3;
-    /// A port is in use, an address does not exist, or a permission is missing.
+    /// Exit code for an address that cannot be bound: a port is in use, the address does not exist,
+    /// or a permission is missing.
     pub const ADDRESS: u8 = 4;
-    /// The kernel lacks a required feature.
+    /// Exit code for a kernel that lacks a required feature.
     pub const KERNEL: u8 = 5;
 
-    /// Creates a successful exit that prints requested output.
+    /// Creates an exit with code 0 that prints `message`, which the user requested, to standard
+    /// output.
     pub fn success(message: impl Into<String>) -> Self {
         Self {
             code: Self::OK,
@@ -56,7 +58,7 @@ impl Exit {
         Self::failed(Self::CONFIG, message)
     }
 
-    /// Creates an exit for a port that is in use or a missing permission.
+    /// Creates an exit for an address that cannot be bound.
     pub fn address(message: impl Into<String>) -> Self {
         Self::failed(Self::ADDRESS, message)
     }

@@ -41,12 +41,13 @@ pub struct DemoOptions {
     pub prompt_tokens: u32,
 }
 
-/// Program name of the current sidecar.
+/// Name of llm-d's current sidecar. A binary with this file name runs the subcommand `sidecar`.
 const SIDECAR_NAME: &str = "pd-sidecar";
-/// Program name of its predecessor.
+/// Name of the predecessor of pd-sidecar. A binary with this file name runs the subcommand
+/// `sidecar` with the predecessor's defaults.
 const FIRST_SIDECAR_NAME: &str = "llm-d-routing-sidecar";
 
-/// Parses the arguments, starting with the program name, with the process environment.
+/// Parses the command line, including the program name, using the environment of this process.
 ///
 /// # Errors
 /// Returns the message and exit code for the user. `--help`, `--version` and a successful
@@ -55,7 +56,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> 
     parse_with(args, &|name| std::env::var(name).ok())
 }
 
-/// Parses the arguments with the given environment.
+/// Like [`parse`], but reads environment variables with `environment`, which returns `None` for an
+/// unset variable.
 ///
 /// # Errors
 /// The same as for [`parse`].
@@ -184,7 +186,8 @@ fn utf8(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, Exit> {
         .collect()
 }
 
-/// Inserts the subcommand `sidecar` if the program runs under the name of a program it replaces.
+/// Inserts the subcommand `sidecar` if the program runs under the name of a program it replaces,
+/// unless the first argument is `check-config`.
 fn as_sidecar(mut args: Vec<String>) -> Vec<String> {
     let replaced = matches!(program_name(&args), Some(SIDECAR_NAME | FIRST_SIDECAR_NAME));
     if replaced && args.get(1).is_none_or(|arg| arg != "check-config") {

@@ -10,7 +10,7 @@ use crate::config::keys::{self, Key, Kind};
 use crate::config::{self, Checked, Problem, RawConfig, removed};
 use crate::limits::CONFIGURATION_BYTES_MAX;
 
-/// Values longer than this do not widen their column in the report.
+/// Longest value, in bytes, that the value column of the `check-config` report is widened for.
 const TEXT_COLUMN_MAX: usize = 32;
 
 const EXAMPLES: &str = "\
@@ -29,7 +29,8 @@ Durations: 250ms, 30s, 5m, 1m30s, 1h; any timeout can be `off`. Sizes: 65536, 64
 Other variables: POD_IP, SGLANG_BOOTSTRAP_PORT, MORIIO_METRICS_ADDR, MORIIO_DNS_RESOLVE_*, OTEL_*.
 Exit codes: 0 success, 1 runtime error, 2 usage, 3 configuration, 4 port or permission, 5 kernel.";
 
-/// Creates the subcommand `name` with one argument per key.
+/// Creates the clap subcommand `name` with one argument per configuration key and, hidden, one per
+/// removed flag.
 pub(super) fn command(name: &'static str) -> clap::Command {
     clap::Command::new(name)
         .after_help(format!("{EXAMPLES}\n\n`--help` shows every flag."))
@@ -75,7 +76,8 @@ fn with_value(arg: Arg, kind: Kind) -> Arg {
     }
 }
 
-/// Returns the help text with default and variable on the same line. clap would add two lines.
+/// Returns the `--help` text of a key, with its default value and environment variable on the same
+/// line. clap would add two lines.
 fn help(key: &Key) -> String {
     let mut help = key.help.to_owned();
     if !key.default.is_empty() {
@@ -88,7 +90,8 @@ fn help(key: &Key) -> String {
 }
 
 /// Collects the values from the command line, the document and the environment. `replaces_first` is
-/// whether the program runs as the first sidecar, which has different defaults.
+/// whether the program runs under the name of `llm-d-routing-sidecar`, which has different
+/// defaults.
 pub(super) fn raw(
     matches: &ArgMatches,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -114,7 +117,8 @@ pub(super) fn raw(
     raw
 }
 
-/// Reads the document if exactly one is given. Two documents are reported by the check.
+/// Reads the configuration document if exactly one is given, inline or as a file. If both are
+/// given, reads neither: [`config::check()`] reports the problem.
 fn read_document(raw: &mut RawConfig) {
     let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
     match (raw.given(inline), raw.given(file)) {
@@ -149,7 +153,7 @@ fn read_file(path: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// Checks the configuration. All problems are reported in one exit.
+/// Checks the configuration. The error is a single exit whose message lists all problems.
 pub(super) fn read(raw: &RawConfig) -> Result<Checked, Exit> {
     config::check(raw).map_err(|problems| refusal(&problems))
 }

@@ -7,7 +7,8 @@ use super::Exit;
 use crate::config::keys::{self, Kind};
 use crate::config::removed;
 
-/// Converts `-name` to `--name`, and refuses `--switch true`, which pflag does not support either.
+/// Converts `-name` to `--name` in the arguments of `sidecar` and `check-config`. Returns an error
+/// for a switch with a separate value (`--switch true`), which pflag does not support either.
 pub(super) fn normalise(args: Vec<String>) -> Result<Vec<String>, Exit> {
     if !matches!(
         args.get(1).map(String::as_str),
