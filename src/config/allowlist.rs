@@ -37,7 +37,7 @@ pub enum PoolGroup {
 }
 
 impl PoolGroup {
-    /// Returns the group as used in API paths.
+    /// Returns the name of the API group, which is part of the API paths.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -46,7 +46,7 @@ impl PoolGroup {
         }
     }
 
-    /// Returns the API version that is used.
+    /// Returns the version of the API group with which the pool is read from the Kubernetes API.
     #[must_use]
     pub const fn version(self) -> &'static str {
         match self {

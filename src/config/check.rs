@@ -21,17 +21,19 @@ use super::{
     RawConfig, Timeouts, UpstreamConfig, keys, units,
 };
 
-/// Keep-alive timeout of uvicorn, the HTTP server of the engines.
+/// Default keep-alive timeout of uvicorn, the HTTP server of the engines. An
+/// `--upstream-idle-timeout` that is not shorter causes a warning.
 const ENGINE_KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// Longest busy-poll time. With more, a shard would never sleep between two tokens, even if almost
-/// idle.
+/// Longest accepted `--busy-poll`. With more, a shard would never sleep between two tokens, even if
+/// almost idle.
 const BUSY_POLL_MAX: Duration = Duration::from_secs(1);
 
 /// A problem in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Source of the value: a flag with its dashes, a position in a document, or a variable.
+    /// Source of the invalid value: a flag with its dashes, a position in a document, or the name
+    /// of an environment variable.
     pub key: String,
     /// The problem and the values that are valid, without the final full stop.
     pub text: String,
@@ -54,7 +56,7 @@ impl fmt::Display for Problem {
 pub struct Checked {
     /// The configuration.
     pub config: Config,
-    /// Warnings, one sentence each.
+    /// Warnings about the configuration: one sentence each, without the final full stop.
     pub warnings: Vec<String>,
 }
 
@@ -115,7 +117,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Checks that at most one document is given. The document itself has already been read.
+    /// Records a problem if both `--configuration` and `--configuration-file` are given. The
+    /// document itself has already been read.
     fn sources(&mut self) {
         let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
         if self.raw.has_flag(inline) && self.raw.has_flag(file) {
@@ -196,7 +199,7 @@ impl Reader<'_> {
     }
 
     /// Returns the additional metrics address: `--metrics-port` on all addresses, or else the
-    /// address in `MORIIO_METRICS_ADDR`.
+    /// address in `MORIIO_METRICS_ADDR`. Returns `None` if neither enables it.
     fn metrics(&mut self) -> Option<SocketAddr> {
         const VARIABLE: &str = "MORIIO_METRICS_ADDR";
         let port = self.number(&keys::METRICS_PORT, 0, u16::MAX, "a port, or 0 for off");
