@@ -7,7 +7,7 @@ use super::super::{AllowlistConfig, PoolGroup, PoolRef, Source};
 use super::Reader;
 use crate::fleet::AllowRule;
 
-/// Namespace of a pool that is given without one.
+/// Namespace of an `InferencePool` that is given by its name only.
 const NAMESPACE_DEFAULT: &str = "default";
 /// Longest name of a Kubernetes object in bytes.
 const OBJECT_NAME_BYTES_MAX: usize = 253;
@@ -98,7 +98,8 @@ impl Reader<'_> {
     }
 }
 
-/// Returns whether `text` is a valid Kubernetes object name. It is inserted into a URL.
+/// Returns whether `text` is a valid Kubernetes object name. This is checked because the name is
+/// inserted into a URL.
 fn is_object_name(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
@@ -115,7 +116,8 @@ mod tests {
     use super::super::tests::{Given, checked, checked_in, problems};
     use super::*;
 
-    /// Number of rules, whether there is a file, whether there is a pool.
+    /// The expected allowlist: number of rules, whether it has a rules file, whether it has a pool.
+    /// `None` expects no allowlist.
     type Parts = Option<(usize, bool, bool)>;
 
     const ON: (&super::super::super::Key, &str) = (&keys::ENABLE_SSRF_PROTECTION, "true");

@@ -7,7 +7,7 @@ use super::super::{KvConnector, MoriConfig, units};
 use super::Reader;
 use crate::fleet::Target;
 
-/// Upper limit of tensor- and data-parallel sizes. A larger value is a typing error.
+/// Upper limit of tensor- and data-parallel sizes. A larger value can only be a typing error.
 const PARALLEL_SIZE_MAX: u32 = 65_536;
 
 impl Reader<'_> {
@@ -95,8 +95,8 @@ impl Reader<'_> {
         })
     }
 
-    /// Checks that several pods share the ranks evenly. Otherwise the pod of a rank could not be
-    /// determined.
+    /// Checks that the pods in `hosts`, if there are several, share the data-parallel ranks evenly.
+    /// Otherwise the pod of a rank could not be determined.
     fn check_pods(&mut self, key: &Key, mori: &MoriConfig, hosts: &[String]) {
         if hosts.len() < 2 {
             return;

@@ -12,16 +12,16 @@ use super::Reader;
 
 /// Maximum number of prefill retries. More would only prolong an outage.
 const PREFILL_RETRIES_MAX: u32 = 100;
-/// Lease of a handoff in vLLM's NIXL connector. After it, the blocks may contain another prompt's
-/// KV cache (`docs/engines.md#handoffs`).
+/// Time for which vLLM's NIXL connector keeps the blocks of a handoff. After it, the blocks may
+/// contain another prompt's KV cache (`docs/engines.md#handoffs`).
 const ENGINE_LEASE: Duration = Duration::from_secs(30);
 /// Default port of the bootstrap server of `SGLang` engines. pd-sidecar has no flag for it.
 const SGLANG_BOOTSTRAP_PORT: u16 = 8998;
-/// Maximum chunk size in tokens. The context of an engine is shorter than this.
+/// Maximum of `--decode-chunk-size`, in tokens. The context of any engine is shorter than this.
 const CHUNK_TOKENS_MAX: u32 = 1 << 30;
 
 impl Reader<'_> {
-    /// Reads the prefill/decode settings for `size` ranks.
+    /// Reads the prefill/decode settings for `size` data-parallel ranks.
     pub(super) fn pd(&mut self, size: u32) -> PdConfig {
         let connector = self.connector();
         let (prefill_retries_max, prefill_retry_backoff) = self.retries();

@@ -9,9 +9,11 @@ use super::super::keys;
 use super::super::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig, units};
 use super::Reader;
 
-/// Defaults of pd-sidecar; the export timeout is the default of the OpenTelemetry specification.
+/// Default service name, that of pd-sidecar.
 const SERVICE_NAME: &str = "llm-d-disagg-sidecar";
+/// Default number of traces recorded per million, as in pd-sidecar.
 const RECORDED_PER_MILLION: u32 = 100_000;
+/// Default time limit of one export, from the OpenTelemetry specification.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const ALL_RECORDED: u32 = 1_000_000;
 
@@ -22,7 +24,8 @@ const SAMPLER_ARG: &str = "OTEL_TRACES_SAMPLER_ARG";
 const SERVICE_NAME_ATTRIBUTE: &str = "service.name";
 
 impl Reader<'_> {
-    /// Returns `None` without `--tracing`; the variables are not read then.
+    /// Returns the tracing settings, or `None` if tracing is off: without `--tracing` (the other
+    /// variables are not read then), or with `OTEL_TRACES_EXPORTER=none`.
     pub(super) fn tracing(&mut self) -> Option<TracingConfig> {
         if !self.switch(&keys::TRACING) {
             return None;
@@ -120,8 +123,8 @@ impl Reader<'_> {
     }
 
     /// Returns the URL of the collector. The default is localhost: over plain text, unless
-    /// `INSECURE` is false, or is unset and a certificate is given. An endpoint without a scheme
-    /// uses TLS, unless `INSECURE` is true.
+    /// `OTEL_EXPORTER_OTLP_INSECURE` is false, or is unset and a certificate is given. An endpoint
+    /// without a scheme uses TLS, unless that variable is true.
     fn endpoint(&mut self, protocol: OtlpProtocol, certificate: bool) -> String {
         let (name, insecure) = self.signal("INSECURE");
         let insecure = insecure.and_then(|_| {
@@ -164,7 +167,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns the name under which an exporter variable is set, and its value.
+    /// Returns the name and the value of `OTEL_EXPORTER_OTLP_TRACES_{what}` if it is set, otherwise
+    /// of `OTEL_EXPORTER_OTLP_{what}`. The value is `None` if neither is set.
     fn signal(&self, what: &str) -> (String, Option<String>) {
         let traces = format!("OTEL_EXPORTER_OTLP_TRACES_{what}");
         let all = format!("OTEL_EXPORTER_OTLP_{what}");
@@ -176,8 +180,9 @@ impl Reader<'_> {
         (name, value)
     }
 
-    /// Parses `name=value,name=value` with percent-encoded values. Warnings never contain a value,
-    /// because values can be credentials.
+    /// Parses the environment variable `name`, a list `name=value,name=value` with percent-encoded
+    /// values. Malformed items are ignored with a warning. Warnings never contain a value, because
+    /// values can be credentials.
     fn pairs(&mut self, name: &str) -> Vec<(String, String)> {
         let text = self.raw.variable(name).unwrap_or_default();
         let mut pairs = Vec::new();
@@ -197,7 +202,8 @@ impl Reader<'_> {
     }
 }
 
-/// Returns the path of a URL, or `None` if the URL is not valid for a collector.
+/// Returns the path of a URL, possibly empty, or `None` if the URL is not valid for a collector:
+/// not `http` or `https`, without a host, or with user information, a query or a fragment.
 fn path(url: &str) -> Option<&str> {
     let rest = url
         .strip_prefix("http://")
@@ -226,7 +232,8 @@ fn pair(item: &str) -> Option<(String, String)> {
     (is_name && is_value).then(|| (name.to_owned(), value))
 }
 
-/// Decodes percent-encoded text.
+/// Decodes percent-encoded text. Returns `None` if an escape is malformed or the result is not
+/// UTF-8.
 fn unescaped(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

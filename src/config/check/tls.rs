@@ -107,8 +107,8 @@ mod tests {
     use super::super::tests::{Given, checked, problems};
     use super::*;
 
-    /// Returns `None` (off), `Some(true)` (verified) or `Some(false)` (not verified) per kind of
-    /// engine.
+    /// Returns the TLS state of prefillers, decoders and encoders with these flags: `None` (off),
+    /// `Some(true)` (certificates verified) or `Some(false)` (not verified).
     fn stages(given: Given<'_>) -> [Option<bool>; 3] {
         let tls = checked(given).config.tls;
         [tls.prefiller, tls.decoder, tls.encoder].map(|stage| stage.map(|tls| tls.verify))
