@@ -24,7 +24,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Reads a time limit; `off` is `None`.
+    /// Reads a time limit. Returns `None` for `off`; zero is a problem.
     pub(in crate::config) fn timeout(&mut self, key: &Key) -> Option<Duration> {
         if self.text(key) == "off" {
             return None;
@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a size above zero.
+    /// Reads a size in bytes. Zero is a problem.
     pub(in crate::config) fn size(&mut self, key: &Key) -> u64 {
         match units::size(self.text(key)) {
             Ok(value) if value > 0 => value,
@@ -89,7 +89,8 @@ impl<'a> Reader<'a> {
         self.number(key, min, max, &format!("a number from {min} to {max}"))
     }
 
-    /// Reads one of `choices`, which must not be empty.
+    /// Reads a value that must be the name of one of `choices`, and returns the value paired with
+    /// that name. `choices` must not be empty: the first value is the placeholder.
     pub(in crate::config) fn choice<T: Copy>(&mut self, key: &Key, choices: &[(&str, T)]) -> T {
         let text = self.text(key);
         if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
@@ -105,7 +106,8 @@ impl<'a> Reader<'a> {
         self.problem(key, &text);
     }
 
-    /// Records that `text` is not one of `names`.
+    /// Records a problem with `key`: `text` is not one of `names`. Suggests the nearest name if one
+    /// is near enough.
     pub(in crate::config) fn unknown(&mut self, key: &Key, text: &str, names: &[&str]) {
         let nearest = did_you_mean(text, names.iter().copied());
         let names = either(names);
@@ -134,7 +136,8 @@ impl<'a> Reader<'a> {
         self.number(key, 1, u16::MAX, "a port from 1 to 65535")
     }
 
-    /// Returns the items of a list.
+    /// Returns the items of the comma-separated list given for `key`, without surrounding white
+    /// space.
     pub(in crate::config) fn list(&self, key: &Key) -> impl Iterator<Item = &'a str> + use<'a> {
         let text = self.text(key);
         let items = (!text.trim().is_empty()).then(|| text.split(','));
@@ -156,7 +159,8 @@ impl<'a> Reader<'a> {
         self.refuse(place, text);
     }
 
-    /// Records an invalid value of an environment variable.
+    /// Records a problem: the environment variable `name` has an invalid value. `wanted` describes
+    /// the valid values.
     pub(in crate::config) fn refuse_variable(&mut self, name: &str, wanted: &str) {
         let text = self.raw.variable(name).unwrap_or_default();
         let text = format!("`{text}` is not valid; give {wanted}");
@@ -171,8 +175,8 @@ impl<'a> Reader<'a> {
         });
     }
 
-    /// Returns the value of an environment variable. If it is unset, returns `default`; if it
-    /// cannot be parsed, also adds a warning, unlike pd-sidecar.
+    /// Returns the value of an environment variable, or `default` if it is unset or `read` returns
+    /// `None` for it. In the latter case adds a warning; pd-sidecar ignores the variable silently.
     pub(in crate::config) fn variable<T>(
         &mut self,
         name: &str,
@@ -201,6 +205,7 @@ fn either(names: &[&str]) -> String {
 }
 
 /// Parses an address and a port in the form used by Go servers: an empty host means all addresses.
+/// Returns `None` if `text` has another form.
 pub(super) fn address(text: &str) -> Option<SocketAddr> {
     match text.rsplit_once(':')? {
         ("", port) => Some(SocketAddr::from((
