@@ -1,5 +1,5 @@
-//! Tests of the checks. G2 and G3 are rows of the conformance suite
-//! (`docs/pd-sidecar.md#conformance`).
+//! Tests of the checks. The prefixes `g2_` and `g3_` of test names are rows of the conformance
+//! suite (`docs/pd-sidecar.md#conformance`).
 
 use super::*;
 use crate::config::{EcConnector, Key, KvConnector, ListenAddress, OnPrefillFailure, RankConfig};
@@ -7,7 +7,8 @@ use crate::fleet::Target;
 
 pub(in crate::config) type Given<'a> = &'a [(&'a Key, &'a str)];
 
-/// Creates a configuration from environment variables and flags, with `--secure-proxy=false`.
+/// Creates an unchecked configuration from environment variables and flags, with
+/// `--secure-proxy=false`.
 pub(in crate::config) fn draft_in(
     environment: &[(&str, &str)],
     given: &[(&Key, &str)],

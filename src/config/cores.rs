@@ -13,7 +13,7 @@ use super::units::{self, CPU_MAX, UnitError, format_cpus};
 /// Longest accepted device name in bytes: the kernel's limit for RDMA devices. Network interface
 /// names have at most 15 bytes.
 const DEVICE_NAME_BYTES_MAX: usize = 64;
-/// The valid forms of `--cores`, for messages.
+/// The valid forms of `--cores`, for error messages.
 const FORMS: &str = "auto, CPU numbers (1 or 0-3,8; not a count), near:gpu0, near:gpu0-3, near:eth0, \
                      near:mlx5_0, near:0000:3b:00.0 or numa:1; a suffix *N to near: or numa: starts \
                      N shards";
@@ -21,20 +21,21 @@ const FORMS: &str = "auto, CPU numbers (1 or 0-3,8; not a count), near:gpu0, nea
 /// The CPUs to run shards on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cores {
-    /// One shard on a CPU chosen from those this process may use.
+    /// One shard on a CPU chosen from those this process may use. The shard is not pinned if the
+    /// CPU quota is below one CPU.
     Auto,
     /// One pinned shard on each listed CPU.
     List(Vec<usize>),
     /// Pinned shards on the best CPUs of a part of the machine.
     At {
-        /// The part of the machine.
+        /// The part of the machine whose CPUs are used.
         place: Place,
         /// Number of shards, from 1 to `CPU_MAX`.
         shards: usize,
     },
 }
 
-/// A part of the machine.
+/// A part of the machine, named by devices or NUMA nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The CPUs near these GPUs, numbered from 0 by PCI address, as in `nvidia-smi`.
@@ -57,7 +58,8 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// Parses `0000:3b:00.0`, `3b:00.0` or nvidia-smi's `00000000:3B:00.0`.
+    /// Parses `0000:3b:00.0`, `3b:00.0` or nvidia-smi's `00000000:3B:00.0`. Returns `None` for any
+    /// other text.
     #[must_use]
     pub fn read(text: &str) -> Option<Self> {
         let (front, function) = text.split_once('.')?;
@@ -114,21 +116,21 @@ impl fmt::Display for Cores {
 /// Reason why a value of `--cores` is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CoresError {
-    /// The value is neither a known word nor a list of CPUs.
+    /// The value is not a valid CPU list, not `auto`, and does not start with `near:` or `numa:`.
     Cpus(UnitError),
-    /// The list after `near:gpu` is not valid.
+    /// The value starts with `near:gpu`, but the list of GPU numbers after it is not valid.
     Gpus(UnitError),
-    /// The list after `numa:` is not valid.
+    /// The value starts with `numa:`, but the list of node numbers after it is not valid.
     Nodes(UnitError),
     /// The text after `near:` is not a device name or PCI address.
     Device,
-    /// The text after `*` is not a number of shards.
+    /// The text after `*` is not a number of shards from 1 to `CPU_MAX`.
     Shards,
 }
 
 impl CoresError {
-    /// Returns the complete message about the value `text`, with a suggestion if one is near
-    /// enough.
+    /// Returns the complete error message for `text`, the invalid value of `--cores`, with a
+    /// suggestion if a valid value is near enough.
     #[must_use]
     pub fn explain(self, text: &str) -> String {
         let list = |error, what: &str| match error {
@@ -186,8 +188,8 @@ impl FromStr for Cores {
     }
 }
 
-/// Parses the text after `near:`. An interface whose name is `gpu` and a number is taken for a GPU;
-/// it can still be named by its PCI address.
+/// Parses the text after `near:`. A name such as `gpu0` always means a GPU; a network interface
+/// with such a name must be given by its PCI address.
 fn device(text: &str) -> Result<Place, CoresError> {
     // `nvidia-smi topo -m` writes GPU0.
     if let Some(numbers) = text
@@ -214,7 +216,8 @@ fn device(text: &str) -> Result<Place, CoresError> {
     }
 }
 
-/// Returns the nearest valid value, if one is near enough.
+/// Returns the valid value of `--cores` that is nearest to `text`, or `None` if none is near
+/// enough.
 fn suggestion(text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     let (word, rest) = lower.split_once(':').unwrap_or((&lower, ""));

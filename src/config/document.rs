@@ -1,4 +1,5 @@
-//! The configuration document (YAML): keys are flags without dashes, with the values of the flags.
+//! The configuration document (YAML): its keys are flag names without dashes, and its values have
+//! the syntax of the flags' values.
 //!
 //! As in pd-sidecar, an empty value and `0` count as not given, except for switches and
 //! `prefill-max-retries`. An unknown key is a problem.
@@ -9,8 +10,8 @@ use super::yaml::{self, Entry, Value};
 use super::{Problem, RawConfig, removed, units};
 
 impl RawConfig {
-    /// Adds the values of a document. `name` is its file, or the flag that contains it. Records all
-    /// problems.
+    /// Adds the values of the document `text`. `name`, its file or the flag that contains it, is
+    /// shown in messages. Problems are recorded, not returned.
     pub fn read_document(&mut self, name: &str, text: &str) {
         match yaml::read(text) {
             Ok(entries) => {
@@ -55,7 +56,7 @@ impl RawConfig {
 }
 
 /// Parses a switch like a flag does, and additionally accepts YAML 1.1's `yes`, `no`, `on` and
-/// `off`.
+/// `off`. Returns `None` for any other text.
 fn switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "yes" | "on" => Some(true),
@@ -93,7 +94,8 @@ fn problem(name: &str, text: &str, line: u64, column: u64, why: String) -> Probl
     }
 }
 
-/// Returns the line, with a marker below the column.
+/// Returns line number `line` of the document `text`, and below it a marker at `column`. Both are
+/// counted from 1. Returns an empty text if there is no such line.
 fn excerpt(text: &str, line: u64, column: u64) -> String {
     let index = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
     let Some(shown) = text.lines().nth(index) else {
