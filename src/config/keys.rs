@@ -6,27 +6,27 @@
 /// Heading under which `--help` lists a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// Listening addresses for clients.
+    /// Keys for the addresses on which clients are served.
     Listen,
-    /// The local decoder and connections to engines.
+    /// Keys for the local decoder and for connections to engines.
     Engine,
-    /// Prefill/decode disaggregation.
+    /// Keys for prefill/decode disaggregation.
     PrefillDecode,
-    /// `MoRI-IO`, a mode of nixlv2.
+    /// Keys for `MoRI-IO`, a mode of nixlv2.
     MoriIo,
-    /// TLS.
+    /// Keys for TLS towards clients and engines.
     Tls,
-    /// Targets that requests may name.
+    /// Keys for the allowlist of targets that requests may name.
     Allowlist,
-    /// Size limits.
+    /// Keys for size limits.
     Limits,
-    /// Time limits.
+    /// Keys for time limits.
     Timeouts,
-    /// Logs, metrics, tracing and the admin server.
+    /// Keys for logs, metrics, tracing and the admin server.
     Observability,
-    /// Threads and CPUs.
+    /// Keys for threads and CPUs.
     Performance,
-    /// Configuration documents.
+    /// Keys that specify a configuration document.
     Configuration,
 }
 
@@ -64,17 +64,17 @@ pub enum Kind {
 /// One configuration key.
 #[derive(Debug)]
 pub struct Key {
-    /// Name without leading dashes.
+    /// Name of the flag without leading dashes, which is also the key in a document.
     pub name: &'static str,
-    /// Form of its value.
+    /// Form of the key's value on the command line.
     pub kind: Kind,
     /// Default value; empty if there is none.
     pub default: &'static str,
-    /// Environment variable that takes precedence over the default.
+    /// Environment variable that takes precedence over the default; `None` if the key has none.
     pub environment: Option<&'static str>,
-    /// Heading in `--help`.
+    /// Heading under which `--help` lists the key.
     pub group: Group,
-    /// Whether the short help (`-h`) lists it.
+    /// Whether the short help (`-h`) lists the key.
     pub common: bool,
     /// Help text, without the final full stop.
     pub help: &'static str,
