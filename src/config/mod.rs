@@ -43,7 +43,8 @@ use crate::pd::request::owned;
 pub struct Config {
     /// One entry per data-parallel rank, in rank order; never empty.
     pub ranks: Vec<RankConfig>,
-    /// Address of this pod (`POD_IP`), as other pods write it in routing header fields.
+    /// Address of this pod (`POD_IP`), as other pods write it in routing header fields; `None` if
+    /// it is not known.
     pub pod_ip: Option<String>,
     /// Prefill/decode settings.
     pub pd: PdConfig,
@@ -59,11 +60,11 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Settings of pooled connections to engines.
     pub upstream: UpstreamConfig,
-    /// Size limits of buffered bodies.
+    /// Size limits of request bodies.
     pub limits: BodyLimits,
     /// CPUs to run shards on.
     pub cores: Cores,
-    /// Time a shard polls for events after the last one before it sleeps; `None` sleeps
+    /// Time for which a shard polls for events after the last one before it sleeps; `None` sleeps
     /// immediately.
     pub busy_poll: Option<Duration>,
     /// Address of the admin server; `None` is off.
@@ -81,7 +82,7 @@ pub struct RankConfig {
     pub rank: u32,
     /// Listening address for clients.
     pub listen: ListenAddress,
-    /// Location of its decoder.
+    /// Location of the rank's decoder.
     pub decoder: Target,
 }
 
@@ -95,7 +96,7 @@ pub enum ListenAddress {
 }
 
 impl ListenAddress {
-    /// Returns the port.
+    /// Returns the port that the listener binds to.
     #[must_use]
     pub const fn port(self) -> u16 {
         match self {
@@ -129,7 +130,8 @@ pub struct PdConfig {
     pub p2p_pull: bool,
     /// `MoRI-IO` settings.
     pub mori: MoriConfig,
-    /// Tokens per request of chunked decode; `None` decodes everything in one request.
+    /// Maximum number of tokens that each request of a chunked decode generates; `None` decodes
+    /// everything in one request.
     pub decode_chunk_tokens: Option<u32>,
     /// Action after a failed prefill.
     pub on_prefill_failure: OnPrefillFailure,
@@ -139,30 +141,39 @@ pub struct PdConfig {
     /// Whether the prefiller is made to free KV cache that no decoder will fetch
     /// (`docs/stranded-kv.md`).
     pub release_stranded_kv: bool,
-    /// Whether a random prefill candidate is chosen instead of the first.
+    /// Whether a random one of the prefill targets named by a request is chosen instead of the
+    /// first.
     pub prefiller_sampling: bool,
-    /// Retries of a prefill whose connection fails or that returns 502, 503 or 504.
+    /// Maximum number of retries, per request, of a prefill whose connection fails or that returns
+    /// 502, 503 or 504.
     pub prefill_retries_max: u32,
     /// Pause before each prefill retry.
     pub prefill_retry_backoff: Duration,
-    /// Time limit for one prefill attempt; `None` is off.
+    /// Time limit for one prefill attempt, from connecting to the end of the response; `None` is
+    /// off.
     pub prefill_timeout: Option<Duration>,
-    /// Action when there is no usable handoff.
+    /// Action when there is no usable handoff: the prefill response has none, or it is too old.
     pub on_missing_kv: OnMissingKv,
-    /// Maximum age at which a handoff is still used (`docs/engines.md#handoffs`).
+    /// Maximum age at which a handoff is still sent to the decoder, counted from the prefill
+    /// response's head (`docs/engines.md#handoffs`).
     pub handoff_age_max: Duration,
-    /// Whether the prefiller's error message is replaced with a generic one.
+    /// Whether the client receives generic error messages instead of those of prefillers and
+    /// encoders.
     pub hide_prefill_errors: bool,
-    /// Action when a decoder could not load the KV cache.
+    /// Action when a decoder could not load the KV cache (it responds with 500 to a request with a
+    /// handoff).
     pub on_decode_kv_error: OnDecodeKvError,
-    /// Maximum size of a prefill response in bytes.
+    /// Maximum size in bytes of a response body that the proxy reads instead of relaying it: of
+    /// prefill, encode and bootstrap responses, and of single decode chunks. In decode-first order,
+    /// a longer decode response is no longer withheld.
     pub prefill_response_bytes_max: usize,
-    /// Whether a handoff with a flat list of block ids is accepted.
+    /// Whether a handoff whose block ids are a single flat list is accepted.
     pub allow_flat_blocks: bool,
 }
 
 impl PdConfig {
-    /// Returns the body members that must not pass from a client to an engine.
+    /// Returns the members of request bodies that must not pass from a client to an engine: none if
+    /// `trust_client_kv` is set.
     #[must_use]
     pub const fn owned(&self) -> Watch {
         if self.trust_client_kv {
@@ -176,69 +187,72 @@ impl PdConfig {
 /// Action when there is no usable handoff: a prefill response without one, or one that is too old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnMissingKv {
-    /// The local decoder processes the prompt itself.
+    /// Without a usable handoff, the local decoder processes the prompt itself.
     Decode,
-    /// An error is returned to the client.
+    /// Without a usable handoff, the client receives an error.
     Error,
 }
 
 /// Action after a failed prefill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnPrefillFailure {
-    /// The prefiller's error is returned to the client.
+    /// After a failed prefill, the client receives the error.
     Error,
-    /// The local decoder processes the prompt itself.
+    /// After a failed prefill, the local decoder processes the prompt itself.
     Decode,
 }
 
 /// Action when a decoder could not load the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDecodeKvError {
-    /// Decode is repeated once, without the handoff.
+    /// If the KV cache could not be loaded, decode is repeated once, without the handoff.
     Recompute,
-    /// The decoder's error is returned to the client.
+    /// If the KV cache could not be loaded, the client receives the decoder's error.
     Error,
 }
 
 /// Time limits; `None` is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Connecting to an engine.
+    /// Time limit for resolving an engine's name, and for connecting to each of its addresses,
+    /// including the TLS handshake.
     pub connect: Option<Duration>,
-    /// Receiving a complete request head from a client.
+    /// Time limit for receiving a complete request head, from its first byte, and for a client's
+    /// TLS handshake.
     pub head: Option<Duration>,
-    /// Time between two reads of a client's request body.
+    /// Longest time to wait for more bytes of a client's request body.
     pub body: Option<Duration>,
-    /// Time a client may go without accepting response data.
+    /// Longest time a client may go without accepting response data.
     pub client_stall: Option<Duration>,
-    /// Idle time of a client connection.
+    /// Idle time between two requests after which a client connection is closed.
     pub keepalive: Option<Duration>,
-    /// Time until an engine's first response byte.
+    /// Longest time from the end of a request sent to an engine to the engine's response head.
     pub first_byte: Option<Duration>,
 }
 
 /// Settings of pooled connections to engines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
-    /// Idle time after which a connection is closed; `units::DURATION_MAX` means never.
+    /// Idle time after which a pooled connection is closed; `units::DURATION_MAX` means never.
     pub idle: Duration,
-    /// Maximum number of idle connections per engine rank.
+    /// Maximum number of idle connections per engine rank in each shard.
     pub idle_per_rank_max: usize,
 }
 
-/// Size limits of buffered bodies, in bytes.
+/// Size limits of request bodies, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyLimits {
-    /// Maximum size of one request body.
+    /// Maximum size of one request body, buffered or forwarded.
     pub body_bytes_max: u64,
-    /// Maximum total size of all buffered request bodies; at least `body_bytes_max`.
+    /// Maximum total size of all request bodies buffered by the process at the same time; at least
+    /// `body_bytes_max`.
     pub body_budget_bytes: u64,
 }
 
 /// Settings of the control log and the access log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// Least severe level that is logged.
+    /// Least severe level of messages in the control log.
     pub level: LogLevel,
     /// Format of the control log on stderr.
     pub format: LogFormat,
@@ -249,15 +263,15 @@ pub struct LogConfig {
 /// Level of a control log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Failures.
+    /// Messages about failures.
     Error,
-    /// Suspicious conditions.
+    /// Messages about suspicious conditions.
     Warn,
-    /// Changes of state.
+    /// Messages about changes of state.
     Info,
-    /// Details for operators.
+    /// Messages with details for operators.
     Debug,
-    /// Details for developers.
+    /// Messages with details for developers.
     Trace,
 }
 
@@ -286,8 +300,9 @@ pub enum AccessLog {
 /// Behaviour after SIGTERM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DrainConfig {
-    /// Time to wait for running requests; `None` waits until all are complete.
+    /// Longest time to wait for running requests after accepting has stopped; `None` waits until
+    /// all are complete.
     pub timeout: Option<Duration>,
-    /// Time for which new connections are still accepted.
+    /// Time after SIGTERM for which new connections are still accepted.
     pub settle: Duration,
 }
