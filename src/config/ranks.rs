@@ -47,7 +47,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns one decoder per rank, on consecutive ports.
+    /// Returns one decoder per rank, on consecutive ports; none if the host is not valid, which is
+    /// recorded as a problem.
     fn decoder_ports(&mut self, size: u32) -> Vec<Target> {
         let key = self.model_server_port();
         let port = self.port_range(key, self.text(key), size);
@@ -66,7 +67,8 @@ impl Reader<'_> {
         })
     }
 
-    /// Returns one decoder per rank, each on a Unix socket.
+    /// Returns one decoder per rank, each on the Unix socket `path` with `{rank}` replaced by the
+    /// rank's number; none if a path is not valid, which is recorded as a problem.
     fn decoder_sockets(&mut self, path: &str, size: u32) -> Vec<Target> {
         let key = &keys::MODEL_SERVER_SOCKET;
         let others = [
@@ -104,7 +106,8 @@ impl Reader<'_> {
             })
     }
 
-    /// Returns the key that specifies the decoder's port, and warns about the deprecated one.
+    /// Returns the key that specifies the decoder's port. Adds a warning if the deprecated
+    /// `--vllm-port` is given.
     fn model_server_port(&mut self) -> &'static Key {
         if self.is_given(&keys::VLLM_PORT) {
             self.warnings.push(
@@ -115,7 +118,8 @@ impl Reader<'_> {
         self.raw.model_server_port()
     }
 
-    /// Reads a port that is the first of `size` consecutive ports.
+    /// Parses `text`, the value of `key`, as the first of `size` consecutive ports. Records a
+    /// problem if it is not a port or the last port would be above 65535.
     pub(super) fn port_range(&mut self, key: &Key, text: &str, size: u32) -> u16 {
         let Some(port) = text.parse::<u16>().ok().filter(|port| *port != 0) else {
             let text = format!("`{text}` is not a port; give a number from 1 to 65535");
@@ -144,9 +148,9 @@ impl Reader<'_> {
         host
     }
 
-    /// Checks for ports that conflict: a listener of this process that would be its own decoder, or
-    /// two listeners on one port. A decoder on a Unix socket cannot conflict, because the listeners
-    /// are TCP.
+    /// Records a problem for ports that conflict: a listener of this process that would be its own
+    /// decoder, or two listeners on one port. A decoder on a Unix socket cannot conflict, because
+    /// the listeners are TCP.
     pub(super) fn check_overlaps(&mut self, config: &Config) {
         let (Some(rank), Some(last)) = (config.ranks.first(), config.ranks.last()) else {
             return;
@@ -208,6 +212,7 @@ fn host_and_port(decoder: &Target) -> Option<(String, u16)> {
 }
 
 /// Parses an IP address, with or without brackets. `localhost` is the IPv4 loopback address.
+/// Returns `None` for any other name.
 fn ip(text: &str) -> Option<IpAddr> {
     if text == "localhost" {
         return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -219,7 +224,8 @@ fn ip(text: &str) -> Option<IpAddr> {
     inner.parse().ok()
 }
 
-/// Returns whether a connection to `host` on the listener's port would reach the listener.
+/// Returns whether a connection to `host` on the listener's port would reach the listener. `pod_ip`
+/// is an address of this machine. Names other than `localhost` are not resolved and return `false`.
 fn reaches(listen: ListenAddress, host: &str, pod_ip: Option<&str>) -> bool {
     let local = |address: IpAddr| address.is_loopback() || address.is_unspecified();
     let host = ip(host);
