@@ -1,8 +1,8 @@
 //! The values as written, before any check, and their precedence.
 //!
 //! A flag takes precedence over the document (YAML), the document over the environment, and the
-//! environment over the default. The source of each value is recorded. An environment value that
-//! cannot be parsed is ignored.
+//! environment over the default. The source of each value is recorded. A key's environment variable
+//! is ignored, with a warning, if it cannot be parsed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,21 +38,21 @@ const VARIABLES: [&str; 24] = [
     "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
 ];
 
-/// The source of a value.
+/// The source from which a value was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A flag, by the name that was used. This can be the old name of another flag.
+    /// A flag, by the name that was used. This can be a removed flag, which is mapped to the key.
     Flag(&'static str),
-    /// A line of the YAML document.
+    /// An entry of the YAML document.
     Document {
         /// The file, or the flag that contains the document.
         name: String,
-        /// Line, starting at 1.
+        /// Line of the entry, starting at 1.
         line: u64,
     },
     /// An environment variable.
     Environment(&'static str),
-    /// The default.
+    /// No source gives a value, so the default applies.
     Default,
 }
 
@@ -70,9 +70,9 @@ impl fmt::Display for Source {
 /// A value as written, with its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawValue {
-    /// The text. The items of a list are separated by commas.
+    /// The value as text. The items of a list are separated by commas.
     pub text: String,
-    /// The source.
+    /// Source of the text.
     pub source: Source,
 }
 
@@ -81,13 +81,14 @@ pub struct RawValue {
 pub struct RawConfig {
     flags: BTreeMap<&'static str, RawValue>,
     document: BTreeMap<&'static str, RawValue>,
-    /// Values of keys that apply if neither a flag nor the document gives one.
+    /// Values of the keys' environment variables, which apply if neither a flag nor the document
+    /// gives one.
     environment: BTreeMap<&'static str, RawValue>,
     defaults: BTreeMap<&'static str, &'static str>,
     variables: BTreeMap<&'static str, String>,
-    /// Problems found while reading.
+    /// Problems found while reading flags and the document.
     pub(super) problems: Vec<Problem>,
-    /// Warnings found while reading, one sentence each.
+    /// Warnings found while reading flags and the document, one sentence each.
     pub(super) warnings: Vec<String>,
 }
 
@@ -126,13 +127,15 @@ impl RawConfig {
         self.set_as(key, value, key.name);
     }
 
-    /// Like `set`, for a flag given under the name `name`.
+    /// Like [`RawConfig::set`], for a flag given under the name `name`, which messages show as the
+    /// source.
     pub fn set_as(&mut self, key: &Key, value: impl Into<String>, name: &'static str) {
         let (text, source) = (value.into(), Source::Flag(name));
         self.flags.insert(key.name, RawValue { text, source });
     }
 
-    /// Appends an item to a list, for a flag given under the name `name`.
+    /// Appends an item to the list given for `key` by flags. `name` is the name of the flag that
+    /// gave the item.
     pub fn add_as(&mut self, key: &Key, item: &str, name: &'static str) {
         match self
             .flags
@@ -153,16 +156,17 @@ impl RawConfig {
         self.flags.contains_key(key.name)
     }
 
-    /// Sets the document value of `key`.
+    /// Sets the value that the document gives for `key`. `name` is the document's, `line` the
+    /// entry's.
     pub(super) fn set_in_document(&mut self, key: &Key, text: String, name: &str, line: u64) {
         let name = name.to_owned();
         let source = Source::Document { name, line };
         self.document.insert(key.name, RawValue { text, source });
     }
 
-    /// Sets the pool from the first sidecar's two flags, namespace and name. Each falls back to its
-    /// environment variable. From the same source, `--inference-pool` or `INFERENCE_POOL` takes
-    /// precedence.
+    /// Sets `--inference-pool` from the first sidecar's two flags for the namespace and the name of
+    /// the pool. Each falls back to its environment variable. From the same source,
+    /// `--inference-pool` or `INFERENCE_POOL` takes precedence.
     pub fn set_old_pool(&mut self, namespace: Option<&str>, name: Option<&str>) {
         let key = &keys::INFERENCE_POOL;
         let by_flag = namespace.is_some() || name.is_some();
@@ -200,12 +204,13 @@ impl RawConfig {
         self.problems.push(problem);
     }
 
-    /// Returns the value of an environment variable, if it is set and not empty.
+    /// Returns the value of one of [`VARIABLES`], or `None` if it is unset or empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
     }
 
-    /// Returns the value of `key` from the source with the highest precedence, if any gives one.
+    /// Returns the value of `key` from the source with the highest precedence, or `None` if only
+    /// the default applies.
     fn value(&self, key: &Key) -> Option<&RawValue> {
         let environment = || {
             let value = self.environment.get(key.name)?;
@@ -216,7 +221,8 @@ impl RawConfig {
             .or_else(environment)
     }
 
-    /// Returns the value given for `key`, without its default.
+    /// Returns the value that a flag, the document or the environment gives for `key`, or `None` if
+    /// only the default applies.
     #[must_use]
     pub fn given(&self, key: &Key) -> Option<&str> {
         self.value(key).map(|value| value.text.as_str())
@@ -296,8 +302,8 @@ impl RawConfig {
     }
 }
 
-/// Returns whether an environment variable's value has the type of its key. Its range is checked
-/// later.
+/// Returns whether `text`, the value of `key`'s environment variable, can be parsed as a switch or
+/// number if `key` requires one. Its range is checked later.
 fn is_readable(key: &Key, text: &str) -> bool {
     match key.kind {
         Kind::Switch => units::switch(text).is_some(),
