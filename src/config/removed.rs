@@ -1,4 +1,4 @@
-//! Flags of pd-sidecar and its predecessor that have a different name here.
+//! Flags of pd-sidecar and its predecessor that have a different name or no equivalent here.
 //!
 //! Existing manifests still use them. Each flag is mapped to its replacement or ignored, in most
 //! cases with a warning. None is accepted in the configuration document. Two groups only configure
@@ -10,30 +10,31 @@ use super::{Problem, RawConfig};
 /// The meaning of a removed flag.
 #[derive(Clone, Copy, Debug)]
 enum Meaning {
-    /// Old name of this key.
+    /// The flag is an old name of this key.
     Key(&'static Key),
-    /// A switch that adds this item to a list.
+    /// The flag is a switch. If it is true, it adds this item to the list of this key.
     Item(&'static Key, &'static str),
-    /// The namespace in `--inference-pool`.
+    /// The flag gives the namespace in `--inference-pool`.
     PoolNamespace,
-    /// The name in `--inference-pool`.
+    /// The flag gives the name in `--inference-pool`.
     PoolName,
-    /// klog's verbosity.
+    /// The flag gives klog's verbosity, which is mapped to `--log-level`.
     Verbosity,
-    /// Log level of controller-runtime.
+    /// The flag gives the log level of controller-runtime, which is mapped to `--log-level`.
     ZapLevel,
-    /// Log format of controller-runtime.
+    /// The flag gives the log format of controller-runtime, which is mapped to `--log-format`.
     ZapEncoder,
-    /// Destination or format of logs. Has no effect: the log is written to standard error.
+    /// The flag gives the destination or format of logs. It has no effect: the log is written to
+    /// standard error.
     Logs,
 }
 
 /// A removed flag.
 #[derive(Debug)]
 pub struct Removed {
-    /// Name without leading dashes.
+    /// Name of the flag without leading dashes.
     pub name: &'static str,
-    /// Whether its value must be attached with `=`.
+    /// Whether the flag is a switch, whose value, if any, must be attached with `=`.
     pub is_switch: bool,
     meaning: Meaning,
 }
@@ -96,10 +97,11 @@ pub const ALL: &[Removed] = &[
     switch("zap-devel", Meaning::Logs),
 ];
 
-/// Lowest klog verbosity at which debug messages are written.
+/// Lowest klog verbosity (`--v`) that is treated as `--log-level=debug`.
 const VERBOSITY_DEBUG: i64 = 4;
 
-/// Returns the key that replaces a removed flag.
+/// Returns the name of the key that replaces the removed flag `name`, or `None` if there is no such
+/// flag.
 pub(super) fn replacement(name: &str) -> Option<&'static str> {
     let removed = ALL.iter().find(|removed| removed.name == name)?;
     Some(match removed.meaning {
@@ -110,10 +112,10 @@ pub(super) fn replacement(name: &str) -> Option<&'static str> {
     })
 }
 
-/// Applies the removed flags that were given.
+/// Applies to `raw` the removed flags that were given on the command line.
 ///
-/// `given` returns the last value of a flag by its name. The current flags must already be set in
-/// `raw`, because they take precedence.
+/// `given` returns the last value of the flag with this name, or `None` if it was not given. The
+/// current flags must already be set in `raw`, because they take precedence.
 pub fn apply(raw: &mut RawConfig, given: &dyn Fn(&str) -> Option<String>) {
     for removed in ALL {
         if let Some(value) = given(removed.name) {

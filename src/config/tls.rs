@@ -13,9 +13,10 @@ pub struct TlsConfig {
     pub decoder: Option<UpstreamTls>,
     /// TLS towards encoders; `None` is plain text.
     pub encoder: Option<UpstreamTls>,
-    /// CA certificates (PEM) trusted for engines in addition to the system's.
+    /// File with CA certificates (PEM) trusted for engines in addition to the system's; `None`
+    /// trusts only the system's.
     pub ca_file: Option<PathBuf>,
-    /// Client certificate for engines that request one.
+    /// Client certificate for engines that request one; `None` sends none.
     pub client_identity: Option<Identity>,
 }
 

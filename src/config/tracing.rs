@@ -7,11 +7,12 @@ use std::time::Duration;
 pub struct TracingConfig {
     /// Destination of the spans.
     pub exporter: TraceExporter,
-    /// Recorded traces per million. The caller's sampling decision takes precedence.
+    /// Number of traces recorded per million requests whose caller sends no sampling decision. A
+    /// caller's decision takes precedence.
     pub recorded_per_million: u32,
     /// The resource attribute `service.name`.
     pub service_name: String,
-    /// Further resource attributes, in the order given.
+    /// Names and values of the resource attributes other than `service.name`, in the order given.
     pub resource: Vec<(String, String)>,
 }
 
@@ -33,7 +34,7 @@ pub struct OtlpConfig {
     pub endpoint: String,
     /// Header fields sent with every export.
     pub headers: Vec<(String, String)>,
-    /// Time limit of one export.
+    /// Time limit of one export to the collector.
     pub timeout: Duration,
 }
 
