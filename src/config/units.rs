@@ -12,13 +12,14 @@ pub enum UnitError {
     Empty,
     /// A number is missing or malformed.
     Number,
-    /// The unit is missing or unknown.
+    /// The unit of a duration or size is unknown, or that of a duration is missing.
     Unit,
-    /// The value overflows or exceeds the limit.
+    /// The value is too large: a duration above [`DURATION_MAX`], a CPU number not below
+    /// [`CPU_MAX`], or a number that overflows.
     TooLarge,
-    /// A range that ends before it starts.
+    /// A range in a CPU list ends before it starts.
     Range,
-    /// A number is listed twice.
+    /// A number is listed twice in a CPU list.
     Duplicate,
 }
 
@@ -141,7 +142,8 @@ pub fn cpu_list(text: &str) -> Result<Vec<usize>, UnitError> {
     Ok(cpus)
 }
 
-/// Parses a boolean like Go's `strconv.ParseBool`, which pflag uses.
+/// Parses a boolean like Go's `strconv.ParseBool`, which pflag uses. Returns `None` for any other
+/// text.
 #[must_use]
 pub fn switch(text: &str) -> Option<bool> {
     match text {
@@ -208,13 +210,14 @@ pub fn format_cpus(cpus: &[usize]) -> String {
     text
 }
 
-/// Parses `12`, `1.5` or `.5` into the whole part, the fraction and the fraction's scale.
+/// Parses `12`, `1.5` or `.5` into the whole part, and the numerator and the denominator of the
+/// fraction: `1.5` results in `(1, 5, 10)`. Digits after the ninth are dropped.
 fn decimal(text: &str) -> Result<(u64, u64, u64), UnitError> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
         return Err(UnitError::Number);
     }
-    // Nine digits resolve a nanosecond of a second; more could overflow.
+    // Nine digits are enough for nanoseconds in seconds; more could overflow.
     let fraction = &fraction[..fraction.len().min(9)];
     let scale = 10_u64.pow(u32::try_from(fraction.len()).unwrap_or(0));
     let number = |digits: &str| match digits {

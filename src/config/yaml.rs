@@ -12,9 +12,9 @@ use serde_saphyr::Spanned;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) key: String,
-    /// Line, starting at 1.
+    /// Line of the key in the document, starting at 1.
     pub(super) line: u64,
-    /// Column in characters, starting at 1.
+    /// Column of the key in characters, starting at 1.
     pub(super) column: u64,
     pub(super) value: Value,
 }
@@ -25,7 +25,7 @@ pub(super) enum Value {
     /// An empty value or `null`.
     Nothing,
     Text(String),
-    /// A list of scalars.
+    /// A list of scalars, as text.
     List(Vec<String>),
     /// A map, or a list that contains anything but scalars.
     Nested,
