@@ -15,7 +15,7 @@ use crate::limits::ALLOW_RULES_MAX;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AllowRule {
     pub(super) host: AllowHost,
-    /// `None` allows any port.
+    /// The port that is allowed; `None` allows any port.
     pub(super) port: Option<u16>,
 }
 
@@ -23,7 +23,7 @@ pub struct AllowRule {
 pub(super) enum AllowHost {
     /// A name in lower case. Compared with the name in the request, not with its addresses.
     Name(String),
-    /// An address prefix.
+    /// All addresses with a common prefix. A single address is a prefix of full length.
     Net(AllowNet),
 }
 
@@ -113,7 +113,8 @@ impl AllowRule {
     /// a comment.
     ///
     /// # Errors
-    /// Returns the number, the text and the problem of every line that is not a valid rule.
+    /// Returns the number, the text and the problem of every line that is not a valid rule, up to
+    /// the line that exceeds `ALLOW_RULES_MAX`.
     pub fn parse_lines(text: &str) -> Result<Vec<Self>, Vec<(usize, &str, AllowError)>> {
         let mut rules = Vec::new();
         let mut wrong = Vec::new();

@@ -11,7 +11,8 @@ use super::{Address, AllowRule, Target};
 pub struct AllowList {
     names: HashMap<String, Ports>,
     nets: HashMap<AllowNet, Ports>,
-    /// The prefix lengths in use, per address family. An address is looked up once for each.
+    /// Prefix lengths of the IPv4 rules (`bits_v4`) and IPv6 rules (`bits_v6`), longest first. An
+    /// address is looked up in `nets` once per length.
     bits_v4: Vec<u8>,
     bits_v6: Vec<u8>,
     entries: usize,
@@ -198,7 +199,8 @@ mod tests {
         assert!(none.is_empty() && !none.permits(&target("a:1")));
     }
 
-    /// Reference implementation: checks the rules one by one, with address bits as text.
+    /// Reference implementation of [`AllowList::permits`]: checks the rules one by one and compares
+    /// the bits of addresses as text.
     fn naive(rules: &[(String, Option<u16>)], host: &str, port: u16) -> bool {
         let bits = |ip: IpAddr| match ip.to_canonical() {
             IpAddr::V4(ip) => format!("4{:032b}", ip.to_bits()),
@@ -220,7 +222,7 @@ mod tests {
         rules.any(|(rule, only)| only.is_none_or(|only| only == port) && covers(rule))
     }
 
-    /// Generates few distinct hosts, so that rules and targets often match.
+    /// A pseudo-random generator of few distinct hosts, so that rules and targets often match.
     struct Chance(u64);
 
     impl Chance {
@@ -242,7 +244,8 @@ mod tests {
             }
         }
 
-        /// Returns a host, or a prefix without further bits set.
+        /// Returns a random rule without a port: a host, or an address prefix whose other bits are
+        /// zero.
         fn rule(&mut self) -> String {
             let host = self.host();
             let Ok(ip) = host.parse::<IpAddr>() else {

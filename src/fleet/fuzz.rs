@@ -32,7 +32,8 @@ pub fn fuzz_target(data: &[u8]) {
     }
 }
 
-/// Checks the operator's form: everything `Target::parse` accepts, and Unix sockets.
+/// Checks that [`Target::parse_local`] accepts exactly the targets of [`Target::parse`], and Unix
+/// sockets, which must survive formatting unchanged.
 fn check_operator_form(data: &[u8]) {
     let local = Target::parse_local(data);
     let Some(path) = data.strip_prefix(b"unix:") else {
@@ -109,7 +110,7 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let data = std::fs::read(entry.unwrap().path()).unwrap();
             fuzz_target(&data);
-            // Near misses: each byte replaced by each significant byte, removed, or the rest cut.
+            // Near misses: each byte removed or replaced by a significant one, and all prefixes.
             for at in 0..data.len() {
                 for byte in *b"\0 \t%:@/[].-_0xA\x80" {
                     let mut near = data.clone();

@@ -17,7 +17,7 @@ pub const HTTP_PORT: u16 = 80;
 /// Default port of a target reached over TLS.
 pub const HTTPS_PORT: u16 = 443;
 
-/// Prefix of a Unix socket in the operator's form.
+/// Prefix that marks a Unix socket in a target set by the operator.
 const UNIX_SCHEME: &[u8] = b"unix:";
 
 /// Location of an engine: a host and a port, or a Unix socket.
@@ -59,14 +59,15 @@ pub enum TargetError {
     SocketRelative,
     /// The path of a Unix socket has an empty, `.` or `..` component.
     SocketParts,
-    /// The path of a Unix socket is longer than the kernel accepts.
+    /// The path or the abstract name of a Unix socket is longer than the kernel accepts.
     SocketTooLong,
     /// The path of a Unix socket is not UTF-8.
     SocketMalformed,
 }
 
 impl TargetError {
-    /// Returns the message for the client. It contains no address and no part of the input.
+    /// Returns the error message. It contains no address and no part of the input, so it can be
+    /// sent to a client.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
@@ -108,8 +109,8 @@ impl Target {
         }
     }
 
-    /// Parses the operator's form: anything that [`Target::parse`] accepts, or `unix:` followed by
-    /// a path or `@name` ([`SocketPath::parse`]).
+    /// Parses a target set by the operator: anything that [`Target::parse`] accepts, or `unix:`
+    /// followed by a path or `@name` ([`SocketPath::parse`]).
     ///
     /// # Errors
     /// Returns the reason if `text` is neither.
@@ -121,15 +122,15 @@ impl Target {
         SocketPath::parse(path).map(Self::from)
     }
 
-    /// Parses a client's form, `[http://]host[:port]`, where the host is a name, an IPv4 address or
-    /// an IPv6 address in brackets.
+    /// Parses a target named by a client, `[http://]host[:port]`, where the host is a name, an IPv4
+    /// address or an IPv6 address in brackets.
     ///
     /// The port is a decimal number from 1 to 65535 and defaults to 80. The result is never a Unix
     /// socket, because a client must not reach arbitrary services of this machine.
     ///
     /// # Errors
-    /// Returns an error for anything else: user information, a path (even `/`), blanks, percent
-    /// signs, another scheme, a port that is not a number.
+    /// Returns an error for anything else: user information, a path (even `/`), white space,
+    /// percent signs, another scheme, a port that is not a number.
     pub fn parse(text: &[u8]) -> Result<Self, TargetError> {
         Self::parse_or_port(text, HTTP_PORT)
     }
@@ -287,7 +288,8 @@ impl fmt::Display for Target {
     }
 }
 
-/// Parses a port. Accepts digits only; the standard parser would accept a plus sign.
+/// Parses a port from 1 to 65535. Accepts digits only; the standard parser would accept a plus
+/// sign.
 pub(super) fn parse_port(text: &[u8]) -> Result<u16, TargetError> {
     let mut port: u32 = 0;
     if text.is_empty() || text.len() > 5 {
