@@ -18,17 +18,20 @@ pub const TRAILER_BYTES_MAX: u64 = 16 * 1024;
 /// Unknown field names that the Connection fields of one head may list. A head that lists more is
 /// refused; real clients list one or two.
 pub const HOP_NAMES_MAX: usize = 16;
-/// Interim (1xx) responses an engine may send before the final response.
+/// Interim (1xx) responses an engine may send before the final response. With more, the response
+/// counts as malformed.
 pub const INTERIM_RESPONSES_MAX: u32 = 16;
 
-/// Edits applied to one JSON body.
+/// Edits applied to one JSON body, and also the replacements that result from them. A request that
+/// needs more fails.
 pub const JSON_EDITS_MAX: usize = 64;
 /// Nesting depth of a JSON body. A deeper body is refused; the engine's parser also stops near
 /// 1,000 levels.
 pub const JSON_DEPTH_MAX: usize = 1024;
 /// Longest member name that is compared, in bytes after unescaping. Longer names match nothing.
 pub const JSON_NAME_BYTES_MAX: usize = 64;
-/// Watched members recorded in one body, duplicates included. A body with more is refused.
+/// Members of one body that are recorded because the proxy reads or edits them, duplicates
+/// included. A body with more is refused.
 pub const JSON_MEMBERS_MAX: usize = 48;
 /// Objects scanned in one body (the top level, `sampling_params`, `extra_args`, `vllm_xargs`),
 /// duplicates included. A well-formed request has at most four.
@@ -56,7 +59,7 @@ pub const RECEIVE_HEAD_BYTES: usize = 16 * 1024;
 /// per MiB (copying 1 MiB takes 417 us with 256 KiB reads and 451-481 us with 64 KiB reads,
 /// measured).
 pub const RECEIVE_LARGE_BYTES: usize = 256 * 1024;
-/// Bytes of TLS records received per call.
+/// Bytes of TLS records received from a socket per call.
 pub const TLS_RECEIVE_BYTES: usize = 64 * 1024;
 /// Received bytes that one TLS connection holds until the rest of their record or handshake message
 /// arrives. A record is at most 16 KiB, a handshake message (a certificate chain) at most 64 KiB.
@@ -70,7 +73,8 @@ pub const TLS_STEPS_MAX: u32 = 16;
 pub const TLS_SESSIONS_MAX: usize = 256;
 /// Size of a certificate or key file in bytes.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Request bytes kept so that an upload can be sent again once. A longer upload is not repeated.
+/// Bytes of a request body that are kept so that the request can be sent again once, on another
+/// connection. An upload with a longer body is not repeated.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
 /// Largest capacity in bytes of a buffer that is kept for reuse. Larger buffers are freed.
 pub const RECYCLED_BUFFER_BYTES_MAX: usize = 4 * 1024;
@@ -106,14 +110,16 @@ pub const SEND_SLICES_MAX: usize = 64;
 /// Closing a socket with unread bytes makes the kernel send a reset, which can destroy the
 /// response.
 pub const LINGER_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Time limit for reading and discarding those bytes, in milliseconds.
+/// Time limit for reading and discarding the rest of a client's request after the response, in
+/// milliseconds.
 pub const LINGER_MS_MAX: u64 = 1000;
 /// Longest client `x-request-id` that is used, in bytes. A longer one is replaced by a generated
 /// one.
 pub const REQUEST_ID_BYTES_MAX: usize = 256;
 /// Connections accepted from one listener before the task yields.
 pub const ACCEPT_BATCH_MAX: usize = 64;
-/// Milliseconds for which accepting pauses after the process ran out of descriptors or memory.
+/// Milliseconds for which a shard stops accepting on a listener after an accept failed, for example
+/// because the process ran out of descriptors or memory.
 pub const ACCEPT_PAUSE_MS: u64 = 100;
 /// Idle seconds before the kernel sends a TCP keep-alive probe. Without probes, a peer that
 /// vanished without closing its connection would be waited for as long as an engine may stay
@@ -126,11 +132,11 @@ pub const KEEPALIVE_PROBES_MAX: u32 = 6;
 /// Milliseconds before a connect to a Unix socket whose accept queue is full is retried. The pause
 /// doubles with each retry; the timer wheel's tick (10 ms) is added to it.
 pub const CONNECT_PAUSE_MS_MIN: u64 = 1;
-/// Longest such pause in milliseconds. It is short so that an engine that accepts again is reached
-/// promptly.
+/// Longest pause before a connect to a Unix socket whose accept queue is full is retried, in
+/// milliseconds. It is short so that an engine that accepts again is reached promptly.
 pub const CONNECT_PAUSE_MS_MAX: u64 = 32;
-/// Attempts of one such connect. Without a connect timeout they end after 131 s, close to the 127 s
-/// after which the kernel stops retrying a TCP connect.
+/// Attempts to connect to a Unix socket whose accept queue is full. Without a connect timeout they
+/// end after 131 s or more, close to the 127 s after which the kernel stops retrying a TCP connect.
 pub const CONNECT_TRIES_MAX: u32 = 4096;
 /// Seconds a leg may continue after its client has disconnected, because another engine depends on
 /// it (`docs/engines.md#client-disconnects`). Engines abandon an unfinished transfer after 480 s.
@@ -141,10 +147,10 @@ pub const DETACHED_LEG_SECS_MAX: u64 = 600;
 pub const DETACHED_FIRST_BYTE_SECS_MAX: u64 = 30;
 /// Milliseconds within which a prefiller's bootstrap server must return its list of engines.
 pub const BOOTSTRAP_MS_MAX: u64 = 5000;
-/// Seconds for which that list is cached. It is dropped sooner if a decoder rejects an engine in
-/// it.
+/// Seconds for which the list of engines from a prefiller's bootstrap server is cached. The list is
+/// dropped sooner if a decoder rejects an engine in it.
 pub const BOOTSTRAP_SECS_MAX: u64 = 30;
-/// Prefillers whose engine lists one shard caches.
+/// Prefillers whose lists of engines one shard caches.
 pub const BOOTSTRAPS_MAX: usize = 1024;
 /// Milliseconds within which a decoder must reject the request that releases stranded KV cache
 /// (`docs/stranded-kv.md`).
@@ -154,8 +160,8 @@ pub const ADDRESSES_MAX: usize = 8;
 /// Seconds after which a resolved name is looked up again. The old addresses are used until the new
 /// look-up completes.
 pub const RESOLVED_SECS_MAX: u64 = 30;
-/// Names waiting to be resolved in the whole process. The pending look-ups of one shard have the
-/// same limit.
+/// Names queued for the resolver threads in the whole process. The pending look-ups of one shard
+/// have the same limit.
 pub const RESOLVE_QUEUE_MAX: usize = 1024;
 /// Trace records that one shard's ring holds for the exporter: one per request, plus one per leg
 /// that runs in its own task. The record of a split request is about 4 KiB.
@@ -166,13 +172,14 @@ pub const TRACE_LEGS_MAX: usize = 48;
 pub const TRACE_ATTRIBUTES_MAX: usize = 24;
 /// Bytes kept of a text attribute of a span. Paths and targets are written by clients.
 pub const TRACE_TEXT_BYTES_MAX: usize = 256;
-/// Spans in one export. The last record taken may exceed it.
+/// Spans in one export. The limit is checked before each record is taken, so the last record may
+/// exceed it.
 pub const TRACE_BATCH_SPANS_MAX: usize = 512;
 /// Milliseconds between two reads of the trace rings.
 pub const TRACE_SWEEP_MS: u64 = 100;
-/// Seconds between two warnings about failed exports.
+/// Minimum number of seconds between two warnings about failed exports.
 pub const TRACE_WARNING_SECS: u64 = 60;
-/// Milliseconds the final exports may take when the process ends.
+/// Milliseconds that exporting the remaining spans may take when the process ends.
 pub const TRACE_FLUSH_MS_MAX: u64 = 3000;
 /// Allocation step in bytes for a buffered body whose length is not known in advance.
 pub const BODY_RESERVE_STEP_BYTES: usize = 64 * 1024;
@@ -196,18 +203,20 @@ pub const POOL_RESPONSE_SECS_MAX: u64 = 30;
 /// Seconds after which the API server is requested to end a watch. A watch that stays open much
 /// longer is on a dead connection.
 pub const POOL_WATCH_SECS: u32 = 240;
-/// Seconds that a watch without events must last to count as successful and reset the retry pause.
+/// Seconds that a watch on the Kubernetes API without events must last to count as successful and
+/// reset the retry pause.
 pub const POOL_WATCH_SECS_MIN: u64 = 1;
 /// Milliseconds before the Kubernetes API is queried again after the second consecutive failure
 /// (after the first, immediately). The pause doubles with each failure; a random part is
 /// subtracted.
 pub const POOL_RETRY_MS_MIN: u64 = 500;
-/// Longest such pause in milliseconds.
+/// Longest pause before the Kubernetes API is queried again, in milliseconds.
 pub const POOL_RETRY_MS_MAX: u64 = 30_000;
 /// Milliseconds without an event in a watched directory before its files are read again. Several
 /// files that belong together are usually written one after the other.
 pub const WATCH_SETTLE_MS: u64 = 250;
-/// Milliseconds after which the files are read even if events continue.
+/// Milliseconds after the first event in a watched directory after which its files are read even if
+/// events continue.
 pub const WATCH_SETTLE_MS_MAX: u64 = 2000;
 /// Seconds between two checks of a watched directory that reports no event.
 pub const WATCH_POLL_SECS: u64 = 60;
