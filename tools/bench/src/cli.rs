@@ -1,5 +1,5 @@
-//! The command line: parses arguments into validated options, or returns an `Exit`. Resolves, reads
-//! and starts nothing. Without `--seed`, the seed is taken from the clock.
+//! The command line: parses arguments into validated options, or returns an `Exit`. It does not
+//! resolve names or open files. Without `--seed`, the seed is taken from the clock.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Returns `host:port` as in a `host` field.
+    /// Returns `host:port` as in a `host` header field, with brackets around an IPv6 address.
     #[must_use]
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -55,18 +55,18 @@ impl Target {
 /// The requested length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// Number of pairs.
+    /// This many pairs of requests, not counting the warm-up.
     Pairs(u64),
-    /// Duration.
+    /// New pairs of requests are started for this long, counted from the end of the warm-up.
     Time(Duration),
 }
 
 /// The destination of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Standard output; the table is then written to standard error.
+    /// Standard output; the text that is otherwise printed there is then written to standard error.
     Stdout,
-    /// A file.
+    /// The file at this path.
     File(PathBuf),
 }
 
@@ -83,53 +83,55 @@ impl Output {
 /// Options of `ringside-bench overhead`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// The engine and the proxy.
+    /// The engine (index 0) and the proxy in front of it (index 1).
     pub targets: [Target; 2],
     /// Path of the requests.
     pub path: String,
-    /// The API of that path.
+    /// The API that `path` belongs to.
     pub api: Api,
-    /// Model; `None` to query the engine.
+    /// Model name in the requests; `None` to use the first model that the engine lists.
     pub model: Option<String>,
-    /// Prompt; `None` to generate one.
+    /// Prompt of all requests; `None` to generate one of about `prompt_tokens` tokens.
     pub prompt: Option<String>,
     /// Approximate length of a generated prompt in tokens.
     pub prompt_tokens: u32,
-    /// Whether every prompt starts with a unique tag.
+    /// Whether every prompt starts with a unique tag, so that no prefix cache contains it.
     pub unique: bool,
-    /// Limit of each response in tokens.
+    /// Maximum number of tokens requested in each response.
     pub tokens_max: u32,
     /// Whether requests set `ignore_eos`, so that every response reaches the limit.
     pub ignore_eos: bool,
-    /// The times at which requests are sent.
+    /// Whether requests are sent in a closed or an open loop, and how many.
     pub load: Load,
     /// Length of the run.
     pub length: Length,
     /// Number of pairs at the start that are not measured.
     pub warmup: u32,
-    /// Additional header fields per side.
+    /// Names and values of additional header fields in requests to the engine (index 0) and to the
+    /// proxy (index 1).
     pub fields: [Vec<(String, String)>; 2],
-    /// Time without progress after which a request fails.
+    /// Time without a received byte after which a request fails.
     pub timeout: Duration,
-    /// Limit on the p99 overhead.
+    /// Maximum overhead at the 99th percentile, for the time to first token and for the gap between
+    /// chunks; `None` for no limit.
     pub overhead_p99_max: Option<Duration>,
-    /// Destination of the JSON report.
+    /// Destination of the JSON report; `None` to write none.
     pub json: Option<Output>,
-    /// Path of the HTML report.
+    /// Path of the HTML report; `None` to write none.
     pub html: Option<PathBuf>,
-    /// Seed of the random numbers.
+    /// Seed of the order within pairs, of the send times in an open loop and of the resamples.
     pub seed: u64,
-    /// CPU that the measuring thread is pinned to.
+    /// CPU that the measuring thread is pinned to; `None` to leave it unpinned.
     pub cpu: Option<usize>,
     /// Whether the measuring thread never sleeps.
     pub busy_poll: bool,
     /// Whether to omit the table and the progress.
     pub quiet: bool,
-    /// Whether to accept any certificate.
+    /// Whether to accept any TLS certificate of the engine and of the proxy.
     pub insecure: bool,
 }
 
-/// Parses the arguments, the program's name first.
+/// Parses the command-line arguments, of which the first is the program's name.
 ///
 /// # Errors
 /// Returns the message and the exit code. Help and version are returned as exits with code 0.
@@ -354,7 +356,7 @@ fn options(matches: &ArgMatches) -> Result<Options, Exit> {
     })
 }
 
-/// Returns a seed that differs between runs. It is part of every report.
+/// Returns a seed from the clock, for runs without `--seed`. Every JSON report contains the seed.
 fn clock_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| u64::from(now.subsec_nanos()) ^ now.as_secs())
@@ -382,7 +384,8 @@ fn time_of(matches: &ArgMatches, name: &str) -> Result<Option<Duration>, Exit> {
     }
 }
 
-/// Returns whether `text` can be used in a request line unmodified.
+/// Returns whether `text` starts with `/` and has only visible ASCII characters, so that it can be
+/// used in a request line unmodified.
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -427,7 +430,8 @@ fn target(matches: &ArgMatches, name: &str) -> Result<Target, Exit> {
     }
 }
 
-/// Fields that this tool generates. A second one would make the request ambiguous.
+/// Header fields that this tool generates and the user must not set: a second one would make the
+/// request ambiguous.
 const OWN_FIELDS: [&str; 5] = [
     "host",
     "content-length",
