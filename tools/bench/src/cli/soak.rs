@@ -12,7 +12,8 @@ use crate::limits::{
 };
 use crate::request::Api;
 
-/// Shortest run in which growth of the process can be assessed.
+/// Shortest run in which growth of the proxy's process can be assessed; `--pid` is rejected for a
+/// shorter one.
 const JUDGED_MIN: Duration = Duration::from_secs(2);
 
 /// Options of `ringside-bench soak`.
@@ -22,23 +23,23 @@ pub struct SoakOptions {
     pub proxy: Target,
     /// Path of the requests.
     pub path: String,
-    /// The API of that path.
+    /// The API that `path` belongs to.
     pub api: Api,
-    /// Number of concurrent streams.
+    /// Number of concurrent connections, each of which sends one request after another.
     pub streams: usize,
     /// Duration of the run.
     pub duration: Duration,
     /// Share of requests that the client aborts, from 0 to 1.
     pub abort_share: f64,
-    /// Tokens of each response.
+    /// Number of tokens requested in each response.
     pub tokens: u32,
-    /// Additional header fields.
+    /// Names and values of additional header fields in the requests.
     pub fields: Vec<(String, String)>,
-    /// Id of the proxy's process.
+    /// Id of the proxy's process; `None` to not check whether the process grows.
     pub pid: Option<u32>,
-    /// Seed of the random numbers.
+    /// Seed from which requests, aborts and pauses are drawn.
     pub seed: u64,
-    /// Destination of the JSON report.
+    /// Destination of the JSON report; `None` to write none.
     pub json: Option<Output>,
     /// Whether to print progress even if standard error is not a terminal.
     pub progress: bool,
@@ -110,7 +111,7 @@ fn args() -> Vec<Arg> {
     ]
 }
 
-/// Rejects a target with TLS, which `soak` does not support.
+/// Returns `target` unchanged, or an error if it uses TLS, which `soak` does not support.
 fn plain(target: Target) -> Result<Target, Exit> {
     if target.tls {
         let text = "ringside-bench: --proxy: https is not supported by soak; use a plain http port";
