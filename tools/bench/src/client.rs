@@ -29,8 +29,8 @@ const SPIN_BEFORE_SEND_NS: u64 = SPIN_BEFORE_SEND_US * 1_000;
 /// A request in flight and its response as received so far.
 struct Exchange<'a> {
     ask: Ask,
-    /// Reference point of the request's times: the planned time of its send in an open loop, the
-    /// actual time otherwise.
+    /// Start of the request, in nanoseconds of the run's clock: its planned send time in an open
+    /// loop; otherwise the time of its send, or of its queueing if no connection was available.
     start_ns: u64,
     request: Cow<'a, [u8]>,
     sent: usize,
@@ -46,7 +46,8 @@ struct Exchange<'a> {
 }
 
 enum Phase<'a> {
-    /// Connecting since this time, in nanoseconds.
+    /// The TCP connect or the TLS handshake has been in progress since this time, in nanoseconds of
+    /// the run's clock.
     Opening(u64),
     Idle,
     Busy(Box<Exchange<'a>>),
@@ -55,7 +56,7 @@ enum Phase<'a> {
 struct Link<'a> {
     side: Side,
     wire: Wire,
-    /// Whether it has carried a complete response.
+    /// Whether a complete response has been received on this connection.
     used: bool,
     phase: Phase<'a>,
     buffer: Box<[u8]>,
@@ -83,8 +84,8 @@ struct Client<'a> {
     run: Run,
 }
 
-/// Performs the run on the calling thread. `progress` counts the finished requests, including the
-/// warm-up.
+/// Sends all requests of the run on the calling thread and measures the responses. `progress`
+/// counts the finished requests, including the warm-up.
 ///
 /// # Errors
 /// Returns an error if the run cannot be performed. Failed requests are counted, not returned.
@@ -136,7 +137,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Opens the initial connections sequentially.
+    /// Opens the initial connections to both sides, each only after the previous one is open.
     fn open_first(&mut self) -> Result<(), RunError> {
         let count = match self.setup.load {
             Load::Closed { concurrency } => concurrency,
@@ -201,8 +202,9 @@ impl<'a> Client<'a> {
         Ok(self.poll.wait(Duration::from_nanos(time_max), ready)?)
     }
 
-    /// Sends the requests that are due. Returns the time until the next one in nanoseconds; `None`
-    /// if there is nothing to wait for except responses.
+    /// Sends the requests that are due. Returns for how many nanoseconds to wait for events before
+    /// the next call, which is 0 shortly before a planned send; `None` if no request becomes due
+    /// before another one ends.
     fn send_due(&mut self) -> Result<Option<u64>, RunError> {
         loop {
             let now = self.now();
@@ -276,7 +278,8 @@ impl<'a> Client<'a> {
         self.send_on(number)
     }
 
-    /// Sends as much of a request as the socket accepts. Polls for writability if a part remains.
+    /// Sends as much of the request on connection `number` as the socket accepts. Polls for
+    /// writability if a part remains.
     fn send_on(&mut self, number: usize) -> Result<(), RunError> {
         let link = &mut self.links[number];
         let Phase::Busy(exchange) = &mut link.phase else {
@@ -294,7 +297,8 @@ impl<'a> Client<'a> {
                 Err(_) => break,
             }
         }
-        // The same applies to bytes that are buffered in the TLS session.
+        // Bytes that remain buffered in the TLS session also wait for writability. As above, the
+        // following receive reports an error.
         full |= matches!(link.wire.flush(), Ok(false));
         if full != exchange.full {
             exchange.full = full;
@@ -304,7 +308,8 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Handles the result of a receive on a connection at time `stamp`.
+    /// Handles `what`, the result of a receive on connection `number` that returned at `stamp`
+    /// nanoseconds.
     fn look_at(&mut self, number: usize, what: Received, stamp: u64) -> Result<(), RunError> {
         let link = &mut self.links[number];
         let ended = match (&mut link.phase, what) {
@@ -350,8 +355,9 @@ impl<'a> Client<'a> {
         self.ended(number, ended, stamp)
     }
 
-    /// Sends a request again on a new connection. It happens at most once per request, since a new
-    /// connection is not marked as used.
+    /// Puts the request of connection `number`, which the peer has closed, at the front of the
+    /// queue and opens a new connection. A request that fails on a new connection is not sent
+    /// again, since that connection is not marked as used.
     fn send_again(&mut self, number: usize) -> Result<(), RunError> {
         let link = &mut self.links[number];
         if let Phase::Busy(exchange) = std::mem::replace(&mut link.phase, Phase::Idle) {
@@ -420,7 +426,8 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Counts a failed request. Returns `false`: its connection must not be reused.
+    /// Counts a failed request. Returns `false`, because its connection must not be reused, or an
+    /// error if the request belongs to the warm-up.
     fn failed(&mut self, ask: Ask, what: String) -> Result<bool, RunError> {
         if ask.pair < self.setup.warmup {
             return Err(RunError::Warmup(ask.side, what));
@@ -434,7 +441,8 @@ impl<'a> Client<'a> {
         Ok(false)
     }
 
-    /// Starts no further requests. Those in flight may finish.
+    /// Stops starting requests and discards those that wait for a connection. Those in flight may
+    /// finish.
     fn stop(&mut self) {
         self.schedule.stop();
         for waiting in &mut self.waiting {
@@ -443,7 +451,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Uses an idle connection for the next queued request, or adds it to the idle ones.
+    /// Sends the next queued request on connection `number`, or adds the connection to the idle
+    /// ones if no request is queued.
     fn free(&mut self, number: usize) -> Result<(), RunError> {
         let side = self.links[number].side.index();
         match self.waiting[side].pop_front() {
@@ -490,7 +499,8 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Handles progress of a connection attempt or TLS handshake.
+    /// Continues the connect or TLS handshake of connection `number`. Once it is complete, uses the
+    /// connection for a queued request or adds it to the idle ones.
     fn opened(&mut self, number: usize) -> Result<(), RunError> {
         let now = self.now();
         let link = &mut self.links[number];
@@ -512,7 +522,8 @@ impl<'a> Client<'a> {
         self.free(number)
     }
 
-    /// Ends requests and connection attempts that have made no progress for too long.
+    /// Fails each request that has received nothing for longer than `--timeout`. Returns an error
+    /// if a connection has not been opened in time.
     fn look_for_silence(&mut self) -> Result<(), RunError> {
         let now = self.now();
         self.looked_ns = now;
@@ -540,7 +551,8 @@ impl<'a> Client<'a> {
 }
 
 impl Exchange<'_> {
-    /// Handles received bytes. Returns the result once the exchange has ended.
+    /// Parses response bytes that were received at `stamp`. Returns the exchange's result once it
+    /// has ended, and `None` before that.
     fn take(&mut self, piece: &[u8], stamp: u64) -> Option<Ended> {
         let is_stream = |reader: &Reader| {
             let head = reader.head();
@@ -561,7 +573,8 @@ impl Exchange<'_> {
         (enough || self.reader.is_done()).then(|| self.outcome())
     }
 
-    /// Handles the end of the connection.
+    /// Returns the exchange's result after the peer has closed the connection: a failure unless the
+    /// response is complete.
     fn end(&mut self) -> Ended {
         match self.reader.end() {
             Ok(()) => self.outcome(),
