@@ -7,16 +7,17 @@ use std::process::ExitCode;
 /// The exit code and message with which the program ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// One of the constants below.
+    /// The program's exit code: one of the constants of [`Exit`].
     pub code: u8,
-    /// Message.
+    /// Text to print: on standard output if `code` is 0, otherwise on standard error.
     pub message: String,
 }
 
 impl Exit {
     /// Success.
     pub const OK: u8 = 0;
-    /// A failure at run time: of a server, of a request, or of writing a report.
+    /// A failure at run time: of a server, of a request, of a check of the responses or the
+    /// process, or of writing a report.
     pub const RUNTIME: u8 = 1;
     /// Invalid command line.
     pub const USAGE: u8 = 2;
@@ -25,7 +26,7 @@ impl Exit {
     /// The measured overhead is above `--max-overhead-p99`.
     pub const EXCEEDED: u8 = 6;
 
-    /// Creates an exit with requested text (help, version).
+    /// Creates an exit with code 0 that prints text which the user requested (help or version).
     pub fn said(message: impl Into<String>) -> Self {
         Self::new(Self::OK, message)
     }
@@ -40,12 +41,12 @@ impl Exit {
         Self::new(Self::USAGE, message)
     }
 
-    /// Creates an exit for options that are invalid here.
+    /// Creates an exit for options that are invalid for this machine or these servers.
     pub fn config(message: impl Into<String>) -> Self {
         Self::new(Self::CONFIG, message)
     }
 
-    /// Creates an exit for an exceeded limit.
+    /// Creates an exit for an overhead above `--max-overhead-p99`.
     pub fn exceeded(message: impl Into<String>) -> Self {
         Self::new(Self::EXCEEDED, message)
     }
@@ -57,8 +58,9 @@ impl Exit {
         }
     }
 
-    /// Writes the message, errors to standard error, and returns the exit code. Ignores write
-    /// errors, since the reader of a pipe may have closed it (`| head`).
+    /// Writes the message, to standard output if the code is 0 and otherwise to standard error, and
+    /// returns the exit code. Ignores write errors, since the reader of a pipe may have closed it
+    /// (`| head`).
     #[must_use]
     pub fn report(&self) -> ExitCode {
         let text = self.message.trim_end();

@@ -12,18 +12,19 @@ use crate::limits::{
     CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, INTERIM_RESPONSES_MAX, TRAILER_LINES_MAX,
 };
 
-/// An error in a response's framing.
+/// The reason why received bytes are not one complete HTTP/1 response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseError {
     /// The bytes are not an HTTP/1 response head.
     Head,
     /// The head exceeds the limit on its size or its number of fields.
     HeadTooLarge,
-    /// Too many interim responses.
+    /// Too many interim (1xx) responses precede the final one.
     Interim,
-    /// Length and transfer coding conflict or are not supported.
+    /// `content-length` and `transfer-encoding` conflict, are repeated or have an unsupported
+    /// value.
     Framing,
-    /// A chunk's size line or end is malformed.
+    /// A chunk's size line, the end of a chunk or the trailer section is malformed or too long.
     Chunk,
     /// Bytes were received after the end of the response.
     TrailingBytes,
@@ -50,11 +51,11 @@ impl std::error::Error for ResponseError {}
 /// The parts of a response head that the client uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
-    /// The status.
+    /// Status code of the response.
     pub status: u16,
     /// Whether `content-type` is `text/event-stream`.
     pub event_stream: bool,
-    /// Whether the connection can be reused.
+    /// Whether the connection can be reused after this response.
     pub keep_alive: bool,
 }
 
@@ -70,11 +71,11 @@ enum State {
     Done,
 }
 
-/// Reads one response.
+/// An incremental parser of one response, which may follow interim (1xx) responses.
 #[derive(Clone, Debug)]
 pub struct Reader {
     state: State,
-    /// The part received so far of the head or of a line.
+    /// The bytes received so far of an incomplete head, chunk size line or trailer line.
     held: Vec<u8>,
     head: Option<Head>,
     interim: u32,
@@ -98,7 +99,8 @@ impl Reader {
         }
     }
 
-    /// Returns the final head, once it has been received.
+    /// Returns the head of the final (not 1xx) response; `None` until it has been received
+    /// completely.
     #[must_use]
     pub const fn head(&self) -> Option<&Head> {
         self.head.as_ref()
@@ -110,7 +112,8 @@ impl Reader {
         self.state == State::Done
     }
 
-    /// Parses the next bytes and appends their part of the body to `body`.
+    /// Parses the next received bytes and appends the body bytes among them to `body`. Bytes after
+    /// the end of the response are an error.
     ///
     /// # Errors
     /// Returns the first error; the reader must not be used afterwards.
@@ -121,8 +124,8 @@ impl Reader {
         }
     }
 
-    /// As [`Reader::feed`], for responses to pipelined requests: returns the bytes after the end of
-    /// this response.
+    /// Like [`Reader::feed`], but returns the bytes after the end of this response, which belong to
+    /// the response to the next pipelined request.
     ///
     /// # Errors
     /// Returns the first error; the reader must not be used afterwards.
@@ -163,7 +166,7 @@ impl Reader {
         Ok(piece)
     }
 
-    /// Handles the end of the connection.
+    /// Handles the end of the connection, which is also the end of a response without a length.
     ///
     /// # Errors
     /// Returns an error if the response is not complete.
@@ -244,7 +247,8 @@ impl Reader {
     }
 }
 
-/// Splits off at most `left` bytes of `piece`. Returns them, the number of bytes left after them,
+/// Splits `piece` after `left` bytes, the number that the body or chunk still lacks, or after all
+/// bytes if there are fewer. Returns the first part, the number of bytes still lacking after it,
 /// and the rest of `piece`.
 fn take(piece: &[u8], left: u64) -> (&[u8], u64, &[u8]) {
     let len = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
@@ -331,7 +335,8 @@ fn parse_head(bytes: &[u8]) -> Result<Parsed, ResponseError> {
 mod tests {
     use super::*;
 
-    /// Reads a response at whose end the connection ends.
+    /// Parses a response, given in `pieces`, that is followed by the end of the connection. Returns
+    /// its head and its body.
     fn read(pieces: &[&[u8]]) -> Result<(Head, Vec<u8>), ResponseError> {
         let (mut reader, mut body) = (Reader::new(), Vec::new());
         for piece in pieces {
