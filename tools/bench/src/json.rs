@@ -11,10 +11,11 @@ use crate::schedule::{Load, Side};
 use crate::stats::{Difference, QUANTILES, Values};
 use crate::table::method;
 
-/// Version of the format. Incremented when a member is removed or changes its meaning.
+/// Version of the JSON report's format. Incremented when a member is removed or changes its
+/// meaning.
 pub const SCHEMA: u32 = 1;
 
-/// Returns the complete report.
+/// Returns the complete `overhead` report as JSON.
 #[must_use]
 pub fn json(report: &Report) -> Value {
     let run = &report.run;
@@ -66,8 +67,8 @@ pub fn json(report: &Report) -> Value {
     })
 }
 
-/// Returns the parameters of the run. Of header fields only the names are included, since their
-/// values may be secret.
+/// Returns the parameters of the run. Header fields are included without their values, which may be
+/// secret.
 fn parameters(report: &Report) -> Value {
     let options = &report.around.options;
     let names = |side: usize| -> Vec<&str> {
@@ -155,7 +156,8 @@ fn values(values: &Values) -> Value {
     })
 }
 
-/// Returns the non-empty buckets: a value, with two significant digits, and its count.
+/// Returns the non-empty buckets of `histogram`, each as its largest value (values are kept with
+/// two significant digits) and the number of recorded values in it.
 fn steps(histogram: &Histogram<u64>) -> Vec<[u64; 2]> {
     let recorded = histogram.iter_recorded();
     recorded
