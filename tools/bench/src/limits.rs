@@ -1,38 +1,42 @@
 //! All fixed limits of the tool.
 
-/// Bytes of a response head.
+/// Maximum bytes of a response head.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Header fields of one response.
+/// Maximum number of header fields in one response.
 pub const HEAD_FIELDS_MAX: usize = 128;
-/// Bytes of a chunk's size line, including extensions, and of each trailer line.
+/// Maximum bytes of a chunk's size line, including extensions, and of each trailer line.
 pub const CHUNK_LINE_BYTES_MAX: usize = 16 * 1024;
-/// Trailer lines of one response.
+/// Maximum number of trailer lines in one response.
 pub const TRAILER_LINES_MAX: u32 = 128;
-/// Interim (1xx) responses before the final one.
+/// Maximum number of interim (1xx) responses before the final one.
 pub const INTERIM_RESPONSES_MAX: u32 = 16;
-/// Bytes of one server-sent event.
+/// Maximum bytes of one server-sent event; a larger one is an error.
 pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Bytes of one response's text that are kept for comparison.
+/// Maximum bytes of one response's text, all of which is kept for comparison; a longer text is an
+/// error.
 pub const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Bytes kept, for messages, of a body that is not an event stream.
+/// Bytes of an unexpected response body, such as an error page, after which the client stops
+/// reading it and fails the request.
 pub const SHOWN_BODY_BYTES_MAX: usize = 2 * 1024;
-/// Bytes of the body of `/v1/models`.
+/// Maximum bytes of the response body of `/v1/models`.
 pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
 
-/// Bytes of one receive: several dozen events.
+/// Maximum bytes that one receive call returns: several dozen events.
 pub const RECEIVE_BYTES: usize = 16 * 1024;
-/// Connections handled per wake-up.
+/// Maximum number of ready sockets that the client handles per wake-up.
 pub const EVENTS_PER_WAKE_MAX: usize = 256;
-/// Connections to each side.
+/// Maximum number of connections to each side (engine, proxy) in an `overhead` run.
 pub const CONNECTIONS_MAX: usize = 1024;
 /// Connections to each side that are opened before an open-loop run; more are opened on demand.
 pub const OPEN_LOOP_CONNECTIONS: usize = 16;
-/// Idle connections per side that the peer may close before the run is stopped.
+/// Maximum number of times per side that the peer may close an idle connection before the run ends
+/// with an error.
 pub const REOPENED_MAX: u64 = 100_000;
-/// Requests of the open loop that may wait for a connection. Beyond this the run ends with an
-/// error, since the rate cannot be sustained.
+/// Maximum number of requests per side that may wait for a connection. Beyond this the run ends
+/// with an error, since the rate of the open loop cannot be sustained.
 pub const WAITING_MAX: usize = 10_000;
-/// Timeout of a connection attempt, in milliseconds.
+/// Timeout in milliseconds of opening a connection, including the TLS handshake, and of the request
+/// for `/v1/models`.
 pub const CONNECT_MS_MAX: u64 = 5_000;
 /// Interval of checks for requests without progress, in milliseconds.
 pub const SILENCE_CHECK_MS: u64 = 500;
@@ -40,12 +44,12 @@ pub const SILENCE_CHECK_MS: u64 = 500;
 /// A timer wakes it tens of microseconds late, and later still on a virtual machine.
 pub const SPIN_BEFORE_SEND_US: u64 = 150;
 
-/// Pairs of requests in one run.
+/// Maximum number of pairs of requests in one `overhead` run, not counting the warm-up.
 pub const PAIRS_MAX: u64 = 500_000;
 /// Gaps between events that are kept per side. Every resample iterates over all of them. Beyond
 /// this the run ends early, and the report states so.
 pub const GAPS_MAX: usize = 2_000_000;
-/// Failed requests after which the run ends.
+/// Number of failed requests, on both sides together, after which an `overhead` run ends.
 pub const FAILURES_MAX: u64 = 20;
 /// Resamples of the bootstrap: enough for stable 2.5 % and 97.5 % points.
 pub const RESAMPLES: usize = 2_000;
@@ -61,22 +65,24 @@ pub const OFF_CPU_SHARE_MAX: f64 = 0.005;
 /// Share of the time that the client may be busy without a warning.
 pub const BUSY_SHARE_MAX: f64 = 0.5;
 
-/// Words of a generated prompt.
+/// Maximum number of words in a generated prompt; each word is about one token.
 pub const PROMPT_TOKENS_MAX: u32 = 1_000_000;
-/// Tokens of one response.
+/// Maximum number of tokens that can be requested in one response.
 pub const RESPONSE_TOKENS_MAX: u32 = 100_000;
-/// Requests per second of the open loop.
+/// Maximum rate of the open loop: requests per second to both sides together.
 pub const RATE_MAX: f64 = 100_000.0;
-/// Points of one curve in the HTML report. More than a screen has pixels would not be visible.
+/// Number of segments of one curve in the HTML report. More than a screen has pixels would not be
+/// visible.
 pub const CURVE_POINTS_MAX: usize = 400;
-/// Columns of the timeline in the HTML report.
+/// Maximum number of columns of the timeline in the HTML report.
 pub const TIMELINE_COLUMNS_MAX: usize = 200;
-/// Clock readings and loopback round trips with which the client measures its own precision.
+/// Number of clock readings, and of bytes sent over loopback, with which the client measures its
+/// own precision.
 pub const SELF_CHECKS: usize = 2_000;
 
-/// Concurrent streams of a soak.
+/// Maximum number of concurrent connections of a soak (`--streams`).
 pub const STREAMS_MAX: usize = 16_384;
-/// File descriptors of a soak in addition to its streams.
+/// Number of file descriptors that a soak needs in addition to one per connection.
 pub const OWN_DESCRIPTORS: u64 = 64;
 /// Interval of checks for due actions, in milliseconds: planned aborts, ends of pauses, timeouts. A
 /// planned abort may be this late.
@@ -84,7 +90,7 @@ pub const SOAK_CHECK_MS: u64 = 10;
 /// Seconds without a received byte after which a request fails, not counting the client's own
 /// pauses.
 pub const SOAK_SILENCE_S: u64 = 60;
-/// Bytes of the longest prompt: more than any proxy reads in one call.
+/// Maximum bytes of filler in a soak prompt: more than any proxy reads in one call.
 pub const SOAK_PROMPT_BYTES_MAX: u32 = 32 * 1024;
 /// Maximum milliseconds between a sent request and its planned abort.
 pub const ABORT_AFTER_MS_MAX: u64 = 100;
@@ -92,28 +98,34 @@ pub const ABORT_AFTER_MS_MAX: u64 = 100;
 pub const PAUSE_MS_MAX: u64 = 5_000;
 /// Bytes of a slow reader's receive buffer; the kernel doubles the value.
 pub const NARROW_BUFFER_BYTES: usize = 2 * 1024;
-/// Failed requests that are described in the report.
+/// Maximum number of failed requests that a soak report describes.
 pub const SOAK_ERRORS_SHOWN_MAX: usize = 10;
-/// Failed requests after which a soak ends.
+/// Number of failed requests after which a soak ends.
 pub const SOAK_ERRORS_MAX: u64 = 50;
 /// Milliseconds between two samples of the proxy's process; fewer in a short run.
 pub const SAMPLE_MS_MAX: u64 = 2_000;
-/// Minimum number of samples in a short run.
+/// Minimum number of samples of the proxy's process in a run; a short run is sampled more often to
+/// reach it.
 pub const SAMPLES_MIN: u64 = 60;
 /// Minimum number of samples in a window for its median to be meaningful.
 pub const WINDOW_SAMPLES_MIN: usize = 3;
-/// Seconds at the start that belong to no window; a fifth of a short run.
+/// Seconds at the start of a soak that are warm-up, during which the proxy's process may grow; a
+/// fifth of a short run.
 pub const SOAK_WARMUP_S_MAX: u64 = 60;
-/// Seconds of the first and the last window; a quarter of a short run.
+/// Seconds of each of the two windows whose medians are compared, one after the warm-up and one at
+/// the end of a soak; a quarter of a short run.
 pub const WINDOW_S_MAX: u64 = 60;
-/// Growth of the median resident set from the first to the last window that is still considered
-/// flat: this share ...
+/// Share of the first window's median resident set by which the median may grow until the last
+/// window, in addition to [`RSS_GROWTH_BYTES_MAX`].
 pub const RSS_GROWTH_SHARE_MAX: f64 = 0.05;
-/// ... plus this many bytes.
+/// Bytes by which the median resident set may grow from the first to the last window, in addition
+/// to [`RSS_GROWTH_SHARE_MAX`].
 pub const RSS_GROWTH_BYTES_MAX: u64 = 1024 * 1024;
-/// Growth of the median number of open descriptors that is still considered flat.
+/// Number by which the proxy's median number of open descriptors may grow from the first to the
+/// last window.
 pub const DESCRIPTORS_GROWTH_MAX: u64 = 16;
-/// Seconds within which the proxy must close descriptors after the last connection was closed.
+/// Seconds to wait, after a soak has closed its last connection, for the proxy's number of open
+/// descriptors to return to that of the start. Exceeding them is not an error.
 pub const SETTLE_S_MAX: u64 = 30;
 /// Seconds between two lines of progress.
 pub const SOAK_PROGRESS_S: u64 = 10;
