@@ -10,10 +10,11 @@ use crate::http::Reader;
 use crate::limits::{CONNECT_MS_MAX, MODELS_BYTES_MAX, RECEIVE_BYTES};
 use crate::response::shown;
 
-/// Returns the first model of `/v1/models`. `fields` are additional request fields.
+/// Requests `/v1/models` from the engine at `addr` and returns the id of the first model. `host` is
+/// the value of the `host` field, and `fields` are additional header fields.
 ///
 /// # Errors
-/// Returns a message for the user.
+/// Returns a message for the user if the request fails or the response contains no model.
 pub fn first_model(
     addr: SocketAddr,
     host: &str,

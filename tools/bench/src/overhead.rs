@@ -26,14 +26,14 @@ use crate::table::table;
 use crate::units::{show_ns, show_signed_ns};
 use crate::wire::Secure;
 
-/// Interval at which the progress is updated.
+/// Interval at which the progress bar is updated.
 const PROGRESS_LOOK: Duration = Duration::from_millis(200);
 
 /// Performs the measurement and writes the reports.
 ///
 /// # Errors
-/// Returns an error if the measurement fails, or if the report contains failures or an exceeded
-/// limit.
+/// Returns an error if the measurement fails, and also if the report contains failed requests, no
+/// complete pair, wrong responses or an exceeded `--max-overhead-p99`.
 pub fn run(options: Options) -> Result<(), Exit> {
     check_gaps(&options)?;
     check_cpu(options.cpu)?;
@@ -86,7 +86,8 @@ pub fn run(options: Options) -> Result<(), Exit> {
     conclude(&report)
 }
 
-/// Derives the exit code from the report.
+/// Returns an error with the exit code if the report contains failed requests, no complete pair,
+/// wrong responses or an exceeded `--max-overhead-p99`.
 fn conclude(report: &Report) -> Result<(), Exit> {
     let failures = &report.run.failures;
     for side in Side::BOTH {
@@ -128,7 +129,8 @@ fn conclude(report: &Report) -> Result<(), Exit> {
     }
 }
 
-/// Rejects a run of which it is known in advance that its gaps exceed the limit.
+/// Returns an error if the responses to the requested number of pairs can contain more gaps between
+/// events than `GAPS_MAX`.
 fn check_gaps(options: &Options) -> Result<(), Exit> {
     let Length::Pairs(pairs) = options.length else {
         return Ok(());
@@ -174,7 +176,8 @@ pub(crate) fn write(option: &str, mut to: impl Write, text: &str) -> Result<(), 
         .map_err(|error| Exit::runtime(format!("ringside-bench: {option}: {error}")))
 }
 
-/// Resolves the names, queries the model and prepares the requests.
+/// Resolves the host names, queries the model if none is given, and prepares the requests. Returns
+/// the parameters of the run, the model's name and the length of the prompt in bytes.
 fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
     let addrs = [
@@ -236,8 +239,9 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     Ok((setup, model, prompt_bytes))
 }
 
-/// Returns the first address of a name. IPv4 is preferred, since engines listen on 0.0.0.0 by
-/// default. `option` is the option that contains the name.
+/// Resolves the host name of `target` and returns its first address. IPv4 is preferred, since
+/// engines listen on 0.0.0.0 by default. `option` is the command-line option that error messages
+/// name.
 pub(crate) fn resolve(option: &str, target: &Target) -> Result<SocketAddr, Exit> {
     let found = (target.host.as_str(), target.port).to_socket_addrs();
     let mut addrs: Vec<SocketAddr> = found
@@ -257,7 +261,8 @@ pub(crate) fn resolve(option: &str, target: &Target) -> Result<SocketAddr, Exit>
     })
 }
 
-/// Measures on a separate thread that does nothing else. The calling thread shows the progress.
+/// Measures the client's precision and performs the run, on a separate thread that does nothing
+/// else. The calling thread shows the progress.
 fn measure(setup: &Setup, options: &Options) -> Result<(Precision, Run), Exit> {
     let progress = AtomicU64::new(0);
     let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));

@@ -29,7 +29,7 @@ svg text.name{fill:var(--ink)}
 pre{overflow-x:auto;font-size:12px;line-height:1.4}
 ";
 
-/// Returns the whole page.
+/// Returns the report as a complete HTML page.
 #[must_use]
 pub fn page(report: &Report) -> String {
     let mut html = String::new();
@@ -143,7 +143,9 @@ fn overhead_rows(report: &Report) -> Vec<(String, Difference)> {
     rows
 }
 
-/// Returns the median time to first token in each part of the run, direct first.
+/// Divides the run into equal intervals and returns for each of them the median time to first token
+/// in nanoseconds, direct first; `None` for a side without a response to a request that started in
+/// the interval.
 fn columns(report: &Report) -> Vec<[Option<u64>; 2]> {
     let done = &report.run.done;
     let count = (done.len() / 8).clamp(1, TIMELINE_COLUMNS_MAX);

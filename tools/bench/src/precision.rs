@@ -13,8 +13,8 @@ use crate::units::date;
 /// Largest value of a histogram: one day. Longer times are recorded as this value.
 const HISTOGRAM_NS_MAX: u64 = 24 * 3600 * 1_000_000_000;
 
-/// Returns an empty histogram of nanoseconds with two significant digits. It has its full size from
-/// the start, because growing it would take longer than the times to be measured.
+/// Returns an empty histogram of nanoseconds with two significant digits. All its memory is
+/// allocated here, because growing it later would take longer than the times to be measured.
 ///
 /// # Errors
 /// Never for these bounds; the library's constructor always returns a `Result`.
@@ -30,7 +30,7 @@ pub struct Precision {
     /// Median time from before a send to the timestamp after the receive, for one byte sent over
     /// loopback within one thread: a lower bound of the delay of a timestamp.
     pub loopback_p50_ns: u64,
-    /// The 99th percentile of the same time.
+    /// The 99th percentile of the time whose median is `loopback_p50_ns`.
     pub loopback_p99_ns: u64,
 }
 
@@ -49,7 +49,7 @@ impl Precision {
         let mut near = TcpStream::connect(listener.local_addr()?)?;
         let (mut far, _) = listener.accept()?;
         near.set_nodelay(true)?;
-        // Loopback loses no bytes, but no wait is without a timeout.
+        // A precaution only: loopback does not lose bytes.
         far.set_read_timeout(Some(Duration::from_secs(1)))?;
         let mut trips = Vec::with_capacity(SELF_CHECKS);
         for _ in 0..SELF_CHECKS {
@@ -99,7 +99,7 @@ impl SchedStat {
         })
     }
 
-    /// Returns the difference from `earlier`.
+    /// Returns the statistics of the period since `earlier` was read.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Self {
         Self {
@@ -125,7 +125,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Reads the values from the kernel; a missing text is `unknown`.
+    /// Reads the values from the kernel and the clock; a text that the kernel does not provide is
+    /// `unknown`.
     #[must_use]
     pub fn read() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -140,7 +141,8 @@ impl Machine {
     }
 }
 
-/// Returns the load averages of 1, 5 and 15 minutes.
+/// Returns the load averages of 1, 5 and 15 minutes, separated by spaces; `unknown` if the kernel
+/// does not provide them.
 #[must_use]
 pub fn load_average() -> String {
     let line = first_line("/proc/loadavg");
