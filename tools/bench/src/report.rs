@@ -14,40 +14,44 @@ use crate::schedule::Side;
 use crate::stats::{Difference, Overhead, Values, overheads};
 use crate::units::show_ns;
 
-/// One metric of both sides.
+/// The values of one metric, such as the time to first token, on both sides, and their difference.
 #[derive(Clone, Debug)]
 pub struct Metric {
     /// Name in the JSON report.
     pub name: &'static str,
     /// Name in the table and in messages.
     pub title: &'static str,
-    /// Values in nanoseconds, direct first.
+    /// Measured values of each side in nanoseconds, direct first.
     pub values: [Values; 2],
-    /// Overhead of the proxy.
+    /// Difference between the sides, proxy minus direct.
     pub overhead: Overhead,
 }
 
-/// The result of checking the responses.
+/// The result of checking the responses of the complete pairs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResponseCheck {
     /// Number of pairs checked.
     pub pairs: u64,
-    /// Responses with numbered tokens (mock engine), each checked separately.
+    /// Number of responses whose tokens are numbered by a mock engine. The order of their tokens is
+    /// checked.
     pub numbered: u64,
-    /// Responses with numbered tokens of which one is missing, duplicated or swapped, per side.
+    /// Number of responses per side in which a numbered token is missing, duplicated or swapped.
     pub broken: [u64; 2],
-    /// Pairs whose numbers of events differ; `None` if they vary between direct responses too.
+    /// Number of pairs whose two responses have different numbers of events; `None` if the number
+    /// of events also varies among direct responses.
     pub events_differ: Option<u64>,
-    /// Pairs whose texts differ; `None` if they vary between direct responses too.
+    /// Number of pairs whose two responses have different texts; `None` if the text also varies
+    /// among direct responses.
     pub texts_differ: Option<u64>,
-    /// Description of the first broken response or difference.
+    /// Description of the first broken response or of the first pair whose responses differ; `None`
+    /// if there is nothing to report.
     pub first: Option<String>,
 }
 
 impl ResponseCheck {
-    /// Returns whether the proxy lost, duplicated or changed something. With a real model, the
-    /// number of events alone proves nothing if the texts are equal, because a busy engine may
-    /// merge events.
+    /// Returns whether a response of either side is broken, or responses differ that must be equal.
+    /// With a real model, the number of events alone proves nothing if the texts are equal, because
+    /// a busy engine may merge events.
     #[must_use]
     pub fn is_wrong(&self) -> bool {
         let events = self.events_differ.unwrap_or(0);
@@ -61,14 +65,14 @@ impl ResponseCheck {
     }
 }
 
-/// The verdict of the gate.
+/// The verdict on whether the p99 overhead is within `--max-overhead-p99`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The whole interval is at or below the limit.
+    /// The whole 95 % interval of the p99 overhead is at or below the limit.
     Held,
-    /// The whole interval is above the limit.
+    /// The whole 95 % interval of the p99 overhead is above the limit.
     Exceeded,
-    /// The interval contains the limit.
+    /// The limit lies inside the 95 % interval of the p99 overhead.
     Undecided,
 }
 
@@ -100,37 +104,37 @@ impl Verdict {
 /// the gap between chunks.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate {
-    /// The limit.
+    /// Value of `--max-overhead-p99`.
     pub limit: Duration,
-    /// The verdict.
+    /// The worse of the two verdicts.
     pub verdict: Verdict,
-    /// Title of the metric with this verdict.
+    /// Title of the metric that has this verdict, such as `time to first token`.
     pub metric: &'static str,
-    /// The p99 overhead of that metric.
+    /// The p99 overhead of the metric named by `metric`.
     pub p99: Difference,
 }
 
-/// The circumstances of a run.
+/// The parameters and the environment of a run, as shown in its reports.
 #[derive(Clone, Debug)]
 pub struct Around {
     /// The options of the run.
     pub options: Options,
     /// Model name in the requests.
     pub model: String,
-    /// Length of the prompt in bytes, without a tag.
+    /// Length of the prompt in bytes, without the tag of a unique prompt.
     pub prompt_bytes: usize,
     /// Machine and date of the run.
     pub machine: Machine,
     /// Load averages at the end of the run.
     pub load_at_end: String,
-    /// Precision of the client.
+    /// Precision of the client, measured before the run.
     pub precision: Precision,
 }
 
-/// The contents of all reports.
+/// The evaluated results of a run, which the table, JSON and HTML reports show.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The circumstances of the run.
+    /// Parameters and environment of the run.
     pub around: Around,
     /// Time to first token, gaps between chunks, total time.
     pub metrics: [Metric; 3],
@@ -140,7 +144,7 @@ pub struct Report {
     pub pairs_complete: u32,
     /// The result of checking the responses.
     pub sequence: ResponseCheck,
-    /// The result of the gate, if `--max-overhead-p99` is given.
+    /// The verdict on `--max-overhead-p99`; `None` if the option is not given.
     pub gate: Option<Gate>,
     /// Reasons to doubt the results.
     pub warnings: Vec<String>,
@@ -169,7 +173,8 @@ impl Report {
     }
 }
 
-/// Returns the responses of each pair by its number, direct first; `None` if one is missing.
+/// Returns the two responses of each pair, direct first, in the order of the pairs' numbers; `None`
+/// for a pair of which a response is missing.
 fn complete(done: &[Done], pairs: u32) -> Vec<Option<(Done, Done)>> {
     let mut halves = vec![[None; 2]; pairs as usize];
     for response in done {
