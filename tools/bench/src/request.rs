@@ -16,7 +16,7 @@ pub enum Api {
 }
 
 impl Api {
-    /// Returns the API of a path, which may have a prefix.
+    /// Returns the API of a path, which may have any prefix; `None` if the path is of neither API.
     #[must_use]
     pub fn of(path: &str) -> Option<Self> {
         if path.ends_with("/chat/completions") {
@@ -32,26 +32,27 @@ impl Api {
 /// The parameters of the requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The path.
+    /// Path of the requests.
     pub path: String,
-    /// The API of that path.
+    /// The API that `path` belongs to.
     pub api: Api,
     /// The model's name.
     pub model: String,
-    /// The prompt.
+    /// Prompt of all requests, without the tag of a unique prompt.
     pub prompt: String,
     /// Maximum number of tokens in the response.
     pub tokens_max: u32,
-    /// Whether to request generation up to the limit with `ignore_eos`.
+    /// Whether requests set `ignore_eos`, so that every response reaches `tokens_max`.
     pub ignore_eos: bool,
     /// Whether every prompt begins with a unique tag, so that prefix caches do not contain it.
     pub unique: bool,
 }
 
-/// Number of hex digits of the tag of a unique prompt. All prompts have the same length.
+/// Number of hex digits of the tag of a unique prompt. It is fixed, so that all prompts of a run
+/// have the same length.
 const TAG_DIGITS: usize = 16;
-/// Placeholder for the tag in the body. Its first occurrence is at the start of the prompt, because
-/// the prompt is in the first member.
+/// Placeholder for the tag in the request body. Its first occurrence in the body is the tag at the
+/// start of the prompt, because the prompt is in the body's first member.
 const TAG_PLACEHOLDER: &str = "0123456789abcdef";
 
 /// Words that most tokenizers encode as one token each.
@@ -71,7 +72,7 @@ pub fn prompt_of(tokens: u32) -> String {
 #[derive(Clone, Debug)]
 pub struct Requests {
     sides: [Vec<u8>; 2],
-    /// Position of the tag in each request, if prompts are unique.
+    /// Byte offset of the tag in the request to each side; `None` if prompts are not unique.
     tags: Option<[usize; 2]>,
 }
 

@@ -17,19 +17,19 @@ use crate::sse::EventTooLarge;
 /// The reason why a response is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventError {
-    /// An event is larger than the bound.
+    /// An event is larger than `EVENT_BYTES_MAX`.
     TooLarge,
-    /// The text of the response is larger than the bound.
+    /// The text of the response is larger than `TEXT_BYTES_MAX`.
     TextTooLarge,
     /// An event is not the JSON of a completion; contains the beginning of the event.
     NotJson(String),
-    /// The engine reported an error in the stream.
+    /// An event reports an error; contains the beginning of the error's JSON.
     Reported(String),
     /// An event arrived after `[DONE]`.
     AfterDone,
     /// The stream ended without `[DONE]`, or inside an event.
     Cut,
-    /// No event carried text.
+    /// The stream ended without any text.
     Empty,
 }
 
@@ -82,10 +82,10 @@ struct Delta<'a> {
     reasoning_content: Option<Cow<'a, str>>,
 }
 
-/// Number of received bytes shown in a message.
+/// Maximum number of received bytes that a message quotes.
 const SHOWN_BYTES: usize = 200;
 
-/// One response. Times are in nanoseconds of the run's clock.
+/// One streamed response as received so far. Times are in nanoseconds of the run's clock.
 #[derive(Clone, Debug, Default)]
 pub struct Response {
     text: String,
@@ -94,7 +94,7 @@ pub struct Response {
     pub events: u32,
     /// Number of receives that completed at least one event with text.
     pub arrivals: u32,
-    /// Arrival time of the first event with text.
+    /// Arrival time of the first event with text; `None` before it.
     pub first_ns: Option<u64>,
     last_ns: u64,
     /// Times between consecutive events with text; 0 for events that arrived in the same receive.
