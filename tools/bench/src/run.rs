@@ -13,26 +13,26 @@ use crate::response::Text;
 use crate::schedule::{Load, Side, Until};
 use crate::wire::Secure;
 
-/// The parameters of a run.
+/// The parameters of an `overhead` run.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Addresses of both sides, direct first.
     pub addrs: [SocketAddr; 2],
     /// TLS configuration per side; `None` for plain HTTP.
     pub secure: [Option<Secure>; 2],
-    /// The requests.
+    /// The requests to both sides, ready to send.
     pub requests: Requests,
     /// When requests are sent.
     pub load: Load,
     /// When the run ends.
     pub until: Until,
-    /// Number of pairs at the start that do not count.
+    /// Number of pairs that are sent first and not measured.
     pub warmup: u32,
     /// Seed of the order within pairs and of the times between requests.
     pub seed: u64,
     /// Distinguishes the prompts of this run from those of other runs.
     pub salt: u64,
-    /// Longest time that a request may go without progress.
+    /// Time without a received byte after which a request fails.
     pub silence_max: Duration,
     /// Whether the client polls without sleeping.
     pub busy_poll: bool,
@@ -41,15 +41,16 @@ pub struct Setup {
 /// One complete response.
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
-    /// Number of its pair, from 0, without the warm-up.
+    /// Number of the pair that the response belongs to; 0 is the first pair after the warm-up.
     pub pair: u32,
-    /// Side of the request.
+    /// The side that the request was sent to.
     pub side: Side,
-    /// Start time of the request in nanoseconds of the run: the planned send time in an open loop.
+    /// Start of the request, in nanoseconds of the run's clock: its planned send time in an open
+    /// loop; otherwise the time of its send, or of its queueing if no connection was available.
     pub start_ns: u64,
-    /// Time from the start to the first event with text.
+    /// Nanoseconds from `start_ns` to the first event with text.
     pub ttft_ns: u64,
-    /// Time from the start to the end of the response.
+    /// Nanoseconds from `start_ns` to the end of the response.
     pub total_ns: u64,
     /// Number of events with data, including `[DONE]`.
     pub events: u32,
@@ -64,7 +65,7 @@ pub struct Done {
 pub struct Failures {
     /// Number of failed requests per side.
     pub count: [u64; 2],
-    /// Description of the first failure per side.
+    /// Description of the first failed request per side; `None` if none failed.
     pub first: [Option<String>; 2],
 }
 
@@ -79,14 +80,15 @@ impl Failures {
 /// Delays caused by the client.
 #[derive(Clone, Debug)]
 pub struct Lag {
-    /// From the planned time of a request to its send (open loop).
+    /// Nanoseconds from the planned time of each request to its send; empty in a closed loop.
     pub send_ns: Histogram<u64>,
-    /// From the return of a wait to the timestamp of received bytes.
+    /// Nanoseconds from each wake-up of the client to the timestamps of the bytes it then receives.
     pub stamp_ns: Histogram<u64>,
-    /// From the return of a wait until the client has processed everything that was ready. Bytes
-    /// that arrive meanwhile may stay unread for this long.
+    /// Nanoseconds from each wake-up of the client until it has processed everything that was
+    /// ready. Bytes that arrive meanwhile may stay unread for this long.
     pub turn_ns: Histogram<u64>,
-    /// Scheduler statistics of the measuring thread; `None` if the kernel does not provide them.
+    /// Scheduler statistics of the measuring thread during the run; `None` if the kernel does not
+    /// provide them.
     pub sched: Option<SchedStat>,
 }
 
@@ -116,7 +118,7 @@ pub struct Run {
     pub gaps: [Vec<(u64, u32)>; 2],
     /// Requests that failed.
     pub failures: Failures,
-    /// Time to connect per side.
+    /// Nanoseconds to open each connection, including the TLS handshake, per side.
     pub connect_ns: [Histogram<u64>; 2],
     /// Connections reopened because the peer closed them while they were idle, per side.
     pub reopened: [u64; 2],
@@ -164,9 +166,9 @@ pub enum RunError {
     Client(io::Error),
     /// A request of the warm-up failed, so later requests would probably fail too.
     Warmup(Side, String),
-    /// More requests wait for a connection than are allowed; this is their number.
+    /// This many requests to one side wait for a connection, which is more than `WAITING_MAX`.
     TooSlow(usize),
-    /// The peer closed too many idle connections.
+    /// The server of this side closed more than `REOPENED_MAX` idle connections.
     Closing(Side),
 }
 
