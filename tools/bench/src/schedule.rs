@@ -16,9 +16,9 @@ use crate::limits::PAIRS_MAX;
 /// The destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Directly to the engine.
+    /// The request is sent directly to the engine.
     Direct,
-    /// Through the proxy.
+    /// The request is sent through the proxy.
     Proxy,
 }
 
@@ -55,12 +55,13 @@ impl Side {
 /// The load of a run: when requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Load {
-    /// A number of lanes, each with one request at a time.
+    /// Closed loop: each of a number of lanes sends its next request when the previous one has
+    /// ended.
     Closed {
-        /// Number of lanes, at least 1.
+        /// Number of lanes, which is the number of concurrent requests; at least 1.
         concurrency: usize,
     },
-    /// A rate of requests that does not depend on responses.
+    /// Open loop: requests have planned times that do not depend on responses.
     Open {
         /// Requests per second to both sides together, above 0.
         rate: f64,
@@ -70,12 +71,13 @@ pub enum Load {
     },
 }
 
-/// The end of a run.
+/// When a run stops starting pairs of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// After this many pairs, without those of the warm-up.
+    /// The run stops starting pairs after this many, not counting those of the warm-up.
     Pairs(u64),
-    /// After this many nanoseconds, counted from the first pair after the warm-up.
+    /// The run stops starting pairs this many nanoseconds after the first pair that follows the
+    /// warm-up.
     Ns(u64),
 }
 
@@ -84,7 +86,7 @@ pub enum Until {
 pub struct Ask {
     /// Number of its pair, from 0; the warm-up pairs have the lowest numbers.
     pub pair: u32,
-    /// The destination.
+    /// The side that the request is sent to.
     pub side: Side,
     /// Whether this is the second request of its pair.
     second: bool,
@@ -95,9 +97,9 @@ pub struct Ask {
 pub enum Next {
     /// Send this request. In an open loop, the second value is its planned time in nanoseconds.
     Send(Ask, Option<u64>),
-    /// Do nothing before this time in nanoseconds.
+    /// Send nothing before this time in nanoseconds.
     At(u64),
-    /// Do nothing before a request ends.
+    /// Send nothing before a request in flight ends.
     Response,
     /// Nothing more will be sent.
     Nothing,
@@ -112,10 +114,10 @@ pub struct Schedule {
     rng: SmallRng,
     /// Number of pairs started, including the warm-up.
     pairs: u32,
-    /// Start of the first pair after the warm-up.
+    /// Time in nanoseconds at which the first pair after the warm-up started; `None` before that.
     begun_ns: Option<u64>,
     ready: VecDeque<Ask>,
-    /// Number of lanes without a request.
+    /// Number of lanes of a closed loop that can start a new pair; 0 in an open loop.
     lanes_free: usize,
     /// Planned time of the next request in an open loop.
     due_ns: u64,
@@ -123,7 +125,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Creates a schedule whose first `warmup` pairs do not count.
+    /// Creates a schedule whose first `warmup` pairs do not count towards `until`.
     #[must_use]
     pub fn new(load: Load, until: Until, warmup: u32, seed: u64) -> Self {
         Self {
@@ -149,7 +151,8 @@ impl Schedule {
         self.pairs
     }
 
-    /// Returns the start of the first pair after the warm-up.
+    /// Returns the time in nanoseconds at which the first pair after the warm-up started; `None` if
+    /// it has not.
     #[must_use]
     pub const fn begun_ns(&self) -> Option<u64> {
         self.begun_ns
@@ -161,7 +164,7 @@ impl Schedule {
         self.ready.clear();
     }
 
-    /// Returns the next action at `now_ns`.
+    /// Returns the action to take at `now_ns`. A returned request counts as sent.
     pub fn next(&mut self, now_ns: u64) -> Next {
         match self.load {
             Load::Closed { .. } => {
@@ -202,7 +205,7 @@ impl Schedule {
         }
     }
 
-    /// Notes that a request has ended, successfully or not.
+    /// Records that a request has ended, successfully or not.
     pub fn ended(&mut self, ask: Ask) {
         if matches!(self.load, Load::Open { .. }) {
             return;
@@ -250,8 +253,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    /// Runs a schedule in which each response takes `response_ns`. Returns every request with its
-    /// time.
+    /// Simulates a run in which each response takes `response_ns`. Returns every request with its
+    /// planned time (open loop) or its send time (closed loop).
     fn run(mut schedule: Schedule, response_ns: u64) -> Vec<(Ask, u64)> {
         let (mut now, mut sent, mut open) = (0, Vec::new(), VecDeque::<(u64, Ask)>::new());
         loop {

@@ -33,7 +33,7 @@ use tally::Tally;
 use watch::{Sample, Windows, judge, sample};
 
 const PROGRESS_NS: u64 = SOAK_PROGRESS_S * 1_000_000_000;
-/// Interval between checks of the number of descriptors after the run.
+/// Interval between checks of the proxy's number of open descriptors after the run.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Runs the soak test and writes its reports.
@@ -88,7 +88,8 @@ pub fn run(options: &SoakOptions) -> Result<(), Exit> {
     }
 }
 
-/// Raises the soft limit of open files to the number that the streams need.
+/// Raises this process's soft limit of open files to the number that `streams` connections need.
+/// Returns an error if the hard limit is lower.
 fn allow_descriptors(streams: usize) -> Result<(), Exit> {
     let need = streams as u64 + OWN_DESCRIPTORS;
     let mut limit = getrlimit(Resource::Nofile);
@@ -118,7 +119,8 @@ fn sample_process(pid: u32, at_ns: u64) -> Result<Sample, String> {
     })
 }
 
-/// Runs the client and samples the process during the run.
+/// Runs the client, samples the proxy's process during the run if `--pid` is given, and returns the
+/// report.
 fn soak(options: &SoakOptions, setup: &Setup) -> Result<Report, Exit> {
     let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
     let start = match options.pid {
@@ -170,8 +172,9 @@ fn soak(options: &SoakOptions, setup: &Setup) -> Result<Report, Exit> {
     })
 }
 
-/// Waits until the process has no more descriptors than at the start, and returns the last sample.
-/// Stops after [`SETTLE_S_MAX`] seconds, because a proxy may keep connections to engines.
+/// Waits until the proxy's process has no more open descriptors than in the sample `start`, and
+/// returns the last sample. Stops waiting after [`SETTLE_S_MAX`] seconds, because a proxy may keep
+/// connections to engines.
 fn settle(pid: u32, start: Sample, begun: Instant) -> Result<Sample, String> {
     let mut clock = Poll::new().map_err(|error| error.to_string())?;
     let since = Instant::now();
