@@ -7,7 +7,7 @@ use crate::soak::check::tag;
 /// The parts that all requests of a run have in common.
 #[derive(Clone, Debug)]
 pub struct RequestTemplate {
-    /// The head up to the value of `content-length`.
+    /// The request head up to the value of `content-length`, its last field.
     head: String,
     api: Api,
     tokens: u32,
@@ -21,7 +21,7 @@ pub struct RequestTemplate {
 pub struct PreparedRequest {
     /// The bytes of the request.
     pub bytes: Vec<u8>,
-    /// The tag of the expected response.
+    /// The tag that every token of the expected response contains.
     pub tag: String,
 }
 

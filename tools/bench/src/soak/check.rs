@@ -22,16 +22,16 @@ const TAG_DIGITS: usize = 8;
 /// The kinds of errors in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// A later token of the same response arrived.
+    /// A later token of the same response arrived instead of the expected one.
     Lost,
-    /// An earlier token of the same response arrived.
+    /// An earlier token of the same response arrived instead of the expected one.
     Duplicated,
     /// A token of another response arrived.
     OtherResponse,
     /// An event without a valid token arrived, or the bytes around a token differ from those of
     /// earlier events.
     Changed,
-    /// The response ended too early.
+    /// The response ended before its last token or, in a stream, before `[DONE]`.
     Cut,
     /// The response continues after its expected end.
     AfterEnd,
@@ -40,9 +40,9 @@ pub enum Kind {
     Refused,
     /// The bytes are not an HTTP/1.1 response, or bytes arrived that belong to no request.
     Framing,
-    /// The connection failed.
+    /// The connection could not be opened, or it failed before the response was complete.
     Connection,
-    /// Nothing was received for too long.
+    /// Nothing was received for `SOAK_SILENCE_S` seconds while a response was expected.
     Silence,
 }
 
@@ -84,7 +84,8 @@ impl Kind {
 pub struct Mismatch {
     /// The kind of error.
     pub kind: Kind,
-    /// Position, expected value and actual value.
+    /// Description of the error: usually the position in the response and the expected and actual
+    /// values.
     pub text: String,
 }
 
@@ -104,7 +105,8 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Returns the tag of the response to a prompt, given as JSON text.
+/// Returns the tag that a mock engine puts into every token of the response to a prompt. The prompt
+/// is given as JSON text.
 #[must_use]
 pub fn tag(prompt_json: &str) -> String {
     let hash = Sha256::digest(prompt_json.as_bytes());
@@ -141,7 +143,8 @@ struct Delta<'a> {
     content: Option<Cow<'a, str>>,
 }
 
-/// Returns the text of a response or event, and whether it contains a finish reason.
+/// Returns the text of a whole response body or of one event, and whether it contains a finish
+/// reason. Returns an error if `data` is not the JSON of a completion or reports an error.
 fn text_of(data: &[u8]) -> Result<(String, bool), Mismatch> {
     let wire: Wire<'_> = serde_json::from_slice(data).map_err(|_| {
         let came = shown(data);
@@ -172,15 +175,16 @@ pub struct Check {
     tokens: u32,
     /// Number of the next expected token.
     next: u32,
-    /// The expected text of that token.
+    /// The expected text of token number `next`.
     piece: String,
-    /// The bytes before and after the text in each event, known after the first token.
+    /// The bytes before and after the token's text in each event; `None` before the first token.
     around: Option<(Vec<u8>, Vec<u8>)>,
     done: bool,
 }
 
 impl Check {
-    /// Expects a response with this tag and `tokens` tokens, at least one.
+    /// Creates a check of a response that must have `tokens` tokens, at least one, which contain
+    /// `tag`.
     #[must_use]
     pub fn new(tag: String, tokens: u32) -> Self {
         let piece = format!("t0-{tag} ");
@@ -194,7 +198,7 @@ impl Check {
         }
     }
 
-    /// Returns the number of tokens received.
+    /// Returns the number of correct tokens received so far.
     #[must_use]
     pub const fn came(&self) -> u32 {
         self.next
@@ -296,10 +300,10 @@ impl Check {
         Err(self.at(Mismatch::new(Kind::Cut, text)))
     }
 
-    /// Compares the body of a response that is not a stream.
+    /// Compares the complete body of a response that is not a stream with the expected one.
     ///
     /// # Errors
-    /// If its text differs from the expected one.
+    /// If its text differs from the expected one, or it contains no finish reason.
     pub fn whole(&mut self, body: &[u8]) -> Result<(), Mismatch> {
         let (text, ended) = text_of(body)?;
         for piece in text.split_inclusive(' ') {
@@ -316,7 +320,7 @@ impl Check {
         self.finish()
     }
 
-    /// Returns the error for text that differs from the next token.
+    /// Returns the error for `came`, text that arrived instead of the expected next token.
     fn differs(&self, came: &str) -> Mismatch {
         let parts = came.strip_prefix('t').and_then(|rest| {
             let (number, tag) = rest.strip_suffix(' ')?.split_once('-')?;
