@@ -29,8 +29,8 @@ use crate::socket::{self, Poll, Received, Watch};
 const LOOK_NS: u64 = SOAK_CHECK_MS * 1_000_000;
 const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
 const SILENCE_NS_MAX: u64 = SOAK_SILENCE_S * 1_000_000_000;
-/// If a check is late by more than this, because the client was stalled, the run is extended by the
-/// delay.
+/// If the periodic check of all connections is late by more than this many nanoseconds, because the
+/// client was stalled, the run is extended by the delay.
 const STALL_NS: u64 = 1_000_000_000;
 /// Maximum number of receives that empty a connection before it is closed by FIN: the kernel sends
 /// a reset if a socket is closed with unread bytes.
@@ -41,17 +41,17 @@ const DRAINS_MAX: usize = 64;
 pub struct Setup {
     /// Address of the proxy.
     pub addr: SocketAddr,
-    /// The requests.
+    /// Generates the requests.
     pub asking: RequestTemplate,
-    /// Number of concurrent streams.
+    /// Number of concurrent connections, each of which sends one request after another.
     pub streams: usize,
-    /// Tokens of each response.
+    /// Number of tokens requested in each response.
     pub tokens: u32,
     /// Duration of the run.
     pub duration: Duration,
-    /// Share of requests that the client aborts.
+    /// Share of requests that the client aborts, from 0 to 1.
     pub abort_share: f64,
-    /// Seed of the random numbers.
+    /// Seed from which requests, aborts and pauses are drawn.
     pub seed: u64,
 }
 
@@ -85,18 +85,20 @@ enum Phase {
     /// Not connected: the connect could not be started, or the last request failed. The next check
     /// opens a new connection.
     Closed,
-    /// Connecting since the given time in nanoseconds.
+    /// The connect has been in progress since this time, in nanoseconds of the run.
     Opening(OwnedFd, u64),
     Open(OwnedFd),
 }
 
 struct Link {
     phase: Phase,
-    /// Whether the connection reads slowly.
+    /// Whether the client reads slowly from this connection: with a small receive buffer and with
+    /// pauses.
     narrow: bool,
     /// Whether a response has been completed on this connection.
     used: bool,
-    /// Bytes of the requests; the first `sent` of them have been sent.
+    /// Bytes of the current request, or of two pipelined ones; the first `sent` bytes have been
+    /// sent.
     out: Vec<u8>,
     sent: usize,
     watch: Watch,
@@ -124,8 +126,9 @@ impl Link {
         }
     }
 
-    /// Extends the deadlines by `late_ns`, the time by which the client's own check is late. Bytes
-    /// that arrived meanwhile may still be unread, so the peer must not be blamed for the delay.
+    /// Extends the connect timeout and the silence timeout of this connection by `late_ns`, the
+    /// time by which the client's own check is late. Bytes that arrived meanwhile may still be
+    /// unread, so the peer must not be blamed for the delay.
     fn extend_deadlines(&mut self, late_ns: u64) {
         self.moved_ns += late_ns;
         if let Phase::Opening(_, since) = &mut self.phase {
@@ -155,8 +158,9 @@ struct Client<'a> {
     tally: Tally,
 }
 
-/// Runs to the end on the calling thread and closes all connections. `tick` is called every
-/// [`SOAK_CHECK_MS`] or slightly later with the nanoseconds since the start.
+/// Performs the whole run on the calling thread, closes all connections and returns the counters.
+/// `tick` is called about every [`SOAK_CHECK_MS`] milliseconds with the nanoseconds since the start
+/// and the counters so far.
 ///
 /// # Errors
 /// If a system call of the client fails or `tick` returns an error. Failed requests are counted,
@@ -252,7 +256,8 @@ impl Client<'_> {
         self.send_on(number)
     }
 
-    /// Opens a new connection, replacing the previous one if there is any.
+    /// Starts opening a new connection, which replaces the previous one if there is any. A connect
+    /// that fails immediately is counted as a failed request.
     fn open(&mut self, number: usize) -> io::Result<()> {
         let now = self.now();
         let link = &mut self.links[number];
@@ -325,7 +330,8 @@ impl Client<'_> {
         }
     }
 
-    /// Processes bytes received on a connection.
+    /// Checks bytes received on a connection. Also performs an abort, starts a pause or starts the
+    /// next request if it is now due.
     fn take(&mut self, number: usize, mut piece: &[u8], now: u64) -> io::Result<()> {
         while !piece.is_empty() {
             let link = &mut self.links[number];
@@ -370,8 +376,8 @@ impl Client<'_> {
         Ok(())
     }
 
-    /// Counts the correct and complete response at the front of the queue. Returns whether the
-    /// connection can be used again.
+    /// Removes the correct and complete response at the front of the connection's queue and counts
+    /// it. Returns whether the connection can be used again.
     fn complete(&mut self, number: usize) -> bool {
         let link = &mut self.links[number];
         let Some(exchange) = link.queue.pop_front() else {
@@ -394,7 +400,7 @@ impl Client<'_> {
         false
     }
 
-    /// Handles a connection that the peer closed or that failed.
+    /// Handles a connection that the peer closed (`error` is `None`) or that failed.
     fn ended(&mut self, number: usize, error: Option<io::Error>) -> io::Result<()> {
         let link = &mut self.links[number];
         let Some(exchange) = link.queue.front_mut() else {
@@ -454,7 +460,9 @@ impl Client<'_> {
         self.send_on(number)
     }
 
-    /// Sends as much as the socket accepts, and watches for room to send if bytes are left.
+    /// Sends as much of the connection's requests as the socket accepts, and watches for room to
+    /// send if bytes are left. Once all are sent, performs an abort planned for this point, or sets
+    /// the time of an abort planned after a delay.
     fn send_on(&mut self, number: usize) -> io::Result<()> {
         let now = self.now();
         let link = &mut self.links[number];

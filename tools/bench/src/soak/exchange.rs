@@ -23,7 +23,7 @@ pub struct Exchange {
     pub stream: bool,
     /// Whether the request was pipelined after another one.
     pub second: bool,
-    /// When and how the request is aborted.
+    /// When and how the request is aborted; `None` if it is not.
     pub abort: Option<(Point, How)>,
     /// Whether any byte of the response has arrived.
     pub has_response_bytes: bool,
@@ -76,7 +76,7 @@ impl Exchange {
         self.reader.is_done()
     }
 
-    /// Returns whether the connection can be used again.
+    /// Returns whether the response head has arrived and allows the connection to be used again.
     #[must_use]
     pub fn is_reusable(&self) -> bool {
         self.reader.head().is_some_and(|head| head.keep_alive)
