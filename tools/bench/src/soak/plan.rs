@@ -11,7 +11,7 @@ const WHOLE_SHARE: f64 = 0.02;
 /// Share of requests followed immediately by a second, pipelined one (of those that are not
 /// aborted).
 const PIPELINED_SHARE: f64 = 0.02;
-/// Share of connections that read slowly.
+/// Share of connections from which the client reads slowly.
 const NARROW_SHARE: f64 = 0.02;
 /// Half of the prompts have at most this many bytes of filler; the other half is drawn from the
 /// whole range up to [`SOAK_PROMPT_BYTES_MAX`].
@@ -20,20 +20,21 @@ const PROMPT_BYTES_USUAL: u32 = 1024;
 /// When a request is aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// When this many thousandths of its bytes have been sent.
+    /// The request is aborted when this many thousandths of its bytes have been sent.
     Sending(u16),
-    /// This many milliseconds after it was sent.
+    /// The request is aborted this many milliseconds after it has been sent completely.
     AfterMs(u64),
-    /// When this many tokens of the response have arrived.
+    /// The request is aborted when this many tokens of the response have arrived; with 0, when the
+    /// response head has arrived.
     Tokens(u32),
 }
 
 /// How the connection of an aborted request is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// By an orderly end (FIN).
+    /// The connection is closed by an orderly end (FIN).
     Fin,
-    /// By a reset (RST).
+    /// The connection is closed by a reset (RST).
     Rst,
 }
 
@@ -42,7 +43,7 @@ pub enum How {
 pub struct Draw {
     /// Whether the request is for a streamed response.
     pub stream: bool,
-    /// When and how the request is aborted.
+    /// When and how the request is aborted; `None` if it is not.
     pub abort: Option<(Point, How)>,
     /// Whether a second request is sent immediately after it.
     pub second: bool,
@@ -109,12 +110,12 @@ impl Plan {
         }
     }
 
-    /// Draws whether the next connection reads slowly.
+    /// Draws whether the client reads slowly from the next connection.
     pub fn narrow(&mut self) -> bool {
         self.rng.random_bool(NARROW_SHARE)
     }
 
-    /// Draws the pause of a slow reader.
+    /// Draws the pause during a response on a connection from which the client reads slowly.
     pub fn pause(&mut self) -> Pause {
         Pause {
             tokens: self.rng.random_range(0..self.tokens),

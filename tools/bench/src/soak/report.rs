@@ -40,7 +40,7 @@ pub struct Report {
     pub tally: Tally,
     /// The proxy's process, if `--pid` is given.
     pub process: Option<Process>,
-    /// CPU time used by the client.
+    /// CPU time that this tool used during the run.
     pub client_cpu: Duration,
 }
 
@@ -265,7 +265,7 @@ fn courses(judgement: &Judgement) -> [(&'static str, Trend, Shown); 2] {
 }
 
 impl Process {
-    /// Returns the CPU time the process used until the last sample of the run.
+    /// Returns the CPU time that the process used from the start of the run to its last sample.
     fn cpu(&self) -> Duration {
         let last = self.samples.last().unwrap_or(&self.start);
         Duration::from_nanos(last.cpu_ns.saturating_sub(self.start.cpu_ns))

@@ -6,11 +6,13 @@ use crate::soak::check::{Kind, Mismatch};
 /// Progress of a request when the client aborted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The request had not been sent completely, and no byte of the response had arrived.
+    /// Aborted before the request had been sent completely and before any byte of the response had
+    /// arrived.
     Sending,
-    /// No byte of the response had arrived.
+    /// Aborted after the request had been sent completely, but before any byte of the response had
+    /// arrived.
     BeforeHead,
-    /// Part of the response had arrived.
+    /// Aborted after part of the response had arrived.
     Within,
 }
 
@@ -38,19 +40,20 @@ pub struct Tally {
     pub streams: u64,
     /// Responses without streaming that were complete and correct.
     pub unstreamed: u64,
-    /// Of these two, responses to pipelined requests.
+    /// Those responses among `streams` and `unstreamed` whose request was pipelined after another
+    /// one.
     pub pipelined: u64,
     /// Tokens received in streams, one per event, including the streams of aborted requests.
     pub chunks: u64,
-    /// Bytes received.
+    /// Bytes received from the proxy, including response heads.
     pub bytes: u64,
     /// Aborted requests by [`Stage`], each closed by FIN (first) or RST (second).
     pub aborts: [[u64; 2]; Stage::ALL.len()],
-    /// Connections opened.
+    /// Connections started, including those that failed to open later.
     pub connections: u64,
-    /// Connections that read slowly.
+    /// Connections from which the client reads slowly.
     pub narrow: u64,
-    /// Pauses of slow readers.
+    /// Pauses during which the client did not read from a connection.
     pub pauses: u64,
     /// Connections that could not be used again after a correct response.
     pub closed: u64,
@@ -61,14 +64,15 @@ pub struct Tally {
     pub unfinished: u64,
     /// Longest delay of the client's periodic check, in nanoseconds.
     pub late_ns: u64,
-    /// Failed requests, in the order of [`Kind::ALL`].
+    /// Number of failed requests per kind of error, in the order of [`Kind::ALL`].
     pub errors: [u64; Kind::ALL.len()],
-    /// Descriptions of the first failed requests.
+    /// Descriptions of the first failed requests, at most [`SOAK_ERRORS_SHOWN_MAX`].
     pub shown: Vec<String>,
 }
 
 impl Tally {
-    /// Counts a failed request; `what` identifies it in the description.
+    /// Counts a failed request and keeps its description if it is one of the first; `what`
+    /// identifies the request in the description.
     pub fn wrong(&mut self, what: &str, wrong: &Mismatch) {
         let counts = Kind::ALL.iter().zip(&mut self.errors);
         for (kind, count) in counts {
