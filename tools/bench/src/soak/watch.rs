@@ -22,7 +22,7 @@ pub struct Sample {
     pub cpu_ns: u64,
 }
 
-/// Samples the process `pid`.
+/// Reads the current state of the process `pid`; `at_ns` is stored as the sample's time.
 ///
 /// # Errors
 /// If there is no such process, or it belongs to another user.
@@ -45,7 +45,8 @@ pub fn sample(pid: u32, at_ns: u64) -> io::Result<Sample> {
     })
 }
 
-/// Returns `VmRSS` from the text of `/proc/PID/status`, in bytes.
+/// Returns `VmRSS` from the text of `/proc/PID/status`, in bytes; `None` if it is missing or
+/// malformed.
 fn rss_bytes(status: &str) -> Option<u64> {
     let line = status
         .lines()
@@ -90,23 +91,23 @@ impl Windows {
     }
 }
 
-/// One property of the process over a run.
+/// The course of one property of the process (resident set or number of descriptors) over a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trend {
-    /// Median of the first window.
+    /// Median of the property in the first window, which follows the warm-up.
     pub first: u64,
-    /// Median after the warm-up.
+    /// Median of the property in all samples after the warm-up.
     pub median: u64,
-    /// Maximum of all samples, including the warm-up.
+    /// Maximum of the property in all samples, including those of the warm-up.
     pub max: u64,
-    /// Median of the last window.
+    /// Median of the property in the last window, at the end of the run.
     pub last: u64,
-    /// Largest median of the last window that is considered flat.
+    /// Largest value of `last` at which the property counts as flat, that is as not growing.
     pub last_max: u64,
 }
 
 impl Trend {
-    /// Returns whether the property did not grow.
+    /// Returns whether the property did not grow beyond the tolerance, `last_max`.
     #[must_use]
     pub const fn is_flat(&self) -> bool {
         self.last <= self.last_max
@@ -116,9 +117,9 @@ impl Trend {
 /// The result of comparing the samples of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
-    /// Resident set in bytes.
+    /// The course of the resident set, in bytes.
     pub rss: Trend,
-    /// Number of open descriptors.
+    /// The course of the number of open descriptors.
     pub descriptors: Trend,
 }
 
