@@ -112,11 +112,12 @@ pub fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
 /// Events that a socket is watched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
-    /// Bytes to receive, or the end of the stream.
+    /// Reports the socket when there are bytes to receive or the stream has ended.
     Readable,
-    /// The end of a connect, room to send, or bytes to receive.
+    /// Reports the socket when a connect has finished, there is room to send, or there are bytes to
+    /// receive.
     Both,
-    /// Only the failure of the connection, which epoll always reports.
+    /// Reports the socket only when the connection has failed, which epoll always reports.
     Failure,
 }
 
@@ -133,7 +134,7 @@ impl Watch {
 /// The number that identifies the timer in epoll events.
 const TIMER: u64 = u64::MAX;
 
-/// The watched sockets and the timer.
+/// An epoll instance, which watches sockets, and a timer.
 pub struct Poll {
     epoll: OwnedFd,
     timer: OwnedFd,

@@ -11,12 +11,12 @@ use crate::limits::EVENT_BYTES_MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventTooLarge;
 
-/// Splits one stream that arrives in fragments of any size.
+/// Splits one stream, which arrives in fragments of any size, into server-sent events.
 #[derive(Clone, Debug, Default)]
 pub struct Splitter {
-    /// The received part of the current line.
+    /// The bytes received so far of a line whose end has not arrived.
     line: Vec<u8>,
-    /// The data lines of the current event.
+    /// The values of the `data:` lines of the current event, joined by line feeds.
     data: Vec<u8>,
     has_data: bool,
 }

@@ -103,11 +103,11 @@ fn rank(share: f64, len: u64) -> u64 {
 /// A difference in nanoseconds and its 95 % interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Difference {
-    /// Proxy minus direct, as measured.
+    /// Proxy minus direct, as measured, in nanoseconds.
     pub estimate: f64,
-    /// Lower end of the interval.
+    /// Lower end of the 95 % interval of the difference, in nanoseconds.
     pub low: f64,
-    /// Upper end of the interval.
+    /// Upper end of the 95 % interval of the difference, in nanoseconds.
     pub high: f64,
 }
 
@@ -123,9 +123,9 @@ impl Difference {
 /// The overhead of the proxy at each of [`QUANTILES`] and for the mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Overhead {
-    /// The overhead at the quantiles.
+    /// The difference, proxy minus direct, at each of [`QUANTILES`].
     pub quantiles: [Difference; 3],
-    /// The overhead of the mean.
+    /// The difference of the means, proxy minus direct.
     pub mean: Difference,
 }
 
@@ -257,7 +257,8 @@ mod tests {
         }
     }
 
-    /// Returns noisy values of `count` pairs; those of the proxy are larger by `added`.
+    /// Returns `count` random values of each side, direct first, from a range of width `noise`. The
+    /// range of the proxy's values is higher by `added`.
     fn pairs(count: u64, noise: u64, added: u64) -> (Values, Values) {
         let mut rng = SmallRng::seed_from_u64(count + noise);
         let mut side = |added| {

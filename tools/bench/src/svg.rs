@@ -68,7 +68,7 @@ impl Axis {
         self.from + share.clamp(0.0, 1.0) * (self.to - self.from)
     }
 
-    /// Returns a few round values within the axis.
+    /// Returns the values of the tick marks: a few round values within the axis's range.
     fn ticks(&self) -> Vec<f64> {
         let rough = (self.high - self.low) / TICKS;
         let power = 10_f64.powf(rough.log10().floor());

@@ -35,8 +35,8 @@ pub fn load_text(load: Load) -> String {
     }
 }
 
-/// Formats the overhead, or returns `below noise` if its interval contains 0. If the estimate and
-/// both ends of the interval are exactly 0, returns `none`.
+/// Formats the estimate of an overhead, or returns `below noise` if its interval contains 0. If the
+/// estimate and both ends of the interval are exactly 0, returns `none`.
 #[must_use]
 pub fn added(difference: Difference) -> String {
     if difference == Difference::default() {
@@ -48,7 +48,7 @@ pub fn added(difference: Difference) -> String {
     }
 }
 
-/// Formats the whole report.
+/// Formats the whole report as text for a terminal.
 #[must_use]
 pub fn table(report: &Report) -> String {
     let mut text = String::new();

@@ -5,8 +5,9 @@ use std::time::Duration;
 /// Longest time accepted on the command line: one day.
 const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Parses `200us`, `1.5ms`, `30s`, `2m`, `1h` or `250ns`. A number without a unit is refused
-/// (except `0`), because its unit would be a guess.
+/// Parses a time like `200us`, `1.5ms`, `30s`, `2m`, `1h` or `250ns`. Returns `None` if it is
+/// malformed or longer than a day, or if it has no unit and is not `0`, because the unit would be a
+/// guess.
 #[must_use]
 pub fn time(text: &str) -> Option<Duration> {
     if text == "0" {

@@ -105,7 +105,7 @@ impl ServerCertVerifier for AcceptAnyCertificate {
     }
 }
 
-/// A connection that is being opened or is open.
+/// A connection, with or without TLS, that is being opened or is open.
 pub struct Wire {
     socket: OwnedFd,
     tls: Option<Box<ClientConnection>>,
@@ -163,7 +163,8 @@ impl Wire {
         Ok(Self { socket, tls })
     }
 
-    /// Continues opening once the socket is ready; returns `true` when requests can be sent.
+    /// Continues to open the connection after the socket has become ready. Returns `true` if
+    /// requests can now be sent, and `false` if the TLS handshake is incomplete.
     ///
     /// # Errors
     /// If the connect or the TLS handshake failed.
@@ -182,7 +183,7 @@ impl Wire {
         Ok(!tls.wants_write())
     }
 
-    /// Receives available bytes without blocking.
+    /// Receives available bytes, decrypted if the connection uses TLS, without blocking.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
         let Some(tls) = &mut self.tls else {
             return socket::receive(&self.socket, buffer);
