@@ -48,7 +48,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Runs with `--json -` and returns the report and the exit code.
+/// Runs `ringside-bench overhead --json=-` with the further arguments `more`. Returns the JSON
+/// report and the exit code.
 fn report(direct: SocketAddr, proxy: SocketAddr, more: &[&str]) -> (Value, i32) {
     let output = bench(direct, proxy, &[&["--json=-", "--quiet"], more].concat());
     let report = serde_json::from_slice(&output.stdout)
@@ -56,7 +57,8 @@ fn report(direct: SocketAddr, proxy: SocketAddr, more: &[&str]) -> (Value, i32) 
     (report, output.status.code().unwrap())
 }
 
-/// Returns the estimate of the overhead and the lower end of its interval, in milliseconds.
+/// Returns the estimate of the overhead of metric number `metric` at `at` (such as `p50`) and the
+/// lower end of its interval, in milliseconds.
 fn overhead_ms(report: &Value, metric: usize, at: &str) -> (f64, f64) {
     let found = &report["metrics"][metric]["overhead"][at];
     let ms = |name: &str| found[name].as_f64().unwrap() / 1e6;

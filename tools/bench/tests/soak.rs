@@ -40,7 +40,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A process that is killed when the test ends.
+/// A child process that is killed when this value is dropped.
 struct ChildProcess(Child);
 
 impl ChildProcess {
@@ -125,18 +125,19 @@ fn a_correct_engine_passes_with_aborts_pauses_and_pipelining() {
 enum Corruption {
     Drop,
     Double,
-    /// Exchanges the event with the same event of another connection.
+    /// Of the two corrupted connections, the one whose event arrives later receives the event of
+    /// the other one instead. The earlier one passes unchanged.
     Swap,
     /// Flips a bit in the first digit of the response's `id`, which is not part of the text.
     Byte,
 }
 
-/// Number of the event that is corrupted, counted from 1.
+/// Number of the corrupted event in its connection's first response, counted from 1.
 const NTH: usize = 3;
 const CHUNK_END: &[u8] = b"\n\n\r\n";
 
-/// Starts a relay that forwards responses chunk by chunk and corrupts one event in each of the
-/// first two connections.
+/// Starts a relay to `to` that forwards responses chunk by chunk and applies `spoil` to event
+/// [`NTH`] of each of the first two connections. Returns the relay's address.
 fn relay(to: SocketAddr, spoil: Corruption) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
