@@ -62,7 +62,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// Returns a 400 that names `param`.
+    /// Returns a 400 response whose error names the member `param`.
     pub(crate) fn bad(param: &'static str, message: impl Into<String>) -> Self {
         Self {
             status: 400,
@@ -71,7 +71,7 @@ impl Refusal {
         }
     }
 
-    /// Returns a 500.
+    /// Returns a 500 response that names no member.
     pub(crate) fn internal(message: &str) -> Self {
         Self {
             status: 500,
@@ -80,7 +80,7 @@ impl Refusal {
         }
     }
 
-    /// Returns the response body.
+    /// Returns the JSON body of the error response.
     pub(crate) fn body(&self) -> String {
         let kind = match self.status {
             400 => "BadRequestError",
@@ -96,19 +96,20 @@ impl Refusal {
     }
 }
 
-/// A checked request.
+/// The parts of an inference request that determine its response. All of them have been checked.
 #[derive(Debug)]
 pub(crate) struct Ask {
     pub(crate) kind: Kind,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) continuous_usage: bool,
-    /// Number of tokens in the response.
+    /// Number of tokens to generate per choice.
     pub(crate) tokens: u32,
-    /// Number of the response's first token; greater than 0 if the request continues an earlier
-    /// response.
+    /// Number of the first token to generate; greater than 0 if the request continues an earlier
+    /// response and contains that many tokens of it.
     pub(crate) first: u32,
-    /// Whether the request's token limit ends the response.
+    /// Whether `tokens` equals the token limit of the request, so that the finish reason is
+    /// `length`.
     pub(crate) limited: bool,
     pub(crate) choices: u32,
     pub(crate) prompt_tokens: u64,
@@ -124,7 +125,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Returns the hash and the approximate token count of the prompt, if there is one.
+/// Returns the SHA-256 (hex) of the prompt's bytes and the approximate number of its tokens, or
+/// `None` if the request has no prompt.
 pub(crate) fn prompt_of(route: Route, fields: &Fields<'_>) -> Option<(String, u64)> {
     let raw = fields.some(kind_of(route, fields)?.prompt())?;
     let sha = hex(&Sha256::digest(raw.as_bytes()));
@@ -138,6 +140,7 @@ pub(crate) fn prompt_of(route: Route, fields: &Fields<'_>) -> Option<(String, u6
 }
 
 /// Returns the API of a request, determined by its path or, for `/invocations`, by its members.
+/// Returns `None` for a request to `/invocations` without `messages` and `prompt`.
 pub(crate) fn kind_of(route: Route, fields: &Fields<'_>) -> Option<Kind> {
     match route {
         Route::Api(kind) => Some(kind),
@@ -147,7 +150,8 @@ pub(crate) fn kind_of(route: Route, fields: &Fields<'_>) -> Option<Kind> {
     }
 }
 
-/// Checks a request body.
+/// Checks the members of an inference request. `prompt` is the result of [`prompt_of`]. Returns the
+/// error response to send if the request is invalid.
 pub(crate) fn check(
     route: Route,
     fields: &Fields<'_>,
@@ -223,8 +227,8 @@ fn check_model(fields: &Fields<'_>, config: &EngineConfig) -> Result<(), Refusal
     }
 }
 
-/// Returns the number of tokens in the response after the `first` tokens that the request already
-/// contains, and whether the request's token limit ends the response.
+/// Returns the number of tokens to generate per choice, and whether it equals the token limit of
+/// the request. `first` is the number of tokens of the response that the request already contains.
 fn length(
     kind: Kind,
     limits: &Fields<'_>,
@@ -293,7 +297,8 @@ fn choices(kind: Kind, fields: &Fields<'_>, limits: &Fields<'_>) -> Result<u32, 
     Ok(total)
 }
 
-/// Maximum number of tokens, over all choices, in a response that is built in memory.
+/// Maximum number of tokens, over all choices, in a response that is not a stream. Such a response
+/// is built in memory.
 const WHOLE_TOKENS_MAX: u64 = 1 << 22;
 /// Maximum number of choices in a response.
 const CHOICES_MAX: u32 = 16_384;

@@ -205,7 +205,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
     })))
 }
 
-/// Loads the TLS configuration from the files of a certificate chain and its private key.
+/// Loads the TLS configuration from the files of a certificate chain and its private key. Returns
+/// `Ok(None)` if neither file is given, and an error if only one is.
 fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String> {
     match files {
         (None, None) => Ok(None),
@@ -218,7 +219,8 @@ fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String
     }
 }
 
-/// Returns the listen address: a TCP address or a Unix socket.
+/// Returns the listen address that `--host`, `--port` and `--uds` specify, or an error message if
+/// one of them is missing or excludes another.
 fn place(host: Option<IpAddr>, port: Option<u16>, uds: Option<String>) -> Result<Place, String> {
     let host_or_default = host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     match (uds, port) {
@@ -247,7 +249,7 @@ fn engine_ids(list: &str) -> EngineIds {
     EngineIds::new(&list.split(',').collect::<Vec<_>>())
 }
 
-/// Parses a contract name.
+/// Parses the value of `--contract`. Returns `None` if no contract has this name.
 ///
 /// The prefill and the decode engine are expected to run in separate processes. A decode leg
 /// therefore does not wait for its prefill leg, and NIXL version 1 handoffs are not verified.
@@ -268,7 +270,8 @@ fn contract(text: &str) -> Option<KvContract> {
     })
 }
 
-/// Parses a duration such as `20ms`, `500us`, `1.5s` or a bare number of milliseconds.
+/// Parses a duration such as `20ms`, `500us`, `1.5s` or a bare number of milliseconds. Returns
+/// `None` for any other text.
 fn time(text: &str) -> Option<Duration> {
     let (number, scale) = if let Some(number) = text.strip_suffix("ms") {
         (number, 1e-3)
