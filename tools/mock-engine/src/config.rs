@@ -21,69 +21,80 @@ pub const CACHED_BY_ROLE: u64 = u64::MAX;
 /// `kv_transfer_params`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Accepts prefill legs (`do_remote_decode`); responds 500 to `do_remote_prefill`.
+    /// Accepts prefill legs only. With [`KvContract::Nixlv2`], these are the requests with
+    /// `do_remote_decode: true`, and a request with `do_remote_prefill: true` gets a 500.
     Prefill,
-    /// Accepts decode legs (`do_remote_prefill`); responds 500 to `do_remote_decode`.
+    /// Accepts decode legs only. With [`KvContract::Nixlv2`], these are the requests with
+    /// `do_remote_prefill: true`, and a request with `do_remote_decode: true` gets a 500.
     Decode,
-    /// Accepts both legs.
+    /// Accepts prefill and decode legs. If only the role identifies a prefill leg
+    /// ([`KvContract::SharedStorage`], [`KvContract::Sglang`], [`KvContract::Lmcache`]), every leg
+    /// is treated as a decode leg.
     Both,
-    /// Encodes one item of a chat completion request and returns its `ec_transfer_params`.
+    /// Accepts chat completion requests with one item, such as an image, and returns the
+    /// `ec_transfer_params` for it.
     Encoder,
 }
 
-/// The shape of the `usage` member of a response.
+/// The shape of the `usage` member of a response. The names below are those of the chat completions
+/// API; other APIs use their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsageShape {
-    /// `prompt_tokens_details: {"cached_tokens": n}`.
+    /// `usage` has `prompt_tokens_details: {"cached_tokens": n}`.
     Details,
-    /// `prompt_tokens_details: {}`.
+    /// `usage` has `prompt_tokens_details: {}`.
     EmptyDetails,
-    /// `prompt_tokens_details: null`, which vLLM sends by default.
+    /// `usage` has `prompt_tokens_details: null`, as vLLM sends it by default.
     NullDetails,
-    /// No `prompt_tokens_details` member.
+    /// `usage` has no `prompt_tokens_details` member.
     WithoutDetails,
-    /// `usage: null`.
+    /// The response has `usage: null`.
     Null,
     /// No `usage` member, and no usage event in a stream.
     Missing,
 }
 
-/// The shape of `kv_transfer_params` in a prefill response.
+/// The shape of `kv_transfer_params` in a prefill response, or of `ec_transfer_params` in an
+/// encoder's response. Contracts other than [`KvContract::Nixlv2`] distinguish only some of the
+/// shapes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandoffShape {
-    /// A new object with numbers, escapes and whitespace that no JSON library reproduces when it
-    /// parses and prints the object again.
+    /// A new handoff object with numbers, escapes and whitespace that no JSON library reproduces
+    /// when it parses and prints the object again.
     Fresh,
-    /// Like `Fresh`, with `remote_block_ids` as a flat list.
+    /// A new handoff object like `Fresh`, but with `remote_block_ids` as a flat list.
     Flat,
-    /// The member is absent.
+    /// The response has no handoff member.
     Omit,
-    /// `null`.
+    /// The handoff is `null`.
     Null,
-    /// `{}`.
+    /// The handoff is the empty object `{}`.
     Empty,
-    /// A string instead of an object.
+    /// The handoff is a string instead of an object.
     Text,
-    /// A list instead of an object.
+    /// The handoff is a list instead of an object.
     List,
-    /// The object of the most recent `Fresh`, `Flat` or `Decoys` response, sent again.
+    /// The most recent handoff object that the engine issued (`Fresh`, `Flat` or `Decoys`), sent
+    /// again; a new one if it has not issued any.
     Stale,
-    /// A new object, preceded by another member that contains decoys of the same name.
+    /// A new handoff object, preceded by a `metadata` member that contains another
+    /// `kv_transfer_params` object and a string with the text `"kv_transfer_params":{`.
     Decoys,
 }
 
 /// The configuration of an [`crate::Engine`]; see [`EngineConfig::default`].
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// The legs that are accepted.
+    /// The role of the engine: the legs of split requests that it accepts.
     pub role: Role,
     /// Time from the complete request to the first token.
     pub ttft: Duration,
     /// Time from one token to the next. Zero writes as fast as the socket accepts data.
     pub itl: Duration,
-    /// Tokens in a response. The request's limit lowers the number, `min_tokens` raises it, and
-    /// `ignore_eos` generates up to the limit.
+    /// Tokens per choice in a response. A lower token limit in the request lowers this number, and
+    /// a higher `min_tokens` raises it. With `ignore_eos`, the response has as many tokens as the
+    /// limit.
     pub tokens: u32,
     /// The model name in responses and in `/v1/models`.
     pub model: String,
@@ -93,19 +104,22 @@ pub struct EngineConfig {
     pub data_parallel_size: u32,
     /// The `remote_engine_id` of handoffs, and part of the engine's thread name.
     pub name: String,
-    /// The number of cached tokens that usage reports; [`CACHED_BY_ROLE`] for 7 and 49.
+    /// The number of cached tokens that `usage` reports. [`CACHED_BY_ROLE`]: 7 for a prefill leg,
+    /// 49 for any other request.
     pub cached_tokens: u64,
-    /// Checks prefill requests against pd-sidecar's contract, responds 500 to a
-    /// `kv_transfer_params` with neither flag or both, and verifies handoffs.
+    /// Whether to check prefill legs against pd-sidecar's contract, to respond 500 to a
+    /// `kv_transfer_params` with neither or both of `do_remote_decode` and `do_remote_prefill`, and
+    /// to verify handoffs (if `verify_handoff` is set).
     ///
-    /// Only [`KvContract::Nixlv2`] uses this setting. Turn it off for connectors whose objects have
-    /// other members.
+    /// Only [`KvContract::Nixlv2`] uses this setting. Turn it off to let such an engine accept the
+    /// `kv_transfer_params` of other connectors.
     pub strict: bool,
     /// The KV connector whose requests the engine expects.
     pub contract: KvContract,
-    /// The engine ids that Mooncake's `GET /query` returns; `None` for no such page.
+    /// The engine ids that Mooncake's `GET /query` returns. `None`: `/query` is an unknown path.
     pub bootstrap: Option<EngineIds>,
-    /// The `authorization` value that inference requests must carry; the others get 401.
+    /// The `authorization` value that inference requests must have; requests with another value or
+    /// none get a 401. `None` accepts every request.
     pub authorization: Option<String>,
     /// Sends `remote_block_ids` as a flat list, as older vLLM releases did. Affects
     /// [`HandoffShape::Fresh`] only.
@@ -116,14 +130,16 @@ pub struct EngineConfig {
     /// The registry that records issued handoffs and verifies them when a decode leg returns them.
     /// `None`: the engine records handoffs in a private registry and verifies nothing.
     pub verify_handoff: Option<HandoffRegistry>,
-    /// The shape of `usage`.
+    /// The shape of the `usage` member in responses.
     pub usage: UsageShape,
-    /// Puts `"usage": null` into every chunk of a stream.
+    /// Puts `"usage": null` into every event of a chat or completions stream except the final usage
+    /// event. Has no effect on a request with `continuous_usage_stats`.
     pub null_usage_in_chunks: bool,
     /// Responds to unknown paths with a description of the request. If off, the response is vLLM's
     /// 404 or 405.
     pub echo: bool,
-    /// The status of `GET /health`.
+    /// The HTTP status of `GET /health` and `GET /ping` until [`crate::Engine::set_health`] changes
+    /// it.
     pub health: u16,
     /// Responds 404 to requests for a model other than `model`.
     pub check_model: bool,
@@ -135,13 +151,14 @@ pub struct EngineConfig {
     pub keepalive: Duration,
     /// Maximum number of bytes of each request body that the log keeps.
     pub keep_body_bytes: usize,
-    /// Whether the log keeps each request body as parsed JSON. Benchmarks turn it off.
+    /// Whether the log keeps the body of each inference request as parsed JSON. Benchmarks turn it
+    /// off.
     pub keep_json: bool,
     /// Whether the log keeps the bytes of each response.
     pub keep_response: bool,
     /// Maximum number of requests in the log; when it is reached, the older half is dropped.
     pub log_requests_max: usize,
-    /// Enables TLS on TCP connections.
+    /// TLS configuration for TCP connections; `None` serves plain text.
     pub tls: Option<crate::Tls>,
 }
 
