@@ -15,7 +15,7 @@ use crate::response::tag_of;
 /// The point at which a response continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Continued {
-    /// Number of tokens that the request already contains.
+    /// Number of tokens of the response that the request already contains.
     pub(crate) first: u32,
     /// SHA-256 of the messages without the trailing assistant messages.
     pub(crate) prompt_sha256: String,
@@ -72,8 +72,8 @@ fn assistant_text(message: &RawValue) -> Option<String> {
     }
 }
 
-/// Returns the number of tokens in `text`, or `None` if it is not the start of the response with
-/// this tag.
+/// Returns the number of tokens in `text`, or `None` if it is not the start of the response whose
+/// tokens contain `tag`.
 fn tokens_in(text: &str, tag: &str) -> Option<u32> {
     let mut count = 0;
     for token in text.split_inclusive(' ') {

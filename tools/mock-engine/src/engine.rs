@@ -28,14 +28,14 @@ use crate::sync::{Gate, Guarded};
 /// Each of these engines gets a different number because the port is part of a handoff's id.
 static NEXT_SIDE_PORT: AtomicU16 = AtomicU16::new(5_600);
 
-/// Values for `/metrics` that the engine does not count itself.
+/// The load that `/metrics` reports; set it with [`Engine::set_load`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// `vllm:num_requests_running`; `None` for the actual number.
+    /// Value of `vllm:num_requests_running`; `None` reports the actual number of running requests.
     pub running: Option<u64>,
-    /// `vllm:num_requests_waiting`.
+    /// Value of `vllm:num_requests_waiting`.
     pub waiting: u64,
-    /// `vllm:kv_cache_usage_perc`.
+    /// Value of `vllm:kv_cache_usage_perc`.
     pub kv_cache_usage: f64,
 }
 
@@ -131,8 +131,8 @@ impl Engine {
         })
     }
 
-    /// Starts one engine per data-parallel rank, on consecutive ports; with port 0, each engine
-    /// uses any free port.
+    /// Starts one engine per data-parallel rank on 127.0.0.1: rank r on `port` + r or, with port 0,
+    /// each rank on any free port.
     ///
     /// # Errors
     ///
@@ -184,13 +184,14 @@ impl Engine {
         &self.place
     }
 
-    /// Returns `host:port` in the form used by routing headers.
+    /// Returns the TCP listen address as `host:port`, as used in routing headers, or `0.0.0.0:0`
+    /// for a Unix socket.
     #[must_use]
     pub fn host_port(&self) -> String {
         self.addr().to_string()
     }
 
-    /// Returns all requests received so far, in order of arrival.
+    /// Returns a copy of the request log, in order of arrival.
     ///
     /// Once a client has read a complete response, the entry is in state `Responded`, unless the
     /// socket could not accept the end of the response immediately. To observe any other state, use
@@ -205,8 +206,8 @@ impl Engine {
         self.shared.log.clear();
     }
 
-    /// Waits until `pred` returns true for the log and returns a snapshot of the log, or `None`
-    /// once `deadline` has passed.
+    /// Waits until `pred` returns true for the request log and returns a copy of the log, or `None`
+    /// if that takes longer than `deadline`.
     ///
     /// `pred` runs while the log is locked, so it must not call methods of this engine.
     pub fn wait_for(
@@ -217,8 +218,8 @@ impl Engine {
         self.shared.log.wait_for(deadline, pred)
     }
 
-    /// Waits until `pred` returns true for the counters and returns them, or `None` once `deadline`
-    /// has passed.
+    /// Waits until `pred` returns true for the counters and returns them, or `None` if that takes
+    /// longer than `deadline`.
     ///
     /// `pred` runs while the log is locked, so it must not call methods of this engine.
     pub fn wait_counters(
@@ -244,7 +245,8 @@ impl Engine {
         self.shared.faults.arm(None, fault, times);
     }
 
-    /// Sets a fault for the next `times` requests to `path`, which excludes the query.
+    /// Sets a fault for the next `times` requests whose path, without the query, is `path`;
+    /// `u32::MAX` means all requests.
     pub fn fault_on(&self, path: &str, fault: Fault, times: u32) {
         self.close_gate(&fault);
         self.shared.faults.arm(Some(path), fault, times);
@@ -292,7 +294,7 @@ impl Engine {
         }
     }
 
-    /// Sets the status of `GET /health`.
+    /// Sets the HTTP status with which the engine responds to `GET /health` and `GET /ping`.
     pub fn set_health(&self, status: u16) {
         self.shared.health.store(status, Ordering::Relaxed);
     }
@@ -320,7 +322,8 @@ impl Drop for Engine {
     }
 }
 
-/// Accepts connections until the handle is dropped.
+/// Accepts connections, and closes or opens the listener as [`Control`] specifies, until the
+/// [`Engine`] is dropped.
 async fn run(
     shared: Arc<Shared>,
     bound: Bound,

@@ -15,7 +15,7 @@ use crate::log::{AbortPhase, Seen, State, path_of};
 use crate::pages::page;
 use crate::wire::{Content, Next, Plan, Wire, head, substitute};
 
-/// How long a gentle close keeps discarding data that the client still sends.
+/// How long the engine keeps discarding data from the client after it has sent FIN.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves one connection until it ends.
@@ -118,9 +118,10 @@ fn entry(head: &Head, conn: u64, nth_on_conn: u32) -> Seen {
 
 /// The end of an exchange for a reason other than a client disconnect.
 pub(crate) enum Ended {
-    /// The response is complete.
+    /// The response was sent completely. Contains the action to take on the connection.
     Responded(Next),
-    /// A fault ended the exchange early.
+    /// A fault ended the exchange before the response was complete. Contains the action to take on
+    /// the connection.
     Cut(Next),
 }
 
@@ -278,7 +279,8 @@ impl Exchange<'_> {
         Ok(ended)
     }
 
-    /// Applies a fault that replaces the whole HTTP response; returns `None` for other faults.
+    /// Applies a fault that replaces the whole HTTP response, and returns how the exchange ended.
+    /// Returns `Ok(None)` for a fault of another kind, without any effect.
     async fn without_response(&mut self, fault: &Fault) -> Result<Option<Ended>, Disconnected> {
         match fault {
             Fault::ResetBeforeHead => Ok(Some(Ended::Cut(Next::Reset))),
