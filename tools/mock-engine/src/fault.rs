@@ -10,57 +10,59 @@ use serde::{Deserialize, Deserializer};
 use crate::config::HandoffShape;
 use crate::sync::Guarded;
 
-/// A kind of misbehaviour.
+/// A way in which the engine misbehaves while it handles a request.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// Accepts the connection and resets it. Applies to connections, so a path is ignored.
+    /// Accepts the next connection and resets it. A path set with the fault is ignored.
     /// [`crate::Engine::refuse`] refuses the connect itself.
     Refuse,
     /// Resets the connection once the request is complete.
     ResetBeforeHead,
     /// Closes the connection (FIN) once the request is complete.
     CloseBeforeHead,
-    /// Resets after this many events. A response that is not a stream is truncated after its head
-    /// (0) or halfway through its body.
+    /// Resets the connection after some events of a stream. A response that is not a stream ends
+    /// after its head (`after_events` is 0) or halfway through its body (any other number).
     ResetMidBody {
-        /// Events written before the fault.
+        /// Number of stream events that are written before the reset.
         after_events: u32,
     },
-    /// Closes (FIN, no terminator) after this many events. A response that is not a stream is
-    /// truncated as with `ResetMidBody`.
+    /// Closes the connection (FIN, without the last chunk) after some events of a stream. A
+    /// response that is not a stream ends at the same point as with `ResetMidBody`.
     TruncateMidBody {
-        /// Events written before the fault.
+        /// Number of stream events that are written before the close.
         after_events: u32,
     },
     /// Reads the request, then never sends a response.
     StallBeforeHead,
-    /// Responds only after [`crate::Engine::release`].
+    /// Sends the regular response, but only after [`crate::Engine::release`]. If set only with
+    /// `POST /mock/fault`, it delays nothing.
     Hold,
     /// Sends the head of the response, then nothing more.
     StallAfterHead,
-    /// Sends this many events, then nothing more. A response that is not a stream is truncated
-    /// as with `ResetMidBody`.
+    /// Sends some events of a stream, then nothing more; the connection remains open. A response
+    /// that is not a stream ends at the same point as with `ResetMidBody`.
     StallMidStream {
-        /// Events written before the fault.
+        /// Number of stream events that are written before the stall.
         after_events: u32,
     },
-    /// Sends this many events, then vLLM's error event and the end of the stream. Does not affect a
-    /// response that is not a stream.
+    /// Sends some events of a stream, then vLLM's error event, `[DONE]` and the regular end of the
+    /// body. Does not affect a response that is not a stream.
     ErrorMidStream {
-        /// Events written before the fault.
+        /// Number of stream events that are written before the error event.
         after_events: u32,
     },
-    /// Stops reading the request body after this many bytes and never continues.
+    /// Stops reading from the connection during the request body and never responds.
     StallRead {
-        /// Body bytes, including their framing, that are read from the socket.
+        /// Number of bytes after the request head, including chunk framing, that are read from the
+        /// socket.
         after_bytes: usize,
     },
     /// Responds with bytes that are not HTTP, then closes.
     Garbage,
-    /// Sends the regular response, then unsolicited bytes.
+    /// Sends the regular response, followed by a second response that no request belongs to.
     GarbageAfterResponse,
-    /// Sends this response instead of the regular one.
+    /// Sends a response with this status, body and content type instead of the regular one.
     Status {
         /// Status code.
         code: u16,
@@ -71,8 +73,8 @@ pub enum Fault {
         #[serde(default = "json_type")]
         content_type: String,
     },
-    /// Sends this JSON response instead of the regular one, but only after
-    /// [`crate::Engine::release`].
+    /// Sends a JSON response with this status and body instead of the regular one, but only after
+    /// [`crate::Engine::release`]. If set only with `POST /mock/fault`, it is sent immediately.
     HeldStatus {
         /// Status code.
         code: u16,
@@ -86,12 +88,13 @@ pub enum Fault {
     Html,
     /// Sends a 200 with truncated JSON and the correct `content-length` of the truncated body.
     HalfJson,
-    /// Sends the regular response, then closes without having announced it.
+    /// Sends the regular response without `connection: close`, then closes the connection.
     CloseIdle,
     /// Sends the regular response, then closes the connection when the first byte of the next
     /// request arrives, without responding to that request.
     CloseOnNextRequest,
-    /// Responds immediately after the request head.
+    /// Responds with an error body as soon as the request head is complete, before reading the
+    /// request body.
     EarlyResponse {
         /// Status code.
         status: u16,
@@ -110,7 +113,7 @@ pub enum Fault {
     },
     /// Sends a response head that never ends.
     EndlessHead,
-    /// Sends this many `103 Early Hints` before the response.
+    /// Sends `103 Early Hints` responses before the regular response.
     Interim {
         /// Number of interim responses.
         count: u32,
@@ -121,7 +124,8 @@ pub enum Fault {
     BareLf,
     /// Sends a `content-length` larger than the body, then closes.
     ExtraLength,
-    /// Sends a body with neither a length nor chunks, delimited by the end of the connection.
+    /// Sends the body with neither `content-length` nor chunks, so that only the end of the
+    /// connection delimits it.
     NoFraming,
     /// Sends `101 Switching Protocols`, then echoes every byte.
     Upgrade101,
@@ -129,15 +133,16 @@ pub enum Fault {
     NoContent204,
     /// Sends `304 Not Modified` with a `content-length` and no body.
     NotModified304,
-    /// Adds a member of this many bytes before `usage`.
+    /// Adds a `routed_experts` string to the response, before `usage`. Of the streams, only those
+    /// of chat completions and of the responses API have it.
     LargeJson {
-        /// Bytes of padding.
+        /// Length of the `routed_experts` string in bytes.
         bytes: usize,
     },
     /// Sends an HTTP/1.0 response, then closes. A stream is delimited by the close, any other body
     /// by `content-length`.
     Http10Response,
-    /// Uses a different shape of handoff than the configured one.
+    /// Issues handoffs in this shape instead of the configured one.
     Handoff(HandoffShape),
 }
 
@@ -153,7 +158,8 @@ fn millis<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 #[derive(Clone, Debug)]
 struct Armed {
     path: Option<String>,
-    /// Text that the request body must contain.
+    /// Text that the request body must contain; `None` for a fault that does not depend on the
+    /// body.
     needle: Option<String>,
     fault: Fault,
     left: u32,
@@ -166,7 +172,8 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// Adds `fault` for the next `times` requests; `u32::MAX` means all requests.
+    /// Adds `fault` for the next `times` requests to `path`, or to any path if it is `None`. With
+    /// `u32::MAX`, the fault applies to all requests.
     pub(crate) fn arm(&self, path: Option<&str>, fault: Fault, times: u32) {
         if times > 0 {
             self.armed.lock().push(Armed {
@@ -195,7 +202,8 @@ impl Faults {
         self.armed.lock().clear();
     }
 
-    /// Returns the first fault that applies to a request to `path`, and counts the use.
+    /// Returns the first pending fault for a request to `path` and counts the use, or `None`.
+    /// [`Fault::Refuse`] and faults that depend on the body are skipped.
     pub(crate) fn take(&self, path: &str) -> Option<Fault> {
         self.take_where(|armed| {
             armed.fault != Fault::Refuse
@@ -204,7 +212,8 @@ impl Faults {
         })
     }
 
-    /// Returns the first fault that applies to a request with this body, and counts the use.
+    /// Returns the first pending fault whose `needle` is contained in `body` and counts the use, or
+    /// `None` if there is no such fault.
     pub(crate) fn take_for_body(&self, body: &[u8]) -> Option<Fault> {
         self.take_where(|armed| {
             armed
@@ -214,7 +223,8 @@ impl Faults {
         })
     }
 
-    /// Returns whether to reset a connection that was just accepted, and counts the use.
+    /// Returns whether a [`Fault::Refuse`] is pending, so that a new connection must be reset, and
+    /// counts the use.
     pub(crate) fn take_refuse(&self) -> bool {
         self.take_where(|armed| armed.fault == Fault::Refuse)
             .is_some()
