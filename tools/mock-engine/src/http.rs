@@ -17,19 +17,20 @@ use crate::api::hex;
 use crate::listener::Stream;
 use crate::log::Framing;
 
-/// Number of bytes to read from the socket at a time.
+/// Buffer space in bytes that is reserved for each read from a socket.
 const READ_BYTES: usize = 64 << 10;
-/// Maximum number of bytes to read ahead while a response is in progress.
+/// Number of buffered bytes at which a connection stops reading ahead while a response is in
+/// progress.
 const AHEAD_BYTES_MAX: usize = 1 << 20;
-/// Maximum size of a request head. vLLM's Python front end accepts a header field of 5 MB.
+/// Maximum size of a request head in bytes. vLLM's Python front end accepts a header field of 5 MB.
 const HEAD_BYTES_MAX: usize = 8 << 20;
 /// Maximum number of header fields. vLLM's Python front end accepts 1000.
 const HEADERS_MAX: usize = 2_048;
-/// Maximum length of a chunk-size or trailer line.
+/// Maximum length in bytes of a chunk-size or trailer line.
 const LINE_BYTES_MAX: usize = 16 << 10;
 /// Maximum number of trailer fields after a chunked body.
 const TRAILERS_MAX: usize = 128;
-/// Maximum size of a body without its framing.
+/// Maximum size of a request body in bytes, without its framing.
 pub(crate) const BODY_BYTES_MAX: u64 = 512 << 20;
 /// Interval for polling whether the client has disconnected while the read-ahead buffer is full.
 const DISCONNECT_POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -85,7 +86,7 @@ impl Head {
 /// A request body.
 #[derive(Debug, Default)]
 pub(crate) struct Body {
-    /// The first `keep_max` bytes.
+    /// The first bytes of the body, as many as the `keep_max` of [`Conn::read_body`] allows.
     pub(crate) kept: Vec<u8>,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
@@ -114,7 +115,7 @@ impl Sink {
     }
 }
 
-/// A connection, with the bytes that were read ahead.
+/// A client's connection, with the received bytes that have not been parsed yet.
 #[derive(Debug)]
 pub(crate) struct Conn {
     stream: Stream,
@@ -123,9 +124,11 @@ pub(crate) struct Conn {
     pub(crate) out: Vec<u8>,
     /// Whether anything was written since this was last set to false.
     pub(crate) wrote: bool,
-    /// Maximum number of bytes per write, and the pause between writes.
+    /// Maximum number of bytes per write, and the pause between writes; `None` writes without
+    /// limit.
     pub(crate) slow: Option<(usize, Duration)>,
-    /// A copy of all bytes written, if set.
+    /// A copy of all bytes written to the connection for the current request; `None` records
+    /// nothing.
     pub(crate) recording: Option<Vec<u8>>,
 }
 
@@ -141,7 +144,8 @@ impl Conn {
         }
     }
 
-    /// Reads a request head. `idle` limits the wait for its first byte.
+    /// Reads a request head. Returns [`HeadError::Idle`] if its first byte does not arrive within
+    /// `idle`.
     pub(crate) async fn read_head(&mut self, idle: Option<Duration>) -> Result<Head, HeadError> {
         if self.inbuf.is_empty() {
             self.first_byte(idle).await?;
@@ -165,7 +169,8 @@ impl Conn {
         }
     }
 
-    /// Waits for the first byte of the next request, for at most `idle` if given.
+    /// Waits for the first byte of the next request. Returns [`HeadError::Idle`] if it does not
+    /// arrive within `idle`.
     pub(crate) async fn first_byte(&mut self, idle: Option<Duration>) -> Result<(), HeadError> {
         if !self.inbuf.is_empty() {
             return Ok(());
@@ -254,7 +259,8 @@ impl Conn {
         }
     }
 
-    /// Reads a line that ends in CRLF and returns it without the CRLF.
+    /// Reads a line that ends in CRLF and returns it without the CRLF. A line that ends in a bare
+    /// LF or is too long is [`BodyError::Malformed`].
     async fn read_line(&mut self) -> Result<Vec<u8>, BodyError> {
         loop {
             if let Some(at) = memchr::memchr(b'\n', &self.inbuf) {
@@ -359,8 +365,9 @@ impl Conn {
         Ok(())
     }
 
-    /// Writes as much of `out` as the socket accepts immediately, and returns whether that was
-    /// everything. The rest remains in `out` for [`Conn::flush`].
+    /// Writes as much of `out` as the socket accepts immediately, or nothing if `slow` is set.
+    /// Returns whether that was everything; otherwise the rest remains in `out` for
+    /// [`Conn::flush`].
     pub(crate) fn write_now(&mut self) -> bool {
         if self.slow.is_some() {
             return false;
@@ -433,7 +440,7 @@ impl Conn {
         }
     }
 
-    /// Closes with a reset.
+    /// Closes the connection with a TCP reset.
     pub(crate) fn reset(self) {
         reset(&self.stream);
     }
@@ -472,7 +479,8 @@ fn record(recording: &mut Option<Vec<u8>>, written: Option<&[u8]>) {
     }
 }
 
-/// Reads ahead. If the buffer is full, waits until the client has closed the connection instead.
+/// Waits until data arrives and reads it into `inbuf`. If `inbuf` is full, reads nothing and
+/// returns an error once the client has closed the connection.
 async fn ahead(stream: &Stream, inbuf: &mut Vec<u8>) -> Result<(), Disconnected> {
     if inbuf.len() < AHEAD_BYTES_MAX {
         fill(stream, inbuf).await

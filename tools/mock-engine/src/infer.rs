@@ -88,7 +88,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Checks the request against the contract of the configured connector.
+    /// Checks an inference request against the contract of an encoder or of the configured KV
+    /// connector, and returns how the request affects its response.
     fn admit(
         &self,
         ask: &Ask,
@@ -124,7 +125,8 @@ impl Exchange<'_> {
         })
     }
 
-    /// Handles the legs of NIXL version 2.
+    /// Checks a request against the contract of NIXL version 2. Issues a handoff for a prefill leg
+    /// and verifies the handoff of a decode leg.
     fn nixlv2(
         &self,
         ask: &Ask,
@@ -202,8 +204,9 @@ impl Exchange<'_> {
             .members(shape, &self.shared.registry, terms)
     }
 
-    /// Verifies the handoff of a decode leg. Returns whether the response must contain another
-    /// prompt's text, as a real engine's does after a reused handoff.
+    /// Verifies the handoff of a decode leg, if verification is on. Returns whether the response
+    /// must contain another prompt's text, as a real engine's does after a reused handoff. An
+    /// altered or unknown handoff is an error (500).
     fn redeem(&self, ask: &Ask, raw: &str) -> Result<bool, Refusal> {
         let config = &self.shared.config;
         if !config.strict || config.verify_handoff.is_none() {
