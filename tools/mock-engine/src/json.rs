@@ -1,7 +1,7 @@
 //! The top-level members of a JSON object, with their values as received.
 //!
-//! Hashes and handoffs depend on the exact bytes, so a value is only decoded when requested. A
-//! repeated name is kept each time, and look-ups return the last value, as Python does.
+//! Hashes and handoffs depend on the exact bytes, so a value is only decoded when requested. If
+//! a name is repeated, all its values are kept, and look-ups return the last one, as Python does.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ impl<'a> Fields<'a> {
         serde_json::from_slice(bytes)
     }
 
-    /// Returns the last value of `name`.
+    /// Returns the value of the last member called `name`.
     pub(crate) fn value(&self, name: &str) -> Option<&'a RawValue> {
         self.0
             .iter()
@@ -27,12 +27,13 @@ impl<'a> Fields<'a> {
             .map(|(_, value)| *value)
     }
 
-    /// Returns the bytes of the last value of `name`.
+    /// Returns the bytes of the value of the last member called `name`.
     pub(crate) fn raw(&self, name: &str) -> Option<&'a str> {
         self.value(name).map(RawValue::get)
     }
 
-    /// Returns the bytes of the last value of `name`, unless it is `null`.
+    /// Returns the bytes of the value of the last member called `name`. Returns `None` if the value
+    /// is `null` or there is no such member.
     pub(crate) fn some(&self, name: &str) -> Option<&'a str> {
         self.raw(name).filter(|raw| *raw != "null")
     }
@@ -52,17 +53,18 @@ impl<'a> Fields<'a> {
         self.raw(name) == Some("true")
     }
 
-    /// Returns the value of `name` decoded as a string.
+    /// Returns the value of the last member called `name`, decoded as a string. Returns `None` if
+    /// it is absent or not a string.
     pub(crate) fn string(&self, name: &str) -> Option<String> {
         serde_json::from_str(self.raw(name)?).ok()
     }
 
-    /// Returns the names in order.
+    /// Returns the names of all members, in order.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Returns the number of distinct names.
+    /// Returns the number of distinct member names.
     pub(crate) fn names_distinct(&self) -> usize {
         let mut names: Vec<&str> = self.names().collect();
         names.sort_unstable();
@@ -70,7 +72,6 @@ impl<'a> Fields<'a> {
         names.len()
     }
 
-    /// Returns the number of members.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
