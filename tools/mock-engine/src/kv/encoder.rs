@@ -10,11 +10,11 @@ use crate::api::{Kind, Refusal, hex};
 use crate::config::HandoffShape;
 use crate::json::Fields;
 
-/// The part types that are encoded.
+/// The `type` values of message content parts that an encoder accepts.
 const ITEMS: [&str; 4] = ["image_url", "audio_url", "video_url", "input_audio"];
 
-/// Returns the `ec_transfer_params` member that an encoder on `port` returns for `item`: its key,
-/// and the bytes of its value.
+/// Returns the member of `ec_transfer_params` that an encoder on `port` returns for `item`, the
+/// bytes of a content part. The result is the key and the bytes of the value.
 #[must_use]
 pub fn encoded_params(item: &str, port: u16) -> (String, String) {
     let key = hex(&Sha256::digest(item.as_bytes()));
@@ -25,7 +25,7 @@ pub fn encoded_params(item: &str, port: u16) -> (String, String) {
     (key.get(..16).unwrap_or_default().to_owned(), value)
 }
 
-/// Checks a request to an encoder.
+/// Checks a request to an encoder, and returns the `ec_transfer_params` for its response.
 pub(crate) fn admit(call: &Call<'_>) -> Result<Admitted, Refusal> {
     if call.kind != Kind::Chat {
         return Err(broken(format!(
@@ -70,7 +70,8 @@ pub(crate) fn admit(call: &Call<'_>) -> Result<Admitted, Refusal> {
     })
 }
 
-/// Returns the bytes of the only item of the only message.
+/// Returns the bytes of the only content part of the only message. Any other content of `messages`
+/// is an error.
 fn only_item<'a>(fields: &Fields<'a>) -> Result<&'a str, Refusal> {
     let raw = fields.raw("messages").unwrap_or("absent");
     let messages: Vec<Fields<'a>> =

@@ -3,7 +3,7 @@
 use crate::api::{Kind, Refusal};
 use crate::json::Fields;
 
-/// Returns the response to a request that violates a contract.
+/// Returns the 400 response to a request that violates a contract; `message` names the violation.
 pub(crate) fn broken(message: impl Into<String>) -> Refusal {
     Refusal::bad("kv_contract", message)
 }
@@ -102,14 +102,14 @@ pub(crate) fn exactly(fields: &Fields<'_>, place: &str, names: &[&str]) -> Resul
     }
 }
 
-/// Specifies whether a limit of one token must be present.
+/// Specifies how a member that limits the number of tokens is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cap {
-    /// The member must be present and 1.
+    /// The limit must be present with the value 1.
     Set,
-    /// The member may be absent, but must be 1 if present.
+    /// The limit may be absent, but must be 1 if present.
     IfGiven,
-    /// The contract does not specify the member.
+    /// The limit is not checked.
     Free,
 }
 
@@ -143,7 +143,7 @@ pub(crate) fn one_token(
     }
 }
 
-/// Checks that the request does not request a stream.
+/// Checks that `stream` is present with the value `false` and that `stream_options` is absent.
 pub(crate) fn not_streamed(fields: &Fields<'_>) -> Result<(), Refusal> {
     is(fields, "stream", "false")?;
     absent(fields, "stream_options")

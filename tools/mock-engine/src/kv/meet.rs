@@ -1,5 +1,5 @@
 //! Matches the two legs of a split request by the key they share: a room, a transfer id or a
-//! request id.
+//! request id. A key and the legs that have arrived with it are a *meeting*.
 //!
 //! Each leg may arrive once. A leg is refused if it is the second one of its side, or if its prompt
 //! or its terms differ from those of the other leg, which has arrived before it.
@@ -14,17 +14,18 @@ use super::fields::broken;
 use crate::api::Refusal;
 use crate::sync::Guarded;
 
-/// Maximum number of meetings in a book; beyond it, the oldest is dropped.
+/// Maximum number of split requests that a [`Meetings`] remembers; beyond it, the oldest is
+/// dropped.
 const MEETINGS_MAX: usize = 65_536;
 
-/// The two sides of a meeting, one per leg.
+/// The leg of a split request that arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Prefill,
     Decode,
 }
 
-/// The properties of a leg that both legs of a request must agree on.
+/// The properties of a leg that has arrived. The other leg of the request must have the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Arrival {
     prompt_sha256: String,
@@ -51,19 +52,21 @@ struct Inner {
     decode_does_not_wait: AtomicBool,
 }
 
-/// The meetings of a group of engines. Clones share their contents.
+/// The split requests that a group of engines has received, by key, with the legs that have
+/// arrived. Clones share their contents.
 #[derive(Clone, Debug, Default)]
 pub struct Meetings(Arc<Inner>);
 
 impl Meetings {
-    /// Returns a value without meetings, in which decode legs wait for their prefill legs.
+    /// Returns a record without split requests, in which the response to a decode leg waits for the
+    /// prefill leg.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns a value without meetings, in which no leg waits for the other: for engines in
-    /// separate processes.
+    /// Returns a record without split requests, in which the response to a leg never waits for the
+    /// other leg. Use it for engines in separate processes.
     pub(crate) fn apart() -> Self {
         let meetings = Self::default();
         meetings.decode_waits(false);
@@ -82,13 +85,14 @@ impl Meetings {
         self.0.decode_does_not_wait.store(!waits, Ordering::Relaxed);
     }
 
-    /// Returns the keys of all meetings, in the order of their first arrivals.
+    /// Returns the keys of all recorded split requests, in the order in which their first legs
+    /// arrived.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
         self.0.book.lock().order.iter().cloned().collect()
     }
 
-    /// Returns the number of meetings at which both legs have arrived.
+    /// Returns the number of recorded split requests of which both legs have arrived.
     #[must_use]
     pub fn complete(&self) -> usize {
         let book = self.0.book.lock();
@@ -96,8 +100,8 @@ impl Meetings {
         book.meetings.values().filter(complete).count()
     }
 
-    /// Records the arrival of a leg, and returns a [`Wait`] if its response must wait for the other
-    /// leg.
+    /// Records the arrival of the leg `side` of the split request `key`. Returns a [`Wait`] if
+    /// responses to this side wait for the other leg, otherwise `Ok(None)`.
     ///
     /// Both legs must have the same `terms`; empty terms match any other.
     ///
@@ -167,7 +171,7 @@ fn agree(key: &str, own: &Arrival, other: &Arrival) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The wait of a response for the other leg.
+/// Makes a response wait until the other leg of its split request has arrived.
 #[derive(Debug)]
 pub(crate) struct Wait {
     meetings: Meetings,
