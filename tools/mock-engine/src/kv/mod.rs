@@ -43,17 +43,17 @@ pub enum KvContract {
     /// NIXL version 2.
     #[default]
     Nixlv2,
-    /// A store that both engines read.
+    /// The shared-storage connector, with the store that both engines use.
     SharedStorage(Store),
-    /// `SGLang`'s bootstrap rooms.
+    /// `SGLang`'s connector: both legs identify the same bootstrap room.
     Sglang(Meetings),
-    /// Mooncake's transfer engine.
+    /// Mooncake's connector: both legs have the same transfer id.
     Mooncake(Mooncake),
-    /// The offloading connector's P2P tier.
+    /// The P2P tier of the offloading connector: both legs have the same KV request id.
     Offloading(Meetings),
-    /// `MoRI-IO`, with the legs in sequence or concurrently.
+    /// `MoRI-IO` in write mode, with the legs sent in sequence or concurrently.
     Mori(Mori),
-    /// NIXL version 1.
+    /// NIXL version 1, with the handoffs that have been issued.
     NixlV1(BlockBook),
     /// `LMCache`, as used by the first llm-d sidecar.
     Lmcache,
@@ -72,7 +72,7 @@ pub(crate) struct Call<'a> {
     pub(crate) port: u16,
 }
 
-/// The effects of an accepted request on its response.
+/// How a request that a contract accepts affects its response.
 #[derive(Debug, Default)]
 pub(crate) struct Admitted {
     /// Members to insert into the response, each with a leading comma.
@@ -81,14 +81,16 @@ pub(crate) struct Admitted {
     pub(crate) foreign: bool,
     /// Whether the request is a prefill leg.
     pub(crate) is_prefill: bool,
-    /// Whether the response has the finish reason `cache_threshold` and no generated token.
+    /// Whether the response has the finish reason `cache_threshold` and no generated token, because
+    /// the prompt is not in the shared store.
     pub(crate) cold: bool,
-    /// The other leg that the response waits for.
+    /// Makes the response wait for the other leg; `None` if it does not wait.
     pub(crate) wait: Option<Wait>,
 }
 
 impl KvContract {
-    /// Checks a request against the contract.
+    /// Checks a request against the contract and returns how it affects the response. The caller
+    /// checks [`KvContract::Nixlv2`].
     pub(crate) fn admit(&self, call: &Call<'_>) -> Result<Admitted, Refusal> {
         match self {
             // Not reached: the caller handles it, because it has the engine's issuer and registry.

@@ -19,12 +19,12 @@ use crate::sync::Guarded;
 const PARAMS: &str = "kv_transfer_params";
 const RANK: &str = "x-data-parallel-rank";
 
-/// The engine ids of an engine's ranks, by rank. Clones share the ids.
+/// The engine ids of the ranks of a prefill engine, in rank order. Clones share the ids.
 #[derive(Clone, Debug, Default)]
 pub struct EngineIds(Arc<Guarded<Vec<String>>>);
 
 impl EngineIds {
-    /// Returns a value with these ids.
+    /// Creates a list of engine ids, one per rank, starting with rank 0.
     #[must_use]
     pub fn new(ids: &[&str]) -> Self {
         let engines = Self::default();
@@ -45,7 +45,8 @@ impl EngineIds {
         self.0.lock().iter().any(|have| have == id)
     }
 
-    /// Returns the response body of a bootstrap server.
+    /// Returns the body of the response to `GET /query` of a Mooncake bootstrap server: the engine
+    /// id of each rank.
     pub(crate) fn page(&self) -> String {
         let ids = self.0.lock();
         let ranks = ids.iter().enumerate();
@@ -61,7 +62,7 @@ impl EngineIds {
 pub struct Mooncake {
     /// The engine ids of the prefill engine's ranks.
     pub engines: EngineIds,
-    /// The transfers, by id.
+    /// The split requests, by transfer id.
     pub meetings: Meetings,
 }
 

@@ -22,7 +22,8 @@ use crate::sync::Guarded;
 const PARAMS: &str = "kv_transfer_params";
 const RANK: &str = "x-data-parallel-rank";
 
-/// The members of `kv_transfer_params` in every prefill leg.
+/// The members that `kv_transfer_params` must have in every prefill leg and, if the legs are sent
+/// concurrently, in every decode leg.
 const PREFILL: [&str; 13] = [
     "do_remote_decode",
     "do_remote_prefill",
@@ -39,20 +40,21 @@ const PREFILL: [&str; 13] = [
     "remote_dp_size",
 ];
 
-/// The settings of a `MoRI-IO` deployment that the legs must contain, and its transfers.
+/// The settings of a `MoRI-IO` deployment that the legs must contain, and the split requests
+/// received so far.
 #[derive(Clone, Debug, Default)]
 pub struct Mori {
-    /// Whether the legs are sent concurrently.
+    /// Whether the engines expect the legs concurrently instead of in sequence.
     pub parallel: bool,
-    /// The decode engine's host, as prefill legs must state it.
+    /// Host of the decode engine that every prefill leg must contain.
     pub decode_host: String,
     /// The decode engine's ports: notification, handshake.
     pub decode_ports: (u16, u16),
     /// The prefill engine's ports: notification, handshake.
     pub prefill_ports: (u16, u16),
-    /// Number of tensor-parallel ranks.
+    /// Number of tensor-parallel ranks; 0 means 1.
     pub tp_size: u64,
-    /// Number of data-parallel ranks over all hosts.
+    /// Number of data-parallel ranks over all hosts; 0 means 1.
     pub dp_size: u64,
     /// Number of data-parallel ranks per host; 0 if not configured.
     pub dp_size_local: u64,
@@ -60,9 +62,9 @@ pub struct Mori {
     pub prefill_hosts: Vec<String>,
     /// Hosts of the decode engines; empty unless there are several.
     pub decode_hosts: Vec<String>,
-    /// The transfers, by id.
+    /// The split requests, by transfer id.
     pub meetings: Meetings,
-    /// The object in prefill responses.
+    /// The `kv_transfer_params` in prefill responses, if the legs are sent in sequence.
     pub returned: Returned,
 }
 
@@ -227,8 +229,8 @@ fn equal(params: &Fields<'_>, name: &str, want: u64) -> Result<(), Refusal> {
     is(params, name, &want.to_string())
 }
 
-/// Returns the rank in `kv_transfer_params`. The header must contain the same rank, or be absent
-/// if there is only one rank.
+/// Returns the rank in `kv_transfer_params`. The `x-data-parallel-rank` header field must contain
+/// the same rank or, if there is only one rank, be absent.
 fn rank(terms: &Mori, call: &Call<'_>, params: &Fields<'_>) -> Result<u64, Refusal> {
     let rank = number(params, "remote_dp_rank")?;
     let header = call.head.header(RANK);
@@ -245,7 +247,8 @@ fn rank(terms: &Mori, call: &Call<'_>, params: &Fields<'_>) -> Result<u64, Refus
     Ok(rank)
 }
 
-/// Checks that the rank is derived from the request id, over all ranks or over those of one host.
+/// Checks that `rank` is the [`dp_rank`] of the id in `transfer`, either over all ranks or over the
+/// ranks of one host.
 fn hashed(terms: &Mori, transfer: &str, rank: u64) -> Result<(), Refusal> {
     let id = transfer.strip_prefix("tx").unwrap_or(transfer);
     let over_all = dp_rank(id, terms.dp_size);
