@@ -10,14 +10,15 @@ use crate::api::Refusal;
 use crate::config::{HandoffShape, Role};
 use crate::sync::Guarded;
 
-/// The members of a handoff.
+/// The body members that make up a NIXL version 1 handoff.
 const MEMBERS: [&str; 4] = [
     "remote_block_ids",
     "remote_engine_id",
     "remote_host",
     "remote_port",
 ];
-/// Maximum number of handoffs in a book; beyond it, the book is cleared.
+/// Maximum number of handoffs that a [`BlockBook`] keeps. When it is reached, all of them are
+/// dropped.
 const ISSUED_MAX: usize = 65_536;
 
 #[derive(Debug)]
@@ -29,12 +30,12 @@ struct Issued {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Handoffs by their raw block ids, which are unique.
+    /// The issued handoffs, by the bytes of their `remote_block_ids`, which are unique.
     issued: HashMap<String, Issued>,
     count: u64,
 }
 
-/// The handoffs that prefill engines have issued. Clones share their contents.
+/// The NIXL version 1 handoffs that prefill engines have issued. Clones share their contents.
 #[derive(Clone, Debug, Default)]
 pub struct BlockBook {
     inner: Arc<Guarded<Inner>>,
@@ -43,13 +44,13 @@ pub struct BlockBook {
 }
 
 impl BlockBook {
-    /// Returns an empty book.
+    /// Returns a record without handoffs.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns an empty book that does not verify handoffs, for engines in separate processes.
+    /// Returns a record that does not verify handoffs, for engines in separate processes.
     pub(crate) fn apart() -> Self {
         Self {
             apart: true,

@@ -69,12 +69,13 @@ fn decode(meetings: &Meetings, call: &Call<'_>, params: &Fields<'_>) -> Result<A
     })
 }
 
-/// Checks `remote_kv_source`.
+/// Checks `remote_kv_source`, which identifies an engine to fetch a cached prefix from.
 pub(crate) fn pull(params: &Fields<'_>) -> Result<(), Refusal> {
     peer(params, SOURCE).map(drop)
 }
 
-/// Checks a peer to fetch from and returns its request id.
+/// Checks the member `name`, which identifies an engine to fetch KV cache from, and returns its
+/// `kv_request_id`.
 fn peer(params: &Fields<'_>, name: &str) -> Result<String, Refusal> {
     let peer = object(params, name)?;
     exactly(

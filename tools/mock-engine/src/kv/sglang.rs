@@ -9,7 +9,7 @@ use crate::config::Role;
 
 const ROOM: &str = "bootstrap_room";
 const MEMBERS: [&str; 3] = ["bootstrap_host", "bootstrap_port", ROOM];
-/// Number of rooms: engines store a room as a signed 64-bit number.
+/// Number of valid bootstrap rooms, from 0: engines store a room as a signed 64-bit number.
 const ROOMS: u64 = 1 << 63;
 
 pub(super) fn admit(meetings: &Meetings, call: &Call<'_>) -> Result<Admitted, Refusal> {

@@ -1,6 +1,6 @@
-//! The shared-storage contract: the prefill engine fills a store. If a decode leg specifies a
-//! minimum hit rate (`cache_hit_threshold`) and the store does not reach it, the decode engine
-//! returns the finish reason `cache_threshold` without generating a token.
+//! The shared-storage contract: the prefill engine fills a store. If a decode leg has a
+//! `cache_hit_threshold` above 0 and its prompt is not in the store, the decode engine returns the
+//! finish reason `cache_threshold` without generating a token.
 
 use std::collections::HashSet;
 use std::sync::Arc;
