@@ -1,7 +1,7 @@
 //! A mock vLLM server for tests, demos and benchmarks.
 //!
-//! It reproduces the HTTP behaviour of a vLLM server byte for byte, logs every request it
-//! receives, checks the requests of a split prefill/decode exchange, and misbehaves on request
+//! It imitates the HTTP behaviour of a vLLM server, including response formats and error messages.
+//! It logs every request, checks the legs of split requests, and misbehaves on request
 //! ([`Fault`]). There is no model: the generated text is a function of the prompt's hash
 //! ([`expected_text`]). From any part of a response a test can therefore determine which prompt it
 //! belongs to, and whether a part is missing.

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::tls::{Tls, TlsStream};
 
-/// vLLM's listen backlog.
+/// Listen backlog in connections, the same as in vLLM.
 const BACKLOG: i32 = 2_048;
 /// Placeholder for the rank's number in the path of a socket.
 const RANK: &str = "{rank}";
@@ -46,7 +46,8 @@ impl fmt::Display for Place {
 }
 
 impl Place {
-    /// Returns the address for `rank`: the port plus `rank`, or the path with `{rank}` replaced.
+    /// Returns the listen address for `rank`, one of `ranks`: the port plus `rank` (port 0 is
+    /// unchanged), or the path with `{rank}` replaced.
     ///
     /// # Errors
     ///
@@ -84,7 +85,7 @@ impl Place {
         }
     }
 
-    /// Returns the path of a Unix socket's file; abstract sockets have none.
+    /// Returns the path of a Unix socket's file, or `None` for an abstract socket or a TCP address.
     fn file(&self) -> Option<&Path> {
         match self {
             Self::Unix(path) if !path.starts_with('@') => Some(Path::new(path)),
@@ -102,7 +103,8 @@ impl Place {
         Ok(socket)
     }
 
-    /// Removes an existing socket file on which nothing listens.
+    /// Removes an existing socket file on which nothing listens. A file that is not a socket is an
+    /// error.
     fn remove_stale_file(&self) -> io::Result<()> {
         let Some(file) = self.file() else {
             return Ok(());
@@ -205,7 +207,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 #[derive(Debug)]
 pub(crate) enum ListenerState {
     Open(Open),
-    /// Bound without listening, to reserve the address; `None` if binding failed.
+    /// The address is bound but not listening, which reserves it; `None` if binding or listening
+    /// failed.
     Shut(Option<Bound>),
 }
 
