@@ -14,11 +14,11 @@ use crate::sync::{Guarded, wait};
 /// The framing of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// Neither a length nor chunks, so no body.
+    /// The request has neither `content-length` nor `transfer-encoding`, so it has no body.
     None,
-    /// `content-length`.
+    /// The body is delimited by `content-length`, which has this value.
     ContentLength(u64),
-    /// `transfer-encoding: chunked`.
+    /// The body has `transfer-encoding: chunked`.
     Chunked,
 }
 
@@ -27,7 +27,7 @@ pub enum Framing {
 pub enum AbortPhase {
     /// The request body was incomplete.
     Body,
-    /// The request was complete, and no byte of the response had been written.
+    /// The request was complete, and no byte of the final response had been written.
     BeforeFirstByte,
     /// Part of the response had been written.
     Streaming,
@@ -42,7 +42,8 @@ pub enum State {
     Responding,
     /// The response is complete.
     Responded,
-    /// A [`crate::Fault`] ended the exchange without a complete response.
+    /// A [`crate::Fault`] ended the exchange without a complete response. A fault that stalls
+    /// results in `Aborted` instead, once the client disconnects.
     Faulted,
     /// The client disconnected before the response was complete.
     Aborted {
@@ -78,7 +79,7 @@ impl State {
 /// The log entry of one request.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// Position in the order of arrival, from 0.
+    /// Number of the request among all requests of the engine, from 0 in the order of arrival.
     pub seq: u64,
     /// Number of the connection, from 0 in the order of acceptance.
     pub conn: u64,
@@ -92,28 +93,30 @@ pub struct Seen {
     pub minor_version: u8,
     /// Header fields: names as sent, values as text (lossy if they are not UTF-8).
     pub headers: Vec<(String, String)>,
-    /// Trailer fields of a chunked body.
+    /// Trailer fields of a chunked request body.
     pub trailers: Vec<(String, String)>,
-    /// The body without its framing, truncated to `keep_body_bytes`.
+    /// The request body without its framing, truncated to `keep_body_bytes`; empty until the body
+    /// is complete.
     pub body: Vec<u8>,
-    /// The length of the whole body in bytes.
+    /// Length of the whole request body in bytes; 0 until the body is complete.
     pub body_bytes: u64,
-    /// SHA-256 of the whole body in hex; empty until the body is complete.
+    /// SHA-256 (hex) of the whole request body; empty until the body is complete.
     pub body_sha256: String,
-    /// The bytes of the response as written. Set after the exchange if `keep_response` is on.
+    /// All bytes written in response, including interim responses. Set after the exchange if
+    /// `keep_response` is on.
     pub response: Option<Vec<u8>>,
-    /// Framing of the body.
+    /// How the request body is delimited.
     pub framing: Framing,
-    /// The time at which the head was complete.
+    /// The time at which the request head was complete.
     pub at: Instant,
-    /// The time at which the body was complete.
+    /// The time at which the request body was complete; `None` until then.
     pub body_at: Option<Instant>,
-    /// The time at which the first byte of the response was written.
+    /// The time at which the first byte of the final response was written; `None` until then.
     pub first_byte_at: Option<Instant>,
-    /// The body as JSON, for requests to the inference routes if `keep_json` is on.
+    /// The request body as JSON, for requests to the inference routes if `keep_json` is on.
     pub json: Option<Value>,
-    /// SHA-256 in hex of the prompt's bytes as received: the value of `messages`, `prompt`,
-    /// `input` or `token_ids`.
+    /// SHA-256 (hex) of the prompt's bytes as received: the value of `messages`, `prompt`, `input`
+    /// or `token_ids`. `None` if the request has no prompt or the body is incomplete.
     pub prompt_sha256: Option<String>,
     /// Progress of the request.
     pub state: State,
@@ -181,39 +184,42 @@ pub struct Counters {
     pub connections_accepted: u64,
     /// Connections currently open.
     pub connections_open: u64,
-    /// Request heads received.
+    /// Complete request heads received.
     pub requests: u64,
     /// Requests whose head is complete and whose exchange has not ended.
     pub running: u64,
-    /// Responses completed.
+    /// Requests whose response was sent completely.
     pub responded: u64,
     /// Requests whose client disconnected before the response was complete.
     pub aborted: u64,
-    /// Connections closed because they were idle for longer than `keepalive`.
+    /// Connections that the engine closed because they were idle for `keepalive` after a response.
     pub idle_closed: u64,
     /// Connections closed when the next request arrived (`CloseOnNextRequest`).
     pub stale_closed: u64,
-    /// Heads or bodies that are not valid HTTP.
+    /// Request heads or bodies that are not valid HTTP (status 400).
     pub malformed: u64,
     /// Requests and connections to which a fault was applied.
     pub faulted: u64,
-    /// Requests that violated the contract of their leg (status 400).
+    /// Requests that violated the contract of the KV connector or of an encoder (status 400).
     pub contract_broken: u64,
-    /// Handoffs issued.
+    /// New handoffs issued in prefill responses (NIXL version 2 only, like all handoff counters).
     pub handoff_issued: u64,
-    /// Handoffs verified: known, unaltered, for the same prompt, first use.
+    /// Decode legs with a valid handoff: known, unaltered, used for the first time, and for the
+    /// same prompt.
     pub handoff_used: u64,
-    /// Handoffs used a second time (the response has another prompt's text).
+    /// Decode legs whose handoff had been used before (the response has another prompt's text).
     pub handoff_reused: u64,
-    /// Handoffs used with a different prompt (the response has another prompt's text).
+    /// Decode legs whose handoff was issued for another prompt (the response has another prompt's
+    /// text).
     pub handoff_foreign: u64,
-    /// Handoffs whose bytes differ from those issued (status 500).
+    /// Decode legs whose handoff has a known id but differs from the issued bytes (status 500).
     pub handoff_altered: u64,
-    /// Handoffs that were never issued (status 500).
+    /// Decode legs whose handoff has a missing or unknown id (status 500).
     pub handoff_unknown: u64,
-    /// Requests that would crash a real engine (status 500).
+    /// Requests whose `kv_transfer_params` would crash a real engine (status 500; NIXL version 2
+    /// only).
     pub poisoned: u64,
-    /// Requests for a leg that the engine's role does not serve (status 500).
+    /// Requests for a leg that the engine's role does not serve (status 500; NIXL version 2 only).
     pub wrong_role: u64,
 }
 
@@ -232,7 +238,7 @@ impl Inner {
     }
 }
 
-/// The log of one engine.
+/// The request log and the counters of one engine.
 #[derive(Debug)]
 pub(crate) struct Log {
     inner: Guarded<Inner>,
@@ -276,7 +282,7 @@ impl Log {
         self.changed.notify_all();
     }
 
-    /// Sets the final state of an entry and updates the counters.
+    /// Sets the final state of request `seq` and updates the counters.
     pub(crate) fn finish(&self, seq: u64, state: State) {
         self.count(|counters| {
             counters.running -= 1;
@@ -332,7 +338,8 @@ impl Log {
         self.inner.lock().seen.clear();
     }
 
-    /// Waits until `pred` returns true for the log; returns `None` once `deadline` has passed.
+    /// Waits until `pred` returns true for the log entries. Returns a copy of them, or `None` if
+    /// that takes longer than `deadline`.
     pub(crate) fn wait_for(
         &self,
         deadline: Duration,
@@ -342,7 +349,8 @@ impl Log {
             .map(|inner| inner.seen.clone())
     }
 
-    /// Waits until `pred` returns true for the counters; returns `None` once `deadline` has passed.
+    /// Waits until `pred` returns true for the counters. Returns them, or `None` if that takes
+    /// longer than `deadline`.
     pub(crate) fn wait_counters(
         &self,
         deadline: Duration,
