@@ -1,5 +1,5 @@
 //! Responses to requests other than inference: health, models, metrics, the pages of the mock
-//! itself, and a description of any request to an unknown path.
+//! itself, and (if `echo` is on) a description of any request to an unknown path.
 
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;

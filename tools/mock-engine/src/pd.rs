@@ -17,20 +17,20 @@ use crate::config::HandoffShape;
 use crate::json::Fields;
 use crate::sync::Guarded;
 
-/// Maximum number of handoffs in a registry; beyond it, the oldest is dropped.
+/// Maximum number of handoffs that a [`HandoffRegistry`] keeps; beyond it, the oldest is dropped.
 const HANDOFFS_MAX: usize = 65_536;
 
-/// The leg of a split request, according to `kv_transfer_params`.
+/// The leg that a request is, according to its `kv_transfer_params`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leg {
-    /// No `kv_transfer_params`.
+    /// No leg of a split request: `kv_transfer_params` is absent or `null`.
     Local,
-    /// `do_remote_decode: true`.
+    /// A prefill leg: `do_remote_decode` is `true` and `do_remote_prefill` is not.
     Prefill,
-    /// `do_remote_prefill: true`.
+    /// A decode leg: `do_remote_prefill` is `true` and `do_remote_decode` is not.
     Decode,
-    /// An object with neither flag or both, or a value that is not an object. It crashes a real
-    /// engine.
+    /// A `kv_transfer_params` that crashes a real engine: an object in which neither or both of
+    /// `do_remote_decode` and `do_remote_prefill` are `true`, or a value that is not an object.
     Poison,
 }
 
@@ -60,7 +60,8 @@ const CONTRACT: [(&str, &str); 6] = [
     ("remote_port", "null"),
 ];
 
-/// Checks a prefill request. The error names the first member that violates the contract.
+/// Checks a prefill leg, whose `kv_transfer_params` are `params`. The error names the first member
+/// that violates the contract.
 pub(crate) fn check_contract(
     kind: Kind,
     body: &Fields<'_>,
@@ -126,15 +127,17 @@ fn expect(fields: &Fields<'_>, prefix: &str, name: &str, want: &str) -> Result<(
 /// The result of verifying a handoff that a decode request carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Known, unaltered, used for the first time, and for the prompt it was issued for.
+    /// The handoff is known, unaltered, used for the first time, and for the prompt it was issued
+    /// for.
     Good,
-    /// Used before.
+    /// The handoff has been used before.
     Reused,
-    /// Issued for another prompt.
+    /// The handoff was issued for another prompt.
     Foreign,
-    /// The `remote_request_id` is known, but the bytes differ.
+    /// The `remote_request_id` is known, but the handoff differs from the bytes issued with that
+    /// id.
     Altered,
-    /// The `remote_request_id` is missing or unknown.
+    /// The handoff has no `remote_request_id`, or one that is not in the registry.
     Unknown,
 }
 
@@ -151,7 +154,7 @@ struct Book {
     order: VecDeque<String>,
 }
 
-/// A registry of the handoffs that a group of engines has issued.
+/// A registry of the NIXL version 2 handoffs that a group of engines has issued.
 ///
 /// Clones share their contents. Give clones of one registry to the prefill and decode engines of a
 /// test.
@@ -200,7 +203,7 @@ impl HandoffRegistry {
             .collect()
     }
 
-    /// Records a handoff.
+    /// Records the handoff `raw`, issued with the `remote_request_id` `id` for the given prompt.
     pub(crate) fn issue(&self, id: String, raw: &str, prompt_sha256: &str) {
         let mut book = self.book.lock();
         if book.order.len() >= HANDOFFS_MAX
@@ -219,7 +222,8 @@ impl HandoffRegistry {
         );
     }
 
-    /// Verifies a handoff that a decode request carries, and counts the use.
+    /// Verifies the handoff `raw`, which a decode leg for the given prompt contains, and counts the
+    /// use.
     pub(crate) fn redeem(&self, raw: &str, prompt_sha256: &str) -> Verdict {
         let id = Fields::parse(raw.as_bytes())
             .ok()
@@ -246,7 +250,7 @@ impl HandoffRegistry {
 /// same port must not repeat its predecessor's ids.
 static NEXT_HANDOFF: AtomicU64 = AtomicU64::new(0);
 
-/// Issues the handoffs of one engine.
+/// Issues the handoffs of one engine and remembers the last one for [`HandoffShape::Stale`].
 #[derive(Debug, Default)]
 pub(crate) struct Issuer {
     last: Guarded<Option<String>>,
@@ -263,8 +267,9 @@ pub(crate) struct Terms<'a> {
 }
 
 impl Issuer {
-    /// Returns the members to insert into a response, each with a leading comma, or an empty string
-    /// for [`HandoffShape::Omit`]. A fresh handoff is recorded in `registry`.
+    /// Returns the `kv_transfer_params` member for a prefill response in the given shape, with a
+    /// leading comma, or an empty string for [`HandoffShape::Omit`]. A new handoff is recorded in
+    /// `registry`.
     pub(crate) fn members(
         &self,
         shape: HandoffShape,
@@ -295,7 +300,8 @@ impl Issuer {
         format!(",\"kv_transfer_params\":{value}")
     }
 
-    /// Formats a unique handoff and records it.
+    /// Returns a new, unique handoff with the given `remote_block_ids`, and records it in
+    /// `registry`.
     fn fresh(&self, blocks: &str, registry: &HandoffRegistry, terms: Terms<'_>) -> String {
         let nth = NEXT_HANDOFF.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{}-{nth:x}", terms.engine_id, terms.port);
@@ -317,13 +323,14 @@ impl Issuer {
     }
 }
 
-/// Block ids per KV-cache group; the last one cannot be represented exactly as a double.
+/// The `remote_block_ids` of a handoff: one list per KV-cache group. The last id cannot be
+/// represented exactly as a double.
 const NESTED: &str = "[[1, 2,3 ,9007199254740993]]";
 
-/// Block ids as a flat list, as older vLLM releases sent them.
+/// The `remote_block_ids` of a handoff as a flat list, as older vLLM releases sent them.
 const FLAT: &str = "[1, 2,3 ,9007199254740993]";
 
-/// Members whose bytes change if a proxy parses and prints them again.
+/// Members of a handoff whose bytes change if a proxy parses and prints them again.
 const ODDITIES: &str = "\"remote_blocks_expiry_time\":null,\"transfer_mode\":\"pull\",\
      \"mock_nonce\":12345678901234567890,\"mock_floats\":[1.0,1e5,0.1e-7,-0.0],\
      \"mock_escapes\":\"\\u003c\\u00e9\\/\\ud83d\\ude00\",\"mock_text\":\"é漢字🙂\",\
