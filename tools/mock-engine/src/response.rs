@@ -16,7 +16,8 @@ pub fn expected_text(prompt_sha256: &str, tokens: u32) -> String {
     text_from(tag_of(prompt_sha256), 0, tokens)
 }
 
-/// Returns `tokens` tokens of text, starting with token number `first`.
+/// Returns `tokens` tokens of generated text, starting with token number `first`. Each token
+/// contains `tag`.
 fn text_from(tag: &str, first: u32, tokens: u32) -> String {
     let mut text = String::with_capacity(tokens as usize * 14);
     for i in first..first.saturating_add(tokens) {
@@ -32,10 +33,12 @@ pub fn expected_token_ids(prompt_sha256: &str, tokens: u32) -> Vec<u32> {
     (0..tokens).map(|i| token_id(seed, i)).collect()
 }
 
-/// Replaces the prompt's hash in a response that contains another prompt's text.
+/// Pass this to [`expected_text`] instead of the prompt's hash to get the text of a response that
+/// contains another prompt's text.
 pub const FOREIGN_TAG: &str = "f0e19000";
 
-/// Returns the part of the prompt's hash that each token of text contains.
+/// Returns the first 8 characters of a prompt's hash, which each token of the generated text
+/// contains.
 pub(crate) fn tag_of(prompt_sha256: &str) -> &str {
     prompt_sha256.get(..8).unwrap_or(prompt_sha256)
 }
@@ -69,13 +72,16 @@ pub(crate) struct Response {
     null_usage: bool,
     include_usage: bool,
     continuous_usage: bool,
-    /// The members of the handoff, each with a leading comma.
+    /// Members to append to the response, such as `kv_transfer_params`, each with a leading comma;
+    /// may be empty.
     handoff: String,
-    /// A long member with a leading comma, or an empty string.
+    /// The member that [`crate::Fault::LargeJson`] adds, with a leading comma; empty without the
+    /// fault.
     pad: String,
 }
 
-/// The inputs of a response that do not follow from the request's body or the configuration.
+/// The inputs of a [`Response`] that follow neither from the members checked in [`Ask`] nor from
+/// the configuration.
 #[derive(Debug)]
 pub(crate) struct ResponseInputs {
     pub(crate) id: String,
@@ -120,7 +126,7 @@ impl Response {
         }
     }
 
-    /// Returns the number of tokens that take time to generate.
+    /// Returns the number of tokens per choice, on which the generation time depends.
     pub(crate) fn tokens(&self) -> u32 {
         self.tokens
     }
@@ -207,7 +213,8 @@ impl Response {
         )
     }
 
-    /// Returns the `response` object of the responses API, complete or as in the first events.
+    /// Returns the `response` object of the responses API: with the output and usage if `complete`,
+    /// otherwise without, as in the first events of a stream.
     fn response_object(&self, complete: bool) -> String {
         let status = match (complete, self.limited || self.cold) {
             (false, _) => "in_progress",
@@ -284,7 +291,8 @@ impl Response {
         }
     }
 
-    /// Returns `,"usage":…` for `tokens` tokens in the configured shape, or an empty string.
+    /// Returns `,"usage":…` for `tokens` generated tokens per choice in the configured shape, or an
+    /// empty string for [`UsageShape::Missing`].
     fn usage_member(&self, tokens: u32) -> String {
         match self.usage {
             UsageShape::Missing => String::new(),
@@ -342,7 +350,8 @@ impl Response {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) text: String,
-    /// Number of the token that the event carries, used for pacing.
+    /// Number of the token, from 0, whose generation time the event waits for. For an event without
+    /// a token, it is that of the first or the last token.
     pub(crate) token: u32,
 }
 
@@ -371,7 +380,7 @@ impl Events {
         }
     }
 
-    /// Returns the next event.
+    /// Returns the next event, or `None` after the last one.
     pub(crate) fn next(&mut self) -> Option<Event> {
         if let Some(text) = self.before.pop() {
             return Some(Event { text, token: 0 });
@@ -595,7 +604,8 @@ impl Response {
         ]
     }
 
-    /// Returns a chat or completions event with these choices and trailing members.
+    /// Returns an event of a chat or completions stream with these choices. `members` follow the
+    /// choices, each with a leading comma.
     fn openai_event(&self, choices: &str, members: &str) -> String {
         let object = match self.kind {
             Kind::Chat => "chat.completion.chunk",
@@ -610,7 +620,8 @@ impl Response {
         )
     }
 
-    /// Returns the `usage` member of an event other than the final usage event, if it has one.
+    /// Returns the `usage` member of an event other than the final usage event, with a leading
+    /// comma, or an empty string if the event has none. `tokens` is the number of tokens so far.
     fn chunk_usage(&self, tokens: u32) -> String {
         if self.continuous_usage {
             self.usage_member(tokens)

@@ -132,8 +132,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Ends the body. If `cut` truncates it, writes the buffered output; otherwise appends the
-    /// terminator of a chunked body.
+    /// Ends the body and returns `cut`. If `cut` truncates the body, writes the buffered output;
+    /// otherwise appends the terminator of a chunked body.
     async fn flush_cut(
         &mut self,
         cut: Option<Cut>,
@@ -170,7 +170,8 @@ impl Exchange<'_> {
                 return self.flush_cut(Some(cut), chunked).await;
             }
             let Some(event) = events.next() else {
-                // A response with too few events for the fault is truncated before its terminator.
+                // The regular end, unless a fault is set for a later event than the last: the
+                // terminator is then omitted, except for an error event.
                 return self.flush_cut(wire.cut.map(|(_, cut)| cut), chunked).await;
             };
             if !itl.is_zero() && event.token > 0 {

@@ -35,7 +35,7 @@ pub(crate) fn wait<'a, T>(
         .0
 }
 
-/// A gate that tasks wait at until it is opened. Initially open.
+/// A gate that is open or closed; tasks wait while it is closed. It is open at first.
 #[derive(Debug)]
 pub(crate) struct Gate(watch::Sender<bool>);
 
@@ -54,7 +54,6 @@ impl Gate {
         self.0.send_replace(false);
     }
 
-    /// Waits until the gate is open.
     pub(crate) async fn opened(&self) {
         // Cannot fail: the sender is `self.0`.
         let _ = self.0.subscribe().wait_for(|open| *open).await;

@@ -52,7 +52,7 @@ impl Tls {
         Self::new(&std::fs::read(chain)?, &std::fs::read(key)?)
     }
 
-    /// Closes connections without sending `close_notify`.
+    /// Returns the configuration, changed to close connections without sending `close_notify`.
     #[must_use]
     pub fn without_close_notify(mut self) -> Self {
         self.close_notify = false;
@@ -151,7 +151,7 @@ impl State {
 }
 
 impl TlsStream {
-    /// Performs the server side of the handshake.
+    /// Performs the server side of the TLS handshake and returns the encrypted connection.
     pub(crate) async fn accept(tcp: TcpStream, tls: &Tls) -> io::Result<Self> {
         let session = ServerConnection::new(Arc::clone(&tls.config)).map_err(io::Error::other)?;
         let stream = Self {
