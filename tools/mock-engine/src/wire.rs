@@ -14,11 +14,12 @@ use crate::response::Events;
 /// The body of a response.
 #[derive(Debug)]
 pub(crate) enum Content {
-    /// A body of known length, and the number of tokens generated for it.
+    /// A body of known length, and the number of tokens whose generation time passes before it is
+    /// sent (0: none).
     Whole(Vec<u8>, u32),
     /// A stream of events.
     Events(Box<Events>),
-    /// No body, with an optional `content-length` (304).
+    /// No body. Contains the value of `content-length`, if the response has one (304).
     Nothing(Option<u64>),
 }
 
@@ -29,7 +30,7 @@ pub(crate) struct Plan {
     pub(crate) content_type: String,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) content: Content,
-    /// The other leg to wait for before the first token.
+    /// Makes the response wait for the other leg of the split request; `None` if it does not wait.
     pub(crate) wait: Option<Wait>,
 }
 
@@ -50,7 +51,8 @@ impl Plan {
         Self::new(status, JSON, body)
     }
 
-    /// A JSON response that takes the time of generating `tokens` tokens.
+    /// Returns a 200 response with the JSON `body`, which takes the time of generating `tokens`
+    /// tokens.
     pub(crate) fn generated(body: String, tokens: u32) -> Self {
         Self {
             content: Content::Whole(body.into(), tokens),
@@ -58,7 +60,7 @@ impl Plan {
         }
     }
 
-    /// A stream of events.
+    /// Returns a 200 response that streams `events`.
     pub(crate) fn stream(events: Events) -> Self {
         Self {
             content: Content::Events(Box::new(events)),
@@ -73,7 +75,7 @@ impl Plan {
         }
     }
 
-    /// Adds a header.
+    /// Adds a header field to the response.
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
@@ -89,7 +91,8 @@ impl From<Refusal> for Plan {
 const JSON: &str = "application/json";
 const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 
-/// Returns the response that `fault` sends instead of the real one, if it has one.
+/// Returns the response that replaces the regular one because of `fault`, or `None` if `fault` does
+/// not replace it.
 pub(crate) fn substitute(fault: &Fault) -> Option<Plan> {
     Some(match fault {
         Fault::Status {
@@ -126,26 +129,27 @@ pub(crate) enum Next {
     Reset,
 }
 
-/// A failure after part of a body.
+/// The way in which a fault ends a response after part of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     Reset,
     Truncate,
     Stall,
-    /// An error event, then the regular end of the stream.
+    /// Send an error event, then end the stream regularly.
     Error,
 }
 
-/// How the body is delimited.
+/// How the end of a response body is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delimiter {
-    /// `content-length` if the length is known, otherwise chunks.
+    /// The body is delimited by `content-length` if its length is known, otherwise by chunks
+    /// (HTTP/1.1) or by closing the connection (HTTP/1.0).
     Proper,
-    /// `content-length` and chunks.
+    /// The response has both `content-length` and chunks, which HTTP forbids.
     Both,
-    /// A `content-length` that is too large.
+    /// The response has a `content-length` that is larger than the body.
     ExtraLength,
-    /// The end of the connection: neither a length nor chunks.
+    /// The body is delimited by closing the connection, with neither `content-length` nor chunks.
     Close,
 }
 
@@ -157,21 +161,24 @@ pub(crate) struct Wire {
     pub(crate) delimiter: Delimiter,
     pub(crate) bare_lf: bool,
     pub(crate) http10: bool,
-    /// Sends the head, then nothing more.
+    /// Whether nothing is sent after the response head.
     pub(crate) stall_after_head: bool,
-    /// Waits for [`crate::Engine::release`].
+    /// Whether the response waits for [`crate::Engine::release`].
     pub(crate) held: bool,
-    /// A failure after this many events.
+    /// The number of stream events after which the body fails, and how. A body that is not a stream
+    /// fails at its start (0) or halfway through. `None` sends the complete body.
     pub(crate) cut: Option<(u32, Cut)>,
-    /// Bytes per write, and the pause between writes.
+    /// Maximum number of bytes per write, and the pause between writes; `None` writes without
+    /// limit.
     pub(crate) slow: Option<(usize, Duration)>,
     pub(crate) garbage_after: bool,
-    /// Action to take on the connection, if a fault determines it.
+    /// Action to take on the connection after the response. `None`: it follows from the request and
+    /// from how the body is delimited.
     pub(crate) next: Option<Next>,
 }
 
 impl Wire {
-    /// Returns how to write a response with `fault`.
+    /// Returns how a response is written under `fault`; `None` is the regular way.
     pub(crate) fn of(fault: Option<&Fault>) -> Self {
         let mut wire = Self {
             interim: 0,
@@ -215,7 +222,8 @@ impl Wire {
         wire
     }
 
-    /// Returns whether the body is sent in chunks.
+    /// Returns whether a body is sent with chunked transfer coding. `minor_version` is that of the
+    /// request.
     pub(crate) fn chunked(&self, content: &Content, minor_version: u8) -> bool {
         match (self.delimiter, content) {
             (Delimiter::Both, _) => true,
@@ -226,7 +234,7 @@ impl Wire {
     }
 }
 
-/// Formats the head of a response.
+/// Formats the head of a response. `announce_close` adds `connection: close`.
 pub(crate) fn head(plan: &Plan, wire: &Wire, chunked: bool, announce_close: bool) -> String {
     let version = if wire.http10 { "1.0" } else { "1.1" };
     let mut head = format!("HTTP/{version} {} {}\r\n", plan.status, reason(plan.status));
