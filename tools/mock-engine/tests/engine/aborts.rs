@@ -28,7 +28,8 @@ fn wait_state(engine: &Engine, pred: impl Fn(&State) -> bool) -> Seen {
         .remove(0)
 }
 
-/// Waits until the engine detects the abort, at most 500 ms after `since`, and returns its phase.
+/// Waits until the engine has detected that the client disconnected, asserts that this was less
+/// than 500 ms after `since`, and returns the phase that the request was in.
 fn phase(engine: &Engine, since: Instant) -> AbortPhase {
     let seen = wait_state(engine, State::is_aborted);
     let State::Aborted { at, phase } = seen.state else {

@@ -37,7 +37,7 @@ impl Response {
             .map(|(_, value)| value)
     }
 
-    /// Returns the JSON of each `data:` line.
+    /// Returns the JSON of each `data:` line in the chunks, without `[DONE]`.
     pub(crate) fn events(&self) -> Vec<Value> {
         self.chunks
             .iter()
@@ -83,8 +83,8 @@ impl Client {
         self.0.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Reads until the connection ends. Returns all bytes, and the error unless it ended with a
-    /// FIN.
+    /// Reads until the connection ends. Returns all bytes, and the read error: `None` if the
+    /// connection ended with a FIN.
     pub(crate) fn rest(&mut self) -> (Vec<u8>, Option<ErrorKind>) {
         let mut all = Vec::new();
         let error = self.0.read_to_end(&mut all).err().map(|e| e.kind());

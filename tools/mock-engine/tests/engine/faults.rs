@@ -16,7 +16,8 @@ fn engine(fault: Fault) -> Engine {
     engine
 }
 
-/// Sends one request with a fault set, and reads until the connection ends.
+/// Sends a completions request with `body` to a new engine with `fault` set, and reads until the
+/// connection ends. Returns all received text, and the read error: `None` after a FIN.
 fn raw(fault: Fault, body: &str) -> (String, Option<ErrorKind>) {
     let engine = engine(fault);
     let mut client = Client::new(&engine);

@@ -31,7 +31,7 @@ fn pair() -> (Engine, Engine) {
     )
 }
 
-/// Returns the raw bytes of the handoff in a response.
+/// Returns the bytes of `kv_transfer_params`, which must be the last member of the response.
 fn handoff(response: &Response) -> String {
     let text = String::from_utf8(response.body.clone()).unwrap();
     let from = text.find("\"kv_transfer_params\":").unwrap() + 21;
