@@ -26,11 +26,12 @@ use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
 struct Counting;
 
 thread_local! {
-    /// Allocations of the current thread only: the test harness runs further threads.
+    /// Number of allocations by the current thread. Counted per thread, because the test harness
+    /// runs further threads.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Allocations of all threads.
+/// Number of allocations by all threads of this process, including those of the sidecar under test.
 static OF_ALL: AtomicUsize = AtomicUsize::new(0);
 
 fn count() {
@@ -141,7 +142,8 @@ fn framing_and_rewriting() {
 /// allocate a little, so the test allows fewer than one allocation per ten chunks.
 const CHUNKS: usize = 2000;
 
-/// Reads once. Retries if a signal interrupts the call.
+/// Reads once from `stream` and returns the number of bytes, which is 0 at the end of the
+/// connection. Retries if a signal interrupts the call.
 fn read(stream: &mut TcpStream, into: &mut [u8]) -> usize {
     loop {
         match stream.read(into) {
@@ -198,8 +200,9 @@ fn engines(requested: mpsc::Receiver<()>) -> (u16, u16) {
     ports
 }
 
-/// Streams through a running sidecar, sending each chunk after the previous one has arrived, and
-/// checks the number of allocations.
+/// Relays a stream through a sidecar in this process, sending each chunk after the client has
+/// received the previous one. Fails if one or more allocations per ten chunks are counted. With
+/// `split`, the request names the prefill engine; otherwise it is decode-only.
 fn relaying(split: bool) {
     let (request_chunk, requested) = mpsc::channel();
     let (prefill, decode) = engines(requested);
