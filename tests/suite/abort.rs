@@ -1,8 +1,8 @@
 //! Client disconnects in each phase of a request, by FIN and by reset, with and without unread
-//! bytes after the request. The connection to the engine must be closed.
+//! bytes after the request. The sidecar must then close its connection to the engine.
 //!
-//! The bound documented for operators is 50 ms. Loaded test machines get more time; the measured
-//! times are printed.
+//! The limit on the median time from the client disconnect to that close is generous, because test
+//! machines may be loaded. The measured times are printed.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,14 @@ use crate::harness_more::{
     expect_healthy, pair_on, split_request, unsent,
 };
 
-/// Limit for the median time between a client disconnect and the end of the engine's connection. A
-/// single measurement may be longer, because a loaded machine may not schedule this process.
+/// Limit for the median time from a client disconnect until the engine detects that its connection
+/// has been closed. A single measurement may be longer, because a loaded machine may not schedule
+/// this process.
 const ABORT_MAX: Duration = Duration::from_secs(2);
-/// Bytes after the request: none, fewer than are read ahead, and more than are read ahead.
+/// Numbers of bytes that the client sends after its request before it disconnects: none, fewer than
+/// the sidecar reads ahead, and more than it reads ahead.
 const BEHIND: [usize; 3] = [0, 48, 96 * 1024];
-/// Repetitions of each case with a silent engine.
+/// Number of disconnects per case in the tests whose engine stalls without sending anything more.
 const REPETITIONS: u32 = 20;
 
 /// Waits until the engine has recorded an aborted request, and returns when that happened.
@@ -46,8 +48,10 @@ fn wait_state(engine: &Engine, want: State) {
     assert!(log.is_some(), "not {want:?}: {:?}", engine.requests());
 }
 
-/// Brings a client into a phase with `begin`, disconnects it in every way, and checks each time
-/// that `engine` records an aborted request.
+/// Repeatedly calls `begin`, which brings a client into a phase of its request, sends one of the
+/// numbers of bytes in `behind`, and disconnects the client. Fails unless `engine` records an
+/// aborted request each time, within a median of [`ABORT_MAX`]. Covers each kind of disconnect in
+/// [`Leave`].
 #[track_caller]
 fn leave_in_each_way(
     what: &str,
@@ -74,8 +78,8 @@ fn leave_in_each_way(
     }
 }
 
-/// Checks the state after all disconnects: no connection or request is left, and further requests
-/// are served.
+/// Clears all faults, then checks that further requests are served and that no connection or
+/// request is left from the disconnects.
 #[track_caller]
 fn expect_recovered(pair: &Pair) {
     pair.prefill.clear_faults();
@@ -90,7 +94,8 @@ fn ring_pair(args: &[&str]) -> Pair {
     pair_on(Driver::Ring, args, |_| {}, |_| {})
 }
 
-/// Sends a request with only the first part of its body.
+/// Sends a chat completion request without the last part of its body, and returns the open
+/// connection.
 fn half_upload(sidecar: &Sidecar, headers: &[(&str, &str)]) -> Client {
     let mut client = sidecar.connect();
     let mut bytes = head("POST", CHAT, headers);
@@ -128,7 +133,8 @@ fn aborts_on_disconnect_during_a_buffered_upload() {
     expect_recovered(&pair);
 }
 
-/// Sends body bytes until the sidecar reads no more of them from its socket.
+/// Starts an upload of 256 MiB and sends body bytes until all of them have arrived and the sidecar
+/// has read none for 150 ms. Returns the open connection.
 fn fill_upload(sidecar: &Sidecar) -> Client {
     const PIECE: usize = 64 * 1024;
     let mut client = sidecar.connect();
@@ -344,7 +350,8 @@ fn decoder_is_silent(driver: Driver) {
     expect_recovered(&pair);
 }
 
-/// Returns the body of a request whose response is practically endless.
+/// Returns a streaming chat completion body that requests 4,000,000 tokens, so that the response
+/// does not end during a test.
 fn endless_body() -> String {
     ask_for(4_000_000, true).1
 }

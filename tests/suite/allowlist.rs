@@ -47,7 +47,8 @@ impl Drop for Folder {
     }
 }
 
-/// Returns the status of a chat completion request that names this prefiller.
+/// Sends a chat completion request that names `target` as the prefiller, and returns the status of
+/// the response.
 pub(crate) fn status(sidecar: &Sidecar, target: &str) -> u16 {
     sidecar.post(CHAT, BODY, &[(PREFILLER, target)]).status
 }
@@ -388,7 +389,8 @@ pub(crate) fn expect_streams_whole(pair: &Pair, mut change: impl FnMut(usize)) {
     eprintln!("{STREAMS} streams of {TOKENS} tokens were complete despite {changes} changes");
 }
 
-/// Starts a pair whose streams last several seconds.
+/// Starts a pair whose decode engine waits 40 ms between tokens, so that a stream of 100 tokens
+/// lasts several seconds.
 pub(crate) fn slow_pair(args: &[&str]) -> Pair {
     let slow = |config: &mut EngineConfig| config.itl = Duration::from_millis(40);
     Pair::with(args, |_| {}, slow)

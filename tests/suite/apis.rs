@@ -29,7 +29,8 @@ pub(crate) struct Question {
     pub(crate) tokens: u32,
 }
 
-/// When a leg contains `max_completion_tokens`: always, or only if the client's request does.
+/// When the prefill leg must contain `max_completion_tokens`: always, or only if the client's
+/// request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completion {
     Always,
@@ -60,7 +61,8 @@ impl Api {
         self.ask_with(tokens, stream, "")
     }
 
-    /// As `ask`, with `more` inserted before the closing brace.
+    /// As `ask`, with `more` inserted before the closing brace of the body: members, each after a
+    /// comma.
     pub(crate) fn ask_with(self, tokens: u32, stream: bool, more: &str) -> Question {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -95,8 +97,8 @@ impl Api {
         }
     }
 
-    /// Fails unless `have` is the client's body capped to one token, with exactly these members
-    /// set and these removed.
+    /// Fails unless the leg's body `have` is the client's body with the API's token limit set to
+    /// one, the members in `set` set, those in `removed` removed, and all others unchanged.
     #[track_caller]
     pub(crate) fn expect_capped(
         self,
@@ -154,7 +156,8 @@ impl Question {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// Fails unless `response` is the complete response to this question.
+    /// Fails unless `response` contains exactly the text (or for `Generate`, the token IDs) that
+    /// the mock engines generate for this question.
     #[track_caller]
     pub(crate) fn expect(&self, response: &Response) {
         let hash = sha256(self.prompt.as_bytes());
@@ -180,7 +183,8 @@ fn pieces(response: &Response) -> Vec<Value> {
     }
 }
 
-/// Returns the text of a response, streamed or not.
+/// Returns the generated text in a response to a request of `api`, streamed or not. It is empty for
+/// `Generate`, whose responses contain token IDs.
 pub(crate) fn text_of(api: Api, response: &Response) -> String {
     let places: &[&str] = match api {
         Api::Chat => &["/choices/0/message/content", "/choices/0/delta/content"],
@@ -201,7 +205,8 @@ pub(crate) fn text_of(api: Api, response: &Response) -> String {
     pieces(response).iter().map(text).collect()
 }
 
-/// Returns the token IDs of a response, streamed or not.
+/// Returns the token IDs in a response to a `Generate` request, streamed or not, as text like `[1,
+/// 2]`.
 fn ids_of(response: &Response) -> String {
     let ids = |piece: &Value| {
         let ids = piece.pointer("/choices/0/token_ids").cloned();
