@@ -110,7 +110,8 @@ fn undo(body: &str, edited: &str, original: &str) -> String {
 const ASKED: &str = "\"kv_transfer_params\":{\"do_remote_decode\":true,\"do_remote_prefill\":false,\
     \"remote_engine_id\":null,\"remote_block_ids\":null,\"remote_host\":null,\"remote_port\":null}";
 
-/// Removes the members that were appended before the last brace. Each must occur exactly as given.
+/// Returns `body` without `members`, which the proxy appended before the last brace. Fails unless
+/// each of them occurs exactly once and all of them directly precede the brace.
 #[track_caller]
 fn cut_appended(body: &str, members: &[&str]) -> String {
     let mut appended = Vec::new();
@@ -277,7 +278,8 @@ fn a_member_with_an_escaped_name_is_recognised() {
 const FOREIGN: &str =
     r#"{"do_remote_prefill":true,"remote_block_ids":[[1]],"remote_engine_id":"x"}"#;
 
-/// Bodies with a client-supplied handoff, and the number of values that must be masked in each.
+/// Requests with a client-supplied handoff: the path, the body, and the number of values in the
+/// body that the proxy must mask.
 fn poisoned() -> Vec<(&'static str, String, usize)> {
     let bad = FOREIGN;
     vec![
@@ -323,7 +325,8 @@ fn poisoned() -> Vec<(&'static str, String, usize)> {
     ]
 }
 
-/// Returns the handoffs that an engine would read from a body.
+/// Returns the values in a request body that an engine would read as handoffs for the KV cache or
+/// the encoder cache. Null values are omitted.
 fn handoffs_of(seen: &Seen) -> Vec<Value> {
     let body = json_of(seen);
     let extra = &body["sampling_params"]["extra_args"];

@@ -12,7 +12,7 @@ use rustls::{
     SupportedProtocolVersion,
 };
 
-/// A chain and its key, both PEM.
+/// A certificate chain and its private key, both in PEM.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) chain: String,
@@ -45,7 +45,8 @@ impl Authority {
         self.0.der().to_vec()
     }
 
-    /// Signs a certificate for these names and addresses.
+    /// Returns a new key with a certificate for these host names and IP addresses, signed by this
+    /// authority.
     pub(crate) fn sign(&self, names: &[&str]) -> Identity {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let params = CertificateParams::new(names).unwrap();
@@ -82,7 +83,7 @@ impl Folder {
         &self.0
     }
 
-    /// The path as a flag value.
+    /// Returns the path of the folder as text, for use as a flag value.
     pub(crate) fn text(&self) -> String {
         self.0.to_str().unwrap().to_owned()
     }

@@ -15,7 +15,8 @@ use crate::kv::wait_aborted;
 
 const CHUNK: &str = "--decode-chunk-size=4";
 
-/// Starts a pair whose decode engine stops after `tokens` tokens.
+/// Starts a pair that decodes in chunks of 4 tokens, and whose decode engine stops after `tokens`
+/// tokens in total.
 fn start(tokens: u32) -> Pair {
     Pair::with(
         &[CHUNK],
@@ -111,8 +112,9 @@ fn x3_a_response_without_a_limit_continues_until_a_stop() {
     }
 }
 
-/// A chunk that ends with `length` below its token limit has filled the engine's context. The
-/// engine would reject a further chunk, and the response so far would be lost.
+/// A decode chunk that ends with the finish reason `length` below its token limit has filled the
+/// engine's context. The engine would reject a request for a further chunk, and the response so far
+/// would be lost.
 #[test]
 fn x3_a_full_context_ends_the_response() {
     for stream in [false, true] {

@@ -55,7 +55,8 @@ fn report(args: &[&str], environment: &[(&str, &str)]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Returns the value of a key in such a report, and its source.
+/// Returns the value of a key and its source, like `8001 default`, from the output of `ringside
+/// check-config`.
 #[track_caller]
 fn row(report: &str, key: &str) -> String {
     let row = report
@@ -479,7 +480,8 @@ fn check_config_shows_the_effective_values_and_their_sources() {
     }
 }
 
-/// Starts the binary with this name and returns the decoder address that it logs.
+/// Runs `program`, a link to the binary, until it logs the address of its decoder, and returns that
+/// address.
 fn decoder_of(program: &Path, args: &[&str]) -> String {
     // Another test may take the port in the meantime.
     let started = (0..5).find_map(|_| try_decoder_of(program, args));
