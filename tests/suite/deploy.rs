@@ -4,14 +4,14 @@
 
 use serde_json::{Value, json};
 
-/// Returns the documents of a manifest.
+/// Returns the YAML documents in the manifest file `name`.
 fn manifest(name: &str) -> Vec<Value> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/deploy/kubernetes");
     let text = std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
     serde_saphyr::from_multiple(&text).unwrap()
 }
 
-/// Returns the sidecar's container.
+/// Returns the sidecar's container in the manifest `decode.yaml`.
 fn sidecar() -> Value {
     let documents = manifest("decode.yaml");
     let [deployment] = documents.as_slice() else {
@@ -24,7 +24,7 @@ fn sidecar() -> Value {
     template["spec"]["initContainers"][0].clone()
 }
 
-/// Returns the value of a container argument.
+/// Returns the value of the container's argument `name`. Panics if there is no such argument.
 fn value<'a>(container: &'a Value, name: &str) -> &'a str {
     let args = container["args"].as_array().unwrap();
     let mut args = args.iter().map(|arg| arg.as_str().unwrap());

@@ -41,7 +41,7 @@ fn chat_with(parts: &[impl AsRef<str>], stream: bool, more: &str) -> String {
     )
 }
 
-/// Encoders, and a pair whose requests name them.
+/// A test's encoders, and a pair to which it sends requests that name all of these encoders.
 struct Stage {
     encoders: Vec<Engine>,
     pair: Pair,
@@ -90,7 +90,8 @@ impl Stage {
         self.ask_on(CHAT, body, split)
     }
 
-    /// Returns the requests of each encoder in order of arrival. Fails if one broke the contract.
+    /// Returns the requests that each encoder has received, in order of arrival. Fails if any of
+    /// these requests breaks the encoder's contract.
     #[track_caller]
     fn encoded(&self) -> Vec<Vec<Seen>> {
         let seen = |engine: &Engine| {
@@ -112,7 +113,8 @@ impl Stage {
             .chain([&self.pair.prefill, &self.pair.decode])
     }
 
-    /// Checks that all engines serve again after faults.
+    /// Clears all faults, then checks that a decode-only and a split request succeed and that no
+    /// connection is left.
     #[track_caller]
     fn expect_recovered(&self) {
         for engine in self.engines() {
@@ -128,7 +130,8 @@ impl Stage {
     }
 }
 
-/// Returns the merged parameters that the encoders return for `items`.
+/// Returns the `ec_transfer_params` that a leg must contain for `items`: the parameters that their
+/// encoders return, merged into one object.
 fn merged(items: &[(&str, &Engine)]) -> Value {
     let mut merged = json!({});
     for (item, encoder) in items {
@@ -187,7 +190,7 @@ fn e2_denied_encoders_receive_no_items() {
 }
 
 /// Starts a stage with `of` encoders. Its sidecar allows only the pair's prefill engine and the
-/// encoders with these numbers.
+/// encoders whose indices are in `encoders`.
 fn allowing(encoders: &[usize], of: usize) -> Stage {
     let mut stage = Stage::start(of, NIXL, KvContract::Nixlv2);
     let mut rules = vec![stage.pair.prefill.host_port()];
@@ -512,7 +515,7 @@ fn c4_the_error_names_the_item_that_failed() {
     stage.expect_recovered();
 }
 
-/// In pd-sidecar, this terminated the process.
+/// In pd-sidecar, a truncated encoder response terminated the process.
 #[test]
 fn c4_a_truncated_encoder_response_fails_only_its_request() {
     for args in [NIXL, EXAMPLE] {
@@ -656,7 +659,7 @@ fn a_client_disconnect_aborts_encoder_requests_and_legs() {
     stage.expect_recovered();
 }
 
-/// Returns the flags and the contract of every connector.
+/// Returns, for each connector, the sidecar's flags and the contract that its engines enforce.
 fn connectors(mooncake: &Mooncake, bootstrap: &Engine) -> Vec<(Vec<String>, KvContract)> {
     let named = |name: &str| vec![format!("--kv-connector={name}")];
     let mut with_port = named("mooncake");

@@ -14,7 +14,7 @@ use crate::harness_more::{
     expect_healthy, expect_text, pair_on, split_request, unsent,
 };
 
-/// Whether a request is split or decode-only.
+/// The two ways in which a test sends its request: split (`true`) and decode-only (`false`).
 const WAYS: [bool; 2] = [true, false];
 const TOKENS: u32 = 8;
 
@@ -34,8 +34,8 @@ fn headers(split: bool, target: &str) -> Vec<(&str, &str)> {
     }
 }
 
-/// Checks after a fault that the next requests, on new and on pooled connections, get the correct
-/// responses.
+/// Clears all faults, then checks that the next requests, on new and on pooled connections to the
+/// engines, get the correct responses.
 #[track_caller]
 fn expect_unharmed(pair: &Pair) {
     pair.prefill.clear_faults();
@@ -84,7 +84,7 @@ fn fails_before_its_response(driver: Driver) {
                 (after - before - 1.0).abs() < 0.1,
                 "{fault:?}: counted {before} {after}"
             );
-            // The client's connection is still usable, because the fault was not its own.
+            // The client's connection is still usable, because the engine caused the failure.
             let (prompt, body) = ask_for(TOKENS, false);
             let response = client.ask("POST", CHAT, &headers(split, &target), body.as_bytes());
             expect_text(&response.expect(200), &prompt, TOKENS);
@@ -216,7 +216,8 @@ fn a_connection_that_receives_bytes_while_idle_is_not_reused() {
     sidecar.expect_sound();
 }
 
-/// Checks that a truncated response does not look complete to the client.
+/// Reads the response that `fault` truncates. Fails if it looks complete to the client, or if its
+/// body is not shorter than the `whole` bytes of the complete one.
 #[track_caller]
 fn expect_cut(fault: &Fault, client: &mut Client, whole: usize) {
     let response = client.response();
@@ -647,7 +648,7 @@ fn body_bytes_that_arrive_while_connecting_are_not_lost() {
     wait_for("the first part to arrive", || {
         (unsent(client.socket()) == 0).then_some(())
     });
-    // Gives the shard an iteration in which it could read the bytes.
+    // The shard has time to read the first part, although it is still connecting to the engine.
     sidecar.wait_metric("ringside_client_connections", &[], 1.0);
     client.send(part(b'b'));
     let mut engine = RawConn::new(deaf.hear());

@@ -7,7 +7,8 @@ use crate::client::{Client, request};
 use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, poll_interval};
 use crate::harness_more::{ask_for, expect_drained, expect_handoffs_sound, expect_healthy};
 
-/// Requests that must be refused: name, status, bytes.
+/// Requests that the sidecar must refuse: the name of the case, the status of the response, and the
+/// bytes of the request.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn refused() -> Vec<(&'static str, u16, Vec<u8>)> {
     let post = |fields: &str, body: &str| {
@@ -409,7 +410,8 @@ fn refused() -> Vec<(&'static str, u16, Vec<u8>)> {
     ]
 }
 
-/// Checks the error response and that the connection is closed after it.
+/// Checks that the sidecar responds to the invalid request `name` with an error of this status and,
+/// unless the status is 405, closes the connection after it.
 #[track_caller]
 fn expect_refusal(name: &str, status: u16, client: &mut Client, routed: bool) {
     let response = client.response();
@@ -538,7 +540,9 @@ fn every_fragmentation_of_a_request_results_in_the_same_legs() {
     assert_eq!(pair.decode.counters().handoff_used, decodes.len() as u64);
 }
 
-/// Checks the timeout response and returns the time until it arrived.
+/// Reads the response to a request that timed out: an error with the status `want` and the code
+/// `label`, after which the connection must be closed. Returns the time from `since` to the
+/// response.
 #[track_caller]
 fn expect_timeout(client: &mut Client, since: Instant, want: u16, label: &str) -> Duration {
     let response = client.response().expect_error(want, label);
