@@ -21,11 +21,13 @@ use crate::kv::Setup;
 struct Stage {
     connector: &'static str,
     pair: Pair,
-    /// Additional engines, by name.
+    /// Engines other than those of the pair, with the names that the golden files use for them.
     others: Vec<(&'static str, Engine)>,
-    /// Whether the order of the legs is the same in every run.
+    /// Whether the order of the legs is the same in every run. If so, the golden file lists them in
+    /// that order; otherwise it lists them by engine.
     serial: bool,
-    /// Header lines of the client in addition to the routing header.
+    /// Header fields of the client's requests in addition to the routing header, the request ID and
+    /// the authorization.
     headers: Vec<(&'static str, String)>,
 }
 
@@ -54,8 +56,8 @@ impl Stage {
         all
     }
 
-    /// Runs one request and compares the messages on all connections with the golden file of that
-    /// name.
+    /// Sends one request and compares the messages of the client and of all engines with the golden
+    /// file `case` of this connector.
     #[track_caller]
     fn check(&self, case: &str, api: Api, body: &str, split: bool) {
         for (_, engine) in self.engines() {
@@ -92,7 +94,8 @@ impl Stage {
         compare(&file(self.connector, case), &text);
     }
 
-    /// Returns the requests that the engines received, once every response has been recorded.
+    /// Waits until each engine has recorded its responses to all requests it received. Returns
+    /// these requests, each with the name of its engine.
     #[track_caller]
     fn seen(&self) -> Vec<(String, Seen)> {
         let mut all = Vec::new();
@@ -149,7 +152,8 @@ fn compare(path: &Path, have: &str) {
     }
 }
 
-/// Returns the lines that differ, without the common lines at both ends.
+/// Returns the lines that differ between the golden file (`-`) and the recorded messages (`+`),
+/// without the common lines at both ends.
 fn difference(want: &str, have: &str) -> String {
     let (want, have): (Vec<&str>, Vec<&str>) = (want.lines().collect(), have.lines().collect());
     let pairs = || want.iter().zip(&have);
@@ -174,7 +178,7 @@ fn difference(want: &str, have: &str) -> String {
 /// Replaces values that differ between runs by names.
 struct Names {
     ports: Vec<(u16, String)>,
-    /// UUIDs found so far, in order.
+    /// UUIDs found so far, in order of their first occurrence, which determines their names.
     uuids: Vec<String>,
 }
 
@@ -237,8 +241,8 @@ impl Names {
         self.print(&head, &response.text())
     }
 
-    /// Prints a head and a body with names for the values that vary. Checks the `Content-Length`
-    /// against the original body.
+    /// Returns a head and a body as text, with names for the values that differ between runs. Fails
+    /// if the `Content-Length` is not the length of the original body.
     fn print(&mut self, head: &str, body: &str) -> String {
         let mut text = String::new();
         for line in head.lines() {
@@ -296,7 +300,7 @@ impl Names {
     }
 }
 
-/// Returns the offset of the first UUID.
+/// Returns the offset of the first UUID in `text`, or `None` if there is none.
 fn uuid_at(text: &str) -> Option<usize> {
     text.as_bytes().windows(36).position(|window| {
         window.iter().enumerate().all(|(at, byte)| match at {
@@ -306,7 +310,7 @@ fn uuid_at(text: &str) -> Option<usize> {
     })
 }
 
-/// Replaces the number after each `before` by a name.
+/// Returns `text` with the digits after each occurrence of `before` replaced by `name`.
 fn name_numbers(text: &str, before: &str, name: &str) -> String {
     let mut pieces = text.split(before);
     let mut named = pieces.next().unwrap().to_owned();
@@ -317,7 +321,8 @@ fn name_numbers(text: &str, before: &str, name: &str) -> String {
     named
 }
 
-/// Replaces the numbers of handoffs, which the mock engines count over all tests of a process.
+/// Returns `text` with the number in each handoff's `remote_request_id` replaced by a name, because
+/// the mock engines count handoffs over all tests of a process.
 fn name_handoffs(text: &str) -> String {
     let before = "\"remote_request_id\":\"mock-prefill-{prefill}-";
     let mut pieces = text.split(before);
@@ -344,7 +349,8 @@ fn without_chunks(mut text: &str) -> String {
     }
 }
 
-/// Checks chat completions, streamed and not, and generate, with additional members of the client.
+/// Checks three split requests against their golden files: a streamed and an unstreamed chat
+/// completion with additional members, and a generate request.
 #[track_caller]
 fn check_usual(stage: &Stage) {
     let usage = r#","stream_options":{"include_usage":true}, "temperature" : 0.50"#;
@@ -357,8 +363,9 @@ fn check_usual(stage: &Stage) {
     stage.check("generate", Api::Generate, &generate.body, true);
 }
 
-/// Returns whether decoders use Unix sockets. These have no ports to replace by names, and the
-/// golden files were recorded with TCP.
+/// Returns whether the golden tests are skipped because decoders use Unix sockets
+/// (`RINGSIDE_SUITE_UNIX`). These have no ports to replace by names, and the golden files were
+/// recorded with TCP.
 fn on_unix() -> bool {
     let unix = std::env::var_os("RINGSIDE_SUITE_UNIX").is_some();
     if unix {

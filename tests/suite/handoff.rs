@@ -106,7 +106,8 @@ fn flat_block_lists_pass_if_allowed() {
     pair.legs();
 }
 
-/// Handoffs that could crash an engine or make it connect to another host.
+/// The prefill engine returns handoffs that could crash an engine or make it connect to another
+/// host.
 #[test]
 fn a_malformed_handoff_never_reaches_the_decoder() {
     let pair = Pair::start(&[]);
