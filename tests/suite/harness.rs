@@ -19,16 +19,16 @@ use crate::certificates::{Offer, session};
 use crate::client::{Client, DEADLINE, Response};
 use crate::harness_more::Driver;
 
-/// The routing header.
+/// Name of the routing header, with which a request names its prefill engine.
 pub(crate) const PREFILLER: &str = "x-prefiller-host-port";
-/// The path most tests use.
+/// Path of the chat completion API, which most tests use.
 pub(crate) const CHAT: &str = "/v1/chat/completions";
 
 const PORT_MIN: u16 = 10_000;
 const PORT_MAX: u16 = 32_000;
 /// Launch attempts before a test fails because it finds no free ports.
 const STARTS_MAX: u32 = 5;
-/// Exit code if an address is already in use.
+/// ringside's exit code if an address on which it must listen is already in use.
 const EXIT_ADDRESS: i32 = 4;
 /// Polling interval for conditions that cannot be waited for otherwise.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -76,7 +76,8 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The binary under test with a clean environment.
+/// Returns a command that runs the binary under test, without the environment variables that could
+/// change its configuration.
 pub(crate) fn ringside() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringside"));
     command
@@ -178,16 +179,18 @@ pub(crate) struct Launch<'a> {
     pub(crate) env: &'a [(&'a str, &'a str)],
     /// Port of the decoder; 0 omits the flag, so that `args` can specify the decoder.
     pub(crate) decoder_port: u16,
-    /// Number of consecutive ports it listens on, one per rank; 0 counts as 1.
+    /// Number of consecutive ports on which the sidecar listens for clients, one per data-parallel
+    /// rank; 0 counts as 1.
     pub(crate) ranks: u16,
-    /// File that receives its standard output; without one, the output is discarded.
+    /// File that receives the sidecar's standard output. With `None`, the output is discarded.
     pub(crate) stdout: Option<&'a std::path::Path>,
-    /// Error with which io_uring is refused, if any.
+    /// Error code with which a seccomp filter refuses io_uring to the sidecar. With `None`, there
+    /// is no filter.
     pub(crate) ring_errno: Option<i32>,
-    /// Whether to wait until `/readyz` returns 503 instead of 200, for a sidecar that does not
-    /// become ready yet.
+    /// Whether to wait until `/readyz` returns 503 instead of 200, for a sidecar that is not
+    /// ready at first.
     pub(crate) is_unready: bool,
-    /// Clients use TLS, which `args` configures.
+    /// Whether clients use TLS to the sidecar.
     pub(crate) tls: bool,
 }
 
@@ -208,7 +211,8 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts a sidecar in front of the decoder on that port of this host.
+    /// Starts a sidecar with these flags in front of the decoder that listens on `decoder_port` of
+    /// this host, and waits until the sidecar is ready.
     #[track_caller]
     pub(crate) fn start(args: &[&str], decoder_port: u16) -> Self {
         Self::launch(&Launch {
@@ -229,7 +233,7 @@ impl Sidecar {
         panic!("no free ports in {STARTS_MAX} attempts")
     }
 
-    /// Returns `None` if a port is already in use.
+    /// Makes one attempt to launch a sidecar. Returns `None` if a port is already in use.
     fn try_launch(launch: &Launch<'_>) -> Option<Self> {
         let ranks = launch.ranks.max(1);
         let port = free_ports(ranks + 1);
@@ -301,7 +305,8 @@ impl Sidecar {
         self.log.text()
     }
 
-    /// Waits until stderr contains `needle`.
+    /// Waits until stderr contains `needle`, and returns the text written to stderr so far. Fails
+    /// at the deadline, or if stderr is closed before that.
     #[track_caller]
     pub(crate) fn wait_stderr(&self, needle: &str) -> String {
         let (text, found) = self.log.wait(|text| text.contains(needle));
@@ -332,8 +337,9 @@ impl Sidecar {
             .sum()
     }
 
-    /// Waits until a metric has this value, because a request is counted only after its response
-    /// has been sent.
+    /// Waits until the samples of a metric with these labels add up to `want`; fails at the
+    /// deadline. The wait is necessary because a request is counted only after its response has
+    /// been sent.
     #[track_caller]
     pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], want: f64) {
         let mut have = f64::NAN;
@@ -376,7 +382,7 @@ impl Sidecar {
         Client::connect(self.port + rank)
     }
 
-    /// Connects with TLS.
+    /// Connects with TLS, with the parameters in `offer`.
     pub(crate) fn connect_offering(&self, offer: &Offer<'_>) -> Client {
         Client::secure(self.port, session(offer))
     }
@@ -487,8 +493,8 @@ impl Pair {
         self.sidecar.post(path, body, &all)
     }
 
-    /// Returns the only request of each engine. Fails if an engine received none or several, or if
-    /// the handoff was not used exactly once.
+    /// Returns the requests of the prefill and the decode leg. Fails unless each engine has
+    /// received exactly one request and the handoff was used exactly once.
     #[track_caller]
     pub(crate) fn legs(&self) -> (Seen, Seen) {
         let (prefill, decode) = (only(&self.prefill), only(&self.decode));
@@ -499,7 +505,7 @@ impl Pair {
     }
 }
 
-/// Returns the only request that an engine has received.
+/// Returns the only request that an engine has received. Fails if it has received none or several.
 #[track_caller]
 pub(crate) fn only(engine: &Engine) -> Seen {
     let requests = engine.requests();
@@ -544,7 +550,8 @@ impl Canned {
     }
 }
 
-/// Responds to requests whose bodies have a known length until the client disconnects.
+/// Sends `response` to each request on a connection until the client disconnects. A request's body
+/// must have a `Content-Length`.
 fn respond_to_all(mut stream: TcpStream, response: &[u8]) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
