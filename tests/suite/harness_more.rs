@@ -17,7 +17,7 @@ use crate::harness::{
     CHAT, Launch, PREFILLER, Pair, Sidecar, is_suite_tls, sha256, start_decoder, wait_for,
 };
 
-/// The driver of the sidecar's sockets.
+/// The I/O driver of a sidecar: io_uring (`Ring`) or epoll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Driver {
     Ring,
@@ -102,7 +102,7 @@ pub(crate) fn ask_for(tokens: u32, stream: bool) -> (String, String) {
     (prompt, body)
 }
 
-/// Returns the text of a response, streamed or not.
+/// Returns the generated text in the response to a chat completion request, streamed or not.
 pub(crate) fn text_of(response: &Response) -> String {
     let is_stream = response
         .header("content-type")
@@ -118,7 +118,8 @@ pub(crate) fn text_of(response: &Response) -> String {
     pieces.collect()
 }
 
-/// Fails unless `response` contains the complete text for this prompt.
+/// Fails unless `response` contains exactly the `tokens` tokens of text that the mock engines
+/// generate for this prompt.
 #[track_caller]
 pub(crate) fn expect_text(response: &Response, prompt: &str, tokens: u32) {
     let want = expected_text(&sha256(prompt.as_bytes()), tokens);
@@ -142,13 +143,15 @@ pub(crate) fn expect_healthy(pair: &Pair) {
     }
 }
 
-/// Returns the bytes of a request that is split between both engines.
+/// Returns the bytes of a chat completion request that names the pair's prefill engine, so that it
+/// is split between both engines.
 pub(crate) fn split_request(pair: &Pair, body: &str) -> Vec<u8> {
     let target = pair.prefill.host_port();
     request("POST", CHAT, &[(PREFILLER, &target)], body.as_bytes())
 }
 
-/// Fails unless every handoff reached the decoder at most once, unaltered, and with its prompt.
+/// Fails unless every handoff reached the decoder at most once, unaltered, and with its prompt, and
+/// no engine received a malformed request.
 #[track_caller]
 pub(crate) fn expect_handoffs_sound(pair: &Pair) {
     let counters = pair.decode.counters();
@@ -183,8 +186,8 @@ pub(crate) enum Leave {
 impl Leave {
     pub(crate) const ALL: [Self; 2] = [Self::Fin, Self::Reset];
 
-    /// Disconnects and returns when it did. After a FIN the client is returned too, because
-    /// dropping it could send a reset.
+    /// Disconnects and returns the time directly before that. After a FIN the client is returned
+    /// too, because dropping it could send a reset.
     pub(crate) fn now(self, mut client: Client) -> (Instant, Option<Client>) {
         let at = Instant::now();
         match self {
@@ -209,7 +212,8 @@ impl Times {
         self.0.push(time);
     }
 
-    /// Prints the median and the maximum, and returns the median.
+    /// Prints the median and the maximum to stderr, and returns the median. Prints nothing and
+    /// returns zero if nothing was measured.
     pub(crate) fn print(mut self, what: &str) -> Duration {
         self.0.sort_unstable();
         let (Some(max), Some(median)) = (self.0.last(), self.0.get(self.0.len() / 2)) else {
@@ -225,7 +229,8 @@ impl Times {
     }
 }
 
-/// Returns the number of bytes in the send queue, which the peer has not acknowledged yet.
+/// Returns the number of bytes in the socket's send queue: those sent but not yet acknowledged by
+/// the peer.
 #[expect(
     unsafe_code,
     reason = "no safe interface reads the size of the send queue"
@@ -264,7 +269,8 @@ impl FullQueue {
         deaf
     }
 
-    /// Adds a connection to the queue. Returns `false` once a connect hangs.
+    /// Connects to the socket and keeps the connection, which occupies the accept queue. Returns
+    /// `false` if the connect hangs for 100 ms, because the queue is full.
     fn take_one_more(&mut self) -> bool {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket =
@@ -291,7 +297,8 @@ impl FullQueue {
         self.addr.to_string()
     }
 
-    /// Empties the queue and returns the next connection, which is the sidecar's.
+    /// Accepts and drops the connections that fill the accept queue, so that hanging connects
+    /// succeed. Accepts and returns the next connection, which is the sidecar's.
     pub(crate) fn hear(mut self) -> TcpStream {
         for _ in self.fill.drain(..) {
             drop(self.listener.accept().unwrap());
@@ -300,14 +307,15 @@ impl FullQueue {
     }
 }
 
-/// An engine whose bytes the test determines, with one thread per connection.
+/// An engine that sends only the bytes that the test writes, with one thread per connection.
 pub(crate) struct RawEngine {
     addr: SocketAddr,
     stop: Arc<Mutex<bool>>,
 }
 
 impl RawEngine {
-    /// Calls `serve` with each connection and its number, starting at 0.
+    /// Starts the engine. It calls `serve` in a new thread for each connection, with the number of
+    /// the connection, starting at 0.
     pub(crate) fn start(serve: impl Fn(RawConn, usize) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
@@ -356,8 +364,8 @@ impl RawConn {
         }
     }
 
-    /// Reads until `done` returns a length, and returns that many bytes; `None` at the end of the
-    /// connection.
+    /// Reads until `done` returns a length for the received bytes, and returns that many of them.
+    /// Returns `None` if the connection ends or fails before that.
     fn take(&mut self, done: impl Fn(&[u8]) -> Option<usize>) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = done(&self.buffer) {
@@ -373,19 +381,23 @@ impl RawConn {
         }
     }
 
-    /// Reads the head of the next request.
+    /// Reads the head of the next request, including the final blank line. Returns `None` if the
+    /// connection ends or fails before the head is complete.
     pub(crate) fn head(&mut self) -> Option<String> {
         let end = |bytes: &[u8]| bytes.windows(4).position(|at| at == b"\r\n\r\n");
         let head = self.take(|bytes| end(bytes).map(|at| at + 4))?;
         Some(String::from_utf8_lossy(&head).into_owned())
     }
 
-    /// Reads `count` bytes of a body.
+    /// Reads exactly `count` bytes of a body. Returns `None` if the connection ends or fails before
+    /// that.
     pub(crate) fn bytes(&mut self, count: usize) -> Option<Vec<u8>> {
         self.take(|bytes| (bytes.len() >= count).then_some(count))
     }
 
-    /// Reads the next request: its head and a body of known length.
+    /// Reads the next request and returns its head and its body. The body is empty without a
+    /// `Content-Length`. Returns `None` if the connection ends or fails before the request is
+    /// complete.
     pub(crate) fn request(&mut self) -> Option<(String, Vec<u8>)> {
         let head = self.head()?;
         let length = head
@@ -401,7 +413,7 @@ impl RawConn {
         Some((head, body))
     }
 
-    /// Writes `text`. Returns `false` if the peer has disconnected.
+    /// Writes `text`. Returns `false` if that fails, usually because the peer has disconnected.
     pub(crate) fn say(&mut self, text: &str) -> bool {
         self.stream.write_all(text.as_bytes()).is_ok()
     }
@@ -428,7 +440,8 @@ pub(crate) fn wait_descriptors(sidecar: &Sidecar, max: usize) {
     });
 }
 
-/// Returns the sidecar's non-zero metrics, for failure messages.
+/// Returns the lines of the sidecar's non-zero metrics, without histogram buckets, for failure
+/// messages.
 pub(crate) fn nonzero_metrics(sidecar: &Sidecar) -> String {
     let page = sidecar.admin("/metrics").map(|response| response.text());
     let page = page.unwrap_or_default();
