@@ -12,7 +12,7 @@ use crate::harness_more::{RawConn, RawEngine};
 
 /// Bearer token in the kubeconfig.
 const TOKEN: &str = "suite-token";
-/// Objects per page, regardless of the requested limit.
+/// Number of objects per page of a list, regardless of the limit in the request.
 const PAGE: usize = 2;
 /// Interval at which an idle watch checks whether its client has disconnected.
 const LOOK: Duration = Duration::from_millis(100);
@@ -28,26 +28,27 @@ pub(crate) const OLD_POOLS: &str =
 pub(crate) enum Behaviour {
     #[default]
     Well,
-    /// Connections are closed immediately.
+    /// The server closes the connection instead of sending a response.
     Down,
-    /// Requests are refused with this status.
+    /// The server refuses each request with this status.
     Refuses(u16),
-    /// Lists of pods are held back until the mood changes.
+    /// The server does not respond to lists of pods until the test selects another behaviour.
     HoldsPods,
 }
 
-/// How watches end.
+/// How the server ends a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// Completely, as when the server's watch timeout expires.
+    /// The response is completed, as when the server's watch timeout expires.
     Clean,
-    /// Truncated within a line.
+    /// The response is truncated within a line.
     Abrupt,
-    /// With an error event of code 410.
+    /// An error event of code 410 is sent, and the response is completed.
     Gone,
 }
 
-/// A change of an object. A bookmark has neither `before` nor `after`.
+/// A change of an object. `before` is `None` for an object that was created, `after` for one that
+/// was removed. A bookmark has neither.
 struct Change {
     version: u64,
     path: &'static str,
@@ -58,16 +59,16 @@ struct Change {
 #[derive(Default)]
 struct State {
     version: u64,
-    /// The oldest version from which a watch can start.
+    /// The oldest resource version from which a watch can start. Older ones are refused with 410.
     oldest: u64,
     objects: BTreeMap<(&'static str, String), Value>,
     changes: Vec<Change>,
-    /// Number of times watches were ended, and how they ended the last time.
+    /// Number of times that a test has ended all watches, and how it ended them the last time.
     cuts: (u64, Option<Cut>),
     mood: Behaviour,
-    /// Request lines, in order.
+    /// The request lines of all requests so far, in order.
     seen: Vec<String>,
-    /// Problems found in requests.
+    /// Descriptions of the problems found in requests, for `expect_sound`.
     wrong: Vec<String>,
     ends: bool,
 }
@@ -96,7 +97,7 @@ impl State {
     }
 }
 
-/// The server. Its watches end when it is dropped.
+/// A running API server. Its watches end when it is dropped.
 pub(crate) struct Api {
     state: Arc<(Mutex<State>, Condvar)>,
     server: RawEngine,
@@ -138,7 +139,8 @@ impl Api {
         done
     }
 
-    /// Creates, changes or removes an object, and notifies its watches.
+    /// Creates or replaces the object `name` in the collection `path`, or removes it if `object` is
+    /// `None`. Sends the change to the watches of the collection.
     pub(crate) fn set(&self, path: &'static str, name: &str, object: Option<Value>) {
         self.change(|state| {
             let change = state.set(path, name, object);
@@ -146,12 +148,12 @@ impl Api {
         });
     }
 
-    /// As `set`, without notifying any watch.
+    /// As `set`, but the change is never sent to a watch.
     pub(crate) fn set_silently(&self, path: &'static str, name: &str, object: Option<Value>) {
         self.change(|state| drop(state.set(path, name, object)));
     }
 
-    /// Sets a pod with these addresses and this label `app`.
+    /// Creates or replaces the pod `name` with these addresses and this value of the label `app`.
     pub(crate) fn set_pod(&self, name: &str, app: &str, ips: &[&str]) {
         self.set(PODS, name, Some(pod(app, ips)));
     }
@@ -160,7 +162,7 @@ impl Api {
         self.set(PODS, name, None);
     }
 
-    /// Sets the pool with this `matchLabels` selector for the label `app`.
+    /// Creates or replaces the pool with a selector that requires this value of the label `app`.
     pub(crate) fn set_pool(&self, app: &str) {
         let selector = json!({"matchLabels": {"app": app}});
         self.set(POOLS, "pool", Some(json!({"spec": {"selector": selector}})));
@@ -194,8 +196,8 @@ impl Api {
         self.change(|state| state.mood = mood);
     }
 
-    /// Returns the numbers of lists and watches of a collection so far. Pages after the first are
-    /// not counted.
+    /// Returns the number of list requests and the number of watch requests for a collection so
+    /// far. Requests for pages after the first are not counted.
     pub(crate) fn asked(&self, path: &str) -> (usize, usize) {
         let state = self.state();
         let of = |line: &&String| {
@@ -208,14 +210,14 @@ impl Api {
         (asked().count() - watches, watches)
     }
 
-    /// Returns whether any request line contains all of these.
+    /// Returns whether the request line of any request so far contains all of these texts.
     pub(crate) fn saw(&self, parts: &[&str]) -> bool {
         let state = self.state();
         let mut lines = state.seen.iter();
         lines.any(|line| parts.iter().all(|part| line.contains(part)))
     }
 
-    /// Fails if any request was invalid.
+    /// Fails if any request had no token, or was a watch that did not request bookmarks.
     #[track_caller]
     pub(crate) fn expect_sound(&self) {
         assert_eq!(self.state().wrong, Vec::<String>::new());
@@ -324,7 +326,8 @@ fn path_of(target: &str) -> &str {
     target.split('?').next().unwrap_or_default()
 }
 
-/// Returns one page of a list. The continuation token is the offset of the next page.
+/// Returns one page of the list that a request for `target` selects. The continuation token is the
+/// offset of the next page.
 fn page(state: &State, target: &str) -> Value {
     let offset = parameter(target, "continue").map_or(0, |text| text.parse().unwrap());
     let all = state.objects.iter();
@@ -345,7 +348,8 @@ fn page(state: &State, target: &str) -> Value {
     list
 }
 
-/// Returns the event that a watch receives for a change.
+/// Returns the event that a watch of `target` receives for a change, or `None` if the change does
+/// not concern an object that the watch selects.
 fn event(target: &str, change: &Change) -> Option<Value> {
     if change.path != path_of(target) {
         return None;
@@ -369,7 +373,8 @@ fn event(target: &str, change: &Change) -> Option<Value> {
     Some(json!({"type": kind, "object": object}))
 }
 
-/// Sends changes until the watch is ended or its client has disconnected.
+/// Responds to a watch request: sends the changes that it selects until a test ends the watch or
+/// the client has disconnected.
 fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
     let from = parameter(target, "resourceVersion").unwrap();
     let mut sent_version: u64 = from.parse().unwrap();
