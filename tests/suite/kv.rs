@@ -17,7 +17,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) args: &'a [&'a str],
     pub(crate) env: &'a [(&'a str, &'a str)],
     pub(crate) contract: KvContract,
-    /// Number of ranks that the prefill engine accepts in `x-data-parallel-rank`.
+    /// Number of data-parallel ranks that the engines accept in `x-data-parallel-rank`. 0 counts
+    /// as one.
     pub(crate) dp_size: u32,
     /// Decode engines send the head of a stream immediately instead of with the first event.
     pub(crate) early_head: bool,
@@ -62,8 +63,8 @@ pub(crate) struct Mode {
     pub(crate) is_concurrent: bool,
 }
 
-/// Runs `test` for every connector and mode, each with its contract and with the additional flags
-/// `more`.
+/// Runs `test` for every connector and mode. The engines of each enforce its contract, and its
+/// sidecar has the additional flags `more`.
 pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_>)) {
     let mooncake = Mooncake {
         engines: EngineIds::new(&["e0", "e1"]),
@@ -126,7 +127,8 @@ pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_
     }
 }
 
-/// Sends a question through both engines and checks that the response belongs to it.
+/// Sends a question as a split request, and fails unless the response is complete and belongs to
+/// the question.
 #[track_caller]
 pub(crate) fn responded(pair: &Pair, question: &Question) {
     responded_with(pair, question, &[]);
@@ -141,8 +143,9 @@ pub(crate) fn responded_with(pair: &Pair, question: &Question, headers: &[(&str,
     question.expect(&response);
 }
 
-/// Returns the only request of each engine. Fails unless both are complete, kept the contract, and
-/// have the same method and target.
+/// Waits until all requests have received their responses, and returns the only request of the
+/// prefill engine and of the decode engine. Fails unless both kept the contract and have the same
+/// method and target.
 #[track_caller]
 pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
     expect_contract_kept(pair);
@@ -157,8 +160,8 @@ pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
     (prefill, decode)
 }
 
-/// Fails if a leg broke its contract, or if a handoff came back altered, reused or with another
-/// request.
+/// Fails if an engine received a leg that breaks the connector's contract, or a handoff that was
+/// altered, used before, or issued for another request.
 #[track_caller]
 pub(crate) fn expect_contract_kept(pair: &Pair) {
     for engine in [&pair.prefill, &pair.decode] {
@@ -183,7 +186,7 @@ pub(crate) fn forget(pair: &Pair) {
     pair.decode.clear();
 }
 
-/// Waits until an engine has a request in this state.
+/// Waits until an engine's log contains a request in this state; fails at the deadline.
 #[track_caller]
 pub(crate) fn wait_state(engine: &Engine, want: State) {
     let log = engine.wait_for(DEADLINE, |log| log.iter().any(|seen| seen.state == want));
@@ -200,7 +203,7 @@ pub(crate) fn wait_aborted(engine: &Engine) {
     assert!(log.is_some(), "never aborted: {states:?}");
 }
 
-/// Sends a question for both engines without reading the response.
+/// Sends a question as a split request and returns the connection without reading the response.
 pub(crate) fn begin(pair: &Pair, question: &Question) -> Client {
     let target = pair.prefill.host_port();
     let mut client = pair.sidecar.connect();
@@ -214,8 +217,8 @@ pub(crate) fn begin(pair: &Pair, question: &Question) -> Client {
     client
 }
 
-/// Checks the state after faults and disconnects: all legs have ended, no session has panicked, and
-/// further requests succeed.
+/// Ends all faults, then checks that further requests succeed, that all legs have ended, and that
+/// no session has panicked.
 #[track_caller]
 pub(crate) fn expect_recovered(pair: &Pair) {
     for engine in [&pair.prefill, &pair.decode] {
@@ -235,16 +238,19 @@ pub(crate) fn expect_recovered(pair: &Pair) {
     expect_contract_kept(pair);
 }
 
-/// Fate of the legs when the client disconnects (`docs/engines.md#client-disconnects`). Under every
-/// rule, a decode leg that has received its first response byte is closed.
+/// Required fate of the legs when the client disconnects (`docs/engines.md#client-disconnects`).
+/// Under every rule, a decode leg that has received its first response byte is closed by the
+/// disconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// The legs run one after the other; the running leg is closed.
+    /// The legs run one after the other. The disconnect closes the running leg.
     Serial,
-    /// The legs are concurrent. The prefill leg runs to its end; the decode leg is closed.
+    /// The legs are concurrent. After the disconnect, the prefill leg runs to its end; the decode
+    /// leg is closed.
     Room,
-    /// The legs are concurrent. The prefill leg runs to its end, and the decode leg runs until its
-    /// first byte: until then the prefill engine may be writing into the decode engine's memory.
+    /// The legs are concurrent. After the disconnect, the prefill leg runs to its end, and the
+    /// decode leg runs until its first response byte: until then the prefill engine may be writing
+    /// into the decode engine's memory.
     Push,
     /// As `Push`, and no token is relayed to the client before the prefill engine has responded.
     PushHeldBack,
@@ -258,7 +264,8 @@ pub(crate) fn engine_error(code: u16) -> Fault {
     }
 }
 
-/// Concurrent legs: a failed prefill cancels the decode leg, and the client receives its error.
+/// Checks, for a connector with concurrent legs, that a failed prefill leg cancels the decode leg,
+/// and that the client receives the error of the prefill leg.
 #[track_caller]
 pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
     let pair = setup.start();
@@ -300,7 +307,8 @@ pub(crate) fn failed_prefill_cancels_decode(setup: &Setup<'_>) {
     expect_recovered(&pair);
 }
 
-/// Fails unless every decode leg has been aborted.
+/// Waits until every decode leg has been aborted, and fails at the deadline. Then clears the
+/// request logs of both engines.
 #[track_caller]
 fn no_decode_survives(pair: &Pair) {
     let over = |log: &[Seen]| log.iter().all(|seen| seen.state.is_aborted());
@@ -309,8 +317,9 @@ fn no_decode_survives(pair: &Pair) {
     forget(pair);
 }
 
-/// Concurrent legs, and the prefill leg fails after the head of the decode leg's response has been
-/// relayed: the exchange must not hang, and the response must not look complete.
+/// Checks a connector with concurrent legs whose prefill leg fails after the head of the decode
+/// leg's response has been relayed. The exchange must not hang, and unless only the prefill
+/// response is truncated, the client must not receive a complete 200 response.
 #[track_caller]
 pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
     let pair = Setup {
@@ -324,8 +333,8 @@ pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
         let question = Api::Chat.ask(4, true);
         let response = pair.post(question.api.path(), &question.body);
         let is_cut = response.status == 200 && response.end != End::Complete;
-        // A prefill response that is truncated after the legs have met has served its purpose, so
-        // the decode response may be complete.
+        // If only the prefill response is truncated, the transfer has already taken place, so the
+        // decode response may be complete.
         let is_whole = response.status == 200 && matches!(fault, Fault::TruncateMidBody { .. });
         assert!(
             response.status >= 500 || is_cut || is_whole,
@@ -335,8 +344,8 @@ pub(crate) fn failed_prefill_after_the_head(setup: &Setup<'_>) {
     expect_recovered(&pair);
 }
 
-/// Checks that the legs are concurrent: each engine responds only after the other has received its
-/// leg.
+/// Checks that the legs are concurrent: sends requests to engines that each respond only after the
+/// other engine has received its leg.
 #[track_caller]
 pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &Meetings) {
     meetings.prefill_waits(true);
@@ -350,8 +359,8 @@ pub(crate) fn legs_are_concurrent(setup: &Setup<'_>, meetings: &Meetings) {
     expect_contract_kept(&pair);
 }
 
-/// Disconnects the client in each phase. The legs must end as `rule` requires, and further requests
-/// must succeed.
+/// Disconnects clients in each phase of a request. Fails unless the legs end as `rule` requires and
+/// further requests succeed.
 #[track_caller]
 pub(crate) fn client_disconnects(setup: &Setup<'_>, rule: Rule) {
     let pair = setup.start();
@@ -363,22 +372,23 @@ pub(crate) fn client_disconnects(setup: &Setup<'_>, rule: Rule) {
     expect_recovered(&pair);
 }
 
-/// Waits until the sidecar has detected the disconnect.
+/// Waits until the sidecar has detected that its last client has disconnected.
 #[track_caller]
 fn wait_disconnect_detected(pair: &Pair) {
     pair.sidecar
         .wait_metric("ringside_client_connections", &[], 0.0);
 }
 
-/// Waits until an engine has no request in progress.
+/// Waits until no request in an engine's log is in the state `Responding`.
 #[track_caller]
 fn wait_over(engine: &Engine) {
     let over = |log: &[Seen]| log.iter().all(|seen| seen.state != State::Responding);
     assert!(engine.wait_for(DEADLINE, over).is_some());
 }
 
-/// Waits until the decode leg has ended: without further input under `Serial` and `Room`, and once
-/// its engine responds under `Push` and `PushHeldBack`.
+/// Waits until the decode leg of a disconnected client has ended. Under `Serial` and `Room`, the
+/// sidecar must abort it. Under `Push` and `PushHeldBack`, checks that the leg still runs once the
+/// disconnect has been detected, and then lets the engine respond, which ends the leg.
 #[track_caller]
 fn decode_leg_ends(pair: &Pair, rule: Rule) {
     match rule {
