@@ -81,8 +81,8 @@ fn refusing() -> Engine {
     engine
 }
 
-/// Checks that the decoder's last request is the only one with a response and contains no connector
-/// members.
+/// Checks that the decoder's last request equals the question, so has no connector members, and is
+/// the only one with a response: all earlier requests were aborted.
 #[track_caller]
 fn expect_alone(pair: &Pair, question: &Question) {
     let legs = pair.decode.requests();
@@ -173,7 +173,7 @@ fn the_next_candidate_is_tried_when_one_refuses() {
     });
 }
 
-/// Every request counts, regardless of its outcome.
+/// A request is counted regardless of its outcome: success, error, truncation or client disconnect.
 #[test]
 fn every_intercepted_request_is_counted_once() {
     each_connector(&[], |mode, setup| {
@@ -225,14 +225,15 @@ fn every_intercepted_request_is_counted_once() {
 
 const HELD_BYTES: usize = 40_000;
 
-/// Returns a streaming chat completion request that is longer than half of the body budget.
+/// Returns a streaming chat completion request with a body of more than 40,000 bytes, of which
+/// `--body-budget=60000` has room for only one.
 fn long_question(tokens: u32) -> Question {
     let padding = format!(r#","user":"{}""#, "x".repeat(HELD_BYTES));
     Api::Chat.ask_with(tokens, true, &padding)
 }
 
-/// The prompt is released once the response streams, so that the budget has room for another
-/// request.
+/// The sidecar releases the request body once the response streams, so that the body budget has
+/// room for another request.
 #[test]
 fn a_streaming_response_releases_the_prompt() {
     let more = ["--max-body=60000", "--body-budget=60000"];

@@ -21,8 +21,8 @@ use crate::harness_more::{
 
 /// Sends a split request for a stream of that many tokens. Returns the client and the prompt.
 ///
-/// The framing must be taken from the head: on a loaded machine, the whole response may arrive
-/// together and be relayed with a `Content-Length`.
+/// Callers must take the framing of the response from its head: on a loaded machine, the whole
+/// response may arrive together and be relayed with a `Content-Length`.
 fn begin_stream(pair: &Pair, tokens: u32) -> (Client, String) {
     let (prompt, body) = ask_for(tokens, true);
     let mut client = pair.sidecar.connect();
@@ -447,8 +447,8 @@ fn no_client_receives_the_response_of_another() {
             .map(|seed| scope.spawn(move || soak_client(pair, seed, stop)))
             .collect();
         scope.spawn(move || {
-            // About every eighth request of each engine hits a fault, regardless of the request
-            // rate.
+            // At most one in eight requests to each engine is affected by a fault, regardless of
+            // the request rate.
             let mut random = Random(4711);
             let mut armed = [0, 0];
             while !stop() {
@@ -504,7 +504,8 @@ fn random_fault(random: &mut Random) -> Fault {
     }
 }
 
-/// Sends requests until `stop` returns true. Every complete response must belong to its prompt.
+/// Runs one client, which sends requests until `stop` returns true, and returns the numbers of
+/// outcomes. Fails if a complete response does not belong to its prompt.
 fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
     let mut random = Random(seed);
     let mut tally = Tally::default();
@@ -573,7 +574,8 @@ fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
     tally
 }
 
-/// Returns the text of the complete events of a truncated stream.
+/// Returns the text of the complete events of a truncated stream. It is empty if the response is
+/// not a stream.
 fn cut_text(response: &Response) -> String {
     let is_stream = response
         .header("content-type")

@@ -8,14 +8,16 @@ use crate::harness_more::{ask_for, expect_drained};
 
 const IDLE_CONNECTIONS: u32 = 4000;
 const IDLE_BYTES_MAX: u64 = 1024;
-/// With TLS: keys and session state, but no buffer.
 const IDLE_TLS_CONNECTIONS: u32 = 1000;
+/// Limit for the memory per idle TLS connection, in bytes: enough for the keys and the state of a
+/// TLS session, but not for a buffer.
 const IDLE_TLS_BYTES_MAX: u64 = 6 * 1024;
 const WAITING_REQUESTS: u32 = 500;
 const BODY_BYTES: usize = 16 * 1024;
 const WAITING_BYTES_MAX: u64 = 8 * 1024 + BODY_BYTES as u64;
 
-/// Returns the anonymous memory of the process, which excludes the pages of the binary.
+/// Returns the resident anonymous memory of the sidecar's process in bytes. It excludes the pages
+/// of the binary.
 fn anonymous_bytes(sidecar: &Sidecar) -> u64 {
     let pid = sidecar.pid().as_raw_nonzero();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -27,7 +29,8 @@ fn anonymous_bytes(sidecar: &Sidecar) -> u64 {
     kib * 1024
 }
 
-/// Raises the descriptor limit of the test process, which holds the other ends of all connections.
+/// Raises the descriptor limit of the test process, which holds the other ends of all connections
+/// of the sidecar.
 fn raise_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -38,7 +41,8 @@ fn raise_descriptors() {
     setrlimit(Resource::Nofile, raised).unwrap();
 }
 
-/// Prints the memory per item. Fails if it exceeds `bytes_max`.
+/// Prints the average growth of memory per item, for `count` items and from `before` to `after`
+/// bytes. Fails if it exceeds `bytes_max`.
 #[track_caller]
 fn expect_at_most(what: &str, bytes_max: u64, before: u64, after: u64, count: u32) {
     let each = after.saturating_sub(before) / u64::from(count);

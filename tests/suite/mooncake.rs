@@ -38,7 +38,7 @@ fn bootstrap_of(terms: &Mooncake) -> Engine {
     Engine::start(config, 0).unwrap()
 }
 
-/// Runs `test` with a setup for that bootstrap server.
+/// Runs `test` with a setup whose sidecar queries `bootstrap` and whose engines enforce `terms`.
 fn with_setup<T>(terms: &Mooncake, bootstrap: &Engine, test: impl FnOnce(&Setup<'_>) -> T) -> T {
     let port = format!("--mooncake-bootstrap-port={}", bootstrap.port());
     test(&Setup {
@@ -60,7 +60,8 @@ fn start() -> Cluster {
     }
 }
 
-/// Checks the bodies of both legs. Returns the rank and the transfer ID.
+/// Checks the bodies of the two legs of a request, and that the rank of the prefill leg matches the
+/// engine ID in the decode leg. Returns that rank and the transfer ID.
 #[track_caller]
 fn expect_objects(cluster: &Cluster, client: &Value, api: Api) -> (u64, String) {
     let (prefill, decode) = both_legs(&cluster.pair);
@@ -195,7 +196,8 @@ fn engine_ids_are_queried_again_after_a_prefill_engine_restarts() {
     expect_recovered(&cluster.pair);
 }
 
-/// A decode failure that is not about the engine ID is not retried.
+/// The decode engine fails for another reason than an unknown engine ID, so the decode leg must not
+/// be retried.
 #[test]
 fn a_decode_failure_with_a_known_engine_id_is_not_retried() {
     let cluster = start();
