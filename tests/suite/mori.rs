@@ -18,7 +18,8 @@ use crate::kv::{
 const PARAMS: &str = "kv_transfer_params";
 const RANK: &str = "x-data-parallel-rank";
 
-/// Ports other than the defaults, so that a mix-up is detected.
+/// Flags for `MoRI-IO` with serial legs. The ports differ from each other and from the defaults, so
+/// that a mix-up is detected.
 const SERIAL: [&str; 6] = [
     "--moriio-write-mode",
     "--moriio-local-pod-ip=10.0.0.1",
@@ -41,7 +42,7 @@ pub(crate) fn terms(parallel: bool, dp_size: u64) -> Mori {
     }
 }
 
-/// Returns the flags that correspond to `terms`.
+/// Returns the sidecar's flags that correspond to `terms`, the contract that the engines enforce.
 pub(crate) fn flags(terms: &Mori) -> Vec<String> {
     let mut flags: Vec<String> = SERIAL.iter().map(|flag| (*flag).to_owned()).collect();
     if terms.parallel {
@@ -63,7 +64,8 @@ pub(crate) fn flags(terms: &Mori) -> Vec<String> {
     flags
 }
 
-/// Runs `test` with a setup for these terms.
+/// Runs `test` with a setup whose engines enforce `terms`, and whose sidecar has the corresponding
+/// flags and the additional flags `more`.
 fn with_setup<T>(terms: &Mori, more: &[&str], test: impl FnOnce(&Setup<'_>) -> T) -> T {
     let flags = flags(terms);
     let args: Vec<&str> = flags
@@ -88,7 +90,8 @@ fn transfer_of(seen: &Seen) -> String {
     id.as_str().unwrap().to_owned()
 }
 
-/// Returns the `kv_transfer_params` that a prefill engine must receive.
+/// Returns the `kv_transfer_params` that the prefill engine must receive for the transfer ID
+/// `transfer`.
 fn prefill_object(terms: &Mori, transfer: &str) -> Value {
     json!({"do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null,
         "remote_block_ids": null, "remote_port": null, "remote_host": "10.0.0.1",
@@ -148,7 +151,8 @@ fn m1_the_cached_token_count_is_the_prefill_engines() {
     );
 }
 
-/// Returns the `kv_transfer_params` that a decode engine must receive with concurrent legs.
+/// Returns the `kv_transfer_params` that the decode engine must receive for the transfer ID
+/// `transfer` if the legs are concurrent.
 fn decode_object(terms: &Mori, transfer: &str) -> Value {
     json!({"do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [],
         "remote_engine_id": "127.0.0.1:6321", "remote_host": "127.0.0.1", "remote_port": 6321,
@@ -361,7 +365,8 @@ fn m8_a_successful_prefill_releases_the_held_back_stream() {
         pair.prefill.fault(Fault::Hold, 1);
         let question = Api::Chat.ask_with(tokens, true, r#","ignore_eos":true"#);
         let mut client = begin(&pair, &question);
-        // A short response waits completely, a long one to the extent that the sidecar reads it.
+        // The decode engine can send the short response completely. It can send the long one only
+        // to the extent that the sidecar buffers it.
         let wrote = |log: &[Seen]| log.iter().any(|seen| seen.first_byte_at.is_some());
         assert!(pair.decode.wait_for(DEADLINE, wrote).is_some());
         pair.prefill.release();
@@ -539,7 +544,7 @@ fn legs_end_as_required_when_the_client_disconnects() {
     });
 }
 
-/// llm-d-router#2895: in pd-sidecar, this terminated the process.
+/// In pd-sidecar, such a disconnect terminated the process (llm-d-router#2895).
 #[test]
 fn a_client_disconnect_while_decode_output_is_held_back_aborts_both_legs() {
     let terms = terms(true, 1);

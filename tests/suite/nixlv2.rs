@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, json_of, only, prefill_params};
 
-/// Checks that the decode body is the client's with the prefill engine's handoff.
+/// Checks that the decode body is the client's body with the prefill engine's handoff added.
 #[track_caller]
 fn expect_decode(pair: &Pair, client: &Value, seen: &mock_engine::Seen) {
     let issued = pair.handoffs.issued();
@@ -18,8 +18,8 @@ fn expect_decode(pair: &Pair, client: &Value, seen: &mock_engine::Seen) {
     assert_eq!(json_of(seen), want);
 }
 
-/// Checks that the prefill body is the client's with the members in `set` set and those in
-/// `removed` removed.
+/// Checks that the body of the prefill leg is the client's body with `kv_transfer_params` and
+/// `"stream": false` added, the members in `set` set, and those in `removed` removed.
 #[track_caller]
 fn expect_prefill(client: &Value, seen: &mock_engine::Seen, set: &Value, removed: &[&str]) {
     let mut want = client.clone();
@@ -216,7 +216,8 @@ fn completions_and_invocations_are_split_and_capped() {
     check("/invocations", &chat(), &chat_caps(), &[]);
 }
 
-/// Sends a split request to a prefill engine that responds with each of these statuses first.
+/// Sends a split request to a prefill engine whose first responses have these statuses, in this
+/// order. `retries` is the maximum number of prefill retries. Returns the pair and the response.
 #[track_caller]
 fn retried(statuses: &[u16], retries: &str) -> (Pair, crate::client::Response) {
     let retries = format!("--prefill-max-retries={retries}");
@@ -251,8 +252,8 @@ fn n12_a_prefill_that_fails_once_is_retried() {
     }
 }
 
-/// Checks that the client received the prefill engine's last response, and that no decode leg was
-/// sent.
+/// Checks that the client received the prefill engine's last response, which is an error with this
+/// status, that there were `prefills` prefill legs, and that no decode leg was sent.
 #[track_caller]
 fn expect_relayed(pair: &Pair, response: crate::client::Response, status: u16, prefills: usize) {
     let response = response.expect(status);

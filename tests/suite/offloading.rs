@@ -30,7 +30,8 @@ fn start() -> (Pair, Meetings) {
     (setup(&meetings).start(), meetings)
 }
 
-/// Replaces the request ID in an object by null and returns it.
+/// Replaces the member `kv_request_id` of an object by null and returns its previous value. Fails
+/// unless that has 36 characters, like a UUID.
 #[track_caller]
 fn take_id(object: &mut Value) -> String {
     let id = object["kv_request_id"].take();
@@ -85,7 +86,8 @@ fn p2_members_absent_from_the_request_are_not_capped() {
     }
 }
 
-/// A sidecar in front of one decoder per rank.
+/// A sidecar with one listener per data-parallel rank, each in front of a separate decoder, and a
+/// prefill engine.
 struct Ranks {
     prefill: Engine,
     decoders: Vec<Engine>,
@@ -118,8 +120,8 @@ impl Ranks {
         }
     }
 
-    /// Sends a request with this source and without a prefill engine to rank 0. Returns the
-    /// `kv_transfer_params` that its decoder received.
+    /// Sends a request to rank 0 that names `source` as the source of a cached prefix, and no
+    /// prefill engine. Returns the `kv_transfer_params` that the decoder of rank 0 received.
     #[track_caller]
     fn decode_only(&self, source: &str) -> Value {
         self.decoders[0].clear();
@@ -223,8 +225,8 @@ fn p5_invalid_sources_and_the_engine_itself_are_not_injected() {
     }
 }
 
-/// The source is compared with the candidate that serves the request, not with the first of the
-/// list.
+/// The source of a cached prefix is compared with the prefill candidate that serves the request,
+/// not with the first candidate of the list.
 #[test]
 fn p5_a_later_candidate_does_not_pull_from_itself() {
     let (pair, _) = start();
@@ -327,7 +329,8 @@ fn p9_only_connectors_that_can_pull_receive_a_source() {
     }
 }
 
-/// Returns the source port in the decode leg for this source. Nothing needs to listen there.
+/// Returns the port that the decode leg contains for `source`, the source of a cached prefix.
+/// Nothing needs to listen there.
 #[track_caller]
 fn source_port(ranks: &Ranks, source: &str) -> u64 {
     let params = ranks.decode_only(source);
@@ -385,7 +388,8 @@ fn p11_the_brackets_of_an_ipv6_source_are_removed() {
     assert_eq!(params["remote_kv_source"]["remote_host"], "fd00::9");
 }
 
-/// Returns the `kv_transfer_params` in the prefill leg of a NIXL request with a source.
+/// Sends a split request that names the source of a cached prefix, with the nixlv2 connector.
+/// Returns the `kv_transfer_params` in the prefill leg.
 #[track_caller]
 fn nixl_prefill(args: &[&str], source: impl FnOnce(&Pair) -> String) -> Value {
     let setup = Setup {

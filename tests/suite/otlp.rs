@@ -116,7 +116,8 @@ fn text(text: &str) -> Option<Value> {
     Some(Value::StringValue(text.to_owned()))
 }
 
-/// Receives exactly `count` spans. Checks the header and the resource attributes of each export.
+/// Receives exports until they contain `count` spans, and returns these spans. Fails if there are
+/// more, or if an export lacks the expected `x-token` header or resource attributes.
 fn spans(got: &Receiver<Got>, count: usize) -> Vec<Span> {
     let mut spans = Vec::new();
     while spans.len() < count {

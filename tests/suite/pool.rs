@@ -44,7 +44,8 @@ fn pair_like(
     pair_from(&launch, |_| {}, change_decode)
 }
 
-/// Waits until a request that names the pair's prefiller is allowed, or until it is denied.
+/// Sends requests that name the pair's prefiller until one is allowed, or, if `is_allowed` is
+/// false, until one is denied.
 #[track_caller]
 fn wait_allowed(pair: &Pair, is_allowed: bool) {
     let target = pair.prefill.host_port();
