@@ -73,7 +73,7 @@ fn health_is_served_by_the_sidecar() {
     assert!(pair.decode.requests().is_empty());
 }
 
-/// Path and body of the intercepted requests with which the header rows are tested.
+/// Path and body of the intercepted requests with which rows H1 to H6 are tested.
 const KINDS: [(&str, &str); 2] = [(CHAT, CHAT_BODY), (RESPONSES, RESPONSES_BODY)];
 
 #[test]

@@ -176,7 +176,8 @@ fn decode_first_detects_a_cache_miss_in_a_fragmented_response() {
     }
 }
 
-/// Reads chunks until `count` events have been received.
+/// Reads chunks of a streamed response until they contain `count` complete events, and returns
+/// their text.
 fn read_events(client: &mut crate::client::Client, count: usize) -> String {
     let mut text = String::new();
     while text.matches("\n\n").count() < count {
@@ -287,7 +288,8 @@ fn a_truncated_first_decode_leg_affects_only_its_request() {
     expect_recovered(&pair);
 }
 
-/// The proxy only searches the response for one finish reason. It does not validate the rest.
+/// The proxy only searches a first decode response for the finish reason that reports a cache miss.
+/// It does not validate the rest of the response.
 #[test]
 fn a_first_decode_response_that_is_not_json_passes_unmodified() {
     let (pair, _) = start();
