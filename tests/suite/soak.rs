@@ -1,7 +1,7 @@
-//! Soak tests: thousands of requests from 64 concurrent clients, half of them with a fault on a leg
-//! or a client disconnect. There are 10,000 requests for the default connector and 2,000 for each
-//! other one. Every response is checked for bytes that were generated for another request. At the
-//! end, all engines must serve and no connection may be left open.
+//! Soak tests: thousands of requests from 64 concurrent clients, about half of them with a fault on
+//! a leg or a client disconnect. There are about 10,000 requests for the default configuration and
+//! about 2,000 for each other one. Every response is checked for bytes that were generated for
+//! another request. At the end, all engines must serve and no connection may be left open.
 //!
 //! A marker in the body of a request selects its fault in the engines. Each response is therefore
 //! judged by the fault of its request.
@@ -18,17 +18,18 @@ use crate::harness_more::{descriptors, expect_drained, nonzero_metrics, wait_des
 use crate::kv::{Setup, each_connector, responded};
 
 const REQUESTS: u64 = 10_000;
-/// Requests for each connector other than the default one.
+/// Number of requests for each configuration other than the default one.
 const REQUESTS_EACH: u64 = 2_000;
 const CLIENTS: u64 = 64;
-/// Descriptors that may be open at the end in addition to those at the start: those of the pools
-/// and the listeners.
+/// Number of file descriptors that the sidecar may have open at the end of a run in addition to
+/// those at its start: those of the pools and the listeners.
 const DESCRIPTORS_MORE: usize = 8;
 
-/// With concurrent legs, a prefill leg continues after its client has disconnected, and some
-/// engines here never respond.
+/// Limits the duration of a prefill leg. With concurrent legs, it continues after its client has
+/// disconnected, and some engines here never respond.
 const LATEST: &str = "--prefill-timeout=5s";
-/// Idle upstream connections are closed soon, so that a connection left open at the end is a leak.
+/// Closes idle upstream connections after one second, so that a connection left open at the end is
+/// a leak.
 const IDLE: &str = "--upstream-idle-timeout=1s";
 const ENCODERS: &str = "x-encoder-hosts-ports";
 
@@ -52,18 +53,18 @@ impl Chance {
     }
 }
 
-/// Class of a fault that a request selects.
+/// The effect of a fault on the engine's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
-    /// No generated content: the client receives an error.
+    /// The engine sends no generated content, and the client receives an error.
     Fails,
-    /// A 200 response with unrelated content.
+    /// The engine sends a 200 response with unrelated content.
     Nonsense,
-    /// A truncated response.
+    /// The engine truncates its response.
     Cut,
     /// The engine stalls forever: the client must disconnect.
     Silent,
-    /// A complete response in an unusual form.
+    /// The engine sends a complete response in an unusual form.
     Odd,
 }
 
@@ -104,7 +105,7 @@ fn troubles() -> Vec<(Trouble, Fault)> {
     ]
 }
 
-/// The faults and the disconnect of one request.
+/// The randomly chosen faults and client disconnect, if any, of one request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fate {
     prefill: Option<(usize, Trouble)>,
@@ -112,11 +113,11 @@ struct Fate {
     encode: Option<(usize, Trouble)>,
     /// The request is decode-first.
     decodes_first: bool,
-    /// The prefill engine refuses connections.
+    /// Whether the request names a prefill engine that refuses connections.
     refused: bool,
     split: bool,
-    /// Phase in which the client disconnects: 0 is immediately, 1 after the head, 2 during the
-    /// body.
+    /// Phase in which the client disconnects: 0 is directly after the request, 1 after the response
+    /// head, 2 during the response body.
     leaves: Option<u64>,
 }
 
@@ -167,7 +168,7 @@ impl Fate {
     }
 
     /// Returns whether only a client disconnect ends the request: an engine is silent, or the
-    /// prefill engine does not take part in a concurrent transfer.
+    /// prefill engine responds without taking part in a concurrent transfer.
     fn hangs(self, concurrent: bool) -> bool {
         let is = |leg: Option<(usize, Trouble)>, what| leg.is_some_and(|(_, own)| own == what);
         is(self.prefill, Trouble::Silent)
@@ -186,9 +187,10 @@ enum Kind {
     DecodeFirst,
     /// As `Serial`, with one image per request.
     Encoded,
-    /// The legs are concurrent.
+    /// The legs are concurrent, and a client disconnect closes the decode leg.
     AtOnce,
-    /// The legs are concurrent, and after a disconnect a decode leg continues until its first byte.
+    /// The legs are concurrent, and after a client disconnect the decode leg continues until its
+    /// first response byte.
     Kept,
 }
 
@@ -316,7 +318,8 @@ impl Run {
         None
     }
 
-    /// Disconnects after a short random time, because an engine is silent.
+    /// Disconnects after a random time of less than 8 ms, because an engine is silent. Returns
+    /// `None`, because the connection cannot be reused.
     fn disconnect_from_silent_engine(&self, client: Client, chance: &mut Chance) -> Option<Client> {
         self.left.fetch_add(1, Ordering::Relaxed);
         std::thread::park_timeout(Duration::from_micros(chance.next() % 8_000));
@@ -327,8 +330,8 @@ impl Run {
         None
     }
 
-    /// Reads the response and checks it against the question. Returns the connection if it can be
-    /// reused.
+    /// Reads the response and checks it against the question. Returns the connection, or `None` if
+    /// it cannot be reused.
     fn judge(
         &self,
         mut client: Client,
@@ -458,8 +461,8 @@ fn serial_connectors_survive_faults_and_disconnects() {
     });
 }
 
-/// The connectors run concurrently: a decode leg whose transfer never arrives is kept for 30
-/// seconds, and most of the time is spent waiting for that.
+/// The runs of the connectors are concurrent, because most of their time is spent waiting: a decode
+/// leg whose transfer never arrives is kept for 30 seconds.
 #[test]
 fn concurrent_connectors_survive_faults_and_disconnects() {
     let names = ["sglang", "mooncake", "offloading", "mori-parallel"];

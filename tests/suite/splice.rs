@@ -8,7 +8,8 @@ use crate::client::{DEADLINE, End, head, request};
 use crate::harness::{Launch, Sidecar, is_suite_tls};
 use crate::harness_more::{Driver, RawConn, RawEngine, expect_drained, wait_descriptors};
 
-/// Several times the capacity of a pipe, and not a multiple of any buffer size.
+/// Size of a large body in bytes: several times the capacity of a pipe, and not a multiple of any
+/// buffer size.
 const LARGE: usize = (5 << 20) + 12_345;
 
 fn start(driver: Driver, port: u16) -> Sidecar {
@@ -133,7 +134,8 @@ fn a_client_disconnect_during_an_upload_closes_the_engine_connection() {
     }
 }
 
-/// A slow reader occupies one pipe and no more, and receives every byte.
+/// The response is several times as large as the one pipe that it is spliced through. A client that
+/// reads slowly must receive every byte.
 #[test]
 fn a_slow_client_receives_a_large_response_completely() {
     for driver in [Driver::Ring, Driver::Epoll] {
