@@ -10,13 +10,13 @@ use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::harness_more::{Leave, ask_for, expect_drained, expect_handoffs_sound};
 
 const RELEASE: &str = "--release-stranded-kv";
-/// A model name that no server uses.
+/// Model name in the sidecar's release requests. No engine serves this model.
 const MODEL: &str = "ringside-releases-kv-cache";
-/// More than the buffers of a connection hold, so that the handoff at the end of the body cannot
-/// have been sent.
+/// Size of the padding of a long body in bytes: more than the buffers of a connection hold, so that
+/// the handoff at the end of the body cannot have been sent.
 const LONG_BYTES: usize = 12 << 20;
 
-/// Starts a pair whose decoder checks the model name.
+/// Starts a pair whose decoder rejects requests for a model that it does not serve.
 #[track_caller]
 fn start(args: &[&str]) -> Pair {
     Pair::with(args, |_| {}, |config| config.check_model = true)
@@ -42,7 +42,8 @@ fn expect_counts(pair: &Pair, released: f64, failed: f64, left: f64) {
     }
 }
 
-/// Sends a chat completion request whose decode leg the decoder starts to read and then stalls.
+/// Sends a long split request, and waits until the decoder has received the head of the decode leg.
+/// The decoder stops reading the leg's body after its first byte. Returns the client's connection.
 #[track_caller]
 fn begin_unread(pair: &Pair) -> Client {
     pair.decode.fault(Fault::StallRead { after_bytes: 1 }, 1);
@@ -59,7 +60,9 @@ fn begin_unread(pair: &Pair) -> Client {
     client
 }
 
-/// Checks the only release request and the handoff in it.
+/// Waits until the decoder has responded to a release request. Fails unless it is the only one,
+/// contains `handoff` and the client's authorization and request ID, and arrived on a separate
+/// connection.
 #[track_caller]
 fn expect_refused(pair: &Pair, handoff: &str) {
     let ours = |log: &[Seen]| {
@@ -204,7 +207,7 @@ fn a_handoff_sent_in_a_complete_request_is_never_sent_again() {
     pair.sidecar.expect_sound();
 }
 
-/// The request itself continues without the handoff, whose blocks are released.
+/// The chat completion request itself continues without the handoff, whose blocks are released.
 #[test]
 fn released_when_the_handoff_becomes_stale_while_it_is_sent() {
     let pair = start(&[RELEASE, "--handoff-max-age=300ms"]);
@@ -260,7 +263,6 @@ fn expect_refused_late(decode: &Engine) {
     assert!(decode.wait_for(DEADLINE, responded).is_some());
 }
 
-/// Without a handoff there is nothing to release.
 #[test]
 fn nothing_is_stranded_without_a_handoff() {
     let pair = start(&[RELEASE]);

@@ -60,7 +60,8 @@ fn tls_of(identity: &Identity) -> Tls {
     Tls::new(identity.chain.as_bytes(), identity.key.as_bytes()).unwrap()
 }
 
-/// Returns the flags with which the sidecar trusts engines that the test authority has certified.
+/// Returns the flags with which the sidecar uses TLS to both engines and trusts certificates that
+/// the engines' test authority has signed.
 fn trusting(folder: &Folder) -> Vec<String> {
     let file = folder.write("ca.crt", &Authority::of_engines().pem());
     vec![
@@ -417,7 +418,8 @@ fn a_close_delimited_body_is_complete_only_with_close_notify() {
     }
 }
 
-/// Writes a certificate as Kubernetes mounts a secret: the files are symlinks through `..data`.
+/// Writes the certificate number `nth` (0 is the first, later ones replace it) as Kubernetes mounts
+/// a secret: the files are symlinks through `..data`.
 fn write_as_a_secret(folder: &Folder, nth: u32, identity: &Identity) {
     let name = format!("..{nth}");
     let path = folder.path();

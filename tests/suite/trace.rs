@@ -46,8 +46,9 @@ pub(crate) fn with_length(status: &str, body: &str) -> String {
 /// Heads of the requests that an engine has received.
 type Heads = Arc<Mutex<Vec<String>>>;
 
-/// Starts an engine whose response depends on the head and the body of the request. An empty
-/// response closes the connection.
+/// Starts an engine that responds with the text that `response` returns for the head and the body
+/// of a request. An empty text closes the connection. Also returns the list to which the heads of
+/// all requests are added.
 fn engine(response: impl Fn(&str, &str) -> String + Send + Sync + 'static) -> (RawEngine, Heads) {
     let heads = Heads::default();
     let log = Arc::clone(&heads);
@@ -233,11 +234,11 @@ const MORI: &[&str] = &[
     "--moriio-local-pod-ip=10.0.0.1",
 ];
 
-/// A connector and the shape of its traces.
+/// A connector with its flags, and properties that determine the shape of its traces.
 struct Way {
     connector: &'static str,
     flags: &'static [&'static str],
-    /// The names of the phase spans have the prefix `llm_d.pd_proxy.`.
+    /// Whether the names of the prefill and decode phase spans have the prefix `llm_d.pd_proxy.`.
     is_long: bool,
     is_concurrent: bool,
 }

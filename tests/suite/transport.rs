@@ -233,7 +233,7 @@ fn responses_without_a_body_keep_the_connection_in_step() {
             }
         }
     }
-    // All of this uses one connection, which must be in step at the end.
+    // All requests use one connection. A misread length would have mixed up the responses.
     let response = client.ask("GET", "/last", &[], b"").expect(200);
     assert_eq!(response.json()["path"], "/last");
 }
@@ -526,8 +526,8 @@ fn a_half_close_after_the_request_is_a_disconnect() {
         .wait_metric("ringside_client_disconnects_total", &[], 2.0);
 }
 
-/// Returns a stream without its last chunk, as a client receives it that closes after the last
-/// event.
+/// Returns a response head and a chunked stream whose only event has the data `last`, without the
+/// terminating chunk.
 fn stream_up_to(last: &str) -> String {
     let head =
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";

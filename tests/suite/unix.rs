@@ -327,7 +327,8 @@ impl Full {
         Self { listener, fill }
     }
 
-    /// Empties the queue and returns the next connection, which is the sidecar's.
+    /// Accepts and drops the connections that fill the accept queue, so that the sidecar's waiting
+    /// connect succeeds. Accepts and returns the next connection, which is the sidecar's.
     fn hear(mut self) -> UnixStream {
         for _ in self.fill.drain(..) {
             drop(self.listener.accept().unwrap());

@@ -68,8 +68,10 @@ fn a_cached_token_count_present_only_in_the_handoff_is_used() {
     assert_eq!(response.pointer(DETAILS), Some(&json!(7)));
 }
 
-/// Checks a stream against a direct response of the decode engine: events without a usage object
-/// must be identical, and in those with one only the cached-token count may differ.
+/// Compares a streamed response with a stream that is requested directly from the decode engine:
+/// lines without a usage object must be identical except for ID and time, and in those with one
+/// only the cached-token count, which must be `count`, may differ as well. Skipped if the decode
+/// engine uses a Unix socket or TLS.
 #[track_caller]
 fn expect_frames(pair: &Pair, response: &Response, count: u64) {
     if pair.decode.port() == 0 || crate::harness::is_suite_tls() {
