@@ -21,7 +21,7 @@ use crate::metrics::{CONTENT_TYPE, Registry};
 /// Returns the name and state of each local decoder; called when the readiness page lists them.
 pub type DecoderStates = Arc<dyn Fn() -> Vec<(String, &'static str)> + Send + Sync>;
 
-/// A line of the readiness page.
+/// Result of a check that readiness depends on, shown as a line of the readiness page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// `false` makes the process not ready.
@@ -36,16 +36,16 @@ pub type LookUp = Arc<dyn Fn() -> Check + Send + Sync>;
 /// The state that the admin port reports.
 #[derive(Clone)]
 pub struct AdminState {
-    /// The metrics.
+    /// The metrics that the page `/metrics` shows.
     pub registry: Arc<Registry>,
     /// Number of shards that are accepting connections.
     pub shards_listening: Arc<AtomicUsize>,
     /// Number of shards that must be listening for the process to be ready.
     pub shards_expected: usize,
-    /// Whether the process is shutting down.
+    /// Whether the process is draining before it exits. It is then not ready.
     pub draining: Arc<AtomicBool>,
     /// State of the local decoders. Shown, but not part of readiness: while an engine loads its
-    /// model, ringside responds 503 to requests and to `/health` on the data port.
+    /// model, ringside is ready and responds to requests with 503.
     pub decoders: DecoderStates,
     /// Checks whether the allowlist is complete; `None` without an allowlist.
     pub allowlist: Option<LookUp>,
@@ -61,7 +61,8 @@ impl fmt::Debug for AdminState {
     }
 }
 
-/// Serves until `shutdown` completes, then finishes the requests in flight.
+/// Serves the admin pages on `listener` until `shutdown` completes, then finishes the requests in
+/// flight.
 ///
 /// # Errors
 /// Returns the listener's error.
@@ -85,7 +86,8 @@ fn routes(state: AdminState) -> Router {
         .with_state(state)
 }
 
-/// Always succeeds: if a shard fails, the process exits, so a process that responds is alive.
+/// Responds 200 to `/livez` and `/healthz`, always: if a shard fails, the process exits, so a
+/// process that responds is alive.
 async fn alive() -> &'static str {
     "ok\n"
 }
