@@ -18,7 +18,8 @@ use crate::limits::{ALLOW_FILE_BYTES_MAX, ALLOW_PROBLEMS_SHOWN_MAX};
 use crate::metrics::{AllowSource, AllowlistMetrics};
 use crate::proxy::TargetAllowlist;
 
-/// The published list, its metrics and the sources it is merged from.
+/// The allowlist of targets that requests may name: the list that the shards read, its metrics, and
+/// the rules from each source.
 #[derive(Debug)]
 pub(super) struct Allowlist {
     pub(super) targets: Arc<TargetAllowlist>,
@@ -30,7 +31,8 @@ pub(super) struct Allowlist {
 struct Sources {
     fixed: Vec<AllowRule>,
     file: Vec<AllowRule>,
-    /// The pool whose pods have not been listed yet.
+    /// The configured `InferencePool` until its pods have been listed, for messages. `Some` means
+    /// that the allowlist is incomplete.
     awaited: Option<String>,
     pods: Vec<AllowRule>,
     entries: usize,
@@ -63,7 +65,8 @@ impl Allowlist {
         Ok(list)
     }
 
-    /// Replaces the rules of the pods. After the first call the list is complete.
+    /// Replaces the rules for the pods of the `InferencePool`. From the first call on, the
+    /// allowlist is complete.
     #[cfg_attr(
         not(feature = "k8s"),
         expect(dead_code, reason = "called by the module `pool` only")
@@ -75,7 +78,8 @@ impl Allowlist {
         });
     }
 
-    /// Returns the allowlist's line of the readiness page.
+    /// Returns the allowlist's line of the readiness page. The check is good unless the pods of the
+    /// configured `InferencePool` have not been listed yet.
     pub(super) fn readiness(&self) -> Check {
         let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         Check {
@@ -122,8 +126,9 @@ impl Allowlist {
     }
 }
 
-/// Reads the file again whenever its directory has changed. Acts only if the result differs from
-/// the last one, so changes to other files are ignored and the same error is not logged twice.
+/// Reads the rules file again whenever its directory may have changed. Never returns. New rules are
+/// published, and a new error is logged and counted. A result that equals the last one, as after a
+/// change to another file, is neither published nor logged.
 async fn follow_file(
     list: Arc<Allowlist>,
     path: PathBuf,
@@ -158,7 +163,8 @@ async fn follow_file(
     }
 }
 
-/// Reads the rules of a file. An error is the rest of a sentence that starts with the path.
+/// Reads and parses a rules file. On failure, returns the rest of a sentence that starts with the
+/// path, such as "is not a regular file".
 fn read_rules(path: &Path) -> Result<Vec<AllowRule>, String> {
     let cannot = |error: std::io::Error| format!("cannot be read: {error}");
     // Opening a named pipe would block until a writer opens it.

@@ -59,7 +59,7 @@ pub(super) struct Pem {
 }
 
 impl Pem {
-    /// Reads both files.
+    /// Reads a certificate file and its key file without parsing them.
     pub(super) fn read(certificate_file: &Path, key_file: &Path) -> Result<Self, FileError> {
         Ok(Self {
             certificate_file: certificate_file.to_owned(),
@@ -89,7 +89,7 @@ impl Pem {
     }
 }
 
-/// Reads the certificates of a PEM file; the result is not empty.
+/// Reads the certificates of a PEM file. Fails if it contains none.
 pub(super) fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     chain(file, &read(file)?)
 }
@@ -106,7 +106,7 @@ fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileEr
     }
 }
 
-/// Reads a file of at most [`CERTIFICATE_FILE_BYTES_MAX`].
+/// Reads a certificate or key file. Fails if it is larger than [`CERTIFICATE_FILE_BYTES_MAX`].
 fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     let failed = |error: io::Error| FileError::new(path, error);
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -123,8 +123,8 @@ fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
-/// Loads the certificate of a directory. Returns it and the [`Renewal`] that keeps it up to date.
-/// Must be called inside the control plane's runtime.
+/// Loads the certificate and key (`tls.crt`, `tls.key`) of a directory. Returns the certificate and
+/// the [`Renewal`] that keeps it up to date. Must be called inside the control plane's runtime.
 pub(super) fn load(folder: &Path) -> Result<(Arc<Certificate>, Renewal), FileError> {
     // Start watching before the first read, so that no change in between is missed.
     let watch = DirWatch::new(folder);
@@ -171,17 +171,19 @@ pub(super) fn make(names: &[String]) -> Result<Arc<Certificate>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Reloads a certificate when its directory changes.
+/// Reloads the certificate presented to clients when the files in its directory change.
 pub(super) struct Renewal {
     folder: PathBuf,
     certificate: Arc<Certificate>,
     watch: DirWatch,
-    /// Result of the last read.
+    /// The files as last read, or the error of that read. A reload is attempted only if a later
+    /// read differs.
     seen: Result<Pem, FileError>,
 }
 
 impl Renewal {
-    /// Reads the files again whenever the directory may have changed. Never returns.
+    /// Reads the certificate and key again whenever their directory may have changed, and counts
+    /// successful and failed reloads in `reloads`. Never returns.
     pub(super) async fn run(mut self, reloads: Arc<Reloads>) {
         loop {
             self.watch.changed().await;

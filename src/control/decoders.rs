@@ -1,7 +1,8 @@
 //! Health of the local decoders, for the readiness page.
 //!
-//! Decoders are checked only when the readiness page is requested and the last check is older than
-//! `CHECK_AGE_MAX`. Without such requests, an idle proxy sends nothing to its engines.
+//! A check starts only when the readiness page lists the decoders (`/readyz?verbose`, or `/readyz`
+//! while not ready) and the last check is older than `CHECK_AGE_MAX`. Without such requests, an
+//! idle proxy sends nothing to its engines.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -22,9 +23,12 @@ use crate::admin::DecoderStates;
 use crate::fleet::{Address, Target};
 use crate::proxy::shard::Decoder;
 
-/// Age up to which a result is reused.
+/// Time after the request for a health check during which its results are reused and no new check
+/// is requested.
 const CHECK_AGE_MAX: Duration = Duration::from_secs(5);
-/// Timeout after which a decoder is reported as silent.
+/// Time limit of one decoder's health check. A decoder that exceeds it is reported as `silent`.
+/// With TLS, the limit applies to each connect (which is then reported as `unreachable`), read and
+/// write.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 const STATES: [&str; 5] = ["unknown", "ready", "not ready", "silent", "unreachable"];
@@ -34,8 +38,9 @@ struct Watched {
     state: AtomicU8,
 }
 
-/// Spawns the task that checks the decoders. Returns a function that reads the last results and
-/// starts another check if they are old.
+/// Spawns the task that checks the health of the decoders, over TLS if `tls` is given. Returns a
+/// function that reports the results of the last check and requests another one if that is older
+/// than `CHECK_AGE_MAX`.
 pub(super) fn watch(decoders: &[Decoder], tls: Option<Arc<ClientConfig>>) -> DecoderStates {
     let watched: Arc<Vec<Watched>> = Arc::new(
         decoders
@@ -77,7 +82,8 @@ async fn look(watched: Arc<Vec<Watched>>, tls: Option<Arc<ClientConfig>>, wanted
     }
 }
 
-/// Requests a decoder's `/health` and returns the index of the result in `STATES`.
+/// Requests `/health` from a decoder without TLS. Returns the index of the resulting state in
+/// `STATES`. The caller limits the time.
 async fn health(one: &Watched) -> u8 {
     if let Some(Address::Unix(socket)) = one.target.address() {
         let path = socket.sun_path();
@@ -94,8 +100,8 @@ async fn health(one: &Watched) -> u8 {
     }
 }
 
-/// As [`health`], for a decoder with TLS. Uses blocking calls on a separate thread: checks are rare
-/// and sequential.
+/// Like [`health`], for a decoder with TLS. Uses blocking calls on a separate thread: checks are
+/// rare and sequential.
 async fn health_over_tls(one: &Watched, tls: Arc<ClientConfig>) -> u8 {
     let target = one.target.clone();
     let asked = tokio::task::spawn_blocking(move || {
