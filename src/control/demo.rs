@@ -13,7 +13,8 @@ use super::sidecar::Running;
 use crate::cli::{self, Command, DemoOptions, Exit};
 use crate::config::Config;
 
-/// Delays of the mock engines, slow enough for a person to watch the tokens appear.
+/// Time that the mock prefill engine takes to respond. This delay and those of the decode engine
+/// are long enough for a person to watch the tokens appear.
 const PREFILL: Duration = Duration::from_millis(120);
 const FIRST_TOKEN: Duration = Duration::from_millis(20);
 const TOKEN: Duration = Duration::from_millis(30);
@@ -21,7 +22,8 @@ const TOKENS: u32 = 24;
 /// Read timeout of the demo's client; no part of the demo takes this long.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// Runs the demo.
+/// Runs the demo: starts the mock engines and a sidecar, sends one request, and prints the response
+/// and the measured times. Without `--once`, it then keeps serving until Ctrl-C.
 ///
 /// # Errors
 /// Returns an error if the demo cannot start, or if the response is incomplete or wrong.
@@ -83,7 +85,7 @@ async fn show(options: DemoOptions) -> Result<(), Exit> {
     Ok(())
 }
 
-/// Builds the sidecar's configuration from a command line, through the same parser.
+/// Builds the sidecar's configuration by parsing a command line, as `ringside sidecar` does.
 fn config(port: u16, decode_port: u16) -> Result<Config, Exit> {
     let args = [
         "ringside".to_owned(),
@@ -124,7 +126,8 @@ struct Seen {
     is_complete: bool,
 }
 
-/// Sends the request and prints each token as it arrives.
+/// Sends the chat completion request `body` to the sidecar on `port`, prints each token as it
+/// arrives, and returns the measurements. A status other than 200 is an error.
 fn ask(port: u16, prefiller: &str, body: &str) -> std::io::Result<Seen> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(SILENCE_MAX))?;
@@ -172,7 +175,8 @@ fn ask(port: u16, prefiller: &str, body: &str) -> std::io::Result<Seen> {
     Ok(seen)
 }
 
-/// Returns the text of a chat completion event. The mock engine's tokens contain no JSON escapes.
+/// Returns the text of a chat completion event, or `None` if it has none. The mock engine's tokens
+/// contain no JSON escapes.
 fn token_of(event: &str) -> Option<&str> {
     let text = event.split_once(r#""content":""#)?.1.split_once('"')?.0;
     (!text.is_empty()).then_some(text)

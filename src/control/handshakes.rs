@@ -16,9 +16,10 @@ use tokio::sync::mpsc;
 use crate::metrics::{ShardMetrics, TlsPeer};
 use crate::net::tls::{End, Outcome, Report};
 
-/// Capacity of the queue. Failures beyond it are counted but not logged.
+/// Capacity of the queue from the shards to the task that logs failed handshakes, for the whole
+/// process. Failures beyond it are counted but not logged.
 const FAILURES_MAX: usize = 64;
-/// Minimum interval between two warnings of the same kind.
+/// Minimum interval between two warnings about the same kind of peer and outcome.
 const SAME_AGAIN: Duration = Duration::from_secs(30);
 
 struct Failure {
@@ -28,20 +29,20 @@ struct Failure {
     ip: Option<IpAddr>,
 }
 
-/// The sending side of the queue, usable from any thread.
+/// Passes failed TLS handshakes to the task that logs them. Usable from any thread.
 #[derive(Clone)]
 pub(super) struct Handshakes(mpsc::Sender<Failure>);
 
 impl Handshakes {
-    /// Spawns the task that writes failures to the log.
+    /// Spawns the task that logs failed handshakes.
     pub(super) fn start() -> Self {
         let (failures, reported) = mpsc::channel(FAILURES_MAX);
         tokio::spawn(write(reported));
         Self(failures)
     }
 
-    /// Returns the callback that counts a shard's handshakes with one kind of peer and queues the
-    /// failures.
+    /// Returns the callback that counts a shard's TLS handshakes with one kind of peer in `metrics`
+    /// and queues the failed ones for the log.
     pub(super) fn report(&self, peer: TlsPeer, metrics: &Arc<ShardMetrics>) -> Rc<Report> {
         let (failures, metrics) = (self.0.clone(), Arc::clone(metrics));
         Rc::new(move |end: &End<'_>| {
@@ -90,14 +91,14 @@ async fn write(mut reported: mpsc::Receiver<Failure>) {
     }
 }
 
-/// Returns whether a failure is logged as a warning. All failures with engines are. Of those with
-/// clients, only a client configured for another protocol is: the others are often port scanners,
-/// or health checks that only connect.
+/// Returns whether a failed handshake is logged as a warning. This applies to all failures with
+/// engines, but for clients only if the client uses another protocol (plain HTTP or HTTP/2): most
+/// other failures are port scanners, or health checks that only connect.
 fn is_worth_a_warning(peer: TlsPeer, outcome: Outcome) -> bool {
     peer != TlsPeer::Client || matches!(outcome, Outcome::PlainText | Outcome::Protocol)
 }
 
-/// Returns a message that names the peer, the cause and a remedy.
+/// Returns the log message for a failed handshake: the peer, the cause and a remedy.
 fn explain(failure: &Failure) -> String {
     let who = match (failure.peer, failure.ip) {
         (TlsPeer::Client, Some(ip)) => format!("client {ip}"),

@@ -11,11 +11,13 @@ use crate::proxy::Resolved;
 pub(super) enum Message {
     /// Result of a name look-up that the shard requested.
     Resolved(Resolved),
-    /// The drain has started; the shard checks its flag.
+    /// The drain has started. The message only wakes the shard, which then reads the shared
+    /// `draining` flag.
     CheckDrain,
 }
 
-/// The sending side; one per shard, usable from any thread.
+/// The queue of messages from the control plane to one shard. Usable from any thread; the shard's
+/// own thread takes the messages.
 #[derive(Clone, Debug)]
 pub(super) struct Inbox {
     waiting: Arc<Mutex<VecDeque<Message>>>,
@@ -30,7 +32,8 @@ impl Inbox {
         }
     }
 
-    /// Queues a message and wakes the shard. The queue is bounded by the shard's own look-ups.
+    /// Queues a message and wakes the shard. The queue is bounded: it contains at most the results
+    /// of the look-ups that the shard has requested, and one [`Message::CheckDrain`].
     pub(super) fn send(&self, message: Message) {
         // The lock is held for a push or a swap only. The shard takes it after a notification, not
         // while it handles a request.

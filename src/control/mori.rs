@@ -13,7 +13,8 @@ use crate::cli::Exit;
 use crate::config::{Config, MoriConfig};
 use crate::metrics::DnsCounters;
 
-/// The configuration with names replaced by addresses, as shards read it.
+/// The `MoRI-IO` configuration with host names replaced by addresses. The control plane replaces it
+/// when an address changes, and the shards read it.
 pub(super) type Hosts = Arc<ArcSwap<MoriConfig>>;
 
 /// Resolves the pods' names and spawns the task that resolves them again. Returns `None` if write
@@ -60,7 +61,7 @@ async fn keep(written: MoriConfig, hosts: Hosts, counters: Arc<DnsCounters>) {
     }
 }
 
-/// Returns the hosts that are names, not addresses.
+/// Returns the configured prefill and decode hosts that are names, not IP addresses.
 fn names(mori: &MoriConfig) -> impl Iterator<Item = &String> {
     let hosts = mori.prefill_hosts.iter().chain(&mori.decode_hosts);
     hosts.filter(|host| host.parse::<IpAddr>().is_err())
@@ -95,7 +96,8 @@ async fn refresh(written: &MoriConfig, known: &MoriConfig, counters: &DnsCounter
     fresh
 }
 
-/// Returns an IPv4 address if there is one: engines listen on IPv4 by default.
+/// Returns the first IPv4 address, otherwise the first IPv6 address, or `None` if there is no
+/// address. IPv4 is preferred because engines listen on it by default.
 fn preferred(addresses: impl Iterator<Item = SocketAddr>) -> Option<IpAddr> {
     addresses
         .map(|address| address.ip())
