@@ -29,12 +29,14 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use crate::config::{OtlpConfig, OtlpProtocol, TracingConfig};
 use crate::trace::{Span, Value};
 
-/// Size limit of a collector's response: a message about rejected spans, or an error.
+/// Size limit in bytes of a collector's response body over HTTP: a message about rejected spans, or
+/// an error.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 /// The `trace-flags` of exported spans: the sampled flag.
 const SAMPLED: u32 = 1;
 
-/// A collector, with the headers and the resource that are sent with every export.
+/// Client of one OTLP collector, with the header fields and the resource attributes that are sent
+/// with every export.
 pub(super) struct Collector {
     way: Transport,
     headers: HeaderMap,
@@ -147,8 +149,8 @@ fn bad_endpoint(collector: &OtlpConfig, error: &dyn std::error::Error) -> String
     format!("OTLP endpoint `{}`: {error}", collector.endpoint)
 }
 
-/// Returns the header fields that are sent with every export. Values may be secret and are never
-/// included in messages.
+/// Returns the header fields that are sent with every export. Fails if a name or value is not valid
+/// in a header field. Values may be secret and are never included in messages.
 fn headers(pairs: &[(String, String)]) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
@@ -192,7 +194,7 @@ where
     Ok(ExportTraceServiceResponse::decode(body).unwrap_or_default())
 }
 
-/// Formats a gRPC status with its causes. It may represent a failed connection attempt.
+/// Formats a gRPC status with its causes. A failed connection attempt also results in a status.
 fn refusal(status: &tonic::Status) -> String {
     let cause = std::error::Error::source(status).map(with_causes);
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));

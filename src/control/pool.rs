@@ -43,22 +43,22 @@ struct PodIp {
 type Pools = Objects<PoolSpec, IgnoredAny>;
 type Pods = Objects<IgnoredAny, PodStatus>;
 
-/// The pods that the pool selects.
+/// The pods that the watched `InferencePool` selects at present.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wanted {
-    /// The pool has not been read yet.
+    /// The pool has not been read yet. The rules for its pods are left unchanged.
     Unknown,
-    /// The pool does not exist, or its selector cannot be used.
+    /// The pool does not exist, or its selector cannot be used. No pod is allowed.
     Nothing,
-    /// The pods with these labels, as a label selector.
+    /// The pool selects the pods that match this label selector, such as `app=vllm,role=decode`.
     Labels(String),
 }
 
-/// Spawns the tasks that watch a pool and its pods.
+/// Spawns the tasks that watch a pool and its pods and keep their rules in `list` up to date.
 ///
 /// # Errors
-/// Returns an error if neither a kubeconfig nor a pod's service account is present, or if it cannot
-/// be used.
+/// Returns an error if neither a kubeconfig nor a pod's service account is present, or if the
+/// client configuration is invalid.
 pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), Exit> {
     let refused = |why: String| Exit::config(format!("ringside: --inference-pool {pool}: {why}"));
     let mut config = Config::infer().await.map_err(|error| {
@@ -126,8 +126,8 @@ async fn follow_pool(
     .await;
 }
 
-/// Watches the pods that match the current selector. After the selector has changed, the previous
-/// pods remain allowed until the new ones have been listed.
+/// Watches the pods that match the pool's current selector and puts them on the allowlist. After
+/// the selector has changed, the previous pods remain allowed until the new ones have been listed.
 async fn follow_pods(
     client: Client,
     pool: PoolRef,
@@ -167,7 +167,8 @@ async fn follow_pods(
     }
 }
 
-/// Returns a pool's label selector in the text form that the API takes as a query parameter.
+/// Returns a pool's label selector in the text form that the API takes as a query parameter. The
+/// error is the reason why the selector cannot be used, for example that it is empty.
 fn labels(group: PoolGroup, selector: Option<&Value>) -> Result<String, &'static str> {
     let selector = selector.ok_or("it has no selector")?;
     let labels = match group {
@@ -191,8 +192,8 @@ fn labels(group: PoolGroup, selector: Option<&Value>) -> Result<String, &'static
     Ok(labels.collect::<Vec<_>>().join(","))
 }
 
-/// Returns a rule for any port for each pod name and pod address. Skips values that are not a valid
-/// host.
+/// Returns the allowlist rules for the pods: one for each pod name and pod address, valid for any
+/// port. Skips values that are not a valid host.
 fn rules(pods: &Pods) -> Vec<AllowRule> {
     let hosts = pods.iter().flat_map(|(name, kept)| {
         let status = kept.status.iter();
