@@ -21,24 +21,26 @@ use crate::limits::{
 };
 use crate::metrics::{AllowSource, AllowlistMetrics};
 
-/// Objects by name.
+/// Kubernetes objects by name, reduced to the parts that are kept.
 pub(super) type Objects<S, T> = BTreeMap<String, Kept<S, T>>;
 
-/// The parts of an object that are kept. The types select the fields of `spec` and `status`.
+/// The parts of a Kubernetes object that are kept. `S` and `T` define which fields of `spec` and
+/// `status` are read.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Kept<S, T> {
     pub(super) spec: Option<S>,
     pub(super) status: Option<T>,
 }
 
-/// The objects to read, and how to read them.
+/// A collection of Kubernetes objects to read: the API client, the path, the selectors, and the
+/// metrics to update.
 pub(super) struct Collection<'a> {
     pub(super) client: &'a Client,
-    /// Path of the collection, from the root of the API.
+    /// URL path of the collection, such as `/api/v1/namespaces/default/pods`.
     pub(super) path: String,
-    /// A field selector; empty for none.
+    /// Field selector that the objects must match; empty selects all.
     pub(super) fields: String,
-    /// A label selector; empty for none.
+    /// Label selector that the objects must match; empty selects all.
     pub(super) labels: String,
     pub(super) source: AllowSource,
     pub(super) metrics: &'a AllowlistMetrics,
@@ -80,7 +82,8 @@ struct PageMeta {
 enum End {
     /// The server or an intermediary closed the watch, as is normal after a while.
     Closed,
-    /// The server no longer has the version to watch from.
+    /// The collection must be listed again, usually because the server no longer has the version to
+    /// watch from (410 Gone).
     Gone,
     Failed(String),
 }
@@ -106,8 +109,8 @@ impl From<kube::Error> for End {
     }
 }
 
-/// Calls `on_change` with all objects: first when the list is complete, and then whenever the kept
-/// parts of any object have changed.
+/// Lists and watches a collection forever. Calls `on_change` with all objects: first when the list
+/// is complete, and then whenever the kept parts of any object have changed.
 pub(super) async fn reflect<S, T>(
     collection: &Collection<'_>,
     mut on_change: impl FnMut(&Objects<S, T>),
@@ -162,7 +165,7 @@ pub(super) async fn reflect<S, T>(
     }
 }
 
-/// The state that a watch updates.
+/// The objects and the version that a watch updates, and the callback for changes.
 struct State<'a, S, T, F: FnMut(&Objects<S, T>)> {
     objects: &'a mut Objects<S, T>,
     version: String,
@@ -257,7 +260,8 @@ impl Collection<'_> {
         }
     }
 
-    /// Applies changes since the state's version until the watch ends.
+    /// Watches the collection from the version in `state` on and applies the changes to `state`.
+    /// Returns the reason why the watch ended.
     async fn watch<S, T, F>(&self, state: &mut State<'_, S, T, F>) -> End
     where
         S: DeserializeOwned + Clone + PartialEq + Send + 'static,
@@ -305,7 +309,8 @@ impl Collection<'_> {
     }
 }
 
-/// Delays between attempts: zero first, then exponentially growing up to a bound.
+/// Delays between attempts to reach the Kubernetes API: zero first, then exponentially growing up
+/// to [`POOL_RETRY_MS_MAX`]. The number counts the delays since the last success.
 #[derive(Debug, Default)]
 struct Pauses(u32);
 
@@ -329,7 +334,7 @@ impl Pauses {
     }
 }
 
-/// Returns a number that is random enough to spread retries.
+/// Returns the microseconds of the current second, which are random enough to spread retries.
 fn random_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |since| u64::from(since.subsec_micros()))

@@ -10,7 +10,8 @@ use crate::fleet::{Address, Target};
 use crate::limits::{ADDRESSES_MAX, RESOLVE_QUEUE_MAX};
 use crate::proxy::Resolved;
 
-/// Concurrent look-ups. With an unreachable name server, each takes seconds.
+/// Number of resolver threads in the process, and thus of concurrent look-ups. With an unreachable
+/// name server, each look-up takes seconds.
 const THREADS: usize = 4;
 
 /// A look-up and the inbox of the shard that requested it.
@@ -26,7 +27,7 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    /// Starts the threads.
+    /// Starts the resolver threads.
     pub(super) fn start() -> io::Result<Self> {
         let (questions, asked) = sync_channel::<LookUpRequest>(RESOLVE_QUEUE_MAX);
         let asked = Arc::new(Mutex::new(asked));
@@ -39,7 +40,8 @@ impl Resolver {
         Ok(Self { questions })
     }
 
-    /// Queues a look-up; the result is sent to `inbox`. Returns `false` if the queue is full.
+    /// Queues a look-up of `target`; the result is sent to `inbox`. Returns `false` if the queue is
+    /// full: no result is then sent.
     pub(super) fn ask(&self, target: &Target, inbox: &Inbox) -> bool {
         let question = LookUpRequest {
             target: target.clone(),
@@ -63,9 +65,9 @@ fn work(asked: &Mutex<Receiver<LookUpRequest>>) {
     }
 }
 
-/// Returns the addresses of a target; empty if the name does not resolve. IPv4 addresses come
-/// first: engines listen on IPv4 by default, and a refused first attempt would delay every new
-/// connection.
+/// Resolves a target with a blocking look-up. Returns at most [`ADDRESSES_MAX`] addresses, and none
+/// if the name does not resolve. IPv4 addresses come first: engines listen on IPv4 by default, and
+/// a refused first attempt would delay every new connection.
 pub(super) fn resolve(target: &Target) -> Vec<Address> {
     if let Some(address) = target.address() {
         return vec![address.clone()];
