@@ -27,22 +27,23 @@ use crate::proxy::shard::{Decoder, Parts, Shard, is_local_address};
 use crate::sys;
 use crate::trace::TraceRing;
 
-/// Interval at which a draining shard checks whether its last session has ended.
+/// Interval at which a draining shard wakes its idle sessions and checks whether any are left.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The state that all shards of a process share.
 pub(super) struct Common {
     pub(super) config: Arc<Config>,
     pub(super) budget: Arc<Budget>,
-    /// Set when the health endpoint of the data port responds 503.
+    /// Set when the health endpoint of the data port must respond 503.
     pub(super) unhealthy: Arc<AtomicBool>,
-    /// Set when shards accept no new connections and close idle ones.
+    /// Set when shards must stop accepting connections and close idle ones.
     pub(super) draining: Arc<AtomicBool>,
     pub(super) listening: Arc<AtomicUsize>,
     pub(super) decoders: Vec<Decoder>,
     pub(super) resolver: Resolver,
     pub(super) socket_errors: SocketErrorLog,
-    /// The pods of a MoRI-IO deployment; `None` if none is configured by name.
+    /// The hosts of a `MoRI-IO` deployment, with names resolved. `None` if its write mode is off or
+    /// all hosts are configured as addresses.
     pub(super) mori: Option<Hosts>,
     /// The targets that requests may name; `None` allows any.
     pub(super) allowlist: Option<Arc<Allowlist>>,
@@ -54,20 +55,21 @@ pub(super) struct Start {
     pub(super) index: usize,
     pub(super) cpu: Option<usize>,
     pub(super) driver: Driver,
-    /// One per rank, in rank order.
+    /// The shard's listening sockets: one per rank, in rank order.
     pub(super) listeners: Vec<TcpListener>,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) rings: Rings,
-    /// Called once with the shard's inbox when the shard accepts connections.
+    /// Called with the shard's inbox once the shard accepts connections. Dropped without a call if
+    /// the shard fails before.
     pub(super) started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
-    /// Called with the result when the thread ends.
+    /// Called once when the thread ends, with the error if it failed or panicked.
     pub(super) ended: Box<dyn FnOnce(io::Result<()>) + Send>,
 }
 
 /// The network layer of a shard: the executor's sockets, with optional TLS.
 type Served = Secure<Runtime>;
 
-/// A rank's listening socket. With `acceptor`, its connections use TLS.
+/// A rank's listening socket. Its connections use TLS if `acceptor` is `Some`.
 struct RankListener {
     listener: Listener,
     acceptor: Option<Acceptor>,
@@ -83,7 +85,8 @@ impl RankListener {
     }
 }
 
-/// The ring buffers through which a shard passes records to the access log and the span exporter.
+/// The ring buffers through which a shard passes records to the access log and spans to the span
+/// exporter. Each is `None` if that output is off.
 pub(super) struct Rings {
     pub(super) access: Option<AccessRing>,
     pub(super) traces: Option<TraceRing>,
@@ -115,8 +118,8 @@ pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<
     })
 }
 
-/// Reports the end of a shard's thread. Reports on drop too, so that a panic of the thread is not
-/// missed.
+/// Reports the end of a shard's thread to the control plane. Reports an error if dropped without
+/// `report`, so that a panic of the thread is not missed.
 struct EndReport(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
 
 impl EndReport {
@@ -184,7 +187,8 @@ async fn serve(
     Ok(())
 }
 
-/// Waits until the last session has ended. Wakes idle sessions, which then close.
+/// Waits until the shard has no client connection and no separately running leg left. Wakes idle
+/// sessions, which then close.
 async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
     let timer = net.timer();
     loop {
@@ -285,7 +289,8 @@ async fn accept(
     }
 }
 
-/// Accepts up to [`ACCEPT_BATCH_MAX`] pending connections. Returns `true` if there may be more.
+/// Accepts up to [`ACCEPT_BATCH_MAX`] pending connections. Returns `true` if there may be more. On
+/// an error, the caller must pause before accepting again.
 fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> io::Result<bool> {
     for _ in 0..ACCEPT_BATCH_MAX {
         match rank_listener.listener.try_accept() {

@@ -50,7 +50,7 @@ impl std::fmt::Debug for Running {
     }
 }
 
-/// Runs a sidecar until SIGTERM or SIGINT.
+/// Runs a sidecar until SIGTERM or SIGINT, then drains it.
 ///
 /// # Errors
 /// Returns the reason and exit code if the sidecar cannot start, or if a shard fails.
@@ -196,6 +196,7 @@ impl Running {
     }
 
     /// Serves until the first signal, then drains. A second signal ends the drain immediately.
+    /// Fails if a shard ends before the first signal.
     async fn until_signal(mut self, mut signals: Signals) -> Result<(), Exit> {
         tokio::select! {
             () = signals.next() => {}
@@ -229,8 +230,8 @@ impl Running {
         Ok(())
     }
 
-    /// Drains the shards: reports unhealthy for `settle`, then stops accepting and waits until all
-    /// open requests have finished. Returns `true` if `timeout` expired first.
+    /// Drains the shards: reports unhealthy from now on, stops accepting after `settle`, and then
+    /// waits until all open requests have finished. Returns `true` if `timeout` expired first.
     pub async fn drain(&mut self, settle: Duration, timeout: Option<Duration>) -> bool {
         self.admin_draining.store(true, Ordering::Release);
         self.common.unhealthy.store(true, Ordering::Release);
@@ -370,8 +371,8 @@ fn log_warnings(config: &Config, plan: &sys::CorePlan) {
     }
 }
 
-/// Selects io_uring if the kernel accepts it with the required flags. Otherwise logs a warning and
-/// selects epoll.
+/// Selects the I/O driver of the shards: io_uring if the kernel accepts it with the required flags;
+/// otherwise logs a warning and selects epoll.
 fn choose_driver() -> Driver {
     match probe_ring() {
         Ok(()) => Driver::Uring,

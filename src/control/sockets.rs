@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 
 use crate::fleet::{Address, SocketPath};
 
-/// Capacity of the queue. Failures beyond it are dropped: they would repeat those in the queue.
+/// Capacity of the queue from the shards to the logging task, for the whole process. Failures
+/// beyond it are dropped: they would repeat those in the queue.
 const FAILURES_MAX: usize = 64;
 /// Interval after which the same failure of the same socket is logged again.
 const SAME_AGAIN: Duration = Duration::from_secs(30);
@@ -22,19 +23,20 @@ struct Failure {
     error: io::Error,
 }
 
-/// The sending side of the queue, usable from any thread.
+/// Passes failed connections to Unix sockets to the task that logs them. Usable from any thread.
 #[derive(Clone)]
 pub(super) struct SocketErrorLog(mpsc::Sender<Failure>);
 
 impl SocketErrorLog {
-    /// Spawns the task that writes failures to the log.
+    /// Spawns the task that logs failed connections to Unix sockets.
     pub(super) fn start() -> Self {
         let (failures, reported) = mpsc::channel(FAILURES_MAX);
         tokio::spawn(write(reported));
         Self(failures)
     }
 
-    /// Queues a failure without blocking.
+    /// Queues a failed connection to `socket` for the log without blocking. If the queue is full,
+    /// the failure is dropped.
     pub(super) fn record(&self, socket: &SocketPath, error: &io::Error) {
         let error = match error.raw_os_error() {
             Some(number) => io::Error::from_raw_os_error(number),
@@ -60,7 +62,8 @@ async fn write(mut reported: mpsc::Receiver<Failure>) {
     }
 }
 
-/// Returns a message with the cause of a failure and a remedy.
+/// Returns the log message for a failed connection to `socket`: the cause and a remedy. `user` is
+/// the effective user id of this process.
 fn explain(socket: &SocketPath, error: &io::Error, user: u32) -> String {
     let why = match error.kind() {
         ErrorKind::NotFound => format!(
