@@ -34,7 +34,9 @@ impl TlsContext {
     /// from a directory, also returns the [`Renewal`] that keeps it up to date.
     ///
     /// # Errors
-    /// Returns exit code 3 and the reason for the first file that cannot be used.
+    /// Returns the reason for the first problem: with exit code 3 if a file cannot be used or root
+    /// certificates are missing, and with exit code 1 if TLS or the self-signed certificate cannot
+    /// be set up.
     pub(super) fn load(config: &Config) -> Result<(Self, Option<Renewal>), Exit> {
         let tls = &config.tls;
         let (mut server, mut renewal) = (None, None);
@@ -72,7 +74,8 @@ impl TlsContext {
         Some(Acceptor::new(Arc::clone(server), report()))
     }
 
-    /// Returns the function that starts TLS on a shard's new connections to engines.
+    /// Returns the function that starts TLS on a shard's new connections to engines. For roles
+    /// without TLS it returns the connection unchanged.
     pub(super) fn upstream<C: Conn>(&self, metrics: &Arc<ShardMetrics>) -> SecureUpstream<Wire<C>> {
         let dialer = |peer, config: Option<&ClientConfig>| {
             config.map(|config| Dialer::new(config, self.handshakes.report(peer, metrics)))
@@ -85,7 +88,7 @@ impl TlsContext {
                 Role::Prefill => &prefill,
                 Role::Decode => &decode,
                 Role::Encode => &encode,
-                // Mooncake's bootstrap servers speak plain HTTP.
+                // Mooncake's bootstrap servers use plain HTTP.
                 Role::Bootstrap => &None,
             };
             match (wire, dialer) {
@@ -96,7 +99,8 @@ impl TlsContext {
     }
 }
 
-/// Returns the host that an engine's certificate must be valid for: the host as configured.
+/// Returns the host that an engine's certificate must be valid for: the target's name or IP
+/// address, or `localhost` for a Unix socket.
 pub(super) fn host(target: &Target) -> String {
     match (target.name(), target.address()) {
         // Names in certificates have no trailing dot.
@@ -106,7 +110,8 @@ pub(super) fn host(target: &Target) -> String {
     }
 }
 
-/// The settings that are common to all engines.
+/// The TLS settings that are common to all engines: the root certificates and the client
+/// certificate.
 struct Upstream<'a> {
     tls: &'a TlsConfig,
     roots: Arc<RootCertStore>,
@@ -160,7 +165,8 @@ impl<'a> Upstream<'a> {
     }
 }
 
-/// Returns the system's root certificates and those of `ca_file`. Fails if both are missing.
+/// Returns the system's root certificates and those of `ca_file`. Fails if the file cannot be used,
+/// or if there is neither a file nor a system root.
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Exit> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();

@@ -33,7 +33,8 @@ pub(super) struct Exporter {
 }
 
 impl Exporter {
-    /// Exports the remaining spans, waiting at most [`TRACE_FLUSH_MS_MAX`].
+    /// Exports the remaining spans, waiting at most [`TRACE_FLUSH_MS_MAX`]. Spans that are not
+    /// exported by then are lost.
     pub(super) async fn finish(self) {
         drop(self.stop);
         let wait = Duration::from_millis(TRACE_FLUSH_MS_MAX);
@@ -145,7 +146,8 @@ impl Sink {
         )
     }
 
-    /// Sends spans and returns how many of them the destination rejected.
+    /// Sends spans and returns how many of them the destination rejected. The error is the reason
+    /// why the whole export failed.
     #[cfg_attr(
         not(feature = "otlp"),
         expect(clippy::unused_async, reason = "only the collector is asynchronous")
@@ -171,9 +173,9 @@ struct Export {
     sink: Sink,
     rings: TraceRings,
     counters: Arc<TraceCounters>,
-    /// Time of the last warning.
+    /// Time of the last warning about lost spans; `None` before the first.
     warned: Option<Instant>,
-    /// Spans lost since the last warning.
+    /// Spans lost since the last warning about lost spans.
     lost: u64,
 }
 

@@ -90,7 +90,8 @@ impl DirWatch {
         }
     }
 
-    /// Waits for an event. Drops the watch if the directory was removed, moved or unmounted.
+    /// Waits for an inotify event, forever if the directory is not being watched. Drops the watch
+    /// if the directory was removed, moved or unmounted.
     async fn event(&mut self) {
         let lost = match &self.events {
             Some(events) => events.next().await,
@@ -125,7 +126,8 @@ impl DirWatch {
 }
 
 impl Events {
-    /// Waits for events and reads all that are pending. Returns `true` if no more will follow.
+    /// Waits for events and reads all that are pending. Returns `true` if the watch has ended, so
+    /// that no more will follow.
     async fn next(&self) -> bool {
         loop {
             let Ok(mut ready) = self.inotify.readable().await else {
@@ -164,7 +166,8 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::task::Poll;
 
-    /// Shorter than the interval, so that a notification within it was caused by an event.
+    /// Time within which the tests expect a notification. It is shorter than the interval
+    /// [`WATCH_POLL_SECS`], so such a notification was caused by an event.
     const DEADLINE: Duration = Duration::from_secs(WATCH_POLL_SECS / 2);
 
     struct Folder(PathBuf);
