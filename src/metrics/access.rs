@@ -19,14 +19,14 @@ use super::line;
 use crate::config::AccessLog;
 use crate::pd::{Outcome, Reason};
 
-/// Capacity of one ring, about 1 MiB. It suffices for 80,000 requests per second between two
-/// sweeps.
+/// Records that one shard's ring can hold, about 1 MiB. With a sweep every 50 ms this suffices for
+/// 80,000 requests per second and shard.
 const RING_RECORDS: usize = 4096;
-/// Time between two sweeps.
+/// Time between two sweeps. In a sweep, the writer thread writes the records of all rings.
 const SWEEP: Duration = Duration::from_millis(50);
-/// Bytes collected before a write.
+/// Bytes of formatted lines after which they are written to the destination before the sweep ends.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Sweeps between two checks for rotation of the file: one second.
+/// Number of sweeps between two checks whether the log file has been rotated: about one second.
 const SWEEPS_PER_LOOK: u32 = 20;
 
 /// Text of at most `N` bytes, stored inline; longer text is truncated.
@@ -69,44 +69,50 @@ impl<const N: usize> std::fmt::Debug for Inline<N> {
     }
 }
 
-/// The party that ended a request.
+/// The party that caused a request to fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EndedBy {
-    /// No party: the response was complete.
+    /// The request did not fail: its response was complete.
     #[default]
     Nobody,
-    /// The client.
+    /// The client caused the failure: it disconnected or stalled, or its request was rejected.
     Client,
-    /// The decoder, or the engine of a passed-through request.
+    /// The decoder, an encoder or a bootstrap server failed. Also used if the handoff is missing or
+    /// a concurrent prefill leg does not respond in time.
     Upstream,
-    /// The prefiller.
+    /// The prefiller failed: it could not be reached, or its response was an error, invalid or
+    /// late.
     Prefill,
-    /// ringside: a limit, a refusal or a bug.
+    /// ringside failed the request: it lacked memory or sockets, its allowlist was incomplete, or
+    /// it has a bug.
     Ringside,
-    /// ringside, because it was shutting down.
+    /// ringside aborted the request because it was shutting down. Never recorded at present:
+    /// requests that a drain aborts are not logged.
     Drain,
 }
 
-/// The phase in which a request was ended.
+/// The phase in which a request failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EndedAt {
-    /// None: the response was complete.
+    /// The request did not fail: its response was complete.
     #[default]
     Complete,
-    /// While the request was arriving.
+    /// The request failed while its head or body was being received, checked or forwarded.
     Request,
-    /// In a queue.
+    /// The request failed while it was queued in ringside. Never recorded at present: ringside
+    /// queues no requests.
     Queue,
-    /// While connecting to an engine.
+    /// The request failed while ringside was connecting to an engine.
     Connect,
-    /// Before the first response byte.
+    /// The request failed before its response was relayed: its encode or prefill legs were running,
+    /// or the decoder had not responded.
     FirstByte,
-    /// While the response was being relayed.
+    /// The request failed while its response was being relayed to the client.
     Streaming,
 }
 
 impl EndedAt {
-    /// Returns the value for a phase of the request.
+    /// Returns the value to log for a request that failed in `phase`.
     #[must_use]
     pub const fn of(phase: Phase) -> Self {
         match phase {
@@ -125,41 +131,48 @@ impl EndedAt {
 /// The record of one finished request. Times are in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
-    /// Time of the request's first byte, since 1970.
+    /// Time of the request's first byte, in microseconds since 1970.
     pub unix_micros: u64,
-    /// Request id.
+    /// The request id (`x-request-id`), truncated to 64 bytes.
     pub id: Inline<64>,
-    /// Kind of request.
+    /// Kind of the request, by its path.
     pub route: Route,
-    /// Method.
+    /// Request method, truncated to 16 bytes.
     pub method: Inline<16>,
-    /// Status sent to the client; 0 if none was.
+    /// Status of the response sent to the client; 0 if no response was started.
     pub status: u16,
-    /// The party that ended it.
+    /// The party that caused the request to fail, or [`EndedBy::Nobody`].
     pub ended_by: EndedBy,
-    /// The phase in which it was ended.
+    /// The phase in which the request failed, or [`EndedAt::Complete`].
     pub ended_at: EndedAt,
-    /// The client's address.
+    /// IP address of the client; `None` if it is unknown.
     pub client: Option<IpAddr>,
-    /// Prefill target as `host:port`; empty if there was none.
+    /// The prefill target tried last, as `host:port`; empty if no prefill was attempted. A target
+    /// that the allowlist denied is included.
     pub prefill: Inline<64>,
-    /// Where the prompt was computed.
+    /// How the request was served: by two legs, by the decoder alone, or not completely. `None` for
+    /// a request that is not intercepted.
     pub outcome: Option<Outcome>,
-    /// Reason why it was computed there.
+    /// Reason for `outcome`.
     pub reason: Reason,
-    /// Number of attempts of all legs.
+    /// Number of attempts of all prefill, decode and encode legs. Forwarding a request that is not
+    /// split counts as a decode leg.
     pub attempts: u32,
-    /// Body bytes from the client.
+    /// Bytes of the request body received from the client.
     pub bytes_in: u64,
-    /// Body bytes to the client.
+    /// Bytes of the response to the client, including its head. Relayed body bytes are counted as
+    /// received from the engine.
     pub bytes_out: u64,
-    /// Duration of the prefill, including retries.
+    /// Duration of a prefill leg that ran before the decode leg, including retries; `None` if there
+    /// was none.
     pub prefill_micros: Option<u64>,
-    /// From the request's first byte to the first body byte of its response.
+    /// From the request's first byte to the first body byte of the engine's response that was sent
+    /// to the client; `None` if none was sent.
     pub ttft_micros: Option<u64>,
-    /// From the request's first byte to the last byte of its response.
+    /// From the request's first byte until the response was sent completely or the request failed.
     pub total_micros: u64,
-    /// Part of the total time that was spent inside ringside.
+    /// Time spent in ringside itself: planning the legs of a split request, and forwarding the
+    /// response head.
     pub proxy_micros: u64,
 }
 
