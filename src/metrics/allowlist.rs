@@ -25,18 +25,19 @@ pub struct AllowlistMetrics {
 struct Source {
     is_used: AtomicBool,
     is_up: AtomicBool,
-    /// Time of the last successful read, in seconds since 1970.
+    /// Time at which the source was last read successfully or reported no change, in seconds since
+    /// 1970; 0 if never.
     heard: Gauge,
     failures: Counter,
 }
 
 impl AllowlistMetrics {
-    /// Sets the number of entries in the list.
+    /// Sets the number of distinct rules in the allowlist.
     pub fn set_entries(&self, entries: usize) {
         self.entries.store(entries, Relaxed);
     }
 
-    /// Marks a source as configured. Only configured sources are shown.
+    /// Marks a source as configured. The exposition contains only configured sources.
     pub fn uses(&self, source: AllowSource) {
         self.sources[source.index()].is_used.store(true, Relaxed);
     }
@@ -58,7 +59,7 @@ impl AllowlistMetrics {
     }
 }
 
-/// Adds these metrics to the exposition.
+/// Collector that adds the metrics of the allowlist to the exposition.
 #[derive(Debug)]
 pub(super) struct Allowlist(pub(super) Arc<AllowlistMetrics>);
 

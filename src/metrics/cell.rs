@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
-/// A counter.
+/// A counter that only one thread may write; any thread may read it.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 
@@ -21,7 +21,7 @@ impl Counter {
     }
 }
 
-/// A gauge.
+/// A value that can rise and fall. Only one thread may write it; any thread may read it.
 #[derive(Debug, Default)]
 pub(super) struct Gauge(AtomicI64);
 
@@ -40,11 +40,12 @@ impl Gauge {
 #[derive(Debug)]
 pub(super) struct Bounds<const N: usize> {
     pub(super) upper: [u64; N],
-    /// Number of recorded units per second.
+    /// Number of units in one second, for example 1e6 for microseconds. The exposition is in
+    /// seconds.
     pub(super) per_second: f64,
 }
 
-/// A histogram. Values above the last bound are counted in `above`.
+/// A histogram that only one thread may write. Values above the last bound are counted in `above`.
 #[derive(Debug)]
 pub(super) struct Histogram<const N: usize> {
     bounds: &'static Bounds<N>,
@@ -71,7 +72,7 @@ impl<const N: usize> Histogram<N> {
         self.sum.add(value);
     }
 
-    /// Adds this histogram's counts to `total`.
+    /// Adds this histogram's counts to `total`, and its bounds and sum converted to seconds.
     pub(super) fn add_to(&self, total: &mut Total) {
         total.buckets.resize(N + 1, (f64::INFINITY, 0));
         let counts = self.buckets.iter().chain([&self.above]);
@@ -86,16 +87,17 @@ impl<const N: usize> Histogram<N> {
     }
 }
 
-/// One histogram summed over shards, in seconds.
+/// One histogram summed over all shards, in seconds.
 #[derive(Debug, Default)]
 pub(super) struct Total {
-    /// Upper bound and count of each bucket, not cumulative.
+    /// Upper bound in seconds and count of each bucket. The counts are not cumulative.
     pub(super) buckets: Vec<(f64, u64)>,
     pub(super) count: u64,
     pub(super) sum: f64,
 }
 
-/// Converts to a float. Values above 2^53 lose their last digits, which does not matter here.
+/// Converts `value` to a float. Values above 2^53 lose their last digits, which does not matter for
+/// metrics.
 #[expect(
     clippy::cast_precision_loss,
     reason = "years in microseconds are below 2^53"

@@ -24,7 +24,7 @@ impl Reloads {
     }
 }
 
-/// Adds these counters to the exposition.
+/// Collector that adds the counters of certificate reloads to the exposition.
 #[derive(Debug)]
 pub struct ReloadsShown(pub Arc<Reloads>);
 

@@ -8,7 +8,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// Counters of name look-ups. Rounds and changes are counted after the start only.
+/// Counters of look-ups of `MoRI-IO` host names. The look-ups at the start do not count as a round,
+/// but their failures are counted.
 #[derive(Debug, Default)]
 pub struct DnsCounters {
     reresolved: AtomicU64,
@@ -17,29 +18,29 @@ pub struct DnsCounters {
 }
 
 impl DnsCounters {
-    /// Counts the start of a round of look-ups.
+    /// Counts a round of look-ups, in which all `MoRI-IO` host names are resolved again.
     pub fn reresolved(&self) {
         self.reresolved.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a round whose addresses differ from the previous ones.
+    /// Counts a round of look-ups in which at least one address has changed.
     pub fn changed(&self) {
         self.changed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a name that did not resolve.
+    /// Counts a look-up that failed or timed out.
     pub fn failed(&self) {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the number of rounds, changes and failures.
+    /// Returns the numbers of rounds, of rounds with a changed address, and of failed look-ups.
     #[must_use]
     pub fn values(&self) -> [u64; 3] {
         [&self.reresolved, &self.changed, &self.failed].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
-/// Adds these counters to the exposition.
+/// Collector that adds the counters of `MoRI-IO` name look-ups to the exposition.
 #[derive(Debug)]
 pub(super) struct DnsScrape(pub(super) Arc<DnsCounters>);
 
