@@ -17,7 +17,7 @@ macro_rules! labels {
                 /// All values, in the order of `index`.
                 pub const ALL: [Self; [$($label),*].len()] = [$(Self::$variant),*];
 
-                /// Returns the label's text.
+                /// Returns the value's text in metrics and logs.
                 #[must_use]
                 pub const fn label(self) -> &'static str {
                     match self {
@@ -25,7 +25,7 @@ macro_rules! labels {
                     }
                 }
 
-                /// Returns the position in `ALL`.
+                /// Returns the position of the value in `ALL`.
                 #[must_use]
                 pub const fn index(self) -> usize {
                     self as usize
@@ -38,100 +38,102 @@ macro_rules! labels {
 labels! {
     /// The kind of a request, by its path.
     Route {
-        /// `/v1/chat/completions`.
+        /// A request to `/v1/chat/completions`.
         Chat = "chat",
-        /// `/v1/completions`.
+        /// A request to `/v1/completions`.
         Completions = "completions",
-        /// `/v1/responses`.
+        /// A request to `/v1/responses`.
         Responses = "responses",
-        /// `/v1/messages`.
+        /// A request to `/v1/messages`.
         Messages = "messages",
-        /// `/inference/v1/generate`.
+        /// A request to `/inference/v1/generate`.
         Generate = "generate",
-        /// `/invocations`.
+        /// A request to `/invocations`.
         Invocations = "invocations",
-        /// `/health`.
+        /// A request to `/health`, to which ringside itself responds.
         Health = "health",
-        /// Any other path; these requests are passed through.
+        /// A request to any other path. It is never split.
         Other = "other",
     }
 
-    /// The status class of a response, or `Aborted`.
+    /// The status class of the response that a client received, or `Aborted`.
     CodeClass {
-        /// Informational: the response to an upgrade.
+        /// The response had a 1xx status: 101, which upgraded the connection.
         C1xx = "1xx",
-        /// Success.
+        /// The response had a 2xx status (success).
         C2xx = "2xx",
-        /// Redirection.
+        /// The response had a 3xx status (redirection).
         C3xx = "3xx",
-        /// Client error.
+        /// The response had a 4xx status (client error).
         C4xx = "4xx",
-        /// Server error, of an engine or of ringside.
+        /// The response had a 5xx status (server error), from an engine or from ringside.
         C5xx = "5xx",
         /// No complete response was sent to the client.
         Aborted = "aborted",
     }
 
-    /// The phase of a request, used to classify client disconnects.
+    /// The phase that a request had reached when its client disconnected or when it failed.
     Phase {
-        /// Between requests.
+        /// No part of the request was being forwarded: the connection was idle, the head was being
+        /// received, or ringside itself was responding.
         Idle = "idle",
-        /// The body was arriving.
+        /// The request body was being received from the client or forwarded to the engine.
         Upload = "upload",
-        /// Connecting to an engine.
+        /// ringside was connecting to an engine.
         Connect = "connect",
-        /// Encode legs were running.
+        /// The encode legs of the request were running.
         Encode = "encode",
-        /// The prefill leg was running.
+        /// The prefill leg of the request was running.
         Prefill = "prefill",
-        /// Waiting for the next prefill attempt.
+        /// ringside was pausing before the next attempt of the prefill leg.
         RetryWait = "retry_wait",
         /// The prefill response was received and the decode leg not yet sent: a disconnect in this
         /// phase strands KV cache (`docs/stranded-kv.md`).
         BetweenLegs = "between_legs",
-        /// The decode leg was sent and no response had arrived.
+        /// The decode leg had started, and its response had not been relayed to the client.
         FirstByte = "first_byte",
-        /// The response was being relayed.
+        /// The response was being relayed to the client.
         Streaming = "streaming",
-        /// The client was not reading the response.
+        /// The client was not reading its response, so its connection accepted no more bytes.
         Stalled = "stalled",
     }
 
-    /// The kind of engine that a connection or a leg is for.
+    /// The kind of server to which a connection or a leg goes.
     LegRole {
-        /// Computes the prompt's KV cache.
+        /// A prefill engine, which computes the prompt's KV cache.
         Prefill = "prefill",
-        /// Generates the response.
+        /// A decode engine, which generates the response.
         Decode = "decode",
-        /// Encodes images, audio and video.
+        /// An encode engine, which encodes images, audio and video.
         Encode = "encode",
-        /// Mooncake's bootstrap server, which lists the engines of a prefiller.
+        /// Mooncake's bootstrap server, which returns the list of a prefiller's engines.
         Bootstrap = "bootstrap",
     }
 
-    /// The fate of KV cache that no decoder fetched.
+    /// The fate of the KV cache of a handoff that no decode leg carried.
     Stranded {
-        /// The decoder rejected the release request, so the prefiller frees the blocks.
+        /// The decoder rejected the release request with a 4xx status, as intended, so the
+        /// prefiller frees the blocks.
         Released = "released",
-        /// The release request failed or was not rejected.
+        /// The release request could not be sent, or the decoder did not reject it.
         Failed = "failed",
-        /// The prefiller keeps the blocks until their lease expires.
+        /// No release request was sent. The prefiller keeps the blocks until their lease expires.
         LeftToLease = "left_to_lease",
     }
 
     /// The role in which a request named a target.
     Named {
-        /// Prefill engine.
+        /// The request named the target as a prefill engine.
         Prefill = "prefill",
-        /// Encode engine.
+        /// The request named the target as an encode engine.
         Encode = "encode",
-        /// Engine that has part of the prompt's KV cache.
+        /// The request named the target as an engine that has part of the prompt's KV cache.
         CacheSource = "cache_source",
     }
 
     /// The source of allowlist entries, other than the configuration.
     AllowSource {
-        /// The rules file.
+        /// The file of allowlist rules (`--allow-targets-file`).
         File = "file",
         /// The `InferencePool` object, whose selector determines the pods.
         Pool = "pool",
@@ -141,24 +143,26 @@ labels! {
 
     /// The peer of a TLS connection.
     TlsPeer {
-        /// A client.
+        /// A client that connects to ringside.
         Client = "client",
         /// A prefill engine.
         Prefill = "prefill",
         /// The local decoder.
         Decode = "decode",
-        /// An encoder.
+        /// An encode engine.
         Encode = "encode",
     }
 
-    /// A part of the time that ringside itself adds.
+    /// A part of an exchange in which the time spent by ringside itself is measured.
     Direction {
-        /// From the last request byte received from the client to the first byte sent to an engine.
+        /// From the receipt of the whole body of a request that may be split (or the end of its
+        /// encode stage) until its legs are planned.
         Request = "request",
-        /// From the first response byte received from the engine to the first byte sent to the
-        /// client.
+        /// From the arrival of the response head from the engine until that head has been sent to
+        /// the client.
         FirstByte = "first_byte",
-        /// Handling of a later part of the response, from its receipt to its send.
+        /// Processing of one further receive of the response body, including the attempt to send it
+        /// to the client. One receive in 16 is measured.
         Chunk = "chunk",
     }
 }
