@@ -12,7 +12,7 @@ use crate::pd::Outcome;
 /// fixed rest.
 pub(super) const BYTES_MAX: usize = 2048;
 
-/// Appends the record and a line feed to `out`.
+/// Appends the record as one line of JSON, including the line feed, to `out`.
 pub(super) fn write(record: &Record, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"ts\":\"");
     timestamp(record.unix_micros, out);
@@ -73,7 +73,7 @@ const fn when(ended_at: EndedAt) -> u8 {
     }
 }
 
-/// Appends text that needs no escaping.
+/// Appends `before` and `text`, neither of which needs escaping.
 fn plain(out: &mut Vec<u8>, before: &str, text: &str) {
     out.extend_from_slice(before.as_bytes());
     out.extend_from_slice(text.as_bytes());
@@ -83,7 +83,7 @@ fn number(out: &mut Vec<u8>, before: &str, value: u64) {
     drop(write!(out, "{before}{value}"));
 }
 
-/// Appends a time in milliseconds with three decimals, or `null`.
+/// Appends `before`, and then `micros` in milliseconds with three decimals, or `null` for `None`.
 fn millis(out: &mut Vec<u8>, before: &str, micros: Option<u64>) {
     out.extend_from_slice(before.as_bytes());
     match micros {
@@ -127,8 +127,9 @@ fn timestamp(unix_micros: u64, out: &mut Vec<u8>) {
     ));
 }
 
-/// Returns the date of a day counted from 1970-01-01. This is Howard Hinnant's `civil_from_days`,
-/// in which years start in March so that the leap day is the last day of the year.
+/// Returns the year, month and day of a day counted from 1970-01-01. This is Howard Hinnant's
+/// `civil_from_days`, in which years start in March so that the leap day is the last day of the
+/// year.
 const fn date(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted / 146_097;

@@ -32,8 +32,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Creates a registry. `driver` names the I/O driver of each shard. `fault_labels` is the table
-    /// with whose length the shards' metrics were created.
+    /// Creates a registry. `driver` names the I/O driver of each shard. `fault_labels` are the
+    /// labels of the error counters; the shards' metrics must have been created with their number.
     #[must_use]
     pub fn new(
         shards: Vec<Arc<ShardMetrics>>,
@@ -65,7 +65,7 @@ impl Registry {
         self.inner.register_collector(Box::new(Allowlist(metrics)));
     }
 
-    /// Adds a collector.
+    /// Adds a collector, whose metrics are part of the exposition from then on.
     pub fn add(&mut self, collector: impl Collector) {
         self.inner.register_collector(Box::new(collector));
     }
@@ -75,7 +75,7 @@ impl Registry {
         self.add(TraceScrape { counters, shards });
     }
 
-    /// Returns the exposition; its media type is [`CONTENT_TYPE`].
+    /// Returns all metrics as the text of the exposition; its media type is [`CONTENT_TYPE`].
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(32 * 1024);
@@ -223,8 +223,9 @@ impl Scrape {
         )
     }
 
-    /// Always shows all outcomes with the reason `none`. Shows other pairs of outcome and reason
-    /// only once they have occurred, since most pairs are impossible.
+    /// Writes the metrics of split requests. All outcomes with the reason `none` are always
+    /// included. Other pairs of outcome and reason are included only once they have occurred, since
+    /// most pairs are impossible.
     fn prefill_decode(&self, out: &mut Out<'_>) -> Result<(), Error> {
         let pairs = Outcome::ALL
             .iter()
@@ -294,7 +295,8 @@ impl Scrape {
         )
     }
 
-    /// Shows a pair of peer and outcome only once it has occurred.
+    /// Writes the numbers of TLS handshakes. A pair of peer and outcome is included only once it
+    /// has occurred.
     fn tls(&self, out: &mut Out<'_>) -> Result<(), Error> {
         let pairs = TlsPeer::ALL
             .iter()
@@ -375,7 +377,7 @@ fn clamp(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Writes one metric family per call.
+/// Writer of the exposition. Each call of a method writes one metric family.
 pub(super) struct Out<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Out<'_> {
@@ -447,8 +449,8 @@ impl Out<'_> {
         Ok(())
     }
 
-    /// Writes the histograms that have observations. An empty one would add two dozen lines of
-    /// zeros.
+    /// Writes a family of histograms, without those that have no observations: an empty one would
+    /// add two dozen lines of zeros.
     fn histograms<L: EncodeLabelSet>(
         &mut self,
         name: &str,
