@@ -8,8 +8,8 @@ use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded
 use crate::net::tls;
 use crate::pd::{Outcome, Reason};
 
-/// Buckets of the time to first token, in microseconds. The same as vLLM's, so that dashboards can
-/// show both in one panel.
+/// Buckets of the time to first token and of the leg duration, in microseconds. The same as those
+/// of vLLM's time to first token, so that dashboards can show both in one panel.
 pub(super) static FIRST_TOKEN_BOUNDS: Bounds<22> = Bounds {
     upper: [
         1_000,
@@ -119,7 +119,7 @@ pub struct ShardMetrics {
 }
 
 impl ShardMetrics {
-    /// Creates counters at zero. `faults` is the length of the fault label table.
+    /// Creates counters at zero. `faults` is the number of fault labels (`fault::LABELS`).
     #[must_use]
     pub fn new(faults: usize) -> Self {
         fn each<T, const N: usize>(make: impl Fn() -> T) -> [T; N] {
@@ -159,28 +159,35 @@ impl ShardMetrics {
         self.started[route.index()].add(1);
     }
 
-    /// Counts a finished request, `micros` after the first byte of its head.
+    /// Counts a finished request by the status class of its response, and records its duration:
+    /// `micros` since the first byte of its head.
     pub fn request_done(&self, route: Route, code: CodeClass, micros: u64) {
         self.done[route.index()][code.index()].add(1);
         self.duration[route.index()].record(micros);
     }
 
-    /// Records the time until the first body byte of a response was sent to the client.
+    /// Records the microseconds from the first byte of a request until the first body byte of its
+    /// response was sent to the client.
     pub fn ttft(&self, route: Route, micros: u64) {
         self.first_token[route.index()].record(micros);
     }
 
-    /// Records the duration of one attempt of a leg.
+    /// Records the duration in microseconds of one attempt of a leg.
+    ///
+    /// For a decode leg it ends when the response head has arrived. It starts when the connection
+    /// is established or, if the request body is forwarded as it arrives, after the upload. For
+    /// other roles it covers connecting (except for a concurrent prefill leg), sending, and the
+    /// whole response of a successful leg.
     pub fn leg(&self, role: LegRole, micros: u64) {
         self.legs[role.index()].record(micros);
     }
 
-    /// Records time spent inside ringside.
+    /// Records the nanoseconds that ringside itself spent on one part of an exchange.
     pub fn overhead(&self, direction: Direction, nanos: u64) {
         self.overhead[direction.index()].record(nanos);
     }
 
-    /// Counts a failure; `index` is its position in the fault label table.
+    /// Counts a failure; `index` is the position of its label in `fault::LABELS`.
     pub fn fault(&self, index: usize) {
         debug_assert!(index < self.faults.len());
         if let Some(counter) = self.faults.get(index) {
@@ -188,22 +195,23 @@ impl ShardMetrics {
         }
     }
 
-    /// Counts a client that disconnected before its response was complete.
+    /// Counts a client that disconnected or stalled in `phase`, before its response was complete.
     pub fn client_left(&self, phase: Phase) {
         self.left[phase.index()].add(1);
     }
 
-    /// Counts a prompt by where it was computed and why.
+    /// Counts an intercepted request by how it was served and why.
     pub fn pd(&self, outcome: Outcome, reason: Reason) {
         self.pd[outcome.index()][reason.index()].add(1);
     }
 
-    /// Adds `delta` to the number of idle engine connections.
+    /// Adds `delta` to the number of idle connections to engines of this role in the shard's pool.
     pub fn pool_idle(&self, role: LegRole, delta: i64) {
         self.pool_idle[role.index()].add(delta);
     }
 
-    /// Adds `delta` to the number of engine connections in use.
+    /// Adds `delta` to the number of connections to engines of this role that are in use or being
+    /// established.
     pub fn pool_active(&self, role: LegRole, delta: i64) {
         self.pool_active[role.index()].add(delta);
     }
@@ -213,12 +221,13 @@ impl ShardMetrics {
         self.denied[named.index()].add(1);
     }
 
-    /// Adds `delta` to the number of client connections.
+    /// Adds `delta` to the number of open client connections.
     pub fn client_connections(&self, delta: i64) {
         self.clients.add(delta);
     }
 
-    /// Counts a repeated prefill attempt.
+    /// Counts a retry of a prefill leg. Trying the next prefill candidate after a refused
+    /// connection is not a retry.
     pub fn retry(&self) {
         self.retries.add(1);
     }
@@ -228,13 +237,14 @@ impl ShardMetrics {
         self.replays.add(1);
     }
 
-    /// Counts a session that panicked and was closed.
+    /// Counts a task of the shard that ended in a panic, usually a client session, which is then
+    /// closed.
     pub fn panic(&self) {
         self.panics.add(1);
     }
 
-    /// Counts `count` members that were removed from a client's request body, such as
-    /// `kv_transfer_params`.
+    /// Counts `count` members of a client's request body, such as `kv_transfer_params`, that were
+    /// removed or overwritten before engines received the body.
     pub fn masked(&self, count: u64) {
         self.masked.add(count);
     }
@@ -244,17 +254,20 @@ impl ShardMetrics {
         self.stranded[outcome.index()].add(1);
     }
 
-    /// Counts body bytes that were spliced in the kernel, without a copy to user space.
+    /// Counts bytes of request and response bodies that were spliced in the kernel, without a copy
+    /// to user space.
     pub fn spliced_bytes(&self, count: u64) {
         self.spliced_bytes.add(count);
     }
 
-    /// Counts request body bytes that passed through a buffer in user space.
+    /// Counts bytes of request bodies that were sent to an engine directly from the receive buffer
+    /// instead of being spliced. Bodies that are buffered as a whole, bytes kept for a repeat of
+    /// the request, and chunks whose framing is regenerated are not counted.
     pub fn copied_bytes(&self, count: u64) {
         self.copied_bytes.add(count);
     }
 
-    /// Counts an access-log record that was dropped because the ring was full.
+    /// Counts an access-log record that was dropped because the shard's ring was full.
     pub fn access_log_dropped(&self) {
         self.access_log_dropped.add(1);
     }
@@ -264,12 +277,12 @@ impl ShardMetrics {
         self.tls[peer.index()][outcome.index()].add(1);
     }
 
-    /// Counts spans that were dropped because the ring was full.
+    /// Counts `count` spans that were dropped because the shard's ring was full.
     pub fn trace_dropped(&self, count: u64) {
         self.trace_dropped.add(count);
     }
 
-    /// Counts a pause of accepting, caused by a lack of file descriptors or memory.
+    /// Counts a pause in accepting connections, caused by a lack of file descriptors or memory.
     pub fn accept_paused(&self) {
         self.accept_paused.add(1);
     }

@@ -10,7 +10,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use super::render::Out;
 use super::shard::ShardMetrics;
 
-/// The exporter's counters, in spans.
+/// Numbers of spans that were exported and that were lost in an export.
 #[derive(Debug, Default)]
 pub struct TraceCounters {
     exported: AtomicU64,
@@ -23,13 +23,14 @@ impl TraceCounters {
         self.exported.fetch_add(spans, Ordering::Relaxed);
     }
 
-    /// Counts spans whose export failed.
+    /// Counts spans whose export failed or that the destination rejected.
     pub fn failed(&self, spans: u64) {
         self.failed.fetch_add(spans, Ordering::Relaxed);
     }
 }
 
-/// Adds the exporter's counters to the exposition, and the spans that the shards dropped.
+/// Collector that adds the exporter's counters, and the number of spans that the shards dropped, to
+/// the exposition.
 #[derive(Debug)]
 pub(super) struct TraceScrape {
     pub(super) counters: Arc<TraceCounters>,
