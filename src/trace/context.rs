@@ -11,19 +11,20 @@ const SAMPLED: u8 = 1;
 const KNOWN_FLAGS: u8 = 3;
 const VERSION_FORBIDDEN: u8 = 0xff;
 
-/// A trace and a span in it.
+/// The contents of a `traceparent`: the ids of a trace and of one of its spans, and the flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
-    /// Never zero.
+    /// Id of the trace; never zero.
     pub trace_id: u128,
-    /// Never zero.
+    /// Id of the span; never zero.
     pub span_id: u64,
-    /// The `trace-flags`, restricted to the defined ones.
+    /// The `trace-flags`. Only the flags sampled (1) and random (2) can be set.
     pub flags: u8,
 }
 
 impl TraceContext {
-    /// Starts a new, unsampled trace with an id from random numbers.
+    /// Creates the context of a new trace, which is not sampled. `random` becomes the trace id. A
+    /// zero id is replaced by 1.
     #[must_use]
     pub const fn new(random: [u64; 2], span_id: u64) -> Self {
         let trace_id = (random[0] as u128) << 64 | random[1] as u128;
@@ -45,7 +46,7 @@ impl TraceContext {
         Self::parse(value.trim_ascii())
     }
 
-    /// Parses one value (section 3.2.2). Returns `None` if it is invalid.
+    /// Parses the value of a `traceparent` field (section 3.2.2). Returns `None` if it is invalid.
     #[must_use]
     pub fn parse(value: &[u8]) -> Option<Self> {
         let (known, rest) = value.split_at_checked(TRACEPARENT_BYTES)?;
@@ -96,7 +97,8 @@ impl TraceContext {
         }
     }
 
-    /// Returns the context of another span of the same trace.
+    /// Returns the context of another span, `span_id`, of the same trace. A zero id is replaced by
+    /// 1.
     #[must_use]
     pub const fn child(self, span_id: u64) -> Self {
         Self {
@@ -111,7 +113,8 @@ const fn nonzero(id: u64) -> u64 {
     if id == 0 { 1 } else { id }
 }
 
-/// Parses at most 32 lower-case hexadecimal digits. Upper case is invalid in `traceparent`.
+/// Parses at most 32 lower-case hexadecimal digits. Returns `None` if there is any other byte;
+/// upper case is invalid in `traceparent`.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |value, digit| {
         let nibble = match digit {
@@ -123,7 +126,7 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// Fills `out` with the lowest hexadecimal digits of `value`.
+/// Fills `out` with as many of the lowest hexadecimal digits of `value`, in lower case.
 pub(super) fn put_hex(out: &mut [u8], mut value: u128) {
     for digit in out.iter_mut().rev() {
         *digit = b"0123456789abcdef"[(value & 15) as usize];
@@ -140,7 +143,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Creates a sampler that records `recorded` of a million traces. Greater values record all.
+    /// Creates a sampler that records `recorded` of a million traces. A value of a million or more
+    /// records all traces.
     #[must_use]
     pub fn per_million(recorded: u32) -> Self {
         let below = (1_u128 << 63) * u128::from(recorded.min(1_000_000)) / 1_000_000;
@@ -150,7 +154,7 @@ impl Sampler {
         }
     }
 
-    /// Returns whether a new trace is recorded.
+    /// Returns whether a new trace with this id is recorded.
     #[must_use]
     pub const fn takes(self, trace_id: u128) -> bool {
         // Uses bytes 8 to 15 of the id, as OpenTelemetry's SDKs do.

@@ -4,7 +4,7 @@
 use super::span::Span;
 use crate::limits::TRACE_RING_RECORDS;
 
-/// The sending side of a ring; one per shard.
+/// The sending side of the ring through which one shard passes spans to the exporter.
 #[derive(Debug)]
 pub struct TraceRing {
     producer: rtrb::Producer<Vec<Span>>,
@@ -30,8 +30,8 @@ pub struct TraceRings {
 }
 
 impl TraceRings {
-    /// Removes and returns available spans: records are read until there are `spans_max` spans or
-    /// more.
+    /// Removes spans from the rings and returns them. Whole records are read until there are
+    /// `spans_max` spans or more, or all rings are empty.
     pub fn take(&mut self, spans_max: usize) -> Vec<Span> {
         let mut spans = Vec::new();
         let count = self.consumers.len();
@@ -48,7 +48,8 @@ impl TraceRings {
     }
 }
 
-/// Creates one ring for each of `shards` shards.
+/// Creates one ring for each of `shards` shards. Returns the sending sides, one per shard, and the
+/// receiving sides.
 #[must_use]
 pub fn rings(shards: usize) -> (Vec<TraceRing>, TraceRings) {
     let (producers, consumers) = (0..shards)

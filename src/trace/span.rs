@@ -9,22 +9,23 @@ use crate::limits::{TRACE_ATTRIBUTES_MAX, TRACE_TEXT_BYTES_MAX};
 pub enum Kind {
     /// Work inside ringside.
     Internal = 1,
-    /// A request that ringside serves.
+    /// A request that ringside receives from a client.
     Server = 2,
-    /// A request that ringside sends.
+    /// A request that ringside sends to an engine.
     Client = 3,
 }
 
-/// The value of an attribute.
+/// The value of an attribute of a span.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// Text of at most [`TRACE_TEXT_BYTES_MAX`] bytes.
     Text(Cow<'static, str>),
-    /// A count.
+    /// A number without a unit, exported as an integer.
     Count(u64),
-    /// Whole milliseconds. Exported as a floating-point number, as pd-sidecar does.
+    /// A duration in whole milliseconds. OTLP exports it as a floating-point number, as pd-sidecar
+    /// does.
     Millis(u64),
-    /// A boolean.
+    /// A boolean value.
     Flag(bool),
 }
 
@@ -74,23 +75,23 @@ pub(crate) fn bounded(bytes: &[u8]) -> String {
 /// One span. Times are nanoseconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
-    /// Id of the trace that it belongs to.
+    /// Id of the trace that the span belongs to.
     pub trace_id: u128,
     /// Id of this span.
     pub span_id: u64,
     /// Id of the parent span; 0 if there is none.
     pub parent_id: u64,
-    /// Name.
+    /// Name of the span, such as `forward_request`.
     pub name: Cow<'static, str>,
-    /// Kind.
+    /// Kind of the span: internal work, a received request, or a sent request.
     pub kind: Kind,
-    /// Start time.
+    /// Start time in nanoseconds since 1970.
     pub begun_ns: u64,
-    /// End time; 0 while the span is running.
+    /// End time in nanoseconds since 1970; 0 while the span is running.
     pub ended_ns: u64,
     /// Attributes with unique names, at most [`TRACE_ATTRIBUTES_MAX`].
     pub attributes: Vec<(&'static str, Value)>,
-    /// The error, if the work failed.
+    /// Description of the failure; `None` if the span has not failed.
     pub error: Option<&'static str>,
 }
 
