@@ -355,7 +355,7 @@ impl Fault {
     const fn fixed_text(self) -> &'static str {
         match self {
             Self::Chunk => "malformed request: invalid chunked body",
-            Self::TooManyEdits => "the body repeats members that the proxy edits too often",
+            Self::TooManyEdits => "the body has too many duplicates of members that are edited",
             Self::Connect => "CONNECT is not supported",
             Self::BodyTooLarge => "the request body is larger than --max-body allows",
             Self::BudgetSpent => "too many request bytes are buffered; try again",

@@ -28,7 +28,7 @@ fn run() -> Result<(), Exit> {
         Command::Demo(options) => control::demo::run(options),
         #[cfg(not(feature = "mock"))]
         Command::Mock(_) | Command::Demo(_) => Err(Exit::usage(
-            "this build has no mock engine (feature `mock`)",
+            "ringside: this build has no mock engine; build it with the feature `mock`",
         )),
     }
 }

@@ -178,7 +178,7 @@ fn utf8(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, Exit> {
         .map(|arg| {
             arg.into_string().map_err(|arg| {
                 Exit::usage(format!(
-                    "ringside: `{}` is not UTF-8",
+                    "ringside: the argument `{}` is not UTF-8",
                     arg.to_string_lossy()
                 ))
             })

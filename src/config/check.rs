@@ -147,7 +147,7 @@ impl Reader<'_> {
         if idle >= ENGINE_KEEPALIVE {
             self.warnings.push(format!(
                 "--upstream-idle-timeout is {}: an engine that closes idle connections sooner \
-                 (uvicorn: {}) will reset some requests",
+                 (uvicorn: {}) will reset some requests; set it below the engine's timeout",
                 self.text(&keys::UPSTREAM_IDLE_TIMEOUT),
                 units::format_duration(ENGINE_KEEPALIVE),
             ));
@@ -166,7 +166,8 @@ impl Reader<'_> {
         };
         if limits.body_budget_bytes < limits.body_bytes_max {
             let text = format!(
-                "{} is below --max-body ({}), so the largest body could never be buffered",
+                "{} is below --max-body ({}), so the largest body could never be buffered; raise it, \
+                 or lower --max-body",
                 units::format_size(limits.body_budget_bytes),
                 units::format_size(limits.body_bytes_max),
             );

@@ -465,7 +465,7 @@ fn invalid_sockets_are_refused() {
         ),
         (
             &[(&MODEL_SERVER_SOCKET, "/run/vllm sock")],
-            "`/run/vllm sock`: the target contains a blank",
+            "`/run/vllm sock`: the target contains white space",
         ),
         (
             &[(&MODEL_SERVER_SOCKET, &long)],

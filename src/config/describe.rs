@@ -219,7 +219,7 @@ impl Config {
 
     fn describe_upstream(&self) -> String {
         format!(
-            "idle timeout {}, {} idle connections per rank",
+            "idle timeout {}, {} idle connections per rank and shard",
             bound(Some(self.upstream.idle).filter(|idle| *idle < DURATION_MAX)),
             self.upstream.idle_per_rank_max
         )

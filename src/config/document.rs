@@ -80,7 +80,7 @@ fn known(name: &str) -> Result<&'static Key, String> {
     if let Some((before, _)) = name.split_once(':')
         && known().any(|key| key.name == before)
     {
-        return Err(format!("`{name}` needs a blank after the colon"));
+        return Err(format!("`{name}` needs a space after the colon"));
     }
     let nearest = did_you_mean(name, known().map(|key| key.name));
     Err(format!("`{name}` is not a key{nearest}"))
@@ -233,7 +233,7 @@ mod tests {
             ("port: [1", "x.yaml:1:7: unclosed bracket"),
             (
                 "{port:1}",
-                "x.yaml:1:2: `port:1` needs a blank after the colon",
+                "x.yaml:1:2: `port:1` needs a space after the colon",
             ),
             (
                 "\tprot: 2",

@@ -121,7 +121,7 @@ keys! {
     DATA_PARALLEL_SIZE: Engine Value("N") "data-parallel-size" = "1", common;
         "Number of data-parallel ranks to serve, each on its own port"
     MAX_IDLE_CONNS_PER_HOST: Engine Value("N") "max-idle-conns-per-host" = "1024";
-        "Idle connections kept per engine rank"
+        "Idle connections that each shard keeps per engine rank"
     UPSTREAM_IDLE_TIMEOUT: Engine Value("DURATION") "upstream-idle-timeout" = "4s";
         "Close an engine connection after this idle time; keep it below the engine's keep-alive \
          timeout (uvicorn: 5s)"
@@ -129,7 +129,8 @@ keys! {
         "Protocol for passing the KV cache from prefill to decode: nixlv2, shared-storage, sglang, \
          mooncake, offloading, nixl or lmcache"
     EC_CONNECTOR: PrefillDecode Value("NAME") "ec-connector" = "";
-        "Protocol for passing encoder output: ec-example or ec-nixl; unset, encoders are not used"
+        "Protocol for passing encoder output: ec-example or ec-nixl; without it, no encoders \
+         are used"
     ENABLE_PREFILLER_SAMPLING: PrefillDecode Switch "enable-prefiller-sampling" = "false"
         or "ENABLE_PREFILLER_SAMPLING";
         "Choose a random prefill candidate instead of the first"
@@ -154,7 +155,7 @@ keys! {
     HANDOFF_MAX_AGE: PrefillDecode Value("DURATION") "handoff-max-age" = "20s";
         "Maximum age of a handoff; keep it below the engine's lease (vLLM: 30s)"
     HIDE_PREFILL_ERRORS: PrefillDecode Switch "hide-prefill-errors" = "false";
-        "Replace the engine's error message for a failed prefill with a generic one"
+        "Replace the engine's error message for a failed prefill or encode leg with a generic one"
     ON_DECODE_KV_ERROR: PrefillDecode Value("ACTION") "on-decode-kv-error" = "recompute";
         "If decode cannot load the KV cache: recompute (retry without the handoff) or error"
     ALLOW_FLAT_BLOCKS: PrefillDecode Switch "allow-flat-blocks" = "false";
@@ -164,7 +165,8 @@ keys! {
     RELEASE_STRANDED_KV: PrefillDecode Switch "release-stranded-kv" = "false";
         "Make the prefiller free KV cache that no decoder will fetch (nixlv2 only)"
     MORIIO_WRITE_MODE: MoriIo Switch "moriio-write-mode" = "false";
-        "Prefillers write into the decoder's memory; unset, only --moriio-dp-size has an effect"
+        "Let prefillers write into the decoder's memory (nixlv2 only); without it, only --moriio-dp-size \
+         and --moriio-dp-size-local have an effect"
     MORIIO_PARALLEL_DISPATCH: MoriIo Switch "moriio-parallel-dispatch" = "false";
         "Run prefill and decode concurrently; requires --moriio-write-mode"
     MORIIO_PARALLEL_DECODE_WAIT_TIMEOUT: MoriIo Value("DURATION")
@@ -221,7 +223,8 @@ keys! {
     BODY_BUDGET: Limits Value("SIZE") "body-budget" = "2GiB";
         "Maximum total size of the request bodies buffered for prefill/decode"
     MAX_PREFILL_RESPONSE: Limits Value("SIZE") "max-prefill-answer" = "64MiB";
-        "Maximum size of a prefill response"
+        "Maximum size of a prefill response, and of any other response that ringside reads instead of \
+         relaying it"
     CONNECT_TIMEOUT: Timeouts Value("DURATION") "connect-timeout" = "2s";
         "Time limit for connecting to an engine"
     HEAD_TIMEOUT: Timeouts Value("DURATION") "head-timeout" = "10s";
@@ -246,7 +249,8 @@ keys! {
         "Also serve /metrics on this port of all addresses; 0 is off [env: MORIIO_METRICS_ADDR, an \
          address, used if this is 0]"
     TRACING: Observability Switch "tracing" = "false";
-        "Record OpenTelemetry spans; OTEL_* variables set sampling (10 %) and destination (stdout)"
+        "Record OpenTelemetry spans; OTEL_* variables set the share of traces (default: 10 %) and the \
+         destination (default: stdout)"
     LOG_LEVEL: Observability Value("LEVEL") "log-level" = "info", common;
         "Log messages of this level and above: error, warn, info, debug or trace"
     LOG_FORMAT: Observability Value("FORMAT") "log-format" = "text";
@@ -262,9 +266,10 @@ keys! {
         "Poll for events this long after the last one before sleeping, for example 50us; keeps the \
          shard's CPU fully busy"
     CONFIGURATION: Configuration Value("YAML") "configuration" = "";
-        "YAML or JSON document of flags without dashes: '{port: 8000}'; flags override it"
+        "YAML or JSON document whose keys are flag names without dashes, such as '{port: 8000}'; flags \
+         override it"
     CONFIGURATION_FILE: Configuration Value("FILE") "configuration-file" = "";
-        "File with a YAML or JSON document of flags without dashes"
+        "File with a YAML or JSON document whose keys are flag names without dashes"
 }
 
 #[cfg(test)]

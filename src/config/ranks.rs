@@ -80,7 +80,8 @@ impl Reader<'_> {
         let given: Vec<_> = given.map(|key| format!("--{}", key.name)).collect();
         if !given.is_empty() {
             let text = format!(
-                "is given together with {}: the decoder uses either a socket or a port",
+                "is given together with {}: the decoder uses either a socket or a port; \
+                 give only one of them",
                 given.join(" and ")
             );
             self.problem(key, &text);
@@ -128,7 +129,8 @@ impl Reader<'_> {
         };
         if u32::from(port) + size - 1 > u32::from(u16::MAX) {
             let text = format!(
-                "port {port} with --data-parallel-size {size} needs ports up to {}, above 65535",
+                "port {port} with --data-parallel-size {size} needs ports up to {}, above 65535; \
+                 choose a lower port",
                 u32::from(port) + size - 1
             );
             self.problem(key, &text);

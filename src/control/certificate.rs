@@ -76,7 +76,7 @@ impl Pem {
     /// Parses the certificate chain and the private key.
     pub(super) fn identity(&self) -> Result<Identity, FileError> {
         let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|error| FileError::new(&self.key_file, format!("no private key: {error}")))?;
+            .map_err(|error| FileError::new(&self.key_file, format!("not a PEM key: {error}")))?;
         Ok((chain(&self.certificate_file, &self.certificate)?, key))
     }
 

@@ -34,8 +34,8 @@ pub(super) async fn resolve(
     let first = refresh(&written, &written, counters).await;
     if let Some(name) = names(&first).next() {
         return Err(Exit::config(format!(
-            "ringside: MoRI-IO host `{name}` does not resolve; set an address or a name that \
-             resolves"
+            "ringside: MoRI-IO host `{name}` does not resolve; correct --moriio-remote-hosts or \
+             --moriio-decode-hosts, or give IP addresses"
         )));
     }
     let hosts = Arc::new(ArcSwap::from_pointee(first));
@@ -87,7 +87,7 @@ async fn refresh(written: &MoriConfig, known: &MoriConfig, counters: &DnsCounter
                 Some(address) => address.to_string(),
                 None => {
                     counters.failed();
-                    tracing::warn!(%host, "MoRI-IO host does not resolve; keeping its last known address");
+                    tracing::warn!(%host, "MoRI-IO host does not resolve; its last known address, if any, remains in use");
                     known.clone()
                 }
             };

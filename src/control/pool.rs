@@ -107,7 +107,7 @@ async fn follow_pool(
     reflect(&collection, |pools: &Pools| {
         let wanted = match pools.get(&pool.name) {
             None => {
-                tracing::warn!("InferencePool {pool} does not exist: none of its pods are allowed");
+                tracing::warn!("InferencePool {pool} does not exist: none of its pods are allowed; check --inference-pool and --pool-group");
                 Wanted::Nothing
             }
             Some(kept) => {

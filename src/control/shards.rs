@@ -266,7 +266,7 @@ async fn accept(
                     return;
                 }
                 if !std::mem::replace(&mut paused, true) {
-                    tracing::warn!(%error, "accept failed, probably out of file descriptors or memory; pausing");
+                    tracing::warn!(%error, "accept failed, probably out of file descriptors or memory; retrying after a pause (if this persists, raise the limit on open files)");
                 }
                 shard.count_accept_paused();
                 timer.set(net.now(), Some(Duration::from_millis(ACCEPT_PAUSE_MS)));

@@ -117,7 +117,7 @@ impl Running {
         let common = common(config, mori, tls).await?;
         let shard_count = plan.seats.len();
         let log = access::start(&common.config.log.access, shard_count)
-            .map_err(|error| Exit::runtime(format!("access log cannot be opened: {error}")))?;
+            .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
         let (rings, writer) = log.unzip();
         let mut tracing = traces::start(common.config.tracing.as_ref(), shard_count).await?;
         log_configuration(
@@ -183,7 +183,7 @@ impl Running {
         };
         tokio::spawn(async move {
             if let Err(error) = admin::serve(listener, state, std::future::pending()).await {
-                tracing::error!(%error, "admin server stopped");
+                tracing::error!(%error, "admin server stopped: /metrics and /readyz are unavailable until a restart");
             }
         });
         Ok(())
@@ -218,7 +218,9 @@ impl Running {
         if cut {
             // Skip the final flush: the access log's writer may be blocked on a full pipe, and
             // `finish` would then never return.
-            tracing::warn!("drain incomplete: open streams are aborted");
+            tracing::warn!(
+                "drain incomplete: open streams are aborted (--drain-timeout limits the wait)"
+            );
             return Ok(());
         }
         if let Some(access) = self.access.take() {
@@ -377,7 +379,7 @@ fn choose_driver() -> Driver {
     match probe_ring() {
         Ok(()) => Driver::Uring,
         Err(error) => {
-            tracing::warn!(%error, "io_uring is not available; using epoll");
+            tracing::warn!(%error, "io_uring is not available; using epoll (to use io_uring, allow it in the seccomp profile and kernel.io_uring_disabled)");
             Driver::Epoll
         }
     }

@@ -63,7 +63,10 @@ impl fmt::Display for AllowError {
                  or omit the prefix length to allow this address only",
             ),
             Self::Port => f.write_str("the port must be a number from 1 to 65535"),
-            Self::TooMany => write!(f, "more than {ALLOW_RULES_MAX} rules; use prefixes"),
+            Self::TooMany => write!(
+                f,
+                "more than {ALLOW_RULES_MAX} rules; replace some by prefixes"
+            ),
         }
     }
 }

@@ -79,7 +79,7 @@ impl TargetError {
             Self::UserInfo => "the target must not contain user information",
             Self::Scheme => "the target's scheme must be http or be omitted",
             Self::NotAlone => "the target must be host:port without a path",
-            Self::Blank => "the target contains a blank or a control byte",
+            Self::Blank => "the target contains white space or a control character",
             Self::SocketMissing => "the socket has no path; give one, such as /run/vllm.sock",
             Self::SocketRelative => "the socket's path must start with / (or @, if it is abstract)",
             Self::SocketParts => {

@@ -203,7 +203,9 @@ impl AccessWriter {
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
         if self.thread.join().is_err() {
-            tracing::error!("access log thread panicked");
+            tracing::error!(
+                "access log thread panicked; the last lines are lost (a bug in ringside)"
+            );
         }
     }
 }
@@ -304,7 +306,7 @@ impl Writer {
         if let Err(error) = &written
             && !self.failing
         {
-            tracing::warn!(%error, "access log write failed; lines are lost");
+            tracing::warn!(%error, "access log write failed; lines are lost until writing succeeds again");
         }
         self.failing = written.is_err();
     }

@@ -69,7 +69,7 @@ impl Collector for Allowlist {
         let entries = self.0.entries.load(Relaxed);
         out.gauge(
             "ringside_allowlist_entries",
-            "Rules in the allowlist of targets that requests may name",
+            "Distinct rules in the allowlist of targets that requests may name",
             i64::try_from(entries).unwrap_or(i64::MAX),
         )?;
         let used = || {

@@ -81,7 +81,9 @@ impl Registry {
         let mut text = String::with_capacity(32 * 1024);
         // Writing to a `String` cannot fail, so an error would be a defect of the encoder.
         if text::encode(&mut text, &self.inner).is_err() {
-            tracing::error!("metrics cannot be encoded");
+            tracing::error!(
+                "metrics cannot be encoded; the response is incomplete (a bug in ringside)"
+            );
         }
         text
     }
@@ -161,7 +163,7 @@ impl Scrape {
         )?;
         out.histograms(
             "ringside_leg_duration_seconds",
-            "Duration of one attempt of a leg",
+            "Duration of one attempt of a leg; of a decode leg, until its response head has arrived",
             LegRole::ALL.map(|role| {
                 let total = self.total(|shard, total| shard.legs[role.index()].add_to(total));
                 ([("leg", role.label())], total)
@@ -208,7 +210,7 @@ impl Scrape {
         )?;
         out.counter(
             "ringside_session_panics",
-            "Client sessions that panicked and were closed",
+            "Tasks that panicked, such as client sessions, which were closed",
             self.sum(|shard| &shard.panics),
         )?;
         out.counter(
@@ -251,7 +253,7 @@ impl Scrape {
         )?;
         out.counter(
             "ringside_client_kv_params_masked",
-            "Members such as kv_transfer_params that were removed from client requests",
+            "Members of client requests, such as kv_transfer_params, that were not passed to engines",
             self.sum(|shard| &shard.masked),
         )?;
         out.counters(
@@ -290,7 +292,7 @@ impl Scrape {
         )?;
         out.counter(
             "ringside_copied_bytes",
-            "Request body bytes that passed through a buffer in user space",
+            "Bytes of request bodies that were forwarded through a buffer in user space without changes",
             self.sum(|shard| &shard.copied_bytes),
         )
     }

@@ -109,11 +109,14 @@ impl Reader<'_> {
             return self.problem(key, &text);
         };
         if !mori.dp_size.is_multiple_of(local) {
-            let text = format!("{local} does not divide --moriio-dp-size {}", mori.dp_size);
+            let text = format!(
+                "{local} does not divide --moriio-dp-size {}; all pods must have the same number of ranks",
+                mori.dp_size
+            );
             self.problem(&keys::MORIIO_DP_SIZE_LOCAL, &text);
         } else if u32::try_from(hosts.len()) != Ok(mori.dp_size / local) {
             let text = format!(
-                "names {} pods, but --moriio-dp-size {} with {local} ranks per pod is {}",
+                "names {} pods, but --moriio-dp-size {} with {local} ranks per pod requires {}",
                 hosts.len(),
                 mori.dp_size,
                 mori.dp_size / local
@@ -159,11 +162,11 @@ mod tests {
             ),
             (
                 &[hosts, dp("12"), local("4")],
-                "--moriio-remote-hosts: names 2 pods, but --moriio-dp-size 12 with 4 ranks per pod is 3",
+                "--moriio-remote-hosts: names 2 pods, but --moriio-dp-size 12 with 4 ranks per pod requires 3",
             ),
             (
                 &[(&keys::MORIIO_DECODE_HOSTS, "a,b,c"), dp("4"), local("2")],
-                "--moriio-decode-hosts: names 3 pods, but --moriio-dp-size 4 with 2 ranks per pod is 2",
+                "--moriio-decode-hosts: names 3 pods, but --moriio-dp-size 4 with 2 ranks per pod requires 2",
             ),
             (
                 &[(&keys::MORIIO_REMOTE_HOSTS, "http://p0")],

@@ -120,7 +120,7 @@ impl Reader<'_> {
         if retries > 0 && backoff.is_zero() {
             self.problem(
                 &keys::PREFILL_RETRY_BACKOFF,
-                "must be above zero if --prefill-max-retries is",
+                "must be above zero, because --prefill-max-retries enables retries",
             );
         }
         (retries, backoff)
@@ -131,7 +131,7 @@ impl Reader<'_> {
         if handoff_age_max >= ENGINE_LEASE {
             self.warnings.push(format!(
                 "--handoff-max-age is {}: a handoff older than the engine's lease (vLLM: {}) can \
-                 return another prompt's text",
+                 return another prompt's text; set it below the lease",
                 units::format_duration(handoff_age_max),
                 units::format_duration(ENGINE_LEASE),
             ));

@@ -188,7 +188,7 @@ fn a_client_that_does_not_read_stops_the_engine() {
         let bound = (64 * 1024 + wire.conn.inbound().capacity) as u64;
         stage.check(
             held <= bound,
-            format!("{held} bytes are held, {bound} may be"),
+            format!("{held} bytes are held; the limit is {bound}"),
         );
         wire.conn.abort();
         drop(wire);
