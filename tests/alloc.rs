@@ -94,7 +94,7 @@ fn a_relayed_chunk_allocates_nothing() {
 fn framing_and_rewriting() {
     assert!(
         allocations_of(|| drop(Box::new(1))) == 1,
-        "the allocator counts"
+        "allocations are not counted"
     );
     let chunks = [as_chunk(EVENT), as_chunk(USAGE)];
 

@@ -228,7 +228,7 @@ fn prefiller_is_silent(driver: Driver) {
     });
     assert!(
         pair.decode.requests().is_empty(),
-        "a decode leg followed a disconnect"
+        "a decode leg was sent after the disconnect"
     );
     expect_recovered(&pair);
 }
@@ -251,7 +251,7 @@ fn aborts_on_disconnect_while_the_prefill_response_stalls() {
         });
         assert!(
             pair.decode.requests().is_empty(),
-            "a decode leg followed a disconnect"
+            "a decode leg was sent after the disconnect"
         );
         expect_recovered(&pair);
     }
@@ -285,7 +285,7 @@ fn aborts_on_disconnect_while_waiting_for_a_retry() {
     assert_eq!(
         pair.prefill.requests().len(),
         6,
-        "an attempt followed a disconnect"
+        "a retry was sent after the disconnect"
     );
     assert!(pair.decode.requests().is_empty());
     expect_recovered(&pair);

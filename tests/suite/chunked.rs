@@ -420,7 +420,7 @@ fn a_client_disconnect_in_a_later_chunk_aborts_it_and_sends_no_other() {
             assert_eq!(
                 pair.decode.requests().len(),
                 2,
-                "a chunk followed the disconnect"
+                "a decode chunk was requested after the disconnect"
             );
             pair.decode.release();
         }

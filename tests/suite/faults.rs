@@ -123,7 +123,7 @@ fn silent_engines_time_out() {
     assert_eq!(
         pair.decode.requests().len(),
         2,
-        "a decode leg followed a failed prefill"
+        "a decode leg was sent after a failed prefill"
     );
     for (engine, aborted) in [(&pair.prefill, 4), (&pair.decode, 2)] {
         let aborted = engine.wait_counters(DEADLINE, |counters| counters.aborted == aborted);

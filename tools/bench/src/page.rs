@@ -98,9 +98,9 @@ fn summary(html: &mut String, report: &Report) {
         .map(|it| it.authority());
     let _ = writeln!(
         html,
-        "<p>Through {} instead of directly to {}, the median first token is later by <b>{}</b>, and \
-         the 99th percentile by <b>{}</b>. To the 99th percentile of gaps between chunks, the proxy \
-         adds <b>{}</b>.</p>",
+        "<p>The proxy {} in front of {} delays the median first token by <b>{}</b>, and the 99th \
+         percentile of first tokens by <b>{}</b>. It adds <b>{}</b> to the 99th percentile of gaps \
+         between chunks.</p>",
         escape(&proxy),
         escape(&direct),
         escape(&said(ttft.overhead.p50())),

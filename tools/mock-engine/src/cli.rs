@@ -36,7 +36,8 @@ usage: mock-engine --port P [options]
   --tls-cert FILE          enable TLS on the port with this certificate chain
                            (PEM)
   --tls-key FILE           private key for --tls-cert (PEM)
-  --lenient                do not check kv_transfer_params (nixlv2 only)
+  --lenient                do not check the members of prefill requests and of
+                           kv_transfer_params (nixlv2 only)
   --no-echo                respond 404 to unknown paths; without this option
                            the response describes the request
   --help                   print this help

@@ -336,7 +336,7 @@ impl Client<'_> {
         while !piece.is_empty() {
             let link = &mut self.links[number];
             let Some(exchange) = link.queue.front_mut() else {
-                let text = format!("received bytes that no request asked for: {}", shown(piece));
+                let text = format!("received bytes that belong to no request: {}", shown(piece));
                 return self.failed(number, &Mismatch::new(Kind::Framing, text));
             };
             let before = exchange.came();

@@ -88,8 +88,8 @@ impl Report {
                 for (name, course, show) in courses(&judgement) {
                     if !course.is_flat() {
                         lines.push(format!(
-                            "the process grows: {name} {} after warm-up, {} at the end, flat is at \
-                             most {}",
+                            "the process grows: {name} {} after warm-up, {} at the end, above the \
+                             limit of {}",
                             show(course.first),
                             show(course.last),
                             show(course.last_max)

@@ -3,7 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "the helpers of a test fail like a test"
+    reason = "test helpers panic on failure, as tests do"
 )]
 
 mod aborts;
