@@ -1,10 +1,10 @@
-//! Checks of the source tree that the compiler does not make: dependencies between modules, length of
-//! files, text that must not be committed. `CONTRIBUTING.md` explains the rules.
+//! Checks of the source tree that the compiler does not make: dependencies between modules, length
+//! of files, text that must not be committed. `CONTRIBUTING.md` explains the rules.
 //!
 //! The checks read sources line by line. This relies on rustfmt: the last line of an item has the
 //! same indentation as its first line.
 
-#![expect(clippy::unwrap_used, reason = "helpers of a test may fail like a test")]
+#![expect(clippy::unwrap_used, reason = "helpers panic on failure, as tests do")]
 
 #[path = "tidy/prose.rs"]
 mod prose;
@@ -222,8 +222,8 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
-/// Returns the names that follow `prefix` in `code`, unless `prefix` is itself preceded by part of a
-/// path.
+/// Returns the names that follow `prefix` in `code`, unless `prefix` is itself preceded by part of
+/// a path.
 fn names_after<'a>(code: &'a str, prefix: &str) -> Vec<&'a str> {
     let mut names = Vec::new();
     for (at, _) in code.match_indices(prefix) {
@@ -294,7 +294,7 @@ fn files_are_short() {
 }
 
 #[test]
-fn pure_modules_touch_nothing() {
+fn pure_modules_use_no_clocks_files_threads_or_sockets() {
     let mut offences = Vec::new();
     for source in sources() {
         if !PURE_MODULES.contains(&&*source.module) {
@@ -332,7 +332,7 @@ fn restricted_crates_are_named_only_where_allowed() {
 }
 
 #[test]
-fn nothing_is_left_over() {
+fn no_leftovers_of_unfinished_work_exist() {
     let mut offences = Vec::new();
     for path in files("") {
         let is_text = has_extension(&path, &["rs", "toml", "md", "yaml", "yml", "sh", "py"]);
@@ -372,7 +372,8 @@ fn documents_exist() {
     check(&missing.collect::<Vec<_>>());
 }
 
-/// Whether a file is an input saved by a fuzzer, which names it by its SHA-1. Git ignores these.
+/// Returns whether a file is an input saved by a fuzzer, which names it by its SHA-1. Git ignores
+/// these.
 fn is_found_input(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_string_lossy();
     name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -384,7 +385,8 @@ fn named_tests(line: &str) -> impl Iterator<Item = &str> {
     quoted.filter(|name| name.contains("::"))
 }
 
-/// Whether the test exists: `module::test` in the suite, or `lib: path::test` in the library.
+/// Returns whether the test exists: `module::test` in the suite, or `lib: path::test` in the
+/// library.
 fn has_test(name: &str, sources: &[PathBuf]) -> bool {
     let (path, test) = match name.strip_prefix("lib: ") {
         Some(rest) => {

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn similar_names_are_other() {
+    fn similar_names_are_not_recognised() {
         for name in [
             "",
             "content_length",

@@ -74,7 +74,7 @@ impl<const N: usize> std::fmt::Debug for Inline<N> {
 pub enum EndedBy {
     /// The request did not fail: its response was complete.
     #[default]
-    Nobody,
+    None,
     /// The client caused the failure: it disconnected or stalled, or its request was rejected.
     Client,
     /// The decoder, an encoder or a bootstrap server failed. Also used if the handoff is missing or
@@ -141,7 +141,7 @@ pub struct Record {
     pub method: Inline<16>,
     /// Status of the response sent to the client; 0 if no response was started.
     pub status: u16,
-    /// The party that caused the request to fail, or [`EndedBy::Nobody`].
+    /// The party that caused the request to fail, or [`EndedBy::None`].
     pub ended_by: EndedBy,
     /// The phase in which the request failed, or [`EndedAt::Complete`].
     pub ended_at: EndedAt,

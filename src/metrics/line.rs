@@ -53,7 +53,7 @@ pub(super) fn write(record: &Record, out: &mut Vec<u8>) {
 
 const fn who(ended_by: EndedBy) -> u8 {
     match ended_by {
-        EndedBy::Nobody => b'-',
+        EndedBy::None => b'-',
         EndedBy::Client => b'C',
         EndedBy::Upstream => b'U',
         EndedBy::Prefill => b'P',

@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn fires_late_never_early() {
+    fn timers_may_fire_late_but_never_early() {
         let wheel = Wheel::new(at(0));
         let timer = wheel.timer();
         timer.set(at(3), Some(Duration::from_millis(25)));

@@ -56,7 +56,7 @@ impl<N: Net> Exchange<'_, N> {
 
     fn ended(&self) -> (EndedBy, EndedAt) {
         let Some(fault) = self.stats.fault else {
-            return (EndedBy::Nobody, EndedAt::Complete);
+            return (EndedBy::None, EndedAt::Complete);
         };
         let by = match (fault.blame(), fault) {
             (

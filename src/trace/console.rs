@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line() {
+    fn a_span_is_formatted_as_one_line() {
         let mut span = Span {
             trace_id: 0xabc,
             span_id: 0x1,

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn written_as_read() {
+    fn a_parsed_context_is_written_unchanged() {
         let context = TraceContext::parse(GOOD.as_bytes()).unwrap();
         assert_eq!(context.traceparent(), GOOD.as_bytes());
         let child = context.child(0xff);

@@ -141,7 +141,7 @@ fn m1_serial_legs_share_a_transfer() {
 }
 
 #[test]
-fn m1_the_cached_token_count_is_the_prefill_engines() {
+fn m1_the_cached_token_count_comes_from_the_prefill_engine() {
     let pair = start(&terms(false, 1));
     let question = Api::Chat.ask(6, false);
     let response = pair.post(CHAT, &question.body).expect(200).json();
@@ -470,7 +470,7 @@ fn d1_host_names_are_sent_as_addresses() {
 }
 
 #[test]
-fn d1_an_unresolvable_host_name_fails_the_start() {
+fn d1_an_unresolvable_host_name_is_a_startup_error() {
     // RFC 6761 6.4: a name below `invalid` never resolves.
     let mut args = vec!["sidecar", "--secure-proxy=false", "--admin-address=off"];
     args.extend(SERIAL);

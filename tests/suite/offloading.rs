@@ -338,7 +338,7 @@ fn source_port(ranks: &Ranks, source: &str) -> u64 {
 }
 
 #[test]
-fn p10_the_port_is_that_of_the_rank_of_the_target() {
+fn p10_the_source_port_depends_on_the_rank_of_the_target() {
     let one = offloading_ranks(1);
     let port = one.sidecar.port;
     assert_eq!(source_port(&one, &format!("10.4.0.9:{port}")), 7777);

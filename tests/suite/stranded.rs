@@ -92,7 +92,7 @@ fn expect_refused(pair: &Pair, handoff: &str) {
 }
 
 #[test]
-fn released_when_the_client_disconnects_while_the_decode_leg_is_sent() {
+fn stranded_kv_is_released_if_the_client_disconnects_while_the_decode_leg_is_sent() {
     for leave in Leave::ALL {
         let pair = start(&[RELEASE]);
         let client = begin_unread(&pair);
@@ -107,7 +107,7 @@ fn released_when_the_client_disconnects_while_the_decode_leg_is_sent() {
 }
 
 #[test]
-fn left_to_the_lease_without_the_flag() {
+fn without_the_flag_stranded_kv_is_kept_until_its_lease_expires() {
     let pair = start(&[]);
     let client = begin_unread(&pair);
     let (_, _client) = Leave::Reset.now(client);
@@ -117,7 +117,7 @@ fn left_to_the_lease_without_the_flag() {
 }
 
 #[test]
-fn left_to_the_lease_if_the_connector_cannot_release() {
+fn stranded_kv_is_not_released_if_the_connector_does_not_support_it() {
     let book = mock_engine::BlockBook::new();
     let pair = crate::kv::Setup {
         args: &["--kv-connector=nixl", RELEASE],
@@ -133,7 +133,7 @@ fn left_to_the_lease_if_the_connector_cannot_release() {
 }
 
 #[test]
-fn failed_when_the_decoder_cannot_be_reached() {
+fn a_release_fails_if_the_decoder_cannot_be_reached() {
     let pair = start(&[RELEASE]);
     pair.decode.refuse(true);
     let (_, body) = ask_for(4, true);
@@ -145,7 +145,7 @@ fn failed_when_the_decoder_cannot_be_reached() {
 }
 
 #[test]
-fn failed_when_the_decoder_does_not_reject_the_release_as_expected() {
+fn a_release_fails_if_the_decoder_does_not_reject_it_as_expected() {
     let status = |code| Fault::Status {
         code,
         body: "{}".to_owned(),
@@ -209,7 +209,7 @@ fn a_handoff_sent_in_a_complete_request_is_never_sent_again() {
 
 /// The chat completion request itself continues without the handoff, whose blocks are released.
 #[test]
-fn released_when_the_handoff_becomes_stale_while_it_is_sent() {
+fn stranded_kv_is_released_if_its_handoff_becomes_stale_while_it_is_sent() {
     let pair = start(&[RELEASE, "--handoff-max-age=300ms"]);
     let mut client = begin_unread(&pair);
     client.response().expect(200);
@@ -225,7 +225,7 @@ fn released_when_the_handoff_becomes_stale_while_it_is_sent() {
 
 /// The engine may have freed the blocks by then, so no release is requested.
 #[test]
-fn left_to_the_lease_when_the_handoff_is_stale_before_it_is_sent() {
+fn stranded_kv_is_not_released_if_its_handoff_is_stale_before_it_is_sent() {
     let pair = start(&[RELEASE, "--handoff-max-age=1ms"]);
     // The age is measured from the response head, and the body takes longer than the maximum age.
     let fault = Fault::Slow {

@@ -210,7 +210,7 @@ fn an_http_1_0_client_sees_a_truncated_stream_as_a_reset() {
 }
 
 #[test]
-fn responses_without_a_body_keep_the_connection_in_step() {
+fn responses_without_a_body_leave_the_connection_usable() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
     let response = client.ask("HEAD", "/v1/anything", &[], b"").expect(200);

@@ -1,7 +1,7 @@
 //! Rules about the language of comments, documents and messages (`CONTRIBUTING.md`, Text).
 //!
-//! A small lexer splits the sources into code, comments and string literals. It covers only as much
-//! of Rust's syntax as that takes.
+//! A small lexer splits the sources into code, comments and string literals. It covers only the
+//! part of Rust's syntax that this requires.
 
 use std::path::{Path, PathBuf};
 
@@ -65,7 +65,7 @@ const AVOIDED: [(&str, &str); 53] = [
     ("whomever", "the caller, the peer"),
 ];
 
-/// Names in the JSON report of `ringside-bench soak`. Scripts read them, so they stay.
+/// Names in the JSON report of `ringside-bench soak`. Scripts read them, so they must not change.
 const KEPT: [&str; 2] = ["\"behind the end\"", "\"within the answer\""];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,8 +194,8 @@ fn avoided(lines: &[(usize, &str)]) -> Vec<(usize, &'static str, &'static str)> 
     found
 }
 
-/// Returns the prose of a line: of a document, everything but indented commands; of a script or a
-/// manifest, the comment.
+/// Returns the prose in a line. In a document, this is everything except indented commands; in a
+/// script or a manifest, it is the comment.
 fn readable<'a>(path: &Path, line: &'a str) -> &'a str {
     if has_extension(path, &["md"]) {
         return if line.starts_with("    ") { "" } else { line };
@@ -203,14 +203,15 @@ fn readable<'a>(path: &Path, line: &'a str) -> &'a str {
     line.find("# ").map_or("", |at| &line[at..])
 }
 
-/// Whether a file is a document, a script or a manifest.
+/// Returns whether a file is a document, a script or a manifest.
 fn is_plain_text(path: &Path) -> bool {
     let scripts = [".ci/run", "fuzz/run"];
     has_extension(path, &["md", "py", "sh", "toml", "yaml", "yml"])
         || scripts.iter().any(|script| path.ends_with(script))
 }
 
-/// Whether the string literals of a file are messages to users. Those of tests are mostly data.
+/// Returns whether the string literals of a file are messages to users. Those of tests are mostly
+/// data.
 fn has_messages(path: &Path) -> bool {
     let name = path.to_string_lossy();
     let is_test = name.contains("/tests/") || name.contains("tests.rs") || name.contains("/sim_");

@@ -654,7 +654,7 @@ fn a_send_is_a_single_record_if_it_fits() {
 }
 
 #[test]
-fn a_plain_text_client_is_read_and_sent_a_response() {
+fn a_plain_text_client_receives_a_plain_text_response() {
     for seed in seeds(40) {
         let net = SimNet::new(seed);
         let (near, far) = net.pair();

@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_given() {
+    fn all_options_are_parsed() {
         let options = sides(&[
             "--path=/v1/chat/completions",
             "--model=m",

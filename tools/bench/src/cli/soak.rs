@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_and_everything_given() {
+    fn defaults_and_all_options_are_parsed() {
         let options = line(&[]).unwrap();
         assert_eq!((options.streams, options.tokens), (1024, 256));
         assert_eq!(options.duration, Duration::from_secs(600));

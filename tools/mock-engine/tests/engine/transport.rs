@@ -52,7 +52,7 @@ fn a_large_body_is_hashed_completely_and_kept_in_part() {
 }
 
 #[test]
-fn connections_end_when_they_should() {
+fn the_engine_closes_connections_on_request_when_idle_and_after_invalid_input() {
     let config = EngineConfig {
         keepalive: Duration::from_millis(50),
         ..EngineConfig::default()

@@ -77,7 +77,7 @@ fn the_socket_file_is_removed_with_the_engine() {
 }
 
 #[test]
-fn files_of_others_are_left_alone() {
+fn files_that_belong_to_others_are_not_removed() {
     let folder = Folder::new();
     let path = folder.path();
     std::fs::write(&path, "precious").unwrap();
