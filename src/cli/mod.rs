@@ -22,7 +22,8 @@ pub use log::init_log;
 /// The command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Run as a replacement for llm-d's pd-sidecar. The texts are warnings to log at startup.
+    /// Run as a replacement for llm-d's pd-sidecar, with this configuration. The texts are warnings
+    /// about the configuration, to log at startup.
     Sidecar(Box<Config>, Vec<String>),
     /// Run the mock engine with these arguments.
     Mock(Vec<String>),
@@ -33,11 +34,12 @@ pub enum Command {
 /// Options of `ringside demo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DemoOptions {
-    /// Send one round of requests and exit, instead of serving until interrupted.
+    /// Whether the demo sends one round of requests and exits, instead of serving until it is
+    /// interrupted.
     pub once: bool,
     /// Listening port of the demo's sidecar.
     pub port: u16,
-    /// Length of each prompt in tokens.
+    /// Length of the prompt of each request that the demo sends, in tokens.
     pub prompt_tokens: u32,
 }
 

@@ -10,7 +10,8 @@ use crate::config::keys::{self, Key, Kind};
 use crate::config::{self, Checked, Problem, RawConfig, removed};
 use crate::limits::CONFIGURATION_BYTES_MAX;
 
-/// Longest value, in bytes, that the value column of the `check-config` report is widened for.
+/// Maximum width, in bytes, of the value column in the `check-config` report. Longer values extend
+/// beyond the column.
 const TEXT_COLUMN_MAX: usize = 32;
 
 const EXAMPLES: &str = "\
@@ -153,7 +154,8 @@ fn read_file(path: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// Checks the configuration. The error is a single exit whose message lists all problems.
+/// Checks the configuration `raw`. If it has problems, returns one exit whose message lists all of
+/// them.
 pub(super) fn read(raw: &RawConfig) -> Result<Checked, Exit> {
     config::check(raw).map_err(|problems| refusal(&problems))
 }

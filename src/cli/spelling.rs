@@ -41,8 +41,8 @@ pub(super) fn normalise(args: Vec<String>) -> Result<Vec<String>, Exit> {
     Ok(out)
 }
 
-/// Returns the part after the dash of `-name`, `-name=value` or `-v`. Returns `None` for other
-/// single letters such as `-h`, and for a number such as `-1`, which is a value.
+/// Returns the part after the dash of `-name`, `-name=value` or `-v`. Returns `None` for any other
+/// text, such as `--name`, another single letter (`-h`), or a number (`-1`), which is a value.
 fn long_name(arg: &str) -> Option<&str> {
     let name = arg.strip_prefix('-')?;
     let long = name.len() > 1 && name.starts_with(|first: char| first.is_ascii_lowercase());
