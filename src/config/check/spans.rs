@@ -20,7 +20,7 @@ const ALL_RECORDED: u32 = 1_000_000;
 const EXPORTER: &str = "OTEL_TRACES_EXPORTER";
 const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
 const SAMPLER_ARG: &str = "OTEL_TRACES_SAMPLER_ARG";
-/// The resource attribute with the service name.
+/// Name of the resource attribute that contains the service name.
 const SERVICE_NAME_ATTRIBUTE: &str = "service.name";
 
 impl Reader<'_> {
@@ -122,9 +122,10 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns the URL of the collector. The default is localhost: over plain text, unless
-    /// `OTEL_EXPORTER_OTLP_INSECURE` is false, or is unset and a certificate is given. An endpoint
-    /// without a scheme uses TLS, unless that variable is true.
+    /// Returns the URL of the collector, for `HttpProtobuf` with its path. The default host is
+    /// localhost. It is reached over plain text, unless `OTEL_EXPORTER_OTLP_INSECURE` is false, or
+    /// is unset and a CA certificate is configured (`certificate`). An endpoint without a scheme is
+    /// reached over TLS, unless that variable is true.
     fn endpoint(&mut self, protocol: OtlpProtocol, certificate: bool) -> String {
         let (name, insecure) = self.signal("INSECURE");
         let insecure = insecure.and_then(|_| {

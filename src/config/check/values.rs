@@ -148,7 +148,8 @@ impl<'a> Reader<'a> {
         self.raw.given(key).is_some()
     }
 
-    /// Records a problem with the value of `key`, under the source of the value.
+    /// Records a problem with the value of `key`. The message `text` is preceded by the source of
+    /// the value.
     pub(in crate::config) fn problem(&mut self, key: &Key, text: &str) {
         let place = match self.raw.source(key) {
             Source::Flag(name) => format!("--{name}"),
@@ -176,7 +177,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the value of an environment variable, or `default` if it is unset or `read` returns
-    /// `None` for it. In the latter case adds a warning; pd-sidecar ignores the variable silently.
+    /// `None` for it. In the latter case adds a warning, in which `wanted` describes the valid
+    /// values; pd-sidecar ignores the variable silently.
     pub(in crate::config) fn variable<T>(
         &mut self,
         name: &str,
@@ -204,8 +206,8 @@ fn either(names: &[&str]) -> String {
     }
 }
 
-/// Parses an address and a port in the form used by Go servers: an empty host means all addresses.
-/// Returns `None` if `text` has another form.
+/// Parses an IP address and a port in the form used by Go servers: an empty host means all
+/// addresses. The host `localhost` means 127.0.0.1. Returns `None` if `text` has another form.
 pub(super) fn address(text: &str) -> Option<SocketAddr> {
     match text.rsplit_once(':')? {
         ("", port) => Some(SocketAddr::from((
