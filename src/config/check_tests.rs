@@ -486,7 +486,7 @@ fn invalid_sockets_are_refused() {
     assert!(problems(&[(&MODEL_SERVER_SOCKET, &growing), ranks("10")]).is_empty());
 }
 
-/// The default port of the decoder is not reserved if the decoder uses a socket.
+/// If the decoder uses a Unix socket, its default port, 8200, can be used by listeners.
 #[test]
 fn a_decoder_on_a_unix_socket_reserves_no_port() {
     use keys::{ADMIN_ADDRESS, MODEL_SERVER_SOCKET, PORT};

@@ -116,7 +116,8 @@ impl fmt::Display for Cores {
 /// Reason why a value of `--cores` is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CoresError {
-    /// The value is not a valid CPU list, not `auto`, and does not start with `near:` or `numa:`.
+    /// The value is neither `auto` nor a valid CPU list, and does not start with `near:` or
+    /// `numa:`.
     Cpus(UnitError),
     /// The value starts with `near:gpu`, but the list of GPU numbers after it is not valid.
     Gpus(UnitError),

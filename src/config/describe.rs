@@ -313,8 +313,8 @@ fn bound(value: Option<Duration>) -> String {
     value.map_or_else(|| "off".to_owned(), format_duration)
 }
 
-/// Formats a setting of the first and of the last rank, joined by `to`, or of the only rank. `show`
-/// formats the setting of one rank.
+/// Formats a setting of the ranks: that of the first and that of the last, joined by `to`, or that
+/// of the only rank. `show` formats the setting of one rank.
 fn span(ranks: &[RankConfig], show: impl Fn(&RankConfig) -> String) -> String {
     match ranks {
         [] => String::new(),

@@ -122,11 +122,13 @@ impl fmt::Display for ListenAddress {
 pub struct PdConfig {
     /// Protocol for passing the KV cache from prefill to decode.
     pub connector: KvConnector,
-    /// Protocol for passing encoder output; `None` disables encoders.
+    /// Protocol for passing the output of encoders to the other legs; `None` disables encoders.
     pub encoder: Option<EcConnector>,
-    /// Ports used by the connectors.
+    /// Ports on which engines listen in addition to their HTTP port: those of bootstrap servers and
+    /// P2P tiers.
     pub ports: ConnectorPorts,
-    /// Whether `nixlv2` prefillers may be instructed to pull a cached prefix from a peer.
+    /// Whether the engine that computes a prompt may be instructed to pull a cached prefix from a
+    /// peer named in the request (`nixlv2` only).
     pub p2p_pull: bool,
     /// `MoRI-IO` settings.
     pub mori: MoriConfig,
@@ -152,7 +154,8 @@ pub struct PdConfig {
     /// Time limit for one prefill attempt, from connecting to the end of the response; `None` is
     /// off.
     pub prefill_timeout: Option<Duration>,
-    /// Action when there is no usable handoff: the prefill response has none, or it is too old.
+    /// Action when there is no usable handoff: the prefill response has none, or it is malformed or
+    /// too old.
     pub on_missing_kv: OnMissingKv,
     /// Maximum age at which a handoff is still sent to the decoder, counted from the prefill
     /// response's head (`docs/engines.md#handoffs`).
@@ -184,7 +187,8 @@ impl PdConfig {
     }
 }
 
-/// Action when there is no usable handoff: a prefill response without one, or one that is too old.
+/// Action when there is no usable handoff: the prefill response has none, or it is malformed or too
+/// old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnMissingKv {
     /// Without a usable handoff, the local decoder processes the prompt itself.
@@ -233,7 +237,8 @@ pub struct Timeouts {
 /// Settings of pooled connections to engines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
-    /// Idle time after which a pooled connection is closed; `units::DURATION_MAX` means never.
+    /// Idle time after which a pooled connection is closed. `--upstream-idle-timeout off` results
+    /// in `units::DURATION_MAX`, one year.
     pub idle: Duration,
     /// Maximum number of idle connections per engine rank in each shard.
     pub idle_per_rank_max: usize,
@@ -242,7 +247,7 @@ pub struct UpstreamConfig {
 /// Size limits of request bodies, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyLimits {
-    /// Maximum size of one request body, buffered or forwarded.
+    /// Maximum size of one request body, whether it is buffered or forwarded as it arrives.
     pub body_bytes_max: u64,
     /// Maximum total size of all request bodies buffered by the process at the same time; at least
     /// `body_bytes_max`.
@@ -278,31 +283,31 @@ pub enum LogLevel {
 /// Format of the control log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Human-readable lines.
+    /// Log messages are human-readable lines.
     Text,
-    /// One JSON object per line.
+    /// Log messages are JSON objects, one per line.
     Json,
 }
 
 /// Destination of the access log, which has one line per request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessLog {
-    /// No access log.
+    /// No access log is written.
     Off,
-    /// Standard output.
+    /// The access log is written to standard output.
     Stdout,
-    /// Standard error.
+    /// The access log is written to standard error.
     Stderr,
-    /// A file, to which lines are appended.
+    /// The access log is appended to the file at this path.
     File(PathBuf),
 }
 
-/// Behaviour after SIGTERM.
+/// Behaviour after SIGTERM or SIGINT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DrainConfig {
     /// Longest time to wait for running requests after accepting has stopped; `None` waits until
     /// all are complete.
     pub timeout: Option<Duration>,
-    /// Time after SIGTERM for which new connections are still accepted.
+    /// Time after the signal for which new connections are still accepted.
     pub settle: Duration,
 }

@@ -15,12 +15,14 @@ pub(super) fn nearest<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) 
     (distance <= near && distance < word.len()).then_some(word)
 }
 
-/// Returns `; did you mean WORD?` for the nearest word, or an empty text.
+/// Returns the text `; did you mean WORD?` with the known word nearest to `text`, or an empty text
+/// if none is near enough.
 pub(super) fn did_you_mean<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(text, known).map_or_else(String::new, |word| format!("; did you mean `{word}`?"))
 }
 
-/// Returns the Levenshtein distance: the number of bytes to insert, remove or replace.
+/// Returns the Levenshtein distance: the least number of bytes to insert, remove or replace to turn
+/// `from` into `to`.
 pub(super) fn distance(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (i, a) in from.bytes().enumerate() {
