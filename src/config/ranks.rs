@@ -1,4 +1,4 @@
-//! The ranks: the listening address and the decoder of each.
+//! The local ranks: the listening address and the decoder of each.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -33,7 +33,7 @@ impl Reader<'_> {
             .collect()
     }
 
-    /// Reads the number of ranks.
+    /// Reads the number of local ranks, `--data-parallel-size`.
     pub(super) fn data_parallel_size(&mut self) -> u32 {
         let key = &keys::DATA_PARALLEL_SIZE;
         match self.text(key).parse::<i64>() {
@@ -150,9 +150,9 @@ impl Reader<'_> {
         host
     }
 
-    /// Records a problem for ports that conflict: a listener of this process that would be its own
-    /// decoder, or two listeners on one port. A decoder on a Unix socket cannot conflict, because
-    /// the listeners are TCP.
+    /// Records a problem for ports that conflict: a listener of this process on the address of one
+    /// of its decoders, or two listeners on one port. A decoder on a Unix socket cannot conflict,
+    /// because the listeners are TCP.
     pub(super) fn check_overlaps(&mut self, config: &Config) {
         let (Some(rank), Some(last)) = (config.ranks.first(), config.ranks.last()) else {
             return;
@@ -226,8 +226,9 @@ fn ip(text: &str) -> Option<IpAddr> {
     inner.parse().ok()
 }
 
-/// Returns whether a connection to `host` on the listener's port would reach the listener. `pod_ip`
-/// is an address of this machine. Names other than `localhost` are not resolved and return `false`.
+/// Returns whether a connection to `host` on the port of `listen` would reach that listener.
+/// `pod_ip` is an address of this machine. Names other than `localhost` are not resolved; the
+/// result for them is `false`.
 fn reaches(listen: ListenAddress, host: &str, pod_ip: Option<&str>) -> bool {
     let local = |address: IpAddr| address.is_loopback() || address.is_unspecified();
     let host = ip(host);

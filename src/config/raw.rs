@@ -41,16 +41,17 @@ const VARIABLES: [&str; 24] = [
 /// The source from which a value was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A flag, by the name that was used. This can be a removed flag, which is mapped to the key.
+    /// A flag, with the name under which it was given. This can be a removed flag, which is mapped
+    /// to a key.
     Flag(&'static str),
     /// An entry of the YAML document.
     Document {
-        /// The file, or the flag that contains the document.
+        /// The file that contains the document, or the flag `--configuration`.
         name: String,
         /// Line of the entry, starting at 1.
         line: u64,
     },
-    /// An environment variable.
+    /// The environment variable with this name.
     Environment(&'static str),
     /// No source gives a value, so the default applies.
     Default,
@@ -156,8 +157,8 @@ impl RawConfig {
         self.flags.contains_key(key.name)
     }
 
-    /// Sets the value that the document gives for `key`. `name` is the document's, `line` the
-    /// entry's.
+    /// Sets the value that the document gives for `key`. `name` is the name of the document, `line`
+    /// the line of the entry.
     pub(super) fn set_in_document(&mut self, key: &Key, text: String, name: &str, line: u64) {
         let name = name.to_owned();
         let source = Source::Document { name, line };
@@ -165,8 +166,9 @@ impl RawConfig {
     }
 
     /// Sets `--inference-pool` from the first sidecar's two flags for the namespace and the name of
-    /// the pool. Each falls back to its environment variable. From the same source,
-    /// `--inference-pool` or `INFERENCE_POOL` takes precedence.
+    /// the pool. A flag that is `None` is replaced by its environment variable; without a name,
+    /// nothing is set. If one of the flags is given, `--inference-pool` takes precedence over them;
+    /// otherwise `INFERENCE_POOL` takes precedence.
     pub fn set_old_pool(&mut self, namespace: Option<&str>, name: Option<&str>) {
         let key = &keys::INFERENCE_POOL;
         let by_flag = namespace.is_some() || name.is_some();
@@ -242,8 +244,9 @@ impl RawConfig {
         self.given(key).or(default).unwrap_or(key.default)
     }
 
-    /// Returns the key that specifies the decoder's port. A flag takes precedence over the document
-    /// under either name; within the same source, the new name takes precedence over the old one.
+    /// Returns the key that specifies the decoder's port. There are two names,
+    /// `--model-server-port` and the older `--vllm-port`. A flag with either name takes precedence
+    /// over the document; within the same source, the new name takes precedence.
     pub(super) fn model_server_port(&self) -> &'static Key {
         let (new, old) = (&keys::MODEL_SERVER_PORT, &keys::VLLM_PORT);
         let by_flag = self.has_flag(old) && !self.has_flag(new);
@@ -273,8 +276,8 @@ impl RawConfig {
         }
     }
 
-    /// Returns all values in effect with name and source: the keys in the order of `--help`, then
-    /// the additional environment variables.
+    /// Returns all values in effect, each as name, value and source: the keys in the order of
+    /// `--help`, then the environment variables that correspond to no single key and are set.
     #[must_use]
     pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
         let hidden = |key: &Key| {

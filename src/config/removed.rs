@@ -14,9 +14,9 @@ enum Meaning {
     Key(&'static Key),
     /// The flag is a switch. If it is true, it adds this item to the list of this key.
     Item(&'static Key, &'static str),
-    /// The flag gives the namespace in `--inference-pool`.
+    /// The flag gives the namespace part of `--inference-pool`.
     PoolNamespace,
-    /// The flag gives the name in `--inference-pool`.
+    /// The flag gives the name part of `--inference-pool`.
     PoolName,
     /// The flag gives klog's verbosity, which is mapped to `--log-level`.
     Verbosity,
@@ -24,8 +24,8 @@ enum Meaning {
     ZapLevel,
     /// The flag gives the log format of controller-runtime, which is mapped to `--log-format`.
     ZapEncoder,
-    /// The flag gives the destination or format of logs. It has no effect: the log is written to
-    /// standard error.
+    /// The flag configures logging in another way. It has no effect: the log is written to standard
+    /// error.
     Logs,
 }
 

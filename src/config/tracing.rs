@@ -7,10 +7,10 @@ use std::time::Duration;
 pub struct TracingConfig {
     /// Destination of the spans.
     pub exporter: TraceExporter,
-    /// Number of traces recorded per million requests whose caller sends no sampling decision. A
+    /// Number of traces recorded per million requests without a sampling decision of the caller. A
     /// caller's decision takes precedence.
     pub recorded_per_million: u32,
-    /// The resource attribute `service.name`.
+    /// Value of the resource attribute `service.name`.
     pub service_name: String,
     /// Names and values of the resource attributes other than `service.name`, in the order given.
     pub resource: Vec<(String, String)>,
@@ -19,9 +19,9 @@ pub struct TracingConfig {
 /// Destination of spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TraceExporter {
-    /// Standard output, one JSON line per span.
+    /// Spans are written to standard output, one JSON line per span.
     Console,
-    /// An OTLP collector.
+    /// Spans are sent to this OTLP collector.
     Otlp(OtlpConfig),
 }
 
@@ -30,7 +30,7 @@ pub enum TraceExporter {
 pub struct OtlpConfig {
     /// Transport protocol.
     pub protocol: OtlpProtocol,
-    /// URL, `http://` or `https://`. For `HttpProtobuf` it includes the path.
+    /// URL of the collector, `http://` or `https://`. For `HttpProtobuf` it includes the path.
     pub endpoint: String,
     /// Header fields sent with every export.
     pub headers: Vec<(String, String)>,
@@ -41,8 +41,8 @@ pub struct OtlpConfig {
 /// The transport protocol of an OTLP collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OtlpProtocol {
-    /// gRPC.
+    /// OTLP over gRPC.
     Grpc,
-    /// HTTP with Protocol Buffers bodies.
+    /// OTLP over HTTP with Protocol Buffers bodies.
     HttpProtobuf,
 }
