@@ -14,8 +14,8 @@ pub enum UnitError {
     Number,
     /// The unit of a duration or size is unknown, or that of a duration is missing.
     Unit,
-    /// The value is too large: a duration above [`DURATION_MAX`], a CPU number not below
-    /// [`CPU_MAX`], or a number that overflows.
+    /// The value is too large: a duration above [`DURATION_MAX`], a number in a list that is not
+    /// below [`CPU_MAX`], or a number that overflows.
     TooLarge,
     /// A range in a CPU list ends before it starts.
     Range,
@@ -211,7 +211,7 @@ pub fn format_cpus(cpus: &[usize]) -> String {
 }
 
 /// Parses `12`, `1.5` or `.5` into the whole part, and the numerator and the denominator of the
-/// fraction: `1.5` results in `(1, 5, 10)`. Digits after the ninth are dropped.
+/// fraction: `1.5` results in `(1, 5, 10)`. Digits of the fraction after the ninth are dropped.
 fn decimal(text: &str) -> Result<(u64, u64, u64), UnitError> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {

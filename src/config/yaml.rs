@@ -22,12 +22,12 @@ pub(super) struct Entry {
 /// The value of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
-    /// An empty value or `null`.
+    /// The value is empty or `null`.
     Nothing,
     Text(String),
-    /// A list of scalars, as text.
+    /// The value is a list of scalars, each kept as text.
     List(Vec<String>),
-    /// A map, or a list that contains anything but scalars.
+    /// The value is a map, or a list that contains anything but scalars.
     Nested,
 }
 
