@@ -31,8 +31,8 @@ pub(super) struct Allowlist {
 struct Sources {
     fixed: Vec<AllowRule>,
     file: Vec<AllowRule>,
-    /// The configured `InferencePool` until its pods have been listed, for messages. `Some` means
-    /// that the allowlist is incomplete.
+    /// Name of the configured `InferencePool`, for messages, until the first call of `set_pods`;
+    /// then `None`, as without a pool. While it is `Some`, the allowlist is incomplete.
     awaited: Option<String>,
     pods: Vec<AllowRule>,
     entries: usize,
@@ -78,8 +78,8 @@ impl Allowlist {
         });
     }
 
-    /// Returns the allowlist's line of the readiness page. The check is good unless the pods of the
-    /// configured `InferencePool` have not been listed yet.
+    /// Returns the allowlist's line of the readiness page. The check is good unless an
+    /// `InferencePool` is configured and its pods are not known yet.
     pub(super) fn readiness(&self) -> Check {
         let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         Check {

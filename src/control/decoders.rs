@@ -27,8 +27,8 @@ use crate::proxy::shard::Decoder;
 /// is requested.
 const CHECK_AGE_MAX: Duration = Duration::from_secs(5);
 /// Time limit of one decoder's health check. A decoder that exceeds it is reported as `silent`.
-/// With TLS, the limit applies to each connect (which is then reported as `unreachable`), read and
-/// write.
+/// With TLS, the limit applies separately to each read, to each write and to each TCP connect; a
+/// decoder whose connects exceed it is reported as `unreachable`.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 const STATES: [&str; 5] = ["unknown", "ready", "not ready", "silent", "unreachable"];

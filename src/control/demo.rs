@@ -126,8 +126,9 @@ struct Seen {
     is_complete: bool,
 }
 
-/// Sends the chat completion request `body` to the sidecar on `port`, prints each token as it
-/// arrives, and returns the measurements. A status other than 200 is an error.
+/// Sends the chat completion request `body` to the sidecar on `port` with `prefiller` as its
+/// prefill target, prints each token as it arrives, and returns the measurements. A status other
+/// than 200 is an error.
 fn ask(port: u16, prefiller: &str, body: &str) -> std::io::Result<Seen> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(SILENCE_MAX))?;
@@ -175,8 +176,8 @@ fn ask(port: u16, prefiller: &str, body: &str) -> std::io::Result<Seen> {
     Ok(seen)
 }
 
-/// Returns the text of a chat completion event, or `None` if it has none. The mock engine's tokens
-/// contain no JSON escapes.
+/// Returns the text of a chat completion event, or `None` if it has none. Does not decode JSON
+/// escapes: the mock engine's tokens contain none.
 fn token_of(event: &str) -> Option<&str> {
     let text = event.split_once(r#""content":""#)?.1.split_once('"')?.0;
     (!text.is_empty()).then_some(text)
@@ -214,7 +215,8 @@ fn report(seen: &Seen, metrics: &str) -> String {
     )
 }
 
-/// Returns the mean of a histogram in the exposition text; 0 if it has no observations.
+/// Returns the mean, in seconds, of the histogram `name` with the label pair `label`, computed from
+/// the exposition text `metrics`; 0 if it has no observations.
 fn mean(metrics: &str, name: &str, label: &str) -> f64 {
     let value = |suffix: &str| {
         let start = format!("{name}{suffix}{{{label}}} ");

@@ -2,8 +2,8 @@
 //!
 //! A shard counts each handshake and queues each failure without blocking. Failures worth a warning
 //! are logged at `warn` at most once per `SAME_AGAIN` for each kind of peer and outcome, with the
-//! number of those in between. All others are logged at `debug`. So neither a port scanner nor an
-//! engine with a wrong certificate floods the log.
+//! number of similar failures since the previous warning. All other failures are logged at `debug`.
+//! So neither a port scanner nor an engine with a wrong certificate floods the log.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

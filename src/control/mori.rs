@@ -67,8 +67,8 @@ fn names(mori: &MoriConfig) -> impl Iterator<Item = &String> {
     hosts.filter(|host| host.parse::<IpAddr>().is_err())
 }
 
-/// Returns the hosts of `written` with every name resolved. A name that does not resolve takes its
-/// value from `known`.
+/// Returns `written` with every host name replaced by its address. A name that does not resolve is
+/// replaced by the host at the same position in `known`.
 async fn refresh(written: &MoriConfig, known: &MoriConfig, counters: &DnsCounters) -> MoriConfig {
     let mut fresh = written.clone();
     let lists = [

@@ -193,7 +193,7 @@ fn labels(group: PoolGroup, selector: Option<&Value>) -> Result<String, &'static
 }
 
 /// Returns the allowlist rules for the pods: one for each pod name and pod address, valid for any
-/// port. Skips values that are not a valid host.
+/// port. Skips names and addresses that are not a valid host.
 fn rules(pods: &Pods) -> Vec<AllowRule> {
     let hosts = pods.iter().flat_map(|(name, kept)| {
         let status = kept.status.iter();
