@@ -2,7 +2,8 @@
 //!
 //! It runs forever. Failures are retried, the first time immediately and then with growing delays;
 //! meanwhile the objects last read remain valid. The collection is listed again only when the
-//! server no longer has the version to watch from (410 Gone).
+//! server no longer has the version to watch from (410 Gone), or when a change has raised the
+//! number of objects above `POOL_OBJECTS_MAX`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -110,7 +111,7 @@ impl From<kube::Error> for End {
 }
 
 /// Lists and watches a collection forever. Calls `on_change` with all objects: first when the list
-/// is complete, and then whenever the kept parts of any object have changed.
+/// is complete, and then whenever an object was added or removed or its kept parts have changed.
 pub(super) async fn reflect<S, T>(
     collection: &Collection<'_>,
     mut on_change: impl FnMut(&Objects<S, T>),
@@ -165,7 +166,8 @@ pub(super) async fn reflect<S, T>(
     }
 }
 
-/// The objects and the version that a watch updates, and the callback for changes.
+/// The objects and the resource version, both of which a watch updates, and the callback for
+/// changes.
 struct State<'a, S, T, F: FnMut(&Objects<S, T>)> {
     objects: &'a mut Objects<S, T>,
     version: String,
@@ -226,7 +228,8 @@ where
 }
 
 impl Collection<'_> {
-    /// Reads all objects, page by page. Returns them and the version to watch from.
+    /// Reads all objects, page by page. Returns them and the resource version from which to watch.
+    /// Fails if there are more than `POOL_OBJECTS_MAX` objects.
     async fn list<S, T>(&self) -> Result<(Objects<S, T>, String), End>
     where
         S: DeserializeOwned,
@@ -260,8 +263,8 @@ impl Collection<'_> {
         }
     }
 
-    /// Watches the collection from the version in `state` on and applies the changes to `state`.
-    /// Returns the reason why the watch ended.
+    /// Watches the collection for changes since the resource version in `state`, and applies the
+    /// changes to `state`. Returns the reason why the watch ended.
     async fn watch<S, T, F>(&self, state: &mut State<'_, S, T, F>) -> End
     where
         S: DeserializeOwned + Clone + PartialEq + Send + 'static,
@@ -310,7 +313,7 @@ impl Collection<'_> {
 }
 
 /// Delays between attempts to reach the Kubernetes API: zero first, then exponentially growing up
-/// to [`POOL_RETRY_MS_MAX`]. The number counts the delays since the last success.
+/// to [`POOL_RETRY_MS_MAX`]. The field is the number of delays since the last success.
 #[derive(Debug, Default)]
 struct Pauses(u32);
 
@@ -320,8 +323,8 @@ impl Pauses {
         self.0 = 0;
     }
 
-    /// Returns the next delay. `random` shortens it by up to half, so that many proxies do not
-    /// retry at the same time.
+    /// Returns the next delay. `random`, any number, determines by how much it is shortened (by
+    /// less than half), so that many proxies do not retry at the same time.
     fn next(&mut self, random: u64) -> Duration {
         let attempt = self.0;
         self.0 = self.0.saturating_add(1);
@@ -334,7 +337,8 @@ impl Pauses {
     }
 }
 
-/// Returns the microseconds of the current second, which are random enough to spread retries.
+/// Returns the number of microseconds since the start of the current second, which is random enough
+/// to spread retries.
 fn random_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |since| u64::from(since.subsec_micros()))

@@ -187,8 +187,8 @@ async fn serve(
     Ok(())
 }
 
-/// Waits until the shard has no client connection and no separately running leg left. Wakes idle
-/// sessions, which then close.
+/// Waits until the shard has no open client connection and no leg that runs as a separate task.
+/// Repeatedly wakes all waiting sessions, so that idle ones close.
 async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
     let timer = net.timer();
     loop {

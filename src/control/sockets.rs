@@ -15,7 +15,8 @@ use crate::fleet::{Address, SocketPath};
 /// Capacity of the queue from the shards to the logging task, for the whole process. Failures
 /// beyond it are dropped: they would repeat those in the queue.
 const FAILURES_MAX: usize = 64;
-/// Interval after which the same failure of the same socket is logged again.
+/// Time after a logged failure of a socket during which further failures of the same kind of this
+/// socket are not logged.
 const SAME_AGAIN: Duration = Duration::from_secs(30);
 
 struct Failure {

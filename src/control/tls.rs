@@ -211,7 +211,8 @@ fn self_signed(config: &Config) -> Result<Arc<crate::net::tls::Certificate>, Exi
     Ok(made)
 }
 
-/// Returns the names and addresses by which clients may connect to this process.
+/// Returns the names for the self-signed certificate: the names and addresses by which clients may
+/// connect to this process. `host` is the host name of this machine, if known.
 fn names(config: &Config, host: Option<&str>) -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
     let listen = match config.ranks[0].listen {

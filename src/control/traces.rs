@@ -175,7 +175,7 @@ struct Export {
     counters: Arc<TraceCounters>,
     /// Time of the last warning about lost spans; `None` before the first.
     warned: Option<Instant>,
-    /// Spans lost since the last warning about lost spans.
+    /// Number of spans lost since the last warning about lost spans.
     lost: u64,
 }
 

@@ -38,8 +38,8 @@ struct Events {
 }
 
 impl DirWatch {
-    /// Starts watching. If that fails, logs a warning and notifies at intervals only. Must be
-    /// called inside the control plane's runtime.
+    /// Starts watching. If that fails, logs a warning, and notifies at intervals only until a later
+    /// attempt to watch succeeds. Must be called inside the control plane's runtime.
     pub(super) fn new(directory: &Path) -> Self {
         let mut watch = Self {
             directory: directory.to_owned(),
@@ -62,8 +62,10 @@ impl DirWatch {
         }
     }
 
-    /// Waits until something may have changed, and then until the directory has been quiet for
-    /// [`WATCH_SETTLE_MS`], at most [`WATCH_SETTLE_MS_MAX`] after the first event.
+    /// Waits for an event in the directory, and then until it has been quiet for
+    /// [`WATCH_SETTLE_MS`], at most until [`WATCH_SETTLE_MS_MAX`] after the first event. Without an
+    /// event, returns after [`WATCH_POLL_SECS`], or after [`WATCH_RETRY_SECS`] if the directory is
+    /// not being watched.
     pub(super) async fn changed(&mut self) {
         let look_secs = match self.events {
             Some(_) => WATCH_POLL_SECS,
@@ -167,7 +169,7 @@ mod tests {
     use std::task::Poll;
 
     /// Time within which the tests expect a notification. It is shorter than the interval
-    /// [`WATCH_POLL_SECS`], so such a notification was caused by an event.
+    /// [`WATCH_POLL_SECS`], so a notification within this time was caused by an event.
     const DEADLINE: Duration = Duration::from_secs(WATCH_POLL_SECS / 2);
 
     struct Folder(PathBuf);
