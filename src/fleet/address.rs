@@ -96,8 +96,8 @@ impl SocketPath {
         (!self.0.starts_with('@')).then(|| Path::new(&*self.0))
     }
 
-    /// Returns the bytes for `sun_path`: a path without its terminating NUL, or an abstract name
-    /// with its leading NUL.
+    /// Returns the bytes for the member `sun_path` of `sockaddr_un` (unix(7)): a path without its
+    /// terminating NUL, or an abstract name with its leading NUL.
     #[must_use]
     pub fn sun_path(&self) -> Vec<u8> {
         match self.abstract_name() {

@@ -15,13 +15,14 @@ use crate::limits::ALLOW_RULES_MAX;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AllowRule {
     pub(super) host: AllowHost,
-    /// The port that is allowed; `None` allows any port.
+    /// The port that is allowed on the host; `None` allows any port.
     pub(super) port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum AllowHost {
-    /// A name in lower case. Compared with the name in the request, not with its addresses.
+    /// A host name in lower case. It is compared with the name in a request, not with the addresses
+    /// of that name.
     Name(String),
     /// All addresses with a common prefix. A single address is a prefix of full length.
     Net(AllowNet),
@@ -43,11 +44,11 @@ pub enum AllowError {
     Host,
     /// The prefix length is not a number, or is longer than the address.
     Bits,
-    /// The address has bits set after the prefix.
+    /// The address has bits set after its first N bits, where N is the prefix length.
     HostBits,
     /// The port is not a number from 1 to 65535.
     Port,
-    /// The file has more than `ALLOW_RULES_MAX` rules.
+    /// The rules file has more than `ALLOW_RULES_MAX` rules.
     TooMany,
 }
 
@@ -152,7 +153,7 @@ fn port(text: &str) -> Result<u16, AllowError> {
     parse_port(text.as_bytes()).map_err(|_| AllowError::Port)
 }
 
-/// Parses a name, an address, or an address and a prefix length.
+/// Parses the host of a rule: a name, an address, or an address and a prefix length (CIDR).
 fn parse_host(text: &str) -> Result<AllowHost, AllowError> {
     if let Some((ip, bits)) = text.split_once('/') {
         let ip = ip.parse().map_err(|_| AllowError::Host)?;

@@ -11,14 +11,14 @@ use super::{Address, AllowRule, Target};
 pub struct AllowList {
     names: HashMap<String, Ports>,
     nets: HashMap<AllowNet, Ports>,
-    /// Prefix lengths of the IPv4 rules (`bits_v4`) and IPv6 rules (`bits_v6`), longest first. An
-    /// address is looked up in `nets` once per length.
+    /// Distinct prefix lengths of the IPv4 rules (`bits_v4`) and IPv6 rules (`bits_v6`), in bits,
+    /// longest first. An address is looked up in `nets` once per length.
     bits_v4: Vec<u8>,
     bits_v6: Vec<u8>,
     entries: usize,
 }
 
-/// Allowed ports, sorted and unique. Empty means any port.
+/// The allowed ports of one host or network, sorted and unique. Empty means any port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Ports(Vec<u16>);
 
@@ -89,7 +89,8 @@ impl AllowList {
         })
     }
 
-    /// Returns the number of distinct host and port pairs. A host on any port counts as one.
+    /// Returns the number of distinct pairs of a host or network and a port. A host that is allowed
+    /// on any port counts as one.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.entries
@@ -222,7 +223,8 @@ mod tests {
         rules.any(|(rule, only)| only.is_none_or(|only| only == port) && covers(rule))
     }
 
-    /// A pseudo-random generator of few distinct hosts, so that rules and targets often match.
+    /// A pseudo-random generator of rules and hosts. It generates few distinct hosts, so that they
+    /// often match a rule.
     struct Chance(u64);
 
     impl Chance {

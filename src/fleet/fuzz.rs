@@ -7,9 +7,9 @@ use super::{Address, SOCKET_PATH_BYTES_MAX, SocketPath, Target};
 
 /// Parses `data` as a target and checks the result.
 ///
-/// Parsing must not panic. An accepted target must survive formatting and parsing unchanged, and
-/// must not be text that a resolver could interpret as a different host. A client can never name a
-/// Unix socket.
+/// Parsing must not panic. An accepted target must be unchanged after formatting and parsing it
+/// again, and its host must not be text that a resolver could interpret as a different host. A
+/// target named by a client must never be a Unix socket.
 pub fn fuzz_target(data: &[u8]) {
     check_operator_form(data);
     if let Ok(text) = std::str::from_utf8(data)
@@ -32,8 +32,8 @@ pub fn fuzz_target(data: &[u8]) {
     }
 }
 
-/// Checks that [`Target::parse_local`] accepts exactly the targets of [`Target::parse`], and Unix
-/// sockets, which must survive formatting unchanged.
+/// Checks that [`Target::parse_local`] accepts exactly the targets that [`Target::parse`] accepts,
+/// and Unix sockets. A Unix socket, formatted as text, must result in `data` again.
 fn check_operator_form(data: &[u8]) {
     let local = Target::parse_local(data);
     let Some(path) = data.strip_prefix(b"unix:") else {

@@ -34,7 +34,7 @@ enum Place {
 /// Reason why a text is not a valid target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetError {
-    /// The host before the port is empty, or the whole text is.
+    /// The host is missing: the text is empty, or starts with the `:` before the port.
     HostMissing,
     /// The host is longer than a DNS name can be (253 bytes).
     HostTooLong,
@@ -43,13 +43,13 @@ pub enum TargetError {
     /// A bracket is not closed, does not enclose an IPv6 address, or is followed by something other
     /// than a port.
     AddressMalformed,
-    /// The port is not a number from 1 to 65535.
+    /// The port is not a number from 1 to 65535, or is missing although it is required.
     PortMalformed,
     /// The target contains user information (`user@host`).
     UserInfo,
     /// The target has a scheme other than one leading `http://`.
     Scheme,
-    /// The target contains a path, query or fragment.
+    /// The target contains a path, a query or a fragment: one of `/`, `?`, `#` and `\`.
     NotAlone,
     /// The target contains white space or a control byte.
     Blank,
