@@ -50,7 +50,8 @@ pub enum HeadError {
     RepeatedHost,
     /// The Host field is not `host [":" port]`.
     BadHost,
-    /// The Host field differs from the authority (`host:port`) of an absolute-form request target.
+    /// The Host field differs, ignoring ASCII case, from the authority (`host:port`) of an
+    /// absolute-form request target.
     HostMismatch,
     /// A message with both Content-Length and Transfer-Encoding (RFC 9112 6.1).
     BothFramings,

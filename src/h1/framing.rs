@@ -108,8 +108,8 @@ pub fn expects_continue(head: &RequestHead, buf: &[u8]) -> Result<bool, HeadErro
     Ok(expects)
 }
 
-/// Returns whether the client requests a switch to another protocol on this connection
-/// (RFC 9110 7.8).
+/// Returns whether the client requests a switch to another protocol on this connection (RFC 9110
+/// 7.8). Always `false` for an HTTP/1.0 request.
 #[must_use]
 pub fn wants_upgrade(head: &RequestHead, buf: &[u8]) -> bool {
     head.version == Version::Http11
@@ -308,8 +308,8 @@ fn announced(fields: &[Field], version: Version, buf: &[u8]) -> Result<Announced
 /// at most one, and the field is well-formed (RFC 9112 3.2).
 ///
 /// RFC 9112 3.2.2 gives an absolute-form target precedence over Host. Here the authority of such a
-/// target must equal Host, as clients are required to send it, so that no later hop can pick a
-/// different host.
+/// target must equal Host, ignoring ASCII case, as clients are required to send it, so that no
+/// later hop can pick a different host.
 fn check_host(head: &RequestHead, buf: &[u8]) -> Result<(), HeadError> {
     let mut hosts = head.fields_named(Name::Host);
     let Some(host) = hosts.next() else {

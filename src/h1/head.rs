@@ -285,8 +285,9 @@ struct Scan {
 }
 
 impl Scan {
-    /// Scans the new bytes of `buf`. Returns the offset after the blank line that ends the head, or
-    /// `None` if it has not arrived.
+    /// Scans the new bytes of `buf`, in which the head starts at `start`. Returns the offset in
+    /// `buf` after the blank line that ends the head, or `None` if it has not arrived. `line_max`
+    /// is the maximum length of the first line.
     ///
     /// The order of the checks makes the result independent of how the bytes are split over calls:
     /// an error is always the one that the first offending byte causes.
@@ -326,8 +327,8 @@ impl Scan {
     }
 
     /// Returns an error if a byte at `position` exceeds the limit of the first line, `line_max`, or
-    /// of the whole head, `HEAD_BYTES_MAX`. The byte may not have arrived yet: in an incomplete
-    /// head, at least one more byte must follow.
+    /// of the whole head, `HEAD_BYTES_MAX`. For an incomplete head, `position` is that of the next
+    /// byte: it has not arrived yet, but at least one more byte must follow.
     fn check_limits(&self, position: usize, line_max: usize) -> Result<(), HeadError> {
         // `+ 1` for the CR, which does not count as part of the line.
         if self.lines == 0 && position - self.line_start > line_max + 1 {
@@ -384,8 +385,8 @@ const fn version_of(minor: u8) -> Version {
 
 /// Returns the range of the reason phrase in a head that `httparse` accepted.
 ///
-/// `httparse` returns an empty phrase if it contains obs-text, so it is located here:
-/// `HTTP/1.1 200` is 12 bytes, followed by a space or the line end.
+/// `httparse` returns an empty phrase if the phrase contains obs-text, so the phrase is located
+/// here: `HTTP/1.1 200` is 12 bytes, followed by a space or the line end.
 fn reason_span(head: &[u8]) -> Span {
     let end = memchr(b'\r', head).unwrap_or(head.len());
     Span::new(end.min(13), end)

@@ -49,9 +49,9 @@ pub const fn is_hop_by_hop(known: Name) -> bool {
 
 /// The field names that the Connection fields of one head declare as hop-by-hop.
 ///
-/// Only names that map to [`Name::Other`] are recorded. A peer that lists Host, Authorization,
-/// Content-Length or X-Forwarded-For attempts to make the proxy drop a field that the next hop
-/// relies on.
+/// Only names that map to [`Name::Other`] are recorded, and all other listed names are ignored: a
+/// peer that lists Host, Authorization, Content-Length or X-Forwarded-For attempts to make the
+/// proxy drop a field that the next hop relies on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HopFilter {
     names: [Span; HOP_NAMES_MAX],

@@ -28,7 +28,8 @@ impl Deref for ChunkLine {
 
 /// Returns the line before a chunk of `size` bytes.
 ///
-/// The line for size 0 starts the end of the body; [`LAST_CHUNK`] contains that end completely.
+/// A size of 0 marks the last chunk, after which the body still needs a trailer section. Use
+/// [`LAST_CHUNK`], which contains both, instead.
 #[must_use]
 pub fn chunk_line(size: usize) -> ChunkLine {
     let mut bytes = [0; CHUNK_LINE_BYTES_MAX];
