@@ -37,7 +37,7 @@ fn in_string(byte: u8, escaped: &mut bool) -> Result<bool, JsonReason> {
 }
 
 /// Processes one byte of a skipped container. Returns whether it is the bracket that closes this
-/// container.
+/// container, or an error if the byte is not allowed.
 fn in_container(skip: &mut Skip, byte: u8) -> Result<bool, JsonReason> {
     if skip.quoted {
         skip.quoted = !in_string(byte, &mut skip.escaped)?;

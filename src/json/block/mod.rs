@@ -44,7 +44,7 @@ enum Set {
 }
 
 impl Isa {
-    /// Returns the fastest instruction set that this machine supports.
+    /// Returns the fastest implementation that this machine supports.
     #[inline]
     pub(super) fn best() -> Self {
         static BEST: LazyLock<Isa> = LazyLock::new(Isa::detect);
@@ -59,7 +59,7 @@ impl Isa {
         Self(Set::Portable)
     }
 
-    /// Returns all instruction sets that this machine supports. The first one is `Set::Bytes`.
+    /// Returns all implementations that this machine supports. The first one is `Set::Bytes`.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn all() -> Vec<Self> {
         let mut all = vec![Self(Set::Bytes), Self(Set::Portable)];
@@ -115,7 +115,8 @@ struct Masks {
     backslash: u64,
     /// Bytes below 0x20, which are not allowed in strings (RFC 8259 section 7).
     control: u64,
-    /// Bytes below TAB, which are not allowed anywhere. They reveal NUL and most UTF-16 text.
+    /// Bytes below TAB, which are not allowed anywhere. NUL is one of them, so most UTF-16 text is
+    /// detected.
     low: u64,
     /// Set for `{` and `[`, also inside strings.
     open: u64,
@@ -126,7 +127,7 @@ struct Masks {
 }
 
 impl Masks {
-    /// Returns the masks without the first `count` bytes of the block, which must be at most 63.
+    /// Returns the masks without the first `count` bytes of the block. `count` must be at most 63.
     #[inline(always)]
     const fn after(self, count: usize) -> Self {
         Self {
@@ -148,7 +149,8 @@ const fn ends_string(byte: u8) -> bool {
     (byte == b'"') | (byte < 0x20)
 }
 
-/// Returns whether `byte`, outside of strings, is a quote, a bracket or not allowed.
+/// Returns whether `byte`, found outside of strings, must be processed: whether it is a quote, a
+/// bracket or not allowed there.
 const fn is_structure(byte: u8) -> bool {
     (byte == b'"') | ((byte | CURLY) == b'{') | ((byte | CURLY) == b'}') | (byte < b'\t')
 }

@@ -33,8 +33,8 @@ fn masks(block: &Block) -> Masks {
     }
 }
 
-/// Returns the number of bytes before the first quote, backslash or control character, or 32 if
-/// there is none.
+/// Returns the number of bytes before the first quote, backslash or control character in `bytes`,
+/// or 32 if there is none.
 #[inline(always)]
 pub(in super::super) fn plain_text(bytes: &[u8; 32]) -> usize {
     let stops = gather(bytes, |byte| (byte == b'\\') | ends_string(byte));
@@ -54,12 +54,15 @@ fn gather<const N: usize>(block: &[u8; N], test: impl Fn(u8) -> bool) -> u64 {
     })
 }
 
-/// Returns a word in which each bit is the parity of the same bit and all lower bits of `bits`.
+/// Returns a word in which each bit is the parity of the same bit and all lower bits of `bits`. If
+/// `bits` are the quotes that are not escaped, the result has the bits from each opening quote up
+/// to the byte before the closing quote set.
 #[inline(always)]
 fn prefix_xor(bits: u64) -> u64 {
     (0..6).fold(bits, |bits, step| bits ^ bits << (1 << step))
 }
 
-/// Factor that moves the lowest bit of byte `n` to bit `56 + n`. No other bits reach these
-/// positions if all other bits of the multiplied word are clear.
+/// Factor that gathers the lowest bits of the 8 bytes of a word in its highest byte. All other bits
+/// of the word must be clear. The multiplication moves the lowest bit of byte `n` to bit `56 + n`,
+/// and no other bit to the highest byte.
 const GATHER: u64 = 0x0102_0408_1020_4080;

@@ -9,7 +9,8 @@ use super::{BLOCK_BYTES, Block, End, Masks, bytes, ends_string, is_structure};
 #[derive(Clone, Debug)]
 pub(in super::super) struct Skip {
     pub(in super::super) nest: Nest,
-    /// Number of objects entered. All containers opened inside them are skipped.
+    /// Number of open objects whose members the lexer reports. Containers inside them that were not
+    /// entered are skipped.
     pub(in super::super) entered: usize,
     /// Whether the position is inside a string of a skipped container.
     pub(in super::super) quoted: bool,
@@ -57,8 +58,9 @@ impl Skip {
         }
     }
 
-    /// Processes `len` bytes at `at`, at most one block. Returns the position after the closing
-    /// bracket of the skipped container, or `None` if it is not among these bytes.
+    /// Processes the `len` bytes of `piece` at `at`, which are at most one block and are classified
+    /// in `masks`. Returns the position in `piece` after the closing bracket of the skipped
+    /// container, or `None` if the bracket is not among these bytes.
     #[inline(always)]
     fn block(
         &mut self,
@@ -101,9 +103,13 @@ impl Skip {
         Ok(None)
     }
 
-    /// Processes the brackets of a block one by one, and fails at the first byte in `bad`. Returns
-    /// the position after the closing bracket of the skipped container, or `None` if it is not
-    /// among these brackets.
+    /// Processes the brackets of one block, which begins at `start` in `piece`, one by one. Each
+    /// bit of `brackets` marks a bracket outside of strings, and each bit of `bad` a byte that is
+    /// not allowed.
+    ///
+    /// Returns the position in `piece` after the closing bracket of the skipped container, or
+    /// `None` if it is not among these brackets. Fails if a byte before that position is marked in
+    /// `bad` or is an invalid bracket.
     #[inline(always)]
     fn one_by_one(&mut self, piece: &[u8], start: usize, brackets: u64, bad: u64) -> End {
         let mut stops = brackets | bad;
@@ -139,8 +145,8 @@ impl Skip {
     }
 }
 
-/// The state that a block of a skipped container passes to the next one. It fits into registers,
-/// because it is the dependency between consecutive blocks.
+/// The state that a block of a skipped container passes to the next one. It is small enough to stay
+/// in registers, because each block must wait for the state from the previous one.
 #[derive(Clone, Copy)]
 struct Carry {
     /// All bits set if the next block starts inside a string, otherwise 0.
@@ -324,8 +330,8 @@ fn escaped_bytes(backslash: u64, carry: u64) -> (u64, u64) {
     (escaped, escapes >> 63)
 }
 
-/// Returns 1 if the byte after the first `len` bytes of a block is escaped, otherwise 0. `len` must
-/// be at most 64.
+/// Returns 1 if the byte after the first `len` bytes of a block is escaped, otherwise 0. `escaped`
+/// and `overflow` are the results of [`escaped_bytes`] for the block. `len` must be at most 64.
 #[inline(always)]
 const fn escaped_after(escaped: u64, overflow: u64, len: usize) -> u64 {
     if len < BLOCK_BYTES {
