@@ -90,8 +90,8 @@ fn masks(block: &Block) -> Masks {
     }
 }
 
-/// Loads 32 bytes of a block, starting at its 8-byte word `first`. The compiler turns this into a
-/// single load, and it needs no raw pointer.
+/// Loads 32 bytes of a block, starting at index `first` of its 8-byte words. This code needs no raw
+/// pointer, and the compiler turns it into a single load.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn load(block: &Block, first: usize) -> __m256i {
@@ -100,8 +100,10 @@ fn load(block: &Block, first: usize) -> __m256i {
     _mm256_setr_epi64x(word(0), word(1), word(2), word(3))
 }
 
-/// Returns a word in which each bit is the parity of the same bit and all lower bits of `bits`.
-/// This is the carry-less product with a word of ones.
+/// Returns a word in which each bit is the parity of the same bit and all lower bits of `bits`. If
+/// `bits` are the quotes that are not escaped, the result has the bits from each opening quote up
+/// to the byte before the closing quote set. The result is the carry-less product of `bits` and a
+/// word of ones.
 #[inline]
 #[target_feature(enable = "pclmulqdq")]
 fn prefix_xor(bits: u64) -> u64 {
