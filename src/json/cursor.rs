@@ -124,7 +124,8 @@ impl<'a> Items<'a> {
         }
     }
 
-    /// Returns whether the container was read up to its closing bracket and no bytes follow it.
+    /// Returns whether the container was read up to its closing bracket and only whitespace follows
+    /// it.
     ///
     /// Always `false` until `next` has returned `None`.
     #[must_use]

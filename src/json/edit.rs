@@ -36,8 +36,8 @@ pub enum Edit<'a> {
         /// Name of the member, which must be in the watch table.
         name: &'static str,
     },
-    /// Inserts text before the closing bracket of every occurrence of the member `name` at `level`
-    /// that is an array.
+    /// Appends elements to every array that is a value of the member `name` at `level`: inserts
+    /// `text` before its closing bracket. Values of other kinds are unchanged.
     Append {
         /// The object that contains the member.
         level: Level,
@@ -69,12 +69,14 @@ pub enum EditError {
     NotWatched,
     /// Two edits refer to the same member name at the same level.
     Twice,
-    /// An edit refers to a member inside an object that another edit replaces or removes.
+    /// An edit refers to a member of an object, and another edit to that object itself or to one
+    /// that contains it.
     InsideEdited,
-    /// An edit sets a member of an object that the body does not have. Set the member that should
-    /// contain the object instead.
+    /// An edit sets a member at a level for which the body has no object. To add that object, set
+    /// the member whose value it is.
     NoObject,
-    /// More than `JSON_EDITS_MAX` edits or resulting replacements.
+    /// More than `JSON_EDITS_MAX` edits, or more than that many replacements in the body that
+    /// result from them.
     TooMany,
 }
 
@@ -274,8 +276,9 @@ impl Changes {
         }
     }
 
-    /// Inserts a member before the closing brace of `object`, after a comma if `follows` is true.
-    /// Consecutive insertions at the same position are merged into one change.
+    /// Inserts a member before the closing brace of `object`. If `follows` is true, the object has
+    /// other members, and a comma is inserted first. Consecutive insertions at the same position
+    /// are merged into one change.
     fn insert(&mut self, object: &Object, follows: bool, name: &str, value: &[u8]) {
         let comma: &[u8] = if follows { b"," } else { b"" };
         let place = Span::new(object.close, object.close);

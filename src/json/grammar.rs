@@ -7,8 +7,8 @@ use crate::limits::JSON_DEPTH_MAX;
 #[derive(Clone, Debug)]
 pub(super) struct Nest {
     pub(super) top: Top,
-    /// The values of [`Top::kinds`] at the depths that are multiples of 64, saved when a container
-    /// is opened there.
+    /// At index `i`: the value of [`Top::kinds`] with `64 * i` open containers, saved when the next
+    /// container is opened and restored when it is closed.
     below: [u64; JSON_DEPTH_MAX / KINDS],
 }
 
@@ -16,8 +16,8 @@ pub(super) struct Nest {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Top {
     /// One bit per container, the innermost in the lowest bit: set for an object, clear for an
-    /// array. Covers at least the containers deeper than the largest multiple of 64 that is less
-    /// than `depth`.
+    /// array. Only the bits of the containers deeper than the largest multiple of 64 below `depth`
+    /// are certain to be valid: the lowest 6 bits at depth 70, and all 64 bits at depth 64.
     kinds: u64,
     /// Number of open containers, at most `JSON_DEPTH_MAX`.
     pub(super) depth: usize,
@@ -77,7 +77,7 @@ impl Top {
     /// depth or one less, and after opening one object if `open` is true.
     ///
     /// Returns `None` if `outer` is a multiple of 64, because that requires bits outside of `Top`.
-    /// The depth limit is a multiple of 64, so it cannot be exceeded here.
+    /// The depth limit is a multiple of 64, so the result never exceeds it.
     #[inline]
     pub(super) const fn object_in(self, outer: usize, open: bool) -> Option<Self> {
         if outer.is_multiple_of(KINDS) {
