@@ -59,9 +59,9 @@ pub(super) enum Event {
 #[derive(Clone, Debug)]
 pub(super) struct Lexer {
     state: State,
-    /// Offset in the text at which the current `piece` starts.
+    /// Offset in the text of the start of the `piece` that is passed to [`Lexer::next`].
     base: usize,
-    /// Number of bytes of the current `piece` that have been consumed.
+    /// Number of bytes consumed of the `piece` that is passed to [`Lexer::next`].
     at: usize,
     isa: Isa,
     skip: Skip,
@@ -82,8 +82,8 @@ impl Lexer {
         }
     }
 
-    /// Uses `isa` to skip strings and containers, instead of the fastest instruction set that this
-    /// machine supports.
+    /// Uses the implementation `isa` to skip strings and containers, instead of the fastest one
+    /// that this machine supports.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
@@ -97,8 +97,9 @@ impl Lexer {
         self.skip.reset();
     }
 
-    /// Returns the offset in the text at which the current `piece` starts. Once `piece` is
-    /// exhausted, this is the number of bytes read so far, at which the next one starts.
+    /// Returns the offset in the text of the start of the `piece` that is passed to
+    /// [`Lexer::next`]. Once that `piece` is exhausted, this is the number of bytes read so far,
+    /// which is the offset of the next `piece`.
     pub(super) const fn base(&self) -> usize {
         self.base
     }
@@ -163,8 +164,8 @@ impl Lexer {
         self.state = State::FirstName;
     }
 
-    /// Checks that the text is complete. Must be called after the last part was read. Otherwise
-    /// returns [`JsonReason::Incomplete`].
+    /// Checks that the text is complete, and fails with [`JsonReason::Incomplete`] if it is not.
+    /// Must be called after the last part was read.
     pub(super) fn finish(&self) -> Result<(), JsonError> {
         match self.state {
             State::End => Ok(()),
@@ -185,8 +186,9 @@ impl Lexer {
         None
     }
 
-    /// Consumes `byte`, the next byte of `piece`, which is punctuation or the first byte of a name
-    /// or value. Returns `None` if the byte does not complete an event.
+    /// Consumes `byte`, the next byte of `piece`, which must be punctuation or the first byte of a
+    /// name or value. If it starts a name, reads the whole name if [`Lexer::plain_name`] can.
+    /// Returns `None` if no event is complete.
     #[inline(always)]
     fn token(&mut self, piece: &[u8], byte: u8) -> Result<Option<Event>, JsonError> {
         let at = self.at;
@@ -329,16 +331,16 @@ impl Lexer {
         Ok(None)
     }
 
-    /// Skips the rest of a string, up to the end of `piece`. Returns whether its closing quote was
-    /// consumed.
+    /// Skips the rest of a string, at most up to the end of `piece`. Returns whether its closing
+    /// quote was consumed.
     #[inline(always)]
     fn in_string(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
         let end = self.isa.string(piece, self.at, &mut self.skip.escaped);
         self.skipped(piece, end)
     }
 
-    /// Skips the rest of a container, up to the end of `piece`. Returns whether its closing bracket
-    /// was consumed.
+    /// Skips the rest of a container, at most up to the end of `piece`. Returns whether its closing
+    /// bracket was consumed.
     #[inline(always)]
     fn in_skip(&mut self, piece: &[u8]) -> Result<bool, JsonError> {
         let end = self.isa.container(&mut self.skip, piece, self.at);
@@ -464,7 +466,8 @@ enum Escape {
 struct Name {
     bytes: [u8; JSON_NAME_BYTES_MAX],
     len: u8,
-    /// False for a name that is too long or that contains an escaped character outside of ASCII.
+    /// Whether the name can equal one that a reader looks for. `false` if the name is too long or
+    /// contains an escaped character outside of ASCII.
     comparable: bool,
 }
 
@@ -482,7 +485,7 @@ impl Name {
         self.comparable = true;
     }
 
-    /// Sets the name to the first `len` of `bytes`, which contain no escapes.
+    /// Sets the name to the first `len` bytes of `bytes`, which contain no escapes.
     #[inline(always)]
     fn set(&mut self, bytes: &[u8; PLAIN_NAME_BYTES], len: usize) {
         // Copy all bytes: a copy of constant length takes two instructions.

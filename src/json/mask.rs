@@ -106,8 +106,8 @@ impl Mask {
         }
     }
 
-    /// Uses `isa` to skip strings and containers, instead of the fastest instruction set that this
-    /// machine supports.
+    /// Uses the implementation `isa` to skip strings and containers, instead of the fastest one
+    /// that this machine supports.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
@@ -138,7 +138,8 @@ impl Mask {
     ///
     /// # Errors
     ///
-    /// The body is incomplete, or [`Mask::feed`] returned this error.
+    /// The body is incomplete, or [`Mask::feed`] failed earlier, in which case its error is
+    /// returned.
     pub fn finish(&mut self) -> Result<(), JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -220,9 +221,12 @@ impl Mask {
         }
     }
 
-    /// Overwrites the bytes of the value that are in `piece`, up to offset `end` of the body, and
-    /// moves held bytes, also overwritten, to `out`. Returns `false` and changes nothing if fewer
-    /// bytes of the value have arrived than `null` has.
+    /// Overwrites the bytes of `value` that are in `piece`, up to offset `end` of the body. `base`
+    /// is the offset in the body at which `piece` starts. Bytes of the value that were held back
+    /// are also overwritten and moved to `out`.
+    ///
+    /// Returns `false` and changes nothing if fewer than 4 bytes of the value, the length of
+    /// `null`, have arrived.
     fn overwrite(
         &mut self,
         value: Masking,

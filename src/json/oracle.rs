@@ -44,7 +44,7 @@ impl Tree {
     }
 
     /// Returns this value with only the last value of each repeated member, at the position of the
-    /// first.
+    /// first, in objects at every depth.
     pub(super) fn last_wins(self) -> Self {
         match self {
             Self::Object(members) => {
@@ -334,7 +334,7 @@ pub(super) fn same_for_all_cuts<T: PartialEq + std::fmt::Debug>(
 }
 
 /// Does the same as [`same_for_all_cuts`], and also asserts that the result is the same with all
-/// instruction sets that this machine supports.
+/// implementations of [`Isa`] that this machine supports.
 pub(super) fn same_for_all_isas<T: PartialEq + std::fmt::Debug>(
     text: &[u8],
     random: &mut Random,
