@@ -91,14 +91,14 @@ pub enum Params {
     Absent,
     /// The value is `null`: the prefill engine has no KV cache to transfer.
     Null,
-    /// An object that passed the checks, with its bytes exactly as received.
+    /// A valid JSON object whose known members have the correct types, as the bytes received.
     Object(Vec<u8>),
     /// The value cannot be used as a handoff, for the reason in this text.
     Malformed(&'static str),
 }
 
 impl PrefillResponse {
-    /// Creates a reader that keeps at most `kept_bytes_max` bytes of `kv_transfer_params`.
+    /// Creates a reader that accepts at most `kept_bytes_max` bytes of `kv_transfer_params`.
     #[must_use]
     pub fn new(kept_bytes_max: usize) -> Self {
         Self {
@@ -116,15 +116,16 @@ impl PrefillResponse {
         }
     }
 
-    /// Uses `isa` to skip strings and containers, instead of the fastest instruction set that this
-    /// machine supports.
+    /// Uses the implementation `isa` to skip strings and containers, instead of the fastest one
+    /// that this machine supports.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
         self
     }
 
-    /// Sets whether `remote_block_ids` may also be a flat list of integers.
+    /// Sets whether `remote_block_ids` may also be a flat list of integers instead of a list of
+    /// lists.
     ///
     /// vLLM up to 0.17.1 uses this form. Later versions exit if they receive a flat list
     /// (`docs/engines.md#client-supplied-parameters`).
@@ -152,8 +153,9 @@ impl PrefillResponse {
     ///
     /// # Errors
     ///
-    /// The response is incomplete, or [`PrefillResponse::feed`] returned this error. A handoff of
-    /// the wrong shape is not an error but results in [`Params::Malformed`].
+    /// The response is incomplete, or [`PrefillResponse::feed`] failed earlier, in which case its
+    /// error is returned. A handoff of the wrong shape is not an error but results in
+    /// [`Params::Malformed`].
     pub fn finish(self) -> Result<Handoff, JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -205,9 +207,9 @@ impl PrefillResponse {
         self.take(piece, base, base + piece.len())
     }
 
-    /// Appends those bytes of the value being kept that are in `piece`, up to offset `end` of the
-    /// response. Does nothing if no value is being kept. Fails if `kv_transfer_params` exceed their
-    /// limit.
+    /// Copies the bytes of the value being kept that are in `piece`, up to offset `end` of the
+    /// response. `base` is the offset in the response at which `piece` starts. Does nothing if no
+    /// value is being kept. Fails if `kv_transfer_params` are longer than `kept_bytes_max`.
     fn take(&mut self, piece: &[u8], base: usize, end: usize) -> Result<(), JsonError> {
         match self.keeping {
             None => {}
@@ -302,8 +304,8 @@ impl Digits {
         }
     }
 
-    /// Appends `text`. If that exceeds the capacity, `len` becomes larger than `bytes`, and
-    /// [`Digits::integer`] returns `None`.
+    /// Appends `text`. If that exceeds the capacity, `len` becomes larger than the length of
+    /// `bytes`, and [`Digits::integer`] returns `None`.
     fn push(&mut self, text: &[u8]) {
         for &byte in text {
             if let Some(place) = self.bytes.get_mut(self.len) {
@@ -327,8 +329,8 @@ fn integer(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Kinds and positions of the known members of `kv_transfer_params`, indexed as in [`KNOWN`]. The
-/// last of repeated members counts.
+/// Kind and span of the value of each known member of `kv_transfer_params`, in the order of
+/// [`KNOWN`]; `None` for an absent member. The last of repeated members counts.
 struct Shape {
     members: [Option<(Kind, Span)>; KNOWN.len()],
 }

@@ -51,7 +51,7 @@ impl Level {
         }
     }
 
-    /// Returns the indices of this level and of all levels inside it.
+    /// Returns the range of [`Level::index`] of this level and of all levels inside it.
     pub(super) const fn subtree(self) -> Range<usize> {
         match self {
             Self::Top => 0..LEVELS,
@@ -75,13 +75,14 @@ impl Level {
 /// Number of values of [`Level`].
 pub(super) const LEVELS: usize = 4;
 
-/// Table of the watched members: the object that contains each of them, and its name.
+/// Table of the watched members: for each, the level of the object that contains the member, and
+/// the name of the member.
 ///
 /// Names must be printable ASCII that needs no escapes, and at most `JSON_NAME_BYTES_MAX` bytes
 /// long.
 pub type Watch = &'static [(Level, &'static str)];
 
-/// Returns the name from the table if `name` is watched at `level`, otherwise `None`.
+/// Returns the name from the table `watch` if `name` is watched at `level`, otherwise `None`.
 pub(super) fn watched(watch: Watch, level: Level, name: &[u8]) -> Option<&'static str> {
     let found = watch
         .iter()
@@ -89,7 +90,7 @@ pub(super) fn watched(watch: Watch, level: Level, name: &[u8]) -> Option<&'stati
     found.map(|entry| entry.1)
 }
 
-/// Returns whether the lexer can find all names of the table and an edit can insert them without
+/// Returns whether the lexer can find all names in `watch` and an edit can insert them without
 /// escapes.
 pub(super) fn is_valid_watch(watch: Watch) -> bool {
     watch.iter().all(|(_, name)| {
@@ -113,9 +114,9 @@ pub struct Member {
     pub kind: Kind,
     /// Index in [`Document::objects`] of the object that contains the member.
     pub(super) object: usize,
-    /// Offset of the comma before the name; `None` for the first member of an object.
+    /// Offset in the body of the comma before the name; `None` for the first member of an object.
     pub(super) comma_before: Option<usize>,
-    /// Offset of the comma after the value; `None` for the last member of an object.
+    /// Offset in the body of the comma after the value; `None` for the last member of an object.
     pub(super) comma_after: Option<usize>,
 }
 
@@ -134,7 +135,7 @@ pub(super) struct Object {
 pub struct Scanner {
     lexer: Lexer,
     watch: Watch,
-    /// The objects being read, indexed by level.
+    /// State of the object being read at each level, indexed by [`Level::index`].
     frames: [Frame; LEVELS],
     level: Level,
     members: Vec<Member>,
@@ -142,8 +143,8 @@ pub struct Scanner {
     /// For each level, the index in `objects` of the object that an engine would use, given the
     /// input so far; `None` without such an object.
     effective: [Option<usize>; LEVELS],
-    /// The level that the value of the current member has if it is an object; `None` if an object
-    /// there is not read.
+    /// Between the name and the value of a member: the level of the value if it turns out to be an
+    /// object. `None` if an object there would be skipped.
     child: Option<Level>,
     failed: Option<JsonError>,
 }
@@ -153,7 +154,8 @@ pub struct Scanner {
 struct Frame {
     object: usize,
     comma: Option<usize>,
-    /// Index of the member whose name was read last, if it is watched; reset at the next comma.
+    /// Index in [`Scanner::members`] of the member whose name was read last. `None` if that name is
+    /// not watched, and from the next comma to the next name.
     member: Option<usize>,
 }
 
@@ -180,8 +182,8 @@ impl Scanner {
         }
     }
 
-    /// Uses `isa` to skip strings and containers, instead of the fastest instruction set that this
-    /// machine supports.
+    /// Uses the implementation `isa` to skip strings and containers, instead of the fastest one
+    /// that this machine supports.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
@@ -206,7 +208,8 @@ impl Scanner {
     ///
     /// # Errors
     ///
-    /// The body is incomplete, or [`Scanner::feed`] returned this error.
+    /// The body is incomplete, or [`Scanner::feed`] failed earlier, in which case its error is
+    /// returned.
     pub fn finish(self) -> Result<Document, JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
