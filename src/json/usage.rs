@@ -66,7 +66,8 @@ pub struct UsageRewriter {
 static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"usage"));
 static ESCAPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\\u"));
 
-/// Maximum number of nested objects down to the count: the top level, `response`, `usage`, details.
+/// Maximum number of nested objects that are read: the top level, `response`, `usage`, and the
+/// details object that contains the count.
 const DEPTH: usize = 4;
 
 /// Position of the next byte in a line of an event stream. A JSON response is always in
@@ -91,10 +92,10 @@ enum Line {
 #[derive(Clone, Copy, Debug)]
 struct Frame {
     place: Place,
-    /// Whether the object has a member.
+    /// Whether the object has at least one member, so that an inserted member needs a comma.
     occupied: bool,
-    /// Whether the object has the member that must be set: the details in `usage`, the count in the
-    /// details.
+    /// Whether the member that must be set has been found in the object: the details object in
+    /// `usage`, or `cached_tokens` in the details object.
     done: bool,
 }
 
@@ -128,10 +129,11 @@ enum Next {
 #[derive(Clone, Copy, Debug)]
 enum Value {
     Kept,
-    /// The value is held back, and replaced by this part when it ends.
+    /// The value is held back, and replaced by this part of [`Text`] when it ends.
     Replaced(Part),
-    /// The value is too long to be held back, so it passes, and the member that contains this part
-    /// is inserted after it.
+    /// The value is to be replaced by this part of [`Text`] but is too long to be held back. It
+    /// passes, and after it the same member is written a second time with the correct value,
+    /// because parsers use the last of several members with the same name.
     Repeated(Part),
 }
 
@@ -333,7 +335,7 @@ impl UsageRewriter {
     }
 
     /// Handles the closing brace of an object, at `at` in the current `piece`: inserts the details
-    /// or the count before it if the object must have that member and does not.
+    /// object or `cached_tokens` before it if the object must have that member and does not.
     fn close<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
         // The lexer has already left the object, so `entered` is the index of its frame.
         let frame = self.frames[self.lexer.entered()];
@@ -357,8 +359,9 @@ impl UsageRewriter {
         (sink.out)(self.text.part(part));
     }
 
-    /// Holds back the bytes before `end` of a value that will be replaced. If they exceed the
-    /// limit, passes all bytes of the value so far and repeats the member instead.
+    /// If the value being read will be replaced, holds back its bytes in `piece` up to position
+    /// `end`. If they exceed the capacity of `held`, passes the bytes held so far and changes the
+    /// action to [`Value::Repeated`].
     fn hold<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, end: usize) {
         let Value::Replaced(part) = self.value else {
             return;
@@ -378,8 +381,8 @@ impl UsageRewriter {
         }
     }
 
-    /// Passes a held value unmodified, because its JSON text has ended or is invalid, or because
-    /// the value is too long.
+    /// Passes the held bytes of a value unmodified, because the response or the line has ended
+    /// within the value, the JSON text is invalid, or the value is too long.
     fn release<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
         if self.held_bytes > 0 {
             (sink.out)(&self.held[..self.held_bytes]);
@@ -405,13 +408,13 @@ impl UsageShape {
 /// are passed in as few slices as possible.
 struct Sink<'a, F> {
     piece: &'a [u8],
-    /// Number of bytes of `piece` that have been passed, held or dropped.
+    /// Number of bytes of `piece` that have been passed to `out` or held back.
     done: usize,
     out: &'a mut F,
 }
 
 impl<F: FnMut(&[u8])> Sink<'_, F> {
-    /// Passes the bytes of `piece` before `at` that have not been passed, held or dropped.
+    /// Passes to `out` the bytes of `piece` before `at` that have not been passed or held back.
     fn pass(&mut self, at: usize) {
         if at > self.done {
             (self.out)(&self.piece[self.done..at]);
@@ -420,8 +423,9 @@ impl<F: FnMut(&[u8])> Sink<'_, F> {
     }
 }
 
-/// Search for the next position that may belong to the name of a usage object: the letters `usage`,
-/// unless followed by `":null`, or an escape that may represent one of the letters.
+/// Searches for the next position in `piece` that may belong to the name of a usage object: the
+/// letters `usage`, unless followed by `":null`, or an escape that may represent one of the
+/// letters.
 ///
 /// The last result of each search is cached, so that every byte is searched only once.
 #[derive(Default)]
