@@ -3,17 +3,18 @@
 //! Limits that an operator can change are configuration keys instead (`config::keys`).
 
 /// Size of a request or response head, all lines together, in bytes. A larger request head is
-/// rejected with 431.
+/// rejected with 431; a larger response head counts as malformed.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Length of the request line in bytes. A longer one is rejected with 414.
 pub const REQUEST_LINE_BYTES_MAX: usize = 16 * 1024;
-/// Header fields in one head. A request with more is rejected with 431. Servers built on hyper or
-/// httparse commonly allow 100.
+/// Header fields in one head. A request with more is rejected with 431; a response with more counts
+/// as malformed. Servers built on hyper or httparse commonly allow 100.
 pub const HEAD_FIELDS_MAX: usize = 128;
-/// Chunk extensions of one body, all chunks together, in bytes. No body limit counts them, so
-/// without their own limit they would be an unbounded side channel.
+/// Total size of the chunk extensions of one body in bytes. The limits on body sizes do not count
+/// them, so without their own limit a sender could add any number of bytes.
 pub const CHUNK_EXTENSION_BYTES_MAX: u64 = 16 * 1024;
-/// Size of the trailer section of one chunked body in bytes.
+/// Size of the trailer section of one chunked body in bytes. A body with a larger one counts as
+/// malformed.
 pub const TRAILER_BYTES_MAX: u64 = 16 * 1024;
 /// Unknown field names that the Connection fields of one head may list. A head that lists more is
 /// refused; real clients list one or two.
@@ -22,8 +23,8 @@ pub const HOP_NAMES_MAX: usize = 16;
 /// counts as malformed.
 pub const INTERIM_RESPONSES_MAX: u32 = 16;
 
-/// Edits applied to one JSON body, and also the replacements that result from them. A request that
-/// needs more fails.
+/// Edits that one leg applies to the client's JSON body, and also byte ranges that they replace
+/// (one edit replaces every duplicate of its member). A leg that needs more fails.
 pub const JSON_EDITS_MAX: usize = 64;
 /// Nesting depth of a JSON body. A deeper body is refused; the engine's parser also stops near
 /// 1,000 levels.
@@ -71,7 +72,7 @@ pub const TLS_SEND_BYTES: usize = 64 * 1024;
 pub const TLS_STEPS_MAX: u32 = 16;
 /// TLS sessions with engines that one shard caches for resumption, per client configuration.
 pub const TLS_SESSIONS_MAX: usize = 256;
-/// Size of a certificate or key file in bytes.
+/// Size of a certificate or key file in bytes. A larger file is not loaded.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of a request body that are kept so that the request can be sent again once, on another
 /// connection. An upload with a longer body is not repeated.
@@ -92,17 +93,17 @@ pub const PIPE_BYTES: usize = 1024 * 1024;
 pub const PIPES_MAX: usize = 32;
 /// Idle pipes that one shard keeps open.
 pub const PIPES_IDLE_MAX: usize = 4;
-/// Remaining body bytes from which a body is spliced through a pipe instead of copied. For 1 MiB,
-/// copying is cheaper (146 us per MiB, against 167 us spliced) because its 256 KiB buffer stays in
-/// the core's cache. From 2 MiB on, splicing is cheaper (185 us per MiB, against 213 us copied; for
-/// 16 MiB, 195 us against 223 us).
+/// A body with at least this many bytes left is spliced through a pipe instead of copied. For 1
+/// MiB, copying is cheaper (146 us per MiB, against 167 us spliced) because its 256 KiB buffer
+/// stays in the core's cache. From 2 MiB on, splicing is cheaper (185 us per MiB, against 213 us
+/// copied; for 16 MiB, 195 us against 223 us).
 pub const SPLICE_BYTES_MIN: u64 = 2 * 1024 * 1024;
 // A body small enough to be sent again must not be spliced.
 const _: () = assert!(SPLICE_BYTES_MIN >= REPLAY_BYTES_MAX as u64);
 /// Pipe fills for one body before the task yields to the shard's other connections.
 pub const SPLICES_PER_YIELD_MAX: u32 = 4;
-/// Total bytes up to which the slices of a send are copied into one buffer first. The copy costs
-/// less than the kernel's processing of a `msghdr` (2 % of a small request, measured).
+/// A vectored send of at most this many bytes in total copies its slices into one buffer first. The
+/// copy costs less than the kernel's processing of a `msghdr` (2 % of a small request, measured).
 pub const SEND_JOINED_BYTES_MAX: usize = 4096;
 /// Slices in one vectored send.
 pub const SEND_SLICES_MAX: usize = 64;
@@ -116,18 +117,18 @@ pub const LINGER_MS_MAX: u64 = 1000;
 /// Longest client `x-request-id` that is used, in bytes. A longer one is replaced by a generated
 /// one.
 pub const REQUEST_ID_BYTES_MAX: usize = 256;
-/// Connections accepted from one listener before the task yields.
+/// Connections accepted from one listener before the task yields to the shard's other tasks.
 pub const ACCEPT_BATCH_MAX: usize = 64;
 /// Milliseconds for which a shard stops accepting on a listener after an accept failed, for example
 /// because the process ran out of descriptors or memory.
 pub const ACCEPT_PAUSE_MS: u64 = 100;
-/// Idle seconds before the kernel sends a TCP keep-alive probe. Without probes, a peer that
-/// vanished without closing its connection would be waited for as long as an engine may stay
-/// silent.
+/// Seconds for which a connection, to a client or to an engine, is idle before the kernel sends a
+/// TCP keep-alive probe. Without probes, a peer that vanished without closing its connection would
+/// be waited for as long as an engine may stay silent.
 pub const KEEPALIVE_IDLE_SECS: u64 = 30;
-/// Seconds between two keep-alive probes.
+/// Seconds between two TCP keep-alive probes.
 pub const KEEPALIVE_INTERVAL_SECS: u64 = 10;
-/// Unacknowledged keep-alive probes after which the kernel closes the connection.
+/// Consecutive unacknowledged TCP keep-alive probes after which the kernel closes the connection.
 pub const KEEPALIVE_PROBES_MAX: u32 = 6;
 /// Milliseconds before a connect to a Unix socket whose accept queue is full is retried. The pause
 /// doubles with each retry; the timer wheel's tick (10 ms) is added to it.
@@ -170,7 +171,8 @@ pub const TRACE_RING_RECORDS: usize = 1024;
 pub const TRACE_LEGS_MAX: usize = 48;
 /// Attributes of one span. The spans recorded here have at most 19.
 pub const TRACE_ATTRIBUTES_MAX: usize = 24;
-/// Bytes kept of a text attribute of a span. Paths and targets are written by clients.
+/// Bytes kept of a text attribute of a span; the rest is dropped. Clients control the length of
+/// some texts, for example of paths and targets.
 pub const TRACE_TEXT_BYTES_MAX: usize = 256;
 /// Spans in one export. The limit is checked before each record is taken, so the last record may
 /// exceed it.
@@ -183,18 +185,21 @@ pub const TRACE_WARNING_SECS: u64 = 60;
 pub const TRACE_FLUSH_MS_MAX: u64 = 3000;
 /// Allocation step in bytes for a buffered body whose length is not known in advance.
 pub const BODY_RESERVE_STEP_BYTES: usize = 64 * 1024;
-/// Size of a configuration file in bytes. A file with every key is a few KiB.
+/// Size of a configuration file in bytes. A larger file is refused. A file with every key is a few
+/// KiB.
 pub const CONFIGURATION_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Rules in one allowlist file. One rule with a prefix covers a whole network.
+/// Rules in one allowlist file. A file with more is refused. One rule with an address prefix covers
+/// a whole network.
 pub const ALLOW_RULES_MAX: usize = 16 * 1024;
-/// Size of an allowlist file in bytes.
+/// Size of an allowlist file in bytes. A larger file is not loaded.
 pub const ALLOW_FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// Invalid lines of an allowlist file that one message lists.
 pub const ALLOW_PROBLEMS_SHOWN_MAX: usize = 100;
 /// Objects (pods or pools) per page of a Kubernetes API list. kubectl uses the same page size.
 pub const POOL_PAGE_OBJECTS: u32 = 500;
-/// Pods kept per pool. Kubernetes supports 150,000 pods in a whole cluster.
+/// Pods kept per pool. Reading a pool with more fails. Kubernetes supports 150,000 pods in a whole
+/// cluster.
 pub const POOL_OBJECTS_MAX: usize = 50_000;
 /// Watch events that are applied as one change of the allowlist if they arrive together.
 pub const POOL_BATCH_MAX: usize = 512;
@@ -207,8 +212,8 @@ pub const POOL_WATCH_SECS: u32 = 240;
 /// reset the retry pause.
 pub const POOL_WATCH_SECS_MIN: u64 = 1;
 /// Milliseconds before the Kubernetes API is queried again after the second consecutive failure
-/// (after the first, immediately). The pause doubles with each failure; a random part is
-/// subtracted.
+/// (after the first, immediately). The pause doubles with each failure; a random part of it, less
+/// than half, is subtracted.
 pub const POOL_RETRY_MS_MIN: u64 = 500;
 /// Longest pause before the Kubernetes API is queried again, in milliseconds.
 pub const POOL_RETRY_MS_MAX: u64 = 30_000;
