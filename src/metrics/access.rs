@@ -19,12 +19,13 @@ use super::line;
 use crate::config::AccessLog;
 use crate::pd::{Outcome, Reason};
 
-/// Records that one shard's ring can hold, about 1 MiB. With a sweep every 50 ms this suffices for
-/// 80,000 requests per second and shard.
+/// Number of records that one shard's ring can hold, about 1 MiB in total. With a sweep every 50 ms
+/// this suffices for 80,000 requests per second and shard.
 const RING_RECORDS: usize = 4096;
 /// Time between two sweeps. In a sweep, the writer thread writes the records of all rings.
 const SWEEP: Duration = Duration::from_millis(50);
-/// Bytes of formatted lines after which they are written to the destination before the sweep ends.
+/// Number of bytes of formatted lines at which a sweep writes them to the log's destination. The
+/// remaining lines are written at the end of the sweep.
 const BATCH_BYTES: usize = 64 * 1024;
 /// Number of sweeps between two checks whether the log file has been rotated: about one second.
 const SWEEPS_PER_LOOK: u32 = 20;
@@ -150,8 +151,8 @@ pub struct Record {
     /// The prefill target tried last, as `host:port`; empty if no prefill was attempted. A target
     /// that the allowlist denied is included.
     pub prefill: Inline<64>,
-    /// How the request was served: by two legs, by the decoder alone, or not completely. `None` for
-    /// a request that is not intercepted.
+    /// How the request was served: by two legs, by the decoder alone, or, because of a fault,
+    /// incompletely or not at all. `None` for a request that is not intercepted.
     pub outcome: Option<Outcome>,
     /// Reason for `outcome`.
     pub reason: Reason,
@@ -160,8 +161,9 @@ pub struct Record {
     pub attempts: u32,
     /// Bytes of the request body received from the client.
     pub bytes_in: u64,
-    /// Bytes of the response to the client, including its head. Relayed body bytes are counted as
-    /// received from the engine.
+    /// Bytes of the response to the client, including its head. Body bytes that are relayed after
+    /// the engine's response head are counted when they arrive from the engine: before ringside
+    /// changes them or their framing, and even if the client did not receive them.
     pub bytes_out: u64,
     /// Duration of a prefill leg that ran before the decode leg, including retries; `None` if there
     /// was none.
@@ -210,7 +212,8 @@ impl AccessWriter {
     }
 }
 
-/// Starts the access log with one ring per shard. Returns `None` if it is off.
+/// Starts the access log. Returns one ring per shard and the handle to the writing thread, or
+/// `None` if the log is off.
 ///
 /// # Errors
 /// Returns an error if the file cannot be opened or the thread cannot be started.

@@ -8,8 +8,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// Counters of look-ups of `MoRI-IO` host names. The look-ups at the start do not count as a round,
-/// but their failures are counted.
+/// Counters of look-ups of `MoRI-IO` host names. A round is one periodic look-up of all names. The
+/// look-ups at the start do not count as a round, but their failures are counted.
 #[derive(Debug, Default)]
 pub struct DnsCounters {
     reresolved: AtomicU64,

@@ -168,7 +168,7 @@ labels! {
 }
 
 impl CodeClass {
-    /// Returns the class of the status of a complete response.
+    /// Returns the class to count for a complete response with this status.
     #[must_use]
     pub const fn of(status: u16) -> Self {
         match status {

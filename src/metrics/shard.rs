@@ -249,7 +249,7 @@ impl ShardMetrics {
         self.masked.add(count);
     }
 
-    /// Counts a handoff that no decode leg carried.
+    /// Counts a handoff that no decode leg carried, by the fate of its KV cache.
     pub fn stranded(&self, outcome: Stranded) {
         self.stranded[outcome.index()].add(1);
     }
