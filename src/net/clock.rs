@@ -22,8 +22,8 @@ pub(super) fn clock() -> Instant {
 }
 
 /// A timer descriptor (timerfd) that becomes readable at a given time. The executor watches it like
-/// any other descriptor, so a wait for events needs no separate timeout. It is set only when the
-/// next deadline has moved earlier or has been reached.
+/// any other descriptor, so a wait for events needs no separate timeout. The timer is set only when
+/// the earliest deadline of the shard's timers has moved earlier or has been reached.
 #[derive(Clone)]
 pub(super) struct Alarm {
     timer: Rc<OwnedFd>,
@@ -62,7 +62,8 @@ impl Alarm {
     }
 }
 
-/// A splitmix64 sequence: one addition and a mix per number, seeded by the operating system.
+/// A fast random number generator (splitmix64) whose seed comes from the operating system. Not
+/// suitable for secrets.
 pub(super) struct Random(Cell<u64>);
 
 impl Random {

@@ -29,7 +29,7 @@ pub mod sim;
 pub mod tls;
 pub mod wheel;
 
-/// The executor that runs the shards.
+/// The executor that runs the shards: `monoio` with the feature `monoio`, otherwise `reactor`.
 #[cfg(feature = "monoio")]
 pub use monoio as runtime;
 pub use notifier::Notifier;
@@ -95,7 +95,9 @@ pub trait Conn: 'static {
     /// `WouldBlock` if nothing has been received; any other error ends the connection.
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Appends at most `bytes_max` received bytes to `buffer`, within its spare capacity.
+    /// Receives at most `bytes_max` bytes into the spare capacity of `buffer` and appends them.
+    /// Returns their number; `Ok(0)` is the end of the stream. Neither `bytes_max` nor the spare
+    /// capacity may be zero.
     ///
     /// # Errors
     /// As [`Conn::try_recv`].
@@ -138,14 +140,15 @@ pub trait Conn: 'static {
     /// As [`Conn::try_send`].
     fn try_drain(&self, pipe: &mut Self::Pipe) -> io::Result<usize>;
 
-    /// Returns whether the connect, or the TLS handshake after it, has succeeded. Call it once
-    /// `poll_writable` is ready.
+    /// Returns `Ok` if the connect has succeeded and, with TLS, the handshake after it. Call it
+    /// once `poll_writable` is ready.
     ///
     /// # Errors
     /// The error with which the connect or the handshake failed.
     fn connected(&self) -> io::Result<()>;
 
-    /// Closes the sending side (FIN). Receiving continues to work.
+    /// Closes the sending side with a FIN, which on a TLS connection follows a `close_notify`.
+    /// Receiving continues to work.
     fn finish(&self);
 
     /// Shuts down both directions immediately. Pending waits on this socket become ready.
@@ -179,8 +182,8 @@ pub trait Net: Clone + 'static {
     /// The type of the executor's connections.
     type Conn: Conn;
 
-    /// Number of remaining body bytes from which a body is spliced through a pipe instead of
-    /// copied.
+    /// Minimum number of body bytes that must remain to be relayed for the body to be spliced
+    /// through a pipe instead of copied.
     const SPLICE_BYTES_MIN: u64 = crate::limits::SPLICE_BYTES_MIN;
 
     /// Starts a connect to `address`. The returned connection becomes writable when the connect has
@@ -215,7 +218,7 @@ pub trait Net: Clone + 'static {
     /// Returns the current time, for measurements. Reading the clock costs 30 ns.
     fn clock(&self) -> Instant;
 
-    /// Returns a new timer of this executor's wheel, disarmed.
+    /// Returns a new, disarmed timer on this executor's timer wheel.
     fn timer(&self) -> Timer;
 
     /// Returns a random number: unpredictable enough for ids and load spreading, but not for
