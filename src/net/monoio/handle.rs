@@ -1,4 +1,4 @@
-//! A watched descriptor.
+//! A descriptor that monoio watches, and its remembered readiness.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -110,8 +110,8 @@ impl Readiness {
     }
 }
 
-/// A future that is ready once the readiness flag is `false`. Stores no waker: only
-/// [`Readiness::poll`] polls it, and only after it has checked the flag itself.
+/// A future that is ready once the readiness flag is `false`. It stores no waker, because
+/// [`Readiness::poll`] polls it again whenever it finds the flag `false`.
 struct Cleared<'a>(&'a Cell<bool>);
 
 impl Future for Cleared<'_> {

@@ -1,4 +1,4 @@
-//! Detects that a peer has closed its side while received bytes are still unread.
+//! Detects that a peer has closed its sending side while received bytes are still unread.
 //!
 //! A plain wait for readability is ready immediately if there are unread bytes, which hides an end
 //! that follows them. monoio has no operation that waits for the end only. So each shard keeps a

@@ -41,7 +41,7 @@ struct Inner {
     random: Random,
     pipes: Pipes,
     /// An eventfd that was notified once and is never drained, so it is always readable.
-    /// `yield_now` waits for it.
+    /// `yield_now` waits for it, which makes monoio poll the kernel.
     always: Handle,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
 }
@@ -103,8 +103,9 @@ impl Runtime {
         Ok(net)
     }
 
-    /// Starts the task that advances the wheel, driven by one timer descriptor. The descriptor is
-    /// set only when the next deadline has moved earlier or has been reached.
+    /// Starts the task that advances the timer wheel whenever the shard's timer descriptor becomes
+    /// readable. The descriptor is set only when the earliest deadline has moved earlier or has
+    /// been reached.
     fn start_wheel(&self) -> io::Result<()> {
         let alarm = Alarm::new()?;
         let handle = Handle::watch(alarm.watched()?)?;
