@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Returns an eventfd that becomes readable when the notifier returned with it is notified.
+/// Returns an eventfd, for a shard to wait on, and the notifier that makes it readable.
 pub(super) fn notifier() -> io::Result<(OwnedFd, Notifier)> {
     let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
     let notifier = Notifier {
@@ -22,7 +22,7 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// Wakes the shard that waits on the eventfd.
+    /// Wakes the shard by making its eventfd readable.
     pub fn notify(&self) {
         // The counter is incremented by 1, so in practice it never overflows. Even if the write
         // failed because of that, the eventfd would be readable.

@@ -38,8 +38,9 @@ struct Ends {
 }
 
 impl Ends {
-    /// Opens a pipe of [`PIPE_BYTES`]. Returns `None` if [`PIPES_MAX`] is reached or the kernel
-    /// does not allow another pipe of that size (`pipe-user-pages-soft`).
+    /// Opens a pipe with a capacity of [`PIPE_BYTES`]. Returns `None` if the process already has
+    /// [`PIPES_MAX`] pipes, or the kernel refuses another pipe or that capacity
+    /// (`pipe-user-pages-soft`).
     fn open() -> Option<Self> {
         let reserve = |open: usize| (open < PIPES_MAX).then_some(open + 1);
         OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve)
@@ -92,8 +93,8 @@ impl Pipe {
     /// be empty. Returns whether the socket may have more, and the number of bytes (0 is the end of
     /// the stream).
     ///
-    /// The kernel returns the same error for a full pipe and for an empty socket; with an empty
-    /// pipe it can only be the socket.
+    /// The kernel returns the same error for a full pipe and for an empty socket. Because the pipe
+    /// is empty, the error can only mean that the socket is empty.
     pub(super) fn fill(
         &mut self,
         from: BorrowedFd<'_>,

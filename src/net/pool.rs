@@ -3,11 +3,12 @@
 //! The newest idle connection is used first, so that the others reach the idle limit and are
 //! closed. Idle connections are watched: anything that arrives on one, bytes or the end of the
 //! stream, closes it, because the only valid event on an idle connection is its close by the
-//! engine. The limit on idle time is below the engine's own keep-alive limit (uvicorn: 5 s), so
-//! that the proxy closes first.
+//! engine. The limit on idle time should be below the engine's own keep-alive limit (uvicorn: 5 s),
+//! so that the proxy closes first.
 //!
-//! One keeper task per shard watches all idle connections. A connection's armed wait moves with it
-//! between the keeper and a session, so becoming idle and being reused cancels no wait.
+//! One keeper task per shard watches all idle connections. The kernel's watch on a connection
+//! remains in effect when the connection passes from a session to the keeper or back, so becoming
+//! idle and being reused cancel no watch.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -31,8 +32,8 @@ pub struct EndpointId {
     generation: u32,
 }
 
-/// Callback that is called with a kind of engine (role) and the change in the number of its idle
-/// connections on this shard.
+/// Callback that updates the metric of idle connections. It receives a kind of engine (role) and
+/// the change in this shard's number of idle connections to engines of that kind.
 pub type OnIdle<K> = Box<dyn Fn(K, i64)>;
 
 struct Endpoint<K, C> {
@@ -82,8 +83,8 @@ impl<N: Net, K> std::fmt::Debug for Pools<N, K> {
 }
 
 impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
-    /// Creates an empty table and starts its keeper task on `net`. A connection is closed after
-    /// `idle_max` without use; an endpoint keeps at most `idle_per_endpoint_max` of them.
+    /// Creates an empty table and starts its keeper task on `net`. An idle connection is closed
+    /// after `idle_max`; each endpoint keeps at most `idle_per_endpoint_max` idle connections.
     pub fn new(
         net: &N,
         idle_max: Duration,
@@ -171,8 +172,8 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Stores the addresses that a name resolved to, in every role of that target. Does nothing if
-    /// the list is empty (the name did not resolve).
+    /// Stores the addresses that the name of `target` resolved to, in the endpoints of all roles
+    /// that have this target. Does nothing if `addresses` is empty (the name did not resolve).
     pub fn record_addresses(&self, target: &Target, addresses: &[Address]) {
         if addresses.is_empty() {
             return;
@@ -188,9 +189,9 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Returns whether an endpoint is this proxy itself; `false` also if its name has not been
-    /// resolved yet. `is_own_address` is called once per endpoint and address list; its result is
-    /// cached.
+    /// Returns whether an endpoint is this proxy itself. Returns `false` also if the endpoint's
+    /// name has not been resolved yet or the endpoint has been replaced. `is_own_address` is called
+    /// once per endpoint and address list; its result is cached.
     pub fn is_self(&self, id: EndpointId, is_own_address: impl FnOnce(&[Address]) -> bool) -> bool {
         let mut table = self.table.borrow_mut();
         let Some(endpoint) = table.get_mut(id) else {
@@ -208,8 +209,9 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     /// Removes and returns the newest idle connection of an endpoint on which nothing has arrived,
     /// or `None` if the endpoint has no such connection.
     ///
-    /// The socket is checked here: bytes that have arrived but have not reached the keeper yet
-    /// would be mistaken for the response to the next request. The check costs 0.4 us.
+    /// Checks the socket itself, at a cost of 0.4 us: bytes that have arrived but that the keeper
+    /// has not noticed yet would be mistaken for the response to the next request. Closes
+    /// connections that fail the check or have reached the idle limit.
     pub fn checkout(&self, id: EndpointId) -> Option<N::Conn> {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
@@ -266,8 +268,9 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         }
     }
 
-    /// Drops every idle connection that received something, ended or reached the idle limit, and
-    /// polls the others again.
+    /// Drops every idle connection that received something, ended or reached the idle limit. The
+    /// task of `cx`, which is the keeper, is woken when another one receives something, ends or
+    /// reaches the limit.
     fn sweep(&self, cx: &mut Context<'_>) {
         let now = self.net.now();
         let mut next: Option<Duration> = None;
@@ -328,7 +331,7 @@ fn is_quiet(conn: &impl Conn, cx: &mut Context<'_>) -> bool {
     }
 }
 
-/// Watches idle connections until the shard ends.
+/// The keeper task: closes idle connections as [`Pools::sweep`] describes until the shard ends.
 async fn keep<N: Net, K: Copy + Eq + std::hash::Hash + 'static>(pools: Rc<Pools<N, K>>) {
     poll_fn(|cx| {
         if !pools.keeper.borrow().will_wake(cx.waker()) {
