@@ -45,8 +45,8 @@ impl Epoll {
         )?)
     }
 
-    /// Removes `fd` from the epoll set. Closing `fd` would not: the set watches the file as long as
-    /// a duplicate of the descriptor is open.
+    /// Removes `fd` from the epoll set. Closing `fd` would not be enough: the set watches the file
+    /// as long as a duplicate of the descriptor is open.
     pub(super) fn unwatch(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.set, fd);
     }

@@ -7,8 +7,9 @@
 //!
 //! One iteration of the event loop collects the reported events, wakes tasks in the order of the
 //! events, and polls each task once. An engine produces a token for all its streams in one step, so
-//! many connections become ready together. In this order, the first chunk has been sent before the
-//! second one is read. `docs/executor.md` contains the measurements that led to this design.
+//! many connections become ready together. With this order, the chunk of the first stream has been
+//! sent before that of the second stream is read. `docs/executor.md` contains the measurements that
+//! led to this design.
 
 mod conn;
 mod epoll;
@@ -141,7 +142,8 @@ impl Runtime {
         })
     }
 
-    /// Starts the task that advances the wheel, driven by one timer descriptor.
+    /// Starts the task that advances the timer wheel whenever the shard's timer descriptor becomes
+    /// readable.
     fn start_wheel(&self) -> io::Result<()> {
         let alarm = Alarm::new()?;
         let handle = self.watch_vital(alarm.watched()?)?;
@@ -344,8 +346,8 @@ impl Inner {
 
 /// Every descriptor that the kernel watches for this thread, by key.
 ///
-/// A key consists of an index into the table and the generation of that entry, so that a late event
-/// of an earlier descriptor matches nothing.
+/// A key consists of an index in `places` and the generation of that entry. The generation changes
+/// when the entry is freed, so that a late event of an earlier descriptor matches nothing.
 #[derive(Default)]
 struct Watches {
     places: Vec<Watch>,
@@ -394,8 +396,9 @@ impl Watches {
         }
     }
 
-    /// Returns the slot that an event belongs to, and whether its read watch has ended while the
-    /// slot is still in use. Returns `None` for an unknown key or a dropped connection.
+    /// Updates the entry that an event belongs to. Returns its slot, and whether the kernel has
+    /// ended the slot's read watch although the descriptor is still in use. Returns `None` for an
+    /// unknown key or a dropped descriptor, whose entry is freed with its last event.
     fn record(&mut self, event: Event) -> Option<(Rc<Slot>, bool)> {
         let is_write = event.key & WRITE_KEY != 0;
         let (_, place) = self.place(event.key)?;
@@ -495,7 +498,8 @@ impl std::fmt::Debug for Listener {
 }
 
 impl Listener {
-    /// Waits until a connection can be accepted. All other runnable tasks run first.
+    /// Waits until a connection can be accepted. Even if one already can, all other runnable tasks
+    /// run first.
     pub async fn readable(&self) {
         self.handle.slot().yield_once();
         self.handle.readable().await;

@@ -96,11 +96,11 @@ impl Slot {
         }
     }
 
-    /// Clears readiness after a call found the socket empty or full.
+    /// Clears `kind`, which is `READ` or `WRITE`, because a call found the socket empty or full.
     ///
-    /// Read readiness is not cleared once the connection has ended, because the end is not reported
-    /// twice. Write readiness is cleared: a peer that has only closed its sending side may still
-    /// have a full receive window.
+    /// `READ` is not cleared once the connection has ended, because the end is not reported twice.
+    /// `WRITE` is cleared even then: a peer that has only closed its sending side may still have a
+    /// full receive window, so that a send must wait.
     pub(super) fn clear(&self, kind: Readiness) {
         let ready = self.ready.get();
         if kind == Readiness::WRITE || !ready.has(Readiness::ENDED) {

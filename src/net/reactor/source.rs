@@ -64,8 +64,8 @@ impl Source {
         }
     }
 
-    /// Ends a watch, and its write watch if `is_writing`. On io_uring a last event follows for each
-    /// of them; on epoll no event follows.
+    /// Ends the read watch of `fd`, and its write watch if `is_writing`. On io_uring a last event
+    /// follows for each of these watches; on epoll no event follows.
     pub(super) fn unwatch(&mut self, fd: BorrowedFd<'_>, key: u64, is_writing: bool) {
         match self {
             Self::Uring(ring) => {

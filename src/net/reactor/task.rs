@@ -100,7 +100,7 @@ pub(super) struct Tasks {
 
 #[derive(Default)]
 struct Table {
-    /// Tasks by number. `None` for a free number, and while the task is being polled.
+    /// Tasks by number. `None` for a free number, for [`MAIN`], and while the task is being polled.
     tasks: Vec<Option<Task>>,
     free: Vec<u32>,
     is_closed: bool,

@@ -15,7 +15,8 @@ use crate::net::probe::{RING_ENTRIES, ring_builder};
 
 /// User data of every cancellation request. Their completions are ignored.
 const CANCEL_KEY: u64 = u64::MAX;
-/// `IORING_ENTER_GETEVENTS`: runs deferred work, which posts the completions.
+/// `IORING_ENTER_GETEVENTS`: makes `io_uring_enter` run the kernel's deferred work, which posts the
+/// completions.
 const ENTER_GETEVENTS: u32 = 1;
 
 pub(super) struct Uring {
