@@ -54,7 +54,7 @@ impl SimConn {
     /// is the end of the stream.
     ///
     /// # Errors
-    /// Fails if the connection was reset.
+    /// Fails once if the connection was reset or refused; later calls return 0.
     pub async fn recv(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
         loop {
             poll_fn(|cx| self.poll_readable(cx)).await;
@@ -84,9 +84,10 @@ impl SimConn {
         Ok(())
     }
 
-    /// Returns whether the other end reset the connection instead of closing it cleanly. As on
-    /// Linux, the error itself is reported only once, by the next receive or send. A scripted peer
-    /// that has both a reader and a writer uses this method instead.
+    /// Returns whether the connection was reset, by either end, before the other end closed it
+    /// cleanly. As on Linux, the error itself is reported only once, by the next receive or send.
+    /// In a scripted peer with a reader and a writer, only one of them gets the error, and the
+    /// other can use this method.
     #[must_use]
     pub fn was_reset(&self) -> bool {
         self.link.borrow().was_reset(self.side)
@@ -98,8 +99,8 @@ impl SimConn {
         poll_fn(|cx| self.poll_hangup(cx)).await;
     }
 
-    /// Resets the connection immediately, as the end of a process does. This end cannot be used
-    /// afterwards.
+    /// Resets the connection immediately: sends a RST without waiting for the drop of this end.
+    /// This end cannot be used afterwards.
     pub fn reset(&self) {
         self.link.borrow_mut().reset_now(&self.world, self.side);
     }

@@ -1,14 +1,14 @@
 //! One simulated connection: a bounded pipe per direction, and the state of each side.
 //!
 //! The rules follow Linux to the extent that they are visible through the traits of `net`. Sent
-//! bytes travel for a while before they can be received; each direction has one limit for bytes in
-//! flight and bytes not yet received. A FIN arrives after the bytes sent before it. A RST may
-//! overtake bytes in flight, which are then lost. Bytes that reach a closed side cause a RST in
+//! bytes travel for a while before they can be received; each direction limits the sum of the bytes
+//! in flight and the bytes not yet received. A FIN arrives after the bytes sent before it. A RST
+//! may overtake bytes in flight, which are then lost. Bytes that reach a closed side cause a RST in
 //! return, and so does closing a side with unread bytes. A reset is reported once, as `ECONNRESET`,
 //! and never after a FIN; receives after that return the end of the stream.
 //!
 //! Readiness is separate from state. A wait ends some time after the state allows it, and may end
-//! when the state no longer does (because the bytes were received in the meantime).
+//! although the state no longer allows it (because the bytes were received in the meantime).
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,16 +22,16 @@ use super::world::{Action, World};
 /// Behaviour of one simulated connection. A probability of `n` means `n` / 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkBehaviour {
-    /// Maximum number of bytes in flight or not yet received, per direction: from side 0 to side 1,
-    /// and back.
+    /// Maximum number of bytes in flight or not yet received, per direction: from side 0 (which
+    /// connects) to side 1 (which accepts), and back.
     pub capacity: [usize; 2],
     /// Longest time from the send of bytes, a FIN or a RST to their arrival.
     pub delay_max: Duration,
     /// Longest time between a change of state and the readiness event that reports it.
     pub notify_max: Duration,
-    /// Probability that a call moves only a part of the bytes it could move.
+    /// Probability that a receive or a send moves only a part of the bytes it could move.
     pub partial: u8,
-    /// Probability that a call that could move bytes returns `WouldBlock` instead.
+    /// Probability that a receive or a send that could move bytes returns `WouldBlock` instead.
     pub spurious: u8,
 }
 
@@ -162,12 +162,12 @@ pub(super) struct Link {
     pub(super) connect: Connect,
 }
 
-/// Byte counters of one direction, for the checks after a run.
+/// Byte counters of one direction of a connection, for the checks after a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Number of bytes accepted from the sending side.
     pub sent: u64,
-    /// Number of these bytes that the other side has received.
+    /// Number of the `sent` bytes that the other side has received.
     pub taken: u64,
     /// Capacity of the direction in bytes.
     pub capacity: usize,
@@ -244,7 +244,7 @@ impl Link {
         Poll::Pending
     }
 
-    /// Schedules the readiness event of every task that waits for an event of `side` which the
+    /// Schedules a readiness event for each [`Event`] that a task waits for at `side` and that the
     /// state now allows.
     pub(super) fn touch(&mut self, world: &World, side: usize) {
         for event in EVENTS {
@@ -259,8 +259,8 @@ impl Link {
         }
     }
 
-    /// Makes `side` ready for `event`. Returns the waker of the task that waits for it, if any. The
-    /// state is not checked again: it may have changed back.
+    /// Makes `side` ready for `event`. Returns the waker of the task that waits for it, if any.
+    /// Does not check whether the state still allows the event.
     pub(super) fn notify(&mut self, side: usize, event: Event) -> Option<Waker> {
         let ready = &mut self.sides[side].ready[event as usize];
         ready.is_scheduled = false;
@@ -276,7 +276,8 @@ impl Link {
         self.sides[side].ready[event as usize].is_ready = false;
     }
 
-    /// Receives bytes that have arrived into `buffer`.
+    /// Moves bytes that have arrived at `side` to `buffer` and returns their number; 0 is the end
+    /// of the stream.
     pub(super) fn recv(
         &mut self,
         world: &World,
@@ -310,7 +311,8 @@ impl Link {
         Ok(n)
     }
 
-    /// Returns the result of a receive if no bytes are available: end, error or `WouldBlock`.
+    /// Returns the result of a receive at `side` when no bytes have arrived: 0 for the end of the
+    /// stream, the pending error, or `WouldBlock`.
     fn recv_end(&mut self, side: usize) -> io::Result<usize> {
         if self.pipes[1 - side].fin_arrived {
             return Ok(0);
@@ -378,8 +380,8 @@ impl Link {
         Ok(n)
     }
 
-    /// Returns how many of the `n` bytes that a receive or a send could move it does move: all, or
-    /// a random part with probability `partial`.
+    /// Returns the number of bytes that a receive or a send moves if it could move `n`: all of them
+    /// or, with probability `partial`, a random number of at least 1.
     fn part(&self, world: &World, n: usize) -> usize {
         if n > 1 && world.hits(self.manner.partial) {
             1 + usize::try_from(world.below(n as u64)).unwrap_or(0)
@@ -398,7 +400,8 @@ impl Link {
         }
     }
 
-    /// Makes bytes and a FIN whose arrival time has been reached visible to `side`.
+    /// Makes bytes and a FIN whose arrival time has been reached visible to `side`. If `side` is
+    /// closed or shut down in both directions, bytes are dropped and a RST is sent back.
     pub(super) fn deliver(&mut self, world: &World, side: usize) {
         let now = world.now();
         let refuses_bytes = {
@@ -543,12 +546,12 @@ impl Link {
         }
     }
 
-    /// Returns whether the other side reset the connection before its FIN arrived.
+    /// Returns whether the connection was reset, by either side, before a FIN arrived at `side`.
     pub(super) fn was_reset(&self, side: usize) -> bool {
         self.sides[side].is_dead && !self.pipes[1 - side].fin_arrived
     }
 
-    /// Returns whether the owner of a side has closed it.
+    /// Returns whether the end of `side` has been dropped.
     pub(super) fn is_closed(&self, side: usize) -> bool {
         self.sides[side].is_closed
     }

@@ -77,8 +77,9 @@ impl Listeners {
             .map_or(ConnectBehaviour::Refuse, |place| place.greeting.get())
     }
 
-    /// Schedules the result of a connect to `address`. `client` is the link of the new connection,
-    /// and `server` creates its accepting end if the connect will succeed.
+    /// Schedules the result of a connect to `address`, unless the address lets connects hang.
+    /// `client` is the link of the new connection, and `server` creates its accepting end if the
+    /// connect will succeed.
     pub(super) fn begin(
         &self,
         world: &World,
