@@ -49,7 +49,7 @@ use world::{Action, Turn, World};
 
 use super::{Address, Instant, Net, Timer};
 
-/// Maximum number of polls in one run. A run that needs more is assumed to loop endlessly.
+/// Maximum number of polls of tasks in one run. A run that needs more is assumed to loop endlessly.
 const POLLS_MAX: u64 = 20_000_000;
 
 /// A simulated executor. Clones share it.
@@ -264,8 +264,8 @@ impl SimNet {
 impl Net for SimNet {
     type Conn = SimConn;
 
-    /// The smallest value that is allowed, so that many bodies are spliced: a body small enough to
-    /// be sent again must not be.
+    /// The smallest allowed value, so that many bodies in a simulation are spliced. A smaller body
+    /// must not be spliced, because it is kept to be sent again if the request is repeated.
     const SPLICE_BYTES_MIN: u64 = crate::limits::REPLAY_BYTES_MAX as u64;
 
     fn connect(&self, address: &Address) -> io::Result<SimConn> {

@@ -176,8 +176,8 @@ impl World {
         self.below(u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// Mixes an event, of a kind and with a value that describes it, and the current time into the
-    /// trace hash.
+    /// Mixes an event into the trace hash: its `kind`, a `value` that describes it, and the current
+    /// virtual time.
     pub(super) fn trace(&self, kind: u64, value: u64) {
         let seen = self.trace.get() ^ kind.wrapping_mul(0x1000_0000_01b3) ^ value;
         self.trace.set(mix(seen.wrapping_add(self.now.get())));
