@@ -30,9 +30,9 @@ pub(super) enum Left {
 /// A short receive means that the socket is empty. The end of the stream (0) does not: the socket
 /// stays readable from then on. `EINTR` cannot happen to a non-blocking call, so there is no retry.
 ///
-/// The exception is TCP urgent data, at which the kernel stops a receive early: the bytes after the
-/// urgent mark are noticed only when more arrives. HTTP does not use urgent data, and a peer that
-/// sends it delays only its own connection.
+/// With TCP urgent data, a receive can be short although the socket is not empty: the kernel stops
+/// at the urgent mark, and the bytes after it are noticed only when more arrive. HTTP does not use
+/// urgent data, and a peer that sends it delays only its own connection.
 fn after_recv(received: rustix::io::Result<usize>, wanted: usize) -> (Left, io::Result<usize>) {
     let empty = match received {
         Ok(n) => n > 0 && n < wanted,
