@@ -177,9 +177,9 @@ impl<C: Conn> Tls<C> {
         })
     }
 
-    /// Returns whether a client's first bytes are plain-text HTTP, and if so, reports it and
-    /// changes the phase: a method starts with an upper-case letter, whereas the first byte of a
-    /// TLS record is 20 to 24 (RFC 8446, appendix B.1).
+    /// Returns whether a client's first bytes are plain-text HTTP. If so, reports this outcome and
+    /// changes the phase to [`Phase::PlainText`]. The first byte decides: a method starts with an
+    /// upper-case letter, a TLS record with a byte from 20 to 24 (RFC 8446, appendix B.1).
     fn is_plain_text(&self, state: &mut State, received: &[u8]) -> bool {
         let is_plain = state.phase == Phase::Handshaking
             && state.session.is_server()
@@ -238,7 +238,8 @@ impl<C: Conn> Tls<C> {
         });
     }
 
-    /// Handles the end of the underlying connection. It is a clean end only after a `close_notify`.
+    /// Handles the end of the underlying connection. During the handshake the connection fails;
+    /// afterwards the end is clean only after a `close_notify` or in plain text.
     fn record_end(&self, state: &mut State) {
         match state.phase {
             Phase::Connecting | Phase::Handshaking => {
@@ -322,9 +323,10 @@ impl<C: Conn> Tls<C> {
         Ok(at)
     }
 
-    /// Encrypts bytes of `slices` from `at` on, at most `TLS_SEND_BYTES`, and sends their records.
-    /// Returns the number of bytes, or 0 if the underlying connection did not accept all of the
-    /// records; the rest of them is kept.
+    /// Encrypts at most `TLS_SEND_BYTES` bytes and sends their records. The bytes start at the
+    /// offset `at` in the concatenated `slices`. Returns the number of plaintext bytes, or 0 if the
+    /// underlying connection did not accept all of the records; the rest of the records is then
+    /// kept in `state`.
     fn send_some(&self, state: &mut State, slices: &[IoSlice<'_>], at: usize) -> io::Result<usize> {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { joined, out, .. } = scratch;

@@ -4,7 +4,8 @@
 //! [`Wire`] is a connection with or without TLS, and [`Secure`] is an executor with such
 //! connections. The handshake is part of the connect to an engine, and of the wait before the first
 //! request of a client ([`Conn::poll_open`]). Its result is passed to the [`Report`] callback of
-//! the [`Acceptor`] or [`Dialer`]. The control plane reads the files and renews certificates.
+//! the [`Acceptor`] or [`Dialer`]. The control plane reads the certificate and key files and renews
+//! certificates.
 
 mod conn;
 mod session;
@@ -46,13 +47,13 @@ pub enum Outcome {
     Ok,
     /// A client sent plain-text HTTP instead of a TLS handshake.
     PlainText,
-    /// The peer does not support `http/1.1` (it offered only other protocols).
+    /// The negotiation with ALPN failed: the peer does not support `http/1.1`.
     Protocol,
     /// Both sides have no TLS version, cipher suite, curve or signature scheme in common.
     Version,
     /// The peer's certificate is missing or failed verification (name, validity period, issuer).
     Certificate,
-    /// The peer refused the connection with an alert.
+    /// The peer sent an alert that no other variant covers.
     Alert,
     /// The connection ended, or was abandoned, during the handshake.
     Unfinished,
@@ -113,8 +114,8 @@ impl Outcome {
 pub struct End<'a> {
     /// The category of the result.
     pub outcome: Outcome,
-    /// The exact error of the TLS session. `None` on success, for plain text, or if the connection
-    /// ended during the handshake.
+    /// The exact error of the TLS session. `None` for [`Outcome::Ok`], [`Outcome::PlainText`] and
+    /// [`Outcome::Unfinished`].
     pub error: Option<&'a rustls::Error>,
     /// The peer's IP address, or `None` if the peer is connected over a Unix socket.
     pub peer_ip: Option<IpAddr>,

@@ -45,14 +45,16 @@ pub(super) enum Operation<'a> {
 /// The result of one [`Session::process`].
 #[derive(Debug, Default)]
 pub(super) struct Processed {
-    /// Number of bytes at the start of `received` that were processed. The others must be passed
-    /// again, followed by more.
+    /// Number of bytes at the start of the argument `received` that were processed. The others must
+    /// be passed again in the next call, followed by more.
     pub(super) used: usize,
     /// Whether the peer has sent a `close_notify`.
     pub(super) is_ended: bool,
-    /// The error that ended the session. `out` contains the alert for the peer, if there is one.
+    /// The error that ended the session. The alert for the peer, if there is one, has been appended
+    /// to the argument `out`.
     pub(super) error: Option<Error>,
-    /// Whether the operation was performed. It is not during the handshake and after an error.
+    /// Whether the requested [`Operation`] was performed. `false` during the handshake, after an
+    /// error, and for [`Operation::Nothing`].
     pub(super) is_performed: bool,
 }
 
@@ -184,7 +186,7 @@ impl Run<'_> {
     }
 
     /// Appends to `out` the alert that reports the session's error to the peer, if there is one.
-    /// Received bytes are not processed again.
+    /// Processes no received bytes.
     fn append_alert<D>(
         &mut self,
         session: &mut UnbufferedConnectionCommon<D>,

@@ -15,7 +15,7 @@ use rustls::{
 
 use crate::limits::TLS_SESSIONS_MAX;
 
-/// The only protocol offered with ALPN.
+/// The only ALPN protocol that is offered to engines and accepted from clients.
 const ALPN: &[u8] = b"http/1.1";
 
 /// Reason why a certificate, a key or a set of roots cannot be used.

@@ -77,7 +77,8 @@ impl State {
         self.session.process(received, plain, out, wish)
     }
 
-    /// Encrypts `bytes` and appends the records to `out`, after any records of the session itself.
+    /// Encrypts `bytes` and appends the records to the argument `out`, after any records that the
+    /// session itself must send first (a key update).
     pub(super) fn encrypt(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Processed {
         let wish = Operation::Encrypt(bytes);
         let (held, plain) = (&mut self.held, &mut self.plain);
@@ -130,8 +131,8 @@ impl State {
     }
 }
 
-/// Returns the bytes of `slices` starting at `at`, at most `TLS_SEND_BYTES`, the limit of one
-/// encryption. Bytes that are contiguous are not copied; otherwise they are joined in `joined`.
+/// Returns the next bytes to encrypt: those of the concatenated `slices` from the offset `at` on,
+/// at most `TLS_SEND_BYTES`. If they are not contiguous in memory, they are copied to `joined`.
 pub(super) fn piece<'a>(slices: &'a [IoSlice<'_>], at: usize, joined: &'a mut Vec<u8>) -> &'a [u8] {
     let mut skip = at;
     let mut rest = slices.iter().map(|slice| {

@@ -314,7 +314,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
 
 /// Runs one exchange with the code under test as the server: a request of `sizes[0]` bytes, a
-/// response of `sizes[1]` bytes, end. Every byte must arrive unchanged.
+/// response of `sizes[1]` bytes, and a clean close. Every byte must arrive unchanged.
 fn exchange_as_server(net: &SimNet, version: &'static SupportedProtocolVersion, sizes: [usize; 2]) {
     let (near, far) = net.pair();
     let (heard, report) = listen();
@@ -818,8 +818,8 @@ fn a_certificate_chain_of_many_records_is_read() {
     }
 }
 
-/// Forwards bytes from `from` to `to` until the end. `changed` is the offset of one byte and the
-/// bits of it to flip.
+/// Forwards bytes from `from` to `to` until the end of the stream. `changed` contains the offset of
+/// one byte in the stream, and a mask of the bits to flip in that byte.
 async fn pass(from: Rc<SimConn>, to: Rc<SimConn>, changed: Option<(usize, u8)>) {
     let mut passed = 0;
     loop {
