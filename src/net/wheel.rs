@@ -26,7 +26,8 @@ const SLOTS: usize = 512;
 const NONE: u32 = u32::MAX;
 const OFF: u64 = u64::MAX;
 
-/// Called with the time of the next [`Wheel::advance`] when that time has moved earlier.
+/// Callback that is called with the time of the next [`Wheel::advance`] when that time has moved
+/// earlier.
 type Rearm = Box<dyn Fn(Instant)>;
 
 struct Entry {
@@ -235,8 +236,9 @@ impl State {
         }
     }
 
-    /// Handles an entry whose slot has been reached, at the tick `target`: fires it, links it to
-    /// the slot of its moved deadline, or leaves it unlinked if it is disarmed.
+    /// Handles the entry `entries[index]` when the wheel, advanced to the tick `target`, reaches
+    /// its slot: fires the timer and adds its waker to `wakers`, links the entry to the slot of a
+    /// deadline that has moved later, or leaves it unlinked if the timer is disarmed.
     fn visit(&mut self, index: u32, target: u64, wakers: &mut Vec<Waker>) {
         self.unhang(index);
         let entry = &mut self.entries[index as usize];
