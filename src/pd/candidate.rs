@@ -58,11 +58,12 @@ impl<'a> Candidates<'a> {
     ///
     /// The first is the first element of the header or, if `random` is given, the one at index
     /// `random` modulo the number of elements. The other elements follow in list order, wrapping
-    /// around, without duplicates. If the chosen first element is empty, the request has no prefill
-    /// leg and the result is an empty list. Other empty elements are skipped.
+    /// around, without duplicates. If the chosen first element is empty, or the header has no
+    /// elements, the request has no prefill leg: the result is an empty list and the other elements
+    /// are not parsed. Other empty elements are skipped.
     ///
     /// # Errors
-    /// If any element is malformed: no target of such a list is dialled.
+    /// If any parsed element is malformed: no target of such a list is dialled.
     pub fn choose(&self, random: Option<u64>) -> Result<Vec<Target>, TargetError> {
         let count = self.elements.len();
         if count == 0 {
@@ -88,8 +89,9 @@ impl<'a> Candidates<'a> {
 }
 
 /// Returns the targets in the lines of an optional routing header, such as the one that names
-/// encoders. The lines are split like those of [`Candidates`]; malformed elements and duplicates
-/// are omitted, because the request can be served without them.
+/// encoders. Targets without a port get `port_default`. The lines are split like those of
+/// [`Candidates`]; malformed elements and duplicates are omitted, because the request can be served
+/// without them.
 #[must_use]
 pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16) -> Vec<Target> {
     let mut targets = Vec::new();

@@ -15,7 +15,7 @@ use crate::json::{Kind, Level, elements, inner, member, members, string_is};
 pub struct Cut {
     /// Maximum length of one chunk in tokens.
     chunk: u64,
-    /// Maximum length of the whole response in tokens, if the client set one.
+    /// Maximum length of the whole response in tokens; `None` if the client set none.
     budget: Option<u64>,
     /// Minimum length of the whole response in tokens; 0 if the client set none.
     min_tokens: u64,
@@ -103,12 +103,13 @@ pub struct Progress {
     /// The members of the first chunk's response that describe the whole response. `None` until
     /// that response has arrived.
     first: Option<First>,
-    /// Token limit of the next chunk, as the value of an edit. [`Edits`] borrows its values, so
-    /// they are stored here.
+    /// Token limit of the next chunk in decimal: the value that [`Progress::edit`] sets in the
+    /// body. [`Edits`] borrows its values, so they are stored here.
     limit: String,
-    /// Minimum number of tokens of the next chunk, as the value of an edit.
+    /// Minimum number of tokens of the next chunk in decimal, stored for the same reason.
     minimum: String,
-    /// The assistant message with the text so far, as the text that an edit appends to `messages`.
+    /// The assistant message with the text so far, preceded by a comma: the text that
+    /// [`Progress::edit`] appends to the elements of `messages`.
     message: Vec<u8>,
 }
 
@@ -171,7 +172,7 @@ impl Progress {
         self.used
     }
 
-    /// Sets `limit`, `minimum` and `message` for the next chunk.
+    /// Sets the fields `limit`, `minimum` and `message` to the values for the next chunk.
     fn prepare(&mut self) {
         let tokens = self.cut.tokens_to_request(self.used);
         self.limit = tokens.to_string();

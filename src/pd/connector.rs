@@ -29,8 +29,8 @@ pub enum OnDisconnect {
     /// if that byte has already arrived, and otherwise continues until it has finished. Cancelled
     /// earlier, the engine would hold memory for a transfer whose completion is never reported.
     UntilFirstByte,
-    /// The leg continues until it has finished, because the other engine may be reading from its
-    /// engine.
+    /// The leg continues until it has finished, because the engine of the other leg may still be
+    /// exchanging KV cache with the engine of this one.
     RunToEnd,
 }
 

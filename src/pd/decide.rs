@@ -8,7 +8,8 @@ use super::outcome::Reason;
 use super::route::Api;
 use crate::json::{Document, Kind, Level, Member};
 
-/// Returns the reason why the request must not be split, or `None` if it can be.
+/// Returns the reason why the request must not be split by a connector that passes the KV cache of
+/// one sequence only, or `None` if it can be split.
 #[must_use]
 pub fn keep_local(api: Api, document: &Document, body: &[u8]) -> Option<Reason> {
     let above_one = |level, name| {
@@ -108,8 +109,9 @@ fn has_several_prompts(document: &Document, body: &[u8]) -> bool {
     }
 }
 
-/// Returns whether an array contains two or more strings or arrays. An array of numbers is one
-/// prompt of token ids. Any other array is left to the engine to refuse.
+/// Returns whether an array starts with a string or an array and has more elements, so that it
+/// contains several prompts. An array of numbers is one prompt of token ids. Any other array is
+/// left to the engine to refuse.
 fn is_list_of_several(array: &[u8]) -> bool {
     let inner = array.get(1..).unwrap_or_default().trim_ascii_start();
     let first_end = match inner.first() {

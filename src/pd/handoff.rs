@@ -13,8 +13,8 @@ use crate::json::{Handoff, Params};
 /// A handoff, held between the prefill response and the one decode leg that carries it.
 #[derive(Debug)]
 pub struct SingleUse {
-    /// The handoff exactly as the prefiller sent it, or the reason why there is none or it is no
-    /// longer here.
+    /// The handoff exactly as the prefiller sent it, or the reason why it is missing, unusable or
+    /// already taken.
     params: Result<Vec<u8>, Reason>,
     /// The prefiller's count of cached prompt tokens, or 0 if it sent none. It replaces the
     /// decoder's count in the response to the client.
