@@ -32,8 +32,8 @@ pub fn rank(name: &str, ranks: u32) -> u32 {
 /// The data-parallel ranks that serve one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ranks {
-    /// The rank within its pod, the same on both sides. It is the value of `x-data-parallel-rank`,
-    /// because an engine's front end counts only the ranks in its pod.
+    /// The rank within its pod, the same for the prefiller and the decoder. It is the value of
+    /// `x-data-parallel-rank`, because an engine's front end counts only the ranks in its own pod.
     local: u32,
     /// The prefiller's rank, counted over all prefill pods.
     prefill: u32,
@@ -61,14 +61,15 @@ fn ranks_per_pod(mori: &MoriConfig) -> u32 {
     mori.dp_size_local.unwrap_or(mori.dp_size).max(1)
 }
 
-/// Returns `rank` as the value of a leg's `x-data-parallel-rank`, counted within its pod. Returns
-/// `None` if there is only one rank, in which case the field is not set.
+/// Converts `rank`, counted over all pods of a role or within one pod, to the value of a leg's
+/// `x-data-parallel-rank`, which is counted within a pod. Returns `None` if there is only one rank
+/// over all pods, in which case the field is not set.
 fn header_rank(mori: &MoriConfig, rank: u32) -> Option<u32> {
     (mori.dp_size > 1).then_some(rank % ranks_per_pod(mori))
 }
 
 /// Returns the value of the prefill leg's `x-data-parallel-rank` in read mode, or `None` if there
-/// is only one rank. Without this header, read mode would be plain NIXL version 2.
+/// is only one rank. This field is the only difference between read mode and plain NIXL version 2.
 pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
     let mori = request.mori;
     header_rank(
@@ -106,8 +107,8 @@ pub(super) fn prefill_leg(
     Ok(leg)
 }
 
-/// Adds `hosts`, the addresses of the pods of the other role, to transfer parameters. Adds nothing
-/// if `hosts` is empty.
+/// Adds `hosts`, the addresses of the pods of the other role, and the number of ranks per pod, if
+/// it is configured, to transfer parameters. Adds nothing if `hosts` is empty.
 fn push_hosts(params: &mut String, mori: &MoriConfig, hosts: &[String]) {
     if hosts.is_empty() {
         return;
@@ -160,8 +161,9 @@ const HANDOFF: Watch = &[
     (Level::Top, "remote_dp_size_local"),
 ];
 
-/// Returns the decode leg of the serial order: the prefiller's handoff with the missing members
-/// added.
+/// Returns the decode leg of the serial order. It carries the prefiller's handoff with
+/// `remote_dp_rank` and `remote_dp_rank_override` set, and with the other members of [`HANDOFF`]
+/// added if they are missing and configured.
 pub(super) fn serial_decode_leg(
     request: &PdRequest<'_>,
     peer: &Peer,

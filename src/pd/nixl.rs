@@ -1,7 +1,8 @@
 //! The serial NIXL protocol, version 1 (`--kv-connector nixl`,
 //! `docs/pd-sidecar.md#nixl-version-1`), for engines that do not support version 2.
 //!
-//! Its parameters are members of the top-level object, and no token limit is capped.
+//! Its parameters are members of the top-level object, and the prefill leg keeps the client's token
+//! limits.
 
 use super::plan::{Leg, Role, Take};
 use super::request::PdRequest;

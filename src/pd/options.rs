@@ -7,7 +7,7 @@ use std::time::Duration;
 pub enum KvConnector {
     /// NIXL, protocol version 2, or `MoRI-IO` with [`MoriConfig::write_mode`].
     Nixlv2,
-    /// A store that both engines use: files, `LMCache`.
+    /// A store that both engines use, such as files or `LMCache`.
     SharedStorage,
     /// `SGLang`'s bootstrap rooms; concurrent legs.
     Sglang,
@@ -52,10 +52,10 @@ impl KvConnector {
 /// (`docs/pd-sidecar.md#encoders`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EcConnector {
-    /// Through a store; the encoder's response is discarded.
+    /// The encoder's output is passed through a store; the encoder's response is discarded.
     Example,
-    /// Through NIXL: the prefill and decode legs carry the `ec_transfer_params` of the encoders'
-    /// responses.
+    /// The encoder's output is passed through NIXL: the prefill and decode legs carry the
+    /// `ec_transfer_params` of the encoders' responses.
     Nixl,
 }
 
@@ -70,14 +70,16 @@ impl EcConnector {
     }
 }
 
-/// Ports of the engines' servers other than HTTP.
+/// Ports on which engines listen in addition to their HTTP port: those of bootstrap servers and P2P
+/// tiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectorPorts {
     /// Port of the Mooncake bootstrap server of a prefiller.
     pub mooncake_bootstrap: u16,
     /// Port of the `SGLang` bootstrap server of a prefiller.
     pub sglang_bootstrap: u16,
-    /// Port of the P2P tier of an engine with rank 0; rank r listens on this port + r.
+    /// Port of the P2P tier (`OffloadingConnector`) of the engine with rank 0; that of rank r
+    /// listens on this port + r.
     pub p2p: u16,
 }
 
@@ -88,19 +90,19 @@ pub struct MoriConfig {
     /// `dp_size_local` have an effect.
     pub write_mode: bool,
     /// If set, the legs are concurrent, and this is the time limit for the prefiller's response,
-    /// from the start of the prefill leg. The decode response is withheld until the prefiller has
-    /// responded. `None` means that the legs are serial.
+    /// from the start of the prefill leg to the response head. The decode response is withheld
+    /// until the prefiller has responded. `None` means that the legs are serial.
     pub parallel_wait: Option<Duration>,
     /// Address of the pod of this proxy and its decoder, which is sent to prefillers. Always set if
     /// `write_mode` is.
     pub local_pod_ip: String,
-    /// Notification port of decoders.
+    /// Port on which decoders receive `MoRI-IO` notifications.
     pub decode_notify_port: u16,
-    /// Notification port of prefillers.
+    /// Port on which prefillers receive `MoRI-IO` notifications.
     pub prefill_notify_port: u16,
-    /// Handshake port of decoders.
+    /// Port on which decoders accept `MoRI-IO` handshakes.
     pub decode_handshake_port: u16,
-    /// Handshake port of prefillers.
+    /// Port on which prefillers accept `MoRI-IO` handshakes.
     pub prefill_handshake_port: u16,
     /// Tensor-parallel size of the engines.
     pub tp_size: u32,
@@ -113,9 +115,9 @@ pub struct MoriConfig {
     pub prefill_hosts: Vec<String>,
     /// Addresses or names of the decode pods, in rank order; may be empty.
     pub decode_hosts: Vec<String>,
-    /// Interval at which the names of pods are resolved again.
+    /// Interval at which the names in `prefill_hosts` and `decode_hosts` are resolved again.
     pub resolve_ttl: Duration,
-    /// Time limit for resolving one name.
+    /// Time limit for resolving one of these names.
     pub resolve_timeout: Duration,
 }
 

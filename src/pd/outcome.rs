@@ -66,14 +66,15 @@ pub enum Reason {
     MalformedKv,
     /// The handoff became older than `--handoff-max-age` before it was sent completely.
     StaleKv,
-    /// The decode leg had to be repeated, and the handoff had already been sent with the first one.
+    /// The decode leg had to be repeated, and its handoff had already been sent with the first
+    /// attempt.
     UsedKv,
     /// The decoder responded with 500 to a leg that carried the handoff, so the leg was repeated
     /// without it.
     DecodeKvError,
     /// No prefiller accepted a connection.
     PrefillConnect,
-    /// The prefiller closed the connection before its response.
+    /// The prefiller closed the connection before the first byte of its response.
     PrefillReset,
     /// The prefiller responded with a status other than 2xx.
     PrefillStatus,
