@@ -24,14 +24,14 @@ pub struct Peer {
 /// One engine of a prefiller, from its bootstrap server's response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootstrapEngine {
-    /// Data-parallel rank.
+    /// Data-parallel rank of the engine.
     pub rank: u32,
     /// Engine id, a JSON string including the quotes.
     pub id: Box<[u8]>,
 }
 
 impl Peer {
-    /// Returns the host as in a URL, an IPv6 address in brackets.
+    /// Returns the prefiller's host as written in a URL: an IPv6 address has brackets.
     pub(super) fn url_host(&self) -> String {
         let host = self.host();
         if host.contains(':') {
@@ -41,7 +41,7 @@ impl Peer {
         }
     }
 
-    /// Returns the host, an IPv6 address without brackets.
+    /// Returns the prefiller's host. An IPv6 address has no brackets.
     pub(super) fn host(&self) -> String {
         self.target.host()
     }
@@ -52,9 +52,9 @@ impl Peer {
 pub struct KvSource {
     /// Identifies the transfer of the cached prefix to the engines; sent as `kv_request_id`.
     pub uuid: Uuid,
-    /// Host, an IPv6 address without brackets.
+    /// Host of the peer. An IPv6 address has no brackets.
     pub host: String,
-    /// Port of the engine's P2P tier.
+    /// Port of the peer's P2P tier.
     pub port: u16,
 }
 

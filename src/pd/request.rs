@@ -271,7 +271,8 @@ impl<'a> PdRequest<'a> {
         edits
     }
 
-    /// Builds a leg from these edits.
+    /// Builds a leg whose body is the client's body with `edits` applied. `take` is the part of the
+    /// leg's response that is used.
     pub(super) fn leg(&self, role: Role, edits: &Edits<'_>, take: Take) -> Result<Leg, EditError> {
         Ok(Leg {
             role,
@@ -295,7 +296,8 @@ impl<'a> PdRequest<'a> {
         self.leg(Role::Decode, &self.edits(), take)
     }
 
-    /// Returns a decode leg whose transfer parameters specify a peer to pull a cached prefix from.
+    /// Returns a decode leg whose transfer parameters, `params`, specify a peer from which the
+    /// decoder pulls a cached prefix.
     ///
     /// # Errors
     /// If the body needs more than `JSON_EDITS_MAX` edits.
@@ -303,8 +305,8 @@ impl<'a> PdRequest<'a> {
         self.decode_leg(params, Take::Response(None))
     }
 
-    /// Returns the prefill leg of most connectors: with these transfer parameters, token limits of
-    /// 1 and no streaming.
+    /// Returns the prefill leg of most connectors: the client's body with `params` as its
+    /// `kv_transfer_params`, token limits of 1 and no streaming.
     pub(super) fn prefill_leg(
         &self,
         params: &[u8],
@@ -318,7 +320,8 @@ impl<'a> PdRequest<'a> {
         self.leg(Role::Prefill, &edits, take)
     }
 
-    /// Returns the decode leg of most connectors: the client's body with these transfer parameters.
+    /// Returns the decode leg of most connectors: the client's body with `params` as its
+    /// `kv_transfer_params`.
     pub(super) fn decode_leg(&self, params: &[u8], take: Take) -> Result<Leg, EditError> {
         let mut edits = self.edits();
         edits.set(Level::Top, "kv_transfer_params", params);

@@ -124,7 +124,7 @@ fn verdict_of_event(event: &[u8]) -> Verdict {
     }
 }
 
-/// Returns the verdict on a complete response that is not streamed.
+/// Returns the verdict on a complete response that is not streamed. It is never `Undecided`.
 #[must_use]
 pub fn verdict_of_whole(response: &[u8]) -> Verdict {
     match verdict_of_event(response) {
