@@ -32,8 +32,9 @@ impl TargetAllowlist {
         Arc::default()
     }
 
-    /// Replaces the list. If `is_complete`, a target that is not on it is denied; otherwise such a
-    /// target may still turn out to be allowed.
+    /// Replaces the list. `is_complete` states whether every source of the list has been read at
+    /// least once. Until then, a target that is not on it gets [`Fault::AllowlistNotReady`],
+    /// because a source that has not been read yet may allow it.
     pub fn publish(&self, list: AllowList, is_complete: bool) {
         self.0.store(Arc::new(Published { list, is_complete }));
     }
@@ -55,20 +56,22 @@ impl TargetAllowlist {
 }
 
 impl<N: Net> Shard<N> {
-    /// Returns whether a request may name this target as an engine of that kind. A denial is
-    /// counted in the metrics. The caller must connect to exactly the checked value.
+    /// Returns whether a request may name this target; always `true` without an allowlist. A denial
+    /// is counted in the metrics under `kind`. The caller must connect to exactly the checked
+    /// value.
     pub(super) fn permits(&self, kind: Named, target: &Target) -> bool {
         self.check(kind, target).is_ok()
     }
 
-    /// Removes the targets that a request may not name as engines of that kind. Each is counted as
-    /// a denial in the metrics.
+    /// Removes the targets that a request may not name. Each is counted in the metrics as a denial
+    /// under `kind`.
     pub(super) fn drop_denied(&self, kind: Named, targets: &mut Vec<Target>) {
         targets.retain(|target| self.permits(kind, target));
     }
 
     /// Removes the prefill candidates that the allowlist does not permit. Fails if the first one is
-    /// not permitted; the others are only alternatives to it and are removed silently.
+    /// not permitted. The others are only alternatives to it, so removing one is not a failure; it
+    /// is only counted in the metrics.
     pub(super) fn admit(&self, targets: &mut Vec<Target>) -> Result<(), Fault> {
         let Some(first) = targets.first() else {
             return Ok(());

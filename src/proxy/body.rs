@@ -11,7 +11,8 @@ use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::request::WATCH;
 
-/// A request body without its framing, and the positions of the JSON members found in it.
+/// A request body without its framing, and the positions of those of its JSON members that legs are
+/// built from ([`WATCH`]).
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     pub(super) document: Document,
@@ -117,8 +118,9 @@ async fn receive_more<N: Net>(
 }
 
 impl Reading {
-    /// Reserves the length that `Content-Length` announces, before any of the body is read. A
-    /// chunked body announces none, so `append` reserves for it as it arrives.
+    /// Reserves the length that `Content-Length` announces, both in the budget of buffered bodies
+    /// and in `bytes`, before any of the body is read. A chunked body announces none, so `append`
+    /// reserves for it as it arrives.
     fn reserve(&mut self, framing: Framing) -> Result<(), Fault> {
         let Framing::Length(length) = framing else {
             return Ok(());
@@ -150,8 +152,9 @@ impl Reading {
         }
     }
 
-    /// Counts and scans the bytes of `bytes` from offset `before` on. They were received directly
-    /// into it, because a body with a known length has no framing to remove.
+    /// Counts and scans the body bytes that have just been received: those from offset `before` of
+    /// `self.bytes` on. They were received directly into that buffer, because a body with a known
+    /// length has no framing to remove.
     fn take_in_place(&mut self, before: usize) -> Result<(), Fault> {
         let new = self.bytes.len() - before;
         let counted = self.meter.skip(new as u64);

@@ -19,7 +19,8 @@ use crate::net::{Instant, Net};
 use crate::pd::mooncake::engines;
 use crate::pd::{BootstrapEngine, Leg, Peer, Role, Take};
 
-/// A shard's cache of the engine lists that Mooncake bootstrap servers returned.
+/// A shard's cache of the engine lists that Mooncake bootstrap servers returned. A list is used for
+/// at most `BOOTSTRAP_SECS_MAX` seconds.
 #[derive(Debug, Default)]
 pub(super) struct Engines {
     known: HashMap<Target, Known>,
@@ -58,10 +59,10 @@ impl Engines {
 
 impl<N: Net> Exchange<'_, N> {
     /// Returns one of the prefill server's engines, chosen at random from the cached list or, if
-    /// there is none, from a new query to `port`.
+    /// none is cached, from the list that a new query to `port` returns.
     ///
     /// # Errors
-    /// `Bootstrap` if the query fails; `ClientGone` or `ClientStalled`.
+    /// `Bootstrap` if the query fails, or `ClientGone` if the client disconnects during it.
     pub(super) async fn pick_engine(
         &self,
         target: &Target,
@@ -72,9 +73,10 @@ impl<N: Net> Exchange<'_, N> {
         Ok(engines[usize::try_from(pick).unwrap_or(0)].clone())
     }
 
-    /// Queries a prefill server's engines again after the decoder failed with the one in `peer`. If
-    /// the engine of the same rank has a new id, stores it in `peer` and returns `true`. Returns
-    /// `false` if the id is unchanged or the query fails.
+    /// Queries a prefill server's engine list again. Called after the decoder has responded with a
+    /// 5xx status to a leg that names `peer.engine`, whose id may be outdated. If the engine of the
+    /// same rank now has another id, stores that engine in `peer` and returns `true`. Otherwise, or
+    /// if the query fails, returns `false`.
     pub(super) async fn engine_id_changed(
         &self,
         target: &Target,

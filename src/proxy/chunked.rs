@@ -30,8 +30,8 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Sends the client one response assembled from all decode chunks. `first` is the response to
-    /// the first chunk's request, of which only the beginning has been received; the other requests
-    /// are sent from here.
+    /// the first chunk's request, of which only the beginning has been received. This function
+    /// sends the requests for the other chunks.
     pub(super) async fn respond_in_chunks(
         &mut self,
         mut split: Split,
