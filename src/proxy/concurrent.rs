@@ -96,8 +96,10 @@ impl<N: Net> Exchange<'_, N> {
         }
     }
 
-    /// Connects to the first prefill candidate that is reachable. No engine has been sent anything
-    /// yet, so moving on to the next candidate has no side effects. Fails if none is reachable.
+    /// Connects to the first prefill candidate that is reachable and is not this proxy or one of
+    /// its decoders. For Mooncake, the candidate's bootstrap server must also return its engines.
+    /// No engine has been sent any part of the request yet, so trying the next candidate has no
+    /// side effects. Fails if no candidate qualifies.
     async fn reach<'t>(
         &self,
         split: &Split,
@@ -261,8 +263,8 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Waits until the decode response, whose head has arrived, may be relayed to the client:
-    /// immediately for an error; otherwise once the prefill leg has succeeded or, for connectors
-    /// that allow it, the first body byte has arrived.
+    /// immediately if it is an error response; otherwise once the prefill leg has succeeded or, for
+    /// connectors that allow it, the first body byte has arrived.
     async fn commit(
         &self,
         split: &Split,
@@ -291,8 +293,10 @@ impl<N: Net> Exchange<'_, N> {
         .await
     }
 
-    /// Applies the connector's rule for a client disconnect to the decode leg: keeps it running in
-    /// a separate task until its first body byte, or resets its connection. Returns `ClientGone`.
+    /// Applies the connector's rule for a client disconnect to the decode leg. If the rule is
+    /// `UntilFirstByte`, the whole request has been sent and no body byte has arrived, the leg
+    /// continues in a separate task until that byte. Otherwise its connection is reset, which
+    /// cancels it. Returns `ClientGone`.
     fn detach_decode_leg(
         &self,
         split: &Split,

@@ -136,8 +136,8 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Builds the decode leg to send next and returns whether it carries the handoff. Only the
-    /// first leg carries it. `repeated` means that the reason for sending without it has already
-    /// been recorded.
+    /// first leg carries it, and only while the handoff is fresh. `repeated` means that the reason
+    /// for sending the leg without the handoff has already been recorded.
     fn decode_leg(
         &mut self,
         split: &Split,
@@ -226,7 +226,8 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Returns whether to repeat the leg without the handoff, given the response to a leg that
-    /// carried it. A 500 usually means that the KV cache could not be loaded.
+    /// carried it: yes for a 500 if `--on-decode-kv-error` is `recompute`. A 500 usually means that
+    /// the KV cache could not be loaded.
     fn must_recompute(&self, response: &Response) -> bool {
         response.head.status == 500
             && self.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute

@@ -17,7 +17,7 @@ use crate::pd::{Leg, Outcome, Reason, Take};
 struct Holding {
     meter: BodyMeter,
     is_stream: bool,
-    /// Number of bytes of the response body, including framing, that the meter has consumed.
+    /// Number of bytes of the response body, including framing, that `meter` has decoded so far.
     seen: usize,
     payload: Vec<u8>,
     bytes_max: usize,
@@ -48,7 +48,8 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Reads the decoder's response until it shows whether a prefill leg is needed, and no further.
-    /// The bytes remain in `pending` and are relayed from there if not.
+    /// The bytes read remain in `pending`; if no prefill leg is needed, they are relayed from
+    /// there.
     async fn verdict(&self, pending: &mut PendingResponse<N>) -> Result<Verdict, Fault> {
         let response = &mut pending.response;
         let is_encoded = response.head.field(Name::ContentEncoding).is_some();

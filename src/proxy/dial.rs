@@ -23,7 +23,9 @@ impl<N: Net, W: Waits<N>> Dials<N> for W {}
 
 /// Starts the connect of a leg to its engine.
 pub(super) trait Dials<N: Net>: Waits<N> {
-    /// Starts a connect. Returns `None` if the address does not accept connections.
+    /// Starts a connect to `address` and returns the connection, which may not be established yet.
+    /// Returns `None` if the address does not accept connections, or if its accept queue is still
+    /// full after `CONNECT_TRIES_MAX` attempts.
     ///
     /// If a TCP listener's accept queue is full, the kernel delays the connect. For a Unix socket
     /// it returns `EAGAIN` and does not report when the queue has room again, so that connect is

@@ -26,8 +26,8 @@ const SHOWN_BYTES_MAX: usize = 512;
 type EncodeTask<N> = LegTask<N, Result<Attempt<N>, LegFault>>;
 
 impl<N: Net> Exchange<'_, N> {
-    /// Sends each multimodal item of the request to one of the `encoders`, in turn, and stores the
-    /// merged results in `split` for the later legs.
+    /// Sends the multimodal items of the request to the `encoders`, distributed round-robin and all
+    /// concurrently. Stores the merged results in `split` for the later legs.
     pub(super) async fn encode(
         &mut self,
         split: &mut Split,
@@ -133,9 +133,9 @@ impl<N: Net> Exchange<'_, N> {
         .await
     }
 
-    /// Evaluates the result of an item's leg. A failure names the item and, unless errors are
-    /// hidden, includes the beginning of the encoder's error body (the part that arrived with the
-    /// head).
+    /// Returns the response that the leg of item `index` collected, or the leg's fault. For a
+    /// fault, the error response to the client names the item and, unless errors are hidden,
+    /// includes the beginning of the encoder's error body (the part that arrived with the head).
     fn encoded(
         &mut self,
         index: usize,
