@@ -27,8 +27,9 @@ pub(super) struct Forwarded<'a> {
 
 /// Writes the request line and all fields except framing fields, without the blank line.
 ///
-/// `Host` is forwarded unchanged (`docs/engines.md#forwarded-requests`). Hop-by-hop fields, routing
-/// fields and `Expect` are never forwarded, on any path.
+/// `Host` is forwarded unchanged (`docs/engines.md#forwarded-requests`), unless the authority of an
+/// absolute-form target replaces it. Hop-by-hop fields, routing fields and `Expect` are never
+/// forwarded, on any path.
 ///
 /// # Errors
 /// The client's `Connection` fields list too many names.
@@ -100,7 +101,7 @@ fn is_forwarded(field: &Field, host_replaced: bool, accept_encoding: bool) -> bo
 }
 
 /// Appends an `x-forwarded-for` field with the values received from the client, followed by the
-/// client's address. Appends nothing if there are neither.
+/// client's address. Appends nothing if there is neither.
 fn push_forwarded_for(
     out: &mut Vec<u8>,
     head: &RequestHead,

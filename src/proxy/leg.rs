@@ -26,7 +26,8 @@ use crate::pd::Role;
 pub(super) enum LegFault {
     /// No address of the engine accepts connections.
     Refused,
-    /// At least one connect to an address of the engine timed out, and none succeeded.
+    /// The look-up of the engine's name, or the connect to at least one of its addresses, took
+    /// longer than `--connect-timeout`, and no connect succeeded.
     ConnectTimeout,
     /// The engine closed or reset the connection before the first byte of its response.
     ConnectionClosed,
@@ -193,7 +194,7 @@ impl<N: Net, W: Waits<N>> Legs<N> for W {}
 /// The steps common to all legs.
 pub(super) trait Legs<N: Net>: Dials<N> {
     /// Returns a connection to an engine: a pooled one if `reuse` allows it and one is idle,
-    /// otherwise a new one. Fails if no address of the engine accepts the connection.
+    /// otherwise a new one. Fails if no address of the engine accepts the connection in time.
     async fn connect(
         &self,
         id: EndpointId,
@@ -280,8 +281,9 @@ pub(super) trait Legs<N: Net>: Dials<N> {
     }
 
     /// Returns the addresses of an engine. A target that is an address needs no look-up. The
-    /// addresses of a name come from the pool's table or, if it has none, from the resolver. Empty
-    /// if the name does not resolve.
+    /// addresses of a name come from the pool's table or, if it has none, from the resolver.
+    /// Addresses in the table that are older than `RESOLVED_SECS_MAX` are still returned, but also
+    /// looked up again for later requests. Empty if the name does not resolve.
     async fn addresses(
         &self,
         id: EndpointId,
@@ -322,7 +324,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
     /// `true` if everything was sent.
     ///
     /// Returns `false` without an error if the engine responds or closes the connection before it
-    /// has received everything: the response then states the reason.
+    /// has received everything. The response, if there is one, then states the reason.
     async fn send_spliced(
         &self,
         upstream: &Upstream<N>,
@@ -405,8 +407,8 @@ pub(super) struct SplicedRequest<'a> {
 }
 
 impl SplicedRequest<'_> {
-    /// Sends as much as the socket accepts, starting at offset `at` of head and edited body
-    /// together. Returns the number of bytes sent.
+    /// Sends as much as the socket accepts, starting at offset `at` of the request (the head
+    /// followed by the edited body). Returns the number of bytes sent.
     fn try_send<C: Conn>(&self, conn: &C, at: usize) -> std::io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
         let mut count = 0;
@@ -472,9 +474,9 @@ impl Response {
         }
     }
 
-    /// Parses the response head if it is complete. Interim (1xx) responses (RFC 9110 15.2) before
-    /// it are dropped, up to a limit: the proxy itself handles `Expect: 100-continue`, so none of
-    /// them is meant for the client.
+    /// Parses the response head if it is complete. Interim responses (1xx other than 101, RFC 9110
+    /// 15.2) before it are dropped, up to a limit: the proxy itself handles `Expect: 100-continue`,
+    /// so none of them is meant for the client.
     fn parse(&mut self) -> Result<(), LegFault> {
         while self
             .head

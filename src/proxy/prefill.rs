@@ -17,8 +17,8 @@ use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take, connector, nixl};
 
-/// Bytes reserved for the fields that a leg's head has in addition to the client's: ids, addresses
-/// and the body length. More than they need.
+/// Buffer capacity in bytes reserved for the fields that a leg's head has in addition to the
+/// client's: ids, addresses and the body length. More than these fields need.
 const LEG_HEAD_EXTRA_BYTES: usize = 192;
 
 /// The parts of the prefill response that the decode leg needs.
@@ -97,8 +97,10 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Runs the prefill leg, with its retries, until it succeeds or fails for good.
     ///
-    /// If a candidate refuses connections, the next one is tried. After the last one, and after
-    /// failures that may be temporary, the leg is retried up to the configured number of times.
+    /// If a candidate does not accept the connection, the next one is tried. If the last one does
+    /// not either, the leg is retried from the first candidate. If a candidate closes the
+    /// connection before it responds, or returns 502 to 504, the leg is retried with that
+    /// candidate. The number of retries is limited by `config.pd.prefill_retries_max`.
     pub(super) async fn prefill(
         &mut self,
         split: &Split,
@@ -149,7 +151,8 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Evaluates the result of one attempt of the prefill leg. `Break` ends the leg with a result;
-    /// `Continue` returns a failure that may be retried.
+    /// `Continue` returns a failure that the caller may retry. If `may_retry`, a status of 502 to
+    /// 504 is such a failure; otherwise it is an error response like any other.
     fn attempted(
         &mut self,
         attempt: Result<Attempt<N>, LegFault>,
@@ -205,7 +208,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     /// Writes the head of a leg whose body is spliced. `Accept-Encoding` is omitted if the proxy
-    /// must read the response.
+    /// must read or edit the response.
     pub(super) fn spliced_head(&self, target: &Target, leg: &Leg) -> Result<Vec<u8>, Fault> {
         let accept_encoding = leg.take == Take::Response(None);
         // Close to the final size, because the head is held for as long as the engine is silent.
@@ -215,11 +218,12 @@ impl<N: Net> Exchange<'_, N> {
         Ok(head)
     }
 
-    /// Makes a prefill engine's error the response to the client.
+    /// Turns a prefill engine's error response into the response to the client.
     ///
-    /// The engine's own body is relayed unless prefill errors are hidden (they can quote prompts)
-    /// or the decoder is to take over; then only the status is kept, or 502 if it is not an error
-    /// status.
+    /// Usually the engine's response itself is relayed. If prefill errors are hidden (they can
+    /// quote prompts), the decoder is to take over, or the status is below 200, only the status is
+    /// kept: it is returned as the error `PrefillStatus`, with 502 instead of a status that is not
+    /// 4xx or 5xx.
     pub(super) fn prefill_refused(
         &mut self,
         upstream: Upstream<N>,
