@@ -52,11 +52,12 @@ pub(super) struct LegStart<'a> {
     pub(super) port: Option<u16>,
     pub(super) target: String,
     pub(super) request_id: &'a [u8],
-    /// Whether the leg belongs to a request served by legs. If so, a prefill or decode leg is part
-    /// of a phase, which has a span too.
+    /// Whether the leg belongs to a split request. If so, a prefill or decode leg is part of a
+    /// phase, whose span encloses the leg's span.
     pub(super) has_phase: bool,
     pub(super) now_ns: u64,
-    /// Random span ids for the leg's span and up to two spans that enclose it.
+    /// Random span ids: the first for the leg's span, the other two for enclosing spans that the
+    /// leg starts, if any.
     pub(super) ids: [u64; 3],
 }
 
@@ -64,8 +65,8 @@ pub(super) struct LegStart<'a> {
 #[derive(Clone, Copy, Debug)]
 struct Prefilled {
     id: u64,
-    /// Its end as Unix time in nanoseconds and its duration in milliseconds; `None` while it has
-    /// not ended.
+    /// The end of the phase as Unix time in nanoseconds, and its duration in milliseconds; `None`
+    /// while it has not ended.
     ended: Option<(u64, u64)>,
 }
 
@@ -185,8 +186,10 @@ impl Recorder {
         }
     }
 
-    /// Starts the span of a leg, and that of its phase if it is not open yet. Returns the trace
-    /// context to send to the engine.
+    /// Starts the span of a leg, and that of its phase if it is not open yet. Ends the previous
+    /// leg's span if that is still open. Returns the trace context to send to the engine. After
+    /// `TRACE_LEGS_MAX` legs, further legs get no span, and their context is that of the enclosing
+    /// span.
     pub(super) fn leg(&mut self, start: LegStart<'_>) -> TraceContext {
         let now_ns = start.now_ns;
         self.end_leg(now_ns, None);

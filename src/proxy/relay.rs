@@ -33,8 +33,8 @@ const DONE_TAIL_BYTES: usize = 24;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rewrite {
     None,
-    /// Sets the cached-token count in the response's usage to this number, the prefill engine's
-    /// count.
+    /// Replaces the cached-token count in the response's usage, which has the given shape, by the
+    /// given count, which the prefill engine reported.
     Usage(UsageShape, u64),
 }
 
@@ -58,11 +58,12 @@ struct Relay {
     /// connection. In both cases the connection must not be reused.
     has_surplus: bool,
     chunks: u32,
-    /// Body bytes received after those that came with the head. They are added to the request's
-    /// statistics only at the end: those are in other memory, and with many streams each access is
-    /// a cache miss.
+    /// Number of body bytes received after those that came with the head. It is added to the
+    /// request's `stats.bytes_out` only at the end: `stats` is in other memory, and with many
+    /// streams each access to it is a cache miss.
     received: u64,
-    /// Whether the time until the first body byte was sent to the client has been recorded.
+    /// Whether the first body byte has been sent to the client and the time until then has been
+    /// recorded.
     has_first_token: bool,
     /// Whether the bytes of the latest receive ended with `[DONE]`.
     ends_with_done: bool,
@@ -344,7 +345,7 @@ impl Relay {
         self.ends_with_done = tail.windows(DONE.len()).any(|window| window == DONE);
     }
 
-    /// Forwards the bytes of one receive to the client, in the form that it gets.
+    /// Sends the bytes of one receive to the client, converted to the form `self.form`.
     fn step<N: Net>(
         &mut self,
         shard: &Shard<N>,
@@ -394,7 +395,7 @@ impl Relay {
         step
     }
 
-    /// Appends `received`, in the form that the client gets, to `out`.
+    /// Appends `received`, converted to the form `self.form`, to `out`.
     fn transform(&mut self, received: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
         if self.form == Form::Verbatim {
             let taken = self
@@ -423,7 +424,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Appends any payload that the rewriter still holds.
+    /// At the end of the body, appends to `out` any payload that the rewriter still holds.
     fn finish_payload(&mut self, out: &mut Vec<u8>) {
         if let Some(rewriter) = &mut self.rewriter {
             rewriter.finish(&mut |piece| out.extend_from_slice(piece));
@@ -447,7 +448,8 @@ impl Relay {
         }
     }
 
-    /// Resets the state to the start of the body, which is then sent in another form.
+    /// Resets the state to the start of the body, so that the body can be converted again, to the
+    /// form `form`.
     fn restart(&mut self, framing: Framing, form: Form) {
         self.meter = BodyMeter::new(framing);
         self.form = form;
@@ -457,8 +459,9 @@ impl Relay {
         }
     }
 
-    /// Handles the end of the engine's stream. Fails with `DecodeTruncated` unless the body has no
-    /// other framing, so that the end of the stream is the end of the body.
+    /// Handles the end of the engine's stream. If the body is delimited by it, sends the client the
+    /// bytes still held and, if the proxy generates the chunks, the last chunk. Otherwise the body
+    /// is truncated: fails with `DecodeTruncated`.
     fn end<N: Net>(&mut self, shard: &Shard<N>, client: &Client<N>) -> Result<Step, Fault> {
         if !self.meter.ends_at_close() {
             return Err(Fault::DecodeTruncated);

@@ -28,8 +28,9 @@ use crate::pd::{Leg, OnDisconnect, Role, Take};
 const MODEL: &[u8] = b"ringside-releases-kv-cache";
 
 impl<N: Net> Exchange<'_, N> {
-    /// Counts a handoff that no decode leg will carry. If that is enabled and the connector
-    /// supports it, also sends the decoder the request that releases the prefill engine's blocks.
+    /// Counts, in the metrics, a handoff that no decode leg will carry. If `--release-stranded-kv`
+    /// is set and the connector supports it, first sends the decoder the request that releases the
+    /// prefill engine's blocks, in a separate task.
     pub(super) fn count_stranded(&self, split: &Split, handoff: &[u8]) {
         let shard = self.shard;
         let pd = &shard.config.pd;

@@ -20,7 +20,8 @@ pub(super) enum RequestId {
 
 impl RequestId {
     /// Returns the client's id if it is usable, otherwise a new one in the text form of a UUID
-    /// version 7 (RFC 9562 5.7). It starts with the time, so that ids sort by arrival in logs.
+    /// version 7 (RFC 9562 5.7). A new id starts with the time, so that ids sort by arrival in
+    /// logs.
     pub(super) fn choose(client: Option<&[u8]>, unix_ms: u64, random: [u64; 2]) -> Self {
         match client {
             Some(id) if is_usable(id) => match id.try_into() {

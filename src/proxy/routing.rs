@@ -16,7 +16,8 @@ pub(super) struct Routing {
     /// Encoders among which the request's multimodal items are distributed. If empty, there is no
     /// encode stage.
     pub(super) encoders: Vec<Target>,
-    /// An engine to pull a cached prefix of the prompt from.
+    /// The engine from which the prefill engine (or, without a prefill leg, the decoder) pulls a
+    /// cached prefix of the prompt; `None` if the request names no usable one.
     pub(super) source: Option<Target>,
 }
 
