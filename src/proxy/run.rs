@@ -59,8 +59,8 @@ pub(super) enum Collected {
 /// Result of one attempt of a leg.
 pub(super) enum Attempt<N: Net> {
     /// A successful (2xx) response, which has been read to its end: the part that the leg was sent
-    /// for, the time when the head arrived (an engine's lease on the KV cache starts at about that
-    /// time), and the status.
+    /// for, the time when the head arrived, and the status. A prefill engine's lease on the KV
+    /// cache starts at about that time.
     Done(Collected, Instant, u16),
     /// A response with another status, to be relayed or retried. Its body has not been read. The
     /// flag states whether the whole request had been sent.

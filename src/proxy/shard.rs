@@ -46,8 +46,8 @@ pub struct Parts<N: Net> {
     pub metrics: Arc<ShardMetrics>,
     /// The process-wide budget of buffered bodies.
     pub budget: Arc<Budget>,
-    /// Set for all shards in a drain once its settle time has passed: connections then accept no
-    /// further request.
+    /// Set for all shards once a drain has started and its settle time (`--drain-settle`) has
+    /// passed: client connections then accept no further request.
     pub draining: Arc<AtomicBool>,
     /// Set at the start of a drain, before its settle time: the health endpoint on the data port
     /// returns 503 from then on.
