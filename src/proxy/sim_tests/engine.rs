@@ -113,7 +113,8 @@ async fn serve(stage: Rc<Stage>, conn: Rc<SimConn>, role: Role) {
     }
 }
 
-/// On drop, logs the time when an engine stopped working on a request, completely or not.
+/// Logs that an engine works on a request and, on drop, the time when it stopped, whether or not it
+/// sent the whole response.
 struct EndRecord<'a> {
     stage: &'a Stage,
     id: String,
@@ -225,7 +226,8 @@ async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message)
     done && mishap == InjectedFault::None && framing != Framing::UntilClose && !closes
 }
 
-/// Sends a response in several parts. Returns `false` if it was not sent completely.
+/// Sends a response in several parts, and stalls or ends the connection if `mishap` requires it.
+/// Returns `false` if the response was not sent completely.
 async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: InjectedFault) -> bool {
     let net = &stage.net;
     let end = match mishap {

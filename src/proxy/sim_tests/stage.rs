@@ -103,8 +103,8 @@ pub(super) struct Log {
     pub(super) handoffs_seen: Vec<String>,
     /// The time when the client of a request disconnected, by request id.
     pub(super) left: BTreeMap<String, Instant>,
-    /// The time when the last engine finished working on a request, by request id; `None` while one
-    /// does.
+    /// The time when the last engine finished working on a request, by request id; `None` while an
+    /// engine works on it.
     pub(super) engine_ended: BTreeMap<String, Option<Instant>>,
     pub(super) complete: u64,
     pub(super) refused: u64,
@@ -255,7 +255,8 @@ impl Stage {
         })
     }
 
-    /// Returns a random text that is unique to a request.
+    /// Returns a random text in which each word starts with the request id, so that it is unique to
+    /// the request.
     pub(super) fn text(&self, id: &str) -> String {
         let words = 1 + self.net.below(if self.net.once_in(8) { 40 } else { 6 });
         let word = |_| format!("{id}-{:x} ", self.net.random());

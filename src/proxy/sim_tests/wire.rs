@@ -53,7 +53,8 @@ impl Message {
 pub(super) enum Broken {
     /// The connection ended before the first byte of the message.
     Nothing,
-    /// The connection ended or was reset during the message.
+    /// The connection ended or was reset during the message, or the chunk framing of the message is
+    /// malformed.
     Cut,
 }
 
