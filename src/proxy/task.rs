@@ -35,14 +35,14 @@ struct TaskState<T> {
     owner: RefCell<Waker>,
     /// Wakes the task when its owner is dropped.
     task: RefCell<Waker>,
-    /// The first body byte of the decode leg's response has arrived while this leg, a prefill leg,
-    /// runs: the transfer between the two has finished. This is the condition of
-    /// `OnDisconnect::UntilFirstByte`.
+    /// For a prefill leg: the first body byte of the decode leg's response has arrived, so the
+    /// transfer between the two engines has finished. With `OnDisconnect::UntilFirstByte`, dropping
+    /// the owner then cancels this leg.
     first_byte_seen: Cell<bool>,
     /// Whether the owner was dropped and the task must stop.
     is_abandoned: Cell<bool>,
     /// The time until which the task may continue after its owner was dropped; `None` while the
-    /// owner exists.
+    /// owner exists, or if the task must stop.
     orphan_until: Cell<Option<Instant>>,
 }
 

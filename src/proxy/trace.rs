@@ -103,8 +103,8 @@ impl TraceHeaders {
 }
 
 impl Trace {
-    /// Returns the trace that the client's `traceparent` names, or a new one if there is no valid
-    /// one. `started` is the time when the request started.
+    /// Returns the trace that the client's `traceparent` names, or a new one if it names none;
+    /// [`Trace::Off`] if tracing is off. `started` is the time when the request started.
     pub(super) fn begin<N: Net>(
         shard: &Shard<N>,
         head: &RequestHead,

@@ -35,7 +35,8 @@ struct Upload<N: Net> {
     bytes_max: u64,
     /// Pipe for the remaining body, which follows `out`; `None` while the body is copied.
     pipe: Option<<N::Conn as Conn>::Pipe>,
-    /// Whether no pipe was available when one was tried. The remaining body is then copied.
+    /// Whether a pipe was requested for the remaining body but none was available. The remaining
+    /// body is then copied.
     is_copied: bool,
 }
 
@@ -47,9 +48,9 @@ enum Event {
 }
 
 impl<N: Net> Exchange<'_, N> {
-    /// Forwards the request to `decoder` as it arrives, and relays the response. If `api` is given,
-    /// the body is scanned as it passes, and transfer parameters set by the client are overwritten
-    /// in place.
+    /// Forwards the request to `decoder` as it arrives, and relays the response. If `api` is given
+    /// and `--trust-client-kv` is not set, the body is scanned as it passes, and transfer
+    /// parameters set by the client are overwritten in place.
     pub(super) async fn forward(
         &mut self,
         decoder: EndpointId,
@@ -157,8 +158,9 @@ impl<N: Net> Exchange<'_, N> {
         Ok(())
     }
 
-    /// Sends the request as its body arrives, until the response head has arrived. The recorded
-    /// duration of this leg starts when the upload has ended and covers only the wait for the head.
+    /// Sends the request as its body arrives, then waits for the response head. Stops sending early
+    /// if the head arrives first or the engine accepts no more bytes. The recorded duration of this
+    /// leg starts when the upload has ended and covers only the wait for the head.
     async fn run_upload(
         &mut self,
         upstream: &Upstream<N>,
@@ -217,7 +219,9 @@ impl<N: Net> Exchange<'_, N> {
         ended
     }
 
-    /// Waits until the engine responds or accepts more bytes, or the client sends more.
+    /// Waits until the engine responds or one more step of the upload is possible. If everything
+    /// received has been sent (`flushed`), that is when the client sends more; otherwise, when the
+    /// engine accepts more.
     async fn upload_event(&self, conn: &N::Conn, flushed: bool) -> Result<Event, Fault> {
         let (shard, client) = (self.shard, self.client);
         let body = shard.config.timeouts.body;
@@ -364,10 +368,10 @@ impl<N: Net> Upload<N> {
         Ok(true)
     }
 
-    /// Forwards received client bytes. Up to `REPLAY_BYTES_MAX` they go through `out`, which keeps
-    /// them in case the request must be sent again; after that they are sent directly from the
-    /// receive buffer, unless their chunk framing must be regenerated. Returns `false` if the
-    /// engine accepts no more bytes.
+    /// Forwards received client bytes. While the body received so far is no longer than
+    /// `REPLAY_BYTES_MAX`, they are appended to `out`, which keeps them in case the request must be
+    /// sent again. After that they are sent directly from the receive buffer, unless their chunk
+    /// framing must be regenerated. Returns `false` if the engine accepts no more bytes.
     fn pass(
         &mut self,
         shard: &Shard<N>,
@@ -398,8 +402,9 @@ impl<N: Net> Upload<N> {
         self.send_direct(conn, &mut received[..taken])
     }
 
-    /// Sends body bytes from the buffer they were received into. Bytes that the socket does not
-    /// accept are copied to `out`. Returns `false` if the connection has failed.
+    /// Sends body bytes from the buffer they were received into, after masking them there if the
+    /// body is scanned. Bytes that the socket does not accept are copied to `out`. Returns `false`
+    /// if the connection has failed.
     fn send_direct(&mut self, conn: &N::Conn, bytes: &mut [u8]) -> Result<bool, Fault> {
         let (held, ready) = match &mut self.mask {
             None => (None, bytes.len()),
@@ -456,8 +461,9 @@ impl<N: Net> Upload<N> {
         self.check_size().map(|()| taken)
     }
 
-    /// If the body is complete and is being scanned, checks that it is a complete JSON document and
-    /// ends a regenerated chunked body. Otherwise does nothing.
+    /// If the body is complete and is being scanned, checks that it is a complete JSON document
+    /// and, if its chunk framing is regenerated, appends the last chunk to `out`. Otherwise does
+    /// nothing.
     fn finish_if_done(&mut self) -> Result<(), Fault> {
         if !self.meter.is_done() {
             return Ok(());
