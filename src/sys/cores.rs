@@ -62,7 +62,8 @@ pub enum CoreError {
         /// Reason why no CPUs were found for `place`.
         error: NearError,
     },
-    /// This process may use none of the CPUs near the device, or of the node, given with `--cores`.
+    /// Of the CPUs near the device, or on the node, given with `--cores`, this process may use
+    /// none.
     Outside {
         /// The device or node given with `--cores`.
         place: Place,
@@ -71,8 +72,8 @@ pub enum CoreError {
         /// All CPUs that this process may use.
         allowed: Vec<usize>,
     },
-    /// This process may use fewer CPUs near the device, or of the node, given with `--cores` than
-    /// shards are requested.
+    /// Of the CPUs near the device, or on the node, given with `--cores`, this process may use
+    /// fewer than the number of shards requested.
     TooFew {
         /// The device or node given with `--cores`.
         place: Place,
@@ -121,11 +122,12 @@ impl fmt::Display for CoreError {
 impl std::error::Error for CoreError {}
 
 /// Places the shards as `cores` (the option `--cores`) requests. `allowed` lists the CPUs that this
-/// process may use; it is empty if the kernel does not report them. `quota` is in CPUs.
+/// process may use; it is empty if the kernel does not report them. `quota` is the CPU quota of
+/// this process (see [`cpu_quota`]).
 ///
 /// # Errors
-/// Fails if a listed CPU is not allowed, or a location does not exist on this machine, has no
-/// allowed CPU, or has fewer allowed CPUs than shards.
+/// Fails if a listed CPU is not allowed, or if the device or node given does not exist on this
+/// machine, has no allowed CPU, or has fewer allowed CPUs than shards.
 pub fn plan_cores(
     cores: &Cores,
     allowed: &[usize],
@@ -151,11 +153,11 @@ pub fn plan_cores(
 
 /// Places the only shard of `--cores auto`.
 ///
-/// With a quota below one CPU it is not pinned: a pinned thread would wait for its CPU while others
-/// are idle. Otherwise it is placed near the GPUs that this process can open. If there are none, it
-/// gets the last CPU, because device interrupts gather on the first ones. GPUs that cannot be
-/// opened are ignored, because a proxy in a separate container cannot determine which GPUs its
-/// engine uses.
+/// With a quota below one CPU the shard is not pinned: a pinned thread would wait for its CPU while
+/// other CPUs are idle. Otherwise it is placed near the GPUs that this process can open. If there
+/// are none, it gets the last CPU, because device interrupts gather on the first ones. GPUs that
+/// cannot be opened are ignored, because a proxy in a separate container cannot determine which
+/// GPUs its engine uses.
 fn plan_auto(allowed: &[usize], quota: Option<f64>, topology: &Topology) -> CorePlan {
     let throttled = quota.is_some_and(|quota| quota < 1.0);
     let numbers: Vec<_> = (0..topology.gpus.len()).collect();
@@ -199,7 +201,8 @@ fn plan_list(
     })
 }
 
-/// Places `shards` shards on the best CPUs of a location, spread over its nodes.
+/// Places `shards` shards on the best CPUs near the devices, or on the nodes, that `place` names,
+/// spread over their NUMA nodes.
 fn plan_place(
     place: &Place,
     shards: usize,
@@ -370,8 +373,8 @@ fn smallest_of(mount: &Path, path: &str, read: impl Fn(&Path) -> Option<f64>) ->
     quotas.into_iter().flatten().reduce(f64::min)
 }
 
-/// Reads the quota in CPUs from `cpu.max` of a version 2 cgroup, which contains the time per period
-/// (or `max`) and the period.
+/// Reads the quota in CPUs from `cpu.max` of a version 2 cgroup, which contains the CPU time per
+/// period (or `max`) and the length of the period.
 fn quota_v2(directory: &Path) -> Option<f64> {
     let text = fs::read_to_string(directory.join("cpu.max")).ok()?;
     let (quota, period) = text.trim().split_once(' ')?;

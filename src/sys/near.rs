@@ -36,7 +36,7 @@ impl fmt::Display for Spot {
     }
 }
 
-/// Reason why a location has no CPUs for shards.
+/// Reason why no CPUs were found for the device or node given with `--cores`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NearError {
     /// sysfs lists no CPUs that are online; it may not be mounted.
@@ -47,7 +47,7 @@ pub enum NearError {
     Absent {
         /// The device or node as specified, for example `gpu1`.
         name: String,
-        /// All existing names of the same kind.
+        /// Existing names, which the error message lists as alternatives.
         found: Vec<String>,
     },
     /// The network interface with this name is virtual: it has no hardware that could be near a
@@ -133,8 +133,9 @@ pub(super) fn spots(place: &Place, topology: &Topology) -> Result<Vec<Spot>, Nea
     }
 }
 
-/// Returns the parts of the machine near the GPUs with these numbers, GPUs with the same CPUs
-/// combined. Fails if a GPU does not exist or has no CPUs.
+/// Returns the parts of the machine near the GPUs with these numbers, which are indices in
+/// [`Topology::gpus`]. GPUs with the same CPUs share one part. Fails if a GPU does not exist or has
+/// no CPUs.
 pub(super) fn gpu_spots(numbers: &[usize], topology: &Topology) -> Result<Vec<Spot>, NearError> {
     if topology.pci.is_empty() {
         return Err(NearError::NoPci);
@@ -219,7 +220,8 @@ fn named_gpus(topology: &Topology) -> impl Iterator<Item = String> {
     gpus.map(|(number, address)| gpu_name(number, *address))
 }
 
-/// Returns the names accepted by `near:`: interfaces and RDMA devices with hardware, and GPUs.
+/// Returns the names that `--cores near:` accepts: interfaces and RDMA devices with hardware, and
+/// GPUs.
 fn named_devices(topology: &Topology) -> Vec<String> {
     let devices = topology.devices.iter();
     let real = devices.filter(|(_, hardware)| !hardware.is_empty());
@@ -233,7 +235,7 @@ fn gpu_name(number: usize, address: PciAddress) -> String {
 
 /// A CPU that a shard could run on.
 struct Candidate<'a> {
-    /// Index in `spots` of the spot that contains the CPU.
+    /// Index in the `spots` passed to [`choose`] of the spot that contains the CPU.
     spot: usize,
     cpu: usize,
     core: &'a [usize],
@@ -244,8 +246,8 @@ struct Candidate<'a> {
     split: bool,
 }
 
-/// Chooses up to `shards` of the allowed CPUs in `spots`, each returned with the index of its spot.
-/// Returns fewer if there are not enough.
+/// Chooses `shards` of the allowed CPUs in `spots`, or all of them if there are fewer. Each one is
+/// returned as the index of its spot and its CPU number.
 ///
 /// CPUs are chosen one after the other, each time the best of the remaining ones by these criteria:
 ///

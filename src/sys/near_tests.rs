@@ -393,8 +393,8 @@ fn random(state: &mut u64, bound: usize) -> usize {
     (*state >> 11) as usize % bound
 }
 
-/// Checks properties that can be computed without choosing: the number of CPUs, the number of
-/// cores, and whether the core of CPU 0 was needed.
+/// Checks the properties of the result of `choose` that can be computed in another way: the number
+/// of CPUs, the number of cores, and whether the core of CPU 0 was needed.
 #[test]
 fn no_core_is_shared_while_one_is_free() {
     let mut state = 0x9e37_79b9_7f4a_7c15;
