@@ -16,8 +16,9 @@ use crate::config::units::CPU_MAX;
 /// Maximum nesting of network interfaces, such as a VLAN on a bond of ports. The kernel limits it
 /// to 8.
 const LOWER_DEPTH_MAX: usize = 8;
-/// Number of directories searched for a device's node, from the device up through its parents. The
-/// node of a virtio device is that of its PCI device, the node of a USB interface that of its hub.
+/// Number of directories searched for a device's NUMA node, from the device up through its parents.
+/// The node of a virtio device is that of its PCI device, the node of a USB interface that of its
+/// hub.
 const PARENTS_MAX: usize = 3;
 
 const NVIDIA: u16 = 0x10de;
@@ -41,7 +42,8 @@ pub struct Topology {
     pub online: Vec<usize>,
     /// Cores, each as the list of its CPUs (hardware threads), ordered by their first CPU.
     pub cores: Vec<Vec<usize>>,
-    /// NUMA nodes by number; empty if the kernel has none. A node with memory only has no CPUs.
+    /// The CPUs of each NUMA node, by node number; empty if the kernel reports no nodes. A node
+    /// that has only memory has an empty list.
     pub nodes: BTreeMap<usize, Vec<usize>>,
     /// Nodes on which this process may allocate memory; empty if the kernel does not report them.
     pub memory_nodes: Vec<usize>,
@@ -165,8 +167,8 @@ fn pci(directory: &Path) -> (BTreeMap<PciAddress, Locality>, BTreeMap<PciAddress
     (pci, kinds)
 }
 
-/// Returns the PCI addresses of the GPUs in the order of their numbers, and whether this process
-/// can open them: only those whose device file exists, or all and `false` if none exists.
+/// Returns the PCI addresses of the GPUs whose device file exists, in the order of their numbers,
+/// and `true`: this process can open them. If no device file exists, returns all GPUs and `false`.
 ///
 /// An NVIDIA GPU that is not bound to NVIDIA's driver (for example because it is passed to a
 /// virtual machine) has no number. In a container with only some of the machine's GPUs, sysfs still
@@ -278,8 +280,9 @@ fn list(path: &Path) -> Vec<usize> {
     read_list(&fs::read_to_string(path).unwrap_or_default())
 }
 
-/// Parses an ascending list in the kernel's format, such as `0-3,8`. CPUs from `CPU_MAX` on cannot
-/// be pinned to and are left out, whereas in the configuration they are an error.
+/// Parses an ascending list of CPUs or nodes in the kernel's format, such as `0-3,8`. Numbers from
+/// `CPU_MAX` on are left out, because no thread can be pinned to such a CPU. In the configuration
+/// such a CPU number is an error.
 fn read_list(text: &str) -> Vec<usize> {
     let part = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
