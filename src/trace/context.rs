@@ -3,7 +3,7 @@
 //! Only `traceparent` is parsed. `tracestate` and `baggage` pass through unmodified, except that a
 //! `tracestate` without a valid `traceparent` is removed (section 3.3).
 
-/// Bytes of a `traceparent` of version 00.
+/// Length in bytes of the value of a `traceparent` field of version 00.
 pub const TRACEPARENT_BYTES: usize = 55;
 
 const SAMPLED: u8 = 1;
@@ -126,7 +126,8 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// Fills `out` with as many of the lowest hexadecimal digits of `value`, in lower case.
+/// Fills `out` with the lowest hexadecimal digits of `value`, in lower case, one digit per byte of
+/// `out`.
 pub(super) fn put_hex(out: &mut [u8], mut value: u128) {
     for digit in out.iter_mut().rev() {
         *digit = b"0123456789abcdef"[(value & 15) as usize];
@@ -138,7 +139,8 @@ pub(super) fn put_hex(out: &mut [u8], mut value: u128) {
 /// that all programs with the same ratio record the same traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampler {
-    /// A trace is recorded if bits 1 to 63 of its id, as a number, are less than this.
+    /// A trace is recorded if bits 1 to 63 of its id, read as a number, are less than this limit.
+    /// Bit 0 is the lowest bit of the id.
     below: u64,
 }
 

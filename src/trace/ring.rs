@@ -11,8 +11,8 @@ pub struct TraceRing {
 }
 
 impl TraceRing {
-    /// Queues the spans of one record without blocking. Returns the number of spans lost because
-    /// the ring was full.
+    /// Queues one record without blocking: the spans of a request, or of a leg that ran in its own
+    /// task. Returns the number of spans lost because the ring was full.
     pub fn push(&mut self, spans: Vec<Span>) -> usize {
         match self.producer.push(spans) {
             Ok(()) => 0,
@@ -25,7 +25,8 @@ impl TraceRing {
 #[derive(Debug)]
 pub struct TraceRings {
     consumers: Vec<rtrb::Consumer<Vec<Span>>>,
-    /// Index of the ring that is read first; rotates so that no ring is always last.
+    /// Index in `consumers`, modulo its length, of the ring that the next [`TraceRings::take`]
+    /// reads first. It advances with every call, so that no ring is always last.
     first: usize,
 }
 

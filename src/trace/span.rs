@@ -91,12 +91,13 @@ pub struct Span {
     pub ended_ns: u64,
     /// Attributes with unique names, at most [`TRACE_ATTRIBUTES_MAX`].
     pub attributes: Vec<(&'static str, Value)>,
-    /// Description of the failure; `None` if the span has not failed.
+    /// Short reason for the failure, such as `decode_reset`; `None` if the span has not failed.
     pub error: Option<&'static str>,
 }
 
 impl Span {
-    /// Sets an attribute. Replaces its previous value, if any.
+    /// Sets an attribute. Replaces its previous value, if any. A new attribute is dropped if the
+    /// span already has [`TRACE_ATTRIBUTES_MAX`] attributes; debug builds panic in that case.
     pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         let value = value.into();
         let count = self.attributes.len();
