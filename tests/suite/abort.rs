@@ -20,7 +20,8 @@ use crate::harness_more::{
 /// this process.
 const ABORT_MAX: Duration = Duration::from_secs(2);
 /// Numbers of bytes that the client sends after its request before it disconnects: none, fewer than
-/// the sidecar reads ahead, and more than it reads ahead.
+/// the sidecar reads ahead while a request is being served (`CLIENT_AHEAD_BYTES_MAX`), and more
+/// than that.
 const BEHIND: [usize; 3] = [0, 48, 96 * 1024];
 /// Number of disconnects per case in the tests whose engine stalls without sending anything more.
 const REPETITIONS: u32 = 20;
@@ -48,10 +49,11 @@ fn wait_state(engine: &Engine, want: State) {
     assert!(log.is_some(), "not {want:?}: {:?}", engine.requests());
 }
 
-/// Repeatedly calls `begin`, which brings a client into a phase of its request, sends one of the
-/// numbers of bytes in `behind`, and disconnects the client. Fails unless `engine` records an
-/// aborted request each time, within a median of [`ABORT_MAX`]. Covers each kind of disconnect in
-/// [`Leave`].
+/// Disconnects clients and fails unless `engine` records an aborted request each time, after a
+/// median time of less than [`ABORT_MAX`]. `begin` returns a client in the tested phase of its
+/// request. Each kind of disconnect in [`Leave`] is combined with each number in `behind`, the
+/// number of further bytes that the client sends before it disconnects, and repeated `repetitions`
+/// times.
 #[track_caller]
 fn leave_in_each_way(
     what: &str,

@@ -56,13 +56,13 @@ impl Api {
         }
     }
 
-    /// Returns a unique question with a response of `tokens` tokens.
+    /// Returns a request to this API with a unique prompt and a response of `tokens` tokens.
     pub(crate) fn ask(self, tokens: u32, stream: bool) -> Question {
         self.ask_with(tokens, stream, "")
     }
 
-    /// As `ask`, with `more` inserted before the closing brace of the body: members, each after a
-    /// comma.
+    /// As `ask`, with `more` inserted before the closing brace of the body. `more` consists of JSON
+    /// members, each preceded by a comma.
     pub(crate) fn ask_with(self, tokens: u32, stream: bool, more: &str) -> Question {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -97,8 +97,9 @@ impl Api {
         }
     }
 
-    /// Fails unless the leg's body `have` is the client's body with the API's token limit set to
-    /// one, the members in `set` set, those in `removed` removed, and all others unchanged.
+    /// Fails unless `have`, the body of a prefill leg, is the body `client` with the API's token
+    /// limits capped at one, the members in `set` set to the values there, those in `removed`
+    /// removed, and all others unchanged.
     #[track_caller]
     pub(crate) fn expect_capped(
         self,

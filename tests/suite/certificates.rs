@@ -128,7 +128,8 @@ impl Default for Offer<'_> {
     }
 }
 
-/// Returns the client side of a TLS session.
+/// Returns the client side of a TLS session that has not started its handshake, with the parameters
+/// in `offer`.
 pub(crate) fn session(offer: &Offer<'_>) -> ClientConnection {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));

@@ -25,7 +25,7 @@ fn start(tokens: u32) -> Pair {
     )
 }
 
-/// Sends a decode-only request.
+/// Sends `question` as a decode-only request and returns the response.
 fn ask(pair: &Pair, question: &Question) -> Response {
     pair.sidecar.post(CHAT, &question.body, &[])
 }

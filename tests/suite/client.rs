@@ -70,7 +70,7 @@ impl Head {
     }
 
     /// Returns how the body of a response to `method` is delimited. Panics if the head contains
-    /// both a length and a transfer coding, or a coding other than `chunked`.
+    /// both a `Content-Length` and a transfer coding, or a coding other than `chunked`.
     pub(crate) fn framing(&self, method: &str) -> Framing {
         let length = self.header("content-length");
         let coding = self.header("transfer-encoding");
@@ -236,8 +236,8 @@ impl Client {
     }
 
     /// Reads decrypted bytes and returns their number, which is 0 at the end of the connection.
-    /// Writes nothing after the handshake: a server that accepts no more data may still have sent
-    /// some.
+    /// After the handshake, this method writes nothing to the connection: if the server no longer
+    /// accepts data, a write would fail although the rest of the response can still be read.
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.shake_hands()?;
         let Some(tls) = &self.tls else {
@@ -412,7 +412,8 @@ impl Client {
             .unwrap_or_else(|end| panic!("{end:?} instead of a response"))
     }
 
-    /// Reads the next response head, or returns how the connection ended before it.
+    /// Reads the next response head. An error specifies how the connection ended before the head
+    /// was complete.
     pub(crate) fn try_head(&mut self) -> Result<Head, End> {
         let bytes = self.take_until(b"\r\n\r\n")?;
         Ok(Head::parse(std::str::from_utf8(&bytes).unwrap()))
@@ -497,7 +498,8 @@ impl Client {
         taken
     }
 
-    /// Reads to the end of the connection. Returns the bytes and how the connection ended.
+    /// Reads to the end of the connection. Returns all bytes not yet returned and how the
+    /// connection ended.
     pub(crate) fn rest(&mut self) -> (Vec<u8>, End) {
         while self.fill() {}
         (std::mem::take(&mut self.buffer), self.ended.unwrap())

@@ -90,8 +90,8 @@ impl Stage {
         self.ask_on(CHAT, body, split)
     }
 
-    /// Returns the requests that each encoder has received, in order of arrival. Fails if any of
-    /// these requests breaks the encoder's contract.
+    /// Returns a list of received requests for each encoder, with the same indices as `encoders`
+    /// and in order of arrival. Fails if any of these requests breaks the encoder's contract.
     #[track_caller]
     fn encoded(&self) -> Vec<Vec<Seen>> {
         let seen = |engine: &Engine| {
@@ -113,8 +113,8 @@ impl Stage {
             .chain([&self.pair.prefill, &self.pair.decode])
     }
 
-    /// Clears all faults, then checks that a decode-only and a split request succeed and that no
-    /// connection is left.
+    /// Clears all faults, then checks that a decode-only and a split request succeed, and that then
+    /// no client connection and no active connection to an engine is left.
     #[track_caller]
     fn expect_recovered(&self) {
         for engine in self.engines() {

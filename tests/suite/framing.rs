@@ -411,7 +411,8 @@ fn refused() -> Vec<(&'static str, u16, Vec<u8>)> {
 }
 
 /// Checks that the sidecar responds to the invalid request `name` with an error of this status and,
-/// unless the status is 405, closes the connection after it.
+/// unless the status is 405, closes the connection after it. `routed` (whether the request names a
+/// prefill engine) is only used in messages.
 #[track_caller]
 fn expect_refusal(name: &str, status: u16, client: &mut Client, routed: bool) {
     let response = client.response();
