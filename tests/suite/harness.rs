@@ -152,8 +152,8 @@ impl Log {
         self.lines().text.clone()
     }
 
-    /// Waits until `pred` is true, stderr is closed, or the deadline has passed. Returns the text
-    /// received so far and whether `pred` is true.
+    /// Waits until `pred` is true for the text received so far, stderr is closed, or the deadline
+    /// has passed. Returns that text and whether `pred` is true for it.
     fn wait(&self, pred: impl Fn(&str) -> bool) -> (String, bool) {
         let waited = self
             .0
@@ -387,7 +387,7 @@ impl Sidecar {
         Client::secure(self.port, session(offer))
     }
 
-    /// Sends one request on a new connection.
+    /// Sends one request on a new connection and returns the response.
     #[track_caller]
     pub(crate) fn ask(
         &self,
@@ -494,7 +494,8 @@ impl Pair {
     }
 
     /// Returns the requests of the prefill and the decode leg. Fails unless each engine has
-    /// received exactly one request and the handoff was used exactly once.
+    /// received exactly one request, the handoff was used exactly once, and the prefill leg kept
+    /// the connector's contract.
     #[track_caller]
     pub(crate) fn legs(&self) -> (Seen, Seen) {
         let (prefill, decode) = (only(&self.prefill), only(&self.decode));
@@ -520,7 +521,8 @@ pub(crate) fn json_of(seen: &Seen) -> Value {
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&seen.body)))
 }
 
-/// Returns the `kv_transfer_params` that request a prefill for a remote decoder.
+/// Returns the `kv_transfer_params` of a prefill leg with the nixlv2 connector, which request a
+/// handoff for a decode engine.
 pub(crate) fn prefill_params() -> Value {
     serde_json::json!({"do_remote_decode": true, "do_remote_prefill": false,
         "remote_engine_id": null, "remote_block_ids": null, "remote_host": null,

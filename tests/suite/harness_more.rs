@@ -364,8 +364,9 @@ impl RawConn {
         }
     }
 
-    /// Reads until `done` returns a length for the received bytes, and returns that many of them.
-    /// Returns `None` if the connection ends or fails before that.
+    /// Reads until `done`, called with all buffered bytes, returns a length. Returns that many
+    /// bytes and keeps the others for the next call. Returns `None` if the connection ends or fails
+    /// before that.
     fn take(&mut self, done: impl Fn(&[u8]) -> Option<usize>) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = done(&self.buffer) {

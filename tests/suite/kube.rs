@@ -373,8 +373,9 @@ fn event(target: &str, change: &Change) -> Option<Value> {
     Some(json!({"type": kind, "object": object}))
 }
 
-/// Responds to a watch request: sends the changes that it selects until a test ends the watch or
-/// the client has disconnected.
+/// Responds to a watch request: sends the changes that it selects until a test ends the watch, the
+/// API server is dropped, or the client has disconnected. Responds 410 if the version to watch from
+/// is older than [`State::oldest`].
 fn watch(mut conn: RawConn, target: &str, shared: &(Mutex<State>, Condvar)) {
     let from = parameter(target, "resourceVersion").unwrap();
     let mut sent_version: u64 = from.parse().unwrap();

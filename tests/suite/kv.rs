@@ -20,7 +20,8 @@ pub(crate) struct Setup<'a> {
     /// Number of data-parallel ranks that the engines accept in `x-data-parallel-rank`. 0 counts
     /// as one.
     pub(crate) dp_size: u32,
-    /// Decode engines send the head of a stream immediately instead of with the first event.
+    /// Whether the decode engine sends the head of a stream immediately instead of with the first
+    /// event.
     pub(crate) early_head: bool,
     pub(crate) keep_response: bool,
 }
@@ -55,11 +56,11 @@ impl Setup<'_> {
     }
 }
 
-/// A connector, or one of its modes, as named by [`each_connector`].
+/// The connector, or the mode of a connector, with which [`each_connector`] runs a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mode {
     pub(crate) name: &'static str,
-    /// Both legs are sent concurrently.
+    /// Whether both legs are sent concurrently.
     pub(crate) is_concurrent: bool,
 }
 
@@ -160,8 +161,8 @@ pub(crate) fn both_legs(pair: &Pair) -> (Seen, Seen) {
     (prefill, decode)
 }
 
-/// Fails if an engine received a leg that breaks the connector's contract, or a handoff that was
-/// altered, used before, or issued for another request.
+/// Fails if an engine received a request that is malformed or breaks the connector's contract, or a
+/// handoff that is unknown, altered, used before, or issued for another prompt.
 #[track_caller]
 pub(crate) fn expect_contract_kept(pair: &Pair) {
     for engine in [&pair.prefill, &pair.decode] {
@@ -217,8 +218,8 @@ pub(crate) fn begin(pair: &Pair, question: &Question) -> Client {
     client
 }
 
-/// Ends all faults, then checks that further requests succeed, that all legs have ended, and that
-/// no session has panicked.
+/// Ends all faults, then checks that further requests succeed, that all legs have ended, that no
+/// session has panicked, and that the connector's contract was kept.
 #[track_caller]
 pub(crate) fn expect_recovered(pair: &Pair) {
     for engine in [&pair.prefill, &pair.decode] {

@@ -81,8 +81,8 @@ fn refusing() -> Engine {
     engine
 }
 
-/// Checks that the decoder's last request equals the question, so has no connector members, and is
-/// the only one with a response: all earlier requests were aborted.
+/// Checks that the decoder served `question` alone: its last request has the client's body, without
+/// members of the connector, and has received a response; all earlier requests were aborted.
 #[track_caller]
 fn expect_alone(pair: &Pair, question: &Question) {
     let legs = pair.decode.requests();

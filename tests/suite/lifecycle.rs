@@ -505,7 +505,8 @@ fn random_fault(random: &mut Random) -> Fault {
 }
 
 /// Runs one client, which sends requests until `stop` returns true, and returns the numbers of
-/// outcomes. Fails if a complete response does not belong to its prompt.
+/// outcomes. Fails if a complete response or the text of a truncated stream does not belong to its
+/// prompt, or if a response is neither a 200 nor a complete 5xx response.
 fn soak_client(pair: &Pair, seed: u64, stop: impl Fn() -> bool) -> Tally {
     let mut random = Random(seed);
     let mut tally = Tally::default();

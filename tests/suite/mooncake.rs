@@ -60,8 +60,9 @@ fn start() -> Cluster {
     }
 }
 
-/// Checks the bodies of the two legs of a request, and that the rank of the prefill leg matches the
-/// engine ID in the decode leg. Returns that rank and the transfer ID.
+/// Checks the bodies of the two legs of a request to `api` with the body `client`, and that the
+/// rank of the prefill leg matches the engine ID in the decode leg. Returns that rank and the
+/// transfer ID.
 #[track_caller]
 fn expect_objects(cluster: &Cluster, client: &Value, api: Api) -> (u64, String) {
     let (prefill, decode) = both_legs(&cluster.pair);

@@ -34,7 +34,8 @@ fn expect_prefill(client: &Value, seen: &mock_engine::Seen, set: &Value, removed
     assert_eq!(json_of(seen), want);
 }
 
-/// Sends one split request and checks both legs against the client's body.
+/// Sends one split request with the body `client` and checks both legs against it; `set` and
+/// `removed` are those of [`expect_prefill`].
 #[track_caller]
 fn check(path: &str, client: &Value, set: &Value, removed: &[&str]) -> Pair {
     let pair = Pair::start(&[]);
