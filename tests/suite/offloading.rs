@@ -329,8 +329,9 @@ fn p9_only_connectors_that_can_pull_receive_a_source() {
     }
 }
 
-/// Returns the port that the decode leg contains for `source`, the source of a cached prefix.
-/// Nothing needs to listen there.
+/// Sends a request that names `source` as the source of a cached prefix, and returns the port of
+/// that source that the decode leg specifies (`remote_kv_source.remote_port`). Nothing needs to
+/// listen at `source`.
 #[track_caller]
 fn source_port(ranks: &Ranks, source: &str) -> u64 {
     let params = ranks.decode_only(source);

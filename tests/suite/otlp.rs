@@ -53,8 +53,8 @@ impl TraceService for Fake {
     }
 }
 
-/// Starts a gRPC collector. Returns its port and the exports it receives. It runs until the test
-/// process exits.
+/// Starts a gRPC collector, which rejects `refuses` spans of each export and runs until the test
+/// process exits. Returns its port and the channel on which the test receives these exports.
 fn grpc_collector(refuses: i64) -> (u16, Receiver<Got>) {
     let (sender, got) = channel();
     let port = free_ports(1);

@@ -27,7 +27,8 @@ impl Ranks {
         Self { engines, sidecar }
     }
 
-    /// Returns the number of requests that each engine has received, and clears the logs.
+    /// Returns the number of requests that the engine of each rank has received, and clears the
+    /// engines' logs.
     fn take(&self) -> [usize; 2] {
         let counts = [0, 1].map(|rank: usize| self.engines[rank].requests().len());
         self.engines.iter().for_each(Engine::clear);

@@ -36,8 +36,8 @@ fn relayed(pieces: &[String]) -> String {
     response.expect(200).text()
 }
 
-/// Has the decode engine send `stream` in chunks that are split at the offsets `cuts`. Checks that
-/// the client receives it with no change except to the cached-token count.
+/// Has the decode engine send `stream` in several chunks, split at the byte offsets `cuts` of
+/// `stream`. Checks that the client receives it with no change except to the cached-token count.
 #[track_caller]
 fn check(stream: &str, cuts: &[usize]) {
     let want = stream.replace("\"cached_tokens\":49", "\"cached_tokens\":7");

@@ -103,8 +103,8 @@ fn h1_h6_no_target_is_decode_only() {
         .wait_metric("ringside_pd_requests_total", &labels, want);
 }
 
-/// Sends one request with these routing header lines. Returns the index of the engine that
-/// prefilled it.
+/// Sends the request `KINDS[kind]` with one routing header line for each value in `lines`. Returns
+/// the index in `engines` of the engine that prefilled it.
 fn prefilled_by(sidecar: &Sidecar, engines: &[&Engine], lines: &[&str], kind: usize) -> usize {
     let (path, body) = KINDS[kind];
     let headers: Vec<_> = lines.iter().map(|line| (PREFILLER, *line)).collect();

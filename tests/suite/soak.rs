@@ -22,7 +22,7 @@ const REQUESTS: u64 = 10_000;
 const REQUESTS_EACH: u64 = 2_000;
 const CLIENTS: u64 = 64;
 /// Number of file descriptors that the sidecar may have open at the end of a run in addition to
-/// those at its start: those of the pools and the listeners.
+/// those at its start, such as those of pipes and pooled connections.
 const DESCRIPTORS_MORE: usize = 8;
 
 /// Limits the duration of a prefill leg. With concurrent legs, it continues after its client has
@@ -111,13 +111,14 @@ struct Fate {
     prefill: Option<(usize, Trouble)>,
     decode: Option<(usize, Trouble)>,
     encode: Option<(usize, Trouble)>,
-    /// The request is decode-first.
+    /// Whether the request is decode-first.
     decodes_first: bool,
     /// Whether the request names a prefill engine that refuses connections.
     refused: bool,
     split: bool,
     /// Phase in which the client disconnects: 0 is directly after the request, 1 after the response
-    /// head, 2 during the response body.
+    /// head, 2 during the response body. `None` if it does not, or only because an engine is
+    /// silent.
     leaves: Option<u64>,
 }
 

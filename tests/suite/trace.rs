@@ -73,7 +73,7 @@ fn plain_engine() -> (RawEngine, Heads) {
     })
 }
 
-/// Returns the values of a header field.
+/// Returns the values of all header fields `name` in a request head, in order.
 fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
     let fields = head
         .lines()
@@ -287,7 +287,7 @@ fn t1_the_incoming_trace_reaches_every_leg_of_every_connector() {
     }
 }
 
-/// Returns the spans of the prefill and decode phases.
+/// Returns the spans of the prefill phase and the decode phase, in this order.
 fn phases<'a>(way: &Way, spans: &'a Spans) -> [&'a Value; 2] {
     let prefix = if way.is_long { "llm_d.pd_proxy." } else { "" };
     ["prefill", "decode"].map(|name| spans.one(&format!("{prefix}{name}")))

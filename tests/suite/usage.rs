@@ -68,9 +68,9 @@ fn a_cached_token_count_present_only_in_the_handoff_is_used() {
     assert_eq!(response.pointer(DETAILS), Some(&json!(7)));
 }
 
-/// Compares a streamed response with a stream that is requested directly from the decode engine:
-/// lines without a usage object must be identical except for ID and time, and in those with one
-/// only the cached-token count, which must be `count`, may differ as well. Skipped if the decode
+/// Compares a streamed response line by line with a stream that is requested directly from the
+/// decode engine. Fails if anything but the ID, the time and the cached-token count differs, or if
+/// a usage object in `response` has a cached-token count other than `count`. Skipped if the decode
 /// engine uses a Unix socket or TLS.
 #[track_caller]
 fn expect_frames(pair: &Pair, response: &Response, count: u64) {
