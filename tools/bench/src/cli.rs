@@ -32,9 +32,9 @@ pub enum Task {
 /// A server, as given on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Name or address; an IPv6 address has no brackets.
+    /// Host name or IP address of the server; an IPv6 address has no brackets.
     pub host: String,
-    /// Port.
+    /// TCP port of the server.
     pub port: u16,
     /// Whether the server uses TLS.
     pub tls: bool,
@@ -55,18 +55,20 @@ impl Target {
 /// The requested length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// This many pairs of requests, not counting the warm-up.
+    /// The run consists of this many pairs of requests, not counting the warm-up.
     Pairs(u64),
-    /// New pairs of requests are started for this long, counted from the end of the warm-up.
+    /// The run starts new pairs of requests for this long, counted from the start of the first pair
+    /// after the warm-up.
     Time(Duration),
 }
 
 /// The destination of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Standard output; the text that is otherwise printed there is then written to standard error.
+    /// The report is written to standard output, and the text that is otherwise printed there to
+    /// standard error.
     Stdout,
-    /// The file at this path.
+    /// The report is written to the file at this path.
     File(PathBuf),
 }
 
@@ -99,13 +101,14 @@ pub struct Options {
     pub unique: bool,
     /// Maximum number of tokens requested in each response.
     pub tokens_max: u32,
-    /// Whether requests set `ignore_eos`, so that every response reaches the limit.
+    /// Whether requests set `ignore_eos`, so that every response reaches `tokens_max`.
     pub ignore_eos: bool,
-    /// Whether requests are sent in a closed or an open loop, and how many.
+    /// When requests are sent: in a closed loop with a number of concurrent requests, or in an open
+    /// loop at a rate.
     pub load: Load,
-    /// Length of the run.
+    /// Length of the run, as a number of pairs or as a time.
     pub length: Length,
-    /// Number of pairs at the start that are not measured.
+    /// Number of pairs of requests at the start of the run that are not measured.
     pub warmup: u32,
     /// Names and values of additional header fields in requests to the engine (index 0) and to the
     /// proxy (index 1).
@@ -119,13 +122,14 @@ pub struct Options {
     pub json: Option<Output>,
     /// Path of the HTML report; `None` to write none.
     pub html: Option<PathBuf>,
-    /// Seed of the order within pairs, of the send times in an open loop and of the resamples.
+    /// Seed of the random numbers that determine which request of a pair is sent first, the send
+    /// times in an open loop, and the bootstrap's resamples.
     pub seed: u64,
-    /// CPU that the measuring thread is pinned to; `None` to leave it unpinned.
+    /// Number of the CPU that the measuring thread is pinned to; `None` to leave it unpinned.
     pub cpu: Option<usize>,
-    /// Whether the measuring thread never sleeps.
+    /// Whether the measuring thread polls its sockets continuously instead of sleeping.
     pub busy_poll: bool,
-    /// Whether to omit the table and the progress.
+    /// Whether to print neither the table of results nor the progress bar.
     pub quiet: bool,
     /// Whether to accept any TLS certificate of the engine and of the proxy.
     pub insecure: bool,
