@@ -19,7 +19,7 @@ const JUDGED_MIN: Duration = Duration::from_secs(2);
 /// Options of `ringside-bench soak`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SoakOptions {
-    /// The proxy.
+    /// The proxy to check.
     pub proxy: Target,
     /// Path of the requests.
     pub path: String,
