@@ -29,8 +29,9 @@ const SPIN_BEFORE_SEND_NS: u64 = SPIN_BEFORE_SEND_US * 1_000;
 /// A request in flight and its response as received so far.
 struct Exchange<'a> {
     ask: Ask,
-    /// Start of the request, in nanoseconds of the run's clock: its planned send time in an open
-    /// loop; otherwise the time of its send, or of its queueing if no connection was available.
+    /// Start of the request, in nanoseconds of the run's clock. In an open loop, this is its
+    /// planned send time. In a closed loop, it is the time at which the request was sent, or queued
+    /// if no connection was available.
     start_ns: u64,
     request: Cow<'a, [u8]>,
     sent: usize,
@@ -76,7 +77,7 @@ struct Client<'a> {
     links: Vec<Link<'a>>,
     idle: [VecDeque<usize>; 2],
     waiting: [VecDeque<(Ask, u64)>; 2],
-    /// Number of requests in flight or waiting for a connection.
+    /// Number of requests, to both sides together, that are in flight or wait for a connection.
     open: usize,
     timer_ns: u64,
     looked_ns: u64,
@@ -202,9 +203,9 @@ impl<'a> Client<'a> {
         Ok(self.poll.wait(Duration::from_nanos(time_max), ready)?)
     }
 
-    /// Sends the requests that are due. Returns for how many nanoseconds to wait for events before
-    /// the next call, which is 0 shortly before a planned send; `None` if no request becomes due
-    /// before another one ends.
+    /// Sends the requests that are due. Returns for how many nanoseconds the caller must wait for
+    /// socket events before the next call; this is 0 shortly before a planned send. Returns `None`
+    /// if no request becomes due before a request in flight ends.
     fn send_due(&mut self) -> Result<Option<u64>, RunError> {
         loop {
             let now = self.now();
@@ -223,8 +224,9 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends a request, or queues it until a connection is available. The times of a request
-    /// without a planned time are relative to its send, or to now if it is queued.
+    /// Sends the request `ask` on an idle connection, or queues it until a connection is available.
+    /// Its latencies are measured from `planned_ns`; if that is `None`, from now if the request is
+    /// queued, and otherwise from its send.
     fn start(&mut self, ask: Ask, planned_ns: Option<u64>) -> Result<(), RunError> {
         let side = ask.side.index();
         self.open += 1;
@@ -308,8 +310,9 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Handles `what`, the result of a receive on connection `number` that returned at `stamp`
-    /// nanoseconds.
+    /// Handles `what`, the result of a receive on connection `number`, which returned at `stamp` in
+    /// nanoseconds of the run's clock. On a connection that is being opened, `what` is ignored and
+    /// the opening continues.
     fn look_at(&mut self, number: usize, what: Received, stamp: u64) -> Result<(), RunError> {
         let link = &mut self.links[number];
         let ended = match (&mut link.phase, what) {
@@ -426,8 +429,9 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Counts a failed request. Returns `false`, because its connection must not be reused, or an
-    /// error if the request belongs to the warm-up.
+    /// Counts a failed request, and stops the run once there are [`FAILURES_MAX`] of them. Returns
+    /// `false`, because its connection must not be reused, or an error if the request belongs to
+    /// the warm-up.
     fn failed(&mut self, ask: Ask, what: String) -> Result<bool, RunError> {
         if ask.pair < self.setup.warmup {
             return Err(RunError::Warmup(ask.side, what));

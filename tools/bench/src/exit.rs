@@ -16,8 +16,8 @@ pub struct Exit {
 impl Exit {
     /// Success.
     pub const OK: u8 = 0;
-    /// A failure at run time: of a server, of a request, of a check of the responses or the
-    /// process, or of writing a report.
+    /// A failure at run time, for example of a server, of a request, of a check of the responses or
+    /// the process, or of writing a report.
     pub const RUNTIME: u8 = 1;
     /// Invalid command line.
     pub const USAGE: u8 = 2;

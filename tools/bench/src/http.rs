@@ -15,7 +15,8 @@ use crate::limits::{
 /// The reason why received bytes are not one complete HTTP/1 response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseError {
-    /// The bytes are not an HTTP/1 response head.
+    /// The bytes are not an HTTP/1 response head, or the status is 101, although no request
+    /// contains an upgrade.
     Head,
     /// The head exceeds the limit on its size or its number of fields.
     HeadTooLarge,
@@ -247,9 +248,9 @@ impl Reader {
     }
 }
 
-/// Splits `piece` after `left` bytes, the number that the body or chunk still lacks, or after all
-/// bytes if there are fewer. Returns the first part, the number of bytes still lacking after it,
-/// and the rest of `piece`.
+/// Splits `piece` at the end of a body or chunk of which `left` bytes have not been received yet.
+/// Returns the bytes of `piece` that belong to the body or chunk, the number of its bytes that are
+/// still missing after them, and the bytes of `piece` after its end.
 fn take(piece: &[u8], left: u64) -> (&[u8], u64, &[u8]) {
     let len = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
     let (part, rest) = piece.split_at(len);

@@ -156,8 +156,9 @@ fn values(values: &Values) -> Value {
     })
 }
 
-/// Returns the non-empty buckets of `histogram`, each as its largest value (values are kept with
-/// two significant digits) and the number of recorded values in it.
+/// Returns one entry for each non-empty bucket of `histogram`: the largest value that belongs to
+/// the bucket, and the number of values recorded in it. Values are kept with two significant
+/// digits.
 fn steps(histogram: &Histogram<u64>) -> Vec<[u64; 2]> {
     let recorded = histogram.iter_recorded();
     recorded
