@@ -29,8 +29,8 @@ pub const EVENTS_PER_WAKE_MAX: usize = 256;
 pub const CONNECTIONS_MAX: usize = 1024;
 /// Connections to each side that are opened before an open-loop run; more are opened on demand.
 pub const OPEN_LOOP_CONNECTIONS: usize = 16;
-/// Maximum number of times per side that the peer may close an idle connection before the run ends
-/// with an error.
+/// Maximum number of idle connections per side that the peer may close, or send unexpected bytes
+/// on, before the run ends with an error.
 pub const REOPENED_MAX: u64 = 100_000;
 /// Maximum number of requests per side that may wait for a connection. Beyond this the run ends
 /// with an error, since the rate of the open loop cannot be sustained.
@@ -46,23 +46,24 @@ pub const SPIN_BEFORE_SEND_US: u64 = 150;
 
 /// Maximum number of pairs of requests in one `overhead` run, not counting the warm-up.
 pub const PAIRS_MAX: u64 = 500_000;
-/// Gaps between events that are kept per side. Every resample iterates over all of them. Beyond
-/// this the run ends early, and the report states so.
+/// Maximum number of gaps between events that are kept per side. Every resample iterates over all
+/// of them. Beyond this the run ends early, and the report states so.
 pub const GAPS_MAX: usize = 2_000_000;
 /// Number of failed requests, on both sides together, after which an `overhead` run ends.
 pub const FAILURES_MAX: u64 = 20;
-/// Resamples of the bootstrap: enough for stable 2.5 % and 97.5 % points.
+/// Number of resamples that the bootstrap draws to compute the 95 % intervals: enough for stable
+/// 2.5 % and 97.5 % points.
 pub const RESAMPLES: usize = 2_000;
 /// Minimum number of values above a quantile for the quantile to be meaningful.
 pub const BEYOND_QUANTILE_MIN: usize = 5;
-/// Share of the measured overhead, or of its uncertainty if that is larger, above which the
-/// client's own delay causes a warning.
+/// A delay of the client itself causes a warning if it exceeds this share of the measured overhead,
+/// or of the overhead's uncertainty if that is larger.
 pub const CLIENT_SHARE_MAX: f64 = 0.25;
 
-/// Share of the time that a polling client may be off its CPU without a warning. Beyond this, one
-/// in a hundred timestamps may be late.
+/// Share of the run's time that a client with `--busy-poll` may wait for a CPU without a warning.
+/// Beyond this, one in a hundred timestamps may be late.
 pub const OFF_CPU_SHARE_MAX: f64 = 0.005;
-/// Share of the time that the client may be busy without a warning.
+/// Share of the run's time that the client may be busy without a warning.
 pub const BUSY_SHARE_MAX: f64 = 0.5;
 
 /// Maximum number of words in a generated prompt; each word is about one token.
@@ -71,7 +72,7 @@ pub const PROMPT_TOKENS_MAX: u32 = 1_000_000;
 pub const RESPONSE_TOKENS_MAX: u32 = 100_000;
 /// Maximum rate of the open loop: requests per second to both sides together.
 pub const RATE_MAX: f64 = 100_000.0;
-/// Number of segments of one curve in the HTML report. More than a screen has pixels would not be
+/// Number of segments of one curve in the HTML report. Segments smaller than a pixel would not be
 /// visible.
 pub const CURVE_POINTS_MAX: usize = 400;
 /// Maximum number of columns of the timeline in the HTML report.
@@ -94,9 +95,10 @@ pub const SOAK_SILENCE_S: u64 = 60;
 pub const SOAK_PROMPT_BYTES_MAX: u32 = 32 * 1024;
 /// Maximum milliseconds between a sent request and its planned abort.
 pub const ABORT_AFTER_MS_MAX: u64 = 100;
-/// Maximum milliseconds for which a slow reader pauses.
+/// Maximum length in milliseconds of a pause in which a soak does not read from a connection.
 pub const PAUSE_MS_MAX: u64 = 5_000;
-/// Bytes of a slow reader's receive buffer; the kernel doubles the value.
+/// Size in bytes of the receive buffer of a connection that a soak reads slowly; the kernel doubles
+/// the value.
 pub const NARROW_BUFFER_BYTES: usize = 2 * 1024;
 /// Maximum number of failed requests that a soak report describes.
 pub const SOAK_ERRORS_SHOWN_MAX: usize = 10;

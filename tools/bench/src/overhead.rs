@@ -129,8 +129,8 @@ fn conclude(report: &Report) -> Result<(), Exit> {
     }
 }
 
-/// Returns an error if the responses to the requested number of pairs can contain more gaps between
-/// events than `GAPS_MAX`.
+/// Returns an error if the requested number of pairs can result in more than `GAPS_MAX` gaps
+/// between events per side. Always succeeds if the length of the run is given as a time.
 fn check_gaps(options: &Options) -> Result<(), Exit> {
     let Length::Pairs(pairs) = options.length else {
         return Ok(());

@@ -116,7 +116,8 @@ fn section(html: &mut String, title: &str, note: &str, plot: &str) {
     section_raw(html, title, &escape(note), plot);
 }
 
-/// Writes a section whose `note` and `plot` are already HTML.
+/// Appends a section to `html`. The text `title` is escaped; `note` and `plot` are already HTML and
+/// are not.
 fn section_raw(html: &mut String, title: &str, note: &str, plot: &str) {
     let title = escape(title);
     let _ = writeln!(

@@ -22,13 +22,13 @@ pub fn histogram() -> io::Result<Histogram<u64>> {
     Histogram::new_with_max(HISTOGRAM_NS_MAX, 2).map_err(io::Error::other)
 }
 
-/// The precision of the client, measured before the run.
+/// How precisely this client can measure times on this machine, determined before the run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Precision {
-    /// Median time between two readings of the clock.
+    /// Median time between two consecutive readings of the clock, in nanoseconds.
     pub clock_ns: u64,
-    /// Median time from before a send to the timestamp after the receive, for one byte sent over
-    /// loopback within one thread: a lower bound of the delay of a timestamp.
+    /// Median time to send one byte over loopback and receive it in the same thread, in
+    /// nanoseconds: a lower bound of the delay of a timestamp.
     pub loopback_p50_ns: u64,
     /// The 99th percentile of the time whose median is `loopback_p50_ns`.
     pub loopback_p99_ns: u64,
@@ -120,7 +120,7 @@ pub struct Machine {
     pub kernel: String,
     /// Load averages of 1, 5 and 15 minutes at the start.
     pub load_at_start: String,
-    /// Start of the run, UTC.
+    /// Date and time at the start, in UTC, such as `2026-11-20T12:00:00Z`.
     pub date: String,
 }
 
