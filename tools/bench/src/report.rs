@@ -17,9 +17,9 @@ use crate::units::show_ns;
 /// The values of one metric, such as the time to first token, on both sides, and their difference.
 #[derive(Clone, Debug)]
 pub struct Metric {
-    /// Name in the JSON report.
+    /// Name of the metric in the JSON report, such as `ttft`.
     pub name: &'static str,
-    /// Name in the table and in messages.
+    /// Name of the metric in the table and in messages, such as `time to first token`.
     pub title: &'static str,
     /// Measured values of each side in nanoseconds, direct first.
     pub values: [Values; 2],
@@ -35,7 +35,8 @@ pub struct ResponseCheck {
     /// Number of responses whose tokens are numbered by a mock engine. The order of their tokens is
     /// checked.
     pub numbered: u64,
-    /// Number of responses per side in which a numbered token is missing, duplicated or swapped.
+    /// Number of responses per side in which a numbered token is missing, duplicated, swapped or
+    /// from another response.
     pub broken: [u64; 2],
     /// Number of pairs whose two responses have different numbers of events; `None` if the number
     /// of events also varies among direct responses.
@@ -77,7 +78,8 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Returns the verdict on the p99 overhead of one metric.
+    /// Returns the verdict on `p99`, the p99 overhead of one metric, for a limit of `limit_ns`
+    /// nanoseconds.
     #[must_use]
     pub fn of(p99: Difference, limit_ns: f64) -> Self {
         if p99.low > limit_ns {
@@ -127,7 +129,7 @@ pub struct Around {
     pub machine: Machine,
     /// Load averages at the end of the run.
     pub load_at_end: String,
-    /// Precision of the client, measured before the run.
+    /// How precisely the client can measure times on this machine, determined before the run.
     pub precision: Precision,
 }
 
@@ -138,7 +140,8 @@ pub struct Report {
     pub around: Around,
     /// Time to first token, gaps between chunks, total time.
     pub metrics: [Metric; 3],
-    /// The run, without the gaps, which are moved into the metrics.
+    /// The unevaluated results of the run. Its `gaps` are empty, because they have been moved into
+    /// `metrics`.
     pub run: Run,
     /// Number of pairs with two complete responses.
     pub pairs_complete: u32,
@@ -146,7 +149,7 @@ pub struct Report {
     pub sequence: ResponseCheck,
     /// The verdict on `--max-overhead-p99`; `None` if the option is not given.
     pub gate: Option<Gate>,
-    /// Reasons to doubt the results.
+    /// Warnings for the user: reasons to doubt the results.
     pub warnings: Vec<String>,
 }
 
@@ -186,7 +189,8 @@ fn complete(done: &[Done], pairs: u32) -> Vec<Option<(Done, Done)>> {
     halves.into_iter().map(both).collect()
 }
 
-/// Returns the metrics of the complete pairs.
+/// Returns the time to first token, the gaps between chunks and the total time of the complete
+/// pairs, with their overheads.
 fn metrics(pairs: &[Option<(Done, Done)>], gaps: [Vec<(u64, u32)>; 2], seed: u64) -> [Metric; 3] {
     // New numbers for the complete pairs, without gaps.
     let mut next = 0..;
@@ -366,9 +370,10 @@ fn warnings(report: &Report) -> Vec<String> {
     said
 }
 
-/// Returns warnings about a client that was too slow for its measurement. A delay of the client is
-/// too long if it exceeds [`CLIENT_SHARE_MAX`] of the measured overhead, or of half the width of
-/// the overhead's interval if that is larger.
+/// Returns warnings if this tool, the client, was too slow or too busy to measure the overhead. A
+/// delay of the client is too long if it exceeds a share of the median overhead in `ttft_p50`, or
+/// of half the width of that overhead's interval if that is larger; the share is
+/// [`CLIENT_SHARE_MAX`].
 fn client_warnings(lag: &Lag, ttft_p50: Difference, wall_ns: u64, busy_poll: bool) -> Vec<String> {
     let mut said = Vec::new();
     let half_width = (ttft_p50.high - ttft_p50.low) / 2.0;

@@ -78,7 +78,7 @@ pub struct Requests {
 
 impl Requests {
     /// Prepares the requests. `hosts` are the values of the `host` field for each side, and
-    /// `fields` are additional header fields.
+    /// `fields` are additional header fields for each side, direct first.
     #[must_use]
     pub fn new(question: &Question, hosts: [&str; 2], fields: [&[(String, String)]; 2]) -> Self {
         let body = body(question);

@@ -55,7 +55,7 @@ impl From<EventTooLarge> for EventError {
     }
 }
 
-/// The members of an event that are used, for both APIs.
+/// The members that are read from an event's JSON, of either API.
 #[derive(Deserialize)]
 struct Wire<'a> {
     #[serde(borrow, default)]
@@ -181,16 +181,19 @@ pub struct Text {
 /// Whether tokens of a text are missing, duplicated or swapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// The tokens have no numbers: the engine runs a real model.
+    /// The text is empty or contains a word that is not a numbered token, as the text of a real
+    /// model does.
     Unnumbered,
-    /// A mock engine's text in which the tokens are numbered 0, 1, 2 and so on.
+    /// A mock engine's text in which the tokens are numbered 0, 1, 2 and so on and have the same
+    /// tag.
     Kept,
     /// A mock engine's text in which a token is missing, duplicated, swapped or from another
     /// response.
     Broken,
 }
 
-/// Checks the numbers of a mock engine's tokens: `t0-89abcdef t1-89abcdef …`.
+/// Returns whether the tokens of a mock engine's text (`t0-89abcdef t1-89abcdef …`) are numbered 0,
+/// 1, 2 and so on and have the same tag. Other texts are [`Order::Unnumbered`].
 fn order(text: &str) -> Order {
     let mut tag = None;
     let mut kept = true;

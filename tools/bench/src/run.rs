@@ -22,7 +22,8 @@ pub struct Setup {
     pub secure: [Option<Secure>; 2],
     /// The requests to both sides, ready to send.
     pub requests: Requests,
-    /// When requests are sent.
+    /// When requests are sent: in a closed loop with a number of concurrent requests, or in an open
+    /// loop at a rate.
     pub load: Load,
     /// When the run ends.
     pub until: Until,
@@ -45,8 +46,9 @@ pub struct Done {
     pub pair: u32,
     /// The side that the request was sent to.
     pub side: Side,
-    /// Start of the request, in nanoseconds of the run's clock: its planned send time in an open
-    /// loop; otherwise the time of its send, or of its queueing if no connection was available.
+    /// Start of the request, in nanoseconds of the run's clock. In an open loop, this is its
+    /// planned send time. In a closed loop, it is the time at which the request was sent, or queued
+    /// if no connection was available.
     pub start_ns: u64,
     /// Nanoseconds from `start_ns` to the first event with text.
     pub ttft_ns: u64,
@@ -120,7 +122,8 @@ pub struct Run {
     pub failures: Failures,
     /// Nanoseconds to open each connection, including the TLS handshake, per side.
     pub connect_ns: [Histogram<u64>; 2],
-    /// Connections reopened because the peer closed them while they were idle, per side.
+    /// Number of idle connections per side that were replaced because the peer closed them or sent
+    /// unexpected bytes on them.
     pub reopened: [u64; 2],
     /// Requests that had to wait for a connection, per side.
     pub waited: [u64; 2],
@@ -160,7 +163,7 @@ impl Run {
 /// The reason why a run has no result.
 #[derive(Debug)]
 pub enum RunError {
-    /// A connection could not be opened.
+    /// A connection to this side, at this address, failed to open or did not open in time.
     Connect(Side, SocketAddr, io::Error),
     /// A system call of the client failed.
     Client(io::Error),
@@ -168,7 +171,8 @@ pub enum RunError {
     Warmup(Side, String),
     /// This many requests to one side wait for a connection, which is more than `WAITING_MAX`.
     TooSlow(usize),
-    /// The server of this side closed more than `REOPENED_MAX` idle connections.
+    /// The server of this side closed more than `REOPENED_MAX` idle connections, or sent unexpected
+    /// bytes on them.
     Closing(Side),
 }
 
