@@ -77,14 +77,15 @@ pub enum Until {
     /// The run stops starting pairs after this many, not counting those of the warm-up.
     Pairs(u64),
     /// The run stops starting pairs this many nanoseconds after the first pair that follows the
-    /// warm-up.
+    /// warm-up, or earlier if it has started `PAIRS_MAX` pairs.
     Ns(u64),
 }
 
 /// One request to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// Number of its pair, from 0; the warm-up pairs have the lowest numbers.
+    /// Number of the pair that the request belongs to, counted from 0; the pairs of the warm-up
+    /// come first.
     pub pair: u32,
     /// The side that the request is sent to.
     pub side: Side,
@@ -95,9 +96,10 @@ pub struct Ask {
 /// The next action of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Send this request. In an open loop, the second value is its planned time in nanoseconds.
+    /// Send this request. In an open loop, the second value is its planned time in nanoseconds of
+    /// the run's clock; in a closed loop, it is `None`.
     Send(Ask, Option<u64>),
-    /// Send nothing before this time in nanoseconds.
+    /// Send nothing before this time, in nanoseconds of the run's clock.
     At(u64),
     /// Send nothing before a request in flight ends.
     Response,
@@ -114,12 +116,13 @@ pub struct Schedule {
     rng: SmallRng,
     /// Number of pairs started, including the warm-up.
     pairs: u32,
-    /// Time in nanoseconds at which the first pair after the warm-up started; `None` before that.
+    /// Time in nanoseconds at which the first pair after the warm-up started, or was planned to
+    /// start in an open loop; `None` before that.
     begun_ns: Option<u64>,
     ready: VecDeque<Ask>,
     /// Number of lanes of a closed loop that can start a new pair; 0 in an open loop.
     lanes_free: usize,
-    /// Planned time of the next request in an open loop.
+    /// Planned time of the next request in an open loop, in nanoseconds of the run's clock.
     due_ns: u64,
     stopped: bool,
 }
@@ -151,8 +154,8 @@ impl Schedule {
         self.pairs
     }
 
-    /// Returns the time in nanoseconds at which the first pair after the warm-up started; `None` if
-    /// it has not.
+    /// Returns the time in nanoseconds at which the first pair after the warm-up started, or was
+    /// planned to start in an open loop; `None` if it has not started.
     #[must_use]
     pub const fn begun_ns(&self) -> Option<u64> {
         self.begun_ns
