@@ -7,7 +7,8 @@ use crate::soak::check::tag;
 /// The parts that all requests of a run have in common.
 #[derive(Clone, Debug)]
 pub struct RequestTemplate {
-    /// The request head up to the value of `content-length`, its last field.
+    /// The request head up to and including `content-length: `; the value of this last field
+    /// follows.
     head: String,
     api: Api,
     tokens: u32,

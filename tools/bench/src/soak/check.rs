@@ -28,10 +28,11 @@ pub enum Kind {
     Duplicated,
     /// A token of another response arrived.
     OtherResponse,
-    /// An event without a valid token arrived, or the bytes around a token differ from those of
-    /// earlier events.
+    /// An event without a valid token arrived, the bytes around a token differ from those of
+    /// earlier events, or a finish reason is missing or too early.
     Changed,
-    /// The response ended before its last token or, in a stream, before `[DONE]`.
+    /// The response ended without its last token or, in a stream, without `[DONE]`; or the peer
+    /// closed the connection before the response was complete.
     Cut,
     /// The response continues after its expected end.
     AfterEnd,
@@ -118,7 +119,7 @@ pub fn tag(prompt_json: &str) -> String {
     tag
 }
 
-/// The members that are checked in a whole response or in an event, for both APIs.
+/// The members that are read from the JSON of a whole response or of an event, of either API.
 #[derive(Deserialize)]
 struct Wire<'a> {
     #[serde(borrow, default)]
@@ -177,7 +178,8 @@ pub struct Check {
     next: u32,
     /// The expected text of token number `next`.
     piece: String,
-    /// The bytes before and after the token's text in each event; `None` before the first token.
+    /// The bytes before and after the token in the data of an event. They are the same for all
+    /// tokens except the last. `None` before the first token.
     around: Option<(Vec<u8>, Vec<u8>)>,
     done: bool,
 }

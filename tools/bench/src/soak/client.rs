@@ -32,8 +32,8 @@ const SILENCE_NS_MAX: u64 = SOAK_SILENCE_S * 1_000_000_000;
 /// If the periodic check of all connections is late by more than this many nanoseconds, because the
 /// client was stalled, the run is extended by the delay.
 const STALL_NS: u64 = 1_000_000_000;
-/// Maximum number of receives that empty a connection before it is closed by FIN: the kernel sends
-/// a reset if a socket is closed with unread bytes.
+/// Maximum number of receives whose bytes are discarded before an aborted connection is closed by
+/// FIN. Without them, unread bytes would make the kernel send a reset instead.
 const DRAINS_MAX: usize = 64;
 
 /// The parameters of a run.
@@ -82,8 +82,8 @@ impl From<io::Error> for SoakError {
 }
 
 enum Phase {
-    /// Not connected: the connect could not be started, or the last request failed. The next check
-    /// opens a new connection.
+    /// Not connected: no connect has been tried, the last connect failed, or the last request
+    /// failed. The next periodic check opens a new connection.
     Closed,
     /// The connect has been in progress since this time, in nanoseconds of the run.
     Opening(OwnedFd, u64),
@@ -524,7 +524,7 @@ impl Client<'_> {
         self.open(number)
     }
 
-    /// Counts a failed request and closes its connection.
+    /// Counts a failed request and closes its connection. The next periodic check opens a new one.
     fn failed(&mut self, number: usize, wrong: &Mismatch) -> io::Result<()> {
         let link = &mut self.links[number];
         let request = match link.queue.front() {

@@ -17,7 +17,7 @@ impl From<EventTooLarge> for Mismatch {
 /// A request and its response.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Number of the request in the run.
+    /// Number of the request, counted from 0 over all connections of the run.
     pub number: u64,
     /// Whether a streamed response is expected.
     pub stream: bool,
@@ -50,7 +50,7 @@ impl Exchange {
         }
     }
 
-    /// Returns the name used in messages.
+    /// Returns the description used in messages, such as `request 12 (stream, pipelined)`.
     #[must_use]
     pub fn name(&self) -> String {
         let kind = if self.stream { "stream" } else { "whole" };

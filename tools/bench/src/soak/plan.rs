@@ -8,8 +8,8 @@ use crate::limits::{ABORT_AFTER_MS_MAX, PAUSE_MS_MAX, SOAK_PROMPT_BYTES_MAX};
 
 /// Share of requests that do not request a stream.
 const WHOLE_SHARE: f64 = 0.02;
-/// Share of requests followed immediately by a second, pipelined one (of those that are not
-/// aborted).
+/// Of the requests that are not aborted, the share that is followed immediately by a second,
+/// pipelined request.
 const PIPELINED_SHARE: f64 = 0.02;
 /// Share of connections from which the client reads slowly.
 const NARROW_SHARE: f64 = 0.02;

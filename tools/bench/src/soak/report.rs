@@ -29,14 +29,14 @@ pub struct Process {
     pub settled: Sample,
 }
 
-/// The results of a run.
+/// The results of a soak run.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The options of the run.
     pub options: SoakOptions,
     /// Duration of the run.
     pub wall: Duration,
-    /// The counters.
+    /// The counters of the run's requests, responses and connections.
     pub tally: Tally,
     /// The proxy's process, if `--pid` is given.
     pub process: Option<Process>,

@@ -55,9 +55,9 @@ fn rss_bytes(status: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// Returns the sum of fields 14 and 15 (user and system time) of `/proc/PID/stat`, in nanoseconds.
-/// Parsing starts after the last `)`, because the second field is a name in parentheses that may
-/// contain any characters.
+/// Returns the sum of fields 14 and 15 (user and system time) of `/proc/PID/stat`, in nanoseconds;
+/// `None` if they are missing or malformed. Parsing starts after the last `)`, because the second
+/// field is a name in parentheses that may contain any characters.
 fn cpu_ns(stat: &str, ticks_per_second: u64) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace().skip(11);
