@@ -164,7 +164,7 @@ impl Poll {
         })
     }
 
-    /// Watches a socket, which is reported as `number`, until it is closed.
+    /// Watches a socket until it is closed. [`Poll::wait`] reports it as `number`.
     ///
     /// # Errors
     /// Errors that the kernel reports.
@@ -198,7 +198,8 @@ impl Poll {
         Ok(())
     }
 
-    /// Waits for at most `time_max` and appends the numbers of the ready sockets to `ready`.
+    /// Waits until a socket is ready or the timer expires, but for at most `time_max`. Appends the
+    /// numbers of the ready sockets to `ready`.
     ///
     /// # Errors
     /// Errors that the kernel reports.

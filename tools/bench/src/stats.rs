@@ -19,7 +19,8 @@ use crate::limits::RESAMPLES;
 
 /// The quantiles that are reported.
 pub const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
-/// Share of the resamples on each side of the 95 % interval.
+/// Share of the resampled differences that lie below the 95 % interval; the same share lies above
+/// it.
 const TAIL: f64 = 0.025;
 
 /// The values of one side, each with the number of its pair.
@@ -225,7 +226,8 @@ mod tests {
         assert_eq!(numbered(&[]).mean(), 0.0);
     }
 
-    /// Reference implementation: repeats every value as often as its pair is drawn.
+    /// Reference implementation of [`Values::weighted`] that repeats every value as often as the
+    /// entry of its pair in `weights`.
     fn naive(values: &[(u64, u32)], weights: &[u32]) -> [f64; 4] {
         let mut all: Vec<u64> = values
             .iter()

@@ -192,9 +192,9 @@ pub fn bars(label: &str, rows: &[(String, Difference)]) -> String {
     svg
 }
 
-/// Plots medians of both sides over the course of the run, which shows drift and whether it
-/// affected both sides alike. Each column is an interval of the run; a column without a response is
-/// skipped.
+/// Plots the medians of both sides over the course of the run, which shows drift and whether it
+/// affected both sides alike. Each element of `columns` has the medians of one interval of the run,
+/// direct first; `None` is skipped.
 #[must_use]
 pub fn timeline(label: &str, columns: &[[Option<u64>; 2]], wall_ns: u64) -> String {
     let mut svg = open(HEIGHT, label);

@@ -13,7 +13,7 @@ use crate::units::{show_ns, show_signed_ns};
 const LABEL_COLUMNS: usize = 20;
 const CELL_COLUMNS: usize = 13;
 
-/// Describes in one phrase how the intervals were computed.
+/// Describes in one phrase how the overheads and their 95 % intervals were computed.
 #[must_use]
 pub fn method(report: &Report) -> String {
     format!(

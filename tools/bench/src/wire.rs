@@ -211,6 +211,7 @@ impl Wire {
     }
 
     /// Sends as many bytes as are accepted without blocking and returns their number, possibly 0.
+    /// The TLS session may still buffer accepted bytes; see [`Wire::flush`].
     ///
     /// # Errors
     /// If the connection has failed.
@@ -227,7 +228,8 @@ impl Wire {
         Ok(taken)
     }
 
-    /// Sends bytes that the TLS session still buffers; returns whether none are left.
+    /// Sends the bytes that the TLS session still buffers; returns whether none are left. Without
+    /// TLS, there are none.
     ///
     /// # Errors
     /// If the connection has failed.
