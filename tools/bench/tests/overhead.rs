@@ -57,16 +57,16 @@ fn report(direct: SocketAddr, proxy: SocketAddr, more: &[&str]) -> (Value, i32) 
     (report, output.status.code().unwrap())
 }
 
-/// Returns the estimate of the overhead of metric number `metric` at `at` (such as `p50`) and the
-/// lower end of its interval, in milliseconds.
+/// Returns the estimate of the overhead at `at` (such as `p50`) and the lower end of its interval,
+/// in milliseconds. `metric` is an index into the `metrics` of the JSON report.
 fn overhead_ms(report: &Value, metric: usize, at: &str) -> (f64, f64) {
     let found = &report["metrics"][metric]["overhead"][at];
     let ms = |name: &str| found[name].as_f64().unwrap() / 1e6;
     (ms("estimate_ns"), ms("low_ns"))
 }
 
-/// Starts a relay that forwards responses chunk by chunk. It delays the head with the first chunk
-/// by `first` and each later chunk by `each`.
+/// Starts a relay to `to` that forwards responses chunk by chunk, and returns its address. It
+/// delays the head with the first chunk by `first` and each later chunk by `each`.
 fn relay(to: SocketAddr, first: Duration, each: Duration) -> SocketAddr {
     relay_both_ways(to, NONE, first, each)
 }

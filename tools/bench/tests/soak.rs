@@ -125,8 +125,8 @@ fn a_correct_engine_passes_with_aborts_pauses_and_pipelining() {
 enum Corruption {
     Drop,
     Double,
-    /// Of the two corrupted connections, the one whose event arrives later receives the event of
-    /// the other one instead. The earlier one passes unchanged.
+    /// The event that arrives first on either of the two corrupted connections passes unchanged. On
+    /// the other connection, this event then replaces event number `NTH`.
     Swap,
     /// Flips a bit in the first digit of the response's `id`, which is not part of the text.
     Byte,
