@@ -10,7 +10,7 @@ use crate::config::EngineConfig;
 use crate::continued::continued;
 use crate::json::Fields;
 
-/// The API of a request.
+/// The inference API that a request uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Chat,
@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     Generate,
 }
 
-/// The inference route of a path.
+/// The inference route that a request path belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     Api(Kind),
@@ -28,7 +28,7 @@ pub(crate) enum Route {
     ByShape,
 }
 
-/// Returns the inference route of a path, if it has one.
+/// Returns the inference route that `path` belongs to, or `None` for any other path.
 pub(crate) fn route(path: &str) -> Option<Route> {
     Some(match path {
         "/v1/chat/completions" => Route::Api(Kind::Chat),
@@ -42,7 +42,7 @@ pub(crate) fn route(path: &str) -> Option<Route> {
 }
 
 impl Kind {
-    /// Returns the name of the member that contains the prompt.
+    /// Returns the name of the request member that contains the prompt.
     fn prompt(self) -> &'static str {
         match self {
             Self::Chat | Self::Messages => "messages",
@@ -105,8 +105,8 @@ pub(crate) struct Ask {
     pub(crate) continuous_usage: bool,
     /// Number of tokens to generate per choice.
     pub(crate) tokens: u32,
-    /// Number of the first token to generate; greater than 0 if the request continues an earlier
-    /// response and contains that many tokens of it.
+    /// Index, from 0, of the first token to generate. Greater than 0 if the request continues an
+    /// earlier response and contains that many tokens of it.
     pub(crate) first: u32,
     /// Whether `tokens` equals the token limit of the request, so that the finish reason is
     /// `length`.
@@ -125,8 +125,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Returns the SHA-256 (hex) of the prompt's bytes and the approximate number of its tokens, or
-/// `None` if the request has no prompt.
+/// Returns the SHA-256 (hex) of the prompt's JSON bytes as received and the approximate number of
+/// its tokens, or `None` if the request has no prompt.
 pub(crate) fn prompt_of(route: Route, fields: &Fields<'_>) -> Option<(String, u64)> {
     let raw = fields.some(kind_of(route, fields)?.prompt())?;
     let sha = hex(&Sha256::digest(raw.as_bytes()));
@@ -228,7 +228,9 @@ fn check_model(fields: &Fields<'_>, config: &EngineConfig) -> Result<(), Refusal
 }
 
 /// Returns the number of tokens to generate per choice, and whether it equals the token limit of
-/// the request. `first` is the number of tokens of the response that the request already contains.
+/// the request. `limits` is the object that contains the limit: `sampling_params` of the generate
+/// API, otherwise the request body. `first` is the number of tokens of the response that the
+/// request already contains.
 fn length(
     kind: Kind,
     limits: &Fields<'_>,

@@ -207,7 +207,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
 }
 
 /// Loads the TLS configuration from the files of a certificate chain and its private key. Returns
-/// `Ok(None)` if neither file is given, and an error if only one is.
+/// `Ok(None)` if neither file is given, and an error message if only one is given or if they cannot
+/// be loaded.
 fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String> {
     match files {
         (None, None) => Ok(None),
@@ -220,8 +221,9 @@ fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String
     }
 }
 
-/// Returns the listen address that `--host`, `--port` and `--uds` specify, or an error message if
-/// one of them is missing or excludes another.
+/// Returns the listen address that `--host`, `--port` and `--uds` specify. Returns an error message
+/// if neither `--port` nor `--uds` is given, if `--uds` is combined with one of the others, or if
+/// its path is empty.
 fn place(host: Option<IpAddr>, port: Option<u16>, uds: Option<String>) -> Result<Place, String> {
     let host_or_default = host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     match (uds, port) {
@@ -252,8 +254,9 @@ fn engine_ids(list: &str) -> EngineIds {
 
 /// Parses the value of `--contract`. Returns `None` if no contract has this name.
 ///
-/// The prefill and the decode engine are expected to run in separate processes. A decode leg
-/// therefore does not wait for its prefill leg, and NIXL version 1 handoffs are not verified.
+/// The prefill and the decode engine are expected to run in separate processes. The response to a
+/// decode leg therefore does not wait for the prefill leg, and NIXL version 1 handoffs are not
+/// verified.
 /// There is no name for `MoRI-IO` because its contract needs further settings.
 fn contract(text: &str) -> Option<KvContract> {
     Some(match text {

@@ -90,7 +90,8 @@ pub struct EngineConfig {
     pub role: Role,
     /// Time from the complete request to the first token.
     pub ttft: Duration,
-    /// Time from one token to the next. Zero writes as fast as the socket accepts data.
+    /// Time from one token to the next. With zero, tokens are written as fast as the socket accepts
+    /// them.
     pub itl: Duration,
     /// Tokens per choice in a response. A lower token limit in the request lowers this number, and
     /// a higher `min_tokens` raises it. With `ignore_eos`, the response has as many tokens as the
@@ -100,16 +101,18 @@ pub struct EngineConfig {
     pub model: String,
     /// The data-parallel rank, for the `engine` label in `/metrics`.
     pub rank: u32,
-    /// The number of data-parallel ranks; an `X-data-parallel-rank` not below it is refused.
+    /// The number of data-parallel ranks. An inference request whose `X-data-parallel-rank` header
+    /// field is negative or not below this number gets a 400. The responses API ignores the field.
     pub data_parallel_size: u32,
-    /// The `remote_engine_id` of handoffs, and part of the engine's thread name.
+    /// The `remote_engine_id` of NIXL version 2 handoffs, and part of the engine's thread name.
     pub name: String,
     /// The number of cached tokens that `usage` reports. [`CACHED_BY_ROLE`]: 7 for a prefill leg,
     /// 49 for any other request.
     pub cached_tokens: u64,
-    /// Whether to check prefill legs against pd-sidecar's contract, to respond 500 to a
-    /// `kv_transfer_params` with neither or both of `do_remote_decode` and `do_remote_prefill`, and
-    /// to verify handoffs (if `verify_handoff` is set).
+    /// Whether to check prefill legs against pd-sidecar's contract, to verify handoffs (if
+    /// `verify_handoff` is set), and to respond 500 to a `kv_transfer_params` that crashes a real
+    /// engine: one that is not an object, or in which neither or both of `do_remote_decode` and
+    /// `do_remote_prefill` are `true`.
     ///
     /// Only [`KvContract::Nixlv2`] uses this setting. Turn it off to let such an engine accept the
     /// `kv_transfer_params` of other connectors.
@@ -141,7 +144,7 @@ pub struct EngineConfig {
     /// The HTTP status of `GET /health` and `GET /ping` until [`crate::Engine::set_health`] changes
     /// it.
     pub health: u16,
-    /// Responds 404 to requests for a model other than `model`.
+    /// Responds 404 to inference requests that name a model other than `model`.
     pub check_model: bool,
     /// Adds `x-request-id` to every successful inference response.
     pub request_id_header: bool,
@@ -201,7 +204,7 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
-    /// Returns the default configuration with [`Role::Prefill`].
+    /// Returns the default configuration with [`Role::Prefill`] and the name `mock-prefill`.
     #[must_use]
     pub fn prefill() -> Self {
         Self {
@@ -211,7 +214,7 @@ impl EngineConfig {
         }
     }
 
-    /// Returns the default configuration with [`Role::Encoder`].
+    /// Returns the default configuration with [`Role::Encoder`] and the name `mock-encoder`.
     #[must_use]
     pub fn encoder() -> Self {
         Self {
@@ -221,7 +224,7 @@ impl EngineConfig {
         }
     }
 
-    /// Returns the default configuration with [`Role::Decode`].
+    /// Returns the default configuration with [`Role::Decode`] and the name `mock-decode`.
     #[must_use]
     pub fn decode() -> Self {
         Self {
