@@ -17,12 +17,14 @@ use crate::response::tag_of;
 pub(crate) struct Continued {
     /// Number of tokens of the response that the request already contains.
     pub(crate) first: u32,
-    /// SHA-256 of the messages without the trailing assistant messages.
+    /// SHA-256 (hex) of the bytes of `messages`, without the trailing assistant messages.
     pub(crate) prompt_sha256: String,
 }
 
-/// Returns the point at which a chat completion request continues, or `None` if the request does
-/// not set `continue_final_message`.
+/// Returns the point at which a chat completion request continues a response, or `Ok(None)` if the
+/// request does not set `continue_final_message`. Returns an error if the request has no trailing
+/// assistant messages, if they are not the start of the response to its prompt, or if
+/// `add_generation_prompt` is not `false`.
 pub(crate) fn continued(fields: &Fields<'_>) -> Result<Option<Continued>, Refusal> {
     if !fields.is_true("continue_final_message") {
         return Ok(None);
@@ -72,8 +74,8 @@ fn assistant_text(message: &RawValue) -> Option<String> {
     }
 }
 
-/// Returns the number of tokens in `text`, or `None` if it is not the start of the response whose
-/// tokens contain `tag`.
+/// Returns the number of tokens in `text`, or `None` if `text` is not the start of the response
+/// whose tokens contain `tag`.
 fn tokens_in(text: &str, tag: &str) -> Option<u32> {
     let mut count = 0;
     for token in text.split_inclusive(' ') {

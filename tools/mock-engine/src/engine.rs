@@ -56,7 +56,8 @@ pub(crate) struct Shared {
 
 #[derive(Debug)]
 enum Control {
-    /// Closes the listener (`true`) or opens it again (`false`), then acknowledges.
+    /// Closes the listener (`true`) or opens it again (`false`), then acknowledges through the
+    /// sender.
     Refuse(bool, std_mpsc::SyncSender<()>),
 }
 
@@ -193,9 +194,9 @@ impl Engine {
 
     /// Returns a copy of the request log, in order of arrival.
     ///
-    /// Once a client has read a complete response, the entry is in state `Responded`, unless the
-    /// socket could not accept the end of the response immediately. To observe any other state, use
-    /// [`Engine::wait_for`].
+    /// Once a client has read a complete response, the entry of its request is in state
+    /// `Responded`, unless [`Fault::Slow`] applied or the socket could not accept the end of the
+    /// response immediately. To observe any other state, use [`Engine::wait_for`].
     #[must_use]
     pub fn requests(&self) -> Vec<Seen> {
         self.shared.log.requests()

@@ -279,8 +279,9 @@ impl Exchange<'_> {
         Ok(ended)
     }
 
-    /// Applies a fault that replaces the whole HTTP response, and returns how the exchange ended.
-    /// Returns `Ok(None)` for a fault of another kind, without any effect.
+    /// Applies a fault that sends no regular HTTP response at all: it resets, closes or stalls the
+    /// connection, or sends garbage, an endless head, or a 101 and then an echo. Returns how the
+    /// exchange ended, or `Ok(None)`, without any effect, for any other fault.
     async fn without_response(&mut self, fault: &Fault) -> Result<Option<Ended>, Disconnected> {
         match fault {
             Fault::ResetBeforeHead => Ok(Some(Ended::Cut(Next::Reset))),
@@ -314,7 +315,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Writes the buffered output, and records the time of the response's first byte.
+    /// Writes the buffered output. If it contains the response's first byte, records the time in
+    /// the log.
     pub(crate) async fn flush(&mut self) -> Result<(), Disconnected> {
         let first = !self.conn.wrote;
         self.conn.flush().await?;

@@ -1,7 +1,9 @@
 //! The faults that an engine can apply on request, and the queue of pending faults.
 //!
-//! A fault applies to the next request with a matching path, in the order in which the faults were
-//! set. Paths under `/mock/` are exempt, so that the mock can always be inspected over HTTP.
+//! A fault applies to the next requests that it matches: those to its path (or to any path), or
+//! those whose body contains its text. At most one fault applies to a request: the one that was set
+//! first. Faults that match the body are considered only if no other fault applies. Paths under
+//! `/mock/` are exempt, so that the mock can always be inspected over HTTP.
 
 use std::time::Duration;
 
@@ -47,7 +49,8 @@ pub enum Fault {
         after_events: u32,
     },
     /// Sends some events of a stream, then vLLM's error event, `[DONE]` and the regular end of the
-    /// body. Does not affect a response that is not a stream.
+    /// body. Does not affect a stream with fewer than `after_events` events, nor a response that
+    /// is not a stream.
     ErrorMidStream {
         /// Number of stream events that are written before the error event.
         after_events: u32,
@@ -172,8 +175,8 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// Adds `fault` for the next `times` requests to `path`, or to any path if it is `None`. With
-    /// `u32::MAX`, the fault applies to all requests.
+    /// Adds `fault` for the next `times` requests to `path`, or to any path if `path` is `None`.
+    /// With `u32::MAX`, the fault applies to all these requests.
     pub(crate) fn arm(&self, path: Option<&str>, fault: Fault, times: u32) {
         if times > 0 {
             self.armed.lock().push(Armed {

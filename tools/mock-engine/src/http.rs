@@ -122,7 +122,8 @@ pub(crate) struct Conn {
     inbuf: Vec<u8>,
     /// Bytes to write at the next flush.
     pub(crate) out: Vec<u8>,
-    /// Whether anything was written since this was last set to false.
+    /// Whether anything was written since this field was last set to false, which is done once a
+    /// request is complete and again after its interim responses.
     pub(crate) wrote: bool,
     /// Maximum number of bytes per write, and the pause between writes; `None` writes without
     /// limit.
@@ -145,7 +146,7 @@ impl Conn {
     }
 
     /// Reads a request head. Returns [`HeadError::Idle`] if its first byte does not arrive within
-    /// `idle`.
+    /// `idle`; `None` waits without limit.
     pub(crate) async fn read_head(&mut self, idle: Option<Duration>) -> Result<Head, HeadError> {
         if self.inbuf.is_empty() {
             self.first_byte(idle).await?;
@@ -170,7 +171,7 @@ impl Conn {
     }
 
     /// Waits for the first byte of the next request. Returns [`HeadError::Idle`] if it does not
-    /// arrive within `idle`.
+    /// arrive within `idle`; `None` waits without limit.
     pub(crate) async fn first_byte(&mut self, idle: Option<Duration>) -> Result<(), HeadError> {
         if !self.inbuf.is_empty() {
             return Ok(());
@@ -331,7 +332,8 @@ impl Conn {
         self.wait_on(sleep_until(due.into())).await
     }
 
-    /// Yields to other connections, then checks whether the client has disconnected.
+    /// Yields to other connections, then reads ahead without waiting, which detects a disconnect.
+    /// If the read-ahead buffer is full, nothing is read and no disconnect is detected.
     pub(crate) async fn yield_and_check(&mut self) -> Result<(), Disconnected> {
         tokio::task::yield_now().await;
         if self.inbuf.len() >= AHEAD_BYTES_MAX {
@@ -346,7 +348,7 @@ impl Conn {
         }
     }
 
-    /// Writes all bytes in `out`.
+    /// Writes all bytes in `out`, at the pace of `slow` if it is set.
     pub(crate) async fn flush(&mut self) -> Result<(), Disconnected> {
         let out = std::mem::take(&mut self.out);
         match self.slow {
@@ -562,8 +564,8 @@ fn head_from(request: &httparse::Request<'_, '_>) -> Option<Head> {
     Some(head)
 }
 
-/// Returns the framing of a request body, or `None` if it is ambiguous or unsupported: two
-/// framings, two lengths, or a coding other than chunked.
+/// Returns the framing of a request body, or `None` if it is ambiguous, invalid or unsupported: two
+/// framings, two lengths, a length that is not a number, or a coding other than chunked.
 fn framing(head: &Head) -> Option<Framing> {
     let all = |name: &str| {
         head.headers
