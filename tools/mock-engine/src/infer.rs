@@ -138,7 +138,7 @@ impl Exchange<'_> {
         let leg = pd::leg(params);
         match (leg, self.shared.config.role) {
             (Leg::Local, _) => Ok(Admitted::default()),
-            // The `kv_transfer_params` of connectors other than NIXL lack the flags.
+            // The `kv_transfer_params` of some other connectors have neither flag.
             (Leg::Poison, _) if !self.shared.config.strict => Ok(Admitted::default()),
             (Leg::Poison, _) => {
                 log.count(|counters| counters.poisoned += 1);
@@ -205,8 +205,8 @@ impl Exchange<'_> {
     }
 
     /// Verifies the handoff of a decode leg, if verification is on. Returns whether the response
-    /// must contain another prompt's text, as a real engine's does after a reused handoff. An
-    /// altered or unknown handoff is an error (500).
+    /// must contain another prompt's text, as a real engine's does, because the handoff was used
+    /// before or was issued for another prompt. An altered or unknown handoff is an error (500).
     fn redeem(&self, ask: &Ask, raw: &str) -> Result<bool, Refusal> {
         let config = &self.shared.config;
         if !config.strict || config.verify_handoff.is_none() {

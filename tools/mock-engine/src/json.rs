@@ -48,7 +48,7 @@ impl<'a> Fields<'a> {
         self.0.iter().filter(|(have, _)| have == name).count()
     }
 
-    /// Returns whether the value of `name` is the literal `true`.
+    /// Returns whether the value of the last member called `name` is the literal `true`.
     pub(crate) fn is_true(&self, name: &str) -> bool {
         self.raw(name) == Some("true")
     }
