@@ -1,6 +1,6 @@
 //! BLAKE2s-256 (RFC 7693) and the data-parallel rank that `MoRI-IO` derives from it.
 //!
-//! It is independent of the proxy's implementation because it verifies the ranks that the proxy
+//! This implementation is independent of the proxy's because it verifies the ranks that the proxy
 //! computes.
 
 const IV: [u32; 8] = [
@@ -27,8 +27,8 @@ const SIGMA: [[usize; 16]; 10] = [
     [10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0],
 ];
 
-/// Indices of the state words that each mixing step combines: first the columns, then the
-/// diagonals.
+/// For each of the eight mixing steps of a round, the indices of the four words that it combines:
+/// first the columns, then the diagonals of the 16-word working vector (`v` in [`compress`]).
 const LANES: [[usize; 4]; 8] = [
     [0, 4, 8, 12],
     [1, 5, 9, 13],
@@ -40,8 +40,8 @@ const LANES: [[usize; 4]; 8] = [
     [3, 4, 9, 14],
 ];
 
-/// Returns the rank, below `ranks`, that a request with this id belongs to. Returns 0 if `ranks` is
-/// 0 or 1.
+/// Returns the data-parallel rank, below `ranks`, that a request with this id belongs to. Returns 0
+/// if `ranks` is 0 or 1.
 #[must_use]
 pub fn dp_rank(id: &str, ranks: u64) -> u64 {
     if ranks <= 1 {

@@ -1,5 +1,5 @@
-//! The contract of an encoder: a request contains one item of a chat completion request, and the
-//! response contains the `ec_transfer_params` for it.
+//! The contract of an encoder: a request contains one item (an image, audio or video) of a client's
+//! chat completion request, and the response contains the `ec_transfer_params` for that item.
 
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};

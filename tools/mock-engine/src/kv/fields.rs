@@ -88,7 +88,8 @@ pub(crate) fn object<'a>(fields: &Fields<'a>, name: &str) -> Result<Fields<'a>, 
         .map_err(|_| broken(format!("{name}: want an object, got {have}")))
 }
 
-/// Checks that an object has exactly these members, each once. `place` is its name in errors.
+/// Checks that an object has exactly the members `names`, each once. `place` is the object's name
+/// in error messages.
 pub(crate) fn exactly(fields: &Fields<'_>, place: &str, names: &[&str]) -> Result<(), Refusal> {
     for name in names {
         if fields.count(name) != 1 {
@@ -115,8 +116,9 @@ pub(crate) enum Cap {
 
 /// Checks that the request is limited to one token.
 ///
-/// The main limit of the API must be 1. `completion` applies to `max_completion_tokens`, `least` to
-/// `min_tokens`.
+/// The main limit of the API must be 1: `max_output_tokens` for the responses API, otherwise
+/// `max_tokens`. `completion` specifies how `max_completion_tokens` is checked, and `least` how
+/// `min_tokens` is, for the APIs that have these members.
 pub(crate) fn one_token(
     fields: &Fields<'_>,
     kind: Kind,

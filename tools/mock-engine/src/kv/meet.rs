@@ -1,8 +1,9 @@
 //! Matches the two legs of a split request by the key they share: a room, a transfer id or a
 //! request id. A key and the legs that have arrived with it are a *meeting*.
 //!
-//! Each leg may arrive once. A leg is refused if it is the second one of its side, or if its prompt
-//! or its terms differ from those of the other leg, which has arrived before it.
+//! Each leg may arrive once. A leg is refused if a leg of its side has already arrived with its
+//! key. It is also refused if the other leg has already arrived with another prompt or other
+//! *terms*: values that both legs must agree on, such as the address of a bootstrap server.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -107,7 +108,8 @@ impl Meetings {
     ///
     /// # Errors
     ///
-    /// Returns a 400 if the side has already arrived, or if prompts or terms differ.
+    /// Returns a 400 if a leg of this side has already arrived, or if the legs have different
+    /// prompts or terms.
     pub(crate) fn arrive(
         &self,
         side: Side,

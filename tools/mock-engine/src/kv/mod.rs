@@ -59,7 +59,7 @@ pub enum KvContract {
     Lmcache,
 }
 
-/// The parts of a request that a contract checks.
+/// The parts of a request that a contract checks, and the settings of the engine that received it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call<'a> {
     pub(crate) role: Role,
@@ -75,9 +75,10 @@ pub(crate) struct Call<'a> {
 /// How a request that a contract accepts affects its response.
 #[derive(Debug, Default)]
 pub(crate) struct Admitted {
-    /// Members to insert into the response, each with a leading comma.
+    /// JSON members to insert into the response, each with a leading comma; may be empty.
     pub(crate) members: String,
-    /// Whether the response contains another prompt's text.
+    /// Whether the response contains another prompt's text, because the handoff was used before or
+    /// was issued for another prompt.
     pub(crate) foreign: bool,
     /// Whether the request is a prefill leg.
     pub(crate) is_prefill: bool,
@@ -89,8 +90,8 @@ pub(crate) struct Admitted {
 }
 
 impl KvContract {
-    /// Checks a request against the contract and returns how it affects the response. The caller
-    /// checks [`KvContract::Nixlv2`].
+    /// Checks a request against the contract and returns how the request affects the response. For
+    /// [`KvContract::Nixlv2`], the caller must check the request instead.
     pub(crate) fn admit(&self, call: &Call<'_>) -> Result<Admitted, Refusal> {
         match self {
             // Not reached: the caller handles it, because it has the engine's issuer and registry.

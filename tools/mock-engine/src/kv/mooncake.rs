@@ -62,7 +62,7 @@ impl EngineIds {
 pub struct Mooncake {
     /// The engine ids of the prefill engine's ranks.
     pub engines: EngineIds,
-    /// The split requests, by transfer id.
+    /// The split requests received so far, by transfer id.
     pub meetings: Meetings,
 }
 
