@@ -58,11 +58,13 @@ pub struct Mori {
     pub dp_size: u64,
     /// Number of data-parallel ranks per host; 0 if not configured.
     pub dp_size_local: u64,
-    /// Hosts of the prefill engines; empty unless there are several.
+    /// Hosts of the prefill engines, which decode legs must list in `remote_hosts`; empty unless
+    /// there are several.
     pub prefill_hosts: Vec<String>,
-    /// Hosts of the decode engines; empty unless there are several.
+    /// Hosts of the decode engines, which prefill legs must list in `remote_hosts`; empty unless
+    /// there are several.
     pub decode_hosts: Vec<String>,
-    /// The split requests, by transfer id.
+    /// The split requests received so far, by transfer id.
     pub meetings: Meetings,
     /// The `kv_transfer_params` in prefill responses, if the legs are sent in sequence.
     pub returned: Returned,
@@ -95,7 +97,8 @@ pub(super) fn admit(terms: &Mori, call: &Call<'_>) -> Result<Admitted, Refusal> 
         (Leg::Prefill, Role::Prefill | Role::Both) => prefill(terms, call),
         (Leg::Decode, Role::Decode | Role::Both) => decode(terms, call),
         (Leg::Local, Role::Decode | Role::Both) => Ok(Admitted::default()),
-        // A prefill response's `kv_transfer_params` that is not an object is forwarded unchanged.
+        // The proxy forwards a prefill response's `kv_transfer_params` unchanged if it is not an
+        // object.
         (Leg::Poison, Role::Decode) if !terms.parallel => Ok(Admitted::default()),
         (leg, role) => Err(broken(format!("{PARAMS}: {leg:?} leg at {role:?} engine"))),
     }
@@ -229,8 +232,9 @@ fn equal(params: &Fields<'_>, name: &str, want: u64) -> Result<(), Refusal> {
     is(params, name, &want.to_string())
 }
 
-/// Returns the rank in `kv_transfer_params`. The `x-data-parallel-rank` header field must contain
-/// the same rank or, if there is only one rank, be absent.
+/// Returns `remote_dp_rank`, which must be below the number of data-parallel ranks. The
+/// `x-data-parallel-rank` header field must contain the same rank or, if there is only one rank, be
+/// absent.
 fn rank(terms: &Mori, call: &Call<'_>, params: &Fields<'_>) -> Result<u64, Refusal> {
     let rank = number(params, "remote_dp_rank")?;
     let header = call.head.header(RANK);
@@ -247,8 +251,8 @@ fn rank(terms: &Mori, call: &Call<'_>, params: &Fields<'_>) -> Result<u64, Refus
     Ok(rank)
 }
 
-/// Checks that `rank` is the [`dp_rank`] of the id in `transfer`, either over all ranks or over the
-/// ranks of one host.
+/// Checks that `rank` is the [`dp_rank`] of the transfer id `transfer` without its prefix `tx`,
+/// either over all ranks or over the ranks of one host.
 fn hashed(terms: &Mori, transfer: &str, rank: u64) -> Result<(), Refusal> {
     let id = transfer.strip_prefix("tx").unwrap_or(transfer);
     let over_all = dp_rank(id, terms.dp_size);

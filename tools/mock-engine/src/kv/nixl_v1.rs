@@ -1,5 +1,5 @@
-//! The NIXL version 1 contract: its members are at the top level of the bodies, and a handoff
-//! consists of four of them.
+//! The NIXL version 1 contract: its members are at the top level of the request and response
+//! bodies, and a handoff consists of four of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The contract of the offloading connector's P2P tier: both legs have the same KV request id, and
-//! the decode leg contains the address to fetch from. `remote_kv_source` identifies a third engine
-//! that has a prefix of the prompt in its cache.
+//! the decode leg contains the address of the prefill engine to fetch the KV cache from.
+//! `remote_kv_source` identifies a third engine that has a prefix of the prompt in its cache.
 
 use super::fields::{Cap, broken, exactly, not_streamed, object, one_token, port, text, uuid4};
 use super::meet::{Meetings, Side};
