@@ -145,8 +145,8 @@ impl Bound {
         Ok(Self { socket, file })
     }
 
-    /// Returns the address it is bound to: `place`, with the port that the kernel chose if
-    /// `place` has port 0.
+    /// Returns the address that the socket is bound to: `place`, with the port that the kernel
+    /// chose if `place` has port 0.
     pub(crate) fn place(&self, place: Place) -> io::Result<Place> {
         let found = self.socket.local_addr()?;
         Ok(found.as_socket().map_or(place, Place::Tcp))
@@ -207,8 +207,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 #[derive(Debug)]
 pub(crate) enum ListenerState {
     Open(Open),
-    /// The address is bound but not listening, which reserves it; `None` if binding or listening
-    /// failed.
+    /// Connects are refused. The socket is bound but not listening, which reserves the address;
+    /// `None` if binding or listening failed.
     Shut(Option<Bound>),
 }
 

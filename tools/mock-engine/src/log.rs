@@ -113,7 +113,8 @@ pub struct Seen {
     pub body_at: Option<Instant>,
     /// The time at which the first byte of the final response was written; `None` until then.
     pub first_byte_at: Option<Instant>,
-    /// The request body as JSON, for requests to the inference routes if `keep_json` is on.
+    /// The request body as JSON, for requests to the inference routes if `keep_json` is on. `None`
+    /// if the body is incomplete or not valid JSON.
     pub json: Option<Value>,
     /// SHA-256 (hex) of the prompt's bytes as received: the value of `messages`, `prompt`, `input`
     /// or `token_ids`. `None` if the request has no prompt or the body is incomplete.
@@ -154,7 +155,8 @@ impl Seen {
         path_of(&self.target)
     }
 
-    /// Returns the entry as JSON, with the size and hash of the body instead of its bytes.
+    /// Returns the main parts of the entry as JSON, for `GET /mock/requests`: the request head, the
+    /// size and hash of the body instead of its bytes, and the state.
     #[must_use]
     pub fn summary(&self) -> Value {
         json!({
@@ -295,8 +297,8 @@ impl Log {
         self.update(seq, |seen| seen.state = state);
     }
 
-    /// Runs `write` while the log is locked and, if it returns true, marks the response as
-    /// complete. Returns the value that `write` returned.
+    /// Runs `write` while the log is locked and, if it returns true, marks the response to request
+    /// `seq` as complete. Returns the value that `write` returned.
     ///
     /// Because of the lock, a client that has read the complete response is guaranteed to find it
     /// marked as complete in the log.

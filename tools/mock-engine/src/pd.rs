@@ -222,8 +222,8 @@ impl HandoffRegistry {
         );
     }
 
-    /// Verifies the handoff `raw`, which a decode leg for the given prompt contains, and counts the
-    /// use.
+    /// Verifies the handoff `raw`, which a decode leg for the given prompt contains. Counts the use
+    /// of a handoff that is known and unaltered.
     pub(crate) fn redeem(&self, raw: &str, prompt_sha256: &str) -> Verdict {
         let id = Fields::parse(raw.as_bytes())
             .ok()
@@ -267,9 +267,9 @@ pub(crate) struct Terms<'a> {
 }
 
 impl Issuer {
-    /// Returns the `kv_transfer_params` member for a prefill response in the given shape, with a
-    /// leading comma, or an empty string for [`HandoffShape::Omit`]. A new handoff is recorded in
-    /// `registry`.
+    /// Returns the members for a prefill response in the given shape, each with a leading comma:
+    /// `kv_transfer_params`, preceded by `metadata` for [`HandoffShape::Decoys`]. Returns an empty
+    /// string for [`HandoffShape::Omit`]. A new handoff is recorded in `registry`.
     pub(crate) fn members(
         &self,
         shape: HandoffShape,
@@ -323,8 +323,8 @@ impl Issuer {
     }
 }
 
-/// The `remote_block_ids` of a handoff: one list per KV-cache group. The last id cannot be
-/// represented exactly as a double.
+/// The `remote_block_ids` of a handoff: one list of block ids per KV-cache group. The last id
+/// cannot be represented exactly as a double, so a proxy that parses the ids as doubles changes it.
 const NESTED: &str = "[[1, 2,3 ,9007199254740993]]";
 
 /// The `remote_block_ids` of a handoff as a flat list, as older vLLM releases sent them.

@@ -16,8 +16,8 @@ pub fn expected_text(prompt_sha256: &str, tokens: u32) -> String {
     text_from(tag_of(prompt_sha256), 0, tokens)
 }
 
-/// Returns `tokens` tokens of generated text, starting with token number `first`. Each token
-/// contains `tag`.
+/// Returns `tokens` tokens of generated text, starting with token number `first` (counted from 0).
+/// Each token contains its number and `tag`.
 fn text_from(tag: &str, first: u32, tokens: u32) -> String {
     let mut text = String::with_capacity(tokens as usize * 14);
     for i in first..first.saturating_add(tokens) {
@@ -33,8 +33,9 @@ pub fn expected_token_ids(prompt_sha256: &str, tokens: u32) -> Vec<u32> {
     (0..tokens).map(|i| token_id(seed, i)).collect()
 }
 
-/// Pass this to [`expected_text`] instead of the prompt's hash to get the text of a response that
-/// contains another prompt's text.
+/// Each token contains this tag, instead of the start of the prompt's hash, in a response to a
+/// handoff that was used before or was issued for another prompt. Pass it to [`expected_text`]
+/// instead of the hash to get the text of such a response.
 pub const FOREIGN_TAG: &str = "f0e19000";
 
 /// Returns the first 8 characters of a prompt's hash, which each token of the generated text
@@ -60,7 +61,8 @@ pub(crate) struct Response {
     created: u64,
     tag: String,
     tokens: u32,
-    /// Number of the first token; greater than 0 if the request continues an earlier response.
+    /// Index, from 0, of the first token to generate. Greater than 0 if the request continues an
+    /// earlier response and contains that many tokens of it.
     first: u32,
     choices: u32,
     limited: bool,
@@ -126,7 +128,8 @@ impl Response {
         }
     }
 
-    /// Returns the number of tokens per choice, on which the generation time depends.
+    /// Returns the number of tokens per choice, on which the generation time depends; 1 if the
+    /// response is `cold`.
     pub(crate) fn tokens(&self) -> u32 {
         self.tokens
     }
@@ -258,7 +261,8 @@ impl Response {
         )
     }
 
-    /// Returns the text as a JSON string. It contains no characters that need escaping.
+    /// Returns the generated text as a JSON string. The text contains no characters that need
+    /// escaping.
     fn text(&self) -> String {
         if self.cold {
             return "\"\"".to_owned();
@@ -350,8 +354,8 @@ impl Response {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) text: String,
-    /// Number of the token, from 0, whose generation time the event waits for. For an event without
-    /// a token, it is that of the first or the last token.
+    /// Index, from 0 in this response, of the token whose generation time the event waits for. An
+    /// event before the first token has 0, and an event after the last token has the last index.
     pub(crate) token: u32,
 }
 
@@ -363,7 +367,8 @@ pub(crate) struct Events {
     before: Vec<String>,
     token: u32,
     choice: u32,
-    /// Remaining events after the last token, in reverse order; created after the last token.
+    /// Remaining events after the last token, in reverse order; `None` until the events of all
+    /// tokens have been returned.
     after: Option<Vec<String>>,
 }
 
@@ -469,7 +474,7 @@ impl Response {
         }
     }
 
-    /// Returns the event for token `token` of choice `index`.
+    /// Returns the event for token `token`, from 0 in this response, of choice `index`.
     fn token_event(&self, token: u32, index: u32) -> String {
         let last = token + 1 == self.tokens;
         let finish = if last { self.finish() } else { "null" };
@@ -621,7 +626,8 @@ impl Response {
     }
 
     /// Returns the `usage` member of an event other than the final usage event, with a leading
-    /// comma, or an empty string if the event has none. `tokens` is the number of tokens so far.
+    /// comma, or an empty string if the event has none. `tokens` is the number of tokens per choice
+    /// so far.
     fn chunk_usage(&self, tokens: u32) -> String {
         if self.continuous_usage {
             self.usage_member(tokens)
