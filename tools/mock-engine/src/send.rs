@@ -77,7 +77,7 @@ impl Exchange<'_> {
 
     /// Waits for the other leg and for [`crate::Engine::release`] if required, then for the time
     /// that generation takes: up to the first token of a stream, or up to the last token of a whole
-    /// response.
+    /// response. With `early_head`, writes the head of a stream before it waits.
     async fn wait_for_first_token(
         &mut self,
         plan: &Plan,

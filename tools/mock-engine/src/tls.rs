@@ -131,7 +131,8 @@ impl State {
         Ok(())
     }
 
-    /// Receives once from the socket. Returns `false` if the connection has ended.
+    /// Reads once from the socket and processes the TLS records received. Returns `false` if the
+    /// connection has ended.
     fn receive(&mut self, tcp: &TcpStream) -> io::Result<bool> {
         if self.session.read_tls(&mut Socket(tcp))? == 0 {
             return Ok(false);

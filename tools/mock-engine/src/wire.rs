@@ -165,8 +165,9 @@ pub(crate) struct Wire {
     pub(crate) stall_after_head: bool,
     /// Whether the response waits for [`crate::Engine::release`].
     pub(crate) held: bool,
-    /// The number of stream events after which the body fails, and how. A body that is not a stream
-    /// fails at its start (0) or halfway through. `None` sends the complete body.
+    /// The number of stream events after which the body fails, and how it fails. A body that is not
+    /// a stream fails at its start (0) or halfway through (any other number), except with
+    /// [`Cut::Error`], which affects streams only. `None` sends the complete body.
     pub(crate) cut: Option<(u32, Cut)>,
     /// Maximum number of bytes per write, and the pause between writes; `None` writes without
     /// limit.
