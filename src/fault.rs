@@ -1,12 +1,13 @@
 //! The table of everything that can go wrong with a request.
 //!
-//! Every failure of a session or a leg is a [`Fault`]. This file alone maps a fault to the status,
-//! message and body that the client receives and to its metric label. Every error response that the
-//! proxy generates takes them from here.
+//! Every failure of a session or a leg is a [`Fault`]. Its row in `ROWS` has the metric label, the
+//! status and the message that the client receives, and the party to blame. Every error response
+//! that the proxy generates takes them from here.
 
 use crate::fleet::TargetError;
 use crate::h1::HeadError;
-use crate::json::{JsonError, Quoted};
+use crate::json::{EditError, JsonError, Quoted};
+use crate::pd::{Reason, Role};
 
 /// Reason why a request was not served, or not served completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,65 +41,22 @@ pub enum Fault {
     ClientGone,
     /// The client read nothing of its response for `--client-stall-timeout`.
     ClientStalled,
-    /// The decoder refused the connection: it is down or still loading.
-    DecodeRefused,
-    /// Connecting to the decoder took longer than `--connect-timeout`.
-    DecodeConnectTimeout,
     /// The process has no socket, memory or local port left for an engine connection, or too many
     /// name look-ups are in progress.
     Exhausted,
-    /// The decoder closed the connection before the first byte of its response.
-    DecodeReset,
-    /// The decoder's response violates HTTP/1.1, or the connection ended before the response head
-    /// was complete.
-    DecodeResponse,
-    /// The decoder did not start its response within `--first-byte-timeout`.
-    FirstByteTimeout,
-    /// The body of the decoder's response was truncated or its chunked framing was malformed.
-    /// Usually a part of the response had already been forwarded to the client.
-    DecodeTruncated,
-    /// No prefill candidate accepted a connection.
-    PrefillConnect,
-    /// The prefiller closed the connection before the first byte of its response.
-    PrefillReset,
-    /// The prefiller's response violates HTTP/1.1, is truncated, has a content encoding, or is not
-    /// JSON.
-    PrefillResponse,
-    /// The prefiller's response is longer than `--max-prefill-answer`.
-    PrefillResponseTooLarge,
-    /// One attempt of the prefill leg took longer than `--prefill-timeout`, or the prefiller did
-    /// not start its response within `--first-byte-timeout`.
-    PrefillTimeout,
-    /// The prefiller responded with this status, which is not 2xx. If the response is not relayed
-    /// to the client, a status other than 4xx or 5xx is replaced by 502.
-    PrefillStatus(u16),
+    /// A leg failed.
+    Leg {
+        /// The role of the leg.
+        role: Role,
+        /// Why it failed.
+        cause: Cause,
+    },
     /// There is no handoff for the decode leg, or it is malformed, too old or already used, and
     /// `--on-missing-kv error` forbids decoding without one.
     HandoffMissing,
-    /// An encoder did not accept a connection.
-    EncodeConnect,
-    /// An encoder closed the connection before the first byte of its response.
-    EncodeReset,
-    /// An encoder's response violates HTTP/1.1, is truncated, has a content encoding, is not JSON,
-    /// or is longer than `--max-prefill-answer`.
-    EncodeResponse,
-    /// An encoder did not start its response within `--first-byte-timeout`.
-    EncodeTimeout,
-    /// An encoder responded with this status.
-    EncodeStatus(u16),
     /// The request has more image, audio and video parts than
     /// [`ITEMS_MAX`](crate::pd::encode::ITEMS_MAX).
     TooManyItems,
-    /// A prefiller's bootstrap server was unreachable, too slow, or did not return a usable list of
-    /// engines (Mooncake).
-    Bootstrap,
-    /// In the concurrent order of `MoRI-IO`, the prefiller did not respond within
-    /// `--moriio-parallel-decode-wait-timeout`.
-    PairTimeout,
-    /// A response to one request of a chunked decode (`--decode-chunk-size`) is unusable: it is not
-    /// a chat completion of plain text, is truncated, has a content encoding, is longer than
-    /// `--max-prefill-answer`, or is an error after the client's stream has started.
-    ChunkResponse,
     /// A defect of the proxy, with a short description.
     Bug(&'static str),
     /// The prefill target is not on the allowlist.
@@ -107,6 +65,39 @@ pub enum Fault {
     AllowlistNotReady,
     /// Plain HTTP was received on a TLS port.
     PlainText,
+}
+
+/// Reason why a leg failed. Together with the leg's role it selects a row of [`ROWS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// No address of the engine accepts connections: it is down or still loading.
+    Refused,
+    /// The look-up of the engine's name, or the connect to at least one of its addresses, took
+    /// longer than `--connect-timeout`, and no connect succeeded.
+    ConnectTimeout,
+    /// The engine closed or reset the connection before the first byte of its response.
+    ConnectionClosed,
+    /// The response violates HTTP/1.1, or the connection ended before its head was complete. If the
+    /// proxy reads the response itself: it is truncated, has a content encoding, or is not JSON.
+    BadResponse,
+    /// The response that the proxy reads itself is longer than `--max-prefill-answer`.
+    TooLarge,
+    /// The engine did not start its response within `--first-byte-timeout`, or the leg took longer
+    /// than the limit of its role (`--prefill-timeout`).
+    Timeout,
+    /// In the concurrent order of `MoRI-IO`, the prefiller did not respond within
+    /// `--moriio-parallel-decode-wait-timeout`.
+    PairTimeout,
+    /// The body of the response was truncated or its chunked framing was malformed. Usually a part
+    /// of the response had already been forwarded to the client.
+    Truncated,
+    /// A response to one request of a chunked decode (`--decode-chunk-size`) is unusable: it is not
+    /// a chat completion of plain text, is truncated, has a content encoding, is longer than
+    /// `--max-prefill-answer`, or is an error after the client's stream has started.
+    Unusable,
+    /// The engine responded with this status, which is not 2xx. If the response is not relayed to
+    /// the client, a status of a prefiller other than 4xx or 5xx is replaced by 502.
+    Status(u16),
 }
 
 /// The party that caused a fault.
@@ -120,54 +111,106 @@ pub enum Blame {
     Ours,
 }
 
+/// Everything that a kind of fault determines.
+struct Row {
+    /// The label in metrics, logs and the `x-ringside-error` field.
+    label: &'static str,
+    /// The status of the response, unless the fault carries one.
+    status: u16,
+    blame: Blame,
+    /// The reason in metrics and in the access log.
+    reason: Reason,
+    /// The message for the client, or its beginning if the fault carries details.
+    text: &'static str,
+}
+
+/// Builds the table from lines of label, status, blame, reason and text.
+macro_rules! rows {
+    ($($label:literal $status:literal $blame:ident $reason:ident $text:literal;)*) => {
+        [$(Row {
+            label: $label,
+            status: $status,
+            blame: Blame::$blame,
+            reason: Reason::$reason,
+            text: $text,
+        }),*]
+    };
+}
+
+/// One row for each kind of fault, in the order in which metrics list them.
+#[rustfmt::skip]
+const ROWS: [Row; 40] = rows! {
+    "bad_head" 400 Client ClientError "malformed request";
+    "bad_chunk" 400 Client ClientError "malformed request: invalid chunked body";
+    "bad_json" 400 Client ClientError "invalid JSON";
+    "too_many_edits" 400 Client ClientError
+        "the body has too many duplicates of members that are edited";
+    "connect_method" 405 Client ClientError "CONNECT is not supported";
+    "body_too_large" 413 Client ClientError "the request body is larger than --max-body allows";
+    "body_budget" 503 Ours ClientError "too many request bytes are buffered; try again";
+    "head_timeout" 408 Client ClientError "the request head did not arrive in time";
+    "body_timeout" 408 Client ClientError "the request body stopped arriving";
+    "bad_target" 502 Client BadTarget "bad x-prefiller-host-port";
+    "unknown_rank" 400 Client ClientError
+        "x-data-parallel-host-port does not match a rank of this server";
+    "client_gone" 499 Client ClientGone "the client disconnected";
+    "client_stalled" 499 Client ClientGone "the client stopped reading";
+    "decode_refused" 503 Upstream Decode "the decode node is not ready";
+    "decode_connect_timeout" 504 Upstream Decode
+        "the decode node did not accept a connection in time";
+    "exhausted" 503 Ours ClientError "the proxy has no socket or memory left; try again";
+    "decode_reset" 502 Upstream Decode "the decode node closed the connection before its response";
+    "decode_answer" 502 Upstream Decode "the decode node's response is not valid HTTP/1.1";
+    "first_byte_timeout" 504 Upstream Decode "the decode node did not start its response in time";
+    "decode_truncated" 502 Upstream Decode "the decode node's response was truncated";
+    "prefill_connect" 502 Upstream PrefillConnect "no prefill node accepted a connection";
+    "prefill_reset" 502 Upstream PrefillReset
+        "the prefill node closed the connection before its response";
+    "prefill_answer" 502 Upstream PrefillResponse "the prefill node's response could not be read";
+    "prefill_answer_too_large" 502 Upstream PrefillResponse
+        "the prefill node's response is too large";
+    "prefill_timeout" 504 Upstream PrefillTimeout "the prefill node did not respond in time";
+    "prefill_status" 502 Upstream PrefillStatus "the prefill engine responded with";
+    "handoff_missing" 502 Upstream MissingKv
+        "the prefill node returned no usable kv_transfer_params";
+    "encode_connect" 502 Upstream Encode "the encode node did not accept a connection";
+    "encode_reset" 502 Upstream Encode "the encode node closed the connection before its response";
+    "encode_answer" 502 Upstream Encode "the encode node's response could not be read";
+    "encode_timeout" 504 Upstream Encode "the encode node did not respond in time";
+    "encode_status" 502 Upstream Encode "an encode node responded with";
+    "too_many_items" 400 Client ClientError
+        "the request has too many images, audio and video parts";
+    "bootstrap" 502 Upstream Bootstrap "the prefill node's bootstrap server returned no engine";
+    "pair_timeout" 504 Upstream PrefillTimeout
+        "the prefill node did not confirm the transfer in time";
+    "chunk_answer" 500 Upstream Decode "the decode node's response could not be read";
+    "bug" 500 Ours ClientError "internal error";
+    "target_denied" 403 Client TargetDenied "the prefill target is not on the allowlist";
+    "allowlist_not_ready" 503 Ours TargetDenied "the allowlist is not complete yet; try again";
+    "plain_text" 400 Client ClientError "this port requires TLS; use https";
+};
+
 /// Labels of all faults, ordered by [`Fault::index`].
-pub const LABELS: &[&str] = &[
-    "bad_head",
-    "bad_chunk",
-    "bad_json",
-    "too_many_edits",
-    "connect_method",
-    "body_too_large",
-    "body_budget",
-    "head_timeout",
-    "body_timeout",
-    "bad_target",
-    "unknown_rank",
-    "client_gone",
-    "client_stalled",
-    "decode_refused",
-    "decode_connect_timeout",
-    "exhausted",
-    "decode_reset",
-    "decode_answer",
-    "first_byte_timeout",
-    "decode_truncated",
-    "prefill_connect",
-    "prefill_reset",
-    "prefill_answer",
-    "prefill_answer_too_large",
-    "prefill_timeout",
-    "prefill_status",
-    "handoff_missing",
-    "encode_connect",
-    "encode_reset",
-    "encode_answer",
-    "encode_timeout",
-    "encode_status",
-    "too_many_items",
-    "bootstrap",
-    "pair_timeout",
-    "chunk_answer",
-    "bug",
-    "target_denied",
-    "allowlist_not_ready",
-    "plain_text",
-];
+pub const LABELS: &[&str] = &{
+    let mut labels = [""; ROWS.len()];
+    let mut at = 0;
+    while at < labels.len() {
+        labels[at] = ROWS[at].label;
+        at += 1;
+    }
+    labels
+};
 
 /// Value of `Retry-After` in a 503 response, in seconds.
 const RETRY_AFTER_SECS: u32 = 1;
 
 impl Fault {
+    /// Returns the fault of a leg of `role` that failed with `cause`.
+    #[must_use]
+    pub const fn leg(role: Role, cause: Cause) -> Self {
+        Self::Leg { role, cause }
+    }
+
     /// Returns the position in [`LABELS`].
     #[must_use]
     pub const fn index(self) -> usize {
@@ -185,29 +228,10 @@ impl Fault {
             Self::UnknownRank => 10,
             Self::ClientGone => 11,
             Self::ClientStalled => 12,
-            Self::DecodeRefused => 13,
-            Self::DecodeConnectTimeout => 14,
             Self::Exhausted => 15,
-            Self::DecodeReset => 16,
-            Self::DecodeResponse => 17,
-            Self::FirstByteTimeout => 18,
-            Self::DecodeTruncated => 19,
-            Self::PrefillConnect => 20,
-            Self::PrefillReset => 21,
-            Self::PrefillResponse => 22,
-            Self::PrefillResponseTooLarge => 23,
-            Self::PrefillTimeout => 24,
-            Self::PrefillStatus(_) => 25,
+            Self::Leg { role, cause } => cause.index(role),
             Self::HandoffMissing => 26,
-            Self::EncodeConnect => 27,
-            Self::EncodeReset => 28,
-            Self::EncodeResponse => 29,
-            Self::EncodeTimeout => 30,
-            Self::EncodeStatus(_) => 31,
             Self::TooManyItems => 32,
-            Self::Bootstrap => 33,
-            Self::PairTimeout => 34,
-            Self::ChunkResponse => 35,
             Self::Bug(_) => 36,
             Self::TargetDenied => 37,
             Self::AllowlistNotReady => 38,
@@ -215,121 +239,55 @@ impl Fault {
         }
     }
 
-    /// Returns the label used in metrics, logs and the `x-ringside-error` field.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        LABELS[self.index()]
+    const fn row(self) -> &'static Row {
+        &ROWS[self.index()]
     }
 
-    /// Returns the status that the client receives if no status has been sent yet.
+    /// Returns the label used in metrics, logs and the `x-ringside-error` field.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        self.row().label
+    }
+
+    /// Returns the status that the client receives if no status has been sent yet. A 499 is never
+    /// sent, because the client no longer reads; it appears in logs only.
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
             Self::Head(error) => error.status(),
-            Self::Chunk
-            | Self::Json(_)
-            | Self::TooManyEdits
-            | Self::UnknownRank
-            | Self::TooManyItems
-            | Self::PlainText => 400,
-            Self::TargetDenied => 403,
-            Self::Connect => 405,
-            Self::BodyTooLarge => 413,
-            Self::HeadTimeout | Self::BodyTimeout => 408,
-            // Never sent, because the client no longer reads. It appears in logs only.
-            Self::ClientGone | Self::ClientStalled => 499,
-            Self::BudgetSpent | Self::DecodeRefused | Self::Exhausted | Self::AllowlistNotReady => {
-                503
-            }
-            Self::DecodeConnectTimeout
-            | Self::FirstByteTimeout
-            | Self::PrefillTimeout
-            | Self::EncodeTimeout
-            | Self::PairTimeout => 504,
-            Self::Target(_)
-            | Self::DecodeReset
-            | Self::DecodeResponse
-            | Self::DecodeTruncated
-            | Self::PrefillConnect
-            | Self::PrefillReset
-            | Self::PrefillResponse
-            | Self::PrefillResponseTooLarge
-            | Self::HandoffMissing
-            | Self::EncodeConnect
-            | Self::EncodeReset
-            | Self::EncodeResponse
-            | Self::EncodeStatus(_)
-            | Self::Bootstrap => 502,
-            Self::PrefillStatus(status) => status,
-            Self::ChunkResponse | Self::Bug(_) => 500,
+            Self::Leg {
+                role: Role::Prefill,
+                cause: Cause::Status(status),
+            } => status,
+            _ => self.row().status,
         }
     }
 
     /// Returns the party that caused the fault.
     #[must_use]
     pub const fn blame(self) -> Blame {
-        match self {
-            Self::Head(_)
-            | Self::Chunk
-            | Self::Json(_)
-            | Self::TooManyEdits
-            | Self::Connect
-            | Self::BodyTooLarge
-            | Self::HeadTimeout
-            | Self::BodyTimeout
-            | Self::Target(_)
-            | Self::TargetDenied
-            | Self::UnknownRank
-            | Self::PlainText
-            | Self::ClientGone
-            | Self::ClientStalled
-            | Self::TooManyItems => Blame::Client,
-            Self::DecodeRefused
-            | Self::DecodeConnectTimeout
-            | Self::DecodeReset
-            | Self::DecodeResponse
-            | Self::FirstByteTimeout
-            | Self::DecodeTruncated
-            | Self::PrefillConnect
-            | Self::PrefillReset
-            | Self::PrefillResponse
-            | Self::PrefillResponseTooLarge
-            | Self::PrefillTimeout
-            | Self::PrefillStatus(_)
-            | Self::HandoffMissing
-            | Self::EncodeConnect
-            | Self::EncodeReset
-            | Self::EncodeResponse
-            | Self::EncodeTimeout
-            | Self::EncodeStatus(_)
-            | Self::Bootstrap
-            | Self::PairTimeout
-            | Self::ChunkResponse => Blame::Upstream,
-            Self::BudgetSpent | Self::Exhausted | Self::AllowlistNotReady | Self::Bug(_) => {
-                Blame::Ours
-            }
-        }
+        self.row().blame
     }
 
-    /// Returns whether the fault is a failure of the prefill leg, after which the decoder can
-    /// compute the prompt itself.
+    /// Returns the reason that metrics and the access log report for a request that failed so.
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        self.row().reason
+    }
+
+    /// Returns whether a prefill leg failed, so that the decoder can compute the prompt itself.
     #[must_use]
     pub const fn is_prefill(self) -> bool {
         matches!(
             self,
-            Self::PrefillConnect
-                | Self::PrefillReset
-                | Self::PrefillResponse
-                | Self::PrefillResponseTooLarge
-                | Self::PrefillTimeout
-                | Self::PrefillStatus(_)
-                | Self::Bootstrap
-                | Self::PairTimeout
+            Self::Leg {
+                role: Role::Prefill | Role::Bootstrap,
+                ..
+            }
         )
     }
 
-    /// Returns the value of `Retry-After` in seconds, or `None` if the error response has no such
-    /// field.
+    /// Returns the value of `Retry-After`, if the response has one.
     #[must_use]
     pub const fn retry_after_secs(self) -> Option<u32> {
         match self.status() {
@@ -341,59 +299,17 @@ impl Fault {
     /// Returns the message for the client. It contains no addresses.
     #[must_use]
     pub fn text(self) -> String {
+        let text = self.row().text;
         match self {
-            Self::Head(error) => format!("malformed request: {}", error.text()),
-            Self::Json(error) => format!("invalid JSON: {error}"),
-            Self::Target(error) => format!("bad x-prefiller-host-port: {}", error.text()),
-            Self::PrefillStatus(status) => format!("the prefill engine responded with {status}"),
-            Self::EncodeStatus(status) => format!("an encode node responded with {status}"),
-            Self::Bug(what) => format!("internal error ({what})"),
-            other => other.fixed_text().to_owned(),
-        }
-    }
-
-    const fn fixed_text(self) -> &'static str {
-        match self {
-            Self::Chunk => "malformed request: invalid chunked body",
-            Self::TooManyEdits => "the body has too many duplicates of members that are edited",
-            Self::Connect => "CONNECT is not supported",
-            Self::BodyTooLarge => "the request body is larger than --max-body allows",
-            Self::BudgetSpent => "too many request bytes are buffered; try again",
-            Self::HeadTimeout => "the request head did not arrive in time",
-            Self::BodyTimeout => "the request body stopped arriving",
-            Self::UnknownRank => "x-data-parallel-host-port does not match a rank of this server",
-            Self::PlainText => "this port requires TLS; use https",
-            Self::ClientGone => "the client disconnected",
-            Self::ClientStalled => "the client stopped reading",
-            Self::DecodeRefused => "the decode node is not ready",
-            Self::DecodeConnectTimeout => "the decode node did not accept a connection in time",
-            Self::Exhausted => "the proxy has no socket or memory left; try again",
-            Self::DecodeReset => "the decode node closed the connection before its response",
-            Self::DecodeResponse => "the decode node's response is not valid HTTP/1.1",
-            Self::FirstByteTimeout => "the decode node did not start its response in time",
-            Self::DecodeTruncated => "the decode node's response was truncated",
-            Self::PrefillConnect => "no prefill node accepted a connection",
-            Self::PrefillReset => "the prefill node closed the connection before its response",
-            Self::PrefillResponse => "the prefill node's response could not be read",
-            Self::PrefillResponseTooLarge => "the prefill node's response is too large",
-            Self::PrefillTimeout => "the prefill node did not respond in time",
-            Self::TargetDenied => "the prefill target is not on the allowlist",
-            Self::AllowlistNotReady => "the allowlist is not complete yet; try again",
-            Self::HandoffMissing => "the prefill node returned no usable kv_transfer_params",
-            Self::EncodeConnect => "the encode node did not accept a connection",
-            Self::EncodeReset => "the encode node closed the connection before its response",
-            Self::EncodeResponse => "the encode node's response could not be read",
-            Self::EncodeTimeout => "the encode node did not respond in time",
-            Self::TooManyItems => "the request has too many images, audio and video parts",
-            Self::Bootstrap => "the prefill node's bootstrap server returned no engine",
-            Self::PairTimeout => "the prefill node did not confirm the transfer in time",
-            Self::ChunkResponse => "the decode node's response could not be read",
-            Self::Head(_)
-            | Self::Json(_)
-            | Self::Target(_)
-            | Self::PrefillStatus(_)
-            | Self::EncodeStatus(_)
-            | Self::Bug(_) => "",
+            Self::Head(error) => format!("{text}: {}", error.text()),
+            Self::Json(error) => format!("{text}: {error}"),
+            Self::Target(error) => format!("{text}: {}", error.text()),
+            Self::Leg {
+                role: Role::Prefill | Role::Encode,
+                cause: Cause::Status(status),
+            } => format!("{text} {status}"),
+            Self::Bug(what) => format!("{text} ({what})"),
+            _ => text.to_owned(),
         }
     }
 
@@ -409,22 +325,19 @@ impl Fault {
         }
     }
 
-    /// Returns whether the error response for this fault has no body. pd-sidecar sends none for an
-    /// unknown rank.
+    /// Returns whether the response has no body. pd-sidecar sends none for an unknown rank.
     #[must_use]
     pub const fn is_bodyless(self) -> bool {
         matches!(self, Self::UnknownRank)
     }
 
-    /// Returns the body of the error response, a JSON object in pd-sidecar's shape
-    /// (`docs/pd-sidecar.md#errors`). It is empty if the fault is bodyless.
+    /// Returns the error body, a JSON object in pd-sidecar's shape (`docs/pd-sidecar.md#errors`).
     #[must_use]
     pub fn body(self) -> String {
         self.body_with(None)
     }
 
-    /// Returns the body of the error response, as [`Fault::body`] does, with `detail` appended to
-    /// the message in parentheses if it is given.
+    /// Returns the error body with `detail` appended to the message in parentheses.
     #[must_use]
     pub fn body_with(self, detail: Option<&str>) -> String {
         if self.is_bodyless() {
@@ -440,6 +353,52 @@ impl Fault {
             self.kind(),
             self.status()
         )
+    }
+}
+
+impl Cause {
+    /// Returns the row of a leg of `role` that failed for this reason. Not every role can fail in
+    /// every way: only decode responses are relayed, so only they can be truncated on the way.
+    const fn index(self, role: Role) -> usize {
+        match (role, self) {
+            (Role::Decode, Self::Refused) => 13,
+            (Role::Decode, Self::ConnectTimeout) => 14,
+            (Role::Decode, Self::ConnectionClosed) => 16,
+            (Role::Decode, Self::BadResponse) => 17,
+            (Role::Decode, Self::Timeout | Self::PairTimeout) => 18,
+            (Role::Decode, Self::Truncated) => 19,
+            (Role::Decode, Self::TooLarge | Self::Unusable | Self::Status(_)) => 35,
+            (Role::Prefill, Self::Refused | Self::ConnectTimeout) => 20,
+            (Role::Prefill, Self::ConnectionClosed) => 21,
+            (Role::Prefill, Self::BadResponse | Self::Truncated | Self::Unusable) => 22,
+            (Role::Prefill, Self::TooLarge) => 23,
+            (Role::Prefill, Self::Timeout) => 24,
+            (Role::Prefill, Self::Status(_)) => 25,
+            (Role::Prefill, Self::PairTimeout) => 34,
+            (Role::Encode, Self::Refused | Self::ConnectTimeout) => 27,
+            (Role::Encode, Self::ConnectionClosed) => 28,
+            (
+                Role::Encode,
+                Self::BadResponse | Self::TooLarge | Self::Truncated | Self::Unusable,
+            ) => 29,
+            (Role::Encode, Self::Timeout | Self::PairTimeout) => 30,
+            (Role::Encode, Self::Status(_)) => 31,
+            (Role::Bootstrap, _) => 33,
+        }
+    }
+}
+
+impl From<EditError> for Fault {
+    /// Only the number of edits depends on the client's body. Every other error is a plan that
+    /// contradicts itself.
+    fn from(error: EditError) -> Self {
+        match error {
+            EditError::TooMany => Self::TooManyEdits,
+            EditError::NotWatched => Self::Bug("a leg edits a member that is not watched"),
+            EditError::Twice => Self::Bug("a leg edits a member twice"),
+            EditError::InsideEdited => Self::Bug("a leg edits a member inside a replaced one"),
+            EditError::NoObject => Self::Bug("a leg edits a member of an absent object"),
+        }
     }
 }
 
@@ -466,29 +425,29 @@ mod tests {
             Fault::UnknownRank,
             Fault::ClientGone,
             Fault::ClientStalled,
-            Fault::DecodeRefused,
-            Fault::DecodeConnectTimeout,
+            Fault::leg(Role::Decode, Cause::Refused),
+            Fault::leg(Role::Decode, Cause::ConnectTimeout),
             Fault::Exhausted,
-            Fault::DecodeReset,
-            Fault::DecodeResponse,
-            Fault::FirstByteTimeout,
-            Fault::DecodeTruncated,
-            Fault::PrefillConnect,
-            Fault::PrefillReset,
-            Fault::PrefillResponse,
-            Fault::PrefillResponseTooLarge,
-            Fault::PrefillTimeout,
-            Fault::PrefillStatus(429),
+            Fault::leg(Role::Decode, Cause::ConnectionClosed),
+            Fault::leg(Role::Decode, Cause::BadResponse),
+            Fault::leg(Role::Decode, Cause::Timeout),
+            Fault::leg(Role::Decode, Cause::Truncated),
+            Fault::leg(Role::Prefill, Cause::Refused),
+            Fault::leg(Role::Prefill, Cause::ConnectionClosed),
+            Fault::leg(Role::Prefill, Cause::BadResponse),
+            Fault::leg(Role::Prefill, Cause::TooLarge),
+            Fault::leg(Role::Prefill, Cause::Timeout),
+            Fault::leg(Role::Prefill, Cause::Status(429)),
             Fault::HandoffMissing,
-            Fault::EncodeConnect,
-            Fault::EncodeReset,
-            Fault::EncodeResponse,
-            Fault::EncodeTimeout,
-            Fault::EncodeStatus(500),
+            Fault::leg(Role::Encode, Cause::ConnectTimeout),
+            Fault::leg(Role::Encode, Cause::ConnectionClosed),
+            Fault::leg(Role::Encode, Cause::TooLarge),
+            Fault::leg(Role::Encode, Cause::Timeout),
+            Fault::leg(Role::Encode, Cause::Status(500)),
             Fault::TooManyItems,
-            Fault::Bootstrap,
-            Fault::PairTimeout,
-            Fault::ChunkResponse,
+            Fault::leg(Role::Bootstrap, Cause::Refused),
+            Fault::leg(Role::Prefill, Cause::PairTimeout),
+            Fault::leg(Role::Decode, Cause::Unusable),
             Fault::Bug("x"),
             Fault::TargetDenied,
             Fault::AllowlistNotReady,
@@ -507,6 +466,51 @@ mod tests {
                 let body: serde_json::Value = serde_json::from_str(&fault.body()).unwrap();
                 assert_eq!(body["code"], fault.status());
                 assert_eq!(body["object"], "error");
+            }
+        }
+    }
+
+    #[test]
+    fn only_too_many_edits_are_the_clients_fault() {
+        assert_eq!(Fault::from(EditError::TooMany), Fault::TooManyEdits);
+        for error in [
+            EditError::NotWatched,
+            EditError::Twice,
+            EditError::InsideEdited,
+            EditError::NoObject,
+        ] {
+            assert!(matches!(Fault::from(error), Fault::Bug(_)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn every_cause_of_a_leg_is_reported_under_its_role() {
+        for role in [Role::Prefill, Role::Decode, Role::Encode, Role::Bootstrap] {
+            for cause in [
+                Cause::Refused,
+                Cause::ConnectTimeout,
+                Cause::ConnectionClosed,
+                Cause::BadResponse,
+                Cause::TooLarge,
+                Cause::Timeout,
+                Cause::PairTimeout,
+                Cause::Truncated,
+                Cause::Unusable,
+                Cause::Status(500),
+            ] {
+                let fault = Fault::leg(role, cause);
+                let label = fault.label();
+                let is_own = match role {
+                    Role::Prefill => label.starts_with("prefill_") || label == "pair_timeout",
+                    Role::Decode => {
+                        let others = ["first_byte_timeout", "chunk_answer"];
+                        label.starts_with("decode_") || others.contains(&label)
+                    }
+                    Role::Encode => label.starts_with("encode_"),
+                    Role::Bootstrap => label == "bootstrap",
+                };
+                assert!(is_own, "{fault:?}: {label}");
+                assert_eq!(fault.blame(), Blame::Upstream, "{fault:?}");
             }
         }
     }

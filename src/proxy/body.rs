@@ -1,8 +1,8 @@
 //! Reads a request body completely, for requests whose first leg depends on it.
 
 use super::budget::Reserved;
-use super::client::Limit;
 use super::exchange::Exchange;
+use super::wait::{Deadline, Timeout};
 use crate::fault::Fault;
 use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
@@ -79,14 +79,12 @@ async fn receive_more<N: Net>(
     reading: &mut Reading,
 ) -> Result<(), Fault> {
     let (shard, client) = (exchange.shard, exchange.client);
-    let limit = Limit::of(
-        shard.net.now(),
-        shard.config.timeouts.body,
-        Fault::BodyTimeout,
-    );
+    let wait = shard.config.timeouts.body;
+    let deadline = Deadline::of(shard.net.now(), wait, Timeout::Client);
     client
-        .until_own(shard, limit, |cx| client.conn.poll_readable(cx))
-        .await?;
+        .until_own(shard, deadline, |cx| client.conn.poll_readable(cx))
+        .await
+        .or_fault(Fault::BodyTimeout)?;
     let received = match reading.meter.remaining() {
         // The length is known, so bytes are received directly into the body.
         Some(remaining) => {

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
-use super::leg::LegFault;
-use super::run::{Attempt, Call, Collected, Limits, Runs};
+use super::leg::CallError;
+use super::run::{Attempt, Call, Collected, Deadlines, Runs};
 use super::shard::leg_role;
-use crate::fault::Fault;
+use super::wait::{Deadline, Timeout};
+use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1;
 use crate::json::Splices;
@@ -85,7 +85,7 @@ impl<N: Net> Exchange<'_, N> {
         self.shard.engines.borrow_mut().forget(target);
         let engines = match self.bootstrap(target, peer.bootstrap_port).await {
             Ok(engines) => engines,
-            Err(Fault::Bootstrap) => return Ok(false),
+            Err(Fault::Leg { .. }) => return Ok(false),
             Err(fault) => return Err(fault),
         };
         let Some(old) = &peer.engine else {
@@ -106,18 +106,18 @@ impl<N: Net> Exchange<'_, N> {
         }
         let response = match self.query(&target.with_port(port)).await {
             Ok(response) => response,
-            Err(LegFault::Other(fault @ (Fault::ClientGone | Fault::ClientStalled))) => {
-                return Err(fault);
-            }
-            Err(_) => return Err(Fault::Bootstrap),
+            Err(CallError::Disconnected) => return Err(Fault::ClientGone),
+            Err(_) => return Err(Fault::leg(Role::Bootstrap, Cause::BadResponse)),
         };
-        let engines: Rc<[_]> = engines(&response).ok_or(Fault::Bootstrap)?.into();
+        let engines: Rc<[_]> = engines(&response)
+            .ok_or(Fault::leg(Role::Bootstrap, Cause::BadResponse))?
+            .into();
         let mut known = shard.engines.borrow_mut();
         known.put(target, Rc::clone(&engines), shard.net.now());
         Ok(engines)
     }
 
-    async fn query(&self, server: &Target) -> Result<Vec<u8>, LegFault> {
+    async fn query(&self, server: &Target) -> Result<Vec<u8>, CallError> {
         let shard = self.shard;
         let mut head = shard.buffer();
         head.extend_from_slice(b"GET /query HTTP/1.1\r\n");
@@ -139,14 +139,16 @@ impl<N: Net> Exchange<'_, N> {
             body: &[],
         };
         let wait = Duration::from_millis(BOOTSTRAP_MS_MAX);
-        let limit = Limit::of(shard.net.now(), Some(wait), Fault::Bootstrap);
+        let deadline = Deadline::of(shard.net.now(), Some(wait), Timeout::Leg);
         let begun = shard.net.now();
-        let ended = self.run_leg(&call, &mut None, &Limits::all(limit)).await;
+        let ended = self
+            .run_leg(&call, &mut None, &Deadlines::all(deadline))
+            .await;
         let took = micros_since(shard.net.now(), begun);
         shard.metrics.leg(leg_role(Role::Bootstrap), took);
         match ended? {
             Attempt::Done(Collected::Whole(response), ..) => Ok(response),
-            Attempt::Done(..) | Attempt::Status(..) => Err(Fault::Bootstrap.into()),
+            Attempt::Done(..) | Attempt::Status(..) => Err(CallError::Failed(Cause::BadResponse)),
         }
     }
 }

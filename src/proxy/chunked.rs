@@ -2,14 +2,14 @@
 
 use std::io::IoSlice;
 
-use super::client::Limit;
-use super::exchange::{Exchange, micros_since, reason_of};
+use super::exchange::{Exchange, micros_since};
 use super::head;
-use super::leg::LegFault;
+use super::leg::CallError;
 use super::relay::Rewrite;
 use super::run::{Collected, Runs};
-use super::split::{PendingResponse, Split, too_many};
-use crate::fault::Fault;
+use super::split::{PendingResponse, Split};
+use super::wait::Deadline;
+use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method, Name};
 use crate::metrics::Phase;
 use crate::net::Net;
@@ -67,7 +67,11 @@ impl<N: Net> Exchange<'_, N> {
                 Err(ChunkError::NotPlain) if is_first => {
                     return self.respond_unchunked(split).await;
                 }
-                Err(_) => return self.end_with(Fault::ChunkResponse).await,
+                Err(_) => {
+                    return self
+                        .end_with(Fault::leg(Role::Decode, Cause::Unusable))
+                        .await;
+                }
             };
             self.trace.chunk(progress);
             let (is_last, streams) = (chunk.is_last, progress.cut().streams);
@@ -96,7 +100,7 @@ impl<N: Net> Exchange<'_, N> {
     }
 
     async fn next_chunk(&mut self, split: &Split) -> Result<PendingResponse<N>, Fault> {
-        let leg = split.pd_request().local_leg().map_err(too_many)?;
+        let leg = split.pd_request().local_leg()?;
         self.decode_local(split, &leg).await
     }
 
@@ -104,7 +108,7 @@ impl<N: Net> Exchange<'_, N> {
     /// response to the first chunk's request has content that no further chunk can continue.
     async fn respond_unchunked(&mut self, mut split: Split) -> Result<(), Fault> {
         split.chunk = None;
-        let leg = split.pd_request().local_leg().map_err(too_many)?;
+        let leg = split.pd_request().local_leg()?;
         let pending = self.decode_local(&split, &leg).await?;
         drop(split);
         Box::pin(self.relay(pending.upstream, pending.response, Rewrite::None)).await
@@ -119,14 +123,14 @@ impl<N: Net> Exchange<'_, N> {
             ..
         } = pending;
         let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
-        response.framing = framing.map_err(|_| Fault::DecodeResponse)?;
+        response.framing = framing.map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
         if response.head.field(Name::ContentEncoding).is_some() {
-            return Err(Fault::ChunkResponse);
+            return Err(Fault::leg(Role::Decode, Cause::Unusable));
         }
         let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
-        let read = self.read_body(&upstream, &response, Take::Whole, Limit::NONE);
+        let read = self.read_body(&upstream, &response, Take::Whole, Deadline::NONE);
         let read = read.await.map_err(|fault| match fault {
-            LegFault::BadResponse => Fault::ChunkResponse,
+            CallError::Failed(Cause::BadResponse) => Fault::leg(Role::Decode, Cause::Unusable),
             other => other.fault(Role::Decode),
         });
         let (taken, is_clean) = read?;
@@ -190,12 +194,16 @@ impl<N: Net> Exchange<'_, N> {
                         *byte = b' ';
                     }
                 }
-                self.shard.count_fault(Fault::ChunkResponse);
-                self.stats.fault = Some(Fault::ChunkResponse);
+                self.shard
+                    .count_fault(Fault::leg(Role::Decode, Cause::Unusable));
+                self.stats.fault = Some(Fault::leg(Role::Decode, Cause::Unusable));
                 let events = [b"data: ", &error[..], b"\n\ndata: [DONE]\n\n"].concat();
                 self.send_events(&events, true).await
             }
-            Ok(_) => self.end_with(Fault::ChunkResponse).await,
+            Ok(_) => {
+                self.end_with(Fault::leg(Role::Decode, Cause::Unusable))
+                    .await
+            }
             Err(fault) => self.end_with(fault).await,
         }
     }
@@ -210,7 +218,7 @@ impl<N: Net> Exchange<'_, N> {
         }
         self.shard.count_fault(fault);
         self.stats.fault = Some(fault);
-        self.set_failed(reason_of(fault));
+        self.set_failed(fault.reason());
         let body = fault.body();
         let events = format!("data: {{\"error\":{body}}}\n\ndata: [DONE]\n\n");
         self.send_events(events.as_bytes(), true).await

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::shard::Shard;
+use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
 use crate::h1::{HeadError, RequestHead};
 use crate::limits::{CLIENT_AHEAD_BYTES_MAX, RECEIVE_HEAD_BYTES};
@@ -40,48 +41,6 @@ pub(super) enum Watch {
     Hangup,
 }
 
-/// A deadline for a wait, and the fault to return when it passes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limit {
-    until: Option<Instant>,
-    fault: Fault,
-}
-
-impl Limit {
-    /// No deadline: only the awaited event or a client disconnect ends the wait.
-    pub(super) const NONE: Self = Self {
-        until: None,
-        fault: Fault::ClientGone,
-    };
-
-    /// Returns the limit that expires `wait` after `now`; no limit if `wait` is `None`.
-    pub(super) fn of(now: Instant, wait: Option<Duration>, fault: Fault) -> Self {
-        Self {
-            until: wait.map(|wait| now.after(wait)),
-            fault,
-        }
-    }
-
-    /// The deadline, if there is one.
-    pub(super) const fn until(self) -> Option<Instant> {
-        self.until
-    }
-
-    /// The fault returned by a wait when the deadline has passed.
-    pub(super) const fn fault(self) -> Fault {
-        self.fault
-    }
-
-    /// Returns whichever of the two limits expires first.
-    pub(super) fn or_sooner(self, other: Self) -> Self {
-        match (self.until, other.until) {
-            (None, _) => other,
-            (Some(a), Some(b)) if b < a => other,
-            (Some(_), _) => self,
-        }
-    }
-}
-
 impl<N: Net> Client<N> {
     pub(super) fn new(net: &N, conn: N::Conn, rank: usize) -> Self {
         Self {
@@ -94,34 +53,38 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// Waits until `ready` is ready, the client disconnects, or the limit expires. If several apply
+    /// Waits until `ready` is ready, the client disconnects, or the deadline passes. If several apply
     /// in the same poll, they take precedence in this order, so a token that has arrived is always
-    /// forwarded. A limit that had expired before the call fails immediately.
+    /// forwarded. A deadline that passed before the call ends the wait immediately.
     pub(super) async fn until<T>(
         &self,
         shard: &Shard<N>,
         watch: Watch,
-        limit: Limit,
+        deadline: Deadline,
         mut ready: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Result<T, Fault> {
-        self.check(shard, limit)?;
+    ) -> Waited<T> {
+        if Self::has_passed(shard, deadline) {
+            return Waited::TimedOut(deadline.timeout());
+        }
         let mut armed = false;
         let result = poll_fn(|cx| {
             if let Poll::Ready(value) = ready(cx) {
-                return Poll::Ready(Ok(value));
+                return Poll::Ready(Waited::Ready(value));
             }
             if self.poll_gone(shard, watch, cx) {
-                return Poll::Ready(Err(Fault::ClientGone));
+                return Poll::Ready(Waited::Disconnected);
             }
-            let Some(until) = limit.until else {
+            let Some(at) = deadline.at() else {
                 return Poll::Pending;
             };
             if !armed {
                 armed = true;
                 let now = shard.net.now();
-                self.timer.set(now, Some(until.since(now)));
+                self.timer.set(now, Some(at.since(now)));
             }
-            self.timer.poll(cx).map(|()| Err(limit.fault))
+            self.timer
+                .poll(cx)
+                .map(|()| Waited::TimedOut(deadline.timeout()))
         })
         .await;
         if armed {
@@ -132,14 +95,13 @@ impl<N: Net> Client<N> {
 
     /// Waits for a fixed time. Fails if the client disconnects first.
     pub(super) async fn pause(&self, shard: &Shard<N>, wait: Duration) -> Result<(), Fault> {
-        let marker = Fault::Bug("a pause ended");
-        let limit = Limit::of(shard.net.now(), Some(wait), marker);
+        let deadline = Deadline::of(shard.net.now(), Some(wait), Timeout::Pause);
         match self
-            .until(shard, Watch::Ahead, limit, |_| Poll::<()>::Pending)
+            .until(shard, Watch::Ahead, deadline, |_| Poll::<()>::Pending)
             .await
         {
-            Err(fault) if fault == marker => Ok(()),
-            other => other,
+            Waited::Ready(()) | Waited::TimedOut(_) => Ok(()),
+            Waited::Disconnected => Err(Fault::ClientGone),
         }
     }
 
@@ -179,10 +141,15 @@ impl<N: Net> Client<N> {
     /// Receives more bytes of a request head and appends them to those already received.
     ///
     /// # Errors
-    /// `ClientGone`, or the limit's fault.
-    pub(super) async fn receive_head(&self, shard: &Shard<N>, limit: Limit) -> Result<(), Fault> {
-        self.until_own(shard, limit, |cx| self.conn.poll_readable(cx))
-            .await?;
+    /// `ClientGone` or `HeadTimeout`.
+    pub(super) async fn receive_head(
+        &self,
+        shard: &Shard<N>,
+        deadline: Deadline,
+    ) -> Result<(), Fault> {
+        self.until_own(shard, deadline, |cx| self.conn.poll_readable(cx))
+            .await
+            .or_fault(Fault::HeadTimeout)?;
         self.receive_ahead(shard, RECEIVE_HEAD_BYTES);
         if self.gone.get() {
             Err(Fault::ClientGone)
@@ -196,31 +163,31 @@ impl<N: Net> Client<N> {
     pub(super) async fn until_own<T>(
         &self,
         shard: &Shard<N>,
-        limit: Limit,
+        deadline: Deadline,
         mut ready: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Result<T, Fault> {
-        self.check(shard, limit)?;
+    ) -> Waited<T> {
+        if Self::has_passed(shard, deadline) {
+            return Waited::TimedOut(deadline.timeout());
+        }
         let now = shard.net.now();
-        self.timer
-            .set(now, limit.until.map(|until| until.since(now)));
+        self.timer.set(now, deadline.at().map(|at| at.since(now)));
         let result = poll_fn(|cx| {
             if let Poll::Ready(value) = ready(cx) {
-                return Poll::Ready(Ok(value));
+                return Poll::Ready(Waited::Ready(value));
             }
-            self.timer.poll(cx).map(|()| Err(limit.fault))
+            self.timer
+                .poll(cx)
+                .map(|()| Waited::TimedOut(deadline.timeout()))
         })
         .await;
         self.timer.set(Instant(0), None);
         result
     }
 
-    /// Fails if the limit had already expired before the wait. Without this check, a series of
-    /// waits that are each ready immediately would never poll the timer.
-    fn check(&self, shard: &Shard<N>, limit: Limit) -> Result<(), Fault> {
-        match limit.until {
-            Some(until) if shard.net.now() > until => Err(limit.fault),
-            Some(_) | None => Ok(()),
-        }
+    /// Returns whether the deadline had already passed before the wait. Without this check, a series
+    /// of waits that are each ready immediately would never poll the timer.
+    fn has_passed(shard: &Shard<N>, deadline: Deadline) -> bool {
+        deadline.at().is_some_and(|at| shard.net.now() > at)
     }
 
     /// Takes the received bytes that no request has consumed yet. The caller must put back those it
@@ -280,9 +247,12 @@ impl<N: Net> Client<N> {
         let mut at = 0;
         while at < rest.len() {
             let stall = shard.config.timeouts.client_stall;
-            let limit = Limit::of(shard.net.now(), stall, Fault::ClientStalled);
-            self.until(shard, Watch::Ahead, limit, |cx| self.conn.poll_writable(cx))
-                .await?;
+            let deadline = Deadline::of(shard.net.now(), stall, Timeout::Client);
+            self.until(shard, Watch::Ahead, deadline, |cx| {
+                self.conn.poll_writable(cx)
+            })
+            .await
+            .or_fault(Fault::ClientStalled)?;
             match self.conn.try_send(&rest[at..]) {
                 Ok(sent) => at += sent,
                 Err(error) if would_block(&error) => {}
@@ -309,9 +279,12 @@ impl<N: Net> Client<N> {
                 Err(error) if would_block(&error) => {
                     let before = self.phase.replace(Phase::Stalled);
                     let stall = shard.config.timeouts.client_stall;
-                    let limit = Limit::of(shard.net.now(), stall, Fault::ClientStalled);
-                    self.until(shard, Watch::Ahead, limit, |cx| self.conn.poll_writable(cx))
-                        .await?;
+                    let deadline = Deadline::of(shard.net.now(), stall, Timeout::Client);
+                    self.until(shard, Watch::Ahead, deadline, |cx| {
+                        self.conn.poll_writable(cx)
+                    })
+                    .await
+                    .or_fault(Fault::ClientStalled)?;
                     self.phase.set(before);
                 }
                 Err(_) => return Err(self.record_gone()),

@@ -12,23 +12,24 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::client::{Limit, Watch};
+use super::client::Watch;
 use super::exchange::{Exchange, micros_since};
-use super::leg::{LegFault, Legs, Response, Reuse, Upstream, Waits};
+use super::leg::{CallError, Legs, Response, Reuse, Upstream, Waits};
 use super::relay::Rewrite;
-use super::run::{Attempt, Call, Limits, Runs};
+use super::run::{Attempt, Call, Deadlines, Runs};
 use super::shard::{Shard, TaskGuard, leg_role};
-use super::split::{PendingResponse, Split, too_many};
+use super::split::{PendingResponse, Split};
 use super::task::LegTask;
+use super::wait::{Deadline, Timeout};
 use crate::config::KvConnector;
-use crate::fault::Fault;
+use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::limits::DETACHED_FIRST_BYTE_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net};
 use crate::pd::{Leg, OnDisconnect, Peer, Role, connector, mooncake};
 
-type Ended<N> = Result<Attempt<N>, LegFault>;
+type Ended<N> = Result<Attempt<N>, CallError>;
 type PrefillTask<N> = LegTask<N, Ended<N>>;
 
 /// Result of the decode leg of the concurrent order.
@@ -54,8 +55,7 @@ impl<N: Net> Exchange<'_, N> {
             let (target, peer, upstream) = self.reach(split, targets).await?;
             self.record_prefill_target(target);
             let connector = split.connector();
-            let [prefill, decode] =
-                connector::pair(connector, &split.pd_request(), &peer).map_err(too_many)?;
+            let [prefill, decode] = connector::pair(connector, &split.pd_request(), &peer)?;
             let mut task = self.begin_prefill(split, target, prefill, upstream)?;
             let ended = self
                 .decode_unless_prefill_fails(split, decode, target, peer, &task, reuse)
@@ -105,14 +105,14 @@ impl<N: Net> Exchange<'_, N> {
         split: &Split,
         targets: &'t [Target],
     ) -> Result<(&'t Target, Peer, Upstream<N>), Fault> {
-        let mut fault = Fault::PrefillConnect;
+        let mut fault = Fault::leg(Role::Prefill, Cause::Refused);
         for target in targets {
             let mut peer = split.peer(target);
             if split.connector() == KvConnector::Mooncake {
                 match self.pick_engine(target, peer.bootstrap_port).await {
                     Ok(engine) => peer.engine = Some(engine),
-                    Err(Fault::Bootstrap) => {
-                        fault = Fault::Bootstrap;
+                    Err(failed @ Fault::Leg { .. }) => {
+                        fault = failed;
                         continue;
                     }
                     Err(fault) => return Err(fault),
@@ -120,13 +120,15 @@ impl<N: Net> Exchange<'_, N> {
             }
             let id = self.shard.pools.endpoint(Role::Prefill, target, false);
             let connected = self
-                .connect(id, target, Role::Prefill, Reuse::Allowed, Limit::NONE)
+                .connect(id, target, Role::Prefill, Reuse::Allowed, Deadline::NONE)
                 .await;
             match connected {
-                Ok(_) if self.shard.is_self(id) => fault = Fault::PrefillConnect,
+                Ok(_) if self.shard.is_self(id) => {
+                    fault = Fault::leg(Role::Prefill, Cause::Refused)
+                }
                 Ok(upstream) => return Ok((target, peer, upstream)),
-                Err(LegFault::Refused | LegFault::ConnectTimeout) => {
-                    fault = Fault::PrefillConnect;
+                Err(error) if error.is_refused() => {
+                    fault = Fault::leg(Role::Prefill, Cause::Refused);
                     self.shard.engines.borrow_mut().forget(target);
                 }
                 Err(other) => return Err(other.fault(Role::Prefill)),
@@ -152,14 +154,14 @@ impl<N: Net> Exchange<'_, N> {
         let (target, body) = (target.clone(), Rc::clone(&split.body));
         let pd = &shard.config.pd;
         let now = shard.net.now();
-        let limit = Limit::of(now, pd.prefill_timeout, Fault::PrefillTimeout);
+        let deadline = Deadline::of(now, pd.prefill_timeout, Timeout::Leg);
         let pair_wait = match split.connector() {
             KvConnector::Nixlv2 => pd.mori.parallel_wait,
             _ => None,
         };
-        let limits = Limits {
-            head: limit.or_sooner(Limit::of(now, pair_wait, Fault::PairTimeout)),
-            ..Limits::all(limit)
+        let deadlines = Deadlines {
+            head: deadline.or_sooner(Deadline::of(now, pair_wait, Timeout::Pair)),
+            ..Deadlines::all(deadline)
         };
         let [on_disconnect, _] = connector::on_disconnect(split.connector());
         Ok(LegTask::begin(shard, on_disconnect, |context| async move {
@@ -171,7 +173,9 @@ impl<N: Net> Exchange<'_, N> {
                 body: &body.bytes,
             };
             let begun = context.shard().net.now();
-            let ended = context.run_leg(&call, &mut Some(upstream), &limits).await;
+            let ended = context
+                .run_leg(&call, &mut Some(upstream), &deadlines)
+                .await;
             let took = micros_since(context.shard().net.now(), begun);
             context.shard().metrics.leg(leg_role(Role::Prefill), took);
             traced.end(context.shard(), Role::Prefill, &ended);
@@ -227,15 +231,18 @@ impl<N: Net> Exchange<'_, N> {
         let mut may_query_again = split.connector() == KvConnector::Mooncake;
         loop {
             let connected = self
-                .connect(split.decoder, decoder, Role::Decode, reuse, Limit::NONE)
+                .connect(split.decoder, decoder, Role::Decode, reuse, Deadline::NONE)
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
-            let response = match self.decode_once(&upstream, split, &leg, Limit::NONE).await {
+            let response = match self
+                .decode_once(&upstream, split, &leg, Deadline::NONE)
+                .await
+            {
                 Ok(response) => response,
-                Err(LegFault::ConnectionClosed) if upstream.reused => {
+                Err(CallError::Failed(Cause::ConnectionClosed)) if upstream.reused => {
                     return Ok(Decoded::WasClosed);
                 }
-                Err(LegFault::Other(Fault::ClientGone)) => {
+                Err(CallError::Disconnected) => {
                     let response = Response::default();
                     return Err(self.detach_decode_leg(split, upstream, response, task));
                 }
@@ -248,7 +255,7 @@ impl<N: Net> Exchange<'_, N> {
                 // The prefill leg still waits under the same transfer id. Only the engine id in the
                 // decode leg was outdated.
                 may_query_again = false;
-                leg = mooncake::decode_leg(&split.pd_request(), &peer).map_err(too_many)?;
+                leg = mooncake::decode_leg(&split.pd_request(), &peer)?;
                 reuse = Reuse::Never;
                 continue;
             }
@@ -281,7 +288,7 @@ impl<N: Net> Exchange<'_, N> {
             return Ok(());
         }
         let conn = upstream.conn();
-        self.until(Watch::Ahead, Limit::NONE, |cx| {
+        self.until(Watch::Ahead, Deadline::NONE, |cx| {
             let has_succeeded = task.has_succeeded(cx);
             let has_byte = by_first_byte && conn.poll_readable(cx).is_ready();
             if has_succeeded || has_byte {
@@ -291,6 +298,7 @@ impl<N: Net> Exchange<'_, N> {
             }
         })
         .await
+        .or_gone()
     }
 
     /// Applies the connector's rule for a client disconnect to the decode leg. If the rule is

@@ -6,27 +6,24 @@
 //! turned out to be closed, a handoff that became stale during the send, and a decoder that failed
 //! to load the handed-over KV cache.
 
-use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
-use super::leg::{LegFault, Legs, Response, Reuse, Upstream};
+use super::leg::{CallError, Legs, Response, Reuse, Upstream};
 use super::prefill::Prefilled;
 use super::relay::Rewrite;
-use super::run::{Call, Limits, Runs};
+use super::run::{Call, Deadlines, Runs};
 use super::shard::leg_role;
-use super::split::{PendingResponse, Split, too_many};
+use super::split::{PendingResponse, Split};
+use super::wait::{Deadline, Timeout};
 use crate::config::{OnDecodeKvError, OnMissingKv};
-use crate::fault::Fault;
+use crate::fault::{Cause, Fault};
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take, connector};
 
-/// Marks a send that was aborted because the handoff in it became stale. Never reported.
-const HANDOFF_STALE: Fault = Fault::Bug("the handoff went stale while it was sent");
-
 /// The error label of a failed decode leg in its span.
-fn label_of(fault: LegFault) -> &'static str {
+fn label_of(fault: CallError) -> &'static str {
     match fault {
-        LegFault::Other(HANDOFF_STALE) => Reason::StaleKv.label(),
+        CallError::TimedOut(Timeout::Handoff) => Reason::StaleKv.label(),
         fault => fault.fault(Role::Decode).label(),
     }
 }
@@ -43,10 +40,13 @@ impl<N: Net> Exchange<'_, N> {
         let mut reuse = Reuse::Allowed;
         loop {
             let connected = self
-                .connect(split.decoder, target, Role::Decode, reuse, Limit::NONE)
+                .connect(split.decoder, target, Role::Decode, reuse, Deadline::NONE)
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
-            match self.decode_once(&upstream, split, leg, Limit::NONE).await {
+            match self
+                .decode_once(&upstream, split, leg, Deadline::NONE)
+                .await
+            {
                 Ok(response) => {
                     return Ok(PendingResponse {
                         upstream,
@@ -54,7 +54,9 @@ impl<N: Net> Exchange<'_, N> {
                         rewrite: Rewrite::None,
                     });
                 }
-                Err(LegFault::ConnectionClosed) if upstream.reused && reuse == Reuse::Allowed => {
+                Err(CallError::Failed(Cause::ConnectionClosed))
+                    if upstream.reused && reuse == Reuse::Allowed =>
+                {
                     self.shard.metrics.replay();
                     reuse = Reuse::Never;
                 }
@@ -82,16 +84,16 @@ impl<N: Net> Exchange<'_, N> {
             // Connect first: the handoff must be fresh when it is sent, not when the connect
             // starts.
             let connected = self
-                .connect(split.decoder, target, Role::Decode, reuse, Limit::NONE)
+                .connect(split.decoder, target, Role::Decode, reuse, Deadline::NONE)
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             let (leg, carries) = self.decode_leg(split, peer, prefilled, repeated)?;
-            let limit = if carries {
-                self.freshness_limit(prefilled)
+            let deadline = if carries {
+                self.freshness_deadline(prefilled)
             } else {
-                Limit::NONE
+                Deadline::NONE
             };
-            let decoded = self.decode_once(&upstream, split, &leg, limit).await;
+            let decoded = self.decode_once(&upstream, split, &leg, deadline).await;
             if upstream.is_sent.get() {
                 prefilled.unsent_handoff = None;
             }
@@ -114,12 +116,14 @@ impl<N: Net> Exchange<'_, N> {
                     });
                 }
                 // The decoder accepted the request too slowly. It has received only part of it.
-                Err(LegFault::Other(HANDOFF_STALE)) => {
+                Err(CallError::TimedOut(Timeout::Handoff)) => {
                     upstream.conn().reset_on_close();
                     self.decode_without_handoff(Reason::StaleKv)?;
                     repeated = true;
                 }
-                Err(LegFault::ConnectionClosed) if upstream.reused && reuse != Reuse::Never => {
+                Err(CallError::Failed(Cause::ConnectionClosed))
+                    if upstream.reused && reuse != Reuse::Never =>
+                {
                     self.shard.metrics.replay();
                 }
                 Err(fault) => return Err(fault.fault(Role::Decode)),
@@ -130,9 +134,9 @@ impl<N: Net> Exchange<'_, N> {
 
     /// Returns the deadline for sending a decode leg that carries the handoff: the time when the
     /// handoff becomes stale.
-    fn freshness_limit(&self, prefilled: &Prefilled) -> Limit {
+    fn freshness_deadline(&self, prefilled: &Prefilled) -> Deadline {
         let age_max = self.shard.config.pd.handoff_age_max;
-        Limit::of(prefilled.at, Some(age_max), HANDOFF_STALE)
+        Deadline::of(prefilled.at, Some(age_max), Timeout::Handoff)
     }
 
     /// Builds the decode leg to send next and returns whether it carries the handoff. Only the
@@ -174,7 +178,7 @@ impl<N: Net> Exchange<'_, N> {
             connector::decode_leg(pd.connector, &split.pd_request(), peer, handoff.as_deref());
         let carries = handoff.is_some();
         prefilled.unsent_handoff = handoff;
-        Ok((leg.map_err(too_many)?, carries))
+        Ok((leg?, carries))
     }
 
     /// Records the reason why the decoder must compute the prompt itself, without a handoff. Fails
@@ -195,8 +199,8 @@ impl<N: Net> Exchange<'_, N> {
         upstream: &Upstream<N>,
         split: &Split,
         leg: &Leg,
-        send_limit: Limit,
-    ) -> Result<Response, LegFault> {
+        send: Deadline,
+    ) -> Result<Response, CallError> {
         self.enter(Phase::FirstByte);
         self.stats.attempts += 1;
         let begun = self.shard.net.now();
@@ -210,12 +214,12 @@ impl<N: Net> Exchange<'_, N> {
             body: &split.body.bytes,
         };
         let mut response = Response::default();
-        let limits = Limits {
-            send: send_limit,
-            ..Limits::NONE
+        let deadlines = Deadlines {
+            send,
+            ..Deadlines::NONE
         };
         let sent = self
-            .exchange_leg(upstream, &call, &mut response, &limits)
+            .exchange_leg(upstream, &call, &mut response, &deadlines)
             .await;
         let responded = sent.map(|_| response.head.status).map_err(label_of);
         self.trace.responded(&self.shard.net, responded);

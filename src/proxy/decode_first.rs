@@ -1,16 +1,17 @@
 //! The decode-first order (`shared-storage` with a `cache_hit_threshold`): the decoder's response
 //! is withheld until it is known whether a prefill leg is needed, and no longer.
 
-use super::client::{Limit, Watch};
+use super::client::Watch;
 use super::exchange::Exchange;
-use super::leg::{LegFault, Waits};
-use super::split::{PendingResponse, Split, too_many};
-use crate::fault::Fault;
+use super::leg::Waits;
+use super::split::{PendingResponse, Split};
+use super::wait::Deadline;
+use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Method, Name};
 use crate::net::{Conn, Net, would_block};
 use crate::pd::shared_storage::{Verdict, verdict_of_stream, verdict_of_whole};
-use crate::pd::{Leg, Outcome, Reason, Take};
+use crate::pd::{Leg, Outcome, Reason, Role, Take};
 
 /// The part of the decoder's response received so far. It is withheld from the client until it is
 /// known whether a prefill leg is needed.
@@ -31,7 +32,7 @@ impl<N: Net> Exchange<'_, N> {
         split: &mut Split,
         targets: &[Target],
     ) -> Result<PendingResponse<N>, Fault> {
-        let leg = split.pd_request().local_leg().map_err(too_many)?;
+        let leg = split.pd_request().local_leg()?;
         // The proxy reads the response itself, so it must not have a content encoding.
         let take = Take::Whole;
         let mut pending = self.decode_local(split, &Leg { take, ..leg }).await?;
@@ -57,7 +58,7 @@ impl<N: Net> Exchange<'_, N> {
             return Ok(Verdict::Served);
         }
         let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
-        let framing = framing.map_err(|_| Fault::DecodeResponse)?;
+        let framing = framing.map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
         let content_type = response.head.field(Name::ContentType);
         let content_type = content_type.map_or(&b""[..], |field| field.value.of(&response.bytes));
         let mut holding = Holding {
@@ -73,8 +74,9 @@ impl<N: Net> Exchange<'_, N> {
                 Verdict::Undecided => {}
                 known => return Ok(known),
             }
-            self.until(Watch::Ahead, Limit::NONE, |cx| conn.poll_readable(cx))
-                .await?;
+            self.until(Watch::Ahead, Deadline::NONE, |cx| conn.poll_readable(cx))
+                .await
+                .or_gone()?;
             let received = self.shard.with_small(|buffer| {
                 conn.try_recv(buffer)
                     .inspect(|n| response.bytes.extend_from_slice(&buffer[..*n]))
@@ -85,7 +87,9 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(0) => return Ok(holding.at_end()),
                 Ok(_) => {}
                 Err(error) if would_block(&error) => {}
-                Err(_) => return Err(LegFault::BadResponse.fault(crate::pd::Role::Decode)),
+                Err(_) => {
+                    return Err(Fault::leg(Role::Decode, Cause::BadResponse));
+                }
             }
         }
     }

@@ -3,14 +3,11 @@
 
 use std::time::Duration;
 
-use super::client::Limit;
-use super::leg::Waits;
+use super::leg::{CallError, Waits};
+use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
 use crate::limits::{CONNECT_PAUSE_MS_MAX, CONNECT_PAUSE_MS_MIN, CONNECT_TRIES_MAX};
 use crate::net::{Address, Net, would_block};
-
-/// Marks the end of a pause between connect attempts. Never reported.
-const PAUSE: Fault = Fault::Bug("a pause between connects ended");
 
 /// The pause before the next connect attempt after failed attempt `nth`, counted from 0. Doubles
 /// with each attempt, up to `CONNECT_PAUSE_MS_MAX`.
@@ -29,16 +26,15 @@ pub(super) trait Dials<N: Net>: Waits<N> {
     ///
     /// If a TCP listener's accept queue is full, the kernel delays the connect. For a Unix socket
     /// it returns `EAGAIN` and does not report when the queue has room again, so that connect is
-    /// retried, with pauses, within the limit.
+    /// retried, with pauses, until the deadline.
     ///
     /// # Errors
-    /// `Exhausted` if this machine has run out of sockets, ports or memory; the limit's fault; or
-    /// `ClientGone`.
+    /// This machine has run out of a resource, the deadline passed, or the leg is no longer needed.
     async fn begin_connect(
         &self,
         address: &Address,
-        limit: Limit,
-    ) -> Result<Option<N::Conn>, Fault> {
+        deadline: Deadline,
+    ) -> Result<Option<N::Conn>, CallError> {
         let shard = self.shard();
         for nth in 0..CONNECT_TRIES_MAX {
             let error = match shard.net.connect(address) {
@@ -46,7 +42,7 @@ pub(super) trait Dials<N: Net>: Waits<N> {
                 Err(error) => error,
             };
             if is_exhausted(&error) {
-                return Err(Fault::Exhausted);
+                return Err(CallError::Other(Fault::Exhausted));
             }
             // Only failures of Unix sockets are logged. Their paths are set by the operator,
             // whereas host names may come from a client.
@@ -58,15 +54,15 @@ pub(super) trait Dials<N: Net>: Waits<N> {
             if !would_block(&error) {
                 return Ok(None);
             }
-            let pause = Limit::of(shard.net.now(), Some(pause_after(nth)), PAUSE);
+            let pause = Deadline::of(shard.net.now(), Some(pause_after(nth)), Timeout::Pause);
             let paused = self
-                .until(self.early_watch(), pause.or_sooner(limit), |_| {
+                .until(self.early_watch(), pause.or_sooner(deadline), |_| {
                     std::task::Poll::<()>::Pending
                 })
                 .await;
             match paused {
-                Ok(()) | Err(PAUSE) => {}
-                Err(fault) => return Err(fault),
+                Waited::Ready(()) | Waited::TimedOut(Timeout::Pause) => {}
+                other => other.or_call_error()?,
             }
         }
         Ok(None)

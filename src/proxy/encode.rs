@@ -4,15 +4,16 @@
 use std::rc::Rc;
 use std::task::Poll;
 
-use super::client::{Limit, Watch};
+use super::client::Watch;
 use super::exchange::{Exchange, micros_since};
-use super::leg::{LegFault, Waits};
-use super::run::{Attempt, Call, Collected, Limits, Runs, finish_head};
+use super::leg::{CallError, Waits};
+use super::run::{Attempt, Call, Collected, Deadlines, Runs, finish_head};
 use super::shard::leg_role;
-use super::split::{Split, too_many};
+use super::split::Split;
 use super::task::LegTask;
+use super::wait::Deadline;
 use crate::config::EcConnector;
-use crate::fault::Fault;
+use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, Name};
 use crate::net::Net;
@@ -23,7 +24,7 @@ use crate::pd::{Encoded, Leg, OnDisconnect, Role};
 /// client.
 const SHOWN_BYTES_MAX: usize = 512;
 
-type EncodeTask<N> = LegTask<N, Result<Attempt<N>, LegFault>>;
+type EncodeTask<N> = LegTask<N, Result<Attempt<N>, CallError>>;
 
 impl<N: Net> Exchange<'_, N> {
     /// Sends the multimodal items of the request to the `encoders`, distributed round-robin and all
@@ -38,7 +39,7 @@ impl<N: Net> Exchange<'_, N> {
         let items = encode::items(&pd_request).map_err(|TooManyItems| Fault::TooManyItems)?;
         let mut tasks = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            let leg = encode::leg(&pd_request, item, ec).map_err(too_many)?;
+            let leg = encode::leg(&pd_request, item, ec)?;
             let target = &encoders[index % encoders.len()];
             tasks.push(Some(self.begin_encode(split, target, leg, index)));
         }
@@ -83,7 +84,7 @@ impl<N: Net> Exchange<'_, N> {
                 body: &body.bytes,
             };
             let begun = context.shard().net.now();
-            let ended = context.run_leg(&call, &mut None, &Limits::NONE).await;
+            let ended = context.run_leg(&call, &mut None, &Deadlines::NONE).await;
             let took = micros_since(context.shard().net.now(), begun);
             context.shard().metrics.leg(leg_role(Role::Encode), took);
             traced.end(context.shard(), Role::Encode, &ended);
@@ -117,8 +118,8 @@ impl<N: Net> Exchange<'_, N> {
     async fn next_ended(
         &self,
         tasks: &mut [Option<EncodeTask<N>>],
-    ) -> Result<(usize, Result<Attempt<N>, LegFault>), Fault> {
-        self.until(Watch::Ahead, Limit::NONE, |cx| {
+    ) -> Result<(usize, Result<Attempt<N>, CallError>), Fault> {
+        self.until(Watch::Ahead, Deadline::NONE, |cx| {
             for (index, slot) in tasks.iter_mut().enumerate() {
                 if let Some(task) = slot
                     && let Poll::Ready(ended) = task.poll(cx)
@@ -131,6 +132,7 @@ impl<N: Net> Exchange<'_, N> {
             Poll::Pending
         })
         .await
+        .or_gone()
     }
 
     /// Returns the response that the leg of item `index` collected, or the leg's fault. For a
@@ -139,7 +141,7 @@ impl<N: Net> Exchange<'_, N> {
     fn encoded(
         &mut self,
         index: usize,
-        ended: Result<Attempt<N>, LegFault>,
+        ended: Result<Attempt<N>, CallError>,
     ) -> Result<Collected, Fault> {
         match ended {
             Ok(Attempt::Done(collected, ..)) => Ok(collected),
@@ -152,7 +154,10 @@ impl<N: Net> Exchange<'_, N> {
                     detail.push_str(&String::from_utf8_lossy(shown));
                 }
                 self.stats.detail = Some(detail);
-                Err(Fault::EncodeStatus(response.head.status))
+                Err(Fault::leg(
+                    Role::Encode,
+                    Cause::Status(response.head.status),
+                ))
             }
             Err(fault) => {
                 self.stats.detail = Some(format!("item {index}"));

@@ -3,11 +3,12 @@
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::client::{Client, Limit};
+use super::client::Client;
 use super::head::{self, Forwarded, LocalResponse};
 use super::request_id::RequestId;
 use super::shard::Shard;
 use super::trace::Trace;
+use super::wait::{Deadline, Timeout};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, Framing, Method, Name, RequestHead, Version};
@@ -161,11 +162,11 @@ impl<'a, N: Net> Exchange<'a, N> {
     /// malformed or does not arrive in time, or if the client disconnects.
     async fn begin(shard: &'a Rc<Shard<N>>, client: &'a Client<N>) -> Result<Self, Fault> {
         let started = shard.net.now();
-        let limit = Limit::of(started, shard.config.timeouts.head, Fault::HeadTimeout);
+        let deadline = Deadline::of(started, shard.config.timeouts.head, Timeout::Client);
         let mut head = RequestHead::default();
         head.fields = shard.fields();
         while !client.parse_head(&mut head).map_err(Fault::Head)? {
-            client.receive_head(shard, limit).await?;
+            client.receive_head(shard, deadline).await?;
         }
         let bytes = client.take_ahead();
         let framing = h1::request_framing(&head, &bytes).map_err(Fault::Head)?;
@@ -415,7 +416,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             }
             return Next::Close;
         }
-        self.set_failed(reason_of(fault));
+        self.set_failed(fault.reason());
         if self.stats.status != 0 {
             // The response head has been sent. Only a missing end can now indicate the failure.
             return Next::Close;
@@ -490,48 +491,5 @@ const fn route_label(route: Route) -> metrics::Route {
         Route::Intercepted(Api::Responses) => metrics::Route::Responses,
         Route::Intercepted(Api::Generate) => metrics::Route::Generate,
         Route::Intercepted(Api::Invocations) => metrics::Route::Invocations,
-    }
-}
-
-/// Returns the reason under which the metrics count an intercepted request that failed with
-/// `fault`.
-pub(super) const fn reason_of(fault: Fault) -> Reason {
-    match fault {
-        Fault::PrefillConnect => Reason::PrefillConnect,
-        Fault::PrefillReset => Reason::PrefillReset,
-        Fault::PrefillResponse | Fault::PrefillResponseTooLarge => Reason::PrefillResponse,
-        Fault::PrefillTimeout | Fault::PairTimeout => Reason::PrefillTimeout,
-        Fault::EncodeConnect
-        | Fault::EncodeReset
-        | Fault::EncodeResponse
-        | Fault::EncodeTimeout
-        | Fault::EncodeStatus(_) => Reason::Encode,
-        Fault::Bootstrap => Reason::Bootstrap,
-        Fault::PrefillStatus(_) => Reason::PrefillStatus,
-        Fault::HandoffMissing => Reason::MissingKv,
-        Fault::Target(_) => Reason::BadTarget,
-        Fault::TargetDenied | Fault::AllowlistNotReady => Reason::TargetDenied,
-        Fault::ClientGone | Fault::ClientStalled => Reason::ClientGone,
-        Fault::DecodeRefused
-        | Fault::DecodeConnectTimeout
-        | Fault::DecodeReset
-        | Fault::DecodeResponse
-        | Fault::FirstByteTimeout
-        | Fault::DecodeTruncated
-        | Fault::ChunkResponse => Reason::Decode,
-        Fault::Head(_)
-        | Fault::Chunk
-        | Fault::Json(_)
-        | Fault::TooManyEdits
-        | Fault::TooManyItems
-        | Fault::Connect
-        | Fault::BodyTooLarge
-        | Fault::BudgetSpent
-        | Fault::HeadTimeout
-        | Fault::BodyTimeout
-        | Fault::UnknownRank
-        | Fault::Exhausted
-        | Fault::PlainText
-        | Fault::Bug(_) => Reason::ClientError,
     }
 }

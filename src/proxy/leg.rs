@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::client::{Limit, Watch};
+use super::client::Watch;
 use super::dial::Dials;
 use super::exchange::Exchange;
 use super::shard::{Shard, leg_role};
-use crate::fault::Fault;
+use super::wait::{Deadline, Timeout, Waited};
+use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{Framing, ResponseHead};
 use crate::json::Splices;
@@ -21,55 +22,76 @@ use crate::net::pool::EndpointId;
 use crate::net::{Address, Conn, Net, would_block};
 use crate::pd::Role;
 
-/// How a leg failed. [`LegFault::fault`] maps it to a [`Fault`] according to the leg's role.
+/// How a call to an engine failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LegFault {
-    /// No address of the engine accepts connections.
-    Refused,
-    /// The look-up of the engine's name, or the connect to at least one of its addresses, took
-    /// longer than `--connect-timeout`, and no connect succeeded.
-    ConnectTimeout,
-    /// The engine closed or reset the connection before the first byte of its response.
-    ConnectionClosed,
-    /// The response is malformed: not HTTP/1.1, truncated, or not readable as the JSON it should
-    /// be.
-    BadResponse,
-    /// A response body that the proxy reads itself is longer than `--max-prefill-answer`.
-    TooLarge,
-    /// A fault that is the same for every role.
+pub(super) enum CallError {
+    /// The engine or the connection to it failed.
+    Failed(Cause),
+    /// A deadline of the leg passed.
+    TimedOut(Timeout),
+    /// The client has disconnected, or the leg is no longer needed.
+    Disconnected,
+    /// A fault that has nothing to do with the engine, such as a malformed request body that is
+    /// forwarded as it arrives, or a resource of this machine that is exhausted.
     Other(Fault),
 }
 
-impl LegFault {
-    /// The fault to report when a leg of this role fails in this way.
+impl CallError {
+    /// Returns the fault of a leg of `role` whose call failed in this way.
     pub(super) const fn fault(self, role: Role) -> Fault {
-        match (self, role) {
-            (Self::Refused, Role::Decode) => Fault::DecodeRefused,
-            (Self::ConnectTimeout, Role::Decode) => Fault::DecodeConnectTimeout,
-            (Self::ConnectionClosed, Role::Decode) => Fault::DecodeReset,
-            (Self::BadResponse, Role::Decode) => Fault::DecodeResponse,
-            (Self::Refused | Self::ConnectTimeout, Role::Prefill) => Fault::PrefillConnect,
-            (Self::ConnectionClosed, Role::Prefill) => Fault::PrefillReset,
-            (Self::BadResponse, Role::Prefill) => Fault::PrefillResponse,
-            (Self::Refused | Self::ConnectTimeout, Role::Encode) => Fault::EncodeConnect,
-            (Self::ConnectionClosed, Role::Encode) => Fault::EncodeReset,
-            (Self::BadResponse, Role::Encode) => Fault::EncodeResponse,
-            (
-                Self::Refused | Self::ConnectTimeout | Self::ConnectionClosed | Self::BadResponse,
-                Role::Bootstrap,
-            ) => Fault::Bootstrap,
-            (Self::TooLarge, Role::Prefill) => Fault::PrefillResponseTooLarge,
-            (Self::TooLarge, Role::Decode) => Fault::ChunkResponse,
-            (Self::TooLarge, Role::Encode) => Fault::EncodeResponse,
-            (Self::TooLarge, Role::Bootstrap) => Fault::Bootstrap,
-            (Self::Other(fault), _) => fault,
+        match self {
+            Self::Failed(cause) => Fault::leg(role, cause),
+            Self::TimedOut(timeout) => Fault::leg(role, Self::cause_of(timeout)),
+            Self::Disconnected => Fault::ClientGone,
+            Self::Other(fault) => fault,
+        }
+    }
+
+    /// Returns whether no connection to the engine could be established.
+    pub(super) const fn is_refused(self) -> bool {
+        matches!(
+            self,
+            Self::Failed(Cause::Refused) | Self::TimedOut(Timeout::Connect)
+        )
+    }
+
+    const fn cause_of(timeout: Timeout) -> Cause {
+        match timeout {
+            Timeout::Connect => Cause::ConnectTimeout,
+            Timeout::Pair => Cause::PairTimeout,
+            Timeout::Client
+            | Timeout::FirstByte
+            | Timeout::Leg
+            | Timeout::Handoff
+            | Timeout::Pause
+            | Timeout::Detached => Cause::Timeout,
         }
     }
 }
 
-impl From<Fault> for LegFault {
+impl From<Fault> for CallError {
     fn from(fault: Fault) -> Self {
-        Self::Other(fault)
+        match fault {
+            Fault::ClientGone => Self::Disconnected,
+            fault => Self::Other(fault),
+        }
+    }
+}
+
+impl<T> Waited<T> {
+    /// Returns the awaited value, or the error of a call that waited for it.
+    pub(super) fn or_call_error(self) -> Result<T, CallError> {
+        match self {
+            Self::Ready(value) => Ok(value),
+            Self::Disconnected => Err(CallError::Disconnected),
+            Self::TimedOut(timeout) => Err(CallError::TimedOut(timeout)),
+        }
+    }
+}
+
+impl From<Cause> for CallError {
+    fn from(cause: Cause) -> Self {
+        Self::Failed(cause)
     }
 }
 
@@ -133,7 +155,7 @@ pub(super) enum Reuse {
 }
 
 /// The context that a leg runs in: its exchange, or a task. Defines what ends a wait besides the
-/// awaited event and its limit.
+/// awaited event and its deadline.
 pub(super) trait Waits<N: Net> {
     /// The shard that the leg runs on.
     fn shard(&self) -> &Rc<Shard<N>>;
@@ -150,16 +172,13 @@ pub(super) trait Waits<N: Net> {
     fn on_success(&self) {}
 
     /// Waits until `ready` is ready, the leg is no longer needed (its client has disconnected or
-    /// its owner has cancelled it), or the limit expires.
-    ///
-    /// # Errors
-    /// `ClientGone` if the leg is no longer needed, or the limit's fault.
+    /// its owner has cancelled it), or the deadline passes.
     async fn until<T>(
         &self,
         watch: Watch,
-        limit: Limit,
+        deadline: Deadline,
         ready: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Result<T, Fault>;
+    ) -> Waited<T>;
 }
 
 impl<N: Net> Waits<N> for Exchange<'_, N> {
@@ -182,10 +201,10 @@ impl<N: Net> Waits<N> for Exchange<'_, N> {
     async fn until<T>(
         &self,
         watch: Watch,
-        limit: Limit,
+        deadline: Deadline,
         ready: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Result<T, Fault> {
-        self.client.until(self.shard, watch, limit, ready).await
+    ) -> Waited<T> {
+        self.client.until(self.shard, watch, deadline, ready).await
     }
 }
 
@@ -201,8 +220,8 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         target: &Target,
         role: Role,
         reuse: Reuse,
-        limit: Limit,
-    ) -> Result<Upstream<N>, LegFault> {
+        deadline: Deadline,
+    ) -> Result<Upstream<N>, CallError> {
         let active = Active::new(&self.shard().metrics, role);
         if reuse != Reuse::Never
             && let Some(conn) = self.shard().pools.checkout(id)
@@ -219,7 +238,7 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         let before = self.phase().replace(Phase::Connect);
         // On failure the phase remains `Connect`, so that a disconnect during the connect is
         // counted there.
-        let conn = self.connect_new(id, target, role, limit).await?;
+        let conn = self.connect_new(id, target, role, deadline).await?;
         self.phase().set(before);
         Ok(Upstream {
             conn,
@@ -236,47 +255,39 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         id: EndpointId,
         target: &Target,
         role: Role,
-        limit: Limit,
-    ) -> Result<N::Conn, LegFault> {
-        const TIMEOUT: Fault = Fault::Bug("connect timeout");
+        deadline: Deadline,
+    ) -> Result<N::Conn, CallError> {
+        const TIMED_OUT: CallError = CallError::TimedOut(Timeout::Connect);
         let shard = self.shard();
         let wait = shard.config.timeouts.connect;
-        let connect_limit = || Limit::of(shard.net.now(), wait, TIMEOUT).or_sooner(limit);
-        let timed = |fault: Fault| match fault {
-            TIMEOUT => LegFault::ConnectTimeout,
-            other => LegFault::Other(other),
-        };
-        let addresses = self.addresses(id, target, connect_limit());
-        let addresses = addresses.await.map_err(timed)?;
+        let sooner = || Deadline::of(shard.net.now(), wait, Timeout::Connect).or_sooner(deadline);
+        let addresses = self.addresses(id, target, sooner()).await?;
         let mut timed_out = false;
         for address in addresses.iter().take(ADDRESSES_MAX) {
-            let begun = self.begin_connect(address, connect_limit()).await;
-            let conn = match begun.map_err(timed) {
+            let conn = match self.begin_connect(address, sooner()).await {
                 Ok(Some(conn)) => (shard.secure)(conn, role, target),
                 Ok(None) => continue,
-                Err(LegFault::ConnectTimeout) => {
+                Err(TIMED_OUT) => {
                     timed_out = true;
                     continue;
                 }
-                Err(fault) => return Err(fault),
+                Err(error) => return Err(error),
             };
-            let ended = self
-                .until(self.early_watch(), connect_limit(), |cx| {
-                    conn.poll_writable(cx)
-                })
+            let waited = self
+                .until(self.early_watch(), sooner(), |cx| conn.poll_writable(cx))
                 .await;
-            match ended.map_err(timed) {
+            match waited.or_call_error() {
                 Ok(()) if conn.connected().is_ok() => return Ok(conn),
                 Ok(()) => {}
                 // Another address of the same engine may accept the connection.
-                Err(LegFault::ConnectTimeout) => timed_out = true,
-                Err(fault) => return Err(fault),
+                Err(TIMED_OUT) => timed_out = true,
+                Err(error) => return Err(error),
             }
         }
         Err(if timed_out {
-            LegFault::ConnectTimeout
+            TIMED_OUT
         } else {
-            LegFault::Refused
+            CallError::Failed(Cause::Refused)
         })
     }
 
@@ -288,8 +299,8 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         &self,
         id: EndpointId,
         target: &Target,
-        limit: Limit,
-    ) -> Result<Rc<[Address]>, Fault> {
+        deadline: Deadline,
+    ) -> Result<Rc<[Address]>, CallError> {
         let shard = self.shard();
         let known = shard.pools.addresses(id);
         if let Some((addresses, at)) = &known {
@@ -300,24 +311,23 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         }
         let joined = shard.lookups.borrow_mut().join(target);
         let Some(must_start) = joined else {
-            return Err(Fault::Exhausted);
+            return Err(CallError::Other(Fault::Exhausted));
         };
         let _guard = LookupGuard { shard, target };
         if must_start && !(shard.resolver)(target) {
             shard.lookups.borrow_mut().forget(target);
-            return Err(Fault::Exhausted);
+            return Err(CallError::Other(Fault::Exhausted));
         }
         if let Some((addresses, _)) = known {
             // The known addresses are used while the look-up refreshes them, so no request waits
             // for a name server that has responded before.
             return Ok(addresses);
         }
-        let response = self
-            .until(self.early_watch(), limit, |cx| {
-                shard.lookups.borrow_mut().poll(target, cx)
-            })
-            .await?;
-        Ok(response)
+        self.until(self.early_watch(), deadline, |cx| {
+            shard.lookups.borrow_mut().poll(target, cx)
+        })
+        .await
+        .or_call_error()
     }
 
     /// Sends a whole request: `head` (including its blank line) and the spliced body. Returns
@@ -330,8 +340,8 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         upstream: &Upstream<N>,
         request: &SplicedRequest<'_>,
         response: &mut Response,
-        limit: Limit,
-    ) -> Result<bool, LegFault> {
+        deadline: Deadline,
+    ) -> Result<bool, CallError> {
         let conn = upstream.conn();
         let total = request.head.len() + request.splices.len();
         let mut at = 0;
@@ -340,13 +350,14 @@ pub(super) trait Legs<N: Net>: Dials<N> {
                 Ok(sent) => at += sent,
                 Err(error) if would_block(&error) => {
                     let event = self
-                        .until(Watch::Ahead, limit, |cx| {
+                        .until(Watch::Ahead, deadline, |cx| {
                             if conn.poll_readable(cx).is_ready() {
                                 return Poll::Ready(false);
                             }
                             conn.poll_writable(cx).map(|()| true)
                         })
                         .await
+                        .or_call_error()
                         // The engine would see a FIN only after reading all buffered bytes. A reset
                         // reaches it immediately.
                         .inspect_err(|_| conn.reset_on_close())?;
@@ -375,12 +386,13 @@ pub(super) trait Legs<N: Net>: Dials<N> {
         &self,
         upstream: &Upstream<N>,
         response: &mut Response,
-        limit: Limit,
-    ) -> Result<(), LegFault> {
+        deadline: Deadline,
+    ) -> Result<(), CallError> {
         let conn = upstream.conn();
         while !response.is_complete {
-            self.until(Watch::Ahead, limit, |cx| conn.poll_readable(cx))
-                .await?;
+            self.until(Watch::Ahead, deadline, |cx| conn.poll_readable(cx))
+                .await
+                .or_call_error()?;
             response.receive(self.shard(), conn)?;
         }
         Ok(())
@@ -453,7 +465,7 @@ impl Response {
         &mut self,
         shard: &Shard<N>,
         conn: &N::Conn,
-    ) -> Result<(), LegFault> {
+    ) -> Result<(), CallError> {
         if self.bytes.capacity() == 0 {
             // Allocated only now, because the engine may have been silent for minutes.
             self.bytes = shard.buffer();
@@ -465,23 +477,23 @@ impl Response {
         });
         let nothing_yet = self.bytes.is_empty() && self.interim == 0;
         match received {
-            Ok(0) if nothing_yet => Err(LegFault::ConnectionClosed),
-            Ok(0) => Err(LegFault::BadResponse),
+            Ok(0) if nothing_yet => Err(CallError::Failed(Cause::ConnectionClosed)),
+            Ok(0) => Err(CallError::Failed(Cause::BadResponse)),
             Ok(_) => self.parse(),
             Err(error) if would_block(&error) => Ok(()),
-            Err(_) if nothing_yet => Err(LegFault::ConnectionClosed),
-            Err(_) => Err(LegFault::BadResponse),
+            Err(_) if nothing_yet => Err(CallError::Failed(Cause::ConnectionClosed)),
+            Err(_) => Err(CallError::Failed(Cause::BadResponse)),
         }
     }
 
     /// Parses the response head if it is complete. Interim responses (1xx other than 101, RFC 9110
     /// 15.2) before it are dropped, up to a limit: the proxy itself handles `Expect: 100-continue`,
     /// so none of them is meant for the client.
-    fn parse(&mut self) -> Result<(), LegFault> {
+    fn parse(&mut self) -> Result<(), CallError> {
         while self
             .head
             .parse(&self.bytes)
-            .map_err(|_| LegFault::BadResponse)?
+            .map_err(|_| CallError::Failed(Cause::BadResponse))?
         {
             let is_final = self.head.status >= 200 || self.head.status == 101;
             if is_final {
@@ -490,7 +502,7 @@ impl Response {
             }
             self.interim += 1;
             if self.interim > INTERIM_RESPONSES_MAX {
-                return Err(LegFault::BadResponse);
+                return Err(CallError::Failed(Cause::BadResponse));
             }
             self.bytes.drain(..self.head.len);
         }

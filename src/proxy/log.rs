@@ -3,11 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::exchange::Exchange;
-use crate::fault::{Blame, Fault};
+use crate::fault::{Blame, Cause, Fault};
 use crate::fleet::Target;
 use crate::metrics::access::{EndedAt, EndedBy, Inline, Record};
 use crate::net::{Conn, Net};
-use crate::pd::Reason;
+use crate::pd::{Reason, Role};
 
 impl<N: Net> Exchange<'_, N> {
     /// Pushes the request's record into the shard's access log ring. If the ring is full, the
@@ -59,14 +59,20 @@ impl<N: Net> Exchange<'_, N> {
             return (EndedBy::None, EndedAt::Complete);
         };
         let by = match (fault.blame(), fault) {
+            // A prefiller that is late for its decoder has not failed itself.
             (
                 _,
-                Fault::PrefillConnect
-                | Fault::PrefillReset
-                | Fault::PrefillResponse
-                | Fault::PrefillResponseTooLarge
-                | Fault::PrefillTimeout
-                | Fault::PrefillStatus(_),
+                Fault::Leg {
+                    cause: Cause::PairTimeout,
+                    ..
+                },
+            ) => EndedBy::Upstream,
+            (
+                _,
+                Fault::Leg {
+                    role: Role::Prefill,
+                    ..
+                },
             ) => EndedBy::Prefill,
             (Blame::Client, _) => EndedBy::Client,
             (Blame::Upstream, _) => EndedBy::Upstream,

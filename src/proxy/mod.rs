@@ -49,6 +49,7 @@ mod task;
 mod trace;
 mod tunnel;
 mod upload;
+mod wait;
 
 pub use allowlist::TargetAllowlist;
 pub use budget::Budget;

@@ -3,15 +3,15 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::client::Limit;
 use super::exchange::{Exchange, micros_since};
-use super::leg::{LegFault, Response, Upstream};
+use super::leg::{CallError, Response, Upstream};
 use super::relay::Rewrite;
-use super::run::{Attempt, Call, Collected, Limits, Runs, finish_head};
+use super::run::{Attempt, Call, Collected, Deadlines, Runs, finish_head};
 use super::shard::leg_role;
-use super::split::{PendingResponse, Split, too_many};
+use super::split::{PendingResponse, Split};
+use super::wait::{Deadline, Timeout};
 use crate::config::{KvConnector, OnPrefillFailure};
-use crate::fault::Fault;
+use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net};
@@ -128,7 +128,7 @@ impl<N: Net> Exchange<'_, N> {
                 ControlFlow::Break(ended) => return ended,
                 ControlFlow::Continue(fault) => fault,
             };
-            let refused = matches!(fault, LegFault::Refused | LegFault::ConnectTimeout);
+            let refused = fault.is_refused();
             if refused && candidate + 1 < targets.len() {
                 candidate += 1;
                 continue;
@@ -136,7 +136,7 @@ impl<N: Net> Exchange<'_, N> {
             let may_retry = refused
                 || matches!(
                     fault,
-                    LegFault::ConnectionClosed | LegFault::Other(Fault::PrefillStatus(_))
+                    CallError::Failed(Cause::ConnectionClosed | Cause::Status(_))
                 );
             if !may_retry || retries >= config.pd.prefill_retries_max {
                 return Err(fault.fault(Role::Prefill));
@@ -155,10 +155,10 @@ impl<N: Net> Exchange<'_, N> {
     /// 504 is such a failure; otherwise it is an error response like any other.
     fn attempted(
         &mut self,
-        attempt: Result<Attempt<N>, LegFault>,
+        attempt: Result<Attempt<N>, CallError>,
         peer: Peer,
         may_retry: bool,
-    ) -> ControlFlow<Result<Prefill<N>, Fault>, LegFault> {
+    ) -> ControlFlow<Result<Prefill<N>, Fault>, CallError> {
         match attempt {
             Ok(Attempt::Done(collected, at, _)) => {
                 self.enter(Phase::BetweenLegs);
@@ -167,7 +167,7 @@ impl<N: Net> Exchange<'_, N> {
             Ok(Attempt::Status(upstream, response, sent)) => {
                 let status = response.head.status;
                 if may_retry && matches!(status, 502..=504) {
-                    return ControlFlow::Continue(LegFault::Other(Fault::PrefillStatus(status)));
+                    return ControlFlow::Continue(CallError::Failed(Cause::Status(status)));
                 }
                 self.sent_whole = sent;
                 let refused = self.prefill_refused(upstream, response);
@@ -187,15 +187,11 @@ impl<N: Net> Exchange<'_, N> {
         split: &Split,
         target: &Target,
         peer: &Peer,
-    ) -> Result<Attempt<N>, LegFault> {
+    ) -> Result<Attempt<N>, CallError> {
         let pd = &self.shard.config.pd;
         let leg = connector::prefill_leg(pd.connector, &split.pd_request(), peer);
-        let leg = leg.map_err(too_many)?;
-        let limit = Limit::of(
-            self.shard.net.now(),
-            pd.prefill_timeout,
-            Fault::PrefillTimeout,
-        );
+        let leg = leg.map_err(Fault::from)?;
+        let deadline = Deadline::of(self.shard.net.now(), pd.prefill_timeout, Timeout::Leg);
         let head = self.spliced_head(target, &leg)?;
         let call = Call {
             id: self.shard.pools.endpoint(Role::Prefill, target, false),
@@ -204,7 +200,8 @@ impl<N: Net> Exchange<'_, N> {
             leg: &leg,
             body: &split.body.bytes,
         };
-        self.run_leg(&call, &mut None, &Limits::all(limit)).await
+        self.run_leg(&call, &mut None, &Deadlines::all(deadline))
+            .await
     }
 
     /// Writes the head of a leg whose body is spliced. `Accept-Encoding` is omitted if the proxy
@@ -239,9 +236,9 @@ impl<N: Net> Exchange<'_, N> {
             } else {
                 502
             };
-            return Err(Fault::PrefillStatus(status));
+            return Err(Fault::leg(Role::Prefill, Cause::Status(status)));
         }
-        let fault = Fault::PrefillStatus(status);
+        let fault = Fault::leg(Role::Prefill, Cause::Status(status));
         self.stats.outcome = Some((Outcome::Failed, Reason::PrefillStatus));
         self.stats.fault = Some(fault);
         self.shard.count_fault(fault);

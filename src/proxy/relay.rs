@@ -6,17 +6,24 @@
 
 use std::io::IoSlice;
 
-use super::client::{Client, Limit, Watch};
+use super::client::{Client, Watch};
 use super::exchange::{Exchange, micros_since};
 use super::head::{self, Outgoing, ResponseExtra};
 use super::leg::{Response, Upstream};
 use super::shard::Shard;
-use crate::fault::Fault;
+use super::wait::Deadline;
+use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing, Name};
 use crate::json::{ResponseForm, UsageRewriter, UsageShape};
 use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
+use crate::pd::Role;
+
+/// The decode response ends early, or its chunked framing is malformed.
+const TRUNCATED: Fault = Fault::leg(Role::Decode, Cause::Truncated);
+/// The head of the decode response cannot be relayed.
+const MALFORMED: Fault = Fault::leg(Role::Decode, Cause::BadResponse);
 
 /// One receive in this many is timed for the overhead metric. Reading the clock is a noticeable
 /// share of the cost of relaying a token.
@@ -99,7 +106,7 @@ impl<N: Net> Exchange<'_, N> {
             return Box::pin(self.relay_upgrade(upstream, response)).await;
         }
         let framing = h1::response_framing(self.head.method, head, bytes);
-        response.framing = framing.map_err(|_| Fault::DecodeResponse)?;
+        response.framing = framing.map_err(|_| MALFORMED)?;
         let engine_keeps = h1::response_keeps_alive(head, bytes, response.framing);
         let rewriter = self.rewriter(&response, rewrite);
         let (outgoing, form) = self.outgoing(response.framing, rewriter.is_some());
@@ -209,7 +216,7 @@ impl<N: Net> Exchange<'_, N> {
             upgrade: None,
         };
         head::push_response(&mut out, &response.head, &response.bytes, outgoing, &extra)
-            .map_err(|_| Fault::DecodeResponse)?;
+            .map_err(|_| MALFORMED)?;
         self.stats.status = response.head.status;
         if outgoing == Outgoing::UntilClose {
             // The end of the connection will mark the end of the response. Make any early close a
@@ -250,21 +257,22 @@ impl<N: Net> Exchange<'_, N> {
                 conn.clear_readable();
             }
             client
-                .until(shard, Watch::Ahead, Limit::NONE, |cx| {
+                .until(shard, Watch::Ahead, Deadline::NONE, |cx| {
                     conn.poll_readable(cx)
                 })
-                .await?;
+                .await
+                .or_gone()?;
             let step = shard.with_small(|buffer| match conn.try_recv(buffer) {
                 // An earlier send has already been given the reset, so this end of stream may be at
                 // any position in the body.
-                Ok(0) if upstream.broke.get() => Err(Fault::DecodeTruncated),
+                Ok(0) if upstream.broke.get() => Err(TRUNCATED),
                 Ok(0) => relay.end(shard, client),
                 Ok(n) => {
                     relay.received += n as u64;
                     relay.step(shard, client, &buffer[..n])
                 }
                 Err(error) if would_block(&error) => Ok(Step::Nothing),
-                Err(_) => Err(Fault::DecodeTruncated),
+                Err(_) => Err(TRUNCATED),
             });
             match step? {
                 Step::Sent => {}
@@ -295,13 +303,14 @@ impl<N: Net> Exchange<'_, N> {
                 conn.clear_readable();
             }
             client
-                .until(shard, Watch::Ahead, Limit::NONE, |cx| {
+                .until(shard, Watch::Ahead, Deadline::NONE, |cx| {
                     conn.poll_readable(cx)
                 })
-                .await?;
+                .await
+                .or_gone()?;
             let bytes_max = usize::try_from(remaining).unwrap_or(usize::MAX);
             match conn.try_fill(&mut pipe, bytes_max) {
-                Ok(0) => return Err(Fault::DecodeTruncated),
+                Ok(0) => return Err(TRUNCATED),
                 Ok(n) => {
                     let counted = relay.meter.skip(n as u64);
                     debug_assert!(counted, "more bytes were received than remained");
@@ -309,7 +318,7 @@ impl<N: Net> Exchange<'_, N> {
                     shard.metrics.spliced_bytes(n as u64);
                 }
                 Err(error) if would_block(&error) => continue,
-                Err(_) => return Err(Fault::DecodeTruncated),
+                Err(_) => return Err(TRUNCATED),
             }
             client.send_piped(shard, &mut pipe).await?;
             if !relay.has_first_token {
@@ -374,10 +383,7 @@ impl Relay {
         client: &Client<N>,
         received: &[u8],
     ) -> Result<Step, Fault> {
-        let taken = self
-            .meter
-            .take(received)
-            .map_err(|_| Fault::DecodeTruncated)?;
+        let taken = self.meter.take(received).map_err(|_| TRUNCATED)?;
         self.has_surplus |= taken < received.len();
         send_now(client, &received[..taken])
     }
@@ -398,10 +404,7 @@ impl Relay {
     /// Appends `received`, converted to the form `self.form`, to `out`.
     fn transform(&mut self, received: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
         if self.form == Form::Verbatim {
-            let taken = self
-                .meter
-                .take(received)
-                .map_err(|_| Fault::DecodeTruncated)?;
+            let taken = self.meter.take(received).map_err(|_| TRUNCATED)?;
             self.has_surplus |= taken < received.len();
             out.extend_from_slice(&received[..taken]);
             return Ok(());
@@ -415,7 +418,7 @@ impl Relay {
                 None => out.extend_from_slice(payload),
             }
         });
-        let taken = taken.map_err(|_| Fault::DecodeTruncated)?;
+        let taken = taken.map_err(|_| TRUNCATED)?;
         self.has_surplus |= taken < received.len();
         if self.meter.is_done() {
             self.finish_payload(out);
@@ -464,7 +467,7 @@ impl Relay {
     /// is truncated: fails with `DecodeTruncated`.
     fn end<N: Net>(&mut self, shard: &Shard<N>, client: &Client<N>) -> Result<Step, Fault> {
         if !self.meter.ends_at_close() {
-            return Err(Fault::DecodeTruncated);
+            return Err(TRUNCATED);
         }
         self.meter = BodyMeter::new(Framing::None);
         // The connection has been closed.

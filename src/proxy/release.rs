@@ -9,14 +9,13 @@
 
 use std::time::Duration;
 
-use super::client::Limit;
 use super::exchange::Exchange;
 use super::leg::Waits;
-use super::run::{Attempt, Call, Limits, Runs, finish_head};
+use super::run::{Attempt, Call, Deadlines, Runs, finish_head};
 use super::split::Split;
 use super::task::LegTask;
+use super::wait::{Deadline, Timeout};
 use crate::config::KvConnector;
-use crate::fault::Fault;
 use crate::h1::{self, Name};
 use crate::json::Splices;
 use crate::limits::RELEASE_MS_MAX;
@@ -50,7 +49,7 @@ impl<N: Net> Exchange<'_, N> {
         let head = self.release_head(split, &leg);
         let (id, target) = (split.decoder, shard.decoder_target(split.decoder).clone());
         let wait = Duration::from_millis(RELEASE_MS_MAX);
-        let limit = Limit::of(shard.net.now(), Some(wait), Fault::FirstByteTimeout);
+        let deadline = Deadline::of(shard.net.now(), Some(wait), Timeout::Leg);
         // No task waits for the result.
         drop(LegTask::begin(
             shard,
@@ -63,7 +62,9 @@ impl<N: Net> Exchange<'_, N> {
                     leg: &leg,
                     body: &body,
                 };
-                let ended = context.run_leg(&call, &mut None, &Limits::all(limit)).await;
+                let ended = context
+                    .run_leg(&call, &mut None, &Deadlines::all(deadline))
+                    .await;
                 let is_refused = matches!(
                     &ended,
                     Ok(Attempt::Status(_, response, true)) if (400..500).contains(&response.head.status)

@@ -1,9 +1,10 @@
 //! Legs whose response the proxy reads itself: send the request, read the response, and keep the
 //! part the leg was sent for.
 
-use super::client::{Limit, Watch};
-use super::leg::{LegFault, Legs, Response, Reuse, SplicedRequest, Upstream, Waits};
-use crate::fault::Fault;
+use super::client::Watch;
+use super::leg::{CallError, Legs, Response, Reuse, SplicedRequest, Upstream, Waits};
+use super::wait::{Deadline, Timeout};
+use crate::fault::Cause;
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing, Method, Name};
 use crate::json::{Handoff, PrefillResponse};
@@ -24,23 +25,23 @@ pub(super) struct Call<'a> {
 
 /// Deadlines of the steps of a leg.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct Deadlines {
     /// Deadline for sending the request.
-    pub(super) send: Limit,
+    pub(super) send: Deadline,
     /// Deadline for the connect, if one is needed, and for the response head.
-    pub(super) head: Limit,
+    pub(super) head: Deadline,
     /// Deadline for the end of the response.
-    pub(super) end: Limit,
+    pub(super) end: Deadline,
 }
 
-impl Limits {
-    pub(super) const NONE: Self = Self::all(Limit::NONE);
+impl Deadlines {
+    pub(super) const NONE: Self = Self::all(Deadline::NONE);
 
-    pub(super) const fn all(limit: Limit) -> Self {
+    pub(super) const fn all(deadline: Deadline) -> Self {
         Self {
-            send: limit,
-            head: limit,
-            end: limit,
+            send: deadline,
+            head: deadline,
+            end: deadline,
         }
     }
 }
@@ -78,8 +79,8 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         &self,
         call: &Call<'_>,
         begun: &mut Option<Upstream<N>>,
-        limits: &Limits,
-    ) -> Result<Attempt<N>, LegFault> {
+        deadlines: &Deadlines,
+    ) -> Result<Attempt<N>, CallError> {
         let shard = self.shard();
         let role = call.leg.role;
         let mut reuse = Reuse::Allowed;
@@ -87,27 +88,30 @@ pub(super) trait Runs<N: Net>: Legs<N> {
             let upstream = match begun.take() {
                 Some(upstream) => upstream,
                 None => {
-                    self.connect(call.id, call.target, role, reuse, limits.head)
+                    self.connect(call.id, call.target, role, reuse, deadlines.head)
                         .await?
                 }
             };
             if role == Role::Prefill && shard.is_self(call.id) {
                 // Treat a prefill candidate that is this proxy or its decoder like one that
                 // refuses, so that the next candidate is tried.
-                return Err(LegFault::Refused);
+                return Err(CallError::Failed(Cause::Refused));
             }
             let mut response = Response::default();
             match self
-                .exchange_leg(&upstream, call, &mut response, limits)
+                .exchange_leg(&upstream, call, &mut response, deadlines)
                 .await
             {
                 Ok(sent) => {
                     // Boxed so that reading the response does not enlarge the future while the
                     // engine is silent.
-                    let collected = self.collect_response(upstream, call, response, sent, limits);
+                    let collected =
+                        self.collect_response(upstream, call, response, sent, deadlines);
                     return Box::pin(collected).await;
                 }
-                Err(LegFault::ConnectionClosed) if upstream.reused && reuse == Reuse::Allowed => {
+                Err(CallError::Failed(Cause::ConnectionClosed))
+                    if upstream.reused && reuse == Reuse::Allowed =>
+                {
                     shard.metrics.replay();
                     reuse = Reuse::Never;
                 }
@@ -123,26 +127,21 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         upstream: &Upstream<N>,
         call: &Call<'_>,
         response: &mut Response,
-        limits: &Limits,
-    ) -> Result<bool, LegFault> {
+        deadlines: &Deadlines,
+    ) -> Result<bool, CallError> {
         let request = SplicedRequest {
             head: call.head,
             splices: &call.leg.body,
             body: call.body,
         };
         let sent = self
-            .send_spliced(upstream, &request, response, limits.send)
+            .send_spliced(upstream, &request, response, deadlines.send)
             .await?;
         let shard = self.shard();
         let wait = shard.config.timeouts.first_byte;
-        let silent = match call.leg.role {
-            Role::Prefill => Fault::PrefillTimeout,
-            Role::Decode => Fault::FirstByteTimeout,
-            Role::Encode => Fault::EncodeTimeout,
-            Role::Bootstrap => Fault::Bootstrap,
-        };
-        let limit = Limit::of(shard.net.now(), wait, silent).or_sooner(limits.head);
-        self.receive_response(upstream, response, limit).await?;
+        let first_byte = Deadline::of(shard.net.now(), wait, Timeout::FirstByte);
+        let deadline = first_byte.or_sooner(deadlines.head);
+        self.receive_response(upstream, response, deadline).await?;
         Ok(sent)
     }
 
@@ -154,22 +153,22 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         call: &Call<'_>,
         mut response: Response,
         sent: bool,
-        limits: &Limits,
-    ) -> Result<Attempt<N>, LegFault> {
+        deadlines: &Deadlines,
+    ) -> Result<Attempt<N>, CallError> {
         let shard = self.shard();
         let at = shard.net.now();
         let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
-        response.framing = framing.map_err(|_| LegFault::BadResponse)?;
+        response.framing = framing.map_err(|_| CallError::Failed(Cause::BadResponse))?;
         if !(200..300).contains(&response.head.status) {
             return Ok(Attempt::Status(upstream, response, sent));
         }
         self.on_success();
         let is_read = call.leg.take != Take::Nothing;
         if is_read && response.head.field(Name::ContentEncoding).is_some() {
-            return Err(LegFault::BadResponse);
+            return Err(CallError::Failed(Cause::BadResponse));
         }
         let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
-        let read = self.read_body(&upstream, &response, call.leg.take, limits.end);
+        let read = self.read_body(&upstream, &response, call.leg.take, deadlines.end);
         let (collected, is_clean) = read.await?;
         if keeps && sent && is_clean {
             upstream.release(shard);
@@ -186,8 +185,8 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         upstream: &Upstream<N>,
         response: &Response,
         take: Take,
-        limit: Limit,
-    ) -> Result<(Collected, bool), LegFault> {
+        deadline: Deadline,
+    ) -> Result<(Collected, bool), CallError> {
         let pd = &self.shard().config.pd;
         let bytes_max = pd.prefill_response_bytes_max;
         let flat_blocks = pd.allow_flat_blocks || pd.mori.write_mode;
@@ -207,8 +206,9 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         reading.feed(response.rest())?;
         let conn = upstream.conn();
         while !reading.meter.is_done() {
-            self.until(Watch::Ahead, limit, |cx| conn.poll_readable(cx))
-                .await?;
+            self.until(Watch::Ahead, deadline, |cx| conn.poll_readable(cx))
+                .await
+                .or_call_error()?;
             let received = self.shard().with_small(|buffer| {
                 conn.try_recv(buffer)
                     .map(|n| (n, reading.feed(&buffer[..n])))
@@ -218,20 +218,22 @@ pub(super) trait Runs<N: Net>: Legs<N> {
                     reading.is_clean = false;
                     break;
                 }
-                Ok((0, _)) => return Err(LegFault::BadResponse),
+                Ok((0, _)) => return Err(CallError::Failed(Cause::BadResponse)),
                 Ok((_, taken)) => taken?,
                 Err(error) if would_block(&error) => {}
-                Err(_) => return Err(LegFault::BadResponse),
+                Err(_) => return Err(CallError::Failed(Cause::BadResponse)),
             }
         }
         let is_clean = reading.is_clean;
         let collected = match reading.collector {
             Collector::Handoff(scan) => {
-                let handoff = scan.finish().map_err(|_| LegFault::BadResponse)?;
+                let handoff = scan
+                    .finish()
+                    .map_err(|_| CallError::Failed(Cause::BadResponse))?;
                 Collected::Handoff(Box::new(handoff))
             }
             Collector::Whole(bytes) => {
-                crate::json::validate(&bytes).map_err(|_| LegFault::BadResponse)?;
+                crate::json::validate(&bytes).map_err(|_| CallError::Failed(Cause::BadResponse))?;
                 Collected::Whole(bytes)
             }
             Collector::Nothing => Collected::Nothing,
@@ -256,7 +258,7 @@ enum Collector {
 }
 
 impl Reading {
-    fn feed(&mut self, received: &[u8]) -> Result<(), LegFault> {
+    fn feed(&mut self, received: &[u8]) -> Result<(), CallError> {
         let mut malformed = false;
         let collector = &mut self.collector;
         let taken = self.meter.decode(received, |span| match collector {
@@ -264,13 +266,13 @@ impl Reading {
             Collector::Whole(bytes) => bytes.extend_from_slice(span.of(received)),
             Collector::Nothing => {}
         });
-        let taken = taken.map_err(|_| LegFault::BadResponse)?;
+        let taken = taken.map_err(|_| CallError::Failed(Cause::BadResponse))?;
         self.is_clean &= taken == received.len();
         if self.meter.payload_bytes() > self.bytes_max {
-            return Err(LegFault::TooLarge);
+            return Err(CallError::Failed(Cause::TooLarge));
         }
         if malformed {
-            return Err(LegFault::BadResponse);
+            return Err(CallError::Failed(Cause::BadResponse));
         }
         Ok(())
     }

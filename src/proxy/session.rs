@@ -3,9 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::client::{Client, Limit};
+use super::client::Client;
 use super::exchange::{self, Next};
 use super::shard::{SessionGuard, Shard};
+use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, RECEIVES_PER_YIELD_MAX};
 use crate::net::tls::Opened;
@@ -45,22 +46,19 @@ pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usi
 /// or the client sent plain text, which gets an error response: the connection will carry no
 /// request.
 async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
-    let limit = Limit::of(
-        shard.net.now(),
-        shard.config.timeouts.head,
-        Fault::HeadTimeout,
-    );
-    let opened = client.until_own(shard, limit, |cx| client.conn.poll_open(cx));
+    let wait = shard.config.timeouts.head;
+    let deadline = Deadline::of(shard.net.now(), wait, Timeout::Client);
+    let opened = client.until_own(shard, deadline, |cx| client.conn.poll_open(cx));
     match opened.await {
-        Ok(Opened::Ready) => true,
-        Ok(Opened::PlainText) => {
+        Waited::Ready(Opened::Ready) => true,
+        Waited::Ready(Opened::PlainText) => {
             shard.count_fault(Fault::PlainText);
             if exchange::refuse_head(shard, client, Fault::PlainText).await == Next::Linger {
                 linger(shard, client).await;
             }
             false
         }
-        Ok(Opened::Failed) | Err(_) => false,
+        Waited::Ready(Opened::Failed) | Waited::Disconnected | Waited::TimedOut(_) => false,
     }
 }
 
@@ -72,7 +70,7 @@ async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
 async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
     client.conn.finish();
     let wait = Duration::from_millis(LINGER_MS_MAX);
-    let limit = Limit::of(shard.net.now(), Some(wait), Fault::BodyTimeout);
+    let deadline = Deadline::of(shard.net.now(), Some(wait), Timeout::Client);
     let mut left = LINGER_BYTES_MAX;
     let mut steps = 0_u32;
     while left > 0 {
@@ -80,11 +78,10 @@ async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
         if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
             shard.net.yield_now().await;
         }
-        if client
-            .until_own(shard, limit, |cx| client.conn.poll_readable(cx))
-            .await
-            .is_err()
-        {
+        let waited = client
+            .until_own(shard, deadline, |cx| client.conn.poll_readable(cx))
+            .await;
+        if waited != Waited::Ready(()) {
             return;
         }
         match shard.with_small(|buffer| client.conn.try_recv(buffer)) {

@@ -8,11 +8,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::body::{self, Body};
-use super::client::Limit;
-use super::exchange::{Exchange, reason_of};
-use super::leg::{Legs, Response, Upstream};
+use super::exchange::Exchange;
+use super::leg::{CallError, Legs, Response, Upstream};
 use super::relay::Rewrite;
 use super::routing::Routing;
+use super::wait::{Deadline, Timeout};
 use crate::config::{Config, KvConnector, MoriConfig, OnPrefillFailure};
 use crate::fault::Fault;
 use crate::fleet::Target;
@@ -107,10 +107,6 @@ pub(super) struct PendingResponse<N: Net> {
     pub(super) rewrite: Rewrite,
 }
 
-pub(super) fn too_many(_: EditError) -> Fault {
-    Fault::TooManyEdits
-}
-
 impl<N: Net> Exchange<'_, N> {
     /// Serves an intercepted request whose body must be known before its first leg is sent: reads
     /// the body, runs the legs and sends the response.
@@ -195,9 +191,9 @@ impl<N: Net> Exchange<'_, N> {
         received: Instant,
     ) -> Result<PendingResponse<N>, Fault> {
         let kv_connector = split.config.pd.connector;
-        let mut plan = connector::plan(kv_connector, &split.pd_request()).map_err(too_many)?;
+        let mut plan = connector::plan(kv_connector, &split.pd_request())?;
         if matches!(plan, Plan::Split) && self.names_self(&targets[0]).await? {
-            let leg = split.pd_request().local_leg().map_err(too_many)?;
+            let leg = split.pd_request().local_leg()?;
             plan = Plan::Local(Reason::SelfTarget, leg);
         }
         self.record_request_overhead(received);
@@ -216,8 +212,8 @@ impl<N: Net> Exchange<'_, N> {
             pending => return pending,
         };
         self.shard.count_fault(fault);
-        self.stats.outcome = Some((Outcome::LocalFallback, reason_of(fault)));
-        let leg = split.pd_request().local_leg().map_err(too_many)?;
+        self.stats.outcome = Some((Outcome::LocalFallback, fault.reason()));
+        let leg = split.pd_request().local_leg()?;
         self.decode_local(split, &leg).await
     }
 
@@ -237,7 +233,7 @@ impl<N: Net> Exchange<'_, N> {
             Some((_, source)) if split.encoded.is_none() => pd_request.source_leg(&source.params()),
             Some(_) | None => pd_request.local_leg(),
         };
-        let leg = leg.map_err(too_many)?;
+        let leg = leg?;
         self.decode_local(split, &leg).await
     }
 
@@ -253,11 +249,11 @@ impl<N: Net> Exchange<'_, N> {
     async fn names_self(&self, target: &Target) -> Result<bool, Fault> {
         let id = self.shard.pools.endpoint(Role::Prefill, target, false);
         let wait = self.shard.config.timeouts.connect;
-        let limit = Limit::of(self.shard.net.now(), wait, Fault::PrefillConnect);
-        match self.addresses(id, target, limit).await {
+        let deadline = Deadline::of(self.shard.net.now(), wait, Timeout::Connect);
+        match self.addresses(id, target, deadline).await {
             Ok(_) => Ok(self.shard.is_self(id)),
-            Err(Fault::PrefillConnect | Fault::Exhausted) => Ok(false),
-            Err(fault) => Err(fault),
+            Err(CallError::Disconnected) => Err(Fault::ClientGone),
+            Err(_) => Ok(false),
         }
     }
 }

@@ -13,9 +13,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::client::{Limit, Watch};
+use super::client::Watch;
 use super::leg::Waits;
 use super::shard::{Shard, TaskGuard};
+use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
 use crate::limits::DETACHED_LEG_SECS_MAX;
 use crate::metrics::Phase;
@@ -209,30 +210,33 @@ impl<N: Net, T> Waits<N> for Rc<TaskContext<N, T>> {
     async fn until<U>(
         &self,
         _: Watch,
-        limit: Limit,
+        deadline: Deadline,
         mut ready: impl FnMut(&mut Context<'_>) -> Poll<U>,
-    ) -> Result<U, Fault> {
+    ) -> Waited<U> {
         let mut armed = None;
         let result = poll_fn(|cx| {
             if self.state.is_abandoned.get() {
-                return Poll::Ready(Err(Fault::ClientGone));
+                return Poll::Ready(Waited::Disconnected);
             }
             if let Poll::Ready(value) = ready(cx) {
-                return Poll::Ready(Ok(value));
+                return Poll::Ready(Waited::Ready(value));
             }
             self.state.task.borrow_mut().clone_from(cx.waker());
             let now = self.shard.net.now();
             let orphan = self.state.orphan_until.get();
             let orphan = orphan.map(|until| until.since(now));
-            let limit = limit.or_sooner(Limit::of(now, orphan, Fault::ClientGone));
-            let Some(until) = limit.until() else {
+            let deadline = deadline.or_sooner(Deadline::of(now, orphan, Timeout::Detached));
+            let Some(at) = deadline.at() else {
                 return Poll::Pending;
             };
-            if armed != Some(until) {
-                armed = Some(until);
-                self.timer.set(now, Some(until.since(now)));
+            if armed != Some(at) {
+                armed = Some(at);
+                self.timer.set(now, Some(at.since(now)));
             }
-            self.timer.poll(cx).map(|()| Err(limit.fault()))
+            self.timer.poll(cx).map(|()| match deadline.timeout() {
+                Timeout::Detached => Waited::Disconnected,
+                timeout => Waited::TimedOut(timeout),
+            })
         })
         .await;
         if armed.is_some() {

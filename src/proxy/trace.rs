@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::exchange::Exchange;
-use super::leg::LegFault;
+use super::leg::CallError;
 use super::recorder::{Finish, LegStart, Recorder, Style, WorldClock, finish_detached};
 use super::routing::Routing;
 use super::run::Attempt;
@@ -177,7 +177,7 @@ impl Trace {
     }
 
     /// Records the result of an attempt of the prefill leg.
-    pub(super) fn prefilled<N: Net>(&self, net: &N, ended: &Result<Attempt<N>, LegFault>) {
+    pub(super) fn prefilled<N: Net>(&self, net: &N, ended: &Result<Attempt<N>, CallError>) {
         self.record(net, |recorder, now_ns| {
             recorder.prefilled(end_of(ended, Role::Prefill), now_ns);
         });
@@ -204,7 +204,7 @@ impl Detached {
         self,
         shard: &Shard<N>,
         role: Role,
-        ended: &Result<Attempt<N>, LegFault>,
+        ended: &Result<Attempt<N>, CallError>,
     ) {
         if let Some(detached) = self.0 {
             let (clock, mut spans) = *detached;
@@ -215,7 +215,7 @@ impl Detached {
     }
 }
 
-fn end_of<N: Net>(ended: &Result<Attempt<N>, LegFault>, role: Role) -> Result<u16, &'static str> {
+fn end_of<N: Net>(ended: &Result<Attempt<N>, CallError>, role: Role) -> Result<u16, &'static str> {
     match ended {
         Ok(Attempt::Done(_, _, status)) => Ok(*status),
         Ok(Attempt::Status(_, response, _)) => Ok(response.head.status),

@@ -6,16 +6,17 @@
 use std::io::IoSlice;
 use std::task::{Context, Poll};
 
-use super::client::Limit;
 use super::exchange::Exchange;
 use super::head::{self, Outgoing, ResponseExtra};
 use super::leg::{Response, Upstream};
 use super::shard::Shard;
-use crate::fault::Fault;
+use super::wait::Deadline;
+use crate::fault::{Cause, Fault};
 use crate::h1::Name;
 use crate::limits::RECEIVES_PER_YIELD_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
+use crate::pd::Role;
 
 /// One direction of a tunnel.
 struct Lane {
@@ -42,7 +43,7 @@ impl<N: Net> Exchange<'_, N> {
             .field(Name::Upgrade)
             .map(|field| field.value.of(&response.bytes));
         let Some(protocol) = protocol.filter(|_| was_requested) else {
-            return Err(Fault::DecodeResponse);
+            return Err(Fault::leg(Role::Decode, Cause::BadResponse));
         };
         let mut out = self.shard.buffer();
         let extra = ResponseExtra {
@@ -59,7 +60,7 @@ impl<N: Net> Exchange<'_, N> {
             Outgoing::None,
             &extra,
         )
-        .map_err(|_| Fault::DecodeResponse)?;
+        .map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
         self.stats.status = 101;
         self.enter(Phase::Streaming);
         self.client.send(self.shard, &[IoSlice::new(&out)]).await?;
@@ -99,7 +100,7 @@ impl<N: Net> Exchange<'_, N> {
                 continue;
             }
             self.client
-                .until_own(self.shard, Limit::NONE, |cx| {
+                .until_own(self.shard, Deadline::NONE, |cx| {
                     let down = down.poll(engine, client, cx);
                     let up = up.poll(client, engine, cx);
                     if down.is_ready() || up.is_ready() {
@@ -108,7 +109,8 @@ impl<N: Net> Exchange<'_, N> {
                         Poll::Pending
                     }
                 })
-                .await?;
+                .await
+                .or_gone()?;
         }
         Ok(())
     }

@@ -3,13 +3,14 @@
 use std::io::IoSlice;
 use std::task::Poll;
 
-use super::client::{Limit, Watch};
+use super::client::Watch;
 use super::exchange::{Exchange, micros_since};
 use super::head::push_request_framing;
-use super::leg::{LegFault, Legs, Response, Reuse, Upstream};
+use super::leg::{CallError, Legs, Response, Reuse, Upstream};
 use super::relay::Rewrite;
 use super::shard::{Shard, leg_role};
-use crate::fault::Fault;
+use super::wait::{Deadline, Timeout};
+use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing};
 use crate::json::Mask;
@@ -63,7 +64,7 @@ impl<N: Net> Exchange<'_, N> {
         let mut continued = false;
         loop {
             let connected = self
-                .connect(decoder, target, Role::Decode, reuse, Limit::NONE)
+                .connect(decoder, target, Role::Decode, reuse, Deadline::NONE)
                 .await;
             let upstream = connected.map_err(|leg| leg.fault(Role::Decode))?;
             if expects && !self.body_done && upload.out.is_empty() && !continued {
@@ -86,7 +87,7 @@ impl<N: Net> Exchange<'_, N> {
                 // The engine closed an idle connection at the same time as it was used, before
                 // sending anything. Replaying the request once is safe. The new connection cannot
                 // fail in the same way.
-                Err(LegFault::ConnectionClosed)
+                Err(CallError::Failed(Cause::ConnectionClosed))
                     if upstream.reused && reuse != Reuse::Never && upload.whole =>
                 {
                     self.shard.metrics.replay();
@@ -166,7 +167,7 @@ impl<N: Net> Exchange<'_, N> {
         upstream: &Upstream<N>,
         upload: &mut Upload<N>,
         response: &mut Response,
-    ) -> Result<(), LegFault> {
+    ) -> Result<(), CallError> {
         let conn = upstream.conn();
         self.enter(Phase::Upload);
         let mut sent = false;
@@ -212,8 +213,8 @@ impl<N: Net> Exchange<'_, N> {
         self.stats.attempts += 1;
         let wait = self.shard.config.timeouts.first_byte;
         let begun = self.shard.net.now();
-        let limit = Limit::of(begun, wait, Fault::FirstByteTimeout);
-        let ended = self.receive_response(upstream, response, limit).await;
+        let deadline = Deadline::of(begun, wait, Timeout::FirstByte);
+        let ended = self.receive_response(upstream, response, deadline).await;
         let took = micros_since(self.shard.net.now(), begun);
         self.shard.metrics.leg(leg_role(Role::Decode), took);
         ended
@@ -226,15 +227,16 @@ impl<N: Net> Exchange<'_, N> {
         let (shard, client) = (self.shard, self.client);
         let body = shard.config.timeouts.body;
         if flushed {
-            let limit = Limit::of(shard.net.now(), body, Fault::BodyTimeout);
+            let deadline = Deadline::of(shard.net.now(), body, Timeout::Client);
             return client
-                .until_own(shard, limit, |cx| {
+                .until_own(shard, deadline, |cx| {
                     if conn.poll_readable(cx).is_ready() {
                         return Poll::Ready(Event::Response);
                     }
                     client.conn.poll_readable(cx).map(|()| Event::Received)
                 })
-                .await;
+                .await
+                .or_fault(Fault::BodyTimeout);
         }
         // The engine does not accept the bytes already received. The client is not responsible for
         // that, so no client timeout runs. Unread bytes of the body remain in the client's socket,
@@ -245,13 +247,14 @@ impl<N: Net> Exchange<'_, N> {
             Watch::Hangup
         };
         client
-            .until(shard, watch, Limit::NONE, |cx| {
+            .until(shard, watch, Deadline::NONE, |cx| {
                 if conn.poll_readable(cx).is_ready() {
                     return Poll::Ready(Event::Response);
                 }
                 conn.poll_writable(cx).map(|()| Event::Writable)
             })
             .await
+            .or_gone()
     }
 
     /// Receives once from the client and forwards the bytes, or fills the pipe with them. Returns
