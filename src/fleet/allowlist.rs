@@ -12,7 +12,7 @@ pub struct AllowList {
     names: HashMap<String, Ports>,
     nets: HashMap<AllowNet, Ports>,
     /// Distinct prefix lengths of the IPv4 rules (`bits_v4`) and IPv6 rules (`bits_v6`), in bits,
-    /// longest first. An address is looked up in `nets` once per length.
+    /// longest first. An address is looked up in `nets` once per length until a rule permits it.
     bits_v4: Vec<u8>,
     bits_v6: Vec<u8>,
     entries: usize,

@@ -392,8 +392,9 @@ fn reason_span(head: &[u8]) -> Span {
     Span::new(end.min(13), end)
 }
 
-/// Determines the error for a head that `httparse` refused: the first violation in the first
-/// invalid line.
+/// Determines the error for a head that `httparse` refused: that of the first invalid line. If this
+/// line has several violations, the first of the checks below that fails determines the error. If
+/// the checks find none in the whole head, the error is `BadToken`.
 #[cold]
 fn diagnose(head: &[u8], first_line_error: fn(&[u8]) -> Option<HeadError>) -> HeadError {
     let mut line_start = 0;

@@ -1,4 +1,4 @@
-//! Detects whether this machine allows io_uring.
+//! Detects whether this process may use io_uring, and defines the settings of the shards' rings.
 
 use std::io;
 

@@ -21,7 +21,7 @@ use super::Instant;
 pub const TICK: Duration = Duration::from_millis(10);
 const TICK_NS: u64 = 10_000_000;
 /// Number of slots, one per tick of a revolution. The entry of a deadline more than `SLOTS` ticks
-/// away is visited once per revolution.
+/// away is passed over once per revolution.
 const SLOTS: usize = 512;
 const NONE: u32 = u32::MAX;
 const OFF: u64 = u64::MAX;

@@ -20,23 +20,25 @@ pub enum Role {
 /// The part of a leg's response that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
-    /// The handoff and the cached-token count; the rest is discarded.
+    /// The handoff and the cached-token count are read; the rest of the response is discarded.
     Handoff,
-    /// The whole body, which the proxy reads as JSON.
+    /// The whole response body is read, as JSON.
     Whole,
-    /// Only the success status; the body is read to its end and discarded.
+    /// Only the success status matters; the response body is read to its end and discarded.
     Nothing,
-    /// The whole response, which is relayed to the client. With a [`UsageShape`], the cached-token
-    /// count in it is replaced by the prefiller's.
+    /// The whole response is relayed to the client. With a [`UsageShape`], the cached-token count
+    /// in it is replaced by the prefiller's.
     Response(Option<UsageShape>),
 }
 
-/// One upstream call: the client's body with edits, and the use of the response.
+/// One upstream call: its request body, usually the client's body with edits, and the part of the
+/// response that is used.
 #[derive(Debug)]
 pub struct Leg {
     /// The kind of server that the leg is sent to.
     pub role: Role,
-    /// The body of the leg's request, as splices over the client's bytes.
+    /// The body of the leg's request, as splices over the client's body or, for the release of
+    /// stranded KV cache, over a body that the proxy wrote. Empty for a bootstrap query.
     pub body: Splices,
     /// The part of the leg's response that is used.
     pub take: Take,

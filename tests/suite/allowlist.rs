@@ -1,5 +1,5 @@
-//! Targets that a request may name: rows A1, A3 and E1 to E3, and the allowlist sources without
-//! Kubernetes. The module `pool` tests the Kubernetes source.
+//! Targets that a request may name: conformance rows A1, A3 and E1 to E3, and the allowlist sources
+//! without Kubernetes. The module `pool` tests the Kubernetes source.
 
 use std::fs;
 use std::os::unix::fs::symlink;

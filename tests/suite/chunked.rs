@@ -1,6 +1,6 @@
 //! Chunked decode (`docs/pd-sidecar.md#chunked-decode`), with ringside's corrections
 //! (`docs/pd-sidecar.md#deliberate-differences`): a long response is generated in several decode
-//! chunks, and the client receives one response. Rows X1 to X6.
+//! chunks, and the client receives one response. Conformance rows X1 to X6.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,5 +1,5 @@
 //! Command line and configuration: exit codes, messages, sources and precedence of values, and the
-//! names of the binary (rows G1 to G4).
+//! names of the binary (conformance rows G1 to G4).
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

@@ -1,6 +1,6 @@
 //! The encoder stage (`docs/pd-sidecar.md#encoders`): each multimodal item is sent to an encoder in
-//! a separate request, and the parameters that the encoders return are sent with the legs. Rows E1
-//! to E5, and C1 to C4 to the extent that they are visible from outside.
+//! a separate request, and the parameters that the encoders return are sent with the legs.
+//! Conformance rows E1 to E5, and C1 to C4 to the extent that they are visible from outside.
 
 use mock_engine::{
     BlockBook, Counters, Engine, EngineConfig, EngineIds, Fault, HandoffShape, KvContract,

@@ -1,5 +1,5 @@
 //! Mooncake connector (`docs/pd-sidecar.md#mooncake`): the ranks of a prefill engine are queried
-//! once, and both legs are sent concurrently with the same transfer ID. Rows K1 to K3.
+//! once, and both legs are sent concurrently with the same transfer ID. Conformance rows K1 to K3.
 
 use std::collections::HashSet;
 

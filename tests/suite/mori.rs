@@ -1,6 +1,6 @@
 //! `MoRI-IO`, a mode of nixlv2 (`docs/pd-sidecar.md#moriio`): the prefill engine writes into the
-//! decode engine's memory, with serial or concurrent legs. Rows M1 to M10, D1, N16 and N17, and P12
-//! in part.
+//! decode engine's memory, with serial or concurrent legs. Conformance rows M1 to M10, D1, N16 and
+//! N17, and P12 in part.
 
 use mock_engine::{Counters, Engine, Fault, KvContract, Mori, Seen, State, dp_rank};
 use serde_json::{Value, json};

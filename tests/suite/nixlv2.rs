@@ -1,5 +1,5 @@
-//! The two legs of a split request with the nixlv2 connector (`docs/pd-sidecar.md#nixlv2`): rows
-//! N1, N2 and N6 to N15, and the members that are capped for each API.
+//! The two legs of a split request with the nixlv2 connector (`docs/pd-sidecar.md#nixlv2`):
+//! conformance rows N1, N2 and N6 to N15, and the members that are capped for each API.
 
 use std::time::Duration;
 

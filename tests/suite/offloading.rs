@@ -1,5 +1,5 @@
 //! The offloading connector (`docs/pd-sidecar.md#offloading`) and cached-prefix pulls
-//! (`docs/pd-sidecar.md#cached-prefix-pulls`): rows P1 to P12.
+//! (`docs/pd-sidecar.md#cached-prefix-pulls`): conformance rows P1 to P12.
 
 use std::collections::HashSet;
 

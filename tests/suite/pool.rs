@@ -1,5 +1,5 @@
-//! The allowlist that follows the pods of an InferencePool: row A2, and the ways in which an API
-//! server can interrupt or refuse a watch.
+//! The allowlist that follows the pods of an InferencePool: conformance row A2, and the ways in
+//! which an API server can interrupt or refuse a watch.
 
 use serde_json::json;
 

@@ -1,5 +1,5 @@
 //! Data-parallel ranks: one port per rank, and the older header field that selects a rank
-//! (`docs/pd-sidecar.md#data-parallel-ranks`). Row L1.
+//! (`docs/pd-sidecar.md#data-parallel-ranks`). Conformance row L1.
 
 use mock_engine::{Engine, EngineConfig};
 

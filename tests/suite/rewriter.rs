@@ -1,5 +1,5 @@
-//! Row U1: the cached-token count is rewritten in streams that are split at awkward offsets.
-//! Nothing but the count may differ from the stream that the engine sent.
+//! Conformance row U1: the cached-token count is rewritten in streams that are split at awkward
+//! offsets. Nothing but the count may differ from the stream that the engine sent.
 
 use mock_engine::{Engine, EngineConfig};
 

@@ -1,4 +1,5 @@
-//! Routing of requests: rows R1 and H1 to H6, and the targets that a routing header may name.
+//! Routing of requests: conformance rows R1 and H1 to H6, and the targets that a routing header may
+//! name.
 
 use mock_engine::{Engine, EngineConfig};
 

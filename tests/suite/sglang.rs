@@ -1,5 +1,5 @@
 //! The `SGLang` connector (`docs/pd-sidecar.md#sglang`): both legs are sent concurrently with the
-//! same body, which contains the bootstrap room of the transfer. Row S1.
+//! same body, which contains the bootstrap room of the transfer. Conformance row S1.
 
 use std::collections::HashSet;
 

@@ -1,5 +1,5 @@
 //! The shared-storage connector (`docs/pd-sidecar.md#shared-storage`): prefill then decode, or
-//! decode-first if the client specifies a minimum cache hit rate. Row N8 in part.
+//! decode-first if the client specifies a minimum cache hit rate. Conformance row N8 in part.
 
 use mock_engine::{Fault, KvContract, Seen, State, Store};
 use serde_json::{Value, json};

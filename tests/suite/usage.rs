@@ -1,4 +1,5 @@
-//! The response to a split request contains the prefill engine's cached-token count: rows N3 to N5.
+//! The response to a split request contains the prefill engine's cached-token count: conformance
+//! rows N3 to N5.
 
 use mock_engine::{EngineConfig, Fault, UsageShape};
 use serde_json::{Value, json};

@@ -29,7 +29,8 @@ pub use conn::Tls;
 use session::Session;
 pub use setup::{Certificate, SetupError, Trust, client_config, server_config};
 
-/// The result of [`Conn::poll_open`].
+/// The state of a connection after its TLS handshake, if it has one; returned by
+/// [`Conn::poll_open`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
     /// The connection carries application bytes. With TLS, the handshake has succeeded.

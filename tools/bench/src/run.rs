@@ -58,7 +58,7 @@ pub struct Done {
     pub events: u32,
     /// Number of receives that completed at least one event with text.
     pub arrivals: u32,
-    /// Summary of the text.
+    /// Hash of the response's text, and whether its numbered tokens are in order.
     pub text: Text,
 }
 
