@@ -67,7 +67,7 @@ pub enum Fault {
     PlainText,
 }
 
-/// Reason why a leg failed. Together with the leg's role it selects a row of [`ROWS`].
+/// Reason why a leg failed. Together with the leg's role it selects a row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// No address of the engine accepts connections: it is down or still loading.
