@@ -1,4 +1,5 @@
-//! The control log: state changes, written to standard error. It has no lines per request.
+//! The control log: messages about the process and its state changes, written to standard error. At
+//! level `info` and above it has no lines per request.
 
 use std::io::{IsTerminal, stderr};
 

@@ -62,9 +62,9 @@ pub fn keep_shape_local(api: Api, document: &Document) -> Option<Reason> {
     }
 }
 
-/// Returns the reason why a request to `/invocations` must not be split, or `None` if it can be.
-/// The engine dispatches such a request by the shape of its body. Only chat completion and
-/// completion requests can be split.
+/// Returns the reason why the body of a request to `/invocations` rules out splitting it, or `None`
+/// if it does not. The engine dispatches such a request by the shape of its body. It can be split
+/// if it is a chat completion, or a completion with a single prompt.
 fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
     if is_set(document, Level::Top, "messages") {
         None

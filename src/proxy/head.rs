@@ -27,9 +27,11 @@ pub(super) struct Forwarded<'a> {
 
 /// Writes the request line and all fields except framing fields, without the blank line.
 ///
-/// `Host` is forwarded unchanged (`docs/engines.md#forwarded-requests`), unless the authority of an
-/// absolute-form target replaces it. Hop-by-hop fields, routing fields and `Expect` are never
-/// forwarded, on any path.
+/// The client's fields are forwarded, except those that `extra` replaces or excludes, and
+/// hop-by-hop fields, routing fields and `Expect`, which are dropped on every path. `Upgrade` is
+/// forwarded if `extra.upgrade`. `Host` is forwarded unchanged
+/// (`docs/engines.md#forwarded-requests`), unless the authority of an absolute-form target replaces
+/// it.
 ///
 /// # Errors
 /// The client's `Connection` fields list too many names.

@@ -79,10 +79,10 @@ impl<N: Net> std::fmt::Debug for Parts<N> {
     }
 }
 
-/// The decoder of one rank: its configured name, and the addresses it resolved to at startup.
+/// The decoder of one rank: its configured location, and the addresses it resolved to at startup.
 #[derive(Clone, Debug)]
 pub struct Decoder {
-    /// Host and port of the decoder as configured.
+    /// Location of the decoder as configured: a host and a port, or a Unix socket.
     pub target: Target,
     /// The addresses of the decoder to try, in order.
     pub addresses: Vec<Address>,

@@ -184,7 +184,8 @@ impl Fate {
 enum Kind {
     /// The legs run one after the other.
     Serial,
-    /// As `Serial`, with about half of the split requests decode-first.
+    /// As `Serial`, and about half of the split requests have a `cache_hit_threshold`. They are sent
+    /// to the decoder first, and a prefill leg follows only if too little of the prompt is cached.
     DecodeFirst,
     /// As `Serial`, with one image per request.
     Encoded,

@@ -49,8 +49,9 @@ impl LinkBehaviour {
         }
     }
 
-    /// Draws a behaviour from the seed: mostly ordinary, but one direction in 16 has a capacity of
-    /// 1 to 64 bytes.
+    /// Draws a behaviour from the seed. Capacities are up to 64 KiB; one direction in 16 has only 1
+    /// to 64 bytes. Delays, partial transfers and spurious errors are each absent in about half of
+    /// the connections.
     pub(super) fn draw(world: &World) -> Self {
         let capacity = || {
             let bytes = match world.below(16) {

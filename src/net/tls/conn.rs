@@ -191,8 +191,9 @@ impl<C: Conn> Tls<C> {
         is_plain
     }
 
-    /// Applies the result of processing records: fails the connection on an error, opens it when
-    /// the handshake is complete, and sends the records that the session has produced.
+    /// Applies the result of processing records: records the end of the peer's data, fails the
+    /// connection on an error, and opens it when the handshake is complete. Then sends the records
+    /// that the session has produced; during the handshake, `advance` sends them.
     fn after(&self, state: &mut State, processed: Processed) {
         if processed.is_ended {
             state.ended.get_or_insert(Ok(()));

@@ -84,12 +84,12 @@ pub enum Until {
 /// One request to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// Number of the pair that the request belongs to, counted from 0; the pairs of the warm-up
-    /// come first.
+    /// Number of the pair (one request to each side) that the request belongs to, counted from 0;
+    /// the pairs of the warm-up come first.
     pub pair: u32,
     /// The side that the request is sent to.
     pub side: Side,
-    /// Whether this is the second request of its pair.
+    /// Whether this is the second request of its pair, sent to the other side than the first one.
     second: bool,
 }
 
