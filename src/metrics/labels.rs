@@ -98,18 +98,6 @@ labels! {
         Stalled = "stalled",
     }
 
-    /// The kind of server to which a connection or a leg goes.
-    LegRole {
-        /// A prefill engine, which computes the prompt's KV cache.
-        Prefill = "prefill",
-        /// A decode engine, which generates the response.
-        Decode = "decode",
-        /// An encode engine, which encodes images, audio and video.
-        Encode = "encode",
-        /// Mooncake's bootstrap server, which returns the list of a prefiller's engines.
-        Bootstrap = "bootstrap",
-    }
-
     /// The fate of the KV cache of a handoff that no decode leg carried.
     Stranded {
         /// The decoder rejected the release request with a 4xx status, as intended, so the
@@ -184,6 +172,7 @@ impl CodeClass {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pd::Role;
 
     #[test]
     fn index_is_the_position_and_labels_are_unique() {
@@ -199,7 +188,7 @@ mod tests {
                 assert_eq!(labels.len(), $name::ALL.len());
             )*};
         }
-        check!(Route CodeClass Phase LegRole Named AllowSource Stranded TlsPeer Direction);
+        check!(Route CodeClass Phase Role Named AllowSource Stranded TlsPeer Direction);
     }
 
     #[test]

@@ -17,9 +17,7 @@ mod traces;
 pub use allowlist::AllowlistMetrics;
 pub use certificate::{Reloads, ReloadsShown};
 pub use dns::DnsCounters;
-pub use labels::{
-    AllowSource, CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer,
-};
+pub use labels::{AllowSource, CodeClass, Direction, Named, Phase, Route, Stranded, TlsPeer};
 pub(crate) use line::text as push_text;
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;

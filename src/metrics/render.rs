@@ -15,11 +15,11 @@ use prometheus_client::registry;
 use super::allowlist::{Allowlist, AllowlistMetrics};
 use super::cell::{Counter, Gauge, Total, precise};
 use super::dns::{DnsCounters, DnsScrape};
-use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer};
+use super::labels::{CodeClass, Direction, Named, Phase, Route, Stranded, TlsPeer};
 use super::shard::ShardMetrics;
 use super::traces::{TraceCounters, TraceScrape};
 use crate::net::tls;
-use crate::pd::{Outcome, Reason};
+use crate::pd::{Outcome, Reason, Role};
 use crate::sys::process;
 
 /// Media type of the text that [`Registry::render`] returns.
@@ -164,7 +164,7 @@ impl Scrape {
         out.histograms(
             "ringside_leg_duration_seconds",
             "Duration of one attempt of a leg; of a decode leg, until its response head has arrived",
-            LegRole::ALL.map(|role| {
+            Role::ALL.map(|role| {
                 let total = self.total(|shard, total| shard.legs[role.index()].add_to(total));
                 ([("leg", role.label())], total)
             }),
@@ -270,7 +270,7 @@ impl Scrape {
         out.gauges(
             "ringside_upstream_connections",
             "Connections to engines, by leg and state",
-            LegRole::ALL.iter().flat_map(|role| {
+            Role::ALL.iter().flat_map(|role| {
                 let leg = ("leg", role.label());
                 let idle = self.level(|shard| &shard.pool_idle[role.index()]);
                 let active = self.level(|shard| &shard.pool_active[role.index()]);
@@ -493,13 +493,13 @@ mod tests {
             shard.request_started(Route::Chat);
             shard.request_done(Route::Chat, CodeClass::C2xx, 350_000);
             shard.ttft(Route::Chat, 30_000);
-            shard.leg(LegRole::Prefill, 20_000);
+            shard.leg(Role::Prefill, 20_000);
             shard.overhead(Direction::Chunk, 4_000);
             shard.fault(1);
             shard.client_left(Phase::BetweenLegs);
             shard.pd(Outcome::Remote, Reason::None);
-            shard.pool_idle(LegRole::Decode, 3);
-            shard.pool_idle(LegRole::Decode, -1);
+            shard.pool_idle(Role::Decode, 3);
+            shard.pool_idle(Role::Decode, -1);
             shard.client_connections(5);
             shard.spliced_bytes(100);
         }

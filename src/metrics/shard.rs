@@ -4,9 +4,9 @@
 //! allocates, locks or reads a clock.
 
 use super::cell::{Bounds, Counter, Gauge, Histogram};
-use super::labels::{CodeClass, Direction, LegRole, Named, Phase, Route, Stranded, TlsPeer};
+use super::labels::{CodeClass, Direction, Named, Phase, Route, Stranded, TlsPeer};
 use crate::net::tls;
-use crate::pd::{Outcome, Reason};
+use crate::pd::{Outcome, Reason, Role};
 
 /// Buckets of the time to first token and of the leg duration, in microseconds. The same as those
 /// of vLLM's time to first token, so that dashboards can show both in one panel.
@@ -96,13 +96,13 @@ pub struct ShardMetrics {
     pub(super) done: [[Counter; CodeClass::ALL.len()]; Route::ALL.len()],
     pub(super) duration: [Histogram<21>; Route::ALL.len()],
     pub(super) first_token: [Histogram<22>; Route::ALL.len()],
-    pub(super) legs: [Histogram<22>; LegRole::ALL.len()],
+    pub(super) legs: [Histogram<22>; Role::ALL.len()],
     pub(super) overhead: [Histogram<15>; Direction::ALL.len()],
     pub(super) faults: Box<[Counter]>,
     pub(super) left: [Counter; Phase::ALL.len()],
     pub(super) pd: [[Counter; Reason::ALL.len()]; Outcome::ALL.len()],
-    pub(super) pool_idle: [Gauge; LegRole::ALL.len()],
-    pub(super) pool_active: [Gauge; LegRole::ALL.len()],
+    pub(super) pool_idle: [Gauge; Role::ALL.len()],
+    pub(super) pool_active: [Gauge; Role::ALL.len()],
     pub(super) denied: [Counter; Named::ALL.len()],
     pub(super) clients: Gauge,
     pub(super) retries: Counter,
@@ -178,7 +178,7 @@ impl ShardMetrics {
     /// is established or, if the request body is forwarded as it arrives, after the upload. For
     /// other roles it covers connecting (except for a concurrent prefill leg), sending, and the
     /// whole response of a successful leg.
-    pub fn leg(&self, role: LegRole, micros: u64) {
+    pub fn leg(&self, role: Role, micros: u64) {
         self.legs[role.index()].record(micros);
     }
 
@@ -206,13 +206,13 @@ impl ShardMetrics {
     }
 
     /// Adds `delta` to the number of idle connections to engines of this role in the shard's pool.
-    pub fn pool_idle(&self, role: LegRole, delta: i64) {
+    pub fn pool_idle(&self, role: Role, delta: i64) {
         self.pool_idle[role.index()].add(delta);
     }
 
     /// Adds `delta` to the number of connections to engines of this role that are in use or being
     /// established.
-    pub fn pool_active(&self, role: LegRole, delta: i64) {
+    pub fn pool_active(&self, role: Role, delta: i64) {
         self.pool_active[role.index()].add(delta);
     }
 

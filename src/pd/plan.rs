@@ -17,6 +17,28 @@ pub enum Role {
     Bootstrap,
 }
 
+impl Role {
+    /// All roles, in the order of `index`.
+    pub const ALL: [Self; 4] = [Self::Prefill, Self::Decode, Self::Encode, Self::Bootstrap];
+
+    /// Returns the role's name in metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Encode => "encode",
+            Self::Bootstrap => "bootstrap",
+        }
+    }
+
+    /// Returns the position of the role in `ALL`.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// The part of a leg's response that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {

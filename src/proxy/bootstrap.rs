@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::exchange::{Exchange, micros_since};
 use super::leg::CallError;
 use super::run::{Attempt, Call, Collected, Deadlines, Runs};
-use super::shard::leg_role;
 use super::wait::{Deadline, Timeout};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
@@ -145,7 +144,7 @@ impl<N: Net> Exchange<'_, N> {
             .run_leg(&call, &mut None, &Deadlines::all(deadline))
             .await;
         let took = micros_since(shard.net.now(), begun);
-        shard.metrics.leg(leg_role(Role::Bootstrap), took);
+        shard.metrics.leg(Role::Bootstrap, took);
         match ended? {
             Attempt::Done(Collected::Whole(response), ..) => Ok(response),
             Attempt::Done(..) | Attempt::Status(..) => Err(CallError::Failed(Cause::BadResponse)),

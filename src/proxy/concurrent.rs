@@ -17,7 +17,7 @@ use super::exchange::{Exchange, micros_since};
 use super::leg::{CallError, Legs, Response, Reuse, Upstream, Waits};
 use super::relay::Rewrite;
 use super::run::{Attempt, Call, Deadlines, Runs};
-use super::shard::{Shard, TaskGuard, leg_role};
+use super::shard::{Shard, TaskGuard};
 use super::split::{PendingResponse, Split};
 use super::task::LegTask;
 use super::wait::{Deadline, Timeout};
@@ -177,7 +177,7 @@ impl<N: Net> Exchange<'_, N> {
                 .run_leg(&call, &mut Some(upstream), &deadlines)
                 .await;
             let took = micros_since(context.shard().net.now(), begun);
-            context.shard().metrics.leg(leg_role(Role::Prefill), took);
+            context.shard().metrics.leg(Role::Prefill, took);
             traced.end(context.shard(), Role::Prefill, &ended);
             ended
         }))

@@ -11,7 +11,6 @@ use super::leg::{CallError, Legs, Response, Reuse, Upstream};
 use super::prefill::Prefilled;
 use super::relay::Rewrite;
 use super::run::{Call, Deadlines, Runs};
-use super::shard::leg_role;
 use super::split::{PendingResponse, Split};
 use super::wait::{Deadline, Timeout};
 use crate::config::{OnDecodeKvError, OnMissingKv};
@@ -224,7 +223,7 @@ impl<N: Net> Exchange<'_, N> {
         let responded = sent.map(|_| response.head.status).map_err(label_of);
         self.trace.responded(&self.shard.net, responded);
         let took = micros_since(self.shard.net.now(), begun);
-        self.shard.metrics.leg(leg_role(Role::Decode), took);
+        self.shard.metrics.leg(Role::Decode, took);
         self.sent_whole = sent?;
         Ok(response)
     }

@@ -8,7 +8,6 @@ use super::client::Watch;
 use super::exchange::{Exchange, micros_since};
 use super::leg::{CallError, Waits};
 use super::run::{Attempt, Call, Collected, Deadlines, Runs, finish_head};
-use super::shard::leg_role;
 use super::split::Split;
 use super::task::LegTask;
 use super::wait::Deadline;
@@ -86,7 +85,7 @@ impl<N: Net> Exchange<'_, N> {
             let begun = context.shard().net.now();
             let ended = context.run_leg(&call, &mut None, &Deadlines::NONE).await;
             let took = micros_since(context.shard().net.now(), begun);
-            context.shard().metrics.leg(leg_role(Role::Encode), took);
+            context.shard().metrics.leg(Role::Encode, took);
             traced.end(context.shard(), Role::Encode, &ended);
             ended
         })

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::client::Watch;
 use super::dial::Dials;
 use super::exchange::Exchange;
-use super::shard::{Shard, leg_role};
+use super::shard::Shard;
 use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
@@ -130,7 +130,7 @@ struct Active {
 
 impl Active {
     fn new(metrics: &Arc<ShardMetrics>, role: Role) -> Self {
-        metrics.pool_active(leg_role(role), 1);
+        metrics.pool_active(role, 1);
         Self {
             metrics: Arc::clone(metrics),
             role,
@@ -140,7 +140,7 @@ impl Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.metrics.pool_active(leg_role(self.role), -1);
+        self.metrics.pool_active(self.role, -1);
     }
 }
 

@@ -7,7 +7,6 @@ use super::exchange::{Exchange, micros_since};
 use super::leg::{CallError, Response, Upstream};
 use super::relay::Rewrite;
 use super::run::{Attempt, Call, Collected, Deadlines, Runs, finish_head};
-use super::shard::leg_role;
 use super::split::{PendingResponse, Split};
 use super::wait::{Deadline, Timeout};
 use crate::config::{KvConnector, OnPrefillFailure};
@@ -120,7 +119,7 @@ impl<N: Net> Exchange<'_, N> {
             let now = self.shard.net.now();
             self.stats.prefill_us = micros_since(now, started);
             let took = micros_since(now, begun);
-            self.shard.metrics.leg(leg_role(Role::Prefill), took);
+            self.shard.metrics.leg(Role::Prefill, took);
             self.trace.prefilled(&self.shard.net, &attempt);
             let may_retry = retries < config.pd.prefill_retries_max;
             // The result of an attempt is large, so it must not be kept across an await.

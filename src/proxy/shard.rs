@@ -22,8 +22,8 @@ use crate::limits::{
     RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX, RECYCLED_BUFFERS_MAX,
     RECYCLED_FIELDS_MAX,
 };
+use crate::metrics::ShardMetrics;
 use crate::metrics::access::AccessRing;
-use crate::metrics::{LegRole, ShardMetrics};
 use crate::net::Net;
 use crate::net::pool::{EndpointId, Pools};
 use crate::pd::Role;
@@ -129,7 +129,7 @@ impl<N: Net> Shard<N> {
     /// [`Shard::serve`].
     pub fn new(net: N, parts: Parts<N>) -> Rc<Self> {
         let counted = Arc::clone(&parts.metrics);
-        let on_idle = Box::new(move |role, delta| counted.pool_idle(leg_role(role), delta));
+        let on_idle = Box::new(move |role, delta| counted.pool_idle(role, delta));
         let upstream = &parts.config.upstream;
         let pools = Pools::new(&net, upstream.idle, upstream.idle_per_rank_max, on_idle);
         let decoders = parts
@@ -303,16 +303,6 @@ impl<N: Net> Shard<N> {
 
     pub(super) fn count_fault(&self, fault: Fault) {
         self.metrics.fault(fault.index());
-    }
-}
-
-/// Returns the metric label of the role of a leg.
-pub(super) const fn leg_role(role: Role) -> LegRole {
-    match role {
-        Role::Prefill => LegRole::Prefill,
-        Role::Decode => LegRole::Decode,
-        Role::Encode => LegRole::Encode,
-        Role::Bootstrap => LegRole::Bootstrap,
     }
 }
 

@@ -8,7 +8,7 @@ use super::exchange::{Exchange, micros_since};
 use super::head::push_request_framing;
 use super::leg::{CallError, Legs, Response, Reuse, Upstream};
 use super::relay::Rewrite;
-use super::shard::{Shard, leg_role};
+use super::shard::Shard;
 use super::wait::{Deadline, Timeout};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
@@ -216,7 +216,7 @@ impl<N: Net> Exchange<'_, N> {
         let deadline = Deadline::of(begun, wait, Timeout::FirstByte);
         let ended = self.receive_response(upstream, response, deadline).await;
         let took = micros_since(self.shard.net.now(), begun);
-        self.shard.metrics.leg(leg_role(Role::Decode), took);
+        self.shard.metrics.leg(Role::Decode, took);
         ended
     }
 
