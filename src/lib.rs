@@ -31,6 +31,8 @@ pub mod metrics;
 pub mod trace;
 
 // The request path.
+pub mod upstream;
+
 pub mod proxy;
 
 // Outside the request path: threads, signals, the admin server and the command line.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::net::Notifier;
-use crate::proxy::Resolved;
+use crate::upstream::Resolved;
 
 /// A message to a shard.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::{io, thread};
 use super::inbox::{Inbox, Message};
 use crate::fleet::{Address, Target};
 use crate::limits::{ADDRESSES_MAX, RESOLVE_QUEUE_MAX};
-use crate::proxy::Resolved;
+use crate::upstream::Resolved;
 
 /// Number of resolver threads in the process, and thus of concurrent look-ups. With an unreachable
 /// name server, each look-up takes seconds.

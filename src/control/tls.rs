@@ -15,7 +15,7 @@ use crate::metrics::{ShardMetrics, TlsPeer};
 use crate::net::Conn;
 use crate::net::tls::{Acceptor, Dialer, Trust, Wire, client_config, server_config};
 use crate::pd::Role;
-use crate::proxy::shard::SecureUpstream;
+use crate::upstream::SecureUpstream;
 
 /// The name that the certificate of a decoder on a Unix socket must be valid for.
 const SOCKET_HOST: &str = "localhost";

@@ -22,7 +22,6 @@ mod socket;
 
 #[cfg(feature = "monoio")]
 pub mod monoio;
-pub mod pool;
 pub mod probe;
 pub mod reactor;
 pub mod sim;

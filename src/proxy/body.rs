@@ -2,7 +2,6 @@
 
 use super::budget::Reserved;
 use super::exchange::Exchange;
-use super::wait::{Deadline, Timeout};
 use crate::fault::Fault;
 use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
@@ -10,6 +9,7 @@ use crate::limits::{BODY_RESERVE_STEP_BYTES, RECEIVE_LARGE_BYTES, RECEIVES_PER_Y
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::request::WATCH;
+use crate::upstream::wait::{Deadline, Timeout};
 
 /// A request body without its framing, and the positions of those of its JSON members that legs are
 /// built from ([`WATCH`]).
@@ -55,7 +55,7 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
     if taken < early.len() {
         exchange.client.put_back(&early[taken..]);
     }
-    exchange.shard.recycle(arrived);
+    exchange.shard.buffers.recycle(arrived);
     let mut steps = 0_u32;
     while !reading.meter.is_done() {
         steps = steps.wrapping_add(1);
@@ -95,7 +95,7 @@ async fn receive_more<N: Net>(
             let received = client.conn.try_recv_append(&mut reading.bytes, room);
             received.map(|n| (n, reading.take_in_place(before)))
         }
-        None => shard.with_small(|buffer| {
+        None => shard.buffers.with_small(|buffer| {
             client.conn.try_recv(buffer).map(|n| {
                 let taken = reading.take(&buffer[..n]);
                 if let Ok(taken) = taken

@@ -6,9 +6,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::exchange::{Exchange, micros_since};
-use super::leg::CallError;
-use super::run::{Attempt, Call, Collected, Deadlines, Runs};
-use super::wait::{Deadline, Timeout};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1;
@@ -17,6 +14,12 @@ use crate::limits::{BOOTSTRAP_MS_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX};
 use crate::net::{Instant, Net};
 use crate::pd::mooncake::engines;
 use crate::pd::{BootstrapEngine, Leg, Peer, Role, Take};
+use crate::upstream::call::Attempt;
+use crate::upstream::call::Call;
+use crate::upstream::call::Collected;
+use crate::upstream::call::Deadlines;
+use crate::upstream::error::CallError;
+use crate::upstream::wait::{Deadline, Timeout};
 
 /// A shard's cache of the engine lists that Mooncake bootstrap servers returned. A list is used for
 /// at most `BOOTSTRAP_SECS_MAX` seconds.
@@ -118,7 +121,7 @@ impl<N: Net> Exchange<'_, N> {
 
     async fn query(&self, server: &Target) -> Result<Vec<u8>, CallError> {
         let shard = self.shard;
-        let mut head = shard.buffer();
+        let mut head = shard.buffers.buffer();
         head.extend_from_slice(b"GET /query HTTP/1.1\r\n");
         h1::push_field(&mut head, b"host", server.authority().as_bytes());
         h1::push_field(&mut head, b"accept", b"application/json");
@@ -131,7 +134,7 @@ impl<N: Net> Exchange<'_, N> {
             request_id: None,
         };
         let call = Call {
-            id: shard.pools.endpoint(Role::Bootstrap, server, false),
+            id: shard.upstreams.endpoint(Role::Bootstrap, server),
             target: server,
             head: &head,
             leg: &leg,
@@ -141,7 +144,9 @@ impl<N: Net> Exchange<'_, N> {
         let deadline = Deadline::of(shard.net.now(), Some(wait), Timeout::Leg);
         let begun = shard.net.now();
         let ended = self
-            .run_leg(&call, &mut None, &Deadlines::all(deadline))
+            .shard
+            .upstreams
+            .call(self, &call, &mut None, &Deadlines::all(deadline))
             .await;
         let took = micros_since(shard.net.now(), begun);
         shard.metrics.leg(Role::Bootstrap, took);

@@ -4,17 +4,17 @@ use std::io::IoSlice;
 
 use super::exchange::{Exchange, micros_since};
 use super::head;
-use super::leg::CallError;
 use super::relay::Rewrite;
-use super::run::{Collected, Runs};
 use super::split::{PendingResponse, Split};
-use super::wait::Deadline;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method, Name};
 use crate::metrics::Phase;
 use crate::net::Net;
 use crate::pd::chunked::{ChunkError, Cut, Progress};
 use crate::pd::{Role, Take};
+use crate::upstream::call::Collected;
+use crate::upstream::error::CallError;
+use crate::upstream::wait::Deadline;
 
 impl<N: Net> Exchange<'_, N> {
     /// Enables chunked decode for a request (`split.chunk`) if `--decode-chunk-size` is set and the
@@ -128,14 +128,17 @@ impl<N: Net> Exchange<'_, N> {
             return Err(Fault::leg(Role::Decode, Cause::Unusable));
         }
         let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
-        let read = self.read_body(&upstream, &response, Take::Whole, Deadline::NONE);
+        let read =
+            self.shard
+                .upstreams
+                .read_body(self, &upstream, &response, Take::Whole, Deadline::NONE);
         let read = read.await.map_err(|fault| match fault {
             CallError::Failed(Cause::BadResponse) => Fault::leg(Role::Decode, Cause::Unusable),
             other => other.fault(Role::Decode),
         });
         let (taken, is_clean) = read?;
         if keeps && is_clean && self.sent_whole {
-            upstream.release(self.shard);
+            upstream.release(&self.shard.upstreams);
         }
         match taken {
             Collected::Whole(bytes) => Ok(bytes),
@@ -149,7 +152,7 @@ impl<N: Net> Exchange<'_, N> {
     /// `is_last` also ends the body.
     async fn send_events(&mut self, events: &[u8], is_last: bool) -> Result<(), Fault> {
         let is_http10 = self.is_http10();
-        let mut out = self.shard.buffer();
+        let mut out = self.shard.buffers.buffer();
         let is_first = self.stats.status == 0;
         if is_first {
             self.keep_alive = self.keeps_alive() && !is_http10;
@@ -170,7 +173,7 @@ impl<N: Net> Exchange<'_, N> {
         }
         self.stats.bytes_out += out.len() as u64;
         self.client.send(self.shard, &[IoSlice::new(&out)]).await?;
-        self.shard.recycle(out);
+        self.shard.buffers.recycle(out);
         if is_first {
             let now = self.shard.net.clock();
             self.stats.ttft_us = micros_since(now, self.stats.started).max(1);

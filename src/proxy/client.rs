@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::shard::Shard;
-use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
 use crate::h1::{HeadError, RequestHead};
 use crate::limits::{CLIENT_AHEAD_BYTES_MAX, RECEIVE_HEAD_BYTES};
 use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Instant, Net, Timer, would_block};
+use crate::upstream::wait::{Deadline, Timeout, Waited};
 
 /// An open client connection.
 pub(super) struct Client<N: Net> {
@@ -114,7 +114,7 @@ impl<N: Net> Client<N> {
             return true;
         }
         // Recycle the read-ahead buffer, so that an idle connection does not hold one.
-        shard.recycle(self.ahead.take());
+        shard.buffers.recycle(self.ahead.take());
         self.timer
             .set(shard.net.now(), shard.config.timeouts.keepalive);
         let arrived = poll_fn(|cx| {
@@ -227,7 +227,7 @@ impl<N: Net> Client<N> {
         };
         // The slices may point into the shard's receive buffer, which must not be in use across an
         // await, so the unsent part is copied.
-        let mut rest = shard.buffer();
+        let mut rest = shard.buffers.buffer();
         let mut skip = sent;
         for slice in slices {
             let begin = skip.min(slice.len());
@@ -260,7 +260,7 @@ impl<N: Net> Client<N> {
             }
         }
         self.phase.set(before);
-        shard.recycle(rest);
+        shard.buffers.recycle(rest);
         Ok(())
     }
 
@@ -327,14 +327,14 @@ impl<N: Net> Client<N> {
     /// Receives once from the client, at most `room` bytes, and appends them to `ahead`. At the end
     /// of the stream or on an error, records that the client has disconnected.
     fn receive_ahead(&self, shard: &Shard<N>, room: usize) {
-        shard.with_small(|buffer| {
+        shard.buffers.with_small(|buffer| {
             let room = room.min(buffer.len());
             match self.conn.try_recv(&mut buffer[..room]) {
                 Ok(0) => self.gone.set(true),
                 Ok(n) => {
                     let mut ahead = self.ahead.borrow_mut();
                     if ahead.capacity() == 0 {
-                        *ahead = shard.buffer();
+                        *ahead = shard.buffers.buffer();
                     }
                     ahead.extend_from_slice(&buffer[..n]);
                 }

@@ -12,15 +12,10 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::client::Watch;
 use super::exchange::{Exchange, micros_since};
-use super::leg::{CallError, Legs, Response, Reuse, Upstream, Waits};
 use super::relay::Rewrite;
-use super::run::{Attempt, Call, Deadlines, Runs};
-use super::shard::{Shard, TaskGuard};
+use super::shard::Shard;
 use super::split::{PendingResponse, Split};
-use super::task::LegTask;
-use super::wait::{Deadline, Timeout};
 use crate::config::KvConnector;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
@@ -28,6 +23,17 @@ use crate::limits::DETACHED_FIRST_BYTE_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net};
 use crate::pd::{Leg, OnDisconnect, Peer, Role, connector, mooncake};
+use crate::upstream::TaskGuard;
+use crate::upstream::call::Attempt;
+use crate::upstream::call::Call;
+use crate::upstream::call::Deadlines;
+use crate::upstream::connection::Connection;
+use crate::upstream::connection::Reuse;
+use crate::upstream::error::CallError;
+use crate::upstream::response::Response;
+use crate::upstream::scope::{Scope, Stage};
+use crate::upstream::task::LegTask;
+use crate::upstream::wait::{Deadline, Timeout};
 
 type Ended<N> = Result<Attempt<N>, CallError>;
 type PrefillTask<N> = LegTask<N, Ended<N>>;
@@ -35,7 +41,7 @@ type PrefillTask<N> = LegTask<N, Ended<N>>;
 /// Result of the decode leg of the concurrent order.
 enum Decoded<N: Net> {
     /// The response that may now be relayed to the client, and the engine connection it arrives on.
-    Responded(Upstream<N>, Response),
+    Responded(Connection<N>, Response),
     /// The pooled connection that the request was sent on had been closed by the engine. Both legs
     /// must be sent again.
     WasClosed,
@@ -104,7 +110,7 @@ impl<N: Net> Exchange<'_, N> {
         &self,
         split: &Split,
         targets: &'t [Target],
-    ) -> Result<(&'t Target, Peer, Upstream<N>), Fault> {
+    ) -> Result<(&'t Target, Peer, Connection<N>), Fault> {
         let mut fault = Fault::leg(Role::Prefill, Cause::Refused);
         for target in targets {
             let mut peer = split.peer(target);
@@ -118,12 +124,21 @@ impl<N: Net> Exchange<'_, N> {
                     Err(fault) => return Err(fault),
                 }
             }
-            let id = self.shard.pools.endpoint(Role::Prefill, target, false);
+            let id = self.shard.upstreams.endpoint(Role::Prefill, target);
             let connected = self
-                .connect(id, target, Role::Prefill, Reuse::Allowed, Deadline::NONE)
+                .shard
+                .upstreams
+                .connect(
+                    self,
+                    id,
+                    target,
+                    Role::Prefill,
+                    Reuse::Allowed,
+                    Deadline::NONE,
+                )
                 .await;
             match connected {
-                Ok(_) if self.shard.is_self(id) => {
+                Ok(_) if self.shard.upstreams.is_self(id) => {
                     fault = Fault::leg(Role::Prefill, Cause::Refused)
                 }
                 Ok(upstream) => return Ok((target, peer, upstream)),
@@ -144,13 +159,13 @@ impl<N: Net> Exchange<'_, N> {
         split: &Split,
         target: &Target,
         leg: Leg,
-        upstream: Upstream<N>,
+        upstream: Connection<N>,
     ) -> Result<PrefillTask<N>, Fault> {
         self.stats.attempts += 1;
         let shard = self.shard;
         let head = self.spliced_head(target, &leg)?;
         let traced = self.trace.detach();
-        let id = shard.pools.endpoint(Role::Prefill, target, false);
+        let id = shard.upstreams.endpoint(Role::Prefill, target);
         let (target, body) = (target.clone(), Rc::clone(&split.body));
         let pd = &shard.config.pd;
         let now = shard.net.now();
@@ -164,23 +179,29 @@ impl<N: Net> Exchange<'_, N> {
             ..Deadlines::all(deadline)
         };
         let [on_disconnect, _] = connector::on_disconnect(split.connector());
-        Ok(LegTask::begin(shard, on_disconnect, |context| async move {
-            let call = Call {
-                id,
-                target: &target,
-                head: &head,
-                leg: &leg,
-                body: &body.bytes,
-            };
-            let begun = context.shard().net.now();
-            let ended = context
-                .run_leg(&call, &mut Some(upstream), &deadlines)
-                .await;
-            let took = micros_since(context.shard().net.now(), begun);
-            context.shard().metrics.leg(Role::Prefill, took);
-            traced.end(context.shard(), Role::Prefill, &ended);
-            ended
-        }))
+        let shard = Rc::clone(shard);
+        Ok(LegTask::begin(
+            &self.shard.upstreams,
+            on_disconnect,
+            |context| async move {
+                let call = Call {
+                    id,
+                    target: &target,
+                    head: &head,
+                    leg: &leg,
+                    body: &body.bytes,
+                };
+                let begun = shard.net.now();
+                let ended = context
+                    .upstreams()
+                    .call(&context, &call, &mut Some(upstream), &deadlines)
+                    .await;
+                let took = micros_since(shard.net.now(), begun);
+                shard.metrics.leg(Role::Prefill, took);
+                traced.end(&shard, Role::Prefill, &ended);
+                ended
+            },
+        ))
     }
 
     /// Runs the decode leg until its response may be relayed. If the prefill leg fails or returns a
@@ -231,7 +252,16 @@ impl<N: Net> Exchange<'_, N> {
         let mut may_query_again = split.connector() == KvConnector::Mooncake;
         loop {
             let connected = self
-                .connect(split.decoder, decoder, Role::Decode, reuse, Deadline::NONE)
+                .shard
+                .upstreams
+                .connect(
+                    self,
+                    split.decoder,
+                    decoder,
+                    Role::Decode,
+                    reuse,
+                    Deadline::NONE,
+                )
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             let response = match self
@@ -275,7 +305,7 @@ impl<N: Net> Exchange<'_, N> {
     async fn commit(
         &self,
         split: &Split,
-        upstream: &Upstream<N>,
+        upstream: &Connection<N>,
         response: &Response,
         task: &PrefillTask<N>,
     ) -> Result<(), Fault> {
@@ -288,7 +318,7 @@ impl<N: Net> Exchange<'_, N> {
             return Ok(());
         }
         let conn = upstream.conn();
-        self.until(Watch::Ahead, Deadline::NONE, |cx| {
+        self.until(Stage::AfterRequest, Deadline::NONE, |cx| {
             let has_succeeded = task.has_succeeded(cx);
             let has_byte = by_first_byte && conn.poll_readable(cx).is_ready();
             if has_succeeded || has_byte {
@@ -308,7 +338,7 @@ impl<N: Net> Exchange<'_, N> {
     fn detach_decode_leg(
         &self,
         split: &Split,
-        upstream: Upstream<N>,
+        upstream: Connection<N>,
         response: Response,
         task: &PrefillTask<N>,
     ) -> Fault {
@@ -321,7 +351,7 @@ impl<N: Net> Exchange<'_, N> {
         if on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get() && !has_begun {
             let shard = Rc::clone(self.shard);
             // Counted before the task first runs, because a drain may check the count earlier.
-            let counted = shard.count_task();
+            let counted = shard.upstreams.count_task();
             self.shard
                 .net
                 .spawn(await_first_byte(shard, counted, upstream, response));
@@ -339,7 +369,7 @@ impl<N: Net> Exchange<'_, N> {
 async fn await_first_byte<N: Net>(
     shard: Rc<Shard<N>>,
     _counted: TaskGuard<N>,
-    upstream: Upstream<N>,
+    upstream: Connection<N>,
     mut response: Response,
 ) {
     let timer = shard.net.timer();
@@ -353,7 +383,10 @@ async fn await_first_byte<N: Net>(
             }
             timer.poll(cx).map(|()| false)
         });
-        if !is_open.await || response.is_complete() || response.receive(&shard, conn).is_err() {
+        if !is_open.await
+            || response.is_complete()
+            || response.receive(&shard.buffers, conn).is_err()
+        {
             break;
         }
         if response.is_complete() && !response.rest().is_empty() {

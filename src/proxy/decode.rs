@@ -7,17 +7,21 @@
 //! to load the handed-over KV cache.
 
 use super::exchange::{Exchange, micros_since};
-use super::leg::{CallError, Legs, Response, Reuse, Upstream};
 use super::prefill::Prefilled;
 use super::relay::Rewrite;
-use super::run::{Call, Deadlines, Runs};
 use super::split::{PendingResponse, Split};
-use super::wait::{Deadline, Timeout};
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::{Cause, Fault};
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take, connector};
+use crate::upstream::call::Call;
+use crate::upstream::call::Deadlines;
+use crate::upstream::connection::Connection;
+use crate::upstream::connection::Reuse;
+use crate::upstream::error::CallError;
+use crate::upstream::response::Response;
+use crate::upstream::wait::{Deadline, Timeout};
 
 /// The error label of a failed decode leg in its span.
 fn label_of(fault: CallError) -> &'static str {
@@ -39,7 +43,16 @@ impl<N: Net> Exchange<'_, N> {
         let mut reuse = Reuse::Allowed;
         loop {
             let connected = self
-                .connect(split.decoder, target, Role::Decode, reuse, Deadline::NONE)
+                .shard
+                .upstreams
+                .connect(
+                    self,
+                    split.decoder,
+                    target,
+                    Role::Decode,
+                    reuse,
+                    Deadline::NONE,
+                )
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             match self
@@ -83,7 +96,16 @@ impl<N: Net> Exchange<'_, N> {
             // Connect first: the handoff must be fresh when it is sent, not when the connect
             // starts.
             let connected = self
-                .connect(split.decoder, target, Role::Decode, reuse, Deadline::NONE)
+                .shard
+                .upstreams
+                .connect(
+                    self,
+                    split.decoder,
+                    target,
+                    Role::Decode,
+                    reuse,
+                    Deadline::NONE,
+                )
                 .await;
             let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
             let (leg, carries) = self.decode_leg(split, peer, prefilled, repeated)?;
@@ -195,7 +217,7 @@ impl<N: Net> Exchange<'_, N> {
     /// duration covers exactly this: neither the connect nor the response body.
     pub(super) async fn decode_once(
         &mut self,
-        upstream: &Upstream<N>,
+        upstream: &Connection<N>,
         split: &Split,
         leg: &Leg,
         send: Deadline,
@@ -218,7 +240,9 @@ impl<N: Net> Exchange<'_, N> {
             ..Deadlines::NONE
         };
         let sent = self
-            .exchange_leg(upstream, &call, &mut response, &deadlines)
+            .shard
+            .upstreams
+            .exchange(self, upstream, &call, &mut response, &deadlines)
             .await;
         let responded = sent.map(|_| response.head.status).map_err(label_of);
         self.trace.responded(&self.shard.net, responded);

@@ -1,17 +1,16 @@
 //! The decode-first order (`shared-storage` with a `cache_hit_threshold`): the decoder's response
 //! is withheld until it is known whether a prefill leg is needed, and no longer.
 
-use super::client::Watch;
 use super::exchange::Exchange;
-use super::leg::Waits;
 use super::split::{PendingResponse, Split};
-use super::wait::Deadline;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Method, Name};
 use crate::net::{Conn, Net, would_block};
 use crate::pd::shared_storage::{Verdict, verdict_of_stream, verdict_of_whole};
 use crate::pd::{Leg, Outcome, Reason, Role, Take};
+use crate::upstream::scope::{Scope, Stage};
+use crate::upstream::wait::Deadline;
 
 /// The part of the decoder's response received so far. It is withheld from the client until it is
 /// known whether a prefill leg is needed.
@@ -74,10 +73,12 @@ impl<N: Net> Exchange<'_, N> {
                 Verdict::Undecided => {}
                 known => return Ok(known),
             }
-            self.until(Watch::Ahead, Deadline::NONE, |cx| conn.poll_readable(cx))
-                .await
-                .or_gone()?;
-            let received = self.shard.with_small(|buffer| {
+            self.until(Stage::AfterRequest, Deadline::NONE, |cx| {
+                conn.poll_readable(cx)
+            })
+            .await
+            .or_gone()?;
+            let received = self.shard.buffers.with_small(|buffer| {
                 conn.try_recv(buffer)
                     .inspect(|n| response.bytes.extend_from_slice(&buffer[..*n]))
             });

@@ -1,21 +1,24 @@
 //! One request and its response.
 
+use std::cell::Cell;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::client::Client;
+use super::client::{Client, Watch};
 use super::head::{self, Forwarded, LocalResponse};
 use super::request_id::RequestId;
 use super::shard::Shard;
 use super::trace::Trace;
-use super::wait::{Deadline, Timeout};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, Framing, Method, Name, RequestHead, Version};
 use crate::metrics::{self, CodeClass, Phase, ShardMetrics};
-use crate::net::pool::EndpointId;
 use crate::net::{Conn, Instant, Net};
 use crate::pd::{Api, Leg, Outcome, Reason, Role, Route, Uuid};
+use crate::upstream::pool::EndpointId;
+use crate::upstream::scope::{Scope, Stage};
+use crate::upstream::wait::{Deadline, Timeout, Waited};
 
 /// Action to take on the client connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +94,8 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
     let served = exchange.serve().await;
     let next = exchange.conclude(served).await;
     running.end(exchange.record_request());
-    shard.recycle(exchange.bytes);
-    shard.recycle_fields(exchange.head.fields);
+    shard.buffers.recycle(exchange.bytes);
+    shard.buffers.recycle_fields(exchange.head.fields);
     next
 }
 
@@ -137,7 +140,7 @@ pub(super) async fn refuse_head<N: Net>(
     fault: Fault,
 ) -> Next {
     let body = fault.body();
-    let mut out = shard.buffer();
+    let mut out = shard.buffers.buffer();
     head::push_local_response(
         &mut out,
         &LocalResponse {
@@ -164,7 +167,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         let started = shard.net.now();
         let deadline = Deadline::of(started, shard.config.timeouts.head, Timeout::Client);
         let mut head = RequestHead::default();
-        head.fields = shard.fields();
+        head.fields = shard.buffers.fields();
         while !client.parse_head(&mut head).map_err(Fault::Head)? {
             client.receive_head(shard, deadline).await?;
         }
@@ -223,7 +226,7 @@ impl<'a, N: Net> Exchange<'a, N> {
     fn finish_body_early(&mut self) {
         self.body_done = true;
         if self.bytes.len() > self.head.len {
-            let mut head = self.shard.buffer();
+            let mut head = self.shard.buffers.buffer();
             head.extend(self.bytes.drain(..self.head.len));
             let next = std::mem::replace(&mut self.bytes, head);
             self.client.put_back_first(next);
@@ -365,7 +368,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         error: Option<&'static str>,
         retry_after_secs: Option<u32>,
     ) -> Result<(), Fault> {
-        let mut out = self.shard.buffer();
+        let mut out = self.shard.buffers.buffer();
         self.keep_alive = self.keeps_alive();
         head::push_local_response(
             &mut out,
@@ -386,7 +389,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             .send(self.shard, &[std::io::IoSlice::new(&out)])
             .await?;
         self.stats.complete = true;
-        self.shard.recycle(out);
+        self.shard.buffers.recycle(out);
         Ok(())
     }
 
@@ -491,5 +494,25 @@ const fn route_label(route: Route) -> metrics::Route {
         Route::Intercepted(Api::Responses) => metrics::Route::Responses,
         Route::Intercepted(Api::Generate) => metrics::Route::Generate,
         Route::Intercepted(Api::Invocations) => metrics::Route::Invocations,
+    }
+}
+
+impl<N: Net> Scope<N> for Exchange<'_, N> {
+    fn phase(&self) -> &Cell<Phase> {
+        &self.client.phase
+    }
+
+    async fn until<T>(
+        &self,
+        stage: Stage,
+        deadline: Deadline,
+        ready: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Waited<T> {
+        let watch = match stage {
+            // The upload reads the rest of the body from the socket, so it must stay there.
+            Stage::BeforeRequest if !self.body_done => Watch::Hangup,
+            Stage::BeforeRequest | Stage::AfterRequest => Watch::Ahead,
+        };
+        self.client.until(self.shard, watch, deadline, ready).await
     }
 }

@@ -7,6 +7,7 @@ use crate::fleet::Target;
 use crate::h1::{
     self, Field, Framing, HeadError, HopFilter, Method, Name, RequestHead, ResponseHead,
 };
+use crate::pd::Leg;
 
 /// The parts of a forwarded request head that do not come from the client's fields.
 pub(super) struct Forwarded<'a> {
@@ -158,6 +159,11 @@ pub(super) fn push_request_framing(out: &mut Vec<u8>, framing: Framing) {
         }
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the `Content-Length` of the leg's edited body and the blank line to the leg's head.
+pub(super) fn finish_leg_head(head: &mut Vec<u8>, leg: &Leg) {
+    push_request_framing(head, Framing::Length(leg.body.len() as u64));
 }
 
 fn push_length(out: &mut Vec<u8>, length: u64) {

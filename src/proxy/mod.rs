@@ -10,9 +10,9 @@
 //! those two depends on the connector: serial (`prefill`, then `decode`), concurrent (`concurrent`)
 //! or decode-first (`decode_first`).
 //!
-//! A leg is sent and its response read by `leg` and `run`. It runs either inside its exchange or as
-//! a separate task (`task`). The response is sent to the client by `relay`, or assembled from
-//! several decode chunks (`chunked`).
+//! A leg is one call of [`crate::upstream`]. It runs either inside its exchange or as a separate
+//! task. The response is sent to the client by `relay`, or assembled from several decode chunks
+//! (`chunked`).
 //!
 //! All of this is generic over [`crate::net::Net`], so the simulation runs the same code as
 //! production.
@@ -26,31 +26,24 @@ mod client;
 mod concurrent;
 mod decode;
 mod decode_first;
-mod dial;
 mod encode;
 mod exchange;
 mod head;
-mod leg;
 mod log;
 mod prefill;
 mod recorder;
 mod relay;
 mod release;
 mod request_id;
-mod resolve;
 mod routing;
-mod run;
 mod session;
 pub mod shard;
 #[cfg(test)]
 mod sim_tests;
 mod split;
-mod task;
 mod trace;
 mod tunnel;
 mod upload;
-mod wait;
 
 pub use allowlist::TargetAllowlist;
 pub use budget::Budget;
-pub use resolve::{Resolved, Resolver};

@@ -4,17 +4,23 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::exchange::{Exchange, micros_since};
-use super::leg::{CallError, Response, Upstream};
+use super::head::finish_leg_head;
 use super::relay::Rewrite;
-use super::run::{Attempt, Call, Collected, Deadlines, Runs, finish_head};
 use super::split::{PendingResponse, Split};
-use super::wait::{Deadline, Timeout};
 use crate::config::{KvConnector, OnPrefillFailure};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take, connector, nixl};
+use crate::upstream::call::Attempt;
+use crate::upstream::call::Call;
+use crate::upstream::call::Collected;
+use crate::upstream::call::Deadlines;
+use crate::upstream::connection::Connection;
+use crate::upstream::error::CallError;
+use crate::upstream::response::Response;
+use crate::upstream::wait::{Deadline, Timeout};
 
 /// Buffer capacity in bytes reserved for the fields that a leg's head has in addition to the
 /// client's: ids, addresses and the body length. More than these fields need.
@@ -193,13 +199,15 @@ impl<N: Net> Exchange<'_, N> {
         let deadline = Deadline::of(self.shard.net.now(), pd.prefill_timeout, Timeout::Leg);
         let head = self.spliced_head(target, &leg)?;
         let call = Call {
-            id: self.shard.pools.endpoint(Role::Prefill, target, false),
+            id: self.shard.upstreams.endpoint(Role::Prefill, target),
             target,
             head: &head,
             leg: &leg,
             body: &split.body.bytes,
         };
-        self.run_leg(&call, &mut None, &Deadlines::all(deadline))
+        self.shard
+            .upstreams
+            .call(self, &call, &mut None, &Deadlines::all(deadline))
             .await
     }
 
@@ -210,7 +218,7 @@ impl<N: Net> Exchange<'_, N> {
         // Close to the final size, because the head is held for as long as the engine is silent.
         let out = Vec::with_capacity(self.head.len + LEG_HEAD_EXTRA_BYTES);
         let mut head = self.leg_head(out, target, accept_encoding, false, Some(leg))?;
-        finish_head(&mut head, leg);
+        finish_leg_head(&mut head, leg);
         Ok(head)
     }
 
@@ -222,7 +230,7 @@ impl<N: Net> Exchange<'_, N> {
     /// 4xx or 5xx.
     pub(super) fn prefill_refused(
         &mut self,
-        upstream: Upstream<N>,
+        upstream: Connection<N>,
         response: Response,
     ) -> Result<PendingResponse<N>, Fault> {
         let status = response.head.status;

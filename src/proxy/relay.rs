@@ -9,9 +9,7 @@ use std::io::IoSlice;
 use super::client::{Client, Watch};
 use super::exchange::{Exchange, micros_since};
 use super::head::{self, Outgoing, ResponseExtra};
-use super::leg::{Response, Upstream};
 use super::shard::Shard;
-use super::wait::Deadline;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing, Name};
 use crate::json::{ResponseForm, UsageRewriter, UsageShape};
@@ -19,6 +17,9 @@ use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::Role;
+use crate::upstream::connection::Connection;
+use crate::upstream::response::Response;
+use crate::upstream::wait::Deadline;
 
 /// The decode response ends early, or its chunked framing is malformed.
 const TRUNCATED: Fault = Fault::leg(Role::Decode, Cause::Truncated);
@@ -94,7 +95,7 @@ impl<N: Net> Exchange<'_, N> {
     /// silent engine.
     pub(super) async fn relay(
         &mut self,
-        upstream: Upstream<N>,
+        upstream: Connection<N>,
         mut response: Response,
         rewrite: Rewrite,
     ) -> Result<(), Fault> {
@@ -124,8 +125,11 @@ impl<N: Net> Exchange<'_, N> {
         let is_open_ended = outgoing == Outgoing::UntilClose;
         self.relay_first(&response, outgoing, &mut relay, received)
             .await?;
-        self.shard.recycle(std::mem::take(&mut response.bytes));
         self.shard
+            .buffers
+            .recycle(std::mem::take(&mut response.bytes));
+        self.shard
+            .buffers
             .recycle_fields(std::mem::take(&mut response.head.fields));
         self.enter(Phase::Streaming);
         let relayed = self.relay_body(&upstream, &mut relay).await;
@@ -145,7 +149,7 @@ impl<N: Net> Exchange<'_, N> {
         }
         self.stats.complete = true;
         if engine_keeps && self.sent_whole && !relay.has_surplus {
-            upstream.release(self.shard);
+            upstream.release(&self.shard.upstreams);
         }
         Ok(())
     }
@@ -196,7 +200,7 @@ impl<N: Net> Exchange<'_, N> {
         relay: &mut Relay,
         received: Instant,
     ) -> Result<(), Fault> {
-        let mut body = self.shard.buffer();
+        let mut body = self.shard.buffers.buffer();
         relay.record_done(response.rest());
         relay.transform(response.rest(), &mut body)?;
         let mut outgoing = outgoing;
@@ -207,7 +211,7 @@ impl<N: Net> Exchange<'_, N> {
             relay.transform(response.rest(), &mut body)?;
             outgoing = Outgoing::Length(body.len() as u64);
         }
-        let mut out = self.shard.buffer();
+        let mut out = self.shard.buffers.buffer();
         let extra = ResponseExtra {
             request_id: self.request_id.as_bytes(),
             method: self.head.method,
@@ -237,13 +241,17 @@ impl<N: Net> Exchange<'_, N> {
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.shard.metrics.overhead(Direction::FirstByte, took_ns);
         self.stats.proxy_ns += took_ns;
-        self.shard.recycle(out);
-        self.shard.recycle(body);
+        self.shard.buffers.recycle(out);
+        self.shard.buffers.recycle(body);
         Ok(())
     }
 
     /// Relays the remaining response body as it arrives.
-    async fn relay_body(&mut self, upstream: &Upstream<N>, relay: &mut Relay) -> Result<(), Fault> {
+    async fn relay_body(
+        &mut self,
+        upstream: &Connection<N>,
+        relay: &mut Relay,
+    ) -> Result<(), Fault> {
         let (shard, client, conn) = (self.shard, self.client, upstream.conn());
         let is_encrypted = conn.is_encrypted() || client.conn.is_encrypted();
         if !is_encrypted && let Some(pipe) = relay.pipe(shard) {
@@ -262,18 +270,20 @@ impl<N: Net> Exchange<'_, N> {
                 })
                 .await
                 .or_gone()?;
-            let step = shard.with_small(|buffer| match conn.try_recv(buffer) {
-                // An earlier send has already been given the reset, so this end of stream may be at
-                // any position in the body.
-                Ok(0) if upstream.broke.get() => Err(TRUNCATED),
-                Ok(0) => relay.end(shard, client),
-                Ok(n) => {
-                    relay.received += n as u64;
-                    relay.step(shard, client, &buffer[..n])
-                }
-                Err(error) if would_block(&error) => Ok(Step::Nothing),
-                Err(_) => Err(TRUNCATED),
-            });
+            let step = shard
+                .buffers
+                .with_small(|buffer| match conn.try_recv(buffer) {
+                    // An earlier send has already been given the reset, so this end of stream may be at
+                    // any position in the body.
+                    Ok(0) if upstream.broke.get() => Err(TRUNCATED),
+                    Ok(0) => relay.end(shard, client),
+                    Ok(n) => {
+                        relay.received += n as u64;
+                        relay.step(shard, client, &buffer[..n])
+                    }
+                    Err(error) if would_block(&error) => Ok(Step::Nothing),
+                    Err(_) => Err(TRUNCATED),
+                });
             match step? {
                 Step::Sent => {}
                 Step::Rest(rest) => client.send_rest(shard, rest).await?,
@@ -290,7 +300,7 @@ impl<N: Net> Exchange<'_, N> {
     /// Relays the remaining response body, which is not edited, through a pipe within the kernel.
     async fn relay_spliced(
         &mut self,
-        upstream: &Upstream<N>,
+        upstream: &Connection<N>,
         relay: &mut Relay,
         mut pipe: <N::Conn as Conn>::Pipe,
     ) -> Result<(), Fault> {
@@ -394,10 +404,10 @@ impl Relay {
         client: &Client<N>,
         received: &[u8],
     ) -> Result<Step, Fault> {
-        let mut out = shard.buffer();
+        let mut out = shard.buffers.buffer();
         self.transform(received, &mut out)?;
         let step = send_now(client, &out);
-        shard.recycle(out);
+        shard.buffers.recycle(out);
         step
     }
 
@@ -472,7 +482,7 @@ impl Relay {
         self.meter = BodyMeter::new(Framing::None);
         // The connection has been closed.
         self.has_surplus = true;
-        let mut out = shard.buffer();
+        let mut out = shard.buffers.buffer();
         if self.form != Form::Verbatim {
             self.finish_payload(&mut out);
             self.wrap(&mut out, 0);

@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::client::Client;
 use super::exchange::{self, Next};
 use super::shard::{SessionGuard, Shard};
-use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, RECEIVES_PER_YIELD_MAX};
 use crate::net::tls::Opened;
 use crate::net::{Conn, Net, would_block};
+use crate::upstream::wait::{Deadline, Timeout, Waited};
 
 /// Serves the requests of one client connection until it closes.
 ///
@@ -84,7 +84,10 @@ async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
         if waited != Waited::Ready(()) {
             return;
         }
-        match shard.with_small(|buffer| client.conn.try_recv(buffer)) {
+        match shard
+            .buffers
+            .with_small(|buffer| client.conn.try_recv(buffer))
+        {
             Ok(0) => return,
             Ok(n) => left = left.saturating_sub(n),
             Err(error) if would_block(&error) => {}

@@ -11,32 +11,20 @@ use arc_swap::ArcSwap;
 use super::allowlist::TargetAllowlist;
 use super::bootstrap::Engines;
 use super::budget::Budget;
-use super::resolve::{Lookups, Resolved, Resolver};
 use super::session;
 use super::trace::Tracer;
 use crate::config::{Config, MoriConfig};
 use crate::fault::Fault;
-use crate::fleet::{Address, SocketPath, Target};
-use crate::h1::Field;
-use crate::limits::{
-    RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX, RECYCLED_BUFFERS_MAX,
-    RECYCLED_FIELDS_MAX,
-};
+use crate::fleet::{Address, Target};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access::AccessRing;
 use crate::net::Net;
-use crate::net::pool::{EndpointId, Pools};
-use crate::pd::Role;
 use crate::trace::{Sampler, TraceRing};
-
-/// Initial capacity in bytes of a buffer from [`Shard::buffer`]; enough for a typical request head.
-const SMALL_BUFFER_BYTES: usize = 1024;
-
-/// Called with the path and the error when a connect to an engine's Unix socket fails.
-pub type OnSocketFailed = Box<dyn Fn(&SocketPath, &std::io::Error)>;
-
-/// Wraps a new connection to an engine of the given role in TLS if the configuration requires it.
-pub type SecureUpstream<C> = Box<dyn Fn(C, Role, &Target) -> C>;
+use crate::upstream::buffers::Buffers;
+use crate::upstream::pool::EndpointId;
+use crate::upstream::{
+    OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps, Upstreams,
+};
 
 /// Everything a shard is constructed from.
 pub struct Parts<N: Net> {
@@ -94,26 +82,17 @@ pub struct Shard<N: Net> {
     pub(super) config: Arc<Config>,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) budget: Arc<Budget>,
-    pub(super) pools: Rc<Pools<N, Role>>,
+    pub(super) buffers: Rc<Buffers>,
+    pub(super) upstreams: Rc<Upstreams<N>>,
     pub(super) decoders: Vec<(EndpointId, Decoder)>,
-    pub(super) is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
-    pub(super) resolver: Resolver,
     pub(super) mori: Option<Arc<ArcSwap<MoriConfig>>>,
     pub(super) allowlist: Option<Arc<TargetAllowlist>>,
-    pub(super) on_socket_failed: OnSocketFailed,
-    pub(super) lookups: RefCell<Lookups>,
     pub(super) engines: RefCell<Engines>,
     pub(super) access: RefCell<Option<AccessRing>>,
-    pub(super) secure: SecureUpstream<N::Conn>,
     pub(super) tracer: Option<Tracer>,
     draining: Arc<AtomicBool>,
     unhealthy: Arc<AtomicBool>,
-    small: RefCell<Box<[u8]>>,
-    large: RefCell<Box<[u8]>>,
-    spare: RefCell<Vec<Vec<u8>>>,
-    spare_fields: RefCell<Vec<Vec<Field>>>,
     sessions: Cell<usize>,
-    tasks: Cell<usize>,
 }
 
 impl<N: Net> std::fmt::Debug for Shard<N> {
@@ -128,16 +107,37 @@ impl<N: Net> Shard<N> {
     /// Creates a shard that runs on `net`. It has no listeners: accepted connections are passed to
     /// [`Shard::serve`].
     pub fn new(net: N, parts: Parts<N>) -> Rc<Self> {
-        let counted = Arc::clone(&parts.metrics);
-        let on_idle = Box::new(move |role, delta| counted.pool_idle(role, delta));
-        let upstream = &parts.config.upstream;
-        let pools = Pools::new(&net, upstream.idle, upstream.idle_per_rank_max, on_idle);
+        let buffers = Rc::new(Buffers::new());
+        let own: Vec<_> = parts
+            .decoders
+            .iter()
+            .flat_map(|decoder| decoder.addresses.clone())
+            .collect();
+        let is_own_listener = parts.is_own_listener;
+        let upstreams = Upstreams::new(
+            net.clone(),
+            UpstreamDeps {
+                config: Arc::clone(&parts.config),
+                metrics: Arc::clone(&parts.metrics),
+                buffers: Rc::clone(&buffers),
+                resolver: parts.resolver,
+                secure: parts.secure,
+                on_socket_failed: parts.on_socket_failed,
+                is_own: Box::new(move |address| {
+                    let is_listener = match address {
+                        Address::Tcp(address) => is_own_listener(address),
+                        // The proxy's own listeners are TCP.
+                        Address::Unix(_) => false,
+                    };
+                    is_listener || own.contains(address)
+                }),
+            },
+        );
         let decoders = parts
             .decoders
             .into_iter()
             .map(|decoder| {
-                let id = pools.endpoint(Role::Decode, &decoder.target, true);
-                pools.set_addresses(id, decoder.addresses.clone().into());
+                let id = upstreams.pin(&decoder.target, &decoder.addresses);
                 (id, decoder)
             })
             .collect();
@@ -150,26 +150,17 @@ impl<N: Net> Shard<N> {
             config: parts.config,
             metrics: parts.metrics,
             budget: parts.budget,
-            pools,
+            buffers,
+            upstreams,
             decoders,
-            is_own_listener: parts.is_own_listener,
-            resolver: parts.resolver,
             mori: parts.mori,
             allowlist: parts.allowlist,
-            on_socket_failed: parts.on_socket_failed,
-            lookups: RefCell::new(Lookups::default()),
             engines: RefCell::default(),
             access: RefCell::new(parts.access),
-            secure: parts.secure,
             tracer,
             draining: parts.draining,
             unhealthy: parts.unhealthy,
-            small: RefCell::new(vec![0; RECEIVE_SMALL_BYTES].into_boxed_slice()),
-            large: RefCell::new(Box::default()),
-            spare: RefCell::new(Vec::new()),
-            spare_fields: RefCell::new(Vec::new()),
             sessions: Cell::new(0),
-            tasks: Cell::new(0),
         })
     }
 
@@ -188,26 +179,12 @@ impl<N: Net> Shard<N> {
     /// Returns the number of the shard's open client connections, plus the legs that run as
     /// separate tasks.
     pub fn sessions(&self) -> usize {
-        self.sessions.get() + self.tasks.get()
-    }
-
-    /// Includes a leg that runs as a separate task in [`Shard::sessions`] for as long as the
-    /// returned guard exists.
-    pub(super) fn count_task(self: &Rc<Self>) -> TaskGuard<N> {
-        self.tasks.set(self.tasks.get() + 1);
-        TaskGuard {
-            shard: Rc::clone(self),
-        }
+        self.sessions.get() + self.upstreams.tasks()
     }
 
     /// Stores the result of a name look-up and wakes the tasks that wait for it.
     pub fn resolved(&self, resolved: Resolved) {
-        self.pools
-            .record_addresses(&resolved.target, &resolved.addresses);
-        let wakers = self.lookups.borrow_mut().response(resolved);
-        for waker in wakers {
-            waker.wake();
-        }
+        self.upstreams.resolved(resolved);
     }
 
     /// Returns whether the settle time of a drain has passed: no further request is started on a
@@ -222,83 +199,10 @@ impl<N: Net> Shard<N> {
         self.unhealthy.load(Ordering::Relaxed)
     }
 
-    /// Calls `work` with the shard's receive buffer for heads and tokens. `work` is synchronous, so
-    /// the buffer is never in use across an await.
-    pub(super) fn with_small<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
-        work(&mut self.small.borrow_mut())
-    }
-
-    /// Calls `work` with the shard's receive buffer for bodies, under the same rule as
-    /// [`Shard::with_small`]. The buffer is allocated on first use: a shard whose bodies always
-    /// arrive with their heads does not need it.
-    pub(super) fn with_large<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
-        let mut large = self.large.borrow_mut();
-        if large.is_empty() {
-            *large = vec![0; RECEIVE_LARGE_BYTES].into_boxed_slice();
-        }
-        work(&mut large)
-    }
-
-    /// Returns an empty buffer, a recycled one if available.
-    pub(super) fn buffer(&self) -> Vec<u8> {
-        let spare = self.spare.borrow_mut().pop();
-        spare.unwrap_or_else(|| Vec::with_capacity(SMALL_BUFFER_BYTES))
-    }
-
-    /// Keeps a buffer for reuse. It is freed instead if it is larger than
-    /// `RECYCLED_BUFFER_BYTES_MAX` or enough buffers are kept.
-    pub(super) fn recycle(&self, mut buffer: Vec<u8>) {
-        let mut spare = self.spare.borrow_mut();
-        let is_small = (1..=RECYCLED_BUFFER_BYTES_MAX).contains(&buffer.capacity());
-        if is_small && spare.len() < RECYCLED_BUFFERS_MAX {
-            buffer.clear();
-            spare.push(buffer);
-        }
-    }
-
-    /// Returns an empty list of header fields, a recycled one if available.
-    pub(super) fn fields(&self) -> Vec<Field> {
-        let spare = self.spare_fields.borrow_mut().pop();
-        spare.unwrap_or_default()
-    }
-
-    /// Keeps a list of header fields for reuse. It is freed instead if its capacity is larger than
-    /// `RECYCLED_FIELDS_MAX` or enough lists are kept.
-    pub(super) fn recycle_fields(&self, mut fields: Vec<Field>) {
-        let mut spare = self.spare_fields.borrow_mut();
-        if (1..=RECYCLED_FIELDS_MAX).contains(&fields.capacity())
-            && spare.len() < RECYCLED_BUFFERS_MAX
-        {
-            fields.clear();
-            spare.push(fields);
-        }
-    }
-
     /// Returns the configured host and port of a local decoder.
     pub(super) fn decoder_target(&self, id: EndpointId) -> &Target {
         let found = self.decoders.iter().find(|(decoder, _)| *decoder == id);
         &found.unwrap_or(&self.decoders[0]).1.target
-    }
-
-    /// Returns whether the endpoint `id` is this proxy or one of its local decoders. A request must
-    /// not be split with such a prefiller: the decoder would be handed its own KV cache (an engine
-    /// returns 500), or the request would loop.
-    pub(super) fn is_self(&self, id: EndpointId) -> bool {
-        self.pools.is_self(id, |addresses| {
-            let decoder = |address: &Address| {
-                self.decoders
-                    .iter()
-                    .any(|(_, decoder)| decoder.addresses.contains(address))
-            };
-            let own_listener = |address: &Address| match address {
-                Address::Tcp(address) => (self.is_own_listener)(address),
-                // The proxy's own listeners are TCP.
-                Address::Unix(_) => false,
-            };
-            addresses
-                .iter()
-                .any(|address| own_listener(address) || decoder(address))
-        })
     }
 
     pub(super) fn count_fault(&self, fault: Fault) {
@@ -314,18 +218,6 @@ pub fn is_local_address(ip: IpAddr) -> bool {
     ip.is_loopback()
         || ip.is_unspecified()
         || std::net::UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
-}
-
-/// Includes a leg that runs as a separate task in [`Shard::sessions`] until dropped, so that a
-/// drain waits for it.
-pub(super) struct TaskGuard<N: Net> {
-    shard: Rc<Shard<N>>,
-}
-
-impl<N: Net> Drop for TaskGuard<N> {
-    fn drop(&mut self) {
-        self.shard.tasks.set(self.shard.tasks.get() - 1);
-    }
 }
 
 /// Counts a client connection as open, in [`Shard::sessions`] and in the metrics, until dropped.

@@ -9,22 +9,24 @@ use std::sync::Arc;
 
 use super::body::{self, Body};
 use super::exchange::Exchange;
-use super::leg::{CallError, Legs, Response, Upstream};
 use super::relay::Rewrite;
 use super::routing::Routing;
-use super::wait::{Deadline, Timeout};
 use crate::config::{Config, KvConnector, MoriConfig, OnPrefillFailure};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::json::EditError;
 use crate::metrics::{Direction, Phase};
-use crate::net::pool::EndpointId;
 use crate::net::{Instant, Net};
 use crate::pd::chunked::Progress;
 use crate::pd::{
     Api, Encoded, KvSource, Leg, Order, Outcome, PdRequest, Peer, Plan, Reason, Role, Uuid,
     connector, peer, request,
 };
+use crate::upstream::connection::Connection;
+use crate::upstream::error::CallError;
+use crate::upstream::pool::EndpointId;
+use crate::upstream::response::Response;
+use crate::upstream::wait::{Deadline, Timeout};
 
 /// A request served by legs after its body has been read, and everything its legs are built from.
 pub(super) struct Split {
@@ -102,7 +104,7 @@ impl Split {
 /// An engine's response that the client is to receive. Its head has arrived, and the rest must be
 /// relayed.
 pub(super) struct PendingResponse<N: Net> {
-    pub(super) upstream: Upstream<N>,
+    pub(super) upstream: Connection<N>,
     pub(super) response: Response,
     pub(super) rewrite: Rewrite,
 }
@@ -247,11 +249,16 @@ impl<N: Net> Exchange<'_, N> {
     /// Returns whether a prefill target is this proxy or one of its decoders. Returns `false` if a
     /// name does not resolve in time; the connect attempt then reports the failure.
     async fn names_self(&self, target: &Target) -> Result<bool, Fault> {
-        let id = self.shard.pools.endpoint(Role::Prefill, target, false);
+        let id = self.shard.upstreams.endpoint(Role::Prefill, target);
         let wait = self.shard.config.timeouts.connect;
         let deadline = Deadline::of(self.shard.net.now(), wait, Timeout::Connect);
-        match self.addresses(id, target, deadline).await {
-            Ok(_) => Ok(self.shard.is_self(id)),
+        match self
+            .shard
+            .upstreams
+            .addresses(self, id, target, deadline)
+            .await
+        {
+            Ok(_) => Ok(self.shard.upstreams.is_self(id)),
             Err(CallError::Disconnected) => Err(Fault::ClientGone),
             Err(_) => Ok(false),
         }

@@ -10,10 +10,8 @@ use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::exchange::Exchange;
-use super::leg::CallError;
 use super::recorder::{Finish, LegStart, Recorder, Style, WorldClock, finish_detached};
 use super::routing::Routing;
-use super::run::Attempt;
 use super::shard::Shard;
 use super::split::Split;
 use crate::config::KvConnector;
@@ -25,6 +23,8 @@ use crate::net::{Instant, Net};
 use crate::pd::chunked::Progress;
 use crate::pd::{Api, Leg, Order, Reason, Role, Uuid, connector};
 use crate::trace::{Sampler, Span, TraceContext, TraceRing, Value};
+use crate::upstream::call::Attempt;
+use crate::upstream::error::CallError;
 
 /// The tracing state of a shard: the sampler and the ring for finished spans.
 pub(super) struct Tracer {

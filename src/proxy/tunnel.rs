@@ -8,15 +8,16 @@ use std::task::{Context, Poll};
 
 use super::exchange::Exchange;
 use super::head::{self, Outgoing, ResponseExtra};
-use super::leg::{Response, Upstream};
 use super::shard::Shard;
-use super::wait::Deadline;
 use crate::fault::{Cause, Fault};
 use crate::h1::Name;
 use crate::limits::RECEIVES_PER_YIELD_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::Role;
+use crate::upstream::connection::Connection;
+use crate::upstream::response::Response;
+use crate::upstream::wait::Deadline;
 
 /// One direction of a tunnel.
 struct Lane {
@@ -32,7 +33,7 @@ impl<N: Net> Exchange<'_, N> {
     /// until both sides have closed. Fails if the client did not request the upgrade.
     pub(super) async fn relay_upgrade(
         &mut self,
-        upstream: Upstream<N>,
+        upstream: Connection<N>,
         response: Response,
     ) -> Result<(), Fault> {
         // On an intercepted path the `Upgrade` field is never forwarded, so a 101 is not
@@ -45,7 +46,7 @@ impl<N: Net> Exchange<'_, N> {
         let Some(protocol) = protocol.filter(|_| was_requested) else {
             return Err(Fault::leg(Role::Decode, Cause::BadResponse));
         };
-        let mut out = self.shard.buffer();
+        let mut out = self.shard.buffers.buffer();
         let extra = ResponseExtra {
             request_id: self.request_id.as_bytes(),
             method: self.head.method,
@@ -82,7 +83,7 @@ impl<N: Net> Exchange<'_, N> {
 
     async fn run_tunnel(
         &self,
-        upstream: &Upstream<N>,
+        upstream: &Connection<N>,
         down: &mut Lane,
         up: &mut Lane,
     ) -> Result<(), Fault> {
@@ -152,7 +153,7 @@ impl Lane {
         }
         self.pending.clear();
         self.at = 0;
-        let received = shard.with_small(|buffer| {
+        let received = shard.buffers.with_small(|buffer| {
             from.try_recv(buffer)
                 .inspect(|n| self.pending.extend_from_slice(&buffer[..*n]))
         });

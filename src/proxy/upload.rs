@@ -6,19 +6,22 @@ use std::task::Poll;
 use super::client::Watch;
 use super::exchange::{Exchange, micros_since};
 use super::head::push_request_framing;
-use super::leg::{CallError, Legs, Response, Reuse, Upstream};
 use super::relay::Rewrite;
 use super::shard::Shard;
-use super::wait::{Deadline, Timeout};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Framing};
 use crate::json::Mask;
 use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::Phase;
-use crate::net::pool::EndpointId;
 use crate::net::{Conduit, Conn, Net, would_block};
 use crate::pd::{Api, Role};
+use crate::upstream::connection::Connection;
+use crate::upstream::connection::Reuse;
+use crate::upstream::error::CallError;
+use crate::upstream::pool::EndpointId;
+use crate::upstream::response::Response;
+use crate::upstream::wait::{Deadline, Timeout};
 
 /// A request being forwarded from the client to one engine.
 struct Upload<N: Net> {
@@ -64,7 +67,9 @@ impl<N: Net> Exchange<'_, N> {
         let mut continued = false;
         loop {
             let connected = self
-                .connect(decoder, target, Role::Decode, reuse, Deadline::NONE)
+                .shard
+                .upstreams
+                .connect(self, decoder, target, Role::Decode, reuse, Deadline::NONE)
                 .await;
             let upstream = connected.map_err(|leg| leg.fault(Role::Decode))?;
             if expects && !self.body_done && upload.out.is_empty() && !continued {
@@ -80,8 +85,8 @@ impl<N: Net> Exchange<'_, N> {
                     self.record_masked(&upload);
                     // The pipe is returned too, because the response may take minutes.
                     drop(upload.pipe.take());
-                    self.shard.recycle(upload.head);
-                    self.shard.recycle(upload.out);
+                    self.shard.buffers.recycle(upload.head);
+                    self.shard.buffers.recycle(upload.out);
                     return Box::pin(self.relay(upstream, response, Rewrite::None)).await;
                 }
                 // The engine closed an idle connection at the same time as it was used, before
@@ -109,11 +114,11 @@ impl<N: Net> Exchange<'_, N> {
     fn begin_upload(&mut self, target: &Target, api: Option<Api>) -> Result<Upload<N>, Fault> {
         let upgrade = api.is_none() && h1::wants_upgrade(&self.head, &self.bytes);
         self.upgrade_sent = upgrade;
-        let mut head = self.leg_head(self.shard.buffer(), target, true, upgrade, None)?;
+        let mut head = self.leg_head(self.shard.buffers.buffer(), target, true, upgrade, None)?;
         push_request_framing(&mut head, self.framing);
         let mut upload = Upload {
             head,
-            out: self.shard.buffer(),
+            out: self.shard.buffers.buffer(),
             at: 0,
             whole: true,
             meter: BodyMeter::new(self.framing),
@@ -144,7 +149,7 @@ impl<N: Net> Exchange<'_, N> {
         }
         let mut early = self.client.take_ahead();
         let taken = self.take_early(upload, &mut early);
-        self.shard.recycle(early);
+        self.shard.buffers.recycle(early);
         taken
     }
 
@@ -164,7 +169,7 @@ impl<N: Net> Exchange<'_, N> {
     /// leg starts when the upload has ended and covers only the wait for the head.
     async fn run_upload(
         &mut self,
-        upstream: &Upstream<N>,
+        upstream: &Connection<N>,
         upload: &mut Upload<N>,
         response: &mut Response,
     ) -> Result<(), CallError> {
@@ -201,7 +206,7 @@ impl<N: Net> Exchange<'_, N> {
                     }
                 }
                 Event::Response => {
-                    response.receive(self.shard, conn)?;
+                    response.receive(&self.shard.buffers, conn)?;
                     if response.is_complete() {
                         break;
                     }
@@ -214,7 +219,11 @@ impl<N: Net> Exchange<'_, N> {
         let wait = self.shard.config.timeouts.first_byte;
         let begun = self.shard.net.now();
         let deadline = Deadline::of(begun, wait, Timeout::FirstByte);
-        let ended = self.receive_response(upstream, response, deadline).await;
+        let ended = self
+            .shard
+            .upstreams
+            .receive_response(self, upstream, response, deadline)
+            .await;
         let took = micros_since(self.shard.net.now(), begun);
         self.shard.metrics.leg(Role::Decode, took);
         ended
@@ -279,7 +288,7 @@ impl<N: Net> Exchange<'_, N> {
             // The next flush sends the contents of the pipe.
             return Ok(true);
         }
-        let received = shard.with_large(|buffer| {
+        let received = shard.buffers.with_large(|buffer| {
             let room = upload.meter.remaining().map_or(buffer.len(), |remaining| {
                 usize::try_from(remaining)
                     .unwrap_or(usize::MAX)

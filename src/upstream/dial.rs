@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::leg::{CallError, Waits};
+use super::Upstreams;
+use super::error::CallError;
+use super::scope::{Scope, Stage};
 use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
 use crate::limits::{CONNECT_PAUSE_MS_MAX, CONNECT_PAUSE_MS_MIN, CONNECT_TRIES_MAX};
@@ -16,10 +18,7 @@ fn pause_after(nth: u32) -> Duration {
     Duration::from_millis(doubled.min(CONNECT_PAUSE_MS_MAX))
 }
 
-impl<N: Net, W: Waits<N>> Dials<N> for W {}
-
-/// Starts the connect of a leg to its engine.
-pub(super) trait Dials<N: Net>: Waits<N> {
+impl<N: Net> Upstreams<N> {
     /// Starts a connect to `address` and returns the connection, which may not be established yet.
     /// Returns `None` if the address does not accept connections, or if its accept queue is still
     /// full after `CONNECT_TRIES_MAX` attempts.
@@ -30,14 +29,14 @@ pub(super) trait Dials<N: Net>: Waits<N> {
     ///
     /// # Errors
     /// This machine has run out of a resource, the deadline passed, or the leg is no longer needed.
-    async fn begin_connect(
+    pub(super) async fn begin_connect<S: Scope<N>>(
         &self,
+        scope: &S,
         address: &Address,
         deadline: Deadline,
     ) -> Result<Option<N::Conn>, CallError> {
-        let shard = self.shard();
         for nth in 0..CONNECT_TRIES_MAX {
-            let error = match shard.net.connect(address) {
+            let error = match self.net.connect(address) {
                 Ok(conn) => return Ok(Some(conn)),
                 Err(error) => error,
             };
@@ -49,14 +48,14 @@ pub(super) trait Dials<N: Net>: Waits<N> {
             if let Address::Unix(socket) = address
                 && (nth == 0 || !would_block(&error))
             {
-                (shard.on_socket_failed)(socket, &error);
+                (self.on_socket_failed)(socket, &error);
             }
             if !would_block(&error) {
                 return Ok(None);
             }
-            let pause = Deadline::of(shard.net.now(), Some(pause_after(nth)), Timeout::Pause);
-            let paused = self
-                .until(self.early_watch(), pause.or_sooner(deadline), |_| {
+            let pause = Deadline::of(self.net.now(), Some(pause_after(nth)), Timeout::Pause);
+            let paused = scope
+                .until(Stage::BeforeRequest, pause.or_sooner(deadline), |_| {
                     std::task::Poll::<()>::Pending
                 })
                 .await;

@@ -6,9 +6,17 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use super::Upstreams;
+use super::error::CallError;
+use super::pool::EndpointId;
+use super::scope::{Scope, Stage};
+use super::wait::Deadline;
+use crate::fault::Fault;
 use crate::fleet::{Address, Target};
-use crate::limits::RESOLVE_QUEUE_MAX;
+use crate::limits::{RESOLVE_QUEUE_MAX, RESOLVED_SECS_MAX};
+use crate::net::Net;
 
 /// Result of a name look-up.
 #[derive(Clone, Debug)]
@@ -24,7 +32,7 @@ pub type Resolver = Box<dyn Fn(&Target) -> bool>;
 
 /// The look-ups in progress on one shard.
 #[derive(Default)]
-pub(super) struct Lookups {
+pub(crate) struct Lookups {
     waiting: HashMap<Target, Lookup>,
 }
 
@@ -39,7 +47,7 @@ impl Lookups {
     /// Registers the caller for a look-up of `target`. Returns `None` if too many look-ups are in
     /// progress on this shard, `Some(true)` if the caller must start this one, and `Some(false)` if
     /// it is already in progress.
-    pub(super) fn join(&mut self, target: &Target) -> Option<bool> {
+    pub(crate) fn join(&mut self, target: &Target) -> Option<bool> {
         let is_new = !self.waiting.contains_key(target);
         if is_new && self.waiting.len() >= RESOLVE_QUEUE_MAX {
             return None;
@@ -50,7 +58,7 @@ impl Lookups {
 
     /// Returns the addresses once the look-up of `target` is complete. They are empty if the name
     /// did not resolve or the look-up could not be started.
-    pub(super) fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[Address]>> {
+    pub(crate) fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[Address]>> {
         let Some(lookup) = self.waiting.get_mut(target) else {
             return Poll::Ready(Rc::from([]));
         };
@@ -69,7 +77,7 @@ impl Lookups {
 
     /// Unregisters the caller from the look-up of `target`. If no caller is left, a complete
     /// look-up is removed; one without a result continues, for the next caller that needs it.
-    pub(super) fn unregister(&mut self, target: &Target) {
+    pub(crate) fn unregister(&mut self, target: &Target) {
         if let Some(lookup) = self.waiting.get_mut(target) {
             lookup.callers -= 1;
             if lookup.callers == 0 && lookup.response.is_some() {
@@ -80,13 +88,13 @@ impl Lookups {
 
     /// Removes a look-up that could not be started. Other callers registered for it get no
     /// addresses.
-    pub(super) fn forget(&mut self, target: &Target) {
+    pub(crate) fn forget(&mut self, target: &Target) {
         self.waiting.remove(target);
     }
 
     /// Stores the result of a look-up and returns the wakers of the tasks that wait for it. A
     /// result without registered callers is dropped.
-    pub(super) fn response(&mut self, resolved: Resolved) -> Vec<Waker> {
+    pub(crate) fn response(&mut self, resolved: Resolved) -> Vec<Waker> {
         let Some(lookup) = self.waiting.get_mut(&resolved.target) else {
             return Vec::new();
         };
@@ -96,6 +104,63 @@ impl Lookups {
         }
         lookup.response = Some(resolved.addresses.into());
         std::mem::take(&mut lookup.wakers)
+    }
+}
+
+impl<N: Net> Upstreams<N> {
+    /// Returns the addresses of an engine. A target that is an address needs no look-up. The
+    /// addresses of a name come from the pool's table or, if it has none, from the resolver.
+    /// Addresses in the table that are older than `RESOLVED_SECS_MAX` are still returned, but also
+    /// looked up again for later requests. Empty if the name does not resolve.
+    pub(crate) async fn addresses<S: Scope<N>>(
+        &self,
+        scope: &S,
+        id: EndpointId,
+        target: &Target,
+        deadline: Deadline,
+    ) -> Result<Rc<[Address]>, CallError> {
+        let known = self.pools.addresses(id);
+        if let Some((addresses, at)) = &known {
+            let is_young = self.net.now().since(*at) < Duration::from_secs(RESOLVED_SECS_MAX);
+            if target.name().is_none() || is_young {
+                return Ok(Rc::clone(addresses));
+            }
+        }
+        let joined = self.lookups.borrow_mut().join(target);
+        let Some(must_start) = joined else {
+            return Err(CallError::Other(Fault::Exhausted));
+        };
+        let _guard = LookupGuard {
+            upstreams: self,
+            target,
+        };
+        if must_start && !(self.resolver)(target) {
+            self.lookups.borrow_mut().forget(target);
+            return Err(CallError::Other(Fault::Exhausted));
+        }
+        if let Some((addresses, _)) = known {
+            // The known addresses are used while the look-up refreshes them, so no request waits
+            // for a name server that has responded before.
+            return Ok(addresses);
+        }
+        scope
+            .until(Stage::BeforeRequest, deadline, |cx| {
+                self.lookups.borrow_mut().poll(target, cx)
+            })
+            .await
+            .or_call_error()
+    }
+}
+
+/// Unregisters from a name look-up when dropped, including when the wait was cancelled.
+struct LookupGuard<'a, N: Net> {
+    upstreams: &'a Upstreams<N>,
+    target: &'a Target,
+}
+
+impl<N: Net> Drop for LookupGuard<'_, N> {
+    fn drop(&mut self) {
+        self.upstreams.lookups.borrow_mut().unregister(self.target);
     }
 }
 

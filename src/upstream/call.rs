@@ -1,43 +1,47 @@
-//! Legs whose response the proxy reads itself: send the request, read the response, and keep the
-//! part the leg was sent for.
+//! One call to an engine whose response the proxy reads itself: sends the request, reads the
+//! response, and keeps the part the call was made for.
 
-use super::client::Watch;
-use super::leg::{CallError, Legs, Response, Reuse, SplicedRequest, Upstream, Waits};
+use super::Upstreams;
+use super::connection::{Connection, Reuse};
+use super::error::CallError;
+use super::pool::EndpointId;
+use super::request::SplicedRequest;
+use super::response::Response;
+use super::scope::{Scope, Stage};
 use super::wait::{Deadline, Timeout};
 use crate::fault::Cause;
 use crate::fleet::Target;
-use crate::h1::{self, BodyMeter, Framing, Method, Name};
+use crate::h1::{self, BodyMeter, Method, Name};
 use crate::json::{Handoff, PrefillResponse};
-use crate::net::pool::EndpointId;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Leg, Role, Take};
 
 /// A leg that is ready to be sent: its target, head and body.
-pub(super) struct Call<'a> {
-    pub(super) id: EndpointId,
-    pub(super) target: &'a Target,
+pub(crate) struct Call<'a> {
+    pub(crate) id: EndpointId,
+    pub(crate) target: &'a Target,
     /// The leg's request head, including the blank line.
-    pub(super) head: &'a [u8],
-    pub(super) leg: &'a Leg,
+    pub(crate) head: &'a [u8],
+    pub(crate) leg: &'a Leg,
     /// The client's request body, to which the leg's edits apply.
-    pub(super) body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// Deadlines of the steps of a leg.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadlines {
+pub(crate) struct Deadlines {
     /// Deadline for sending the request.
-    pub(super) send: Deadline,
+    pub(crate) send: Deadline,
     /// Deadline for the connect, if one is needed, and for the response head.
-    pub(super) head: Deadline,
+    pub(crate) head: Deadline,
     /// Deadline for the end of the response.
-    pub(super) end: Deadline,
+    pub(crate) end: Deadline,
 }
 
 impl Deadlines {
-    pub(super) const NONE: Self = Self::all(Deadline::NONE);
+    pub(crate) const NONE: Self = Self::all(Deadline::NONE);
 
-    pub(super) const fn all(deadline: Deadline) -> Self {
+    pub(crate) const fn all(deadline: Deadline) -> Self {
         Self {
             send: deadline,
             head: deadline,
@@ -48,7 +52,7 @@ impl Deadlines {
 
 /// The part of a successful response that the leg was sent for.
 #[derive(Debug)]
-pub(super) enum Collected {
+pub(crate) enum Collected {
     /// The handoff for the decode leg, extracted from a prefill response.
     Handoff(Box<Handoff>),
     /// The whole response body, validated as JSON.
@@ -58,61 +62,58 @@ pub(super) enum Collected {
 }
 
 /// Result of one attempt of a leg.
-pub(super) enum Attempt<N: Net> {
+pub(crate) enum Attempt<N: Net> {
     /// A successful (2xx) response, which has been read to its end: the part that the leg was sent
     /// for, the time when the head arrived, and the status. A prefill engine's lease on the KV
     /// cache starts at about that time.
     Done(Collected, Instant, u16),
     /// A response with another status, to be relayed or retried. Its body has not been read. The
     /// flag states whether the whole request had been sent.
-    Status(Upstream<N>, Response, bool),
+    Status(Connection<N>, Response, bool),
 }
 
-impl<N: Net, W: Waits<N>> Runs<N> for W {}
-
-/// Runs legs whose response the proxy reads itself.
-pub(super) trait Runs<N: Net>: Legs<N> {
+impl<N: Net> Upstreams<N> {
     /// Runs one attempt of a leg. If a pooled connection turns out to be closed, the request is
     /// sent once more on a new connection, which is safe because no response had started. If
     /// `begun` holds a connection, the request is first sent on that one.
-    async fn run_leg(
+    pub(crate) async fn call<S: Scope<N>>(
         &self,
+        scope: &S,
         call: &Call<'_>,
-        begun: &mut Option<Upstream<N>>,
+        begun: &mut Option<Connection<N>>,
         deadlines: &Deadlines,
     ) -> Result<Attempt<N>, CallError> {
-        let shard = self.shard();
         let role = call.leg.role;
         let mut reuse = Reuse::Allowed;
         loop {
             let upstream = match begun.take() {
                 Some(upstream) => upstream,
                 None => {
-                    self.connect(call.id, call.target, role, reuse, deadlines.head)
+                    self.connect(scope, call.id, call.target, role, reuse, deadlines.head)
                         .await?
                 }
             };
-            if role == Role::Prefill && shard.is_self(call.id) {
+            if role == Role::Prefill && self.is_self(call.id) {
                 // Treat a prefill candidate that is this proxy or its decoder like one that
                 // refuses, so that the next candidate is tried.
                 return Err(CallError::Failed(Cause::Refused));
             }
             let mut response = Response::default();
             match self
-                .exchange_leg(&upstream, call, &mut response, deadlines)
+                .exchange(scope, &upstream, call, &mut response, deadlines)
                 .await
             {
                 Ok(sent) => {
                     // Boxed so that reading the response does not enlarge the future while the
                     // engine is silent.
                     let collected =
-                        self.collect_response(upstream, call, response, sent, deadlines);
+                        self.collect_response(scope, upstream, call, response, sent, deadlines);
                     return Box::pin(collected).await;
                 }
                 Err(CallError::Failed(Cause::ConnectionClosed))
                     if upstream.reused && reuse == Reuse::Allowed =>
                 {
-                    shard.metrics.replay();
+                    self.metrics.replay();
                     reuse = Reuse::Never;
                 }
                 Err(fault) => return Err(fault),
@@ -122,9 +123,10 @@ pub(super) trait Runs<N: Net>: Legs<N> {
 
     /// Sends a leg's request and waits for the response head. Returns whether the whole request was
     /// sent.
-    async fn exchange_leg(
+    pub(crate) async fn exchange<S: Scope<N>>(
         &self,
-        upstream: &Upstream<N>,
+        scope: &S,
+        upstream: &Connection<N>,
         call: &Call<'_>,
         response: &mut Response,
         deadlines: &Deadlines,
@@ -135,59 +137,60 @@ pub(super) trait Runs<N: Net>: Legs<N> {
             body: call.body,
         };
         let sent = self
-            .send_spliced(upstream, &request, response, deadlines.send)
+            .send_spliced(scope, upstream, &request, response, deadlines.send)
             .await?;
-        let shard = self.shard();
-        let wait = shard.config.timeouts.first_byte;
-        let first_byte = Deadline::of(shard.net.now(), wait, Timeout::FirstByte);
+        let wait = self.config.timeouts.first_byte;
+        let first_byte = Deadline::of(self.net.now(), wait, Timeout::FirstByte);
         let deadline = first_byte.or_sooner(deadlines.head);
-        self.receive_response(upstream, response, deadline).await?;
+        self.receive_response(scope, upstream, response, deadline)
+            .await?;
         Ok(sent)
     }
 
     /// Reads the rest of a response whose head has arrived. A status other than 2xx is returned
     /// without reading the body.
-    async fn collect_response(
+    async fn collect_response<S: Scope<N>>(
         &self,
-        upstream: Upstream<N>,
+        scope: &S,
+        upstream: Connection<N>,
         call: &Call<'_>,
         mut response: Response,
         sent: bool,
         deadlines: &Deadlines,
     ) -> Result<Attempt<N>, CallError> {
-        let shard = self.shard();
-        let at = shard.net.now();
+        let at = self.net.now();
         let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
         response.framing = framing.map_err(|_| CallError::Failed(Cause::BadResponse))?;
         if !(200..300).contains(&response.head.status) {
             return Ok(Attempt::Status(upstream, response, sent));
         }
-        self.on_success();
+        scope.on_success();
         let is_read = call.leg.take != Take::Nothing;
         if is_read && response.head.field(Name::ContentEncoding).is_some() {
             return Err(CallError::Failed(Cause::BadResponse));
         }
         let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
-        let read = self.read_body(&upstream, &response, call.leg.take, deadlines.end);
+        let read = self.read_body(scope, &upstream, &response, call.leg.take, deadlines.end);
         let (collected, is_clean) = read.await?;
         if keeps && sent && is_clean {
-            upstream.release(shard);
+            upstream.release(self);
         }
-        shard.recycle(response.bytes);
+        self.buffers.recycle(response.bytes);
         Ok(Attempt::Done(collected, at, response.head.status))
     }
 
     /// Reads the body of a response as it arrives and keeps the part that `take` specifies. Also
     /// returns whether the connection is still open and has carried no bytes after the response, so
     /// that it can be reused.
-    async fn read_body(
+    pub(crate) async fn read_body<S: Scope<N>>(
         &self,
-        upstream: &Upstream<N>,
+        scope: &S,
+        upstream: &Connection<N>,
         response: &Response,
         take: Take,
         deadline: Deadline,
     ) -> Result<(Collected, bool), CallError> {
-        let pd = &self.shard().config.pd;
+        let pd = &self.config.pd;
         let bytes_max = pd.prefill_response_bytes_max;
         let flat_blocks = pd.allow_flat_blocks || pd.mori.write_mode;
         let mut reading = Reading {
@@ -206,10 +209,11 @@ pub(super) trait Runs<N: Net>: Legs<N> {
         reading.feed(response.rest())?;
         let conn = upstream.conn();
         while !reading.meter.is_done() {
-            self.until(Watch::Ahead, deadline, |cx| conn.poll_readable(cx))
+            scope
+                .until(Stage::AfterRequest, deadline, |cx| conn.poll_readable(cx))
                 .await
                 .or_call_error()?;
-            let received = self.shard().with_small(|buffer| {
+            let received = self.buffers.with_small(|buffer| {
                 conn.try_recv(buffer)
                     .map(|n| (n, reading.feed(&buffer[..n])))
             });
@@ -276,9 +280,4 @@ impl Reading {
         }
         Ok(())
     }
-}
-
-/// Appends the `Content-Length` of the leg's edited body and the blank line to the leg's head.
-pub(super) fn finish_head(head: &mut Vec<u8>, leg: &Leg) {
-    super::head::push_request_framing(head, Framing::Length(leg.body.len() as u64));
 }

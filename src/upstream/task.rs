@@ -13,10 +13,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::client::Watch;
-use super::leg::Waits;
-use super::shard::{Shard, TaskGuard};
+use super::scope::{Scope, Stage};
 use super::wait::{Deadline, Timeout, Waited};
+use super::{TaskGuard, Upstreams};
 use crate::fault::Fault;
 use crate::limits::DETACHED_LEG_SECS_MAX;
 use crate::metrics::Phase;
@@ -49,15 +48,15 @@ struct TaskState<T> {
 
 /// The exchange's handle of a leg that runs as a task. Dropping it applies the leg's
 /// [`OnDisconnect`] rule.
-pub(super) struct LegTask<N: Net, T> {
-    shard: Rc<Shard<N>>,
+pub(crate) struct LegTask<N: Net, T> {
+    upstreams: Rc<Upstreams<N>>,
     state: Rc<TaskState<T>>,
     on_disconnect: OnDisconnect,
 }
 
 /// The context in which the leg of a task runs. Its waits fail when the leg is no longer needed.
-pub(super) struct TaskContext<N: Net, T> {
-    shard: Rc<Shard<N>>,
+pub(crate) struct TaskContext<N: Net, T> {
+    upstreams: Rc<Upstreams<N>>,
     state: Rc<TaskState<T>>,
     timer: Timer,
     phase: Cell<Phase>,
@@ -65,8 +64,8 @@ pub(super) struct TaskContext<N: Net, T> {
 
 impl<N: Net, T: 'static> LegTask<N, T> {
     /// Starts `leg` as a task of the shard and returns the handle of it.
-    pub(super) fn begin<F>(
-        shard: &Rc<Shard<N>>,
+    pub(crate) fn begin<F>(
+        upstreams: &Rc<Upstreams<N>>,
         on_disconnect: OnDisconnect,
         leg: impl FnOnce(Rc<TaskContext<N, T>>) -> F,
     ) -> Self
@@ -84,19 +83,19 @@ impl<N: Net, T: 'static> LegTask<N, T> {
             orphan_until: Cell::new(None),
         });
         let context = Rc::new(TaskContext {
-            shard: Rc::clone(shard),
+            upstreams: Rc::clone(upstreams),
             state: Rc::clone(&state),
-            timer: shard.net.timer(),
+            timer: upstreams.net.timer(),
             phase: Cell::new(Phase::Prefill),
         });
         let end = TaskEnd::new(&context);
         let leg = leg(context);
-        shard.net.spawn(async move {
+        upstreams.net.spawn(async move {
             let result = leg.await;
             end.finish(result);
         });
         Self {
-            shard: Rc::clone(shard),
+            upstreams: Rc::clone(upstreams),
             state,
             on_disconnect,
         }
@@ -104,7 +103,7 @@ impl<N: Net, T: 'static> LegTask<N, T> {
 
     /// Returns the task's result once it has finished. `Err` means that the task panicked, or that
     /// the result was already taken.
-    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<T, Fault>> {
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<T, Fault>> {
         if self.state.has_ended.get() {
             let result = self.state.result.borrow_mut().take();
             return Poll::Ready(result.ok_or(Fault::Bug("a leg task ended without a result")));
@@ -115,18 +114,18 @@ impl<N: Net, T: 'static> LegTask<N, T> {
 
     /// Records that the first body byte of the decode leg's response has arrived. From now on
     /// `OnDisconnect::UntilFirstByte` cancels this leg instead of letting it continue.
-    pub(super) fn record_first_byte(&self) {
+    pub(crate) fn record_first_byte(&self) {
         self.state.first_byte_seen.set(true);
     }
 
     /// Replaces the rule that applies when this handle is dropped.
-    pub(super) const fn on_drop(&mut self, on_disconnect: OnDisconnect) {
+    pub(crate) const fn on_drop(&mut self, on_disconnect: OnDisconnect) {
         self.on_disconnect = on_disconnect;
     }
 
     /// Returns whether the task has received the head of a successful (2xx) response. If not, the
     /// owner is woken once it has.
-    pub(super) fn has_succeeded(&self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn has_succeeded(&self, cx: &mut Context<'_>) -> bool {
         let has_succeeded = self.state.has_succeeded.get();
         if !has_succeeded {
             self.state.owner.borrow_mut().clone_from(cx.waker());
@@ -147,7 +146,7 @@ impl<N: Net, T> Drop for LegTask<N, T> {
             }
             OnDisconnect::UntilFirstByte | OnDisconnect::RunToEnd => {
                 let wait = Duration::from_secs(DETACHED_LEG_SECS_MAX);
-                let until = self.shard.net.now().after(wait);
+                let until = self.upstreams.net.now().after(wait);
                 self.state.orphan_until.set(Some(until));
             }
         }
@@ -165,7 +164,7 @@ impl<N: Net, T> TaskEnd<N, T> {
     fn new(context: &Rc<TaskContext<N, T>>) -> Self {
         Self {
             context: Rc::clone(context),
-            _counted: context.shard.count_task(),
+            _counted: context.upstreams.count_task(),
         }
     }
 
@@ -183,6 +182,10 @@ impl<N: Net, T> Drop for TaskEnd<N, T> {
 }
 
 impl<N: Net, T> TaskContext<N, T> {
+    pub(crate) const fn upstreams(&self) -> &Rc<Upstreams<N>> {
+        &self.upstreams
+    }
+
     /// Records that the head of a successful (2xx) response has arrived, and wakes the owner.
     fn set_succeeded(&self) {
         self.state.has_succeeded.set(true);
@@ -190,17 +193,9 @@ impl<N: Net, T> TaskContext<N, T> {
     }
 }
 
-impl<N: Net, T> Waits<N> for Rc<TaskContext<N, T>> {
-    fn shard(&self) -> &Rc<Shard<N>> {
-        &self.shard
-    }
-
+impl<N: Net, T> Scope<N> for Rc<TaskContext<N, T>> {
     fn phase(&self) -> &Cell<Phase> {
         &self.phase
-    }
-
-    fn early_watch(&self) -> Watch {
-        Watch::Ahead
     }
 
     fn on_success(&self) {
@@ -209,7 +204,7 @@ impl<N: Net, T> Waits<N> for Rc<TaskContext<N, T>> {
 
     async fn until<U>(
         &self,
-        _: Watch,
+        _: Stage,
         deadline: Deadline,
         mut ready: impl FnMut(&mut Context<'_>) -> Poll<U>,
     ) -> Waited<U> {
@@ -222,7 +217,7 @@ impl<N: Net, T> Waits<N> for Rc<TaskContext<N, T>> {
                 return Poll::Ready(Waited::Ready(value));
             }
             self.state.task.borrow_mut().clone_from(cx.waker());
-            let now = self.shard.net.now();
+            let now = self.upstreams.net.now();
             let orphan = self.state.orphan_until.get();
             let orphan = orphan.map(|until| until.since(now));
             let deadline = deadline.or_sooner(Deadline::of(now, orphan, Timeout::Detached));

@@ -8,7 +8,7 @@ use crate::net::Instant;
 /// The timeout that a deadline belongs to. A wait with several deadlines reports the timeout of the
 /// one that passed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Timeout {
+pub(crate) enum Timeout {
     /// A timeout on the client, which the waiting code names itself.
     Client,
     /// `--connect-timeout`, for a name look-up or a connect.
@@ -29,20 +29,20 @@ pub(super) enum Timeout {
 
 /// The deadline of a wait.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     at: Option<Instant>,
     timeout: Timeout,
 }
 
 impl Deadline {
     /// No deadline: only the awaited event or a disconnect ends the wait.
-    pub(super) const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         at: None,
         timeout: Timeout::Client,
     };
 
     /// Returns the deadline `wait` after `now`; none if `wait` is `None`.
-    pub(super) fn of(now: Instant, wait: Option<Duration>, timeout: Timeout) -> Self {
+    pub(crate) fn of(now: Instant, wait: Option<Duration>, timeout: Timeout) -> Self {
         Self {
             at: wait.map(|wait| now.after(wait)),
             timeout,
@@ -50,17 +50,17 @@ impl Deadline {
     }
 
     /// The time at which the deadline passes; `None` if there is no deadline.
-    pub(super) const fn at(self) -> Option<Instant> {
+    pub(crate) const fn at(self) -> Option<Instant> {
         self.at
     }
 
     /// The timeout that a wait reports when this deadline has passed.
-    pub(super) const fn timeout(self) -> Timeout {
+    pub(crate) const fn timeout(self) -> Timeout {
         self.timeout
     }
 
     /// Returns the deadline that passes first; `self` if both pass at the same time.
-    pub(super) fn or_sooner(self, other: Self) -> Self {
+    pub(crate) fn or_sooner(self, other: Self) -> Self {
         match (self.at, other.at) {
             (None, _) => other,
             (Some(a), Some(b)) if b < a => other,
@@ -72,7 +72,7 @@ impl Deadline {
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(super) enum Waited<T> {
+pub(crate) enum Waited<T> {
     /// The awaited event occurred.
     Ready(T),
     /// The client has disconnected, or the result is no longer needed.
@@ -83,7 +83,7 @@ pub(super) enum Waited<T> {
 
 impl<T> Waited<T> {
     /// Returns the awaited value of a wait without a deadline, or `ClientGone` after a disconnect.
-    pub(super) fn or_gone(self) -> Result<T, Fault> {
+    pub(crate) fn or_gone(self) -> Result<T, Fault> {
         debug_assert!(
             !matches!(self, Self::TimedOut(_)),
             "the wait has a deadline"
@@ -92,7 +92,7 @@ impl<T> Waited<T> {
     }
 
     /// Returns the awaited value, `ClientGone` after a disconnect, or `timed_out` after a timeout.
-    pub(super) fn or_fault(self, timed_out: Fault) -> Result<T, Fault> {
+    pub(crate) fn or_fault(self, timed_out: Fault) -> Result<T, Fault> {
         match self {
             Self::Ready(value) => Ok(value),
             Self::Disconnected => Err(Fault::ClientGone),

@@ -17,28 +17,29 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::{Address, Conn, Instant, Net, Timer};
-use crate::fleet::Target;
+use crate::fleet::{Address, Target};
+use crate::net::{Conn, Instant, Net, Timer};
+use crate::pd::Role;
 
 /// Maximum number of endpoints in a shard's table. When it is full, a new endpoint replaces the
 /// least recently used one that is not pinned.
-pub const ENDPOINTS_MAX: usize = 1024;
+pub(crate) const ENDPOINTS_MAX: usize = 1024;
 
 /// Identifies an endpoint (an engine's target in one role) in a shard's table. The id of an
 /// endpoint that has been replaced matches nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EndpointId {
+pub(crate) struct EndpointId {
     slot: usize,
     generation: u32,
 }
 
-/// Callback that updates the metric of idle connections. It receives a kind of engine (role) and
-/// the change in this shard's number of idle connections to engines of that kind.
-pub type OnIdle<K> = Box<dyn Fn(K, i64)>;
+/// Callback that updates the metric of idle connections. It receives a role and the change in this
+/// shard's number of idle connections to engines of that role.
+pub(crate) type OnIdle = Box<dyn Fn(Role, i64)>;
 
-struct Endpoint<K, C> {
+struct Endpoint<C> {
     target: Target,
-    kind: K,
+    role: Role,
     generation: u32,
     /// Whether the endpoint is never replaced when the table is full. Set for the configured decode
     /// engines.
@@ -58,38 +59,37 @@ struct Idle<C> {
 
 /// The endpoints of one shard and their idle connections.
 ///
-/// `K` distinguishes kinds of engines (prefill, decode): the same address in two roles has two
-/// stacks.
-pub struct Pools<N: Net, K> {
+/// The same address in two roles has two stacks.
+pub(crate) struct Pools<N: Net> {
     net: N,
     idle_max: Duration,
     idle_per_endpoint_max: usize,
-    table: RefCell<Table<K, N::Conn>>,
+    table: RefCell<Table<N::Conn>>,
     keeper: RefCell<Waker>,
     timer: Timer,
     timer_set: Cell<bool>,
-    on_idle: OnIdle<K>,
+    on_idle: OnIdle,
 }
 
-struct Table<K, C> {
-    endpoints: Vec<Endpoint<K, C>>,
-    by_target: HashMap<(K, Target), usize>,
+struct Table<C> {
+    endpoints: Vec<Endpoint<C>>,
+    by_target: HashMap<(Role, Target), usize>,
 }
 
-impl<N: Net, K> std::fmt::Debug for Pools<N, K> {
+impl<N: Net> std::fmt::Debug for Pools<N> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pools").finish_non_exhaustive()
     }
 }
 
-impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
+impl<N: Net> Pools<N> {
     /// Creates an empty table and starts its keeper task on `net`. An idle connection is closed
     /// after `idle_max`; each endpoint keeps at most `idle_per_endpoint_max` idle connections.
-    pub fn new(
+    pub(crate) fn new(
         net: &N,
         idle_max: Duration,
         idle_per_endpoint_max: usize,
-        on_idle: OnIdle<K>,
+        on_idle: OnIdle,
     ) -> Rc<Self> {
         let table = Table {
             endpoints: Vec::new(),
@@ -109,12 +109,12 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         pools
     }
 
-    /// Returns the id of `target` in the role `kind`, and adds it to the table on first use. A
+    /// Returns the id of `target` in the role `role`, and adds it to the table on first use. A
     /// `pinned` endpoint is never replaced.
-    pub fn endpoint(&self, kind: K, target: &Target, pinned: bool) -> EndpointId {
+    pub(crate) fn endpoint(&self, role: Role, target: &Target, pinned: bool) -> EndpointId {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
-        if let Some(&slot) = table.by_target.get(&(kind, target.clone())) {
+        if let Some(&slot) = table.by_target.get(&(role, target.clone())) {
             let endpoint = &mut table.endpoints[slot];
             endpoint.last_used = now;
             endpoint.pinned |= pinned;
@@ -126,7 +126,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
         let addresses: Rc<[Address]> = target.address().cloned().into_iter().collect();
         let mut endpoint = Endpoint {
             target: target.clone(),
-            kind,
+            role,
             generation: 0,
             pinned,
             last_used: now,
@@ -142,11 +142,11 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             let slot = table.oldest();
             endpoint.generation = table.endpoints[slot].generation.wrapping_add(1);
             let old = std::mem::replace(&mut table.endpoints[slot], endpoint);
-            table.by_target.remove(&(old.kind, old.target));
-            self.count_idle(old.kind, 0, old.idle.len());
+            table.by_target.remove(&(old.role, old.target));
+            self.count_idle(old.role, 0, old.idle.len());
             slot
         };
-        table.by_target.insert((kind, target.clone()), slot);
+        table.by_target.insert((role, target.clone()), slot);
         EndpointId {
             slot,
             generation: table.endpoints[slot].generation,
@@ -155,7 +155,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
 
     /// Returns the addresses of an endpoint and the time at which they were stored. Returns `None`
     /// for a name that has not been resolved yet, or an endpoint that has been replaced.
-    pub fn addresses(&self, id: EndpointId) -> Option<(Rc<[Address]>, Instant)> {
+    pub(crate) fn addresses(&self, id: EndpointId) -> Option<(Rc<[Address]>, Instant)> {
         let table = self.table.borrow();
         let endpoint = table.get(id)?;
         (!endpoint.addresses.is_empty())
@@ -164,7 +164,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
 
     /// Stores the addresses that an endpoint's name resolved to. Does nothing if the endpoint has
     /// been replaced.
-    pub fn set_addresses(&self, id: EndpointId, addresses: Rc<[Address]>) {
+    pub(crate) fn set_addresses(&self, id: EndpointId, addresses: Rc<[Address]>) {
         if let Some(endpoint) = self.table.borrow_mut().get_mut(id) {
             endpoint.addresses = addresses;
             endpoint.addresses_at = self.net.now();
@@ -174,7 +174,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
 
     /// Stores the addresses that the name of `target` resolved to, in the endpoints of all roles
     /// that have this target. Does nothing if `addresses` is empty (the name did not resolve).
-    pub fn record_addresses(&self, target: &Target, addresses: &[Address]) {
+    pub(crate) fn record_addresses(&self, target: &Target, addresses: &[Address]) {
         if addresses.is_empty() {
             return;
         }
@@ -192,7 +192,11 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     /// Returns whether an endpoint is this proxy itself. Returns `false` also if the endpoint's
     /// name has not been resolved yet or the endpoint has been replaced. `is_own_address` is called
     /// once per endpoint and address list; its result is cached.
-    pub fn is_self(&self, id: EndpointId, is_own_address: impl FnOnce(&[Address]) -> bool) -> bool {
+    pub(crate) fn is_self(
+        &self,
+        id: EndpointId,
+        is_own_address: impl FnOnce(&[Address]) -> bool,
+    ) -> bool {
         let mut table = self.table.borrow_mut();
         let Some(endpoint) = table.get_mut(id) else {
             return false;
@@ -212,7 +216,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     /// Checks the socket itself, at a cost of 0.4 us: bytes that have arrived but that the keeper
     /// has not noticed yet would be mistaken for the response to the next request. Closes
     /// connections that fail the check or have reached the idle limit.
-    pub fn checkout(&self, id: EndpointId) -> Option<N::Conn> {
+    pub(crate) fn checkout(&self, id: EndpointId) -> Option<N::Conn> {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
         let endpoint = table.get_mut(id)?;
@@ -230,16 +234,16 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
                 break;
             }
         }
-        let (kind, left) = (endpoint.kind, endpoint.idle.len());
+        let (role, left) = (endpoint.role, endpoint.idle.len());
         drop(table);
-        self.count_idle(kind, left, before);
+        self.count_idle(role, left, before);
         found
     }
 
     /// Puts a connection back on its endpoint's stack after an exchange that ended cleanly. The
     /// connection is closed instead if the stack is full, the endpoint has been replaced, or
     /// something has already arrived on the connection.
-    pub fn checkin(&self, id: EndpointId, conn: N::Conn) {
+    pub(crate) fn checkin(&self, id: EndpointId, conn: N::Conn) {
         let now = self.net.now();
         let keeper = self.keeper.borrow().clone();
         if !is_quiet(&conn, &mut Context::from_waker(&keeper)) {
@@ -253,18 +257,18 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             return;
         }
         endpoint.idle.push(Idle { conn, since: now });
-        let (kind, left) = (endpoint.kind, endpoint.idle.len());
+        let (role, left) = (endpoint.role, endpoint.idle.len());
         drop(table);
-        self.count_idle(kind, left, left - 1);
+        self.count_idle(role, left, left - 1);
         if !self.timer_set.replace(true) {
             self.timer.set(now, Some(self.idle_max));
         }
     }
 
-    fn count_idle(&self, kind: K, now: usize, before: usize) {
+    fn count_idle(&self, role: Role, now: usize, before: usize) {
         let delta = i64::try_from(now).unwrap_or(0) - i64::try_from(before).unwrap_or(0);
         if delta != 0 {
-            (self.on_idle)(kind, delta);
+            (self.on_idle)(role, delta);
         }
     }
 
@@ -280,7 +284,7 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
             endpoint
                 .idle
                 .retain(|idle| now.since(idle.since) < self.idle_max && is_quiet(&idle.conn, cx));
-            self.count_idle(endpoint.kind, endpoint.idle.len(), before);
+            self.count_idle(endpoint.role, endpoint.idle.len(), before);
             // The first connection is the oldest.
             let wait = endpoint
                 .idle
@@ -296,14 +300,14 @@ impl<N: Net, K: Copy + Eq + std::hash::Hash + 'static> Pools<N, K> {
     }
 }
 
-impl<K: Copy + Eq, C> Table<K, C> {
-    fn get(&self, id: EndpointId) -> Option<&Endpoint<K, C>> {
+impl<C> Table<C> {
+    fn get(&self, id: EndpointId) -> Option<&Endpoint<C>> {
         self.endpoints
             .get(id.slot)
             .filter(|endpoint| endpoint.generation == id.generation)
     }
 
-    fn get_mut(&mut self, id: EndpointId) -> Option<&mut Endpoint<K, C>> {
+    fn get_mut(&mut self, id: EndpointId) -> Option<&mut Endpoint<C>> {
         self.endpoints
             .get_mut(id.slot)
             .filter(|endpoint| endpoint.generation == id.generation)
@@ -332,7 +336,7 @@ fn is_quiet(conn: &impl Conn, cx: &mut Context<'_>) -> bool {
 }
 
 /// The keeper task: closes idle connections as [`Pools::sweep`] describes until the shard ends.
-async fn keep<N: Net, K: Copy + Eq + std::hash::Hash + 'static>(pools: Rc<Pools<N, K>>) {
+async fn keep<N: Net>(pools: Rc<Pools<N>>) {
     poll_fn(|cx| {
         if !pools.keeper.borrow().will_wake(cx.waker()) {
             *pools.keeper.borrow_mut() = cx.waker().clone();

@@ -1,0 +1,83 @@
+//! The buffers of one shard: two for receiving, and recycled ones for heads and fields.
+
+use std::cell::RefCell;
+
+use crate::h1::Field;
+use crate::limits::{
+    RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX, RECYCLED_BUFFERS_MAX,
+    RECYCLED_FIELDS_MAX,
+};
+
+/// Initial capacity in bytes of a buffer from [`Buffers::buffer`]; enough for a typical head.
+const SMALL_BUFFER_BYTES: usize = 1024;
+
+/// The buffers of one shard. Owned by one thread.
+pub(crate) struct Buffers {
+    small: RefCell<Box<[u8]>>,
+    large: RefCell<Box<[u8]>>,
+    spare: RefCell<Vec<Vec<u8>>>,
+    spare_fields: RefCell<Vec<Vec<Field>>>,
+}
+
+impl Buffers {
+    pub(crate) fn new() -> Self {
+        Self {
+            small: RefCell::new(vec![0; RECEIVE_SMALL_BYTES].into_boxed_slice()),
+            large: RefCell::new(Box::default()),
+            spare: RefCell::new(Vec::new()),
+            spare_fields: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// Calls `work` with the shard's receive buffer for heads and tokens. `work` is synchronous, so
+    /// the buffer is never in use across an await.
+    pub(crate) fn with_small<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
+        work(&mut self.small.borrow_mut())
+    }
+
+    /// Calls `work` with the shard's receive buffer for bodies, under the same rule as
+    /// [`Buffers::with_small`]. The buffer is allocated on first use: a shard whose bodies always
+    /// arrive with their heads does not need it.
+    pub(crate) fn with_large<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut large = self.large.borrow_mut();
+        if large.is_empty() {
+            *large = vec![0; RECEIVE_LARGE_BYTES].into_boxed_slice();
+        }
+        work(&mut large)
+    }
+
+    /// Returns an empty buffer, a recycled one if available.
+    pub(crate) fn buffer(&self) -> Vec<u8> {
+        let spare = self.spare.borrow_mut().pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(SMALL_BUFFER_BYTES))
+    }
+
+    /// Keeps a buffer for reuse. It is freed instead if it is larger than
+    /// `RECYCLED_BUFFER_BYTES_MAX` or enough buffers are kept.
+    pub(crate) fn recycle(&self, mut buffer: Vec<u8>) {
+        let mut spare = self.spare.borrow_mut();
+        let is_small = (1..=RECYCLED_BUFFER_BYTES_MAX).contains(&buffer.capacity());
+        if is_small && spare.len() < RECYCLED_BUFFERS_MAX {
+            buffer.clear();
+            spare.push(buffer);
+        }
+    }
+
+    /// Returns an empty list of header fields, a recycled one if available.
+    pub(crate) fn fields(&self) -> Vec<Field> {
+        let spare = self.spare_fields.borrow_mut().pop();
+        spare.unwrap_or_default()
+    }
+
+    /// Keeps a list of header fields for reuse. It is freed instead if its capacity is larger than
+    /// `RECYCLED_FIELDS_MAX` or enough lists are kept.
+    pub(crate) fn recycle_fields(&self, mut fields: Vec<Field>) {
+        let mut spare = self.spare_fields.borrow_mut();
+        if (1..=RECYCLED_FIELDS_MAX).contains(&fields.capacity())
+            && spare.len() < RECYCLED_BUFFERS_MAX
+        {
+            fields.clear();
+            spare.push(fields);
+        }
+    }
+}

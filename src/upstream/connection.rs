@@ -1,0 +1,157 @@
+//! Connections to engines, pooled or new.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use super::Upstreams;
+use super::error::CallError;
+use super::pool::EndpointId;
+use super::scope::{Scope, Stage};
+use super::wait::{Deadline, Timeout};
+use crate::fault::Cause;
+use crate::fleet::Target;
+use crate::limits::ADDRESSES_MAX;
+use crate::metrics::{Phase, ShardMetrics};
+use crate::net::{Conn, Net};
+use crate::pd::Role;
+
+/// An engine connection in use. Dropping it closes it, which makes the engine abort the request.
+pub(crate) struct Connection<N: Net> {
+    conn: N::Conn,
+    id: EndpointId,
+    /// Whether the connection was taken from the pool, so that the engine may have closed it in the
+    /// meantime.
+    pub(crate) reused: bool,
+    /// A send has failed. The kernel reports a reset only once, so no later receive will report it:
+    /// an end of stream on this connection may be a reset.
+    pub(crate) broke: Cell<bool>,
+    /// Whether a whole request has been sent on this connection.
+    pub(crate) is_sent: Cell<bool>,
+    _active: Active,
+}
+
+impl<N: Net> Connection<N> {
+    pub(crate) const fn conn(&self) -> &N::Conn {
+        &self.conn
+    }
+
+    /// Returns the connection to the pool. The caller must have read the engine's response to its
+    /// end, with no bytes after it.
+    pub(crate) fn release(self, upstreams: &Upstreams<N>) {
+        upstreams.pools.checkin(self.id, self.conn);
+    }
+}
+
+/// Counts an engine connection as in use in the metrics until dropped.
+struct Active {
+    metrics: Arc<ShardMetrics>,
+    role: Role,
+}
+
+impl Active {
+    fn new(metrics: &Arc<ShardMetrics>, role: Role) -> Self {
+        metrics.pool_active(role, 1);
+        Self {
+            metrics: Arc::clone(metrics),
+            role,
+        }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.metrics.pool_active(self.role, -1);
+    }
+}
+
+/// Whether a leg may use a pooled connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// A pooled connection that has received nothing while idle, if there is one; otherwise a new
+    /// one.
+    Allowed,
+    /// Always a new connection.
+    Never,
+}
+
+impl<N: Net> Upstreams<N> {
+    /// Returns a connection to an engine: a pooled one if `reuse` allows it and one is idle,
+    /// otherwise a new one. Fails if no address of the engine accepts the connection in time.
+    pub(crate) async fn connect<S: Scope<N>>(
+        &self,
+        scope: &S,
+        id: EndpointId,
+        target: &Target,
+        role: Role,
+        reuse: Reuse,
+        deadline: Deadline,
+    ) -> Result<Connection<N>, CallError> {
+        let active = Active::new(&self.metrics, role);
+        if reuse != Reuse::Never
+            && let Some(conn) = self.pools.checkout(id)
+        {
+            return Ok(Connection {
+                conn,
+                id,
+                reused: true,
+                broke: Cell::new(false),
+                is_sent: Cell::new(false),
+                _active: active,
+            });
+        }
+        let before = scope.phase().replace(Phase::Connect);
+        // On failure the phase remains `Connect`, so that a disconnect during the connect is
+        // counted there.
+        let conn = self.connect_new(scope, id, target, role, deadline).await?;
+        scope.phase().set(before);
+        Ok(Connection {
+            conn,
+            id,
+            reused: false,
+            broke: Cell::new(false),
+            is_sent: Cell::new(false),
+            _active: active,
+        })
+    }
+
+    async fn connect_new<S: Scope<N>>(
+        &self,
+        scope: &S,
+        id: EndpointId,
+        target: &Target,
+        role: Role,
+        deadline: Deadline,
+    ) -> Result<N::Conn, CallError> {
+        const TIMED_OUT: CallError = CallError::TimedOut(Timeout::Connect);
+        let wait = self.config.timeouts.connect;
+        let sooner = || Deadline::of(self.net.now(), wait, Timeout::Connect).or_sooner(deadline);
+        let addresses = self.addresses(scope, id, target, sooner()).await?;
+        let mut timed_out = false;
+        for address in addresses.iter().take(ADDRESSES_MAX) {
+            let conn = match self.begin_connect(scope, address, sooner()).await {
+                Ok(Some(conn)) => (self.secure)(conn, role, target),
+                Ok(None) => continue,
+                Err(TIMED_OUT) => {
+                    timed_out = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let waited = scope
+                .until(Stage::BeforeRequest, sooner(), |cx| conn.poll_writable(cx))
+                .await;
+            match waited.or_call_error() {
+                Ok(()) if conn.connected().is_ok() => return Ok(conn),
+                Ok(()) => {}
+                // Another address of the same engine may accept the connection.
+                Err(TIMED_OUT) => timed_out = true,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(if timed_out {
+            TIMED_OUT
+        } else {
+            CallError::Failed(Cause::Refused)
+        })
+    }
+}
