@@ -90,12 +90,12 @@ impl<N: Net> Upstreams<N> {
 
     /// Returns the id of an engine's endpoint, and adds it on first use.
     pub(crate) fn endpoint(&self, role: Role, target: &Target) -> EndpointId {
-        self.pools.endpoint(role, target, false)
+        self.pools.endpoint(role, target)
     }
 
     /// Adds the endpoint of a local decoder with its addresses, and keeps it for good.
     pub(crate) fn pin(&self, target: &Target, addresses: &[Address]) -> EndpointId {
-        let id = self.pools.endpoint(Role::Decode, target, true);
+        let id = self.pools.pin(Role::Decode, target);
         self.pools.set_addresses(id, addresses.into());
         id
     }

@@ -21,9 +21,12 @@ use crate::fleet::{Address, Target};
 use crate::net::{Conn, Instant, Net, Timer};
 use crate::pd::Role;
 
-/// Maximum number of endpoints in a shard's table. When it is full, a new endpoint replaces the
-/// least recently used one that is not pinned.
+/// Maximum number of endpoints in a shard's table, in addition to the pinned ones. When it is full, a
+/// new endpoint replaces one that has not been used recently.
 pub(crate) const ENDPOINTS_MAX: usize = 1024;
+
+/// Maximum number of endpoints that a search for one to replace passes over.
+const SEARCH_STEPS_MAX: usize = 32;
 
 /// Identifies an endpoint (an engine's target in one role) in a shard's table. The id of an
 /// endpoint that has been replaced matches nothing.
@@ -41,10 +44,8 @@ struct Endpoint<C> {
     target: Target,
     role: Role,
     generation: u32,
-    /// Whether the endpoint is never replaced when the table is full. Set for the configured decode
-    /// engines.
-    pinned: bool,
-    last_used: Instant,
+    /// Set on every use, and cleared when the search for an endpoint to replace passes over it.
+    is_recent: bool,
     /// The endpoint's idle connections, the one that became idle most recently last.
     idle: Vec<Idle<C>>,
     addresses: Rc<[Address]>,
@@ -72,8 +73,14 @@ pub(crate) struct Pools<N: Net> {
 }
 
 struct Table<C> {
+    /// The pinned endpoints, followed by the others.
     endpoints: Vec<Endpoint<C>>,
-    by_target: HashMap<(Role, Target), usize>,
+    /// Number of pinned endpoints. They are never replaced.
+    pinned: usize,
+    /// Slot at which the next search for an endpoint to replace starts.
+    hand: usize,
+    /// For each role, in the order of [`Role::index`], the slots of its endpoints in `endpoints`.
+    by_target: [HashMap<Target, usize>; Role::ALL.len()],
 }
 
 impl<N: Net> std::fmt::Debug for Pools<N> {
@@ -93,7 +100,9 @@ impl<N: Net> Pools<N> {
     ) -> Rc<Self> {
         let table = Table {
             endpoints: Vec::new(),
-            by_target: HashMap::new(),
+            pinned: 0,
+            hand: 0,
+            by_target: Default::default(),
         };
         let pools = Rc::new(Self {
             net: net.clone(),
@@ -109,48 +118,49 @@ impl<N: Net> Pools<N> {
         pools
     }
 
-    /// Returns the id of `target` in the role `role`, and adds it to the table on first use. A
-    /// `pinned` endpoint is never replaced.
-    pub(crate) fn endpoint(&self, role: Role, target: &Target, pinned: bool) -> EndpointId {
-        let now = self.net.now();
+    /// Adds an endpoint that is never replaced, and returns its id. Pinned endpoints must be added
+    /// before all others.
+    pub(crate) fn pin(&self, role: Role, target: &Target) -> EndpointId {
+        let id = self.endpoint(role, target);
         let mut table = self.table.borrow_mut();
-        if let Some(&slot) = table.by_target.get(&(role, target.clone())) {
+        debug_assert!(
+            table.pinned + 1 >= table.endpoints.len(),
+            "another one was added before"
+        );
+        table.pinned = table.endpoints.len();
+        id
+    }
+
+    /// Returns the id of `target` in a role, and adds it to the table on first use.
+    pub(crate) fn endpoint(&self, role: Role, target: &Target) -> EndpointId {
+        let mut table = self.table.borrow_mut();
+        if let Some(&slot) = table.by_target[role.index()].get(target) {
             let endpoint = &mut table.endpoints[slot];
-            endpoint.last_used = now;
-            endpoint.pinned |= pinned;
+            endpoint.is_recent = true;
             return EndpointId {
                 slot,
                 generation: endpoint.generation,
             };
         }
         let addresses: Rc<[Address]> = target.address().cloned().into_iter().collect();
-        let mut endpoint = Endpoint {
+        let endpoint = Endpoint {
             target: target.clone(),
             role,
             generation: 0,
-            pinned,
-            last_used: now,
+            is_recent: true,
             idle: Vec::new(),
             addresses,
-            addresses_at: now,
+            addresses_at: self.net.now(),
             is_self: None,
         };
-        let slot = if table.endpoints.len() < ENDPOINTS_MAX {
-            table.endpoints.push(endpoint);
-            table.endpoints.len() - 1
-        } else {
-            let slot = table.oldest();
-            endpoint.generation = table.endpoints[slot].generation.wrapping_add(1);
-            let old = std::mem::replace(&mut table.endpoints[slot], endpoint);
-            table.by_target.remove(&(old.role, old.target));
+        let (slot, replaced) = table.put(endpoint);
+        table.by_target[role.index()].insert(target.clone(), slot);
+        let generation = table.endpoints[slot].generation;
+        drop(table);
+        if let Some(old) = replaced {
             self.count_idle(old.role, 0, old.idle.len());
-            slot
-        };
-        table.by_target.insert((role, target.clone()), slot);
-        EndpointId {
-            slot,
-            generation: table.endpoints[slot].generation,
         }
+        EndpointId { slot, generation }
     }
 
     /// Returns the addresses of an endpoint and the time at which they were stored. Returns `None`
@@ -180,7 +190,11 @@ impl<N: Net> Pools<N> {
         }
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
-        for endpoint in table.endpoints.iter_mut().filter(|e| e.target == *target) {
+        for role in Role::ALL {
+            let Some(&slot) = table.by_target[role.index()].get(target) else {
+                continue;
+            };
+            let endpoint = &mut table.endpoints[slot];
             if *endpoint.addresses != *addresses {
                 endpoint.addresses = addresses.into();
                 endpoint.is_self = None;
@@ -220,7 +234,7 @@ impl<N: Net> Pools<N> {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
         let endpoint = table.get_mut(id)?;
-        endpoint.last_used = now;
+        endpoint.is_recent = true;
         let before = endpoint.idle.len();
         let mut found = None;
         while let Some(idle) = endpoint.idle.pop() {
@@ -313,11 +327,37 @@ impl<C> Table<C> {
             .filter(|endpoint| endpoint.generation == id.generation)
     }
 
-    fn oldest(&self) -> usize {
-        let candidates = self.endpoints.iter().enumerate().filter(|(_, e)| !e.pinned);
-        candidates
-            .min_by_key(|(_, endpoint)| endpoint.last_used)
-            .map_or(0, |(slot, _)| slot)
+    /// Adds an endpoint to the table, or replaces one if the table is full. Returns its slot and the
+    /// endpoint that it replaced.
+    fn put(&mut self, mut endpoint: Endpoint<C>) -> (usize, Option<Endpoint<C>>) {
+        if self.endpoints.len() < self.pinned + ENDPOINTS_MAX {
+            self.endpoints.push(endpoint);
+            return (self.endpoints.len() - 1, None);
+        }
+        let slot = self.replaceable();
+        endpoint.generation = self.endpoints[slot].generation.wrapping_add(1);
+        let old = std::mem::replace(&mut self.endpoints[slot], endpoint);
+        self.by_target[old.role.index()].remove(&old.target);
+        (slot, Some(old))
+    }
+
+    /// Returns the slot of an endpoint that is not pinned and was not used since the search last
+    /// passed over it. A search takes at most `SEARCH_STEPS_MAX` steps, so a request's cost does not
+    /// depend on the number of endpoints; after that many, a recently used endpoint is replaced.
+    fn replaceable(&mut self) -> usize {
+        let mut slot = self.hand;
+        for _ in 0..SEARCH_STEPS_MAX {
+            slot = self.hand.clamp(self.pinned, self.endpoints.len() - 1);
+            self.hand = if slot + 1 < self.endpoints.len() {
+                slot + 1
+            } else {
+                self.pinned
+            };
+            if !std::mem::take(&mut self.endpoints[slot].is_recent) {
+                break;
+            }
+        }
+        slot
     }
 }
 
@@ -345,4 +385,141 @@ async fn keep<N: Net>(pools: Rc<Pools<N>>) {
         Poll::<()>::Pending
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::sim::SimNet;
+
+    const IDLE: Duration = Duration::from_secs(4);
+    const IDLE_PER_ENDPOINT_MAX: usize = 2;
+
+    /// Pools on a simulated network, and the counts of idle connections that they report.
+    struct Fixture {
+        net: SimNet,
+        pools: Rc<Pools<SimNet>>,
+        idle: Rc<[Cell<i64>; Role::ALL.len()]>,
+    }
+
+    fn fixture() -> Fixture {
+        let net = SimNet::new(1);
+        let idle: Rc<[Cell<i64>; Role::ALL.len()]> = Rc::default();
+        let counts = Rc::clone(&idle);
+        let on_idle = move |role: Role, delta| {
+            let count = &counts[role.index()];
+            count.set(count.get() + delta);
+        };
+        let pools = Pools::new(&net, IDLE, IDLE_PER_ENDPOINT_MAX, Box::new(on_idle));
+        Fixture { net, pools, idle }
+    }
+
+    fn target(n: usize) -> Target {
+        Target::parse(format!("engine-{n}:8000").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_target_has_one_endpoint_per_role() {
+        let Fixture { pools, .. } = fixture();
+        let prefill = pools.endpoint(Role::Prefill, &target(1));
+        assert_eq!(pools.endpoint(Role::Prefill, &target(1)), prefill);
+        assert_ne!(pools.endpoint(Role::Decode, &target(1)), prefill);
+        assert_ne!(pools.endpoint(Role::Prefill, &target(2)), prefill);
+    }
+
+    #[test]
+    fn idle_connections_are_used_newest_first_within_their_limits() {
+        let Fixture { net, pools, idle } = fixture();
+        let id = pools.endpoint(Role::Decode, &target(1));
+        let clock = net.clone();
+        let run = net.run(async move {
+            assert!(pools.checkout(id).is_none());
+            let (mut own, mut peers) = (Vec::new(), Vec::new());
+            for _ in 0..3 {
+                let (near, far) = clock.pair();
+                own.push(near);
+                peers.push(far);
+            }
+            let newest = own.remove(1);
+            pools.checkin(id, own.remove(0));
+            pools.checkin(id, newest);
+            assert_eq!(idle[Role::Decode.index()].get(), 2);
+            // The stack is full.
+            pools.checkin(id, own.remove(0));
+            assert_eq!(idle[Role::Decode.index()].get(), 2);
+            let taken = pools.checkout(id).unwrap();
+            taken.try_send(b"x").unwrap();
+            clock.sleep(Duration::from_secs(1)).await;
+            let mut received = Vec::new();
+            assert_eq!(peers[1].recv(&mut received, 1).await.unwrap(), 1);
+            drop(taken);
+            clock.sleep(IDLE).await;
+            assert!(pools.checkout(id).is_none(), "older than the idle limit");
+            assert_eq!(idle[Role::Decode.index()].get(), 0);
+        });
+        run.unwrap();
+    }
+
+    #[test]
+    fn a_connection_on_which_something_arrives_is_closed() {
+        let Fixture { net, pools, idle } = fixture();
+        let id = pools.endpoint(Role::Prefill, &target(1));
+        let clock = net.clone();
+        let run = net.run(async move {
+            let (near, far) = clock.pair();
+            pools.checkin(id, near);
+            assert_eq!(idle[Role::Prefill.index()].get(), 1);
+            far.send(b"HTTP/1.1 408 Request Timeout\r\n").await.unwrap();
+            clock.sleep(Duration::from_secs(1)).await;
+            assert!(pools.checkout(id).is_none());
+            assert_eq!(idle[Role::Prefill.index()].get(), 0);
+        });
+        run.unwrap();
+    }
+
+    #[test]
+    fn a_full_table_replaces_unused_endpoints_and_never_pinned_ones() {
+        let Fixture { pools, .. } = fixture();
+        let pinned: Vec<_> = (0..3)
+            .map(|n| pools.pin(Role::Decode, &target(n)))
+            .collect();
+        let used = target(100);
+        let used_id = pools.endpoint(Role::Prefill, &used);
+        let first = pools.endpoint(Role::Prefill, &target(101));
+        for n in 0..5 * ENDPOINTS_MAX {
+            pools.endpoint(Role::Prefill, &target(1000 + n));
+            assert_eq!(pools.endpoint(Role::Prefill, &used), used_id, "{n}");
+        }
+        let table = pools.table.borrow();
+        assert_eq!(table.endpoints.len(), pinned.len() + ENDPOINTS_MAX);
+        let known: usize = table.by_target.iter().map(HashMap::len).sum();
+        assert_eq!(known, table.endpoints.len());
+        drop(table);
+        for (n, id) in pinned.iter().enumerate() {
+            assert_eq!(pools.endpoint(Role::Decode, &target(n)), *id);
+        }
+        assert!(pools.table.borrow().get(first).is_none(), "it was replaced");
+        assert_ne!(pools.endpoint(Role::Prefill, &target(101)), first);
+    }
+
+    #[test]
+    fn a_look_up_sets_the_addresses_of_every_role() {
+        let Fixture { pools, .. } = fixture();
+        let ids = [Role::Prefill, Role::Encode].map(|role| pools.endpoint(role, &target(1)));
+        assert!(pools.addresses(ids[0]).is_none());
+        assert!(!pools.is_self(ids[0], |_| true), "not resolved yet");
+        let address = Target::parse(b"127.0.0.1:1").unwrap();
+        let addresses = [address.address().unwrap().clone()];
+        pools.record_addresses(&target(1), &addresses);
+        for id in ids {
+            assert_eq!(*pools.addresses(id).unwrap().0, addresses);
+            assert!(pools.is_self(id, |_| true));
+            assert!(pools.is_self(id, |_| false), "the result is cached");
+        }
+        pools.record_addresses(&target(1), &[]);
+        assert!(
+            pools.addresses(ids[0]).is_some(),
+            "a failed look-up changes nothing"
+        );
+    }
 }
