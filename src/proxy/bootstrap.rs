@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::exchange::{Exchange, micros_since};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
-use crate::h1;
+use crate::h1::Framing;
 use crate::json::Splices;
 use crate::limits::{BOOTSTRAP_MS_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX};
 use crate::net::{Instant, Net};
@@ -19,6 +19,7 @@ use crate::upstream::call::Call;
 use crate::upstream::call::Collected;
 use crate::upstream::call::Deadlines;
 use crate::upstream::error::CallError;
+use crate::upstream::head::HeadWriter;
 use crate::upstream::wait::{Deadline, Timeout};
 
 /// A shard's cache of the engine lists that Mooncake bootstrap servers returned. A list is used for
@@ -121,11 +122,9 @@ impl<N: Net> Exchange<'_, N> {
 
     async fn query(&self, server: &Target) -> Result<Vec<u8>, CallError> {
         let shard = self.shard;
-        let mut head = shard.buffers.buffer();
-        head.extend_from_slice(b"GET /query HTTP/1.1\r\n");
-        h1::push_field(&mut head, b"host", server.authority().as_bytes());
-        h1::push_field(&mut head, b"accept", b"application/json");
-        head.extend_from_slice(b"\r\n");
+        let head = HeadWriter::generated(shard.buffers.buffer(), b"GET", b"/query", server)
+            .field(b"accept", b"application/json")
+            .finish(Framing::None);
         let leg = Leg {
             role: Role::Bootstrap,
             body: Splices::default(),

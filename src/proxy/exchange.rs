@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::client::{Client, Watch};
-use super::head::{self, Forwarded, LocalResponse};
+use super::head::{self, LocalResponse};
 use super::request_id::RequestId;
 use super::shard::Shard;
 use super::trace::Trace;
@@ -16,6 +16,7 @@ use crate::h1::{self, Framing, Method, Name, RequestHead, Version};
 use crate::metrics::{self, CodeClass, Phase, ShardMetrics};
 use crate::net::{Conn, Instant, Net};
 use crate::pd::{Api, Leg, Outcome, Reason, Role, Route, Uuid};
+use crate::upstream::head::{Forwarded, HeadWriter};
 use crate::upstream::pool::EndpointId;
 use crate::upstream::scope::{Scope, Stage};
 use crate::upstream::wait::{Deadline, Timeout, Waited};
@@ -316,16 +317,16 @@ impl<'a, N: Net> Exchange<'a, N> {
         self.respond_local(status, b"", None, None).await
     }
 
-    /// Appends the request head of a leg to `out`, without framing fields and without the blank
-    /// line that ends it. `leg` is `None` for a request whose body is forwarded as it arrives.
+    /// Writes the request head of a leg to `out`, without framing fields. `leg` is `None` for a
+    /// request whose body is forwarded as it arrives.
     pub(super) fn leg_head(
         &self,
-        mut out: Vec<u8>,
+        out: Vec<u8>,
         target: &Target,
         accept_encoding: bool,
         upgrade: bool,
         leg: Option<&Leg>,
-    ) -> Result<Vec<u8>, Fault> {
+    ) -> Result<HeadWriter, Fault> {
         let uuid = leg.and_then(|leg| leg.request_id).map(Uuid::text);
         let uuid = uuid.as_ref();
         let role = leg.map_or(Role::Decode, |leg| leg.role);
@@ -338,8 +339,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             accept_encoding,
             upgrade,
         };
-        head::push_request(&mut out, &self.head, &self.bytes, &extra).map_err(Fault::Head)?;
-        Ok(out)
+        HeadWriter::forwarded(out, &self.head, &self.bytes, &extra).map_err(Fault::Head)
     }
 
     /// Sends `100 Continue` to a client that waits for it before sending its body (RFC 9110

@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::exchange::{Exchange, micros_since};
-use super::head::finish_leg_head;
 use super::relay::Rewrite;
 use super::split::{PendingResponse, Split};
 use crate::config::{KvConnector, OnPrefillFailure};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
+use crate::h1::Framing;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take, connector, nixl};
@@ -217,9 +217,8 @@ impl<N: Net> Exchange<'_, N> {
         let accept_encoding = leg.take == Take::Response(None);
         // Close to the final size, because the head is held for as long as the engine is silent.
         let out = Vec::with_capacity(self.head.len + LEG_HEAD_EXTRA_BYTES);
-        let mut head = self.leg_head(out, target, accept_encoding, false, Some(leg))?;
-        finish_leg_head(&mut head, leg);
-        Ok(head)
+        let head = self.leg_head(out, target, accept_encoding, false, Some(leg))?;
+        Ok(head.finish(Framing::Length(leg.body.len() as u64)))
     }
 
     /// Turns a prefill engine's error response into the response to the client.

@@ -22,7 +22,7 @@ use crate::json::{Kind, Level};
 use crate::net::{Instant, Net};
 use crate::pd::chunked::Progress;
 use crate::pd::{Api, Leg, Order, Reason, Role, Uuid, connector};
-use crate::trace::{Sampler, Span, TraceContext, TraceRing, Value};
+use crate::trace::{Sampler, Span, TraceContext, TraceHeaders, TraceRing, Value};
 use crate::upstream::call::Attempt;
 use crate::upstream::error::CallError;
 
@@ -51,17 +51,6 @@ pub(super) enum Trace {
     Recorded(Box<Recording>),
 }
 
-/// The trace fields that the head of a leg gets. Stored as plain integers because a request holds
-/// this during every wait, so its size matters.
-#[derive(Clone, Copy)]
-pub(super) struct TraceHeaders {
-    trace_id: u128,
-    span_id: u64,
-    flags: u8,
-    /// Whether the client's `tracestate` belongs to this trace and is forwarded.
-    keeps_state: bool,
-}
-
 const _: () = assert!(size_of::<Trace>() <= 32);
 
 /// The spans of a sampled request, and the clock for their times.
@@ -69,37 +58,6 @@ pub(super) struct Recording {
     recorder: RefCell<Recorder>,
     clock: WorldClock,
     keeps_state: bool,
-}
-
-impl TraceHeaders {
-    const fn new(context: TraceContext, keeps_state: bool) -> Self {
-        Self {
-            trace_id: context.trace_id,
-            span_id: context.span_id,
-            flags: context.flags,
-            keeps_state,
-        }
-    }
-
-    /// Returns whether the client's field with this name must not be forwarded: `traceparent`,
-    /// which the proxy writes itself, and a `tracestate` that does not belong to this trace.
-    pub(super) fn replaces(&self, known: Name) -> bool {
-        match known {
-            Name::Traceparent => true,
-            Name::Tracestate => !self.keeps_state,
-            _ => false,
-        }
-    }
-
-    /// Appends the `traceparent` field to `out`.
-    pub(super) fn push(&self, out: &mut Vec<u8>) {
-        let context = TraceContext {
-            trace_id: self.trace_id,
-            span_id: self.span_id,
-            flags: self.flags,
-        };
-        h1::push_field(out, b"traceparent", &context.traceparent());
-    }
 }
 
 impl Trace {
@@ -362,22 +320,6 @@ impl<N: Net> Exchange<'_, N> {
             ids: [net.random(), net.random(), net.random()],
         });
         Some(TraceHeaders::new(context, recording.keeps_state))
-    }
-
-    /// Appends the trace fields to the head of a leg that is not based on the client's head.
-    /// Appends nothing if `trace_headers` is `None`.
-    pub(super) fn push_trace(&self, out: &mut Vec<u8>, trace_headers: Option<TraceHeaders>) {
-        let Some(trace_headers) = trace_headers else {
-            return;
-        };
-        trace_headers.push(out);
-        for field in &self.head.fields {
-            let is_forwarded = matches!(field.known, Name::Tracestate | Name::Baggage);
-            if is_forwarded && !trace_headers.replaces(field.known) {
-                let (name, value) = (field.name.of(&self.bytes), field.value.of(&self.bytes));
-                h1::push_field(out, name, value);
-            }
-        }
     }
 
     /// Ends the request's spans and pushes them to the ring. Does nothing if the request is not

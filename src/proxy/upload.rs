@@ -5,7 +5,6 @@ use std::task::Poll;
 
 use super::client::Watch;
 use super::exchange::{Exchange, micros_since};
-use super::head::push_request_framing;
 use super::relay::Rewrite;
 use super::shard::Shard;
 use crate::fault::{Cause, Fault};
@@ -114,8 +113,8 @@ impl<N: Net> Exchange<'_, N> {
     fn begin_upload(&mut self, target: &Target, api: Option<Api>) -> Result<Upload<N>, Fault> {
         let upgrade = api.is_none() && h1::wants_upgrade(&self.head, &self.bytes);
         self.upgrade_sent = upgrade;
-        let mut head = self.leg_head(self.shard.buffers.buffer(), target, true, upgrade, None)?;
-        push_request_framing(&mut head, self.framing);
+        let head = self.leg_head(self.shard.buffers.buffer(), target, true, upgrade, None)?;
+        let head = head.finish(self.framing);
         let mut upload = Upload {
             head,
             out: self.shard.buffers.buffer(),

@@ -8,9 +8,11 @@ pub mod console;
 pub mod context;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+mod headers;
 mod ring;
 mod span;
 
 pub use context::{Sampler, TraceContext};
+pub(crate) use headers::TraceHeaders;
 pub use ring::{TraceRing, TraceRings, rings};
 pub use span::{Kind, Span, Value};

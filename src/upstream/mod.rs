@@ -13,6 +13,7 @@ pub(crate) mod call;
 pub(crate) mod connection;
 mod dial;
 pub(crate) mod error;
+pub(crate) mod head;
 mod lookup;
 pub(crate) mod pool;
 mod request;
