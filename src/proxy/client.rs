@@ -53,9 +53,9 @@ impl<N: Net> Client<N> {
         }
     }
 
-    /// Waits until `ready` is ready, the client disconnects, or the deadline passes. If several apply
-    /// in the same poll, they take precedence in this order, so a token that has arrived is always
-    /// forwarded. A deadline that passed before the call ends the wait immediately.
+    /// Waits until `ready` is ready, the client disconnects, or the deadline passes. If several
+    /// apply in the same poll, they take precedence in this order, so a token that has arrived is
+    /// always forwarded. A deadline that passed before the call ends the wait immediately.
     pub(super) async fn until<T>(
         &self,
         shard: &Shard<N>,
@@ -184,8 +184,8 @@ impl<N: Net> Client<N> {
         result
     }
 
-    /// Returns whether the deadline had already passed before the wait. Without this check, a series
-    /// of waits that are each ready immediately would never poll the timer.
+    /// Returns whether the deadline had already passed before the wait. Without this check, a
+    /// series of waits that are each ready immediately would never poll the timer.
     fn has_passed(shard: &Shard<N>, deadline: Deadline) -> bool {
         deadline.at().is_some_and(|at| shard.net.now() > at)
     }

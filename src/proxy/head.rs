@@ -2,16 +2,6 @@
 
 use crate::h1::{self, HeadError, HopFilter, Method, Name, ResponseHead};
 
-fn push_length(out: &mut Vec<u8>, length: u64) {
-    push_decimal_field(out, b"content-length: ", length);
-}
-
-fn push_decimal_field(out: &mut Vec<u8>, name: &[u8], value: u64) {
-    out.extend_from_slice(name);
-    h1::push_decimal(out, value);
-    out.extend_from_slice(b"\r\n");
-}
-
 /// Framing of a response body towards the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outgoing {
@@ -154,4 +144,14 @@ pub(super) struct LocalResponse<'a> {
     pub(super) http10: bool,
     /// The request was a HEAD: the length of the body is stated, but the body is not sent.
     pub(super) is_head: bool,
+}
+
+fn push_length(out: &mut Vec<u8>, length: u64) {
+    push_decimal_field(out, b"content-length: ", length);
+}
+
+fn push_decimal_field(out: &mut Vec<u8>, name: &[u8], value: u64) {
+    out.extend_from_slice(name);
+    h1::push_decimal(out, value);
+    out.extend_from_slice(b"\r\n");
 }

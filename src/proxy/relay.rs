@@ -273,8 +273,8 @@ impl<N: Net> Exchange<'_, N> {
             let step = shard
                 .buffers
                 .with_small(|buffer| match conn.try_recv(buffer) {
-                    // An earlier send has already been given the reset, so this end of stream may be at
-                    // any position in the body.
+                    // An earlier send has already been given the reset, so this end of stream may
+                    // be at any position in the body.
                     Ok(0) if upstream.broke.get() => Err(TRUNCATED),
                     Ok(0) => relay.end(shard, client),
                     Ok(n) => {

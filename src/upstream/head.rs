@@ -33,8 +33,8 @@ impl HeadWriter {
     /// Writes the request line and the fields of a forwarded request, except framing fields.
     ///
     /// The client's fields are forwarded, except those that `extra` replaces or excludes, and
-    /// hop-by-hop fields, routing fields and `Expect`, which are dropped on every path. `Upgrade` is
-    /// forwarded if `extra.upgrade`. `Host` is forwarded unchanged
+    /// hop-by-hop fields, routing fields and `Expect`, which are dropped on every path. `Upgrade`
+    /// is forwarded if `extra.upgrade`. `Host` is forwarded unchanged
     /// (`docs/engines.md#forwarded-requests`), unless the authority of an absolute-form target
     /// replaces it.
     ///

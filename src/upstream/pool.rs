@@ -21,8 +21,8 @@ use crate::fleet::{Address, Target};
 use crate::net::{Conn, Instant, Net, Timer};
 use crate::pd::Role;
 
-/// Maximum number of endpoints in a shard's table, in addition to the pinned ones. When it is full, a
-/// new endpoint replaces one that has not been used recently.
+/// Maximum number of endpoints in a shard's table, in addition to the pinned ones. When it is full,
+/// a new endpoint replaces one that has not been used recently.
 pub(crate) const ENDPOINTS_MAX: usize = 1024;
 
 /// Maximum number of endpoints that a search for one to replace passes over.
@@ -327,8 +327,8 @@ impl<C> Table<C> {
             .filter(|endpoint| endpoint.generation == id.generation)
     }
 
-    /// Adds an endpoint to the table, or replaces one if the table is full. Returns its slot and the
-    /// endpoint that it replaced.
+    /// Adds an endpoint to the table, or replaces one if the table is full. Returns its slot and
+    /// the endpoint that it replaced.
     fn put(&mut self, mut endpoint: Endpoint<C>) -> (usize, Option<Endpoint<C>>) {
         if self.endpoints.len() < self.pinned + ENDPOINTS_MAX {
             self.endpoints.push(endpoint);
@@ -342,8 +342,9 @@ impl<C> Table<C> {
     }
 
     /// Returns the slot of an endpoint that is not pinned and was not used since the search last
-    /// passed over it. A search takes at most `SEARCH_STEPS_MAX` steps, so a request's cost does not
-    /// depend on the number of endpoints; after that many, a recently used endpoint is replaced.
+    /// passed over it. A search takes at most `SEARCH_STEPS_MAX` steps, so the cost of a request
+    /// does not depend on the number of endpoints; after that many, a recently used endpoint is
+    /// replaced.
     fn replaceable(&mut self) -> usize {
         let mut slot = self.hand;
         for _ in 0..SEARCH_STEPS_MAX {

@@ -184,8 +184,9 @@ impl Fate {
 enum Kind {
     /// The legs run one after the other.
     Serial,
-    /// As `Serial`, and about half of the split requests have a `cache_hit_threshold`. They are sent
-    /// to the decoder first, and a prefill leg follows only if too little of the prompt is cached.
+    /// As `Serial`, and about half of the split requests have a `cache_hit_threshold`. They are
+    /// sent to the decoder first, and a prefill leg follows only if too little of the prompt is
+    /// cached.
     DecodeFirst,
     /// As `Serial`, with one image per request.
     Encoded,

@@ -65,6 +65,9 @@ const AVOIDED: [(&str, &str); 53] = [
     ("whomever", "the caller, the peer"),
 ];
 
+/// Longest line of a comment, as `CONTRIBUTING.md` has it.
+const COMMENT_COLUMNS_MAX: usize = 100;
+
 /// Names in the JSON report of `ringside-bench soak`. Scripts read them, so they must not change.
 const KEPT: [&str; 2] = ["\"behind the end\"", "\"within the answer\""];
 
@@ -270,6 +273,26 @@ fn comments_do_not_begin_with_what() {
                 let (path, line) = (path.display(), prose.line);
                 offences.push(format!(
                     "{path}:{line}: a comment line begins with \"What\""
+                ));
+            }
+        }
+    }
+    check(&offences);
+}
+
+#[test]
+fn comments_fit_in_their_columns() {
+    let mut offences = Vec::new();
+    for path in files("") {
+        if !has_extension(&path, &["rs"]) {
+            continue;
+        }
+        for (nth, line) in read(&path).lines().enumerate() {
+            let columns = line.chars().count();
+            if line.trim_start().starts_with("//") && columns > COMMENT_COLUMNS_MAX {
+                let (path, line) = (path.display(), nth + 1);
+                offences.push(format!(
+                    "{path}:{line}: {columns} columns, rustfmt wraps no comment"
                 ));
             }
         }
