@@ -229,6 +229,11 @@ pub const WATCH_POLL_SECS: u64 = 60;
 pub const WATCH_RETRY_SECS: u64 = 2;
 /// Bytes of inotify events read per call. The longest event is 272 bytes.
 pub const WATCH_READ_BYTES: usize = 4096;
+/// Maximum number of endpoints (an engine's target in one role) in a shard's table, in addition to
+/// the local decoders. When it is full, a new endpoint replaces one that was not used recently.
+pub const ENDPOINTS_MAX: usize = 1024;
+/// Number of endpoints among which the least recently used one is replaced when the table is full.
+pub const ENDPOINT_SAMPLE: usize = 32;
 
 const _: () = assert!(CONNECT_PAUSE_MS_MIN > 0 && CONNECT_PAUSE_MS_MAX.is_power_of_two());
 const _: () = assert!(CLIENT_AHEAD_BYTES_MAX >= HEAD_BYTES_MAX);

@@ -65,7 +65,8 @@ impl<N: Net> Exchange<'_, N> {
     /// none is cached, from the list that a new query to `port` returns.
     ///
     /// # Errors
-    /// `Bootstrap` if the query fails, or `ClientGone` if the client disconnects during it.
+    /// A failed bootstrap leg if the query fails, or `ClientGone` if the client disconnects during
+    /// it.
     pub(super) async fn pick_engine(
         &self,
         target: &Target,
@@ -88,7 +89,10 @@ impl<N: Net> Exchange<'_, N> {
         self.shard.engines.borrow_mut().forget(target);
         let engines = match self.bootstrap(target, peer.bootstrap_port).await {
             Ok(engines) => engines,
-            Err(Fault::Leg { .. }) => return Ok(false),
+            Err(Fault::Leg {
+                role: Role::Bootstrap,
+                ..
+            }) => return Ok(false),
             Err(fault) => return Err(fault),
         };
         let Some(old) = &peer.engine else {

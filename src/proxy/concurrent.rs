@@ -117,7 +117,12 @@ impl<N: Net> Exchange<'_, N> {
             if split.connector() == KvConnector::Mooncake {
                 match self.pick_engine(target, peer.bootstrap_port).await {
                     Ok(engine) => peer.engine = Some(engine),
-                    Err(failed @ Fault::Leg { .. }) => {
+                    Err(
+                        failed @ Fault::Leg {
+                            role: Role::Bootstrap,
+                            ..
+                        },
+                    ) => {
                         fault = failed;
                         continue;
                     }

@@ -225,7 +225,7 @@ impl<N: Net> Exchange<'_, N> {
     ///
     /// Usually the engine's response itself is relayed. If prefill errors are hidden (they can
     /// quote prompts), the decoder is to take over, or the status is below 200, only the status is
-    /// kept: it is returned as the error `PrefillStatus`, with 502 instead of a status that is not
+    /// kept: it is returned as the error `Cause::Status`, with 502 instead of a status that is not
     /// 4xx or 5xx.
     pub(super) fn prefill_refused(
         &mut self,

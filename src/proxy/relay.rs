@@ -474,7 +474,7 @@ impl Relay {
 
     /// Handles the end of the engine's stream. If the body is delimited by it, sends the client the
     /// bytes still held and, if the proxy generates the chunks, the last chunk. Otherwise the body
-    /// is truncated: fails with `DecodeTruncated`.
+    /// is truncated: fails with `TRUNCATED`.
     fn end<N: Net>(&mut self, shard: &Shard<N>, client: &Client<N>) -> Result<Step, Fault> {
         if !self.meter.ends_at_close() {
             return Err(TRUNCATED);

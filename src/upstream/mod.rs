@@ -1,8 +1,9 @@
 //! Calls to engines: connections and their pools, name look-ups, requests, responses and tasks.
 //!
-//! [`Upstreams`] has what one shard needs for them. A call runs in a [`Scope`](scope::Scope), its
-//! exchange or a separate task, which ends the call's waits when the call is no longer needed. This
-//! module contains nothing about clients, exchanges or connectors.
+//! `Upstreams` has what one shard needs for them. A call runs in a `Scope`, its exchange or a
+//! separate task, which ends the call's waits when the call is no longer needed. This module uses
+//! nothing of `proxy`: a client appears only as the fields of its request and as the reason why a
+//! wait ended.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

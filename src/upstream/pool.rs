@@ -18,15 +18,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::fleet::{Address, Target};
+use crate::limits::{ENDPOINT_SAMPLE, ENDPOINTS_MAX};
 use crate::net::{Conn, Instant, Net, Timer};
 use crate::pd::Role;
-
-/// Maximum number of endpoints in a shard's table, in addition to the pinned ones. When it is full,
-/// a new endpoint replaces one that has not been used recently.
-pub(crate) const ENDPOINTS_MAX: usize = 1024;
-
-/// Maximum number of endpoints that a search for one to replace passes over.
-const SEARCH_STEPS_MAX: usize = 32;
 
 /// Identifies an endpoint (an engine's target in one role) in a shard's table. The id of an
 /// endpoint that has been replaced matches nothing.
@@ -44,8 +38,7 @@ struct Endpoint<C> {
     target: Target,
     role: Role,
     generation: u32,
-    /// Set on every use, and cleared when the search for an endpoint to replace passes over it.
-    is_recent: bool,
+    last_used: Instant,
     /// The endpoint's idle connections, the one that became idle most recently last.
     idle: Vec<Idle<C>>,
     addresses: Rc<[Address]>,
@@ -77,7 +70,7 @@ struct Table<C> {
     endpoints: Vec<Endpoint<C>>,
     /// Number of pinned endpoints. They are never replaced.
     pinned: usize,
-    /// Slot at which the next search for an endpoint to replace starts.
+    /// The slot at which the next search for an endpoint to replace starts.
     hand: usize,
     /// For each role, in the order of [`Role::index`], the slots of its endpoints in `endpoints`.
     by_target: [HashMap<Target, usize>; Role::ALL.len()],
@@ -136,21 +129,22 @@ impl<N: Net> Pools<N> {
         let mut table = self.table.borrow_mut();
         if let Some(&slot) = table.by_target[role.index()].get(target) {
             let endpoint = &mut table.endpoints[slot];
-            endpoint.is_recent = true;
+            endpoint.last_used = self.net.now();
             return EndpointId {
                 slot,
                 generation: endpoint.generation,
             };
         }
+        let now = self.net.now();
         let addresses: Rc<[Address]> = target.address().cloned().into_iter().collect();
         let endpoint = Endpoint {
             target: target.clone(),
             role,
             generation: 0,
-            is_recent: true,
+            last_used: now,
             idle: Vec::new(),
             addresses,
-            addresses_at: self.net.now(),
+            addresses_at: now,
             is_self: None,
         };
         let (slot, replaced) = table.put(endpoint);
@@ -234,7 +228,7 @@ impl<N: Net> Pools<N> {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
         let endpoint = table.get_mut(id)?;
-        endpoint.is_recent = true;
+        endpoint.last_used = now;
         let before = endpoint.idle.len();
         let mut found = None;
         while let Some(idle) = endpoint.idle.pop() {
@@ -341,24 +335,22 @@ impl<C> Table<C> {
         (slot, Some(old))
     }
 
-    /// Returns the slot of an endpoint that is not pinned and was not used since the search last
-    /// passed over it. A search takes at most `SEARCH_STEPS_MAX` steps, so the cost of a request
-    /// does not depend on the number of endpoints; after that many, a recently used endpoint is
-    /// replaced.
+    /// Returns the slot of an endpoint that is not pinned: the least recently used one among the
+    /// next `ENDPOINT_SAMPLE` slots. Each search continues where the last one ended, so the cost of
+    /// a request does not depend on the number of endpoints.
     fn replaceable(&mut self) -> usize {
-        let mut slot = self.hand;
-        for _ in 0..SEARCH_STEPS_MAX {
-            slot = self.hand.clamp(self.pinned, self.endpoints.len() - 1);
-            self.hand = if slot + 1 < self.endpoints.len() {
-                slot + 1
-            } else {
-                self.pinned
-            };
-            if !std::mem::take(&mut self.endpoints[slot].is_recent) {
-                break;
+        let last = self.endpoints.len() - 1;
+        let mut oldest: Option<usize> = None;
+        for _ in 0..ENDPOINT_SAMPLE {
+            let slot = self.hand.clamp(self.pinned, last);
+            self.hand = if slot < last { slot + 1 } else { self.pinned };
+            let is_older =
+                |oldest: usize| self.endpoints[slot].last_used < self.endpoints[oldest].last_used;
+            if oldest.is_none_or(is_older) {
+                oldest = Some(slot);
             }
         }
-        slot
+        oldest.unwrap_or(last)
     }
 }
 
@@ -480,27 +472,41 @@ mod tests {
 
     #[test]
     fn a_full_table_replaces_unused_endpoints_and_never_pinned_ones() {
-        let Fixture { pools, .. } = fixture();
+        let Fixture { net, pools, .. } = fixture();
         let pinned: Vec<_> = (0..3)
             .map(|n| pools.pin(Role::Decode, &target(n)))
             .collect();
-        let used = target(100);
-        let used_id = pools.endpoint(Role::Prefill, &used);
-        let first = pools.endpoint(Role::Prefill, &target(101));
-        for n in 0..5 * ENDPOINTS_MAX {
-            pools.endpoint(Role::Prefill, &target(1000 + n));
-            assert_eq!(pools.endpoint(Role::Prefill, &used), used_id, "{n}");
-        }
-        let table = pools.table.borrow();
-        assert_eq!(table.endpoints.len(), pinned.len() + ENDPOINTS_MAX);
-        let known: usize = table.by_target.iter().map(HashMap::len).sum();
-        assert_eq!(known, table.endpoints.len());
-        drop(table);
-        for (n, id) in pinned.iter().enumerate() {
-            assert_eq!(pools.endpoint(Role::Decode, &target(n)), *id);
-        }
-        assert!(pools.table.borrow().get(first).is_none(), "it was replaced");
-        assert_ne!(pools.endpoint(Role::Prefill, &target(101)), first);
+        let clock = net.clone();
+        let run = net.run(async move {
+            let tick = Duration::from_millis(1);
+            let first = pools.endpoint(Role::Prefill, &target(100));
+            // In use all the time, at positions that a search reaches first, in between and last.
+            let used: Vec<_> = (0..ENDPOINTS_MAX - 1)
+                .filter_map(|n| {
+                    let other = target(1000 + n);
+                    let id = pools.endpoint(Role::Prefill, &other);
+                    (n % 31 == 0).then_some((other, id))
+                })
+                .collect();
+            for n in 0..3 * ENDPOINTS_MAX {
+                clock.sleep(tick).await;
+                for (target, id) in &used {
+                    assert_eq!(pools.endpoint(Role::Prefill, target), *id, "{n}");
+                }
+                pools.endpoint(Role::Encode, &target(10_000 + n));
+            }
+            let table = pools.table.borrow();
+            assert_eq!(table.endpoints.len(), pinned.len() + ENDPOINTS_MAX);
+            let known: usize = table.by_target.iter().map(HashMap::len).sum();
+            assert_eq!(known, table.endpoints.len());
+            assert!(table.get(first).is_none(), "it was replaced");
+            drop(table);
+            for (n, id) in pinned.iter().enumerate() {
+                assert_eq!(pools.endpoint(Role::Decode, &target(n)), *id);
+            }
+            assert_ne!(pools.endpoint(Role::Prefill, &target(100)), first);
+        });
+        run.unwrap();
     }
 
     #[test]
