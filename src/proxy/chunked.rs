@@ -13,6 +13,7 @@ use crate::net::Net;
 use crate::pd::chunked::{ChunkError, Cut, Progress};
 use crate::pd::{Role, Take};
 use crate::upstream::call::Collected;
+use crate::upstream::connection::CleanEnd;
 use crate::upstream::error::CallError;
 use crate::upstream::wait::Deadline;
 
@@ -136,9 +137,9 @@ impl<N: Net> Exchange<'_, N> {
             CallError::Failed(Cause::BadResponse) => Fault::leg(Role::Decode, Cause::Unusable),
             other => other.fault(Role::Decode),
         });
-        let (taken, is_clean) = read?;
-        if keeps && is_clean && self.sent_whole {
-            upstream.release(&self.shard.upstreams);
+        let (taken, has_surplus) = read?;
+        if let Some(clean) = CleanEnd::of(keeps, self.sent_whole, has_surplus) {
+            upstream.release(&self.shard.upstreams, clean);
         }
         match taken {
             Collected::Whole(bytes) => Ok(bytes),

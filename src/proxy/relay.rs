@@ -17,7 +17,7 @@ use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::Role;
-use crate::upstream::connection::Connection;
+use crate::upstream::connection::{CleanEnd, Connection};
 use crate::upstream::response::Response;
 use crate::upstream::wait::Deadline;
 
@@ -148,8 +148,8 @@ impl<N: Net> Exchange<'_, N> {
             self.client.conn.close_cleanly();
         }
         self.stats.complete = true;
-        if engine_keeps && self.sent_whole && !relay.has_surplus {
-            upstream.release(&self.shard.upstreams);
+        if let Some(clean) = CleanEnd::of(engine_keeps, self.sent_whole, relay.has_surplus) {
+            upstream.release(&self.shard.upstreams, clean);
         }
         Ok(())
     }

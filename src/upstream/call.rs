@@ -2,7 +2,7 @@
 //! response, and keeps the part the call was made for.
 
 use super::Upstreams;
-use super::connection::{Connection, Reuse};
+use super::connection::{CleanEnd, Connection, Reuse};
 use super::error::CallError;
 use super::pool::EndpointId;
 use super::request::SplicedRequest;
@@ -171,17 +171,17 @@ impl<N: Net> Upstreams<N> {
         }
         let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
         let read = self.read_body(scope, &upstream, &response, call.leg.take, deadlines.end);
-        let (collected, is_clean) = read.await?;
-        if keeps && sent && is_clean {
-            upstream.release(self);
+        let (collected, has_surplus) = read.await?;
+        if let Some(clean) = CleanEnd::of(keeps, sent, has_surplus) {
+            upstream.release(self, clean);
         }
         self.buffers.recycle(response.bytes);
         Ok(Attempt::Done(collected, at, response.head.status))
     }
 
     /// Reads the body of a response as it arrives and keeps the part that `take` specifies. Also
-    /// returns whether the connection is still open and has carried no bytes after the response, so
-    /// that it can be reused.
+    /// returns whether bytes or the end of the connection followed the response, so that it cannot
+    /// be reused.
     pub(crate) async fn read_body<S: Scope<N>>(
         &self,
         scope: &S,
@@ -204,7 +204,7 @@ impl<N: Net> Upstreams<N> {
                 Take::Nothing | Take::Response(_) => Collector::Nothing,
             },
             bytes_max: bytes_max as u64,
-            is_clean: true,
+            has_surplus: false,
         };
         reading.feed(response.rest())?;
         let conn = upstream.conn();
@@ -219,7 +219,7 @@ impl<N: Net> Upstreams<N> {
             });
             match received {
                 Ok((0, _)) if reading.meter.ends_at_close() => {
-                    reading.is_clean = false;
+                    reading.has_surplus = true;
                     break;
                 }
                 Ok((0, _)) => return Err(CallError::Failed(Cause::BadResponse)),
@@ -228,7 +228,7 @@ impl<N: Net> Upstreams<N> {
                 Err(_) => return Err(CallError::Failed(Cause::BadResponse)),
             }
         }
-        let is_clean = reading.is_clean;
+        let has_surplus = reading.has_surplus;
         let collected = match reading.collector {
             Collector::Handoff(scan) => {
                 let handoff = scan
@@ -242,7 +242,7 @@ impl<N: Net> Upstreams<N> {
             }
             Collector::Nothing => Collected::Nothing,
         };
-        Ok((collected, is_clean))
+        Ok((collected, has_surplus))
     }
 }
 
@@ -251,7 +251,7 @@ struct Reading {
     meter: BodyMeter,
     collector: Collector,
     bytes_max: u64,
-    is_clean: bool,
+    has_surplus: bool,
 }
 
 enum Collector {
@@ -271,7 +271,7 @@ impl Reading {
             Collector::Nothing => {}
         });
         let taken = taken.map_err(|_| CallError::Failed(Cause::BadResponse))?;
-        self.is_clean &= taken == received.len();
+        self.has_surplus |= taken < received.len();
         if self.meter.payload_bytes() > self.bytes_max {
             return Err(CallError::Failed(Cause::TooLarge));
         }

@@ -35,10 +35,24 @@ impl<N: Net> Connection<N> {
         &self.conn
     }
 
-    /// Returns the connection to the pool. The caller must have read the engine's response to its
-    /// end, with no bytes after it.
-    pub(crate) fn release(self, upstreams: &Upstreams<N>) {
+    /// Returns the connection to the pool.
+    pub(crate) fn release(self, upstreams: &Upstreams<N>, _: CleanEnd) {
         upstreams.pools.checkin(self.id, self.conn);
+    }
+}
+
+/// Proof that an exchange on a connection has ended cleanly, so that the connection can serve
+/// another request. Without one, a connection cannot be returned to the pool.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct CleanEnd(());
+
+impl CleanEnd {
+    /// Returns the proof for an exchange whose response has been read to its end. The engine must
+    /// keep the connection open (`keeps_alive`), it must have been sent the whole request
+    /// (`is_sent`), and neither bytes nor the end of the connection may have followed the response
+    /// (`has_surplus`).
+    pub(crate) fn of(keeps_alive: bool, is_sent: bool, has_surplus: bool) -> Option<Self> {
+        (keeps_alive && is_sent && !has_surplus).then_some(Self(()))
     }
 }
 
@@ -153,5 +167,19 @@ impl<N: Net> Upstreams<N> {
         } else {
             CallError::Failed(Cause::Refused)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_complete_exchange_without_surplus_ends_cleanly() {
+        for bits in 0..8_u8 {
+            let [keeps_alive, is_sent, has_surplus] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let is_clean = CleanEnd::of(keeps_alive, is_sent, has_surplus).is_some();
+            assert_eq!(is_clean, bits == 3, "{bits:03b}");
+        }
     }
 }
