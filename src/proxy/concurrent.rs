@@ -253,22 +253,9 @@ impl<N: Net> Exchange<'_, N> {
         task: &PrefillTask<N>,
         mut reuse: Reuse,
     ) -> Result<Decoded<N>, Fault> {
-        let decoder = self.shard.decoder_target(split.decoder);
         let mut may_query_again = split.connector() == KvConnector::Mooncake;
         loop {
-            let connected = self
-                .shard
-                .upstreams
-                .connect(
-                    self,
-                    split.decoder,
-                    decoder,
-                    Role::Decode,
-                    reuse,
-                    Deadline::NONE,
-                )
-                .await;
-            let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
+            let upstream = self.connect_decoder(split, reuse).await?;
             let response = match self
                 .decode_once(&upstream, split, &leg, Deadline::NONE)
                 .await

@@ -32,6 +32,21 @@ fn label_of(fault: CallError) -> &'static str {
 }
 
 impl<N: Net> Exchange<'_, N> {
+    /// Returns a connection to the decoder of the request. Bounded by the connect timeout only.
+    pub(super) async fn connect_decoder(
+        &self,
+        split: &Split,
+        reuse: Reuse,
+    ) -> Result<Connection<N>, Fault> {
+        let id = split.decoder;
+        let target = self.shard.decoder_target(id);
+        self.shard
+            .upstreams
+            .connect(self, id, target, Role::Decode, reuse, Deadline::NONE)
+            .await
+            .map_err(|fault| fault.fault(Role::Decode))
+    }
+
     /// Sends a request to the decoder alone, without a prefill leg, and waits for the response
     /// head. A request on a pooled connection that turns out to be closed is sent once more.
     pub(super) async fn decode_local(
@@ -39,22 +54,9 @@ impl<N: Net> Exchange<'_, N> {
         split: &Split,
         leg: &Leg,
     ) -> Result<PendingResponse<N>, Fault> {
-        let target = self.shard.decoder_target(split.decoder);
         let mut reuse = Reuse::Allowed;
         loop {
-            let connected = self
-                .shard
-                .upstreams
-                .connect(
-                    self,
-                    split.decoder,
-                    target,
-                    Role::Decode,
-                    reuse,
-                    Deadline::NONE,
-                )
-                .await;
-            let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
+            let upstream = self.connect_decoder(split, reuse).await?;
             match self
                 .decode_once(&upstream, split, leg, Deadline::NONE)
                 .await
@@ -85,7 +87,6 @@ impl<N: Net> Exchange<'_, N> {
         peer: &Peer,
         prefilled: &mut Prefilled,
     ) -> Result<PendingResponse<N>, Fault> {
-        let target = self.shard.decoder_target(split.decoder);
         let cached_tokens = prefilled
             .handoff
             .as_ref()
@@ -95,19 +96,7 @@ impl<N: Net> Exchange<'_, N> {
         loop {
             // Connect first: the handoff must be fresh when it is sent, not when the connect
             // starts.
-            let connected = self
-                .shard
-                .upstreams
-                .connect(
-                    self,
-                    split.decoder,
-                    target,
-                    Role::Decode,
-                    reuse,
-                    Deadline::NONE,
-                )
-                .await;
-            let upstream = connected.map_err(|fault| fault.fault(Role::Decode))?;
+            let upstream = self.connect_decoder(split, reuse).await?;
             let (leg, carries) = self.decode_leg(split, peer, prefilled, repeated)?;
             let deadline = if carries {
                 self.freshness_deadline(prefilled)
