@@ -80,7 +80,7 @@ pub enum Cause {
     /// The response violates HTTP/1.1, or the connection ended before its head was complete. If the
     /// proxy reads the response itself: it is truncated, has a content encoding, or is not JSON.
     BadResponse,
-    /// The response that the proxy reads itself is longer than `--max-prefill-answer`.
+    /// A response that is not relayed to the client is longer than `--max-prefill-answer`.
     TooLarge,
     /// The engine did not start its response within `--first-byte-timeout`, or the leg took longer
     /// than the limit of its role (`--prefill-timeout`).

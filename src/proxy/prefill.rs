@@ -100,7 +100,7 @@ impl<N: Net> Exchange<'_, N> {
         pending
     }
 
-    /// Runs the prefill leg, with its retries, until it succeeds or fails for good.
+    /// Runs the prefill leg, with its retries, and returns its last result.
     ///
     /// If a candidate does not accept the connection, the next one is tried. If the last one does
     /// not either, the leg is retried from the first candidate. If a candidate closes the

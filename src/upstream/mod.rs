@@ -95,7 +95,7 @@ impl<N: Net> Upstreams<N> {
         self.pools.endpoint(role, target)
     }
 
-    /// Adds the endpoint of a local decoder with its addresses, and keeps it for good.
+    /// Adds the endpoint of a local decoder with its addresses. It is never replaced.
     pub(crate) fn pin(&self, target: &Target, addresses: &[Address]) -> EndpointId {
         let id = self.pools.pin(Role::Decode, target);
         self.pools.set_addresses(id, addresses.into());
