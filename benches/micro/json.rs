@@ -10,7 +10,7 @@ use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillResponse,
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
 use ringside::pd::options::{KvConnector, MoriConfig};
 use ringside::pd::request::{CLIENT_OWNED_KV, WATCH};
-use ringside::pd::{Api, PdRequest, Peer, Plan, Uuid, connector};
+use ringside::pd::{Api, PdRequest, Peer, Uuid, connector};
 
 const HANDOFF: &[u8] = br#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1,2,3,4]],"remote_engine_id":"5f4dcc3b-5aa7-65d6-1d83-27deb882cf99","remote_host":"10.4.0.7","remote_port":5600,"tp_size":8}"#;
 
@@ -126,11 +126,12 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
         engine: None,
         source: None,
     };
-    let Plan::Split = connector::plan(KvConnector::Nixlv2, &request).ok()? else {
+    let connector = connector::connector(KvConnector::Nixlv2, &mori);
+    if connector::keep_local(connector, &request).is_some() {
         return None;
-    };
-    let prefill = connector::prefill_leg(KvConnector::Nixlv2, &request, &peer).ok()?;
-    let decode = connector::decode_leg(KvConnector::Nixlv2, &request, &peer, Some(HANDOFF)).ok()?;
+    }
+    let prefill = connector.prefill_leg(&request, &peer).ok()?;
+    let decode = connector.decode_leg(&request, &peer, Some(HANDOFF)).ok()?;
     let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
     let first = prefill.body.fill(body, 0, &mut slices);
     let second = decode.body.fill(body, 0, &mut slices);

@@ -612,7 +612,7 @@ fn g2_connectors_and_their_ports() {
     }
     for connector in KvConnector::ALL {
         let config = checked(&[(&KV_CONNECTOR, connector.name())]).config;
-        assert_eq!(config.pd.connector, connector);
+        assert_eq!(config.pd.kv_connector, connector);
     }
     let encoder = |text| checked(&[(&EC_CONNECTOR, text)]).config.pd.encoder;
     assert_eq!(encoder(""), None);

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::units::{DURATION_MAX, format_duration, format_size};
 use super::{
-    AccessLog, AllowlistConfig, Config, EcConnector, KvConnector, LogFormat, LogLevel,
-    OnDecodeKvError, OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, RankConfig,
-    TraceExporter, TracingConfig, UpstreamTls,
+    AccessLog, AllowlistConfig, Config, EcConnector, LogFormat, LogLevel, OnDecodeKvError,
+    OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, RankConfig, TraceExporter,
+    TracingConfig, UpstreamTls,
 };
+use crate::pd::connector::PrefixPull;
 
 impl LogLevel {
     /// Returns the level's name as used in the configuration.
@@ -88,33 +89,23 @@ impl Config {
     }
 
     fn describe_connector(&self) -> String {
-        let mut text = self.pd.connector.name().to_owned();
-        let ports = &self.pd.ports;
-        match self.pd.connector {
-            KvConnector::Nixlv2 if self.pd.mori.write_mode => {
-                text.push_str(" with MoRI-IO in write mode, ");
-                text.push_str(&match self.pd.mori.parallel_wait {
-                    None => "prefill before decode".to_owned(),
-                    Some(wait) => format!(
-                        "legs concurrent, response held back at most {}",
-                        bound(Some(wait).filter(|wait| *wait < DURATION_MAX))
-                    ),
-                });
-                text.push_str(&format!(", local pod {}", self.pd.mori.local_pod_ip));
-            }
-            KvConnector::Nixlv2 if self.pd.p2p_pull => text.push_str(", cached-prefix pulls"),
-            KvConnector::Sglang => {
-                text.push_str(&format!(", bootstrap port {}", ports.sglang_bootstrap));
-            }
-            KvConnector::Mooncake => {
-                text.push_str(&format!(", bootstrap port {}", ports.mooncake_bootstrap));
-            }
-            KvConnector::Offloading => text.push_str(&format!(", P2P port {}", ports.p2p)),
-            KvConnector::Nixlv2
-            | KvConnector::SharedStorage
-            | KvConnector::Nixl
-            | KvConnector::Lmcache => {}
+        let mut text = self.pd.kv_connector.name().to_owned();
+        let connector = self.pd.connector();
+        let mori = &self.pd.mori;
+        if mori.write_mode && self.pd.kv_connector.has_write_mode() {
+            text.push_str(" with MoRI-IO in write mode, ");
+            text.push_str(&match mori.parallel_wait {
+                None => "prefill before decode".to_owned(),
+                Some(wait) => format!(
+                    "legs concurrent, response held back at most {}",
+                    bound(Some(wait).filter(|wait| *wait < DURATION_MAX))
+                ),
+            });
+            text.push_str(&format!(", local pod {}", mori.local_pod_ip));
+        } else if self.pd.p2p_pull && connector.rules().prefix_pull == PrefixPull::IfEnabled {
+            text.push_str(", cached-prefix pulls");
         }
+        text.push_str(&connector.describe(&self.pd.ports));
         if self.pd.trust_client_kv {
             text.push_str(", transfer parameters from clients trusted");
         }

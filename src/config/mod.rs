@@ -35,8 +35,8 @@ pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 
 use crate::fleet::Target;
 use crate::json::Watch;
+use crate::pd::connector::{Connector, connector};
 pub use crate::pd::options::{ConnectorPorts, EcConnector, KvConnector, MoriConfig};
-use crate::pd::request::owned;
 
 /// The complete, checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl fmt::Display for ListenAddress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PdConfig {
     /// Protocol for passing the KV cache from prefill to decode.
-    pub connector: KvConnector,
+    pub kv_connector: KvConnector,
     /// Protocol for passing the output of encoders to the other legs; `None` disables encoders.
     pub encoder: Option<EcConnector>,
     /// Ports on which engines listen in addition to their HTTP port: those of bootstrap servers and
@@ -178,12 +178,18 @@ impl PdConfig {
     /// Returns the members of request bodies that must not pass from a client to an engine: none if
     /// `trust_client_kv` is set.
     #[must_use]
-    pub const fn owned(&self) -> Watch {
+    pub fn owned(&self) -> Watch {
         if self.trust_client_kv {
             &[]
         } else {
-            owned(self.connector)
+            self.connector().rules().client_owned
         }
+    }
+
+    /// Returns the connector that the settings select.
+    #[must_use]
+    pub fn connector(&self) -> &'static dyn Connector {
+        connector(self.kv_connector, &self.mori)
     }
 }
 

@@ -6,8 +6,8 @@
 
 use std::collections::HashSet;
 
+use super::leg::{Leg, Role, Take};
 use super::options::EcConnector;
-use super::plan::{Leg, Role, Take};
 use super::request::{Caps, PdRequest};
 use super::route::Api;
 use crate::json::{EditError, Level, elements, inner, member, members, string_is, validate};

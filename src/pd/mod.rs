@@ -4,34 +4,30 @@
 //! from the client's bytes. It opens no sockets and reads no clock: a connector consists of one
 //! file of edits in this module and a set of golden files in `tests/golden`.
 
+pub mod bootstrap;
 pub mod candidate;
 pub mod chunked;
 pub mod connector;
 pub mod decide;
 pub mod encode;
 pub mod handoff;
-pub mod mooncake;
-pub mod mori;
-pub mod nixl;
-pub mod nixlv2;
-pub mod offloading;
+pub mod leg;
 pub mod options;
 pub mod outcome;
 pub mod peer;
-pub mod plan;
 pub mod request;
 pub mod route;
-pub mod sglang;
-pub mod shared_storage;
 #[cfg(test)]
 mod testing;
 mod uuid;
+pub mod verdict;
 
-pub use connector::{OnDisconnect, Order};
+pub use bootstrap::BootstrapEngine;
+pub use connector::{Connector, OnDisconnect, Order};
 pub use handoff::{Freshness, SingleUse};
+pub use leg::{Collected, Leg, Role, Take};
 pub use outcome::{Outcome, Reason};
-pub use peer::{BootstrapEngine, KvSource, Peer};
-pub use plan::{Leg, Plan, Role, Take};
+pub use peer::{KvSource, Peer};
 pub use request::{Encoded, PdRequest};
 pub use route::{Api, Route};
 pub use uuid::{Uuid, UuidText};

@@ -46,6 +46,12 @@ impl KvConnector {
             Self::Lmcache => "lmcache",
         }
     }
+
+    /// Returns whether the connector has the mode [`MoriConfig::write_mode`].
+    #[must_use]
+    pub const fn has_write_mode(self) -> bool {
+        matches!(self, Self::Nixlv2)
+    }
 }
 
 /// How an encoder's output is passed to the engines that compute the prompt

@@ -1,6 +1,7 @@
 //! The engines that transfer parameters refer to: a request's prefiller, and a peer to pull a
 //! cached prefix from.
 
+use super::bootstrap::BootstrapEngine;
 use super::uuid::Uuid;
 use crate::fleet::Target;
 use crate::json::Quoted;
@@ -19,15 +20,6 @@ pub struct Peer {
     pub engine: Option<BootstrapEngine>,
     /// The engine from which the prefiller pulls a cached prefix, if any.
     pub source: Option<Box<KvSource>>,
-}
-
-/// One engine of a prefiller, from its bootstrap server's response.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BootstrapEngine {
-    /// Data-parallel rank of the engine.
-    pub rank: u32,
-    /// Engine id, a JSON string including the quotes.
-    pub id: Box<[u8]>,
 }
 
 impl Peer {

@@ -1,8 +1,8 @@
 //! A request as input for its legs, and the edits that turn the client's body into a leg's body.
 
 use super::chunked::Progress;
-use super::options::{KvConnector, MoriConfig};
-use super::plan::{Leg, Role, Take};
+use super::leg::{Leg, Role, Take};
+use super::options::MoriConfig;
 use super::route::Api;
 use super::uuid::Uuid;
 use crate::json::{Document, Edit, EditError, Kind, Level, Member, Watch};
@@ -63,37 +63,6 @@ pub const CLIENT_OWNED_KV: Watch = &[
     (Level::Xargs, "kv_transfer_params"),
     (Level::Xargs, "ec_transfer_params"),
 ];
-
-/// As [`CLIENT_OWNED_KV`], with the parameters of NIXL version 1, which are members of the
-/// top-level object.
-const CLIENT_OWNED_KV_NIXL: Watch = &[
-    (Level::Top, "kv_transfer_params"),
-    (Level::Top, "ec_transfer_params"),
-    (Level::Top, "do_remote_decode"),
-    (Level::Top, "do_remote_prefill"),
-    (Level::Top, "remote_block_ids"),
-    (Level::Top, "remote_engine_id"),
-    (Level::Top, "remote_host"),
-    (Level::Top, "remote_port"),
-    (Level::ExtraArgs, "kv_transfer_params"),
-    (Level::ExtraArgs, "ec_transfer_params"),
-    (Level::Xargs, "kv_transfer_params"),
-    (Level::Xargs, "ec_transfer_params"),
-];
-
-/// Returns the members that a connector's engines act on and that clients must not set.
-#[must_use]
-pub const fn owned(connector: KvConnector) -> Watch {
-    match connector {
-        KvConnector::Nixl => CLIENT_OWNED_KV_NIXL,
-        KvConnector::Nixlv2
-        | KvConnector::SharedStorage
-        | KvConnector::Sglang
-        | KvConnector::Mooncake
-        | KvConnector::Offloading
-        | KvConnector::Lmcache => CLIENT_OWNED_KV,
-    }
-}
 
 /// Returns the number of members in `owned` that the body sets to a value other than `null`. Every
 /// leg omits them.

@@ -2,9 +2,11 @@
 
 use serde_json::Value;
 
+use super::bootstrap::BootstrapEngine;
+use super::connector::Connector;
+use super::leg::Leg;
 use super::options::MoriConfig;
-use super::peer::{BootstrapEngine, Peer};
-use super::plan::Leg;
+use super::peer::Peer;
 use super::request::{CLIENT_OWNED_KV, Encoded, PdRequest, WATCH};
 use super::route::Api;
 use super::uuid::Uuid;
@@ -64,6 +66,14 @@ pub(super) fn peer() -> Peer {
         }),
         source: None,
     }
+}
+
+/// Returns the prefill leg and the decode leg of a concurrent connector, in this order.
+pub(super) fn pair(connector: &dyn Connector, request: &PdRequest<'_>, peer: &Peer) -> [Leg; 2] {
+    [
+        connector.prefill_leg(request, peer).unwrap(),
+        connector.decode_leg(request, peer, None).unwrap(),
+    ]
 }
 
 /// Returns the body that a leg sends, as parsed JSON.

@@ -16,13 +16,13 @@ use super::exchange::{Exchange, micros_since};
 use super::relay::Rewrite;
 use super::shard::Shard;
 use super::split::{PendingResponse, Split};
-use crate::config::KvConnector;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::limits::DETACHED_FIRST_BYTE_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net};
-use crate::pd::{Leg, OnDisconnect, Peer, Role, connector, mooncake};
+use crate::pd::connector::{Bootstrap, Commit};
+use crate::pd::{Leg, OnDisconnect, Peer, Role};
 use crate::upstream::TaskGuard;
 use crate::upstream::call::Attempt;
 use crate::upstream::call::Call;
@@ -61,7 +61,8 @@ impl<N: Net> Exchange<'_, N> {
             let (target, peer, upstream) = self.reach(split, targets).await?;
             self.record_prefill_target(target);
             let connector = split.connector();
-            let [prefill, decode] = connector::pair(connector, &split.pd_request(), &peer)?;
+            let prefill = connector.prefill_leg(&split.pd_request(), &peer)?;
+            let decode = connector.decode_leg(&split.pd_request(), &peer, None)?;
             let mut task = self.begin_prefill(split, target, prefill, upstream)?;
             let ended = self
                 .decode_unless_prefill_fails(split, decode, target, peer, &task, reuse)
@@ -114,7 +115,7 @@ impl<N: Net> Exchange<'_, N> {
         let mut fault = Fault::leg(Role::Prefill, Cause::Refused);
         for target in targets {
             let mut peer = split.peer(target);
-            if split.connector() == KvConnector::Mooncake {
+            if split.connector().rules().bootstrap == Bootstrap::Queried {
                 match self.pick_engine(target, peer.bootstrap_port).await {
                     Ok(engine) => peer.engine = Some(engine),
                     Err(
@@ -175,15 +176,13 @@ impl<N: Net> Exchange<'_, N> {
         let pd = &shard.config.pd;
         let now = shard.net.now();
         let deadline = Deadline::of(now, pd.prefill_timeout, Timeout::Leg);
-        let pair_wait = match split.connector() {
-            KvConnector::Nixlv2 => pd.mori.parallel_wait,
-            _ => None,
-        };
+        let connector = split.connector();
+        let pair_wait = connector.prefill_head_wait(&pd.mori);
         let deadlines = Deadlines {
             head: deadline.or_sooner(Deadline::of(now, pair_wait, Timeout::Pair)),
             ..Deadlines::all(deadline)
         };
-        let [on_disconnect, _] = connector::on_disconnect(split.connector());
+        let on_disconnect = connector.rules().prefill_on_disconnect;
         let shard = Rc::clone(shard);
         Ok(LegTask::begin(
             &self.shard.upstreams,
@@ -253,7 +252,7 @@ impl<N: Net> Exchange<'_, N> {
         task: &PrefillTask<N>,
         mut reuse: Reuse,
     ) -> Result<Decoded<N>, Fault> {
-        let mut may_query_again = split.connector() == KvConnector::Mooncake;
+        let mut may_query_again = split.connector().rules().bootstrap == Bootstrap::Queried;
         loop {
             let upstream = self.connect_decoder(split, reuse).await?;
             let response = match self
@@ -277,7 +276,9 @@ impl<N: Net> Exchange<'_, N> {
                 // The prefill leg still waits under the same transfer id. Only the engine id in the
                 // decode leg was outdated.
                 may_query_again = false;
-                leg = mooncake::decode_leg(&split.pd_request(), &peer)?;
+                leg = split
+                    .connector()
+                    .decode_leg(&split.pd_request(), &peer, None)?;
                 reuse = Reuse::Never;
                 continue;
             }
@@ -301,7 +302,7 @@ impl<N: Net> Exchange<'_, N> {
         response: &Response,
         task: &PrefillTask<N>,
     ) -> Result<(), Fault> {
-        let by_first_byte = connector::commits_on_first_byte(split.connector());
+        let by_first_byte = split.connector().rules().commit == Commit::OnFirstByte;
         if !response.rest().is_empty() {
             task.record_first_byte();
         }
@@ -339,7 +340,7 @@ impl<N: Net> Exchange<'_, N> {
         if has_begun {
             task.record_first_byte();
         }
-        let [_, on_disconnect] = connector::on_disconnect(split.connector());
+        let on_disconnect = split.connector().rules().decode_on_disconnect;
         if on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get() && !has_begun {
             let shard = Rc::clone(self.shard);
             // Counted before the task first runs, because a drain may check the count earlier.

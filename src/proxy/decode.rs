@@ -14,7 +14,7 @@ use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::{Cause, Fault};
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
-use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take, connector};
+use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take};
 use crate::upstream::call::Call;
 use crate::upstream::call::Deadlines;
 use crate::upstream::connection::Connection;
@@ -115,9 +115,10 @@ impl<N: Net> Exchange<'_, N> {
                 Ok(response) => {
                     let rewrite = match leg.take {
                         Take::Response(Some(shape)) => Rewrite::Usage(shape, cached_tokens),
-                        Take::Response(None) | Take::Handoff | Take::Whole | Take::Nothing => {
-                            Rewrite::None
-                        }
+                        Take::Response(None)
+                        | Take::Handoff { .. }
+                        | Take::Whole
+                        | Take::Nothing => Rewrite::None,
                     };
                     return Ok(PendingResponse {
                         upstream,
@@ -184,8 +185,9 @@ impl<N: Net> Exchange<'_, N> {
                 }
             }
         };
-        let leg =
-            connector::decode_leg(pd.connector, &split.pd_request(), peer, handoff.as_deref());
+        let leg = split
+            .connector()
+            .decode_leg(&split.pd_request(), peer, handoff.as_deref());
         let carries = handoff.is_some();
         prefilled.unsent_handoff = handoff;
         Ok((leg?, carries))

@@ -6,16 +6,15 @@ use std::time::Duration;
 use super::exchange::{Exchange, micros_since};
 use super::relay::Rewrite;
 use super::split::{PendingResponse, Split};
-use crate::config::{KvConnector, OnPrefillFailure};
+use crate::config::OnPrefillFailure;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::Framing;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net};
-use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take, connector, nixl};
+use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take};
 use crate::upstream::call::Attempt;
 use crate::upstream::call::Call;
-use crate::upstream::call::Collected;
 use crate::upstream::call::Deadlines;
 use crate::upstream::connection::Connection;
 use crate::upstream::error::CallError;
@@ -39,15 +38,7 @@ pub(super) struct Prefilled {
 }
 
 impl Prefilled {
-    fn new(collected: Collected, at: Instant) -> Self {
-        let handoff = match collected {
-            Collected::Handoff(handoff) => Some(SingleUse::new(*handoff)),
-            Collected::Whole(response) if nixl::has_kv_cache(&response) => {
-                Some(SingleUse::of(response))
-            }
-            Collected::Whole(_) => Some(SingleUse::none(Reason::MissingKv)),
-            Collected::Nothing => None,
-        };
+    fn new(handoff: Option<SingleUse>, at: Instant) -> Self {
         Self {
             handoff,
             at,
@@ -84,7 +75,7 @@ impl<N: Net> Exchange<'_, N> {
             Prefill::Done(prefilled, peer) => (prefilled, peer),
             Prefill::Refused(pending) => return Ok(pending),
         };
-        if split.connector() == KvConnector::Nixlv2 {
+        if split.connector().rules().can_decode_in_chunks {
             self.cut(split);
         }
         let pending = if self.client.has_disconnected(self.shard).await {
@@ -167,7 +158,8 @@ impl<N: Net> Exchange<'_, N> {
         match attempt {
             Ok(Attempt::Done(collected, at, _)) => {
                 self.enter(Phase::BetweenLegs);
-                ControlFlow::Break(Ok(Prefill::Done(Prefilled::new(collected, at), peer)))
+                let handoff = self.shard.config.pd.connector().handoff(collected);
+                ControlFlow::Break(Ok(Prefill::Done(Prefilled::new(handoff, at), peer)))
             }
             Ok(Attempt::Status(upstream, response, sent)) => {
                 let status = response.head.status;
@@ -194,7 +186,7 @@ impl<N: Net> Exchange<'_, N> {
         peer: &Peer,
     ) -> Result<Attempt<N>, CallError> {
         let pd = &self.shard.config.pd;
-        let leg = connector::prefill_leg(pd.connector, &split.pd_request(), peer);
+        let leg = split.connector().prefill_leg(&split.pd_request(), peer);
         let leg = leg.map_err(Fault::from)?;
         let deadline = Deadline::of(self.shard.net.now(), pd.prefill_timeout, Timeout::Leg);
         let head = self.spliced_head(target, &leg)?;

@@ -1,18 +1,15 @@
 //! Releases KV cache that no decode leg will fetch, by way of the decoder.
 //!
 //! A prefill engine keeps the blocks of a finished prefill until a decoder has read them or the
-//! lease has expired (30 s). There is no call that ends the lease. But when a decoder's HTTP server
-//! rejects a request that carries a handoff, it notifies the prefill engine, which then frees the
-//! blocks. A request for a model that does not exist is rejected before its prompt is tokenised,
-//! and nothing is transferred (vLLM 0.32, `_with_kv_transfer_rejection_cleanup`; measured,
-//! `docs/stranded-kv.md`).
+//! lease has expired (30 s). There is no call that ends the lease. With some connectors, a request
+//! that the decoder rejects makes it notify the prefill engine, which then frees the blocks
+//! (`Connector::release_body`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::exchange::Exchange;
 use super::split::Split;
-use crate::config::KvConnector;
 use crate::h1::{Framing, Name};
 use crate::json::Splices;
 use crate::limits::RELEASE_MS_MAX;
@@ -26,9 +23,6 @@ use crate::upstream::head::HeadWriter;
 use crate::upstream::task::LegTask;
 use crate::upstream::wait::{Deadline, Timeout};
 
-/// A model name that no server has, so that the request is rejected.
-const MODEL: &[u8] = b"ringside-releases-kv-cache";
-
 impl<N: Net> Exchange<'_, N> {
     /// Counts, in the metrics, a handoff that no decode leg will carry. If `--release-stranded-kv`
     /// is set and the connector supports it, first sends the decoder the request that releases the
@@ -36,12 +30,13 @@ impl<N: Net> Exchange<'_, N> {
     pub(super) fn count_stranded(&self, split: &Split, handoff: &[u8]) {
         let shard = self.shard;
         let pd = &shard.config.pd;
-        let can_release = pd.connector == KvConnector::Nixlv2 && !pd.mori.write_mode;
-        if !pd.release_stranded_kv || !can_release {
+        let body = pd
+            .release_stranded_kv
+            .then(|| split.connector().release_body(handoff));
+        let Some(body) = body.flatten() else {
             shard.metrics.stranded(Stranded::LeftToLease);
             return;
-        }
-        let body = body(handoff);
+        };
         let leg = Leg {
             role: Role::Decode,
             body: Splices::untouched(body.len()),
@@ -94,30 +89,5 @@ impl<N: Net> Exchange<'_, N> {
             .client_fields(&self.head, &self.bytes, &names)
             .field(b"x-request-id", self.request_id.as_bytes())
             .finish(Framing::Length(leg.body.len() as u64))
-    }
-}
-
-fn body(handoff: &[u8]) -> Vec<u8> {
-    [
-        br#"{"model":""#,
-        MODEL,
-        br#"","prompt":"x","max_tokens":1,"kv_transfer_params":"#,
-        handoff,
-        b"}",
-    ]
-    .concat()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_refused_request_carries_the_handoff_unchanged() {
-        let body = body(br#"{"do_remote_prefill":true,"x":1.0}"#);
-        let text = String::from_utf8(body).unwrap();
-        assert!(text.ends_with(r#""kv_transfer_params":{"do_remote_prefill":true,"x":1.0}}"#));
-        let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(parsed["model"], "ringside-releases-kv-cache");
     }
 }

@@ -1,12 +1,13 @@
 //! Reads the engines that a request names from its head.
 
 use super::exchange::Exchange;
-use crate::config::{KvConnector, UpstreamTls};
+use crate::config::UpstreamTls;
 use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
 use crate::h1::Name;
 use crate::metrics::Named;
 use crate::net::Net;
 use crate::pd::candidate::{Candidates, list};
+use crate::pd::connector::PrefixPull;
 
 /// The engines that a request names in addition to its decoder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,14 +87,10 @@ impl<N: Net> Exchange<'_, N> {
     fn cache_source(&self) -> Option<Target> {
         let value = self.values(Name::XKvCacheSourceHostPort).next()?;
         let config = &self.shard.config;
-        let can_pull = match config.pd.connector {
-            KvConnector::Offloading => true,
-            KvConnector::Nixlv2 => config.pd.p2p_pull,
-            KvConnector::SharedStorage
-            | KvConnector::Sglang
-            | KvConnector::Mooncake
-            | KvConnector::Nixl
-            | KvConnector::Lmcache => false,
+        let can_pull = match config.pd.connector().rules().prefix_pull {
+            PrefixPull::Always => true,
+            PrefixPull::IfEnabled => config.pd.p2p_pull,
+            PrefixPull::Never => false,
         };
         if !can_pull {
             return None;

@@ -11,7 +11,7 @@ use super::body::{self, Body};
 use super::exchange::Exchange;
 use super::relay::Rewrite;
 use super::routing::Routing;
-use crate::config::{Config, KvConnector, MoriConfig, OnPrefillFailure};
+use crate::config::{Config, MoriConfig, OnPrefillFailure};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::json::EditError;
@@ -19,7 +19,7 @@ use crate::metrics::{Direction, Phase};
 use crate::net::{Instant, Net};
 use crate::pd::chunked::Progress;
 use crate::pd::{
-    Api, Encoded, KvSource, Leg, Order, Outcome, PdRequest, Peer, Plan, Reason, Role, Uuid,
+    Api, Connector, Encoded, KvSource, Leg, Order, Outcome, PdRequest, Peer, Reason, Role, Uuid,
     connector, peer, request,
 };
 use crate::upstream::connection::Connection;
@@ -59,8 +59,8 @@ impl Split {
         }
     }
 
-    pub(super) fn connector(&self) -> KvConnector {
-        self.config.pd.connector
+    pub(super) fn connector(&self) -> &'static dyn Connector {
+        self.config.pd.connector()
     }
 
     /// Replaces the request's random transfer ids by new ones, so that its legs can be sent again
@@ -72,11 +72,7 @@ impl Split {
 
     /// Returns the prefill engine at `target` in the form that transfer parameters need.
     pub(super) fn peer(&self, target: &Target) -> Peer {
-        let pd = &self.config.pd;
-        let bootstrap_port = match pd.connector {
-            KvConnector::Mooncake => pd.ports.mooncake_bootstrap,
-            _ => pd.ports.sglang_bootstrap,
-        };
+        let bootstrap_port = self.connector().bootstrap_port(&self.config.pd.ports);
         Peer {
             target: target.clone(),
             p2p_port: self.p2p_port(target),
@@ -192,18 +188,18 @@ impl<N: Net> Exchange<'_, N> {
         targets: &[Target],
         received: Instant,
     ) -> Result<PendingResponse<N>, Fault> {
-        let kv_connector = split.config.pd.connector;
-        let mut plan = connector::plan(kv_connector, &split.pd_request())?;
-        if matches!(plan, Plan::Split) && self.names_self(&targets[0]).await? {
-            let leg = split.pd_request().local_leg()?;
-            plan = Plan::Local(Reason::SelfTarget, leg);
+        let connector = split.connector();
+        let mut local = connector::keep_local(connector, &split.pd_request());
+        if local.is_none() && self.names_self(&targets[0]).await? {
+            local = Some(Reason::SelfTarget);
         }
         self.record_request_overhead(received);
-        if let Plan::Local(reason, leg) = plan {
+        if let Some(reason) = local {
             self.stats.outcome = Some((Outcome::LocalPolicy, reason));
+            let leg = split.pd_request().local_leg()?;
             return self.decode_local(split, &leg).await;
         }
-        let order = connector::order(kv_connector, &split.pd_request());
+        let order = connector.order(&split.pd_request());
         let pending = match order {
             Order::Serial => self.serial(split, targets).await,
             Order::Concurrent => Box::pin(self.concurrent(split, targets)).await,

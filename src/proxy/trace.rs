@@ -14,14 +14,14 @@ use super::recorder::{Finish, LegStart, Recorder, Style, WorldClock, finish_deta
 use super::routing::Routing;
 use super::shard::Shard;
 use super::split::Split;
-use crate::config::KvConnector;
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{self, Method, Name, RequestHead};
 use crate::json::{Kind, Level};
 use crate::net::{Instant, Net};
 use crate::pd::chunked::Progress;
-use crate::pd::{Api, Leg, Order, Reason, Role, Uuid, connector};
+use crate::pd::connector::SpanNames;
+use crate::pd::{Api, Leg, Order, Reason, Role, Uuid};
 use crate::trace::{Sampler, Span, TraceContext, TraceHeaders, TraceRing, Value};
 use crate::upstream::call::Attempt;
 use crate::upstream::error::CallError;
@@ -209,7 +209,7 @@ impl<N: Net> Exchange<'_, N> {
         self.trace.record(net, |recorder, now_ns| {
             let path = path_of(&self.head, &self.bytes);
             recorder.forward(net.random(), now_ns);
-            let connector = pd.connector.name();
+            let connector = pd.kv_connector.name();
             recorder.set("llm_d.pd_proxy.connector", connector);
             recorder.set("llm_d.pd_proxy.kv_connector", connector);
             if let Some(encoder) = pd.encoder {
@@ -267,16 +267,13 @@ impl<N: Net> Exchange<'_, N> {
         self.trace.record(&self.shard.net, |recorder, _| {
             let pd_request = split.pd_request();
             let connector = split.connector();
-            let order = connector::order(connector, &pd_request);
-            let is_nixlv2 = connector == KvConnector::Nixlv2;
-            let is_concurrent = order == Order::Concurrent;
-            let is_short = connector == KvConnector::Sglang || is_nixlv2 && !is_concurrent;
+            let rules = connector.rules();
             let stream = pd_request.document.last(Level::Top, "stream");
             recorder.split(Style {
-                connector: connector.name(),
-                is_long: !is_short,
-                is_concurrent,
-                is_parallel_dispatch: is_nixlv2 && is_concurrent,
+                connector: rules.name,
+                is_long: rules.span_names == SpanNames::Long,
+                is_concurrent: connector.order(&pd_request) == Order::Concurrent,
+                is_parallel_dispatch: rules.is_parallel_dispatch,
                 streams: stream.is_some_and(|member| member.kind == Kind::True),
                 is_data_parallel: self.client.rank == 0
                     && self.head.field(Name::XDataParallelHostPort).is_some(),

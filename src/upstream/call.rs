@@ -12,9 +12,9 @@ use super::wait::{Deadline, Timeout};
 use crate::fault::Cause;
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Method, Name};
-use crate::json::{Handoff, PrefillResponse};
+use crate::json::PrefillResponse;
 use crate::net::{Conn, Instant, Net, would_block};
-use crate::pd::{Leg, Role, Take};
+use crate::pd::{Collected, Leg, Role, Take};
 
 /// A leg that is ready to be sent: its target, head and body.
 pub(crate) struct Call<'a> {
@@ -48,17 +48,6 @@ impl Deadlines {
             end: deadline,
         }
     }
-}
-
-/// The part of a successful response that the leg was sent for.
-#[derive(Debug)]
-pub(crate) enum Collected {
-    /// The handoff for the decode leg, extracted from a prefill response.
-    Handoff(Box<Handoff>),
-    /// The whole response body, validated as JSON.
-    Whole(Vec<u8>),
-    /// No part of the response, because only the success matters.
-    Nothing,
 }
 
 /// Result of one attempt of a leg.
@@ -192,12 +181,12 @@ impl<N: Net> Upstreams<N> {
     ) -> Result<(Collected, bool), CallError> {
         let pd = &self.config.pd;
         let bytes_max = pd.prefill_response_bytes_max;
-        let flat_blocks = pd.allow_flat_blocks || pd.mori.write_mode;
         let mut reading = Reading {
             meter: BodyMeter::new(response.framing),
             collector: match take {
-                Take::Handoff => {
-                    let scan = PrefillResponse::new(bytes_max).allow_flat_blocks(flat_blocks);
+                Take::Handoff { allow_flat_blocks } => {
+                    let is_allowed = allow_flat_blocks || pd.allow_flat_blocks;
+                    let scan = PrefillResponse::new(bytes_max).allow_flat_blocks(is_allowed);
                     Collector::Handoff(Box::new(scan))
                 }
                 Take::Whole => Collector::Whole(Vec::new()),

@@ -1,7 +1,7 @@
 //! A leg that runs as a separate task, concurrently with its exchange.
 //!
 //! Concurrent legs each need their own deadline and their own lifetime: a prefill leg may have to
-//! continue after its client has disconnected (`pd::connector::on_disconnect`), and the failure of
+//! continue after its client has disconnected (`pd::connector::Rules`), and the failure of
 //! one encode leg cancels the others.
 //!
 //! The exchange holds a [`LegTask`], through which it receives the leg's result. The

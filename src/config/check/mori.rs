@@ -33,7 +33,7 @@ impl Reader<'_> {
                 defaults.resolve_timeout,
             ),
         };
-        if write_mode && connector != KvConnector::Nixlv2 {
+        if write_mode && !connector.has_write_mode() {
             self.warnings.push(format!(
                 "--moriio-write-mode has no effect with --kv-connector {}: it requires nixlv2",
                 connector.name()

@@ -5,10 +5,11 @@ use std::time::Duration;
 use super::super::keys;
 use super::super::units;
 use super::super::{
-    ConnectorPorts, EcConnector, KvConnector, OnDecodeKvError, OnMissingKv, OnPrefillFailure,
-    PdConfig,
+    ConnectorPorts, EcConnector, KvConnector, MoriConfig, OnDecodeKvError, OnMissingKv,
+    OnPrefillFailure, PdConfig,
 };
 use super::Reader;
+use crate::pd::connector::{self, PrefixPull};
 
 /// Maximum number of prefill retries. More would only prolong an outage.
 const PREFILL_RETRIES_MAX: u32 = 100;
@@ -23,14 +24,14 @@ const CHUNK_TOKENS_MAX: u32 = 1 << 30;
 impl Reader<'_> {
     /// Reads the prefill/decode settings for `size` data-parallel ranks.
     pub(super) fn pd(&mut self, size: u32) -> PdConfig {
-        let connector = self.connector();
+        let kv_connector = self.kv_connector();
         let (prefill_retries_max, prefill_retry_backoff) = self.retries();
         PdConfig {
-            connector,
+            kv_connector,
             encoder: self.encoder(),
             ports: self.connector_ports(size),
-            p2p_pull: self.p2p_pull(connector),
-            mori: self.mori(connector),
+            p2p_pull: self.p2p_pull(kv_connector),
+            mori: self.mori(kv_connector),
             decode_chunk_tokens: self.decode_chunk_tokens(),
             on_prefill_failure: self.choice(
                 &keys::ON_PREFILL_FAILURE,
@@ -67,7 +68,7 @@ impl Reader<'_> {
         }
     }
 
-    fn connector(&mut self) -> KvConnector {
+    fn kv_connector(&mut self) -> KvConnector {
         let all = KvConnector::ALL.map(|connector| (connector.name(), connector));
         self.choice(&keys::KV_CONNECTOR, &all)
     }
@@ -95,13 +96,14 @@ impl Reader<'_> {
         }
     }
 
-    fn p2p_pull(&mut self, connector: KvConnector) -> bool {
+    fn p2p_pull(&mut self, kind: KvConnector) -> bool {
         let key = &keys::ENABLE_P2P_PULL;
         let on = self.switch(key);
-        if on && connector != KvConnector::Nixlv2 {
+        let rules = connector::connector(kind, &MoriConfig::default()).rules();
+        if on && rules.prefix_pull != PrefixPull::IfEnabled {
             let text = format!(
                 "requires --kv-connector nixlv2, not {}; change one of them",
-                connector.name()
+                kind.name()
             );
             self.problem(key, &text);
         }

@@ -140,7 +140,7 @@ pub(super) fn config(plot: Scenario) -> Config {
         }],
         pod_ip: None,
         pd: PdConfig {
-            connector: match plot.wiring {
+            kv_connector: match plot.wiring {
                 LegOrder::Serial => KvConnector::Nixlv2,
                 LegOrder::Concurrent => KvConnector::Sglang,
                 LegOrder::Store => KvConnector::SharedStorage,

@@ -4,21 +4,112 @@
 //! before either leg starts. The data-parallel rank is a hash of the request's UUID, so that both
 //! sides use the same rank without communicating.
 
+use std::time::Duration;
+
 use blake2::{Blake2s256, Digest};
 
-use super::options::MoriConfig;
-use super::peer::Peer;
-use super::plan::{Leg, Take};
-use super::request::{Caps, PdRequest};
-use crate::json::{Document, Edit, EditError, Level, Scanner, Watch};
-use crate::json::{Quoted, QuotedList};
+use super::{BASE, Commit, Connector, OnDisconnect, Order, PrefixPull, Rules, SpanNames};
+use crate::json::{Document, Edit, EditError, Level, Quoted, QuotedList, Scanner, Watch};
+use crate::pd::leg::{Leg, Take};
+use crate::pd::options::MoriConfig;
+use crate::pd::peer::Peer;
+use crate::pd::request::{Caps, PdRequest};
+
+/// `MoRI-IO` in write mode, with the prefill leg before the decode leg.
+pub(super) struct MoriSerial;
+
+/// `MoRI-IO` in write mode, with concurrent legs (`--moriio-parallel-dispatch`).
+pub(super) struct MoriConcurrent;
+
+const SERIAL_RULES: Rules = Rules {
+    // `MoRI-IO` is a mode of this connector.
+    name: "nixlv2",
+    commit: Commit::OnPrefill,
+    prefix_pull: PrefixPull::IfEnabled,
+    can_decode_in_chunks: true,
+    span_names: SpanNames::Short,
+    ..BASE
+};
+
+const CONCURRENT_RULES: Rules = Rules {
+    // The prefiller writes to the decoder until the transfer is reported as complete.
+    prefill_on_disconnect: OnDisconnect::UntilFirstByte,
+    decode_on_disconnect: OnDisconnect::UntilFirstByte,
+    span_names: SpanNames::Long,
+    is_parallel_dispatch: true,
+    ..SERIAL_RULES
+};
+
+impl Connector for MoriSerial {
+    fn rules(&self) -> &'static Rules {
+        &SERIAL_RULES
+    }
+
+    fn order(&self, _: &PdRequest<'_>) -> Order {
+        Order::Serial
+    }
+
+    fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
+        let allow_flat_blocks = true;
+        prefill_leg(
+            request,
+            peer,
+            Caps::All,
+            Take::Handoff { allow_flat_blocks },
+        )
+    }
+
+    fn decode_leg(
+        &self,
+        request: &PdRequest<'_>,
+        peer: &Peer,
+        handoff: Option<&[u8]>,
+    ) -> Result<Leg, EditError> {
+        let take = Take::Response(request.api.usage_shape());
+        match handoff {
+            Some(handoff) => serial_decode_leg(request, peer, handoff, take),
+            None => request.decode_leg(b"null", take),
+        }
+    }
+}
+
+impl Connector for MoriConcurrent {
+    fn rules(&self) -> &'static Rules {
+        &CONCURRENT_RULES
+    }
+
+    fn order(&self, _: &PdRequest<'_>) -> Order {
+        Order::Concurrent
+    }
+
+    fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
+        let mut leg = prefill_leg(request, peer, Caps::Every, Take::Nothing)?;
+        // Both engines identify the transfer by this request id.
+        leg.request_id = Some(request.uuid);
+        Ok(leg)
+    }
+
+    fn decode_leg(
+        &self,
+        request: &PdRequest<'_>,
+        peer: &Peer,
+        _: Option<&[u8]>,
+    ) -> Result<Leg, EditError> {
+        let mut leg = concurrent_decode_leg(request, peer)?;
+        leg.request_id = Some(request.uuid);
+        Ok(leg)
+    }
+
+    fn prefill_head_wait(&self, mori: &MoriConfig) -> Option<Duration> {
+        mori.parallel_wait
+    }
+}
 
 /// Returns the rank, below `ranks`, of the request with the UUID `name`.
 ///
 /// Other implementations compute the same: the first 8 bytes of BLAKE2s-256 of the text, as a
 /// big-endian integer, modulo the number of ranks.
-#[must_use]
-pub fn rank(name: &str, ranks: u32) -> u32 {
+fn rank(name: &str, ranks: u32) -> u32 {
     if ranks <= 1 {
         return 0;
     }
@@ -78,8 +169,8 @@ pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
     )
 }
 
-/// Returns the prefill leg of write mode, for both the serial and the concurrent order.
-pub(super) fn prefill_leg(
+/// Returns the prefill leg of both orders.
+fn prefill_leg(
     request: &PdRequest<'_>,
     peer: &Peer,
     caps: Caps,
@@ -119,14 +210,10 @@ fn push_hosts(params: &mut String, mori: &MoriConfig, hosts: &[String]) {
     }
 }
 
-/// Returns both legs of the concurrent order, the prefill leg first.
-///
-/// # Errors
-/// If the body needs more than `JSON_EDITS_MAX` edits.
-pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError> {
+/// Returns the decode leg of the concurrent order.
+fn concurrent_decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
     let mori = request.mori;
     let ranks = Ranks::of(request, peer);
-    let mut prefill = prefill_leg(request, peer, Caps::Every, Take::Nothing)?;
     let mut params = format!(
         r#"{{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[],"remote_engine_id":{},"remote_host":{},"remote_port":{handshake},"remote_notify_port":{},"remote_handshake_port":{handshake},"remote_dp_rank":{},"remote_dp_rank_override":true,"transfer_id":"tx{}","tp_size":{},"remote_dp_size":{}"#,
         Quoted(&format!("{}:{}", peer.host(), mori.prefill_handshake_port)),
@@ -142,11 +229,7 @@ pub fn pair(request: &PdRequest<'_>, peer: &Peer) -> Result<[Leg; 2], EditError>
     params.push('}');
     let mut decode = request.decode_leg(params.as_bytes(), Take::Response(None))?;
     decode.rank = header_rank(mori, ranks.local);
-    for leg in [&mut prefill, &mut decode] {
-        // Both engines identify the transfer by this request id.
-        leg.request_id = Some(request.uuid);
-    }
-    Ok([prefill, decode])
+    Ok(decode)
 }
 
 /// Members that are added to the handoff of a serial transfer, or replaced in it.
@@ -164,7 +247,7 @@ const HANDOFF: Watch = &[
 /// Returns the decode leg of the serial order. It carries the prefiller's handoff with
 /// `remote_dp_rank` and `remote_dp_rank_override` set, and with the other members of [`HANDOFF`]
 /// added if they are missing and configured.
-pub(super) fn serial_decode_leg(
+fn serial_decode_leg(
     request: &PdRequest<'_>,
     peer: &Peer,
     handoff: &[u8],
@@ -241,7 +324,8 @@ fn returned_rank(document: &Document, handoff: &[u8], ranks: u32) -> Option<u32>
 mod tests {
     use super::*;
     use crate::pd::Api;
-    use crate::pd::testing::{NAME, Subject, apply, peer};
+    use crate::pd::connector::nixlv2::Nixlv2;
+    use crate::pd::testing::{NAME, Subject, apply, pair, peer};
     use serde_json::json;
 
     fn subject(dp_size: u32, dp_size_local: Option<u32>) -> Subject {
@@ -258,7 +342,7 @@ mod tests {
         let subject = subject(8, None);
         let body = &subject.body;
         let rank = rank(NAME, 8);
-        let prefill = prefill_leg(&subject.request(), &peer(), Caps::All, Take::Handoff).unwrap();
+        let prefill = MoriSerial.prefill_leg(&subject.request(), &peer()).unwrap();
         let transfer = format!("tx{NAME}");
         let sent = apply(&prefill, body);
         let want = json!({"do_remote_decode": true, "do_remote_prefill": false,
@@ -308,7 +392,7 @@ mod tests {
         let subject = subject(8, None);
         let body = &subject.body;
         let rank = rank(NAME, 8);
-        let [prefill, decode] = pair(&subject.request(), &peer()).unwrap();
+        let [prefill, decode] = pair(&MoriConcurrent, &subject.request(), &peer());
         for leg in [&prefill, &decode] {
             assert_eq!(leg.rank, Some(rank));
             assert_eq!(
@@ -345,7 +429,7 @@ mod tests {
         subject.mori.decode_hosts = hosts([2, 3]);
         let body = &subject.body;
         let local = rank(NAME, 8);
-        let [prefill, decode] = pair(&subject.request(), &peer()).unwrap();
+        let [prefill, decode] = pair(&MoriConcurrent, &subject.request(), &peer());
         let params = |leg| apply(leg, body)["kv_transfer_params"].clone();
         assert_eq!((prefill.rank, decode.rank), (Some(local), Some(local)));
         let sent = params(&prefill);
@@ -368,11 +452,13 @@ mod tests {
     fn n17_in_read_mode_only_the_prefill_leg_has_a_rank() {
         let mut subject = subject(8, None);
         subject.mori.write_mode = false;
-        let prefill = crate::pd::nixlv2::prefill_leg(&subject.request(), &peer()).unwrap();
-        let decode = crate::pd::nixlv2::decode_leg(&subject.request(), &peer(), None).unwrap();
+        let prefill = Nixlv2.prefill_leg(&subject.request(), &peer()).unwrap();
+        let decode = Nixlv2
+            .decode_leg(&subject.request(), &peer(), None)
+            .unwrap();
         assert_eq!((prefill.rank, decode.rank), (Some(rank(NAME, 8)), None));
         subject.mori.dp_size = 1;
-        let prefill = crate::pd::nixlv2::prefill_leg(&subject.request(), &peer()).unwrap();
+        let prefill = Nixlv2.prefill_leg(&subject.request(), &peer()).unwrap();
         assert_eq!(prefill.rank, None, "n16");
     }
 

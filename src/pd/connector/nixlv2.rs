@@ -3,53 +3,80 @@
 //! A prefill leg computes the prompt and one token. Then a decode leg sends the client's body with
 //! the prefiller's `kv_transfer_params`, byte for byte.
 
-use super::mori;
-use super::peer::Peer;
-use super::plan::{Leg, Take};
-use super::request::{Caps, PdRequest};
+use super::mori::read_mode_rank;
+use super::{BASE, Commit, Connector, Order, PrefixPull, Rules, SpanNames};
 use crate::json::EditError;
+use crate::pd::leg::{Leg, Take};
+use crate::pd::peer::Peer;
+use crate::pd::request::{Caps, PdRequest};
 
 /// Parameters that make an engine prefill for another engine. Deployed engines and the llm-d
 /// conformance suite expect all six members.
 const PREFILL_PARAMS: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;
 
-/// Returns the prefill leg, which requests one token and a handoff.
-///
-/// # Errors
-/// If the body needs more than `JSON_EDITS_MAX` edits.
-pub fn prefill_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
-    if request.mori.write_mode {
-        return mori::prefill_leg(request, peer, Caps::All, Take::Handoff);
-    }
-    let mut leg = match &peer.source {
-        None => request.prefill_leg(PREFILL_PARAMS.as_bytes(), Caps::All, Take::Handoff)?,
-        Some(source) => {
-            let keys = PREFILL_PARAMS.trim_end_matches('}');
-            let params = format!(r#"{keys},"remote_kv_source":{}}}"#, source.object());
-            request.prefill_leg(params.as_bytes(), Caps::All, Take::Handoff)?
-        }
-    };
-    leg.rank = mori::read_mode_rank(request);
-    Ok(leg)
-}
+/// A model name that no server has, so that the request is rejected.
+const RELEASE_MODEL: &[u8] = b"ringside-releases-kv-cache";
 
-/// Returns the decode leg that follows a prefill: the client's body with the handoff, or with
-/// `null` if there is none, so that the decoder computes the prompt itself.
-///
-/// # Errors
-/// If the body needs more than `JSON_EDITS_MAX` edits.
-pub fn decode_leg(
-    request: &PdRequest<'_>,
-    peer: &Peer,
-    handoff: Option<&[u8]>,
-) -> Result<Leg, EditError> {
-    let take = Take::Response(request.api.usage_shape());
-    match handoff {
-        Some(handoff) if request.mori.write_mode => {
-            mori::serial_decode_leg(request, peer, handoff, take)
-        }
-        Some(handoff) => request.decode_leg(handoff, take),
-        None => request.decode_leg(b"null", take),
+/// The connector `nixlv2`, without `MoRI-IO`'s write mode.
+pub(super) struct Nixlv2;
+
+const RULES: Rules = Rules {
+    name: "nixlv2",
+    commit: Commit::OnPrefill,
+    prefix_pull: PrefixPull::IfEnabled,
+    can_decode_in_chunks: true,
+    span_names: SpanNames::Short,
+    ..BASE
+};
+
+impl Connector for Nixlv2 {
+    fn rules(&self) -> &'static Rules {
+        &RULES
+    }
+
+    fn order(&self, _: &PdRequest<'_>) -> Order {
+        Order::Serial
+    }
+
+    /// Returns the prefill leg, which requests one token and a handoff.
+    fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
+        let mut leg = match &peer.source {
+            None => request.prefill_leg(PREFILL_PARAMS.as_bytes(), Caps::All, Take::HANDOFF)?,
+            Some(source) => {
+                let keys = PREFILL_PARAMS.trim_end_matches('}');
+                let params = format!(r#"{keys},"remote_kv_source":{}}}"#, source.object());
+                request.prefill_leg(params.as_bytes(), Caps::All, Take::HANDOFF)?
+            }
+        };
+        leg.rank = read_mode_rank(request);
+        Ok(leg)
+    }
+
+    /// Returns the client's body with the handoff, or with `null` if there is none, so that the
+    /// decoder computes the prompt itself.
+    fn decode_leg(
+        &self,
+        request: &PdRequest<'_>,
+        _: &Peer,
+        handoff: Option<&[u8]>,
+    ) -> Result<Leg, EditError> {
+        let take = Take::Response(request.api.usage_shape());
+        request.decode_leg(handoff.unwrap_or(b"null"), take)
+    }
+
+    /// Returns a request for a model that does not exist. When a decoder's HTTP server rejects a
+    /// request that carries a handoff, it notifies the prefill engine, which then frees the blocks.
+    /// Such a request is rejected before its prompt is tokenised, and nothing is transferred (vLLM
+    /// 0.32, `_with_kv_transfer_rejection_cleanup`; measured, `docs/stranded-kv.md`).
+    fn release_body(&self, handoff: &[u8]) -> Option<Vec<u8>> {
+        let parts: [&[u8]; 5] = [
+            br#"{"model":""#,
+            RELEASE_MODEL,
+            br#"","prompt":"x","max_tokens":1,"kv_transfer_params":"#,
+            handoff,
+            b"}",
+        ];
+        Some(parts.concat())
     }
 }
 
@@ -63,8 +90,10 @@ mod tests {
     fn legs(api: Api, body: &str, handoff: Option<&str>) -> (Value, Value) {
         let subject = Subject::new(api, body);
         let request = subject.request();
-        let prefill = prefill_leg(&request, &peer()).unwrap();
-        let decode = decode_leg(&request, &peer(), handoff.map(str::as_bytes)).unwrap();
+        let prefill = Nixlv2.prefill_leg(&request, &peer()).unwrap();
+        let decode = Nixlv2
+            .decode_leg(&request, &peer(), handoff.map(str::as_bytes))
+            .unwrap();
         (apply(&prefill, body), apply(&decode, body))
     }
 
@@ -147,8 +176,8 @@ mod tests {
         for body in &bodies {
             let subject = Subject::new(Api::Generate, body);
             let request = subject.request();
-            let prefill = prefill_leg(&request, &peer()).unwrap();
-            let decode = decode_leg(&request, &peer(), None).unwrap();
+            let prefill = Nixlv2.prefill_leg(&request, &peer()).unwrap();
+            let decode = Nixlv2.decode_leg(&request, &peer(), None).unwrap();
             let local = request.local_leg().unwrap();
             for leg in [prefill, decode, local] {
                 let sent: Vec<u8> = leg
@@ -161,5 +190,14 @@ mod tests {
                 assert!(!sent.contains(bad), "{:?} of {body}: {sent}", leg.role);
             }
         }
+    }
+
+    #[test]
+    fn the_refused_request_carries_the_handoff_unchanged() {
+        let body = Nixlv2.release_body(br#"{"do_remote_prefill":true,"x":1.0}"#);
+        let text = String::from_utf8(body.unwrap()).unwrap();
+        assert!(text.ends_with(r#""kv_transfer_params":{"do_remote_prefill":true,"x":1.0}}"#));
+        let parsed: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(parsed["model"], "ringside-releases-kv-cache");
     }
 }

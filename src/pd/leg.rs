@@ -1,8 +1,7 @@
-//! Legs and plans: decisions made by `pd` and carried out by `proxy`.
+//! Legs: built by `pd` and carried out by `proxy`.
 
-use super::outcome::Reason;
 use super::uuid::Uuid;
-use crate::json::{Splices, UsageShape};
+use crate::json::{Handoff, Splices, UsageShape};
 
 /// The function of the server that a leg is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +42,10 @@ impl Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
     /// The handoff and the cached-token count are read; the rest of the response is discarded.
-    Handoff,
+    Handoff {
+        /// Whether block ids may be a single flat list, even without `--allow-flat-blocks`.
+        allow_flat_blocks: bool,
+    },
     /// The whole response body is read, as JSON.
     Whole,
     /// Only the success status matters; the response body is read to its end and discarded.
@@ -51,6 +53,24 @@ pub enum Take {
     /// The whole response is relayed to the client. With a [`UsageShape`], the cached-token count
     /// in it is replaced by the prefiller's.
     Response(Option<UsageShape>),
+}
+
+impl Take {
+    /// The handoff, with nested block ids.
+    pub(super) const HANDOFF: Self = Self::Handoff {
+        allow_flat_blocks: false,
+    };
+}
+
+/// The part of a successful response that the leg was sent for.
+#[derive(Debug)]
+pub enum Collected {
+    /// The handoff for the decode leg, extracted from a prefill response.
+    Handoff(Box<Handoff>),
+    /// The whole response body, validated as JSON.
+    Whole(Vec<u8>),
+    /// No part of the response, because only the success matters.
+    Nothing,
 }
 
 /// One upstream call: its request body, usually the client's body with edits, and the part of the
@@ -70,13 +90,4 @@ pub struct Leg {
     /// Value of `x-request-id` in the leg's request. If `None`, the id of the client's request is
     /// used.
     pub request_id: Option<Uuid>,
-}
-
-/// The decision whether to split a request, made after its body has been read.
-#[derive(Debug)]
-pub enum Plan {
-    /// The decoder serves the request alone, for this reason, with this decode leg.
-    Local(Reason, Leg),
-    /// A prefiller and the decoder serve the request.
-    Split,
 }

@@ -1,56 +1,6 @@
-//! KV cache passed through a store that both engines use: `--kv-connector shared-storage`
-//! (`docs/pd-sidecar.md#shared-storage`) and, as in the first llm-d sidecar, `lmcache`
-//! (`docs/pd-sidecar.md#lmcache`).
-//!
-//! The store is keyed by content, so the legs carry no handoff: the prefiller computes the prompt
-//! and one token, then the decoder finds the prompt in the store. A request in which the client set
-//! `cache_hit_threshold` is first sent to the decoder, which stops with the finish reason
-//! `cache_threshold` if too little of the prompt is in the store.
+//! Judges whether the decoder's response in the decode-first order can be sent to the client.
 
-use super::plan::{Leg, Role, Take};
-use super::request::{Caps, PdRequest};
-use crate::json::{EditError, Kind, Level, elements, member, string_is};
-
-/// Returns whether the request is sent to the decoder first: the client set `cache_hit_threshold`,
-/// and there was no encoder stage.
-#[must_use]
-pub fn is_decode_first(request: &PdRequest<'_>) -> bool {
-    // An encoder stage replaces the client's threshold.
-    let threshold = request.document.last(Level::Top, "cache_hit_threshold");
-    request.encoded.is_none() && threshold.is_some_and(|member| member.kind != Kind::Null)
-}
-
-/// Returns the prefill leg. Its response is discarded, so it may stream if the client requested
-/// that.
-///
-/// # Errors
-/// If the body needs more than `JSON_EDITS_MAX` edits.
-pub fn prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
-    let mut edits = request.edits();
-    edits.cap(request, Caps::Maxima);
-    edits.set(Level::Top, "cache_hit_threshold", b"0");
-    request.leg(Role::Prefill, &edits, Take::Nothing)
-}
-
-/// Returns the decode leg that follows the prefill leg.
-///
-/// # Errors
-/// If the body needs more than `JSON_EDITS_MAX` edits.
-pub fn decode_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
-    let mut edits = request.edits();
-    edits.set(Level::Top, "cache_hit_threshold", b"0");
-    request.leg(Role::Decode, &edits, Take::Response(None))
-}
-
-/// Returns the prefill leg of `lmcache`.
-///
-/// # Errors
-/// If the body needs more than `JSON_EDITS_MAX` edits.
-pub fn lmcache_prefill_leg(request: &PdRequest<'_>) -> Result<Leg, EditError> {
-    let mut edits = request.edits();
-    edits.cap(request, Caps::Maxima);
-    request.leg(Role::Prefill, &edits, Take::Nothing)
-}
+use crate::json::{elements, member, string_is};
 
 /// Whether a decode-first response can be sent to the client, judged from the part of it that has
 /// been received so far.
@@ -136,69 +86,6 @@ pub fn verdict_of_whole(response: &[u8]) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pd::testing::{Subject, apply};
-    use crate::pd::{Api, Encoded};
-    use serde_json::{Value, json};
-
-    #[test]
-    fn n8_prefill_is_capped_and_decode_is_not() {
-        let cases = [
-            (
-                Api::Chat,
-                r#"{"messages":[],"max_completion_tokens":100,"stream":true}"#,
-                json!({"messages": [], "max_completion_tokens": 1, "max_tokens": 1,
-                    "stream": true, "cache_hit_threshold": 0}),
-            ),
-            (
-                Api::Chat,
-                r#"{"messages":[],"min_tokens":5}"#,
-                json!({"messages": [], "max_completion_tokens": 1, "max_tokens": 1,
-                    "min_tokens": 1, "cache_hit_threshold": 0}),
-            ),
-            (
-                Api::Responses,
-                r#"{"input":"x"}"#,
-                json!({"input": "x", "max_output_tokens": 1, "cache_hit_threshold": 0}),
-            ),
-            (
-                Api::Generate,
-                r#"{"token_ids":[1],"sampling_params":{"max_tokens":9,"min_tokens":2}}"#,
-                json!({"token_ids": [1], "sampling_params": {"max_tokens": 1, "min_tokens": 1},
-                    "cache_hit_threshold": 0}),
-            ),
-            (
-                Api::Generate,
-                r#"{"token_ids":[1]}"#,
-                json!({"token_ids": [1], "sampling_params": {"max_tokens": 1},
-                    "cache_hit_threshold": 0}),
-            ),
-        ];
-        for (api, body, want) in cases {
-            let subject = Subject::new(api, body);
-            let prefill = prefill_leg(&subject.request()).unwrap();
-            assert_eq!(apply(&prefill, body), want, "{body}");
-            let mut want: Value = serde_json::from_str(body).unwrap();
-            let local = lmcache_prefill_leg(&subject.request()).unwrap();
-            assert_eq!(apply(&local, body).get("cache_hit_threshold"), None);
-            want["cache_hit_threshold"] = json!(0);
-            let decode = decode_leg(&subject.request()).unwrap();
-            assert_eq!(apply(&decode, body), want);
-        }
-    }
-
-    #[test]
-    fn a_threshold_of_the_client_selects_decode_first() {
-        let asks = |body: &str, encoded: Option<Encoded>| {
-            let mut subject = Subject::new(Api::Chat, body);
-            subject.encoded = encoded;
-            is_decode_first(&subject.request())
-        };
-        assert!(asks(r#"{"cache_hit_threshold":0.8}"#, None));
-        assert!(!asks(r#"{"cache_hit_threshold":null}"#, None));
-        assert!(!asks("{}", None));
-        let encoded = Some(Encoded::default());
-        assert!(!asks(r#"{"cache_hit_threshold":0.8}"#, encoded));
-    }
 
     #[test]
     fn the_verdict_is_reached_as_early_as_possible() {

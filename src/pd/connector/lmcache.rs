@@ -1,0 +1,42 @@
+//! `LMCache` as a shared store (`--kv-connector lmcache`, `docs/pd-sidecar.md#lmcache`), with the
+//! legs that the first llm-d sidecar sent.
+
+use super::shared_storage;
+use super::{Connector, Order, Rules};
+use crate::json::EditError;
+use crate::pd::leg::{Leg, Role, Take};
+use crate::pd::peer::Peer;
+use crate::pd::request::{Caps, PdRequest};
+
+/// The connector `lmcache`.
+pub(super) struct Lmcache;
+
+const RULES: Rules = Rules {
+    name: "lmcache",
+    ..shared_storage::RULES
+};
+
+impl Connector for Lmcache {
+    fn rules(&self) -> &'static Rules {
+        &RULES
+    }
+
+    fn order(&self, _: &PdRequest<'_>) -> Order {
+        Order::Serial
+    }
+
+    fn prefill_leg(&self, request: &PdRequest<'_>, _: &Peer) -> Result<Leg, EditError> {
+        let mut edits = request.edits();
+        edits.cap(request, Caps::Maxima);
+        request.leg(Role::Prefill, &edits, Take::Nothing)
+    }
+
+    fn decode_leg(
+        &self,
+        request: &PdRequest<'_>,
+        _: &Peer,
+        _: Option<&[u8]>,
+    ) -> Result<Leg, EditError> {
+        request.local_leg()
+    }
+}

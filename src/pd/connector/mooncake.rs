@@ -1,0 +1,99 @@
+//! Mooncake's transfer engine (`--kv-connector mooncake`, `docs/pd-sidecar.md#mooncake`).
+//!
+//! The legs are concurrent. The decoder fetches the KV cache from the engine whose id the
+//! prefiller's bootstrap server returned.
+
+use super::{BASE, Bootstrap, Connector, OnDisconnect, Order, Rules};
+use crate::json::{EditError, Quoted};
+use crate::pd::leg::{Leg, Take};
+use crate::pd::options::ConnectorPorts;
+use crate::pd::peer::Peer;
+use crate::pd::request::{Caps, PdRequest};
+
+/// The connector `mooncake`.
+pub(super) struct Mooncake;
+
+const RULES: Rules = Rules {
+    name: "mooncake",
+    // The prefiller writes to the decoder until the transfer is reported as complete.
+    prefill_on_disconnect: OnDisconnect::RunToEnd,
+    decode_on_disconnect: OnDisconnect::UntilFirstByte,
+    bootstrap: Bootstrap::Queried,
+    ..BASE
+};
+
+impl Connector for Mooncake {
+    fn rules(&self) -> &'static Rules {
+        &RULES
+    }
+
+    fn order(&self, _: &PdRequest<'_>) -> Order {
+        Order::Concurrent
+    }
+
+    fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
+        let params = format!(
+            r#"{{"do_remote_decode":true,"do_remote_prefill":false,"transfer_id":"xfer-{}"}}"#,
+            request.uuid
+        );
+        let mut leg = request.prefill_leg(params.as_bytes(), Caps::Sent, Take::Nothing)?;
+        leg.rank = peer.engine.as_ref().map(|engine| engine.rank);
+        Ok(leg)
+    }
+
+    fn decode_leg(
+        &self,
+        request: &PdRequest<'_>,
+        peer: &Peer,
+        _: Option<&[u8]>,
+    ) -> Result<Leg, EditError> {
+        let address = format!("http://{}:{}", peer.url_host(), peer.bootstrap_port);
+        let engine = peer
+            .engine
+            .as_ref()
+            .map_or(&b"null"[..], |engine| &engine.id);
+        let mut params = format!(
+            r#"{{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"xfer-{}","remote_bootstrap_addr":{},"remote_engine_id":"#,
+            request.uuid,
+            Quoted(&address),
+        )
+        .into_bytes();
+        params.extend_from_slice(engine);
+        params.push(b'}');
+        request.decode_leg(&params, Take::Response(None))
+    }
+
+    fn bootstrap_port(&self, ports: &ConnectorPorts) -> u16 {
+        ports.mooncake_bootstrap
+    }
+
+    fn describe(&self, ports: &ConnectorPorts) -> String {
+        format!(", bootstrap port {}", ports.mooncake_bootstrap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pd::Api;
+    use crate::pd::testing::{NAME, Subject, apply, pair, peer};
+    use serde_json::json;
+
+    #[test]
+    fn k1_k3_the_legs_share_a_transfer_id_and_use_the_rank_of_the_engine() {
+        let body = r#"{"model":"q3","prompt":"hi","max_tokens":32,"stream":true}"#;
+        let subject = Subject::new(Api::Completions, body);
+        let [prefill, decode] = pair(&Mooncake, &subject.request(), &peer());
+        let transfer = format!("xfer-{NAME}");
+        let want = json!({"model": "q3", "prompt": "hi", "max_tokens": 1, "stream": false,
+            "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false,
+                "transfer_id": transfer}});
+        assert_eq!(apply(&prefill, body), want);
+        assert_eq!((prefill.rank, decode.rank), (Some(1), None));
+        let want = json!({"model": "q3", "prompt": "hi", "max_tokens": 32, "stream": true,
+            "kv_transfer_params": {"do_remote_decode": false, "do_remote_prefill": true,
+                "transfer_id": transfer, "remote_bootstrap_addr": "http://10.4.0.7:8998",
+                "remote_engine_id": "e1"}});
+        assert_eq!(apply(&decode, body), want);
+    }
+}

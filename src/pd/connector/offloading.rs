@@ -1,0 +1,109 @@
+//! vLLM's `OffloadingConnector` with its P2P tier (`--kv-connector offloading`,
+//! `docs/pd-sidecar.md#offloading`).
+//!
+//! The legs are concurrent. Both carry a request id that identifies the transfer; the decode leg
+//! also carries the address of the prefiller's P2P tier.
+
+use super::{BASE, Connector, OnDisconnect, Order, PrefixPull, Rules};
+use crate::json::{EditError, Quoted};
+use crate::pd::leg::{Leg, Take};
+use crate::pd::options::ConnectorPorts;
+use crate::pd::peer::Peer;
+use crate::pd::request::{Caps, PdRequest};
+
+/// The connector `offloading`.
+pub(super) struct Offloading;
+
+const RULES: Rules = Rules {
+    name: "offloading",
+    // The decoder reads from the prefiller until the transfer is reported as complete.
+    prefill_on_disconnect: OnDisconnect::RunToEnd,
+    decode_on_disconnect: OnDisconnect::UntilFirstByte,
+    prefix_pull: PrefixPull::Always,
+    ..BASE
+};
+
+impl Connector for Offloading {
+    fn rules(&self) -> &'static Rules {
+        &RULES
+    }
+
+    fn order(&self, _: &PdRequest<'_>) -> Order {
+        Order::Concurrent
+    }
+
+    fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
+        let uuid = request.uuid;
+        let source = match &peer.source {
+            Some(source) => format!(r#","remote_kv_source":{}"#, source.object()),
+            None => String::new(),
+        };
+        let params = format!(r#"{{"remote_decoder":{{"kv_request_id":"{uuid}"}}{source}}}"#);
+        request.prefill_leg(params.as_bytes(), Caps::Sent, Take::Nothing)
+    }
+
+    fn decode_leg(
+        &self,
+        request: &PdRequest<'_>,
+        peer: &Peer,
+        _: Option<&[u8]>,
+    ) -> Result<Leg, EditError> {
+        let uuid = request.uuid;
+        let (host, port) = (peer.host(), peer.p2p_port);
+        let host = Quoted(&host);
+        let params = format!(
+            r#"{{"remote_prefiller":{{"kv_request_id":"{uuid}","remote_host":{host},"remote_port":{port}}}}}"#
+        );
+        request.decode_leg(params.as_bytes(), Take::Response(None))
+    }
+
+    fn describe(&self, ports: &ConnectorPorts) -> String {
+        format!(", P2P port {}", ports.p2p)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pd::testing::{NAME, Subject, apply, pair, peer};
+    use crate::pd::{Api, KvSource, Uuid};
+    use serde_json::json;
+
+    #[test]
+    fn p1_p2_the_prefill_leg_is_capped_and_the_decode_leg_is_not() {
+        let body = r#"{"prompt":"hi","max_tokens":32,"min_tokens":4,"stream":true,"kv_transfer_params":{"x":1}}"#;
+        let subject = Subject::new(Api::Completions, body);
+        let [prefill, decode] = pair(&Offloading, &subject.request(), &peer());
+        let want = json!({"prompt": "hi", "max_tokens": 1, "min_tokens": 1, "stream": false,
+            "kv_transfer_params": {"remote_decoder": {"kv_request_id": NAME}}});
+        assert_eq!(apply(&prefill, body), want);
+        let want = json!({"prompt": "hi", "max_tokens": 32, "min_tokens": 4, "stream": true,
+            "kv_transfer_params": {"remote_prefiller": {"kv_request_id": NAME,
+                "remote_host": "10.4.0.7", "remote_port": 7779}}});
+        assert_eq!(apply(&decode, body), want);
+    }
+
+    #[test]
+    fn p4_a_source_is_added_to_the_prefill_leg_only() {
+        let body = r#"{"messages":[],"max_completion_tokens":7}"#;
+        let subject = Subject::new(Api::Chat, body);
+        let mut peer = peer();
+        peer.source = Some(Box::new(KvSource {
+            uuid: Uuid::of_digits(7),
+            host: "10.4.0.9".to_owned(),
+            port: 7777,
+        }));
+        let [prefill, decode] = pair(&Offloading, &subject.request(), &peer);
+        let prefill = apply(&prefill, body);
+        let source = json!({"kv_request_id": "00000000-0000-0000-0000-000000000007",
+            "remote_host": "10.4.0.9", "remote_port": 7777});
+        assert_eq!(prefill["kv_transfer_params"]["remote_kv_source"], source);
+        assert_eq!(prefill["max_completion_tokens"], 1);
+        let decode = apply(&decode, body);
+        assert!(
+            decode["kv_transfer_params"]
+                .get("remote_kv_source")
+                .is_none()
+        );
+    }
+}

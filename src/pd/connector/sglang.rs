@@ -1,0 +1,95 @@
+//! `SGLang`'s bootstrap rooms (`--kv-connector sglang`, `docs/pd-sidecar.md#sglang`).
+//!
+//! The legs are concurrent and have the same body, which contains the number of the room that the
+//! engines use for the transfer.
+
+use super::{BASE, Bootstrap, Connector, OnDisconnect, Order, Rules, Sequences, SpanNames};
+use crate::json::{EditError, Level, Quoted};
+use crate::pd::leg::{Leg, Role, Take};
+use crate::pd::options::ConnectorPorts;
+use crate::pd::peer::Peer;
+use crate::pd::request::PdRequest;
+
+/// Number of random bits in a room number. Engines accept 63. A request with a list of prompts uses
+/// consecutive numbers from the room upwards, so one bit is left for those above the largest room.
+const ROOM_BITS: u32 = 62;
+
+/// The connector `sglang`.
+pub(super) struct Sglang;
+
+const RULES: Rules = Rules {
+    name: "sglang",
+    // `SGLang` numbers the rooms of a list of prompts itself.
+    sequences: Sequences::Any,
+    // The decoder can abandon its side of the room; the prefiller must complete its own
+    // side.
+    prefill_on_disconnect: OnDisconnect::RunToEnd,
+    bootstrap: Bootstrap::Named,
+    span_names: SpanNames::Short,
+    ..BASE
+};
+
+impl Connector for Sglang {
+    fn rules(&self) -> &'static Rules {
+        &RULES
+    }
+
+    fn order(&self, _: &PdRequest<'_>) -> Order {
+        Order::Concurrent
+    }
+
+    fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
+        leg(request, peer, Role::Prefill, Take::Nothing)
+    }
+
+    fn decode_leg(
+        &self,
+        request: &PdRequest<'_>,
+        peer: &Peer,
+        _: Option<&[u8]>,
+    ) -> Result<Leg, EditError> {
+        leg(request, peer, Role::Decode, Take::Response(None))
+    }
+
+    fn bootstrap_port(&self, ports: &ConnectorPorts) -> u16 {
+        ports.sglang_bootstrap
+    }
+
+    fn describe(&self, ports: &ConnectorPorts) -> String {
+        format!(", bootstrap port {}", ports.sglang_bootstrap)
+    }
+}
+
+/// Returns the leg of `role`.
+fn leg(request: &PdRequest<'_>, peer: &Peer, role: Role, take: Take) -> Result<Leg, EditError> {
+    let host = Quoted(&peer.host()).to_string();
+    let port = peer.bootstrap_port.to_string();
+    // Random rather than the time of day as in pd-sidecar: two proxies must not use the same room
+    // because their requests arrive in the same nanosecond.
+    let room = (request.random >> (u64::BITS - ROOM_BITS)).to_string();
+    let mut edits = request.edits();
+    edits.set(Level::Top, "bootstrap_host", host.as_bytes());
+    edits.set(Level::Top, "bootstrap_port", port.as_bytes());
+    edits.set(Level::Top, "bootstrap_room", room.as_bytes());
+    request.leg(role, &edits, take)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pd::Api;
+    use crate::pd::testing::{Subject, apply, pair, peer};
+    use serde_json::json;
+
+    #[test]
+    fn s1_both_legs_have_the_same_body_and_room() {
+        let body = r#"{"model":"q3","messages":[],"stream":true,"max_tokens":9}"#;
+        let subject = Subject::new(Api::Chat, body);
+        let [prefill, decode] = pair(&Sglang, &subject.request(), &peer());
+        let want = json!({"model": "q3", "messages": [], "stream": true, "max_tokens": 9,
+            "bootstrap_host": "10.4.0.7", "bootstrap_port": 8998,
+            "bootstrap_room": (1_u64 << 62) - 1});
+        assert_eq!(apply(&prefill, body), want);
+        assert_eq!(apply(&decode, body), want);
+    }
+}
