@@ -4,8 +4,7 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use ringside::fleet::{AllowList, AllowRule, Target};
-use ringside::proxy::TargetAllowlist;
+use ringside::fleet::{AllowList, AllowRule, Target, TargetAllowlist};
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let pods = (0..5000).flat_map(|i| {

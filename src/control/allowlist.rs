@@ -13,10 +13,9 @@ use super::watch::DirWatch;
 use crate::admin::Check;
 use crate::cli::Exit;
 use crate::config::{AllowlistConfig, PoolRef};
-use crate::fleet::{AllowError, AllowList, AllowRule};
+use crate::fleet::{AllowError, AllowList, AllowRule, TargetAllowlist};
 use crate::limits::{ALLOW_FILE_BYTES_MAX, ALLOW_PROBLEMS_SHOWN_MAX};
 use crate::metrics::{AllowSource, AllowlistMetrics};
-use crate::proxy::TargetAllowlist;
 
 /// The allowlist of targets that requests may name: the list that the shards read, its metrics, and
 /// the rules from each source.

@@ -23,6 +23,7 @@ use crate::net::runtime::{self, Listener, Runtime, Socket};
 use crate::net::tls::{Acceptor, Secure, Wire};
 use crate::net::{Net, Timer, would_block};
 use crate::proxy::Budget;
+use crate::proxy::session;
 use crate::proxy::shard::{Decoder, Parts, Shard, is_local_address};
 use crate::sys;
 use crate::trace::TraceRing;
@@ -294,7 +295,7 @@ async fn accept(
 fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> io::Result<bool> {
     for _ in 0..ACCEPT_BATCH_MAX {
         match rank_listener.listener.try_accept() {
-            Ok(conn) => shard.serve(rank_listener.wire(conn), rank_listener.rank),
+            Ok(conn) => session::begin(shard, rank_listener.wire(conn), rank_listener.rank),
             Err(error) if would_block(&error) => return Ok(false),
             // The connection failed before it was accepted: ECONNABORTED, and the network errors
             // that accept(2) documents as to be retried.

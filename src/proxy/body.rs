@@ -2,6 +2,7 @@
 
 use super::budget::Reserved;
 use super::exchange::Exchange;
+use super::request::RequestBody;
 use crate::fault::Fault;
 use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
@@ -9,7 +10,7 @@ use crate::limits::{BODY_RESERVE_STEP_BYTES, RECEIVE_LARGE_BYTES, RECEIVES_PER_Y
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::request::WATCH;
-use crate::upstream::wait::{Deadline, Timeout};
+use crate::upstream::{Deadline, Timeout};
 
 /// A request body without its framing, and the positions of those of its JSON members that legs are
 /// built from ([`WATCH`]).
@@ -37,20 +38,20 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
     let mut reading = Reading {
         bytes: Vec::new(),
         scanner: Scanner::new(WATCH),
-        meter: BodyMeter::new(exchange.framing),
+        meter: BodyMeter::new(exchange.request.framing),
         reserved: Reserved::new(&exchange.shard.budget),
         bytes_max: exchange.shard.config.limits.body_bytes_max,
     };
-    reading.reserve(exchange.framing)?;
+    reading.reserve(exchange.request.framing)?;
     // Copy the head to a small buffer and free the large one it arrived in. Shrinking that one
     // instead would leave a hole in the heap, almost as large as the body and yet too small for the
     // buffer of the next request.
-    let head = exchange.bytes[..exchange.head.len].to_vec();
-    let mut arrived = std::mem::replace(&mut exchange.bytes, head);
+    let head = exchange.request.bytes[..exchange.request.head.len].to_vec();
+    let mut arrived = std::mem::replace(&mut exchange.request.bytes, head);
     // While `100 Continue` is sent to a slow client, its disconnect is detected by reading ahead.
     // Those bytes belong to this body.
     arrived.append(&mut exchange.client.take_ahead());
-    let early = &arrived[exchange.head.len..];
+    let early = &arrived[exchange.request.head.len..];
     let taken = reading.take(early)?;
     if taken < early.len() {
         exchange.client.put_back(&early[taken..]);
@@ -64,7 +65,7 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
         }
         receive_more(exchange, &mut reading).await?;
     }
-    exchange.body_done = true;
+    exchange.request.body = RequestBody::Done;
     exchange.stats.bytes_in += reading.bytes.len() as u64;
     let document = reading.scanner.finish().map_err(Fault::Json)?;
     Ok(Body {

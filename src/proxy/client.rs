@@ -12,7 +12,7 @@ use crate::h1::{HeadError, RequestHead};
 use crate::limits::{CLIENT_AHEAD_BYTES_MAX, RECEIVE_HEAD_BYTES};
 use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Instant, Net, Timer, would_block};
-use crate::upstream::wait::{Deadline, Timeout, Waited};
+use crate::upstream::{Deadline, Timeout, Waited};
 
 /// An open client connection.
 pub(super) struct Client<N: Net> {

@@ -1,49 +1,45 @@
 //! The data path: from an accepted client connection to the last byte of the response.
 //!
-//! [`shard`] holds the state of one thread. A session (`session`) serves one client connection. It
-//! reads request heads and runs an exchange (`exchange`) for each.
+//! The files build on each other in this order, which `tests/tidy.rs` checks:
 //!
-//! An exchange responds to health checks itself and serves all other requests in one of two ways.
-//! Pass-through and decode-only requests are forwarded to the decoder as they arrive (`upload`). A
-//! request that involves other engines, or a chunked decode, is read completely (`body`) and served
-//! by legs (`split`): encode legs first, if any (`encode`), then prefill and decode. The order of
-//! those two depends on the connector: serial (`prefill`, then `decode`), concurrent (`concurrent`)
-//! or decode-first (`decode_first`).
+//! 1. `budget`, `request_id`, `head`, `reply`, `request`, `stats`, `engine_cache`: plain data.
+//! 2. [`shard`]: the state of one thread. `client`: a client connection and the waits on it.
+//! 3. `exchange`: one request and its response, the state that everything below shares.
+//! 4. `allowlist`, `trace`, `log`, `routing`, `leg`: what a request may name, what is recorded about
+//!    it, which engines it names, the heads of its legs.
+//! 5. `body`, `relay`, `tunnel`, `forward`: the ways of its bytes. `forward` serves a request by one
+//!    call, whose body is forwarded as it arrives.
+//! 6. `flow`: serves a request by several legs.
+//! 7. `serve`: chooses between these, and concludes the exchange. [`session`]: a client connection
+//!    from accept to close.
 //!
 //! A leg is one call of [`crate::upstream`]. It runs either inside its exchange or as a separate
-//! task. The response is sent to the client by `relay`, or assembled from several decode chunks
-//! (`chunked`).
-//!
-//! All of this is generic over [`crate::net::Net`], so the simulation runs the same code as
+//! task. All of this is generic over [`crate::net::Net`], so the simulation runs the same code as
 //! production.
 
 mod allowlist;
 mod body;
-mod bootstrap;
 mod budget;
-mod chunked;
 mod client;
-mod concurrent;
-mod decode;
-mod decode_first;
-mod encode;
+mod engine_cache;
 mod exchange;
+mod flow;
+mod forward;
 mod head;
+mod leg;
 mod log;
-mod prefill;
-mod recorder;
 mod relay;
-mod release;
+mod reply;
+mod request;
 mod request_id;
 mod routing;
-mod session;
+mod serve;
+pub mod session;
 pub mod shard;
 #[cfg(test)]
 mod sim_tests;
-mod split;
+mod stats;
 mod trace;
 mod tunnel;
-mod upload;
 
-pub use allowlist::TargetAllowlist;
 pub use budget::Budget;

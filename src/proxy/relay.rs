@@ -7,9 +7,11 @@
 use std::io::IoSlice;
 
 use super::client::{Client, Watch};
-use super::exchange::{Exchange, micros_since};
+use super::exchange::Exchange;
 use super::head::{self, Outgoing, ResponseExtra};
 use super::shard::Shard;
+use super::stats::micros_since;
+use super::tunnel;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing, Name};
 use crate::json::{ResponseForm, UsageRewriter, UsageShape};
@@ -17,9 +19,7 @@ use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::Role;
-use crate::upstream::connection::{CleanEnd, Connection};
-use crate::upstream::response::Response;
-use crate::upstream::wait::Deadline;
+use crate::upstream::{CleanEnd, Connection, Deadline, Response};
 
 /// The decode response ends early, or its chunked framing is malformed.
 const TRUNCATED: Fault = Fault::leg(Role::Decode, Cause::Truncated);
@@ -44,6 +44,28 @@ pub(super) enum Rewrite {
     /// Replaces the cached-token count in the response's usage, which has the given shape, by the
     /// given count, which the prefill engine reported.
     Usage(UsageShape, u64),
+}
+
+/// An engine's response that the client is to receive. Its head has arrived, and the rest must be
+/// relayed.
+pub(super) struct PendingResponse<N: Net> {
+    pub(super) upstream: Connection<N>,
+    pub(super) response: Response,
+    pub(super) rewrite: Rewrite,
+    /// Whether the client's `Upgrade` field was forwarded to the engine.
+    pub(super) upgrade_sent: bool,
+}
+
+impl<N: Net> PendingResponse<N> {
+    /// Returns a response that is relayed without an edit, and that is no upgrade.
+    pub(super) fn new((upstream, response): (Connection<N>, Response)) -> Self {
+        Self {
+            upstream,
+            response,
+            rewrite: Rewrite::None,
+            upgrade_sent: false,
+        }
+    }
 }
 
 /// The form in which the response body is sent to the client.
@@ -87,264 +109,283 @@ enum Step {
     Nothing,
 }
 
-impl<N: Net> Exchange<'_, N> {
-    /// Relays a response whose head has arrived. Afterwards returns the engine connection to the
-    /// pool if it can be reused.
-    ///
-    /// Callers box this future: inline, it would double the memory of a request that waits for a
-    /// silent engine.
-    pub(super) async fn relay(
-        &mut self,
-        upstream: Connection<N>,
-        mut response: Response,
-        rewrite: Rewrite,
-    ) -> Result<(), Fault> {
-        let received = self.shard.net.clock();
-        let (head, bytes) = (&response.head, &response.bytes);
-        if head.status == 101 {
-            // Upgrades are rare and their future is large, so it is boxed and not part of every
-            // exchange.
-            return Box::pin(self.relay_upgrade(upstream, response)).await;
-        }
-        let framing = h1::response_framing(self.head.method, head, bytes);
-        response.framing = framing.map_err(|_| MALFORMED)?;
-        let engine_keeps = h1::response_keeps_alive(head, bytes, response.framing);
-        let rewriter = self.rewriter(&response, rewrite);
-        let (outgoing, form) = self.outgoing(response.framing, rewriter.is_some());
-        self.keep_alive = self.keeps_alive() && outgoing != Outgoing::UntilClose;
-        let mut relay = Relay {
-            meter: BodyMeter::new(response.framing),
-            form,
-            rewriter,
-            has_surplus: false,
-            chunks: 0,
-            received: 0,
-            has_first_token: false,
-            ends_with_done: false,
-        };
-        let is_open_ended = outgoing == Outgoing::UntilClose;
-        self.relay_first(&response, outgoing, &mut relay, received)
-            .await?;
-        self.shard
-            .buffers
-            .recycle(std::mem::take(&mut response.bytes));
-        self.shard
-            .buffers
-            .recycle_fields(std::mem::take(&mut response.head.fields));
-        self.enter(Phase::Streaming);
-        let relayed = self.relay_body(&upstream, &mut relay).await;
-        self.stats.bytes_out += relay.received;
-        match relayed {
-            // Clients close the connection at `[DONE]` without reading on. They have received the
-            // whole response.
-            Err(Fault::ClientGone) if relay.ends_with_done => {
-                self.stats.complete = true;
-                self.keep_alive = false;
-                return Ok(());
-            }
-            relayed => relayed?,
-        }
-        if is_open_ended {
-            self.client.conn.close_cleanly();
-        }
-        self.stats.complete = true;
-        if let Some(clean) = CleanEnd::of(engine_keeps, self.sent_whole, relay.has_surplus) {
-            upstream.release(&self.shard.upstreams, clean);
-        }
-        Ok(())
+/// Relays a response whose head has arrived. Afterwards returns the engine connection to the
+/// pool if it can be reused.
+///
+/// Callers box this future: inline, it would double the memory of a request that waits for a
+/// silent engine.
+pub(super) async fn relay<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    pending: PendingResponse<N>,
+) -> Result<(), Fault> {
+    let PendingResponse {
+        upstream,
+        mut response,
+        rewrite,
+        upgrade_sent,
+    } = pending;
+    let received = exchange.shard.net.clock();
+    let (head, bytes) = (&response.head, &response.bytes);
+    if head.status == 101 {
+        // Upgrades are rare and their future is large, so it is boxed and not part of every
+        // exchange.
+        return Box::pin(tunnel::relay_upgrade(
+            exchange,
+            upstream,
+            response,
+            upgrade_sent,
+        ))
+        .await;
     }
-
-    /// Returns a rewriter that corrects the response's cached-token count. Returns `None` if
-    /// `rewrite` requests none, or if the response is not successful, has no body, or has a content
-    /// encoding.
-    fn rewriter(&self, response: &Response, rewrite: Rewrite) -> Option<UsageRewriter> {
-        let Rewrite::Usage(shape, cached_tokens) = rewrite else {
-            return None;
-        };
-        let has_body = response.framing != Framing::None;
-        let is_encoded = response.head.field(Name::ContentEncoding).is_some();
-        if !has_body || is_encoded || !(200..300).contains(&response.head.status) {
-            return None;
+    let framing = h1::response_framing(exchange.request.head.method, head, bytes);
+    response.framing = framing.map_err(|_| MALFORMED)?;
+    let engine_keeps = h1::response_keeps_alive(head, bytes, response.framing);
+    let rewriter = rewriter(&response, rewrite);
+    let (outgoing, form) = outgoing(
+        response.framing,
+        rewriter.is_some(),
+        exchange.request.is_http10(),
+    );
+    exchange.keep_alive = exchange.keeps_alive() && outgoing != Outgoing::UntilClose;
+    let mut relay = Relay {
+        meter: BodyMeter::new(response.framing),
+        form,
+        rewriter,
+        has_surplus: false,
+        chunks: 0,
+        received: 0,
+        has_first_token: false,
+        ends_with_done: false,
+    };
+    let is_open_ended = outgoing == Outgoing::UntilClose;
+    relay_first(exchange, &response, outgoing, &mut relay, received).await?;
+    exchange
+        .shard
+        .buffers
+        .recycle(std::mem::take(&mut response.bytes));
+    exchange
+        .shard
+        .buffers
+        .recycle_fields(std::mem::take(&mut response.head.fields));
+    exchange.enter(Phase::Streaming);
+    let relayed = relay_body(exchange, &upstream, &mut relay).await;
+    exchange.stats.bytes_out += relay.received;
+    match relayed {
+        // Clients close the connection at `[DONE]` without reading on. They have received the
+        // whole response.
+        Err(Fault::ClientGone) if relay.ends_with_done => {
+            exchange.reply.finish();
+            exchange.keep_alive = false;
+            return Ok(());
         }
-        let content_type = response.head.field(Name::ContentType);
-        let content_type = content_type.map_or(&b""[..], |field| field.value.of(&response.bytes));
-        let is_stream =
-            content_type.starts_with(b"text/event-stream") || response.rest().starts_with(b"data:");
-        let form = if is_stream {
-            ResponseForm::Sse
-        } else {
-            ResponseForm::Json
-        };
-        Some(UsageRewriter::new(form, shape, cached_tokens))
+        relayed => relayed?,
     }
-
-    /// Returns the framing of the response body towards the client, and the form in which to send
-    /// it.
-    fn outgoing(&self, framing: Framing, rewritten: bool) -> (Outgoing, Form) {
-        match (framing, rewritten, self.is_http10()) {
-            (Framing::None, _, _) => (Outgoing::None, Form::Verbatim),
-            (Framing::Length(length), false, _) => (Outgoing::Length(length), Form::Verbatim),
-            (Framing::Chunked, false, false) => (Outgoing::Chunked, Form::Verbatim),
-            (Framing::UntilClose, false, _) => (Outgoing::UntilClose, Form::Verbatim),
-            (_, _, true) => (Outgoing::UntilClose, Form::Bare),
-            // An edit changes the length, and the body is not buffered to compute the new one.
-            (_, true, false) => (Outgoing::Chunked, Form::Chunked),
-        }
+    if is_open_ended {
+        exchange.client.conn.close_cleanly();
     }
+    exchange.reply.finish();
+    if let Some(clean) = CleanEnd::of(engine_keeps, upstream.is_sent.get(), relay.has_surplus) {
+        upstream.release(&exchange.shard.upstreams, clean);
+    }
+    Ok(())
+}
 
-    /// Sends the response head to the client, together with the body bytes received so far.
-    async fn relay_first(
-        &mut self,
-        response: &Response,
-        outgoing: Outgoing,
-        relay: &mut Relay,
-        received: Instant,
-    ) -> Result<(), Fault> {
-        let mut body = self.shard.buffers.buffer();
-        relay.record_done(response.rest());
+/// Returns a rewriter that corrects the response's cached-token count. Returns `None` if
+/// `rewrite` requests none, or if the response is not successful, has no body, or has a content
+/// encoding.
+fn rewriter(response: &Response, rewrite: Rewrite) -> Option<UsageRewriter> {
+    let Rewrite::Usage(shape, cached_tokens) = rewrite else {
+        return None;
+    };
+    let has_body = response.framing != Framing::None;
+    let is_encoded = response.head.field(Name::ContentEncoding).is_some();
+    if !has_body || is_encoded || !(200..300).contains(&response.head.status) {
+        return None;
+    }
+    let content_type = response.head.field(Name::ContentType);
+    let content_type = content_type.map_or(&b""[..], |field| field.value.of(&response.bytes));
+    let is_stream =
+        content_type.starts_with(b"text/event-stream") || response.rest().starts_with(b"data:");
+    let form = if is_stream {
+        ResponseForm::Sse
+    } else {
+        ResponseForm::Json
+    };
+    Some(UsageRewriter::new(form, shape, cached_tokens))
+}
+
+/// Returns the framing of the response body towards the client, and the form in which to send
+/// it.
+fn outgoing(framing: Framing, rewritten: bool, http10: bool) -> (Outgoing, Form) {
+    match (framing, rewritten, http10) {
+        (Framing::None, _, _) => (Outgoing::None, Form::Verbatim),
+        (Framing::Length(length), false, _) => (Outgoing::Length(length), Form::Verbatim),
+        (Framing::Chunked, false, false) => (Outgoing::Chunked, Form::Verbatim),
+        (Framing::UntilClose, false, _) => (Outgoing::UntilClose, Form::Verbatim),
+        (_, _, true) => (Outgoing::UntilClose, Form::Bare),
+        // An edit changes the length, and the body is not buffered to compute the new one.
+        (_, true, false) => (Outgoing::Chunked, Form::Chunked),
+    }
+}
+
+/// Sends the response head to the client, together with the body bytes received so far.
+async fn relay_first<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    response: &Response,
+    outgoing: Outgoing,
+    relay: &mut Relay,
+    received: Instant,
+) -> Result<(), Fault> {
+    let mut body = exchange.shard.buffers.buffer();
+    relay.record_done(response.rest());
+    relay.transform(response.rest(), &mut body)?;
+    let mut outgoing = outgoing;
+    if relay.form == Form::Chunked && relay.meter.is_done() {
+        // The whole body has arrived, so its new length is known and chunks are not needed.
+        body.clear();
+        relay.restart(response.framing, Form::Bare);
         relay.transform(response.rest(), &mut body)?;
-        let mut outgoing = outgoing;
-        if relay.form == Form::Chunked && relay.meter.is_done() {
-            // The whole body has arrived, so its new length is known and chunks are not needed.
-            body.clear();
-            relay.restart(response.framing, Form::Bare);
-            relay.transform(response.rest(), &mut body)?;
-            outgoing = Outgoing::Length(body.len() as u64);
-        }
-        let mut out = self.shard.buffers.buffer();
-        let extra = ResponseExtra {
-            request_id: self.request_id.as_bytes(),
-            method: self.head.method,
-            keep_alive: self.keep_alive,
-            http10: self.is_http10(),
-            upgrade: None,
-        };
-        head::push_response(&mut out, &response.head, &response.bytes, outgoing, &extra)
-            .map_err(|_| MALFORMED)?;
-        self.stats.status = response.head.status;
-        if outgoing == Outgoing::UntilClose {
-            // The end of the connection will mark the end of the response. Make any early close a
-            // reset, including one caused by the end of this process, so that it cannot look like a
-            // complete response.
-            self.client.conn.reset_on_close();
-        }
-        self.stats.bytes_out += (out.len() + body.len()) as u64;
-        self.client
-            .send(self.shard, &[IoSlice::new(&out), IoSlice::new(&body)])
-            .await?;
-        let sent = self.shard.net.clock();
-        if !body.is_empty() {
-            relay.has_first_token = true;
-            self.record_first_token(sent);
-        }
-        let took = sent.since(received);
-        let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.shard.metrics.overhead(Direction::FirstByte, took_ns);
-        self.stats.proxy_ns += took_ns;
-        self.shard.buffers.recycle(out);
-        self.shard.buffers.recycle(body);
-        Ok(())
+        outgoing = Outgoing::Length(body.len() as u64);
     }
-
-    /// Relays the remaining response body as it arrives.
-    async fn relay_body(
-        &mut self,
-        upstream: &Connection<N>,
-        relay: &mut Relay,
-    ) -> Result<(), Fault> {
-        let (shard, client, conn) = (self.shard, self.client, upstream.conn());
-        let is_encrypted = conn.is_encrypted() || client.conn.is_encrypted();
-        if !is_encrypted && let Some(pipe) = relay.pipe(shard) {
-            // Splicing is rare and not used for streams of tokens, so its future is boxed.
-            return Box::pin(self.relay_spliced(upstream, relay, pipe)).await;
-        }
-        let mut steps = 0_u32;
-        while !relay.meter.is_done() {
-            steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
-                conn.clear_readable();
-            }
-            client
-                .until(shard, Watch::Ahead, Deadline::NONE, |cx| {
-                    conn.poll_readable(cx)
-                })
-                .await
-                .or_gone()?;
-            let step = shard
-                .buffers
-                .with_small(|buffer| match conn.try_recv(buffer) {
-                    // An earlier send has already been given the reset, so this end of stream may
-                    // be at any position in the body.
-                    Ok(0) if upstream.broke.get() => Err(TRUNCATED),
-                    Ok(0) => relay.end(shard, client),
-                    Ok(n) => {
-                        relay.received += n as u64;
-                        relay.step(shard, client, &buffer[..n])
-                    }
-                    Err(error) if would_block(&error) => Ok(Step::Nothing),
-                    Err(_) => Err(TRUNCATED),
-                });
-            match step? {
-                Step::Sent => {}
-                Step::Rest(rest) => client.send_rest(shard, rest).await?,
-                Step::Nothing => continue,
-            }
-            if !relay.has_first_token {
-                relay.has_first_token = true;
-                self.record_first_token(shard.net.clock());
-            }
-        }
-        Ok(())
+    let mut out = exchange.shard.buffers.buffer();
+    let extra = ResponseExtra {
+        request_id: exchange.request.id.as_bytes(),
+        method: exchange.request.head.method,
+        keep_alive: exchange.keep_alive,
+        http10: exchange.request.is_http10(),
+        upgrade: None,
+    };
+    head::push_response(&mut out, &response.head, &response.bytes, outgoing, &extra)
+        .map_err(|_| MALFORMED)?;
+    exchange.reply.begin(response.head.status);
+    if outgoing == Outgoing::UntilClose {
+        // The end of the connection will mark the end of the response. Make any early close a
+        // reset, including one caused by the end of this process, so that it cannot look like a
+        // complete response.
+        exchange.client.conn.reset_on_close();
     }
+    exchange.stats.bytes_out += (out.len() + body.len()) as u64;
+    exchange
+        .client
+        .send(exchange.shard, &[IoSlice::new(&out), IoSlice::new(&body)])
+        .await?;
+    let sent = exchange.shard.net.clock();
+    if !body.is_empty() {
+        relay.has_first_token = true;
+        record_first_token(exchange, sent);
+    }
+    let took = sent.since(received);
+    let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    exchange
+        .shard
+        .metrics
+        .overhead(Direction::FirstByte, took_ns);
+    exchange.stats.proxy_ns += took_ns;
+    exchange.shard.buffers.recycle(out);
+    exchange.shard.buffers.recycle(body);
+    Ok(())
+}
 
-    /// Relays the remaining response body, which is not edited, through a pipe within the kernel.
-    async fn relay_spliced(
-        &mut self,
-        upstream: &Connection<N>,
-        relay: &mut Relay,
-        mut pipe: <N::Conn as Conn>::Pipe,
-    ) -> Result<(), Fault> {
-        let (shard, client, conn) = (self.shard, self.client, upstream.conn());
-        relay.ends_with_done = false;
-        let mut steps = 0_u32;
-        while let Some(remaining) = relay.meter.remaining().filter(|left| *left > 0) {
-            steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(SPLICES_PER_YIELD_MAX) {
-                conn.clear_readable();
-            }
-            client
-                .until(shard, Watch::Ahead, Deadline::NONE, |cx| {
-                    conn.poll_readable(cx)
-                })
-                .await
-                .or_gone()?;
-            let bytes_max = usize::try_from(remaining).unwrap_or(usize::MAX);
-            match conn.try_fill(&mut pipe, bytes_max) {
-                Ok(0) => return Err(TRUNCATED),
+/// Relays the remaining response body as it arrives.
+async fn relay_body<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    upstream: &Connection<N>,
+    relay: &mut Relay,
+) -> Result<(), Fault> {
+    let (shard, client, conn) = (exchange.shard, exchange.client, upstream.conn());
+    let is_encrypted = conn.is_encrypted() || client.conn.is_encrypted();
+    if !is_encrypted && let Some(pipe) = relay.pipe(shard) {
+        // Splicing is rare and not used for streams of tokens, so its future is boxed.
+        return Box::pin(relay_spliced(exchange, upstream, relay, pipe)).await;
+    }
+    let mut steps = 0_u32;
+    while !relay.meter.is_done() {
+        steps = steps.wrapping_add(1);
+        if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
+            conn.clear_readable();
+        }
+        client
+            .until(shard, Watch::Ahead, Deadline::NONE, |cx| {
+                conn.poll_readable(cx)
+            })
+            .await
+            .or_gone()?;
+        let step = shard
+            .buffers
+            .with_small(|buffer| match conn.try_recv(buffer) {
+                // An earlier send has already been given the reset, so this end of stream may
+                // be at any position in the body.
+                Ok(0) if upstream.broke.get() => Err(TRUNCATED),
+                Ok(0) => relay.end(shard, client),
                 Ok(n) => {
-                    let counted = relay.meter.skip(n as u64);
-                    debug_assert!(counted, "more bytes were received than remained");
                     relay.received += n as u64;
-                    shard.metrics.spliced_bytes(n as u64);
+                    relay.step(shard, client, &buffer[..n])
                 }
-                Err(error) if would_block(&error) => continue,
-                Err(_) => return Err(TRUNCATED),
-            }
-            client.send_piped(shard, &mut pipe).await?;
-            if !relay.has_first_token {
-                relay.has_first_token = true;
-                self.record_first_token(shard.net.clock());
-            }
+                Err(error) if would_block(&error) => Ok(Step::Nothing),
+                Err(_) => Err(TRUNCATED),
+            });
+        match step? {
+            Step::Sent => {}
+            Step::Rest(rest) => client.send_rest(shard, rest).await?,
+            Step::Nothing => continue,
         }
-        Ok(())
+        if !relay.has_first_token {
+            relay.has_first_token = true;
+            record_first_token(exchange, shard.net.clock());
+        }
     }
+    Ok(())
+}
 
-    fn record_first_token(&mut self, sent: Instant) {
-        let waited = micros_since(sent, self.stats.started).max(1);
-        self.stats.ttft_us = waited;
-        if self.stats.outcome.is_some() && self.stats.status < 300 {
-            self.shard.metrics.ttft(self.stats.route, waited);
+/// Relays the remaining response body, which is not edited, through a pipe within the kernel.
+async fn relay_spliced<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    upstream: &Connection<N>,
+    relay: &mut Relay,
+    mut pipe: <N::Conn as Conn>::Pipe,
+) -> Result<(), Fault> {
+    let (shard, client, conn) = (exchange.shard, exchange.client, upstream.conn());
+    relay.ends_with_done = false;
+    let mut steps = 0_u32;
+    while let Some(remaining) = relay.meter.remaining().filter(|left| *left > 0) {
+        steps = steps.wrapping_add(1);
+        if steps.is_multiple_of(SPLICES_PER_YIELD_MAX) {
+            conn.clear_readable();
         }
+        client
+            .until(shard, Watch::Ahead, Deadline::NONE, |cx| {
+                conn.poll_readable(cx)
+            })
+            .await
+            .or_gone()?;
+        let bytes_max = usize::try_from(remaining).unwrap_or(usize::MAX);
+        match conn.try_fill(&mut pipe, bytes_max) {
+            Ok(0) => return Err(TRUNCATED),
+            Ok(n) => {
+                let counted = relay.meter.skip(n as u64);
+                debug_assert!(counted, "more bytes were received than remained");
+                relay.received += n as u64;
+                shard.metrics.spliced_bytes(n as u64);
+            }
+            Err(error) if would_block(&error) => continue,
+            Err(_) => return Err(TRUNCATED),
+        }
+        client.send_piped(shard, &mut pipe).await?;
+        if !relay.has_first_token {
+            relay.has_first_token = true;
+            record_first_token(exchange, shard.net.clock());
+        }
+    }
+    Ok(())
+}
+
+fn record_first_token<N: Net>(exchange: &mut Exchange<'_, N>, sent: Instant) {
+    let waited = micros_since(sent, exchange.stats.started).max(1);
+    exchange.stats.ttft_us = waited;
+    if exchange.stats.outcome.is_some()
+        && exchange.reply.status().is_some_and(|status| status < 300)
+    {
+        exchange.shard.metrics.ttft(exchange.stats.route, waited);
     }
 }
 

@@ -1,13 +1,16 @@
 //! Reads the engines that a request names from its head.
 
 use super::exchange::Exchange;
+use super::{allowlist, trace};
 use crate::config::UpstreamTls;
+use crate::fault::Fault;
 use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
 use crate::h1::Name;
 use crate::metrics::Named;
 use crate::net::Net;
 use crate::pd::candidate::{Candidates, list};
 use crate::pd::connector::PrefixPull;
+use crate::upstream::EndpointId;
 
 /// The engines that a request names in addition to its decoder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,70 +41,84 @@ const fn default_port(tls: Option<UpstreamTls>) -> u16 {
     }
 }
 
-impl<N: Net> Exchange<'_, N> {
-    /// Reads the prefill candidates, encoders and cache source from the request head.
-    ///
-    /// # Errors
-    /// A prefill target is malformed. Malformed encoders and cache sources are ignored, because
-    /// without them the request is served correctly, only more slowly.
-    pub(super) fn routing(&self) -> Result<Routing, TargetError> {
-        Ok(Routing {
-            prefillers: self.prefillers()?,
-            encoders: self.encoders(),
-            source: self.cache_source(),
-        })
-    }
+/// Reads the prefill candidates, encoders and cache source from the request head.
+///
+/// # Errors
+/// A prefill target is malformed. Malformed encoders and cache sources are ignored, because
+/// without them the request is served correctly, only more slowly.
+pub(super) fn routing<N: Net>(exchange: &Exchange<'_, N>) -> Result<Routing, TargetError> {
+    Ok(Routing {
+        prefillers: prefillers(exchange)?,
+        encoders: encoders(exchange),
+        source: cache_source(exchange),
+    })
+}
 
-    fn values(&self, name: Name) -> impl Iterator<Item = &[u8]> + Clone {
-        self.head
-            .fields_named(name)
-            .map(|field| field.value.of(&self.bytes))
-    }
+/// Returns the decoder to use: that of the listener's rank, or the one named by
+/// `x-data-parallel-host-port`. Only rank 0's listener honours the field, as pd-sidecar does
+/// (`docs/pd-sidecar.md#data-parallel-ranks`). Fails if the field names no rank of this proxy.
+pub(super) fn decoder<N: Net>(exchange: &Exchange<'_, N>) -> Result<EndpointId, Fault> {
+    let decoders = &exchange.shard.decoders;
+    let rank = exchange.client.rank;
+    let field = exchange.request.values(Name::XDataParallelHostPort).next();
+    let Some(wanted) = field.filter(|_| rank == 0) else {
+        return Ok(decoders[rank].0);
+    };
+    let pod_ip = exchange.shard.config.pod_ip.as_deref().unwrap_or_default();
+    let ranks = exchange.shard.config.ranks.iter();
+    let rank = ranks.map(|rank| format!("{pod_ip}:{}", rank.listen.port()));
+    rank.zip(decoders)
+        .find(|(key, _)| key.as_bytes() == wanted)
+        .map(|(_, (id, _))| *id)
+        .ok_or(Fault::UnknownRank)
+}
 
-    fn prefillers(&self) -> Result<Vec<Target>, TargetError> {
-        let new = self.values(Name::XPrefillerHostPort);
-        let old = self.values(Name::XPrefillerUrl);
-        let sampling = self.shard.config.pd.prefiller_sampling;
-        let random = sampling.then(|| self.shard.net.random());
-        let port = default_port(self.shard.config.tls.prefiller);
-        Candidates::read(new, old)
-            .with_default_port(port)
-            .choose(random)
-    }
+fn prefillers<N: Net>(exchange: &Exchange<'_, N>) -> Result<Vec<Target>, TargetError> {
+    let new = exchange.request.values(Name::XPrefillerHostPort);
+    let old = exchange.request.values(Name::XPrefillerUrl);
+    let sampling = exchange.shard.config.pd.prefiller_sampling;
+    let random = sampling.then(|| exchange.shard.net.random());
+    let port = default_port(exchange.shard.config.tls.prefiller);
+    Candidates::read(new, old)
+        .with_default_port(port)
+        .choose(random)
+}
 
-    fn encoders(&self) -> Vec<Target> {
-        if self.shard.config.pd.encoder.is_none() {
-            return Vec::new();
-        }
-        let port = default_port(self.shard.config.tls.encoder);
-        let mut encoders = list(self.values(Name::XEncoderHostsPorts), port);
-        let named = encoders.len();
-        self.shard.drop_denied(Named::Encode, &mut encoders);
-        self.trace_encoders(named, encoders.len());
-        encoders
+fn encoders<N: Net>(exchange: &Exchange<'_, N>) -> Vec<Target> {
+    if exchange.shard.config.pd.encoder.is_none() {
+        return Vec::new();
     }
+    let port = default_port(exchange.shard.config.tls.encoder);
+    let mut encoders = list(exchange.request.values(Name::XEncoderHostsPorts), port);
+    let named = encoders.len();
+    allowlist::drop_denied(exchange.shard, Named::Encode, &mut encoders);
+    trace::trace_encoders(exchange, named, encoders.len());
+    encoders
+}
 
-    /// Returns the engine to pull a cached prefix from, or `None` if the request names none, it is
-    /// not allowed, or the connector does not support it. Only the first field line counts, and a
-    /// source that is this rank itself is ignored (`docs/pd-sidecar.md#cached-prefix-pulls`).
-    fn cache_source(&self) -> Option<Target> {
-        let value = self.values(Name::XKvCacheSourceHostPort).next()?;
-        let config = &self.shard.config;
-        let can_pull = match config.pd.connector().rules().prefix_pull {
-            PrefixPull::Always => true,
-            PrefixPull::IfEnabled => config.pd.p2p_pull,
-            PrefixPull::Never => false,
-        };
-        if !can_pull {
-            return None;
-        }
-        let source = Target::parse_with_port(value.trim_ascii()).ok()?;
-        let own_port = config
-            .ranks
-            .get(self.client.rank)
-            .map(|rank| rank.listen.port());
-        let own_ip = config.pod_ip.as_deref();
-        let is_own = own_ip.is_some_and(|ip| source.host() == ip) && source.port() == own_port;
-        (!is_own && self.shard.permits(Named::CacheSource, &source)).then_some(source)
+/// Returns the engine to pull a cached prefix from, or `None` if the request names none, it is
+/// not allowed, or the connector does not support it. Only the first field line counts, and a
+/// source that is this rank itself is ignored (`docs/pd-sidecar.md#cached-prefix-pulls`).
+fn cache_source<N: Net>(exchange: &Exchange<'_, N>) -> Option<Target> {
+    let value = exchange
+        .request
+        .values(Name::XKvCacheSourceHostPort)
+        .next()?;
+    let config = &exchange.shard.config;
+    let can_pull = match config.pd.connector().rules().prefix_pull {
+        PrefixPull::Always => true,
+        PrefixPull::IfEnabled => config.pd.p2p_pull,
+        PrefixPull::Never => false,
+    };
+    if !can_pull {
+        return None;
     }
+    let source = Target::parse_with_port(value.trim_ascii()).ok()?;
+    let own_port = config
+        .ranks
+        .get(exchange.client.rank)
+        .map(|rank| rank.listen.port());
+    let own_ip = config.pod_ip.as_deref();
+    let is_own = own_ip.is_some_and(|ip| source.host() == ip) && source.port() == own_port;
+    (!is_own && allowlist::permits(exchange.shard, Named::CacheSource, &source)).then_some(source)
 }

@@ -4,20 +4,27 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::client::Client;
-use super::exchange::{self, Next};
+use super::serve::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, RECEIVES_PER_YIELD_MAX};
 use crate::net::tls::Opened;
 use crate::net::{Conn, Net, would_block};
-use crate::upstream::wait::{Deadline, Timeout, Waited};
+use crate::upstream::{Deadline, Timeout, Waited};
+
+/// Serves an accepted client connection in a new task until the connection ends. `rank` is the
+/// index of the rank whose listener accepted it.
+pub fn begin<N: Net>(shard: &Rc<Shard<N>>, conn: N::Conn, rank: usize) {
+    let guard = SessionGuard::new(shard);
+    shard.net.spawn(run(guard, conn, rank));
+}
 
 /// Serves the requests of one client connection until it closes.
 ///
 /// This future exists for as long as the connection, also while the session is idle, so it must
 /// stay small. The exchange is large; it is boxed, and only once the first byte of a request has
 /// arrived.
-pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
+async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
     let shard = &guard.shard;
     let client = Client::new(&shard.net, conn, rank);
     if client.conn.is_encrypted() && !Box::pin(open(shard, &client)).await {
@@ -31,7 +38,7 @@ pub(super) async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usi
             // a run of them would not yield otherwise.
             Box::pin(shard.net.yield_now()).await;
         }
-        match Box::pin(exchange::run(shard, &client)).await {
+        match Box::pin(serve::run(shard, &client)).await {
             Next::Request => {}
             Next::Close => return,
             Next::Linger => {
@@ -53,7 +60,7 @@ async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
         Waited::Ready(Opened::Ready) => true,
         Waited::Ready(Opened::PlainText) => {
             shard.count_fault(Fault::PlainText);
-            if exchange::refuse_head(shard, client, Fault::PlainText).await == Next::Linger {
+            if serve::refuse_head(shard, client, Fault::PlainText).await == Next::Linger {
                 linger(shard, client).await;
             }
             false

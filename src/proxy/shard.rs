@@ -8,22 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 
-use super::allowlist::TargetAllowlist;
-use super::bootstrap::Engines;
 use super::budget::Budget;
-use super::session;
-use super::trace::Tracer;
+use super::engine_cache::EngineCache;
 use crate::config::{Config, MoriConfig};
 use crate::fault::Fault;
-use crate::fleet::{Address, Target};
+use crate::fleet::{Address, Target, TargetAllowlist};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access::AccessRing;
 use crate::net::Net;
-use crate::trace::{Sampler, TraceRing};
-use crate::upstream::buffers::Buffers;
-use crate::upstream::pool::EndpointId;
+use crate::trace::{Sampler, TraceRing, Tracer};
 use crate::upstream::{
-    OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps, Upstreams,
+    Buffers, EndpointId, OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps,
+    Upstreams,
 };
 
 /// Everything a shard is constructed from.
@@ -87,9 +83,9 @@ pub struct Shard<N: Net> {
     pub(super) decoders: Vec<(EndpointId, Decoder)>,
     pub(super) mori: Option<Arc<ArcSwap<MoriConfig>>>,
     pub(super) allowlist: Option<Arc<TargetAllowlist>>,
-    pub(super) engines: RefCell<Engines>,
+    pub(super) engines: RefCell<EngineCache>,
     pub(super) access: RefCell<Option<AccessRing>>,
-    pub(super) tracer: Option<Tracer>,
+    pub(super) tracer: Option<Rc<Tracer>>,
     draining: Arc<AtomicBool>,
     unhealthy: Arc<AtomicBool>,
     sessions: Cell<usize>,
@@ -105,7 +101,7 @@ impl<N: Net> std::fmt::Debug for Shard<N> {
 
 impl<N: Net> Shard<N> {
     /// Creates a shard that runs on `net`. It has no listeners: accepted connections are passed to
-    /// [`Shard::serve`].
+    /// [`session::begin`](super::session::begin).
     pub fn new(net: N, parts: Parts<N>) -> Rc<Self> {
         let buffers = Rc::new(Buffers::new());
         let own: Vec<_> = parts
@@ -143,7 +139,8 @@ impl<N: Net> Shard<N> {
             .collect();
         let tracer = parts.config.tracing.as_ref().zip(parts.traces);
         let tracer = tracer.map(|(tracing, ring)| {
-            Tracer::new(Sampler::per_million(tracing.recorded_per_million), ring)
+            let sampler = Sampler::per_million(tracing.recorded_per_million);
+            Rc::new(Tracer::new(sampler, ring, Arc::clone(&parts.metrics)))
         });
         Rc::new(Self {
             net,
@@ -162,13 +159,6 @@ impl<N: Net> Shard<N> {
             unhealthy: parts.unhealthy,
             sessions: Cell::new(0),
         })
-    }
-
-    /// Serves an accepted client connection in a new task until the connection ends. `rank` is the
-    /// index of the rank whose listener accepted it.
-    pub fn serve(self: &Rc<Self>, conn: N::Conn, rank: usize) {
-        let guard = SessionGuard::new(self);
-        self.net.spawn(session::run(guard, conn, rank));
     }
 
     /// Counts in the metrics that this shard has paused accepting connections.
@@ -227,7 +217,7 @@ pub(super) struct SessionGuard<N: Net> {
 }
 
 impl<N: Net> SessionGuard<N> {
-    fn new(shard: &Rc<Shard<N>>) -> Self {
+    pub(super) fn new(shard: &Rc<Shard<N>>) -> Self {
         shard.sessions.set(shard.sessions.get() + 1);
         shard.metrics.client_connections(1);
         Self {

@@ -15,9 +15,7 @@ use crate::limits::RECEIVES_PER_YIELD_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::Role;
-use crate::upstream::connection::Connection;
-use crate::upstream::response::Response;
-use crate::upstream::wait::Deadline;
+use crate::upstream::{Connection, Deadline, Response};
 
 /// One direction of a tunnel.
 struct Lane {
@@ -28,93 +26,96 @@ struct Lane {
     ended: bool,
 }
 
-impl<N: Net> Exchange<'_, N> {
-    /// Forwards the engine's 101 response to the client, then forwards bytes in both directions
-    /// until both sides have closed. Fails if the client did not request the upgrade.
-    pub(super) async fn relay_upgrade(
-        &mut self,
-        upstream: Connection<N>,
-        response: Response,
-    ) -> Result<(), Fault> {
-        // On an intercepted path the `Upgrade` field is never forwarded, so a 101 is not
-        // acceptable.
-        let was_requested = self.upgrade_sent && self.body_done;
-        let protocol = response
-            .head
-            .field(Name::Upgrade)
-            .map(|field| field.value.of(&response.bytes));
-        let Some(protocol) = protocol.filter(|_| was_requested) else {
-            return Err(Fault::leg(Role::Decode, Cause::BadResponse));
-        };
-        let mut out = self.shard.buffers.buffer();
-        let extra = ResponseExtra {
-            request_id: self.request_id.as_bytes(),
-            method: self.head.method,
-            keep_alive: false,
-            http10: false,
-            upgrade: Some(protocol),
-        };
-        head::push_response(
-            &mut out,
-            &response.head,
-            &response.bytes,
-            Outgoing::None,
-            &extra,
-        )
-        .map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
-        self.stats.status = 101;
-        self.enter(Phase::Streaming);
-        self.client.send(self.shard, &[IoSlice::new(&out)]).await?;
-        let mut down = Lane {
-            pending: response.rest().to_vec(),
-            at: 0,
-            ended: false,
-        };
-        let mut up = Lane {
-            pending: self.client.take_ahead(),
-            at: 0,
-            ended: false,
-        };
-        self.keep_alive = false;
-        self.run_tunnel(&upstream, &mut down, &mut up).await?;
-        self.stats.complete = true;
-        Ok(())
-    }
+/// Forwards the engine's 101 response to the client, then forwards bytes in both directions
+/// until both sides have closed. Fails if the client did not request the upgrade, which was forwarded to the engine if `upgrade_sent`.
+pub(super) async fn relay_upgrade<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    upstream: Connection<N>,
+    response: Response,
+    upgrade_sent: bool,
+) -> Result<(), Fault> {
+    // On an intercepted path the `Upgrade` field is never forwarded, so a 101 is not
+    // acceptable.
+    let was_requested = upgrade_sent && exchange.request.body.is_done();
+    let protocol = response
+        .head
+        .field(Name::Upgrade)
+        .map(|field| field.value.of(&response.bytes));
+    let Some(protocol) = protocol.filter(|_| was_requested) else {
+        return Err(Fault::leg(Role::Decode, Cause::BadResponse));
+    };
+    let mut out = exchange.shard.buffers.buffer();
+    let extra = ResponseExtra {
+        request_id: exchange.request.id.as_bytes(),
+        method: exchange.request.head.method,
+        keep_alive: false,
+        http10: false,
+        upgrade: Some(protocol),
+    };
+    head::push_response(
+        &mut out,
+        &response.head,
+        &response.bytes,
+        Outgoing::None,
+        &extra,
+    )
+    .map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
+    exchange.reply.begin(101);
+    exchange.enter(Phase::Streaming);
+    exchange
+        .client
+        .send(exchange.shard, &[IoSlice::new(&out)])
+        .await?;
+    let mut down = Lane {
+        pending: response.rest().to_vec(),
+        at: 0,
+        ended: false,
+    };
+    let mut up = Lane {
+        pending: exchange.client.take_ahead(),
+        at: 0,
+        ended: false,
+    };
+    exchange.keep_alive = false;
+    run_tunnel(exchange, &upstream, &mut down, &mut up).await?;
+    exchange.reply.finish();
+    Ok(())
+}
 
-    async fn run_tunnel(
-        &self,
-        upstream: &Connection<N>,
-        down: &mut Lane,
-        up: &mut Lane,
-    ) -> Result<(), Fault> {
-        let (engine, client) = (upstream.conn(), &self.client.conn);
-        let mut steps = 0_u32;
-        while !(down.ended && up.ended) {
-            steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
-                self.shard.net.yield_now().await;
-            }
-            let pass =
-                |lane: &mut Lane, from: &N::Conn, to: &N::Conn| lane.pass(self.shard, from, to);
-            let moved = pass(down, engine, client)? | pass(up, client, engine)?;
-            if moved {
-                continue;
-            }
-            self.client
-                .until_own(self.shard, Deadline::NONE, |cx| {
-                    let down = down.poll(engine, client, cx);
-                    let up = up.poll(client, engine, cx);
-                    if down.is_ready() || up.is_ready() {
-                        Poll::Ready(())
-                    } else {
-                        Poll::Pending
-                    }
-                })
-                .await
-                .or_gone()?;
+async fn run_tunnel<N: Net>(
+    exchange: &Exchange<'_, N>,
+    upstream: &Connection<N>,
+    down: &mut Lane,
+    up: &mut Lane,
+) -> Result<(), Fault> {
+    let (engine, client) = (upstream.conn(), &exchange.client.conn);
+    let mut steps = 0_u32;
+    while !(down.ended && up.ended) {
+        steps = steps.wrapping_add(1);
+        if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
+            exchange.shard.net.yield_now().await;
         }
-        Ok(())
+        let pass =
+            |lane: &mut Lane, from: &N::Conn, to: &N::Conn| lane.pass(exchange.shard, from, to);
+        let moved = pass(down, engine, client)? | pass(up, client, engine)?;
+        if moved {
+            continue;
+        }
+        exchange
+            .client
+            .until_own(exchange.shard, Deadline::NONE, |cx| {
+                let down = down.poll(engine, client, cx);
+                let up = up.poll(client, engine, cx);
+                if down.is_ready() || up.is_ready() {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            })
+            .await
+            .or_gone()?;
     }
+    Ok(())
 }
 
 impl Lane {

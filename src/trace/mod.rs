@@ -9,10 +9,14 @@ pub mod context;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod headers;
+mod recorder;
+mod request;
 mod ring;
 mod span;
 
 pub use context::{Sampler, TraceContext};
 pub(crate) use headers::TraceHeaders;
+pub(crate) use recorder::{Finish, LegStart, Style};
+pub(crate) use request::{LegTrace, RequestTrace, Tracer, path_of};
 pub use ring::{TraceRing, TraceRings, rings};
 pub use span::{Kind, Span, Value};

@@ -1,30 +1,32 @@
-//! One call to an engine whose response the proxy reads itself: sends the request, reads the
-//! response, and keeps the part the call was made for.
+//! A call to an engine: connects, sends the request, receives the response head and, if the proxy
+//! reads the response itself, the part of the body that the call was made for.
+//!
+//! Replays, timing and the span of a leg are handled here and nowhere else.
 
-use super::Upstreams;
-use super::connection::{CleanEnd, Connection, Reuse};
+use super::attempts::{Attempts, Ended, Limits, Next};
+use super::connection::{CleanEnd, Connection, Engine};
 use super::error::CallError;
-use super::pool::EndpointId;
 use super::request::SplicedRequest;
 use super::response::Response;
 use super::scope::{Scope, Stage};
+use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout};
 use crate::fault::Cause;
-use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Method, Name};
 use crate::json::PrefillResponse;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Collected, Leg, Role, Take};
 
-/// A leg that is ready to be sent: its target, head and body.
+/// A leg that is ready to be sent: its engine, head and body.
 pub(crate) struct Call<'a> {
-    pub(crate) id: EndpointId,
-    pub(crate) target: &'a Target,
+    pub(crate) engine: Engine<'a>,
     /// The leg's request head, including the blank line.
     pub(crate) head: &'a [u8],
     pub(crate) leg: &'a Leg,
     /// The client's request body, to which the leg's edits apply.
     pub(crate) body: &'a [u8],
+    /// Whether the metrics of legs count the call.
+    pub(crate) is_counted: bool,
 }
 
 /// Deadlines of the steps of a leg.
@@ -50,128 +52,249 @@ impl Deadlines {
     }
 }
 
-/// Result of one attempt of a leg.
-pub(crate) enum Attempt<N: Net> {
+/// The end of a call whose response the proxy reads itself.
+pub(crate) enum CallEnd<N: Net> {
     /// A successful (2xx) response, which has been read to its end: the part that the leg was sent
-    /// for, the time when the head arrived, and the status. A prefill engine's lease on the KV
-    /// cache starts at about that time.
-    Done(Collected, Instant, u16),
-    /// A response with another status, to be relayed or retried. Its body has not been read. The
-    /// flag states whether the whole request had been sent.
-    Status(Connection<N>, Response, bool),
+    /// for, and the time when the head arrived. A prefill engine's lease on the KV cache starts at
+    /// about that time.
+    Done(Collected, Instant),
+    /// A response with another status, to be relayed or retried. Its body has not been read.
+    Status(Connection<N>, Response),
 }
 
 impl<N: Net> Upstreams<N> {
-    /// Runs one attempt of a leg. If a pooled connection turns out to be closed, the request is
-    /// sent once more on a new connection, which is safe because no response had started. If
-    /// `begun` holds a connection, the request is first sent on that one.
+    /// Calls an engine and reads its response. If `begun` holds a connection, the request is first
+    /// sent on that one.
     pub(crate) async fn call<S: Scope<N>>(
         &self,
         scope: &S,
         call: &Call<'_>,
-        begun: &mut Option<Connection<N>>,
+        begun: Option<Connection<N>>,
         deadlines: &Deadlines,
-    ) -> Result<Attempt<N>, CallError> {
-        let role = call.leg.role;
-        let mut reuse = Reuse::Allowed;
+    ) -> Result<CallEnd<N>, CallError> {
+        let started = self.net.now();
+        let ended = match self.reach(scope, call, begun, deadlines).await {
+            Ok((upstream, response)) => {
+                // Boxed so that reading the response does not enlarge the future while the engine
+                // is silent.
+                let collected = self.collect(scope, upstream, call, response, deadlines);
+                Box::pin(collected).await
+            }
+            Err(error) => Err(error),
+        };
+        let status = match &ended {
+            Ok((status, _)) => Ok(*status),
+            Err(error) => Err(*error),
+        };
+        self.record(scope, call, started, status);
+        ended.map(|(_, end)| end)
+    }
+
+    /// Calls an engine whose response will be relayed, and waits for the response head. The
+    /// recorded duration of the leg covers neither the connect nor the response body.
+    pub(crate) async fn respond<S: Scope<N>>(
+        &self,
+        scope: &S,
+        call: &Call<'_>,
+        deadlines: &Deadlines,
+    ) -> Result<(Connection<N>, Response), CallError> {
+        let mut attempts = Attempts::new(Limits::ONE);
+        loop {
+            let reuse = attempts.reuse();
+            let upstream = self
+                .connect(scope, call.engine, reuse, deadlines.head)
+                .await?;
+            let started = self.net.now();
+            let mut response = Response::default();
+            let sent = self.exchange(scope, &upstream, call, &mut response, deadlines);
+            let responded = sent.await;
+            if let Err(error) = responded
+                && self.must_replay(&mut attempts, error, &upstream)
+            {
+                continue;
+            }
+            let status = responded.map(|()| response.head.status);
+            self.record(scope, call, started, status);
+            return status.map(|_| (upstream, response));
+        }
+    }
+
+    /// Sends a request on an established connection and waits for the response head, for a leg that
+    /// is not repeated unchanged. The recorded duration of the leg covers exactly this.
+    pub(crate) async fn respond_on<S: Scope<N>>(
+        &self,
+        scope: &S,
+        upstream: &Connection<N>,
+        call: &Call<'_>,
+        deadlines: &Deadlines,
+    ) -> Result<Response, CallError> {
+        let started = self.net.now();
+        let mut response = Response::default();
+        let sent = self.exchange(scope, upstream, call, &mut response, deadlines);
+        let status = sent.await.map(|()| response.head.status);
+        self.record(scope, call, started, status);
+        status.map(|_| response)
+    }
+
+    /// Waits for the response head to a request whose upload has ended. The recorded duration of the
+    /// leg covers exactly this.
+    pub(crate) async fn await_response<S: Scope<N>>(
+        &self,
+        scope: &S,
+        upstream: &Connection<N>,
+        response: &mut Response,
+    ) -> Result<(), CallError> {
+        let started = self.net.now();
+        let wait = self.config.timeouts.first_byte;
+        let deadline = Deadline::of(started, wait, Timeout::FirstByte);
+        let received = self.receive_response(scope, upstream, response, deadline);
+        let ended = received.await;
+        self.count(Role::Decode, started);
+        ended
+    }
+
+    /// Returns a connection on which the request has been sent and the response head received.
+    async fn reach<S: Scope<N>>(
+        &self,
+        scope: &S,
+        call: &Call<'_>,
+        mut begun: Option<Connection<N>>,
+        deadlines: &Deadlines,
+    ) -> Result<(Connection<N>, Response), CallError> {
+        let mut attempts = Attempts::new(Limits::ONE);
         loop {
             let upstream = match begun.take() {
                 Some(upstream) => upstream,
                 None => {
-                    self.connect(scope, call.id, call.target, role, reuse, deadlines.head)
+                    let reuse = attempts.reuse();
+                    self.connect(scope, call.engine, reuse, deadlines.head)
                         .await?
                 }
             };
-            if role == Role::Prefill && self.is_self(call.id) {
+            if call.leg.role == Role::Prefill && self.is_self(call.engine.id) {
                 // Treat a prefill candidate that is this proxy or its decoder like one that
                 // refuses, so that the next candidate is tried.
                 return Err(CallError::Failed(Cause::Refused));
             }
             let mut response = Response::default();
-            match self
-                .exchange(scope, &upstream, call, &mut response, deadlines)
-                .await
-            {
-                Ok(sent) => {
-                    // Boxed so that reading the response does not enlarge the future while the
-                    // engine is silent.
-                    let collected =
-                        self.collect_response(scope, upstream, call, response, sent, deadlines);
-                    return Box::pin(collected).await;
-                }
-                Err(CallError::Failed(Cause::ConnectionClosed))
-                    if upstream.reused && reuse == Reuse::Allowed =>
-                {
-                    self.metrics.replay();
-                    reuse = Reuse::Never;
-                }
-                Err(fault) => return Err(fault),
+            let sent = self.exchange(scope, &upstream, call, &mut response, deadlines);
+            match sent.await {
+                Ok(()) => return Ok((upstream, response)),
+                Err(error) if self.must_replay(&mut attempts, error, &upstream) => {}
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// Sends a leg's request and waits for the response head. Returns whether the whole request was
-    /// sent.
-    pub(crate) async fn exchange<S: Scope<N>>(
+    /// Returns whether a request that failed with `error` is sent once more on a new connection,
+    /// and counts it.
+    fn must_replay(
+        &self,
+        attempts: &mut Attempts,
+        error: CallError,
+        upstream: &Connection<N>,
+    ) -> bool {
+        let ended = Ended::with(Err(error), upstream.reused);
+        let is_replay = attempts.next(&ended) == Next::Replay;
+        if is_replay {
+            self.metrics.replay();
+        }
+        is_replay
+    }
+
+    /// Records the duration and the end of a leg.
+    fn record<S: Scope<N>>(
+        &self,
+        scope: &S,
+        call: &Call<'_>,
+        started: Instant,
+        ended: Result<u16, CallError>,
+    ) {
+        let role = call.leg.role;
+        if call.is_counted {
+            self.count(role, started);
+        }
+        scope.record_leg(role, ended.map_err(|error| error.label(role)));
+    }
+
+    fn count(&self, role: Role, started: Instant) {
+        let took = self.net.now().since(started).as_micros();
+        let took_us = u64::try_from(took).unwrap_or(u64::MAX);
+        self.metrics.leg(role, took_us);
+    }
+
+    /// Sends a leg's request and waits for the response head.
+    async fn exchange<S: Scope<N>>(
         &self,
         scope: &S,
         upstream: &Connection<N>,
         call: &Call<'_>,
         response: &mut Response,
         deadlines: &Deadlines,
-    ) -> Result<bool, CallError> {
+    ) -> Result<(), CallError> {
         let request = SplicedRequest {
             head: call.head,
             splices: &call.leg.body,
             body: call.body,
         };
-        let sent = self
-            .send_spliced(scope, upstream, &request, response, deadlines.send)
+        self.send_spliced(scope, upstream, &request, response, deadlines.send)
             .await?;
         let wait = self.config.timeouts.first_byte;
         let first_byte = Deadline::of(self.net.now(), wait, Timeout::FirstByte);
         let deadline = first_byte.or_sooner(deadlines.head);
         self.receive_response(scope, upstream, response, deadline)
-            .await?;
-        Ok(sent)
+            .await
     }
 
-    /// Reads the rest of a response whose head has arrived. A status other than 2xx is returned
-    /// without reading the body.
-    async fn collect_response<S: Scope<N>>(
+    /// Reads the rest of a response whose head has arrived, and returns its status too. The body of
+    /// a response other than 2xx is not read.
+    async fn collect<S: Scope<N>>(
         &self,
         scope: &S,
         upstream: Connection<N>,
         call: &Call<'_>,
         mut response: Response,
-        sent: bool,
         deadlines: &Deadlines,
-    ) -> Result<Attempt<N>, CallError> {
-        let at = self.net.now();
+    ) -> Result<(u16, CallEnd<N>), CallError> {
+        let (at, status) = (self.net.now(), response.head.status);
         let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
         response.framing = framing.map_err(|_| CallError::Failed(Cause::BadResponse))?;
-        if !(200..300).contains(&response.head.status) {
-            return Ok(Attempt::Status(upstream, response, sent));
+        if !(200..300).contains(&status) {
+            return Ok((status, CallEnd::Status(upstream, response)));
         }
         scope.on_success();
         let is_read = call.leg.take != Take::Nothing;
         if is_read && response.head.field(Name::ContentEncoding).is_some() {
             return Err(CallError::Failed(Cause::BadResponse));
         }
+        let read = self.read_response(scope, upstream, response, call.leg.take, deadlines.end);
+        Ok((status, CallEnd::Done(read.await?, at)))
+    }
+
+    /// Reads a response whose framing is known to its end and keeps the part that `take` specifies.
+    /// Returns the connection to the pool if it can be reused.
+    pub(crate) async fn read_response<S: Scope<N>>(
+        &self,
+        scope: &S,
+        upstream: Connection<N>,
+        response: Response,
+        take: Take,
+        deadline: Deadline,
+    ) -> Result<Collected, CallError> {
         let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
-        let read = self.read_body(scope, &upstream, &response, call.leg.take, deadlines.end);
+        let read = self.read_body(scope, &upstream, &response, take, deadline);
         let (collected, has_surplus) = read.await?;
-        if let Some(clean) = CleanEnd::of(keeps, sent, has_surplus) {
+        if let Some(clean) = CleanEnd::of(keeps, upstream.is_sent.get(), has_surplus) {
             upstream.release(self, clean);
         }
         self.buffers.recycle(response.bytes);
-        Ok(Attempt::Done(collected, at, response.head.status))
+        Ok(collected)
     }
 
     /// Reads the body of a response as it arrives and keeps the part that `take` specifies. Also
     /// returns whether bytes or the end of the connection followed the response, so that it cannot
     /// be reused.
-    pub(crate) async fn read_body<S: Scope<N>>(
+    async fn read_body<S: Scope<N>>(
         &self,
         scope: &S,
         upstream: &Connection<N>,

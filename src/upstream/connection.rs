@@ -3,10 +3,11 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::Upstreams;
+use super::attempts::Reuse;
 use super::error::CallError;
 use super::pool::EndpointId;
 use super::scope::{Scope, Stage};
+use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout};
 use crate::fault::Cause;
 use crate::fleet::Target;
@@ -25,7 +26,7 @@ pub(crate) struct Connection<N: Net> {
     /// A send has failed. The kernel reports a reset only once, so no later receive will report it:
     /// an end of stream on this connection may be a reset.
     pub(crate) broke: Cell<bool>,
-    /// Whether a whole request has been sent on this connection.
+    /// Whether the whole of the latest request has been sent on this connection.
     pub(crate) is_sent: Cell<bool>,
     _active: Active,
 }
@@ -39,6 +40,15 @@ impl<N: Net> Connection<N> {
     pub(crate) fn release(self, upstreams: &Upstreams<N>, _: CleanEnd) {
         upstreams.pools.checkin(self.id, self.conn);
     }
+}
+
+/// The engine that a call is sent to: its endpoint in the pool, its configured location, and its
+/// role in the call.
+#[derive(Clone, Copy)]
+pub(crate) struct Engine<'a> {
+    pub(crate) id: EndpointId,
+    pub(crate) target: &'a Target,
+    pub(crate) role: Role,
 }
 
 /// Proof that an exchange on a connection has ended cleanly, so that the connection can serve
@@ -78,65 +88,46 @@ impl Drop for Active {
     }
 }
 
-/// Whether a leg may use a pooled connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reuse {
-    /// A pooled connection that has received nothing while idle, if there is one; otherwise a new
-    /// one.
-    Allowed,
-    /// Always a new connection.
-    Never,
-}
-
 impl<N: Net> Upstreams<N> {
     /// Returns a connection to an engine: a pooled one if `reuse` allows it and one is idle,
     /// otherwise a new one. Fails if no address of the engine accepts the connection in time.
     pub(crate) async fn connect<S: Scope<N>>(
         &self,
         scope: &S,
-        id: EndpointId,
-        target: &Target,
-        role: Role,
+        engine: Engine<'_>,
         reuse: Reuse,
         deadline: Deadline,
     ) -> Result<Connection<N>, CallError> {
-        let active = Active::new(&self.metrics, role);
-        if reuse != Reuse::Never
-            && let Some(conn) = self.pools.checkout(id)
+        let active = Active::new(&self.metrics, engine.role);
+        let connection = |conn, reused| Connection {
+            conn,
+            id: engine.id,
+            reused,
+            broke: Cell::new(false),
+            is_sent: Cell::new(false),
+            _active: active,
+        };
+        if reuse == Reuse::Allowed
+            && let Some(conn) = self.pools.checkout(engine.id)
         {
-            return Ok(Connection {
-                conn,
-                id,
-                reused: true,
-                broke: Cell::new(false),
-                is_sent: Cell::new(false),
-                _active: active,
-            });
+            return Ok(connection(conn, true));
         }
         let before = scope.phase().replace(Phase::Connect);
         // On failure the phase remains `Connect`, so that a disconnect during the connect is
         // counted there.
-        let conn = self.connect_new(scope, id, target, role, deadline).await?;
+        let conn = self.connect_new(scope, engine, deadline).await?;
         scope.phase().set(before);
-        Ok(Connection {
-            conn,
-            id,
-            reused: false,
-            broke: Cell::new(false),
-            is_sent: Cell::new(false),
-            _active: active,
-        })
+        Ok(connection(conn, false))
     }
 
     async fn connect_new<S: Scope<N>>(
         &self,
         scope: &S,
-        id: EndpointId,
-        target: &Target,
-        role: Role,
+        engine: Engine<'_>,
         deadline: Deadline,
     ) -> Result<N::Conn, CallError> {
         const TIMED_OUT: CallError = CallError::TimedOut(Timeout::Connect);
+        let Engine { id, target, role } = engine;
         let wait = self.config.timeouts.connect;
         let sooner = || Deadline::of(self.net.now(), wait, Timeout::Connect).or_sooner(deadline);
         let addresses = self.addresses(scope, id, target, sooner()).await?;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::Upstreams;
 use super::error::CallError;
 use super::scope::{Scope, Stage};
+use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
 use crate::limits::{CONNECT_PAUSE_MS_MAX, CONNECT_PAUSE_MS_MIN, CONNECT_TRIES_MAX};

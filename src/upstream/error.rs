@@ -2,7 +2,7 @@
 
 use super::wait::{Timeout, Waited};
 use crate::fault::{Cause, Fault};
-use crate::pd::Role;
+use crate::pd::{Reason, Role};
 
 /// How a call to an engine failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,14 @@ impl CallError {
             Self::TimedOut(timeout) => Fault::leg(role, Self::cause_of(timeout)),
             Self::Disconnected => Fault::ClientGone,
             Self::Other(fault) => fault,
+        }
+    }
+
+    /// Returns the label of the error in the span of a leg of `role`.
+    pub(crate) const fn label(self, role: Role) -> &'static str {
+        match self {
+            Self::TimedOut(Timeout::Handoff) => Reason::StaleKv.label(),
+            _ => self.fault(role).label(),
         }
     }
 

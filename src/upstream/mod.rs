@@ -5,143 +5,34 @@
 //! nothing of `proxy`: a client appears only as the fields of its request and as the reason why a
 //! wait ended.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
-use std::sync::Arc;
-
-pub(crate) mod buffers;
-pub(crate) mod call;
-pub(crate) mod connection;
+mod attempts;
+mod buffers;
+mod call;
+mod connection;
 mod dial;
-pub(crate) mod error;
-pub(crate) mod head;
+mod error;
+mod head;
 mod lookup;
-pub(crate) mod pool;
+mod pool;
 mod request;
-pub(crate) mod response;
-pub(crate) mod scope;
-pub(crate) mod task;
-pub(crate) mod wait;
+mod resolve;
+mod response;
+mod scope;
+mod task;
+mod upstreams;
+mod wait;
 
-use buffers::Buffers;
-use lookup::Lookups;
+pub(crate) use attempts::{Attempts, Ended, Limits, Next, Reuse};
+pub(crate) use buffers::Buffers;
+pub(crate) use call::{Call, CallEnd, Deadlines};
+pub(crate) use connection::{CleanEnd, Connection, Engine};
+pub(crate) use error::CallError;
+pub(crate) use head::{Forwarded, HeadWriter};
 pub use lookup::{Resolved, Resolver};
-use pool::{EndpointId, Pools};
-
-use crate::config::Config;
-use crate::fleet::{Address, SocketPath, Target};
-use crate::metrics::ShardMetrics;
-use crate::net::Net;
-use crate::pd::Role;
-
-/// Called with the path and the error when a connect to an engine's Unix socket fails.
-pub type OnSocketFailed = Box<dyn Fn(&SocketPath, &std::io::Error)>;
-
-/// Wraps a new connection to an engine of the given role in TLS if the configuration requires it.
-pub type SecureUpstream<C> = Box<dyn Fn(C, Role, &Target) -> C>;
-
-/// The parts that [`Upstreams`] is constructed from.
-pub(crate) struct UpstreamDeps<N: Net> {
-    pub(crate) config: Arc<Config>,
-    pub(crate) metrics: Arc<ShardMetrics>,
-    pub(crate) buffers: Rc<Buffers>,
-    pub(crate) resolver: Resolver,
-    pub(crate) secure: SecureUpstream<N::Conn>,
-    pub(crate) on_socket_failed: OnSocketFailed,
-    /// Returns whether an address is that of a listener of this process or of a local decoder.
-    pub(crate) is_own: Box<dyn Fn(&Address) -> bool>,
-}
-
-/// The engines that one shard calls: their endpoints, idle connections and look-ups in progress.
-pub(crate) struct Upstreams<N: Net> {
-    net: N,
-    config: Arc<Config>,
-    metrics: Arc<ShardMetrics>,
-    buffers: Rc<Buffers>,
-    pools: Rc<Pools<N>>,
-    lookups: RefCell<Lookups>,
-    resolver: Resolver,
-    secure: SecureUpstream<N::Conn>,
-    on_socket_failed: OnSocketFailed,
-    is_own: Box<dyn Fn(&Address) -> bool>,
-    /// Number of legs that run as separate tasks.
-    tasks: Cell<usize>,
-}
-
-impl<N: Net> Upstreams<N> {
-    /// Creates the pools of a shard that runs on `net`. They have no endpoints yet.
-    pub(crate) fn new(net: N, deps: UpstreamDeps<N>) -> Rc<Self> {
-        let counted = Arc::clone(&deps.metrics);
-        let on_idle = Box::new(move |role, delta| counted.pool_idle(role, delta));
-        let upstream = &deps.config.upstream;
-        let pools = Pools::new(&net, upstream.idle, upstream.idle_per_rank_max, on_idle);
-        Rc::new(Self {
-            net,
-            config: deps.config,
-            metrics: deps.metrics,
-            buffers: deps.buffers,
-            pools,
-            lookups: RefCell::new(Lookups::default()),
-            resolver: deps.resolver,
-            secure: deps.secure,
-            on_socket_failed: deps.on_socket_failed,
-            is_own: deps.is_own,
-            tasks: Cell::new(0),
-        })
-    }
-
-    /// Returns the id of an engine's endpoint, and adds it on first use.
-    pub(crate) fn endpoint(&self, role: Role, target: &Target) -> EndpointId {
-        self.pools.endpoint(role, target)
-    }
-
-    /// Adds the endpoint of a local decoder with its addresses. It is never replaced.
-    pub(crate) fn pin(&self, target: &Target, addresses: &[Address]) -> EndpointId {
-        let id = self.pools.pin(Role::Decode, target);
-        self.pools.set_addresses(id, addresses.into());
-        id
-    }
-
-    /// Stores the result of a name look-up and wakes the tasks that wait for it.
-    pub(crate) fn resolved(&self, resolved: Resolved) {
-        self.pools
-            .record_addresses(&resolved.target, &resolved.addresses);
-        let wakers = self.lookups.borrow_mut().response(resolved);
-        for waker in wakers {
-            waker.wake();
-        }
-    }
-
-    /// Returns whether the endpoint `id` is this proxy or one of its local decoders. A request must
-    /// not be split with such a prefiller: the decoder would be handed its own KV cache (an engine
-    /// returns 500), or the request would loop.
-    pub(crate) fn is_self(&self, id: EndpointId) -> bool {
-        self.pools
-            .is_self(id, |addresses| addresses.iter().any(&self.is_own))
-    }
-
-    /// Returns the number of legs that run as separate tasks.
-    pub(crate) fn tasks(&self) -> usize {
-        self.tasks.get()
-    }
-
-    /// Includes a leg that runs as a separate task in [`Upstreams::tasks`] for as long as the
-    /// returned guard exists, so that a drain waits for it.
-    pub(crate) fn count_task(self: &Rc<Self>) -> TaskGuard<N> {
-        self.tasks.set(self.tasks.get() + 1);
-        TaskGuard {
-            upstreams: Rc::clone(self),
-        }
-    }
-}
-
-/// Includes a leg that runs as a separate task in [`Upstreams::tasks`] until dropped.
-pub(crate) struct TaskGuard<N: Net> {
-    upstreams: Rc<Upstreams<N>>,
-}
-
-impl<N: Net> Drop for TaskGuard<N> {
-    fn drop(&mut self) {
-        self.upstreams.tasks.set(self.upstreams.tasks.get() - 1);
-    }
-}
+pub(crate) use pool::EndpointId;
+pub(crate) use response::Response;
+pub(crate) use scope::{Scope, Stage};
+pub(crate) use task::{LegTask, TaskContext};
+pub use upstreams::{OnSocketFailed, SecureUpstream};
+pub(crate) use upstreams::{TaskGuard, UpstreamDeps, Upstreams};
+pub(crate) use wait::{Deadline, Timeout, Waited};

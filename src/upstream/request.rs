@@ -3,11 +3,11 @@
 use std::io::IoSlice;
 use std::task::Poll;
 
-use super::Upstreams;
 use super::connection::Connection;
 use super::error::CallError;
 use super::response::Response;
 use super::scope::{Scope, Stage};
+use super::upstreams::Upstreams;
 use super::wait::Deadline;
 use crate::json::Splices;
 use crate::limits::SEND_SLICES_MAX;
@@ -37,11 +37,11 @@ impl SplicedRequest<'_> {
 }
 
 impl<N: Net> Upstreams<N> {
-    /// Sends a whole request: `head` (including its blank line) and the spliced body. Returns
-    /// `true` if everything was sent.
+    /// Sends a whole request: `head` (including its blank line) and the spliced body.
+    /// `upstream.is_sent` states whether everything was sent.
     ///
-    /// Returns `false` without an error if the engine responds or closes the connection before it
-    /// has received everything. The response, if there is one, then states the reason.
+    /// It is no error if the engine responds or closes the connection before it has received
+    /// everything. The response, if there is one, then states the reason.
     pub(super) async fn send_spliced<S: Scope<N>>(
         &self,
         scope: &S,
@@ -49,7 +49,7 @@ impl<N: Net> Upstreams<N> {
         request: &SplicedRequest<'_>,
         response: &mut Response,
         deadline: Deadline,
-    ) -> Result<bool, CallError> {
+    ) -> Result<(), CallError> {
         let conn = upstream.conn();
         let total = request.head.len() + request.splices.len();
         let mut at = 0;
@@ -73,18 +73,18 @@ impl<N: Net> Upstreams<N> {
                         // An interim (1xx) response does not stop the send.
                         response.receive(&self.buffers, conn)?;
                         if response.is_complete() {
-                            return Ok(false);
+                            return Ok(());
                         }
                     }
                 }
                 Err(_) => {
                     upstream.broke.set(true);
-                    return Ok(false);
+                    return Ok(());
                 }
             }
             if at == total {
                 upstream.is_sent.set(true);
-                return Ok(true);
+                return Ok(());
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Receiving the head of an engine's response.
 
-use super::Upstreams;
 use super::buffers::Buffers;
 use super::connection::Connection;
 use super::error::CallError;
 use super::scope::{Scope, Stage};
+use super::upstreams::Upstreams;
 use super::wait::Deadline;
 use crate::fault::Cause;
 use crate::h1::{Framing, ResponseHead};

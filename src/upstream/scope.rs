@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use super::wait::{Deadline, Waited};
 use crate::metrics::Phase;
 use crate::net::Net;
+use crate::pd::Role;
 
 /// The progress of a call, which decides how its scope watches for a client disconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,10 @@ pub(crate) trait Scope<N: Net> {
 
     /// Called when the head of a successful (2xx) response has arrived.
     fn on_success(&self) {}
+
+    /// Called when a call of `role` has ended: with a response of this status, or with an error of
+    /// this label.
+    fn record_leg(&self, _role: Role, _ended: Result<u16, &'static str>) {}
 
     /// Waits until `ready` is ready, the call is no longer needed (its client has disconnected or
     /// its owner has cancelled it), or the deadline passes.

@@ -14,13 +14,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::scope::{Scope, Stage};
+use super::upstreams::{TaskGuard, Upstreams};
 use super::wait::{Deadline, Timeout, Waited};
-use super::{TaskGuard, Upstreams};
 use crate::fault::Fault;
 use crate::limits::DETACHED_LEG_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net, Timer};
-use crate::pd::OnDisconnect;
+use crate::pd::{OnDisconnect, Role};
+use crate::trace::LegTrace;
 
 /// State shared between a [`LegTask`] and its running task.
 struct TaskState<T> {
@@ -60,13 +61,16 @@ pub(crate) struct TaskContext<N: Net, T> {
     state: Rc<TaskState<T>>,
     timer: Timer,
     phase: Cell<Phase>,
+    trace: Cell<LegTrace>,
 }
 
 impl<N: Net, T: 'static> LegTask<N, T> {
-    /// Starts `leg` as a task of the shard and returns the handle of it.
+    /// Starts `leg` as a task of the shard and returns the handle of it. `trace` has the spans of
+    /// the leg.
     pub(crate) fn begin<F>(
         upstreams: &Rc<Upstreams<N>>,
         on_disconnect: OnDisconnect,
+        trace: LegTrace,
         leg: impl FnOnce(Rc<TaskContext<N, T>>) -> F,
     ) -> Self
     where
@@ -87,6 +91,7 @@ impl<N: Net, T: 'static> LegTask<N, T> {
             state: Rc::clone(&state),
             timer: upstreams.net.timer(),
             phase: Cell::new(Phase::Prefill),
+            trace: Cell::new(trace),
         });
         let end = TaskEnd::new(&context);
         let leg = leg(context);
@@ -200,6 +205,12 @@ impl<N: Net, T> Scope<N> for Rc<TaskContext<N, T>> {
 
     fn on_success(&self) {
         self.set_succeeded();
+    }
+
+    fn record_leg(&self, _: Role, ended: Result<u16, &'static str>) {
+        self.trace
+            .replace(LegTrace::NONE)
+            .end(&self.upstreams.net, ended);
     }
 
     async fn until<U>(

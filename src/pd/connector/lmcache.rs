@@ -1,8 +1,8 @@
 //! `LMCache` as a shared store (`--kv-connector lmcache`, `docs/pd-sidecar.md#lmcache`), with the
 //! legs that the first llm-d sidecar sent.
 
+use super::contract::{Connector, Order, Rules};
 use super::shared_storage;
-use super::{Connector, Order, Rules};
 use crate::json::EditError;
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::peer::Peer;

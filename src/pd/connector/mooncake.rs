@@ -3,7 +3,7 @@
 //! The legs are concurrent. The decoder fetches the KV cache from the engine whose id the
 //! prefiller's bootstrap server returned.
 
-use super::{BASE, Bootstrap, Connector, OnDisconnect, Order, Rules};
+use super::contract::{BASE, Bootstrap, Connector, OnDisconnect, Order, Rules};
 use crate::json::{EditError, Quoted};
 use crate::pd::leg::{Leg, Take};
 use crate::pd::options::ConnectorPorts;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use blake2::{Blake2s256, Digest};
 
-use super::{BASE, Commit, Connector, OnDisconnect, Order, PrefixPull, Rules, SpanNames};
+use super::contract::{BASE, Commit, Connector, OnDisconnect, Order, PrefixPull, Rules, SpanNames};
 use crate::json::{Document, Edit, EditError, Level, Quoted, QuotedList, Scanner, Watch};
 use crate::pd::leg::{Leg, Take};
 use crate::pd::options::MoriConfig;

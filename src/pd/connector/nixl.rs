@@ -4,7 +4,7 @@
 //! Its parameters are members of the top-level object, and the prefill leg keeps the client's token
 //! limits.
 
-use super::{BASE, Connector, Order, Rules};
+use super::contract::{BASE, Connector, Order, Rules};
 use crate::json::{EditError, Level, Watch, member};
 use crate::pd::handoff::SingleUse;
 use crate::pd::leg::{Collected, Leg, Role, Take};

@@ -3,8 +3,8 @@
 //! A prefill leg computes the prompt and one token. Then a decode leg sends the client's body with
 //! the prefiller's `kv_transfer_params`, byte for byte.
 
+use super::contract::{BASE, Commit, Connector, Order, PrefixPull, Rules, SpanNames};
 use super::mori::read_mode_rank;
-use super::{BASE, Commit, Connector, Order, PrefixPull, Rules, SpanNames};
 use crate::json::EditError;
 use crate::pd::leg::{Leg, Take};
 use crate::pd::peer::Peer;

@@ -4,7 +4,7 @@
 //! The legs are concurrent. Both carry a request id that identifies the transfer; the decode leg
 //! also carries the address of the prefiller's P2P tier.
 
-use super::{BASE, Connector, OnDisconnect, Order, PrefixPull, Rules};
+use super::contract::{BASE, Connector, OnDisconnect, Order, PrefixPull, Rules};
 use crate::json::{EditError, Quoted};
 use crate::pd::leg::{Leg, Take};
 use crate::pd::options::ConnectorPorts;

@@ -3,7 +3,9 @@
 //! The legs are concurrent and have the same body, which contains the number of the room that the
 //! engines use for the transfer.
 
-use super::{BASE, Bootstrap, Connector, OnDisconnect, Order, Rules, Sequences, SpanNames};
+use super::contract::{
+    BASE, Bootstrap, Connector, OnDisconnect, Order, Rules, Sequences, SpanNames,
+};
 use crate::json::{EditError, Level, Quoted};
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::options::ConnectorPorts;

@@ -6,7 +6,7 @@
 //! `cache_hit_threshold` is first sent to the decoder, which stops with the finish reason
 //! `cache_threshold` if too little of the prompt is in the store.
 
-use super::{BASE, Connector, Order, Rules, Sequences};
+use super::contract::{BASE, Connector, Order, Rules, Sequences};
 use crate::json::{EditError, Kind, Level};
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::peer::Peer;

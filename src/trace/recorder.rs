@@ -6,22 +6,23 @@
 
 use std::borrow::Cow;
 
+use super::context::TraceContext;
+use super::span::{Kind, Span, Value};
 use crate::limits::TRACE_LEGS_MAX;
 use crate::net::Instant;
 use crate::pd::Role;
-use crate::trace::{Kind, Span, TraceContext, Value};
 
 /// A pair of simultaneous readings of the shard's clock and of Unix time, which converts later
 /// instants of the shard's clock to Unix time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct WorldClock {
-    pub(super) instant: Instant,
+pub(crate) struct WorldClock {
+    pub(crate) instant: Instant,
     /// Unix time when the shard's clock showed `instant`, in nanoseconds.
-    pub(super) unix_ns: u64,
+    pub(crate) unix_ns: u64,
 }
 
 impl WorldClock {
-    pub(super) fn at(self, instant: Instant) -> u64 {
+    pub(crate) fn at(self, instant: Instant) -> u64 {
         let since = u64::try_from(instant.since(self.instant).as_nanos()).unwrap_or(0);
         self.unix_ns.saturating_add(since)
     }
@@ -29,36 +30,36 @@ impl WorldClock {
 
 /// How the legs of a split request are named and described in a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Style {
-    pub(super) connector: &'static str,
+pub(crate) struct Style {
+    pub(crate) connector: &'static str,
     /// Whether the phase spans have the long names, prefixed with `llm_d.pd_proxy.`.
-    pub(super) is_long: bool,
+    pub(crate) is_long: bool,
     /// Whether the prefill and decode legs run concurrently.
-    pub(super) is_concurrent: bool,
+    pub(crate) is_concurrent: bool,
     /// Whether the legs run concurrently because of MoRI-IO's parallel dispatch.
-    pub(super) is_parallel_dispatch: bool,
+    pub(crate) is_parallel_dispatch: bool,
     /// Whether the client requested a stream.
-    pub(super) streams: bool,
+    pub(crate) streams: bool,
     /// Whether the client selected the decoder by rank, with `x-data-parallel-host-port`.
-    pub(super) is_data_parallel: bool,
+    pub(crate) is_data_parallel: bool,
 }
 
 /// The description of a leg that starts.
 #[derive(Debug)]
-pub(super) struct LegStart<'a> {
-    pub(super) role: Role,
-    pub(super) method: Cow<'static, str>,
-    pub(super) host: String,
-    pub(super) port: Option<u16>,
-    pub(super) target: String,
-    pub(super) request_id: &'a [u8],
+pub(crate) struct LegStart<'a> {
+    pub(crate) role: Role,
+    pub(crate) method: Cow<'static, str>,
+    pub(crate) host: String,
+    pub(crate) port: Option<u16>,
+    pub(crate) target: String,
+    pub(crate) request_id: &'a [u8],
     /// Whether the leg belongs to a split request. If so, a prefill or decode leg is part of a
     /// phase, whose span encloses the leg's span.
-    pub(super) has_phase: bool,
-    pub(super) now_ns: u64,
+    pub(crate) has_phase: bool,
+    pub(crate) now_ns: u64,
     /// Random span ids: the first for the leg's span, the other two for enclosing spans that the
     /// leg starts, if any.
-    pub(super) ids: [u64; 3],
+    pub(crate) ids: [u64; 3],
 }
 
 /// A prefill phase that has ended, or that continues in a separate task.
@@ -72,7 +73,7 @@ struct Prefilled {
 
 /// The spans of a request that is sampled.
 #[derive(Debug)]
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     context: TraceContext,
     root: Span,
     forward: Option<Span>,
@@ -93,19 +94,19 @@ pub(super) struct Recorder {
 
 /// The result of a request, as the spans record it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Finish {
-    pub(super) now_ns: u64,
+pub(crate) struct Finish {
+    pub(crate) now_ns: u64,
     /// HTTP status sent to the client; 0 if none was.
-    pub(super) status: u16,
-    pub(super) error: Option<&'static str>,
+    pub(crate) status: u16,
+    pub(crate) error: Option<&'static str>,
     /// Labels of the outcome and of its reason, if it has one; `None` for a request that was not
     /// intercepted.
-    pub(super) outcome: Option<(&'static str, Option<&'static str>)>,
+    pub(crate) outcome: Option<(&'static str, Option<&'static str>)>,
 }
 
 impl Recorder {
     /// Creates a recorder and starts the span of the whole request, whose id is that of `context`.
-    pub(super) fn new(
+    pub(crate) fn new(
         context: TraceContext,
         parent_id: u64,
         (method, path): (&[u8], &[u8]),
@@ -145,7 +146,7 @@ impl Recorder {
 
     /// Starts the `forward_request` span, which only a generation request has. [`Recorder::set`]
     /// sets its attributes.
-    pub(super) fn forward(&mut self, id: u64, now_ns: u64) {
+    pub(crate) fn forward(&mut self, id: u64, now_ns: u64) {
         let span = self.begin(
             "forward_request",
             Kind::Server,
@@ -157,7 +158,7 @@ impl Recorder {
     }
 
     /// Sets an attribute of the `forward_request` span.
-    pub(super) fn set(&mut self, name: &'static str, value: impl Into<Value>) {
+    pub(crate) fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         if let Some(forward) = &mut self.forward {
             forward.set(name, value);
         }
@@ -165,18 +166,18 @@ impl Recorder {
 
     /// Records how the legs of the request are named and described, which applies to those started
     /// later.
-    pub(super) fn split(&mut self, style: Style) {
+    pub(crate) fn split(&mut self, style: Style) {
         self.style = Some(style);
     }
 
     /// Records that the request uses chunked decode, with `tokens` tokens per chunk.
-    pub(super) fn cut(&mut self, tokens: u32) {
+    pub(crate) fn cut(&mut self, tokens: u32) {
         self.chunk_tokens = Some(tokens);
     }
 
     /// Records that a chunk of a chunked decode has finished. `tokens` is the total of all chunks
     /// so far.
-    pub(super) fn chunk(&mut self, tokens: u64) {
+    pub(crate) fn chunk(&mut self, tokens: u64) {
         self.chunks += 1;
         let chunks = self.chunks;
         if let Some(chunked) = &mut self.chunked {
@@ -190,7 +191,7 @@ impl Recorder {
     /// leg's span if that is still open. Returns the trace context to send to the engine. After
     /// `TRACE_LEGS_MAX` legs, further legs get no span, and their context is that of the enclosing
     /// span.
-    pub(super) fn leg(&mut self, start: LegStart<'_>) -> TraceContext {
+    pub(crate) fn leg(&mut self, start: LegStart<'_>) -> TraceContext {
         let now_ns = start.now_ns;
         self.end_leg(now_ns, None);
         if start.has_phase {
@@ -330,19 +331,19 @@ impl Recorder {
     }
 
     /// Records the response status in the span of the leg that is open.
-    pub(super) fn responded(&mut self, status: u16) {
+    pub(crate) fn responded(&mut self, status: u16) {
         if let Some(leg) = &mut self.leg {
             record_status(leg, status);
         }
     }
 
     /// Ends the span of the open leg with an error.
-    pub(super) fn failed(&mut self, error: &'static str, now_ns: u64) {
+    pub(crate) fn failed(&mut self, error: &'static str, now_ns: u64) {
         self.end_leg(now_ns, Some(error));
     }
 
     /// Records the result of an attempt of the prefill leg and ends the attempt's span.
-    pub(super) fn prefilled(&mut self, ended: Result<u16, &'static str>, now_ns: u64) {
+    pub(crate) fn prefilled(&mut self, ended: Result<u16, &'static str>, now_ns: u64) {
         if let Some(leg) = &mut self.leg {
             record_end(leg, ended);
         }
@@ -354,14 +355,14 @@ impl Recorder {
 
     /// Removes and returns the spans of the leg that has just started (its own and that of a
     /// prefill phase), because the leg continues in a separate task.
-    pub(super) fn detach(&mut self) -> Vec<Span> {
+    pub(crate) fn detach(&mut self) -> Vec<Span> {
         let mut spans: Vec<_> = self.leg.take().into_iter().collect();
         spans.extend(self.prefill.take());
         spans
     }
 
     /// Ends the spans still open and returns all spans of the request except detached ones.
-    pub(super) fn finish(mut self, ending: &Finish) -> Vec<Span> {
+    pub(crate) fn finish(mut self, ending: &Finish) -> Vec<Span> {
         let Finish { now_ns, error, .. } = *ending;
         self.end_leg(now_ns, error);
         let total_ms = Value::Millis(self.root.millis(now_ns));
@@ -455,7 +456,7 @@ impl Recorder {
 
 /// Ends the spans of a leg that ran as a separate task, with the leg's status or error: its own,
 /// and that of its phase if it has one.
-pub(super) fn finish_detached(spans: &mut [Span], ended: Result<u16, &'static str>, now_ns: u64) {
+pub(crate) fn finish_detached(spans: &mut [Span], ended: Result<u16, &'static str>, now_ns: u64) {
     for span in spans {
         match span.kind {
             Kind::Client => record_end(span, ended),

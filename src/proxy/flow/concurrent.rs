@@ -1,0 +1,396 @@
+//! The concurrent order: prefill and decode legs at the same time, for connectors whose engines
+//! exchange data while both requests run.
+//!
+//! The prefill leg runs as a separate task ([`LegTask`]), the decode leg in the exchange. If the
+//! prefill leg fails before the decode response is committed to the client, the decode leg is
+//! cancelled and the client gets the prefill engine's error, instead of waiting for a transfer that
+//! will not happen.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::split::Split;
+use super::{bootstrap, decode, prefill};
+use crate::fault::{Cause, Fault};
+use crate::fleet::Target;
+use crate::limits::DETACHED_FIRST_BYTE_SECS_MAX;
+use crate::metrics::Phase;
+use crate::net::{Conn, Net};
+use crate::pd::connector::{Bootstrap, Commit};
+use crate::pd::{Leg, OnDisconnect, Peer, Role};
+use crate::proxy::exchange::Exchange;
+use crate::proxy::relay::PendingResponse;
+use crate::proxy::shard::Shard;
+use crate::proxy::{leg, log};
+use crate::upstream::{
+    Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, Engine, LegTask,
+    Limits, Next, Response, Reuse, Scope, Stage, TaskGuard, Timeout,
+};
+
+type PrefillEnd<N> = Result<CallEnd<N>, CallError>;
+type PrefillTask<N> = LegTask<N, PrefillEnd<N>>;
+
+/// Result of the decode leg of the concurrent order.
+enum Decoded<N: Net> {
+    /// The response that may now be relayed to the client, and the engine connection it arrives on.
+    Responded(Connection<N>, Response),
+    /// The pooled connection that the request was sent on had been closed by the engine. Both legs
+    /// must be sent again.
+    WasClosed,
+}
+
+/// Runs the prefill and the decode leg at the same time. Returns the decode leg's response, or the
+/// prefill engine's error response if the prefill leg fails first.
+pub(super) async fn concurrent<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &mut Split,
+    targets: &[Target],
+) -> Result<PendingResponse<N>, Fault> {
+    let mut attempts = Attempts::new(Limits::ONE);
+    loop {
+        exchange.enter(Phase::Prefill);
+        let (peer, upstream) = reach(exchange, split, targets).await?;
+        log::record_prefill_target(exchange, &peer.target);
+        let connector = split.connector();
+        let prefill = connector.prefill_leg(&split.pd_request(), &peer)?;
+        let decode = connector.decode_leg(&split.pd_request(), &peer, None)?;
+        let mut task = begin_prefill(exchange, split, &peer.target, prefill, upstream)?;
+        let decoded = decode_leg(exchange, split, decode, peer, &task, &mut attempts);
+        match unless_prefill_fails(decoded, &task).await {
+            Ok(Ok(Decoded::Responded(upstream, response))) => {
+                if !(200..300).contains(&response.head.status) {
+                    // No decoder will fetch the prefilled KV cache.
+                    task.on_drop(OnDisconnect::Cancel);
+                }
+                return Ok(PendingResponse::new((upstream, response)));
+            }
+            // The engines may have started the transfer, so the next try needs new transfer ids.
+            Ok(Ok(Decoded::WasClosed)) => {
+                task.on_drop(OnDisconnect::Cancel);
+                exchange.shard.metrics.replay();
+                split.rename(&exchange.shard.net);
+            }
+            Ok(Err(fault)) => {
+                if !matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
+                    task.on_drop(OnDisconnect::Cancel);
+                }
+                return Err(fault);
+            }
+            Err(Ok(CallEnd::Status(upstream, response))) => {
+                return prefill::prefill_refused(exchange, upstream, response);
+            }
+            Err(Ok(CallEnd::Done(..))) => return Err(Fault::Bug("a prefill that succeeded")),
+            Err(Err(error)) => return Err(error.fault(Role::Prefill)),
+        }
+    }
+}
+
+/// Connects to the first prefill candidate that is reachable and is not this proxy or one of its
+/// decoders. If the connector queries bootstrap servers, the candidate's must also return its
+/// engines. No engine has been sent any part of the request yet, so trying the next candidate has
+/// no side effects. Fails if no candidate qualifies.
+async fn reach<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    targets: &[Target],
+) -> Result<(Peer, Connection<N>), Fault> {
+    const REFUSED: CallError = CallError::Failed(Cause::Refused);
+    let mut attempts = Attempts::new(Limits {
+        candidates: targets.len(),
+        ..Limits::ONE
+    });
+    loop {
+        let target = &targets[attempts.candidate()];
+        let mut peer = split.peer(target);
+        let mut fault = REFUSED.fault(Role::Prefill);
+        let reached = match find_engine(exchange, split, &mut peer).await {
+            Ok(()) => connect(exchange, target).await,
+            Err(failed) if failed.is_prefill() => {
+                fault = failed;
+                Err(REFUSED)
+            }
+            Err(fault) => return Err(fault),
+        };
+        let error = match reached {
+            Ok(upstream) => return Ok((peer, upstream)),
+            Err(error) => error,
+        };
+        if attempts.next(&Ended::with(Err(error), false)) == Next::Other {
+            continue;
+        }
+        return Err(if error.is_refused() {
+            fault
+        } else {
+            error.fault(Role::Prefill)
+        });
+    }
+}
+
+/// Stores one of the prefiller's engines in `peer`, if the connector queries bootstrap servers.
+async fn find_engine<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    peer: &mut Peer,
+) -> Result<(), Fault> {
+    if split.connector().rules().bootstrap == Bootstrap::Queried {
+        let engine = bootstrap::pick_engine(exchange, &peer.target, peer.bootstrap_port);
+        peer.engine = Some(engine.await?);
+    }
+    Ok(())
+}
+
+async fn connect<N: Net>(
+    exchange: &Exchange<'_, N>,
+    target: &Target,
+) -> Result<Connection<N>, CallError> {
+    let shard = exchange.shard;
+    let engine = Engine {
+        id: shard.upstreams.endpoint(Role::Prefill, target),
+        target,
+        role: Role::Prefill,
+    };
+    let connected = shard
+        .upstreams
+        .connect(exchange, engine, Reuse::Allowed, Deadline::NONE)
+        .await;
+    match connected {
+        Ok(_) if shard.upstreams.is_self(engine.id) => Err(CallError::Failed(Cause::Refused)),
+        Err(error) if error.is_refused() => {
+            shard.engines.borrow_mut().forget(target);
+            Err(error)
+        }
+        connected => connected,
+    }
+}
+
+/// Starts the prefill leg as a task, on a connection that is already established. The recorded
+/// duration of the leg therefore does not include the connect.
+fn begin_prefill<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &Split,
+    target: &Target,
+    leg: Leg,
+    upstream: Connection<N>,
+) -> Result<PrefillTask<N>, Fault> {
+    exchange.stats.attempts += 1;
+    let shard = exchange.shard;
+    let head = leg::spliced_head(exchange, target, &leg)?;
+    let trace = exchange.trace.detach();
+    let id = shard.upstreams.endpoint(Role::Prefill, target);
+    let (target, body) = (target.clone(), Rc::clone(&split.body));
+    let pd = &shard.config.pd;
+    let now = shard.net.now();
+    let deadline = Deadline::of(now, pd.prefill_timeout, Timeout::Leg);
+    let connector = split.connector();
+    let pair_wait = connector.prefill_head_wait(&pd.mori);
+    let deadlines = Deadlines {
+        head: deadline.or_sooner(Deadline::of(now, pair_wait, Timeout::Pair)),
+        ..Deadlines::all(deadline)
+    };
+    let on_disconnect = connector.rules().prefill_on_disconnect;
+    let upstreams = &shard.upstreams;
+    Ok(LegTask::begin(
+        upstreams,
+        on_disconnect,
+        trace,
+        async move |context| {
+            let call = Call {
+                engine: Engine {
+                    id,
+                    target: &target,
+                    role: Role::Prefill,
+                },
+                head: &head,
+                leg: &leg,
+                body: &body.bytes,
+                is_counted: true,
+            };
+            let called = context
+                .upstreams()
+                .call(&context, &call, Some(upstream), &deadlines);
+            called.await
+        },
+    ))
+}
+
+/// Returns the result of `decoded`, the decode leg, once its response may be relayed. If the
+/// prefill leg fails or returns a status other than 2xx first, returns that result as the outer
+/// `Err`.
+async fn unless_prefill_fails<N: Net>(
+    decoded: impl Future<Output = Result<Decoded<N>, Fault>>,
+    task: &PrefillTask<N>,
+) -> Result<Result<Decoded<N>, Fault>, PrefillEnd<N>> {
+    let mut prefill_succeeded = false;
+    let mut decoded = pin!(decoded);
+    poll_fn(|cx| {
+        if let Poll::Ready(decoded) = decoded.as_mut().poll(cx) {
+            return Poll::Ready(Ok(decoded));
+        }
+        if prefill_succeeded {
+            return Poll::Pending;
+        }
+        match task.poll(cx) {
+            Poll::Ready(Ok(Ok(CallEnd::Done(..)))) => {
+                prefill_succeeded = true;
+                // Poll the decode leg again, because it may be waiting for this success.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Ready(Ok(ended)) => Poll::Ready(Err(ended)),
+            Poll::Ready(Err(fault)) => Poll::Ready(Err(Err(fault.into()))),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Runs the decode leg until its response may be relayed.
+async fn decode_leg<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &Split,
+    mut leg: Leg,
+    mut peer: Peer,
+    task: &PrefillTask<N>,
+    attempts: &mut Attempts,
+) -> Result<Decoded<N>, Fault> {
+    let connector = split.connector();
+    let mut may_query_again = connector.rules().bootstrap == Bootstrap::Queried;
+    let mut reuse = attempts.reuse();
+    loop {
+        let upstream = decode::connect_decoder(exchange, split, reuse).await?;
+        let sent = decode::decode_once(exchange, &upstream, split, &leg, Deadline::NONE);
+        let response = match sent.await {
+            Ok(response) => response,
+            Err(CallError::Disconnected) => {
+                let response = Response::default();
+                return Err(detach_decode_leg(exchange, split, upstream, response, task));
+            }
+            Err(error) => {
+                let ended = Ended::with(Err(error), upstream.reused);
+                return match attempts.next(&ended) {
+                    Next::Replay => Ok(Decoded::WasClosed),
+                    _ => Err(error.fault(Role::Decode)),
+                };
+            }
+        };
+        if may_query_again
+            && response.head.status >= 500
+            && bootstrap::engine_id_changed(exchange, &mut peer).await?
+        {
+            // The prefill leg still waits under the same transfer id. Only the engine id in the
+            // decode leg was outdated.
+            may_query_again = false;
+            leg = connector.decode_leg(&split.pd_request(), &peer, None)?;
+            reuse = Reuse::Never;
+            continue;
+        }
+        return match commit(exchange, split, &upstream, &response, task).await {
+            Ok(()) => Ok(Decoded::Responded(upstream, response)),
+            Err(Fault::ClientGone) => {
+                Err(detach_decode_leg(exchange, split, upstream, response, task))
+            }
+            Err(fault) => Err(fault),
+        };
+    }
+}
+
+/// Waits until the decode response, whose head has arrived, may be relayed to the client:
+/// immediately if it is an error response; otherwise once the prefill leg has succeeded or, for
+/// connectors that allow it, the first body byte has arrived.
+async fn commit<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    upstream: &Connection<N>,
+    response: &Response,
+    task: &PrefillTask<N>,
+) -> Result<(), Fault> {
+    let by_first_byte = split.connector().rules().commit == Commit::OnFirstByte;
+    if !response.rest().is_empty() {
+        task.record_first_byte();
+    }
+    let is_success = (200..300).contains(&response.head.status);
+    if !is_success || (by_first_byte && !response.rest().is_empty()) {
+        return Ok(());
+    }
+    let conn = upstream.conn();
+    exchange
+        .until(Stage::AfterRequest, Deadline::NONE, |cx| {
+            let has_succeeded = task.has_succeeded(cx);
+            let has_byte = by_first_byte && conn.poll_readable(cx).is_ready();
+            if has_succeeded || has_byte {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+        .or_gone()
+}
+
+/// Applies the connector's rule for a client disconnect to the decode leg. If the rule is
+/// `UntilFirstByte`, the whole request has been sent and no body byte has arrived, the leg
+/// continues in a separate task until that byte. Otherwise its connection is reset, which
+/// cancels it. Returns `ClientGone`.
+fn detach_decode_leg<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    upstream: Connection<N>,
+    response: Response,
+    task: &PrefillTask<N>,
+) -> Fault {
+    let has_begun =
+        response.is_complete() && (!response.rest().is_empty() || upstream.conn().peek_ready());
+    if has_begun {
+        task.record_first_byte();
+    }
+    let on_disconnect = split.connector().rules().decode_on_disconnect;
+    if on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get() && !has_begun {
+        let shard = Rc::clone(exchange.shard);
+        // Counted before the task first runs, because a drain may check the count earlier.
+        let counted = shard.upstreams.count_task();
+        exchange
+            .shard
+            .net
+            .spawn(await_first_byte(shard, counted, upstream, response));
+    } else {
+        upstream.conn().reset_on_close();
+    }
+    Fault::ClientGone
+}
+
+/// Waits for the first byte of the response body of a decode leg whose client has disconnected, for
+/// at most `DETACHED_FIRST_BYTE_SECS_MAX`, then resets the connection, which cancels the leg. That
+/// byte shows that the transfer to the decoder has finished. The response head does not: an engine
+/// can send it before the transfer.
+async fn await_first_byte<N: Net>(
+    shard: Rc<Shard<N>>,
+    _counted: TaskGuard<N>,
+    upstream: Connection<N>,
+    mut response: Response,
+) {
+    let timer = shard.net.timer();
+    let wait = Duration::from_secs(DETACHED_FIRST_BYTE_SECS_MAX);
+    timer.set(shard.net.now(), Some(wait));
+    let conn = upstream.conn();
+    loop {
+        let is_open = poll_fn(|cx| {
+            if conn.poll_readable(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            timer.poll(cx).map(|()| false)
+        });
+        if !is_open.await
+            || response.is_complete()
+            || response.receive(&shard.buffers, conn).is_err()
+        {
+            break;
+        }
+        if response.is_complete() && !response.rest().is_empty() {
+            break;
+        }
+    }
+    upstream.conn().reset_on_close();
+}

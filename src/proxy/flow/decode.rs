@@ -1,0 +1,229 @@
+//! The decode leg, alone or following a prefill leg whose handoff it carries.
+//!
+//! A handoff can be used once and only while it is fresh; a stale or used one returns another
+//! prompt's text with HTTP 200 (`docs/engines.md#handoffs`). A decode leg is repeated at most once,
+//! and the repeat never carries the handoff. Reasons for a repeat are a pooled connection that
+//! turned out to be closed, a handoff that became stale during the send, and a decoder that failed
+//! to load the handed-over KV cache.
+
+use super::prefill::Prefilled;
+use super::release;
+use super::split::Split;
+use crate::config::{OnDecodeKvError, OnMissingKv};
+use crate::fault::Fault;
+use crate::metrics::{Phase, Stranded};
+use crate::net::{Conn, Net};
+use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take};
+use crate::proxy::exchange::Exchange;
+use crate::proxy::leg;
+use crate::proxy::relay::{PendingResponse, Rewrite};
+use crate::upstream::{
+    Attempts, Call, CallError, Connection, Deadline, Deadlines, Ended, Engine, Limits, Next,
+    Response, Reuse, Timeout,
+};
+
+/// Returns the decoder of the request as the engine of a call.
+fn engine<'s, N: Net>(exchange: &Exchange<'s, N>, split: &Split) -> Engine<'s> {
+    Engine {
+        id: split.decoder,
+        target: exchange.shard.decoder_target(split.decoder),
+        role: Role::Decode,
+    }
+}
+
+/// Returns a connection to the decoder of the request. Bounded by the connect timeout only.
+pub(super) async fn connect_decoder<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    reuse: Reuse,
+) -> Result<Connection<N>, Fault> {
+    let engine = engine(exchange, split);
+    let upstreams = &exchange.shard.upstreams;
+    let connected = upstreams.connect(exchange, engine, reuse, Deadline::NONE);
+    connected.await.map_err(|error| error.fault(Role::Decode))
+}
+
+/// Sends a request to the decoder alone, without a prefill leg, and waits for the response head.
+pub(super) async fn decode_local<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &Split,
+    leg: &Leg,
+) -> Result<PendingResponse<N>, Fault> {
+    exchange.enter(Phase::FirstByte);
+    exchange.stats.attempts += 1;
+    let engine = engine(exchange, split);
+    let head = leg::spliced_head(exchange, engine.target, leg)?;
+    let call = Call {
+        engine,
+        head: &head,
+        leg,
+        body: &split.body.bytes,
+        is_counted: true,
+    };
+    let upstreams = &exchange.shard.upstreams;
+    let responded = upstreams.respond(exchange, &call, &Deadlines::NONE).await;
+    let responded = responded.map_err(|error| error.fault(Role::Decode))?;
+    Ok(PendingResponse::new(responded))
+}
+
+/// Sends the decode leg that follows a prefill leg and waits for the response head. Repeats the leg
+/// at most once (reasons in the module documentation).
+pub(super) async fn decode<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &Split,
+    peer: &Peer,
+    prefilled: &mut Prefilled,
+) -> Result<PendingResponse<N>, Fault> {
+    let cached_tokens = prefilled
+        .handoff
+        .as_ref()
+        .map_or(0, |handoff| handoff.cached_tokens);
+    let mut attempts = Attempts::new(Limits {
+        recomputes: exchange.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute,
+        ..Limits::ONE
+    });
+    let mut repeated = false;
+    loop {
+        // Connect first: the handoff must be fresh when it is sent, not when the connect starts.
+        let upstream = connect_decoder(exchange, split, attempts.reuse()).await?;
+        let (leg, carries_handoff) = decode_leg(exchange, split, peer, prefilled, repeated)?;
+        let deadline = if carries_handoff {
+            freshness_deadline(exchange, prefilled)
+        } else {
+            Deadline::NONE
+        };
+        let decoded = decode_once(exchange, &upstream, split, &leg, deadline).await;
+        if upstream.is_sent.get() {
+            prefilled.unsent_handoff = None;
+        }
+        let ended = Ended {
+            carries_handoff,
+            ..Ended::with(
+                decoded
+                    .as_ref()
+                    .map(|response| response.head.status)
+                    .map_err(|error| *error),
+                upstream.reused,
+            )
+        };
+        match (attempts.next(&ended), decoded) {
+            (Next::Replay, _) => exchange.shard.metrics.replay(),
+            (Next::WithoutHandoff, Ok(_)) => {
+                exchange.stats.outcome = Some((Outcome::LocalFallback, Reason::DecodeKvError));
+                repeated = true;
+            }
+            // The decoder accepted the request too slowly. It has received only part of it.
+            (Next::WithoutHandoff, Err(_)) => {
+                upstream.conn().reset_on_close();
+                decode_without_handoff(exchange, Reason::StaleKv)?;
+                repeated = true;
+            }
+            (Next::Other | Next::After(_) | Next::Stop, Ok(response)) => {
+                let rewrite = match leg.take {
+                    Take::Response(Some(shape)) => Rewrite::Usage(shape, cached_tokens),
+                    _ => Rewrite::None,
+                };
+                return Ok(PendingResponse {
+                    rewrite,
+                    ..PendingResponse::new((upstream, response))
+                });
+            }
+            (Next::Other | Next::After(_) | Next::Stop, Err(error)) => {
+                return Err(error.fault(Role::Decode));
+            }
+        }
+    }
+}
+
+/// Returns the deadline for sending a decode leg that carries the handoff: the time when the
+/// handoff becomes stale.
+fn freshness_deadline<N: Net>(exchange: &Exchange<'_, N>, prefilled: &Prefilled) -> Deadline {
+    let age_max = exchange.shard.config.pd.handoff_age_max;
+    Deadline::of(prefilled.at, Some(age_max), Timeout::Handoff)
+}
+
+/// Builds the decode leg to send next and returns whether it carries the handoff. Only the
+/// first leg carries it, and only while the handoff is fresh. `repeated` means that the reason
+/// for sending the leg without the handoff has already been recorded.
+fn decode_leg<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &Split,
+    peer: &Peer,
+    prefilled: &mut Prefilled,
+    repeated: bool,
+) -> Result<(Leg, bool), Fault> {
+    if let Some(handoff) = prefilled.unsent_handoff.take() {
+        // The leg that carried it was not sent completely.
+        release::count_stranded(exchange, split, &handoff);
+    }
+    let pd = &exchange.shard.config.pd;
+    let handoff = match &mut prefilled.handoff {
+        None => None,
+        Some(handoff) => {
+            let age = exchange.shard.net.now().since(prefilled.at);
+            match handoff.take(Freshness::of(age, pd.handoff_age_max)) {
+                Ok(handoff) => Some(handoff),
+                Err(reason) => {
+                    if reason == Reason::StaleKv {
+                        // Its lease may have expired and its blocks may hold another request's
+                        // KV cache by now, so it must not be released explicitly.
+                        exchange.shard.metrics.stranded(Stranded::LeftToLease);
+                    }
+                    if !repeated {
+                        decode_without_handoff(exchange, reason)?;
+                    }
+                    None
+                }
+            }
+        }
+    };
+    let leg = split
+        .connector()
+        .decode_leg(&split.pd_request(), peer, handoff.as_deref());
+    let carries = handoff.is_some();
+    prefilled.unsent_handoff = handoff;
+    Ok((leg?, carries))
+}
+
+/// Records the reason why the decoder must compute the prompt itself, without a handoff. Fails
+/// if `--on-missing-kv` is `error`.
+fn decode_without_handoff<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    reason: Reason,
+) -> Result<(), Fault> {
+    if exchange.shard.config.pd.on_missing_kv == OnMissingKv::Error {
+        exchange.stats.outcome = Some((Outcome::Failed, reason));
+        return Err(Fault::HandoffMissing);
+    }
+    exchange.stats.outcome = Some((Outcome::LocalFallback, reason));
+    Ok(())
+}
+
+/// Sends a decode leg on a connection and waits for the response head.
+pub(super) async fn decode_once<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    upstream: &Connection<N>,
+    split: &Split,
+    leg: &Leg,
+    send: Deadline,
+) -> Result<Response, CallError> {
+    exchange.enter(Phase::FirstByte);
+    exchange.stats.attempts += 1;
+    let engine = engine(exchange, split);
+    let head = leg::spliced_head(exchange, engine.target, leg)?;
+    let call = Call {
+        engine,
+        head: &head,
+        leg,
+        body: &split.body.bytes,
+        is_counted: true,
+    };
+    let deadlines = Deadlines {
+        send,
+        ..Deadlines::NONE
+    };
+    let upstreams = &exchange.shard.upstreams;
+    upstreams
+        .respond_on(exchange, upstream, &call, &deadlines)
+        .await
+}

@@ -1,0 +1,139 @@
+//! The decode-first order (`shared-storage` with a `cache_hit_threshold`): the decoder's response
+//! is withheld until it is known whether a prefill leg is needed, and no longer.
+
+use super::split::Split;
+use super::{decode, serial};
+use crate::fault::{Cause, Fault};
+use crate::fleet::Target;
+use crate::h1::{self, BodyMeter, Method, Name};
+use crate::net::{Conn, Net, would_block};
+use crate::pd::verdict::{Verdict, verdict_of_stream, verdict_of_whole};
+use crate::pd::{Leg, Outcome, Reason, Role, Take};
+use crate::proxy::exchange::Exchange;
+use crate::proxy::relay::PendingResponse;
+use crate::upstream::{Deadline, Scope, Stage};
+
+/// The part of the decoder's response received so far. It is withheld from the client until it is
+/// known whether a prefill leg is needed.
+struct Holding {
+    meter: BodyMeter,
+    is_stream: bool,
+    /// Number of bytes of the response body, including framing, that `meter` has decoded so far.
+    seen: usize,
+    payload: Vec<u8>,
+    bytes_max: usize,
+}
+
+/// Sends the request to the decoder first. Continues with the serial order if the decoder
+/// reports that too little of the prompt is in the store.
+pub(super) async fn decode_first<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &mut Split,
+    targets: &[Target],
+) -> Result<PendingResponse<N>, Fault> {
+    let leg = split.pd_request().local_leg()?;
+    // The proxy reads the response itself, so it must not have a content encoding.
+    let take = Take::Whole;
+    let mut pending = decode::decode_local(exchange, split, &Leg { take, ..leg }).await?;
+    match verdict(exchange, &mut pending).await? {
+        Verdict::BelowThreshold => {
+            drop(pending);
+            serial::serial(exchange, split, targets).await
+        }
+        Verdict::Undecided | Verdict::Served => {
+            exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::StoreHit));
+            Ok(pending)
+        }
+    }
+}
+
+/// Reads the decoder's response until it shows whether a prefill leg is needed, and no further.
+/// The bytes read remain in `pending`; if no prefill leg is needed, they are relayed from
+/// there.
+async fn verdict<N: Net>(
+    exchange: &Exchange<'_, N>,
+    pending: &mut PendingResponse<N>,
+) -> Result<Verdict, Fault> {
+    let response = &mut pending.response;
+    let is_encoded = response.head.field(Name::ContentEncoding).is_some();
+    if !(200..300).contains(&response.head.status) || is_encoded {
+        return Ok(Verdict::Served);
+    }
+    let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
+    let framing = framing.map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
+    let content_type = response.head.field(Name::ContentType);
+    let content_type = content_type.map_or(&b""[..], |field| field.value.of(&response.bytes));
+    let mut holding = Holding {
+        meter: BodyMeter::new(framing),
+        is_stream: content_type.starts_with(b"text/event-stream"),
+        seen: 0,
+        payload: Vec::new(),
+        bytes_max: exchange.shard.config.pd.prefill_response_bytes_max,
+    };
+    let conn = pending.upstream.conn();
+    loop {
+        match holding.read(response.rest()) {
+            Verdict::Undecided => {}
+            known => return Ok(known),
+        }
+        exchange
+            .until(Stage::AfterRequest, Deadline::NONE, |cx| {
+                conn.poll_readable(cx)
+            })
+            .await
+            .or_gone()?;
+        let received = exchange.shard.buffers.with_small(|buffer| {
+            conn.try_recv(buffer)
+                .inspect(|n| response.bytes.extend_from_slice(&buffer[..*n]))
+        });
+        match received {
+            // The relay sees the end of the connection again and judges whether the response is
+            // complete.
+            Ok(0) => return Ok(holding.at_end()),
+            Ok(_) => {}
+            Err(error) if would_block(&error) => {}
+            Err(_) => {
+                return Err(Fault::leg(Role::Decode, Cause::BadResponse));
+            }
+        }
+    }
+}
+
+impl Holding {
+    /// Consumes the body bytes received since the previous call and returns the verdict on the
+    /// response so far. `body` is the whole body received so far, including framing.
+    fn read(&mut self, body: &[u8]) -> Verdict {
+        let new = &body[self.seen..];
+        let payload = &mut self.payload;
+        let taken = self
+            .meter
+            .decode(new, |span| payload.extend_from_slice(span.of(new)));
+        let Ok(taken) = taken else {
+            // The relay reports the malformed framing.
+            return Verdict::Served;
+        };
+        self.seen += taken;
+        let is_done = self.meter.is_done();
+        let verdict = if self.is_stream {
+            verdict_of_stream(&self.payload)
+        } else if is_done {
+            verdict_of_whole(&self.payload)
+        } else {
+            Verdict::Undecided
+        };
+        let is_decided = is_done || self.payload.len() > self.bytes_max;
+        match verdict {
+            Verdict::Undecided if is_decided => Verdict::Served,
+            verdict => verdict,
+        }
+    }
+
+    /// Returns the verdict after the engine has closed the connection.
+    fn at_end(&self) -> Verdict {
+        if self.meter.ends_at_close() && !self.is_stream {
+            verdict_of_whole(&self.payload)
+        } else {
+            Verdict::Served
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Requests served by legs: the body is read completely, then the legs run in the order that the
+//! connector prescribes.
+//!
+//! [`crate::pd`] decides the contents of each leg. The files here run them: encode legs first, if
+//! any (`encode`), then prefill and decode in one of three orders (`serial`, `concurrent`,
+//! `decode_first`).
+
+mod bootstrap;
+mod concurrent;
+mod decode;
+mod decode_chunks;
+mod decode_first;
+mod encode;
+mod prefill;
+mod release;
+mod serial;
+mod split;
+
+use split::Split;
+
+use super::body;
+use super::exchange::Exchange;
+use super::relay::{self, PendingResponse};
+use super::routing::Routing;
+use super::trace;
+use crate::config::OnPrefillFailure;
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::json::EditError;
+use crate::metrics::{Direction, Phase};
+use crate::net::{Instant, Net};
+use crate::pd::{Api, Leg, Order, Outcome, Reason, Role, connector, request};
+use crate::upstream::{CallError, Deadline, EndpointId, Timeout};
+
+/// Serves an intercepted request whose body must be known before its first leg is sent: reads
+/// the body, runs the legs and sends the response.
+pub(super) async fn run<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    api: Api,
+    routing: Routing,
+    decoder: EndpointId,
+    expects: bool,
+) -> Result<(), Fault> {
+    let targets = routing.prefillers;
+    exchange.stats.outcome = Some(if targets.is_empty() {
+        (Outcome::LocalPolicy, Reason::NoPrefiller)
+    } else {
+        (Outcome::Remote, Reason::None)
+    });
+    if expects && !exchange.request.has_body_arrived() {
+        exchange.send_continue().await?;
+    }
+    let body = body::receive(exchange).await?;
+    let mut received = exchange.shard.net.clock();
+    let removed = request::client_owned(&body.document, exchange.shard.config.pd.owned());
+    if removed > 0 {
+        exchange.shard.metrics.masked(removed);
+    }
+    let mut split = Split::new(exchange.shard, api, body, decoder, routing.source);
+    trace::trace_split(exchange, split.connector(), &split.pd_request());
+    if !routing.encoders.is_empty() {
+        exchange.enter(Phase::Encode);
+        encode::encode(exchange, &mut split, &routing.encoders).await?;
+        // The time spent by the encoders is not overhead of the proxy.
+        received = exchange.shard.net.clock();
+    }
+    let pending = if targets.is_empty() {
+        record_request_overhead(exchange, received);
+        if split.source.is_none() {
+            decode_chunks::cut(exchange, &mut split);
+        }
+        decode_alone(exchange, &split).await?
+    } else {
+        run_legs(exchange, &mut split, &targets, received).await?
+    };
+    if split.chunk.is_some() {
+        return Box::pin(decode_chunks::respond_in_chunks(exchange, split, pending)).await;
+    }
+    // The response may take minutes, and the prompt is no longer needed.
+    drop(split);
+    Box::pin(relay::relay(exchange, pending)).await
+}
+
+async fn run_legs<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &mut Split,
+    targets: &[Target],
+    received: Instant,
+) -> Result<PendingResponse<N>, Fault> {
+    let connector = split.connector();
+    let mut local = connector::keep_local(connector, &split.pd_request());
+    if local.is_none() && names_self(exchange, &targets[0]).await? {
+        local = Some(Reason::SelfTarget);
+    }
+    record_request_overhead(exchange, received);
+    if let Some(reason) = local {
+        exchange.stats.outcome = Some((Outcome::LocalPolicy, reason));
+        let leg = split.pd_request().local_leg()?;
+        return decode::decode_local(exchange, split, &leg).await;
+    }
+    let order = connector.order(&split.pd_request());
+    let pending = match order {
+        Order::Serial => serial::serial(exchange, split, targets).await,
+        Order::Concurrent => Box::pin(concurrent::concurrent(exchange, split, targets)).await,
+        Order::DecodeFirst => Box::pin(decode_first::decode_first(exchange, split, targets)).await,
+    };
+    let fault = match pending {
+        Err(fault) if may_fall_back(exchange, fault) => fault,
+        pending => return pending,
+    };
+    exchange.shard.count_fault(fault);
+    exchange.stats.outcome = Some((Outcome::LocalFallback, fault.reason()));
+    let leg = split.pd_request().local_leg()?;
+    decode::decode_local(exchange, split, &leg).await
+}
+
+/// Returns whether the decoder serves the request alone after its prefill leg failed with
+/// `fault`: if `--on-prefill-failure` is `decode` and no response has been started.
+fn may_fall_back<N: Net>(exchange: &Exchange<'_, N>, fault: Fault) -> bool {
+    exchange.shard.config.pd.on_prefill_failure == OnPrefillFailure::Decode
+        && exchange.reply.is_unsent()
+        && fault.is_prefill()
+}
+
+/// Sends the request to the decoder without a prefill leg, using the encoders' outputs or a
+/// prefix cached by another engine if available. Returns the decoder's response.
+async fn decode_alone<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &Split,
+) -> Result<PendingResponse<N>, Fault> {
+    let pd_request = split.pd_request();
+    let leg: Result<Leg, EditError> = match split.source.as_deref() {
+        Some((_, source)) if split.encoded.is_none() => pd_request.source_leg(&source.params()),
+        Some(_) | None => pd_request.local_leg(),
+    };
+    let leg = leg?;
+    decode::decode_local(exchange, split, &leg).await
+}
+
+fn record_request_overhead<N: Net>(exchange: &mut Exchange<'_, N>, since: Instant) {
+    let took = exchange.shard.net.clock().since(since).as_nanos();
+    let took_ns = u64::try_from(took).unwrap_or(u64::MAX);
+    exchange.shard.metrics.overhead(Direction::Request, took_ns);
+    exchange.stats.proxy_ns += took_ns;
+}
+
+/// Returns whether a prefill target is this proxy or one of its decoders. Returns `false` if a
+/// name does not resolve in time; the connect attempt then reports the failure.
+async fn names_self<N: Net>(exchange: &Exchange<'_, N>, target: &Target) -> Result<bool, Fault> {
+    let id = exchange.shard.upstreams.endpoint(Role::Prefill, target);
+    let wait = exchange.shard.config.timeouts.connect;
+    let deadline = Deadline::of(exchange.shard.net.now(), wait, Timeout::Connect);
+    match exchange
+        .shard
+        .upstreams
+        .addresses(exchange, id, target, deadline)
+        .await
+    {
+        Ok(_) => Ok(exchange.shard.upstreams.is_self(id)),
+        Err(CallError::Disconnected) => Err(Fault::ClientGone),
+        Err(_) => Ok(false),
+    }
+}

@@ -1,0 +1,164 @@
+//! The prefill leg of the serial order, with its candidates and retries.
+
+use super::split::Split;
+use crate::config::OnPrefillFailure;
+use crate::fault::{Cause, Fault};
+use crate::fleet::Target;
+use crate::metrics::Phase;
+use crate::net::{Instant, Net};
+use crate::pd::{Freshness, Outcome, Peer, Reason, Role, SingleUse};
+use crate::proxy::exchange::Exchange;
+use crate::proxy::relay::PendingResponse;
+use crate::proxy::stats::micros_since;
+use crate::proxy::{leg, log};
+use crate::upstream::{
+    Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, Engine, Limits,
+    Next, Response, Timeout,
+};
+
+/// The parts of the prefill response that the decode leg needs.
+pub(super) struct Prefilled {
+    /// The handoff; `None` if the connector does not hand anything over.
+    pub(super) handoff: Option<SingleUse>,
+    /// Time when the head of the prefill response arrived. The engine's lease on the KV cache
+    /// starts at about that time.
+    pub(super) at: Instant,
+    /// The handoff in the body of a decode leg that is being sent; `None` once that leg's request
+    /// has been sent completely.
+    pub(super) unsent_handoff: Option<Vec<u8>>,
+}
+
+impl Prefilled {
+    fn new(handoff: Option<SingleUse>, at: Instant) -> Self {
+        Self {
+            handoff,
+            at,
+            unsent_handoff: None,
+        }
+    }
+
+    /// Returns the handoff if no engine was sent a whole request that carries it; otherwise `None`.
+    pub(super) fn stranded(mut self) -> Option<Vec<u8>> {
+        let handoff = self.handoff.as_mut();
+        let handoff = handoff.and_then(|handoff| handoff.take(Freshness::Fresh).ok());
+        self.unsent_handoff.take().or(handoff)
+    }
+}
+
+/// Result of the prefill leg.
+pub(super) enum Prefill<N: Net> {
+    /// The prefill succeeded: the parts of its response for the decode leg, and the engine that
+    /// computed it.
+    Done(Prefilled, Peer),
+    /// The prefill engine's error response, to be relayed to the client.
+    Refused(PendingResponse<N>),
+}
+
+/// Runs the prefill leg, with the retries that [`Attempts`] allows, and returns its last result.
+pub(super) async fn prefill<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &Split,
+    targets: &[Target],
+) -> Result<Prefill<N>, Fault> {
+    let shard = exchange.shard;
+    let pd = &shard.config.pd;
+    let started = shard.net.now();
+    let mut attempts = Attempts::new(Limits {
+        candidates: targets.len(),
+        retries_max: pd.prefill_retries_max,
+        backoff: pd.prefill_retry_backoff,
+        recomputes: false,
+    });
+    loop {
+        exchange.enter(Phase::Prefill);
+        let target = &targets[attempts.candidate()];
+        log::record_prefill_target(exchange, target);
+        exchange.stats.attempts += 1;
+        let peer = split.peer(target);
+        let ended = prefill_once(exchange, split, target, &peer).await;
+        exchange.stats.prefill_us = micros_since(shard.net.now(), started);
+        // The result of an attempt is large, so it must not be kept across an await.
+        let next = match ended {
+            Ok(CallEnd::Done(collected, at)) => {
+                exchange.enter(Phase::BetweenLegs);
+                let handoff = split.connector().handoff(collected);
+                return Ok(Prefill::Done(Prefilled::new(handoff, at), peer));
+            }
+            Ok(CallEnd::Status(upstream, response)) => {
+                let status = response.head.status;
+                match attempts.next(&Ended::with(Ok(status), false)) {
+                    Next::Stop => {
+                        return prefill_refused(exchange, upstream, response).map(Prefill::Refused);
+                    }
+                    next => next,
+                }
+            }
+            Err(error) => match attempts.next(&Ended::with(Err(error), false)) {
+                Next::Stop => return Err(error.fault(Role::Prefill)),
+                next => next,
+            },
+        };
+        if let Next::After(backoff) = next {
+            shard.metrics.retry();
+            exchange.enter(Phase::RetryWait);
+            exchange.client.pause(shard, backoff).await?;
+        }
+    }
+}
+
+async fn prefill_once<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    target: &Target,
+    peer: &Peer,
+) -> Result<CallEnd<N>, CallError> {
+    let pd = &exchange.shard.config.pd;
+    let leg = split.connector().prefill_leg(&split.pd_request(), peer);
+    let leg = leg.map_err(Fault::from)?;
+    let deadline = Deadline::of(exchange.shard.net.now(), pd.prefill_timeout, Timeout::Leg);
+    let head = leg::spliced_head(exchange, target, &leg)?;
+    let call = Call {
+        engine: Engine {
+            id: exchange.shard.upstreams.endpoint(Role::Prefill, target),
+            target,
+            role: Role::Prefill,
+        },
+        head: &head,
+        leg: &leg,
+        body: &split.body.bytes,
+        is_counted: true,
+    };
+    let deadlines = Deadlines::all(deadline);
+    let upstreams = &exchange.shard.upstreams;
+    upstreams.call(exchange, &call, None, &deadlines).await
+}
+
+/// Turns a prefill engine's error response into the response to the client.
+///
+/// Usually the engine's response itself is relayed. If prefill errors are hidden (they can
+/// quote prompts), the decoder is to take over, or the status is below 200, only the status is
+/// kept: it is returned as the error `Cause::Status`, with 502 instead of a status that is not
+/// 4xx or 5xx.
+pub(super) fn prefill_refused<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    upstream: Connection<N>,
+    response: Response,
+) -> Result<PendingResponse<N>, Fault> {
+    let status = response.head.status;
+    let pd = &exchange.shard.config.pd;
+    let is_hidden = pd.hide_prefill_errors || pd.on_prefill_failure == OnPrefillFailure::Decode;
+    // A status below 200 does not carry an error body.
+    if is_hidden || status < 200 {
+        let status = if (400..600).contains(&status) {
+            status
+        } else {
+            502
+        };
+        return Err(Fault::leg(Role::Prefill, Cause::Status(status)));
+    }
+    let fault = Fault::leg(Role::Prefill, Cause::Status(status));
+    exchange.stats.outcome = Some((Outcome::Failed, Reason::PrefillStatus));
+    exchange.stats.fault = Some(fault);
+    exchange.shard.count_fault(fault);
+    Ok(PendingResponse::new((upstream, response)))
+}

@@ -1,0 +1,37 @@
+//! The serial order: a prefill leg, then a decode leg that carries its handoff.
+
+use super::prefill::Prefill;
+use super::split::Split;
+use super::{decode, decode_chunks, prefill, release};
+use crate::fault::Fault;
+use crate::fleet::Target;
+use crate::net::Net;
+use crate::proxy::exchange::Exchange;
+use crate::proxy::relay::PendingResponse;
+
+/// Runs a prefill leg, then a decode leg built from its response. Returns the decoder's
+/// response, or the prefill engine's error response.
+pub(super) async fn serial<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &mut Split,
+    targets: &[Target],
+) -> Result<PendingResponse<N>, Fault> {
+    let (mut prefilled, peer) = match prefill::prefill(exchange, split, targets).await? {
+        Prefill::Done(prefilled, peer) => (prefilled, peer),
+        Prefill::Refused(pending) => return Ok(pending),
+    };
+    if split.connector().rules().can_decode_in_chunks {
+        decode_chunks::cut(exchange, split);
+    }
+    let pending = if exchange.client.has_disconnected(exchange.shard).await {
+        Err(Fault::ClientGone)
+    } else {
+        decode::decode(exchange, split, &peer, &mut prefilled).await
+    };
+    if pending.is_err()
+        && let Some(handoff) = prefilled.stranded()
+    {
+        release::count_stranded(exchange, split, &handoff);
+    }
+    pending
+}

@@ -1,0 +1,244 @@
+//! Serves one request: chooses its engine and the way to serve it, and concludes the exchange.
+
+use std::io::IoSlice;
+use std::rc::Rc;
+
+use super::client::Client;
+use super::exchange::Exchange;
+use super::head::{self, LocalResponse};
+use super::shard::Shard;
+use super::stats::micros_since;
+use super::{allowlist, flow, forward, log, routing, trace};
+use crate::fault::Fault;
+use crate::h1::{self, Framing, Method};
+use crate::metrics::{CodeClass, Route as RouteLabel, ShardMetrics};
+use crate::net::{Conn, Net};
+use crate::pd::{Api, Outcome, Reason, Route};
+
+/// Action to take on the client connection after an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Keep the connection open: another request may follow.
+    Request,
+    /// Close the connection immediately.
+    Close,
+    /// Close the connection in a way that lets the client read the response first.
+    Linger,
+}
+
+/// Reads one request from the connection, serves it and records its result.
+pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Next {
+    let mut exchange = match Exchange::begin(shard, client).await {
+        Ok(exchange) => exchange,
+        Err(Fault::ClientGone) => return Next::Close,
+        Err(fault) => {
+            shard.count_fault(fault);
+            return refuse_head(shard, client, fault).await;
+        }
+    };
+    let running = Running::begin(&shard.metrics, exchange.stats.route);
+    let served = serve(&mut exchange).await;
+    let next = conclude(&mut exchange, served).await;
+    running.end(record(&mut exchange));
+    shard.buffers.recycle(exchange.request.bytes);
+    shard.buffers.recycle_fields(exchange.request.head.fields);
+    next
+}
+
+/// Counts a request as running in the metrics. If it is dropped without `end`, which a panic
+/// causes, the request is counted as aborted.
+struct Running<'a> {
+    metrics: &'a ShardMetrics,
+    route: RouteLabel,
+    ended: bool,
+}
+
+impl<'a> Running<'a> {
+    fn begin(metrics: &'a ShardMetrics, route: RouteLabel) -> Self {
+        metrics.request_started(route);
+        Self {
+            metrics,
+            route,
+            ended: false,
+        }
+    }
+
+    fn end(mut self, (class, total_us): (CodeClass, u64)) {
+        self.ended = true;
+        self.metrics.request_done(self.route, class, total_us);
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.metrics.request_done(self.route, CodeClass::Aborted, 0);
+        }
+    }
+}
+
+/// Sends an error response to a client whose request head is malformed or did not arrive in time,
+/// or that sent plain text to a TLS port. No exchange exists, and the connection is closed
+/// afterwards.
+pub(super) async fn refuse_head<N: Net>(
+    shard: &Rc<Shard<N>>,
+    client: &Client<N>,
+    fault: Fault,
+) -> Next {
+    let body = fault.body();
+    let mut out = shard.buffers.buffer();
+    head::push_local_response(
+        &mut out,
+        &LocalResponse {
+            status: fault.status(),
+            body: body.as_bytes(),
+            request_id: b"",
+            error: Some(fault.label()),
+            retry_after_secs: fault.retry_after_secs(),
+            keep_alive: false,
+            http10: false,
+            is_head: false,
+        },
+    );
+    match client.send(shard, &[IoSlice::new(&out)]).await {
+        Ok(()) => Next::Linger,
+        Err(_) => Next::Close,
+    }
+}
+
+async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
+    #[cfg(debug_assertions)]
+    panic_on_request(exchange);
+    let request = &exchange.request;
+    let route = request.route;
+    if matches!(route, Route::Intercepted(_)) {
+        // A default, so that every intercepted request is counted. Replaced below once more is
+        // known.
+        exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
+    }
+    if request.head.method == Method::Connect {
+        return Err(Fault::Connect);
+    }
+    let expects = h1::expects_continue(&request.head, &request.bytes).map_err(Fault::Head)?;
+    if let Framing::Length(length) = request.framing
+        && length > exchange.shard.config.limits.body_bytes_max
+    {
+        return Err(Fault::BodyTooLarge);
+    }
+    let decoder = routing::decoder(exchange)?;
+    match route {
+        Route::Health => {
+            let status = if exchange.shard.is_unhealthy() {
+                503
+            } else {
+                200
+            };
+            exchange.respond_local(status, b"", None, None).await
+        }
+        Route::Other => forward::forward(exchange, decoder, None, expects).await,
+        Route::Intercepted(api) => {
+            trace::trace_forward(exchange, api);
+            let mut routing = routing::routing(exchange).map_err(|error| {
+                exchange.stats.outcome = Some((Outcome::Failed, Reason::BadTarget));
+                Fault::Target(error)
+            })?;
+            trace::trace_routing(exchange, &routing);
+            if let Err(fault) = allowlist::admit(exchange.shard, &mut routing.prefillers) {
+                exchange.stats.outcome = Some((Outcome::Failed, Reason::TargetDenied));
+                log::record_prefill_target(exchange, &routing.prefillers[0]);
+                trace::trace_denied(exchange, &routing.prefillers[0]);
+                return Err(fault);
+            }
+            let is_cut = api == Api::Chat && exchange.shard.config.pd.decode_chunk_tokens.is_some();
+            if routing.is_local() && !is_cut {
+                exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
+                forward::forward(exchange, decoder, Some(api), expects).await
+            } else {
+                flow::run(exchange, api, routing, decoder, expects).await
+            }
+        }
+    }
+}
+
+/// Panics if the request has the field `x-ringside-test-panic`. This is the only way for a test of
+/// the whole program to check that a panic ends only one session. Compiled only with debug
+/// assertions.
+#[cfg(debug_assertions)]
+#[expect(clippy::panic, reason = "the purpose of this function")]
+fn panic_on_request<N: Net>(exchange: &Exchange<'_, N>) {
+    let name = b"x-ringside-test-panic".as_slice();
+    let request = &exchange.request;
+    let mut fields = request.head.fields.iter();
+    if fields.any(|field| field.name.of(&request.bytes).eq_ignore_ascii_case(name)) {
+        panic!("panic requested by x-ringside-test-panic");
+    }
+}
+
+/// Sends an error response if the request failed before a response was started, and decides what to
+/// do with the connection.
+async fn conclude<N: Net>(exchange: &mut Exchange<'_, N>, served: Result<(), Fault>) -> Next {
+    let Err(fault) = served else {
+        return if exchange.keep_alive {
+            Next::Request
+        } else {
+            Next::Linger
+        };
+    };
+    exchange.shard.count_fault(fault);
+    exchange.stats.fault = Some(fault);
+    if matches!(fault, Fault::ClientGone | Fault::ClientStalled) {
+        let client = exchange.client;
+        exchange.shard.metrics.client_left(client.phase.get());
+        if exchange.reply.is_unsent() {
+            exchange.stats.set_failed(Reason::ClientGone);
+            client.conn.abort();
+        } else {
+            // The client may still read what the kernel has buffered. Reset the connection so that
+            // this does not look like a complete response.
+            client.conn.reset_on_close();
+        }
+        exchange.reply.break_off();
+        return Next::Close;
+    }
+    exchange.stats.set_failed(fault.reason());
+    if !exchange.reply.is_unsent() {
+        // The response head has been sent. Only a missing end can now indicate the failure.
+        exchange.reply.break_off();
+        return Next::Close;
+    }
+    if matches!(fault, Fault::Head(_)) {
+        // After a rejected head, parse nothing more from this connection.
+        exchange.keep_alive = false;
+    }
+    let body = fault.body_with(exchange.detail.as_deref());
+    let responded = exchange
+        .respond_local(
+            fault.status(),
+            body.as_bytes(),
+            Some(fault.label()),
+            fault.retry_after_secs(),
+        )
+        .await;
+    match responded {
+        Ok(()) if exchange.keep_alive => Next::Request,
+        Ok(()) => Next::Linger,
+        Err(_) => Next::Close,
+    }
+}
+
+/// Records the finished request in the trace, the metrics and the access log. Returns its status
+/// class and its duration in microseconds.
+fn record<N: Net>(exchange: &mut Exchange<'_, N>) -> (CodeClass, u64) {
+    trace::trace_end(exchange);
+    let stats = &exchange.stats;
+    let total_us = micros_since(exchange.shard.net.clock(), stats.started);
+    let class = match exchange.reply {
+        super::reply::Reply::Done(status) => CodeClass::of(status),
+        _ => CodeClass::Aborted,
+    };
+    if let Some((outcome, reason)) = stats.outcome {
+        exchange.shard.metrics.pd(outcome, reason);
+    }
+    log::log_access(exchange, total_us);
+    (class, total_us)
+}
