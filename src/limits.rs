@@ -234,6 +234,8 @@ pub const WATCH_READ_BYTES: usize = 4096;
 pub const ENDPOINTS_MAX: usize = 1024;
 /// Number of endpoints among which the least recently used one is replaced when the table is full.
 pub const ENDPOINT_SAMPLE: usize = 32;
+/// Changes of the fleet's state that wait to be published. With more, their sources wait.
+pub const CHANGES_MAX: usize = 256;
 
 const _: () = assert!(CONNECT_PAUSE_MS_MIN > 0 && CONNECT_PAUSE_MS_MAX.is_power_of_two());
 const _: () = assert!(CLIENT_AHEAD_BYTES_MAX >= HEAD_BYTES_MAX);

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use ringside::cli::{self, Command};
-use ringside::control::Running;
+use ringside::control;
 use ringside::h1::{BodyMeter, Chunked, Framing, SseEvents, chunk_line};
 use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
 
@@ -223,7 +223,7 @@ fn relaying(split: bool) {
         .enable_all()
         .build()
         .unwrap();
-    let mut running = control.block_on(Running::start(*config)).unwrap();
+    let mut running = control.block_on(control::start(*config)).unwrap();
     let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     client
         .set_read_timeout(Some(Duration::from_secs(60)))

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use ringside::fleet::{AllowList, AllowRule, Target, TargetAllowlist};
+use ringside::fleet::{Allow, AllowList, AllowRule, Target};
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let pods = (0..5000).flat_map(|i| {
@@ -17,8 +17,10 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         .filter_map(|text| AllowRule::parse(&text).ok())
         .collect();
     assert_eq!(rules.len(), 10_003);
-    let allowlist = TargetAllowlist::new();
-    allowlist.publish(AllowList::new(&rules), true);
+    let allowlist = Allow {
+        list: AllowList::new(&rules),
+        awaited: None,
+    };
     let mut group = criterion.benchmark_group("allow");
     for (name, text) in [
         ("listed address", "10.0.19.249:8000"),

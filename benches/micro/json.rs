@@ -117,6 +117,7 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
         owned: CLIENT_OWNED_KV,
         encoded: None,
         mori: &mori,
+        hosts: &mori.hosts,
         chunk: None,
     };
     let peer = Peer {

@@ -7,8 +7,9 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
@@ -16,22 +17,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use crate::fleet::{Service, Snapshot};
 use crate::metrics::{CONTENT_TYPE, Registry};
 
 /// Returns the name and state of each local decoder; called when the readiness page lists them.
 pub type DecoderStates = Arc<dyn Fn() -> Vec<(String, &'static str)> + Send + Sync>;
-
-/// Result of a check that readiness depends on, shown as a line of the readiness page.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// `false` makes the process not ready.
-    pub is_good: bool,
-    /// Name and result of the check.
-    pub text: String,
-}
-
-/// Performs a check that readiness depends on.
-pub type LookUp = Arc<dyn Fn() -> Check + Send + Sync>;
 
 /// The state that the admin port reports.
 #[derive(Clone)]
@@ -42,13 +32,11 @@ pub struct AdminState {
     pub shards_listening: Arc<AtomicUsize>,
     /// Number of shards that must be listening for the process to be ready.
     pub shards_expected: usize,
-    /// Whether the process is draining before it exits. It is then not ready.
-    pub draining: Arc<AtomicBool>,
+    /// The state of the fleet.
+    pub fleet: Arc<ArcSwap<Snapshot>>,
     /// State of the local decoders. Shown, but not part of readiness: while an engine loads its
     /// model, ringside is ready and responds to requests with 503.
     pub decoders: DecoderStates,
-    /// Checks whether the allowlist is complete; `None` without an allowlist.
-    pub allowlist: Option<LookUp>,
 }
 
 impl fmt::Debug for AdminState {
@@ -56,7 +44,6 @@ impl fmt::Debug for AdminState {
         f.debug_struct("AdminState")
             .field("shards_listening", &self.shards_listening)
             .field("shards_expected", &self.shards_expected)
-            .field("draining", &self.draining)
             .finish_non_exhaustive()
     }
 }
@@ -94,10 +81,14 @@ async fn alive() -> &'static str {
 
 async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
     let listening = state.shards_listening.load(Ordering::Acquire);
-    let draining = state.draining.load(Ordering::Acquire);
+    let fleet = state.fleet.load();
+    let draining = fleet.service != Service::Open;
     let started = listening >= state.shards_expected;
-    let allowlist = state.allowlist.map(|look_up| look_up());
-    let ready = started && !draining && allowlist.as_ref().is_none_or(|check| check.is_good);
+    let awaited = fleet
+        .allow
+        .as_ref()
+        .and_then(|allow| allow.awaited.as_ref());
+    let ready = started && !draining && awaited.is_none();
     let verbose = uri
         .query()
         .is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
@@ -117,12 +108,12 @@ async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
         mark(!draining),
         if draining { "yes" } else { "no" },
     );
-    if let Some(Check {
-        is_good,
-        text: line,
-    }) = allowlist
-    {
-        text.push_str(&format!("{}{line}\n", mark(is_good)));
+    if let Some(allow) = &fleet.allow {
+        let line = match awaited {
+            None => format!("allowlist: {} entries", allow.list.len()),
+            Some(pool) => format!("allowlist: waiting for the pods of {pool}"),
+        };
+        text.push_str(&format!("{}{line}\n", mark(awaited.is_none())));
     }
     for (name, decoder) in (state.decoders)() {
         text.push_str(&format!("[ ]decoder {name}: {decoder}\n"));
@@ -149,6 +140,7 @@ async fn not_found() -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::{self, Change, RuleSource};
     use crate::metrics::{Route, ShardMetrics};
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
@@ -191,23 +183,21 @@ mod tests {
         let shard = Arc::new(ShardMetrics::new(1));
         shard.request_started(Route::Chat);
         let registry = Registry::new(vec![shard], vec!["epoll"], &["bug"]);
-        let allowlist_known = Arc::new(AtomicBool::new(false));
-        let known = Arc::clone(&allowlist_known);
+        let mut fleet = fleet::Registry::new(Vec::new());
+        fleet.enable_allowlist(Some("ns/pool".to_owned()));
         let state = AdminState {
             registry: Arc::new(registry),
             shards_listening: Arc::new(AtomicUsize::new(1)),
             shards_expected: 2,
-            draining: Arc::new(AtomicBool::new(false)),
+            fleet: Arc::new(ArcSwap::from_pointee(fleet.snapshot().clone())),
             decoders: Arc::new(|| vec![("localhost:8200".to_owned(), "loading")]),
-            allowlist: Some(Arc::new(move || Check {
-                is_good: known.load(Ordering::Acquire),
-                text: "allowlist: a check".to_owned(),
-            })),
         };
-        let (listening, draining) = (
-            Arc::clone(&state.shards_listening),
-            Arc::clone(&state.draining),
-        );
+        let listening = Arc::clone(&state.shards_listening);
+        let published = Arc::clone(&state.fleet);
+        let mut apply = move |change| {
+            fleet.apply(change);
+            published.store(Arc::new(fleet.snapshot().clone()));
+        };
         with_server(state, |address| {
             let status = |head: &str, code: &str, want: &str| {
                 let response = get(address, head);
@@ -228,9 +218,9 @@ mod tests {
             status(
                 "GET /readyz",
                 "503",
-                "[+]draining: no\n[-]allowlist: a check\n",
+                "[+]draining: no\n[-]allowlist: waiting for the pods of ns/pool\n",
             );
-            allowlist_known.store(true, Ordering::Release);
+            apply(Change::Allow(RuleSource::Pods, Vec::new()));
             status("GET /readyz", "200", "\r\n\r\nok\n");
             status(
                 "GET /readyz?verbose",
@@ -238,7 +228,7 @@ mod tests {
                 "[ ]decoder localhost:8200: loading\nready\n",
             );
             status("HEAD /readyz", "200", "content-length: 3");
-            draining.store(true, Ordering::Release);
+            apply(Change::Service(Service::Settling));
             status("GET /readyz", "503", "[-]draining: yes\n");
             status("GET /livez", "200", "ok\n");
             status(

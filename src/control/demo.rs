@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mock_engine::{Engine, EngineConfig};
 
-use super::sidecar::Running;
+use super::startup;
 use crate::cli::{self, Command, DemoOptions, Exit};
 use crate::config::Config;
 
@@ -55,7 +55,7 @@ async fn show(options: DemoOptions) -> Result<(), Exit> {
     } else {
         options.port
     };
-    let mut running = Running::start(config(port, decode.port())?).await?;
+    let mut running = startup::start(config(port, decode.port())?).await?;
     say(&format!(
         "prefill engine  127.0.0.1:{}\ndecode engine   127.0.0.1:{}\nringside        127.0.0.1:{port}\n\n",
         prefill.port(),

@@ -4,13 +4,12 @@ use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::allowlist::Allowlist;
 use super::inbox::{Inbox, Message};
-use super::mori::Hosts;
+use super::publish::Published;
 use super::resolver::Resolver;
 use super::sockets::SocketErrorLog;
 use super::tls::TlsContext;
@@ -24,7 +23,7 @@ use crate::net::tls::{Acceptor, Secure, Wire};
 use crate::net::{Net, Timer, would_block};
 use crate::proxy::Budget;
 use crate::proxy::session;
-use crate::proxy::shard::{Decoder, Parts, Shard, is_local_address};
+use crate::proxy::shard::{Shard, ShardDeps, is_local_address};
 use crate::sys;
 use crate::trace::TraceRing;
 
@@ -32,34 +31,26 @@ use crate::trace::TraceRing;
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The state that all shards of a process share.
-pub(super) struct Common {
+pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     pub(super) budget: Arc<Budget>,
-    /// Set when the health endpoint of the data port must respond 503.
-    pub(super) unhealthy: Arc<AtomicBool>,
-    /// Set when shards must stop accepting connections and close idle ones.
-    pub(super) draining: Arc<AtomicBool>,
+    pub(super) published: Published,
+    /// Number of shards that accept connections.
     pub(super) listening: Arc<AtomicUsize>,
-    pub(super) decoders: Vec<Decoder>,
     pub(super) resolver: Resolver,
     pub(super) socket_errors: SocketErrorLog,
-    /// The hosts of a `MoRI-IO` deployment, with names resolved. `None` if its write mode is off or
-    /// all hosts are configured as addresses.
-    pub(super) mori: Option<Hosts>,
-    /// The targets that requests may name; `None` allows any.
-    pub(super) allowlist: Option<Arc<Allowlist>>,
     pub(super) tls: TlsContext,
 }
 
 /// The parameters of one shard.
-pub(super) struct Start {
+pub(super) struct ShardSpawn {
     pub(super) index: usize,
     pub(super) cpu: Option<usize>,
     pub(super) driver: Driver,
     /// The shard's listening sockets: one per rank, in rank order.
     pub(super) listeners: Vec<TcpListener>,
     pub(super) metrics: Arc<ShardMetrics>,
-    pub(super) rings: Rings,
+    pub(super) sinks: LogSinks,
     /// Called with the shard's inbox once the shard accepts connections. Dropped without a call if
     /// the shard fails before.
     pub(super) started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
@@ -88,32 +79,34 @@ impl RankListener {
 
 /// The ring buffers through which a shard passes records to the access log and spans to the span
 /// exporter. Each is `None` if that output is off.
-pub(super) struct Rings {
+pub(super) struct LogSinks {
     pub(super) access: Option<AccessRing>,
     pub(super) traces: Option<TraceRing>,
 }
 
-impl Rings {
-    pub(super) const fn of(access: Option<AccessRing>, traces: Option<TraceRing>) -> Self {
-        Self { access, traces }
-    }
-}
-
 /// Starts a shard's thread.
-pub(super) fn spawn(common: Arc<Common>, start: Start) -> io::Result<JoinHandle<()>> {
-    let name = format!("shard-{}", start.index);
+pub(super) fn spawn(shared: Arc<Shared>, spawn: ShardSpawn) -> io::Result<JoinHandle<()>> {
+    let name = format!("shard-{}", spawn.index);
     thread::Builder::new().name(name).spawn(move || {
         // Pin before the shard allocates memory: the kernel then takes its pages from the CPU's own
         // NUMA node.
-        if let Some(cpu) = start.cpu
+        if let Some(cpu) = spawn.cpu
             && let Err(error) = sys::pin(cpu)
         {
-            tracing::warn!(shard = start.index, cpu, %error, "shard cannot be pinned to its CPU; running unpinned");
+            tracing::warn!(shard = spawn.index, cpu, %error, "shard cannot be pinned to its CPU; running unpinned");
         }
-        let busy_poll = common.config.busy_poll;
-        let Start { driver, listeners, metrics, rings, started, ended, .. } = start;
+        let busy_poll = shared.config.busy_poll;
+        let ShardSpawn {
+            driver,
+            listeners,
+            metrics,
+            sinks,
+            started,
+            ended,
+            ..
+        } = spawn;
         let ended = EndReport(Some(ended));
-        let serve = async |net: Runtime| serve(net, common, listeners, metrics, rings, started).await;
+        let serve = async |net: Runtime| serve(net, shared, listeners, metrics, sinks, started).await;
         let result = runtime::run(driver, busy_poll, serve).and_then(|served| served);
         ended.report(result);
     })
@@ -141,24 +134,23 @@ impl Drop for EndReport {
 
 async fn serve(
     net: Runtime,
-    common: Arc<Common>,
+    shared: Arc<Shared>,
     listeners: Vec<TcpListener>,
     metrics: Arc<ShardMetrics>,
-    rings: Rings,
+    sinks: LogSinks,
     started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
 ) -> io::Result<()> {
     let (notifications, notifier) = net.notifier()?;
     let inbox = Inbox::new(notifier);
     let counted = Arc::clone(&metrics);
     net.on_panic(move || counted.panic());
-    let acceptor = common.tls.acceptor(&metrics);
+    let acceptor = shared.tls.acceptor(&metrics);
     let shard = Shard::new(
         Secure(net.clone()),
-        parts(&common, &inbox, Arc::clone(&metrics), rings),
+        deps(&shared, &inbox, Arc::clone(&metrics), sinks),
     );
     for (rank, listener) in listeners.into_iter().enumerate() {
         let listener = net.listener(listener)?;
-        let draining = Arc::clone(&common.draining);
         let rank_listener = RankListener {
             listener,
             acceptor: acceptor.clone(),
@@ -167,14 +159,13 @@ async fn serve(
         net.spawn_vital(accept(
             Rc::clone(&shard),
             rank_listener,
-            draining,
             net.timer(),
             net.clone(),
         ));
     }
-    common.listening.fetch_add(1, Ordering::Release);
+    shared.listening.fetch_add(1, Ordering::Release);
     started(Ok(inbox.clone()));
-    while !common.draining.load(Ordering::Acquire) {
+    while !shard.is_draining() {
         notifications.notified().await;
         for message in inbox.take() {
             match message {
@@ -183,7 +174,7 @@ async fn serve(
             }
         }
     }
-    common.listening.fetch_sub(1, Ordering::Release);
+    shared.listening.fetch_sub(1, Ordering::Release);
     drain(&net, &shard, &inbox).await;
     Ok(())
 }
@@ -207,54 +198,39 @@ async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
     }
 }
 
-fn parts(
-    common: &Arc<Common>,
+fn deps(
+    shared: &Arc<Shared>,
     inbox: &Inbox,
     metrics: Arc<ShardMetrics>,
-    rings: Rings,
-) -> Parts<Served> {
-    let ports: Vec<u16> = common
-        .config
-        .ranks
-        .iter()
-        .map(|rank| rank.listen.port())
-        .collect();
-    let (resolver, inbox) = (common.resolver.clone(), inbox.clone());
-    let socket_errors = common.socket_errors.clone();
-    let allowlist = common.allowlist.as_ref();
-    let secure = common.tls.upstream(&metrics);
-    Parts {
-        config: Arc::clone(&common.config),
+    sinks: LogSinks,
+) -> ShardDeps<Served> {
+    let ranks = shared.config.ranks.iter();
+    let ports: Vec<u16> = ranks.map(|rank| rank.listen.port()).collect();
+    let (resolver, inbox) = (shared.resolver.clone(), inbox.clone());
+    let socket_errors = shared.socket_errors.clone();
+    let secure = shared.tls.upstream(&metrics);
+    ShardDeps {
+        config: Arc::clone(&shared.config),
         metrics,
-        budget: Arc::clone(&common.budget),
-        draining: Arc::clone(&common.draining),
-        unhealthy: Arc::clone(&common.unhealthy),
-        decoders: common.decoders.clone(),
+        budget: Arc::clone(&shared.budget),
+        fleet: Arc::clone(&shared.published),
         is_own_listener: Box::new(move |address| {
             ports.contains(&address.port()) && is_local_address(address.ip())
         }),
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
-        mori: common.mori.clone(),
-        allowlist: allowlist.map(|list| Arc::clone(&list.targets)),
         on_socket_failed: Box::new(move |socket, error| socket_errors.record(socket, error)),
         secure,
-        access: rings.access,
-        traces: rings.traces,
+        access: sinks.access,
+        traces: sinks.traces,
     }
 }
 
 /// Accepts connections until the drain starts, and then those still in the backlog: the kernel has
 /// already completed their TCP handshakes.
-async fn accept(
-    shard: Rc<Shard<Served>>,
-    rank_listener: RankListener,
-    draining: Arc<AtomicBool>,
-    timer: Timer,
-    net: Runtime,
-) {
+async fn accept(shard: Rc<Shard<Served>>, rank_listener: RankListener, timer: Timer, net: Runtime) {
     let mut paused = false;
     loop {
-        let stop = draining.load(Ordering::Acquire);
+        let stop = shard.is_draining();
         match accept_batch(&shard, &rank_listener) {
             Ok(more) => {
                 paused = false;
@@ -280,7 +256,7 @@ async fn accept(
         let readable = rank_listener.listener.readable();
         let mut readable = std::pin::pin!(readable);
         std::future::poll_fn(|cx| {
-            if draining.load(Ordering::Acquire) || readable.as_mut().poll(cx).is_ready() {
+            if shard.is_draining() || readable.as_mut().poll(cx).is_ready() {
                 return std::task::Poll::Ready(());
             }
             let _ = timer.poll(cx);

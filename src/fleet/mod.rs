@@ -1,16 +1,22 @@
-//! Addresses of engines and the allowlist for them: parsing and matching, without sockets or
-//! clocks.
+//! The engines that a process knows: their addresses, the allowlist for them, and their state.
+//!
+//! Pure, without sockets or clocks. The control plane owns the [`Registry`] and publishes a
+//! [`Snapshot`] after each change; shards read the latest one.
 
 mod address;
 mod allow;
 mod allowlist;
+mod endpoint;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
-mod published;
+mod registry;
+mod snapshot;
 mod target;
 
 pub use address::{Address, SOCKET_PATH_BYTES_MAX, SocketPath};
 pub use allow::{AllowError, AllowRule};
 pub use allowlist::AllowList;
-pub use published::{Permit, TargetAllowlist};
+pub use endpoint::{Endpoint, EndpointId, EndpointSpec, Health, Reservation};
+pub use registry::{Change, Registry, RuleSource};
+pub use snapshot::{Allow, MoriHosts, Permit, Service, Snapshot};
 pub use target::{HTTP_PORT, HTTPS_PORT, Target, TargetError};

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::fleet::MoriHosts;
+
 /// How KV cache is passed from a prefiller to a decoder (`docs/pd-sidecar.md#connectors`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvConnector {
@@ -117,11 +119,9 @@ pub struct MoriConfig {
     /// Number of data-parallel ranks in one pod. `None` if it is not configured; then it is
     /// `dp_size`.
     pub dp_size_local: Option<u32>,
-    /// Addresses or names of the prefill pods, in rank order; may be empty.
-    pub prefill_hosts: Vec<String>,
-    /// Addresses or names of the decode pods, in rank order; may be empty.
-    pub decode_hosts: Vec<String>,
-    /// Interval at which the names in `prefill_hosts` and `decode_hosts` are resolved again.
+    /// The pods, as configured.
+    pub hosts: MoriHosts,
+    /// Interval at which the names in `hosts` are resolved again.
     pub resolve_ttl: Duration,
     /// Time limit for resolving one of these names.
     pub resolve_timeout: Duration,
@@ -140,8 +140,7 @@ impl Default for MoriConfig {
             tp_size: 1,
             dp_size: 1,
             dp_size_local: None,
-            prefill_hosts: Vec::new(),
-            decode_hosts: Vec::new(),
+            hosts: MoriHosts::default(),
             resolve_ttl: Duration::from_secs(30),
             resolve_timeout: Duration::from_secs(5),
         }

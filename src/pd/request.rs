@@ -5,6 +5,7 @@ use super::leg::{Leg, Role, Take};
 use super::options::MoriConfig;
 use super::route::Api;
 use super::uuid::Uuid;
+use crate::fleet::MoriHosts;
 use crate::json::{Document, Edit, EditError, Kind, Level, Member, Watch};
 
 /// Every member of a request body that is read or edited to build a leg.
@@ -99,6 +100,8 @@ pub struct PdRequest<'a> {
     pub encoded: Option<&'a Encoded>,
     /// Settings of `MoRI-IO`.
     pub mori: &'a MoriConfig,
+    /// The pods of `MoRI-IO`, with names resolved.
+    pub hosts: &'a MoriHosts,
     /// State of a response that is generated in chunks; a decode leg then requests the next chunk.
     /// `None` if the response is not generated in chunks.
     pub chunk: Option<&'a Progress>,

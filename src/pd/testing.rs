@@ -50,6 +50,7 @@ impl Subject {
             owned: self.owned,
             encoded: self.encoded.as_ref(),
             mori: &self.mori,
+            hosts: &self.mori.hosts,
             chunk: None,
         }
     }

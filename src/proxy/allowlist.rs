@@ -29,7 +29,7 @@ pub(super) fn admit<N: Net>(shard: &Shard<N>, targets: &mut Vec<Target>) -> Resu
         return Ok(());
     };
     check(shard, Named::Prefill, first)?;
-    if shard.allowlist.is_some() && targets.len() > 1 {
+    if targets.len() > 1 {
         let mut later = targets.split_off(1);
         drop_denied(shard, Named::Prefill, &mut later);
         targets.append(&mut later);
@@ -38,10 +38,11 @@ pub(super) fn admit<N: Net>(shard: &Shard<N>, targets: &mut Vec<Target>) -> Resu
 }
 
 fn check<N: Net>(shard: &Shard<N>, kind: Named, target: &Target) -> Result<(), Fault> {
-    let Some(allowlist) = &shard.allowlist else {
-        return Ok(());
-    };
-    let fault = match allowlist.check(target) {
+    let permit = shard.with_fleet(|fleet| {
+        let allow = fleet.allow.as_ref();
+        allow.map_or(Permit::Allowed, |allow| allow.check(target))
+    });
+    let fault = match permit {
         Permit::Allowed => return Ok(()),
         Permit::Denied => Fault::TargetDenied,
         Permit::Unknown => Fault::AllowlistNotReady,

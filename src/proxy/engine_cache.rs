@@ -30,7 +30,7 @@ impl EngineCache {
         is_young.then(|| Rc::clone(&known.engines))
     }
 
-    /// Stores the engine list of a prefill server, in place of the oldest one if the cache is full.
+    /// Stores the engine list of a prefill server, instead of the oldest one if the cache is full.
     pub(super) fn put(&mut self, target: &Target, engines: Rc<[BootstrapEngine]>, now: Instant) {
         if self.known.len() >= BOOTSTRAPS_MAX {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.since);

@@ -10,7 +10,7 @@ use super::relay::{self, PendingResponse};
 use super::request::RequestBody;
 use super::shard::Shard;
 use crate::fault::Fault;
-use crate::fleet::Target;
+use crate::fleet::{Endpoint, Target};
 use crate::h1::{self, BodyMeter, Framing};
 use crate::json::Mask;
 use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
@@ -18,8 +18,7 @@ use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Net, would_block};
 use crate::pd::{Api, Role};
 use crate::upstream::{
-    Attempts, CallError, Connection, Deadline, Ended, EndpointId, Engine, Limits, Next, Response,
-    Scope, Timeout,
+    Attempts, CallError, Connection, Deadline, Ended, Limits, Next, Response, Scope, Timeout,
 };
 
 /// A request being forwarded from the client to one engine.
@@ -57,17 +56,13 @@ enum Event {
 /// parameters set by the client are overwritten in place.
 pub(super) async fn forward<N: Net>(
     exchange: &mut Exchange<'_, N>,
-    decoder: EndpointId,
+    decoder: &Endpoint,
     api: Option<Api>,
     expects: bool,
 ) -> Result<(), Fault> {
     let shard = exchange.shard;
-    let target = shard.decoder_target(decoder);
-    let engine = Engine {
-        id: decoder,
-        target,
-        role: Role::Decode,
-    };
+    let target = &decoder.target;
+    let engine = shard.upstreams.engine(Role::Decode, target);
     let mut upload = begin_upload(exchange, target, api)?;
     let mut attempts = Attempts::new(Limits::ONE);
     let mut continued = false;

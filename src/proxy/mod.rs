@@ -5,10 +5,10 @@
 //! 1. `budget`, `request_id`, `head`, `reply`, `request`, `stats`, `engine_cache`: plain data.
 //! 2. [`shard`]: the state of one thread. `client`: a client connection and the waits on it.
 //! 3. `exchange`: one request and its response, the state that everything below shares.
-//! 4. `allowlist`, `trace`, `log`, `routing`, `leg`: what a request may name, what is recorded about
-//!    it, which engines it names, the heads of its legs.
-//! 5. `body`, `relay`, `tunnel`, `forward`: the ways of its bytes. `forward` serves a request by one
-//!    call, whose body is forwarded as it arrives.
+//! 4. `choose`, `allowlist`, `trace`, `log`, `routing`, `leg`: the endpoint that serves a request,
+//!    the engines it names and may name, the heads of its legs, and the facts recorded about it.
+//! 5. `tunnel`, `relay`, `body`, `forward`: the ways of its bytes. `forward` serves a request by
+//!    one call, whose body is forwarded as it arrives.
 //! 6. `flow`: serves a request by several legs.
 //! 7. `serve`: chooses between these, and concludes the exchange. [`session`]: a client connection
 //!    from accept to close.
@@ -20,6 +20,7 @@
 mod allowlist;
 mod body;
 mod budget;
+mod choose;
 mod client;
 mod engine_cache;
 mod exchange;

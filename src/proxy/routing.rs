@@ -3,14 +3,12 @@
 use super::exchange::Exchange;
 use super::{allowlist, trace};
 use crate::config::UpstreamTls;
-use crate::fault::Fault;
 use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
 use crate::h1::Name;
 use crate::metrics::Named;
 use crate::net::Net;
 use crate::pd::candidate::{Candidates, list};
 use crate::pd::connector::PrefixPull;
-use crate::upstream::EndpointId;
 
 /// The engines that a request names in addition to its decoder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,25 +50,6 @@ pub(super) fn routing<N: Net>(exchange: &Exchange<'_, N>) -> Result<Routing, Tar
         encoders: encoders(exchange),
         source: cache_source(exchange),
     })
-}
-
-/// Returns the decoder to use: that of the listener's rank, or the one named by
-/// `x-data-parallel-host-port`. Only rank 0's listener honours the field, as pd-sidecar does
-/// (`docs/pd-sidecar.md#data-parallel-ranks`). Fails if the field names no rank of this proxy.
-pub(super) fn decoder<N: Net>(exchange: &Exchange<'_, N>) -> Result<EndpointId, Fault> {
-    let decoders = &exchange.shard.decoders;
-    let rank = exchange.client.rank;
-    let field = exchange.request.values(Name::XDataParallelHostPort).next();
-    let Some(wanted) = field.filter(|_| rank == 0) else {
-        return Ok(decoders[rank].0);
-    };
-    let pod_ip = exchange.shard.config.pod_ip.as_deref().unwrap_or_default();
-    let ranks = exchange.shard.config.ranks.iter();
-    let rank = ranks.map(|rank| format!("{pod_ip}:{}", rank.listen.port()));
-    rank.zip(decoders)
-        .find(|(key, _)| key.as_bytes() == wanted)
-        .map(|(_, (id, _))| *id)
-        .ok_or(Fault::UnknownRank)
 }
 
 fn prefillers<N: Net>(exchange: &Exchange<'_, N>) -> Result<Vec<Target>, TargetError> {

@@ -8,7 +8,7 @@ use super::exchange::Exchange;
 use super::head::{self, LocalResponse};
 use super::shard::Shard;
 use super::stats::micros_since;
-use super::{allowlist, flow, forward, log, routing, trace};
+use super::{allowlist, choose, flow, forward, log, routing, trace};
 use crate::fault::Fault;
 use crate::h1::{self, Framing, Method};
 use crate::metrics::{CodeClass, Route as RouteLabel, ShardMetrics};
@@ -125,7 +125,6 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
     {
         return Err(Fault::BodyTooLarge);
     }
-    let decoder = routing::decoder(exchange)?;
     match route {
         Route::Health => {
             let status = if exchange.shard.is_unhealthy() {
@@ -135,8 +134,12 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
             };
             exchange.respond_local(status, b"", None, None).await
         }
-        Route::Other => forward::forward(exchange, decoder, None, expects).await,
+        Route::Other => {
+            let decoder = choose::choose(exchange)?;
+            forward::forward(exchange, &decoder, None, expects).await
+        }
         Route::Intercepted(api) => {
+            let decoder = choose::choose(exchange)?;
             trace::trace_forward(exchange, api);
             let mut routing = routing::routing(exchange).map_err(|error| {
                 exchange.stats.outcome = Some((Outcome::Failed, Reason::BadTarget));
@@ -152,9 +155,9 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
             let is_cut = api == Api::Chat && exchange.shard.config.pd.decode_chunk_tokens.is_some();
             if routing.is_local() && !is_cut {
                 exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
-                forward::forward(exchange, decoder, Some(api), expects).await
+                forward::forward(exchange, &decoder, Some(api), expects).await
             } else {
-                flow::run(exchange, api, routing, decoder, expects).await
+                flow::run(exchange, api, routing, &decoder, expects).await
             }
         }
     }

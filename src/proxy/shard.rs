@@ -4,49 +4,37 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 
 use super::budget::Budget;
 use super::engine_cache::EngineCache;
-use crate::config::{Config, MoriConfig};
+use crate::config::Config;
 use crate::fault::Fault;
-use crate::fleet::{Address, Target, TargetAllowlist};
+use crate::fleet::{Address, Service, Snapshot};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access::AccessRing;
 use crate::net::Net;
+use crate::policy::{Choose, Named};
 use crate::trace::{Sampler, TraceRing, Tracer};
 use crate::upstream::{
-    Buffers, EndpointId, OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps,
-    Upstreams,
+    Buffers, OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps, Upstreams,
 };
 
-/// Everything a shard is constructed from.
-pub struct Parts<N: Net> {
+/// The parts that a shard is constructed from.
+pub struct ShardDeps<N: Net> {
     /// The configuration of the process.
     pub config: Arc<Config>,
     /// This shard's counters.
     pub metrics: Arc<ShardMetrics>,
     /// The process-wide budget of buffered bodies.
     pub budget: Arc<Budget>,
-    /// Set for all shards once a drain has started and its settle time (`--drain-settle`) has
-    /// passed: client connections then accept no further request.
-    pub draining: Arc<AtomicBool>,
-    /// Set at the start of a drain, before its settle time: the health endpoint on the data port
-    /// returns 503 from then on.
-    pub unhealthy: Arc<AtomicBool>,
-    /// The local decoder of each rank, in rank order.
-    pub decoders: Vec<Decoder>,
+    /// The state of the fleet, which the control plane replaces.
+    pub fleet: Arc<ArcSwap<Snapshot>>,
     /// Returns whether an address belongs to one of this process's own listeners.
     pub is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
     /// Queues a name look-up for the resolver threads.
     pub resolver: Resolver,
-    /// The `MoRI-IO` configuration with pod names resolved to addresses; `None` if no pod is
-    /// configured by name.
-    pub mori: Option<Arc<ArcSwap<MoriConfig>>>,
-    /// Targets that requests may name; `None` allows any.
-    pub allowlist: Option<Arc<TargetAllowlist>>,
     /// Called when a connect to an engine's Unix socket fails; must not block.
     pub on_socket_failed: OnSocketFailed,
     /// Ring for this shard's access log records; `None` if the access log is off.
@@ -57,19 +45,10 @@ pub struct Parts<N: Net> {
     pub traces: Option<TraceRing>,
 }
 
-impl<N: Net> std::fmt::Debug for Parts<N> {
+impl<N: Net> std::fmt::Debug for ShardDeps<N> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
+        f.debug_struct("ShardDeps").finish_non_exhaustive()
     }
-}
-
-/// The decoder of one rank: its configured location, and the addresses it resolved to at startup.
-#[derive(Clone, Debug)]
-pub struct Decoder {
-    /// Location of the decoder as configured: a host and a port, or a Unix socket.
-    pub target: Target,
-    /// The addresses of the decoder to try, in order.
-    pub addresses: Vec<Address>,
 }
 
 /// The state of one shard. Owned by one thread and never shared.
@@ -80,14 +59,11 @@ pub struct Shard<N: Net> {
     pub(super) budget: Arc<Budget>,
     pub(super) buffers: Rc<Buffers>,
     pub(super) upstreams: Rc<Upstreams<N>>,
-    pub(super) decoders: Vec<(EndpointId, Decoder)>,
-    pub(super) mori: Option<Arc<ArcSwap<MoriConfig>>>,
-    pub(super) allowlist: Option<Arc<TargetAllowlist>>,
+    pub(super) policy: Box<dyn Choose>,
+    fleet: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     pub(super) engines: RefCell<EngineCache>,
     pub(super) access: RefCell<Option<AccessRing>>,
     pub(super) tracer: Option<Rc<Tracer>>,
-    draining: Arc<AtomicBool>,
-    unhealthy: Arc<AtomicBool>,
     sessions: Cell<usize>,
 }
 
@@ -102,23 +78,21 @@ impl<N: Net> std::fmt::Debug for Shard<N> {
 impl<N: Net> Shard<N> {
     /// Creates a shard that runs on `net`. It has no listeners: accepted connections are passed to
     /// [`session::begin`](super::session::begin).
-    pub fn new(net: N, parts: Parts<N>) -> Rc<Self> {
+    pub fn new(net: N, deps: ShardDeps<N>) -> Rc<Self> {
         let buffers = Rc::new(Buffers::new());
-        let own: Vec<_> = parts
-            .decoders
-            .iter()
-            .flat_map(|decoder| decoder.addresses.clone())
-            .collect();
-        let is_own_listener = parts.is_own_listener;
+        let snapshot = deps.fleet.load_full();
+        let decoders = snapshot.decoders.iter();
+        let own: Vec<_> = decoders.flat_map(|one| one.addresses.clone()).collect();
+        let is_own_listener = deps.is_own_listener;
         let upstreams = Upstreams::new(
             net.clone(),
             UpstreamDeps {
-                config: Arc::clone(&parts.config),
-                metrics: Arc::clone(&parts.metrics),
+                config: Arc::clone(&deps.config),
+                metrics: Arc::clone(&deps.metrics),
                 buffers: Rc::clone(&buffers),
-                resolver: parts.resolver,
-                secure: parts.secure,
-                on_socket_failed: parts.on_socket_failed,
+                resolver: deps.resolver,
+                secure: deps.secure,
+                on_socket_failed: deps.on_socket_failed,
                 is_own: Box::new(move |address| {
                     let is_listener = match address {
                         Address::Tcp(address) => is_own_listener(address),
@@ -129,34 +103,30 @@ impl<N: Net> Shard<N> {
                 }),
             },
         );
-        let decoders = parts
-            .decoders
-            .into_iter()
-            .map(|decoder| {
-                let id = upstreams.pin(&decoder.target, &decoder.addresses);
-                (id, decoder)
-            })
-            .collect();
-        let tracer = parts.config.tracing.as_ref().zip(parts.traces);
+        for decoder in &snapshot.decoders {
+            upstreams.pin(&decoder.target, &decoder.addresses);
+        }
+        let pod_ip = deps.config.pod_ip.as_deref().unwrap_or_default();
+        let ranks = deps.config.ranks.iter();
+        let names = ranks.map(|rank| format!("{pod_ip}:{}", rank.listen.port()));
+        let policy = Box::new(Named::new(names.collect()));
+        let tracer = deps.config.tracing.as_ref().zip(deps.traces);
         let tracer = tracer.map(|(tracing, ring)| {
             let sampler = Sampler::per_million(tracing.recorded_per_million);
-            Rc::new(Tracer::new(sampler, ring, Arc::clone(&parts.metrics)))
+            Rc::new(Tracer::new(sampler, ring, Arc::clone(&deps.metrics)))
         });
         Rc::new(Self {
             net,
-            config: parts.config,
-            metrics: parts.metrics,
-            budget: parts.budget,
+            config: deps.config,
+            metrics: deps.metrics,
+            budget: deps.budget,
             buffers,
             upstreams,
-            decoders,
-            mori: parts.mori,
-            allowlist: parts.allowlist,
+            policy,
+            fleet: RefCell::new(Cache::new(deps.fleet)),
             engines: RefCell::default(),
-            access: RefCell::new(parts.access),
+            access: RefCell::new(deps.access),
             tracer,
-            draining: parts.draining,
-            unhealthy: parts.unhealthy,
             sessions: Cell::new(0),
         })
     }
@@ -177,22 +147,21 @@ impl<N: Net> Shard<N> {
         self.upstreams.resolved(resolved);
     }
 
+    /// Calls `read` with the latest state of the fleet.
+    pub(super) fn with_fleet<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
+        read(self.fleet.borrow_mut().load())
+    }
+
     /// Returns whether the settle time of a drain has passed: no further request is started on a
     /// kept-alive connection.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.with_fleet(|fleet| fleet.service == Service::Draining)
     }
 
     /// Returns whether the health endpoint on the data port must return 503, which it does from the
     /// start of a drain on.
     pub(super) fn is_unhealthy(&self) -> bool {
-        self.unhealthy.load(Ordering::Relaxed)
-    }
-
-    /// Returns the configured host and port of a local decoder.
-    pub(super) fn decoder_target(&self, id: EndpointId) -> &Target {
-        let found = self.decoders.iter().find(|(decoder, _)| *decoder == id);
-        &found.unwrap_or(&self.decoders[0]).1.target
+        self.with_fleet(|fleet| fleet.service != Service::Open)
     }
 
     pub(super) fn count_fault(&self, fault: Fault) {

@@ -1,4 +1,4 @@
-//! What the spans of a request record about it: the attributes that pd-sidecar's spans have.
+//! The attributes of a request's spans, which are those of pd-sidecar's spans.
 
 use std::borrow::Cow;
 
@@ -97,8 +97,8 @@ pub(super) fn trace_split<N: Net>(
     });
 }
 
-/// Starts the span of a leg to `target` and returns the trace fields for its head. `leg` is given if
-/// the leg belongs to a split request.
+/// Starts the span of a leg to `target` and returns the trace fields for its head. `leg` is given
+/// if the leg belongs to a split request.
 pub(super) fn trace_leg<N: Net>(
     exchange: &Exchange<'_, N>,
     role: Role,

@@ -26,8 +26,9 @@ struct Lane {
     ended: bool,
 }
 
-/// Forwards the engine's 101 response to the client, then forwards bytes in both directions
-/// until both sides have closed. Fails if the client did not request the upgrade, which was forwarded to the engine if `upgrade_sent`.
+/// Forwards the engine's 101 response to the client, then forwards bytes in both directions until
+/// both sides have closed. Fails if the client did not request the upgrade, which was forwarded to
+/// the engine if `upgrade_sent`.
 pub(super) async fn relay_upgrade<N: Net>(
     exchange: &mut Exchange<'_, N>,
     upstream: Connection<N>,

@@ -68,7 +68,7 @@ impl Ended {
     }
 }
 
-/// What follows an attempt.
+/// The action that follows an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// The request is sent again to the same engine on a new connection. The engine had closed an

@@ -4,7 +4,8 @@
 //! Replays, timing and the span of a leg are handled here and nowhere else.
 
 use super::attempts::{Attempts, Ended, Limits, Next};
-use super::connection::{CleanEnd, Connection, Engine};
+use super::connection::{CleanEnd, Connection};
+use super::engine::Engine;
 use super::error::CallError;
 use super::request::SplicedRequest;
 use super::response::Response;
@@ -136,8 +137,8 @@ impl<N: Net> Upstreams<N> {
         status.map(|_| response)
     }
 
-    /// Waits for the response head to a request whose upload has ended. The recorded duration of the
-    /// leg covers exactly this.
+    /// Waits for the response head to a request whose upload has ended. The recorded duration of
+    /// the leg covers exactly this.
     pub(crate) async fn await_response<S: Scope<N>>(
         &self,
         scope: &S,
@@ -171,7 +172,7 @@ impl<N: Net> Upstreams<N> {
                         .await?
                 }
             };
-            if call.leg.role == Role::Prefill && self.is_self(call.engine.id) {
+            if call.leg.role == Role::Prefill && self.is_self(call.engine) {
                 // Treat a prefill candidate that is this proxy or its decoder like one that
                 // refuses, so that the next candidate is tried.
                 return Err(CallError::Failed(Cause::Refused));

@@ -4,13 +4,13 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::attempts::Reuse;
+use super::engine::Engine;
 use super::error::CallError;
-use super::pool::EndpointId;
+use super::pool::SlotId;
 use super::scope::{Scope, Stage};
 use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout};
 use crate::fault::Cause;
-use crate::fleet::Target;
 use crate::limits::ADDRESSES_MAX;
 use crate::metrics::{Phase, ShardMetrics};
 use crate::net::{Conn, Net};
@@ -19,7 +19,7 @@ use crate::pd::Role;
 /// An engine connection in use. Dropping it closes it, which makes the engine abort the request.
 pub(crate) struct Connection<N: Net> {
     conn: N::Conn,
-    id: EndpointId,
+    slot: SlotId,
     /// Whether the connection was taken from the pool, so that the engine may have closed it in the
     /// meantime.
     pub(crate) reused: bool,
@@ -38,17 +38,8 @@ impl<N: Net> Connection<N> {
 
     /// Returns the connection to the pool.
     pub(crate) fn release(self, upstreams: &Upstreams<N>, _: CleanEnd) {
-        upstreams.pools.checkin(self.id, self.conn);
+        upstreams.pools.checkin(self.slot, self.conn);
     }
-}
-
-/// The engine that a call is sent to: its endpoint in the pool, its configured location, and its
-/// role in the call.
-#[derive(Clone, Copy)]
-pub(crate) struct Engine<'a> {
-    pub(crate) id: EndpointId,
-    pub(crate) target: &'a Target,
-    pub(crate) role: Role,
 }
 
 /// Proof that an exchange on a connection has ended cleanly, so that the connection can serve
@@ -101,14 +92,14 @@ impl<N: Net> Upstreams<N> {
         let active = Active::new(&self.metrics, engine.role);
         let connection = |conn, reused| Connection {
             conn,
-            id: engine.id,
+            slot: engine.slot,
             reused,
             broke: Cell::new(false),
             is_sent: Cell::new(false),
             _active: active,
         };
         if reuse == Reuse::Allowed
-            && let Some(conn) = self.pools.checkout(engine.id)
+            && let Some(conn) = self.pools.checkout(engine.slot)
         {
             return Ok(connection(conn, true));
         }
@@ -127,10 +118,10 @@ impl<N: Net> Upstreams<N> {
         deadline: Deadline,
     ) -> Result<N::Conn, CallError> {
         const TIMED_OUT: CallError = CallError::TimedOut(Timeout::Connect);
-        let Engine { id, target, role } = engine;
+        let Engine { target, role, .. } = engine;
         let wait = self.config.timeouts.connect;
         let sooner = || Deadline::of(self.net.now(), wait, Timeout::Connect).or_sooner(deadline);
-        let addresses = self.addresses(scope, id, target, sooner()).await?;
+        let addresses = self.addresses(scope, engine, sooner()).await?;
         let mut timed_out = false;
         for address in addresses.iter().take(ADDRESSES_MAX) {
             let conn = match self.begin_connect(scope, address, sooner()).await {

@@ -25,7 +25,7 @@ use crate::pd::Role;
 /// Identifies an endpoint (an engine's target in one role) in a shard's table. The id of an
 /// endpoint that has been replaced matches nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EndpointId {
+pub(crate) struct SlotId {
     slot: usize,
     generation: u32,
 }
@@ -113,7 +113,7 @@ impl<N: Net> Pools<N> {
 
     /// Adds an endpoint that is never replaced, and returns its id. Pinned endpoints must be added
     /// before all others.
-    pub(crate) fn pin(&self, role: Role, target: &Target) -> EndpointId {
+    pub(crate) fn pin(&self, role: Role, target: &Target) -> SlotId {
         let id = self.endpoint(role, target);
         let mut table = self.table.borrow_mut();
         debug_assert!(
@@ -125,12 +125,12 @@ impl<N: Net> Pools<N> {
     }
 
     /// Returns the id of `target` in a role, and adds it to the table on first use.
-    pub(crate) fn endpoint(&self, role: Role, target: &Target) -> EndpointId {
+    pub(crate) fn endpoint(&self, role: Role, target: &Target) -> SlotId {
         let mut table = self.table.borrow_mut();
         if let Some(&slot) = table.by_target[role.index()].get(target) {
             let endpoint = &mut table.endpoints[slot];
             endpoint.last_used = self.net.now();
-            return EndpointId {
+            return SlotId {
                 slot,
                 generation: endpoint.generation,
             };
@@ -154,12 +154,12 @@ impl<N: Net> Pools<N> {
         if let Some(old) = replaced {
             self.count_idle(old.role, 0, old.idle.len());
         }
-        EndpointId { slot, generation }
+        SlotId { slot, generation }
     }
 
     /// Returns the addresses of an endpoint and the time at which they were stored. Returns `None`
     /// for a name that has not been resolved yet, or an endpoint that has been replaced.
-    pub(crate) fn addresses(&self, id: EndpointId) -> Option<(Rc<[Address]>, Instant)> {
+    pub(crate) fn addresses(&self, id: SlotId) -> Option<(Rc<[Address]>, Instant)> {
         let table = self.table.borrow();
         let endpoint = table.get(id)?;
         (!endpoint.addresses.is_empty())
@@ -168,7 +168,7 @@ impl<N: Net> Pools<N> {
 
     /// Stores the addresses that an endpoint's name resolved to. Does nothing if the endpoint has
     /// been replaced.
-    pub(crate) fn set_addresses(&self, id: EndpointId, addresses: Rc<[Address]>) {
+    pub(crate) fn set_addresses(&self, id: SlotId, addresses: Rc<[Address]>) {
         if let Some(endpoint) = self.table.borrow_mut().get_mut(id) {
             endpoint.addresses = addresses;
             endpoint.addresses_at = self.net.now();
@@ -202,7 +202,7 @@ impl<N: Net> Pools<N> {
     /// once per endpoint and address list; its result is cached.
     pub(crate) fn is_self(
         &self,
-        id: EndpointId,
+        id: SlotId,
         is_own_address: impl FnOnce(&[Address]) -> bool,
     ) -> bool {
         let mut table = self.table.borrow_mut();
@@ -224,7 +224,7 @@ impl<N: Net> Pools<N> {
     /// Checks the socket itself, at a cost of 0.4 us: bytes that have arrived but that the keeper
     /// has not noticed yet would be mistaken for the response to the next request. Closes
     /// connections that fail the check or have reached the idle limit.
-    pub(crate) fn checkout(&self, id: EndpointId) -> Option<N::Conn> {
+    pub(crate) fn checkout(&self, id: SlotId) -> Option<N::Conn> {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
         let endpoint = table.get_mut(id)?;
@@ -251,7 +251,7 @@ impl<N: Net> Pools<N> {
     /// Puts a connection back on its endpoint's stack after an exchange that ended cleanly. The
     /// connection is closed instead if the stack is full, the endpoint has been replaced, or
     /// something has already arrived on the connection.
-    pub(crate) fn checkin(&self, id: EndpointId, conn: N::Conn) {
+    pub(crate) fn checkin(&self, id: SlotId, conn: N::Conn) {
         let now = self.net.now();
         let keeper = self.keeper.borrow().clone();
         if !is_quiet(&conn, &mut Context::from_waker(&keeper)) {
@@ -309,13 +309,13 @@ impl<N: Net> Pools<N> {
 }
 
 impl<C> Table<C> {
-    fn get(&self, id: EndpointId) -> Option<&Endpoint<C>> {
+    fn get(&self, id: SlotId) -> Option<&Endpoint<C>> {
         self.endpoints
             .get(id.slot)
             .filter(|endpoint| endpoint.generation == id.generation)
     }
 
-    fn get_mut(&mut self, id: EndpointId) -> Option<&mut Endpoint<C>> {
+    fn get_mut(&mut self, id: SlotId) -> Option<&mut Endpoint<C>> {
         self.endpoints
             .get_mut(id.slot)
             .filter(|endpoint| endpoint.generation == id.generation)

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::engine::Engine;
 use super::error::CallError;
-use super::pool::EndpointId;
 use super::scope::{Scope, Stage};
 use super::upstreams::Upstreams;
 use super::wait::Deadline;
@@ -21,11 +21,11 @@ impl<N: Net> Upstreams<N> {
     pub(crate) async fn addresses<S: Scope<N>>(
         &self,
         scope: &S,
-        id: EndpointId,
-        target: &Target,
+        engine: Engine<'_>,
         deadline: Deadline,
     ) -> Result<Rc<[Address]>, CallError> {
-        let known = self.pools.addresses(id);
+        let target = engine.target;
+        let known = self.pools.addresses(engine.slot);
         if let Some((addresses, at)) = &known {
             let is_young = self.net.now().since(*at) < Duration::from_secs(RESOLVED_SECS_MAX);
             if target.name().is_none() || is_young {

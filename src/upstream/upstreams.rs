@@ -5,8 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::buffers::Buffers;
+use super::engine::Engine;
 use super::lookup::{Lookups, Resolved, Resolver};
-use super::pool::{EndpointId, Pools};
+use super::pool::Pools;
 use crate::config::Config;
 use crate::fleet::{Address, SocketPath, Target};
 use crate::metrics::ShardMetrics;
@@ -69,16 +70,19 @@ impl<N: Net> Upstreams<N> {
         })
     }
 
-    /// Returns the id of an engine's endpoint, and adds it on first use.
-    pub(crate) fn endpoint(&self, role: Role, target: &Target) -> EndpointId {
-        self.pools.endpoint(role, target)
+    /// Returns the engine at `target` in a role, and adds it to the pool on first use.
+    pub(crate) fn engine<'t>(&self, role: Role, target: &'t Target) -> Engine<'t> {
+        Engine {
+            slot: self.pools.endpoint(role, target),
+            target,
+            role,
+        }
     }
 
     /// Adds the endpoint of a local decoder with its addresses. It is never replaced.
-    pub(crate) fn pin(&self, target: &Target, addresses: &[Address]) -> EndpointId {
-        let id = self.pools.pin(Role::Decode, target);
-        self.pools.set_addresses(id, addresses.into());
-        id
+    pub(crate) fn pin(&self, target: &Target, addresses: &[Address]) {
+        let slot = self.pools.pin(Role::Decode, target);
+        self.pools.set_addresses(slot, addresses.into());
     }
 
     /// Stores the result of a name look-up and wakes the tasks that wait for it.
@@ -91,12 +95,12 @@ impl<N: Net> Upstreams<N> {
         }
     }
 
-    /// Returns whether the endpoint `id` is this proxy or one of its local decoders. A request must
+    /// Returns whether an engine is this proxy or one of its local decoders. A request must
     /// not be split with such a prefiller: the decoder would be handed its own KV cache (an engine
     /// returns 500), or the request would loop.
-    pub(crate) fn is_self(&self, id: EndpointId) -> bool {
+    pub(crate) fn is_self(&self, engine: Engine<'_>) -> bool {
         self.pools
-            .is_self(id, |addresses| addresses.iter().any(&self.is_own))
+            .is_self(engine.slot, |addresses| addresses.iter().any(&self.is_own))
     }
 
     /// Returns the number of legs that run as separate tasks.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::keys::{self, Key};
 use super::super::{KvConnector, MoriConfig, units};
 use super::Reader;
-use crate::fleet::Target;
+use crate::fleet::{MoriHosts, Target};
 
 /// Upper limit of tensor- and data-parallel sizes. A larger value can only be a typing error.
 const PARALLEL_SIZE_MAX: u32 = 65_536;
@@ -25,8 +25,10 @@ impl Reader<'_> {
             tp_size: self.count(&keys::MORIIO_TP_SIZE, 1, PARALLEL_SIZE_MAX),
             dp_size: self.count(&keys::MORIIO_DP_SIZE, 1, PARALLEL_SIZE_MAX),
             dp_size_local: self.dp_size_local(),
-            prefill_hosts: self.hosts(&keys::MORIIO_REMOTE_HOSTS),
-            decode_hosts: self.hosts(&keys::MORIIO_DECODE_HOSTS),
+            hosts: MoriHosts {
+                prefill: self.hosts(&keys::MORIIO_REMOTE_HOSTS),
+                decode: self.hosts(&keys::MORIIO_DECODE_HOSTS),
+            },
             resolve_ttl: self.seconds("MORIIO_DNS_RESOLVE_TTL_SECONDS", defaults.resolve_ttl),
             resolve_timeout: self.seconds(
                 "MORIIO_DNS_RESOLVE_TIMEOUT_SECONDS",
@@ -39,8 +41,8 @@ impl Reader<'_> {
                 connector.name()
             ));
         }
-        self.check_pods(&keys::MORIIO_REMOTE_HOSTS, &mori, &mori.prefill_hosts);
-        self.check_pods(&keys::MORIIO_DECODE_HOSTS, &mori, &mori.decode_hosts);
+        self.check_pods(&keys::MORIIO_REMOTE_HOSTS, &mori, &mori.hosts.prefill);
+        self.check_pods(&keys::MORIIO_DECODE_HOSTS, &mori, &mori.hosts.decode);
         mori
     }
 

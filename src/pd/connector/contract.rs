@@ -1,4 +1,4 @@
-//! What a connector is: the trait [`Connector`] and the rules that are data.
+//! The contract of a connector: the trait [`Connector`], and the rules that are data.
 
 use std::time::Duration;
 

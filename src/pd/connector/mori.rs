@@ -142,8 +142,8 @@ impl Ranks {
         };
         Self {
             local,
-            prefill: first_rank_of(&mori.prefill_hosts, &peer.host()) + local,
-            decode: first_rank_of(&mori.decode_hosts, &mori.local_pod_ip) + local,
+            prefill: first_rank_of(&request.hosts.prefill, &peer.host()) + local,
+            decode: first_rank_of(&request.hosts.decode, &mori.local_pod_ip) + local,
         }
     }
 }
@@ -188,7 +188,7 @@ fn prefill_leg(
         mori.tp_size,
         mori.dp_size,
     );
-    push_hosts(&mut params, mori, &mori.decode_hosts);
+    push_hosts(&mut params, mori, &request.hosts.decode);
     if let Some(source) = &peer.source {
         params.push_str(&format!(r#","remote_kv_source":{}"#, source.object()));
     }
@@ -225,7 +225,7 @@ fn concurrent_decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, Ed
         mori.dp_size,
         handshake = mori.prefill_handshake_port,
     );
-    push_hosts(&mut params, mori, &mori.prefill_hosts);
+    push_hosts(&mut params, mori, &request.hosts.prefill);
     params.push('}');
     let mut decode = request.decode_leg(params.as_bytes(), Take::Response(None))?;
     decode.rank = header_rank(mori, ranks.local);
@@ -278,7 +278,7 @@ fn serial_decode_leg(
         ("remote_dp_size", mori.dp_size.to_string(), false),
         (
             "remote_hosts",
-            QuotedList(&mori.prefill_hosts).to_string(),
+            QuotedList(&request.hosts.prefill).to_string(),
             false,
         ),
         (
@@ -288,8 +288,8 @@ fn serial_decode_leg(
         ),
     ];
     let is_used = |name: &str| match name {
-        "remote_hosts" => !mori.prefill_hosts.is_empty(),
-        "remote_dp_size_local" => !mori.prefill_hosts.is_empty() && mori.dp_size_local.is_some(),
+        "remote_hosts" => !request.hosts.prefill.is_empty(),
+        "remote_dp_size_local" => !request.hosts.prefill.is_empty() && mori.dp_size_local.is_some(),
         _ => true,
     };
     let edits: Vec<Edit<'_>> = values
@@ -425,8 +425,8 @@ mod tests {
     fn m3_ranks_of_several_pods_are_counted_over_the_pods() {
         let mut subject = subject(16, Some(8));
         let hosts = |last: [u8; 2]| last.map(|n| format!("10.4.0.{n}")).to_vec();
-        subject.mori.prefill_hosts = hosts([6, 7]);
-        subject.mori.decode_hosts = hosts([2, 3]);
+        subject.mori.hosts.prefill = hosts([6, 7]);
+        subject.mori.hosts.decode = hosts([2, 3]);
         let body = &subject.body;
         let local = rank(NAME, 8);
         let [prefill, decode] = pair(&MoriConcurrent, &subject.request(), &peer());

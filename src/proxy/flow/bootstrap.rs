@@ -13,7 +13,7 @@ use crate::net::Net;
 use crate::pd::bootstrap::engines;
 use crate::pd::{BootstrapEngine, Collected, Leg, Peer, Role, Take};
 use crate::proxy::exchange::Exchange;
-use crate::upstream::{Call, CallEnd, CallError, Deadline, Deadlines, Engine, HeadWriter, Timeout};
+use crate::upstream::{Call, CallEnd, CallError, Deadline, Deadlines, HeadWriter, Timeout};
 
 /// Returns one of the prefill server's engines, chosen at random from the cached list or, if
 /// none is cached, from the list that a new query to `port` returns.
@@ -94,11 +94,7 @@ async fn query<N: Net>(exchange: &Exchange<'_, N>, server: &Target) -> Result<Ve
         request_id: None,
     };
     let call = Call {
-        engine: Engine {
-            id: shard.upstreams.endpoint(Role::Bootstrap, server),
-            target: server,
-            role: Role::Bootstrap,
-        },
+        engine: shard.upstreams.engine(Role::Bootstrap, server),
         head: &head,
         leg: &leg,
         body: &[],

@@ -26,8 +26,8 @@ use crate::proxy::relay::PendingResponse;
 use crate::proxy::shard::Shard;
 use crate::proxy::{leg, log};
 use crate::upstream::{
-    Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, Engine, LegTask,
-    Limits, Next, Response, Reuse, Scope, Stage, TaskGuard, Timeout,
+    Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, LegTask, Limits,
+    Next, Response, Reuse, Scope, Stage, TaskGuard, Timeout,
 };
 
 type PrefillEnd<N> = Result<CallEnd<N>, CallError>;
@@ -147,17 +147,13 @@ async fn connect<N: Net>(
     target: &Target,
 ) -> Result<Connection<N>, CallError> {
     let shard = exchange.shard;
-    let engine = Engine {
-        id: shard.upstreams.endpoint(Role::Prefill, target),
-        target,
-        role: Role::Prefill,
-    };
+    let engine = shard.upstreams.engine(Role::Prefill, target);
     let connected = shard
         .upstreams
         .connect(exchange, engine, Reuse::Allowed, Deadline::NONE)
         .await;
     match connected {
-        Ok(_) if shard.upstreams.is_self(engine.id) => Err(CallError::Failed(Cause::Refused)),
+        Ok(_) if shard.upstreams.is_self(engine) => Err(CallError::Failed(Cause::Refused)),
         Err(error) if error.is_refused() => {
             shard.engines.borrow_mut().forget(target);
             Err(error)
@@ -179,7 +175,6 @@ fn begin_prefill<N: Net>(
     let shard = exchange.shard;
     let head = leg::spliced_head(exchange, target, &leg)?;
     let trace = exchange.trace.detach();
-    let id = shard.upstreams.endpoint(Role::Prefill, target);
     let (target, body) = (target.clone(), Rc::clone(&split.body));
     let pd = &shard.config.pd;
     let now = shard.net.now();
@@ -198,11 +193,7 @@ fn begin_prefill<N: Net>(
         trace,
         async move |context| {
             let call = Call {
-                engine: Engine {
-                    id,
-                    target: &target,
-                    role: Role::Prefill,
-                },
+                engine: context.upstreams().engine(Role::Prefill, &target),
                 head: &head,
                 leg: &leg,
                 body: &body.bytes,

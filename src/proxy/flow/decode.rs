@@ -18,18 +18,9 @@ use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
 use crate::proxy::relay::{PendingResponse, Rewrite};
 use crate::upstream::{
-    Attempts, Call, CallError, Connection, Deadline, Deadlines, Ended, Engine, Limits, Next,
-    Response, Reuse, Timeout,
+    Attempts, Call, CallError, Connection, Deadline, Deadlines, Ended, Limits, Next, Response,
+    Reuse, Timeout,
 };
-
-/// Returns the decoder of the request as the engine of a call.
-fn engine<'s, N: Net>(exchange: &Exchange<'s, N>, split: &Split) -> Engine<'s> {
-    Engine {
-        id: split.decoder,
-        target: exchange.shard.decoder_target(split.decoder),
-        role: Role::Decode,
-    }
-}
 
 /// Returns a connection to the decoder of the request. Bounded by the connect timeout only.
 pub(super) async fn connect_decoder<N: Net>(
@@ -37,8 +28,8 @@ pub(super) async fn connect_decoder<N: Net>(
     split: &Split,
     reuse: Reuse,
 ) -> Result<Connection<N>, Fault> {
-    let engine = engine(exchange, split);
     let upstreams = &exchange.shard.upstreams;
+    let engine = upstreams.engine(Role::Decode, &split.decoder.target);
     let connected = upstreams.connect(exchange, engine, reuse, Deadline::NONE);
     connected.await.map_err(|error| error.fault(Role::Decode))
 }
@@ -51,7 +42,8 @@ pub(super) async fn decode_local<N: Net>(
 ) -> Result<PendingResponse<N>, Fault> {
     exchange.enter(Phase::FirstByte);
     exchange.stats.attempts += 1;
-    let engine = engine(exchange, split);
+    let upstreams = &exchange.shard.upstreams;
+    let engine = upstreams.engine(Role::Decode, &split.decoder.target);
     let head = leg::spliced_head(exchange, engine.target, leg)?;
     let call = Call {
         engine,
@@ -60,7 +52,6 @@ pub(super) async fn decode_local<N: Net>(
         body: &split.body.bytes,
         is_counted: true,
     };
-    let upstreams = &exchange.shard.upstreams;
     let responded = upstreams.respond(exchange, &call, &Deadlines::NONE).await;
     let responded = responded.map_err(|error| error.fault(Role::Decode))?;
     Ok(PendingResponse::new(responded))
@@ -209,7 +200,8 @@ pub(super) async fn decode_once<N: Net>(
 ) -> Result<Response, CallError> {
     exchange.enter(Phase::FirstByte);
     exchange.stats.attempts += 1;
-    let engine = engine(exchange, split);
+    let upstreams = &exchange.shard.upstreams;
+    let engine = upstreams.engine(Role::Decode, &split.decoder.target);
     let head = leg::spliced_head(exchange, engine.target, leg)?;
     let call = Call {
         engine,
@@ -222,7 +214,6 @@ pub(super) async fn decode_once<N: Net>(
         send,
         ..Deadlines::NONE
     };
-    let upstreams = &exchange.shard.upstreams;
     upstreams
         .respond_on(exchange, upstream, &call, &deadlines)
         .await

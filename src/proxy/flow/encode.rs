@@ -15,7 +15,7 @@ use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::trace;
 use crate::upstream::{
-    Call, CallEnd, CallError, Deadline, Deadlines, Engine, HeadWriter, LegTask, Scope, Stage,
+    Call, CallEnd, CallError, Deadline, Deadlines, HeadWriter, LegTask, Scope, Stage,
 };
 
 /// Largest number of bytes of an encoder's error body that are included in the response to the
@@ -75,7 +75,6 @@ fn begin_encode<N: Net>(
     let shard = exchange.shard;
     let head = encode_head(exchange, target, &leg, index);
     let trace = exchange.trace.detach();
-    let id = shard.upstreams.endpoint(Role::Encode, target);
     let (target, body) = (target.clone(), Rc::clone(&split.body));
     LegTask::begin(
         &shard.upstreams,
@@ -83,11 +82,7 @@ fn begin_encode<N: Net>(
         trace,
         async move |context| {
             let call = Call {
-                engine: Engine {
-                    id,
-                    target: &target,
-                    role: Role::Encode,
-                },
+                engine: context.upstreams().engine(Role::Encode, &target),
                 head: &head,
                 leg: &leg,
                 body: &body.bytes,

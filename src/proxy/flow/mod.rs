@@ -16,6 +16,8 @@ mod release;
 mod serial;
 mod split;
 
+use std::sync::Arc;
+
 use split::Split;
 
 use super::body;
@@ -25,12 +27,12 @@ use super::routing::Routing;
 use super::trace;
 use crate::config::OnPrefillFailure;
 use crate::fault::Fault;
-use crate::fleet::Target;
+use crate::fleet::{Endpoint, Target};
 use crate::json::EditError;
 use crate::metrics::{Direction, Phase};
 use crate::net::{Instant, Net};
 use crate::pd::{Api, Leg, Order, Outcome, Reason, Role, connector, request};
-use crate::upstream::{CallError, Deadline, EndpointId, Timeout};
+use crate::upstream::{CallError, Deadline, Timeout};
 
 /// Serves an intercepted request whose body must be known before its first leg is sent: reads
 /// the body, runs the legs and sends the response.
@@ -38,7 +40,7 @@ pub(super) async fn run<N: Net>(
     exchange: &mut Exchange<'_, N>,
     api: Api,
     routing: Routing,
-    decoder: EndpointId,
+    decoder: &Arc<Endpoint>,
     expects: bool,
 ) -> Result<(), Fault> {
     let targets = routing.prefillers;
@@ -147,16 +149,12 @@ fn record_request_overhead<N: Net>(exchange: &mut Exchange<'_, N>, since: Instan
 /// Returns whether a prefill target is this proxy or one of its decoders. Returns `false` if a
 /// name does not resolve in time; the connect attempt then reports the failure.
 async fn names_self<N: Net>(exchange: &Exchange<'_, N>, target: &Target) -> Result<bool, Fault> {
-    let id = exchange.shard.upstreams.endpoint(Role::Prefill, target);
+    let upstreams = &exchange.shard.upstreams;
+    let engine = upstreams.engine(Role::Prefill, target);
     let wait = exchange.shard.config.timeouts.connect;
     let deadline = Deadline::of(exchange.shard.net.now(), wait, Timeout::Connect);
-    match exchange
-        .shard
-        .upstreams
-        .addresses(exchange, id, target, deadline)
-        .await
-    {
-        Ok(_) => Ok(exchange.shard.upstreams.is_self(id)),
+    match upstreams.addresses(exchange, engine, deadline).await {
+        Ok(_) => Ok(upstreams.is_self(engine)),
         Err(CallError::Disconnected) => Err(Fault::ClientGone),
         Err(_) => Ok(false),
     }

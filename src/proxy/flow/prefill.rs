@@ -12,8 +12,8 @@ use crate::proxy::relay::PendingResponse;
 use crate::proxy::stats::micros_since;
 use crate::proxy::{leg, log};
 use crate::upstream::{
-    Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, Engine, Limits,
-    Next, Response, Timeout,
+    Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, Limits, Next,
+    Response, Timeout,
 };
 
 /// The parts of the prefill response that the decode leg needs.
@@ -118,11 +118,7 @@ async fn prefill_once<N: Net>(
     let deadline = Deadline::of(exchange.shard.net.now(), pd.prefill_timeout, Timeout::Leg);
     let head = leg::spliced_head(exchange, target, &leg)?;
     let call = Call {
-        engine: Engine {
-            id: exchange.shard.upstreams.endpoint(Role::Prefill, target),
-            target,
-            role: Role::Prefill,
-        },
+        engine: exchange.shard.upstreams.engine(Role::Prefill, target),
         head: &head,
         leg: &leg,
         body: &split.body.bytes,

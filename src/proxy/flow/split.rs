@@ -3,20 +3,19 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::config::{Config, MoriConfig};
-use crate::fleet::Target;
+use crate::config::Config;
+use crate::fleet::{Endpoint, MoriHosts, Target};
 use crate::net::Net;
 use crate::pd::chunked::Progress;
 use crate::pd::{Api, Connector, Encoded, KvSource, PdRequest, Peer, Uuid, peer};
 use crate::proxy::body::Body;
 use crate::proxy::shard::Shard;
-use crate::upstream::EndpointId;
 
 /// A request served by legs after its body has been read, and everything its legs are built from.
 pub(super) struct Split {
     pub(super) api: Api,
     pub(super) body: Rc<Body>,
-    pub(super) decoder: EndpointId,
+    pub(super) decoder: Arc<Endpoint>,
     pub(super) encoded: Option<Encoded>,
     /// Progress of a chunked decode; `None` if the request is decoded in one call.
     pub(super) chunk: Option<Box<Progress>>,
@@ -25,8 +24,8 @@ pub(super) struct Split {
     uuid: Uuid,
     random: u64,
     config: Arc<Config>,
-    /// `config.pd.mori` with pod names resolved; `None` if no pod is configured by name.
-    mori: Option<Arc<MoriConfig>>,
+    /// The pods of `MoRI-IO` with names resolved; `None` if none is configured by name.
+    mori: Option<Arc<MoriHosts>>,
 }
 
 impl Split {
@@ -36,21 +35,21 @@ impl Split {
         shard: &Shard<N>,
         api: Api,
         body: Body,
-        decoder: EndpointId,
+        decoder: &Arc<Endpoint>,
         source: Option<Target>,
     ) -> Self {
         let net = &shard.net;
         let mut split = Self {
             api,
             body: Rc::new(body),
-            decoder,
+            decoder: Arc::clone(decoder),
             encoded: None,
             chunk: None,
             source: None,
             uuid: Uuid::v4([net.random(), net.random()]),
             random: net.random(),
             config: Arc::clone(&shard.config),
-            mori: shard.mori.as_ref().map(|mori| mori.load_full()),
+            mori: shard.with_fleet(|fleet| fleet.mori.clone()),
         };
         split.source = source.map(|target| {
             let source = KvSource {
@@ -72,7 +71,8 @@ impl Split {
             random: self.random,
             owned: self.config.pd.owned(),
             encoded: self.encoded.as_ref(),
-            mori: self.mori.as_deref().unwrap_or(&self.config.pd.mori),
+            mori: &self.config.pd.mori,
+            hosts: self.mori.as_deref().unwrap_or(&self.config.pd.mori.hosts),
             chunk: self.chunk.as_deref(),
         }
     }

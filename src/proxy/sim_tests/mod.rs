@@ -12,7 +12,6 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 
@@ -68,7 +67,7 @@ async fn run_simulation(stage: Rc<Stage>) -> [u64; 3] {
     if stage.plot.drains {
         stage.net.sleep(stage.random_delay()).await;
         stage.drain_begun.set(true);
-        stage.draining.store(true, Ordering::Relaxed);
+        stage.begin_drain();
         stage.net.nudge_all();
     }
     let clients_end = async {

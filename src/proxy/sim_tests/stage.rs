@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use serde_json::Value;
 
 use crate::config::{
@@ -17,13 +17,13 @@ use crate::config::{
     PdConfig, RankConfig, Timeouts, TlsConfig, UpstreamConfig,
 };
 use crate::fault::LABELS;
-use crate::fleet::Target;
+use crate::fleet::{Change, EndpointSpec, Registry, Service, Snapshot, Target};
 use crate::metrics::ShardMetrics;
 use crate::net::sim::SimNet;
 use crate::net::{Instant, Net};
 use crate::pd::Role;
 use crate::proxy::Budget;
-use crate::proxy::shard::{Decoder, Parts, Shard};
+use crate::proxy::shard::{Shard, ShardDeps};
 
 pub(super) const DECODER: &str = "192.0.2.10:8200";
 pub(super) const PREFILLERS: [&str; 2] = ["192.0.2.20:8000", "192.0.2.21:8000"];
@@ -116,7 +116,8 @@ pub(super) struct Stage {
     pub(super) net: SimNet,
     pub(super) shard: Rc<Shard<SimNet>>,
     pub(super) budget: Arc<Budget>,
-    pub(super) draining: Arc<AtomicBool>,
+    fleet: Arc<ArcSwap<Snapshot>>,
+    registry: RefCell<Registry>,
     pub(super) plot: Scenario,
     pub(super) log: RefCell<Log>,
     pub(super) clients_left: Cell<usize>,
@@ -223,36 +224,42 @@ impl Stage {
         is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
     ) -> Rc<Self> {
         let budget = Budget::new(config.limits.body_budget_bytes);
-        let draining = Arc::new(AtomicBool::new(false));
-        let parts = Parts {
+        let decoder = EndpointSpec {
+            target: Target::parse(DECODER.as_bytes()).unwrap(),
+            addresses: vec![DECODER.parse::<SocketAddr>().unwrap().into()],
+        };
+        let registry = Registry::new(vec![decoder]);
+        let fleet = Arc::new(ArcSwap::from_pointee(registry.snapshot().clone()));
+        let deps = ShardDeps {
             config: Arc::new(config),
             metrics: Arc::new(ShardMetrics::new(LABELS.len())),
             budget: Arc::clone(&budget),
-            draining: Arc::clone(&draining),
-            unhealthy: Arc::default(),
-            decoders: vec![Decoder {
-                target: Target::parse(DECODER.as_bytes()).unwrap(),
-                addresses: vec![DECODER.parse::<SocketAddr>().unwrap().into()],
-            }],
+            fleet: Arc::clone(&fleet),
             is_own_listener,
             resolver: Box::new(|_| false),
-            mori: None,
-            allowlist: None,
             on_socket_failed: Box::new(|_, _| ()),
             access: None,
             secure: Box::new(|conn, _, _| conn),
             traces: None,
         };
         Rc::new(Self {
-            shard: Shard::new(net.clone(), parts),
+            shard: Shard::new(net.clone(), deps),
             net: net.clone(),
             budget,
-            draining,
+            fleet,
+            registry: RefCell::new(registry),
             plot,
             log: RefCell::default(),
             clients_left: Cell::new(0),
             drain_begun: Cell::new(false),
         })
+    }
+
+    /// Publishes that the process is draining.
+    pub(super) fn begin_drain(&self) {
+        let mut registry = self.registry.borrow_mut();
+        registry.apply(Change::Service(Service::Draining));
+        self.fleet.store(Arc::new(registry.snapshot().clone()));
     }
 
     /// Returns a random text in which each word starts with the request id, so that it is unique to

@@ -9,7 +9,6 @@ use std::io::{Read, Write};
 use std::net::ToSocketAddrs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,9 +18,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
+use super::publish::{Changes, Published};
 use crate::admin::DecoderStates;
-use crate::fleet::{Address, Target};
-use crate::proxy::shard::Decoder;
+use crate::fleet::{Address, Change, Health, Target};
 
 /// Time after the request for a health check during which its results are reused and no new check
 /// is requested.
@@ -31,109 +30,108 @@ const CHECK_AGE_MAX: Duration = Duration::from_secs(5);
 /// decoder whose connects exceed it is reported as `unreachable`.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-const STATES: [&str; 5] = ["unknown", "ready", "not ready", "silent", "unreachable"];
-
-struct Watched {
-    target: Target,
-    state: AtomicU8,
-}
-
 /// Spawns the task that checks the health of the decoders, over TLS if `tls` is given. Returns a
 /// function that reports the results of the last check and requests another one if that is older
 /// than `CHECK_AGE_MAX`.
-pub(super) fn watch(decoders: &[Decoder], tls: Option<Arc<ClientConfig>>) -> DecoderStates {
-    let watched: Arc<Vec<Watched>> = Arc::new(
-        decoders
-            .iter()
-            .map(|decoder| Watched {
-                target: decoder.target.clone(),
-                state: AtomicU8::new(0),
-            })
-            .collect(),
-    );
+pub(super) fn watch(
+    published: &Published,
+    tls: Option<Arc<ClientConfig>>,
+    changes: Changes,
+) -> DecoderStates {
     let wanted = Arc::new(Notify::new());
-    tokio::spawn(look(Arc::clone(&watched), tls, Arc::clone(&wanted)));
+    tokio::spawn(look(
+        Arc::clone(published),
+        tls,
+        Arc::clone(&wanted),
+        changes,
+    ));
     let asked = Mutex::new(None::<Instant>);
+    let published = Arc::clone(published);
     Arc::new(move || {
         let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.is_none_or(|then| then.elapsed() > CHECK_AGE_MAX) {
             *asked = Some(Instant::now());
             wanted.notify_one();
         }
-        let state = |one: &Watched| STATES[usize::from(one.state.load(Ordering::Relaxed))];
-        watched
-            .iter()
-            .map(|one| (one.target.to_string(), state(one)))
+        let snapshot = published.load();
+        let decoders = snapshot.decoders.iter();
+        decoders
+            .map(|one| (one.target.to_string(), one.health().text()))
             .collect()
     })
 }
 
-async fn look(watched: Arc<Vec<Watched>>, tls: Option<Arc<ClientConfig>>, wanted: Arc<Notify>) {
+async fn look(
+    published: Published,
+    tls: Option<Arc<ClientConfig>>,
+    wanted: Arc<Notify>,
+    changes: Changes,
+) {
     loop {
         wanted.notified().await;
-        for one in watched.iter() {
-            let state = match &tls {
-                None => tokio::time::timeout(CHECK_TIMEOUT, health(one)).await,
-                Some(tls) => Ok(health_over_tls(one, Arc::clone(tls)).await),
+        let snapshot = published.load_full();
+        for one in &snapshot.decoders {
+            let health = match &tls {
+                None => tokio::time::timeout(CHECK_TIMEOUT, health(&one.target)).await,
+                Some(tls) => Ok(health_over_tls(&one.target, Arc::clone(tls)).await),
             };
-            let state = state.unwrap_or(3);
-            one.state.store(state, Ordering::Relaxed);
+            let health = health.unwrap_or(Health::Silent);
+            changes.apply(Change::Health(one.id, health)).await;
         }
     }
 }
 
-/// Requests `/health` from a decoder without TLS. Returns the index of the resulting state in
-/// `STATES`. The caller limits the time.
-async fn health(one: &Watched) -> u8 {
-    if let Some(Address::Unix(socket)) = one.target.address() {
+/// Requests `/health` from a decoder without TLS. The caller limits the time.
+async fn health(target: &Target) -> Health {
+    if let Some(Address::Unix(socket)) = target.address() {
         let path = socket.sun_path();
         return match UnixStream::connect(OsStr::from_bytes(&path)).await {
-            Ok(stream) => ask(stream, &one.target).await,
-            Err(_) => 4,
+            Ok(stream) => ask(stream, target).await,
+            Err(_) => Health::Unreachable,
         };
     }
     // Connect by name: the addresses may have changed since the start, or the name may not have
     // resolved then.
-    match TcpStream::connect(one.target.to_string()).await {
-        Ok(stream) => ask(stream, &one.target).await,
-        Err(_) => 4,
+    match TcpStream::connect(target.to_string()).await {
+        Ok(stream) => ask(stream, target).await,
+        Err(_) => Health::Unreachable,
     }
 }
 
 /// Like [`health`], for a decoder with TLS. Uses blocking calls on a separate thread: checks are
 /// rare and sequential.
-async fn health_over_tls(one: &Watched, tls: Arc<ClientConfig>) -> u8 {
-    let target = one.target.clone();
+async fn health_over_tls(target: &Target, tls: Arc<ClientConfig>) -> Health {
+    let target = target.clone();
     let asked = tokio::task::spawn_blocking(move || {
         let wait = Some(CHECK_TIMEOUT);
         if let Some(Address::Unix(socket)) = target.address() {
             let path = socket.sun_path();
             let Ok(stream) = net::UnixStream::connect(OsStr::from_bytes(&path)) else {
-                return 4;
+                return Health::Unreachable;
             };
             let limited = stream.set_read_timeout(wait);
             let limited = limited.and_then(|()| stream.set_write_timeout(wait));
-            return limited.map_or(3, |()| ask_over_tls(stream, &target, tls));
+            return limited.map_or(Health::Silent, |()| ask_over_tls(stream, &target, tls));
         }
         let addresses = target.to_string().to_socket_addrs();
         let mut addresses = addresses.into_iter().flatten();
         let connect = |at| std::net::TcpStream::connect_timeout(&at, CHECK_TIMEOUT).ok();
         let Some(stream) = addresses.find_map(connect) else {
-            return 4;
+            return Health::Unreachable;
         };
         let limited = stream.set_read_timeout(wait);
         let limited = limited.and_then(|()| stream.set_write_timeout(wait));
-        limited.map_or(3, |()| ask_over_tls(stream, &target, tls))
+        limited.map_or(Health::Silent, |()| ask_over_tls(stream, &target, tls))
     });
-    asked.await.unwrap_or(3)
+    asked.await.unwrap_or(Health::Silent)
 }
 
-fn ask_over_tls(mut stream: impl Read + Write, target: &Target, tls: Arc<ClientConfig>) -> u8 {
+fn ask_over_tls(mut stream: impl Read + Write, target: &Target, tls: Arc<ClientConfig>) -> Health {
     let Ok(name) = ServerName::try_from(super::tls::host(target)) else {
-        return 3;
+        return Health::Silent;
     };
     let Ok(mut session) = rustls::ClientConnection::new(tls, name) else {
-        return 3;
+        return Health::Silent;
     };
     let mut stream = rustls::Stream::new(&mut session, &mut stream);
     let mut line = [0_u8; 12];
@@ -148,15 +146,15 @@ fn request(target: &Target) -> String {
     )
 }
 
-fn state_of(responded: std::io::Result<()>, line: &[u8]) -> u8 {
+fn state_of(responded: std::io::Result<()>, line: &[u8]) -> Health {
     match responded {
-        Ok(()) if line.ends_with(b" 200") => 1,
-        Ok(()) => 2,
-        Err(_) => 3,
+        Ok(()) if line.ends_with(b" 200") => Health::Ready,
+        Ok(()) => Health::NotReady,
+        Err(_) => Health::Silent,
     }
 }
 
-async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, target: &Target) -> u8 {
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, target: &Target) -> Health {
     let mut line = [0_u8; 12];
     let responded = async {
         stream.write_all(request(target).as_bytes()).await?;

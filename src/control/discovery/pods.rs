@@ -13,12 +13,12 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::allowlist::Allowlist;
 use super::reflect::{Collection, Objects, reflect};
 use crate::cli::Exit;
 use crate::config::{PoolGroup, PoolRef};
-use crate::fleet::AllowRule;
-use crate::metrics::AllowSource;
+use crate::control::publish::Changes;
+use crate::fleet::{AllowRule, Change, RuleSource};
+use crate::metrics::{AllowSource, AllowlistMetrics};
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 struct PoolSpec {
@@ -54,12 +54,16 @@ enum Wanted {
     Labels(String),
 }
 
-/// Spawns the tasks that watch a pool and its pods and keep their rules in `list` up to date.
+/// Spawns the tasks that watch a pool and its pods and send the rules for them to `changes`.
 ///
 /// # Errors
 /// Returns an error if neither a kubeconfig nor a pod's service account is present, or if the
 /// client configuration is invalid.
-pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), Exit> {
+pub(in crate::control) async fn follow(
+    pool: &PoolRef,
+    metrics: &Arc<AllowlistMetrics>,
+    changes: Changes,
+) -> Result<(), Exit> {
     let refused = |why: String| Exit::config(format!("ringside: --inference-pool {pool}: {why}"));
     let mut config = Config::infer().await.map_err(|error| {
         refused(format!(
@@ -74,24 +78,30 @@ pub(super) async fn follow(pool: &PoolRef, list: &Arc<Allowlist>) -> Result<(), 
             "the Kubernetes client configuration is invalid: {error}"
         ))
     })?;
-    list.metrics.uses(AllowSource::Pool);
-    list.metrics.uses(AllowSource::Pods);
+    metrics.uses(AllowSource::Pool);
+    metrics.uses(AllowSource::Pods);
     let (sender, wanted_changes) = watch::channel(Wanted::Unknown);
     let pods = follow_pods(
         client.clone(),
         pool.clone(),
-        Arc::clone(list),
+        Arc::clone(metrics),
+        changes,
         wanted_changes,
     );
     tokio::spawn(pods);
-    tokio::spawn(follow_pool(client, pool.clone(), Arc::clone(list), sender));
+    tokio::spawn(follow_pool(
+        client,
+        pool.clone(),
+        Arc::clone(metrics),
+        sender,
+    ));
     Ok(())
 }
 
 async fn follow_pool(
     client: Client,
     pool: PoolRef,
-    list: Arc<Allowlist>,
+    metrics: Arc<AllowlistMetrics>,
     sender: watch::Sender<Wanted>,
 ) {
     let (group, version) = (pool.group.name(), pool.group.version());
@@ -102,7 +112,7 @@ async fn follow_pool(
         fields: format!("metadata.name={}", pool.name),
         labels: String::new(),
         source: AllowSource::Pool,
-        metrics: &list.metrics,
+        metrics: &metrics,
     };
     reflect(&collection, |pools: &Pools| {
         let wanted = match pools.get(&pool.name) {
@@ -131,7 +141,8 @@ async fn follow_pool(
 async fn follow_pods(
     client: Client,
     pool: PoolRef,
-    list: Arc<Allowlist>,
+    metrics: Arc<AllowlistMetrics>,
+    changes: Changes,
     mut wanted_changes: watch::Receiver<Wanted>,
 ) {
     loop {
@@ -140,8 +151,10 @@ async fn follow_pods(
             match wanted {
                 Wanted::Unknown => {}
                 Wanted::Nothing => {
-                    list.metrics.heard(AllowSource::Pods);
-                    list.set_pods(Vec::new());
+                    metrics.heard(AllowSource::Pods);
+                    changes
+                        .apply(Change::Allow(RuleSource::Pods, Vec::new()))
+                        .await;
                 }
                 Wanted::Labels(labels) => {
                     tracing::info!("InferencePool {pool} selects pods with {labels}");
@@ -151,9 +164,14 @@ async fn follow_pods(
                         fields: String::new(),
                         labels,
                         source: AllowSource::Pods,
-                        metrics: &list.metrics,
+                        metrics: &metrics,
                     };
-                    reflect(&collection, |pods: &Pods| list.set_pods(rules(pods))).await;
+                    // Only the latest rules matter, so nothing queues up if publishing is slow.
+                    let (sender, latest) = watch::channel(Vec::new());
+                    let reflecting = reflect(&collection, |pods: &Pods| {
+                        sender.send_replace(rules(pods));
+                    });
+                    tokio::join!(reflecting, publish(latest, &changes));
                 }
             }
             std::future::pending::<()>().await;
@@ -164,6 +182,14 @@ async fn follow_pods(
                 return;
             },
         }
+    }
+}
+
+/// Publishes the rules for the pods each time they change.
+async fn publish(mut latest: watch::Receiver<Vec<AllowRule>>, changes: &Changes) {
+    while latest.changed().await.is_ok() {
+        let rules = latest.borrow_and_update().clone();
+        changes.apply(Change::Allow(RuleSource::Pods, rules)).await;
     }
 }
 

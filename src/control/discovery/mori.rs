@@ -7,73 +7,83 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-
 use crate::cli::Exit;
 use crate::config::{Config, MoriConfig};
+use crate::control::publish::{Changes, Publisher};
+use crate::fleet::{Change, MoriHosts};
 use crate::metrics::DnsCounters;
 
-/// The `MoRI-IO` configuration with host names replaced by addresses. The control plane replaces it
-/// when an address changes, and the shards read it.
-pub(super) type Hosts = Arc<ArcSwap<MoriConfig>>;
-
-/// Resolves the pods' names and spawns the task that resolves them again. Returns `None` if write
-/// mode is off or all hosts are addresses.
-///
-/// # Errors
-/// Returns an error if a name does not resolve.
-pub(super) async fn resolve(
-    config: &Config,
-    counters: &Arc<DnsCounters>,
-) -> Result<Option<Hosts>, Exit> {
-    let written = config.pd.mori.clone();
-    let has_names = names(&written).next().is_some();
-    if !written.write_mode || !has_names {
-        return Ok(None);
-    }
-    let first = refresh(&written, &written, counters).await;
-    if let Some(name) = names(&first).next() {
-        return Err(Exit::config(format!(
-            "ringside: MoRI-IO host `{name}` does not resolve; correct --moriio-remote-hosts or \
-             --moriio-decode-hosts, or give IP addresses"
-        )));
-    }
-    let hosts = Arc::new(ArcSwap::from_pointee(first));
-    tokio::spawn(keep(written, Arc::clone(&hosts), Arc::clone(counters)));
-    Ok(Some(hosts))
+/// The pods of a `MoRI-IO` deployment, some of which are configured by name.
+pub(in crate::control) struct MoriPods {
+    written: MoriConfig,
+    known: MoriHosts,
+    counters: Arc<DnsCounters>,
 }
 
-async fn keep(written: MoriConfig, hosts: Hosts, counters: Arc<DnsCounters>) {
-    loop {
-        tokio::time::sleep(written.resolve_ttl).await;
-        counters.reresolved();
-        let known = hosts.load_full();
-        let fresh = refresh(&written, &known, &counters).await;
-        if fresh != *known {
-            counters.changed();
-            tracing::info!(
-                prefill = ?fresh.prefill_hosts,
-                decode = ?fresh.decode_hosts,
-                "addresses of the MoRI-IO pods changed"
-            );
-            hosts.store(Arc::new(fresh));
+impl MoriPods {
+    /// Resolves the pods' names and publishes the addresses. Returns `None` if write mode is off or
+    /// all hosts are addresses.
+    ///
+    /// # Errors
+    /// A name does not resolve.
+    pub(in crate::control) async fn resolve(
+        config: &Config,
+        counters: &Arc<DnsCounters>,
+        publisher: &mut Publisher,
+    ) -> Result<Option<Self>, Exit> {
+        let written = config.pd.mori.clone();
+        if !written.write_mode || names(&written.hosts).next().is_none() {
+            return Ok(None);
+        }
+        let known = refresh(&written, &written.hosts, counters).await;
+        if let Some(name) = names(&known).next() {
+            return Err(Exit::config(format!(
+                "ringside: MoRI-IO host `{name}` does not resolve; correct --moriio-remote-hosts \
+                 or --moriio-decode-hosts, or give IP addresses"
+            )));
+        }
+        publisher.apply(Change::Mori(known.clone()));
+        Ok(Some(Self {
+            written,
+            known,
+            counters: Arc::clone(counters),
+        }))
+    }
+
+    /// Resolves the names again at each interval and publishes addresses that have changed. Never
+    /// returns.
+    pub(in crate::control) async fn follow(mut self, changes: Changes) {
+        loop {
+            tokio::time::sleep(self.written.resolve_ttl).await;
+            self.counters.reresolved();
+            let fresh = refresh(&self.written, &self.known, &self.counters).await;
+            if fresh != self.known {
+                self.counters.changed();
+                tracing::info!(
+                    prefill = ?fresh.prefill,
+                    decode = ?fresh.decode,
+                    "addresses of the MoRI-IO pods changed"
+                );
+                changes.apply(Change::Mori(fresh.clone())).await;
+                self.known = fresh;
+            }
         }
     }
 }
 
-/// Returns the configured prefill and decode hosts that are names, not IP addresses.
-fn names(mori: &MoriConfig) -> impl Iterator<Item = &String> {
-    let hosts = mori.prefill_hosts.iter().chain(&mori.decode_hosts);
+/// Returns the prefill and decode hosts that are names, not IP addresses.
+fn names(hosts: &MoriHosts) -> impl Iterator<Item = &String> {
+    let hosts = hosts.prefill.iter().chain(&hosts.decode);
     hosts.filter(|host| host.parse::<IpAddr>().is_err())
 }
 
-/// Returns `written` with every host name replaced by its address. A name that does not resolve is
-/// replaced by the host at the same position in `known`.
-async fn refresh(written: &MoriConfig, known: &MoriConfig, counters: &DnsCounters) -> MoriConfig {
-    let mut fresh = written.clone();
+/// Returns the hosts of `written` with every name replaced by its address. A name that does not
+/// resolve is replaced by the host at the same position in `known`.
+async fn refresh(written: &MoriConfig, known: &MoriHosts, counters: &DnsCounters) -> MoriHosts {
+    let mut fresh = written.hosts.clone();
     let lists = [
-        (&mut fresh.prefill_hosts, &known.prefill_hosts),
-        (&mut fresh.decode_hosts, &known.decode_hosts),
+        (&mut fresh.prefill, &known.prefill),
+        (&mut fresh.decode, &known.decode),
     ];
     for (hosts, known) in lists {
         for (host, known) in hosts.iter_mut().zip(known) {
@@ -111,8 +121,10 @@ mod tests {
     fn mori(prefill: &[&str], decode: &[&str]) -> MoriConfig {
         let list = |hosts: &[&str]| hosts.iter().map(|host| (*host).to_owned()).collect();
         MoriConfig {
-            prefill_hosts: list(prefill),
-            decode_hosts: list(decode),
+            hosts: MoriHosts {
+                prefill: list(prefill),
+                decode: list(decode),
+            },
             ..MoriConfig::default()
         }
     }
@@ -127,10 +139,10 @@ mod tests {
         // RFC 6761 6.4: a name below `invalid` never resolves.
         let written = mori(&["10.4.0.7", "localhost"], &["no.such.invalid"]);
         let known = mori(&["10.4.0.7", "10.4.0.8"], &["10.4.0.9"]);
-        let fresh = runtime.block_on(refresh(&written, &known, &counters));
-        assert_eq!(fresh.prefill_hosts, ["10.4.0.7", "127.0.0.1"]);
+        let fresh = runtime.block_on(refresh(&written, &known.hosts, &counters));
+        assert_eq!(fresh.prefill, ["10.4.0.7", "127.0.0.1"]);
         assert_eq!(
-            fresh.decode_hosts,
+            fresh.decode,
             ["10.4.0.9"],
             "a stale address is better than a name"
         );

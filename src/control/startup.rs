@@ -1,0 +1,279 @@
+//! Start-up: binds the listeners, reads the sources, and starts the shards and the admin server.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::certificate::Renewal;
+use super::discovery::Sources;
+use super::health;
+use super::inbox::Inbox;
+use super::publish::{Changes, Publisher};
+use super::resolver::{Resolver, resolve};
+use super::shards::{self, LogSinks, ShardSpawn, Shared};
+use super::sockets::SocketErrorLog;
+use super::supervise::{Running, Signals};
+use super::tls::TlsContext;
+use super::traces;
+use crate::admin::{self, AdminState};
+use crate::cli::Exit;
+use crate::config::{Config, ListenAddress};
+use crate::fault;
+use crate::fleet::{EndpointSpec, Registry as Fleet};
+use crate::metrics::access::{self, AccessRing};
+use crate::metrics::{DnsCounters, Registry, Reloads, ReloadsShown, ShardMetrics};
+use crate::net::probe::{Driver, probe_ring};
+use crate::proxy::Budget;
+use crate::sys;
+use crate::trace::TraceRing;
+
+/// Runs the proxy until SIGTERM or SIGINT, then drains it.
+///
+/// # Errors
+/// Returns the reason and exit code if the process cannot start, or if a shard fails.
+pub fn run(config: Config, warnings: &[String]) -> Result<(), Exit> {
+    crate::cli::init_log(&config.log);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime
+        .map_err(|error| Exit::runtime(format!("control plane failed to start: {error}")))?;
+    runtime.block_on(async {
+        let signals = Signals::new().map_err(|error| Exit::runtime(error.to_string()))?;
+        start(config).await?.until_signal(signals).await
+    })
+}
+
+/// Binds the listeners, logs the effective configuration, and starts the shards and the admin
+/// server.
+///
+/// # Errors
+/// Returns the first problem that prevents serving, with its exit code.
+pub async fn start(config: Config) -> Result<Running, Exit> {
+    let files = sys::raise_nofile();
+    let driver = choose_driver();
+    let (allowed, quota) = (sys::allowed_cpus(), sys::cpu_quota());
+    let plan = sys::plan_cores(&config.cores, &allowed, quota, &sys::Topology::read())?;
+    log_warnings(&config, &plan);
+    let (tls, renewal) = TlsContext::load(&config)?;
+    for rank in &config.ranks {
+        sys::probe(rank.listen)?;
+    }
+    let admin = config
+        .admin
+        .map(|address| sys::bind_alone(ListenAddress::Address(address)));
+    let admin = admin.transpose()?;
+    let dns = Arc::new(DnsCounters::default());
+    let allowlist = config.allowlist.as_ref().map(|_| Arc::default());
+    let mut publisher = Publisher::new(fleet(&config).await, allowlist.clone());
+    let sources = Sources::read(&config, allowlist.as_ref(), &dns, &mut publisher).await?;
+    let shared = shared(config, &publisher, tls)?;
+    let shard_count = plan.seats.len();
+    let log = access::start(&shared.config.log.access, shard_count)
+        .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
+    let (rings, writer) = log.unzip();
+    let mut tracing = traces::start(shared.config.tracing.as_ref(), shard_count).await?;
+    log_configuration(
+        &shared.config,
+        driver,
+        &plan.seats,
+        files.as_ref().ok().and_then(|f| f.soft),
+    );
+    let metrics: Vec<_> = (0..shard_count)
+        .map(|_| Arc::new(ShardMetrics::new(fault::LABELS.len())))
+        .collect();
+    let mut registry = registry(driver, &metrics, sources.resolves_names().then_some(dns));
+    if let Some(allowlist) = &allowlist {
+        registry.add_allowlist(Arc::clone(allowlist));
+    }
+    let changes = publisher.start();
+    sources.follow(allowlist.as_ref(), &changes).await?;
+    let sinks = (rings.unwrap_or_default().into_iter(), &mut tracing.rings);
+    let (inboxes, ended) = start_shards(&shared, &plan.seats, driver, &metrics, sinks).await?;
+    tracing.show(&mut registry, metrics);
+    keep_certificate(renewal, &mut registry);
+    let metrics = Arc::new(registry);
+    if let Some(listener) = admin {
+        let metrics = Arc::clone(&metrics);
+        serve_admin(listener, &shared, metrics, inboxes.len(), &changes)?;
+    }
+    Ok(Running {
+        drain: shared.config.drain.clone(),
+        changes,
+        inboxes,
+        ended,
+        access: writer,
+        traces: tracing.exporter,
+        metrics,
+    })
+}
+
+/// Starts one shard per seat. Returns their inboxes, and the channel that reports the end of each.
+async fn start_shards(
+    shared: &Arc<Shared>,
+    seats: &[sys::Seat],
+    driver: Driver,
+    metrics: &[Arc<ShardMetrics>],
+    (mut access, mut traces): (
+        impl Iterator<Item = AccessRing>,
+        impl Iterator<Item = TraceRing>,
+    ),
+) -> Result<(Vec<Inbox>, mpsc::UnboundedReceiver<io::Result<()>>), Exit> {
+    let (report_ended, ended) = mpsc::unbounded_channel();
+    let mut inboxes = Vec::with_capacity(seats.len());
+    for (index, (seat, metrics)) in seats.iter().zip(metrics).enumerate() {
+        let ranks = shared.config.ranks.iter();
+        let listeners = ranks
+            .map(|rank| sys::bind_shared(rank.listen))
+            .collect::<Result<_, _>>()?;
+        let (report_started, started) = oneshot::channel();
+        let report_ended = report_ended.clone();
+        let spawn = ShardSpawn {
+            index,
+            cpu: seat.cpu,
+            driver,
+            listeners,
+            metrics: Arc::clone(metrics),
+            sinks: LogSinks {
+                access: access.next(),
+                traces: traces.next(),
+            },
+            started: Box::new(move |inbox| drop(report_started.send(inbox))),
+            ended: Box::new(move |result| drop(report_ended.send(result))),
+        };
+        let failed = |error: io::Error| Exit::runtime(format!("shard {index}: {error}"));
+        shards::spawn(Arc::clone(shared), spawn).map_err(failed)?;
+        let Ok(inbox) = started.await else {
+            let text = format!("shard {index} stopped during start-up");
+            return Err(Exit::runtime(text));
+        };
+        inboxes.push(inbox.map_err(failed)?);
+    }
+    Ok((inboxes, ended))
+}
+
+fn serve_admin(
+    listener: std::net::TcpListener,
+    shared: &Shared,
+    metrics: Arc<Registry>,
+    shards: usize,
+    changes: &Changes,
+) -> Result<(), Exit> {
+    let failed = |error: io::Error| Exit::runtime(format!("admin server failed to start: {error}"));
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    let tls = shared.tls.decode.clone();
+    let state = AdminState {
+        registry: metrics,
+        shards_listening: Arc::clone(&shared.listening),
+        shards_expected: shards,
+        fleet: Arc::clone(&shared.published),
+        decoders: health::watch(&shared.published, tls, changes.clone()),
+    };
+    tokio::spawn(async move {
+        if let Err(error) = admin::serve(listener, state, std::future::pending()).await {
+            tracing::error!(%error, "admin server stopped: /metrics and /readyz are unavailable until a restart");
+        }
+    });
+    Ok(())
+}
+
+/// Spawns the task that reloads the certificate from its directory, if one is configured, and
+/// registers the metric that counts the reloads.
+fn keep_certificate(renewal: Option<Renewal>, registry: &mut Registry) {
+    if let Some(renewal) = renewal {
+        let reloads = Arc::new(Reloads::default());
+        registry.add(ReloadsShown(Arc::clone(&reloads)));
+        tokio::spawn(renewal.run(reloads));
+    }
+}
+
+/// Returns the fleet that the configuration describes.
+async fn fleet(config: &Config) -> Fleet {
+    let mut decoders = Vec::with_capacity(config.ranks.len());
+    for rank in &config.ranks {
+        let target = rank.decoder.clone();
+        let named = target.clone();
+        let resolving = tokio::task::spawn_blocking(move || resolve(&named));
+        let addresses = resolving.await.unwrap_or_default();
+        if addresses.is_empty() {
+            tracing::warn!(decoder = %target, "decoder name does not resolve yet; it will be looked up again");
+        }
+        decoders.push(EndpointSpec { target, addresses });
+    }
+    let mut fleet = Fleet::new(decoders);
+    if let Some(allowlist) = &config.allowlist {
+        fleet.enable_allowlist(allowlist.pool.as_ref().map(ToString::to_string));
+    }
+    fleet
+}
+
+fn shared(config: Config, publisher: &Publisher, tls: TlsContext) -> Result<Arc<Shared>, Exit> {
+    let resolver = Resolver::start().map_err(|error| Exit::runtime(error.to_string()))?;
+    Ok(Arc::new(Shared {
+        budget: Budget::new(config.limits.body_budget_bytes),
+        config: Arc::new(config),
+        published: publisher.published(),
+        listening: Arc::new(AtomicUsize::new(0)),
+        resolver,
+        socket_errors: SocketErrorLog::start(),
+        tls,
+    }))
+}
+
+fn registry(
+    driver: Driver,
+    metrics: &[Arc<ShardMetrics>],
+    dns: Option<Arc<DnsCounters>>,
+) -> Registry {
+    let labels = vec![driver.label(); metrics.len()];
+    let registry = Registry::new(metrics.to_vec(), labels, fault::LABELS);
+    match dns {
+        Some(dns) => registry.with_dns(dns),
+        None => registry,
+    }
+}
+
+fn log_warnings(config: &Config, plan: &sys::CorePlan) {
+    for warning in &plan.warnings {
+        tracing::warn!("{warning}");
+    }
+    if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpu.is_none()) {
+        tracing::warn!(
+            "--busy-poll with an unpinned shard: polling uses up the CPU quota, and streams stall \
+             until the next period; turn it off or raise the quota"
+        );
+    }
+}
+
+/// Selects the I/O driver of the shards: io_uring if the kernel accepts it with the required flags;
+/// otherwise logs a warning and selects epoll.
+fn choose_driver() -> Driver {
+    match probe_ring() {
+        Ok(()) => Driver::Uring,
+        Err(error) => {
+            tracing::warn!(%error, "io_uring is not available; using epoll (to use io_uring, allow it in the seccomp profile and kernel.io_uring_disabled)");
+            Driver::Epoll
+        }
+    }
+}
+
+fn log_configuration(config: &Config, driver: Driver, seats: &[sys::Seat], files: Option<u64>) {
+    for (key, value) in config.describe() {
+        tracing::info!("{key}: {value}");
+    }
+    tracing::info!("shards: {}", seats.len());
+    for (index, seat) in seats.iter().enumerate() {
+        tracing::info!("shard {index}: {seat}");
+    }
+    tracing::info!("driver: {}", driver.label());
+    if let Some(files) = files {
+        tracing::info!("file descriptor limit: {files}");
+    }
+    tracing::info!("ringside {} is ready", env!("CARGO_PKG_VERSION"));
+}

@@ -1,0 +1,189 @@
+//! The one owner of the fleet's state: applies changes and creates snapshots.
+
+use std::sync::Arc;
+
+use super::endpoint::{Endpoint, EndpointId, EndpointSpec, Health};
+use super::snapshot::{Allow, MoriHosts, Service, Snapshot};
+use super::{AllowList, AllowRule};
+
+/// A change of the fleet's state.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The rules of one source of the allowlist, which replace its previous ones.
+    Allow(RuleSource, Vec<AllowRule>),
+    /// The pods of a `MoRI-IO` deployment, with names resolved.
+    Mori(MoriHosts),
+    /// The result of a health check.
+    Health(EndpointId, Health),
+    /// Whether the process accepts requests.
+    Service(Service),
+}
+
+/// A source of the allowlist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleSource {
+    /// The configuration.
+    Fixed,
+    /// The rules file.
+    File,
+    /// The pods of an `InferencePool`.
+    Pods,
+}
+
+/// The state of the fleet.
+#[derive(Debug, Default)]
+pub struct Registry {
+    snapshot: Snapshot,
+    endpoints_added: u32,
+    /// The rules of each source, in the order of [`RuleSource`]; `None` without an allowlist.
+    rules: Option<[Vec<AllowRule>; 3]>,
+}
+
+impl Registry {
+    /// Creates the state of a process whose local decoders are `decoders`, in rank order.
+    #[must_use]
+    pub fn new(decoders: Vec<EndpointSpec>) -> Self {
+        let mut registry = Self::default();
+        let decoders = decoders.into_iter().map(|spec| registry.add(spec));
+        let decoders = decoders.collect();
+        registry.snapshot.decoders = decoders;
+        registry
+    }
+
+    /// Enables the allowlist, without rules. `awaited` is the name of the `InferencePool` whose
+    /// pods it must contain before it is complete.
+    pub fn enable_allowlist(&mut self, awaited: Option<String>) {
+        self.rules = Some(Default::default());
+        let list = AllowList::default();
+        self.snapshot.allow = Some(Arc::new(Allow { list, awaited }));
+    }
+
+    fn add(&mut self, spec: EndpointSpec) -> Arc<Endpoint> {
+        let id = EndpointId(self.endpoints_added);
+        self.endpoints_added += 1;
+        Arc::new(Endpoint::new(id, spec))
+    }
+
+    /// Applies a change. Returns whether shards must be given a new snapshot to see it.
+    pub fn apply(&mut self, change: Change) -> bool {
+        match change {
+            Change::Allow(source, rules) => self.allow(source, rules),
+            Change::Mori(hosts) => self.snapshot.mori = Some(Arc::new(hosts)),
+            Change::Service(service) => self.snapshot.service = service,
+            Change::Health(id, health) => {
+                let mut decoders = self.snapshot.decoders.iter();
+                if let Some(endpoint) = decoders.find(|endpoint| endpoint.id == id) {
+                    endpoint.set_health(health);
+                }
+                return false;
+            }
+        }
+        self.snapshot.epoch += 1;
+        true
+    }
+
+    /// Merges the new rules of a source with those of the others. Does nothing without an
+    /// allowlist.
+    fn allow(&mut self, source: RuleSource, rules: Vec<AllowRule>) {
+        let (Some(sources), Some(allow)) = (&mut self.rules, &self.snapshot.allow) else {
+            return;
+        };
+        sources[source as usize] = rules;
+        let awaited = match source {
+            RuleSource::Pods => None,
+            RuleSource::Fixed | RuleSource::File => allow.awaited.clone(),
+        };
+        let list = AllowList::new(sources.iter().flatten());
+        self.snapshot.allow = Some(Arc::new(Allow { list, awaited }));
+    }
+
+    /// Returns the current state.
+    #[must_use]
+    pub const fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{Permit, Target};
+
+    fn target(text: &str) -> Target {
+        Target::parse(text.as_bytes()).unwrap()
+    }
+
+    fn rules(texts: &[&str]) -> Vec<AllowRule> {
+        let rules = texts.iter().map(|text| AllowRule::parse(text).unwrap());
+        rules.collect()
+    }
+
+    fn registry() -> Registry {
+        let decoders = ["127.0.0.1:8200", "127.0.0.1:8201"].map(|text| EndpointSpec {
+            target: target(text),
+            addresses: Vec::new(),
+        });
+        Registry::new(decoders.into())
+    }
+
+    #[test]
+    fn requests_in_flight_are_counted_until_their_reservation_is_dropped() {
+        let mut registry = registry();
+        let [first, second] = [0, 1].map(|rank| registry.snapshot().decoders[rank].id);
+        let one = registry.snapshot().reserve(first).unwrap();
+        let other = registry.snapshot().reserve(first).unwrap();
+        assert_eq!(
+            (one.in_flight(), one.target.to_string()),
+            (2, "127.0.0.1:8200".to_owned())
+        );
+        // A new snapshot has the same endpoints.
+        assert!(registry.apply(Change::Service(Service::Settling)));
+        drop(other);
+        assert_eq!(registry.snapshot().decoders[0].in_flight(), 1);
+        assert_eq!(registry.snapshot().reserve(second).unwrap().in_flight(), 1);
+        assert_eq!(registry.snapshot().decoders[1].in_flight(), 0);
+        assert!(registry.snapshot().reserve(EndpointId(2)).is_none());
+    }
+
+    #[test]
+    fn health_needs_no_new_snapshot() {
+        let mut registry = registry();
+        let id = registry.snapshot().decoders[1].id;
+        let before = registry.snapshot().clone();
+        assert!(!registry.apply(Change::Health(id, Health::Silent)));
+        assert_eq!(before.decoders[1].health(), Health::Silent);
+        assert_eq!(before.decoders[0].health(), Health::Unknown);
+        assert_eq!(registry.snapshot().epoch, before.epoch);
+    }
+
+    #[test]
+    fn the_rules_of_a_source_replace_its_previous_ones() {
+        let mut registry = registry();
+        registry.apply(Change::Allow(RuleSource::File, rules(&["ignored"])));
+        assert!(registry.snapshot().allow.is_none(), "there is no allowlist");
+        registry.enable_allowlist(Some("ns/pool".to_owned()));
+        let check = |registry: &Registry, text| {
+            let allow = registry.snapshot().allow.clone().unwrap();
+            allow.check(&target(text))
+        };
+        registry.apply(Change::Allow(RuleSource::Fixed, rules(&["a:80"])));
+        registry.apply(Change::Allow(RuleSource::File, rules(&["b:80"])));
+        for (text, want) in [
+            ("a:80", Permit::Allowed),
+            ("b:80", Permit::Allowed),
+            ("c:80", Permit::Unknown),
+        ] {
+            assert_eq!(check(&registry, text), want, "{text}");
+        }
+        registry.apply(Change::Allow(RuleSource::Pods, rules(&["c:80"])));
+        registry.apply(Change::Allow(RuleSource::File, rules(&[])));
+        for (text, want) in [
+            ("a:80", Permit::Allowed),
+            ("b:80", Permit::Denied),
+            ("c:80", Permit::Allowed),
+        ] {
+            assert_eq!(check(&registry, text), want, "{text}");
+        }
+        assert_eq!(registry.snapshot().allow.as_ref().unwrap().list.len(), 2);
+    }
+}

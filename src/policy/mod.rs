@@ -1,0 +1,57 @@
+//! Policies: which endpoint serves a request.
+//!
+//! Pure: numbers in, a choice out. A policy is one file. The caller reserves the chosen endpoint in
+//! the same step, so that a burst of equal requests does not see the same idle engine.
+
+mod named;
+
+pub use named::Named;
+
+use crate::fleet::{EndpointId, Snapshot};
+
+/// The part of a request that a policy reads. Only this decides whether the body is forwarded as it
+/// arrives or must be read before the choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// The request head.
+    Head,
+}
+
+/// A request for an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Index of the rank whose listener accepted the client connection.
+    pub listener_rank: usize,
+    /// Value of the first `x-data-parallel-host-port` field; `None` without one.
+    pub named: Option<&'a [u8]>,
+}
+
+/// The endpoint that serves a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// The rule of the policy that selected it, for metrics.
+    pub branch: &'static str,
+}
+
+/// Reason why a policy returned no endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoEndpoint {
+    /// The request names an endpoint that does not exist.
+    Unknown,
+    /// The fleet has no endpoint for the request.
+    Empty,
+}
+
+/// A policy.
+pub trait Choose: Send + Sync {
+    /// Returns what the policy reads of a request.
+    fn needs(&self) -> Needs;
+
+    /// Returns the endpoint that serves a request.
+    ///
+    /// # Errors
+    /// There is no such endpoint.
+    fn choose(&self, fleet: &Snapshot, ask: &Ask<'_>) -> Result<Choice, NoEndpoint>;
+}
