@@ -6,8 +6,7 @@
 
 use std::fmt;
 
-use super::framing::prefix_len;
-use super::syntax::{hex_value, is_ows, is_token_byte, is_value_byte};
+use super::syntax::{hex_value, is_ows, is_token_byte, is_value_byte, prefix_len};
 use crate::limits::{CHUNK_EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
 use crate::span::Span;
 

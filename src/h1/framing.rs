@@ -6,9 +6,11 @@
 
 use super::chunked::{ChunkError, Chunked};
 use super::error::HeadError;
-use super::head::{Field, Method, RequestHead, ResponseHead, Version};
+use super::head::{Field, RequestHead, ResponseHead, Version};
 use super::hop::list_items;
+use super::method::Method;
 use super::name::Name;
+use super::syntax::prefix_len;
 use super::target::{authority_of, is_authority};
 use crate::span::Span;
 
@@ -264,11 +266,6 @@ impl BodyMeter {
     pub const fn framing(&self) -> Framing {
         self.framing
     }
-}
-
-/// Returns the smaller of `bytes.len()` and `limit`.
-pub(super) fn prefix_len(bytes: &[u8], limit: u64) -> usize {
-    usize::try_from(limit).map_or(bytes.len(), |limit| limit.min(bytes.len()))
 }
 
 /// The framing that the Content-Length and Transfer-Encoding fields of a head declare.

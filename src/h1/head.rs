@@ -8,53 +8,18 @@
 //! the head, a slow second pass determines the exact error.
 
 use std::mem::MaybeUninit;
+use std::ops::Deref;
 
 use httparse::Status;
 use memchr::{memchr, memchr_iter};
 
 use super::error::HeadError;
+use super::method::Method;
 use super::name::Name;
 use super::syntax::{is_ows, is_target_byte, is_token, is_token_byte, is_value_byte};
 use super::target::target_form;
 use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX};
 use crate::span::Span;
-
-/// A request method. Methods are case-sensitive (RFC 9110 9.1): `get` is [`Method::Other`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "each variant is the method of that name")]
-pub enum Method {
-    Connect,
-    Delete,
-    Get,
-    Head,
-    Options,
-    Patch,
-    Post,
-    Put,
-    Trace,
-    /// Any other token; [`RequestHead::method_span`] locates its bytes.
-    #[default]
-    Other,
-}
-
-impl Method {
-    /// Returns the method whose name is `bytes`, or [`Method::Other`].
-    #[must_use]
-    pub fn of(bytes: &[u8]) -> Self {
-        match bytes {
-            b"CONNECT" => Self::Connect,
-            b"DELETE" => Self::Delete,
-            b"GET" => Self::Get,
-            b"HEAD" => Self::Head,
-            b"OPTIONS" => Self::Options,
-            b"PATCH" => Self::Patch,
-            b"POST" => Self::Post,
-            b"PUT" => Self::Put,
-            b"TRACE" => Self::Trace,
-            _ => Self::Other,
-        }
-    }
-}
 
 /// HTTP version of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -77,17 +42,11 @@ pub struct Field {
     pub known: Name,
 }
 
-/// A request head, represented by spans of the buffer it was parsed from.
+/// The head of a message, represented by spans of the buffer it was parsed from. The fields of its
+/// first line are those of `L`.
 #[derive(Clone, Debug, Default)]
-pub struct RequestHead {
-    /// The method.
-    pub method: Method,
-    /// Span of the method as received.
-    pub method_span: Span,
-    /// Span of the request target as received.
-    pub target: Span,
-    /// The version.
-    pub version: Version,
+pub struct Head<L> {
+    line: L,
     /// The header fields in the order received.
     pub fields: Vec<Field>,
     /// Length of the head in bytes, including a skipped empty line before it and the blank line
@@ -96,22 +55,68 @@ pub struct RequestHead {
     scan: Scan,
 }
 
-impl RequestHead {
+/// The head of a request.
+pub type RequestHead = Head<RequestLine>;
+
+/// The head of a response.
+pub type ResponseHead = Head<StatusLine>;
+
+/// The first line of a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequestLine {
+    /// The method.
+    pub method: Method,
+    /// Span of the method as received.
+    pub method_span: Span,
+    /// Span of the request target as received.
+    pub target: Span,
+    /// The version.
+    pub version: Version,
+}
+
+/// The first line of a response.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StatusLine {
+    /// The status code, 100 to 599.
+    pub status: u16,
+    /// Span of the reason phrase as received, possibly empty.
+    pub reason: Span,
+    /// The version.
+    pub version: Version,
+}
+
+/// The first line of a head, which determines how the head is parsed.
+pub trait FirstLine: Default {
+    /// Continues to parse a head, as [`Head::parse`] describes.
+    #[doc(hidden)]
+    fn parse(head: &mut Head<Self>, buf: &[u8]) -> Result<bool, HeadError>;
+}
+
+impl<L> Deref for Head<L> {
+    type Target = L;
+
+    fn deref(&self) -> &L {
+        &self.line
+    }
+}
+
+impl<L: FirstLine> Head<L> {
     /// Parses the head at the start of `buf`. Returns `true` if the head is complete and `false` if
     /// more bytes are needed.
     ///
     /// After `false`, call it again with the same bytes followed by more; only the new bytes are
     /// scanned. After `true` or an error, the next call starts a new head. To abandon an
-    /// incomplete head, call [`RequestHead::reset`].
+    /// incomplete head, call [`Head::reset`].
     ///
-    /// One empty line before the request line is skipped (RFC 9112 2.2 recommends skipping at least
-    /// one); a second one is refused.
+    /// One empty line before a request line is skipped (RFC 9112 2.2 recommends skipping at least
+    /// one); a second one is refused. Before a status line none is skipped: RFC 9112 2.2 allows
+    /// that to servers only.
     ///
     /// # Errors
     /// The first violation in `buf`. The error does not depend on how the bytes were split over
     /// calls.
     pub fn parse(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
-        let done = self.parse_more(buf);
+        let done = L::parse(self, buf);
         match done {
             Ok(false) => {}
             Ok(true) => self.scan = Scan::default(),
@@ -121,8 +126,8 @@ impl RequestHead {
         done
     }
 
-    /// Discards an incomplete head, so that the next call of [`RequestHead::parse`] starts a new
-    /// one. Keeps the memory allocated for `fields`.
+    /// Discards an incomplete head, so that the next call of [`Head::parse`] starts a new one.
+    /// Keeps the memory allocated for `fields`.
     pub fn reset(&mut self) {
         self.fields.clear();
         self.len = 0;
@@ -132,15 +137,17 @@ impl RequestHead {
     /// Returns the first field named `name`, or `None` if the head has no such field.
     #[must_use]
     pub fn field(&self, name: Name) -> Option<&Field> {
-        first_named(&self.fields, name)
+        self.fields.iter().find(|field| field.known == name)
     }
 
     /// Returns all fields named `name`, in the order received.
     pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> + Clone {
         self.fields.iter().filter(move |field| field.known == name)
     }
+}
 
-    fn parse_more(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
+impl FirstLine for RequestLine {
+    fn parse(head: &mut Head<Self>, buf: &[u8]) -> Result<bool, HeadError> {
         let start = if buf.starts_with(b"\r\n") { 2 } else { 0 };
         match buf.get(start) {
             None => return Ok(false),
@@ -152,105 +159,52 @@ impl RequestHead {
             Some(&byte) if !is_token_byte(byte) => return Err(HeadError::BadMethod),
             Some(_) => {}
         }
-        let Some(len) = self.scan.find_end(buf, start, REQUEST_LINE_BYTES_MAX)? else {
+        let Some(len) = head.scan.find_end(buf, start, REQUEST_LINE_BYTES_MAX)? else {
             return Ok(false);
         };
-        let head = &buf[start..len];
+        let bytes = &buf[start..len];
         let mut slots = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
         let mut parsed = httparse::Request::new(&mut []);
-        match parsed.parse_with_uninit_headers(head, &mut slots) {
-            Ok(Status::Complete(parsed_len)) if parsed_len == head.len() => {}
-            Ok(_) | Err(_) => return Err(diagnose(head, request_line_error)),
+        match parsed.parse_with_uninit_headers(bytes, &mut slots) {
+            Ok(Status::Complete(parsed_len)) if parsed_len == bytes.len() => {}
+            Ok(_) | Err(_) => return Err(diagnose(bytes, request_line_error)),
         }
         let (Some(method), Some(target), Some(version)) =
             (parsed.method, parsed.path, parsed.version)
         else {
             return Err(HeadError::BadRequestLine);
         };
-        self.method_span = span_in(buf, method.as_bytes());
-        self.method = Method::of(method.as_bytes());
-        self.target = span_in(buf, target.as_bytes());
-        self.version = version_of(version);
+        head.line.method_span = span_in(buf, method.as_bytes());
+        head.line.method = Method::of(method.as_bytes());
+        head.line.target = span_in(buf, target.as_bytes());
+        head.line.version = version_of(version);
         if !target.bytes().all(is_target_byte) {
             return Err(HeadError::BadTarget);
         }
-        target_form(self.method, target.as_bytes()).ok_or(HeadError::BadTarget)?;
-        fill(&mut self.fields, parsed.headers, buf);
-        self.len = len;
+        target_form(head.line.method, target.as_bytes()).ok_or(HeadError::BadTarget)?;
+        fill(&mut head.fields, parsed.headers, buf);
+        head.len = len;
         Ok(true)
     }
 }
 
-/// A response head, represented by spans of the buffer it was parsed from.
-#[derive(Clone, Debug, Default)]
-pub struct ResponseHead {
-    /// The status code, 100 to 599.
-    pub status: u16,
-    /// Span of the reason phrase as received, possibly empty.
-    pub reason: Span,
-    /// The version.
-    pub version: Version,
-    /// The header fields in the order received.
-    pub fields: Vec<Field>,
-    /// Length of the head in bytes, including the blank line that ends it.
-    pub len: usize,
-    scan: Scan,
-}
-
-impl ResponseHead {
-    /// Parses the head at the start of `buf` in the same way as [`RequestHead::parse`].
-    ///
-    /// No empty line is skipped, because RFC 9112 2.2 allows that to servers only.
-    ///
-    /// # Errors
-    /// The first violation in `buf`. The error does not depend on how the bytes were split over
-    /// calls.
-    pub fn parse(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
-        let done = self.parse_more(buf);
-        match done {
-            Ok(false) => {}
-            Ok(true) => self.scan = Scan::default(),
-            // The caller must not find fields or a length of a refused head.
-            Err(_) => self.reset(),
-        }
-        done
-    }
-
-    /// Discards an incomplete head, so that the next call of [`ResponseHead::parse`] starts a new
-    /// one. Keeps the memory allocated for `fields`.
-    pub fn reset(&mut self) {
-        self.fields.clear();
-        self.len = 0;
-        self.scan = Scan::default();
-    }
-
-    /// Returns the first field named `name`, or `None` if the head has no such field.
-    #[must_use]
-    pub fn field(&self, name: Name) -> Option<&Field> {
-        first_named(&self.fields, name)
-    }
-
-    /// Returns all fields named `name`, in the order received.
-    pub fn fields_named(&self, name: Name) -> impl Iterator<Item = &Field> + Clone {
-        self.fields.iter().filter(move |field| field.known == name)
-    }
-
-    fn parse_more(&mut self, buf: &[u8]) -> Result<bool, HeadError> {
+impl FirstLine for StatusLine {
+    fn parse(head: &mut Head<Self>, buf: &[u8]) -> Result<bool, HeadError> {
         const PREFIX: &[u8] = b"HTTP/";
         let seen = buf.len().min(PREFIX.len());
         if buf[..seen] != PREFIX[..seen] {
             return Err(HeadError::BadStatusLine);
         }
-        let Some(len) = self.scan.find_end(buf, 0, NO_LINE_MAX)? else {
+        let Some(len) = head.scan.find_end(buf, 0, NO_LINE_MAX)? else {
             return Ok(false);
         };
-        let head = &buf[..len];
+        let bytes = &buf[..len];
         let mut slots = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
         let mut parsed = httparse::Response::new(&mut []);
         let parser = httparse::ParserConfig::default();
-        match parser.parse_response_with_uninit_headers(&mut parsed, head, &mut slots) {
-            Ok(Status::Complete(parsed_len)) if parsed_len == head.len() => {}
-            Ok(_) | Err(_) => return Err(diagnose(head, status_line_error)),
+        match parser.parse_response_with_uninit_headers(&mut parsed, bytes, &mut slots) {
+            Ok(Status::Complete(parsed_len)) if parsed_len == bytes.len() => {}
+            Ok(_) | Err(_) => return Err(diagnose(bytes, status_line_error)),
         }
         let (Some(status), Some(version)) = (parsed.code, parsed.version) else {
             return Err(HeadError::BadStatusLine);
@@ -259,11 +213,11 @@ impl ResponseHead {
         if !(100..=599).contains(&status) {
             return Err(HeadError::BadStatus);
         }
-        self.status = status;
-        self.version = version_of(version);
-        self.reason = reason_span(head);
-        fill(&mut self.fields, parsed.headers, buf);
-        self.len = len;
+        head.line.status = status;
+        head.line.version = version_of(version);
+        head.line.reason = reason_span(bytes);
+        fill(&mut head.fields, parsed.headers, buf);
+        head.len = len;
         Ok(true)
     }
 }
@@ -339,10 +293,6 @@ impl Scan {
         }
         Ok(())
     }
-}
-
-fn first_named(fields: &[Field], name: Name) -> Option<&Field> {
-    fields.iter().find(|field| field.known == name)
 }
 
 fn fill(fields: &mut Vec<Field>, parsed: &[httparse::Header<'_>], buf: &[u8]) {

@@ -14,6 +14,7 @@ mod framing;
 pub mod fuzz;
 mod head;
 mod hop;
+mod method;
 mod name;
 mod sse;
 mod syntax;
@@ -28,8 +29,11 @@ pub use framing::{
     BodyMeter, Framing, expects_continue, parse_decimal, request_framing, request_keeps_alive,
     response_framing, response_keeps_alive, wants_upgrade,
 };
-pub use head::{Field, Method, RequestHead, ResponseHead, Version};
+pub use head::{
+    Field, FirstLine, Head, RequestHead, RequestLine, ResponseHead, StatusLine, Version,
+};
 pub use hop::{HopFilter, drop_field, is_hop_by_hop, list_items};
+pub use method::Method;
 pub use name::Name;
 pub use sse::SseEvents;
 pub use target::{TargetForm, authority_of, origin_form, path_is, path_of, target_form};

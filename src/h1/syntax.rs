@@ -82,3 +82,8 @@ pub(super) const fn hex_value(byte: u8) -> Option<u8> {
         _ => None,
     }
 }
+
+/// Returns the smaller of `bytes.len()` and `limit`.
+pub(super) fn prefix_len(bytes: &[u8], limit: u64) -> usize {
+    usize::try_from(limit).map_or(bytes.len(), |limit| limit.min(bytes.len()))
+}

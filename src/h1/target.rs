@@ -2,7 +2,7 @@
 
 use memchr::memchr;
 
-use super::head::Method;
+use super::method::Method;
 use super::syntax::hex_value;
 
 /// The form of a request target (RFC 9112 3.2).
