@@ -13,13 +13,13 @@ use std::io;
 use std::io::IoSlice;
 use std::net::IpAddr;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 mod clock;
 mod notifier;
 mod pipe;
 mod socket;
 
+mod instant;
 #[cfg(feature = "monoio")]
 pub mod monoio;
 pub mod probe;
@@ -28,6 +28,7 @@ pub mod sim;
 pub mod tls;
 pub mod wheel;
 
+pub use instant::Instant;
 /// The executor that runs the shards: `monoio` with the feature `monoio`, otherwise `reactor`.
 #[cfg(feature = "monoio")]
 pub use monoio as runtime;
@@ -39,23 +40,16 @@ pub use wheel::{Timer, Wheel};
 
 pub use crate::fleet::Address;
 
-/// A point in time on the executor's monotonic clock, in nanoseconds since an arbitrary start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Instant(pub u64);
-
-impl Instant {
-    /// Returns the time between `earlier` and `self`, or zero if `earlier` is later.
-    #[must_use]
-    pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
-    }
-
-    /// Returns the instant `wait` after this one.
-    #[must_use]
-    pub fn after(self, wait: Duration) -> Self {
-        let wait_ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(wait_ns))
-    }
+/// The state of a connection after its TLS handshake, if it has one; returned by
+/// [`Conn::poll_open`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// The connection carries application bytes. With TLS, the handshake has succeeded.
+    Ready,
+    /// The peer sent plain text on a TLS port. It can be sent a response in plain text.
+    PlainText,
+    /// The connection or its TLS handshake has failed.
+    Failed,
 }
 
 /// A stream socket.
@@ -69,8 +63,8 @@ pub trait Conn: 'static {
 
     /// Waits until the connection can carry application bytes or has failed. Immediately ready
     /// unless the protocol starts with a handshake.
-    fn poll_open(&self, _: &mut Context<'_>) -> Poll<tls::Opened> {
-        Poll::Ready(tls::Opened::Ready)
+    fn poll_open(&self, _: &mut Context<'_>) -> Poll<Opened> {
+        Poll::Ready(Opened::Ready)
     }
 
     /// Returns whether the connection is encrypted. An encrypted connection cannot use a pipe.

@@ -8,8 +8,7 @@ use super::serve::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, RECEIVES_PER_YIELD_MAX};
-use crate::net::tls::Opened;
-use crate::net::{Conn, Net, would_block};
+use crate::net::{Conn, Net, Opened, would_block};
 use crate::upstream::{Deadline, Timeout, Waited};
 
 /// Serves an accepted client connection in a new task until the connection ends. `rank` is the

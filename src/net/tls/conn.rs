@@ -17,9 +17,9 @@ use rustls::Error;
 
 use super::session::{Operation, Processed, Session};
 use super::state::{Phase, State, piece};
-use super::{End, Opened, Outcome, Report};
+use super::{End, Outcome, Report};
 use crate::limits::{TLS_HELD_BYTES_MAX, TLS_RECEIVE_BYTES, TLS_STEPS_MAX};
-use crate::net::{Conn, would_block};
+use crate::net::{Conn, Opened, would_block};
 
 /// A TLS connection on top of `C`.
 pub struct Tls<C: Conn> {

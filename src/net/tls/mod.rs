@@ -24,22 +24,10 @@ use std::task::{Context, Poll};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 
-use super::{Address, Conn, Instant, Net, Timer};
+use super::{Address, Conn, Instant, Net, Opened, Timer};
 pub use conn::Tls;
 use session::Session;
 pub use setup::{Certificate, SetupError, Trust, client_config, server_config};
-
-/// The state of a connection after its TLS handshake, if it has one; returned by
-/// [`Conn::poll_open`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opened {
-    /// The connection carries application bytes. With TLS, the handshake has succeeded.
-    Ready,
-    /// The peer sent plain text on a TLS port. It can be sent a response in plain text.
-    PlainText,
-    /// The connection or its TLS handshake has failed.
-    Failed,
-}
 
 /// The result of a handshake, or the reason why an open connection failed later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
