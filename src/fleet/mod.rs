@@ -7,6 +7,7 @@ mod address;
 mod allow;
 mod allowlist;
 mod endpoint;
+mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod registry;
@@ -17,6 +18,7 @@ pub use address::{Address, SOCKET_PATH_BYTES_MAX, SocketPath};
 pub use allow::{AllowError, AllowRule};
 pub use allowlist::AllowList;
 pub use endpoint::{Endpoint, EndpointId, EndpointSpec, Health, Reservation};
+pub use error::TargetError;
 pub use registry::{Change, Registry, RuleSource};
 pub use snapshot::{Allow, MoriHosts, Permit, Service, Snapshot};
-pub use target::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
+pub use target::{HTTP_PORT, HTTPS_PORT, Target};
