@@ -1,6 +1,8 @@
 //! Tests of the access log, from the ring to the file.
 
 use super::*;
+use crate::metrics::{EndedAt, EndedBy, Inline, Phase, Route};
+use crate::pd::{Outcome, Reason};
 use serde_json::Value;
 
 fn record(id: &str) -> Record {

@@ -12,7 +12,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use super::cell::{Counter, Gauge};
 use super::labels::AllowSource;
-use super::render::Out;
+use super::out::Out;
 
 /// Metrics of the allowlist and its sources.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use super::access::{EndedAt, EndedBy, Record};
+use super::record::{EndedAt, EndedBy, Record};
 use crate::pd::Outcome;
 
 /// Upper bound of a line's length: 144 bytes of untrusted text at up to six bytes each, and the

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::render::Out;
+use super::out::Out;
 use super::shard::ShardMetrics;
 
 /// Numbers of spans that were exported and that were lost in an export.

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::exchange::Exchange;
 use crate::fault::{Blame, Cause, Fault};
 use crate::fleet::Target;
-use crate::metrics::access::{EndedAt, EndedBy, Inline, Record};
+use crate::metrics::{EndedAt, EndedBy, Inline, Record};
 use crate::net::{Conn, Net};
 use crate::pd::{Reason, Role};
 
