@@ -11,14 +11,14 @@ mod spans;
 mod tls;
 mod values;
 
-use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::reader::Reader;
 use super::{
     AccessLog, BodyLimits, Config, Cores, CoresError, DrainConfig, LogConfig, LogFormat, LogLevel,
-    RawConfig, Timeouts, UpstreamConfig, keys, units,
+    Problem, RawConfig, Timeouts, UpstreamConfig, keys, units,
 };
 
 /// Default keep-alive timeout of uvicorn, the HTTP server of the engines. An
@@ -28,28 +28,6 @@ const ENGINE_KEEPALIVE: Duration = Duration::from_secs(5);
 /// Longest accepted `--busy-poll`. With more, a shard would never sleep between two tokens, even if
 /// almost idle.
 const BUSY_POLL_MAX: Duration = Duration::from_secs(1);
-
-/// A problem in the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Source of the invalid value: a flag with its dashes, a position in a document, or the name
-    /// of an environment variable.
-    pub key: String,
-    /// The problem and the values that are valid, without the final full stop.
-    pub text: String,
-    /// The line of the document with a marker below it; empty if the problem has no position.
-    pub excerpt: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.text)?;
-        match self.excerpt.as_str() {
-            "" => Ok(()),
-            excerpt => write!(f, "\n{excerpt}"),
-        }
-    }
-}
 
 /// A checked configuration with its warnings.
 #[derive(Clone, Debug)]
@@ -82,13 +60,6 @@ pub fn check(raw: &RawConfig) -> Result<Checked, Vec<Problem>> {
     } else {
         Err(reader.problems)
     }
-}
-
-/// Reads the values of a `RawConfig` and collects problems and warnings.
-pub(super) struct Reader<'a> {
-    pub(super) raw: &'a RawConfig,
-    pub(super) problems: Vec<Problem>,
-    pub(super) warnings: Vec<String>,
 }
 
 impl Reader<'_> {

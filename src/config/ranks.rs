@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::check::Reader;
+use super::reader::Reader;
 use super::{Config, Key, ListenAddress, RankConfig, keys};
 use crate::fleet::{Address, SocketPath, Target};
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::super::keys;
+use super::super::reader::Reader;
 use super::super::{AllowlistConfig, PoolGroup, PoolRef, Source};
-use super::Reader;
 use crate::fleet::AllowRule;
 
 /// Namespace of an `InferencePool` that is given by its name only.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::super::keys::{self, Key};
+use super::super::reader::Reader;
 use super::super::{KvConnector, MoriConfig, units};
-use super::Reader;
 use crate::fleet::{MoriHosts, Target};
 
 /// Upper limit of tensor- and data-parallel sizes. A larger value can only be a typing error.

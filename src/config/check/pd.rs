@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::super::keys;
+use super::super::reader::Reader;
 use super::super::units;
 use super::super::{
     ConnectorPorts, EcConnector, KvConnector, MoriConfig, OnDecodeKvError, OnMissingKv,
     OnPrefillFailure, PdConfig,
 };
-use super::Reader;
 use crate::pd::connector::{self, PrefixPull};
 
 /// Maximum number of prefill retries. More would only prolong an outage.

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use super::super::keys;
+use super::super::reader::Reader;
 use super::super::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig, units};
-use super::Reader;
 
 /// Default service name, that of pd-sidecar.
 const SERVICE_NAME: &str = "llm-d-disagg-sidecar";

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::super::keys::{self, Key};
+use super::super::reader::Reader;
 use super::super::{Identity, ListenerTls, TlsConfig, UpstreamTls};
-use super::Reader;
 
 /// The values of `--enable-tls`: the kinds of engines.
 const STAGES: [&str; 3] = ["prefiller", "decoder", "encoder"];

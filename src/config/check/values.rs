@@ -5,11 +5,12 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use super::super::Problem;
 use super::super::Source;
 use super::super::keys::{self, Key};
 use super::super::nearest::did_you_mean;
+use super::super::reader::Reader;
 use super::super::units::{self, UnitError};
-use super::{Problem, Reader};
 
 impl<'a> Reader<'a> {
     /// Returns the text given for `key`, or its default.
