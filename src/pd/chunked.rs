@@ -6,9 +6,9 @@
 //! message of plain text. Tool calls, log-probabilities, response formats and stop strings can span
 //! two chunks, so requests with them are sent to the decoder as one request.
 
-use super::request::{Edits, PdRequest};
+use super::edits::Edits;
 use super::route::Api;
-use crate::json::{Kind, Level, elements, inner, member, members, string_is};
+use crate::json::{Document, Kind, Level, elements, inner, member, members, string_is};
 
 /// Parameters of a chat completion that is generated in chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,7 @@ impl Cut {
     /// Returns the parameters of a chunked decode of the request with at most `chunk` tokens per
     /// chunk, or `None` if the request must be sent to the decoder as one request.
     #[must_use]
-    pub fn of(request: &PdRequest<'_>, chunk: u32) -> Option<Self> {
-        let (document, body) = (request.document, request.body);
+    pub fn of(api: Api, document: &Document, body: &[u8], chunk: u32) -> Option<Self> {
         let last = |name| {
             let member = document.last(Level::Top, name);
             member.filter(|member| !matches!(member.kind, Kind::Null | Kind::False))
@@ -57,7 +56,7 @@ impl Cut {
         let is_plain = WHOLE.iter().all(|name| last(name).is_none());
         let is_one = last("n").is_none_or(|n| n.value.of(body) == b"1");
         let has_messages = elements(messages.value.of(body)).next().is_some();
-        if request.api != Api::Chat || !is_plain || !is_one || !has_messages {
+        if api != Api::Chat || !is_plain || !is_one || !has_messages {
             return None;
         }
         let limit = ["max_completion_tokens", "max_tokens"]
@@ -392,7 +391,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn cut(body: &str) -> Option<Cut> {
-        Cut::of(&Subject::new(Api::Chat, body).request(), 8)
+        let subject = Subject::new(Api::Chat, body);
+        Cut::of(subject.api, &subject.document, subject.body.as_bytes(), 8)
     }
 
     fn response(id: &str, text: &str, reason: &str, tokens: u64) -> String {
@@ -443,7 +443,7 @@ mod tests {
     fn x2_x4_the_next_chunk_continues_the_text_so_far() {
         let body = r#"{"messages":[{"role":"user","content":"x"}],"max_tokens":12,"min_tokens":10,"stream":true,"stream_options":{"include_usage":true}}"#;
         let subject = Subject::new(Api::Chat, body);
-        let cut = Cut::of(&subject.request(), 8).unwrap();
+        let cut = Cut::of(subject.api, &subject.document, subject.body.as_bytes(), 8).unwrap();
         assert!(cut.streams && cut.include_usage);
         let mut progress = Progress::new(cut);
         let asked = |progress: &Progress| {

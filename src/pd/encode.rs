@@ -6,9 +6,10 @@
 
 use std::collections::HashSet;
 
+use super::edits::Caps;
 use super::leg::{Leg, Role, Take};
 use super::options::EcConnector;
-use super::request::{Caps, PdRequest};
+use super::request::PdRequest;
 use super::route::Api;
 use crate::json::{EditError, Level, elements, inner, member, members, string_is, validate};
 
@@ -82,7 +83,7 @@ pub fn leg(request: &PdRequest<'_>, item: &[u8], ec: EcConnector) -> Result<Leg,
     let messages = [br#"[{"role":"user","content":["#, item, b"]}]"].concat();
     let mut edits = request.edits();
     edits.set(Level::Top, "messages", &messages);
-    edits.cap(&request, Caps::Sent);
+    edits.cap(request.api, Caps::Sent);
     edits.whole_response();
     let take = match ec {
         EcConnector::Example => Take::Nothing,

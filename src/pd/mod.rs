@@ -9,6 +9,7 @@ pub mod candidate;
 pub mod chunked;
 pub mod connector;
 pub mod decide;
+mod edits;
 pub mod encode;
 pub mod handoff;
 pub mod leg;

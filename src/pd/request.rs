@@ -1,12 +1,13 @@
-//! A request as input for its legs, and the edits that turn the client's body into a leg's body.
+//! A request as input for its legs.
 
 use super::chunked::Progress;
+use super::edits::{Caps, Edits};
 use super::leg::{Leg, Role, Take};
 use super::options::MoriConfig;
 use super::route::Api;
 use super::uuid::Uuid;
 use crate::fleet::MoriHosts;
-use crate::json::{Document, Edit, EditError, Kind, Level, Member, Watch};
+use crate::json::{Document, EditError, Kind, Level, Member, Watch};
 
 /// Every member of a request body that is read or edited to build a leg.
 pub const WATCH: Watch = &[
@@ -107,127 +108,12 @@ pub struct PdRequest<'a> {
     pub chunk: Option<&'a Progress>,
 }
 
-/// The token limits that a prefill leg sets to 1. The variants differ in the limits that are set
-/// even if the client did not send them.
-///
-/// The names are those of chat completions. The generate API has `max_tokens` and `min_tokens`
-/// inside `sampling_params`. The responses API has only `max_output_tokens`, which is always set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caps {
-    /// `max_tokens`, `max_completion_tokens` and `min_tokens` are always set, because engines have
-    /// defaults for them.
-    All,
-    /// The limits of [`Caps::All`] and `max_output_tokens` are always set.
-    Every,
-    /// `max_tokens` and `max_completion_tokens` are always set. `min_tokens` is set only if the
-    /// client sent it, because engines refuse a minimum above the maximum.
-    Maxima,
-    /// `max_tokens` is always set, the other limits only if the client sent them.
-    Sent,
-}
-
-/// The edits of one leg. A later edit of a member replaces an earlier one.
-#[derive(Debug)]
-pub(super) struct Edits<'a> {
-    document: &'a Document,
-    list: Vec<Edit<'a>>,
-}
-
-impl<'a> Edits<'a> {
-    pub(super) fn set(&mut self, level: Level, name: &'static str, value: &'a [u8]) {
-        self.push(Edit::Set { level, name, value });
-    }
-
-    pub(super) fn remove(&mut self, level: Level, name: &'static str) {
-        self.list
-            .retain(|earlier| earlier.target() != (level, name));
-        let mut members = self.document.members().iter();
-        // Most bodies have none of the members to remove, and a removal without effect costs as
-        // much as any other edit.
-        if members.any(|member| member.level == level && member.name == name) {
-            self.list.push(Edit::Remove { level, name });
-        }
-    }
-
-    /// Appends `text` after the last element of the top-level array `name`. The text begins with
-    /// the comma that separates the elements.
-    pub(super) fn append(&mut self, name: &'static str, text: &'a [u8]) {
-        let level = Level::Top;
-        self.push(Edit::Append { level, name, text });
-    }
-
-    fn push(&mut self, edit: Edit<'a>) {
-        self.list
-            .retain(|earlier| earlier.target() != edit.target());
-        self.list.push(edit);
-    }
-
-    /// Sets the token limits of the request's API to 1. `caps` selects the limits that are set even
-    /// if the client did not send them.
-    pub(super) fn cap(&mut self, request: &PdRequest<'_>, caps: Caps) {
-        match request.api {
-            Api::Chat | Api::Completions | Api::Messages | Api::Invocations | Api::Unsplit => {
-                self.cap_chat(request, caps);
-            }
-            Api::Responses => self.set(Level::Top, "max_output_tokens", b"1"),
-            Api::Generate => self.cap_generate(request, caps),
-        }
-    }
-
-    fn cap_chat(&mut self, request: &PdRequest<'_>, caps: Caps) {
-        let sent = |name| request.document.last(Level::Top, name).is_some();
-        self.set(Level::Top, "max_tokens", b"1");
-        if caps != Caps::Sent || sent("max_completion_tokens") {
-            self.set(Level::Top, "max_completion_tokens", b"1");
-        }
-        if matches!(caps, Caps::All | Caps::Every) || sent("min_tokens") {
-            self.set(Level::Top, "min_tokens", b"1");
-        }
-        if caps == Caps::Every {
-            self.set(Level::Top, "max_output_tokens", b"1");
-        }
-    }
-
-    fn cap_generate(&mut self, request: &PdRequest<'_>, caps: Caps) {
-        let document = request.document;
-        let min_too = matches!(caps, Caps::All | Caps::Every);
-        if !document.has_object(Level::SamplingParams) {
-            // `sampling_params` is replaced as a whole, which includes every earlier duplicate.
-            // Edits inside one of them would conflict with that.
-            self.list.retain(|edit| {
-                !matches!(edit.target().0, Level::SamplingParams | Level::ExtraArgs)
-            });
-            let value: &[u8] = if min_too {
-                br#"{"max_tokens":1,"min_tokens":1}"#
-            } else {
-                br#"{"max_tokens":1}"#
-            };
-            self.set(Level::Top, "sampling_params", value);
-            return;
-        }
-        self.set(Level::SamplingParams, "max_tokens", b"1");
-        if min_too || document.last(Level::SamplingParams, "min_tokens").is_some() {
-            self.set(Level::SamplingParams, "min_tokens", b"1");
-        }
-    }
-
-    /// Disables streaming. `stream_options` is removed, because engines refuse it on a request that
-    /// does not stream.
-    pub(super) fn whole_response(&mut self) {
-        self.set(Level::Top, "stream", b"false");
-        self.remove(Level::Top, "stream_options");
-    }
-}
-
 impl<'a> PdRequest<'a> {
     /// Returns the edits that every leg has. They remove the client's transfer parameters and, in a
     /// chunked decode, request the next chunk. After an encoder stage, they add the encoders'
     /// parameters and set `cache_hit_threshold` to 0.
     pub(super) fn edits(&self) -> Edits<'a> {
-        let mut edits = Edits {
-            document: self.document,
-            list: Vec::with_capacity(16),
-        };
+        let mut edits = Edits::of(self.document);
         for (level, name) in self.owned {
             edits.remove(*level, name);
         }
@@ -248,7 +134,7 @@ impl<'a> PdRequest<'a> {
     pub(super) fn leg(&self, role: Role, edits: &Edits<'_>, take: Take) -> Result<Leg, EditError> {
         Ok(Leg {
             role,
-            body: self.document.edit(&edits.list)?,
+            body: edits.splices()?,
             take,
             rank: None,
             request_id: None,
@@ -287,7 +173,7 @@ impl<'a> PdRequest<'a> {
     ) -> Result<Leg, EditError> {
         let mut edits = self.edits();
         edits.set(Level::Top, "kv_transfer_params", params);
-        edits.cap(self, caps);
+        edits.cap(self.api, caps);
         edits.whole_response();
         self.leg(Role::Prefill, &edits, take)
     }

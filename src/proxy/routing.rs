@@ -1,7 +1,7 @@
 //! Reads the engines that a request names from its head.
 
+use super::allowlist;
 use super::exchange::Exchange;
-use super::{allowlist, trace};
 use crate::config::UpstreamTls;
 use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
 use crate::h1::Name;
@@ -18,6 +18,8 @@ pub(super) struct Routing {
     /// Encoders among which the request's multimodal items are distributed. If empty, there is no
     /// encode stage.
     pub(super) encoders: Vec<Target>,
+    /// Number of encoders that the request names, including those that are not allowed.
+    pub(super) encoders_named: usize,
     /// The engine from which the prefill engine (or, without a prefill leg, the decoder) pulls a
     /// cached prefix of the prompt; `None` if the request names no usable one.
     pub(super) source: Option<Target>,
@@ -45,9 +47,14 @@ const fn default_port(tls: Option<UpstreamTls>) -> u16 {
 /// A prefill target is malformed. Malformed encoders and cache sources are ignored, because
 /// without them the request is served correctly, only more slowly.
 pub(super) fn routing<N: Net>(exchange: &Exchange<'_, N>) -> Result<Routing, TargetError> {
+    let prefillers = prefillers(exchange)?;
+    let mut encoders = encoders(exchange);
+    let encoders_named = encoders.len();
+    allowlist::drop_denied(exchange.shard, Named::Encode, &mut encoders);
     Ok(Routing {
-        prefillers: prefillers(exchange)?,
-        encoders: encoders(exchange),
+        prefillers,
+        encoders,
+        encoders_named,
         source: cache_source(exchange),
     })
 }
@@ -68,11 +75,7 @@ fn encoders<N: Net>(exchange: &Exchange<'_, N>) -> Vec<Target> {
         return Vec::new();
     }
     let port = default_port(exchange.shard.config.tls.encoder);
-    let mut encoders = list(exchange.request.values(Name::XEncoderHostsPorts), port);
-    let named = encoders.len();
-    allowlist::drop_denied(exchange.shard, Named::Encode, &mut encoders);
-    trace::trace_encoders(exchange, named, encoders.len());
-    encoders
+    list(exchange.request.values(Name::XEncoderHostsPorts), port)
 }
 
 /// Returns the engine to pull a cached prefix from, or `None` if the request names none, it is

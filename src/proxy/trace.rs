@@ -35,6 +35,20 @@ pub(super) fn trace_forward<N: Net>(exchange: &Exchange<'_, N>, api: Api) {
 /// Records the engines that the request head names as attributes of the `forward_request` span.
 pub(super) fn trace_routing<N: Net>(exchange: &Exchange<'_, N>, routing: &Routing) {
     exchange.trace.record(&exchange.shard.net, |recorder, _| {
+        let count = |count: usize| Value::Count(count as u64);
+        if routing.encoders_named > 0 {
+            let allowed = routing.encoders.len();
+            recorder.set("llm_d.ec_proxy.encode_disaggregation_used", allowed > 0);
+            recorder.set(
+                "llm_d.ec_proxy.encoder_candidates",
+                count(routing.encoders_named),
+            );
+            let name = match allowed {
+                0 => "llm_d.ec_proxy.encoder_allowed",
+                _ => "llm_d.ec_proxy.encoder_count",
+            };
+            recorder.set(name, count(allowed));
+        }
         let first = routing.prefillers.first();
         recorder.set("llm_d.pd_proxy.disaggregation_used", first.is_some());
         if let Some(first) = first {
@@ -45,23 +59,6 @@ pub(super) fn trace_routing<N: Net>(exchange: &Exchange<'_, N>, routing: &Routin
         if let Some(source) = &routing.source {
             recorder.set("llm_d.pd_proxy.kv_cache_source", shown(source));
         }
-    });
-}
-
-/// Records how many encoders the request names, and how many of them are allowed.
-pub(super) fn trace_encoders<N: Net>(exchange: &Exchange<'_, N>, named: usize, allowed: usize) {
-    if named == 0 {
-        return;
-    }
-    exchange.trace.record(&exchange.shard.net, |recorder, _| {
-        let count = |count: usize| Value::Count(count as u64);
-        recorder.set("llm_d.ec_proxy.encode_disaggregation_used", allowed > 0);
-        recorder.set("llm_d.ec_proxy.encoder_candidates", count(named));
-        let name = match allowed {
-            0 => "llm_d.ec_proxy.encoder_allowed",
-            _ => "llm_d.ec_proxy.encoder_count",
-        };
-        recorder.set(name, count(allowed));
     });
 }
 

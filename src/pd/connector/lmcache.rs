@@ -4,9 +4,10 @@
 use super::contract::{Connector, Order, Rules};
 use super::shared_storage;
 use crate::json::EditError;
+use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::peer::Peer;
-use crate::pd::request::{Caps, PdRequest};
+use crate::pd::request::PdRequest;
 
 /// The connector `lmcache`.
 pub(super) struct Lmcache;
@@ -27,7 +28,7 @@ impl Connector for Lmcache {
 
     fn prefill_leg(&self, request: &PdRequest<'_>, _: &Peer) -> Result<Leg, EditError> {
         let mut edits = request.edits();
-        edits.cap(request, Caps::Maxima);
+        edits.cap(request.api, Caps::Maxima);
         request.leg(Role::Prefill, &edits, Take::Nothing)
     }
 

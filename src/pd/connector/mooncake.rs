@@ -5,10 +5,11 @@
 
 use super::contract::{BASE, Bootstrap, Connector, OnDisconnect, Order, Rules};
 use crate::json::{EditError, Quoted};
+use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Take};
 use crate::pd::options::ConnectorPorts;
 use crate::pd::peer::Peer;
-use crate::pd::request::{Caps, PdRequest};
+use crate::pd::request::PdRequest;
 
 /// The connector `mooncake`.
 pub(super) struct Mooncake;

@@ -10,10 +10,11 @@ use blake2::{Blake2s256, Digest};
 
 use super::contract::{BASE, Commit, Connector, OnDisconnect, Order, PrefixPull, Rules, SpanNames};
 use crate::json::{Document, Edit, EditError, Level, Quoted, QuotedList, Scanner, Watch};
+use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Take};
 use crate::pd::options::MoriConfig;
 use crate::pd::peer::Peer;
-use crate::pd::request::{Caps, PdRequest};
+use crate::pd::request::PdRequest;
 
 /// `MoRI-IO` in write mode, with the prefill leg before the decode leg.
 pub(super) struct MoriSerial;

@@ -6,9 +6,10 @@
 use super::contract::{BASE, Commit, Connector, Order, PrefixPull, Rules, SpanNames};
 use super::mori::read_mode_rank;
 use crate::json::EditError;
+use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Take};
 use crate::pd::peer::Peer;
-use crate::pd::request::{Caps, PdRequest};
+use crate::pd::request::PdRequest;
 
 /// Parameters that make an engine prefill for another engine. Deployed engines and the llm-d
 /// conformance suite expect all six members.

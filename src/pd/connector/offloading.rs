@@ -6,10 +6,11 @@
 
 use super::contract::{BASE, Connector, OnDisconnect, Order, PrefixPull, Rules};
 use crate::json::{EditError, Quoted};
+use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Take};
 use crate::pd::options::ConnectorPorts;
 use crate::pd::peer::Peer;
-use crate::pd::request::{Caps, PdRequest};
+use crate::pd::request::PdRequest;
 
 /// The connector `offloading`.
 pub(super) struct Offloading;

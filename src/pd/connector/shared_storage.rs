@@ -8,9 +8,10 @@
 
 use super::contract::{BASE, Connector, Order, Rules, Sequences};
 use crate::json::{EditError, Kind, Level};
+use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::peer::Peer;
-use crate::pd::request::{Caps, PdRequest};
+use crate::pd::request::PdRequest;
 
 /// The connector `shared-storage`.
 pub(super) struct SharedStorage;
@@ -43,7 +44,7 @@ impl Connector for SharedStorage {
     /// that.
     fn prefill_leg(&self, request: &PdRequest<'_>, _: &Peer) -> Result<Leg, EditError> {
         let mut edits = request.edits();
-        edits.cap(request, Caps::Maxima);
+        edits.cap(request.api, Caps::Maxima);
         edits.set(Level::Top, "cache_hit_threshold", b"0");
         request.leg(Role::Prefill, &edits, Take::Nothing)
     }

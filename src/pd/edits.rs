@@ -1,0 +1,130 @@
+//! The edits that turn the client's body into a leg's body.
+
+use super::route::Api;
+use crate::json::{Document, Edit, EditError, Level, Splices};
+
+/// The token limits that a prefill leg sets to 1. The variants differ in the limits that are set
+/// even if the client did not send them.
+///
+/// The names are those of chat completions. The generate API has `max_tokens` and `min_tokens`
+/// inside `sampling_params`. The responses API has only `max_output_tokens`, which is always set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caps {
+    /// `max_tokens`, `max_completion_tokens` and `min_tokens` are always set, because engines have
+    /// defaults for them.
+    All,
+    /// The limits of [`Caps::All`] and `max_output_tokens` are always set.
+    Every,
+    /// `max_tokens` and `max_completion_tokens` are always set. `min_tokens` is set only if the
+    /// client sent it, because engines refuse a minimum above the maximum.
+    Maxima,
+    /// `max_tokens` is always set, the other limits only if the client sent them.
+    Sent,
+}
+
+/// The edits of one leg. A later edit of a member replaces an earlier one.
+#[derive(Debug)]
+pub(super) struct Edits<'a> {
+    document: &'a Document,
+    list: Vec<Edit<'a>>,
+}
+
+impl<'a> Edits<'a> {
+    /// Returns an empty list of edits of the body that `document` describes.
+    pub(super) fn of(document: &'a Document) -> Self {
+        Self {
+            document,
+            list: Vec::with_capacity(16),
+        }
+    }
+
+    /// Returns the edited body as splices over the client's.
+    pub(super) fn splices(&self) -> Result<Splices, EditError> {
+        self.document.edit(&self.list)
+    }
+
+    pub(super) fn set(&mut self, level: Level, name: &'static str, value: &'a [u8]) {
+        self.push(Edit::Set { level, name, value });
+    }
+
+    pub(super) fn remove(&mut self, level: Level, name: &'static str) {
+        self.list
+            .retain(|earlier| earlier.target() != (level, name));
+        let mut members = self.document.members().iter();
+        // Most bodies have none of the members to remove, and a removal without effect costs as
+        // much as any other edit.
+        if members.any(|member| member.level == level && member.name == name) {
+            self.list.push(Edit::Remove { level, name });
+        }
+    }
+
+    /// Appends `text` after the last element of the top-level array `name`. The text begins with
+    /// the comma that separates the elements.
+    pub(super) fn append(&mut self, name: &'static str, text: &'a [u8]) {
+        let level = Level::Top;
+        self.push(Edit::Append { level, name, text });
+    }
+
+    fn push(&mut self, edit: Edit<'a>) {
+        self.list
+            .retain(|earlier| earlier.target() != edit.target());
+        self.list.push(edit);
+    }
+
+    /// Sets the token limits of an API to 1. `caps` selects the limits that are set even
+    /// if the client did not send them.
+    pub(super) fn cap(&mut self, api: Api, caps: Caps) {
+        match api {
+            Api::Chat | Api::Completions | Api::Messages | Api::Invocations | Api::Unsplit => {
+                self.cap_chat(caps);
+            }
+            Api::Responses => self.set(Level::Top, "max_output_tokens", b"1"),
+            Api::Generate => self.cap_generate(caps),
+        }
+    }
+
+    fn cap_chat(&mut self, caps: Caps) {
+        let document = self.document;
+        let sent = |name| document.last(Level::Top, name).is_some();
+        self.set(Level::Top, "max_tokens", b"1");
+        if caps != Caps::Sent || sent("max_completion_tokens") {
+            self.set(Level::Top, "max_completion_tokens", b"1");
+        }
+        if matches!(caps, Caps::All | Caps::Every) || sent("min_tokens") {
+            self.set(Level::Top, "min_tokens", b"1");
+        }
+        if caps == Caps::Every {
+            self.set(Level::Top, "max_output_tokens", b"1");
+        }
+    }
+
+    fn cap_generate(&mut self, caps: Caps) {
+        let document = self.document;
+        let min_too = matches!(caps, Caps::All | Caps::Every);
+        if !document.has_object(Level::SamplingParams) {
+            // `sampling_params` is replaced as a whole, which includes every earlier duplicate.
+            // Edits inside one of them would conflict with that.
+            self.list.retain(|edit| {
+                !matches!(edit.target().0, Level::SamplingParams | Level::ExtraArgs)
+            });
+            let value: &[u8] = if min_too {
+                br#"{"max_tokens":1,"min_tokens":1}"#
+            } else {
+                br#"{"max_tokens":1}"#
+            };
+            self.set(Level::Top, "sampling_params", value);
+            return;
+        }
+        self.set(Level::SamplingParams, "max_tokens", b"1");
+        if min_too || document.last(Level::SamplingParams, "min_tokens").is_some() {
+            self.set(Level::SamplingParams, "min_tokens", b"1");
+        }
+    }
+
+    /// Disables streaming. `stream_options` is removed, because engines refuse it on a request that
+    /// does not stream.
+    pub(super) fn whole_response(&mut self) {
+        self.set(Level::Top, "stream", b"false");
+        self.remove(Level::Top, "stream_options");
+    }
+}
