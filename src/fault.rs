@@ -4,6 +4,7 @@
 //! status and the message that the client receives, and the party to blame. Every error response
 //! that the proxy generates takes them from here.
 
+use crate::config::ErrorStyle;
 use crate::fleet::TargetError;
 use crate::h1::HeadError;
 use crate::json::{EditError, JsonError, Quoted};
@@ -327,32 +328,35 @@ impl Fault {
 
     /// Returns whether the response has no body. pd-sidecar sends none for an unknown rank.
     #[must_use]
-    pub const fn is_bodyless(self) -> bool {
-        matches!(self, Self::UnknownRank)
+    pub const fn is_bodyless(self, style: ErrorStyle) -> bool {
+        matches!((style, self), (ErrorStyle::PdSidecar, Self::UnknownRank))
     }
 
-    /// Returns the error body, a JSON object in pd-sidecar's shape (`docs/pd-sidecar.md#errors`).
+    /// Returns the error body, a JSON object in the given style (`docs/pd-sidecar.md#errors`).
     #[must_use]
-    pub fn body(self) -> String {
-        self.body_with(None)
+    pub fn body(self, style: ErrorStyle) -> String {
+        self.body_with(style, None)
     }
 
     /// Returns the error body with `detail` appended to the message in parentheses.
     #[must_use]
-    pub fn body_with(self, detail: Option<&str>) -> String {
-        if self.is_bodyless() {
+    pub fn body_with(self, style: ErrorStyle, detail: Option<&str>) -> String {
+        if self.is_bodyless(style) {
             return String::new();
         }
         let message = match detail {
             Some(detail) => format!("{} ({detail})", self.text()),
             None => self.text(),
         };
-        format!(
-            r#"{{"object":"error","message":{},"type":"{}","param":"","code":{}}}"#,
-            Quoted(&message),
-            self.kind(),
-            self.status()
-        )
+        let (message, kind, status) = (Quoted(&message), self.kind(), self.status());
+        match style {
+            ErrorStyle::PdSidecar => format!(
+                r#"{{"object":"error","message":{message},"type":"{kind}","param":"","code":{status}}}"#
+            ),
+            ErrorStyle::OpenAi => format!(
+                r#"{{"error":{{"message":{message},"type":"{kind}","param":null,"code":{status}}}}}"#
+            ),
+        }
     }
 }
 
@@ -462,11 +466,16 @@ mod tests {
             assert_eq!(fault.index(), index, "{fault:?}");
             assert!(!fault.text().is_empty(), "{fault:?}");
             assert!((400..600).contains(&fault.status()), "{fault:?}");
-            if !fault.is_bodyless() {
-                let body: serde_json::Value = serde_json::from_str(&fault.body()).unwrap();
+            if fault != Fault::UnknownRank {
+                let body = fault.body(ErrorStyle::PdSidecar);
+                let body: serde_json::Value = serde_json::from_str(&body).unwrap();
                 assert_eq!(body["code"], fault.status());
                 assert_eq!(body["object"], "error");
             }
+            let body = fault.body(ErrorStyle::OpenAi);
+            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(body["error"]["code"], fault.status());
+            assert_eq!(body["error"]["message"], fault.text());
         }
     }
 

@@ -14,6 +14,8 @@ pub mod json;
 // Pure decisions: no sockets, clocks or tasks.
 pub mod fleet;
 
+pub mod api;
+
 pub mod policy;
 
 pub mod pd;

@@ -14,7 +14,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Exit> {
     match cli::parse(std::env::args_os())? {
-        Command::Sidecar(config, warnings) => control::run(*config, &warnings),
+        Command::Proxy(config, warnings) => control::run(*config, &warnings),
         #[cfg(feature = "mock")]
         Command::Mock(args) => match mock_engine::run_cli(args.into_iter()) {
             0 => Ok(()),

@@ -216,7 +216,7 @@ fn relaying(split: bool) {
          --model-server-port={decode} --secure-proxy=false --admin-address=off"
     );
     let args = args.split_whitespace().map(Into::into);
-    let Ok(Command::Sidecar(config, _)) = cli::parse_with(args, &|_| None) else {
+    let Ok(Command::Proxy(config, _)) = cli::parse_with(args, &|_| None) else {
         panic!("the flags are valid");
     };
     let control = tokio::runtime::Builder::new_current_thread()

@@ -5,12 +5,13 @@ use std::hint::black_box;
 use std::io::IoSlice;
 
 use criterion::{Criterion, Throughput};
+use ringside::api::Api;
 use ringside::fleet::Target;
 use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillResponse, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
 use ringside::pd::options::{KvConnector, MoriConfig};
 use ringside::pd::request::{CLIENT_OWNED_KV, WATCH};
-use ringside::pd::{Api, PdRequest, Peer, Uuid, connector};
+use ringside::pd::{PdRequest, Peer, Uuid, connector};
 
 const HANDOFF: &[u8] = br#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1,2,3,4]],"remote_engine_id":"5f4dcc3b-5aa7-65d6-1d83-27deb882cf99","remote_host":"10.4.0.7","remote_port":5600,"tp_size":8}"#;
 

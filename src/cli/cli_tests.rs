@@ -16,7 +16,7 @@ fn run_with(line: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<
 
 fn sidecar(line: &str) -> (Config, Vec<String>) {
     match run(line) {
-        Ok(Command::Sidecar(config, warnings)) => (*config, warnings),
+        Ok(Command::Proxy(config, warnings)) => (*config, warnings),
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -38,9 +38,12 @@ fn flags_are_applied() {
     );
     assert!(warnings.is_empty(), "{warnings:?}");
     let ports: Vec<_> = config
-        .ranks
+        .listeners
         .iter()
-        .map(|rank| (rank.rank, rank.listen.port(), rank.decoder.to_string()))
+        .map(|one| {
+            let decoder = config.pools[one.pool].endpoints[0].to_string();
+            (one.pool, one.address.port(), decoder)
+        })
         .collect();
     let decoder = |port| format!("10.0.0.1:{port}");
     assert_eq!(ports, [(0, 8100, decoder(8300)), (1, 8101, decoder(8301))]);
@@ -333,7 +336,7 @@ fn the_first_sidecars_name_selects_its_defaults() {
     ] {
         let flags = "--enable-ssrf-protection --inference-pool=x --port 8002";
         let (config, _) = sidecar(&format!("{line} {flags}"));
-        let decoder = config.ranks[0].decoder.to_string();
+        let decoder = config.pools[0].endpoints[0].to_string();
         assert_eq!(decoder, format!("localhost:{port}"), "{line}");
         let pool = config
             .allowlist
@@ -433,12 +436,12 @@ fn flags_take_precedence_over_environment() {
     };
     for (flag, want) in [("", true), ("--enable-prefiller-sampling=false", false)] {
         let line = format!("ringside sidecar --secure-proxy=false {flag}");
-        let Ok(Command::Sidecar(config, _)) = run_with(&line, &environment) else {
+        let Ok(Command::Proxy(config, _)) = run_with(&line, &environment) else {
             panic!("{line}");
         };
         assert_eq!(config.pd.prefiller_sampling, want, "{flag}");
         assert_eq!(config.pod_ip.as_deref(), Some("10.0.0.9"));
-        assert_eq!(config.ranks[0].listen, ListenAddress::DualStack(8000));
+        assert_eq!(config.listeners[0].address, ListenAddress::DualStack(8000));
     }
 }
 

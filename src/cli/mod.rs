@@ -5,7 +5,7 @@
 
 mod exit;
 mod log;
-mod sidecar;
+mod personality;
 mod spelling;
 
 use std::ffi::OsString;
@@ -14,7 +14,8 @@ use std::path::Path;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
-use crate::config::Config;
+use crate::config::personality::SIDECAR;
+use crate::config::{self, Config, Personality};
 
 pub use exit::Exit;
 pub use log::init_log;
@@ -22,9 +23,9 @@ pub use log::init_log;
 /// The command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Run as a replacement for llm-d's pd-sidecar, with this configuration. The texts are warnings
-    /// about the configuration, to log at startup.
-    Sidecar(Box<Config>, Vec<String>),
+    /// Run the proxy with this configuration. The texts are warnings about the configuration, to
+    /// log at startup.
+    Proxy(Box<Config>, Vec<String>),
     /// Run the mock engine with these arguments.
     Mock(Vec<String>),
     /// Run mock engines, a sidecar and some requests in one process.
@@ -43,11 +44,8 @@ pub struct DemoOptions {
     pub prompt_tokens: u32,
 }
 
-/// Name of llm-d's current sidecar. A binary with this file name runs the subcommand `sidecar`.
-const SIDECAR_NAME: &str = "pd-sidecar";
-/// Name of the predecessor of pd-sidecar. A binary with this file name runs the subcommand
-/// `sidecar` with the predecessor's defaults.
-const FIRST_SIDECAR_NAME: &str = "llm-d-routing-sidecar";
+/// Name of the command that checks a configuration and prints it.
+const CHECK_CONFIG: &str = "check-config";
 
 /// Parses the command line, including the program name, using the environment of this process.
 ///
@@ -68,20 +66,27 @@ pub fn parse_with(
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Command, Exit> {
     let args = utf8(args)?;
-    let replaces_first = program_name(&args) == Some(FIRST_SIDECAR_NAME);
-    let args = spelling::normalise(as_sidecar(args))?;
+    let replaced = program_name(&args).and_then(config::personality::of_program);
+    let alias = replaced.map(|(_, alias)| alias);
+    let args = match replaced {
+        Some((personality, _)) => with_command(personality, args),
+        None => args,
+    };
+    let args = match args.get(1).map(String::as_str).and_then(of_command) {
+        Some(personality) => spelling::normalise(personality, &args)?,
+        None => args,
+    };
     let matches = program()
         .try_get_matches_from(args)
         .map_err(|error| refused(&error))?;
     match matches.subcommand() {
-        Some(("sidecar", matches)) => {
-            let checked = sidecar::read(&sidecar::raw(matches, environment, replaces_first))?;
-            Ok(Command::Sidecar(Box::new(checked.config), checked.warnings))
-        }
-        Some(("check-config", matches)) => {
-            let raw = sidecar::raw(matches, environment, replaces_first);
-            let checked = sidecar::read(&raw)?;
-            Err(Exit::success(sidecar::report(&raw, &checked)))
+        Some((name, matches)) if let Some(personality) = of_command(name) => {
+            let raw = personality::raw(personality, matches, environment, alias);
+            let checked = personality::read(personality, &raw)?;
+            if name == CHECK_CONFIG {
+                return Err(Exit::success(personality::report(&raw, &checked)));
+            }
+            Ok(Command::Proxy(Box::new(checked.config), checked.warnings))
         }
         Some(("mock", matches)) => mock_engine_built_in().map(|()| Command::Mock(rest(matches))),
         Some(("demo", matches)) => mock_engine_built_in().map(|()| Command::Demo(demo(matches))),
@@ -100,12 +105,13 @@ fn program() -> clap::Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
-        .subcommand(
-            sidecar::command("sidecar")
-                .about("Run as a replacement for llm-d's pd-sidecar, with the same flags"),
+        .subcommands(
+            config::personality::ALL
+                .iter()
+                .map(|one| personality::command(one, one.name).about(one.about)),
         )
         .subcommand(
-            sidecar::command("check-config")
+            personality::command(&SIDECAR, CHECK_CONFIG)
                 .about("Check the sidecar's flags and print every value with its source"),
         )
         .subcommand(
@@ -188,12 +194,20 @@ fn utf8(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, Exit> {
         .collect()
 }
 
-/// Inserts the subcommand `sidecar` if the program runs under the name of a program it replaces,
-/// unless the first argument is `check-config`.
-fn as_sidecar(mut args: Vec<String>) -> Vec<String> {
-    let replaced = matches!(program_name(&args), Some(SIDECAR_NAME | FIRST_SIDECAR_NAME));
-    if replaced && args.get(1).is_none_or(|arg| arg != "check-config") {
-        args.insert(1, "sidecar".to_owned());
+/// Returns the personality of a command that runs or checks a proxy.
+fn of_command(name: &str) -> Option<&'static Personality> {
+    if name == CHECK_CONFIG {
+        return Some(&SIDECAR);
+    }
+    let mut all = config::personality::ALL.iter();
+    all.find(|personality| personality.name == name).copied()
+}
+
+/// Inserts the command of `personality`, whose replaced program this one is named after, unless the
+/// first argument is `check-config`.
+fn with_command(personality: &Personality, mut args: Vec<String>) -> Vec<String> {
+    if args.get(1).is_none_or(|arg| arg != CHECK_CONFIG) {
+        args.insert(1, personality.name.to_owned());
     }
     args
 }

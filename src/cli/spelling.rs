@@ -1,21 +1,15 @@
 //! Converts Go-style flags to GNU style before clap parses them.
 //!
 //! The first pd-sidecar used Go's `flag` package, where `-port=8000` is a long flag, and existing
-//! manifests use this form. Only the arguments of the sidecar commands are converted.
+//! manifests use this form. Only the arguments of the commands that run a proxy are converted.
 
 use super::Exit;
-use crate::config::keys::{self, Kind};
-use crate::config::removed;
+use crate::config::Personality;
+use crate::config::keys::Kind;
 
-/// Converts `-name` to `--name` in the arguments of `sidecar` and `check-config`. Returns an error
+/// Converts `-name` to `--name` in the arguments of a command of the personality. Returns an error
 /// for a switch with a separate value (`--switch true`), which pflag does not support either.
-pub(super) fn normalise(args: Vec<String>) -> Result<Vec<String>, Exit> {
-    if !matches!(
-        args.get(1).map(String::as_str),
-        Some("sidecar" | "check-config")
-    ) {
-        return Ok(args);
-    }
+pub(super) fn normalise(personality: &Personality, args: &[String]) -> Result<Vec<String>, Exit> {
     let mut out = Vec::with_capacity(args.len());
     let mut rest = false;
     for (index, arg) in args.iter().enumerate() {
@@ -30,7 +24,9 @@ pub(super) fn normalise(args: Vec<String>) -> Result<Vec<String>, Exit> {
         };
         let next = args.get(index + 1).map(String::as_str);
         if let Some(value @ ("true" | "false")) = next
-            && arg.strip_prefix("--").is_some_and(is_switch)
+            && arg
+                .strip_prefix("--")
+                .is_some_and(|name| is_switch(personality, name))
         {
             return Err(Exit::usage(format!(
                 "ringside: `{arg} {value}` is two arguments; write `{arg}={value}`"
@@ -49,11 +45,13 @@ fn long_name(arg: &str) -> Option<&str> {
     (long || name == "v").then_some(name)
 }
 
-fn is_switch(name: &str) -> bool {
-    let ours = keys::ALL
+fn is_switch(personality: &Personality, name: &str) -> bool {
+    let ours = personality
+        .table
         .iter()
         .any(|key| key.name == name && key.kind == Kind::Switch);
-    let removed = removed::ALL
+    let removed = personality
+        .removed
         .iter()
         .any(|removed| removed.name == name && removed.is_switch);
     ours || removed

@@ -1,8 +1,14 @@
 //! Tests of the checks. The prefixes `g2_` and `g3_` of test names are rows of the conformance
 //! suite (`docs/pd-sidecar.md#conformance`).
 
+use std::time::Duration;
+
 use super::*;
-use crate::config::{EcConnector, Key, KvConnector, ListenAddress, OnPrefillFailure, RankConfig};
+use crate::config::personality::SIDECAR;
+use crate::config::{
+    AccessLog, Cores, EcConnector, Key, KvConnector, ListenAddress, Listener, OnPrefillFailure,
+    PoolConfig, keys, units,
+};
 use crate::fleet::Target;
 
 pub(in crate::config) type Given<'a> = &'a [(&'a Key, &'a str)];
@@ -14,7 +20,9 @@ pub(in crate::config) fn draft_in(
     given: &[(&Key, &str)],
 ) -> RawConfig {
     let find = |name: &str| environment.iter().find(|(other, _)| *other == name);
-    let mut raw = RawConfig::new(&|name| find(name).map(|(_, value)| (*value).to_owned()));
+    let mut raw = RawConfig::new(SIDECAR.table, SIDECAR.variables, &|name| {
+        find(name).map(|(_, value)| (*value).to_owned())
+    });
     raw.set(&keys::SECURE_PROXY, "false");
     for (key, value) in given {
         raw.set(key, *value);
@@ -30,7 +38,7 @@ pub(in crate::config) fn checked_in(
     environment: &[(&str, &str)],
     given: &[(&Key, &str)],
 ) -> Checked {
-    check(&draft_in(environment, given))
+    check(&SIDECAR, &draft_in(environment, given))
         .unwrap_or_else(|problems| panic!("{given:?}: {problems:?}"))
 }
 
@@ -42,7 +50,7 @@ pub(in crate::config) fn problems_in(
     environment: &[(&str, &str)],
     given: &[(&Key, &str)],
 ) -> Vec<String> {
-    match check(&draft_in(environment, given)) {
+    match check(&SIDECAR, &draft_in(environment, given)) {
         Ok(_) => Vec::new(),
         Err(problems) => problems.iter().map(ToString::to_string).collect(),
     }
@@ -53,11 +61,16 @@ fn defaults_match_pd_sidecar() {
     let Checked { config, warnings } = checked(&[]);
     assert!(warnings.is_empty(), "{warnings:?}");
     assert_eq!(
-        config.ranks,
-        [RankConfig {
-            rank: 0,
-            listen: ListenAddress::DualStack(8000),
-            decoder: Target::new("localhost", 8200).unwrap(),
+        config.listeners,
+        [Listener {
+            address: ListenAddress::DualStack(8000),
+            pool: 0,
+        }]
+    );
+    assert_eq!(
+        config.pools,
+        [PoolConfig {
+            endpoints: vec![Target::new("localhost", 8200).unwrap()],
         }]
     );
     assert_eq!(config.pd.prefill_retries_max, 0);
@@ -118,8 +131,14 @@ fn g2_ports_ranks_and_connector() {
         assert!(got[0].starts_with(want), "{given:?}: {got:?}");
     }
     let fits = checked(&[(&PORT, "65532"), (&DATA_PARALLEL_SIZE, "4")]);
-    assert_eq!(fits.config.ranks[3].listen, ListenAddress::DualStack(65535));
-    assert_eq!(fits.config.ranks[3].decoder.to_string(), "localhost:8203");
+    assert_eq!(
+        fits.config.listeners[3].address,
+        ListenAddress::DualStack(65535)
+    );
+    assert_eq!(
+        fits.config.pools[3].endpoints[0].to_string(),
+        "localhost:8203"
+    );
 }
 
 #[test]
@@ -282,9 +301,9 @@ fn g3_model_server_port_precedence() {
     ];
     for (given, port, warned) in table {
         let Checked { config, warnings } = checked(given);
-        for (rank, want) in config.ranks.iter().zip(*port..) {
+        for (pool, want) in config.pools.iter().zip(*port..) {
             let want = format!("localhost:{want}");
-            assert_eq!(rank.decoder.to_string(), want, "{given:?}");
+            assert_eq!(pool.endpoints[0].to_string(), want, "{given:?}");
         }
         let deprecated = warnings
             .iter()
@@ -391,10 +410,10 @@ fn addresses() {
         ("localhost", "127.0.0.1:8000"),
     ] {
         let config = checked(&[(&keys::HOST, text)]).config;
-        assert_eq!(config.ranks[0].listen.to_string(), want, "{text}");
+        assert_eq!(config.listeners[0].address.to_string(), want, "{text}");
     }
     let config = checked(&[(&keys::MODEL_SERVER_HOST, "[fd00::1]")]).config;
-    assert_eq!(config.ranks[0].decoder.to_string(), "[fd00::1]:8200");
+    assert_eq!(config.pools[0].endpoints[0].to_string(), "[fd00::1]:8200");
 }
 
 #[test]
@@ -402,7 +421,10 @@ fn decoders_on_unix_sockets() {
     use keys::{DATA_PARALLEL_SIZE, MODEL_SERVER_SOCKET};
     let sockets = |given: Given<'_>| -> Vec<String> {
         let config = checked(given).config;
-        let decoders = config.ranks.iter().map(|rank| rank.decoder.to_string());
+        let decoders = config
+            .pools
+            .iter()
+            .map(|pool| pool.endpoints[0].to_string());
         decoders.collect()
     };
     let one = |path| sockets(&[(&MODEL_SERVER_SOCKET, path)]);

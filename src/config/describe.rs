@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::units::{DURATION_MAX, format_duration, format_size};
 use super::{
     AccessLog, AllowlistConfig, Config, EcConnector, LogFormat, LogLevel, OnDecodeKvError,
-    OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, RankConfig, TraceExporter,
-    TracingConfig, UpstreamTls,
+    OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, TraceExporter, TracingConfig,
+    UpstreamTls,
 };
 use crate::pd::connector::PrefixPull;
 
@@ -30,12 +30,15 @@ impl Config {
     pub fn describe(&self) -> Vec<(String, String)> {
         let mut lines = Vec::new();
         let mut line = |name: &str, text: String| lines.push((name.to_owned(), text));
-        line("listen", span(&self.ranks, |rank| rank.listen.to_string()));
+        line(
+            "listen",
+            span(&self.listeners, |one| one.address.to_string()),
+        );
         line(
             "decoder",
-            span(&self.ranks, |rank| rank.decoder.to_string()),
+            span(&self.pools, |pool| pool.endpoints[0].to_string()),
         );
-        line("ranks", self.ranks.len().to_string());
+        line("ranks", self.listeners.len().to_string());
         line(
             "pod_ip",
             self.pod_ip.clone().unwrap_or_else(|| "unset".to_owned()),
@@ -306,7 +309,7 @@ fn bound(value: Option<Duration>) -> String {
 
 /// Formats a setting of the ranks: that of the first and that of the last, joined by `to`, or that
 /// of the only rank. `show` formats the setting of one rank.
-fn span(ranks: &[RankConfig], show: impl Fn(&RankConfig) -> String) -> String {
+fn span<T>(ranks: &[T], show: impl Fn(&T) -> String) -> String {
     match ranks {
         [] => String::new(),
         [only] => show(only),

@@ -7,16 +7,16 @@
 use super::keys::{self, Key, Kind};
 use super::nearest::did_you_mean;
 use super::yaml::{self, Entry, Value};
-use super::{Problem, RawConfig, removed, units};
+use super::{Personality, Problem, RawConfig, units};
 
 impl RawConfig {
-    /// Adds the values of the document `text`. `name`, its file or the flag that contains it, is
-    /// shown in messages. Problems are recorded, not returned.
-    pub fn read_document(&mut self, name: &str, text: &str) {
+    /// Adds the values of the document `text` of a personality. `name`, its file or the flag that
+    /// contains it, is shown in messages. Problems are recorded, not returned.
+    pub fn read_document(&mut self, personality: &Personality, name: &str, text: &str) {
         match yaml::read(text) {
             Ok(entries) => {
                 for entry in entries {
-                    if let Err(why) = self.read_entry(name, &entry) {
+                    if let Err(why) = self.read_entry(personality, name, &entry) {
                         self.add_problem(problem(name, text, entry.line, entry.column, why));
                     }
                 }
@@ -27,8 +27,13 @@ impl RawConfig {
         }
     }
 
-    fn read_entry(&mut self, name: &str, entry: &Entry) -> Result<(), String> {
-        let key = known(&entry.key)?;
+    fn read_entry(
+        &mut self,
+        personality: &Personality,
+        name: &str,
+        entry: &Entry,
+    ) -> Result<(), String> {
+        let key = known(personality, &entry.key)?;
         let text = match &entry.value {
             Value::Nothing => return Ok(()),
             Value::Text(text) => text.trim().to_owned(),
@@ -65,15 +70,17 @@ fn switch(text: &str) -> Option<bool> {
     }
 }
 
-fn known(name: &str) -> Result<&'static Key, String> {
+fn known(personality: &Personality, name: &str) -> Result<&'static Key, String> {
     let in_documents = |key: &&&Key| {
         ![keys::CONFIGURATION.name, keys::CONFIGURATION_FILE.name].contains(&key.name)
     };
-    let known = || keys::ALL.iter().filter(in_documents);
+    let known = || personality.table.iter().filter(in_documents);
     if let Some(key) = known().find(|key| key.name == name) {
         return Ok(key);
     }
-    if let Some(instead) = removed::replacement(name) {
+    let mut removed = personality.removed.iter();
+    if let Some(removed) = removed.find(|removed| removed.name == name) {
+        let instead = removed.replacement();
         return Err(format!("`{name}` is no longer a key; use `{instead}`"));
     }
     // In YAML, a colon ends a key only if white space follows.
@@ -114,10 +121,11 @@ fn excerpt(text: &str, line: u64, column: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::personality::SIDECAR;
 
     fn read(text: &str) -> RawConfig {
-        let mut raw = RawConfig::default();
-        raw.read_document("x.yaml", text);
+        let mut raw = RawConfig::new(keys::ALL, &[], &|_| None);
+        raw.read_document(&SIDECAR, "x.yaml", text);
         raw
     }
 

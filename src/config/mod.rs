@@ -12,11 +12,12 @@ mod describe;
 mod document;
 pub mod keys;
 mod nearest;
+pub mod personality;
 mod problem;
 mod ranks;
 mod raw;
+mod read;
 mod reader;
-pub mod removed;
 mod tls;
 mod tracing;
 pub mod units;
@@ -31,11 +32,13 @@ pub use allowlist::{AllowlistConfig, PoolGroup, PoolRef};
 pub use check::{Checked, check};
 pub use cores::{Cores, CoresError, PciAddress, Place};
 pub use keys::Key;
+pub use personality::Personality;
 pub use problem::Problem;
 pub use raw::{RawConfig, RawValue, Source};
 pub use tls::{Identity, ListenerTls, TlsConfig, UpstreamTls};
 pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 
+use crate::api::Routes;
 use crate::fleet::Target;
 use crate::json::Watch;
 use crate::pd::connector::{Connector, connector};
@@ -44,8 +47,14 @@ pub use crate::pd::options::{ConnectorPorts, EcConnector, KvConnector, MoriConfi
 /// The complete, checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// One entry per data-parallel rank, in rank order; never empty.
-    pub ranks: Vec<RankConfig>,
+    /// The listening addresses for clients; never empty.
+    pub listeners: Vec<Listener>,
+    /// The engines that serve requests; never empty.
+    pub pools: Vec<PoolConfig>,
+    /// The requests that the proxy inspects or responds to itself.
+    pub routes: &'static Routes,
+    /// The form of the error responses that the proxy generates.
+    pub errors: ErrorStyle,
     /// Address of this pod (`POD_IP`), as other pods write it in routing header fields; `None` if
     /// it is not known.
     pub pod_ip: Option<String>,
@@ -78,15 +87,31 @@ pub struct Config {
     pub drain: DrainConfig,
 }
 
-/// A local rank: its listening address and its decoder.
+/// A listening address for clients, and the engines that serve its requests. The sidecar has one
+/// per data-parallel rank, in rank order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RankConfig {
-    /// Rank number, starting at 0.
-    pub rank: u32,
-    /// Listening address for clients.
-    pub listen: ListenAddress,
-    /// Location of the rank's decoder.
-    pub decoder: Target,
+pub struct Listener {
+    /// The address.
+    pub address: ListenAddress,
+    /// Index of the pool in [`Config::pools`].
+    pub pool: usize,
+}
+
+/// A set of engines of one role. A data-parallel rank of the sidecar is one listener and one pool
+/// of one decoder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Locations of the engines.
+    pub endpoints: Vec<Target>,
+}
+
+/// The form of the error responses that the proxy generates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorStyle {
+    /// The error is the response object: `{"object":"error","message":...}`, as in pd-sidecar.
+    PdSidecar,
+    /// The error is the member `error` of the response object, as in the API of OpenAI.
+    OpenAi,
 }
 
 /// The address a listener binds to.

@@ -3,14 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::reader::Reader;
-use super::{Config, Key, ListenAddress, RankConfig, keys};
+use super::{Config, Key, ListenAddress, Listener, PoolConfig, keys};
 use crate::fleet::{Address, SocketPath, Target};
 
 /// Placeholder for the rank number in the path of the decoder's socket.
 const RANK: &str = "{rank}";
 
 impl Reader<'_> {
-    pub(super) fn ranks(&mut self, size: u32) -> Vec<RankConfig> {
+    /// Reads the local ranks: one listener and one pool of one decoder each.
+    pub(super) fn ranks(&mut self, size: u32) -> (Vec<Listener>, Vec<PoolConfig>) {
         let port = self.port_range(&keys::PORT, self.text(&keys::PORT), size);
         let decoders = match self.raw.given(&keys::MODEL_SERVER_SOCKET) {
             Some(path) => self.decoder_sockets(path, size),
@@ -18,19 +19,19 @@ impl Reader<'_> {
         };
         let host = self.listen_host();
         if !self.problems.is_empty() {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         }
-        (0..size)
+        (0..)
             .zip((port..=u16::MAX).zip(decoders))
-            .map(|(rank, (port, decoder))| RankConfig {
-                rank,
-                listen: match host {
+            .map(|(pool, (port, decoder))| {
+                let address = match host {
                     Some(host) => ListenAddress::Address(SocketAddr::new(host, port)),
                     None => ListenAddress::DualStack(port),
-                },
-                decoder,
+                };
+                let endpoints = vec![decoder];
+                (Listener { address, pool }, PoolConfig { endpoints })
             })
-            .collect()
+            .unzip()
     }
 
     /// Reads the number of local ranks, `--data-parallel-size`.
@@ -154,12 +155,12 @@ impl Reader<'_> {
     /// of its decoders, or two listeners on one port. A decoder on a Unix socket cannot conflict,
     /// because the listeners are TCP.
     pub(super) fn check_overlaps(&mut self, config: &Config) {
-        let (Some(rank), Some(last)) = (config.ranks.first(), config.ranks.last()) else {
+        let (Some(rank), Some(last)) = (config.listeners.first(), config.listeners.last()) else {
             return;
         };
-        let ours = rank.listen.port()..=last.listen.port();
+        let ours = rank.address.port()..=last.address.port();
         let pod = config.pod_ip.as_deref();
-        let decoder = host_and_port(&rank.decoder)
+        let decoder = host_and_port(&config.pools[rank.pool].endpoints[0])
             .map(|(host, port)| (host, port..=port.saturating_add(ours.end() - ours.start())));
         let is_decoders = |listen, port| {
             let there = decoder.as_ref();
@@ -168,9 +169,9 @@ impl Reader<'_> {
         // Both ranges are contiguous and equally long, so if they overlap, they overlap at the
         // higher start.
         let first = decoder.as_ref().map_or(0, |(_, ports)| *ports.start());
-        let overlap = rank.listen.port().max(first);
+        let overlap = rank.address.port().max(first);
         if ours.contains(&overlap)
-            && let Some((host, _)) = is_decoders(rank.listen, overlap)
+            && let Some((host, _)) = is_decoders(rank.address, overlap)
         {
             let text = format!(
                 "port {overlap} would be both a listening port and the decoder's port on {host}, so \

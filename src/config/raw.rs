@@ -10,34 +10,6 @@ use std::fmt;
 use super::keys::{self, Key, Kind};
 use super::{Problem, units};
 
-/// Environment variables that do not correspond to a single key.
-const VARIABLES: [&str; 24] = [
-    "POD_IP",
-    "INFERENCE_POOL_NAMESPACE",
-    "INFERENCE_POOL_NAME",
-    "SGLANG_BOOTSTRAP_PORT",
-    "MORIIO_METRICS_ADDR",
-    "MORIIO_DNS_RESOLVE_TTL_SECONDS",
-    "MORIIO_DNS_RESOLVE_TIMEOUT_SECONDS",
-    "OTEL_TRACES_EXPORTER",
-    "OTEL_TRACES_SAMPLER",
-    "OTEL_TRACES_SAMPLER_ARG",
-    "OTEL_SERVICE_NAME",
-    "OTEL_RESOURCE_ATTRIBUTES",
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_PROTOCOL",
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-    "OTEL_EXPORTER_OTLP_HEADERS",
-    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-    "OTEL_EXPORTER_OTLP_TIMEOUT",
-    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
-    "OTEL_EXPORTER_OTLP_INSECURE",
-    "OTEL_EXPORTER_OTLP_TRACES_INSECURE",
-    "OTEL_EXPORTER_OTLP_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
-];
-
 /// The source from which a value was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -78,8 +50,10 @@ pub struct RawValue {
 }
 
 /// The values as written, before any check.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct RawConfig {
+    /// The keys that have a value, in the order of `--help`.
+    pub(super) table: &'static [&'static Key],
     flags: BTreeMap<&'static str, RawValue>,
     document: BTreeMap<&'static str, RawValue>,
     /// Values of the keys' environment variables, which apply if neither a flag nor the document
@@ -94,18 +68,32 @@ pub struct RawConfig {
 }
 
 impl RawConfig {
-    /// Creates a configuration without flags or document, with the values of the environment.
+    /// Creates a configuration of the keys in `table`, without flags or document, with the values
+    /// of the environment: of the keys' variables and of `variables`.
     #[must_use]
-    pub fn new(environment: &dyn Fn(&str) -> Option<String>) -> Self {
-        let mut raw = Self::default();
+    pub fn new(
+        table: &'static [&'static Key],
+        variables: &[&'static str],
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Self {
+        let mut raw = Self {
+            table,
+            flags: BTreeMap::new(),
+            document: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            defaults: BTreeMap::new(),
+            variables: BTreeMap::new(),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        };
         // An empty variable counts as unset.
         let read = |name: &str| environment(name).filter(|text| !text.is_empty());
-        for name in VARIABLES {
+        for &name in variables {
             if let Some(text) = read(name) {
                 raw.variables.insert(name, text);
             }
         }
-        for key in keys::ALL {
+        for key in table {
             let Some(name) = key.environment else {
                 continue;
             };
@@ -206,7 +194,8 @@ impl RawConfig {
         self.problems.push(problem);
     }
 
-    /// Returns the value of one of [`VARIABLES`], or `None` if it is unset or empty.
+    /// Returns the value of an environment variable that corresponds to no single key, or `None` if
+    /// it is unset or empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
     }
@@ -257,7 +246,7 @@ impl RawConfig {
     /// Adds a warning for each environment variable that is ignored because it cannot be parsed.
     /// pd-sidecar ignores such variables silently.
     pub(super) fn warn_of_unreadable_variables(&mut self) {
-        for key in keys::ALL {
+        for key in self.table {
             let Some(RawValue { text, source }) = self.environment.get(key.name) else {
                 continue;
             };
@@ -288,7 +277,7 @@ impl RawConfig {
                 decoder.contains(&key.name) && key.name != self.model_server_port().name;
             other_port || key.name == keys::CONFIGURATION.name
         };
-        let keys = keys::ALL.iter().filter(|key| !hidden(key)).map(|key| {
+        let keys = self.table.iter().filter(|key| !hidden(key)).map(|key| {
             let source = self.source(key).clone();
             (key.name, self.text(key).to_owned(), source)
         });
@@ -318,6 +307,11 @@ fn is_readable(key: &Key, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::personality::SIDECAR;
+
+    fn empty() -> RawConfig {
+        RawConfig::new(keys::ALL, &[], &|_| None)
+    }
 
     const NEW: &Key = &keys::MODEL_SERVER_PORT;
     const OLD: &Key = &keys::VLLM_PORT;
@@ -334,12 +328,14 @@ mod tests {
             (true, false, false, "1"),
             (false, true, false, "2"),
         ] {
-            let mut raw = RawConfig::new(&|name| variable(name).filter(|_| environment));
+            let mut raw = RawConfig::new(keys::ALL, &[], &|name| {
+                variable(name).filter(|_| environment)
+            });
             if flag {
                 raw.set(key, "1");
             }
             if document {
-                raw.read_document("x.yaml", "# x\nmooncake-bootstrap-port: 2\n");
+                raw.read_document(&SIDECAR, "x.yaml", "# x\nmooncake-bootstrap-port: 2\n");
             }
             assert_eq!(raw.text(key), want, "{flag} {document} {environment}");
             let source = match want {
@@ -358,7 +354,7 @@ mod tests {
         // precedence.
         for bits in 0..16_u8 {
             let has = |bit: u8| bits & (1 << bit) != 0;
-            let mut raw = RawConfig::default();
+            let mut raw = empty();
             let mut document = String::new();
             if has(0) {
                 raw.set(NEW, "1");
@@ -372,13 +368,13 @@ mod tests {
             if has(3) {
                 document.push_str("vllm-port: 4\n");
             }
-            raw.read_document("x.yaml", &document);
+            raw.read_document(&SIDECAR, "x.yaml", &document);
             let want = (0..4_u8)
                 .find(|bit| has(*bit))
                 .map_or("8200".to_owned(), |bit| (bit + 1).to_string());
             assert_eq!(raw.text(raw.model_server_port()), want, "{bits:04b}");
         }
-        let mut first = RawConfig::default();
+        let mut first = empty();
         first.set_default(NEW, "8001");
         assert_eq!(first.text(first.model_server_port()), "8001");
         first.set(OLD, "5");
@@ -388,8 +384,8 @@ mod tests {
     #[test]
     fn repeated_list_flags_are_concatenated() {
         let key = &keys::ENABLE_TLS;
-        let mut raw = RawConfig::default();
-        raw.read_document("x.yaml", "enable-tls: [encoder]");
+        let mut raw = empty();
+        raw.read_document(&SIDECAR, "x.yaml", "enable-tls: [encoder]");
         assert_eq!(raw.text(key), "encoder");
         for item in ["", "decoder", "prefiller"] {
             raw.add_as(key, item, key.name);
@@ -399,13 +395,13 @@ mod tests {
 
     #[test]
     fn every_key_is_listed_once() {
-        let raw = RawConfig::default();
+        let raw = empty();
         let names: Vec<_> = raw.effective().into_iter().map(|(name, ..)| name).collect();
         let hidden = [OLD.name, "configuration"];
         let keys = keys::ALL.iter().map(|key| key.name);
         let want: Vec<_> = keys.filter(|name| !hidden.contains(name)).collect();
         assert_eq!(names, want);
-        let mut raw = RawConfig::default();
+        let mut raw = empty();
         raw.set(OLD, "1");
         let names: Vec<_> = raw.effective().into_iter().map(|(name, ..)| name).collect();
         assert!(names.contains(&OLD.name) && !names.contains(&NEW.name));

@@ -98,7 +98,7 @@ fn config(port: u16, decode_port: u16) -> Result<Config, Exit> {
         "--admin-address=off".to_owned(),
     ];
     match cli::parse_with(args.map(Into::into), &|_| None)? {
-        Command::Sidecar(config, _) => Ok(*config),
+        Command::Proxy(config, _) => Ok(*config),
         Command::Mock(_) | Command::Demo(_) => Err(Exit::runtime(
             "demo: the command line did not select the sidecar",
         )),

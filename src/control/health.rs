@@ -54,8 +54,8 @@ pub(super) fn watch(
             wanted.notify_one();
         }
         let snapshot = published.load();
-        let decoders = snapshot.decoders.iter();
-        decoders
+        let endpoints = snapshot.endpoints();
+        endpoints
             .map(|one| (one.target.to_string(), one.health().text()))
             .collect()
     })
@@ -70,7 +70,7 @@ async fn look(
     loop {
         wanted.notified().await;
         let snapshot = published.load_full();
-        for one in &snapshot.decoders {
+        for one in snapshot.endpoints() {
             let health = match &tls {
                 None => tokio::time::timeout(CHECK_TIMEOUT, health(&one.target)).await,
                 Some(tls) => Ok(health_over_tls(&one.target, Arc::clone(tls)).await),

@@ -204,8 +204,8 @@ fn deps(
     metrics: Arc<ShardMetrics>,
     sinks: LogSinks,
 ) -> ShardDeps<Served> {
-    let ranks = shared.config.ranks.iter();
-    let ports: Vec<u16> = ranks.map(|rank| rank.listen.port()).collect();
+    let listeners = shared.config.listeners.iter();
+    let ports: Vec<u16> = listeners.map(|one| one.address.port()).collect();
     let (resolver, inbox) = (shared.resolver.clone(), inbox.clone());
     let socket_errors = shared.socket_errors.clone();
     let secure = shared.tls.upstream(&metrics);

@@ -61,8 +61,8 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let plan = sys::plan_cores(&config.cores, &allowed, quota, &sys::Topology::read())?;
     log_warnings(&config, &plan);
     let (tls, renewal) = TlsContext::load(&config)?;
-    for rank in &config.ranks {
-        sys::probe(rank.listen)?;
+    for listener in &config.listeners {
+        sys::probe(listener.address)?;
     }
     let admin = config
         .admin
@@ -127,9 +127,9 @@ async fn start_shards(
     let (report_ended, ended) = mpsc::unbounded_channel();
     let mut inboxes = Vec::with_capacity(seats.len());
     for (index, (seat, metrics)) in seats.iter().zip(metrics).enumerate() {
-        let ranks = shared.config.ranks.iter();
-        let listeners = ranks
-            .map(|rank| sys::bind_shared(rank.listen))
+        let listeners = shared.config.listeners.iter();
+        let listeners = listeners
+            .map(|listener| sys::bind_shared(listener.address))
             .collect::<Result<_, _>>()?;
         let (report_started, started) = oneshot::channel();
         let report_ended = report_ended.clone();
@@ -195,18 +195,21 @@ fn keep_certificate(renewal: Option<Renewal>, registry: &mut Registry) {
 
 /// Returns the fleet that the configuration describes.
 async fn fleet(config: &Config) -> Fleet {
-    let mut decoders = Vec::with_capacity(config.ranks.len());
-    for rank in &config.ranks {
-        let target = rank.decoder.clone();
-        let named = target.clone();
-        let resolving = tokio::task::spawn_blocking(move || resolve(&named));
-        let addresses = resolving.await.unwrap_or_default();
-        if addresses.is_empty() {
-            tracing::warn!(decoder = %target, "decoder name does not resolve yet; it will be looked up again");
+    let mut pools = Vec::with_capacity(config.pools.len());
+    for pool in &config.pools {
+        let mut endpoints = Vec::with_capacity(pool.endpoints.len());
+        for target in &pool.endpoints {
+            let (target, named) = (target.clone(), target.clone());
+            let resolving = tokio::task::spawn_blocking(move || resolve(&named));
+            let addresses = resolving.await.unwrap_or_default();
+            if addresses.is_empty() {
+                tracing::warn!(decoder = %target, "decoder name does not resolve yet; it will be looked up again");
+            }
+            endpoints.push(EndpointSpec { target, addresses });
         }
-        decoders.push(EndpointSpec { target, addresses });
+        pools.push(endpoints);
     }
-    let mut fleet = Fleet::new(decoders);
+    let mut fleet = Fleet::new(pools);
     if let Some(allowlist) = &config.allowlist {
         fleet.enable_allowlist(allowlist.pool.as_ref().map(ToString::to_string));
     }

@@ -215,7 +215,7 @@ fn self_signed(config: &Config) -> Result<Arc<crate::net::tls::Certificate>, Exi
 /// connect to this process. `host` is the host name of this machine, if known.
 fn names(config: &Config, host: Option<&str>) -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
-    let listen = match config.ranks[0].listen {
+    let listen = match config.listeners[0].address {
         ListenAddress::Address(address) if !address.ip().is_unspecified() => {
             Some(address.ip().to_string())
         }

@@ -20,5 +20,5 @@ pub use allowlist::AllowList;
 pub use endpoint::{Endpoint, EndpointId, EndpointSpec, Health, Reservation};
 pub use error::TargetError;
 pub use registry::{Change, Registry, RuleSource};
-pub use snapshot::{Allow, MoriHosts, Permit, Service, Snapshot};
+pub use snapshot::{Allow, EndpointIndex, MoriHosts, Permit, Pool, Service, Snapshot};
 pub use target::{HTTP_PORT, HTTPS_PORT, Target};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::endpoint::{Endpoint, EndpointId, EndpointSpec, Health};
-use super::snapshot::{Allow, MoriHosts, Service, Snapshot};
+use super::snapshot::{Allow, MoriHosts, Pool, Service, Snapshot};
 use super::{AllowList, AllowRule};
 
 /// A change of the fleet's state.
@@ -40,13 +40,18 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Creates the state of a process whose local decoders are `decoders`, in rank order.
+    /// Creates the state of a process with these pools.
     #[must_use]
-    pub fn new(decoders: Vec<EndpointSpec>) -> Self {
+    pub fn new(pools: Vec<Vec<EndpointSpec>>) -> Self {
         let mut registry = Self::default();
-        let decoders = decoders.into_iter().map(|spec| registry.add(spec));
-        let decoders = decoders.collect();
-        registry.snapshot.decoders = decoders;
+        let pools = pools.into_iter().map(|endpoints| Pool {
+            endpoints: endpoints
+                .into_iter()
+                .map(|spec| registry.add(spec))
+                .collect(),
+        });
+        let pools = pools.collect();
+        registry.snapshot.pools = pools;
         registry
     }
 
@@ -71,8 +76,8 @@ impl Registry {
             Change::Mori(hosts) => self.snapshot.mori = Some(Arc::new(hosts)),
             Change::Service(service) => self.snapshot.service = service,
             Change::Health(id, health) => {
-                let mut decoders = self.snapshot.decoders.iter();
-                if let Some(endpoint) = decoders.find(|endpoint| endpoint.id == id) {
+                let mut endpoints = self.snapshot.endpoints();
+                if let Some(endpoint) = endpoints.find(|endpoint| endpoint.id == id) {
                     endpoint.set_health(health);
                 }
                 return false;
@@ -107,7 +112,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Permit, Target};
+    use crate::fleet::{EndpointIndex, Permit, Target};
 
     fn target(text: &str) -> Target {
         Target::parse(text.as_bytes()).unwrap()
@@ -119,17 +124,22 @@ mod tests {
     }
 
     fn registry() -> Registry {
-        let decoders = ["127.0.0.1:8200", "127.0.0.1:8201"].map(|text| EndpointSpec {
-            target: target(text),
-            addresses: Vec::new(),
+        let pools = ["127.0.0.1:8200", "127.0.0.1:8201"].map(|text| {
+            vec![EndpointSpec {
+                target: target(text),
+                addresses: Vec::new(),
+            }]
         });
-        Registry::new(decoders.into())
+        Registry::new(pools.into())
     }
 
     #[test]
     fn requests_in_flight_are_counted_until_their_reservation_is_dropped() {
         let mut registry = registry();
-        let [first, second] = [0, 1].map(|rank| registry.snapshot().decoders[rank].id);
+        let [first, second] = [0, 1].map(|pool| EndpointIndex { pool, at: 0 });
+        let in_flight = |registry: &Registry, pool: usize| {
+            registry.snapshot().pools[pool].endpoints[0].in_flight()
+        };
         let one = registry.snapshot().reserve(first).unwrap();
         let other = registry.snapshot().reserve(first).unwrap();
         assert_eq!(
@@ -139,20 +149,23 @@ mod tests {
         // A new snapshot has the same endpoints.
         assert!(registry.apply(Change::Service(Service::Settling)));
         drop(other);
-        assert_eq!(registry.snapshot().decoders[0].in_flight(), 1);
+        assert_eq!(in_flight(&registry, 0), 1);
         assert_eq!(registry.snapshot().reserve(second).unwrap().in_flight(), 1);
-        assert_eq!(registry.snapshot().decoders[1].in_flight(), 0);
-        assert!(registry.snapshot().reserve(EndpointId(2)).is_none());
+        assert_eq!(in_flight(&registry, 1), 0);
+        for (pool, at) in [(2, 0), (0, 1)] {
+            let absent = EndpointIndex { pool, at };
+            assert!(registry.snapshot().reserve(absent).is_none());
+        }
     }
 
     #[test]
     fn health_needs_no_new_snapshot() {
         let mut registry = registry();
-        let id = registry.snapshot().decoders[1].id;
+        let id = registry.snapshot().pools[1].endpoints[0].id;
         let before = registry.snapshot().clone();
         assert!(!registry.apply(Change::Health(id, Health::Silent)));
-        assert_eq!(before.decoders[1].health(), Health::Silent);
-        assert_eq!(before.decoders[0].health(), Health::Unknown);
+        assert_eq!(before.pools[1].endpoints[0].health(), Health::Silent);
+        assert_eq!(before.pools[0].endpoints[0].health(), Health::Unknown);
         assert_eq!(registry.snapshot().epoch, before.epoch);
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::endpoint::{Endpoint, EndpointId, Reservation};
+use super::endpoint::{Endpoint, Reservation};
 use super::{AllowList, Target};
 
 /// The state of the fleet at one time. Immutable: each change creates a new snapshot.
@@ -10,8 +10,8 @@ use super::{AllowList, Target};
 pub struct Snapshot {
     /// Number of changes before this snapshot.
     pub epoch: u64,
-    /// The local decoders, in rank order.
-    pub decoders: Box<[Arc<Endpoint>]>,
+    /// The pools, in the order of the configuration.
+    pub pools: Box<[Pool]>,
     /// The targets that requests may name; `None` allows any.
     pub allow: Option<Arc<Allow>>,
     /// The pods of a `MoRI-IO` deployment, with names resolved; `None` if none is configured by
@@ -21,16 +21,35 @@ pub struct Snapshot {
     pub service: Service,
 }
 
+/// A set of endpoints of one role.
+#[derive(Clone, Debug, Default)]
+pub struct Pool {
+    /// The endpoints.
+    pub endpoints: Box<[Arc<Endpoint>]>,
+}
+
 impl Snapshot {
-    /// Counts a request as in flight at an endpoint. Returns `None` if the snapshot does not
-    /// contain the endpoint.
-    #[must_use]
-    pub fn reserve(&self, id: EndpointId) -> Option<Reservation> {
-        let mut decoders = self.decoders.iter();
-        decoders
-            .find(|endpoint| endpoint.id == id)
-            .map(Reservation::new)
+    /// Returns the endpoints of all pools.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.pools.iter().flat_map(|pool| &pool.endpoints)
     }
+
+    /// Counts a request as in flight at the endpoint that `choice` names. Returns `None` if the
+    /// snapshot does not contain it.
+    #[must_use]
+    pub fn reserve(&self, choice: EndpointIndex) -> Option<Reservation> {
+        let pool = self.pools.get(choice.pool)?;
+        pool.endpoints.get(choice.at).map(Reservation::new)
+    }
+}
+
+/// Position of an endpoint in a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointIndex {
+    /// Index of the pool in [`Snapshot::pools`].
+    pub pool: usize,
+    /// Index of the endpoint in [`Pool::endpoints`].
+    pub at: usize,
 }
 
 /// Whether the process accepts requests.

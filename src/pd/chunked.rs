@@ -7,7 +7,7 @@
 //! two chunks, so requests with them are sent to the decoder as one request.
 
 use super::edits::Edits;
-use super::route::Api;
+use crate::api::Api;
 use crate::json::{Document, Kind, Level, elements, inner, member, members, string_is};
 
 /// Parameters of a chat completion that is generated in chunks.

@@ -5,7 +5,7 @@
 //! alone (`docs/engines.md#requests-that-stay-with-the-decoder`).
 
 use super::outcome::Reason;
-use super::route::Api;
+use crate::api::Api;
 use crate::json::{Document, Kind, Level, Member};
 
 /// Returns the reason why the request must not be split by a connector that passes the KV cache of

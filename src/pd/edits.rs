@@ -1,6 +1,6 @@
 //! The edits that turn the client's body into a leg's body.
 
-use super::route::Api;
+use crate::api::Api;
 use crate::json::{Document, Edit, EditError, Level, Splices};
 
 /// The token limits that a prefill leg sets to 1. The variants differ in the limits that are set

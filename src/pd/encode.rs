@@ -10,7 +10,7 @@ use super::edits::Caps;
 use super::leg::{Leg, Role, Take};
 use super::options::EcConnector;
 use super::request::PdRequest;
-use super::route::Api;
+use crate::api::Api;
 use crate::json::{EditError, Level, elements, inner, member, members, string_is, validate};
 
 /// Maximum number of items (images, audio and video parts) in one request. Engines allow far fewer

@@ -17,7 +17,6 @@ pub mod options;
 pub mod outcome;
 pub mod peer;
 pub mod request;
-pub mod route;
 #[cfg(test)]
 mod testing;
 mod uuid;
@@ -30,5 +29,4 @@ pub use leg::{Collected, Leg, Role, Take};
 pub use outcome::{Outcome, Reason};
 pub use peer::{KvSource, Peer};
 pub use request::{Encoded, PdRequest};
-pub use route::{Api, Route};
 pub use uuid::{Uuid, UuidText};

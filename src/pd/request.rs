@@ -4,8 +4,8 @@ use super::chunked::Progress;
 use super::edits::{Caps, Edits};
 use super::leg::{Leg, Role, Take};
 use super::options::MoriConfig;
-use super::route::Api;
 use super::uuid::Uuid;
+use crate::api::Api;
 use crate::fleet::MoriHosts;
 use crate::json::{Document, EditError, Kind, Level, Member, Watch};
 

@@ -8,8 +8,8 @@ use super::leg::Leg;
 use super::options::MoriConfig;
 use super::peer::Peer;
 use super::request::{CLIENT_OWNED_KV, Encoded, PdRequest, WATCH};
-use super::route::Api;
 use super::uuid::Uuid;
+use crate::api::Api;
 use crate::fleet::Target;
 use crate::json::{Document, Scanner, Watch};
 

@@ -7,7 +7,7 @@ mod named;
 
 pub use named::Named;
 
-use crate::fleet::{EndpointId, Snapshot};
+use crate::fleet::{EndpointIndex, Snapshot};
 
 /// The part of a request that a policy reads. Only this decides whether the body is forwarded as it
 /// arrives or must be read before the choice.
@@ -20,8 +20,10 @@ pub enum Needs {
 /// A request for an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
-    /// Index of the rank whose listener accepted the client connection.
-    pub listener_rank: usize,
+    /// Index of the listener that accepted the client connection.
+    pub listener: usize,
+    /// Index of the pool that serves the listener's requests.
+    pub pool: usize,
     /// Value of the first `x-data-parallel-host-port` field; `None` without one.
     pub named: Option<&'a [u8]>,
 }
@@ -30,7 +32,7 @@ pub struct Ask<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The endpoint.
-    pub endpoint: EndpointId,
+    pub endpoint: EndpointIndex,
     /// The rule of the policy that selected it, for metrics.
     pub branch: &'static str,
 }

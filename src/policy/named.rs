@@ -2,19 +2,19 @@
 //! names.
 
 use super::{Ask, Choice, Choose, Needs, NoEndpoint};
-use crate::fleet::Snapshot;
+use crate::fleet::{EndpointIndex, Snapshot};
 
 /// Chooses the decoder of the rank whose listener accepted the connection, or the one that
 /// `x-data-parallel-host-port` names. Only rank 0's listener honours the field, as in pd-sidecar
 /// (`docs/pd-sidecar.md#data-parallel-ranks`).
 #[derive(Clone, Debug)]
 pub struct Named {
-    /// The value of the field that names each rank, in rank order.
+    /// The value of the field that names each pool, in the order of the pools.
     names: Vec<String>,
 }
 
 impl Named {
-    /// Creates the policy for ranks with these names, in rank order.
+    /// Creates the policy for pools with these names, in their order.
     #[must_use]
     pub const fn new(names: Vec<String>) -> Self {
         Self { names }
@@ -27,15 +27,19 @@ impl Choose for Named {
     }
 
     fn choose(&self, fleet: &Snapshot, ask: &Ask<'_>) -> Result<Choice, NoEndpoint> {
-        let (rank, branch) = match ask.named.filter(|_| ask.listener_rank == 0) {
-            None => (ask.listener_rank, "listener"),
+        let (pool, branch) = match ask.named.filter(|_| ask.listener == 0) {
+            None => (ask.pool, "listener"),
             Some(wanted) => {
                 let mut names = self.names.iter();
-                let rank = names.position(|name| name.as_bytes() == wanted);
-                (rank.ok_or(NoEndpoint::Unknown)?, "named")
+                let pool = names.position(|name| name.as_bytes() == wanted);
+                (pool.ok_or(NoEndpoint::Unknown)?, "named")
             }
         };
-        let endpoint = fleet.decoders.get(rank).ok_or(NoEndpoint::Empty)?.id;
+        let endpoints = fleet.pools.get(pool).map(|pool| &pool.endpoints);
+        if endpoints.is_none_or(|endpoints| endpoints.is_empty()) {
+            return Err(NoEndpoint::Empty);
+        }
+        let endpoint = EndpointIndex { pool, at: 0 };
         Ok(Choice { endpoint, branch })
     }
 }
@@ -47,19 +51,17 @@ mod tests {
 
     #[test]
     fn only_rank_0_honours_the_field() {
-        let ports = [8200, 8201];
-        let registry = Registry::new(
-            ports
-                .map(|port| EndpointSpec {
-                    target: Target::new("localhost", port).unwrap(),
-                    addresses: Vec::new(),
-                })
-                .into(),
-        );
+        let pools = [8200, 8201].map(|port| {
+            vec![EndpointSpec {
+                target: Target::new("localhost", port).unwrap(),
+                addresses: Vec::new(),
+            }]
+        });
+        let registry = Registry::new(pools.into());
         let policy = Named::new(vec!["10.0.0.1:8000".to_owned(), "10.0.0.1:8001".to_owned()]);
         let fleet = registry.snapshot();
-        let [first, second] = [0, 1].map(|rank| fleet.decoders[rank].id);
-        for (listener_rank, named, want) in [
+        let [first, second] = [0, 1].map(|pool| EndpointIndex { pool, at: 0 });
+        for (listener, named, want) in [
             (0, None, Ok(first)),
             (1, None, Ok(second)),
             (0, Some("10.0.0.1:8001"), Ok(second)),
@@ -72,7 +74,8 @@ mod tests {
         ] {
             let named = named.map(str::as_bytes);
             let ask = Ask {
-                listener_rank,
+                listener,
+                pool: listener,
                 named,
             };
             let chosen = policy.choose(fleet, &ask).map(|choice| choice.endpoint);

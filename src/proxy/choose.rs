@@ -14,7 +14,8 @@ use crate::policy::{Ask, NoEndpoint};
 pub(super) fn choose<N: Net>(exchange: &Exchange<'_, N>) -> Result<Reservation, Fault> {
     let shard = exchange.shard;
     let ask = Ask {
-        listener_rank: exchange.client.rank,
+        listener: exchange.client.rank,
+        pool: shard.config.listeners[exchange.client.rank].pool,
         named: exchange.request.values(Name::XDataParallelHostPort).next(),
     };
     shard.with_fleet(|fleet| match shard.policy.choose(fleet, &ask) {

@@ -13,11 +13,12 @@ use super::request::{Request, RequestBody};
 use super::request_id::RequestId;
 use super::shard::Shard;
 use super::stats::RequestStats;
+use crate::api::{Api, Route};
 use crate::fault::Fault;
 use crate::h1::{self, Framing, Name, RequestHead};
 use crate::metrics::{self, Phase};
 use crate::net::Net;
-use crate::pd::{Api, Role, Route};
+use crate::pd::Role;
 use crate::trace::RequestTrace;
 use crate::upstream::{Deadline, Scope, Stage, Timeout, Waited};
 
@@ -62,7 +63,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         let random = [shard.net.random(), shard.net.random()];
         let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(0);
         let id = RequestId::choose(client_id, unix_ms, random);
-        let route = Route::of(head.method, head.target.of(&bytes));
+        let route = shard.config.routes.of(head.method, head.target.of(&bytes));
         let trace = RequestTrace::begin(shard.tracer.as_ref(), &shard.net, &head, &bytes, started);
         let mut exchange = Self {
             shard,

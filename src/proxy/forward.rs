@@ -9,6 +9,7 @@ use super::leg;
 use super::relay::{self, PendingResponse};
 use super::request::RequestBody;
 use super::shard::Shard;
+use crate::api::Api;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
 use crate::h1::{self, BodyMeter, Framing};
@@ -16,7 +17,7 @@ use crate::json::Mask;
 use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Net, would_block};
-use crate::pd::{Api, Role};
+use crate::pd::Role;
 use crate::upstream::{
     Attempts, CallError, Connection, Deadline, Ended, Limits, Next, Response, Scope, Timeout,
 };

@@ -1,8 +1,8 @@
 //! A client's request: its head, and how much of its body has been read.
 
 use super::request_id::RequestId;
+use crate::api::Route;
 use crate::h1::{Framing, Method, Name, RequestHead, Version};
-use crate::pd::Route;
 
 /// A request whose head has been read.
 pub(super) struct Request {

@@ -97,9 +97,9 @@ fn cache_source<N: Net>(exchange: &Exchange<'_, N>) -> Option<Target> {
     }
     let source = Target::parse_with_port(value.trim_ascii()).ok()?;
     let own_port = config
-        .ranks
+        .listeners
         .get(exchange.client.rank)
-        .map(|rank| rank.listen.port());
+        .map(|listener| listener.address.port());
     let own_ip = config.pod_ip.as_deref();
     let is_own = own_ip.is_some_and(|ip| source.host() == ip) && source.port() == own_port;
     (!is_own && allowlist::permits(exchange.shard, Named::CacheSource, &source)).then_some(source)

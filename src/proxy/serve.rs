@@ -9,11 +9,12 @@ use super::head::{self, LocalResponse};
 use super::shard::Shard;
 use super::stats::micros_since;
 use super::{allowlist, choose, flow, forward, log, routing, trace};
+use crate::api::{Api, Route};
 use crate::fault::Fault;
 use crate::h1::{self, Framing, Method};
 use crate::metrics::{CodeClass, Route as RouteLabel, ShardMetrics};
 use crate::net::{Conn, Net};
-use crate::pd::{Api, Outcome, Reason, Route};
+use crate::pd::{Outcome, Reason};
 
 /// Action to take on the client connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ pub(super) async fn refuse_head<N: Net>(
     client: &Client<N>,
     fault: Fault,
 ) -> Next {
-    let body = fault.body();
+    let body = fault.body(shard.config.errors);
     let mut out = shard.buffers.buffer();
     head::push_local_response(
         &mut out,
@@ -213,7 +214,8 @@ async fn conclude<N: Net>(exchange: &mut Exchange<'_, N>, served: Result<(), Fau
         // After a rejected head, parse nothing more from this connection.
         exchange.keep_alive = false;
     }
-    let body = fault.body_with(exchange.detail.as_deref());
+    let style = exchange.shard.config.errors;
+    let body = fault.body_with(style, exchange.detail.as_deref());
     let responded = exchange
         .respond_local(
             fault.status(),

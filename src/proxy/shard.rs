@@ -81,8 +81,8 @@ impl<N: Net> Shard<N> {
     pub fn new(net: N, deps: ShardDeps<N>) -> Rc<Self> {
         let buffers = Rc::new(Buffers::new());
         let snapshot = deps.fleet.load_full();
-        let decoders = snapshot.decoders.iter();
-        let own: Vec<_> = decoders.flat_map(|one| one.addresses.clone()).collect();
+        let endpoints = snapshot.endpoints();
+        let own: Vec<_> = endpoints.flat_map(|one| one.addresses.clone()).collect();
         let is_own_listener = deps.is_own_listener;
         let upstreams = Upstreams::new(
             net.clone(),
@@ -103,12 +103,12 @@ impl<N: Net> Shard<N> {
                 }),
             },
         );
-        for decoder in &snapshot.decoders {
+        for decoder in snapshot.endpoints() {
             upstreams.pin(&decoder.target, &decoder.addresses);
         }
         let pod_ip = deps.config.pod_ip.as_deref().unwrap_or_default();
-        let ranks = deps.config.ranks.iter();
-        let names = ranks.map(|rank| format!("{pod_ip}:{}", rank.listen.port()));
+        let listeners = deps.config.listeners.iter();
+        let names = listeners.map(|one| format!("{pod_ip}:{}", one.address.port()));
         let policy = Box::new(Named::new(names.collect()));
         let tracer = deps.config.tracing.as_ref().zip(deps.traces);
         let tracer = tracer.map(|(tracing, ring)| {

@@ -4,13 +4,14 @@ use std::borrow::Cow;
 
 use super::exchange::Exchange;
 use super::routing::Routing;
+use crate::api::Api;
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::h1::{Method, Name};
 use crate::json::{Kind, Level};
 use crate::net::Net;
 use crate::pd::connector::SpanNames;
-use crate::pd::{Api, Connector, Leg, Order, PdRequest, Reason, Role, Uuid};
+use crate::pd::{Connector, Leg, Order, PdRequest, Reason, Role, Uuid};
 use crate::trace::{Finish, LegStart, RequestTrace, Style, TraceHeaders, Value, path_of};
 
 /// Starts the `forward_request` span of a generation request (one that may be split).

@@ -76,7 +76,7 @@ impl Connector for Mooncake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pd::Api;
+    use crate::api::Api;
     use crate::pd::testing::{NAME, Subject, apply, pair, peer};
     use serde_json::json;
 

@@ -324,7 +324,7 @@ fn returned_rank(document: &Document, handoff: &[u8], ranks: u32) -> Option<u32>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pd::Api;
+    use crate::api::Api;
     use crate::pd::connector::nixlv2::Nixlv2;
     use crate::pd::testing::{NAME, Subject, apply, pair, peer};
     use serde_json::json;

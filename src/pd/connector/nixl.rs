@@ -100,7 +100,7 @@ fn has_kv_cache(response: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pd::Api;
+    use crate::api::Api;
     use crate::pd::testing::{Subject, apply, peer};
     use serde_json::json;
 

@@ -84,7 +84,7 @@ impl Connector for Nixlv2 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pd::Api;
+    use crate::api::Api;
     use crate::pd::testing::{Subject, apply, peer};
     use serde_json::{Value, json};
 

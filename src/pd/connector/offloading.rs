@@ -66,8 +66,9 @@ impl Connector for Offloading {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Api;
     use crate::pd::testing::{NAME, Subject, apply, pair, peer};
-    use crate::pd::{Api, KvSource, Uuid};
+    use crate::pd::{KvSource, Uuid};
     use serde_json::json;
 
     #[test]

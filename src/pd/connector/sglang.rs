@@ -79,7 +79,7 @@ fn leg(request: &PdRequest<'_>, peer: &Peer, role: Role, take: Take) -> Result<L
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pd::Api;
+    use crate::api::Api;
     use crate::pd::testing::{Subject, apply, pair, peer};
     use serde_json::json;
 

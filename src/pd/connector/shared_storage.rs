@@ -64,9 +64,10 @@ impl Connector for SharedStorage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Api;
+    use crate::pd::Encoded;
     use crate::pd::connector::lmcache::Lmcache;
     use crate::pd::testing::{Subject, apply, peer};
-    use crate::pd::{Api, Encoded};
     use serde_json::{Value, json};
 
     #[test]

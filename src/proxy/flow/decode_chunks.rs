@@ -4,6 +4,7 @@ use std::io::IoSlice;
 
 use super::decode;
 use super::split::Split;
+use crate::config::ErrorStyle;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method, Name};
 use crate::metrics::Phase;
@@ -237,7 +238,11 @@ async fn end_with<N: Net>(exchange: &mut Exchange<'_, N>, fault: Fault) -> Resul
     exchange.shard.count_fault(fault);
     exchange.stats.fault = Some(fault);
     exchange.stats.set_failed(fault.reason());
-    let body = fault.body();
-    let events = format!("data: {{\"error\":{body}}}\n\ndata: [DONE]\n\n");
+    let style = exchange.shard.config.errors;
+    let body = match style {
+        ErrorStyle::PdSidecar => format!("{{\"error\":{}}}", fault.body(style)),
+        ErrorStyle::OpenAi => fault.body(style),
+    };
+    let events = format!("data: {body}\n\ndata: [DONE]\n\n");
     send_events(exchange, events.as_bytes(), true).await
 }

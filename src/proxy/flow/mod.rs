@@ -25,13 +25,14 @@ use super::exchange::Exchange;
 use super::relay::{self, PendingResponse};
 use super::routing::Routing;
 use super::trace;
+use crate::api::Api;
 use crate::config::OnPrefillFailure;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
 use crate::json::EditError;
 use crate::metrics::{Direction, Phase};
 use crate::net::{Instant, Net};
-use crate::pd::{Api, Leg, Order, Outcome, Reason, Role, connector, request};
+use crate::pd::{Leg, Order, Outcome, Reason, Role, connector, request};
 use crate::upstream::{CallError, Deadline, Timeout};
 
 /// Serves an intercepted request whose body must be known before its first leg is sent: reads

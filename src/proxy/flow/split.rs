@@ -3,11 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::api::Api;
 use crate::config::Config;
 use crate::fleet::{Endpoint, MoriHosts, Target};
 use crate::net::Net;
 use crate::pd::chunked::Progress;
-use crate::pd::{Api, Connector, Encoded, KvSource, PdRequest, Peer, Uuid, peer};
+use crate::pd::{Connector, Encoded, KvSource, PdRequest, Peer, Uuid, peer};
 use crate::proxy::body::Body;
 use crate::proxy::shard::Shard;
 
@@ -109,8 +110,8 @@ impl Split {
     }
 
     fn p2p_port(&self, target: &Target) -> u16 {
-        let ranks = &self.config.ranks;
-        let listen_port = ranks.first().map_or(0, |rank| rank.listen.port());
+        let ranks = &self.config.listeners;
+        let listen_port = ranks.first().map_or(0, |rank| rank.address.port());
         peer::p2p_port(target, self.config.pd.ports.p2p, listen_port, ranks.len())
     }
 }

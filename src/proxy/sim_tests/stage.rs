@@ -11,10 +11,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
+use crate::api::PD_SIDECAR;
 use crate::config::{
-    AccessLog, BodyLimits, Config, ConnectorPorts, Cores, DrainConfig, KvConnector, ListenAddress,
-    LogConfig, LogFormat, LogLevel, MoriConfig, OnDecodeKvError, OnMissingKv, OnPrefillFailure,
-    PdConfig, RankConfig, Timeouts, TlsConfig, UpstreamConfig,
+    AccessLog, BodyLimits, Config, ConnectorPorts, Cores, DrainConfig, ErrorStyle, KvConnector,
+    ListenAddress, Listener, LogConfig, LogFormat, LogLevel, MoriConfig, OnDecodeKvError,
+    OnMissingKv, OnPrefillFailure, PdConfig, PoolConfig, Timeouts, TlsConfig, UpstreamConfig,
 };
 use crate::fault::LABELS;
 use crate::fleet::{Change, EndpointSpec, Registry, Service, Snapshot, Target};
@@ -134,41 +135,17 @@ pub(super) fn ms(n: u64) -> Duration {
 pub(super) fn config(plot: Scenario) -> Config {
     let limit = |n| Some(ms(if plot.may_fail() { n } else { 3_600_000 }));
     Config {
-        ranks: vec![RankConfig {
-            rank: 0,
-            listen: ListenAddress::DualStack(8000),
-            decoder: Target::parse(DECODER.as_bytes()).unwrap(),
+        listeners: vec![Listener {
+            address: ListenAddress::DualStack(8000),
+            pool: 0,
         }],
+        pools: vec![PoolConfig {
+            endpoints: vec![Target::parse(DECODER.as_bytes()).unwrap()],
+        }],
+        routes: &PD_SIDECAR,
+        errors: ErrorStyle::PdSidecar,
         pod_ip: None,
-        pd: PdConfig {
-            kv_connector: match plot.wiring {
-                LegOrder::Serial => KvConnector::Nixlv2,
-                LegOrder::Concurrent => KvConnector::Sglang,
-                LegOrder::Store => KvConnector::SharedStorage,
-            },
-            encoder: None,
-            ports: ConnectorPorts {
-                mooncake_bootstrap: 8998,
-                sglang_bootstrap: 8998,
-                p2p: 7777,
-            },
-            p2p_pull: false,
-            mori: MoriConfig::default(),
-            decode_chunk_tokens: None,
-            on_prefill_failure: OnPrefillFailure::Error,
-            trust_client_kv: false,
-            release_stranded_kv: false,
-            prefiller_sampling: false,
-            prefill_retries_max: 1,
-            prefill_retry_backoff: ms(20),
-            prefill_timeout: limit(1000),
-            on_missing_kv: OnMissingKv::Decode,
-            handoff_age_max: ms(20_000),
-            hide_prefill_errors: false,
-            on_decode_kv_error: OnDecodeKvError::Recompute,
-            prefill_response_bytes_max: 1 << 20,
-            allow_flat_blocks: false,
-        },
+        pd: pd_config(plot, limit(1000)),
         tls: TlsConfig::default(),
         allowlist: None,
         tracing: None,
@@ -204,6 +181,38 @@ pub(super) fn config(plot: Scenario) -> Config {
     }
 }
 
+fn pd_config(plot: Scenario, prefill_timeout: Option<Duration>) -> PdConfig {
+    PdConfig {
+        kv_connector: match plot.wiring {
+            LegOrder::Serial => KvConnector::Nixlv2,
+            LegOrder::Concurrent => KvConnector::Sglang,
+            LegOrder::Store => KvConnector::SharedStorage,
+        },
+        encoder: None,
+        ports: ConnectorPorts {
+            mooncake_bootstrap: 8998,
+            sglang_bootstrap: 8998,
+            p2p: 7777,
+        },
+        p2p_pull: false,
+        mori: MoriConfig::default(),
+        decode_chunk_tokens: None,
+        on_prefill_failure: OnPrefillFailure::Error,
+        trust_client_kv: false,
+        release_stranded_kv: false,
+        prefiller_sampling: false,
+        prefill_retries_max: 1,
+        prefill_retry_backoff: ms(20),
+        prefill_timeout,
+        on_missing_kv: OnMissingKv::Decode,
+        handoff_age_max: ms(20_000),
+        hide_prefill_errors: false,
+        on_decode_kv_error: OnDecodeKvError::Recompute,
+        prefill_response_bytes_max: 1 << 20,
+        allow_flat_blocks: false,
+    }
+}
+
 impl Stage {
     pub(super) fn new(net: &SimNet, plot: Scenario, config: Config) -> Rc<Self> {
         Self::with_own_listeners(net, plot, config, Box::new(|_| false))
@@ -228,7 +237,7 @@ impl Stage {
             target: Target::parse(DECODER.as_bytes()).unwrap(),
             addresses: vec![DECODER.parse::<SocketAddr>().unwrap().into()],
         };
-        let registry = Registry::new(vec![decoder]);
+        let registry = Registry::new(vec![vec![decoder]]);
         let fleet = Arc::new(ArcSwap::from_pointee(registry.snapshot().clone()));
         let deps = ShardDeps {
             config: Arc::new(config),

@@ -11,7 +11,7 @@ use crate::fleet::{MoriHosts, Target};
 const PARALLEL_SIZE_MAX: u32 = 65_536;
 
 impl Reader<'_> {
-    pub(super) fn mori(&mut self, connector: KvConnector) -> MoriConfig {
+    pub(in crate::config) fn mori(&mut self, connector: KvConnector) -> MoriConfig {
         let write_mode = self.switch(&keys::MORIIO_WRITE_MODE);
         let defaults = MoriConfig::default();
         let mori = MoriConfig {
@@ -130,8 +130,8 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Given, checked, checked_in, problems};
     use super::*;
+    use crate::config::check::tests::{Given, checked, checked_in, problems};
 
     const WRITE: (&Key, &str) = (&keys::MORIIO_WRITE_MODE, "true");
     const POD: (&Key, &str) = (&keys::MORIIO_LOCAL_POD_IP, "10.0.0.3");

@@ -1,4 +1,6 @@
-//! Selection of the requests that are intercepted, and the shapes of their bodies.
+//! The HTTP APIs of engines: which requests the proxy inspects, and the shapes of their bodies.
+//!
+//! Pure. A personality has one table of routes.
 
 use crate::h1::{self, Method};
 use crate::json::UsageShape;
@@ -35,32 +37,47 @@ pub enum Route {
     Other,
 }
 
-const INTERCEPTED: [(&str, Api); 8] = [
-    ("/v1/chat/completions", Api::Chat),
-    ("/v1/completions", Api::Completions),
-    ("/v1/messages", Api::Messages),
-    ("/v1/responses", Api::Responses),
-    ("/inference/v1/generate", Api::Generate),
-    ("/invocations", Api::Invocations),
-    ("/v1/chat/completions/batch", Api::Unsplit),
-    ("/cohere/v2/chat", Api::Unsplit),
-];
+/// The routes of a personality.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Routes {
+    /// The paths of generation requests (POST), each with its API.
+    pub intercepted: &'static [(&'static str, Api)],
+    /// The path to which the proxy itself responds (GET or HEAD).
+    pub health: &'static str,
+}
 
-impl Route {
+/// The routes of pd-sidecar.
+pub const PD_SIDECAR: Routes = Routes {
+    intercepted: &[
+        ("/v1/chat/completions", Api::Chat),
+        ("/v1/completions", Api::Completions),
+        ("/v1/messages", Api::Messages),
+        ("/v1/responses", Api::Responses),
+        ("/inference/v1/generate", Api::Generate),
+        ("/invocations", Api::Invocations),
+        ("/v1/chat/completions/batch", Api::Unsplit),
+        ("/cohere/v2/chat", Api::Unsplit),
+    ],
+    health: "/health",
+};
+
+impl Routes {
     /// Returns the route of a request.
     ///
     /// The path is percent-decoded but not normalised otherwise. `/v1//completions` is not
     /// `/v1/completions`, but `/v1/complet%69ons` is: the engine decodes it as well, and an encoded
     /// spelling must not bypass the interception.
     #[must_use]
-    pub fn of(method: Method, target: &[u8]) -> Self {
+    pub fn of(&self, method: Method, target: &[u8]) -> Route {
         let target = h1::origin_form(target).unwrap_or(target);
         match method {
-            Method::Post => INTERCEPTED
-                .iter()
-                .find(|(path, _)| h1::path_is(target, path))
-                .map_or(Self::Other, |(_, api)| Self::Intercepted(*api)),
-            Method::Get | Method::Head if h1::path_is(target, "/health") => Self::Health,
+            Method::Post => {
+                let mut intercepted = self.intercepted.iter();
+                intercepted
+                    .find(|(path, _)| h1::path_is(target, path))
+                    .map_or(Route::Other, |(_, api)| Route::Intercepted(*api))
+            }
+            Method::Get | Method::Head if h1::path_is(target, self.health) => Route::Health,
             Method::Connect
             | Method::Delete
             | Method::Get
@@ -69,7 +86,7 @@ impl Route {
             | Method::Patch
             | Method::Put
             | Method::Trace
-            | Method::Other => Self::Other,
+            | Method::Other => Route::Other,
         }
     }
 }
@@ -161,7 +178,7 @@ mod tests {
         ];
         for (method, target, want) in cases {
             assert_eq!(
-                Route::of(method, target.as_bytes()),
+                PD_SIDECAR.of(method, target.as_bytes()),
                 want,
                 "{method:?} {target}"
             );

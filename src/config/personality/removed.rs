@@ -4,8 +4,8 @@
 //! cases with a warning. None is accepted in the configuration document. Two groups only configure
 //! logging: klog's flags (from the predecessor) and controller-runtime's (`--zap-*`).
 
-use super::keys::{self, Key};
-use super::{Problem, RawConfig};
+use crate::config::keys::{self, Key};
+use crate::config::{Problem, RawConfig, units};
 
 /// The meaning of a removed flag.
 #[derive(Clone, Copy, Debug)]
@@ -100,16 +100,17 @@ pub const ALL: &[Removed] = &[
 /// Lowest klog verbosity (`--v`) that is treated as `--log-level=debug`.
 const VERBOSITY_DEBUG: i64 = 4;
 
-/// Returns the name of the key that replaces the removed flag `name`, or `None` if there is no such
-/// flag.
-pub(super) fn replacement(name: &str) -> Option<&'static str> {
-    let removed = ALL.iter().find(|removed| removed.name == name)?;
-    Some(match removed.meaning {
-        Meaning::Key(key) | Meaning::Item(key, _) => key.name,
-        Meaning::PoolNamespace | Meaning::PoolName => keys::INFERENCE_POOL.name,
-        Meaning::Verbosity | Meaning::ZapLevel => keys::LOG_LEVEL.name,
-        Meaning::ZapEncoder | Meaning::Logs => keys::LOG_FORMAT.name,
-    })
+impl Removed {
+    /// Returns the name of the key that replaces the flag.
+    #[must_use]
+    pub const fn replacement(&self) -> &'static str {
+        match self.meaning {
+            Meaning::Key(key) | Meaning::Item(key, _) => key.name,
+            Meaning::PoolNamespace | Meaning::PoolName => keys::INFERENCE_POOL.name,
+            Meaning::Verbosity | Meaning::ZapLevel => keys::LOG_LEVEL.name,
+            Meaning::ZapEncoder | Meaning::Logs => keys::LOG_FORMAT.name,
+        }
+    }
 }
 
 /// Applies to `raw` the removed flags that were given on the command line.
@@ -192,7 +193,7 @@ impl RawConfig {
     }
 
     fn switch(&mut self, name: &str, value: &str) -> Option<bool> {
-        let switch = super::units::switch(value);
+        let switch = units::switch(value);
         if switch.is_none() {
             self.wanted(name, value, "true or false");
         }
@@ -217,7 +218,7 @@ mod tests {
         let is_key = |name| keys::ALL.iter().any(|key| key.name == name);
         for (index, removed) in ALL.iter().enumerate() {
             assert!(!is_key(removed.name), "{}", removed.name);
-            assert!(is_key(replacement(removed.name).unwrap()));
+            assert!(is_key(removed.replacement()));
             let again = ALL[..index].iter().any(|other| other.name == removed.name);
             assert!(!again, "{}", removed.name);
         }

@@ -10,7 +10,7 @@ use super::super::{Identity, ListenerTls, TlsConfig, UpstreamTls};
 const STAGES: [&str; 3] = ["prefiller", "decoder", "encoder"];
 
 impl Reader<'_> {
-    pub(super) fn tls(&mut self) -> TlsConfig {
+    pub(in crate::config) fn tls(&mut self) -> TlsConfig {
         let listener = self.listener_tls();
         let (enabled, unverified) = (
             self.stages(&keys::ENABLE_TLS),
@@ -104,8 +104,8 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Given, checked, problems};
     use super::*;
+    use crate::config::check::tests::{Given, checked, problems};
 
     /// Returns the TLS state of prefillers, decoders and encoders with these flags: `None` (off),
     /// `Some(true)` (certificates verified) or `Some(false)` (not verified).

@@ -1,4 +1,4 @@
-//! `ringside sidecar` and `ringside check-config`: the flags of pd-sidecar and additional ones.
+//! The commands that run a proxy, and `ringside check-config`: the flags of a personality.
 
 use clap::{Arg, ArgAction, ArgMatches};
 
@@ -7,39 +7,27 @@ use std::io::{self, Read};
 
 use super::Exit;
 use crate::config::keys::{self, Key, Kind};
-use crate::config::{self, Checked, Problem, RawConfig, removed};
+use crate::config::personality::{Alias, Personality};
+use crate::config::{self, Checked, Problem, RawConfig};
 use crate::limits::CONFIGURATION_BYTES_MAX;
 
 /// Maximum width, in bytes, of the value column in the `check-config` report. Longer values extend
 /// beyond the column.
 const TEXT_COLUMN_MAX: usize = 32;
 
-const EXAMPLES: &str = "\
-Examples:
-  Replace pd-sidecar next to a decoder on port 8200:
-    ringside sidecar --port 8000 --model-server-port 8200
-  Serve four data-parallel ranks (ports 8000-8003 to 8200-8203) with two shards near GPUs 0 to 3:
-    ringside sidecar --data-parallel-size 4 --cores 'near:gpu0-3*2' --secure-proxy=false
-  Print every value with its source:
-    ringside check-config --configuration-file /etc/ringside.yaml";
-
-const NOTES: &str = "\
-Switches take =true or =false. The last of a repeated flag takes effect; lists are concatenated.
-Precedence: flags, YAML, environment, defaults. Flags removed from pd-sidecar are still accepted.
-Durations: 250ms, 30s, 5m, 1m30s, 1h; any timeout can be `off`. Sizes: 65536, 64KiB, 512MiB, 1MB.
-Other variables: POD_IP, SGLANG_BOOTSTRAP_PORT, MORIIO_METRICS_ADDR, MORIIO_DNS_RESOLVE_*, OTEL_*.
-Exit codes: 0 success, 1 runtime error, 2 usage, 3 configuration, 4 port or permission, 5 kernel.";
-
-/// Creates the clap subcommand `name` with one argument per configuration key and, hidden, one per
-/// removed flag.
-pub(super) fn command(name: &'static str) -> clap::Command {
+/// Creates the clap subcommand `name` with one argument per key of the personality and, hidden, one
+/// per removed flag.
+pub(super) fn command(personality: &Personality, name: &'static str) -> clap::Command {
+    let Personality {
+        examples, notes, ..
+    } = personality;
     clap::Command::new(name)
-        .after_help(format!("{EXAMPLES}\n\n`--help` shows every flag."))
-        .after_long_help(format!("{EXAMPLES}\n\n{NOTES}"))
+        .after_help(format!("{examples}\n\n`--help` shows every flag."))
+        .after_long_help(format!("{examples}\n\n{notes}"))
         // As in pflag, the last of a repeated flag takes effect.
         .args_override_self(true)
-        .args(keys::ALL.iter().map(|key| argument(key)))
-        .args(removed::ALL.iter().map(|removed| {
+        .args(personality.table.iter().map(|key| argument(key)))
+        .args(personality.removed.iter().map(|removed| {
             let arg = Arg::new(removed.name).long(removed.name).hide(true);
             let kind = if removed.is_switch {
                 Kind::Switch
@@ -90,20 +78,19 @@ fn help(key: &Key) -> String {
     help
 }
 
-/// Collects the values from the command line, the document and the environment. `replaces_first` is
-/// whether the program runs under the name of `llm-d-routing-sidecar`, which has different
-/// defaults.
+/// Collects the values from the command line, the document and the environment. `alias` is the
+/// replaced program under whose name the program runs, if any.
 pub(super) fn raw(
+    personality: &Personality,
     matches: &ArgMatches,
     environment: &dyn Fn(&str) -> Option<String>,
-    replaces_first: bool,
+    alias: Option<&Alias>,
 ) -> RawConfig {
-    let mut raw = RawConfig::new(environment);
-    if replaces_first {
-        raw.set_default(&keys::MODEL_SERVER_PORT, "8001");
-        raw.set_default(&keys::POOL_GROUP, "inference.networking.x-k8s.io");
+    let mut raw = RawConfig::new(personality.table, personality.variables, environment);
+    for (key, text) in alias.into_iter().flat_map(|alias| alias.defaults) {
+        raw.set_default(key, text);
     }
-    for key in keys::ALL {
+    for key in personality.table {
         if let Some(values) = matches.get_many::<String>(key.name) {
             match key.kind {
                 Kind::List(_) => values.for_each(|item| raw.add_as(key, item, key.name)),
@@ -113,24 +100,25 @@ pub(super) fn raw(
             }
         }
     }
-    removed::apply(&mut raw, &|name| matches.get_one::<String>(name).cloned());
-    read_document(&mut raw);
+    let given = |name: &str| matches.get_one::<String>(name).cloned();
+    (personality.apply_removed)(&mut raw, &given);
+    read_document(personality, &mut raw);
     raw
 }
 
 /// Reads the configuration document if exactly one is given, inline or as a file. If both are
 /// given, reads neither: [`config::check()`] reports the problem.
-fn read_document(raw: &mut RawConfig) {
+fn read_document(personality: &Personality, raw: &mut RawConfig) {
     let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
     match (raw.given(inline), raw.given(file)) {
         (Some(text), None) => {
             let text = text.to_owned();
-            raw.read_document("--configuration", &text);
+            raw.read_document(personality, "--configuration", &text);
         }
         (None, Some(path)) => {
             let path = path.to_owned();
             match read_file(&path) {
-                Ok(text) => raw.read_document(&path, &text),
+                Ok(text) => raw.read_document(personality, &path, &text),
                 Err(error) => raw.add_problem(Problem {
                     key: format!("--{}", file.name),
                     text: format!("`{path}` cannot be read: {error}"),
@@ -156,8 +144,8 @@ fn read_file(path: &str) -> io::Result<String> {
 
 /// Checks the configuration `raw`. If it has problems, returns one exit whose message lists all of
 /// them.
-pub(super) fn read(raw: &RawConfig) -> Result<Checked, Exit> {
-    config::check(raw).map_err(|problems| refusal(&problems))
+pub(super) fn read(personality: &Personality, raw: &RawConfig) -> Result<Checked, Exit> {
+    config::check(personality, raw).map_err(|problems| refusal(&problems))
 }
 
 /// Returns the output of `check-config`: every value with its source, a summary and the warnings.

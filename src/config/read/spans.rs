@@ -26,7 +26,7 @@ const SERVICE_NAME_ATTRIBUTE: &str = "service.name";
 impl Reader<'_> {
     /// Returns the tracing settings, or `None` if tracing is off: without `--tracing` (the other
     /// variables are not read then), or with `OTEL_TRACES_EXPORTER=none`.
-    pub(super) fn tracing(&mut self) -> Option<TracingConfig> {
+    pub(in crate::config) fn tracing(&mut self) -> Option<TracingConfig> {
         if !self.switch(&keys::TRACING) {
             return None;
         }
@@ -254,8 +254,8 @@ fn unescaped(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{checked_in, problems_in};
     use super::*;
+    use crate::config::check::tests::{checked_in, problems_in};
 
     const ON: (&super::super::super::Key, &str) = (&keys::TRACING, "true");
 
@@ -423,7 +423,7 @@ mod tests {
         ];
         let checked = checked_in(&environment, &[ON]);
         assert_eq!(checked.warnings.len(), 2);
-        let effective = super::super::tests::draft_in(&environment, &[ON]).effective();
+        let effective = crate::config::check::tests::draft_in(&environment, &[ON]).effective();
         let described = checked.config.describe();
         let said = format!("{:?} {effective:?} {described:?}", checked.warnings);
         assert!(!said.contains("hunter2"), "{said}");

@@ -13,7 +13,7 @@ const NAMESPACE_DEFAULT: &str = "default";
 const OBJECT_NAME_BYTES_MAX: usize = 253;
 
 impl Reader<'_> {
-    pub(super) fn allowlist(&mut self) -> Option<AllowlistConfig> {
+    pub(in crate::config) fn allowlist(&mut self) -> Option<AllowlistConfig> {
         let switch = &keys::ENABLE_SSRF_PROTECTION;
         let asked = self.switch(switch);
         let allowlist = AllowlistConfig {
@@ -113,8 +113,8 @@ fn is_object_name(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Given, checked, checked_in, problems};
     use super::*;
+    use crate::config::check::tests::{Given, checked, checked_in, problems};
 
     /// The expected allowlist: number of rules, whether it has a rules file, whether it has a pool.
     /// `None` expects no allowlist.
@@ -197,9 +197,13 @@ mod tests {
     #[test]
     fn pools_in_variables() {
         let pool = |environment: &[(&str, &str)], given: Given<'_>| {
-            let mut raw = super::super::tests::draft_in(environment, given);
+            let mut raw = crate::config::check::tests::draft_in(environment, given);
             raw.set_old_pool(None, None);
-            let allowlist = super::super::check(&raw).unwrap().config.allowlist.unwrap();
+            let allowlist = crate::config::check(&crate::config::personality::SIDECAR, &raw)
+                .unwrap()
+                .config
+                .allowlist
+                .unwrap();
             let pool = allowlist.pool.unwrap();
             format!("{}/{}", pool.namespace, pool.name)
         };

@@ -23,7 +23,7 @@ const CHUNK_TOKENS_MAX: u32 = 1 << 30;
 
 impl Reader<'_> {
     /// Reads the prefill/decode settings for `size` data-parallel ranks.
-    pub(super) fn pd(&mut self, size: u32) -> PdConfig {
+    pub(in crate::config) fn pd(&mut self, size: u32) -> PdConfig {
         let kv_connector = self.kv_connector();
         let (prefill_retries_max, prefill_retry_backoff) = self.retries();
         PdConfig {

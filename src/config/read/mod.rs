@@ -1,0 +1,169 @@
+//! Reads the values of a configuration: the settings that personalities share.
+//!
+//! A reader does not stop at a problem: it records the problem and continues with a placeholder.
+
+mod allowlist;
+mod mori;
+mod pd;
+mod spans;
+mod tls;
+mod values;
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::reader::Reader;
+use super::{
+    AccessLog, BodyLimits, Cores, CoresError, LogConfig, LogFormat, LogLevel, Timeouts,
+    UpstreamConfig, keys, units,
+};
+
+/// Default keep-alive timeout of uvicorn, the HTTP server of the engines. An
+/// `--upstream-idle-timeout` that is not shorter causes a warning.
+const ENGINE_KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Longest accepted `--busy-poll`. With more, a shard would never sleep between two tokens, even if
+/// almost idle.
+const BUSY_POLL_MAX: Duration = Duration::from_secs(1);
+
+impl Reader<'_> {
+    /// Records a problem if both `--configuration` and `--configuration-file` are given. The
+    /// document itself has already been read.
+    pub(in crate::config) fn sources(&mut self) {
+        let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
+        if self.raw.has_flag(inline) && self.raw.has_flag(file) {
+            self.problem(
+                inline,
+                "is given together with --configuration-file; give only one of them",
+            );
+        }
+    }
+
+    pub(in crate::config) fn timeouts(&mut self) -> Timeouts {
+        Timeouts {
+            connect: self.timeout(&keys::CONNECT_TIMEOUT),
+            head: self.timeout(&keys::HEAD_TIMEOUT),
+            body: self.timeout(&keys::BODY_TIMEOUT),
+            client_stall: self.timeout(&keys::CLIENT_STALL_TIMEOUT),
+            keepalive: self.timeout(&keys::KEEPALIVE_TIMEOUT),
+            first_byte: self.timeout(&keys::FIRST_BYTE_TIMEOUT),
+        }
+    }
+
+    pub(in crate::config) fn upstream(&mut self) -> UpstreamConfig {
+        let idle = self
+            .timeout(&keys::UPSTREAM_IDLE_TIMEOUT)
+            .unwrap_or(units::DURATION_MAX);
+        if idle >= ENGINE_KEEPALIVE {
+            self.warnings.push(format!(
+                "--upstream-idle-timeout is {}: an engine that closes idle connections sooner \
+                 (uvicorn: {}) will reset some requests; set it below the engine's timeout",
+                self.text(&keys::UPSTREAM_IDLE_TIMEOUT),
+                units::format_duration(ENGINE_KEEPALIVE),
+            ));
+        }
+        let idle_per_rank_max = self.count(&keys::MAX_IDLE_CONNS_PER_HOST, 0, 1_000_000);
+        UpstreamConfig {
+            idle,
+            idle_per_rank_max: usize::try_from(idle_per_rank_max).unwrap_or(usize::MAX),
+        }
+    }
+
+    pub(in crate::config) fn limits(&mut self) -> BodyLimits {
+        let limits = BodyLimits {
+            body_bytes_max: self.size(&keys::MAX_BODY),
+            body_budget_bytes: self.size(&keys::BODY_BUDGET),
+        };
+        if limits.body_budget_bytes < limits.body_bytes_max {
+            let text = format!(
+                "{} is below --max-body ({}), so the largest body could never be buffered; raise it, \
+                 or lower --max-body",
+                units::format_size(limits.body_budget_bytes),
+                units::format_size(limits.body_bytes_max),
+            );
+            self.problem(&keys::BODY_BUDGET, &text);
+        }
+        limits
+    }
+
+    pub(in crate::config) fn cores(&mut self) -> Cores {
+        let text = self.text(&keys::CORES);
+        text.parse().unwrap_or_else(|error: CoresError| {
+            self.problem(&keys::CORES, &error.explain(text));
+            Cores::Auto
+        })
+    }
+
+    pub(in crate::config) fn admin(&mut self) -> Option<SocketAddr> {
+        let text = self.text(&keys::ADMIN_ADDRESS);
+        if text == "off" {
+            return None;
+        }
+        let address = values::address(text);
+        if address.is_none() {
+            self.wanted(
+                &keys::ADMIN_ADDRESS,
+                "an address and port such as 127.0.0.1:9890, :9890, or off",
+            );
+        }
+        address
+    }
+
+    /// Returns the additional metrics address: `--metrics-port` on all addresses, or else the
+    /// address in `MORIIO_METRICS_ADDR`. Returns `None` if neither enables it.
+    pub(in crate::config) fn metrics(&mut self) -> Option<SocketAddr> {
+        const VARIABLE: &str = "MORIIO_METRICS_ADDR";
+        let port = self.number(&keys::METRICS_PORT, 0, u16::MAX, "a port, or 0 for off");
+        if port != 0 {
+            return Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+        }
+        // In controller-runtime, which reads this variable in pd-sidecar, "0" means off.
+        let text = self.raw.variable(VARIABLE).filter(|text| *text != "0")?;
+        let address = values::address(text);
+        if address.is_none() {
+            self.refuse_variable(VARIABLE, "an address and port, such as :9090");
+        }
+        address
+    }
+
+    pub(in crate::config) fn log(&mut self) -> LogConfig {
+        LogConfig {
+            level: self.choice(
+                &keys::LOG_LEVEL,
+                &[
+                    ("error", LogLevel::Error),
+                    ("warn", LogLevel::Warn),
+                    ("info", LogLevel::Info),
+                    ("debug", LogLevel::Debug),
+                    ("trace", LogLevel::Trace),
+                ],
+            ),
+            format: self.choice(
+                &keys::LOG_FORMAT,
+                &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            ),
+            access: match self.text(&keys::ACCESS_LOG) {
+                "off" => AccessLog::Off,
+                "stdout" => AccessLog::Stdout,
+                "stderr" => AccessLog::Stderr,
+                "" => {
+                    self.wanted(&keys::ACCESS_LOG, "off, stdout, stderr or a file");
+                    AccessLog::Off
+                }
+                path => AccessLog::File(PathBuf::from(path)),
+            },
+        }
+    }
+
+    pub(in crate::config) fn busy_poll(&mut self) -> Option<Duration> {
+        let window = self.timeout(&keys::BUSY_POLL)?;
+        if window > BUSY_POLL_MAX {
+            self.wanted(
+                &keys::BUSY_POLL,
+                "a duration of at most 1s, or off: with more, the shard never sleeps between two tokens",
+            );
+        }
+        Some(window)
+    }
+}
