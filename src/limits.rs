@@ -41,6 +41,9 @@ pub const JSON_OBJECTS_MAX: usize = 16;
 /// the rewriter withholds up to this many bytes of it. Token counts and `null` are shorter.
 pub const JSON_HELD_BYTES_MAX: usize = 32;
 
+/// Edits that are applied to one response. A response is edited by one or two.
+pub const RESPONSE_EDITS_MAX: usize = 4;
+
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 // There is at most one replacement per recorded member and one insertion per object, so edits of
 // recorded members cannot exceed the limit.

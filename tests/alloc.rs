@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use ringside::cli::{self, Command};
 use ringside::control;
-use ringside::h1::{BodyMeter, Chunked, Framing, SseEvents, chunk_line};
-use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
+use ringside::h1::{BodyMeter, Chunked, DataLines, Framing, LinePart, chunk_line};
+use ringside::json::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 struct Counting;
 
@@ -100,13 +100,18 @@ fn framing_and_rewriting() {
 
     let mut verifier = Chunked::new();
     let mut meter = BodyMeter::new(Framing::Chunked);
-    let mut events = SseEvents::new();
+    let mut lines = DataLines::default();
     let untouched = allocations_of(|| {
         for _ in 0..100 {
             for chunk in &chunks {
                 assert_eq!(verifier.verify(chunk), Ok(chunk.len()));
                 assert_eq!(meter.take(chunk), Ok(chunk.len()));
-                assert!(events.feed(EVENT) == 1);
+                let mut at = 0;
+                let mut ended = 0;
+                while let Some(part) = lines.next(EVENT, &mut at) {
+                    ended += u32::from(part == LinePart::End { is_data: true });
+                }
+                assert!(ended == 1);
             }
         }
     });
@@ -114,7 +119,10 @@ fn framing_and_rewriting() {
 
     for shape in [UsageShape::Chat, UsageShape::Responses] {
         let mut meter = BodyMeter::new(Framing::Chunked);
-        let mut rewriter = UsageRewriter::new(ResponseForm::Sse, shape, 4321);
+        let mut rewriter = Transforms::new(
+            ResponseForm::Sse,
+            vec![ResponseEdit::CachedTokens(CachedTokens::new(shape, 4321))],
+        );
         let mut out = Vec::with_capacity(1024);
         // A chunk that arrives in two parts, split at any offset, does not allocate either.
         let rewritten = allocations_of(|| {

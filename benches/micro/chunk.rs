@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use ringside::h1::{BodyMeter, Chunked, Framing, chunk_line};
-use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
+use ringside::json::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let chunk = super::chat_chunk();
@@ -23,7 +23,13 @@ pub(crate) fn bench(criterion: &mut Criterion) {
 
     let mut out = Vec::with_capacity(1024);
     let mut meter = BodyMeter::new(Framing::Chunked);
-    let mut rewriter = UsageRewriter::new(ResponseForm::Sse, UsageShape::Chat, 4321);
+    let mut rewriter = Transforms::new(
+        ResponseForm::Sse,
+        vec![ResponseEdit::CachedTokens(CachedTokens::new(
+            UsageShape::Chat,
+            4321,
+        ))],
+    );
     group.bench_function("rewrite", |bencher| {
         bencher.iter(|| {
             let received = black_box(&chunk[..]);

@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use ringside::h1::SseEvents;
-use ringside::json::{ResponseForm, UsageRewriter, UsageShape};
+use ringside::h1::DataLines;
+use ringside::json::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 /// The event of a chat completion stream that contains `usage`.
 const USAGE: &[u8] = b"data: {\"id\":\"chatcmpl-6f1c\",\"object\":\"chat.completion.chunk\",\"created\":1763630000,\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":5000,\"total_tokens\":5100,\"completion_tokens\":100,\"prompt_tokens_details\":{\"cached_tokens\":4999}}}\n\n";
@@ -20,11 +20,22 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         ("usage", &USAGE.to_vec()),
     ] {
         group.throughput(Throughput::Bytes(bytes.len() as u64));
-        let mut events = SseEvents::new();
-        group.bench_function(format!("count/{name}"), |bencher| {
-            bencher.iter(|| events.feed(black_box(bytes)));
+        let mut lines = DataLines::default();
+        group.bench_function(format!("lines/{name}"), |bencher| {
+            bencher.iter(|| {
+                let (bytes, mut at) = (black_box(bytes), 0);
+                while let Some(part) = lines.next(bytes, &mut at) {
+                    black_box(part);
+                }
+            });
         });
-        let mut rewriter = UsageRewriter::new(ResponseForm::Sse, UsageShape::Chat, 4321);
+        let mut rewriter = Transforms::new(
+            ResponseForm::Sse,
+            vec![ResponseEdit::CachedTokens(CachedTokens::new(
+                UsageShape::Chat,
+                4321,
+            ))],
+        );
         let mut out = Vec::with_capacity(bytes.len() + 64);
         group.bench_function(format!("rewrite/{name}"), |bencher| {
             bencher.iter(|| {

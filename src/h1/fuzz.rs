@@ -6,10 +6,10 @@
 //! simplicity.
 
 use super::{
-    ChunkError, Chunked, Field, HeadError, HopFilter, Method, RequestHead, ResponseHead, SseEvents,
-    drop_field, expects_continue, path_is, push_field, push_request_line, push_status_line,
-    request_framing, request_keeps_alive, response_framing, response_keeps_alive, target_form,
-    wants_upgrade,
+    ChunkError, Chunked, DataLines, Field, HeadError, HopFilter, LinePart, Method, RequestHead,
+    ResponseHead, drop_field, expects_continue, path_is, push_field, push_request_line,
+    push_status_line, request_framing, request_keeps_alive, response_framing, response_keeps_alive,
+    target_form, wants_upgrade,
 };
 use crate::limits::{
     CHUNK_EXTENSION_BYTES_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX,
@@ -125,42 +125,51 @@ pub fn fuzz_chunked(data: &[u8]) {
     }
 }
 
-/// Asserts that the number of events that [`SseEvents`] counts in `data` is the same for several
-/// splits of `data`, and that it equals the number that `reference_events` returns.
+/// Asserts that the data that [`DataLines`] finds in a stream is the same for several splits of the
+/// stream, and that it equals what splitting the whole stream into lines gives.
 pub fn fuzz_sse(data: &[u8]) {
-    let mut events = SseEvents::new();
-    let whole = u64::from(events.feed(data));
-    for piece_len in [1, 2, 3, 7, 64] {
-        let mut events = SseEvents::new();
-        let mut completed = 0;
-        for piece in data.chunks(piece_len) {
-            completed += u64::from(events.feed(piece));
-            assert_eq!(
-                (events.events(), events.has_data()),
-                (completed, completed > 0)
-            );
-        }
+    let ends = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let mut lines: Vec<&[u8]> = data.split(ends).collect();
+    // The last line has not ended.
+    lines.pop();
+    let want: Vec<Vec<u8>> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix(b"data:"))
+        .map(|line| line.strip_prefix(b" ").unwrap_or(line).to_vec())
+        .collect();
+    for piece_len in [1, 2, 3, 7, 64, data.len().max(1)] {
         assert_eq!(
-            completed,
-            whole,
+            data_of(data.chunks(piece_len)),
+            want,
             "parts of {piece_len}: {}",
             data.escape_ascii()
         );
     }
     for split in 0..=data.len().min(256) {
-        let mut events = SseEvents::new();
-        events.feed(&data[..split]);
-        events.feed(&data[split..]);
         assert_eq!(
-            events.events(),
-            whole,
+            data_of([&data[..split], &data[split..]]),
+            want,
             "at {split}: {}",
             data.escape_ascii()
         );
     }
-    if let Some(want) = reference_events(data) {
-        assert_eq!(whole, want, "{}", data.escape_ascii());
+}
+
+/// Returns the data of the `data` lines that have ended in a stream which arrives in these pieces.
+fn data_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Vec<u8>> {
+    let mut lines = DataLines::default();
+    let (mut all, mut open) = (Vec::new(), Vec::new());
+    for piece in pieces {
+        let mut at = 0;
+        while let Some(part) = lines.next(piece, &mut at) {
+            match part {
+                LinePart::Data { start, end, .. } => open.extend_from_slice(&piece[start..end]),
+                LinePart::End { is_data: true } => all.push(std::mem::take(&mut open)),
+                LinePart::End { is_data: false } => assert!(open.is_empty()),
+            }
+        }
     }
+    all
 }
 
 /// Result of decoding a chunked body.
@@ -464,37 +473,6 @@ fn reference_trailers(data: &[u8], mut at: usize) -> ReferenceEnd {
             return ReferenceEnd::Refused;
         }
     }
-}
-
-/// Returns the number of events that the parser of the WHATWG HTML standard (9.2.6) dispatches.
-/// Only the field `data` is interpreted, because no other field affects that number.
-///
-/// Returns `None` if a line contains a lone CR, which the standard treats as a line end and
-/// [`SseEvents`] does not.
-fn reference_events(data: &[u8]) -> Option<u64> {
-    let mut lines: Vec<&[u8]> = data.split(|&byte| byte == b'\n').collect();
-    // The last item is not followed by a line end, so it is not a complete line.
-    lines.pop();
-    let mut events = 0;
-    let mut buffer = Vec::new();
-    for line in lines {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.contains(&b'\r') {
-            return None;
-        }
-        if line.is_empty() {
-            events += u64::from(!buffer.is_empty());
-            buffer.clear();
-            continue;
-        }
-        let name_len = line.iter().position(|&byte| byte == b':');
-        let (name, value) = line.split_at(name_len.unwrap_or(line.len()));
-        if name == b"data" {
-            buffer.extend_from_slice(value);
-            buffer.push(b'\n');
-        }
-    }
-    Some(events)
 }
 
 /// Returns the line that begins at `at`, without its CRLF.

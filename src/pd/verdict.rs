@@ -1,5 +1,6 @@
 //! Judges whether the decoder's response in the decode-first order can be sent to the client.
 
+use crate::h1::{DataLines, LinePart};
 use crate::json::{elements, member, string_is};
 
 /// Whether a decode-first response can be sent to the client, judged from the part of it that has
@@ -21,21 +22,22 @@ pub enum Verdict {
 /// second event with neither therefore means that the decoder serves the request.
 #[must_use]
 pub fn verdict_of_stream(bytes: &[u8]) -> Verdict {
-    let mut events = 0;
-    let mut rest = bytes;
-    while let Some(end) = memchr::memchr(b'\n', rest) {
-        let line = rest[..end].trim_ascii();
-        rest = &rest[end + 1..];
-        let Some(data) = line.strip_prefix(b"data:") else {
-            continue;
-        };
-        match verdict_of_event(data.trim_ascii()) {
-            Verdict::Undecided => {}
-            known => return known,
-        }
-        events += 1;
-        if events == 2 {
-            return Verdict::Served;
+    let (mut lines, mut at) = (DataLines::default(), 0);
+    let (mut events, mut data) = (0, &b""[..]);
+    while let Some(part) = lines.next(bytes, &mut at) {
+        match part {
+            LinePart::Data { start, end, .. } => data = &bytes[start..end],
+            LinePart::End { is_data: false } => {}
+            LinePart::End { is_data: true } => {
+                match verdict_of_event(std::mem::take(&mut data).trim_ascii()) {
+                    Verdict::Undecided => {}
+                    known => return known,
+                }
+                events += 1;
+                if events == 2 {
+                    return Verdict::Served;
+                }
+            }
         }
     }
     Verdict::Undecided

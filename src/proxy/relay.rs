@@ -14,7 +14,7 @@ use super::stats::micros_since;
 use super::tunnel;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing, Name};
-use crate::json::{ResponseForm, UsageRewriter, UsageShape};
+use crate::json::{ResponseEdit, ResponseForm, Transforms};
 use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
@@ -37,21 +37,13 @@ const DONE: &[u8] = b"[DONE]";
 /// ends of the event and the chunk framing that may follow `DONE`.
 const DONE_TAIL_BYTES: usize = 24;
 
-/// The edit to apply to a relayed response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rewrite {
-    None,
-    /// Replaces the cached-token count in the response's usage, which has the given shape, by the
-    /// given count, which the prefill engine reported.
-    Usage(UsageShape, u64),
-}
-
 /// An engine's response that the client is to receive. Its head has arrived, and the rest must be
 /// relayed.
 pub(super) struct PendingResponse<N: Net> {
     pub(super) upstream: Connection<N>,
     pub(super) response: Response,
-    pub(super) rewrite: Rewrite,
+    /// The edits to apply to the response.
+    pub(super) edits: Vec<ResponseEdit>,
     /// Whether the client's `Upgrade` field was forwarded to the engine.
     pub(super) upgrade_sent: bool,
 }
@@ -62,7 +54,7 @@ impl<N: Net> PendingResponse<N> {
         Self {
             upstream,
             response,
-            rewrite: Rewrite::None,
+            edits: Vec::new(),
             upgrade_sent: false,
         }
     }
@@ -83,7 +75,8 @@ enum Form {
 struct Relay {
     meter: BodyMeter,
     form: Form,
-    rewriter: Option<UsageRewriter>,
+    /// The edits of the body; `None` if its bytes pass untouched.
+    transforms: Option<Transforms>,
     /// Whether bytes followed the end of the response, or its end was the end of the engine
     /// connection. In both cases the connection must not be reused.
     has_surplus: bool,
@@ -121,7 +114,7 @@ pub(super) async fn relay<N: Net>(
     let PendingResponse {
         upstream,
         mut response,
-        rewrite,
+        edits,
         upgrade_sent,
     } = pending;
     let received = exchange.shard.net.clock();
@@ -140,17 +133,17 @@ pub(super) async fn relay<N: Net>(
     let framing = h1::response_framing(exchange.request.head.method, head, bytes);
     response.framing = framing.map_err(|_| MALFORMED)?;
     let engine_keeps = h1::response_keeps_alive(head, bytes, response.framing);
-    let rewriter = rewriter(&response, rewrite);
+    let transforms = transforms(&response, edits);
     let (outgoing, form) = outgoing(
         response.framing,
-        rewriter.is_some(),
+        transforms.is_some(),
         exchange.request.is_http10(),
     );
     exchange.keep_alive = exchange.keeps_alive() && outgoing != Outgoing::UntilClose;
     let mut relay = Relay {
         meter: BodyMeter::new(response.framing),
         form,
-        rewriter,
+        transforms,
         has_surplus: false,
         chunks: 0,
         received: 0,
@@ -190,28 +183,22 @@ pub(super) async fn relay<N: Net>(
     Ok(())
 }
 
-/// Returns a rewriter that corrects the response's cached-token count. Returns `None` if
-/// `rewrite` requests none, or if the response is not successful, has no body, or has a content
-/// encoding.
-fn rewriter(response: &Response, rewrite: Rewrite) -> Option<UsageRewriter> {
-    let Rewrite::Usage(shape, cached_tokens) = rewrite else {
-        return None;
-    };
+/// Returns the transforms that apply `edits`. Returns `None` if there are none, or if the response
+/// is not successful, has no body, or has a content encoding.
+fn transforms(response: &Response, edits: Vec<ResponseEdit>) -> Option<Transforms> {
     let has_body = response.framing != Framing::None;
     let is_encoded = response.head.field(Name::ContentEncoding).is_some();
-    if !has_body || is_encoded || !(200..300).contains(&response.head.status) {
+    let is_success = (200..300).contains(&response.head.status);
+    if edits.is_empty() || !has_body || is_encoded || !is_success {
         return None;
     }
-    let content_type = response.head.field(Name::ContentType);
-    let content_type = content_type.map_or(&b""[..], |field| field.value.of(&response.bytes));
-    let is_stream =
-        content_type.starts_with(b"text/event-stream") || response.rest().starts_with(b"data:");
+    let is_stream = response.is_event_stream() || response.rest().starts_with(b"data:");
     let form = if is_stream {
         ResponseForm::Sse
     } else {
         ResponseForm::Json
     };
-    Some(UsageRewriter::new(form, shape, cached_tokens))
+    Some(Transforms::new(form, edits))
 }
 
 /// Returns the framing of the response body towards the client, and the form in which to send
@@ -461,11 +448,13 @@ impl Relay {
             return Ok(());
         }
         let start = out.len();
-        let rewriter = &mut self.rewriter;
+        let transforms = &mut self.transforms;
         let taken = self.meter.decode(received, |span| {
             let payload = span.of(received);
-            match rewriter {
-                Some(rewriter) => rewriter.feed(payload, &mut |piece| out.extend_from_slice(piece)),
+            match transforms {
+                Some(transforms) => {
+                    transforms.feed(payload, &mut |piece| out.extend_from_slice(piece))
+                }
                 None => out.extend_from_slice(payload),
             }
         });
@@ -478,10 +467,10 @@ impl Relay {
         Ok(())
     }
 
-    /// At the end of the body, appends to `out` any payload that the rewriter still holds.
+    /// At the end of the body, appends to `out` any payload that the transforms still hold.
     fn finish_payload(&mut self, out: &mut Vec<u8>) {
-        if let Some(rewriter) = &mut self.rewriter {
-            rewriter.finish(&mut |piece| out.extend_from_slice(piece));
+        if let Some(transforms) = &mut self.transforms {
+            transforms.finish(&mut |piece| out.extend_from_slice(piece));
         }
     }
 
@@ -508,8 +497,8 @@ impl Relay {
         self.meter = BodyMeter::new(framing);
         self.form = form;
         self.has_surplus = false;
-        if let Some(rewriter) = &mut self.rewriter {
-            rewriter.restart();
+        if let Some(transforms) = &mut self.transforms {
+            transforms.restart();
         }
     }
 

@@ -7,7 +7,7 @@ use super::scope::{Scope, Stage};
 use super::upstreams::Upstreams;
 use super::wait::Deadline;
 use crate::fault::Cause;
-use crate::h1::{Framing, ResponseHead};
+use crate::h1::{self, Framing, Name, ResponseHead};
 use crate::limits::INTERIM_RESPONSES_MAX;
 use crate::net::{Conn, Net, would_block};
 
@@ -31,6 +31,12 @@ impl Response {
     /// appended to `bytes` since.
     pub(crate) fn rest(&self) -> &[u8] {
         &self.bytes[self.head.len..]
+    }
+
+    /// Returns whether the engine declares the body as a stream of server-sent events.
+    pub(crate) fn is_event_stream(&self) -> bool {
+        let field = self.head.field(Name::ContentType);
+        field.is_some_and(|field| h1::is_event_stream(field.value.of(&self.bytes)))
     }
 
     /// Receives once from the engine and parses the response head if it is complete.

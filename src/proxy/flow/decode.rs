@@ -11,12 +11,13 @@ use super::release;
 use super::split::Split;
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::Fault;
+use crate::json::{CachedTokens, ResponseEdit};
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
-use crate::proxy::relay::{PendingResponse, Rewrite};
+use crate::proxy::relay::PendingResponse;
 use crate::upstream::{
     Attempts, Call, CallError, Connection, Deadline, Deadlines, Ended, Limits, Next, Response,
     Reuse, Timeout,
@@ -110,14 +111,12 @@ pub(super) async fn decode<N: Net>(
                 repeated = true;
             }
             (Next::Other | Next::After(_) | Next::Stop, Ok(response)) => {
-                let rewrite = match leg.take {
-                    Take::Response(Some(shape)) => Rewrite::Usage(shape, cached_tokens),
-                    _ => Rewrite::None,
-                };
-                return Ok(PendingResponse {
-                    rewrite,
-                    ..PendingResponse::new((upstream, response))
-                });
+                let mut pending = PendingResponse::new((upstream, response));
+                if let Take::Response(Some(shape)) = leg.take {
+                    let edit = CachedTokens::new(shape, cached_tokens);
+                    pending.edits.push(ResponseEdit::CachedTokens(edit));
+                }
+                return Ok(pending);
             }
             (Next::Other | Next::After(_) | Next::Stop, Err(error)) => {
                 return Err(error.fault(Role::Decode));

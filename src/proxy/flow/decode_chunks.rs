@@ -7,13 +7,14 @@ use super::split::Split;
 use crate::config::ErrorStyle;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method, Name};
+use crate::json::ResponseEdit;
 use crate::metrics::Phase;
 use crate::net::Net;
 use crate::pd::chunked::{ChunkError, Cut, Progress};
 use crate::pd::{Collected, Role, Take};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::head;
-use crate::proxy::relay::{self, PendingResponse, Rewrite};
+use crate::proxy::relay::{self, PendingResponse};
 use crate::proxy::stats::micros_since;
 use crate::upstream::{CallError, Deadline};
 
@@ -39,17 +40,16 @@ pub(super) async fn respond_in_chunks<N: Net>(
     mut split: Split,
     first: PendingResponse<N>,
 ) -> Result<(), Fault> {
-    let cached_tokens = match first.rewrite {
-        Rewrite::Usage(_, count) => Some(count),
-        Rewrite::None => None,
-    };
+    let cached_tokens = first.edits.first().map(|edit| match edit {
+        ResponseEdit::CachedTokens(edit) => edit.count(),
+    });
     let mut pending = first;
     let mut is_first = true;
     loop {
         let is_success = (200..300).contains(&pending.response.head.status);
         if !is_success && exchange.reply.is_unsent() {
             drop(split);
-            pending.rewrite = Rewrite::None;
+            pending.edits.clear();
             return Box::pin(relay::relay(exchange, pending)).await;
         }
         if !is_success {

@@ -61,11 +61,9 @@ async fn verdict<N: Net>(
     }
     let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
     let framing = framing.map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
-    let content_type = response.head.field(Name::ContentType);
-    let content_type = content_type.map_or(&b""[..], |field| field.value.of(&response.bytes));
     let mut holding = Holding {
         meter: BodyMeter::new(framing),
-        is_stream: content_type.starts_with(b"text/event-stream"),
+        is_stream: response.is_event_stream(),
         seen: 0,
         payload: Vec::new(),
         bytes_max: exchange.shard.config.pd.prefill_response_bytes_max,

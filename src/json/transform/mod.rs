@@ -1,36 +1,30 @@
-//! Rewrites the cached-token count in a decode engine's response while it is forwarded.
+//! Edits a response while it is forwarded: a short list of edits over one scan.
 //!
-//! A decode engine that pulled the KV cache of a prompt reports the whole prompt as cached. Clients
-//! should see the prefill engine's count instead, so `cached_tokens` is set wherever the response
-//! has a `usage` object: its value is replaced, or the member or its parent object is inserted. All
-//! other bytes pass immediately and unmodified. Only a value that is being replaced is held back
-//! while it is incomplete.
+//! All bytes that no edit changes pass immediately and unmodified. Only a value that is being
+//! replaced is held back while it is incomplete.
 //!
-//! A value longer than `JSON_HELD_BYTES_MAX`, which no engine sends for this member, cannot be held
-//! back completely. It passes, and the member is repeated after it with the correct value, because
-//! JSON parsers use the last of repeated members.
+//! A value longer than `JSON_HELD_BYTES_MAX`, which no engine sends for the members edited here,
+//! cannot be held back completely. It passes, and the member is repeated after it with the correct
+//! value, because JSON parsers use the last of repeated members.
 //!
-//! An event stream is split into lines as in section 9.2.6 of the WHATWG HTML standard: LF, CR and
-//! CRLF end a line. Each `data:` line with an object is a separate JSON text. If a text is invalid,
-//! the rest of it passes unmodified from the first invalid byte on. Rewriting never fails and never
-//! loses a byte.
+//! In an event stream, each `data:` line with an object is a separate JSON text ([`DataLines`]). If
+//! a text is invalid, the rest of it passes unmodified from the first invalid byte on. Editing
+//! never fails and never loses a byte.
+
+mod cached_tokens;
+mod edit;
 
 use std::sync::LazyLock;
 
-use memchr::{memchr2, memmem, memrchr2};
+use memchr::{memmem, memrchr2};
+
+pub use cached_tokens::{CachedTokens, UsageShape};
+pub use edit::ResponseEdit;
 
 use super::lex::{Event, Kind, Lexer};
-use crate::limits::JSON_HELD_BYTES_MAX;
-
-/// Location of `usage` in the responses of an API, and the name of the details object in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum UsageShape {
-    /// `usage.prompt_tokens_details` at the top level: chat completions and completions.
-    Chat,
-    /// `usage.input_tokens_details` at the top level and in the top-level `response`: the responses
-    /// API.
-    Responses,
-}
+use crate::h1::{DataLines, LinePart};
+use crate::limits::{JSON_HELD_BYTES_MAX, RESPONSE_EDITS_MAX};
+use edit::{Action, Part, Place};
 
 /// Format of a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,12 +35,15 @@ pub enum ResponseForm {
     Sse,
 }
 
-/// Rewrites the cached-token count in a response while it is forwarded.
+/// Edits one response while it is forwarded.
 #[derive(Clone, Debug)]
-pub struct UsageRewriter {
+pub struct Transforms {
     form: ResponseForm,
-    shape: UsageShape,
-    line: Line,
+    edits: Vec<ResponseEdit>,
+    lines: DataLines,
+    /// Whether the text being read is scanned. Otherwise the rest of it passes, because it is not a
+    /// JSON object or because its scan ended with an error.
+    is_scanned: bool,
     lexer: Lexer,
     /// The objects of the response that are being read, the outermost first.
     frames: [Frame; DEPTH],
@@ -55,122 +52,97 @@ pub struct UsageRewriter {
     /// The bytes received so far of a value that will be replaced.
     held: [u8; JSON_HELD_BYTES_MAX],
     held_bytes: usize,
-    text: Text,
     rewritten: u32,
 }
 
-/// Searches for `usage`. Lines that contain neither this nor an escape cannot have a usage object.
+/// Searches for an escape, which may represent a letter of a name.
 ///
-/// The finders are static because one is as large as the rest of the rewriter and has a larger
-/// alignment.
-static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"usage"));
+/// The finder is static because it is as large as the rest of the state and has a larger alignment.
 static ESCAPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\\u"));
 
-/// Maximum number of nested objects that are read: the top level, `response`, `usage`, and the
-/// details object that contains the count.
+/// Maximum number of nested objects that are read, for example the top level, `response`, `usage`
+/// and the details object that contains the cached-token count.
 const DEPTH: usize = 4;
-
-/// Position of the next byte in a line of an event stream. A JSON response is always in
-/// [`Line::Data`] or [`Line::Pass`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
-    Start,
-    /// After this number of bytes of `data:` at the start of a line.
-    Field(usize),
-    /// After `data:`, where one space or the `{` of the data is expected.
-    Blank,
-    /// After `data: `, where the `{` of the data is expected.
-    Brace,
-    /// In a JSON text that is scanned.
-    Data,
-    /// In the part of a line or JSON response that is not scanned, because it is not a JSON object
-    /// or because its scan ended with an error.
-    Pass,
-}
 
 /// State of one object of the response that is being read.
 #[derive(Clone, Copy, Debug)]
 struct Frame {
-    place: Place,
+    /// The object as each edit numbers it; `None` for an edit that does not read it.
+    places: [Option<Place>; RESPONSE_EDITS_MAX],
+    /// Whether the member that each edit requires in the object has been found.
+    found: [bool; RESPONSE_EDITS_MAX],
     /// Whether the object has at least one member, so that an inserted member needs a comma.
     occupied: bool,
-    /// Whether the member that must be set has been found in the object: the details object in
-    /// `usage`, or `cached_tokens` in the details object.
-    done: bool,
 }
 
 impl Frame {
-    const fn new(place: Place) -> Self {
+    const TOP: Self = Self::new([Some(Place::TOP); RESPONSE_EDITS_MAX]);
+
+    const fn new(places: [Option<Place>; RESPONSE_EDITS_MAX]) -> Self {
         Self {
-            place,
+            places,
+            found: [false; RESPONSE_EDITS_MAX],
             occupied: false,
-            done: false,
         }
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Top,
-    Response,
-    Usage,
-    Details,
+/// A text that an edit writes: the index of the edit, and the text.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    edit: usize,
+    part: Part,
 }
 
 /// Action for the value of the member whose name was read last.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Skip,
-    Enter(Place),
-    Replace(Part),
+    /// An object is read at these places; another value is replaced by `otherwise`, if given.
+    Enter {
+        places: [Option<Place>; RESPONSE_EDITS_MAX],
+        otherwise: Option<Written>,
+    },
+    Replace(Written),
 }
 
 /// Action for the value being read.
 #[derive(Clone, Copy, Debug)]
 enum Value {
     Kept,
-    /// The value is held back, and replaced by this part of [`Text`] when it ends.
-    Replaced(Part),
-    /// The value is to be replaced by this part of [`Text`] but is too long to be held back. It
-    /// passes, and after it the same member is written a second time with the correct value,
-    /// because parsers use the last of several members with the same name.
-    Repeated(Part),
+    /// The value is held back, and replaced by this text when it ends.
+    Replaced(Written),
+    /// The value is to be replaced by this text but is too long to be held back. It passes, and
+    /// after it the same member is written a second time with the correct value, because parsers
+    /// use the last of several members with the same name.
+    Repeated(Written),
 }
 
-impl UsageRewriter {
-    /// Creates a rewriter that sets the cached-token count to `cached_tokens`.
+impl Transforms {
+    /// Creates the transforms that apply `edits`, of which those after the first
+    /// `RESPONSE_EDITS_MAX` are ignored. If two edits replace the same value, the first one counts.
     #[must_use]
-    pub fn new(form: ResponseForm, shape: UsageShape, cached_tokens: u64) -> Self {
+    pub fn new(form: ResponseForm, mut edits: Vec<ResponseEdit>) -> Self {
+        debug_assert!(edits.len() <= RESPONSE_EDITS_MAX, "too many edits");
+        edits.truncate(RESPONSE_EDITS_MAX);
         Self {
             form,
-            shape,
-            line: match form {
-                ResponseForm::Json => Line::Data,
-                ResponseForm::Sse => Line::Start,
-            },
+            edits,
+            lines: DataLines::default(),
+            is_scanned: form == ResponseForm::Json,
             lexer: Lexer::new(),
-            frames: [Frame::new(Place::Top); DEPTH],
+            frames: [Frame::TOP; DEPTH],
             next: Next::Skip,
             value: Value::Kept,
             held: [0; JSON_HELD_BYTES_MAX],
             held_bytes: 0,
-            text: Text::new(shape.details(), cached_tokens),
             rewritten: 0,
         }
     }
 
-    /// Resets the rewriter to its initial state, to rewrite the same response again from the start.
+    /// Resets the state to the initial one, to edit the same response again from the start.
     pub fn restart(&mut self) {
-        self.line = match self.form {
-            ResponseForm::Json => Line::Data,
-            ResponseForm::Sse => Line::Start,
-        };
-        self.lexer = Lexer::new();
-        self.frames = [Frame::new(Place::Top); DEPTH];
-        self.next = Next::Skip;
-        self.value = Value::Kept;
-        self.held_bytes = 0;
-        self.rewritten = 0;
+        *self = Self::new(self.form, std::mem::take(&mut self.edits));
     }
 
     /// Processes `piece`, the next part of the response, and passes the output to `out` as
@@ -201,7 +173,7 @@ impl UsageRewriter {
         self.release(&mut sink);
     }
 
-    /// Returns how many times the cached-token count was set in the response so far.
+    /// Returns how many texts were written into the response so far.
     #[must_use]
     pub const fn rewritten(&self) -> u32 {
         self.rewritten
@@ -209,45 +181,27 @@ impl UsageRewriter {
 
     fn lines<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>) {
         let piece = sink.piece;
-        let mut suspects = Candidates::default();
+        let mut candidates = Candidates::default();
         let mut at = 0;
-        while let Some(&byte) = piece.get(at) {
-            match (self.line, byte) {
-                (Line::Start, _) => {
-                    let suspect = suspects.next(piece, at);
-                    // Complete lines before the first suspect cannot contain a usage object.
-                    at = memrchr2(b'\n', b'\r', &piece[at..suspect]).map_or(at, |end| at + end + 1);
-                    if at < piece.len() {
-                        self.line = Line::Field(0);
+        while at < piece.len() {
+            if self.lines.is_at_line_start() {
+                let candidate = candidates.next(&self.edits, piece, at);
+                // Complete lines before the first candidate cannot contain a member to edit.
+                at = memrchr2(b'\n', b'\r', &piece[at..candidate]).map_or(at, |end| at + end + 1);
+            }
+            match self.lines.next(piece, &mut at) {
+                None => return,
+                Some(LinePart::End { .. }) => {
+                    self.release(sink);
+                    self.is_scanned = false;
+                }
+                Some(LinePart::Data { start, end, begins }) => {
+                    if begins {
+                        self.is_scanned = piece[start] == b'{';
+                        self.lexer.reset();
                     }
-                }
-                (Line::Field(known), _) if byte == FIELD[known] => {
-                    at += 1;
-                    let known = known + 1;
-                    self.line = if known < FIELD.len() {
-                        Line::Field(known)
-                    } else {
-                        Line::Blank
-                    };
-                }
-                (Line::Blank, b' ') => {
-                    at += 1;
-                    self.line = Line::Brace;
-                }
-                (Line::Blank | Line::Brace, b'{') => {
-                    self.line = Line::Data;
-                    self.lexer.reset();
-                }
-                (Line::Field(_) | Line::Blank | Line::Brace, _) => self.line = Line::Pass,
-                (Line::Data | Line::Pass, _) => {
-                    let end = memchr2(b'\n', b'\r', &piece[at..]).map_or(piece.len(), |n| at + n);
-                    self.data(sink, at, end);
-                    at = end;
-                    if end < piece.len() {
-                        self.release(sink);
-                        self.line = Line::Start;
-                        at += 1;
-                    } else {
+                    self.data(sink, start, end);
+                    if end == piece.len() {
                         self.hold(sink, end);
                     }
                 }
@@ -257,7 +211,7 @@ impl UsageRewriter {
 
     /// Scans `piece[start..end]`, which continues the current JSON text.
     fn data<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, start: usize, end: usize) {
-        if self.line != Line::Data {
+        if !self.is_scanned {
             return;
         }
         let part = &sink.piece[start..end];
@@ -268,7 +222,7 @@ impl UsageRewriter {
                 Ok(None) => break,
                 Err(_) => {
                     self.release(sink);
-                    self.line = Line::Pass;
+                    self.is_scanned = false;
                     return;
                 }
                 Ok(Some(Event::Name { .. })) => self.name(),
@@ -283,87 +237,116 @@ impl UsageRewriter {
     fn name(&mut self) {
         let frame = &mut self.frames[self.lexer.entered() - 1];
         frame.occupied = true;
-        self.next = match (frame.place, self.lexer.name()) {
-            (Place::Top | Place::Response, Some(b"usage")) => Next::Enter(Place::Usage),
-            (Place::Top, Some(b"response")) if self.shape == UsageShape::Responses => {
-                Next::Enter(Place::Response)
-            }
-            (Place::Usage, Some(name)) if name == self.shape.details() => {
-                frame.done = true;
-                Next::Enter(Place::Details)
-            }
-            (Place::Details, Some(b"cached_tokens")) => {
-                frame.done = true;
-                Next::Replace(Part::Count)
-            }
-            _ => Next::Skip,
+        self.next = Next::Skip;
+        let Some(name) = self.lexer.name() else {
+            return;
         };
+        for (index, edit) in self.edits.iter().enumerate() {
+            let Some(place) = frame.places[index] else {
+                continue;
+            };
+            if edit
+                .required(place)
+                .is_some_and(|required| required.name == name)
+            {
+                frame.found[index] = true;
+            }
+            let written = |part| Written { edit: index, part };
+            match (edit.member(place, name), &mut self.next) {
+                (Action::Skip, _) | (_, Next::Replace(_)) => {}
+                (Action::Replace(part), next) => *next = Next::Replace(written(part)),
+                (
+                    Action::Enter { place, otherwise },
+                    Next::Enter {
+                        places,
+                        otherwise: first,
+                    },
+                ) => {
+                    places[index] = Some(place);
+                    *first = first.or(otherwise.map(written));
+                }
+                (Action::Enter { place, otherwise }, next) => {
+                    let mut places = [None; RESPONSE_EDITS_MAX];
+                    places[index] = Some(place);
+                    *next = Next::Enter {
+                        places,
+                        otherwise: otherwise.map(written),
+                    };
+                }
+            }
+        }
     }
 
     fn value_start<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize, kind: Kind) {
         self.value = Value::Kept;
-        let part = match self.next {
-            Next::Skip => return,
-            Next::Enter(place) if kind == Kind::Object => {
+        let written = match self.next {
+            Next::Enter { places, .. } if kind == Kind::Object => {
                 self.lexer.enter();
-                self.frames[self.lexer.entered() - 1] = Frame::new(place);
+                self.frames[self.lexer.entered() - 1] = Frame::new(places);
                 return;
             }
-            Next::Enter(Place::Details) => Part::Object,
-            Next::Enter(_) => return,
-            Next::Replace(part) => part,
+            Next::Skip
+            | Next::Enter {
+                otherwise: None, ..
+            } => return,
+            Next::Enter {
+                otherwise: Some(written),
+                ..
+            }
+            | Next::Replace(written) => written,
         };
         sink.pass(at);
-        self.value = Value::Replaced(part);
+        self.value = Value::Replaced(written);
     }
 
     fn value_end<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
         self.hold(sink, at);
         match self.value {
             Value::Kept => {}
-            Value::Replaced(part) => {
+            Value::Replaced(written) => {
                 self.held_bytes = 0;
-                self.emit(sink, part);
+                self.emit(sink, written);
             }
-            Value::Repeated(part) => {
+            Value::Repeated(Written { edit, part }) => {
                 sink.pass(at);
                 (sink.out)(b",");
-                self.emit(sink, part.member());
+                let part = self.edits[edit].member_of(part);
+                self.emit(sink, Written { edit, part });
             }
         }
         self.value = Value::Kept;
     }
 
-    /// Handles the closing brace of an object, at `at` in the current `piece`: inserts the details
-    /// object or `cached_tokens` before it if the object must have that member and does not.
+    /// Handles the closing brace of an object, at `at` in the current `piece`: inserts before it
+    /// the members that the object must have and does not.
     fn close<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
         // The lexer has already left the object, so `entered` is the index of its frame.
-        let frame = self.frames[self.lexer.entered()];
-        if frame.done {
-            return;
+        let mut frame = self.frames[self.lexer.entered()];
+        for edit in 0..self.edits.len() {
+            let required = frame.places[edit].and_then(|place| self.edits[edit].required(place));
+            let Some(required) = required.filter(|_| !frame.found[edit]) else {
+                continue;
+            };
+            sink.pass(at);
+            if frame.occupied {
+                (sink.out)(b",");
+            }
+            frame.occupied = true;
+            let part = required.part;
+            self.emit(sink, Written { edit, part });
         }
-        let part = match frame.place {
-            Place::Top | Place::Response => return,
-            Place::Usage => Part::Details,
-            Place::Details => Part::Member,
-        };
-        sink.pass(at);
-        if frame.occupied {
-            (sink.out)(b",");
-        }
-        self.emit(sink, part);
     }
 
-    fn emit<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, part: Part) {
+    fn emit<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, written: Written) {
         self.rewritten = self.rewritten.saturating_add(1);
-        (sink.out)(self.text.part(part));
+        (sink.out)(self.edits[written.edit].text(written.part));
     }
 
     /// If the value being read will be replaced, holds back its bytes in `piece` up to position
     /// `end`. If they exceed the capacity of `held`, passes the bytes held so far and changes the
     /// action to [`Value::Repeated`].
     fn hold<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, end: usize) {
-        let Value::Replaced(part) = self.value else {
+        let Value::Replaced(written) = self.value else {
             return;
         };
         let bytes = &sink.piece[sink.done..end];
@@ -376,7 +359,7 @@ impl UsageRewriter {
             }
             None => {
                 self.release(sink);
-                self.value = Value::Repeated(part);
+                self.value = Value::Repeated(written);
             }
         }
     }
@@ -392,19 +375,7 @@ impl UsageRewriter {
     }
 }
 
-/// Start of the lines of an event stream that are scanned.
-const FIELD: &[u8; 5] = b"data:";
-
-impl UsageShape {
-    const fn details(self) -> &'static [u8] {
-        match self {
-            Self::Chat => b"prompt_tokens_details",
-            Self::Responses => b"input_tokens_details",
-        }
-    }
-}
-
-/// Output of one call of [`UsageRewriter::feed`] or [`UsageRewriter::finish`]. Bytes between edits
+/// Output of one call of [`Transforms::feed`] or [`Transforms::finish`]. Bytes between edits
 /// are passed in as few slices as possible.
 struct Sink<'a, F> {
     piece: &'a [u8],
@@ -423,124 +394,34 @@ impl<F: FnMut(&[u8])> Sink<'_, F> {
     }
 }
 
-/// Searches for the next position in `piece` that may belong to the name of a usage object: the
-/// letters `usage`, unless followed by `":null`, or an escape that may represent one of the
-/// letters.
+/// Searches for the next position in a piece that may belong to the name of a member to edit: one
+/// for which an edit looks, or an escape that may represent one of its letters.
 ///
 /// The last result of each search is cached, so that every byte is searched only once.
 #[derive(Default)]
 struct Candidates {
-    usage: Option<usize>,
+    names: [Option<usize>; RESPONSE_EDITS_MAX],
     escape: Option<usize>,
 }
 
 impl Candidates {
-    fn next(&mut self, piece: &[u8], from: usize) -> usize {
-        let usage = match self.usage {
-            Some(at) if at >= from => at,
-            _ => find_usage(&USAGE, piece, from),
-        };
+    fn next(&mut self, edits: &[ResponseEdit], piece: &[u8], from: usize) -> usize {
         let escape = match self.escape {
             Some(at) if at >= from => at,
             _ => ESCAPE
                 .find(&piece[from..])
                 .map_or(piece.len(), |at| from + at),
         };
-        self.usage = Some(usage);
         self.escape = Some(escape);
-        usage.min(escape)
-    }
-}
-
-fn find_usage(finder: &memmem::Finder<'_>, piece: &[u8], mut from: usize) -> usize {
-    while let Some(found) = finder.find(&piece[from..]) {
-        let behind = from + found + finder.needle().len();
-        if !piece[behind..].starts_with(b"\":null") {
-            return from + found;
-        }
-        from = behind;
-    }
-    piece.len()
-}
-
-/// The texts to insert, which are all slices of one text:
-/// `"prompt_tokens_details":{"cached_tokens":123}` with the names and count of the response.
-#[derive(Clone, Copy, Debug)]
-struct Text {
-    bytes: [u8; TEXT_BYTES_MAX],
-    object: usize,
-    member: usize,
-    count: usize,
-    end: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Part {
-    /// The details as a member: `"prompt_tokens_details":{"cached_tokens":123}`.
-    Details,
-    /// The value of the details: `{"cached_tokens":123}`.
-    Object,
-    /// The count as a member: `"cached_tokens":123`.
-    Member,
-    /// The value of the count: `123`.
-    Count,
-}
-
-impl Part {
-    /// Returns the member that contains this part as its value. A part that is a member is returned
-    /// unchanged.
-    const fn member(self) -> Self {
-        match self {
-            Self::Details | Self::Object => Self::Details,
-            Self::Member | Self::Count => Self::Member,
-        }
-    }
-}
-
-/// Capacity of [`Text`] in bytes: the longer details name, 20 digits and the surrounding bytes fit.
-const TEXT_BYTES_MAX: usize = 80;
-
-impl Text {
-    fn new(details: &[u8], count: u64) -> Self {
-        let mut text = Self {
-            bytes: [0; TEXT_BYTES_MAX],
-            object: 0,
-            member: 0,
-            count: 0,
-            end: 0,
-        };
-        text.push(b"\"");
-        text.push(details);
-        text.push(b"\":");
-        text.object = text.end;
-        text.push(b"{");
-        text.member = text.end;
-        text.push(b"\"cached_tokens\":");
-        text.count = text.end;
-        let mut unit = 1_u64;
-        while count / unit >= 10 {
-            unit *= 10;
-        }
-        while unit > 0 {
-            text.push(&[b'0' + (count / unit % 10) as u8]);
-            unit /= 10;
-        }
-        text.push(b"}");
-        text
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes[self.end..self.end + bytes.len()].copy_from_slice(bytes);
-        self.end += bytes.len();
-    }
-
-    fn part(&self, part: Part) -> &[u8] {
-        match part {
-            Part::Details => &self.bytes[..self.end],
-            Part::Object => &self.bytes[self.object..self.end],
-            Part::Member => &self.bytes[self.member..self.end - 1],
-            Part::Count => &self.bytes[self.count..self.end - 1],
-        }
+        let names = edits.iter().zip(&mut self.names).map(|(edit, known)| {
+            let at = match *known {
+                Some(at) if at >= from => at,
+                _ => edit.candidate(piece, from),
+            };
+            *known = Some(at);
+            at
+        });
+        names.fold(escape, usize::min)
     }
 }
 
@@ -548,8 +429,13 @@ impl Text {
 mod tests {
     use super::*;
 
+    fn cached_tokens(form: ResponseForm, shape: UsageShape, count: u64) -> Transforms {
+        let edit = ResponseEdit::CachedTokens(CachedTokens::new(shape, count));
+        Transforms::new(form, vec![edit])
+    }
+
     fn rewrite(form: ResponseForm, shape: UsageShape, text: &str, size: usize) -> (String, u32) {
-        let mut rewriter = UsageRewriter::new(form, shape, 7);
+        let mut rewriter = cached_tokens(form, shape, 7);
         let mut sent = Vec::new();
         for piece in text.as_bytes().chunks(size) {
             rewriter.feed(piece, &mut |bytes| sent.extend_from_slice(bytes));
@@ -749,7 +635,7 @@ mod tests {
             "data: {\"choices\":[{\"text\":\"\\u00e9\"}],\"usage\" : null}\n\n",
             "data: {\"choi",
         ];
-        let mut rewriter = UsageRewriter::new(ResponseForm::Sse, UsageShape::Chat, 7);
+        let mut rewriter = cached_tokens(ResponseForm::Sse, UsageShape::Chat, 7);
         for frame in frames {
             let mut slices = Vec::new();
             rewriter.feed(frame.as_bytes(), &mut |bytes| slices.push(bytes.to_vec()));
@@ -760,7 +646,7 @@ mod tests {
     #[test]
     fn counts_are_formatted_correctly() {
         for count in [0, 9, 10, 99, 100, 416, u64::MAX - 1, u64::MAX] {
-            let mut rewriter = UsageRewriter::new(ResponseForm::Json, UsageShape::Responses, count);
+            let mut rewriter = cached_tokens(ResponseForm::Json, UsageShape::Responses, count);
             let mut sent = Vec::new();
             rewriter.feed(b"{\"usage\":{}}", &mut |bytes| {
                 sent.extend_from_slice(bytes)
