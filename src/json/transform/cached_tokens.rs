@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem;
 
-use super::edit::{Action, Part, Place, Required};
+use super::action::{Action, Part, Place, Required};
 
 /// Location of `usage` in the responses of an API, and the name of the details object in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,6 +11,7 @@
 //! a text is invalid, the rest of it passes unmodified from the first invalid byte on. Editing
 //! never fails and never loses a byte.
 
+mod action;
 mod cached_tokens;
 mod edit;
 
@@ -24,7 +25,7 @@ pub use edit::ResponseEdit;
 use super::lex::{Event, Kind, Lexer};
 use crate::h1::{DataLines, LinePart};
 use crate::limits::{JSON_HELD_BYTES_MAX, RESPONSE_EDITS_MAX};
-use edit::{Action, Part, Place};
+use action::{Action, Part, Place};
 
 /// Format of a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
