@@ -34,12 +34,12 @@ impl Snapshot {
         self.pools.iter().flat_map(|pool| &pool.endpoints)
     }
 
-    /// Counts a request as in flight at the endpoint that `choice` names. Returns `None` if the
+    /// Counts a request as in flight at the endpoint that was chosen. Returns `None` if the
     /// snapshot does not contain it.
     #[must_use]
-    pub fn reserve(&self, choice: EndpointIndex) -> Option<Reservation> {
-        let pool = self.pools.get(choice.pool)?;
-        pool.endpoints.get(choice.at).map(Reservation::new)
+    pub fn reserve(&self, chosen: EndpointIndex) -> Option<Reservation> {
+        let pool = self.pools.get(chosen.pool)?;
+        pool.endpoints.get(chosen.at).map(Reservation::new)
     }
 }
 

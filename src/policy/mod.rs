@@ -9,14 +9,6 @@ pub use named::Named;
 
 use crate::fleet::{EndpointIndex, Snapshot};
 
-/// The part of a request that a policy reads. Only this decides whether the body is forwarded as it
-/// arrives or must be read before the choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needs {
-    /// The request head.
-    Head,
-}
-
 /// A request for an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
@@ -26,15 +18,6 @@ pub struct Ask<'a> {
     pub pool: usize,
     /// Value of the first `x-data-parallel-host-port` field; `None` without one.
     pub named: Option<&'a [u8]>,
-}
-
-/// The endpoint that serves a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// The endpoint.
-    pub endpoint: EndpointIndex,
-    /// The rule of the policy that selected it, for metrics.
-    pub branch: &'static str,
 }
 
 /// Reason why a policy returned no endpoint.
@@ -48,12 +31,9 @@ pub enum NoEndpoint {
 
 /// A policy.
 pub trait Choose: Send + Sync {
-    /// Returns what the policy reads of a request.
-    fn needs(&self) -> Needs;
-
     /// Returns the endpoint that serves a request.
     ///
     /// # Errors
     /// There is no such endpoint.
-    fn choose(&self, fleet: &Snapshot, ask: &Ask<'_>) -> Result<Choice, NoEndpoint>;
+    fn choose(&self, fleet: &Snapshot, ask: &Ask<'_>) -> Result<EndpointIndex, NoEndpoint>;
 }

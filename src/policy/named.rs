@@ -1,7 +1,7 @@
 //! The policy of the sidecar: the decoder of the listener's rank, or the one that the request
 //! names.
 
-use super::{Ask, Choice, Choose, Needs, NoEndpoint};
+use super::{Ask, Choose, NoEndpoint};
 use crate::fleet::{EndpointIndex, Snapshot};
 
 /// Chooses the decoder of the rank whose listener accepted the connection, or the one that
@@ -22,25 +22,20 @@ impl Named {
 }
 
 impl Choose for Named {
-    fn needs(&self) -> Needs {
-        Needs::Head
-    }
-
-    fn choose(&self, fleet: &Snapshot, ask: &Ask<'_>) -> Result<Choice, NoEndpoint> {
-        let (pool, branch) = match ask.named.filter(|_| ask.listener == 0) {
-            None => (ask.pool, "listener"),
+    fn choose(&self, fleet: &Snapshot, ask: &Ask<'_>) -> Result<EndpointIndex, NoEndpoint> {
+        let pool = match ask.named.filter(|_| ask.listener == 0) {
+            None => ask.pool,
             Some(wanted) => {
                 let mut names = self.names.iter();
                 let pool = names.position(|name| name.as_bytes() == wanted);
-                (pool.ok_or(NoEndpoint::Unknown)?, "named")
+                pool.ok_or(NoEndpoint::Unknown)?
             }
         };
         let endpoints = fleet.pools.get(pool).map(|pool| &pool.endpoints);
         if endpoints.is_none_or(|endpoints| endpoints.is_empty()) {
             return Err(NoEndpoint::Empty);
         }
-        let endpoint = EndpointIndex { pool, at: 0 };
-        Ok(Choice { endpoint, branch })
+        Ok(EndpointIndex { pool, at: 0 })
     }
 }
 
@@ -78,8 +73,7 @@ mod tests {
                 pool: listener,
                 named,
             };
-            let chosen = policy.choose(fleet, &ask).map(|choice| choice.endpoint);
-            assert_eq!(chosen, want, "{ask:?}");
+            assert_eq!(policy.choose(fleet, &ask), want, "{ask:?}");
         }
     }
 }

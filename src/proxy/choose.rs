@@ -19,7 +19,7 @@ pub(super) fn choose<N: Net>(exchange: &Exchange<'_, N>) -> Result<Reservation, 
         named: exchange.request.values(Name::XDataParallelHostPort).next(),
     };
     shard.with_fleet(|fleet| match shard.policy.choose(fleet, &ask) {
-        Ok(choice) => fleet.reserve(choice.endpoint).ok_or(Fault::Bug(
+        Ok(chosen) => fleet.reserve(chosen).ok_or(Fault::Bug(
             "the policy chose an endpoint that does not exist",
         )),
         Err(NoEndpoint::Unknown) => Err(Fault::UnknownRank),
