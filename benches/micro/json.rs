@@ -9,7 +9,8 @@ use ringside::api::Api;
 use ringside::fleet::Target;
 use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillResponse, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
-use ringside::pd::options::{KvConnector, MoriConfig};
+use ringside::pd::connector::KvConnector;
+use ringside::pd::options::MoriConfig;
 use ringside::pd::request::{CLIENT_OWNED_KV, WATCH};
 use ringside::pd::{PdRequest, Peer, Uuid, connector};
 

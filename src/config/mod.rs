@@ -41,8 +41,9 @@ pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 use crate::api::Routes;
 use crate::fleet::Target;
 use crate::json::Watch;
+pub use crate::pd::connector::KvConnector;
 use crate::pd::connector::{Connector, connector};
-pub use crate::pd::options::{ConnectorPorts, EcConnector, KvConnector, MoriConfig};
+pub use crate::pd::options::{ConnectorPorts, EcConnector, MoriConfig};
 
 /// The complete, checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]

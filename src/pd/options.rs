@@ -1,60 +1,8 @@
-//! The ways to pass KV cache between engines, and their settings.
+//! Settings of the connectors.
 
 use std::time::Duration;
 
 use crate::fleet::MoriHosts;
-
-/// How KV cache is passed from a prefiller to a decoder (`docs/pd-sidecar.md#connectors`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvConnector {
-    /// NIXL, protocol version 2, or `MoRI-IO` with [`MoriConfig::write_mode`].
-    Nixlv2,
-    /// A store that both engines use, such as files or `LMCache`.
-    SharedStorage,
-    /// `SGLang`'s bootstrap rooms; concurrent legs.
-    Sglang,
-    /// Mooncake's transfer engine; concurrent legs.
-    Mooncake,
-    /// vLLM's `OffloadingConnector` with its P2P tier; concurrent legs.
-    Offloading,
-    /// NIXL, protocol version 1, for engines from before mid-2025.
-    Nixl,
-    /// `LMCache` as a shared store, with the legs that the first llm-d sidecar sent.
-    Lmcache,
-}
-
-impl KvConnector {
-    /// Every connector, in the order of `--help`.
-    pub const ALL: [Self; 7] = [
-        Self::Nixlv2,
-        Self::SharedStorage,
-        Self::Sglang,
-        Self::Mooncake,
-        Self::Offloading,
-        Self::Nixl,
-        Self::Lmcache,
-    ];
-
-    /// Returns the connector's name, which is its value of `--kv-connector`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Nixlv2 => "nixlv2",
-            Self::SharedStorage => "shared-storage",
-            Self::Sglang => "sglang",
-            Self::Mooncake => "mooncake",
-            Self::Offloading => "offloading",
-            Self::Nixl => "nixl",
-            Self::Lmcache => "lmcache",
-        }
-    }
-
-    /// Returns whether the connector has the mode [`MoriConfig::write_mode`].
-    #[must_use]
-    pub const fn has_write_mode(self) -> bool {
-        matches!(self, Self::Nixlv2)
-    }
-}
 
 /// How an encoder's output is passed to the engines that compute the prompt
 /// (`docs/pd-sidecar.md#encoders`).

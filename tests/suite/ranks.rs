@@ -117,3 +117,12 @@ fn l1_an_unknown_rank_is_400_without_a_body() {
     }
     assert_eq!(ranks.take(), [0, 0]);
 }
+
+#[test]
+fn a_health_check_needs_no_rank() {
+    let ranks = Ranks::start(&[("POD_IP", "10.1.2.3")]);
+    let unknown = [(RANK, "10.1.2.3:1")];
+    ranks.sidecar.get("/health", &unknown).expect(200);
+    ranks.sidecar.get("/v1/models", &unknown).expect(400);
+    assert_eq!(ranks.take(), [0, 0]);
+}

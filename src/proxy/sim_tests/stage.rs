@@ -11,11 +11,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
-use crate::api::PD_SIDECAR;
+use crate::config::personality::SIDECAR;
 use crate::config::{
-    AccessLog, BodyLimits, Config, ConnectorPorts, Cores, DrainConfig, ErrorStyle, KvConnector,
-    ListenAddress, Listener, LogConfig, LogFormat, LogLevel, MoriConfig, OnDecodeKvError,
-    OnMissingKv, OnPrefillFailure, PdConfig, PoolConfig, Timeouts, TlsConfig, UpstreamConfig,
+    BodyLimits, Config, KvConnector, ListenAddress, Listener, PoolConfig, RawConfig, Timeouts,
+    check, keys,
 };
 use crate::fault::LABELS;
 use crate::fleet::{Change, EndpointSpec, Registry, Service, Snapshot, Target};
@@ -134,83 +133,39 @@ pub(super) fn ms(n: u64) -> Duration {
 /// that does not end fails the run.
 pub(super) fn config(plot: Scenario) -> Config {
     let limit = |n| Some(ms(if plot.may_fail() { n } else { 3_600_000 }));
-    Config {
-        listeners: vec![Listener {
-            address: ListenAddress::DualStack(8000),
-            pool: 0,
-        }],
-        pools: vec![PoolConfig {
-            endpoints: vec![Target::parse(DECODER.as_bytes()).unwrap()],
-        }],
-        routes: &PD_SIDECAR,
-        errors: ErrorStyle::PdSidecar,
-        pod_ip: None,
-        pd: pd_config(plot, limit(1000)),
-        tls: TlsConfig::default(),
-        allowlist: None,
-        tracing: None,
-        metrics: None,
-        timeouts: Timeouts {
-            connect: limit(300),
-            head: limit(2000),
-            body: limit(2000),
-            client_stall: limit(1000),
-            keepalive: limit(5000),
-            first_byte: limit(800),
-        },
-        upstream: UpstreamConfig {
-            idle: ms(4000),
-            idle_per_rank_max: 8,
-        },
-        limits: BodyLimits {
-            body_bytes_max: 1 << 20,
-            body_budget_bytes: 4 << 20,
-        },
-        cores: Cores::Auto,
-        busy_poll: None,
-        admin: None,
-        log: LogConfig {
-            level: LogLevel::Error,
-            format: LogFormat::Text,
-            access: AccessLog::Off,
-        },
-        drain: DrainConfig {
-            timeout: None,
-            settle: Duration::ZERO,
-        },
-    }
-}
-
-fn pd_config(plot: Scenario, prefill_timeout: Option<Duration>) -> PdConfig {
-    PdConfig {
-        kv_connector: match plot.wiring {
-            LegOrder::Serial => KvConnector::Nixlv2,
-            LegOrder::Concurrent => KvConnector::Sglang,
-            LegOrder::Store => KvConnector::SharedStorage,
-        },
-        encoder: None,
-        ports: ConnectorPorts {
-            mooncake_bootstrap: 8998,
-            sglang_bootstrap: 8998,
-            p2p: 7777,
-        },
-        p2p_pull: false,
-        mori: MoriConfig::default(),
-        decode_chunk_tokens: None,
-        on_prefill_failure: OnPrefillFailure::Error,
-        trust_client_kv: false,
-        release_stranded_kv: false,
-        prefiller_sampling: false,
-        prefill_retries_max: 1,
-        prefill_retry_backoff: ms(20),
-        prefill_timeout,
-        on_missing_kv: OnMissingKv::Decode,
-        handoff_age_max: ms(20_000),
-        hide_prefill_errors: false,
-        on_decode_kv_error: OnDecodeKvError::Recompute,
-        prefill_response_bytes_max: 1 << 20,
-        allow_flat_blocks: false,
-    }
+    let mut raw = RawConfig::new(SIDECAR.table, SIDECAR.variables, &|_| None);
+    raw.set(&keys::SECURE_PROXY, "false");
+    let mut config = check(&SIDECAR, &raw).unwrap().config;
+    config.listeners = vec![Listener {
+        address: ListenAddress::DualStack(8000),
+        pool: 0,
+    }];
+    config.pools = vec![PoolConfig {
+        endpoints: vec![Target::parse(DECODER.as_bytes()).unwrap()],
+    }];
+    config.pd.kv_connector = match plot.wiring {
+        LegOrder::Serial => KvConnector::Nixlv2,
+        LegOrder::Concurrent => KvConnector::Sglang,
+        LegOrder::Store => KvConnector::SharedStorage,
+    };
+    config.pd.prefill_retries_max = 1;
+    config.pd.prefill_retry_backoff = ms(20);
+    config.pd.prefill_timeout = limit(1000);
+    config.pd.prefill_response_bytes_max = 1 << 20;
+    config.timeouts = Timeouts {
+        connect: limit(300),
+        head: limit(2000),
+        body: limit(2000),
+        client_stall: limit(1000),
+        keepalive: limit(5000),
+        first_byte: limit(800),
+    };
+    config.upstream.idle_per_rank_max = 8;
+    config.limits = BodyLimits {
+        body_bytes_max: 1 << 20,
+        body_budget_bytes: 4 << 20,
+    };
+    config
 }
 
 impl Stage {
