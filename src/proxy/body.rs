@@ -20,6 +20,12 @@ pub(super) struct Body {
     _reserved: Reserved,
 }
 
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 struct Reading {
     bytes: Vec<u8>,
     scanner: Scanner,

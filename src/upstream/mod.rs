@@ -32,7 +32,7 @@ pub(crate) use head::{Forwarded, HeadWriter};
 pub use lookup::{Resolved, Resolver};
 pub(crate) use response::Response;
 pub(crate) use scope::{Scope, Stage};
-pub(crate) use task::{LegTask, TaskContext};
+pub(crate) use task::{CallTask, LegTask, OwnedCall, TaskContext};
 pub use upstreams::{OnSocketFailed, SecureUpstream};
 pub(crate) use upstreams::{TaskGuard, UpstreamDeps, Upstreams};
 pub(crate) use wait::{Deadline, Timeout, Waited};

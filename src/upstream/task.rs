@@ -13,14 +13,18 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::call::{Call, CallEnd, Deadlines};
+use super::connection::Connection;
+use super::error::CallError;
 use super::scope::{Scope, Stage};
 use super::upstreams::{TaskGuard, Upstreams};
 use super::wait::{Deadline, Timeout, Waited};
 use crate::fault::Fault;
+use crate::fleet::Target;
 use crate::limits::DETACHED_LEG_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net, Timer};
-use crate::pd::{OnDisconnect, Role};
+use crate::pd::{Leg, OnDisconnect, Role};
 use crate::trace::LegTrace;
 
 /// State shared between a [`LegTask`] and its running task.
@@ -136,6 +140,52 @@ impl<N: Net, T: 'static> LegTask<N, T> {
             self.state.owner.borrow_mut().clone_from(cx.waker());
         }
         has_succeeded
+    }
+}
+
+/// A call that owns its parts, so that it can run as a separate task.
+pub(crate) struct OwnedCall<N: Net, B> {
+    pub(crate) target: Target,
+    /// The leg's request head, including the blank line.
+    pub(crate) head: Vec<u8>,
+    pub(crate) leg: Leg,
+    /// The client's request body, to which the leg's edits apply.
+    pub(crate) body: Rc<B>,
+    /// The connection on which the request is first sent; `None` connects.
+    pub(crate) begun: Option<Connection<N>>,
+    pub(crate) deadlines: Deadlines,
+}
+
+/// A call that runs as a separate task.
+pub(crate) type CallTask<N> = LegTask<N, Result<CallEnd<N>, CallError>>;
+
+impl<N: Net> CallTask<N> {
+    /// Starts a call as a task of the shard and returns the handle of it.
+    pub(crate) fn call<B: AsRef<[u8]> + 'static>(
+        upstreams: &Rc<Upstreams<N>>,
+        on_disconnect: OnDisconnect,
+        trace: LegTrace,
+        call: OwnedCall<N, B>,
+    ) -> Self {
+        Self::begin(upstreams, on_disconnect, trace, async move |context| {
+            let OwnedCall {
+                target,
+                head,
+                leg,
+                body,
+                begun,
+                deadlines,
+            } = call;
+            let upstreams = context.upstreams();
+            let call = Call {
+                engine: upstreams.engine(leg.role, &target),
+                head: &head,
+                leg: &leg,
+                body: (*body).as_ref(),
+                is_counted: true,
+            };
+            upstreams.call(&context, &call, begun, &deadlines).await
+        })
     }
 }
 

@@ -26,12 +26,11 @@ use crate::proxy::relay::PendingResponse;
 use crate::proxy::shard::Shard;
 use crate::proxy::{leg, log};
 use crate::upstream::{
-    Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, LegTask, Limits,
-    Next, Response, Reuse, Scope, Stage, TaskGuard, Timeout,
+    Attempts, CallEnd, CallError, CallTask, Connection, Deadline, Deadlines, Ended, Limits, Next,
+    OwnedCall, Response, Reuse, Scope, Stage, TaskGuard, Timeout,
 };
 
 type PrefillEnd<N> = Result<CallEnd<N>, CallError>;
-type PrefillTask<N> = LegTask<N, PrefillEnd<N>>;
 
 /// Result of the decode leg of the concurrent order.
 enum Decoded<N: Net> {
@@ -170,12 +169,11 @@ fn begin_prefill<N: Net>(
     target: &Target,
     leg: Leg,
     upstream: Connection<N>,
-) -> Result<PrefillTask<N>, Fault> {
+) -> Result<CallTask<N>, Fault> {
     exchange.stats.attempts += 1;
     let shard = exchange.shard;
     let head = leg::spliced_head(exchange, target, &leg)?;
     let trace = exchange.trace.detach();
-    let (target, body) = (target.clone(), Rc::clone(&split.body));
     let pd = &shard.config.pd;
     let now = shard.net.now();
     let deadline = Deadline::of(now, pd.prefill_timeout, Timeout::Leg);
@@ -186,25 +184,15 @@ fn begin_prefill<N: Net>(
         ..Deadlines::all(deadline)
     };
     let on_disconnect = connector.rules().prefill_on_disconnect;
-    let upstreams = &shard.upstreams;
-    Ok(LegTask::begin(
-        upstreams,
-        on_disconnect,
-        trace,
-        async move |context| {
-            let call = Call {
-                engine: context.upstreams().engine(Role::Prefill, &target),
-                head: &head,
-                leg: &leg,
-                body: &body.bytes,
-                is_counted: true,
-            };
-            let called = context
-                .upstreams()
-                .call(&context, &call, Some(upstream), &deadlines);
-            called.await
-        },
-    ))
+    let call = OwnedCall {
+        target: target.clone(),
+        head,
+        leg,
+        body: Rc::clone(&split.body),
+        begun: Some(upstream),
+        deadlines,
+    };
+    Ok(CallTask::call(&shard.upstreams, on_disconnect, trace, call))
 }
 
 /// Returns the result of `decoded`, the decode leg, once its response may be relayed. If the
@@ -212,7 +200,7 @@ fn begin_prefill<N: Net>(
 /// `Err`.
 async fn unless_prefill_fails<N: Net>(
     decoded: impl Future<Output = Result<Decoded<N>, Fault>>,
-    task: &PrefillTask<N>,
+    task: &CallTask<N>,
 ) -> Result<Result<Decoded<N>, Fault>, PrefillEnd<N>> {
     let mut prefill_succeeded = false;
     let mut decoded = pin!(decoded);
@@ -244,7 +232,7 @@ async fn decode_leg<N: Net>(
     split: &Split,
     mut leg: Leg,
     mut peer: Peer,
-    task: &PrefillTask<N>,
+    task: &CallTask<N>,
     attempts: &mut Attempts,
 ) -> Result<Decoded<N>, Fault> {
     let connector = split.connector();
@@ -296,7 +284,7 @@ async fn commit<N: Net>(
     split: &Split,
     upstream: &Connection<N>,
     response: &Response,
-    task: &PrefillTask<N>,
+    task: &CallTask<N>,
 ) -> Result<(), Fault> {
     let by_first_byte = split.connector().rules().commit == Commit::OnFirstByte;
     if !response.rest().is_empty() {
@@ -330,7 +318,7 @@ fn detach_decode_leg<N: Net>(
     split: &Split,
     upstream: Connection<N>,
     response: Response,
-    task: &PrefillTask<N>,
+    task: &CallTask<N>,
 ) -> Fault {
     let has_begun =
         response.is_complete() && (!response.rest().is_empty() || upstream.conn().peek_ready());
