@@ -4,7 +4,7 @@
 //! value. Placeholders are never used, because a `RawConfig` with problems does not result in a
 //! `Config`.
 
-use super::reader::Reader;
+use super::read::Reader;
 use super::{Config, Personality, Problem, RawConfig};
 
 /// A checked configuration with its warnings.

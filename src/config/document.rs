@@ -4,7 +4,7 @@
 //! As in pd-sidecar, an empty value and `0` count as not given, except for switches and
 //! `prefill-max-retries`. An unknown key is a problem.
 
-use super::keys::{self, Key, Kind};
+use super::flags::{self, Key, Kind};
 use super::nearest::did_you_mean;
 use super::yaml::{self, Entry, Value};
 use super::{Personality, Problem, RawConfig, units};
@@ -44,7 +44,7 @@ impl RawConfig {
         if key.kind == Kind::Switch {
             let text = switch(&text).map_or(text, |on| on.to_string());
             self.set_in_document(key, text, name, entry.line);
-        } else if text.is_empty() || (text == "0" && key.name != keys::PREFILL_MAX_RETRIES.name) {
+        } else if text.is_empty() || (text == "0" && key.name != flags::PREFILL_MAX_RETRIES.name) {
             if text == "0" && key.default != "0" {
                 self.warn(format!(
                     "{name}:{}: {}: 0 counts as not given, as in pd-sidecar; using {}",
@@ -72,7 +72,7 @@ fn switch(text: &str) -> Option<bool> {
 
 fn known(personality: &Personality, name: &str) -> Result<&'static Key, String> {
     let in_documents = |key: &&&Key| {
-        ![keys::CONFIGURATION.name, keys::CONFIGURATION_FILE.name].contains(&key.name)
+        ![flags::CONFIGURATION.name, flags::CONFIGURATION_FILE.name].contains(&key.name)
     };
     let known = || personality.table.iter().filter(in_documents);
     if let Some(key) = known().find(|key| key.name == name) {
@@ -124,7 +124,7 @@ mod tests {
     use crate::config::personality::SIDECAR;
 
     fn read(text: &str) -> RawConfig {
-        let mut raw = RawConfig::new(keys::ALL, &[], &|_| None);
+        let mut raw = RawConfig::new(flags::ALL, &[], &|_| None);
         raw.read_document(&SIDECAR, "x.yaml", text);
         raw
     }
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn g1_values_are_applied() {
-        use keys::{
+        use flags::{
             ALLOW_TARGET, ENABLE_TLS, FIRST_BYTE_TIMEOUT, KV_CONNECTOR, MORIIO_DECODE_HOSTS, PORT,
             PREFILL_MAX_RETRIES, SECURE_PROXY, TRACING,
         };
@@ -180,7 +180,9 @@ mod tests {
 
     #[test]
     fn empty_and_zero_count_as_not_given() {
-        use keys::{DECODE_CHUNK_SIZE, ENABLE_TLS, KV_CONNECTOR, MAX_IDLE_CONNS_PER_HOST, TRACING};
+        use flags::{
+            DECODE_CHUNK_SIZE, ENABLE_TLS, KV_CONNECTOR, MAX_IDLE_CONNS_PER_HOST, TRACING,
+        };
         for (text, key, warnings) in [
             ("max-idle-conns-per-host: 0", &MAX_IDLE_CONNS_PER_HOST, 1),
             ("decode-chunk-size: 0", &DECODE_CHUNK_SIZE, 0),
@@ -198,7 +200,7 @@ mod tests {
 
     #[test]
     fn every_key_except_configuration_is_accepted() {
-        for key in keys::ALL {
+        for key in flags::ALL {
             let refused = !problems(&format!("{}: x", key.name)).is_empty();
             assert_eq!(
                 refused,

@@ -13,7 +13,7 @@ mod inbox;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod publish;
-mod resolver;
+mod resolver_threads;
 mod shards;
 mod sockets;
 mod startup;

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use super::inbox::{Inbox, Message};
 use super::publish::Published;
-use super::resolver::Resolver;
+use super::resolver_threads::Resolver;
 use super::sockets::SocketErrorLog;
 use super::tls::TlsContext;
 use crate::config::Config;
 use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS};
 use crate::metrics::ShardMetrics;
-use crate::metrics::access::AccessRing;
+use crate::metrics::access_log::AccessRing;
 use crate::net::probe::Driver;
 use crate::net::runtime::{self, Listener, Runtime, Socket};
 use crate::net::tls::{Acceptor, Secure, Wire};

@@ -11,7 +11,7 @@ use super::discovery::Sources;
 use super::health;
 use super::inbox::Inbox;
 use super::publish::{Changes, Publisher};
-use super::resolver::{Resolver, resolve};
+use super::resolver_threads::{Resolver, resolve};
 use super::shards::{self, LogSinks, ShardSpawn, Shared};
 use super::sockets::SocketErrorLog;
 use super::supervise::{Running, Signals};
@@ -22,7 +22,7 @@ use crate::cli::Exit;
 use crate::config::{Config, ListenAddress};
 use crate::fault;
 use crate::fleet::{EndpointSpec, Registry as Fleet};
-use crate::metrics::access::{self, AccessRing};
+use crate::metrics::access_log::{self, AccessRing};
 use crate::metrics::{DnsCounters, Registry, Reloads, ReloadsShown, ShardMetrics};
 use crate::net::probe::{Driver, probe_ring};
 use crate::proxy::Budget;
@@ -74,7 +74,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let sources = Sources::read(&config, allowlist.as_ref(), &dns, &mut publisher).await?;
     let shared = shared(config, &publisher, tls)?;
     let shard_count = plan.seats.len();
-    let log = access::start(&shared.config.log.access, shard_count)
+    let log = access_log::start(&shared.config.log.access, shard_count)
         .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
     let (rings, writer) = log.unzip();
     let mut tracing = traces::start(shared.config.tracing.as_ref(), shard_count).await?;

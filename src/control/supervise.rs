@@ -13,7 +13,7 @@ use crate::cli::Exit;
 use crate::config::DrainConfig;
 use crate::fleet::{Change, Service};
 use crate::metrics::Registry;
-use crate::metrics::access::AccessWriter;
+use crate::metrics::access_log::AccessWriter;
 
 /// A process whose shards are accepting connections.
 pub struct Running {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use super::allow::{AllowHost, AllowNet};
+use super::allow_rule::{AllowHost, AllowNet};
 use super::{Address, AllowRule, Target};
 
 /// A set of rules indexed for looking up targets. Immutable; a change creates a new list.

@@ -4,7 +4,7 @@
 //! [`Snapshot`] after each change; shards read the latest one.
 
 mod address;
-mod allow;
+mod allow_rule;
 mod allowlist;
 mod endpoint;
 mod error;
@@ -15,7 +15,7 @@ mod snapshot;
 mod target;
 
 pub use address::{Address, SOCKET_PATH_BYTES_MAX, SocketPath};
-pub use allow::{AllowError, AllowRule};
+pub use allow_rule::{AllowError, AllowRule};
 pub use allowlist::AllowList;
 pub use endpoint::{Endpoint, EndpointId, EndpointSpec, Health, Reservation};
 pub use error::TargetError;

@@ -3,25 +3,23 @@
 //! Each shard has its own [`ShardMetrics`] and is its only writer; the [`Registry`] sums them at
 //! each scrape. No label value comes from a request, so the number of series is bounded.
 
-pub mod access;
+pub mod access_log;
 mod allowlist;
 mod cell;
 mod certificate;
 mod dns;
 mod labels;
-mod line;
 mod out;
-mod record;
 mod render;
 mod shard;
 mod traces;
 
+pub(crate) use access_log::push_text;
+pub use access_log::{EndedAt, EndedBy, Inline, Record};
 pub use allowlist::AllowlistMetrics;
 pub use certificate::{Reloads, ReloadsShown};
 pub use dns::DnsCounters;
 pub use labels::{AllowSource, CodeClass, Direction, Named, Phase, Route, Stranded, TlsPeer};
-pub(crate) use line::text as push_text;
-pub use record::{EndedAt, EndedBy, Inline, Record};
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;
 pub use traces::TraceCounters;

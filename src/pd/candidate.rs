@@ -1,6 +1,6 @@
 //! The prefill targets that a request names, in the order in which to try them.
 
-use crate::fleet::{HTTP_PORT, Target, TargetError};
+use crate::fleet::{Target, TargetError};
 
 /// Maximum number of targets that are read from a routing header; later ones are ignored.
 /// Schedulers send one or a few.
@@ -19,19 +19,21 @@ pub struct Candidates<'a> {
 
 impl<'a> Candidates<'a> {
     /// Reads the lines of `x-prefiller-host-port`, or those of the older `x-prefiller-url` if there
-    /// is no line with the new name at all.
+    /// is no line with the new name at all. `port_default` is the port of elements that do not
+    /// specify one.
     pub fn read(
         lines: impl Iterator<Item = &'a [u8]> + Clone,
         old_lines: impl Iterator<Item = &'a [u8]> + Clone,
+        port_default: u16,
     ) -> Self {
         if lines.clone().next().is_some() {
-            Self::split(lines)
+            Self::split(lines, port_default)
         } else {
-            Self::split(old_lines)
+            Self::split(old_lines, port_default)
         }
     }
 
-    fn split(lines: impl Iterator<Item = &'a [u8]> + Clone) -> Self {
+    fn split(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16) -> Self {
         let elements = if lines.clone().nth(1).is_none() {
             lines
                 .flat_map(|line| line.split(|byte| *byte == b','))
@@ -43,15 +45,8 @@ impl<'a> Candidates<'a> {
         };
         Self {
             elements,
-            port_default: HTTP_PORT,
+            port_default,
         }
-    }
-
-    /// Sets the port of candidates that do not specify one.
-    #[must_use]
-    pub const fn with_default_port(mut self, port: u16) -> Self {
-        self.port_default = port;
-        self
     }
 
     /// Returns the prefill targets to try, in order.
@@ -95,7 +90,7 @@ impl<'a> Candidates<'a> {
 #[must_use]
 pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16) -> Vec<Target> {
     let mut targets = Vec::new();
-    for element in Candidates::split(lines).elements {
+    for element in Candidates::split(lines, port_default).elements {
         if let Ok(target) = Target::parse_or_port(element, port_default)
             && !targets.contains(&target)
         {
@@ -108,17 +103,18 @@ pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::HTTP_PORT;
 
     fn choose(lines: &[&str], random: Option<u64>) -> Result<Vec<String>, TargetError> {
         let lines = lines.iter().map(|line| line.as_bytes());
-        let chosen = Candidates::read(lines, std::iter::empty()).choose(random)?;
+        let chosen = Candidates::read(lines, std::iter::empty(), HTTP_PORT).choose(random)?;
         Ok(chosen.iter().map(ToString::to_string).collect())
     }
 
     #[test]
     fn the_default_port_applies_to_targets_without_one() {
         let lines = [&b"a,b:2,[::1],192.0.2.1"[..]].into_iter();
-        let candidates = Candidates::read(lines, std::iter::empty()).with_default_port(443);
+        let candidates = Candidates::read(lines, std::iter::empty(), 443);
         let chosen: Vec<_> = candidates.choose(None).unwrap();
         let chosen: Vec<_> = chosen.iter().map(ToString::to_string).collect();
         assert_eq!(chosen, ["a:443", "b:2", "[::1]:443", "192.0.2.1:443"]);
@@ -177,7 +173,7 @@ mod tests {
         let old = [&b"http://old:1"[..]];
         let none: [&[u8]; 0] = [];
         let read = |new: &[&'static [u8]]| {
-            Candidates::read(new.iter().copied(), old.into_iter())
+            Candidates::read(new.iter().copied(), old.into_iter(), HTTP_PORT)
                 .choose(None)
                 .unwrap()
         };

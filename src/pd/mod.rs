@@ -6,9 +6,9 @@
 
 pub mod bootstrap;
 pub mod candidate;
-pub mod chunked;
 pub mod connector;
 pub mod decide;
+pub mod decode_chunks;
 mod edits;
 pub mod encode;
 pub mod handoff;

@@ -1,6 +1,6 @@
 //! A request as input for its legs.
 
-use super::chunked::Progress;
+use super::decode_chunks::Progress;
 use super::edits::{Caps, Edits};
 use super::leg::{Leg, Role, Take};
 use super::options::MoriConfig;

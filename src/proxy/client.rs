@@ -18,9 +18,9 @@ use crate::upstream::{Deadline, Timeout, Waited};
 pub(super) struct Client<N: Net> {
     pub(super) conn: N::Conn,
     /// The only timer of the session. One is enough because the session's phases never overlap.
-    timer: Timer,
+    pub(super) timer: Timer,
     /// Bytes received from the client that no request has consumed yet.
-    ahead: RefCell<Vec<u8>>,
+    pub(super) ahead: RefCell<Vec<u8>>,
     gone: Cell<bool>,
     /// The current phase of the session, reported by the metric of client disconnects.
     pub(super) phase: Cell<Phase>,
@@ -103,33 +103,6 @@ impl<N: Net> Client<N> {
             Waited::Ready(()) | Waited::TimedOut(_) => Ok(()),
             Waited::Disconnected => Err(Fault::ClientGone),
         }
-    }
-
-    /// Waits for the first byte of the next request. Returns `false` if the keep-alive timeout
-    /// expired or the proxy is draining. Also returns `true` at the end of the connection, which is
-    /// detected when the head is received.
-    pub(super) async fn next_request(&self, shard: &Shard<N>) -> bool {
-        self.phase.set(Phase::Idle);
-        if !self.ahead.borrow().is_empty() {
-            return true;
-        }
-        // Recycle the read-ahead buffer, so that an idle connection does not hold one.
-        shard.buffers.recycle(self.ahead.take());
-        self.timer
-            .set(shard.net.now(), shard.config.timeouts.keepalive);
-        let arrived = poll_fn(|cx| {
-            if self.conn.poll_readable(cx).is_ready() {
-                return Poll::Ready(true);
-            }
-            if shard.is_draining() {
-                return Poll::Ready(false);
-            }
-            // Polled even without a keep-alive timeout: a drain wakes this task through the timer.
-            self.timer.poll(cx).map(|()| false)
-        })
-        .await;
-        self.timer.set(Instant(0), None);
-        arrived
     }
 
     /// Parses a request head from the received bytes. Returns `false` if they do not contain a

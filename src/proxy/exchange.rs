@@ -6,13 +6,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::access_log::RequestStats;
 use super::client::{Client, Watch};
 use super::head::{self, LocalResponse};
-use super::reply::Reply;
 use super::request::{Request, RequestBody};
 use super::request_id::RequestId;
 use super::shard::Shard;
-use super::stats::RequestStats;
 use crate::api::{Api, Route};
 use crate::fault::Fault;
 use crate::h1::{self, Framing, Name, RequestHead};
@@ -35,6 +34,54 @@ pub(super) struct Exchange<'a, N: Net> {
     /// Text about the failure that is added to the message in the error response.
     pub(super) detail: Option<String>,
     pub(super) trace: RequestTrace,
+}
+
+/// How much of the response has been sent to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// Nothing has been sent, so any response is still possible.
+    Unsent,
+    /// The head with this status has been sent, and perhaps a part of the body.
+    Streaming(u16),
+    /// The whole response has been sent.
+    Done(u16),
+    /// The response ended before it was complete. Only its missing end shows that to the client.
+    Broken(u16),
+}
+
+impl Reply {
+    /// Returns whether no part of a response has been sent.
+    pub(super) fn is_unsent(self) -> bool {
+        self == Self::Unsent
+    }
+
+    /// Returns the status of the response; `None` if no part of it has been sent.
+    pub(super) const fn status(self) -> Option<u16> {
+        match self {
+            Self::Unsent => None,
+            Self::Streaming(status) | Self::Done(status) | Self::Broken(status) => Some(status),
+        }
+    }
+
+    /// Records that the head of a response is about to be sent.
+    pub(super) fn begin(&mut self, status: u16) {
+        debug_assert!(self.is_unsent(), "a second response");
+        *self = Self::Streaming(status);
+    }
+
+    /// Records that the response has been sent completely.
+    pub(super) const fn finish(&mut self) {
+        if let Self::Streaming(status) = *self {
+            *self = Self::Done(status);
+        }
+    }
+
+    /// Records that nothing more of the response will be sent.
+    pub(super) const fn break_off(&mut self) {
+        if let Self::Streaming(status) = *self {
+            *self = Self::Broken(status);
+        }
+    }
 }
 
 impl<'a, N: Net> Exchange<'a, N> {
@@ -186,5 +233,26 @@ impl<N: Net> Scope<N> for Exchange<'_, N> {
             Stage::BeforeRequest | Stage::AfterRequest => Watch::Ahead,
         };
         self.client.until(self.shard, watch, deadline, ready).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_ends_done_or_broken_once_it_has_begun() {
+        let mut reply = Reply::Unsent;
+        reply.finish();
+        reply.break_off();
+        assert_eq!((reply, reply.status()), (Reply::Unsent, None));
+        reply.begin(200);
+        let mut other = reply;
+        reply.finish();
+        reply.break_off();
+        assert_eq!((reply, reply.status()), (Reply::Done(200), Some(200)));
+        other.break_off();
+        other.finish();
+        assert_eq!((other, other.status()), (Reply::Broken(200), Some(200)));
     }
 }

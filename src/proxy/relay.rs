@@ -6,11 +6,11 @@
 
 use std::io::IoSlice;
 
+use super::access_log::micros_since;
 use super::client::{Client, Watch};
 use super::exchange::Exchange;
 use super::head::{self, Outgoing, ResponseExtra};
 use super::shard::Shard;
-use super::stats::micros_since;
 use super::tunnel;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing, Name};

@@ -3,12 +3,12 @@
 use std::io::IoSlice;
 use std::rc::Rc;
 
+use super::access_log::micros_since;
 use super::client::Client;
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Reply};
 use super::head::{self, LocalResponse};
 use super::shard::Shard;
-use super::stats::micros_since;
-use super::{allowlist, choose, flow, forward, log, routing, trace};
+use super::{access_log, allowlist, choose, flow, forward, named_engines, trace};
 use crate::api::{Api, Route};
 use crate::fault::Fault;
 use crate::h1::{self, Framing, Method};
@@ -142,14 +142,16 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
         Route::Intercepted(api) => {
             let decoder = choose::choose(exchange)?;
             trace::trace_forward(exchange, api);
-            let mut routing = routing::routing(exchange).map_err(|error| {
+            let mut routing = named_engines::read(exchange).map_err(|error| {
                 exchange.stats.outcome = Some((Outcome::Failed, Reason::BadTarget));
                 Fault::Target(error)
             })?;
             trace::trace_routing(exchange, &routing);
             if let Err(fault) = allowlist::admit(exchange.shard, &mut routing.prefillers) {
                 exchange.stats.outcome = Some((Outcome::Failed, Reason::TargetDenied));
-                log::record_prefill_target(exchange, &routing.prefillers[0]);
+                exchange
+                    .stats
+                    .record_prefill_target(exchange.shard, &routing.prefillers[0]);
                 trace::trace_denied(exchange, &routing.prefillers[0]);
                 return Err(fault);
             }
@@ -235,15 +237,17 @@ async fn conclude<N: Net>(exchange: &mut Exchange<'_, N>, served: Result<(), Fau
 /// class and its duration in microseconds.
 fn record<N: Net>(exchange: &mut Exchange<'_, N>) -> (CodeClass, u64) {
     trace::trace_end(exchange);
-    let stats = &exchange.stats;
-    let total_us = micros_since(exchange.shard.net.clock(), stats.started);
+    let total_us = micros_since(exchange.shard.net.clock(), exchange.stats.started);
+    exchange.stats.total_us = total_us;
     let class = match exchange.reply {
-        super::reply::Reply::Done(status) => CodeClass::of(status),
+        Reply::Done(status) => CodeClass::of(status),
         _ => CodeClass::Aborted,
     };
-    if let Some((outcome, reason)) = stats.outcome {
+    if let Some((outcome, reason)) = exchange.stats.outcome {
         exchange.shard.metrics.pd(outcome, reason);
     }
-    log::log_access(exchange, total_us);
+    let status = exchange.reply.status().unwrap_or(0);
+    let (shard, client) = (exchange.shard, exchange.client);
+    access_log::write(shard, client, &exchange.request, status, &exchange.stats);
     (class, total_us)
 }

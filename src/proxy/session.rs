@@ -1,6 +1,8 @@
 //! A client connection, from accept to close.
 
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::client::Client;
@@ -8,7 +10,8 @@ use super::serve::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, RECEIVES_PER_YIELD_MAX};
-use crate::net::{Conn, Net, Opened, would_block};
+use crate::metrics::Phase;
+use crate::net::{Conn, Instant, Net, Opened, would_block};
 use crate::upstream::{Deadline, Timeout, Waited};
 
 /// Serves an accepted client connection in a new task until the connection ends. `rank` is the
@@ -30,7 +33,7 @@ async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
         return;
     }
     let mut exchanges = 0_u32;
-    while client.next_request(shard).await {
+    while next_request(shard, &client).await {
         exchanges = exchanges.wrapping_add(1);
         if exchanges.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
             // A pipelined request that the proxy responds to locally never waits for an engine, so
@@ -46,6 +49,34 @@ async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
             }
         }
     }
+}
+
+/// Waits for the first byte of the next request. Returns `false` if the keep-alive timeout
+/// expired or the proxy is draining. Also returns `true` at the end of the connection, which is
+/// detected when the head is received.
+async fn next_request<N: Net>(shard: &Shard<N>, client: &Client<N>) -> bool {
+    client.phase.set(Phase::Idle);
+    if !client.ahead.borrow().is_empty() {
+        return true;
+    }
+    // Recycle the read-ahead buffer, so that an idle connection does not hold one.
+    shard.buffers.recycle(client.ahead.take());
+    client
+        .timer
+        .set(shard.net.now(), shard.config.timeouts.keepalive);
+    let arrived = poll_fn(|cx| {
+        if client.conn.poll_readable(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        if shard.is_draining() {
+            return Poll::Ready(false);
+        }
+        // Polled even without a keep-alive timeout: a drain wakes this task through the timer.
+        client.timer.poll(cx).map(|()| false)
+    })
+    .await;
+    client.timer.set(Instant(0), None);
+    arrived
 }
 
 /// Waits for the client's TLS handshake, for at most the head timeout. Returns `false` if it failed

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::fault::Fault;
 use crate::fleet::{Address, Service, Snapshot};
 use crate::metrics::ShardMetrics;
-use crate::metrics::access::AccessRing;
+use crate::metrics::access_log::AccessRing;
 use crate::net::Net;
 use crate::policy::{Choose, Named};
 use crate::trace::{Sampler, TraceRing, Tracer};

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::exchange::Exchange;
-use super::routing::Routing;
+use super::named_engines::Routing;
 use crate::api::Api;
 use crate::fault::Fault;
 use crate::fleet::Target;

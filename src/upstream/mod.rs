@@ -5,6 +5,7 @@
 //! nothing of `proxy`: a client appears only as the fields of its request and as the reason why a
 //! wait ended.
 
+mod addresses;
 mod attempts;
 mod buffers;
 mod call;
@@ -13,23 +14,21 @@ mod dial;
 mod engine;
 mod error;
 mod head;
-mod lookup;
 mod pool;
 mod request;
-mod resolve;
 mod response;
 mod scope;
 mod task;
 mod upstreams;
 mod wait;
 
+pub use addresses::{Resolved, Resolver};
 pub(crate) use attempts::{Attempts, Ended, Limits, Next, Reuse};
 pub(crate) use buffers::Buffers;
 pub(crate) use call::{Call, CallEnd, Deadlines};
 pub(crate) use connection::{CleanEnd, Connection};
 pub(crate) use error::CallError;
 pub(crate) use head::{Forwarded, HeadWriter};
-pub use lookup::{Resolved, Resolver};
 pub(crate) use response::Response;
 pub(crate) use scope::{Scope, Stage};
 pub(crate) use task::{CallTask, LegTask, OwnedCall, TaskContext};

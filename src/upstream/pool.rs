@@ -157,13 +157,15 @@ impl<N: Net> Pools<N> {
         SlotId { slot, generation }
     }
 
-    /// Returns the addresses of an endpoint and the time at which they were stored. Returns `None`
-    /// for a name that has not been resolved yet, or an endpoint that has been replaced.
-    pub(crate) fn addresses(&self, id: SlotId) -> Option<(Rc<[Address]>, Instant)> {
+    /// Returns the addresses of an endpoint and the time since they were stored. Returns `None` for
+    /// a name that has not been resolved yet, or an endpoint that has been replaced.
+    pub(crate) fn addresses(&self, id: SlotId) -> Option<(Rc<[Address]>, Duration)> {
         let table = self.table.borrow();
         let endpoint = table.get(id)?;
-        (!endpoint.addresses.is_empty())
-            .then(|| (Rc::clone(&endpoint.addresses), endpoint.addresses_at))
+        (!endpoint.addresses.is_empty()).then(|| {
+            let age = self.net.now().since(endpoint.addresses_at);
+            (Rc::clone(&endpoint.addresses), age)
+        })
     }
 
     /// Stores the addresses that an endpoint's name resolved to. Does nothing if the endpoint has

@@ -1,13 +1,16 @@
 //! The engines that one shard calls: their endpoints, idle connections and look-ups in progress.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::addresses::{Addresses, Resolved, Resolver};
 use super::buffers::Buffers;
 use super::engine::Engine;
-use super::lookup::{Lookups, Resolved, Resolver};
+use super::error::CallError;
 use super::pool::Pools;
+use super::scope::Scope;
+use super::wait::Deadline;
 use crate::config::Config;
 use crate::fleet::{Address, SocketPath, Target};
 use crate::metrics::ShardMetrics;
@@ -39,8 +42,7 @@ pub(crate) struct Upstreams<N: Net> {
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) buffers: Rc<Buffers>,
     pub(super) pools: Rc<Pools<N>>,
-    pub(super) lookups: RefCell<Lookups>,
-    pub(super) resolver: Resolver,
+    addresses: Addresses,
     pub(super) secure: SecureUpstream<N::Conn>,
     pub(super) on_socket_failed: OnSocketFailed,
     is_own: Box<dyn Fn(&Address) -> bool>,
@@ -61,8 +63,7 @@ impl<N: Net> Upstreams<N> {
             metrics: deps.metrics,
             buffers: deps.buffers,
             pools,
-            lookups: RefCell::new(Lookups::default()),
-            resolver: deps.resolver,
+            addresses: Addresses::new(deps.resolver),
             secure: deps.secure,
             on_socket_failed: deps.on_socket_failed,
             is_own: deps.is_own,
@@ -87,12 +88,19 @@ impl<N: Net> Upstreams<N> {
 
     /// Stores the result of a name look-up and wakes the tasks that wait for it.
     pub(crate) fn resolved(&self, resolved: Resolved) {
-        self.pools
-            .record_addresses(&resolved.target, &resolved.addresses);
-        let wakers = self.lookups.borrow_mut().response(resolved);
-        for waker in wakers {
-            waker.wake();
-        }
+        self.addresses.resolved(&self.pools, resolved);
+    }
+
+    /// Returns the addresses of an engine; empty if its name does not resolve.
+    pub(crate) async fn addresses<S: Scope<N>>(
+        &self,
+        scope: &S,
+        engine: Engine<'_>,
+        deadline: Deadline,
+    ) -> Result<Rc<[Address]>, CallError> {
+        self.addresses
+            .of(&self.pools, scope, engine, deadline)
+            .await
     }
 
     /// Returns whether an engine is this proxy or one of its local decoders. A request must

@@ -2,7 +2,7 @@
 
 use super::removed::Removed;
 use crate::api::Routes;
-use crate::config::reader::Reader;
+use crate::config::read::Reader;
 use crate::config::{Config, ErrorStyle, Key, RawConfig};
 
 /// A command that runs a proxy: its flags and how they become a [`Config`], and the outside that

@@ -3,8 +3,8 @@
 use super::contract::{Alias, Personality};
 use super::removed;
 use crate::api::PD_SIDECAR;
-use crate::config::keys;
-use crate::config::reader::Reader;
+use crate::config::flags;
+use crate::config::read::Reader;
 use crate::config::{Config, DrainConfig, ErrorStyle};
 
 /// The personality of pd-sidecar.
@@ -22,12 +22,12 @@ pub const SIDECAR: Personality = Personality {
         Alias {
             program: "llm-d-routing-sidecar",
             defaults: &[
-                (&keys::MODEL_SERVER_PORT, "8001"),
-                (&keys::POOL_GROUP, "inference.networking.x-k8s.io"),
+                (&flags::MODEL_SERVER_PORT, "8001"),
+                (&flags::POOL_GROUP, "inference.networking.x-k8s.io"),
             ],
         },
     ],
-    table: keys::ALL,
+    table: flags::ALL,
     variables: &VARIABLES,
     removed: removed::ALL,
     apply_removed: removed::apply,
@@ -103,8 +103,8 @@ fn read(reader: &mut Reader<'_>) -> Config {
         admin: reader.admin(),
         log: reader.log(),
         drain: DrainConfig {
-            timeout: reader.timeout(&keys::DRAIN_TIMEOUT),
-            settle: reader.duration(&keys::DRAIN_SETTLE),
+            timeout: reader.timeout(&flags::DRAIN_TIMEOUT),
+            settle: reader.duration(&flags::DRAIN_SETTLE),
         },
     }
 }

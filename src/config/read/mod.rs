@@ -5,18 +5,20 @@
 mod allowlist;
 mod mori;
 mod pd;
-mod spans;
+mod reader;
 mod tls;
+mod tracing;
 mod values;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::reader::Reader;
+pub(in crate::config) use reader::Reader;
+
 use super::{
     AccessLog, BodyLimits, Cores, CoresError, LogConfig, LogFormat, LogLevel, Timeouts,
-    UpstreamConfig, keys, units,
+    UpstreamConfig, flags, units,
 };
 
 /// Default keep-alive timeout of uvicorn, the HTTP server of the engines. An
@@ -31,7 +33,7 @@ impl Reader<'_> {
     /// Records a problem if both `--configuration` and `--configuration-file` are given. The
     /// document itself has already been read.
     pub(in crate::config) fn sources(&mut self) {
-        let (inline, file) = (&keys::CONFIGURATION, &keys::CONFIGURATION_FILE);
+        let (inline, file) = (&flags::CONFIGURATION, &flags::CONFIGURATION_FILE);
         if self.raw.has_flag(inline) && self.raw.has_flag(file) {
             self.problem(
                 inline,
@@ -42,28 +44,28 @@ impl Reader<'_> {
 
     pub(in crate::config) fn timeouts(&mut self) -> Timeouts {
         Timeouts {
-            connect: self.timeout(&keys::CONNECT_TIMEOUT),
-            head: self.timeout(&keys::HEAD_TIMEOUT),
-            body: self.timeout(&keys::BODY_TIMEOUT),
-            client_stall: self.timeout(&keys::CLIENT_STALL_TIMEOUT),
-            keepalive: self.timeout(&keys::KEEPALIVE_TIMEOUT),
-            first_byte: self.timeout(&keys::FIRST_BYTE_TIMEOUT),
+            connect: self.timeout(&flags::CONNECT_TIMEOUT),
+            head: self.timeout(&flags::HEAD_TIMEOUT),
+            body: self.timeout(&flags::BODY_TIMEOUT),
+            client_stall: self.timeout(&flags::CLIENT_STALL_TIMEOUT),
+            keepalive: self.timeout(&flags::KEEPALIVE_TIMEOUT),
+            first_byte: self.timeout(&flags::FIRST_BYTE_TIMEOUT),
         }
     }
 
     pub(in crate::config) fn upstream(&mut self) -> UpstreamConfig {
         let idle = self
-            .timeout(&keys::UPSTREAM_IDLE_TIMEOUT)
+            .timeout(&flags::UPSTREAM_IDLE_TIMEOUT)
             .unwrap_or(units::DURATION_MAX);
         if idle >= ENGINE_KEEPALIVE {
             self.warnings.push(format!(
                 "--upstream-idle-timeout is {}: an engine that closes idle connections sooner \
                  (uvicorn: {}) will reset some requests; set it below the engine's timeout",
-                self.text(&keys::UPSTREAM_IDLE_TIMEOUT),
+                self.text(&flags::UPSTREAM_IDLE_TIMEOUT),
                 units::format_duration(ENGINE_KEEPALIVE),
             ));
         }
-        let idle_per_rank_max = self.count(&keys::MAX_IDLE_CONNS_PER_HOST, 0, 1_000_000);
+        let idle_per_rank_max = self.count(&flags::MAX_IDLE_CONNS_PER_HOST, 0, 1_000_000);
         UpstreamConfig {
             idle,
             idle_per_rank_max: usize::try_from(idle_per_rank_max).unwrap_or(usize::MAX),
@@ -72,8 +74,8 @@ impl Reader<'_> {
 
     pub(in crate::config) fn limits(&mut self) -> BodyLimits {
         let limits = BodyLimits {
-            body_bytes_max: self.size(&keys::MAX_BODY),
-            body_budget_bytes: self.size(&keys::BODY_BUDGET),
+            body_bytes_max: self.size(&flags::MAX_BODY),
+            body_budget_bytes: self.size(&flags::BODY_BUDGET),
         };
         if limits.body_budget_bytes < limits.body_bytes_max {
             let text = format!(
@@ -82,28 +84,28 @@ impl Reader<'_> {
                 units::format_size(limits.body_budget_bytes),
                 units::format_size(limits.body_bytes_max),
             );
-            self.problem(&keys::BODY_BUDGET, &text);
+            self.problem(&flags::BODY_BUDGET, &text);
         }
         limits
     }
 
     pub(in crate::config) fn cores(&mut self) -> Cores {
-        let text = self.text(&keys::CORES);
+        let text = self.text(&flags::CORES);
         text.parse().unwrap_or_else(|error: CoresError| {
-            self.problem(&keys::CORES, &error.explain(text));
+            self.problem(&flags::CORES, &error.explain(text));
             Cores::Auto
         })
     }
 
     pub(in crate::config) fn admin(&mut self) -> Option<SocketAddr> {
-        let text = self.text(&keys::ADMIN_ADDRESS);
+        let text = self.text(&flags::ADMIN_ADDRESS);
         if text == "off" {
             return None;
         }
         let address = values::address(text);
         if address.is_none() {
             self.wanted(
-                &keys::ADMIN_ADDRESS,
+                &flags::ADMIN_ADDRESS,
                 "an address and port such as 127.0.0.1:9890, :9890, or off",
             );
         }
@@ -114,7 +116,7 @@ impl Reader<'_> {
     /// address in `MORIIO_METRICS_ADDR`. Returns `None` if neither enables it.
     pub(in crate::config) fn metrics(&mut self) -> Option<SocketAddr> {
         const VARIABLE: &str = "MORIIO_METRICS_ADDR";
-        let port = self.number(&keys::METRICS_PORT, 0, u16::MAX, "a port, or 0 for off");
+        let port = self.number(&flags::METRICS_PORT, 0, u16::MAX, "a port, or 0 for off");
         if port != 0 {
             return Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
         }
@@ -130,7 +132,7 @@ impl Reader<'_> {
     pub(in crate::config) fn log(&mut self) -> LogConfig {
         LogConfig {
             level: self.choice(
-                &keys::LOG_LEVEL,
+                &flags::LOG_LEVEL,
                 &[
                     ("error", LogLevel::Error),
                     ("warn", LogLevel::Warn),
@@ -140,15 +142,15 @@ impl Reader<'_> {
                 ],
             ),
             format: self.choice(
-                &keys::LOG_FORMAT,
+                &flags::LOG_FORMAT,
                 &[("text", LogFormat::Text), ("json", LogFormat::Json)],
             ),
-            access: match self.text(&keys::ACCESS_LOG) {
+            access: match self.text(&flags::ACCESS_LOG) {
                 "off" => AccessLog::Off,
                 "stdout" => AccessLog::Stdout,
                 "stderr" => AccessLog::Stderr,
                 "" => {
-                    self.wanted(&keys::ACCESS_LOG, "off, stdout, stderr or a file");
+                    self.wanted(&flags::ACCESS_LOG, "off, stdout, stderr or a file");
                     AccessLog::Off
                 }
                 path => AccessLog::File(PathBuf::from(path)),
@@ -157,10 +159,10 @@ impl Reader<'_> {
     }
 
     pub(in crate::config) fn busy_poll(&mut self) -> Option<Duration> {
-        let window = self.timeout(&keys::BUSY_POLL)?;
+        let window = self.timeout(&flags::BUSY_POLL)?;
         if window > BUSY_POLL_MAX {
             self.wanted(
-                &keys::BUSY_POLL,
+                &flags::BUSY_POLL,
                 "a duration of at most 1s, or off: with more, the shard never sleeps between two tokens",
             );
         }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::super::Problem;
 use super::super::Source;
-use super::super::keys::{self, Key};
+use super::super::flags::{self, Key};
 use super::super::nearest::did_you_mean;
-use super::super::reader::Reader;
 use super::super::units::{self, UnitError};
+use super::reader::Reader;
 
 impl<'a> Reader<'a> {
     /// Returns the text given for `key`, or its default.
@@ -60,7 +60,7 @@ impl<'a> Reader<'a> {
                     | UnitError::Range
                     | UnitError::Duplicate => "is not a duration",
                 };
-                let off = if key.name.ends_with("-timeout") || key.name == keys::BUSY_POLL.name {
+                let off = if key.name.ends_with("-timeout") || key.name == flags::BUSY_POLL.name {
                     ", or off"
                 } else {
                     ""

@@ -3,12 +3,12 @@
 //! A source is one file. It is read once before the shards start, where a failure ends the process,
 //! and then followed by a task that sends each change to `publish`.
 
-mod mori;
+mod allowlist_file;
 #[cfg(feature = "k8s")]
-mod pods;
+mod allowlist_pods;
+mod mori_hosts;
 #[cfg(feature = "k8s")]
 mod reflect;
-mod rules_file;
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use crate::cli::Exit;
 use crate::config::{Config, PoolRef};
 use crate::fleet::{Change, RuleSource};
 use crate::metrics::{AllowlistMetrics, DnsCounters};
-use mori::MoriPods;
-use rules_file::RulesFile;
+use allowlist_file::RulesFile;
+use mori_hosts::MoriPods;
 
 /// The sources that the configuration names, each read once.
 pub(super) struct Sources {
@@ -88,7 +88,7 @@ async fn follow_pool(
     metrics: &Arc<AllowlistMetrics>,
     changes: &Changes,
 ) -> Result<(), Exit> {
-    pods::follow(pool, metrics, changes.clone()).await
+    allowlist_pods::follow(pool, metrics, changes.clone()).await
 }
 
 #[cfg(not(feature = "k8s"))]

@@ -22,9 +22,9 @@ use crate::net::{Conn, Net};
 use crate::pd::connector::{Bootstrap, Commit};
 use crate::pd::{Leg, OnDisconnect, Peer, Role};
 use crate::proxy::exchange::Exchange;
+use crate::proxy::leg;
 use crate::proxy::relay::PendingResponse;
 use crate::proxy::shard::Shard;
-use crate::proxy::{leg, log};
 use crate::upstream::{
     Attempts, CallEnd, CallError, CallTask, Connection, Deadline, Deadlines, Ended, Limits, Next,
     OwnedCall, Response, Reuse, Scope, Stage, TaskGuard, Timeout,
@@ -52,7 +52,9 @@ pub(super) async fn concurrent<N: Net>(
     loop {
         exchange.enter(Phase::Prefill);
         let (peer, upstream) = reach(exchange, split, targets).await?;
-        log::record_prefill_target(exchange, &peer.target);
+        exchange
+            .stats
+            .record_prefill_target(exchange.shard, &peer.target);
         let connector = split.connector();
         let prefill = connector.prefill_leg(&split.pd_request(), &peer)?;
         let decode = connector.decode_leg(&split.pd_request(), &peer, None)?;

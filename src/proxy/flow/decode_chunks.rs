@@ -1,4 +1,5 @@
-//! Chunked decode: one response assembled from several requests to the decoder (`pd::chunked`).
+//! Chunked decode: one response assembled from several requests to the decoder
+//! (`pd::decode_chunks`).
 
 use std::io::IoSlice;
 
@@ -10,12 +11,12 @@ use crate::h1::{self, Method, Name};
 use crate::json::ResponseEdit;
 use crate::metrics::Phase;
 use crate::net::Net;
-use crate::pd::chunked::{ChunkError, Cut, Progress};
+use crate::pd::decode_chunks::{ChunkError, Cut, Progress};
 use crate::pd::{Collected, Role, Take};
+use crate::proxy::access_log::micros_since;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::head;
 use crate::proxy::relay::{self, PendingResponse};
-use crate::proxy::stats::micros_since;
 use crate::upstream::{CallError, Deadline};
 
 /// Enables chunked decode for a request (`split.chunk`) if `--decode-chunk-size` is set and the

@@ -22,8 +22,8 @@ use split::Split;
 
 use super::body;
 use super::exchange::Exchange;
+use super::named_engines::Routing;
 use super::relay::{self, PendingResponse};
-use super::routing::Routing;
 use super::trace;
 use crate::api::Api;
 use crate::config::OnPrefillFailure;

@@ -7,10 +7,10 @@ use crate::fleet::Target;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::{Freshness, Outcome, Peer, Reason, Role, SingleUse};
+use crate::proxy::access_log::micros_since;
 use crate::proxy::exchange::Exchange;
+use crate::proxy::leg;
 use crate::proxy::relay::PendingResponse;
-use crate::proxy::stats::micros_since;
-use crate::proxy::{leg, log};
 use crate::upstream::{
     Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, Limits, Next,
     Response, Timeout,
@@ -72,7 +72,7 @@ pub(super) async fn prefill<N: Net>(
     loop {
         exchange.enter(Phase::Prefill);
         let target = &targets[attempts.candidate()];
-        log::record_prefill_target(exchange, target);
+        exchange.stats.record_prefill_target(exchange.shard, target);
         exchange.stats.attempts += 1;
         let peer = split.peer(target);
         let ended = prefill_once(exchange, split, target, &peer).await;

@@ -7,7 +7,7 @@ use crate::api::Api;
 use crate::config::Config;
 use crate::fleet::{Endpoint, MoriHosts, Target};
 use crate::net::Net;
-use crate::pd::chunked::Progress;
+use crate::pd::decode_chunks::Progress;
 use crate::pd::{Connector, Encoded, KvSource, PdRequest, Peer, Uuid, peer};
 use crate::proxy::body::Body;
 use crate::proxy::shard::Shard;

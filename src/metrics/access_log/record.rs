@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::labels::{Phase, Route};
+use crate::metrics::labels::{Phase, Route};
 use crate::pd::{Outcome, Reason};
 
 /// Text of at most `N` bytes, stored inline; longer text is truncated.

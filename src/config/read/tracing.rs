@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use super::super::keys;
-use super::super::reader::Reader;
+use super::super::flags;
 use super::super::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig, units};
+use super::reader::Reader;
 
 /// Default service name, that of pd-sidecar.
 const SERVICE_NAME: &str = "llm-d-disagg-sidecar";
@@ -27,7 +27,7 @@ impl Reader<'_> {
     /// Returns the tracing settings, or `None` if tracing is off: without `--tracing` (the other
     /// variables are not read then), or with `OTEL_TRACES_EXPORTER=none`.
     pub(in crate::config) fn tracing(&mut self) -> Option<TracingConfig> {
-        if !self.switch(&keys::TRACING) {
+        if !self.switch(&flags::TRACING) {
             return None;
         }
         let exporter = match self.raw.variable(EXPORTER) {
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
     use crate::config::check::tests::{checked_in, problems_in};
 
-    const ON: (&super::super::super::Key, &str) = (&keys::TRACING, "true");
+    const ON: (&super::super::super::Key, &str) = (&flags::TRACING, "true");
 
     fn tracing(environment: &[(&str, &str)]) -> (TracingConfig, usize) {
         let checked = checked_in(environment, &[ON]);

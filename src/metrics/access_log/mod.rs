@@ -4,6 +4,9 @@
 //! rings every 50 ms. If a ring is full, the record is dropped and the shard counts it: a slow disk
 //! costs log lines, not latency. A record has no field that could hold a prompt or credentials.
 
+mod line;
+mod record;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -13,8 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::line;
-use super::record::Record;
+pub(crate) use line::text as push_text;
+pub use record::{EndedAt, EndedBy, Inline, Record};
+
 use crate::config::AccessLog;
 
 /// Number of records that one shard's ring can hold, about 1 MiB in total. With a sweep every 50 ms
@@ -200,5 +204,4 @@ fn append(path: &Path) -> io::Result<File> {
 }
 
 #[cfg(test)]
-#[path = "access_tests.rs"]
 mod tests;

@@ -46,7 +46,7 @@ const fn default_port(tls: Option<UpstreamTls>) -> u16 {
 /// # Errors
 /// A prefill target is malformed. Malformed encoders and cache sources are ignored, because
 /// without them the request is served correctly, only more slowly.
-pub(super) fn routing<N: Net>(exchange: &Exchange<'_, N>) -> Result<Routing, TargetError> {
+pub(super) fn read<N: Net>(exchange: &Exchange<'_, N>) -> Result<Routing, TargetError> {
     let prefillers = prefillers(exchange)?;
     let mut encoders = encoders(exchange);
     let encoders_named = encoders.len();
@@ -65,9 +65,7 @@ fn prefillers<N: Net>(exchange: &Exchange<'_, N>) -> Result<Vec<Target>, TargetE
     let sampling = exchange.shard.config.pd.prefiller_sampling;
     let random = sampling.then(|| exchange.shard.net.random());
     let port = default_port(exchange.shard.config.tls.prefiller);
-    Candidates::read(new, old)
-        .with_default_port(port)
-        .choose(random)
+    Candidates::read(new, old, port).choose(random)
 }
 
 fn encoders<N: Net>(exchange: &Exchange<'_, N>) -> Vec<Target> {

@@ -1,14 +1,21 @@
-//! The name look-ups in progress on a shard, which never block its thread.
-//!
-//! A shard sends the name to the resolver threads and continues; the result arrives through the
-//! shard's inbox. Targets that are addresses need no look-up.
+//! The addresses of engines: from the pool's table, or by look-ups that never block a shard's
+//! thread.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use super::engine::Engine;
+use super::error::CallError;
+use super::pool::Pools;
+use super::scope::{Scope, Stage};
+use super::wait::Deadline;
+use crate::fault::Fault;
 use crate::fleet::{Address, Target};
-use crate::limits::RESOLVE_QUEUE_MAX;
+use crate::limits::{RESOLVE_QUEUE_MAX, RESOLVED_SECS_MAX};
+use crate::net::Net;
 
 /// Result of a name look-up.
 #[derive(Clone, Debug)]
@@ -22,9 +29,90 @@ pub struct Resolved {
 /// Queues a name look-up for the resolver threads. Returns `false` if the queue is full.
 pub type Resolver = Box<dyn Fn(&Target) -> bool>;
 
+/// The addresses of the engines that one shard calls, and the look-ups in progress. It sends a name
+/// to the resolver threads and continues; the result arrives through the shard's inbox.
+pub(super) struct Addresses {
+    resolver: Resolver,
+    lookups: RefCell<Lookups>,
+}
+
+impl Addresses {
+    pub(super) fn new(resolver: Resolver) -> Self {
+        Self {
+            resolver,
+            lookups: RefCell::default(),
+        }
+    }
+
+    /// Returns the addresses of an engine. A target that is an address needs no look-up. The
+    /// addresses of a name come from the pool's table or, if it has none, from the resolver.
+    /// Addresses in the table that are older than `RESOLVED_SECS_MAX` are still returned, but also
+    /// looked up again for later requests. Empty if the name does not resolve.
+    pub(super) async fn of<N: Net, S: Scope<N>>(
+        &self,
+        pools: &Pools<N>,
+        scope: &S,
+        engine: Engine<'_>,
+        deadline: Deadline,
+    ) -> Result<Rc<[Address]>, CallError> {
+        let target = engine.target;
+        let known = pools.addresses(engine.slot);
+        if let Some((addresses, age)) = &known
+            && (target.name().is_none() || *age < Duration::from_secs(RESOLVED_SECS_MAX))
+        {
+            return Ok(Rc::clone(addresses));
+        }
+        let joined = self.lookups.borrow_mut().join(target);
+        let Some(must_start) = joined else {
+            return Err(CallError::Other(Fault::Exhausted));
+        };
+        let _guard = LookupGuard {
+            lookups: &self.lookups,
+            target,
+        };
+        if must_start && !(self.resolver)(target) {
+            self.lookups.borrow_mut().forget(target);
+            return Err(CallError::Other(Fault::Exhausted));
+        }
+        if let Some((addresses, _)) = known {
+            // The known addresses are used while the look-up refreshes them, so no request waits
+            // for a name server that has responded before.
+            return Ok(addresses);
+        }
+        scope
+            .until(Stage::BeforeRequest, deadline, |cx| {
+                self.lookups.borrow_mut().poll(target, cx)
+            })
+            .await
+            .or_call_error()
+    }
+
+    /// Stores the result of a name look-up in the pool's table and wakes the tasks that wait for
+    /// it.
+    pub(super) fn resolved<N: Net>(&self, pools: &Pools<N>, resolved: Resolved) {
+        pools.record_addresses(&resolved.target, &resolved.addresses);
+        let wakers = self.lookups.borrow_mut().response(resolved);
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+}
+
+/// Unregisters from a name look-up when dropped, including when the wait was cancelled.
+struct LookupGuard<'a> {
+    lookups: &'a RefCell<Lookups>,
+    target: &'a Target,
+}
+
+impl Drop for LookupGuard<'_> {
+    fn drop(&mut self) {
+        self.lookups.borrow_mut().unregister(self.target);
+    }
+}
+
 /// The look-ups in progress on one shard.
 #[derive(Default)]
-pub(crate) struct Lookups {
+struct Lookups {
     waiting: HashMap<Target, Lookup>,
 }
 
@@ -39,7 +127,7 @@ impl Lookups {
     /// Registers the caller for a look-up of `target`. Returns `None` if too many look-ups are in
     /// progress on this shard, `Some(true)` if the caller must start this one, and `Some(false)` if
     /// it is already in progress.
-    pub(crate) fn join(&mut self, target: &Target) -> Option<bool> {
+    fn join(&mut self, target: &Target) -> Option<bool> {
         let is_new = !self.waiting.contains_key(target);
         if is_new && self.waiting.len() >= RESOLVE_QUEUE_MAX {
             return None;
@@ -50,7 +138,7 @@ impl Lookups {
 
     /// Returns the addresses once the look-up of `target` is complete. They are empty if the name
     /// did not resolve or the look-up could not be started.
-    pub(crate) fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[Address]>> {
+    fn poll(&mut self, target: &Target, cx: &mut Context<'_>) -> Poll<Rc<[Address]>> {
         let Some(lookup) = self.waiting.get_mut(target) else {
             return Poll::Ready(Rc::from([]));
         };
@@ -69,7 +157,7 @@ impl Lookups {
 
     /// Unregisters the caller from the look-up of `target`. If no caller is left, a complete
     /// look-up is removed; one without a result continues, for the next caller that needs it.
-    pub(crate) fn unregister(&mut self, target: &Target) {
+    fn unregister(&mut self, target: &Target) {
         if let Some(lookup) = self.waiting.get_mut(target) {
             lookup.callers -= 1;
             if lookup.callers == 0 && lookup.response.is_some() {
@@ -80,13 +168,13 @@ impl Lookups {
 
     /// Removes a look-up that could not be started. Other callers registered for it get no
     /// addresses.
-    pub(crate) fn forget(&mut self, target: &Target) {
+    fn forget(&mut self, target: &Target) {
         self.waiting.remove(target);
     }
 
     /// Stores the result of a look-up and returns the wakers of the tasks that wait for it. A
     /// result without registered callers is dropped.
-    pub(crate) fn response(&mut self, resolved: Resolved) -> Vec<Waker> {
+    fn response(&mut self, resolved: Resolved) -> Vec<Waker> {
         let Some(lookup) = self.waiting.get_mut(&resolved.target) else {
             return Vec::new();
         };

@@ -1,0 +1,146 @@
+//! The facts about a request that metrics, its trace and the access log report, and its record in
+//! the access log. Nothing that serves the request reads the facts.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::client::Client;
+use super::request::Request;
+use super::shard::Shard;
+use crate::fault::{Blame, Cause, Fault};
+use crate::fleet::Target;
+use crate::metrics::{EndedAt, EndedBy, Inline, Phase, Record, Route};
+use crate::net::{Conn, Instant, Net};
+use crate::pd::{Outcome, Reason, Role};
+
+/// The facts about a request, collected while it is served.
+pub(super) struct RequestStats {
+    pub(super) route: Route,
+    pub(super) started: Instant,
+    /// How the request was served; `None` if it is not an intercepted one.
+    pub(super) outcome: Option<(Outcome, Reason)>,
+    pub(super) prefill_target: String,
+    pub(super) attempts: u32,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) prefill_us: u64,
+    pub(super) ttft_us: u64,
+    /// Nanoseconds spent in the proxy itself: from the end of a split request's body (or of its
+    /// encode stage) until its legs are planned, and from the arrival of the response head until
+    /// that head has been sent to the client.
+    pub(super) proxy_ns: u64,
+    /// Microseconds from the first byte of the request to its end; 0 until then.
+    pub(super) total_us: u64,
+    /// The failure of the request; `None` if it has not failed.
+    pub(super) fault: Option<Fault>,
+}
+
+impl RequestStats {
+    pub(super) const fn new(route: Route, started: Instant) -> Self {
+        Self {
+            route,
+            started,
+            outcome: None,
+            prefill_target: String::new(),
+            attempts: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            prefill_us: 0,
+            ttft_us: 0,
+            proxy_ns: 0,
+            total_us: 0,
+            fault: None,
+        }
+    }
+
+    /// Records the prefill target for the access log, if that is on.
+    pub(super) fn record_prefill_target<N: Net>(&mut self, shard: &Shard<N>, target: &Target) {
+        if shard.access.borrow().is_some() {
+            self.prefill_target = target.to_string();
+        }
+    }
+
+    /// Sets the outcome of an intercepted request to failed, with `reason`. If it was already
+    /// failed, the first reason is kept. Other requests have no outcome.
+    pub(super) fn set_failed(&mut self, reason: Reason) {
+        if let Some((outcome, recorded)) = &mut self.outcome {
+            if *outcome != Outcome::Failed {
+                *recorded = reason;
+            }
+            *outcome = Outcome::Failed;
+        }
+    }
+}
+
+/// Returns the time from `then` to `now` in microseconds.
+pub(super) fn micros_since(now: Instant, then: Instant) -> u64 {
+    u64::try_from(now.since(then).as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Pushes the request's record into the shard's access log ring. If the ring is full, the
+/// record is dropped and counted.
+pub(super) fn write<N: Net>(
+    shard: &Shard<N>,
+    client: &Client<N>,
+    request: &Request,
+    status: u16,
+    stats: &RequestStats,
+) {
+    let mut access = shard.access.borrow_mut();
+    let Some(ring) = &mut *access else { return };
+    let unix = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let ended = u64::try_from(unix.as_micros()).unwrap_or(0);
+    let (ended_by, ended_at) = end_of(stats, client.phase.get());
+    let (outcome, reason) = stats.outcome.unzip();
+    let record = Record {
+        unix_micros: ended.saturating_sub(stats.total_us),
+        id: Inline::new(request.id.as_bytes()),
+        route: stats.route,
+        method: Inline::new(request.head.method_span.of(&request.bytes)),
+        status,
+        ended_by,
+        ended_at,
+        client: client.conn.peer_ip(),
+        prefill: Inline::new(stats.prefill_target.as_bytes()),
+        outcome,
+        reason: reason.unwrap_or(Reason::None),
+        attempts: stats.attempts,
+        bytes_in: stats.bytes_in,
+        bytes_out: stats.bytes_out,
+        prefill_micros: (stats.prefill_us > 0).then_some(stats.prefill_us),
+        ttft_micros: (stats.ttft_us > 0).then_some(stats.ttft_us),
+        total_micros: stats.total_us,
+        proxy_micros: stats.proxy_ns / 1000,
+    };
+    if !ring.push(record) {
+        shard.metrics.access_log_dropped();
+    }
+}
+
+fn end_of(stats: &RequestStats, phase: Phase) -> (EndedBy, EndedAt) {
+    let Some(fault) = stats.fault else {
+        return (EndedBy::None, EndedAt::Complete);
+    };
+    let by = match (fault.blame(), fault) {
+        // A prefiller that is late for its decoder has not failed itself.
+        (
+            _,
+            Fault::Leg {
+                cause: Cause::PairTimeout,
+                ..
+            },
+        ) => EndedBy::Upstream,
+        (
+            _,
+            Fault::Leg {
+                role: Role::Prefill,
+                ..
+            },
+        ) => EndedBy::Prefill,
+        (Blame::Client, _) => EndedBy::Client,
+        (Blame::Upstream, _) => EndedBy::Upstream,
+        (Blame::Ours, _) => EndedBy::Ringside,
+    };
+    (by, EndedAt::of(phase))
+}
