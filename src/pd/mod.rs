@@ -5,10 +5,10 @@
 //! file of edits in this module and a set of golden files in `tests/golden`.
 
 pub mod bootstrap;
-pub mod candidate;
 pub mod connector;
 pub mod decide;
 pub mod decode_chunks;
+pub mod decode_first;
 mod edits;
 pub mod encode;
 pub mod handoff;
@@ -17,10 +17,10 @@ pub mod options;
 pub mod outcome;
 pub mod peer;
 pub mod request;
+pub mod routing_headers;
 #[cfg(test)]
 mod testing;
 mod uuid;
-pub mod verdict;
 
 pub use bootstrap::BootstrapEngine;
 pub use connector::{Connector, OnDisconnect, Order};

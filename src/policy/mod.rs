@@ -3,37 +3,15 @@
 //! Pure: numbers in, a choice out. A policy is one file. The caller reserves the chosen endpoint in
 //! the same step, so that a burst of equal requests does not see the same idle engine.
 
+mod contract;
 mod named;
 
-pub use named::Named;
+pub use contract::{Ask, Choose, NoEndpoint};
+use named::Named;
 
-use crate::fleet::{EndpointIndex, Snapshot};
-
-/// A request for an endpoint.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
-    /// Index of the listener that accepted the client connection.
-    pub listener: usize,
-    /// Index of the pool that serves the listener's requests.
-    pub pool: usize,
-    /// Value of the first `x-data-parallel-host-port` field; `None` without one.
-    pub named: Option<&'a [u8]>,
-}
-
-/// Reason why a policy returned no endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoEndpoint {
-    /// The request names an endpoint that does not exist.
-    Unknown,
-    /// The fleet has no endpoint for the request.
-    Empty,
-}
-
-/// A policy.
-pub trait Choose: Send + Sync {
-    /// Returns the endpoint that serves a request.
-    ///
-    /// # Errors
-    /// There is no such endpoint.
-    fn choose(&self, fleet: &Snapshot, ask: &Ask<'_>) -> Result<EndpointIndex, NoEndpoint>;
+/// Returns the policy of a shard. `names` are the values of the field that names each pool, in the
+/// order of the pools.
+#[must_use]
+pub fn policy(names: Vec<String>) -> Box<dyn Choose> {
+    Box::new(Named::new(names))
 }

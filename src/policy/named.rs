@@ -1,22 +1,21 @@
 //! The policy of the sidecar: the decoder of the listener's rank, or the one that the request
 //! names.
 
-use super::{Ask, Choose, NoEndpoint};
+use super::contract::{Ask, Choose, NoEndpoint};
 use crate::fleet::{EndpointIndex, Snapshot};
 
 /// Chooses the decoder of the rank whose listener accepted the connection, or the one that
 /// `x-data-parallel-host-port` names. Only rank 0's listener honours the field, as in pd-sidecar
 /// (`docs/pd-sidecar.md#data-parallel-ranks`).
 #[derive(Clone, Debug)]
-pub struct Named {
+pub(super) struct Named {
     /// The value of the field that names each pool, in the order of the pools.
     names: Vec<String>,
 }
 
 impl Named {
     /// Creates the policy for pools with these names, in their order.
-    #[must_use]
-    pub const fn new(names: Vec<String>) -> Self {
+    pub(super) const fn new(names: Vec<String>) -> Self {
         Self { names }
     }
 }

@@ -2,13 +2,12 @@
 
 use super::allowlist;
 use super::exchange::Exchange;
-use crate::config::UpstreamTls;
-use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
+use crate::fleet::{Target, TargetError};
 use crate::h1::Name;
 use crate::metrics::Named;
 use crate::net::Net;
-use crate::pd::candidate::{Candidates, list};
 use crate::pd::connector::PrefixPull;
+use crate::pd::routing_headers::{Candidates, list};
 
 /// The engines that a request names in addition to its decoder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,15 +28,6 @@ impl Routing {
     /// Whether the request involves no engine other than its decoder.
     pub(super) fn is_local(&self) -> bool {
         self.prefillers.is_empty() && self.encoders.is_empty() && self.source.is_none()
-    }
-}
-
-/// Returns the port of a prefill or encode target that does not specify one: the default of HTTPS
-/// if `tls` is given, otherwise that of HTTP.
-const fn default_port(tls: Option<UpstreamTls>) -> u16 {
-    match tls {
-        Some(_) => HTTPS_PORT,
-        None => HTTP_PORT,
     }
 }
 
@@ -64,16 +54,16 @@ fn prefillers<N: Net>(exchange: &Exchange<'_, N>) -> Result<Vec<Target>, TargetE
     let old = exchange.request.values(Name::XPrefillerUrl);
     let sampling = exchange.shard.config.pd.prefiller_sampling;
     let random = sampling.then(|| exchange.shard.net.random());
-    let port = default_port(exchange.shard.config.tls.prefiller);
-    Candidates::read(new, old, port).choose(random)
+    let is_tls = exchange.shard.config.tls.prefiller.is_some();
+    Candidates::read(new, old, is_tls).choose(random)
 }
 
 fn encoders<N: Net>(exchange: &Exchange<'_, N>) -> Vec<Target> {
     if exchange.shard.config.pd.encoder.is_none() {
         return Vec::new();
     }
-    let port = default_port(exchange.shard.config.tls.encoder);
-    list(exchange.request.values(Name::XEncoderHostsPorts), port)
+    let is_tls = exchange.shard.config.tls.encoder.is_some();
+    list(exchange.request.values(Name::XEncoderHostsPorts), is_tls)
 }
 
 /// Returns the engine to pull a cached prefix from, or `None` if the request names none, it is

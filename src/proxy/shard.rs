@@ -15,7 +15,7 @@ use crate::fleet::{Address, Service, Snapshot};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
 use crate::net::Net;
-use crate::policy::{Choose, Named};
+use crate::policy::{self, Choose};
 use crate::trace::{Sampler, TraceRing, Tracer};
 use crate::upstream::{
     Buffers, OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps, Upstreams,
@@ -109,7 +109,7 @@ impl<N: Net> Shard<N> {
         let pod_ip = deps.config.pod_ip.as_deref().unwrap_or_default();
         let listeners = deps.config.listeners.iter();
         let names = listeners.map(|one| format!("{pod_ip}:{}", one.address.port()));
-        let policy = Box::new(Named::new(names.collect()));
+        let policy = policy::policy(names.collect());
         let tracer = deps.config.tracing.as_ref().zip(deps.traces);
         let tracer = tracer.map(|(tracing, ring)| {
             let sampler = Sampler::per_million(tracing.recorded_per_million);

@@ -75,7 +75,7 @@ impl Frame {
 
 /// A text that an edit writes: the index of the edit, and the text.
 #[derive(Clone, Copy, Debug)]
-struct Written {
+struct Insertion {
     edit: usize,
     part: Part,
 }
@@ -87,9 +87,9 @@ enum Next {
     /// An object is read at these places; another value is replaced by `otherwise`, if given.
     Enter {
         places: [Option<Place>; RESPONSE_EDITS_MAX],
-        otherwise: Option<Written>,
+        otherwise: Option<Insertion>,
     },
-    Replace(Written),
+    Replace(Insertion),
 }
 
 /// Action for the value being read.
@@ -97,11 +97,11 @@ enum Next {
 enum Value {
     Kept,
     /// The value is held back, and replaced by this text when it ends.
-    Replaced(Written),
+    Replaced(Insertion),
     /// The value is to be replaced by this text but is too long to be held back. It passes, and
     /// after it the same member is written a second time with the correct value, because parsers
     /// use the last of several members with the same name.
-    Repeated(Written),
+    Repeated(Insertion),
 }
 
 impl Transforms {
@@ -237,10 +237,10 @@ impl Transforms {
             {
                 frame.found[index] = true;
             }
-            let written = |part| Written { edit: index, part };
+            let insertion = |part| Insertion { edit: index, part };
             match (edit.member(place, name), &mut self.next) {
                 (Action::Skip, _) | (_, Next::Replace(_)) => {}
-                (Action::Replace(part), next) => *next = Next::Replace(written(part)),
+                (Action::Replace(part), next) => *next = Next::Replace(insertion(part)),
                 (
                     Action::Enter { place, otherwise },
                     Next::Enter {
@@ -249,14 +249,14 @@ impl Transforms {
                     },
                 ) => {
                     places[index] = Some(place);
-                    *first = first.or(otherwise.map(written));
+                    *first = first.or(otherwise.map(insertion));
                 }
                 (Action::Enter { place, otherwise }, next) => {
                     let mut places = [None; RESPONSE_EDITS_MAX];
                     places[index] = Some(place);
                     *next = Next::Enter {
                         places,
-                        otherwise: otherwise.map(written),
+                        otherwise: otherwise.map(insertion),
                     };
                 }
             }
@@ -265,7 +265,7 @@ impl Transforms {
 
     fn value_start<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize, kind: Kind) {
         self.value = Value::Kept;
-        let written = match self.next {
+        let insertion = match self.next {
             Next::Enter { places, .. } if kind == Kind::Object => {
                 self.lexer.enter();
                 self.frames[self.lexer.entered() - 1] = Frame::new(places);
@@ -276,28 +276,28 @@ impl Transforms {
                 otherwise: None, ..
             } => return,
             Next::Enter {
-                otherwise: Some(written),
+                otherwise: Some(insertion),
                 ..
             }
-            | Next::Replace(written) => written,
+            | Next::Replace(insertion) => insertion,
         };
         sink.pass(at);
-        self.value = Value::Replaced(written);
+        self.value = Value::Replaced(insertion);
     }
 
     fn value_end<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, at: usize) {
         self.hold(sink, at);
         match self.value {
             Value::Kept => {}
-            Value::Replaced(written) => {
+            Value::Replaced(insertion) => {
                 self.held_bytes = 0;
-                self.emit(sink, written);
+                self.emit(sink, insertion);
             }
-            Value::Repeated(Written { edit, part }) => {
+            Value::Repeated(Insertion { edit, part }) => {
                 sink.pass(at);
                 (sink.out)(b",");
                 let part = self.edits[edit].member_of(part);
-                self.emit(sink, Written { edit, part });
+                self.emit(sink, Insertion { edit, part });
             }
         }
         self.value = Value::Kept;
@@ -319,20 +319,20 @@ impl Transforms {
             }
             frame.occupied = true;
             let part = required.part;
-            self.emit(sink, Written { edit, part });
+            self.emit(sink, Insertion { edit, part });
         }
     }
 
-    fn emit<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, written: Written) {
+    fn emit<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, insertion: Insertion) {
         self.rewritten = self.rewritten.saturating_add(1);
-        (sink.out)(self.edits[written.edit].text(written.part));
+        (sink.out)(self.edits[insertion.edit].text(insertion.part));
     }
 
     /// If the value being read will be replaced, holds back its bytes in `piece` up to position
     /// `end`. If they exceed the capacity of `held`, passes the bytes held so far and changes the
     /// action to [`Value::Repeated`].
     fn hold<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, end: usize) {
-        let Value::Replaced(written) = self.value else {
+        let Value::Replaced(insertion) = self.value else {
             return;
         };
         let bytes = &sink.piece[sink.done..end];
@@ -345,7 +345,7 @@ impl Transforms {
             }
             None => {
                 self.release(sink);
-                self.value = Value::Repeated(written);
+                self.value = Value::Repeated(insertion);
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Method, Name};
 use crate::net::{Conn, Net, would_block};
-use crate::pd::verdict::{Verdict, verdict_of_stream, verdict_of_whole};
+use crate::pd::decode_first::{Verdict, verdict_of_stream, verdict_of_whole};
 use crate::pd::{Leg, Outcome, Reason, Role, Take};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::relay::PendingResponse;

@@ -1,6 +1,7 @@
-//! The prefill targets that a request names, in the order in which to try them.
+//! The engines that the routing headers of a request name: the prefill targets, in the order in
+//! which to try them, and the encoders.
 
-use crate::fleet::{Target, TargetError};
+use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
 
 /// Maximum number of targets that are read from a routing header; later ones are ignored.
 /// Schedulers send one or a few.
@@ -19,21 +20,21 @@ pub struct Candidates<'a> {
 
 impl<'a> Candidates<'a> {
     /// Reads the lines of `x-prefiller-host-port`, or those of the older `x-prefiller-url` if there
-    /// is no line with the new name at all. `port_default` is the port of elements that do not
-    /// specify one.
+    /// is no line with the new name at all. `is_tls` is whether prefillers are connected to with
+    /// TLS, which determines the port of elements that do not specify one.
     pub fn read(
         lines: impl Iterator<Item = &'a [u8]> + Clone,
         old_lines: impl Iterator<Item = &'a [u8]> + Clone,
-        port_default: u16,
+        is_tls: bool,
     ) -> Self {
         if lines.clone().next().is_some() {
-            Self::split(lines, port_default)
+            Self::split(lines, is_tls)
         } else {
-            Self::split(old_lines, port_default)
+            Self::split(old_lines, is_tls)
         }
     }
 
-    fn split(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16) -> Self {
+    fn split(lines: impl Iterator<Item = &'a [u8]> + Clone, is_tls: bool) -> Self {
         let elements = if lines.clone().nth(1).is_none() {
             lines
                 .flat_map(|line| line.split(|byte| *byte == b','))
@@ -45,7 +46,7 @@ impl<'a> Candidates<'a> {
         };
         Self {
             elements,
-            port_default,
+            port_default: default_port(is_tls),
         }
     }
 
@@ -83,15 +84,21 @@ impl<'a> Candidates<'a> {
     }
 }
 
+/// Returns the port of a target that does not specify one.
+const fn default_port(is_tls: bool) -> u16 {
+    if is_tls { HTTPS_PORT } else { HTTP_PORT }
+}
+
 /// Returns the targets in the lines of an optional routing header, such as the one that names
-/// encoders. Targets without a port get `port_default`. The lines are split like those of
+/// encoders, which are connected to with TLS if `is_tls`. The lines are split like those of
 /// [`Candidates`]; malformed elements and duplicates are omitted, because the request can be served
 /// without them.
 #[must_use]
-pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16) -> Vec<Target> {
+pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, is_tls: bool) -> Vec<Target> {
     let mut targets = Vec::new();
-    for element in Candidates::split(lines, port_default).elements {
-        if let Ok(target) = Target::parse_or_port(element, port_default)
+    let candidates = Candidates::split(lines, is_tls);
+    for element in candidates.elements {
+        if let Ok(target) = Target::parse_or_port(element, candidates.port_default)
             && !targets.contains(&target)
         {
             targets.push(target);
@@ -103,18 +110,17 @@ pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, port_default: u16
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::HTTP_PORT;
 
     fn choose(lines: &[&str], random: Option<u64>) -> Result<Vec<String>, TargetError> {
         let lines = lines.iter().map(|line| line.as_bytes());
-        let chosen = Candidates::read(lines, std::iter::empty(), HTTP_PORT).choose(random)?;
+        let chosen = Candidates::read(lines, std::iter::empty(), false).choose(random)?;
         Ok(chosen.iter().map(ToString::to_string).collect())
     }
 
     #[test]
     fn the_default_port_applies_to_targets_without_one() {
         let lines = [&b"a,b:2,[::1],192.0.2.1"[..]].into_iter();
-        let candidates = Candidates::read(lines, std::iter::empty(), 443);
+        let candidates = Candidates::read(lines, std::iter::empty(), true);
         let chosen: Vec<_> = candidates.choose(None).unwrap();
         let chosen: Vec<_> = chosen.iter().map(ToString::to_string).collect();
         assert_eq!(chosen, ["a:443", "b:2", "[::1]:443", "192.0.2.1:443"]);
@@ -173,7 +179,7 @@ mod tests {
         let old = [&b"http://old:1"[..]];
         let none: [&[u8]; 0] = [];
         let read = |new: &[&'static [u8]]| {
-            Candidates::read(new.iter().copied(), old.into_iter(), HTTP_PORT)
+            Candidates::read(new.iter().copied(), old.into_iter(), false)
                 .choose(None)
                 .unwrap()
         };
