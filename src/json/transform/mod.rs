@@ -29,6 +29,14 @@ pub enum ResponseEdit {
 }
 
 impl ResponseEdit {
+    /// Returns the count that the edit sets, if it sets the cached-token count.
+    #[must_use]
+    pub const fn cached_tokens(&self) -> Option<u64> {
+        match self {
+            Self::CachedTokens(edit) => Some(edit.count()),
+        }
+    }
+
     /// Returns the next position from `from` on that may belong to a name for which the edit looks;
     /// the length of `piece` if there is none.
     fn candidate(&self, piece: &[u8], from: usize) -> usize {

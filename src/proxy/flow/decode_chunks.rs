@@ -41,9 +41,7 @@ pub(super) async fn respond_in_chunks<N: Net>(
     mut split: Split,
     first: PendingResponse<N>,
 ) -> Result<(), Fault> {
-    let cached_tokens = first.edits.first().map(|edit| match edit {
-        ResponseEdit::CachedTokens(edit) => edit.count(),
-    });
+    let cached_tokens = first.edits.iter().find_map(ResponseEdit::cached_tokens);
     let mut pending = first;
     let mut is_first = true;
     loop {
