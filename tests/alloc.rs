@@ -21,7 +21,7 @@ use std::time::Duration;
 use ringside::cli::{self, Command};
 use ringside::control;
 use ringside::h1::{BodyMeter, Chunked, DataLines, Framing, LinePart, chunk_line};
-use ringside::json::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
+use ringside::json::transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 struct Counting;
 

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use ringside::h1::{BodyMeter, Chunked, Framing, chunk_line};
-use ringside::json::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
+use ringside::json::transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let chunk = super::chat_chunk();

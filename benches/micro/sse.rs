@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use ringside::h1::DataLines;
-use ringside::json::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
+use ringside::json::transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 /// The event of a chat completion stream that contains `usage`.
 const USAGE: &[u8] = b"data: {\"id\":\"chatcmpl-6f1c\",\"object\":\"chat.completion.chunk\",\"created\":1763630000,\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":5000,\"total_tokens\":5100,\"completion_tokens\":100,\"prompt_tokens_details\":{\"cached_tokens\":4999}}}\n\n";

@@ -3,7 +3,7 @@
 //! Pure. A personality has one table of routes.
 
 use crate::h1::{self, Method};
-use crate::json::UsageShape;
+use crate::json::transform::UsageShape;
 
 /// The API of an intercepted path, which determines the shape of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 //! all input. `cargo test` also runs them over the committed corpus and over random documents.
 
 use super::oracle::{Random, Tree, same_for_all_cuts, same_for_all_isas};
+use super::transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
 use super::{
-    CachedTokens, Document, Edit, EditError, Handoff, JsonError, JsonReason, Kind, Level, Mask,
-    Params, PrefillResponse, ResponseEdit, ResponseForm, Scanner, Transforms, UsageShape, Watch,
-    validate,
+    Document, Edit, EditError, Handoff, JsonError, JsonReason, Kind, Level, Mask, Params,
+    PrefillResponse, Scanner, Watch, validate,
 };
 use crate::limits::JSON_HELD_BYTES_MAX;
 

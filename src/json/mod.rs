@@ -8,7 +8,7 @@
 //!   builds an edited body as splices.
 //! - [`Mask`] overwrites values of a body in place without changing its length.
 //! - [`PrefillResponse`] extracts the handoff from a prefill engine's response.
-//! - [`Transforms`] edits a response, for example its cached-token count.
+//! - [`Transforms`](transform::Transforms) edits a response, for example its cached-token count.
 //!
 //! This module does not depend on HTTP, and it never converts a number in a body that it forwards.
 //!
@@ -29,7 +29,7 @@ mod oracle;
 mod quote;
 mod response;
 mod scan;
-mod transform;
+pub mod transform;
 mod validate;
 
 pub use cursor::{Item, Items, elements, inner, member, members, string_is};
@@ -40,5 +40,4 @@ pub use mask::{HeldBytes, Mask, Masked};
 pub use quote::{Quoted, QuotedList};
 pub use response::{Handoff, Params, PrefillResponse};
 pub use scan::{Document, Level, Member, Scanner, Watch};
-pub use transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
 pub use validate::validate;

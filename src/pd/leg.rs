@@ -1,7 +1,8 @@
 //! Legs: built by `pd` and carried out by `proxy`.
 
 use super::uuid::Uuid;
-use crate::json::{Handoff, Splices, UsageShape};
+use crate::json::transform::UsageShape;
+use crate::json::{Handoff, Splices};
 
 /// The function of the server that a leg is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

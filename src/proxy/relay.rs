@@ -14,7 +14,7 @@ use super::shard::Shard;
 use super::tunnel;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing, Name};
-use crate::json::{ResponseEdit, ResponseForm, Transforms};
+use crate::json::transform::{ResponseEdit, ResponseForm, Transforms};
 use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};

@@ -414,7 +414,7 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::{CachedTokens, UsageShape};
+    use crate::json::transform::{CachedTokens, UsageShape};
 
     fn cached_tokens(form: ResponseForm, shape: UsageShape, count: u64) -> Transforms {
         let edit = ResponseEdit::CachedTokens(CachedTokens::new(shape, count));

@@ -11,7 +11,7 @@ use super::release;
 use super::split::Split;
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::Fault;
-use crate::json::{CachedTokens, ResponseEdit};
+use crate::json::transform::{CachedTokens, ResponseEdit};
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take};

@@ -8,7 +8,7 @@ use super::split::Split;
 use crate::config::ErrorStyle;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method, Name};
-use crate::json::ResponseEdit;
+use crate::json::transform::ResponseEdit;
 use crate::metrics::Phase;
 use crate::net::Net;
 use crate::pd::decode_chunks::{ChunkError, Cut, Progress};
