@@ -7,7 +7,6 @@
 //!
 //! The contract of NIXL version 2 is in [`crate::pd`].
 
-mod blake2s;
 mod encoder;
 mod fields;
 mod lmcache;
@@ -16,6 +15,7 @@ mod mooncake;
 mod mori;
 mod nixl_v1;
 mod offloading;
+mod rank;
 mod sglang;
 mod shared_storage;
 
@@ -24,7 +24,6 @@ use crate::config::{HandoffShape, Role};
 use crate::http::Head;
 use crate::json::Fields;
 
-pub use blake2s::dp_rank;
 pub(crate) use encoder::admit as admit_item;
 pub use encoder::encoded_params;
 pub use meet::Meetings;
@@ -32,6 +31,7 @@ pub(crate) use meet::Wait;
 pub use mooncake::{EngineIds, Mooncake};
 pub use mori::{Mori, Returned};
 pub use nixl_v1::BlockBook;
+pub use rank::dp_rank;
 pub use shared_storage::Store;
 
 /// The KV connector whose contract an engine checks.
