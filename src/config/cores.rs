@@ -7,7 +7,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::nearest::{TYPO_DISTANCE_MAX, distance};
+use strsim::levenshtein;
+
+use super::nearest::TYPO_DISTANCE_MAX;
 use super::units::{self, CPU_MAX, UnitError, format_cpus};
 
 /// Longest accepted device name in bytes: the kernel's limit for RDMA devices. Network interface
@@ -224,9 +226,9 @@ fn suggestion(text: &str) -> Option<String> {
     let (word, rest) = lower.split_once(':').unwrap_or((&lower, ""));
     let mut candidates = vec![
         (0, lower.clone()),
-        (distance(word, "auto"), format!("auto{rest}")),
-        (distance(word, "near"), format!("near:{rest}")),
-        (distance(word, "numa"), format!("numa:{rest}")),
+        (levenshtein(word, "auto"), format!("auto{rest}")),
+        (levenshtein(word, "near"), format!("near:{rest}")),
+        (levenshtein(word, "numa"), format!("numa:{rest}")),
     ];
     if word == "node" {
         candidates.push((0, format!("numa:{rest}")));
