@@ -1,10 +1,11 @@
 //! JSON bodies: scanning a request body, planning its prefill and decode legs up to the vectored
-//! writes, masking it, and extracting the handoff from a prefill response.
+//! writes, masking it, and extracting the handoff from a prefill response. For comparison, the full
+//! parse of the same bodies by `simd-json`.
 
 use std::hint::black_box;
 use std::io::IoSlice;
 
-use criterion::{Criterion, Throughput};
+use criterion::{BatchSize, Criterion, Throughput};
 use ringside::api::Api;
 use ringside::fleet::Target;
 use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillResponse, Scanner, Watch};
@@ -13,6 +14,7 @@ use ringside::pd::connector::KvConnector;
 use ringside::pd::options::MoriConfig;
 use ringside::pd::request::{CLIENT_OWNED_KV, WATCH};
 use ringside::pd::{PdRequest, Peer, Uuid, connector};
+use simd_json::Buffers;
 
 const HANDOFF: &[u8] = br#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1,2,3,4]],"remote_engine_id":"5f4dcc3b-5aa7-65d6-1d83-27deb882cf99","remote_host":"10.4.0.7","remote_port":5600,"tp_size":8}"#;
 
@@ -106,6 +108,13 @@ fn scan(body: &[u8]) -> Result<Document, JsonError> {
     scanner.finish()
 }
 
+/// Parses `body` to a tape of values, which no part of the proxy needs. Returns the number of
+/// nodes, or `None` if the body is invalid.
+fn parse(body: &mut [u8], buffers: &mut Buffers) -> Option<usize> {
+    let tape = simd_json::to_tape_with_buffers(body, buffers);
+    Some(black_box(tape.ok()?).0.len())
+}
+
 /// Scans `body` and builds both legs up to the slices of the two vectored writes.
 fn split(api: Api, body: &[u8]) -> Option<usize> {
     let document = scan(body).ok()?;
@@ -192,6 +201,18 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         }
         group.finish();
     }
+    let mut group = criterion.benchmark_group("json/simd-json");
+    for Case { name, body, .. } in cases() {
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        let mut buffers = Buffers::new(body.len());
+        assert!(parse(&mut body.clone(), &mut buffers).is_some(), "{name}");
+        // The parser changes its input. The time for the copy is not included.
+        let (copy, size) = (|| body.clone(), BatchSize::LargeInput);
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched_ref(copy, |body| parse(black_box(body), &mut buffers), size);
+        });
+    }
+    group.finish();
     let mut group = criterion.benchmark_group("json/mask");
     for Case { name, body, .. } in cases() {
         group.throughput(Throughput::Bytes(body.len() as u64));

@@ -1,8 +1,16 @@
 //! Helpers for tests and fuzzing: a naive parser that keeps repeated members, a generator of random
 //! documents, and a random number generator. The parser is slow, recursive and independent of the
-//! lexer.
+//! lexer. `serde_json` parses its names and scalars, and every result is compared with the parse of
+//! `simd-json`.
+
+use simd_json::{ErrorType, Node, StaticNode};
 
 use super::block::Isa;
+use super::error::JsonError;
+
+/// Maximum number of nested containers that [`Tree::parse`] reads, because it is recursive. Other
+/// tests cover deeply nested texts.
+const DEPTH_MAX: usize = 101;
 
 /// A JSON value. Scalars are stored as received, member names are unescaped, and repeated members
 /// are kept.
@@ -14,12 +22,17 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    /// Parses a JSON text. Returns `None` if the text is invalid, has more than 101 nested
-    /// containers, or contains a name or scalar that `serde_json` refuses.
-    pub(super) fn parse(text: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(text).ok()?;
-        let (tree, rest) = value(text, 0)?;
-        blank(rest).is_empty().then_some(tree)
+    /// Parses a JSON text. Returns `None` if the text is invalid, has more than [`DEPTH_MAX`]
+    /// nested containers, or contains a name or scalar that `serde_json` refuses.
+    ///
+    /// Panics if `simd-json` disagrees; see [`compare_with_simd`].
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let tree = std::str::from_utf8(bytes).ok().and_then(|text| {
+            let (tree, rest) = value(text, 0)?;
+            blank(rest).is_empty().then_some(tree)
+        });
+        compare_with_simd(bytes, tree.as_ref());
+        tree
     }
 
     pub(super) fn members(&self) -> Option<&Vec<(String, Self)>> {
@@ -78,6 +91,113 @@ impl Tree {
     }
 }
 
+/// Panics unless `simd-json` parses `bytes` to the same values as `tree`, with repeated members, or
+/// refuses them if `tree` is `None`.
+///
+/// There are two exceptions. `simd-json` refuses numbers that neither a 64-bit integer nor a finite
+/// `f64` can hold, because it converts all numbers. It reads more nested containers than `tree` can
+/// have.
+fn compare_with_simd(bytes: &[u8], tree: Option<&Tree>) {
+    // The parser unescapes strings in place.
+    let mut copy = bytes.to_vec();
+    let tape = simd_json::to_tape(&mut copy);
+    match (tree, tape) {
+        (Some(tree), Ok(tape)) => {
+            let mut nodes = tape.0.iter();
+            let same = tree.equals(&mut nodes) && nodes.len() == 0;
+            assert!(same, "simd-json: {tape:?}: {}", bytes.escape_ascii());
+        }
+        (Some(tree), Err(error)) => {
+            let expected = tree.has_huge_number();
+            assert!(expected, "simd-json: {error}: {}", bytes.escape_ascii());
+        }
+        (None, Ok(_)) => {
+            let opens = bytes.iter().filter(|&&byte| matches!(byte, b'[' | b'{'));
+            let expected = opens.count() > DEPTH_MAX;
+            assert!(expected, "simd-json: accepted {}", bytes.escape_ascii());
+        }
+        (None, Err(_)) => {}
+    }
+}
+
+/// Panics unless `valid`, the validator's result for `data`, is that of `simd-json`, at any depth.
+///
+/// There are two exceptions: `simd-json` refuses numbers that it cannot convert, and escaped lone
+/// surrogates, which the grammar allows. The depth limits of both are 1,024.
+pub(super) fn compare_validity(data: &[u8], valid: Result<(), JsonError>) {
+    match simd_json::to_tape(&mut data.to_vec()) {
+        Ok(_) => assert_eq!(valid, Ok(()), "{}", data.escape_ascii()),
+        Err(error) => {
+            let refuses_more = match error.error() {
+                ErrorType::InvalidNumber => true,
+                // Unescaped, the validator refuses them as invalid UTF-8.
+                ErrorType::InvalidUnicodeCodepoint | ErrorType::InvalidUtf8 => {
+                    may_have_surrogates(data)
+                }
+                _ => false,
+            };
+            let expected = valid.is_err() || refuses_more;
+            assert!(expected, "simd-json: {error}: {}", data.escape_ascii());
+        }
+    }
+}
+
+/// Returns whether `data` has an escape in the range of the surrogates.
+pub(super) fn may_have_surrogates(data: &[u8]) -> bool {
+    let mut parts = data.windows(3);
+    parts.any(|part| part.eq_ignore_ascii_case(b"\\ud"))
+}
+
+impl Tree {
+    /// Consumes the nodes of one value. Returns whether they have the same value as this one.
+    fn equals(&self, nodes: &mut std::slice::Iter<'_, Node<'_>>) -> bool {
+        match (self, nodes.next()) {
+            (Self::Object(members), Some(Node::Object { len, .. })) => {
+                members.len() == *len
+                    && members.iter().all(|(name, value)| {
+                        nodes.next() == Some(&Node::String(name)) && value.equals(nodes)
+                    })
+            }
+            (Self::Array(values), Some(Node::Array { len, .. })) => {
+                values.len() == *len && values.iter().all(|value| value.equals(nodes))
+            }
+            (Self::Scalar(text), Some(Node::String(string))) => {
+                serde_json::from_str::<String>(text).is_ok_and(|text| text == *string)
+            }
+            (Self::Scalar(text), Some(Node::Static(node))) => {
+                scalar(text).is_some_and(|scalar| scalar == *node)
+            }
+            _ => false,
+        }
+    }
+
+    fn has_huge_number(&self) -> bool {
+        match self {
+            Self::Object(members) => members.iter().any(|(_, value)| value.has_huge_number()),
+            Self::Array(values) => values.iter().any(Self::has_huge_number),
+            Self::Scalar(text) => !text.starts_with('"') && scalar(text).is_none(),
+        }
+    }
+}
+
+/// Returns the value of a valid scalar that is not a string, in the type that `simd-json` gives it.
+/// Returns `None` if no such type can hold the number.
+fn scalar(text: &str) -> Option<StaticNode> {
+    match text {
+        "null" => return Some(StaticNode::Null),
+        "true" | "false" => return Some(StaticNode::Bool(text == "true")),
+        _ => {}
+    }
+    if text.contains(['.', 'e', 'E']) {
+        let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+        number.map(StaticNode::F64)
+    } else if text.starts_with('-') {
+        text.parse().ok().map(StaticNode::I64)
+    } else {
+        text.parse().ok().map(StaticNode::U64)
+    }
+}
+
 fn blank(text: &str) -> &str {
     text.trim_start_matches([' ', '\t', '\n', '\r'])
 }
@@ -122,8 +242,7 @@ fn list<'a>(
     depth: usize,
     item: &mut dyn FnMut(&'a str) -> Option<&'a str>,
 ) -> Option<&'a str> {
-    // This parser is recursive, so its depth is limited. Other tests cover deeply nested texts.
-    if depth > 100 {
+    if depth >= DEPTH_MAX {
         return None;
     }
     let mut rest = blank(inner);
