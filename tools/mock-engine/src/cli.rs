@@ -2,8 +2,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, Error, value_parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{EngineConfig, Role};
@@ -12,54 +16,12 @@ use crate::kv::{BlockBook, EngineIds, KvContract, Meetings, Mooncake, Store};
 use crate::listener::Place;
 use crate::tls::Tls;
 
-const HELP: &str = "\
-A mock vLLM server: the HTTP API of an engine, without a model.
-
-usage: mock-engine --port P [options]
-       mock-engine --uds PATH [options]
-
-  --port P                 TCP port to listen on; rank r listens on P + r
-  --host H                 IP address to listen on (127.0.0.1)
-  --uds PATH               Unix socket to listen on, or @name for an abstract
-                           socket; {rank} is replaced by the rank's number
-  --role ROLE              prefill, decode, both or encoder (both)
-  --contract NAME          KV connector whose requests are checked: nixlv2,
-                           shared-storage, sglang, mooncake, offloading, nixl
-                           or lmcache (nixlv2)
-  --engine-ids A,B         engine ids to return from Mooncake's GET /query
-  --ttft TIME              time from the request to the first token (20ms)
-  --itl TIME               time from one token to the next (5ms)
-  --tokens N               tokens in a response; the request's limit lowers
-                           it (32)
-  --model NAME             model name in responses (mock-model)
-  --data-parallel-size N   start one engine for each of N ranks (1)
-  --tls-cert FILE          enable TLS on the port with this certificate chain
-                           (PEM)
-  --tls-key FILE           private key for --tls-cert (PEM)
-  --lenient                do not check the members of prefill requests and of
-                           kv_transfer_params (nixlv2 only)
-  --no-echo                respond 404 to unknown paths; without this option
-                           the response describes the request
-  --help                   print this help
-
-TIME is a number followed by ms, us or s; a bare number is in milliseconds.
-
-  GET  /mock/requests      list the received requests
-  POST /mock/fault         set a fault for the next requests, for example
-                           {\"fault\":\"reset_before_head\",\"times\":1,\"path\":null}
-";
-
 /// The settings that the command line requests.
 #[derive(Clone, Debug)]
 struct Options {
     config: EngineConfig,
     place: Place,
     ranks: u32,
-}
-
-enum Parsed {
-    Run(Box<Options>),
-    Help,
 }
 
 /// Runs engines as the command line specifies, until SIGINT or SIGTERM.
@@ -73,21 +35,18 @@ enum Parsed {
 )]
 pub fn run_cli(args: impl Iterator<Item = String>) -> u8 {
     let options = match parse(args) {
-        Ok(Parsed::Run(options)) => options,
-        Ok(Parsed::Help) => {
-            print!("{HELP}");
-            return 0;
-        }
-        Err(message) => {
-            eprintln!("mock-engine: {message}\n\n{HELP}");
-            return 2;
+        Ok(options) => options,
+        Err(error) => {
+            // A closed standard stream changes nothing: the code is returned anyway.
+            let _ = error.print();
+            return if error.use_stderr() { 2 } else { 0 };
         }
     };
     let Options {
         config,
         place,
         ranks,
-    } = *options;
+    } = options;
     let named = place.to_string();
     let served = serve(|| {
         let engines = Engine::start_ranks_on(config, place, ranks)?;
@@ -123,120 +82,178 @@ fn serve(start: impl FnOnce() -> io::Result<Vec<Engine>>) -> io::Result<()> {
     })
 }
 
-/// The options that take a value.
-const VALUED: [&str; 13] = [
-    "--port",
-    "--host",
-    "--uds",
-    "--role",
-    "--contract",
-    "--engine-ids",
-    "--ttft",
-    "--itl",
-    "--tokens",
-    "--model",
-    "--tls-cert",
-    "--tls-key",
-    "--data-parallel-size",
-];
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Parsed, String> {
+fn parse(args: impl Iterator<Item = String>) -> Result<Options, Error> {
+    let mut matches = command().try_get_matches_from(args)?;
     let mut config = EngineConfig {
-        ttft: Duration::from_millis(20),
-        itl: Duration::from_millis(5),
+        strict: !matches.get_flag("lenient"),
+        echo: !matches.get_flag("no-echo"),
+        tls: tls(&matches)?,
         // `GET /mock/requests` does not include bodies, so there is no need to keep them.
         keep_body_bytes: 0,
         keep_json: false,
         log_requests_max: 1_000,
         ..EngineConfig::default()
     };
-    let mut host = None;
-    let mut port = None;
-    let mut uds = None;
-    let mut tls = (None, None);
-    let mut ranks = 1;
-    while let Some(arg) = args.next() {
-        let (name, inline) = match arg.split_once('=') {
-            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-            None => (arg, None),
-        };
-        match name.as_str() {
-            "--help" | "-h" => return Ok(Parsed::Help),
-            "--lenient" if inline.is_none() => {
-                config.strict = false;
-                continue;
-            }
-            "--no-echo" if inline.is_none() => {
-                config.echo = false;
-                continue;
-            }
-            known if VALUED.contains(&known) => {}
-            _ => return Err(format!("{name}: unknown option")),
-        }
-        let value = inline
-            .or_else(|| args.next())
-            .ok_or_else(|| format!("{name}: requires a value"))?;
-        let wrong = |want: &str| format!("{name}: {value:?} is not {want}");
-        match name.as_str() {
-            "--port" => port = Some(value.parse().map_err(|_| wrong("a port"))?),
-            "--host" => host = Some(value.parse().map_err(|_| wrong("an IP address"))?),
-            "--uds" => uds = Some(value),
-            "--role" => config.role = role(&value).ok_or_else(|| wrong("a role"))?,
-            "--contract" => {
-                config.contract = contract(&value).ok_or_else(|| wrong("a contract"))?;
-            }
-            "--engine-ids" => config.bootstrap = Some(engine_ids(&value)),
-            "--ttft" => config.ttft = time(&value).ok_or_else(|| wrong("a time"))?,
-            "--itl" => config.itl = time(&value).ok_or_else(|| wrong("a time"))?,
-            "--tokens" => config.tokens = value.parse().map_err(|_| wrong("a number"))?,
-            "--model" => config.model = value,
-            "--tls-cert" => tls.0 = Some(value),
-            "--tls-key" => tls.1 = Some(value),
-            _ => ranks = value.parse().map_err(|_| wrong("a number"))?,
-        }
-    }
+    let place = place(&matches);
+    set(&mut config.role, &mut matches, "role");
+    set(&mut config.contract, &mut matches, "contract");
+    set(&mut config.ttft, &mut matches, "ttft");
+    set(&mut config.itl, &mut matches, "itl");
+    set(&mut config.tokens, &mut matches, "tokens");
+    set(&mut config.model, &mut matches, "model");
+    config.bootstrap = matches.remove_one("engine-ids");
     if let (KvContract::Mooncake(terms), Some(ids)) = (&mut config.contract, &config.bootstrap) {
         terms.engines = ids.clone();
     }
-    config.tls = tls_of(tls)?;
-    Ok(Parsed::Run(Box::new(Options {
+    let mut ranks = 1;
+    set(&mut ranks, &mut matches, "data-parallel-size");
+    Ok(Options {
         config,
-        place: place(host, port, uds)?,
+        place,
         ranks,
-    })))
+    })
 }
 
-/// Loads the TLS configuration from the files of a certificate chain and its private key. Returns
-/// `Ok(None)` if neither file is given, and an error message if only one is given or if they cannot
-/// be loaded.
-fn tls_of(files: (Option<String>, Option<String>)) -> Result<Option<Tls>, String> {
-    match files {
-        (None, None) => Ok(None),
-        (Some(chain), Some(key)) => {
-            let tls = Tls::from_files(chain.as_ref(), key.as_ref());
-            let tls = tls.map_err(|error| format!("--tls-cert, --tls-key: {error}"))?;
-            Ok(Some(tls))
-        }
-        _ => Err("--tls-cert and --tls-key must be used together".to_owned()),
+/// Assigns the value of the option `name`, or its default value, to `setting`.
+fn set<T: Clone + Send + Sync + 'static>(setting: &mut T, matches: &mut ArgMatches, name: &str) {
+    if let Some(value) = matches.remove_one(name) {
+        *setting = value;
     }
 }
 
-/// Returns the listen address that `--host`, `--port` and `--uds` specify. Returns an error message
-/// if neither `--port` nor `--uds` is given, if `--uds` is combined with one of the others, or if
-/// its path is empty.
-fn place(host: Option<IpAddr>, port: Option<u16>, uds: Option<String>) -> Result<Place, String> {
-    let host_or_default = host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    match (uds, port) {
-        (Some(_), Some(_)) => Err("--uds: cannot be used with --port".to_owned()),
-        (Some(_), None) if host.is_some() => Err("--uds: cannot be used with --host".to_owned()),
-        (Some(path), None) if path.is_empty() || path == "@" => {
-            Err("--uds: requires a path".to_owned())
-        }
-        (Some(path), None) => Ok(Place::Unix(path)),
-        (None, Some(port)) => Ok(SocketAddr::new(host_or_default, port).into()),
-        (None, None) => Err("--port or --uds is required".to_owned()),
+fn command() -> Command {
+    let roles = PossibleValuesParser::new(ROLES).try_map(|name| role(&name).ok_or("no such role"));
+    let contracts = PossibleValuesParser::new(CONTRACTS)
+        .try_map(|name| contract(&name).ok_or("no such contract"));
+    Command::new("mock-engine")
+        .about("A mock vLLM server: the HTTP API of an engine, without a model")
+        .after_help(AFTER_HELP)
+        .no_binary_name(true)
+        .args_override_self(true)
+        .group(ArgGroup::new("place").args(["port", "uds"]).required(true))
+        .args([
+            valued(
+                "port",
+                "P",
+                "TCP port to listen on; rank r listens on P + r",
+            )
+            .value_parser(value_parser!(u16)),
+            valued("host", "H", "IP address to listen on [default: 127.0.0.1]")
+                .value_parser(value_parser!(IpAddr)),
+            valued("uds", "PATH", UDS_HELP)
+                .value_parser(socket)
+                .conflicts_with("host"),
+            valued("role", "ROLE", "Legs of split requests to accept")
+                .value_parser(roles)
+                .default_value("both"),
+            valued(
+                "contract",
+                "NAME",
+                "KV connector whose requests are checked",
+            )
+            .value_parser(contracts)
+            .default_value("nixlv2"),
+            valued(
+                "engine-ids",
+                "A,B",
+                "Engine ids to return from Mooncake's GET /query",
+            )
+            .value_parser(|list: &str| Ok::<_, String>(engine_ids(list))),
+            valued("ttft", "TIME", "Time from the request to the first token")
+                .value_parser(time)
+                .default_value("20ms"),
+            valued("itl", "TIME", "Time from one token to the next")
+                .value_parser(time)
+                .default_value("5ms"),
+            valued(
+                "tokens",
+                "N",
+                "Tokens in a response; the request's limit lowers it",
+            )
+            .value_parser(value_parser!(u32))
+            .default_value("32"),
+            valued("model", "NAME", "Model name in responses").default_value("mock-model"),
+            valued(
+                "data-parallel-size",
+                "N",
+                "Start one engine for each of N ranks",
+            )
+            .value_parser(value_parser!(u32))
+            .default_value("1"),
+        ])
+        .args(tls_args())
+        .args([flag("lenient", LENIENT_HELP), flag("no-echo", NO_ECHO_HELP)])
+}
+
+fn tls_args() -> [Arg; 2] {
+    [
+        valued(
+            "tls-cert",
+            "FILE",
+            "Enable TLS on the port with this certificate chain (PEM)",
+        )
+        .requires("tls-key"),
+        valued("tls-key", "FILE", "Private key for --tls-cert (PEM)").requires("tls-cert"),
+    ]
+}
+
+fn valued(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    let arg = Arg::new(name).long(name).help(help);
+    arg.action(ArgAction::SetTrue)
+}
+
+const UDS_HELP: &str = "\
+Unix socket to listen on, or @name for an abstract socket; {rank} is
+replaced by the rank's number";
+const LENIENT_HELP: &str = "\
+Do not check the members of prefill requests and of kv_transfer_params
+(nixlv2 only)";
+const NO_ECHO_HELP: &str = "\
+Respond 404 to unknown paths; without this option the response describes
+the request";
+const AFTER_HELP: &str = "\
+TIME is a number followed by ms, us or s; a bare number is in milliseconds.
+
+  GET  /mock/requests      list the received requests
+  POST /mock/fault         set a fault for the next requests, for example
+                           {\"fault\":\"reset_before_head\",\"times\":1,\"path\":null}";
+
+/// Loads the TLS configuration from the files that the command line names. Returns `Ok(None)` if it
+/// names none.
+fn tls(matches: &ArgMatches) -> Result<Option<Tls>, Error> {
+    let file = |name| matches.get_one::<String>(name).map(Path::new);
+    let (Some(chain), Some(key)) = (file("tls-cert"), file("tls-key")) else {
+        return Ok(None);
+    };
+    let failed = |error| {
+        let text = format!("--tls-cert, --tls-key: {error}");
+        command().error(ErrorKind::Io, text)
+    };
+    Tls::from_files(chain, key).map(Some).map_err(failed)
+}
+
+/// Returns the listen address that `--host`, `--port` and `--uds` specify.
+fn place(matches: &ArgMatches) -> Place {
+    if let Some(path) = matches.get_one::<String>("uds") {
+        return Place::Unix(path.clone());
+    }
+    let host = matches.get_one("host").copied();
+    let port = matches.get_one("port").copied().unwrap_or_default();
+    SocketAddr::new(host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port).into()
+}
+
+fn socket(path: &str) -> Result<String, &'static str> {
+    match path {
+        "" | "@" => Err("not a path"),
+        path => Ok(path.to_owned()),
     }
 }
+
+const ROLES: [&str; 4] = ["prefill", "decode", "both", "encoder"];
 
 fn role(text: &str) -> Option<Role> {
     match text {
@@ -252,7 +269,17 @@ fn engine_ids(list: &str) -> EngineIds {
     EngineIds::new(&list.split(',').collect::<Vec<_>>())
 }
 
-/// Parses the value of `--contract`. Returns `None` if no contract has this name.
+const CONTRACTS: [&str; 7] = [
+    "nixlv2",
+    "shared-storage",
+    "sglang",
+    "mooncake",
+    "offloading",
+    "nixl",
+    "lmcache",
+];
+
+/// Returns a new contract of one of the [`CONTRACTS`], or `None` if there is no such contract.
 ///
 /// The prefill and the decode engine are expected to run in separate processes. The response to a
 /// decode leg therefore does not wait for the prefill leg, and NIXL version 1 handoffs are not
@@ -274,9 +301,8 @@ fn contract(text: &str) -> Option<KvContract> {
     })
 }
 
-/// Parses a duration such as `20ms`, `500us`, `1.5s` or a bare number of milliseconds. Returns
-/// `None` for any other text.
-fn time(text: &str) -> Option<Duration> {
+/// Parses a duration such as `20ms`, `500us`, `1.5s` or a bare number of milliseconds.
+fn time(text: &str) -> Result<Duration, String> {
     let (number, scale) = if let Some(number) = text.strip_suffix("ms") {
         (number, 1e-3)
     } else if let Some(number) = text.strip_suffix("us") {
@@ -286,15 +312,15 @@ fn time(text: &str) -> Option<Duration> {
     } else {
         (text, 1e-3)
     };
-    let seconds = number.parse::<f64>().ok()? * scale;
-    Duration::try_from_secs_f64(seconds).ok()
+    let seconds = number.parse::<f64>().map_err(|_| "not a time")? * scale;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn options(line: &str) -> Result<Parsed, String> {
+    fn options(line: &str) -> Result<Options, Error> {
         parse(line.split_whitespace().map(str::to_owned))
     }
 
@@ -303,9 +329,7 @@ mod tests {
         let line = "--port=9 --role prefill --ttft 1.5s --itl 500us --tokens 7 \
                     --data-parallel-size 2 --host 0.0.0.0 --lenient --contract mooncake \
                     --engine-ids a,b";
-        let Ok(Parsed::Run(got)) = options(line) else {
-            panic!("rejected")
-        };
+        let got = options(line).unwrap();
         assert_eq!(got.config.role, Role::Prefill);
         assert_eq!(got.config.ttft, Duration::from_millis(1_500));
         assert_eq!(got.config.itl, Duration::from_micros(500));
@@ -316,9 +340,7 @@ mod tests {
         assert_eq!(got.place.to_string(), "0.0.0.0:9");
         assert!(matches!(got.config.contract, KvContract::Mooncake(_)));
         assert!(got.config.bootstrap.is_some());
-        let Ok(Parsed::Run(got)) = options("--uds /run/{rank}.sock --data-parallel-size 2") else {
-            panic!("rejected")
-        };
+        let got = options("--uds /run/{rank}.sock --data-parallel-size 2").unwrap();
         let ranks = [0, 1].map(|rank| got.place.of_rank(rank, got.ranks).unwrap().to_string());
         assert_eq!(ranks, ["unix:/run/0.sock", "unix:/run/1.sock"]);
     }
@@ -336,6 +358,10 @@ mod tests {
             "--uds=",
             "--uds /a --port 1",
             "--uds /a --host 127.0.0.1",
+            "--port 1 --tls-cert /a",
+            "--port 1 --tls-key /a",
+            "--port 1 --tls-cert /nonexistent/a --tls-key /nonexistent/b",
+            "--port 1 --lenient=1",
             "--uds /nonexistent/a --data-parallel-size 2",
             "--uds /nonexistent/a",
             "--z 1",
@@ -346,6 +372,24 @@ mod tests {
                 "{line}"
             );
         }
-        assert!(matches!(options("--port 1 --help"), Ok(Parsed::Help)));
+        let help = options("--port 1 --help").unwrap_err();
+        assert_eq!(help.kind(), ErrorKind::DisplayHelp);
+        assert_eq!(run_cli(["-h".to_owned()].into_iter()), 0);
+    }
+
+    #[test]
+    fn the_command_is_consistent() {
+        command().debug_assert();
+        for name in ROLES {
+            assert!(role(name).is_some(), "{name}");
+        }
+        for name in CONTRACTS {
+            assert!(contract(name).is_some(), "{name}");
+        }
+        let defaults = options("--port 1 --port 2 --tokens 3 --tokens 4").unwrap();
+        assert_eq!(defaults.place.to_string(), "127.0.0.1:2");
+        assert_eq!((defaults.config.tokens, defaults.ranks), (4, 1));
+        assert_eq!(defaults.config.ttft, Duration::from_millis(20));
+        assert_eq!(defaults.config.itl, Duration::from_millis(5));
     }
 }
