@@ -42,7 +42,7 @@ pub fn ring_builder() -> io_uring::Builder {
 pub const RING_ENTRIES: u32 = 256;
 /// Number of entries of the completion queue of a shard's io_uring instance. If more events arrive
 /// in one iteration of the event loop, the kernel ends multishot polls, which are then armed again.
-const COMPLETIONS: u32 = 4096;
+pub(super) const COMPLETIONS: u32 = 4096;
 
 /// Checks that this process may use io_uring: builds a ring exactly as the shards will, and runs
 /// one no-op through it, because a seccomp filter may allow the set-up call and refuse the others.

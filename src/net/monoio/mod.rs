@@ -23,7 +23,7 @@ use std::time::Duration;
 use super::clock::{Alarm, Random, clock};
 use super::notifier::{Notifier, notifier};
 use super::pipe::{Pipe, Pipes};
-use super::probe::{Driver, RING_ENTRIES, ring_builder};
+use super::probe::{COMPLETIONS, Driver, RING_ENTRIES};
 use super::{Address, Instant, Net, Timer, Wheel, socket};
 pub use conn::Socket;
 use handle::Handle;
@@ -79,6 +79,19 @@ where
             .build()?
             .block_on(task),
     }
+}
+
+/// Returns the settings of [`ring_builder`](super::probe::ring_builder) in the version of the crate
+/// that monoio uses.
+fn ring_builder() -> io_uring_06::Builder {
+    let mut builder = io_uring_06::IoUring::builder();
+    builder
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_cqsize(COMPLETIONS);
+    builder
 }
 
 impl Runtime {

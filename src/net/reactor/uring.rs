@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::squeue::Flags;
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
@@ -15,9 +15,8 @@ use crate::net::probe::{RING_ENTRIES, ring_builder};
 
 /// User data of every cancellation request. Their completions are ignored.
 const CANCEL_KEY: u64 = u64::MAX;
-/// `IORING_ENTER_GETEVENTS`: makes `io_uring_enter` run the kernel's deferred work, which posts the
-/// completions.
-const ENTER_GETEVENTS: u32 = 1;
+/// Makes `io_uring_enter` run the kernel's deferred work, which posts the completions.
+const GETEVENTS: u32 = EnterFlags::GETEVENTS.bits();
 
 pub(super) struct Uring {
     ring: IoUring,
@@ -80,7 +79,7 @@ impl Uring {
     /// sleeping.
     #[expect(
         unsafe_code,
-        reason = "the safe call does not request events unless it waits"
+        reason = "the safe call requests no events of the entries that it submits"
     )]
     fn enter_without_wait(&mut self) -> io::Result<usize> {
         let queue = self.ring.submission();
@@ -88,7 +87,7 @@ impl Uring {
         drop(queue);
         let submitter = self.ring.submitter();
         // SAFETY: no argument is passed, and the entries in the queue refer to no memory.
-        unsafe { submitter.enter::<()>(count, 0, ENTER_GETEVENTS, None) }
+        unsafe { submitter.enter::<()>(count, 0, GETEVENTS, None) }
     }
 
     /// Queues an entry. Every entry is a poll or a cancellation, so it refers to no memory.
