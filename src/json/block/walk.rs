@@ -1,5 +1,24 @@
 //! Processing of the words that blocks are converted to. All functions are inlined into one
 //! function per instruction set, so that they are compiled with its instructions.
+//!
+//! For each block of a skipped container ([`Walk::block`]), with one bit per byte in each word:
+//!
+//! ```text
+//! escaped  = bytes after a backslash that escapes them, which can be in the previous block
+//! inside   = prefix_xor(quote & !escaped) ^ quoted       opening quotes up to closing ones
+//! outside  = !inside
+//! if backslash & outside:
+//!     process the block byte by byte                     invalid, so the words may be wrong
+//! bad      = (control & inside) | (low & outside)
+//! brackets = (open | close) & outside
+//! if bad == 0 and the brackets are objects in a row, `{ } { } {`:
+//!     one subtraction finds the containers that are open after the block
+//! else for each bit in brackets | bad, first to last:
+//!     bad bit:         fail
+//!     opening bracket: push its kind; fail if that is too deep
+//!     closing bracket: pop the same kind or fail; stop after it if it closes the container
+//! quoted   = inside at the last byte                     for the next block
+//! ```
 
 use super::super::error::{JsonError, JsonReason};
 use super::super::grammar::{Nest, Top};
@@ -56,51 +75,6 @@ impl Skip {
                 Ok(self.nest.top.depth == self.entered)
             }
         }
-    }
-
-    /// Processes the `len` bytes of `piece` at `at`, which are at most one block and are classified
-    /// in `masks`. Returns the position in `piece` after the closing bracket of the skipped
-    /// container, or `None` if the bracket is not among these bytes.
-    #[inline(always)]
-    fn block(
-        &mut self,
-        carry: &mut Carry,
-        piece: &[u8],
-        at: usize,
-        len: usize,
-        masks: &Masks,
-        prefix_xor: impl Fn(u64) -> u64,
-    ) -> End {
-        let (escapes, overflow) = escaped_bytes(masks.backslash, carry.escaped);
-        // Set from each opening quote up to the byte before the closing one.
-        let inside = prefix_xor(masks.quote & !escapes) ^ carry.quoted;
-        let outside = !inside;
-        if masks.backslash & outside != 0 {
-            self.keep(*carry);
-            let stop = bytes::container(self, &piece[..at + len], at)?;
-            *carry = self.carry();
-            return Ok(stop);
-        }
-        let bad = match masks.control {
-            0 => 0,
-            control => (control & inside) | (masks.low & outside),
-        };
-        let brackets = (masks.open | masks.close) & outside;
-        match carry.objects_in_a_row(brackets, masks, self.entered) {
-            Some(top) if bad == 0 => carry.top = top,
-            _ => {
-                self.nest.top = carry.top;
-                let stop = self.one_by_one(piece, at, brackets, bad)?;
-                carry.top = self.nest.top;
-                if stop.is_some() {
-                    (carry.quoted, carry.escaped) = (0, 0);
-                    return Ok(stop);
-                }
-            }
-        }
-        carry.quoted = ones(inside >> 63 == 1);
-        carry.escaped = escaped_after(escapes, overflow, len);
-        Ok(None)
     }
 
     /// Processes the brackets of one block, which begins at `start` in `piece`, one by one. Each
@@ -255,23 +229,28 @@ pub(super) fn container(
     masks: impl Fn(&Block) -> Masks,
     prefix_xor: impl Fn(u64) -> u64,
 ) -> End {
-    let mut carry = skip.carry();
+    let mut walk = Walk {
+        carry: skip.carry(),
+        skip,
+        piece,
+        prefix_xor,
+    };
     while let Some(block) = piece[at..].first_chunk() {
         let block = masks(block);
-        let stop = skip.block(&mut carry, piece, at, BLOCK_BYTES, &block, &prefix_xor)?;
+        let stop = walk.block(at, BLOCK_BYTES, &block)?;
         if stop.is_some() {
-            skip.keep(carry);
+            walk.skip.keep(walk.carry);
             return Ok(stop);
         }
         at += BLOCK_BYTES;
         if block.quote != 0 {
             continue;
         }
-        if carry.quoted != 0 {
-            let mut escaped = carry.escaped == 1;
+        if walk.carry.quoted != 0 {
+            let mut escaped = walk.carry.escaped == 1;
             let end = string(piece, at, &mut escaped, &masks)?;
-            carry.quoted = ones(end.is_none());
-            carry.escaped = u64::from(escaped);
+            walk.carry.quoted = ones(end.is_none());
+            walk.carry.escaped = u64::from(escaped);
             at = end.unwrap_or(piece.len());
         } else if block.open | block.close == 0 {
             at += run(&piece[at..], is_structure);
@@ -280,11 +259,60 @@ pub(super) fn container(
     let mut stop = None;
     if at < piece.len() {
         let block = last_masks(piece, at, &masks);
-        let len = piece.len() - at;
-        stop = skip.block(&mut carry, piece, at, len, &block, &prefix_xor)?;
+        stop = walk.block(at, piece.len() - at, &block)?;
     }
-    skip.keep(carry);
+    walk.skip.keep(walk.carry);
     Ok(stop)
+}
+
+/// A walk through the blocks of a skipped container in `piece`.
+struct Walk<'a, P> {
+    skip: &'a mut Skip,
+    /// The part of the state in `skip` that every block changes.
+    carry: Carry,
+    piece: &'a [u8],
+    /// Sets each bit of a word to the XOR of itself and all lower bits.
+    prefix_xor: P,
+}
+
+impl<P: Fn(u64) -> u64> Walk<'_, P> {
+    /// Processes the `len` bytes of the piece at `at`, which are at most one block and are
+    /// classified in `masks`. Returns the position in the piece after the closing bracket of the
+    /// skipped container, or `None` if the bracket is not among these bytes.
+    #[inline(always)]
+    fn block(&mut self, at: usize, len: usize, masks: &Masks) -> End {
+        let Self { skip, carry, .. } = self;
+        let (escaped, overflow) = escaped_bytes(masks.backslash, carry.escaped);
+        // Set from each opening quote up to the byte before the closing one.
+        let inside = (self.prefix_xor)(masks.quote & !escaped) ^ carry.quoted;
+        let outside = !inside;
+        if masks.backslash & outside != 0 {
+            skip.keep(*carry);
+            let stop = bytes::container(skip, &self.piece[..at + len], at)?;
+            *carry = skip.carry();
+            return Ok(stop);
+        }
+        let bad = match masks.control {
+            0 => 0,
+            control => (control & inside) | (masks.low & outside),
+        };
+        let brackets = (masks.open | masks.close) & outside;
+        match carry.objects_in_a_row(brackets, masks, skip.entered) {
+            Some(top) if bad == 0 => carry.top = top,
+            _ => {
+                skip.nest.top = carry.top;
+                let stop = skip.one_by_one(self.piece, at, brackets, bad)?;
+                carry.top = skip.nest.top;
+                if stop.is_some() {
+                    (carry.quoted, carry.escaped) = (0, 0);
+                    return Ok(stop);
+                }
+            }
+        }
+        carry.quoted = ones(inside >> 63 == 1);
+        carry.escaped = escaped_after(escaped, overflow, len);
+        Ok(None)
+    }
 }
 
 /// Returns the masks of the last bytes of `piece`, from `at` to its end, which must be 1 to 63
@@ -309,10 +337,14 @@ fn last_masks(piece: &[u8], at: usize, masks: impl Fn(&Block) -> Masks) -> Masks
 #[inline(always)]
 fn run(bytes: &[u8], stops: impl Fn(u8) -> bool) -> usize {
     let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
-    let clear = blocks
-        .iter()
-        .take_while(|block| !block.iter().fold(false, |any, &byte| any | stops(byte)));
-    clear.count() * BLOCK_BYTES
+    // Not an iterator with a counter, for which the loop has no register left.
+    let mut rest = blocks;
+    while let Some((block, after)) = rest.split_first()
+        && !block.iter().fold(false, |any, &byte| any | stops(byte))
+    {
+        rest = after;
+    }
+    (blocks.len() - rest.len()) * BLOCK_BYTES
 }
 
 /// Returns which bytes are escaped by the backslash before them, and 1 if the first byte after the
