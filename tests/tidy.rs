@@ -45,7 +45,8 @@ const IMPURE_NAMES: [&str; 9] = [
 ];
 
 /// Crates, each with the only places that may name it.
-const SEAMS: [(&str, &[&str]); 3] = [
+const SEAMS: [(&str, &[&str]); 4] = [
+    ("core_affinity::", &["src/sys/cores.rs"]),
     ("monoio::", &["src/net/monoio"]),
     ("serde_saphyr::", &["src/config/yaml.rs"]),
     (

@@ -1,7 +1,7 @@
 //! Operating system services: CPUs, machine layout, limits, listening sockets.
 //!
-//! This module contains no HTTP. It needs no unsafe code, because `rustix` and `core_affinity` wrap
-//! the system calls.
+//! This module contains no HTTP. It needs no unsafe code: `rustix` wraps the system calls, and
+//! a library that only `cores` names wraps the one that pins a thread to a CPU.
 
 mod cores;
 mod files;
