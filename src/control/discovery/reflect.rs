@@ -4,6 +4,10 @@
 //! meanwhile the objects last read remain valid. The collection is listed again only when the
 //! server no longer has the version to watch from (410 Gone), or when a change has raised the
 //! number of objects above `POOL_OBJECTS_MAX`.
+//!
+//! The watcher of `kube-runtime` 5.0 is not used, because it reports neither bookmarks nor that a
+//! watch has started: after a failure, the metrics could not show that the watch works again until
+//! an object changes. It also repeats a watch that was refused with 410 from the same version.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
