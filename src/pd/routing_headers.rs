@@ -1,11 +1,102 @@
 //! The engines that the routing headers of a request name: the prefill targets, in the order in
-//! which to try them, and the encoders.
+//! which to try them, the encoders, and the source of a cached prefix.
 
 use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
+use crate::h1::Name;
 
 /// Maximum number of targets that are read from a routing header; later ones are ignored.
 /// Schedulers send one or a few.
-pub const CANDIDATES_MAX: usize = 16;
+const CANDIDATES_MAX: usize = 16;
+
+/// The engines that a request names in addition to its decoder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// Prefill candidates in the order to try them. If empty, the decoder computes the prompt.
+    pub prefillers: Vec<Target>,
+    /// Encoders among which the request's multimodal items are distributed. If empty, there is no
+    /// encode stage.
+    pub encoders: Vec<Target>,
+    /// Number of encoders that the request names, including those that are not allowed.
+    pub encoders_named: usize,
+    /// The engine from which the prefill engine (or, without a prefill leg, the decoder) pulls a
+    /// cached prefix of the prompt; `None` if the request names no usable one.
+    pub source: Option<Target>,
+}
+
+/// What determines the meaning of routing headers besides their lines.
+#[derive(Clone, Copy, Debug)]
+pub struct RoutingRules<'a> {
+    /// Whether prefillers are connected to with TLS.
+    pub prefiller_tls: bool,
+    /// Whether encoders are connected to with TLS.
+    pub encoder_tls: bool,
+    /// Whether encoders are used.
+    pub encodes: bool,
+    /// A random number that chooses the prefill target; without it, the first one is chosen.
+    pub random: Option<u64>,
+    /// The address of this rank, which is never a source of cached prefixes; `None` if cached
+    /// prefixes are not pulled.
+    pub pull_unless: Option<OwnAddress<'a>>,
+}
+
+/// The address under which other engines know a rank, as far as it is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OwnAddress<'a> {
+    /// IP address of the pod.
+    pub ip: Option<&'a str>,
+    /// Port on which the rank serves clients.
+    pub port: Option<u16>,
+}
+
+impl Routing {
+    /// Reads the prefill candidates, encoders and cache source from the head of a request.
+    /// `values` returns the values of the fields with a name.
+    ///
+    /// # Errors
+    /// A prefill target is malformed. Malformed encoders and cache sources are ignored, because
+    /// without them the request is served correctly, only more slowly.
+    pub fn read<'a, I: Iterator<Item = &'a [u8]> + Clone>(
+        values: impl Fn(Name) -> I,
+        rules: &RoutingRules<'_>,
+    ) -> Result<Self, TargetError> {
+        let new = values(Name::XPrefillerHostPort);
+        let old = values(Name::XPrefillerUrl);
+        let prefillers = Candidates::read(new, old, rules.prefiller_tls).choose(rules.random)?;
+        let encoders = if rules.encodes {
+            list(values(Name::XEncoderHostsPorts), rules.encoder_tls)
+        } else {
+            Vec::new()
+        };
+        let source = rules.pull_unless.and_then(|own| {
+            let lines = values(Name::XKvCacheSourceHostPort);
+            cache_source(lines, own)
+        });
+        Ok(Self {
+            prefillers,
+            encoders_named: encoders.len(),
+            encoders,
+            source,
+        })
+    }
+
+    /// Returns whether the request involves no engine other than its decoder.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.prefillers.is_empty() && self.encoders.is_empty() && self.source.is_none()
+    }
+}
+
+/// Returns the engine to pull a cached prefix from, or `None` if the request names none. Only the
+/// first field line counts, and a source that is this rank itself is ignored
+/// (`docs/pd-sidecar.md#cached-prefix-pulls`).
+fn cache_source<'a>(
+    mut lines: impl Iterator<Item = &'a [u8]>,
+    own: OwnAddress<'_>,
+) -> Option<Target> {
+    let source = Target::parse_with_port(lines.next()?.trim_ascii()).ok()?;
+    let is_own = own.ip.is_some_and(|ip| source.host() == ip) && source.port() == own.port;
+    (!is_own).then_some(source)
+}
 
 /// The elements of a routing header.
 ///
@@ -13,7 +104,7 @@ pub const CANDIDATES_MAX: usize = 16;
 /// one element and is not split, as in pd-sidecar (`docs/pd-sidecar.md#routing-headers`). Blanks
 /// around an element are removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidates<'a> {
+struct Candidates<'a> {
     elements: Vec<&'a [u8]>,
     port_default: u16,
 }
@@ -22,7 +113,7 @@ impl<'a> Candidates<'a> {
     /// Reads the lines of `x-prefiller-host-port`, or those of the older `x-prefiller-url` if there
     /// is no line with the new name at all. `is_tls` is whether prefillers are connected to with
     /// TLS, which determines the port of elements that do not specify one.
-    pub fn read(
+    fn read(
         lines: impl Iterator<Item = &'a [u8]> + Clone,
         old_lines: impl Iterator<Item = &'a [u8]> + Clone,
         is_tls: bool,
@@ -60,7 +151,7 @@ impl<'a> Candidates<'a> {
     ///
     /// # Errors
     /// If any parsed element is malformed: no target of such a list is dialled.
-    pub fn choose(&self, random: Option<u64>) -> Result<Vec<Target>, TargetError> {
+    fn choose(&self, random: Option<u64>) -> Result<Vec<Target>, TargetError> {
         let count = self.elements.len();
         if count == 0 {
             return Ok(Vec::new());
@@ -93,8 +184,7 @@ const fn default_port(is_tls: bool) -> u16 {
 /// encoders, which are connected to with TLS if `is_tls`. The lines are split like those of
 /// [`Candidates`]; malformed elements and duplicates are omitted, because the request can be served
 /// without them.
-#[must_use]
-pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, is_tls: bool) -> Vec<Target> {
+fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, is_tls: bool) -> Vec<Target> {
     let mut targets = Vec::new();
     let candidates = Candidates::split(lines, is_tls);
     for element in candidates.elements {
@@ -110,6 +200,33 @@ pub fn list<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone, is_tls: bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_source_is_another_rank_with_a_port() {
+        let own = OwnAddress {
+            ip: Some("10.0.0.1"),
+            port: Some(8000),
+        };
+        for (lines, own, want) in [
+            (&["10.0.0.2:8000"][..], own, Some("10.0.0.2:8000")),
+            (&[" 10.0.0.1:8001 "], own, Some("10.0.0.1:8001")),
+            (&["10.0.0.1:8000"], own, None),
+            (
+                &["10.0.0.1:8000"],
+                OwnAddress::default(),
+                Some("10.0.0.1:8000"),
+            ),
+            // The first line counts, even if it names no engine.
+            (&["10.0.0.1:8000", "10.0.0.2:8000"], own, None),
+            (&["", "10.0.0.2:8000"], own, None),
+            (&["10.0.0.2"], own, None),
+            (&[], own, None),
+        ] {
+            let source = cache_source(lines.iter().map(|line| line.as_bytes()), own);
+            let source = source.map(|source| source.to_string());
+            assert_eq!(source.as_deref(), want, "{lines:?} {own:?}");
+        }
+    }
 
     fn choose(lines: &[&str], random: Option<u64>) -> Result<Vec<String>, TargetError> {
         let lines = lines.iter().map(|line| line.as_bytes());

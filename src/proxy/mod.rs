@@ -6,7 +6,7 @@
 //! 2. [`shard`]: the state of one thread. `client`: a client connection and the waits on it.
 //! 3. `access_log`: the facts about a request, and its record in the access log.
 //! 4. `exchange`: one request and its response, the state that everything below shares.
-//! 5. `choose`, `allowlist`, `named_engines`, `trace`, `leg`: the endpoint that serves a request,
+//! 5. `choose`, `allowlist`, `routing`, `trace`, `leg`: the endpoint that serves a request,
 //!    the engines it may name and names, its spans, the heads of its legs.
 //! 6. `tunnel`, `relay`, `body`, `forward`: the ways of its bytes. `forward` serves a request by
 //!    one call, whose body is forwarded as it arrives.
@@ -30,10 +30,10 @@ mod flow;
 mod forward;
 mod head;
 mod leg;
-mod named_engines;
 mod relay;
 mod request;
 mod request_id;
+mod routing;
 mod serve;
 pub mod session;
 pub mod shard;

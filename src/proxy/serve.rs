@@ -8,7 +8,7 @@ use super::client::Client;
 use super::exchange::{Exchange, Reply};
 use super::head::{self, LocalResponse};
 use super::shard::Shard;
-use super::{access_log, allowlist, choose, flow, forward, named_engines, trace};
+use super::{access_log, allowlist, choose, flow, forward, routing, trace};
 use crate::api::{Api, Route};
 use crate::fault::Fault;
 use crate::h1::{self, Framing, Method};
@@ -142,7 +142,7 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
         Route::Intercepted(api) => {
             let decoder = choose::choose(exchange)?;
             trace::trace_forward(exchange, api);
-            let mut routing = named_engines::read(exchange).map_err(|error| {
+            let mut routing = routing::read(exchange).map_err(|error| {
                 exchange.stats.outcome = Some((Outcome::Failed, Reason::BadTarget));
                 Fault::Target(error)
             })?;

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use super::exchange::Exchange;
-use super::named_engines::Routing;
 use crate::api::Api;
 use crate::fault::Fault;
 use crate::fleet::Target;
@@ -11,6 +10,7 @@ use crate::h1::{Method, Name};
 use crate::json::{Kind, Level};
 use crate::net::Net;
 use crate::pd::connector::SpanNames;
+use crate::pd::routing_headers::Routing;
 use crate::pd::{Connector, Leg, Order, PdRequest, Reason, Role, Uuid};
 use crate::trace::{Finish, LegStart, RequestTrace, Style, TraceHeaders, Value, path_of};
 

@@ -1,7 +1,8 @@
 //! A call to an engine: connects, sends the request, receives the response head and, if the proxy
 //! reads the response itself, the part of the body that the call was made for.
 //!
-//! Replays, timing and the span of a leg are handled here and nowhere else.
+//! Timing and the span of a leg are handled here and nowhere else, and calls are replayed here as
+//! `attempts` decides.
 
 use super::attempts::{Attempts, Ended, Limits, Next};
 use super::connection::{CleanEnd, Connection};

@@ -40,7 +40,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
             &["client"],
             &["access_log"],
             &["exchange"],
-            &["choose", "allowlist", "named_engines"],
+            &["choose", "allowlist", "routing"],
             &["trace"],
             &["leg"],
             &["tunnel", "relay", "body", "forward"],

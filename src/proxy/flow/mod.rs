@@ -22,7 +22,6 @@ use split::Split;
 
 use super::body;
 use super::exchange::Exchange;
-use super::named_engines::Routing;
 use super::relay::{self, PendingResponse};
 use super::trace;
 use crate::api::Api;
@@ -32,6 +31,7 @@ use crate::fleet::{Endpoint, Target};
 use crate::json::EditError;
 use crate::metrics::{Direction, Phase};
 use crate::net::{Instant, Net};
+use crate::pd::routing_headers::Routing;
 use crate::pd::{Leg, Order, Outcome, Reason, Role, connector, request};
 use crate::upstream::{CallError, Deadline, Timeout};
 
