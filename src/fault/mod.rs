@@ -2,8 +2,8 @@
 //!
 //! Every failure of a session or a leg is a [`Fault`].
 
-mod error_response;
-mod kinds;
+mod causes;
+mod responses;
 
-pub use error_response::LABELS;
-pub use kinds::{Blame, Cause, Fault};
+pub use causes::{Blame, Cause, Fault};
+pub use responses::LABELS;

@@ -1,10 +1,10 @@
-//! The table of everything that can go wrong with a request, and the error response to each.
+//! The error response to each fault: one table of statuses and texts.
 //!
-//! The row of a [`Fault`] in `ROWS` has the metric label, the status and the message that the client
-//! receives, and the party to blame. Every error response that the proxy generates takes them from
-//! here.
+//! The row of a [`Fault`] in `ROWS` has the metric label, the status and the message that the
+//! client receives, and the party to blame. Every error response that the proxy generates takes
+//! them from here.
 
-use super::kinds::{Blame, Cause, Fault};
+use super::causes::{Blame, Cause, Fault};
 use crate::config::ErrorStyle;
 use crate::json::Quoted;
 use crate::pd::{Reason, Role};

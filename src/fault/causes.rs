@@ -1,4 +1,4 @@
-//! The kinds of failure of a request.
+//! The causes for which a request is not served, or not served completely.
 
 use crate::fleet::TargetError;
 use crate::h1::HeadError;
