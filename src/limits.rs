@@ -1,6 +1,6 @@
 //! The fixed limits of the program. Each name contains the unit; the comment gives the reason.
 //!
-//! Limits that an operator can change are configuration keys instead (`config::flags`).
+//! Limits that an operator can change are configuration keys instead (`config::flag_table`).
 
 /// Size of a request or response head, all lines together, in bytes. A larger request head is
 /// rejected with 431; a larger response head counts as malformed.

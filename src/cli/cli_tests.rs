@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{
-    Cores, ListenAddress, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PoolGroup, flags,
+    Cores, ListenAddress, LogFormat, LogLevel, OnDecodeKvError, OnMissingKv, PoolGroup, flag_table,
 };
 use std::time::Duration;
 
@@ -223,7 +223,7 @@ fn removed_flags_map_to_their_replacements() {
         let known = |word: &&str| {
             let name = word.trim_start_matches('-');
             let name = name.split_once('=').map_or(name, |(name, _)| name);
-            flags::ALL.iter().any(|key| key.name == name)
+            flag_table::ALL.iter().any(|key| key.name == name)
         };
         let removed = dashed.filter(|word| !known(word)).count();
         assert_eq!(

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use super::Exit;
-use crate::config::flags::{self, Key, Kind};
+use crate::config::flag_table::{self, Key, Kind};
 use crate::config::personality::{Alias, Personality};
 use crate::config::{self, Checked, Problem, RawConfig};
 use crate::limits::CONFIGURATION_BYTES_MAX;
@@ -109,7 +109,7 @@ pub(super) fn raw(
 /// Reads the configuration document if exactly one is given, inline or as a file. If both are
 /// given, reads neither: [`config::check()`] reports the problem.
 fn read_document(personality: &Personality, raw: &mut RawConfig) {
-    let (inline, file) = (&flags::CONFIGURATION, &flags::CONFIGURATION_FILE);
+    let (inline, file) = (&flag_table::CONFIGURATION, &flag_table::CONFIGURATION_FILE);
     match (raw.given(inline), raw.given(file)) {
         (Some(text), None) => {
             let text = text.to_owned();

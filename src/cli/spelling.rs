@@ -5,7 +5,7 @@
 
 use super::Exit;
 use crate::config::Personality;
-use crate::config::flags::Kind;
+use crate::config::flag_table::Kind;
 
 /// Converts `-name` to `--name` in the arguments of a command of the personality. Returns an error
 /// for a switch with a separate value (`--switch true`), which pflag does not support either.

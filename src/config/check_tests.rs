@@ -7,7 +7,7 @@ use super::*;
 use crate::config::personality::SIDECAR;
 use crate::config::{
     AccessLog, Cores, EcConnector, Key, KvConnector, ListenAddress, Listener, OnPrefillFailure,
-    PoolConfig, flags, units,
+    PoolConfig, flag_table, units,
 };
 use crate::fleet::Target;
 
@@ -23,7 +23,7 @@ pub(in crate::config) fn draft_in(
     let mut raw = RawConfig::new(SIDECAR.table, SIDECAR.variables, &|name| {
         find(name).map(|(_, value)| (*value).to_owned())
     });
-    raw.set(&flags::SECURE_PROXY, "false");
+    raw.set(&flag_table::SECURE_PROXY, "false");
     for (key, value) in given {
         raw.set(key, *value);
     }
@@ -86,7 +86,7 @@ fn defaults_match_pd_sidecar() {
 
 #[test]
 fn g2_ports_ranks_and_connector() {
-    use flags::{DATA_PARALLEL_SIZE, KV_CONNECTOR, MODEL_SERVER_PORT, PORT, VLLM_PORT};
+    use flag_table::{DATA_PARALLEL_SIZE, KV_CONNECTOR, MODEL_SERVER_PORT, PORT, VLLM_PORT};
     let table: &[(Given<'_>, &str)] = &[
         (&[(&DATA_PARALLEL_SIZE, "0")], "--data-parallel-size: `0`"),
         (&[(&DATA_PARALLEL_SIZE, "-1")], "--data-parallel-size: `-1`"),
@@ -143,7 +143,7 @@ fn g2_ports_ranks_and_connector() {
 
 #[test]
 fn g2_retries_and_durations() {
-    use flags::{CONNECT_TIMEOUT, DRAIN_SETTLE, PREFILL_MAX_RETRIES, PREFILL_RETRY_BACKOFF};
+    use flag_table::{CONNECT_TIMEOUT, DRAIN_SETTLE, PREFILL_MAX_RETRIES, PREFILL_RETRY_BACKOFF};
     let table: &[(Given<'_>, &str)] = &[
         (
             &[(&PREFILL_MAX_RETRIES, "1"), (&PREFILL_RETRY_BACKOFF, "0s")],
@@ -184,7 +184,7 @@ fn g2_retries_and_durations() {
 
 #[test]
 fn g2_values() {
-    use flags::{
+    use flag_table::{
         ADMIN_ADDRESS, BODY_BUDGET, BUSY_POLL, HANDOFF_MAX_AGE, HIDE_PREFILL_ERRORS, HOST,
         LOG_LEVEL, MAX_BODY, MODEL_SERVER_HOST, ON_MISSING_KV, SECURE_PROXY,
     };
@@ -258,7 +258,7 @@ fn invalid_cores_values_are_explained() {
             "`near:gpu0*0` needs a number of shards from 1 to 1024 after the `*`",
         ),
     ] {
-        let got = problems(&[(&flags::CORES, text)]);
+        let got = problems(&[(&flag_table::CORES, text)]);
         assert_eq!(got.len(), 1, "{got:?}");
         assert!(got[0].starts_with(&format!("--cores: {want}")), "{got:?}");
     }
@@ -267,18 +267,18 @@ fn invalid_cores_values_are_explained() {
 #[test]
 fn all_problems_are_reported_together() {
     let got = problems(&[
-        (&flags::PORT, "0"),
-        (&flags::KV_CONNECTOR, "x"),
-        (&flags::DATA_PARALLEL_SIZE, "0"),
-        (&flags::SECURE_PROXY, "maybe"),
-        (&flags::HEAD_TIMEOUT, "1"),
+        (&flag_table::PORT, "0"),
+        (&flag_table::KV_CONNECTOR, "x"),
+        (&flag_table::DATA_PARALLEL_SIZE, "0"),
+        (&flag_table::SECURE_PROXY, "maybe"),
+        (&flag_table::HEAD_TIMEOUT, "1"),
     ]);
     assert_eq!(got.len(), 5, "{got:?}");
 }
 
 #[test]
 fn g3_model_server_port_precedence() {
-    use flags::{DATA_PARALLEL_SIZE, MODEL_SERVER_PORT, VLLM_PORT};
+    use flag_table::{DATA_PARALLEL_SIZE, MODEL_SERVER_PORT, VLLM_PORT};
     let table: &[(Given<'_>, u16, bool)] = &[
         (&[], 8200, false),
         (&[(&VLLM_PORT, "8001")], 8001, true),
@@ -328,7 +328,7 @@ fn sampling_is_flag_then_environment_then_default() {
             .into_iter()
             .collect();
         let given: Vec<_> = flag
-            .map(|flag| (&flags::ENABLE_PREFILLER_SAMPLING, flag))
+            .map(|flag| (&flag_table::ENABLE_PREFILLER_SAMPLING, flag))
             .into_iter()
             .collect();
         let Checked { config, warnings } = checked_in(&environment, &given);
@@ -342,7 +342,7 @@ fn sampling_is_flag_then_environment_then_default() {
 
 #[test]
 fn conflicting_ports_are_refused() {
-    use flags::{
+    use flag_table::{
         ADMIN_ADDRESS, DATA_PARALLEL_SIZE, HOST, METRICS_PORT, MODEL_SERVER_HOST, MODEL_SERVER_PORT,
     };
     let near = (&MODEL_SERVER_PORT, "8002");
@@ -396,7 +396,7 @@ fn addresses() {
         ("localhost:1", Some("127.0.0.1:1")),
         ("[::1]:2", Some("[::1]:2")),
     ] {
-        let config = checked(&[(&flags::ADMIN_ADDRESS, text)]).config;
+        let config = checked(&[(&flag_table::ADMIN_ADDRESS, text)]).config;
         assert_eq!(
             config.admin.map(|address| address.to_string()).as_deref(),
             want,
@@ -409,16 +409,16 @@ fn addresses() {
         ("::1", "[::1]:8000"),
         ("localhost", "127.0.0.1:8000"),
     ] {
-        let config = checked(&[(&flags::HOST, text)]).config;
+        let config = checked(&[(&flag_table::HOST, text)]).config;
         assert_eq!(config.listeners[0].address.to_string(), want, "{text}");
     }
-    let config = checked(&[(&flags::MODEL_SERVER_HOST, "[fd00::1]")]).config;
+    let config = checked(&[(&flag_table::MODEL_SERVER_HOST, "[fd00::1]")]).config;
     assert_eq!(config.pools[0].endpoints[0].to_string(), "[fd00::1]:8200");
 }
 
 #[test]
 fn decoders_on_unix_sockets() {
-    use flags::{DATA_PARALLEL_SIZE, MODEL_SERVER_SOCKET};
+    use flag_table::{DATA_PARALLEL_SIZE, MODEL_SERVER_SOCKET};
     let sockets = |given: Given<'_>| -> Vec<String> {
         let config = checked(given).config;
         let decoders = config
@@ -438,7 +438,7 @@ fn decoders_on_unix_sockets() {
 
 #[test]
 fn invalid_sockets_are_refused() {
-    use flags::{
+    use flag_table::{
         DATA_PARALLEL_SIZE, MODEL_SERVER_HOST, MODEL_SERVER_PORT, MODEL_SERVER_SOCKET, VLLM_PORT,
     };
     let socket = (&MODEL_SERVER_SOCKET, "/run/vllm.sock");
@@ -511,7 +511,7 @@ fn invalid_sockets_are_refused() {
 /// If the decoder uses a Unix socket, its default port, 8200, can be used by listeners.
 #[test]
 fn a_decoder_on_a_unix_socket_reserves_no_port() {
-    use flags::{ADMIN_ADDRESS, MODEL_SERVER_SOCKET, PORT};
+    use flag_table::{ADMIN_ADDRESS, MODEL_SERVER_SOCKET, PORT};
     let socket = (&MODEL_SERVER_SOCKET, "/run/vllm.sock");
     assert!(problems(&[socket, (&PORT, "8200")]).is_empty());
     assert!(problems(&[socket, (&ADMIN_ADDRESS, "127.0.0.1:8200")]).is_empty());
@@ -522,9 +522,9 @@ fn a_decoder_on_a_unix_socket_reserves_no_port() {
 #[test]
 fn risky_values_cause_warnings() {
     for (key, value) in [
-        (&flags::HANDOFF_MAX_AGE, "30s"),
-        (&flags::UPSTREAM_IDLE_TIMEOUT, "5s"),
-        (&flags::UPSTREAM_IDLE_TIMEOUT, "off"),
+        (&flag_table::HANDOFF_MAX_AGE, "30s"),
+        (&flag_table::UPSTREAM_IDLE_TIMEOUT, "5s"),
+        (&flag_table::UPSTREAM_IDLE_TIMEOUT, "off"),
     ] {
         assert_eq!(checked(&[(key, value)]).warnings.len(), 1, "{value}");
     }
@@ -533,9 +533,9 @@ fn risky_values_cause_warnings() {
 #[test]
 fn description_contains_the_settings() {
     let config = checked(&[
-        (&flags::DATA_PARALLEL_SIZE, "2"),
-        (&flags::CORES, "0-3"),
-        (&flags::FIRST_BYTE_TIMEOUT, "5m"),
+        (&flag_table::DATA_PARALLEL_SIZE, "2"),
+        (&flag_table::CORES, "0-3"),
+        (&flag_table::FIRST_BYTE_TIMEOUT, "5m"),
     ])
     .config;
     let text: String = config
@@ -543,7 +543,7 @@ fn description_contains_the_settings() {
         .iter()
         .map(|(name, text)| format!("{name}={text}\n"))
         .collect();
-    let config = checked(&[(&flags::CORES, "near:3B:00.0*2")]).config;
+    let config = checked(&[(&flag_table::CORES, "near:3B:00.0*2")]).config;
     assert!(
         config
             .describe()
@@ -562,12 +562,12 @@ fn description_contains_the_settings() {
 
 #[test]
 fn every_timeout_can_be_off() {
-    for key in flags::ALL {
+    for key in flag_table::ALL {
         if key.name.ends_with("-timeout") {
             checked(&[(key, "off")]);
         }
     }
-    let config = checked(&[(&flags::UPSTREAM_IDLE_TIMEOUT, "off")]).config;
+    let config = checked(&[(&flag_table::UPSTREAM_IDLE_TIMEOUT, "off")]).config;
     assert_eq!(config.upstream.idle, units::DURATION_MAX);
 }
 
@@ -586,7 +586,7 @@ fn every_key_is_checked() {
         "configuration",
         "configuration-file",
     ];
-    for key in flags::ALL {
+    for key in flag_table::ALL {
         let refused = !problems(&[(key, "\u{7f} nonsense")]).is_empty();
         assert_eq!(refused, !free.contains(&key.name), "--{}", key.name);
     }
@@ -594,7 +594,7 @@ fn every_key_is_checked() {
 
 #[test]
 fn g2_connectors_and_their_ports() {
-    use flags::{
+    use flag_table::{
         DATA_PARALLEL_SIZE, DECODE_CHUNK_SIZE, EC_CONNECTOR, ENABLE_P2P_PULL, KV_CONNECTOR,
         MOONCAKE_BOOTSTRAP_PORT, P2P_CONNECTOR_PORT,
     };
@@ -622,11 +622,11 @@ fn g2_connectors_and_their_ports() {
         ),
         (&[(&DECODE_CHUNK_SIZE, "-1")], "--decode-chunk-size: `-1`"),
         (
-            &[(&flags::METRICS_PORT, "65536")],
+            &[(&flag_table::METRICS_PORT, "65536")],
             "--metrics-port: `65536`",
         ),
         (
-            &[(&flags::ON_PREFILL_FAILURE, "retry")],
+            &[(&flag_table::ON_PREFILL_FAILURE, "retry")],
             "--on-prefill-failure: `retry` is not valid; give error or decode",
         ),
     ];
@@ -661,8 +661,8 @@ fn variables_apply_without_a_flag() {
         (ports, warnings.len())
     };
     let flags: Given<'_> = &[
-        (&flags::MOONCAKE_BOOTSTRAP_PORT, "1"),
-        (&flags::P2P_CONNECTOR_PORT, "2"),
+        (&flag_table::MOONCAKE_BOOTSTRAP_PORT, "1"),
+        (&flag_table::P2P_CONNECTOR_PORT, "2"),
     ];
     let set: &[_] = &[
         ("MOONCAKE_BOOTSTRAP_PORT", "11"),
@@ -696,7 +696,7 @@ fn variables_apply_without_a_flag() {
 fn metrics_have_a_port_or_an_address() {
     let metrics = |port, address| {
         let environment = [("MORIIO_METRICS_ADDR", address)];
-        let config = checked_in(&environment, &[(&flags::METRICS_PORT, port)]).config;
+        let config = checked_in(&environment, &[(&flag_table::METRICS_PORT, port)]).config;
         config.metrics.map(|address| address.to_string())
     };
     for (port, address, want) in [
@@ -722,10 +722,10 @@ fn switches_that_pd_sidecar_does_not_have() {
     assert!(!config.trust_client_kv && !config.release_stranded_kv && !config.p2p_pull);
     assert_eq!(config.on_prefill_failure, OnPrefillFailure::Error);
     let config = checked(&[
-        (&flags::TRUST_CLIENT_KV, "true"),
-        (&flags::RELEASE_STRANDED_KV, "true"),
-        (&flags::ENABLE_P2P_PULL, "true"),
-        (&flags::ON_PREFILL_FAILURE, "decode"),
+        (&flag_table::TRUST_CLIENT_KV, "true"),
+        (&flag_table::RELEASE_STRANDED_KV, "true"),
+        (&flag_table::ENABLE_P2P_PULL, "true"),
+        (&flag_table::ON_PREFILL_FAILURE, "decode"),
     ]);
     let config = config.config.pd;
     assert!(config.trust_client_kv && config.release_stranded_kv && config.p2p_pull);
@@ -738,18 +738,18 @@ fn description_contains_enabled_features() {
     let config = checked_in(
         &environment,
         &[
-            (&flags::MORIIO_WRITE_MODE, "true"),
-            (&flags::MORIIO_PARALLEL_DISPATCH, "true"),
-            (&flags::EC_CONNECTOR, "ec-nixl"),
-            (&flags::DECODE_CHUNK_SIZE, "64"),
-            (&flags::SECURE_PROXY, "true"),
-            (&flags::CERT_PATH, "/certs"),
-            (&flags::ENABLE_TLS, "decoder,prefiller"),
-            (&flags::TLS_INSECURE_SKIP_VERIFY, "decoder"),
-            (&flags::ALLOW_TARGET, "10.0.0.0/8,prefill-0"),
-            (&flags::INFERENCE_POOL, "ns/pool"),
-            (&flags::TRACING, "true"),
-            (&flags::METRICS_PORT, "9090"),
+            (&flag_table::MORIIO_WRITE_MODE, "true"),
+            (&flag_table::MORIIO_PARALLEL_DISPATCH, "true"),
+            (&flag_table::EC_CONNECTOR, "ec-nixl"),
+            (&flag_table::DECODE_CHUNK_SIZE, "64"),
+            (&flag_table::SECURE_PROXY, "true"),
+            (&flag_table::CERT_PATH, "/certs"),
+            (&flag_table::ENABLE_TLS, "decoder,prefiller"),
+            (&flag_table::TLS_INSECURE_SKIP_VERIFY, "decoder"),
+            (&flag_table::ALLOW_TARGET, "10.0.0.0/8,prefill-0"),
+            (&flag_table::INFERENCE_POOL, "ns/pool"),
+            (&flag_table::TRACING, "true"),
+            (&flag_table::METRICS_PORT, "9090"),
         ],
     )
     .config;

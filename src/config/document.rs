@@ -4,7 +4,7 @@
 //! As in pd-sidecar, an empty value and `0` count as not given, except for switches and
 //! `prefill-max-retries`. An unknown key is a problem.
 
-use super::flags::{self, Key, Kind};
+use super::flag_table::{self, Key, Kind};
 use super::nearest::did_you_mean;
 use super::yaml::{self, Entry, Value};
 use super::{Personality, Problem, RawConfig, units};
@@ -44,7 +44,9 @@ impl RawConfig {
         if key.kind == Kind::Switch {
             let text = switch(&text).map_or(text, |on| on.to_string());
             self.set_in_document(key, text, name, entry.line);
-        } else if text.is_empty() || (text == "0" && key.name != flags::PREFILL_MAX_RETRIES.name) {
+        } else if text.is_empty()
+            || (text == "0" && key.name != flag_table::PREFILL_MAX_RETRIES.name)
+        {
             if text == "0" && key.default != "0" {
                 self.warn(format!(
                     "{name}:{}: {}: 0 counts as not given, as in pd-sidecar; using {}",
@@ -72,7 +74,11 @@ fn switch(text: &str) -> Option<bool> {
 
 fn known(personality: &Personality, name: &str) -> Result<&'static Key, String> {
     let in_documents = |key: &&&Key| {
-        ![flags::CONFIGURATION.name, flags::CONFIGURATION_FILE.name].contains(&key.name)
+        ![
+            flag_table::CONFIGURATION.name,
+            flag_table::CONFIGURATION_FILE.name,
+        ]
+        .contains(&key.name)
     };
     let known = || personality.table.iter().filter(in_documents);
     if let Some(key) = known().find(|key| key.name == name) {
@@ -124,7 +130,7 @@ mod tests {
     use crate::config::personality::SIDECAR;
 
     fn read(text: &str) -> RawConfig {
-        let mut raw = RawConfig::new(flags::ALL, &[], &|_| None);
+        let mut raw = RawConfig::new(flag_table::ALL, &[], &|_| None);
         raw.read_document(&SIDECAR, "x.yaml", text);
         raw
     }
@@ -136,7 +142,7 @@ mod tests {
 
     #[test]
     fn g1_values_are_applied() {
-        use flags::{
+        use flag_table::{
             ALLOW_TARGET, ENABLE_TLS, FIRST_BYTE_TIMEOUT, KV_CONNECTOR, MORIIO_DECODE_HOSTS, PORT,
             PREFILL_MAX_RETRIES, SECURE_PROXY, TRACING,
         };
@@ -180,7 +186,7 @@ mod tests {
 
     #[test]
     fn empty_and_zero_count_as_not_given() {
-        use flags::{
+        use flag_table::{
             DECODE_CHUNK_SIZE, ENABLE_TLS, KV_CONNECTOR, MAX_IDLE_CONNS_PER_HOST, TRACING,
         };
         for (text, key, warnings) in [
@@ -200,7 +206,7 @@ mod tests {
 
     #[test]
     fn every_key_except_configuration_is_accepted() {
-        for key in flags::ALL {
+        for key in flag_table::ALL {
             let refused = !problems(&format!("{}: x", key.name)).is_empty();
             assert_eq!(
                 refused,

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::read::Reader;
-use super::{Config, Key, ListenAddress, Listener, PoolConfig, flags};
+use super::{Config, Key, ListenAddress, Listener, PoolConfig, flag_table};
 use crate::fleet::{Address, SocketPath, Target};
 
 /// Placeholder for the rank number in the path of the decoder's socket.
@@ -12,8 +12,8 @@ const RANK: &str = "{rank}";
 impl Reader<'_> {
     /// Reads the local ranks: one listener and one pool of one decoder each.
     pub(super) fn ranks(&mut self, size: u32) -> (Vec<Listener>, Vec<PoolConfig>) {
-        let port = self.port_range(&flags::PORT, self.text(&flags::PORT), size);
-        let decoders = match self.raw.given(&flags::MODEL_SERVER_SOCKET) {
+        let port = self.port_range(&flag_table::PORT, self.text(&flag_table::PORT), size);
+        let decoders = match self.raw.given(&flag_table::MODEL_SERVER_SOCKET) {
             Some(path) => self.decoder_sockets(path, size),
             None => self.decoder_ports(size),
         };
@@ -36,7 +36,7 @@ impl Reader<'_> {
 
     /// Reads the number of local ranks, `--data-parallel-size`.
     pub(super) fn data_parallel_size(&mut self) -> u32 {
-        let key = &flags::DATA_PARALLEL_SIZE;
+        let key = &flag_table::DATA_PARALLEL_SIZE;
         match self.text(key).parse::<i64>() {
             Ok(size) if (1..=i64::from(u16::MAX)).contains(&size) => {
                 u32::try_from(size).unwrap_or(1)
@@ -53,7 +53,7 @@ impl Reader<'_> {
     fn decoder_ports(&mut self, size: u32) -> Vec<Target> {
         let key = self.model_server_port();
         let port = self.port_range(key, self.text(key), size);
-        let host = self.text(&flags::MODEL_SERVER_HOST);
+        let host = self.text(&flag_table::MODEL_SERVER_HOST);
         // `Target` accepts IP addresses and host names, and nothing else.
         let decoder = |port| Target::new(host, port);
         let decoders = (0..size)
@@ -61,7 +61,7 @@ impl Reader<'_> {
             .map(|(_, port)| decoder(port));
         decoders.collect::<Result<_, _>>().unwrap_or_else(|_| {
             self.wanted(
-                &flags::MODEL_SERVER_HOST,
+                &flag_table::MODEL_SERVER_HOST,
                 "a host name or IP address, without scheme or port",
             );
             Vec::new()
@@ -71,11 +71,11 @@ impl Reader<'_> {
     /// Returns one decoder per rank, each on the Unix socket `path` with `{rank}` replaced by the
     /// rank's number; none if a path is not valid, which is recorded as a problem.
     fn decoder_sockets(&mut self, path: &str, size: u32) -> Vec<Target> {
-        let key = &flags::MODEL_SERVER_SOCKET;
+        let key = &flag_table::MODEL_SERVER_SOCKET;
         let others = [
-            &flags::MODEL_SERVER_PORT,
-            &flags::VLLM_PORT,
-            &flags::MODEL_SERVER_HOST,
+            &flag_table::MODEL_SERVER_PORT,
+            &flag_table::VLLM_PORT,
+            &flag_table::MODEL_SERVER_HOST,
         ];
         let given = others.iter().filter(|key| self.raw.given(key).is_some());
         let given: Vec<_> = given.map(|key| format!("--{}", key.name)).collect();
@@ -111,7 +111,7 @@ impl Reader<'_> {
     /// Returns the key that specifies the decoder's port. Adds a warning if the deprecated
     /// `--vllm-port` is given.
     fn model_server_port(&mut self) -> &'static Key {
-        if self.is_given(&flags::VLLM_PORT) {
+        if self.is_given(&flag_table::VLLM_PORT) {
             self.warnings.push(
                 "--vllm-port is deprecated; use --model-server-port, which takes precedence if both are set"
                     .to_owned(),
@@ -140,11 +140,11 @@ impl Reader<'_> {
     }
 
     fn listen_host(&mut self) -> Option<IpAddr> {
-        let text = self.raw.given(&flags::HOST)?;
+        let text = self.raw.given(&flag_table::HOST)?;
         let host = ip(text);
         if host.is_none() {
             self.wanted(
-                &flags::HOST,
+                &flag_table::HOST,
                 "an IP address, such as 0.0.0.0, ::1 or 10.0.0.7",
             );
         }
@@ -177,11 +177,11 @@ impl Reader<'_> {
                 "port {overlap} would be both a listening port and the decoder's port on {host}, so \
                  requests would loop; change one of them"
             );
-            self.problem(&flags::PORT, &text);
+            self.problem(&flag_table::PORT, &text);
         }
         let own = [
-            (&flags::ADMIN_ADDRESS, config.admin),
-            (&flags::METRICS_PORT, config.metrics),
+            (&flag_table::ADMIN_ADDRESS, config.admin),
+            (&flag_table::METRICS_PORT, config.metrics),
         ];
         for (key, address) in own {
             let Some(address) = address else { continue };
@@ -190,7 +190,7 @@ impl Reader<'_> {
                 "a listening port for clients"
             } else if is_decoders(listen, address.port()).is_some() {
                 "the decoder's port"
-            } else if key.name == flags::METRICS_PORT.name
+            } else if key.name == flag_table::METRICS_PORT.name
                 && config
                     .admin
                     .is_some_and(|admin| admin.port() == address.port())

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::flags::{self, Key, Kind};
+use super::flag_table::{self, Key, Kind};
 use super::{Problem, units};
 
 /// The source from which a value was read.
@@ -158,7 +158,7 @@ impl RawConfig {
     /// nothing is set. If one of the flags is given, `--inference-pool` takes precedence over them;
     /// otherwise `INFERENCE_POOL` takes precedence.
     pub fn set_old_pool(&mut self, namespace: Option<&str>, name: Option<&str>) {
-        let key = &flags::INFERENCE_POOL;
+        let key = &flag_table::INFERENCE_POOL;
         let by_flag = namespace.is_some() || name.is_some();
         let half = |flag: Option<&str>, variable| {
             let text = flag.or_else(|| self.variable(variable))?;
@@ -237,7 +237,7 @@ impl RawConfig {
     /// `--model-server-port` and the older `--vllm-port`. A flag with either name takes precedence
     /// over the document; within the same source, the new name takes precedence.
     pub(super) fn model_server_port(&self) -> &'static Key {
-        let (new, old) = (&flags::MODEL_SERVER_PORT, &flags::VLLM_PORT);
+        let (new, old) = (&flag_table::MODEL_SERVER_PORT, &flag_table::VLLM_PORT);
         let by_flag = self.has_flag(old) && !self.has_flag(new);
         let alone = self.value(old).is_some() && self.value(new).is_none();
         if by_flag || alone { old } else { new }
@@ -272,10 +272,13 @@ impl RawConfig {
         let hidden = |key: &Key| {
             // Of the two port keys, only one is in effect. An inline document is shown as its
             // entries.
-            let decoder = [flags::MODEL_SERVER_PORT.name, flags::VLLM_PORT.name];
+            let decoder = [
+                flag_table::MODEL_SERVER_PORT.name,
+                flag_table::VLLM_PORT.name,
+            ];
             let other_port =
                 decoder.contains(&key.name) && key.name != self.model_server_port().name;
-            other_port || key.name == flags::CONFIGURATION.name
+            other_port || key.name == flag_table::CONFIGURATION.name
         };
         let keys = self.table.iter().filter(|key| !hidden(key)).map(|key| {
             let source = self.source(key).clone();
@@ -310,15 +313,15 @@ mod tests {
     use crate::config::personality::SIDECAR;
 
     fn empty() -> RawConfig {
-        RawConfig::new(flags::ALL, &[], &|_| None)
+        RawConfig::new(flag_table::ALL, &[], &|_| None)
     }
 
-    const NEW: &Key = &flags::MODEL_SERVER_PORT;
-    const OLD: &Key = &flags::VLLM_PORT;
+    const NEW: &Key = &flag_table::MODEL_SERVER_PORT;
+    const OLD: &Key = &flag_table::VLLM_PORT;
 
     #[test]
     fn precedence_is_flag_document_environment_default() {
-        let key = &flags::MOONCAKE_BOOTSTRAP_PORT;
+        let key = &flag_table::MOONCAKE_BOOTSTRAP_PORT;
         let variable = |name: &str| (name == "MOONCAKE_BOOTSTRAP_PORT").then(|| "3".to_owned());
         for (flag, document, environment, want) in [
             (true, true, true, "1"),
@@ -328,7 +331,7 @@ mod tests {
             (true, false, false, "1"),
             (false, true, false, "2"),
         ] {
-            let mut raw = RawConfig::new(flags::ALL, &[], &|name| {
+            let mut raw = RawConfig::new(flag_table::ALL, &[], &|name| {
                 variable(name).filter(|_| environment)
             });
             if flag {
@@ -383,7 +386,7 @@ mod tests {
 
     #[test]
     fn repeated_list_flags_are_concatenated() {
-        let key = &flags::ENABLE_TLS;
+        let key = &flag_table::ENABLE_TLS;
         let mut raw = empty();
         raw.read_document(&SIDECAR, "x.yaml", "enable-tls: [encoder]");
         assert_eq!(raw.text(key), "encoder");
@@ -398,7 +401,7 @@ mod tests {
         let raw = empty();
         let names: Vec<_> = raw.effective().into_iter().map(|(name, ..)| name).collect();
         let hidden = [OLD.name, "configuration"];
-        let keys = flags::ALL.iter().map(|key| key.name);
+        let keys = flag_table::ALL.iter().map(|key| key.name);
         let want: Vec<_> = keys.filter(|name| !hidden.contains(name)).collect();
         assert_eq!(names, want);
         let mut raw = empty();

@@ -4,7 +4,7 @@
 //! cases with a warning. None is accepted in the configuration document. Two groups only configure
 //! logging: klog's flags (from the predecessor) and controller-runtime's (`--zap-*`).
 
-use crate::config::flags::{self, Key};
+use crate::config::flag_table::{self, Key};
 use crate::config::{Problem, RawConfig, units};
 
 /// The meaning of a removed flag.
@@ -57,22 +57,22 @@ const fn value(name: &'static str, meaning: Meaning) -> Removed {
 
 /// All removed flags.
 pub const ALL: &[Removed] = &[
-    value("connector", Meaning::Key(&flags::KV_CONNECTOR)),
+    value("connector", Meaning::Key(&flag_table::KV_CONNECTOR)),
     switch(
         "prefiller-use-tls",
-        Meaning::Item(&flags::ENABLE_TLS, "prefiller"),
+        Meaning::Item(&flag_table::ENABLE_TLS, "prefiller"),
     ),
     switch(
         "decoder-use-tls",
-        Meaning::Item(&flags::ENABLE_TLS, "decoder"),
+        Meaning::Item(&flag_table::ENABLE_TLS, "decoder"),
     ),
     switch(
         "prefiller-tls-insecure-skip-verify",
-        Meaning::Item(&flags::TLS_INSECURE_SKIP_VERIFY, "prefiller"),
+        Meaning::Item(&flag_table::TLS_INSECURE_SKIP_VERIFY, "prefiller"),
     ),
     switch(
         "decoder-tls-insecure-skip-verify",
-        Meaning::Item(&flags::TLS_INSECURE_SKIP_VERIFY, "decoder"),
+        Meaning::Item(&flag_table::TLS_INSECURE_SKIP_VERIFY, "decoder"),
     ),
     value("inference-pool-namespace", Meaning::PoolNamespace),
     value("inference-pool-name", Meaning::PoolName),
@@ -106,9 +106,9 @@ impl Removed {
     pub const fn replacement(&self) -> &'static str {
         match self.meaning {
             Meaning::Key(key) | Meaning::Item(key, _) => key.name,
-            Meaning::PoolNamespace | Meaning::PoolName => flags::INFERENCE_POOL.name,
-            Meaning::Verbosity | Meaning::ZapLevel => flags::LOG_LEVEL.name,
-            Meaning::ZapEncoder | Meaning::Logs => flags::LOG_FORMAT.name,
+            Meaning::PoolNamespace | Meaning::PoolName => flag_table::INFERENCE_POOL.name,
+            Meaning::Verbosity | Meaning::ZapLevel => flag_table::LOG_LEVEL.name,
+            Meaning::ZapEncoder | Meaning::Logs => flag_table::LOG_FORMAT.name,
         }
     }
 }
@@ -169,8 +169,8 @@ impl RawConfig {
                     "console" => "text",
                     _ => return self.wanted(name, value, "json or console"),
                 };
-                if !self.has_flag(&flags::LOG_FORMAT) {
-                    self.set_as(&flags::LOG_FORMAT, format, name);
+                if !self.has_flag(&flag_table::LOG_FORMAT) {
+                    self.set_as(&flag_table::LOG_FORMAT, format, name);
                 }
             }
             Meaning::Logs => self.warn(format!(
@@ -187,8 +187,8 @@ impl RawConfig {
     }
 
     fn log_level(&mut self, name: &'static str, level: &str) {
-        if !self.has_flag(&flags::LOG_LEVEL) {
-            self.set_as(&flags::LOG_LEVEL, level, name);
+        if !self.has_flag(&flag_table::LOG_LEVEL) {
+            self.set_as(&flag_table::LOG_LEVEL, level, name);
         }
     }
 
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn no_name_is_both_removed_and_a_key() {
-        let is_key = |name| flags::ALL.iter().any(|key| key.name == name);
+        let is_key = |name| flag_table::ALL.iter().any(|key| key.name == name);
         for (index, removed) in ALL.iter().enumerate() {
             assert!(!is_key(removed.name), "{}", removed.name);
             assert!(is_key(removed.replacement()));

@@ -3,7 +3,7 @@
 use super::contract::{Alias, Personality};
 use super::removed;
 use crate::api::PD_SIDECAR;
-use crate::config::flags;
+use crate::config::flag_table;
 use crate::config::read::Reader;
 use crate::config::{Config, DrainConfig, ErrorStyle};
 
@@ -22,12 +22,12 @@ pub const SIDECAR: Personality = Personality {
         Alias {
             program: "llm-d-routing-sidecar",
             defaults: &[
-                (&flags::MODEL_SERVER_PORT, "8001"),
-                (&flags::POOL_GROUP, "inference.networking.x-k8s.io"),
+                (&flag_table::MODEL_SERVER_PORT, "8001"),
+                (&flag_table::POOL_GROUP, "inference.networking.x-k8s.io"),
             ],
         },
     ],
-    table: flags::ALL,
+    table: flag_table::ALL,
     variables: &VARIABLES,
     removed: removed::ALL,
     apply_removed: removed::apply,
@@ -103,8 +103,8 @@ fn read(reader: &mut Reader<'_>) -> Config {
         admin: reader.admin(),
         log: reader.log(),
         drain: DrainConfig {
-            timeout: reader.timeout(&flags::DRAIN_TIMEOUT),
-            settle: reader.duration(&flags::DRAIN_SETTLE),
+            timeout: reader.timeout(&flag_table::DRAIN_TIMEOUT),
+            settle: reader.duration(&flag_table::DRAIN_SETTLE),
         },
     }
 }

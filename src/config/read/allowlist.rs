@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::flags;
+use super::super::flag_table;
 use super::super::{AllowlistConfig, PoolGroup, PoolRef, Source};
 use super::reader::Reader;
 use crate::fleet::AllowRule;
@@ -14,17 +14,18 @@ const OBJECT_NAME_BYTES_MAX: usize = 253;
 
 impl Reader<'_> {
     pub(in crate::config) fn allowlist(&mut self) -> Option<AllowlistConfig> {
-        let switch = &flags::ENABLE_SSRF_PROTECTION;
+        let switch = &flag_table::ENABLE_SSRF_PROTECTION;
         let asked = self.switch(switch);
         let allowlist = AllowlistConfig {
             rules: self.rules(),
-            rules_file: Some(self.text(&flags::ALLOW_TARGETS_FILE))
+            rules_file: Some(self.text(&flag_table::ALLOW_TARGETS_FILE))
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
             pool: self.pool(),
         };
         // Invalid rules count here too; they are reported as a separate problem.
-        let own = !self.text(&flags::ALLOW_TARGET).is_empty() || allowlist.rules_file.is_some();
+        let own =
+            !self.text(&flag_table::ALLOW_TARGET).is_empty() || allowlist.rules_file.is_some();
         if own && !asked && *self.raw.source(switch) != Source::Default {
             self.problem(
                 switch,
@@ -53,7 +54,7 @@ impl Reader<'_> {
     }
 
     fn rules(&mut self) -> Vec<AllowRule> {
-        let key = &flags::ALLOW_TARGET;
+        let key = &flag_table::ALLOW_TARGET;
         let mut rules = Vec::new();
         for item in self.list(key) {
             match AllowRule::parse(item) {
@@ -71,9 +72,9 @@ impl Reader<'_> {
     }
 
     fn pool(&mut self) -> Option<PoolRef> {
-        let key = &flags::INFERENCE_POOL;
+        let key = &flag_table::INFERENCE_POOL;
         let group = self.choice(
-            &flags::POOL_GROUP,
+            &flag_table::POOL_GROUP,
             &[
                 ("inference.networking.k8s.io", PoolGroup::Stable),
                 ("inference.networking.x-k8s.io", PoolGroup::Experimental),
@@ -120,12 +121,12 @@ mod tests {
     /// `None` expects no allowlist.
     type Parts = Option<(usize, bool, bool)>;
 
-    const ON: (&super::super::super::Key, &str) = (&flags::ENABLE_SSRF_PROTECTION, "true");
+    const ON: (&super::super::super::Key, &str) = (&flag_table::ENABLE_SSRF_PROTECTION, "true");
 
     #[test]
     fn g2_pools() {
         let pool = |text| {
-            let allowlist = checked(&[ON, (&flags::INFERENCE_POOL, text)])
+            let allowlist = checked(&[ON, (&flag_table::INFERENCE_POOL, text)])
                 .config
                 .allowlist;
             let pool = allowlist.unwrap().pool.unwrap();
@@ -135,11 +136,11 @@ mod tests {
         assert_eq!(pool("pool"), of("default", "pool"));
         assert_eq!(pool("ns/pool.v1-2"), of("ns", "pool.v1-2"));
         for text in ["a/b/c", "/b", "a/", "/", "a b", "a/..", "ns/-x", "Ns/x"] {
-            let got = problems(&[ON, (&flags::INFERENCE_POOL, text)]);
+            let got = problems(&[ON, (&flag_table::INFERENCE_POOL, text)]);
             assert_eq!(got.len(), 1, "{text}: {got:?}");
             assert!(got[0].starts_with("--inference-pool: `"), "{got:?}");
         }
-        let got = problems(&[(&flags::POOL_GROUP, "inference.networking.k8s")]);
+        let got = problems(&[(&flag_table::POOL_GROUP, "inference.networking.k8s")]);
         assert!(
             got[0].contains("did you mean `inference.networking.k8s.io`?"),
             "{got:?}"
@@ -148,10 +149,10 @@ mod tests {
 
     #[test]
     fn g2_an_allowlist_needs_a_source() {
-        let off = (&flags::ENABLE_SSRF_PROTECTION, "false");
-        let rule = (&flags::ALLOW_TARGET, "10.0.0.0/8");
-        let file = (&flags::ALLOW_TARGETS_FILE, "rules");
-        let pool = (&flags::INFERENCE_POOL, "pool");
+        let off = (&flag_table::ENABLE_SSRF_PROTECTION, "false");
+        let rule = (&flag_table::ALLOW_TARGET, "10.0.0.0/8");
+        let file = (&flag_table::ALLOW_TARGETS_FILE, "rules");
+        let pool = (&flag_table::INFERENCE_POOL, "pool");
         let table: &[(Given<'_>, Parts)] = &[
             (&[], None),
             (&[off], None),
@@ -162,7 +163,7 @@ mod tests {
             (&[file], Some((0, true, false))),
             (&[rule, file, pool], Some((1, true, true))),
             (
-                &[(&flags::ALLOW_TARGET, "a:1, [::1]:2,b")],
+                &[(&flag_table::ALLOW_TARGET, "a:1, [::1]:2,b")],
                 Some((3, false, false)),
             ),
         ];
@@ -181,7 +182,7 @@ mod tests {
                 "{own:?}"
             );
         }
-        let got = problems(&[ON, (&flags::ALLOW_TARGET, "10.0.0.0/33,a")]);
+        let got = problems(&[ON, (&flag_table::ALLOW_TARGET, "10.0.0.0/33,a")]);
         assert_eq!(got.len(), 1, "{got:?}");
         assert!(
             got[0].starts_with("--allow-target: `10.0.0.0/33`: the prefix"),
@@ -215,7 +216,7 @@ mod tests {
         assert_eq!(pool(&[name], &[ON]), "default/d");
         assert_eq!(pool(&[new, name, namespace], &[ON]), "a/b");
         assert_eq!(
-            pool(&[new], &[ON, (&flags::INFERENCE_POOL, "e")]),
+            pool(&[new], &[ON, (&flag_table::INFERENCE_POOL, "e")]),
             "default/e"
         );
         assert_eq!(checked_in(&[new], &[]).warnings.len(), 1);

@@ -18,7 +18,7 @@ pub(in crate::config) use reader::Reader;
 
 use super::{
     AccessLog, BodyLimits, Cores, CoresError, LogConfig, LogFormat, LogLevel, Timeouts,
-    UpstreamConfig, flags, units,
+    UpstreamConfig, flag_table, units,
 };
 
 /// Default keep-alive timeout of uvicorn, the HTTP server of the engines. An
@@ -33,7 +33,7 @@ impl Reader<'_> {
     /// Records a problem if both `--configuration` and `--configuration-file` are given. The
     /// document itself has already been read.
     pub(in crate::config) fn sources(&mut self) {
-        let (inline, file) = (&flags::CONFIGURATION, &flags::CONFIGURATION_FILE);
+        let (inline, file) = (&flag_table::CONFIGURATION, &flag_table::CONFIGURATION_FILE);
         if self.raw.has_flag(inline) && self.raw.has_flag(file) {
             self.problem(
                 inline,
@@ -44,28 +44,28 @@ impl Reader<'_> {
 
     pub(in crate::config) fn timeouts(&mut self) -> Timeouts {
         Timeouts {
-            connect: self.timeout(&flags::CONNECT_TIMEOUT),
-            head: self.timeout(&flags::HEAD_TIMEOUT),
-            body: self.timeout(&flags::BODY_TIMEOUT),
-            client_stall: self.timeout(&flags::CLIENT_STALL_TIMEOUT),
-            keepalive: self.timeout(&flags::KEEPALIVE_TIMEOUT),
-            first_byte: self.timeout(&flags::FIRST_BYTE_TIMEOUT),
+            connect: self.timeout(&flag_table::CONNECT_TIMEOUT),
+            head: self.timeout(&flag_table::HEAD_TIMEOUT),
+            body: self.timeout(&flag_table::BODY_TIMEOUT),
+            client_stall: self.timeout(&flag_table::CLIENT_STALL_TIMEOUT),
+            keepalive: self.timeout(&flag_table::KEEPALIVE_TIMEOUT),
+            first_byte: self.timeout(&flag_table::FIRST_BYTE_TIMEOUT),
         }
     }
 
     pub(in crate::config) fn upstream(&mut self) -> UpstreamConfig {
         let idle = self
-            .timeout(&flags::UPSTREAM_IDLE_TIMEOUT)
+            .timeout(&flag_table::UPSTREAM_IDLE_TIMEOUT)
             .unwrap_or(units::DURATION_MAX);
         if idle >= ENGINE_KEEPALIVE {
             self.warnings.push(format!(
                 "--upstream-idle-timeout is {}: an engine that closes idle connections sooner \
                  (uvicorn: {}) will reset some requests; set it below the engine's timeout",
-                self.text(&flags::UPSTREAM_IDLE_TIMEOUT),
+                self.text(&flag_table::UPSTREAM_IDLE_TIMEOUT),
                 units::format_duration(ENGINE_KEEPALIVE),
             ));
         }
-        let idle_per_rank_max = self.count(&flags::MAX_IDLE_CONNS_PER_HOST, 0, 1_000_000);
+        let idle_per_rank_max = self.count(&flag_table::MAX_IDLE_CONNS_PER_HOST, 0, 1_000_000);
         UpstreamConfig {
             idle,
             idle_per_rank_max: usize::try_from(idle_per_rank_max).unwrap_or(usize::MAX),
@@ -74,8 +74,8 @@ impl Reader<'_> {
 
     pub(in crate::config) fn limits(&mut self) -> BodyLimits {
         let limits = BodyLimits {
-            body_bytes_max: self.size(&flags::MAX_BODY),
-            body_budget_bytes: self.size(&flags::BODY_BUDGET),
+            body_bytes_max: self.size(&flag_table::MAX_BODY),
+            body_budget_bytes: self.size(&flag_table::BODY_BUDGET),
         };
         if limits.body_budget_bytes < limits.body_bytes_max {
             let text = format!(
@@ -84,28 +84,28 @@ impl Reader<'_> {
                 units::format_size(limits.body_budget_bytes),
                 units::format_size(limits.body_bytes_max),
             );
-            self.problem(&flags::BODY_BUDGET, &text);
+            self.problem(&flag_table::BODY_BUDGET, &text);
         }
         limits
     }
 
     pub(in crate::config) fn cores(&mut self) -> Cores {
-        let text = self.text(&flags::CORES);
+        let text = self.text(&flag_table::CORES);
         text.parse().unwrap_or_else(|error: CoresError| {
-            self.problem(&flags::CORES, &error.explain(text));
+            self.problem(&flag_table::CORES, &error.explain(text));
             Cores::Auto
         })
     }
 
     pub(in crate::config) fn admin(&mut self) -> Option<SocketAddr> {
-        let text = self.text(&flags::ADMIN_ADDRESS);
+        let text = self.text(&flag_table::ADMIN_ADDRESS);
         if text == "off" {
             return None;
         }
         let address = values::address(text);
         if address.is_none() {
             self.wanted(
-                &flags::ADMIN_ADDRESS,
+                &flag_table::ADMIN_ADDRESS,
                 "an address and port such as 127.0.0.1:9890, :9890, or off",
             );
         }
@@ -116,7 +116,12 @@ impl Reader<'_> {
     /// address in `MORIIO_METRICS_ADDR`. Returns `None` if neither enables it.
     pub(in crate::config) fn metrics(&mut self) -> Option<SocketAddr> {
         const VARIABLE: &str = "MORIIO_METRICS_ADDR";
-        let port = self.number(&flags::METRICS_PORT, 0, u16::MAX, "a port, or 0 for off");
+        let port = self.number(
+            &flag_table::METRICS_PORT,
+            0,
+            u16::MAX,
+            "a port, or 0 for off",
+        );
         if port != 0 {
             return Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
         }
@@ -132,7 +137,7 @@ impl Reader<'_> {
     pub(in crate::config) fn log(&mut self) -> LogConfig {
         LogConfig {
             level: self.choice(
-                &flags::LOG_LEVEL,
+                &flag_table::LOG_LEVEL,
                 &[
                     ("error", LogLevel::Error),
                     ("warn", LogLevel::Warn),
@@ -142,15 +147,15 @@ impl Reader<'_> {
                 ],
             ),
             format: self.choice(
-                &flags::LOG_FORMAT,
+                &flag_table::LOG_FORMAT,
                 &[("text", LogFormat::Text), ("json", LogFormat::Json)],
             ),
-            access: match self.text(&flags::ACCESS_LOG) {
+            access: match self.text(&flag_table::ACCESS_LOG) {
                 "off" => AccessLog::Off,
                 "stdout" => AccessLog::Stdout,
                 "stderr" => AccessLog::Stderr,
                 "" => {
-                    self.wanted(&flags::ACCESS_LOG, "off, stdout, stderr or a file");
+                    self.wanted(&flag_table::ACCESS_LOG, "off, stdout, stderr or a file");
                     AccessLog::Off
                 }
                 path => AccessLog::File(PathBuf::from(path)),
@@ -159,10 +164,10 @@ impl Reader<'_> {
     }
 
     pub(in crate::config) fn busy_poll(&mut self) -> Option<Duration> {
-        let window = self.timeout(&flags::BUSY_POLL)?;
+        let window = self.timeout(&flag_table::BUSY_POLL)?;
         if window > BUSY_POLL_MAX {
             self.wanted(
-                &flags::BUSY_POLL,
+                &flag_table::BUSY_POLL,
                 "a duration of at most 1s, or off: with more, the shard never sleeps between two tokens",
             );
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::flags::{self, Key};
+use super::super::flag_table::{self, Key};
 use super::super::{KvConnector, MoriConfig, units};
 use super::reader::Reader;
 use crate::fleet::{MoriHosts, Target};
@@ -12,22 +12,22 @@ const PARALLEL_SIZE_MAX: u32 = 65_536;
 
 impl Reader<'_> {
     pub(in crate::config) fn mori(&mut self, connector: KvConnector) -> MoriConfig {
-        let write_mode = self.switch(&flags::MORIIO_WRITE_MODE);
+        let write_mode = self.switch(&flag_table::MORIIO_WRITE_MODE);
         let defaults = MoriConfig::default();
         let mori = MoriConfig {
             write_mode,
             parallel_wait: self.parallel_wait(write_mode),
             local_pod_ip: self.local_pod_ip(write_mode),
-            decode_notify_port: self.port(&flags::MORIIO_DECODE_NOTIFY_PORT),
-            prefill_notify_port: self.port(&flags::MORIIO_PREFILL_NOTIFY_PORT),
-            decode_handshake_port: self.port(&flags::MORIIO_DECODE_HANDSHAKE_PORT),
-            prefill_handshake_port: self.port(&flags::MORIIO_PREFILL_HANDSHAKE_PORT),
-            tp_size: self.count(&flags::MORIIO_TP_SIZE, 1, PARALLEL_SIZE_MAX),
-            dp_size: self.count(&flags::MORIIO_DP_SIZE, 1, PARALLEL_SIZE_MAX),
+            decode_notify_port: self.port(&flag_table::MORIIO_DECODE_NOTIFY_PORT),
+            prefill_notify_port: self.port(&flag_table::MORIIO_PREFILL_NOTIFY_PORT),
+            decode_handshake_port: self.port(&flag_table::MORIIO_DECODE_HANDSHAKE_PORT),
+            prefill_handshake_port: self.port(&flag_table::MORIIO_PREFILL_HANDSHAKE_PORT),
+            tp_size: self.count(&flag_table::MORIIO_TP_SIZE, 1, PARALLEL_SIZE_MAX),
+            dp_size: self.count(&flag_table::MORIIO_DP_SIZE, 1, PARALLEL_SIZE_MAX),
             dp_size_local: self.dp_size_local(),
             hosts: MoriHosts {
-                prefill: self.hosts(&flags::MORIIO_REMOTE_HOSTS),
-                decode: self.hosts(&flags::MORIIO_DECODE_HOSTS),
+                prefill: self.hosts(&flag_table::MORIIO_REMOTE_HOSTS),
+                decode: self.hosts(&flag_table::MORIIO_DECODE_HOSTS),
             },
             resolve_ttl: self.seconds("MORIIO_DNS_RESOLVE_TTL_SECONDS", defaults.resolve_ttl),
             resolve_timeout: self.seconds(
@@ -41,19 +41,19 @@ impl Reader<'_> {
                 connector.name()
             ));
         }
-        self.check_pods(&flags::MORIIO_REMOTE_HOSTS, &mori, &mori.hosts.prefill);
-        self.check_pods(&flags::MORIIO_DECODE_HOSTS, &mori, &mori.hosts.decode);
+        self.check_pods(&flag_table::MORIIO_REMOTE_HOSTS, &mori, &mori.hosts.prefill);
+        self.check_pods(&flag_table::MORIIO_DECODE_HOSTS, &mori, &mori.hosts.decode);
         mori
     }
 
     fn parallel_wait(&mut self, write_mode: bool) -> Option<Duration> {
-        let wait = self.timeout(&flags::MORIIO_PARALLEL_DECODE_WAIT_TIMEOUT);
-        if !self.switch(&flags::MORIIO_PARALLEL_DISPATCH) {
+        let wait = self.timeout(&flag_table::MORIIO_PARALLEL_DECODE_WAIT_TIMEOUT);
+        if !self.switch(&flag_table::MORIIO_PARALLEL_DISPATCH) {
             return None;
         }
         if !write_mode {
             self.problem(
-                &flags::MORIIO_PARALLEL_DISPATCH,
+                &flag_table::MORIIO_PARALLEL_DISPATCH,
                 "requires --moriio-write-mode",
             );
         }
@@ -61,7 +61,7 @@ impl Reader<'_> {
     }
 
     fn local_pod_ip(&mut self, write_mode: bool) -> String {
-        let key = &flags::MORIIO_LOCAL_POD_IP;
+        let key = &flag_table::MORIIO_LOCAL_POD_IP;
         let text = self.text(key);
         if text.is_empty() {
             if write_mode {
@@ -77,7 +77,7 @@ impl Reader<'_> {
     }
 
     fn dp_size_local(&mut self) -> Option<u32> {
-        let size = self.count(&flags::MORIIO_DP_SIZE_LOCAL, 0, PARALLEL_SIZE_MAX);
+        let size = self.count(&flag_table::MORIIO_DP_SIZE_LOCAL, 0, PARALLEL_SIZE_MAX);
         (size != 0).then_some(size)
     }
 
@@ -115,7 +115,7 @@ impl Reader<'_> {
                 "{local} does not divide --moriio-dp-size {}; all pods must have the same number of ranks",
                 mori.dp_size
             );
-            self.problem(&flags::MORIIO_DP_SIZE_LOCAL, &text);
+            self.problem(&flag_table::MORIIO_DP_SIZE_LOCAL, &text);
         } else if u32::try_from(hosts.len()) != Ok(mori.dp_size / local) {
             let text = format!(
                 "names {} pods, but --moriio-dp-size {} with {local} ranks per pod requires {}",
@@ -133,25 +133,25 @@ mod tests {
     use super::*;
     use crate::config::check::tests::{Given, checked, checked_in, problems};
 
-    const WRITE: (&Key, &str) = (&flags::MORIIO_WRITE_MODE, "true");
-    const POD: (&Key, &str) = (&flags::MORIIO_LOCAL_POD_IP, "10.0.0.3");
+    const WRITE: (&Key, &str) = (&flag_table::MORIIO_WRITE_MODE, "true");
+    const POD: (&Key, &str) = (&flag_table::MORIIO_LOCAL_POD_IP, "10.0.0.3");
 
     #[test]
     fn g2_moriio() {
-        let hosts = (&flags::MORIIO_REMOTE_HOSTS, "p0,p1");
-        let dp = |size| (&flags::MORIIO_DP_SIZE, size);
-        let local = |size| (&flags::MORIIO_DP_SIZE_LOCAL, size);
+        let hosts = (&flag_table::MORIIO_REMOTE_HOSTS, "p0,p1");
+        let dp = |size| (&flag_table::MORIIO_DP_SIZE, size);
+        let local = |size| (&flag_table::MORIIO_DP_SIZE_LOCAL, size);
         let table: &[(Given<'_>, &str)] = &[
             (
                 &[WRITE],
                 "--moriio-local-pod-ip: is required with --moriio-write-mode",
             ),
             (
-                &[WRITE, (&flags::MORIIO_LOCAL_POD_IP, "a b")],
+                &[WRITE, (&flag_table::MORIIO_LOCAL_POD_IP, "a b")],
                 "--moriio-local-pod-ip: `a b`",
             ),
             (
-                &[(&flags::MORIIO_PARALLEL_DISPATCH, "true")],
+                &[(&flag_table::MORIIO_PARALLEL_DISPATCH, "true")],
                 "--moriio-parallel-dispatch: requires --moriio-write-mode",
             ),
             (
@@ -167,18 +167,25 @@ mod tests {
                 "--moriio-remote-hosts: names 2 pods, but --moriio-dp-size 12 with 4 ranks per pod requires 3",
             ),
             (
-                &[(&flags::MORIIO_DECODE_HOSTS, "a,b,c"), dp("4"), local("2")],
+                &[
+                    (&flag_table::MORIIO_DECODE_HOSTS, "a,b,c"),
+                    dp("4"),
+                    local("2"),
+                ],
                 "--moriio-decode-hosts: names 3 pods, but --moriio-dp-size 4 with 2 ranks per pod requires 2",
             ),
             (
-                &[(&flags::MORIIO_REMOTE_HOSTS, "http://p0")],
+                &[(&flag_table::MORIIO_REMOTE_HOSTS, "http://p0")],
                 "--moriio-remote-hosts: `http://p0` is neither a host name nor an IP address",
             ),
             (&[dp("0")], "--moriio-dp-size: `0`"),
             (&[local("-1")], "--moriio-dp-size-local: `-1`"),
-            (&[(&flags::MORIIO_TP_SIZE, "0")], "--moriio-tp-size: `0`"),
             (
-                &[(&flags::MORIIO_DECODE_NOTIFY_PORT, "0")],
+                &[(&flag_table::MORIIO_TP_SIZE, "0")],
+                "--moriio-tp-size: `0`",
+            ),
+            (
+                &[(&flag_table::MORIIO_DECODE_NOTIFY_PORT, "0")],
                 "--moriio-decode-notify-port: `0`",
             ),
         ];
@@ -189,9 +196,9 @@ mod tests {
         }
         let fits: &[Given<'_>] = &[
             &[hosts, dp("8"), local("4")],
-            &[(&flags::MORIIO_REMOTE_HOSTS, "p0"), dp("8")],
+            &[(&flag_table::MORIIO_REMOTE_HOSTS, "p0"), dp("8")],
             &[
-                (&flags::MORIIO_REMOTE_HOSTS, "10.0.0.1, fd00::1"),
+                (&flag_table::MORIIO_REMOTE_HOSTS, "10.0.0.1, fd00::1"),
                 dp("2"),
                 local("1"),
             ],
@@ -204,8 +211,8 @@ mod tests {
     #[test]
     fn modes() {
         assert_eq!(checked(&[]).config.pd.mori, MoriConfig::default());
-        let parallel = (&flags::MORIIO_PARALLEL_DISPATCH, "true");
-        let wait = |text| (&flags::MORIIO_PARALLEL_DECODE_WAIT_TIMEOUT, text);
+        let parallel = (&flag_table::MORIIO_PARALLEL_DISPATCH, "true");
+        let wait = |text| (&flag_table::MORIIO_PARALLEL_DECODE_WAIT_TIMEOUT, text);
         let mori = |given: Given<'_>| checked(given).config.pd.mori;
         assert_eq!(mori(&[WRITE, POD]).parallel_wait, None);
         for (text, want) in [
@@ -217,7 +224,7 @@ mod tests {
             assert_eq!(mori.parallel_wait, Some(want));
             assert_eq!(mori.local_pod_ip, "10.0.0.3");
         }
-        let sglang = (&flags::KV_CONNECTOR, "sglang");
+        let sglang = (&flag_table::KV_CONNECTOR, "sglang");
         let warnings = checked(&[WRITE, POD, sglang]).warnings;
         assert!(warnings[0].contains("has no effect"), "{warnings:?}");
     }

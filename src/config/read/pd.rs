@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::flags;
+use super::super::flag_table;
 use super::super::units;
 use super::super::{
     ConnectorPorts, EcConnector, KvConnector, MoriConfig, OnDecodeKvError, OnMissingKv,
@@ -34,47 +34,49 @@ impl Reader<'_> {
             mori: self.mori(kv_connector),
             decode_chunk_tokens: self.decode_chunk_tokens(),
             on_prefill_failure: self.choice(
-                &flags::ON_PREFILL_FAILURE,
+                &flag_table::ON_PREFILL_FAILURE,
                 &[
                     ("error", OnPrefillFailure::Error),
                     ("decode", OnPrefillFailure::Decode),
                 ],
             ),
-            trust_client_kv: self.switch(&flags::TRUST_CLIENT_KV),
-            release_stranded_kv: self.switch(&flags::RELEASE_STRANDED_KV),
-            prefiller_sampling: self.switch(&flags::ENABLE_PREFILLER_SAMPLING),
+            trust_client_kv: self.switch(&flag_table::TRUST_CLIENT_KV),
+            release_stranded_kv: self.switch(&flag_table::RELEASE_STRANDED_KV),
+            prefiller_sampling: self.switch(&flag_table::ENABLE_PREFILLER_SAMPLING),
             prefill_retries_max,
             prefill_retry_backoff,
-            prefill_timeout: self.timeout(&flags::PREFILL_TIMEOUT),
+            prefill_timeout: self.timeout(&flag_table::PREFILL_TIMEOUT),
             on_missing_kv: self.choice(
-                &flags::ON_MISSING_KV,
+                &flag_table::ON_MISSING_KV,
                 &[
                     ("decode", OnMissingKv::Decode),
                     ("error", OnMissingKv::Error),
                 ],
             ),
             handoff_age_max: self.handoff_age_max(),
-            hide_prefill_errors: self.switch(&flags::HIDE_PREFILL_ERRORS),
+            hide_prefill_errors: self.switch(&flag_table::HIDE_PREFILL_ERRORS),
             on_decode_kv_error: self.choice(
-                &flags::ON_DECODE_KV_ERROR,
+                &flag_table::ON_DECODE_KV_ERROR,
                 &[
                     ("recompute", OnDecodeKvError::Recompute),
                     ("error", OnDecodeKvError::Error),
                 ],
             ),
-            prefill_response_bytes_max: usize::try_from(self.size(&flags::MAX_PREFILL_RESPONSE))
-                .unwrap_or(usize::MAX),
-            allow_flat_blocks: self.switch(&flags::ALLOW_FLAT_BLOCKS),
+            prefill_response_bytes_max: usize::try_from(
+                self.size(&flag_table::MAX_PREFILL_RESPONSE),
+            )
+            .unwrap_or(usize::MAX),
+            allow_flat_blocks: self.switch(&flag_table::ALLOW_FLAT_BLOCKS),
         }
     }
 
     fn kv_connector(&mut self) -> KvConnector {
         let all = KvConnector::ALL.map(|connector| (connector.name(), connector));
-        self.choice(&flags::KV_CONNECTOR, &all)
+        self.choice(&flag_table::KV_CONNECTOR, &all)
     }
 
     fn encoder(&mut self) -> Option<EcConnector> {
-        let key = &flags::EC_CONNECTOR;
+        let key = &flag_table::EC_CONNECTOR;
         let all = [EcConnector::Example, EcConnector::Nixl];
         match self.text(key) {
             "" => None,
@@ -83,9 +85,9 @@ impl Reader<'_> {
     }
 
     fn connector_ports(&mut self, size: u32) -> ConnectorPorts {
-        let p2p = &flags::P2P_CONNECTOR_PORT;
+        let p2p = &flag_table::P2P_CONNECTOR_PORT;
         ConnectorPorts {
-            mooncake_bootstrap: self.port(&flags::MOONCAKE_BOOTSTRAP_PORT),
+            mooncake_bootstrap: self.port(&flag_table::MOONCAKE_BOOTSTRAP_PORT),
             sglang_bootstrap: self.variable(
                 "SGLANG_BOOTSTRAP_PORT",
                 SGLANG_BOOTSTRAP_PORT,
@@ -97,7 +99,7 @@ impl Reader<'_> {
     }
 
     fn p2p_pull(&mut self, kind: KvConnector) -> bool {
-        let key = &flags::ENABLE_P2P_PULL;
+        let key = &flag_table::ENABLE_P2P_PULL;
         let on = self.switch(key);
         let rules = connector::connector(kind, &MoriConfig::default()).rules();
         if on && rules.prefix_pull != PrefixPull::IfEnabled {
@@ -111,17 +113,17 @@ impl Reader<'_> {
     }
 
     fn decode_chunk_tokens(&mut self) -> Option<u32> {
-        let tokens = self.count(&flags::DECODE_CHUNK_SIZE, 0, CHUNK_TOKENS_MAX);
+        let tokens = self.count(&flag_table::DECODE_CHUNK_SIZE, 0, CHUNK_TOKENS_MAX);
         (tokens != 0).then_some(tokens)
     }
 
     /// Reads the number of prefill retries and the pause before each.
     fn retries(&mut self) -> (u32, Duration) {
-        let retries = self.count(&flags::PREFILL_MAX_RETRIES, 0, PREFILL_RETRIES_MAX);
-        let backoff = self.duration(&flags::PREFILL_RETRY_BACKOFF);
+        let retries = self.count(&flag_table::PREFILL_MAX_RETRIES, 0, PREFILL_RETRIES_MAX);
+        let backoff = self.duration(&flag_table::PREFILL_RETRY_BACKOFF);
         if retries > 0 && backoff.is_zero() {
             self.problem(
-                &flags::PREFILL_RETRY_BACKOFF,
+                &flag_table::PREFILL_RETRY_BACKOFF,
                 "must be above zero, because --prefill-max-retries enables retries",
             );
         }
@@ -129,7 +131,7 @@ impl Reader<'_> {
     }
 
     fn handoff_age_max(&mut self) -> Duration {
-        let handoff_age_max = self.positive(&flags::HANDOFF_MAX_AGE);
+        let handoff_age_max = self.positive(&flag_table::HANDOFF_MAX_AGE);
         if handoff_age_max >= ENGINE_LEASE {
             self.warnings.push(format!(
                 "--handoff-max-age is {}: a handoff older than the engine's lease (vLLM: {}) can \

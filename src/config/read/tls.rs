@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::flags::{self, Key};
+use super::super::flag_table::{self, Key};
 use super::super::{Identity, ListenerTls, TlsConfig, UpstreamTls};
 use super::reader::Reader;
 
@@ -13,8 +13,8 @@ impl Reader<'_> {
     pub(in crate::config) fn tls(&mut self) -> TlsConfig {
         let listener = self.listener_tls();
         let (enabled, unverified) = (
-            self.stages(&flags::ENABLE_TLS),
-            self.stages(&flags::TLS_INSECURE_SKIP_VERIFY),
+            self.stages(&flag_table::ENABLE_TLS),
+            self.stages(&flag_table::TLS_INSECURE_SKIP_VERIFY),
         );
         for stage in &unverified {
             if !enabled.contains(stage) {
@@ -29,11 +29,11 @@ impl Reader<'_> {
             })
         };
         let [prefiller, decoder, encoder] = STAGES.map(stage);
-        let ca_file = self.path(&flags::TLS_CA_FILE);
+        let ca_file = self.path(&flag_table::TLS_CA_FILE);
         let client_identity = self.client_identity();
         for (key, given) in [
-            (&flags::TLS_CA_FILE, ca_file.is_some()),
-            (&flags::TLS_CLIENT_CERT, client_identity.is_some()),
+            (&flag_table::TLS_CA_FILE, ca_file.is_some()),
+            (&flag_table::TLS_CLIENT_CERT, client_identity.is_some()),
         ] {
             if given && enabled.is_empty() {
                 let text = format!("--{} has no effect without --enable-tls", key.name);
@@ -51,8 +51,8 @@ impl Reader<'_> {
     }
 
     fn listener_tls(&mut self) -> Option<ListenerTls> {
-        let cert_dir = self.path(&flags::CERT_PATH);
-        if self.switch(&flags::SECURE_PROXY) {
+        let cert_dir = self.path(&flag_table::CERT_PATH);
+        if self.switch(&flag_table::SECURE_PROXY) {
             return Some(ListenerTls { cert_dir });
         }
         if cert_dir.is_some() {
@@ -74,7 +74,7 @@ impl Reader<'_> {
     }
 
     fn client_identity(&mut self) -> Option<Identity> {
-        let (cert, key) = (&flags::TLS_CLIENT_CERT, &flags::TLS_CLIENT_KEY);
+        let (cert, key) = (&flag_table::TLS_CLIENT_CERT, &flag_table::TLS_CLIENT_KEY);
         match (self.path(cert), self.path(key)) {
             (Some(cert_file), Some(key_file)) => Some(Identity {
                 cert_file,
@@ -116,7 +116,10 @@ mod tests {
 
     #[test]
     fn g4_stages() {
-        let (on, skip) = (&flags::ENABLE_TLS, &flags::TLS_INSECURE_SKIP_VERIFY);
+        let (on, skip) = (
+            &flag_table::ENABLE_TLS,
+            &flag_table::TLS_INSECURE_SKIP_VERIFY,
+        );
         let table: &[(Given<'_>, [Option<bool>; 3])] = &[
             (&[], [None, None, None]),
             (&[(on, "")], [None, None, None]),
@@ -161,22 +164,22 @@ mod tests {
     #[test]
     fn listener() {
         let dir = |given: Given<'_>| checked(given).config.tls.listener.map(|tls| tls.cert_dir);
-        let on = (&flags::SECURE_PROXY, "true");
+        let on = (&flag_table::SECURE_PROXY, "true");
         assert_eq!(dir(&[]), None);
         assert_eq!(dir(&[on]), Some(None));
         let path = Some(PathBuf::from("/certs"));
-        assert_eq!(dir(&[on, (&flags::CERT_PATH, "/certs")]), Some(path));
+        assert_eq!(dir(&[on, (&flag_table::CERT_PATH, "/certs")]), Some(path));
     }
 
     #[test]
     fn g2_a_certificate_requires_its_key() {
         let (cert, key) = (
-            (&flags::TLS_CLIENT_CERT, "c"),
-            (&flags::TLS_CLIENT_KEY, "k"),
+            (&flag_table::TLS_CLIENT_CERT, "c"),
+            (&flag_table::TLS_CLIENT_KEY, "k"),
         );
         assert!(problems(&[cert])[0].starts_with("--tls-client-cert: requires --tls-client-key"));
         assert!(problems(&[key])[0].starts_with("--tls-client-key: requires --tls-client-cert"));
-        let on = (&flags::ENABLE_TLS, "decoder");
+        let on = (&flag_table::ENABLE_TLS, "decoder");
         let identity = checked(&[cert, key, on])
             .config
             .tls
@@ -190,21 +193,21 @@ mod tests {
     fn settings_without_effect_cause_warnings() {
         let table: &[(Given<'_>, &str)] = &[
             (
-                &[(&flags::CERT_PATH, "/certs")],
+                &[(&flag_table::CERT_PATH, "/certs")],
                 "--cert-path has no effect",
             ),
             (
-                &[(&flags::TLS_INSECURE_SKIP_VERIFY, "encoder")],
+                &[(&flag_table::TLS_INSECURE_SKIP_VERIFY, "encoder")],
                 "--tls-insecure-skip-verify=encoder has no effect",
             ),
             (
-                &[(&flags::TLS_CA_FILE, "ca")],
+                &[(&flag_table::TLS_CA_FILE, "ca")],
                 "--tls-ca-file has no effect",
             ),
             (
                 &[
-                    (&flags::TLS_CLIENT_CERT, "c"),
-                    (&flags::TLS_CLIENT_KEY, "k"),
+                    (&flag_table::TLS_CLIENT_CERT, "c"),
+                    (&flag_table::TLS_CLIENT_KEY, "k"),
                 ],
                 "--tls-client-cert has no effect",
             ),

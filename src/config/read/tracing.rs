@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::super::flags;
+use super::super::flag_table;
 use super::super::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig, units};
 use super::reader::Reader;
 
@@ -27,7 +27,7 @@ impl Reader<'_> {
     /// Returns the tracing settings, or `None` if tracing is off: without `--tracing` (the other
     /// variables are not read then), or with `OTEL_TRACES_EXPORTER=none`.
     pub(in crate::config) fn tracing(&mut self) -> Option<TracingConfig> {
-        if !self.switch(&flags::TRACING) {
+        if !self.switch(&flag_table::TRACING) {
             return None;
         }
         let exporter = match self.raw.variable(EXPORTER) {
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
     use crate::config::check::tests::{checked_in, problems_in};
 
-    const ON: (&super::super::super::Key, &str) = (&flags::TRACING, "true");
+    const ON: (&super::super::super::Key, &str) = (&flag_table::TRACING, "true");
 
     fn tracing(environment: &[(&str, &str)]) -> (TracingConfig, usize) {
         let checked = checked_in(environment, &[ON]);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::Problem;
 use super::super::Source;
-use super::super::flags::{self, Key};
+use super::super::flag_table::{self, Key};
 use super::super::nearest::did_you_mean;
 use super::super::units::{self, UnitError};
 use super::reader::Reader;
@@ -60,11 +60,12 @@ impl<'a> Reader<'a> {
                     | UnitError::Range
                     | UnitError::Duplicate => "is not a duration",
                 };
-                let off = if key.name.ends_with("-timeout") || key.name == flags::BUSY_POLL.name {
-                    ", or off"
-                } else {
-                    ""
-                };
+                let off =
+                    if key.name.ends_with("-timeout") || key.name == flag_table::BUSY_POLL.name {
+                        ", or off"
+                    } else {
+                        ""
+                    };
                 let text = format!(
                     "`{}` {why}; write 250ms, 30s, 5m or 1m30s{off}",
                     self.text(key)

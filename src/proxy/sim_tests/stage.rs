@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::config::personality::SIDECAR;
 use crate::config::{
     BodyLimits, Config, KvConnector, ListenAddress, Listener, PoolConfig, RawConfig, Timeouts,
-    check, flags,
+    check, flag_table,
 };
 use crate::fault::LABELS;
 use crate::fleet::{Change, EndpointSpec, Registry, Service, Snapshot, Target};
@@ -134,7 +134,7 @@ pub(super) fn ms(n: u64) -> Duration {
 pub(super) fn config(plot: Scenario) -> Config {
     let limit = |n| Some(ms(if plot.may_fail() { n } else { 3_600_000 }));
     let mut raw = RawConfig::new(SIDECAR.table, SIDECAR.variables, &|_| None);
-    raw.set(&flags::SECURE_PROXY, "false");
+    raw.set(&flag_table::SECURE_PROXY, "false");
     let mut config = check(&SIDECAR, &raw).unwrap().config;
     config.listeners = vec![Listener {
         address: ListenAddress::DualStack(8000),

@@ -1,4 +1,4 @@
-//! The configuration keys of `ringside sidecar`: name, default and help text.
+//! The flags of `ringside sidecar`, which are also keys of documents: name, default and help text.
 //!
 //! The command line parser, `--help` and the checks all use this one table, so a key cannot be
 //! missing from one of them. A key that pd-sidecar also has keeps pd-sidecar's name.
