@@ -114,7 +114,7 @@ impl Fault {
         Self::Leg { role, cause }
     }
 
-    /// Returns the position in [`LABELS`].
+    /// Returns the position in [`LABELS`](super::LABELS).
     #[must_use]
     pub const fn index(self) -> usize {
         match self {

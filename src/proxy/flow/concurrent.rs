@@ -1,7 +1,7 @@
 //! The concurrent order: prefill and decode legs at the same time, for connectors whose engines
 //! exchange data while both requests run.
 //!
-//! The prefill leg runs as a separate task ([`LegTask`]), the decode leg in the exchange. If the
+//! The prefill leg runs as a separate task ([`CallTask`]), the decode leg in the exchange. If the
 //! prefill leg fails before the decode response is committed to the client, the decode leg is
 //! cancelled and the client gets the prefill engine's error, instead of waiting for a transfer that
 //! will not happen.
