@@ -23,7 +23,7 @@ pub struct Routing {
     pub source: Option<Target>,
 }
 
-/// What determines the meaning of routing headers besides their lines.
+/// The settings that determine how routing headers are read.
 #[derive(Clone, Copy, Debug)]
 pub struct RoutingRules<'a> {
     /// Whether prefillers are connected to with TLS.

@@ -1,4 +1,4 @@
-//! The question that a policy answers, and its answers.
+//! The interface of policies: a request for an endpoint, and its result.
 
 use crate::fleet::{EndpointIndex, Snapshot};
 
