@@ -5,12 +5,12 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -233,10 +233,25 @@ impl Open {
     }
 }
 
+impl Open {
+    /// Stops listening. Closing does not do that while another process has a copy of the
+    /// descriptor, which a child that has not executed its program yet has for a moment: connects
+    /// would succeed and be reset afterwards.
+    fn stop_listening(&self) {
+        let socket = match &self.listener {
+            Listener::Tcp(listener) => SockRef::from(listener),
+            Listener::Unix(listener) => SockRef::from(listener),
+        };
+        // It fails only if the socket does not listen.
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+}
+
 impl ListenerState {
     pub(crate) fn shut(self, place: &Place) -> Self {
         match self {
             Self::Open(open) => {
+                open.stop_listening();
                 drop(open);
                 Self::Shut(Bound::at(place).ok())
             }
