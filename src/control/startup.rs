@@ -73,6 +73,9 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let mut publisher = Publisher::new(fleet(&config).await, allowlist.clone());
     let sources = Sources::read(&config, allowlist.as_ref(), &dns, &mut publisher).await?;
     let shared = shared(config, &publisher, tls)?;
+    let resolves_names = sources.resolves_names();
+    let changes = publisher.start();
+    sources.follow(allowlist.as_ref(), &changes).await?;
     let shard_count = plan.seats.len();
     let log = access_log::start(&shared.config.log.access, shard_count)
         .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
@@ -87,12 +90,10 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let metrics: Vec<_> = (0..shard_count)
         .map(|_| Arc::new(ShardMetrics::new(fault::LABELS.len())))
         .collect();
-    let mut registry = registry(driver, &metrics, sources.resolves_names().then_some(dns));
+    let mut registry = registry(driver, &metrics, resolves_names.then_some(dns));
     if let Some(allowlist) = &allowlist {
         registry.add_allowlist(Arc::clone(allowlist));
     }
-    let changes = publisher.start();
-    sources.follow(allowlist.as_ref(), &changes).await?;
     let sinks = (rings.unwrap_or_default().into_iter(), &mut tracing.rings);
     let (inboxes, ended) = start_shards(&shared, &plan.seats, driver, &metrics, sinks).await?;
     tracing.show(&mut registry, metrics);
