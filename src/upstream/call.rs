@@ -1,8 +1,7 @@
 //! A call to an engine: connects, sends the request, receives the response head and, if the proxy
 //! reads the response itself, the part of the body that the call was made for.
 //!
-//! Timing and the span of a leg are handled here and nowhere else, and calls are replayed here as
-//! `attempts` decides.
+//! Timing and the span of a leg are handled here and nowhere else.
 
 use super::attempts::{Attempts, Ended, Limits, Next};
 use super::connection::{CleanEnd, Connection};
@@ -92,38 +91,9 @@ impl<N: Net> Upstreams<N> {
         ended.map(|(_, end)| end)
     }
 
-    /// Calls an engine whose response will be relayed, and waits for the response head. The
-    /// recorded duration of the leg covers neither the connect nor the response body.
+    /// Sends a request on an established connection and waits for the response head, for a response
+    /// that will be relayed. The recorded duration of the leg covers exactly this.
     pub(crate) async fn respond<S: Scope<N>>(
-        &self,
-        scope: &S,
-        call: &Call<'_>,
-        deadlines: &Deadlines,
-    ) -> Result<(Connection<N>, Response), CallError> {
-        let mut attempts = Attempts::new(Limits::ONE);
-        loop {
-            let reuse = attempts.reuse();
-            let upstream = self
-                .connect(scope, call.engine, reuse, deadlines.head)
-                .await?;
-            let started = self.net.now();
-            let mut response = Response::default();
-            let sent = self.exchange(scope, &upstream, call, &mut response, deadlines);
-            let responded = sent.await;
-            if let Err(error) = responded
-                && self.must_replay(&mut attempts, error, &upstream)
-            {
-                continue;
-            }
-            let status = responded.map(|()| response.head.status);
-            self.record(scope, call, started, status);
-            return status.map(|_| (upstream, response));
-        }
-    }
-
-    /// Sends a request on an established connection and waits for the response head, for a leg that
-    /// is not repeated unchanged. The recorded duration of the leg covers exactly this.
-    pub(crate) async fn respond_on<S: Scope<N>>(
         &self,
         scope: &S,
         upstream: &Connection<N>,

@@ -271,6 +271,24 @@ fn requests_fail_with_503_while_the_decoder_refuses_connections() {
     pair.post(CHAT, BODY).expect(200);
 }
 
+/// A request with two sequences is served by the decoder alone. Its first leg is sent on a pooled
+/// connection that the decoder resets, and the second connect is refused.
+#[test]
+fn a_leg_that_was_sent_is_counted_even_if_it_cannot_be_repeated() {
+    let pair = Pair::start(&[]);
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"n":2}"#;
+    let legs = || {
+        let name = "ringside_leg_duration_seconds_count";
+        pair.sidecar.metric(name, &[("leg", "decode")])
+    };
+    pair.post(CHAT, body).expect(200);
+    assert_eq!(legs(), 1.0);
+    pair.decode.fault(Fault::ResetBeforeHead, 1);
+    pair.decode.refuse(true);
+    pair.post(CHAT, body).expect_error(503, "decode_refused");
+    assert_eq!(legs(), 2.0);
+}
+
 #[test]
 fn a_restarted_prefiller_is_used_again() {
     let handoffs = HandoffRegistry::new();

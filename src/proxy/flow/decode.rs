@@ -35,27 +35,28 @@ pub(super) async fn connect_decoder<N: Net>(
     connected.await.map_err(|error| error.fault(Role::Decode))
 }
 
-/// Sends a request to the decoder alone, without a prefill leg, and waits for the response head.
+/// Sends a request to the decoder alone, without a prefill leg, and waits for the response head. A
+/// request on a pooled connection that turns out to be closed is sent once more.
 pub(super) async fn decode_local<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: &Split,
     leg: &Leg,
 ) -> Result<PendingResponse<N>, Fault> {
-    exchange.enter(Phase::FirstByte);
-    exchange.stats.attempts += 1;
-    let upstreams = &exchange.shard.upstreams;
-    let engine = upstreams.engine(Role::Decode, &split.decoder.target);
-    let head = leg::spliced_head(exchange, engine.target, leg)?;
-    let call = Call {
-        engine,
-        head: &head,
-        leg,
-        body: &split.body.bytes,
-        is_counted: true,
-    };
-    let responded = upstreams.respond(exchange, &call, &Deadlines::NONE).await;
-    let responded = responded.map_err(|error| error.fault(Role::Decode))?;
-    Ok(PendingResponse::new(responded))
+    let mut attempts = Attempts::new(Limits::ONE);
+    loop {
+        let upstream = connect_decoder(exchange, split, attempts.reuse()).await?;
+        let decoded = decode_once(exchange, &upstream, split, leg, Deadline::NONE).await;
+        match decoded {
+            Ok(response) => return Ok(PendingResponse::new((upstream, response))),
+            Err(error) => {
+                let ended = Ended::with(Err(error), upstream.reused);
+                if attempts.next(&ended) != Next::Replay {
+                    return Err(error.fault(Role::Decode));
+                }
+                exchange.shard.metrics.replay();
+            }
+        }
+    }
 }
 
 /// Sends the decode leg that follows a prefill leg and waits for the response head. Repeats the leg
@@ -214,6 +215,6 @@ pub(super) async fn decode_once<N: Net>(
         ..Deadlines::NONE
     };
     upstreams
-        .respond_on(exchange, upstream, &call, &deadlines)
+        .respond(exchange, upstream, &call, &deadlines)
         .await
 }
