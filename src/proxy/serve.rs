@@ -160,7 +160,7 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
                 exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
                 forward::forward(exchange, &decoder, Some(api), expects).await
             } else {
-                flow::run(exchange, api, routing, &decoder, expects).await
+                flow::run(exchange, api, &mut routing, &decoder, expects).await
             }
         }
     }

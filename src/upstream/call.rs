@@ -65,12 +65,13 @@ pub(crate) enum CallEnd<N: Net> {
 
 impl<N: Net> Upstreams<N> {
     /// Calls an engine and reads its response. If `begun` holds a connection, the request is first
-    /// sent on that one.
+    /// sent on that one. It is a reference, because each level of a future has its own copy of what
+    /// it is passed by value, for as long as the engine is silent.
     pub(crate) async fn call<S: Scope<N>>(
         &self,
         scope: &S,
         call: &Call<'_>,
-        begun: Option<Connection<N>>,
+        begun: Option<&mut Option<Connection<N>>>,
         deadlines: &Deadlines,
     ) -> Result<CallEnd<N>, CallError> {
         let started = self.net.now();
@@ -130,12 +131,12 @@ impl<N: Net> Upstreams<N> {
         &self,
         scope: &S,
         call: &Call<'_>,
-        mut begun: Option<Connection<N>>,
+        mut begun: Option<&mut Option<Connection<N>>>,
         deadlines: &Deadlines,
     ) -> Result<(Connection<N>, Response), CallError> {
         let mut attempts = Attempts::new(Limits::ONE);
         loop {
-            let upstream = match begun.take() {
+            let upstream = match begun.as_mut().and_then(|begun| begun.take()) {
                 Some(upstream) => upstream,
                 None => {
                     let reuse = attempts.reuse();

@@ -173,7 +173,7 @@ impl<N: Net> CallTask<N> {
                 head,
                 leg,
                 body,
-                begun,
+                mut begun,
                 deadlines,
             } = call;
             let upstreams = context.upstreams();
@@ -184,7 +184,9 @@ impl<N: Net> CallTask<N> {
                 body: (*body).as_ref(),
                 is_counted: true,
             };
-            upstreams.call(&context, &call, begun, &deadlines).await
+            upstreams
+                .call(&context, &call, Some(&mut begun), &deadlines)
+                .await
         })
     }
 }

@@ -16,6 +16,7 @@ mod release;
 mod serial;
 mod split;
 
+use std::mem;
 use std::sync::Arc;
 
 use split::Split;
@@ -40,11 +41,11 @@ use crate::upstream::{CallError, Deadline, Timeout};
 pub(super) async fn run<N: Net>(
     exchange: &mut Exchange<'_, N>,
     api: Api,
-    routing: Routing,
+    routing: &mut Routing,
     decoder: &Arc<Endpoint>,
     expects: bool,
 ) -> Result<(), Fault> {
-    let targets = routing.prefillers;
+    let targets = mem::take(&mut routing.prefillers);
     exchange.stats.outcome = Some(if targets.is_empty() {
         (Outcome::LocalPolicy, Reason::NoPrefiller)
     } else {
@@ -59,7 +60,7 @@ pub(super) async fn run<N: Net>(
     if removed > 0 {
         exchange.shard.metrics.masked(removed);
     }
-    let mut split = Split::new(exchange.shard, api, body, decoder, routing.source);
+    let mut split = Split::new(exchange.shard, api, body, decoder, routing.source.take());
     trace::trace_split(exchange, split.connector(), &split.pd_request());
     if !routing.encoders.is_empty() {
         exchange.enter(Phase::Encode);
