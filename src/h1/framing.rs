@@ -110,11 +110,16 @@ pub fn expects_continue(head: &RequestHead, buf: &[u8]) -> Result<bool, HeadErro
     Ok(expects)
 }
 
-/// Returns whether the client requests a switch to another protocol on this connection (RFC 9110
-/// 7.8). Always `false` for an HTTP/1.0 request.
+/// Returns whether the client requests a switch to the WebSocket protocol on this connection (RFC
+/// 9110 7.8): an HTTP/1.1 GET request (RFC 6455 4.1) whose Connection lists `upgrade` and whose
+/// Upgrade lists `websocket`.
+///
+/// No other protocol is ever requested from an engine. A tunnel to `h2c` would carry any number of
+/// requests that nothing here inspects.
 #[must_use]
-pub fn wants_upgrade(head: &RequestHead, buf: &[u8]) -> bool {
+pub fn wants_websocket(head: &RequestHead, buf: &[u8]) -> bool {
     head.version == Version::Http11
+        && head.method == Method::Get
         && has_connection_option(&head.fields, buf, b"upgrade")
         && head
             .fields_named(Name::Upgrade)
@@ -561,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn expectations_and_upgrades() {
+    fn expectations() {
         let unknown = Err(HeadError::UnknownExpectation);
         let cases = [
             ("1.1", "", Ok(false)),
@@ -575,15 +580,31 @@ mod tests {
             let (head, data) = request(&format!("HTTP/{version}"), fields);
             assert_eq!(expects_continue(&head, &data), want, "{version} {fields}");
         }
-        let cases = [
+    }
+
+    #[test]
+    fn only_a_websocket_handshake_is_an_upgrade() {
+        let upgrade = |method: &str, version: &str, fields: &str| {
+            let data = format!("{method} / HTTP/{version}\r\n{fields}\r\n").into_bytes();
+            let mut head = RequestHead::default();
+            assert_eq!(head.parse(&data), Ok(true));
+            wants_websocket(&head, &data)
+        };
+        let websocket = "Connection: x, Upgrade\r\nUpgrade: websocket\r\n";
+        assert!(upgrade("GET", "1.1", websocket));
+        assert!(!upgrade("GET", "1.0", websocket));
+        assert!(!upgrade("POST", "1.1", websocket));
+        for (fields, want) in [
+            ("Connection: upgrade\r\nUpgrade: h2c, WebSocket\r\n", true),
             (
-                "1.1",
-                "Connection: x, Upgrade\r\nUpgrade: websocket\r\n",
+                "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
                 true,
             ),
+            ("Connection: upgrade\r\nUpgrade: h2c\r\n", false),
+            ("Connection: upgrade\r\nUpgrade: websocket/13\r\n", false),
+            ("Connection: upgrade\r\nUpgrade: TLS/1.2\r\n", false),
             (
-                "1.0",
-                "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+                "Connection: upgrade, http2-settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\n",
                 false,
             ),
             ("1.1", "Upgrade: websocket\r\n", false),

@@ -9,7 +9,7 @@ use super::{
     ChunkError, Chunked, DataLines, Field, HeadError, HopFilter, LinePart, Method, RequestHead,
     ResponseHead, drop_field, expects_continue, path_is, push_field, push_request_line,
     push_status_line, request_framing, request_keeps_alive, response_framing, response_keeps_alive,
-    target_form, wants_upgrade,
+    target_form, wants_websocket,
 };
 use crate::limits::{
     CHUNK_EXTENSION_BYTES_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX,
@@ -39,7 +39,7 @@ pub fn fuzz_request_head(data: &[u8]) {
     let _ = request_framing(&head, data);
     let _ = expects_continue(&head, data);
     let _ = request_keeps_alive(&head, data);
-    let _ = wants_upgrade(&head, data);
+    let _ = wants_websocket(&head, data);
     let _ = path_is(head.target.of(data), "/v1/chat/completions");
     check_hop_filter(&head.fields, data);
 

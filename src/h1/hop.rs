@@ -11,10 +11,12 @@ use crate::span::Span;
 /// Transfer-Encoding is one of these fields; the code that forwards a message writes its own.
 /// Content-Length is not one of them, but the caller replaces it as well. Proxy-Authenticate and
 /// Proxy-Authorization are intended for the nearest proxy (RFC 9110 11.7), which is this one.
+/// HTTP2-Settings is part of an upgrade to h2c (RFC 7540 3.2), which is not forwarded.
 #[must_use]
 pub const fn is_hop_by_hop(known: Name) -> bool {
     match known {
         Name::Connection
+        | Name::Http2Settings
         | Name::KeepAlive
         | Name::ProxyAuthenticate
         | Name::ProxyAuthorization
@@ -143,7 +145,8 @@ mod tests {
     fn hop_by_hop_fields_are_dropped() {
         let fields = "Host: a\r\nConnection: close\r\nKeep-Alive: x\r\nProxy-Connection: x\r\n\
             TE: trailers\r\nTrailer: x\r\nTransfer-Encoding: chunked\r\nUpgrade: x\r\n\
-            Proxy-Authenticate: x\r\nPROXY-AUTHORIZATION: x\r\nCookie: x\r\nX: y\r\n";
+            Proxy-Authenticate: x\r\nPROXY-AUTHORIZATION: x\r\nHTTP2-Settings: AAM\r\n\
+            Cookie: x\r\nX: y\r\n";
         assert_eq!(kept(fields).unwrap(), ["Host", "Cookie", "X"]);
     }
 

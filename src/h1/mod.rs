@@ -26,8 +26,8 @@ mod write;
 pub use chunked::{ChunkError, Chunked};
 pub use error::HeadError;
 pub use framing::{
-    BodyMeter, Framing, expects_continue, parse_decimal, request_framing, request_keeps_alive,
-    response_framing, response_keeps_alive, wants_upgrade,
+    BodyMeter, Framing, expects_continue, is_coded, parse_decimal, request_framing,
+    request_keeps_alive, response_framing, response_keeps_alive, wants_websocket,
 };
 pub use head::{
     Field, FirstLine, Head, RequestHead, RequestLine, ResponseHead, StatusLine, Version,

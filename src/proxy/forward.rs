@@ -41,7 +41,7 @@ struct Upload<N: Net> {
     /// Whether a pipe was requested for the remaining body but none was available. The remaining
     /// body is then copied.
     is_copied: bool,
-    /// Whether `head` has the client's `Upgrade` field.
+    /// Whether `head` requests a switch to the WebSocket protocol.
     upgrade_sent: bool,
 }
 
@@ -116,7 +116,9 @@ fn begin_upload<N: Net>(
     api: Option<Api>,
 ) -> Result<Upload<N>, Fault> {
     let request = &exchange.request;
-    let upgrade_sent = api.is_none() && h1::wants_upgrade(&request.head, &request.bytes);
+    let has_no_body = matches!(request.framing, Framing::None | Framing::Length(0));
+    let upgrade_sent =
+        api.is_none() && has_no_body && h1::wants_websocket(&request.head, &request.bytes);
     let out = exchange.shard.buffers.buffer();
     let head = leg::head(exchange, out, target, None, upgrade_sent)?;
     let head = head.finish(exchange.request.framing);

@@ -1,4 +1,4 @@
-//! Connections upgraded to another protocol (RFC 9110 7.8).
+//! Connections upgraded to the WebSocket protocol (RFC 9110 7.8, RFC 6455).
 //!
 //! Bytes are forwarded without inspection only after the engine has responded with 101 to an
 //! upgrade that the client requested. Until then, bytes that follow the request are not forwarded.
@@ -27,21 +27,20 @@ struct Lane {
 }
 
 /// Forwards the engine's 101 response to the client, then forwards bytes in both directions until
-/// both sides have closed. Fails if the client did not request the upgrade, which was forwarded to
-/// the engine if `upgrade_sent`.
+/// both sides have closed. Fails if the response switches to a protocol other than WebSocket, or if
+/// that was not requested from the engine (`upgrade_sent`).
 pub(super) async fn relay_upgrade<N: Net>(
     exchange: &mut Exchange<'_, N>,
     upstream: Connection<N>,
     response: Response,
     upgrade_sent: bool,
 ) -> Result<(), Fault> {
-    // On an intercepted path the `Upgrade` field is never forwarded, so a 101 is not
-    // acceptable.
     let was_requested = upgrade_sent && exchange.request.body.is_done();
     let protocol = response
         .head
         .field(Name::Upgrade)
         .map(|field| field.value.of(&response.bytes));
+    let protocol = protocol.filter(|name| name.eq_ignore_ascii_case(b"websocket"));
     let Some(protocol) = protocol.filter(|_| was_requested) else {
         return Err(Fault::leg(Role::Decode, Cause::BadResponse));
     };

@@ -15,7 +15,7 @@ pub(crate) struct Forwarded<'a> {
     /// Whether to forward the client's `Accept-Encoding`. It is not forwarded if the proxy must
     /// read the response.
     pub(crate) accept_encoding: bool,
-    /// Whether to forward the client's `Upgrade`.
+    /// Whether to request a switch to the WebSocket protocol. No other upgrade is forwarded.
     pub(crate) upgrade: bool,
     /// Value of `x-data-parallel-rank` that replaces the client's; `None` forwards the client's.
     pub(crate) rank: Option<u32>,
@@ -33,8 +33,8 @@ impl HeadWriter {
     /// Writes the request line and the fields of a forwarded request, except framing fields.
     ///
     /// The client's fields are forwarded, except those that `extra` replaces or excludes, and
-    /// hop-by-hop fields, routing fields and `Expect`, which are dropped on every path. `Upgrade`
-    /// is forwarded if `extra.upgrade`. `Host` is forwarded unchanged
+    /// hop-by-hop fields, routing fields and `Expect`, which are dropped on every path. `Host` is
+    /// forwarded unchanged
     /// (`docs/engines.md#forwarded-requests`), unless the authority of an absolute-form target
     /// replaces it.
     ///
@@ -80,11 +80,13 @@ impl HeadWriter {
             push_decimal_field(&mut out, b"x-data-parallel-rank: ", u64::from(rank));
         }
         push_forwarded_for(&mut out, head, bytes, extra.client_ip);
-        if extra.upgrade
-            && let Some(upgrade) = head.field(Name::Upgrade)
-        {
+        // A proxy in front, which knows the scheme that the user sees, takes precedence.
+        if extra.is_tls && head.field(Name::XForwardedProto).is_none() {
+            h1::push_field(&mut out, b"x-forwarded-proto", b"https");
+        }
+        if extra.upgrade {
             h1::push_field(&mut out, b"connection", b"upgrade");
-            h1::push_field(&mut out, b"upgrade", upgrade.value.of(bytes));
+            h1::push_field(&mut out, b"upgrade", b"websocket");
         }
         Ok(Self { out })
     }

@@ -280,6 +280,54 @@ fn an_upgrade_becomes_a_tunnel() {
 }
 
 #[test]
+fn only_websocket_is_requested_from_an_engine() {
+    let pair = Pair::start(&[]);
+    let upgrade = |protocols| {
+        [
+            ("Connection", "Upgrade, HTTP2-Settings"),
+            ("Upgrade", protocols),
+        ]
+    };
+    for (method, protocols, settings, want) in [
+        ("GET", "h2c", true, None),
+        ("GET", "h2c", false, None),
+        ("POST", "h2c", true, None),
+        ("GET", "TLS/1.2", false, None),
+        ("GET", "websocket/13", false, None),
+        ("POST", "websocket", false, None),
+        ("GET", "h2c, websocket", true, Some("websocket")),
+        ("GET", "WebSocket", false, Some("websocket")),
+    ] {
+        pair.decode.clear();
+        let mut headers = upgrade(protocols).to_vec();
+        if settings {
+            headers.push(("HTTP2-Settings", "AAMAAABkAAQAoAAAAAIAAAAA"));
+        }
+        let body: &[u8] = if method == "POST" { b"all of it" } else { b"" };
+        let mut client = pair.sidecar.connect();
+        client.ask(method, "/echo", &headers, body).expect(200);
+        let seen = only(&pair.decode);
+        assert_eq!(seen.header("upgrade"), want, "{method} {protocols}");
+        assert_eq!(seen.header("http2-settings"), None);
+        assert_eq!(seen.header("connection").is_some(), want.is_some());
+        assert_eq!(seen.body, body);
+        // The connection still carries HTTP/1.1.
+        client.ask("GET", "/health", &[], b"").expect(200);
+    }
+}
+
+#[test]
+fn a_switch_to_another_protocol_is_502() {
+    let engine = Canned::start(
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+    );
+    let sidecar = Sidecar::start(&[], engine.port);
+    sidecar
+        .get("/v1/realtime", &UPGRADE)
+        .expect_error(502, "decode_answer");
+}
+
+#[test]
 fn a_refused_upgrade_is_relayed_as_a_response() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();

@@ -305,7 +305,7 @@ impl Exchange<'_> {
             }
             Fault::Upgrade101 => {
                 let head = "HTTP/1.1 101 Switching Protocols\r\n\
-                            connection: upgrade\r\nupgrade: mock\r\n\r\n";
+                            connection: upgrade\r\nupgrade: websocket\r\n\r\n";
                 self.conn.out.extend_from_slice(head.as_bytes());
                 self.flush().await?;
                 self.conn.echo().await;
