@@ -56,6 +56,16 @@ impl fmt::Display for ChunkError {
 
 impl std::error::Error for ChunkError {}
 
+/// The bytes that [`Chunked::take`] processed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// How many bytes, from the front, belong to the body.
+    pub len: usize,
+    /// Those of them that are trailer fields. Without them, the bytes are the same body without
+    /// trailers.
+    pub trailers: Span,
+}
+
 /// Decodes one chunked body, which may be split at any byte.
 #[derive(Clone, Debug)]
 pub struct Chunked {
@@ -127,12 +137,21 @@ impl Chunked {
     ///
     /// # Errors
     /// The coding is malformed. Every later call with input returns the same error.
-    pub fn decode(
-        &mut self,
-        bytes: &[u8],
-        mut payload: impl FnMut(Span),
-    ) -> Result<usize, ChunkError> {
+    pub fn decode(&mut self, bytes: &[u8], payload: impl FnMut(Span)) -> Result<usize, ChunkError> {
+        self.run(bytes, payload).map(|taken| taken.len)
+    }
+
+    /// Does the same as [`Chunked::verify`] and also returns which of the bytes are trailer fields.
+    ///
+    /// # Errors
+    /// The coding is malformed. Every later call with input returns the same error.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<Taken, ChunkError> {
+        self.run(bytes, |_| {})
+    }
+
+    fn run(&mut self, bytes: &[u8], mut payload: impl FnMut(Span)) -> Result<Taken, ChunkError> {
         let mut at = 0;
+        let mut trailers = Span::default();
         while let Some(&byte) = bytes.get(at) {
             match self.state {
                 State::Data => {
@@ -145,7 +164,7 @@ impl Chunked {
                         self.state = State::DataCr;
                     }
                 }
-                State::Done => return Ok(at),
+                State::Done => break,
                 State::Size
                 | State::SizeSpace
                 | State::Extension
@@ -158,6 +177,7 @@ impl Chunked {
                 | State::TrailerLf
                 | State::EndLf
                 | State::Refused(_) => {
+                    let trailer_bytes = self.trailer_bytes;
                     self.state = match self.step(byte) {
                         Ok(state) => state,
                         Err(error) => {
@@ -165,6 +185,13 @@ impl Chunked {
                             return Err(error);
                         }
                     };
+                    if self.trailer_bytes > trailer_bytes {
+                        // Nothing but the final CRLF follows trailer fields.
+                        if trailers.is_empty() {
+                            trailers.start = at;
+                        }
+                        trailers.end = at + 1;
+                    }
                     at += 1;
                 }
             }
@@ -172,7 +199,7 @@ impl Chunked {
         if let State::Refused(error) = self.state {
             return Err(error);
         }
-        Ok(at)
+        Ok(Taken { len: at, trailers })
     }
 
     /// Returns whether the whole body, including its final CRLF, has been received.

@@ -4,7 +4,7 @@
 //! received framing fields and writes new ones from the [`Framing`] determined here, so that the
 //! next hop cannot find a different end.
 
-use super::chunked::{ChunkError, Chunked};
+use super::chunked::{ChunkError, Chunked, Taken};
 use super::error::HeadError;
 use super::head::{Field, RequestHead, ResponseHead, Version};
 use super::hop::list_items;
@@ -183,6 +183,20 @@ impl BodyMeter {
     /// The chunked coding is malformed.
     pub fn take(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
         self.decode(bytes, |_| {})
+    }
+
+    /// Does the same as [`BodyMeter::take`] and also returns which of the bytes are trailer fields.
+    ///
+    /// # Errors
+    /// The chunked coding is malformed.
+    pub fn take_with_trailers(&mut self, bytes: &[u8]) -> Result<Taken, ChunkError> {
+        match self.framing {
+            Framing::Chunked => self.chunked.take(bytes),
+            Framing::None | Framing::Length(_) | Framing::UntilClose => Ok(Taken {
+                len: self.take(bytes)?,
+                trailers: Span::default(),
+            }),
+        }
     }
 
     /// Does the same as [`BodyMeter::take`] and also calls `payload` with each run of body bytes,

@@ -23,7 +23,7 @@ mod target;
 mod testing;
 mod write;
 
-pub use chunked::{ChunkError, Chunked};
+pub use chunked::{ChunkError, Chunked, Taken};
 pub use error::HeadError;
 pub use framing::{
     BodyMeter, Framing, expects_continue, is_coded, parse_decimal, request_framing,

@@ -12,7 +12,7 @@ use super::shard::Shard;
 use crate::api::Api;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
-use crate::h1::{self, BodyMeter, Framing};
+use crate::h1::{self, BodyMeter, Framing, Taken};
 use crate::json::Mask;
 use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::Phase;
@@ -421,13 +421,25 @@ impl<N: Net> Upload<N> {
             }
             return Ok(true);
         }
-        let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
+        let (taken, kept) = self.take(received)?;
         if taken < received.len() {
             client.put_back(&received[taken..]);
         }
         self.check_size()?;
         shard.metrics.copied_bytes(taken as u64);
-        self.send_direct(conn, &mut received[..taken])
+        self.send_direct(conn, &mut received[..kept])
+    }
+
+    /// Counts received bytes as bytes of the body, and removes trailer fields from them: an engine
+    /// may treat those as header fields, which nothing here has inspected (RFC 9110 6.5.1). Returns
+    /// how many of the bytes belong to this body, and how many of those are left, at the front.
+    fn take(&mut self, received: &mut [u8]) -> Result<(usize, usize), Fault> {
+        let taken = self.meter.take_with_trailers(received);
+        let Taken { len, trailers } = taken.map_err(|_| Fault::Chunk)?;
+        if !trailers.is_empty() {
+            received.copy_within(trailers.end..len, trailers.start);
+        }
+        Ok((len, len - trailers.len()))
     }
 
     /// Sends body bytes from the buffer they were received into, after masking them there if the
@@ -459,15 +471,16 @@ impl<N: Net> Upload<N> {
     /// Returns how many of them belong to this body.
     fn transform(&mut self, received: &mut [u8]) -> Result<usize, Fault> {
         let Some(mask) = &mut self.mask else {
-            let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
-            self.out.extend_from_slice(&received[..taken]);
+            let (taken, kept) = self.take(received)?;
+            self.out.extend_from_slice(&received[..kept]);
             return self.check_size().map(|()| taken);
         };
         if self.meter.framing() != Framing::Chunked {
             let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
-            let masked = mask.feed(&mut received[..taken]).map_err(Fault::Json)?;
-            self.out.extend_from_slice(&masked.held);
-            self.out.extend_from_slice(&received[..masked.ready]);
+            if let Ok(masked) = mask.feed(&mut received[..taken]) {
+                self.out.extend_from_slice(&masked.held);
+                self.out.extend_from_slice(&received[..masked.ready]);
+            }
             return self.check_size().map(|()| taken);
         }
         // The mask may withhold bytes across the end of a chunk, so the chunk framing is
