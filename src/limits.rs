@@ -13,6 +13,13 @@ pub const HEAD_FIELDS_MAX: usize = 128;
 /// Total size of the chunk extensions of one body in bytes. The limits on body sizes do not count
 /// them, so without their own limit a sender could add any number of bytes.
 pub const CHUNK_EXTENSION_BYTES_MAX: u64 = 16 * 1024;
+/// Size of one chunk in bytes. A body with a larger chunk counts as malformed: it can never arrive,
+/// and another reader of the size may keep it in a double, which is exact up to here, or in a
+/// signed integer.
+pub const CHUNK_BYTES_MAX: u64 = 1 << 53;
+/// Hexadecimal digits of a chunk size, leading zeros included. h11, which vLLM's HTTP server uses,
+/// accepts the same number.
+pub const CHUNK_SIZE_DIGITS_MAX: u8 = 20;
 /// Size of the trailer section of one chunked body in bytes. A body with a larger one counts as
 /// malformed.
 pub const TRAILER_BYTES_MAX: u64 = 16 * 1024;
@@ -45,6 +52,8 @@ pub const JSON_HELD_BYTES_MAX: usize = 32;
 pub const RESPONSE_EDITS_MAX: usize = 4;
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
+// One more digit must not overflow the size of a chunk.
+const _: () = assert!(CHUNK_BYTES_MAX <= u64::MAX >> 4);
 // There is at most one replacement per recorded member and one insertion per object, so edits of
 // recorded members cannot exceed the limit.
 const _: () = assert!(JSON_MEMBERS_MAX + JSON_OBJECTS_MAX <= JSON_EDITS_MAX);

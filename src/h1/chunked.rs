@@ -7,7 +7,9 @@
 use std::fmt;
 
 use super::syntax::{hex_value, is_ows, is_token_byte, is_value_byte, prefix_len};
-use crate::limits::{CHUNK_EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
+use crate::limits::{
+    CHUNK_BYTES_MAX, CHUNK_EXTENSION_BYTES_MAX, CHUNK_SIZE_DIGITS_MAX, TRAILER_BYTES_MAX,
+};
 use crate::span::Span;
 
 /// Reason why a chunked body was refused.
@@ -16,8 +18,10 @@ pub enum ChunkError {
     /// A chunk size is not a hexadecimal number, or is followed by something other than CRLF or an
     /// extension.
     BadSize,
-    /// A chunk size of more than 16 digits, which could exceed 64 bits.
+    /// A chunk size of more than `CHUNK_SIZE_DIGITS_MAX` digits.
     SizeTooLong,
+    /// A chunk of more than `CHUNK_BYTES_MAX` bytes.
+    SizeTooLarge,
     /// A control byte other than HTAB in a chunk extension.
     BadExtension,
     /// More than `CHUNK_EXTENSION_BYTES_MAX` bytes of chunk extensions in one body, all chunks
@@ -39,6 +43,7 @@ impl ChunkError {
         match self {
             Self::BadSize => "a chunk size is malformed",
             Self::SizeTooLong => "a chunk size has too many digits",
+            Self::SizeTooLarge => "a chunk size is too large",
             Self::BadExtension => "a control byte in a chunk extension",
             Self::ExtensionsTooLong => "the chunk extensions are too long",
             Self::BadLineEnd => "CRLF is missing in the chunked coding",
@@ -245,12 +250,14 @@ impl Chunked {
 
     fn size(&mut self, byte: u8) -> Result<State, ChunkError> {
         if let Some(value) = hex_value(byte) {
-            // 16 digits fit exactly into 64 bits, so the shift below loses no bits.
-            if self.digits == 16 {
+            if self.digits == CHUNK_SIZE_DIGITS_MAX {
                 return Err(ChunkError::SizeTooLong);
             }
             self.digits += 1;
             self.left = self.left << 4 | u64::from(value);
+            if self.left > CHUNK_BYTES_MAX {
+                return Err(ChunkError::SizeTooLarge);
+            }
             return Ok(State::Size);
         }
         match byte {
@@ -343,6 +350,8 @@ mod tests {
             (b"0\r\nA: b\r\nC:\r\n\r\nx", 15, b"", true),
             (b"2\r\n\r\n\r\n0\r\n\r\n", 12, b"\r\n", true),
             (b"0000000000000001\r\na\r\n", 21, b"a", false),
+            (b"00000000000000000001\r\na\r\n", 25, b"a", false),
+            (b"20000000000000\r\nab", 18, b"ab", false),
         ];
         for (data, len, payload, done) in cases {
             let want = (Ok(*len), payload.to_vec(), *done);
@@ -367,8 +376,14 @@ mod tests {
             (b"1 \r\n", BadSize),
             (b"1 2\r\n", BadSize),
             (b"\xef\xbc\x91\r\n", BadSize),
-            (b"00000000000000000", SizeTooLong),
-            (b"fffffffffffffffff", SizeTooLong),
+            (b"000000000000000000000", SizeTooLong),
+            (b"000000000000000000001", SizeTooLong),
+            (b"20000000000001", SizeTooLarge),
+            (b"7fffffffffffffff", SizeTooLarge),
+            (b"8000000000000000", SizeTooLarge),
+            (b"ffffffffffffffff", SizeTooLarge),
+            (b"10000000000000000", SizeTooLarge),
+            (b"10000000000000005", SizeTooLarge),
             (b"1;a\n", BadExtension),
             (b"1;a\0\r\n", BadExtension),
             (b"1;a\x7f\r\n", BadExtension),
@@ -405,11 +420,39 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_size_is_counted_without_overflow() {
+    fn a_chunk_of_the_largest_size_is_counted() {
         let mut reader = Chunked::new();
-        assert_eq!(reader.verify(b"ffffffffffffffff\r\n"), Ok(18));
+        assert_eq!(reader.verify(b"20000000000000\r\n"), Ok(16));
         assert_eq!(reader.verify(&[0; 100]), Ok(100));
-        assert_eq!((reader.payload_bytes(), reader.left), (100, u64::MAX - 100));
+        assert_eq!(
+            (reader.payload_bytes(), reader.left),
+            (100, CHUNK_BYTES_MAX - 100)
+        );
+    }
+
+    #[test]
+    fn without_its_trailers_a_body_is_the_same_at_every_split() {
+        for (data, want) in [
+            (
+                &b"1\r\na\r\n0\r\nA: b\r\nC:\r\n\r\nGET"[..],
+                &b"1\r\na\r\n0\r\n\r\n"[..],
+            ),
+            (b"1\r\na\r\n0;x\r\n\r\nGET", b"1\r\na\r\n0;x\r\n\r\n"),
+            (b"0\r\nAuthorization: x\r\n\r\n", b"0\r\n\r\n"),
+        ] {
+            for split in 0..=data.len() {
+                let mut reader = Chunked::new();
+                let mut kept = Vec::new();
+                for piece in [&data[..split], &data[split..]] {
+                    let Taken { len, trailers } = reader.take(piece).unwrap();
+                    assert!(trailers.end <= len);
+                    kept.extend_from_slice(&piece[..trailers.start]);
+                    kept.extend_from_slice(&piece[trailers.end..len]);
+                }
+                assert!(reader.is_done());
+                assert_eq!(kept, want, "split at {split}");
+            }
+        }
     }
 
     #[test]

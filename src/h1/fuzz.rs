@@ -12,8 +12,8 @@ use super::{
     target_form, wants_websocket,
 };
 use crate::limits::{
-    CHUNK_EXTENSION_BYTES_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX,
-    TRAILER_BYTES_MAX,
+    CHUNK_BYTES_MAX, CHUNK_EXTENSION_BYTES_MAX, CHUNK_SIZE_DIGITS_MAX, HEAD_BYTES_MAX,
+    HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX, TRAILER_BYTES_MAX,
 };
 use crate::span::Span;
 
@@ -429,7 +429,7 @@ fn reference_chunks(data: &[u8], payload: &mut Vec<u8>) -> ReferenceEnd {
         extension_bytes += extension.len() as u64;
         let extension_fits = extension.is_empty()
             || extension.trim_ascii_start().first() == Some(&b';') && plain_text(extension);
-        if !(1..=16).contains(&digits)
+        if !(1..=usize::from(CHUNK_SIZE_DIGITS_MAX)).contains(&digits)
             || !extension_fits
             || extension_bytes > CHUNK_EXTENSION_BYTES_MAX
         {
@@ -438,6 +438,9 @@ fn reference_chunks(data: &[u8], payload: &mut Vec<u8>) -> ReferenceEnd {
         let mut size = 0_u128;
         for &digit in &line[..digits] {
             size = size * 16 + char::from(digit).to_digit(16).map_or(0, u128::from);
+        }
+        if size > u128::from(CHUNK_BYTES_MAX) {
+            return ReferenceEnd::Refused;
         }
         at += line.len() + 2;
         if size == 0 {
