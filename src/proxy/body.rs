@@ -32,6 +32,10 @@ struct Reading {
     meter: BodyMeter,
     reserved: Reserved,
     bytes_max: u64,
+    /// When payload last arrived. Chunk extensions and trailers alone are no progress.
+    progress_at: Instant,
+    /// Why the body cannot be used, although its framing is intact.
+    refused: Option<Fault>,
 }
 
 /// Reads and scans the request body.
@@ -47,6 +51,8 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
         meter: BodyMeter::new(exchange.request.framing),
         reserved: Reserved::new(&exchange.shard.budget),
         bytes_max: exchange.shard.config.limits.body_bytes_max,
+        progress_at: exchange.shard.net.now(),
+        refused: None,
     };
     reading.reserve(exchange.request.framing)?;
     // Copy the head to a small buffer and free the large one it arrived in. Shrinking that one
@@ -87,11 +93,12 @@ async fn receive_more<N: Net>(
 ) -> Result<(), Fault> {
     let (shard, client) = (exchange.shard, exchange.client);
     let wait = shard.config.timeouts.body;
-    let deadline = Deadline::of(shard.net.now(), wait, Timeout::Client);
+    let deadline = Deadline::of(reading.progress_at, wait, Timeout::Client);
     client
         .until_own(shard, deadline, |cx| client.conn.poll_readable(cx))
         .await
         .or_fault(Fault::BodyTimeout)?;
+    let payload_bytes = reading.meter.payload_bytes();
     let received = match reading.meter.remaining() {
         // The length is known, so bytes are received directly into the body.
         Some(remaining) => {
@@ -114,6 +121,9 @@ async fn receive_more<N: Net>(
             })
         }),
     };
+    if reading.meter.payload_bytes() > payload_bytes {
+        reading.progress_at = shard.net.now();
+    }
     match received {
         Ok((0, _)) => Err(client.record_gone()),
         Ok((_, taken)) => taken,

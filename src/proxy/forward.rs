@@ -16,7 +16,7 @@ use crate::h1::{self, BodyMeter, Framing, Taken};
 use crate::json::Mask;
 use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::Phase;
-use crate::net::{Conduit, Conn, Net, would_block};
+use crate::net::{Conduit, Conn, Instant, Net, would_block};
 use crate::pd::Role;
 use crate::upstream::{
     Attempts, CallError, Connection, Deadline, Ended, Limits, Next, Response, Scope, Timeout,
@@ -43,6 +43,9 @@ struct Upload<N: Net> {
     is_copied: bool,
     /// Whether `head` requests a switch to the WebSocket protocol.
     upgrade_sent: bool,
+    /// When the body last made progress: when the client last sent payload, or the engine last
+    /// accepted bytes that it had held up.
+    progress_at: Instant,
 }
 
 /// An event that ends a wait of an upload.
@@ -134,6 +137,7 @@ fn begin_upload<N: Net>(
         pipe: None,
         is_copied: false,
         upgrade_sent,
+        progress_at: exchange.shard.net.now(),
     };
     if exchange.request.body.is_done() {
         upload.finish_if_done()?;
@@ -193,6 +197,7 @@ async fn run_upload<N: Net>(
 ) -> Result<(), CallError> {
     let conn = upstream.conn();
     exchange.enter(Phase::Upload);
+    upload.progress_at = exchange.shard.net.now();
     let mut sent = false;
     let mut steps = 0_u32;
     loop {
@@ -215,12 +220,16 @@ async fn run_upload<N: Net>(
         if sent {
             break;
         }
-        match upload_event(exchange, conn, flushed).await? {
-            Event::Writable => {}
+        match upload_event(exchange, conn, flushed, upload.progress_at).await? {
+            Event::Writable => upload.progress_at = exchange.shard.net.now(),
             Event::Received => {
+                let payload_bytes = upload.meter.payload_bytes();
                 if !receive_upload(exchange, conn, upload)? {
                     upstream.broke.set(true);
                     break;
+                }
+                if upload.meter.payload_bytes() > payload_bytes {
+                    upload.progress_at = exchange.shard.net.now();
                 }
             }
             Event::Response => {
@@ -240,16 +249,18 @@ async fn run_upload<N: Net>(
 
 /// Waits until the engine responds or one more step of the upload is possible. If everything
 /// received has been sent (`flushed`), that is when the client sends more; otherwise, when the
-/// engine accepts more.
+/// engine accepts more. The client must send payload within the body timeout, counted from
+/// `progress_at`: chunk extensions and trailers alone are no progress.
 async fn upload_event<N: Net>(
     exchange: &Exchange<'_, N>,
     conn: &N::Conn,
     flushed: bool,
+    progress_at: Instant,
 ) -> Result<Event, Fault> {
     let (shard, client) = (exchange.shard, exchange.client);
     let body = shard.config.timeouts.body;
     if flushed {
-        let deadline = Deadline::of(shard.net.now(), body, Timeout::Client);
+        let deadline = Deadline::of(progress_at, body, Timeout::Client);
         return client
             .until_own(shard, deadline, |cx| {
                 if conn.poll_readable(cx).is_ready() {
