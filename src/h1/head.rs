@@ -1,11 +1,11 @@
 //! Request and response heads.
 //!
-//! A head is parsed in two steps. First, `Scan` searches for line ends only, remembers its
-//! position across calls, and enforces all limits and the CRLF rule. A head that arrives byte by
-//! byte therefore costs linear work. Once the scan has found the blank line, `httparse` parses the
-//! complete head once. `httparse` is lenient about line ends, leading blank lines and target bytes;
-//! the scan and the checks around the `httparse` call are strict about them. If `httparse` refuses
-//! the head, a slow second pass determines the exact error.
+//! A head is parsed in two steps. First, `Scan` checks the first line, searches for the other line
+//! ends, remembers its position across calls, and enforces all limits and the CRLF rule. A head
+//! that arrives byte by byte therefore costs linear work. Once the scan has found the blank line,
+//! `httparse` parses the complete head once. `httparse` is lenient about line ends, leading blank
+//! lines and target bytes; the scan is strict about them. If `httparse` refuses the head, a slow
+//! second pass determines the exact error.
 
 use std::mem::MaybeUninit;
 use std::ops::Deref;
@@ -14,9 +14,10 @@ use httparse::Status;
 use memchr::{memchr, memchr_iter};
 
 use super::error::HeadError;
+use super::first_line::{LineKind, Progress};
 use super::method::Method;
 use super::name::Name;
-use super::syntax::{is_ows, is_target_byte, is_token, is_token_byte, is_value_byte};
+use super::syntax::{is_ows, is_token, is_value_byte};
 use super::target::target_form;
 use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX};
 use crate::span::Span;
@@ -151,15 +152,11 @@ impl FirstLine for RequestLine {
         let start = if buf.starts_with(b"\r\n") { 2 } else { 0 };
         match buf.get(start) {
             None => return Ok(false),
+            // Perhaps the start of an empty line.
             Some(b'\r') if buf.len() == 1 => return Ok(false),
-            Some(b'\r') => return Err(HeadError::BadRequestLine),
-            Some(b'\n') => return Err(HeadError::BareLf),
-            // Refuse a TLS ClientHello and other garbage at its first byte, because the peer may
-            // never send the line end that the scan waits for.
-            Some(&byte) if !is_token_byte(byte) => return Err(HeadError::BadMethod),
             Some(_) => {}
         }
-        let Some(len) = head.scan.find_end(buf, start, REQUEST_LINE_BYTES_MAX)? else {
+        let Some(len) = head.scan.find_end(buf, start, &REQUEST_LINE)? else {
             return Ok(false);
         };
         let bytes = &buf[start..len];
@@ -167,7 +164,7 @@ impl FirstLine for RequestLine {
         let mut parsed = httparse::Request::new(&mut []);
         match parsed.parse_with_uninit_headers(bytes, &mut slots) {
             Ok(Status::Complete(parsed_len)) if parsed_len == bytes.len() => {}
-            Ok(_) | Err(_) => return Err(diagnose(bytes, request_line_error)),
+            Ok(_) | Err(_) => return Err(diagnose(bytes)),
         }
         let (Some(method), Some(target), Some(version)) =
             (parsed.method, parsed.path, parsed.version)
@@ -178,10 +175,6 @@ impl FirstLine for RequestLine {
         head.line.method = Method::of(method.as_bytes());
         head.line.target = span_in(buf, target.as_bytes());
         head.line.version = version_of(version);
-        if !target.bytes().all(is_target_byte) {
-            return Err(HeadError::BadTarget);
-        }
-        target_form(head.line.method, target.as_bytes()).ok_or(HeadError::BadTarget)?;
         fill(&mut head.fields, parsed.headers, buf);
         head.len = len;
         Ok(true)
@@ -190,12 +183,7 @@ impl FirstLine for RequestLine {
 
 impl FirstLine for StatusLine {
     fn parse(head: &mut Head<Self>, buf: &[u8]) -> Result<bool, HeadError> {
-        const PREFIX: &[u8] = b"HTTP/";
-        let seen = buf.len().min(PREFIX.len());
-        if buf[..seen] != PREFIX[..seen] {
-            return Err(HeadError::BadStatusLine);
-        }
-        let Some(len) = head.scan.find_end(buf, 0, NO_LINE_MAX)? else {
+        let Some(len) = head.scan.find_end(buf, 0, &STATUS_LINE)? else {
             return Ok(false);
         };
         let bytes = &buf[..len];
@@ -204,15 +192,11 @@ impl FirstLine for StatusLine {
         let parser = httparse::ParserConfig::default();
         match parser.parse_response_with_uninit_headers(&mut parsed, bytes, &mut slots) {
             Ok(Status::Complete(parsed_len)) if parsed_len == bytes.len() => {}
-            Ok(_) | Err(_) => return Err(diagnose(bytes, status_line_error)),
+            Ok(_) | Err(_) => return Err(diagnose(bytes)),
         }
         let (Some(status), Some(version)) = (parsed.code, parsed.version) else {
             return Err(HeadError::BadStatusLine);
         };
-        // Status codes outside the five classes are invalid (RFC 9110 15).
-        if !(100..=599).contains(&status) {
-            return Err(HeadError::BadStatus);
-        }
         head.line.status = status;
         head.line.version = version_of(version);
         head.line.reason = reason_span(bytes);
@@ -222,10 +206,32 @@ impl FirstLine for StatusLine {
     }
 }
 
-/// Length limit for status lines that is never reached: only the limit of the whole head,
-/// `HEAD_BYTES_MAX`, applies to them. One below `usize::MAX`, because [`Scan::check_limits`] adds 1
-/// to it.
-const NO_LINE_MAX: usize = usize::MAX - 1;
+/// How the first line of a head is checked.
+struct LineRules {
+    kind: LineKind,
+    /// Maximum length of the line in bytes, without its CRLF.
+    bytes_max: usize,
+    /// Checks the parts of a complete line of the right form, without its CRLF.
+    check: fn(&[u8]) -> Result<(), HeadError>,
+}
+
+const REQUEST_LINE: LineRules = LineRules {
+    kind: LineKind::Request,
+    bytes_max: REQUEST_LINE_BYTES_MAX,
+    check: |line| {
+        let mut parts = line.split(|byte| *byte == b' ');
+        let method = Method::of(parts.next().unwrap_or_default());
+        let form = target_form(method, parts.next().unwrap_or_default());
+        form.map(|_| ()).ok_or(HeadError::BadTarget)
+    },
+};
+
+const STATUS_LINE: LineRules = LineRules {
+    kind: LineKind::Status,
+    // Never reached: only the limit of the whole head applies.
+    bytes_max: usize::MAX / 2,
+    check: |_| Ok(()),
+};
 
 /// State of the search for the blank line that ends a head, kept between calls of `parse`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -236,12 +242,13 @@ struct Scan {
     line_start: usize,
     /// Number of complete lines of the head found so far.
     lines: usize,
+    first_line: Progress,
 }
 
 impl Scan {
     /// Scans the new bytes of `buf`, in which the head starts at `start`. Returns the offset in
-    /// `buf` after the blank line that ends the head, or `None` if it has not arrived. `line_max`
-    /// is the maximum length of the first line.
+    /// `buf` after the blank line that ends the head, or `None` if it has not arrived. `line` are
+    /// the rules for the first line.
     ///
     /// The order of the checks makes the result independent of how the bytes are split over calls:
     /// an error is always the one that the first offending byte causes.
@@ -249,7 +256,7 @@ impl Scan {
         &mut self,
         buf: &[u8],
         start: usize,
-        line_max: usize,
+        line: &LineRules,
     ) -> Result<Option<usize>, HeadError> {
         // A head only grows between calls, so a shorter buffer contains another head.
         if self.at > buf.len() {
@@ -260,14 +267,23 @@ impl Scan {
             self.line_start = start;
         }
         let from = self.at;
+        if self.lines == 0 {
+            // The bytes from here on are beyond a limit, which the checks below report.
+            let end = (start + line.bytes_max + 2).min(HEAD_BYTES_MAX);
+            let new = &buf[from..end.clamp(from, buf.len())];
+            self.first_line = self.first_line.over(line.kind, new)?;
+        }
         for offset in memchr_iter(b'\n', &buf[from..]) {
             let end = from + offset;
-            self.check_limits(end, line_max)?;
+            self.check_limits(end, line.bytes_max)?;
             if end == self.line_start || buf[end - 1] != b'\r' {
                 return Err(HeadError::BareLf);
             }
             if end - 1 == self.line_start {
                 return Ok(Some(end + 1));
+            }
+            if self.lines == 0 {
+                (line.check)(&buf[self.line_start..end - 1])?;
             }
             self.lines += 1;
             self.line_start = end + 1;
@@ -276,7 +292,7 @@ impl Scan {
             }
         }
         self.at = buf.len();
-        self.check_limits(buf.len(), line_max)?;
+        self.check_limits(buf.len(), line.bytes_max)?;
         Ok(None)
     }
 
@@ -342,18 +358,19 @@ fn reason_span(head: &[u8]) -> Span {
     Span::new(end.min(13), end)
 }
 
-/// Determines the error for a head that `httparse` refused: that of the first invalid line. If this
-/// line has several violations, the first of the checks below that fails determines the error. If
-/// the checks find none in the whole head, the error is `BadToken`.
+/// Determines the error for a head that `httparse` refused although its first line is valid: that
+/// of the first invalid field line. If this line has several violations, the first of the checks
+/// below that fails determines the error. If the checks find none in the whole head, the error is
+/// `BadToken`.
 #[cold]
-fn diagnose(head: &[u8], first_line_error: fn(&[u8]) -> Option<HeadError>) -> HeadError {
+fn diagnose(head: &[u8]) -> HeadError {
     let mut line_start = 0;
     for end in memchr_iter(b'\n', head) {
         let line = &head[line_start..end.saturating_sub(1).max(line_start)];
-        let error = if memchr(b'\r', line).is_some() {
+        let error = if line_start == 0 {
+            None
+        } else if memchr(b'\r', line).is_some() {
             Some(HeadError::BareCr)
-        } else if line_start == 0 {
-            first_line_error(line)
         } else {
             field_line_error(line)
         };
@@ -364,55 +381,6 @@ fn diagnose(head: &[u8], first_line_error: fn(&[u8]) -> Option<HeadError>) -> He
     }
     // The checks above found no violation, so `httparse` refused the head for another reason.
     HeadError::BadToken
-}
-
-fn request_line_error(line: &[u8]) -> Option<HeadError> {
-    if !line.iter().all(|&byte| is_value_byte(byte)) {
-        return Some(HeadError::ControlByte);
-    }
-    let mut parts = line.split(|&byte| byte == b' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Some(HeadError::BadRequestLine);
-    };
-    if !is_token(method) {
-        return Some(HeadError::BadMethod);
-    }
-    if target.is_empty() || !target.iter().all(|&byte| is_target_byte(byte)) {
-        return Some(HeadError::BadTarget);
-    }
-    version_error(version)
-}
-
-fn status_line_error(line: &[u8]) -> Option<HeadError> {
-    if !line.iter().all(|&byte| is_value_byte(byte)) {
-        return Some(HeadError::ControlByte);
-    }
-    let Some((version, rest)) = line.split_at_checked(8) else {
-        return Some(HeadError::BadStatusLine);
-    };
-    if let Some(error) = version_error(version) {
-        return Some(error);
-    }
-    match rest {
-        [b' ', code @ ..] if code.len() >= 3 && code[..3].iter().all(u8::is_ascii_digit) => {
-            (code.len() > 3 && code[3] != b' ').then_some(HeadError::BadStatusLine)
-        }
-        _ => Some(HeadError::BadStatusLine),
-    }
-}
-
-fn version_error(version: &[u8]) -> Option<HeadError> {
-    match version {
-        b"HTTP/1.0" | b"HTTP/1.1" => None,
-        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-            if major.is_ascii_digit() && minor.is_ascii_digit() =>
-        {
-            Some(HeadError::UnsupportedVersion)
-        }
-        _ => Some(HeadError::BadVersion),
-    }
 }
 
 fn field_line_error(line: &[u8]) -> Option<HeadError> {
@@ -438,6 +406,7 @@ fn field_line_error(line: &[u8]) -> Option<HeadError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::syntax::is_token_byte;
     use super::*;
 
     fn request(data: &[u8]) -> (Result<bool, HeadError>, RequestHead) {

@@ -9,6 +9,7 @@
 
 mod chunked;
 mod error;
+mod first_line;
 mod framing;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
