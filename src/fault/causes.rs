@@ -15,6 +15,8 @@ pub enum Fault {
     /// The request body is not a valid JSON object, exceeds a limit of the JSON scanner, or sets a
     /// member that clients must not set to a value too short to be overwritten.
     Json(JsonError),
+    /// The request body has a content coding, such as gzip, and would have to be read.
+    ContentCoding,
     /// The body needs more edits than one leg may have
     /// ([`JSON_EDITS_MAX`](crate::limits::JSON_EDITS_MAX)).
     TooManyEdits,
@@ -139,6 +141,7 @@ impl Fault {
             Self::TargetDenied => 37,
             Self::AllowlistNotReady => 38,
             Self::PlainText => 39,
+            Self::ContentCoding => 40,
         }
     }
 

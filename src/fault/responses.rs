@@ -86,6 +86,8 @@ const ROWS: [Row; 40] = rows! {
     "target_denied" 403 Client TargetDenied "the prefill target is not on the allowlist";
     "allowlist_not_ready" 503 Ours TargetDenied "the allowlist is not complete yet; try again";
     "plain_text" 400 Client ClientError "this port requires TLS; use https";
+    "content_coding" 415 Client ClientError
+        "the request body must not be compressed; send it without Content-Encoding";
 };
 
 /// Labels of all faults, ordered by [`Fault::index`].
@@ -263,6 +265,7 @@ mod tests {
             Fault::TargetDenied,
             Fault::AllowlistNotReady,
             Fault::PlainText,
+            Fault::ContentCoding,
         ]
     }
 

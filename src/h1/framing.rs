@@ -123,7 +123,19 @@ pub fn wants_websocket(head: &RequestHead, buf: &[u8]) -> bool {
         && has_connection_option(&head.fields, buf, b"upgrade")
         && head
             .fields_named(Name::Upgrade)
-            .any(|field| !field.value.is_empty())
+            .flat_map(|field| list_items(buf, field.value))
+            .any(|item| item.of(buf).eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Returns whether the body of a message with these fields has a content coding (RFC 9110 8.4).
+/// `identity` is none.
+#[must_use]
+pub fn is_coded(fields: &[Field], buf: &[u8]) -> bool {
+    fields
+        .iter()
+        .filter(|field| field.known == Name::ContentEncoding)
+        .flat_map(|field| list_items(buf, field.value))
+        .any(|item| !item.of(buf).eq_ignore_ascii_case(b"identity"))
 }
 
 /// Parses a decimal number of one or more digits that fits into 64 bits. Returns `None` for any
@@ -621,13 +633,31 @@ mod tests {
                 "Connection: upgrade, http2-settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\n",
                 false,
             ),
-            ("1.1", "Upgrade: websocket\r\n", false),
-            ("1.1", "Connection: Upgrade\r\n", false),
-            ("1.1", "Connection: Upgrade\r\nUpgrade:\r\n", false),
-        ];
-        for (version, fields, want) in cases {
-            let (head, data) = request(&format!("HTTP/{version}"), fields);
-            assert_eq!(wants_upgrade(&head, &data), want, "{version} {fields}");
+            ("Upgrade: websocket\r\n", false),
+            ("Connection: upgrade\r\n", false),
+            ("Connection: upgrade\r\nUpgrade:\r\n", false),
+        ] {
+            assert_eq!(upgrade("GET", "1.1", fields), want, "{fields}");
+        }
+    }
+
+    #[test]
+    fn every_coding_but_identity_is_one() {
+        for (fields, want) in [
+            ("", false),
+            ("Content-Encoding: identity\r\n", false),
+            ("Content-Encoding: Identity , IDENTITY\r\n", false),
+            ("Content-Encoding:\r\n", false),
+            ("Content-Encoding: gzip\r\n", true),
+            ("Content-Encoding: identity, br\r\n", true),
+            (
+                "Content-Encoding: identity\r\nContent-Encoding: zstd\r\n",
+                true,
+            ),
+            ("Content-Encoding: unknown\r\n", true),
+        ] {
+            let (head, data) = request("HTTP/1.1", fields);
+            assert_eq!(is_coded(&head.fields, &data), want, "{fields}");
         }
     }
 

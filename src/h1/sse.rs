@@ -4,12 +4,15 @@
 //! Lines do not determine the end of a stream: only its framing does, because not every API sends a
 //! final event.
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
-/// Returns whether a `Content-Type` is that of an event stream.
+/// Returns whether a `Content-Type` is that of an event stream. Parameters are ignored; the names
+/// of media types are compared without case (RFC 9110 8.3.1).
 #[must_use]
 pub fn is_event_stream(content_type: &[u8]) -> bool {
-    content_type.starts_with(b"text/event-stream")
+    let end = memchr(b';', content_type).unwrap_or(content_type.len());
+    let media_type = content_type[..end].trim_ascii();
+    media_type.eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// Start of the lines that carry data.

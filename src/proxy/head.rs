@@ -94,6 +94,10 @@ pub(super) fn push_local_response(out: &mut Vec<u8>, own: &LocalResponse<'_>) {
     if let Some(secs) = own.retry_after_secs {
         push_decimal_field(out, b"retry-after: ", u64::from(secs));
     }
+    if own.status == 415 {
+        // RFC 9110 15.5.16: the codings that would have been accepted.
+        h1::push_field(out, b"accept-encoding", b"identity");
+    }
     if own.status == 405 {
         h1::push_field(
             out,

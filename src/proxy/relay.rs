@@ -13,7 +13,7 @@ use super::head::{self, Outgoing, ResponseExtra};
 use super::shard::Shard;
 use super::tunnel;
 use crate::fault::{Cause, Fault};
-use crate::h1::{self, BodyMeter, Framing, Name};
+use crate::h1::{self, BodyMeter, Framing};
 use crate::json::transform::{ResponseEdit, ResponseForm, Transforms};
 use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
@@ -187,16 +187,15 @@ pub(super) async fn relay<N: Net>(
 /// is not successful, has no body, or has a content encoding.
 fn transforms(response: &Response, edits: Vec<ResponseEdit>) -> Option<Transforms> {
     let has_body = response.framing != Framing::None;
-    let is_encoded = response.head.field(Name::ContentEncoding).is_some();
+    let is_encoded = response.is_coded();
     let is_success = (200..300).contains(&response.head.status);
     if edits.is_empty() || !has_body || is_encoded || !is_success {
         return None;
     }
-    let is_stream = response.is_event_stream() || response.rest().starts_with(b"data:");
-    let form = if is_stream {
+    let form = if response.is_event_stream() {
         ResponseForm::Sse
     } else {
-        ResponseForm::Json
+        ResponseForm::Detected
     };
     Some(Transforms::new(form, edits))
 }

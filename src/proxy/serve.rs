@@ -155,8 +155,15 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
                 trace::trace_denied(exchange, &routing.prefillers[0]);
                 return Err(fault);
             }
-            let is_cut = api == Api::Chat && exchange.shard.config.pd.decode_chunk_tokens.is_some();
-            if routing.is_local() && !is_cut {
+            let pd = &exchange.shard.config.pd;
+            let is_cut = api == Api::Chat && pd.decode_chunk_tokens.is_some();
+            let is_passed = routing.is_local() && !is_cut;
+            let request = &exchange.request;
+            let is_read = !is_passed || !pd.trust_client_kv;
+            if is_read && h1::is_coded(&request.head.fields, &request.bytes) {
+                return Err(Fault::ContentCoding);
+            }
+            if is_passed {
                 exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
                 forward::forward(exchange, &decoder, Some(api), expects).await
             } else {

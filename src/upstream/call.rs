@@ -13,7 +13,7 @@ use super::scope::{Scope, Stage};
 use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout};
 use crate::fault::Cause;
-use crate::h1::{self, BodyMeter, Method, Name};
+use crate::h1::{self, BodyMeter, Method};
 use crate::json::PrefillResponse;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Collected, Leg, Role, Take};
@@ -237,7 +237,7 @@ impl<N: Net> Upstreams<N> {
         }
         scope.on_success();
         let is_read = call.leg.take != Take::Nothing;
-        if is_read && response.head.field(Name::ContentEncoding).is_some() {
+        if is_read && response.is_coded() {
             return Err(CallError::Failed(Cause::BadResponse));
         }
         let read = self.read_response(scope, upstream, response, call.leg.take, deadlines.end);
@@ -275,16 +275,11 @@ impl<N: Net> Upstreams<N> {
         take: Take,
         deadline: Deadline,
     ) -> Result<(Collected, bool), CallError> {
-        let pd = &self.config.pd;
-        let bytes_max = pd.prefill_response_bytes_max;
+        let bytes_max = self.config.pd.prefill_response_bytes_max;
         let mut reading = Reading {
             meter: BodyMeter::new(response.framing),
             collector: match take {
-                Take::Handoff { allow_flat_blocks } => {
-                    let is_allowed = allow_flat_blocks || pd.allow_flat_blocks;
-                    let scan = PrefillResponse::new(bytes_max).allow_flat_blocks(is_allowed);
-                    Collector::Handoff(Box::new(scan))
-                }
+                Take::Handoff => Collector::Handoff(Box::new(PrefillResponse::new(bytes_max))),
                 Take::Whole => Collector::Whole(Vec::new()),
                 Take::Nothing | Take::Response(_) => Collector::Nothing,
             },

@@ -39,6 +39,11 @@ impl Response {
         field.is_some_and(|field| h1::is_event_stream(field.value.of(&self.bytes)))
     }
 
+    /// Returns whether the body has a content coding, so that the proxy cannot read it.
+    pub(crate) fn is_coded(&self) -> bool {
+        h1::is_coded(&self.head.fields, &self.bytes)
+    }
+
     /// Receives once from the engine and parses the response head if it is complete.
     ///
     /// # Errors

@@ -19,6 +19,9 @@ pub enum ResponseForm {
     Json,
     /// A stream of server-sent events.
     Sse,
+    /// Either of them, as the first byte shows: a JSON object begins with `{` or white space, an
+    /// event stream of an engine with a field name or a comment.
+    Detected,
 }
 
 /// One edit of a response.

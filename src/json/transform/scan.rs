@@ -24,6 +24,9 @@ use crate::limits::{JSON_HELD_BYTES_MAX, RESPONSE_EDITS_MAX};
 /// Edits one response while it is forwarded.
 #[derive(Clone, Debug)]
 pub struct Transforms {
+    /// The form that [`Transforms::new`] was given.
+    declared: ResponseForm,
+    /// The form of the response; [`ResponseForm::Detected`] until its first byte.
     form: ResponseForm,
     edits: Vec<ResponseEdit>,
     lines: DataLines,
@@ -112,10 +115,11 @@ impl Transforms {
         debug_assert!(edits.len() <= RESPONSE_EDITS_MAX, "too many edits");
         edits.truncate(RESPONSE_EDITS_MAX);
         Self {
+            declared: form,
             form,
             edits,
             lines: DataLines::default(),
-            is_scanned: form == ResponseForm::Json,
+            is_scanned: form != ResponseForm::Sse,
             lexer: Lexer::new(),
             frames: [Frame::TOP; DEPTH],
             next: Next::Skip,
@@ -128,7 +132,7 @@ impl Transforms {
 
     /// Resets the state to the initial one, to edit the same response again from the start.
     pub fn restart(&mut self) {
-        *self = Self::new(self.form, std::mem::take(&mut self.edits));
+        *self = Self::new(self.declared, std::mem::take(&mut self.edits));
     }
 
     /// Processes `piece`, the next part of the response, and passes the output to `out` as
@@ -139,8 +143,19 @@ impl Transforms {
             done: 0,
             out,
         };
+        if self.form == ResponseForm::Detected
+            && let Some(first) = piece.first()
+        {
+            let is_json = *first == b'{' || first.is_ascii_whitespace();
+            self.is_scanned = is_json;
+            self.form = if is_json {
+                ResponseForm::Json
+            } else {
+                ResponseForm::Sse
+            };
+        }
         match self.form {
-            ResponseForm::Json => {
+            ResponseForm::Json | ResponseForm::Detected => {
                 self.data(&mut sink, 0, piece.len());
                 self.hold(&mut sink, piece.len());
             }

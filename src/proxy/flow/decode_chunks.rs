@@ -11,13 +11,13 @@ use crate::h1::{self, Method, Name};
 use crate::json::transform::ResponseEdit;
 use crate::metrics::Phase;
 use crate::net::Net;
+use crate::pd::Role;
 use crate::pd::decode_chunks::{ChunkError, Cut, Progress};
 use crate::pd::{Collected, Role, Take};
 use crate::proxy::access_log::micros_since;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::head;
 use crate::proxy::relay::{self, PendingResponse};
-use crate::upstream::{CallError, Deadline};
 
 /// Enables chunked decode for a request (`split.chunk`) if `--decode-chunk-size` is set and the
 /// request allows it.
