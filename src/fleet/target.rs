@@ -17,6 +17,8 @@ pub const HTTP_PORT: u16 = 80;
 /// Default port of a target reached over TLS.
 pub const HTTPS_PORT: u16 = 443;
 
+/// Prefix that a target named by a client may have.
+const HTTP_SCHEME: &[u8] = b"http://";
 /// Prefix that marks a Unix socket in a target set by the operator.
 const UNIX_SCHEME: &[u8] = b"unix:";
 
@@ -60,15 +62,16 @@ impl Target {
         SocketPath::parse(path).map(Self::from)
     }
 
-    /// Parses a target named by a client, `[http://]host[:port]`, where the host is a name, an IPv4
-    /// address or an IPv6 address in brackets.
+    /// Parses a target named by a client, `host[:port]` or `http://host[:port][/]`, where the host
+    /// is a name, an IPv4 address or an IPv6 address in brackets. The scheme is compared without
+    /// case (RFC 3986 3.1).
     ///
     /// The port is a decimal number from 1 to 65535 and defaults to 80. The result is never a Unix
     /// socket, because a client must not reach arbitrary services of this machine.
     ///
     /// # Errors
-    /// Returns an error for anything else: user information, a path (even `/`), white space,
-    /// percent signs, another scheme, a port that is not a number.
+    /// Returns an error for anything else: user information, a path, white space, percent signs,
+    /// another scheme, a port that is not a number.
     pub fn parse(text: &[u8]) -> Result<Self, TargetError> {
         Self::parse_or_port(text, HTTP_PORT)
     }
@@ -81,7 +84,13 @@ impl Target {
         if text.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
             return Err(TargetError::Blank);
         }
-        let text = text.strip_prefix(b"http://").unwrap_or(text);
+        let text = match text.split_at_checked(HTTP_SCHEME.len()) {
+            // The root path is that of a URL without a path (RFC 9110 4.2.3).
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(HTTP_SCHEME) => {
+                rest.strip_suffix(b"/").unwrap_or(rest)
+            }
+            Some(_) | None => text,
+        };
         if text.contains(&b'@') {
             return Err(TargetError::UserInfo);
         }
@@ -282,6 +291,9 @@ mod tests {
         let cases = [
             ("10.4.0.7:8000", "10.4.0.7:8000"),
             ("http://10.4.0.7:8000", "10.4.0.7:8000"),
+            ("http://10.4.0.7:8000/", "10.4.0.7:8000"),
+            ("HTTP://10.4.0.7:8000", "10.4.0.7:8000"),
+            ("Http://[fd00::7]/", "[fd00::7]:80"),
             ("127.0.0.1:1", "127.0.0.1:1"),
             ("localhost:65535", "localhost:65535"),
             (
@@ -342,13 +354,17 @@ mod tests {
     #[test]
     fn refuses_everything_else() {
         use TargetError as E;
-        let cases: [(&str, TargetError); 32] = [
+        let cases: [(&str, TargetError); 36] = [
             ("", E::HostMissing),
             (":8000", E::HostMissing),
             ("http://", E::HostMissing),
             ("https://host:1", E::Scheme),
             ("http://http://host:1", E::Scheme),
-            ("HTTP://host:1", E::Scheme),
+            ("HTTPS://host:1", E::Scheme),
+            ("http://host:1/path", E::NotAlone),
+            ("http://host:1//", E::NotAlone),
+            ("http://host:1/?x", E::NotAlone),
+            ("http:///", E::HostMissing),
             ("user@host:1", E::UserInfo),
             ("http://user:pw@host:1", E::UserInfo),
             ("host:1/", E::NotAlone),

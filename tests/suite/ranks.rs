@@ -108,7 +108,6 @@ fn l1_an_unknown_rank_is_400_without_a_body() {
         format!(":{own}"),
         format!("10.1.2.4:{own}"),
         "10.1.2.3".to_owned(),
-        String::new(),
     ] {
         let response = ranks.post(0, &[(RANK, &key)]).expect(400);
         assert!(response.body.is_empty(), "{key}");
@@ -119,10 +118,30 @@ fn l1_an_unknown_rank_is_400_without_a_body() {
 }
 
 #[test]
+fn an_empty_rank_is_none_and_an_unknown_one_matters_for_generation_only() {
+    let ranks = Ranks::start(&[("POD_IP", "10.0.0.1")]);
+    ranks.post(0, &[(RANK, "")]).expect(200);
+    ranks.post(0, &[(RANK, " ")]).expect(200);
+    assert_eq!(ranks.take(), [2, 0]);
+    let other = format!("10.0.0.1:{}", ranks.port(1));
+    for (field, want) in [("elsewhere:1", [1, 0]), ("", [1, 0]), (&*other, [0, 1])] {
+        let mut client = ranks.sidecar.connect_to(0);
+        client
+            .ask("GET", "/v1/models", &[(RANK, field)], b"")
+            .expect(200);
+        assert_eq!(ranks.take(), want, "{field}");
+    }
+    let response = ranks.post(0, &[(RANK, "elsewhere:1")]);
+    assert_eq!(response.status, 400);
+    assert_eq!(ranks.take(), [0, 0]);
+}
+
+#[test]
 fn a_health_check_needs_no_rank() {
     let ranks = Ranks::start(&[("POD_IP", "10.1.2.3")]);
     let unknown = [(RANK, "10.1.2.3:1")];
     ranks.sidecar.get("/health", &unknown).expect(200);
-    ranks.sidecar.get("/v1/models", &unknown).expect(400);
     assert_eq!(ranks.take(), [0, 0]);
+    ranks.sidecar.get("/v1/models", &unknown).expect(200);
+    assert_eq!(ranks.take(), [1, 0]);
 }

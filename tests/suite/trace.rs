@@ -726,7 +726,7 @@ fn early_rejections_of_generation_requests_are_counted_once() {
     let unknown = [("x-data-parallel-host-port", "10.9.9.9:1")];
     sidecar.post(CHAT, BODY, &[]).expect(413);
     sidecar.post(CHAT, "{}", &unknown).expect(400);
-    sidecar.get("/v1/models", &unknown).expect(400);
+    sidecar.get("/v1/models", &unknown).expect(200);
     let labels = [("outcome", "failed"), ("reason", "client_error")];
     sidecar.wait_metric("ringside_pd_requests_total", &labels, 2.0);
     sidecar.wait_metric("ringside_in_flight", &[], 0.0);
