@@ -41,6 +41,7 @@ pub const fn is_hop_by_hop(known: Name) -> bool {
         | Name::XDataParallelRank
         | Name::XEncoderHostsPorts
         | Name::XForwardedFor
+        | Name::XForwardedProto
         | Name::XKvCacheSourceHostPort
         | Name::XPrefillerHostPort
         | Name::XPrefillerUrl

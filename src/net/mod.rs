@@ -72,6 +72,12 @@ pub trait Conn: 'static {
         false
     }
 
+    /// Returns whether the peer uses TLS. Unlike [`Conn::is_encrypted`], `false` for a client that
+    /// sent plain text to a TLS port.
+    fn uses_tls(&self) -> bool {
+        false
+    }
+
     /// Waits until a receive may return bytes, the end of the stream, or an error.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 

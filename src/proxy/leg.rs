@@ -35,6 +35,7 @@ pub(super) fn head<N: Net>(
         // Not forwarded if the proxy must read or edit the response.
         accept_encoding: leg.is_none_or(|leg| leg.take == Take::Response(None)),
         upgrade,
+        is_tls: exchange.client.conn.uses_tls(),
     };
     HeadWriter::forwarded(out, &request.head, &request.bytes, &extra).map_err(Fault::Head)
 }

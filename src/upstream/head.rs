@@ -17,6 +17,8 @@ pub(crate) struct Forwarded<'a> {
     pub(crate) accept_encoding: bool,
     /// Whether to request a switch to the WebSocket protocol. No other upgrade is forwarded.
     pub(crate) upgrade: bool,
+    /// Whether the client connected with TLS, which `x-forwarded-proto` then states.
+    pub(crate) is_tls: bool,
     /// Value of `x-data-parallel-rank` that replaces the client's; `None` forwards the client's.
     pub(crate) rank: Option<u32>,
     /// Trace context fields that replace the client's; `None` if tracing is off.

@@ -208,7 +208,10 @@ impl Names {
             seen.method, seen.target, seen.minor_version
         );
         for (name, value) in &seen.headers {
-            let _ = write!(head, "\n{name}: {value}");
+            // The golden files are those of plain text.
+            if name != "x-forwarded-proto" {
+                let _ = write!(head, "\n{name}: {value}");
+            }
         }
         let body = String::from_utf8_lossy(&seen.body);
         assert_eq!(body.len() as u64, seen.body_bytes);

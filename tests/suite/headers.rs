@@ -3,7 +3,7 @@
 use mock_engine::{Engine, EngineConfig, Seen};
 
 use crate::client::{Client, head, request};
-use crate::harness::{CHAT, Canned, PREFILLER, Pair, Sidecar, only};
+use crate::harness::{CHAT, Canned, PREFILLER, Pair, Sidecar, is_suite_tls, only};
 
 const BODY: &[u8] = br#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":2}"#;
 
@@ -153,6 +153,10 @@ fn routing_fields_are_removed_on_every_path() {
         "x-encoder-hosts-ports",
         "x-kv-cache-source-host-port",
         "x-data-parallel-host-port",
+        "x-llm-d-prefiller-host-port",
+        "x-llm-d-encoder-hosts-ports",
+        "x-llm-d-kv-cache-source-host-port",
+        "x-speculative-prefill",
     ];
     let pair = Pair::start(&[]);
     let (target, own) = (pair.prefill.host_port(), format!(":{}", pair.sidecar.port));
@@ -162,6 +166,10 @@ fn routing_fields_are_removed_on_every_path() {
         (names[2], "127.0.0.1:1"),
         (names[3], "127.0.0.1:1"),
         (names[4], own.as_str()),
+        (names[5], "127.0.0.1:1"),
+        (names[6], "127.0.0.1:1"),
+        (names[7], "127.0.0.1:1"),
+        (names[8], "true"),
     ];
     for (method, path) in [
         ("POST", CHAT),
@@ -307,18 +315,63 @@ fn an_unknown_expectation_is_refused() {
 }
 
 #[test]
-fn request_trailers_never_become_header_fields() {
-    let decode = Engine::start(EngineConfig::decode(), 0).unwrap();
-    let sidecar = Sidecar::start(&[], decode.port());
-    let mut client = sidecar.connect();
-    let mut bytes = head("POST", "/echo", &[]);
-    bytes.extend_from_slice(
-        b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Request-Id: late\r\nX-Sum: 1\r\n\r\n",
-    );
-    client.send(bytes);
-    client.response().expect(200);
-    let seen = only(&decode);
-    assert_eq!(seen.header("x-sum"), None);
-    assert_ne!(seen.header("x-request-id"), Some("late"));
-    assert_eq!(seen.body, b"x");
+fn request_trailers_reach_no_engine() {
+    let long = "y".repeat(200_000);
+    for (args, path, body) in [
+        (&[][..], "/echo", "x"),
+        (&[], "/echo", &*long),
+        (&[], CHAT, r#"{"messages":[],"max_tokens":1}"#),
+        (
+            &["--trust-client-kv"],
+            CHAT,
+            r#"{"messages":[],"max_tokens":1}"#,
+        ),
+    ] {
+        let decode = Engine::start(EngineConfig::decode(), 0).unwrap();
+        let sidecar = Sidecar::start(args, decode.port());
+        let mut bytes = head("POST", path, &[]);
+        let chunk = format!("{:x}\r\n{body}\r\n", body.len());
+        let trailers = "0\r\nX-Request-Id: late\r\nAuthorization: x\r\nX-Sum: 1\r\n\r\n";
+        bytes.extend(format!("Transfer-Encoding: chunked\r\n\r\n{chunk}{trailers}").into_bytes());
+        // As a whole, and with the trailers one byte at a time.
+        let whole = bytes.len() - trailers.len();
+        for piece_len in [trailers.len(), 1] {
+            decode.clear();
+            let mut client = sidecar.connect();
+            client.send(&bytes[..whole]);
+            for piece in bytes[whole..].chunks(piece_len) {
+                client.send(piece);
+            }
+            client.response().expect(200);
+            let seen = only(&decode);
+            assert!(seen.trailers.is_empty(), "{args:?} {path}");
+            assert_eq!(seen.header("x-sum"), None);
+            assert_eq!(seen.header("authorization"), None);
+            assert_ne!(seen.header("x-request-id"), Some("late"));
+            assert!(seen.body == body.as_bytes());
+            // The next request begins after the trailers.
+            client.ask("GET", "/health", &[], b"").expect(200);
+        }
+    }
+}
+
+#[test]
+fn x_forwarded_proto_states_that_the_client_used_tls() {
+    let pair = Pair::start(&[]);
+    let want = if is_suite_tls() {
+        vec!["https"]
+    } else {
+        Vec::new()
+    };
+    each_way(&pair, &[], |seen, _| {
+        for leg in seen {
+            assert_eq!(leg.header_all("x-forwarded-proto"), want);
+        }
+    });
+    // A proxy in front takes precedence.
+    each_way(&pair, &[("X-Forwarded-Proto", "http")], |seen, _| {
+        for leg in seen {
+            assert_eq!(leg.header_all("x-forwarded-proto"), ["http"]);
+        }
+    });
 }

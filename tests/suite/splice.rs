@@ -226,7 +226,9 @@ fn half_closed_clients_that_do_not_read_do_not_block_others() {
                 let chunk = [b"10000\r\n".as_slice(), &block, b"\r\n"].concat();
                 while conn.stream.write_all(&chunk).is_ok() {}
             } else if head.starts_with("GET /switch") {
-                conn.say("HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");
+                conn.say(
+                    "HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+                );
                 while conn.stream.write_all(&block).is_ok() {}
             } else {
                 conn.say("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n");
@@ -234,7 +236,7 @@ fn half_closed_clients_that_do_not_read_do_not_block_others() {
             }
         });
         let sidecar = start(driver, engine.port());
-        let upgrade = [("connection", "upgrade"), ("upgrade", "x")];
+        let upgrade = [("connection", "upgrade"), ("upgrade", "websocket")];
         for path in ["/length", "/chunks", "/switch"] {
             for _ in 0..20 {
                 let mut client = sidecar.connect();

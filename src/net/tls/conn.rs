@@ -177,13 +177,15 @@ impl<C: Conn> Tls<C> {
         })
     }
 
-    /// Returns whether a client's first bytes are plain-text HTTP. If so, reports this outcome and
-    /// changes the phase to [`Phase::PlainText`]. The first byte decides: a method starts with an
-    /// upper-case letter, a TLS record with a byte from 20 to 24 (RFC 8446, appendix B.1).
+    /// Returns whether a client's first bytes are not TLS. If so, reports this outcome and changes
+    /// the phase to [`Phase::PlainText`]. The first byte decides: a TLS record starts with a byte
+    /// from 20 to 24 (RFC 8446, appendix B.1), which no HTTP request contains.
     fn is_plain_text(&self, state: &mut State, received: &[u8]) -> bool {
         let is_plain = state.phase == Phase::Handshaking
             && state.session.is_server()
-            && received.first().is_some_and(u8::is_ascii_uppercase);
+            && received
+                .first()
+                .is_some_and(|first| !(20..=24).contains(first));
         if is_plain {
             state.phase = Phase::PlainText;
             self.report_outcome(Outcome::PlainText, None);
@@ -510,6 +512,10 @@ impl<C: Conn> Conn for Tls<C> {
 
     fn is_encrypted(&self) -> bool {
         true
+    }
+
+    fn uses_tls(&self) -> bool {
+        self.state.borrow().phase != Phase::PlainText
     }
 }
 

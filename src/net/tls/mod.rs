@@ -213,6 +213,10 @@ impl<C: Conn> Conn for Wire<C> {
         matches!(self, Self::Tls(_))
     }
 
+    fn uses_tls(&self) -> bool {
+        either!(self, conn => conn.uses_tls())
+    }
+
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         either!(self, conn => conn.poll_readable(cx))
     }
