@@ -145,6 +145,16 @@ impl Fault {
         }
     }
 
+    /// Returns whether the fault leaves the end of the request's body known, so that the connection
+    /// can carry another request once the body has been read.
+    #[must_use]
+    pub const fn keeps_framing(self) -> bool {
+        !matches!(
+            self,
+            Self::Head(_) | Self::Chunk | Self::BodyTimeout | Self::Bug(_)
+        )
+    }
+
     /// Returns whether a prefill leg failed, so that the decoder can compute the prompt itself.
     #[must_use]
     pub const fn is_prefill(self) -> bool {

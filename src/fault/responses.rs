@@ -37,7 +37,7 @@ macro_rules! rows {
 
 /// One row for each kind of fault, in the order in which metrics list them.
 #[rustfmt::skip]
-const ROWS: [Row; 40] = rows! {
+const ROWS: [Row; 41] = rows! {
     "bad_head" 400 Client ClientError "malformed request";
     "bad_chunk" 400 Client ClientError "malformed request: invalid chunked body";
     "bad_json" 400 Client ClientError "invalid JSON";

@@ -20,7 +20,8 @@ pub enum JsonReason {
     /// The text begins with a byte order mark or appears to be UTF-16 or UTF-32 (RFC 8259
     /// section 8.1).
     NotUtf8Text,
-    /// A byte sequence that is not UTF-8. Only [`validate`](super::validate()) checks this.
+    /// A byte sequence in a string that is not UTF-8. Only [`validate`](super::validate()) checks
+    /// this.
     InvalidUtf8,
     /// A member name in quotes was expected.
     ExpectedName,
@@ -58,6 +59,17 @@ pub enum JsonReason {
     /// A client supplied a value for a member that only the proxy may set, and the value is too
     /// short to be overwritten with `null`.
     NotClients,
+}
+
+impl JsonError {
+    /// Returns the error of a text that begins at `offset` of a longer one.
+    #[must_use]
+    pub const fn after(self, offset: usize) -> Self {
+        Self {
+            offset: offset + self.offset,
+            ..self
+        }
+    }
 }
 
 impl JsonReason {

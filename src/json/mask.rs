@@ -4,6 +4,9 @@
 //! removed from it. Instead, the value is replaced by `null`, padded with spaces to the same
 //! length, which engines treat as an absent member.
 //!
+//! A value that is overwritten is validated in full: with the value, its defect would disappear,
+//! and the engine would serve a body that it must refuse.
+//!
 //! A value shorter than `null` has no room for that. An empty object passes unmodified, because
 //! engines treat it as an absent member too. Any other short value is refused, because an engine
 //! that expects an object fails on a `0` or `""` (`docs/engines.md#client-supplied-parameters`).
@@ -18,6 +21,7 @@ use super::block::Isa;
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use super::scan::{Level, Watch, is_valid_watch, watched};
+use super::validate::Validator;
 
 /// Overwrites the values of the watched members, at their levels, while a body streams.
 ///
@@ -31,6 +35,8 @@ pub struct Mask {
     next: Next,
     /// The watched value that is being overwritten, `None` outside of such a value.
     value: Option<Masking>,
+    /// Validates `value`; `None` if the lexer validates values of its kind.
+    validator: Option<Box<Validator>>,
     held: HeldBytes,
     masked: u32,
     failed: Option<JsonError>,
@@ -100,6 +106,7 @@ impl Mask {
             level: Level::Top,
             next: Next::Skip,
             value: None,
+            validator: None,
             held: HeldBytes::default(),
             masked: 0,
             failed: None,
@@ -132,6 +139,15 @@ impl Mask {
             .inspect_err(|&error| self.failed = Some(error))
     }
 
+    /// Returns the error of an earlier [`Mask::feed`], if one failed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mask::feed`].
+    pub fn check(&self) -> Result<(), JsonError> {
+        self.failed.map_or(Ok(()), Err)
+    }
+
     /// Checks that the body is complete. Must be called at its end.
     ///
     /// No bytes are held back at that point, because every value ends before the closing brace.
@@ -141,9 +157,7 @@ impl Mask {
     /// The body is incomplete, or [`Mask::feed`] failed earlier, in which case its error is
     /// returned.
     pub fn finish(&mut self) -> Result<(), JsonError> {
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
+        self.check()?;
         self.lexer.finish()?;
         debug_assert!(self.held.is_empty());
         Ok(())
@@ -161,11 +175,22 @@ impl Mask {
             held: HeldBytes::default(),
             ready: piece.len(),
         };
-        while let Some(event) = self.lexer.next(piece)? {
+        loop {
+            let event = match self.lexer.next(piece) {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(error) => {
+                    // An earlier error takes precedence, however the body is split.
+                    self.validate(error.offset, base, piece)?;
+                    return Err(error);
+                }
+            };
             match event {
                 Event::Name { .. } => self.name(),
                 Event::Value { at, kind } => self.value_start(at, kind),
                 Event::ValueEnd { at } => {
+                    self.validate(at, base, piece)?;
+                    self.validator = None;
                     if let Some(value) = self.value.take() {
                         let masked = self.overwrite(value, at, base, piece, &mut out.held);
                         if !masked && value.kind != Kind::Object {
@@ -181,6 +206,7 @@ impl Mask {
                 Event::Close { .. } => self.level = self.level.parent(),
             }
         }
+        self.validate(base + piece.len(), base, piece)?;
         if let Some(value) = self.value {
             let decided = self.overwrite(value, base + piece.len(), base, piece, &mut out.held);
             self.value = Some(Masking { decided, ..value });
@@ -212,6 +238,8 @@ impl Mask {
                     kind,
                     decided: false,
                 });
+                self.validator = matches!(kind, Kind::Object | Kind::Array | Kind::String)
+                    .then(|| Box::new(Validator::new()));
             }
             Next::Enter(child) if kind == Kind::Object => {
                 self.level = child;
@@ -219,6 +247,19 @@ impl Mask {
             }
             Next::Skip | Next::Mask | Next::Enter(_) => {}
         }
+    }
+
+    /// Validates the bytes of the current value that are in `piece`, up to offset `end` of the
+    /// body. `base` is the offset in the body at which `piece` starts.
+    fn validate(&mut self, end: usize, base: usize, piece: &[u8]) -> Result<(), JsonError> {
+        let (Some(value), Some(validator)) = (self.value, &mut self.validator) else {
+            return Ok(());
+        };
+        let from = value.start + validator.read_bytes();
+        let new = &piece[from - base..end - base];
+        validator
+            .feed(new)
+            .map_err(|error| error.after(value.start))
     }
 
     /// Overwrites the bytes of `value` that are in `piece`, up to offset `end` of the body. `base`

@@ -1,4 +1,4 @@
-//! Strict validation of a complete JSON text, for values that are forwarded to other engines.
+//! Strict validation of a JSON text, for values that are replaced or forwarded to other engines.
 //!
 //! Unlike the lexer, it checks everything that RFC 8259 requires: UTF-8, escapes, numbers and the
 //! structure at every depth. The outermost value may be of any kind. Escaped lone surrogates are
@@ -12,210 +12,253 @@ use super::grammar::{Nest, Number, unescape};
 ///
 /// # Errors
 ///
-/// The error at the first invalid byte. UTF-8 is validated before everything else, so invalid UTF-8
-/// takes precedence over an earlier syntax error.
+/// The error at the first invalid byte.
 pub fn validate(bytes: &[u8]) -> Result<(), JsonError> {
-    if let Err(error) = std::str::from_utf8(bytes) {
-        return Err(JsonError {
-            offset: error.valid_up_to(),
-            reason: JsonReason::InvalidUtf8,
-        });
-    }
-    let mut walk = Walk {
-        bytes,
-        at: 0,
-        nest: Nest::new(),
-    };
-    walk.text()?;
-    match walk.token() {
-        None => Ok(()),
-        Some(_) => Err(walk.error(JsonReason::TrailingBytes)),
-    }
+    let mut validator = Validator::new();
+    validator.feed(bytes)?;
+    validator.finish()
 }
 
-struct Walk<'a> {
-    bytes: &'a [u8],
-    at: usize,
+/// Checks one JSON value that arrives in parts, as [`validate`] does.
+#[derive(Clone, Debug)]
+pub(super) struct Validator {
+    state: State,
     nest: Nest,
+    /// Number of bytes read.
+    at: usize,
 }
 
-impl Walk<'_> {
-    fn text(&mut self) -> Result<(), JsonError> {
-        loop {
-            // The current position is at the start of a value.
-            match self.token() {
-                Some(b'{') => {
-                    self.open(true)?;
-                    if self.token() != Some(b'}') {
-                        self.name(JsonReason::ExpectedNameOrBrace)?;
-                        continue;
-                    }
-                }
-                Some(b'[') => {
-                    self.open(false)?;
-                    if self.token() != Some(b']') {
-                        continue;
-                    }
-                }
-                Some(byte) => self.scalar(byte)?,
-                None => return Err(self.error(JsonReason::ExpectedValue)),
-            }
-            if !self.after_value()? {
-                return Ok(());
-            }
+/// Position in the grammar.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// A value is expected.
+    Value,
+    /// After `[`: a value or `]` is expected.
+    FirstElement,
+    /// After `{`: a member name or `}` is expected.
+    FirstName,
+    /// After a comma in an object: a member name is expected.
+    NextName,
+    /// After a member name: its colon is expected.
+    Colon,
+    /// After a value inside a container: a comma or the closing bracket is expected.
+    AfterValue,
+    /// After the outermost value: only whitespace may follow.
+    End,
+    String(Text),
+    /// In a member name.
+    Name(Text),
+    Number(Number),
+    /// In `true`, `false` or `null`, with the letters that are still expected.
+    Literal(&'static [u8]),
+}
+
+/// Position in a string.
+#[derive(Clone, Copy, Debug)]
+enum Text {
+    Plain,
+    Backslash,
+    /// In `\u`, with the number of hexadecimal digits that are still expected.
+    Hex(u8),
+    /// In a UTF-8 sequence: the number of bytes that are still expected, and the range of the next
+    /// one (RFC 3629 section 4).
+    Utf8 {
+        left: u8,
+        low: u8,
+        high: u8,
+    },
+}
+
+impl Validator {
+    pub(super) const fn new() -> Self {
+        Self {
+            state: State::Value,
+            nest: Nest::new(),
+            at: 0,
         }
     }
 
-    /// Closes the containers that end at the current position. Then consumes the comma and, in an
-    /// object, the next member name. Returns `false` if the outermost value has ended, so that no
-    /// value follows.
-    fn after_value(&mut self) -> Result<bool, JsonError> {
-        while self.nest.top.depth > 0 {
-            let object = self.nest.top.inside_object();
-            match self.token() {
-                Some(b',') => {
-                    self.at += 1;
-                    if object {
-                        self.token();
-                        self.name(JsonReason::ExpectedName)?;
-                    }
-                    return Ok(true);
-                }
-                Some(close @ (b'}' | b']')) => {
-                    if (close == b'}') != object {
-                        return Err(self.error(JsonReason::MismatchedBracket));
-                    }
-                    self.at += 1;
-                    self.nest.close();
-                }
-                _ => return Err(self.error(JsonReason::ExpectedCommaOrClose)),
-            }
-        }
-        Ok(false)
+    /// Returns the number of bytes read.
+    pub(super) const fn read_bytes(&self) -> usize {
+        self.at
     }
 
-    fn open(&mut self, object: bool) -> Result<(), JsonError> {
-        if !self.nest.open(object) {
-            return Err(self.error(JsonReason::TooDeep));
+    /// Reads the next part of the text.
+    ///
+    /// # Errors
+    ///
+    /// The error at the first invalid byte, with its offset in the whole text. The validator must
+    /// not be used afterwards.
+    pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
+        let base = self.at;
+        let mut at = 0;
+        while let Some(&byte) = piece.get(at) {
+            if let State::String(Text::Plain) | State::Name(Text::Plain) = self.state {
+                // Most bytes of most texts.
+                let is_plain = |byte: &&u8| matches!(**byte, 0x20..=0x7f) && !is_special(**byte);
+                let run = piece[at..].iter().take_while(is_plain).count();
+                if run > 0 {
+                    at += run;
+                    continue;
+                }
+            }
+            self.at = base + at;
+            self.state = self.step(byte).map_err(|reason| self.error(reason))?;
+            at += 1;
         }
-        self.at += 1;
+        self.at = base + at;
         Ok(())
     }
 
-    /// Consumes a member name and its colon. `missing` is the reason of the error if no name begins
-    /// at the current position.
-    fn name(&mut self, missing: JsonReason) -> Result<(), JsonError> {
-        if self.byte() != Some(b'"') {
-            return Err(self.error(missing));
-        }
-        self.string()?;
-        if self.token() != Some(b':') {
-            return Err(self.error(JsonReason::ExpectedColon));
-        }
-        self.at += 1;
-        Ok(())
-    }
-
-    fn scalar(&mut self, byte: u8) -> Result<(), JsonError> {
-        match byte {
-            b'"' => self.string(),
-            b't' => self.literal(b"true"),
-            b'f' => self.literal(b"false"),
-            b'n' => self.literal(b"null"),
-            _ => match Number::start(byte) {
-                Some(number) => self.number(number),
-                None => Err(self.error(JsonReason::ExpectedValue)),
-            },
+    /// Checks that the text is complete.
+    ///
+    /// # Errors
+    ///
+    /// [`JsonReason::Incomplete`] if it is not.
+    pub(super) const fn finish(&self) -> Result<(), JsonError> {
+        match self.state {
+            State::End => Ok(()),
+            State::Number(number) if number.is_complete() && self.nest.top.depth == 0 => Ok(()),
+            _ => Err(self.error(JsonReason::Incomplete)),
         }
     }
 
-    fn literal(&mut self, word: &'static [u8]) -> Result<(), JsonError> {
-        for want in word {
-            match self.byte() {
-                Some(byte) if byte == *want => self.at += 1,
-                _ => return Err(self.error(JsonReason::InvalidLiteral)),
-            }
-        }
-        Ok(())
-    }
-
-    fn number(&mut self, mut number: Number) -> Result<(), JsonError> {
-        self.at += 1;
-        while let Some(next) = self.byte().and_then(|byte| number.step(byte)) {
-            number = next;
-            self.at += 1;
-        }
-        if number.is_complete() {
-            Ok(())
-        } else {
-            Err(self.error(JsonReason::InvalidNumber))
-        }
-    }
-
-    fn string(&mut self) -> Result<(), JsonError> {
-        self.at += 1;
-        while let Some(byte) = self.byte() {
-            match byte {
-                b'"' => {
-                    self.at += 1;
-                    return Ok(());
-                }
-                0..=0x1f => return Err(self.error(JsonReason::ControlCharacter)),
-                b'\\' => {
-                    self.at += 1;
-                    self.escape()?;
-                }
-                _ => self.at += 1,
-            }
-        }
-        Err(self.error(JsonReason::Incomplete))
-    }
-
-    fn escape(&mut self) -> Result<(), JsonError> {
-        match self.byte() {
-            Some(b'u') => {
-                self.at += 1;
-                for _ in 0..4 {
-                    match self.byte() {
-                        Some(byte) if byte.is_ascii_hexdigit() => self.at += 1,
-                        _ => return Err(self.error(JsonReason::InvalidEscape)),
-                    }
-                }
-                Ok(())
-            }
-            Some(byte) if unescape(byte).is_some() => {
-                self.at += 1;
-                Ok(())
-            }
-            _ => Err(self.error(JsonReason::InvalidEscape)),
-        }
-    }
-
-    /// Skips whitespace and returns the byte after it without consuming that byte, or `None` at the
-    /// end of the text.
-    fn token(&mut self) -> Option<u8> {
-        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.byte() {
-            self.at += 1;
-        }
-        self.byte()
-    }
-
-    fn byte(&self) -> Option<u8> {
-        self.bytes.get(self.at).copied()
-    }
-
-    /// Returns an error at the current position. At the end of the text the reason is always
-    /// [`JsonReason::Incomplete`].
-    fn error(&self, reason: JsonReason) -> JsonError {
-        let reason = if self.at < self.bytes.len() {
-            reason
-        } else {
-            JsonReason::Incomplete
-        };
+    const fn error(&self, reason: JsonReason) -> JsonError {
         JsonError {
             offset: self.at,
             reason,
         }
+    }
+
+    fn step(&mut self, byte: u8) -> Result<State, JsonReason> {
+        match self.state {
+            State::String(text) => match text.step(byte)? {
+                Some(text) => Ok(State::String(text)),
+                None => Ok(self.after_value()),
+            },
+            State::Name(text) => Ok(text.step(byte)?.map_or(State::Colon, State::Name)),
+            State::Number(number) => match number.step(byte) {
+                Some(number) => Ok(State::Number(number)),
+                None if number.is_complete() => {
+                    self.state = self.after_value();
+                    self.step(byte)
+                }
+                None => Err(JsonReason::InvalidNumber),
+            },
+            State::Literal(rest) => match rest {
+                [want] if byte == *want => Ok(self.after_value()),
+                [want, rest @ ..] if byte == *want => Ok(State::Literal(rest)),
+                _ => Err(JsonReason::InvalidLiteral),
+            },
+            state if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') => Ok(state),
+            State::FirstElement if byte == b']' => Ok(self.close()),
+            State::Value | State::FirstElement => self.value(byte),
+            State::FirstName if byte == b'}' => Ok(self.close()),
+            State::FirstName | State::NextName if byte == b'"' => Ok(State::Name(Text::Plain)),
+            State::FirstName => Err(JsonReason::ExpectedNameOrBrace),
+            State::NextName => Err(JsonReason::ExpectedName),
+            State::Colon if byte == b':' => Ok(State::Value),
+            State::Colon => Err(JsonReason::ExpectedColon),
+            State::AfterValue => {
+                let is_object = self.nest.top.inside_object();
+                match byte {
+                    b',' if is_object => Ok(State::NextName),
+                    b',' => Ok(State::Value),
+                    b'}' | b']' if (byte == b'}') == is_object => Ok(self.close()),
+                    b'}' | b']' => Err(JsonReason::MismatchedBracket),
+                    _ => Err(JsonReason::ExpectedCommaOrClose),
+                }
+            }
+            State::End => Err(JsonReason::TrailingBytes),
+        }
+    }
+
+    fn value(&mut self, byte: u8) -> Result<State, JsonReason> {
+        match byte {
+            b'"' => Ok(State::String(Text::Plain)),
+            b'{' | b'[' => {
+                let is_object = byte == b'{';
+                if !self.nest.open(is_object) {
+                    return Err(JsonReason::TooDeep);
+                }
+                Ok(if is_object {
+                    State::FirstName
+                } else {
+                    State::FirstElement
+                })
+            }
+            b't' => Ok(State::Literal(b"rue")),
+            b'f' => Ok(State::Literal(b"alse")),
+            b'n' => Ok(State::Literal(b"ull")),
+            _ => Number::start(byte)
+                .map(State::Number)
+                .ok_or(JsonReason::ExpectedValue),
+        }
+    }
+
+    fn close(&mut self) -> State {
+        self.nest.close();
+        self.after_value()
+    }
+
+    const fn after_value(&self) -> State {
+        if self.nest.top.depth == 0 {
+            State::End
+        } else {
+            State::AfterValue
+        }
+    }
+}
+
+/// Returns whether a byte of ASCII ends a string or begins an escape.
+const fn is_special(byte: u8) -> bool {
+    matches!(byte, b'"' | b'\\')
+}
+
+impl Text {
+    /// Returns the position after one more byte; `None` after the closing quote.
+    const fn step(self, byte: u8) -> Result<Option<Self>, JsonReason> {
+        let next = match (self, byte) {
+            (Self::Plain, b'"') => return Ok(None),
+            (Self::Plain, b'\\') => Self::Backslash,
+            (Self::Plain, 0..=0x1f) => return Err(JsonReason::ControlCharacter),
+            (Self::Plain, 0x20..=0x7f) => Self::Plain,
+            (Self::Plain, _) => match Self::utf8(byte) {
+                Some(text) => text,
+                None => return Err(JsonReason::InvalidUtf8),
+            },
+            (Self::Backslash, b'u') => Self::Hex(4),
+            (Self::Backslash, _) if unescape(byte).is_some() => Self::Plain,
+            (Self::Hex(1), _) if byte.is_ascii_hexdigit() => Self::Plain,
+            (Self::Hex(left), _) if byte.is_ascii_hexdigit() => Self::Hex(left - 1),
+            (Self::Backslash | Self::Hex(_), _) => return Err(JsonReason::InvalidEscape),
+            (Self::Utf8 { left, low, high }, _) if low <= byte && byte <= high => match left {
+                1 => Self::Plain,
+                _ => Self::Utf8 {
+                    left: left - 1,
+                    low: 0x80,
+                    high: 0xbf,
+                },
+            },
+            (Self::Utf8 { .. }, _) => return Err(JsonReason::InvalidUtf8),
+        };
+        Ok(Some(next))
+    }
+
+    /// Returns the position after the first byte of a UTF-8 sequence of several bytes; `None` if no
+    /// sequence begins with it.
+    const fn utf8(byte: u8) -> Option<Self> {
+        let (left, low, high) = match byte {
+            0xc2..=0xdf => (1, 0x80, 0xbf),
+            0xe0 => (2, 0xa0, 0xbf),
+            0xed => (2, 0x80, 0x9f),
+            0xe1..=0xef => (2, 0x80, 0xbf),
+            0xf0 => (3, 0x90, 0xbf),
+            0xf1..=0xf3 => (3, 0x80, 0xbf),
+            0xf4 => (3, 0x80, 0x8f),
+            _ => return None,
+        };
+        Some(Self::Utf8 { left, low, high })
     }
 }
 
@@ -261,6 +304,53 @@ mod tests {
         for (text, offset, reason) in cases {
             let want = Err(JsonError { offset, reason });
             assert_eq!(validate(text), want, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn every_sequence_of_up_to_three_bytes_is_utf8_exactly_if_the_standard_library_says_so() {
+        let check = |bytes: &[u8]| {
+            let text = [b"\"", bytes, b"\""].concat();
+            let fits = std::str::from_utf8(bytes).is_ok();
+            assert_eq!(validate(&text).is_ok(), fits, "{}", text.escape_ascii());
+        };
+        for first in 0x80..=0xff_u8 {
+            check(&[first]);
+            for second in [
+                0x41_u8, 0x7f, 0x80, 0x8f, 0x90, 0x9f, 0xa0, 0xbf, 0xc0, 0xff,
+            ] {
+                check(&[first, second]);
+                for third in [0x41, 0x7f, 0x80, 0xbf, 0xc0, 0xff] {
+                    check(&[first, second, third]);
+                    for fourth in [0x41, 0x80, 0xbf, 0xc0] {
+                        check(&[first, second, third, fourth]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_result_does_not_depend_on_how_the_text_is_split() {
+        let texts: [&[u8]; 8] = [
+            br#" {"a":[{},[],"\ud800\/",-0.5e-7,true],"b":null} "#,
+            "[\"\u{e9}\u{20ac}\u{1f600}\"]".as_bytes(),
+            b"12",
+            b"-",
+            b"[1,]",
+            b"\"\xe2\x82\"",
+            b"\"\\u12",
+            b"tru",
+        ];
+        for text in texts {
+            let whole = validate(text);
+            for split in 0..=text.len() {
+                let mut validator = Validator::new();
+                let parts = [&text[..split], &text[split..]];
+                let fed = parts.iter().try_for_each(|part| validator.feed(part));
+                let got = fed.and_then(|()| validator.finish());
+                assert_eq!(got, whole, "{} at {split}", text.escape_ascii());
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::options::MoriConfig;
 use super::uuid::Uuid;
 use crate::api::Api;
 use crate::fleet::MoriHosts;
-use crate::json::{Document, EditError, Kind, Level, Member, Watch};
+use crate::json::{Document, EditError, JsonError, Kind, Level, Member, Watch, validate};
 
 /// Every member of a request body that is read or edited to build a leg.
 pub const WATCH: Watch = &[
@@ -25,6 +25,7 @@ pub const WATCH: Watch = &[
     (Level::Top, "kv_transfer_params"),
     (Level::Top, "ec_transfer_params"),
     (Level::Top, "cache_hit_threshold"),
+    (Level::Top, "data_parallel_rank"),
     (Level::Top, "bootstrap_host"),
     (Level::Top, "bootstrap_port"),
     (Level::Top, "bootstrap_room"),
@@ -65,6 +66,42 @@ pub const CLIENT_OWNED_KV: Watch = &[
     (Level::Xargs, "kv_transfer_params"),
     (Level::Xargs, "ec_transfer_params"),
 ];
+
+/// Members that legs read and pass on, but never replace. They can be large.
+const PASSED: [&str; 5] = [
+    "messages",
+    "prompt",
+    "response_format",
+    "structured_outputs",
+    "tools",
+];
+
+/// Checks the values that a leg may replace. A leg without the client's invalid value would be
+/// served, while the engine of the other leg refuses it.
+///
+/// # Errors
+/// The first invalid value.
+pub fn check_edited(document: &Document, body: &[u8]) -> Result<(), JsonError> {
+    let members = document.members().iter();
+    members
+        .filter(|member| !PASSED.contains(&member.name))
+        .try_for_each(|member| check(member, body))
+}
+
+/// Checks the values of `messages`, which the legs to encoders replace.
+///
+/// # Errors
+/// The first invalid value.
+pub fn check_messages(document: &Document, body: &[u8]) -> Result<(), JsonError> {
+    let members = document.members().iter();
+    members
+        .filter(|member| member.name == "messages")
+        .try_for_each(|member| check(member, body))
+}
+
+fn check(member: &Member, body: &[u8]) -> Result<(), JsonError> {
+    validate(member.value.of(body)).map_err(|error| error.after(member.value.start))
+}
 
 /// Returns the number of members in `owned` that the body sets to a value other than `null`. Every
 /// leg omits them.

@@ -8,8 +8,8 @@ use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
 use crate::limits::{BODY_RESERVE_STEP_BYTES, RECEIVE_LARGE_BYTES, RECEIVES_PER_YIELD_MAX};
 use crate::metrics::Phase;
-use crate::net::{Conn, Net, would_block};
-use crate::pd::request::WATCH;
+use crate::net::{Conn, Instant, Net, would_block};
+use crate::pd::request::{self, WATCH};
 use crate::upstream::{Deadline, Timeout};
 
 /// A request body without its framing, and the positions of those of its JSON members that legs are
@@ -70,16 +70,20 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
     }
     exchange.shard.buffers.recycle(arrived);
     let mut steps = 0_u32;
-    while !reading.meter.is_done() {
+    while !reading.meter.is_done() && reading.refused.is_none() {
         steps = steps.wrapping_add(1);
         if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
             exchange.client.conn.clear_readable();
         }
         receive_more(exchange, &mut reading).await?;
     }
-    exchange.request.body = RequestBody::Done;
+    exchange.request.body = RequestBody::read(reading.meter.is_done());
     exchange.stats.bytes_in += reading.bytes.len() as u64;
+    if let Some(fault) = reading.refused {
+        return Err(fault);
+    }
     let document = reading.scanner.finish().map_err(Fault::Json)?;
+    request::check_edited(&document, &reading.bytes).map_err(Fault::Json)?;
     Ok(Body {
         bytes: reading.bytes,
         document,
@@ -107,7 +111,10 @@ async fn receive_more<N: Net>(
                 .min(RECEIVE_LARGE_BYTES);
             let before = reading.bytes.len();
             let received = client.conn.try_recv_append(&mut reading.bytes, room);
-            received.map(|n| (n, reading.take_in_place(before)))
+            received.map(|n| {
+                reading.take_in_place(before);
+                (n, Ok(()))
+            })
         }
         None => shard.buffers.with_small(|buffer| {
             client.conn.try_recv(buffer).map(|n| {
@@ -151,36 +158,37 @@ impl Reading {
 
     /// Decodes received bytes, including their framing, and appends the payload to the body.
     /// Returns how many of them belong to this body; the rest belong to the next request.
+    ///
+    /// # Errors
+    /// The framing is malformed. Any other defect is left in `refused`.
     fn take(&mut self, framed: &[u8]) -> Result<usize, Fault> {
         let before = self.bytes.len();
-        let mut overflow = None;
+        let refused = &mut self.refused;
         let (bytes, reserved, bytes_max) = (&mut self.bytes, &mut self.reserved, self.bytes_max);
         let taken = self.meter.decode(framed, |span| {
-            if overflow.is_none() {
-                overflow = append(bytes, reserved, bytes_max, span.of(framed)).err();
+            if refused.is_none() {
+                *refused = append(bytes, reserved, bytes_max, span.of(framed)).err();
             }
         });
         let taken = taken.map_err(|_| Fault::Chunk)?;
-        match overflow {
-            Some(fault) => Err(fault),
-            None => self.scan(before).map(|()| taken),
-        }
+        self.scan(before);
+        Ok(taken)
     }
 
     /// Counts and scans the body bytes that have just been received: those from offset `before` of
     /// `self.bytes` on. They were received directly into that buffer, because a body with a known
     /// length has no framing to remove.
-    fn take_in_place(&mut self, before: usize) -> Result<(), Fault> {
+    fn take_in_place(&mut self, before: usize) {
         let new = self.bytes.len() - before;
         let counted = self.meter.skip(new as u64);
         debug_assert!(counted, "more bytes were received than remained");
-        self.scan(before)
+        self.scan(before);
     }
 
-    fn scan(&mut self, before: usize) -> Result<(), Fault> {
-        self.scanner
-            .feed(&self.bytes[before..])
-            .map_err(Fault::Json)
+    fn scan(&mut self, before: usize) {
+        if let Err(error) = self.scanner.feed(&self.bytes[before..]) {
+            self.refused = self.refused.or(Some(Fault::Json(error)));
+        }
     }
 }
 

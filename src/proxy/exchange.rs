@@ -14,7 +14,7 @@ use super::request_id::RequestId;
 use super::shard::Shard;
 use crate::api::{Api, Route};
 use crate::fault::Fault;
-use crate::h1::{self, Framing, Name, RequestHead};
+use crate::h1::{self, BodyMeter, Framing, Name, RequestHead};
 use crate::metrics::{self, Phase};
 use crate::net::Net;
 use crate::pd::Role;
@@ -145,6 +145,24 @@ impl<'a, N: Net> Exchange<'a, N> {
             head.extend(request.bytes.drain(..request.head.len));
             let next = std::mem::replace(&mut request.bytes, head);
             self.client.put_back_first(next);
+        }
+    }
+
+    /// If nothing of the body has been read, and it arrived completely with the head, skips it:
+    /// the request is refused, and the connection can carry the next one.
+    pub(super) fn skip_arrived_body(&mut self) {
+        let request = &mut self.request;
+        if request.body != RequestBody::Unread {
+            return;
+        }
+        let mut meter = BodyMeter::new(request.framing);
+        let arrived = &request.bytes[request.head.len..];
+        if let Ok(taken) = meter.take(arrived)
+            && meter.is_done()
+        {
+            self.client.put_back(&arrived[taken..]);
+            request.bytes.truncate(request.head.len);
+            request.body = RequestBody::Done;
         }
     }
 

@@ -181,9 +181,8 @@ fn take_early<N: Net>(
         exchange.client.put_back(&early[taken..]);
     }
     exchange.stats.bytes_in += taken as u64;
-    upload.finish_if_done()?;
     exchange.request.body = RequestBody::read(upload.meter.is_done());
-    Ok(())
+    upload.finish_if_done()
 }
 
 /// Sends the request as its body arrives, then waits for the response head. Stops sending early
@@ -330,8 +329,8 @@ fn receive_upload<N: Net>(
         Ok((n, passed)) => {
             exchange.stats.bytes_in += n as u64;
             let passed = passed?;
-            upload.finish_if_done()?;
             exchange.request.body = RequestBody::read(upload.meter.is_done());
+            upload.finish_if_done()?;
             if exchange.request.body.is_done() {
                 // The last receive was limited to the rest of the body. That it filled its
                 // buffer does not mean that more bytes are readable.
@@ -459,10 +458,11 @@ impl<N: Net> Upload<N> {
     fn send_direct(&mut self, conn: &N::Conn, bytes: &mut [u8]) -> Result<bool, Fault> {
         let (held, ready) = match &mut self.mask {
             None => (None, bytes.len()),
-            Some(mask) => {
-                let masked = mask.feed(bytes).map_err(Fault::Json)?;
-                (Some(masked.held), masked.ready)
-            }
+            Some(mask) => match mask.feed(bytes) {
+                Ok(masked) => (Some(masked.held), masked.ready),
+                // `finish_if_done` reports the error.
+                Err(_) => return Ok(true),
+            },
         };
         let held: &[u8] = held.as_deref().unwrap_or_default();
         let slices = [IoSlice::new(held), IoSlice::new(&bytes[..ready])];
@@ -479,7 +479,8 @@ impl<N: Net> Upload<N> {
     }
 
     /// Converts received client bytes to the form that the engine gets and appends them to `out`.
-    /// Returns how many of them belong to this body.
+    /// Returns how many of them belong to this body. [`Upload::finish_if_done`] reports an error of
+    /// the scan, so that the caller can record first how much of the body has been read.
     fn transform(&mut self, received: &mut [u8]) -> Result<usize, Fault> {
         let Some(mask) = &mut self.mask else {
             let (taken, kept) = self.take(received)?;
@@ -501,7 +502,9 @@ impl<N: Net> Upload<N> {
         let taken = taken.map_err(|_| Fault::Chunk)?;
         for span in spans {
             let piece = &mut received[span.start..span.end];
-            let masked = mask.feed(piece).map_err(Fault::Json)?;
+            let Ok(masked) = mask.feed(piece) else {
+                break;
+            };
             let size = masked.held.len() + masked.ready;
             if size > 0 {
                 self.out.extend_from_slice(&h1::chunk_line(size));
@@ -513,16 +516,17 @@ impl<N: Net> Upload<N> {
         self.check_size().map(|()| taken)
     }
 
-    /// If the body is complete and is being scanned, checks that it is a complete JSON document
-    /// and, if its chunk framing is regenerated, appends the last chunk to `out`. Otherwise does
-    /// nothing.
+    /// If the body is being scanned, reports an error of the scan. If the body is also complete,
+    /// checks that it is a complete JSON document and, if its chunk framing is regenerated, appends
+    /// the last chunk to `out`.
     fn finish_if_done(&mut self) -> Result<(), Fault> {
-        if !self.meter.is_done() {
-            return Ok(());
-        }
         let Some(mask) = &mut self.mask else {
             return Ok(());
         };
+        mask.check().map_err(Fault::Json)?;
+        if !self.meter.is_done() {
+            return Ok(());
+        }
         mask.finish().map_err(Fault::Json)?;
         if self.meter.framing() == Framing::Chunked {
             self.out.extend_from_slice(h1::LAST_CHUNK);

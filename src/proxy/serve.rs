@@ -223,6 +223,9 @@ async fn conclude<N: Net>(exchange: &mut Exchange<'_, N>, served: Result<(), Fau
         // After a rejected head, parse nothing more from this connection.
         exchange.keep_alive = false;
     }
+    if fault.keeps_framing() {
+        exchange.skip_arrived_body();
+    }
     let style = exchange.shard.config.errors;
     let body = fault.body_with(style, exchange.detail.as_deref());
     let responded = exchange

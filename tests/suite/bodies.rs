@@ -73,10 +73,116 @@ fn a_decode_only_body_that_is_not_a_json_object_is_400() {
 fn an_error_found_before_the_end_of_a_body_closes_the_connection() {
     let pair = Pair::start(&[]);
     let mut client = pair.sidecar.connect();
-    let response = client.ask("POST", CHAT, &[], b"[]");
-    let response = response.expect_error(400, "bad_json");
+    let mut bytes = crate::client::head("POST", CHAT, &[]);
+    bytes.extend_from_slice(b"Content-Length: 100\r\n\r\n[]");
+    client.send(bytes);
+    let response = client.response().expect_error(400, "bad_json");
     assert_eq!(response.header("connection"), Some("close"));
     client.expect_closed();
+}
+
+#[test]
+fn a_refused_request_that_was_read_whole_keeps_the_connection_open() {
+    let pair = Pair::start(&[]);
+    let target = pair.prefill.host_port();
+    let own = [(PREFILLER, &*target)];
+    let gzip = [("Content-Encoding", "gzip")];
+    let good: &[u8] = br#"{"messages":[]}"#;
+    let mut client = pair.sidecar.connect();
+    for (headers, body, status) in [
+        (&[][..], &b"[]"[..], 400),
+        (&own, b"[]", 400),
+        (&[], b"{\"a\":1", 400),
+        (&own, b"{\"a\" 1}", 400),
+        (&own, b"", 400),
+        (&gzip, b"\x1f\x8b", 415),
+        (&[(PREFILLER, "a b")], good, 502),
+        (&[("x-data-parallel-host-port", "nowhere:1")], good, 400),
+    ] {
+        for is_chunked in [false, true] {
+            let response = if is_chunked {
+                let chunks: Vec<_> = body.chunks(64).collect();
+                client.send(chunked_request(CHAT, headers, &chunks));
+                client.response()
+            } else {
+                client.ask("POST", CHAT, headers, body)
+            };
+            let response = response.expect(status);
+            assert_eq!(response.header("connection"), None, "{headers:?} {body:?}");
+            // The next request is not confused by the rest of this one.
+            client.ask("POST", CHAT, &[], good).expect(200);
+        }
+    }
+    // Pipelined after the refused one.
+    let mut bytes = crate::client::request("POST", CHAT, &own, b"[]");
+    bytes.extend(crate::client::request("POST", CHAT, &[], good));
+    client.send(bytes);
+    client.response().expect_error(400, "bad_json");
+    client.response().expect(200);
+}
+
+#[test]
+fn a_compressed_body_is_415_where_it_would_be_read() {
+    let pair = Pair::start(&[]);
+    let target = pair.prefill.host_port();
+    for routing in [&[(PREFILLER, &*target)][..], &[]] {
+        for coding in ["gzip", "br", "identity, zstd", "unknown"] {
+            let headers = [routing, &[("content-encoding", coding)]].concat();
+            let response = pair.sidecar.post(CHAT, b"\x1f\x8b\x08", &headers);
+            let response = response.expect_error(415, "content_coding");
+            assert_eq!(response.header("accept-encoding"), Some("identity"));
+        }
+        let headers = [routing, &[("Content-Encoding", "Identity")]].concat();
+        pair.sidecar
+            .post(CHAT, br#"{"messages":[]}"#, &headers)
+            .expect(200);
+    }
+    // Elsewhere the engine decides.
+    pair.decode.clear();
+    let headers = [("content-encoding", "gzip")];
+    pair.sidecar
+        .post("/v1/embeddings", b"\x1f\x8b", &headers)
+        .expect(200);
+    assert_eq!(only(&pair.decode).body, b"\x1f\x8b");
+    let pair = Pair::start(&["--trust-client-kv"]);
+    pair.sidecar.post(CHAT, b"\x1f\x8b", &headers);
+    assert_eq!(only(&pair.decode).body, b"\x1f\x8b");
+}
+
+#[test]
+fn an_invalid_value_that_an_edit_would_replace_is_400() {
+    let pair = Pair::start(&[]);
+    let target = pair.prefill.host_port();
+    let routed = [(PREFILLER, &*target)];
+    let broken = [
+        r#""kv_transfer_params":{"a":[1,]}"#,
+        r#""kv_transfer_params":{"a" 1}"#,
+        r#""kv_transfer_params":"\x""#,
+        r#""ec_transfer_params":[01]"#,
+    ];
+    let replaced = [
+        r#""stream_options":{"include_usage":tru}"#,
+        r#""stream_options":[}"#,
+        r#""max_tokens":"\u12""#,
+        r#""max_completion_tokens":[1,]"#,
+        r#""min_tokens":{"a":1,}"#,
+        r#""stream":"\q""#,
+    ];
+    for member in broken.iter().chain(&replaced) {
+        let body = format!(r#"{{"messages":[],{member},"max_tokens":2}}"#);
+        pair.sidecar
+            .post(CHAT, &body, &routed)
+            .expect_error(400, "bad_json");
+    }
+    // Without a prefiller, only transfer parameters are replaced.
+    for member in broken {
+        let body = format!(r#"{{"messages":[],{member},"max_tokens":2}}"#);
+        pair.sidecar
+            .post(CHAT, &body, &[])
+            .expect_error(400, "bad_json");
+    }
+    assert!(pair.prefill.requests().is_empty());
+    assert_eq!(pair.decode.counters().responded, 0);
 }
 
 #[test]

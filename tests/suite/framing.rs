@@ -77,6 +77,15 @@ fn refused() -> Vec<(&'static str, u16, Vec<u8>)> {
             501,
             post("Transfer-Encoding: chunked, chunked\r\n", "0\r\n\r\n"),
         ),
+        ("a chunk near 2^63", 400, chunked("7fffffffffffffff\r\nx")),
+        ("a chunk near 2^64", 400, chunked("fffffffffffffffe\r\nx")),
+        ("a chunk of 2^64", 400, chunked("10000000000000000\r\nx")),
+        ("a chunk above 2^53", 400, chunked("20000000000001\r\nx")),
+        (
+            "a chunk with 21 digits",
+            400,
+            chunked("000000000000000000001\r\nx\r\n0\r\n\r\n"),
+        ),
         (
             "two codings",
             400,
@@ -577,6 +586,56 @@ fn an_incomplete_head_times_out() {
     // Connections without a first byte are subject to the keep-alive timeout instead.
     expect_healthy(&pair);
     pair.sidecar.expect_sound();
+}
+
+#[test]
+fn what_cannot_become_a_request_line_is_refused_at_once() {
+    // Without a limit, so that only the refusal itself can end the wait.
+    let pair = Pair::start(&["--head-timeout=off"]);
+    for (start, status) in [
+        ("SSH-2.0-OpenSSH_9.6\r\n", 400),
+        ("EHLO mail\r\n", 400),
+        ("GET /index.html\r\n", 400),
+        ("GET / FTP", 400),
+        ("PRI * HTTP/2.0\r\n", 505),
+        ("GET / HTTP/3", 505),
+        ("GET ftp://a/ HTTP/1.1\r\n", 400),
+        ("{\"jsonrpc\"", 400),
+        ("get\t/", 400),
+        ("GET /\0", 400),
+    ] {
+        let mut client = pair.sidecar.connect();
+        client.send(start);
+        let response = client.response().expect_error(status, "bad_head");
+        assert_eq!(response.header("connection"), Some("close"), "{start:?}");
+        client.expect_closed();
+    }
+    expect_healthy(&pair);
+}
+
+#[test]
+fn chunk_extensions_and_trailers_alone_are_no_progress() {
+    let pair = Pair::start(&["--body-timeout=1s"]);
+    let target = pair.prefill.host_port();
+    let routing = [(PREFILLER, target.as_str())];
+    for (headers, path) in [(&routing[..], CHAT), (&[], CHAT), (&[], "/echo")] {
+        for start in ["3;", "3\r\n{ }\r\n0\r\nX: "] {
+            let mut client = pair.sidecar.connect();
+            let mut bytes = crate::client::head("POST", path, headers);
+            bytes.extend(format!("Transfer-Encoding: chunked\r\n\r\n{start}").into_bytes());
+            let since = Instant::now();
+            client.send(&bytes);
+            let arrived =
+                |client: &Client| rustix::io::ioctl_fionread(client.socket()).unwrap() > 0;
+            let is_slow = || since.elapsed() < Duration::from_secs(20);
+            while is_slow() && !arrived(&client) && client.try_send("x") {
+                poll_interval();
+            }
+            expect_timeout(&mut client, since, 408, "body_timeout");
+        }
+    }
+    expect_healthy(&pair);
+    expect_drained(&pair.sidecar);
 }
 
 #[test]

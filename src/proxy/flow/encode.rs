@@ -11,7 +11,7 @@ use crate::fleet::Target;
 use crate::h1::{self, Framing, Name};
 use crate::net::Net;
 use crate::pd::encode::{self, Merge, TooManyItems};
-use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role};
+use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role, request};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::trace;
 use crate::upstream::{
@@ -35,6 +35,7 @@ pub(super) async fn encode<N: Net>(
         .pd
         .encoder
         .unwrap_or(EcConnector::Example);
+    request::check_messages(&split.body.document, &split.body.bytes).map_err(Fault::Json)?;
     let pd_request = split.pd_request();
     let items = encode::items(&pd_request).map_err(|TooManyItems| Fault::TooManyItems)?;
     let mut tasks = Vec::with_capacity(items.len());
@@ -79,6 +80,7 @@ fn begin_encode<N: Net>(
         body: Rc::clone(&split.body),
         begun: None,
         deadlines: Deadlines::NONE,
+        is_counted: true,
     };
     CallTask::call(&exchange.shard.upstreams, OnDisconnect::Cancel, trace, call)
 }
