@@ -43,9 +43,13 @@ pub const fn is_hop_by_hop(known: Name) -> bool {
         | Name::XForwardedFor
         | Name::XForwardedProto
         | Name::XKvCacheSourceHostPort
+        | Name::XLlmDEncoderHostsPorts
+        | Name::XLlmDKvCacheSourceHostPort
+        | Name::XLlmDPrefillerHostPort
         | Name::XPrefillerHostPort
         | Name::XPrefillerUrl
         | Name::XRequestId
+        | Name::XSpeculativePrefill
         | Name::Other => false,
     }
 }

@@ -35,9 +35,13 @@ pub enum Name {
     XForwardedFor,
     XForwardedProto,
     XKvCacheSourceHostPort,
+    XLlmDEncoderHostsPorts,
+    XLlmDKvCacheSourceHostPort,
+    XLlmDPrefillerHostPort,
     XPrefillerHostPort,
     XPrefillerUrl,
     XRequestId,
+    XSpeculativePrefill,
     /// Any other name. Such a field is forwarded unmodified unless a Connection field lists it.
     #[default]
     Other,
@@ -69,9 +73,18 @@ impl Name {
             18 => &[Self::ProxyAuthenticate],
             19 => &[Self::ProxyAuthorization],
             20 => &[Self::XDataParallelRank],
-            21 => &[Self::XPrefillerHostPort, Self::XEncoderHostsPorts],
+            21 => &[
+                Self::XPrefillerHostPort,
+                Self::XEncoderHostsPorts,
+                Self::XSpeculativePrefill,
+            ],
             25 => &[Self::XDataParallelHostPort],
-            27 => &[Self::XKvCacheSourceHostPort],
+            27 => &[
+                Self::XKvCacheSourceHostPort,
+                Self::XLlmDPrefillerHostPort,
+                Self::XLlmDEncoderHostsPorts,
+            ],
+            33 => &[Self::XLlmDKvCacheSourceHostPort],
             _ => &[],
         };
         for &candidate in candidates {
@@ -114,9 +127,13 @@ impl Name {
             Self::XForwardedFor => "x-forwarded-for",
             Self::XForwardedProto => "x-forwarded-proto",
             Self::XKvCacheSourceHostPort => "x-kv-cache-source-host-port",
+            Self::XLlmDEncoderHostsPorts => "x-llm-d-encoder-hosts-ports",
+            Self::XLlmDKvCacheSourceHostPort => "x-llm-d-kv-cache-source-host-port",
+            Self::XLlmDPrefillerHostPort => "x-llm-d-prefiller-host-port",
             Self::XPrefillerHostPort => "x-prefiller-host-port",
             Self::XPrefillerUrl => "x-prefiller-url",
             Self::XRequestId => "x-request-id",
+            Self::XSpeculativePrefill => "x-speculative-prefill",
             Self::Other => "",
         }
     }
@@ -126,7 +143,7 @@ impl Name {
 mod tests {
     use super::Name;
 
-    const ALL: [Name; 29] = [
+    const ALL: [Name; 35] = [
         Name::AcceptEncoding,
         Name::Authorization,
         Name::Baggage,
@@ -155,9 +172,13 @@ mod tests {
         Name::XForwardedFor,
         Name::XForwardedProto,
         Name::XKvCacheSourceHostPort,
+        Name::XLlmDEncoderHostsPorts,
+        Name::XLlmDKvCacheSourceHostPort,
+        Name::XLlmDPrefillerHostPort,
         Name::XPrefillerHostPort,
         Name::XPrefillerUrl,
         Name::XRequestId,
+        Name::XSpeculativePrefill,
     ];
 
     #[test]

@@ -1,8 +1,26 @@
 //! The engines that the routing headers of a request name: the prefill targets, in the order in
 //! which to try them, the encoders, and the source of a cached prefix.
+//!
+//! Each header has two names (`PREFILLER`, `ENCODERS`, `CACHE_SOURCE`), and schedulers send either
+//! or both. Every name is removed from every forwarded request.
 
 use crate::fleet::{HTTP_PORT, HTTPS_PORT, Target, TargetError};
 use crate::h1::Name;
+
+/// The names of a routing header, in the order of precedence. The older name comes first: a
+/// scheduler from before the renaming removes only that one from what a client sends, so a newer
+/// one next to it can be the client's (llm-d/llm-d-router#3087).
+type Names = [Name; 2];
+
+/// The header that names prefill targets.
+const PREFILLER: Names = [Name::XPrefillerHostPort, Name::XLlmDPrefillerHostPort];
+/// The header that names encoders.
+const ENCODERS: Names = [Name::XEncoderHostsPorts, Name::XLlmDEncoderHostsPorts];
+/// The header that names the source of a cached prefix.
+const CACHE_SOURCE: Names = [
+    Name::XKvCacheSourceHostPort,
+    Name::XLlmDKvCacheSourceHostPort,
+];
 
 /// Maximum number of targets that are read from a routing header; later ones are ignored.
 /// Schedulers send one or a few.
@@ -21,6 +39,8 @@ pub struct Routing {
     /// The engine from which the prefill engine (or, without a prefill leg, the decoder) pulls a
     /// cached prefix of the prompt; `None` if the request names no usable one.
     pub source: Option<Target>,
+    /// Whether the two names of a routing header have different values. The older name counts.
+    pub has_conflict: bool,
 }
 
 /// The settings that determine how routing headers are read.
@@ -59,23 +79,35 @@ impl Routing {
         values: impl Fn(Name) -> I,
         rules: &RoutingRules<'_>,
     ) -> Result<Self, TargetError> {
-        let new = values(Name::XPrefillerHostPort);
+        let named = |names: Names| {
+            let [first, second] = names.map(&values);
+            if first.clone().next().is_some() {
+                first
+            } else {
+                second
+            }
+        };
         let old = values(Name::XPrefillerUrl);
-        let prefillers = Candidates::read(new, old, rules.prefiller_tls).choose(rules.random)?;
+        let candidates = Candidates::read(named(PREFILLER), old, rules.prefiller_tls);
         let encoders = if rules.encodes {
-            list(values(Name::XEncoderHostsPorts), rules.encoder_tls)
+            list(named(ENCODERS), rules.encoder_tls)
         } else {
             Vec::new()
         };
-        let source = rules.pull_unless.and_then(|own| {
-            let lines = values(Name::XKvCacheSourceHostPort);
-            cache_source(lines, own)
+        let source = rules
+            .pull_unless
+            .and_then(|own| cache_source(named(CACHE_SOURCE), own));
+        let has_conflict = [PREFILLER, ENCODERS, CACHE_SOURCE].iter().any(|names| {
+            let [first, second] = names.map(&values);
+            let is_twice = first.clone().next().is_some() && second.clone().next().is_some();
+            is_twice && !first.eq(second)
         });
         Ok(Self {
-            prefillers,
+            prefillers: candidates.choose(rules.random)?,
             encoders_named: encoders.len(),
             encoders,
             source,
+            has_conflict,
         })
     }
 
@@ -110,9 +142,9 @@ struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// Reads the lines of `x-prefiller-host-port`, or those of the older `x-prefiller-url` if there
-    /// is no line with the new name at all. `is_tls` is whether prefillers are connected to with
-    /// TLS, which determines the port of elements that do not specify one.
+    /// Reads the lines of [`PREFILLER`], or those of the much older `x-prefiller-url` if there is
+    /// no line of either name at all. `is_tls` is whether prefillers are connected to with TLS,
+    /// which determines the port of elements that do not specify one.
     fn read(
         lines: impl Iterator<Item = &'a [u8]> + Clone,
         old_lines: impl Iterator<Item = &'a [u8]> + Clone,
@@ -303,5 +335,71 @@ mod tests {
         assert_eq!(read(&none)[0].to_string(), "old:1");
         assert_eq!(read(&[b"new:2"])[0].to_string(), "new:2");
         assert_eq!(read(&[b""]), vec![]);
+    }
+
+    /// Returns the first prefiller, the first encoder, the source, and whether names conflict.
+    fn engines(head: &[(Name, &'static str)]) -> (String, String, String, bool) {
+        let rules = RoutingRules {
+            prefiller_tls: false,
+            encoder_tls: false,
+            encodes: true,
+            random: None,
+            pull_unless: Some(OwnAddress::default()),
+        };
+        let values = |name| {
+            let fields: Vec<&[u8]> = head
+                .iter()
+                .filter(|field| field.0 == name)
+                .map(|field| field.1.as_bytes())
+                .collect();
+            fields.into_iter()
+        };
+        let routing = Routing::read(values, &rules).unwrap();
+        let text = |target: Option<&Target>| target.map(ToString::to_string).unwrap_or_default();
+        (
+            text(routing.prefillers.first()),
+            text(routing.encoders.first()),
+            text(routing.source.as_ref()),
+            routing.has_conflict,
+        )
+    }
+
+    #[test]
+    fn either_name_of_a_routing_header_counts_and_the_older_one_first() {
+        use Name::*;
+        let named = |p: &str, e: &str, s: &str, conflict| {
+            (p.to_owned(), e.to_owned(), s.to_owned(), conflict)
+        };
+        let old = [
+            (XPrefillerHostPort, "p:1"),
+            (XEncoderHostsPorts, "e:1"),
+            (XKvCacheSourceHostPort, "s:1"),
+        ];
+        let new = [
+            (XLlmDPrefillerHostPort, "p:2"),
+            (XLlmDEncoderHostsPorts, "e:2"),
+            (XLlmDKvCacheSourceHostPort, "s:2"),
+        ];
+        assert_eq!(engines(&old), named("p:1", "e:1", "s:1", false));
+        assert_eq!(engines(&new), named("p:2", "e:2", "s:2", false));
+        for one in 0..3 {
+            let all = [&old[..], &new[one..=one]].concat();
+            assert_eq!(engines(&all), named("p:1", "e:1", "s:1", true), "{one}");
+        }
+        let same = [(XPrefillerHostPort, "p:1"), (XLlmDPrefillerHostPort, "p:1")];
+        assert_eq!(engines(&same), named("p:1", "", "", false));
+        // A line without a value is a line.
+        for (old, new) in [
+            (XPrefillerHostPort, XLlmDPrefillerHostPort),
+            (XEncoderHostsPorts, XLlmDEncoderHostsPorts),
+            (XKvCacheSourceHostPort, XLlmDKvCacheSourceHostPort),
+        ] {
+            assert_eq!(engines(&[(old, ""), (new, "x:2")]), named("", "", "", true));
+        }
+        let oldest = [
+            (XPrefillerUrl, "http://p:3/"),
+            (XLlmDPrefillerHostPort, "p:2"),
+        ];
+        assert_eq!(engines(&oldest).0, "p:2");
     }
 }

@@ -168,6 +168,10 @@ fn is_forwarded(field: &Field, host_replaced: bool, accept_encoding: bool) -> bo
         | Name::XPrefillerUrl
         | Name::XEncoderHostsPorts
         | Name::XKvCacheSourceHostPort
+        | Name::XLlmDPrefillerHostPort
+        | Name::XLlmDEncoderHostsPorts
+        | Name::XLlmDKvCacheSourceHostPort
+        | Name::XSpeculativePrefill
         | Name::XDataParallelHostPort => false,
         Name::AcceptEncoding => accept_encoding,
         Name::Host => !host_replaced,

@@ -188,6 +188,8 @@ fn invalid_targets_are_502_and_no_connection_is_opened() {
         format!("ftp://{good}"),
         format!("http://http://{good}"),
         format!("{good}/"),
+        format!("http://{good}/v1"),
+        format!("http://{good}//"),
         format!("{good}/v1"),
         format!("{good}?x"),
         format!("{good}#x"),
@@ -245,6 +247,77 @@ fn the_older_routing_header_is_used_if_the_newer_one_is_absent() {
         pair.sidecar.post(CHAT, CHAT_BODY, &both).expect(200);
     }
     assert_eq!(pair.prefill.requests().len(), 2);
+}
+
+#[test]
+fn either_name_of_the_routing_header_splits_a_request() {
+    const LONG: &str = "x-llm-d-prefiller-host-port";
+    let pair = Pair::start(&[]);
+    let target = pair.prefill.host_port();
+    let dead = "127.0.0.1:1";
+    for (fields, prefills) in [
+        (vec![(PREFILLER, &*target)], 1),
+        (vec![(LONG, &*target)], 1),
+        (vec![("X-LLM-D-Prefiller-Host-Port", &*target)], 1),
+        (vec![(PREFILLER, &*target), (LONG, &*target)], 1),
+        // The older name counts, also if its value is empty.
+        (vec![(LONG, dead), (PREFILLER, &*target)], 1),
+        (vec![(PREFILLER, ""), (LONG, dead)], 0),
+        (vec![], 0),
+    ] {
+        pair.prefill.clear();
+        pair.decode.clear();
+        pair.sidecar.post(CHAT, CHAT_BODY, &fields).expect(200);
+        assert_eq!(pair.prefill.requests().len(), prefills, "{fields:?}");
+        for leg in pair
+            .prefill
+            .requests()
+            .iter()
+            .chain(&pair.decode.requests())
+        {
+            assert_eq!(leg.header(LONG), None, "{fields:?}");
+            assert_eq!(leg.header(PREFILLER), None, "{fields:?}");
+        }
+    }
+    let conflicts = [("doubt", "conflict")];
+    let name = "ringside_routing_headers_total";
+    pair.sidecar.wait_metric(name, &conflicts, 2.0);
+    let log = pair
+        .sidecar
+        .wait_stderr("the two names of a routing header");
+    assert_eq!(log.matches("the two names of a routing header").count(), 1);
+}
+
+#[test]
+fn an_unknown_routing_header_is_counted_and_logged() {
+    let pair = Pair::start(&[]);
+    let unknown = [("X-LLM-D-Next-Hop", "127.0.0.1:1")];
+    pair.sidecar.post(CHAT, CHAT_BODY, &unknown).expect(200);
+    let labels = [("doubt", "unknown")];
+    pair.sidecar
+        .wait_metric("ringside_routing_headers_total", &labels, 1.0);
+    pair.sidecar
+        .wait_stderr("x-llm-d-next-hop is not known here");
+    // It is end-to-end for all that is known.
+    let seen = pair.decode.requests();
+    assert_eq!(seen[0].header("x-llm-d-next-hop"), Some("127.0.0.1:1"));
+}
+
+#[test]
+fn a_target_may_be_a_url_without_a_path() {
+    let pair = Pair::start(&[]);
+    let target = pair.prefill.host_port();
+    for url in [
+        format!("http://{target}"),
+        format!("http://{target}/"),
+        format!("HTTP://{target}"),
+        format!("Http://{target}/"),
+    ] {
+        let routing = [(PREFILLER, url.as_str())];
+        pair.sidecar.post(CHAT, CHAT_BODY, &routing).expect(200);
+    }
+    assert_eq!(pair.prefill.requests().len(), 4);
+    assert_eq!(pair.prefill.counters().connections_accepted, 1);
 }
 
 #[test]
