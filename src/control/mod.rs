@@ -10,6 +10,8 @@ mod discovery;
 mod handshakes;
 mod health;
 mod inbox;
+mod incidents;
+mod metrics_port;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod publish;

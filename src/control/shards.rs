@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::inbox::{Inbox, Message};
+use super::incidents::Incidents;
 use super::publish::Published;
 use super::resolver_threads::Resolver;
 use super::sockets::SocketErrorLog;
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     pub(super) listening: Arc<AtomicUsize>,
     pub(super) resolver: Resolver,
     pub(super) socket_errors: SocketErrorLog,
+    pub(super) incidents: Incidents,
     pub(super) tls: TlsContext,
 }
 
@@ -207,7 +209,7 @@ fn deps(
     let listeners = shared.config.listeners.iter();
     let ports: Vec<u16> = listeners.map(|one| one.address.port()).collect();
     let (resolver, inbox) = (shared.resolver.clone(), inbox.clone());
-    let socket_errors = shared.socket_errors.clone();
+    let (socket_errors, incidents) = (shared.socket_errors.clone(), shared.incidents.clone());
     let secure = shared.tls.upstream(&metrics);
     ShardDeps {
         config: Arc::clone(&shared.config),
@@ -219,6 +221,7 @@ fn deps(
         }),
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
         on_socket_failed: Box::new(move |socket, error| socket_errors.record(socket, error)),
+        on_incident: Box::new(move |incident| incidents.record(incident)),
         secure,
         access: sinks.access,
         traces: sinks.traces,

@@ -10,6 +10,8 @@ use super::certificate::Renewal;
 use super::discovery::Sources;
 use super::health;
 use super::inbox::Inbox;
+use super::incidents::Incidents;
+use super::metrics_port::MetricsPort;
 use super::publish::{Changes, Publisher};
 use super::resolver_threads::{Resolver, resolve};
 use super::shards::{self, LogSinks, ShardSpawn, Shared};
@@ -226,6 +228,7 @@ fn shared(config: Config, publisher: &Publisher, tls: TlsContext) -> Result<Arc<
         listening: Arc::new(AtomicUsize::new(0)),
         resolver,
         socket_errors: SocketErrorLog::start(),
+        incidents: Incidents::start(),
         tls,
     }))
 }

@@ -3,7 +3,9 @@
 //! Every failure of a session or a leg is a [`Fault`].
 
 mod causes;
+mod incident;
 mod responses;
 
 pub use causes::{Blame, Cause, Fault};
+pub use incident::Incident;
 pub use responses::LABELS;

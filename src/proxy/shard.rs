@@ -10,7 +10,7 @@ use arc_swap::{ArcSwap, Cache};
 use super::budget::Budget;
 use super::engine_cache::EngineCache;
 use crate::config::Config;
-use crate::fault::Fault;
+use crate::fault::{Fault, Incident};
 use crate::fleet::{Address, Service, Snapshot};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
@@ -37,6 +37,8 @@ pub struct ShardDeps<N: Net> {
     pub resolver: Resolver,
     /// Called when a connect to an engine's Unix socket fails; must not block.
     pub on_socket_failed: OnSocketFailed,
+    /// Called with an incident for the log; must not block.
+    pub on_incident: Box<dyn Fn(Incident)>,
     /// Ring for this shard's access log records; `None` if the access log is off.
     pub access: Option<AccessRing>,
     /// Wraps a new connection to an engine in TLS if the configuration requires it.
@@ -162,6 +164,17 @@ impl<N: Net> Shard<N> {
     /// start of a drain on.
     pub(super) fn is_unhealthy(&self) -> bool {
         self.with_fleet(|fleet| fleet.service != Service::Open)
+    }
+
+    /// Returns whether clients may send plain text to the TLS port.
+    pub(super) fn accepts_plain_text(&self) -> bool {
+        let listener = self.config.tls.listener.as_ref();
+        listener.is_some_and(|listener| listener.accepts_plain_text)
+    }
+
+    /// Queues an incident for the log. The caller counts it in the metrics.
+    pub(super) fn report(&self, incident: Incident) {
+        (self.on_incident)(incident);
     }
 
     pub(super) fn count_fault(&self, fault: Fault) {

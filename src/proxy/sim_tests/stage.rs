@@ -202,6 +202,7 @@ impl Stage {
             is_own_listener,
             resolver: Box::new(|_| false),
             on_socket_failed: Box::new(|_, _| ()),
+            on_incident: Box::new(|_| ()),
             access: None,
             secure: Box::new(|conn, _, _| conn),
             traces: None,
