@@ -129,10 +129,24 @@ impl Config {
     fn describe_listener_tls(&self) -> String {
         match &self.tls.listener {
             None => "off (plain text)".to_owned(),
-            Some(listener) => match &listener.cert_dir {
-                None => "on, self-signed certificate".to_owned(),
-                Some(path) => format!("on, certificate in {}", path.display()),
-            },
+            Some(listener) => {
+                let mut text = match &listener.cert_dir {
+                    None => "on, self-signed certificate".to_owned(),
+                    Some(path) => format!("on, certificate in {}", path.display()),
+                };
+                if listener.min_version == TlsVersion::Tls13 {
+                    text.push_str(", TLS 1.3 only");
+                }
+                match listener.cipher_suites.len() {
+                    0 => {}
+                    1 => text.push_str(", 1 cipher suite for TLS 1.2"),
+                    count => text.push_str(&format!(", {count} cipher suites for TLS 1.2")),
+                }
+                if listener.accepts_plain_text {
+                    text.push_str(", plain text on the same port");
+                }
+                text
+            }
         }
     }
 

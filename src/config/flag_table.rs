@@ -192,11 +192,18 @@ keys! {
         "Prefill pods in rank order, as IP addresses or host names"
     MORIIO_DECODE_HOSTS: MoriIo List("HOSTS") "moriio-decode-hosts" = "";
         "Decode pods in rank order, as IP addresses or host names"
-    SECURE_PROXY: Tls Switch "secure-proxy" = "true", common;
-        "Serve TLS to clients; --secure-proxy=false serves plain text"
+    SECURE_SERVING: Tls Switch "secure-serving" = "true", common;
+        "Serve TLS to clients; --secure-serving=false serves plain text"
+    SECURE_PROXY: Tls Switch "secure-proxy" = "", common;
+        "Older name of --secure-serving"
     CERT_PATH: Tls Value("DIR") "cert-path" = "";
         "Directory with tls.crt and tls.key, reloaded when they change; without it, a self-signed \
          certificate is used"
+    TLS_MIN_VERSION: Tls Value("VERSION") "tls-min-version" = "VersionTLS12";
+        "Lowest TLS version for clients: VersionTLS12 or VersionTLS13"
+    TLS_CIPHER_SUITES: Tls List("SUITES") "tls-cipher-suites" = "";
+        "Cipher suites for clients with TLS 1.2, by their IANA names; without it, all that are \
+         supported [those of TLS 1.3 are always enabled]"
     ENABLE_TLS: Tls List("STAGES") "enable-tls" = "";
         "Connect with TLS to these engines: prefiller, decoder, encoder"
     TLS_INSECURE_SKIP_VERIFY: Tls List("STAGES") "tls-insecure-skip-verify" = "";
@@ -248,6 +255,9 @@ keys! {
     METRICS_PORT: Observability Value("PORT") "metrics-port" = "0";
         "Also serve /metrics on this port of all addresses; 0 is off [env: MORIIO_METRICS_ADDR, an \
          address, used if this is 0]"
+    METRICS_CERT_DIR: Observability Value("DIR") "metrics-cert-dir" = "";
+        "Directory with tls.crt and tls.key for TLS on --metrics-port, reloaded when they change; \
+         without it, that port serves plain text"
     TRACING: Observability Switch "tracing" = "false";
         "Record OpenTelemetry spans; OTEL_* variables set the share of traces (default: 10 %) and the \
          destination (default: stdout)"

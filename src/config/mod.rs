@@ -34,7 +34,7 @@ pub use flag_table::Key;
 pub use personality::Personality;
 pub use problem::Problem;
 pub use raw::{RawConfig, RawValue, Source};
-pub use tls::{Identity, ListenerTls, TlsConfig, UpstreamTls};
+pub use tls::{CIPHER_SUITES, Identity, ListenerTls, TlsConfig, TlsVersion, UpstreamTls};
 pub use tracing::{OtlpConfig, OtlpProtocol, TraceExporter, TracingConfig};
 
 use crate::api::Routes;

@@ -10,6 +10,12 @@ use std::fmt;
 use super::flag_table::{self, Key, Kind};
 use super::{Problem, units};
 
+/// Keys that have two names, the new one first.
+const RENAMED: [[&Key; 2]; 2] = [
+    [&flag_table::MODEL_SERVER_PORT, &flag_table::VLLM_PORT],
+    [&flag_table::SECURE_SERVING, &flag_table::SECURE_PROXY],
+];
+
 /// The source from which a value was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -233,11 +239,21 @@ impl RawConfig {
         self.given(key).or(default).unwrap_or(key.default)
     }
 
-    /// Returns the key that specifies the decoder's port. There are two names,
-    /// `--model-server-port` and the older `--vllm-port`. A flag with either name takes precedence
-    /// over the document; within the same source, the new name takes precedence.
+    /// Returns the key that specifies the decoder's port: `--model-server-port` or the older
+    /// `--vllm-port`.
     pub(super) fn model_server_port(&self) -> &'static Key {
-        let (new, old) = (&flag_table::MODEL_SERVER_PORT, &flag_table::VLLM_PORT);
+        self.in_effect(RENAMED[0])
+    }
+
+    /// Returns the key that specifies whether clients are served with TLS: `--secure-serving` or
+    /// the older `--secure-proxy`.
+    pub(super) fn secure_serving(&self) -> &'static Key {
+        self.in_effect(RENAMED[1])
+    }
+
+    /// Returns the one of two names of a key that is in effect. A flag with either name takes
+    /// precedence over the document; within the same source, the new name takes precedence.
+    fn in_effect(&self, [new, old]: [&'static Key; 2]) -> &'static Key {
         let by_flag = self.has_flag(old) && !self.has_flag(new);
         let alone = self.value(old).is_some() && self.value(new).is_none();
         if by_flag || alone { old } else { new }
@@ -270,15 +286,13 @@ impl RawConfig {
     #[must_use]
     pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
         let hidden = |key: &Key| {
-            // Of the two port keys, only one is in effect. An inline document is shown as its
+            // Of two names of a key, only one is in effect. An inline document is shown as its
             // entries.
-            let decoder = [
-                flag_table::MODEL_SERVER_PORT.name,
-                flag_table::VLLM_PORT.name,
-            ];
-            let other_port =
-                decoder.contains(&key.name) && key.name != self.model_server_port().name;
-            other_port || key.name == flag_table::CONFIGURATION.name
+            let is_other_name = RENAMED.iter().any(|names| {
+                let is_name = names.iter().any(|name| name.name == key.name);
+                is_name && key.name != self.in_effect(*names).name
+            });
+            is_other_name || key.name == flag_table::CONFIGURATION.name
         };
         let keys = self.table.iter().filter(|key| !hidden(key)).map(|key| {
             let source = self.source(key).clone();
@@ -400,7 +414,7 @@ mod tests {
     fn every_key_is_listed_once() {
         let raw = empty();
         let names: Vec<_> = raw.effective().into_iter().map(|(name, ..)| name).collect();
-        let hidden = [OLD.name, "configuration"];
+        let hidden = [OLD.name, "secure-proxy", "configuration"];
         let keys = flag_table::ALL.iter().map(|key| key.name);
         let want: Vec<_> = keys.filter(|name| !hidden.contains(name)).collect();
         assert_eq!(names, want);

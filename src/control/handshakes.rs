@@ -42,12 +42,17 @@ impl Handshakes {
     }
 
     /// Returns the callback that counts a shard's TLS handshakes with one kind of peer in `metrics`
-    /// and queues the failed ones for the log.
-    pub(super) fn report(&self, peer: TlsPeer, metrics: &Arc<ShardMetrics>) -> Rc<Report> {
+    /// and queues the failed ones for the log. `expected` is an outcome that is no failure.
+    pub(super) fn report(
+        &self,
+        peer: TlsPeer,
+        metrics: &Arc<ShardMetrics>,
+        expected: Outcome,
+    ) -> Rc<Report> {
         let (failures, metrics) = (self.0.clone(), Arc::clone(metrics));
         Rc::new(move |end: &End<'_>| {
             metrics.tls(peer, end.outcome);
-            if end.outcome == Outcome::Ok {
+            if end.outcome == Outcome::Ok || end.outcome == expected {
                 return;
             }
             // If the queue is full, it already holds enough failures to log.
@@ -109,7 +114,7 @@ fn explain(failure: &Failure) -> String {
     let what = match (failure.peer, failure.outcome) {
         (_, Outcome::Ok) => "no error",
         (TlsPeer::Client, Outcome::PlainText) => {
-            "plain HTTP was sent to the TLS port; use https, or set --secure-proxy=false"
+            "plain HTTP was sent to the TLS port; use https, or set --secure-serving=false"
         }
         (TlsPeer::Client, Outcome::Protocol) => {
             "the client does not offer http/1.1 (ALPN); it probably supports only HTTP/2, which is \

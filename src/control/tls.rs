@@ -13,7 +13,7 @@ use crate::config::{Config, ListenAddress, TlsConfig, UpstreamTls};
 use crate::fleet::{Address, Target};
 use crate::metrics::{ShardMetrics, TlsPeer};
 use crate::net::Conn;
-use crate::net::tls::{Acceptor, Dialer, Trust, Wire, client_config, server_config};
+use crate::net::tls::{Acceptor, Dialer, Outcome, Trust, Wire, client_config, server_config};
 use crate::pd::Role;
 use crate::upstream::SecureUpstream;
 
@@ -23,6 +23,7 @@ const SOCKET_HOST: &str = "localhost";
 /// The TLS configurations for clients and for each kind of engine; `None` is plain text.
 pub(super) struct TlsContext {
     server: Option<Arc<ServerConfig>>,
+    accepts_plain_text: bool,
     prefill: Option<ClientConfig>,
     pub(super) decode: Option<Arc<ClientConfig>>,
     encode: Option<ClientConfig>,
@@ -53,12 +54,15 @@ impl TlsContext {
                 }
                 None => self_signed(config)?,
             };
-            let made = server_config(certificate).map_err(unusable)?;
+            let (version, suites) = (listener.min_version, &listener.cipher_suites);
+            let made = server_config(certificate, version, suites).map_err(unusable)?;
             server = Some(Arc::new(made));
         }
         let upstream = Upstream::read(tls)?;
+        let listener = tls.listener.as_ref();
         let context = Self {
             server,
+            accepts_plain_text: listener.is_some_and(|listener| listener.accepts_plain_text),
             prefill: upstream.config("prefiller", tls.prefiller)?,
             decode: upstream.config("decoder", tls.decoder)?.map(Arc::new),
             encode: upstream.config("encoder", tls.encoder)?,
@@ -69,16 +73,22 @@ impl TlsContext {
 
     /// Returns the acceptor for a shard's client connections; `None` serves plain text.
     pub(super) fn acceptor(&self, metrics: &Arc<ShardMetrics>) -> Option<Acceptor> {
-        let report = || self.handshakes.report(TlsPeer::Client, metrics);
         let server = self.server.as_ref()?;
-        Some(Acceptor::new(Arc::clone(server), report()))
+        let expected = if self.accepts_plain_text {
+            Outcome::PlainText
+        } else {
+            Outcome::Ok
+        };
+        let report = self.handshakes.report(TlsPeer::Client, metrics, expected);
+        Some(Acceptor::new(Arc::clone(server), report))
     }
 
     /// Returns the function that starts TLS on a shard's new connections to engines. For roles
     /// without TLS it returns the connection unchanged.
     pub(super) fn upstream<C: Conn>(&self, metrics: &Arc<ShardMetrics>) -> SecureUpstream<Wire<C>> {
         let dialer = |peer, config: Option<&ClientConfig>| {
-            config.map(|config| Dialer::new(config, self.handshakes.report(peer, metrics)))
+            let report = || self.handshakes.report(peer, metrics, Outcome::Ok);
+            config.map(|config| Dialer::new(config, report()))
         };
         let prefill = dialer(TlsPeer::Prefill, self.prefill.as_ref());
         let decode = dialer(TlsPeer::Decode, self.decode.as_deref());

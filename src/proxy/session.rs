@@ -79,15 +79,16 @@ async fn next_request<N: Net>(shard: &Shard<N>, client: &Client<N>) -> bool {
     arrived
 }
 
-/// Waits for the client's TLS handshake, for at most the head timeout. Returns `false` if it failed
-/// or the client sent plain text, which gets an error response: the connection will carry no
-/// request.
+/// Waits for the client's TLS handshake, for at most the head timeout. Returns `false` if it
+/// failed: the connection will carry no request. Plain text gets an error response, unless the port
+/// accepts both.
 async fn open<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> bool {
     let wait = shard.config.timeouts.head;
     let deadline = Deadline::of(shard.net.now(), wait, Timeout::Client);
     let opened = client.until_own(shard, deadline, |cx| client.conn.poll_open(cx));
     match opened.await {
         Waited::Ready(Opened::Ready) => true,
+        Waited::Ready(Opened::PlainText) if shard.accepts_plain_text() => true,
         Waited::Ready(Opened::PlainText) => {
             shard.count_fault(Fault::PlainText);
             if serve::refuse_head(shard, client, Fault::PlainText).await == Next::Linger {

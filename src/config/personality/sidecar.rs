@@ -4,7 +4,7 @@ use super::contract::{Alias, Personality};
 use super::removed;
 use crate::api::PD_SIDECAR;
 use crate::config::flag_table;
-use crate::config::read::Reader;
+use crate::config::read::{Reader, TLS_OR_PLAIN_TEXT};
 use crate::config::{Config, DrainConfig, ErrorStyle};
 
 /// The personality of pd-sidecar.
@@ -24,6 +24,7 @@ pub const SIDECAR: Personality = Personality {
             defaults: &[
                 (&flag_table::MODEL_SERVER_PORT, "8001"),
                 (&flag_table::POOL_GROUP, "inference.networking.x-k8s.io"),
+                (&flag_table::SECURE_SERVING, TLS_OR_PLAIN_TEXT),
             ],
         },
     ],
@@ -69,7 +70,7 @@ Examples:
   Replace pd-sidecar next to a decoder on port 8200:
     ringside sidecar --port 8000 --model-server-port 8200
   Serve four data-parallel ranks (ports 8000-8003 to 8200-8203) with two shards near GPUs 0 to 3:
-    ringside sidecar --data-parallel-size 4 --cores 'near:gpu0-3*2' --secure-proxy=false
+    ringside sidecar --data-parallel-size 4 --cores 'near:gpu0-3*2' --secure-serving=false
   Print every value with its source:
     ringside check-config --configuration-file /etc/ringside.yaml";
 
@@ -84,6 +85,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
     reader.sources();
     let size = reader.data_parallel_size();
     let (listeners, pools) = reader.ranks(size);
+    let port = listeners.first().map_or(0, |one| one.address.port());
     Config {
         listeners,
         pools,
@@ -94,7 +96,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
         tls: reader.tls(),
         allowlist: reader.allowlist(),
         tracing: reader.tracing(),
-        metrics: reader.metrics(),
+        metrics: reader.metrics(true),
         timeouts: reader.timeouts(),
         upstream: reader.upstream(),
         limits: reader.limits(),

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(in crate::config) use reader::Reader;
+pub(in crate::config) use tls::TLS_OR_PLAIN_TEXT;
 
 use super::{
     AccessLog, BodyLimits, Cores, CoresError, LogConfig, LogFormat, LogLevel, Timeouts,
@@ -112,9 +113,28 @@ impl Reader<'_> {
         address
     }
 
-    /// Returns the additional metrics address: `--metrics-port` on all addresses, or else the
-    /// address in `MORIIO_METRICS_ADDR`. Returns `None` if neither enables it.
-    pub(in crate::config) fn metrics(&mut self) -> Option<SocketAddr> {
+    /// Returns the additional metrics server. `shows_pd_sidecar` is whether it also shows metrics
+    /// under pd-sidecar's names.
+    pub(in crate::config) fn metrics(&mut self, shows_pd_sidecar: bool) -> Option<MetricsConfig> {
+        let key = &flag_table::METRICS_CERT_DIR;
+        let cert_dir = self.path(key);
+        let Some(address) = self.metrics_address() else {
+            if cert_dir.is_some() {
+                let text = "--metrics-cert-dir has no effect without --metrics-port";
+                self.warnings.push(text.to_owned());
+            }
+            return None;
+        };
+        Some(MetricsConfig {
+            address,
+            cert_dir,
+            shows_pd_sidecar,
+        })
+    }
+
+    /// Returns the address of the additional metrics server: `--metrics-port` on all addresses, or
+    /// else the address in `MORIIO_METRICS_ADDR`. Returns `None` if neither enables it.
+    fn metrics_address(&mut self) -> Option<SocketAddr> {
         const VARIABLE: &str = "MORIIO_METRICS_ADDR";
         let port = self.number(
             &flag_table::METRICS_PORT,

@@ -3,8 +3,20 @@
 use std::path::PathBuf;
 
 use super::super::flag_table::{self, Key};
-use super::super::{Identity, ListenerTls, TlsConfig, UpstreamTls};
+use super::super::{CIPHER_SUITES, Identity, ListenerTls, TlsConfig, TlsVersion, UpstreamTls};
 use super::reader::Reader;
+
+/// The default of `--secure-serving` with which clients may send TLS or plain text. It cannot be
+/// given: it is the default under the name of the first llm-d sidecar, whose quick start names no
+/// TLS flag and sends plain text.
+pub(in crate::config) const TLS_OR_PLAIN_TEXT: &str = "either";
+
+/// The cipher suites of TLS 1.3, which cannot be disabled, as in Go.
+const TLS13_CIPHER_SUITES: [&str; 3] = [
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+];
 
 /// The values of `--enable-tls`: the kinds of engines.
 const STAGES: [&str; 3] = ["prefiller", "decoder", "encoder"];
@@ -52,14 +64,76 @@ impl Reader<'_> {
 
     fn listener_tls(&mut self) -> Option<ListenerTls> {
         let cert_dir = self.path(&flag_table::CERT_PATH);
-        if self.switch(&flag_table::SECURE_PROXY) {
-            return Some(ListenerTls { cert_dir });
+        let key = self.raw.secure_serving();
+        let is_either = self.text(key) == TLS_OR_PLAIN_TEXT && !self.is_given(key);
+        let is_on = is_either || self.switch(key);
+        let tls = ListenerTls {
+            min_version: self.choice(
+                &flag_table::TLS_MIN_VERSION,
+                &[
+                    ("VersionTLS12", TlsVersion::Tls12),
+                    ("VersionTLS13", TlsVersion::Tls13),
+                ],
+            ),
+            cipher_suites: self.cipher_suites(),
+            accepts_plain_text: is_either && cert_dir.is_none(),
+            cert_dir,
+        };
+        if !is_on {
+            let keys = [
+                &flag_table::CERT_PATH,
+                &flag_table::TLS_MIN_VERSION,
+                &flag_table::TLS_CIPHER_SUITES,
+            ];
+            for given in keys.iter().filter(|key| self.raw.given(key).is_some()) {
+                let text = format!(
+                    "--{} has no effect with --{}=false (plain text)",
+                    given.name, key.name
+                );
+                self.warnings.push(text);
+            }
+            return None;
         }
-        if cert_dir.is_some() {
-            let text = "--cert-path has no effect with --secure-proxy=false (plain text)";
-            self.warnings.push(text.to_owned());
+        self.warn_of_cipher_suites(&tls);
+        if tls.accepts_plain_text {
+            self.warnings.push(
+                "TLS and plain text are accepted on the same port, because neither -secure-proxy \
+                 nor -cert-path is given; set -secure-proxy to true or false to accept only one"
+                    .to_owned(),
+            );
         }
-        None
+        Some(tls)
+    }
+
+    fn cipher_suites(&mut self) -> Vec<&'static str> {
+        let key = &flag_table::TLS_CIPHER_SUITES;
+        let mut suites = Vec::new();
+        for item in self.list(key) {
+            // Go also accepts the names of two suites without the hash.
+            let has_name = |suite: &&&str| {
+                **suite == item || (item.ends_with("_POLY1305") && suite.starts_with(item))
+            };
+            match CIPHER_SUITES.iter().find(has_name) {
+                Some(suite) => suites.push(*suite),
+                None if TLS13_CIPHER_SUITES.contains(&item) => {}
+                None => self.unknown(key, item, &CIPHER_SUITES),
+            }
+        }
+        suites
+    }
+
+    fn warn_of_cipher_suites(&mut self, tls: &ListenerTls) {
+        let (suites, mut warn) = (&tls.cipher_suites, |text: &str| {
+            self.warnings.push(format!("--tls-cipher-suites {text}"));
+        });
+        if suites.is_empty() {
+            return;
+        }
+        if tls.min_version == TlsVersion::Tls13 {
+            warn("has no effect with --tls-min-version=VersionTLS13");
+        } else if tls.cert_dir.is_none() && !suites.iter().any(|suite| suite.contains("_ECDSA_")) {
+            warn("has no ECDSA suite, which TLS 1.2 clients need for the self-signed certificate");
+        }
     }
 
     fn stages(&mut self, key: &Key) -> Vec<&'static str> {
@@ -95,7 +169,7 @@ impl Reader<'_> {
         }
     }
 
-    fn path(&self, key: &Key) -> Option<PathBuf> {
+    pub(super) fn path(&self, key: &Key) -> Option<PathBuf> {
         Some(self.text(key))
             .filter(|path| !path.is_empty())
             .map(PathBuf::from)

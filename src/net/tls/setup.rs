@@ -13,6 +13,7 @@ use rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
 };
 
+use crate::config::TlsVersion;
 use crate::limits::TLS_SESSIONS_MAX;
 
 /// The only ALPN protocol that is offered to engines and accepted from clients.
@@ -68,15 +69,31 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-/// Returns the configuration of sessions with clients: TLS 1.2 and 1.3, `http/1.1`, and session
-/// tickets that are valid on all shards.
+/// Returns the configuration of sessions with clients: `http/1.1`, and session tickets that are
+/// valid on all shards. `min_version` is the lowest protocol version. `suites` are the names of the
+/// cipher suites for TLS 1.2; without any, all are enabled.
 ///
 /// # Errors
 /// Fails if the crypto provider does not support the protocol versions, or no random bytes are
 /// available for the ticket key.
-pub fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, SetupError> {
-    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(rustls::ALL_VERSIONS)?;
+pub fn server_config(
+    certificate: Arc<Certificate>,
+    min_version: TlsVersion,
+    suites: &[&str],
+) -> Result<ServerConfig, SetupError> {
+    let mut provider = ring::default_provider();
+    if !suites.is_empty() {
+        provider.cipher_suites.retain(|suite| {
+            let name = suite.suite().as_str().unwrap_or_default();
+            suite.tls13().is_some() || suites.contains(&name)
+        });
+    }
+    let versions = match min_version {
+        TlsVersion::Tls12 => rustls::ALL_VERSIONS,
+        TlsVersion::Tls13 => &[&rustls::version::TLS13],
+    };
+    let builder =
+        ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
     let mut config = builder
         .with_no_client_auth()
         .with_cert_resolver(certificate);

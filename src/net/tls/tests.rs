@@ -13,6 +13,7 @@ use rustls::server::ServerConnection;
 use rustls::{ClientConnection, Connection, RootCertStore, SupportedProtocolVersion};
 
 use super::*;
+use crate::config::TlsVersion;
 use crate::limits::TLS_SEND_BYTES;
 use crate::net::sim::{LinkBehaviour, SimConn, SimNet};
 use crate::net::would_block;
@@ -34,7 +35,7 @@ fn identity() -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
 fn server() -> Arc<ServerConfig> {
     let (certificate, key) = identity();
     let certificate = Certificate::new(vec![certificate], key).unwrap();
-    Arc::new(server_config(Arc::new(certificate)).unwrap())
+    Arc::new(server_config(Arc::new(certificate), TlsVersion::default(), &[]).unwrap())
 }
 
 fn roots() -> Arc<RootCertStore> {
@@ -799,7 +800,7 @@ fn a_certificate_chain_of_many_records_is_read() {
         let size: usize = chain.iter().map(|one| one.len()).sum();
         assert!(size > 2 * 16 * 1024 && size < 60 * 1024, "{size}");
         let certificate = Arc::new(Certificate::new(chain, key).unwrap());
-        let config = Arc::new(server_config(certificate).unwrap());
+        let config = Arc::new(server_config(certificate, TlsVersion::default(), &[]).unwrap());
         net.spawn(async move {
             let mut peer = Peer::server(far);
             peer.session = ServerConnection::new(config).unwrap().into();
