@@ -15,6 +15,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
 use tokio::net::TcpListener;
 
 use crate::fleet::{Service, Snapshot};
@@ -61,6 +62,24 @@ pub async fn serve(
     axum::serve(listener, routes(state))
         .with_graceful_shutdown(shutdown)
         .await
+}
+
+/// Returns the text of the metrics page.
+pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// Serves `/metrics` alone on `listener`, with the text that `text` returns.
+///
+/// # Errors
+/// Returns the listener's error.
+pub async fn serve_metrics<L: Listener>(listener: L, text: MetricsText) -> io::Result<()>
+where
+    L::Addr: fmt::Debug,
+{
+    let page = move || async move { metrics_page(text()) };
+    let router = Router::new()
+        .route("/metrics", get(page))
+        .fallback(async || not_found_among("/metrics"));
+    axum::serve(listener, router).await
 }
 
 fn routes(state: AdminState) -> Router {
@@ -123,16 +142,22 @@ async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
 }
 
 async fn metrics(State(state): State<AdminState>) -> Response {
-    (
-        [(header::CONTENT_TYPE, CONTENT_TYPE)],
-        state.registry.render(),
-    )
-        .into_response()
+    metrics_page(state.registry.render())
+}
+
+fn metrics_page(text: String) -> Response {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
 async fn not_found() -> Response {
-    let text = "{\"error\":{\"message\":\"no such page; available: /livez, /readyz, /metrics\",\
-                \"type\":\"not_found\",\"param\":null,\"code\":404}}\n";
+    not_found_among("/livez, /readyz, /metrics")
+}
+
+fn not_found_among(pages: &str) -> Response {
+    let text = format!(
+        "{{\"error\":{{\"message\":\"no such page; available: {pages}\",\
+         \"type\":\"not_found\",\"param\":null,\"code\":404}}}}\n"
+    );
     let headers = [(header::CONTENT_TYPE, "application/json")];
     (StatusCode::NOT_FOUND, headers, text).into_response()
 }

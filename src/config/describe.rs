@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::units::{DURATION_MAX, format_duration, format_size};
 use super::{
     AccessLog, AllowlistConfig, Config, EcConnector, LogFormat, LogLevel, OnDecodeKvError,
-    OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, TraceExporter, TracingConfig,
-    UpstreamTls,
+    OnMissingKv, OnPrefillFailure, OtlpProtocol, PoolGroup, TlsVersion, TraceExporter,
+    TracingConfig, UpstreamTls,
 };
 use crate::pd::connector::PrefixPull;
 

@@ -1,6 +1,7 @@
 //! Start-up: binds the listeners, reads the sources, and starts the shards and the admin server.
 
 use std::io;
+use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -21,7 +22,7 @@ use super::tls::TlsContext;
 use super::traces;
 use crate::admin::{self, AdminState};
 use crate::cli::Exit;
-use crate::config::{Config, ListenAddress};
+use crate::config::{AdminConfig, Config, ListenAddress};
 use crate::fault;
 use crate::fleet::{EndpointSpec, Registry as Fleet};
 use crate::metrics::access_log::{self, AccessRing};
@@ -98,9 +99,18 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     }
     let sinks = (rings.unwrap_or_default().into_iter(), &mut tracing.rings);
     let (inboxes, ended) = start_shards(&shared, &plan.seats, driver, &metrics, sinks).await?;
+    let shard_metrics = metrics.clone();
     tracing.show(&mut registry, metrics);
     keep_certificate(renewal, &mut registry);
     let metrics = Arc::new(registry);
+    if let Some((port, renewal)) = metrics_port {
+        let text = metrics_text(&shared.config, &metrics, &shard_metrics);
+        let failed = |error: io::Error| Exit::runtime(format!("--metrics-port: {error}"));
+        port.serve(text).map_err(failed)?;
+        if let Some(renewal) = renewal {
+            tokio::spawn(renewal.run(Arc::default()));
+        }
+    }
     if let Some(listener) = admin {
         let metrics = Arc::clone(&metrics);
         serve_admin(listener, &shared, metrics, inboxes.len(), &changes)?;

@@ -10,6 +10,7 @@ mod certificate;
 mod dns;
 mod labels;
 mod out;
+mod pd_sidecar;
 mod render;
 mod shard;
 mod traces;

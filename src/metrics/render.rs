@@ -17,6 +17,7 @@ use super::cell::{Counter, Gauge, Total, precise};
 use super::dns::{DnsCounters, DnsScrape};
 use super::labels::{CodeClass, Direction, Named, Phase, Route, Stranded, TlsPeer};
 use super::out::Out;
+use super::pd_sidecar::PdSidecar;
 use super::shard::ShardMetrics;
 use super::traces::{TraceCounters, TraceScrape};
 use crate::net::tls;

@@ -88,6 +88,28 @@ pub(super) static OVERHEAD_BOUNDS: Bounds<15> = Bounds {
     per_second: 1e9,
 };
 
+/// Buckets of the duration of a stage, in microseconds: those of pd-sidecar.
+pub(super) static STAGE_BOUNDS: Bounds<15> = Bounds {
+    upper: [
+        5_000,
+        10_000,
+        25_000,
+        50_000,
+        100_000,
+        250_000,
+        500_000,
+        1_000_000,
+        2_500_000,
+        5_000_000,
+        10_000_000,
+        30_000_000,
+        60_000_000,
+        120_000_000,
+        300_000_000,
+    ],
+    per_second: 1e6,
+};
+
 /// The counters of one shard. Aligned so that no two shards write to the same cache line.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -180,6 +202,10 @@ impl ShardMetrics {
     /// whole response of a successful leg.
     pub fn leg(&self, role: Role, micros: u64) {
         self.legs[role.index()].record(micros);
+        // A decode stage includes the whole response, so it is recorded with the request.
+        if matches!(role, Role::Encode | Role::Prefill) {
+            self.stages[role.index()].record(micros);
+        }
     }
 
     /// Records the nanoseconds that ringside itself spent on one part of an exchange.

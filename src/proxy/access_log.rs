@@ -1,6 +1,7 @@
 //! The facts about a request that metrics, its trace and the access log report, and its record in
 //! the access log. Nothing that serves the request reads the facts.
 
+use std::cell::Cell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::client::Client;
@@ -8,7 +9,7 @@ use super::request::Request;
 use super::shard::Shard;
 use crate::fault::{Blame, Cause, Fault};
 use crate::fleet::Target;
-use crate::metrics::{EndedAt, EndedBy, Inline, Phase, Record, Route};
+use crate::metrics::{Disagg, EndedAt, EndedBy, Inline, Phase, Record, Route};
 use crate::net::{Conn, Instant, Net};
 use crate::pd::{Outcome, Reason, Role};
 
@@ -32,6 +33,10 @@ pub(super) struct RequestStats {
     pub(super) total_us: u64,
     /// The failure of the request; `None` if it has not failed.
     pub(super) fault: Option<Fault>,
+    /// The engines among which the request is split; `None` if the decoder alone serves it.
+    pub(super) disagg: Option<Disagg>,
+    /// When the decode stage of a split request began; `None` before.
+    pub(super) decode_started: Cell<Option<Instant>>,
 }
 
 impl RequestStats {
@@ -49,6 +54,8 @@ impl RequestStats {
             proxy_ns: 0,
             total_us: 0,
             fault: None,
+            disagg: None,
+            decode_started: Cell::new(None),
         }
     }
 
@@ -68,6 +75,34 @@ impl RequestStats {
             }
             *outcome = Outcome::Failed;
         }
+    }
+}
+
+/// Records the stages of a split request in the metrics. `now` is its end, `status` that of its
+/// response.
+pub(super) fn record_stages<N: Net>(
+    shard: &Shard<N>,
+    stats: &RequestStats,
+    status: Option<u16>,
+    now: Instant,
+) {
+    let Some(disagg) = stats.disagg else { return };
+    shard.metrics.disagg(disagg);
+    let failed_role = match stats.fault {
+        Some(Fault::Leg { role, .. }) => Some(role),
+        None if status.is_some_and(|status| status >= 400) => Some(Role::Decode),
+        Some(_) | None => None,
+    };
+    match failed_role {
+        // The bootstrap server is a part of the prefiller.
+        Some(Role::Bootstrap) => shard.metrics.stage_error(Role::Prefill),
+        Some(role) => shard.metrics.stage_error(role),
+        None => {}
+    }
+    if let Some(started) = stats.decode_started.get() {
+        shard
+            .metrics
+            .stage(Role::Decode, micros_since(now, started));
     }
 }
 

@@ -249,6 +249,13 @@ fn record<N: Net>(exchange: &mut Exchange<'_, N>) -> (CodeClass, u64) {
     trace::trace_end(exchange);
     let total_us = micros_since(exchange.shard.net.clock(), exchange.stats.started);
     exchange.stats.total_us = total_us;
+    let now = exchange.shard.net.clock();
+    access_log::record_stages(
+        exchange.shard,
+        &exchange.stats,
+        exchange.reply.status(),
+        now,
+    );
     let class = match exchange.reply {
         Reply::Done(status) => CodeClass::of(status),
         _ => CodeClass::Aborted,

@@ -29,6 +29,8 @@ pub(super) async fn connect_decoder<N: Net>(
     split: &Split,
     reuse: Reuse,
 ) -> Result<Connection<N>, Fault> {
+    let started = &exchange.stats.decode_started;
+    started.set(started.get().or(Some(exchange.shard.net.now())));
     let upstreams = &exchange.shard.upstreams;
     let engine = upstreams.engine(Role::Decode, &split.decoder.target);
     let connected = upstreams.connect(exchange, engine, reuse, Deadline::NONE);

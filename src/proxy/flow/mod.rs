@@ -30,7 +30,7 @@ use crate::config::OnPrefillFailure;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
 use crate::json::EditError;
-use crate::metrics::{Direction, Phase};
+use crate::metrics::{Direction, Disagg, Phase};
 use crate::net::{Instant, Net};
 use crate::pd::routing_headers::Routing;
 use crate::pd::{Leg, Order, Outcome, Reason, Role, connector, request};
@@ -55,6 +55,12 @@ pub(super) async fn run<N: Net>(
         exchange.send_continue().await?;
     }
     let body = body::receive(exchange).await?;
+    exchange.stats.disagg = match (targets.is_empty(), routing.encoders.is_empty()) {
+        (false, true) => Some(Disagg::PrefillDecode),
+        (true, false) => Some(Disagg::EncodeDecode),
+        (false, false) => Some(Disagg::EncodePrefillDecode),
+        (true, true) => None,
+    };
     let mut received = exchange.shard.net.clock();
     let removed = request::client_owned(&body.document, exchange.shard.config.pd.owned());
     if removed > 0 {
@@ -99,6 +105,7 @@ async fn run_legs<N: Net>(
     record_request_overhead(exchange, received);
     if let Some(reason) = local {
         exchange.stats.outcome = Some((Outcome::LocalPolicy, reason));
+        exchange.stats.disagg = split.encoded.as_ref().map(|_| Disagg::EncodeDecode);
         let leg = split.pd_request().local_leg()?;
         return decode::decode_local(exchange, split, &leg).await;
     }
