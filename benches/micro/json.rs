@@ -129,6 +129,7 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
         encoded: None,
         mori: &mori,
         hosts: &mori.hosts,
+        atom_dp_size: 1,
         chunk: None,
     };
     let peer = Peer {

@@ -127,13 +127,15 @@ keys! {
          timeout (uvicorn: 5s)"
     KV_CONNECTOR: PrefillDecode Value("NAME") "kv-connector" = "nixlv2", common;
         "Protocol for passing the KV cache from prefill to decode: nixlv2, shared-storage, sglang, \
-         mooncake, offloading, nixl or lmcache"
+         mooncake, offloading, nixl, lmcache or atom"
     EC_CONNECTOR: PrefillDecode Value("NAME") "ec-connector" = "";
         "Protocol for passing encoder output: ec-example or ec-nixl; without it, no encoders \
          are used"
     ENABLE_PREFILLER_SAMPLING: PrefillDecode Switch "enable-prefiller-sampling" = "false"
         or "ENABLE_PREFILLER_SAMPLING";
         "Choose a random prefill candidate instead of the first"
+    ATOM_DP_SIZE: PrefillDecode Value("N") "atom-dp-size" = "1";
+        "Data-parallel size of ATOM engines (atom only)"
     MOONCAKE_BOOTSTRAP_PORT: PrefillDecode Value("PORT") "mooncake-bootstrap-port" = "8998"
         or "MOONCAKE_BOOTSTRAP_PORT";
         "Port of the Mooncake bootstrap server on prefillers"

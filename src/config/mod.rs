@@ -160,6 +160,8 @@ pub struct PdConfig {
     pub p2p_pull: bool,
     /// `MoRI-IO` settings.
     pub mori: MoriConfig,
+    /// Number of data-parallel ranks of ATOM engines.
+    pub atom_dp_size: u32,
     /// Maximum number of tokens that each request of a chunked decode generates; `None` decodes
     /// everything in one request.
     pub decode_chunk_tokens: Option<u32>,

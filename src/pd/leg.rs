@@ -43,10 +43,7 @@ impl Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
     /// The handoff and the cached-token count are read; the rest of the response is discarded.
-    Handoff {
-        /// Whether block ids may be a single flat list, even without `--allow-flat-blocks`.
-        allow_flat_blocks: bool,
-    },
+    Handoff,
     /// The whole response body is read, as JSON.
     Whole,
     /// Only the success status matters; the response body is read to its end and discarded.
@@ -54,13 +51,6 @@ pub enum Take {
     /// The whole response is relayed to the client. With a [`UsageShape`], the cached-token count
     /// in it is replaced by the prefiller's.
     Response(Option<UsageShape>),
-}
-
-impl Take {
-    /// The handoff, with nested block ids.
-    pub(super) const HANDOFF: Self = Self::Handoff {
-        allow_flat_blocks: false,
-    };
 }
 
 /// The part of a successful response that the leg was sent for.

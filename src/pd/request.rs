@@ -140,6 +140,8 @@ pub struct PdRequest<'a> {
     pub mori: &'a MoriConfig,
     /// The pods of `MoRI-IO`, with names resolved.
     pub hosts: &'a MoriHosts,
+    /// Number of data-parallel ranks of ATOM engines.
+    pub atom_dp_size: u32,
     /// State of a response that is generated in chunks; a decode leg then requests the next chunk.
     /// `None` if the response is not generated in chunks.
     pub chunk: Option<&'a Progress>,

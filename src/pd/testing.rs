@@ -51,6 +51,7 @@ impl Subject {
             encoded: self.encoded.as_ref(),
             mori: &self.mori,
             hosts: &self.mori.hosts,
+            atom_dp_size: 8,
             chunk: None,
         }
     }

@@ -18,6 +18,8 @@ const PREFILL_RETRIES_MAX: u32 = 100;
 const ENGINE_LEASE: Duration = Duration::from_secs(30);
 /// Default port of the bootstrap server of `SGLang` engines. pd-sidecar has no flag for it.
 const SGLANG_BOOTSTRAP_PORT: u16 = 8998;
+/// Maximum of `--atom-dp-size`.
+const ATOM_RANKS_MAX: u32 = 65_535;
 /// Maximum of `--decode-chunk-size`, in tokens. The context of any engine is shorter than this.
 const CHUNK_TOKENS_MAX: u32 = 1 << 30;
 
@@ -32,6 +34,7 @@ impl Reader<'_> {
             ports: self.connector_ports(size),
             p2p_pull: self.p2p_pull(kv_connector),
             mori: self.mori(kv_connector),
+            atom_dp_size: self.atom_dp_size(kv_connector),
             decode_chunk_tokens: self.decode_chunk_tokens(),
             on_prefill_failure: self.choice(
                 &flag_table::ON_PREFILL_FAILURE,
@@ -110,6 +113,15 @@ impl Reader<'_> {
             self.problem(key, &text);
         }
         on
+    }
+
+    fn atom_dp_size(&mut self, kind: KvConnector) -> u32 {
+        let key = &flag_table::ATOM_DP_SIZE;
+        if self.is_given(key) && kind != KvConnector::Atom {
+            let text = "--atom-dp-size has no effect without --kv-connector=atom";
+            self.warnings.push(text.to_owned());
+        }
+        self.count(key, 1, ATOM_RANKS_MAX)
     }
 
     fn decode_chunk_tokens(&mut self) -> Option<u32> {

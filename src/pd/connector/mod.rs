@@ -4,6 +4,7 @@
 //! All that distinguishes one connector from the others is in its file: its legs and its [`Rules`].
 //! The flows in `proxy` carry the legs out and read the rules; they know no connector by name.
 
+mod atom;
 mod contract;
 mod lmcache;
 mod mooncake;
@@ -39,11 +40,13 @@ pub enum KvConnector {
     Nixl,
     /// `LMCache` as a shared store, with the legs that the first llm-d sidecar sent.
     Lmcache,
+    /// ATOM, AMD's engine.
+    Atom,
 }
 
 impl KvConnector {
     /// Every connector, in the order of `--help`.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Nixlv2,
         Self::SharedStorage,
         Self::Sglang,
@@ -51,6 +54,7 @@ impl KvConnector {
         Self::Offloading,
         Self::Nixl,
         Self::Lmcache,
+        Self::Atom,
     ];
 
     /// Returns the connector's name, which is its value of `--kv-connector`.
@@ -64,6 +68,7 @@ impl KvConnector {
             Self::Offloading => "offloading",
             Self::Nixl => "nixl",
             Self::Lmcache => "lmcache",
+            Self::Atom => "atom",
         }
     }
 
@@ -89,6 +94,7 @@ pub fn connector(kind: KvConnector, mori: &MoriConfig) -> &'static dyn Connector
         KvConnector::Offloading => &offloading::Offloading,
         KvConnector::Nixl => &nixl::Nixl,
         KvConnector::Lmcache => &lmcache::Lmcache,
+        KvConnector::Atom => &atom::Atom,
     }
 }
 

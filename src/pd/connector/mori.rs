@@ -51,13 +51,7 @@ impl Connector for MoriSerial {
     }
 
     fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
-        let allow_flat_blocks = true;
-        prefill_leg(
-            request,
-            peer,
-            Caps::All,
-            Take::Handoff { allow_flat_blocks },
-        )
+        prefill_leg(request, peer, Caps::All, Take::Handoff)
     }
 
     fn decode_leg(
@@ -110,7 +104,7 @@ impl Connector for MoriConcurrent {
 ///
 /// Other implementations compute the same: the first 8 bytes of BLAKE2s-256 of the text, as a
 /// big-endian integer, modulo the number of ranks.
-fn rank(name: &str, ranks: u32) -> u32 {
+pub(super) fn rank(name: &str, ranks: u32) -> u32 {
     if ranks <= 1 {
         return 0;
     }

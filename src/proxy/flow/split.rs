@@ -73,6 +73,7 @@ impl Split {
             owned: self.config.pd.owned(),
             encoded: self.encoded.as_ref(),
             mori: &self.config.pd.mori,
+            atom_dp_size: self.config.pd.atom_dp_size,
             hosts: self.mori.as_deref().unwrap_or(&self.config.pd.mori.hosts),
             chunk: self.chunk.as_deref(),
         }
