@@ -161,7 +161,8 @@ keys! {
     ON_DECODE_KV_ERROR: PrefillDecode Value("ACTION") "on-decode-kv-error" = "recompute";
         "If decode cannot load the KV cache: recompute (retry without the handoff) or error"
     ALLOW_FLAT_BLOCKS: PrefillDecode Switch "allow-flat-blocks" = "false";
-        "Accept handoffs whose block ids are a single flat list, as in older engines"
+        "Pass on handoffs whose block ids are a flat list, without asking the engines for their \
+         versions; engines from vLLM 0.18.0 on exit when they read one"
     TRUST_CLIENT_KV: PrefillDecode Switch "trust-client-kv" = "false";
         "Pass transfer parameters sent by clients to engines; unsafe unless all clients are trusted"
     RELEASE_STRANDED_KV: PrefillDecode Switch "release-stranded-kv" = "false";

@@ -2,9 +2,11 @@
 //!
 //! Only the raw bytes of the top-level `kv_transfer_params` and the count of cached tokens are
 //! kept. The handoff is relayed byte for byte, so it is validated strictly once it is complete: it
-//! must be valid according to RFC 8259 at every depth, and its known members must have the correct
-//! types. A decode engine may exit if it receives a handoff of another shape
-//! (`docs/engines.md#client-supplied-parameters`).
+//! must be an object and valid according to RFC 8259 at every depth. Its members are the business
+//! of the engines, which differ in them. Only the form of the block ids is determined
+//! ([`Blocks`]), because an engine may exit if it receives the other one.
+
+use memchr::memmem;
 
 #[cfg(any(test, feature = "fuzzing"))]
 use super::block::Isa;
@@ -23,7 +25,6 @@ pub struct PrefillResponse {
     params: Found,
     kept: Vec<u8>,
     kept_bytes_max: usize,
-    flat_blocks: bool,
     count: Digits,
     /// Counts of cached tokens, indexed by the [`Details`] object that contains them; `None`
     /// without a valid count.
@@ -89,9 +90,10 @@ pub struct Handoff {
 pub enum Params {
     /// The response has no `kv_transfer_params`.
     Absent,
-    /// The value is `null`: the prefill engine has no KV cache to transfer.
+    /// The value is `null` or an object without members: the prefill engine has no KV cache to
+    /// transfer.
     Null,
-    /// A valid JSON object whose known members have the correct types, as the bytes received.
+    /// A valid JSON object, as the bytes received.
     Object(Vec<u8>),
     /// The value cannot be used as a handoff, for the reason in this text.
     Malformed(&'static str),
@@ -109,7 +111,6 @@ impl PrefillResponse {
             params: Found::Absent,
             kept: Vec::new(),
             kept_bytes_max,
-            flat_blocks: false,
             count: Digits::new(),
             cached: [None; 2],
             failed: None,
@@ -121,17 +122,6 @@ impl PrefillResponse {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn with_isa(mut self, isa: Isa) -> Self {
         self.lexer = self.lexer.with_isa(isa);
-        self
-    }
-
-    /// Sets whether `remote_block_ids` may also be a flat list of integers instead of a list of
-    /// lists.
-    ///
-    /// vLLM up to 0.17.1 uses this form. Later versions exit if they receive a flat list
-    /// (`docs/engines.md#client-supplied-parameters`).
-    #[must_use]
-    pub const fn allow_flat_blocks(mut self, allow: bool) -> Self {
-        self.flat_blocks = allow;
         self
     }
 
@@ -215,13 +205,13 @@ impl PrefillResponse {
             None => {}
             Some(Keeping::Params { start }) => {
                 let part = Span::new(start.max(base) - base, end - base).of(piece);
-                if part.len() > self.kept_bytes_max - self.kept.len() {
+                if part.len() > self.kept_bytes_max - kept.len() {
                     return Err(JsonError {
                         offset: start,
                         reason: JsonReason::KeptTooLarge,
                     });
                 }
-                self.kept.extend_from_slice(part);
+                kept.extend_from_slice(part);
             }
             Some(Keeping::Count { start, .. }) => {
                 self.count
@@ -402,8 +392,6 @@ const KNOWN: [(&str, Type, &str); 12] = [
     ),
 ];
 
-const CACHED_TOKENS: &str = "remote_prefill_cached_tokens";
-
 impl Shape {
     /// Validates `bytes`, which are the `kv_transfer_params`, and finds the known members. Fails if
     /// `bytes` are not a valid JSON object.
@@ -420,7 +408,7 @@ impl Shape {
                     let name = lexer.name();
                     member = KNOWN
                         .iter()
-                        .position(|known| Some(known.0.as_bytes()) == name);
+                        .position(|known| Some(known.as_bytes()) == name);
                 }
                 Event::Value { at, kind } => {
                     if let Some(member) = member {
@@ -439,52 +427,17 @@ impl Shape {
         Ok(shape)
     }
 
-    fn check(&self, bytes: &[u8], flat_blocks: bool) -> Result<(), &'static str> {
-        for ((name, wanted, complaint), member) in KNOWN.iter().zip(&self.members) {
-            let Some((kind, span)) = *member else {
-                if matches!(wanted, Type::True) {
-                    return Err("do_remote_prefill is missing");
-                }
-                continue;
-            };
-            debug_assert!(!span.is_empty(), "{name}");
-            let fits = match wanted {
-                Type::True => kind == Kind::True,
-                Type::Boolean => matches!(kind, Kind::True | Kind::False),
-                Type::StringOrNull => matches!(kind, Kind::String | Kind::Null),
-                Type::IntegerOrNull => match kind {
-                    Kind::Null => true,
-                    Kind::Number => is_integer(span.of(bytes)),
-                    Kind::Object | Kind::Array | Kind::String | Kind::True | Kind::False => false,
-                },
-                Type::Blocks => match kind {
-                    Kind::Null => true,
-                    Kind::Array => match blocks(span.of(bytes)) {
-                        Blocks::Nested => true,
-                        Blocks::Flat if flat_blocks => true,
-                        Blocks::Flat => return Err("remote_block_ids is a flat list"),
-                        Blocks::Unfit => false,
-                    },
-                    Kind::Object | Kind::String | Kind::Number | Kind::True | Kind::False => false,
-                },
-            };
-            if !fits {
-                return Err(complaint);
-            }
+    fn blocks(&self, bytes: &[u8]) -> Blocks {
+        match self.members[0] {
+            Some((Kind::Array, span)) => blocks(span.of(bytes)),
+            Some(_) | None => Blocks::Other,
         }
-        Ok(())
     }
 
     fn cached_tokens(&self, bytes: &[u8]) -> Option<u64> {
-        let known = KNOWN.iter().position(|known| known.0 == CACHED_TOKENS)?;
-        let (_, span) = self.members[known]?;
+        let (_, span) = self.members[1]?;
         integer(span.of(bytes))
     }
-}
-
-fn is_integer(number: &[u8]) -> bool {
-    !number.iter().any(|byte| matches!(byte, b'.' | b'e' | b'E'))
-}
 
 enum Blocks {
     /// The value is an empty list, a list of lists of integers or strings, or a list of strings.
@@ -494,9 +447,9 @@ enum Blocks {
     Unfit,
 }
 
-/// Determines the shape of `remote_block_ids`, which must be a valid JSON array.
+/// Determines the form of `remote_block_ids`, which must be a valid JSON array.
 fn blocks(array: &[u8]) -> Blocks {
-    let (mut integers, mut strings, mut lists) = (false, false, false);
+    let mut found = Blocks::Other;
     let mut depth = 0_u32;
     let mut at = 0;
     while let Some(&byte) = array.get(at) {
@@ -504,27 +457,19 @@ fn blocks(array: &[u8]) -> Blocks {
         match byte {
             b'[' => {
                 depth += 1;
-                lists |= depth == 2;
-                if depth > 2 {
-                    return Blocks::Unfit;
+                if depth == 2 {
+                    found = Blocks::Nested;
                 }
             }
-            b']' => depth = depth.saturating_sub(1),
-            b'"' => {
-                strings |= depth == 1;
-                at += string_rest(&array[at..]);
-            }
-            b'0'..=b'9' | b'-' => integers |= depth == 1,
-            b',' | b' ' | b'\t' | b'\n' | b'\r' => {}
-            // Fractions, exponents, objects or literals.
-            _ => return Blocks::Unfit,
+            b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'"' => at += string_rest(&array[at..]),
+            // One number among lists makes engines fail as a flat list does.
+            b'0'..=b'9' | b'-' if depth == 1 => return Blocks::Flat,
+            _ => {}
         }
     }
-    match (integers, strings, lists) {
-        (true, false, false) => Blocks::Flat,
-        (false, true, true) | (true, _, _) => Blocks::Unfit,
-        (false, _, _) => Blocks::Nested,
-    }
+    found
 }
 
 /// Returns the number of bytes up to and including the closing quote of a string. `bytes` must
@@ -545,121 +490,72 @@ fn string_rest(bytes: &[u8]) -> usize {
 mod tests {
     use super::*;
 
-    fn handoff(text: &str, flat: bool) -> Result<Handoff, JsonError> {
-        let mut response = PrefillResponse::new(4096).allow_flat_blocks(flat);
+    fn handoff(text: &str) -> Result<Handoff, JsonError> {
+        let mut response = PrefillResponse::new(4096);
         response.feed(text.as_bytes())?;
         response.finish()
     }
 
-    /// Test cases: the text after `"do_remote_prefill":true` in the `kv_transfer_params`, and the
-    /// expected error text, empty for valid parameters.
-    const REST: &[(&str, &str)] = &[
-        ("", ""),
-        (r#","unknown":{"deep":[1.5e3]}"#, ""),
-        (r#","do_remote_decode":false"#, ""),
-        (
-            r#","do_remote_decode":null"#,
-            "do_remote_decode is not a boolean",
-        ),
-        (r#","do_remote_prefill":1"#, "do_remote_prefill is not true"),
-        (
-            r#","do_remote_prefill":false"#,
-            "do_remote_prefill is not true",
-        ),
-        (r#","do_remote_prefill":false,"do_remote_prefill":true"#, ""),
-        (r#","remote_block_ids":null"#, ""),
-        (r#","remote_block_ids":[]"#, ""),
-        (r#","remote_block_ids":[[]]"#, ""),
-        (r#","remote_block_ids":[ [1, 2],[3] ]"#, ""),
-        (r#","remote_block_ids":["a\"]","b"]"#, ""),
-        (r#","remote_block_ids":[["a"],[]]"#, ""),
-        (
-            r#","remote_block_ids":[1,2]"#,
-            "remote_block_ids is a flat list",
-        ),
-        (
-            r#","remote_block_ids":[-1]"#,
-            "remote_block_ids is a flat list",
-        ),
-        (
-            r#","remote_block_ids":[1,[2]]"#,
-            "remote_block_ids is not a list of lists",
-        ),
-        (
-            r#","remote_block_ids":["a",[2]]"#,
-            "remote_block_ids is not a list of lists",
-        ),
-        (
-            r#","remote_block_ids":[[[2]]]"#,
-            "remote_block_ids is not a list of lists",
-        ),
-        (
-            r#","remote_block_ids":[[1.0]]"#,
-            "remote_block_ids is not a list of lists",
-        ),
-        (
-            r#","remote_block_ids":[[1e3]]"#,
-            "remote_block_ids is not a list of lists",
-        ),
-        (
-            r#","remote_block_ids":[[null]]"#,
-            "remote_block_ids is not a list of lists",
-        ),
-        (
-            r#","remote_block_ids":[{}]"#,
-            "remote_block_ids is not a list of lists",
-        ),
-        (
-            r#","remote_block_ids":"1""#,
-            "remote_block_ids is not a list of lists",
-        ),
-        (
-            r#","remote_engine_id":"e","remote_host":null,"remote_request_id":"r""#,
-            "",
-        ),
-        (
-            r#","remote_engine_id":7"#,
-            "remote_engine_id is not a string",
-        ),
-        (r#","remote_host":[]"#, "remote_host is not a string"),
-        (
-            r#","remote_request_id":true"#,
-            "remote_request_id is not a string",
-        ),
-        (
-            r#","remote_port":5600,"tp_size":null,"remote_num_tokens":12345678901234567890"#,
-            "",
-        ),
-        (r#","remote_port":"5600""#, "remote_port is not an integer"),
-        (r#","remote_port":5600.0"#, "remote_port is not an integer"),
-        (r#","tp_size":1E0"#, "tp_size is not an integer"),
-        (
-            r#","remote_num_tokens":{}"#,
-            "remote_num_tokens is not an integer",
-        ),
-        (
-            r#","r\u0065mote_port":true"#,
-            "remote_port is not an integer",
-        ),
-        (r#","x":01"#, "expected a comma or a closing bracket"),
-        (r#","x":[1,]"#, "expected a value"),
-        (r#","x":"\x""#, "not a valid escape sequence"),
-    ];
+    #[test]
+    fn every_object_is_kept_as_received() {
+        for object in [
+            r#"{ "do_remote_prefill" : true }"#,
+            r#"{"do_remote_prefill":false,"unknown":{"deep":[1.5e3]}}"#,
+            // TPU
+            r#"{"uuid":7,"remote_block_ids":[1],"remote_host":["a","b"],"remote_port":["1","2"]}"#,
+            r#"{"remote_port":"5600","tp_size":1.0,"remote_engine_id":null}"#,
+        ] {
+            let text = format!(r#"{{"choices":[],"kv_transfer_params": {object} ,"x":1}}"#);
+            let params = handoff(&text).unwrap().params;
+            assert_eq!(params, Params::Object(object.as_bytes().to_vec()));
+        }
+    }
 
     #[test]
-    fn params_are_kept_or_malformed() {
-        for &(rest, complaint) in REST {
-            let object = format!(r#"{{ "do_remote_prefill" : true {rest}}}"#);
-            let text = format!(r#"{{"choices":[],"kv_transfer_params": {object} ,"x":1}}"#);
-            let params = handoff(&text, false).unwrap().params;
-            match complaint {
-                "" => assert_eq!(params, Params::Object(object.into_bytes()), "{rest}"),
-                _ => match params {
-                    Params::Malformed(reason) => assert_eq!(reason, complaint, "{rest}"),
-                    other => panic!("{rest}: {other:?}"),
-                },
-            }
+    fn an_object_without_members_counts_as_null() {
+        for object in ["{}", "{ \n}"] {
+            let text = format!(r#"{{"kv_transfer_params":{object}}}"#);
+            assert_eq!(handoff(&text).unwrap().params, Params::Null);
         }
+    }
+
+    #[test]
+    fn an_object_with_an_error_inside_is_malformed() {
+        for (rest, complaint) in [
+            (r#""x":01"#, "expected a comma or a closing bracket"),
+            (r#""x":[1,]"#, "expected a value"),
+            (r#""x":"\x""#, "not a valid escape sequence"),
+        ] {
+            let text = format!(r#"{{"kv_transfer_params":{{{rest}}}}}"#);
+            let params = handoff(&text).unwrap().params;
+            assert_eq!(params, Params::Malformed(complaint), "{rest}");
+        }
+    }
+
+    #[test]
+    fn the_form_of_the_block_ids_is_determined() {
+        for (value, want) in [
+            ("null", Blocks::Other),
+            ("[]", Blocks::Other),
+            ("7", Blocks::Other),
+            (r#""1""#, Blocks::Other),
+            (r#"["a\"]","b"]"#, Blocks::Other),
+            (r#"[{"a":[1]}]"#, Blocks::Other),
+            ("[[]]", Blocks::Nested),
+            ("[ [1, 2],[3] ]", Blocks::Nested),
+            (r#"[["a"],[]]"#, Blocks::Nested),
+            ("[[[2]]]", Blocks::Nested),
+            ("[1,2]", Blocks::Flat),
+            ("[-1]", Blocks::Flat),
+            ("[1,[2]]", Blocks::Flat),
+            ("[[2],1]", Blocks::Flat),
+        ] {
+            let text = format!(r#"{{"kv_transfer_params":{{"remote_block_ids":{value}}}}}"#);
+            assert_eq!(handoff(&text).unwrap().blocks, want, "{value}");
+        }
+        let twice =
+            r#"{"kv_transfer_params":{"remote_block_ids":[1],"r\u0065mote_block_ids":[[1]]}}"#;
+        assert_eq!(handoff(twice).unwrap().blocks, Blocks::Nested);
     }
 
     #[test]
@@ -671,10 +567,6 @@ mod tests {
             (r#"{"kv_transfer_params":[]}"#, no_object.clone()),
             (r#"{"kv_transfer_params":true}"#, no_object),
             (
-                r#"{"kv_transfer_params":{}}"#,
-                Params::Malformed("do_remote_prefill is missing"),
-            ),
-            (
                 r#"{"kv_transfer_params":{"a":1},"kv_transfer_params":null}"#,
                 Params::Null,
             ),
@@ -684,7 +576,7 @@ mod tests {
             ),
         ];
         for (text, want) in cases {
-            assert_eq!(handoff(text, false).unwrap().params, want, "{text}");
+            assert_eq!(handoff(text).unwrap().params, want, "{text}");
         }
     }
 
@@ -694,21 +586,8 @@ mod tests {
         let text = format!(
             r#"{{"kv_transfer_params":{{"do_remote_prefill":true,"n":1}},"kv_transfer_params":{last}}}"#
         );
-        let params = handoff(&text, false).unwrap().params;
+        let params = handoff(&text).unwrap().params;
         assert_eq!(params, Params::Object(last.as_bytes().to_vec()));
-    }
-
-    #[test]
-    fn flat_blocks_are_accepted_only_if_allowed() {
-        let text = r#"{"kv_transfer_params":{"do_remote_prefill":true,"remote_block_ids":[1,2]}}"#;
-        assert!(matches!(
-            handoff(text, true).unwrap().params,
-            Params::Object(_)
-        ));
-        assert!(matches!(
-            handoff(text, false).unwrap().params,
-            Params::Malformed(_)
-        ));
     }
 
     #[test]
@@ -777,11 +656,11 @@ mod tests {
             (r#"{"usage":{"cached_tokens":1}}"#, None),
         ];
         for (text, want) in cases {
-            assert_eq!(handoff(text, false).unwrap().cached_tokens, want, "{text}");
+            assert_eq!(handoff(text).unwrap().cached_tokens, want, "{text}");
         }
         let text = r#"{"kv_transfer_params":{"do_remote_prefill":true,"remote_prefill_cached_tokens":416}}"#;
         assert_eq!(
-            handoff(text, false).unwrap().remote_prefill_cached_tokens,
+            handoff(text).unwrap().remote_prefill_cached_tokens,
             Some(416)
         );
     }

@@ -5,6 +5,7 @@
 //! file of edits in this module and a set of golden files in `tests/golden`.
 
 pub mod bootstrap;
+pub mod compat;
 pub mod connector;
 pub mod decide;
 pub mod decode_chunks;

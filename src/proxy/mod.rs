@@ -2,7 +2,7 @@
 //!
 //! The files build on each other in this order, which `tests/tidy.rs` checks:
 //!
-//! 1. `budget`, `request_id`, `head`, `request`, `engine_cache`: plain data.
+//! 1. `budget`, `request_id`, `head`, `request`, `target_cache`: plain data.
 //! 2. [`shard`]: the state of one thread. `client`: a client connection and the waits on it.
 //! 3. `access_log`: the facts about a request, and its record in the access log.
 //! 4. `exchange`: one request and its response, the state that everything below shares.
@@ -24,7 +24,6 @@ mod body;
 mod budget;
 mod choose;
 mod client;
-mod engine_cache;
 mod exchange;
 mod flow;
 mod forward;
@@ -39,6 +38,7 @@ pub mod session;
 pub mod shard;
 #[cfg(test)]
 mod sim_tests;
+mod target_cache;
 mod trace;
 mod tunnel;
 

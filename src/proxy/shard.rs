@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 
@@ -12,9 +13,12 @@ use super::engine_cache::EngineCache;
 use crate::config::Config;
 use crate::fault::{Fault, Incident};
 use crate::fleet::{Address, Service, Snapshot};
+use crate::limits::{BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, VERSION_SECS_MAX, VERSIONS_MAX};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
 use crate::net::Net;
+use crate::pd::BootstrapEngine;
+use crate::pd::compat::EngineVersion;
 use crate::policy::{self, Choose};
 use crate::trace::{Sampler, TraceRing, Tracer};
 use crate::upstream::{

@@ -154,6 +154,8 @@ pub(crate) struct OwnedCall<N: Net, B> {
     /// The connection on which the request is first sent; `None` connects.
     pub(crate) begun: Option<Connection<N>>,
     pub(crate) deadlines: Deadlines,
+    /// Whether the metrics of legs count the call.
+    pub(crate) is_counted: bool,
 }
 
 /// A call that runs as a separate task.
@@ -175,6 +177,7 @@ impl<N: Net> CallTask<N> {
                 body,
                 mut begun,
                 deadlines,
+                is_counted,
             } = call;
             let upstreams = context.upstreams();
             let call = Call {
@@ -182,7 +185,7 @@ impl<N: Net> CallTask<N> {
                 head: &head,
                 leg: &leg,
                 body: (*body).as_ref(),
-                is_counted: true,
+                is_counted,
             };
             upstreams
                 .call(&context, &call, Some(&mut begun), &deadlines)

@@ -2,10 +2,10 @@
 //! only while it is fresh (`docs/engines.md#handoffs`). Also the behaviour without a usable
 //! handoff.
 
-use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, HandoffShape};
+use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, HandoffShape, Seen};
 use serde_json::{Value, json};
 
-use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, json_of, only, wait_for};
+use crate::harness::{CHAT, Canned, PREFILLER, Pair, Sidecar, json_of, only, wait_for};
 
 const BODY: &str = r#"{"messages":[{"role":"user","content":"hello"}],"max_tokens":4}"#;
 
@@ -62,13 +62,12 @@ fn every_request_uses_its_own_handoff() {
     assert_eq!(pair.handoffs.unused(), 0);
 }
 
-const UNFIT: [(HandoffShape, &str); 6] = [
+const UNFIT: [(HandoffShape, &str); 5] = [
     (HandoffShape::Omit, "handoff_missing"),
     (HandoffShape::Null, "handoff_missing"),
-    (HandoffShape::Empty, "handoff_malformed"),
+    (HandoffShape::Empty, "handoff_missing"),
     (HandoffShape::Text, "handoff_malformed"),
     (HandoffShape::List, "handoff_malformed"),
-    (HandoffShape::Flat, "handoff_malformed"),
 ];
 
 #[test]
@@ -95,6 +94,107 @@ fn without_a_usable_handoff_the_client_gets_an_error_if_configured() {
     }
 }
 
+/// Returns the POST requests that an engine has received.
+fn posts(engine: &Engine) -> Vec<Seen> {
+    let requests = engine.requests().into_iter();
+    requests.filter(|seen| seen.method == "POST").collect()
+}
+
+#[test]
+fn a_flat_block_list_passes_between_engines_of_equal_version() {
+    for (prefill, decode, passes) in [
+        ("0.32.0", "0.32.0", true),
+        ("0.16.0", "0.16.0", true),
+        ("0.17.2.dev1", "0.17.2.dev1", true),
+        // A release that is known to take flat lists.
+        ("0.16.0", "0.17.1", true),
+        ("0.16.0", "0.18.0", false),
+        ("0.16.0", "", false),
+        ("", "", false),
+    ] {
+        let pair = Pair::with(
+            &[],
+            |config| {
+                config.flat_blocks = true;
+                config.version = prefill.to_owned();
+            },
+            |config| config.version = decode.to_owned(),
+        );
+        for _ in 0..2 {
+            pair.post(CHAT, BODY).expect(200);
+        }
+        let used = pair.decode.counters().handoff_used;
+        assert_eq!(used, if passes { 2 } else { 0 }, "{prefill} {decode}");
+        // Each engine is asked once in a while.
+        for engine in [&pair.prefill, &pair.decode] {
+            assert_eq!(engine.requests().len(), 3);
+            assert_eq!(posts(engine).len(), 2);
+        }
+        if passes {
+            let log = pair.sidecar.stderr();
+            assert!(!log.contains("is not passed on"), "{log}");
+            continue;
+        }
+        for seen in posts(&pair.decode) {
+            assert_eq!(json_of(&seen)["kv_transfer_params"], Value::Null);
+        }
+        let labels = [
+            ("outcome", "local_fallback"),
+            ("reason", "handoff_malformed"),
+        ];
+        pair.sidecar
+            .wait_metric("ringside_pd_requests_total", &labels, 2.0);
+        pair.sidecar.wait_metric(
+            "ringside_stranded_kv_total",
+            &[("outcome", "left_to_lease")],
+            2.0,
+        );
+        let log = pair.sidecar.wait_stderr("is not passed on");
+        for part in [
+            "remote_block_ids",
+            "--allow-flat-blocks",
+            &pair.prefill.host_port(),
+        ] {
+            assert!(log.contains(part), "{part}: {log}");
+        }
+    }
+}
+
+#[test]
+fn a_nested_block_list_passes_without_a_question() {
+    let pair = Pair::with(&[], |_| {}, |config| config.version = "0.18.0".to_owned());
+    pair.post(CHAT, BODY).expect(200);
+    pair.legs();
+}
+
+#[test]
+fn every_object_is_passed_on_as_it_is() {
+    for params in [
+        // TPU
+        r#"{"uuid":123,"remote_block_ids":[],"remote_host":["10.0.0.1","10.0.0.2"],"remote_port":["9100","9101"]}"#,
+        r#"{ "remote_port" : "5600", "do_remote_prefill":false,"tp_size":1.0 }"#,
+        r#"{"block_table":[[1,2],[3]]}"#,
+    ] {
+        let body = format!(r#"{{"kv_transfer_params":{params}}}"#);
+        let prefill = Canned::start(format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        let config = EngineConfig {
+            strict: false,
+            ..EngineConfig::decode()
+        };
+        let decode = Engine::start(config, 0).unwrap();
+        let sidecar = Sidecar::start(&[], decode.port());
+        let target = format!("127.0.0.1:{}", prefill.port);
+        sidecar
+            .post(CHAT, BODY, &[(PREFILLER, &target)])
+            .expect(200);
+        let sent = String::from_utf8(only(&decode).body).unwrap();
+        assert!(sent.contains(params), "{sent}");
+    }
+}
+
 #[test]
 fn flat_block_lists_pass_if_allowed() {
     let pair = Pair::with(
@@ -106,20 +206,17 @@ fn flat_block_lists_pass_if_allowed() {
     pair.legs();
 }
 
-/// The prefill engine returns handoffs that could crash an engine or make it connect to another
-/// host.
+/// The prefill engine returns handoffs that are no objects or no valid JSON.
 #[test]
 fn a_malformed_handoff_never_reaches_the_decoder() {
     let pair = Pair::start(&[]);
     for params in [
-        r#"{"do_remote_prefill":false,"do_remote_decode":false}"#,
-        r#"{"do_remote_prefill":"true","remote_block_ids":[[1]]}"#,
-        r#"{"do_remote_prefill":true,"remote_block_ids":[[null]]}"#,
-        r#"{"do_remote_prefill":true,"remote_block_ids":[[1]],"remote_port":"x"}"#,
         r#"{"do_remote_prefill":true,"remote_block_ids":[[1]],}"#,
         r#"{"do_remote_prefill":true,"remote_block_ids":[[01]]}"#,
         "17",
         "true",
+        "[]",
+        r#""{}""#,
     ] {
         pair.decode.clear();
         let fault = Fault::Status {

@@ -35,7 +35,14 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
     (
         "proxy",
         &[
-            &["budget", "request_id", "head", "request", "engine_cache"],
+            &[
+                "budget",
+                "request_id",
+                "head",
+                "request",
+                "target_cache",
+                "push_book",
+            ],
             &["shard"],
             &["client"],
             &["access_log"],
@@ -64,8 +71,9 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
                 "tls",
                 "otlp",
                 "traces",
+                "incidents",
             ],
-            &["discovery", "health", "shards"],
+            &["discovery", "health", "shards", "metrics_port"],
             &["supervise"],
             &["startup"],
             &["demo"],

@@ -42,11 +42,11 @@ impl Connector for Nixlv2 {
     /// Returns the prefill leg, which requests one token and a handoff.
     fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
         let mut leg = match &peer.source {
-            None => request.prefill_leg(PREFILL_PARAMS.as_bytes(), Caps::All, Take::HANDOFF)?,
+            None => request.prefill_leg(PREFILL_PARAMS.as_bytes(), Caps::All, Take::Handoff)?,
             Some(source) => {
                 let keys = PREFILL_PARAMS.trim_end_matches('}');
                 let params = format!(r#"{keys},"remote_kv_source":{}}}"#, source.object());
-                request.prefill_leg(params.as_bytes(), Caps::All, Take::HANDOFF)?
+                request.prefill_leg(params.as_bytes(), Caps::All, Take::Handoff)?
             }
         };
         leg.rank = read_mode_rank(request);

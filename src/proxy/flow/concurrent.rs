@@ -193,6 +193,7 @@ fn begin_prefill<N: Net>(
         body: Rc::clone(&split.body),
         begun: Some(upstream),
         deadlines,
+        is_counted: true,
     };
     Ok(CallTask::call(&shard.upstreams, on_disconnect, trace, call))
 }

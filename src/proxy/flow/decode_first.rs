@@ -5,7 +5,7 @@ use super::split::Split;
 use super::{decode, serial};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
-use crate::h1::{self, BodyMeter, Method, Name};
+use crate::h1::{self, BodyMeter, Method};
 use crate::net::{Conn, Net, would_block};
 use crate::pd::decode_first::{Verdict, verdict_of_stream, verdict_of_whole};
 use crate::pd::{Leg, Outcome, Reason, Role, Take};
@@ -55,7 +55,7 @@ async fn verdict<N: Net>(
     pending: &mut PendingResponse<N>,
 ) -> Result<Verdict, Fault> {
     let response = &mut pending.response;
-    let is_encoded = response.head.field(Name::ContentEncoding).is_some();
+    let is_encoded = response.is_coded();
     if !(200..300).contains(&response.head.status) || is_encoded {
         return Ok(Verdict::Served);
     }

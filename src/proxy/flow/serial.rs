@@ -2,7 +2,7 @@
 
 use super::prefill::Prefill;
 use super::split::Split;
-use super::{decode, decode_chunks, prefill, release};
+use super::{decode, decode_chunks, prefill, push, release, versions};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::net::Net;
@@ -20,6 +20,11 @@ pub(super) async fn serial<N: Net>(
         Prefill::Done(prefilled, peer) => (prefilled, peer),
         Prefill::Refused(pending) => return Ok(pending),
     };
+    if let Some(handoff) = &mut prefilled.handoff {
+        push::learn(exchange, &peer.target, handoff);
+        // Boxed, because nearly no handoff needs it.
+        Box::pin(versions::check(exchange, split, &peer.target, handoff)).await?;
+    }
     if split.connector().rules().can_decode_in_chunks {
         decode_chunks::cut(exchange, split);
     }

@@ -104,6 +104,8 @@ pub struct EngineConfig {
     /// The number of data-parallel ranks. An inference request whose `X-data-parallel-rank` header
     /// field is negative or not below this number gets a 400. The responses API ignores the field.
     pub data_parallel_size: u32,
+    /// The version that `/version` states; if empty, `/version` is an unknown path.
+    pub version: String,
     /// The `remote_engine_id` of NIXL version 2 handoffs, and part of the engine's thread name.
     pub name: String,
     /// The number of cached tokens that `usage` reports. [`CACHED_BY_ROLE`]: 7 for a prefill leg,
@@ -177,6 +179,7 @@ impl Default for EngineConfig {
             model: "mock-model".to_owned(),
             rank: 0,
             data_parallel_size: 1,
+            version: "0.32.0".to_owned(),
             name: "mock-engine".to_owned(),
             cached_tokens: CACHED_BY_ROLE,
             strict: true,

@@ -15,9 +15,6 @@ use crate::kv::EngineIds;
 use crate::log::path_of;
 use crate::wire::Plan;
 
-/// The vLLM version that the mock reports.
-const VERSION: &str = "0.32.0";
-
 /// Returns the response to a request other than inference.
 pub(crate) fn page(shared: &Shared, head: &Head, body: &Body) -> Plan {
     let path = path_of(&head.target);
@@ -25,7 +22,10 @@ pub(crate) fn page(shared: &Shared, head: &Head, body: &Body) -> Plan {
     match path {
         "/health" | "/ping" if get => health(shared),
         "/v1/models" if get => models(shared),
-        "/version" if get => Plan::json(200, json!({"version": VERSION}).to_string()),
+        "/version" if get && shared.config.version.is_empty() => {
+            Plan::json(404, "{\"detail\":\"Not Found\"}")
+        }
+        "/version" if get => Plan::json(200, json!({"version": shared.config.version}).to_string()),
         "/metrics" if get => Plan::new(
             200,
             "text/plain; version=0.0.4; charset=utf-8",
