@@ -69,18 +69,8 @@ impl Config {
         );
         line("cores", self.cores.to_string());
         line("busy poll", bound(self.busy_poll));
-        line(
-            "admin",
-            self.admin
-                .map_or_else(|| "off".to_owned(), |address| address.to_string()),
-        );
-        line(
-            "metrics",
-            self.metrics.map_or_else(
-                || "no additional listener".to_owned(),
-                |address| format!("additional listener on {address}"),
-            ),
-        );
+        line("admin", self.describe_admin());
+        line("metrics", self.describe_metrics());
         line(
             "tracing",
             self.tracing
@@ -89,6 +79,26 @@ impl Config {
         );
         line("log", self.describe_log());
         lines
+    }
+
+    fn describe_admin(&self) -> String {
+        match self.admin {
+            None => "off".to_owned(),
+            Some(admin) if admin.may_move => format!("{} or another port", admin.address),
+            Some(admin) => admin.address.to_string(),
+        }
+    }
+
+    fn describe_metrics(&self) -> String {
+        let Some(metrics) = &self.metrics else {
+            return "no additional listener".to_owned();
+        };
+        let tls = if metrics.cert_dir.is_some() {
+            " with TLS"
+        } else {
+            ""
+        };
+        format!("additional listener on {}{tls}", metrics.address)
     }
 
     fn describe_connector(&self) -> String {

@@ -66,8 +66,8 @@ pub struct Config {
     pub allowlist: Option<AllowlistConfig>,
     /// OpenTelemetry tracing; `None` is off.
     pub tracing: Option<TracingConfig>,
-    /// Additional address for `/metrics`, besides the admin server; `None` is off.
-    pub metrics: Option<SocketAddr>,
+    /// Additional server of `/metrics`, besides the admin server; `None` is off.
+    pub metrics: Option<MetricsConfig>,
     /// Time limits.
     pub timeouts: Timeouts,
     /// Settings of pooled connections to engines.
@@ -79,8 +79,8 @@ pub struct Config {
     /// Time for which a shard polls for events after the last one before it sleeps; `None` sleeps
     /// immediately.
     pub busy_poll: Option<Duration>,
-    /// Address of the admin server; `None` is off.
-    pub admin: Option<SocketAddr>,
+    /// The admin server; `None` is off.
+    pub admin: Option<AdminConfig>,
     /// Log settings.
     pub log: LogConfig,
     /// Drain settings.
@@ -143,6 +143,27 @@ impl fmt::Display for ListenAddress {
             Self::Address(address) => write!(f, "{address}"),
         }
     }
+}
+
+/// The admin server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether another port is used if the one of `address` is taken, because it is the default.
+    /// Two sidecars on one host are normal.
+    pub may_move: bool,
+}
+
+/// The additional server of `/metrics`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Directory with `tls.crt` and `tls.key` (PEM); `None` serves plain text.
+    pub cert_dir: Option<PathBuf>,
+    /// Whether metrics are also shown under pd-sidecar's names.
+    pub shows_pd_sidecar: bool,
 }
 
 /// Prefill/decode settings.

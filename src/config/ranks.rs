@@ -179,9 +179,11 @@ impl Reader<'_> {
             );
             self.problem(&flag_table::PORT, &text);
         }
+        let admin = config.admin.map(|admin| admin.address);
+        let metrics = config.metrics.as_ref().map(|metrics| metrics.address);
         let own = [
-            (&flag_table::ADMIN_ADDRESS, config.admin),
-            (&flag_table::METRICS_PORT, config.metrics),
+            (&flag_table::ADMIN_ADDRESS, admin),
+            (&flag_table::METRICS_PORT, metrics),
         ];
         for (key, address) in own {
             let Some(address) = address else { continue };
@@ -191,9 +193,7 @@ impl Reader<'_> {
             } else if is_decoders(listen, address.port()).is_some() {
                 "the decoder's port"
             } else if key.name == flag_table::METRICS_PORT.name
-                && config
-                    .admin
-                    .is_some_and(|admin| admin.port() == address.port())
+                && admin.is_some_and(|admin| admin.port() == address.port())
             {
                 "the admin server's port, which already serves /metrics"
             } else {

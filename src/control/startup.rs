@@ -61,16 +61,15 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let files = sys::raise_nofile();
     let driver = choose_driver();
     let (allowed, quota) = (sys::allowed_cpus(), sys::cpu_quota());
-    let plan = sys::plan_cores(&config.cores, &allowed, quota, &sys::Topology::read())?;
+    let topology = sys::Topology::read();
+    let plan = sys::plan_cores(&config.cores, &allowed, quota, &topology, sys::claim_cpu)?;
     log_warnings(&config, &plan);
     let (tls, renewal) = TlsContext::load(&config)?;
     for listener in &config.listeners {
         sys::probe(listener.address)?;
     }
-    let admin = config
-        .admin
-        .map(|address| sys::bind_alone(ListenAddress::Address(address)));
-    let admin = admin.transpose()?;
+    let admin = config.admin.map(bind_admin).transpose()?;
+    let metrics_port = config.metrics.as_ref().map(MetricsPort::bind).transpose()?;
     let dns = Arc::new(DnsCounters::default());
     let allowlist = config.allowlist.as_ref().map(|_| Arc::default());
     let mut publisher = Publisher::new(fleet(&config).await, allowlist.clone());
@@ -123,6 +122,49 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
         access: writer,
         traces: tracing.exporter,
         metrics,
+    })
+}
+
+/// Binds the port of the admin server. If the default one is taken, another sidecar probably
+/// runs on this host: a free port is used.
+fn bind_admin(admin: AdminConfig) -> Result<StdListener, Exit> {
+    let bind = |address| sys::bind_alone(ListenAddress::Address(address));
+    match bind(admin.address) {
+        Err(sys::BindError::Busy(_)) if admin.may_move => {
+            let mut address = admin.address;
+            address.set_port(0);
+            let listener = bind(address)?;
+            let moved = listener.local_addr();
+            let moved = moved.map_err(|error| Exit::runtime(format!("admin server: {error}")))?;
+            tracing::warn!(
+                "the default admin address {} is in use; the admin server listens on {moved} \
+                 (--admin-address sets it)",
+                admin.address
+            );
+            Ok(listener)
+        }
+        bound => Ok(bound?),
+    }
+}
+
+/// Returns the page of the additional metrics server.
+fn metrics_text(
+    config: &Config,
+    registry: &Arc<Registry>,
+    shards: &[Arc<ShardMetrics>],
+) -> admin::MetricsText {
+    let registry = Arc::clone(registry);
+    let shows_peer = config
+        .metrics
+        .as_ref()
+        .is_some_and(|one| one.shows_pd_sidecar);
+    let peer = shows_peer.then(|| {
+        let connector = config.pd.kv_connector.name();
+        Registry::pd_sidecar(shards.to_vec(), connector)
+    });
+    Arc::new(move || match &peer {
+        None => registry.render(),
+        Some(peer) => registry.render_with(peer),
     })
 }
 

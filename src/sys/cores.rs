@@ -5,6 +5,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+
 use super::near::{self, NearError};
 use super::topology::Topology;
 use crate::config::units::format_cpus;
@@ -123,7 +126,8 @@ impl std::error::Error for CoreError {}
 
 /// Places the shards as `cores` (the option `--cores`) requests. `allowed` lists the CPUs that this
 /// process may use; it is empty if the kernel does not report them. `quota` is the CPU quota of
-/// this process (see [`cpu_quota`]).
+/// this process (see [`cpu_quota`]). `claim` claims a CPU for this process, and returns `false` if
+/// another process has claimed it (see [`claim_cpu`]).
 ///
 /// # Errors
 /// Fails if a listed CPU is not allowed, or if the device or node given does not exist on this
@@ -133,9 +137,10 @@ pub fn plan_cores(
     allowed: &[usize],
     quota: Option<f64>,
     topology: &Topology,
+    claim: impl FnMut(usize) -> bool,
 ) -> Result<CorePlan, CoreError> {
     let mut plan = match cores {
-        Cores::Auto => return Ok(plan_auto(allowed, quota, topology)),
+        Cores::Auto => return Ok(plan_auto(allowed, quota, topology, claim)),
         Cores::List(cpus) => plan_list(cpus, allowed, topology)?,
         Cores::At { place, shards } => plan_place(place, *shards, allowed, topology)?,
     };
@@ -158,23 +163,73 @@ pub fn plan_cores(
 /// are none, it gets the last CPU, because device interrupts gather on the first ones. GPUs that
 /// cannot be opened are ignored, because a proxy in a separate container cannot determine which
 /// GPUs its engine uses.
-fn plan_auto(allowed: &[usize], quota: Option<f64>, topology: &Topology) -> CorePlan {
+///
+/// Other instances of this program on the host choose in the same way, so a CPU that one of them
+/// has claimed is left out. If all are claimed, the shard is not pinned.
+fn plan_auto(
+    allowed: &[usize],
+    quota: Option<f64>,
+    topology: &Topology,
+    mut claim: impl FnMut(usize) -> bool,
+) -> CorePlan {
     let throttled = quota.is_some_and(|quota| quota < 1.0);
     let numbers: Vec<_> = (0..topology.gpus.len()).collect();
     let mut spots = near::gpu_spots(&numbers, topology).unwrap_or_default();
     spots.retain(|spot| spot.known && topology.gpus_open);
-    let chosen = near::choose(&spots, 1, allowed, topology);
-    let seat = match (chosen.first(), allowed.last()) {
-        _ if throttled => Seat::default(),
-        (Some((spot, cpu)), _) => seat(*cpu, &spots[*spot].near, topology),
-        (None, Some(cpu)) => seat(*cpu, "", topology),
-        (None, None) => Seat::default(),
+    let mut free = if throttled {
+        Vec::new()
+    } else {
+        allowed.to_vec()
     };
+    let seat = loop {
+        let chosen = near::choose(&spots, 1, &free, topology);
+        let (cpu, near) = match (chosen.first(), free.last()) {
+            (Some((spot, cpu)), _) => (*cpu, &*spots[*spot].near),
+            (None, Some(cpu)) => (*cpu, ""),
+            (None, None) => break Seat::default(),
+        };
+        if claim(cpu) {
+            break seat(cpu, near, topology);
+        }
+        free.retain(|other| *other != cpu);
+    };
+    let mut warnings = Vec::new();
+    if seat.cpu.is_none() && !throttled && !allowed.is_empty() {
+        warnings.push(
+            "every CPU that this process may use is taken by another ringside; running unpinned \
+             (--cores chooses CPUs)"
+                .to_owned(),
+        );
+    }
     let seats = vec![seat];
-    let warnings = remote_memory_warning(&seats, topology)
-        .into_iter()
-        .collect();
+    warnings.extend(remote_memory_warning(&seats, topology));
     CorePlan { seats, warnings }
+}
+
+/// Claims a CPU of this host for the process, until it ends. Returns `false` if another process has
+/// claimed it.
+///
+/// A claim is an abstract Unix socket, which the kernel releases with the process. Its name is
+/// visible in the network namespace only; containers with their own are expected to have their own
+/// CPUs too. If no socket can be created, the CPU counts as claimed by this process.
+#[must_use]
+pub fn claim_cpu(cpu: usize) -> bool {
+    let name = format!("ringside/cpu/{cpu}");
+    let Ok(address) = SocketAddrUnix::new_abstract_name(name.as_bytes()) else {
+        return true;
+    };
+    let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
+    let Ok(socket) = socket_with(family, kind, SocketFlags::CLOEXEC, None) else {
+        return true;
+    };
+    match bind(&socket, &address) {
+        Err(Errno::ADDRINUSE) => false,
+        Ok(()) | Err(_) => {
+            // The claim lasts until the process ends.
+            std::mem::forget(socket);
+            true
+        }
+    }
 }
 
 /// Places one shard on each listed CPU, in the order given.
@@ -435,20 +490,30 @@ mod tests {
             ("list, unknown", list(&[3]), vec![], None, pinned(&[3])),
             ("outside", list(&[0, 8]), vec![0, 1], None, None),
         ] {
-            let plan = plan_cores(&cores, &allowed, quota, &unknown);
+            let plan = plan_cores(&cores, &allowed, quota, &unknown, |_| true);
             let got = plan.ok().map(|plan| {
                 let cpus = plan.seats.iter().map(|seat| seat.cpu);
                 cpus.collect::<Vec<_>>()
             });
             assert_eq!(got, want, "{name}");
         }
-        let error = plan_cores(&list(&[0, 8, 9]), &[0, 1], None, &unknown).unwrap_err();
+        let claimed = |cpus: &'static [usize]| {
+            let plan = plan_cores(&Cores::Auto, &[0, 1, 2], None, &unknown, |cpu| {
+                !cpus.contains(&cpu)
+            });
+            plan.unwrap()
+        };
+        assert_eq!(claimed(&[2]).seats[0].cpu, Some(1));
+        assert_eq!(claimed(&[1, 2]).seats[0].cpu, Some(0));
+        let none = claimed(&[0, 1, 2]);
+        assert_eq!((none.seats[0].cpu, none.warnings.len()), (None, 1));
+        let error = plan_cores(&list(&[0, 8, 9]), &[0, 1], None, &unknown, |_| true).unwrap_err();
         assert!(
             error
                 .to_string()
                 .starts_with("CPU 8-9 is not among those this process may use (0-1)")
         );
-        let plan = plan_cores(&list(&[0, 1]), &[0, 1], Some(1.5), &unknown).unwrap();
+        let plan = plan_cores(&list(&[0, 1]), &[0, 1], Some(1.5), &unknown, |_| true).unwrap();
         assert!(plan.warnings[0].contains("quota of 1.50"));
     }
 

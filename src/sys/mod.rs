@@ -11,7 +11,7 @@ pub mod process;
 mod topology;
 
 pub use cores::{
-    CoreError, CorePlan, Seat, allowed_cpus, cpu_quota, cpu_quota_in, pin, plan_cores,
+    CoreError, CorePlan, Seat, allowed_cpus, claim_cpu, cpu_quota, cpu_quota_in, pin, plan_cores,
 };
 pub use files::{FileLimit, raise_nofile};
 pub use listen::{BindError, bind_alone, bind_shared, probe, set_keepalive};

@@ -6,7 +6,7 @@ use crate::sys::topology::tests::{CONTAINER, EIGHT_GPUS, NONE, ONE_GPU, UNKNOWN_
 
 fn plan(topology: &Topology, allowed: &[usize], text: &str) -> Result<CorePlan, String> {
     let cores = text.parse().unwrap();
-    plan_cores(&cores, allowed, None, topology).map_err(|error| error.to_string())
+    plan_cores(&cores, allowed, None, topology, |_| true).map_err(|error| error.to_string())
 }
 
 fn cpus(text: &str) -> Vec<usize> {
@@ -374,7 +374,14 @@ fn a_quota_unpins_only_with_auto() {
     let topology = read(ONE_GPU);
     let allowed = cpus("0-31");
     let seats = |text: &str, quota| {
-        let plan = plan_cores(&text.parse().unwrap(), &allowed, Some(quota), &topology).unwrap();
+        let plan = plan_cores(
+            &text.parse().unwrap(),
+            &allowed,
+            Some(quota),
+            &topology,
+            |_| true,
+        )
+        .unwrap();
         let cpus: Vec<_> = plan.seats.iter().map(|seat| seat.cpu).collect();
         (cpus, plan.warnings.len())
     };

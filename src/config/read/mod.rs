@@ -98,7 +98,7 @@ impl Reader<'_> {
         })
     }
 
-    pub(in crate::config) fn admin(&mut self) -> Option<SocketAddr> {
+    pub(in crate::config) fn admin(&mut self) -> Option<AdminConfig> {
         let text = self.text(&flag_table::ADMIN_ADDRESS);
         if text == "off" {
             return None;
@@ -110,7 +110,10 @@ impl Reader<'_> {
                 "an address and port such as 127.0.0.1:9890, :9890, or off",
             );
         }
-        address
+        address.map(|address| AdminConfig {
+            address,
+            may_move: !self.is_given(&flag_table::ADMIN_ADDRESS),
+        })
     }
 
     /// Returns the additional metrics server. `shows_pd_sidecar` is whether it also shows metrics
