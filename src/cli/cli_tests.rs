@@ -366,6 +366,7 @@ fn check_config_prints_the_source_of_each_value() {
     for (name, want) in [
         ("port", "8100 --configuration:1"),
         ("secure-proxy", "false --configuration:1"),
+        ("tls-min-version", "VersionTLS12 default"),
         ("host", "::1 --host"),
         ("kv-connector", "nixl --connector"),
         ("enable-tls", "decoder,prefiller --enable-tls"),

@@ -5,6 +5,7 @@
 
 mod exit;
 mod log;
+mod log_file;
 mod personality;
 mod spelling;
 

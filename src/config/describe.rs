@@ -276,8 +276,16 @@ impl Config {
             AccessLog::Stderr => "stderr".to_owned(),
             AccessLog::File(path) => path.display().to_string(),
         };
+        let file = match &self.log.file {
+            None => String::new(),
+            Some(file) => format!(
+                ", also to {} up to {}",
+                file.path.display(),
+                format_size(file.bytes_max)
+            ),
+        };
         format!(
-            "level {}, format {format}, access log {access}",
+            "level {}, format {format}{file}, access log {access}",
             self.log.level.name()
         )
     }

@@ -268,6 +268,13 @@ keys! {
         "Log messages of this level and above: error, warn, info, debug or trace"
     LOG_FORMAT: Observability Value("FORMAT") "log-format" = "text";
         "Format of the log on stderr: text or json"
+    LOG_DIR: Observability Value("DIR") "log-dir" = "";
+        "Also write the log to a file in this directory, ringside-PORT.log"
+    LOG_FILE: Observability Value("FILE") "log-file" = "";
+        "Also write the log to this file"
+    LOG_FILE_MAX_SIZE: Observability Value("SIZE") "log-file-max-size" = "1800MiB";
+        "Size at which the log file is renamed to FILE.1, and older ones up to FILE.4, and a new one \
+         is begun"
     ACCESS_LOG: Observability Value("TARGET") "access-log" = "off";
         "Write one JSON line per request to stdout, stderr or a file; off disables it"
     CORES: Performance Value("WHERE") "cores" = "auto";

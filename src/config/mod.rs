@@ -320,6 +320,17 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// Destination of the access log.
     pub access: AccessLog,
+    /// File to which the control log is also written; `None` writes it to stderr only.
+    pub file: Option<LogFile>,
+}
+
+/// A log file, which is renamed and replaced by a new one when it reaches a size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    /// Path of the file.
+    pub path: PathBuf,
+    /// Size in bytes at which it is renamed.
+    pub bytes_max: u64,
 }
 
 /// Level of a control log message.

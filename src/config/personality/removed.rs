@@ -14,6 +14,8 @@ enum Meaning {
     Key(&'static Key),
     /// The flag is a switch. If it is true, it adds this item to the list of this key.
     Item(&'static Key, &'static str),
+    /// The flag is an old name of this key, whose value is a size, and gives it in megabytes.
+    Megabytes(&'static Key),
     /// The flag gives the namespace part of `--inference-pool`.
     PoolNamespace,
     /// The flag gives the name part of `--inference-pool`.
@@ -79,9 +81,12 @@ pub const ALL: &[Removed] = &[
     value("v", Meaning::Verbosity),
     value("vmodule", Meaning::Logs),
     value("log_backtrace_at", Meaning::Logs),
-    value("log_dir", Meaning::Logs),
-    value("log_file", Meaning::Logs),
-    value("log_file_max_size", Meaning::Logs),
+    value("log_dir", Meaning::Key(&flag_table::LOG_DIR)),
+    value("log_file", Meaning::Key(&flag_table::LOG_FILE)),
+    value(
+        "log_file_max_size",
+        Meaning::Megabytes(&flag_table::LOG_FILE_MAX_SIZE),
+    ),
     value("stderrthreshold", Meaning::Logs),
     switch("logtostderr", Meaning::Logs),
     switch("alsologtostderr", Meaning::Logs),
@@ -105,7 +110,7 @@ impl Removed {
     #[must_use]
     pub const fn replacement(&self) -> &'static str {
         match self.meaning {
-            Meaning::Key(key) | Meaning::Item(key, _) => key.name,
+            Meaning::Key(key) | Meaning::Item(key, _) | Meaning::Megabytes(key) => key.name,
             Meaning::PoolNamespace | Meaning::PoolName => flag_table::INFERENCE_POOL.name,
             Meaning::Verbosity | Meaning::ZapLevel => flag_table::LOG_LEVEL.name,
             Meaning::ZapEncoder | Meaning::Logs => flag_table::LOG_FORMAT.name,
@@ -138,6 +143,16 @@ impl RawConfig {
                 self.renamed(name, key.name);
                 if !self.has_flag(key) {
                     self.set_as(key, value, name);
+                }
+            }
+            Meaning::Megabytes(key) => {
+                self.renamed(name, key.name);
+                match value.parse::<u32>() {
+                    // klog has no limit then.
+                    Ok(0) if !self.has_flag(key) => self.set_as(key, "1TiB", name),
+                    Ok(size) if !self.has_flag(key) => self.set_as(key, format!("{size}MiB"), name),
+                    Ok(_) => {}
+                    Err(_) => self.wanted(name, value, "a number of megabytes"),
                 }
             }
             Meaning::Item(key, item) => {

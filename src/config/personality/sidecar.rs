@@ -103,7 +103,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
         cores: reader.cores(),
         busy_poll: reader.busy_poll(),
         admin: reader.admin(),
-        log: reader.log(),
+        log: reader.log(port),
         drain: DrainConfig {
             timeout: reader.timeout(&flag_table::DRAIN_TIMEOUT),
             settle: reader.duration(&flag_table::DRAIN_SETTLE),

@@ -18,8 +18,8 @@ pub(in crate::config) use reader::Reader;
 pub(in crate::config) use tls::TLS_OR_PLAIN_TEXT;
 
 use super::{
-    AccessLog, BodyLimits, Cores, CoresError, LogConfig, LogFormat, LogLevel, Timeouts,
-    UpstreamConfig, flag_table, units,
+    AccessLog, AdminConfig, BodyLimits, Cores, CoresError, LogConfig, LogFile, LogFormat, LogLevel,
+    MetricsConfig, Timeouts, UpstreamConfig, flag_table, units,
 };
 
 /// Default keep-alive timeout of uvicorn, the HTTP server of the engines. An
@@ -157,8 +157,11 @@ impl Reader<'_> {
         address
     }
 
-    pub(in crate::config) fn log(&mut self) -> LogConfig {
+    /// Reads the log settings. `port` is the port of the first listener, which distinguishes the
+    /// log files of several processes in one directory.
+    pub(in crate::config) fn log(&mut self, port: u16) -> LogConfig {
         LogConfig {
+            file: self.log_file(port),
             level: self.choice(
                 &flag_table::LOG_LEVEL,
                 &[
@@ -184,6 +187,29 @@ impl Reader<'_> {
                 path => AccessLog::File(PathBuf::from(path)),
             },
         }
+    }
+
+    fn log_file(&mut self, port: u16) -> Option<LogFile> {
+        let folder = self.path(&flag_table::LOG_DIR);
+        let file = self.path(&flag_table::LOG_FILE);
+        let bytes_max = self.size(&flag_table::LOG_FILE_MAX_SIZE);
+        let path = match (file, folder) {
+            (Some(_), Some(_)) => {
+                let text = "is given together with --log-dir; give only one of them";
+                self.problem(&flag_table::LOG_FILE, text);
+                return None;
+            }
+            (Some(file), None) => file,
+            (None, Some(folder)) => folder.join(format!("ringside-{port}.log")),
+            (None, None) => {
+                if self.is_given(&flag_table::LOG_FILE_MAX_SIZE) {
+                    let text = "--log-file-max-size has no effect without --log-dir or --log-file";
+                    self.warnings.push(text.to_owned());
+                }
+                return None;
+            }
+        };
+        Some(LogFile { path, bytes_max })
     }
 
     pub(in crate::config) fn busy_poll(&mut self) -> Option<Duration> {
