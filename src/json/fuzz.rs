@@ -244,8 +244,8 @@ pub fn fuzz_response(data: &[u8]) {
         Params::Null => assert!(params.is_some_and(Tree::is_nothing)),
         Params::Object(bytes) => {
             assert_eq!(params, Tree::parse(bytes).as_ref());
-            let prefill = params.and_then(|params| params.last("do_remote_prefill"));
-            assert_eq!(prefill, Some(&Tree::Scalar("true".to_owned())));
+            let is_push = params.is_some_and(|params| params.has_text("transfer_mode", "push"));
+            assert_eq!(handoff.is_push, is_push);
         }
         Params::Malformed(_) => assert!(params.is_some()),
     }

@@ -56,6 +56,25 @@ impl Tree {
         matches!(self, Self::Object(_))
     }
 
+    /// Returns whether this is `null` or an object without members.
+    pub(super) fn is_nothing(&self) -> bool {
+        match self {
+            Self::Object(members) => members.is_empty(),
+            Self::Array(_) => false,
+            Self::Scalar(text) => text == "null",
+        }
+    }
+
+    /// Returns whether the last member `name` of this object is the string `want`.
+    pub(super) fn has_text(&self, name: &str, want: &str) -> bool {
+        match self.last(name) {
+            Some(Self::Scalar(text)) => {
+                serde_json::from_str::<String>(text).is_ok_and(|text| text == want)
+            }
+            Some(Self::Object(_) | Self::Array(_)) | None => false,
+        }
+    }
+
     /// Returns this value with only the last value of each repeated member, at the position of the
     /// first, in objects at every depth.
     pub(super) fn last_wins(self) -> Self {

@@ -10,6 +10,7 @@ use memchr::memmem;
 
 #[cfg(any(test, feature = "fuzzing"))]
 use super::block::Isa;
+use super::cursor::{members, string_is};
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use super::validate::validate;
@@ -152,18 +153,20 @@ impl PrefillResponse {
         }
         self.lexer.finish()?;
         let mut remote_prefill_cached_tokens = None;
+        let mut blocks = Blocks::Other;
+        let mut is_push = false;
         let params = match self.params {
             Found::Absent => Params::Absent,
             Found::Null => Params::Null,
             Found::Unfit => Params::Malformed("kv_transfer_params is not an object"),
             Found::Object => match Shape::read(&self.kept) {
-                Ok(shape) => match shape.check(&self.kept, self.flat_blocks) {
-                    Ok(()) => {
-                        remote_prefill_cached_tokens = shape.cached_tokens(&self.kept);
-                        Params::Object(self.kept)
-                    }
-                    Err(reason) => Params::Malformed(reason),
-                },
+                Ok(_) if members(&self.kept).next().is_none() => Params::Null,
+                Ok(shape) => {
+                    remote_prefill_cached_tokens = shape.cached_tokens(&self.kept);
+                    blocks = shape.blocks(&self.kept);
+                    is_push = shape.is_push(&self.kept);
+                    Params::Object(self.kept)
+                }
                 Err(error) => Params::Malformed(error.reason.text()),
             },
         };
@@ -325,71 +328,11 @@ struct Shape {
     members: [Option<(Kind, Span)>; KNOWN.len()],
 }
 
-/// Type that a known member of `kv_transfer_params` must have.
-#[derive(Clone, Copy)]
-enum Type {
-    True,
-    Boolean,
-    Blocks,
-    StringOrNull,
-    IntegerOrNull,
-}
-
-/// The known members of `kv_transfer_params`: name, type, and the error text for a value of another
-/// type.
-const KNOWN: [(&str, Type, &str); 12] = [
-    (
-        "do_remote_prefill",
-        Type::True,
-        "do_remote_prefill is not true",
-    ),
-    (
-        "do_remote_decode",
-        Type::Boolean,
-        "do_remote_decode is not a boolean",
-    ),
-    (
-        "remote_block_ids",
-        Type::Blocks,
-        "remote_block_ids is not a list of lists",
-    ),
-    (
-        "remote_engine_id",
-        Type::StringOrNull,
-        "remote_engine_id is not a string",
-    ),
-    (
-        "remote_host",
-        Type::StringOrNull,
-        "remote_host is not a string",
-    ),
-    (
-        "remote_request_id",
-        Type::StringOrNull,
-        "remote_request_id is not a string",
-    ),
-    (
-        "remote_port",
-        Type::IntegerOrNull,
-        "remote_port is not an integer",
-    ),
-    ("tp_size", Type::IntegerOrNull, "tp_size is not an integer"),
-    (
-        "dcp_size",
-        Type::IntegerOrNull,
-        "dcp_size is not an integer",
-    ),
-    ("pp_size", Type::IntegerOrNull, "pp_size is not an integer"),
-    (
-        "remote_num_tokens",
-        Type::IntegerOrNull,
-        "remote_num_tokens is not an integer",
-    ),
-    (
-        CACHED_TOKENS,
-        Type::IntegerOrNull,
-        "remote_prefill_cached_tokens is not an integer",
-    ),
+/// The members of `kv_transfer_params` that are read.
+const KNOWN: [&str; 3] = [
+    "remote_block_ids",
+    "remote_prefill_cached_tokens",
+    "transfer_mode",
 ];
 
 impl Shape {
@@ -439,12 +382,9 @@ impl Shape {
         integer(span.of(bytes))
     }
 
-enum Blocks {
-    /// The value is an empty list, a list of lists of integers or strings, or a list of strings.
-    Nested,
-    /// The value is a list of integers.
-    Flat,
-    Unfit,
+    fn is_push(&self, bytes: &[u8]) -> bool {
+        self.members[2].is_some_and(|(_, span)| string_is(span.of(bytes), "push"))
+    }
 }
 
 /// Determines the form of `remote_block_ids`, which must be a valid JSON array.

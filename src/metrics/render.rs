@@ -77,6 +77,24 @@ impl Registry {
         self.add(TraceScrape { counters, shards });
     }
 
+    /// Creates a registry of the metrics that pd-sidecar has, under its names.
+    #[must_use]
+    pub fn pd_sidecar(shards: Vec<Arc<ShardMetrics>>, connector: &'static str) -> Self {
+        let mut inner = registry::Registry::default();
+        inner.register_collector(Box::new(PdSidecar { shards, connector }));
+        Self { inner }
+    }
+
+    /// Returns all metrics and those of `other` as the text of one exposition.
+    #[must_use]
+    pub fn render_with(&self, other: &Self) -> String {
+        let mut text = self.render();
+        // The mark of the end of an exposition.
+        text.truncate(text.trim_end_matches("# EOF\n").len());
+        text.push_str(&other.render());
+        text
+    }
+
     /// Returns all metrics as the text of the exposition; its media type is [`CONTENT_TYPE`].
     #[must_use]
     pub fn render(&self) -> String {

@@ -8,7 +8,8 @@
 use std::time::Duration;
 
 use super::outcome::Reason;
-use crate::json::{Handoff, Params};
+use super::push::PushIdentity;
+use crate::json::{Blocks, Handoff, Params};
 
 /// A handoff, held between the prefill response and the one decode leg that carries it.
 #[derive(Debug)]
@@ -51,8 +52,14 @@ impl SingleUse {
             .cached_tokens
             .or(response.remote_prefill_cached_tokens)
             .unwrap_or(0);
+        let mut push = None;
         let params = match response.params {
-            Params::Object(bytes) => Ok(bytes),
+            Params::Object(bytes) => {
+                if response.is_push {
+                    push = PushIdentity::of(&bytes);
+                }
+                Ok(bytes)
+            }
             Params::Absent | Params::Null => Err(Reason::MissingKv),
             Params::Malformed(_) => Err(Reason::MalformedKv),
         };

@@ -17,6 +17,7 @@ pub mod leg;
 pub mod options;
 pub mod outcome;
 pub mod peer;
+pub mod push;
 pub mod request;
 pub mod routing_headers;
 #[cfg(test)]

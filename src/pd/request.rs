@@ -4,6 +4,7 @@ use super::decode_chunks::Progress;
 use super::edits::{Caps, Edits};
 use super::leg::{Leg, Role, Take};
 use super::options::MoriConfig;
+use super::push::PushIdentity;
 use super::uuid::Uuid;
 use crate::api::Api;
 use crate::fleet::MoriHosts;
@@ -200,6 +201,18 @@ impl<'a> PdRequest<'a> {
     /// If the body needs more than `JSON_EDITS_MAX` edits.
     pub fn source_leg(&self, params: &[u8]) -> Result<Leg, EditError> {
         self.decode_leg(params, Take::Response(None))
+    }
+
+    /// Returns the decode leg that is sent together with the prefill leg to a prefiller that
+    /// pushes. It has the request's UUID as its request id, and so must the prefill leg.
+    ///
+    /// # Errors
+    /// If the body needs more than `JSON_EDITS_MAX` edits.
+    pub fn push_leg(&self, prefiller: &PushIdentity) -> Result<Leg, EditError> {
+        let take = Take::Response(self.api.usage_shape());
+        let mut leg = self.decode_leg(&prefiller.params(self.uuid), take)?;
+        leg.request_id = Some(self.uuid);
+        Ok(leg)
     }
 
     /// Returns the prefill leg of most connectors: the client's body with `params` as its

@@ -29,6 +29,7 @@ mod flow;
 mod forward;
 mod head;
 mod leg;
+mod push_book;
 mod relay;
 mod request;
 mod request_id;

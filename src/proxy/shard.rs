@@ -9,7 +9,8 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Cache};
 
 use super::budget::Budget;
-use super::engine_cache::EngineCache;
+use super::push_book::PushBook;
+use super::target_cache::TargetCache;
 use crate::config::Config;
 use crate::fault::{Fault, Incident};
 use crate::fleet::{Address, Service, Snapshot};
@@ -67,7 +68,12 @@ pub struct Shard<N: Net> {
     pub(super) upstreams: Rc<Upstreams<N>>,
     pub(super) policy: Box<dyn Choose>,
     fleet: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
-    pub(super) engines: RefCell<EngineCache>,
+    /// The engines of prefill servers, as their Mooncake bootstrap servers listed them.
+    pub(super) engines: RefCell<TargetCache<Rc<[BootstrapEngine]>>>,
+    /// The versions of engines; `None` for an engine that did not state one.
+    pub(super) versions: RefCell<TargetCache<Option<EngineVersion>>>,
+    /// The prefillers that push KV cache.
+    pub(super) push_book: RefCell<PushBook>,
     pub(super) access: RefCell<Option<AccessRing>>,
     pub(super) tracer: Option<Rc<Tracer>>,
     sessions: Cell<usize>,
@@ -130,7 +136,15 @@ impl<N: Net> Shard<N> {
             upstreams,
             policy,
             fleet: RefCell::new(Cache::new(deps.fleet)),
-            engines: RefCell::default(),
+            engines: RefCell::new(TargetCache::new(
+                BOOTSTRAPS_MAX,
+                Duration::from_secs(BOOTSTRAP_SECS_MAX),
+            )),
+            versions: RefCell::new(TargetCache::new(
+                VERSIONS_MAX,
+                Duration::from_secs(VERSION_SECS_MAX),
+            )),
+            push_book: RefCell::default(),
             access: RefCell::new(deps.access),
             tracer,
             sessions: Cell::new(0),

@@ -25,6 +25,8 @@ const RULES: Rules = Rules {
     name: "nixlv2",
     commit: Commit::OnPrefill,
     prefix_pull: PrefixPull::IfEnabled,
+    blocks_matter: true,
+    learns_push: true,
     can_decode_in_chunks: true,
     span_names: SpanNames::Short,
     ..BASE

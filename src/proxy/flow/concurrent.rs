@@ -58,7 +58,14 @@ pub(super) async fn concurrent<N: Net>(
         let connector = split.connector();
         let prefill = connector.prefill_leg(&split.pd_request(), &peer)?;
         let decode = connector.decode_leg(&split.pd_request(), &peer, None)?;
-        let mut task = begin_prefill(exchange, split, &peer.target, prefill, upstream)?;
+        let mut task = begin_prefill(
+            exchange,
+            split,
+            &peer.target,
+            prefill,
+            upstream,
+            connector.rules().prefill_on_disconnect,
+        )?;
         let decoded = decode_leg(exchange, split, decode, peer, &task, &mut attempts);
         match unless_prefill_fails(decoded, &task).await {
             Ok(Ok(Decoded::Responded(upstream, response))) => {
@@ -143,7 +150,8 @@ async fn find_engine<N: Net>(
     Ok(())
 }
 
-async fn connect<N: Net>(
+/// Connects to a prefiller that is not this proxy or one of its decoders.
+pub(super) async fn connect<N: Net>(
     exchange: &Exchange<'_, N>,
     target: &Target,
 ) -> Result<Connection<N>, CallError> {
@@ -165,12 +173,13 @@ async fn connect<N: Net>(
 
 /// Starts the prefill leg as a task, on a connection that is already established. The recorded
 /// duration of the leg therefore does not include the connect.
-fn begin_prefill<N: Net>(
+pub(super) fn begin_prefill<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: &Split,
     target: &Target,
     leg: Leg,
     upstream: Connection<N>,
+    on_disconnect: OnDisconnect,
 ) -> Result<CallTask<N>, Fault> {
     exchange.stats.attempts += 1;
     let shard = exchange.shard;
@@ -185,7 +194,6 @@ fn begin_prefill<N: Net>(
         head: deadline.or_sooner(Deadline::of(now, pair_wait, Timeout::Pair)),
         ..Deadlines::all(deadline)
     };
-    let on_disconnect = connector.rules().prefill_on_disconnect;
     let call = OwnedCall {
         target: target.clone(),
         head,
@@ -239,6 +247,7 @@ async fn decode_leg<N: Net>(
     attempts: &mut Attempts,
 ) -> Result<Decoded<N>, Fault> {
     let connector = split.connector();
+    let rule = connector.rules().decode_on_disconnect;
     let mut may_query_again = connector.rules().bootstrap == Bootstrap::Queried;
     let mut reuse = attempts.reuse();
     loop {
@@ -248,7 +257,7 @@ async fn decode_leg<N: Net>(
             Ok(response) => response,
             Err(CallError::Disconnected) => {
                 let response = Response::default();
-                return Err(detach_decode_leg(exchange, split, upstream, response, task));
+                return Err(detach_decode_leg(exchange, rule, upstream, response, task));
             }
             Err(error) => {
                 let ended = Ended::with(Err(error), upstream.reused);
@@ -272,7 +281,7 @@ async fn decode_leg<N: Net>(
         return match commit(exchange, split, &upstream, &response, task).await {
             Ok(()) => Ok(Decoded::Responded(upstream, response)),
             Err(Fault::ClientGone) => {
-                Err(detach_decode_leg(exchange, split, upstream, response, task))
+                Err(detach_decode_leg(exchange, rule, upstream, response, task))
             }
             Err(fault) => Err(fault),
         };
@@ -312,13 +321,13 @@ async fn commit<N: Net>(
         .or_gone()
 }
 
-/// Applies the connector's rule for a client disconnect to the decode leg. If the rule is
+/// Applies the rule for a client disconnect to the decode leg. If the rule is
 /// `UntilFirstByte`, the whole request has been sent and no body byte has arrived, the leg
 /// continues in a separate task until that byte. Otherwise its connection is reset, which
 /// cancels it. Returns `ClientGone`.
-fn detach_decode_leg<N: Net>(
+pub(super) fn detach_decode_leg<N: Net>(
     exchange: &Exchange<'_, N>,
-    split: &Split,
+    on_disconnect: OnDisconnect,
     upstream: Connection<N>,
     response: Response,
     task: &CallTask<N>,
@@ -328,7 +337,6 @@ fn detach_decode_leg<N: Net>(
     if has_begun {
         task.record_first_byte();
     }
-    let on_disconnect = split.connector().rules().decode_on_disconnect;
     if on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get() && !has_begun {
         let shard = Rc::clone(exchange.shard);
         // Counted before the task first runs, because a drain may check the count earlier.

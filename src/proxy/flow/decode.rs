@@ -10,11 +10,12 @@ use super::prefill::Prefilled;
 use super::release;
 use super::split::Split;
 use crate::config::{OnDecodeKvError, OnMissingKv};
-use crate::fault::Fault;
+use crate::fault::{Cause, Fault};
+use crate::h1::{self, Method};
 use crate::json::transform::{CachedTokens, ResponseEdit};
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
-use crate::pd::{Freshness, Leg, Outcome, Peer, Reason, Role, Take};
+use crate::pd::{Collected, Freshness, Leg, Outcome, Peer, Reason, Role, Take};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
 use crate::proxy::relay::PendingResponse;
@@ -69,10 +70,7 @@ pub(super) async fn decode<N: Net>(
     peer: &Peer,
     prefilled: &mut Prefilled,
 ) -> Result<PendingResponse<N>, Fault> {
-    let cached_tokens = prefilled
-        .handoff
-        .as_ref()
-        .map_or(0, |handoff| handoff.cached_tokens);
+    let cached_tokens = prefilled.cached_tokens();
     let mut attempts = Attempts::new(Limits {
         recomputes: exchange.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute,
         ..Limits::ONE
@@ -126,6 +124,22 @@ pub(super) async fn decode<N: Net>(
             }
         }
     }
+}
+
+/// Returns the response to a decode leg for the client, with the prefiller's count of cached tokens
+/// if the leg asks for that.
+pub(super) fn pending<N: Net>(
+    upstream: Connection<N>,
+    response: Response,
+    leg: &Leg,
+    cached_tokens: u64,
+) -> PendingResponse<N> {
+    let mut pending = PendingResponse::new((upstream, response));
+    if let Take::Response(Some(shape)) = leg.take {
+        let edit = CachedTokens::new(shape, cached_tokens);
+        pending.edits.push(ResponseEdit::CachedTokens(edit));
+    }
+    pending
 }
 
 /// Returns the deadline for sending a decode leg that carries the handoff: the time when the

@@ -12,6 +12,7 @@ mod decode_chunks;
 mod decode_first;
 mod encode;
 mod prefill;
+mod push;
 mod release;
 mod serial;
 mod split;

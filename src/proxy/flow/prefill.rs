@@ -29,7 +29,7 @@ pub(super) struct Prefilled {
 }
 
 impl Prefilled {
-    fn new(handoff: Option<SingleUse>, at: Instant) -> Self {
+    pub(super) fn new(handoff: Option<SingleUse>, at: Instant) -> Self {
         Self {
             handoff,
             at,
@@ -50,8 +50,9 @@ pub(super) enum Prefill<N: Net> {
     /// The prefill succeeded: the parts of its response for the decode leg, and the engine that
     /// computed it.
     Done(Prefilled, Peer),
-    /// The prefill engine's error response, to be relayed to the client.
-    Refused(PendingResponse<N>),
+    /// The response for the client: the prefill engine's error response or, if both legs ran
+    /// together, the decoder's response.
+    Response(PendingResponse<N>),
 }
 
 /// Runs the prefill leg, with the retries that [`Attempts`] allows, and returns its last result.
@@ -88,7 +89,8 @@ pub(super) async fn prefill<N: Net>(
                 let status = response.head.status;
                 match attempts.next(&Ended::with(Ok(status), false)) {
                     Next::Stop => {
-                        return prefill_refused(exchange, upstream, response).map(Prefill::Refused);
+                        return prefill_refused(exchange, upstream, response)
+                            .map(Prefill::Response);
                     }
                     next => next,
                 }

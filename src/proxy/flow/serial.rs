@@ -1,4 +1,5 @@
-//! The serial order: a prefill leg, then a decode leg that carries its handoff.
+//! The serial order: a prefill leg, then a decode leg that carries its handoff. A prefiller that is
+//! known to push KV cache gets both together (`push`).
 
 use super::prefill::Prefill;
 use super::split::Split;
@@ -16,9 +17,25 @@ pub(super) async fn serial<N: Net>(
     split: &mut Split,
     targets: &[Target],
 ) -> Result<PendingResponse<N>, Fault> {
-    let (mut prefilled, peer) = match prefill::prefill(exchange, split, targets).await? {
+    let prefill = match push::identity(exchange, split, targets) {
+        // Boxed, because a request that waits for its prefill would be larger.
+        Some(identity) => Box::pin(push::prefill(exchange, split, targets, &identity)).await?,
+        None => prefill::prefill(exchange, split, targets).await?,
+    };
+    // A separate function, because a variable that several waits share adds to the size of all.
+    decode_after(exchange, split, prefill).await
+}
+
+/// Runs the decode leg that follows a prefill leg. Returns its response, or the one that `prefill`
+/// already has.
+async fn decode_after<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &mut Split,
+    prefill: Prefill<N>,
+) -> Result<PendingResponse<N>, Fault> {
+    let (mut prefilled, peer) = match prefill {
         Prefill::Done(prefilled, peer) => (prefilled, peer),
-        Prefill::Refused(pending) => return Ok(pending),
+        Prefill::Response(pending) => return Ok(pending),
     };
     if let Some(handoff) = &mut prefilled.handoff {
         push::learn(exchange, &peer.target, handoff);

@@ -57,7 +57,7 @@ pub use config::{CACHED_BY_ROLE, EngineConfig, HandoffShape, Role, UsageShape};
 pub use engine::{Engine, Load};
 pub use fault::Fault;
 pub use kv::{
-    BlockBook, EngineIds, KvContract, Meetings, Mooncake, Mori, Returned, Store, dp_rank,
+    BlockBook, EngineIds, KvContract, Meetings, Mooncake, Mori, Push, Returned, Store, dp_rank,
     encoded_params,
 };
 pub use listener::Place;

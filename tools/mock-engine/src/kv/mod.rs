@@ -15,6 +15,7 @@ mod mooncake;
 mod mori;
 mod nixl_v1;
 mod offloading;
+mod push;
 mod rank;
 mod sglang;
 mod shared_storage;
@@ -31,6 +32,7 @@ pub(crate) use meet::Wait;
 pub use mooncake::{EngineIds, Mooncake};
 pub use mori::{Mori, Returned};
 pub use nixl_v1::BlockBook;
+pub use push::Push;
 pub use rank::dp_rank;
 pub use shared_storage::Store;
 
@@ -55,6 +57,8 @@ pub enum KvContract {
     Mori(Mori),
     /// NIXL version 1, with the handoffs that have been issued.
     NixlV1(BlockBook),
+    /// NIXL push: the prefill engine writes into the decode engine's memory.
+    NixlPush(Push),
     /// `LMCache`, as used by the first llm-d sidecar.
     Lmcache,
 }
@@ -102,6 +106,7 @@ impl KvContract {
             Self::Offloading(meetings) => offloading::admit(meetings, call),
             Self::Mori(terms) => mori::admit(terms, call),
             Self::NixlV1(book) => nixl_v1::admit(book, call),
+            Self::NixlPush(terms) => push::admit(terms, call),
             Self::Lmcache => lmcache::admit(call),
         }
     }
