@@ -8,6 +8,8 @@ pub mod limits;
 pub mod span;
 
 // Pure functions over bytes: no sockets, clocks or tasks.
+mod base64;
+
 pub mod h1;
 pub mod json;
 

@@ -25,6 +25,7 @@ pub struct PrefillResponse {
     keeping: Option<Keeping>,
     params: Found,
     kept: Vec<u8>,
+    choices: Vec<u8>,
     kept_bytes_max: usize,
     count: Digits,
     /// Counts of cached tokens, indexed by the [`Details`] object that contains them; `None`
@@ -54,6 +55,7 @@ enum Details {
 enum Next {
     Skip,
     Params,
+    Choices,
     Enter(Place),
     Count(Details),
 }
@@ -62,6 +64,7 @@ enum Next {
 #[derive(Clone, Copy, Debug)]
 enum Keeping {
     Params { start: usize },
+    Choices { start: usize },
     Count { details: Details, start: usize },
 }
 
@@ -84,6 +87,24 @@ pub struct Handoff {
     /// The prefill engine's count of cached prompt tokens, from `remote_prefill_cached_tokens` in
     /// the `kv_transfer_params`. `None` if they contain no valid count or are not usable.
     pub remote_prefill_cached_tokens: Option<u64>,
+    /// The form of the block ids in the `kv_transfer_params`.
+    pub blocks: Blocks,
+    /// Whether the `transfer_mode` in the `kv_transfer_params` is `push`.
+    pub is_push: bool,
+    /// The response's `choices`, an array, if they contain routed experts.
+    pub choices: Option<Vec<u8>>,
+}
+
+/// The form of `remote_block_ids` in a handoff (`docs/engines.md#handoffs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// There are none, or the value is neither form: absent, `null`, an empty list, a list of
+    /// strings.
+    Other,
+    /// A list of lists, one per KV cache group, as vLLM uses from 0.18.0 on.
+    Nested,
+    /// A list with numbers, as vLLM used up to 0.17.1.
+    Flat,
 }
 
 /// The `kv_transfer_params` of a response.
@@ -111,6 +132,7 @@ impl PrefillResponse {
             keeping: None,
             params: Found::Absent,
             kept: Vec::new(),
+            choices: Vec::new(),
             kept_bytes_max,
             count: Digits::new(),
             cached: [None; 2],
@@ -175,6 +197,9 @@ impl PrefillResponse {
             params,
             cached_tokens: prompt.or(input),
             remote_prefill_cached_tokens,
+            blocks,
+            is_push,
+            choices: memmem::find(&self.choices, b"\"routed_experts\"").map(|_| self.choices),
         })
     }
 
@@ -202,11 +227,16 @@ impl PrefillResponse {
 
     /// Copies the bytes of the value being kept that are in `piece`, up to offset `end` of the
     /// response. `base` is the offset in the response at which `piece` starts. Does nothing if no
-    /// value is being kept. Fails if `kv_transfer_params` are longer than `kept_bytes_max`.
+    /// value is being kept. Fails if `kv_transfer_params` or `choices` are longer than
+    /// `kept_bytes_max`.
     fn take(&mut self, piece: &[u8], base: usize, end: usize) -> Result<(), JsonError> {
         match self.keeping {
             None => {}
-            Some(Keeping::Params { start }) => {
+            Some(Keeping::Params { start } | Keeping::Choices { start }) => {
+                let kept = match self.keeping {
+                    Some(Keeping::Choices { .. }) => &mut self.choices,
+                    _ => &mut self.kept,
+                };
                 let part = Span::new(start.max(base) - base, end - base).of(piece);
                 if part.len() > self.kept_bytes_max - kept.len() {
                     return Err(JsonError {
@@ -227,6 +257,7 @@ impl PrefillResponse {
     fn name(&mut self) {
         self.next = match (self.place, self.lexer.name()) {
             (Place::Top, Some(b"kv_transfer_params")) => Next::Params,
+            (Place::Top, Some(b"choices")) => Next::Choices,
             (Place::Top, Some(b"usage")) => Next::Enter(Place::Usage),
             (Place::Usage, Some(b"prompt_tokens_details")) => {
                 Next::Enter(Place::Details(Details::Prompt))
@@ -255,6 +286,12 @@ impl PrefillResponse {
                 };
                 if kind == Kind::Object {
                     self.keeping = Some(Keeping::Params { start: at });
+                }
+            }
+            Next::Choices => {
+                self.choices.clear();
+                if kind == Kind::Array {
+                    self.keeping = Some(Keeping::Choices { start: at });
                 }
             }
             Next::Enter(place) => {

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::experts::{ExpertsError, PromptExperts};
 use super::outcome::Reason;
 use super::push::PushIdentity;
 use crate::json::{Blocks, Handoff, Params};
@@ -20,6 +21,13 @@ pub struct SingleUse {
     /// The prefiller's count of cached prompt tokens, or 0 if it sent none. It replaces the
     /// decoder's count in the response to the client.
     pub cached_tokens: u64,
+    /// The form of the block ids in the handoff.
+    blocks: Blocks,
+    /// The identity of the prefiller, if it pushes KV cache.
+    push: Option<PushIdentity>,
+    /// The routed experts of the prompt, or the reason why they cannot be read. `None` if the
+    /// prefiller returned none.
+    experts: Option<Box<Result<PromptExperts, ExpertsError>>>,
 }
 
 /// Whether a handoff is young enough to be used. The caller decides, since `pd` reads no clock.
@@ -66,7 +74,37 @@ impl SingleUse {
         Self {
             params,
             cached_tokens,
+            blocks: response.blocks,
+            push,
+            experts: response
+                .choices
+                .and_then(|choices| PromptExperts::read(&choices).transpose())
+                .map(Box::new),
         }
+    }
+
+    /// Returns the identity of the prefiller, if it pushes KV cache.
+    #[must_use]
+    pub const fn push(&self) -> Option<&PushIdentity> {
+        self.push.as_ref()
+    }
+
+    /// Returns the form of the block ids in the handoff, if there still is one.
+    #[must_use]
+    pub fn blocks(&self) -> Option<Blocks> {
+        self.params.is_ok().then_some(self.blocks)
+    }
+
+    /// Takes the routed experts of the prompt, for the response to the leg that carries the
+    /// handoff.
+    pub const fn take_experts(&mut self) -> Option<Box<Result<PromptExperts, ExpertsError>>> {
+        self.experts.take()
+    }
+
+    /// Drops the handoff, which the decoder cannot take. [`SingleUse::take`] returns
+    /// [`Reason::MalformedKv`] afterwards.
+    pub fn refuse(&mut self) {
+        self.params = Err(Reason::MalformedKv);
     }
 
     /// Stores a complete prefill response as the handoff, for a connector whose decode leg is built
@@ -76,6 +114,9 @@ impl SingleUse {
         Self {
             params: Ok(response),
             cached_tokens: 0,
+            blocks: Blocks::Other,
+            push: None,
+            experts: None,
         }
     }
 
@@ -85,6 +126,9 @@ impl SingleUse {
         Self {
             params: Err(reason),
             cached_tokens: 0,
+            blocks: Blocks::Other,
+            push: None,
+            experts: None,
         }
     }
 
@@ -111,6 +155,9 @@ mod tests {
             params,
             cached_tokens: None,
             remote_prefill_cached_tokens: Some(3),
+            blocks: Blocks::Other,
+            is_push: false,
+            choices: None,
         }
     }
 
@@ -145,6 +192,9 @@ mod tests {
                 params: Params::Null,
                 cached_tokens: usage,
                 remote_prefill_cached_tokens: handoff,
+                blocks: Blocks::Other,
+                is_push: false,
+                choices: None,
             })
             .cached_tokens
         };

@@ -12,6 +12,7 @@ pub mod decode_chunks;
 pub mod decode_first;
 mod edits;
 pub mod encode;
+pub mod experts;
 pub mod handoff;
 pub mod leg;
 pub mod options;
@@ -26,6 +27,7 @@ mod uuid;
 
 pub use bootstrap::BootstrapEngine;
 pub use connector::{Connector, OnDisconnect, Order};
+pub use experts::{ExpertsError, PromptExperts};
 pub use handoff::{Freshness, SingleUse};
 pub use leg::{Collected, Leg, Role, Take};
 pub use outcome::{Outcome, Reason};

@@ -18,7 +18,8 @@ use crate::json::transform::{ResponseEdit, ResponseForm, Transforms};
 use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
-use crate::pd::Role;
+use crate::pd::warm_up::Answer;
+use crate::pd::{ExpertsError, PromptExperts, Role};
 use crate::upstream::{CleanEnd, Connection, Deadline, Response};
 
 /// The decode response ends early, or its chunked framing is malformed.
@@ -44,6 +45,10 @@ pub(super) struct PendingResponse<N: Net> {
     pub(super) response: Response,
     /// The edits to apply to the response.
     pub(super) edits: Vec<ResponseEdit>,
+    /// The routed experts of the prompt, which replace those in the response.
+    pub(super) experts: Option<Box<Result<PromptExperts, ExpertsError>>>,
+    /// Collects the answer in the response.
+    pub(super) answer: Option<Rc<RefCell<Answer>>>,
     /// Whether the client's `Upgrade` field was forwarded to the engine.
     pub(super) upgrade_sent: bool,
 }
@@ -55,6 +60,8 @@ impl<N: Net> PendingResponse<N> {
             upstream,
             response,
             edits: Vec::new(),
+            experts: None,
+            answer: None,
             upgrade_sent: false,
         }
     }

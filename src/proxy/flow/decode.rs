@@ -112,10 +112,9 @@ pub(super) async fn decode<N: Net>(
                 repeated = true;
             }
             (Next::Other | Next::After(_) | Next::Stop, Ok(response)) => {
-                let mut pending = PendingResponse::new((upstream, response));
-                if let Take::Response(Some(shape)) = leg.take {
-                    let edit = CachedTokens::new(shape, cached_tokens);
-                    pending.edits.push(ResponseEdit::CachedTokens(edit));
+                let mut pending = pending(upstream, response, &leg, cached_tokens);
+                if carries_handoff {
+                    pending.experts = prefilled.take_experts();
                 }
                 return Ok(pending);
             }
@@ -233,4 +232,34 @@ pub(super) async fn decode_once<N: Net>(
     upstreams
         .respond(exchange, upstream, &call, &deadlines)
         .await
+}
+
+/// Reads the body of a decode response completely. Fails if it has a content coding or is not valid
+/// JSON.
+pub(super) async fn read_whole<N: Net>(
+    exchange: &Exchange<'_, N>,
+    pending: PendingResponse<N>,
+) -> Result<Vec<u8>, Fault> {
+    let PendingResponse {
+        upstream,
+        mut response,
+        ..
+    } = pending;
+    let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
+    response.framing = framing.map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
+    if response.is_coded() {
+        return Err(Fault::leg(Role::Decode, Cause::Unusable));
+    }
+    let upstreams = &exchange.shard.upstreams;
+    let read = upstreams.read_response(exchange, upstream, response, Take::Whole, Deadline::NONE);
+    let taken = read.await.map_err(|fault| match fault {
+        CallError::Failed(Cause::BadResponse) => Fault::leg(Role::Decode, Cause::Unusable),
+        other => other.fault(Role::Decode),
+    })?;
+    match taken {
+        Collected::Whole(bytes) => Ok(bytes),
+        Collected::Handoff(_) | Collected::Nothing => {
+            Err(Fault::Bug("a decode response was not collected"))
+        }
+    }
 }

@@ -7,13 +7,12 @@ use super::decode;
 use super::split::Split;
 use crate::config::ErrorStyle;
 use crate::fault::{Cause, Fault};
-use crate::h1::{self, Method, Name};
+use crate::h1;
 use crate::json::transform::ResponseEdit;
 use crate::metrics::Phase;
 use crate::net::Net;
 use crate::pd::Role;
 use crate::pd::decode_chunks::{ChunkError, Cut, Progress};
-use crate::pd::{Collected, Role, Take};
 use crate::proxy::access_log::micros_since;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::head;
@@ -54,7 +53,7 @@ pub(super) async fn respond_in_chunks<N: Net>(
         if !is_success {
             return end_with_engine_error(exchange, pending).await;
         }
-        let response = match read_chunk(exchange, pending).await {
+        let response = match decode::read_whole(exchange, pending).await {
             Ok(response) => response,
             Err(fault) => return end_with(exchange, fault).await,
         };
@@ -122,36 +121,6 @@ async fn respond_unchunked<N: Net>(
     Box::pin(relay::relay(exchange, pending)).await
 }
 
-/// Reads the body of the response to one decode chunk completely. Fails if it has a content
-/// encoding or is not valid JSON.
-async fn read_chunk<N: Net>(
-    exchange: &Exchange<'_, N>,
-    pending: PendingResponse<N>,
-) -> Result<Vec<u8>, Fault> {
-    let PendingResponse {
-        upstream,
-        mut response,
-        ..
-    } = pending;
-    let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
-    response.framing = framing.map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
-    if response.head.field(Name::ContentEncoding).is_some() {
-        return Err(Fault::leg(Role::Decode, Cause::Unusable));
-    }
-    let upstreams = &exchange.shard.upstreams;
-    let read = upstreams.read_response(exchange, upstream, response, Take::Whole, Deadline::NONE);
-    let taken = read.await.map_err(|fault| match fault {
-        CallError::Failed(Cause::BadResponse) => Fault::leg(Role::Decode, Cause::Unusable),
-        other => other.fault(Role::Decode),
-    })?;
-    match taken {
-        Collected::Whole(bytes) => Ok(bytes),
-        Collected::Handoff(_) | Collected::Nothing => {
-            Err(Fault::Bug("a decode chunk was not collected"))
-        }
-    }
-}
-
 /// Sends server-sent events to the client, preceded by the response head if none has been sent.
 /// `is_last` also ends the body.
 async fn send_events<N: Net>(
@@ -206,7 +175,7 @@ async fn end_with_engine_error<N: Net>(
     exchange: &mut Exchange<'_, N>,
     pending: PendingResponse<N>,
 ) -> Result<(), Fault> {
-    match read_chunk(exchange, pending).await {
+    match decode::read_whole(exchange, pending).await {
         Ok(mut error) if error.first() == Some(&b'{') => {
             // The data of an event must be one line. In JSON, line ends are only whitespace.
             for byte in &mut error {

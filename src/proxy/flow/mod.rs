@@ -11,6 +11,7 @@ mod decode;
 mod decode_chunks;
 mod decode_first;
 mod encode;
+mod experts;
 mod prefill;
 mod push;
 mod release;
@@ -87,9 +88,16 @@ pub(super) async fn run<N: Net>(
     if split.chunk.is_some() {
         return Box::pin(decode_chunks::respond_in_chunks(exchange, split, pending)).await;
     }
-    // The response may take minutes, and the prompt is no longer needed.
-    drop(split);
-    Box::pin(relay::relay(exchange, pending)).await
+    // The response may take minutes, and hardly any request still needs the prompt.
+    let warm_up = warm_up::prepare(exchange, split, targets, &mut pending);
+    if let Some(prompt) = pending.experts.take() {
+        return Box::pin(experts::respond(exchange, pending, *prompt)).await;
+    }
+    Box::pin(relay::relay(exchange, pending)).await?;
+    if let Some(warm_up) = warm_up {
+        warm_up.begin(exchange);
+    }
+    Ok(())
 }
 
 async fn run_legs<N: Net>(

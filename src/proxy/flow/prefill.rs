@@ -6,7 +6,7 @@ use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net};
-use crate::pd::{Freshness, Outcome, Peer, Reason, Role, SingleUse};
+use crate::pd::{ExpertsError, Freshness, Outcome, Peer, PromptExperts, Reason, Role, SingleUse};
 use crate::proxy::access_log::micros_since;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
@@ -35,6 +35,17 @@ impl Prefilled {
             at,
             unsent_handoff: None,
         }
+    }
+
+    /// Returns the prefiller's count of cached prompt tokens, or 0 without a handoff.
+    pub(super) fn cached_tokens(&self) -> u64 {
+        let handoff = self.handoff.as_ref();
+        handoff.map_or(0, |handoff| handoff.cached_tokens)
+    }
+
+    /// Takes the routed experts of the prompt, if the prefiller returned any.
+    pub(super) fn take_experts(&mut self) -> Option<Box<Result<PromptExperts, ExpertsError>>> {
+        self.handoff.as_mut()?.take_experts()
     }
 
     /// Returns the handoff if no engine was sent a whole request that carries it; otherwise `None`.

@@ -1,0 +1,47 @@
+//! Responses whose routed experts are merged from those of both engines (`pd::experts`).
+//!
+//! The response is not streamed: it must be complete before the client is sent a status, because
+//! experts that do not match make it an error.
+
+use super::decode;
+use crate::fault::{Cause, Fault, Incident};
+use crate::json::transform::{ResponseForm, Transforms};
+use crate::net::Net;
+use crate::pd::{ExpertsError, PromptExperts, Role};
+use crate::proxy::exchange::Exchange;
+use crate::proxy::relay::{self, PendingResponse};
+
+/// The decoder's response cannot be read, or its experts not be merged.
+const UNUSABLE: Fault = Fault::leg(Role::Decode, Cause::BadResponse);
+
+/// Replaces the prompt's part of the routed experts in the decoder's response and sends that to the
+/// client. A response that is an error or an event stream is relayed as it is.
+pub(super) async fn respond<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    mut pending: PendingResponse<N>,
+    prompt: Result<PromptExperts, ExpertsError>,
+) -> Result<(), Fault> {
+    let response = &pending.response;
+    let status = response.head.status;
+    if !(200..300).contains(&status) || response.is_event_stream() {
+        return Box::pin(relay::relay(exchange, pending)).await;
+    }
+    let edits = std::mem::take(&mut pending.edits);
+    let body = decode::read_whole(exchange, pending).await;
+    let mut body = body.map_err(|fault| match fault {
+        Fault::ClientGone => fault,
+        _ => UNUSABLE,
+    })?;
+    if let Err(error) = prompt.and_then(|prompt| prompt.merge_into(&mut body)) {
+        exchange.shard.report(Incident::ExpertsNotMerged(error));
+        return Err(UNUSABLE);
+    }
+    if edits.is_empty() {
+        return exchange.respond_local(status, &body, None, None).await;
+    }
+    let mut edited = Vec::with_capacity(body.len());
+    let mut transforms = Transforms::new(ResponseForm::Json, edits);
+    transforms.feed(&body, &mut |piece| edited.extend_from_slice(piece));
+    transforms.finish(&mut |piece| edited.extend_from_slice(piece));
+    exchange.respond_local(status, &edited, None, None).await
+}
