@@ -165,6 +165,25 @@ pub const BOOTSTRAP_MS_MAX: u64 = 5000;
 pub const BOOTSTRAP_SECS_MAX: u64 = 30;
 /// Prefillers whose lists of engines one shard caches.
 pub const BOOTSTRAPS_MAX: usize = 1024;
+/// Milliseconds within which an engine must state its version. It is asked only if the form of a
+/// handoff's block ids depends on it.
+pub const VERSION_MS_MAX: u64 = 1000;
+/// Seconds for which the version of an engine is used before it is asked again. An engine that is
+/// replaced by another release takes longer to load its model.
+pub const VERSION_SECS_MAX: u64 = 30;
+/// Engines whose versions one shard remembers.
+pub const VERSIONS_MAX: usize = 1024;
+/// Bytes of a response text that a speculative prefill repeats, as in pd-sidecar.
+pub const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Seconds within which a speculative prefill must finish, as in pd-sidecar.
+pub const WARM_UP_SECS_MAX: u64 = 30;
+/// Prefillers whose identity for NIXL push one shard remembers.
+pub const PUSH_PREFILLERS_MAX: usize = 1024;
+/// Seconds within which a second change of a prefiller's identity means that its legs are no longer
+/// started together, as in pd-sidecar. A restart changes it once.
+pub const PUSH_CHANGES_SECS: u64 = 300;
+/// Seconds for which the legs to such a prefiller then run one after the other.
+pub const PUSH_SERIAL_SECS: u64 = 600;
 /// Milliseconds within which a decoder must reject the request that releases stranded KV cache
 /// (`docs/stranded-kv.md`).
 pub const RELEASE_MS_MAX: u64 = 5000;

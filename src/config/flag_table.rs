@@ -144,6 +144,9 @@ keys! {
         "Port of the offloading connector's P2P tier; rank r uses PORT + r"
     ENABLE_P2P_PULL: PrefillDecode Switch "enable-p2p-pull" = "false";
         "Let prefillers pull a cached prefix from the peer named in the request (nixlv2 only)"
+    ENABLE_SPECULATIVE_PREFILL: PrefillDecode Switch "enable-speculative-prefill" = "false";
+        "After a chat turn whose request has `x-speculative-prefill: true`, let the prefiller compute \
+         the conversation for the next turn"
     DECODE_CHUNK_SIZE: PrefillDecode Value("TOKENS") "decode-chunk-size" = "0";
         "Decode in chunks of this many tokens; 0 decodes in one request"
     PREFILL_MAX_RETRIES: PrefillDecode Value("N") "prefill-max-retries" = "0";

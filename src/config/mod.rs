@@ -179,6 +179,8 @@ pub struct PdConfig {
     /// Whether the engine that computes a prompt may be instructed to pull a cached prefix from a
     /// peer named in the request (`nixlv2` only).
     pub p2p_pull: bool,
+    /// Whether clients may ask for a speculative prefill after a chat turn.
+    pub speculative_prefill: bool,
     /// `MoRI-IO` settings.
     pub mori: MoriConfig,
     /// Number of data-parallel ranks of ATOM engines.

@@ -56,6 +56,47 @@ labels! {
         Other = "other",
     }
 
+    /// The engines among which a request is split, as pd-sidecar names them.
+    Disagg {
+        /// A prefiller and the decoder.
+        PrefillDecode = "p/d",
+        /// Encoders and the decoder.
+        EncodeDecode = "e/d",
+        /// Encoders, a prefiller and the decoder.
+        EncodePrefillDecode = "e/p/d",
+    }
+
+    /// Why the routing headers of a request do not have one clear meaning.
+    RoutingDoubt {
+        /// The two names of a header have different values.
+        Conflict = "conflict",
+        /// A header has the prefix of routing headers and an unknown name.
+        Unknown = "unknown",
+    }
+
+    /// An event of NIXL push with legs that start together.
+    Push {
+        /// The legs of a request were started together.
+        Concurrent = "concurrent",
+        /// The identity of a prefiller changed.
+        Changed = "changed",
+        /// A request whose legs were started together failed, or its decode leg was sent again.
+        Failed = "failed",
+        /// A prefiller whose identity changed twice is used in the serial order for a time.
+        Serial = "serial",
+    }
+
+    /// The end of a speculative prefill.
+    WarmUp {
+        /// The prefiller has computed the conversation.
+        Done = "done",
+        /// The request to the prefiller failed or took too long.
+        Failed = "failed",
+        /// No request was sent: another one of the shard was running, or there was no response
+        /// text that could be repeated.
+        Skipped = "skipped",
+    }
+
     /// The status class of the response that a client received, or `Aborted`.
     CodeClass {
         /// The response had a 1xx status: 101, which upgraded the connection.

@@ -20,7 +20,10 @@ pub use access_log::{EndedAt, EndedBy, Inline, Record};
 pub use allowlist::AllowlistMetrics;
 pub use certificate::{Reloads, ReloadsShown};
 pub use dns::DnsCounters;
-pub use labels::{AllowSource, CodeClass, Direction, Named, Phase, Route, Stranded, TlsPeer};
+pub use labels::{
+    AllowSource, CodeClass, Direction, Disagg, Named, Phase, Push, Route, RoutingDoubt, Stranded,
+    TlsPeer, WarmUp,
+};
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;
 pub use traces::TraceCounters;

@@ -15,7 +15,9 @@ use prometheus_client::registry;
 use super::allowlist::{Allowlist, AllowlistMetrics};
 use super::cell::{Counter, Gauge, Total, precise};
 use super::dns::{DnsCounters, DnsScrape};
-use super::labels::{CodeClass, Direction, Named, Phase, Route, Stranded, TlsPeer};
+use super::labels::{
+    CodeClass, Direction, Named, Phase, Push, Route, RoutingDoubt, Stranded, TlsPeer, WarmUp,
+};
 use super::out::Out;
 use super::pd_sidecar::PdSidecar;
 use super::shard::ShardMetrics;
@@ -275,6 +277,30 @@ impl Scrape {
             "ringside_client_kv_params_masked",
             "Members of client requests, such as kv_transfer_params, that were not passed to engines",
             self.sum(|shard| &shard.masked),
+        )?;
+        out.counters(
+            "ringside_routing_headers",
+            "Intercepted requests whose routing headers do not have one clear meaning, by reason",
+            RoutingDoubt::ALL.iter().map(|doubt| {
+                let count = self.sum(|shard| &shard.routing_doubts[doubt.index()]);
+                ([("doubt", doubt.label())], count)
+            }),
+        )?;
+        out.counters(
+            "ringside_nixl_push",
+            "Events of NIXL push with prefill and decode legs that start together",
+            Push::ALL.iter().map(|event| {
+                let count = self.sum(|shard| &shard.pushes[event.index()]);
+                ([("event", event.label())], count)
+            }),
+        )?;
+        out.counters(
+            "ringside_speculative_prefills",
+            "Speculative prefills after chat turns, by result",
+            WarmUp::ALL.iter().map(|end| {
+                let count = self.sum(|shard| &shard.warm_ups[end.index()]);
+                ([("result", end.label())], count)
+            }),
         )?;
         out.counters(
             "ringside_stranded_kv",

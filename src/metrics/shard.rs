@@ -4,7 +4,10 @@
 //! allocates, locks or reads a clock.
 
 use super::cell::{Bounds, Counter, Gauge, Histogram};
-use super::labels::{CodeClass, Direction, Named, Phase, Route, Stranded, TlsPeer};
+use super::labels::{
+    CodeClass, Direction, Disagg, Named, Phase, Push, Route, RoutingDoubt, Stranded, TlsPeer,
+    WarmUp,
+};
 use crate::net::tls;
 use crate::pd::{Outcome, Reason, Role};
 
@@ -123,6 +126,12 @@ pub struct ShardMetrics {
     pub(super) faults: Box<[Counter]>,
     pub(super) left: [Counter; Phase::ALL.len()],
     pub(super) pd: [[Counter; Reason::ALL.len()]; Outcome::ALL.len()],
+    pub(super) disagg: [Counter; Disagg::ALL.len()],
+    pub(super) stages: [Histogram<15>; Role::ALL.len()],
+    pub(super) stage_errors: [Counter; Role::ALL.len()],
+    pub(super) routing_doubts: [Counter; RoutingDoubt::ALL.len()],
+    pub(super) pushes: [Counter; Push::ALL.len()],
+    pub(super) warm_ups: [Counter; WarmUp::ALL.len()],
     pub(super) pool_idle: [Gauge; Role::ALL.len()],
     pub(super) pool_active: [Gauge; Role::ALL.len()],
     pub(super) denied: [Counter; Named::ALL.len()],
@@ -157,6 +166,12 @@ impl ShardMetrics {
             faults: (0..faults).map(|_| Counter::default()).collect(),
             left: each(Counter::default),
             pd: each(|| each(Counter::default)),
+            disagg: each(Counter::default),
+            stages: each(|| Histogram::new(&STAGE_BOUNDS)),
+            stage_errors: each(Counter::default),
+            routing_doubts: each(Counter::default),
+            pushes: each(Counter::default),
+            warm_ups: each(Counter::default),
             pool_idle: each(Gauge::default),
             pool_active: each(Gauge::default),
             denied: each(Counter::default),
@@ -229,6 +244,38 @@ impl ShardMetrics {
     /// Counts an intercepted request by how it was served and why.
     pub fn pd(&self, outcome: Outcome, reason: Reason) {
         self.pd[outcome.index()][reason.index()].add(1);
+    }
+
+    /// Counts a request that is split among several engines.
+    pub fn disagg(&self, disagg: Disagg) {
+        self.disagg[disagg.index()].add(1);
+    }
+
+    /// Records the duration in microseconds of the decode stage of a split request, from its first
+    /// connect to the end of the response. Those of the other stages are the durations of their
+    /// legs.
+    pub fn stage(&self, role: Role, micros: u64) {
+        self.stages[role.index()].record(micros);
+    }
+
+    /// Counts a split request that failed in the stage of this role.
+    pub fn stage_error(&self, role: Role) {
+        self.stage_errors[role.index()].add(1);
+    }
+
+    /// Counts a request whose routing headers do not have one clear meaning.
+    pub fn routing_doubt(&self, doubt: RoutingDoubt) {
+        self.routing_doubts[doubt.index()].add(1);
+    }
+
+    /// Counts an event of NIXL push.
+    pub fn push(&self, event: Push) {
+        self.pushes[event.index()].add(1);
+    }
+
+    /// Counts the end of a speculative prefill.
+    pub fn warm_up(&self, end: WarmUp) {
+        self.warm_ups[end.index()].add(1);
     }
 
     /// Adds `delta` to the number of idle connections to engines of this role in the shard's pool.

@@ -24,6 +24,7 @@ pub mod routing_headers;
 #[cfg(test)]
 mod testing;
 mod uuid;
+pub mod warm_up;
 
 pub use bootstrap::BootstrapEngine;
 pub use connector::{Connector, OnDisconnect, Order};

@@ -3,6 +3,7 @@
 use super::budget::Reserved;
 use super::exchange::Exchange;
 use super::request::RequestBody;
+use super::shard::Shard;
 use crate::fault::Fault;
 use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
@@ -18,6 +19,23 @@ pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     pub(super) document: Document,
     _reserved: Reserved,
+}
+
+impl Body {
+    /// Returns a body that the proxy has written. Returns `None` if the budget of buffered bodies
+    /// is exhausted or `bytes` are not a JSON object.
+    pub(super) fn own<N: Net>(shard: &Shard<N>, bytes: Vec<u8>) -> Option<Self> {
+        let mut reserved = Reserved::new(&shard.budget);
+        let mut scanner = Scanner::new(WATCH);
+        if !reserved.grow_to(bytes.capacity() as u64) || scanner.feed(&bytes).is_err() {
+            return None;
+        }
+        Some(Self {
+            document: scanner.finish().ok()?,
+            bytes,
+            _reserved: reserved,
+        })
+    }
 }
 
 impl AsRef<[u8]> for Body {

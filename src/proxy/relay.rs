@@ -4,7 +4,9 @@
 //! unchanged, the engine's chunk framing passes through byte for byte. The framing is regenerated
 //! only if the body is edited, and removed only for HTTP/1.0 clients, which do not support chunks.
 
+use std::cell::RefCell;
 use std::io::IoSlice;
+use std::rc::Rc;
 
 use super::access_log::micros_since;
 use super::client::{Client, Watch};
@@ -84,6 +86,8 @@ struct Relay {
     form: Form,
     /// The edits of the body; `None` if its bytes pass untouched.
     transforms: Option<Transforms>,
+    /// Reads the body along.
+    answer: Option<Rc<RefCell<Answer>>>,
     /// Whether bytes followed the end of the response, or its end was the end of the engine
     /// connection. In both cases the connection must not be reused.
     has_surplus: bool,
@@ -122,7 +126,9 @@ pub(super) async fn relay<N: Net>(
         upstream,
         mut response,
         edits,
+        answer,
         upgrade_sent,
+        ..
     } = pending;
     let received = exchange.shard.net.clock();
     let (head, bytes) = (&response.head, &response.bytes);
@@ -143,20 +149,11 @@ pub(super) async fn relay<N: Net>(
     let transforms = transforms(&response, edits);
     let (outgoing, form) = outgoing(
         response.framing,
-        transforms.is_some(),
+        transforms.is_some() || answer.is_some(),
         exchange.request.is_http10(),
     );
     exchange.keep_alive = exchange.keeps_alive() && outgoing != Outgoing::UntilClose;
-    let mut relay = Relay {
-        meter: BodyMeter::new(response.framing),
-        form,
-        transforms,
-        has_surplus: false,
-        chunks: 0,
-        received: 0,
-        has_first_token: false,
-        ends_with_done: false,
-    };
+    let mut relay = Relay::new(response.framing, form, transforms, answer);
     let is_open_ended = outgoing == Outgoing::UntilClose;
     relay_first(exchange, &response, outgoing, &mut relay, received).await?;
     exchange
@@ -383,6 +380,25 @@ fn record_first_token<N: Net>(exchange: &mut Exchange<'_, N>, sent: Instant) {
 }
 
 impl Relay {
+    fn new(
+        framing: Framing,
+        form: Form,
+        transforms: Option<Transforms>,
+        answer: Option<Rc<RefCell<Answer>>>,
+    ) -> Self {
+        Self {
+            meter: BodyMeter::new(framing),
+            form,
+            transforms,
+            answer,
+            has_surplus: false,
+            chunks: 0,
+            received: 0,
+            has_first_token: false,
+            ends_with_done: false,
+        }
+    }
+
     /// Returns a pipe for the remaining body, or `None` if splicing is not worthwhile or no pipe is
     /// available.
     fn pipe<N: Net>(&self, shard: &Shard<N>) -> Option<<N::Conn as Conn>::Pipe> {
@@ -454,9 +470,12 @@ impl Relay {
             return Ok(());
         }
         let start = out.len();
-        let transforms = &mut self.transforms;
+        let (transforms, answer) = (&mut self.transforms, &self.answer);
         let taken = self.meter.decode(received, |span| {
             let payload = span.of(received);
+            if let Some(answer) = answer {
+                answer.borrow_mut().feed(payload);
+            }
             match transforms {
                 Some(transforms) => {
                     transforms.feed(payload, &mut |piece| out.extend_from_slice(piece))
@@ -505,6 +524,9 @@ impl Relay {
         self.has_surplus = false;
         if let Some(transforms) = &mut self.transforms {
             transforms.restart();
+        }
+        if let Some(answer) = &self.answer {
+            answer.borrow_mut().restart();
         }
     }
 

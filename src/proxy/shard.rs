@@ -76,6 +76,9 @@ pub struct Shard<N: Net> {
     pub(super) push_book: RefCell<PushBook>,
     pub(super) access: RefCell<Option<AccessRing>>,
     pub(super) tracer: Option<Rc<Tracer>>,
+    on_incident: Box<dyn Fn(Incident)>,
+    /// Whether a speculative prefill is running.
+    pub(super) is_warming_up: Cell<bool>,
     sessions: Cell<usize>,
 }
 
@@ -147,6 +150,8 @@ impl<N: Net> Shard<N> {
             push_book: RefCell::default(),
             access: RefCell::new(deps.access),
             tracer,
+            on_incident: deps.on_incident,
+            is_warming_up: Cell::new(false),
             sessions: Cell::new(0),
         })
     }

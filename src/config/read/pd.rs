@@ -33,6 +33,7 @@ impl Reader<'_> {
             encoder: self.encoder(),
             ports: self.connector_ports(size),
             p2p_pull: self.p2p_pull(kv_connector),
+            speculative_prefill: self.switch(&flag_table::ENABLE_SPECULATIVE_PREFILL),
             mori: self.mori(kv_connector),
             atom_dp_size: self.atom_dp_size(kv_connector),
             decode_chunk_tokens: self.decode_chunk_tokens(),

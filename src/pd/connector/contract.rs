@@ -110,6 +110,13 @@ pub struct Rules {
     pub bootstrap: Bootstrap,
     /// Whether a cached prefix can be pulled from a peer.
     pub prefix_pull: PrefixPull,
+    /// Whether a decoder exits if the block ids of a handoff do not have the form that it expects.
+    pub blocks_matter: bool,
+    /// Whether a prefill leg finishes only together with a decode leg.
+    pub prefill_needs_decode: bool,
+    /// Whether the decode leg can start together with the prefill leg if the prefiller is known to
+    /// push KV cache (`crate::pd::push`).
+    pub learns_push: bool,
     /// Whether the decode leg that follows a prefill leg may be a chunked decode.
     pub can_decode_in_chunks: bool,
     /// The names of the phase spans.
@@ -128,6 +135,9 @@ pub(super) const BASE: Rules = Rules {
     commit: Commit::OnFirstByte,
     bootstrap: Bootstrap::None,
     prefix_pull: PrefixPull::Never,
+    blocks_matter: false,
+    prefill_needs_decode: false,
+    learns_push: false,
     can_decode_in_chunks: false,
     span_names: SpanNames::Long,
     is_parallel_dispatch: false,

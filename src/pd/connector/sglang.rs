@@ -28,6 +28,7 @@ const RULES: Rules = Rules {
     prefill_on_disconnect: OnDisconnect::RunToEnd,
     bootstrap: Bootstrap::Named,
     span_names: SpanNames::Short,
+    prefill_needs_decode: true,
     ..BASE
 };
 

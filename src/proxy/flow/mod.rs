@@ -17,13 +17,15 @@ mod push;
 mod release;
 mod serial;
 mod split;
+mod versions;
+mod warm_up;
 
 use std::mem;
 use std::sync::Arc;
 
 use split::Split;
 
-use super::body;
+use super::body::{self, Body};
 use super::exchange::Exchange;
 use super::relay::{self, PendingResponse};
 use super::trace;
@@ -56,6 +58,9 @@ pub(super) async fn run<N: Net>(
     if expects && !exchange.request.has_body_arrived() {
         exchange.send_continue().await?;
     }
+    // A variable that several waits share adds to the size of all of them. So the body is not kept
+    // in one, and `respond` is a separate function.
+    let source = routing.source.take();
     let body = body::receive(exchange).await?;
     exchange.stats.disagg = match (targets.is_empty(), routing.encoders.is_empty()) {
         (false, true) => Some(Disagg::PrefillDecode),
@@ -64,12 +69,7 @@ pub(super) async fn run<N: Net>(
         (true, true) => None,
     };
     let mut received = exchange.shard.net.clock();
-    let removed = request::client_owned(&body.document, exchange.shard.config.pd.owned());
-    if removed > 0 {
-        exchange.shard.metrics.masked(removed);
-    }
-    let mut split = Split::new(exchange.shard, api, body, decoder, routing.source.take());
-    trace::trace_split(exchange, split.connector(), &split.pd_request());
+    let mut split = split_of(exchange, api, body, decoder, source);
     if !routing.encoders.is_empty() {
         exchange.enter(Phase::Encode);
         encode::encode(exchange, &mut split, &routing.encoders).await?;
@@ -85,6 +85,33 @@ pub(super) async fn run<N: Net>(
     } else {
         run_legs(exchange, &mut split, &targets, received).await?
     };
+    respond(exchange, split, &targets, pending).await
+}
+
+/// Returns the split request of a body that has just been received.
+fn split_of<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    api: Api,
+    body: Body,
+    decoder: &Arc<Endpoint>,
+    source: Option<Target>,
+) -> Split {
+    let removed = request::client_owned(&body.document, exchange.shard.config.pd.owned());
+    if removed > 0 {
+        exchange.shard.metrics.masked(removed);
+    }
+    let split = Split::new(exchange.shard, api, body, decoder, source);
+    trace::trace_split(exchange, split.connector(), &split.pd_request());
+    split
+}
+
+/// Sends the decoder's response to the client, as it is or with what the request adds to it.
+async fn respond<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: Split,
+    targets: &[Target],
+    mut pending: PendingResponse<N>,
+) -> Result<(), Fault> {
     if split.chunk.is_some() {
         return Box::pin(decode_chunks::respond_in_chunks(exchange, split, pending)).await;
     }
