@@ -398,7 +398,10 @@ fn addresses() {
     ] {
         let config = checked(&[(&flag_table::ADMIN_ADDRESS, text)]).config;
         assert_eq!(
-            config.admin.map(|address| address.to_string()).as_deref(),
+            config
+                .admin
+                .map(|admin| admin.address.to_string())
+                .as_deref(),
             want,
             "{text}"
         );
@@ -580,6 +583,9 @@ fn every_key_is_checked() {
         "cert-path",
         "tls-ca-file",
         "allow-targets-file",
+        "log-dir",
+        "log-file",
+        "metrics-cert-dir",
         // Checked only in write mode: an unusual POD_IP must not prevent startup otherwise.
         "moriio-local-pod-ip",
         // Parsed by the command line.
@@ -697,7 +703,7 @@ fn metrics_have_a_port_or_an_address() {
     let metrics = |port, address| {
         let environment = [("MORIIO_METRICS_ADDR", address)];
         let config = checked_in(&environment, &[(&flag_table::METRICS_PORT, port)]).config;
-        config.metrics.map(|address| address.to_string())
+        config.metrics.map(|metrics| metrics.address.to_string())
     };
     for (port, address, want) in [
         ("0", "", None),

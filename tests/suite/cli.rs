@@ -466,7 +466,7 @@ fn check_config_shows_the_effective_values_and_their_sources() {
             "9000 environment MOONCAKE_BOOTSTRAP_PORT".to_owned(),
         ),
         ("p2p-connector-port", "7777 default".to_owned()),
-        ("secure-proxy", "true default".to_owned()),
+        ("secure-serving", "true default".to_owned()),
     ] {
         assert_eq!(row(&report, key), want, "{report}");
     }

@@ -6,6 +6,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -192,6 +193,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) is_unready: bool,
     /// Whether clients use TLS to the sidecar.
     pub(crate) tls: bool,
+    /// Name under which the program is run, with `args` alone. In these, `{port}`, `{admin}`,
+    /// `{metrics}` and `{decoder}` are replaced by the ports. With `None`, the program is run as
+    /// `ringside sidecar`, with flags for all ports.
+    pub(crate) program: Option<&'a str>,
 }
 
 /// Returns whether `RINGSIDE_SUITE_TLS` is set. With it, clients use TLS to every sidecar, and the
@@ -236,23 +241,37 @@ impl Sidecar {
     /// Makes one attempt to launch a sidecar. Returns `None` if a port is already in use.
     fn try_launch(launch: &Launch<'_>) -> Option<Self> {
         let ranks = launch.ranks.max(1);
-        let port = free_ports(ranks + 1);
+        let port = free_ports(ranks + 2);
         let admin_port = port + ranks;
-        let tls = launch.tls || is_suite_tls();
+        let tls = launch.tls || (is_suite_tls() && launch.program.is_none());
         let mut command = ringside();
         if let Some(errno) = launch.ring_errno {
             crate::seccomp::refuse_ring(&mut command, errno);
         }
+        match launch.program {
+            Some(program) => {
+                let fill = |arg: &&str| {
+                    arg.replace("{port}", &port.to_string())
+                        .replace("{admin}", &admin_port.to_string())
+                        .replace("{metrics}", &(admin_port + 1).to_string())
+                        .replace("{decoder}", &launch.decoder_port.to_string())
+                };
+                command.arg0(program).args(launch.args.iter().map(fill));
+            }
+            None => {
+                command
+                    .arg("sidecar")
+                    .arg(format!("--port={port}"))
+                    .arg(format!("--admin-address=127.0.0.1:{admin_port}"))
+                    .arg(format!("--secure-proxy={tls}"))
+                    .args(
+                        (launch.decoder_port != 0)
+                            .then(|| format!("--model-server-port={}", launch.decoder_port)),
+                    )
+                    .args(launch.args);
+            }
+        }
         let mut child = command
-            .arg("sidecar")
-            .arg(format!("--port={port}"))
-            .arg(format!("--admin-address=127.0.0.1:{admin_port}"))
-            .arg(format!("--secure-proxy={tls}"))
-            .args(
-                (launch.decoder_port != 0)
-                    .then(|| format!("--model-server-port={}", launch.decoder_port)),
-            )
-            .args(launch.args)
             .envs(launch.env.iter().copied())
             .stdout(launch.stdout.map_or_else(Stdio::null, |path| {
                 std::fs::File::create(path).unwrap().into()
@@ -275,6 +294,14 @@ impl Sidecar {
             let status = sidecar.wait_exit();
             assert_eq!(status.code(), Some(EXIT_ADDRESS), "{launch:?}: {text}");
             return None;
+        }
+        if launch.program.is_some() {
+            // The address of the admin server is not known.
+            for rank in 0..ranks {
+                let address = ("127.0.0.1", port + rank);
+                wait_for("a listener", || TcpStream::connect(address).ok());
+            }
+            return Some(sidecar);
         }
         let status = if launch.is_unready { 503 } else { 200 };
         wait_for("readiness", || {
