@@ -1,9 +1,9 @@
 //! Speculative prefill: after a chat turn, a prefiller computes the beginning of the probable next
 //! prompt ahead of time (`docs/pd-sidecar.md#speculative-prefill`).
 //!
-//! The next prompt of a conversation is the last one, the answer, and a new message. A request with
-//! all of this but the text of the new message leaves the KV cache of the conversation in the
-//! prefix cache of the prefiller.
+//! The next prompt of a conversation is the last one, the response text, and a new message. A
+//! request with all of this but the text of the new message leaves the KV cache of the conversation
+//! in the prefix cache of the prefiller.
 
 use super::edits::Caps;
 use super::request::PdRequest;
@@ -20,8 +20,8 @@ pub struct Answer {
     json: Vec<u8>,
     /// The text of the events so far, as the content of a JSON string.
     text: Vec<u8>,
-    /// Whether the answer cannot be repeated as one message of the assistant: it is too long, calls
-    /// tools, or is one of several.
+    /// Whether the response text cannot be repeated as one message of the assistant: it is too
+    /// long, calls tools, or is one of several.
     is_unfit: bool,
 }
 
@@ -69,8 +69,8 @@ impl Answer {
         *self = Self::default();
     }
 
-    /// Returns the answer as the content of a JSON string, or `None` if there is none that can be
-    /// repeated.
+    /// Returns the response text as the content of a JSON string, or `None` if there is none that
+    /// can be repeated.
     #[must_use]
     pub fn finish(mut self) -> Option<Vec<u8>> {
         if self.form == Form::Json {

@@ -49,7 +49,7 @@ pub(super) struct PendingResponse<N: Net> {
     pub(super) edits: Vec<ResponseEdit>,
     /// The routed experts of the prompt, which replace those in the response.
     pub(super) experts: Option<Box<Result<PromptExperts, ExpertsError>>>,
-    /// Collects the answer in the response.
+    /// Collects the response text in the response.
     pub(super) answer: Option<Rc<RefCell<Answer>>>,
     /// Whether the client's `Upgrade` field was forwarded to the engine.
     pub(super) upgrade_sent: bool,

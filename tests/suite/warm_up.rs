@@ -78,7 +78,7 @@ fn only_split_chat_turns_that_ask_for_it_are_followed_by_one() {
             assert_eq!(ended(pair, result), 0.0, "{result}");
         }
     }
-    // An answer without text.
+    // A response without text.
     pair.decode.fault(Fault::NoContent204, 1);
     pair.post_with(CHAT, BODY, &headers).expect(204);
     wait_ended(&pair, "skipped", 1.0);

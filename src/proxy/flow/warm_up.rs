@@ -23,14 +23,15 @@ use crate::upstream::{
     Call, CallEnd, Deadline, Deadlines, HeadWriter, LegTask, TaskContext, Timeout,
 };
 
-/// A request whose answer is being collected.
+/// A request whose response text is being collected.
 pub(super) struct WarmUp {
     split: Split,
     prefiller: Target,
     answer: Rc<RefCell<Answer>>,
 }
 
-/// Begins to collect the answer to a chat request that asks for a speculative prefill. Returns
+/// Begins to collect the response text to a chat request that asks for a speculative prefill.
+/// Returns
 /// `None` for any other request.
 pub(super) fn prepare<N: Net>(
     exchange: &Exchange<'_, N>,
@@ -56,8 +57,8 @@ pub(super) fn prepare<N: Net>(
 }
 
 impl WarmUp {
-    /// Sends the request, if the answer was received completely and no other such request of this
-    /// shard is running. Nothing waits for it.
+    /// Sends the request, if the response text was received completely and no other such request of
+    /// this shard is running. Nothing waits for it.
     pub(super) fn begin<N: Net>(self, exchange: &Exchange<'_, N>) {
         let shard = exchange.shard;
         let is_success = exchange
