@@ -230,8 +230,9 @@ async fn relay_first<N: Net>(
     relay.record_done(response.rest());
     relay.transform(response.rest(), &mut body)?;
     let mut outgoing = outgoing;
-    if relay.form == Form::Chunked && relay.meter.is_done() {
-        // The whole body has arrived, so its new length is known and chunks are not needed.
+    if relay.form == Form::Chunked && relay.meter.is_done() && !response.is_event_stream() {
+        // The whole body has arrived, so its new length is known and chunks are not needed. The
+        // framing of a stream does not depend on how much of it arrives together.
         body.clear();
         relay.restart(response.framing, Form::Bare);
         relay.transform(response.rest(), &mut body)?;

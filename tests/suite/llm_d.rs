@@ -31,45 +31,115 @@ const PLAIN: Manifest = Manifest {
     ranks: 1,
 };
 
-/// The arguments of llm-d's guides, charts and recipes, of the SLURM scripts that use its sidecar,
-/// and of both old quick starts. Only the ports are replaced, and `--admin-address`, which the
-/// suite needs, is added where a flag can be.
-const MANIFESTS: [Manifest; 9] = [
+/// The arguments that projects start the sidecar with. Only ports are replaced, and
+/// `--model-server-port` is added where a manifest relies on its default.
+const MANIFESTS: [Manifest; 18] = [
     Manifest {
-        name: "the first quick start",
+        name: "llm-d-routing-sidecar's quick start",
+        program: "llm-d-routing-sidecar",
+        args: &["-port={port}", "-vllm-port={decoder}", "-connector=nixlv2"],
+        ..PLAIN
+    },
+    Manifest {
+        name: "its older quick start",
         program: "llm-d-routing-sidecar",
         args: &["-port={port}", "-vllm-port={decoder}", "-connector=nixl"],
         ..PLAIN
     },
     Manifest {
-        name: "the second quick start, with TLS",
+        name: "the same with https",
         program: "llm-d-routing-sidecar",
         args: &["-port={port}", "-vllm-port={decoder}", "-connector=nixlv2"],
         tls: true,
         ..PLAIN
     },
     Manifest {
-        name: "the guides' decode pod",
+        name: "klog's flags",
+        program: "llm-d-routing-sidecar",
         args: &[
-            "--port={port}",
-            "--vllm-port={decoder}",
-            "--connector=nixlv2",
-            "--zap-log-level=1",
-            "--secure-proxy=false",
-            "--enable-prefiller-sampling",
+            "-port={port}",
+            "-vllm-port={decoder}",
+            "-connector=nixlv2",
+            "-secure-proxy=false",
+            "-v=5",
+            "-logtostderr",
         ],
         ..PLAIN
     },
     Manifest {
-        name: "today's guides' decode pod",
+        name: "the first modelservice chart",
+        args: &[
+            "--port={port}",
+            "--vllm-port={decoder}",
+            "--connector=nixlv2",
+            "-v=5",
+            "--secure-proxy=false",
+            "--prefiller-use-tls=false",
+        ],
+        ..PLAIN
+    },
+    Manifest {
+        name: "the modelservice chart with zap",
+        args: &[
+            "--port={port}",
+            "--vllm-port={decoder}",
+            "--kv-connector=nixlv2",
+            "--zap-encoder=json",
+            "--zap-log-level=debug",
+            "--zap-stacktrace-level=error",
+            "--zap-time-encoding=rfc3339",
+            "--secure-proxy=false",
+        ],
+        ..PLAIN
+    },
+    Manifest {
+        name: "KServe",
+        args: &[
+            "--port={port}",
+            "--vllm-port={decoder}",
+            "--connector=nixlv2",
+            "--secure-proxy=false",
+        ],
+        env: &[("INFERENCE_POOL_NAMESPACE", "kserve")],
+        ..PLAIN
+    },
+    Manifest {
+        name: "KAITO",
+        args: &[
+            "--port={port}",
+            "--vllm-port={decoder}",
+            "--secure-proxy=false",
+        ],
+        ..PLAIN
+    },
+    Manifest {
+        name: "llm-d-router's test pod",
+        args: &["--port={port}", "--model-server-port={decoder}"],
+        tls: true,
+        ..PLAIN
+    },
+    Manifest {
+        name: "llm-d-router's decode deployment",
         args: &[
             "--port={port}",
             "--model-server-port={decoder}",
             "--kv-connector=nixlv2",
-            "--zap-encoder=json",
-            "--zap-log-level=debug",
+            "--mooncake-bootstrap-port=8000",
+            "--secure-proxy=false",
+            "--data-parallel-size=1",
+        ],
+        env: &[("POD_IP", "10.0.0.1")],
+        ..PLAIN
+    },
+    Manifest {
+        name: "the same with today's names",
+        args: &[
+            "--port={port}",
+            "--model-server-port={decoder}",
+            "--kv-connector=nixlv2",
             "--secure-serving=false",
             "--metrics-port={metrics}",
+            "--enable-speculative-prefill",
         ],
         env: &[("POD_IP", "10.0.0.1")],
         ..PLAIN
@@ -99,7 +169,26 @@ const MANIFESTS: [Manifest; 9] = [
         ..PLAIN
     },
     Manifest {
-        name: "a SLURM script",
+        name: "prime-rl on SLURM",
+        args: &[
+            "--port",
+            "{port}",
+            "--vllm-port",
+            "{decoder}",
+            "--kv-connector",
+            "nixlv2",
+            "--secure-proxy=false",
+            "--enable-ssrf-protection=false",
+            "--inference-pool",
+            "prime-rl",
+            "--data-parallel-size",
+            "2",
+        ],
+        ranks: 2,
+        ..PLAIN
+    },
+    Manifest {
+        name: "InferenceX and srtctl on SLURM",
         args: &[
             "--port",
             "{port}",
@@ -112,23 +201,36 @@ const MANIFESTS: [Manifest; 9] = [
         ..PLAIN
     },
     Manifest {
-        name: "a YAML document",
+        name: "verl",
         args: &[
-            "--configuration={port: {port}, model-server-port: {decoder}, secure-serving: false, \
-             secure-proxy: true, kv-connector: nixlv2}",
+            "--port={port}",
+            "--vllm-port={decoder}",
+            "--kv-connector=nixlv2",
+            "--secure-proxy=false",
+            "--zap-log-level=1",
         ],
         ..PLAIN
     },
     Manifest {
-        name: "an operator that names klog's files",
-        program: "llm-d-routing-sidecar",
+        name: "a start script",
         args: &[
-            "-port={port}",
-            "-vllm-port={decoder}",
-            "-connector=nixlv2",
-            "-secure-proxy=false",
-            "-v=5",
-            "-logtostderr",
+            "--port",
+            "{port}",
+            "--model-server-port",
+            "{decoder}",
+            "--kv-connector",
+            "nixlv2",
+            "--secure-proxy=false",
+            "--zap-log-level",
+            "debug",
+        ],
+        ..PLAIN
+    },
+    Manifest {
+        name: "a YAML document",
+        args: &[
+            "--configuration={port: {port}, model-server-port: {decoder}, secure-serving: false, \
+             secure-proxy: true, kv-connector: nixlv2}",
         ],
         ..PLAIN
     },
