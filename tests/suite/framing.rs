@@ -631,6 +631,7 @@ fn chunk_extensions_and_trailers_alone_are_no_progress() {
             while is_slow() && !arrived(&client) && client.try_send("x") {
                 poll_interval();
             }
+            assert!(arrived(&client), "{path}: `{start}` is no progress");
             expect_timeout(&mut client, since, 408, "body_timeout");
         }
     }
