@@ -55,13 +55,28 @@ impl Progress {
         while self != Self::End
             && let Some(&byte) = bytes.get(at)
         {
+            // The usual version in one comparison: this runs for every head.
+            let rest = &bytes[at..];
+            match (kind, self) {
+                (LineKind::Request, Self::Version(0)) if rest.starts_with(b"HTTP/1.1\r\n") => {
+                    return Ok(Self::End);
+                }
+                (LineKind::Status, Self::Start) if rest.starts_with(b"HTTP/1.1 ") => {
+                    self = Self::Status(0);
+                    at += b"HTTP/1.1 ".len();
+                    continue;
+                }
+                _ => {}
+            }
             self = self.step(kind, byte)?;
             at += 1;
-            if self == Self::Target {
-                // Targets can be long.
-                let rest = bytes[at..].iter();
-                at += rest.take_while(|byte| is_target_byte(**byte)).count();
-            }
+            // Targets can be long.
+            let rest = bytes[at..].iter();
+            at += match self {
+                Self::Target => rest.take_while(|byte| is_target_byte(**byte)).count(),
+                Self::Reason => rest.take_while(|byte| is_value_byte(**byte)).count(),
+                _ => 0,
+            };
         }
         Ok(self)
     }

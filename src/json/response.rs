@@ -6,6 +6,8 @@
 //! of the engines, which differ in them. Only the form of the block ids is determined
 //! ([`Blocks`]), because an engine may exit if it receives the other one.
 
+use std::sync::LazyLock;
+
 use memchr::memmem;
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -15,6 +17,10 @@ use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use super::validate::validate;
 use crate::span::Span;
+
+/// Searches for the name of the member that is kept.
+static EXPERTS: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(b"\"routed_experts\""));
 
 /// Reads a prefill engine's response in parts and extracts the handoff.
 #[derive(Clone, Debug)]
@@ -199,7 +205,7 @@ impl PrefillResponse {
             remote_prefill_cached_tokens,
             blocks,
             is_push,
-            choices: memmem::find(&self.choices, b"\"routed_experts\"").map(|_| self.choices),
+            choices: EXPERTS.find(&self.choices).map(|_| self.choices),
         })
     }
 
