@@ -216,6 +216,7 @@ impl PrefillResponse {
                 Event::Name { .. } => self.name(),
                 Event::Value { at, kind } => self.value(at, kind),
                 Event::ValueEnd { at } => {
+                    self.skip_plain_choices(piece, base, at);
                     self.take(piece, base, at)?;
                     if let Some(Keeping::Count { details, .. }) = self.keeping.take() {
                         self.cached[details as usize] = self.count.integer();
@@ -229,6 +230,19 @@ impl PrefillResponse {
             }
         }
         self.take(piece, base, base + piece.len())
+    }
+
+    /// Does not keep `choices` that are entirely in `piece` and have no routed experts, as those of
+    /// nearly every response.
+    fn skip_plain_choices(&mut self, piece: &[u8], base: usize, end: usize) {
+        if let Some(Keeping::Choices { start }) = self.keeping
+            && start >= base
+            && EXPERTS
+                .find(Span::new(start - base, end - base).of(piece))
+                .is_none()
+        {
+            self.keeping = None;
+        }
     }
 
     /// Copies the bytes of the value being kept that are in `piece`, up to offset `end` of the
