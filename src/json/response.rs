@@ -509,6 +509,37 @@ mod tests {
     }
 
     #[test]
+    fn choices_with_routed_experts_are_kept_for_every_cut() {
+        let with = r#"[{"index":0,"routed_experts" : "AAAA","x":[{}]}]"#;
+        let without = r#"[{"index":0,"message":{"content":"no routed_experts"}}]"#;
+        for (choices, want) in [
+            (with, Some(with)),
+            (without, None),
+            ("[]", None),
+            ("null", None),
+            (r#"{"routed_experts":1}"#, None),
+        ] {
+            let text = format!(r#"{{"a":{{}},"choices": {choices} ,"usage":{{}}}}"#);
+            for size in 1..=text.len() {
+                let mut scan = PrefillResponse::new(1024);
+                for piece in text.as_bytes().chunks(size) {
+                    scan.feed(piece).unwrap();
+                }
+                let kept = scan.finish().unwrap().choices;
+                assert_eq!(kept.as_deref(), want.map(str::as_bytes), "{text} in {size}");
+            }
+        }
+        let repeated = format!(r#"{{"choices":{with},"choices":[]}}"#);
+        assert_eq!(handoff(&repeated).unwrap().choices, None);
+        let mut small = PrefillResponse::new(with.len() - 1);
+        let text = format!(r#"{{"choices":{with}}}"#);
+        assert_eq!(
+            small.feed(text.as_bytes()).map_err(|error| error.reason),
+            Err(JsonReason::KeptTooLarge)
+        );
+    }
+
+    #[test]
     fn an_object_without_members_counts_as_null() {
         for object in ["{}", "{ \n}"] {
             let text = format!(r#"{{"kv_transfer_params":{object}}}"#);
