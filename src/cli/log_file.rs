@@ -34,30 +34,33 @@ impl RotatedFile {
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         let is_full = self.bytes > 0 && self.bytes + line.len() as u64 > self.bytes_max;
+        let renamed = if is_full { self.rename() } else { Ok(()) };
         if is_full || self.file.is_none() {
             self.file = None;
-            if is_full {
-                self.rename()?;
-            }
             let (file, bytes) = open(&self.path)?;
-            (self.file, self.bytes) = (Some(file), bytes);
+            self.file = Some(file);
+            // A file that cannot be renamed grows on; the next attempt follows as many bytes later.
+            self.bytes = if renamed.is_ok() { bytes } else { 0 };
         }
         if let Some(file) = &mut self.file {
             file.write_all(line)?;
             self.bytes += line.len() as u64;
         }
-        Ok(())
+        renamed
     }
 
-    /// Renames the file to `FILE.1`, and older ones to the next number. The oldest is replaced.
+    /// Renames the file to `FILE.1`, and older ones to the next number. The oldest is replaced. A
+    /// file that another process has removed or renamed is no error. If the file itself cannot be
+    /// renamed, the older ones keep their names.
     fn rename(&self) -> io::Result<()> {
-        for number in (1..KEPT_MAX).rev() {
-            match std::fs::rename(self.numbered(number), self.numbered(number + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
+        let aside = self.numbered(0);
+        if !is_renamed(&self.path, &aside)? {
+            return Ok(());
         }
-        std::fs::rename(&self.path, self.numbered(1))
+        for number in (0..KEPT_MAX).rev() {
+            is_renamed(&self.numbered(number), &self.numbered(number + 1))?;
+        }
+        Ok(())
     }
 
     fn numbered(&self, number: u32) -> PathBuf {
@@ -76,7 +79,8 @@ impl Write for RotatedFile {
                     let path = self.path.display();
                     let _ = writeln!(
                         stderr(),
-                        "log file {path}: {error}; lines are lost until writing succeeds again"
+                        "log file {path}: {error}; it is not rotated, or lines are lost, until this \
+                         succeeds"
                     );
                 }
                 self.has_failed = true;
@@ -87,6 +91,15 @@ impl Write for RotatedFile {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Renames a file. Returns `false` if there is no such file.
+fn is_renamed(from: &Path, to: &Path) -> io::Result<bool> {
+    match std::fs::rename(from, to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -127,6 +140,28 @@ mod tests {
         assert_eq!(read("x.log.3"), "b\n");
         assert_eq!(read("x.log.4"), "a line longer than the maximum\n");
         assert_eq!(read("x.log.5"), "");
+        // Another process removes the file.
+        std::fs::remove_file(&config.path).unwrap();
+        file.write_all(b"f is long\n").unwrap();
+        assert_eq!(read("x.log"), "f is long\n");
+        // The file cannot be renamed: it grows, and no older one is lost.
+        let obstacle = folder.join("x.log.0");
+        std::fs::create_dir_all(obstacle.join("full")).unwrap();
+        let older = read("x.log.1");
+        for _ in 0..10 {
+            file.write_all(b"kept\n").unwrap();
+        }
+        assert!(
+            read("x.log").ends_with(&"kept\n".repeat(10)),
+            "{}",
+            read("x.log")
+        );
+        assert_eq!(read("x.log.1"), older);
+        std::fs::remove_dir_all(&obstacle).unwrap();
+        for _ in 0..3 {
+            file.write_all(b"again\n").unwrap();
+        }
+        assert_ne!(read("x.log.1"), older);
         std::fs::remove_dir_all(&folder).unwrap();
         // The folder is gone, and nothing fails.
         drop(file);
