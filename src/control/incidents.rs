@@ -11,8 +11,8 @@ use crate::fault::Incident;
 /// Capacity of the queue from the shards to the logging task, for the whole process. Incidents
 /// beyond it are counted in metrics but not logged.
 const INCIDENTS_MAX: usize = 64;
-/// Kinds and engines of which the last log line is remembered. With more, all are forgotten, and
-/// some are logged again sooner.
+/// Kinds and engines of which the last log line is remembered. Incidents of more of them within
+/// `SAME_AGAIN` are counted in metrics but not logged.
 const REMEMBERED_MAX: usize = 256;
 /// Minimum interval between two log lines about the same kind and engine.
 const SAME_AGAIN: Duration = Duration::from_secs(30);
@@ -40,7 +40,10 @@ async fn write(mut reported: mpsc::Receiver<Incident>) {
     let mut written: HashMap<(&'static str, String), (Instant, u64)> = HashMap::new();
     while let Some(incident) = reported.recv().await {
         if written.len() >= REMEMBERED_MAX {
-            written.clear();
+            written.retain(|_, (at, _)| at.elapsed() < SAME_AGAIN);
+        }
+        if written.len() >= REMEMBERED_MAX && !written.contains_key(&incident.key()) {
+            continue;
         }
         match written.get_mut(&incident.key()) {
             Some((at, more)) if at.elapsed() < SAME_AGAIN => *more += 1,

@@ -28,12 +28,13 @@ pub enum Incident {
 }
 
 impl Incident {
-    /// Returns the key of incidents that share a log line: the kind, and the engine or the name.
+    /// Returns the key of incidents that share a log line: the kind, and the engine or the reason.
     #[must_use]
     pub fn key(&self) -> (&'static str, String) {
         match self {
             Self::RoutingConflict => ("routing_conflict", String::new()),
-            Self::UnknownRoutingHeader(name) => ("unknown_routing_header", name.clone()),
+            // Clients choose the name, so it does not count.
+            Self::UnknownRoutingHeader(_) => ("unknown_routing_header", String::new()),
             Self::PushUnstable(prefiller) => ("push_unstable", prefiller.to_string()),
             Self::ExpertsNotMerged(error) => ("experts_not_merged", error.to_string()),
             Self::HandoffRefused { prefiller, .. } => ("handoff_refused", prefiller.to_string()),

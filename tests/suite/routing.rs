@@ -301,6 +301,17 @@ fn an_unknown_routing_header_is_counted_and_logged() {
     // It is end-to-end for all that is known.
     let seen = pair.decode.requests();
     assert_eq!(seen[0].header("x-llm-d-next-hop"), Some("127.0.0.1:1"));
+    // Clients choose the names, and cannot fill the log.
+    for nth in 0..300 {
+        let name = format!("x-llm-d-{nth}");
+        pair.sidecar
+            .post(CHAT, CHAT_BODY, &[(&name, "x")])
+            .expect(200);
+    }
+    pair.sidecar
+        .wait_metric("ringside_routing_headers_total", &labels, 301.0);
+    let lines = pair.sidecar.stderr().matches("is not known here").count();
+    assert_eq!(lines, 1);
 }
 
 #[test]
