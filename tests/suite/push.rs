@@ -181,6 +181,12 @@ fn a_retryable_prefill_failure_is_retried_serially() {
     responded(&pair, &Api::Chat.ask(4, true));
     assert_eq!(pair.prefill.requests().len(), 2);
     assert_eq!(terms.concurrent(), 1);
+    // The retry that led to the serial order counts.
+    assert!(is_concurrent(&pair, &terms));
+    forget(&pair);
+    pair.prefill.fault(engine_error(503), 3);
+    pair.post(CHAT, &Api::Chat.ask(4, true).body).expect(503);
+    assert_eq!(pair.prefill.requests().len(), 2);
     expect_recovered(&pair);
 }
 

@@ -67,17 +67,19 @@ pub(super) enum Prefill<N: Net> {
 }
 
 /// Runs the prefill leg, with the retries that [`Attempts`] allows, and returns its last result.
+/// `retries` have been used before.
 pub(super) async fn prefill<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: &Split,
     targets: &[Target],
+    retries: u32,
 ) -> Result<Prefill<N>, Fault> {
     let shard = exchange.shard;
     let pd = &shard.config.pd;
     let started = shard.net.now();
     let mut attempts = Attempts::new(Limits {
         candidates: targets.len(),
-        retries_max: pd.prefill_retries_max,
+        retries_max: pd.prefill_retries_max.saturating_sub(retries),
         backoff: pd.prefill_retry_backoff,
         recomputes: false,
     });

@@ -67,6 +67,22 @@ pub(super) fn learn<N: Net>(exchange: &Exchange<'_, N>, prefiller: &Target, hand
     }
 }
 
+/// Result of the legs that were to start together.
+enum Pushed<N: Net> {
+    /// The response for the client, or the result of the prefill leg if the decode leg must be sent
+    /// afterwards.
+    Ended(Box<Prefill<N>>),
+    /// The legs must run in the serial order, beginning with the prefill leg, of which this number
+    /// of retries has been used.
+    Serial { retries: u32 },
+}
+
+impl<N: Net> Pushed<N> {
+    fn ended(prefill: Prefill<N>) -> Self {
+        Self::Ended(Box::new(prefill))
+    }
+}
+
 /// The legs of a request whose prefill leg has been started.
 struct Begun<N: Net> {
     peer: Peer,
@@ -97,23 +113,21 @@ pub(super) async fn prefill<N: Net>(
     identity: &PushIdentity,
 ) -> Result<Prefill<N>, Fault> {
     match push(exchange, split, targets, identity).await? {
-        Some(prefill) => Ok(prefill),
-        None => prefill::prefill(exchange, split, targets).await,
+        Pushed::Ended(prefill) => Ok(*prefill),
+        Pushed::Serial { retries } => prefill::prefill(exchange, split, targets, retries).await,
     }
 }
 
-/// Runs both legs at the same time. Returns the response for the client, or the result of the
-/// prefill leg if the decode leg must be sent again, with the handoff. Returns `None` if the legs
-/// must run in the serial order, beginning with the prefill leg.
+/// Runs both legs at the same time.
 async fn push<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: &Split,
     targets: &[Target],
     identity: &PushIdentity,
-) -> Result<Option<Prefill<N>>, Fault> {
+) -> Result<Pushed<N>, Fault> {
     let target = &targets[0];
     let Some(begun) = begin(exchange, split, target, identity).await? else {
-        return Ok(None);
+        return Ok(Pushed::Serial { retries: 0 });
     };
     let Begun {
         peer,
@@ -145,21 +159,22 @@ async fn push<N: Net>(
             }
             // The decoder has registered nothing. Its leg is sent again with the handoff.
             exchange.shard.metrics.replay();
+            task.on_drop(OnDisconnect::Cancel);
             let checked = match confirmed {
                 Some(prefilled) => Checked::Confirmed(prefilled),
                 None => check(split, identity, ended_prefill(exchange, &task).await?),
             };
-            return after_prefill(exchange, targets, peer, checked, started);
+            return after_prefill(exchange, targets, peer, checked, started).await;
         }
         Err(checked) => {
             decoder.conn().reset_on_close();
-            return after_prefill(exchange, targets, peer, checked, started);
+            return after_prefill(exchange, targets, peer, checked, started).await;
         }
     };
     let status = response.head.status;
     if !(200..300).contains(&status) {
         // The decoder does not take what the prefiller computes.
-        task.on_drop(OnDisconnect::Cancel);
+        cancel(task);
         return refused(exchange, split, &peer, (decoder, response)).await;
     }
     let mut prefilled = match confirmed {
@@ -169,7 +184,7 @@ async fn push<N: Net>(
                 Checked::Confirmed(prefilled) => prefilled,
                 checked => {
                     decoder.conn().reset_on_close();
-                    return after_prefill(exchange, targets, peer, checked, started);
+                    return after_prefill(exchange, targets, peer, checked, started).await;
                 }
             },
             Err(_) => return Err(detach(exchange, decoder, response, &task)),
@@ -179,7 +194,7 @@ async fn push<N: Net>(
     let cached_tokens = prefilled.cached_tokens();
     let mut pending = decode::pending(decoder, response, &decode_leg, cached_tokens);
     pending.experts = prefilled.take_experts();
-    Ok(Some(Prefill::Response(pending)))
+    Ok(Pushed::ended(Prefill::Response(pending)))
 }
 
 /// Connects to both engines and starts the prefill leg. Returns `None` if the prefiller cannot be
@@ -281,28 +296,30 @@ fn check<N: Net>(
 }
 
 /// Continues after a prefill leg whose decode leg has ended without a response.
-fn after_prefill<N: Net>(
+async fn after_prefill<N: Net>(
     exchange: &mut Exchange<'_, N>,
     targets: &[Target],
     peer: Peer,
     checked: Checked<N>,
     started: Instant,
-) -> Result<Option<Prefill<N>>, Fault> {
+) -> Result<Pushed<N>, Fault> {
+    if !matches!(checked, Checked::Confirmed(_)) {
+        // Another identity is learned by the serial order, from the handoff.
+        distrust(exchange, &targets[0]);
+    }
     let ended = match checked {
         Checked::Confirmed(prefilled) | Checked::Other(prefilled) => {
-            // A handoff with another identity is learned by the serial order.
-            distrust(exchange, &targets[0]);
             exchange.stats.prefill_us = micros_since(prefilled.at, started);
             exchange.enter(Phase::BetweenLegs);
-            return Ok(Some(Prefill::Done(prefilled, peer)));
+            return Ok(Pushed::ended(Prefill::Done(prefilled, peer)));
         }
         Checked::Failed(ended) => ended,
     };
-    distrust(exchange, &targets[0]);
     let pd = &exchange.shard.config.pd;
     let mut attempts = Attempts::new(Limits {
         candidates: targets.len(),
         retries_max: pd.prefill_retries_max,
+        backoff: pd.prefill_retry_backoff,
         ..Limits::ONE
     });
     let result = match &ended {
@@ -310,16 +327,23 @@ fn after_prefill<N: Net>(
         Ok(CallEnd::Done(..)) => return Err(Fault::Bug("a prefill that succeeded")),
         Err(error) => Err(*error),
     };
-    if attempts.next(&Ended::with(result, false)) != Next::Stop {
-        exchange.shard.metrics.retry();
-        return Ok(None);
+    match attempts.next(&Ended::with(result, false)) {
+        Next::Stop => {}
+        Next::After(backoff) => {
+            drop(ended);
+            exchange.shard.metrics.retry();
+            exchange.enter(Phase::RetryWait);
+            exchange.client.pause(exchange.shard, backoff).await?;
+            return Ok(Pushed::Serial { retries: 1 });
+        }
+        _ => return Ok(Pushed::Serial { retries: 0 }),
     }
     match ended {
         Ok(CallEnd::Status(upstream, response)) => {
             let pending = prefill::prefill_refused(exchange, upstream, response)?;
-            Ok(Some(Prefill::Response(pending)))
+            Ok(Pushed::ended(Prefill::Response(pending)))
         }
-        Ok(CallEnd::Done(..)) => Ok(None),
+        Ok(CallEnd::Done(..)) => Err(Fault::Bug("a prefill that succeeded")),
         Err(error) => Err(error.fault(Role::Prefill)),
     }
 }
@@ -331,7 +355,7 @@ async fn refused<N: Net>(
     split: &Split,
     peer: &Peer,
     refusal: (Connection<N>, Response),
-) -> Result<Option<Prefill<N>>, Fault> {
+) -> Result<Pushed<N>, Fault> {
     let pd = &exchange.shard.config.pd;
     let mut attempts = Attempts::new(Limits {
         recomputes: pd.on_decode_kv_error == OnDecodeKvError::Recompute,
@@ -346,7 +370,8 @@ async fn refused<N: Net>(
         ..Ended::with(Ok(status), refusal.0.reused)
     };
     if attempts.next(&ended) != Next::WithoutHandoff {
-        return Ok(Some(Prefill::Response(PendingResponse::new(refusal))));
+        let pending = PendingResponse::new(refusal);
+        return Ok(Pushed::ended(Prefill::Response(pending)));
     }
     drop(refusal);
     exchange.stats.outcome = Some((Outcome::LocalFallback, Reason::DecodeKvError));
@@ -354,7 +379,11 @@ async fn refused<N: Net>(
         .connector()
         .decode_leg(&split.pd_request(), peer, None)?;
     let pending = decode::decode_local(exchange, split, &leg).await?;
-    Ok(Some(Prefill::Response(pending)))
+    Ok(Pushed::ended(Prefill::Response(pending)))
+}
+
+fn cancel<N: Net>(mut task: CallTask<N>) {
+    task.on_drop(OnDisconnect::Cancel);
 }
 
 fn distrust<N: Net>(exchange: &Exchange<'_, N>, prefiller: &Target) {

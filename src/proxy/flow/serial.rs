@@ -20,7 +20,7 @@ pub(super) async fn serial<N: Net>(
     let prefill = match push::identity(exchange, split, targets) {
         // Boxed, because a request that waits for its prefill would be larger.
         Some(identity) => Box::pin(push::prefill(exchange, split, targets, &identity)).await?,
-        None => prefill::prefill(exchange, split, targets).await?,
+        None => prefill::prefill(exchange, split, targets, 0).await?,
     };
     // A separate function, because a variable that several waits share adds to the size of all.
     decode_after(exchange, split, prefill).await
@@ -37,15 +37,18 @@ async fn decode_after<N: Net>(
         Prefill::Done(prefilled, peer) => (prefilled, peer),
         Prefill::Response(pending) => return Ok(pending),
     };
+    let mut checked = Ok(());
     if let Some(handoff) = &mut prefilled.handoff {
         push::learn(exchange, &peer.target, handoff);
         // Boxed, because nearly no handoff needs it.
-        Box::pin(versions::check(exchange, split, &peer.target, handoff)).await?;
+        checked = Box::pin(versions::check(exchange, split, &peer.target, handoff)).await;
     }
     if split.connector().rules().can_decode_in_chunks {
         decode_chunks::cut(exchange, split);
     }
-    let pending = if exchange.client.has_disconnected(exchange.shard).await {
+    let pending = if let Err(fault) = checked {
+        Err(fault)
+    } else if exchange.client.has_disconnected(exchange.shard).await {
         Err(Fault::ClientGone)
     } else {
         decode::decode(exchange, split, &peer, &mut prefilled).await
