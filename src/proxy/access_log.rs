@@ -20,6 +20,8 @@ pub(super) struct RequestStats {
     /// How the request was served; `None` if it is not an intercepted one.
     pub(super) outcome: Option<(Outcome, Reason)>,
     pub(super) prefill_target: String,
+    /// The last prefill target; only recorded if a speculative prefill may follow.
+    pub(super) prefiller: Option<Box<Target>>,
     pub(super) attempts: u32,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
@@ -46,6 +48,7 @@ impl RequestStats {
             started,
             outcome: None,
             prefill_target: String::new(),
+            prefiller: None,
             attempts: 0,
             bytes_in: 0,
             bytes_out: 0,
@@ -59,8 +62,11 @@ impl RequestStats {
         }
     }
 
-    /// Records the prefill target for the access log, if that is on.
+    /// Records the prefill target for the access log, if that is on, and for a speculative prefill.
     pub(super) fn record_prefill_target<N: Net>(&mut self, shard: &Shard<N>, target: &Target) {
+        if shard.config.pd.speculative_prefill {
+            self.prefiller = Some(Box::new(target.clone()));
+        }
         if shard.access.borrow().is_some() {
             self.prefill_target = target.to_string();
         }

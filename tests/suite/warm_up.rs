@@ -4,7 +4,7 @@ use mock_engine::{Fault, KvContract, Meetings, State};
 use serde_json::json;
 
 use crate::client::DEADLINE;
-use crate::harness::{CHAT, Pair, json_of};
+use crate::harness::{CHAT, PREFILLER, Pair, json_of};
 use crate::kv::{Setup, wait_state};
 
 const ON: &str = "--enable-speculative-prefill";
@@ -60,6 +60,15 @@ fn the_prefiller_computes_the_conversation_after_a_turn() {
         }
         assert_eq!(pair.decode.requests().len(), 1);
     }
+}
+
+#[test]
+fn the_prefiller_that_has_served_the_turn_is_used() {
+    let pair = Pair::start(&[ON]);
+    let targets = format!("127.0.0.3:1,{}", pair.prefill.host_port());
+    let headers = [(NAME, "true"), (PREFILLER, &*targets)];
+    pair.sidecar.post(CHAT, BODY, &headers).expect(200);
+    wait_ended(&pair, "done", 1.0);
 }
 
 #[test]

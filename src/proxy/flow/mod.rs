@@ -85,7 +85,7 @@ pub(super) async fn run<N: Net>(
     } else {
         run_legs(exchange, &mut split, &targets, received).await?
     };
-    respond(exchange, split, &targets, pending).await
+    respond(exchange, split, pending).await
 }
 
 /// Returns the split request of a body that has just been received.
@@ -109,14 +109,13 @@ fn split_of<N: Net>(
 async fn respond<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: Split,
-    targets: &[Target],
     mut pending: PendingResponse<N>,
 ) -> Result<(), Fault> {
     if split.chunk.is_some() {
         return Box::pin(decode_chunks::respond_in_chunks(exchange, split, pending)).await;
     }
     // The response may take minutes, and hardly any request still needs the prompt.
-    let warm_up = warm_up::prepare(exchange, split, targets, &mut pending);
+    let warm_up = warm_up::prepare(exchange, split, &mut pending);
     if let Some(prompt) = pending.experts.take() {
         return Box::pin(experts::respond(exchange, pending, *prompt)).await;
     }

@@ -36,7 +36,6 @@ pub(super) struct WarmUp {
 pub(super) fn prepare<N: Net>(
     exchange: &Exchange<'_, N>,
     split: Split,
-    targets: &[Target],
     pending: &mut PendingResponse<N>,
 ) -> Option<Box<WarmUp>> {
     let is_on = exchange.shard.config.pd.speculative_prefill;
@@ -51,7 +50,7 @@ pub(super) fn prepare<N: Net>(
     pending.answer = Some(Rc::clone(&answer));
     Some(Box::new(WarmUp {
         split,
-        prefiller: targets.first()?.clone(),
+        prefiller: *exchange.stats.prefiller.clone()?,
         answer,
     }))
 }
@@ -86,16 +85,17 @@ impl WarmUp {
             if let [Ok(prefill), Ok(decode)] = legs {
                 send(exchange, &split, &self.prefiller, prefill, &turn);
                 send(exchange, &split, &decoder.target, decode, &turn);
+                return;
             }
-            return;
-        }
-        if let Ok(leg) = request.local_leg() {
+        } else if let Ok(leg) = request.local_leg() {
             let leg = Leg {
                 role: Role::Prefill,
                 ..leg
             };
             send(exchange, &split, &self.prefiller, leg, &turn);
+            return;
         }
+        shard.metrics.warm_up(Counted::Skipped);
     }
 }
 
