@@ -2,14 +2,17 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::certificate::{self, Renewal};
 use crate::admin;
@@ -18,10 +21,12 @@ use crate::config::{ListenAddress, MetricsConfig, TlsVersion};
 use crate::net::tls::server_config;
 use crate::sys;
 
-/// TLS handshakes in progress at the same time. Scrapers open one connection each.
-const HANDSHAKES_MAX: usize = 16;
+/// Connections at the same time. Scrapers open one each.
+const CONNECTIONS_MAX: usize = 64;
 /// Time limit of one TLS handshake.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
+/// Time for which requests are read from one connection. A scraper then opens another one.
+const CONNECTION_WAIT: Duration = Duration::from_secs(60);
 /// Pause after an accept failed, for example because the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -60,8 +65,14 @@ impl MetricsPort {
         let listener = TcpListener::from_std(self.listener)?;
         tokio::spawn(async move {
             let served = match self.tls {
-                None => admin::serve_metrics(listener, text).await,
-                Some(tls) => admin::serve_metrics(TlsListener::start(listener, tls), text).await,
+                None => {
+                    let ready = Ready::start(listener, |stream| std::future::ready(Ok(stream)));
+                    admin::serve_metrics(ready, text).await
+                }
+                Some(tls) => {
+                    let ready = Ready::start(listener, move |stream| tls.accept(stream));
+                    admin::serve_metrics(ready, text).await
+                }
             };
             if let Err(error) = served {
                 tracing::error!(%error, "metrics server stopped: --metrics-port is unavailable until a restart");
@@ -80,35 +91,44 @@ const fn listen_address(address: SocketAddr) -> ListenAddress {
     }
 }
 
-/// A listener whose connections have finished their TLS handshake. Handshakes run in separate
-/// tasks, so that a silent client delays no other.
-struct TlsListener {
+/// A listener whose connections are ready for requests. Handshakes run in separate tasks, so that a
+/// silent client delays no other.
+struct Ready<S> {
     address: io::Result<SocketAddr>,
-    opened: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    opened: mpsc::Receiver<(Held<S>, SocketAddr)>,
 }
 
-impl TlsListener {
-    fn start(listener: TcpListener, tls: TlsAcceptor) -> Self {
+impl<S: Send + 'static> Ready<S> {
+    /// Spawns the task that accepts connections. `open` performs the handshake of one.
+    fn start<F>(listener: TcpListener, open: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = io::Result<S>> + Send + 'static,
+    {
         let address = listener.local_addr();
-        let (sender, opened) = mpsc::channel(HANDSHAKES_MAX);
+        let (sender, opened) = mpsc::channel(CONNECTIONS_MAX);
         tokio::spawn(async move {
-            let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+            let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
             while let Ok(place) = Arc::clone(&places).acquire_owned().await {
                 let Ok((stream, peer)) = listener.accept().await else {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 };
-                let (tls, sender) = (tls.clone(), sender.clone());
+                let (opening, sender) = (open(stream), sender.clone());
                 tokio::spawn(async move {
-                    let handshake = tokio::time::timeout(HANDSHAKE_WAIT, tls.accept(stream));
-                    match handshake.await {
-                        Ok(Ok(stream)) => drop(sender.send((stream, peer)).await),
+                    match tokio::time::timeout(HANDSHAKE_WAIT, opening).await {
+                        Ok(Ok(stream)) => {
+                            let held = Held {
+                                stream,
+                                until: Box::pin(tokio::time::sleep(CONNECTION_WAIT)),
+                                _place: place,
+                            };
+                            drop(sender.send((held, peer)).await);
+                        }
                         Ok(Err(error)) => {
                             tracing::debug!(%peer, %error, "metrics port: TLS handshake failed");
                         }
                         Err(_) => tracing::debug!(%peer, "metrics port: TLS handshake timed out"),
                     }
-                    drop(place);
                 });
             }
         });
@@ -116,8 +136,8 @@ impl TlsListener {
     }
 }
 
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Listener for Ready<S> {
+    type Io = Held<S>;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
@@ -133,5 +153,43 @@ impl Listener for TlsListener {
             Ok(address) => Ok(*address),
             Err(error) => Err(error.kind().into()),
         }
+    }
+}
+
+/// A connection that occupies one of the places, and whose input ends after `CONNECTION_WAIT`.
+struct Held<S> {
+    stream: S,
+    until: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Held<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Held<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
