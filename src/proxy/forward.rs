@@ -198,6 +198,7 @@ async fn run_upload<N: Net>(
     exchange.enter(Phase::Upload);
     upload.progress_at = exchange.shard.net.now();
     let mut sent = false;
+    let mut was_flushed = true;
     let mut steps = 0_u32;
     loop {
         steps = steps.wrapping_add(1);
@@ -215,12 +216,17 @@ async fn run_upload<N: Net>(
             upstream.broke.set(true);
             break;
         };
+        if flushed && !was_flushed {
+            // The engine has held the upload up, so the client's time starts now.
+            upload.progress_at = exchange.shard.net.now();
+        }
+        was_flushed = flushed;
         sent = flushed && upload.meter.is_done();
         if sent {
             break;
         }
         match upload_event(exchange, conn, flushed, upload.progress_at).await? {
-            Event::Writable => upload.progress_at = exchange.shard.net.now(),
+            Event::Writable => {}
             Event::Received => {
                 let payload_bytes = upload.meter.payload_bytes();
                 if !receive_upload(exchange, conn, upload)? {
