@@ -95,6 +95,12 @@ impl PromptExperts {
         }))
     }
 
+    /// Returns the number of bytes of the rows.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
     /// Replaces the rows of the prompt in each choice of a decoder's response, which must be valid
     /// JSON.
     ///

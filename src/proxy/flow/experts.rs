@@ -8,6 +8,7 @@ use crate::fault::{Cause, Fault, Incident};
 use crate::json::transform::{ResponseForm, Transforms};
 use crate::net::Net;
 use crate::pd::{ExpertsError, PromptExperts, Role};
+use crate::proxy::budget::Reserved;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::relay::{self, PendingResponse};
 
@@ -26,12 +27,18 @@ pub(super) async fn respond<N: Net>(
     if !(200..300).contains(&status) || response.is_event_stream() {
         return Box::pin(relay::relay(exchange, pending)).await;
     }
+    // The rows of the prompt, the response and its edited copy.
+    let mut reserved = Reserved::new(&exchange.shard.budget);
+    let rows = prompt.as_ref().map_or(0, PromptExperts::bytes);
     let edits = std::mem::take(&mut pending.edits);
     let body = decode::read_whole(exchange, pending).await;
     let mut body = body.map_err(|fault| match fault {
         Fault::ClientGone => fault,
         _ => UNUSABLE,
     })?;
+    if !reserved.grow_to((rows + 2 * body.len()) as u64) {
+        return Err(Fault::BudgetSpent);
+    }
     if let Err(error) = prompt.and_then(|prompt| prompt.merge_into(&mut body)) {
         exchange.shard.report(Incident::ExpertsNotMerged(error));
         return Err(UNUSABLE);
