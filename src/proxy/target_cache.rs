@@ -38,7 +38,7 @@ impl<T: Clone> TargetCache<T> {
 
     /// Stores the value of an engine, instead of the oldest one if the cache is full.
     pub(super) fn put(&mut self, target: &Target, value: T, now: Instant) {
-        if self.known.len() >= self.entries_max {
+        if self.known.len() >= self.entries_max && !self.known.contains_key(target) {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.since);
             if let Some(oldest) = oldest.map(|(target, _)| target.clone()) {
                 self.known.remove(&oldest);

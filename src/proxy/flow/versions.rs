@@ -113,7 +113,9 @@ async fn version<N: Net>(
         .or_gone()?;
     let version = match ended {
         Ok(Ok(CallEnd::Done(Collected::Whole(response), _))) => EngineVersion::read(&response),
-        Ok(Ok(_) | Err(_)) | Err(_) => None,
+        Ok(Ok(CallEnd::Status(..))) => None,
+        // No response: the engine is asked again by the next request.
+        Ok(Ok(CallEnd::Done(..)) | Err(_)) | Err(_) => return Ok(None),
     };
     let shard = exchange.shard;
     let mut versions = shard.versions.borrow_mut();
