@@ -40,8 +40,10 @@ async fn decode_after<N: Net>(
     let mut checked = Ok(());
     if let Some(handoff) = &mut prefilled.handoff {
         push::learn(exchange, &peer.target, handoff);
-        // Boxed, because nearly no handoff needs it.
-        checked = Box::pin(versions::check(exchange, split, &peer.target, handoff)).await;
+        if versions::matter(exchange, split, handoff) {
+            // Boxed, because nearly no handoff needs it.
+            checked = Box::pin(versions::check(exchange, split, &peer.target, handoff)).await;
+        }
     }
     if split.connector().rules().can_decode_in_chunks {
         decode_chunks::cut(exchange, split);

@@ -22,7 +22,19 @@ use crate::upstream::{
     CallEnd, CallTask, Deadline, Deadlines, HeadWriter, OwnedCall, Scope, Stage, Timeout,
 };
 
-/// Drops the handoff if the decoder would exit when it reads it.
+/// Returns whether the versions of the engines decide if the decoder can take the handoff.
+pub(super) fn matter<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    handoff: &SingleUse,
+) -> bool {
+    split.connector().rules().blocks_matter
+        && !exchange.shard.config.pd.allow_flat_blocks
+        && handoff.blocks().is_some_and(compat::depends_on_versions)
+}
+
+/// Asks both engines for their versions, and drops the handoff if the decoder would exit when it
+/// reads it.
 ///
 /// # Errors
 /// `ClientGone` if the client disconnects while the engines are asked.
@@ -33,19 +45,12 @@ pub(super) async fn check<N: Net>(
     handoff: &mut SingleUse,
 ) -> Result<(), Fault> {
     let shard = exchange.shard;
-    let is_checked = split.connector().rules().blocks_matter && !shard.config.pd.allow_flat_blocks;
-    let Some(blocks) = handoff.blocks().filter(|_| is_checked) else {
+    let Some(blocks) = handoff.blocks() else {
         return Ok(());
     };
-    if !compat::depends_on_versions(blocks) {
-        return Ok(());
-    }
     let decoder = &split.decoder.target;
-    let asked = [
-        ask(exchange, Role::Prefill, prefiller),
-        ask(exchange, Role::Decode, decoder),
-    ];
-    let [first, second] = asked;
+    let first = ask(exchange, Role::Prefill, prefiller);
+    let second = ask(exchange, Role::Decode, decoder);
     let prefill_version = version(exchange, prefiller, first).await?;
     let decode_version = version(exchange, decoder, second).await?;
     let refusal = compat::refusal(blocks, prefill_version.as_ref(), decode_version.as_ref());
