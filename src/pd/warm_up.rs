@@ -116,16 +116,17 @@ impl Answer {
 
 impl PdRequest<'_> {
     /// Returns the body of a request that computes the beginning of the next prompt: the client's
-    /// messages, `answer` (the content of a JSON string) and a message of the user with one blank.
-    /// Returns `None` if the request has no messages or `answer` is not valid.
+    /// messages, a message of the assistant with `text`, and a message of the user with one blank.
+    /// `text` is the content of a JSON string, without its quotes. Returns `None` if the request
+    /// has no messages or `text` is not valid.
     #[must_use]
-    pub fn warm_up_body(&self, answer: &[u8]) -> Option<Vec<u8>> {
-        validate(&[b"{\"a\":\"", answer, b"\"}"].concat()).ok()?;
+    pub fn warm_up_body(&self, text: &[u8]) -> Option<Vec<u8>> {
+        validate(&[b"{\"a\":\"", text, b"\"}"].concat()).ok()?;
         let messages = self.document.last(Level::Top, "messages")?;
         elements(messages.value.of(self.body)).next()?;
         let more = [
             &br#",{"role":"assistant","content":""#[..],
-            answer,
+            text,
             br#""},{"role":"user","content":" "}"#,
         ]
         .concat();

@@ -102,6 +102,10 @@ fn no_response_is_relayed_before_the_prefiller_has_confirmed() {
     let mut client = begin(&pair, &question);
     wait_state(&pair.prefill, State::Responding);
     wait_state(&pair.decode, State::Responded);
+    // The head has arrived at the sidecar: this leg and that of the first request are counted.
+    let decode = [("leg", "decode")];
+    pair.sidecar
+        .wait_metric("ringside_leg_duration_seconds_count", &decode, 2.0);
     if !crate::harness::is_suite_tls() {
         client.socket().set_nonblocking(true).unwrap();
         assert!(client.socket().peek(&mut [0]).is_err());
