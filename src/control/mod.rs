@@ -7,6 +7,7 @@ mod certificate;
 #[cfg(feature = "mock")]
 pub mod demo;
 mod discovery;
+mod engine_page;
 mod handshakes;
 mod health;
 mod inbox;

@@ -73,6 +73,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
                 "traces",
                 "incidents",
             ],
+            &["engine_page"],
             &["discovery", "health", "shards", "metrics_port"],
             &["supervise"],
             &["startup"],
