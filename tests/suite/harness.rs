@@ -172,6 +172,9 @@ impl Log {
     }
 }
 
+/// Flag for tests in which every connection to the decoder counts: the control plane opens none.
+pub(crate) const VERSIONS_OFF: &str = "--check-handoff-versions=false";
+
 /// Launch configuration of a [`Sidecar`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Launch<'a> {
@@ -539,6 +542,15 @@ pub(crate) fn only(engine: &Engine) -> Seen {
     let requests = engine.requests();
     assert_eq!(requests.len(), 1, "{:?}", engine.port());
     requests.into_iter().next().unwrap()
+}
+
+/// Returns the number of connections on which an engine has received requests.
+pub(crate) fn connections(engine: &Engine) -> usize {
+    let requests = engine.requests();
+    let mut connections: Vec<_> = requests.iter().map(|seen| seen.conn).collect();
+    connections.sort_unstable();
+    connections.dedup();
+    connections.len()
 }
 
 /// Parses the body of a request as JSON.

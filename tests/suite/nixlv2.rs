@@ -6,7 +6,7 @@ use std::time::Duration;
 use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry};
 use serde_json::{Value, json};
 
-use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, json_of, only, prefill_params};
+use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, connections, json_of, only, prefill_params};
 
 /// Checks that the decode body is the client's body with the prefill engine's handoff added.
 #[track_caller]
@@ -109,8 +109,8 @@ fn n2_a_target_with_scheme_is_the_same_target() {
         .sidecar
         .post(CHAT, chat().to_string(), &[(PREFILLER, &bare)]);
     response.expect(200);
-    assert_eq!(pair.prefill.counters().connections_accepted, 1);
-    assert_eq!(pair.decode.counters().connections_accepted, 1);
+    assert_eq!(connections(&pair.prefill), 1);
+    assert_eq!(connections(&pair.decode), 1);
     assert_eq!(pair.decode.counters().handoff_used, 6);
 }
 

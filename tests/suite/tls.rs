@@ -10,7 +10,7 @@ use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, Tls};
 
 use crate::certificates::{Authority, Folder, Identity, Offer, engine_tls};
 use crate::client::{Client, DEADLINE, Framing, request};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, run_to_exit, wait_for};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, connections, run_to_exit, wait_for};
 use crate::harness_more::{
     ask_for, expect_drained, expect_handoffs_sound, expect_healthy, expect_text, split_request,
 };
@@ -152,8 +152,8 @@ fn n1_prefill_and_decode_with_tls_on_both_hops() {
         assert_eq!(pair.decode.requests().len(), nth);
     }
     // TLS messages that concern only the session do not close an idle connection.
-    assert_eq!(pair.prefill.counters().connections_accepted, 1);
-    assert_eq!(pair.decode.counters().connections_accepted, 1);
+    assert_eq!(connections(&pair.prefill), 1);
+    assert_eq!(connections(&pair.decode), 1);
     wait_for("a readiness check of the decoder", || {
         let page = pair.sidecar.admin("/readyz?verbose")?.text();
         page.contains(": ready").then_some(())

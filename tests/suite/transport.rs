@@ -4,7 +4,7 @@ use mock_engine::{AbortPhase, Fault, State};
 use serde_json::json;
 
 use crate::client::{DEADLINE, End, Framing, chunked_request, head, request};
-use crate::harness::{CHAT, Canned, PREFILLER, Pair, Sidecar, json_of, only, sha256};
+use crate::harness::{CHAT, Canned, PREFILLER, Pair, Sidecar, connections, json_of, only, sha256};
 
 fn chat(stream: bool) -> String {
     json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": stream})
@@ -421,8 +421,8 @@ fn connections_to_engines_are_reused() {
         pair.post(CHAT, body).expect(200);
         pair.sidecar.get("/v1/models", &[]).expect(200);
     }
-    assert_eq!(pair.prefill.counters().connections_accepted, 1);
-    assert_eq!(pair.decode.counters().connections_accepted, 1);
+    assert_eq!(connections(&pair.prefill), 1);
+    assert_eq!(connections(&pair.decode), 1);
     assert_eq!(json_of(&pair.prefill.requests()[4])["messages"], json!([4]));
 }
 

@@ -11,7 +11,9 @@ use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, Place, State};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::client::{DEADLINE, End, request};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, ringside, sha256, wait_for};
+use crate::harness::{
+    CHAT, Launch, PREFILLER, Pair, Sidecar, connections, ringside, sha256, wait_for,
+};
 use crate::harness_more::{
     Driver, Leave, ask_for, expect_drained, expect_handoffs_sound, expect_healthy, expect_text,
     split_request,
@@ -124,7 +126,7 @@ fn one_connection_serves_many_requests() {
         let (prompt, body) = ask_for(3, nth % 2 == 0);
         expect_text(&pair.post(CHAT, &body).expect(200), &prompt, 3);
     }
-    assert_eq!(pair.decode.counters().connections_accepted, 1);
+    assert_eq!(connections(&pair.decode), 1);
 }
 
 #[test]

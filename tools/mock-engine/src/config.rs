@@ -104,7 +104,7 @@ pub struct EngineConfig {
     /// The number of data-parallel ranks. An inference request whose `X-data-parallel-rank` header
     /// field is negative or not below this number gets a 400. The responses API ignores the field.
     pub data_parallel_size: u32,
-    /// The version that `/version` states; if empty, `/version` is an unknown path.
+    /// The version that `GET /version` states; if empty, it gets a 404.
     pub version: String,
     /// The `remote_engine_id` of NIXL version 2 handoffs, and part of the engine's thread name.
     pub name: String,

@@ -33,6 +33,9 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
             }
             Err(HeadError::Malformed) => return respond_malformed(&mut conn, shared).await,
         };
+        if head.method == "GET" && path_of(&head.target) == "/version" {
+            return state_version(&mut conn, shared).await;
+        }
         let seq = shared.log.enter(entry(&head, number, nth));
         nth += 1;
         let mut exchange = Exchange {
@@ -73,6 +76,19 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
     }
 }
 
+/// Responds to `GET /version`. A proxy may send it at any time, so it is not logged as a request
+/// and no fault applies to it.
+async fn state_version(conn: &mut Conn, shared: &Shared) {
+    shared.log.count(|counters| counters.version_requests += 1);
+    let version = &shared.config.version;
+    let plan = if version.is_empty() {
+        Plan::json(404, "{\"detail\":\"Not Found\"}")
+    } else {
+        Plan::json(200, serde_json::json!({"version": version}).to_string())
+    };
+    respond_and_close(conn, &plan).await;
+}
+
 /// Sends uvicorn's response to input that is not valid HTTP.
 async fn respond_malformed(conn: &mut Conn, shared: &Shared) {
     shared.log.count(|counters| counters.malformed += 1);
@@ -81,9 +97,13 @@ async fn respond_malformed(conn: &mut Conn, shared: &Shared) {
         "text/plain; charset=utf-8",
         "Invalid HTTP request received.",
     );
+    respond_and_close(conn, &plan).await;
+}
+
+async fn respond_and_close(conn: &mut Conn, plan: &Plan) {
     let wire = Wire::of(None);
     conn.out
-        .extend_from_slice(head(&plan, &wire, false, true).as_bytes());
+        .extend_from_slice(head(plan, &wire, false, true).as_bytes());
     if let Content::Whole(body, _) = &plan.content {
         conn.out.extend_from_slice(body);
     }

@@ -200,6 +200,8 @@ pub struct Counters {
     pub stale_closed: u64,
     /// Request heads or bodies that are not valid HTTP (status 400).
     pub malformed: u64,
+    /// Requests for `/version`, which are not in the log.
+    pub version_requests: u64,
     /// Requests and connections to which a fault was applied.
     pub faulted: u64,
     /// Requests that violated the contract of the KV connector or of an encoder (status 400).

@@ -22,10 +22,6 @@ pub(crate) fn page(shared: &Shared, head: &Head, body: &Body) -> Plan {
     match path {
         "/health" | "/ping" if get => health(shared),
         "/v1/models" if get => models(shared),
-        "/version" if get && shared.config.version.is_empty() => {
-            Plan::json(404, "{\"detail\":\"Not Found\"}")
-        }
-        "/version" if get => Plan::json(200, json!({"version": shared.config.version}).to_string()),
         "/metrics" if get => Plan::new(
             200,
             "text/plain; version=0.0.4; charset=utf-8",
