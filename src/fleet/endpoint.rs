@@ -4,7 +4,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
-use super::{Address, Target};
+use arc_swap::ArcSwapOption;
+
+use super::{Address, EngineVersion, Target};
 
 /// Identifies an endpoint in the process. The id of a removed endpoint is not used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +41,7 @@ pub struct Endpoint {
 struct EndpointState {
     in_flight: AtomicU32,
     health: AtomicU8,
+    version: ArcSwapOption<EngineVersion>,
 }
 
 /// Result of the latest health check of an endpoint.
@@ -100,6 +103,16 @@ impl Endpoint {
     pub fn health(&self) -> Health {
         let index = usize::from(self.state.health.load(Relaxed));
         Health::ALL.get(index).copied().unwrap_or_default()
+    }
+
+    /// Returns the version of the engine, or `None` if it is not known.
+    #[must_use]
+    pub fn version(&self) -> Option<Arc<EngineVersion>> {
+        self.state.version.load_full()
+    }
+
+    pub(super) fn set_version(&self, version: Option<EngineVersion>) {
+        self.state.version.store(version.map(Arc::new));
     }
 
     pub(super) fn set_health(&self, health: Health) {

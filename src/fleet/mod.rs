@@ -13,6 +13,7 @@ pub mod fuzz;
 mod registry;
 mod snapshot;
 mod target;
+mod version;
 
 pub use address::{Address, SOCKET_PATH_BYTES_MAX, SocketPath};
 pub use allow_rule::{AllowError, AllowRule};
@@ -22,3 +23,4 @@ pub use error::TargetError;
 pub use registry::{Change, Registry, RuleSource};
 pub use snapshot::{Allow, EndpointIndex, MoriHosts, Permit, Pool, Service, Snapshot};
 pub use target::{HTTP_PORT, HTTPS_PORT, Target};
+pub use version::EngineVersion;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::endpoint::{Endpoint, EndpointId, EndpointSpec, Health};
 use super::snapshot::{Allow, MoriHosts, Pool, Service, Snapshot};
-use super::{AllowList, AllowRule};
+use super::{AllowList, AllowRule, EngineVersion};
 
 /// A change of the fleet's state.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub enum Change {
     Mori(MoriHosts),
     /// The result of a health check.
     Health(EndpointId, Health),
+    /// The version that an engine has stated; `None` if it states none.
+    Version(EndpointId, Option<EngineVersion>),
     /// Whether the process accepts requests.
     Service(Service),
 }
@@ -76,15 +78,24 @@ impl Registry {
             Change::Mori(hosts) => self.snapshot.mori = Some(Arc::new(hosts)),
             Change::Service(service) => self.snapshot.service = service,
             Change::Health(id, health) => {
-                let mut endpoints = self.snapshot.endpoints();
-                if let Some(endpoint) = endpoints.find(|endpoint| endpoint.id == id) {
-                    endpoint.set_health(health);
-                }
+                self.with_endpoint(id, |endpoint| endpoint.set_health(health));
+                return false;
+            }
+            Change::Version(id, version) => {
+                self.with_endpoint(id, |endpoint| endpoint.set_version(version));
                 return false;
             }
         }
         self.snapshot.epoch += 1;
         true
+    }
+
+    /// Calls `change` with an endpoint, if it still exists.
+    fn with_endpoint(&self, id: EndpointId, change: impl FnOnce(&Endpoint)) {
+        let mut endpoints = self.snapshot.endpoints();
+        if let Some(endpoint) = endpoints.find(|endpoint| endpoint.id == id) {
+            change(endpoint);
+        }
     }
 
     /// Merges the new rules of a source with those of the others. Does nothing without an
@@ -159,13 +170,22 @@ mod tests {
     }
 
     #[test]
-    fn health_needs_no_new_snapshot() {
+    fn health_and_version_need_no_new_snapshot() {
         let mut registry = registry();
         let id = registry.snapshot().pools[1].endpoints[0].id;
         let before = registry.snapshot().clone();
         assert!(!registry.apply(Change::Health(id, Health::Silent)));
         assert_eq!(before.pools[1].endpoints[0].health(), Health::Silent);
         assert_eq!(before.pools[0].endpoints[0].health(), Health::Unknown);
+        let version = EngineVersion::read(br#"{"version":"0.32.0"}"#);
+        assert!(!registry.apply(Change::Version(id, version.clone())));
+        assert_eq!(
+            before.pools[1].endpoints[0].version().as_deref(),
+            version.as_ref()
+        );
+        assert_eq!(before.pools[0].endpoints[0].version(), None);
+        assert!(!registry.apply(Change::Version(id, None)));
+        assert_eq!(before.pools[1].endpoints[0].version(), None);
         assert_eq!(registry.snapshot().epoch, before.epoch);
     }
 

@@ -5,67 +5,32 @@
 //! (vllm-project/vllm#35758). Both engines of a pair with equal versions use the same form, also
 //! those of forks and of other hardware, which kept flat lists (`docs/engines.md#handoffs`).
 
-use crate::json::{Blocks, inner, member};
+use crate::fleet::EngineVersion;
+use crate::json::Blocks;
 
-/// The version of an engine, as its `/version` states it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EngineVersion(String);
-
-/// Longest version that is kept, in bytes. Development builds have about 40.
-const VERSION_BYTES_MAX: usize = 128;
-
-impl EngineVersion {
-    /// Reads the version from the body of a response to `GET /version`: `{"version":"0.18.0"}`.
-    /// Returns `None` if it contains none.
-    #[must_use]
-    pub fn read(response: &[u8]) -> Option<Self> {
-        let text = inner(member(response, "version")?)?;
-        let text = std::str::from_utf8(text).ok()?;
-        let fits = !text.is_empty() && text.len() <= VERSION_BYTES_MAX;
-        (fits && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.to_owned()))
-    }
-
-    /// Returns the form of block ids that this version uses; `None` if that is not known.
-    fn blocks(&self) -> Option<Blocks> {
-        let (release, is_exact) = self.release()?;
-        match release {
-            [0, 0..=16, _] | [0, 17, 0..=1] => Some(Blocks::Flat),
-            // Builds between the two releases may use either form.
-            [0, 17, _] => None,
-            [0, 18, 0] => is_exact.then_some(Blocks::Nested),
-            _ => Some(Blocks::Nested),
-        }
-    }
-
-    /// Returns the numbers of the release, and whether this is the release itself rather than a
-    /// build before it (PEP 440). Returns `None` if the version does not begin with numbers.
-    fn release(&self) -> Option<([u32; 3], bool)> {
-        let mut numbers = [0; 3];
-        let mut rest = self.0.as_str();
-        for (index, number) in numbers.iter_mut().enumerate() {
-            if index > 0 {
-                rest = rest.strip_prefix('.')?;
-            }
-            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-            *number = rest[..digits].parse().ok()?;
-            rest = &rest[digits..];
-        }
-        let is_exact = rest.is_empty() || rest.starts_with('+') || rest.starts_with(".post");
-        Some((numbers, is_exact))
+/// Returns the form of block ids that a version uses; `None` if that is not known.
+fn blocks_of(version: &EngineVersion) -> Option<Blocks> {
+    let (release, is_exact) = version.release()?;
+    match release {
+        [0, 0..=16, _] | [0, 17, 0..=1] => Some(Blocks::Flat),
+        // Builds between the two releases may use either form.
+        [0, 17, _] => None,
+        [0, 18, 0] => is_exact.then_some(Blocks::Nested),
+        _ => Some(Blocks::Nested),
     }
 }
 
-impl std::fmt::Display for EngineVersion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Returns whether the versions of the engines decide if a handoff with this form of block ids can
-/// be passed on.
+/// Returns whether a decoder takes this form of block ids from a prefiller of any version. If not,
+/// it takes the form only from a prefiller with the same version. `None` means that the decoder's
+/// version is not known.
 #[must_use]
-pub fn depends_on_versions(blocks: Blocks) -> bool {
-    blocks == Blocks::Flat
+pub fn takes(decoder: Option<&EngineVersion>, blocks: Blocks) -> bool {
+    let known = decoder.and_then(blocks_of);
+    match blocks {
+        Blocks::Other => true,
+        Blocks::Nested => known != Some(Blocks::Flat),
+        Blocks::Flat => known == Some(Blocks::Flat),
+    }
 }
 
 /// Returns why the decoder must not get a handoff with this form of block ids, or `None` if it can.
@@ -76,32 +41,25 @@ pub fn refusal(
     prefiller: Option<&EngineVersion>,
     decoder: Option<&EngineVersion>,
 ) -> Option<String> {
-    if prefiller.is_some() && prefiller == decoder {
-        return None;
-    }
-    let takes = decoder.and_then(EngineVersion::blocks);
-    let is_taken = match blocks {
-        Blocks::Other => true,
-        Blocks::Nested => takes != Some(Blocks::Flat),
-        Blocks::Flat => takes == Some(Blocks::Flat),
-    };
-    if is_taken {
+    if takes(decoder, blocks) || (prefiller.is_some() && prefiller == decoder) {
         return None;
     }
     let (form, other) = match blocks {
         Blocks::Flat => ("a flat list", "a list of lists"),
         Blocks::Nested | Blocks::Other => ("a list of lists", "a flat list"),
     };
-    let show = |version: Option<&EngineVersion>| match version {
-        Some(version) => format!("version {version}"),
-        None => "an unknown version".to_owned(),
+    let decoder = match decoder {
+        Some(version) => format!("has version {version}"),
+        None => "has stated no version".to_owned(),
+    };
+    let prefiller = match prefiller {
+        Some(version) => format!(", the prefiller version {version}"),
+        None => String::new(),
     };
     Some(format!(
         "its remote_block_ids is {form}, and a decoder that expects {other} exits when it reads \
-         it; the prefiller has {}, the decoder {}; run equal versions, or set --allow-flat-blocks \
-         if the decoder takes flat lists",
-        show(prefiller),
-        show(decoder)
+         it; the decoder {decoder}{prefiller}; run equal versions, or set \
+         --check-handoff-versions=false if the decoder takes such lists"
     ))
 }
 
@@ -134,7 +92,7 @@ mod tests {
             ("0.18", None),
             ("0.99999999999.0", None),
         ] {
-            assert_eq!(version(text).blocks(), want, "{text}");
+            assert_eq!(blocks_of(&version(text)), want, "{text}");
         }
     }
 
@@ -170,31 +128,10 @@ mod tests {
         for part in [
             "remote_block_ids",
             "0.17.1",
-            "unknown",
-            "--allow-flat-blocks",
+            "stated no version",
+            "--check-handoff-versions=false",
         ] {
             assert!(why.contains(part), "{why}");
         }
-    }
-
-    #[test]
-    fn a_version_is_read_from_any_response_with_one() {
-        let read = |text: &str| EngineVersion::read(text.as_bytes()).map(|found| found.to_string());
-        assert_eq!(read(r#"{"version":"0.32.0"}"#).as_deref(), Some("0.32.0"));
-        assert_eq!(read(r#"{"a":[1],"version" : "x"}"#).as_deref(), Some("x"));
-        for text in [
-            "",
-            "{}",
-            "[]",
-            r#"{"version":7}"#,
-            r#"{"version":""}"#,
-            "Not Found",
-        ] {
-            assert_eq!(read(text), None, "{text}");
-        }
-        assert_eq!(
-            read(&format!(r#"{{"version":"{}"}}"#, "1".repeat(129))),
-            None
-        );
     }
 }
