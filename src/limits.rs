@@ -165,8 +165,7 @@ pub const BOOTSTRAP_MS_MAX: u64 = 5000;
 pub const BOOTSTRAP_SECS_MAX: u64 = 30;
 /// Prefillers whose lists of engines one shard caches.
 pub const BOOTSTRAPS_MAX: usize = 1024;
-/// Milliseconds within which an engine must state its version. It is asked only if the form of a
-/// handoff's block ids depends on it.
+/// Milliseconds within which an engine must state its version.
 pub const VERSION_MS_MAX: u64 = 1000;
 /// Seconds for which the version of an engine is used before it is asked again. An engine that is
 /// replaced by another release takes longer to load its model.

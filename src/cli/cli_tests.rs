@@ -34,7 +34,7 @@ fn flags_are_applied() {
          --on-missing-kv error --handoff-max-age 8s --hide-prefill-errors \
          --on-decode-kv-error error --max-body 1MiB --body-budget 2MiB \
          --max-prefill-answer 3KiB --upstream-idle-timeout 3s --access-log stdout \
-         --allow-flat-blocks",
+         --check-handoff-versions=false",
     );
     assert!(warnings.is_empty(), "{warnings:?}");
     let ports: Vec<_> = config
@@ -48,7 +48,7 @@ fn flags_are_applied() {
     let decoder = |port| format!("10.0.0.1:{port}");
     assert_eq!(ports, [(0, 8100, decoder(8300)), (1, 8101, decoder(8301))]);
     assert!(config.pd.prefiller_sampling && config.pd.hide_prefill_errors);
-    assert!(config.pd.allow_flat_blocks);
+    assert!(!config.pd.check_handoff_versions);
     assert_eq!(config.pd.prefill_retries_max, 3);
     assert_eq!(config.pd.on_missing_kv, OnMissingKv::Error);
     assert_eq!(config.pd.on_decode_kv_error, OnDecodeKvError::Error);

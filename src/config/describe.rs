@@ -219,10 +219,10 @@ impl Config {
             OnDecodeKvError::Recompute => "recompute",
             OnDecodeKvError::Error => "error",
         };
-        let flat = if self.pd.allow_flat_blocks {
-            ", flat blocks allowed"
-        } else {
+        let unchecked = if self.pd.check_handoff_versions {
             ""
+        } else {
+            ", versions not checked"
         };
         let stranded = if self.pd.release_stranded_kv {
             ", stranded KV cache released"
@@ -230,7 +230,7 @@ impl Config {
             ""
         };
         format!(
-            "max age {}, if missing {missing}, if decode fails {failed}{flat}{stranded}",
+            "max age {}, if missing {missing}, if decode fails {failed}{unchecked}{stranded}",
             format_duration(self.pd.handoff_age_max)
         )
     }

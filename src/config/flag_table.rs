@@ -163,9 +163,9 @@ keys! {
         "Replace the engine's error message for a failed prefill or encode leg with a generic one"
     ON_DECODE_KV_ERROR: PrefillDecode Value("ACTION") "on-decode-kv-error" = "recompute";
         "If decode cannot load the KV cache: recompute (retry without the handoff) or error"
-    ALLOW_FLAT_BLOCKS: PrefillDecode Switch "allow-flat-blocks" = "false";
-        "Pass on handoffs whose block ids are a flat list, without asking the engines for their \
-         versions; engines from vLLM 0.18.0 on exit when they read one"
+    CHECK_HANDOFF_VERSIONS: PrefillDecode Switch "check-handoff-versions" = "true";
+        "Ask engines for their versions and withhold handoffs whose block ids would make a decoder \
+         of that version exit (nixlv2 only)"
     TRUST_CLIENT_KV: PrefillDecode Switch "trust-client-kv" = "false";
         "Pass transfer parameters sent by clients to engines; unsafe unless all clients are trusted"
     RELEASE_STRANDED_KV: PrefillDecode Switch "release-stranded-kv" = "false";

@@ -223,8 +223,9 @@ pub struct PdConfig {
     /// prefill, encode and bootstrap responses, and of single decode chunks. In decode-first order,
     /// a longer decode response is no longer withheld.
     pub prefill_response_bytes_max: usize,
-    /// Whether a handoff whose block ids are a single flat list is accepted.
-    pub allow_flat_blocks: bool,
+    /// Whether a handoff is withheld if its block ids have a form that the decoder's version does
+    /// not take. Engines are asked for their versions only then.
+    pub check_handoff_versions: bool,
 }
 
 impl PdConfig {
@@ -237,6 +238,12 @@ impl PdConfig {
         } else {
             self.connector().rules().client_owned
         }
+    }
+
+    /// Returns whether a handoff can depend on the versions of the engines.
+    #[must_use]
+    pub fn asks_versions(&self) -> bool {
+        self.check_handoff_versions && self.connector().rules().blocks_matter
     }
 
     /// Returns the connector that the settings select.

@@ -23,6 +23,7 @@ mod startup;
 mod supervise;
 mod tls;
 mod traces;
+mod versions;
 mod watch;
 
 pub use startup::{run, start};

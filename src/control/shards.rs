@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use super::inbox::{Inbox, Message};
 use super::incidents::Incidents;
 use super::publish::Published;
@@ -41,6 +43,8 @@ pub(super) struct Shared {
     pub(super) resolver: Resolver,
     pub(super) socket_errors: SocketErrorLog,
     pub(super) incidents: Incidents,
+    /// Notified when a shard has lost a decoder.
+    pub(super) decoder_lost: Arc<Notify>,
     pub(super) tls: TlsContext,
 }
 
@@ -210,6 +214,7 @@ fn deps(
     let ports: Vec<u16> = listeners.map(|one| one.address.port()).collect();
     let (resolver, inbox) = (shared.resolver.clone(), inbox.clone());
     let (socket_errors, incidents) = (shared.socket_errors.clone(), shared.incidents.clone());
+    let decoder_lost = Arc::clone(&shared.decoder_lost);
     let secure = shared.tls.upstream(&metrics);
     ShardDeps {
         config: Arc::clone(&shared.config),
@@ -221,6 +226,7 @@ fn deps(
         }),
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
         on_socket_failed: Box::new(move |socket, error| socket_errors.record(socket, error)),
+        on_decoder_lost: Box::new(move || decoder_lost.notify_one()),
         on_incident: Box::new(move |incident| incidents.record(incident)),
         secure,
         access: sinks.access,

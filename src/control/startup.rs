@@ -20,6 +20,7 @@ use super::sockets::SocketErrorLog;
 use super::supervise::{Running, Signals};
 use super::tls::TlsContext;
 use super::traces;
+use super::versions;
 use crate::admin::{self, AdminState};
 use crate::cli::Exit;
 use crate::config::{AdminConfig, Config, ListenAddress};
@@ -78,6 +79,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let resolves_names = sources.resolves_names();
     let changes = publisher.start();
     sources.follow(allowlist.as_ref(), &changes).await?;
+    follow_versions(&shared, &changes);
     let shard_count = plan.seats.len();
     let log = access_log::start(&shared.config.log.access, shard_count)
         .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
@@ -238,6 +240,14 @@ fn serve_admin(
     Ok(())
 }
 
+/// Spawns the task that asks the decoders for their versions, if these matter.
+fn follow_versions(shared: &Shared, changes: &Changes) {
+    if shared.config.pd.asks_versions() {
+        let (tls, lost) = (shared.tls.decode.clone(), Arc::clone(&shared.decoder_lost));
+        versions::follow(&shared.published, tls, changes.clone(), lost);
+    }
+}
+
 /// Spawns the task that reloads the certificate from its directory, if one is configured, and
 /// registers the metric that counts the reloads.
 fn keep_certificate(renewal: Option<Renewal>, registry: &mut Registry) {
@@ -281,6 +291,7 @@ fn shared(config: Config, publisher: &Publisher, tls: TlsContext) -> Result<Arc<
         resolver,
         socket_errors: SocketErrorLog::start(),
         incidents: Incidents::start(),
+        decoder_lost: Arc::default(),
         tls,
     }))
 }

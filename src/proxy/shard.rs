@@ -13,13 +13,12 @@ use super::push_book::PushBook;
 use super::target_cache::TargetCache;
 use crate::config::Config;
 use crate::fault::{Fault, Incident};
-use crate::fleet::{Address, Service, Snapshot};
+use crate::fleet::{Address, EngineVersion, Service, Snapshot};
 use crate::limits::{BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, VERSION_SECS_MAX, VERSIONS_MAX};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
 use crate::net::Net;
-use crate::pd::BootstrapEngine;
-use crate::pd::compat::EngineVersion;
+use crate::pd::{BootstrapEngine, Role};
 use crate::policy::{self, Choose};
 use crate::trace::{Sampler, TraceRing, Tracer};
 use crate::upstream::{
@@ -42,6 +41,8 @@ pub struct ShardDeps<N: Net> {
     pub resolver: Resolver,
     /// Called when a connect to an engine's Unix socket fails; must not block.
     pub on_socket_failed: OnSocketFailed,
+    /// Called when a decoder does not accept connections or has closed one in use; must not block.
+    pub on_decoder_lost: Box<dyn Fn()>,
     /// Called with an incident for the log; must not block.
     pub on_incident: Box<dyn Fn(Incident)>,
     /// Ring for this shard's access log records; `None` if the access log is off.
@@ -58,6 +59,9 @@ impl<N: Net> std::fmt::Debug for ShardDeps<N> {
     }
 }
 
+/// The versions of engines that a shard has asked for itself.
+type Versions = Rc<RefCell<TargetCache<Option<EngineVersion>>>>;
+
 /// The state of one shard. Owned by one thread and never shared.
 pub struct Shard<N: Net> {
     pub(super) net: N,
@@ -70,8 +74,8 @@ pub struct Shard<N: Net> {
     fleet: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     /// The engines of prefill servers, as their Mooncake bootstrap servers listed them.
     pub(super) engines: RefCell<TargetCache<Rc<[BootstrapEngine]>>>,
-    /// The versions of engines; `None` for an engine that did not state one.
-    pub(super) versions: RefCell<TargetCache<Option<EngineVersion>>>,
+    /// The versions of prefillers; `None` for one that states none.
+    pub(super) versions: Versions,
     /// The prefillers that push KV cache.
     pub(super) push_book: RefCell<PushBook>,
     pub(super) access: RefCell<Option<AccessRing>>,
@@ -99,6 +103,11 @@ impl<N: Net> Shard<N> {
         let endpoints = snapshot.endpoints();
         let own: Vec<_> = endpoints.flat_map(|one| one.addresses.clone()).collect();
         let is_own_listener = deps.is_own_listener;
+        let versions = Versions::new(RefCell::new(TargetCache::new(
+            VERSIONS_MAX,
+            Duration::from_secs(VERSION_SECS_MAX),
+        )));
+        let (stated, on_decoder_lost) = (Rc::clone(&versions), deps.on_decoder_lost);
         let upstreams = Upstreams::new(
             net.clone(),
             UpstreamDeps {
@@ -108,6 +117,11 @@ impl<N: Net> Shard<N> {
                 resolver: deps.resolver,
                 secure: deps.secure,
                 on_socket_failed: deps.on_socket_failed,
+                on_engine_lost: Box::new(move |role, target| match role {
+                    Role::Decode => on_decoder_lost(),
+                    Role::Prefill => stated.borrow_mut().forget(target),
+                    Role::Encode | Role::Bootstrap => {}
+                }),
                 is_own: Box::new(move |address| {
                     let is_listener = match address {
                         Address::Tcp(address) => is_own_listener(address),
@@ -143,10 +157,7 @@ impl<N: Net> Shard<N> {
                 BOOTSTRAPS_MAX,
                 Duration::from_secs(BOOTSTRAP_SECS_MAX),
             )),
-            versions: RefCell::new(TargetCache::new(
-                VERSIONS_MAX,
-                Duration::from_secs(VERSION_SECS_MAX),
-            )),
+            versions,
             push_book: RefCell::default(),
             access: RefCell::new(deps.access),
             tracer,

@@ -106,7 +106,11 @@ impl<N: Net> Upstreams<N> {
         let before = scope.phase().replace(Phase::Connect);
         // On failure the phase remains `Connect`, so that a disconnect during the connect is
         // counted there.
-        let conn = self.connect_new(scope, engine, deadline).await?;
+        let connected = self.connect_new(scope, engine, deadline).await;
+        if reuse == Reuse::Never || connected.as_ref().is_err_and(|error| error.is_refused()) {
+            (self.on_engine_lost)(engine.role, engine.target);
+        }
+        let conn = connected?;
         scope.phase().set(before);
         Ok(connection(conn, false))
     }

@@ -23,6 +23,10 @@ pub type OnSocketFailed = Box<dyn Fn(&SocketPath, &std::io::Error)>;
 /// Wraps a new connection to an engine of the given role in TLS if the configuration requires it.
 pub type SecureUpstream<C> = Box<dyn Fn(C, Role, &Target) -> C>;
 
+/// Called when an engine does not accept a connection, or when a request is repeated because its
+/// connection failed: the engine may have been restarted.
+pub type OnEngineLost = Box<dyn Fn(Role, &Target)>;
+
 /// The parts that [`Upstreams`] is constructed from.
 pub(crate) struct UpstreamDeps<N: Net> {
     pub(crate) config: Arc<Config>,
@@ -31,6 +35,7 @@ pub(crate) struct UpstreamDeps<N: Net> {
     pub(crate) resolver: Resolver,
     pub(crate) secure: SecureUpstream<N::Conn>,
     pub(crate) on_socket_failed: OnSocketFailed,
+    pub(crate) on_engine_lost: OnEngineLost,
     /// Returns whether an address is that of a listener of this process or of a local decoder.
     pub(crate) is_own: Box<dyn Fn(&Address) -> bool>,
 }
@@ -45,6 +50,7 @@ pub(crate) struct Upstreams<N: Net> {
     addresses: Addresses,
     pub(super) secure: SecureUpstream<N::Conn>,
     pub(super) on_socket_failed: OnSocketFailed,
+    pub(super) on_engine_lost: OnEngineLost,
     is_own: Box<dyn Fn(&Address) -> bool>,
     /// Number of legs that run as separate tasks.
     tasks: Cell<usize>,
@@ -66,6 +72,7 @@ impl<N: Net> Upstreams<N> {
             addresses: Addresses::new(deps.resolver),
             secure: deps.secure,
             on_socket_failed: deps.on_socket_failed,
+            on_engine_lost: deps.on_engine_lost,
             is_own: deps.is_own,
             tasks: Cell::new(0),
         })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mock_engine::{Engine, Fault, Seen, State};
 
 use crate::client::{Client, DEADLINE, head, request};
-use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, wait_for};
+use crate::harness::{CHAT, PREFILLER, Pair, Sidecar, VERSIONS_OFF, wait_for};
 use crate::harness_more::{
     Driver, FullQueue, Leave, Times, ask_for, expect_drained, expect_handoffs_sound,
     expect_healthy, pair_on, split_request, unsent,
@@ -297,7 +297,7 @@ fn aborts_on_disconnect_while_waiting_for_a_retry() {
 fn aborts_on_disconnect_between_the_legs() {
     let deaf = FullQueue::new();
     let prefill = Engine::start(mock_engine::EngineConfig::prefill(), 0).unwrap();
-    let sidecar = Sidecar::start(&["--connect-timeout=1h"], deaf.port());
+    let sidecar = Sidecar::start(&["--connect-timeout=1h", VERSIONS_OFF], deaf.port());
     let mut left = 0.0;
     for leave in Leave::ALL {
         for behind in BEHIND {

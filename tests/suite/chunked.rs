@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::apis::{Api, Question, text_of};
 use crate::client::{DEADLINE, End, Response};
-use crate::harness::{CHAT, Pair, Sidecar, json_of, only, sha256};
+use crate::harness::{CHAT, Pair, Sidecar, VERSIONS_OFF, json_of, only, sha256};
 use crate::harness_more::{Leave, RawEngine, expect_drained, expect_healthy};
 use crate::kv::wait_aborted;
 
@@ -139,7 +139,7 @@ fn x3_a_full_context_ends_the_response() {
                 conn.say(&responses[nth.min(2)]);
             }
         });
-        let sidecar = Sidecar::start(&[CHUNK], engine.port());
+        let sidecar = Sidecar::start(&[CHUNK, VERSIONS_OFF], engine.port());
         let body = Api::Chat.ask(100, stream).body;
         let response = sidecar.post(CHAT, body, &[]).expect(200);
         assert_eq!(text_of(Api::Chat, &response), "a b c d e f");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mock_engine::{Engine, EngineConfig, Fault};
 
 use crate::client::{Client, DEADLINE, End, Framing, request};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, wait_for};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, VERSIONS_OFF, wait_for};
 use crate::harness_more::{
     Driver, FullQueue, RawConn, RawEngine, ask_for, expect_drained, expect_handoffs_sound,
     expect_healthy, expect_text, pair_on, split_request, unsent,
@@ -134,7 +134,7 @@ fn silent_engines_time_out() {
 
 #[test]
 fn a_refusing_decoder_is_503() {
-    let pair = Pair::start(&[]);
+    let pair = Pair::start(&[VERSIONS_OFF]);
     let target = pair.prefill.host_port();
     for split in WAYS {
         pair.decode.refuse(true);
@@ -157,7 +157,7 @@ fn a_refusing_decoder_is_503() {
 
 #[test]
 fn surplus_bytes_after_a_decoder_response_are_discarded() {
-    let pair = Pair::start(&[]);
+    let pair = Pair::start(&[VERSIONS_OFF]);
     let target = pair.prefill.host_port();
     let mut accepted = 0;
     for split in WAYS {
@@ -205,7 +205,7 @@ fn a_connection_that_receives_bytes_while_idle_is_not_reused() {
             let _ = aborted.lock().unwrap().send(());
         }
     });
-    let sidecar = Sidecar::start(&[], engine.port());
+    let sidecar = Sidecar::start(&[VERSIONS_OFF], engine.port());
     let mut client = sidecar.connect();
     for _ in 0..50 {
         let response = client.ask("GET", "/v1/models", &[], b"").expect(200);
@@ -314,7 +314,7 @@ fn a_reset_of_a_close_delimited_response_is_relayed_as_a_reset() {
             conn.reset();
         }
     });
-    let sidecar = Sidecar::start(&[], engine.port());
+    let sidecar = Sidecar::start(&[VERSIONS_OFF], engine.port());
     for _ in 0..5 {
         let mut client = sidecar.connect();
         client.send(request("GET", "/v1/models", &[], b""));
@@ -635,7 +635,11 @@ fn a_connection_is_not_reused_after_an_early_decode_response() {
 fn body_bytes_that_arrive_while_connecting_are_not_lost() {
     let deaf = FullQueue::new();
     let sidecar = Sidecar::launch(&Launch {
-        args: &["--connect-timeout=20s", "--model-server-host=127.0.0.1"],
+        args: &[
+            "--connect-timeout=20s",
+            "--model-server-host=127.0.0.1",
+            VERSIONS_OFF,
+        ],
         decoder_port: deaf.port(),
         ..Launch::default()
     });

@@ -2,7 +2,7 @@
 //! only while it is fresh (`docs/engines.md#handoffs`). Also the behaviour without a usable
 //! handoff.
 
-use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, HandoffShape, Seen};
+use mock_engine::{Engine, EngineConfig, Fault, HandoffRegistry, HandoffShape};
 use serde_json::{Value, json};
 
 use crate::harness::{CHAT, Canned, PREFILLER, Pair, Sidecar, json_of, only, wait_for};
@@ -94,48 +94,61 @@ fn without_a_usable_handoff_the_client_gets_an_error_if_configured() {
     }
 }
 
-/// Returns the POST requests that an engine has received.
-fn posts(engine: &Engine) -> Vec<Seen> {
-    let requests = engine.requests().into_iter();
-    requests.filter(|seen| seen.method == "POST").collect()
+/// Starts a pair whose engines state these versions, and waits until the decoder's is known. The
+/// prefiller's block ids are a flat list if `flat` is set.
+fn pair_of(flat: bool, prefill: &str, decode: &str) -> Pair {
+    let pair = Pair::with(
+        &[],
+        |config| {
+            config.flat_blocks = flat;
+            config.version = prefill.to_owned();
+        },
+        |config| config.version = decode.to_owned(),
+    );
+    if !decode.is_empty() {
+        pair.sidecar.wait_stderr(&format!("has version {decode}"));
+    }
+    pair
 }
 
 #[test]
-fn a_flat_block_list_passes_between_engines_of_equal_version() {
-    for (prefill, decode, passes) in [
-        ("0.32.0", "0.32.0", true),
-        ("0.16.0", "0.16.0", true),
-        ("0.17.2.dev1", "0.17.2.dev1", true),
+fn a_block_list_reaches_only_decoders_that_take_its_form() {
+    let (flat, nested) = (true, false);
+    for (form, prefill, decode, passes, is_asked) in [
+        (flat, "0.32.0", "0.32.0", true, true),
+        (flat, "0.17.2.dev1", "0.17.2.dev1", true, true),
         // A release that is known to take flat lists.
-        ("0.16.0", "0.17.1", true),
-        ("0.16.0", "0.18.0", false),
-        ("0.16.0", "", false),
-        ("", "", false),
+        (flat, "0.16.0", "0.16.0", true, false),
+        (flat, "0.18.0", "0.17.1", true, false),
+        (flat, "0.16.0", "0.18.0", false, true),
+        (flat, "0.16.0", "", false, false),
+        (flat, "", "", false, false),
+        (flat, "", "0.18.0", false, true),
+        (nested, "0.32.0", "0.32.0", true, false),
+        (nested, "0.32.0", "0.18.0", true, false),
+        (nested, "", "", true, false),
+        (nested, "0.32.0", "0.17.2.dev1", true, false),
+        (nested, "0.32.0", "0.17.1", false, true),
+        (nested, "", "0.16.0", false, true),
+        // A fork that kept its release's number.
+        (nested, "0.17.1", "0.17.1", true, true),
     ] {
-        let pair = Pair::with(
-            &[],
-            |config| {
-                config.flat_blocks = true;
-                config.version = prefill.to_owned();
-            },
-            |config| config.version = decode.to_owned(),
-        );
+        let pair = pair_of(form, prefill, decode);
         for _ in 0..2 {
             pair.post(CHAT, BODY).expect(200);
         }
+        let case = format!("flat: {form} {prefill} {decode}");
         let used = pair.decode.counters().handoff_used;
-        assert_eq!(used, if passes { 2 } else { 0 }, "{prefill} {decode}");
-        // Each engine is asked once in a while.
-        for engine in [&pair.prefill, &pair.decode] {
-            assert_eq!(engine.requests().len(), 3);
-            assert_eq!(posts(engine).len(), 2);
-        }
+        assert_eq!(used, if passes { 2 } else { 0 }, "{case}");
+        // A prefiller is asked once in a while, and only if its version decides.
+        let asked = pair.prefill.counters().version_requests;
+        assert_eq!(asked, u64::from(is_asked), "{case}");
         if passes {
             let log = pair.sidecar.stderr();
             assert!(!log.contains("is not passed on"), "{log}");
             continue;
         }
-        for seen in posts(&pair.decode) {
+        for seen in pair.decode.requests() {
             assert_eq!(json_of(&seen)["kv_transfer_params"], Value::Null);
         }
         let labels = [
@@ -152,8 +165,9 @@ fn a_flat_block_list_passes_between_engines_of_equal_version() {
         let log = pair.sidecar.wait_stderr("is not passed on");
         for part in [
             "remote_block_ids",
-            "--allow-flat-blocks",
+            "--check-handoff-versions=false",
             &pair.prefill.host_port(),
+            decode,
         ] {
             assert!(log.contains(part), "{part}: {log}");
         }
@@ -161,10 +175,58 @@ fn a_flat_block_list_passes_between_engines_of_equal_version() {
 }
 
 #[test]
-fn a_nested_block_list_passes_without_a_question() {
-    let pair = Pair::with(&[], |_| {}, |config| config.version = "0.18.0".to_owned());
-    pair.post(CHAT, BODY).expect(200);
-    pair.legs();
+fn a_decoder_that_returns_as_another_release_is_asked_again() {
+    let handoffs = HandoffRegistry::new();
+    let decoder = |version: &str, port: u16| {
+        let config = EngineConfig {
+            version: version.to_owned(),
+            verify_handoff: Some(handoffs.clone()),
+            ..EngineConfig::decode()
+        };
+        Engine::start(config, port).unwrap()
+    };
+    let prefill = EngineConfig {
+        verify_handoff: Some(handoffs.clone()),
+        ..EngineConfig::prefill()
+    };
+    let prefill = Engine::start(prefill, 0).unwrap();
+    let target = prefill.host_port();
+    let headers = [(PREFILLER, target.as_str())];
+    let first = decoder("0.32.0", 0);
+    let port = first.port();
+    let sidecar = Sidecar::start(&[], port);
+    sidecar.wait_stderr("has version 0.32.0");
+    sidecar.post(CHAT, BODY, &headers).expect(200);
+    assert_eq!(first.counters().handoff_used, 1);
+    drop(first);
+    sidecar.post(CHAT, BODY, &headers).expect(503);
+    let second = decoder("0.17.1", port);
+    sidecar.wait_stderr("has version 0.17.1");
+    sidecar.post(CHAT, BODY, &headers).expect(200);
+    assert_eq!(second.counters().handoff_used, 0);
+    sidecar.wait_stderr("is not passed on");
+    drop(second);
+    sidecar.post(CHAT, BODY, &headers).expect(503);
+    // An engine that states no version may be of any release.
+    let third = decoder("", port);
+    sidecar.wait_stderr("states no version any more");
+    sidecar.post(CHAT, BODY, &headers).expect(200);
+    assert_eq!(third.counters().handoff_used, 1);
+}
+
+#[test]
+fn engines_are_asked_for_versions_only_if_these_matter() {
+    for args in [
+        &["--check-handoff-versions=false"][..],
+        &["--kv-connector=shared-storage"],
+    ] {
+        let decode = Engine::start(EngineConfig::decode(), 0).unwrap();
+        let mut sidecar = Sidecar::start(args, decode.port());
+        sidecar.get("/v1/models", &[]).expect(200);
+        sidecar.terminate();
+        sidecar.wait_exit();
+        assert_eq!(decode.counters().version_requests, 0, "{args:?}");
+    }
 }
 
 #[test]
@@ -196,9 +258,9 @@ fn every_object_is_passed_on_as_it_is() {
 }
 
 #[test]
-fn flat_block_lists_pass_if_allowed() {
+fn any_block_list_passes_without_the_check() {
     let pair = Pair::with(
-        &["--allow-flat-blocks"],
+        &["--check-handoff-versions=false"],
         |config| config.flat_blocks = true,
         |_| {},
     );

@@ -3,7 +3,7 @@
 
 use mock_engine::{Engine, EngineConfig};
 
-use crate::harness::{CHAT, PREFILLER, Sidecar};
+use crate::harness::{CHAT, PREFILLER, Sidecar, VERSIONS_OFF};
 use crate::harness_more::RawEngine;
 
 const USAGE: &str = r#"data: {"id":"x", "choices":[],"usage":{"prompt_tokens":1 ,"prompt_tokens_details":{"cached_tokens":49}}}"#;
@@ -29,7 +29,7 @@ fn relayed(pieces: &[String]) -> String {
             }
         }
     });
-    let sidecar = Sidecar::start(&[], decode.port());
+    let sidecar = Sidecar::start(&[VERSIONS_OFF], decode.port());
     let target = prefill.host_port();
     let body = r#"{"messages":["u1"],"stream":true}"#;
     let response = sidecar.post(CHAT, body, &[(PREFILLER, &target)]);

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::mpsc;
 
 use crate::client::{DEADLINE, End, head, request};
-use crate::harness::{Launch, Sidecar, is_suite_tls};
+use crate::harness::{Launch, Sidecar, VERSIONS_OFF, is_suite_tls};
 use crate::harness_more::{Driver, RawConn, RawEngine, expect_drained, wait_descriptors};
 
 /// Size of a large body in bytes: several times the capacity of a pipe, and not a multiple of any
@@ -14,6 +14,7 @@ const LARGE: usize = (5 << 20) + 12_345;
 
 fn start(driver: Driver, port: u16) -> Sidecar {
     Sidecar::launch(&Launch {
+        args: &[VERSIONS_OFF],
         decoder_port: port,
         ring_errno: driver.errno(),
         ..Launch::default()

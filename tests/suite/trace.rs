@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::client::Response;
-use crate::harness::{CHAT, Launch, PREFILLER, Sidecar, wait_for};
+use crate::harness::{CHAT, Launch, PREFILLER, Sidecar, VERSIONS_OFF, wait_for};
 use crate::harness_more::RawEngine;
 
 pub(crate) const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -123,7 +123,7 @@ impl Stage {
         let name = format!("ringside-spans-{}-{nth}", std::process::id());
         let file = std::env::temp_dir().join(name);
         let sidecar = Sidecar::launch(&Launch {
-            args: &[&["--tracing"], args].concat(),
+            args: &[&["--tracing", VERSIONS_OFF], args].concat(),
             env,
             decoder_port: decode.port(),
             stdout: Some(&file),
@@ -632,7 +632,7 @@ fn a_malformed_traceparent_starts_a_new_trace() {
 #[test]
 fn trace_fields_pass_unmodified_without_tracing() {
     let (engine, heads) = plain_engine();
-    let sidecar = Sidecar::start(&[], engine.port());
+    let sidecar = Sidecar::start(&[VERSIONS_OFF], engine.port());
     let odd = "FF-not-a-traceparent";
     let fields = [
         ("traceparent", odd),
@@ -722,7 +722,7 @@ fn every_prefill_attempt_is_a_child_of_one_prefill_span() {
 #[test]
 fn early_rejections_of_generation_requests_are_counted_once() {
     let (engine, _) = plain_engine();
-    let sidecar = Sidecar::start(&["--max-body=64"], engine.port());
+    let sidecar = Sidecar::start(&["--max-body=64", VERSIONS_OFF], engine.port());
     let unknown = [("x-data-parallel-host-port", "10.9.9.9:1")];
     sidecar.post(CHAT, BODY, &[]).expect(413);
     sidecar.post(CHAT, "{}", &unknown).expect(400);

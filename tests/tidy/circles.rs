@@ -74,7 +74,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
                 "incidents",
             ],
             &["engine_page"],
-            &["discovery", "health", "shards", "metrics_port"],
+            &["discovery", "health", "versions", "shards", "metrics_port"],
             &["supervise"],
             &["startup"],
             &["demo"],

@@ -70,7 +70,7 @@ impl Reader<'_> {
                 self.size(&flag_table::MAX_PREFILL_RESPONSE),
             )
             .unwrap_or(usize::MAX),
-            allow_flat_blocks: self.switch(&flag_table::ALLOW_FLAT_BLOCKS),
+            check_handoff_versions: self.switch(&flag_table::CHECK_HANDOFF_VERSIONS),
         }
     }
 

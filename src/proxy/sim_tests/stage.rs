@@ -201,6 +201,7 @@ impl Stage {
             fleet: Arc::clone(&fleet),
             is_own_listener,
             resolver: Box::new(|_| false),
+            on_decoder_lost: Box::new(|| {}),
             on_socket_failed: Box::new(|_, _| ()),
             on_incident: Box::new(|_| ()),
             access: None,
