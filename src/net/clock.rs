@@ -1,6 +1,5 @@
-//! The clock, the timer descriptor and the random numbers of a shard.
+//! The clock and the timer descriptor of a shard.
 
-use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -59,28 +58,5 @@ impl Alarm {
         };
         let set = timerfd_settime(&*self.timer, TimerfdTimerFlags::ABSTIME, &setting);
         debug_assert!(set.is_ok(), "the kernel refused a valid time");
-    }
-}
-
-/// A fast random number generator (splitmix64) whose seed comes from the operating system. Not
-/// suitable for secrets.
-pub(super) struct Random(Cell<u64>);
-
-impl Random {
-    pub(super) fn new() -> Self {
-        use std::hash::{BuildHasher, Hasher};
-        // The standard library seeds its hasher from the operating system.
-        let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
-        hasher.write_u64(clock().0);
-        Self(Cell::new(hasher.finish()))
-    }
-
-    pub(super) fn next(&self) -> u64 {
-        let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.0.set(state);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
     }
 }

@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 mod clock;
 mod notifier;
 mod pipe;
+mod random;
 mod socket;
 
 mod instant;
@@ -220,8 +221,7 @@ pub trait Net: Clone + 'static {
     /// Returns a new, disarmed timer on this executor's timer wheel.
     fn timer(&self) -> Timer;
 
-    /// Returns a random number: unpredictable enough for ids and load spreading, but not for
-    /// secrets.
+    /// Returns a random number of the operating system, which cannot be computed from others.
     fn random(&self) -> u64;
 }
 

@@ -20,10 +20,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::clock::{Alarm, Random, clock};
+use super::clock::{Alarm, clock};
 use super::notifier::{Notifier, notifier};
 use super::pipe::{Pipe, Pipes};
 use super::probe::{COMPLETIONS, Driver, RING_ENTRIES};
+use super::random::Random;
 use super::{Address, Instant, Net, Timer, Wheel, socket};
 pub use conn::Socket;
 use handle::Handle;
@@ -104,7 +105,7 @@ impl Runtime {
         let inner = Inner {
             wheel,
             hangups,
-            random: Random::new(),
+            random: Random::new()?,
             pipes: Pipes::default(),
             always,
             on_panic: RefCell::new(None),

@@ -30,10 +30,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::clock::{Alarm, Random, clock};
+use super::clock::{Alarm, clock};
 use super::notifier::{Notifier, notifier};
 use super::pipe::{Pipe, Pipes};
 use super::probe::Driver;
+use super::random::Random;
 use super::socket;
 use super::{Address, Instant, Net, Timer, Wheel};
 pub use conn::Socket;
@@ -130,7 +131,7 @@ impl Runtime {
             source: RefCell::new(Source::open(driver)?),
             watches: RefCell::default(),
             wheel: Wheel::new(clock()),
-            random: Random::new(),
+            random: Random::new()?,
             pipes: Pipes::default(),
             on_panic: RefCell::new(None),
             busy_poll,
