@@ -165,6 +165,9 @@ pub const BOOTSTRAP_MS_MAX: u64 = 5000;
 pub const BOOTSTRAP_SECS_MAX: u64 = 30;
 /// Prefillers whose lists of engines one shard caches.
 pub const BOOTSTRAPS_MAX: usize = 1024;
+/// Bytes of a response body that the proxy reads without keeping them. A longer response is an
+/// error, so that an engine cannot occupy a connection for good.
+pub const READ_PAST_BYTES_MAX: u64 = 4 << 30;
 /// Milliseconds within which an engine must state its version.
 pub const VERSION_MS_MAX: u64 = 1000;
 /// Seconds for which the version of an engine is used before it is asked again. An engine that is

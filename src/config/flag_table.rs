@@ -235,9 +235,9 @@ keys! {
         "Maximum size of a request body"
     BODY_BUDGET: Limits Value("SIZE") "body-budget" = "2GiB";
         "Maximum total size of the request bodies buffered for prefill/decode"
-    MAX_PREFILL_RESPONSE: Limits Value("SIZE") "max-prefill-answer" = "64MiB";
-        "Maximum size of a prefill response, and of any other response that ringside reads instead of \
-         relaying it"
+    MAX_PREFILL_RESPONSE: Limits Value("SIZE") "max-prefill-answer" = "128MiB";
+        "Maximum size of what is kept of a prefill response, and of any other response that ringside \
+         reads instead of relaying it"
     CONNECT_TIMEOUT: Timeouts Value("DURATION") "connect-timeout" = "2s";
         "Time limit for connecting to an engine"
     HEAD_TIMEOUT: Timeouts Value("DURATION") "head-timeout" = "10s";

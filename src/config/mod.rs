@@ -220,7 +220,8 @@ pub struct PdConfig {
     /// handoff).
     pub on_decode_kv_error: OnDecodeKvError,
     /// Maximum size in bytes of a response body that the proxy reads instead of relaying it: of
-    /// prefill, encode and bootstrap responses, and of single decode chunks. In decode-first order,
+    /// encode and bootstrap responses, of single decode chunks, and of the kept parts of prefill
+    /// responses. In decode-first order,
     /// a longer decode response is no longer withheld.
     pub prefill_response_bytes_max: usize,
     /// Whether a handoff is withheld if its block ids have a form that the decoder's version does

@@ -22,6 +22,12 @@ use crate::span::Span;
 static EXPERTS: LazyLock<memmem::Finder<'static>> =
     LazyLock::new(|| memmem::Finder::new(b"\"routed_experts\""));
 
+/// Returns whether a response may contain routed experts: it has their name somewhere.
+#[must_use]
+pub fn has_experts(response: &[u8]) -> bool {
+    EXPERTS.find(response).is_some()
+}
+
 /// Reads a prefill engine's response in parts and extracts the handoff.
 #[derive(Clone, Debug)]
 pub struct PrefillResponse {
@@ -32,6 +38,7 @@ pub struct PrefillResponse {
     params: Found,
     kept: Vec<u8>,
     choices: Vec<u8>,
+    are_choices_too_large: bool,
     kept_bytes_max: usize,
     count: Digits,
     /// Counts of cached tokens, indexed by the [`Details`] object that contains them; `None`
@@ -97,8 +104,19 @@ pub struct Handoff {
     pub blocks: Blocks,
     /// Whether the `transfer_mode` in the `kv_transfer_params` is `push`.
     pub is_push: bool,
-    /// The response's `choices`, an array, if they contain routed experts.
-    pub choices: Option<Vec<u8>>,
+    /// The response's `choices`, if they contain routed experts.
+    pub choices: Choices,
+}
+
+/// The `choices` of a prefill response, an array.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choices {
+    /// They contain no routed experts.
+    Plain,
+    /// They contain routed experts.
+    Experts(Vec<u8>),
+    /// They are larger than what is kept, so they probably contain routed experts.
+    TooLarge,
 }
 
 /// The form of `remote_block_ids` in a handoff (`docs/engines.md#handoffs`).
@@ -128,7 +146,8 @@ pub enum Params {
 }
 
 impl PrefillResponse {
-    /// Creates a reader that accepts at most `kept_bytes_max` bytes of `kv_transfer_params`.
+    /// Creates a reader that keeps at most `kept_bytes_max` bytes of `kv_transfer_params`, and as
+    /// many of `choices`.
     #[must_use]
     pub fn new(kept_bytes_max: usize) -> Self {
         Self {
@@ -139,6 +158,7 @@ impl PrefillResponse {
             params: Found::Absent,
             kept: Vec::new(),
             choices: Vec::new(),
+            are_choices_too_large: false,
             kept_bytes_max,
             count: Digits::new(),
             cached: [None; 2],
@@ -205,7 +225,13 @@ impl PrefillResponse {
             remote_prefill_cached_tokens,
             blocks,
             is_push,
-            choices: EXPERTS.find(&self.choices).map(|_| self.choices),
+            choices: if self.are_choices_too_large {
+                Choices::TooLarge
+            } else if has_experts(&self.choices) {
+                Choices::Experts(self.choices)
+            } else {
+                Choices::Plain
+            },
         })
     }
 
@@ -237,9 +263,7 @@ impl PrefillResponse {
     fn skip_plain_choices(&mut self, piece: &[u8], base: usize, end: usize) {
         if let Some(Keeping::Choices { start }) = self.keeping
             && start >= base
-            && EXPERTS
-                .find(Span::new(start - base, end - base).of(piece))
-                .is_none()
+            && !has_experts(Span::new(start - base, end - base).of(piece))
         {
             self.keeping = None;
         }
@@ -247,8 +271,8 @@ impl PrefillResponse {
 
     /// Copies the bytes of the value being kept that are in `piece`, up to offset `end` of the
     /// response. `base` is the offset in the response at which `piece` starts. Does nothing if no
-    /// value is being kept. Fails if `kv_transfer_params` or `choices` are longer than
-    /// `kept_bytes_max`.
+    /// value is being kept. Stops keeping `choices` that are longer than `kept_bytes_max`, and fails
+    /// if `kv_transfer_params` are.
     fn take(&mut self, piece: &[u8], base: usize, end: usize) -> Result<(), JsonError> {
         match self.keeping {
             None => {}
@@ -259,6 +283,12 @@ impl PrefillResponse {
                 };
                 let part = Span::new(start.max(base) - base, end - base).of(piece);
                 if part.len() > self.kept_bytes_max - kept.len() {
+                    if matches!(self.keeping, Some(Keeping::Choices { .. })) {
+                        self.keeping = None;
+                        self.choices = Vec::new();
+                        self.are_choices_too_large = true;
+                        return Ok(());
+                    }
                     return Err(JsonError {
                         offset: start,
                         reason: JsonReason::KeptTooLarge,
@@ -310,6 +340,7 @@ impl PrefillResponse {
             }
             Next::Choices => {
                 self.choices.clear();
+                self.are_choices_too_large = false;
                 if kind == Kind::Array {
                     self.keeping = Some(Keeping::Choices { start: at });
                 }
@@ -526,13 +557,24 @@ mod tests {
                     scan.feed(piece).unwrap();
                 }
                 let kept = scan.finish().unwrap().choices;
-                assert_eq!(kept.as_deref(), want.map(str::as_bytes), "{text} in {size}");
+                let want = want.map_or(Choices::Plain, |want| Choices::Experts(want.into()));
+                assert_eq!(kept, want, "{text} in {size}");
             }
         }
         let repeated = format!(r#"{{"choices":{with},"choices":[]}}"#);
-        assert_eq!(handoff(&repeated).unwrap().choices, None);
-        let mut small = PrefillResponse::new(with.len() - 1);
-        let text = format!(r#"{{"choices":{with}}}"#);
+        assert_eq!(handoff(&repeated).unwrap().choices, Choices::Plain);
+        let text = format!(r#"{{"choices":{with},"kv_transfer_params":{{"a":1}}}}"#);
+        for size in 1..=text.len() {
+            let mut small = PrefillResponse::new(with.len() - 1);
+            for piece in text.as_bytes().chunks(size) {
+                small.feed(piece).unwrap();
+            }
+            let found = small.finish().unwrap();
+            assert_eq!(found.choices, Choices::TooLarge, "{size}");
+            assert_eq!(found.params, Params::Object(br#"{"a":1}"#.to_vec()));
+        }
+        let mut small = PrefillResponse::new(8);
+        let text = r#"{"kv_transfer_params":{"a":12345}}"#;
         assert_eq!(
             small.feed(text.as_bytes()).map_err(|error| error.reason),
             Err(JsonReason::KeptTooLarge)

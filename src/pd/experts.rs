@@ -27,6 +27,8 @@ pub struct PromptExperts {
 pub enum ExpertsError {
     /// The decoder's response has none, although the prefill response has some.
     Missing,
+    /// The prefiller's are larger than the limit of what is kept.
+    TooLarge,
     /// A value has neither of the known forms, or its size is not that of its shape.
     Malformed,
     /// The responses have different forms, types or shapes, or the decoder returned fewer rows than
@@ -38,6 +40,7 @@ impl fmt::Display for ExpertsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Missing => "only the prefiller returned routed experts",
+            Self::TooLarge => "the prefiller's are larger than --max-prefill-answer",
             Self::Malformed => "routed experts have an unknown form or a wrong size",
             Self::Mismatch => "the routed experts of prefiller and decoder do not match",
         })

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::experts::{ExpertsError, PromptExperts};
 use super::outcome::Reason;
 use super::push::PushIdentity;
-use crate::json::{Blocks, Handoff, Params};
+use crate::json::{Blocks, Choices, Handoff, Params};
 
 /// A handoff, held between the prefill response and the one decode leg that carries it.
 #[derive(Debug)]
@@ -76,10 +76,12 @@ impl SingleUse {
             cached_tokens,
             blocks: response.blocks,
             push,
-            experts: response
-                .choices
-                .and_then(|choices| PromptExperts::read(&choices).transpose())
-                .map(Box::new),
+            experts: match response.choices {
+                Choices::Plain => None,
+                Choices::Experts(choices) => PromptExperts::read(&choices).transpose(),
+                Choices::TooLarge => Some(Err(ExpertsError::TooLarge)),
+            }
+            .map(Box::new),
         }
     }
 
@@ -157,7 +159,7 @@ mod tests {
             remote_prefill_cached_tokens: Some(3),
             blocks: Blocks::Other,
             is_push: false,
-            choices: None,
+            choices: Choices::Plain,
         }
     }
 
@@ -194,7 +196,7 @@ mod tests {
                 remote_prefill_cached_tokens: handoff,
                 blocks: Blocks::Other,
                 is_push: false,
-                choices: None,
+                choices: Choices::Plain,
             })
             .cached_tokens
         };

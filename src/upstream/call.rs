@@ -14,7 +14,8 @@ use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout};
 use crate::fault::Cause;
 use crate::h1::{self, BodyMeter, Method};
-use crate::json::PrefillResponse;
+use crate::json::{JsonReason, PrefillResponse};
+use crate::limits::READ_PAST_BYTES_MAX;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Collected, Leg, Role, Take};
 
@@ -276,6 +277,11 @@ impl<N: Net> Upstreams<N> {
         deadline: Deadline,
     ) -> Result<(Collected, bool), CallError> {
         let bytes_max = self.config.pd.prefill_response_bytes_max;
+        // Responses with routed experts have 84 MiB and more, of which hardly anything is kept.
+        let read_bytes_max = match take {
+            Take::Whole => bytes_max as u64,
+            Take::Handoff | Take::Nothing | Take::Response(_) => READ_PAST_BYTES_MAX,
+        };
         let mut reading = Reading {
             meter: BodyMeter::new(response.framing),
             collector: match take {
@@ -283,7 +289,7 @@ impl<N: Net> Upstreams<N> {
                 Take::Whole => Collector::Whole(Vec::new()),
                 Take::Nothing | Take::Response(_) => Collector::Nothing,
             },
-            bytes_max: bytes_max as u64,
+            bytes_max: read_bytes_max,
             has_surplus: false,
         };
         reading.feed(response.rest())?;
@@ -343,10 +349,14 @@ enum Collector {
 
 impl Reading {
     fn feed(&mut self, received: &[u8]) -> Result<(), CallError> {
-        let mut malformed = false;
+        let mut kept = Ok(());
         let collector = &mut self.collector;
         let taken = self.meter.decode(received, |span| match collector {
-            Collector::Handoff(scan) => malformed |= scan.feed(span.of(received)).is_err(),
+            Collector::Handoff(scan) => {
+                if let Err(error) = scan.feed(span.of(received)) {
+                    kept = Err(error);
+                }
+            }
             Collector::Whole(bytes) => bytes.extend_from_slice(span.of(received)),
             Collector::Nothing => {}
         });
@@ -355,9 +365,11 @@ impl Reading {
         if self.meter.payload_bytes() > self.bytes_max {
             return Err(CallError::Failed(Cause::TooLarge));
         }
-        if malformed {
-            return Err(CallError::Failed(Cause::BadResponse));
-        }
-        Ok(())
+        kept.map_err(|error| {
+            CallError::Failed(match error.reason {
+                JsonReason::KeptTooLarge => Cause::TooLarge,
+                _ => Cause::BadResponse,
+            })
+        })
     }
 }

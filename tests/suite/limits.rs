@@ -72,14 +72,38 @@ fn bodies_beyond_the_budget_are_503() {
 }
 
 #[test]
-fn a_prefill_response_above_the_limit_is_502() {
+fn only_what_is_kept_of_a_prefill_response_is_limited() {
     let pair = Pair::start(&["--max-prefill-answer=20KiB"]);
-    pair.prefill.fault(Fault::LargeJson { bytes: 30_000 }, 1);
+    let status = |body: String| Fault::Status {
+        code: 200,
+        body,
+        content_type: "application/json".to_owned(),
+    };
+    let large = "x".repeat(30_000);
+    let handoff = format!(r#"{{"kv_transfer_params":{{"remote_host":"{large}"}}}}"#);
+    pair.prefill.fault(status(handoff), 1);
     pair.post(CHAT, BODY)
         .expect_error(502, "prefill_answer_too_large");
     assert!(pair.decode.requests().is_empty());
-    pair.prefill.fault(Fault::LargeJson { bytes: 10_000 }, 1);
-    pair.post(CHAT, BODY).expect(200);
+    for bytes in [10_000, 30_000, 9 << 20] {
+        pair.prefill.fault(Fault::LargeJson { bytes }, 1);
+        pair.post(CHAT, BODY).expect(200);
+    }
+    assert_eq!(pair.decode.counters().handoff_used, 3);
+    // Choices without experts, such as those with the log-probabilities of many tokens.
+    let text = format!(
+        r#"{{"choices":[{{"logprobs":"{large}"}}],"kv_transfer_params":{{"remote_block_ids":[]}}}}"#
+    );
+    pair.prefill.fault(status(text.clone()), 1);
+    pair.decode.fault(status("{}".to_owned()), 1);
+    assert_eq!(pair.post(CHAT, BODY).expect(200).text(), "{}");
+    // The decoder's experts lack the rows of the prompt.
+    pair.prefill
+        .fault(status(text.replace("logprobs", "routed_experts")), 1);
+    let experts = r#"{"choices":[{"routed_experts":"AAAA"}]}"#;
+    pair.decode.fault(status(experts.to_owned()), 1);
+    pair.post(CHAT, BODY).expect_error(502, "decode_answer");
+    pair.sidecar.wait_stderr("larger than --max-prefill-answer");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use super::decode;
 use crate::fault::{Cause, Fault, Incident};
+use crate::json::has_experts;
 use crate::json::transform::{ResponseForm, Transforms};
 use crate::net::Net;
 use crate::pd::{ExpertsError, PromptExperts, Role};
@@ -39,7 +40,12 @@ pub(super) async fn respond<N: Net>(
     if !reserved.grow_to((rows + 2 * body.len()) as u64) {
         return Err(Fault::BudgetSpent);
     }
-    if let Err(error) = prompt.and_then(|prompt| prompt.merge_into(&mut body)) {
+    let merged = match prompt {
+        // The prefiller's response is large for another reason.
+        Err(ExpertsError::TooLarge) if !has_experts(&body) => Ok(()),
+        prompt => prompt.and_then(|prompt| prompt.merge_into(&mut body)),
+    };
+    if let Err(error) = merged {
         exchange.shard.report(Incident::ExpertsNotMerged(error));
         return Err(UNUSABLE);
     }
