@@ -1,112 +1,234 @@
 //! Decides whether a request can be split between a prefiller and the decoder at all.
 //!
-//! One handoff describes the KV cache of one sequence and can be read once. A request that produces
-//! several sequences, or that makes the engine ignore cached KV, is therefore served by the decoder
-//! alone (`docs/engines.md#requests-that-stay-with-the-decoder`).
+//! The rules per member are in [`ROWS`]. Here are the tests of values, and the rules about whole
+//! bodies (`docs/engines.md#requests-that-stay-with-the-decoder`).
 
+use super::connector::Transfer;
+use super::members::{
+    CHAT, COMPLETIONS, Classes, GENERATE, MESSAGES, OTHER, RESPONSES, ROWS, Row, SAMPLING, Value,
+    Verdict, When,
+};
 use super::outcome::Reason;
 use crate::api::Api;
-use crate::json::{Document, Kind, Level, Member};
+use crate::json::{
+    Document, Kind, Level, Member, elements, inner, member, members, string_is, validate,
+};
 
-/// Returns the reason why the request must not be split by a connector that passes the KV cache of
-/// one sequence only, or `None` if it can be split.
+/// Returns the reason why the request must not be split by a connector that transfers KV cache in
+/// this way, or `None` if it can be split.
 #[must_use]
-pub fn keep_local(api: Api, document: &Document, body: &[u8]) -> Option<Reason> {
-    let above_one = |level, name| {
-        document
-            .last(level, name)
-            .is_some_and(|member| !is_one_or_unset(member, body))
+pub fn keep_local(
+    api: Api,
+    document: &Document,
+    body: &[u8],
+    transfer: Transfer,
+) -> Option<Reason> {
+    let (top, sampling) = match api {
+        Api::Chat => (CHAT | OTHER, 0),
+        Api::Completions => (COMPLETIONS | OTHER, 0),
+        Api::Responses => (RESPONSES | OTHER, 0),
+        Api::Messages => (MESSAGES | OTHER, 0),
+        Api::Generate => (GENERATE, SAMPLING | OTHER),
+        // The engine dispatches such a request by the shape of its body.
+        Api::Invocations if is_set(document, "messages") => (CHAT | OTHER, 0),
+        Api::Invocations if is_set(document, "prompt") => (COMPLETIONS | OTHER, 0),
+        Api::Invocations | Api::Unsplit => return Some(Reason::UnknownShape),
     };
-    let level = match api {
-        Api::Generate => Level::SamplingParams,
-        Api::Chat
-        | Api::Completions
-        | Api::Messages
-        | Api::Responses
-        | Api::Invocations
-        | Api::Unsplit => Level::Top,
+    if transfer == Transfer::Room {
+        return None;
+    }
+    // Required, but set by the prefill leg.
+    let is_incomplete = match api {
+        Api::Messages => !is_set(document, "max_tokens"),
+        Api::Generate => !document.has_object(Level::SamplingParams),
+        _ => false,
     };
-    if above_one(level, "n") {
-        return Some(Reason::SeveralChoices);
+    if is_incomplete {
+        return Some(Reason::InvalidValue);
     }
-    if above_one(level, "best_of") {
-        return Some(Reason::BestOf);
-    }
-    if is_set(document, level, "prompt_logprobs") || echoes_logprobs(api, document) {
-        return Some(Reason::PromptLogprobs);
-    }
-    match api {
-        Api::Completions if has_several_prompts(document, body) => Some(Reason::SeveralPrompts),
-        Api::Invocations => keep_invocation_local(document, body),
-        Api::Unsplit => Some(Reason::UnknownShape),
-        Api::Chat | Api::Completions | Api::Messages | Api::Responses | Api::Generate => None,
-    }
+    let request = Request {
+        document,
+        body,
+        transfer,
+    };
+    let members = document.members().iter();
+    members
+        .filter(|member| document.last(member.level, member.name) == Some(*member))
+        .find_map(|member| {
+            let classes = match member.level {
+                Level::Top => top,
+                Level::SamplingParams => sampling,
+                Level::ExtraArgs | Level::Xargs => 0,
+            };
+            request.keeps(row_of(member.name, classes)?, member)
+        })
 }
 
-/// Returns the reason why the request must not be split by a connector that supports any number of
-/// sequences, or `None` if it can be split. The only reason is a body of a shape that legs cannot
-/// be made of.
-#[must_use]
-pub fn keep_shape_local(api: Api, document: &Document) -> Option<Reason> {
-    let has_prompt =
-        || is_set(document, Level::Top, "messages") || is_set(document, Level::Top, "prompt");
-    match api {
-        Api::Unsplit => Some(Reason::UnknownShape),
-        Api::Invocations if !has_prompt() => Some(Reason::UnknownShape),
-        Api::Chat
-        | Api::Completions
-        | Api::Messages
-        | Api::Responses
-        | Api::Generate
-        | Api::Invocations => None,
-    }
+fn row_of(name: &str, classes: Classes) -> Option<&'static Row> {
+    ROWS.iter()
+        .find(|row| row.classes & classes != 0 && row.name == name)
 }
 
-/// Returns the reason why the body of a request to `/invocations` rules out splitting it, or `None`
-/// if it does not. The engine dispatches such a request by the shape of its body. It can be split
-/// if it is a chat completion, or a completion with a single prompt.
-fn keep_invocation_local(document: &Document, body: &[u8]) -> Option<Reason> {
-    if is_set(document, Level::Top, "messages") {
-        None
-    } else if !is_set(document, Level::Top, "prompt") {
-        Some(Reason::UnknownShape)
-    } else if has_several_prompts(document, body) {
-        Some(Reason::SeveralPrompts)
-    } else {
-        None
-    }
-}
-
-/// Returns whether the request is a completion that echoes its prompt with log-probabilities. The
-/// response then includes the log-probabilities of the prompt.
-fn echoes_logprobs(api: Api, document: &Document) -> bool {
-    let echo = document.last(Level::Top, "echo");
-    matches!(api, Api::Completions | Api::Invocations)
-        && echo.is_some_and(|echo| !matches!(echo.kind, Kind::Null | Kind::False))
-        && is_set(document, Level::Top, "logprobs")
-}
-
-fn is_set(document: &Document, level: Level, name: &str) -> bool {
+fn is_set(document: &Document, name: &str) -> bool {
     document
-        .last(level, name)
+        .last(Level::Top, name)
         .is_some_and(|member| member.kind != Kind::Null)
 }
 
-/// Returns whether a count (`n` or `best_of`) is `null`, 0 or 1. Any other value counts as more
-/// than one: an invalid one (a string, a fraction) goes to the decoder alone, which refuses it.
-fn is_one_or_unset(member: &Member, body: &[u8]) -> bool {
-    match member.kind {
-        Kind::Null => true,
-        Kind::Number => matches!(member.value.of(body), b"0" | b"1"),
-        Kind::Object | Kind::Array | Kind::String | Kind::True | Kind::False => false,
+/// A request whose members are tested.
+struct Request<'a> {
+    document: &'a Document,
+    body: &'a [u8],
+    transfer: Transfer,
+}
+
+impl Request<'_> {
+    /// Returns the reason why a member with this row keeps the request with the decoder.
+    fn keeps(&self, row: &Row, member: &Member) -> Option<Reason> {
+        match row.verdict {
+            Verdict::Harmless | Verdict::Entered | Verdict::Proxy => None,
+            Verdict::Capped(value) => {
+                (!self.is_valid(value, member)).then_some(Reason::InvalidValue)
+            }
+            Verdict::Decoder(when, reason) => {
+                let counts = match self.transfer {
+                    Transfer::Sequence { .. } => true,
+                    // A store serves any sequence and any prompt, so only requests count whose
+                    // prefill leg would fail or have an effect.
+                    Transfer::Store => matches!(
+                        reason,
+                        Reason::ResponseState
+                            | Reason::BuiltInTools
+                            | Reason::ThinkingBudget
+                            | Reason::ForcedTool
+                    ),
+                    Transfer::Room => false,
+                };
+                (counts && self.applies(when, member)).then_some(reason)
+            }
+        }
+    }
+
+    fn is_valid(&self, value: Value, member: &Member) -> bool {
+        let bytes = member.value.of(self.body);
+        let is_null = member.kind == Kind::Null;
+        match value {
+            Value::Any => true,
+            Value::Limit => is_null || (is_count(bytes) && bytes[0] != b'0'),
+            Value::Minimum => is_null || is_count(bytes),
+            Value::Stream => is_null || flag(member.kind, bytes).is_some(),
+            Value::StreamOptions => {
+                is_null || (member.kind == Kind::Object && self.flag("stream") == Some(true))
+            }
+        }
+    }
+
+    fn applies(&self, when: When, member: &Member) -> bool {
+        let bytes = member.value.of(self.body);
+        let is_null = member.kind == Kind::Null;
+        match when {
+            When::NotNull => !is_null,
+            When::Set => !is_null && member.kind != Kind::False,
+            When::SetWithLogprobs => {
+                self.applies(When::Set, member) && is_set(self.document, "logprobs")
+            }
+            // An invalid value (a string, a fraction) goes to the decoder, which refuses it.
+            When::AboveOne => !is_null && !matches!(bytes, b"0" | b"1"),
+            When::NotCount => !is_null && !is_count(bytes),
+            When::NotDisabled => !string_is(bytes, "disabled"),
+            When::ListOfSeveral => member.kind == Kind::Array && is_list_of_several(bytes),
+            When::BuiltInTool => has_built_in_tool(bytes),
+            When::Budget => self.exceeds_budget(bytes),
+            When::NamedTool => type_is(bytes, "tool"),
+            When::NullData => has_null_data(bytes),
+            When::UuidOnly => {
+                elements(bytes).any(|part| has(part.value, "uuid") && !has(part.value, "url"))
+            }
+        }
+    }
+
+    /// Returns the value of a member of the top level that engines read as true or false.
+    fn flag(&self, name: &str) -> Option<bool> {
+        let member = self.document.last(Level::Top, name)?;
+        flag(member.kind, member.value.of(self.body))
+    }
+
+    /// Returns whether the thinking budget in this object exceeds a limit. vLLM does not compare it
+    /// with the limit of a leg that asks for a handoff, so then only the client's limit counts.
+    fn exceeds_budget(&self, thinking: &[u8]) -> bool {
+        let Some(budget) = member(thinking, "budget_tokens").filter(|value| *value != b"null")
+        else {
+            return false;
+        };
+        if !matches!(self.transfer, Transfer::Sequence { is_marked: true }) {
+            return true;
+        }
+        let limit = self.document.last(Level::Top, "max_tokens");
+        let limit = limit.and_then(|limit| number(limit.value.of(self.body)));
+        match (number(budget), limit) {
+            (Some(budget), Some(limit)) => budget >= limit,
+            _ => true,
+        }
     }
 }
 
-fn has_several_prompts(document: &Document, body: &[u8]) -> bool {
-    match document.last(Level::Top, "prompt") {
-        Some(member) if member.kind == Kind::Array => is_list_of_several(member.value.of(body)),
-        Some(_) | None => false,
+/// Returns whether a value is an integer without sign, fraction and exponent.
+fn is_count(value: &[u8]) -> bool {
+    !value.is_empty() && value.iter().all(u8::is_ascii_digit)
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Returns how engines read a value as true or false (Pydantic's lax mode), or `None` if they
+/// refuse it.
+fn flag(kind: Kind, value: &[u8]) -> Option<bool> {
+    let is_one_of = |words: [&str; 6]| {
+        let text = inner(value).unwrap_or_default();
+        words
+            .iter()
+            .any(|word| text.eq_ignore_ascii_case(word.as_bytes()))
+    };
+    match kind {
+        Kind::True => Some(true),
+        Kind::False => Some(false),
+        Kind::Number if matches!(value, b"1" | b"1.0") => Some(true),
+        Kind::Number if matches!(value, b"0" | b"0.0") => Some(false),
+        Kind::String if is_one_of(["true", "1", "on", "t", "y", "yes"]) => Some(true),
+        Kind::String if is_one_of(["false", "0", "off", "f", "n", "no"]) => Some(false),
+        Kind::Null | Kind::Object | Kind::Array | Kind::String | Kind::Number => None,
     }
+}
+
+fn has(object: &[u8], name: &str) -> bool {
+    member(object, name).is_some_and(|value| value != b"null")
+}
+
+fn type_is(object: &[u8], name: &str) -> bool {
+    member(object, "type").is_some_and(|value| string_is(value, name))
+}
+
+/// Returns whether a list of tools has one that the engine runs itself. Only functions, and what
+/// engines treat like them, are left to the client. A list that is no valid JSON goes to the
+/// decoder, which refuses it.
+fn has_built_in_tool(tools: &[u8]) -> bool {
+    validate(tools).is_err()
+        || elements(tools).any(|tool| {
+            let mut clients = ["function", "custom", "namespace"].iter();
+            !clients.any(|name| type_is(tool.value, name))
+        })
+}
+
+/// Returns whether the `kwargs_data` of `features` is `null` or has a list with `null`.
+fn has_null_data(features: &[u8]) -> bool {
+    let Some(data) = member(features, "kwargs_data") else {
+        return false;
+    };
+    data == b"null"
+        || members(data).any(|list| {
+            list.value == b"null" || elements(list.value).any(|item| item.value == b"null")
+        })
 }
 
 /// Returns whether an array starts with a string or an array and has more elements, so that it
@@ -145,10 +267,17 @@ mod tests {
     use crate::json::Scanner;
     use crate::pd::request::WATCH;
 
+    const MARKED: Transfer = Transfer::Sequence { is_marked: true };
+    const UNMARKED: Transfer = Transfer::Sequence { is_marked: false };
+
     fn decide(api: Api, body: &str) -> Option<Reason> {
+        decide_for(MARKED, api, body)
+    }
+
+    fn decide_for(transfer: Transfer, api: Api, body: &str) -> Option<Reason> {
         let mut scanner = Scanner::new(WATCH);
         scanner.feed(body.as_bytes()).unwrap();
-        keep_local(api, &scanner.finish().unwrap(), body.as_bytes())
+        keep_local(api, &scanner.finish().unwrap(), body.as_bytes(), transfer)
     }
 
     const CASES: [(Api, &str, Option<Reason>); 33] = [
@@ -203,7 +332,7 @@ mod tests {
             Some(Reason::PromptLogprobs),
         ),
         (Api::Chat, r#"{"prompt_logprobs":null}"#, None),
-        (Api::Chat, r#"{"echo":true,"logprobs":true}"#, None),
+        (Api::Chat, r#"{"echo":false,"logprobs":true}"#, None),
         (
             Api::Completions,
             r#"{"prompt":"x","echo":true,"logprobs":0}"#,
@@ -243,6 +372,301 @@ mod tests {
     fn requests_with_several_sequences_are_not_split() {
         for (api, body, want) in CASES {
             assert_eq!(decide(api, body), want, "{api:?} {body}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_the_legs_would_read_differently_is_not_split() {
+        use Api::{Chat, Completions, Generate, Messages, Responses};
+        let chat = |member: &str| format!(r#"{{"messages":[],{member}}}"#);
+        let input = |member: &str| format!(r#"{{"input":"x",{member}}}"#);
+        let sampling = |member: &str| format!(r#"{{"sampling_params":{{{member}}}}}"#);
+        let anthropic = |member: &str| format!(r#"{{"max_tokens":2000,{member}}}"#);
+        for (api, body, want) in [
+            (Chat, chat(r#""echo":true"#), Some(Reason::PromptLogprobs)),
+            (Chat, chat(r#""echo":false"#), None),
+            (
+                Chat,
+                chat(r#""use_beam_search":true"#),
+                Some(Reason::BeamSearch),
+            ),
+            (
+                Completions,
+                r#"{"prompt":"x","use_beam_search":1}"#.into(),
+                Some(Reason::BeamSearch),
+            ),
+            (Completions, r#"{"prompt":"x","echo":true}"#.into(), None),
+            (
+                Completions,
+                r#"{"prompt":"x","prompt_embeds":"AA"}"#.into(),
+                Some(Reason::PromptEmbeds),
+            ),
+            (
+                Completions,
+                r#"{"prompt_embeds":["AA","AA"]}"#.into(),
+                Some(Reason::PromptEmbeds),
+            ),
+            (
+                Completions,
+                r#"{"prompt":"x","prompt_embeds":null}"#.into(),
+                None,
+            ),
+            (
+                Completions,
+                r#"{"prompt":"x","max_tokens":0,"echo":true}"#.into(),
+                Some(Reason::InvalidValue),
+            ),
+            (
+                Chat,
+                chat(r#""truncate_prompt_tokens":-1"#),
+                Some(Reason::PromptCut),
+            ),
+            (
+                Chat,
+                chat(r#""truncate_prompt_tokens":"-1""#),
+                Some(Reason::PromptCut),
+            ),
+            (Chat, chat(r#""truncate_prompt_tokens":100"#), None),
+            (
+                Responses,
+                input(r#""truncation":"auto""#),
+                Some(Reason::PromptCut),
+            ),
+            (
+                Responses,
+                input(r#""truncation":null"#),
+                Some(Reason::PromptCut),
+            ),
+            (Responses, input(r#""truncation":"disabled""#), None),
+            (Responses, input(r#""truncate_prompt_tokens":-1"#), None),
+            (
+                Responses,
+                input(r#""previous_response_id":"resp_1""#),
+                Some(Reason::ResponseState),
+            ),
+            (Responses, input(r#""previous_response_id":null"#), None),
+            (
+                Responses,
+                input(r#""background":true"#),
+                Some(Reason::ResponseState),
+            ),
+            (Responses, input(r#""background":false,"store":true"#), None),
+            (
+                Responses,
+                input(r#""tools":[{"type":"function","name":"f"}]"#),
+                None,
+            ),
+            (Responses, input(r#""tools":[]"#), None),
+            (
+                Responses,
+                input(r#""tools":[{"type":"function"},{"type":"mcp"}]"#),
+                Some(Reason::BuiltInTools),
+            ),
+            (
+                Responses,
+                input(r#""tools":[{"type":"web_search_preview"}]"#),
+                Some(Reason::BuiltInTools),
+            ),
+            (
+                Responses,
+                input(r#""tools":[{"type":"function"},]"#),
+                Some(Reason::BuiltInTools),
+            ),
+            (Chat, chat(r#""tools":[{"type":"mcp"}]"#), None),
+            (
+                Generate,
+                sampling(r#""prompt_logprob_token_ids":[1]"#),
+                Some(Reason::PromptLogprobs),
+            ),
+            (
+                Generate,
+                sampling(r#""prompt_logprob_start":0"#),
+                Some(Reason::PromptLogprobs),
+            ),
+            (
+                Generate,
+                sampling(r#""skip_reading_prefix_cache":true"#),
+                Some(Reason::CacheUnread),
+            ),
+            (
+                Generate,
+                sampling(r#""skip_reading_prefix_cache":false"#),
+                None,
+            ),
+            (
+                Generate,
+                r#"{"skip_reading_prefix_cache":true,"sampling_params":{}}"#.into(),
+                None,
+            ),
+            (
+                Generate,
+                r#"{"sampling_params":{},"features":{"kwargs_data":{"image":[null]}}}"#.into(),
+                Some(Reason::CachedMedia),
+            ),
+            (
+                Generate,
+                r#"{"sampling_params":{},"features":{"kwargs_data":null}}"#.into(),
+                Some(Reason::CachedMedia),
+            ),
+            (
+                Generate,
+                r#"{"sampling_params":{},"features":{"kwargs_data":{"image":["AA"]}}}"#.into(),
+                None,
+            ),
+            (
+                Generate,
+                r#"{"sampling_params":{},"content_parts":[{"url":"a","uuid":"b"},{"uuid":"c"}]}"#
+                    .into(),
+                Some(Reason::CachedMedia),
+            ),
+            (
+                Generate,
+                r#"{"sampling_params":{},"content_parts":[{"url":"a","uuid":"b"}]}"#.into(),
+                None,
+            ),
+            (
+                Messages,
+                anthropic(r#""thinking":{"type":"enabled","budget_tokens":1000}"#),
+                None,
+            ),
+            (
+                Messages,
+                anthropic(r#""thinking":{"type":"enabled","budget_tokens":2000}"#),
+                Some(Reason::ThinkingBudget),
+            ),
+            (
+                Messages,
+                anthropic(r#""thinking":{"type":"enabled","budget_tokens":"x"}"#),
+                Some(Reason::ThinkingBudget),
+            ),
+            (
+                Messages,
+                anthropic(r#""thinking":{"type":"disabled"}"#),
+                None,
+            ),
+            (
+                Messages,
+                anthropic(r#""tool_choice":{"type":"tool","name":"f"}"#),
+                Some(Reason::ForcedTool),
+            ),
+            (
+                Messages,
+                anthropic(r#""tool_choice":{"type":"auto"}"#),
+                None,
+            ),
+        ] {
+            assert_eq!(decide(api, &body), want, "{api:?} {body}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_only_the_decoder_would_refuse_is_not_split() {
+        use Api::{Chat, Completions, Generate, Messages, Responses};
+        let invalid = Some(Reason::InvalidValue);
+        for (api, body, want) in [
+            (Chat, r#"{"max_tokens":2.5}"#, invalid),
+            (Chat, r#"{"max_tokens":"5"}"#, invalid),
+            (Chat, r#"{"max_tokens":[1]}"#, invalid),
+            (Chat, r#"{"max_tokens":-3}"#, invalid),
+            (Chat, r#"{"max_tokens":0}"#, invalid),
+            (Chat, r#"{"max_tokens":0,"max_tokens":5}"#, None),
+            (
+                Chat,
+                r#"{"max_tokens":null,"max_completion_tokens":7}"#,
+                None,
+            ),
+            (Chat, r#"{"max_completion_tokens":true}"#, invalid),
+            (Chat, r#"{"max_output_tokens":"x"}"#, None),
+            (Responses, r#"{"max_output_tokens":"x"}"#, invalid),
+            (Responses, r#"{"max_output_tokens":12}"#, None),
+            (Completions, r#"{"min_tokens":"x"}"#, invalid),
+            (Completions, r#"{"min_tokens":0}"#, None),
+            (Chat, r#"{"stream":"maybe"}"#, invalid),
+            (Chat, r#"{"stream":2}"#, invalid),
+            (Chat, r#"{"stream":{}}"#, invalid),
+            (Chat, r#"{"stream":"Yes"}"#, None),
+            (Chat, r#"{"stream":1}"#, None),
+            (Chat, r#"{"stream":null}"#, None),
+            (
+                Chat,
+                r#"{"stream_options":{"include_usage":true}}"#,
+                invalid,
+            ),
+            (Chat, r#"{"stream":false,"stream_options":{}}"#, invalid),
+            (Chat, r#"{"stream":true,"stream_options":"x"}"#, invalid),
+            (Chat, r#"{"stream_options":{},"stream":"on"}"#, None),
+            (Chat, r#"{"stream_options":null}"#, None),
+            (Messages, r#"{"max_tokens":1}"#, None),
+            (Messages, "{}", invalid),
+            (Messages, r#"{"max_tokens":null}"#, invalid),
+            (Messages, r#"{"max_tokens":-1}"#, invalid),
+            (
+                Generate,
+                r#"{"sampling_params":{"max_tokens":-3}}"#,
+                invalid,
+            ),
+            (Generate, r#"{"sampling_params":null}"#, invalid),
+            (Generate, r#"{"token_ids":[1]}"#, invalid),
+            (
+                Generate,
+                r#"{"sampling_params":{"min_tokens":1.5}}"#,
+                invalid,
+            ),
+            (
+                Generate,
+                r#"{"max_tokens":-3,"sampling_params":{"max_tokens":3}}"#,
+                None,
+            ),
+            (
+                Generate,
+                r#"{"stream":"maybe","sampling_params":{}}"#,
+                invalid,
+            ),
+        ] {
+            assert_eq!(decide(api, body), want, "{api:?} {body}");
+        }
+    }
+
+    #[test]
+    fn the_way_of_the_transfer_decides_what_counts() {
+        let thinking = r#"{"max_tokens":2000,"thinking":{"type":"enabled","budget_tokens":1000}}"#;
+        for (transfer, api, body, want) in [
+            (
+                UNMARKED,
+                Api::Messages,
+                thinking,
+                Some(Reason::ThinkingBudget),
+            ),
+            (
+                Transfer::Store,
+                Api::Messages,
+                thinking,
+                Some(Reason::ThinkingBudget),
+            ),
+            (Transfer::Room, Api::Messages, thinking, None),
+            (Transfer::Store, Api::Chat, r#"{"n":2}"#, None),
+            (Transfer::Store, Api::Chat, r#"{"prompt_logprobs":1}"#, None),
+            (
+                Transfer::Store,
+                Api::Chat,
+                r#"{"max_tokens":"x"}"#,
+                Some(Reason::InvalidValue),
+            ),
+            (
+                Transfer::Store,
+                Api::Responses,
+                r#"{"background":true}"#,
+                Some(Reason::ResponseState),
+            ),
+            (Transfer::Room, Api::Chat, r#"{"max_tokens":"x"}"#, None),
+            (
+                Transfer::Room,
+                Api::Unsplit,
+                "{}",
+                Some(Reason::UnknownShape),
+            ),
+        ] {
+            assert_eq!(decide_for(transfer, api, body), want, "{transfer:?} {body}");
         }
     }
 }

@@ -4,7 +4,8 @@
 //!
 //! A request is split only if that does not change the response, which must be a single assistant
 //! message of plain text. Tool calls, log-probabilities, response formats and stop strings can span
-//! two chunks, so requests with them are sent to the decoder as one request.
+//! two chunks; penalties and repetitions are counted from the start of each request. So a request is
+//! sent to the decoder as one unless all its members are known not to matter ([`may_be_split`]).
 
 use super::edits::Edits;
 use crate::api::Api;
@@ -25,25 +26,62 @@ pub struct Cut {
     pub include_usage: bool,
 }
 
-/// Members of the request body whose presence prevents a chunked decode, unless their value is
-/// `null` or `false`.
-const WHOLE: [&str; 9] = [
-    "tools",
-    "echo",
-    "logprobs",
-    "prompt_logprobs",
-    "return_token_ids",
-    "response_format",
-    "structured_outputs",
-    "stop",
-    "continue_final_message",
+/// Members of a request body that do not prevent a chunked decode, whatever their value.
+const ANY_VALUE: [&[u8]; 24] = [
+    b"add_special_tokens",
+    b"allowed_token_ids",
+    b"cache_salt",
+    b"chat_template",
+    b"chat_template_kwargs",
+    b"documents",
+    b"ec_transfer_params",
+    b"include_stop_str_in_output",
+    b"kv_transfer_params",
+    b"length_penalty",
+    b"logit_bias",
+    b"max_completion_tokens",
+    b"max_tokens",
+    b"messages",
+    b"min_p",
+    b"min_tokens",
+    b"model",
+    b"parallel_tool_calls",
+    b"priority",
+    b"request_id",
+    b"session_id",
+    b"stream_options",
+    b"temperature",
+    b"top_k",
 ];
+
+/// Returns whether a member of the request body does not prevent a chunked decode. One that is not
+/// known does: engines add members, and clients misspell them.
+fn may_be_split(key: &[u8], value: &[u8], is_greedy: bool) -> bool {
+    let is_one_of = |values: &[&[u8]]| values.contains(&value);
+    match key {
+        // Engines read other values as true or false, too, or refuse them.
+        b"stream" => is_one_of(&[b"null", b"true", b"false"]),
+        b"top_p" | b"user" | b"stream_interval" => true,
+        b"n" => is_one_of(&[b"null", b"1"]),
+        b"seed" => is_greedy || value == b"null",
+        b"frequency_penalty" | b"presence_penalty" => is_one_of(&[b"null", b"0", b"0.0"]),
+        b"repetition_penalty" => is_one_of(&[b"null", b"1", b"1.0"]),
+        b"add_generation_prompt" | b"include_reasoning" | b"skip_special_tokens" => {
+            is_one_of(&[b"true"])
+        }
+        b"tool_choice" => is_one_of(&[b"null", b"\"none\""]),
+        _ => ANY_VALUE.contains(&key) || is_one_of(&[b"null", b"false", b"[]"]),
+    }
+}
 
 impl Cut {
     /// Returns the parameters of a chunked decode of the request with at most `chunk` tokens per
     /// chunk, or `None` if the request must be sent to the decoder as one request.
     #[must_use]
     pub fn of(api: Api, document: &Document, body: &[u8], chunk: u32) -> Option<Self> {
+        if api != Api::Chat {
+            return None;
+        }
         let last = |name| {
             let member = document.last(Level::Top, name);
             member.filter(|member| !matches!(member.kind, Kind::Null | Kind::False))
@@ -53,10 +91,14 @@ impl Cut {
             std::str::from_utf8(text).ok()?.parse::<u64>().ok()
         };
         let messages = last("messages").filter(|member| member.kind == Kind::Array)?;
-        let is_plain = WHOLE.iter().all(|name| last(name).is_none());
-        let is_one = last("n").is_none_or(|n| n.value.of(body) == b"1");
-        let has_messages = elements(messages.value.of(body)).next().is_some();
-        if api != Api::Chat || !is_plain || !is_one || !has_messages {
+        let is_greedy = member(body, "temperature").is_some_and(|t| matches!(t, b"0" | b"0.0"));
+        let mut all = members(body);
+        let is_plain = all
+            .all(|item| may_be_split(inner(item.key).unwrap_or_default(), item.value, is_greedy));
+        let message = elements(messages.value.of(body)).last()?;
+        // The chunks continue a message of the assistant, which must be a new one.
+        let is_new = member(message.value, "role").is_none_or(|role| !string_is(role, "assistant"));
+        if !is_plain || !is_new {
             return None;
         }
         let limit = ["max_completion_tokens", "max_tokens"]
@@ -431,11 +473,40 @@ mod tests {
             (r#""echo":false"#, true),
             (r#""return_token_ids":true"#, false),
             (r#""continue_final_message":true"#, false),
+            (r#""frequency_penalty":0.5"#, false),
+            (r#""presence_penalty":-1"#, false),
+            (r#""presence_penalty":0"#, true),
+            (r#""repetition_penalty":1.1"#, false),
+            (r#""repetition_penalty":1.0"#, true),
+            (r#""repetition_detection":{}"#, false),
+            (r#""use_beam_search":true"#, false),
+            (r#""use_beam_search":false"#, true),
+            (r#""seed":7"#, false),
+            (r#""seed":7,"temperature":0.5"#, false),
+            (r#""seed":7,"temperature":0"#, true),
+            (r#""seed":null"#, true),
+            (r#""stream":true"#, true),
+            (r#""stream":1"#, false),
+            (r#""stream":"true""#, false),
+            (r#""bad_words":["x"]"#, false),
+            (r#""ignore_eos":true"#, false),
+            (r#""thinking_token_budget":5"#, false),
+            (r#""vllm_xargs":{"a":1}"#, false),
+            (r#""tool_choice":"none","tools":[]"#, true),
+            (r#""top_logprobs":0"#, false),
+            (r#""a_new_member":1"#, false),
+            (r#""s\u0065ed":7"#, false),
+            (
+                r#""temperature":0.7,"top_p":0.9,"user":"u","model":"m""#,
+                true,
+            ),
         ] {
             let body = format!("{{{message},{extra}}}");
             assert_eq!(cut(&body).is_some(), is_cut, "{extra}");
         }
         assert_eq!(cut(r#"{"messages":[]}"#), None);
+        let assistant = r#"{"messages":[{"role":"user"},{"role":"assistant","content":"x"}]}"#;
+        assert_eq!(cut(assistant), None);
         assert_eq!(cut(r#"{"prompt":"x"}"#), None);
     }
 

@@ -78,7 +78,11 @@ impl<'a> Edits<'a> {
             Api::Chat | Api::Completions | Api::Messages | Api::Invocations | Api::Unsplit => {
                 self.cap_chat(caps);
             }
-            Api::Responses => self.set(Level::Top, "max_output_tokens", b"1"),
+            Api::Responses => {
+                self.set(Level::Top, "max_output_tokens", b"1");
+                // The prefill leg's response would be stored, under the client's id.
+                self.set(Level::Top, "store", b"false");
+            }
             Api::Generate => self.cap_generate(caps),
         }
     }

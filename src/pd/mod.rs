@@ -15,6 +15,7 @@ pub mod encode;
 pub mod experts;
 pub mod handoff;
 pub mod leg;
+pub mod members;
 pub mod options;
 pub mod outcome;
 pub mod peer;

@@ -55,6 +55,26 @@ pub enum Reason {
     SeveralPrompts,
     /// The request needs prompt log-probabilities, which disable the engine's prefix cache.
     PromptLogprobs,
+    /// The request is a beam search, which has several sequences.
+    BeamSearch,
+    /// The request makes the engine ignore its prefix cache, and with it transferred KV cache.
+    CacheUnread,
+    /// The engine cuts the prompt depending on the token limit.
+    PromptCut,
+    /// The prompt is given as embeddings, for which no KV cache is transferred.
+    PromptEmbeds,
+    /// The request uses or creates a response that only the decoder stores.
+    ResponseState,
+    /// The engine runs tools of the request itself, in several turns.
+    BuiltInTools,
+    /// The thinking budget would exceed the limit of the prefill leg.
+    ThinkingBudget,
+    /// The request forces the call of a tool, which fails on engines if it is cut after one token.
+    ForcedTool,
+    /// The request names an image or another item that only one engine may have in its cache.
+    CachedMedia,
+    /// A value that only the decode leg carries is one that engines refuse.
+    InvalidValue,
     /// The body is not of a kind that can be split: `/invocations` without messages or a prompt, a
     /// batch of chat completions, Cohere's chat API.
     UnknownShape,
@@ -105,13 +125,23 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 36] = [
         Self::None,
         Self::NoPrefiller,
         Self::SeveralChoices,
         Self::BestOf,
         Self::SeveralPrompts,
         Self::PromptLogprobs,
+        Self::BeamSearch,
+        Self::CacheUnread,
+        Self::PromptCut,
+        Self::PromptEmbeds,
+        Self::ResponseState,
+        Self::BuiltInTools,
+        Self::ThinkingBudget,
+        Self::ForcedTool,
+        Self::CachedMedia,
+        Self::InvalidValue,
         Self::UnknownShape,
         Self::SelfTarget,
         Self::MissingKv,
@@ -144,6 +174,16 @@ impl Reason {
             Self::BestOf => "best_of",
             Self::SeveralPrompts => "several_prompts",
             Self::PromptLogprobs => "prompt_logprobs",
+            Self::BeamSearch => "beam_search",
+            Self::CacheUnread => "cache_unread",
+            Self::PromptCut => "prompt_cut",
+            Self::PromptEmbeds => "prompt_embeds",
+            Self::ResponseState => "response_state",
+            Self::BuiltInTools => "built_in_tools",
+            Self::ThinkingBudget => "thinking_budget",
+            Self::ForcedTool => "forced_tool",
+            Self::CachedMedia => "cached_media",
+            Self::InvalidValue => "invalid_value",
             Self::UnknownShape => "unknown_shape",
             Self::SelfTarget => "self_target",
             Self::MissingKv => "handoff_missing",

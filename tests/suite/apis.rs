@@ -145,8 +145,8 @@ impl Api {
                 limits.iter().for_each(|name| drop(place.remove(*name)));
             }
         }
-        if want.get("sampling_params").is_none() && self == Self::Generate {
-            want["sampling_params"] = json!({});
+        if self == Self::Responses {
+            want["store"] = json!(false);
         }
         assert_eq!(have_rest, want);
     }

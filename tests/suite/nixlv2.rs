@@ -150,10 +150,10 @@ fn n9_messages_requests_are_split_and_capped() {
 #[test]
 fn n10_responses_requests_are_split_and_capped() {
     let path = "/v1/responses";
-    let cap = json!({"max_output_tokens": 1});
+    let cap = json!({"max_output_tokens": 1, "store": false});
     let plain = json!({"model": "mock-model", "input": "hello"});
     for more in [
-        json!({"max_output_tokens": 50}),
+        json!({"max_output_tokens": 50, "store": true}),
         json!({"max_output_tokens": 100, "max_tokens": 3}),
         json!({}),
         json!({"stream": true}),
@@ -193,19 +193,18 @@ fn n11_generate_requests_are_split_and_capped() {
 }
 
 #[test]
-fn n11_missing_sampling_params_are_added_only_to_the_prefill_leg() {
+fn n11_generate_without_sampling_params_is_refused_by_the_decoder_before_any_prefill() {
     let path = "/inference/v1/generate";
     for client in [
         json!({"token_ids": [1, 2]}),
         json!({"token_ids": [1, 2], "sampling_params": null}),
     ] {
         let pair = Pair::start(&[]);
-        // The engine requires the object on a decode leg, too, and rejects the client's request,
-        // which lacks it.
+        // A prefill leg would have the object, because its limits are in it.
         pair.post(path, client.to_string()).expect(400);
-        let capped = json!({"sampling_params": {"max_tokens": 1, "min_tokens": 1}});
-        expect_prefill(&client, &only(&pair.prefill), &capped, &[]);
-        expect_decode(&pair, &client, &only(&pair.decode));
+        assert!(pair.prefill.requests().is_empty());
+        assert_eq!(json_of(&only(&pair.decode)), client);
+        pair.sidecar.wait_outcome("local_policy", "invalid_value");
     }
 }
 

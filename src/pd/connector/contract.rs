@@ -46,13 +46,19 @@ pub enum Commit {
     OnFirstByte,
 }
 
-/// The number of sequences whose KV cache one transfer can pass.
+/// How KV cache gets from a prefiller to a decoder, which determines the requests that can be split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sequences {
-    /// One. A request that produces several is not split.
-    One,
-    /// Any number.
-    Any,
+pub enum Transfer {
+    /// By a transfer of one sequence.
+    Sequence {
+        /// Whether prefill legs have `do_remote_decode`, by which engines know that the limit of one
+        /// token is not the client's.
+        is_marked: bool,
+    },
+    /// Through a store, keyed by content.
+    Store,
+    /// Between two engines that get the same body, and of which none serves a request alone.
+    Room,
 }
 
 /// Whether the engine that computes a prompt can pull a cached prefix from a peer
@@ -93,8 +99,8 @@ pub enum SpanNames {
 pub struct Rules {
     /// The connector's name, which is its value of `--kv-connector`.
     pub name: &'static str,
-    /// The number of sequences that a request to be split may have.
-    pub sequences: Sequences,
+    /// How KV cache is transferred.
+    pub transfer: Transfer,
     /// The members of a request body that the connector's engines act on and that clients must not
     /// set.
     pub client_owned: Watch,
@@ -128,7 +134,7 @@ pub struct Rules {
 /// The rules of a connector that differs from others in its legs alone.
 pub(super) const BASE: Rules = Rules {
     name: "",
-    sequences: Sequences::One,
+    transfer: Transfer::Sequence { is_marked: true },
     client_owned: CLIENT_OWNED_KV,
     prefill_on_disconnect: OnDisconnect::Cancel,
     decode_on_disconnect: OnDisconnect::Cancel,

@@ -20,7 +20,7 @@ use super::options::MoriConfig;
 use super::outcome::Reason;
 use super::request::PdRequest;
 pub use contract::{
-    Bootstrap, Commit, Connector, OnDisconnect, Order, PrefixPull, Rules, Sequences, SpanNames,
+    Bootstrap, Commit, Connector, OnDisconnect, Order, PrefixPull, Rules, SpanNames, Transfer,
 };
 
 /// How KV cache is passed from a prefiller to a decoder (`docs/pd-sidecar.md#connectors`).
@@ -102,8 +102,6 @@ pub fn connector(kind: KvConnector, mori: &MoriConfig) -> &'static dyn Connector
 /// `None` if it is split.
 #[must_use]
 pub fn keep_local(connector: &dyn Connector, request: &PdRequest<'_>) -> Option<Reason> {
-    match connector.rules().sequences {
-        Sequences::One => decide::keep_local(request.api, request.document, request.body),
-        Sequences::Any => decide::keep_shape_local(request.api, request.document),
-    }
+    let transfer = connector.rules().transfer;
+    decide::keep_local(request.api, request.document, request.body, transfer)
 }

@@ -128,7 +128,7 @@ mod tests {
                 Api::Responses,
                 r#"{"input":"x","max_tokens":7}"#,
                 json!({"input": "x", "max_tokens": 7, "max_output_tokens": 1, "stream": false,
-                    "kv_transfer_params": asked()}),
+                    "store": false, "kv_transfer_params": asked()}),
             ),
             (
                 Api::Generate,

@@ -4,7 +4,7 @@
 //! The legs are concurrent. Both carry a request id that identifies the transfer; the decode leg
 //! also carries the address of the prefiller's P2P tier.
 
-use super::contract::{BASE, Connector, OnDisconnect, Order, PrefixPull, Rules};
+use super::contract::{BASE, Connector, OnDisconnect, Order, PrefixPull, Rules, Transfer};
 use crate::json::{EditError, Quoted};
 use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Take};
@@ -21,6 +21,7 @@ const RULES: Rules = Rules {
     prefill_on_disconnect: OnDisconnect::RunToEnd,
     decode_on_disconnect: OnDisconnect::UntilFirstByte,
     prefix_pull: PrefixPull::Always,
+    transfer: Transfer::Sequence { is_marked: false },
     ..BASE
 };
 

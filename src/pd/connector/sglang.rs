@@ -4,7 +4,7 @@
 //! engines use for the transfer.
 
 use super::contract::{
-    BASE, Bootstrap, Connector, OnDisconnect, Order, Rules, Sequences, SpanNames,
+    BASE, Bootstrap, Connector, OnDisconnect, Order, Rules, SpanNames, Transfer,
 };
 use crate::json::{EditError, Level, Quoted};
 use crate::pd::leg::{Leg, Role, Take};
@@ -22,7 +22,7 @@ pub(super) struct Sglang;
 const RULES: Rules = Rules {
     name: "sglang",
     // `SGLang` numbers the rooms of a list of prompts itself.
-    sequences: Sequences::Any,
+    transfer: Transfer::Room,
     // The decoder can abandon its side of the room; the prefiller must complete its own
     // side.
     prefill_on_disconnect: OnDisconnect::RunToEnd,

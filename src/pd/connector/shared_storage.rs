@@ -6,7 +6,7 @@
 //! `cache_hit_threshold` is first sent to the decoder, which stops with the finish reason
 //! `cache_threshold` if too little of the prompt is in the store.
 
-use super::contract::{BASE, Connector, Order, Rules, Sequences};
+use super::contract::{BASE, Connector, Order, Rules, Transfer};
 use crate::json::{EditError, Kind, Level};
 use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Role, Take};
@@ -18,8 +18,7 @@ pub(super) struct SharedStorage;
 
 pub(super) const RULES: Rules = Rules {
     name: "shared-storage",
-    // A store serves any number of sequences.
-    sequences: Sequences::Any,
+    transfer: Transfer::Store,
     ..BASE
 };
 
@@ -88,7 +87,8 @@ mod tests {
             (
                 Api::Responses,
                 r#"{"input":"x"}"#,
-                json!({"input": "x", "max_output_tokens": 1, "cache_hit_threshold": 0}),
+                json!({"input": "x", "max_output_tokens": 1, "store": false,
+                    "cache_hit_threshold": 0}),
             ),
             (
                 Api::Generate,
