@@ -38,6 +38,6 @@ pub use error::{JsonError, JsonReason};
 pub use lex::Kind;
 pub use mask::{HeldBytes, Mask, Masked};
 pub use quote::{Quoted, QuotedList};
-pub use response::{Blocks, Choices, Handoff, Params, PrefillResponse, has_experts};
+pub use response::{Blocks, Choices, End, Handoff, Params, PrefillResponse, has_experts};
 pub use scan::{Document, Level, Member, Scanner, Watch};
 pub use validate::validate;

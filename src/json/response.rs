@@ -12,7 +12,7 @@ use memchr::memmem;
 
 #[cfg(any(test, feature = "fuzzing"))]
 use super::block::Isa;
-use super::cursor::{members, string_is};
+use super::cursor::{elements, member, members, string_is};
 use super::error::{JsonError, JsonReason};
 use super::lex::{Event, Kind, Lexer};
 use super::validate::validate;
@@ -41,6 +41,7 @@ pub struct PrefillResponse {
     are_choices_too_large: bool,
     kept_bytes_max: usize,
     count: Digits,
+    end: End,
     /// Counts of cached tokens, indexed by the [`Details`] object that contains them; `None`
     /// without a valid count.
     cached: [Option<u64>; 2],
@@ -71,6 +72,14 @@ enum Next {
     Choices,
     Enter(Place),
     Count(Details),
+    Word(Word),
+}
+
+/// A member of the response whose value is the reason why generation ended.
+#[derive(Clone, Copy, Debug)]
+enum Word {
+    StopReason,
+    Status,
 }
 
 /// The value whose bytes are being kept, and the offset in the response at which it starts.
@@ -79,6 +88,7 @@ enum Keeping {
     Params { start: usize },
     Choices { start: usize },
     Count { details: Details, start: usize },
+    Word { word: Word, start: usize },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +116,47 @@ pub struct Handoff {
     pub is_push: bool,
     /// The response's `choices`, if they contain routed experts.
     pub choices: Choices,
+    /// Why the engine generated no further token.
+    pub end: End,
+}
+
+/// Why an engine generated no further token for a request with a limit of one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum End {
+    /// The response has no known reason.
+    #[default]
+    Unknown,
+    /// The limit, or a stop string, which the engine's front end finds: the KV cache is kept.
+    Limit,
+    /// The token itself, such as one that ends the text: the KV cache is not kept.
+    Token,
+}
+
+impl End {
+    /// Reads the `finish_reason` of the first element of `choices`: of chat completions,
+    /// completions and the generate API.
+    fn of_choices(choices: &[u8]) -> Self {
+        let choice = elements(choices).next();
+        let reason = choice.and_then(|choice| member(choice.value, "finish_reason"));
+        match reason {
+            Some(reason) if string_is(reason, "length") => Self::Limit,
+            Some(reason) if reason != b"null" => Self::Token,
+            Some(_) | None => Self::Unknown,
+        }
+    }
+
+    /// Reads the value of `name`: `stop_reason` of the messages API, or `status` of the responses
+    /// API.
+    fn of_word(word: Word, value: &[u8]) -> Self {
+        let is_one_of = |values: &[&str]| values.iter().any(|text| string_is(value, text));
+        match word {
+            Word::StopReason if is_one_of(&["max_tokens", "stop_sequence"]) => Self::Limit,
+            Word::StopReason if is_one_of(&["end_turn", "tool_use"]) => Self::Token,
+            Word::Status if is_one_of(&["incomplete"]) => Self::Limit,
+            Word::Status if is_one_of(&["completed"]) => Self::Token,
+            Word::StopReason | Word::Status => Self::Unknown,
+        }
+    }
 }
 
 /// The `choices` of a prefill response, an array.
@@ -161,6 +212,7 @@ impl PrefillResponse {
             are_choices_too_large: false,
             kept_bytes_max,
             count: Digits::new(),
+            end: End::Unknown,
             cached: [None; 2],
             failed: None,
         }
@@ -219,7 +271,12 @@ impl PrefillResponse {
             },
         };
         let [prompt, input] = self.cached;
+        let end = match self.end {
+            End::Unknown => End::of_choices(&self.choices),
+            known => known,
+        };
         Ok(Handoff {
+            end,
             params,
             cached_tokens: prompt.or(input),
             remote_prefill_cached_tokens,
@@ -244,8 +301,14 @@ impl PrefillResponse {
                 Event::ValueEnd { at } => {
                     self.skip_plain_choices(piece, base, at);
                     self.take(piece, base, at)?;
-                    if let Some(Keeping::Count { details, .. }) = self.keeping.take() {
-                        self.cached[details as usize] = self.count.integer();
+                    match self.keeping.take() {
+                        Some(Keeping::Count { details, .. }) => {
+                            self.cached[details as usize] = self.count.integer();
+                        }
+                        Some(Keeping::Word { word, .. }) => {
+                            self.end = End::of_word(word, self.count.text());
+                        }
+                        Some(Keeping::Params { .. } | Keeping::Choices { .. }) | None => {}
                     }
                 }
                 Event::Comma { .. } => {}
@@ -263,16 +326,19 @@ impl PrefillResponse {
     fn skip_plain_choices(&mut self, piece: &[u8], base: usize, end: usize) {
         if let Some(Keeping::Choices { start }) = self.keeping
             && start >= base
-            && !has_experts(Span::new(start - base, end - base).of(piece))
         {
-            self.keeping = None;
+            let choices = Span::new(start - base, end - base).of(piece);
+            if !has_experts(choices) {
+                self.end = End::of_choices(choices);
+                self.keeping = None;
+            }
         }
     }
 
     /// Copies the bytes of the value being kept that are in `piece`, up to offset `end` of the
     /// response. `base` is the offset in the response at which `piece` starts. Does nothing if no
-    /// value is being kept. Stops keeping `choices` that are longer than `kept_bytes_max`, and fails
-    /// if `kv_transfer_params` are.
+    /// value is being kept. Stops keeping `choices` that are longer than `kept_bytes_max`, and
+    /// fails if `kv_transfer_params` are.
     fn take(&mut self, piece: &[u8], base: usize, end: usize) -> Result<(), JsonError> {
         match self.keeping {
             None => {}
@@ -296,7 +362,7 @@ impl PrefillResponse {
                 }
                 kept.extend_from_slice(part);
             }
-            Some(Keeping::Count { start, .. }) => {
+            Some(Keeping::Count { start, .. } | Keeping::Word { start, .. }) => {
                 self.count
                     .push(Span::new(start.max(base) - base, end - base).of(piece));
             }
@@ -309,6 +375,8 @@ impl PrefillResponse {
             (Place::Top, Some(b"kv_transfer_params")) => Next::Params,
             (Place::Top, Some(b"choices")) => Next::Choices,
             (Place::Top, Some(b"usage")) => Next::Enter(Place::Usage),
+            (Place::Top, Some(b"stop_reason")) => Next::Word(Word::StopReason),
+            (Place::Top, Some(b"status")) => Next::Word(Word::Status),
             (Place::Usage, Some(b"prompt_tokens_details")) => {
                 Next::Enter(Place::Details(Details::Prompt))
             }
@@ -356,6 +424,12 @@ impl PrefillResponse {
                     self.lexer.enter();
                 }
             }
+            Next::Word(word) => {
+                if kind == Kind::String {
+                    self.count = Digits::new();
+                    self.keeping = Some(Keeping::Word { word, start: at });
+                }
+            }
             Next::Count(details) => {
                 self.cached[details as usize] = None;
                 if kind == Kind::Number {
@@ -367,7 +441,7 @@ impl PrefillResponse {
     }
 }
 
-/// The text of a cached-token count, collected while it arrives.
+/// A short text, such as a count of cached tokens, collected while it arrives.
 #[derive(Clone, Copy, Debug)]
 struct Digits {
     bytes: [u8; COUNT_DIGITS_MAX],
@@ -394,6 +468,11 @@ impl Digits {
             }
             self.len = (self.len + 1).min(COUNT_DIGITS_MAX + 1);
         }
+    }
+
+    /// Returns the text, or nothing if it exceeds the capacity.
+    fn text(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
     }
 
     fn integer(&self) -> Option<u64> {

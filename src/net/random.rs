@@ -9,7 +9,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 const NUMBERS: usize = 64;
 
 /// Random numbers of the operating system. Transfer ids and bootstrap rooms are made of them, so
-/// nobody may be able to compute one from others, such as the request ids in responses.
+/// no client may be able to compute one from others, such as the request ids in responses.
 pub(super) struct Random {
     numbers: [Cell<u64>; NUMBERS],
     left: Cell<usize>,

@@ -4,8 +4,8 @@
 //!
 //! A request is split only if that does not change the response, which must be a single assistant
 //! message of plain text. Tool calls, log-probabilities, response formats and stop strings can span
-//! two chunks; penalties and repetitions are counted from the start of each request. So a request is
-//! sent to the decoder as one unless all its members are known not to matter ([`may_be_split`]).
+//! two chunks; penalties and repetitions are counted from the start of each request. So a request
+//! is sent to the decoder as one unless all its members are known not to matter ([`may_be_split`]).
 
 use super::edits::Edits;
 use crate::api::Api;
@@ -26,7 +26,7 @@ pub struct Cut {
     pub include_usage: bool,
 }
 
-/// Members of a request body that do not prevent a chunked decode, whatever their value.
+/// Members of a request body that do not prevent a chunked decode with any value.
 const ANY_VALUE: [&[u8]; 24] = [
     b"add_special_tokens",
     b"allowed_token_ids",

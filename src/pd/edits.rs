@@ -20,6 +20,16 @@ pub(super) enum Caps {
     Maxima,
     /// `max_tokens` is always set, the other limits only if the client sent them.
     Sent,
+    /// The limits of [`Caps::Sent`] and `min_tokens` are always set: an engine keeps no KV cache of
+    /// a prompt whose first token ends the text.
+    SentAndMinimum,
+}
+
+impl Caps {
+    /// Returns whether `min_tokens` is set even if the client did not send it.
+    const fn set_minimum(self) -> bool {
+        matches!(self, Self::All | Self::Every | Self::SentAndMinimum)
+    }
 }
 
 /// The edits of one leg. A later edit of a member replaces an earlier one.
@@ -91,10 +101,10 @@ impl<'a> Edits<'a> {
         let document = self.document;
         let sent = |name| document.last(Level::Top, name).is_some();
         self.set(Level::Top, "max_tokens", b"1");
-        if caps != Caps::Sent || sent("max_completion_tokens") {
+        if !matches!(caps, Caps::Sent | Caps::SentAndMinimum) || sent("max_completion_tokens") {
             self.set(Level::Top, "max_completion_tokens", b"1");
         }
-        if matches!(caps, Caps::All | Caps::Every) || sent("min_tokens") {
+        if caps.set_minimum() || sent("min_tokens") {
             self.set(Level::Top, "min_tokens", b"1");
         }
         if caps == Caps::Every {
@@ -104,7 +114,7 @@ impl<'a> Edits<'a> {
 
     fn cap_generate(&mut self, caps: Caps) {
         let document = self.document;
-        let min_too = matches!(caps, Caps::All | Caps::Every);
+        let min_too = caps.set_minimum();
         if !document.has_object(Level::SamplingParams) {
             // `sampling_params` is replaced as a whole, which includes every earlier duplicate.
             // Edits inside one of them would conflict with that.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::experts::{ExpertsError, PromptExperts};
 use super::outcome::Reason;
 use super::push::PushIdentity;
-use crate::json::{Blocks, Choices, Handoff, Params};
+use crate::json::{Blocks, Choices, End, Handoff, Params};
 
 /// A handoff, held between the prefill response and the one decode leg that carries it.
 #[derive(Debug)]
@@ -122,6 +122,20 @@ impl SingleUse {
         }
     }
 
+    /// Stores the permission to pull KV cache that no handoff names: the legs share an id. There is
+    /// none if the prefiller has not kept the KV cache, because its token ended the text. A decoder
+    /// that pulls it would wait for as long as it can.
+    #[must_use]
+    pub fn of_transfer(response: Handoff) -> Self {
+        let is_kept = response.end != End::Token;
+        Self {
+            params: is_kept.then(Vec::new).ok_or(Reason::PrefillEnded),
+            blocks: Blocks::Other,
+            push: None,
+            ..Self::new(response)
+        }
+    }
+
     /// Stores no handoff, only the reason for its absence. [`SingleUse::take`] returns that reason.
     #[must_use]
     pub const fn none(reason: Reason) -> Self {
@@ -160,6 +174,7 @@ mod tests {
             blocks: Blocks::Other,
             is_push: false,
             choices: Choices::Plain,
+            end: End::Unknown,
         }
     }
 
@@ -197,6 +212,7 @@ mod tests {
                 blocks: Blocks::Other,
                 is_push: false,
                 choices: Choices::Plain,
+                end: End::Unknown,
             })
             .cached_tokens
         };

@@ -90,7 +90,7 @@ pub enum When {
     SetWithLogprobs,
     /// Any value but `null`, 0 and 1.
     AboveOne,
-    /// Any value but `null` and an integer without sign. -1 stands for the context length.
+    /// Any value but `null` and an integer without sign. -1 means the context length.
     NotCount,
     /// Any value but `"disabled"`.
     NotDisabled,

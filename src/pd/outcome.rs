@@ -84,6 +84,8 @@ pub enum Reason {
     MissingKv,
     /// The handoff has a shape that can make an engine exit.
     MalformedKv,
+    /// The token of the prefill leg ended the text, so the prefiller kept no KV cache.
+    PrefillEnded,
     /// The handoff became older than `--handoff-max-age` before it was sent completely.
     StaleKv,
     /// The decode leg had to be repeated, and its handoff had already been sent with the first
@@ -125,7 +127,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::None,
         Self::NoPrefiller,
         Self::SeveralChoices,
@@ -146,6 +148,7 @@ impl Reason {
         Self::SelfTarget,
         Self::MissingKv,
         Self::MalformedKv,
+        Self::PrefillEnded,
         Self::StaleKv,
         Self::UsedKv,
         Self::DecodeKvError,
@@ -188,6 +191,7 @@ impl Reason {
             Self::SelfTarget => "self_target",
             Self::MissingKv => "handoff_missing",
             Self::MalformedKv => "handoff_malformed",
+            Self::PrefillEnded => "prefill_ended",
             Self::StaleKv => "handoff_stale",
             Self::UsedKv => "handoff_used",
             Self::DecodeKvError => "decode_kv_error",

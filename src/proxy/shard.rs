@@ -59,8 +59,16 @@ impl<N: Net> std::fmt::Debug for ShardDeps<N> {
     }
 }
 
+/// The engines of prefill servers, as their bootstrap servers listed them.
+type Engines = Rc<RefCell<TargetCache<Rc<[BootstrapEngine]>>>>;
+
 /// The versions of engines that a shard has asked for itself.
 type Versions = Rc<RefCell<TargetCache<Option<EngineVersion>>>>;
+
+fn cache<T: Clone>(entries_max: usize, age_secs_max: u64) -> Rc<RefCell<TargetCache<T>>> {
+    let age_max = Duration::from_secs(age_secs_max);
+    Rc::new(RefCell::new(TargetCache::new(entries_max, age_max)))
+}
 
 /// The state of one shard. Owned by one thread and never shared.
 pub struct Shard<N: Net> {
@@ -73,7 +81,7 @@ pub struct Shard<N: Net> {
     pub(super) policy: Box<dyn Choose>,
     fleet: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     /// The engines of prefill servers, as their Mooncake bootstrap servers listed them.
-    pub(super) engines: RefCell<TargetCache<Rc<[BootstrapEngine]>>>,
+    pub(super) engines: Engines,
     /// The versions of prefillers; `None` for one that states none.
     pub(super) versions: Versions,
     /// The prefillers that push KV cache.
@@ -103,11 +111,10 @@ impl<N: Net> Shard<N> {
         let endpoints = snapshot.endpoints();
         let own: Vec<_> = endpoints.flat_map(|one| one.addresses.clone()).collect();
         let is_own_listener = deps.is_own_listener;
-        let versions = Versions::new(RefCell::new(TargetCache::new(
-            VERSIONS_MAX,
-            Duration::from_secs(VERSION_SECS_MAX),
-        )));
-        let (stated, on_decoder_lost) = (Rc::clone(&versions), deps.on_decoder_lost);
+        let versions: Versions = cache(VERSIONS_MAX, VERSION_SECS_MAX);
+        let engines: Engines = cache(BOOTSTRAPS_MAX, BOOTSTRAP_SECS_MAX);
+        let (stated, listed) = (Rc::clone(&versions), Rc::clone(&engines));
+        let on_decoder_lost = deps.on_decoder_lost;
         let upstreams = Upstreams::new(
             net.clone(),
             UpstreamDeps {
@@ -119,7 +126,10 @@ impl<N: Net> Shard<N> {
                 on_socket_failed: deps.on_socket_failed,
                 on_engine_lost: Box::new(move |role, target| match role {
                     Role::Decode => on_decoder_lost(),
-                    Role::Prefill => stated.borrow_mut().forget(target),
+                    Role::Prefill => {
+                        stated.borrow_mut().forget(target);
+                        listed.borrow_mut().forget(target);
+                    }
                     Role::Encode | Role::Bootstrap => {}
                 }),
                 is_own: Box::new(move |address| {
@@ -153,10 +163,7 @@ impl<N: Net> Shard<N> {
             upstreams,
             policy,
             fleet: RefCell::new(Cache::new(deps.fleet)),
-            engines: RefCell::new(TargetCache::new(
-                BOOTSTRAPS_MAX,
-                Duration::from_secs(BOOTSTRAP_SECS_MAX),
-            )),
+            engines,
             versions,
             push_book: RefCell::default(),
             access: RefCell::new(deps.access),

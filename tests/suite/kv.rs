@@ -91,16 +91,16 @@ pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_
         ),
         ("nixl", named("nixl"), KvContract::NixlV1(BlockBook::new())),
         ("lmcache", named("lmcache"), KvContract::Lmcache),
+        (
+            "mooncake",
+            [named("mooncake"), vec![port]].concat(),
+            KvContract::Mooncake(mooncake),
+        ),
         ("mori-parallel", parallel_flags, KvContract::Mori(parallel)),
         (
             "sglang",
             named("sglang"),
             KvContract::Sglang(Meetings::new()),
-        ),
-        (
-            "mooncake",
-            [named("mooncake"), vec![port]].concat(),
-            KvContract::Mooncake(mooncake),
         ),
         (
             "offloading",
@@ -121,7 +121,7 @@ pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_
         test(
             Mode {
                 name,
-                is_concurrent: nth > 4,
+                is_concurrent: nth > 5,
             },
             &setup,
         );
@@ -246,6 +246,8 @@ pub(crate) fn expect_recovered(pair: &Pair) {
 pub(crate) enum Rule {
     /// The legs run one after the other. The disconnect closes the running leg.
     Serial,
+    /// As `Serial`, but the decode leg runs until its first response byte.
+    SerialPush,
     /// The legs are concurrent. After the disconnect, the prefill leg runs to its end; the decode
     /// leg is closed.
     Room,
@@ -394,7 +396,7 @@ fn wait_over(engine: &Engine) {
 fn decode_leg_ends(pair: &Pair, rule: Rule) {
     match rule {
         Rule::Serial | Rule::Room => wait_aborted(&pair.decode),
-        Rule::Push | Rule::PushHeldBack => {
+        Rule::SerialPush | Rule::Push | Rule::PushHeldBack => {
             wait_disconnect_detected(pair);
             assert_eq!(only(&pair.decode).state, State::Responding);
             pair.decode.release();
@@ -408,7 +410,7 @@ fn decode_leg_ends(pair: &Pair, rule: Rule) {
 fn disconnect_while_both_are_silent(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
     pair.prefill.fault(Fault::Hold, 1);
-    let is_concurrent = rule != Rule::Serial;
+    let is_concurrent = !matches!(rule, Rule::Serial | Rule::SerialPush);
     if is_concurrent {
         pair.decode.fault(Fault::Hold, 1);
     }

@@ -69,7 +69,7 @@ fn plain_engine() -> (RawEngine, Heads) {
         if head.starts_with("GET /query") {
             return with_length("200 OK", r#"{"0":{"engine_id":"e0"}}"#);
         }
-        response_of("stop")
+        response_of("length")
     })
 }
 
@@ -262,7 +262,7 @@ const WAYS: [Way; 8] = [
     way("nixl", true, false),
     way("lmcache", true, false),
     way("sglang", false, true),
-    way("mooncake", true, true),
+    way("mooncake", true, false),
     way("offloading", true, true),
 ];
 

@@ -46,13 +46,14 @@ pub enum Commit {
     OnFirstByte,
 }
 
-/// How KV cache gets from a prefiller to a decoder, which determines the requests that can be split.
+/// How KV cache gets from a prefiller to a decoder, which determines the requests that can be
+/// split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
     /// By a transfer of one sequence.
     Sequence {
-        /// Whether prefill legs have `do_remote_decode`, by which engines know that the limit of one
-        /// token is not the client's.
+        /// Whether prefill legs have `do_remote_decode`, by which engines know that the limit of
+        /// one token is not the client's.
         is_marked: bool,
     },
     /// Through a store, keyed by content.

@@ -1,12 +1,16 @@
 //! Mooncake's transfer engine (`--kv-connector mooncake`, `docs/pd-sidecar.md#mooncake`).
 //!
-//! The legs are concurrent. The decoder fetches the KV cache from the engine whose id the
-//! prefiller's bootstrap server returned.
+//! The decoder fetches the KV cache from the engine whose id the prefiller's bootstrap server
+//! returned. The legs are serial, although they could run together: a decoder whose prefill is
+//! refused, or ends with its first token, waits for 480 s and holds one of the prefiller's 20
+//! places for transfers. 22 such requests stopped a prefiller for all others (measured,
+//! `docs/engines.md#mooncake`).
 
 use super::contract::{BASE, Bootstrap, Connector, OnDisconnect, Order, Rules};
 use crate::json::{EditError, Quoted};
 use crate::pd::edits::Caps;
-use crate::pd::leg::{Leg, Take};
+use crate::pd::handoff::SingleUse;
+use crate::pd::leg::{Collected, Leg, Role, Take};
 use crate::pd::options::ConnectorPorts;
 use crate::pd::peer::Peer;
 use crate::pd::request::PdRequest;
@@ -17,7 +21,6 @@ pub(super) struct Mooncake;
 const RULES: Rules = Rules {
     name: "mooncake",
     // The prefiller writes to the decoder until the transfer is reported as complete.
-    prefill_on_disconnect: OnDisconnect::RunToEnd,
     decode_on_disconnect: OnDisconnect::UntilFirstByte,
     bootstrap: Bootstrap::Queried,
     ..BASE
@@ -29,7 +32,7 @@ impl Connector for Mooncake {
     }
 
     fn order(&self, _: &PdRequest<'_>) -> Order {
-        Order::Concurrent
+        Order::Serial
     }
 
     fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
@@ -37,7 +40,8 @@ impl Connector for Mooncake {
             r#"{{"do_remote_decode":true,"do_remote_prefill":false,"transfer_id":"xfer-{}"}}"#,
             request.uuid
         );
-        let mut leg = request.prefill_leg(params.as_bytes(), Caps::Sent, Take::Nothing)?;
+        let mut leg =
+            request.prefill_leg(params.as_bytes(), Caps::SentAndMinimum, Take::Handoff)?;
         leg.rank = peer.engine.as_ref().map(|engine| engine.rank);
         Ok(leg)
     }
@@ -46,8 +50,12 @@ impl Connector for Mooncake {
         &self,
         request: &PdRequest<'_>,
         peer: &Peer,
-        _: Option<&[u8]>,
+        handoff: Option<&[u8]>,
     ) -> Result<Leg, EditError> {
+        let take = Take::Response(request.api.usage_shape());
+        if handoff.is_none() {
+            return request.leg(Role::Decode, &request.edits(), take);
+        }
         let address = format!("http://{}:{}", peer.url_host(), peer.bootstrap_port);
         let engine = peer
             .engine
@@ -61,7 +69,14 @@ impl Connector for Mooncake {
         .into_bytes();
         params.extend_from_slice(engine);
         params.push(b'}');
-        request.decode_leg(&params, Take::Response(None))
+        request.decode_leg(&params, take)
+    }
+
+    fn handoff(&self, collected: Collected) -> Option<SingleUse> {
+        match collected {
+            Collected::Handoff(response) => Some(SingleUse::of_transfer(*response)),
+            Collected::Whole(_) | Collected::Nothing => None,
+        }
     }
 
     fn bootstrap_port(&self, ports: &ConnectorPorts) -> u16 {
@@ -84,10 +99,12 @@ mod tests {
     fn k1_k3_the_legs_share_a_transfer_id_and_use_the_rank_of_the_engine() {
         let body = r#"{"model":"q3","prompt":"hi","max_tokens":32,"stream":true}"#;
         let subject = Subject::new(Api::Completions, body);
-        let [prefill, decode] = pair(&Mooncake, &subject.request(), &peer());
+        let request = subject.request();
+        let [prefill, alone] = pair(&Mooncake, &request, &peer());
+        let decode = Mooncake.decode_leg(&request, &peer(), Some(b"")).unwrap();
         let transfer = format!("xfer-{NAME}");
-        let want = json!({"model": "q3", "prompt": "hi", "max_tokens": 1, "stream": false,
-            "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false,
+        let want = json!({"model": "q3", "prompt": "hi", "max_tokens": 1, "min_tokens": 1,
+            "stream": false, "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false,
                 "transfer_id": transfer}});
         assert_eq!(apply(&prefill, body), want);
         assert_eq!((prefill.rank, decode.rank), (Some(1), None));
@@ -96,5 +113,7 @@ mod tests {
                 "transfer_id": transfer, "remote_bootstrap_addr": "http://10.4.0.7:8998",
                 "remote_engine_id": "e1"}});
         assert_eq!(apply(&decode, body), want);
+        let own: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(apply(&alone, body), own);
     }
 }

@@ -10,24 +10,21 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
 
 use super::split::Split;
-use super::{bootstrap, decode, prefill};
+use super::{decode, detach, prefill};
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
-use crate::limits::DETACHED_FIRST_BYTE_SECS_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net};
-use crate::pd::connector::{Bootstrap, Commit};
+use crate::pd::connector::Commit;
 use crate::pd::{Leg, OnDisconnect, Peer, Role};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
 use crate::proxy::relay::PendingResponse;
-use crate::proxy::shard::Shard;
 use crate::upstream::{
     Attempts, CallEnd, CallError, CallTask, Connection, Deadline, Deadlines, Ended, Limits, Next,
-    OwnedCall, Response, Reuse, Scope, Stage, TaskGuard, Timeout,
+    OwnedCall, Response, Reuse, Scope, Stage, Timeout,
 };
 
 type PrefillEnd<N> = Result<CallEnd<N>, CallError>;
@@ -66,7 +63,7 @@ pub(super) async fn concurrent<N: Net>(
             upstream,
             connector.rules().prefill_on_disconnect,
         )?;
-        let decoded = decode_leg(exchange, split, decode, peer, &task, &mut attempts);
+        let decoded = decode_leg(exchange, split, decode, &task, &mut attempts);
         match unless_prefill_fails(decoded, &task).await {
             Ok(Ok(Decoded::Responded(upstream, response))) => {
                 if !(200..300).contains(&response.head.status) {
@@ -97,57 +94,27 @@ pub(super) async fn concurrent<N: Net>(
 }
 
 /// Connects to the first prefill candidate that is reachable and is not this proxy or one of its
-/// decoders. If the connector queries bootstrap servers, the candidate's must also return its
-/// engines. No engine has been sent any part of the request yet, so trying the next candidate has
+/// decoders. No engine has been sent any part of the request yet, so trying the next candidate has
 /// no side effects. Fails if no candidate qualifies.
 async fn reach<N: Net>(
     exchange: &Exchange<'_, N>,
     split: &Split,
     targets: &[Target],
 ) -> Result<(Peer, Connection<N>), Fault> {
-    const REFUSED: CallError = CallError::Failed(Cause::Refused);
     let mut attempts = Attempts::new(Limits {
         candidates: targets.len(),
         ..Limits::ONE
     });
     loop {
         let target = &targets[attempts.candidate()];
-        let mut peer = split.peer(target);
-        let mut fault = REFUSED.fault(Role::Prefill);
-        let reached = match find_engine(exchange, split, &mut peer).await {
-            Ok(()) => connect(exchange, target).await,
-            Err(failed) if failed.is_prefill() => {
-                fault = failed;
-                Err(REFUSED)
-            }
-            Err(fault) => return Err(fault),
-        };
-        let error = match reached {
-            Ok(upstream) => return Ok((peer, upstream)),
+        let error = match connect(exchange, target).await {
+            Ok(upstream) => return Ok((split.peer(target), upstream)),
             Err(error) => error,
         };
-        if attempts.next(&Ended::with(Err(error), false)) == Next::Other {
-            continue;
+        if attempts.next(&Ended::with(Err(error), false)) != Next::Other {
+            return Err(error.fault(Role::Prefill));
         }
-        return Err(if error.is_refused() {
-            fault
-        } else {
-            error.fault(Role::Prefill)
-        });
     }
-}
-
-/// Stores one of the prefiller's engines in `peer`, if the connector queries bootstrap servers.
-async fn find_engine<N: Net>(
-    exchange: &Exchange<'_, N>,
-    split: &Split,
-    peer: &mut Peer,
-) -> Result<(), Fault> {
-    if split.connector().rules().bootstrap == Bootstrap::Queried {
-        let engine = bootstrap::pick_engine(exchange, &peer.target, peer.bootstrap_port);
-        peer.engine = Some(engine.await?);
-    }
-    Ok(())
 }
 
 /// Connects to a prefiller that is not this proxy or one of its decoders.
@@ -163,10 +130,6 @@ pub(super) async fn connect<N: Net>(
         .await;
     match connected {
         Ok(_) if shard.upstreams.is_self(engine) => Err(CallError::Failed(Cause::Refused)),
-        Err(error) if error.is_refused() => {
-            shard.engines.borrow_mut().forget(target);
-            Err(error)
-        }
         connected => connected,
     }
 }
@@ -241,50 +204,36 @@ async fn unless_prefill_fails<N: Net>(
 async fn decode_leg<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: &Split,
-    mut leg: Leg,
-    mut peer: Peer,
+    leg: Leg,
     task: &CallTask<N>,
     attempts: &mut Attempts,
 ) -> Result<Decoded<N>, Fault> {
-    let connector = split.connector();
-    let rule = connector.rules().decode_on_disconnect;
-    let mut may_query_again = connector.rules().bootstrap == Bootstrap::Queried;
-    let mut reuse = attempts.reuse();
-    loop {
-        let upstream = decode::connect_decoder(exchange, split, reuse).await?;
-        let sent = decode::decode_once(exchange, &upstream, split, &leg, Deadline::NONE);
-        let response = match sent.await {
-            Ok(response) => response,
-            Err(CallError::Disconnected) => {
-                let response = Response::default();
-                return Err(detach_decode_leg(exchange, rule, upstream, response, task));
-            }
-            Err(error) => {
-                let ended = Ended::with(Err(error), upstream.reused);
-                return match attempts.next(&ended) {
-                    Next::Replay => Ok(Decoded::WasClosed),
-                    _ => Err(error.fault(Role::Decode)),
-                };
-            }
-        };
-        if may_query_again
-            && response.head.status >= 500
-            && bootstrap::engine_id_changed(exchange, &mut peer).await?
-        {
-            // The prefill leg still waits under the same transfer id. Only the engine id in the
-            // decode leg was outdated.
-            may_query_again = false;
-            leg = connector.decode_leg(&split.pd_request(), &peer, None)?;
-            reuse = Reuse::Never;
-            continue;
+    let rule = split.connector().rules().decode_on_disconnect;
+    let upstream = decode::connect_decoder(exchange, split, attempts.reuse()).await?;
+    let sent = decode::decode_once(exchange, &upstream, split, &leg, Deadline::NONE);
+    let response = match sent.await {
+        Ok(response) => response,
+        Err(CallError::Disconnected) => {
+            let response = Response::default();
+            return Err(detach::decode_leg(exchange, rule, upstream, response));
         }
-        return match commit(exchange, split, &upstream, &response, task).await {
-            Ok(()) => Ok(Decoded::Responded(upstream, response)),
-            Err(Fault::ClientGone) => {
-                Err(detach_decode_leg(exchange, rule, upstream, response, task))
+        Err(error) => {
+            let ended = Ended::with(Err(error), upstream.reused);
+            return match attempts.next(&ended) {
+                Next::Replay => Ok(Decoded::WasClosed),
+                _ => Err(error.fault(Role::Decode)),
+            };
+        }
+    };
+    match commit(exchange, split, &upstream, &response, task).await {
+        Ok(()) => Ok(Decoded::Responded(upstream, response)),
+        Err(Fault::ClientGone) => {
+            if detach::has_begun(&upstream, &response) {
+                task.record_first_byte();
             }
-            Err(fault) => Err(fault),
-        };
+            Err(detach::decode_leg(exchange, rule, upstream, response))
+        }
+        Err(fault) => Err(fault),
     }
 }
 
@@ -319,68 +268,4 @@ async fn commit<N: Net>(
         })
         .await
         .or_gone()
-}
-
-/// Applies the rule for a client disconnect to the decode leg. If the rule is
-/// `UntilFirstByte`, the whole request has been sent and no body byte has arrived, the leg
-/// continues in a separate task until that byte. Otherwise its connection is reset, which
-/// cancels it. Returns `ClientGone`.
-pub(super) fn detach_decode_leg<N: Net>(
-    exchange: &Exchange<'_, N>,
-    on_disconnect: OnDisconnect,
-    upstream: Connection<N>,
-    response: Response,
-    task: &CallTask<N>,
-) -> Fault {
-    let has_begun =
-        response.is_complete() && (!response.rest().is_empty() || upstream.conn().peek_ready());
-    if has_begun {
-        task.record_first_byte();
-    }
-    if on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get() && !has_begun {
-        let shard = Rc::clone(exchange.shard);
-        // Counted before the task first runs, because a drain may check the count earlier.
-        let counted = shard.upstreams.count_task();
-        exchange
-            .shard
-            .net
-            .spawn(await_first_byte(shard, counted, upstream, response));
-    } else {
-        upstream.conn().reset_on_close();
-    }
-    Fault::ClientGone
-}
-
-/// Waits for the first byte of the response body of a decode leg whose client has disconnected, for
-/// at most `DETACHED_FIRST_BYTE_SECS_MAX`, then resets the connection, which cancels the leg. That
-/// byte shows that the transfer to the decoder has finished. The response head does not: an engine
-/// can send it before the transfer.
-async fn await_first_byte<N: Net>(
-    shard: Rc<Shard<N>>,
-    _counted: TaskGuard<N>,
-    upstream: Connection<N>,
-    mut response: Response,
-) {
-    let timer = shard.net.timer();
-    let wait = Duration::from_secs(DETACHED_FIRST_BYTE_SECS_MAX);
-    timer.set(shard.net.now(), Some(wait));
-    let conn = upstream.conn();
-    loop {
-        let is_open = poll_fn(|cx| {
-            if conn.poll_readable(cx).is_ready() {
-                return Poll::Ready(true);
-            }
-            timer.poll(cx).map(|()| false)
-        });
-        if !is_open.await
-            || response.is_complete()
-            || response.receive(&shard.buffers, conn).is_err()
-        {
-            break;
-        }
-        if response.is_complete() && !response.rest().is_empty() {
-            break;
-        }
-    }
-    upstream.conn().reset_on_close();
 }

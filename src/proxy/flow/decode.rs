@@ -6,16 +6,19 @@
 //! turned out to be closed, a handoff that became stale during the send, and a decoder that failed
 //! to load the handed-over KV cache.
 
+use std::mem;
+
 use super::prefill::Prefilled;
-use super::release;
 use super::split::Split;
+use super::{bootstrap, detach, release};
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method};
 use crate::json::transform::{CachedTokens, ResponseEdit};
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
-use crate::pd::{Collected, Freshness, Leg, Outcome, Peer, Reason, Role, Take};
+use crate::pd::connector::Bootstrap;
+use crate::pd::{Collected, Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
 use crate::proxy::relay::PendingResponse;
@@ -67,9 +70,11 @@ pub(super) async fn decode_local<N: Net>(
 pub(super) async fn decode<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: &Split,
-    peer: &Peer,
+    peer: &mut Peer,
     prefilled: &mut Prefilled,
 ) -> Result<PendingResponse<N>, Fault> {
+    let rules = split.connector().rules();
+    let mut may_query_again = rules.bootstrap == Bootstrap::Queried;
     let cached_tokens = prefilled.cached_tokens();
     let mut attempts = Attempts::new(Limits {
         recomputes: exchange.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute,
@@ -89,15 +94,31 @@ pub(super) async fn decode<N: Net>(
         if upstream.is_sent.get() {
             prefilled.unsent_handoff = None;
         }
+        if carries_handoff && matches!(decoded, Err(CallError::Disconnected)) {
+            let rule = rules.decode_on_disconnect;
+            return Err(detach::decode_leg(
+                exchange,
+                rule,
+                upstream,
+                Response::default(),
+            ));
+        }
+        let is_failure = decoded
+            .as_ref()
+            .is_ok_and(|response| response.head.status >= 500);
+        if carries_handoff
+            && is_failure
+            && mem::take(&mut may_query_again)
+            && bootstrap::engine_id_changed(exchange, peer).await?
+        {
+            // The prefilled KV cache is still there, under the new id of the engine.
+            prefilled.handoff = Some(SingleUse::of(Vec::new()));
+            continue;
+        }
+        let result = decoded.as_ref().map(|response| response.head.status);
         let ended = Ended {
             carries_handoff,
-            ..Ended::with(
-                decoded
-                    .as_ref()
-                    .map(|response| response.head.status)
-                    .map_err(|error| *error),
-                upstream.reused,
-            )
+            ..Ended::with(result.map_err(|error| *error), upstream.reused)
         };
         match (attempts.next(&ended), decoded) {
             (Next::Replay, _) => exchange.shard.metrics.replay(),

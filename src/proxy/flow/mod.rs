@@ -10,6 +10,7 @@ mod concurrent;
 mod decode;
 mod decode_chunks;
 mod decode_first;
+mod detach;
 mod encode;
 mod experts;
 mod prefill;

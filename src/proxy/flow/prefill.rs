@@ -1,11 +1,13 @@
 //! The prefill leg of the serial order, with its candidates and retries.
 
+use super::bootstrap;
 use super::split::Split;
 use crate::config::OnPrefillFailure;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::metrics::Phase;
 use crate::net::{Instant, Net};
+use crate::pd::connector::Bootstrap;
 use crate::pd::{ExpertsError, Freshness, Outcome, Peer, PromptExperts, Reason, Role, SingleUse};
 use crate::proxy::access_log::micros_since;
 use crate::proxy::exchange::Exchange;
@@ -70,7 +72,7 @@ pub(super) enum Prefill<N: Net> {
 /// `retries` have been used before.
 pub(super) async fn prefill<N: Net>(
     exchange: &mut Exchange<'_, N>,
-    split: &Split,
+    split: &mut Split,
     targets: &[Target],
     retries: u32,
 ) -> Result<Prefill<N>, Fault> {
@@ -88,8 +90,8 @@ pub(super) async fn prefill<N: Net>(
         let target = &targets[attempts.candidate()];
         exchange.stats.record_prefill_target(exchange.shard, target);
         exchange.stats.attempts += 1;
-        let peer = split.peer(target);
-        let ended = prefill_once(exchange, split, target, &peer).await;
+        let mut peer = split.peer(target);
+        let ended = prefill_once(exchange, split, target, &mut peer).await;
         exchange.stats.prefill_us = micros_since(shard.net.now(), started);
         // The result of an attempt is large, so it must not be kept across an await.
         let next = match ended {
@@ -108,11 +110,13 @@ pub(super) async fn prefill<N: Net>(
                     next => next,
                 }
             }
-            Err(error) => match attempts.next(&Ended::with(Err(error), false)) {
+            Err(error) => match attempts.next(&Ended::with(Err(as_candidate(error)), false)) {
                 Next::Stop => return Err(error.fault(Role::Prefill)),
                 next => next,
             },
         };
+        // An engine that has been sent the leg may keep its KV cache under the transfer id.
+        split.rename(&shard.net);
         if let Next::After(backoff) = next {
             shard.metrics.retry();
             exchange.enter(Phase::RetryWait);
@@ -121,13 +125,29 @@ pub(super) async fn prefill<N: Net>(
     }
 }
 
+/// Returns the error that decides what follows: a prefiller whose bootstrap server does not respond
+/// is like one that accepts no connection.
+fn as_candidate(error: CallError) -> CallError {
+    match error {
+        CallError::Other(Fault::Leg {
+            role: Role::Bootstrap,
+            ..
+        }) => CallError::Failed(Cause::Refused),
+        other => other,
+    }
+}
+
 async fn prefill_once<N: Net>(
     exchange: &Exchange<'_, N>,
     split: &Split,
     target: &Target,
-    peer: &Peer,
+    peer: &mut Peer,
 ) -> Result<CallEnd<N>, CallError> {
     let pd = &exchange.shard.config.pd;
+    if split.connector().rules().bootstrap == Bootstrap::Queried {
+        let engine = bootstrap::pick_engine(exchange, target, peer.bootstrap_port).await;
+        peer.engine = Some(engine?);
+    }
     let leg = split.connector().prefill_leg(&split.pd_request(), peer);
     let leg = leg.map_err(Fault::from)?;
     let deadline = Deadline::of(exchange.shard.net.now(), pd.prefill_timeout, Timeout::Leg);

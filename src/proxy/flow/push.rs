@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use super::prefill::{self, Prefill, Prefilled};
 use super::split::Split;
-use super::{concurrent, decode};
+use super::{concurrent, decode, detach};
 use crate::config::OnDecodeKvError;
 use crate::fault::{Fault, Incident};
 use crate::fleet::Target;
@@ -108,7 +108,7 @@ enum Checked<N: Net> {
 /// sent afterwards.
 pub(super) async fn prefill<N: Net>(
     exchange: &mut Exchange<'_, N>,
-    split: &Split,
+    split: &mut Split,
     targets: &[Target],
     identity: &PushIdentity,
 ) -> Result<Prefill<N>, Fault> {
@@ -148,7 +148,7 @@ async fn push<N: Net>(
         Ok(Ok(response)) => response,
         Ok(Err(CallError::Disconnected)) => {
             let response = Response::default();
-            return Err(detach(exchange, decoder, response, &task));
+            return Err(leave(exchange, decoder, response, &task));
         }
         Ok(Err(error)) => {
             let ended = Ended::with(Err(error), decoder.reused);
@@ -187,7 +187,7 @@ async fn push<N: Net>(
                     return after_prefill(exchange, targets, peer, checked, started).await;
                 }
             },
-            Err(_) => return Err(detach(exchange, decoder, response, &task)),
+            Err(_) => return Err(leave(exchange, decoder, response, &task)),
         },
     };
     exchange.stats.prefill_us = micros_since(prefilled.at, started);
@@ -392,11 +392,14 @@ fn distrust<N: Net>(exchange: &Exchange<'_, N>, prefiller: &Target) {
     shard.metrics.push(Push::Failed);
 }
 
-fn detach<N: Net>(
+fn leave<N: Net>(
     exchange: &Exchange<'_, N>,
     decoder: Connection<N>,
     response: Response,
     task: &CallTask<N>,
 ) -> Fault {
-    concurrent::detach_decode_leg(exchange, ON_DISCONNECT, decoder, response, task)
+    if detach::has_begun(&decoder, &response) {
+        task.record_first_byte();
+    }
+    detach::decode_leg(exchange, ON_DISCONNECT, decoder, response)
 }

@@ -33,7 +33,7 @@ async fn decode_after<N: Net>(
     split: &mut Split,
     prefill: Prefill<N>,
 ) -> Result<PendingResponse<N>, Fault> {
-    let (mut prefilled, peer) = match prefill {
+    let (mut prefilled, mut peer) = match prefill {
         Prefill::Done(prefilled, peer) => (prefilled, peer),
         Prefill::Response(pending) => return Ok(pending),
     };
@@ -53,7 +53,7 @@ async fn decode_after<N: Net>(
     } else if exchange.client.has_disconnected(exchange.shard).await {
         Err(Fault::ClientGone)
     } else {
-        decode::decode(exchange, split, &peer, &mut prefilled).await
+        decode::decode(exchange, split, &mut peer, &mut prefilled).await
     };
     if pending.is_err()
         && let Some(handoff) = prefilled.stranded()

@@ -1,0 +1,78 @@
+//! The decode leg of a client that has disconnected.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::fault::Fault;
+use crate::limits::DETACHED_FIRST_BYTE_SECS_MAX;
+use crate::net::{Conn, Net};
+use crate::pd::OnDisconnect;
+use crate::proxy::exchange::Exchange;
+use crate::proxy::shard::Shard;
+use crate::upstream::{Connection, Response, TaskGuard};
+
+/// Returns whether the response body has begun, which shows that the transfer to the decoder has
+/// finished.
+pub(super) fn has_begun<N: Net>(upstream: &Connection<N>, response: &Response) -> bool {
+    response.is_complete() && (!response.rest().is_empty() || upstream.conn().peek_ready())
+}
+
+/// Applies the rule for a client disconnect to the decode leg. If the rule is `UntilFirstByte`, the
+/// whole request has been sent and no body byte has arrived, the leg continues in a separate task
+/// until that byte. Otherwise its connection is reset, which cancels it. Returns `ClientGone`.
+pub(super) fn decode_leg<N: Net>(
+    exchange: &Exchange<'_, N>,
+    on_disconnect: OnDisconnect,
+    upstream: Connection<N>,
+    response: Response,
+) -> Fault {
+    let waits = on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get();
+    if waits && !has_begun(&upstream, &response) {
+        let shard = Rc::clone(exchange.shard);
+        // Counted before the task first runs, because a drain may check the count earlier.
+        let counted = shard.upstreams.count_task();
+        exchange
+            .shard
+            .net
+            .spawn(await_first_byte(shard, counted, upstream, response));
+    } else {
+        upstream.conn().reset_on_close();
+    }
+    Fault::ClientGone
+}
+
+/// Waits for the first byte of the response body of a decode leg whose client has disconnected, for
+/// at most `DETACHED_FIRST_BYTE_SECS_MAX`, then resets the connection, which cancels the leg. That
+/// byte shows that the transfer to the decoder has finished. The response head does not: an engine
+/// can send it before the transfer.
+async fn await_first_byte<N: Net>(
+    shard: Rc<Shard<N>>,
+    _counted: TaskGuard<N>,
+    upstream: Connection<N>,
+    mut response: Response,
+) {
+    let timer = shard.net.timer();
+    let wait = Duration::from_secs(DETACHED_FIRST_BYTE_SECS_MAX);
+    timer.set(shard.net.now(), Some(wait));
+    let conn = upstream.conn();
+    loop {
+        let is_open = poll_fn(|cx| {
+            if conn.poll_readable(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            timer.poll(cx).map(|()| false)
+        });
+        if !is_open.await
+            || response.is_complete()
+            || response.receive(&shard.buffers, conn).is_err()
+        {
+            break;
+        }
+        if response.is_complete() && !response.rest().is_empty() {
+            break;
+        }
+    }
+    upstream.conn().reset_on_close();
+}
