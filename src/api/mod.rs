@@ -20,9 +20,9 @@ pub enum Api {
     Generate,
     /// `/invocations`: the engine dispatches the request by the shape of its body.
     Invocations,
-    /// `/v1/chat/completions/batch` and `/cohere/v2/chat`: generation requests that are never
-    /// split. They are intercepted because engines accept transfer parameters from clients on these
-    /// paths as well.
+    /// Generation requests that are never split ([`Routes::unsplit`]), such as
+    /// `/v1/chat/completions/batch`. They are intercepted because engines accept transfer
+    /// parameters from clients on these paths as well.
     Unsplit,
 }
 
@@ -42,6 +42,9 @@ pub enum Route {
 pub struct Routes {
     /// The paths of generation requests (POST), each with its API.
     pub intercepted: &'static [(&'static str, Api)],
+    /// Paths of requests (POST) whose bodies are inspected but never split: engines accept transfer
+    /// parameters there, too. They also count below a prefix (an engine's `--root-path`).
+    pub unsplit: &'static [&'static str],
     /// The path to which the proxy itself responds (GET or HEAD).
     pub health: &'static str,
 }
@@ -55,8 +58,18 @@ pub const PD_SIDECAR: Routes = Routes {
         ("/v1/responses", Api::Responses),
         ("/inference/v1/generate", Api::Generate),
         ("/invocations", Api::Invocations),
-        ("/v1/chat/completions/batch", Api::Unsplit),
-        ("/cohere/v2/chat", Api::Unsplit),
+    ],
+    unsplit: &[
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/messages",
+        "/v1/responses",
+        "/inference/v1/generate",
+        "/invocations",
+        "/v1/chat/completions/batch",
+        "/cohere/v2/chat",
+        // SGLang's own API.
+        "/generate",
     ],
     health: "/health",
 };
@@ -73,9 +86,15 @@ impl Routes {
         match method {
             Method::Post => {
                 let mut intercepted = self.intercepted.iter();
-                intercepted
-                    .find(|(path, _)| h1::path_is(target, path))
-                    .map_or(Route::Other, |(_, api)| Route::Intercepted(*api))
+                let found = intercepted.find(|(path, _)| h1::path_is(target, path));
+                let mut unsplit = self.unsplit.iter();
+                match found {
+                    Some((_, api)) => Route::Intercepted(*api),
+                    None if unsplit.any(|path| h1::path_ends_with(target, path)) => {
+                        Route::Intercepted(Api::Unsplit)
+                    }
+                    None => Route::Other,
+                }
             }
             Method::Get | Method::Head if h1::path_is(target, self.health) => Route::Health,
             Method::Connect
@@ -111,77 +130,41 @@ impl Api {
 mod tests {
     use super::*;
 
+    const UNSPLIT: Route = Route::Intercepted(Api::Unsplit);
+
+    #[rustfmt::skip]
+    const ROUTES: &[(Method, &str, Route)] = &[
+        (Method::Post, "/v1/chat/completions", Route::Intercepted(Api::Chat)),
+        (Method::Post, "/v1/completions", Route::Intercepted(Api::Completions)),
+        (Method::Post, "/v1/messages", Route::Intercepted(Api::Messages)),
+        (Method::Post, "/v1/responses", Route::Intercepted(Api::Responses)),
+        (Method::Post, "/inference/v1/generate", Route::Intercepted(Api::Generate)),
+        (Method::Post, "/invocations", Route::Intercepted(Api::Invocations)),
+        (Method::Post, "/v1/chat/completions/batch", UNSPLIT),
+        (Method::Post, "/cohere/v2/chat", UNSPLIT),
+        (Method::Post, "/v1/completions?x=/health", Route::Intercepted(Api::Completions)),
+        (Method::Post, "/v1/complet%69ons", Route::Intercepted(Api::Completions)),
+        (Method::Post, "/v1%2Fcompletions", Route::Intercepted(Api::Completions)),
+        (Method::Post, "/v1/completions/", Route::Other),
+        (Method::Post, "/v1//completions", Route::Other),
+        (Method::Post, "//v1/completions", UNSPLIT),
+        (Method::Post, "/prefix/v1/chat/complet%69ons", UNSPLIT),
+        (Method::Post, "/generate", UNSPLIT),
+        (Method::Get, "/generate", Route::Other),
+        (Method::Post, "/V1/completions", Route::Other),
+        (Method::Get, "/v1/completions", Route::Other),
+        (Method::Get, "/health", Route::Health),
+        (Method::Head, "/health?verbose", Route::Health),
+        (Method::Post, "/health", Route::Other),
+        (Method::Options, "*", Route::Other),
+        (Method::Post, "http://any/v1/completions", Route::Intercepted(Api::Completions)),
+    ];
+
     #[test]
-    fn routes_match_the_decoded_path_exactly() {
-        let unsplit = Route::Intercepted(Api::Unsplit);
-        let cases: [(Method, &str, Route); 20] = [
-            (
-                Method::Post,
-                "/v1/chat/completions",
-                Route::Intercepted(Api::Chat),
-            ),
-            (
-                Method::Post,
-                "/v1/completions",
-                Route::Intercepted(Api::Completions),
-            ),
-            (
-                Method::Post,
-                "/v1/messages",
-                Route::Intercepted(Api::Messages),
-            ),
-            (
-                Method::Post,
-                "/v1/responses",
-                Route::Intercepted(Api::Responses),
-            ),
-            (
-                Method::Post,
-                "/inference/v1/generate",
-                Route::Intercepted(Api::Generate),
-            ),
-            (
-                Method::Post,
-                "/invocations",
-                Route::Intercepted(Api::Invocations),
-            ),
-            (Method::Post, "/v1/chat/completions/batch", unsplit),
-            (Method::Post, "/cohere/v2/chat", unsplit),
-            (
-                Method::Post,
-                "/v1/completions?x=/health",
-                Route::Intercepted(Api::Completions),
-            ),
-            (
-                Method::Post,
-                "/v1/complet%69ons",
-                Route::Intercepted(Api::Completions),
-            ),
-            (
-                Method::Post,
-                "/v1%2Fcompletions",
-                Route::Intercepted(Api::Completions),
-            ),
-            (Method::Post, "/v1/completions/", Route::Other),
-            (Method::Post, "/v1//completions", Route::Other),
-            (Method::Post, "/V1/completions", Route::Other),
-            (Method::Get, "/v1/completions", Route::Other),
-            (Method::Get, "/health", Route::Health),
-            (Method::Head, "/health?verbose", Route::Health),
-            (Method::Post, "/health", Route::Other),
-            (Method::Options, "*", Route::Other),
-            (
-                Method::Post,
-                "http://any/v1/completions",
-                Route::Intercepted(Api::Completions),
-            ),
-        ];
-        for (method, target, want) in cases {
-            assert_eq!(
-                PD_SIDECAR.of(method, target.as_bytes()),
-                want,
-                "{method:?} {target}"
-            );
+    fn routes_match_the_decoded_path() {
+        for (method, target, want) in ROUTES {
+            let route = PD_SIDECAR.of(*method, target.as_bytes());
+            assert_eq!(route, *want, "{method:?} {target}");
         }
     }
 }

@@ -61,6 +61,8 @@ pub enum Fault {
     TargetDenied,
     /// The prefill target is not on the allowlist, but the allowlist is still incomplete.
     AllowlistNotReady,
+    /// The engines cannot serve a request with several sequences.
+    SeveralSequences,
     /// Plain HTTP was received on a TLS port.
     PlainText,
 }
@@ -142,6 +144,7 @@ impl Fault {
             Self::AllowlistNotReady => 38,
             Self::PlainText => 39,
             Self::ContentCoding => 40,
+            Self::SeveralSequences => 41,
         }
     }
 

@@ -37,7 +37,7 @@ macro_rules! rows {
 
 /// One row for each kind of fault, in the order in which metrics list them.
 #[rustfmt::skip]
-const ROWS: [Row; 41] = rows! {
+const ROWS: [Row; 42] = rows! {
     "bad_head" 400 Client ClientError "malformed request";
     "bad_chunk" 400 Client ClientError "malformed request: invalid chunked body";
     "bad_json" 400 Client ClientError "invalid JSON";
@@ -88,6 +88,8 @@ const ROWS: [Row; 41] = rows! {
     "plain_text" 400 Client ClientError "this port requires TLS; use https";
     "content_coding" 415 Client ClientError
         "the request body must not be compressed; send it without Content-Encoding";
+    "several_sequences" 400 Client ClientError
+        "n above 1 is not supported: these engines do not finish a request with several sequences";
 };
 
 /// Labels of all faults, ordered by [`Fault::index`].
@@ -266,6 +268,7 @@ mod tests {
             Fault::AllowlistNotReady,
             Fault::PlainText,
             Fault::ContentCoding,
+            Fault::SeveralSequences,
         ]
     }
 

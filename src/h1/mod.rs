@@ -37,7 +37,9 @@ pub use hop::{HopFilter, drop_field, is_hop_by_hop, list_items};
 pub use method::Method;
 pub use name::Name;
 pub use sse::{DataLines, LinePart, is_event_stream};
-pub use target::{TargetForm, authority_of, origin_form, path_is, path_of, target_form};
+pub use target::{
+    TargetForm, authority_of, origin_form, path_ends_with, path_is, path_of, target_form,
+};
 pub use write::{
     ChunkLine, LAST_CHUNK, chunk_line, push_decimal, push_field, push_request_line,
     push_status_line, reason_phrase,

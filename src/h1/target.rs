@@ -100,6 +100,31 @@ pub fn path_is(target: &[u8], path: &str) -> bool {
     raw.is_empty() && !path.is_empty()
 }
 
+/// Returns whether the percent-decoded path of a request target ends with `path`. A `%` without two
+/// hexadecimal digits is a plain character, as it is for engines.
+#[must_use]
+pub fn path_ends_with(target: &[u8], path: &str) -> bool {
+    let raw = path_of(target);
+    if memchr(b'%', raw).is_none() {
+        return raw.ends_with(path.as_bytes());
+    }
+    let mut decoded = Vec::with_capacity(raw.len());
+    let mut rest = raw;
+    while let [first, after @ ..] = rest {
+        let byte = match rest {
+            [b'%', high, low, ..] => hex_value(*high).zip(hex_value(*low)),
+            _ => None,
+        };
+        let (byte, left) = match byte {
+            Some((high, low)) => (high << 4 | low, &rest[3..]),
+            None => (*first, after),
+        };
+        decoded.push(byte);
+        rest = left;
+    }
+    decoded.ends_with(path.as_bytes())
+}
+
 /// Splits a target that begins with `http://` or `https://` into the authority and the rest, which
 /// is empty or begins with `/` or `?`. Returns `None` for any other target.
 fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -273,6 +298,24 @@ mod tests {
         assert!(!path_is(b"/%00", "/\0"));
         assert_eq!(path_of(b"/a/b?c"), b"/a/b");
         assert_eq!(path_of(b"http://a/b"), b"");
+    }
+
+    #[test]
+    fn the_end_of_a_path_is_compared_as_engines_decode_it() {
+        for (target, want) in [
+            ("/v1/completions", true),
+            ("/prefix/v1/completions", true),
+            ("/prefix/v1/complet%69ons?x=1", true),
+            ("/a%2Fv1%2fcompletions", true),
+            ("/%zz%/v1/completions", true),
+            ("/xv1/completions", false),
+            ("/v1/completions/x", false),
+            ("/prefix?/v1/completions", false),
+            ("*", false),
+        ] {
+            let ends = path_ends_with(target.as_bytes(), "/v1/completions");
+            assert_eq!(ends, want, "{target}");
+        }
     }
 
     #[test]

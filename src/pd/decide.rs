@@ -35,7 +35,11 @@ pub fn keep_local(
         Api::Invocations | Api::Unsplit => return Some(Reason::UnknownShape),
     };
     if transfer == Transfer::Room {
-        return None;
+        let several = document
+            .last(Level::Top, "n")
+            .filter(|_| api != Api::Generate);
+        let several = several.is_some_and(|n| is_above_one(n, body));
+        return several.then_some(Reason::SeveralChoices);
     }
     // Required, but set by the prefill leg.
     let is_incomplete = match api {
@@ -132,8 +136,7 @@ impl Request<'_> {
             When::SetWithLogprobs => {
                 self.applies(When::Set, member) && is_set(self.document, "logprobs")
             }
-            // An invalid value (a string, a fraction) goes to the decoder, which refuses it.
-            When::AboveOne => !is_null && !matches!(bytes, b"0" | b"1"),
+            When::AboveOne => is_above_one(member, self.body),
             When::NotCount => !is_null && !is_count(bytes),
             When::NotDisabled => !string_is(bytes, "disabled"),
             When::ListOfSeveral => member.kind == Kind::Array && is_list_of_several(bytes),
@@ -170,6 +173,12 @@ impl Request<'_> {
             _ => true,
         }
     }
+}
+
+/// Returns whether a count (`n`, `best_of`) is neither `null` nor 0 nor 1. An invalid value (a
+/// string, a fraction) counts as well: the decoder refuses it.
+fn is_above_one(member: &Member, body: &[u8]) -> bool {
+    member.kind != Kind::Null && !matches!(member.value.of(body), b"0" | b"1")
 }
 
 /// Returns whether a value is an integer without sign, fraction and exponent.
@@ -535,6 +544,13 @@ mod tests {
                 "{}",
                 Some(Reason::UnknownShape),
             ),
+            (
+                Transfer::Room,
+                Api::Chat,
+                r#"{"n":2}"#,
+                Some(Reason::SeveralChoices),
+            ),
+            (Transfer::Room, Api::Chat, r#"{"n":1}"#, None),
         ] {
             assert_eq!(decide_for(transfer, api, body), want, "{transfer:?} {body}");
         }

@@ -474,6 +474,31 @@ fn a_client_supplied_handoff_is_masked_in_a_decode_only_body() {
     assert_eq!(pair.decode.counters().poisoned, 0);
 }
 
+/// An engine with `--root-path` has its routes below a prefix, too.
+#[test]
+fn a_client_supplied_handoff_is_masked_below_any_prefix() {
+    let pair = Pair::start(&[]);
+    let body = r#"{"messages":[],"kv_transfer_params":{"remote_host":"evil"}}"#;
+    for path in [
+        "/prefix/v1/chat/completions",
+        "/a/b/v1/complet%69ons?x",
+        "//v1/messages",
+        "/generate",
+    ] {
+        pair.decode.clear();
+        pair.sidecar.post(path, body, &[]).expect(200);
+        pair.post(path, body).expect(200);
+        for seen in pair.decode.requests() {
+            assert!(
+                !String::from_utf8_lossy(&seen.body).contains("evil"),
+                "{path}"
+            );
+        }
+        assert_eq!(pair.decode.requests().len(), 2);
+    }
+    assert!(pair.prefill.requests().is_empty());
+}
+
 #[test]
 fn a_client_supplied_handoff_is_masked_in_a_fragmented_body() {
     let pair = Pair::start(&[]);

@@ -147,6 +147,55 @@ fn bootstrap_members_from_the_client_are_replaced() {
     assert_ne!(body["bootstrap_room"], 5);
 }
 
+/// Engines use these members to find each other, on SGLang's own API as well.
+#[test]
+fn members_of_peers_from_the_client_reach_no_engine() {
+    let pair = Pair::with(CONNECTOR, |_| {}, |config| config.strict = false);
+    let peers = [
+        r#""bootstrap_host":["evil","evil"]"#,
+        r#""bootstrap_room":[12345,12346]"#,
+        r#""bootstrap_pair_key":"evil""#,
+        r#""disagg_prefill_dp_rank":12345"#,
+        r#""bootstrap_host":"evil","bootstrap_host":"evil""#,
+        r#""bootstrap\u005fhost":"evil""#,
+        r#""decode_tp_size":12345"#,
+    ];
+    for path in ["/generate", CHAT, "/prefix/generate"] {
+        for member in peers {
+            let body = format!(r#"{{"text":"x","messages":[],{member}}}"#);
+            pair.decode.clear();
+            pair.sidecar.post(path, &body, &[]).expect(200);
+            let seen = String::from_utf8(only(&pair.decode).body).unwrap();
+            assert!(!seen.contains("evil") && !seen.contains("1234"), "{seen}");
+        }
+    }
+    let (pair, _) = start();
+    // The mock refuses repetitions, each of which has the proxy's value.
+    let single = |member: &&str| member.matches("bootstrap_host").count() < 2;
+    for member in peers.into_iter().filter(single) {
+        forget(&pair);
+        responded(&pair, &Api::Chat.ask_with(4, true, &format!(",{member}")));
+        let (prefill, decode) = both_legs(&pair);
+        for leg in [prefill, decode] {
+            let seen = String::from_utf8(leg.body).unwrap();
+            assert!(!seen.contains("evil") && !seen.contains("1234"), "{seen}");
+        }
+    }
+}
+
+/// With several sequences, the engines would not finish until the client disconnects.
+#[test]
+fn several_sequences_are_refused() {
+    let (pair, _) = start();
+    for api in [Api::Chat, Api::Completions] {
+        let question = api.ask_with(4, false, r#","n":2"#);
+        pair.post(api.path(), &question.body)
+            .expect_error(400, "several_sequences");
+    }
+    assert!(pair.prefill.requests().is_empty() && pair.decode.requests().is_empty());
+    responded(&pair, &Api::Chat.ask_with(4, false, r#","n":1"#));
+}
+
 #[test]
 fn a_body_that_is_not_an_object_is_rejected() {
     let (pair, _) = start();

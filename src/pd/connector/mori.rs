@@ -22,9 +22,22 @@ pub(super) struct MoriSerial;
 /// `MoRI-IO` in write mode, with concurrent legs (`--moriio-parallel-dispatch`).
 pub(super) struct MoriConcurrent;
 
+/// The members that clients must not set. In the responses API, engines read the addresses of their
+/// peers from a `request_id` with marks, and ignore the request id of the head.
+const CLIENT_OWNED: Watch = &[
+    (Level::Top, "kv_transfer_params"),
+    (Level::Top, "ec_transfer_params"),
+    (Level::Top, "request_id"),
+    (Level::ExtraArgs, "kv_transfer_params"),
+    (Level::ExtraArgs, "ec_transfer_params"),
+    (Level::Xargs, "kv_transfer_params"),
+    (Level::Xargs, "ec_transfer_params"),
+];
+
 const SERIAL_RULES: Rules = Rules {
     // `MoRI-IO` is a mode of this connector.
     name: "nixlv2",
+    client_owned: CLIENT_OWNED,
     commit: Commit::OnPrefill,
     prefix_pull: PrefixPull::IfEnabled,
     can_decode_in_chunks: true,

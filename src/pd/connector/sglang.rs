@@ -6,11 +6,27 @@
 use super::contract::{
     BASE, Bootstrap, Connector, OnDisconnect, Order, Rules, SpanNames, Transfer,
 };
-use crate::json::{EditError, Level, Quoted};
+use crate::json::{EditError, Level, Quoted, Watch};
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::options::ConnectorPorts;
 use crate::pd::peer::Peer;
 use crate::pd::request::PdRequest;
+
+/// The members that clients must not set: engines find each other by them.
+const CLIENT_OWNED: Watch = &[
+    (Level::Top, "kv_transfer_params"),
+    (Level::Top, "ec_transfer_params"),
+    (Level::Top, "bootstrap_host"),
+    (Level::Top, "bootstrap_port"),
+    (Level::Top, "bootstrap_room"),
+    (Level::Top, "bootstrap_pair_key"),
+    (Level::Top, "disagg_prefill_dp_rank"),
+    (Level::Top, "decode_tp_size"),
+    (Level::ExtraArgs, "kv_transfer_params"),
+    (Level::ExtraArgs, "ec_transfer_params"),
+    (Level::Xargs, "kv_transfer_params"),
+    (Level::Xargs, "ec_transfer_params"),
+];
 
 /// Number of random bits in a room number. Engines accept 63. A request with a list of prompts uses
 /// consecutive numbers from the room upwards, so one bit is left for those above the largest room.
@@ -22,6 +38,7 @@ pub(super) struct Sglang;
 const RULES: Rules = Rules {
     name: "sglang",
     // `SGLang` numbers the rooms of a list of prompts itself.
+    client_owned: CLIENT_OWNED,
     transfer: Transfer::Room,
     // The decoder can abandon its side of the room; the prefiller must complete its own
     // side.

@@ -37,6 +37,7 @@ use crate::fleet::{Endpoint, Target};
 use crate::json::EditError;
 use crate::metrics::{Direction, Disagg, Phase};
 use crate::net::{Instant, Net};
+use crate::pd::connector::Transfer;
 use crate::pd::routing_headers::Routing;
 use crate::pd::{Leg, Order, Outcome, Reason, Role, connector, request};
 use crate::upstream::{CallError, Deadline, Timeout};
@@ -139,6 +140,10 @@ async fn run_legs<N: Net>(
         local = Some(Reason::SelfTarget);
     }
     record_request_overhead(exchange, received);
+    if local == Some(Reason::SeveralChoices) && connector.rules().transfer == Transfer::Room {
+        // The decoder refuses a request without a room, but for that.
+        return Err(Fault::SeveralSequences);
+    }
     if let Some(reason) = local {
         exchange.stats.outcome = Some((Outcome::LocalPolicy, reason));
         exchange.stats.disagg = split.encoded.as_ref().map(|_| Disagg::EncodeDecode);
