@@ -3,17 +3,19 @@
 
 usage: check.py --ringside BINARY [--prefill URL] [--decode URL] [--trials N] [CHECK...]
 
-CHECK: tokens replay stale openai abort freed stranded messages poison (default: all, in this order).
+CHECK: tokens replay stale openai abort freed stranded messages members poison (default: all, in this order).
 Exit status: 0 if every check passes.
 """
 import argparse
 import json
+import pathlib
 import sys
 import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import members as request_members
 import rig
 from relay import Cut, EditAnswer, Relay, SlowBody
 from rig import (CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, RND, Answer, Engine, Ringside,
@@ -459,6 +461,38 @@ def messages(setup, trials=3):
                             key: value for key, value in sample.usage.items() if isinstance(value, int)})
 
 
+def members(setup):
+    """A request with each member that both legs carry, or that is capped, returns the text of one server."""
+    apis = {"CHAT": CHAT, "COMPLETIONS": COMPLETIONS, "RESPONSES": RESPONSES, "MESSAGES": MESSAGES,
+            "GENERATE": GENERATE, "SAMPLING": GENERATE}
+    table = pathlib.Path(__file__).resolve().parents[2] / "src/pd/members.rs"
+    rows = request_members.table_of(table.read_text())
+    counts = {}
+    with setup.ringside() as ringside:
+        for name, member, more in request_members.requests(rows):
+            api = apis[name]
+            asked = body(api, prompt_for(api))
+            if name == "SAMPLING":
+                asked["sampling_params"] |= more
+            else:
+                asked |= more
+            if member == "max_completion_tokens":
+                del asked["max_tokens"]
+            before = ringside.count("remote")
+            got = ringside.engine.post(api, asked)
+            want = setup.reference(api, asked)
+            is_split = ringside.count("remote") - before == 1
+            is_equal = bool(got.same(want)) and is_split
+            # A value that the engines refuse is refused in the same way.
+            is_refused = got.status == want.status and got.status in (400, 422)
+            kind = "equal" if is_equal else "refused" if is_refused else "different"
+            counts[kind] = counts.get(kind, 0) + 1
+            if kind != "equal":
+                verdict(is_refused, f"{name} {member} {kind}", status=got.status, reference=want.status,
+                        split=is_split, got=repr(got.raw[:150]), want=repr(want.raw[:150]))
+    verdict(not counts.get("different"), "members", **counts)
+
+
 def poison(setup):
     """A client's own kv_transfer_params never reaches an engine, in any spelling."""
     handoff = setup.prefill.post_raw(GENERATE, json.dumps(
@@ -541,7 +575,7 @@ def poison(setup):
 
 
 CHECKS = {check.__name__: check
-          for check in (tokens, replay, stale, openai, abort, freed, stranded, messages, poison)}
+          for check in (tokens, replay, stale, openai, abort, freed, stranded, messages, members, poison)}
 
 
 def main():
