@@ -225,9 +225,9 @@ impl Config {
             ", versions not checked"
         };
         let stranded = if self.pd.release_stranded_kv {
-            ", stranded KV cache released"
-        } else {
             ""
+        } else {
+            ", stranded KV cache left to its lease"
         };
         format!(
             "max age {}, if missing {missing}, if decode fails {failed}{unchecked}{stranded}",

@@ -168,7 +168,7 @@ keys! {
          of that version exit (nixlv2 only)"
     TRUST_CLIENT_KV: PrefillDecode Switch "trust-client-kv" = "false";
         "Pass transfer parameters sent by clients to engines; unsafe unless all clients are trusted"
-    RELEASE_STRANDED_KV: PrefillDecode Switch "release-stranded-kv" = "false";
+    RELEASE_STRANDED_KV: PrefillDecode Switch "release-stranded-kv" = "true";
         "Make the prefiller free KV cache that no decoder will fetch (nixlv2 only)"
     MORIIO_WRITE_MODE: MoriIo Switch "moriio-write-mode" = "false";
         "Let prefillers write into the decoder's memory (nixlv2 only); without it, only --moriio-dp-size \

@@ -59,6 +59,10 @@ impl<N: Net> std::fmt::Debug for ShardDeps<N> {
     }
 }
 
+/// Decoders of which a shard remembers that they refused a connection, and for how long.
+const REFUSING_MAX: usize = 1024;
+const REFUSING_AGE_MAX: Duration = Duration::from_secs(30);
+
 /// The engines of prefill servers, as their bootstrap servers listed them.
 type Engines = Rc<RefCell<TargetCache<Rc<[BootstrapEngine]>>>>;
 
@@ -84,6 +88,8 @@ pub struct Shard<N: Net> {
     pub(super) engines: Engines,
     /// The versions of prefillers; `None` for one that states none.
     pub(super) versions: Versions,
+    /// The decoders that refused the last connection.
+    pub(super) refusing: RefCell<TargetCache<()>>,
     /// The prefillers that push KV cache.
     pub(super) push_book: RefCell<PushBook>,
     pub(super) access: RefCell<Option<AccessRing>>,
@@ -165,6 +171,7 @@ impl<N: Net> Shard<N> {
             fleet: RefCell::new(Cache::new(deps.fleet)),
             engines,
             versions,
+            refusing: RefCell::new(TargetCache::new(REFUSING_MAX, REFUSING_AGE_MAX)),
             push_book: RefCell::default(),
             access: RefCell::new(deps.access),
             tracer,

@@ -1,6 +1,6 @@
 //! Stranded KV cache, which no decode leg will fetch (`docs/stranded-kv.md`), is counted, and
-//! released with `--release-stranded-kv`. A handoff that an engine may have received in a complete
-//! request is never sent again.
+//! released unless `--release-stranded-kv=false` is set. A handoff that an engine may have received
+//! in a complete request is not sent again, unless the engine has refused that request.
 
 use mock_engine::{Engine, Fault, Seen, State};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::client::{Client, DEADLINE, request};
 use crate::harness::{CHAT, PREFILLER, Pair, json_of, only};
 use crate::harness_more::{Leave, ask_for, expect_drained, expect_handoffs_sound};
 
-const RELEASE: &str = "--release-stranded-kv";
+const KEEP: &str = "--release-stranded-kv=false";
 /// Model name in the sidecar's release requests. No engine serves this model.
 const MODEL: &str = "ringside-releases-kv-cache";
 /// Size of the padding of a long body in bytes: more than the buffers of a connection hold, so that
@@ -94,7 +94,7 @@ fn expect_refused(pair: &Pair, handoff: &str) {
 #[test]
 fn stranded_kv_is_released_if_the_client_disconnects_while_the_decode_leg_is_sent() {
     for leave in Leave::ALL {
-        let pair = start(&[RELEASE]);
+        let pair = start(&[]);
         let client = begin_unread(&pair);
         let (_, _client) = leave.now(client);
         expect_counts(&pair, 1.0, 0.0, 0.0);
@@ -107,8 +107,8 @@ fn stranded_kv_is_released_if_the_client_disconnects_while_the_decode_leg_is_sen
 }
 
 #[test]
-fn without_the_flag_stranded_kv_is_kept_until_its_lease_expires() {
-    let pair = start(&[]);
+fn stranded_kv_is_left_to_its_lease_if_configured() {
+    let pair = start(&[KEEP]);
     let client = begin_unread(&pair);
     let (_, _client) = Leave::Reset.now(client);
     expect_counts(&pair, 0.0, 0.0, 1.0);
@@ -120,7 +120,7 @@ fn without_the_flag_stranded_kv_is_kept_until_its_lease_expires() {
 fn stranded_kv_is_not_released_if_the_connector_does_not_support_it() {
     let book = mock_engine::BlockBook::new();
     let pair = crate::kv::Setup {
-        args: &["--kv-connector=nixl", RELEASE],
+        args: &["--kv-connector=nixl"],
         contract: mock_engine::KvContract::NixlV1(book),
         ..crate::kv::Setup::default()
     }
@@ -134,7 +134,7 @@ fn stranded_kv_is_not_released_if_the_connector_does_not_support_it() {
 
 #[test]
 fn a_release_fails_if_the_decoder_cannot_be_reached() {
-    let pair = start(&[RELEASE]);
+    let pair = start(&[]);
     pair.decode.refuse(true);
     let (_, body) = ask_for(4, true);
     pair.post(CHAT, body).expect_error(503, "decode_refused");
@@ -158,7 +158,7 @@ fn a_release_fails_if_the_decoder_does_not_reject_it_as_expected() {
         Fault::ResetBeforeHead,
         Fault::Garbage,
     ] {
-        let pair = start(&[RELEASE]);
+        let pair = start(&[]);
         let client = begin_unread(&pair);
         pair.decode.fault_with(MODEL, fault, 1);
         let (_, _client) = Leave::Reset.now(client);
@@ -170,7 +170,7 @@ fn a_release_fails_if_the_decoder_does_not_reject_it_as_expected() {
 
 #[test]
 fn a_handoff_sent_in_a_complete_request_is_never_sent_again() {
-    let pair = start(&[RELEASE]);
+    let pair = start(&[]);
     for fault in [
         Fault::Hold,
         Fault::StallAfterHead,
@@ -210,7 +210,7 @@ fn a_handoff_sent_in_a_complete_request_is_never_sent_again() {
 /// The chat completion request itself continues without the handoff, whose blocks are released.
 #[test]
 fn stranded_kv_is_released_if_its_handoff_becomes_stale_while_it_is_sent() {
-    let pair = start(&[RELEASE, "--handoff-max-age=300ms"]);
+    let pair = start(&["--handoff-max-age=300ms"]);
     let mut client = begin_unread(&pair);
     client.response().expect(200);
     drop(client);
@@ -226,7 +226,7 @@ fn stranded_kv_is_released_if_its_handoff_becomes_stale_while_it_is_sent() {
 /// The engine may have freed the blocks by then, so no release is requested.
 #[test]
 fn stranded_kv_is_not_released_if_its_handoff_is_stale_before_it_is_sent() {
-    let pair = start(&[RELEASE, "--handoff-max-age=1ms"]);
+    let pair = start(&["--handoff-max-age=1ms"]);
     // The age is measured from the response head, and the body takes longer than the maximum age.
     let fault = Fault::Slow {
         chunk_bytes: 500,
@@ -241,7 +241,7 @@ fn stranded_kv_is_not_released_if_its_handoff_is_stale_before_it_is_sent() {
 
 #[test]
 fn a_drain_waits_for_the_release() {
-    let mut pair = start(&[RELEASE]);
+    let mut pair = start(&[]);
     let client = begin_unread(&pair);
     pair.decode.fault_with(MODEL, Fault::Hold, 1);
     let (_, _client) = Leave::Reset.now(client);
@@ -265,7 +265,7 @@ fn expect_refused_late(decode: &Engine) {
 
 #[test]
 fn nothing_is_stranded_without_a_handoff() {
-    let pair = start(&[RELEASE]);
+    let pair = start(&[]);
     let shapes = [
         mock_engine::HandoffShape::Omit,
         mock_engine::HandoffShape::Null,
@@ -279,4 +279,50 @@ fn nothing_is_stranded_without_a_handoff() {
         pair.decode.refuse(false);
     }
     expect_counts(&pair, 0.0, 0.0, 0.0);
+}
+
+/// The decoder refuses the body by its schema, where it does not release the KV cache.
+#[test]
+fn stranded_kv_is_released_if_the_decoder_refuses_the_request() {
+    for code in [400, 404, 422] {
+        let pair = start(&[]);
+        let fault = Fault::Status {
+            code,
+            body: r#"{"error":"refused"}"#.to_owned(),
+            content_type: "application/json".to_owned(),
+        };
+        pair.decode.fault(fault, 1);
+        let (_, body) = ask_for(4, true);
+        let response = pair.post(CHAT, body).expect(code);
+        assert_eq!(response.text(), r#"{"error":"refused"}"#);
+        // No decoder has served it.
+        pair.sidecar.wait_outcome("failed", "client_error");
+        expect_counts(&pair, 1.0, 0.0, 0.0);
+        let sent: Vec<Seen> = pair.decode.requests();
+        assert_eq!(json_of(&sent[1])["model"], MODEL);
+        let params = |seen: &Seen| json_of(seen)["kv_transfer_params"].take();
+        assert_eq!(params(&sent[0]), params(&sent[1]));
+    }
+}
+
+#[test]
+fn no_prefill_is_spent_on_a_decoder_that_is_known_to_be_down() {
+    let pair = start(&[]);
+    pair.decode.refuse(true);
+    let ask = |code: u16| {
+        let (_, body) = ask_for(4, true);
+        pair.post(CHAT, body).expect(code)
+    };
+    // The first request finds out.
+    ask(503);
+    let spent = pair.prefill.requests().len();
+    for _ in 0..5 {
+        let response = ask(503);
+        assert_eq!(response.header("retry-after"), Some("1"));
+    }
+    assert_eq!(pair.prefill.requests().len(), spent);
+    pair.decode.refuse(false);
+    ask(200);
+    ask(200);
+    assert_eq!(pair.decode.counters().handoff_used, 2);
 }

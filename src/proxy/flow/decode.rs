@@ -33,12 +33,45 @@ pub(super) async fn connect_decoder<N: Net>(
     split: &Split,
     reuse: Reuse,
 ) -> Result<Connection<N>, Fault> {
+    let shard = exchange.shard;
     let started = &exchange.stats.decode_started;
-    started.set(started.get().or(Some(exchange.shard.net.now())));
-    let upstreams = &exchange.shard.upstreams;
-    let engine = upstreams.engine(Role::Decode, &split.decoder.target);
-    let connected = upstreams.connect(exchange, engine, reuse, Deadline::NONE);
-    connected.await.map_err(|error| error.fault(Role::Decode))
+    started.set(started.get().or(Some(shard.net.now())));
+    let target = &split.decoder.target;
+    let engine = shard.upstreams.engine(Role::Decode, target);
+    let connected = shard
+        .upstreams
+        .connect(exchange, engine, reuse, Deadline::NONE);
+    let connected = connected.await;
+    if let Err(error) = &connected
+        && error.is_refused()
+    {
+        shard.refusing.borrow_mut().put(target, (), shard.net.now());
+    }
+    connected.map_err(|error| error.fault(Role::Decode))
+}
+
+/// Checks, before a prefill is spent on it, that a decoder accepts connections which has refused
+/// the last one.
+///
+/// # Errors
+/// It still does not.
+pub(super) async fn check_refusing<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+) -> Result<(), Fault> {
+    let (shard, target) = (exchange.shard, &split.decoder.target);
+    if shard
+        .refusing
+        .borrow()
+        .get(target, shard.net.now())
+        .is_none()
+    {
+        return Ok(());
+    }
+    // Boxed, because hardly any request needs it.
+    drop(Box::pin(connect_decoder(exchange, split, Reuse::Never)).await?);
+    shard.refusing.borrow_mut().forget(target);
+    Ok(())
 }
 
 /// Sends a request to the decoder alone, without a prefill leg, and waits for the response head. A
@@ -91,9 +124,7 @@ pub(super) async fn decode<N: Net>(
             Deadline::NONE
         };
         let decoded = decode_once(exchange, &upstream, split, &leg, deadline).await;
-        if upstream.is_sent.get() {
-            prefilled.unsent_handoff = None;
-        }
+        let sent = prefilled.unsent_handoff.take_if(|_| upstream.is_sent.get());
         if carries_handoff && matches!(decoded, Err(CallError::Disconnected)) {
             let rule = rules.decode_on_disconnect;
             return Err(detach::decode_leg(
@@ -133,6 +164,7 @@ pub(super) async fn decode<N: Net>(
                 repeated = true;
             }
             (Next::Other | Next::After(_) | Next::Stop, Ok(response)) => {
+                release_refused(exchange, split, sent, &response);
                 let mut pending = pending(upstream, response, &leg, cached_tokens);
                 if carries_handoff {
                     pending.experts = prefilled.take_experts();
@@ -143,6 +175,21 @@ pub(super) async fn decode<N: Net>(
                 return Err(error.fault(Role::Decode));
             }
         }
+    }
+}
+
+/// Releases a handoff that was sent with a request which the decoder has refused. A decoder that
+/// refuses a body by its schema does not notify the prefiller itself.
+fn release_refused<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    sent: Option<Vec<u8>>,
+    response: &Response,
+) {
+    if let Some(handoff) = sent
+        && (400..500).contains(&response.head.status)
+    {
+        release::count_stranded(exchange, split, &handoff);
     }
 }
 

@@ -118,6 +118,11 @@ async fn respond<N: Net>(
     }
     // The response may take minutes, and hardly any request still needs the prompt.
     let warm_up = warm_up::prepare(exchange, split, &mut pending);
+    match (exchange.stats.outcome, pending.response.head.status) {
+        (Some((Outcome::Remote, _)), 400..500) => exchange.stats.set_failed(Reason::ClientError),
+        (Some((Outcome::Remote, _)), 500..) => exchange.stats.set_failed(Reason::Decode),
+        _ => {}
+    }
     if let Some(prompt) = pending.experts.take() {
         return Box::pin(experts::respond(exchange, pending, *prompt)).await;
     }
@@ -150,6 +155,7 @@ async fn run_legs<N: Net>(
         let leg = split.pd_request().local_leg()?;
         return decode::decode_local(exchange, split, &leg).await;
     }
+    decode::check_refusing(exchange, split).await?;
     let order = connector.order(&split.pd_request());
     let pending = match order {
         Order::Serial => serial::serial(exchange, split, targets).await,
