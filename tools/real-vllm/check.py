@@ -481,15 +481,19 @@ def members(setup):
             before = ringside.count("remote")
             got = ringside.engine.post(api, asked)
             want = setup.reference(api, asked)
+            # The outcome is counted after the response has been sent, which is before the reference.
             is_split = ringside.count("remote") - before == 1
-            is_equal = bool(got.same(want)) and is_split
             # A value that the engines refuse is refused in the same way.
             is_refused = got.status == want.status and got.status in (400, 422)
-            kind = "equal" if is_equal else "refused" if is_refused else "different"
+            if got.same(want):
+                kind = "equal" if is_split else "equal_unsplit"
+            else:
+                kind = "refused" if is_refused else "different"
             counts[kind] = counts.get(kind, 0) + 1
             if kind != "equal":
-                verdict(is_refused, f"{name} {member} {kind}", status=got.status, reference=want.status,
-                        split=is_split, got=repr(got.raw[:150]), want=repr(want.raw[:150]))
+                verdict(kind != "different", f"{name} {member} {kind}", status=got.status,
+                        reference=want.status, outcomes=ringside.outcomes(),
+                        got=repr(got.raw[:150]), want=repr(want.raw[:150]))
     verdict(not counts.get("different"), "members", **counts)
 
 
