@@ -79,6 +79,16 @@ fn is_set(document: &Document, name: &str) -> bool {
         .is_some_and(|member| member.kind != Kind::Null)
 }
 
+/// Returns whether the request forces the call of a tool. Engines up to vLLM 0.31 fail on the call
+/// of a prefill leg, which is cut after one token (400 or 500, vllm-project/vllm#37258).
+#[must_use]
+pub fn forces_tool(document: &Document, body: &[u8]) -> bool {
+    let choice = document.last(Level::Top, "tool_choice");
+    choice.is_some_and(|choice| {
+        choice.kind == Kind::Object || string_is(choice.value.of(body), "required")
+    })
+}
+
 /// A request whose members are tested.
 struct Request<'a> {
     document: &'a Document,

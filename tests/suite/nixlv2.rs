@@ -422,3 +422,32 @@ fn unusual_prefill_responses_are_read() {
         assert_eq!(pair.decode.counters().handoff_used, 2);
     }
 }
+
+/// Engines before vLLM 0.32 parse the forced call, which the prefill leg cuts after one token.
+#[test]
+fn a_forced_tool_call_that_fails_on_the_prefill_leg_is_decoded_alone() {
+    for (choice, code, falls_back) in [
+        (r#""required""#, 500, true),
+        (r#""required""#, 400, true),
+        (r#"{"type":"function","function":{"name":"f"}}"#, 500, true),
+        (r#""required""#, 429, false),
+        (r#""auto""#, 500, false),
+        (r#""none""#, 400, false),
+    ] {
+        let pair = Pair::start(&[]);
+        pair.prefill.fault(crate::kv::engine_error(code), 1);
+        let body = format!(
+            r#"{{"model":"mock-model","messages":[{{"role":"user","content":"x"}}],"max_tokens":4,"tools":[],"tool_choice":{choice}}}"#
+        );
+        let response = pair.post(CHAT, &body);
+        let want = if falls_back { 200 } else { code };
+        response.expect(want);
+        if falls_back {
+            let sent = json_of(&only(&pair.decode));
+            assert_eq!(sent["kv_transfer_params"], Value::Null);
+            pair.sidecar.wait_outcome("local_fallback", "forced_tool");
+        } else {
+            assert!(pair.decode.requests().is_empty());
+        }
+    }
+}

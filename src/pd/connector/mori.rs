@@ -224,7 +224,11 @@ fn concurrent_decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, Ed
     let ranks = Ranks::of(request, peer);
     let mut params = format!(
         r#"{{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[],"remote_engine_id":{},"remote_host":{},"remote_port":{handshake},"remote_notify_port":{},"remote_handshake_port":{handshake},"remote_dp_rank":{},"remote_dp_rank_override":true,"transfer_id":"tx{}","tp_size":{},"remote_dp_size":{}"#,
-        Quoted(&format!("{}:{}", peer.host(), mori.prefill_handshake_port)),
+        Quoted(&format!(
+            "{}:{}",
+            peer.url_host(),
+            mori.prefill_handshake_port
+        )),
         Quoted(&peer.host()),
         mori.prefill_notify_port,
         ranks.prefill,

@@ -82,7 +82,8 @@ impl Connector for Sglang {
 
 /// Returns the leg of `role`.
 fn leg(request: &PdRequest<'_>, peer: &Peer, role: Role, take: Take) -> Result<Leg, EditError> {
-    let host = Quoted(&peer.host()).to_string();
+    // Engines append the port to it, so an IPv6 address has brackets.
+    let host = Quoted(&peer.url_host()).to_string();
     let port = peer.bootstrap_port.to_string();
     // Random rather than the time of day as in pd-sidecar: two proxies must not use the same room
     // because their requests arrive in the same nanosecond.

@@ -103,6 +103,9 @@ pub(super) async fn prefill<N: Net>(
             Ok(CallEnd::Status(upstream, response)) => {
                 let status = response.head.status;
                 match attempts.next(&Ended::with(Ok(status), false)) {
+                    Next::Stop if matches!(status, 400 | 500) && split.forces_tool() => {
+                        return Ok(Prefill::Done(without_tool(shard.net.now()), peer));
+                    }
                     Next::Stop => {
                         return prefill_refused(exchange, upstream, response)
                             .map(Prefill::Response);
@@ -123,6 +126,11 @@ pub(super) async fn prefill<N: Net>(
             exchange.client.pause(shard, backoff).await?;
         }
     }
+}
+
+/// Returns the result of a prefill that failed because its tool call was cut: no handoff.
+fn without_tool(at: Instant) -> Prefilled {
+    Prefilled::new(Some(SingleUse::none(Reason::ForcedTool)), at)
 }
 
 /// Returns the error that decides what follows: a prefiller whose bootstrap server does not respond

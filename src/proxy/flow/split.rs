@@ -7,6 +7,7 @@ use crate::api::Api;
 use crate::config::Config;
 use crate::fleet::{Endpoint, MoriHosts, Target};
 use crate::net::Net;
+use crate::pd::decide;
 use crate::pd::decode_chunks::Progress;
 use crate::pd::{Connector, Encoded, KvSource, PdRequest, Peer, Uuid, peer};
 use crate::proxy::body::Body;
@@ -77,6 +78,11 @@ impl Split {
             hosts: self.mori.as_deref().unwrap_or(&self.config.pd.mori.hosts),
             chunk: self.chunk.as_deref(),
         }
+    }
+
+    /// Returns whether the request forces the call of a tool.
+    pub(super) fn forces_tool(&self) -> bool {
+        decide::forces_tool(&self.body.document, &self.body.bytes)
     }
 
     pub(super) fn connector(&self) -> &'static dyn Connector {
