@@ -725,16 +725,16 @@ fn metrics_have_a_port_or_an_address() {
 #[test]
 fn switches_that_pd_sidecar_does_not_have() {
     let config = checked(&[]).config.pd;
-    assert!(!config.trust_client_kv && !config.release_stranded_kv && !config.p2p_pull);
+    assert!(!config.trust_client_kv && config.release_stranded_kv && !config.p2p_pull);
     assert_eq!(config.on_prefill_failure, OnPrefillFailure::Error);
     let config = checked(&[
         (&flag_table::TRUST_CLIENT_KV, "true"),
-        (&flag_table::RELEASE_STRANDED_KV, "true"),
+        (&flag_table::RELEASE_STRANDED_KV, "false"),
         (&flag_table::ENABLE_P2P_PULL, "true"),
         (&flag_table::ON_PREFILL_FAILURE, "decode"),
     ]);
     let config = config.config.pd;
-    assert!(config.trust_client_kv && config.release_stranded_kv && config.p2p_pull);
+    assert!(config.trust_client_kv && !config.release_stranded_kv && config.p2p_pull);
     assert_eq!(config.on_prefill_failure, OnPrefillFailure::Decode);
 }
 

@@ -40,6 +40,8 @@ impl Setup<'_> {
         let prefill = Engine::start(config(EngineConfig::prefill()), 0).unwrap();
         let (decode, flag) = start_decoder(EngineConfig {
             early_head: self.early_head,
+            // As real engines do. The sidecar releases KV cache by a request for no model.
+            check_model: true,
             ..config(EngineConfig::decode())
         });
         let sidecar = Sidecar::launch(&Launch {

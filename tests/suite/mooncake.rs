@@ -230,6 +230,26 @@ fn each_attempt_of_a_prefill_has_another_transfer_id() {
     assert_eq!((legs.len(), ids.len()), (3, 3));
 }
 
+/// The prefiller would keep the KV cache for 480 s. A decoder that has never been sent the
+/// transfer releases it on request.
+#[test]
+fn a_prefill_whose_decode_leg_is_not_sent_is_released() {
+    let cluster = start();
+    cluster.pair.decode.refuse(true);
+    let question = Api::Chat.ask(4, true);
+    cluster.pair.post(CHAT, &question.body).expect(503);
+    let failed = [("outcome", "failed")];
+    let name = "ringside_stranded_kv_total";
+    cluster.pair.sidecar.wait_metric(name, &failed, 1.0);
+    cluster.pair.decode.refuse(false);
+    responded(&cluster.pair, &question);
+    // A decoder that has refused the request may have released it.
+    cluster.pair.decode.clear();
+    cluster.pair.decode.fault(engine_error(400), 1);
+    cluster.pair.post(CHAT, &question.body).expect(400);
+    assert_eq!(only(&cluster.pair.decode).path(), CHAT);
+}
+
 #[test]
 fn the_count_of_cached_tokens_is_the_prefillers() {
     let cluster = start();

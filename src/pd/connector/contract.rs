@@ -119,6 +119,9 @@ pub struct Rules {
     pub prefix_pull: PrefixPull,
     /// Whether a decoder exits if the block ids of a handoff do not have the form that it expects.
     pub blocks_matter: bool,
+    /// Whether the KV cache of a decode leg that the decoder has refused is released. With
+    /// Mooncake, the decoder may have done so itself, and would wait for a second transfer.
+    pub releases_refused: bool,
     /// Whether a prefill leg finishes only together with a decode leg.
     pub prefill_needs_decode: bool,
     /// Whether the decode leg can start together with the prefill leg if the prefiller is known to
@@ -143,6 +146,7 @@ pub(super) const BASE: Rules = Rules {
     bootstrap: Bootstrap::None,
     prefix_pull: PrefixPull::Never,
     blocks_matter: false,
+    releases_refused: false,
     prefill_needs_decode: false,
     learns_push: false,
     can_decode_in_chunks: false,
@@ -189,10 +193,15 @@ pub trait Connector: Sync {
         }
     }
 
-    /// Returns the body of a request to the decoder that makes it release the KV cache of a handoff
-    /// which no decode leg will carry; `None` if the connector's engines know no such request
-    /// (`docs/stranded-kv.md`).
-    fn release_body(&self, _handoff: &[u8]) -> Option<Vec<u8>> {
+    /// Returns the transfer parameters of a request to the decoder that makes it release the KV
+    /// cache of a handoff which no decode leg will carry; `None` if the connector's engines know no
+    /// such request (`docs/stranded-kv.md`).
+    fn release_params(
+        &self,
+        _request: &PdRequest<'_>,
+        _peer: &Peer,
+        _handoff: &[u8],
+    ) -> Option<Vec<u8>> {
         None
     }
 

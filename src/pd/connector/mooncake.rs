@@ -56,20 +56,12 @@ impl Connector for Mooncake {
         if handoff.is_none() {
             return request.leg(Role::Decode, &request.edits(), take);
         }
-        let address = format!("http://{}:{}", peer.url_host(), peer.bootstrap_port);
-        let engine = peer
-            .engine
-            .as_ref()
-            .map_or(&b"null"[..], |engine| &engine.id);
-        let mut params = format!(
-            r#"{{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"xfer-{}","remote_bootstrap_addr":{},"remote_engine_id":"#,
-            request.uuid,
-            Quoted(&address),
-        )
-        .into_bytes();
-        params.extend_from_slice(engine);
-        params.push(b'}');
-        request.decode_leg(&params, take)
+        request.decode_leg(&params(request, peer), take)
+    }
+
+    /// A decoder that refuses a request notifies the prefiller, as with NIXL (measured).
+    fn release_params(&self, request: &PdRequest<'_>, peer: &Peer, _: &[u8]) -> Option<Vec<u8>> {
+        Some(params(request, peer))
     }
 
     fn handoff(&self, collected: Collected) -> Option<SingleUse> {
@@ -86,6 +78,24 @@ impl Connector for Mooncake {
     fn describe(&self, ports: &ConnectorPorts) -> String {
         format!(", bootstrap port {}", ports.mooncake_bootstrap)
     }
+}
+
+/// Returns the transfer parameters of a decode leg.
+fn params(request: &PdRequest<'_>, peer: &Peer) -> Vec<u8> {
+    let address = format!("http://{}:{}", peer.url_host(), peer.bootstrap_port);
+    let engine = peer
+        .engine
+        .as_ref()
+        .map_or(&b"null"[..], |engine| &engine.id);
+    let mut params = format!(
+        r#"{{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"xfer-{}","remote_bootstrap_addr":{},"remote_engine_id":"#,
+        request.uuid,
+        Quoted(&address),
+    )
+    .into_bytes();
+    params.extend_from_slice(engine);
+    params.push(b'}');
+    params
 }
 
 #[cfg(test)]

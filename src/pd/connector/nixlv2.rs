@@ -15,9 +15,6 @@ use crate::pd::request::PdRequest;
 /// conformance suite expect all six members.
 const PREFILL_PARAMS: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;
 
-/// A model name that no server has, so that the request is rejected.
-const RELEASE_MODEL: &[u8] = b"ringside-releases-kv-cache";
-
 /// The connector `nixlv2`, without `MoRI-IO`'s write mode.
 pub(super) struct Nixlv2;
 
@@ -26,6 +23,7 @@ const RULES: Rules = Rules {
     commit: Commit::OnPrefill,
     prefix_pull: PrefixPull::IfEnabled,
     blocks_matter: true,
+    releases_refused: true,
     learns_push: true,
     can_decode_in_chunks: true,
     span_names: SpanNames::Short,
@@ -71,15 +69,8 @@ impl Connector for Nixlv2 {
     /// request that carries a handoff, it notifies the prefill engine, which then frees the blocks.
     /// Such a request is rejected before its prompt is tokenised, and nothing is transferred (vLLM
     /// 0.32, `_with_kv_transfer_rejection_cleanup`; measured, `docs/stranded-kv.md`).
-    fn release_body(&self, handoff: &[u8]) -> Option<Vec<u8>> {
-        let parts: [&[u8]; 5] = [
-            br#"{"model":""#,
-            RELEASE_MODEL,
-            br#"","prompt":"x","max_tokens":1,"kv_transfer_params":"#,
-            handoff,
-            b"}",
-        ];
-        Some(parts.concat())
+    fn release_params(&self, _: &PdRequest<'_>, _: &Peer, handoff: &[u8]) -> Option<Vec<u8>> {
+        Some(handoff.to_vec())
     }
 }
 
@@ -193,14 +184,5 @@ mod tests {
                 assert!(!sent.contains(bad), "{:?} of {body}: {sent}", leg.role);
             }
         }
-    }
-
-    #[test]
-    fn the_refused_request_carries_the_handoff_unchanged() {
-        let body = Nixlv2.release_body(br#"{"do_remote_prefill":true,"x":1.0}"#);
-        let text = String::from_utf8(body.unwrap()).unwrap();
-        assert!(text.ends_with(r#""kv_transfer_params":{"do_remote_prefill":true,"x":1.0}}"#));
-        let parsed: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(parsed["model"], "ringside-releases-kv-cache");
     }
 }

@@ -164,7 +164,7 @@ pub(super) async fn decode<N: Net>(
                 repeated = true;
             }
             (Next::Other | Next::After(_) | Next::Stop, Ok(response)) => {
-                release_refused(exchange, split, sent, &response);
+                release_refused(exchange, split, peer, sent, &response);
                 let mut pending = pending(upstream, response, &leg, cached_tokens);
                 if carries_handoff {
                     pending.experts = prefilled.take_experts();
@@ -183,13 +183,15 @@ pub(super) async fn decode<N: Net>(
 fn release_refused<N: Net>(
     exchange: &Exchange<'_, N>,
     split: &Split,
+    peer: &Peer,
     sent: Option<Vec<u8>>,
     response: &Response,
 ) {
     if let Some(handoff) = sent
         && (400..500).contains(&response.head.status)
+        && split.connector().rules().releases_refused
     {
-        release::count_stranded(exchange, split, &handoff);
+        release::count_stranded(exchange, split, peer, &handoff);
     }
 }
 
@@ -228,7 +230,7 @@ fn decode_leg<N: Net>(
 ) -> Result<(Leg, bool), Fault> {
     if let Some(handoff) = prefilled.unsent_handoff.take() {
         // The leg that carried it was not sent completely.
-        release::count_stranded(exchange, split, &handoff);
+        release::count_stranded(exchange, split, peer, &handoff);
     }
     let pd = &exchange.shard.config.pd;
     let handoff = match &mut prefilled.handoff {

@@ -3,7 +3,7 @@
 //! A prefill engine keeps the blocks of a finished prefill until a decoder has read them or the
 //! lease has expired (30 s). There is no call that ends the lease. With some connectors, a request
 //! that the decoder rejects makes it notify the prefill engine, which then frees the blocks
-//! (`Connector::release_body`).
+//! (`Connector::release_params`).
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,26 +15,38 @@ use crate::json::Splices;
 use crate::limits::RELEASE_MS_MAX;
 use crate::metrics::Stranded;
 use crate::net::Net;
-use crate::pd::{Leg, OnDisconnect, Role, Take};
+use crate::pd::{Leg, OnDisconnect, Peer, Role, Take};
 use crate::proxy::exchange::Exchange;
 use crate::trace::LegTrace;
 use crate::upstream::{
     Call, CallEnd, Deadline, Deadlines, HeadWriter, LegTask, TaskContext, Timeout,
 };
 
+/// Start of the body of a release, which ends with the transfer parameters. No engine serves a
+/// model of this name.
+const BODY_START: &[u8] =
+    br#"{"model":"ringside-releases-kv-cache","prompt":"x","max_tokens":1,"kv_transfer_params":"#;
+
 /// Counts, in the metrics, a handoff that no decode leg will carry. If `--release-stranded-kv`
 /// is set and the connector supports it, first sends the decoder the request that releases the
 /// prefill engine's blocks, in a separate task.
-pub(super) fn count_stranded<N: Net>(exchange: &Exchange<'_, N>, split: &Split, handoff: &[u8]) {
+pub(super) fn count_stranded<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    peer: &Peer,
+    handoff: &[u8],
+) {
     let shard = exchange.shard;
     let pd = &shard.config.pd;
-    let body = pd
+    let request = split.pd_request();
+    let params = pd
         .release_stranded_kv
-        .then(|| split.connector().release_body(handoff));
-    let Some(body) = body.flatten() else {
+        .then(|| split.connector().release_params(&request, peer, handoff));
+    let Some(params) = params.flatten() else {
         shard.metrics.stranded(Stranded::LeftToLease);
         return;
     };
+    let body = [BODY_START, &params, b"}"].concat();
     let leg = Leg {
         role: Role::Decode,
         body: Splices::untouched(body.len()),

@@ -58,7 +58,7 @@ async fn decode_after<N: Net>(
     if pending.is_err()
         && let Some(handoff) = prefilled.stranded()
     {
-        release::count_stranded(exchange, split, &handoff);
+        release::count_stranded(exchange, split, &peer, &handoff);
     }
     pending
 }

@@ -148,6 +148,8 @@ pub(super) fn config(plot: Scenario) -> Config {
         LegOrder::Concurrent => KvConnector::Sglang,
         LegOrder::Store => KvConnector::SharedStorage,
     };
+    // The checks know the legs of each request alone.
+    config.pd.release_stranded_kv = false;
     config.pd.prefill_retries_max = 1;
     config.pd.prefill_retry_backoff = ms(20);
     config.pd.prefill_timeout = limit(1000);
