@@ -42,8 +42,9 @@ pub enum Route {
 pub struct Routes {
     /// The paths of generation requests (POST), each with its API.
     pub intercepted: &'static [(&'static str, Api)],
-    /// Paths of requests (POST) whose bodies are inspected but never split: engines accept transfer
-    /// parameters there, too. They also count below a prefix (an engine's `--root-path`).
+    /// Paths of requests (POST, and PUT, which SGLang accepts) whose bodies are inspected but never
+    /// split: engines accept transfer parameters there, too. They also count below a prefix (an
+    /// engine's `--root-path`).
     pub unsplit: &'static [&'static str],
     /// The path to which the proxy itself responds (GET or HEAD).
     pub health: &'static str,
@@ -84,9 +85,10 @@ impl Routes {
     pub fn of(&self, method: Method, target: &[u8]) -> Route {
         let target = h1::origin_form(target).unwrap_or(target);
         match method {
-            Method::Post => {
+            Method::Post | Method::Put => {
                 let mut intercepted = self.intercepted.iter();
-                let found = intercepted.find(|(path, _)| h1::path_is(target, path));
+                let found = intercepted
+                    .find(|(path, _)| method == Method::Post && h1::path_is(target, path));
                 let mut unsplit = self.unsplit.iter();
                 match found {
                     Some((_, api)) => Route::Intercepted(*api),
@@ -103,7 +105,6 @@ impl Routes {
             | Method::Head
             | Method::Options
             | Method::Patch
-            | Method::Put
             | Method::Trace
             | Method::Other => Route::Other,
         }
@@ -150,6 +151,8 @@ mod tests {
         (Method::Post, "//v1/completions", UNSPLIT),
         (Method::Post, "/prefix/v1/chat/complet%69ons", UNSPLIT),
         (Method::Post, "/generate", UNSPLIT),
+        (Method::Put, "/generate", UNSPLIT),
+        (Method::Put, "/v1/completions", UNSPLIT),
         (Method::Get, "/generate", Route::Other),
         (Method::Post, "/V1/completions", Route::Other),
         (Method::Get, "/v1/completions", Route::Other),

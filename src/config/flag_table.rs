@@ -169,7 +169,7 @@ keys! {
     TRUST_CLIENT_KV: PrefillDecode Switch "trust-client-kv" = "false";
         "Pass transfer parameters sent by clients to engines; unsafe unless all clients are trusted"
     RELEASE_STRANDED_KV: PrefillDecode Switch "release-stranded-kv" = "true";
-        "Make the prefiller free KV cache that no decoder will fetch (nixlv2 only)"
+        "Make the prefiller free KV cache that no decoder will fetch (nixlv2 and mooncake only)"
     MORIIO_WRITE_MODE: MoriIo Switch "moriio-write-mode" = "false";
         "Let prefillers write into the decoder's memory (nixlv2 only); without it, only --moriio-dp-size \
          and --moriio-dp-size-local have an effect"

@@ -38,7 +38,9 @@ pub fn keep_local(
         let several = document
             .last(Level::Top, "n")
             .filter(|_| api != Api::Generate);
-        let several = several.is_some_and(|n| is_above_one(n, body));
+        // Engines also read 1.0, "1" and true as 1.
+        let is_one = |n: &Member| flag(n.kind, n.value.of(body)) == Some(true);
+        let several = several.is_some_and(|n| is_above_one(n, body) && !is_one(n));
         return several.then_some(Reason::SeveralChoices);
     }
     // Required, but set by the prefill leg.
@@ -79,14 +81,15 @@ fn is_set(document: &Document, name: &str) -> bool {
         .is_some_and(|member| member.kind != Kind::Null)
 }
 
-/// Returns whether the request forces the call of a tool. Engines up to vLLM 0.31 fail on the call
-/// of a prefill leg, which is cut after one token (400 or 500, vllm-project/vllm#37258).
+/// Returns whether the request forces the call of a tool, in the APIs where engines up to vLLM 0.31
+/// fail on the call of a prefill leg, which is cut after one token (400 or 500,
+/// vllm-project/vllm#37258).
 #[must_use]
-pub fn forces_tool(document: &Document, body: &[u8]) -> bool {
+pub fn forces_tool(api: Api, document: &Document, body: &[u8]) -> bool {
     let choice = document.last(Level::Top, "tool_choice");
-    choice.is_some_and(|choice| {
-        choice.kind == Kind::Object || string_is(choice.value.of(body), "required")
-    })
+    let choice = choice.map_or(&b""[..], |choice| choice.value.of(body));
+    matches!(api, Api::Chat | Api::Responses | Api::Invocations)
+        && (string_is(choice, "required") || type_is(choice, "function"))
 }
 
 /// A request whose members are tested.
@@ -561,6 +564,8 @@ mod tests {
                 Some(Reason::SeveralChoices),
             ),
             (Transfer::Room, Api::Chat, r#"{"n":1}"#, None),
+            (Transfer::Room, Api::Chat, r#"{"n":"1"}"#, None),
+            (Transfer::Room, Api::Chat, r#"{"n":1.0}"#, None),
         ] {
             assert_eq!(decide_for(transfer, api, body), want, "{transfer:?} {body}");
         }

@@ -5,7 +5,7 @@
 //! A request is split only if that does not change the response, which must be a single assistant
 //! message of plain text. Tool calls, log-probabilities, response formats and stop strings can span
 //! two chunks; penalties and repetitions are counted from the start of each request. So a request
-//! is sent to the decoder as one unless all its members are known not to matter ([`may_be_split`]).
+//! is sent to the decoder as one unless all its members are known not to matter.
 
 use super::edits::Edits;
 use crate::api::Api;
@@ -27,7 +27,7 @@ pub struct Cut {
 }
 
 /// Members of a request body that do not prevent a chunked decode with any value.
-const ANY_VALUE: [&[u8]; 24] = [
+const ANY_VALUE: [&[u8]; 23] = [
     b"add_special_tokens",
     b"allowed_token_ids",
     b"cache_salt",
@@ -49,7 +49,6 @@ const ANY_VALUE: [&[u8]; 24] = [
     b"priority",
     b"request_id",
     b"session_id",
-    b"stream_options",
     b"temperature",
     b"top_k",
 ];
@@ -61,6 +60,7 @@ fn may_be_split(key: &[u8], value: &[u8], is_greedy: bool) -> bool {
     match key {
         // Engines read other values as true or false, too, or refuse them.
         b"stream" => is_one_of(&[b"null", b"true", b"false"]),
+        b"stream_options" => members(value).all(|option| option.key == b"\"include_usage\""),
         b"top_p" | b"user" | b"stream_interval" => true,
         b"n" => is_one_of(&[b"null", b"1"]),
         b"seed" => is_greedy || value == b"null",
@@ -488,6 +488,14 @@ mod tests {
             (r#""stream":true"#, true),
             (r#""stream":1"#, false),
             (r#""stream":"true""#, false),
+            (
+                r#""stream":true,"stream_options":{"include_usage":true}"#,
+                true,
+            ),
+            (
+                r#""stream_options":{"include_usage":true,"continuous_usage_stats":true}"#,
+                false,
+            ),
             (r#""bad_words":["x"]"#, false),
             (r#""ignore_eos":true"#, false),
             (r#""thinking_token_budget":5"#, false),

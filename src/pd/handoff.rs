@@ -136,6 +136,11 @@ impl SingleUse {
         }
     }
 
+    /// Permits one more leg to pull the KV cache, after one that could not reach it.
+    pub fn renew_transfer(&mut self) {
+        self.params = Ok(Vec::new());
+    }
+
     /// Stores no handoff, only the reason for its absence. [`SingleUse::take`] returns that reason.
     #[must_use]
     pub const fn none(reason: Reason) -> Self {

@@ -449,6 +449,25 @@ fn legs_end_as_required_when_the_client_disconnects() {
     });
 }
 
+/// The head of the decode response does not show that the transfer has finished.
+#[test]
+fn a_client_disconnect_after_the_head_does_not_cancel_the_decode_leg() {
+    let cluster = start();
+    for leave in Leave::ALL {
+        forget(&cluster.pair);
+        let fault = Fault::StallMidStream { after_events: 0 };
+        cluster.pair.decode.fault(fault, 1);
+        let client = begin(&cluster.pair, &Api::Chat.ask(4, true));
+        wait_state(&cluster.pair.decode, State::Responding);
+        let (_, _client) = leave.now(client);
+        cluster
+            .pair
+            .sidecar
+            .wait_metric("ringside_client_connections", &[], 0.0);
+        assert_eq!(only(&cluster.pair.decode).state, State::Responding);
+    }
+}
+
 #[test]
 fn a_client_disconnect_during_the_bootstrap_query_sends_no_leg() {
     let cluster = start();

@@ -32,7 +32,7 @@ pub enum KvConnector {
     SharedStorage,
     /// `SGLang`'s bootstrap rooms; concurrent legs.
     Sglang,
-    /// Mooncake's transfer engine; concurrent legs.
+    /// Mooncake's transfer engine.
     Mooncake,
     /// vLLM's `OffloadingConnector` with its P2P tier; concurrent legs.
     Offloading,

@@ -18,13 +18,13 @@ use crate::json::transform::{CachedTokens, ResponseEdit};
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::connector::Bootstrap;
-use crate::pd::{Collected, Freshness, Leg, Outcome, Peer, Reason, Role, SingleUse, Take};
+use crate::pd::{Collected, Freshness, Leg, OnDisconnect, Outcome, Peer, Reason, Role, Take};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
 use crate::proxy::relay::PendingResponse;
 use crate::upstream::{
     Attempts, Call, CallError, Connection, Deadline, Deadlines, Ended, Limits, Next, Response,
-    Reuse, Timeout,
+    Reuse, Scope, Stage, Timeout,
 };
 
 /// Returns a connection to the decoder of the request. Bounded by the connect timeout only.
@@ -33,9 +33,17 @@ pub(super) async fn connect_decoder<N: Net>(
     split: &Split,
     reuse: Reuse,
 ) -> Result<Connection<N>, Fault> {
-    let shard = exchange.shard;
     let started = &exchange.stats.decode_started;
-    started.set(started.get().or(Some(shard.net.now())));
+    started.set(started.get().or(Some(exchange.shard.net.now())));
+    dial(exchange, split, reuse).await
+}
+
+async fn dial<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    reuse: Reuse,
+) -> Result<Connection<N>, Fault> {
+    let shard = exchange.shard;
     let target = &split.decoder.target;
     let engine = shard.upstreams.engine(Role::Decode, target);
     let connected = shard
@@ -69,7 +77,7 @@ pub(super) async fn check_refusing<N: Net>(
         return Ok(());
     }
     // Boxed, because hardly any request needs it.
-    drop(Box::pin(connect_decoder(exchange, split, Reuse::Never)).await?);
+    drop(Box::pin(dial(exchange, split, Reuse::Never)).await?);
     shard.refusing.borrow_mut().forget(target);
     Ok(())
 }
@@ -143,7 +151,7 @@ pub(super) async fn decode<N: Net>(
             && bootstrap::engine_id_changed(exchange, peer).await?
         {
             // The prefilled KV cache is still there, under the new id of the engine.
-            prefilled.handoff = Some(SingleUse::of(Vec::new()));
+            prefilled.renew_transfer();
             continue;
         }
         let result = decoded.as_ref().map(|response| response.head.status);
@@ -174,6 +182,35 @@ pub(super) async fn decode<N: Net>(
             (Next::Other | Next::After(_) | Next::Stop, Err(error)) => {
                 return Err(error.fault(Role::Decode));
             }
+        }
+    }
+}
+
+/// Waits for the first byte of the body of a successful response, if a transfer to the decoder must
+/// not be cancelled before (`rule`). If the client disconnects, the leg continues until then.
+pub(super) async fn after_first_byte<N: Net>(
+    exchange: &Exchange<'_, N>,
+    rule: OnDisconnect,
+    pending: PendingResponse<N>,
+) -> Result<PendingResponse<N>, Fault> {
+    let (upstream, response) = (&pending.upstream, &pending.response);
+    let is_success = (200..300).contains(&response.head.status);
+    if !is_success || detach::has_begun(upstream, response) {
+        return Ok(pending);
+    }
+    let conn = upstream.conn();
+    let begun = exchange
+        .until(Stage::AfterRequest, Deadline::NONE, |cx| {
+            conn.poll_readable(cx)
+        })
+        .await;
+    match begun.or_gone() {
+        Ok(()) => Ok(pending),
+        Err(_) => {
+            let PendingResponse {
+                upstream, response, ..
+            } = pending;
+            Err(detach::decode_leg(exchange, rule, upstream, response))
         }
     }
 }

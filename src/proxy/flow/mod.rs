@@ -114,15 +114,12 @@ async fn respond<N: Net>(
     mut pending: PendingResponse<N>,
 ) -> Result<(), Fault> {
     if split.chunk.is_some() {
+        record_refusal(exchange, pending.response.head.status);
         return Box::pin(decode_chunks::respond_in_chunks(exchange, split, pending)).await;
     }
     // The response may take minutes, and hardly any request still needs the prompt.
     let warm_up = warm_up::prepare(exchange, split, &mut pending);
-    match (exchange.stats.outcome, pending.response.head.status) {
-        (Some((Outcome::Remote, _)), 400..500) => exchange.stats.set_failed(Reason::ClientError),
-        (Some((Outcome::Remote, _)), 500..) => exchange.stats.set_failed(Reason::Decode),
-        _ => {}
-    }
+    record_refusal(exchange, pending.response.head.status);
     if let Some(prompt) = pending.experts.take() {
         return Box::pin(experts::respond(exchange, pending, *prompt)).await;
     }
@@ -131,6 +128,15 @@ async fn respond<N: Net>(
         warm_up.begin(exchange);
     }
     Ok(())
+}
+
+/// Records that a split request was not served, if the decoder responded with an error.
+fn record_refusal<N: Net>(exchange: &mut Exchange<'_, N>, status: u16) {
+    match (exchange.stats.outcome, status) {
+        (Some((Outcome::Remote, _)), 400..500) => exchange.stats.set_failed(Reason::ClientError),
+        (Some((Outcome::Remote, _)), 500..) => exchange.stats.set_failed(Reason::Decode),
+        _ => {}
+    }
 }
 
 async fn run_legs<N: Net>(

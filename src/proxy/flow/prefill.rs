@@ -45,6 +45,13 @@ impl Prefilled {
         handoff.map_or(0, |handoff| handoff.cached_tokens)
     }
 
+    /// Permits one more leg to pull the KV cache, after one that could not reach it.
+    pub(super) fn renew_transfer(&mut self) {
+        if let Some(handoff) = &mut self.handoff {
+            handoff.renew_transfer();
+        }
+    }
+
     /// Takes the routed experts of the prompt, if the prefiller returned any.
     pub(super) fn take_experts(&mut self) -> Option<Box<Result<PromptExperts, ExpertsError>>> {
         self.handoff.as_mut()?.take_experts()
@@ -104,6 +111,7 @@ pub(super) async fn prefill<N: Net>(
                 let status = response.head.status;
                 match attempts.next(&Ended::with(Ok(status), false)) {
                     Next::Stop if matches!(status, 400 | 500) && split.forces_tool() => {
+                        shard.count_fault(Fault::leg(Role::Prefill, Cause::Status(status)));
                         return Ok(Prefill::Done(without_tool(shard.net.now()), peer));
                     }
                     Next::Stop => {

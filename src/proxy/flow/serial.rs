@@ -7,6 +7,7 @@ use super::{decode, decode_chunks, prefill, push, release, versions};
 use crate::fault::Fault;
 use crate::fleet::Target;
 use crate::net::Net;
+use crate::pd::OnDisconnect;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::relay::PendingResponse;
 
@@ -54,6 +55,14 @@ async fn decode_after<N: Net>(
         Err(Fault::ClientGone)
     } else {
         decode::decode(exchange, split, &mut peer, &mut prefilled).await
+    };
+    let rule = split.connector().rules().decode_on_disconnect;
+    let pending = match pending {
+        Ok(pending) if rule == OnDisconnect::UntilFirstByte => {
+            // Boxed, because hardly any connector needs it.
+            Box::pin(decode::after_first_byte(exchange, rule, pending)).await
+        }
+        pending => pending,
     };
     if pending.is_err()
         && let Some(handoff) = prefilled.stranded()

@@ -82,7 +82,7 @@ impl Split {
 
     /// Returns whether the request forces the call of a tool.
     pub(super) fn forces_tool(&self) -> bool {
-        decide::forces_tool(&self.body.document, &self.body.bytes)
+        decide::forces_tool(self.api, &self.body.document, &self.body.bytes)
     }
 
     pub(super) fn connector(&self) -> &'static dyn Connector {
