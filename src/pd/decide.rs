@@ -1,11 +1,13 @@
 //! Decides whether a request can be split between a prefiller and the decoder at all.
 //!
-//! The rules per member are in [`ROWS`]. Here are the tests of values, and the rules about whole
+//! The rules per member are in [`RULES`]. Here are the tests of values, and the rules about whole
 //! bodies (`docs/engines.md#requests-that-stay-with-the-decoder`).
+
+use std::ptr;
 
 use super::connector::Transfer;
 use super::members::{
-    CHAT, COMPLETIONS, Classes, GENERATE, MESSAGES, OTHER, RESPONSES, ROWS, Row, SAMPLING, Value,
+    CHAT, COMPLETIONS, Classes, GENERATE, MESSAGES, OTHER, RESPONSES, RULES, Row, SAMPLING, Value,
     Verdict, When,
 };
 use super::outcome::Reason;
@@ -57,21 +59,24 @@ pub fn keep_local(
         body,
         transfer,
     };
-    let members = document.members().iter();
-    members
-        .filter(|member| document.last(member.level, member.name) == Some(*member))
-        .find_map(|member| {
-            let classes = match member.level {
-                Level::Top => top,
-                Level::SamplingParams => sampling,
-                Level::ExtraArgs | Level::Xargs => 0,
-            };
-            request.keeps(row_of(member.name, classes)?, member)
-        })
+    document.members().iter().find_map(|member| {
+        let classes = match member.level {
+            Level::Top => top,
+            Level::SamplingParams => sampling,
+            Level::ExtraArgs | Level::Xargs => 0,
+        };
+        let row = row_of(member.name, classes)?;
+        // The last of repeated members counts.
+        let last = document.last(member.level, member.name)?;
+        ptr::eq(last, member)
+            .then(|| request.keeps(row, member))
+            .flatten()
+    })
 }
 
 fn row_of(name: &str, classes: Classes) -> Option<&'static Row> {
-    ROWS.iter()
+    RULES
+        .iter()
         .find(|row| row.classes & classes != 0 && row.name == name)
 }
 

@@ -251,6 +251,38 @@ const fn row(classes: Classes, name: &'static str, verdict: Verdict) -> Row {
     }
 }
 
+/// The rows with a rule about values: those that a request's members are compared with.
+pub const RULES: &[Row] = &{
+    let mut rules = [ROWS[0]; RULES_COUNT];
+    let (mut at, mut count) = (0, 0);
+    while at < ROWS.len() {
+        if ROWS[at].has_rule() {
+            rules[count] = ROWS[at];
+            count += 1;
+        }
+        at += 1;
+    }
+    rules
+};
+
+const RULES_COUNT: usize = {
+    let (mut at, mut count) = (0, 0);
+    while at < ROWS.len() {
+        count += ROWS[at].has_rule() as usize;
+        at += 1;
+    }
+    count
+};
+
+impl Row {
+    const fn has_rule(&self) -> bool {
+        match self.verdict {
+            Capped(Any) | Harmless | Entered | Proxy => false,
+            Capped(_) | Decoder(..) => true,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
