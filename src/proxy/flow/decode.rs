@@ -148,7 +148,7 @@ pub(super) async fn decode<N: Net>(
         if carries_handoff
             && is_failure
             && mem::take(&mut may_query_again)
-            && bootstrap::engine_id_changed(exchange, peer).await?
+            && Box::pin(bootstrap::engine_id_changed(exchange, peer)).await?
         {
             // The prefilled KV cache is still there, under the new id of the engine.
             prefilled.renew_transfer();

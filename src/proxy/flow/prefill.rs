@@ -161,8 +161,13 @@ async fn prefill_once<N: Net>(
 ) -> Result<CallEnd<N>, CallError> {
     let pd = &exchange.shard.config.pd;
     if split.connector().rules().bootstrap == Bootstrap::Queried {
-        let engine = bootstrap::pick_engine(exchange, target, peer.bootstrap_port).await;
-        peer.engine = Some(engine?);
+        // Boxed, because a request that waits for its prefill would be larger.
+        let engine = Box::pin(bootstrap::pick_engine(
+            exchange,
+            target,
+            peer.bootstrap_port,
+        ));
+        peer.engine = Some(engine.await?);
     }
     let leg = split.connector().prefill_leg(&split.pd_request(), peer);
     let leg = leg.map_err(Fault::from)?;
