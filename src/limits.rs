@@ -166,7 +166,7 @@ pub const BOOTSTRAP_SECS_MAX: u64 = 30;
 /// Prefillers whose lists of engines one shard caches.
 pub const BOOTSTRAPS_MAX: usize = 1024;
 /// Bytes of a response body that the proxy reads without keeping them. A longer response is an
-/// error, so that an engine cannot occupy a connection for good.
+/// error, so that an engine cannot occupy a connection without end.
 pub const READ_PAST_BYTES_MAX: u64 = 4 << 30;
 /// Milliseconds within which an engine must state its version.
 pub const VERSION_MS_MAX: u64 = 1000;
