@@ -221,7 +221,8 @@ fn relaying(split: bool) {
         .port();
     let args = format!(
         "ringside sidecar --host=127.0.0.1 --port={port} --model-server-host=127.0.0.1 \
-         --model-server-port={decode} --secure-proxy=false --admin-address=off"
+         --model-server-port={decode} --secure-proxy=false --admin-address=off \
+         --check-handoff-versions=false"
     );
     let args = args.split_whitespace().map(Into::into);
     let Ok(Command::Proxy(config, _)) = cli::parse_with(args, &|_| None) else {
