@@ -539,7 +539,10 @@ fn the_log_is_also_written_to_a_file_that_is_rotated() {
     let path = folder.path().join(format!("ringside-{}.log", sidecar.port));
     let written = std::fs::read_to_string(&path).unwrap();
     assert!(written.contains(" is ready"), "{written}");
-    assert!(sidecar.stderr().starts_with(&written), "{written}");
+    // The thread that reads stderr may not have got as far as the file.
+    crate::harness::wait_for("the same lines on stderr", || {
+        sidecar.stderr().starts_with(&written).then_some(())
+    });
     let (code, text) = crate::harness::run_to_exit(&[
         "sidecar",
         "--secure-serving=false",
