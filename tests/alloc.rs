@@ -21,7 +21,7 @@ use std::time::Duration;
 use ringside::cli::{self, Command};
 use ringside::control;
 use ringside::h1::{BodyMeter, Chunked, DataLines, Framing, LinePart, chunk_line};
-use ringside::json::transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
+use ringside::json::transform::{PromptUsage, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 struct Counting;
 
@@ -117,11 +117,20 @@ fn framing_and_rewriting() {
     });
     assert_eq!(untouched, 0);
 
-    for shape in [UsageShape::Chat, UsageShape::Responses] {
+    let usage = PromptUsage {
+        cached: 4321,
+        created: Some(5),
+        other: Some(6),
+    };
+    for shape in [
+        UsageShape::Chat,
+        UsageShape::Responses,
+        UsageShape::Messages,
+    ] {
         let mut meter = BodyMeter::new(Framing::Chunked);
         let mut rewriter = Transforms::new(
             ResponseForm::Sse,
-            vec![ResponseEdit::CachedTokens(CachedTokens::new(shape, 4321))],
+            ResponseEdit::usage(shape, &usage).into_iter().collect(),
         );
         let mut out = Vec::with_capacity(1024);
         // A chunk that arrives in two parts, split at any offset, does not allocate either.

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use ringside::h1::{BodyMeter, Chunked, Framing, chunk_line};
-use ringside::json::transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
+use ringside::json::transform::{PromptUsage, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let chunk = super::chat_chunk();
@@ -23,12 +23,15 @@ pub(crate) fn bench(criterion: &mut Criterion) {
 
     let mut out = Vec::with_capacity(1024);
     let mut meter = BodyMeter::new(Framing::Chunked);
+    let usage = PromptUsage {
+        cached: 4321,
+        ..PromptUsage::NONE
+    };
     let mut rewriter = Transforms::new(
         ResponseForm::Sse,
-        vec![ResponseEdit::CachedTokens(CachedTokens::new(
-            UsageShape::Chat,
-            4321,
-        ))],
+        ResponseEdit::usage(UsageShape::Chat, &usage)
+            .into_iter()
+            .collect(),
     );
     group.bench_function("rewrite", |bencher| {
         bencher.iter(|| {

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use ringside::h1::DataLines;
-use ringside::json::transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
+use ringside::json::transform::{PromptUsage, ResponseEdit, ResponseForm, Transforms, UsageShape};
 
 /// The event of a chat completion stream that contains `usage`.
 const USAGE: &[u8] = b"data: {\"id\":\"chatcmpl-6f1c\",\"object\":\"chat.completion.chunk\",\"created\":1763630000,\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":5000,\"total_tokens\":5100,\"completion_tokens\":100,\"prompt_tokens_details\":{\"cached_tokens\":4999}}}\n\n";
@@ -29,12 +29,15 @@ pub(crate) fn bench(criterion: &mut Criterion) {
                 }
             });
         });
+        let usage = PromptUsage {
+            cached: 4321,
+            ..PromptUsage::NONE
+        };
         let mut rewriter = Transforms::new(
             ResponseForm::Sse,
-            vec![ResponseEdit::CachedTokens(CachedTokens::new(
-                UsageShape::Chat,
-                4321,
-            ))],
+            ResponseEdit::usage(UsageShape::Chat, &usage)
+                .into_iter()
+                .collect(),
         );
         let mut out = Vec::with_capacity(bytes.len() + 64);
         group.bench_function(format!("rewrite/{name}"), |bencher| {

@@ -112,9 +112,8 @@ impl Routes {
 }
 
 impl Api {
-    /// Returns the location of the cached-token count in a response of this API, or `None` if the
-    /// proxy does not correct it. Anthropic's shape is unchanged because its
-    /// `cache_read_input_tokens` determines the price and is not a statistic.
+    /// Returns the location of the counts of cached tokens in a response of this API, or `None` if
+    /// it has none.
     #[must_use]
     pub const fn usage_shape(self) -> Option<UsageShape> {
         match self {
@@ -122,7 +121,8 @@ impl Api {
                 Some(UsageShape::Chat)
             }
             Self::Responses => Some(UsageShape::Responses),
-            Self::Messages | Self::Unsplit => None,
+            Self::Messages => Some(UsageShape::Messages),
+            Self::Unsplit => None,
         }
     }
 }

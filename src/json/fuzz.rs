@@ -4,7 +4,7 @@
 use super::oracle::{
     Random, Tree, compare_validity, may_have_surrogates, same_for_all_cuts, same_for_all_isas,
 };
-use super::transform::{CachedTokens, ResponseEdit, ResponseForm, Transforms, UsageShape};
+use super::transform::{PromptUsage, ResponseEdit, ResponseForm, Transforms, UsageShape};
 use super::{
     Document, Edit, EditError, Handoff, JsonError, JsonReason, Kind, Level, Mask, Params,
     PrefillResponse, Scanner, Watch, validate,
@@ -250,19 +250,23 @@ pub fn fuzz_response(data: &[u8]) {
         Params::Malformed(_) => assert!(params.is_some()),
     }
     let usage = tree.last("usage");
-    let count = |details: &str| match usage?.last(details)?.last("cached_tokens")? {
+    let count = |object: Option<&Tree>, name: &str| match object?.last(name)? {
         Tree::Scalar(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
         Tree::Scalar(_) | Tree::Array(_) | Tree::Object(_) => None,
     };
-    let want = count("prompt_tokens_details").or_else(|| count("input_tokens_details"));
+    let cached = |details: &str| count(usage?.last(details), "cached_tokens");
+    let want = cached("prompt_tokens_details")
+        .or_else(|| cached("input_tokens_details"))
+        .or_else(|| count(usage, "cache_read_input_tokens"));
     assert_eq!(handoff.cached_tokens, want, "{}", data.escape_ascii());
+    assert_eq!(handoff.input_tokens, count(usage, "input_tokens"));
 }
 
-/// Checks for both values of [`UsageShape`] and of [`ResponseForm`] that the output of the rewriter
+/// Checks for all values of [`UsageShape`] and of [`ResponseForm`] that the output of the rewriter
 /// is the same for several splits of the input, that no bytes are lost, and that rewriting and then
 /// parsing a text gives the same result as parsing and then editing it.
 pub fn fuzz_usage(data: &[u8]) {
-    for shape in [UsageShape::Chat, UsageShape::Responses] {
+    for shape in SHAPES {
         let mut random = seeded(data);
         let json = same_for_all_cuts(data, &mut random, |pieces| {
             rewrite(pieces, ResponseForm::Json, shape)
@@ -309,7 +313,7 @@ fn data_lines(stream: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub fn fuzz_sse(data: &[u8]) {
     crate::h1::fuzz::fuzz_sse(data);
     fuzz_usage(data);
-    for shape in [UsageShape::Chat, UsageShape::Responses] {
+    for shape in SHAPES {
         let (sent, _) = rewrite(&mut std::iter::once(data), ResponseForm::Sse, shape);
         let count = |bytes: &[u8]| data_lines(bytes).count();
         assert_eq!(count(&sent), count(data), "{}", data.escape_ascii());
@@ -362,16 +366,26 @@ fn response(
     response.finish()
 }
 
-/// The cached-token count that the rewriter sets in these tests.
-const COUNT: u64 = 4321;
+/// The counts that the rewriter sets in these tests.
+const COUNTS: PromptUsage = PromptUsage {
+    cached: 4321,
+    created: Some(u64::MAX),
+    other: Some(0),
+};
+
+const SHAPES: [UsageShape; 3] = [
+    UsageShape::Chat,
+    UsageShape::Responses,
+    UsageShape::Messages,
+];
 
 fn rewrite(
     pieces: &mut dyn Iterator<Item = &[u8]>,
     form: ResponseForm,
     shape: UsageShape,
 ) -> (Vec<u8>, u32) {
-    let edit = ResponseEdit::CachedTokens(CachedTokens::new(shape, COUNT));
-    let mut rewriter = Transforms::new(form, vec![edit]);
+    let edit = ResponseEdit::usage(shape, &COUNTS);
+    let mut rewriter = Transforms::new(form, edit.into_iter().collect());
     let mut sent = Vec::new();
     let mut keep = |bytes: &[u8]| {
         assert!(!bytes.is_empty());
@@ -396,35 +410,12 @@ fn check_rewrite(old: &[u8], new: &[u8], rewritten: u32, shape: UsageShape) {
     let Some(mut tree) = Tree::parse(old) else {
         return;
     };
-    let details = match shape {
-        UsageShape::Chat => "prompt_tokens_details",
-        UsageShape::Responses => "input_tokens_details",
-    };
-    let count = || ("cached_tokens".to_owned(), Tree::Scalar(COUNT.to_string()));
-    let mut set = |usage: &mut Vec<(String, Tree)>| {
-        if !usage.iter().any(|member| member.0 == details) {
-            usage.push((details.to_owned(), Tree::Object(Vec::new())));
-        }
-        for (_, value) in usage.iter_mut().filter(|member| member.0 == details) {
-            if !value.is_object() {
-                *value = Tree::Object(Vec::new());
-            }
-            value.each(&[], &mut |members| {
-                if !members.iter().any(|member| member.0 == "cached_tokens") {
-                    members.push(count());
-                }
-                for member in members
-                    .iter_mut()
-                    .filter(|member| member.0 == "cached_tokens")
-                {
-                    *member = count();
-                }
-            });
-        }
-    };
+    let mut set = |usage: &mut Vec<(String, Tree)>| set_counts(usage, shape);
     tree.each(&["usage"], &mut set);
-    if shape == UsageShape::Responses {
-        tree.each(&["response", "usage"], &mut set);
+    match shape {
+        UsageShape::Chat => {}
+        UsageShape::Responses => tree.each(&["response", "usage"], &mut set),
+        UsageShape::Messages => tree.each(&["message", "usage"], &mut set),
     }
     let parsed = Tree::parse(new);
     // A long value is not replaced. The member is repeated after it with the correct value.
@@ -435,6 +426,49 @@ fn check_rewrite(old: &[u8], new: &[u8], rewritten: u32, shape: UsageShape) {
         old.escape_ascii(),
         new.escape_ascii()
     );
+}
+
+/// Sets [`COUNTS`] in the members of a `usage` object, as the rewriter does in its text.
+fn set_counts(usage: &mut Vec<(String, Tree)>, shape: UsageShape) {
+    let cached = COUNTS.cached;
+    let [created, other] = [COUNTS.created, COUNTS.other].map(Option::unwrap_or_default);
+    let details = match shape {
+        UsageShape::Chat => "prompt_tokens_details",
+        UsageShape::Responses => "input_tokens_details",
+        UsageShape::Messages => {
+            set_count(usage, "cache_read_input_tokens", cached, true);
+            set_count(usage, "cache_creation_input_tokens", created, true);
+            set_count(usage, "input_tokens", other, false);
+            return;
+        }
+    };
+    if !usage.iter().any(|member| member.0 == details) {
+        usage.push((details.to_owned(), Tree::Object(Vec::new())));
+    }
+    for (_, value) in usage.iter_mut().filter(|member| member.0 == details) {
+        if !value.is_object() {
+            *value = Tree::Object(Vec::new());
+        }
+        value.each(&[], &mut |members| {
+            set_count(members, "cached_tokens", cached, true);
+            let name = match shape {
+                UsageShape::Responses => "cache_write_tokens",
+                _ => "created_cache_tokens",
+            };
+            set_count(members, name, created, false);
+        });
+    }
+}
+
+/// Sets each member `name` to `count`; adds one if there is none and `is_required`.
+fn set_count(members: &mut Vec<(String, Tree)>, name: &str, count: u64, is_required: bool) {
+    let count = Tree::Scalar(count.to_string());
+    if is_required && !members.iter().any(|member| member.0 == name) {
+        members.push((name.to_owned(), count.clone()));
+    }
+    for member in members.iter_mut().filter(|member| member.0 == name) {
+        member.1 = count.clone();
+    }
 }
 
 const fn path(level: Level) -> &'static [&'static str] {

@@ -1,10 +1,10 @@
 //! Reads a prefill engine's response while it arrives and extracts the handoff.
 //!
-//! Only the raw bytes of the top-level `kv_transfer_params` and the count of cached tokens are
-//! kept. The handoff is relayed byte for byte, so it is validated strictly once it is complete: it
-//! must be an object and valid according to RFC 8259 at every depth. Its members are the business
-//! of the engines, which differ in them. Only the form of the block ids is determined
-//! ([`Blocks`]), because an engine may exit if it receives the other one.
+//! Only the raw bytes of the top-level `kv_transfer_params` and the counts of `usage` are kept. The
+//! handoff is relayed byte for byte, so it is validated strictly once it is complete: it must be an
+//! object and valid according to RFC 8259 at every depth. Its members are the business of the
+//! engines, which differ in them. Only the form of the block ids is determined ([`Blocks`]), because
+//! an engine may exit if it receives the other one.
 
 use std::sync::LazyLock;
 
@@ -42,9 +42,8 @@ pub struct PrefillResponse {
     kept_bytes_max: usize,
     count: Digits,
     end: End,
-    /// Counts of cached tokens, indexed by the [`Details`] object that contains them; `None`
-    /// without a valid count.
-    cached: [Option<u64>; 2],
+    /// The counts of `usage`, indexed by [`Count`]; `None` without a valid count.
+    counts: [Option<u64>; COUNTS],
     failed: Option<JsonError>,
 }
 
@@ -64,6 +63,33 @@ enum Details {
     Input,
 }
 
+/// A count of the response's `usage`.
+#[derive(Clone, Copy, Debug)]
+enum Count {
+    /// `prompt_tokens_details.cached_tokens`
+    CachedOfPrompt,
+    /// `input_tokens_details.cached_tokens`
+    CachedOfInput,
+    /// `cache_read_input_tokens`
+    CacheRead,
+    /// `cache_creation_input_tokens`, or `created_cache_tokens` or `cache_write_tokens` in the
+    /// details.
+    Created,
+    /// `input_tokens`
+    Input,
+}
+
+const COUNTS: usize = Count::Input as usize + 1;
+
+impl Details {
+    const fn count(self) -> Count {
+        match self {
+            Self::Prompt => Count::CachedOfPrompt,
+            Self::Input => Count::CachedOfInput,
+        }
+    }
+}
+
 /// Action for the value of the member whose name was read last.
 #[derive(Clone, Copy, Debug)]
 enum Next {
@@ -71,7 +97,7 @@ enum Next {
     Params,
     Choices,
     Enter(Place),
-    Count(Details),
+    Count(Count),
     Word(Word),
 }
 
@@ -87,7 +113,7 @@ enum Word {
 enum Keeping {
     Params { start: usize },
     Choices { start: usize },
-    Count { details: Details, start: usize },
+    Count { count: Count, start: usize },
     Word { word: Word, start: usize },
 }
 
@@ -105,8 +131,13 @@ pub struct Handoff {
     /// The response's `kv_transfer_params`.
     pub params: Params,
     /// The prefill engine's count of cached prompt tokens, from the response's `usage`. `None` if
-    /// the response contains no valid count.
+    /// the response contains no valid count, as for the others.
     pub cached_tokens: Option<u64>,
+    /// The prefill engine's count of the prompt's tokens that it added to its cache.
+    pub created_tokens: Option<u64>,
+    /// The response's `usage.input_tokens`: in the messages API, the tokens of the prompt without
+    /// those that other counts include.
+    pub input_tokens: Option<u64>,
     /// The prefill engine's count of cached prompt tokens, from `remote_prefill_cached_tokens` in
     /// the `kv_transfer_params`. `None` if they contain no valid count or are not usable.
     pub remote_prefill_cached_tokens: Option<u64>,
@@ -213,7 +244,7 @@ impl PrefillResponse {
             kept_bytes_max,
             count: Digits::new(),
             end: End::Unknown,
-            cached: [None; 2],
+            counts: [None; COUNTS],
             failed: None,
         }
     }
@@ -270,7 +301,7 @@ impl PrefillResponse {
                 Err(error) => Params::Malformed(error.reason.text()),
             },
         };
-        let [prompt, input] = self.cached;
+        let [of_prompt, of_input, cache_read, created, input] = self.counts;
         let end = match self.end {
             End::Unknown => End::of_choices(&self.choices),
             known => known,
@@ -278,7 +309,9 @@ impl PrefillResponse {
         Ok(Handoff {
             end,
             params,
-            cached_tokens: prompt.or(input),
+            cached_tokens: of_prompt.or(of_input).or(cache_read),
+            created_tokens: created,
+            input_tokens: input,
             remote_prefill_cached_tokens,
             blocks,
             is_push,
@@ -302,8 +335,8 @@ impl PrefillResponse {
                     self.skip_plain_choices(piece, base, at);
                     self.take(piece, base, at)?;
                     match self.keeping.take() {
-                        Some(Keeping::Count { details, .. }) => {
-                            self.cached[details as usize] = self.count.integer();
+                        Some(Keeping::Count { count, .. }) => {
+                            self.counts[count as usize] = self.count.integer();
                         }
                         Some(Keeping::Word { word, .. }) => {
                             self.end = End::of_word(word, self.count.text());
@@ -383,7 +416,13 @@ impl PrefillResponse {
             (Place::Usage, Some(b"input_tokens_details")) => {
                 Next::Enter(Place::Details(Details::Input))
             }
-            (Place::Details(details), Some(b"cached_tokens")) => Next::Count(details),
+            (Place::Usage, Some(b"input_tokens")) => Next::Count(Count::Input),
+            (Place::Usage, Some(b"cache_read_input_tokens")) => Next::Count(Count::CacheRead),
+            (Place::Usage, Some(b"cache_creation_input_tokens")) => Next::Count(Count::Created),
+            (Place::Details(details), Some(b"cached_tokens")) => Next::Count(details.count()),
+            (Place::Details(_), Some(b"created_cache_tokens" | b"cache_write_tokens")) => {
+                Next::Count(Count::Created)
+            }
             _ => Next::Skip,
         };
     }
@@ -416,8 +455,11 @@ impl PrefillResponse {
             Next::Enter(place) => {
                 match place {
                     Place::Top => {}
-                    Place::Usage => self.cached = [None; 2],
-                    Place::Details(details) => self.cached[details as usize] = None,
+                    Place::Usage => self.counts = [None; COUNTS],
+                    Place::Details(details) => {
+                        self.counts[details.count() as usize] = None;
+                        self.counts[Count::Created as usize] = None;
+                    }
                 }
                 if kind == Kind::Object {
                     self.place = place;
@@ -430,11 +472,11 @@ impl PrefillResponse {
                     self.keeping = Some(Keeping::Word { word, start: at });
                 }
             }
-            Next::Count(details) => {
-                self.cached[details as usize] = None;
+            Next::Count(count) => {
+                self.counts[count as usize] = None;
                 if kind == Kind::Number {
                     self.count = Digits::new();
-                    self.keeping = Some(Keeping::Count { details, start: at });
+                    self.keeping = Some(Keeping::Count { count, start: at });
                 }
             }
         }

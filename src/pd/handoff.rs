@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::experts::{ExpertsError, PromptExperts};
 use super::outcome::Reason;
 use super::push::PushIdentity;
+use crate::json::transform::PromptUsage;
 use crate::json::{Blocks, Choices, End, Handoff, Params};
 
 /// A handoff, held between the prefill response and the one decode leg that carries it.
@@ -18,9 +19,9 @@ pub struct SingleUse {
     /// The handoff exactly as the prefiller sent it, or the reason why it is missing, unusable or
     /// already taken.
     params: Result<Vec<u8>, Reason>,
-    /// The prefiller's count of cached prompt tokens, or 0 if it sent none. It replaces the
-    /// decoder's count in the response to the client.
-    pub cached_tokens: u64,
+    /// The prefiller's counts of the prompt's tokens, with 0 cached ones if it sent no count. They
+    /// replace the decoder's in the response to the client.
+    pub usage: PromptUsage,
     /// The form of the block ids in the handoff.
     blocks: Blocks,
     /// The identity of the prefiller, if it pushes KV cache.
@@ -56,10 +57,7 @@ impl SingleUse {
     /// Stores the handoff of a prefill response or, if the response has no usable one, the reason.
     #[must_use]
     pub fn new(response: Handoff) -> Self {
-        let cached_tokens = response
-            .cached_tokens
-            .or(response.remote_prefill_cached_tokens)
-            .unwrap_or(0);
+        let usage = usage_of(&response);
         let mut push = None;
         let params = match response.params {
             Params::Object(bytes) => {
@@ -73,7 +71,7 @@ impl SingleUse {
         };
         Self {
             params,
-            cached_tokens,
+            usage,
             blocks: response.blocks,
             push,
             experts: match response.choices {
@@ -115,7 +113,7 @@ impl SingleUse {
     pub const fn of(response: Vec<u8>) -> Self {
         Self {
             params: Ok(response),
-            cached_tokens: 0,
+            usage: PromptUsage::NONE,
             blocks: Blocks::Other,
             push: None,
             experts: None,
@@ -146,7 +144,7 @@ impl SingleUse {
     pub const fn none(reason: Reason) -> Self {
         Self {
             params: Err(reason),
-            cached_tokens: 0,
+            usage: PromptUsage::NONE,
             blocks: Blocks::Other,
             push: None,
             experts: None,
@@ -167,6 +165,23 @@ impl SingleUse {
     }
 }
 
+/// Returns the counts of the prompt's tokens in a prefill response. A prefiller can report the
+/// cached ones in its handoff alone, and `input_tokens` includes them then.
+fn usage_of(response: &Handoff) -> PromptUsage {
+    let cached = response
+        .cached_tokens
+        .or(response.remote_prefill_cached_tokens)
+        .unwrap_or(0);
+    let included = response.cached_tokens.map_or(cached, |_| 0);
+    PromptUsage {
+        cached,
+        created: response.created_tokens,
+        other: response
+            .input_tokens
+            .map(|tokens| tokens.saturating_sub(included)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +190,8 @@ mod tests {
         Handoff {
             params,
             cached_tokens: None,
+            created_tokens: None,
+            input_tokens: None,
             remote_prefill_cached_tokens: Some(3),
             blocks: Blocks::Other,
             is_push: false,
@@ -210,20 +227,20 @@ mod tests {
     #[test]
     fn cached_tokens_come_from_the_usage_then_the_handoff_then_zero() {
         let count = |usage, handoff| {
-            SingleUse::new(Handoff {
-                params: Params::Null,
+            let held = SingleUse::new(Handoff {
                 cached_tokens: usage,
+                created_tokens: Some(3),
+                input_tokens: Some(30),
                 remote_prefill_cached_tokens: handoff,
-                blocks: Blocks::Other,
-                is_push: false,
-                choices: Choices::Plain,
-                end: End::Unknown,
-            })
-            .cached_tokens
+                ..response(Params::Null)
+            });
+            assert_eq!(held.usage.created, Some(3));
+            (held.usage.cached, held.usage.other.unwrap())
         };
-        assert_eq!(count(Some(7), Some(9)), 7);
-        assert_eq!(count(None, Some(9)), 9);
-        assert_eq!(count(None, None), 0);
+        assert_eq!(count(Some(7), Some(9)), (7, 30));
+        assert_eq!(count(None, Some(9)), (9, 21));
+        assert_eq!(count(None, Some(31)), (31, 0));
+        assert_eq!(count(None, None), (0, 30));
     }
 
     #[test]

@@ -195,27 +195,68 @@ fn the_responses_api_uses_input_tokens_details() {
     assert!(usage.get("prompt_tokens_details").is_none());
 }
 
+/// Returns the counts of the prompt's tokens in a `usage` of the messages API: cached, added to the
+/// cache, and others.
+fn divided(usage: &Value) -> [Option<u64>; 3] {
+    [
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "input_tokens",
+    ]
+    .map(|name| usage[name].as_u64())
+}
+
+#[test]
+fn the_messages_api_divides_the_prompt_as_the_prefiller_does() {
+    let words = "many words ".repeat(20);
+    let body = |stream: bool| {
+        let message = json!([{"role": "user", "content": words}]);
+        json!({"messages": message, "max_tokens": 8, "stream": stream}).to_string()
+    };
+    let pair = Pair::start(&[]);
+    let whole = pair.post("/v1/messages", body(false)).expect(200).json();
+    let counts = divided(&whole["usage"]);
+    let [Some(7), Some(created), Some(other)] = counts else {
+        panic!("{whole}");
+    };
+    // The decoder reports 49 cached tokens.
+    assert!(created > 0 && 7 + created + other > 49, "{whole}");
+    assert_eq!(whole["usage"]["output_tokens"], 8);
+    let events = pair.post("/v1/messages", body(true)).expect(200).events();
+    let usage_of = |kind: &str, path: &str| {
+        let event = events.iter().find(|event| event["type"] == kind);
+        divided(event.unwrap().pointer(path).unwrap())
+    };
+    assert_eq!(usage_of("message_start", "/message/usage"), counts);
+    assert_eq!(usage_of("message_delta", "/usage"), counts);
+}
+
+#[test]
+fn a_prefiller_that_does_not_report_cached_tokens_in_messages_has_those_of_its_handoff() {
+    let body = json!({"messages": [{"role": "user", "content": "many words ".repeat(20)}], "max_tokens": 8});
+    let plain = |config: &mut EngineConfig| config.usage = UsageShape::WithoutDetails;
+    let pair = pair_of(plain, UsageShape::Details);
+    let whole = pair
+        .post("/v1/messages", body.to_string())
+        .expect(200)
+        .json();
+    let [Some(7), Some(_), Some(other)] = divided(&whole["usage"]) else {
+        panic!("{whole}");
+    };
+    let alone = pair_of(plain, UsageShape::WithoutDetails);
+    let plain = alone
+        .post("/v1/messages", body.to_string())
+        .expect(200)
+        .json();
+    assert_eq!(divided(&plain["usage"]), [Some(7), None, Some(other)]);
+}
+
 #[test]
 fn generate_responses_use_the_usage_shape_of_chat() {
     let pair = Pair::start(&[]);
     let body = r#"{"token_ids":[1,2],"sampling_params":{"max_tokens":4}}"#;
     let response = pair.post("/inference/v1/generate", body).expect(200);
     assert_eq!(response.json().pointer(DETAILS), Some(&json!(7)));
-}
-
-#[test]
-fn usage_of_the_messages_api_is_unchanged() {
-    let body = |stream: bool| {
-        json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "stream": stream})
-            .to_string()
-    };
-    let pair = Pair::start(&[]);
-    let response = pair.post("/v1/messages", body(false)).expect(200).json();
-    assert_eq!(response["usage"]["cache_read_input_tokens"], 49);
-    assert!(response["usage"].get("prompt_tokens_details").is_none());
-    let streamed = pair.post("/v1/messages", body(true)).expect(200).text();
-    assert!(!streamed.contains("prompt_tokens_details"));
-    assert_eq!(pair.decode.counters().handoff_used, 2);
 }
 
 #[test]

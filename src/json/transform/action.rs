@@ -34,3 +34,6 @@ pub(super) struct Required {
     /// The text of the member.
     pub(super) part: Part,
 }
+
+/// Maximum number of members that an edit requires in one object.
+pub(super) const REQUIRED_MAX: usize = 2;

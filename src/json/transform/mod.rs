@@ -4,13 +4,16 @@
 //! [`Transforms`] applies the edits.
 
 mod action;
-mod cached_tokens;
 mod scan;
+mod usage;
 
-pub use cached_tokens::{CachedTokens, UsageShape};
 pub use scan::Transforms;
+pub use usage::{PromptUsage, Usage, UsageShape};
 
-use action::{Action, Part, Place, Required};
+use std::sync::LazyLock;
+
+use action::{Action, Part, Place, REQUIRED_MAX, Required};
+use memchr::memmem;
 
 /// Format of a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,16 +30,42 @@ pub enum ResponseForm {
 /// One edit of a response.
 #[derive(Clone, Copy, Debug)]
 pub enum ResponseEdit {
-    /// Sets the cached-token count.
-    CachedTokens(CachedTokens),
+    /// Sets the counts of the prompt's tokens.
+    Usage(Usage),
+}
+
+/// Searches for `usage`. A text without this or an escape has no usage object.
+///
+/// The finder is static because it is as large as a whole edit and has a larger alignment.
+static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"usage"));
+
+/// Returns the next position from `from` on that may belong to the name of a usage object: the
+/// letters `usage`, unless followed by `":null`. The length of `piece` if there is none.
+fn usage_candidate(piece: &[u8], mut from: usize) -> usize {
+    let finder = &*USAGE;
+    while let Some(found) = finder.find(&piece[from..]) {
+        let end = from + found + finder.needle().len();
+        if !piece[end..].starts_with(b"\":null") {
+            return from + found;
+        }
+        from = end;
+    }
+    piece.len()
 }
 
 impl ResponseEdit {
+    /// Creates the edit of a response of the given shape that sets the counts of the prompt's
+    /// tokens. Returns `None` if `usage` does not have all that the shape needs.
+    #[must_use]
+    pub fn usage(shape: UsageShape, usage: &PromptUsage) -> Option<Self> {
+        Usage::new(shape, usage).map(Self::Usage)
+    }
+
     /// Returns the count that the edit sets, if it sets the cached-token count.
     #[must_use]
     pub const fn cached_tokens(&self) -> Option<u64> {
         match self {
-            Self::CachedTokens(edit) => Some(edit.count()),
+            Self::Usage(edit) => Some(edit.cached_tokens()),
         }
     }
 
@@ -44,35 +73,35 @@ impl ResponseEdit {
     /// the length of `piece` if there is none.
     fn candidate(&self, piece: &[u8], from: usize) -> usize {
         match self {
-            Self::CachedTokens(_) => CachedTokens::candidate(piece, from),
+            Self::Usage(_) => usage_candidate(piece, from),
         }
     }
 
     /// Returns the handling of the member `name` of the object at `place`.
     fn member(&self, place: Place, name: &[u8]) -> Action {
         match self {
-            Self::CachedTokens(edit) => edit.member(place, name),
+            Self::Usage(edit) => edit.member(place, name),
         }
     }
 
-    /// Returns the member that the object at `place` must have, if there is one.
-    const fn required(&self, place: Place) -> Option<Required> {
+    /// Returns the members that the object at `place` must have.
+    fn required(&self, place: Place) -> [Option<Required>; REQUIRED_MAX] {
         match self {
-            Self::CachedTokens(edit) => edit.required(place),
+            Self::Usage(edit) => edit.required(place),
         }
     }
 
     /// Returns the member that has the text `part` as its value; `part` itself if it is a member.
     const fn member_of(&self, part: Part) -> Part {
         match self {
-            Self::CachedTokens(_) => CachedTokens::member_of(part),
+            Self::Usage(_) => Usage::member_of(part),
         }
     }
 
-    /// Returns a text that the edit writes.
-    fn text(&self, part: Part) -> &[u8] {
+    /// Passes a text that the edit writes to `out`, as consecutive slices.
+    fn write(&self, part: Part, out: &mut impl FnMut(&[u8])) {
         match self {
-            Self::CachedTokens(edit) => edit.text(part),
+            Self::Usage(edit) => edit.write(part, out),
         }
     }
 }

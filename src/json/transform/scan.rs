@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 
 use memchr::{memmem, memrchr2};
 
-use super::action::{Action, Part, Place};
+use super::action::{Action, Part, Place, REQUIRED_MAX};
 use super::{ResponseEdit, ResponseForm};
 use crate::h1::{DataLines, LinePart};
 use crate::json::lex::{Event, Kind, Lexer};
@@ -58,8 +58,8 @@ const DEPTH: usize = 4;
 struct Frame {
     /// The object as each edit numbers it; `None` for an edit that does not read it.
     places: [Option<Place>; RESPONSE_EDITS_MAX],
-    /// Whether the member that each edit requires in the object has been found.
-    found: [bool; RESPONSE_EDITS_MAX],
+    /// Whether the members that each edit requires in the object have been found.
+    found: [[bool; REQUIRED_MAX]; RESPONSE_EDITS_MAX],
     /// Whether the object has at least one member, so that an inserted member needs a comma.
     occupied: bool,
 }
@@ -70,7 +70,7 @@ impl Frame {
     const fn new(places: [Option<Place>; RESPONSE_EDITS_MAX]) -> Self {
         Self {
             places,
-            found: [false; RESPONSE_EDITS_MAX],
+            found: [[false; REQUIRED_MAX]; RESPONSE_EDITS_MAX],
             occupied: false,
         }
     }
@@ -246,11 +246,8 @@ impl Transforms {
             let Some(place) = frame.places[index] else {
                 continue;
             };
-            if edit
-                .required(place)
-                .is_some_and(|required| required.name == name)
-            {
-                frame.found[index] = true;
+            for (required, found) in edit.required(place).iter().zip(&mut frame.found[index]) {
+                *found |= required.is_some_and(|required| required.name == name);
             }
             let insertion = |part| Insertion { edit: index, part };
             match (edit.member(place, name), &mut self.next) {
@@ -324,23 +321,28 @@ impl Transforms {
         // The lexer has already left the object, so `entered` is the index of its frame.
         let mut frame = self.frames[self.lexer.entered()];
         for edit in 0..self.edits.len() {
-            let required = frame.places[edit].and_then(|place| self.edits[edit].required(place));
-            let Some(required) = required.filter(|_| !frame.found[edit]) else {
+            let Some(place) = frame.places[edit] else {
                 continue;
             };
-            sink.pass(at);
-            if frame.occupied {
-                (sink.out)(b",");
+            let required = self.edits[edit].required(place).into_iter();
+            for (required, found) in required.zip(frame.found[edit]) {
+                let Some(required) = required.filter(|_| !found) else {
+                    continue;
+                };
+                sink.pass(at);
+                if frame.occupied {
+                    (sink.out)(b",");
+                }
+                frame.occupied = true;
+                let part = required.part;
+                self.emit(sink, Insertion { edit, part });
             }
-            frame.occupied = true;
-            let part = required.part;
-            self.emit(sink, Insertion { edit, part });
         }
     }
 
     fn emit<F: FnMut(&[u8])>(&mut self, sink: &mut Sink<'_, F>, insertion: Insertion) {
         self.rewritten = self.rewritten.saturating_add(1);
-        (sink.out)(self.edits[insertion.edit].text(insertion.part));
+        self.edits[insertion.edit].write(insertion.part, sink.out);
     }
 
     /// If the value being read will be replaced, holds back its bytes in `piece` up to position
@@ -429,15 +431,26 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::transform::{CachedTokens, UsageShape};
+    use crate::json::transform::{PromptUsage, UsageShape};
 
     fn cached_tokens(form: ResponseForm, shape: UsageShape, count: u64) -> Transforms {
-        let edit = ResponseEdit::CachedTokens(CachedTokens::new(shape, count));
-        Transforms::new(form, vec![edit])
+        let usage = PromptUsage {
+            cached: count,
+            ..PromptUsage::NONE
+        };
+        with_usage(form, shape, &usage)
+    }
+
+    fn with_usage(form: ResponseForm, shape: UsageShape, usage: &PromptUsage) -> Transforms {
+        let edit = ResponseEdit::usage(shape, usage);
+        Transforms::new(form, edit.into_iter().collect())
     }
 
     fn rewrite(form: ResponseForm, shape: UsageShape, text: &str, size: usize) -> (String, u32) {
-        let mut rewriter = cached_tokens(form, shape, 7);
+        apply(cached_tokens(form, shape, 7), text, size)
+    }
+
+    fn apply(mut rewriter: Transforms, text: &str, size: usize) -> (String, u32) {
         let mut sent = Vec::new();
         for piece in text.as_bytes().chunks(size) {
             rewriter.feed(piece, &mut |bytes| sent.extend_from_slice(bytes));
@@ -592,6 +605,89 @@ mod tests {
                 ),
             ],
         );
+    }
+
+    /// The messages API divides the prompt among its counts, so that all of them are set.
+    #[test]
+    fn messages() {
+        let whole = PromptUsage {
+            cached: 7,
+            created: Some(11),
+            other: Some(13),
+        };
+        let without_created = PromptUsage {
+            created: None,
+            ..whole
+        };
+        let cases = [
+            (
+                &whole,
+                r#"{"usage":{"input_tokens":1,"output_tokens":2,"cache_creation_input_tokens":0,"cache_read_input_tokens":3}}"#,
+                r#"{"usage":{"input_tokens":13,"output_tokens":2,"cache_creation_input_tokens":11,"cache_read_input_tokens":7}}"#,
+                3,
+            ),
+            (
+                &whole,
+                r#"{"type":"message_start","message":{"usage":{"input_tokens":31,"output_tokens":0}}}"#,
+                r#"{"type":"message_start","message":{"usage":{"input_tokens":13,"output_tokens":0,"cache_read_input_tokens":7,"cache_creation_input_tokens":11}}}"#,
+                3,
+            ),
+            (
+                &without_created,
+                r#"{"usage":{"cache_creation_input_tokens":5,"x":1}}"#,
+                r#"{"usage":{"cache_creation_input_tokens":5,"x":1,"cache_read_input_tokens":7}}"#,
+                1,
+            ),
+            (
+                &whole,
+                r#"{"usage":{}}"#,
+                r#"{"usage":{"cache_read_input_tokens":7,"cache_creation_input_tokens":11}}"#,
+                2,
+            ),
+            (
+                &whole,
+                r#"{"response":{"usage":{}}}"#,
+                r#"{"response":{"usage":{}}}"#,
+                0,
+            ),
+        ];
+        for (usage, text, want, count) in cases {
+            for size in 1..=text.len() {
+                let edit = with_usage(ResponseForm::Json, UsageShape::Messages, usage);
+                assert_eq!(apply(edit, text, size), (want.to_owned(), count), "{text}");
+            }
+        }
+        let unknown = PromptUsage {
+            other: None,
+            ..whole
+        };
+        assert!(ResponseEdit::usage(UsageShape::Messages, &unknown).is_none());
+    }
+
+    #[test]
+    fn counts_of_created_tokens_are_replaced() {
+        let usage = PromptUsage {
+            cached: 7,
+            created: Some(11),
+            other: None,
+        };
+        for (shape, text, want) in [
+            (
+                UsageShape::Chat,
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":1,"created_cache_tokens":0}}}"#,
+                r#"{"usage":{"prompt_tokens_details":{"cached_tokens":7,"created_cache_tokens":11}}}"#,
+            ),
+            (
+                UsageShape::Responses,
+                r#"{"response":{"usage":{"input_tokens":9,"input_tokens_details":{"cache_write_tokens":0,"cached_tokens":1}}}}"#,
+                r#"{"response":{"usage":{"input_tokens":9,"input_tokens_details":{"cache_write_tokens":11,"cached_tokens":7}}}}"#,
+            ),
+        ] {
+            for size in 1..=text.len() {
+                let edit = with_usage(ResponseForm::Json, shape, &usage);
+                assert_eq!(apply(edit, text, size), (want.to_owned(), 2), "{text}");
+            }
+        }
     }
 
     #[test]

@@ -1,16 +1,13 @@
-//! Sets the cached-token count in a decode engine's response.
+//! Sets the counts of the prompt's tokens in a decode engine's response.
 //!
-//! A decode engine that pulled the KV cache of a prompt reports the whole prompt as cached. Clients
-//! should see the prefill engine's count instead, so `cached_tokens` is set wherever the response
-//! has a `usage` object: its value is replaced, or the member or its parent object is inserted.
+//! A decode engine that pulled the KV cache of a prompt reports other counts of cached tokens than
+//! the prefill engine, which computed the prompt. Clients should see the latter's, so they are set
+//! wherever the response has a `usage` object: a count is replaced, or the member or its parent
+//! object is inserted.
 
-use std::sync::LazyLock;
+use super::action::{Action, Part, Place, REQUIRED_MAX, Required};
 
-use memchr::memmem;
-
-use super::action::{Action, Part, Place, Required};
-
-/// Location of `usage` in the responses of an API, and the name of the details object in it.
+/// Location of the counts in the `usage` of an API's responses, and their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UsageShape {
     /// `usage.prompt_tokens_details` at the top level: chat completions and completions.
@@ -18,19 +15,33 @@ pub enum UsageShape {
     /// `usage.input_tokens_details` at the top level and in the top-level `response`: the responses
     /// API.
     Responses,
+    /// `usage` at the top level and in the top-level `message`: the messages API.
+    Messages,
 }
 
-impl UsageShape {
-    const fn details(self) -> &'static [u8] {
-        match self {
-            Self::Chat => b"prompt_tokens_details",
-            Self::Responses => b"input_tokens_details",
-        }
-    }
+/// The prefill engine's counts of a prompt's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PromptUsage {
+    /// Tokens found in the prefix cache.
+    pub cached: u64,
+    /// Tokens added to the prefix cache. `None` if the engine does not report them.
+    pub created: Option<u64>,
+    /// All other tokens, as the messages API counts them. `None` in other APIs.
+    pub other: Option<u64>,
+}
+
+impl PromptUsage {
+    /// No tokens, and no counts that only some engines report.
+    pub const NONE: Self = Self {
+        cached: 0,
+        created: None,
+        other: None,
+    };
 }
 
 const TOP: Place = Place(0);
-const RESPONSE: Place = Place(1);
+/// The object in an event that contains the `usage`.
+const WRAPPED: Place = Place(1);
 const USAGE: Place = Place(2);
 const DETAILS: Place = Place(3);
 
@@ -38,147 +49,198 @@ const DETAILS: Place = Place(3);
 const DETAILS_MEMBER: Part = Part(0);
 /// The value of the details: `{"cached_tokens":123}`.
 const DETAILS_VALUE: Part = Part(1);
-/// The count as a member: `"cached_tokens":123`.
-const COUNT_MEMBER: Part = Part(2);
-/// The value of the count: `123`.
-const COUNT_VALUE: Part = Part(3);
+/// The first part that is a count as a member: `"cached_tokens":123`.
+const MEMBERS: u8 = 2;
+/// The first part that is the value of a count: `123`.
+const VALUES: u8 = MEMBERS + COUNTS as u8;
 
-/// Searches for `usage`. A text without this or an escape has no usage object.
-///
-/// The finder is static because it is as large as a whole edit and has a larger alignment.
-static FINDER: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"usage"));
+/// Number of counts: `cached`, `created` and `other`.
+const COUNTS: usize = 3;
 
-/// Sets the cached-token count to a number.
-#[derive(Clone, Copy, Debug)]
-pub struct CachedTokens {
-    shape: UsageShape,
-    count: u64,
-    text: Text,
+impl UsageShape {
+    /// Returns the name of the object in `usage` that contains the counts, as a member begins.
+    const fn details(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Chat => Some(b"\"prompt_tokens_details\":"),
+            Self::Responses => Some(b"\"input_tokens_details\":"),
+            Self::Messages => None,
+        }
+    }
+
+    /// Returns the object that contains the counts.
+    const fn place(self) -> Place {
+        match self {
+            Self::Chat | Self::Responses => DETAILS,
+            Self::Messages => USAGE,
+        }
+    }
+
+    /// Returns the names of the counts, as members begin.
+    const fn names(self) -> [&'static [u8]; COUNTS] {
+        match self {
+            Self::Chat => [b"\"cached_tokens\":", b"\"created_cache_tokens\":", b""],
+            Self::Responses => [b"\"cached_tokens\":", b"\"cache_write_tokens\":", b""],
+            Self::Messages => [
+                b"\"cache_read_input_tokens\":",
+                b"\"cache_creation_input_tokens\":",
+                b"\"input_tokens\":",
+            ],
+        }
+    }
 }
 
-impl CachedTokens {
-    /// Creates the edit of a response of the given shape that sets the count to `count`.
+/// Returns the name in the beginning of a member, which has it in quotes and before a colon.
+fn name_in(member: &'static [u8]) -> &'static [u8] {
+    member
+        .get(1..member.len().saturating_sub(2))
+        .unwrap_or_default()
+}
+
+/// Sets the counts of a prompt's tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    shape: UsageShape,
+    cached: u64,
+    /// The counts as texts; `None` for one that passes.
+    texts: [Option<Digits>; COUNTS],
+}
+
+impl Usage {
+    /// Creates the edit of a response of the given shape. Returns `None` if `usage` does not have
+    /// all that the shape needs.
     #[must_use]
-    pub fn new(shape: UsageShape, count: u64) -> Self {
-        Self {
+    pub fn new(shape: UsageShape, usage: &PromptUsage) -> Option<Self> {
+        let other = match shape {
+            UsageShape::Chat | UsageShape::Responses => None,
+            UsageShape::Messages => Some(usage.other?),
+        };
+        let counts = [Some(usage.cached), usage.created, other];
+        Some(Self {
             shape,
-            count,
-            text: Text::new(shape.details(), count),
-        }
+            cached: usage.cached,
+            texts: counts.map(|count| count.map(Digits::new)),
+        })
     }
 
-    /// Returns the count.
+    /// Returns the count of cached tokens.
     #[must_use]
-    pub const fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// Returns the next position from `from` on that may belong to the name of a usage object: the
-    /// letters `usage`, unless followed by `":null`. The length of `piece` if there is none.
-    pub(super) fn candidate(piece: &[u8], mut from: usize) -> usize {
-        let finder = &*FINDER;
-        while let Some(found) = finder.find(&piece[from..]) {
-            let end = from + found + finder.needle().len();
-            if !piece[end..].starts_with(b"\":null") {
-                return from + found;
-            }
-            from = end;
-        }
-        piece.len()
+    pub const fn cached_tokens(&self) -> u64 {
+        self.cached
     }
 
     pub(super) fn member(&self, place: Place, name: &[u8]) -> Action {
         let enter = |place, otherwise| Action::Enter { place, otherwise };
-        match (place, name) {
-            (TOP | RESPONSE, b"usage") => enter(USAGE, None),
-            (TOP, b"response") if self.shape == UsageShape::Responses => enter(RESPONSE, None),
-            (USAGE, name) if name == self.shape.details() => enter(DETAILS, Some(DETAILS_VALUE)),
-            (DETAILS, b"cached_tokens") => Action::Replace(COUNT_VALUE),
+        match (self.shape, place, name) {
+            (_, TOP | WRAPPED, b"usage") => return enter(USAGE, None),
+            (UsageShape::Responses, TOP, b"response") | (UsageShape::Messages, TOP, b"message") => {
+                return enter(WRAPPED, None);
+            }
+            _ => {}
+        }
+        if place == USAGE && self.shape.details().map(name_in) == Some(name) {
+            return enter(DETAILS, Some(DETAILS_VALUE));
+        }
+        let mut names = self.shape.names().into_iter().map(name_in);
+        let count = (place == self.shape.place()).then(|| names.position(|known| known == name));
+        match count.flatten() {
+            Some(count) if self.texts[count].is_some() => {
+                Action::Replace(Part(VALUES + count as u8))
+            }
             _ => Action::Skip,
         }
     }
 
-    pub(super) const fn required(&self, place: Place) -> Option<Required> {
-        match place {
-            USAGE => Some(Required {
-                name: self.shape.details(),
-                part: DETAILS_MEMBER,
-            }),
-            DETAILS => Some(Required {
-                name: b"cached_tokens",
-                part: COUNT_MEMBER,
-            }),
-            _ => None,
+    pub(super) fn required(&self, place: Place) -> [Option<Required>; REQUIRED_MAX] {
+        if place == USAGE
+            && let Some(details) = self.shape.details()
+        {
+            let name = name_in(details);
+            let part = DETAILS_MEMBER;
+            return [Some(Required { name, part }), None];
         }
+        if place != self.shape.place() {
+            return [None; REQUIRED_MAX];
+        }
+        let [cached, created, _] = self.shape.names();
+        let required = |name, part| Required {
+            name: name_in(name),
+            part,
+        };
+        // Of other APIs, not every release has the second one.
+        let has_created = self.shape == UsageShape::Messages && self.texts[1].is_some();
+        [
+            Some(required(cached, Part(MEMBERS))),
+            has_created.then(|| required(created, Part(MEMBERS + 1))),
+        ]
     }
 
     pub(super) const fn member_of(part: Part) -> Part {
         match part {
             DETAILS_VALUE => DETAILS_MEMBER,
-            COUNT_VALUE => COUNT_MEMBER,
+            Part(value) if value >= VALUES => Part(value - VALUES + MEMBERS),
             member => member,
         }
     }
 
-    pub(super) fn text(&self, part: Part) -> &[u8] {
-        self.text.part(part)
-    }
-}
-
-/// The texts to insert, which are all slices of one text:
-/// `"prompt_tokens_details":{"cached_tokens":123}` with the names and count of the response.
-#[derive(Clone, Copy, Debug)]
-struct Text {
-    bytes: [u8; TEXT_BYTES_MAX],
-    object: usize,
-    member: usize,
-    count: usize,
-    end: usize,
-}
-
-/// Capacity of [`Text`] in bytes: the longer details name, 20 digits and the surrounding bytes fit.
-const TEXT_BYTES_MAX: usize = 80;
-
-impl Text {
-    fn new(details: &[u8], count: u64) -> Self {
-        let mut text = Self {
-            bytes: [0; TEXT_BYTES_MAX],
-            object: 0,
-            member: 0,
-            count: 0,
-            end: 0,
-        };
-        text.push(b"\"");
-        text.push(details);
-        text.push(b"\":");
-        text.object = text.end;
-        text.push(b"{");
-        text.member = text.end;
-        text.push(b"\"cached_tokens\":");
-        text.count = text.end;
-        let mut unit = 1_u64;
-        while count / unit >= 10 {
-            unit *= 10;
-        }
-        while unit > 0 {
-            text.push(&[b'0' + (count / unit % 10) as u8]);
-            unit /= 10;
-        }
-        text.push(b"}");
-        text
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes[self.end..self.end + bytes.len()].copy_from_slice(bytes);
-        self.end += bytes.len();
-    }
-
-    fn part(&self, part: Part) -> &[u8] {
+    /// Passes a text to `out`, as consecutive slices.
+    pub(super) fn write(&self, part: Part, out: &mut impl FnMut(&[u8])) {
         match part {
-            DETAILS_MEMBER => &self.bytes[..self.end],
-            DETAILS_VALUE => &self.bytes[self.object..self.end],
-            COUNT_MEMBER => &self.bytes[self.member..self.end - 1],
-            _ => &self.bytes[self.count..self.end - 1],
+            DETAILS_MEMBER => {
+                out(self.shape.details().unwrap_or_default());
+                self.details(out);
+            }
+            DETAILS_VALUE => self.details(out),
+            Part(member) if member < VALUES => self.count(usize::from(member - MEMBERS), out),
+            Part(value) => self.value(usize::from(value - VALUES), out),
         }
+    }
+
+    fn details(&self, out: &mut impl FnMut(&[u8])) {
+        out(b"{");
+        self.count(0, out);
+        out(b"}");
+    }
+
+    fn count(&self, count: usize, out: &mut impl FnMut(&[u8])) {
+        out(self.shape.names()[count]);
+        self.value(count, out);
+    }
+
+    fn value(&self, count: usize, out: &mut impl FnMut(&[u8])) {
+        if let Some(text) = &self.texts[count] {
+            out(text.text());
+        }
+    }
+}
+
+/// A number as text.
+#[derive(Clone, Copy, Debug)]
+struct Digits {
+    /// The digits, at the end.
+    bytes: [u8; DIGITS_MAX],
+    start: usize,
+}
+
+/// Number of digits of the largest `u64`.
+const DIGITS_MAX: usize = 20;
+
+impl Digits {
+    fn new(mut number: u64) -> Self {
+        let mut digits = Self {
+            bytes: [b'0'; DIGITS_MAX],
+            start: DIGITS_MAX,
+        };
+        loop {
+            digits.start -= 1;
+            digits.bytes[digits.start] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                return digits;
+            }
+        }
+    }
+
+    fn text(&self) -> &[u8] {
+        &self.bytes[self.start..]
     }
 }

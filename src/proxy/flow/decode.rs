@@ -14,7 +14,7 @@ use super::{bootstrap, detach, release};
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method};
-use crate::json::transform::{CachedTokens, ResponseEdit};
+use crate::json::transform::ResponseEdit;
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::connector::Bootstrap;
@@ -116,7 +116,6 @@ pub(super) async fn decode<N: Net>(
 ) -> Result<PendingResponse<N>, Fault> {
     let rules = split.connector().rules();
     let mut may_query_again = rules.bootstrap == Bootstrap::Queried;
-    let cached_tokens = prefilled.cached_tokens();
     let mut attempts = Attempts::new(Limits {
         recomputes: exchange.shard.config.pd.on_decode_kv_error == OnDecodeKvError::Recompute,
         ..Limits::ONE
@@ -173,7 +172,7 @@ pub(super) async fn decode<N: Net>(
             }
             (Next::Other | Next::After(_) | Next::Stop, Ok(response)) => {
                 release_refused(exchange, split, peer, sent, &response);
-                let mut pending = pending(upstream, response, &leg, cached_tokens);
+                let mut pending = pending(upstream, response, prefilled.usage_edit(&leg));
                 if carries_handoff {
                     pending.experts = prefilled.take_experts();
                 }
@@ -232,19 +231,14 @@ fn release_refused<N: Net>(
     }
 }
 
-/// Returns the response to a decode leg for the client, with the prefiller's count of cached tokens
-/// if the leg asks for that.
+/// Returns the response to a decode leg for the client, with an edit of its counts, if given.
 pub(super) fn pending<N: Net>(
     upstream: Connection<N>,
     response: Response,
-    leg: &Leg,
-    cached_tokens: u64,
+    usage: Option<ResponseEdit>,
 ) -> PendingResponse<N> {
     let mut pending = PendingResponse::new((upstream, response));
-    if let Take::Response(Some(shape)) = leg.take {
-        let edit = CachedTokens::new(shape, cached_tokens);
-        pending.edits.push(ResponseEdit::CachedTokens(edit));
-    }
+    pending.edits.extend(usage);
     pending
 }
 

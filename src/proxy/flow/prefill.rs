@@ -5,10 +5,13 @@ use super::split::Split;
 use crate::config::OnPrefillFailure;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
+use crate::json::transform::{PromptUsage, ResponseEdit};
 use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::connector::Bootstrap;
-use crate::pd::{ExpertsError, Freshness, Outcome, Peer, PromptExperts, Reason, Role, SingleUse};
+use crate::pd::{
+    ExpertsError, Freshness, Leg, Outcome, Peer, PromptExperts, Reason, Role, SingleUse, Take,
+};
 use crate::proxy::access_log::micros_since;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
@@ -39,10 +42,14 @@ impl Prefilled {
         }
     }
 
-    /// Returns the prefiller's count of cached prompt tokens, or 0 without a handoff.
-    pub(super) fn cached_tokens(&self) -> u64 {
-        let handoff = self.handoff.as_ref();
-        handoff.map_or(0, |handoff| handoff.cached_tokens)
+    /// Returns the edit that puts the prefiller's counts of the prompt's tokens into the response
+    /// to a decode leg, if the leg asks for that.
+    pub(super) fn usage_edit(&self, leg: &Leg) -> Option<ResponseEdit> {
+        let Take::Response(Some(shape)) = leg.take else {
+            return None;
+        };
+        let usage = self.handoff.as_ref().map(|handoff| handoff.usage);
+        ResponseEdit::usage(shape, &usage.unwrap_or(PromptUsage::NONE))
     }
 
     /// Permits one more leg to pull the KV cache, after one that could not reach it.

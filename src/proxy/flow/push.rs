@@ -191,8 +191,8 @@ async fn push<N: Net>(
         },
     };
     exchange.stats.prefill_us = micros_since(prefilled.at, started);
-    let cached_tokens = prefilled.cached_tokens();
-    let mut pending = decode::pending(decoder, response, &decode_leg, cached_tokens);
+    let usage = prefilled.usage_edit(&decode_leg);
+    let mut pending = decode::pending(decoder, response, usage);
     pending.experts = prefilled.take_experts();
     Ok(Pushed::ended(Prefill::Response(pending)))
 }

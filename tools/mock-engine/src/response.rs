@@ -335,18 +335,31 @@ impl Response {
                  \"output_tokens_details\":{{\"reasoning_tokens\":0}},\"total_tokens\":{total}}}",
                 named("input_tokens_details")
             ),
-            Kind::Messages => format!(
-                "{{\"input_tokens\":{prompt},\"output_tokens\":{done}{}}}",
-                match self.usage {
-                    UsageShape::Details => format!(",\"cache_read_input_tokens\":{}", self.cached),
-                    UsageShape::NullDetails => ",\"cache_read_input_tokens\":null".to_owned(),
-                    UsageShape::EmptyDetails
-                    | UsageShape::WithoutDetails
-                    | UsageShape::Null
-                    | UsageShape::Missing => String::new(),
-                }
-            ),
+            Kind::Messages => self.messages_usage(prompt, done),
         }
+    }
+
+    /// Returns the `usage` of the messages API, which divides the prompt among its counts. Before
+    /// the first token, vLLM does not know the cached ones, and omits them.
+    fn messages_usage(&self, prompt: u64, done: u64) -> String {
+        let (input, details) = match self.usage {
+            UsageShape::Details if done > 0 => {
+                let cached = self.cached.min(prompt);
+                let created = (prompt - cached) / 2;
+                let details = format!(
+                    ",\"cache_creation_input_tokens\":{created},\
+                     \"cache_read_input_tokens\":{cached}"
+                );
+                (prompt - cached - created, details)
+            }
+            UsageShape::NullDetails => (prompt, ",\"cache_read_input_tokens\":null".to_owned()),
+            UsageShape::Details
+            | UsageShape::EmptyDetails
+            | UsageShape::WithoutDetails
+            | UsageShape::Null
+            | UsageShape::Missing => (prompt, String::new()),
+        };
+        format!("{{\"input_tokens\":{input},\"output_tokens\":{done}{details}}}")
     }
 }
 
