@@ -350,6 +350,19 @@ impl Splices {
         }
     }
 
+    /// Returns the splices of a body that is only `text`, with nothing of the source of
+    /// `source_bytes` bytes.
+    #[must_use]
+    pub fn text(text: Vec<u8>, source_bytes: usize) -> Self {
+        let len = text.len();
+        Self {
+            pieces: vec![Piece::Text(Span::new(0, len))],
+            text,
+            len,
+            source_bytes,
+        }
+    }
+
     /// Returns the length of the edited body in bytes.
     #[must_use]
     pub const fn len(&self) -> usize {

@@ -1,74 +1,217 @@
 //! The encoder stage: the images, audio and video of a request are first sent to encoders
 //! (`docs/pd-sidecar.md#encoders`).
 //!
-//! Each item is sent as a separate request. The encoders' output is passed on through a store, or
-//! through the `ec_transfer_params` of their responses, which every later leg carries.
+//! Each item is sent as a separate chat completion. The encoders' output is passed on through a
+//! store, or through the `ec_transfer_params` of their responses, which every later leg carries.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::edits::Caps;
 use super::leg::{Leg, Role, Take};
 use super::options::EcConnector;
-use super::request::PdRequest;
+use super::request::{self, PdRequest};
 use crate::api::Api;
-use crate::json::{EditError, Level, elements, inner, member, members, string_is, validate};
+use crate::json::{
+    EditError, JsonError, Level, Splices, elements, inner, member, members, string_is, validate,
+};
 
 /// Maximum number of items (images, audio and video parts) in one request. Engines allow far fewer
 /// per prompt.
 pub const ITEMS_MAX: usize = 256;
 
-/// Types of content parts that are sent to encoders, and whether such a part contains a URL. Parts
-/// with the same type and URL are encoded once.
-const KINDS: [(&str, bool); 4] = [
-    ("image_url", true),
-    ("audio_url", true),
-    ("video_url", true),
-    ("input_audio", false),
-];
-
-/// The request has more items than [`ITEMS_MAX`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooManyItems;
-
-/// Returns the items in the messages of a request, in order. An item with the type and URL of an
-/// earlier one is omitted.
-///
-/// # Errors
-/// If there are more than [`ITEMS_MAX`].
-pub fn items<'a>(request: &PdRequest<'a>) -> Result<Vec<&'a [u8]>, TooManyItems> {
-    let messages = request.document.last(Level::Top, "messages");
-    let messages = messages.map_or(&b""[..], |member| member.value.of(request.body));
-    let mut items = Vec::new();
-    let mut seen: HashSet<(&str, &[u8])> = HashSet::new();
-    for message in elements(messages) {
-        let content = member(message.value, "content").unwrap_or_default();
-        for part in elements(content) {
-            let Some((kind, url)) = kind_of(part.value) else {
-                continue;
-            };
-            if url.is_some_and(|url| !seen.insert((kind, url))) {
-                continue;
-            }
-            if items.len() == ITEMS_MAX {
-                return Err(TooManyItems);
-            }
-            items.push(part.value);
-        }
-    }
-    Ok(items)
+/// The kind of an item. Items of the same kind and source are encoded once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Image,
+    Audio,
+    Video,
 }
 
-/// Returns the type of a content part and its URL, if it has one, with JSON escapes left in place.
-/// Returns `None` if parts of that type are not sent to encoders.
-fn kind_of(part: &[u8]) -> Option<(&'static str, Option<&[u8]>)> {
-    let name = member(part, "type")?;
-    let (kind, has_url) = *KINDS.iter().find(|(kind, _)| string_is(name, kind))?;
-    let url = has_url.then(|| {
-        let place = member(part, kind)?;
+/// Types of content parts that are sent to encoders, each with the member that contains the item.
+/// vLLM takes a part without `type` for the first of them whose member it has.
+const TYPES: [(&str, &str, Kind); 5] = [
+    ("image_url", "image_url", Kind::Image),
+    ("audio_url", "audio_url", Kind::Audio),
+    ("input_audio", "input_audio", Kind::Audio),
+    ("video_url", "video_url", Kind::Video),
+    (INPUT_IMAGE, "image_url", Kind::Image),
+];
+
+/// The type of an image in the responses API.
+const INPUT_IMAGE: &str = "input_image";
+
+/// Members that the request to an encoder has in common with one of another API, whose other
+/// members a chat completion does not have or has in another shape.
+const COMMON: [&str; 6] = [
+    "model",
+    "cache_salt",
+    "chat_template_kwargs",
+    "media_io_kwargs",
+    "mm_processor_kwargs",
+    "priority",
+];
+
+/// A content part that is sent to an encoder, as a part of a chat completion.
+pub type Item<'a> = Cow<'a, [u8]>;
+
+/// The reason why the items of a request cannot be sent to encoders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemsError {
+    /// The conversation is not valid JSON.
+    Json(JsonError),
+    /// The request has more items than [`ITEMS_MAX`].
+    TooMany,
+}
+
+/// Returns the items in the conversation of a request, in order. An item with the kind and source
+/// of an earlier one is omitted.
+///
+/// # Errors
+/// If there are more than [`ITEMS_MAX`], or if the conversation is invalid.
+pub fn items<'a>(request: &PdRequest<'a>) -> Result<Vec<Item<'a>>, ItemsError> {
+    request::check_messages(request.document, request.body).map_err(ItemsError::Json)?;
+    let mut found = Found::default();
+    match request.api {
+        Api::Responses => {
+            for turn in elements(input(request)?) {
+                // Function calls have their results in `output`.
+                for name in ["content", "output"] {
+                    for part in elements(member(turn.value, name).unwrap_or_default()) {
+                        found.chat_part(part.value)?;
+                    }
+                }
+            }
+        }
+        Api::Messages => {
+            for message in elements(messages(request)) {
+                found.message(message.value)?;
+            }
+        }
+        Api::Chat | Api::Completions | Api::Generate | Api::Invocations | Api::Unsplit => {
+            for message in elements(messages(request)) {
+                for part in elements(member(message.value, "content").unwrap_or_default()) {
+                    found.chat_part(part.value)?;
+                }
+            }
+        }
+    }
+    Ok(found.items)
+}
+
+fn messages<'a>(request: &PdRequest<'a>) -> &'a [u8] {
+    let messages = request.document.last(Level::Top, "messages");
+    messages.map_or(&b""[..], |member| member.value.of(request.body))
+}
+
+/// Returns the `input` of the responses API, which no other leg looks at.
+fn input<'a>(request: &PdRequest<'a>) -> Result<&'a [u8], ItemsError> {
+    let Some(input) = member(request.body, "input") else {
+        return Ok(b"");
+    };
+    let start = input.as_ptr().addr() - request.body.as_ptr().addr();
+    validate(input).map_err(|error| ItemsError::Json(error.after(start)))?;
+    Ok(input)
+}
+
+/// The items found so far.
+#[derive(Default)]
+struct Found<'a> {
+    items: Vec<Item<'a>>,
+    seen: HashSet<(Kind, &'a [u8])>,
+}
+
+impl<'a> Found<'a> {
+    /// Adds a part of a chat completion or of the responses API, if it is an item. Parts whose item
+    /// is only in the cache of an engine have `null` instead.
+    fn chat_part(&mut self, part: &'a [u8]) -> Result<(), ItemsError> {
+        let kind = member(part, "type").filter(|kind| *kind != b"null");
+        let known = TYPES.iter().find_map(|&(name, key, item)| {
+            let is_type = kind.is_none_or(|kind| string_is(kind, name));
+            let place = member(part, key).filter(|place| *place != b"null");
+            is_type.then_some((place?, item))
+        });
+        let Some((place, kind)) = known else {
+            return Ok(());
+        };
         // Some clients send the URL itself instead of an object that contains it.
-        member(place, "url").or_else(|| inner(place).map(|_| place))
-    });
-    Some((kind, url.flatten()))
+        let url = member(place, "url").or_else(|| inner(place).map(|_| place));
+        let is_input = member(part, "type").is_some_and(|kind| string_is(kind, INPUT_IMAGE));
+        self.add(kind, url, || match url.and_then(inner) {
+            Some(url) if is_input => image_part(&[url]),
+            _ => Cow::Borrowed(part),
+        })
+    }
+
+    /// Adds the items of a message of the messages API, also of tool results.
+    fn message(&mut self, message: &'a [u8]) -> Result<(), ItemsError> {
+        let is_users = member(message, "role").is_some_and(|role| string_is(role, "user"));
+        for block in elements(member(message, "content").unwrap_or_default()) {
+            let kind = member(block.value, "type").unwrap_or_default();
+            if string_is(kind, "image") {
+                self.source(block.value)?;
+            } else if string_is(kind, "tool_result") && is_users {
+                for result in elements(member(block.value, "content").unwrap_or_default()) {
+                    let kind = member(result.value, "type").unwrap_or_default();
+                    if string_is(kind, "image") {
+                        self.source(result.value)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds an image of the messages API, as the part that vLLM makes of it.
+    fn source(&mut self, image: &'a [u8]) -> Result<(), ItemsError> {
+        let source = member(image, "source").unwrap_or_default();
+        let text = |name, default| {
+            let text = member(source, name).and_then(inner);
+            text.unwrap_or(default)
+        };
+        let is_url = member(source, "type").is_some_and(|kind| string_is(kind, "url"));
+        let [kind, comma, data] = if is_url {
+            [&b""[..], b"", text("url", b"")]
+        } else {
+            [
+                text("media_type", b"image/jpeg"),
+                b";base64,",
+                text("data", b""),
+            ]
+        };
+        if data.is_empty() {
+            return Ok(());
+        }
+        let scheme: &[u8] = if is_url { b"" } else { b"data:" };
+        self.add(Kind::Image, Some(data), || {
+            image_part(&[scheme, kind, comma, data])
+        })
+    }
+
+    fn add(
+        &mut self,
+        kind: Kind,
+        source: Option<&'a [u8]>,
+        part: impl FnOnce() -> Item<'a>,
+    ) -> Result<(), ItemsError> {
+        if source.is_some_and(|source| !self.seen.insert((kind, source))) {
+            return Ok(());
+        }
+        if self.items.len() == ITEMS_MAX {
+            return Err(ItemsError::TooMany);
+        }
+        self.items.push(part());
+        Ok(())
+    }
+}
+
+/// Returns the part of a chat completion for the image at a URL, which is given in pieces of a JSON
+/// string.
+fn image_part<'a>(url: &[&[u8]]) -> Item<'a> {
+    let mut part = br#"{"type":"image_url","image_url":{"url":""#.to_vec();
+    part.extend(url.iter().copied().flatten());
+    part.extend_from_slice(br#""}}"#);
+    Cow::Owned(part)
 }
 
 /// Returns the leg that sends one item to an encoder.
@@ -76,20 +219,51 @@ fn kind_of(part: &[u8]) -> Option<(&'static str, Option<&[u8]>)> {
 /// # Errors
 /// If the body needs more than `JSON_EDITS_MAX` edits.
 pub fn leg(request: &PdRequest<'_>, item: &[u8], ec: EcConnector) -> Result<Leg, EditError> {
-    let request = PdRequest {
-        api: Api::Chat,
-        ..*request
-    };
-    let messages = [br#"[{"role":"user","content":["#, item, b"]}]"].concat();
-    let mut edits = request.edits();
-    edits.set(Level::Top, "messages", &messages);
-    edits.cap(request.api, Caps::Sent);
-    edits.whole_response();
     let take = match ec {
         EcConnector::Example => Take::Nothing,
         EcConnector::Nixl => Take::Whole,
     };
+    let messages = [br#"[{"role":"user","content":["#, item, b"]}]"].concat();
+    if matches!(request.api, Api::Responses | Api::Messages) {
+        return Ok(Leg {
+            role: Role::Encode,
+            body: Splices::text(chat_body(request.body, &messages), request.body.len()),
+            take,
+            rank: None,
+            request_id: None,
+        });
+    }
+    let request = PdRequest {
+        api: Api::Chat,
+        ..*request
+    };
+    let mut edits = request.edits();
+    edits.set(Level::Top, "messages", &messages);
+    edits.cap(request.api, Caps::Sent);
+    edits.whole_response();
     request.leg(Role::Encode, &edits, take)
+}
+
+/// Returns a chat completion with these messages and the members that it has in common with `body`,
+/// a request of another API.
+fn chat_body(body: &[u8], messages: &[u8]) -> Vec<u8> {
+    let mut chat = b"{".to_vec();
+    for item in members(body) {
+        let is_common = COMMON.iter().any(|name| item.is(name));
+        if is_common && validate(item.value).is_ok() {
+            for part in [item.key, b":", item.value, b","] {
+                chat.extend_from_slice(part);
+            }
+        }
+    }
+    for part in [
+        br#""messages":"#,
+        messages,
+        br#","max_tokens":1,"stream":false}"#,
+    ] {
+        chat.extend_from_slice(part);
+    }
+    chat
 }
 
 /// The encoders' `ec_transfer_params`, merged member by member. A later member replaces an earlier
@@ -148,9 +322,16 @@ mod tests {
     use crate::pd::testing::{Subject, apply};
     use serde_json::json;
 
-    fn items_of(messages: &str) -> Result<usize, TooManyItems> {
+    fn items_of(messages: &str) -> Result<usize, ItemsError> {
         let body = format!(r#"{{"messages":{messages}}}"#);
         items(&Subject::new(Api::Chat, &body).request()).map(|items| items.len())
+    }
+
+    fn parts_of(api: Api, body: &str) -> Vec<serde_json::Value> {
+        let subject = Subject::new(api, body);
+        let items = items(&subject.request()).unwrap();
+        let parts = items.iter().map(|item| serde_json::from_slice(item));
+        parts.map(Result::unwrap).collect()
     }
 
     #[test]
@@ -162,8 +343,20 @@ mod tests {
         let audio = r#"{"type":"input_audio","input_audio":{"data":"QQ==","format":"wav"}}"#;
         let text = r#"{"type":"text","text":"image_url"}"#;
         let escaped = r#"{"ty\u0070e":"image\u005furl","image_url":{"url":"http://img/9"}}"#;
-        let cases: [(&[&str], usize); 9] = [
+        let untyped = r#"{"image_url":{"url":"http://img/1"}}"#;
+        let untyped_video = r#"{"type":null,"video_url":"http://vid/1"}"#;
+        let input = r#"{"type":"input_image","image_url":"http://img/1"}"#;
+        let cached = r#"{"type":"image_url","image_url":null,"uuid":"u"}"#;
+        let cases: [(&[&str], usize); 14] = [
             (&[text], 0),
+            (&[untyped], 1),
+            (&[untyped, image, input], 1),
+            (&[untyped_video, input, other], 3),
+            (&[cached, r#"{"uuid":"u","image_url":null}"#], 0),
+            (
+                &[r#"{"type":"text","image_url":{"url":"http://img/1"}}"#],
+                0,
+            ),
             (&[image], 1),
             (&[image, text, other], 2),
             (&[image, image], 1),
@@ -185,7 +378,76 @@ mod tests {
         assert_eq!(items_of(r#""no list""#), Ok(0));
         let many = vec![audio; ITEMS_MAX + 1].join(",");
         let many = format!(r#"[{{"content":[{many}]}}]"#);
-        assert_eq!(items_of(&many), Err(TooManyItems));
+        assert_eq!(items_of(&many), Err(ItemsError::TooMany));
+    }
+
+    #[test]
+    fn items_of_the_responses_api_are_in_messages_and_in_results_of_tools() {
+        let image = r#"{"type":"input_image","detail":"low","image_url":"http://img/1"}"#;
+        let other = r#"{"type":"input_image","image_url":"data:image/png;base64,AA=="}"#;
+        let file = r#"{"type":"input_image","file_id":"f"}"#;
+        let body = format!(
+            r#"{{"input":"old","inp\u0075t":[{{"role":"user","content":[{{"type":"input_text","text":"x"}},{image},{file}]}},{{"role":"user","content":"text"}},{{"type":"function_call_output","call_id":"c","output":[{other},{image}]}},{{"type":"function_call_output","call_id":"c","output":"text"}}]}}"#
+        );
+        let want: Vec<_> = ["http://img/1", "data:image/png;base64,AA=="]
+            .iter()
+            .map(|url| json!({"type": "image_url", "image_url": {"url": url}}))
+            .collect();
+        assert_eq!(parts_of(Api::Responses, &body), want);
+        assert!(parts_of(Api::Responses, r#"{"input":"text"}"#).is_empty());
+        assert!(parts_of(Api::Responses, "{}").is_empty());
+        let broken = Subject::new(Api::Responses, r#"{"x":1,"input":["\x"]}"#);
+        let error = items(&broken.request()).unwrap_err();
+        assert!(
+            matches!(error, ItemsError::Json(error) if error.offset == 18),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn images_of_the_messages_api_are_those_that_the_engine_makes_of_them() {
+        let data = r#"{"type":"image","source":{"type":"base64","media_type":"image/png","data":"QQ=\u003d"}}"#;
+        let again = r#"{"type":"image","source":{"data":"QQ=\u003d"}}"#;
+        let untyped = r#"{"type":"image","source":{"data":"Qg=="}}"#;
+        let url = r#"{"type":"image","source":{"type":"url","url":"http://img/1"}}"#;
+        let nothing = r#"{"type":"image","source":{"type":"file","file_id":"f"}}"#;
+        let text = r#"{"type":"text","text":"x"}"#;
+        let body = format!(
+            r#"{{"messages":[{{"role":"user","content":[{data},{text},{nothing},{again}]}},{{"role":"assistant","content":[{{"type":"tool_result","content":[{url}]}}]}},{{"role":"user","content":"text"}},{{"role":"user","content":[{{"type":"tool_result","tool_use_id":"t","content":[{text},{untyped},{url}]}},{{"type":"tool_result","content":"text"}}]}}]}}"#
+        );
+        let want: Vec<_> = [
+            "data:image/png;base64,QQ==",
+            "data:image/jpeg;base64,Qg==",
+            "http://img/1",
+        ]
+        .iter()
+        .map(|url| json!({"type": "image_url", "image_url": {"url": url}}))
+        .collect();
+        assert_eq!(parts_of(Api::Messages, &body), want);
+    }
+
+    #[test]
+    fn an_encode_request_of_another_api_is_a_chat_completion() {
+        for (api, conversation) in [
+            (
+                Api::Responses,
+                r#""input":[{"role":"user","content":[{"type":"input_image","image_url":"u"}]}],"tools":[{"type":"function","name":"f"}],"max_output_tokens":9"#,
+            ),
+            (
+                Api::Messages,
+                r#""messages":[{"role":"user","content":[{"type":"image","source":{"type":"url","url":"u"}}]}],"system":"s","max_tokens":9"#,
+            ),
+        ] {
+            let body = format!(r#"{{"stream":true,"model":"vl","cache_salt":"s",{conversation}}}"#);
+            let subject = Subject::new(api, &body);
+            let request = subject.request();
+            let items = items(&request).unwrap();
+            let leg = leg(&request, &items[0], EcConnector::Example).unwrap();
+            let item: serde_json::Value = serde_json::from_slice(&items[0]).unwrap();
+            let want = json!({"model": "vl", "cache_salt": "s", "max_tokens": 1, "stream": false,
+                "messages": [{"role": "user", "content": [item]}]});
+            assert_eq!(apply(&leg, &body), want);
+        }
     }
 
     #[test]
@@ -193,8 +455,8 @@ mod tests {
         let body = r#"{"model":"vl","max_tokens":8,"stream":true,"stream_options":{},"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://img/1"}},{"type":"text","text":"what?"}]}]}"#;
         let subject = Subject::new(Api::Chat, body);
         let request = subject.request();
-        let item = items(&request).unwrap()[0];
-        let leg = leg(&request, item, EcConnector::Nixl).unwrap();
+        let items = items(&request).unwrap();
+        let leg = leg(&request, &items[0], EcConnector::Nixl).unwrap();
         let want = json!({"model": "vl", "max_tokens": 1, "stream": false, "messages": [
             {"role": "user", "content": [
                 {"type": "image_url", "image_url": {"url": "http://img/1"}}]}]});

@@ -177,6 +177,48 @@ fn e1_items_are_distributed_over_one_or_two_encoders() {
 }
 
 #[test]
+fn items_of_other_apis_are_sent_to_the_encoders() {
+    let sent = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,QQ=="}});
+    for (path, body, item) in [
+        (
+            "/v1/responses",
+            json!({"model": "mock-model", "max_output_tokens": 8, "input": [{"role": "user",
+                "content": [{"type": "input_image", "image_url": "http://img/1"}]}]}),
+            json!({"type": "image_url", "image_url": {"url": "http://img/1"}}),
+        ),
+        (
+            "/v1/messages",
+            json!({"model": "mock-model", "max_tokens": 8, "messages": [{"role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "t", "content": [
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png",
+                        "data": "QQ=="}}]}]}]}),
+            sent,
+        ),
+        (
+            CHAT,
+            json!({"model": "mock-model", "max_tokens": 8, "messages": [{"role": "user",
+                "content": [{"image_url": {"url": "http://img/1"}}]}]}),
+            json!({"image_url": {"url": "http://img/1"}}),
+        ),
+    ] {
+        for split in [false, true] {
+            let stage = Stage::start(1, NIXL, KvContract::Nixlv2);
+            stage.ask_on(path, &body.to_string(), split).expect(200);
+            let encoded = stage.encoded();
+            let [seen] = encoded[0].as_slice() else {
+                panic!("{path}: {encoded:?}");
+            };
+            let want = json!({"model": "mock-model", "max_tokens": 1, "stream": false,
+                "messages": [{"role": "user", "content": [item]}]});
+            assert_eq!(json_of(seen), want, "{path}");
+            let decode = json_of(&only(&stage.pair.decode));
+            assert!(decode[PARAMS].is_object(), "{path}: {decode}");
+            assert_eq!(stage.pair.prefill.requests().len(), usize::from(split));
+        }
+    }
+}
+
+#[test]
 fn e2_denied_encoders_receive_no_items() {
     let stage = Stage::start(
         2,

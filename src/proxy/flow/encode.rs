@@ -10,8 +10,8 @@ use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, Framing, Name};
 use crate::net::Net;
-use crate::pd::encode::{self, Merge, TooManyItems};
-use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role, request};
+use crate::pd::encode::{self, ItemsError, Merge};
+use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::trace;
 use crate::upstream::{
@@ -35,9 +35,11 @@ pub(super) async fn encode<N: Net>(
         .pd
         .encoder
         .unwrap_or(EcConnector::Example);
-    request::check_messages(&split.body.document, &split.body.bytes).map_err(Fault::Json)?;
     let pd_request = split.pd_request();
-    let items = encode::items(&pd_request).map_err(|TooManyItems| Fault::TooManyItems)?;
+    let items = encode::items(&pd_request).map_err(|error| match error {
+        ItemsError::Json(error) => Fault::Json(error),
+        ItemsError::TooMany => Fault::TooManyItems,
+    })?;
     let mut tasks = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
         let leg = encode::leg(&pd_request, item, ec)?;

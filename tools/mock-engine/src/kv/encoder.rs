@@ -92,10 +92,21 @@ fn only_item<'a>(fields: &Fields<'a>) -> Result<&'a str, Refusal> {
             "messages[0].content: want one part, got {count}"
         )));
     };
-    let kind = Fields::parse(part.get().as_bytes())
-        .ok()
-        .and_then(|part| part.string("type"))
-        .unwrap_or_default();
+    let fields = Fields::parse(part.get().as_bytes()).ok();
+    let kind = fields.map(|fields| match fields.raw("type") {
+        Some(_) => fields.string("type").unwrap_or_default(),
+        // vLLM takes such a part for the item that it has.
+        None => {
+            let has = |kind: &&&str| fields.raw(kind).is_some();
+            ITEMS
+                .iter()
+                .find(has)
+                .copied()
+                .unwrap_or_default()
+                .to_owned()
+        }
+    });
+    let kind = kind.unwrap_or_default();
     if !ITEMS.contains(&kind.as_str()) {
         return Err(broken(format!("messages[0].content[0].type: got {kind:?}")));
     }
@@ -129,6 +140,7 @@ mod tests {
                 r#"[{"role":"user","content":[{"type":"text"}]}]"#,
                 "got \"text\"",
             ),
+            (r#"[{"role":"user","content":[{"text":"x"}]}]"#, "got \"\""),
         ] {
             let message = item(bad).unwrap_err();
             assert!(message.contains(want), "{message} / {want}");
