@@ -2,6 +2,10 @@
 //!
 //! Pure. A personality has one table of routes.
 
+mod error_event;
+
+pub use error_event::has_error_event;
+
 use crate::h1::{self, Method};
 use crate::json::transform::UsageShape;
 

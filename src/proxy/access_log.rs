@@ -72,6 +72,11 @@ impl RequestStats {
         }
     }
 
+    /// Returns whether the request was split, and nothing has failed so far.
+    pub(super) const fn is_remote(&self) -> bool {
+        matches!(self.outcome, Some((Outcome::Remote, _)))
+    }
+
     /// Sets the outcome of an intercepted request to failed, with `reason`. If it was already
     /// failed, the first reason is kept. Other requests have no outcome.
     pub(super) fn set_failed(&mut self, reason: Reason) {

@@ -14,6 +14,7 @@ use super::exchange::Exchange;
 use super::head::{self, Outgoing, ResponseExtra};
 use super::shard::Shard;
 use super::tunnel;
+use crate::api;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing};
 use crate::json::transform::{ResponseEdit, ResponseForm, Transforms};
@@ -21,7 +22,7 @@ use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::warm_up::Answer;
-use crate::pd::{ExpertsError, PromptExperts, Role};
+use crate::pd::{ExpertsError, PromptExperts, Reason, Role};
 use crate::upstream::{CleanEnd, Connection, Deadline, Response};
 
 /// The decode response ends early, or its chunked framing is malformed.
@@ -101,6 +102,17 @@ struct Relay {
     has_first_token: bool,
     /// Whether the bytes of the latest receive ended with `[DONE]`.
     ends_with_done: bool,
+    /// Whether the body is searched for an error event, and whether it had one.
+    errors: Errors,
+}
+
+/// Whether a stream has had an error event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Errors {
+    /// The body is not searched.
+    Unwatched,
+    None,
+    Seen,
 }
 
 /// The result of one receive from the engine.
@@ -154,6 +166,9 @@ pub(super) async fn relay<N: Net>(
     );
     exchange.keep_alive = exchange.keeps_alive() && outgoing != Outgoing::UntilClose;
     let mut relay = Relay::new(response.framing, form, transforms, answer);
+    if response.is_event_stream() && exchange.stats.is_remote() {
+        relay.errors = Errors::None;
+    }
     let is_open_ended = outgoing == Outgoing::UntilClose;
     relay_first(exchange, &response, outgoing, &mut relay, received).await?;
     exchange
@@ -167,6 +182,9 @@ pub(super) async fn relay<N: Net>(
     exchange.enter(Phase::Streaming);
     let relayed = relay_body(exchange, &upstream, &mut relay).await;
     exchange.stats.bytes_out += relay.received;
+    if relay.errors == Errors::Seen {
+        exchange.stats.set_failed(Reason::Decode);
+    }
     match relayed {
         // Clients close the connection at `[DONE]` without reading on. They have received the
         // whole response.
@@ -227,7 +245,7 @@ async fn relay_first<N: Net>(
     received: Instant,
 ) -> Result<(), Fault> {
     let mut body = exchange.shard.buffers.buffer();
-    relay.record_done(response.rest());
+    relay.record_events(response.rest());
     relay.transform(response.rest(), &mut body)?;
     let mut outgoing = outgoing;
     if relay.form == Form::Chunked && relay.meter.is_done() && !response.is_event_stream() {
@@ -397,6 +415,7 @@ impl Relay {
             received: 0,
             has_first_token: false,
             ends_with_done: false,
+            errors: Errors::Unwatched,
         }
     }
 
@@ -408,11 +427,14 @@ impl Relay {
         is_worth_it.then(|| shard.net.pipe()).flatten()
     }
 
-    /// Records whether received bytes end with `[DONE]`. Engines send it at the end of a write, so
-    /// only the tail is searched.
-    fn record_done(&mut self, received: &[u8]) {
+    /// Records whether received bytes end with `[DONE]`, and whether they have an error event.
+    /// Engines send `[DONE]` at the end of a write, so only the tail is searched for it.
+    fn record_events(&mut self, received: &[u8]) {
         let tail = &received[received.len().saturating_sub(DONE_TAIL_BYTES)..];
         self.ends_with_done = tail.windows(DONE.len()).any(|window| window == DONE);
+        if self.errors == Errors::None && api::has_error_event(received) {
+            self.errors = Errors::Seen;
+        }
     }
 
     /// Sends the bytes of one receive to the client, converted to the form `self.form`.
@@ -423,7 +445,7 @@ impl Relay {
         received: &[u8],
     ) -> Result<Step, Fault> {
         self.chunks = self.chunks.wrapping_add(1);
-        self.record_done(received);
+        self.record_events(received);
         let timed = self.chunks.is_multiple_of(CHUNKS_PER_TIMING);
         let begun = if timed { shard.net.clock() } else { Instant(0) };
         let step = if self.form == Form::Verbatim {

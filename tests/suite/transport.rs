@@ -72,13 +72,18 @@ fn a_truncated_stream_does_not_look_complete() {
 }
 
 #[test]
-fn an_error_event_is_relayed() {
-    let pair = Pair::start(&[]);
-    pair.decode
-        .fault(Fault::ErrorMidStream { after_events: 2 }, 1);
-    let response = pair.post(CHAT, chat(true)).expect(200);
-    assert!(response.text().contains("EngineCore encountered an issue."));
-    assert!(response.text().ends_with("data: [DONE]\n\n"));
+fn an_error_event_is_relayed_and_counted_as_a_failure() {
+    for args in [&[][..], &["--kv-connector=shared-storage"]] {
+        let pair = Pair::start(args);
+        pair.decode
+            .fault(Fault::ErrorMidStream { after_events: 2 }, 1);
+        let response = pair.post(CHAT, chat(true)).expect(200);
+        assert!(response.text().contains("EngineCore encountered an issue."));
+        assert!(response.text().ends_with("data: [DONE]\n\n"));
+        pair.sidecar.wait_outcome("failed", "decode");
+        pair.post(CHAT, chat(true)).expect(200);
+        pair.sidecar.wait_outcome("remote", "none");
+    }
 }
 
 #[test]
