@@ -224,6 +224,13 @@ fn deps(
         is_own_listener: Box::new(move |address| {
             ports.contains(&address.port()) && is_local_address(address.ip())
         }),
+        is_same_listener: Box::new(|decoder, address| {
+            if !is_local_address(decoder.ip()) || !is_local_address(address.ip()) {
+                return Some(false);
+            }
+            // Without such a listener, the decoder may just not be running.
+            sys::has_wildcard_listener(address.ip(), address.port()).then_some(true)
+        }),
         resolver: Box::new(move |target| resolver.ask(target, &inbox)),
         on_socket_failed: Box::new(move |socket, error| socket_errors.record(socket, error)),
         on_decoder_lost: Box::new(move || decoder_lost.notify_one()),

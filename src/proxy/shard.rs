@@ -37,6 +37,9 @@ pub struct ShardDeps<N: Net> {
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// Returns whether an address belongs to one of this process's own listeners.
     pub is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
+    /// Returns whether an address belongs to the listener of a local decoder at another address;
+    /// `None` if that is not known yet.
+    pub is_same_listener: SameListener,
     /// Queues a name look-up for the resolver threads.
     pub resolver: Resolver,
     /// Called when a connect to an engine's Unix socket fails; must not block.
@@ -116,7 +119,7 @@ impl<N: Net> Shard<N> {
         let snapshot = deps.fleet.load_full();
         let endpoints = snapshot.endpoints();
         let own: Vec<_> = endpoints.flat_map(|one| one.addresses.clone()).collect();
-        let is_own_listener = deps.is_own_listener;
+        let (is_own_listener, is_same) = (deps.is_own_listener, deps.is_same_listener);
         let versions: Versions = cache(VERSIONS_MAX, VERSION_SECS_MAX);
         let engines: Engines = cache(BOOTSTRAPS_MAX, BOOTSTRAP_SECS_MAX);
         let (stated, listed) = (Rc::clone(&versions), Rc::clone(&engines));
@@ -138,13 +141,20 @@ impl<N: Net> Shard<N> {
                     }
                     Role::Encode | Role::Bootstrap => {}
                 }),
-                is_own: Box::new(move |address| {
-                    let is_listener = match address {
-                        Address::Tcp(address) => is_own_listener(address),
-                        // The proxy's own listeners are TCP.
-                        Address::Unix(_) => false,
-                    };
-                    is_listener || own.contains(address)
+                is_own: Box::new(move |address| match address {
+                    _ if own.contains(address) => Some(true),
+                    // The proxy's own listeners are TCP.
+                    Address::Unix(_) => Some(false),
+                    Address::Tcp(address) if is_own_listener(address) => Some(true),
+                    Address::Tcp(address) => {
+                        let decoder = own.iter().find_map(|decoder| match decoder {
+                            Address::Tcp(decoder) if decoder.port() == address.port() => {
+                                Some(decoder)
+                            }
+                            Address::Tcp(_) | Address::Unix(_) => None,
+                        });
+                        decoder.map_or(Some(false), |decoder| is_same(decoder, address))
+                    }
                 }),
             },
         );
@@ -229,6 +239,9 @@ impl<N: Net> Shard<N> {
         self.metrics.fault(fault.index());
     }
 }
+
+/// Type of [`ShardDeps::is_same_listener`].
+pub type SameListener = Box<dyn Fn(&SocketAddr, &SocketAddr) -> Option<bool>>;
 
 /// Returns whether `ip` is an address of this machine. Tested by binding a socket to it, which
 /// avoids listing interfaces. The system call is affordable because a shard's pool caches the

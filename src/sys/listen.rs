@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -104,6 +104,33 @@ pub fn bind_alone(at: ListenAddress) -> Result<TcpListener, BindError> {
     let socket = open(at, Sharing::Alone)?;
     listen(&socket, BACKLOG).map_err(|errno| BindError::new(at, errno))?;
     Ok(TcpListener::from(socket))
+}
+
+/// Returns whether a process of this host listens on `port` of all addresses, of IPv4 or of the
+/// version of `ip`. If it does, no other address can be bound, not even one that no interface has.
+#[must_use]
+pub fn has_wildcard_listener(ip: IpAddr, port: u16) -> bool {
+    // TEST-NET-1 (RFC 5737) and the documentation prefix (RFC 3849): no process listens on these.
+    let nowhere = match ip {
+        IpAddr::V4(_) => IpAddr::from([192, 0, 2, 1]),
+        IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]),
+    };
+    bind_nowhere(SocketAddr::from((nowhere, port))) == Err(Errno::ADDRINUSE)
+}
+
+/// Binds a socket to an address that no interface needs to have, and closes it again.
+fn bind_nowhere(address: SocketAddr) -> Result<(), Errno> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    match address {
+        SocketAddr::V4(_) => sockopt::set_ip_freebind(&socket, true)?,
+        SocketAddr::V6(_) => sockopt::set_ipv6_freebind(&socket, true)?,
+    }
+    bind(&socket, &address)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +257,25 @@ mod tests {
         // TEST-NET-1 is never assigned to this host.
         let at = ListenAddress::Address(SocketAddr::from(([192, 0, 2, 1], free_port())));
         assert!(matches!(probe(at), Err(BindError::NoSuchAddress(_))));
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_is_detected() {
+        let wildcard = |at: IpAddr, of: IpAddr| {
+            let port = free_port();
+            let at = ListenAddress::Address(SocketAddr::from((at, port)));
+            let _listener = bind_shared(at).unwrap();
+            // Neither a client nor an accepted connection counts as a listener.
+            let _client = TcpStream::connect((of, port));
+            has_wildcard_listener(of, port)
+        };
+        let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        assert!(wildcard(Ipv4Addr::UNSPECIFIED.into(), v4));
+        assert!(wildcard(Ipv6Addr::UNSPECIFIED.into(), v6));
+        assert!(wildcard(Ipv6Addr::UNSPECIFIED.into(), v4), "dual-stack");
+        assert!(!wildcard(v4, v4));
+        assert!(!wildcard(v6, v6));
+        assert!(!has_wildcard_listener(v4, free_port()));
     }
 
     #[test]

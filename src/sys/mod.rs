@@ -14,6 +14,6 @@ pub use cores::{
     CoreError, CorePlan, Seat, allowed_cpus, claim_cpu, cpu_quota, cpu_quota_in, pin, plan_cores,
 };
 pub use files::{FileLimit, raise_nofile};
-pub use listen::{BindError, bind_alone, bind_shared, probe, set_keepalive};
+pub use listen::{BindError, bind_alone, bind_shared, has_wildcard_listener, probe, set_keepalive};
 pub use near::NearError;
 pub use topology::{Locality, Topology};

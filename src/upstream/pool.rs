@@ -200,12 +200,12 @@ impl<N: Net> Pools<N> {
     }
 
     /// Returns whether an endpoint is this proxy itself. Returns `false` also if the endpoint's
-    /// name has not been resolved yet or the endpoint has been replaced. `is_own_address` is called
-    /// once per endpoint and address list; its result is cached.
+    /// name has not been resolved yet or the endpoint has been replaced. The result of
+    /// `is_own_address` is cached per endpoint and address list, unless it is `None`: not known yet.
     pub(crate) fn is_self(
         &self,
         id: SlotId,
-        is_own_address: impl FnOnce(&[Address]) -> bool,
+        is_own_address: impl FnOnce(&[Address]) -> Option<bool>,
     ) -> bool {
         let mut table = self.table.borrow_mut();
         let Some(endpoint) = table.get_mut(id) else {
@@ -214,10 +214,10 @@ impl<N: Net> Pools<N> {
         if endpoint.addresses.is_empty() {
             return false;
         }
-        let addresses = Rc::clone(&endpoint.addresses);
-        *endpoint
+        endpoint.is_self = endpoint
             .is_self
-            .get_or_insert_with(|| is_own_address(&addresses))
+            .or_else(|| is_own_address(&endpoint.addresses));
+        endpoint.is_self.unwrap_or(false)
     }
 
     /// Removes and returns the newest idle connection of an endpoint on which nothing has arrived,
@@ -516,14 +516,15 @@ mod tests {
         let Fixture { pools, .. } = fixture();
         let ids = [Role::Prefill, Role::Encode].map(|role| pools.endpoint(role, &target(1)));
         assert!(pools.addresses(ids[0]).is_none());
-        assert!(!pools.is_self(ids[0], |_| true), "not resolved yet");
+        assert!(!pools.is_self(ids[0], |_| Some(true)), "not resolved yet");
         let address = Target::parse(b"127.0.0.1:1").unwrap();
         let addresses = [address.address().unwrap().clone()];
         pools.record_addresses(&target(1), &addresses);
         for id in ids {
             assert_eq!(*pools.addresses(id).unwrap().0, addresses);
-            assert!(pools.is_self(id, |_| true));
-            assert!(pools.is_self(id, |_| false), "the result is cached");
+            assert!(!pools.is_self(id, |_| None));
+            assert!(pools.is_self(id, |_| Some(true)));
+            assert!(pools.is_self(id, |_| Some(false)), "the result is cached");
         }
         pools.record_addresses(&target(1), &[]);
         assert!(

@@ -36,8 +36,9 @@ pub(crate) struct UpstreamDeps<N: Net> {
     pub(crate) secure: SecureUpstream<N::Conn>,
     pub(crate) on_socket_failed: OnSocketFailed,
     pub(crate) on_engine_lost: OnEngineLost,
-    /// Returns whether an address is that of a listener of this process or of a local decoder.
-    pub(crate) is_own: Box<dyn Fn(&Address) -> bool>,
+    /// Returns whether an address is that of a listener of this process or of a local decoder;
+    /// `None` if that is not known yet.
+    pub(crate) is_own: Box<dyn Fn(&Address) -> Option<bool>>,
 }
 
 /// The engines that one shard calls: their endpoints, idle connections and look-ups in progress.
@@ -51,7 +52,7 @@ pub(crate) struct Upstreams<N: Net> {
     pub(super) secure: SecureUpstream<N::Conn>,
     pub(super) on_socket_failed: OnSocketFailed,
     pub(super) on_engine_lost: OnEngineLost,
-    is_own: Box<dyn Fn(&Address) -> bool>,
+    is_own: Box<dyn Fn(&Address) -> Option<bool>>,
     /// Number of legs that run as separate tasks.
     tasks: Cell<usize>,
 }
@@ -114,8 +115,17 @@ impl<N: Net> Upstreams<N> {
     /// not be split with such a prefiller: the decoder would be handed its own KV cache (an engine
     /// returns 500), or the request would loop.
     pub(crate) fn is_self(&self, engine: Engine<'_>) -> bool {
-        self.pools
-            .is_self(engine.slot, |addresses| addresses.iter().any(&self.is_own))
+        self.pools.is_self(engine.slot, |addresses| {
+            let mut found = Some(false);
+            for address in addresses {
+                match (self.is_own)(address) {
+                    Some(true) => return Some(true),
+                    Some(false) => {}
+                    None => found = None,
+                }
+            }
+            found
+        })
     }
 
     /// Returns the number of legs that run as separate tasks.

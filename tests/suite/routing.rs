@@ -1,6 +1,8 @@
 //! Routing of requests: conformance rows R1 and H1 to H6, and the targets that a routing header may
 //! name.
 
+use std::net::{Ipv6Addr, SocketAddr};
+
 use mock_engine::{Engine, EngineConfig};
 
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, only};
@@ -367,4 +369,32 @@ fn a_target_that_is_this_proxy_or_its_decoder_is_decode_only() {
     let labels = [("outcome", "local_policy"), ("reason", "self_target")];
     pair.sidecar
         .wait_metric("ringside_pd_requests_total", &labels, 5.0);
+}
+
+#[test]
+fn a_target_that_is_the_decoder_at_another_address_is_decode_only() {
+    let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let decode = Engine::start_on(EngineConfig::decode(), everywhere).unwrap();
+    let port = decode.port();
+    let sidecar = Sidecar::start(&[], port);
+    for target in [
+        format!("127.0.0.2:{port}"),
+        format!("127.0.0.3:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+    ] {
+        decode.clear();
+        let routing = [(PREFILLER, target.as_str())];
+        sidecar.post(CHAT, CHAT_BODY, &routing).expect(200);
+        assert_eq!(only(&decode).body, CHAT_BODY.as_bytes(), "{target}");
+    }
+    // An engine on the port of the decoder at its own address is another one.
+    let first = Engine::start(EngineConfig::decode(), 0).unwrap();
+    let other = SocketAddr::from(([127, 0, 0, 2], first.port()));
+    let second = Engine::start_on(EngineConfig::prefill(), other).unwrap();
+    let sidecar = Sidecar::start(&[], first.port());
+    let target = second.host_port();
+    sidecar
+        .post(CHAT, CHAT_BODY, &[(PREFILLER, &target)])
+        .expect(200);
+    assert_eq!(second.requests().len(), 1);
 }

@@ -202,6 +202,7 @@ impl Stage {
             budget: Arc::clone(&budget),
             fleet: Arc::clone(&fleet),
             is_own_listener,
+            is_same_listener: Box::new(|_, _| Some(false)),
             resolver: Box::new(|_| false),
             on_decoder_lost: Box::new(|| {}),
             on_socket_failed: Box::new(|_, _| ()),
