@@ -33,6 +33,10 @@ pub const INTERIM_RESPONSES_MAX: u32 = 16;
 /// Edits that one leg applies to the client's JSON body, and also byte ranges that they replace
 /// (one edit replaces every duplicate of its member). A leg that needs more fails.
 pub const JSON_EDITS_MAX: usize = 64;
+/// Header of one part of a form, in bytes. Parsers of engines allow 4 KiB per field.
+pub const FORM_PART_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Value of a part of a form that is read before it is forwarded, in bytes.
+pub const FORM_VALUE_BYTES_MAX: usize = 64 * 1024;
 /// Nesting depth of a JSON body. A deeper body is refused; the engine's parser also stops near
 /// 1,000 levels.
 pub const JSON_DEPTH_MAX: usize = 1024;

@@ -37,6 +37,8 @@ pub enum Route {
     Health,
     /// A generation request, whose body is inspected.
     Intercepted(Api),
+    /// A request with a form, which is inspected while it is forwarded to the decoder.
+    Form,
     /// Any other request, which is forwarded to the decoder without inspecting its body.
     Other,
 }
@@ -50,6 +52,9 @@ pub struct Routes {
     /// split: engines accept transfer parameters there, too. They also count below a prefix (an
     /// engine's `--root-path`).
     pub unsplit: &'static [&'static str],
+    /// Paths of requests (POST) that have forms, in which engines accept transfer parameters, too.
+    /// They also count below a prefix.
+    pub forms: &'static [&'static str],
     /// The path to which the proxy itself responds (GET or HEAD).
     pub health: &'static str,
 }
@@ -75,7 +80,9 @@ pub const PD_SIDECAR: Routes = Routes {
         "/cohere/v2/chat",
         // SGLang's own API.
         "/generate",
+        "/vertex_generate",
     ],
+    forms: &["/v1/audio/transcriptions", "/v1/audio/translations"],
     health: "/health",
 };
 
@@ -93,12 +100,12 @@ impl Routes {
                 let mut intercepted = self.intercepted.iter();
                 let found = intercepted
                     .find(|(path, _)| method == Method::Post && h1::path_is(target, path));
-                let mut unsplit = self.unsplit.iter();
+                let is_one_of =
+                    |paths: &[&str]| paths.iter().any(|path| h1::path_ends_with(target, path));
                 match found {
                     Some((_, api)) => Route::Intercepted(*api),
-                    None if unsplit.any(|path| h1::path_ends_with(target, path)) => {
-                        Route::Intercepted(Api::Unsplit)
-                    }
+                    None if is_one_of(self.unsplit) => Route::Intercepted(Api::Unsplit),
+                    None if is_one_of(self.forms) => Route::Form,
                     None => Route::Other,
                 }
             }
@@ -158,6 +165,10 @@ mod tests {
         (Method::Put, "/generate", UNSPLIT),
         (Method::Put, "/v1/completions", UNSPLIT),
         (Method::Get, "/generate", Route::Other),
+        (Method::Post, "/vertex_generate", UNSPLIT),
+        (Method::Post, "/v1/audio/transcriptions", Route::Form),
+        (Method::Post, "/prefix/v1/audio/trans%6cations?x=1", Route::Form),
+        (Method::Post, "/v1/audio/speech", Route::Other),
         (Method::Post, "/V1/completions", Route::Other),
         (Method::Get, "/v1/completions", Route::Other),
         (Method::Get, "/health", Route::Health),

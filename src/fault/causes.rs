@@ -1,7 +1,7 @@
 //! The causes for which a request is not served, or not served completely.
 
 use crate::fleet::TargetError;
-use crate::h1::HeadError;
+use crate::h1::{FormError, HeadError};
 use crate::json::{EditError, JsonError};
 use crate::pd::Role;
 
@@ -15,6 +15,9 @@ pub enum Fault {
     /// The request body is not a valid JSON object, exceeds a limit of the JSON scanner, or sets a
     /// member that clients must not set to a value too short to be overwritten.
     Json(JsonError),
+    /// The request body is a form that parsers could read in different ways, or one with a value
+    /// above a limit.
+    Form(FormError),
     /// The request body has a content coding, such as gzip, and would have to be read.
     ContentCoding,
     /// The body needs more edits than one leg may have
@@ -145,6 +148,7 @@ impl Fault {
             Self::PlainText => 39,
             Self::ContentCoding => 40,
             Self::SeveralSequences => 41,
+            Self::Form(_) => 42,
         }
     }
 

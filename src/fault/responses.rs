@@ -37,7 +37,7 @@ macro_rules! rows {
 
 /// One row for each kind of fault, in the order in which metrics list them.
 #[rustfmt::skip]
-const ROWS: [Row; 42] = rows! {
+const ROWS: [Row; 43] = rows! {
     "bad_head" 400 Client ClientError "malformed request";
     "bad_chunk" 400 Client ClientError "malformed request: invalid chunked body";
     "bad_json" 400 Client ClientError "invalid JSON";
@@ -90,6 +90,7 @@ const ROWS: [Row; 42] = rows! {
         "the request body must not be compressed; send it without Content-Encoding";
     "several_sequences" 400 Client ClientError
         "n above 1 is not supported: these engines do not finish a request with several sequences";
+    "invalid_form" 400 Client ClientError "invalid multipart/form-data";
 };
 
 /// Labels of all faults, ordered by [`Fault::index`].
@@ -159,6 +160,7 @@ impl Fault {
         match self {
             Self::Head(error) => format!("{text}: {}", error.text()),
             Self::Json(error) => format!("{text}: {error}"),
+            Self::Form(error) => format!("{text}: {}", error.text()),
             Self::Target(error) => format!("{text}: {}", error.text()),
             Self::Leg {
                 role: Role::Prefill | Role::Encode,
@@ -219,7 +221,7 @@ impl Fault {
 mod tests {
     use super::*;
     use crate::fleet::TargetError;
-    use crate::h1::HeadError;
+    use crate::h1::{FormError, HeadError};
     use crate::json::{JsonError, JsonReason};
 
     fn all() -> Vec<Fault> {
@@ -269,6 +271,7 @@ mod tests {
             Fault::PlainText,
             Fault::ContentCoding,
             Fault::SeveralSequences,
+            Fault::Form(FormError::Boundary),
         ]
     }
 

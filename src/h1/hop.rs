@@ -46,6 +46,10 @@ pub const fn is_hop_by_hop(known: Name) -> bool {
         | Name::XLlmDEncoderHostsPorts
         | Name::XLlmDKvCacheSourceHostPort
         | Name::XLlmDPrefillerHostPort
+        | Name::XOverrideBootstrapHost
+        | Name::XOverrideBootstrapPort
+        | Name::XOverrideBootstrapRoom
+        | Name::XOverrideDisaggPrefillDpRank
         | Name::XPrefillerHostPort
         | Name::XPrefillerUrl
         | Name::XRequestId

@@ -38,6 +38,10 @@ pub enum Name {
     XLlmDEncoderHostsPorts,
     XLlmDKvCacheSourceHostPort,
     XLlmDPrefillerHostPort,
+    XOverrideBootstrapHost,
+    XOverrideBootstrapPort,
+    XOverrideBootstrapRoom,
+    XOverrideDisaggPrefillDpRank,
     XPrefillerHostPort,
     XPrefillerUrl,
     XRequestId,
@@ -78,13 +82,21 @@ impl Name {
                 Self::XEncoderHostsPorts,
                 Self::XSpeculativePrefill,
             ],
-            25 => &[Self::XDataParallelHostPort],
+            25 => &[
+                Self::XDataParallelHostPort,
+                Self::XOverrideBootstrapHost,
+                Self::XOverrideBootstrapPort,
+                Self::XOverrideBootstrapRoom,
+            ],
             27 => &[
                 Self::XKvCacheSourceHostPort,
                 Self::XLlmDPrefillerHostPort,
                 Self::XLlmDEncoderHostsPorts,
             ],
-            33 => &[Self::XLlmDKvCacheSourceHostPort],
+            33 => &[
+                Self::XLlmDKvCacheSourceHostPort,
+                Self::XOverrideDisaggPrefillDpRank,
+            ],
             _ => &[],
         };
         for &candidate in candidates {
@@ -130,6 +142,10 @@ impl Name {
             Self::XLlmDEncoderHostsPorts => "x-llm-d-encoder-hosts-ports",
             Self::XLlmDKvCacheSourceHostPort => "x-llm-d-kv-cache-source-host-port",
             Self::XLlmDPrefillerHostPort => "x-llm-d-prefiller-host-port",
+            Self::XOverrideBootstrapHost => "x-override-bootstrap-host",
+            Self::XOverrideBootstrapPort => "x-override-bootstrap-port",
+            Self::XOverrideBootstrapRoom => "x-override-bootstrap-room",
+            Self::XOverrideDisaggPrefillDpRank => "x-override-disagg-prefill-dp-rank",
             Self::XPrefillerHostPort => "x-prefiller-host-port",
             Self::XPrefillerUrl => "x-prefiller-url",
             Self::XRequestId => "x-request-id",
@@ -143,7 +159,7 @@ impl Name {
 mod tests {
     use super::Name;
 
-    const ALL: [Name; 35] = [
+    const ALL: [Name; 39] = [
         Name::AcceptEncoding,
         Name::Authorization,
         Name::Baggage,
@@ -175,6 +191,10 @@ mod tests {
         Name::XLlmDEncoderHostsPorts,
         Name::XLlmDKvCacheSourceHostPort,
         Name::XLlmDPrefillerHostPort,
+        Name::XOverrideBootstrapHost,
+        Name::XOverrideBootstrapPort,
+        Name::XOverrideBootstrapRoom,
+        Name::XOverrideDisaggPrefillDpRank,
         Name::XPrefillerHostPort,
         Name::XPrefillerUrl,
         Name::XRequestId,

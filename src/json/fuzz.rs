@@ -6,8 +6,8 @@ use super::oracle::{
 };
 use super::transform::{PromptUsage, ResponseEdit, ResponseForm, Transforms, UsageShape};
 use super::{
-    Document, Edit, EditError, Handoff, JsonError, JsonReason, Kind, Level, Mask, Params,
-    PrefillResponse, Scanner, Watch, validate,
+    Document, Edit, EditError, FormMask, FormMaskError, Handoff, JsonError, JsonReason, Kind,
+    Level, Mask, Params, PrefillResponse, Scanner, Watch, validate,
 };
 use crate::limits::JSON_HELD_BYTES_MAX;
 
@@ -302,6 +302,31 @@ pub fn fuzz_usage(data: &[u8]) {
     }
 }
 
+/// Boundary of the forms in these tests.
+const BOUNDARY: &[u8] = b"x7";
+
+/// Checks that a form gives the same result for several splits, keeps its length, and has nothing
+/// left to overwrite afterwards.
+pub fn fuzz_form(data: &[u8]) {
+    let mut random = seeded(data);
+    let result = same_for_all_cuts(data, &mut random, form);
+    if let Ok((sent, _)) = result {
+        assert_eq!(sent.len(), data.len());
+        let again = form(&mut std::iter::once(&sent[..]));
+        assert_eq!(again, Ok((sent, 0)));
+    }
+}
+
+fn form(pieces: &mut dyn Iterator<Item = &[u8]>) -> Result<(Vec<u8>, u32), FormMaskError> {
+    let mut mask = FormMask::new(BOUNDARY);
+    let mut sent = Vec::new();
+    for piece in pieces {
+        mask.feed(piece, &mut sent)?;
+    }
+    mask.finish()?;
+    Ok((sent, mask.masked()))
+}
+
 /// Returns the data of the `data` lines of a stream.
 fn data_lines(stream: &[u8]) -> impl Iterator<Item = &[u8]> {
     let lines = stream.split(|byte| matches!(byte, b'\n' | b'\r'));
@@ -477,6 +502,7 @@ const fn path(level: Level) -> &'static [&'static str] {
         Level::SamplingParams => &["sampling_params"],
         Level::ExtraArgs => &["sampling_params", "extra_args"],
         Level::Xargs => &["vllm_xargs"],
+        Level::Parameters => &["parameters"],
     }
 }
 
@@ -549,6 +575,7 @@ fn repetitions(tree: &Tree) -> usize {
         Level::SamplingParams,
         Level::ExtraArgs,
         Level::Xargs,
+        Level::Parameters,
     ] {
         tree.clone()
             .each(path(level), &mut |members| count += 1 + members.len());
@@ -676,10 +703,11 @@ mod tests {
     use super::*;
 
     type Body = fn(&[u8]);
-    const BODIES: [(&str, Body); 6] = [
+    const BODIES: [(&str, Body); 7] = [
         ("json_scan", fuzz_scan),
         ("json_edit", fuzz_edit),
         ("json_mask", fuzz_mask),
+        ("json_form", fuzz_form),
         ("json_response", fuzz_response),
         ("json_usage", fuzz_usage),
         ("sse", fuzz_sse),
@@ -726,6 +754,26 @@ mod tests {
             for (_, body) in BODIES {
                 body(&text);
             }
+        }
+    }
+
+    #[test]
+    fn random_forms() {
+        for seed in 0..1500 {
+            let mut random = Random::new(seed);
+            let mut body = Vec::new();
+            for _ in 0..random.below(5) {
+                let name = random.pick(&["vllm_xargs", "vllm_xargs", "file", "vllm\\_xargs"]);
+                let head =
+                    format!("--x7\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n");
+                body.extend_from_slice(head.as_bytes());
+                body.extend_from_slice(&random.document(NAMES));
+                body.extend_from_slice(random.pick(&["\r\n", "\r\n--x\r\n", "\r\n"]).as_bytes());
+            }
+            body.extend_from_slice(b"--x7--\r\n");
+            fuzz_form(&body);
+            random.mutate(&mut body);
+            fuzz_form(&body);
         }
     }
 

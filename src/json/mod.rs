@@ -19,6 +19,7 @@ mod block;
 mod cursor;
 mod edit;
 mod error;
+mod form;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod grammar;
@@ -35,6 +36,7 @@ mod validate;
 pub use cursor::{Item, Items, elements, inner, member, members, string_is};
 pub use edit::{Edit, EditError, Splices};
 pub use error::{JsonError, JsonReason};
+pub use form::{FormMask, FormMaskError};
 pub use lex::Kind;
 pub use mask::{HeldBytes, Mask, Masked};
 pub use quote::{Quoted, QuotedList};

@@ -29,6 +29,9 @@ pub enum Level {
     /// The `vllm_xargs` object in the outermost object, which engines use as `extra_args` for
     /// bodies without `sampling_params`.
     Xargs,
+    /// The `parameters` object in the outermost object, from which SGLang takes the members of a
+    /// request of Vertex AI.
+    Parameters,
 }
 
 impl Level {
@@ -39,6 +42,7 @@ impl Level {
             (Self::Top, b"sampling_params") => Some(Self::SamplingParams),
             (Self::SamplingParams, b"extra_args") => Some(Self::ExtraArgs),
             (Self::Top, b"vllm_xargs") => Some(Self::Xargs),
+            (Self::Top, b"parameters") => Some(Self::Parameters),
             _ => None,
         }
     }
@@ -46,7 +50,7 @@ impl Level {
     /// Returns the enclosing level. The parent of the top level is the top level.
     pub(super) const fn parent(self) -> Self {
         match self {
-            Self::Top | Self::SamplingParams | Self::Xargs => Self::Top,
+            Self::Top | Self::SamplingParams | Self::Xargs | Self::Parameters => Self::Top,
             Self::ExtraArgs => Self::SamplingParams,
         }
     }
@@ -58,6 +62,7 @@ impl Level {
             Self::SamplingParams => 1..3,
             Self::ExtraArgs => 2..3,
             Self::Xargs => 3..4,
+            Self::Parameters => 4..5,
         }
     }
 
@@ -68,12 +73,13 @@ impl Level {
             Self::SamplingParams => 1,
             Self::ExtraArgs => 2,
             Self::Xargs => 3,
+            Self::Parameters => 4,
         }
     }
 }
 
 /// Number of values of [`Level`].
-pub(super) const LEVELS: usize = 4;
+pub(super) const LEVELS: usize = 5;
 
 /// Table of the watched members: for each, the level of the object that contains the member, and
 /// the name of the member.
@@ -176,7 +182,7 @@ impl Scanner {
             level: Level::Top,
             members: Vec::new(),
             objects: vec![top],
-            effective: [Some(0), None, None, None],
+            effective: [Some(0), None, None, None, None],
             child: None,
             failed: None,
         }

@@ -63,7 +63,7 @@ pub fn keep_local(
         let classes = match member.level {
             Level::Top => top,
             Level::SamplingParams => sampling,
-            Level::ExtraArgs | Level::Xargs => 0,
+            Level::ExtraArgs | Level::Xargs | Level::Parameters => 0,
         };
         let row = row_of(member.name, classes)?;
         // The last of repeated members counts.

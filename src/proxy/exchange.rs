@@ -220,7 +220,7 @@ impl<'a, N: Net> Exchange<'a, N> {
 const fn route_label(route: Route) -> metrics::Route {
     match route {
         Route::Health => metrics::Route::Health,
-        Route::Intercepted(Api::Unsplit) | Route::Other => metrics::Route::Other,
+        Route::Intercepted(Api::Unsplit) | Route::Form | Route::Other => metrics::Route::Other,
         Route::Intercepted(Api::Chat) => metrics::Route::Chat,
         Route::Intercepted(Api::Completions) => metrics::Route::Completions,
         Route::Intercepted(Api::Messages) => metrics::Route::Messages,

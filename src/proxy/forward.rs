@@ -9,11 +9,10 @@ use super::leg;
 use super::relay::{self, PendingResponse};
 use super::request::RequestBody;
 use super::shard::Shard;
-use crate::api::Api;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
-use crate::h1::{self, BodyMeter, Framing, Taken};
-use crate::json::Mask;
+use crate::h1::{self, BodyMeter, FormError, Framing, Name, Taken};
+use crate::json::{FormMask, FormMaskError, Mask};
 use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Instant, Net, would_block};
@@ -34,7 +33,7 @@ struct Upload<N: Net> {
     /// Whether `out` contains the body from its start, so that the request can be sent again.
     whole: bool,
     meter: BodyMeter,
-    mask: Option<Mask>,
+    mask: Option<BodyMask>,
     bytes_max: u64,
     /// Pipe for the remaining body, which follows `out`; `None` while the body is copied.
     pipe: Option<<N::Conn as Conn>::Pipe>,
@@ -48,6 +47,90 @@ struct Upload<N: Net> {
     progress_at: Instant,
 }
 
+/// How the body of a forwarded request is inspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inspect {
+    /// It is not.
+    Nothing,
+    /// It is a JSON object.
+    Json,
+    /// It is a form, if the Content-Type says so.
+    Form,
+}
+
+/// Overwrites transfer parameters in the body while it passes.
+enum BodyMask {
+    Json(Mask),
+    Form(Box<FormMask>),
+}
+
+impl BodyMask {
+    /// Returns the mask for the body of this request; `None` if it is not inspected.
+    ///
+    /// # Errors
+    /// The request has a form that cannot be read.
+    fn new<N: Net>(exchange: &Exchange<'_, N>, inspect: Inspect) -> Result<Option<Self>, Fault> {
+        let pd = &exchange.shard.config.pd;
+        match inspect {
+            _ if pd.trust_client_kv => Ok(None),
+            Inspect::Nothing => Ok(None),
+            Inspect::Json => Ok(Some(Self::Json(Mask::new(pd.owned())))),
+            Inspect::Form => {
+                let mut types = exchange.request.values(Name::ContentType);
+                let (first, second) = (types.next(), types.next());
+                match (first, second) {
+                    (Some(_), Some(_)) => Err(Fault::Form(FormError::Boundary)),
+                    (Some(kind), None) if h1::is_form(kind) => {
+                        let head = &exchange.request.head;
+                        if h1::is_coded(&head.fields, &exchange.request.bytes) {
+                            return Err(Fault::ContentCoding);
+                        }
+                        let boundary = h1::boundary(kind).map_err(Fault::Form)?;
+                        Ok(Some(Self::Form(Box::new(FormMask::new(boundary)))))
+                    }
+                    _ => Ok(None),
+                }
+            }
+        }
+    }
+
+    fn masked(&self) -> u32 {
+        match self {
+            Self::Json(mask) => mask.masked(),
+            Self::Form(mask) => mask.masked(),
+        }
+    }
+
+    /// Returns the error of the scan so far or, at the end of the body, whether it is complete.
+    fn check(&mut self, is_done: bool) -> Result<(), Fault> {
+        match self {
+            Self::Json(mask) if is_done => mask.finish().map_err(Fault::Json),
+            Self::Json(mask) => mask.check().map_err(Fault::Json),
+            Self::Form(mask) => {
+                let checked = if is_done { mask.finish() } else { mask.check() };
+                checked.map_err(|error| match error {
+                    FormMaskError::Form(error) => Fault::Form(error),
+                    FormMaskError::Json(error) => Fault::Json(error),
+                })
+            }
+        }
+    }
+
+    /// Masks a piece of the body and appends to `out` what can be sent. Returns `None` if the scan
+    /// has failed.
+    fn append(&mut self, piece: &mut [u8], out: &mut Vec<u8>) -> Option<()> {
+        match self {
+            Self::Json(mask) => {
+                let masked = mask.feed(piece).ok()?;
+                out.extend_from_slice(&masked.held);
+                out.extend_from_slice(&piece[..masked.ready]);
+            }
+            Self::Form(mask) => mask.feed(piece, out).ok()?,
+        }
+        Some(())
+    }
+}
+
 /// An event that ends a wait of an upload.
 enum Event {
     Response,
@@ -55,19 +138,19 @@ enum Event {
     Received,
 }
 
-/// Forwards the request to `decoder` as it arrives, and relays the response. If `api` is given
-/// and `--trust-client-kv` is not set, the body is scanned as it passes, and transfer
-/// parameters set by the client are overwritten in place.
+/// Forwards the request to `decoder` as it arrives, and relays the response. Unless
+/// `--trust-client-kv` is set, the body is inspected as it passes, and transfer parameters set by
+/// the client are overwritten in place.
 pub(super) async fn forward<N: Net>(
     exchange: &mut Exchange<'_, N>,
     decoder: &Endpoint,
-    api: Option<Api>,
+    inspect: Inspect,
     expects: bool,
 ) -> Result<(), Fault> {
     let shard = exchange.shard;
     let target = &decoder.target;
     let engine = shard.upstreams.engine(Role::Decode, target);
-    let mut upload = begin_upload(exchange, target, api)?;
+    let mut upload = begin_upload(exchange, target, inspect)?;
     let mut attempts = Attempts::new(Limits::ONE);
     let mut continued = false;
     loop {
@@ -116,12 +199,14 @@ pub(super) async fn forward<N: Net>(
 fn begin_upload<N: Net>(
     exchange: &mut Exchange<'_, N>,
     target: &Target,
-    api: Option<Api>,
+    inspect: Inspect,
 ) -> Result<Upload<N>, Fault> {
+    let mask = BodyMask::new(exchange, inspect)?;
     let request = &exchange.request;
     let has_no_body = matches!(request.framing, Framing::None | Framing::Length(0));
-    let upgrade_sent =
-        api.is_none() && has_no_body && h1::wants_websocket(&request.head, &request.bytes);
+    let upgrade_sent = inspect == Inspect::Nothing
+        && has_no_body
+        && h1::wants_websocket(&request.head, &request.bytes);
     let out = exchange.shard.buffers.buffer();
     let head = leg::head(exchange, out, target, None, upgrade_sent)?;
     let head = head.finish(exchange.request.framing);
@@ -131,8 +216,7 @@ fn begin_upload<N: Net>(
         at: 0,
         whole: true,
         meter: BodyMeter::new(exchange.request.framing),
-        mask: (api.is_some() && !exchange.shard.config.pd.trust_client_kv)
-            .then(|| Mask::new(exchange.shard.config.pd.owned())),
+        mask,
         bytes_max: exchange.shard.config.limits.body_bytes_max,
         pipe: None,
         is_copied: false,
@@ -424,13 +508,18 @@ impl<N: Net> Upload<N> {
         received: &mut [u8],
     ) -> Result<bool, Fault> {
         let keep = self.whole && self.out.len() + received.len() <= REPLAY_BYTES_MAX;
-        let rechunked = self.mask.is_some() && self.framing() == Framing::Chunked;
+        // Bytes that are withheld across receives can be more than those of one receive.
+        let is_copied = match self.mask {
+            None => false,
+            Some(BodyMask::Json(_)) => self.framing() == Framing::Chunked,
+            Some(BodyMask::Form(_)) => true,
+        };
         if !keep {
             self.whole = false;
             self.out.clear();
             self.at = self.head.len();
         }
-        if keep || rechunked {
+        if keep || is_copied {
             let taken = self.transform(received)?;
             if taken < received.len() {
                 client.put_back(&received[taken..]);
@@ -463,8 +552,8 @@ impl<N: Net> Upload<N> {
     /// if the connection has failed.
     fn send_direct(&mut self, conn: &N::Conn, bytes: &mut [u8]) -> Result<bool, Fault> {
         let (held, ready) = match &mut self.mask {
-            None => (None, bytes.len()),
-            Some(mask) => match mask.feed(bytes) {
+            None | Some(BodyMask::Form(_)) => (None, bytes.len()),
+            Some(BodyMask::Json(mask)) => match mask.feed(bytes) {
                 Ok(masked) => (Some(masked.held), masked.ready),
                 // `finish_if_done` reports the error.
                 Err(_) => return Ok(true),
@@ -495,10 +584,8 @@ impl<N: Net> Upload<N> {
         };
         if self.meter.framing() != Framing::Chunked {
             let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
-            if let Ok(masked) = mask.feed(&mut received[..taken]) {
-                self.out.extend_from_slice(&masked.held);
-                self.out.extend_from_slice(&received[..masked.ready]);
-            }
+            // `finish_if_done` reports the error.
+            mask.append(&mut received[..taken], &mut self.out);
             return self.check_size().map(|()| taken);
         }
         // The mask may withhold bytes across the end of a chunk, so the chunk framing is
@@ -506,16 +593,16 @@ impl<N: Net> Upload<N> {
         let mut spans = Vec::new();
         let taken = self.meter.decode(received, |span| spans.push(span));
         let taken = taken.map_err(|_| Fault::Chunk)?;
+        let mut payload = Vec::new();
         for span in spans {
+            payload.clear();
             let piece = &mut received[span.start..span.end];
-            let Ok(masked) = mask.feed(piece) else {
+            if mask.append(piece, &mut payload).is_none() {
                 break;
-            };
-            let size = masked.held.len() + masked.ready;
-            if size > 0 {
-                self.out.extend_from_slice(&h1::chunk_line(size));
-                self.out.extend_from_slice(&masked.held);
-                self.out.extend_from_slice(&piece[..masked.ready]);
+            }
+            if !payload.is_empty() {
+                self.out.extend_from_slice(&h1::chunk_line(payload.len()));
+                self.out.extend_from_slice(&payload);
                 self.out.extend_from_slice(b"\r\n");
             }
         }
@@ -523,17 +610,16 @@ impl<N: Net> Upload<N> {
     }
 
     /// If the body is being scanned, reports an error of the scan. If the body is also complete,
-    /// checks that it is a complete JSON document and, if its chunk framing is regenerated, appends
+    /// checks that it is a complete document or form and, if its chunk framing is regenerated, appends
     /// the last chunk to `out`.
     fn finish_if_done(&mut self) -> Result<(), Fault> {
         let Some(mask) = &mut self.mask else {
             return Ok(());
         };
-        mask.check().map_err(Fault::Json)?;
+        mask.check(self.meter.is_done())?;
         if !self.meter.is_done() {
             return Ok(());
         }
-        mask.finish().map_err(Fault::Json)?;
         if self.meter.framing() == Framing::Chunked {
             self.out.extend_from_slice(h1::LAST_CHUNK);
         }

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use super::access_log::micros_since;
 use super::client::Client;
 use super::exchange::{Exchange, Reply};
+use super::forward::{self, Inspect};
 use super::head::{self, LocalResponse};
 use super::shard::Shard;
-use super::{access_log, allowlist, choose, flow, forward, routing, trace};
+use super::{access_log, allowlist, choose, flow, routing, trace};
 use crate::api::{Api, Route};
 use crate::fault::Fault;
 use crate::h1::{self, Framing, Method};
@@ -135,9 +136,13 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
             };
             exchange.respond_local(status, b"", None, None).await
         }
-        Route::Other => {
+        Route::Form | Route::Other => {
+            let inspect = match route {
+                Route::Form => Inspect::Form,
+                _ => Inspect::Nothing,
+            };
             let decoder = choose::choose(exchange)?;
-            forward::forward(exchange, &decoder, None, expects).await
+            forward::forward(exchange, &decoder, inspect, expects).await
         }
         Route::Intercepted(api) => {
             let decoder = choose::choose(exchange)?;
@@ -165,7 +170,7 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
             }
             if is_passed {
                 exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::NoPrefiller));
-                forward::forward(exchange, &decoder, Some(api), expects).await
+                forward::forward(exchange, &decoder, Inspect::Json, expects).await
             } else {
                 flow::run(exchange, api, &mut routing, &decoder, expects).await
             }

@@ -172,6 +172,12 @@ fn is_forwarded(field: &Field, host_replaced: bool, accept_encoding: bool) -> bo
         | Name::XLlmDEncoderHostsPorts
         | Name::XLlmDKvCacheSourceHostPort
         | Name::XSpeculativePrefill
+        // SGLang's engines can take these in place of members of the body, which clients must not
+        // set.
+        | Name::XOverrideBootstrapHost
+        | Name::XOverrideBootstrapPort
+        | Name::XOverrideBootstrapRoom
+        | Name::XOverrideDisaggPrefillDpRank
         | Name::XDataParallelHostPort => false,
         Name::AcceptEncoding => accept_encoding,
         Name::Host => !host_replaced,

@@ -24,6 +24,7 @@ mod driver;
 mod encoder;
 mod experts;
 mod faults;
+mod forms;
 mod framing;
 mod golden;
 mod handoff;

@@ -169,6 +169,25 @@ fn members_of_peers_from_the_client_reach_no_engine() {
             assert!(!seen.contains("evil") && !seen.contains("1234"), "{seen}");
         }
     }
+    for member in peers {
+        // The path of Vertex AI has the members of a request in `parameters`.
+        let body = format!(r#"{{"instances":[{{"text":"x"}}],"parameters":{{{member}}}}}"#);
+        pair.decode.clear();
+        pair.sidecar.post("/vertex_generate", &body, &[]);
+        let seen = String::from_utf8(only(&pair.decode).body).unwrap();
+        assert!(!seen.contains("evil") && !seen.contains("1234"), "{seen}");
+    }
+    for name in [
+        "x-override-bootstrap-host",
+        "X-Override-Bootstrap-Room",
+        "x-override-bootstrap-port",
+        "x-override-disagg-prefill-dp-rank",
+    ] {
+        pair.decode.clear();
+        pair.sidecar
+            .post(CHAT, r#"{"messages":[]}"#, &[(name, "1")]);
+        assert_eq!(only(&pair.decode).header(name), None);
+    }
     let (pair, _) = start();
     // The mock refuses repetitions, each of which has the proxy's value.
     let single = |member: &&str| member.matches("bootstrap_host").count() < 2;

@@ -26,6 +26,12 @@ const CLIENT_OWNED: Watch = &[
     (Level::ExtraArgs, "ec_transfer_params"),
     (Level::Xargs, "kv_transfer_params"),
     (Level::Xargs, "ec_transfer_params"),
+    (Level::Parameters, "bootstrap_host"),
+    (Level::Parameters, "bootstrap_port"),
+    (Level::Parameters, "bootstrap_room"),
+    (Level::Parameters, "bootstrap_pair_key"),
+    (Level::Parameters, "disagg_prefill_dp_rank"),
+    (Level::Parameters, "decode_tp_size"),
 ];
 
 /// Number of random bits in a room number. Engines accept 63. A request with a list of prompts uses
