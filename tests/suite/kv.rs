@@ -255,9 +255,8 @@ pub(crate) enum Rule {
     Room,
     /// The legs are concurrent. After the disconnect, the prefill leg runs to its end, and the
     /// decode leg runs until its first response byte: until then the prefill engine may be writing
-    /// into the decode engine's memory.
-    Push,
-    /// As `Push`, and no token is relayed to the client before the prefill engine has responded.
+    /// into the decode engine's memory. No token is relayed to the client before the prefill engine
+    /// has responded.
     PushHeldBack,
 }
 
@@ -392,13 +391,13 @@ fn wait_over(engine: &Engine) {
 }
 
 /// Waits until the decode leg of a disconnected client has ended. Under `Serial` and `Room`, the
-/// sidecar must abort it. Under `Push` and `PushHeldBack`, checks that the leg still runs once the
+/// sidecar must abort it. Under `SerialPush` and `PushHeldBack`, checks that the leg still runs once the
 /// disconnect has been detected, and then lets the engine respond, which ends the leg.
 #[track_caller]
 fn decode_leg_ends(pair: &Pair, rule: Rule) {
     match rule {
         Rule::Serial | Rule::Room => wait_aborted(&pair.decode),
-        Rule::SerialPush | Rule::Push | Rule::PushHeldBack => {
+        Rule::SerialPush | Rule::PushHeldBack => {
             wait_disconnect_detected(pair);
             assert_eq!(only(&pair.decode).state, State::Responding);
             pair.decode.release();
@@ -450,7 +449,7 @@ fn disconnect_while_decode_is_silent(pair: &Pair, leave: Leave, rule: Rule) {
 #[track_caller]
 fn disconnect_during_a_stream(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
-    if matches!(rule, Rule::Room | Rule::Push) {
+    if matches!(rule, Rule::Room) {
         pair.prefill.fault(Fault::Hold, 1);
     }
     pair.decode

@@ -10,8 +10,8 @@ use crate::apis::{Api, Completion, Question};
 use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
 use crate::harness::{prefill_params, start_decoder};
 use crate::kv::{
-    Rule, Setup, both_legs, client_disconnects, failed_prefill_after_the_head,
-    failed_prefill_cancels_decode, forget, legs_are_concurrent, responded, responded_with,
+    Rule, Setup, both_legs, client_disconnects, engine_error, failed_prefill_cancels_decode,
+    forget, responded, responded_with,
 };
 
 const SOURCE: &str = "x-kv-cache-source-host-port";
@@ -71,9 +71,46 @@ fn p1_both_legs_share_a_request_id() {
 }
 
 #[test]
-fn p1_the_legs_are_concurrent() {
+fn a_request_that_the_prefiller_refuses_does_not_reach_the_decoder() {
+    let (pair, _) = start();
+    for code in [400, 422, 500] {
+        forget(&pair);
+        pair.prefill.fault(engine_error(code), 1);
+        let question = Api::Chat.ask(6, true);
+        pair.post(CHAT, &question.body).expect(code);
+        assert!(pair.decode.requests().is_empty());
+        assert_eq!(pair.prefill.requests().len(), 1);
+    }
+    responded(&pair, &Api::Chat.ask(6, true));
+}
+
+#[test]
+fn a_retried_prefill_has_another_request_id() {
     let meetings = Meetings::new();
-    legs_are_concurrent(&setup(&meetings), &meetings);
+    let pair = Setup {
+        args: &["--kv-connector=offloading", "--prefill-max-retries=1"],
+        ..setup(&meetings)
+    }
+    .start();
+    pair.prefill.fault(engine_error(503), 1);
+    responded(&pair, &Api::Chat.ask(6, true));
+    let ids: HashSet<_> = pair
+        .prefill
+        .requests()
+        .iter()
+        .map(|seen| take_id(&mut json_of(seen)[PARAMS]["remote_decoder"]))
+        .collect();
+    assert_eq!(ids.len(), 2);
+    let decode = take_id(&mut json_of(&only(&pair.decode))[PARAMS]["remote_prefiller"]);
+    assert!(ids.contains(&decode));
+}
+
+#[test]
+fn the_count_of_cached_tokens_is_the_prefillers() {
+    let (pair, _) = start();
+    let response = pair.post(CHAT, &Api::Chat.ask(6, false).body).expect(200);
+    let count = "/usage/prompt_tokens_details/cached_tokens";
+    assert_eq!(response.json().pointer(count), Some(&json!(7)));
 }
 
 #[test]
@@ -430,11 +467,6 @@ fn a_failed_prefill_cancels_decode() {
 }
 
 #[test]
-fn a_prefill_failure_after_the_decode_head_leaves_no_complete_response() {
-    failed_prefill_after_the_head(&setup(&Meetings::new()));
-}
-
-#[test]
 fn legs_end_as_required_when_the_client_disconnects() {
-    client_disconnects(&setup(&Meetings::new()), Rule::Push);
+    client_disconnects(&setup(&Meetings::new()), Rule::SerialPush);
 }

@@ -1,13 +1,17 @@
 //! vLLM's `OffloadingConnector` with its P2P tier (`--kv-connector offloading`,
 //! `docs/pd-sidecar.md#offloading`).
 //!
-//! The legs are concurrent. Both carry a request id that identifies the transfer; the decode leg
-//! also carries the address of the prefiller's P2P tier.
+//! Both legs carry a request id that identifies the transfer; the decode leg also carries the
+//! address of the prefiller's P2P tier. The prefiller keeps what it has stored under the id for
+//! 60 s, so the legs are serial, although they could run together: a decoder that fetches from a
+//! prefiller which refused the request keeps memory for 30 s, also after the leg was cancelled
+//! (read in vLLM 0.32.0).
 
 use super::contract::{BASE, Connector, OnDisconnect, Order, PrefixPull, Rules, Transfer};
 use crate::json::{EditError, Quoted};
 use crate::pd::edits::Caps;
-use crate::pd::leg::{Leg, Take};
+use crate::pd::handoff::SingleUse;
+use crate::pd::leg::{Collected, Leg, Role, Take};
 use crate::pd::options::ConnectorPorts;
 use crate::pd::peer::Peer;
 use crate::pd::request::PdRequest;
@@ -18,7 +22,6 @@ pub(super) struct Offloading;
 const RULES: Rules = Rules {
     name: "offloading",
     // The decoder reads from the prefiller until the transfer is reported as complete.
-    prefill_on_disconnect: OnDisconnect::RunToEnd,
     decode_on_disconnect: OnDisconnect::UntilFirstByte,
     prefix_pull: PrefixPull::Always,
     transfer: Transfer::Sequence { is_marked: false },
@@ -31,7 +34,7 @@ impl Connector for Offloading {
     }
 
     fn order(&self, _: &PdRequest<'_>) -> Order {
-        Order::Concurrent
+        Order::Serial
     }
 
     fn prefill_leg(&self, request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, EditError> {
@@ -41,22 +44,33 @@ impl Connector for Offloading {
             None => String::new(),
         };
         let params = format!(r#"{{"remote_decoder":{{"kv_request_id":"{uuid}"}}{source}}}"#);
-        request.prefill_leg(params.as_bytes(), Caps::Sent, Take::Nothing)
+        request.prefill_leg(params.as_bytes(), Caps::Sent, Take::Handoff)
     }
 
     fn decode_leg(
         &self,
         request: &PdRequest<'_>,
         peer: &Peer,
-        _: Option<&[u8]>,
+        handoff: Option<&[u8]>,
     ) -> Result<Leg, EditError> {
+        let take = Take::Response(request.api.usage_shape());
+        if handoff.is_none() {
+            return request.leg(Role::Decode, &request.edits(), take);
+        }
         let uuid = request.uuid;
         let (host, port) = (peer.host(), peer.p2p_port);
         let host = Quoted(&host);
         let params = format!(
             r#"{{"remote_prefiller":{{"kv_request_id":"{uuid}","remote_host":{host},"remote_port":{port}}}}}"#
         );
-        request.decode_leg(params.as_bytes(), Take::Response(None))
+        request.decode_leg(params.as_bytes(), take)
+    }
+
+    fn handoff(&self, collected: Collected) -> Option<SingleUse> {
+        match collected {
+            Collected::Handoff(response) => Some(SingleUse::of_transfer(*response)),
+            Collected::Whole(_) | Collected::Nothing => None,
+        }
     }
 
     fn describe(&self, ports: &ConnectorPorts) -> String {
@@ -76,7 +90,15 @@ mod tests {
     fn p1_p2_the_prefill_leg_is_capped_and_the_decode_leg_is_not() {
         let body = r#"{"prompt":"hi","max_tokens":32,"min_tokens":4,"stream":true,"kv_transfer_params":{"x":1}}"#;
         let subject = Subject::new(Api::Completions, body);
-        let [prefill, decode] = pair(&Offloading, &subject.request(), &peer());
+        let (request, peer) = (subject.request(), peer());
+        let [prefill, alone] = pair(&Offloading, &request, &peer);
+        let decode = Offloading.decode_leg(&request, &peer, Some(&[])).unwrap();
+        let want = json!({"prompt": "hi", "max_tokens": 32, "min_tokens": 4, "stream": true});
+        assert_eq!(
+            apply(&alone, body),
+            want,
+            "without a prefill that can be fetched"
+        );
         let want = json!({"prompt": "hi", "max_tokens": 1, "min_tokens": 1, "stream": false,
             "kv_transfer_params": {"remote_decoder": {"kv_request_id": NAME}}});
         assert_eq!(apply(&prefill, body), want);
