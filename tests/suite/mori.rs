@@ -384,6 +384,18 @@ fn m8_a_successful_prefill_releases_the_held_back_stream() {
 }
 
 #[test]
+fn a_forced_tool_call_stays_with_the_decoder_if_the_legs_are_concurrent() {
+    let body = r#"{"messages":[{"role":"user","content":"x"}],"max_tokens":4,"tools":[],"tool_choice":"required"}"#;
+    for parallel in [true, false] {
+        let pair = start(&terms(parallel, 1));
+        pair.post(CHAT, body).expect(200);
+        assert_eq!(pair.prefill.requests().len(), usize::from(!parallel));
+        let params = json_of(&only(&pair.decode))[PARAMS].clone();
+        assert_eq!(params.is_null(), parallel);
+    }
+}
+
+#[test]
 fn m8_the_legs_are_concurrent() {
     let terms = terms(true, 1);
     with_setup(&terms, &[], |setup| {

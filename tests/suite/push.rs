@@ -284,6 +284,27 @@ fn legs_of_clients_that_leave_end() {
 }
 
 #[test]
+fn a_forced_tool_call_runs_serially_and_is_decoded_alone_if_its_prefill_fails() {
+    let (pair, terms) = start();
+    for code in [400, 500] {
+        forget(&pair);
+        pair.prefill.fault(engine_error(code), 1);
+        let body = r#"{"messages":[{"role":"user","content":"x"}],"max_tokens":4,"tools":[],"tool_choice":"required"}"#;
+        pair.post(CHAT, body).expect(200);
+        assert_eq!(
+            json_of(&only(&pair.decode))["kv_transfer_params"],
+            json!(null)
+        );
+    }
+    let labels = [("outcome", "local_fallback"), ("reason", "forced_tool")];
+    pair.sidecar
+        .wait_metric("ringside_pd_requests_total", &labels, 2.0);
+    assert_eq!(terms.concurrent(), 0);
+    // The prefiller is not the one that has failed.
+    assert!(is_concurrent(&pair, &terms));
+}
+
+#[test]
 fn chunked_decode_runs_serially() {
     let (pair, terms) = start_with(&["--decode-chunk-size=2"]);
     for _ in 0..3 {

@@ -102,6 +102,12 @@ pub fn connector(kind: KvConnector, mori: &MoriConfig) -> &'static dyn Connector
 /// `None` if it is split.
 #[must_use]
 pub fn keep_local(connector: &dyn Connector, request: &PdRequest<'_>) -> Option<Reason> {
-    let transfer = connector.rules().transfer;
-    decide::keep_local(request.api, request.document, request.body, transfer)
+    let rules = connector.rules();
+    let (api, document, body) = (request.api, request.document, request.body);
+    let local = decide::keep_local(api, document, body, rules.transfer);
+    // The output of the decoder is not held back until such a prefill leg has failed.
+    let is_concurrent = || connector.order(request) == Order::Concurrent;
+    let is_capped = rules.transfer != Transfer::Room;
+    let fails = is_capped && is_concurrent() && decide::forces_tool(api, document, body);
+    local.or(fails.then_some(Reason::ForcedTool))
 }

@@ -45,7 +45,9 @@ pub(super) fn identity<N: Net>(
         return None;
     }
     let now = shard.net.now();
-    shard.push_book.borrow().get(&targets[0], now)
+    let identity = shard.push_book.borrow().get(&targets[0], now);
+    // The serial order decodes a forced tool call alone that its prefiller cannot compute.
+    identity.filter(|_| !split.forces_tool())
 }
 
 /// Stores the identity in a handoff, if it has one.
