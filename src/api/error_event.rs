@@ -1,30 +1,38 @@
 //! Error events in the streams of engines (`docs/engines.md#event-streams`).
 
-use std::sync::LazyLock;
-
-use memchr::memmem;
-
-/// Searches for the name of the member that describes an error.
+/// Returns whether a part of a stream has an event in which an engine reports that the response has
+/// failed. The part may have chunk framing.
 ///
-/// The finder is static because creating one takes longer than searching an event.
-static ERROR: LazyLock<memmem::Finder<'static>> =
-    LazyLock::new(|| memmem::Finder::new("\"error\""));
-
-/// Returns whether a part of a stream has an `error` member that is an object or a text, as engines
-/// send it in place of the rest of a response. In a text that a model wrote, the quotes would be
-/// escaped.
-///
-/// An engine writes an event at once, so that an event which is divided between two parts is not
+/// Only the first member of an event is looked at: other events contain texts and objects of the
+/// client. An engine writes an event in one go, so one that is divided between two parts is not
 /// looked for.
 #[must_use]
 pub fn has_error_event(part: &[u8]) -> bool {
-    let finder = &*ERROR;
-    finder.find_iter(part).any(|at| {
-        let mut rest = part[at + finder.needle().len()..]
-            .iter()
-            .filter(|byte| !byte.is_ascii_whitespace());
-        rest.next() == Some(&b':') && matches!(rest.next(), Some(b'{' | b'"'))
+    let mut lines = part.split(|&byte| byte == b'\n');
+    lines.any(|line| {
+        line.strip_prefix(b"data:")
+            .is_some_and(|data| is_error(data).is_some())
     })
+}
+
+/// Returns `Some` if the data of an event begins as that of an error: `{"error":...`, the shape of
+/// vLLM and `SGLang`, `{"object":"error"` of older releases, or `{"type":...` with the type of an
+/// error in the messages and responses APIs.
+fn is_error(data: &[u8]) -> Option<()> {
+    let member = after(data, b"{")?;
+    if let Some(value) = after(member, b"\"error\"") {
+        let value = after(value, b":")?.trim_ascii_start();
+        return matches!(value.first(), Some(b'{' | b'"')).then_some(());
+    }
+    let kind = after(member, b"\"type\"").or_else(|| after(member, b"\"object\""))?;
+    let kind = after(kind, b":")?;
+    after(kind, b"\"error\"").or_else(|| after(kind, b"\"response.failed\""))?;
+    Some(())
+}
+
+/// Returns the rest of `text` after white space and `token`, if it begins so.
+fn after<'a>(text: &'a [u8], token: &[u8]) -> Option<&'a [u8]> {
+    text.trim_ascii_start().strip_prefix(token)
 }
 
 #[cfg(test)]
@@ -38,26 +46,35 @@ mod tests {
                 "data: {\"error\": {\"message\": \"KV load failed\"}}\n\n",
                 true,
             ),
-            ("data: {\"error\":\"text\"}\n\ndata: [DONE]\n\n", true),
+            ("2c\r\ndata: {\"error\":\"text\"}\n\n\r\n", true),
+            (
+                "data:{\"a\":1}\r\n\r\ndata: { \"error\" : {}}\r\n\r\n",
+                true,
+            ),
             (
                 "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"x\"}}\n\n",
                 true,
             ),
             (
-                "data: {\"type\":\"response.failed\",\"response\":{\"error\" : {\"code\":\"x\"}}}\n\n",
+                "event: response.failed\ndata: {\"type\":\"response.failed\",\"response\":{}}\n\n",
                 true,
             ),
-            ("data: {\"response\":{\"error\":null}}\n\n", false),
+            ("data: {\"object\":\"error\",\"message\":\"x\"}\n\n", true),
+            ("data: {\"error\":null,\"choices\":[]}\n\n", false),
+            // The client's tools and metadata.
+            (
+                "data: {\"type\":\"response.created\",\"response\":{\"metadata\":{\"error\":\"x\"}}}\n\n",
+                false,
+            ),
             (
                 "data: {\"choices\":[{\"delta\":{\"content\":\"{\\\"error\\\": {}\"}}]}\n\n",
                 false,
             ),
-            (
-                "data: {\"choices\":[{\"delta\":{\"content\":\"error\"}}]}\n\n",
-                false,
-            ),
-            ("data: {\"x\":\"error\",\"y\":{}}\n\n", false),
+            ("data: {\"x\":\"error\",\"error\":{}}\n\n", false),
+            ("event: error\n", false),
+            ("x data: {\"error\":{}}\n", false),
             ("data: {\"error\"", false),
+            ("data: [DONE]\n\n", false),
             ("", false),
         ] {
             assert_eq!(has_error_event(part.as_bytes()), want, "{part}");

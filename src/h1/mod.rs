@@ -36,7 +36,7 @@ pub use head::{
 };
 pub use hop::{HopFilter, drop_field, is_hop_by_hop, list_items};
 pub use method::Method;
-pub use multipart::{FormError, boundary, is_form, part_name};
+pub use multipart::{FormError, boundary, part_name};
 pub use name::Name;
 pub use sse::{DataLines, LinePart, is_event_stream};
 pub use target::{

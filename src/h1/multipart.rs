@@ -5,7 +5,7 @@
 
 use memchr::memmem;
 
-use super::syntax::is_token;
+use super::syntax::{is_ows, is_token, is_token_byte, is_value_byte};
 
 /// Maximum length of a boundary in bytes (RFC 2046 5.1.1).
 const BOUNDARY_BYTES_MAX: usize = 70;
@@ -48,38 +48,26 @@ impl FormError {
     }
 }
 
-/// Returns whether a Content-Type is `multipart/form-data`.
-#[must_use]
-pub fn is_form(content_type: &[u8]) -> bool {
-    let kind = content_type.split(|&byte| byte == b';').next();
-    kind.unwrap_or_default()
-        .trim_ascii()
-        .eq_ignore_ascii_case(b"multipart/form-data")
-}
-
-/// Returns the boundary of a form from its Content-Type.
+/// Returns the boundary of a form from its Content-Type; `None` if that is not of a form.
 ///
 /// # Errors
 /// [`FormError::Boundary`] or [`FormError::Charset`].
-pub fn boundary(content_type: &[u8]) -> Result<&[u8], FormError> {
-    let mut boundary = None;
-    for (name, value) in params(content_type).ok_or(FormError::Boundary)? {
-        if name.eq_ignore_ascii_case(b"boundary") {
-            let is_valid = (1..=BOUNDARY_BYTES_MAX).contains(&value.len())
-                && value.iter().all(|&byte| is_boundary_byte(byte));
-            if boundary.is_some() || !is_valid {
-                return Err(FormError::Boundary);
-            }
-            boundary = Some(value);
-        } else if name.eq_ignore_ascii_case(b"charset") {
-            if !value.eq_ignore_ascii_case(b"utf-8") {
-                return Err(FormError::Charset);
-            }
-        } else if is_encoded(name) {
-            return Err(FormError::Boundary);
-        }
+pub fn boundary(content_type: &[u8]) -> Result<Option<&[u8]>, FormError> {
+    let lower = content_type.to_ascii_lowercase();
+    // Python's parser removes white space beyond ASCII around the type.
+    if memmem::find(&lower, b"form-data").is_none() && content_type.is_ascii() {
+        return Ok(None);
     }
-    boundary.ok_or(FormError::Boundary)
+    let params = params(content_type, b"multipart/form-data").ok_or(FormError::Boundary)?;
+    let charset = params.value(b"charset").unwrap_or(b"utf-8");
+    if !charset.eq_ignore_ascii_case(b"utf-8") {
+        return Err(FormError::Charset);
+    }
+    let boundary = params.value(b"boundary").filter(|value| {
+        (1..=BOUNDARY_BYTES_MAX).contains(&value.len())
+            && value.iter().all(|&byte| is_boundary_byte(byte))
+    });
+    boundary.map(Some).ok_or(FormError::Boundary)
 }
 
 /// Returns the name of a part from its header, the lines up to and including the empty one.
@@ -98,8 +86,7 @@ pub fn part_name(head: &[u8]) -> Result<&[u8], FormError> {
         rest = after;
         let colon = line.iter().position(|&byte| byte == b':');
         let (name, value) = line.split_at(colon.ok_or(FormError::PartHead)?);
-        let is_plain = |&byte: &u8| byte == b'\t' || byte >= b' ' && byte != 0x7f;
-        if !is_token(name) || !value.iter().all(is_plain) {
+        if !is_token(name) || !value.iter().all(|&byte| is_value_byte(byte)) {
             return Err(FormError::PartHead);
         }
         if name.eq_ignore_ascii_case(b"content-disposition")
@@ -109,23 +96,16 @@ pub fn part_name(head: &[u8]) -> Result<&[u8], FormError> {
         }
     }
     let disposition = disposition.ok_or(FormError::PartName)?;
-    let mut found = None;
-    for (name, value) in params(disposition).ok_or(FormError::PartName)? {
-        if name.eq_ignore_ascii_case(b"name") {
-            // Parsers differ in what a backslash means.
-            if value.contains(&b'\\') || found.replace(value).is_some() {
-                return Err(FormError::PartName);
-            }
-        } else if is_encoded(name) && !name.eq_ignore_ascii_case(b"filename*") {
-            return Err(FormError::PartName);
-        }
+    let params = params(disposition, b"form-data").ok_or(FormError::PartName)?;
+    let name = params.value(b"name").ok_or(FormError::PartName)?;
+    // Every name of the engines' APIs, and none that some parser decodes.
+    let is_plain = |byte: &u8| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'[' | b']')
+    };
+    if name.is_empty() || !name.iter().all(is_plain) {
+        return Err(FormError::PartName);
     }
-    found.ok_or(FormError::PartName)
-}
-
-/// Returns whether a parameter has an encoded or continued value (RFC 2231).
-fn is_encoded(name: &[u8]) -> bool {
-    name.contains(&b'*')
+    Ok(name)
 }
 
 const fn is_boundary_byte(byte: u8) -> bool {
@@ -136,58 +116,89 @@ const fn is_boundary_byte(byte: u8) -> bool {
         )
 }
 
-/// Returns the parameters of a field value, each as its name and its value without quotes. Returns
-/// `None` if they are not valid. An escaped quote does not end a value, and stays escaped.
-fn params(value: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
-    let mut found = Vec::new();
-    let mut rest = match value.iter().position(|&byte| byte == b';') {
-        Some(at) => &value[at + 1..],
-        None => return Some(found),
-    };
-    loop {
-        rest = rest.trim_ascii();
-        if rest.is_empty() {
-            return Some(found);
-        }
-        let equals = rest.iter().position(|&byte| byte == b'=')?;
-        let name = rest[..equals].trim_ascii();
-        if !is_token(name) {
-            return None;
-        }
-        rest = rest[equals + 1..].trim_ascii();
-        let (value, after) = match rest.strip_prefix(b"\"") {
-            Some(quoted) => {
-                let end = quote(quoted)?;
-                (&quoted[..end], quoted[end + 1..].trim_ascii())
-            }
-            None => {
-                let end = rest.iter().position(|&byte| byte == b';');
-                let (value, after) = rest.split_at(end.unwrap_or(rest.len()));
-                let value = value.trim_ascii();
-                if value.contains(&b'"') {
-                    return None;
-                }
-                (value, after)
-            }
-        };
-        found.push((name, value));
-        rest = match after {
-            [] => return Some(found),
-            [b';', after @ ..] => after,
-            _ => return None,
-        };
+/// The parameters of a field value, each as its name and its value without quotes.
+struct Params<'a>(Vec<(&'a [u8], &'a [u8])>);
+
+impl<'a> Params<'a> {
+    fn value(&self, name: &[u8]) -> Option<&'a [u8]> {
+        let found = self
+            .0
+            .iter()
+            .find(|(one, _)| one.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| *value)
     }
 }
 
-/// Returns the position of the quote that ends a quoted text.
-fn quote(text: &[u8]) -> Option<usize> {
+/// Returns the parameters of a field value that begins with `kind`. Returns `None` if parsers could
+/// find others.
+///
+/// RFC 9110 and Python's `email` differ in backslashes, of which only those before a quote are
+/// accepted, in quotes outside of values, in bytes beyond ASCII, and in repeated, encoded and
+/// continued parameters (RFC 2231), of which only `filename*` is common.
+fn params<'a>(value: &'a [u8], kind: &[u8]) -> Option<Params<'a>> {
+    let value = trim(value);
+    let (found, mut rest) = value.split_at_checked(kind.len())?;
+    if !found.eq_ignore_ascii_case(kind) {
+        return None;
+    }
+    let mut params = Params(Vec::new());
+    loop {
+        rest = trim(rest);
+        if rest.is_empty() {
+            return Some(params);
+        }
+        rest = trim(rest.strip_prefix(b";")?);
+        let equals = rest.iter().position(|&byte| byte == b'=')?;
+        let name = &rest[..equals];
+        let is_encoded = name.contains(&b'*') && !name.eq_ignore_ascii_case(b"filename*");
+        if !is_token(name) || is_encoded || params.value(name).is_some() {
+            return None;
+        }
+        rest = &rest[equals + 1..];
+        let is_file = rest.starts_with(b"\"") && name.eq_ignore_ascii_case(b"filename");
+        let value;
+        (value, rest) = match rest.strip_prefix(b"\"") {
+            Some(quoted) => quoted_value(quoted)?,
+            None => {
+                let end = rest.iter().position(|&byte| byte == b';');
+                let (value, after) = rest.split_at(end.unwrap_or(rest.len()));
+                (trim(value), after)
+            }
+        };
+        // Values without quotes are tokens, but for a boundary.
+        let is_plain = |&byte: &u8| is_token_byte(byte) || is_boundary_byte(byte);
+        let is_simple = value
+            .iter()
+            .all(|byte| is_plain(byte) || matches!(byte, b'[' | b']'));
+        if !is_simple && !is_file {
+            return None;
+        }
+        params.0.push((name, value));
+    }
+}
+
+/// Returns the value that ends with the next quote, and the rest after that. `\"` is a quote in the
+/// value; there must be no other backslash.
+fn quoted_value(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut at = 0;
     loop {
-        match text.get(at)? {
-            b'"' => return Some(at),
-            b'\\' => at += 2,
+        match text.get(at..)? {
+            [b'"', rest @ ..] => return Some((&text[..at], rest)),
+            [b'\\', b'"', ..] => at += 2,
+            [] | [b'\\', ..] => return None,
             _ => at += 1,
         }
+    }
+}
+
+/// Removes spaces and tabs around `text`.
+fn trim(text: &[u8]) -> &[u8] {
+    let is_blank = |byte: &u8| is_ows(*byte);
+    let start = text.iter().position(|byte| !is_blank(byte));
+    let end = text.iter().rposition(|byte| !is_blank(byte));
+    match (start, end) {
+        (Some(start), Some(end)) => &text[start..=end],
+        _ => &[],
     }
 }
 
@@ -197,64 +208,56 @@ mod tests {
 
     #[test]
     fn a_form_has_one_boundary() {
+        let refused = Err(FormError::Boundary);
         for (text, want) in [
-            ("multipart/form-data; boundary=abc", Ok("abc")),
+            ("multipart/form-data; boundary=abc", Ok(Some("abc"))),
             (
-                "Multipart/Form-Data ;Boundary=\"a'b:c\" ; charset=UTF-8",
-                Ok("a'b:c"),
+                " Multipart/Form-Data ;Boundary=\"a'b:c\" ; charset=UTF-8 ",
+                Ok(Some("a'b:c")),
             ),
             (
                 "multipart/form-data; boundary=----WebKitFormBoundary7MA4",
-                Ok("----WebKitFormBoundary7MA4"),
+                Ok(Some("----WebKitFormBoundary7MA4")),
             ),
-            ("multipart/form-data", Err(FormError::Boundary)),
-            ("multipart/form-data; boundary=", Err(FormError::Boundary)),
+            ("multipart/mixed; boundary=a", Ok(None)),
+            ("application/json", Ok(None)),
+            ("application/x-www-form-urlencoded", Ok(None)),
+            ("", Ok(None)),
+            ("multipart/form-data", refused),
+            ("multipart/form-data; boundary=", refused),
+            ("multipart/form-data; boundary=a; boundary=b", refused),
+            ("multipart/form-data; boundary=a; x=1; X=2", refused),
+            ("multipart/form-data; boundary*=utf-8''a", refused),
+            ("multipart/form-data; boundary=\"a b\"", refused),
+            ("multipart/form-data; boundary=\"a", refused),
+            ("multipart/form-data; boundary=a\"b\"", refused),
+            ("multipart/form-data; boundary=\"a\"b", refused),
+            ("multipart/form-data; boundary", refused),
+            ("multipart/form-data; boundary =a", refused),
+            ("multipart/form-data\"; boundary=a", refused),
+            ("multipart/form-data, x; boundary=a", refused),
+            ("multipart/form-data\u{a0}; boundary=a", refused),
+            ("multipart/x\u{a0}; boundary=a", refused),
             (
-                "multipart/form-data; boundary=a; boundary=b",
-                Err(FormError::Boundary),
+                "multipart/form-data; boundary=A; a=\"\\\\\"; b=\"; boundary=A--; c=\"",
+                refused,
             ),
-            (
-                "multipart/form-data; boundary*=utf-8''a",
-                Err(FormError::Boundary),
-            ),
-            (
-                "multipart/form-data; boundary=\"a b\"",
-                Err(FormError::Boundary),
-            ),
-            (
-                "multipart/form-data; boundary=\"a",
-                Err(FormError::Boundary),
-            ),
-            (
-                "multipart/form-data; boundary=a\"b\"",
-                Err(FormError::Boundary),
-            ),
-            (
-                "multipart/form-data; boundary=\"a\"b",
-                Err(FormError::Boundary),
-            ),
-            ("multipart/form-data; boundary", Err(FormError::Boundary)),
+            ("multipart/form-data; boundary=a; charset*=utf-7", refused),
             (
                 "multipart/form-data; boundary=a; charset=utf-7",
                 Err(FormError::Charset),
             ),
-            (
-                "multipart/form-data; boundary=a; charset*=utf-7",
-                Err(FormError::Boundary),
-            ),
         ] {
-            assert!(is_form(text.as_bytes()), "{text}");
-            assert_eq!(boundary(text.as_bytes()), want.map(str::as_bytes), "{text}");
+            let want = want.map(|boundary| boundary.map(str::as_bytes));
+            assert_eq!(boundary(text.as_bytes()), want, "{text}");
         }
         let long = format!("multipart/form-data; boundary={}", "a".repeat(71));
         assert_eq!(boundary(long.as_bytes()), Err(FormError::Boundary));
-        for other in ["multipart/mixed; boundary=a", "application/json", ""] {
-            assert!(!is_form(other.as_bytes()), "{other}");
-        }
     }
 
     #[test]
     fn a_part_has_one_plain_name() {
+        let refused = Err(FormError::PartName);
         for (head, want) in [
             (
                 "Content-Disposition: form-data; name=\"model\"",
@@ -265,39 +268,70 @@ mod tests {
                 Ok("a"),
             ),
             (
-                "Content-Disposition: form-data; name=\"file\"; filename=\"a;name=b \\\"c\"",
+                "Content-Disposition: form-data; name=\"timestamp_granularities[]\"",
+                Ok("timestamp_granularities[]"),
+            ),
+            (
+                "Content-Disposition: form-data; name=\"file\"; filename=\"a;name=b \\\"\u{e9}\"",
                 Ok("file"),
             ),
             (
                 "Content-Disposition: form-data; filename*=utf-8''x; name=f",
                 Ok("f"),
             ),
-            ("Content-Disposition: form-data", Err(FormError::PartName)),
+            ("Content-Disposition: form-data", refused),
+            ("Content-Disposition: form-data; name=\"\"", refused),
+            ("Content-Disposition: form-data; name=a; name=b", refused),
+            ("Content-Disposition: form-data; name=a; Name=b", refused),
             (
-                "Content-Disposition: form-data; name=a; name=b",
-                Err(FormError::PartName),
-            ),
-            (
-                "Content-Disposition: form-data; name=a; Name=b",
-                Err(FormError::PartName),
+                "Content-Disposition: form-data; name=a; filename=b; filename=c",
+                refused,
             ),
             (
                 "Content-Disposition: form-data; name=a; name*=utf-8''b",
-                Err(FormError::PartName),
+                refused,
             ),
             (
                 "Content-Disposition: form-data; name*0=a; name*1=b",
-                Err(FormError::PartName),
+                refused,
+            ),
+            ("Content-Disposition: form-data; name=\"a\\b\"", refused),
+            (
+                "Content-Disposition: form-data; name=\"f\"; a=\"\\\\\"; b=\"; name=vllm_xargs; c=\"",
+                refused,
             ),
             (
-                "Content-Disposition: form-data; name=\"a\\b\"",
-                Err(FormError::PartName),
+                "Content-Disposition: form-data; name=f; filename=\"\\\\\"; b=\"; name=vllm_xargs; c=\"",
+                refused,
+            ),
+            (
+                "Content-Disposition: form-data\"; name=\"f\"; b=\"; name=vllm_xargs; c=\"",
+                refused,
+            ),
+            (
+                "Content-Disposition: form-data; name=f; filename=a\"b",
+                refused,
+            ),
+            ("Content-Disposition: x form-data; name=f", refused),
+            ("Content-Disposition: attachment; name=f", refused),
+            ("Content-Disposition: form-data; name=<vllm_xargs>", refused),
+            (
+                "Content-Disposition: form-data; name=\"<vllm_xargs>\"",
+                refused,
+            ),
+            (
+                "Content-Disposition: form-data; name=vllm_xargs\u{a0}",
+                refused,
+            ),
+            (
+                "Content-Disposition: form-data; name=\"vllm%5Fxargs\"",
+                refused,
             ),
             (
                 "Content-Disposition: form-data; name=a\r\nContent-Disposition: form-data; name=b",
-                Err(FormError::PartName),
+                refused,
             ),
-            ("X: y", Err(FormError::PartName)),
+            ("X: y", refused),
             (
                 "Content-Disposition: form-data;\r\n name=a",
                 Err(FormError::PartHead),

@@ -127,18 +127,23 @@ impl<'a> Found<'a> {
     fn chat_part(&mut self, part: &'a [u8]) -> Result<(), ItemsError> {
         let kind = member(part, "type").filter(|kind| *kind != b"null");
         let known = TYPES.iter().find_map(|&(name, key, item)| {
-            let is_type = kind.is_none_or(|kind| string_is(kind, name));
+            if !kind.is_none_or(|kind| string_is(kind, name)) {
+                return None;
+            }
             let place = member(part, key).filter(|place| *place != b"null");
-            is_type.then_some((place?, item))
+            place.map(|place| (place, item))
         });
-        let Some((place, kind)) = known else {
+        let Some((place, item)) = known else {
             return Ok(());
         };
         // Some clients send the URL itself instead of an object that contains it.
         let url = member(place, "url").or_else(|| inner(place).map(|_| place));
-        let is_input = member(part, "type").is_some_and(|kind| string_is(kind, INPUT_IMAGE));
-        self.add(kind, url, || match url.and_then(inner) {
-            Some(url) if is_input => image_part(&[url]),
+        if url == Some(b"null") {
+            return Ok(());
+        }
+        let is_input = kind.is_some_and(|kind| string_is(kind, INPUT_IMAGE));
+        self.add(item, url, || match url.and_then(inner) {
+            Some(url) if is_input => image_part(&[url], member(part, "uuid")),
             _ => Cow::Borrowed(part),
         })
     }
@@ -184,7 +189,7 @@ impl<'a> Found<'a> {
         }
         let scheme: &[u8] = if is_url { b"" } else { b"data:" };
         self.add(Kind::Image, Some(data), || {
-            image_part(&[scheme, kind, comma, data])
+            image_part(&[scheme, kind, comma, data], None)
         })
     }
 
@@ -206,64 +211,93 @@ impl<'a> Found<'a> {
 }
 
 /// Returns the part of a chat completion for the image at a URL, which is given in pieces of a JSON
-/// string.
-fn image_part<'a>(url: &[&[u8]]) -> Item<'a> {
+/// string, and with the `uuid` of the original part.
+fn image_part<'a>(url: &[&[u8]], uuid: Option<&[u8]>) -> Item<'a> {
     let mut part = br#"{"type":"image_url","image_url":{"url":""#.to_vec();
     part.extend(url.iter().copied().flatten());
-    part.extend_from_slice(br#""}}"#);
+    part.extend_from_slice(br#""}"#);
+    if let Some(uuid) = uuid {
+        part.extend_from_slice(br#","uuid":"#);
+        part.extend_from_slice(uuid);
+    }
+    part.push(b'}');
     Cow::Owned(part)
 }
 
-/// Returns the leg that sends one item to an encoder.
-///
-/// # Errors
-/// If the body needs more than `JSON_EDITS_MAX` edits.
-pub fn leg(request: &PdRequest<'_>, item: &[u8], ec: EcConnector) -> Result<Leg, EditError> {
-    let take = match ec {
-        EcConnector::Example => Take::Nothing,
-        EcConnector::Nixl => Take::Whole,
-    };
-    let messages = [br#"[{"role":"user","content":["#, item, b"]}]"].concat();
-    if matches!(request.api, Api::Responses | Api::Messages) {
-        return Ok(Leg {
-            role: Role::Encode,
-            body: Splices::text(chat_body(request.body, &messages), request.body.len()),
-            take,
-            rank: None,
-            request_id: None,
-        });
-    }
-    let request = PdRequest {
-        api: Api::Chat,
-        ..*request
-    };
-    let mut edits = request.edits();
-    edits.set(Level::Top, "messages", &messages);
-    edits.cap(request.api, Caps::Sent);
-    edits.whole_response();
-    request.leg(Role::Encode, &edits, take)
+/// The requests to encoders for the items of one request.
+#[derive(Debug)]
+pub struct Stage<'a> {
+    request: PdRequest<'a>,
+    take: Take,
+    /// The members that chat completions have in common with a request of another API, each with
+    /// its comma. `None` if the request is a chat completion.
+    common: Option<Vec<u8>>,
 }
 
-/// Returns a chat completion with these messages and the members that it has in common with `body`,
-/// a request of another API.
-fn chat_body(body: &[u8], messages: &[u8]) -> Vec<u8> {
-    let mut chat = b"{".to_vec();
+impl<'a> Stage<'a> {
+    /// Creates the stage. Reads the whole body of a request of another API, once for all items.
+    #[must_use]
+    pub fn new(request: &PdRequest<'a>, ec: EcConnector) -> Self {
+        let is_other = matches!(request.api, Api::Responses | Api::Messages);
+        Self {
+            request: *request,
+            take: match ec {
+                EcConnector::Example => Take::Nothing,
+                EcConnector::Nixl => Take::Whole,
+            },
+            common: is_other.then(|| common_members(request.body)),
+        }
+    }
+
+    /// Returns the leg that sends one item to an encoder.
+    ///
+    /// # Errors
+    /// If the body needs more than `JSON_EDITS_MAX` edits.
+    pub fn leg(&self, item: &[u8]) -> Result<Leg, EditError> {
+        let [begin, end]: [&[u8]; 2] = [br#"[{"role":"user","content":["#, b"]}]"];
+        if let Some(common) = &self.common {
+            let parts: [&[u8]; 7] = [
+                b"{",
+                common,
+                br#""messages":"#,
+                begin,
+                item,
+                end,
+                br#","max_tokens":1,"stream":false}"#,
+            ];
+            return Ok(Leg {
+                role: Role::Encode,
+                body: Splices::text(parts.concat(), self.request.body.len()),
+                take: self.take,
+                rank: None,
+                request_id: None,
+            });
+        }
+        let request = PdRequest {
+            api: Api::Chat,
+            ..self.request
+        };
+        let messages = [begin, item, end].concat();
+        let mut edits = request.edits();
+        edits.set(Level::Top, "messages", &messages);
+        edits.cap(request.api, Caps::Sent);
+        edits.whole_response();
+        request.leg(Role::Encode, &edits, self.take)
+    }
+}
+
+/// Returns the members of [`COMMON`] in `body`.
+fn common_members(body: &[u8]) -> Vec<u8> {
+    let mut found = Vec::new();
     for item in members(body) {
         let is_common = COMMON.iter().any(|name| item.is(name));
         if is_common && validate(item.value).is_ok() {
             for part in [item.key, b":", item.value, b","] {
-                chat.extend_from_slice(part);
+                found.extend_from_slice(part);
             }
         }
     }
-    for part in [
-        br#""messages":"#,
-        messages,
-        br#","max_tokens":1,"stream":false}"#,
-    ] {
-        chat.extend_from_slice(part);
-    }
-    chat
+    found
 }
 
 /// The encoders' `ec_transfer_params`, merged member by member. A later member replaces an earlier
@@ -347,7 +381,8 @@ mod tests {
         let untyped_video = r#"{"type":null,"video_url":"http://vid/1"}"#;
         let input = r#"{"type":"input_image","image_url":"http://img/1"}"#;
         let cached = r#"{"type":"image_url","image_url":null,"uuid":"u"}"#;
-        let cases: [(&[&str], usize); 14] = [
+        let cases: [(&[&str], usize); 15] = [
+            (&[r#"{"image_url":{"url":null},"uuid":"u"}"#], 0),
             (&[text], 0),
             (&[untyped], 1),
             (&[untyped, image, input], 1),
@@ -384,15 +419,16 @@ mod tests {
     #[test]
     fn items_of_the_responses_api_are_in_messages_and_in_results_of_tools() {
         let image = r#"{"type":"input_image","detail":"low","image_url":"http://img/1"}"#;
-        let other = r#"{"type":"input_image","image_url":"data:image/png;base64,AA=="}"#;
+        let other = r#"{"type":"input_image","image_url":"data:image/png;base64,AA==","uuid":"u"}"#;
         let file = r#"{"type":"input_image","file_id":"f"}"#;
         let body = format!(
             r#"{{"input":"old","inp\u0075t":[{{"role":"user","content":[{{"type":"input_text","text":"x"}},{image},{file}]}},{{"role":"user","content":"text"}},{{"type":"function_call_output","call_id":"c","output":[{other},{image}]}},{{"type":"function_call_output","call_id":"c","output":"text"}}]}}"#
         );
-        let want: Vec<_> = ["http://img/1", "data:image/png;base64,AA=="]
-            .iter()
-            .map(|url| json!({"type": "image_url", "image_url": {"url": url}}))
-            .collect();
+        let want = [
+            json!({"type": "image_url", "image_url": {"url": "http://img/1"}}),
+            json!({"type": "image_url", "uuid": "u",
+                "image_url": {"url": "data:image/png;base64,AA=="}}),
+        ];
         assert_eq!(parts_of(Api::Responses, &body), want);
         assert!(parts_of(Api::Responses, r#"{"input":"text"}"#).is_empty());
         assert!(parts_of(Api::Responses, "{}").is_empty());
@@ -442,7 +478,8 @@ mod tests {
             let subject = Subject::new(api, &body);
             let request = subject.request();
             let items = items(&request).unwrap();
-            let leg = leg(&request, &items[0], EcConnector::Example).unwrap();
+            let stage = Stage::new(&request, EcConnector::Example);
+            let leg = stage.leg(&items[0]).unwrap();
             let item: serde_json::Value = serde_json::from_slice(&items[0]).unwrap();
             let want = json!({"model": "vl", "cache_salt": "s", "max_tokens": 1, "stream": false,
                 "messages": [{"role": "user", "content": [item]}]});
@@ -456,7 +493,9 @@ mod tests {
         let subject = Subject::new(Api::Chat, body);
         let request = subject.request();
         let items = items(&request).unwrap();
-        let leg = leg(&request, &items[0], EcConnector::Nixl).unwrap();
+        let leg = Stage::new(&request, EcConnector::Nixl)
+            .leg(&items[0])
+            .unwrap();
         let want = json!({"model": "vl", "max_tokens": 1, "stream": false, "messages": [
             {"role": "user", "content": [
                 {"type": "image_url", "image_url": {"url": "http://img/1"}}]}]});

@@ -77,19 +77,20 @@ impl BodyMask {
             Inspect::Json => Ok(Some(Self::Json(Mask::new(pd.owned())))),
             Inspect::Form => {
                 let mut types = exchange.request.values(Name::ContentType);
-                let (first, second) = (types.next(), types.next());
-                match (first, second) {
-                    (Some(_), Some(_)) => Err(Fault::Form(FormError::Boundary)),
-                    (Some(kind), None) if h1::is_form(kind) => {
-                        let head = &exchange.request.head;
-                        if h1::is_coded(&head.fields, &exchange.request.bytes) {
-                            return Err(Fault::ContentCoding);
-                        }
-                        let boundary = h1::boundary(kind).map_err(Fault::Form)?;
-                        Ok(Some(Self::Form(Box::new(FormMask::new(boundary)))))
-                    }
-                    _ => Ok(None),
+                let Some(kind) = types.next() else {
+                    return Ok(None);
+                };
+                if types.next().is_some() {
+                    return Err(Fault::Form(FormError::Boundary));
                 }
+                let Some(boundary) = h1::boundary(kind).map_err(Fault::Form)? else {
+                    return Ok(None);
+                };
+                let head = &exchange.request.head;
+                if h1::is_coded(&head.fields, &exchange.request.bytes) {
+                    return Err(Fault::ContentCoding);
+                }
+                Ok(Some(Self::Form(Box::new(FormMask::new(boundary)))))
             }
         }
     }
@@ -552,7 +553,8 @@ impl<N: Net> Upload<N> {
     /// if the connection has failed.
     fn send_direct(&mut self, conn: &N::Conn, bytes: &mut [u8]) -> Result<bool, Fault> {
         let (held, ready) = match &mut self.mask {
-            None | Some(BodyMask::Form(_)) => (None, bytes.len()),
+            None => (None, bytes.len()),
+            Some(BodyMask::Form(_)) => return Err(Fault::Bug("a form was not copied")),
             Some(BodyMask::Json(mask)) => match mask.feed(bytes) {
                 Ok(masked) => (Some(masked.held), masked.ready),
                 // `finish_if_done` reports the error.

@@ -22,7 +22,7 @@ use crate::pd::{BootstrapEngine, Role};
 use crate::policy::{self, Choose};
 use crate::trace::{Sampler, TraceRing, Tracer};
 use crate::upstream::{
-    Buffers, OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps, Upstreams,
+    Buffers, OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps, Upstreams, any_known,
 };
 
 /// The parts that a shard is constructed from.
@@ -147,13 +147,13 @@ impl<N: Net> Shard<N> {
                     Address::Unix(_) => Some(false),
                     Address::Tcp(address) if is_own_listener(address) => Some(true),
                     Address::Tcp(address) => {
-                        let decoder = own.iter().find_map(|decoder| match decoder {
+                        let decoders = own.iter().filter_map(|decoder| match decoder {
                             Address::Tcp(decoder) if decoder.port() == address.port() => {
-                                Some(decoder)
+                                Some(is_same(decoder, address))
                             }
                             Address::Tcp(_) | Address::Unix(_) => None,
                         });
-                        decoder.map_or(Some(false), |decoder| is_same(decoder, address))
+                        any_known(decoders)
                     }
                 }),
             },

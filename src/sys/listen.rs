@@ -126,6 +126,9 @@ fn bind_nowhere(address: SocketAddr) -> Result<(), Errno> {
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    // Without it, an engine could not bind its port at the same moment. A listener is detected
+    // all the same.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
     match address {
         SocketAddr::V4(_) => sockopt::set_ip_freebind(&socket, true)?,
         SocketAddr::V6(_) => sockopt::set_ipv6_freebind(&socket, true)?,

@@ -33,5 +33,5 @@ pub(crate) use response::Response;
 pub(crate) use scope::{Scope, Stage};
 pub(crate) use task::{CallTask, LegTask, OwnedCall, TaskContext};
 pub use upstreams::{OnEngineLost, OnSocketFailed, SecureUpstream};
-pub(crate) use upstreams::{TaskGuard, UpstreamDeps, Upstreams};
+pub(crate) use upstreams::{TaskGuard, UpstreamDeps, Upstreams, any_known};
 pub(crate) use wait::{Deadline, Timeout, Waited};

@@ -43,8 +43,21 @@ struct Endpoint<C> {
     idle: Vec<Idle<C>>,
     addresses: Rc<[Address]>,
     addresses_at: Instant,
-    is_self: Option<bool>,
+    is_self: SelfCheck,
 }
+
+/// Whether an endpoint is this proxy itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SelfCheck {
+    Due,
+    /// It was not known at this time.
+    Unsure(Instant),
+    Done(bool),
+}
+
+/// Time after which it is determined again whether an endpoint is this proxy itself, if that was
+/// not known.
+const SELF_CHECK_WAIT: Duration = Duration::from_secs(1);
 
 struct Idle<C> {
     conn: C,
@@ -145,7 +158,7 @@ impl<N: Net> Pools<N> {
             idle: Vec::new(),
             addresses,
             addresses_at: now,
-            is_self: None,
+            is_self: SelfCheck::Due,
         };
         let (slot, replaced) = table.put(endpoint);
         table.by_target[role.index()].insert(target.clone(), slot);
@@ -174,7 +187,7 @@ impl<N: Net> Pools<N> {
         if let Some(endpoint) = self.table.borrow_mut().get_mut(id) {
             endpoint.addresses = addresses;
             endpoint.addresses_at = self.net.now();
-            endpoint.is_self = None;
+            endpoint.is_self = SelfCheck::Due;
         }
     }
 
@@ -193,7 +206,7 @@ impl<N: Net> Pools<N> {
             let endpoint = &mut table.endpoints[slot];
             if *endpoint.addresses != *addresses {
                 endpoint.addresses = addresses.into();
-                endpoint.is_self = None;
+                endpoint.is_self = SelfCheck::Due;
             }
             endpoint.addresses_at = now;
         }
@@ -201,7 +214,8 @@ impl<N: Net> Pools<N> {
 
     /// Returns whether an endpoint is this proxy itself. Returns `false` also if the endpoint's
     /// name has not been resolved yet or the endpoint has been replaced. The result of
-    /// `is_own_address` is cached per endpoint and address list, unless it is `None`: not known yet.
+    /// `is_own_address` is cached per endpoint and address list; `None`, not known yet, counts as
+    /// `false` and is cached for [`SELF_CHECK_WAIT`].
     pub(crate) fn is_self(
         &self,
         id: SlotId,
@@ -214,10 +228,15 @@ impl<N: Net> Pools<N> {
         if endpoint.addresses.is_empty() {
             return false;
         }
-        endpoint.is_self = endpoint
-            .is_self
-            .or_else(|| is_own_address(&endpoint.addresses));
-        endpoint.is_self.unwrap_or(false)
+        let now = self.net.now();
+        match endpoint.is_self {
+            SelfCheck::Done(is_self) => return is_self,
+            SelfCheck::Unsure(at) if now.since(at) < SELF_CHECK_WAIT => return false,
+            SelfCheck::Unsure(_) | SelfCheck::Due => {}
+        }
+        let found = is_own_address(&endpoint.addresses);
+        endpoint.is_self = found.map_or(SelfCheck::Unsure(now), SelfCheck::Done);
+        found.unwrap_or(false)
     }
 
     /// Removes and returns the newest idle connection of an endpoint on which nothing has arrived,
@@ -513,7 +532,7 @@ mod tests {
 
     #[test]
     fn a_look_up_sets_the_addresses_of_every_role() {
-        let Fixture { pools, .. } = fixture();
+        let Fixture { net, pools, .. } = fixture();
         let ids = [Role::Prefill, Role::Encode].map(|role| pools.endpoint(role, &target(1)));
         assert!(pools.addresses(ids[0]).is_none());
         assert!(!pools.is_self(ids[0], |_| Some(true)), "not resolved yet");
@@ -523,9 +542,17 @@ mod tests {
         for id in ids {
             assert_eq!(*pools.addresses(id).unwrap().0, addresses);
             assert!(!pools.is_self(id, |_| None));
-            assert!(pools.is_self(id, |_| Some(true)));
-            assert!(pools.is_self(id, |_| Some(false)), "the result is cached");
+            assert!(!pools.is_self(id, |_| Some(true)), "cached for a second");
         }
+        let (clock, later) = (net.clone(), Rc::clone(&pools));
+        let run = net.run(async move {
+            clock.sleep(SELF_CHECK_WAIT).await;
+            for id in ids {
+                assert!(later.is_self(id, |_| Some(true)));
+                assert!(later.is_self(id, |_| Some(false)), "the result is cached");
+            }
+        });
+        run.unwrap();
         pools.record_addresses(&target(1), &[]);
         assert!(
             pools.addresses(ids[0]).is_some(),

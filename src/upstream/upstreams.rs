@@ -116,15 +116,7 @@ impl<N: Net> Upstreams<N> {
     /// returns 500), or the request would loop.
     pub(crate) fn is_self(&self, engine: Engine<'_>) -> bool {
         self.pools.is_self(engine.slot, |addresses| {
-            let mut found = Some(false);
-            for address in addresses {
-                match (self.is_own)(address) {
-                    Some(true) => return Some(true),
-                    Some(false) => {}
-                    None => found = None,
-                }
-            }
-            found
+            any_known(addresses.iter().map(&self.is_own))
         })
     }
 
@@ -152,4 +144,18 @@ impl<N: Net> Drop for TaskGuard<N> {
     fn drop(&mut self) {
         self.upstreams.tasks.set(self.upstreams.tasks.get() - 1);
     }
+}
+
+/// Returns whether one of the results is `Some(true)`; otherwise `None` if one of them is `None`,
+/// not known yet.
+pub(crate) fn any_known(results: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    let mut found = Some(false);
+    for result in results {
+        match result {
+            Some(true) => return Some(true),
+            Some(false) => {}
+            None => found = None,
+        }
+    }
+    found
 }

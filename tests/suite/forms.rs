@@ -90,6 +90,10 @@ fn forms_that_parsers_read_differently_are_refused() {
     for bad in [
         text.replace("name=\"vllm_xargs\"", "name*=utf-8''vllm_xargs"),
         text.replace("name=\"vllm_xargs\"", "name=x; name=\"vllm_xargs\""),
+        text.replace(
+            "name=\"vllm_xargs\"",
+            "name=x; a=\"\\\\\"; b=\"; name=vllm_xargs; c=\"",
+        ),
         text.replace("------x7--", ""),
         format!("x{text}"),
         text.replace("form-data; name=\"m", "form-data;\r\n name=\"m"),

@@ -635,8 +635,8 @@ mod tests {
             (
                 &without_created,
                 r#"{"usage":{"cache_creation_input_tokens":5,"x":1}}"#,
-                r#"{"usage":{"cache_creation_input_tokens":5,"x":1,"cache_read_input_tokens":7}}"#,
-                1,
+                r#"{"usage":{"cache_creation_input_tokens":0,"x":1,"cache_read_input_tokens":7}}"#,
+                2,
             ),
             (
                 &whole,

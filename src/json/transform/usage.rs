@@ -101,6 +101,8 @@ fn name_in(member: &'static [u8]) -> &'static [u8] {
 pub struct Usage {
     shape: UsageShape,
     cached: u64,
+    /// Whether the count of added tokens is inserted where it is missing.
+    has_created: bool,
     /// The counts as texts; `None` for one that passes.
     texts: [Option<Digits>; COUNTS],
 }
@@ -110,14 +112,18 @@ impl Usage {
     /// all that the shape needs.
     #[must_use]
     pub fn new(shape: UsageShape, usage: &PromptUsage) -> Option<Self> {
-        let other = match shape {
-            UsageShape::Chat | UsageShape::Responses => None,
-            UsageShape::Messages => Some(usage.other?),
+        let counts = match shape {
+            UsageShape::Chat | UsageShape::Responses => [Some(usage.cached), usage.created, None],
+            // Together they are the whole prompt, so a decoder's own count must not remain.
+            UsageShape::Messages => {
+                let created = usage.created.unwrap_or(0);
+                [Some(usage.cached), Some(created), Some(usage.other?)]
+            }
         };
-        let counts = [Some(usage.cached), usage.created, other];
         Some(Self {
             shape,
             cached: usage.cached,
+            has_created: shape == UsageShape::Messages && usage.created.is_some(),
             texts: counts.map(|count| count.map(Digits::new)),
         })
     }
@@ -166,11 +172,10 @@ impl Usage {
             name: name_in(name),
             part,
         };
-        // Of other APIs, not every release has the second one.
-        let has_created = self.shape == UsageShape::Messages && self.texts[1].is_some();
         [
             Some(required(cached, Part(MEMBERS))),
-            has_created.then(|| required(created, Part(MEMBERS + 1))),
+            self.has_created
+                .then(|| required(created, Part(MEMBERS + 1))),
         ]
     }
 

@@ -34,7 +34,7 @@ pub enum KvConnector {
     Sglang,
     /// Mooncake's transfer engine.
     Mooncake,
-    /// vLLM's `OffloadingConnector` with its P2P tier; concurrent legs.
+    /// vLLM's `OffloadingConnector` with its P2P tier.
     Offloading,
     /// NIXL, protocol version 1, for engines from before mid-2025.
     Nixl,

@@ -21,7 +21,8 @@ pub(super) struct Offloading;
 
 const RULES: Rules = Rules {
     name: "offloading",
-    // The decoder reads from the prefiller until the transfer is reported as complete.
+    // The decoder reads from the prefiller until the transfer is reported as complete. A prefill
+    // leg is over before that.
     decode_on_disconnect: OnDisconnect::UntilFirstByte,
     prefix_pull: PrefixPull::Always,
     transfer: Transfer::Sequence { is_marked: false },

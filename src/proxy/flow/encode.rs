@@ -40,9 +40,10 @@ pub(super) async fn encode<N: Net>(
         ItemsError::Json(error) => Fault::Json(error),
         ItemsError::TooMany => Fault::TooManyItems,
     })?;
+    let stage = encode::Stage::new(&pd_request, ec);
     let mut tasks = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
-        let leg = encode::leg(&pd_request, item, ec)?;
+        let leg = stage.leg(item)?;
         let target = &encoders[index % encoders.len()];
         tasks.push(Some(begin_encode(exchange, split, target, leg, index)));
     }
