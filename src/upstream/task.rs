@@ -34,6 +34,8 @@ struct TaskState<T> {
     result: RefCell<Option<T>>,
     /// The task has received the head of a successful (2xx) response.
     has_succeeded: Cell<bool>,
+    /// The status of the leg's response, or the label of its error.
+    recorded: Cell<Option<Result<u16, &'static str>>>,
     /// The task has finished or panicked, or was dropped.
     has_ended: Cell<bool>,
     /// Wakes the owner when `has_succeeded` or `has_ended` changes.
@@ -83,6 +85,7 @@ impl<N: Net, T: 'static> LegTask<N, T> {
         let state = Rc::new(TaskState {
             result: RefCell::new(None),
             has_succeeded: Cell::new(false),
+            recorded: Cell::new(None),
             has_ended: Cell::new(false),
             owner: RefCell::new(Waker::noop().clone()),
             task: RefCell::new(Waker::noop().clone()),
@@ -130,6 +133,11 @@ impl<N: Net, T: 'static> LegTask<N, T> {
     /// Replaces the rule that applies when this handle is dropped.
     pub(crate) const fn on_drop(&mut self, on_disconnect: OnDisconnect) {
         self.on_disconnect = on_disconnect;
+    }
+
+    /// Returns the status of the leg's response, or the label of its error, once there is one.
+    pub(crate) fn recorded(&self) -> Option<Result<u16, &'static str>> {
+        self.state.recorded.get()
     }
 
     /// Returns whether the task has received the head of a successful (2xx) response. If not, the
@@ -263,6 +271,7 @@ impl<N: Net, T> Scope<N> for Rc<TaskContext<N, T>> {
     }
 
     fn record_leg(&self, _: Role, ended: Result<u16, &'static str>) {
+        self.state.recorded.set(Some(ended));
         self.trace
             .replace(LegTrace::NONE)
             .end(&self.upstreams.net, ended);

@@ -8,7 +8,7 @@ use mock_engine::{
 
 use crate::apis::{Api, Question};
 use crate::client::{Client, DEADLINE, End, request};
-use crate::harness::{Launch, PREFILLER, Pair, Sidecar, only, start_decoder};
+use crate::harness::{Launch, PREFILLER, Pair, Sidecar, json_of, only, start_decoder};
 use crate::harness_more::{Leave, expect_drained};
 
 /// Configuration of a [`Pair`].
@@ -250,8 +250,9 @@ pub(crate) enum Rule {
     Serial,
     /// As `Serial`, but the decode leg runs until its first response byte.
     SerialPush,
-    /// The legs are concurrent. After the disconnect, the prefill leg runs to its end; the decode
-    /// leg is closed.
+    /// As `SerialPush`, but the prefill leg runs to its end, and its KV cache is then released.
+    SerialToEnd,
+    /// The legs are concurrent. The disconnect closes both.
     Room,
     /// The legs are concurrent. After the disconnect, the prefill leg runs to its end, and the
     /// decode leg runs until its first response byte: until then the prefill engine may be writing
@@ -391,13 +392,13 @@ fn wait_over(engine: &Engine) {
 }
 
 /// Waits until the decode leg of a disconnected client has ended. Under `Serial` and `Room`, the
-/// sidecar must abort it. Under `SerialPush` and `PushHeldBack`, checks that the leg still runs once the
+/// sidecar must abort it. Under the other rules, checks that the leg still runs once the
 /// disconnect has been detected, and then lets the engine respond, which ends the leg.
 #[track_caller]
 fn decode_leg_ends(pair: &Pair, rule: Rule) {
     match rule {
         Rule::Serial | Rule::Room => wait_aborted(&pair.decode),
-        Rule::SerialPush | Rule::PushHeldBack => {
+        Rule::SerialPush | Rule::SerialToEnd | Rule::PushHeldBack => {
             wait_disconnect_detected(pair);
             assert_eq!(only(&pair.decode).state, State::Responding);
             pair.decode.release();
@@ -411,7 +412,7 @@ fn decode_leg_ends(pair: &Pair, rule: Rule) {
 fn disconnect_while_both_are_silent(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
     pair.prefill.fault(Fault::Hold, 1);
-    let is_concurrent = !matches!(rule, Rule::Serial | Rule::SerialPush);
+    let is_concurrent = matches!(rule, Rule::Room | Rule::PushHeldBack);
     if is_concurrent {
         pair.decode.fault(Fault::Hold, 1);
     }
@@ -423,15 +424,27 @@ fn disconnect_while_both_are_silent(pair: &Pair, leave: Leave, rule: Rule) {
     let (_, _client) = leave.now(client);
     if is_concurrent {
         decode_leg_ends(pair, rule);
-        wait_disconnect_detected(pair);
-        pair.prefill.release();
-        wait_state(&pair.prefill, State::Responded);
-    } else {
-        wait_aborted(&pair.prefill);
-        pair.prefill.release();
+    }
+    match rule {
+        Rule::Serial | Rule::SerialPush | Rule::Room => {
+            wait_aborted(&pair.prefill);
+            pair.prefill.release();
+        }
+        Rule::SerialToEnd | Rule::PushHeldBack => {
+            wait_disconnect_detected(pair);
+            pair.prefill.release();
+            wait_state(&pair.prefill, State::Responded);
+        }
+    }
+    if rule == Rule::SerialToEnd {
+        let is_release = |log: &[Seen]| log.len() == 1 && log[0].state == State::Responded;
+        assert!(pair.decode.wait_for(DEADLINE, is_release).is_some());
+        let body = json_of(&only(&pair.decode));
+        assert_eq!(body["model"], "ringside-releases-kv-cache");
     }
     expect_drained(&pair.sidecar);
-    assert_eq!(pair.decode.requests().len(), usize::from(is_concurrent));
+    let legs = usize::from(is_concurrent || rule == Rule::SerialToEnd);
+    assert_eq!(pair.decode.requests().len(), legs);
 }
 
 #[track_caller]
@@ -449,7 +462,7 @@ fn disconnect_while_decode_is_silent(pair: &Pair, leave: Leave, rule: Rule) {
 #[track_caller]
 fn disconnect_during_a_stream(pair: &Pair, leave: Leave, rule: Rule) {
     forget(pair);
-    if matches!(rule, Rule::Room) {
+    if rule == Rule::Room {
         pair.prefill.fault(Fault::Hold, 1);
     }
     pair.decode
@@ -459,6 +472,7 @@ fn disconnect_during_a_stream(pair: &Pair, leave: Leave, rule: Rule) {
     client.chunk().unwrap();
     let (_, _client) = leave.now(client);
     wait_aborted(&pair.decode);
+    // The transfer has finished, and so will the prefill leg.
     pair.prefill.release();
     wait_state(&pair.prefill, State::Responded);
     expect_drained(&pair.sidecar);

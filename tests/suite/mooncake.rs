@@ -445,7 +445,7 @@ fn legs_end_as_required_when_the_client_disconnects() {
     let terms = terms();
     let bootstrap = bootstrap_of(&terms);
     with_setup(&terms, &bootstrap, |setup| {
-        client_disconnects(setup, Rule::SerialPush);
+        client_disconnects(setup, Rule::SerialToEnd);
     });
 }
 

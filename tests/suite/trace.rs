@@ -263,7 +263,7 @@ const WAYS: [Way; 8] = [
     way("lmcache", true, false),
     way("sglang", false, true),
     way("mooncake", true, false),
-    way("offloading", true, true),
+    way("offloading", true, false),
 ];
 
 #[test]

@@ -3,9 +3,7 @@
 //! The legs are concurrent and have the same body, which contains the number of the room that the
 //! engines use for the transfer.
 
-use super::contract::{
-    BASE, Bootstrap, Connector, OnDisconnect, Order, Rules, SpanNames, Transfer,
-};
+use super::contract::{BASE, Bootstrap, Connector, Order, Rules, SpanNames, Transfer};
 use crate::json::{EditError, Level, Quoted, Watch};
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::options::ConnectorPorts;
@@ -46,9 +44,6 @@ const RULES: Rules = Rules {
     // `SGLang` numbers the rooms of a list of prompts itself.
     client_owned: CLIENT_OWNED,
     transfer: Transfer::Room,
-    // The decoder can abandon its side of the room; the prefiller must complete its own
-    // side.
-    prefill_on_disconnect: OnDisconnect::RunToEnd,
     bootstrap: Bootstrap::Named,
     span_names: SpanNames::Short,
     prefill_needs_decode: true,

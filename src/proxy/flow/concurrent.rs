@@ -66,10 +66,13 @@ pub(super) async fn concurrent<N: Net>(
         let decoded = decode_leg(exchange, split, decode, &task, &mut attempts);
         match unless_prefill_fails(decoded, &task).await {
             Ok(Ok(Decoded::Responded(upstream, response))) => {
-                if !(200..300).contains(&response.head.status) {
-                    // No decoder will fetch the prefilled KV cache.
-                    task.on_drop(OnDisconnect::Cancel);
-                }
+                // The response to the prefill leg can follow later. Without a successful decode
+                // leg, no decoder will fetch the prefilled KV cache.
+                task.on_drop(if (200..300).contains(&response.head.status) {
+                    OnDisconnect::RunToEnd
+                } else {
+                    OnDisconnect::Cancel
+                });
                 return Ok(PendingResponse::new((upstream, response)));
             }
             // The engines may have started the transfer, so the next try needs new transfer ids.

@@ -1,17 +1,20 @@
-//! The decode leg of a client that has disconnected.
+//! The legs of a client that has disconnected.
 
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use super::release;
+use super::split::Split;
 use crate::fault::Fault;
-use crate::limits::DETACHED_FIRST_BYTE_SECS_MAX;
+use crate::limits::{DETACHED_FIRST_BYTE_SECS_MAX, DETACHED_LEG_SECS_MAX};
+use crate::metrics::Stranded;
 use crate::net::{Conn, Net};
-use crate::pd::OnDisconnect;
+use crate::pd::{Freshness, OnDisconnect, Peer};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::shard::Shard;
-use crate::upstream::{Connection, Response, TaskGuard};
+use crate::upstream::{CallEnd, CallTask, Connection, Response, TaskGuard};
 
 /// Returns whether the response body has begun, which shows that the transfer to the decoder has
 /// finished.
@@ -41,6 +44,41 @@ pub(super) fn decode_leg<N: Net>(
         upstream.conn().reset_on_close();
     }
     Fault::ClientGone
+}
+
+/// Lets a prefill leg continue in a separate task, for at most `DETACHED_LEG_SECS_MAX`, and then
+/// releases the KV cache that the prefiller has kept.
+pub(super) fn prefill_leg<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    peer: &Peer,
+    task: CallTask<N>,
+) {
+    let shard = Rc::clone(exchange.shard);
+    let release = release::prepare(exchange, split, peer, &[]);
+    let connector = split.connector();
+    // The leg is one of the tasks for which a drain waits, so this one is, too.
+    let counted = shard.upstreams.count_task();
+    exchange.shard.net.spawn(async move {
+        let _counted = counted;
+        let timer = shard.net.timer();
+        let wait = Duration::from_secs(DETACHED_LEG_SECS_MAX);
+        timer.set(shard.net.now(), Some(wait));
+        let ended = poll_fn(|cx| match task.poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(ended.ok()),
+            Poll::Pending => timer.poll(cx).map(|()| None),
+        });
+        let Some(Ok(CallEnd::Done(collected, _))) = ended.await else {
+            return;
+        };
+        let handoff = connector.handoff(collected);
+        let is_kept = handoff.is_some_and(|mut handoff| handoff.take(Freshness::Fresh).is_ok());
+        match release {
+            _ if !is_kept => {}
+            Some(release) => release.send(&shard),
+            None => shard.metrics.stranded(Stranded::LeftToLease),
+        }
+    });
 }
 
 /// Waits for the first byte of the response body of a decode leg whose client has disconnected, for

@@ -1,7 +1,9 @@
 //! The prefill leg of the serial order, with its candidates and retries.
 
-use super::bootstrap;
+use std::rc::Rc;
+
 use super::split::Split;
+use super::{bootstrap, detach};
 use crate::config::OnPrefillFailure;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
@@ -10,15 +12,18 @@ use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::connector::Bootstrap;
 use crate::pd::{
-    ExpertsError, Freshness, Leg, Outcome, Peer, PromptExperts, Reason, Role, SingleUse, Take,
+    ExpertsError, Freshness, Leg, OnDisconnect, Outcome, Peer, PromptExperts, Reason, Role,
+    SingleUse, Take,
 };
 use crate::proxy::access_log::micros_since;
+use crate::proxy::body::Body;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
 use crate::proxy::relay::PendingResponse;
+use crate::trace::LegTrace;
 use crate::upstream::{
-    Attempts, Call, CallEnd, CallError, Connection, Deadline, Deadlines, Ended, Limits, Next,
-    Response, Timeout,
+    Attempts, Call, CallEnd, CallError, CallTask, Connection, Deadline, Deadlines, Ended, Limits,
+    Next, OwnedCall, Response, Scope, Stage, Timeout,
 };
 
 /// The parts of the prefill response that the decode leg needs.
@@ -180,6 +185,20 @@ async fn prefill_once<N: Net>(
     let leg = leg.map_err(Fault::from)?;
     let deadline = Deadline::of(exchange.shard.net.now(), pd.prefill_timeout, Timeout::Leg);
     let head = leg::spliced_head(exchange, target, &leg)?;
+    let deadlines = Deadlines::all(deadline);
+    if split.connector().rules().prefill_on_disconnect == OnDisconnect::RunToEnd {
+        // Boxed, because hardly any connector needs it.
+        let call = OwnedCall {
+            target: target.clone(),
+            head,
+            leg,
+            body: Rc::clone(&split.body),
+            begun: None,
+            deadlines,
+            is_counted: true,
+        };
+        return Box::pin(run_to_end(exchange, split, peer, call)).await;
+    }
     let call = Call {
         engine: exchange.shard.upstreams.engine(Role::Prefill, target),
         head: &head,
@@ -187,9 +206,36 @@ async fn prefill_once<N: Net>(
         body: &split.body.bytes,
         is_counted: true,
     };
-    let deadlines = Deadlines::all(deadline);
     let upstreams = &exchange.shard.upstreams;
     upstreams.call(exchange, &call, None, &deadlines).await
+}
+
+/// Runs a prefill leg that continues when the client disconnects.
+async fn run_to_end<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    peer: &Peer,
+    call: OwnedCall<N, Body>,
+) -> Result<CallEnd<N>, CallError> {
+    let upstreams = &exchange.shard.upstreams;
+    // The trace of the request has the leg's span, which ends here.
+    let task = CallTask::call(upstreams, OnDisconnect::Cancel, LegTrace::NONE, call);
+    let ended = exchange
+        .until(Stage::AfterRequest, Deadline::NONE, |cx| task.poll(cx))
+        .await;
+    match ended.or_gone() {
+        Ok(ended) => {
+            if let Some(recorded) = task.recorded() {
+                exchange.record_leg(Role::Prefill, recorded);
+            }
+            ended.unwrap_or_else(|fault| Err(fault.into()))
+        }
+        Err(fault) => {
+            exchange.record_leg(Role::Prefill, Err(fault.label()));
+            detach::prefill_leg(exchange, split, peer, task);
+            Err(CallError::Disconnected)
+        }
+    }
 }
 
 /// Turns a prefill engine's error response into the response to the client.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::split::Split;
+use crate::fleet::Endpoint;
 use crate::h1::{Framing, Name};
 use crate::json::Splices;
 use crate::limits::RELEASE_MS_MAX;
@@ -17,6 +18,7 @@ use crate::metrics::Stranded;
 use crate::net::Net;
 use crate::pd::{Leg, OnDisconnect, Peer, Role, Take};
 use crate::proxy::exchange::Exchange;
+use crate::proxy::shard::Shard;
 use crate::trace::LegTrace;
 use crate::upstream::{
     Call, CallEnd, Deadline, Deadlines, HeadWriter, LegTask, TaskContext, Timeout,
@@ -27,6 +29,14 @@ use crate::upstream::{
 const BODY_START: &[u8] =
     br#"{"model":"ringside-releases-kv-cache","prompt":"x","max_tokens":1,"kv_transfer_params":"#;
 
+/// A request to the decoder that releases the KV cache of one prefill.
+pub(super) struct Release {
+    decoder: Arc<Endpoint>,
+    head: Vec<u8>,
+    leg: Leg,
+    body: Vec<u8>,
+}
+
 /// Counts, in the metrics, a handoff that no decode leg will carry. If `--release-stranded-kv`
 /// is set and the connector supports it, first sends the decoder the request that releases the
 /// prefill engine's blocks, in a separate task.
@@ -36,17 +46,26 @@ pub(super) fn count_stranded<N: Net>(
     peer: &Peer,
     handoff: &[u8],
 ) {
-    let shard = exchange.shard;
-    let pd = &shard.config.pd;
+    match prepare(exchange, split, peer, handoff) {
+        Some(release) => release.send(exchange.shard),
+        None => exchange.shard.metrics.stranded(Stranded::LeftToLease),
+    }
+}
+
+/// Returns the request that releases the KV cache of a handoff; `None` if `--release-stranded-kv`
+/// is off or the connector does not support it.
+pub(super) fn prepare<N: Net>(
+    exchange: &Exchange<'_, N>,
+    split: &Split,
+    peer: &Peer,
+    handoff: &[u8],
+) -> Option<Release> {
+    let pd = &exchange.shard.config.pd;
     let request = split.pd_request();
     let params = pd
         .release_stranded_kv
         .then(|| split.connector().release_params(&request, peer, handoff));
-    let Some(params) = params.flatten() else {
-        shard.metrics.stranded(Stranded::LeftToLease);
-        return;
-    };
-    let body = [BODY_START, &params, b"}"].concat();
+    let body = [BODY_START, &params.flatten()?, b"}"].concat();
     let leg = Leg {
         role: Role::Decode,
         body: Splices::untouched(body.len()),
@@ -54,35 +73,47 @@ pub(super) fn count_stranded<N: Net>(
         rank: None,
         request_id: None,
     };
-    let head = release_head(exchange, split, &leg);
-    let decoder = Arc::clone(&split.decoder);
-    let wait = Duration::from_millis(RELEASE_MS_MAX);
-    let deadline = Deadline::of(shard.net.now(), Some(wait), Timeout::Leg);
-    let metrics = Arc::clone(&shard.metrics);
-    let release = async move |context: Rc<TaskContext<N, ()>>| {
-        let call = Call {
-            engine: context.upstreams().engine(Role::Decode, &decoder.target),
-            head: &head,
-            leg: &leg,
-            body: &body,
-            is_counted: false,
+    Some(Release {
+        decoder: Arc::clone(&split.decoder),
+        head: release_head(exchange, split, &leg),
+        leg,
+        body,
+    })
+}
+
+impl Release {
+    /// Sends the request in a separate task, and counts its result.
+    pub(super) fn send<N: Net>(self, shard: &Shard<N>) {
+        let wait = Duration::from_millis(RELEASE_MS_MAX);
+        let deadline = Deadline::of(shard.net.now(), Some(wait), Timeout::Leg);
+        let metrics = Arc::clone(&shard.metrics);
+        let release = async move |context: Rc<TaskContext<N, ()>>| {
+            let call = Call {
+                engine: context
+                    .upstreams()
+                    .engine(Role::Decode, &self.decoder.target),
+                head: &self.head,
+                leg: &self.leg,
+                body: &self.body,
+                is_counted: false,
+            };
+            let deadlines = Deadlines::all(deadline);
+            let ended = context.upstreams().call(&context, &call, None, &deadlines);
+            let is_refused = matches!(
+                ended.await,
+                Ok(CallEnd::Status(upstream, response))
+                    if upstream.is_sent.get() && (400..500).contains(&response.head.status)
+            );
+            metrics.stranded(if is_refused {
+                Stranded::Released
+            } else {
+                Stranded::Failed
+            });
         };
-        let deadlines = Deadlines::all(deadline);
-        let ended = context.upstreams().call(&context, &call, None, &deadlines);
-        let is_refused = matches!(
-            ended.await,
-            Ok(CallEnd::Status(upstream, response))
-                if upstream.is_sent.get() && (400..500).contains(&response.head.status)
-        );
-        metrics.stranded(if is_refused {
-            Stranded::Released
-        } else {
-            Stranded::Failed
-        });
-    };
-    // No task waits for the result.
-    let (to_end, untraced) = (OnDisconnect::RunToEnd, LegTrace::NONE);
-    drop(LegTask::begin(&shard.upstreams, to_end, untraced, release));
+        // No task waits for the result.
+        let (to_end, untraced) = (OnDisconnect::RunToEnd, LegTrace::NONE);
+        drop(LegTask::begin(&shard.upstreams, to_end, untraced, release));
+    }
 }
 
 /// Builds the head of the request that the decoder is to reject. It is generated by the proxy,
