@@ -3,9 +3,9 @@
 /// Returns whether a part of a stream has an event in which an engine reports that the response has
 /// failed. The part may have chunk framing.
 ///
-/// Only the first member of an event is looked at: other events contain texts and objects of the
+/// Only the first member of an event is read: other events contain texts and objects of the
 /// client. An engine writes an event in one go, so one that is divided between two parts is not
-/// looked for.
+/// searched for.
 #[must_use]
 pub fn has_error_event(part: &[u8]) -> bool {
     let mut lines = part.split(|&byte| byte == b'\n');

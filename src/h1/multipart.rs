@@ -1,7 +1,7 @@
 //! Forms in `multipart/form-data` (RFC 7578), as far as it takes to find a part by its name.
 //!
-//! What this module refuses, some parser reads otherwise than another: encoded names, repeated
-//! parameters, folded lines. A form of a browser or an HTTP library has none of these.
+//! This module refuses all that parsers read in different ways: encoded names, repeated parameters,
+//! folded lines. A form of a browser or an HTTP library has none of these.
 
 use memchr::memmem;
 
@@ -206,48 +206,79 @@ fn trim(text: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
+    type Boundary = Result<Option<&'static str>, FormError>;
+    type Name = Result<&'static str, FormError>;
+
+    const NO_BOUNDARY: Boundary = Err(FormError::Boundary);
+    const NO_NAME: Name = Err(FormError::PartName);
+    const NO_HEAD: Name = Err(FormError::PartHead);
+
+    #[rustfmt::skip]
+    const BOUNDARIES: &[(&str, Boundary)] = &[
+        ("multipart/form-data; boundary=abc", Ok(Some("abc"))),
+        (" Multipart/Form-Data ;Boundary=\"a'b:c\" ; charset=UTF-8 ", Ok(Some("a'b:c"))),
+        ("multipart/form-data; boundary=----WebKitFormBoundary7MA4", Ok(Some("----WebKitFormBoundary7MA4"))),
+        ("multipart/mixed; boundary=a", Ok(None)),
+        ("application/json", Ok(None)),
+        ("application/x-www-form-urlencoded", Ok(None)),
+        ("", Ok(None)),
+        ("multipart/form-data", NO_BOUNDARY),
+        ("multipart/form-data; boundary=", NO_BOUNDARY),
+        ("multipart/form-data; boundary=a; boundary=b", NO_BOUNDARY),
+        ("multipart/form-data; boundary=a; x=1; X=2", NO_BOUNDARY),
+        ("multipart/form-data; boundary*=utf-8''a", NO_BOUNDARY),
+        ("multipart/form-data; boundary=\"a b\"", NO_BOUNDARY),
+        ("multipart/form-data; boundary=\"a", NO_BOUNDARY),
+        ("multipart/form-data; boundary=a\"b\"", NO_BOUNDARY),
+        ("multipart/form-data; boundary=\"a\"b", NO_BOUNDARY),
+        ("multipart/form-data; boundary", NO_BOUNDARY),
+        ("multipart/form-data; boundary =a", NO_BOUNDARY),
+        ("multipart/form-data\"; boundary=a", NO_BOUNDARY),
+        ("multipart/form-data, x; boundary=a", NO_BOUNDARY),
+        ("multipart/form-data\u{a0}; boundary=a", NO_BOUNDARY),
+        ("multipart/x\u{a0}; boundary=a", NO_BOUNDARY),
+        ("multipart/form-data; boundary=A; a=\"\\\\\"; b=\"; boundary=A--; c=\"", NO_BOUNDARY),
+        ("multipart/form-data; boundary=a; charset*=utf-7", NO_BOUNDARY),
+        ("multipart/form-data; boundary=a; charset=utf-7", Err(FormError::Charset)),
+    ];
+
+    #[rustfmt::skip]
+    const NAMES: &[(&str, Name)] = &[
+        ("Content-Disposition: form-data; name=\"model\"", Ok("model")),
+        ("content-type: a/b\r\ncontent-disposition:form-data;name=a", Ok("a")),
+        ("Content-Disposition: form-data; name=\"timestamp_granularities[]\"", Ok("timestamp_granularities[]")),
+        ("Content-Disposition: form-data; name=\"file\"; filename=\"a;name=b \\\"\u{e9}\"", Ok("file")),
+        ("Content-Disposition: form-data; filename*=utf-8''x; name=f", Ok("f")),
+        ("Content-Disposition: form-data", NO_NAME),
+        ("Content-Disposition: form-data; name=\"\"", NO_NAME),
+        ("Content-Disposition: form-data; name=a; name=b", NO_NAME),
+        ("Content-Disposition: form-data; name=a; Name=b", NO_NAME),
+        ("Content-Disposition: form-data; name=a; filename=b; filename=c", NO_NAME),
+        ("Content-Disposition: form-data; name=a; name*=utf-8''b", NO_NAME),
+        ("Content-Disposition: form-data; name*0=a; name*1=b", NO_NAME),
+        ("Content-Disposition: form-data; name=\"a\\b\"", NO_NAME),
+        ("Content-Disposition: form-data; name=\"f\"; a=\"\\\\\"; b=\"; name=vllm_xargs; c=\"", NO_NAME),
+        ("Content-Disposition: form-data; name=f; filename=\"\\\\\"; b=\"; name=vllm_xargs; c=\"", NO_NAME),
+        ("Content-Disposition: form-data\"; name=\"f\"; b=\"; name=vllm_xargs; c=\"", NO_NAME),
+        ("Content-Disposition: form-data; name=f; filename=a\"b", NO_NAME),
+        ("Content-Disposition: x form-data; name=f", NO_NAME),
+        ("Content-Disposition: attachment; name=f", NO_NAME),
+        ("Content-Disposition: form-data; name=<vllm_xargs>", NO_NAME),
+        ("Content-Disposition: form-data; name=\"<vllm_xargs>\"", NO_NAME),
+        ("Content-Disposition: form-data; name=vllm_xargs\u{a0}", NO_NAME),
+        ("Content-Disposition: form-data; name=\"vllm%5Fxargs\"", NO_NAME),
+        ("Content-Disposition: form-data; name=a\r\nContent-Disposition: form-data; name=b", NO_NAME),
+        ("X: y", NO_NAME),
+        ("Content-Disposition: form-data;\r\n name=a", NO_HEAD),
+        ("Content-Disposition : form-data; name=a", NO_HEAD),
+        ("Content-Disposition: form-data; name=a\nX: y", NO_HEAD),
+        ("Content-Disposition: form-data; name=a\r", NO_HEAD),
+        ("no colon", NO_HEAD),
+    ];
+
     #[test]
     fn a_form_has_one_boundary() {
-        let refused = Err(FormError::Boundary);
-        for (text, want) in [
-            ("multipart/form-data; boundary=abc", Ok(Some("abc"))),
-            (
-                " Multipart/Form-Data ;Boundary=\"a'b:c\" ; charset=UTF-8 ",
-                Ok(Some("a'b:c")),
-            ),
-            (
-                "multipart/form-data; boundary=----WebKitFormBoundary7MA4",
-                Ok(Some("----WebKitFormBoundary7MA4")),
-            ),
-            ("multipart/mixed; boundary=a", Ok(None)),
-            ("application/json", Ok(None)),
-            ("application/x-www-form-urlencoded", Ok(None)),
-            ("", Ok(None)),
-            ("multipart/form-data", refused),
-            ("multipart/form-data; boundary=", refused),
-            ("multipart/form-data; boundary=a; boundary=b", refused),
-            ("multipart/form-data; boundary=a; x=1; X=2", refused),
-            ("multipart/form-data; boundary*=utf-8''a", refused),
-            ("multipart/form-data; boundary=\"a b\"", refused),
-            ("multipart/form-data; boundary=\"a", refused),
-            ("multipart/form-data; boundary=a\"b\"", refused),
-            ("multipart/form-data; boundary=\"a\"b", refused),
-            ("multipart/form-data; boundary", refused),
-            ("multipart/form-data; boundary =a", refused),
-            ("multipart/form-data\"; boundary=a", refused),
-            ("multipart/form-data, x; boundary=a", refused),
-            ("multipart/form-data\u{a0}; boundary=a", refused),
-            ("multipart/x\u{a0}; boundary=a", refused),
-            (
-                "multipart/form-data; boundary=A; a=\"\\\\\"; b=\"; boundary=A--; c=\"",
-                refused,
-            ),
-            ("multipart/form-data; boundary=a; charset*=utf-7", refused),
-            (
-                "multipart/form-data; boundary=a; charset=utf-7",
-                Err(FormError::Charset),
-            ),
-        ] {
+        for (text, want) in BOUNDARIES {
             let want = want.map(|boundary| boundary.map(str::as_bytes));
             assert_eq!(boundary(text.as_bytes()), want, "{text}");
         }
@@ -257,99 +288,7 @@ mod tests {
 
     #[test]
     fn a_part_has_one_plain_name() {
-        let refused = Err(FormError::PartName);
-        for (head, want) in [
-            (
-                "Content-Disposition: form-data; name=\"model\"",
-                Ok("model"),
-            ),
-            (
-                "content-type: a/b\r\ncontent-disposition:form-data;name=a",
-                Ok("a"),
-            ),
-            (
-                "Content-Disposition: form-data; name=\"timestamp_granularities[]\"",
-                Ok("timestamp_granularities[]"),
-            ),
-            (
-                "Content-Disposition: form-data; name=\"file\"; filename=\"a;name=b \\\"\u{e9}\"",
-                Ok("file"),
-            ),
-            (
-                "Content-Disposition: form-data; filename*=utf-8''x; name=f",
-                Ok("f"),
-            ),
-            ("Content-Disposition: form-data", refused),
-            ("Content-Disposition: form-data; name=\"\"", refused),
-            ("Content-Disposition: form-data; name=a; name=b", refused),
-            ("Content-Disposition: form-data; name=a; Name=b", refused),
-            (
-                "Content-Disposition: form-data; name=a; filename=b; filename=c",
-                refused,
-            ),
-            (
-                "Content-Disposition: form-data; name=a; name*=utf-8''b",
-                refused,
-            ),
-            (
-                "Content-Disposition: form-data; name*0=a; name*1=b",
-                refused,
-            ),
-            ("Content-Disposition: form-data; name=\"a\\b\"", refused),
-            (
-                "Content-Disposition: form-data; name=\"f\"; a=\"\\\\\"; b=\"; name=vllm_xargs; c=\"",
-                refused,
-            ),
-            (
-                "Content-Disposition: form-data; name=f; filename=\"\\\\\"; b=\"; name=vllm_xargs; c=\"",
-                refused,
-            ),
-            (
-                "Content-Disposition: form-data\"; name=\"f\"; b=\"; name=vllm_xargs; c=\"",
-                refused,
-            ),
-            (
-                "Content-Disposition: form-data; name=f; filename=a\"b",
-                refused,
-            ),
-            ("Content-Disposition: x form-data; name=f", refused),
-            ("Content-Disposition: attachment; name=f", refused),
-            ("Content-Disposition: form-data; name=<vllm_xargs>", refused),
-            (
-                "Content-Disposition: form-data; name=\"<vllm_xargs>\"",
-                refused,
-            ),
-            (
-                "Content-Disposition: form-data; name=vllm_xargs\u{a0}",
-                refused,
-            ),
-            (
-                "Content-Disposition: form-data; name=\"vllm%5Fxargs\"",
-                refused,
-            ),
-            (
-                "Content-Disposition: form-data; name=a\r\nContent-Disposition: form-data; name=b",
-                refused,
-            ),
-            ("X: y", refused),
-            (
-                "Content-Disposition: form-data;\r\n name=a",
-                Err(FormError::PartHead),
-            ),
-            (
-                "Content-Disposition : form-data; name=a",
-                Err(FormError::PartHead),
-            ),
-            (
-                "Content-Disposition: form-data; name=a\nX: y",
-                Err(FormError::PartHead),
-            ),
-            (
-                "Content-Disposition: form-data; name=a\r",
-                Err(FormError::PartHead),
-            ),
-            ("no colon", Err(FormError::PartHead)),
-        ] {
+        for (head, want) in NAMES {
             let head = format!("{head}\r\n\r\n");
             assert_eq!(
                 part_name(head.as_bytes()),

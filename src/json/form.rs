@@ -58,7 +58,7 @@ enum State {
     End,
 }
 
-/// What is known of the next bytes that are held.
+/// How to continue with the next bytes that are held.
 enum Step {
     /// This many pass, and the state changes.
     Pass(usize, State),
@@ -226,7 +226,7 @@ impl FormMask {
             .max(from);
         let begins = |&start: &usize| self.delimiter.starts_with(&held[start..]);
         let candidates = memchr::memchr_iter(b'\r', &held[tail..]).map(|found| tail + found);
-        Found::Perhaps(candidates.filter(begins).last().unwrap_or(held.len()))
+        Found::Perhaps(candidates.rev().find(begins).unwrap_or(held.len()))
     }
 
     /// Overwrites values in the held bytes from `start` to `end`, which are JSON.

@@ -23,6 +23,7 @@ mod form;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod grammar;
+mod handoff_shape;
 mod lex;
 mod mask;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -37,9 +38,10 @@ pub use cursor::{Item, Items, elements, inner, member, members, string_is};
 pub use edit::{Edit, EditError, Splices};
 pub use error::{JsonError, JsonReason};
 pub use form::{FormMask, FormMaskError};
+pub use handoff_shape::Blocks;
 pub use lex::Kind;
 pub use mask::{HeldBytes, Mask, Masked};
 pub use quote::{Quoted, QuotedList};
-pub use response::{Blocks, Choices, End, Handoff, Params, PrefillResponse, has_experts};
+pub use response::{Choices, End, Handoff, Params, PrefillResponse, has_experts};
 pub use scan::{Document, Level, Member, Scanner, Watch};
 pub use validate::validate;

@@ -3,8 +3,8 @@
 //! Only the raw bytes of the top-level `kv_transfer_params` and the counts of `usage` are kept. The
 //! handoff is relayed byte for byte, so it is validated strictly once it is complete: it must be an
 //! object and valid according to RFC 8259 at every depth. Its members are the business of the
-//! engines, which differ in them. Only the form of the block ids is determined ([`Blocks`]), because
-//! an engine may exit if it receives the other one.
+//! engines, which differ in them. Only the form of the block ids is determined ([`Blocks`]),
+//! because an engine may exit if it receives the other one.
 
 use std::sync::LazyLock;
 
@@ -14,8 +14,8 @@ use memchr::memmem;
 use super::block::Isa;
 use super::cursor::{elements, member, members, string_is};
 use super::error::{JsonError, JsonReason};
+use super::handoff_shape::{Blocks, Shape, integer};
 use super::lex::{Event, Kind, Lexer};
-use super::validate::validate;
 use crate::span::Span;
 
 /// Searches for the name of the member that is kept.
@@ -199,18 +199,6 @@ pub enum Choices {
     Experts(Vec<u8>),
     /// They are larger than what is kept, so they probably contain routed experts.
     TooLarge,
-}
-
-/// The form of `remote_block_ids` in a handoff (`docs/engines.md#handoffs`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blocks {
-    /// There are none, or the value is neither form: absent, `null`, an empty list, a list of
-    /// strings.
-    Other,
-    /// A list of lists, one per KV cache group, as vLLM uses from 0.18.0 on.
-    Nested,
-    /// A list with numbers, as vLLM used up to 0.17.1.
-    Flat,
 }
 
 /// The `kv_transfer_params` of a response.
@@ -520,119 +508,6 @@ impl Digits {
     fn integer(&self) -> Option<u64> {
         integer(self.bytes.get(..self.len)?)
     }
-}
-
-/// Parses a number without sign, fraction and exponent. Returns `None` for any other text, and for
-/// a number that does not fit into 64 bits.
-fn integer(text: &[u8]) -> Option<u64> {
-    if !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-/// Kind and span of the value of each known member of `kv_transfer_params`, in the order of
-/// [`KNOWN`]; `None` for an absent member. The last of repeated members counts.
-struct Shape {
-    members: [Option<(Kind, Span)>; KNOWN.len()],
-}
-
-/// The members of `kv_transfer_params` that are read.
-const KNOWN: [&str; 3] = [
-    "remote_block_ids",
-    "remote_prefill_cached_tokens",
-    "transfer_mode",
-];
-
-impl Shape {
-    /// Validates `bytes`, which are the `kv_transfer_params`, and finds the known members. Fails if
-    /// `bytes` are not a valid JSON object.
-    fn read(bytes: &[u8]) -> Result<Self, JsonError> {
-        validate(bytes)?;
-        let mut shape = Self {
-            members: [None; KNOWN.len()],
-        };
-        let mut lexer = Lexer::new();
-        let mut member = None;
-        while let Some(event) = lexer.next(bytes)? {
-            match event {
-                Event::Name { .. } => {
-                    let name = lexer.name();
-                    member = KNOWN
-                        .iter()
-                        .position(|known| Some(known.as_bytes()) == name);
-                }
-                Event::Value { at, kind } => {
-                    if let Some(member) = member {
-                        shape.members[member] = Some((kind, Span::new(at, at)));
-                    }
-                }
-                Event::ValueEnd { at } => {
-                    if let Some((_, span)) = member.and_then(|m| shape.members[m].as_mut()) {
-                        span.end = at;
-                    }
-                }
-                Event::Comma { .. } | Event::Close { .. } => {}
-            }
-        }
-        lexer.finish()?;
-        Ok(shape)
-    }
-
-    fn blocks(&self, bytes: &[u8]) -> Blocks {
-        match self.members[0] {
-            Some((Kind::Array, span)) => blocks(span.of(bytes)),
-            Some(_) | None => Blocks::Other,
-        }
-    }
-
-    fn cached_tokens(&self, bytes: &[u8]) -> Option<u64> {
-        let (_, span) = self.members[1]?;
-        integer(span.of(bytes))
-    }
-
-    fn is_push(&self, bytes: &[u8]) -> bool {
-        self.members[2].is_some_and(|(_, span)| string_is(span.of(bytes), "push"))
-    }
-}
-
-/// Determines the form of `remote_block_ids`, which must be a valid JSON array.
-fn blocks(array: &[u8]) -> Blocks {
-    let mut found = Blocks::Other;
-    let mut depth = 0_u32;
-    let mut at = 0;
-    while let Some(&byte) = array.get(at) {
-        at += 1;
-        match byte {
-            b'[' => {
-                depth += 1;
-                if depth == 2 {
-                    found = Blocks::Nested;
-                }
-            }
-            b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            b'"' => at += string_rest(&array[at..]),
-            // One number among lists makes engines fail as a flat list does.
-            b'0'..=b'9' | b'-' if depth == 1 => return Blocks::Flat,
-            _ => {}
-        }
-    }
-    found
-}
-
-/// Returns the number of bytes up to and including the closing quote of a string. `bytes` must
-/// begin after its opening quote.
-fn string_rest(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        match byte {
-            b'"' => return at + 1,
-            b'\\' => at += 2,
-            _ => at += 1,
-        }
-    }
-    bytes.len()
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 //! bodies (`docs/engines.md#requests-that-stay-with-the-decoder`).
 
 use std::ptr;
+use std::sync::LazyLock;
+
+use memchr::memmem;
 
 use super::connector::Transfer;
 use super::members::{
@@ -137,7 +140,7 @@ impl Request<'_> {
         match value {
             Value::Any => true,
             Value::Limit => is_null || (is_count(bytes) && bytes[0] != b'0'),
-            Value::Minimum => is_null || is_count(bytes),
+            Value::Minimum => is_null || (is_count(bytes) && !self.exceeds_limit(member)),
             Value::Stream => is_null || flag(member.kind, bytes).is_some(),
             Value::StreamOptions => {
                 is_null || (member.kind == Kind::Object && self.flag("stream") == Some(true))
@@ -161,10 +164,27 @@ impl Request<'_> {
             When::BuiltInTool => has_built_in_tool(bytes),
             When::Budget => self.exceeds_budget(bytes),
             When::NamedTool => type_is(bytes, "tool"),
+            When::NamelessCall => has_nameless_call(bytes),
             When::NullData => has_null_data(bytes),
             When::UuidOnly => {
                 elements(bytes).any(|part| has(part.value, "uuid") && !has(part.value, "url"))
             }
+        }
+    }
+
+    /// Returns whether a minimum is above the limit of tokens at the same level. Engines refuse
+    /// that in their schema, and the prefill leg has other values.
+    fn exceeds_limit(&self, minimum: &Member) -> bool {
+        let mut limits = ["max_completion_tokens", "max_tokens"]
+            .iter()
+            .filter_map(|name| self.document.last(minimum.level, name))
+            .filter(|limit| limit.kind != Kind::Null);
+        let number_of = |member: &Member| number(member.value.of(self.body));
+        match (number_of(minimum), limits.next().map(number_of)) {
+            (Some(minimum), Some(Some(limit))) => minimum > limit,
+            // The rule of the limit applies, or there is none.
+            (Some(_), Some(None) | None) => false,
+            (None, _) => true,
         }
     }
 
@@ -255,6 +275,24 @@ fn has_null_data(features: &[u8]) -> bool {
     data == b"null"
         || members(data).any(|list| {
             list.value == b"null" || elements(list.value).any(|item| item.value == b"null")
+        })
+}
+
+/// Searches for the type of a block that calls a tool. Nearly no conversation has one without id,
+/// and most have none at all, so that they need not be read.
+static TOOL_USE: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new("\"tool_use\""));
+
+/// Returns whether a message has a call of a tool without id.
+fn has_nameless_call(messages: &[u8]) -> bool {
+    let is_nameless = |block: &[u8]| {
+        let id = member(block, "id").unwrap_or(b"null");
+        matches!(id, b"null" | b"\"\"") && type_is(block, "tool_use")
+    };
+    TOOL_USE.find(messages).is_some()
+        && elements(messages).any(|message| {
+            let content = member(message.value, "content").unwrap_or_default();
+            elements(content).any(|block| is_nameless(block.value))
         })
 }
 
@@ -447,6 +485,19 @@ mod tests {
         (Api::Messages, r#"{"max_tokens":2000,"thinking":{"type":"disabled"}}"#, None),
         (Api::Messages, r#"{"max_tokens":2000,"tool_choice":{"type":"tool","name":"f"}}"#, Some(Reason::ForcedTool)),
         (Api::Messages, r#"{"max_tokens":2000,"tool_choice":{"type":"auto"}}"#, None),
+        (Api::Generate, r#"{"sampling_params":{"min_tokens":5,"max_tokens":4}}"#, Some(Reason::InvalidValue)),
+        (Api::Generate, r#"{"sampling_params":{"max_tokens":4,"min_tokens":4}}"#, None),
+        (Api::Generate, r#"{"min_tokens":5,"sampling_params":{"max_tokens":4}}"#, None),
+        (Api::Chat, r#"{"min_tokens":5,"max_tokens":4}"#, Some(Reason::InvalidValue)),
+        (Api::Chat, r#"{"min_tokens":5,"max_tokens":4,"max_completion_tokens":5}"#, None),
+        (Api::Chat, r#"{"min_tokens":5,"max_tokens":9,"max_completion_tokens":null}"#, None),
+        (Api::Chat, r#"{"min_tokens":5,"max_tokens":null}"#, None),
+        (Api::Chat, r#"{"min_tokens":99999999999999999999999,"max_tokens":9}"#, Some(Reason::InvalidValue)),
+        (Api::Messages, r#"{"max_tokens":2,"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f"}]}]}"#, None),
+        (Api::Messages, r#"{"max_tokens":2,"messages":[{"content":"tool_use"},{"role":"assistant","content":[{"type":"text"},{"type":"tool_use","name":"f"}]}]}"#, Some(Reason::ToolWithoutId)),
+        (Api::Messages, r#"{"max_tokens":2,"messages":[{"role":"assistant","content":[{"id":"","type":"tool_use","name":"f"}]}]}"#, Some(Reason::ToolWithoutId)),
+        (Api::Messages, r#"{"max_tokens":2,"messages":[{"role":"user","content":[{"type":"text","text":"\"tool_use\""}]}]}"#, None),
+        (Api::Chat, r#"{"messages":[{"role":"assistant","content":[{"type":"tool_use","name":"f"}]}]}"#, None),
     ];
 
     #[test]

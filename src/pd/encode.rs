@@ -104,7 +104,7 @@ fn messages<'a>(request: &PdRequest<'a>) -> &'a [u8] {
     messages.map_or(&b""[..], |member| member.value.of(request.body))
 }
 
-/// Returns the `input` of the responses API, which no other leg looks at.
+/// Returns the `input` of the responses API, which no other leg reads.
 fn input<'a>(request: &PdRequest<'a>) -> Result<&'a [u8], ItemsError> {
     let Some(input) = member(request.body, "input") else {
         return Ok(b"");

@@ -8,12 +8,13 @@
 use Reason::{
     BeamSearch, BestOf, BuiltInTools, CacheUnread, CachedMedia, ForcedTool, PromptCut,
     PromptEmbeds, PromptLogprobs, ResponseState, SeveralChoices, SeveralPrompts, ThinkingBudget,
+    ToolWithoutId,
 };
 use Value::{Any, Limit, Minimum, Stream, StreamOptions};
 use Verdict::{Capped, Decoder, Entered, Harmless, Proxy};
 use When::{
-    AboveOne, Budget, BuiltInTool, ListOfSeveral, NamedTool, NotCount, NotDisabled, NotNull,
-    NullData, Set, SetWithLogprobs, UuidOnly,
+    AboveOne, Budget, BuiltInTool, ListOfSeveral, NamedTool, NamelessCall, NotCount, NotDisabled,
+    NotNull, NullData, Set, SetWithLogprobs, UuidOnly,
 };
 
 use super::outcome::Reason;
@@ -103,6 +104,8 @@ pub enum When {
     Budget,
     /// An object whose `type` is `tool`.
     NamedTool,
+    /// A list of messages in which a `tool_use` block has no `id`, or an empty one.
+    NamelessCall,
     /// An object whose `kwargs_data` is or contains `null`: the item is only in one engine's cache.
     NullData,
     /// A list with a part that has `uuid` but no `url`, for the same reason.
@@ -151,7 +154,8 @@ pub const ROWS: &[Row] = &[
     row(CHAT | COMPLETIONS | MESSAGES | SAMPLING, "max_tokens", Capped(Limit)),
     row(RESPONSES, "max_tool_calls", Harmless),
     row(CHAT | RESPONSES, "media_io_kwargs", Harmless),
-    row(CHAT | MESSAGES, "messages", Harmless),
+    row(CHAT, "messages", Harmless),
+    row(MESSAGES, "messages", Decoder(NamelessCall, ToolWithoutId)),
     row(RESPONSES | MESSAGES, "metadata", Harmless),
     row(CHAT | COMPLETIONS | RESPONSES | SAMPLING, "min_p", Harmless),
     row(CHAT | COMPLETIONS | SAMPLING, "min_tokens", Capped(Minimum)),

@@ -71,6 +71,9 @@ pub enum Reason {
     ThinkingBudget,
     /// The request forces the call of a tool, which fails on engines if it is cut after one token.
     ForcedTool,
+    /// A tool call in the conversation has no id, so that each engine makes one from the time,
+    /// which is part of the prompt.
+    ToolWithoutId,
     /// The request names an image or another item that only one engine may have in its cache.
     CachedMedia,
     /// A value that only the decode leg carries is one that engines refuse.
@@ -127,7 +130,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::None,
         Self::NoPrefiller,
         Self::SeveralChoices,
@@ -142,6 +145,7 @@ impl Reason {
         Self::BuiltInTools,
         Self::ThinkingBudget,
         Self::ForcedTool,
+        Self::ToolWithoutId,
         Self::CachedMedia,
         Self::InvalidValue,
         Self::UnknownShape,
@@ -185,6 +189,7 @@ impl Reason {
             Self::BuiltInTools => "built_in_tools",
             Self::ThinkingBudget => "thinking_budget",
             Self::ForcedTool => "forced_tool",
+            Self::ToolWithoutId => "tool_without_id",
             Self::CachedMedia => "cached_media",
             Self::InvalidValue => "invalid_value",
             Self::UnknownShape => "unknown_shape",

@@ -5,14 +5,14 @@ use std::task::Poll;
 
 use super::client::{Client, Watch};
 use super::exchange::Exchange;
+use super::inspect::{BodyMask, Inspect};
 use super::leg;
 use super::relay::{self, PendingResponse};
 use super::request::RequestBody;
 use super::shard::Shard;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
-use crate::h1::{self, BodyMeter, FormError, Framing, Name, Taken};
-use crate::json::{FormMask, FormMaskError, Mask};
+use crate::h1::{self, BodyMeter, Framing, Taken};
 use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Instant, Net, would_block};
@@ -45,91 +45,6 @@ struct Upload<N: Net> {
     /// When the body last made progress: when the client last sent payload, or the engine last
     /// accepted bytes that it had held up.
     progress_at: Instant,
-}
-
-/// How the body of a forwarded request is inspected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Inspect {
-    /// It is not.
-    Nothing,
-    /// It is a JSON object.
-    Json,
-    /// It is a form, if the Content-Type says so.
-    Form,
-}
-
-/// Overwrites transfer parameters in the body while it passes.
-enum BodyMask {
-    Json(Mask),
-    Form(Box<FormMask>),
-}
-
-impl BodyMask {
-    /// Returns the mask for the body of this request; `None` if it is not inspected.
-    ///
-    /// # Errors
-    /// The request has a form that cannot be read.
-    fn new<N: Net>(exchange: &Exchange<'_, N>, inspect: Inspect) -> Result<Option<Self>, Fault> {
-        let pd = &exchange.shard.config.pd;
-        match inspect {
-            _ if pd.trust_client_kv => Ok(None),
-            Inspect::Nothing => Ok(None),
-            Inspect::Json => Ok(Some(Self::Json(Mask::new(pd.owned())))),
-            Inspect::Form => {
-                let mut types = exchange.request.values(Name::ContentType);
-                let Some(kind) = types.next() else {
-                    return Ok(None);
-                };
-                if types.next().is_some() {
-                    return Err(Fault::Form(FormError::Boundary));
-                }
-                let Some(boundary) = h1::boundary(kind).map_err(Fault::Form)? else {
-                    return Ok(None);
-                };
-                let head = &exchange.request.head;
-                if h1::is_coded(&head.fields, &exchange.request.bytes) {
-                    return Err(Fault::ContentCoding);
-                }
-                Ok(Some(Self::Form(Box::new(FormMask::new(boundary)))))
-            }
-        }
-    }
-
-    fn masked(&self) -> u32 {
-        match self {
-            Self::Json(mask) => mask.masked(),
-            Self::Form(mask) => mask.masked(),
-        }
-    }
-
-    /// Returns the error of the scan so far or, at the end of the body, whether it is complete.
-    fn check(&mut self, is_done: bool) -> Result<(), Fault> {
-        match self {
-            Self::Json(mask) if is_done => mask.finish().map_err(Fault::Json),
-            Self::Json(mask) => mask.check().map_err(Fault::Json),
-            Self::Form(mask) => {
-                let checked = if is_done { mask.finish() } else { mask.check() };
-                checked.map_err(|error| match error {
-                    FormMaskError::Form(error) => Fault::Form(error),
-                    FormMaskError::Json(error) => Fault::Json(error),
-                })
-            }
-        }
-    }
-
-    /// Masks a piece of the body and appends to `out` what can be sent. Returns `None` if the scan
-    /// has failed.
-    fn append(&mut self, piece: &mut [u8], out: &mut Vec<u8>) -> Option<()> {
-        match self {
-            Self::Json(mask) => {
-                let masked = mask.feed(piece).ok()?;
-                out.extend_from_slice(&masked.held);
-                out.extend_from_slice(&piece[..masked.ready]);
-            }
-            Self::Form(mask) => mask.feed(piece, out).ok()?,
-        }
-        Some(())
-    }
 }
 
 /// An event that ends a wait of an upload.
@@ -612,8 +527,8 @@ impl<N: Net> Upload<N> {
     }
 
     /// If the body is being scanned, reports an error of the scan. If the body is also complete,
-    /// checks that it is a complete document or form and, if its chunk framing is regenerated, appends
-    /// the last chunk to `out`.
+    /// checks that it is a complete document or form and, if its chunk framing is regenerated,
+    /// appends the last chunk to `out`.
     fn finish_if_done(&mut self) -> Result<(), Fault> {
         let Some(mask) = &mut self.mask else {
             return Ok(());

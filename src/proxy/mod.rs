@@ -28,6 +28,7 @@ mod exchange;
 mod flow;
 mod forward;
 mod head;
+mod inspect;
 mod leg;
 mod push_book;
 mod relay;

@@ -22,7 +22,8 @@ use crate::pd::{BootstrapEngine, Role};
 use crate::policy::{self, Choose};
 use crate::trace::{Sampler, TraceRing, Tracer};
 use crate::upstream::{
-    Buffers, OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps, Upstreams, any_known,
+    Buffers, IsOwn, OnSocketFailed, Resolved, Resolver, SecureUpstream, UpstreamDeps, Upstreams,
+    any_known,
 };
 
 /// The parts that a shard is constructed from.
@@ -119,7 +120,6 @@ impl<N: Net> Shard<N> {
         let snapshot = deps.fleet.load_full();
         let endpoints = snapshot.endpoints();
         let own: Vec<_> = endpoints.flat_map(|one| one.addresses.clone()).collect();
-        let (is_own_listener, is_same) = (deps.is_own_listener, deps.is_same_listener);
         let versions: Versions = cache(VERSIONS_MAX, VERSION_SECS_MAX);
         let engines: Engines = cache(BOOTSTRAPS_MAX, BOOTSTRAP_SECS_MAX);
         let (stated, listed) = (Rc::clone(&versions), Rc::clone(&engines));
@@ -141,21 +141,7 @@ impl<N: Net> Shard<N> {
                     }
                     Role::Encode | Role::Bootstrap => {}
                 }),
-                is_own: Box::new(move |address| match address {
-                    _ if own.contains(address) => Some(true),
-                    // The proxy's own listeners are TCP.
-                    Address::Unix(_) => Some(false),
-                    Address::Tcp(address) if is_own_listener(address) => Some(true),
-                    Address::Tcp(address) => {
-                        let decoders = own.iter().filter_map(|decoder| match decoder {
-                            Address::Tcp(decoder) if decoder.port() == address.port() => {
-                                Some(is_same(decoder, address))
-                            }
-                            Address::Tcp(_) | Address::Unix(_) => None,
-                        });
-                        any_known(decoders)
-                    }
-                }),
+                is_own: is_own(own, deps.is_own_listener, deps.is_same_listener),
             },
         );
         for decoder in snapshot.endpoints() {
@@ -238,6 +224,27 @@ impl<N: Net> Shard<N> {
     pub(super) fn count_fault(&self, fault: Fault) {
         self.metrics.fault(fault.index());
     }
+}
+
+/// Returns the function that determines whether an address is this proxy's or one of `own`, the
+/// addresses of its decoders.
+fn is_own(
+    own: Vec<Address>,
+    is_own_listener: Box<dyn Fn(&SocketAddr) -> bool>,
+    is_same: SameListener,
+) -> IsOwn {
+    Box::new(move |address| match address {
+        _ if own.contains(address) => Some(true),
+        // The proxy's own listeners are TCP.
+        Address::Unix(_) => Some(false),
+        Address::Tcp(address) if is_own_listener(address) => Some(true),
+        Address::Tcp(address) => any_known(own.iter().filter_map(|decoder| match decoder {
+            Address::Tcp(decoder) if decoder.port() == address.port() => {
+                Some(is_same(decoder, address))
+            }
+            Address::Tcp(_) | Address::Unix(_) => None,
+        })),
+    })
 }
 
 /// Type of [`ShardDeps::is_same_listener`].

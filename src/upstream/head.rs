@@ -172,7 +172,7 @@ fn is_forwarded(field: &Field, host_replaced: bool, accept_encoding: bool) -> bo
         | Name::XLlmDEncoderHostsPorts
         | Name::XLlmDKvCacheSourceHostPort
         | Name::XSpeculativePrefill
-        // SGLang's engines can take these in place of members of the body, which clients must not
+        // SGLang's engines can take these instead of members of the body, which clients must not
         // set.
         | Name::XOverrideBootstrapHost
         | Name::XOverrideBootstrapPort

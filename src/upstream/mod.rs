@@ -32,6 +32,6 @@ pub(crate) use head::{Forwarded, HeadWriter};
 pub(crate) use response::Response;
 pub(crate) use scope::{Scope, Stage};
 pub(crate) use task::{CallTask, LegTask, OwnedCall, TaskContext};
+pub(crate) use upstreams::{IsOwn, TaskGuard, UpstreamDeps, Upstreams, any_known};
 pub use upstreams::{OnEngineLost, OnSocketFailed, SecureUpstream};
-pub(crate) use upstreams::{TaskGuard, UpstreamDeps, Upstreams, any_known};
 pub(crate) use wait::{Deadline, Timeout, Waited};

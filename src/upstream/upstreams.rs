@@ -27,6 +27,9 @@ pub type SecureUpstream<C> = Box<dyn Fn(C, Role, &Target) -> C>;
 /// connection failed: the engine may have been restarted.
 pub type OnEngineLost = Box<dyn Fn(Role, &Target)>;
 
+/// Type of [`UpstreamDeps::is_own`].
+pub(crate) type IsOwn = Box<dyn Fn(&Address) -> Option<bool>>;
+
 /// The parts that [`Upstreams`] is constructed from.
 pub(crate) struct UpstreamDeps<N: Net> {
     pub(crate) config: Arc<Config>,
@@ -38,7 +41,7 @@ pub(crate) struct UpstreamDeps<N: Net> {
     pub(crate) on_engine_lost: OnEngineLost,
     /// Returns whether an address is that of a listener of this process or of a local decoder;
     /// `None` if that is not known yet.
-    pub(crate) is_own: Box<dyn Fn(&Address) -> Option<bool>>,
+    pub(crate) is_own: IsOwn,
 }
 
 /// The engines that one shard calls: their endpoints, idle connections and look-ups in progress.
@@ -52,7 +55,7 @@ pub(crate) struct Upstreams<N: Net> {
     pub(super) secure: SecureUpstream<N::Conn>,
     pub(super) on_socket_failed: OnSocketFailed,
     pub(super) on_engine_lost: OnEngineLost,
-    is_own: Box<dyn Fn(&Address) -> Option<bool>>,
+    is_own: IsOwn,
     /// Number of legs that run as separate tasks.
     tasks: Cell<usize>,
 }

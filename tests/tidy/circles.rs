@@ -49,7 +49,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
             &["exchange"],
             &["choose", "allowlist", "routing"],
             &["trace"],
-            &["leg"],
+            &["leg", "inspect"],
             &["tunnel", "relay", "body", "forward"],
             &["flow"],
             &["serve"],

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Check ringside's prefill/decode disaggregation with two real vLLM servers and the NIXL connector.
+"""Check ringside's prefill/decode disaggregation with two real servers: vLLM with NIXL or Mooncake, or SGLang.
 
-usage: check.py --ringside BINARY [--prefill URL] [--decode URL] [--trials N] [CHECK...]
+usage: check.py --ringside BINARY [--kv-connector NAME] [--prefill URL] [--decode URL] [--reference URL]
+                [--trials N] [--seconds N] [CHECK...]
 
-CHECK: tokens replay stale openai abort freed stranded messages members poison (default: all, in this order).
+CHECK: tokens replay stale openai abort freed stranded messages counts members poison mixture. Default: those
+that apply to the connector (see connectors.py), in this order, except `mixture`, which runs if it is named.
 Exit status: 0 if every check passes.
 """
 import argparse
@@ -16,59 +18,100 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import members as request_members
+import mixture as mixed
 import rig
+from connectors import CONNECTORS
 from relay import Cut, EditAnswer, Relay, SlowBody
 from rig import (CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, RND, Answer, Engine, Ringside,
-                 body, ids, metric, prompt_for, salted, verdict)
+                 body, ids, metric, prompt_for, salted, until, verdict)
 
 class Setup:
-    """The addresses of the two servers, and how to start ringside in front of them."""
+    """The addresses of the servers, and how to start ringside in front of them."""
 
     def __init__(self, args):
         self.binary, self.core = args.ringside, args.core
-        self.prefill, self.decode = Engine(args.prefill), Engine(args.decode)
-        self.port, self.trials = args.port, args.trials
+        self.connector = CONNECTORS[args.kv_connector]
+        self.bootstrap_port = args.bootstrap_port
+        self.prefill = Engine(args.prefill or self.connector.prefill)
+        self.decode = Engine(args.decode or self.connector.decode)
+        # The server that responds alone.
+        alone = args.reference or self.connector.reference
+        self.alone = Engine(alone) if alone else self.prefill
+        self.port, self.trials, self.seconds = args.port, args.trials, args.seconds
 
     def ringside(self, *flags, decoder_port=None, prefiller_port=None):
         """Starts ringside on one core with one thread, so that connections are reused predictably."""
         self.port += 1
         prefiller = f"127.0.0.1:{prefiller_port or self.prefill.port}"
         return Ringside(self.binary, self.port, decoder_port or self.decode.port, prefiller,
-                        "--cores", self.core, *flags)
+                        "--cores", self.core, *self.connector.flags(self.bootstrap_port), *flags,
+                        env=self.connector.env(self.bootstrap_port))
 
     def reference(self, path, asked):
-        """Returns the response of the prefill server alone, computed without a cached prefix."""
+        """Returns the response of one server alone, computed without a cached prefix."""
         plain = {key: value for key, value in asked.items() if key not in ("stream", "stream_options")}
-        return self.prefill.post(path, salted(plain))
+        return self.alone.post(path, salted(plain))
+
+    def body(self, api, prompt, **more):
+        """Returns a request that the engines accept, whole and streamed."""
+        asked = body(api, prompt, **more)
+        if not self.connector.has_tokens:
+            asked.pop("return_token_ids", None)
+        return asked
+
+    def sure_case(self, api, limit):
+        """Returns a request and the response of one server alone whose text does not depend on rounding."""
+        for _ in range(50):
+            asked = self.body(api, prompt_for(api), limit=limit)
+            want = self.alone.post(api, salted(rig.with_logprobs(api, asked)))
+            assert want.status == 200, (want.status, want.raw)
+            if rig.margin(want) > mixed.MARGIN:
+                return asked, want
+        raise SystemExit(f"no prompt for {api} has a margin above {mixed.MARGIN}")
+
+    def load(self, engine):
+        """Returns the number of requests that are in an engine."""
+        return sum(engine.metric(name) for name in self.connector.load)
 
 
 def tokens(setup):
     """Both legs together generate the same tokens as one server alone."""
-    count = setup.trials
+    count, connector = setup.trials, setup.connector
     with setup.ringside() as ringside:
-        for api in (COMPLETIONS, CHAT, GENERATE):
+        counters = {name.split(":")[1]: (getattr(setup, role), name) for role, name in connector.moved}
+        if connector.hits:
+            counters["external_hits"] = (setup.decode, connector.hits)
+        for api in connector.apis:
             for stream in (False, True):
-                hits = setup.decode.metric("vllm:external_prefix_cache_hits_total")
-                moved = setup.decode.metric("vllm:nixl_bytes_transferred_sum")
+                before = {name: engine.metric(metric) for name, (engine, metric) in counters.items()}
                 remote = ringside.count("remote")
-                right, prompt_tokens, cached = 0, 0, set()
+                right, prompt_tokens, cached, sample = 0, 0, set(), ""
                 for _ in range(count):
-                    asked = body(api, prompt_for(api), limit=16)
+                    if connector.has_tokens:
+                        asked, want = body(api, prompt_for(api), limit=16), None
+                    else:
+                        asked, want = setup.sure_case(api, limit=16)
                     if stream:
                         asked |= {"stream": True, "stream_options": {"include_usage": True}}
                     got = ringside.engine.post(api, asked)
-                    want = setup.reference(api, asked)
-                    right += bool(got.same(want)) and len(got.tokens) == 16
+                    want = want or setup.reference(api, asked)
+                    length = len(got.tokens) if connector.has_tokens else (got.usage or {}).get("completion_tokens")
+                    is_right = bool(got.same(want)) and length == 16
+                    right += is_right
+                    if not is_right:
+                        sample = f"{got.status} {got.tokens or got.text!r} instead of {want.tokens or want.text!r}"
                     if got.usage:
                         prompt_tokens += got.usage["prompt_tokens"]
                         cached.add((got.usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
-                hits = setup.decode.metric("vllm:external_prefix_cache_hits_total") - hits
-                moved = setup.decode.metric("vllm:nixl_bytes_transferred_sum") - moved
+                moved = {name: int(engine.metric(metric) - before[name])
+                         for name, (engine, metric) in counters.items()}
                 remote = ringside.count("remote") - remote
-                ok = right == count == remote and hits > 0.8 * prompt_tokens > 0
+                ok = right == count == remote and prompt_tokens > 0 and min(moved.values()) >= count
+                if connector.hits:
+                    ok = ok and moved["external_hits"] > 0.8 * prompt_tokens
                 verdict(ok, f"tokens {api} {'stream' if stream else 'whole'}", equal=f"{right}/{count}",
-                        outcome_remote=remote, prompt_tokens=prompt_tokens, external_hits=int(hits),
-                        nixl_bytes=int(moved), client_cached_tokens=cached)
+                        outcome_remote=remote, prompt_tokens=prompt_tokens, **moved,
+                        client_cached_tokens=cached, **({"different": sample} if sample else {}))
 
 
 def others(setup, count=40):
@@ -270,16 +313,6 @@ def running(engine):
     return engine.metric("vllm:num_requests_running") + engine.metric("vllm:num_requests_waiting")
 
 
-def until(condition, seconds=20):
-    """Waits until `condition` is true. Returns the seconds that took, or None after `seconds`."""
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        if condition():
-            return time.monotonic() - started
-        time.sleep(0.005)
-    return None
-
-
 def ms(times):
     if None in times:
         return "never"
@@ -409,7 +442,7 @@ def stranded(setup, trials=10):
         sock.close()
         return held
 
-    for flags, count in (((), 1), (("--release-stranded-kv",), trials)):
+    for flags, count in ((("--release-stranded-kv=false",), 1), ((), trials)):
         with setup.ringside(*flags, decoder_port=relay.port) as ringside:
             assert until(lambda: used() == 0, 45) is not None
             expired_before, moved = expired(), setup.decode.metric("vllm:nixl_bytes_transferred_sum")
@@ -423,9 +456,9 @@ def stranded(setup, trials=10):
             moved = setup.decode.metric("vllm:nixl_bytes_transferred_sum") - moved
             ran_out = expired() - expired_before
             ok = None not in times and min(held) > 0 and moved == 0 and (
-                max(times) < 5 and ran_out == 0 and outcomes["released"] == count if flags
-                else min(times) > 15 and ran_out == 1 and outcomes["left_to_lease"] == count)
-            verdict(ok, f"client disconnect between the legs, {flags[0] if flags else 'without the flag'}",
+                min(times) > 15 and ran_out == 1 and outcomes["left_to_lease"] == count if flags
+                else max(times) < 5 and ran_out == 0 and outcomes["released"] == count)
+            verdict(ok, f"client disconnect between the legs, {flags[0] if flags else 'default'}",
                     blocks_free_after=ms(times), leases_run_out=ran_out, bytes_moved=int(moved), **outcomes)
             asked = body(COMPLETIONS, ids())
             verdict(ringside.engine.post(COMPLETIONS, asked).same(setup.reference(COMPLETIONS, asked)),
@@ -461,6 +494,65 @@ def messages(setup, trials=3):
                             key: value for key, value in sample.usage.items() if isinstance(value, int)})
 
 
+# The counts of a prompt that every API has, and by their names in each.
+PROMPT_COUNTS = {"prompt_tokens", "input_tokens", "prompt_tokens_details.cached_tokens",
+                 "input_tokens_details.cached_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"}
+
+
+def numbers(usage, names=None):
+    """Returns the integers of a usage, with those of its objects. A missing count is 0, so those are left out."""
+    found = {}
+    for name, value in (usage or {}).items():
+        inner = numbers(value) if isinstance(value, dict) else {"": value} if isinstance(value, int) else {}
+        found |= {f"{name}.{key}" if key else name: value for key, value in inner.items() if value}
+    return {name: value for name, value in found.items() if names is None or name in names}
+
+
+def cached_count(usage):
+    return sum(value for name, value in numbers(usage, PROMPT_COUNTS).items() if "cached" in name or "read" in name)
+
+
+def counts(setup, trials=3):
+    """The counts that a client sees, above all of cached tokens, are those of the prefill server alone."""
+    usage_in_all = {"include_usage": True, "continuous_usage_stats": True}
+    with setup.ringside() as ringside:
+        for api in (CHAT, COMPLETIONS, RESPONSES, GENERATE, MESSAGES):
+            ways = {"whole": {}, "stream": {"stream": True}}
+            if api in (CHAT, COMPLETIONS, GENERATE):
+                ways["stream"] |= {"stream_options": {"include_usage": True}}
+                ways["stream, usage in all events"] = {"stream": True, "stream_options": usage_in_all}
+            for way, more in ways.items():
+                right, remote, cached, faults = 0, ringside.count("remote"), set(), []
+                for _ in range(trials):
+                    asked = body(api, prompt_for(api, RND.randint(400, 800)), **more)
+                    # The prefiller's cache has nothing of a request with another salt.
+                    want_new, got_new = setup.prefill.post(api, salted(asked)), ringside.engine.post(api, asked)
+                    got_old, want_old = ringside.engine.post(api, asked), setup.prefill.post(api, asked)
+                    found = len(faults)
+                    for state, got, want in (("new", got_new, want_new), ("cached", got_old, want_old)):
+                        cached.add(cached_count(got.usage))
+                        if not got.same(want) or (cached_count(want.usage) > 0) != (state == "cached"):
+                            faults.append(f"{state}: {got.status} {got.raw[-300:]} instead of {want.raw[-300:]}")
+                        # An engine has the prompt's length in all usages and the other counts in the last.
+                        # Earlier ones may have the final counts instead.
+                        allowed = [numbers(usage, PROMPT_COUNTS) for usage in want.usages[:1] + want.usages[-1:]]
+                        if numbers(got.usage) != numbers(want.usage):
+                            names = {name for name, _ in numbers(got.usage).items() ^ numbers(want.usage).items()}
+                            faults.append(f"{state}: {', '.join(sorted(names))}: {got.usage} instead of {want.usage}")
+                        elif any(numbers(usage, PROMPT_COUNTS) not in allowed for usage in got.usages):
+                            faults.append(f"{state}, earlier events: {got.usages[0]}, final {got.usage}")
+                    right += len(faults) == found
+                remote = ringside.count("remote") - remote
+                verdict(right == trials and remote == 2 * trials, f"counts {api} {way}", right=f"{right}/{trials}",
+                        outcome_remote=remote, cached=sorted(cached),
+                        **({"first_fault": faults[0]} if faults else {}))
+
+
+def mixture(setup):
+    """Good requests, refused ones and clients that leave: no wrong text, no delay, nothing is kept afterwards."""
+    mixed.run(setup, setup.seconds)
+
+
 def members(setup):
     """A request with each member that both legs carry, or that is capped, returns the text of one server."""
     apis = {"CHAT": CHAT, "COMPLETIONS": COMPLETIONS, "RESPONSES": RESPONSES, "MESSAGES": MESSAGES,
@@ -479,7 +571,12 @@ def members(setup):
             if member == "max_completion_tokens":
                 del asked["max_tokens"]
             before = ringside.count("remote")
-            got = ringside.engine.post(api, asked)
+            try:
+                got = ringside.engine.post(api, asked)
+            except TimeoutError:
+                counts["hung"] = counts.get("hung", 0) + 1
+                verdict(False, f"{name} {member} hung", outcomes=ringside.outcomes())
+                continue
             want = setup.reference(api, asked)
             # The outcome is counted after the response has been sent, which is before the reference.
             is_split = ringside.count("remote") - before == 1
@@ -579,21 +676,32 @@ def poison(setup):
 
 
 CHECKS = {check.__name__: check
-          for check in (tokens, replay, stale, openai, abort, freed, stranded, messages, members, poison)}
+          for check in (tokens, replay, stale, openai, abort, freed, stranded, messages, counts, members, poison,
+                        mixture)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ringside", required=True, metavar="BINARY")
-    parser.add_argument("--prefill", default="http://127.0.0.1:8100")
-    parser.add_argument("--decode", default="http://127.0.0.1:8200")
+    parser.add_argument("--kv-connector", default="nixlv2", choices=CONNECTORS, help="default: nixlv2")
+    parser.add_argument("--prefill", metavar="URL", help="default: port 8100; for sglang 8600")
+    parser.add_argument("--decode", metavar="URL", help="default: port 8200; for sglang 8700")
+    parser.add_argument("--reference", metavar="URL",
+                        help="the server that responds alone; default: the prefill server; for sglang port 8800")
+    parser.add_argument("--bootstrap-port", type=int, default=8998,
+                        help="bootstrap port of the prefill server (mooncake and sglang); default: 8998")
     parser.add_argument("--port", type=int, default=8300, help="ringside listens on the ports above this one")
     parser.add_argument("--core", default="0", help="CPU that ringside runs on")
     parser.add_argument("--trials", type=int, default=20, help="number of repetitions in `tokens` and `replay`")
+    parser.add_argument("--seconds", type=float, default=600, help="duration of `mixture`; default: 600")
     parser.add_argument("checks", nargs="*", metavar="CHECK")
     args = parser.parse_args()
     setup = Setup(args)
-    for name in args.checks or CHECKS:
+    applicable = setup.connector.checks + setup.connector.named
+    for name in args.checks:
+        if name not in applicable:
+            parser.error(f"{name} is no check for {args.kv_connector}; there are {' '.join(applicable)}")
+    for name in args.checks or setup.connector.checks:
         print(f"-- {name}: {CHECKS[name].__doc__}", flush=True)
         started = time.monotonic()
         CHECKS[name](setup)

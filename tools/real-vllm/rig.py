@@ -1,10 +1,12 @@
 """Helpers for the checks: prompts, HTTP, metrics, ringside processes, verdicts."""
 import http.client
 import json
+import os
 import random
 import re
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -24,6 +26,16 @@ def verdict(ok, what, **figures):
     if not ok:
         failures.append(what)
     return ok
+
+
+def until(condition, seconds=20):
+    """Waits until `condition` is true. Returns the seconds that took, or None after `seconds`."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if condition():
+            return time.monotonic() - started
+        time.sleep(0.005)
+    return None
 
 
 def ids(count=None):
@@ -72,7 +84,7 @@ class Answer:
     def __init__(self, status, raw, streamed):
         self.status, self.raw, self.tokens, self.text = status, raw, [], ""
         self.done = not streamed
-        self.usage = None
+        self.usages = []  # all of a response, in order
         if status != 200:
             return
         if not streamed:
@@ -83,13 +95,21 @@ class Answer:
                 if line.startswith("data: "):
                     self._event(line[6:])
 
+    @property
+    def usage(self):
+        return self.usages[-1] if self.usages else None
+
     def _choice(self, choice):
         self.tokens += choice.get("token_ids") or []
         content = choice.get("message") or choice.get("delta") or choice
         self.text += content.get("content") or content.get("text") or ""
 
+    def _usage(self, holder):
+        if holder and holder.get("usage"):
+            self.usages.append(holder["usage"])
+
     def _whole(self, answer):
-        self.usage = answer.get("usage")
+        self._usage(answer)
         for choice in answer.get("choices", []):
             self._choice(choice)
         for block in answer.get("content") or []:
@@ -102,7 +122,8 @@ class Answer:
             self.done = True
             return
         event = json.loads(data)
-        self.usage = event.get("usage") or self.usage
+        for holder in (event, event.get("message"), event.get("response")):
+            self._usage(holder)
         for choice in event.get("choices", []):
             self._choice(choice)
         kind = event.get("type", "")
@@ -116,6 +137,29 @@ class Answer:
     def same(self, other):
         return (self.status == other.status == 200 and self.done and other.done
                 and (self.tokens or self.text) and (self.tokens, self.text) == (other.tokens, other.text))
+
+
+def margin(answer):
+    """Returns the least difference between the log-probabilities of the two best tokens at any position.
+
+    `answer` is a response to a request with two top log-probabilities. If the margin is large, the text
+    does not depend on rounding, which depends on what else is in a batch.
+    """
+    found = json.loads(answer.raw)["choices"][0]["logprobs"]
+    if "content" in found:
+        places = [[best["logprob"] for best in place["top_logprobs"]] for place in found["content"]]
+    else:
+        places = [list(place.values()) for place in found["top_logprobs"]]
+    # Two tokens with the same text are one member of a completion's object.
+    return min((best[0] - best[1] if len(best) > 1 else 0 for best in (sorted(place)[::-1] for place in places)),
+               default=0)
+
+
+def with_logprobs(api, asked):
+    """Returns the same request with the two best log-probabilities of each token, for `margin`."""
+    if api == GENERATE:
+        return asked | {"sampling_params": asked["sampling_params"] | {"logprobs": 2}}
+    return asked | ({"logprobs": True, "top_logprobs": 2} if api == CHAT else {"logprobs": 2})
 
 
 class Engine:
@@ -185,23 +229,30 @@ def metric(url, name, **labels):
 class Ringside:
     """A ringside process in front of one decoder."""
 
-    def __init__(self, binary, port, decoder_port, prefiller, *flags):
+    def __init__(self, binary, port, decoder_port, prefiller, *flags, env=None):
         self.admin = f"http://127.0.0.1:{port + 1500}"
         self.command = [binary, "sidecar", "--host", "127.0.0.1", "--port", str(port),
                         "--model-server-host", "127.0.0.1", "--model-server-port", str(decoder_port),
                         "--secure-proxy=false", "--admin-address", f"127.0.0.1:{port + 1500}",
                         *flags]
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        # A file, because ringside would stop at a full pipe.
+        self.log = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=self.log,
+                                        env=os.environ | (env or {}))
         self.engine = Engine(f"http://127.0.0.1:{port}", prefiller)
         for _ in range(100):
             if self.process.poll() is not None:
-                raise SystemExit(f"ringside exited: {self.process.stderr.read().decode()}")
+                raise SystemExit(f"ringside exited: {self.logged()}")
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
                 return
             except OSError:
                 time.sleep(0.05)
         raise SystemExit("ringside does not listen on its port")
+
+    def logged(self):
+        """Returns what ringside has logged so far."""
+        return os.pread(self.log.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def count(self, outcome, reason=None):
         labels = {"outcome": outcome} | ({"reason": reason} if reason else {})
@@ -216,6 +267,18 @@ class Ringside:
 
     def counter(self, name, **labels):
         return int(metric(self.admin, name, **labels))
+
+    def labelled(self, name):
+        """Returns the samples of a metric with one label, except those that are 0."""
+        with urllib.request.urlopen(self.admin + "/metrics", timeout=30) as answer:
+            found = re.findall(rf'{name}\{{\w+="(\w+)"\}} (\d+)', answer.read().decode())
+        return ",".join(f"{label}:{count}" for label, count in found if count != "0") or "none"
+
+    def warnings(self):
+        """Returns the warnings and errors in ringside's log, without their times and with N for numbers."""
+        lines = (re.sub(r"\x1b\[[0-9;]*m", "", line) for line in self.logged().splitlines())
+        return [re.sub(r"\d+", "N", line.split(" ", 1)[-1].strip()) for line in lines
+                if re.search(r"^\S+\s+(WARN|ERROR)|panick", line)]
 
     def __enter__(self):
         return self

@@ -106,8 +106,8 @@ pub struct Rules {
     /// set.
     pub client_owned: Watch,
     /// Fate of the prefill leg when the client disconnects
-    /// (`docs/pd-sidecar.md#when-the-client-disconnects`). In the serial order, the KV cache of a leg
-    /// that continues is released afterwards.
+    /// (`docs/pd-sidecar.md#when-the-client-disconnects`). In the serial order, the KV cache of a
+    /// leg that continues is released afterwards.
     pub prefill_on_disconnect: OnDisconnect,
     /// Fate of the decode leg of [`Order::Concurrent`] when the client disconnects before the first
     /// byte of its response body.
