@@ -110,7 +110,7 @@ pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_
             KvContract::Offloading(Meetings::new()),
         ),
     ];
-    for (nth, (name, args, contract)) in all.into_iter().enumerate() {
+    for (name, args, contract) in all {
         let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
         args.extend(more);
         let dp_size = if name == "mooncake" { 2 } else { 1 };
@@ -123,7 +123,7 @@ pub(crate) fn each_connector(more: &[&str], mut test: impl FnMut(Mode, &Setup<'_
         test(
             Mode {
                 name,
-                is_concurrent: nth > 5,
+                is_concurrent: matches!(name, "mori-parallel" | "sglang"),
             },
             &setup,
         );
