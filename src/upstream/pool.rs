@@ -228,11 +228,14 @@ impl<N: Net> Pools<N> {
         if endpoint.addresses.is_empty() {
             return false;
         }
+        if let SelfCheck::Done(is_self) = endpoint.is_self {
+            return is_self;
+        }
         let now = self.net.now();
-        match endpoint.is_self {
-            SelfCheck::Done(is_self) => return is_self,
-            SelfCheck::Unsure(at) if now.since(at) < SELF_CHECK_WAIT => return false,
-            SelfCheck::Unsure(_) | SelfCheck::Due => {}
+        if let SelfCheck::Unsure(at) = endpoint.is_self
+            && now.since(at) < SELF_CHECK_WAIT
+        {
+            return false;
         }
         let found = is_own_address(&endpoint.addresses);
         endpoint.is_self = found.map_or(SelfCheck::Unsure(now), SelfCheck::Done);
