@@ -8,9 +8,11 @@
 /// searched for.
 #[must_use]
 pub fn has_error_event(part: &[u8]) -> bool {
-    let mut lines = part.split(|&byte| byte == b'\n');
-    lines.any(|line| {
-        line.strip_prefix(b"data:")
+    let ends = memchr::memchr_iter(b'\n', part);
+    let mut starts = std::iter::once(0).chain(ends.map(|end| end + 1));
+    starts.any(|start| {
+        part[start..]
+            .strip_prefix(b"data:")
             .is_some_and(|data| is_error(data).is_some())
     })
 }
@@ -21,8 +23,8 @@ pub fn has_error_event(part: &[u8]) -> bool {
 fn is_error(data: &[u8]) -> Option<()> {
     let member = after(data, b"{")?;
     if let Some(value) = after(member, b"\"error\"") {
-        let value = after(value, b":")?.trim_ascii_start();
-        return matches!(value.first(), Some(b'{' | b'"')).then_some(());
+        let value = after(value, b":")?;
+        return after(value, b"{").or_else(|| after(value, b"\"")).map(drop);
     }
     let kind = after(member, b"\"type\"").or_else(|| after(member, b"\"object\""))?;
     let kind = after(kind, b":")?;
@@ -30,9 +32,10 @@ fn is_error(data: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// Returns the rest of `text` after white space and `token`, if it begins so.
+/// Returns the rest of `text` after blanks and `token`, if it begins so. A line end is no blank.
 fn after<'a>(text: &'a [u8], token: &[u8]) -> Option<&'a [u8]> {
-    text.trim_ascii_start().strip_prefix(token)
+    let start = text.iter().position(|byte| !matches!(byte, b' ' | b'\t'))?;
+    text[start..].strip_prefix(token)
 }
 
 #[cfg(test)]
@@ -75,6 +78,7 @@ mod tests {
             ("x data: {\"error\":{}}\n", false),
             ("data: {\"error\"", false),
             ("data: [DONE]\n\n", false),
+            ("data:\n{\"error\":{}}\n", false),
             ("", false),
         ] {
             assert_eq!(has_error_event(part.as_bytes()), want, "{part}");
