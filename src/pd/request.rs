@@ -86,6 +86,22 @@ pub const CLIENT_OWNED_KV: Watch = &[
     (Level::Xargs, "ec_transfer_params"),
 ];
 
+/// Returns [`CLIENT_OWNED_KV`] and `own`, the further members of a connector. `N` is the number of
+/// both.
+pub(super) const fn with_kv<const N: usize>(own: Watch) -> [(Level, &'static str); N] {
+    let mut all = [CLIENT_OWNED_KV[0]; N];
+    let mut at = 0;
+    while at < N {
+        all[at] = if at < CLIENT_OWNED_KV.len() {
+            CLIENT_OWNED_KV[at]
+        } else {
+            own[at - CLIENT_OWNED_KV.len()]
+        };
+        at += 1;
+    }
+    all
+}
+
 /// Members that legs read and pass on, but never replace. They can be large.
 const PASSED: [&str; 10] = [
     "content_parts",

@@ -10,21 +10,15 @@ use crate::json::{Edit, EditError, Level, Scanner, Watch};
 use crate::pd::edits::{Caps, Edits};
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::peer::Peer;
-use crate::pd::request::PdRequest;
+use crate::pd::request::{CLIENT_OWNED_KV, PdRequest, with_kv};
 
 /// Parameters that make an engine prefill for another engine.
 const PREFILL_PARAMS: &[u8] = br#"{"do_remote_decode":true,"do_remote_prefill":false}"#;
 
 /// Members of a request that clients must not set.
-const CLIENT_OWNED: Watch = &[
-    (Level::Top, "data_parallel_rank"),
-    (Level::Top, "kv_transfer_params"),
-    (Level::Top, "ec_transfer_params"),
-    (Level::ExtraArgs, "kv_transfer_params"),
-    (Level::ExtraArgs, "ec_transfer_params"),
-    (Level::Xargs, "kv_transfer_params"),
-    (Level::Xargs, "ec_transfer_params"),
-];
+const CLIENT_OWNED: Watch = &with_kv::<{ OWN.len() + CLIENT_OWNED_KV.len() }>(OWN);
+
+const OWN: Watch = &[(Level::Top, "data_parallel_rank")];
 
 /// Members of a handoff that are read or edited.
 const HANDOFF: Watch = &[

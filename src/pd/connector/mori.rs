@@ -14,7 +14,7 @@ use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Take};
 use crate::pd::options::MoriConfig;
 use crate::pd::peer::Peer;
-use crate::pd::request::PdRequest;
+use crate::pd::request::{CLIENT_OWNED_KV, PdRequest, with_kv};
 
 /// `MoRI-IO` in write mode, with the prefill leg before the decode leg.
 pub(super) struct MoriSerial;
@@ -24,15 +24,9 @@ pub(super) struct MoriConcurrent;
 
 /// The members that clients must not set. In the responses API, engines read the addresses of their
 /// peers from a `request_id` with marks, and ignore the request id of the head.
-const CLIENT_OWNED: Watch = &[
-    (Level::Top, "kv_transfer_params"),
-    (Level::Top, "ec_transfer_params"),
-    (Level::Top, "request_id"),
-    (Level::ExtraArgs, "kv_transfer_params"),
-    (Level::ExtraArgs, "ec_transfer_params"),
-    (Level::Xargs, "kv_transfer_params"),
-    (Level::Xargs, "ec_transfer_params"),
-];
+const CLIENT_OWNED: Watch = &with_kv::<{ OWN.len() + CLIENT_OWNED_KV.len() }>(OWN);
+
+const OWN: Watch = &[(Level::Top, "request_id")];
 
 const SERIAL_RULES: Rules = Rules {
     // `MoRI-IO` is a mode of this connector.

@@ -10,7 +10,7 @@ use crate::pd::handoff::SingleUse;
 use crate::pd::leg::{Collected, Leg, Role, Take};
 use crate::pd::outcome::Reason;
 use crate::pd::peer::Peer;
-use crate::pd::request::PdRequest;
+use crate::pd::request::{CLIENT_OWNED_KV, PdRequest, with_kv};
 
 /// Members that the decode leg copies from the prefill response.
 const COPIED_MEMBERS: [&str; 4] = [
@@ -21,19 +21,15 @@ const COPIED_MEMBERS: [&str; 4] = [
 ];
 
 /// The members that clients must not set: those of version 2, and the parameters of version 1.
-const CLIENT_OWNED: Watch = &[
-    (Level::Top, "kv_transfer_params"),
-    (Level::Top, "ec_transfer_params"),
+const CLIENT_OWNED: Watch = &with_kv::<{ OWN.len() + CLIENT_OWNED_KV.len() }>(OWN);
+
+const OWN: Watch = &[
     (Level::Top, "do_remote_decode"),
     (Level::Top, "do_remote_prefill"),
     (Level::Top, "remote_block_ids"),
     (Level::Top, "remote_engine_id"),
     (Level::Top, "remote_host"),
     (Level::Top, "remote_port"),
-    (Level::ExtraArgs, "kv_transfer_params"),
-    (Level::ExtraArgs, "ec_transfer_params"),
-    (Level::Xargs, "kv_transfer_params"),
-    (Level::Xargs, "ec_transfer_params"),
 ];
 
 /// The connector `nixl`.

@@ -8,22 +8,18 @@ use crate::json::{EditError, Level, Quoted, Watch};
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::options::ConnectorPorts;
 use crate::pd::peer::Peer;
-use crate::pd::request::PdRequest;
+use crate::pd::request::{CLIENT_OWNED_KV, PdRequest, with_kv};
 
 /// The members that clients must not set: engines find each other by them.
-const CLIENT_OWNED: Watch = &[
-    (Level::Top, "kv_transfer_params"),
-    (Level::Top, "ec_transfer_params"),
+const CLIENT_OWNED: Watch = &with_kv::<{ OWN.len() + CLIENT_OWNED_KV.len() }>(OWN);
+
+const OWN: Watch = &[
     (Level::Top, "bootstrap_host"),
     (Level::Top, "bootstrap_port"),
     (Level::Top, "bootstrap_room"),
     (Level::Top, "bootstrap_pair_key"),
     (Level::Top, "disagg_prefill_dp_rank"),
     (Level::Top, "decode_tp_size"),
-    (Level::ExtraArgs, "kv_transfer_params"),
-    (Level::ExtraArgs, "ec_transfer_params"),
-    (Level::Xargs, "kv_transfer_params"),
-    (Level::Xargs, "ec_transfer_params"),
     (Level::Parameters, "bootstrap_host"),
     (Level::Parameters, "bootstrap_port"),
     (Level::Parameters, "bootstrap_room"),
