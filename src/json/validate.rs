@@ -49,8 +49,25 @@ enum State {
     /// In a member name.
     Name(Text),
     Number(Number),
-    /// In `true`, `false` or `null`, with the letters that are still expected.
-    Literal(&'static [u8]),
+    /// In a literal, with the number of its letters read.
+    Literal(Literal, u8),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Literal {
+    True,
+    False,
+    Null,
+}
+
+impl Literal {
+    const fn letters(self) -> &'static [u8] {
+        match self {
+            Self::True => b"true",
+            Self::False => b"false",
+            Self::Null => b"null",
+        }
+    }
 }
 
 /// Position in a string.
@@ -92,17 +109,17 @@ impl Validator {
     pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
         let base = self.at;
         let mut at = 0;
-        while let Some(&byte) = piece.get(at) {
-            if let State::String(Text::Plain) | State::Name(Text::Plain) = self.state {
-                // Most bytes of most texts.
-                let is_plain = |byte: &&u8| matches!(**byte, 0x20..=0x7f) && !is_special(**byte);
-                let run = piece[at..].iter().take_while(is_plain).count();
-                if run > 0 {
-                    at += run;
-                    continue;
-                }
-            }
+        loop {
+            at += self.run(&piece[at..]);
+            let Some(&byte) = piece.get(at) else { break };
             self.at = base + at;
+            // Only the byte after a number shows that it has ended.
+            if let State::Number(number) = self.state
+                && number.is_complete()
+                && number.step(byte).is_none()
+            {
+                self.state = self.after_value();
+            }
             self.state = self.step(byte).map_err(|reason| self.error(reason))?;
             at += 1;
         }
@@ -130,6 +147,19 @@ impl Validator {
         }
     }
 
+    /// Returns the number of bytes at the start of `rest` that do not change the state: plain
+    /// characters and digits. These are most bytes of most texts.
+    fn run(&self, rest: &[u8]) -> usize {
+        match self.state {
+            State::String(Text::Plain) | State::Name(Text::Plain) => plain_bytes(rest),
+            State::Number(Number::Integer | Number::Fraction | Number::Power) => {
+                rest.iter().take_while(|byte| byte.is_ascii_digit()).count()
+            }
+            _ => 0,
+        }
+    }
+
+    #[inline(always)]
     fn step(&mut self, byte: u8) -> Result<State, JsonReason> {
         match self.state {
             State::String(text) => match text.step(byte)? {
@@ -139,15 +169,11 @@ impl Validator {
             State::Name(text) => Ok(text.step(byte)?.map_or(State::Colon, State::Name)),
             State::Number(number) => match number.step(byte) {
                 Some(number) => Ok(State::Number(number)),
-                None if number.is_complete() => {
-                    self.state = self.after_value();
-                    self.step(byte)
-                }
                 None => Err(JsonReason::InvalidNumber),
             },
-            State::Literal(rest) => match rest {
-                [want] if byte == *want => Ok(self.after_value()),
-                [want, rest @ ..] if byte == *want => Ok(State::Literal(rest)),
+            State::Literal(literal, read) => match literal.letters().get(usize::from(read)..) {
+                Some([want]) if byte == *want => Ok(self.after_value()),
+                Some([want, ..]) if byte == *want => Ok(State::Literal(literal, read + 1)),
                 _ => Err(JsonReason::InvalidLiteral),
             },
             state if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') => Ok(state),
@@ -187,9 +213,9 @@ impl Validator {
                     State::FirstElement
                 })
             }
-            b't' => Ok(State::Literal(b"rue")),
-            b'f' => Ok(State::Literal(b"alse")),
-            b'n' => Ok(State::Literal(b"ull")),
+            b't' => Ok(State::Literal(Literal::True, 1)),
+            b'f' => Ok(State::Literal(Literal::False, 1)),
+            b'n' => Ok(State::Literal(Literal::Null, 1)),
             _ => Number::start(byte)
                 .map(State::Number)
                 .ok_or(JsonReason::ExpectedValue),
@@ -210,9 +236,25 @@ impl Validator {
     }
 }
 
-/// Returns whether a byte of ASCII ends a string or begins an escape.
-const fn is_special(byte: u8) -> bool {
-    matches!(byte, b'"' | b'\\')
+/// Returns the number of bytes at the start of `text` that are characters of ASCII in a string:
+/// they neither end it nor begin an escape.
+fn plain_bytes(text: &[u8]) -> usize {
+    const EACH: u64 = u64::MAX / 0xff;
+    const HIGH: u64 = EACH * 0x80;
+    // Sets the high bit of the first byte below `limit`. A borrow may also set those of later
+    // bytes, which `trailing_zeros` ignores.
+    let below = |word: u64, limit: u64| word.wrapping_sub(EACH * limit) & !word & HIGH;
+    let is = |word: u64, byte: u8| below(word ^ (EACH * u64::from(byte)), 1);
+    let (words, rest) = text.as_chunks();
+    for (nth, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let ends = below(word, 0x20) | is(word, b'"') | is(word, b'\\') | (word & HIGH);
+        if ends != 0 {
+            return nth * size_of::<u64>() + ends.trailing_zeros() as usize / 8;
+        }
+    }
+    let is_plain = |byte: &&u8| matches!(**byte, 0x20..=0x7f) && !matches!(**byte, b'"' | b'\\');
+    text.len() - rest.len() + rest.iter().take_while(is_plain).count()
 }
 
 impl Text {
@@ -304,6 +346,23 @@ mod tests {
         for (text, offset, reason) in cases {
             let want = Err(JsonError { offset, reason });
             assert_eq!(validate(text), want, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn every_byte_at_every_position_is_plain_or_ends_the_run() {
+        for byte in 0..=0xff_u8 {
+            let is_plain = (0x20..0x80).contains(&byte) && byte != b'"' && byte != b'\\';
+            for at in 0..20 {
+                let mut text = [b'x'; 20];
+                text[at] = byte;
+                text[at + 1..].fill(b'!');
+                assert_eq!(
+                    plain_bytes(&text),
+                    if is_plain { 20 } else { at },
+                    "{byte:x}"
+                );
+            }
         }
     }
 
