@@ -6,6 +6,7 @@
 //! operator ([`Target::parse_local`]).
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{Address, SocketPath, TargetError};
@@ -23,14 +24,36 @@ const HTTP_SCHEME: &[u8] = b"http://";
 const UNIX_SCHEME: &[u8] = b"unix:";
 
 /// Location of an engine: a host and a port, or a Unix socket.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target(Place);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     Address(Address),
     /// A host name, in lower case and checked against the host-name alphabet, and a port.
     Name(String, u16),
+}
+
+/// Every leg looks its engine up. `SipHash` costs most per write, and the derived implementation
+/// has one for each discriminant.
+impl Hash for Target {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match &self.0 {
+            Place::Address(Address::Tcp(SocketAddr::V4(address))) => {
+                let ip = u64::from(address.ip().to_bits());
+                state.write_u64((ip << 16) | u64::from(address.port()));
+            }
+            Place::Address(Address::Tcp(SocketAddr::V6(address))) => {
+                state.write_u128(address.ip().to_bits());
+                state.write_u16(address.port());
+            }
+            Place::Address(Address::Unix(path)) => path.hash(state),
+            Place::Name(name, port) => {
+                state.write(name.as_bytes());
+                state.write_u16(*port);
+            }
+        }
+    }
 }
 
 impl Target {
