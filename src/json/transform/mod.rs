@@ -84,7 +84,8 @@ impl ResponseEdit {
         }
     }
 
-    /// Returns the members that the object at `place` must have.
+    /// Returns the members that the object at `place` must have. [`ResponseEdit::member`] skips
+    /// none of them.
     fn required(&self, place: Place) -> [Option<Required>; REQUIRED_MAX] {
         match self {
             Self::Usage(edit) => edit.required(place),

@@ -246,11 +246,15 @@ impl Transforms {
             let Some(place) = frame.places[index] else {
                 continue;
             };
+            let action = edit.member(place, name);
+            if action == Action::Skip {
+                continue;
+            }
             for (required, found) in edit.required(place).iter().zip(&mut frame.found[index]) {
                 *found |= required.is_some_and(|required| required.name == name);
             }
             let insertion = |part| Insertion { edit: index, part };
-            match (edit.member(place, name), &mut self.next) {
+            match (action, &mut self.next) {
                 (Action::Skip, _) | (_, Next::Replace(_)) => {}
                 (Action::Replace(part), next) => *next = Next::Replace(insertion(part)),
                 (

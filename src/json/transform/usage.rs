@@ -58,6 +58,15 @@ const VALUES: u8 = MEMBERS + COUNTS as u8;
 const COUNTS: usize = 3;
 
 impl UsageShape {
+    /// Returns the name of the object in an event that contains the `usage`.
+    const fn wrapper(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Chat => None,
+            Self::Responses => Some(b"response"),
+            Self::Messages => Some(b"message"),
+        }
+    }
+
     /// Returns the name of the object in `usage` that contains the counts, as a member begins.
     const fn details(self) -> Option<&'static [u8]> {
         match self {
@@ -136,19 +145,21 @@ impl Usage {
 
     pub(super) fn member(&self, place: Place, name: &[u8]) -> Action {
         let enter = |place, otherwise| Action::Enter { place, otherwise };
-        match (self.shape, place, name) {
-            (_, TOP | WRAPPED, b"usage") => return enter(USAGE, None),
-            (UsageShape::Responses, TOP, b"response") | (UsageShape::Messages, TOP, b"message") => {
-                return enter(WRAPPED, None);
+        match (place, self.shape.details()) {
+            (TOP | WRAPPED, _) if name == b"usage" => enter(USAGE, None),
+            (TOP, _) if self.shape.wrapper() == Some(name) => enter(WRAPPED, None),
+            (TOP | WRAPPED, _) => Action::Skip,
+            (USAGE, Some(details)) if name_in(details) == name => {
+                enter(DETAILS, Some(DETAILS_VALUE))
             }
-            _ => {}
+            (USAGE, Some(_)) => Action::Skip,
+            _ => self.count_named(name),
         }
-        if place == USAGE && self.shape.details().map(name_in) == Some(name) {
-            return enter(DETAILS, Some(DETAILS_VALUE));
-        }
-        let mut names = self.shape.names().into_iter().map(name_in);
-        let count = (place == self.shape.place()).then(|| names.position(|known| known == name));
-        match count.flatten() {
+    }
+
+    fn count_named(&self, name: &[u8]) -> Action {
+        let mut names = self.shape.names().into_iter();
+        match names.position(|member| name_in(member) == name) {
             Some(count) if self.texts[count].is_some() => {
                 Action::Replace(Part(VALUES + count as u8))
             }
@@ -156,6 +167,8 @@ impl Usage {
         }
     }
 
+    /// Returns the members that the object at `place` must have. [`Usage::member`] skips none of
+    /// them.
     pub(super) fn required(&self, place: Place) -> [Option<Required>; REQUIRED_MAX] {
         if place == USAGE
             && let Some(details) = self.shape.details()
