@@ -30,6 +30,8 @@ pub(super) fn integer(text: &[u8]) -> Option<u64> {
 /// Kind and span of the value of each known member of `kv_transfer_params`, in the order of
 /// [`KNOWN`]; `None` for an absent member. The last of repeated members counts.
 pub(super) struct Shape {
+    /// Whether the object has no members.
+    pub(super) is_empty: bool,
     members: [Option<(Kind, Span)>; KNOWN.len()],
 }
 
@@ -46,6 +48,7 @@ impl Shape {
     pub(super) fn read(bytes: &[u8]) -> Result<Self, JsonError> {
         validate(bytes)?;
         let mut shape = Self {
+            is_empty: true,
             members: [None; KNOWN.len()],
         };
         let mut lexer = Lexer::new();
@@ -53,6 +56,7 @@ impl Shape {
         while let Some(event) = lexer.next(bytes)? {
             match event {
                 Event::Name { .. } => {
+                    shape.is_empty = false;
                     let name = lexer.name();
                     member = KNOWN
                         .iter()

@@ -12,7 +12,7 @@ use memchr::memmem;
 
 #[cfg(any(test, feature = "fuzzing"))]
 use super::block::Isa;
-use super::cursor::{elements, member, members, string_is};
+use super::cursor::{elements, member, string_is};
 use super::error::{JsonError, JsonReason};
 use super::handoff_shape::{Blocks, Shape, integer};
 use super::lex::{Event, Kind, Lexer};
@@ -41,6 +41,7 @@ pub struct PrefillResponse {
     are_choices_too_large: bool,
     kept_bytes_max: usize,
     count: Digits,
+    reads_end: bool,
     end: End,
     /// The counts of `usage`, indexed by [`Count`]; `None` without a valid count.
     counts: [Option<u64>; COUNTS],
@@ -147,7 +148,8 @@ pub struct Handoff {
     pub is_push: bool,
     /// The response's `choices`, if they contain routed experts.
     pub choices: Choices,
-    /// Why the engine generated no further token.
+    /// Why the engine generated no further token; unknown without
+    /// [`PrefillResponse::reading_end`].
     pub end: End,
 }
 
@@ -231,10 +233,18 @@ impl PrefillResponse {
             are_choices_too_large: false,
             kept_bytes_max,
             count: Digits::new(),
+            reads_end: false,
             end: End::Unknown,
             counts: [None; COUNTS],
             failed: None,
         }
+    }
+
+    /// Also reads why the engine generated no further token.
+    #[must_use]
+    pub const fn reading_end(mut self) -> Self {
+        self.reads_end = true;
+        self
     }
 
     /// Uses the implementation `isa` to skip strings and containers, instead of the fastest one
@@ -279,7 +289,7 @@ impl PrefillResponse {
             Found::Null => Params::Null,
             Found::Unfit => Params::Malformed("kv_transfer_params is not an object"),
             Found::Object => match Shape::read(&self.kept) {
-                Ok(_) if members(&self.kept).next().is_none() => Params::Null,
+                Ok(shape) if shape.is_empty => Params::Null,
                 Ok(shape) => {
                     remote_prefill_cached_tokens = shape.cached_tokens(&self.kept);
                     blocks = shape.blocks(&self.kept);
@@ -291,7 +301,7 @@ impl PrefillResponse {
         };
         let [of_prompt, of_input, cache_read, created, input] = self.counts;
         let end = match self.end {
-            End::Unknown => End::of_choices(&self.choices),
+            End::Unknown if self.reads_end => End::of_choices(&self.choices),
             known => known,
         };
         Ok(Handoff {
@@ -350,7 +360,9 @@ impl PrefillResponse {
         {
             let choices = Span::new(start - base, end - base).of(piece);
             if !has_experts(choices) {
-                self.end = End::of_choices(choices);
+                if self.reads_end {
+                    self.end = End::of_choices(choices);
+                }
                 self.keeping = None;
             }
         }
@@ -396,8 +408,8 @@ impl PrefillResponse {
             (Place::Top, Some(b"kv_transfer_params")) => Next::Params,
             (Place::Top, Some(b"choices")) => Next::Choices,
             (Place::Top, Some(b"usage")) => Next::Enter(Place::Usage),
-            (Place::Top, Some(b"stop_reason")) => Next::Word(Word::StopReason),
-            (Place::Top, Some(b"status")) => Next::Word(Word::Status),
+            (Place::Top, Some(b"stop_reason")) if self.reads_end => Next::Word(Word::StopReason),
+            (Place::Top, Some(b"status")) if self.reads_end => Next::Word(Word::Status),
             (Place::Usage, Some(b"prompt_tokens_details")) => {
                 Next::Enter(Place::Details(Details::Prompt))
             }

@@ -44,6 +44,9 @@ impl Role {
 pub enum Take {
     /// The handoff and the cached-token count are read; the rest of the response is discarded.
     Handoff,
+    /// As `Handoff`, together with the reason why the prefill ended. It decides whether the KV
+    /// cache is kept if the legs share an id.
+    Transfer,
     /// The whole response body is read, as JSON.
     Whole,
     /// Only the success status matters; the response body is read to its end and discarded.

@@ -280,12 +280,17 @@ impl<N: Net> Upstreams<N> {
         // Responses with routed experts have 84 MiB and more, of which hardly anything is kept.
         let read_bytes_max = match take {
             Take::Whole => bytes_max as u64,
-            Take::Handoff | Take::Nothing | Take::Response(_) => READ_PAST_BYTES_MAX,
+            Take::Handoff | Take::Transfer | Take::Nothing | Take::Response(_) => {
+                READ_PAST_BYTES_MAX
+            }
         };
         let mut reading = Reading {
             meter: BodyMeter::new(response.framing),
             collector: match take {
                 Take::Handoff => Collector::Handoff(Box::new(PrefillResponse::new(bytes_max))),
+                Take::Transfer => {
+                    Collector::Handoff(Box::new(PrefillResponse::new(bytes_max).reading_end()))
+                }
                 Take::Whole => Collector::Whole(Vec::new()),
                 Take::Nothing | Take::Response(_) => Collector::Nothing,
             },

@@ -44,7 +44,7 @@ impl Connector for Mooncake {
             request.uuid
         );
         let mut leg =
-            request.prefill_leg(params.as_bytes(), Caps::SentAndMinimum, Take::Handoff)?;
+            request.prefill_leg(params.as_bytes(), Caps::SentAndMinimum, Take::Transfer)?;
         leg.rank = peer.engine.as_ref().map(|engine| engine.rank);
         Ok(leg)
     }

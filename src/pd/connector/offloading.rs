@@ -45,7 +45,7 @@ impl Connector for Offloading {
             None => String::new(),
         };
         let params = format!(r#"{{"remote_decoder":{{"kv_request_id":"{uuid}"}}{source}}}"#);
-        request.prefill_leg(params.as_bytes(), Caps::Sent, Take::Handoff)
+        request.prefill_leg(params.as_bytes(), Caps::Sent, Take::Transfer)
     }
 
     fn decode_leg(
