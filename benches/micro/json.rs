@@ -124,7 +124,6 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
         document: &document,
         body,
         uuid: Uuid::v4([1, 2]),
-        random: 3,
         owned: CLIENT_OWNED_KV,
         encoded: None,
         mori: &mori,

@@ -174,8 +174,6 @@ pub struct PdRequest<'a> {
     pub body: &'a [u8],
     /// Identifies the request to the engines, for example in transfer ids.
     pub uuid: Uuid,
-    /// A random number, from which the number of `SGLang`'s bootstrap room is made.
-    pub random: u64,
     /// The members that clients must not set; empty if clients are trusted.
     pub owned: Watch,
     /// The result of the encoder stage, if there was one.

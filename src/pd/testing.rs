@@ -46,7 +46,6 @@ impl Subject {
             document: &self.document,
             body: self.body.as_bytes(),
             uuid: Uuid::of_digits(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
-            random: u64::MAX,
             owned: self.owned,
             encoded: self.encoded.as_ref(),
             mori: &self.mori,

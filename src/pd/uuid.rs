@@ -26,6 +26,13 @@ impl Uuid {
         Self(digits)
     }
 
+    /// Returns its lowest `bits` bits, at most 62, which have no fixed ones among them.
+    #[must_use]
+    pub const fn number(self, bits: u32) -> u64 {
+        debug_assert!(bits <= 62, "the version or the variant is included");
+        self.0 as u64 & ((1 << bits) - 1)
+    }
+
     /// Returns the text form.
     #[must_use]
     pub fn text(self) -> UuidText {
@@ -65,6 +72,8 @@ mod tests {
         let ones = "ffffffff-ffff-4fff-bfff-ffffffffffff";
         assert_eq!(Uuid::v4([0, 0]).text().as_str(), zeros);
         assert_eq!(Uuid::v4([u64::MAX, u64::MAX]).text().as_str(), ones);
+        assert_eq!(Uuid::v4([0, u64::MAX]).number(62), u64::MAX >> 2);
+        assert_eq!(Uuid::v4([u64::MAX, 0]).number(62), 0);
         let digits = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef;
         let text = "01234567-89ab-cdef-0123-456789abcdef";
         assert_eq!(Uuid::of_digits(digits).to_string(), text);

@@ -84,7 +84,7 @@ fn leg(request: &PdRequest<'_>, peer: &Peer, role: Role, take: Take) -> Result<L
     let port = peer.bootstrap_port.to_string();
     // Random rather than the time of day as in pd-sidecar: two proxies must not use the same room
     // because their requests arrive in the same nanosecond.
-    let room = (request.random >> (u64::BITS - ROOM_BITS)).to_string();
+    let room = request.uuid.number(ROOM_BITS).to_string();
     let mut edits = request.edits();
     edits.set(Level::Top, "bootstrap_host", host.as_bytes());
     edits.set(Level::Top, "bootstrap_port", port.as_bytes());
@@ -106,7 +106,7 @@ mod tests {
         let [prefill, decode] = pair(&Sglang, &subject.request(), &peer());
         let want = json!({"model": "q3", "messages": [], "stream": true, "max_tokens": 9,
             "bootstrap_host": "10.4.0.7", "bootstrap_port": 8998,
-            "bootstrap_room": (1_u64 << 62) - 1});
+            "bootstrap_room": subject.request().uuid.number(62)});
         assert_eq!(apply(&prefill, body), want);
         assert_eq!(apply(&decode, body), want);
     }

@@ -24,7 +24,6 @@ pub(super) struct Split {
     /// The engine from which a cached prefix is pulled, if the request names one.
     pub(super) source: Option<Box<(Target, KvSource)>>,
     uuid: Uuid,
-    random: u64,
     config: Arc<Config>,
     /// The pods of `MoRI-IO` with names resolved; `None` if none is configured by name.
     mori: Option<Arc<MoriHosts>>,
@@ -49,7 +48,6 @@ impl Split {
             chunk: None,
             source: None,
             uuid: Uuid::v4([net.random(), net.random()]),
-            random: net.random(),
             config: Arc::clone(&shard.config),
             mori: shard.with_fleet(|fleet| fleet.mori.clone()),
         };
@@ -70,7 +68,6 @@ impl Split {
             document: &self.body.document,
             body: &self.body.bytes,
             uuid: self.uuid,
-            random: self.random,
             owned: self.config.pd.owned(),
             encoded: self.encoded.as_ref(),
             mori: &self.config.pd.mori,
@@ -93,7 +90,6 @@ impl Split {
     /// as a new transfer.
     pub(super) fn rename<N: Net>(&mut self, net: &N) {
         self.uuid = Uuid::v4([net.random(), net.random()]);
-        self.random = net.random();
     }
 
     /// Returns the prefill engine at `target` in the form that transfer parameters need.
