@@ -42,10 +42,14 @@ pub(super) enum Learned {
 
 impl PushBook {
     /// Returns the identity with which the legs of a request to this prefiller can start together;
-    /// `None` if the legs must run one after the other.
-    pub(super) fn get(&self, prefiller: &Target, now: Instant) -> Option<PushIdentity> {
+    /// `None` if the legs must run one after the other. Calls `now` only for a known prefiller.
+    pub(super) fn get(
+        &self,
+        prefiller: &Target,
+        now: impl Fn() -> Instant,
+    ) -> Option<PushIdentity> {
         let entry = self.known.get(prefiller)?;
-        let is_serial = entry.serial_until.is_some_and(|until| now < until);
+        let is_serial = entry.serial_until.is_some_and(|until| now() < until);
         (entry.is_usable && !is_serial).then(|| entry.identity.clone())
     }
 
@@ -128,14 +132,14 @@ mod tests {
     fn an_identity_is_used_until_a_failure_and_again_once_confirmed() {
         let mut book = PushBook::default();
         let one = target(1);
-        assert_eq!(book.get(&one, at(0)), None);
+        assert_eq!(book.get(&one, || at(0)), None);
         assert_eq!(book.learn(&one, &identity("a"), at(0)), Learned::Plain);
-        assert_eq!(book.get(&one, at(1)), Some(identity("a")));
-        assert_eq!(book.get(&target(2), at(1)), None);
+        assert_eq!(book.get(&one, || at(1)), Some(identity("a")));
+        assert_eq!(book.get(&target(2), || at(1)), None);
         book.distrust(&one);
-        assert_eq!(book.get(&one, at(2)), None);
+        assert_eq!(book.get(&one, || at(2)), None);
         assert_eq!(book.learn(&one, &identity("a"), at(3)), Learned::Plain);
-        assert_eq!(book.get(&one, at(3)), Some(identity("a")));
+        assert_eq!(book.get(&one, || at(3)), Some(identity("a")));
     }
 
     #[test]
@@ -147,10 +151,10 @@ mod tests {
         assert_eq!(learn(&mut book, "a", 0), Learned::Plain);
         assert_eq!(learn(&mut book, "b", 10), Learned::Changed);
         assert_eq!(learn(&mut book, "c", 309), Learned::Unstable);
-        assert_eq!(book.get(&one, at(310)), None);
+        assert_eq!(book.get(&one, || at(310)), None);
         assert_eq!(learn(&mut book, "d", 400), Learned::Changed);
-        assert_eq!(book.get(&one, at(908)), None);
-        assert_eq!(book.get(&one, at(909)), Some(identity("d")));
+        assert_eq!(book.get(&one, || at(908)), None);
+        assert_eq!(book.get(&one, || at(909)), Some(identity("d")));
     }
 
     #[test]
@@ -161,7 +165,7 @@ mod tests {
             let now = at(300 * round as u64);
             let learned = book.learn(&one, &identity(engine), now);
             assert_ne!(learned, Learned::Unstable, "{engine}");
-            assert_eq!(book.get(&one, now), Some(identity(engine)));
+            assert_eq!(book.get(&one, || now), Some(identity(engine)));
         }
     }
 
@@ -186,9 +190,9 @@ mod tests {
             book.learn(&target(port + 1), &identity("a"), at(port as u64));
         }
         assert_eq!(book.known.len(), PUSH_PREFILLERS_MAX);
-        assert_eq!(book.get(&target(1), at(9999)), None);
+        assert_eq!(book.get(&target(1), || at(9999)), None);
         assert!(
-            book.get(&target(PUSH_PREFILLERS_MAX + 10), at(9999))
+            book.get(&target(PUSH_PREFILLERS_MAX + 10), || at(9999))
                 .is_some()
         );
     }

@@ -30,10 +30,11 @@ impl<T: Clone> TargetCache<T> {
         }
     }
 
-    /// Returns the value of an engine, if the cache has one that is not too old.
-    pub(super) fn get(&self, target: &Target, now: Instant) -> Option<T> {
+    /// Returns the value of an engine, if the cache has one that is not too old. Calls `now` only
+    /// if it has one.
+    pub(super) fn get(&self, target: &Target, now: impl Fn() -> Instant) -> Option<T> {
         let known = self.known.get(target)?;
-        (now.since(known.since) < self.age_max).then(|| known.value.clone())
+        (now().since(known.since) < self.age_max).then(|| known.value.clone())
     }
 
     /// Stores the value of an engine, instead of the oldest one if the cache is full.

@@ -38,7 +38,8 @@ struct Endpoint<C> {
     target: Target,
     role: Role,
     generation: u32,
-    last_used: Instant,
+    /// The value of [`Table::uses`] when it was last looked up.
+    last_used: u64,
     /// The endpoint's idle connections, the one that became idle most recently last.
     idle: Vec<Idle<C>>,
     addresses: Rc<[Address]>,
@@ -83,6 +84,8 @@ struct Table<C> {
     endpoints: Vec<Endpoint<C>>,
     /// Number of pinned endpoints. They are never replaced.
     pinned: usize,
+    /// Number of times that an endpoint was looked up.
+    uses: u64,
     /// The slot at which the next search for an endpoint to replace starts.
     hand: usize,
     /// For each role, in the order of [`Role::index`], the slots of its endpoints in `endpoints`.
@@ -107,6 +110,7 @@ impl<N: Net> Pools<N> {
         let table = Table {
             endpoints: Vec::new(),
             pinned: 0,
+            uses: 0,
             hand: 0,
             by_target: Default::default(),
         };
@@ -140,9 +144,11 @@ impl<N: Net> Pools<N> {
     /// Returns the id of `target` in a role, and adds it to the table on first use.
     pub(crate) fn endpoint(&self, role: Role, target: &Target) -> SlotId {
         let mut table = self.table.borrow_mut();
+        table.uses += 1;
+        let used = table.uses;
         if let Some(&slot) = table.by_target[role.index()].get(target) {
             let endpoint = &mut table.endpoints[slot];
-            endpoint.last_used = self.net.now();
+            endpoint.last_used = used;
             return SlotId {
                 slot,
                 generation: endpoint.generation,
@@ -154,7 +160,7 @@ impl<N: Net> Pools<N> {
             target: target.clone(),
             role,
             generation: 0,
-            last_used: now,
+            last_used: used,
             idle: Vec::new(),
             addresses,
             addresses_at: now,
@@ -252,7 +258,6 @@ impl<N: Net> Pools<N> {
         let now = self.net.now();
         let mut table = self.table.borrow_mut();
         let endpoint = table.get_mut(id)?;
-        endpoint.last_used = now;
         let before = endpoint.idle.len();
         let mut found = None;
         while let Some(idle) = endpoint.idle.pop() {

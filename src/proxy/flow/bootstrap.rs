@@ -65,7 +65,7 @@ async fn bootstrap<N: Net>(
     port: u16,
 ) -> Result<Rc<[BootstrapEngine]>, Fault> {
     let shard = exchange.shard;
-    if let Some(engines) = shard.engines.borrow().get(target, shard.net.now()) {
+    if let Some(engines) = shard.engines.borrow().get(target, || shard.net.now()) {
         return Ok(engines);
     }
     let response = match query(exchange, &target.with_port(port)).await {

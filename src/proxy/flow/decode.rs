@@ -68,12 +68,8 @@ pub(super) async fn check_refusing<N: Net>(
     split: &Split,
 ) -> Result<(), Fault> {
     let (shard, target) = (exchange.shard, &split.decoder.target);
-    if shard
-        .refusing
-        .borrow()
-        .get(target, shard.net.now())
-        .is_none()
-    {
+    let refused = shard.refusing.borrow().get(target, || shard.net.now());
+    if refused.is_none() {
         return Ok(());
     }
     // Boxed, because hardly any request needs it.

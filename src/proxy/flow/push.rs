@@ -44,7 +44,7 @@ pub(super) fn identity<N: Net>(
     if !split.connector().rules().learns_push || is_chunked {
         return None;
     }
-    let now = shard.net.now();
+    let now = || shard.net.now();
     let identity = shard.push_book.borrow().get(&targets[0], now);
     // The serial order decodes a forced tool call alone that its prefiller cannot compute.
     identity.filter(|_| !split.forces_tool())

@@ -72,7 +72,7 @@ async fn version<N: Net>(
     prefiller: &Target,
 ) -> Result<Option<EngineVersion>, Fault> {
     let shard = exchange.shard;
-    let known = shard.versions.borrow().get(prefiller, shard.net.now());
+    let known = shard.versions.borrow().get(prefiller, || shard.net.now());
     if let Some(known) = known {
         return Ok(known);
     }
