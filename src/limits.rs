@@ -93,6 +93,10 @@ pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of a request body that are kept so that the request can be sent again once, on another
 /// connection. An upload with a longer body is not repeated.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Milliseconds after a whole request was sent on a pooled connection within which the end of that
+/// connection means that the engine had closed it before. Such an end arrives after one round trip;
+/// the rest is for a shard that is busy.
+pub const REPLAY_MS_MAX: u64 = 250;
 /// Largest capacity in bytes of a buffer that is kept for reuse. Larger buffers are freed.
 pub const RECYCLED_BUFFER_BYTES_MAX: usize = 4 * 1024;
 /// Buffers that one shard keeps for reuse, for each of the two kinds (bytes and header fields).

@@ -85,7 +85,7 @@ pub(super) async fn forward<N: Net>(
         if let Err(error) = ended {
             let last = Ended {
                 can_resend: upload.whole,
-                ..Ended::with(Err(error), upstream.reused)
+                ..upstream.ended(Err(error), shard.net.now())
             };
             if attempts.next(&last) == Next::Replay {
                 shard.metrics.replay();
@@ -245,7 +245,9 @@ async fn run_upload<N: Net>(
             }
         }
     }
-    upstream.is_sent.set(sent);
+    if sent {
+        upstream.record_sent(exchange.shard.net.now());
+    }
     exchange.enter(Phase::FirstByte);
     exchange.stats.attempts += 1;
     let upstreams = &exchange.shard.upstreams;

@@ -199,7 +199,7 @@ pub(super) async fn relay<N: Net>(
         exchange.client.conn.close_cleanly();
     }
     exchange.reply.finish();
-    if let Some(clean) = CleanEnd::of(engine_keeps, upstream.is_sent.get(), relay.has_surplus) {
+    if let Some(clean) = CleanEnd::of(engine_keeps, upstream.is_sent(), relay.has_surplus) {
         upstream.release(&exchange.shard.upstreams, clean);
     }
     Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::error::CallError;
 use super::wait::Timeout;
 use crate::fault::Cause;
+use crate::limits::REPLAY_MS_MAX;
 
 /// Whether a leg may use a pooled connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub(crate) struct Ended {
     pub(crate) result: Result<u16, CallError>,
     /// Whether the attempt used a pooled connection.
     pub(crate) reused: bool,
+    /// The time since the whole request was sent; `None` if it was not.
+    pub(crate) since_sent: Option<Duration>,
     /// Whether the whole request is still at hand, so that it can be sent again.
     pub(crate) can_resend: bool,
     /// Whether the request carried a handoff, which cannot be sent again.
@@ -57,14 +60,26 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// The end of an attempt that could be sent again and carries no handoff.
-    pub(crate) const fn with(result: Result<u16, CallError>, reused: bool) -> Self {
+    /// The end of an attempt on a new connection that could be sent again and carries no handoff.
+    pub(crate) const fn with(result: Result<u16, CallError>) -> Self {
         Self {
             result,
-            reused,
+            reused: false,
+            since_sent: None,
             can_resend: true,
             carries_handoff: false,
         }
+    }
+}
+
+impl Ended {
+    /// Returns whether the engine cannot have worked on the request, although its connection was
+    /// established: it had been idle and ended within the time that its end takes to arrive. An
+    /// engine that got the whole request earlier may have worked on it until then (RFC 9110 section
+    /// 9.2.2: a request that is not idempotent must not be repeated without that knowledge).
+    fn is_unread(&self) -> bool {
+        let is_soon = |since: Duration| since <= Duration::from_millis(REPLAY_MS_MAX);
+        self.reused && self.since_sent.is_none_or(is_soon)
     }
 }
 
@@ -72,7 +87,7 @@ impl Ended {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// The request is sent again to the same engine on a new connection. The engine had closed an
-    /// idle connection at the moment of its use, before it sent anything, so this is safe.
+    /// idle connection at the moment of its use, so it has not worked on the request.
     Replay,
     /// The leg is sent again to the same engine on a new connection, without the handoff.
     WithoutHandoff,
@@ -122,7 +137,7 @@ impl Attempts {
     pub(crate) fn next(&mut self, ended: &Ended) -> Next {
         let closed = Err(CallError::Failed(Cause::ConnectionClosed));
         if ended.result == closed
-            && ended.reused
+            && ended.is_unread()
             && ended.can_resend
             && self.reuse == Reuse::Allowed
         {
@@ -176,6 +191,13 @@ mod tests {
         }
     }
 
+    const fn on_pooled(result: Result<u16, CallError>) -> Ended {
+        Ended {
+            reused: true,
+            ..Ended::with(result)
+        }
+    }
+
     /// Returns what follows each of a series of attempts.
     fn series(limits: Limits, ends: &[Ended]) -> Vec<(Next, usize)> {
         let mut attempts = Attempts::new(limits);
@@ -186,8 +208,8 @@ mod tests {
 
     #[test]
     fn a_closed_pooled_connection_is_replayed_once() {
-        let reused = Ended::with(CLOSED, true);
-        let new = Ended::with(CLOSED, false);
+        let reused = on_pooled(CLOSED);
+        let new = Ended::with(CLOSED);
         assert_eq!(
             series(Limits::ONE, &[reused, reused]),
             [(Next::Replay, 0), (Next::Stop, 0)]
@@ -207,8 +229,27 @@ mod tests {
     }
 
     #[test]
+    fn only_what_the_engine_cannot_have_worked_on_is_replayed() {
+        for (since_sent_ms, want) in [
+            // The request was not sent completely.
+            (None, Next::Replay),
+            (Some(0), Next::Replay),
+            (Some(REPLAY_MS_MAX), Next::Replay),
+            (Some(REPLAY_MS_MAX + 1), Next::Stop),
+            (Some(u64::MAX), Next::Stop),
+        ] {
+            let ended = Ended {
+                since_sent: since_sent_ms.map(Duration::from_millis),
+                ..on_pooled(CLOSED)
+            };
+            let found = series(Limits::ONE, &[ended]);
+            assert_eq!(found, [(want, 0)], "{since_sent_ms:?}");
+        }
+    }
+
+    #[test]
     fn refused_connections_move_to_the_next_candidate_and_then_start_again() {
-        let refused = [REFUSED, LATE, REFUSED, REFUSED].map(|result| Ended::with(result, false));
+        let refused = [REFUSED, LATE, REFUSED, REFUSED].map(Ended::with);
         let after = Next::After(BACKOFF);
         assert_eq!(
             series(limits(2, 1), &refused),
@@ -240,11 +281,11 @@ mod tests {
             (malformed, Next::Stop),
             (Err(CallError::Disconnected), Next::Stop),
         ] {
-            let ended = Ended::with(result, false);
+            let ended = Ended::with(result);
             assert_eq!(series(limits(2, 1), &[ended]), [(want, 0)], "{result:?}");
             assert_eq!(series(limits(2, 0), &[ended]), [(Next::Stop, 0)]);
         }
-        let unavailable = Ended::with(Ok(503), false);
+        let unavailable = Ended::with(Ok(503));
         let twice = series(limits(1, 1), &[unavailable, unavailable]);
         assert_eq!(twice, [(after, 0), (Next::Stop, 0)]);
     }
@@ -259,14 +300,14 @@ mod tests {
         ] {
             let carries = Ended {
                 carries_handoff: true,
-                ..Ended::with(result, true)
+                ..on_pooled(result)
             };
             let mut attempts = Attempts::new(limits(1, 0));
             assert_eq!(attempts.next(&carries), want, "{result:?}");
             if want == Next::WithoutHandoff {
                 assert_eq!(attempts.reuse(), Reuse::Never);
             }
-            let without = Ended::with(result, true);
+            let without = on_pooled(result);
             assert_eq!(Attempts::new(limits(1, 0)).next(&without), Next::Stop);
         }
         let kept = Limits {
@@ -275,7 +316,7 @@ mod tests {
         };
         let carries = Ended {
             carries_handoff: true,
-            ..Ended::with(Ok(500), false)
+            ..Ended::with(Ok(500))
         };
         assert_eq!(Attempts::new(kept).next(&carries), Next::Stop);
     }

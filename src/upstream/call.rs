@@ -3,7 +3,7 @@
 //!
 //! Timing and the span of a leg are handled here and nowhere else.
 
-use super::attempts::{Attempts, Ended, Limits, Next};
+use super::attempts::{Attempts, Limits, Next};
 use super::connection::{CleanEnd, Connection};
 use super::engine::Engine;
 use super::error::CallError;
@@ -118,7 +118,7 @@ impl<N: Net> Upstreams<N> {
         upstream: &Connection<N>,
         response: &mut Response,
     ) -> Result<(), CallError> {
-        let started = self.net.now();
+        let started = upstream.sent_at().unwrap_or_else(|| self.net.now());
         let wait = self.config.timeouts.first_byte;
         let deadline = Deadline::of(started, wait, Timeout::FirstByte);
         let received = self.receive_response(scope, upstream, response, deadline);
@@ -168,7 +168,7 @@ impl<N: Net> Upstreams<N> {
         error: CallError,
         upstream: &Connection<N>,
     ) -> bool {
-        let ended = Ended::with(Err(error), upstream.reused);
+        let ended = upstream.ended(Err(error), self.net.now());
         let is_replay = attempts.next(&ended) == Next::Replay;
         if is_replay {
             self.metrics.replay();
@@ -214,7 +214,8 @@ impl<N: Net> Upstreams<N> {
         self.send_spliced(scope, upstream, &request, response, deadlines.send)
             .await?;
         let wait = self.config.timeouts.first_byte;
-        let first_byte = Deadline::of(self.net.now(), wait, Timeout::FirstByte);
+        let since = upstream.sent_at().unwrap_or_else(|| self.net.now());
+        let first_byte = Deadline::of(since, wait, Timeout::FirstByte);
         let deadline = first_byte.or_sooner(deadlines.head);
         self.receive_response(scope, upstream, response, deadline)
             .await
@@ -258,7 +259,7 @@ impl<N: Net> Upstreams<N> {
         let keeps = h1::response_keeps_alive(&response.head, &response.bytes, response.framing);
         let read = self.read_body(scope, &upstream, &response, take, deadline);
         let (collected, has_surplus) = read.await?;
-        if let Some(clean) = CleanEnd::of(keeps, upstream.is_sent.get(), has_surplus) {
+        if let Some(clean) = CleanEnd::of(keeps, upstream.is_sent(), has_surplus) {
             upstream.release(self, clean);
         }
         self.buffers.recycle(response.bytes);

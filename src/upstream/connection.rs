@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::attempts::Reuse;
+use super::attempts::{Ended, Reuse};
 use super::engine::Engine;
 use super::error::CallError;
 use super::pool::SlotId;
@@ -13,7 +13,7 @@ use super::wait::{Deadline, Timeout};
 use crate::fault::Cause;
 use crate::limits::ADDRESSES_MAX;
 use crate::metrics::{Phase, ShardMetrics};
-use crate::net::{Conn, Net};
+use crate::net::{Conn, Instant, Net};
 use crate::pd::Role;
 
 /// An engine connection in use. Dropping it closes it, which makes the engine abort the request.
@@ -22,18 +22,42 @@ pub(crate) struct Connection<N: Net> {
     slot: SlotId,
     /// Whether the connection was taken from the pool, so that the engine may have closed it in the
     /// meantime.
-    pub(crate) reused: bool,
+    reused: bool,
     /// A send has failed. The kernel reports a reset only once, so no later receive will report it:
     /// an end of stream on this connection may be a reset.
     pub(crate) broke: Cell<bool>,
-    /// Whether the whole of the latest request has been sent on this connection.
-    pub(crate) is_sent: Cell<bool>,
+    /// When the whole of the latest request had been sent on this connection.
+    sent_at: Cell<Option<Instant>>,
     _active: Active,
 }
 
 impl<N: Net> Connection<N> {
     pub(crate) const fn conn(&self) -> &N::Conn {
         &self.conn
+    }
+
+    /// Records that the whole request has been sent.
+    pub(crate) fn record_sent(&self, now: Instant) {
+        self.sent_at.set(Some(now));
+    }
+
+    /// Returns when the whole of the latest request had been sent; `None` if it has not.
+    pub(super) const fn sent_at(&self) -> Option<Instant> {
+        self.sent_at.get()
+    }
+
+    /// Returns whether the whole of the latest request has been sent.
+    pub(crate) const fn is_sent(&self) -> bool {
+        self.sent_at.get().is_some()
+    }
+
+    /// Returns the end of an attempt on this connection, as of `now`.
+    pub(crate) fn ended(&self, result: Result<u16, CallError>, now: Instant) -> Ended {
+        Ended {
+            reused: self.reused,
+            since_sent: self.sent_at.get().map(|at| now.since(at)),
+            ..Ended::with(result)
+        }
     }
 
     /// Returns the connection to the pool.
@@ -95,7 +119,7 @@ impl<N: Net> Upstreams<N> {
             slot: engine.slot,
             reused,
             broke: Cell::new(false),
-            is_sent: Cell::new(false),
+            sent_at: Cell::new(None),
             _active: active,
         };
         if reuse == Reuse::Allowed

@@ -38,7 +38,7 @@ impl SplicedRequest<'_> {
 
 impl<N: Net> Upstreams<N> {
     /// Sends a whole request: `head` (including its blank line) and the spliced body.
-    /// `upstream.is_sent` states whether everything was sent.
+    /// `upstream.is_sent()` returns whether everything was sent.
     ///
     /// It is no error if the engine responds or closes the connection before it has received
     /// everything. The response, if there is one, then states the reason.
@@ -83,7 +83,7 @@ impl<N: Net> Upstreams<N> {
                 }
             }
             if at == total {
-                upstream.is_sent.set(true);
+                upstream.record_sent(self.net.now());
                 return Ok(());
             }
         }

@@ -1,8 +1,9 @@
 //! Misbehaving engines on both legs: the responses to the client, the retries and their number, and
 //! the isolation of each request from leftovers of the previous one.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mock_engine::{Engine, EngineConfig, Fault};
@@ -216,6 +217,56 @@ fn a_connection_that_receives_bytes_while_idle_is_not_reused() {
         tell.recv_timeout(Duration::from_secs(10)).unwrap();
     }
     sidecar.expect_sound();
+}
+
+/// An engine that gets a second request on its first connection, works on it for `work` and then
+/// resets the connection. Also returns how often that request was read.
+fn engine_that_dies_after(work: Duration) -> (RawEngine, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&count);
+    let engine = RawEngine::start(move |mut conn, nth| {
+        while let Some((_, body)) = conn.request() {
+            if body.windows(6).any(|part| part == b"second") {
+                seen.fetch_add(1, Ordering::SeqCst);
+                if nth == 0 {
+                    if !work.is_zero() {
+                        conn.stream.set_read_timeout(Some(work)).unwrap();
+                        assert_eq!(conn.head(), None, "nothing more is sent");
+                    }
+                    conn.reset();
+                    return;
+                }
+            }
+            conn.say("HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n{\"choices\":[]}");
+        }
+    });
+    (engine, count)
+}
+
+/// A request that is reset immediately may not have been read, and is sent again.
+#[test]
+fn a_request_that_an_engine_may_have_worked_on_is_not_sent_again() {
+    for (work, attempts) in [(Duration::from_millis(1500), 1), (Duration::ZERO, 2)] {
+        // Two sequences are decoded alone, from a body that has been read.
+        for (split, n) in [(true, 1), (false, 1), (false, 2)] {
+            let (engine, count) = engine_that_dies_after(work);
+            let decoder = Engine::start(EngineConfig::decode(), 0).unwrap();
+            let target = format!("127.0.0.1:{}", engine.port());
+            let port = [engine.port(), decoder.port()][usize::from(split)];
+            let sidecar = Sidecar::start(&[VERSIONS_OFF], port);
+            let headers = headers(split, &target);
+            let body = |text: &str| {
+                format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}],"n":{n}}}"#)
+            };
+            sidecar.post(CHAT, body("first"), &headers).expect(200);
+            let response = sidecar.post(CHAT, body("second"), &headers);
+            let case = format!("{work:?}, split {split}, n {n}");
+            let status = if attempts == 1 { 502 } else { 200 };
+            assert_eq!(response.status, status, "{case}: {response:?}");
+            assert_eq!(count.load(Ordering::SeqCst), attempts, "{case}");
+            sidecar.expect_sound();
+        }
+    }
 }
 
 /// Reads the response that `fault` truncates. Fails if it looks complete to the client, or if its

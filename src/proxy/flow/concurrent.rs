@@ -114,7 +114,7 @@ async fn reach<N: Net>(
             Ok(upstream) => return Ok((split.peer(target), upstream)),
             Err(error) => error,
         };
-        if attempts.next(&Ended::with(Err(error), false)) != Next::Other {
+        if attempts.next(&Ended::with(Err(error))) != Next::Other {
             return Err(error.fault(Role::Prefill));
         }
     }
@@ -221,7 +221,7 @@ async fn decode_leg<N: Net>(
             return Err(detach::decode_leg(exchange, rule, upstream, response));
         }
         Err(error) => {
-            let ended = Ended::with(Err(error), upstream.reused);
+            let ended = upstream.ended(Err(error), exchange.shard.net.now());
             return match attempts.next(&ended) {
                 Next::Replay => Ok(Decoded::WasClosed),
                 _ => Err(error.fault(Role::Decode)),

@@ -92,7 +92,7 @@ pub(super) async fn decode_local<N: Net>(
         match decoded {
             Ok(response) => return Ok(PendingResponse::new((upstream, response))),
             Err(error) => {
-                let ended = Ended::with(Err(error), upstream.reused);
+                let ended = upstream.ended(Err(error), exchange.shard.net.now());
                 if attempts.next(&ended) != Next::Replay {
                     return Err(error.fault(Role::Decode));
                 }
@@ -127,7 +127,7 @@ pub(super) async fn decode<N: Net>(
             Deadline::NONE
         };
         let decoded = decode_once(exchange, &upstream, split, &leg, deadline).await;
-        let sent = prefilled.unsent_handoff.take_if(|_| upstream.is_sent.get());
+        let sent = prefilled.unsent_handoff.take_if(|_| upstream.is_sent());
         if carries_handoff && matches!(decoded, Err(CallError::Disconnected)) {
             let rule = rules.decode_on_disconnect;
             return Err(detach::decode_leg(
@@ -152,7 +152,7 @@ pub(super) async fn decode<N: Net>(
         let result = decoded.as_ref().map(|response| response.head.status);
         let ended = Ended {
             carries_handoff,
-            ..Ended::with(result.map_err(|error| *error), upstream.reused)
+            ..upstream.ended(result.map_err(|error| *error), exchange.shard.net.now())
         };
         match (attempts.next(&ended), decoded) {
             (Next::Replay, _) => exchange.shard.metrics.replay(),

@@ -31,7 +31,7 @@ pub(super) fn decode_leg<N: Net>(
     upstream: Connection<N>,
     response: Response,
 ) -> Fault {
-    let waits = on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent.get();
+    let waits = on_disconnect == OnDisconnect::UntilFirstByte && upstream.is_sent();
     if waits && !has_begun(&upstream, &response) {
         let shard = Rc::clone(exchange.shard);
         // Counted before the task first runs, because a drain may check the count earlier.

@@ -121,7 +121,7 @@ pub(super) async fn prefill<N: Net>(
             }
             Ok(CallEnd::Status(upstream, response)) => {
                 let status = response.head.status;
-                match attempts.next(&Ended::with(Ok(status), false)) {
+                match attempts.next(&Ended::with(Ok(status))) {
                     Next::Stop if matches!(status, 400 | 500) && split.forces_tool() => {
                         shard.count_fault(Fault::leg(Role::Prefill, Cause::Status(status)));
                         return Ok(Prefill::Done(without_tool(shard.net.now()), peer));
@@ -133,7 +133,7 @@ pub(super) async fn prefill<N: Net>(
                     next => next,
                 }
             }
-            Err(error) => match attempts.next(&Ended::with(Err(as_candidate(error)), false)) {
+            Err(error) => match attempts.next(&Ended::with(Err(as_candidate(error)))) {
                 Next::Stop => return Err(error.fault(Role::Prefill)),
                 next => next,
             },

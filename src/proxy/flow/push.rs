@@ -153,7 +153,7 @@ async fn push<N: Net>(
             return Err(leave(exchange, decoder, response, &task));
         }
         Ok(Err(error)) => {
-            let ended = Ended::with(Err(error), decoder.reused);
+            let ended = decoder.ended(Err(error), exchange.shard.net.now());
             if Attempts::new(Limits::ONE).next(&ended) != Next::Replay {
                 distrust(exchange, target);
                 task.on_drop(OnDisconnect::Cancel);
@@ -329,7 +329,7 @@ async fn after_prefill<N: Net>(
         Ok(CallEnd::Done(..)) => return Err(Fault::Bug("a prefill that succeeded")),
         Err(error) => Err(*error),
     };
-    match attempts.next(&Ended::with(result, false)) {
+    match attempts.next(&Ended::with(result)) {
         Next::Stop => {}
         Next::After(backoff) => {
             drop(ended);
@@ -369,7 +369,7 @@ async fn refused<N: Net>(
     }
     let ended = Ended {
         carries_handoff: true,
-        ..Ended::with(Ok(status), refusal.0.reused)
+        ..refusal.0.ended(Ok(status), exchange.shard.net.now())
     };
     if attempts.next(&ended) != Next::WithoutHandoff {
         let pending = PendingResponse::new(refusal);

@@ -102,7 +102,7 @@ impl Release {
             let is_refused = matches!(
                 ended.await,
                 Ok(CallEnd::Status(upstream, response))
-                    if upstream.is_sent.get() && (400..500).contains(&response.head.status)
+                    if upstream.is_sent() && (400..500).contains(&response.head.status)
             );
             metrics.stranded(if is_refused {
                 Stranded::Released
