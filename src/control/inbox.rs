@@ -32,6 +32,11 @@ impl Inbox {
         }
     }
 
+    /// Returns whether this is the inbox of the same shard.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.waiting, &other.waiting)
+    }
+
     /// Queues a message and wakes the shard. The queue is bounded: it contains at most the results
     /// of the look-ups that the shard has requested, and one [`Message::CheckDrain`].
     pub(super) fn send(&self, message: Message) {

@@ -231,7 +231,7 @@ fn deps(
             // Without such a listener, the decoder may just not be running.
             sys::has_wildcard_listener(address.ip(), address.port()).then_some(true)
         }),
-        resolver: Box::new(move |target| resolver.ask(target, &inbox)),
+        resolver: Box::new(move |name, by| resolver.ask(name, by, &inbox)),
         on_socket_failed: Box::new(move |socket, error| socket_errors.record(socket, error)),
         on_decoder_lost: Box::new(move || decoder_lost.notify_one()),
         on_incident: Box::new(move |incident| incidents.record(incident)),

@@ -14,7 +14,7 @@ use super::inbox::Inbox;
 use super::incidents::Incidents;
 use super::metrics_port::MetricsPort;
 use super::publish::{Changes, Publisher};
-use super::resolver_threads::{Resolver, resolve};
+use super::resolver_threads::{Resolver, resolve_all};
 use super::shards::{self, LogSinks, ShardSpawn, Shared};
 use super::sockets::SocketErrorLog;
 use super::supervise::{Running, Signals};
@@ -25,7 +25,7 @@ use crate::admin::{self, AdminState};
 use crate::cli::Exit;
 use crate::config::{AdminConfig, Config, ListenAddress};
 use crate::fault;
-use crate::fleet::{EndpointSpec, Registry as Fleet};
+use crate::fleet::{EndpointSpec, Registry as Fleet, Target};
 use crate::metrics::access_log::{self, AccessRing};
 use crate::metrics::{DnsCounters, Registry, Reloads, ReloadsShown, ShardMetrics};
 use crate::net::probe::{Driver, probe_ring};
@@ -260,16 +260,17 @@ fn keep_certificate(renewal: Option<Renewal>, registry: &mut Registry) {
 
 /// Returns the fleet that the configuration describes.
 async fn fleet(config: &Config) -> Fleet {
+    let targets = config.pools.iter().flat_map(|pool| &pool.endpoints);
+    let targets: Vec<&Target> = targets.collect();
+    let mut resolved = resolve_all(&targets).await.into_iter();
     let mut pools = Vec::with_capacity(config.pools.len());
     for pool in &config.pools {
         let mut endpoints = Vec::with_capacity(pool.endpoints.len());
-        for target in &pool.endpoints {
-            let (target, named) = (target.clone(), target.clone());
-            let resolving = tokio::task::spawn_blocking(move || resolve(&named));
-            let addresses = resolving.await.unwrap_or_default();
+        for (target, addresses) in pool.endpoints.iter().zip(resolved.by_ref()) {
             if addresses.is_empty() {
                 tracing::warn!(decoder = %target, "decoder name does not resolve yet; it will be looked up again");
             }
+            let target = target.clone();
             endpoints.push(EndpointSpec { target, addresses });
         }
         pools.push(endpoints);

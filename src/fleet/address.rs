@@ -31,6 +31,14 @@ impl Address {
     }
 }
 
+impl Address {
+    /// Returns these IP addresses with a port.
+    pub(crate) fn all_at(addresses: &[IpAddr], port: u16) -> Vec<Self> {
+        let at = |ip: &IpAddr| Self::Tcp(SocketAddr::new(*ip, port));
+        addresses.iter().map(at).collect()
+    }
+}
+
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
         Self::Tcp(address)

@@ -15,6 +15,14 @@ pub(super) fn notifier() -> io::Result<(OwnedFd, Notifier)> {
     Ok((event, notifier))
 }
 
+#[cfg(test)]
+impl Notifier {
+    /// Returns a notifier for which no shard waits.
+    pub(crate) fn unconnected() -> Self {
+        notifier().unwrap().1
+    }
+}
+
 /// A handle with which any thread can wake the shard that created it.
 #[derive(Clone, Debug)]
 pub struct Notifier {

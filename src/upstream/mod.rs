@@ -22,7 +22,7 @@ mod task;
 mod upstreams;
 mod wait;
 
-pub use addresses::{Resolved, Resolver};
+pub use addresses::{NamedBy, Resolved, Resolver};
 pub(crate) use attempts::{Attempts, Ended, Limits, Next, Reuse};
 pub(crate) use buffers::Buffers;
 pub(crate) use call::{Call, CallEnd, Deadlines};

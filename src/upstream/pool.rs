@@ -13,6 +13,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -197,25 +198,29 @@ impl<N: Net> Pools<N> {
         }
     }
 
-    /// Stores the addresses that the name of `target` resolved to, in the endpoints of all roles
-    /// that have this target. Does nothing if `addresses` is empty (the name did not resolve).
-    pub(crate) fn record_addresses(&self, target: &Target, addresses: &[Address]) {
+    /// Stores the addresses that a name resolved to, in the endpoints of all roles and ports that
+    /// have this name. Does nothing if `addresses` is empty (the name did not resolve).
+    pub(crate) fn record_addresses(&self, name: &str, addresses: &[IpAddr]) {
         if addresses.is_empty() {
             return;
         }
         let now = self.net.now();
-        let mut table = self.table.borrow_mut();
-        for role in Role::ALL {
-            let Some(&slot) = table.by_target[role.index()].get(target) else {
+        for endpoint in &mut self.table.borrow_mut().endpoints {
+            let Some((_, port)) = endpoint.target.name().filter(|(known, _)| *known == name) else {
                 continue;
             };
-            let endpoint = &mut table.endpoints[slot];
+            let addresses = Address::all_at(addresses, port);
             if *endpoint.addresses != *addresses {
                 endpoint.addresses = addresses.into();
                 endpoint.is_self = SelfCheck::Due;
             }
             endpoint.addresses_at = now;
         }
+    }
+
+    /// Returns whether an endpoint is never replaced.
+    pub(crate) fn is_pinned(&self, id: SlotId) -> bool {
+        id.slot < self.table.borrow().pinned
     }
 
     /// Returns whether an endpoint is this proxy itself. Returns `false` also if the endpoint's
@@ -539,16 +544,25 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_sets_the_addresses_of_every_role() {
+    fn a_look_up_sets_the_addresses_of_every_role_and_port() {
         let Fixture { net, pools, .. } = fixture();
         let ids = [Role::Prefill, Role::Encode].map(|role| pools.endpoint(role, &target(1)));
+        let rank = pools.endpoint(Role::Decode, &target(1).with_port(8001));
+        let other = pools.endpoint(Role::Decode, &target(2));
         assert!(pools.addresses(ids[0]).is_none());
         assert!(!pools.is_self(ids[0], |_| Some(true)), "not resolved yet");
-        let address = Target::parse(b"127.0.0.1:1").unwrap();
-        let addresses = [address.address().unwrap().clone()];
-        pools.record_addresses(&target(1), &addresses);
+        let found = [IpAddr::from([127, 0, 0, 1])];
+        pools.record_addresses("engine-1", &found);
+        assert!(pools.addresses(other).is_none());
+        let [at_rank] = &*pools.addresses(rank).unwrap().0 else {
+            panic!()
+        };
+        assert_eq!(at_rank.to_string(), "127.0.0.1:8001");
         for id in ids {
-            assert_eq!(*pools.addresses(id).unwrap().0, addresses);
+            assert_eq!(
+                *pools.addresses(id).unwrap().0,
+                Address::all_at(&found, 8000)
+            );
             assert!(!pools.is_self(id, |_| None));
             assert!(!pools.is_self(id, |_| Some(true)), "cached for a second");
         }
@@ -561,7 +575,7 @@ mod tests {
             }
         });
         run.unwrap();
-        pools.record_addresses(&target(1), &[]);
+        pools.record_addresses("engine-1", &[]);
         assert!(
             pools.addresses(ids[0]).is_some(),
             "a failed look-up changes nothing"

@@ -203,7 +203,7 @@ impl Stage {
             fleet: Arc::clone(&fleet),
             is_own_listener,
             is_same_listener: Box::new(|_, _| Some(false)),
-            resolver: Box::new(|_| false),
+            resolver: Box::new(|_, _| false),
             on_decoder_lost: Box::new(|| {}),
             on_socket_failed: Box::new(|_, _| ()),
             on_incident: Box::new(|_| ()),
