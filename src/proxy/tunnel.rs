@@ -11,7 +11,7 @@ use super::head::{self, Outgoing, ResponseExtra};
 use super::shard::Shard;
 use crate::fault::{Cause, Fault};
 use crate::h1::Name;
-use crate::limits::RECEIVES_PER_YIELD_MAX;
+use crate::limits::{RECEIVES_PER_YIELD_MAX, RECYCLED_BUFFER_BYTES_MAX};
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::Role;
@@ -165,7 +165,13 @@ impl Lane {
                 Ok(true)
             }
             Ok(_) => Ok(true),
-            Err(error) if would_block(&error) => Ok(false),
+            Err(error) if would_block(&error) => {
+                // A quiet tunnel may stay so for days.
+                if self.pending.capacity() > RECYCLED_BUFFER_BYTES_MAX {
+                    self.pending = Vec::new();
+                }
+                Ok(false)
+            }
             Err(_) => Err(Fault::ClientGone),
         }
     }

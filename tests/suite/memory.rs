@@ -1,10 +1,13 @@
-//! Memory per idle client connection, and per request that waits for a silent engine.
+//! Memory per idle client connection, per quiet tunnel, and per request that waits for a silent
+//! engine.
+
+use std::io::Write;
 
 use mock_engine::{Engine, EngineConfig, Fault};
 
 use crate::client::{Client, DEADLINE, request};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, is_suite_tls};
-use crate::harness_more::{ask_for, expect_drained};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, VERSIONS_OFF, is_suite_tls};
+use crate::harness_more::{RawEngine, ask_for, expect_drained};
 
 const IDLE_CONNECTIONS: u32 = 4000;
 const IDLE_BYTES_MAX: u64 = 1024;
@@ -12,6 +15,9 @@ const IDLE_TLS_CONNECTIONS: u32 = 1000;
 /// Limit for the memory per idle TLS connection, in bytes: enough for the keys and the state of a
 /// TLS session, but not for a buffer.
 const IDLE_TLS_BYTES_MAX: u64 = 6 * 1024;
+const TUNNELS: u32 = 200;
+const MESSAGE_BYTES: usize = 60_000;
+const TUNNEL_BYTES_MAX: u64 = 16 * 1024;
 const WAITING_REQUESTS: u32 = 500;
 const BODY_BYTES: usize = 16 * 1024;
 const WAITING_BYTES_MAX: u64 = 8 * 1024 + BODY_BYTES as u64;
@@ -109,6 +115,40 @@ fn idle_connections_use_little_memory() {
         anonymous_bytes(&pair.sidecar) / 1024
     );
     pair.sidecar.expect_sound();
+}
+
+/// A tunnel that has carried large messages and is quiet holds no buffer.
+#[test]
+fn quiet_tunnels_hold_no_buffer() {
+    if is_suite_tls() {
+        eprintln!("skipped: the bounds apply to unencrypted connections");
+        return;
+    }
+    let engine = RawEngine::start(|mut conn, _| {
+        if conn.head().is_some() {
+            conn.say("HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+            while let Some(message) = conn.bytes(MESSAGE_BYTES) {
+                conn.stream.write_all(&message).unwrap();
+            }
+        }
+    });
+    let sidecar = Sidecar::start(&[VERSIONS_OFF], engine.port());
+    let headers = [("connection", "upgrade"), ("upgrade", "websocket")];
+    let open = || {
+        let mut client = sidecar.connect();
+        client.send(request("GET", "/v1/realtime", &headers, b""));
+        assert_eq!(client.head().status, 101);
+        client.send([b'm'; MESSAGE_BYTES]);
+        assert_eq!(client.raw(MESSAGE_BYTES), [b'm'; MESSAGE_BYTES]);
+        client
+    };
+    let first = open();
+    let before = anonymous_bytes(&sidecar);
+    let others: Vec<Client> = (0..TUNNELS).map(|_| open()).collect();
+    let after = anonymous_bytes(&sidecar);
+    expect_at_most("a quiet tunnel", TUNNEL_BYTES_MAX, before, after, TUNNELS);
+    drop((first, others));
+    sidecar.expect_sound();
 }
 
 #[test]
