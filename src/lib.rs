@@ -7,6 +7,8 @@
 pub mod limits;
 pub mod span;
 
+pub mod budget;
+
 // Pure functions over bytes: no sockets, clocks or tasks.
 mod base64;
 

@@ -32,7 +32,7 @@ pub const INTERIM_RESPONSES_MAX: u32 = 16;
 
 /// Edits that one leg applies to the client's JSON body, and also byte ranges that they replace
 /// (one edit replaces every duplicate of its member). A leg that needs more fails.
-pub const JSON_EDITS_MAX: usize = 64;
+pub const JSON_EDITS_MAX: usize = 72;
 /// Header of one part of a form, in bytes. Parsers of engines allow 4 KiB per field.
 pub const FORM_PART_HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Value of a part of a form that is read before it is forwarded, in bytes.
@@ -59,8 +59,9 @@ const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 // One more digit must not overflow the size of a chunk.
 const _: () = assert!(CHUNK_BYTES_MAX <= u64::MAX >> 4);
 // There is at most one replacement per recorded member and one insertion per object, so edits of
-// recorded members cannot exceed the limit.
-const _: () = assert!(JSON_MEMBERS_MAX + JSON_OBJECTS_MAX <= JSON_EDITS_MAX);
+// recorded members cannot exceed the limit. The two kept values of a leg divide an insertion at the
+// top level into up to five.
+const _: () = assert!(JSON_MEMBERS_MAX + JSON_OBJECTS_MAX + 4 <= JSON_EDITS_MAX);
 
 /// Bytes buffered from a client that sends more before its response is complete. At this limit
 /// nothing more is read, and only the client's disconnect is detected.
@@ -224,8 +225,24 @@ pub const TRACE_SWEEP_MS: u64 = 100;
 pub const TRACE_WARNING_SECS: u64 = 60;
 /// Milliseconds that exporting the remaining spans may take when the process ends.
 pub const TRACE_FLUSH_MS_MAX: u64 = 3000;
-/// Allocation step in bytes for a buffered body whose length is not known in advance.
-pub const BODY_RESERVE_STEP_BYTES: usize = 64 * 1024;
+/// Bytes of a request body that is kept which must arrive within `--body-timeout` to count as
+/// progress.
+pub const BODY_PROGRESS_BYTES_MIN: u64 = 16 * 1024;
+/// Bytes by which what is kept must have fallen below its peak before the allocator's free memory
+/// is returned to the system. The free memory of smaller peaks is left for the next requests.
+pub const GIVE_BACK_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// Seconds between two comparisons of what is kept with its peak.
+pub const GIVE_BACK_SECS: u64 = 2;
+/// Smallest capacity in bytes of a buffer for bytes that are kept. Most handoffs fit.
+pub const KEPT_BYTES_MIN: usize = 512;
+/// Allocation step in bytes for a larger buffer whose length is not known in advance.
+pub const KEPT_STEP_BYTES: usize = 64 * 1024;
+/// Bytes of a bootstrap server's list of engines, or of a page with an engine's version. An engine
+/// in the list takes some 200 bytes.
+pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Members of the transfer parameters that encoders return for one request. A request has as many
+/// items at most (`ENCODER_ITEMS_MAX`), and each usually adds one.
+pub const ENCODED_MEMBERS_MAX: usize = 1024;
 /// Size of a configuration file in bytes. A larger file is refused. A file with every key is a few
 /// KiB.
 pub const CONFIGURATION_BYTES_MAX: u64 = 1024 * 1024;

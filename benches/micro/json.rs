@@ -4,9 +4,11 @@
 
 use std::hint::black_box;
 use std::io::IoSlice;
+use std::rc::Rc;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use ringside::api::Api;
+use ringside::budget::{Budget, Kept};
 use ringside::fleet::Target;
 use ringside::json::{Document, Handoff, JsonError, Level, Mask, PrefillResponse, Scanner, Watch};
 use ringside::limits::{RECEIVE_LARGE_BYTES, SEND_SLICES_MAX};
@@ -143,7 +145,9 @@ fn split(api: Api, body: &[u8]) -> Option<usize> {
         return None;
     }
     let prefill = connector.prefill_leg(&request, &peer).ok()?;
-    let decode = connector.decode_leg(&request, &peer, Some(HANDOFF)).ok()?;
+    let kept = Kept::of(&Budget::new(64 << 10), &[HANDOFF]).ok()?;
+    let kept = Rc::new(kept);
+    let decode = connector.decode_leg(&request, &peer, Some(&kept)).ok()?;
     let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
     let first = prefill.body.fill(body, 0, &mut slices);
     let second = decode.body.fill(body, 0, &mut slices);
@@ -178,7 +182,7 @@ fn prefill_response(len: usize) -> Vec<u8> {
 }
 
 fn read_response(response: &[u8]) -> Result<Handoff, JsonError> {
-    let mut reader = PrefillResponse::new(64 << 10);
+    let mut reader = PrefillResponse::new(64 << 10, &Budget::new(64 << 10));
     for piece in response.chunks(RECEIVE_LARGE_BYTES) {
         reader.feed(piece)?;
     }

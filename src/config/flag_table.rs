@@ -234,7 +234,8 @@ keys! {
     MAX_BODY: Limits Value("SIZE") "max-body" = "512MiB";
         "Maximum size of a request body"
     BODY_BUDGET: Limits Value("SIZE") "body-budget" = "2GiB";
-        "Maximum total size of the request bodies buffered for prefill/decode"
+        "Maximum total size of what is kept for prefill/decode: request bodies, handoffs, and other \
+         responses that ringside reads"
     MAX_PREFILL_RESPONSE: Limits Value("SIZE") "max-prefill-answer" = "128MiB";
         "Maximum size of what is kept of a prefill response, and of any other response that ringside \
          reads instead of relaying it"
@@ -243,7 +244,8 @@ keys! {
     HEAD_TIMEOUT: Timeouts Value("DURATION") "head-timeout" = "10s";
         "Time limit for receiving a complete request head"
     BODY_TIMEOUT: Timeouts Value("DURATION") "body-timeout" = "30s";
-        "Longest time between two reads of a request body"
+        "Longest time between two reads of a request body; of one that is kept, in which 16 KiB must \
+         arrive"
     CLIENT_STALL_TIMEOUT: Timeouts Value("DURATION") "client-stall-timeout" = "300s";
         "Longest time a client may go without accepting response data"
     KEEPALIVE_TIMEOUT: Timeouts Value("DURATION") "keepalive-timeout" = "300s";

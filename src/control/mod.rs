@@ -12,6 +12,7 @@ mod handshakes;
 mod health;
 mod inbox;
 mod incidents;
+mod memory;
 mod metrics_port;
 #[cfg(feature = "otlp")]
 mod otlp;

@@ -12,6 +12,7 @@ use super::discovery::Sources;
 use super::health;
 use super::inbox::Inbox;
 use super::incidents::Incidents;
+use super::memory;
 use super::metrics_port::MetricsPort;
 use super::publish::{Changes, Publisher};
 use super::resolver_threads::{Resolver, resolve_all};
@@ -22,14 +23,14 @@ use super::tls::TlsContext;
 use super::traces;
 use super::versions;
 use crate::admin::{self, AdminState};
+use crate::budget::Budget;
 use crate::cli::Exit;
 use crate::config::{AdminConfig, Config, ListenAddress};
 use crate::fault;
 use crate::fleet::{EndpointSpec, Registry as Fleet, Target};
 use crate::metrics::access_log::{self, AccessRing};
-use crate::metrics::{DnsCounters, Registry, Reloads, ReloadsShown, ShardMetrics};
+use crate::metrics::{BudgetShown, DnsCounters, Registry, Reloads, ReloadsShown, ShardMetrics};
 use crate::net::probe::{Driver, probe_ring};
-use crate::proxy::Budget;
 use crate::sys;
 use crate::trace::TraceRing;
 
@@ -80,6 +81,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let changes = publisher.start();
     sources.follow(allowlist.as_ref(), &changes).await?;
     follow_versions(&shared, &changes);
+    memory::follow(Arc::clone(&shared.budget));
     let shard_count = plan.seats.len();
     let log = access_log::start(&shared.config.log.access, shard_count)
         .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
@@ -103,6 +105,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let shard_metrics = metrics.clone();
     tracing.show(&mut registry, metrics);
     keep_certificate(renewal, &mut registry);
+    registry.add(BudgetShown(Arc::clone(&shared.budget)));
     let metrics = Arc::new(registry);
     if let Some((port, renewal)) = metrics_port {
         let text = metrics_text(&shared.config, &metrics, &shard_metrics);

@@ -1,5 +1,6 @@
 //! The causes for which a request is not served, or not served completely.
 
+use crate::budget::BudgetSpent;
 use crate::fleet::TargetError;
 use crate::h1::{FormError, HeadError};
 use crate::json::{EditError, JsonError};
@@ -27,8 +28,8 @@ pub enum Fault {
     Connect,
     /// The request body is longer than `--max-body`.
     BodyTooLarge,
-    /// Buffering the request body would exceed `--body-budget`, the limit for all buffered bodies
-    /// of the process, or its memory could not be allocated.
+    /// Keeping a request body or a part of an engine's response would exceed `--body-budget`, the
+    /// limit for all kept bytes of the process, or the memory could not be allocated.
     BudgetSpent,
     /// The request head did not arrive within `--head-timeout`.
     HeadTimeout,
@@ -204,6 +205,12 @@ impl Cause {
             (Role::Encode, Self::Status(_)) => 31,
             (Role::Bootstrap, _) => 33,
         }
+    }
+}
+
+impl From<BudgetSpent> for Fault {
+    fn from(_: BudgetSpent) -> Self {
+        Self::BudgetSpent
     }
 }
 

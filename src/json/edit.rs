@@ -1,7 +1,8 @@
 //! Edits of a scanned body, represented as splices over its unchanged bytes.
 //!
 //! All bytes outside of edited members and their commas are unchanged: order, whitespace, numbers
-//! and escapes. The body is neither stored nor copied here; only inserted text is.
+//! and escapes. The body is neither stored nor copied here; only inserted text is, unless it is
+//! [`Kept`] elsewhere.
 //!
 //! A run of adjacent removed members is removed together with the comma after it. If the run is at
 //! the end of the object, the comma before it is removed instead, and no comma if the object has no
@@ -10,9 +11,11 @@
 
 use std::fmt;
 use std::io::IoSlice;
+use std::rc::Rc;
 
 use super::lex::Kind;
 use super::scan::{Document, Level, Member, Object, watched};
+use crate::budget::Kept;
 use crate::limits::JSON_EDITS_MAX;
 use crate::span::Span;
 
@@ -28,6 +31,15 @@ pub enum Edit<'a> {
         name: &'static str,
         /// The new value, which must be valid JSON.
         value: &'a [u8],
+    },
+    /// As `Set`, with a value that may be large, so that it is shared instead of copied.
+    SetKept {
+        /// The object that contains the member.
+        level: Level,
+        /// Name of the member, which must be in the watch table.
+        name: &'static str,
+        /// The new value, which must be valid JSON.
+        value: &'a Rc<Kept>,
     },
     /// Removes every occurrence of the member `name` at `level`, and a comma next to it.
     Remove {
@@ -48,14 +60,40 @@ pub enum Edit<'a> {
     },
 }
 
-impl Edit<'_> {
+impl<'a> Edit<'a> {
+    /// Returns the new value of the member, if the edit sets it.
+    const fn value(&self) -> Option<Value<'a>> {
+        match *self {
+            Self::Set { value, .. } => Some(Value::Bytes(value)),
+            Self::SetKept { value, .. } => Some(Value::Kept(value)),
+            Self::Remove { .. } | Self::Append { .. } => None,
+        }
+    }
+
     /// Returns the level and the name of the edited member.
     #[must_use]
     pub const fn target(&self) -> (Level, &'static str) {
         match *self {
             Self::Set { level, name, .. }
+            | Self::SetKept { level, name, .. }
             | Self::Remove { level, name }
             | Self::Append { level, name, .. } => (level, name),
+        }
+    }
+}
+
+/// The new value of a member.
+#[derive(Clone, Copy)]
+enum Value<'a> {
+    Bytes(&'a [u8]),
+    Kept(&'a Rc<Kept>),
+}
+
+impl Value<'_> {
+    fn is_empty(self) -> bool {
+        match self {
+            Self::Bytes(bytes) => bytes.is_empty(),
+            Self::Kept(kept) => kept.is_empty(),
         }
     }
 }
@@ -120,9 +158,8 @@ impl Document {
         if changes.list.len() > JSON_EDITS_MAX {
             return Err(EditError::TooMany);
         }
-        changes
-            .list
-            .sort_unstable_by_key(|change| change.source.start);
+        // A stable sort: insertions at one place stay in their order.
+        changes.list.sort_by_key(|change| change.source.start);
         Ok(changes.splices(self.bytes))
     }
 
@@ -150,7 +187,7 @@ impl Document {
             {
                 return Err(EditError::InsideEdited);
             }
-            if let Edit::Set { value, .. } = edit {
+            if let Some(value) = edit.value() {
                 debug_assert!(!value.is_empty(), "{name} is set to an empty value");
                 if !self.has_object(level) {
                     return Err(EditError::NoObject);
@@ -175,6 +212,7 @@ impl Document {
                 .find(|edit| edit.target() == (member.level, member.name));
             match edit {
                 Some(Edit::Set { value, .. }) => changes.replace(member.value, &[value]),
+                Some(Edit::SetKept { value, .. }) => changes.replace_kept(member.value, value),
                 Some(Edit::Append { text, .. }) if member.kind == Kind::Array => {
                     let place = member.value.end - 1;
                     changes.replace(Span::new(place, place), &[text]);
@@ -198,10 +236,11 @@ impl Document {
         changes.remove(run);
         let mut follows = object.members > removed;
         for edit in edits {
-            let Edit::Set { level, name, value } = edit else {
+            let Some(value) = edit.value() else {
                 continue;
             };
-            if *level == object.level && !members().any(|member| member.name == *name) {
+            let (level, name) = edit.target();
+            if level == object.level && !members().any(|member| member.name == name) {
                 changes.insert(object, follows, name, value);
                 follows = true;
             }
@@ -230,17 +269,26 @@ impl Run {
     }
 }
 
-/// A range of the scanned body that is replaced by a range of [`Changes::text`].
+/// A range of the scanned body that is replaced.
 #[derive(Clone, Copy, Debug)]
 struct Change {
     source: Span,
-    text: Span,
+    by: By,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// A range of [`Changes::text`].
+    Text(Span),
+    /// The element of [`Changes::kept`] at this index.
+    Kept(usize),
 }
 
 #[derive(Debug)]
 struct Changes {
     list: Vec<Change>,
     text: Vec<u8>,
+    kept: Vec<Rc<Kept>>,
 }
 
 impl Changes {
@@ -250,12 +298,14 @@ impl Changes {
         let text = edits.iter().map(|edit| match edit {
             // An insertion adds a comma, two quotes and a colon.
             Edit::Set { name, value, .. } => name.len() + value.len() + 4,
+            Edit::SetKept { name, .. } => name.len() + 4,
             Edit::Append { text, .. } => text.len(),
             Edit::Remove { .. } => 0,
         });
         Self {
-            list: Vec::with_capacity(members + 2),
+            list: Vec::with_capacity(members + 4),
             text: Vec::with_capacity(text.sum()),
+            kept: Vec::new(),
         }
     }
 
@@ -266,8 +316,16 @@ impl Changes {
         }
         self.list.push(Change {
             source,
-            text: Span::new(start, self.text.len()),
+            by: By::Text(Span::new(start, self.text.len())),
         });
+    }
+
+    fn replace_kept(&mut self, source: Span, value: &Rc<Kept>) {
+        self.list.push(Change {
+            source,
+            by: By::Kept(self.kept.len()),
+        });
+        self.kept.push(Rc::clone(value));
     }
 
     fn remove(&mut self, run: Option<Run>) {
@@ -279,15 +337,23 @@ impl Changes {
     /// Inserts a member before the closing brace of `object`. If `follows` is true, the object has
     /// other members, and a comma is inserted first. Consecutive insertions at the same position
     /// are merged into one change.
-    fn insert(&mut self, object: &Object, follows: bool, name: &str, value: &[u8]) {
+    fn insert(&mut self, object: &Object, follows: bool, name: &str, value: Value<'_>) {
         let comma: &[u8] = if follows { b"," } else { b"" };
         let place = Span::new(object.close, object.close);
-        self.replace(place, &[comma, b"\"", name.as_bytes(), b"\":", value]);
+        let bytes = match value {
+            Value::Bytes(bytes) => bytes,
+            Value::Kept(_) => b"",
+        };
+        self.replace(place, &[comma, b"\"", name.as_bytes(), b"\":", bytes]);
         if let [.., earlier, last] = &mut *self.list
             && earlier.source == last.source
+            && let (By::Text(earlier), By::Text(last)) = (&mut earlier.by, last.by)
         {
-            earlier.text.end = last.text.end;
+            earlier.end = last.end;
             self.list.pop();
+        }
+        if let Value::Kept(value) = value {
+            self.replace_kept(place, value);
         }
     }
 
@@ -297,15 +363,19 @@ impl Changes {
         for change in &self.list {
             debug_assert!(done <= change.source.start, "changes overlap");
             pieces.push(Piece::Source(Span::new(done, change.source.start)));
-            pieces.push(Piece::Text(change.text));
+            pieces.push(match change.by {
+                By::Text(span) => Piece::Text(span),
+                By::Kept(index) => Piece::Kept(index, self.kept[index].len()),
+            });
             done = change.source.end;
         }
         pieces.push(Piece::Source(Span::new(done, source_bytes)));
-        pieces.retain(|piece| !piece.span().is_empty());
-        let len = pieces.iter().map(|piece| piece.span().len()).sum();
+        pieces.retain(|piece| piece.len() > 0);
+        let len = pieces.iter().map(|piece| piece.len()).sum();
         Splices {
             pieces,
             text: self.text,
+            kept: self.kept,
             len,
             source_bytes,
         }
@@ -316,12 +386,15 @@ impl Changes {
 enum Piece {
     Source(Span),
     Text(Span),
+    /// The index in [`Splices::kept`], and the length.
+    Kept(usize, usize),
 }
 
 impl Piece {
-    const fn span(self) -> Span {
+    const fn len(self) -> usize {
         match self {
-            Self::Source(span) | Self::Text(span) => span,
+            Self::Source(span) | Self::Text(span) => span.len(),
+            Self::Kept(_, len) => len,
         }
     }
 }
@@ -334,6 +407,7 @@ impl Piece {
 pub struct Splices {
     pieces: Vec<Piece>,
     text: Vec<u8>,
+    kept: Vec<Rc<Kept>>,
     len: usize,
     source_bytes: usize,
 }
@@ -345,6 +419,7 @@ impl Splices {
         Self {
             pieces: vec![Piece::Source(Span::new(0, len))],
             text: Vec::new(),
+            kept: Vec::new(),
             len,
             source_bytes: len,
         }
@@ -358,6 +433,7 @@ impl Splices {
         Self {
             pieces: vec![Piece::Text(Span::new(0, len))],
             text,
+            kept: Vec::new(),
             len,
             source_bytes,
         }
@@ -391,6 +467,7 @@ impl Splices {
         self.pieces.iter().map(move |piece| match piece {
             Piece::Source(span) => span.of(source),
             Piece::Text(span) => span.of(&self.text),
+            Piece::Kept(index, _) => &self.kept[*index],
         })
     }
 
@@ -452,6 +529,48 @@ mod tests {
 
     const fn remove(level: Level, name: &'static str) -> Edit<'static> {
         Edit::Remove { level, name }
+    }
+
+    /// A kept value results in the same body as a copied one, in every place.
+    #[test]
+    fn kept_values_are_shared() {
+        let kept = Rc::new(Kept::unlimited("[1,2]"));
+        let top = Level::Top;
+        for text in [
+            "{}",
+            r#"{"x":1}"#,
+            r#"{"b":0,"x":1,"b":{}}"#,
+            r#"{"a":1,"b":2,"c":3}"#,
+        ] {
+            let set_kept = |name| Edit::SetKept {
+                level: top,
+                name,
+                value: &kept,
+            };
+            let (a, c) = (set(top, "a", "7"), set(top, "c", "8"));
+            for (kept, copied) in [
+                (vec![set_kept("b")], vec![set(top, "b", "[1,2]")]),
+                (
+                    vec![a, set_kept("b"), c],
+                    vec![a, set(top, "b", "[1,2]"), c],
+                ),
+                (
+                    vec![set_kept("c"), remove(top, "b"), set_kept("a")],
+                    vec![
+                        set(top, "c", "[1,2]"),
+                        remove(top, "b"),
+                        set(top, "a", "[1,2]"),
+                    ],
+                ),
+            ] {
+                assert_eq!(
+                    edited(text, &kept),
+                    edited(text, &copied),
+                    "{text} {copied:?}"
+                );
+            }
+        }
+        assert_eq!(Rc::strong_count(&kept), 1);
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub enum JsonReason {
     TooManyObjects,
     /// The `kv_transfer_params` of a prefill engine's response are larger than the reader may keep.
     KeptTooLarge,
+    /// The budget of kept bytes does not allow a part of the response to be kept.
+    BudgetSpent,
     /// A client supplied a value for a member that only the proxy may set, and the value is too
     /// short to be overwritten with `null`.
     NotClients,
@@ -96,6 +98,7 @@ impl JsonReason {
             Self::TooManyMembers => "too many repetitions of known members",
             Self::TooManyObjects => "too many repetitions of a parameter object",
             Self::KeptTooLarge => "value is too large to keep",
+            Self::BudgetSpent => "too many bytes are kept",
             Self::NotClients => "not a value that a client may set",
         }
     }

@@ -5,6 +5,9 @@ mod usage;
 
 pub use usage::{fuzz_sse, fuzz_usage};
 
+use std::rc::Rc;
+use std::sync::Arc;
+
 use super::oracle::{
     Random, Tree, compare_validity, may_have_surrogates, same_for_all_cuts, same_for_all_isas,
 };
@@ -12,6 +15,7 @@ use super::{
     Document, Edit, EditError, FormMask, FormMaskError, Handoff, JsonError, JsonReason, Kind,
     Level, Mask, Params, PrefillResponse, Scanner, Watch, validate,
 };
+use crate::budget::{Budget, Kept};
 
 const WATCH: Watch = &[
     (Level::Top, "max_tokens"),
@@ -140,7 +144,8 @@ pub fn fuzz_edit(data: &[u8]) {
             Err(error) => {
                 assert_eq!(error, EditError::NoObject);
                 assert!(edits.iter().any(|edit| match edit {
-                    Edit::Set { level, .. } => !document.has_object(*level),
+                    Edit::Set { level, .. } | Edit::SetKept { level, .. } =>
+                        !document.has_object(*level),
                     Edit::Remove { .. } | Edit::Append { .. } => false,
                 }));
                 continue;
@@ -148,6 +153,18 @@ pub fn fuzz_edit(data: &[u8]) {
         };
         let edited: Vec<u8> = splices.pieces(data).flatten().copied().collect();
         assert_eq!(splices.len(), edited.len());
+        let values = edits.iter().map(|edit| match edit {
+            Edit::Set { value, .. } => Rc::new(Kept::unlimited(value)),
+            _ => Rc::new(Kept::unlimited("")),
+        });
+        let values: Vec<_> = values.collect();
+        let shared = edits.iter().zip(&values).map(|(edit, value)| match *edit {
+            Edit::Set { level, name, .. } => Edit::SetKept { level, name, value },
+            other => other,
+        });
+        let shared = document.edit(&shared.collect::<Vec<_>>());
+        let shared = shared.map(|splices| splices.pieces(data).flatten().copied().collect());
+        assert_eq!(shared.as_ref(), Ok(&edited), "shared values");
         assert_eq!(splices.count(), splices.pieces(data).count());
         assert!(splices.pieces(data).all(|piece| !piece.is_empty()));
         check_fill(&splices, data, &edited, &mut random);
@@ -220,7 +237,10 @@ pub fn fuzz_mask(data: &[u8]) {
 pub fn fuzz_response(data: &[u8]) {
     let mut random = seeded(data);
     let result = same_for_all_isas(data, &mut random, |pieces, isa| {
-        response(PrefillResponse::new(1 << 20).with_isa(isa), pieces)
+        response(
+            PrefillResponse::new(1 << 20, &unlimited()).with_isa(isa),
+            pieces,
+        )
     });
     let tree = Tree::parse(data).filter(Tree::is_object);
     let Ok(handoff) = result else {
@@ -230,8 +250,8 @@ pub fn fuzz_response(data: &[u8]) {
     if let Params::Object(bytes) = &handoff.params {
         assert!(validate(bytes).is_ok());
         assert!(bytes.starts_with(b"{"));
-        assert!(data.windows(bytes.len()).any(|window| window == bytes));
-        let small = PrefillResponse::new(bytes.len() - 1);
+        assert!(data.windows(bytes.len()).any(|window| window == &**bytes));
+        let small = PrefillResponse::new(bytes.len() - 1, &unlimited());
         let small = response(small, &mut std::iter::once(data));
         assert!(
             small.is_err(),
@@ -323,6 +343,10 @@ fn mask(
     mask.finish()?;
     assert_eq!(received, sent.len());
     Ok((sent, mask.masked()))
+}
+
+fn unlimited() -> Arc<Budget> {
+    Budget::new(u64::MAX)
 }
 
 fn response(
@@ -461,7 +485,7 @@ fn apply(tree: &mut Tree, edits: &[Edit<'_>]) {
     for edit in edits {
         match *edit {
             // Not generated, because the text depends on whether the array is empty.
-            Edit::Append { .. } => {}
+            Edit::Append { .. } | Edit::SetKept { .. } => {}
             Edit::Remove { level, name } => tree.each(path(level), &mut |members| {
                 members.retain(|member| member.0 != name);
             }),
@@ -526,7 +550,10 @@ fn check_outside(document: &Document, data: &[u8], edits: &[Edit<'_>], splices: 
                         .map_or(member.value.end, |comma| comma + 1);
                     kept[start..end].fill(true);
                 }
-                Edit::Set { .. } | Edit::Remove { .. } | Edit::Append { .. } => {}
+                Edit::Set { .. }
+                | Edit::SetKept { .. }
+                | Edit::Remove { .. }
+                | Edit::Append { .. } => {}
             }
         }
     }

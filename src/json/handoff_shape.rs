@@ -3,7 +3,6 @@
 use super::cursor::string_is;
 use super::error::JsonError;
 use super::lex::{Event, Kind, Lexer};
-use super::validate::validate;
 use crate::span::Span;
 
 /// The form of `remote_block_ids` in a handoff (`docs/engines.md#handoffs`).
@@ -43,10 +42,9 @@ const KNOWN: [&str; 3] = [
 ];
 
 impl Shape {
-    /// Validates `bytes`, which are the `kv_transfer_params`, and finds the known members. Fails if
-    /// `bytes` are not a valid JSON object.
+    /// Finds the known members of `bytes`, which are the `kv_transfer_params` and valid JSON. Fails
+    /// if they are not an object.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, JsonError> {
-        validate(bytes)?;
         let mut shape = Self {
             is_empty: true,
             members: [None; KNOWN.len()],

@@ -6,7 +6,7 @@
 //! engines, which differ in them. Only the form of the block ids is determined ([`Blocks`]),
 //! because an engine may exit if it receives the other one.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use memchr::memmem;
 
@@ -16,6 +16,8 @@ use super::cursor::{elements, member, string_is};
 use super::error::{JsonError, JsonReason};
 use super::handoff_shape::{Blocks, Shape, integer};
 use super::lex::{Event, Kind, Lexer};
+use super::validate::Validator;
+use crate::budget::{Budget, Kept};
 use crate::span::Span;
 
 /// Searches for the name of the member that is kept.
@@ -29,15 +31,19 @@ pub fn has_experts(response: &[u8]) -> bool {
 }
 
 /// Reads a prefill engine's response in parts and extracts the handoff.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PrefillResponse {
     lexer: Lexer,
     place: Place,
     next: Next,
     keeping: Option<Keeping>,
     params: Found,
-    kept: Vec<u8>,
-    choices: Vec<u8>,
+    kept: Kept,
+    /// Validates `kept` as it arrives, since a handoff can have many MiB.
+    validator: Validator,
+    /// Why `kept` is not valid JSON.
+    invalid: Option<JsonReason>,
+    choices: Kept,
     are_choices_too_large: bool,
     kept_bytes_max: usize,
     count: Digits,
@@ -127,7 +133,7 @@ enum Found {
 }
 
 /// The parts of a prefill engine's response that the decode leg uses.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Handoff {
     /// The response's `kv_transfer_params`.
     pub params: Params,
@@ -193,18 +199,18 @@ impl End {
 }
 
 /// The `choices` of a prefill response, an array.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Choices {
     /// They contain no routed experts.
     Plain,
     /// They contain routed experts.
-    Experts(Vec<u8>),
+    Experts(Kept),
     /// They are larger than what is kept, so they probably contain routed experts.
     TooLarge,
 }
 
 /// The `kv_transfer_params` of a response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Params {
     /// The response has no `kv_transfer_params`.
     Absent,
@@ -212,24 +218,26 @@ pub enum Params {
     /// transfer.
     Null,
     /// A valid JSON object, as the bytes received.
-    Object(Vec<u8>),
+    Object(Kept),
     /// The value cannot be used as a handoff, for the reason in this text.
     Malformed(&'static str),
 }
 
 impl PrefillResponse {
     /// Creates a reader that keeps at most `kept_bytes_max` bytes of `kv_transfer_params`, and as
-    /// many of `choices`.
+    /// many of `choices`, and counts them in `budget`.
     #[must_use]
-    pub fn new(kept_bytes_max: usize) -> Self {
+    pub fn new(kept_bytes_max: usize, budget: &Arc<Budget>) -> Self {
         Self {
             lexer: Lexer::new(),
             place: Place::Top,
             next: Next::Skip,
             keeping: None,
             params: Found::Absent,
-            kept: Vec::new(),
-            choices: Vec::new(),
+            kept: Kept::new(budget),
+            validator: Validator::new(),
+            invalid: None,
+            choices: Kept::new(budget),
             are_choices_too_large: false,
             kept_bytes_max,
             count: Digits::new(),
@@ -242,7 +250,7 @@ impl PrefillResponse {
 
     /// Also reads why the engine generated no further token.
     #[must_use]
-    pub const fn reading_end(mut self) -> Self {
+    pub fn reading_end(mut self) -> Self {
         self.reads_end = true;
         self
     }
@@ -259,8 +267,8 @@ impl PrefillResponse {
     ///
     /// # Errors
     ///
-    /// The response is not a JSON object, or its handoff is larger than the limit. Every later call
-    /// returns the same error.
+    /// The response is not a JSON object, its handoff is larger than the limit, or the budget is
+    /// spent. Every later call returns the same error.
     pub fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -288,7 +296,7 @@ impl PrefillResponse {
             Found::Absent => Params::Absent,
             Found::Null => Params::Null,
             Found::Unfit => Params::Malformed("kv_transfer_params is not an object"),
-            Found::Object => match Shape::read(&self.kept) {
+            Found::Object => match self.shape() {
                 Ok(shape) if shape.is_empty => Params::Null,
                 Ok(shape) => {
                     remote_prefill_cached_tokens = shape.cached_tokens(&self.kept);
@@ -296,7 +304,7 @@ impl PrefillResponse {
                     is_push = shape.is_push(&self.kept);
                     Params::Object(self.kept)
                 }
-                Err(error) => Params::Malformed(error.reason.text()),
+                Err(reason) => Params::Malformed(reason.text()),
             },
         };
         let [of_prompt, of_input, cache_read, created, input] = self.counts;
@@ -321,6 +329,16 @@ impl PrefillResponse {
                 Choices::Plain
             },
         })
+    }
+
+    /// Returns the known members of the handoff, or why it is not valid.
+    fn shape(&self) -> Result<Shape, JsonReason> {
+        if let Some(reason) = self.invalid {
+            return Err(reason);
+        }
+        let valid = self.validator.finish();
+        let shape = valid.and_then(|()| Shape::read(&self.kept));
+        shape.map_err(|error| error.reason)
     }
 
     fn read(&mut self, piece: &[u8]) -> Result<(), JsonError> {
@@ -384,7 +402,7 @@ impl PrefillResponse {
                 if part.len() > self.kept_bytes_max - kept.len() {
                     if matches!(self.keeping, Some(Keeping::Choices { .. })) {
                         self.keeping = None;
-                        self.choices = Vec::new();
+                        self.choices.clear();
                         self.are_choices_too_large = true;
                         return Ok(());
                     }
@@ -393,7 +411,14 @@ impl PrefillResponse {
                         reason: JsonReason::KeptTooLarge,
                     });
                 }
-                kept.extend_from_slice(part);
+                kept.append(part).map_err(|_| JsonError {
+                    offset: start,
+                    reason: JsonReason::BudgetSpent,
+                })?;
+                if matches!(self.keeping, Some(Keeping::Params { .. })) && self.invalid.is_none() {
+                    let fed = self.validator.feed(part);
+                    self.invalid = fed.err().map(|error| error.reason);
+                }
             }
             Some(Keeping::Count { start, .. } | Keeping::Word { start, .. }) => {
                 self.count
@@ -434,6 +459,8 @@ impl PrefillResponse {
             Next::Skip => {}
             Next::Params => {
                 self.kept.clear();
+                self.validator = Validator::new();
+                self.invalid = None;
                 self.params = match kind {
                     Kind::Object => Found::Object,
                     Kind::Null => Found::Null,
@@ -526,8 +553,12 @@ impl Digits {
 mod tests {
     use super::*;
 
+    fn reader(kept_bytes_max: usize) -> PrefillResponse {
+        PrefillResponse::new(kept_bytes_max, &Budget::new(u64::MAX))
+    }
+
     fn handoff(text: &str) -> Result<Handoff, JsonError> {
-        let mut response = PrefillResponse::new(4096);
+        let mut response = reader(4096);
         response.feed(text.as_bytes())?;
         response.finish()
     }
@@ -543,7 +574,7 @@ mod tests {
         ] {
             let text = format!(r#"{{"choices":[],"kv_transfer_params": {object} ,"x":1}}"#);
             let params = handoff(&text).unwrap().params;
-            assert_eq!(params, Params::Object(object.as_bytes().to_vec()));
+            assert_eq!(params, Params::Object(Kept::unlimited(object)));
         }
     }
 
@@ -560,12 +591,14 @@ mod tests {
         ] {
             let text = format!(r#"{{"a":{{}},"choices": {choices} ,"usage":{{}}}}"#);
             for size in 1..=text.len() {
-                let mut scan = PrefillResponse::new(1024);
+                let mut scan = reader(1024);
                 for piece in text.as_bytes().chunks(size) {
                     scan.feed(piece).unwrap();
                 }
                 let kept = scan.finish().unwrap().choices;
-                let want = want.map_or(Choices::Plain, |want| Choices::Experts(want.into()));
+                let want = want.map_or(Choices::Plain, |want| {
+                    Choices::Experts(Kept::unlimited(want))
+                });
                 assert_eq!(kept, want, "{text} in {size}");
             }
         }
@@ -573,15 +606,15 @@ mod tests {
         assert_eq!(handoff(&repeated).unwrap().choices, Choices::Plain);
         let text = format!(r#"{{"choices":{with},"kv_transfer_params":{{"a":1}}}}"#);
         for size in 1..=text.len() {
-            let mut small = PrefillResponse::new(with.len() - 1);
+            let mut small = reader(with.len() - 1);
             for piece in text.as_bytes().chunks(size) {
                 small.feed(piece).unwrap();
             }
             let found = small.finish().unwrap();
             assert_eq!(found.choices, Choices::TooLarge, "{size}");
-            assert_eq!(found.params, Params::Object(br#"{"a":1}"#.to_vec()));
+            assert_eq!(found.params, Params::Object(Kept::unlimited(br#"{"a":1}"#)));
         }
-        let mut small = PrefillResponse::new(8);
+        let mut small = reader(8);
         let text = r#"{"kv_transfer_params":{"a":12345}}"#;
         assert_eq!(
             small.feed(text.as_bytes()).map_err(|error| error.reason),
@@ -638,12 +671,12 @@ mod tests {
 
     #[test]
     fn params_that_are_absent_null_or_not_an_object() {
-        let no_object = Params::Malformed("kv_transfer_params is not an object");
+        let no_object = || Params::Malformed("kv_transfer_params is not an object");
         let cases = [
             ("{}", Params::Absent),
             (r#"{"kv_transfer_params":null}"#, Params::Null),
-            (r#"{"kv_transfer_params":[]}"#, no_object.clone()),
-            (r#"{"kv_transfer_params":true}"#, no_object),
+            (r#"{"kv_transfer_params":[]}"#, no_object()),
+            (r#"{"kv_transfer_params":true}"#, no_object()),
             (
                 r#"{"kv_transfer_params":{"a":1},"kv_transfer_params":null}"#,
                 Params::Null,
@@ -665,12 +698,12 @@ mod tests {
             r#"{{"kv_transfer_params":{{"do_remote_prefill":true,"n":1}},"kv_transfer_params":{last}}}"#
         );
         let params = handoff(&text).unwrap().params;
-        assert_eq!(params, Params::Object(last.as_bytes().to_vec()));
+        assert_eq!(params, Params::Object(Kept::unlimited(last)));
     }
 
     #[test]
     fn params_with_invalid_utf8_are_malformed() {
-        let mut response = PrefillResponse::new(4096);
+        let mut response = reader(4096);
         response
             .feed(b"{\"kv_transfer_params\":{\"do_remote_prefill\":true,\"x\":\"\xff\"}}")
             .unwrap();
@@ -744,12 +777,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_is_counted_and_returned() {
+        let text = r#"{"kv_transfer_params":{"a":1},"choices":[{"routed_experts":"AAAA"}]}"#;
+        let budget = Budget::new(2000);
+        let mut response = PrefillResponse::new(4096, &budget);
+        for piece in text.as_bytes().chunks(7) {
+            response.feed(piece).unwrap();
+        }
+        let found = response.finish().unwrap();
+        assert!(budget.used() >= 50, "both are kept");
+        drop(found);
+        assert_eq!(budget.used(), 0);
+        let long = format!(r#"{{"kv_transfer_params":{{"a":"{}"}}}}"#, "x".repeat(3000));
+        let mut response = PrefillResponse::new(4096, &budget);
+        let fed = long
+            .as_bytes()
+            .chunks(100)
+            .try_for_each(|piece| response.feed(piece));
+        assert_eq!(fed.unwrap_err().reason, JsonReason::BudgetSpent);
+        drop(response);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
     fn params_beyond_the_limit_are_refused() {
         let object = r#"{"do_remote_prefill":true}"#;
         let text = format!(r#"{{"kv_transfer_params":{object}}}"#);
         for size in [1, 7, 100] {
             for (max, fits) in [(object.len(), true), (object.len() - 1, false), (0, false)] {
-                let mut response = PrefillResponse::new(max);
+                let mut response = reader(max);
                 let fed = text
                     .as_bytes()
                     .chunks(size)

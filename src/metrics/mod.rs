@@ -5,6 +5,7 @@
 
 pub mod access_log;
 mod allowlist;
+mod budget;
 mod cell;
 mod certificate;
 mod dns;
@@ -18,6 +19,7 @@ mod traces;
 pub(crate) use access_log::push_text;
 pub use access_log::{EndedAt, EndedBy, Inline, Record};
 pub use allowlist::AllowlistMetrics;
+pub use budget::BudgetShown;
 pub use certificate::{Reloads, ReloadsShown};
 pub use dns::DnsCounters;
 pub use labels::{

@@ -1,7 +1,11 @@
 //! The edits that turn the client's body into a leg's body.
 
+use std::rc::Rc;
+
 use crate::api::Api;
+use crate::budget::Kept;
 use crate::json::{Document, Edit, EditError, Level, Splices};
+use crate::limits::SEND_JOINED_BYTES_MAX;
 
 /// The token limits that a prefill leg sets to 1. The variants differ in the limits that are set
 /// even if the client did not send them.
@@ -55,6 +59,16 @@ impl<'a> Edits<'a> {
 
     pub(super) fn set(&mut self, level: Level, name: &'static str, value: &'a [u8]) {
         self.push(Edit::Set { level, name, value });
+    }
+
+    /// Sets a member of the top level to a value that is shared instead of copied if it is large.
+    pub(super) fn set_kept(&mut self, name: &'static str, value: &'a Rc<Kept>) {
+        let level = Level::Top;
+        if value.len() <= SEND_JOINED_BYTES_MAX {
+            self.set(level, name, value);
+        } else {
+            self.push(Edit::SetKept { level, name, value });
+        }
     }
 
     pub(super) fn remove(&mut self, level: Level, name: &'static str) {

@@ -5,16 +5,20 @@
 //! store, or through the `ec_transfer_params` of their responses, which every later leg carries.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::edits::Caps;
 use super::leg::{Leg, Role, Take};
 use super::options::EcConnector;
 use super::request::{self, PdRequest};
 use crate::api::Api;
+use crate::budget::{Budget, BudgetSpent, Kept};
 use crate::json::{
     EditError, JsonError, Level, Splices, elements, inner, member, members, string_is, validate,
 };
+use crate::limits::ENCODED_MEMBERS_MAX;
 
 /// Maximum number of items (images, audio and video parts) in one request. Engines allow far fewer
 /// per prompt.
@@ -303,50 +307,63 @@ fn common_members(body: &[u8]) -> Vec<u8> {
 /// The encoders' `ec_transfer_params`, merged member by member. A later member replaces an earlier
 /// one of the same name.
 #[derive(Debug, Default)]
-pub struct Merge {
-    members: Vec<(Vec<u8>, Vec<u8>)>,
+pub struct Merge<'a> {
+    /// The members in the order of their first occurrence: name, with quotes, and value.
+    members: Vec<(&'a [u8], &'a [u8])>,
+    /// The index of each name in `members`.
+    by_name: HashMap<&'a [u8], usize>,
 }
 
-impl Merge {
+/// The encoders have returned more than [`ENCODED_MEMBERS_MAX`] members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyMembers;
+
+impl<'a> Merge<'a> {
     /// Adds the parameters of one encoder's response, which must be valid JSON. Returns `false` if
     /// it has no `ec_transfer_params`, or if they are not an object with at least one member.
-    pub fn take(&mut self, response: &[u8]) -> bool {
+    ///
+    /// # Errors
+    /// There are more than [`ENCODED_MEMBERS_MAX`] members.
+    pub fn take(&mut self, response: &'a [u8]) -> Result<bool, TooManyMembers> {
         let params = member(response, "ec_transfer_params").unwrap_or_default();
-        if validate(params).is_err() {
-            return false;
-        }
-        let before = self.members.len();
-        let mut replaced = false;
-        for item in members(params) {
-            let known = self.members.iter_mut().find(|(key, _)| key == item.key);
-            match known {
-                Some((_, value)) => {
-                    replaced = true;
-                    *value = item.value.to_vec();
+        let mut has_any = false;
+        for (nth, item) in members(params).enumerate() {
+            if nth >= ENCODED_MEMBERS_MAX {
+                return Err(TooManyMembers);
+            }
+            has_any = true;
+            match self.by_name.entry(item.key) {
+                Entry::Occupied(known) => self.members[*known.get()].1 = item.value,
+                Entry::Vacant(new) if self.members.len() < ENCODED_MEMBERS_MAX => {
+                    new.insert(self.members.len());
+                    self.members.push((item.key, item.value));
                 }
-                None => self.members.push((item.key.to_vec(), item.value.to_vec())),
+                Entry::Vacant(_) => return Err(TooManyMembers),
             }
         }
-        replaced || self.members.len() > before
+        Ok(has_any)
     }
 
     /// Returns the merged object, or `None` if no response had any parameters.
-    #[must_use]
-    pub fn finish(self) -> Option<Vec<u8>> {
+    ///
+    /// # Errors
+    /// The budget does not allow it.
+    pub fn finish(self, budget: &Arc<Budget>) -> Result<Option<Kept>, BudgetSpent> {
         if self.members.is_empty() {
-            return None;
+            return Ok(None);
         }
-        let mut object = vec![b'{'];
+        let mut object = Kept::new(budget);
+        // A comma or brace, and a colon.
+        let bytes = |(key, value): &(&[u8], &[u8])| key.len() + value.len() + 2;
+        object.reserve_exact(self.members.iter().map(bytes).sum::<usize>() + 1)?;
         for (index, (key, value)) in self.members.iter().enumerate() {
-            if index > 0 {
-                object.push(b',');
+            let start: &[u8] = if index > 0 { b"," } else { b"{" };
+            for part in [start, key, b":", value] {
+                object.append(part)?;
             }
-            object.extend_from_slice(key);
-            object.push(b':');
-            object.extend_from_slice(value);
         }
-        object.push(b'}');
-        Some(object)
+        object.append(b"}")?;
+        Ok(Some(object))
     }
 }
 
@@ -504,17 +521,46 @@ mod tests {
 
     #[test]
     fn c4_params_are_merged_and_the_later_one_is_kept() {
-        let mut merge = Merge::default();
+        let budget = Budget::new(1 << 20);
         let response = |params: &str| format!(r#"{{"id":"x","ec_transfer_params":{params}}}"#);
-        assert!(merge.take(response(r#"{"h1":{"peer_port":1},"h2":[1.0]}"#).as_bytes()));
-        for nothing in ["null", "{}", "[]", "7", "\"x\""] {
-            assert!(!merge.take(response(nothing).as_bytes()), "{nothing}");
+        let first = response(r#"{"h1":{"peer_port":1},"h2":[1.0]}"#);
+        let nothing = ["null", "{}", "[]", "7", "\"x\""].map(response);
+        let last = response(r#"{"h1":12345678901234567890}"#);
+        let mut merge = Merge::default();
+        assert_eq!(merge.take(first.as_bytes()), Ok(true));
+        for nothing in &nothing {
+            assert_eq!(merge.take(nothing.as_bytes()), Ok(false), "{nothing}");
         }
-        assert!(!merge.take(b"{}"));
-        assert!(merge.take(response(r#"{"h1":12345678901234567890}"#).as_bytes()));
-        let merged = merge.finish().unwrap();
-        let want = br#"{"h1":12345678901234567890,"h2":[1.0]}"#;
-        assert_eq!(merged, want);
-        assert_eq!(Merge::default().finish(), None);
+        assert_eq!(merge.take(b"{}"), Ok(false));
+        assert_eq!(merge.take(last.as_bytes()), Ok(true));
+        let merged = merge.finish(&budget).unwrap().unwrap();
+        assert_eq!(&*merged, br#"{"h1":12345678901234567890,"h2":[1.0]}"#);
+        assert_eq!(budget.used(), merged.len() as u64, "no room is left over");
+        assert_eq!(Merge::default().finish(&budget), Ok(None));
+    }
+
+    #[test]
+    fn merged_members_are_limited() {
+        let of = |count: usize, value: &str| {
+            let member = |nth| format!(r#""m{nth}":{value}"#);
+            let members: Vec<_> = (0..count).map(member).collect();
+            format!(r#"{{"ec_transfer_params":{{{}}}}}"#, members.join(","))
+        };
+        let (all, more) = (
+            of(ENCODED_MEMBERS_MAX, "1"),
+            of(ENCODED_MEMBERS_MAX + 1, "1"),
+        );
+        let mut merge = Merge::default();
+        assert_eq!(merge.take(all.as_bytes()), Ok(true));
+        assert_eq!(merge.take(all.as_bytes()), Ok(true), "the same names");
+        assert_eq!(
+            merge.take(br#"{"ec_transfer_params":{"x":1}}"#),
+            Err(TooManyMembers)
+        );
+        assert_eq!(Merge::default().take(more.as_bytes()), Err(TooManyMembers));
+        let small = Budget::new(10);
+        let mut merge = Merge::default();
+        assert_eq!(merge.take(all.as_bytes()), Ok(true));
+        assert_eq!(merge.finish(&small), Err(BudgetSpent));
     }
 }

@@ -12,14 +12,17 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::base64::{self, Text};
+use crate::budget::{Kept, Reserved};
 use crate::json::{elements, inner, member};
 
 /// The rows of the prompt, read from a prefill response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct PromptExperts {
     layout: Layout,
     rows: usize,
     data: Vec<u8>,
+    /// The room of `data` in the budget of kept bytes.
+    _reserved: Reserved,
 }
 
 /// The reason why the experts of two responses cannot be merged.
@@ -81,8 +84,8 @@ impl PromptExperts {
     ///
     /// # Errors
     /// [`ExpertsError::Malformed`].
-    pub fn read(choices: &[u8]) -> Result<Option<Self>, ExpertsError> {
-        let value = elements(choices)
+    pub fn read(choices: Kept) -> Result<Option<Self>, ExpertsError> {
+        let value = elements(&choices)
             .next()
             .and_then(|choice| member(choice.value, "routed_experts"));
         let Some(value) = value.filter(|value| *value != b"null") else {
@@ -91,17 +94,15 @@ impl PromptExperts {
         let tensor = Tensor::read(value)?;
         let bytes = tensor.rows * tensor.row_bytes;
         let data = tensor.text.decode(tensor.header_bytes, bytes);
+        let data = data.ok_or(ExpertsError::Malformed)?;
+        let (layout, rows) = (tensor.layout, tensor.rows);
         Ok(Some(Self {
-            layout: tensor.layout,
-            rows: tensor.rows,
-            data: data.ok_or(ExpertsError::Malformed)?,
+            layout,
+            rows,
+            // The rows are three quarters of their text, and replace it.
+            _reserved: choices.into_reserved(data.len()),
+            data,
         }))
-    }
-
-    /// Returns the number of bytes of the rows.
-    #[must_use]
-    pub const fn bytes(&self) -> usize {
-        self.data.len()
     }
 
     /// Replaces the rows of the prompt in each choice of a decoder's response, which must be valid
@@ -280,7 +281,7 @@ mod tests {
 
     fn merged(prefill: &Value, decode: &Value) -> Result<Value, ExpertsError> {
         let choices = json!([{"index": 0, "routed_experts": prefill}]).to_string();
-        let prompt = PromptExperts::read(choices.as_bytes())?.unwrap();
+        let prompt = PromptExperts::read(Kept::unlimited(&choices))?.unwrap();
         let mut response =
             json!({"id": "x", "choices": [{"routed_experts": decode, "index": 0}], "usage": {}})
                 .to_string()
@@ -378,7 +379,8 @@ mod tests {
             assert_eq!(merged(prefill, &decode), Err(want), "{prefill} {decode}");
         }
         let prompt = format!(r#"[{{"routed_experts":{good}}}]"#);
-        let prompt = PromptExperts::read(prompt.as_bytes()).unwrap().unwrap();
+        let prompt = PromptExperts::read(Kept::unlimited(&prompt));
+        let prompt = prompt.unwrap().unwrap();
         for response in [r#"{"choices":[]}"#, r#"{"error":{}}"#] {
             let got = prompt.merge_into(&mut response.as_bytes().to_vec());
             assert_eq!(got, Err(ExpertsError::Missing));
@@ -388,7 +390,8 @@ mod tests {
     #[test]
     fn responses_without_experts_have_none() {
         for choices in ["[]", "[{}]", r#"[{"routed_experts":null}]"#, "null"] {
-            assert_eq!(PromptExperts::read(choices.as_bytes()), Ok(None));
+            let read = PromptExperts::read(Kept::unlimited(choices));
+            assert!(read.unwrap().is_none(), "{choices}");
         }
     }
 }

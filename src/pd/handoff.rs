@@ -5,11 +5,13 @@
 //! (`docs/engines.md#handoffs`). The leg that carries the handoff therefore takes it out of
 //! [`SingleUse`], so it cannot be sent twice.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::experts::{ExpertsError, PromptExperts};
 use super::outcome::Reason;
 use super::push::PushIdentity;
+use crate::budget::Kept;
 use crate::json::transform::PromptUsage;
 use crate::json::{Blocks, Choices, End, Handoff, Params};
 
@@ -18,7 +20,7 @@ use crate::json::{Blocks, Choices, End, Handoff, Params};
 pub struct SingleUse {
     /// The handoff exactly as the prefiller sent it, or the reason why it is missing, unusable or
     /// already taken.
-    params: Result<Vec<u8>, Reason>,
+    params: Result<Rc<Kept>, Reason>,
     /// The prefiller's counts of the prompt's tokens, with 0 cached ones if it sent no count. They
     /// replace the decoder's in the response to the client.
     pub usage: PromptUsage,
@@ -64,7 +66,7 @@ impl SingleUse {
                 if response.is_push {
                     push = PushIdentity::of(&bytes);
                 }
-                Ok(bytes)
+                Ok(Rc::new(bytes))
             }
             Params::Absent | Params::Null => Err(Reason::MissingKv),
             Params::Malformed(_) => Err(Reason::MalformedKv),
@@ -76,7 +78,7 @@ impl SingleUse {
             push,
             experts: match response.choices {
                 Choices::Plain => None,
-                Choices::Experts(choices) => PromptExperts::read(&choices).transpose(),
+                Choices::Experts(choices) => PromptExperts::read(choices).transpose(),
                 Choices::TooLarge => Some(Err(ExpertsError::TooLarge)),
             }
             .map(Box::new),
@@ -110,9 +112,9 @@ impl SingleUse {
     /// Stores a complete prefill response as the handoff, for a connector whose decode leg is built
     /// from all of it.
     #[must_use]
-    pub const fn of(response: Vec<u8>) -> Self {
+    pub fn of(response: Kept) -> Self {
         Self {
-            params: Ok(response),
+            params: Ok(Rc::new(response)),
             usage: PromptUsage::NONE,
             blocks: Blocks::Other,
             push: None,
@@ -127,7 +129,7 @@ impl SingleUse {
     pub fn of_transfer(response: Handoff) -> Self {
         let is_kept = response.end != End::Token;
         Self {
-            params: is_kept.then(Vec::new).ok_or(Reason::PrefillEnded),
+            params: is_kept.then(no_bytes).ok_or(Reason::PrefillEnded),
             blocks: Blocks::Other,
             push: None,
             ..Self::new(response)
@@ -136,7 +138,7 @@ impl SingleUse {
 
     /// Permits one more leg to pull the KV cache, after one that could not reach it.
     pub fn renew_transfer(&mut self) {
-        self.params = Ok(Vec::new());
+        self.params = Ok(no_bytes());
     }
 
     /// Stores no handoff, only the reason for its absence. [`SingleUse::take`] returns that reason.
@@ -156,13 +158,18 @@ impl SingleUse {
     ///
     /// # Errors
     /// The reason why the leg must be sent without a handoff.
-    pub fn take(&mut self, freshness: Freshness) -> Result<Vec<u8>, Reason> {
+    pub fn take(&mut self, freshness: Freshness) -> Result<Rc<Kept>, Reason> {
         let params = std::mem::replace(&mut self.params, Err(Reason::UsedKv))?;
         match freshness {
             Freshness::Fresh => Ok(params),
             Freshness::Stale => Err(Reason::StaleKv),
         }
     }
+}
+
+/// Returns the handoff of legs that share an id.
+fn no_bytes() -> Rc<Kept> {
+    Rc::new(Kept::empty())
 }
 
 /// Returns the counts of the prompt's tokens in a prefill response. A prefiller can report the
@@ -202,10 +209,13 @@ mod tests {
 
     #[test]
     fn a_handoff_can_be_taken_only_once() {
-        let mut held = SingleUse::new(response(Params::Object(b"{}".to_vec())));
-        assert_eq!(held.take(Freshness::Fresh), Ok(b"{}".to_vec()));
+        let mut held = SingleUse::new(response(Params::Object(Kept::unlimited("{}"))));
+        assert_eq!(
+            held.take(Freshness::Fresh),
+            Ok(Rc::new(Kept::unlimited("{}")))
+        );
         assert_eq!(held.take(Freshness::Fresh), Err(Reason::UsedKv));
-        let mut held = SingleUse::new(response(Params::Object(b"{}".to_vec())));
+        let mut held = SingleUse::new(response(Params::Object(Kept::unlimited("{}"))));
         assert_eq!(held.take(Freshness::Stale), Err(Reason::StaleKv));
         assert_eq!(held.take(Freshness::Fresh), Err(Reason::UsedKv));
     }

@@ -1,6 +1,7 @@
 //! Legs: built by `pd` and carried out by `proxy`.
 
 use super::uuid::Uuid;
+use crate::budget::Kept;
 use crate::json::transform::UsageShape;
 use crate::json::{Handoff, Splices};
 
@@ -49,6 +50,8 @@ pub enum Take {
     Transfer,
     /// The whole response body is read, as JSON.
     Whole,
+    /// The whole response body is read, as JSON of at most `PAGE_BYTES_MAX` bytes.
+    Page,
     /// Only the success status matters; the response body is read to its end and discarded.
     Nothing,
     /// The whole response is relayed to the client. With a [`UsageShape`], the cached-token count
@@ -62,7 +65,7 @@ pub enum Collected {
     /// The handoff for the decode leg, extracted from a prefill response.
     Handoff(Box<Handoff>),
     /// The whole response body, validated as JSON.
-    Whole(Vec<u8>),
+    Whole(Kept),
     /// No part of the response, because only the success matters.
     Nothing,
 }

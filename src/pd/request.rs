@@ -1,5 +1,7 @@
 //! A request as input for its legs.
 
+use std::rc::Rc;
+
 use super::decode_chunks::Progress;
 use super::edits::{Caps, Edits};
 use super::leg::{Leg, Role, Take};
@@ -7,6 +9,7 @@ use super::options::MoriConfig;
 use super::push::PushIdentity;
 use super::uuid::Uuid;
 use crate::api::Api;
+use crate::budget::Kept;
 use crate::fleet::MoriHosts;
 use crate::json::{Document, EditError, JsonError, Kind, Level, Member, Watch, validate};
 
@@ -160,7 +163,7 @@ pub fn client_owned(document: &Document, owned: Watch) -> u64 {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
     /// The merged `ec_transfer_params`, a JSON object; `None` if the encoders returned none.
-    pub params: Option<Vec<u8>>,
+    pub params: Option<Rc<Kept>>,
 }
 
 /// One request, as input for its legs.
@@ -204,7 +207,7 @@ impl<'a> PdRequest<'a> {
         if let Some(encoded) = self.encoded {
             edits.set(Level::Top, "cache_hit_threshold", b"0");
             if let Some(params) = &encoded.params {
-                edits.set(Level::Top, "ec_transfer_params", params);
+                edits.set_kept("ec_transfer_params", params);
             }
         }
         edits
@@ -269,6 +272,14 @@ impl<'a> PdRequest<'a> {
         edits.cap(self.api, caps);
         edits.whole_response();
         self.leg(Role::Prefill, &edits, take)
+    }
+
+    /// Returns the client's body with the prefiller's handoff as its `kv_transfer_params`, which
+    /// are not copied if they are large.
+    pub(super) fn handoff_leg(&self, handoff: &Rc<Kept>, take: Take) -> Result<Leg, EditError> {
+        let mut edits = self.edits();
+        edits.set_kept("kv_transfer_params", handoff);
+        self.leg(Role::Decode, &edits, take)
     }
 
     /// Returns the decode leg of most connectors: the client's body with `params` as its

@@ -1,5 +1,7 @@
 //! A request and helpers for the unit tests of the connectors.
 
+use std::rc::Rc;
+
 use serde_json::Value;
 
 use super::bootstrap::BootstrapEngine;
@@ -10,6 +12,7 @@ use super::peer::Peer;
 use super::request::{CLIENT_OWNED_KV, Encoded, PdRequest, WATCH};
 use super::uuid::Uuid;
 use crate::api::Api;
+use crate::budget::Kept;
 use crate::fleet::Target;
 use crate::json::{Document, Scanner, Watch};
 
@@ -83,4 +86,9 @@ pub(super) fn apply(leg: &Leg, body: &str) -> Value {
     let bytes: Vec<u8> = pieces.flatten().copied().collect();
     assert_eq!(bytes.len(), leg.body.len());
     serde_json::from_slice(&bytes).unwrap()
+}
+
+/// Returns a handoff with this text.
+pub(super) fn kept(text: Option<&str>) -> Option<Rc<Kept>> {
+    text.map(|text| Rc::new(Kept::unlimited(text)))
 }

@@ -1,13 +1,17 @@
 //! Reads a request body completely, for requests whose first leg depends on it.
 
-use super::budget::Reserved;
+use std::sync::Arc;
+
 use super::exchange::Exchange;
 use super::request::RequestBody;
 use super::shard::Shard;
+use crate::budget::{Budget, Reserved};
 use crate::fault::Fault;
 use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
-use crate::limits::{BODY_RESERVE_STEP_BYTES, RECEIVE_LARGE_BYTES, RECEIVES_PER_YIELD_MAX};
+use crate::limits::{
+    BODY_PROGRESS_BYTES_MIN, KEPT_STEP_BYTES, RECEIVE_LARGE_BYTES, RECEIVES_PER_YIELD_MAX,
+};
 use crate::metrics::Phase;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::request::{self, WATCH};
@@ -27,9 +31,8 @@ impl Body {
     pub(super) fn own<N: Net>(shard: &Shard<N>, bytes: Vec<u8>) -> Option<Self> {
         let mut reserved = Reserved::new(&shard.budget);
         let mut scanner = Scanner::new(WATCH);
-        if !reserved.grow_to(bytes.capacity() as u64) || scanner.feed(&bytes).is_err() {
-            return None;
-        }
+        reserved.grow_to(bytes.capacity() as u64).ok()?;
+        scanner.feed(&bytes).ok()?;
         Some(Self {
             document: scanner.finish().ok()?,
             bytes,
@@ -48,10 +51,13 @@ struct Reading {
     bytes: Vec<u8>,
     scanner: Scanner,
     meter: BodyMeter,
+    budget: Arc<Budget>,
     reserved: Reserved,
     bytes_max: u64,
     /// When payload last arrived. Chunk extensions and trailers alone are no progress.
     progress_at: Instant,
+    /// The payload that had arrived then.
+    progress_bytes: u64,
     /// Why the body cannot be used, although its framing is intact.
     refused: Option<Fault>,
 }
@@ -67,9 +73,11 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
         bytes: Vec::new(),
         scanner: Scanner::new(WATCH),
         meter: BodyMeter::new(exchange.request.framing),
+        budget: Arc::clone(&exchange.shard.budget),
         reserved: Reserved::new(&exchange.shard.budget),
         bytes_max: exchange.shard.config.limits.body_bytes_max,
         progress_at: exchange.shard.net.now(),
+        progress_bytes: 0,
         refused: None,
     };
     reading.reserve(exchange.request.framing)?;
@@ -120,7 +128,6 @@ async fn receive_more<N: Net>(
         .until_own(shard, deadline, |cx| client.conn.poll_readable(cx))
         .await
         .or_fault(Fault::BodyTimeout)?;
-    let payload_bytes = reading.meter.payload_bytes();
     let received = match reading.meter.remaining() {
         // The length is known, so bytes are received directly into the body.
         Some(remaining) => {
@@ -146,7 +153,9 @@ async fn receive_more<N: Net>(
             })
         }),
     };
-    if reading.meter.payload_bytes() > payload_bytes {
+    // Fewer bytes are no progress, because what has arrived is kept until the body is complete.
+    if reading.meter.payload_bytes() >= reading.progress_bytes + BODY_PROGRESS_BYTES_MIN {
+        reading.progress_bytes = reading.meter.payload_bytes();
         reading.progress_at = shard.net.now();
     }
     match received {
@@ -158,16 +167,15 @@ async fn receive_more<N: Net>(
 }
 
 impl Reading {
-    /// Reserves the length that `Content-Length` announces, both in the budget of buffered bodies
-    /// and in `bytes`, before any of the body is read. A chunked body announces none, so `append`
-    /// reserves for it as it arrives.
+    /// Makes room for the length that `Content-Length` announces, unless the budget has no room for
+    /// it. It is reserved in the budget as it arrives: what a client announces takes no memory, so
+    /// it must not keep others from theirs.
     fn reserve(&mut self, framing: Framing) -> Result<(), Fault> {
         let Framing::Length(length) = framing else {
             return Ok(());
         };
-        if !self.reserved.grow_to(length) {
-            return Err(Fault::BudgetSpent);
-        }
+        // Returned immediately.
+        Reserved::new(&self.budget).grow_to(length)?;
         let length = usize::try_from(length).map_err(|_| Fault::BodyTooLarge)?;
         self.bytes
             .try_reserve_exact(length)
@@ -200,6 +208,11 @@ impl Reading {
         let new = self.bytes.len() - before;
         let counted = self.meter.skip(new as u64);
         debug_assert!(counted, "more bytes were received than remained");
+        let (len, room) = (self.bytes.len(), self.bytes.capacity());
+        let wanted = len.next_multiple_of(KEPT_STEP_BYTES).min(room.max(len));
+        if let Err(spent) = self.reserved.grow_to(wanted as u64) {
+            self.refused = self.refused.or(Some(spent.into()));
+        }
         self.scan(before);
     }
 
@@ -227,14 +240,14 @@ fn append(
         // the length.
         let capacity = wanted
             .max(bytes.capacity() * 2)
-            .next_multiple_of(BODY_RESERVE_STEP_BYTES);
-        if !reserved.grow_to(capacity as u64) {
-            return Err(Fault::BudgetSpent);
-        }
+            .next_multiple_of(KEPT_STEP_BYTES);
+        reserved.grow_to(capacity as u64)?;
         bytes
             .try_reserve_exact(capacity - bytes.len())
             .map_err(|_| Fault::BudgetSpent)?;
     }
+    // The room for an announced length is not reserved yet.
+    reserved.grow_to(wanted as u64)?;
     bytes.extend_from_slice(piece);
     Ok(())
 }

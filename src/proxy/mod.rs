@@ -2,7 +2,7 @@
 //!
 //! The files build on each other in this order, which `tests/tidy.rs` checks:
 //!
-//! 1. `budget`, `request_id`, `head`, `request`, `target_cache`: plain data.
+//! 1. `request_id`, `head`, `request`, `target_cache`: plain data.
 //! 2. [`shard`]: the state of one thread. `client`: a client connection and the waits on it.
 //! 3. `access_log`: the facts about a request, and its record in the access log.
 //! 4. `exchange`: one request and its response, the state that everything below shares.
@@ -21,7 +21,6 @@
 mod access_log;
 mod allowlist;
 mod body;
-mod budget;
 mod choose;
 mod client;
 mod exchange;
@@ -43,5 +42,3 @@ mod sim_tests;
 mod target_cache;
 mod trace;
 mod tunnel;
-
-pub use budget::Budget;

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 
-use super::budget::Budget;
 use super::push_book::PushBook;
 use super::target_cache::TargetCache;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::fault::{Fault, Incident};
 use crate::fleet::{Address, EngineVersion, Service, Snapshot};
@@ -130,6 +130,7 @@ impl<N: Net> Shard<N> {
                 config: Arc::clone(&deps.config),
                 metrics: Arc::clone(&deps.metrics),
                 buffers: Rc::clone(&buffers),
+                budget: Arc::clone(&deps.budget),
                 resolver: deps.resolver,
                 secure: deps.secure,
                 on_socket_failed: deps.on_socket_failed,

@@ -1,11 +1,13 @@
 //! Operating system services: CPUs, machine layout, limits, listening sockets.
 //!
-//! This module contains no HTTP. It needs no unsafe code: `rustix` wraps the system calls, and
-//! a library that only `cores` names wraps the one that pins a thread to a CPU.
+//! This module contains no HTTP. Its only unsafe code is a call of the allocator: `rustix` wraps
+//! the system calls, and a library that only `cores` names wraps the one that pins a thread to a
+//! CPU.
 
 mod cores;
 mod files;
 mod listen;
+mod memory;
 mod near;
 pub mod process;
 mod topology;
@@ -15,5 +17,6 @@ pub use cores::{
 };
 pub use files::{FileLimit, raise_nofile};
 pub use listen::{BindError, bind_alone, bind_shared, has_wildcard_listener, probe, set_keepalive};
+pub use memory::release_free_memory;
 pub use near::NearError;
 pub use topology::{Locality, Topology};

@@ -12,10 +12,11 @@ use super::response::Response;
 use super::scope::{Scope, Stage};
 use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout};
-use crate::fault::Cause;
+use crate::budget::Kept;
+use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Method};
 use crate::json::{JsonReason, PrefillResponse};
-use crate::limits::READ_PAST_BYTES_MAX;
+use crate::limits::{PAGE_BYTES_MAX, READ_PAST_BYTES_MAX};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Collected, Leg, Role, Take};
 
@@ -281,18 +282,18 @@ impl<N: Net> Upstreams<N> {
         // Responses with routed experts have 84 MiB and more, of which hardly anything is kept.
         let read_bytes_max = match take {
             Take::Whole => bytes_max as u64,
+            Take::Page => PAGE_BYTES_MAX as u64,
             Take::Handoff | Take::Transfer | Take::Nothing | Take::Response(_) => {
                 READ_PAST_BYTES_MAX
             }
         };
+        let reader = PrefillResponse::new(bytes_max, &self.budget);
         let mut reading = Reading {
             meter: BodyMeter::new(response.framing),
             collector: match take {
-                Take::Handoff => Collector::Handoff(Box::new(PrefillResponse::new(bytes_max))),
-                Take::Transfer => {
-                    Collector::Handoff(Box::new(PrefillResponse::new(bytes_max).reading_end()))
-                }
-                Take::Whole => Collector::Whole(Vec::new()),
+                Take::Handoff => Collector::Handoff(Box::new(reader)),
+                Take::Transfer => Collector::Handoff(Box::new(reader.reading_end())),
+                Take::Whole | Take::Page => Collector::Whole(Kept::new(&self.budget)),
                 Take::Nothing | Take::Response(_) => Collector::Nothing,
             },
             bytes_max: read_bytes_max,
@@ -349,7 +350,7 @@ struct Reading {
 enum Collector {
     /// Scans the prefill response as it arrives and keeps only the handoff.
     Handoff(Box<PrefillResponse>),
-    Whole(Vec<u8>),
+    Whole(Kept),
     Nothing,
 }
 
@@ -360,10 +361,14 @@ impl Reading {
         let taken = self.meter.decode(received, |span| match collector {
             Collector::Handoff(scan) => {
                 if let Err(error) = scan.feed(span.of(received)) {
-                    kept = Err(error);
+                    kept = Err(error.reason);
                 }
             }
-            Collector::Whole(bytes) => bytes.extend_from_slice(span.of(received)),
+            Collector::Whole(bytes) => {
+                if bytes.append(span.of(received)).is_err() {
+                    kept = Err(JsonReason::BudgetSpent);
+                }
+            }
             Collector::Nothing => {}
         });
         let taken = taken.map_err(|_| CallError::Failed(Cause::BadResponse))?;
@@ -371,11 +376,10 @@ impl Reading {
         if self.meter.payload_bytes() > self.bytes_max {
             return Err(CallError::Failed(Cause::TooLarge));
         }
-        kept.map_err(|error| {
-            CallError::Failed(match error.reason {
-                JsonReason::KeptTooLarge => Cause::TooLarge,
-                _ => Cause::BadResponse,
-            })
+        kept.map_err(|reason| match reason {
+            JsonReason::KeptTooLarge => CallError::Failed(Cause::TooLarge),
+            JsonReason::BudgetSpent => CallError::Other(Fault::BudgetSpent),
+            _ => CallError::Failed(Cause::BadResponse),
         })
     }
 }

@@ -11,6 +11,7 @@ use super::error::CallError;
 use super::pool::Pools;
 use super::scope::Scope;
 use super::wait::Deadline;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::fleet::{Address, SocketPath, Target};
 use crate::metrics::ShardMetrics;
@@ -35,6 +36,8 @@ pub(crate) struct UpstreamDeps<N: Net> {
     pub(crate) config: Arc<Config>,
     pub(crate) metrics: Arc<ShardMetrics>,
     pub(crate) buffers: Rc<Buffers>,
+    /// The budget of the bytes that are kept of responses.
+    pub(crate) budget: Arc<Budget>,
     pub(crate) resolver: Resolver,
     pub(crate) secure: SecureUpstream<N::Conn>,
     pub(crate) on_socket_failed: OnSocketFailed,
@@ -50,6 +53,7 @@ pub(crate) struct Upstreams<N: Net> {
     pub(super) config: Arc<Config>,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) buffers: Rc<Buffers>,
+    pub(super) budget: Arc<Budget>,
     pub(super) pools: Rc<Pools<N>>,
     addresses: Addresses,
     pub(super) secure: SecureUpstream<N::Conn>,
@@ -72,6 +76,7 @@ impl<N: Net> Upstreams<N> {
             config: deps.config,
             metrics: deps.metrics,
             buffers: deps.buffers,
+            budget: deps.budget,
             pools,
             addresses: Addresses::new(deps.resolver),
             secure: deps.secure,

@@ -1,11 +1,15 @@
 //! Limits on sizes and durations, and the response when one is exceeded.
 
-use mock_engine::Fault;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use mock_engine::{Engine, EngineConfig, Fault, Seen};
 use serde_json::json;
 
-use crate::client::{chunked_request, head};
+use crate::client::{DEADLINE, chunked_request, head, request};
 use crate::harness::{CHAT, PREFILLER, Pair, wait_for};
 
+const ENCODERS: &str = "x-encoder-hosts-ports";
 const BODY: &str = r#"{"messages":[],"max_tokens":2}"#;
 
 /// Returns a chat completion body of exactly that many bytes.
@@ -50,7 +54,8 @@ fn bodies_beyond_the_budget_are_503() {
     let body = chat_of(50_000);
     let mut bytes = head("POST", CHAT, &routing);
     bytes.extend(format!("Content-Length: {}\r\n\r\n", body.len()).into_bytes());
-    bytes.extend_from_slice(&body.as_bytes()[..100]);
+    let (most, rest) = body.as_bytes().split_at(body.len() - 1);
+    bytes.extend_from_slice(most);
     holder.send(bytes);
     let refused = wait_for("a refusal", || {
         let response = pair.sidecar.post(CHAT, chat_of(20_000), &routing);
@@ -63,12 +68,126 @@ fn bodies_beyond_the_budget_are_503() {
         .post(CHAT, chat_of(5_000), &routing)
         .expect(200);
     pair.sidecar.post(CHAT, chat_of(20_000), &[]).expect(200);
-    holder.send(&body.as_bytes()[100..]);
+    holder.send(rest);
     holder.response().expect(200);
     wait_for("free body budget", || {
-        let response = pair.sidecar.post(CHAT, chat_of(60_000), &routing);
+        // The handoff needs some room, too.
+        let response = pair.sidecar.post(CHAT, chat_of(55_000), &routing);
         (response.status == 200).then_some(())
     });
+}
+
+/// Clients that announce long bodies and send hardly anything of them do not keep others from the
+/// budget, and do not stay for as long as they send a byte now and then.
+#[test]
+fn announced_lengths_hold_nothing_of_the_budget() {
+    let args = [
+        "--max-body=60000",
+        "--body-budget=60000",
+        "--body-timeout=1s",
+    ];
+    let pair = Pair::start(&args);
+    let target = pair.prefill.host_port();
+    let routing = [(PREFILLER, target.as_str())];
+    let announced = |_| {
+        let mut client = pair.sidecar.connect();
+        let mut bytes = head("POST", CHAT, &routing);
+        bytes.extend(b"Content-Length: 50000\r\n\r\n{");
+        client.send(bytes);
+        client
+    };
+    let mut clients: Vec<_> = (0..4).map(announced).collect();
+    pair.sidecar
+        .post(CHAT, chat_of(50_000), &routing)
+        .expect(200);
+    let mut writer = clients[0].share();
+    let (end, ended) = mpsc::channel::<()>();
+    let trickle = std::thread::spawn(move || {
+        let pause = Duration::from_millis(50);
+        while ended
+            .recv_timeout(pause)
+            .is_err_and(|e| e == RecvTimeoutError::Timeout)
+        {
+            writer.try_send(b" ");
+        }
+    });
+    clients[0].response().expect_error(408, "body_timeout");
+    drop(end);
+    trickle.join().unwrap();
+    pair.sidecar.expect_sound();
+}
+
+/// A silent decoder holds the handoffs of the requests before it. They are counted: what exceeds
+/// the budget is refused, and what a client leaves is returned.
+#[test]
+fn handoffs_count_against_the_budget() {
+    let pair = Pair::start(&["--max-body=1MB", "--body-budget=5MB"]);
+    let handoff = format!(
+        r#"{{"kv_transfer_params":{{"remote_host":"{}"}}}}"#,
+        "x".repeat(3_000_000)
+    );
+    let fault = Fault::Status {
+        code: 200,
+        body: handoff,
+        content_type: "application/json".to_owned(),
+    };
+    pair.prefill.fault(fault, u32::MAX);
+    pair.decode.fault(Fault::StallBeforeHead, 1);
+    let target = pair.prefill.host_port();
+    let mut waiting = pair.sidecar.connect();
+    waiting.send(request(
+        "POST",
+        CHAT,
+        &[(PREFILLER, &target)],
+        BODY.as_bytes(),
+    ));
+    let has_begun = |seen: &[Seen]| seen.first().is_some_and(|seen| seen.body_bytes > 3_000_000);
+    assert!(pair.decode.wait_for(DEADLINE, has_begun).is_some());
+    for _ in 0..5 {
+        pair.post(CHAT, BODY).expect_error(503, "body_budget");
+    }
+    drop(waiting);
+    wait_for("room in the budget", || {
+        let response = pair.post(CHAT, BODY);
+        (response.status == 200).then_some(())
+    });
+    pair.sidecar.expect_sound();
+}
+
+/// The responses of all encoders of a request are kept together.
+#[test]
+fn responses_of_encoders_count_against_the_budget() {
+    let encoder = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    let text = format!(
+        r#"{{"ec_transfer_params":{{"a":"{}"}}}}"#,
+        "x".repeat(1_000_000)
+    );
+    let fault = Fault::Status {
+        code: 200,
+        body: text,
+        content_type: "application/json".to_owned(),
+    };
+    encoder.fault(fault, u32::MAX);
+    let args = [
+        "--max-body=1MB",
+        "--body-budget=5MB",
+        "--ec-connector=ec-nixl",
+    ];
+    let pair = Pair::start(&args);
+    let body = |items: usize| {
+        let item =
+            |nth| format!(r#"{{"type":"image_url","image_url":{{"url":"http://i/{nth}"}}}}"#);
+        let items: Vec<_> = (0..items).map(item).collect();
+        let content = items.join(",");
+        format!(r#"{{"messages":[{{"role":"user","content":[{content}]}}],"max_tokens":1}}"#)
+    };
+    let target = encoder.host_port();
+    let headers = [(ENCODERS, target.as_str())];
+    pair.post_with(CHAT, body(2), &headers).expect(200);
+    pair.post_with(CHAT, body(8), &headers)
+        .expect_error(503, "body_budget");
+    pair.post_with(CHAT, body(2), &headers).expect(200);
+    pair.sidecar.expect_sound();
 }
 
 #[test]
@@ -115,7 +234,7 @@ fn a_prefill_that_takes_too_long_is_504() {
         assert!(pair.decode.requests().is_empty());
         let aborted = pair
             .prefill
-            .wait_for(crate::client::DEADLINE, |seen| seen[0].state.is_aborted());
+            .wait_for(DEADLINE, |seen| seen[0].state.is_aborted());
         assert!(aborted.is_some(), "{fault:?}");
         pair.sidecar.wait_outcome("failed", "prefill_timeout");
     }
@@ -138,7 +257,7 @@ fn an_engine_that_does_not_respond_is_504() {
     // The timeout does not apply to a response that has started.
     let fault = Fault::Slow {
         chunk_bytes: 300,
-        delay: std::time::Duration::from_millis(60),
+        delay: Duration::from_millis(60),
     };
     pair.decode.fault(fault, 1);
     let stream = json!({"messages": [], "max_tokens": 8, "stream": true}).to_string();

@@ -35,14 +35,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
     (
         "proxy",
         &[
-            &[
-                "budget",
-                "request_id",
-                "head",
-                "request",
-                "target_cache",
-                "push_book",
-            ],
+            &["request_id", "head", "request", "target_cache", "push_book"],
             &["shard"],
             &["client"],
             &["access_log"],
@@ -72,6 +65,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
                 "otlp",
                 "traces",
                 "incidents",
+                "memory",
             ],
             &["engine_page"],
             &["discovery", "health", "versions", "shards", "metrics_port"],

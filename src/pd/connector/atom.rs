@@ -4,8 +4,11 @@
 //! both bodies instead of a header field, and the decoder reads it under another name in the
 //! handoff than the prefiller writes it.
 
+use std::rc::Rc;
+
 use super::contract::{BASE, Connector, Order, Rules, SpanNames};
 use super::mori::rank;
+use crate::budget::Kept;
 use crate::json::{Edit, EditError, Level, Scanner, Watch};
 use crate::pd::edits::{Caps, Edits};
 use crate::pd::leg::{Leg, Role, Take};
@@ -61,9 +64,9 @@ impl Connector for Atom {
         &self,
         request: &PdRequest<'_>,
         _: &Peer,
-        handoff: Option<&[u8]>,
+        handoff: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
-        let params = handoff.map(translated).transpose()?;
+        let params = handoff.map(|handoff| translated(handoff)).transpose()?;
         let rank = rank_text(request);
         let mut edits = with_rank(request, &rank);
         let params = params.as_deref().unwrap_or(b"null");
@@ -112,14 +115,14 @@ fn translated(handoff: &[u8]) -> Result<Vec<u8>, EditError> {
 mod tests {
     use super::*;
     use crate::api::Api;
-    use crate::pd::testing::{NAME, Subject, apply, peer};
+    use crate::pd::testing::{NAME, Subject, apply, kept, peer};
     use serde_json::{Value, json};
 
     fn legs(api: Api, body: &str, handoff: Option<&str>) -> (Value, Value) {
         let subject = Subject::new(api, body);
         let request = subject.request();
         let prefill = Atom.prefill_leg(&request, &peer()).unwrap();
-        let decode = Atom.decode_leg(&request, &peer(), handoff.map(str::as_bytes));
+        let decode = Atom.decode_leg(&request, &peer(), kept(handoff).as_ref());
         let decode = decode.unwrap();
         assert_eq!((prefill.rank, decode.rank), (None, None));
         (apply(&prefill, body), apply(&decode, body))

@@ -1,5 +1,9 @@
 //! The contract of a connector: the trait [`Connector`], and the rules that are data.
 
+use std::borrow::Cow;
+use std::rc::Rc;
+
+use crate::budget::Kept;
 use std::time::Duration;
 
 use crate::json::{EditError, Watch};
@@ -182,7 +186,7 @@ pub trait Connector: Sync {
         &self,
         request: &PdRequest<'_>,
         peer: &Peer,
-        handoff: Option<&[u8]>,
+        handoff: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError>;
 
     /// Returns the handoff in the collected part of a prefill response; `None` if the connector
@@ -197,12 +201,12 @@ pub trait Connector: Sync {
     /// Returns the transfer parameters of a request to the decoder that makes it release the KV
     /// cache of a handoff which no decode leg will carry; `None` if the connector's engines know no
     /// such request (`docs/stranded-kv.md`).
-    fn release_params(
+    fn release_params<'a>(
         &self,
         _request: &PdRequest<'_>,
         _peer: &Peer,
-        _handoff: &[u8],
-    ) -> Option<Vec<u8>> {
+        _handoff: &'a [u8],
+    ) -> Option<Cow<'a, [u8]>> {
         None
     }
 

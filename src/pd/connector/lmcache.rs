@@ -1,8 +1,11 @@
 //! `LMCache` as a shared store (`--kv-connector lmcache`, `docs/pd-sidecar.md#lmcache`), with the
 //! legs that the first llm-d sidecar sent.
 
+use std::rc::Rc;
+
 use super::contract::{Connector, Order, Rules};
 use super::shared_storage;
+use crate::budget::Kept;
 use crate::json::EditError;
 use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Role, Take};
@@ -36,7 +39,7 @@ impl Connector for Lmcache {
         &self,
         request: &PdRequest<'_>,
         _: &Peer,
-        _: Option<&[u8]>,
+        _: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         request.local_leg()
     }

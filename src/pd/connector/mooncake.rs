@@ -6,7 +6,11 @@
 //! places for transfers. 22 such requests stopped a prefiller for all others (measured,
 //! `docs/engines.md#mooncake`).
 
+use std::borrow::Cow;
+use std::rc::Rc;
+
 use super::contract::{BASE, Bootstrap, Connector, OnDisconnect, Order, Rules};
+use crate::budget::Kept;
 use crate::json::{EditError, Quoted};
 use crate::pd::edits::Caps;
 use crate::pd::handoff::SingleUse;
@@ -53,7 +57,7 @@ impl Connector for Mooncake {
         &self,
         request: &PdRequest<'_>,
         peer: &Peer,
-        handoff: Option<&[u8]>,
+        handoff: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         let take = Take::Response(request.api.usage_shape());
         if handoff.is_none() {
@@ -63,8 +67,13 @@ impl Connector for Mooncake {
     }
 
     /// A decoder that refuses a request notifies the prefiller, as with NIXL (measured).
-    fn release_params(&self, request: &PdRequest<'_>, peer: &Peer, _: &[u8]) -> Option<Vec<u8>> {
-        Some(params(request, peer))
+    fn release_params<'a>(
+        &self,
+        request: &PdRequest<'_>,
+        peer: &Peer,
+        _: &'a [u8],
+    ) -> Option<Cow<'a, [u8]>> {
+        Some(params(request, peer).into())
     }
 
     fn handoff(&self, collected: Collected) -> Option<SingleUse> {
@@ -105,7 +114,7 @@ fn params(request: &PdRequest<'_>, peer: &Peer) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::api::Api;
-    use crate::pd::testing::{NAME, Subject, apply, pair, peer};
+    use crate::pd::testing::{NAME, Subject, apply, kept, pair, peer};
     use serde_json::json;
 
     #[test]
@@ -114,7 +123,9 @@ mod tests {
         let subject = Subject::new(Api::Completions, body);
         let request = subject.request();
         let [prefill, alone] = pair(&Mooncake, &request, &peer());
-        let decode = Mooncake.decode_leg(&request, &peer(), Some(b"")).unwrap();
+        let decode = Mooncake
+            .decode_leg(&request, &peer(), kept(Some("")).as_ref())
+            .unwrap();
         let transfer = format!("xfer-{NAME}");
         let want = json!({"model": "q3", "prompt": "hi", "max_tokens": 1, "min_tokens": 1,
             "stream": false, "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false,

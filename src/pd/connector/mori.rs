@@ -4,6 +4,9 @@
 //! before either leg starts. The data-parallel rank is a hash of the request's UUID, so that both
 //! sides use the same rank without communicating.
 
+use std::rc::Rc;
+
+use crate::budget::Kept;
 use std::time::Duration;
 
 use blake2::{Blake2s256, Digest};
@@ -65,7 +68,7 @@ impl Connector for MoriSerial {
         &self,
         request: &PdRequest<'_>,
         peer: &Peer,
-        handoff: Option<&[u8]>,
+        handoff: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         let take = Take::Response(request.api.usage_shape());
         match handoff {
@@ -95,7 +98,7 @@ impl Connector for MoriConcurrent {
         &self,
         request: &PdRequest<'_>,
         peer: &Peer,
-        _: Option<&[u8]>,
+        _: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         let mut leg = concurrent_decode_leg(request, peer)?;
         leg.request_id = Some(request.uuid);

@@ -4,7 +4,10 @@
 //! Its parameters are members of the top-level object, and the prefill leg keeps the client's token
 //! limits.
 
+use std::rc::Rc;
+
 use super::contract::{BASE, Connector, Order, Rules};
+use crate::budget::Kept;
 use crate::json::{EditError, Level, Watch, member};
 use crate::pd::handoff::SingleUse;
 use crate::pd::leg::{Collected, Leg, Role, Take};
@@ -64,7 +67,7 @@ impl Connector for Nixl {
         &self,
         request: &PdRequest<'_>,
         _: &Peer,
-        response: Option<&[u8]>,
+        response: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         let mut edits = request.edits();
         if let Some(response) = response {
@@ -97,7 +100,7 @@ fn has_kv_cache(response: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::api::Api;
-    use crate::pd::testing::{Subject, apply, peer};
+    use crate::pd::testing::{Subject, apply, kept, peer};
     use serde_json::json;
 
     #[test]
@@ -109,13 +112,13 @@ mod tests {
         let want = json!({"messages": [], "max_tokens": 9, "stream": false,
             "do_remote_decode": true});
         assert_eq!(apply(&prefill, body), want);
-        let response = br#"{"id":"x","remote_block_ids":[1],"remote_engine_id":"e","remote_port":12345678901234567890}"#;
-        assert!(has_kv_cache(response));
+        let response = r#"{"id":"x","remote_block_ids":[1],"remote_engine_id":"e","remote_port":12345678901234567890}"#;
+        assert!(has_kv_cache(response.as_bytes()));
         assert!(!has_kv_cache(
             br#"{"remote_block_ids":null,"remote_engine_id":"e"}"#
         ));
         let decode = Nixl
-            .decode_leg(&subject.request(), &peer(), Some(response))
+            .decode_leg(&subject.request(), &peer(), kept(Some(response)).as_ref())
             .unwrap();
         let mut want = json!({"messages": [], "max_tokens": 9, "stream": true,
             "stream_options": {}});

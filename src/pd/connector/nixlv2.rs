@@ -3,8 +3,12 @@
 //! A prefill leg computes the prompt and one token. Then a decode leg sends the client's body with
 //! the prefiller's `kv_transfer_params`, byte for byte.
 
+use std::borrow::Cow;
+use std::rc::Rc;
+
 use super::contract::{BASE, Commit, Connector, Order, PrefixPull, Rules, SpanNames};
 use super::mori::read_mode_rank;
+use crate::budget::Kept;
 use crate::json::EditError;
 use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Take};
@@ -59,18 +63,26 @@ impl Connector for Nixlv2 {
         &self,
         request: &PdRequest<'_>,
         _: &Peer,
-        handoff: Option<&[u8]>,
+        handoff: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         let take = Take::Response(request.api.usage_shape());
-        request.decode_leg(handoff.unwrap_or(b"null"), take)
+        match handoff {
+            Some(handoff) => request.handoff_leg(handoff, take),
+            None => request.decode_leg(b"null", take),
+        }
     }
 
     /// Returns a request for a model that does not exist. When a decoder's HTTP server rejects a
     /// request that carries a handoff, it notifies the prefill engine, which then frees the blocks.
     /// Such a request is rejected before its prompt is tokenised, and nothing is transferred (vLLM
     /// 0.32, `_with_kv_transfer_rejection_cleanup`; measured, `docs/stranded-kv.md`).
-    fn release_params(&self, _: &PdRequest<'_>, _: &Peer, handoff: &[u8]) -> Option<Vec<u8>> {
-        Some(handoff.to_vec())
+    fn release_params<'a>(
+        &self,
+        _: &PdRequest<'_>,
+        _: &Peer,
+        handoff: &'a [u8],
+    ) -> Option<Cow<'a, [u8]>> {
+        Some(handoff.into())
     }
 }
 
@@ -78,7 +90,7 @@ impl Connector for Nixlv2 {
 mod tests {
     use super::*;
     use crate::api::Api;
-    use crate::pd::testing::{Subject, apply, peer};
+    use crate::pd::testing::{Subject, apply, kept, peer};
     use serde_json::{Value, json};
 
     fn legs(api: Api, body: &str, handoff: Option<&str>) -> (Value, Value) {
@@ -86,7 +98,7 @@ mod tests {
         let request = subject.request();
         let prefill = Nixlv2.prefill_leg(&request, &peer()).unwrap();
         let decode = Nixlv2
-            .decode_leg(&request, &peer(), handoff.map(str::as_bytes))
+            .decode_leg(&request, &peer(), kept(handoff).as_ref())
             .unwrap();
         (apply(&prefill, body), apply(&decode, body))
     }

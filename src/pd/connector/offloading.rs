@@ -7,7 +7,10 @@
 //! prefiller which refused the request keeps memory for 30 s, also after the leg was cancelled
 //! (read in vLLM 0.32.0).
 
+use std::rc::Rc;
+
 use super::contract::{BASE, Connector, OnDisconnect, Order, PrefixPull, Rules, Transfer};
+use crate::budget::Kept;
 use crate::json::{EditError, Quoted};
 use crate::pd::edits::Caps;
 use crate::pd::handoff::SingleUse;
@@ -52,7 +55,7 @@ impl Connector for Offloading {
         &self,
         request: &PdRequest<'_>,
         peer: &Peer,
-        handoff: Option<&[u8]>,
+        handoff: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         let take = Take::Response(request.api.usage_shape());
         if handoff.is_none() {
@@ -83,7 +86,7 @@ impl Connector for Offloading {
 mod tests {
     use super::*;
     use crate::api::Api;
-    use crate::pd::testing::{NAME, Subject, apply, pair, peer};
+    use crate::pd::testing::{NAME, Subject, apply, kept, pair, peer};
     use crate::pd::{KvSource, Uuid};
     use serde_json::json;
 
@@ -93,7 +96,9 @@ mod tests {
         let subject = Subject::new(Api::Completions, body);
         let (request, peer) = (subject.request(), peer());
         let [prefill, alone] = pair(&Offloading, &request, &peer);
-        let decode = Offloading.decode_leg(&request, &peer, Some(&[])).unwrap();
+        let decode = Offloading
+            .decode_leg(&request, &peer, kept(Some("")).as_ref())
+            .unwrap();
         let want = json!({"prompt": "hi", "max_tokens": 32, "min_tokens": 4, "stream": true});
         assert_eq!(
             apply(&alone, body),

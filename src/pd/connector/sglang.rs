@@ -3,7 +3,10 @@
 //! The legs are concurrent and have the same body, which contains the number of the room that the
 //! engines use for the transfer.
 
+use std::rc::Rc;
+
 use super::contract::{BASE, Bootstrap, Connector, Order, Rules, SpanNames, Transfer};
+use crate::budget::Kept;
 use crate::json::{EditError, Level, Quoted, Watch};
 use crate::pd::leg::{Leg, Role, Take};
 use crate::pd::options::ConnectorPorts;
@@ -63,7 +66,7 @@ impl Connector for Sglang {
         &self,
         request: &PdRequest<'_>,
         peer: &Peer,
-        _: Option<&[u8]>,
+        _: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         leg(request, peer, Role::Decode, Take::Response(None))
     }

@@ -6,7 +6,10 @@
 //! `cache_hit_threshold` is first sent to the decoder, which stops with the finish reason
 //! `cache_threshold` if too little of the prompt is in the store.
 
+use std::rc::Rc;
+
 use super::contract::{BASE, Connector, Order, Rules, Transfer};
+use crate::budget::Kept;
 use crate::json::{EditError, Kind, Level};
 use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Role, Take};
@@ -52,7 +55,7 @@ impl Connector for SharedStorage {
         &self,
         request: &PdRequest<'_>,
         _: &Peer,
-        _: Option<&[u8]>,
+        _: Option<&Rc<Kept>>,
     ) -> Result<Leg, EditError> {
         let mut edits = request.edits();
         edits.set(Level::Top, "cache_hit_threshold", b"0");

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::budget::Kept;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::Framing;
@@ -81,7 +82,7 @@ async fn bootstrap<N: Net>(
     Ok(engines)
 }
 
-async fn query<N: Net>(exchange: &Exchange<'_, N>, server: &Target) -> Result<Vec<u8>, CallError> {
+async fn query<N: Net>(exchange: &Exchange<'_, N>, server: &Target) -> Result<Kept, CallError> {
     let shard = exchange.shard;
     let head = HeadWriter::generated(shard.buffers.buffer(), b"GET", b"/query", server)
         .field(b"accept", b"application/json")
@@ -89,7 +90,7 @@ async fn query<N: Net>(exchange: &Exchange<'_, N>, server: &Target) -> Result<Ve
     let leg = Leg {
         role: Role::Bootstrap,
         body: Splices::default(),
-        take: Take::Whole,
+        take: Take::Page,
         rank: None,
         request_id: None,
     };

@@ -7,10 +7,12 @@
 //! to load the handed-over KV cache.
 
 use std::mem;
+use std::rc::Rc;
 
 use super::prefill::Prefilled;
 use super::split::Split;
 use super::{bootstrap, detach, release};
+use crate::budget::Kept;
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method};
@@ -216,7 +218,7 @@ fn release_refused<N: Net>(
     exchange: &Exchange<'_, N>,
     split: &Split,
     peer: &Peer,
-    sent: Option<Vec<u8>>,
+    sent: Option<Rc<Kept>>,
     response: &Response,
 ) {
     if let Some(handoff) = sent
@@ -282,7 +284,7 @@ fn decode_leg<N: Net>(
     };
     let leg = split
         .connector()
-        .decode_leg(&split.pd_request(), peer, handoff.as_deref());
+        .decode_leg(&split.pd_request(), peer, handoff.as_ref());
     let carries = handoff.is_some();
     prefilled.unsent_handoff = handoff;
     Ok((leg?, carries))
@@ -336,7 +338,7 @@ pub(super) async fn decode_once<N: Net>(
 pub(super) async fn read_whole<N: Net>(
     exchange: &Exchange<'_, N>,
     pending: PendingResponse<N>,
-) -> Result<Vec<u8>, Fault> {
+) -> Result<Kept, Fault> {
     let PendingResponse {
         upstream,
         mut response,

@@ -178,7 +178,7 @@ async fn end_with_engine_error<N: Net>(
     match decode::read_whole(exchange, pending).await {
         Ok(mut error) if error.first() == Some(&b'{') => {
             // The data of an event must be one line. In JSON, line ends are only whitespace.
-            for byte in &mut error {
+            for byte in error.bytes_mut() {
                 if matches!(byte, b'\n' | b'\r') {
                     *byte = b' ';
                 }

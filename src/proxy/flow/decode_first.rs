@@ -3,6 +3,7 @@
 
 use super::split::Split;
 use super::{decode, serial};
+use crate::budget::Reserved;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Method};
@@ -68,8 +69,11 @@ async fn verdict<N: Net>(
         payload: Vec::new(),
         bytes_max: exchange.shard.config.pd.prefill_response_bytes_max,
     };
+    let mut reserved = Reserved::new(&exchange.shard.budget);
     let conn = pending.upstream.conn();
     loop {
+        let held_bytes = response.bytes.capacity() + holding.payload.capacity();
+        reserved.grow_to(held_bytes as u64)?;
         match holding.read(response.rest()) {
             Verdict::Undecided => {}
             known => return Ok(known),

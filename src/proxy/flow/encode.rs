@@ -10,7 +10,7 @@ use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, Framing, Name};
 use crate::net::Net;
-use crate::pd::encode::{self, ItemsError, Merge};
+use crate::pd::encode::{self, ItemsError, Merge, TooManyMembers};
 use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::trace;
@@ -21,6 +21,8 @@ use crate::upstream::{
 /// Largest number of bytes of an encoder's error body that are included in the response to the
 /// client.
 const SHOWN_BYTES_MAX: usize = 512;
+/// The encoders' responses cannot be merged.
+const UNUSABLE: Fault = Fault::leg(Role::Encode, Cause::BadResponse);
 
 /// Sends the multimodal items of the request to the `encoders`, distributed round-robin and all
 /// concurrently. Stores the merged results in `split` for the later legs.
@@ -55,13 +57,14 @@ pub(super) async fn encode<N: Net>(
     let mut merge = Merge::default();
     for (index, response) in responses.iter().enumerate() {
         if let Collected::Whole(response) = response
-            && !merge.take(response)
+            && !merge.take(response).map_err(|TooManyMembers| UNUSABLE)?
         {
             tracing::debug!(item = index, "an encoder returned no ec_transfer_params");
         }
     }
+    let params = merge.finish(&exchange.shard.budget)?;
     split.encoded = Some(Encoded {
-        params: merge.finish(),
+        params: params.map(Rc::new),
     });
     Ok(())
 }

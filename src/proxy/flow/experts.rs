@@ -4,12 +4,12 @@
 //! experts that do not match make it an error.
 
 use super::decode;
+use crate::budget::Reserved;
 use crate::fault::{Cause, Fault, Incident};
 use crate::json::has_experts;
 use crate::json::transform::{ResponseForm, Transforms};
 use crate::net::Net;
 use crate::pd::{ExpertsError, PromptExperts, Role};
-use crate::proxy::budget::Reserved;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::relay::{self, PendingResponse};
 
@@ -28,22 +28,18 @@ pub(super) async fn respond<N: Net>(
     if !(200..300).contains(&status) || response.is_event_stream() {
         return Box::pin(relay::relay(exchange, pending)).await;
     }
-    // The rows of the prompt, the response and its edited copy.
+    // The edited copy of the response.
     let mut reserved = Reserved::new(&exchange.shard.budget);
-    let rows = prompt.as_ref().map_or(0, PromptExperts::bytes);
     let edits = std::mem::take(&mut pending.edits);
     let body = decode::read_whole(exchange, pending).await;
     let mut body = body.map_err(|fault| match fault {
-        Fault::ClientGone => fault,
+        Fault::ClientGone | Fault::BudgetSpent => fault,
         _ => UNUSABLE,
     })?;
-    if !reserved.grow_to((rows + 2 * body.len()) as u64) {
-        return Err(Fault::BudgetSpent);
-    }
     let merged = match prompt {
         // The prefiller's response is large for another reason.
         Err(ExpertsError::TooLarge) if !has_experts(&body) => Ok(()),
-        prompt => prompt.and_then(|prompt| prompt.merge_into(&mut body)),
+        prompt => prompt.and_then(|prompt| prompt.merge_into(body.bytes_mut())),
     };
     if let Err(error) = merged {
         exchange.shard.report(Incident::ExpertsNotMerged(error));
@@ -52,6 +48,7 @@ pub(super) async fn respond<N: Net>(
     if edits.is_empty() {
         return exchange.respond_local(status, &body, None, None).await;
     }
+    reserved.grow_to(body.len() as u64)?;
     let mut edited = Vec::with_capacity(body.len());
     let mut transforms = Transforms::new(ResponseForm::Json, edits);
     transforms.feed(&body, &mut |piece| edited.extend_from_slice(piece));

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::split::Split;
 use super::{bootstrap, detach};
+use crate::budget::Kept;
 use crate::config::OnPrefillFailure;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
@@ -35,7 +36,7 @@ pub(super) struct Prefilled {
     pub(super) at: Instant,
     /// The handoff in the body of a decode leg that is being sent; `None` once that leg's request
     /// has been sent completely.
-    pub(super) unsent_handoff: Option<Vec<u8>>,
+    pub(super) unsent_handoff: Option<Rc<Kept>>,
 }
 
 impl Prefilled {
@@ -70,7 +71,7 @@ impl Prefilled {
     }
 
     /// Returns the handoff if no engine was sent a whole request that carries it; otherwise `None`.
-    pub(super) fn stranded(mut self) -> Option<Vec<u8>> {
+    pub(super) fn stranded(mut self) -> Option<Rc<Kept>> {
         let handoff = self.handoff.as_mut();
         let handoff = handoff.and_then(|handoff| handoff.take(Freshness::Fresh).ok());
         self.unsent_handoff.take().or(handoff)

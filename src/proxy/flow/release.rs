@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::split::Split;
+use crate::budget::Kept;
 use crate::fleet::Endpoint;
 use crate::h1::{Framing, Name};
 use crate::json::Splices;
@@ -34,7 +35,7 @@ pub(super) struct Release {
     decoder: Arc<Endpoint>,
     head: Vec<u8>,
     leg: Leg,
-    body: Vec<u8>,
+    body: Kept,
 }
 
 /// Counts, in the metrics, a handoff that no decode leg will carry. If `--release-stranded-kv`
@@ -53,7 +54,7 @@ pub(super) fn count_stranded<N: Net>(
 }
 
 /// Returns the request that releases the KV cache of a handoff; `None` if `--release-stranded-kv`
-/// is off or the connector does not support it.
+/// is off, the connector does not support it, or the budget of kept bytes is spent.
 pub(super) fn prepare<N: Net>(
     exchange: &Exchange<'_, N>,
     split: &Split,
@@ -65,7 +66,11 @@ pub(super) fn prepare<N: Net>(
     let params = pd
         .release_stranded_kv
         .then(|| split.connector().release_params(&request, peer, handoff));
-    let body = [BODY_START, &params.flatten()?, b"}"].concat();
+    let body = Kept::of(
+        &exchange.shard.budget,
+        &[BODY_START, &params.flatten()?, b"}"],
+    )
+    .ok()?;
     let leg = Leg {
         role: Role::Decode,
         body: Splices::untouched(body.len()),

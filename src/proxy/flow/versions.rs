@@ -107,7 +107,7 @@ fn ask<N: Net>(exchange: &Exchange<'_, N>, prefiller: &Target) -> CallTask<N> {
         leg: Leg {
             role: Role::Prefill,
             body: Splices::untouched(0),
-            take: Take::Whole,
+            take: Take::Page,
             rank: None,
             request_id: None,
         },

@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
+use crate::budget::Budget;
 use crate::config::personality::SIDECAR;
 use crate::config::{
     BodyLimits, Config, KvConnector, ListenAddress, Listener, PoolConfig, RawConfig, Timeouts,
@@ -22,7 +23,6 @@ use crate::metrics::ShardMetrics;
 use crate::net::sim::SimNet;
 use crate::net::{Instant, Net};
 use crate::pd::Role;
-use crate::proxy::Budget;
 use crate::proxy::shard::{Shard, ShardDeps};
 
 pub(super) const DECODER: &str = "192.0.2.10:8200";
