@@ -38,19 +38,28 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Returns whether `bytes` more bytes could be reserved now.
+    #[must_use]
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.used().saturating_add(bytes) <= self.bytes_max
+    }
+
     /// Bytes that all requests of the process may reserve.
     #[must_use]
     pub const fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
 
-    /// The most bytes that were reserved at the time of a large reservation.
+    /// The most bytes that were reserved together, as far as large reservations and earlier calls
+    /// have seen.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        self.peak.load(Ordering::Relaxed)
+        let used = self.used();
+        self.peak.fetch_max(used, Ordering::Relaxed).max(used)
     }
 
-    /// Starts a new peak, with what is reserved now.
+    /// Starts a new peak, with what is reserved now. One that is reached at the same time may be
+    /// missed.
     pub fn restart_peak(&self) {
         self.peak.store(self.used(), Ordering::Relaxed);
     }
@@ -186,11 +195,14 @@ impl Kept {
         if wanted > self.bytes.capacity() {
             let capacity = self.bytes.capacity();
             let room = wanted.max(capacity + capacity / 4).max(KEPT_BYTES_MIN);
-            self.reserve_exact(if room > KEPT_STEP_BYTES {
+            let room = if room > KEPT_STEP_BYTES {
                 room.next_multiple_of(KEPT_STEP_BYTES)
             } else {
                 room
-            })?;
+            };
+            // The piece may fit even if a larger buffer does not.
+            self.reserve_exact(room)
+                .or_else(|BudgetSpent| self.reserve_exact(wanted))?;
         }
         self.bytes.extend_from_slice(piece);
         Ok(())
@@ -210,8 +222,8 @@ impl Kept {
         reserved
     }
 
-    /// Returns the bytes for changes that do not enlarge them beyond the capacity.
-    pub const fn bytes_mut(&mut self) -> &mut Vec<u8> {
+    /// Returns the bytes for changes that keep their length.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 }
@@ -289,7 +301,12 @@ mod tests {
             assert_eq!(budget.used(), kept.bytes.capacity() as u64);
         }
         assert_eq!(kept.len(), appended, "a refused piece is not appended");
-        assert!(appended >= 3 * KEPT_STEP_BYTES, "{appended}");
+        let unused = 4 * KEPT_STEP_BYTES - appended;
+        assert!(
+            unused < piece.len(),
+            "{unused} bytes of the budget are not used"
+        );
+        assert!(budget.has_room(0) && !budget.has_room(piece.len() as u64));
         kept.clear();
         assert_eq!(budget.used(), 0);
         kept.append(&piece).unwrap();

@@ -231,11 +231,15 @@ pub const BODY_PROGRESS_BYTES_MIN: u64 = 16 * 1024;
 /// Bytes by which what is kept must have fallen below its peak before the allocator's free memory
 /// is returned to the system. The free memory of smaller peaks is left for the next requests.
 pub const GIVE_BACK_BYTES_MIN: u64 = 16 * 1024 * 1024;
-/// Seconds between two comparisons of what is kept with its peak.
-pub const GIVE_BACK_SECS: u64 = 2;
+/// Seconds for which that must last.
+pub const GIVE_BACK_LOW_TICKS: u32 = 3;
+/// Seconds after which it may be returned again. Meanwhile other threads wait for memory for some
+/// milliseconds.
+pub const GIVE_BACK_PAUSE_TICKS: u32 = 30;
 /// Smallest capacity in bytes of a buffer for bytes that are kept. Most handoffs fit.
 pub const KEPT_BYTES_MIN: usize = 512;
-/// Allocation step in bytes for a larger buffer whose length is not known in advance.
+/// Allocation step in bytes for a larger buffer whose length is not known in advance, and step in
+/// which a body whose length is known is counted.
 pub const KEPT_STEP_BYTES: usize = 64 * 1024;
 /// Bytes of a bootstrap server's list of engines, or of a page with an engine's version. An engine
 /// in the list takes some 200 bytes.

@@ -5,7 +5,7 @@
 //! and a look-up takes seconds if no name server responds.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::{io, thread};
 
@@ -35,6 +35,8 @@ impl Resolver {
     /// Starts the resolver threads.
     pub(super) fn start() -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
+        // Ends the threads that have started if a later one cannot.
+        let owner = Arc::new(Owner(Arc::clone(&queue)));
         let lanes = [Lane::All; THREADS];
         for lane in lanes.into_iter().chain([Lane::OperatorOnly]) {
             let queue = Arc::clone(&queue);
@@ -42,7 +44,7 @@ impl Resolver {
                 .name("resolver".to_owned())
                 .spawn(move || work(&queue, lane))?;
         }
-        Ok(Self(Arc::new(Owner(queue))))
+        Ok(Self(owner))
     }
 
     /// Queues a look-up of `name`; the result is sent to `inbox`. Returns `false` if the queue is
@@ -117,8 +119,8 @@ impl Names {
         let name: Arc<str> = name.into();
         match by {
             NamedBy::Operator => self.operator.push_back(Arc::clone(&name)),
-            NamedBy::Client if self.client.len() >= RESOLVE_QUEUE_MAX => return false,
-            NamedBy::Client => self.client.push_back(Arc::clone(&name)),
+            NamedBy::Other if self.client.len() >= RESOLVE_QUEUE_MAX => return false,
+            NamedBy::Other => self.client.push_back(Arc::clone(&name)),
         }
         self.waiting.insert(name, vec![inbox.clone()]);
         true
@@ -146,15 +148,15 @@ fn work(queue: &Queue, lane: Lane) {
     }
 }
 
-/// Resolves a name with a blocking look-up. Returns at most [`ADDRESSES_MAX`] addresses, and none
-/// if the name does not resolve. IPv4 addresses come first: engines listen on IPv4 by default, and
-/// a refused first attempt would delay every new connection.
-pub(super) fn look_up(name: &str) -> Vec<IpAddr> {
+/// Resolves a name with a blocking look-up. Returns at most [`ADDRESSES_MAX`] addresses, with port
+/// 0, and none if the name does not resolve. IPv4 addresses come first: engines listen on IPv4 by
+/// default, and a refused first attempt would delay every new connection.
+pub(super) fn look_up(name: &str) -> Vec<SocketAddr> {
     let Ok(found) = (name, 0).to_socket_addrs() else {
         return Vec::new();
     };
-    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-    addresses.sort_by_key(IpAddr::is_ipv6);
+    let mut addresses: Vec<SocketAddr> = found.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
     addresses.dedup();
     addresses.truncate(ADDRESSES_MAX);
     addresses
@@ -170,7 +172,7 @@ pub(super) async fn resolve_all(targets: &[&Target]) -> Vec<Vec<Address>> {
             tokio::task::spawn_blocking(move || look_up(&name))
         });
     }
-    let mut known: HashMap<&str, Vec<IpAddr>> = HashMap::new();
+    let mut known: HashMap<&str, Vec<SocketAddr>> = HashMap::new();
     for (name, looking_up) in found {
         known.insert(name, looking_up.await.unwrap_or_default());
     }
@@ -201,7 +203,7 @@ mod tests {
         let (one, two) = (inbox(), inbox());
         let mut names = Names::default();
         for inbox in [&one, &two, &one] {
-            assert!(names.ask("a", NamedBy::Client, inbox));
+            assert!(names.ask("a", NamedBy::Other, inbox));
         }
         assert_eq!(all(&mut names, Lane::All), ["a"]);
         assert!(names.ask("a", NamedBy::Operator, &two), "being looked up");
@@ -214,10 +216,10 @@ mod tests {
         let inbox = inbox();
         let mut names = Names::default();
         for nth in 0..RESOLVE_QUEUE_MAX {
-            assert!(names.ask(&format!("n{nth}"), NamedBy::Client, &inbox));
+            assert!(names.ask(&format!("n{nth}"), NamedBy::Other, &inbox));
         }
-        assert!(!names.ask("more", NamedBy::Client, &inbox));
-        assert!(names.ask("n7", NamedBy::Client, &inbox), "known already");
+        assert!(!names.ask("more", NamedBy::Other, &inbox));
+        assert!(names.ask("n7", NamedBy::Other, &inbox), "known already");
         assert!(names.ask("engine", NamedBy::Operator, &inbox));
         assert!(names.ask("n9", NamedBy::Operator, &inbox));
         assert_eq!(all(&mut names, Lane::OperatorOnly), ["engine", "n9"]);

@@ -32,9 +32,13 @@ impl Address {
 }
 
 impl Address {
-    /// Returns these IP addresses with a port.
-    pub(crate) fn all_at(addresses: &[IpAddr], port: u16) -> Vec<Self> {
-        let at = |ip: &IpAddr| Self::Tcp(SocketAddr::new(*ip, port));
+    /// Returns these addresses with another port.
+    pub(crate) fn all_at(addresses: &[SocketAddr], port: u16) -> Vec<Self> {
+        let at = |address: &SocketAddr| {
+            let mut address = *address;
+            address.set_port(port);
+            Self::Tcp(address)
+        };
         addresses.iter().map(at).collect()
     }
 }

@@ -20,6 +20,15 @@ pub enum Method {
 }
 
 impl Method {
+    /// Returns whether a repetition of a request has no further effect (RFC 9110 section 9.2.2).
+    #[must_use]
+    pub const fn is_idempotent(self) -> bool {
+        match self {
+            Self::Delete | Self::Get | Self::Head | Self::Options | Self::Put | Self::Trace => true,
+            Self::Connect | Self::Patch | Self::Post | Self::Other => false,
+        }
+    }
+
     /// Returns the method whose name is `bytes`, or [`Method::Other`].
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {

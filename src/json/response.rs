@@ -205,7 +205,8 @@ pub enum Choices {
     Plain,
     /// They contain routed experts.
     Experts(Kept),
-    /// They are larger than what is kept, so they probably contain routed experts.
+    /// They are larger than what is kept, or than the budget allows, so they may contain routed
+    /// experts.
     TooLarge,
 }
 
@@ -401,9 +402,7 @@ impl PrefillResponse {
                 let part = Span::new(start.max(base) - base, end - base).of(piece);
                 if part.len() > self.kept_bytes_max - kept.len() {
                     if matches!(self.keeping, Some(Keeping::Choices { .. })) {
-                        self.keeping = None;
-                        self.choices.clear();
-                        self.are_choices_too_large = true;
+                        self.drop_choices();
                         return Ok(());
                     }
                     return Err(JsonError {
@@ -411,7 +410,13 @@ impl PrefillResponse {
                         reason: JsonReason::KeptTooLarge,
                     });
                 }
-                kept.append(part).map_err(|_| JsonError {
+                let appended = kept.append(part);
+                if appended.is_err() && matches!(self.keeping, Some(Keeping::Choices { .. })) {
+                    // Nearly none have experts, and the handoff may fit.
+                    self.drop_choices();
+                    return Ok(());
+                }
+                appended.map_err(|_| JsonError {
                     offset: start,
                     reason: JsonReason::BudgetSpent,
                 })?;
@@ -426,6 +431,12 @@ impl PrefillResponse {
             }
         }
         Ok(())
+    }
+
+    fn drop_choices(&mut self) {
+        self.keeping = None;
+        self.choices.clear();
+        self.are_choices_too_large = true;
     }
 
     fn name(&mut self) {
@@ -474,6 +485,7 @@ impl PrefillResponse {
             }
             Next::Choices => {
                 self.choices.clear();
+                self.end = End::Unknown;
                 self.are_choices_too_large = false;
                 if kind == Kind::Array {
                     self.keeping = Some(Keeping::Choices { start: at });
@@ -797,6 +809,16 @@ mod tests {
         assert_eq!(fed.unwrap_err().reason, JsonReason::BudgetSpent);
         drop(response);
         assert_eq!(budget.used(), 0);
+        // Choices are not needed if they have no experts.
+        let long = "x".repeat(3000);
+        let long = format!(r#"{{"choices":["{long}"],"kv_transfer_params":{{"a":1}}}}"#);
+        let mut response = PrefillResponse::new(4096, &budget);
+        for piece in long.as_bytes().chunks(100) {
+            response.feed(piece).unwrap();
+        }
+        let found = response.finish().unwrap();
+        assert_eq!(found.choices, Choices::TooLarge);
+        assert_eq!(found.params, Params::Object(Kept::unlimited(r#"{"a":1}"#)));
     }
 
     #[test]

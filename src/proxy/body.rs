@@ -26,7 +26,7 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// Returns a body that the proxy has written. Returns `None` if the budget of buffered bodies
+    /// Returns a body that the proxy has written. Returns `None` if the budget of kept bytes
     /// is exhausted or `bytes` are not a JSON object.
     pub(super) fn own<N: Net>(shard: &Shard<N>, bytes: Vec<u8>) -> Option<Self> {
         let mut reserved = Reserved::new(&shard.budget);
@@ -54,9 +54,10 @@ struct Reading {
     budget: Arc<Budget>,
     reserved: Reserved,
     bytes_max: u64,
-    /// When payload last arrived. Chunk extensions and trailers alone are no progress.
+    /// When the last `BODY_PROGRESS_BYTES_MIN` of payload were complete. Chunk extensions and
+    /// trailers are not payload.
     progress_at: Instant,
-    /// The payload that had arrived then.
+    /// The bytes of payload that had arrived then.
     progress_bytes: u64,
     /// Why the body cannot be used, although its framing is intact.
     refused: Option<Fault>,
@@ -65,7 +66,7 @@ struct Reading {
 /// Reads and scans the request body.
 ///
 /// # Errors
-/// The body is malformed or too large, the budget of buffered bodies is exhausted (`BudgetSpent`),
+/// The body is malformed or too large, the budget of kept bytes is exhausted (`BudgetSpent`),
 /// or the client disconnected or stalled.
 pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Body, Fault> {
     exchange.enter(Phase::Upload);
@@ -153,7 +154,8 @@ async fn receive_more<N: Net>(
             })
         }),
     };
-    // Fewer bytes are no progress, because what has arrived is kept until the body is complete.
+    // Fewer bytes are no progress, because what has arrived is kept until the body is complete. A
+    // shorter body or rest has the whole time.
     if reading.meter.payload_bytes() >= reading.progress_bytes + BODY_PROGRESS_BYTES_MIN {
         reading.progress_bytes = reading.meter.payload_bytes();
         reading.progress_at = shard.net.now();
@@ -174,8 +176,9 @@ impl Reading {
         let Framing::Length(length) = framing else {
             return Ok(());
         };
-        // Returned immediately.
-        Reserved::new(&self.budget).grow_to(length)?;
+        if !self.budget.has_room(length) {
+            return Err(Fault::BudgetSpent);
+        }
         let length = usize::try_from(length).map_err(|_| Fault::BodyTooLarge)?;
         self.bytes
             .try_reserve_exact(length)
@@ -224,7 +227,7 @@ impl Reading {
 }
 
 /// Appends `piece` to the body. Fails if the body becomes longer than `bytes_max` or the budget of
-/// buffered bodies does not allow the larger buffer.
+/// kept bytes does not allow the larger buffer.
 fn append(
     bytes: &mut Vec<u8>,
     reserved: &mut Reserved,
@@ -241,6 +244,11 @@ fn append(
         let capacity = wanted
             .max(bytes.capacity() * 2)
             .next_multiple_of(KEPT_STEP_BYTES);
+        // The piece may fit even if a larger buffer does not.
+        let capacity = match reserved.grow_to(capacity as u64) {
+            Ok(()) => capacity,
+            Err(_) => wanted,
+        };
         reserved.grow_to(capacity as u64)?;
         bytes
             .try_reserve_exact(capacity - bytes.len())

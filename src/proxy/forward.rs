@@ -85,6 +85,7 @@ pub(super) async fn forward<N: Net>(
         if let Err(error) = ended {
             let last = Ended {
                 can_resend: upload.whole,
+                is_idempotent: exchange.request.head.method.is_idempotent(),
                 ..upstream.ended(Err(error), shard.net.now())
             };
             if attempts.next(&last) == Next::Replay {

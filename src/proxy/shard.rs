@@ -32,7 +32,7 @@ pub struct ShardDeps<N: Net> {
     pub config: Arc<Config>,
     /// This shard's counters.
     pub metrics: Arc<ShardMetrics>,
-    /// The process-wide budget of buffered bodies.
+    /// The process-wide budget of kept bytes.
     pub budget: Arc<Budget>,
     /// The state of the fleet, which the control plane replaces.
     pub fleet: Arc<ArcSwap<Snapshot>>,

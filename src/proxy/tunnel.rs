@@ -161,6 +161,7 @@ impl Lane {
         match received {
             Ok(0) => {
                 self.ended = true;
+                self.pending = Vec::new();
                 to.finish();
                 Ok(true)
             }

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -23,8 +23,9 @@ use crate::net::Net;
 pub struct Resolved {
     /// The name looked up.
     pub name: String,
-    /// The addresses of the name, in the order to try them. Empty if the name did not resolve.
-    pub addresses: Vec<IpAddr>,
+    /// The addresses of the name, in the order to try them, with any port. Empty if the name did
+    /// not resolve.
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// The party that has given a name.
@@ -32,8 +33,8 @@ pub struct Resolved {
 pub enum NamedBy {
     /// The operator: the name of a local decoder.
     Operator,
-    /// A client or the fleet, which can give any number of names.
-    Client,
+    /// A client, or a source of the fleet: any number of names.
+    Other,
 }
 
 /// Queues a name look-up for the resolver threads. Returns `false` if the queue is full.
@@ -79,7 +80,7 @@ impl Addresses {
         let by = if pools.is_pinned(engine.slot) {
             NamedBy::Operator
         } else {
-            NamedBy::Client
+            NamedBy::Other
         };
         let waiter = self.begin(name, by);
         if let Some((addresses, _)) = known {
@@ -143,32 +144,43 @@ struct Lookups {
     waiting: HashMap<String, Lookup>,
 }
 
-#[derive(Default)]
 struct Lookup {
+    by: NamedBy,
     wakers: Vec<Waker>,
-    response: Option<Rc<[IpAddr]>>,
+    response: Option<Rc<[SocketAddr]>>,
     callers: usize,
 }
 
 impl Lookups {
-    /// Registers the caller for a look-up of `name`. Returns `None` if too many look-ups of names
-    /// given by clients are in progress on this shard, `Some(true)` if the caller must start this
-    /// one, and `Some(false)` if it is already in progress.
+    /// Registers the caller for a look-up of `name`. Returns `None` if too many look-ups are in
+    /// progress on this shard and the operator has not given the name, `Some(true)` if the caller
+    /// must pass the name to the resolver, and `Some(false)` if it is already there.
     fn join(&mut self, name: &str, by: NamedBy) -> Option<bool> {
         if let Some(lookup) = self.waiting.get_mut(name) {
             lookup.callers += 1;
-            return Some(false);
+            // The resolver moves a name that it knows already to the front.
+            let is_moved = lookup.by == NamedBy::Other && by == NamedBy::Operator;
+            if is_moved {
+                lookup.by = by;
+            }
+            return Some(is_moved);
         }
-        if by == NamedBy::Client && self.waiting.len() >= RESOLVE_QUEUE_MAX {
+        if by == NamedBy::Other && self.waiting.len() >= RESOLVE_QUEUE_MAX {
             return None;
         }
-        self.waiting.entry(name.to_owned()).or_default().callers = 1;
+        let lookup = Lookup {
+            by,
+            wakers: Vec::new(),
+            response: None,
+            callers: 1,
+        };
+        self.waiting.insert(name.to_owned(), lookup);
         Some(true)
     }
 
     /// Returns the addresses once the look-up of `name` is complete. They are empty if the name
     /// did not resolve or the look-up could not be started.
-    fn poll(&mut self, name: &str, cx: &mut Context<'_>) -> Poll<Rc<[IpAddr]>> {
+    fn poll(&mut self, name: &str, cx: &mut Context<'_>) -> Poll<Rc<[SocketAddr]>> {
         let Some(lookup) = self.waiting.get_mut(name) else {
             return Poll::Ready(Rc::from([]));
         };
@@ -253,7 +265,7 @@ mod tests {
         let pools = Pools::new(&net, Duration::from_secs(4), 1, Box::new(|_, _| {}));
         let target = Target::parse(b"engine:8000").unwrap();
         let slot = pools.pin(Role::Decode, &target);
-        let known: Rc<[Address]> = Address::all_at(&[[127, 0, 0, 1].into()], 8000).into();
+        let known: Rc<[Address]> = Address::all_at(&[([127, 0, 0, 1], 0).into()], 8000).into();
         pools.set_addresses(slot, Rc::clone(&known));
         let clock = net.clone();
         let run = net.run(async move {
@@ -273,7 +285,7 @@ mod tests {
         run.unwrap();
     }
 
-    const BY: NamedBy = NamedBy::Client;
+    const BY: NamedBy = NamedBy::Other;
 
     #[test]
     fn one_look_up_serves_all_waiters_and_is_then_removed() {
@@ -284,14 +296,14 @@ mod tests {
         assert!(lookups.poll("engine", &mut cx).is_pending());
         let response = Resolved {
             name: "engine".to_owned(),
-            addresses: vec![[127, 0, 0, 1].into()],
+            addresses: vec![([127, 0, 0, 1], 0).into()],
         };
         assert_eq!(lookups.response(response).len(), 1);
         for _ in 0..2 {
             let Poll::Ready(addresses) = lookups.poll("engine", &mut cx) else {
                 panic!("pending")
             };
-            assert_eq!(addresses[0].to_string(), "127.0.0.1");
+            assert_eq!(addresses[0].ip().to_string(), "127.0.0.1");
             lookups.unregister("engine");
         }
         assert!(lookups.waiting.is_empty());
@@ -319,6 +331,9 @@ mod tests {
         }
         assert_eq!(lookups.join("more", BY), None);
         assert_eq!(lookups.join("n3", BY), Some(false));
-        assert_eq!(lookups.join("engine", NamedBy::Operator), Some(true));
+        for name in ["engine", "n3"] {
+            assert_eq!(lookups.join(name, NamedBy::Operator), Some(true), "{name}");
+            assert_eq!(lookups.join(name, NamedBy::Operator), Some(false), "{name}");
+        }
     }
 }

@@ -53,6 +53,9 @@ pub(crate) struct Ended {
     pub(crate) reused: bool,
     /// The time since the whole request was sent; `None` if it was not.
     pub(crate) since_sent: Option<Duration>,
+    /// Whether the request may be sent twice even if the engine has worked on it: its method is
+    /// idempotent.
+    pub(crate) is_idempotent: bool,
     /// Whether the whole request is still at hand, so that it can be sent again.
     pub(crate) can_resend: bool,
     /// Whether the request carried a handoff, which cannot be sent again.
@@ -66,6 +69,7 @@ impl Ended {
             result,
             reused: false,
             since_sent: None,
+            is_idempotent: false,
             can_resend: true,
             carries_handoff: false,
         }
@@ -73,13 +77,13 @@ impl Ended {
 }
 
 impl Ended {
-    /// Returns whether the engine cannot have worked on the request, although its connection was
-    /// established: it had been idle and ended within the time that its end takes to arrive. An
-    /// engine that got the whole request earlier may have worked on it until then (RFC 9110 section
-    /// 9.2.2: a request that is not idempotent must not be repeated without that knowledge).
-    fn is_unread(&self) -> bool {
+    /// Returns whether the engine has most likely not read the request, or may read it twice. The
+    /// connection had been idle, and ended within the time that its end takes to arrive. An engine
+    /// that got the whole request earlier may have worked on it until then, so that a request which
+    /// is not idempotent must not be repeated (RFC 9110 section 9.2.2).
+    fn is_replayable(&self) -> bool {
         let is_soon = |since: Duration| since <= Duration::from_millis(REPLAY_MS_MAX);
-        self.reused && self.since_sent.is_none_or(is_soon)
+        self.reused && (self.is_idempotent || self.since_sent.is_none_or(is_soon))
     }
 }
 
@@ -87,7 +91,7 @@ impl Ended {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// The request is sent again to the same engine on a new connection. The engine had closed an
-    /// idle connection at the moment of its use, so it has not worked on the request.
+    /// idle connection at the moment of its use.
     Replay,
     /// The leg is sent again to the same engine on a new connection, without the handoff.
     WithoutHandoff,
@@ -137,7 +141,7 @@ impl Attempts {
     pub(crate) fn next(&mut self, ended: &Ended) -> Next {
         let closed = Err(CallError::Failed(Cause::ConnectionClosed));
         if ended.result == closed
-            && ended.is_unread()
+            && ended.is_replayable()
             && ended.can_resend
             && self.reuse == Reuse::Allowed
         {
@@ -229,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_engine_cannot_have_worked_on_is_replayed() {
+    fn only_what_the_engine_has_hardly_read_is_replayed() {
         for (since_sent_ms, want) in [
             // The request was not sent completely.
             (None, Next::Replay),
@@ -244,6 +248,12 @@ mod tests {
             };
             let found = series(Limits::ONE, &[ended]);
             assert_eq!(found, [(want, 0)], "{since_sent_ms:?}");
+            let idempotent = Ended {
+                is_idempotent: true,
+                ..ended
+            };
+            let found = series(Limits::ONE, &[idempotent]);
+            assert_eq!(found, [(Next::Replay, 0)], "{since_sent_ms:?}");
         }
     }
 

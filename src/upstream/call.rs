@@ -287,12 +287,12 @@ impl<N: Net> Upstreams<N> {
                 READ_PAST_BYTES_MAX
             }
         };
-        let reader = PrefillResponse::new(bytes_max, &self.budget);
+        let reader = || PrefillResponse::new(bytes_max, &self.budget);
         let mut reading = Reading {
             meter: BodyMeter::new(response.framing),
             collector: match take {
-                Take::Handoff => Collector::Handoff(Box::new(reader)),
-                Take::Transfer => Collector::Handoff(Box::new(reader.reading_end())),
+                Take::Handoff => Collector::Handoff(Box::new(reader())),
+                Take::Transfer => Collector::Handoff(Box::new(reader().reading_end())),
                 Take::Whole | Take::Page => Collector::Whole(Kept::new(&self.budget)),
                 Take::Nothing | Take::Response(_) => Collector::Nothing,
             },

@@ -13,7 +13,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -200,7 +200,7 @@ impl<N: Net> Pools<N> {
 
     /// Stores the addresses that a name resolved to, in the endpoints of all roles and ports that
     /// have this name. Does nothing if `addresses` is empty (the name did not resolve).
-    pub(crate) fn record_addresses(&self, name: &str, addresses: &[IpAddr]) {
+    pub(crate) fn record_addresses(&self, name: &str, addresses: &[SocketAddr]) {
         if addresses.is_empty() {
             return;
         }
@@ -551,7 +551,7 @@ mod tests {
         let other = pools.endpoint(Role::Decode, &target(2));
         assert!(pools.addresses(ids[0]).is_none());
         assert!(!pools.is_self(ids[0], |_| Some(true)), "not resolved yet");
-        let found = [IpAddr::from([127, 0, 0, 1])];
+        let found = [SocketAddr::from(([127, 0, 0, 1], 0))];
         pools.record_addresses("engine-1", &found);
         assert!(pools.addresses(other).is_none());
         let [at_rank] = &*pools.addresses(rank).unwrap().0 else {

@@ -72,6 +72,7 @@ async fn bootstrap<N: Net>(
     let response = match query(exchange, &target.with_port(port)).await {
         Ok(response) => response,
         Err(CallError::Disconnected) => return Err(Fault::ClientGone),
+        Err(CallError::Other(fault)) => return Err(fault),
         Err(_) => return Err(Fault::leg(Role::Bootstrap, Cause::BadResponse)),
     };
     let engines: Rc<[_]> = engines(&response)

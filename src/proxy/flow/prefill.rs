@@ -9,7 +9,8 @@ use crate::config::OnPrefillFailure;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::json::transform::{PromptUsage, ResponseEdit};
-use crate::metrics::Phase;
+use crate::limits::KEPT_BYTES_MIN;
+use crate::metrics::{Phase, Stranded};
 use crate::net::{Instant, Net};
 use crate::pd::connector::Bootstrap;
 use crate::pd::{
@@ -98,6 +99,10 @@ pub(super) async fn prefill<N: Net>(
 ) -> Result<Prefill<N>, Fault> {
     let shard = exchange.shard;
     let pd = &shard.config.pd;
+    // No prefill is spent on a request whose handoff could not be kept.
+    if !shard.budget.has_room(KEPT_BYTES_MIN as u64) {
+        return Err(Fault::BudgetSpent);
+    }
     let started = shard.net.now();
     let mut attempts = Attempts::new(Limits {
         candidates: targets.len(),
@@ -133,6 +138,13 @@ pub(super) async fn prefill<N: Net>(
                     }
                     next => next,
                 }
+            }
+            Err(CallError::Other(Fault::BudgetSpent)) => {
+                // Its handoff has been dropped, unless it was the list of engines.
+                if split.connector().rules().bootstrap != Bootstrap::Queried {
+                    shard.metrics.stranded(Stranded::LeftToLease);
+                }
+                return Err(Fault::BudgetSpent);
             }
             Err(error) => match attempts.next(&Ended::with(Err(as_candidate(error)))) {
                 Next::Stop => return Err(error.fault(Role::Prefill)),
