@@ -305,6 +305,22 @@ fn stranded_kv_is_released_if_the_decoder_refuses_the_request() {
     }
 }
 
+/// Also engines that take any other model refuse a release, so that it does not count as a foreign
+/// handoff in the tests that use them.
+#[test]
+fn a_release_is_no_foreign_handoff() {
+    let pair = Pair::start(&[]);
+    let fault = Fault::Status {
+        code: 400,
+        body: "{}".to_owned(),
+        content_type: "application/json".to_owned(),
+    };
+    pair.decode.fault(fault, 1);
+    pair.post(CHAT, ask_for(4, true).1).expect(400);
+    expect_counts(&pair, 1.0, 0.0, 0.0);
+    expect_handoffs_sound(&pair);
+}
+
 #[test]
 fn no_prefill_is_spent_on_a_decoder_that_is_known_to_be_down() {
     let pair = start(&[]);

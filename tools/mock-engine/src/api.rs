@@ -216,9 +216,15 @@ pub(crate) fn check(
     })
 }
 
+/// The model in requests of ringside that release KV cache. No engine serves it. If the mock did,
+/// it would count the handoff of another prompt.
+const UNSERVED: &str = "ringside-releases-kv-cache";
+
 fn check_model(fields: &Fields<'_>, config: &EngineConfig) -> Result<(), Refusal> {
+    let is_unknown =
+        |model: &str| model == UNSERVED || (config.check_model && model != config.model);
     match fields.string("model") {
-        Some(model) if config.check_model && model != config.model => Err(Refusal {
+        Some(model) if is_unknown(&model) => Err(Refusal {
             status: 404,
             param: Some("model"),
             message: format!("The model `{model}` does not exist."),
