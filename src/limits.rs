@@ -232,10 +232,10 @@ pub const BODY_PROGRESS_BYTES_MIN: u64 = 16 * 1024;
 /// is returned to the system. The free memory of smaller peaks is left for the next requests.
 pub const GIVE_BACK_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// Seconds for which that must last.
-pub const GIVE_BACK_LOW_TICKS: u32 = 3;
+pub const GIVE_BACK_LOW_SECS: u32 = 3;
 /// Seconds after which it may be returned again. Meanwhile other threads wait for memory for some
 /// milliseconds.
-pub const GIVE_BACK_PAUSE_TICKS: u32 = 30;
+pub const GIVE_BACK_PAUSE_SECS: u32 = 30;
 /// Smallest capacity in bytes of a buffer for bytes that are kept. Most handoffs fit.
 pub const KEPT_BYTES_MIN: usize = 512;
 /// Allocation step in bytes for a larger buffer whose length is not known in advance, and step in

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::budget::Budget;
-use crate::limits::{GIVE_BACK_BYTES_MIN, GIVE_BACK_LOW_TICKS, GIVE_BACK_PAUSE_TICKS};
+use crate::limits::{GIVE_BACK_BYTES_MIN, GIVE_BACK_LOW_SECS, GIVE_BACK_PAUSE_SECS};
 use crate::sys;
 
-/// Time between two comparisons.
+/// Time between two comparisons: the limits count seconds.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Spawns the task that compares what is kept with its peak, and returns free memory to the system
@@ -30,9 +30,9 @@ pub(super) fn follow(budget: Arc<Budget>) {
 /// Decides when memory is returned.
 #[derive(Debug, Default)]
 struct Decision {
-    /// Consecutive ticks for which much less was kept than at the peak.
+    /// Consecutive seconds for which much less was kept than at the peak.
     low: u32,
-    /// Ticks until memory may be returned again.
+    /// Seconds until memory may be returned again.
     pause: u32,
 }
 
@@ -46,11 +46,11 @@ impl Decision {
             return false;
         }
         self.low += 1;
-        let is_due = self.low >= GIVE_BACK_LOW_TICKS && self.pause == 0;
+        let is_due = self.low >= GIVE_BACK_LOW_SECS && self.pause == 0;
         if is_due {
             *self = Self {
                 low: 0,
-                pause: GIVE_BACK_PAUSE_TICKS,
+                pause: GIVE_BACK_PAUSE_SECS,
             };
         }
         is_due
@@ -70,12 +70,12 @@ mod tests {
             assert!(!decision.is_due(low, high), "it has just passed");
             assert!(!decision.is_due(high, high), "it lasts");
         }
-        let mut due = (0..GIVE_BACK_LOW_TICKS).map(|_| decision.is_due(low, high));
+        let mut due = (0..GIVE_BACK_LOW_SECS).map(|_| decision.is_due(low, high));
         assert_eq!(
             due.by_ref().position(|due| due),
-            Some(GIVE_BACK_LOW_TICKS as usize - 1)
+            Some(GIVE_BACK_LOW_SECS as usize - 1)
         );
-        for _ in 1..GIVE_BACK_PAUSE_TICKS {
+        for _ in 1..GIVE_BACK_PAUSE_SECS {
             assert!(!decision.is_due(low, high), "the next peak was soon");
         }
         assert!(decision.is_due(low, high));

@@ -327,10 +327,7 @@ impl<'a> Merge<'a> {
     pub fn take(&mut self, response: &'a [u8]) -> Result<bool, TooManyMembers> {
         let params = member(response, "ec_transfer_params").unwrap_or_default();
         let mut has_any = false;
-        for (nth, item) in members(params).enumerate() {
-            if nth >= ENCODED_MEMBERS_MAX {
-                return Err(TooManyMembers);
-            }
+        for item in members(params) {
             has_any = true;
             match self.by_name.entry(item.key) {
                 Entry::Occupied(known) => self.members[*known.get()].1 = item.value,

@@ -208,8 +208,7 @@ impl Lookups {
         }
     }
 
-    /// Removes a look-up that could not be started. Other callers registered for it get no
-    /// addresses.
+    /// Removes a look-up that could not be started.
     fn forget(&mut self, name: &str) {
         self.waiting.remove(name);
     }

@@ -20,6 +20,15 @@ fn chat_of(bytes: usize) -> String {
     body
 }
 
+/// A successful response with this body instead of the regular one.
+fn success(body: String) -> Fault {
+    Fault::Status {
+        code: 200,
+        body,
+        content_type: "application/json".to_owned(),
+    }
+}
+
 #[test]
 fn a_body_above_the_limit_is_413() {
     let pair = Pair::start(&["--max-body=1000"]);
@@ -126,12 +135,7 @@ fn handoffs_count_against_the_budget() {
         r#"{{"kv_transfer_params":{{"remote_host":"{}"}}}}"#,
         "x".repeat(3_000_000)
     );
-    let fault = Fault::Status {
-        code: 200,
-        body: handoff,
-        content_type: "application/json".to_owned(),
-    };
-    pair.prefill.fault(fault, u32::MAX);
+    pair.prefill.fault(success(handoff), u32::MAX);
     pair.decode.fault(Fault::StallBeforeHead, 1);
     let target = pair.prefill.host_port();
     let mut waiting = pair.sidecar.connect();
@@ -162,12 +166,7 @@ fn responses_of_encoders_count_against_the_budget() {
         r#"{{"ec_transfer_params":{{"a":"{}"}}}}"#,
         "x".repeat(1_000_000)
     );
-    let fault = Fault::Status {
-        code: 200,
-        body: text,
-        content_type: "application/json".to_owned(),
-    };
-    encoder.fault(fault, u32::MAX);
+    encoder.fault(success(text), u32::MAX);
     let args = [
         "--max-body=1MB",
         "--body-budget=5MB",
@@ -193,14 +192,9 @@ fn responses_of_encoders_count_against_the_budget() {
 #[test]
 fn only_what_is_kept_of_a_prefill_response_is_limited() {
     let pair = Pair::start(&["--max-prefill-answer=20KiB"]);
-    let status = |body: String| Fault::Status {
-        code: 200,
-        body,
-        content_type: "application/json".to_owned(),
-    };
     let large = "x".repeat(30_000);
     let handoff = format!(r#"{{"kv_transfer_params":{{"remote_host":"{large}"}}}}"#);
-    pair.prefill.fault(status(handoff), 1);
+    pair.prefill.fault(success(handoff), 1);
     pair.post(CHAT, BODY)
         .expect_error(502, "prefill_answer_too_large");
     assert!(pair.decode.requests().is_empty());
@@ -213,14 +207,14 @@ fn only_what_is_kept_of_a_prefill_response_is_limited() {
     let text = format!(
         r#"{{"choices":[{{"logprobs":"{large}"}}],"kv_transfer_params":{{"remote_block_ids":[]}}}}"#
     );
-    pair.prefill.fault(status(text.clone()), 1);
-    pair.decode.fault(status("{}".to_owned()), 1);
+    pair.prefill.fault(success(text.clone()), 1);
+    pair.decode.fault(success("{}".to_owned()), 1);
     assert_eq!(pair.post(CHAT, BODY).expect(200).text(), "{}");
     // The decoder's experts lack the rows of the prompt.
     pair.prefill
-        .fault(status(text.replace("logprobs", "routed_experts")), 1);
+        .fault(success(text.replace("logprobs", "routed_experts")), 1);
     let experts = r#"{"choices":[{"routed_experts":"AAAA"}]}"#;
-    pair.decode.fault(status(experts.to_owned()), 1);
+    pair.decode.fault(success(experts.to_owned()), 1);
     pair.post(CHAT, BODY).expect_error(502, "decode_answer");
     pair.sidecar.wait_stderr("larger than --max-prefill-answer");
 }

@@ -2,10 +2,9 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
-
-use crate::budget::Kept;
 use std::time::Duration;
 
+use crate::budget::Kept;
 use crate::json::{EditError, Watch};
 use crate::pd::handoff::SingleUse;
 use crate::pd::leg::{Collected, Leg};

@@ -5,13 +5,12 @@
 //! sides use the same rank without communicating.
 
 use std::rc::Rc;
-
-use crate::budget::Kept;
 use std::time::Duration;
 
 use blake2::{Blake2s256, Digest};
 
 use super::contract::{BASE, Commit, Connector, OnDisconnect, Order, PrefixPull, Rules, SpanNames};
+use crate::budget::Kept;
 use crate::json::{Document, Edit, EditError, Level, Quoted, QuotedList, Scanner, Watch};
 use crate::pd::edits::Caps;
 use crate::pd::leg::{Leg, Take};
