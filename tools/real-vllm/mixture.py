@@ -3,7 +3,7 @@
 Good requests come from one client, one after the other, and have prompts whose texts were computed before.
 Each has another salt, so that its KV cache has to be computed and transferred again. Neither the
 refused requests nor the clients that leave may change a text, delay a good request or leave anything in the
-engines.
+engines. Times in which the whole machine stood still (see `stops`) count for no request.
 """
 import collections
 import http.client
@@ -13,8 +13,10 @@ import socket
 import struct
 import threading
 import time
+import typing
 
 from rig import CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, ids, prompt_for, salted, until, verdict
+from stops import Stops
 
 REFUSED_RATE = 2.0  # requests per second, all clients together
 REFUSED_CLIENTS = 4
@@ -23,6 +25,7 @@ LEAVING_PAUSE = 1.0  # seconds on average
 PROMPTS = 12  # per API
 MARGIN = 0.05  # see `rig.margin`
 HANG, SLOW, IDLE = 10.0, 2.0, 60.0  # limits in seconds
+GIVE_UP = 60.0  # seconds until a client closes a connection that hangs
 
 BIG = 9_999_999  # beyond every vocabulary
 # Members that engines refuse. For the generate API they are members of `sampling_params`.
@@ -138,6 +141,20 @@ def refused_requests(setup):
                     ("body without an object", "body without an object", CHAT, b'"hello"')]
 
 
+class Call(typing.NamedTuple):
+    """A request, and when it was sent and completed on the monotonic clock."""
+    name: str
+    start: float
+    end: float
+
+    def took(self):
+        return self.end - self.start
+
+    def longer_than(self, limit, stops):
+        """Returns whether the request took longer than `limit` seconds of a running machine."""
+        return self.took() - stops.within(self.start, self.end) > limit
+
+
 class Mixture:
     """The clients of one run, and what they have seen."""
 
@@ -146,10 +163,14 @@ class Mixture:
         self.started = time.monotonic()
         self.end = self.started + seconds
         self.lock = threading.Lock()
-        self.latencies, self.wrong, self.errors, self.prompt_tokens = [], [], [], 0
-        self.refused, self.refused_kinds, self.refused_times = collections.Counter(), set(), []
-        self.not_refused, self.hung, self.left = collections.Counter(), collections.Counter(), 0
-        self.slow = []
+        self.good_calls, self.wrong, self.errors, self.prompt_tokens = [], [], [], 0
+        self.refused, self.refused_kinds, self.refused_calls = collections.Counter(), set(), []
+        self.not_refused, self.left = collections.Counter(), 0
+
+    def describe(self, calls):
+        """Returns a line for each of these calls, with the time since the start of the run."""
+        return [f"{call.name} {call.took():.2f}s, from {call.start - self.started:.1f}s after the start"
+                for call in calls]
 
     def is_over(self):
         return time.monotonic() >= self.end
@@ -169,10 +190,7 @@ class Mixture:
                 continue
             finally:
                 at += 1
-                self.latencies.append(time.monotonic() - started)
-                if self.latencies[-1] > SLOW:
-                    self.slow.append(f"{api} {'stream' if stream else 'whole'} {self.latencies[-1]:.2f}s, sent "
-                                     f"{started - self.started:.1f}s after the start")
+                self.good_calls.append(Call(f"{api} {'stream' if stream else 'whole'}", started, time.monotonic()))
             if got.status != 200 or not got.done:
                 self.errors.append(f"{api}: {got.status} {got.raw[-200:]}")
             elif not got.same(want):
@@ -192,22 +210,20 @@ class Mixture:
             turn += REFUSED_CLIENTS
             sent = time.monotonic()
             try:
-                status, raw, _ = self.ringside.engine.post_raw(api, data, timeout=HANG)
+                status, raw, _ = self.ringside.engine.post_raw(api, data, timeout=GIVE_UP)
             except TimeoutError:
                 status, raw = "timeout", b""
             except (OSError, http.client.HTTPException) as error:
                 status, raw = type(error).__name__, b""
-            took = time.monotonic() - sent
+            call = Call(name, sent, time.monotonic())
             with self.lock:
                 if in_stream and is_error_event(status, raw):
                     status = "error_event"
                 self.refused[status] += 1
                 self.refused_kinds.add(kind)
-                self.refused_times.append(took)
+                self.refused_calls.append(call)
                 if status != "error_event" and not (isinstance(status, int) and 400 <= status < 500):
                     self.not_refused[f"{name}: {status} {raw[:150]}"] += 1
-                if took > HANG:
-                    self.hung[name] += 1
 
     def leave(self):
         """Sends requests and closes the connection 0 to 400 ms later."""
@@ -301,10 +317,11 @@ def run(setup, seconds):
         threads += [threading.Thread(target=mixture.refuse, args=(number, refused))
                     for number in range(REFUSED_CLIENTS)]
         threads += [threading.Thread(target=mixture.leave) for _ in range(LEAVING_CLIENTS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with Stops() as stops:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
 
         ended = time.monotonic()
         idle, free = {}, {}
@@ -318,23 +335,32 @@ def run(setup, seconds):
         # All of these must hold at the same time.
         at_end = {name: (int(setup.load(engine)), engine.metric(connector.usage)) for name, engine in engines.items()}
 
-        times, total = mixture.latencies, sum(mixture.refused.values())
-        slow = len(mixture.slow)
+        times = [call.took() for call in mixture.good_calls]
+        total = sum(mixture.refused.values())
+        slow = [call for call in mixture.good_calls if call.longer_than(SLOW, stops)]
+        hung = [call for call in mixture.refused_calls if call.longer_than(HANG, stops)]
+        # Everything that the stops of the machine made late, for whoever doubts them.
+        late = [call for call in mixture.good_calls if call.took() > SLOW and call not in slow]
+        late += [call for call in mixture.refused_calls if call.took() > HANG and call not in hung]
         for title, found in (("wrong", mixture.wrong), ("error", mixture.errors),
-                             ("not refused", mixture.not_refused), ("hung", mixture.hung),
-                             ("slow", mixture.slow)):
+                             ("not refused", mixture.not_refused),
+                             ("hung", mixture.describe(hung)), ("slow", mixture.describe(slow)),
+                             ("the machine stood still", mixture.describe(Call("", *stop) for stop in stops.found)),
+                             ("late by that", mixture.describe(late))):
             for what in list(found)[:10]:
                 print(f"      {title}: {what}")
         enough = total >= seconds * 1000 / 600
-        verdict(times and not (mixture.wrong or mixture.errors or mixture.not_refused or mixture.hung or slow)
+        verdict(times and not (mixture.wrong or mixture.errors or mixture.not_refused or hung or slow)
                 and enough and len(mixture.refused_kinds) >= 15 and mixture.left > 0,
                 f"mixture of {seconds:.0f} s", good=len(times) - len(mixture.wrong) - len(mixture.errors),
                 wrong=len(mixture.wrong), errors=len(mixture.errors), p50=f"{percentile(times, 0.5) * 1000:.0f}ms",
                 p99=f"{percentile(times, 0.99) * 1000:.0f}ms", max=f"{max(times, default=0) * 1000:.0f}ms",
-                over_2s=slow, refused=",".join(f"{status}:{count}" for status, count in mixture.refused.most_common()),
+                over_2s=len(slow), refused=",".join(f"{status}:{count}" for status, count in mixture.refused.most_common()),
                 kinds=len(mixture.refused_kinds), not_refused=sum(mixture.not_refused.values()),
-                hung=sum(mixture.hung.values()),
-                refused_max=f"{max(mixture.refused_times, default=0) * 1000:.0f}ms", left=mixture.left)
+                hung=len(hung), late_by_stops=len(late), stops=len(stops.found),
+                stood_still=f"{sum(end - start for start, end in stops.found):.1f}s",
+                refused_max=f"{max((call.took() for call in mixture.refused_calls), default=0) * 1000:.0f}ms",
+                left=mixture.left)
         verdict(len(idle) == len(free) == len(engines) and all(
                     load == 0 and usage <= base[name] for name, (load, usage) in at_end.items()),
                 "both engines are idle again, with the KV cache at its base",
