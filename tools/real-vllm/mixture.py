@@ -3,7 +3,7 @@
 Good requests come from one client, one after the other, and have prompts whose texts were computed before.
 Each has another salt, so that its KV cache has to be computed and transferred again. Neither the
 refused requests nor the clients that leave may change a text, delay a good request or leave anything in the
-engines. Times in which the whole machine stood still (see `stops`) count for no request.
+engines. The time in which the whole machine was stopped (see `stops`) counts for no request.
 """
 import collections
 import http.client
@@ -339,13 +339,13 @@ def run(setup, seconds):
         total = sum(mixture.refused.values())
         slow = [call for call in mixture.good_calls if call.longer_than(SLOW, stops)]
         hung = [call for call in mixture.refused_calls if call.longer_than(HANG, stops)]
-        # Everything that the stops of the machine made late, for whoever doubts them.
+        # Everything that the stops of the machine made late.
         late = [call for call in mixture.good_calls if call.took() > SLOW and call not in slow]
         late += [call for call in mixture.refused_calls if call.took() > HANG and call not in hung]
         for title, found in (("wrong", mixture.wrong), ("error", mixture.errors),
                              ("not refused", mixture.not_refused),
                              ("hung", mixture.describe(hung)), ("slow", mixture.describe(slow)),
-                             ("the machine stood still", mixture.describe(Call("", *stop) for stop in stops.found)),
+                             ("the machine was stopped", mixture.describe(Call("", *stop) for stop in stops.found)),
                              ("late by that", mixture.describe(late))):
             for what in list(found)[:10]:
                 print(f"      {title}: {what}")
@@ -358,7 +358,7 @@ def run(setup, seconds):
                 over_2s=len(slow), refused=",".join(f"{status}:{count}" for status, count in mixture.refused.most_common()),
                 kinds=len(mixture.refused_kinds), not_refused=sum(mixture.not_refused.values()),
                 hung=len(hung), late_by_stops=len(late), stops=len(stops.found),
-                stood_still=f"{sum(end - start for start, end in stops.found):.1f}s",
+                stopped=f"{sum(end - start for start, end in stops.found):.1f}s",
                 refused_max=f"{max((call.took() for call in mixture.refused_calls), default=0) * 1000:.0f}ms",
                 left=mixture.left)
         verdict(len(idle) == len(free) == len(engines) and all(

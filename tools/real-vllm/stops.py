@@ -1,4 +1,4 @@
-"""Times at which the whole machine stood still, seen by a process that only sleeps and reads the clock.
+"""Times in which the whole machine was stopped, seen by a process that only sleeps and reads the clock.
 
 A virtual machine can be paused for seconds. Nothing runs in such a time, and a request that was under way takes
 that much longer, with and without a proxy. Only what is longer than these times says something about a proxy.
@@ -33,7 +33,7 @@ class Stops:
         self.reader.join()
 
     def within(self, start, end):
-        """Returns for how many seconds between two times the machine stood still. Call it after the block."""
+        """Returns for how many seconds between two times the machine was stopped. Call it after the block."""
         return sum(max(0.0, min(end, stop_end) - max(start, stop_start)) for stop_start, stop_end in self.found)
 
 
