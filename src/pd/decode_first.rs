@@ -1,5 +1,7 @@
 //! Judges whether the decoder's response in the decode-first order can be sent to the client.
 
+use std::ops::Range;
+
 use crate::h1::{DataLines, LinePart};
 use crate::json::{elements, member, string_is};
 
@@ -15,32 +17,47 @@ pub enum Verdict {
     BelowThreshold,
 }
 
-/// Returns the verdict on a streamed response. `bytes` is its body from the first byte on.
+/// Judges a streamed response as it arrives. Each byte and each event is read once.
 ///
 /// The decoder sends `cache_threshold` before any token: in the first event or, for a chat
 /// completion, in the event after the one with the role. A token, another finish reason, or a
 /// second event with neither therefore means that the decoder serves the request.
-#[must_use]
-pub fn verdict_of_stream(bytes: &[u8]) -> Verdict {
-    let (mut lines, mut at) = (DataLines::default(), 0);
-    let (mut events, mut data) = (0, &b""[..]);
-    while let Some(part) = lines.next(bytes, &mut at) {
-        match part {
-            LinePart::Data { start, end, .. } => data = &bytes[start..end],
-            LinePart::End { is_data: false } => {}
-            LinePart::End { is_data: true } => {
-                match verdict_of_event(std::mem::take(&mut data).trim_ascii()) {
-                    Verdict::Undecided => {}
-                    known => return known,
+#[derive(Debug, Default)]
+pub struct StreamVerdict {
+    lines: DataLines,
+    /// Number of bytes read so far.
+    read: usize,
+    /// The data of the current line.
+    data: Range<usize>,
+    events: u32,
+}
+
+impl StreamVerdict {
+    /// Reads on in `stream`, which is the response body from its first byte on, up to those that
+    /// have just been received. Not called again after a verdict.
+    pub fn read(&mut self, stream: &[u8]) -> Verdict {
+        while let Some(part) = self.lines.next(stream, &mut self.read) {
+            match part {
+                LinePart::Data { start, end, begins } => {
+                    let start = if begins { start } else { self.data.start };
+                    self.data = start..end;
                 }
-                events += 1;
-                if events == 2 {
-                    return Verdict::Served;
+                LinePart::End { is_data: false } => {}
+                LinePart::End { is_data: true } => {
+                    let data = &stream[std::mem::take(&mut self.data)];
+                    match verdict_of_event(data.trim_ascii()) {
+                        Verdict::Undecided => {}
+                        known => return known,
+                    }
+                    self.events += 1;
+                    if self.events == 2 {
+                        return Verdict::Served;
+                    }
                 }
             }
         }
+        Verdict::Undecided
     }
-    Verdict::Undecided
 }
 
 /// Returns the verdict on the JSON text of one event or of a complete response.
@@ -89,6 +106,15 @@ pub fn verdict_of_whole(response: &[u8]) -> Verdict {
 mod tests {
     use super::*;
 
+    /// Returns the verdict on a stream of which `step` bytes arrive at a time.
+    fn verdict(stream: &[u8], step: usize) -> Verdict {
+        let mut judge = StreamVerdict::default();
+        let ends = (step..stream.len()).step_by(step).chain([stream.len()]);
+        let mut verdicts = ends.map(|end| judge.read(&stream[..end]));
+        let known = verdicts.find(|verdict| *verdict != Verdict::Undecided);
+        known.unwrap_or(Verdict::Undecided)
+    }
+
     #[test]
     fn the_verdict_is_reached_as_early_as_possible() {
         let role = r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
@@ -115,9 +141,11 @@ mod tests {
         ];
         for (lines, want) in cases {
             let mut stream: String = lines.iter().map(|line| format!("{line}\n")).collect();
-            assert_eq!(verdict_of_stream(stream.as_bytes()), want, "{stream}");
+            assert_eq!(verdict(stream.as_bytes(), 1 << 20), want, "{stream}");
             stream.push_str("data: {\"choi");
-            assert_eq!(verdict_of_stream(stream.as_bytes()), want, "{stream}");
+            for step in 1..stream.len() {
+                assert_eq!(verdict(stream.as_bytes(), step), want, "{step}: {stream}");
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, BodyMeter, Method};
 use crate::net::{Conn, Net, would_block};
-use crate::pd::decode_first::{Verdict, verdict_of_stream, verdict_of_whole};
+use crate::pd::decode_first::{StreamVerdict, Verdict, verdict_of_whole};
 use crate::pd::{Leg, Outcome, Reason, Role, Take};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::relay::PendingResponse;
@@ -18,7 +18,8 @@ use crate::upstream::{Deadline, Scope, Stage};
 /// known whether a prefill leg is needed.
 struct Holding {
     meter: BodyMeter,
-    is_stream: bool,
+    /// `None` if the response is not a stream.
+    events: Option<StreamVerdict>,
     /// Number of bytes of the response body, including framing, that `meter` has decoded so far.
     seen: usize,
     payload: Vec<u8>,
@@ -64,7 +65,7 @@ async fn verdict<N: Net>(
     let framing = framing.map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
     let mut holding = Holding {
         meter: BodyMeter::new(framing),
-        is_stream: response.is_event_stream(),
+        events: response.is_event_stream().then(StreamVerdict::default),
         seen: 0,
         payload: Vec::new(),
         bytes_max: exchange.shard.config.pd.prefill_response_bytes_max,
@@ -116,8 +117,8 @@ impl Holding {
         };
         self.seen += taken;
         let is_done = self.meter.is_done();
-        let verdict = if self.is_stream {
-            verdict_of_stream(&self.payload)
+        let verdict = if let Some(events) = &mut self.events {
+            events.read(&self.payload)
         } else if is_done {
             verdict_of_whole(&self.payload)
         } else {
@@ -132,7 +133,7 @@ impl Holding {
 
     /// Returns the verdict after the engine has closed the connection.
     fn at_end(&self) -> Verdict {
-        if self.meter.ends_at_close() && !self.is_stream {
+        if self.meter.ends_at_close() && self.events.is_none() {
             verdict_of_whole(&self.payload)
         } else {
             Verdict::Served
