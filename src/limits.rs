@@ -85,7 +85,7 @@ pub const TLS_HELD_BYTES_MAX: usize = 80 * 1024;
 /// Plaintext bytes encrypted per send. If the peer stops reading, a connection holds at most this
 /// much unsent payload. Equals four full records.
 pub const TLS_SEND_BYTES: usize = 64 * 1024;
-/// Receives without payload on one TLS connection before the task yields to other connections.
+/// Receives without payload after which an idle TLS connection counts as used.
 pub const TLS_STEPS_MAX: u32 = 16;
 /// TLS sessions with engines that one shard caches for resumption, per client configuration.
 pub const TLS_SESSIONS_MAX: usize = 256;
@@ -105,8 +105,19 @@ pub const RECYCLED_BUFFERS_MAX: usize = 256;
 /// Largest capacity, in fields, of a header field vector that is kept for reuse. Heads with more
 /// fields are rare.
 pub const RECYCLED_FIELDS_MAX: usize = 32;
-/// Receives of one body before the task yields to the shard's other connections.
-pub const RECEIVES_PER_YIELD_MAX: u32 = 16;
+/// Microseconds that one poll of a task may take before other tasks run: its turn. All tasks that
+/// move bulk data share the same time between two polls of the kernel. The time of a poll is
+/// estimated from its socket calls, with the two constants below. One call can exceed it: the
+/// largest moves 1 MiB.
+pub const TURN_MICROS_MAX: u32 = 200;
+/// Estimated nanoseconds of a socket call and of the work that belongs to it.
+pub const TURN_CALL_NANOS: u32 = 4000;
+/// Estimated nanoseconds of moving 1 KiB to or from a socket. A body of 1 MiB takes 417 us to be
+/// received and sent (see `RECEIVE_LARGE_BYTES`).
+pub const TURN_NANOS_PER_KIB: u32 = 200;
+/// Readiness events that are processed before tasks that move bulk data, accept or perform
+/// handshakes get a turn.
+pub const TURN_EVENTS_MAX: usize = 64;
 /// Capacity in bytes of a pipe through which a body is spliced within the kernel.
 pub const PIPE_BYTES: usize = 1024 * 1024;
 /// Pipes open in the whole process. The kernel allows an unprivileged user 64 MiB of pipe buffers
@@ -121,13 +132,14 @@ pub const PIPES_IDLE_MAX: usize = 4;
 pub const SPLICE_BYTES_MIN: u64 = 2 * 1024 * 1024;
 // A body small enough to be sent again must not be spliced.
 const _: () = assert!(SPLICE_BYTES_MIN >= REPLAY_BYTES_MAX as u64);
-/// Pipe fills for one body before the task yields to the shard's other connections.
-pub const SPLICES_PER_YIELD_MAX: u32 = 4;
 /// A vectored send of at most this many bytes in total copies its slices into one buffer first. The
 /// copy costs less than the kernel's processing of a `msghdr` (2 % of a small request, measured).
 pub const SEND_JOINED_BYTES_MAX: usize = 4096;
 /// Slices in one vectored send.
 pub const SEND_SLICES_MAX: usize = 64;
+/// Bytes that one call offers to a socket. A peer on the same machine that keeps reading takes many
+/// MiB in one call, during which nothing else runs on the shard.
+pub const SEND_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes read and discarded from a client whose response was sent before its request had ended.
 /// Closing a socket with unread bytes makes the kernel send a reset, which can destroy the
 /// response.
@@ -138,8 +150,9 @@ pub const LINGER_MS_MAX: u64 = 1000;
 /// Longest client `x-request-id` that is used, in bytes. A longer one is replaced by a generated
 /// one.
 pub const REQUEST_ID_BYTES_MAX: usize = 256;
-/// Connections accepted from one listener before the task yields to the shard's other tasks.
-pub const ACCEPT_BATCH_MAX: usize = 64;
+/// Connections accepted from one listener before the shard's other tasks run. Accepting one takes
+/// some 20 us.
+pub const ACCEPT_BATCH_MAX: usize = 16;
 /// Milliseconds for which a shard stops accepting on a listener after an accept failed, for example
 /// because the process ran out of descriptors or memory.
 pub const ACCEPT_PAUSE_MS: u64 = 100;

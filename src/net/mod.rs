@@ -19,6 +19,7 @@ mod notifier;
 mod pipe;
 mod random;
 mod socket;
+mod turn;
 
 mod instant;
 #[cfg(feature = "monoio")]
@@ -37,6 +38,7 @@ pub use notifier::Notifier;
 pub use pipe::Pipe;
 #[cfg(not(feature = "monoio"))]
 pub use reactor as runtime;
+pub(crate) use turn::is_over as is_turn_over;
 pub use wheel::{Timer, Wheel};
 
 pub use crate::fleet::Address;
@@ -58,6 +60,10 @@ pub enum Opened {
 /// Readiness is remembered: `poll_readable` stays ready until a `try_recv` finds the socket empty
 /// (a short read or `WouldBlock`). Writing works the same way. At most one task waits for each
 /// direction; the task that polled last is woken.
+///
+/// Once a poll of a task has moved so many bytes that other tasks must run (see [`Net::give_way`]),
+/// `poll_readable` and `poll_writable` return `Pending` and wake the task, even if the connection
+/// is ready.
 pub trait Conn: 'static {
     /// The kind of pipe that carries bytes from this connection to another one.
     type Pipe: Conduit;
@@ -102,10 +108,6 @@ pub trait Conn: 'static {
     /// # Errors
     /// As [`Conn::try_recv`].
     fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize>;
-
-    /// Makes the next `poll_readable` return `Pending` once even if data is buffered, so that a
-    /// busy relay yields to other connections.
-    fn clear_readable(&self);
 
     /// Returns whether a receive would succeed or fail now (bytes, end of the stream, error),
     /// without consuming anything. Checks the socket itself, and clears remembered readiness that
@@ -199,8 +201,10 @@ pub trait Net: Clone + 'static {
     /// instead.
     fn pipe(&self) -> Option<<Self::Conn as Conn>::Pipe>;
 
-    /// Yields: all other runnable tasks run first, and the executor polls the kernel.
-    fn yield_now(&self) -> impl Future<Output = ()>;
+    /// Lets all other runnable tasks run first, and the executor poll the kernel, if the current
+    /// poll of this task has used up its turn (`TURN_MICROS_MAX`). A loop that can continue without
+    /// waiting for readiness calls it in each iteration, which counts as a socket call.
+    fn give_way(&self) -> impl Future<Output = ()>;
 
     /// Runs `task` concurrently with the other tasks. A panic in it ends only that task.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
@@ -225,18 +229,11 @@ pub trait Net: Clone + 'static {
     fn random(&self) -> u64;
 }
 
-/// Returns a future that wakes its own task on the first poll and is ready on the second. On an
-/// executor that polls the kernel between two iterations of its event loop, this lets all other
-/// runnable tasks run first.
-fn next_turn() -> impl Future<Output = ()> {
-    let mut is_over = false;
-    poll_fn(move |cx| {
-        if std::mem::replace(&mut is_over, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
+/// Returns a future that is ready in the current turn of the task or, if that is used up, in the
+/// next one.
+fn give_way() -> impl Future<Output = ()> {
+    turn::charge(0);
+    poll_fn(|cx| turn::poll_left(cx))
 }
 
 /// Returns whether a failed non-blocking call should be retried once the socket is ready.

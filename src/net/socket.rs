@@ -11,7 +11,7 @@ use rustix::net::{
 
 use super::Address;
 use crate::fleet::SocketPath;
-use crate::limits::SEND_JOINED_BYTES_MAX;
+use crate::limits::{SEND_BYTES_MAX, SEND_JOINED_BYTES_MAX, SEND_SLICES_MAX};
 use crate::sys::set_keepalive;
 
 /// Whether a socket is still ready after a receive or a send, as far as the result of the call
@@ -96,7 +96,24 @@ pub(super) fn has_input(socket: BorrowedFd<'_>) -> bool {
 
 pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> (Left, io::Result<usize>) {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let bytes = &bytes[..bytes.len().min(SEND_BYTES_MAX)];
     after_send(rustix::net::send(socket, bytes, flags), bytes.len())
+}
+
+/// Returns the first [`SEND_BYTES_MAX`] bytes of `slices`, of which there are at most
+/// [`SEND_SLICES_MAX`].
+fn first_slices<'a>(slices: &'a [IoSlice<'_>]) -> ([IoSlice<'a>; SEND_SLICES_MAX], usize) {
+    let mut first = [IoSlice::new(&[]); SEND_SLICES_MAX];
+    let (mut count, mut room) = (0, SEND_BYTES_MAX);
+    for (to, from) in first.iter_mut().zip(slices) {
+        *to = IoSlice::new(&from[..from.len().min(room)]);
+        room -= to.len();
+        count += 1;
+        if room == 0 {
+            break;
+        }
+    }
+    (first, count)
 }
 
 thread_local! {
@@ -110,7 +127,11 @@ pub(super) fn send_vectored(
     socket: BorrowedFd<'_>,
     slices: &[IoSlice<'_>],
 ) -> (Left, io::Result<usize>) {
-    let wanted = slices.iter().map(|slice| slice.len()).sum();
+    let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+    if wanted > SEND_BYTES_MAX {
+        let (first, count) = first_slices(slices);
+        return send_slices(socket, &first[..count]);
+    }
     if wanted <= SEND_JOINED_BYTES_MAX {
         return JOINED.with_borrow_mut(|joined| {
             let mut at = 0;
@@ -121,6 +142,11 @@ pub(super) fn send_vectored(
             send(socket, &joined[..wanted])
         });
     }
+    send_slices(socket, slices)
+}
+
+fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> (Left, io::Result<usize>) {
+    let wanted = slices.iter().map(|slice| slice.len()).sum();
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     let mut control = rustix::net::SendAncillaryBuffer::default();
     after_send(

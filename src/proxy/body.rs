@@ -9,9 +9,7 @@ use crate::budget::{Budget, Reserved};
 use crate::fault::Fault;
 use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
-use crate::limits::{
-    BODY_PROGRESS_BYTES_MIN, KEPT_STEP_BYTES, RECEIVE_LARGE_BYTES, RECEIVES_PER_YIELD_MAX,
-};
+use crate::limits::{BODY_PROGRESS_BYTES_MIN, KEPT_STEP_BYTES, RECEIVE_LARGE_BYTES};
 use crate::metrics::Phase;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::request::{self, WATCH};
@@ -96,12 +94,7 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
         exchange.client.put_back(&early[taken..]);
     }
     exchange.shard.buffers.recycle(arrived);
-    let mut steps = 0_u32;
     while !reading.meter.is_done() && reading.refused.is_none() {
-        steps = steps.wrapping_add(1);
-        if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
-            exchange.client.conn.clear_readable();
-        }
         receive_more(exchange, &mut reading).await?;
     }
     exchange.request.body = RequestBody::read(reading.meter.is_done());

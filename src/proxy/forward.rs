@@ -13,7 +13,7 @@ use super::shard::Shard;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
 use crate::h1::{self, BodyMeter, Framing, Taken};
-use crate::limits::{RECEIVES_PER_YIELD_MAX, REPLAY_BYTES_MAX, SPLICES_PER_YIELD_MAX};
+use crate::limits::REPLAY_BYTES_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Instant, Net, would_block};
 use crate::pd::Role;
@@ -200,17 +200,7 @@ async fn run_upload<N: Net>(
     upload.progress_at = exchange.shard.net.now();
     let mut sent = false;
     let mut was_flushed = true;
-    let mut steps = 0_u32;
     loop {
-        steps = steps.wrapping_add(1);
-        // A pipe moves more bytes per step than the buffer.
-        let turn = match upload.pipe {
-            Some(_) => SPLICES_PER_YIELD_MAX,
-            None => RECEIVES_PER_YIELD_MAX,
-        };
-        if steps.is_multiple_of(turn) {
-            exchange.client.conn.clear_readable();
-        }
         // The engine has closed its read side. A response that it sent before states the
         // reason.
         let Ok(flushed) = upload.flush(conn) else {
@@ -340,11 +330,6 @@ fn receive_upload<N: Net>(
             let passed = passed?;
             exchange.request.body = RequestBody::read(upload.meter.is_done());
             upload.finish_if_done()?;
-            if exchange.request.body.is_done() {
-                // The last receive was limited to the rest of the body. That it filled its
-                // buffer does not mean that more bytes are readable.
-                client.conn.clear_readable();
-            }
             Ok(passed)
         }
         Err(error) if would_block(&error) => Ok(true),

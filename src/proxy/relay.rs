@@ -18,7 +18,6 @@ use crate::api;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing};
 use crate::json::transform::{ResponseEdit, ResponseForm, Transforms};
-use crate::limits::{RECEIVES_PER_YIELD_MAX, SPLICES_PER_YIELD_MAX};
 use crate::metrics::{Direction, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::warm_up::Answer;
@@ -307,12 +306,7 @@ async fn relay_body<N: Net>(
         // Splicing is rare and not used for streams of tokens, so its future is boxed.
         return Box::pin(relay_spliced(exchange, upstream, relay, pipe)).await;
     }
-    let mut steps = 0_u32;
     while !relay.meter.is_done() {
-        steps = steps.wrapping_add(1);
-        if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
-            conn.clear_readable();
-        }
         client
             .until(shard, Watch::Ahead, Deadline::NONE, |cx| {
                 conn.poll_readable(cx)
@@ -355,12 +349,7 @@ async fn relay_spliced<N: Net>(
 ) -> Result<(), Fault> {
     let (shard, client, conn) = (exchange.shard, exchange.client, upstream.conn());
     relay.ends_with_done = false;
-    let mut steps = 0_u32;
     while let Some(remaining) = relay.meter.remaining().filter(|left| *left > 0) {
-        steps = steps.wrapping_add(1);
-        if steps.is_multiple_of(SPLICES_PER_YIELD_MAX) {
-            conn.clear_readable();
-        }
         client
             .until(shard, Watch::Ahead, Deadline::NONE, |cx| {
                 conn.poll_readable(cx)

@@ -9,7 +9,7 @@ use super::client::Client;
 use super::serve::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
-use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX, RECEIVES_PER_YIELD_MAX};
+use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX};
 use crate::metrics::Phase;
 use crate::net::{Conn, Instant, Net, Opened, would_block};
 use crate::upstream::{Deadline, Timeout, Waited};
@@ -32,14 +32,9 @@ async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
     if client.conn.is_encrypted() && !Box::pin(open(shard, &client)).await {
         return;
     }
-    let mut exchanges = 0_u32;
     while next_request(shard, &client).await {
-        exchanges = exchanges.wrapping_add(1);
-        if exchanges.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
-            // A pipelined request that the proxy responds to locally never waits for an engine, so
-            // a run of them would not yield otherwise.
-            Box::pin(shard.net.yield_now()).await;
-        }
+        // A pipelined request that the proxy responds to itself waits for nothing.
+        shard.net.give_way().await;
         match Box::pin(serve::run(shard, &client)).await {
             Next::Request => {}
             Next::Close => return,
@@ -110,12 +105,7 @@ async fn linger<N: Net>(shard: &Shard<N>, client: &Client<N>) {
     let wait = Duration::from_millis(LINGER_MS_MAX);
     let deadline = Deadline::of(shard.net.now(), Some(wait), Timeout::Client);
     let mut left = LINGER_BYTES_MAX;
-    let mut steps = 0_u32;
     while left > 0 {
-        steps = steps.wrapping_add(1);
-        if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
-            shard.net.yield_now().await;
-        }
         let waited = client
             .until_own(shard, deadline, |cx| client.conn.poll_readable(cx))
             .await;

@@ -11,7 +11,7 @@ use super::head::{self, Outgoing, ResponseExtra};
 use super::shard::Shard;
 use crate::fault::{Cause, Fault};
 use crate::h1::Name;
-use crate::limits::{RECEIVES_PER_YIELD_MAX, RECYCLED_BUFFER_BYTES_MAX};
+use crate::limits::RECYCLED_BUFFER_BYTES_MAX;
 use crate::metrics::Phase;
 use crate::net::{Conn, Net, would_block};
 use crate::pd::Role;
@@ -89,12 +89,8 @@ async fn run_tunnel<N: Net>(
     up: &mut Lane,
 ) -> Result<(), Fault> {
     let (engine, client) = (upstream.conn(), &exchange.client.conn);
-    let mut steps = 0_u32;
     while !(down.ended && up.ended) {
-        steps = steps.wrapping_add(1);
-        if steps.is_multiple_of(RECEIVES_PER_YIELD_MAX) {
-            exchange.shard.net.yield_now().await;
-        }
+        exchange.shard.net.give_way().await;
         let pass =
             |lane: &mut Lane, from: &N::Conn, to: &N::Conn| lane.pass(exchange.shard, from, to);
         let moved = pass(down, engine, client)? | pass(up, client, engine)?;

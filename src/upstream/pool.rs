@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::fleet::{Address, Target};
 use crate::limits::{ENDPOINT_SAMPLE, ENDPOINTS_MAX};
-use crate::net::{Conn, Instant, Net, Timer};
+use crate::net::{Conn, Instant, Net, Timer, is_turn_over};
 use crate::pd::Role;
 
 /// Identifies an endpoint (an engine's target in one role) in a shard's table. The id of an
@@ -393,7 +393,8 @@ impl<C> Table<C> {
 fn is_quiet(conn: &impl Conn, cx: &mut Context<'_>) -> bool {
     loop {
         if conn.poll_readable(cx).is_pending() {
-            return true;
+            // At the end of a turn, a connection with unread bytes is not ready either.
+            return !is_turn_over() || !conn.peek_ready();
         }
         // Remembered readiness may date from before the last receive, so check the socket.
         if conn.peek_ready() {

@@ -56,27 +56,7 @@ impl<N: Net> Upstreams<N> {
         loop {
             match request.try_send(conn, at) {
                 Ok(sent) => at += sent,
-                Err(error) if would_block(&error) => {
-                    let event = scope
-                        .until(Stage::AfterRequest, deadline, |cx| {
-                            if conn.poll_readable(cx).is_ready() {
-                                return Poll::Ready(false);
-                            }
-                            conn.poll_writable(cx).map(|()| true)
-                        })
-                        .await
-                        .or_call_error()
-                        // The engine would see a FIN only after reading all buffered bytes. A reset
-                        // reaches it immediately.
-                        .inspect_err(|_| conn.reset_on_close())?;
-                    if !event {
-                        // An interim (1xx) response does not stop the send.
-                        response.receive(&self.buffers, conn)?;
-                        if response.is_complete() {
-                            return Ok(());
-                        }
-                    }
-                }
+                Err(error) if would_block(&error) => {}
                 Err(_) => {
                     upstream.broke.set(true);
                     return Ok(());
@@ -85,6 +65,26 @@ impl<N: Net> Upstreams<N> {
             if at == total {
                 upstream.record_sent(self.net.now());
                 return Ok(());
+            }
+            // Waits also if the socket accepts more, for the task's next turn.
+            let event = scope
+                .until(Stage::AfterRequest, deadline, |cx| {
+                    if conn.poll_readable(cx).is_ready() {
+                        return Poll::Ready(false);
+                    }
+                    conn.poll_writable(cx).map(|()| true)
+                })
+                .await
+                .or_call_error()
+                // The engine would see a FIN only after reading all buffered bytes. A reset reaches
+                // it immediately.
+                .inspect_err(|_| conn.reset_on_close())?;
+            if !event {
+                // An interim (1xx) response does not stop the send.
+                response.receive(&self.buffers, conn)?;
+                if response.is_complete() {
+                    return Ok(());
+                }
             }
         }
     }

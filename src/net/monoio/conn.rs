@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use super::handle::{Handle, Readiness};
 use super::hangup::{Hangups, Watch};
 use crate::net::socket::{self, Left};
-use crate::net::{Conn, Pipe};
+use crate::net::{Conn, Pipe, turn};
 
 /// A stream connection (TCP or Unix) whose readiness comes from the shard's monoio runtime.
 pub struct Socket {
@@ -53,6 +53,7 @@ impl Socket {
     }
 
     fn received(&self, (left, received): (Left, io::Result<usize>)) -> io::Result<usize> {
+        turn::charge(*received.as_ref().unwrap_or(&0));
         if left == Left::Exhausted {
             self.reading.borrow().clear();
         }
@@ -60,6 +61,7 @@ impl Socket {
     }
 
     fn sent(&self, (left, sent): (Left, io::Result<usize>)) -> io::Result<usize> {
+        turn::charge(*sent.as_ref().unwrap_or(&0));
         if left == Left::Exhausted
             && let Some(writing) = &*self.writing.borrow()
         {
@@ -73,14 +75,21 @@ impl Conn for Socket {
     type Pipe = Pipe;
 
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.reading.borrow_mut().poll(cx)
+        let mut reading = self.reading.borrow_mut();
+        if turn::is_over() {
+            // Waits for the kernel's next event: see `Inner::always`.
+            reading.clear();
+        }
+        reading.poll(cx)
     }
 
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut writing = self.writing.borrow_mut();
-        writing
-            .get_or_insert_with(|| Readiness::writing(Rc::clone(&self.handle)))
-            .poll(cx)
+        let writing = writing.get_or_insert_with(|| Readiness::writing(Rc::clone(&self.handle)));
+        if turn::is_over() {
+            writing.clear();
+        }
+        writing.poll(cx)
     }
 
     fn poll_hangup(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -101,10 +110,6 @@ impl Conn for Socket {
 
     fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
         self.received(socket::recv_append(self.handle.fd(), buffer, bytes_max))
-    }
-
-    fn clear_readable(&self) {
-        self.reading.borrow().clear();
     }
 
     fn peek_ready(&self) -> bool {

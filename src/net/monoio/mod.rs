@@ -42,7 +42,7 @@ struct Inner {
     random: Random,
     pipes: Pipes,
     /// An eventfd that was notified once and is never drained, so it is always readable.
-    /// `yield_now` waits for it, which makes monoio poll the kernel.
+    /// `give_way` waits for it, which makes monoio poll the kernel.
     always: Handle,
     on_panic: RefCell<Option<Box<dyn Fn()>>>,
 }
@@ -192,7 +192,11 @@ impl Net for Runtime {
         self.inner.pipes.take()
     }
 
-    async fn yield_now(&self) {
+    async fn give_way(&self) {
+        turn::charge(0);
+        if !turn::is_over() {
+            return;
+        }
         // A task that wakes itself would keep monoio from polling the ring. Waiting for a
         // descriptor that is always readable goes through the ring.
         self.inner.always.readable().await;
@@ -242,6 +246,7 @@ impl<T: Future<Output = ()>> Future for Contained<T> {
         let Some(task) = &mut self.task else {
             return Poll::Ready(());
         };
+        turn::begin();
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx)));
         match polled {
             Ok(Poll::Pending) => return Poll::Pending,

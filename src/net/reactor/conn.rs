@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use super::Handle;
 use super::slot::Readiness;
 use crate::net::socket::{self, Left};
-use crate::net::{Conn, Pipe};
+use crate::net::{Conn, Pipe, turn};
 
 /// A stream connection (TCP or Unix) whose readiness comes from the shard's reactor.
 pub struct Socket {
@@ -37,6 +37,7 @@ impl Socket {
     }
 
     fn received(&self, (left, received): (Left, io::Result<usize>)) -> io::Result<usize> {
+        turn::charge(*received.as_ref().unwrap_or(&0));
         if left == Left::Exhausted {
             self.handle.slot().clear(Readiness::READ);
         }
@@ -44,6 +45,7 @@ impl Socket {
     }
 
     fn sent(&self, (left, sent): (Left, io::Result<usize>)) -> io::Result<usize> {
+        turn::charge(*sent.as_ref().unwrap_or(&0));
         if left == Left::Exhausted {
             self.handle.slot().clear(Readiness::WRITE);
         }
@@ -59,8 +61,9 @@ impl Conn for Socket {
     }
 
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let polled = self.handle.slot().poll_write(cx);
-        if polled.is_pending() {
+        let slot = self.handle.slot();
+        let polled = slot.poll_write(cx);
+        if polled.is_pending() && !slot.is(Readiness::WRITE) {
             self.handle.request_write();
         }
         polled
@@ -76,10 +79,6 @@ impl Conn for Socket {
 
     fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
         self.received(socket::recv_append(self.handle.fd(), buffer, bytes_max))
-    }
-
-    fn clear_readable(&self) {
-        self.handle.slot().yield_once();
     }
 
     fn peek_ready(&self) -> bool {

@@ -10,10 +10,7 @@ use rustix::io::Errno;
 
 use super::slot::Readiness;
 use super::source::Event;
-
-/// Maximum number of events that one call of `epoll_wait` collects; further ones are collected in
-/// the next iteration of the event loop.
-const EVENTS_MAX: usize = 256;
+use crate::limits::TURN_EVENTS_MAX;
 
 pub(super) struct Epoll {
     set: OwnedFd,
@@ -24,7 +21,7 @@ impl Epoll {
     pub(super) fn open() -> io::Result<Self> {
         Ok(Self {
             set: epoll::create(CreateFlags::CLOEXEC)?,
-            room: vec![MaybeUninit::uninit(); EVENTS_MAX].into_boxed_slice(),
+            room: vec![MaybeUninit::uninit(); TURN_EVENTS_MAX].into_boxed_slice(),
         })
     }
 

@@ -8,8 +8,9 @@
 //! One iteration of the event loop collects the reported events, wakes tasks in the order of the
 //! events, and polls each task once. An engine produces a token for all its streams in one step, so
 //! many connections become ready together. With this order, the chunk of the first stream has been
-//! sent before that of the second stream is read. `docs/executor.md` contains the measurements that
-//! led to this design.
+//! sent before that of the second stream is read. Tasks that move bulk data, then those that accept
+//! or perform handshakes, come after them and share a limited time (`turn`). `docs/executor.md`
+//! contains the measurements that led to this design.
 
 mod conn;
 mod epoll;
@@ -36,7 +37,9 @@ use super::pipe::{Pipe, Pipes};
 use super::probe::Driver;
 use super::random::Random;
 use super::socket;
+use super::turn::{self, Class};
 use super::{Address, Instant, Net, Timer, Wheel};
+use crate::limits::TURN_MICROS_MAX;
 pub use conn::Socket;
 use slot::{Readiness, Slot};
 use source::{Event, Source, WRITE_KEY};
@@ -94,8 +97,8 @@ where
     loop {
         // The count is read once: tasks woken from here on run in the next iteration, after the
         // kernel has been polled.
-        for _ in 0..task::woken() {
-            let Some(number) = task::next_woken() else {
+        for _ in 0..task::woken(Class::Relay) {
+            let Some(number) = task::next_woken(Class::Relay) else {
                 break;
             };
             if number != MAIN {
@@ -106,7 +109,9 @@ where
             if let Poll::Ready(value) = main.as_mut().poll(&mut Context::from_waker(&waker)) {
                 return Ok(value);
             }
+            flag.end(Class::Relay);
         }
+        runtime.poll_lower_classes();
         runtime.inner.turn(&mut events)?;
     }
 }
@@ -161,6 +166,28 @@ impl Runtime {
             }
         });
         Ok(())
+    }
+
+    /// Polls tasks that move bulk data for at most `TURN_MICROS_MAX`, then those that accept or
+    /// perform handshakes for what is left of it. At least one of each kind is polled, so neither
+    /// starves, and each at most once, so that the kernel is polled in between.
+    fn poll_lower_classes(&self) {
+        let queued = [Class::Bulk, Class::Background].map(|class| (class, task::woken(class)));
+        if queued.iter().all(|(_, count)| *count == 0) {
+            return;
+        }
+        let until = clock().after(Duration::from_micros(u64::from(TURN_MICROS_MAX)));
+        for (class, count) in queued {
+            for _ in 0..count {
+                let Some(number) = task::next_woken(class) else {
+                    break;
+                };
+                self.poll_task(number);
+                if clock() >= until {
+                    break;
+                }
+            }
+        }
     }
 
     fn poll_task(&self, number: u32) {
@@ -256,9 +283,9 @@ impl Net for Runtime {
         self.inner.pipes.take()
     }
 
-    fn yield_now(&self) -> impl Future<Output = ()> {
+    fn give_way(&self) -> impl Future<Output = ()> {
         // A task that is woken during an iteration runs in the next one.
-        super::next_turn()
+        super::give_way()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
@@ -295,7 +322,7 @@ impl Inner {
     /// Collects the kernel's events once, and wakes the tasks that wait for them. Sleeps until an
     /// event if no task can run and the time of busy polling is over.
     fn turn(&self, events: &mut Vec<Event>) -> io::Result<()> {
-        let wait = task::woken() == 0 && !self.spin_for_events();
+        let wait = !task::is_any_woken() && !self.spin_for_events();
         self.source.borrow_mut().turn(wait, events)?;
         self.turn_began.set(None);
         if self.busy_poll.is_some() && !events.is_empty() {
@@ -502,8 +529,12 @@ impl Listener {
     /// Waits until a connection can be accepted. Even if one already can, all other runnable tasks
     /// run first.
     pub async fn readable(&self) {
-        self.handle.slot().yield_once();
-        self.handle.readable().await;
+        turn::end();
+        poll_fn(|cx| {
+            turn::set_background();
+            self.handle.slot().poll_read(cx)
+        })
+        .await;
     }
 
     /// Accepts the next connection in the accept queue.

@@ -4,6 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 
+use crate::net::turn;
+
 /// The operations that a descriptor is ready for, as a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Readiness(u8);
@@ -42,9 +44,6 @@ pub(super) struct Slot {
     /// The key under which the kernel reports events of this descriptor, assigned by `Watches`.
     key: Cell<u64>,
     ready: Cell<Readiness>,
-    /// Whether the next wait for read readiness lets all other runnable tasks run first, even if
-    /// the descriptor is readable.
-    yields: Cell<bool>,
     /// Whether the thread ends when this descriptor can no longer be watched.
     is_vital: bool,
     /// Wakers of the tasks that wait for `READ`, `WRITE` and `ENDED`, in this order. Kept when
@@ -59,7 +58,6 @@ impl Slot {
             is_vital,
             key: Cell::new(0),
             ready: Cell::new(ready),
-            yields: Cell::new(false),
             waiting: RefCell::default(),
         }
     }
@@ -108,25 +106,16 @@ impl Slot {
         }
     }
 
-    /// Makes the next `poll_read` return `Pending` once even if the descriptor is readable, so that
-    /// all other runnable tasks run first.
-    pub(super) fn yield_once(&self) {
-        self.yields.set(true);
-    }
-
+    /// Waits for `READ`, and for the task's next turn if this one is used up.
     pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.yields.get() {
-            self.yields.set(false);
-            if self.is(Readiness::READ) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-        }
-        self.poll(0, cx)
+        std::task::ready!(self.poll(0, cx));
+        turn::poll_left(cx)
     }
 
+    /// Waits for `WRITE`, and for the task's next turn if this one is used up.
     pub(super) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll(1, cx)
+        std::task::ready!(self.poll(1, cx));
+        turn::poll_left(cx)
     }
 
     pub(super) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {

@@ -10,71 +10,117 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use crate::net::turn::{self, Class};
+
+/// The woken tasks of each class, in order.
+struct Woken([VecDeque<u32>; 3]);
+
+impl Woken {
+    fn of(&mut self, class: Class) -> &mut VecDeque<u32> {
+        &mut self.0[class as usize]
+    }
+}
+
 thread_local! {
-    /// The woken tasks of this thread, in order. A waker that is used on another thread has no
-    /// effect here: only a `Notifier` works across threads.
-    static WOKEN: RefCell<VecDeque<u32>> = const { RefCell::new(VecDeque::new()) };
+    /// The woken tasks of this thread. A waker that is used on another thread has no effect here:
+    /// only a `Notifier` works across threads.
+    static WOKEN: RefCell<Woken> = const {
+        RefCell::new(Woken([VecDeque::new(), VecDeque::new(), VecDeque::new()]))
+    };
 }
 
 /// The number of the main future, which is passed to [`super::run`].
 pub(super) const MAIN: u32 = 0;
 
+/// The states of a task.
+const WAITING: u8 = 0;
+const QUEUED: u8 = 1;
+const POLLED: u8 = 2;
+/// The task is being polled and has been woken meanwhile. It is queued after the poll, which
+/// decides its class.
+const POLLED_AND_WOKEN: u8 = 3;
+
 /// A waker that queues the task `number`.
 pub(super) struct TaskWaker {
     number: u32,
-    /// Whether the task is in the queue of woken tasks. Used only on its own thread, so `Relaxed`
-    /// is enough.
-    is_queued: AtomicBool,
+    /// One of the states above. Used only on its own thread, so `Relaxed` is enough.
+    state: AtomicU8,
+    /// The [`Class`] of the task's last poll.
+    class: AtomicU8,
 }
 
 impl TaskWaker {
     pub(super) fn new(number: u32) -> Arc<Self> {
         Arc::new(Self {
             number,
-            is_queued: AtomicBool::new(false),
+            state: AtomicU8::new(WAITING),
+            class: AtomicU8::new(Class::Relay as u8),
         })
     }
 
-    fn queue(&self) {
-        if self.is_queued.load(Ordering::Relaxed) {
-            return;
+    fn wake_task(&self) {
+        match self.state.load(Ordering::Relaxed) {
+            WAITING => self.queue(),
+            POLLED => self.state.store(POLLED_AND_WOKEN, Ordering::Relaxed),
+            _ => {}
         }
-        self.is_queued.store(true, Ordering::Relaxed);
-        WOKEN.with_borrow_mut(|woken| woken.push_back(self.number));
     }
 
-    /// Marks the task as no longer queued, so that a wake during its poll queues it again.
+    fn queue(&self) {
+        self.state.store(QUEUED, Ordering::Relaxed);
+        let class = usize::from(self.class.load(Ordering::Relaxed));
+        WOKEN.with_borrow_mut(|woken| woken.0[class].push_back(self.number));
+    }
+
+    /// Starts a poll of the task, and with it a turn.
     pub(super) fn begin(&self) {
-        self.is_queued.store(false, Ordering::Relaxed);
+        self.state.store(POLLED, Ordering::Relaxed);
+        turn::begin();
+    }
+
+    /// Ends a poll after which the task is not complete, and queues it in the class `class` now, if
+    /// it was woken during the poll, or when it is woken.
+    pub(super) fn end(&self, class: Class) {
+        self.class.store(class as u8, Ordering::Relaxed);
+        if self.state.load(Ordering::Relaxed) == POLLED_AND_WOKEN {
+            self.queue();
+        } else {
+            self.state.store(WAITING, Ordering::Relaxed);
+        }
     }
 }
 
 impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
-        self.queue();
+        self.wake_task();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.queue();
+        self.wake_task();
     }
 }
 
-/// Returns the number of tasks that are woken and not yet polled.
-pub(super) fn woken() -> usize {
-    WOKEN.with_borrow(VecDeque::len)
+/// Returns the number of tasks of a class that are woken and not yet polled.
+pub(super) fn woken(class: Class) -> usize {
+    WOKEN.with_borrow_mut(|woken| woken.of(class).len())
 }
 
-/// Removes and returns the number of the next task to poll, or `None` if no task is woken.
-pub(super) fn next_woken() -> Option<u32> {
-    WOKEN.with_borrow_mut(VecDeque::pop_front)
+/// Returns whether a task of any class is woken and not yet polled.
+pub(super) fn is_any_woken() -> bool {
+    WOKEN.with_borrow(|woken| woken.0.iter().any(|tasks| !tasks.is_empty()))
 }
 
-/// Empties the queue of woken tasks, which an earlier run on this thread may have left.
+/// Removes and returns the number of the next task of a class to poll, or `None` if none is woken.
+pub(super) fn next_woken(class: Class) -> Option<u32> {
+    WOKEN.with_borrow_mut(|woken| woken.of(class).pop_front())
+}
+
+/// Empties the queues of woken tasks, which an earlier run on this thread may have left.
 pub(super) fn clear_woken() {
-    WOKEN.with_borrow_mut(VecDeque::clear);
+    WOKEN.with_borrow_mut(|woken| woken.0.iter_mut().for_each(VecDeque::clear));
 }
 
 /// The consequence of a panic in a task.
@@ -132,7 +178,7 @@ impl Tasks {
             u32::try_from(table.tasks.len() - 1).unwrap_or(u32::MAX)
         });
         let flag = TaskWaker::new(number);
-        flag.queue();
+        flag.wake_task();
         let waker = Waker::from(Arc::clone(&flag));
         table.tasks[number as usize] = Some(Task {
             future,
@@ -156,6 +202,7 @@ impl Tasks {
             }
         };
         if matches!(polled, Ok(Poll::Pending)) {
+            task.flag.end(turn::class());
             self.table.borrow_mut().tasks[number as usize] = Some(task);
             return true;
         }

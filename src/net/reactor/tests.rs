@@ -152,7 +152,7 @@ fn a_full_socket_of_a_half_closed_peer_is_not_writable() {
 }
 
 #[test]
-fn yield_now_lets_other_tasks_run() {
+fn a_loop_that_gives_way_lets_other_tasks_run() {
     on_each_driver(None, async |net| {
         let (conn, mut far) = pair(&net);
         let came = Rc::new(Cell::new(false));
@@ -164,7 +164,7 @@ fn yield_now_lets_other_tasks_run() {
         far.write_all(b"x").unwrap();
         let mut turns = 0;
         while !came.get() {
-            net.yield_now().await;
+            net.give_way().await;
             turns += 1;
             assert!(turns < 1_000_000, "the kernel was never polled");
         }
@@ -395,9 +395,6 @@ fn random_streams_arrive_completely() {
                             want = want.wrapping_add(1);
                             assert_eq!(byte, want);
                         }
-                        if want.is_multiple_of(5) {
-                            conn.clear_readable();
-                        }
                     }
                     done.set(done.get() + 1);
                 });
@@ -414,10 +411,9 @@ fn random_streams_arrive_completely() {
     }
 }
 
-/// A task that always has something to read and yields after each byte must let the other tasks
-/// run.
+/// A task that always has something to read must let the other tasks run.
 #[test]
-fn a_busy_task_that_yields_starves_no_other_task() {
+fn a_busy_task_starves_no_other_task() {
     on_each_driver(None, async |net| {
         let (busy, mut far) = pair(&net);
         far.write_all(&[1; 10_000]).unwrap();
@@ -430,13 +426,135 @@ fn a_busy_task_that_yields_starves_no_other_task() {
                     Ok(n) if n > 0 => count.set(count.get() + 1),
                     _ => return,
                 }
-                busy.clear_readable();
             }
         });
         let (conn, mut other) = pair(&net);
         other.write_all(b"x").unwrap();
         receive(&conn, 1).await;
         assert!(read.get() < 5000, "{} bytes were read first", read.get());
+    });
+}
+
+/// Keeps the thread busy for 100 us.
+fn spin() {
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_micros(100) {
+        std::hint::spin_loop();
+    }
+}
+
+/// Starts 100 tasks that are always runnable, each of which spins and then ends its turn with
+/// `end_turn`. Returns a counter of their polls.
+fn crowd(net: &Runtime, end_turn: fn()) -> Rc<Cell<u32>> {
+    let polls = Rc::new(Cell::new(0_u32));
+    for _ in 0..100 {
+        let (net_of_task, polls) = (net.clone(), Rc::clone(&polls));
+        net.spawn(async move {
+            loop {
+                polls.set(polls.get() + 1);
+                spin();
+                end_turn();
+                net_of_task.give_way().await;
+            }
+        });
+    }
+    polls
+}
+
+/// Runs all tasks that are runnable, and polls the kernel.
+async fn next_iteration(net: &Runtime) {
+    turn::end();
+    net.give_way().await;
+}
+
+/// Returns how many polls of a crowd there are between an event and the poll of the task that waits
+/// for it.
+async fn polls_before_an_event(net: &Runtime, polls: &Rc<Cell<u32>>) -> u32 {
+    let (conn, mut far) = pair(net);
+    let polled_at = Rc::new(Cell::new(None));
+    let (record, count) = (Rc::clone(&polled_at), Rc::clone(polls));
+    net.spawn(async move {
+        receive(&conn, 1).await;
+        record.set(Some(count.get()));
+    });
+    for _ in 0..3 {
+        next_iteration(net).await;
+    }
+    let before = polls.get();
+    far.write_all(b"x").unwrap();
+    loop {
+        if let Some(at) = polled_at.get() {
+            return at - before;
+        }
+        next_iteration(net).await;
+    }
+}
+
+/// A task that an event woke runs before the many tasks that have used up their turns, or that
+/// accept or perform handshakes.
+#[test]
+fn an_event_is_handled_before_tasks_of_lower_classes() {
+    for end_turn in [turn::end as fn(), || {
+        turn::set_background();
+        turn::end();
+    }] {
+        on_each_driver(None, async |net| {
+            let polls = crowd(&net, end_turn);
+            // In the first iteration, their class is not known yet.
+            next_iteration(&net).await;
+            for _ in 0..10 {
+                let between = polls_before_an_event(&net, &polls).await;
+                assert!(between <= 10, "{between} polls of other tasks came first");
+            }
+        });
+    }
+}
+
+/// Tasks of every class are polled even if there is always a task to poll in each of them.
+#[test]
+fn no_class_starves() {
+    on_each_driver(None, async |net| {
+        let bulk = crowd(&net, turn::end);
+        let background = crowd(&net, || {
+            turn::set_background();
+            turn::end();
+        });
+        next_iteration(&net).await;
+        let begun = [bulk.get(), background.get()];
+        for _ in 0..300 {
+            next_iteration(&net).await;
+        }
+        let polled = [bulk.get() - begun[0], background.get() - begun[1]];
+        assert!(polled.iter().all(|polls| *polls >= 300), "{polled:?}");
+    });
+}
+
+/// A peer that reads as fast as bytes are sent cannot make one send last.
+#[test]
+fn one_send_is_bounded() {
+    use crate::limits::SEND_BYTES_MAX;
+    on_each_driver(None, async |net| {
+        let (conn, mut far) = pair(&net);
+        let reader = std::thread::spawn(move || io::copy(&mut far, &mut io::sink()));
+        let bytes = vec![7_u8; 64 << 20];
+        let slices: Vec<_> = bytes.chunks(3 << 20).map(io::IoSlice::new).collect();
+        let mut sent = 0;
+        while sent < 16 << 20 {
+            writable(&conn).await;
+            let n = match (sent / 1024) % 2 {
+                0 => conn.try_send(&bytes),
+                _ => conn.try_send_vectored(&slices),
+            };
+            match n {
+                Ok(n) => {
+                    assert!(n <= SEND_BYTES_MAX, "{n} bytes");
+                    sent += n;
+                }
+                Err(error) => assert!(would_block(&error), "{error}"),
+            }
+        }
+        conn.finish();
+        assert_eq!(reader.join().unwrap().unwrap(), sent as u64);
     });
 }
 

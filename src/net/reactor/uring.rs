@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::slot::Readiness;
 use super::source::{Event, WRITE_KEY};
+use crate::limits::TURN_EVENTS_MAX;
 use crate::net::probe::{RING_ENTRIES, ring_builder};
 
 /// User data of every cancellation request. Their completions are ignored.
@@ -55,23 +56,29 @@ impl Uring {
     }
 
     pub(super) fn has_work(&mut self) -> bool {
+        self.must_enter() || !self.ring.completion().is_empty()
+    }
+
+    /// Returns whether the kernel has work that it does only in a call: requests to accept, or
+    /// completions to post.
+    fn must_enter(&mut self) -> bool {
         let queue = self.ring.submission();
-        let asked = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
-        drop(queue);
-        asked || !self.ring.completion().is_empty()
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 
     pub(super) fn turn(&mut self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {
         self.flush()?;
         let entered = if wait {
             self.ring.submit_and_wait(1)
-        } else if self.has_work() {
+        } else if self.must_enter() {
             self.enter_without_wait()
         } else {
             Ok(0)
         };
         ok_if_retryable(entered)?;
-        events.extend(self.ring.completion().filter_map(|entry| event(&entry)));
+        let mut completions = self.ring.completion();
+        let some = completions.by_ref().take(TURN_EVENTS_MAX);
+        events.extend(some.filter_map(|entry| event(&entry)));
         Ok(())
     }
 

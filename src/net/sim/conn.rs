@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use super::link::{Event, Flow, Link};
 use super::world::World;
-use crate::net::{Conduit, Conn, would_block};
+use crate::net::{Conduit, Conn, turn, would_block};
 
 /// Capacity of a simulated pipe in bytes. Small, so that a body takes many fills.
 const PIPE_BYTES: usize = 10_000;
@@ -137,8 +137,9 @@ impl Conn for SimConn {
     }
 
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut link = self.link.borrow_mut();
-        link.recv(&self.world, self.side, buffer)
+        let received = self.link.borrow_mut().recv(&self.world, self.side, buffer);
+        turn::charge(*received.as_ref().unwrap_or(&0));
+        received
     }
 
     fn try_recv_append(&self, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
@@ -154,10 +155,6 @@ impl Conn for SimConn {
         received
     }
 
-    fn clear_readable(&self) {
-        self.link.borrow_mut().clear_readable(self.side);
-    }
-
     fn peek_ready(&self) -> bool {
         self.link.borrow_mut().peek(self.side)
     }
@@ -167,8 +164,9 @@ impl Conn for SimConn {
     }
 
     fn try_send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let mut link = self.link.borrow_mut();
-        link.send(&self.world, self.side, slices)
+        let sent = self.link.borrow_mut().send(&self.world, self.side, slices);
+        turn::charge(*sent.as_ref().unwrap_or(&0));
+        sent
     }
 
     fn try_fill(&self, pipe: &mut SimPipe, bytes_max: usize) -> io::Result<usize> {

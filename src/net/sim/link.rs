@@ -18,6 +18,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::world::{Action, World};
+use crate::net::turn;
 
 /// Behaviour of one simulated connection. A probability of `n` means `n` / 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,6 +233,9 @@ impl Link {
         event: Event,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
+        if event != Event::Hangup {
+            std::task::ready!(turn::poll_left(cx));
+        }
         if self.sides[side].ready[event as usize].is_ready {
             return Poll::Ready(());
         }
@@ -267,10 +271,6 @@ impl Link {
         ready.is_scheduled = false;
         ready.is_ready = true;
         ready.waker.take()
-    }
-
-    pub(super) fn clear_readable(&mut self, side: usize) {
-        self.clear(side, Event::Readable);
     }
 
     fn clear(&mut self, side: usize, event: Event) {

@@ -284,8 +284,8 @@ impl Net for SimNet {
         (!self.once_in(4)).then(SimPipe::default)
     }
 
-    fn yield_now(&self) -> impl Future<Output = ()> {
-        super::next_turn()
+    fn give_way(&self) -> impl Future<Output = ()> {
+        super::give_way()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::chance::{Dice, mix};
 use super::link::{Event, Link};
 use super::listen::{Arrival, Listeners};
-use crate::net::{Instant, Wheel};
+use crate::net::{Instant, Wheel, turn};
 
 /// Upper bound, exclusive, on the random virtual time in nanoseconds that one poll of a task takes,
 /// so that work advances time.
@@ -295,6 +295,11 @@ impl World {
         self.now.set(self.now.get() + self.below(POLL_NS_MAX));
         self.polls.set(self.polls.get() + 1);
         self.trace(5, index as u64);
+        // Some polls have hardly any turn, so that every loop is interrupted everywhere.
+        turn::begin();
+        if self.hits(32) {
+            turn::charge(usize::try_from(self.below(1 << 20)).unwrap_or(0));
+        }
         let waker = Waker::from(waker);
         let mut cx = Context::from_waker(&waker);
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut cx)));

@@ -19,16 +19,13 @@ use super::session::{Operation, Processed, Session};
 use super::state::{Phase, State, piece};
 use super::{End, Outcome, Report};
 use crate::limits::{TLS_HELD_BYTES_MAX, TLS_RECEIVE_BYTES, TLS_STEPS_MAX};
-use crate::net::{Conn, Opened, would_block};
+use crate::net::{Conn, Opened, turn, would_block};
 
 /// A TLS connection on top of `C`.
 pub struct Tls<C: Conn> {
     inner: C,
     state: RefCell<State>,
     report: Rc<Report>,
-    /// Whether the next `poll_readable` returns `Pending` once even if decrypted bytes are
-    /// buffered, so that other tasks run.
-    yields: Cell<bool>,
     /// Whether the connection must be closed without a `close_notify`, so that the peer does not
     /// mistake the close for a clean end.
     is_abrupt: Cell<bool>,
@@ -60,7 +57,6 @@ impl<C: Conn> Tls<C> {
             inner,
             state: RefCell::new(State::new(session)),
             report,
-            yields: Cell::new(false),
             is_abrupt: Cell::new(false),
         }
     }
@@ -87,6 +83,9 @@ impl<C: Conn> Tls<C> {
     /// has succeeded or failed.
     fn advance(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
         loop {
+            if matches!(state.phase, Phase::Connecting | Phase::Handshaking) {
+                turn::set_background();
+            }
             match state.phase {
                 Phase::Open | Phase::Failed(_) | Phase::PlainText => return Poll::Ready(()),
                 Phase::Connecting => {
@@ -316,7 +315,7 @@ impl<C: Conn> Tls<C> {
         while at < total {
             let taken = self.send_some(state, slices, at)?;
             at += taken;
-            if taken == 0 {
+            if taken == 0 || turn::is_over() {
                 break;
             }
         }
@@ -367,20 +366,12 @@ impl<C: Conn> Conn for Tls<C> {
         let state = &mut *self.state.borrow_mut();
         std::task::ready!(self.advance(state, cx));
         self.flush_while_waiting(state, cx);
-        for _ in 0..TLS_STEPS_MAX {
-            if state.has_input() {
-                if self.yields.replace(false) {
-                    break;
-                }
-                return Poll::Ready(());
-            }
+        while !state.has_input() {
             std::task::ready!(self.inner.poll_readable(cx));
             // The result is read from the state.
             let _ = self.pump(state);
         }
-        // A peer that sends many records without payload must not starve other tasks.
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        turn::poll_left(cx)
     }
 
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -427,14 +418,6 @@ impl<C: Conn> Conn for Tls<C> {
         }
         let taken = state.take(room, |bytes| buffer.extend_from_slice(bytes));
         taken.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
-    }
-
-    fn clear_readable(&self) {
-        if self.state.borrow().has_input() {
-            self.yields.set(true);
-        } else {
-            self.inner.clear_readable();
-        }
     }
 
     fn peek_ready(&self) -> bool {

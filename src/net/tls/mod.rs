@@ -237,10 +237,6 @@ impl<C: Conn> Conn for Wire<C> {
         either!(self, conn => conn.try_recv_append(buffer, bytes_max))
     }
 
-    fn clear_readable(&self) {
-        either!(self, conn => conn.clear_readable());
-    }
-
     fn peek_ready(&self) -> bool {
         either!(self, conn => conn.peek_ready())
     }
@@ -304,8 +300,8 @@ impl<N: Net> Net for Secure<N> {
         self.0.pipe()
     }
 
-    fn yield_now(&self) -> impl Future<Output = ()> {
-        self.0.yield_now()
+    fn give_way(&self) -> impl Future<Output = ()> {
+        self.0.give_way()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::stage::{LegOrder, Received, Responded, Stage, ms};
 use super::wire::{Broken, Message, Wire, chunked};
 use crate::net::sim::{ConnectBehaviour, SimConn, SimListener};
-use crate::net::{Conn, Net};
+use crate::net::{Conn, Net, would_block};
 use crate::pd::Role;
 
 /// A fault that a scripted engine injects into one response.
@@ -226,6 +226,9 @@ async fn response(stage: &Rc<Stage>, wire: &Wire, role: Role, request: &Message)
     done && mishap == InjectedFault::None && framing != Framing::UntilClose && !closes
 }
 
+/// Bytes that follow a response.
+const SURPLUS: &[u8] = b"HTTP/1.1 200 Foreign\r\ncontent-length: 7\r\n\r\nforeign";
+
 /// Sends a response in several parts, and stalls or ends the connection if `mishap` requires it.
 /// Returns `false` if the response was not sent completely.
 async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: InjectedFault) -> bool {
@@ -251,6 +254,9 @@ async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: InjectedFault) -
         }
         let size = 1 + net.below(if net.once_in(3) { 20 } else { 2000 }) as usize;
         let next = (at + size).min(end);
+        if mishap == InjectedFault::Surplus && next + SURPLUS.len() >= end {
+            return send_end_with_surplus(wire, &bytes[at..]).await.is_ok();
+        }
         if wire.conn.send(&bytes[at..next]).await.is_err() {
             return false;
         }
@@ -268,6 +274,23 @@ async fn send(stage: &Stage, wire: &Wire, bytes: &[u8], mishap: InjectedFault) -
         | InjectedFault::BadChunk
         | InjectedFault::Surplus => true,
     }
+}
+
+/// Sends the end of a response and as much of the surplus after it as the connection accepts
+/// together with the last byte. Surplus that arrives later could not be distinguished from the
+/// response to the next request on the connection.
+async fn send_end_with_surplus(wire: &Wire, bytes: &[u8]) -> std::io::Result<()> {
+    let mut at = 0;
+    while at + SURPLUS.len() < bytes.len() {
+        match wire.conn.try_send(&bytes[at..]) {
+            Ok(n) => at += n,
+            Err(error) if would_block(&error) => {
+                poll_fn(|cx| wire.conn.poll_writable(cx)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Waits for `wait`, like an engine that computes. Returns `false` if the peer disconnects
@@ -413,7 +436,7 @@ fn written(
         }
     }
     if mishap == InjectedFault::Surplus {
-        out.extend_from_slice(b"HTTP/1.1 200 Foreign\r\ncontent-length: 7\r\n\r\nforeign");
+        out.extend_from_slice(SURPLUS);
     }
     out
 }
