@@ -16,8 +16,10 @@ use crate::request::Api;
 use crate::schedule::Load;
 use crate::units::time;
 
+mod neighbours;
 mod soak;
 
+pub use neighbours::{Attack, NeighboursOptions, Proxy};
 pub use soak::SoakOptions;
 
 /// The command to run.
@@ -27,6 +29,8 @@ pub enum Task {
     Overhead(Box<Options>),
     /// Run a proxy under load for a long time and check it.
     Soak(Box<SoakOptions>),
+    /// Measure how much proxies delay quiet streams while other clients load them.
+    Neighbours(Box<NeighboursOptions>),
 }
 
 /// A server, as given on the command line.
@@ -150,6 +154,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, Exit> {
     match matches.subcommand() {
         Some(("overhead", matches)) => Ok(Task::Overhead(Box::new(options(matches)?))),
         Some(("soak", matches)) => Ok(Task::Soak(Box::new(soak::options(matches)?))),
+        Some(("neighbours", matches)) => {
+            Ok(Task::Neighbours(Box::new(neighbours::options(matches)?)))
+        }
         _ => Err(Exit::usage("ringside-bench: no command given; see --help")),
     }
 }
@@ -163,6 +170,7 @@ fn program() -> Command {
         .disable_help_subcommand(true)
         .subcommand(overhead())
         .subcommand(soak::command())
+        .subcommand(neighbours::command())
 }
 
 fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -474,7 +482,7 @@ mod tests {
         let args = base.iter().chain(more).map(OsString::from);
         match parse(args)? {
             Task::Overhead(options) => Ok(*options),
-            Task::Soak(_) => Err(Exit::usage("another command")),
+            Task::Soak(_) | Task::Neighbours(_) => Err(Exit::usage("another command")),
         }
     }
 

@@ -100,6 +100,19 @@ impl Reader {
         }
     }
 
+    /// Creates a reader at the start of a body whose head the caller has parsed: of `length` bytes,
+    /// or chunked if `length` is `None`.
+    #[must_use]
+    pub const fn at_body(length: Option<u64>) -> Self {
+        let mut reader = Self::new();
+        reader.state = match length {
+            Some(0) => State::Done,
+            Some(length) => State::Length(length),
+            None => State::ChunkLine,
+        };
+        reader
+    }
+
     /// Returns the head of the final (not 1xx) response; `None` until it has been received
     /// completely.
     #[must_use]

@@ -1,7 +1,8 @@
 //! Benchmarks for a proxy in front of LLM engines.
 //!
 //! `overhead` measures the latency that a proxy adds, with confidence intervals. `soak` checks over
-//! hours that a proxy relays correctly and that its process does not grow.
+//! hours that a proxy relays correctly and that its process does not grow. `neighbours` measures
+//! how much several proxies delay quiet streams while other clients of the same proxy load it.
 //!
 //! Modules are in dependency order: a module uses only those above it.
 
@@ -40,3 +41,5 @@ pub mod page;
 pub mod overhead;
 
 pub mod soak;
+
+pub mod neighbours;

@@ -132,4 +132,52 @@ pub const SETTLE_S_MAX: u64 = 30;
 /// Seconds between two lines of progress.
 pub const SOAK_PROGRESS_S: u64 = 10;
 
+/// Number of quiet streams through the proxy in each cell of a `neighbours` run; one more stream
+/// goes directly to the engine.
+pub const QUIET_STREAMS: usize = 4;
+/// Interval between two events of a quiet stream, in milliseconds.
+pub const QUIET_INTERVAL_MS: u64 = 5;
+/// Milliseconds for which the quiet streams run before the attack starts.
+pub const QUIET_WARMUP_MS: u64 = 200;
+/// Milliseconds that the first event of a quiet stream may take, and the last events of a
+/// measurement. Beyond this the stream has stalled, which is an error.
+pub const QUIET_STALL_MS_MAX: u64 = 10_000;
+/// Share of the planned events that the engine must have sent for a row without a warning. With
+/// fewer, something else has kept the engine or the measuring thread from running.
+pub const QUIET_EVENTS_SHARE_MIN: f64 = 0.9;
+/// Milliseconds to wait, after an attack, until the engine has no request of it left. Exceeding
+/// them is not an error.
+pub const ATTACK_DRAIN_MS_MAX: u64 = 2_000;
+/// Pause in milliseconds before a failed connection of an attack is opened again; also the longest
+/// time until the attack's thread notices that it shall stop.
+pub const ATTACK_RETRY_MS: u64 = 10;
+/// Niceness of the attack's thread: the lowest priority, so that it does not delay the measuring
+/// thread on a small machine.
+pub const ATTACK_NICENESS: i32 = 19;
+/// Number of connections of the attacks that transfer large bodies.
+pub const BULK_CONNECTIONS: usize = 100;
+/// Number of connections of the attacks that consist of many small exchanges.
+pub const SMALL_CONNECTIONS: usize = 1_000;
+/// Size in bytes of the request body of an upload.
+pub const UPLOAD_BYTES: usize = 4 * 1024 * 1024;
+/// Size in bytes of the response body of a download.
+pub const DOWNLOAD_BYTES: u64 = 64 * 1024 * 1024;
+/// Number of requests that the pipelining attack sends together.
+pub const PIPELINED_REQUESTS: u32 = 16;
+/// Size in bytes of the request body of the resets attack.
+pub const RESET_BODY_BYTES: usize = 200;
+/// Maximum bytes that the engine and the attacks of a `neighbours` run receive in one call.
+pub const NEIGHBOURS_RECEIVE_BYTES: usize = 64 * 1024;
+/// Maximum bytes of a download that the engine sends in one call.
+pub const DOWNLOAD_SEND_BYTES: usize = 256 * 1024;
+/// Maximum number of connections that wait to be accepted by the engine of a `neighbours` run.
+pub const ENGINE_BACKLOG: i32 = 4_096;
+/// Longest time in milliseconds until the thread of the engine notices that it shall stop.
+pub const ENGINE_STOP_MS: u64 = 50;
+/// Number of open files that a `neighbours` run needs: the connections of an attack, those of the
+/// proxy to the engine, and as many that a proxy has not closed yet.
+pub const NEIGHBOURS_DESCRIPTORS: u64 = 4_096;
+/// Maximum number of rounds of a `neighbours` run.
+pub const NEIGHBOURS_ROUNDS_MAX: u32 = 1_000;
+
 const _: () = assert!(OPEN_LOOP_CONNECTIONS <= CONNECTIONS_MAX);

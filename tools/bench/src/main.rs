@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ringside_bench::cli::{self, Task};
 use ringside_bench::exit::Exit;
-use ringside_bench::{overhead, soak};
+use ringside_bench::{neighbours, overhead, soak};
 
 fn main() -> ExitCode {
     match run() {
@@ -17,5 +17,6 @@ fn run() -> Result<(), Exit> {
     match cli::parse(std::env::args_os())? {
         Task::Overhead(options) => overhead::run(*options),
         Task::Soak(options) => soak::run(&options),
+        Task::Neighbours(options) => neighbours::run(&options),
     }
 }

@@ -147,7 +147,7 @@ fn check_gaps(options: &Options) -> Result<(), Exit> {
     Ok(())
 }
 
-fn check_cpu(cpu: Option<usize>) -> Result<(), Exit> {
+pub(crate) fn check_cpu(cpu: Option<usize>) -> Result<(), Exit> {
     let allowed = core_affinity::get_core_ids().unwrap_or_default();
     match cpu {
         Some(cpu) if allowed.iter().all(|core| core.id != cpu) => {
@@ -308,7 +308,7 @@ fn measure(setup: &Setup, options: &Options) -> Result<(Precision, Run), Exit> {
     })
 }
 
-fn on_cpu(cpu: Option<usize>) -> Result<(), String> {
+pub(crate) fn on_cpu(cpu: Option<usize>) -> Result<(), String> {
     match cpu {
         Some(id) if !core_affinity::set_for_current(core_affinity::CoreId { id }) => {
             Err(format!("--cpu {id}: cannot pin the thread"))

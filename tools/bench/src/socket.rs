@@ -73,6 +73,42 @@ pub fn connected(socket: &OwnedFd) -> io::Result<()> {
     Ok(sockopt::socket_error(socket)??)
 }
 
+/// Creates a listening socket whose queue holds `backlog` connections.
+///
+/// # Errors
+/// Errors that the kernel reports, for example if the address is in use.
+pub fn listen(addr: &SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
+    let socket = open(addr)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, addr)?;
+    rustix::net::listen(&socket, backlog)?;
+    Ok(socket)
+}
+
+/// Accepts a connection without blocking; `None` if none is waiting.
+///
+/// # Errors
+/// Errors that the kernel reports.
+pub fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    match rustix::net::accept_with(listener, flags) {
+        Ok(socket) => {
+            sockopt::set_tcp_nodelay(&socket, true)?;
+            Ok(Some(socket))
+        }
+        Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns the time of `CLOCK_MONOTONIC` in nanoseconds.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    // The kernel's clock is never negative.
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
 /// The result of a receive.
 #[derive(Debug)]
 pub enum Received {
@@ -117,6 +153,8 @@ pub enum Watch {
     /// Reports the socket when a connect has finished, there is room to send, or there are bytes to
     /// receive.
     Both,
+    /// Reports the socket when there is room to send.
+    Writable,
     /// Reports the socket only when the connection has failed, which epoll always reports.
     Failure,
 }
@@ -126,6 +164,7 @@ impl Watch {
         match self {
             Self::Readable => EventFlags::IN,
             Self::Both => EventFlags::IN | EventFlags::OUT,
+            Self::Writable => EventFlags::OUT,
             Self::Failure => EventFlags::empty(),
         }
     }

@@ -168,7 +168,7 @@ mod tests {
         let base = ["ringside-bench", "soak", "--proxy=http://a:1"];
         match parse(base.iter().chain(more).map(OsString::from))? {
             Task::Soak(options) => Ok(*options),
-            Task::Overhead(_) => Err(Exit::usage("another command")),
+            Task::Overhead(_) | Task::Neighbours(_) => Err(Exit::usage("another command")),
         }
     }
 
