@@ -55,6 +55,11 @@ pub(super) fn end() {
     SPENT_NANOS.set(u32::MAX);
 }
 
+/// Marks the task that is being polled as one of [`Class::Bulk`], at least until its next poll.
+pub(crate) fn set_bulk() {
+    SPENT_NANOS.set(SPENT_NANOS.get().max(RELAY_NANOS_MAX + 1));
+}
+
 /// Marks the task that is being polled as one of [`Class::Background`] until its next poll.
 pub(super) fn set_background() {
     IS_BACKGROUND.set(true);

@@ -11,7 +11,7 @@ use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX};
 use crate::metrics::Phase;
-use crate::net::{Conn, Instant, Net, Opened, would_block};
+use crate::net::{Conn, Instant, Net, Opened, set_bulk, would_block};
 use crate::upstream::{Deadline, Timeout, Waited};
 
 /// Serves an accepted client connection in a new task until the connection ends. `rank` is the
@@ -33,8 +33,12 @@ async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
         return;
     }
     while next_request(shard, &client).await {
-        // A pipelined request that the proxy responds to itself waits for nothing.
-        shard.net.give_way().await;
+        if !client.ahead.borrow().is_empty() {
+            // A client that pipelines has its next request served in any case, so its requests must
+            // not delay others. One that the proxy responds to itself waits for nothing.
+            set_bulk();
+            shard.net.give_way().await;
+        }
         match Box::pin(serve::run(shard, &client)).await {
             Next::Request => {}
             Next::Close => return,
