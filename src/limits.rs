@@ -238,6 +238,20 @@ pub const TRACE_SWEEP_MS: u64 = 100;
 pub const TRACE_WARNING_SECS: u64 = 60;
 /// Milliseconds that exporting the remaining spans may take when the process ends.
 pub const TRACE_FLUSH_MS_MAX: u64 = 3000;
+/// Bytes of log lines that wait to be written. Further lines are counted and lost.
+pub const LOG_QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// Milliseconds for which the process waits at its end until the control log has been written, and
+/// the same for the access log.
+pub const LOG_FLUSH_MS_MAX: u64 = 300;
+/// Milliseconds for which the process waits at the end of a drain for requests that it has cut.
+pub const CUT_MS_MAX: u64 = 300;
+/// Milliseconds after the deadline of a drain after which the process is ended.
+pub const END_MS_MAX: u64 = 950;
+const _: () = assert!(CUT_MS_MAX + 2 * LOG_FLUSH_MS_MAX < END_MS_MAX);
+/// Seconds between two pings of each shard.
+pub const PING_SECS: u64 = 1;
+/// Consecutive pings that a shard may leave unanswered before it counts as stuck.
+pub const PINGS_MISSED_MAX: u32 = 10;
 /// Bytes of a request body that is kept which must arrive within `--body-timeout` to count as
 /// progress.
 pub const BODY_PROGRESS_BYTES_MIN: u64 = 16 * 1024;

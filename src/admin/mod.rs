@@ -33,6 +33,8 @@ pub struct AdminState {
     pub shards_listening: Arc<AtomicUsize>,
     /// Number of shards that must be listening for the process to be ready.
     pub shards_expected: usize,
+    /// Returns the indices of the shards that do not run although they should.
+    pub stuck_shards: Arc<dyn Fn() -> Vec<usize> + Send + Sync>,
     /// The state of the fleet.
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// State of the local decoders. Shown, but not part of readiness: while an engine loads its
@@ -92,10 +94,18 @@ fn routes(state: AdminState) -> Router {
         .with_state(state)
 }
 
-/// Responds 200 to `/livez` and `/healthz`, always: if a shard fails, the process exits, so a
-/// process that responds is alive.
-async fn alive() -> &'static str {
-    "ok\n"
+/// Responds 200 to `/livez` and `/healthz` unless a shard is stuck. If a shard fails, the process
+/// exits.
+async fn alive(State(state): State<AdminState>) -> Response {
+    let stuck = (state.stuck_shards)();
+    if stuck.is_empty() {
+        return "ok\n".into_response();
+    }
+    let mut text = String::new();
+    for index in stuck {
+        text.push_str(&format!("[-]shard {index}: does not run\n"));
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
 async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
@@ -169,6 +179,7 @@ mod tests {
     use crate::metrics::{Route, ShardMetrics};
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
+    use std::sync::atomic::AtomicBool;
     use tokio::sync::oneshot;
 
     fn get(address: SocketAddr, head: &str) -> String {
@@ -203,6 +214,16 @@ mod tests {
         server.join().unwrap().unwrap();
     }
 
+    fn stuck_if(flag: &Arc<AtomicBool>) -> Arc<dyn Fn() -> Vec<usize> + Send + Sync> {
+        let flag = Arc::clone(flag);
+        Arc::new(move || {
+            flag.load(Ordering::Acquire)
+                .then_some(1)
+                .into_iter()
+                .collect()
+        })
+    }
+
     #[test]
     fn pages() {
         let shard = Arc::new(ShardMetrics::new(1));
@@ -210,10 +231,12 @@ mod tests {
         let registry = Registry::new(vec![shard], vec!["epoll"], &["bug"]);
         let mut fleet = fleet::Registry::new(Vec::new());
         fleet.enable_allowlist(Some("ns/pool".to_owned()));
+        let is_stuck = Arc::new(AtomicBool::new(false));
         let state = AdminState {
             registry: Arc::new(registry),
             shards_listening: Arc::new(AtomicUsize::new(1)),
             shards_expected: 2,
+            stuck_shards: stuck_if(&is_stuck),
             fleet: Arc::new(ArcSwap::from_pointee(fleet.snapshot().clone())),
             decoders: Arc::new(|| vec![("localhost:8200".to_owned(), "loading")]),
         };
@@ -233,6 +256,9 @@ mod tests {
                 assert!(response.contains(want), "{head}: {response}");
             };
             status("GET /livez", "200", "\r\n\r\nok\n");
+            is_stuck.store(true, Ordering::Release);
+            status("GET /livez", "503", "[-]shard 1: does not run\n");
+            is_stuck.store(false, Ordering::Release);
             status("GET /healthz", "200", "ok\n");
             status(
                 "GET /readyz",

@@ -1,35 +1,47 @@
 //! The control log: messages about the process and its state changes, written to standard error
-//! and, if configured, to a file. At level `info` and above it has no lines per request.
+//! and, if configured, to a file. At level `info` and above it has no lines per request. A separate
+//! thread writes it.
 
-use std::io::{IsTerminal, stderr};
-use std::sync::Mutex;
+use std::io::{IsTerminal, Write, stderr};
+use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
 
 use super::Exit;
 use super::log_file::RotatedFile;
-
+use super::log_queue::LogQueue;
 use crate::config::{LogConfig, LogFormat, LogLevel};
+
+/// The control log of this process.
+static LOG: OnceLock<LogQueue> = OnceLock::new();
+
+/// Returns the queue of the control log, or `None` before [`init_log`].
+#[must_use]
+pub fn log_queue() -> Option<&'static LogQueue> {
+    LOG.get()
+}
 
 /// Starts the control log of this process. Further calls have no effect.
 ///
 /// # Errors
-/// The log file cannot be opened.
+/// The log file cannot be opened, or the thread that writes the log cannot be started.
 pub fn init_log(config: &LogConfig) -> Result<(), Exit> {
-    let writer = match &config.file {
-        None => BoxMakeWriter::new(stderr),
-        Some(file) => {
-            let opened = RotatedFile::open(file);
-            let opened = opened.map_err(|error| {
-                let path = file.path.display();
-                Exit::config(format!(
-                    "ringside: log file {path} cannot be opened: {error}"
-                ))
-            })?;
-            BoxMakeWriter::new(stderr.and(Mutex::new(opened)))
-        }
-    };
+    let mut outputs: Vec<Box<dyn Write + Send>> = vec![Box::new(stderr())];
+    if let Some(file) = &config.file {
+        let opened = RotatedFile::open(file).map_err(|error| {
+            let path = file.path.display();
+            Exit::config(format!(
+                "ringside: log file {path} cannot be opened: {error}"
+            ))
+        })?;
+        outputs.push(Box::new(opened));
+    }
+    if LOG.get().is_some() {
+        return Ok(());
+    }
+    let queue = LogQueue::start(outputs)
+        .map_err(|error| Exit::runtime(format!("ringside: the log cannot be started: {error}")))?;
+    let writer = LOG.get_or_init(|| queue).clone();
     let level = match config.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,

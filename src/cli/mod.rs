@@ -6,6 +6,7 @@
 mod exit;
 mod log;
 mod log_file;
+mod log_queue;
 mod personality;
 mod spelling;
 
@@ -19,7 +20,8 @@ use crate::config::personality::SIDECAR;
 use crate::config::{self, Config, Personality};
 
 pub use exit::Exit;
-pub use log::init_log;
+pub use log::{init_log, log_queue};
+pub use log_queue::LogQueue;
 
 /// The command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]

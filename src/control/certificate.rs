@@ -4,7 +4,6 @@
 //! that cannot be used leaves the current certificate in use.
 
 use std::fmt;
-use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use super::watch::DirWatch;
 use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 use crate::metrics::Reloads;
 use crate::net::tls::Certificate;
+use crate::sys::{self, ReadError};
 
 /// A certificate chain, leaf first, and the key of the leaf.
 pub(super) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -108,19 +108,16 @@ fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileEr
 
 /// Reads a certificate or key file. Fails if it is larger than [`CERTIFICATE_FILE_BYTES_MAX`].
 fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    let failed = |error: io::Error| FileError::new(path, error);
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(CERTIFICATE_FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > CERTIFICATE_FILE_BYTES_MAX {
-        let text = format!(
-            "larger than {CERTIFICATE_FILE_BYTES_MAX} bytes, too large for a certificate or key"
-        );
-        return Err(FileError::new(path, text));
-    }
-    Ok(bytes)
+    sys::read_regular(path, CERTIFICATE_FILE_BYTES_MAX).map_err(|error| {
+        let why = match error {
+            ReadError::NotRegular => "not a regular file".to_owned(),
+            ReadError::TooLarge => format!(
+                "larger than {CERTIFICATE_FILE_BYTES_MAX} bytes, too large for a certificate or key"
+            ),
+            ReadError::Io(error) => error.to_string(),
+        };
+        FileError::new(path, why)
+    })
 }
 
 /// Loads the certificate and key (`tls.crt`, `tls.key`) of a directory. Returns the certificate and
@@ -187,12 +184,19 @@ impl Renewal {
     pub(super) async fn run(mut self, reloads: Arc<Reloads>) {
         loop {
             self.watch.changed().await;
-            self.look(&reloads);
+            let folder = self.folder.clone();
+            // The directory may be on a mount that hangs.
+            let reading = tokio::task::spawn_blocking(move || Pem::read_in(&folder));
+            let now = reading.await;
+            self.take(
+                now.unwrap_or_else(|error| Err(FileError::new(&self.folder, error))),
+                &reloads,
+            );
         }
     }
 
-    fn look(&mut self, reloads: &Reloads) {
-        let now = Pem::read_in(&self.folder);
+    /// Uses what has been read, if it differs from what was read before.
+    fn take(&mut self, now: Result<Pem, FileError>, reloads: &Reloads) {
         if now == self.seen {
             return;
         }

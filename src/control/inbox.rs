@@ -1,6 +1,7 @@
 //! Messages from the control plane to a shard.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::net::Notifier;
@@ -14,6 +15,8 @@ pub(super) enum Message {
     /// The drain has started. The message only wakes the shard, which then reads the shared
     /// `draining` flag.
     CheckDrain,
+    /// The deadline of the drain has passed: the shard ends, and cuts the requests that are open.
+    Cut,
 }
 
 /// The queue of messages from the control plane to one shard. Usable from any thread; the shard's
@@ -22,13 +25,19 @@ pub(super) enum Message {
 pub(super) struct Inbox {
     waiting: Arc<Mutex<VecDeque<Message>>>,
     notifier: Notifier,
+    /// How often the shard has taken its messages.
+    beats: Arc<AtomicU64>,
 }
 
 impl Inbox {
+    /// The value of [`Inbox::beats`] once the shard has ended.
+    pub(super) const ENDED: u64 = u64::MAX;
+
     pub(super) fn new(notifier: Notifier) -> Self {
         Self {
             waiting: Arc::default(),
             notifier,
+            beats: Arc::default(),
         }
     }
 
@@ -38,7 +47,8 @@ impl Inbox {
     }
 
     /// Queues a message and wakes the shard. The queue is bounded: it contains at most the results
-    /// of the look-ups that the shard has requested, and one [`Message::CheckDrain`].
+    /// of the look-ups that the shard has requested, one [`Message::CheckDrain`] and one
+    /// [`Message::Cut`].
     pub(super) fn send(&self, message: Message) {
         // The lock is held for a push or a swap only. The shard takes it after a notification, not
         // while it handles a request.
@@ -49,8 +59,24 @@ impl Inbox {
         self.notifier.notify();
     }
 
+    /// Wakes the shard without a message.
+    pub(super) fn ping(&self) {
+        self.notifier.notify();
+    }
+
+    /// Returns how often the shard has taken its messages, which it does after each notification.
+    pub(super) fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
+    /// Records that the shard takes no more messages.
+    pub(super) fn end(&self) {
+        self.beats.store(Self::ENDED, Ordering::Relaxed);
+    }
+
     /// Returns all queued messages and empties the queue.
     pub(super) fn take(&self) -> VecDeque<Message> {
+        self.beats.fetch_add(1, Ordering::Relaxed);
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -176,17 +176,19 @@ async fn serve(
         for message in inbox.take() {
             match message {
                 Message::Resolved(resolved) => shard.resolved(resolved),
-                Message::CheckDrain => {}
+                Message::CheckDrain | Message::Cut => {}
             }
         }
     }
     shared.listening.fetch_sub(1, Ordering::Release);
     drain(&net, &shard, &inbox).await;
+    inbox.end();
     Ok(())
 }
 
-/// Waits until the shard has no open client connection and no leg that runs as a separate task.
-/// Repeatedly wakes all waiting sessions, so that idle ones close.
+/// Waits until the shard has no open client connection and no leg that runs as a separate task, or
+/// until the control plane cuts those that are left. Repeatedly wakes all waiting sessions, so that
+/// idle ones close.
 async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
     let timer = net.timer();
     loop {
@@ -194,8 +196,10 @@ async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
         timer.set(net.now(), Some(DRAIN_CHECK_INTERVAL));
         wait(&timer).await;
         for message in inbox.take() {
-            if let Message::Resolved(resolved) = message {
-                shard.resolved(resolved);
+            match message {
+                Message::Resolved(resolved) => shard.resolved(resolved),
+                Message::Cut => return,
+                Message::CheckDrain => {}
             }
         }
         if shard.sessions() == 0 {

@@ -4,12 +4,14 @@ use std::io;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::certificate::Renewal;
 use super::discovery::Sources;
 use super::health;
+use super::heartbeat;
 use super::inbox::Inbox;
 use super::incidents::Incidents;
 use super::memory;
@@ -17,19 +19,23 @@ use super::metrics_port::MetricsPort;
 use super::publish::{Changes, Publisher};
 use super::resolver_threads::{Resolver, resolve_all};
 use super::shards::{self, LogSinks, ShardSpawn, Shared};
+use super::signals::Signals;
 use super::sockets::SocketErrorLog;
-use super::supervise::{Running, Signals};
+use super::supervise::Running;
 use super::tls::TlsContext;
 use super::traces;
 use super::versions;
 use crate::admin::{self, AdminState};
 use crate::budget::Budget;
-use crate::cli::Exit;
+use crate::cli::{self, Exit, LogQueue};
 use crate::config::{AdminConfig, Config, ListenAddress};
 use crate::fault;
 use crate::fleet::{EndpointSpec, Registry as Fleet, Target};
+use crate::limits::LOG_FLUSH_MS_MAX;
 use crate::metrics::access_log::{self, AccessRing};
-use crate::metrics::{BudgetShown, DnsCounters, Registry, Reloads, ReloadsShown, ShardMetrics};
+use crate::metrics::{
+    BudgetShown, DnsCounters, LogLinesLost, Registry, Reloads, ReloadsShown, ShardMetrics,
+};
 use crate::net::probe::{Driver, probe_ring};
 use crate::sys;
 use crate::trace::TraceRing;
@@ -39,7 +45,7 @@ use crate::trace::TraceRing;
 /// # Errors
 /// Returns the reason and exit code if the process cannot start, or if a shard fails.
 pub fn run(config: Config, warnings: &[String]) -> Result<(), Exit> {
-    crate::cli::init_log(&config.log)?;
+    cli::init_log(&config.log)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -48,10 +54,16 @@ pub fn run(config: Config, warnings: &[String]) -> Result<(), Exit> {
         .build();
     let runtime = runtime
         .map_err(|error| Exit::runtime(format!("control plane failed to start: {error}")))?;
-    runtime.block_on(async {
-        let signals = Signals::new().map_err(|error| Exit::runtime(error.to_string()))?;
+    let ended = runtime.block_on(async {
+        let signals = Signals::start().map_err(|error| Exit::runtime(error.to_string()))?;
         start(config).await?.until_signal(signals).await
-    })
+    });
+    // A file operation may hang.
+    runtime.shutdown_background();
+    if let Some(log) = cli::log_queue() {
+        log.flush(Duration::from_millis(LOG_FLUSH_MS_MAX));
+    }
+    ended
 }
 
 /// Binds the listeners, logs the effective configuration, and starts the shards and the admin
@@ -87,12 +99,8 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
         .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
     let (rings, writer) = log.unzip();
     let mut tracing = traces::start(shared.config.tracing.as_ref(), shard_count).await?;
-    log_configuration(
-        &shared.config,
-        driver,
-        &plan.seats,
-        files.as_ref().ok().and_then(|f| f.soft),
-    );
+    let files = files.ok().and_then(|files| files.soft);
+    log_configuration(&shared.config, driver, &plan.seats, files);
     let metrics: Vec<_> = (0..shard_count)
         .map(|_| Arc::new(ShardMetrics::new(fault::LABELS.len())))
         .collect();
@@ -106,6 +114,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     tracing.show(&mut registry, metrics);
     keep_certificate(renewal, &mut registry);
     registry.add(BudgetShown(Arc::clone(&shared.budget)));
+    registry.add(LogLinesLost(|| cli::log_queue().map_or(0, LogQueue::lost)));
     let metrics = Arc::new(registry);
     if let Some((port, renewal)) = metrics_port {
         let text = metrics_text(&shared.config, &metrics, &shard_metrics);
@@ -117,7 +126,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     }
     if let Some(listener) = admin {
         let metrics = Arc::clone(&metrics);
-        serve_admin(listener, &shared, metrics, inboxes.len(), &changes)?;
+        serve_admin(listener, &shared, metrics, &inboxes, &changes)?;
     }
     Ok(Running {
         drain: shared.config.drain.clone(),
@@ -127,6 +136,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
         access: writer,
         traces: tracing.exporter,
         metrics,
+        shard_metrics,
     })
 }
 
@@ -221,17 +231,19 @@ fn serve_admin(
     listener: std::net::TcpListener,
     shared: &Shared,
     metrics: Arc<Registry>,
-    shards: usize,
+    inboxes: &[Inbox],
     changes: &Changes,
 ) -> Result<(), Exit> {
     let failed = |error: io::Error| Exit::runtime(format!("admin server failed to start: {error}"));
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let tls = shared.tls.decode.clone();
+    let missed = heartbeat::follow(inboxes);
     let state = AdminState {
         registry: metrics,
         shards_listening: Arc::clone(&shared.listening),
-        shards_expected: shards,
+        shards_expected: inboxes.len(),
+        stuck_shards: Arc::new(move || missed.stuck()),
         fleet: Arc::clone(&shared.published),
         decoders: health::watch(&shared.published, tls, changes.clone()),
     };

@@ -8,12 +8,15 @@ use tokio::sync::mpsc;
 
 use super::inbox::{Inbox, Message};
 use super::publish::Changes;
+use super::signals::Signals;
 use super::traces::Exporter;
 use crate::cli::Exit;
 use crate::config::DrainConfig;
+use crate::fault::Fault;
 use crate::fleet::{Change, Service};
-use crate::metrics::Registry;
+use crate::limits::{CUT_MS_MAX, LOG_FLUSH_MS_MAX};
 use crate::metrics::access_log::AccessWriter;
+use crate::metrics::{Registry, ShardMetrics};
 
 /// A process whose shards are accepting connections.
 pub struct Running {
@@ -24,6 +27,7 @@ pub struct Running {
     pub(super) access: Option<AccessWriter>,
     pub(super) traces: Option<Exporter>,
     pub(super) metrics: Arc<Registry>,
+    pub(super) shard_metrics: Vec<Arc<ShardMetrics>>,
 }
 
 impl std::fmt::Debug for Running {
@@ -31,28 +35,6 @@ impl std::fmt::Debug for Running {
         f.debug_struct("Running")
             .field("shards", &self.inboxes.len())
             .finish_non_exhaustive()
-    }
-}
-
-pub(super) struct Signals {
-    term: tokio::signal::unix::Signal,
-    int: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    pub(super) fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-        }
     }
 }
 
@@ -72,29 +54,57 @@ impl Running {
         }
         let DrainConfig { timeout, settle } = self.drain;
         tracing::info!("draining");
-        let drained = self.drain(settle, timeout);
-        let cut = tokio::select! {
-            cut = drained => cut,
+        if let Some(timeout) = timeout {
+            signals.end_after(settle + timeout);
+        }
+        let is_cut = tokio::select! {
+            is_cut = self.drain(settle, timeout) => is_cut,
             () = signals.next() => {
                 tracing::warn!("second signal received: exiting without waiting for open requests");
                 true
             }
         };
-        if cut {
-            // Skip the final flush: the access log's writer may be blocked on a full pipe, and
-            // `finish` would then never return.
-            tracing::warn!(
-                "drain incomplete: open streams are aborted (--drain-timeout limits the wait)"
-            );
-            return Ok(());
+        if is_cut {
+            signals.end_after(Duration::ZERO);
+            self.cut().await;
         }
         if let Some(access) = self.access.take() {
-            access.finish();
+            let wait = Duration::from_millis(LOG_FLUSH_MS_MAX);
+            let finished = tokio::task::spawn_blocking(move || access.finish(wait));
+            let written = finished.await.unwrap_or_default();
+            let queued = self.sum(ShardMetrics::access_log_lines);
+            let lost = queued.saturating_sub(written);
+            if lost > 0 {
+                tracing::warn!(
+                    "access log: {lost} lines were lost, because the log could not be written \
+                     within {LOG_FLUSH_MS_MAX} ms"
+                );
+            }
         }
-        if let Some(traces) = self.traces.take() {
+        if let Some(traces) = self.traces.take()
+            && !is_cut
+        {
             traces.finish().await;
         }
         Ok(())
+    }
+
+    fn sum(&self, count: impl Fn(&ShardMetrics) -> u64) -> u64 {
+        self.shard_metrics.iter().map(|shard| count(shard)).sum()
+    }
+
+    /// Makes the shards end, which cuts the requests that are open, and logs how many these are.
+    async fn cut(&mut self) {
+        for inbox in &self.inboxes {
+            inbox.send(Message::Cut);
+        }
+        let wait = Duration::from_millis(CUT_MS_MAX);
+        let all = async { while self.ended.recv().await.is_some() {} };
+        let _ = tokio::time::timeout(wait, all).await;
+        let cut = self.sum(|shard| shard.faults(Fault::Drained.index()));
+        tracing::warn!(
+            "drain incomplete: {cut} open requests were cut (--drain-timeout limits the wait)"
+        );
     }
 
     /// Drains the shards: reports unhealthy from now on, stops accepting after `settle`, and then

@@ -45,7 +45,7 @@ impl DirWatch {
             directory: directory.to_owned(),
             events: None,
         };
-        if let Err(error) = watch.begin() {
+        if let Err(error) = watch_directory(directory).and_then(|fd| watch.follow(fd)) {
             let directory = watch.directory.display();
             tracing::warn!(
                 "{directory} cannot be watched: {error}; checking it every {WATCH_RETRY_SECS} s"
@@ -76,8 +76,13 @@ impl DirWatch {
             () = sleep(Duration::from_secs(look_secs)) => {}
         }
         if self.events.is_none() {
-            // Start watching before the caller reads, so that no change in between is missed.
-            let _ = self.begin();
+            // Start watching before the caller reads, so that no change in between is missed. The
+            // directory may be on a mount that hangs.
+            let directory = self.directory.clone();
+            let watching = tokio::task::spawn_blocking(move || watch_directory(&directory));
+            if let Ok(Ok(inotify)) = watching.await {
+                let _ = self.follow(inotify);
+            }
         }
     }
 
@@ -108,23 +113,28 @@ impl DirWatch {
         unsafe_code,
         reason = "`AsyncFd` requires the caller to keep the descriptor open and the same"
     )]
-    fn begin(&mut self) -> io::Result<()> {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let what = WatchFlags::CREATE
-            | WatchFlags::CLOSE_WRITE
-            | WatchFlags::MOVED_TO
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::DELETE
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::ONLYDIR;
-        inotify::add_watch(&inotify, &self.directory, what)?;
+    fn follow(&mut self, inotify: OwnedFd) -> io::Result<()> {
         // SAFETY: the `AsyncFd` owns the descriptor, which is not replaced during its lifetime.
         let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };
         let inotify = inotify.map_err(io::Error::from)?;
         self.events = Some(Events { inotify });
         Ok(())
     }
+}
+
+/// Returns an inotify instance that watches `directory`.
+fn watch_directory(directory: &Path) -> io::Result<OwnedFd> {
+    let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let what = WatchFlags::CREATE
+        | WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR;
+    inotify::add_watch(&inotify, directory, what)?;
+    Ok(inotify)
 }
 
 impl Events {

@@ -69,6 +69,8 @@ pub enum Fault {
     SeveralSequences,
     /// Plain HTTP was received on a TLS port.
     PlainText,
+    /// The request was open when the time limit of a drain passed.
+    Drained,
 }
 
 /// Reason why a leg failed. Together with the leg's role it selects a row of the table.
@@ -150,6 +152,7 @@ impl Fault {
             Self::ContentCoding => 40,
             Self::SeveralSequences => 41,
             Self::Form(_) => 42,
+            Self::Drained => 43,
         }
     }
 

@@ -37,7 +37,7 @@ macro_rules! rows {
 
 /// One row for each kind of fault, in the order in which metrics list them.
 #[rustfmt::skip]
-const ROWS: [Row; 43] = rows! {
+const ROWS: [Row; 44] = rows! {
     "bad_head" 400 Client ClientError "malformed request";
     "bad_chunk" 400 Client ClientError "malformed request: invalid chunked body";
     "bad_json" 400 Client ClientError "invalid JSON";
@@ -91,6 +91,7 @@ const ROWS: [Row; 43] = rows! {
     "several_sequences" 400 Client ClientError
         "n above 1 is not supported: these engines do not finish a request with several sequences";
     "invalid_form" 400 Client ClientError "invalid multipart/form-data";
+    "drained" 503 Ours Drained "the proxy is shutting down";
 };
 
 /// Labels of all faults, ordered by [`Fault::index`].
@@ -272,6 +273,7 @@ mod tests {
             Fault::ContentCoding,
             Fault::SeveralSequences,
             Fault::Form(FormError::Boundary),
+            Fault::Drained,
         ]
     }
 

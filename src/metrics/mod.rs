@@ -10,6 +10,7 @@ mod cell;
 mod certificate;
 mod dns;
 mod labels;
+mod log_lines;
 mod out;
 mod pd_sidecar;
 mod render;
@@ -26,6 +27,7 @@ pub use labels::{
     AllowSource, CodeClass, Direction, Disagg, Named, Phase, Push, Route, RoutingDoubt, Stranded,
     TlsPeer, WarmUp,
 };
+pub use log_lines::LogLinesLost;
 pub use render::{CONTENT_TYPE, Registry};
 pub use shard::ShardMetrics;
 pub use traces::TraceCounters;

@@ -143,6 +143,7 @@ pub struct ShardMetrics {
     pub(super) stranded: [Counter; Stranded::ALL.len()],
     pub(super) spliced_bytes: Counter,
     pub(super) copied_bytes: Counter,
+    pub(super) access_log_lines: Counter,
     pub(super) access_log_dropped: Counter,
     pub(super) trace_dropped: Counter,
     pub(super) accept_paused: Counter,
@@ -183,6 +184,7 @@ impl ShardMetrics {
             stranded: each(Counter::default),
             spliced_bytes: Counter::default(),
             copied_bytes: Counter::default(),
+            access_log_lines: Counter::default(),
             access_log_dropped: Counter::default(),
             trace_dropped: Counter::default(),
             accept_paused: Counter::default(),
@@ -226,6 +228,11 @@ impl ShardMetrics {
     /// Records the nanoseconds that ringside itself spent on one part of an exchange.
     pub fn overhead(&self, direction: Direction, nanos: u64) {
         self.overhead[direction.index()].record(nanos);
+    }
+
+    /// Returns how many failures were counted under `index`.
+    pub fn faults(&self, index: usize) -> u64 {
+        self.faults.get(index).map_or(0, Counter::get)
     }
 
     /// Counts a failure; `index` is the position of its label in `fault::LABELS`.
@@ -338,6 +345,16 @@ impl ShardMetrics {
     /// the request, and chunks whose framing is regenerated are not counted.
     pub fn copied_bytes(&self, count: u64) {
         self.copied_bytes.add(count);
+    }
+
+    /// Counts a record that was queued for the access log.
+    pub fn access_log_line(&self) {
+        self.access_log_lines.add(1);
+    }
+
+    /// Returns the number of records that were queued for the access log.
+    pub fn access_log_lines(&self) -> u64 {
+        self.access_log_lines.get()
     }
 
     /// Counts an access-log record that was dropped because the shard's ring was full.

@@ -126,11 +126,13 @@ pub enum Reason {
     Decode,
     /// The prefill target is not on the allowlist, or the allowlist is still incomplete.
     TargetDenied,
+    /// The request was open when the time limit of a drain passed.
+    Drained,
 }
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::None,
         Self::NoPrefiller,
         Self::SeveralChoices,
@@ -169,6 +171,7 @@ impl Reason {
         Self::ClientGone,
         Self::Decode,
         Self::TargetDenied,
+        Self::Drained,
     ];
 
     /// Returns the metric label.
@@ -213,6 +216,7 @@ impl Reason {
             Self::ClientGone => "client_gone",
             Self::Decode => "decode",
             Self::TargetDenied => "target_denied",
+            Self::Drained => "drained",
         }
     }
 

@@ -159,7 +159,9 @@ pub(super) fn write<N: Net>(
         total_micros: stats.total_us,
         proxy_micros: stats.proxy_ns / 1000,
     };
-    if !ring.push(record) {
+    if ring.push(record) {
+        shard.metrics.access_log_line();
+    } else {
         shard.metrics.access_log_dropped();
     }
 }

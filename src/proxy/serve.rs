@@ -13,7 +13,7 @@ use super::{access_log, allowlist, choose, flow, forward, routing, trace};
 use crate::api::{Api, Route};
 use crate::fault::Fault;
 use crate::h1::{self, Framing, Method};
-use crate::metrics::{CodeClass, Route as RouteLabel, ShardMetrics};
+use crate::metrics::CodeClass;
 use crate::net::{Conn, Net};
 use crate::pd::{Outcome, Reason};
 
@@ -30,7 +30,7 @@ pub(super) enum Next {
 
 /// Reads one request from the connection, serves it and records its result.
 pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Next {
-    let mut exchange = match Exchange::begin(shard, client).await {
+    let exchange = match Exchange::begin(shard, client).await {
         Ok(exchange) => exchange,
         Err(Fault::ClientGone) => return Next::Close,
         Err(fault) => {
@@ -38,44 +38,62 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
             return refuse_head(shard, client, fault).await;
         }
     };
-    let running = Running::begin(&shard.metrics, exchange.stats.route);
-    let served = serve(&mut exchange).await;
-    let next = conclude(&mut exchange, served).await;
-    running.end(record(&mut exchange));
-    shard.buffers.recycle(exchange.request.bytes);
-    shard.buffers.recycle_fields(exchange.request.head.fields);
+    let mut running = Running::begin(exchange);
+    let served = serve(&mut running.exchange).await;
+    let next = conclude(&mut running.exchange, served).await;
+    running.end();
+    let request = &mut running.exchange.request;
+    shard.buffers.recycle(std::mem::take(&mut request.bytes));
+    let fields = std::mem::take(&mut request.head.fields);
+    shard.buffers.recycle_fields(fields);
     next
 }
 
-/// Counts a request as running in the metrics. If it is dropped without `end`, which a panic
-/// causes, the request is counted as aborted.
-struct Running<'a> {
-    metrics: &'a ShardMetrics,
-    route: RouteLabel,
-    ended: bool,
+/// A request that is being served. If it is dropped without `end`, it is recorded as cut by the
+/// drain, the only reason to drop it except a panic, after which it is only counted.
+struct Running<'a, N: Net> {
+    exchange: Exchange<'a, N>,
+    has_ended: bool,
 }
 
-impl<'a> Running<'a> {
-    fn begin(metrics: &'a ShardMetrics, route: RouteLabel) -> Self {
-        metrics.request_started(route);
+impl<'a, N: Net> Running<'a, N> {
+    fn begin(exchange: Exchange<'a, N>) -> Self {
+        let metrics = &exchange.shard.metrics;
+        metrics.request_started(exchange.stats.route);
         Self {
-            metrics,
-            route,
-            ended: false,
+            exchange,
+            has_ended: false,
         }
     }
 
-    fn end(mut self, (class, total_us): (CodeClass, u64)) {
-        self.ended = true;
-        self.metrics.request_done(self.route, class, total_us);
+    fn end(&mut self) {
+        self.has_ended = true;
+        let (class, total_us) = record(&mut self.exchange);
+        let metrics = &self.exchange.shard.metrics;
+        metrics.request_done(self.exchange.stats.route, class, total_us);
     }
 }
 
-impl Drop for Running<'_> {
+impl<N: Net> Drop for Running<'_, N> {
     fn drop(&mut self) {
-        if !self.ended {
-            self.metrics.request_done(self.route, CodeClass::Aborted, 0);
+        if self.has_ended {
+            return;
         }
+        let exchange = &mut self.exchange;
+        if std::thread::panicking() {
+            let metrics = &exchange.shard.metrics;
+            metrics.request_done(exchange.stats.route, CodeClass::Aborted, 0);
+            return;
+        }
+        exchange.shard.count_fault(Fault::Drained);
+        exchange.stats.fault = Some(Fault::Drained);
+        exchange.stats.set_failed(Fault::Drained.reason());
+        exchange.reply.break_off();
+        if !exchange.reply.is_unsent() {
+            // The part that has been sent must not look like a complete response.
+            exchange.client.conn.reset_on_close();
+        }
+        self.end();
     }
 }
 
@@ -110,7 +128,7 @@ pub(super) async fn refuse_head<N: Net>(
 
 async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
     #[cfg(debug_assertions)]
-    panic_on_request(exchange);
+    hang_or_panic_on_request(exchange);
     let request = &exchange.request;
     let route = request.route;
     if matches!(route, Route::Intercepted(_)) {
@@ -178,17 +196,27 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
     }
 }
 
-/// Panics if the request has the field `x-ringside-test-panic`. This is the only way for a test of
-/// the whole program to check that a panic ends only one session. Compiled only with debug
-/// assertions.
+/// Panics if the request has the field `x-ringside-test-panic`, and stops the shard forever if it
+/// has `x-ringside-test-block`. This is the only way for a test of the whole program to check that
+/// a panic ends only one session, and that a shard that does not run is reported. Compiled only
+/// with debug assertions.
 #[cfg(debug_assertions)]
 #[expect(clippy::panic, reason = "the purpose of this function")]
-fn panic_on_request<N: Net>(exchange: &Exchange<'_, N>) {
-    let name = b"x-ringside-test-panic".as_slice();
+fn hang_or_panic_on_request<N: Net>(exchange: &Exchange<'_, N>) {
     let request = &exchange.request;
-    let mut fields = request.head.fields.iter();
-    if fields.any(|field| field.name.of(&request.bytes).eq_ignore_ascii_case(name)) {
-        panic!("panic requested by x-ringside-test-panic");
+    for field in &request.head.fields {
+        match field
+            .name
+            .of(&request.bytes)
+            .to_ascii_lowercase()
+            .as_slice()
+        {
+            b"x-ringside-test-panic" => panic!("panic requested by x-ringside-test-panic"),
+            b"x-ringside-test-block" => loop {
+                std::thread::park();
+            },
+            _ => {}
+        }
     }
 }
 

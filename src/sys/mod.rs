@@ -15,7 +15,7 @@ mod topology;
 pub use cores::{
     CoreError, CorePlan, Seat, allowed_cpus, claim_cpu, cpu_quota, cpu_quota_in, pin, plan_cores,
 };
-pub use files::{FileLimit, raise_nofile};
+pub use files::{FileLimit, ReadError, raise_nofile, read_regular};
 pub use listen::{BindError, bind_alone, bind_shared, has_wildcard_listener, probe, set_keepalive};
 pub use memory::release_free_memory;
 pub use near::NearError;

@@ -146,8 +146,11 @@ fn responses_during_a_drain_have_connection_close() {
 
 #[test]
 fn drain_timeout_aborts_running_streams() {
+    let path = std::env::temp_dir().join(format!("ringside-cut-{}.log", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let flag = format!("--access-log={}", path.display());
     let mut pair = Pair::with(
-        &["--drain-timeout=500ms"],
+        &["--drain-timeout=500ms", &flag],
         |_| {},
         |decode| decode.itl = Duration::from_millis(50),
     );
@@ -171,7 +174,13 @@ fn drain_timeout_aborts_running_streams() {
         "{took:?}"
     );
     assert_eq!(status.code(), Some(0));
-    pair.sidecar.wait_stderr("open streams are aborted");
+    pair.sidecar.wait_stderr("2 open requests were cut");
+    for line in access_lines(&path, 2) {
+        assert_eq!(line["status"], 200, "{line}");
+        assert_eq!(line["end"], "RS", "{line}");
+        assert_eq!(line["reason"], "drained", "{line}");
+    }
+    std::fs::remove_file(&path).unwrap();
     let (_, end) = client.body(crate::client::Framing::Chunked);
     assert_ne!(end, End::Complete);
     let (_, end) = old.rest();

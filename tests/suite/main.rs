@@ -22,6 +22,7 @@ mod client;
 mod deploy;
 mod driver;
 mod encoder;
+mod ending;
 mod experts;
 mod faults;
 mod forms;

@@ -3,8 +3,6 @@
 //! If the file cannot be read, the rules last read from it remain in effect, with no limit on their
 //! age.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +12,7 @@ use crate::control::watch::DirWatch;
 use crate::fleet::{AllowError, AllowRule, Change, RuleSource};
 use crate::limits::{ALLOW_FILE_BYTES_MAX, ALLOW_PROBLEMS_SHOWN_MAX};
 use crate::metrics::{AllowSource, AllowlistMetrics};
+use crate::sys::{self, ReadError};
 
 /// A rules file that has been read once.
 pub(in crate::control) struct RulesFile {
@@ -84,18 +83,12 @@ impl RulesFile {
 /// Reads and parses a rules file. On failure, returns the rest of a sentence that starts with the
 /// path, such as "is not a regular file".
 fn read_rules(path: &Path) -> Result<Vec<AllowRule>, String> {
-    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
-    // Opening a named pipe would block until a writer opens it.
-    if !path.metadata().map_err(cannot)?.is_file() {
-        return Err("is not a regular file".to_owned());
-    }
-    let mut text = String::new();
-    let file = File::open(path).map_err(cannot)?;
-    let mut file = file.take(ALLOW_FILE_BYTES_MAX + 1);
-    file.read_to_string(&mut text).map_err(cannot)?;
-    if text.len() as u64 > ALLOW_FILE_BYTES_MAX {
-        return Err(format!("is larger than {ALLOW_FILE_BYTES_MAX} bytes"));
-    }
+    let bytes = sys::read_regular(path, ALLOW_FILE_BYTES_MAX).map_err(|error| match error {
+        ReadError::NotRegular => "is not a regular file".to_owned(),
+        ReadError::TooLarge => format!("is larger than {ALLOW_FILE_BYTES_MAX} bytes"),
+        ReadError::Io(error) => format!("cannot be read: {error}"),
+    })?;
+    let text = String::from_utf8(bytes).map_err(|_| "cannot be read: it is not UTF-8")?;
     AllowRule::parse_lines(&text).map_err(|wrong| explain(&wrong))
 }
 

@@ -11,8 +11,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -50,19 +50,23 @@ impl AccessRing {
 #[derive(Debug)]
 pub struct AccessWriter {
     stop: Arc<AtomicBool>,
+    /// Number of records written since the start.
+    written: Arc<AtomicU64>,
     thread: JoinHandle<()>,
+    /// Disconnected when the thread ends.
+    ended: mpsc::Receiver<()>,
 }
 
 impl AccessWriter {
-    /// Writes the records left in the rings, then stops the thread and waits for it.
-    pub fn finish(self) {
+    /// Stops the thread once it has written the records left in the rings, and waits for it, at
+    /// most for `wait`. Returns the number of records written since the start.
+    #[must_use]
+    pub fn finish(self, wait: Duration) -> u64 {
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
-        if self.thread.join().is_err() {
-            tracing::error!(
-                "access log thread panicked; the last lines are lost (a bug in ringside)"
-            );
-        }
+        // Nothing is ever sent.
+        let _ = self.ended.recv_timeout(wait);
+        self.written.load(Ordering::Acquire)
     }
 }
 
@@ -85,18 +89,31 @@ pub fn start(
         .map(|_| rtrb::RingBuffer::new(RING_RECORDS))
         .map(|(producer, consumer)| (AccessRing { producer }, consumer))
         .unzip();
+    let written = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let mut writer = Writer {
         consumers,
         sink,
         batch: Vec::with_capacity(BATCH_BYTES + line::BYTES_MAX),
+        batched: 0,
+        written: Arc::clone(&written),
         failing: false,
     };
     let stopped = Arc::clone(&stop);
+    let (running, ended) = mpsc::channel();
     let thread = thread::Builder::new()
         .name("access-log".to_owned())
-        .spawn(move || writer.run(&stopped))?;
-    Ok(Some((producers, AccessWriter { stop, thread })))
+        .spawn(move || {
+            let _running: mpsc::Sender<()> = running;
+            writer.run(&stopped);
+        })?;
+    let writer = AccessWriter {
+        stop,
+        written,
+        thread,
+        ended,
+    };
+    Ok(Some((producers, writer)))
 }
 
 enum Sink {
@@ -109,6 +126,9 @@ struct Writer {
     consumers: Vec<rtrb::Consumer<Record>>,
     sink: Sink,
     batch: Vec<u8>,
+    /// Records in `batch`.
+    batched: u64,
+    written: Arc<AtomicU64>,
     /// Whether the last write failed, so that an outage is logged only once.
     failing: bool,
 }
@@ -142,6 +162,7 @@ impl Writer {
                     break;
                 };
                 line::write(&record, &mut self.batch);
+                self.batched += 1;
                 if self.batch.len() >= BATCH_BYTES {
                     self.flush();
                 }
@@ -160,6 +181,10 @@ impl Writer {
             Sink::File(file) => file.file.write_all(&self.batch),
         };
         self.batch.clear();
+        let count = std::mem::take(&mut self.batched);
+        if written.is_ok() {
+            self.written.fetch_add(count, Ordering::AcqRel);
+        }
         if let Err(error) = &written
             && !self.failing
         {

@@ -81,7 +81,7 @@ fn all_shards_reach_the_file() {
             assert!(ring.push(record(&format!("r{count}"))));
         }
     }
-    writer.finish();
+    assert_eq!(writer.finish(Duration::from_secs(60)), 200);
     let text = fs::read_to_string(&path).unwrap();
     fs::remove_file(&path).unwrap();
     assert_eq!(text.lines().count(), 200);

@@ -1,0 +1,200 @@
+//! The queue of log lines that a separate thread writes.
+//!
+//! Standard error may be a pipe that is read slowly or not at all, and a log file may be on a mount
+//! that hangs. Neither may stop a shard or the control plane, so a line that does not fit into the
+//! queue is counted and lost.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::limits::LOG_QUEUE_BYTES_MAX;
+
+/// A queue of log lines. Clones share it.
+#[derive(Clone, Debug)]
+pub struct LogQueue {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queued: Mutex<Queued>,
+    /// Notified when a line has been queued.
+    filled: Condvar,
+    /// Notified when everything that was queued has been written.
+    emptied: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queued {
+    lines: Vec<u8>,
+    /// Lines of `lines`.
+    count: u64,
+    /// Lines that the thread is writing.
+    writing: u64,
+    /// Lines lost since the start, and those of them that the log does not mention yet.
+    lost: u64,
+    lost_unmentioned: u64,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queued> {
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LogQueue {
+    /// Starts the thread that writes the lines to each of `outputs`.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(super) fn start(outputs: Vec<Box<dyn Write + Send>>) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let queue = Self {
+            shared: Arc::clone(&shared),
+        };
+        let name = "log".to_owned();
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || write_all(&shared, outputs))?;
+        Ok(queue)
+    }
+
+    /// Returns the number of lines that were lost because the queue was full.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.shared.lock().lost
+    }
+
+    /// Waits until everything that is queued has been written, at most for `wait`. Returns the
+    /// number of lines that are not written.
+    pub fn flush(&self, wait: Duration) -> u64 {
+        let has_lines = |queued: &mut Queued| queued.count + queued.writing > 0;
+        let waited = self
+            .shared
+            .emptied
+            .wait_timeout_while(self.shared.lock(), wait, has_lines);
+        let (queued, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        queued.count + queued.writing
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut queued = self.shared.lock();
+        if queued.lines.len() + line.len() > LOG_QUEUE_BYTES_MAX {
+            queued.lost += 1;
+            queued.lost_unmentioned += 1;
+            return;
+        }
+        queued.lines.extend_from_slice(line);
+        queued.count += 1;
+        drop(queued);
+        self.shared.filled.notify_one();
+    }
+}
+
+/// Writes queued lines as long as the process runs.
+fn write_all(shared: &Shared, mut outputs: Vec<Box<dyn Write + Send>>) {
+    let mut lines = Vec::new();
+    loop {
+        let queued = shared.lock();
+        let waited = shared.filled.wait_while(queued, |queued| queued.count == 0);
+        let mut queued = waited.unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut lines, &mut queued.lines);
+        queued.writing = std::mem::take(&mut queued.count);
+        let lost = std::mem::take(&mut queued.lost_unmentioned);
+        drop(queued);
+        if lost > 0 {
+            let text =
+                format!("{lost} log lines were lost: the log cannot be written fast enough\n");
+            lines.extend_from_slice(text.as_bytes());
+        }
+        for output in &mut outputs {
+            // An output that fails must not keep the lines from the others.
+            let _ = output.write_all(&lines);
+        }
+        lines.clear();
+        let mut queued = shared.lock();
+        queued.writing = 0;
+        if queued.count == 0 {
+            shared.emptied.notify_all();
+        }
+    }
+}
+
+/// Passes each line to the queue. A line is one call of `write`.
+#[derive(Debug)]
+pub struct LineWriter<'a>(&'a LogQueue);
+
+impl Write for LineWriter<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogQueue {
+    type Writer = LineWriter<'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        LineWriter(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// An output that takes a permit for each write.
+    struct Gated {
+        permits: mpsc::Receiver<()>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Gated {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.permits.recv().map_err(io::Error::other)?;
+            self.written.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_blocked_output_blocks_no_caller_and_lost_lines_are_counted() {
+        let (permit, permits) = mpsc::channel();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let output = Gated {
+            permits,
+            written: Arc::clone(&written),
+        };
+        let log = LogQueue::start(vec![Box::new(output)]).unwrap();
+        let fill = || log.make_writer().write_all(&[b'x'; 1024]).unwrap();
+        for _ in 0..LOG_QUEUE_BYTES_MAX / 1024 + 100 {
+            fill();
+        }
+        assert!(log.lost() >= 99, "{}", log.lost());
+        assert!(log.flush(Duration::ZERO) > 0);
+        for _ in 0..10 {
+            permit.send(()).unwrap();
+        }
+        assert_eq!(log.flush(Duration::from_secs(10)), 0);
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        assert!(text.contains(" log lines were lost"), "not mentioned");
+        let lost = log.lost();
+        fill();
+        permit.send(()).unwrap();
+        assert_eq!(log.flush(Duration::from_secs(10)), 0);
+        assert_eq!(log.lost(), lost);
+    }
+}
