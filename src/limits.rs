@@ -150,12 +150,23 @@ pub const LINGER_MS_MAX: u64 = 1000;
 /// Longest client `x-request-id` that is used, in bytes. A longer one is replaced by a generated
 /// one.
 pub const REQUEST_ID_BYTES_MAX: usize = 256;
+/// Calls to encoders that one request has in progress at the same time.
+pub const ENCODER_CALLS_MAX: usize = 32;
 /// Connections accepted from one listener before the shard's other tasks run. Accepting one takes
 /// some 20 us.
 pub const ACCEPT_BATCH_MAX: usize = 16;
 /// Milliseconds for which a shard stops accepting on a listener after an accept failed, for example
-/// because the process ran out of descriptors or memory.
+/// because the process ran out of descriptors or memory, or at the limit on client connections.
 pub const ACCEPT_PAUSE_MS: u64 = 100;
+/// The same if idle connections are being closed to make room.
+pub const ACCEPT_PAUSE_MS_MIN: u64 = 1;
+/// Idle client connections that are closed together at the limit, as in nginx.
+pub const IDLE_CLOSED_MAX: usize = 32;
+/// Descriptors that are not available to clients and their engines: the admin server, log files,
+/// name look-ups, discovery.
+pub const RESERVED_FILES: u64 = 128;
+/// Descriptors of each shard, in addition to one listener per rank.
+pub const SHARD_FILES: u64 = 16;
 /// Seconds for which a connection, to a client or to an engine, is idle before the kernel sends a
 /// TCP keep-alive probe. Without probes, a peer that vanished without closing its connection would
 /// be waited for as long as an engine may stay silent.
@@ -248,6 +259,22 @@ pub const CUT_MS_MAX: u64 = 300;
 /// Milliseconds after the deadline of a drain after which the process is ended.
 pub const END_MS_MAX: u64 = 950;
 const _: () = assert!(CUT_MS_MAX + 2 * LOG_FLUSH_MS_MAX < END_MS_MAX);
+/// Connections at the same time to each of the ports for pages: admin and metrics. When there are
+/// more, the oldest is closed.
+pub const PAGE_CONNECTIONS_MAX: usize = 64;
+/// Seconds that the TLS handshake of such a connection may take.
+pub const PAGE_HANDSHAKE_SECS: u64 = 10;
+/// Seconds within which the head of a request for a page must arrive, from the accept or from its
+/// first byte.
+pub const PAGE_HEAD_SECS: u64 = 10;
+/// Seconds after a page after which a connection without another request is closed. Scrapers ask
+/// every 15 to 60 s.
+pub const PAGE_IDLE_SECS: u64 = 75;
+/// Seconds for which a client may read nothing of a page.
+pub const PAGE_WRITE_SECS: u64 = 10;
+/// Pause in milliseconds after an accept failed, for example because the process has no descriptor
+/// left.
+pub const PAGE_ACCEPT_PAUSE_MS: u64 = 100;
 /// Seconds between two pings of each shard.
 pub const PING_SECS: u64 = 1;
 /// Consecutive pings that a shard may leave unanswered before it counts as stuck.

@@ -16,7 +16,6 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
-use tokio::net::TcpListener;
 
 use crate::fleet::{Service, Snapshot};
 use crate::metrics::{CONTENT_TYPE, Registry};
@@ -56,11 +55,14 @@ impl fmt::Debug for AdminState {
 ///
 /// # Errors
 /// Returns the listener's error.
-pub async fn serve(
-    listener: TcpListener,
+pub async fn serve<L: Listener>(
+    listener: L,
     state: AdminState,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+) -> io::Result<()>
+where
+    L::Addr: fmt::Debug,
+{
     axum::serve(listener, routes(state))
         .with_graceful_shutdown(shutdown)
         .await
@@ -180,6 +182,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
     use std::sync::atomic::AtomicBool;
+    use tokio::net::TcpListener;
     use tokio::sync::oneshot;
 
     fn get(address: SocketAddr, head: &str) -> String {

@@ -246,10 +246,14 @@ impl Config {
     fn describe_limits(&self) -> String {
         let response = u64::try_from(self.pd.prefill_response_bytes_max).unwrap_or(u64::MAX);
         format!(
-            "body {}, all bodies {}, prefill response {}",
+            "body {}, all bodies {}, prefill response {}, client connections {}",
             format_size(self.limits.body_bytes_max),
             format_size(self.limits.body_budget_bytes),
             format_size(response),
+            match self.limits.client_connections_max {
+                None => "auto".to_owned(),
+                Some(max) => max.to_string(),
+            },
         )
     }
 

@@ -239,6 +239,9 @@ keys! {
     MAX_PREFILL_RESPONSE: Limits Value("SIZE") "max-prefill-answer" = "128MiB";
         "Maximum size of what is kept of a prefill response, and of any other response that ringside \
          reads instead of relaying it"
+    MAX_CONNECTIONS: Limits Value("N") "max-connections" = "auto";
+        "Maximum number of client connections; at the limit, idle ones are closed in favour of new \
+         ones. auto: half of the file descriptors, since each request needs one to an engine too"
     CONNECT_TIMEOUT: Timeouts Value("DURATION") "connect-timeout" = "2s";
         "Time limit for connecting to an engine"
     HEAD_TIMEOUT: Timeouts Value("DURATION") "head-timeout" = "10s";

@@ -311,7 +311,7 @@ pub struct UpstreamConfig {
     pub idle_per_rank_max: usize,
 }
 
-/// Size limits of request bodies, in bytes.
+/// Limits on what clients can use: sizes in bytes, and connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyLimits {
     /// Maximum size of one request body, whether it is buffered or forwarded as it arrives.
@@ -319,6 +319,8 @@ pub struct BodyLimits {
     /// Maximum total size of all request bodies buffered by the process at the same time; at least
     /// `body_bytes_max`.
     pub body_budget_bytes: u64,
+    /// Maximum number of client connections; `None` derives it from the limit on open files.
+    pub client_connections_max: Option<usize>,
 }
 
 /// Settings of the control log and the access log.

@@ -17,6 +17,7 @@ mod memory;
 mod metrics_port;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod page_listener;
 mod publish;
 mod resolver_threads;
 mod shards;

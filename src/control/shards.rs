@@ -18,7 +18,7 @@ use super::sockets::SocketErrorLog;
 use super::tls::TlsContext;
 use crate::budget::Budget;
 use crate::config::Config;
-use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS};
+use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS, ACCEPT_PAUSE_MS_MIN};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
 use crate::net::probe::Driver;
@@ -26,7 +26,7 @@ use crate::net::runtime::{self, Listener, Runtime, Socket};
 use crate::net::tls::{Acceptor, Secure, Wire};
 use crate::net::{Net, Timer, would_block};
 use crate::proxy::session;
-use crate::proxy::shard::{Shard, ShardDeps, is_local_address};
+use crate::proxy::shard::{Places, Shard, ShardDeps, is_local_address};
 use crate::sys;
 use crate::trace::TraceRing;
 
@@ -37,6 +37,7 @@ const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     pub(super) budget: Arc<Budget>,
+    pub(super) places: Arc<Places>,
     pub(super) published: Published,
     /// Number of shards that accept connections.
     pub(super) listening: Arc<AtomicUsize>,
@@ -224,6 +225,7 @@ fn deps(
         config: Arc::clone(&shared.config),
         metrics,
         budget: Arc::clone(&shared.budget),
+        places: Arc::clone(&shared.places),
         fleet: Arc::clone(&shared.published),
         is_own_listener: Box::new(move |address| {
             ports.contains(&address.port()) && is_local_address(address.ip())
@@ -251,22 +253,21 @@ async fn accept(shard: Rc<Shard<Served>>, rank_listener: RankListener, timer: Ti
     let mut paused = false;
     loop {
         let stop = shard.is_draining();
-        match accept_batch(&shard, &rank_listener) {
-            Ok(more) => {
-                paused = false;
-                if !more && stop {
-                    return;
-                }
-            }
-            Err(error) => {
-                if stop {
-                    return;
-                }
+        let ended = accept_batch(&shard, &rank_listener);
+        match &ended {
+            BatchEnd::Empty if stop => return,
+            BatchEnd::Empty | BatchEnd::More => paused = false,
+            BatchEnd::Full | BatchEnd::Failed(_) if stop => return,
+            BatchEnd::Full | BatchEnd::Failed(_) => {
                 if !std::mem::replace(&mut paused, true) {
-                    tracing::warn!(%error, "accept failed, probably out of file descriptors or memory; retrying after a pause (if this persists, raise the limit on open files)");
+                    warn_of_pause(&ended, shard.places_max());
                 }
                 shard.count_accept_paused();
-                timer.set(net.now(), Some(Duration::from_millis(ACCEPT_PAUSE_MS)));
+                let pause_ms = match shard.close_idle() {
+                    0 => ACCEPT_PAUSE_MS,
+                    _ => ACCEPT_PAUSE_MS_MIN,
+                };
+                timer.set(net.now(), Some(Duration::from_millis(pause_ms)));
                 wait(&timer).await;
                 continue;
             }
@@ -286,13 +287,43 @@ async fn accept(shard: Rc<Shard<Served>>, rank_listener: RankListener, timer: Ti
     }
 }
 
-/// Accepts up to [`ACCEPT_BATCH_MAX`] pending connections. Returns `true` if there may be more. On
-/// an error, the caller must pause before accepting again.
-fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> io::Result<bool> {
+/// Reason why a batch of accepts ended.
+enum BatchEnd {
+    /// No connection is pending.
+    Empty,
+    /// More connections may be pending.
+    More,
+    /// The process has as many client connections as it may have.
+    Full,
+    Failed(io::Error),
+}
+
+fn warn_of_pause(ended: &BatchEnd, places: usize) {
+    match ended {
+        BatchEnd::Failed(error) => tracing::warn!(
+            %error,
+            "accept failed, probably out of file descriptors or memory; closing idle connections \
+             and retrying (if this persists, raise the limit on open files)"
+        ),
+        _ => tracing::warn!(
+            "{places} client connections are open, the limit (--max-connections, by default \
+             derived from the limit on open files); closing idle ones for new ones"
+        ),
+    }
+}
+
+/// Accepts up to [`ACCEPT_BATCH_MAX`] pending connections.
+fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> BatchEnd {
     for _ in 0..ACCEPT_BATCH_MAX {
+        let Some(guard) = shard.admit() else {
+            return match rank_listener.listener.has_pending() {
+                true => BatchEnd::Full,
+                false => BatchEnd::Empty,
+            };
+        };
         match rank_listener.listener.try_accept() {
-            Ok(conn) => session::begin(shard, rank_listener.wire(conn), rank_listener.rank),
-            Err(error) if would_block(&error) => return Ok(false),
+            Ok(conn) => session::begin(guard, rank_listener.wire(conn), rank_listener.rank),
+            Err(error) if would_block(&error) => return BatchEnd::Empty,
             // The connection failed before it was accepted: ECONNABORTED, and the network errors
             // that accept(2) documents as to be retried.
             Err(error)
@@ -302,10 +333,10 @@ fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> io::
                 ) => {}
             // With EMFILE, ENFILE, ENOBUFS and ENOMEM the connection remains in the backlog. Other
             // errors would recur immediately. In both cases the caller pauses.
-            Err(error) => return Err(error),
+            Err(error) => return BatchEnd::Failed(error),
         }
     }
-    Ok(true)
+    BatchEnd::More
 }
 
 async fn wait(timer: &Timer) {

@@ -16,6 +16,7 @@ use super::inbox::Inbox;
 use super::incidents::Incidents;
 use super::memory;
 use super::metrics_port::MetricsPort;
+use super::page_listener::PageListener;
 use super::publish::{Changes, Publisher};
 use super::resolver_threads::{Resolver, resolve_all};
 use super::shards::{self, LogSinks, ShardSpawn, Shared};
@@ -31,12 +32,13 @@ use crate::cli::{self, Exit, LogQueue};
 use crate::config::{AdminConfig, Config, ListenAddress};
 use crate::fault;
 use crate::fleet::{EndpointSpec, Registry as Fleet, Target};
-use crate::limits::LOG_FLUSH_MS_MAX;
+use crate::limits::{LOG_FLUSH_MS_MAX, RESERVED_FILES, SHARD_FILES};
 use crate::metrics::access_log::{self, AccessRing};
 use crate::metrics::{
     BudgetShown, DnsCounters, LogLinesLost, Registry, Reloads, ReloadsShown, ShardMetrics,
 };
 use crate::net::probe::{Driver, probe_ring};
+use crate::proxy::shard::Places;
 use crate::sys;
 use crate::trace::TraceRing;
 
@@ -88,7 +90,9 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let allowlist = config.allowlist.as_ref().map(|_| Arc::default());
     let mut publisher = Publisher::new(fleet(&config).await, allowlist.clone());
     let sources = Sources::read(&config, allowlist.as_ref(), &dns, &mut publisher).await?;
-    let shared = shared(config, &publisher, tls)?;
+    let files = files.ok().and_then(|files| files.soft);
+    let places = Places::new(client_places(&config, files, plan.seats.len()));
+    let shared = shared(config, &publisher, tls, places)?;
     let resolves_names = sources.resolves_names();
     let changes = publisher.start();
     sources.follow(allowlist.as_ref(), &changes).await?;
@@ -99,8 +103,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
         .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
     let (rings, writer) = log.unzip();
     let mut tracing = traces::start(shared.config.tracing.as_ref(), shard_count).await?;
-    let files = files.ok().and_then(|files| files.soft);
-    log_configuration(&shared.config, driver, &plan.seats, files);
+    log_configuration(&shared, driver, &plan.seats, files);
     let metrics: Vec<_> = (0..shard_count)
         .map(|_| Arc::new(ShardMetrics::new(fault::LABELS.len())))
         .collect();
@@ -247,8 +250,9 @@ fn serve_admin(
         fleet: Arc::clone(&shared.published),
         decoders: health::watch(&shared.published, tls, changes.clone()),
     };
+    let pages = PageListener::start(listener, |stream| std::future::ready(Ok(stream)));
     tokio::spawn(async move {
-        if let Err(error) = admin::serve(listener, state, std::future::pending()).await {
+        if let Err(error) = admin::serve(pages, state, std::future::pending()).await {
             tracing::error!(%error, "admin server stopped: /metrics and /readyz are unavailable until a restart");
         }
     });
@@ -297,10 +301,39 @@ async fn fleet(config: &Config) -> Fleet {
     fleet
 }
 
-fn shared(config: Config, publisher: &Publisher, tls: TlsContext) -> Result<Arc<Shared>, Exit> {
+/// Returns how many client connections the process may have. By default they can use half of the
+/// limit on open files, `files`, because each request needs a connection to an engine too.
+fn client_places(config: &Config, files: Option<u64>, shards: usize) -> usize {
+    let Some(files) = files else {
+        return config.limits.client_connections_max.unwrap_or(usize::MAX);
+    };
+    let ranks = config.listeners.len() as u64;
+    let reserved = RESERVED_FILES + (SHARD_FILES + ranks) * shards as u64;
+    let half = files.saturating_sub(reserved) / 2;
+    let half = usize::try_from(half).unwrap_or(usize::MAX).max(1);
+    match config.limits.client_connections_max {
+        Some(max) if max > half => {
+            tracing::warn!(
+                "--max-connections is {max}: with {files} file descriptors, more than {half} \
+                 connections leave too few for engines; raise the limit on open files (ulimit -n)"
+            );
+            max
+        }
+        Some(max) => max,
+        None => half,
+    }
+}
+
+fn shared(
+    config: Config,
+    publisher: &Publisher,
+    tls: TlsContext,
+    places: Places,
+) -> Result<Arc<Shared>, Exit> {
     let resolver = Resolver::start().map_err(|error| Exit::runtime(error.to_string()))?;
     Ok(Arc::new(Shared {
         budget: Budget::new(config.limits.body_budget_bytes),
+        places: Arc::new(places),
         config: Arc::new(config),
         published: publisher.published(),
         listening: Arc::new(AtomicUsize::new(0)),
@@ -349,8 +382,9 @@ fn choose_driver() -> Driver {
     }
 }
 
-fn log_configuration(config: &Config, driver: Driver, seats: &[sys::Seat], files: Option<u64>) {
-    for (key, value) in config.describe() {
+fn log_configuration(shared: &Shared, driver: Driver, seats: &[sys::Seat], files: Option<u64>) {
+    let places = shared.places.max();
+    for (key, value) in shared.config.describe() {
         tracing::info!("{key}: {value}");
     }
     tracing::info!("shards: {}", seats.len());
@@ -361,5 +395,6 @@ fn log_configuration(config: &Config, driver: Driver, seats: &[sys::Seat], files
     if let Some(files) = files {
         tracing::info!("file descriptor limit: {files}");
     }
+    tracing::info!("client connections: {places} at most");
     tracing::info!("ringside {} is ready", env!("CARGO_PKG_VERSION"));
 }

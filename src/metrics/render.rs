@@ -237,8 +237,14 @@ impl Scrape {
         )?;
         out.counter(
             "ringside_accept_paused",
-            "Times that accepting was paused for lack of file descriptors or memory",
+            "Times that accepting was paused for lack of file descriptors or memory, or at the limit \
+             on client connections",
             self.sum(|shard| &shard.accept_paused),
+        )?;
+        out.counter(
+            "ringside_idle_connections_closed",
+            "Idle client connections closed in favour of new ones (--max-connections)",
+            self.sum(|shard| &shard.idle_closed),
         )?;
         out.counter(
             "ringside_access_log_dropped",

@@ -147,6 +147,7 @@ pub struct ShardMetrics {
     pub(super) access_log_dropped: Counter,
     pub(super) trace_dropped: Counter,
     pub(super) accept_paused: Counter,
+    pub(super) idle_closed: Counter,
     pub(super) tls: [[Counter; tls::Outcome::ALL.len()]; TlsPeer::ALL.len()],
 }
 
@@ -188,6 +189,7 @@ impl ShardMetrics {
             access_log_dropped: Counter::default(),
             trace_dropped: Counter::default(),
             accept_paused: Counter::default(),
+            idle_closed: Counter::default(),
             tls: each(|| each(Counter::default)),
         }
     }
@@ -372,8 +374,14 @@ impl ShardMetrics {
         self.trace_dropped.add(count);
     }
 
-    /// Counts a pause in accepting connections, caused by a lack of file descriptors or memory.
+    /// Counts a pause in accepting connections, caused by a lack of file descriptors or memory or
+    /// by the limit on client connections.
     pub fn accept_paused(&self) {
         self.accept_paused.add(1);
+    }
+
+    /// Counts idle client connections that were closed in favour of new ones.
+    pub fn idle_closed(&self, count: u64) {
+        self.idle_closed.add(count);
     }
 }

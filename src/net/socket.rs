@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
 };
@@ -220,6 +221,13 @@ fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
         flags,
         None,
     )?)
+}
+
+/// Returns whether a connection is in the accept queue.
+pub(super) fn has_pending(listener: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+    // An error is found by the accept.
+    !matches!(poll(&mut polled, Some(&Timespec::default())), Ok(0))
 }
 
 /// Accepts the next connection in the accept queue. Returns its socket, and the peer's IP address

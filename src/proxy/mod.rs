@@ -27,6 +27,7 @@ mod exchange;
 mod flow;
 mod forward;
 mod head;
+mod idle;
 mod inspect;
 mod leg;
 mod push_book;

@@ -6,6 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::client::Client;
+use super::idle::Idle;
 use super::serve::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
@@ -15,10 +16,10 @@ use crate::net::{Conn, Instant, Net, Opened, set_bulk, would_block};
 use crate::upstream::{Deadline, Timeout, Waited};
 
 /// Serves an accepted client connection in a new task until the connection ends. `rank` is the
-/// index of the rank whose listener accepted it.
-pub fn begin<N: Net>(shard: &Rc<Shard<N>>, conn: N::Conn, rank: usize) {
-    let guard = SessionGuard::new(shard);
-    shard.net.spawn(run(guard, conn, rank));
+/// index of the rank whose listener accepted it; `guard` is its place.
+pub fn begin<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
+    let net = guard.shard.net.clone();
+    net.spawn(run(guard, conn, rank));
 }
 
 /// Serves the requests of one client connection until it closes.
@@ -50,9 +51,9 @@ async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
     }
 }
 
-/// Waits for the first byte of the next request. Returns `false` if the keep-alive timeout
-/// expired or the proxy is draining. Also returns `true` at the end of the connection, which is
-/// detected when the head is received.
+/// Waits for the first byte of the next request. Returns `false` if the keep-alive timeout expired,
+/// the proxy is draining, or the connection is closed in favour of another one. Also returns `true`
+/// at the end of the connection, which is detected when the head is received.
 async fn next_request<N: Net>(shard: &Shard<N>, client: &Client<N>) -> bool {
     client.phase.set(Phase::Idle);
     if !client.ahead.borrow().is_empty() {
@@ -63,11 +64,13 @@ async fn next_request<N: Net>(shard: &Shard<N>, client: &Client<N>) -> bool {
     client
         .timer
         .set(shard.net.now(), shard.config.timeouts.keepalive);
+    let mut idle: Option<Idle<'_>> = None;
     let arrived = poll_fn(|cx| {
         if client.conn.poll_readable(cx).is_ready() {
             return Poll::Ready(true);
         }
-        if shard.is_draining() {
+        let idle = idle.get_or_insert_with(|| shard.idle.enter(cx));
+        if shard.is_draining() || idle.must_close() {
             return Poll::Ready(false);
         }
         // Polled even without a keep-alive timeout: a drain wakes this task through the timer.

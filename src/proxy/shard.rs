@@ -4,17 +4,21 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 
+use super::idle::IdleSessions;
 use super::push_book::PushBook;
 use super::target_cache::TargetCache;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::fault::{Fault, Incident};
 use crate::fleet::{Address, EngineVersion, Service, Snapshot};
-use crate::limits::{BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, VERSION_SECS_MAX, VERSIONS_MAX};
+use crate::limits::{
+    BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, IDLE_CLOSED_MAX, VERSION_SECS_MAX, VERSIONS_MAX,
+};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
 use crate::net::Net;
@@ -34,6 +38,8 @@ pub struct ShardDeps<N: Net> {
     pub metrics: Arc<ShardMetrics>,
     /// The process-wide budget of kept bytes.
     pub budget: Arc<Budget>,
+    /// The client connections of the process.
+    pub places: Arc<Places>,
     /// The state of the fleet, which the control plane replaces.
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// Returns whether an address belongs to one of this process's own listeners.
@@ -101,7 +107,10 @@ pub struct Shard<N: Net> {
     on_incident: Box<dyn Fn(Incident)>,
     /// Whether a speculative prefill is running.
     pub(super) is_warming_up: Cell<bool>,
+    /// The client connections that wait for a request.
+    pub(super) idle: IdleSessions,
     sessions: Cell<usize>,
+    places: Arc<Places>,
 }
 
 impl<N: Net> std::fmt::Debug for Shard<N> {
@@ -174,13 +183,35 @@ impl<N: Net> Shard<N> {
             tracer,
             on_incident: deps.on_incident,
             is_warming_up: Cell::new(false),
+            idle: IdleSessions::new(),
             sessions: Cell::new(0),
+            places: deps.places,
         })
     }
 
     /// Counts in the metrics that this shard has paused accepting connections.
     pub fn count_accept_paused(&self) {
         self.metrics.accept_paused();
+    }
+
+    /// Takes a place for one more client connection. Returns `None` at the limit.
+    #[must_use]
+    pub fn admit(self: &Rc<Self>) -> Option<SessionGuard<N>> {
+        self.places.take().then(|| SessionGuard::new(self))
+    }
+
+    /// Returns the number of client connections that the process may have.
+    #[must_use]
+    pub fn places_max(&self) -> usize {
+        self.places.max()
+    }
+
+    /// Closes some of the shard's client connections that wait for a request, the longest idle
+    /// first, to make room for others. Returns how many.
+    pub fn close_idle(&self) -> usize {
+        let closed = self.idle.close_oldest(IDLE_CLOSED_MAX);
+        self.metrics.idle_closed(closed as u64);
+        closed
     }
 
     /// Returns the number of the shard's open client connections, plus the legs that run as
@@ -261,14 +292,55 @@ pub fn is_local_address(ip: IpAddr) -> bool {
         || std::net::UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
 }
 
-/// Counts a client connection as open, in [`Shard::sessions`] and in the metrics, until dropped.
-/// That happens during unwinding too, so a panic does not leak the count.
-pub(super) struct SessionGuard<N: Net> {
+/// The places for client connections of the process.
+#[derive(Debug)]
+pub struct Places {
+    taken: AtomicUsize,
+    max: usize,
+}
+
+impl Places {
+    /// Returns `max` free places.
+    #[must_use]
+    pub const fn new(max: usize) -> Self {
+        let taken = AtomicUsize::new(0);
+        Self { taken, max }
+    }
+
+    /// Returns the number of places.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
+    fn take(&self) -> bool {
+        let is_free = self.taken.fetch_add(1, Ordering::Relaxed) < self.max;
+        if !is_free {
+            self.give_back();
+        }
+        is_free
+    }
+
+    fn give_back(&self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a client connection as open, in [`Shard::sessions`], in the metrics and in the places of
+/// the process, until dropped. That happens during unwinding too, so a panic does not leak the
+/// count.
+pub struct SessionGuard<N: Net> {
     pub(super) shard: Rc<Shard<N>>,
 }
 
+impl<N: Net> std::fmt::Debug for SessionGuard<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionGuard").finish_non_exhaustive()
+    }
+}
+
 impl<N: Net> SessionGuard<N> {
-    pub(super) fn new(shard: &Rc<Shard<N>>) -> Self {
+    fn new(shard: &Rc<Shard<N>>) -> Self {
         shard.sessions.set(shard.sessions.get() + 1);
         shard.metrics.client_connections(1);
         Self {
@@ -281,5 +353,6 @@ impl<N: Net> Drop for SessionGuard<N> {
     fn drop(&mut self) {
         self.shard.sessions.set(self.shard.sessions.get() - 1);
         self.shard.metrics.client_connections(-1);
+        self.shard.places.give_back();
     }
 }

@@ -828,3 +828,26 @@ fn a_body_that_is_not_an_object_is_rejected() {
     }
     assert!(stage.pair.decode.requests().is_empty());
 }
+
+/// A request with many items opens a bounded number of connections to an encoder.
+#[test]
+fn calls_to_encoders_are_limited_per_request() {
+    const CALLS_MAX: usize = 32;
+    const ITEMS: usize = 100;
+    let stage = Stage::start(1, EXAMPLE, KvContract::default());
+    let encoder = &stage.encoders[0];
+    let parts: Vec<_> = (0..ITEMS).map(image).collect();
+    // The first items are held up, so no call of another item may begin.
+    encoder.fault(Fault::StallBeforeHead, u32::try_from(CALLS_MAX).unwrap());
+    let client = stage.begin(CHAT, &chat(&parts, false), false);
+    encoder
+        .wait_for(DEADLINE, |log| log.len() == CALLS_MAX)
+        .unwrap();
+    assert_eq!(crate::harness::connections(encoder), CALLS_MAX);
+    drop(client);
+    wait_aborted(encoder);
+    assert_eq!(stage.ask_on(CHAT, &chat(&parts, false), false).status, 200);
+    let all = |log: &[Seen]| log.len() == CALLS_MAX + ITEMS;
+    encoder.wait_for(DEADLINE, all).unwrap();
+    assert!(crate::harness::connections(encoder) <= 2 * CALLS_MAX);
+}

@@ -1,5 +1,6 @@
 //! Limits on sizes and durations, and the response when one is exceeded.
 
+use std::io::{Read, Write};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use serde_json::json;
 
 use crate::client::{DEADLINE, chunked_request, head, request};
 use crate::harness::{CHAT, PREFILLER, Pair, wait_for};
+use crate::harness_more::{ask_for, descriptors, expect_text, split_request, wait_descriptors};
 
 const ENCODERS: &str = "x-encoder-hosts-ports";
 const BODY: &str = r#"{"messages":[],"max_tokens":2}"#;
@@ -287,4 +289,89 @@ fn an_idle_client_connection_is_closed_without_a_response() {
     client.expect_closed();
     // A connection that never sent anything is closed, too.
     pair.sidecar.connect().expect_closed();
+}
+
+/// Opens `count` connections to a port and sends half a request head on each.
+fn half_requests(port: u16, count: usize) -> Vec<std::net::TcpStream> {
+    let half = |_| {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        // The other side may have closed it.
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHos");
+        stream
+    };
+    (0..count).map(half).collect()
+}
+
+/// At the limit, the connections that have been idle for the longest time are closed, and no other.
+#[test]
+fn idle_connections_give_way_to_new_ones() {
+    let pair = Pair::start(&["--max-connections=40", "--cores=1"]);
+    let mut clients: Vec<_> = (0..40).map(|_| pair.sidecar.connect()).collect();
+    for client in &mut clients {
+        client.ask("GET", "/health", &[], b"").expect(200);
+    }
+    // The first one has just been used.
+    clients[0].ask("GET", "/health", &[], b"").expect(200);
+    for _ in 0..3 {
+        let mut new = pair.sidecar.connect();
+        new.ask("GET", "/health", &[], b"").expect(200);
+        clients.push(new);
+    }
+    clients[0].ask("GET", "/health", &[], b"").expect(200);
+    clients[1].expect_closed();
+    clients[2].expect_closed();
+    let closed = pair
+        .sidecar
+        .metric("ringside_idle_connections_closed_total", &[]);
+    assert!((1.0..=32.0).contains(&closed), "{closed}");
+    pair.sidecar.wait_stderr("40 client connections are open");
+    let (prompt, body) = ask_for(4, true);
+    expect_text(&pair.post(CHAT, &body).expect(200), &prompt, 4);
+}
+
+/// At the limit, with no idle connection, new ones wait until a request has ended. Nothing of the
+/// running ones is lost, and the admin port works.
+#[test]
+fn new_connections_wait_while_all_others_are_in_use() {
+    let pair = Pair::with(
+        &["--max-connections=4", "--cores=1"],
+        |_| {},
+        |decode| decode.itl = Duration::from_millis(5),
+    );
+    let mut running: Vec<_> = (0..4)
+        .map(|_| {
+            let (prompt, body) = ask_for(100, true);
+            let mut client = pair.sidecar.connect();
+            client.send(split_request(&pair, &body));
+            (client, prompt)
+        })
+        .collect();
+    pair.sidecar
+        .wait_metric("ringside_client_connections", &[], 4.0);
+    let mut waiting = pair.sidecar.connect();
+    waiting.send(request("GET", "/health", &[], b""));
+    assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
+    for (client, prompt) in &mut running {
+        expect_text(&client.response().expect(200), prompt, 100);
+    }
+    assert_eq!(waiting.response().status, 200);
+}
+
+/// Half requests to the admin port neither keep a probe out nor use up descriptors.
+#[test]
+fn half_requests_to_the_admin_port_stop_nothing() {
+    let pair = Pair::start(&[]);
+    let before = descriptors(&pair.sidecar);
+    let mut half = half_requests(pair.sidecar.admin_port, 400);
+    assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
+    let (prompt, body) = ask_for(4, true);
+    expect_text(&pair.post(CHAT, &body).expect(200), &prompt, 4);
+    wait_descriptors(&pair.sidecar, before + 80);
+    // The last ones have the places, and their heads are late.
+    let mut last = half.pop().unwrap();
+    last.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut response = Vec::new();
+    let _ = last.read_to_end(&mut response);
+    wait_descriptors(&pair.sidecar, before + 10);
+    assert_eq!(pair.sidecar.admin("/livez").unwrap().status, 200);
 }

@@ -35,7 +35,14 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
     (
         "proxy",
         &[
-            &["request_id", "head", "request", "target_cache", "push_book"],
+            &[
+                "request_id",
+                "head",
+                "request",
+                "target_cache",
+                "push_book",
+                "idle",
+            ],
             &["shard"],
             &["client"],
             &["access_log"],
@@ -66,6 +73,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
                 "traces",
                 "incidents",
                 "memory",
+                "page_listener",
             ],
             &["engine_page"],
             &[

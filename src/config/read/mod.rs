@@ -77,6 +77,7 @@ impl Reader<'_> {
         let limits = BodyLimits {
             body_bytes_max: self.size(&flag_table::MAX_BODY),
             body_budget_bytes: self.size(&flag_table::BODY_BUDGET),
+            client_connections_max: self.connections(),
         };
         if limits.body_budget_bytes < limits.body_bytes_max {
             let text = format!(
@@ -88,6 +89,16 @@ impl Reader<'_> {
             self.problem(&flag_table::BODY_BUDGET, &text);
         }
         limits
+    }
+
+    fn connections(&mut self) -> Option<usize> {
+        let key = &flag_table::MAX_CONNECTIONS;
+        if self.text(key) == "auto" {
+            return None;
+        }
+        let most = 10_000_000_u32;
+        let count = self.number(key, 1, most, "auto or a number from 1 to 10000000");
+        usize::try_from(count).ok()
     }
 
     pub(in crate::config) fn cores(&mut self) -> Cores {

@@ -288,6 +288,12 @@ impl Listener {
         self.handle.readable().await;
     }
 
+    /// Returns whether a connection is in the accept queue, without accepting it.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        socket::has_pending(self.handle.fd())
+    }
+
     /// Accepts the next connection in the accept queue.
     ///
     /// # Errors

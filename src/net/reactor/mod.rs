@@ -537,6 +537,16 @@ impl Listener {
         .await;
     }
 
+    /// Returns whether a connection is in the accept queue, without accepting it.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        let has_pending = socket::has_pending(self.handle.fd());
+        if !has_pending {
+            self.handle.slot().clear(Readiness::READ);
+        }
+        has_pending
+    }
+
     /// Accepts the next connection in the accept queue.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
-//! The encode stage: one leg to an encoder per multimodal item of the request, all concurrent. The
-//! first failure cancels the others.
+//! The encode stage: one leg to an encoder per multimodal item of the request, many of them
+//! concurrent. The first failure cancels the others.
 
 use std::rc::Rc;
 use std::task::Poll;
@@ -9,6 +9,7 @@ use crate::config::EcConnector;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, Framing, Name};
+use crate::limits::ENCODER_CALLS_MAX;
 use crate::net::Net;
 use crate::pd::encode::{self, ItemsError, Merge, TooManyMembers};
 use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role};
@@ -24,8 +25,8 @@ const SHOWN_BYTES_MAX: usize = 512;
 /// The encoders' responses cannot be merged.
 const UNUSABLE: Fault = Fault::leg(Role::Encode, Cause::BadResponse);
 
-/// Sends the multimodal items of the request to the `encoders`, distributed round-robin and all
-/// concurrently. Stores the merged results in `split` for the later legs.
+/// Sends the multimodal items of the request to the `encoders`, distributed round-robin, and up to
+/// `ENCODER_CALLS_MAX` concurrently. Stores the merged results in `split` for the later legs.
 pub(super) async fn encode<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: &mut Split,
@@ -43,15 +44,21 @@ pub(super) async fn encode<N: Net>(
         ItemsError::TooMany => Fault::TooManyItems,
     })?;
     let stage = encode::Stage::new(&pd_request, ec);
-    let mut tasks = Vec::with_capacity(items.len());
-    for (index, item) in items.iter().enumerate() {
-        let leg = stage.leg(item)?;
-        let target = &encoders[index % encoders.len()];
-        tasks.push(Some(begin_encode(exchange, split, target, leg, index)));
-    }
-    let mut responses: Vec<_> = tasks.iter().map(|_| Collected::Nothing).collect();
-    while tasks.iter().any(Option::is_some) {
-        let (index, ended) = next_ended(exchange, &mut tasks).await?;
+    let mut responses: Vec<_> = items.iter().map(|_| Collected::Nothing).collect();
+    let mut waiting = items.iter().enumerate();
+    let mut running = Vec::with_capacity(items.len().min(ENCODER_CALLS_MAX));
+    loop {
+        while running.len() < ENCODER_CALLS_MAX
+            && let Some((index, item)) = waiting.next()
+        {
+            let leg = stage.leg(item)?;
+            let target = &encoders[index % encoders.len()];
+            running.push((index, begin_encode(exchange, split, target, leg, index)));
+        }
+        if running.is_empty() {
+            break;
+        }
+        let (index, ended) = next_ended(exchange, &mut running).await?;
         responses[index] = encoded(exchange, index, ended)?;
     }
     let mut merge = Merge::default();
@@ -117,19 +124,17 @@ fn encode_head<N: Net>(
         .finish(Framing::Length(leg.body.len() as u64))
 }
 
-/// Waits until any of the encode legs has finished, removes it from `tasks`, and returns its
+/// Waits until any of the encode legs has finished, removes it from `running`, and returns its
 /// item index and result. Fails if the client disconnects.
 async fn next_ended<N: Net>(
     exchange: &Exchange<'_, N>,
-    tasks: &mut [Option<CallTask<N>>],
+    running: &mut Vec<(usize, CallTask<N>)>,
 ) -> Result<(usize, Result<CallEnd<N>, CallError>), Fault> {
     exchange
         .until(Stage::AfterRequest, Deadline::NONE, |cx| {
-            for (index, slot) in tasks.iter_mut().enumerate() {
-                if let Some(task) = slot
-                    && let Poll::Ready(ended) = task.poll(cx)
-                {
-                    *slot = None;
+            for at in 0..running.len() {
+                if let Poll::Ready(ended) = running[at].1.poll(cx) {
+                    let (index, _) = running.swap_remove(at);
                     let ended = ended.unwrap_or_else(|fault| Err(fault.into()));
                     return Poll::Ready((index, ended));
                 }

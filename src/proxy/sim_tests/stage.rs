@@ -23,7 +23,7 @@ use crate::metrics::ShardMetrics;
 use crate::net::sim::SimNet;
 use crate::net::{Instant, Net};
 use crate::pd::Role;
-use crate::proxy::shard::{Shard, ShardDeps};
+use crate::proxy::shard::{Places, Shard, ShardDeps};
 
 pub(super) const DECODER: &str = "192.0.2.10:8200";
 pub(super) const PREFILLERS: [&str; 2] = ["192.0.2.20:8000", "192.0.2.21:8000"];
@@ -164,6 +164,7 @@ pub(super) fn config(plot: Scenario) -> Config {
     };
     config.upstream.idle_per_rank_max = 8;
     config.limits = BodyLimits {
+        client_connections_max: None,
         body_bytes_max: 1 << 20,
         body_budget_bytes: 4 << 20,
     };
@@ -200,6 +201,7 @@ impl Stage {
             config: Arc::new(config),
             metrics: Arc::new(ShardMetrics::new(LABELS.len())),
             budget: Arc::clone(&budget),
+            places: Arc::new(Places::new(usize::MAX)),
             fleet: Arc::clone(&fleet),
             is_own_listener,
             is_same_listener: Box::new(|_, _| Some(false)),
