@@ -162,6 +162,10 @@ pub const ACCEPT_PAUSE_MS: u64 = 100;
 pub const ACCEPT_PAUSE_MS_MIN: u64 = 1;
 /// Idle client connections that are closed together at the limit, as in nginx.
 pub const IDLE_CLOSED_MAX: usize = 32;
+/// Milliseconds for which a port that is in use is tried again at the start.
+pub const BIND_RETRY_MS_MAX: u64 = 1000;
+/// Milliseconds between two such attempts.
+pub const BIND_RETRY_PAUSE_MS: u64 = 20;
 /// Descriptors that are not available to clients and their engines: the admin server, log files,
 /// name look-ups, discovery.
 pub const RESERVED_FILES: u64 = 128;

@@ -174,6 +174,7 @@ async fn serve(
     started(Ok(inbox.clone()));
     while !shard.is_draining() {
         notifications.notified().await;
+        metrics.set_events_lost(u64::from(net.events_lost()));
         for message in inbox.take() {
             match message {
                 Message::Resolved(resolved) => shard.resolved(resolved),

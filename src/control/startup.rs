@@ -32,7 +32,9 @@ use crate::cli::{self, Exit, LogQueue};
 use crate::config::{AdminConfig, Config, ListenAddress};
 use crate::fault;
 use crate::fleet::{EndpointSpec, Registry as Fleet, Target};
-use crate::limits::{LOG_FLUSH_MS_MAX, RESERVED_FILES, SHARD_FILES};
+use crate::limits::{
+    BIND_RETRY_MS_MAX, BIND_RETRY_PAUSE_MS, LOG_FLUSH_MS_MAX, RESERVED_FILES, SHARD_FILES,
+};
 use crate::metrics::access_log::{self, AccessRing};
 use crate::metrics::{
     BudgetShown, DnsCounters, LogLinesLost, Registry, Reloads, ReloadsShown, ShardMetrics,
@@ -81,10 +83,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let plan = sys::plan_cores(&config.cores, &allowed, quota, &topology, sys::claim_cpu)?;
     log_warnings(&config, &plan);
     let (tls, renewal) = TlsContext::load(&config)?;
-    for listener in &config.listeners {
-        sys::probe(listener.address)?;
-    }
-    let admin = config.admin.map(bind_admin).transpose()?;
+    let admin = bind_ports(&config).await?;
     let metrics_port = config.metrics.as_ref().map(MetricsPort::bind).transpose()?;
     let dns = Arc::new(DnsCounters::default());
     let allowlist = config.allowlist.as_ref().map(|_| Arc::default());
@@ -143,11 +142,42 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     })
 }
 
+/// Checks that the ports for clients are free, and binds that of the admin server.
+async fn bind_ports(config: &Config) -> Result<Option<StdListener>, Exit> {
+    for listener in &config.listeners {
+        retry_while_busy(|| sys::probe(listener.address)).await?;
+    }
+    match config.admin {
+        Some(admin) => Ok(Some(bind_admin(admin).await?)),
+        None => Ok(None),
+    }
+}
+
+/// Binds with `bind`, again for some time while the port is in use: the kernel closes the sockets
+/// of a killed process after it has reported its end.
+async fn retry_while_busy<T>(
+    bind: impl Fn() -> Result<T, sys::BindError>,
+) -> Result<T, sys::BindError> {
+    let end = tokio::time::Instant::now() + Duration::from_millis(BIND_RETRY_MS_MAX);
+    loop {
+        match bind() {
+            Err(sys::BindError::Busy(_)) if tokio::time::Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(BIND_RETRY_PAUSE_MS)).await;
+            }
+            bound => return bound,
+        }
+    }
+}
+
 /// Binds the port of the admin server. If the default one is taken, another sidecar probably
 /// runs on this host: a free port is used.
-fn bind_admin(admin: AdminConfig) -> Result<StdListener, Exit> {
+async fn bind_admin(admin: AdminConfig) -> Result<StdListener, Exit> {
     let bind = |address| sys::bind_alone(ListenAddress::Address(address));
-    match bind(admin.address) {
+    let bound = match admin.may_move {
+        true => bind(admin.address),
+        false => retry_while_busy(|| bind(admin.address)).await,
+    };
+    match bound {
         Err(sys::BindError::Busy(_)) if admin.may_move => {
             let mut address = admin.address;
             address.set_port(0);

@@ -247,6 +247,11 @@ impl Scrape {
             self.sum(|shard| &shard.idle_closed),
         )?;
         out.counter(
+            "ringside_events_lost",
+            "Events that the kernel lost for lack of memory: connections may wait for nothing",
+            self.sum(|shard| &shard.events_lost),
+        )?;
+        out.counter(
             "ringside_access_log_dropped",
             "Access-log records lost because their shard's ring was full",
             self.sum(|shard| &shard.access_log_dropped),

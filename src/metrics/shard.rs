@@ -148,6 +148,7 @@ pub struct ShardMetrics {
     pub(super) trace_dropped: Counter,
     pub(super) accept_paused: Counter,
     pub(super) idle_closed: Counter,
+    pub(super) events_lost: Counter,
     pub(super) tls: [[Counter; tls::Outcome::ALL.len()]; TlsPeer::ALL.len()],
 }
 
@@ -190,6 +191,7 @@ impl ShardMetrics {
             trace_dropped: Counter::default(),
             accept_paused: Counter::default(),
             idle_closed: Counter::default(),
+            events_lost: Counter::default(),
             tls: each(|| each(Counter::default)),
         }
     }
@@ -378,6 +380,12 @@ impl ShardMetrics {
     /// by the limit on client connections.
     pub fn accept_paused(&self) {
         self.accept_paused.add(1);
+    }
+
+    /// Sets the number of events that the kernel has lost.
+    pub fn set_events_lost(&self, count: u64) {
+        self.events_lost
+            .add(count.wrapping_sub(self.events_lost.get()));
     }
 
     /// Counts idle client connections that were closed in favour of new ones.

@@ -77,6 +77,30 @@ fn a_full_standard_error_stops_neither_requests_nor_the_end() {
     assert_eq!(process.terminate().code(), Some(0));
 }
 
+/// The kernel may close the sockets of a killed process after it has reported its end.
+#[test]
+fn a_port_that_is_in_use_for_a_moment_is_tried_again() {
+    let (engine, _) = start_decoder(EngineConfig::default());
+    let port = free_ports(1);
+    let holder = std::net::TcpListener::bind(("::", port)).unwrap();
+    let child = ringside()
+        .args(["sidecar", "--secure-proxy=false", "--admin-address=off"])
+        .arg(format!("--port={port}"))
+        .arg(format!("--model-server-port={}", engine.port()))
+        .stderr(Stdio::null())
+        .spawn();
+    let mut process = Process(child.unwrap());
+    std::thread::park_timeout(Duration::from_millis(300));
+    assert!(process.0.try_wait().unwrap().is_none(), "it has ended");
+    drop(holder);
+    wait_for("a response", || {
+        let stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+        drop(stream);
+        Some(())
+    });
+    assert_eq!(process.terminate().code(), Some(0));
+}
+
 #[test]
 fn access_log_lines_that_cannot_be_written_are_counted() {
     let (engine, _) = start_decoder(EngineConfig::default());

@@ -174,6 +174,12 @@ impl Runtime {
         *self.inner.on_panic.borrow_mut() = Some(Box::new(note));
     }
 
+    /// Always 0: monoio does not report lost events.
+    #[must_use]
+    pub const fn events_lost(&self) -> u32 {
+        0
+    }
+
     /// Wakes every task that waits on a timer (see [`Wheel::nudge_all`]).
     pub fn nudge_all(&self) {
         self.inner.wheel.nudge_all();

@@ -260,6 +260,13 @@ impl Runtime {
         *self.inner.on_panic.borrow_mut() = Some(Box::new(record));
     }
 
+    /// Returns how many events the kernel has lost because it had no memory to keep them; always 0
+    /// on epoll.
+    #[must_use]
+    pub fn events_lost(&self) -> u32 {
+        self.inner.source.borrow_mut().lost()
+    }
+
     /// Wakes every task that waits on a timer (see [`Wheel::nudge_all`]).
     pub fn nudge_all(&self) {
         self.inner.wheel.nudge_all();
@@ -522,6 +529,14 @@ pub struct Listener {
 impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Listener").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // A ring holds the socket until the end of its watch has been processed, which at the exit
+        // of the process happens after its end has been reported. Its port is free now.
+        socket::end(self.handle.fd());
     }
 }
 

@@ -93,6 +93,14 @@ impl Source {
         }
     }
 
+    /// Returns how many events the kernel has lost.
+    pub(super) fn lost(&mut self) -> u32 {
+        match self {
+            Self::Uring(ring) => ring.lost(),
+            Self::Epoll(_) => 0,
+        }
+    }
+
     /// Submits pending requests to the kernel and collects the events it reported. With `wait`,
     /// sleeps until the first event. May return without an event after a signal.
     pub(super) fn turn(&mut self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {

@@ -59,6 +59,12 @@ impl Uring {
         self.must_enter() || !self.ring.completion().is_empty()
     }
 
+    /// Returns how many completions the kernel has dropped. It keeps those that do not fit into the
+    /// queue, unless it has no memory for them.
+    pub(super) fn lost(&mut self) -> u32 {
+        self.ring.completion().overflow()
+    }
+
     /// Returns whether the kernel has work that it does only in a call: requests to accept, or
     /// completions to post.
     fn must_enter(&mut self) -> bool {
