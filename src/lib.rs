@@ -6,6 +6,8 @@
 
 pub mod limits;
 pub mod span;
+#[cfg(test)]
+mod work;
 
 pub mod budget;
 

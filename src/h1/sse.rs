@@ -71,6 +71,15 @@ impl DataLines {
     /// Returns the next part in `piece` from `*from` on, and advances `from` past it. Returns
     /// `None` at the end of `piece`; the next call then continues with the next piece.
     pub fn next(&mut self, piece: &[u8], from: &mut usize) -> Option<LinePart> {
+        #[cfg(test)]
+        let start = *from;
+        let part = self.part(piece, from);
+        #[cfg(test)]
+        crate::work::count(*from - start);
+        part
+    }
+
+    fn part(&mut self, piece: &[u8], from: &mut usize) -> Option<LinePart> {
         while let Some(&byte) = piece.get(*from) {
             let is_end = matches!(byte, b'\n' | b'\r');
             match self.at {

@@ -180,6 +180,8 @@ impl<'a> Items<'a> {
     fn value(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
         self.at = value_end(self.bytes, start)?;
+        #[cfg(test)]
+        crate::work::count(self.at - start);
         Some(&self.bytes[start..self.at])
     }
 }

@@ -26,6 +26,8 @@ pub mod routing_headers;
 mod testing;
 mod uuid;
 pub mod warm_up;
+#[cfg(test)]
+mod work_tests;
 
 pub use bootstrap::BootstrapEngine;
 pub use connector::{Connector, OnDisconnect, Order};
