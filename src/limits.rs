@@ -200,6 +200,8 @@ pub const BOOTSTRAP_MS_MAX: u64 = 5000;
 /// Seconds for which the list of engines from a prefiller's bootstrap server is cached. The list is
 /// dropped sooner if a decoder rejects an engine in it.
 pub const BOOTSTRAP_SECS_MAX: u64 = 30;
+/// Bytes of all lists of engines that one shard caches. A list of 16 engines has less than 1 KiB.
+pub const BOOTSTRAP_CACHE_BYTES_MAX: usize = 1024 * 1024;
 /// Prefillers whose lists of engines one shard caches.
 pub const BOOTSTRAPS_MAX: usize = 1024;
 /// Bytes of a response body that the proxy reads without keeping them. A longer response is an

@@ -425,15 +425,15 @@ impl Splices {
         }
     }
 
-    /// Returns the splices of a body that is only `text`, with nothing of the source of
+    /// Returns the splices of a body that is only `body`, with nothing of the source of
     /// `source_bytes` bytes.
     #[must_use]
-    pub fn text(text: Vec<u8>, source_bytes: usize) -> Self {
-        let len = text.len();
+    pub fn kept(body: Rc<Kept>, source_bytes: usize) -> Self {
+        let len = body.len();
         Self {
-            pieces: vec![Piece::Text(Span::new(0, len))],
-            text,
-            kept: Vec::new(),
+            pieces: vec![Piece::Kept(0, len)],
+            text: Vec::new(),
+            kept: vec![body],
             len,
             source_bytes,
         }

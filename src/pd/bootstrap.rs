@@ -1,5 +1,8 @@
 //! The engines of a prefiller, as its bootstrap server lists them.
 
+use std::sync::Arc;
+
+use crate::budget::{Budget, Reserved};
 use crate::json::{inner, member, members};
 
 /// One engine of a prefiller, from its bootstrap server's response.
@@ -9,6 +12,31 @@ pub struct BootstrapEngine {
     pub rank: u32,
     /// Engine id, a JSON string including the quotes.
     pub id: Box<[u8]>,
+}
+
+/// The engines of one prefiller, kept for later requests.
+#[derive(Debug)]
+pub struct ListedEngines {
+    /// The engines in rank order, at least one.
+    pub list: Vec<BootstrapEngine>,
+    _reserved: Reserved,
+}
+
+impl ListedEngines {
+    /// Returns the engines of `list`, and how many bytes they have, which are reserved in `budget`;
+    /// `None` if it has no room, so that they must not be kept.
+    #[must_use]
+    pub fn new(list: Vec<BootstrapEngine>, budget: &Arc<Budget>) -> (Self, Option<usize>) {
+        let ids = list.iter().map(|engine| engine.id.len());
+        let bytes = ids.sum::<usize>() + list.capacity() * size_of::<BootstrapEngine>();
+        let mut reserved = Reserved::new(budget);
+        let kept = reserved.grow_to(bytes as u64).is_ok().then_some(bytes);
+        let engines = Self {
+            list,
+            _reserved: reserved,
+        };
+        (engines, kept)
+    }
 }
 
 /// Maximum number of engines of one prefiller. A bootstrap response with more is rejected.

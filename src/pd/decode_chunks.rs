@@ -213,6 +213,12 @@ impl Progress {
         self.used
     }
 
+    /// Returns how many bytes of text are kept: here, and in the body of the next leg.
+    #[must_use]
+    pub const fn kept_bytes(&self) -> usize {
+        self.text.capacity() + 2 * self.message.capacity()
+    }
+
     /// Sets the fields `limit`, `minimum` and `message` to the values for the next chunk.
     fn prepare(&mut self) {
         let tokens = self.cut.tokens_to_request(self.used);

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::edits::Caps;
@@ -228,6 +229,37 @@ fn image_part<'a>(url: &[&[u8]], uuid: Option<&[u8]>) -> Item<'a> {
     Cow::Owned(part)
 }
 
+/// Returns how many bytes the items have that are copies of parts of the request.
+#[must_use]
+pub fn copied_bytes(items: &[Item<'_>]) -> usize {
+    let copies = items.iter().map(|item| match item {
+        Cow::Borrowed(_) => 0,
+        Cow::Owned(copy) => copy.capacity(),
+    });
+    copies.sum()
+}
+
+/// The reason why a leg to an encoder cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LegError {
+    /// The body cannot be edited.
+    Edit(EditError),
+    /// The budget of kept bytes is exhausted.
+    Budget(BudgetSpent),
+}
+
+impl From<EditError> for LegError {
+    fn from(error: EditError) -> Self {
+        Self::Edit(error)
+    }
+}
+
+impl From<BudgetSpent> for LegError {
+    fn from(spent: BudgetSpent) -> Self {
+        Self::Budget(spent)
+    }
+}
+
 /// The requests to encoders for the items of one request.
 #[derive(Debug)]
 pub struct Stage<'a> {
@@ -253,11 +285,12 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Returns the leg that sends one item to an encoder.
+    /// Returns the leg that sends one item to an encoder. It has a copy of the item, which is
+    /// reserved in `budget`.
     ///
     /// # Errors
-    /// If the body needs more than `JSON_EDITS_MAX` edits.
-    pub fn leg(&self, item: &[u8]) -> Result<Leg, EditError> {
+    /// If the body needs more than `JSON_EDITS_MAX` edits, or the budget is exhausted.
+    pub fn leg(&self, item: &[u8], budget: &Arc<Budget>) -> Result<Leg, LegError> {
         let [begin, end]: [&[u8]; 2] = [br#"[{"role":"user","content":["#, b"]}]"];
         if let Some(common) = &self.common {
             let parts: [&[u8]; 7] = [
@@ -271,7 +304,7 @@ impl<'a> Stage<'a> {
             ];
             return Ok(Leg {
                 role: Role::Encode,
-                body: Splices::text(parts.concat(), self.request.body.len()),
+                body: Splices::kept(Rc::new(Kept::of(budget, &parts)?), self.request.body.len()),
                 take: self.take,
                 rank: None,
                 request_id: None,
@@ -281,12 +314,12 @@ impl<'a> Stage<'a> {
             api: Api::Chat,
             ..self.request
         };
-        let messages = [begin, item, end].concat();
+        let messages = Rc::new(Kept::of(budget, &[begin, item, end])?);
         let mut edits = request.edits();
-        edits.set(Level::Top, "messages", &messages);
+        edits.set_kept("messages", &messages);
         edits.cap(request.api, Caps::Sent);
         edits.whole_response();
-        request.leg(Role::Encode, &edits, self.take)
+        Ok(request.leg(Role::Encode, &edits, self.take)?)
     }
 }
 
@@ -493,7 +526,7 @@ mod tests {
             let request = subject.request();
             let items = items(&request).unwrap();
             let stage = Stage::new(&request, EcConnector::Example);
-            let leg = stage.leg(&items[0]).unwrap();
+            let leg = stage.leg(&items[0], &Budget::new(1 << 20)).unwrap();
             let item: serde_json::Value = serde_json::from_slice(&items[0]).unwrap();
             let want = json!({"model": "vl", "cache_salt": "s", "max_tokens": 1, "stream": false,
                 "messages": [{"role": "user", "content": [item]}]});
@@ -508,7 +541,7 @@ mod tests {
         let request = subject.request();
         let items = items(&request).unwrap();
         let leg = Stage::new(&request, EcConnector::Nixl)
-            .leg(&items[0])
+            .leg(&items[0], &Budget::new(1 << 20))
             .unwrap();
         let want = json!({"model": "vl", "max_tokens": 1, "stream": false, "messages": [
             {"role": "user", "content": [

@@ -15,6 +15,7 @@ use super::head::{self, Outgoing, ResponseExtra};
 use super::shard::Shard;
 use super::tunnel;
 use crate::api;
+use crate::budget::Reserved;
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing};
 use crate::json::transform::{ResponseEdit, ResponseForm, Transforms};
@@ -53,6 +54,8 @@ pub(super) struct PendingResponse<N: Net> {
     pub(super) answer: Option<Rc<RefCell<Answer>>>,
     /// Whether the client's `Upgrade` field was forwarded to the engine.
     pub(super) upgrade_sent: bool,
+    /// The part of the budget of kept bytes that `response` takes, if it has been withheld.
+    pub(super) reserved: Option<Reserved>,
 }
 
 impl<N: Net> PendingResponse<N> {
@@ -65,6 +68,7 @@ impl<N: Net> PendingResponse<N> {
             experts: None,
             answer: None,
             upgrade_sent: false,
+            reserved: None,
         }
     }
 }
@@ -139,6 +143,7 @@ pub(super) async fn relay<N: Net>(
         edits,
         answer,
         upgrade_sent,
+        reserved,
         ..
     } = pending;
     let received = exchange.shard.net.clock();
@@ -174,6 +179,7 @@ pub(super) async fn relay<N: Net>(
         .shard
         .buffers
         .recycle(std::mem::take(&mut response.bytes));
+    drop(reserved);
     exchange
         .shard
         .buffers

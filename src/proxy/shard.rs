@@ -17,12 +17,14 @@ use crate::config::Config;
 use crate::fault::{Fault, Incident};
 use crate::fleet::{Address, EngineVersion, Service, Snapshot};
 use crate::limits::{
-    BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, IDLE_CLOSED_MAX, VERSION_SECS_MAX, VERSIONS_MAX,
+    BOOTSTRAP_CACHE_BYTES_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, IDLE_CLOSED_MAX,
+    VERSION_SECS_MAX, VERSIONS_MAX,
 };
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
 use crate::net::Net;
-use crate::pd::{BootstrapEngine, Role};
+use crate::pd::Role;
+use crate::pd::bootstrap::ListedEngines;
 use crate::policy::{self, Choose};
 use crate::trace::{Sampler, TraceRing, Tracer};
 use crate::upstream::{
@@ -74,7 +76,7 @@ const REFUSING_MAX: usize = 1024;
 const REFUSING_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// The engines of prefill servers, as their bootstrap servers listed them.
-type Engines = Rc<RefCell<TargetCache<Rc<[BootstrapEngine]>>>>;
+type Engines = Rc<RefCell<TargetCache<Rc<ListedEngines>>>>;
 
 /// The versions of engines that a shard has asked for itself.
 type Versions = Rc<RefCell<TargetCache<Option<EngineVersion>>>>;
@@ -130,7 +132,11 @@ impl<N: Net> Shard<N> {
         let endpoints = snapshot.endpoints();
         let own: Vec<_> = endpoints.flat_map(|one| one.addresses.clone()).collect();
         let versions: Versions = cache(VERSIONS_MAX, VERSION_SECS_MAX);
-        let engines: Engines = cache(BOOTSTRAPS_MAX, BOOTSTRAP_SECS_MAX);
+        let age_max = Duration::from_secs(BOOTSTRAP_SECS_MAX);
+        let engines = TargetCache::new(BOOTSTRAPS_MAX, age_max);
+        let engines: Engines = Rc::new(RefCell::new(
+            engines.with_bytes_max(BOOTSTRAP_CACHE_BYTES_MAX),
+        ));
         let (stated, listed) = (Rc::clone(&versions), Rc::clone(&engines));
         let on_decoder_lost = deps.on_decoder_lost;
         let upstreams = Upstreams::new(

@@ -191,6 +191,44 @@ fn responses_of_encoders_count_against_the_budget() {
     pair.sidecar.expect_sound();
 }
 
+/// A request to an encoder has a copy of the item.
+#[test]
+fn requests_to_encoders_count_against_the_budget() {
+    let encoder = Engine::start(EngineConfig::encoder(), 0).unwrap();
+    let args = [
+        "--max-body=1MB",
+        "--body-budget=2MB",
+        "--ec-connector=ec-example",
+    ];
+    let pair = Pair::start(&args);
+    let target = encoder.host_port();
+    let headers = [(ENCODERS, target.as_str())];
+    let body = |bytes: usize| {
+        let image = "x".repeat(bytes);
+        json!({"max_tokens": 1, "messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,".to_owned() + &image}},
+        ]}]})
+        .to_string()
+    };
+    // The other parts of a request need far less than the difference.
+    pair.post_with(CHAT, body(700_000), &headers).expect(200);
+    let held = pair.sidecar.post(CHAT, body(900_000), &[]);
+    held.expect(200);
+    encoder.fault(Fault::StallBeforeHead, 1);
+    let mut first = pair.sidecar.connect();
+    let mut all = headers.to_vec();
+    let prefiller = pair.prefill.host_port();
+    all.push((PREFILLER, &prefiller));
+    first.send(request("POST", CHAT, &all, body(700_000).as_bytes()));
+    encoder.wait_for(DEADLINE, |log| log.len() == 2).unwrap();
+    // The body and its copy leave room for another body, but not for its copy.
+    pair.post_with(CHAT, body(400_000), &headers)
+        .expect_error(503, "body_budget");
+    drop(first);
+    pair.sidecar.wait_metric("ringside_kept_bytes", &[], 0.0);
+    pair.post_with(CHAT, body(400_000), &headers).expect(200);
+}
+
 #[test]
 fn only_what_is_kept_of_a_prefill_response_is_limited() {
     let pair = Pair::start(&["--max-prefill-answer=20KiB"]);

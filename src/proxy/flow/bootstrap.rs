@@ -11,7 +11,7 @@ use crate::h1::Framing;
 use crate::json::Splices;
 use crate::limits::BOOTSTRAP_MS_MAX;
 use crate::net::Net;
-use crate::pd::bootstrap::engines;
+use crate::pd::bootstrap::{ListedEngines, engines};
 use crate::pd::{BootstrapEngine, Collected, Leg, Peer, Role, Take};
 use crate::proxy::exchange::Exchange;
 use crate::upstream::{Call, CallEnd, CallError, Deadline, Deadlines, HeadWriter, Timeout};
@@ -28,8 +28,8 @@ pub(super) async fn pick_engine<N: Net>(
     port: u16,
 ) -> Result<BootstrapEngine, Fault> {
     let engines = bootstrap(exchange, target, port).await?;
-    let pick = exchange.shard.net.random() % engines.len() as u64;
-    Ok(engines[usize::try_from(pick).unwrap_or(0)].clone())
+    let pick = exchange.shard.net.random() % engines.list.len() as u64;
+    Ok(engines.list[usize::try_from(pick).unwrap_or(0)].clone())
 }
 
 /// Queries a prefill server's engine list again. Called after the decoder has responded with a
@@ -52,7 +52,7 @@ pub(super) async fn engine_id_changed<N: Net>(
     let Some(old) = &peer.engine else {
         return Ok(false);
     };
-    let new = engines.iter().find(|engine| engine.rank == old.rank);
+    let new = engines.list.iter().find(|engine| engine.rank == old.rank);
     let has_moved = new.is_some_and(|new| new.id != old.id);
     if has_moved {
         peer.engine = new.cloned();
@@ -64,7 +64,7 @@ async fn bootstrap<N: Net>(
     exchange: &Exchange<'_, N>,
     target: &Target,
     port: u16,
-) -> Result<Rc<[BootstrapEngine]>, Fault> {
+) -> Result<Rc<ListedEngines>, Fault> {
     let shard = exchange.shard;
     if let Some(engines) = shard.engines.borrow().get(target, || shard.net.now()) {
         return Ok(engines);
@@ -75,11 +75,13 @@ async fn bootstrap<N: Net>(
         Err(CallError::Other(fault)) => return Err(fault),
         Err(_) => return Err(Fault::leg(Role::Bootstrap, Cause::BadResponse)),
     };
-    let engines: Rc<[_]> = engines(&response)
-        .ok_or(Fault::leg(Role::Bootstrap, Cause::BadResponse))?
-        .into();
-    let mut known = shard.engines.borrow_mut();
-    known.put(target, Rc::clone(&engines), shard.net.now());
+    let list = engines(&response).ok_or(Fault::leg(Role::Bootstrap, Cause::BadResponse))?;
+    let (engines, bytes) = ListedEngines::new(list, &shard.budget);
+    let engines = Rc::new(engines);
+    if let Some(bytes) = bytes {
+        let mut known = shard.engines.borrow_mut();
+        known.put_sized(target, Rc::clone(&engines), bytes, shard.net.now());
+    }
     Ok(engines)
 }
 

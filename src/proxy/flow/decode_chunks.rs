@@ -5,6 +5,7 @@ use std::io::IoSlice;
 
 use super::decode;
 use super::split::Split;
+use crate::budget::Reserved;
 use crate::config::ErrorStyle;
 use crate::fault::{Cause, Fault};
 use crate::h1;
@@ -43,6 +44,7 @@ pub(super) async fn respond_in_chunks<N: Net>(
     let cached_tokens = first.edits.iter().find_map(ResponseEdit::cached_tokens);
     let mut pending = first;
     let mut is_first = true;
+    let mut reserved = Reserved::new(&exchange.shard.budget);
     loop {
         let is_success = (200..300).contains(&pending.response.head.status);
         if !is_success && exchange.reply.is_unsent() {
@@ -71,6 +73,9 @@ pub(super) async fn respond_in_chunks<N: Net>(
                 return end_with(exchange, Fault::leg(Role::Decode, Cause::Unusable)).await;
             }
         };
+        if let Err(spent) = reserved.grow_to(progress.kept_bytes() as u64) {
+            return end_with(exchange, spent.into()).await;
+        }
         let tokens = progress.tokens();
         exchange
             .trace

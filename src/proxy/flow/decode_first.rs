@@ -37,13 +37,15 @@ pub(super) async fn decode_first<N: Net>(
     // The proxy reads the response itself, so it must not have a content encoding.
     let take = Take::Whole;
     let mut pending = decode::decode_local(exchange, split, &Leg { take, ..leg }).await?;
-    match verdict(exchange, &mut pending).await? {
+    let mut reserved = Reserved::new(&exchange.shard.budget);
+    match verdict(exchange, &mut pending, &mut reserved).await? {
         Verdict::BelowThreshold => {
             drop(pending);
             serial::serial(exchange, split, targets).await
         }
         Verdict::Undecided | Verdict::Served => {
             exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::StoreHit));
+            pending.reserved = Some(reserved);
             Ok(pending)
         }
     }
@@ -51,10 +53,11 @@ pub(super) async fn decode_first<N: Net>(
 
 /// Reads the decoder's response until it shows whether a prefill leg is needed, and no further.
 /// The bytes read remain in `pending`; if no prefill leg is needed, they are relayed from
-/// there.
+/// there. Their memory is reserved in `reserved`.
 async fn verdict<N: Net>(
     exchange: &Exchange<'_, N>,
     pending: &mut PendingResponse<N>,
+    reserved: &mut Reserved,
 ) -> Result<Verdict, Fault> {
     let response = &mut pending.response;
     let is_encoded = response.is_coded();
@@ -70,7 +73,6 @@ async fn verdict<N: Net>(
         payload: Vec::new(),
         bytes_max: exchange.shard.config.pd.prefill_response_bytes_max,
     };
-    let mut reserved = Reserved::new(&exchange.shard.budget);
     let conn = pending.upstream.conn();
     loop {
         let held_bytes = response.bytes.capacity() + holding.payload.capacity();

@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use super::split::Split;
+use crate::budget::Reserved;
 use crate::config::EcConnector;
 use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::h1::{self, Framing, Name};
 use crate::limits::ENCODER_CALLS_MAX;
 use crate::net::Net;
-use crate::pd::encode::{self, ItemsError, Merge, TooManyMembers};
+use crate::pd::encode::{self, ItemsError, LegError, Merge, TooManyMembers};
 use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::trace;
@@ -43,6 +44,9 @@ pub(super) async fn encode<N: Net>(
         ItemsError::Json(error) => Fault::Json(error),
         ItemsError::TooMany => Fault::TooManyItems,
     })?;
+    let budget = &exchange.shard.budget;
+    let mut reserved = Reserved::new(budget);
+    reserved.grow_to(encode::copied_bytes(&items) as u64)?;
     let stage = encode::Stage::new(&pd_request, ec);
     let mut responses: Vec<_> = items.iter().map(|_| Collected::Nothing).collect();
     let mut waiting = items.iter().enumerate();
@@ -51,7 +55,10 @@ pub(super) async fn encode<N: Net>(
         while running.len() < ENCODER_CALLS_MAX
             && let Some((index, item)) = waiting.next()
         {
-            let leg = stage.leg(item)?;
+            let leg = stage.leg(item, budget).map_err(|error| match error {
+                LegError::Edit(error) => Fault::from(error),
+                LegError::Budget(spent) => spent.into(),
+            })?;
             let target = &encoders[index % encoders.len()];
             running.push((index, begin_encode(exchange, split, target, leg, index)));
         }
