@@ -108,7 +108,7 @@ pub const RECYCLED_FIELDS_MAX: usize = 32;
 /// Microseconds that one poll of a task may take before other tasks run: its turn. All tasks that
 /// move bulk data share the same time between two polls of the kernel. The time of a poll is
 /// estimated from its socket calls, with the two constants below. One call can exceed it: the
-/// largest moves 1 MiB.
+/// largest moves 2 MiB.
 pub const TURN_MICROS_MAX: u32 = 200;
 /// Estimated nanoseconds of a socket call and of the work that belongs to it.
 pub const TURN_CALL_NANOS: u32 = 4000;
@@ -138,8 +138,9 @@ pub const SEND_JOINED_BYTES_MAX: usize = 4096;
 /// Slices in one vectored send.
 pub const SEND_SLICES_MAX: usize = 64;
 /// Bytes that one call offers to a socket. A peer on the same machine that keeps reading takes many
-/// MiB in one call, during which nothing else runs on the shard.
-pub const SEND_BYTES_MAX: usize = 1024 * 1024;
+/// MiB in one call, during which nothing else runs on the shard. A request with a body of 1 MiB
+/// fits.
+pub const SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes read and discarded from a client whose response was sent before its request had ended.
 /// Closing a socket with unread bytes makes the kernel send a reset, which can destroy the
 /// response.

@@ -30,7 +30,7 @@ pub(super) enum Next {
 
 /// Reads one request from the connection, serves it and records its result.
 pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Next {
-    let exchange = match Exchange::begin(shard, client).await {
+    let mut exchange = match Exchange::begin(shard, client).await {
         Ok(exchange) => exchange,
         Err(Fault::ClientGone) => return Next::Close,
         Err(fault) => {
@@ -38,26 +38,25 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
             return refuse_head(shard, client, fault).await;
         }
     };
-    let mut running = Running::begin(exchange);
-    let served = serve(&mut running.exchange).await;
-    let next = conclude(&mut running.exchange, served).await;
+    let mut running = Running::begin(&mut exchange);
+    let served = serve(running.exchange).await;
+    let next = conclude(running.exchange, served).await;
     running.end();
-    let request = &mut running.exchange.request;
-    shard.buffers.recycle(std::mem::take(&mut request.bytes));
-    let fields = std::mem::take(&mut request.head.fields);
-    shard.buffers.recycle_fields(fields);
+    drop(running);
+    shard.buffers.recycle(exchange.request.bytes);
+    shard.buffers.recycle_fields(exchange.request.head.fields);
     next
 }
 
 /// A request that is being served. If it is dropped without `end`, it is recorded as cut by the
 /// drain, the only reason to drop it except a panic, after which it is only counted.
-struct Running<'a, N: Net> {
-    exchange: Exchange<'a, N>,
+struct Running<'e, 'a, N: Net> {
+    exchange: &'e mut Exchange<'a, N>,
     has_ended: bool,
 }
 
-impl<'a, N: Net> Running<'a, N> {
-    fn begin(exchange: Exchange<'a, N>) -> Self {
+impl<'e, 'a, N: Net> Running<'e, 'a, N> {
+    fn begin(exchange: &'e mut Exchange<'a, N>) -> Self {
         let metrics = &exchange.shard.metrics;
         metrics.request_started(exchange.stats.route);
         Self {
@@ -68,18 +67,18 @@ impl<'a, N: Net> Running<'a, N> {
 
     fn end(&mut self) {
         self.has_ended = true;
-        let (class, total_us) = record(&mut self.exchange);
+        let (class, total_us) = record(self.exchange);
         let metrics = &self.exchange.shard.metrics;
         metrics.request_done(self.exchange.stats.route, class, total_us);
     }
 }
 
-impl<N: Net> Drop for Running<'_, N> {
+impl<N: Net> Drop for Running<'_, '_, N> {
     fn drop(&mut self) {
         if self.has_ended {
             return;
         }
-        let exchange = &mut self.exchange;
+        let exchange = &mut *self.exchange;
         if std::thread::panicking() {
             let metrics = &exchange.shard.metrics;
             metrics.request_done(exchange.stats.route, CodeClass::Aborted, 0);
