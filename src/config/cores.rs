@@ -1,7 +1,8 @@
-//! The value of `--cores`: `auto`, `8-15`, `near:gpu0`, `numa:1`.
+//! The value of `--cores`: `auto`, `any`, `8-15`, `near:gpu0`, `numa:1`.
 //!
 //! A list of CPUs means one shard on each of them. `near:` and `numa:` name a part of the machine,
-//! which `sys::plan_cores` maps to CPUs at startup. They mean one shard, or N with the suffix `*N`.
+//! which `sys::plan_cores` maps to CPUs at startup. They, and `any`, mean one shard, or N with the
+//! suffix `*N`.
 //! Parsing does not depend on the machine: it does not check whether a device exists.
 
 use std::fmt;
@@ -16,9 +17,9 @@ use super::units::{self, CPU_MAX, UnitError, format_cpus};
 /// names have at most 15 bytes.
 const DEVICE_NAME_BYTES_MAX: usize = 64;
 /// The valid forms of `--cores`, for error messages.
-const FORMS: &str = "auto, CPU numbers (1 or 0-3,8; not a count), near:gpu0, near:gpu0-3, near:eth0, \
-                     near:mlx5_0, near:0000:3b:00.0 or numa:1; a suffix *N to near: or numa: starts \
-                     N shards";
+const FORMS: &str = "auto, any, CPU numbers (1 or 0-3,8; not a count), near:gpu0, near:gpu0-3, \
+                     near:eth0, near:mlx5_0, near:0000:3b:00.0 or numa:1; a suffix *N to any, near: \
+                     or numa: starts N shards";
 
 /// The CPUs to run shards on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,11 @@ pub enum Cores {
     /// One shard on a CPU chosen from those this process may use. The shard is not pinned if the
     /// CPU quota is below one CPU.
     Auto,
+    /// Shards that are not pinned: the scheduler chooses among the CPUs this process may use.
+    Any {
+        /// Number of shards, from 1 to `CPU_MAX`.
+        shards: usize,
+    },
     /// One pinned shard on each listed CPU.
     List(Vec<usize>),
     /// Pinned shards on the best CPUs of a part of the machine.
@@ -108,6 +114,8 @@ impl fmt::Display for Cores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
+            Self::Any { shards: 1 } => f.write_str("any"),
+            Self::Any { shards } => write!(f, "any*{shards}"),
             Self::List(cpus) => f.write_str(&format_cpus(cpus)),
             Self::At { place, shards: 1 } => write!(f, "{place}"),
             Self::At { place, shards } => write!(f, "{place}*{shards}"),
@@ -118,7 +126,7 @@ impl fmt::Display for Cores {
 /// Reason why a value of `--cores` is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CoresError {
-    /// The value is neither `auto` nor a valid CPU list, and does not start with `near:` or
+    /// The value is neither `auto`, `any` nor a valid CPU list, and does not start with `near:` or
     /// `numa:`.
     Cpus(UnitError),
     /// The value starts with `near:gpu`, but the list of GPU numbers after it is not valid.
@@ -171,10 +179,13 @@ impl FromStr for Cores {
             Some((place, shards)) => (place, Some(shards)),
             None => (text, None),
         };
-        let place = if let Some(near) = place.strip_prefix("near:") {
-            device(near)?
+        let place = if place == "any" {
+            None
+        } else if let Some(near) = place.strip_prefix("near:") {
+            Some(device(near)?)
         } else if let Some(nodes) = place.strip_prefix("numa:") {
-            Place::Nodes(units::cpu_list(nodes).map_err(CoresError::Nodes)?)
+            let nodes = units::cpu_list(nodes).map_err(CoresError::Nodes)?;
+            Some(Place::Nodes(nodes))
         } else {
             return units::cpu_list(text)
                 .map(Self::List)
@@ -187,7 +198,10 @@ impl FromStr for Cores {
                 _ => return Err(CoresError::Shards),
             },
         };
-        Ok(Self::At { place, shards })
+        Ok(match place {
+            None => Self::Any { shards },
+            Some(place) => Self::At { place, shards },
+        })
     }
 }
 
@@ -277,6 +291,10 @@ mod tests {
         };
         for (text, want) in [
             ("auto", Ok(Cores::Auto)),
+            ("any", Ok(Cores::Any { shards: 1 })),
+            ("any*4", Ok(Cores::Any { shards: 4 })),
+            ("any*0", Err(CoresError::Shards)),
+            ("any4", Err(CoresError::Cpus(UnitError::Number))),
             ("8-10,1", Ok(Cores::List(vec![8, 9, 10, 1]))),
             ("near:gpu0", at(gpus(&[0]), 1)),
             ("near:GPU0", at(gpus(&[0]), 1)),

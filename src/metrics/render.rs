@@ -127,6 +127,7 @@ impl Collector for Scrape {
         self.failures(&mut out)?;
         self.prefill_decode(&mut out)?;
         self.connections(&mut out)?;
+        self.balance(&mut out)?;
         self.tls(&mut out)?;
         self.program(&mut out)
     }
@@ -161,6 +162,25 @@ impl Scrape {
                     [("route", route.label())],
                     i64::try_from(now).unwrap_or(i64::MAX),
                 )
+            }),
+        )
+    }
+
+    /// How the kernel distributes clients over the shards.
+    fn balance(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        let shards = || self.shards.iter().enumerate();
+        let label = |index: usize| [("shard", index.to_string())];
+        out.gauges(
+            "ringside_shard_client_connections",
+            "Open client connections, by shard",
+            shards().map(|(index, shard)| (label(index), shard.clients.get())),
+        )?;
+        out.counters(
+            "ringside_shard_requests",
+            "Requests begun, by shard",
+            shards().map(|(index, shard)| {
+                let started = shard.started.iter().map(Counter::get);
+                (label(index), started.sum())
             }),
         )
     }
@@ -486,6 +506,8 @@ mod tests {
             "ringside_pd_requests_total{outcome=\"local_fallback\",reason=\"handoff_stale\"} 1",
             "ringside_upstream_connections{leg=\"decode\",state=\"idle\"} 4",
             "ringside_client_connections 10",
+            "ringside_shard_client_connections{shard=\"1\"} 5",
+            "ringside_shard_requests_total{shard=\"0\"} 2",
             "ringside_spliced_bytes_total 200",
             "ringside_driver_info{driver=\"io_uring\"} 1",
             concat!(

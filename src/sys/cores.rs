@@ -141,6 +141,10 @@ pub fn plan_cores(
 ) -> Result<CorePlan, CoreError> {
     let mut plan = match cores {
         Cores::Auto => return Ok(plan_auto(allowed, quota, topology, claim)),
+        Cores::Any { shards } => CorePlan {
+            seats: vec![Seat::default(); *shards],
+            warnings: Vec::new(),
+        },
         Cores::List(cpus) => plan_list(cpus, allowed, topology)?,
         Cores::At { place, shards } => plan_place(place, *shards, allowed, topology)?,
     };
@@ -479,6 +483,13 @@ mod tests {
                 Some(vec![None]),
             ),
             ("auto, unknown", Cores::Auto, vec![], None, Some(vec![None])),
+            (
+                "any",
+                Cores::Any { shards: 3 },
+                vec![0, 1],
+                None,
+                Some(vec![None; 3]),
+            ),
             ("one", list(&[1]), vec![0, 1], None, pinned(&[1])),
             (
                 "list in its order",
