@@ -258,6 +258,8 @@ pub const TRACE_WARNING_SECS: u64 = 60;
 pub const TRACE_FLUSH_MS_MAX: u64 = 3000;
 /// Bytes of log lines that wait to be written. Further lines are counted and lost.
 pub const LOG_QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// Milliseconds for which the process waits at its end until its last message has been written.
+pub const EXIT_MESSAGE_MS_MAX: u64 = 500;
 /// Milliseconds for which the process waits at its end until the control log has been written, and
 /// the same for the access log.
 pub const LOG_FLUSH_MS_MAX: u64 = 300;

@@ -3,7 +3,11 @@
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
+use crate::limits::EXIT_MESSAGE_MS_MAX;
 use crate::sys::{BindError, CoreError};
 
 /// An exit code with its message.
@@ -77,16 +81,25 @@ impl Exit {
     }
 
     /// Prints the message and returns the exit code. Write errors are ignored, for example if the
-    /// reader of a pipe (`| head`) has exited.
+    /// reader of a pipe (`| head`) has exited. A standard error that is not read delays the end by
+    /// `EXIT_MESSAGE_MS_MAX` at most.
     #[must_use]
     pub fn report(&self) -> ExitCode {
-        let text = self.message.trim_end();
-        if !text.is_empty() {
-            let _ = if self.to_stdout {
-                writeln!(std::io::stdout().lock(), "{text}")
-            } else {
-                writeln!(std::io::stderr().lock(), "{text}")
-            };
+        let text = format!("{}\n", self.message.trim_end());
+        if self.message.trim_end().is_empty() {
+            return ExitCode::from(self.code);
+        }
+        if self.to_stdout {
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+            return ExitCode::from(self.code);
+        }
+        let (done, written) = mpsc::channel();
+        let print = move || {
+            let _ = std::io::stderr().lock().write_all(text.as_bytes());
+            let _ = done.send(());
+        };
+        if thread::Builder::new().spawn(print).is_ok() {
+            let _ = written.recv_timeout(Duration::from_millis(EXIT_MESSAGE_MS_MAX));
         }
         ExitCode::from(self.code)
     }

@@ -2,6 +2,7 @@
 //! and, if configured, to a file. At level `info` and above it has no lines per request. A separate
 //! thread writes it.
 
+use std::backtrace::Backtrace;
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::OnceLock;
 
@@ -9,15 +10,15 @@ use tracing::level_filters::LevelFilter;
 
 use super::Exit;
 use super::log_file::RotatedFile;
-use super::log_queue::LogQueue;
+use super::log_queue::{LogQueue, LogQueues};
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
 /// The control log of this process.
-static LOG: OnceLock<LogQueue> = OnceLock::new();
+static LOG: OnceLock<LogQueues> = OnceLock::new();
 
-/// Returns the queue of the control log, or `None` before [`init_log`].
+/// Returns the queues of the control log, or `None` before [`init_log`].
 #[must_use]
-pub fn log_queue() -> Option<&'static LogQueue> {
+pub fn log_queues() -> Option<&'static LogQueues> {
     LOG.get()
 }
 
@@ -39,9 +40,20 @@ pub fn init_log(config: &LogConfig) -> Result<(), Exit> {
     if LOG.get().is_some() {
         return Ok(());
     }
-    let queue = LogQueue::start(outputs)
+    let mention_lost = match config.format {
+        LogFormat::Text => mention_lost,
+        LogFormat::Json => mention_lost_as_json,
+    };
+    let queues = outputs
+        .into_iter()
+        .map(|output| LogQueue::start(output, mention_lost))
+        .collect::<Result<_, _>>()
         .map_err(|error| Exit::runtime(format!("ringside: the log cannot be started: {error}")))?;
-    let writer = LOG.get_or_init(|| queue).clone();
+    let writer = LOG.get_or_init(|| LogQueues(queues)).clone();
+    // The default hook writes to standard error, which may block.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("{panic} {}", Backtrace::capture());
+    }));
     let level = match config.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -61,4 +73,12 @@ pub fn init_log(config: &LogConfig) -> Result<(), Exit> {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
+}
+
+fn mention_lost(lost: u64) -> String {
+    format!("WARN {lost} log lines were lost: the log cannot be written fast enough\n")
+}
+
+fn mention_lost_as_json(lost: u64) -> String {
+    format!("{{\"level\":\"WARN\",\"message\":\"log lines were lost\",\"lost\":{lost}}}\n")
 }

@@ -1,8 +1,8 @@
 //! The queue of log lines that a separate thread writes.
 //!
 //! Standard error may be a pipe that is read slowly or not at all, and a log file may be on a mount
-//! that hangs. Neither may stop a shard or the control plane, so a line that does not fit into the
-//! queue is counted and lost.
+//! that hangs. Neither may stop a shard, the control plane or the other output, so each output has
+//! a queue and a thread, and a line that does not fit into the queue is counted and lost.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use crate::limits::LOG_QUEUE_BYTES_MAX;
 
 /// A queue of log lines. Clones share it.
 #[derive(Clone, Debug)]
-pub struct LogQueue {
+pub(super) struct LogQueue {
     shared: Arc<Shared>,
 }
 
@@ -47,11 +47,15 @@ impl Shared {
 }
 
 impl LogQueue {
-    /// Starts the thread that writes the lines to each of `outputs`.
+    /// Starts the thread that writes the lines to `output`. `mention_lost` makes the line that
+    /// reports a number of lost lines.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub(super) fn start(outputs: Vec<Box<dyn Write + Send>>) -> io::Result<Self> {
+    pub(super) fn start(
+        output: Box<dyn Write + Send>,
+        mention_lost: fn(u64) -> String,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let queue = Self {
             shared: Arc::clone(&shared),
@@ -59,19 +63,18 @@ impl LogQueue {
         let name = "log".to_owned();
         thread::Builder::new()
             .name(name)
-            .spawn(move || write_all(&shared, outputs))?;
+            .spawn(move || write_lines(&shared, output, mention_lost))?;
         Ok(queue)
     }
 
     /// Returns the number of lines that were lost because the queue was full.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
+    fn lost(&self) -> u64 {
         self.shared.lock().lost
     }
 
     /// Waits until everything that is queued has been written, at most for `wait`. Returns the
     /// number of lines that are not written.
-    pub fn flush(&self, wait: Duration) -> u64 {
+    fn flush(&self, wait: Duration) -> u64 {
         let has_lines = |queued: &mut Queued| queued.count + queued.writing > 0;
         let waited = self
             .shared
@@ -95,8 +98,12 @@ impl LogQueue {
     }
 }
 
-/// Writes queued lines as long as the process runs.
-fn write_all(shared: &Shared, mut outputs: Vec<Box<dyn Write + Send>>) {
+/// Writes queued lines as long as the process runs, each with one call.
+fn write_lines(
+    shared: &Shared,
+    mut output: Box<dyn Write + Send>,
+    mention_lost: fn(u64) -> String,
+) {
     let mut lines = Vec::new();
     loop {
         let queued = shared.lock();
@@ -107,13 +114,11 @@ fn write_all(shared: &Shared, mut outputs: Vec<Box<dyn Write + Send>>) {
         let lost = std::mem::take(&mut queued.lost_unmentioned);
         drop(queued);
         if lost > 0 {
-            let text =
-                format!("{lost} log lines were lost: the log cannot be written fast enough\n");
-            lines.extend_from_slice(text.as_bytes());
+            lines.extend_from_slice(mention_lost(lost).as_bytes());
         }
-        for output in &mut outputs {
-            // An output that fails must not keep the lines from the others.
-            let _ = output.write_all(&lines);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            // Nothing can report that the log cannot be written.
+            let _ = output.write_all(line);
         }
         lines.clear();
         let mut queued = shared.lock();
@@ -124,13 +129,34 @@ fn write_all(shared: &Shared, mut outputs: Vec<Box<dyn Write + Send>>) {
     }
 }
 
-/// Passes each line to the queue. A line is one call of `write`.
+/// The queues of all outputs of the log.
+#[derive(Clone, Debug)]
+pub struct LogQueues(pub(super) Vec<LogQueue>);
+
+impl LogQueues {
+    /// Returns the number of lines that were lost because a queue was full.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.0.iter().map(LogQueue::lost).sum()
+    }
+
+    /// Waits until everything that is queued has been written, at most for `wait` per output.
+    pub fn flush(&self, wait: Duration) {
+        for queue in &self.0 {
+            queue.flush(wait);
+        }
+    }
+}
+
+/// Passes each line to the queues. A line is one call of `write`.
 #[derive(Debug)]
-pub struct LineWriter<'a>(&'a LogQueue);
+pub struct LineWriter<'a>(&'a [LogQueue]);
 
 impl Write for LineWriter<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.push(line);
+        for queue in self.0 {
+            queue.push(line);
+        }
         Ok(line.len())
     }
 
@@ -139,11 +165,11 @@ impl Write for LineWriter<'_> {
     }
 }
 
-impl<'a> MakeWriter<'a> for LogQueue {
+impl<'a> MakeWriter<'a> for LogQueues {
     type Writer = LineWriter<'a>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        LineWriter(self)
+        LineWriter(&self.0)
     }
 }
 
@@ -178,14 +204,17 @@ mod tests {
             permits,
             written: Arc::clone(&written),
         };
-        let log = LogQueue::start(vec![Box::new(output)]).unwrap();
-        let fill = || log.make_writer().write_all(&[b'x'; 1024]).unwrap();
+        let mention = |lost| format!("{lost} log lines were lost\n");
+        let log = LogQueue::start(Box::new(output), mention).unwrap();
+        let all = LogQueues(vec![log.clone()]);
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        let fill = || all.make_writer().write_all(&line).unwrap();
         for _ in 0..LOG_QUEUE_BYTES_MAX / 1024 + 100 {
             fill();
         }
         assert!(log.lost() >= 99, "{}", log.lost());
         assert!(log.flush(Duration::ZERO) > 0);
-        for _ in 0..10 {
+        for _ in 0..2 * LOG_QUEUE_BYTES_MAX / 1024 {
             permit.send(()).unwrap();
         }
         assert_eq!(log.flush(Duration::from_secs(10)), 0);

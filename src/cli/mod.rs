@@ -20,8 +20,8 @@ use crate::config::personality::SIDECAR;
 use crate::config::{self, Config, Personality};
 
 pub use exit::Exit;
-pub use log::{init_log, log_queue};
-pub use log_queue::LogQueue;
+pub use log::{init_log, log_queues};
+pub use log_queue::LogQueues;
 
 /// The command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,6 +17,11 @@ use crate::limits::{PING_SECS, PINGS_MISSED_MAX};
 pub(super) struct Missed(Arc<[AtomicU32]>);
 
 impl Missed {
+    /// Returns the number of shards.
+    pub(super) fn shards(&self) -> usize {
+        self.0.len()
+    }
+
     /// Returns the indices of the shards that are stuck.
     pub(super) fn stuck(&self) -> Vec<usize> {
         let counts = self.0.iter().enumerate();

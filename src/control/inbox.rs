@@ -1,7 +1,7 @@
 //! Messages from the control plane to a shard.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::net::Notifier;
@@ -27,6 +27,8 @@ pub(super) struct Inbox {
     notifier: Notifier,
     /// How often the shard has taken its messages.
     beats: Arc<AtomicU64>,
+    /// Whether the shard must close idle client connections, for a client of another shard.
+    must_close_idle: Arc<AtomicBool>,
 }
 
 impl Inbox {
@@ -38,6 +40,7 @@ impl Inbox {
             waiting: Arc::default(),
             notifier,
             beats: Arc::default(),
+            must_close_idle: Arc::default(),
         }
     }
 
@@ -62,6 +65,17 @@ impl Inbox {
     /// Wakes the shard without a message.
     pub(super) fn ping(&self) {
         self.notifier.notify();
+    }
+
+    /// Makes the shard close some of its idle client connections.
+    pub(super) fn close_idle(&self) {
+        self.must_close_idle.store(true, Ordering::Relaxed);
+        self.notifier.notify();
+    }
+
+    /// Returns whether the shard must close idle client connections, and resets that.
+    pub(super) fn must_close_idle(&self) -> bool {
+        self.must_close_idle.swap(false, Ordering::Relaxed)
     }
 
     /// Returns how often the shard has taken its messages, which it does after each notification.

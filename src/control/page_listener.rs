@@ -156,6 +156,14 @@ impl<S> Timed<S> {
         }
     }
 
+    /// Returns whether another connection has got the place.
+    fn is_revoked(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.is_revoked {
+            self.is_revoked = Pin::new(&mut self.place.revoked).poll(cx).is_ready();
+        }
+        self.is_revoked
+    }
+
     fn limit_read(&mut self, secs: u64) {
         let until = Instant::now() + Duration::from_secs(secs);
         self.read_limit.as_mut().reset(until);
@@ -167,6 +175,9 @@ impl<S> Timed<S> {
         cx: &mut Context<'_>,
         polled: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        if self.is_revoked(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if polled.is_ready() {
             self.write_limit = None;
             return polled;
@@ -188,8 +199,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        this.is_revoked = this.is_revoked || Pin::new(&mut this.place.revoked).poll(cx).is_ready();
-        if this.is_revoked {
+        if this.is_revoked(cx) {
             return Poll::Ready(Ok(()));
         }
         let polled = Pin::new(&mut this.stream).poll_read(cx, buffer);

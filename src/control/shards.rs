@@ -46,6 +46,8 @@ pub(super) struct Shared {
     pub(super) incidents: Incidents,
     /// Notified when a shard has lost a decoder.
     pub(super) decoder_lost: Arc<Notify>,
+    /// Notified when a shard has neither a place for a new client nor an idle client to close.
+    pub(super) places_wanted: Arc<Notify>,
     pub(super) tls: TlsContext,
 }
 
@@ -168,6 +170,7 @@ async fn serve(
             rank_listener,
             net.timer(),
             net.clone(),
+            Arc::clone(&shared.places_wanted),
         ));
     }
     shared.listening.fetch_add(1, Ordering::Release);
@@ -175,17 +178,39 @@ async fn serve(
     while !shard.is_draining() {
         notifications.notified().await;
         metrics.set_events_lost(u64::from(net.events_lost()));
-        for message in inbox.take() {
-            match message {
-                Message::Resolved(resolved) => shard.resolved(resolved),
-                Message::CheckDrain | Message::Cut => {}
-            }
+        if handle_messages(&shard, &inbox) == Handled::Cut {
+            shared.listening.fetch_sub(1, Ordering::Release);
+            inbox.end();
+            return Ok(());
         }
     }
     shared.listening.fetch_sub(1, Ordering::Release);
     drain(&net, &shard, &inbox).await;
     inbox.end();
     Ok(())
+}
+
+/// Whether the messages to a shard require it to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Handled {
+    Continue,
+    Cut,
+}
+
+/// Handles all messages that the shard has received.
+fn handle_messages(shard: &Shard<Served>, inbox: &Inbox) -> Handled {
+    if inbox.must_close_idle() {
+        shard.close_idle();
+    }
+    let mut handled = Handled::Continue;
+    for message in inbox.take() {
+        match message {
+            Message::Resolved(resolved) => shard.resolved(resolved),
+            Message::CheckDrain => {}
+            Message::Cut => handled = Handled::Cut,
+        }
+    }
+    handled
 }
 
 /// Waits until the shard has no open client connection and no leg that runs as a separate task, or
@@ -197,14 +222,7 @@ async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
         net.nudge_all();
         timer.set(net.now(), Some(DRAIN_CHECK_INTERVAL));
         wait(&timer).await;
-        for message in inbox.take() {
-            match message {
-                Message::Resolved(resolved) => shard.resolved(resolved),
-                Message::Cut => return,
-                Message::CheckDrain => {}
-            }
-        }
-        if shard.sessions() == 0 {
+        if handle_messages(shard, inbox) == Handled::Cut || shard.sessions() == 0 {
             return;
         }
     }
@@ -250,7 +268,13 @@ fn deps(
 
 /// Accepts connections until the drain starts, and then those still in the backlog: the kernel has
 /// already completed their TCP handshakes.
-async fn accept(shard: Rc<Shard<Served>>, rank_listener: RankListener, timer: Timer, net: Runtime) {
+async fn accept(
+    shard: Rc<Shard<Served>>,
+    rank_listener: RankListener,
+    timer: Timer,
+    net: Runtime,
+    places_wanted: Arc<Notify>,
+) {
     let mut paused = false;
     loop {
         let stop = shard.is_draining();
@@ -265,7 +289,11 @@ async fn accept(shard: Rc<Shard<Served>>, rank_listener: RankListener, timer: Ti
                 }
                 shard.count_accept_paused();
                 let pause_ms = match shard.close_idle() {
-                    0 => ACCEPT_PAUSE_MS,
+                    0 => {
+                        // Others may have idle connections.
+                        places_wanted.notify_one();
+                        ACCEPT_PAUSE_MS
+                    }
                     _ => ACCEPT_PAUSE_MS_MIN,
                 };
                 timer.set(net.now(), Some(Duration::from_millis(pause_ms)));
@@ -316,11 +344,13 @@ fn warn_of_pause(ended: &BatchEnd, places: usize) {
 /// Accepts up to [`ACCEPT_BATCH_MAX`] pending connections.
 fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> BatchEnd {
     for _ in 0..ACCEPT_BATCH_MAX {
+        // A place that is taken for a connection that does not exist would make others close idle
+        // ones.
+        if shard.is_nearly_full() && !rank_listener.listener.has_pending() {
+            return BatchEnd::Empty;
+        }
         let Some(guard) = shard.admit() else {
-            return match rank_listener.listener.has_pending() {
-                true => BatchEnd::Full,
-                false => BatchEnd::Empty,
-            };
+            return BatchEnd::Full;
         };
         match rank_listener.listener.try_accept() {
             Ok(conn) => session::begin(guard, rank_listener.wire(conn), rank_listener.rank),

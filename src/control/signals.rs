@@ -95,7 +95,7 @@ fn end_at_deadline(deadlines: &Receiver<Instant>) {
         }
     }
     tracing::error!("the process does not end by itself after the drain's deadline; ending it");
-    if let Some(log) = cli::log_queue() {
+    if let Some(log) = cli::log_queues() {
         log.flush(Duration::from_millis(LOG_FLUSH_MS_MAX));
     }
     std::process::exit(0);

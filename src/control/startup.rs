@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::certificate::Renewal;
 use super::discovery::Sources;
 use super::health;
-use super::heartbeat;
+use super::heartbeat::{self, Missed};
 use super::inbox::Inbox;
 use super::incidents::Incidents;
 use super::memory;
@@ -28,7 +28,7 @@ use super::traces;
 use super::versions;
 use crate::admin::{self, AdminState};
 use crate::budget::Budget;
-use crate::cli::{self, Exit, LogQueue};
+use crate::cli::{self, Exit, LogQueues};
 use crate::config::{AdminConfig, Config, ListenAddress};
 use crate::fault;
 use crate::fleet::{EndpointSpec, Registry as Fleet, Target};
@@ -64,7 +64,7 @@ pub fn run(config: Config, warnings: &[String]) -> Result<(), Exit> {
     });
     // A file operation may hang.
     runtime.shutdown_background();
-    if let Some(log) = cli::log_queue() {
+    if let Some(log) = cli::log_queues() {
         log.flush(Duration::from_millis(LOG_FLUSH_MS_MAX));
     }
     ended
@@ -112,11 +112,15 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     }
     let sinks = (rings.unwrap_or_default().into_iter(), &mut tracing.rings);
     let (inboxes, ended) = start_shards(&shared, &plan.seats, driver, &metrics, sinks).await?;
+    let missed = heartbeat::follow(&inboxes);
+    close_idle_of_others(&shared, &inboxes);
     let shard_metrics = metrics.clone();
     tracing.show(&mut registry, metrics);
     keep_certificate(renewal, &mut registry);
     registry.add(BudgetShown(Arc::clone(&shared.budget)));
-    registry.add(LogLinesLost(|| cli::log_queue().map_or(0, LogQueue::lost)));
+    registry.add(LogLinesLost(|| {
+        cli::log_queues().map_or(0, LogQueues::lost)
+    }));
     let metrics = Arc::new(registry);
     if let Some((port, renewal)) = metrics_port {
         let text = metrics_text(&shared.config, &metrics, &shard_metrics);
@@ -128,7 +132,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     }
     if let Some(listener) = admin {
         let metrics = Arc::clone(&metrics);
-        serve_admin(listener, &shared, metrics, &inboxes, &changes)?;
+        serve_admin(listener, &shared, metrics, missed, &changes)?;
     }
     Ok(Running {
         drain: shared.config.drain.clone(),
@@ -264,18 +268,17 @@ fn serve_admin(
     listener: std::net::TcpListener,
     shared: &Shared,
     metrics: Arc<Registry>,
-    inboxes: &[Inbox],
+    missed: Missed,
     changes: &Changes,
 ) -> Result<(), Exit> {
     let failed = |error: io::Error| Exit::runtime(format!("admin server failed to start: {error}"));
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let tls = shared.tls.decode.clone();
-    let missed = heartbeat::follow(inboxes);
     let state = AdminState {
         registry: metrics,
         shards_listening: Arc::clone(&shared.listening),
-        shards_expected: inboxes.len(),
+        shards_expected: missed.shards(),
         stuck_shards: Arc::new(move || missed.stuck()),
         fleet: Arc::clone(&shared.published),
         decoders: health::watch(&shared.published, tls, changes.clone()),
@@ -287,6 +290,18 @@ fn serve_admin(
         }
     });
     Ok(())
+}
+
+/// Spawns the task that makes all shards close idle clients when one of them has no place left for
+/// a new client. Which shard a client gets depends on its address.
+fn close_idle_of_others(shared: &Shared, inboxes: &[Inbox]) {
+    let (wanted, inboxes) = (Arc::clone(&shared.places_wanted), inboxes.to_vec());
+    tokio::spawn(async move {
+        loop {
+            wanted.notified().await;
+            inboxes.iter().for_each(Inbox::close_idle);
+        }
+    });
 }
 
 /// Spawns the task that asks the decoders for their versions, if these matter.
@@ -371,6 +386,7 @@ fn shared(
         socket_errors: SocketErrorLog::start(),
         incidents: Incidents::start(),
         decoder_lost: Arc::default(),
+        places_wanted: Arc::default(),
         tls,
     }))
 }

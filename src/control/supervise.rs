@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 
 use super::inbox::{Inbox, Message};
 use super::publish::Changes;
@@ -54,8 +55,9 @@ impl Running {
         }
         let DrainConfig { timeout, settle } = self.drain;
         tracing::info!("draining");
-        if let Some(timeout) = timeout {
-            signals.end_after(settle + timeout);
+        let end = timeout.map(|timeout| Instant::now() + settle + timeout);
+        if let Some(end) = end {
+            signals.end_after(end - Instant::now());
         }
         let is_cut = tokio::select! {
             is_cut = self.drain(settle, timeout) => is_cut,
@@ -84,7 +86,11 @@ impl Running {
         if let Some(traces) = self.traces.take()
             && !is_cut
         {
-            traces.finish().await;
+            // The process is ended soon after the deadline.
+            match end {
+                Some(end) => drop(timeout_at(end, traces.finish()).await),
+                None => traces.finish().await,
+            }
         }
         Ok(())
     }

@@ -48,8 +48,8 @@ pub(super) async fn run<N: Net>(shard: &Rc<Shard<N>>, client: &Client<N>) -> Nex
     next
 }
 
-/// A request that is being served. If it is dropped without `end`, it is recorded as cut by the
-/// drain, the only reason to drop it except a panic, after which it is only counted.
+/// A request that is being served. If it is dropped without `end`, its shard has ended, usually at
+/// the deadline of a drain, and it is recorded as cut by that. After a panic it is only counted.
 struct Running<'e, 'a, N: Net> {
     exchange: &'e mut Exchange<'a, N>,
     has_ended: bool,
@@ -84,9 +84,11 @@ impl<N: Net> Drop for Running<'_, '_, N> {
             metrics.request_done(exchange.stats.route, CodeClass::Aborted, 0);
             return;
         }
-        exchange.shard.count_fault(Fault::Drained);
-        exchange.stats.fault = Some(Fault::Drained);
-        exchange.stats.set_failed(Fault::Drained.reason());
+        if exchange.stats.fault.is_none() {
+            exchange.shard.count_fault(Fault::Drained);
+            exchange.stats.fault = Some(Fault::Drained);
+            exchange.stats.set_failed(Fault::Drained.reason());
+        }
         exchange.reply.break_off();
         if !exchange.reply.is_unsent() {
             // The part that has been sent must not look like a complete response.

@@ -12,7 +12,7 @@ use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MS_MAX};
 use crate::metrics::Phase;
-use crate::net::{Conn, Instant, Net, Opened, set_bulk, would_block};
+use crate::net::{Conn, Instant, Net, Opened, is_turn_over, set_bulk, would_block};
 use crate::upstream::{Deadline, Timeout, Waited};
 
 /// Serves an accepted client connection in a new task until the connection ends. `rank` is the
@@ -71,7 +71,8 @@ async fn next_request<N: Net>(shard: &Shard<N>, client: &Client<N>) -> bool {
         }
         let idle = idle.get_or_insert_with(|| shard.idle.enter(cx));
         if shard.is_draining() || idle.must_close() {
-            return Poll::Ready(false);
+            // At the end of a turn, a connection with a request is not ready either.
+            return Poll::Ready(is_turn_over() && client.conn.peek_ready());
         }
         // Polled even without a keep-alive timeout: a drain wakes this task through the timer.
         client.timer.poll(cx).map(|()| false)

@@ -71,6 +71,8 @@ impl<N: Net> std::fmt::Debug for ShardDeps<N> {
     }
 }
 
+/// Places for client connections that are few: more than a process has shards.
+const PLACES_FEW: usize = 1024;
 /// Decoders of which a shard remembers that they refused a connection, and for how long.
 const REFUSING_MAX: usize = 1024;
 const REFUSING_AGE_MAX: Duration = Duration::from_secs(30);
@@ -206,6 +208,12 @@ impl<N: Net> Shard<N> {
         self.places.take().then(|| SessionGuard::new(self))
     }
 
+    /// Returns whether there are few places left, so that one must not be taken in vain.
+    #[must_use]
+    pub fn is_nearly_full(&self) -> bool {
+        self.places.taken.load(Ordering::Relaxed) + PLACES_FEW >= self.places.max
+    }
+
     /// Returns the number of client connections that the process may have.
     #[must_use]
     pub fn places_max(&self) -> usize {
@@ -320,11 +328,10 @@ impl Places {
     }
 
     fn take(&self) -> bool {
-        let is_free = self.taken.fetch_add(1, Ordering::Relaxed) < self.max;
-        if !is_free {
-            self.give_back();
-        }
-        is_free
+        let one_more = |taken: usize| (taken < self.max).then_some(taken + 1);
+        self.taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .is_ok()
     }
 
     fn give_back(&self) {
@@ -358,7 +365,7 @@ impl<N: Net> SessionGuard<N> {
 impl<N: Net> Drop for SessionGuard<N> {
     fn drop(&mut self) {
         self.shard.sessions.set(self.shard.sessions.get() - 1);
-        self.shard.metrics.client_connections(-1);
         self.shard.places.give_back();
+        self.shard.metrics.client_connections(-1);
     }
 }

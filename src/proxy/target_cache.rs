@@ -55,21 +55,19 @@ impl<T: Clone> TargetCache<T> {
     }
 
     /// Stores the value of an engine, which has `bytes` bytes, instead of the oldest one if the
-    /// cache is full. If the values have too many bytes together, forgets those that are too old
-    /// and, if that is not enough, all others.
+    /// cache is full. Forgets those that are too old and, if the others have too many bytes
+    /// together, all of them.
     pub(super) fn put_sized(&mut self, target: &Target, value: T, bytes: usize, now: Instant) {
         self.forget(target);
+        let age_max = self.age_max;
+        self.known
+            .retain(|_, known| now.since(known.since) < age_max);
+        self.bytes = self.known.values().map(|known| known.bytes).sum();
         if self.known.len() >= self.entries_max {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.since);
             if let Some(oldest) = oldest.map(|(target, _)| target.clone()) {
                 self.forget(&oldest);
             }
-        }
-        if bytes > self.bytes_max - self.bytes {
-            let age_max = self.age_max;
-            self.known
-                .retain(|_, known| now.since(known.since) < age_max);
-            self.bytes = self.known.values().map(|known| known.bytes).sum();
         }
         if bytes > self.bytes_max - self.bytes {
             self.known.clear();

@@ -209,6 +209,25 @@ fn a_second_sigterm_exits_immediately() {
     eprintln!("second SIGTERM: exit after {took:?}");
 }
 
+/// A second signal cuts open requests even if the shards still accept connections.
+#[test]
+fn a_second_sigterm_during_the_settle_time_cuts_requests() {
+    let mut pair = Pair::with(
+        &["--drain-settle=60s"],
+        |_| {},
+        |decode| decode.itl = Duration::from_millis(50),
+    );
+    let (mut client, _) = begin_stream(&pair, 10_000);
+    assert_eq!(client.head().status, 200);
+    pair.sidecar.terminate();
+    pair.sidecar.wait_stderr("draining");
+    pair.sidecar.terminate();
+    assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
+    pair.sidecar.wait_stderr("1 open requests were cut");
+    let (_, end) = client.body(crate::client::Framing::Chunked);
+    assert_ne!(end, End::Complete);
+}
+
 #[test]
 fn exit_codes_distinguish_kinds_of_errors() {
     let (code, text) = run_to_exit(&["sidecar", "--no-such-flag"]);

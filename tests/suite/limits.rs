@@ -367,6 +367,25 @@ fn idle_connections_give_way_to_new_ones() {
     expect_text(&pair.post(CHAT, &body).expect(200), &prompt, 4);
 }
 
+/// Idle connections of one shard give way to clients of another one.
+#[test]
+fn idle_connections_of_other_shards_give_way() {
+    let pair = Pair::start(&["--max-connections=6", "--cores=any*4"]);
+    for _ in 0..20 {
+        pair.sidecar
+            .wait_metric("ringside_client_connections", &[], 0.0);
+        // All places are taken by idle clients, of several shards.
+        let mut clients: Vec<_> = (0..6).map(|_| pair.sidecar.connect()).collect();
+        for client in &mut clients {
+            client.ask("GET", "/health", &[], b"").expect(200);
+        }
+        pair.sidecar
+            .connect()
+            .ask("GET", "/health", &[], b"")
+            .expect(200);
+    }
+}
+
 /// At the limit, with no idle connection, new ones wait until a request has ended. Nothing of the
 /// running ones is lost, and the admin port works.
 #[test]

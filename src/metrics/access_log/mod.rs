@@ -50,8 +50,8 @@ impl AccessRing {
 #[derive(Debug)]
 pub struct AccessWriter {
     stop: Arc<AtomicBool>,
-    /// Number of records written since the start.
-    written: Arc<AtomicU64>,
+    /// Number of records since the start that were written, or failed to be, which was logged.
+    handled: Arc<AtomicU64>,
     thread: JoinHandle<()>,
     /// Disconnected when the thread ends.
     ended: mpsc::Receiver<()>,
@@ -59,14 +59,14 @@ pub struct AccessWriter {
 
 impl AccessWriter {
     /// Stops the thread once it has written the records left in the rings, and waits for it, at
-    /// most for `wait`. Returns the number of records written since the start.
+    /// most for `wait`. Returns the number of records that it has handled since the start.
     #[must_use]
     pub fn finish(self, wait: Duration) -> u64 {
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
         // Nothing is ever sent.
         let _ = self.ended.recv_timeout(wait);
-        self.written.load(Ordering::Acquire)
+        self.handled.load(Ordering::Acquire)
     }
 }
 
@@ -89,14 +89,14 @@ pub fn start(
         .map(|_| rtrb::RingBuffer::new(RING_RECORDS))
         .map(|(producer, consumer)| (AccessRing { producer }, consumer))
         .unzip();
-    let written = Arc::new(AtomicU64::new(0));
+    let handled = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let mut writer = Writer {
         consumers,
         sink,
         batch: Vec::with_capacity(BATCH_BYTES + line::BYTES_MAX),
         batched: 0,
-        written: Arc::clone(&written),
+        handled: Arc::clone(&handled),
         failing: false,
     };
     let stopped = Arc::clone(&stop);
@@ -109,7 +109,7 @@ pub fn start(
         })?;
     let writer = AccessWriter {
         stop,
-        written,
+        handled,
         thread,
         ended,
     };
@@ -128,7 +128,7 @@ struct Writer {
     batch: Vec<u8>,
     /// Records in `batch`.
     batched: u64,
-    written: Arc<AtomicU64>,
+    handled: Arc<AtomicU64>,
     /// Whether the last write failed, so that an outage is logged only once.
     failing: bool,
 }
@@ -182,9 +182,7 @@ impl Writer {
         };
         self.batch.clear();
         let count = std::mem::take(&mut self.batched);
-        if written.is_ok() {
-            self.written.fetch_add(count, Ordering::AcqRel);
-        }
+        self.handled.fetch_add(count, Ordering::AcqRel);
         if let Err(error) = &written
             && !self.failing
         {

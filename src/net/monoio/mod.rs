@@ -10,7 +10,7 @@ mod handle;
 mod hangup;
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -25,6 +25,7 @@ use super::notifier::{Notifier, notifier};
 use super::pipe::{Pipe, Pipes};
 use super::probe::{COMPLETIONS, Driver, RING_ENTRIES};
 use super::random::Random;
+use super::turn;
 use super::{Address, Instant, Net, Timer, Wheel, socket};
 pub use conn::Socket;
 use handle::Handle;
@@ -218,7 +219,11 @@ impl Net for Runtime {
 
     fn spawn_vital(&self, task: impl Future<Output = ()> + 'static) {
         // Not wrapped in `Contained`: a panic unwinds the thread, which ends the process.
-        drop(::monoio::spawn(task));
+        let mut task = Box::pin(task);
+        drop(::monoio::spawn(poll_fn(move |cx| {
+            turn::begin();
+            task.as_mut().poll(cx)
+        })));
     }
 
     fn now(&self) -> Instant {

@@ -41,6 +41,7 @@ pub(super) async fn decode_first<N: Net>(
     match verdict(exchange, &mut pending, &mut reserved).await? {
         Verdict::BelowThreshold => {
             drop(pending);
+            drop(reserved);
             serial::serial(exchange, split, targets).await
         }
         Verdict::Undecided | Verdict::Served => {
