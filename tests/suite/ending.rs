@@ -5,7 +5,7 @@ use std::io::{Read, Write, pipe};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use mock_engine::{EngineConfig, Fault};
+use mock_engine::{Engine, EngineConfig, Fault};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::certificates::{Authority, Folder};
@@ -41,12 +41,12 @@ fn full_pipe() -> (Stdio, std::io::PipeReader) {
 }
 
 /// Starts a sidecar whose standard output and error are these, and waits until it serves.
-fn serve(engine: u16, args: &[&str], stdout: Stdio, stderr: Stdio) -> (Process, u16) {
+fn serve(decoder: &str, args: &[&str], stdout: Stdio, stderr: Stdio) -> (Process, u16) {
     let port = free_ports(1);
     let child = ringside()
         .args(["sidecar", "--secure-proxy=false", "--admin-address=off"])
         .arg(format!("--port={port}"))
-        .arg(format!("--model-server-port={engine}"))
+        .arg(decoder)
         .args(args)
         .stdout(stdout)
         .stderr(stderr)
@@ -60,10 +60,10 @@ fn serve(engine: u16, args: &[&str], stdout: Stdio, stderr: Stdio) -> (Process, 
 
 #[test]
 fn a_full_standard_error_stops_neither_requests_nor_the_end() {
-    let (engine, _) = start_decoder(EngineConfig::default());
+    let (engine, decoder) = start_decoder(EngineConfig::default());
     let (stderr, _unread) = full_pipe();
     let args = ["--log-level=debug", "--drain-timeout=500ms"];
-    let (mut process, port) = serve(engine.port(), &args, Stdio::null(), stderr);
+    let (mut process, port) = serve(&decoder, &args, Stdio::null(), stderr);
     Client::connect(port)
         .ask("GET", "/v1/models", &[], b"")
         .expect(200);
@@ -80,17 +80,17 @@ fn a_full_standard_error_stops_neither_requests_nor_the_end() {
 /// The kernel may close the sockets of a killed process after it has reported its end.
 #[test]
 fn a_port_that_is_in_use_for_a_moment_is_tried_again() {
-    let (engine, _) = start_decoder(EngineConfig::default());
+    let (_engine, decoder) = start_decoder(EngineConfig::default());
     let port = free_ports(1);
     let holder = std::net::TcpListener::bind(("::", port)).unwrap();
     let child = ringside()
         .args(["sidecar", "--secure-proxy=false", "--admin-address=off"])
         .arg(format!("--port={port}"))
-        .arg(format!("--model-server-port={}", engine.port()))
+        .arg(decoder)
         .stderr(Stdio::null())
         .spawn();
     let mut process = Process(child.unwrap());
-    std::thread::park_timeout(Duration::from_millis(300));
+    std::thread::park_timeout(Duration::from_millis(100));
     assert!(process.0.try_wait().unwrap().is_none(), "it has ended");
     drop(holder);
     wait_for("a response", || {
@@ -103,10 +103,10 @@ fn a_port_that_is_in_use_for_a_moment_is_tried_again() {
 
 #[test]
 fn access_log_lines_that_cannot_be_written_are_counted() {
-    let (engine, _) = start_decoder(EngineConfig::default());
+    let (_engine, decoder) = start_decoder(EngineConfig::default());
     let (stdout, _unread) = full_pipe();
     let args = ["--access-log=stdout"];
-    let (mut process, port) = serve(engine.port(), &args, stdout, Stdio::piped());
+    let (mut process, port) = serve(&decoder, &args, stdout, Stdio::piped());
     for _ in 0..3 {
         Client::connect(port)
             .ask("GET", "/v1/models", &[], b"")
@@ -129,7 +129,7 @@ fn a_certificate_that_is_a_named_pipe_stops_nothing() {
     let folder = Folder::new();
     let identity = Authority::new("x").sign(&["localhost"]);
     folder.write_pair(&identity);
-    let (engine, _) = start_decoder(EngineConfig::default());
+    let engine = Engine::start(EngineConfig::default(), 0).unwrap();
     let mut sidecar = Sidecar::launch(&Launch {
         args: &[
             &format!("--cert-path={}", folder.text()),
