@@ -271,6 +271,24 @@ pub struct Timer {
 }
 
 impl Timer {
+    /// Returns the number of this timer, for [`Timer::nudge`] of another timer of the same wheel.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.index
+    }
+
+    /// Wakes the task that waits on the timer with this number, if one does. The timer does not
+    /// fire.
+    pub fn nudge(&self, number: u32) {
+        let mut state = self.wheel.state.borrow_mut();
+        let entry = state.entries.get_mut(number as usize);
+        let waker = entry.and_then(|entry| entry.waker.take());
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// Sets the deadline to `wait` after `now`, or disarms the timer if `wait` is `None`.
     pub fn set(&self, now: Instant, wait: Option<Duration>) {
         self.wheel.set(self.index, now, wait);

@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::idle::NONE;
 use super::shard::Shard;
 use crate::fault::Fault;
 use crate::h1::{HeadError, RequestHead};
@@ -22,6 +23,9 @@ pub(super) struct Client<N: Net> {
     /// Bytes received from the client that no request has consumed yet.
     pub(super) ahead: RefCell<Vec<u8>>,
     gone: Cell<bool>,
+    /// The place of the session in the list of idle ones; `NONE` while it is not idle. It is here
+    /// because it fits between other fields: the future of an idle session must stay small.
+    pub(super) idle_at: Cell<u32>,
     /// The current phase of the session, reported by the metric of client disconnects.
     pub(super) phase: Cell<Phase>,
     /// Index of the rank whose listener accepted the connection.
@@ -48,6 +52,7 @@ impl<N: Net> Client<N> {
             timer: net.timer(),
             ahead: RefCell::new(Vec::new()),
             gone: Cell::new(false),
+            idle_at: Cell::new(NONE),
             phase: Cell::new(Phase::Idle),
             rank,
         }

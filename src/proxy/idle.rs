@@ -3,15 +3,20 @@
 //! At the limit on client connections, the longest idle ones are closed in favour of new ones.
 
 use std::cell::RefCell;
-use std::task::{Context, Waker};
 
-/// Marks the end of the list.
-const NONE: u32 = u32::MAX;
+use crate::net::Timer;
 
-/// A doubly linked list in a vector, so that entering, leaving and closing take constant time.
+/// No place, or no timer.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// A doubly linked list in a vector, so that entering, leaving and closing take constant time. A
+/// session is woken by the timer that it waits on anyway: thousands of idle sessions are normal, so
+/// each takes only 12 bytes here.
 #[derive(Debug)]
 pub(super) struct IdleSessions {
     list: RefCell<List>,
+    /// Any timer of the shard's wheel, through which those of the sessions are nudged.
+    nudger: Timer,
 }
 
 #[derive(Debug)]
@@ -26,19 +31,12 @@ struct List {
 struct Entry {
     older: u32,
     newer: u32,
-    /// `None` once the session must close, and for a free entry.
-    waker: Option<Waker>,
-}
-
-/// The place of an idle session in the list, which it leaves when this is dropped.
-#[derive(Debug)]
-pub(super) struct Idle<'a> {
-    sessions: &'a IdleSessions,
-    at: u32,
+    /// The number of the session's timer. `NONE` once the session must close, and for a free entry.
+    timer: u32,
 }
 
 impl IdleSessions {
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(nudger: Timer) -> Self {
         let list = List {
             entries: Vec::new(),
             free: Vec::new(),
@@ -47,48 +45,47 @@ impl IdleSessions {
         };
         Self {
             list: RefCell::new(list),
+            nudger,
         }
     }
 
-    /// Adds the session whose task is being polled, as the newest.
-    pub(super) fn enter(&self, cx: &Context<'_>) -> Idle<'_> {
-        let at = self.list.borrow_mut().push(cx.waker().clone());
-        Idle { sessions: self, at }
+    /// Adds a session that waits on the timer with this number, as the newest. Returns its place,
+    /// which it must leave.
+    pub(super) fn enter(&self, timer: u32) -> u32 {
+        self.list.borrow_mut().push(timer)
+    }
+
+    /// Returns whether the session at a place must close.
+    pub(super) fn must_close(&self, at: u32) -> bool {
+        self.list.borrow().entries[at as usize].timer == NONE
+    }
+
+    /// Removes the session at a place; does nothing for `NONE`.
+    pub(super) fn leave(&self, at: u32) {
+        if at != NONE {
+            self.list.borrow_mut().remove(at);
+        }
     }
 
     /// Makes up to `count` sessions close, the longest idle first. Returns how many.
     pub(super) fn close_oldest(&self, count: usize) -> usize {
-        let mut closed = 0;
-        while closed < count
-            && let Some(waker) = self.list.borrow_mut().close_oldest()
-        {
-            waker.wake();
-            closed += 1;
+        for closed in 0..count {
+            let oldest = self.list.borrow_mut().close_oldest();
+            let Some(timer) = oldest else {
+                return closed;
+            };
+            self.nudger.nudge(timer);
         }
-        closed
-    }
-}
-
-impl Idle<'_> {
-    /// Returns whether the session must close.
-    pub(super) fn must_close(&self) -> bool {
-        let list = self.sessions.list.borrow();
-        list.entries[self.at as usize].waker.is_none()
-    }
-}
-
-impl Drop for Idle<'_> {
-    fn drop(&mut self) {
-        self.sessions.list.borrow_mut().remove(self.at);
+        count
     }
 }
 
 impl List {
-    fn push(&mut self, waker: Waker) -> u32 {
+    fn push(&mut self, timer: u32) -> u32 {
         let entry = Entry {
             older: self.newest,
             newer: NONE,
-            waker: Some(waker),
+            timer,
         };
         let at = match self.free.pop() {
             Some(at) => {
@@ -109,15 +106,17 @@ impl List {
         at
     }
 
-    fn close_oldest(&mut self) -> Option<Waker> {
+    fn close_oldest(&mut self) -> Option<u32> {
         let oldest = self.oldest;
-        let waker = self.entries.get_mut(oldest as usize)?.waker.take();
+        let entry = self.entries.get_mut(oldest as usize)?;
+        let timer = std::mem::replace(&mut entry.timer, NONE);
         self.unlink(oldest);
-        waker
+        Some(timer)
     }
 
     fn remove(&mut self, at: u32) {
-        if self.entries[at as usize].waker.take().is_some() {
+        let entry = &mut self.entries[at as usize];
+        if std::mem::replace(&mut entry.timer, NONE) != NONE {
             self.unlink(at);
         }
         self.free.push(at);
@@ -139,14 +138,14 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::VecDeque;
+    use crate::net::{Instant, Wheel};
+    use std::collections::{BTreeMap, VecDeque};
 
     /// Compares the list with a queue under random operations.
     #[test]
     fn the_longest_idle_sessions_are_closed_first() {
-        let sessions = IdleSessions::new();
-        let cx = Context::from_waker(Waker::noop());
-        let mut places = std::collections::BTreeMap::new();
+        let sessions = IdleSessions::new(Wheel::new(Instant(0)).timer());
+        let mut places = BTreeMap::new();
         let (mut waiting, mut closed) = (VecDeque::new(), Vec::new());
         let mut random = 7_u64;
         for number in 0..20_000_u32 {
@@ -155,7 +154,7 @@ mod tests {
                 .wrapping_add(1);
             match (random >> 33) % 5 {
                 0 | 1 => {
-                    places.insert(number, sessions.enter(&cx));
+                    places.insert(number, sessions.enter(number));
                     waiting.push_back(number);
                 }
                 2 => {
@@ -168,13 +167,14 @@ mod tests {
                     let nth = (random >> 40) as usize % places.len();
                     let key = *places.keys().nth(nth).unwrap();
                     let place = places.remove(&key).unwrap();
-                    assert_eq!(place.must_close(), closed.contains(&key));
+                    assert_eq!(sessions.must_close(place), closed.contains(&key));
+                    sessions.leave(place);
                     waiting.retain(|one| *one != key);
                     closed.retain(|one| *one != key);
                 }
                 _ => {}
             }
-            let waits = |place: &&Idle<'_>| !place.must_close();
+            let waits = |place: &&u32| !sessions.must_close(**place);
             assert_eq!(places.values().filter(waits).count(), waiting.len());
         }
         assert_eq!(sessions.close_oldest(usize::MAX), waiting.len());

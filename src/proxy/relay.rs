@@ -55,7 +55,7 @@ pub(super) struct PendingResponse<N: Net> {
     /// Whether the client's `Upgrade` field was forwarded to the engine.
     pub(super) upgrade_sent: bool,
     /// The part of the budget of kept bytes that `response` takes, if it has been withheld.
-    pub(super) reserved: Option<Reserved>,
+    pub(super) reserved: Option<Box<Reserved>>,
 }
 
 impl<N: Net> PendingResponse<N> {

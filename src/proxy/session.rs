@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::client::Client;
-use super::idle::Idle;
+use super::idle::NONE;
 use super::serve::{self, Next};
 use super::shard::{SessionGuard, Shard};
 use crate::fault::Fault;
@@ -38,7 +38,7 @@ async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
             // A client that pipelines has its next request served in any case, so its requests must
             // not delay others. One that the proxy responds to itself waits for nothing.
             set_bulk();
-            shard.net.give_way().await;
+            Box::pin(shard.net.give_way()).await;
         }
         match Box::pin(serve::run(shard, &client)).await {
             Next::Request => {}
@@ -64,13 +64,14 @@ async fn next_request<N: Net>(shard: &Shard<N>, client: &Client<N>) -> bool {
     client
         .timer
         .set(shard.net.now(), shard.config.timeouts.keepalive);
-    let mut idle: Option<Idle<'_>> = None;
     let arrived = poll_fn(|cx| {
         if client.conn.poll_readable(cx).is_ready() {
             return Poll::Ready(true);
         }
-        let idle = idle.get_or_insert_with(|| shard.idle.enter(cx));
-        if shard.is_draining() || idle.must_close() {
+        if client.idle_at.get() == NONE {
+            client.idle_at.set(shard.idle.enter(client.timer.number()));
+        }
+        if shard.is_draining() || shard.idle.must_close(client.idle_at.get()) {
             // At the end of a turn, a connection with a request is not ready either.
             return Poll::Ready(is_turn_over() && client.conn.peek_ready());
         }
@@ -78,6 +79,7 @@ async fn next_request<N: Net>(shard: &Shard<N>, client: &Client<N>) -> bool {
         client.timer.poll(cx).map(|()| false)
     })
     .await;
+    shard.idle.leave(client.idle_at.replace(NONE));
     client.timer.set(Instant(0), None);
     arrived
 }

@@ -174,6 +174,7 @@ impl<N: Net> Shard<N> {
             let sampler = Sampler::per_million(tracing.recorded_per_million);
             Rc::new(Tracer::new(sampler, ring, Arc::clone(&deps.metrics)))
         });
+        let idle = IdleSessions::new(net.timer());
         Rc::new(Self {
             net,
             config: deps.config,
@@ -191,7 +192,7 @@ impl<N: Net> Shard<N> {
             tracer,
             on_incident: deps.on_incident,
             is_warming_up: Cell::new(false),
-            idle: IdleSessions::new(),
+            idle,
             sessions: Cell::new(0),
             places: deps.places,
         })

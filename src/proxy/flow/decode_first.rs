@@ -46,7 +46,7 @@ pub(super) async fn decode_first<N: Net>(
         }
         Verdict::Undecided | Verdict::Served => {
             exchange.stats.outcome = Some((Outcome::LocalPolicy, Reason::StoreHit));
-            pending.reserved = Some(reserved);
+            pending.reserved = Some(Box::new(reserved));
             Ok(pending)
         }
     }
