@@ -161,6 +161,9 @@ pub const ACCEPT_BATCH_MAX: usize = 16;
 pub const ACCEPT_PAUSE_MS: u64 = 100;
 /// The same if idle connections are being closed to make room.
 pub const ACCEPT_PAUSE_MS_MIN: u64 = 1;
+/// Free places for client connections below which a shard takes none in vain: more than a process
+/// has shards.
+pub const PLACES_FEW: usize = 1024;
 /// Idle client connections that are closed together at the limit, as in nginx.
 pub const IDLE_CLOSED_MAX: usize = 32;
 /// Milliseconds for which a port that is in use is tried again at the start.

@@ -2,7 +2,7 @@
 //! and, if configured, to a file. At level `info` and above it has no lines per request. A separate
 //! thread writes it.
 
-use std::backtrace::Backtrace;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::OnceLock;
 
@@ -52,7 +52,11 @@ pub fn init_log(config: &LogConfig) -> Result<(), Exit> {
     let writer = LOG.get_or_init(|| LogQueues(queues)).clone();
     // The default hook writes to standard error, which may block.
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!("{panic} {}", Backtrace::capture());
+        let trace = Backtrace::capture();
+        match trace.status() {
+            BacktraceStatus::Captured => tracing::error!("{panic}\n{trace}"),
+            _ => tracing::error!("{panic}"),
+        }
     }));
     let level = match config.level {
         LogLevel::Error => LevelFilter::ERROR,

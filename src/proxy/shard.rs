@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::fault::{Fault, Incident};
 use crate::fleet::{Address, EngineVersion, Service, Snapshot};
 use crate::limits::{
-    BOOTSTRAP_CACHE_BYTES_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, IDLE_CLOSED_MAX,
+    BOOTSTRAP_CACHE_BYTES_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, IDLE_CLOSED_MAX, PLACES_FEW,
     VERSION_SECS_MAX, VERSIONS_MAX,
 };
 use crate::metrics::ShardMetrics;
@@ -71,8 +71,6 @@ impl<N: Net> std::fmt::Debug for ShardDeps<N> {
     }
 }
 
-/// Places for client connections that are few: more than a process has shards.
-const PLACES_FEW: usize = 1024;
 /// Decoders of which a shard remembers that they refused a connection, and for how long.
 const REFUSING_MAX: usize = 1024;
 const REFUSING_AGE_MAX: Duration = Duration::from_secs(30);
