@@ -537,11 +537,17 @@ fn the_log_is_also_written_to_a_file_that_is_rotated() {
         ..Launch::default()
     });
     let path = folder.path().join(format!("ringside-{}.log", sidecar.port));
-    let written = std::fs::read_to_string(&path).unwrap();
-    assert!(written.contains(" is ready"), "{written}");
-    // The thread that reads stderr may not have got as far as the file.
+    // Each output has a thread, so the file may lag behind stderr and vice versa.
+    let written = crate::harness::wait_for("the file to hold the line of readiness", || {
+        let written = std::fs::read_to_string(&path).ok()?;
+        written.contains(" is ready").then_some(written)
+    });
     crate::harness::wait_for("the same lines on stderr", || {
-        sidecar.stderr().starts_with(&written).then_some(())
+        let stderr = sidecar.stderr();
+        written
+            .lines()
+            .all(|line| stderr.contains(line))
+            .then_some(())
     });
     let (code, text) = crate::harness::run_to_exit(&[
         "sidecar",
