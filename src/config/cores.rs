@@ -24,8 +24,8 @@ const FORMS: &str = "auto, any, CPU numbers (1 or 0-3,8; not a count), near:gpu0
 /// The CPUs to run shards on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cores {
-    /// One shard on a CPU chosen from those this process may use. The shard is not pinned if the
-    /// CPU quota is below one CPU.
+    /// One shard on the CPUs near the GPUs, pinned to one of them if they are reserved for this
+    /// process.
     Auto,
     /// Shards that are not pinned: the scheduler chooses among the CPUs this process may use.
     Any {

@@ -54,7 +54,7 @@ pub(super) struct Shared {
 /// The parameters of one shard.
 pub(super) struct ShardSpawn {
     pub(super) index: usize,
-    pub(super) cpu: Option<usize>,
+    pub(super) cpus: Vec<usize>,
     pub(super) driver: Driver,
     /// The shard's listening sockets: one per rank, in rank order.
     pub(super) listeners: Vec<TcpListener>,
@@ -99,10 +99,10 @@ pub(super) fn spawn(shared: Arc<Shared>, spawn: ShardSpawn) -> io::Result<JoinHa
     thread::Builder::new().name(name).spawn(move || {
         // Pin before the shard allocates memory: the kernel then takes its pages from the CPU's own
         // NUMA node.
-        if let Some(cpu) = spawn.cpu
-            && let Err(error) = sys::pin(cpu)
+        if !spawn.cpus.is_empty()
+            && let Err(error) = sys::pin(&spawn.cpus)
         {
-            tracing::warn!(shard = spawn.index, cpu, %error, "shard cannot be pinned to its CPU; running unpinned");
+            tracing::warn!(shard = spawn.index, cpus = ?spawn.cpus, %error, "shard cannot be pinned to its CPU; running unpinned");
         }
         let busy_poll = shared.config.busy_poll;
         let ShardSpawn {

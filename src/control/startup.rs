@@ -78,9 +78,9 @@ pub fn run(config: Config, warnings: &[String]) -> Result<(), Exit> {
 pub async fn start(config: Config) -> Result<Running, Exit> {
     let files = sys::raise_nofile();
     let driver = choose_driver();
-    let (allowed, quota) = (sys::allowed_cpus(), sys::cpu_quota());
+    let cpus = sys::ProcessCpus::read();
     let topology = sys::Topology::read();
-    let plan = sys::plan_cores(&config.cores, &allowed, quota, &topology, sys::claim_cpu)?;
+    let plan = sys::plan_cores(&config.cores, &cpus, &topology, sys::claim_cpu)?;
     log_warnings(&config, &plan);
     let (tls, renewal) = TlsContext::load(&config)?;
     let admin = bind_ports(&config).await?;
@@ -242,7 +242,7 @@ async fn start_shards(
         let report_ended = report_ended.clone();
         let spawn = ShardSpawn {
             index,
-            cpu: seat.cpu,
+            cpus: seat.cpus.clone(),
             driver,
             listeners,
             metrics: Arc::clone(metrics),
@@ -408,10 +408,11 @@ fn log_warnings(config: &Config, plan: &sys::CorePlan) {
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
     }
-    if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpu.is_none()) {
+    if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpus.len() != 1) {
         tracing::warn!(
-            "--busy-poll with an unpinned shard: polling uses up the CPU quota, and streams stall \
-             until the next period; turn it off or raise the quota"
+            "--busy-poll with a shard that is not pinned to a CPU: polling takes CPU time from \
+             other programs and uses up a CPU quota, until which is renewed streams stall; give \
+             the shard a CPU (--cores)"
         );
     }
 }

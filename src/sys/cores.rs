@@ -1,17 +1,55 @@
-//! CPUs: the ones that this process may use, its CPU quota, and the placement of shards.
+//! CPUs: the ones that this process may use, and the placement of shards.
 
 use std::fmt;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
+use super::cgroup;
 use super::near::{self, NearError};
 use super::topology::Topology;
 use crate::config::units::format_cpus;
 use crate::config::{Cores, Place};
+
+/// The CPUs that this process may use.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProcessCpus {
+    /// Their numbers, ascending; empty if the kernel does not report them.
+    pub allowed: Vec<usize>,
+    /// The quota (cgroup) in CPUs: 0.5 is half a CPU. `None` if none is set or none can be read.
+    pub quota: Option<f64>,
+    /// Whether a set of CPUs is assigned to a control group that contains nothing but this process.
+    pub own_set: bool,
+}
+
+impl ProcessCpus {
+    /// Reads them from the kernel, for the calling thread.
+    #[must_use]
+    pub fn read() -> Self {
+        Self {
+            allowed: allowed_cpus(),
+            quota: cgroup::cpu_quota(),
+            own_set: cgroup::has_own_cpuset(),
+        }
+    }
+
+    /// Returns the CPUs on which no other program is expected, ascending.
+    ///
+    /// The scheduler puts nothing on isolated CPUs (`isolcpus`) without a request. With a quota
+    /// below the number of CPUs, the set is not for this process alone: Kubernetes gives a
+    /// container CPUs of its own only with an equal quota or none, and gives all others, on such a
+    /// node, the CPUs that are left.
+    fn exclusive(&self, topology: &Topology) -> Vec<usize> {
+        let count = u32::try_from(self.allowed.len()).unwrap_or(u32::MAX);
+        let has_quota_for = |count: u32| self.quota.is_none_or(|quota| quota >= f64::from(count));
+        let own = self.own_set && has_quota_for(count);
+        let is_exclusive = |cpu: &usize| own || topology.isolated.contains(cpu) && has_quota_for(1);
+        let cpus = self.allowed.iter().copied();
+        cpus.filter(is_exclusive).collect()
+    }
+}
 
 /// The placement of all shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,24 +63,26 @@ pub struct CorePlan {
 /// The placement of one shard, and the reason for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seat {
-    /// The CPU that the shard is pinned to, or `None` if the scheduler chooses.
-    pub cpu: Option<usize>,
-    /// The NUMA node of the CPU, if the kernel reports it.
+    /// The CPUs among which the scheduler chooses, ascending. One means that the shard is pinned to
+    /// it; none, that it may use all CPUs of the process.
+    pub cpus: Vec<usize>,
+    /// The NUMA node of the CPUs, if the kernel reports it.
     pub node: Option<usize>,
-    /// Description of the devices that the CPU was chosen to be near to; empty if there are none.
+    /// Description of the devices that the CPUs were chosen to be near to; empty if there are none.
     pub near: String,
 }
 
 impl fmt::Display for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(cpu) = self.cpu else {
+        if self.cpus.is_empty() {
             return f.write_str("unpinned");
-        };
+        }
+        let cpus = format_cpus(&self.cpus);
         match (self.node, &*self.near) {
-            (None, "") => write!(f, "CPU {cpu}"),
-            (Some(node), "") => write!(f, "CPU {cpu} (node {node})"),
-            (None, near) => write!(f, "CPU {cpu} (near {near})"),
-            (Some(node), near) => write!(f, "CPU {cpu} (node {node}, near {near})"),
+            (None, "") => write!(f, "CPU {cpus}"),
+            (Some(node), "") => write!(f, "CPU {cpus} (node {node})"),
+            (None, near) => write!(f, "CPU {cpus} (near {near})"),
+            (Some(node), near) => write!(f, "CPU {cpus} (node {node}, near {near})"),
         }
     }
 }
@@ -124,23 +164,22 @@ impl fmt::Display for CoreError {
 
 impl std::error::Error for CoreError {}
 
-/// Places the shards as `cores` (the option `--cores`) requests. `allowed` lists the CPUs that this
-/// process may use; it is empty if the kernel does not report them. `quota` is the CPU quota of
-/// this process (see [`cpu_quota`]). `claim` claims a CPU for this process, and returns `false` if
-/// another process has claimed it (see [`claim_cpu`]).
+/// Places the shards as `cores` (the option `--cores`) requests. `usable` lists the CPUs that this
+/// process may use. `claim` claims a CPU for this process, and returns `false` if another process
+/// has claimed it (see [`claim_cpu`]).
 ///
 /// # Errors
 /// Fails if a listed CPU is not allowed, or if the device or node given does not exist on this
 /// machine, has no allowed CPU, or has fewer allowed CPUs than shards.
 pub fn plan_cores(
     cores: &Cores,
-    allowed: &[usize],
-    quota: Option<f64>,
+    usable: &ProcessCpus,
     topology: &Topology,
     claim: impl FnMut(usize) -> bool,
 ) -> Result<CorePlan, CoreError> {
+    let allowed = &usable.allowed;
     let mut plan = match cores {
-        Cores::Auto => return Ok(plan_auto(allowed, quota, topology, claim)),
+        Cores::Auto => return Ok(plan_auto(usable, topology, claim)),
         Cores::Any { shards } => CorePlan {
             seats: vec![Seat::default(); *shards],
             warnings: Vec::new(),
@@ -149,7 +188,7 @@ pub fn plan_cores(
         Cores::At { place, shards } => plan_place(place, *shards, allowed, topology)?,
     };
     let count = u32::try_from(plan.seats.len()).unwrap_or(u32::MAX);
-    if let Some(quota) = quota.filter(|quota| *quota < f64::from(count)) {
+    if let Some(quota) = usable.quota.filter(|quota| *quota < f64::from(count)) {
         plan.warnings.push(format!(
             "{count} shards share a CPU quota of {quota:.2}: whenever it is used up, the kernel \
              stops all of them for the rest of the period"
@@ -160,54 +199,63 @@ pub fn plan_cores(
     Ok(plan)
 }
 
-/// Places the only shard of `--cores auto`.
-///
-/// With a quota below one CPU the shard is not pinned: a pinned thread would wait for its CPU while
-/// other CPUs are idle. Otherwise it is placed near the GPUs that this process can open. If there
-/// are none, it gets the last CPU, because device interrupts gather on the first ones. GPUs that
+/// Places the only shard of `--cores auto` near the GPUs that this process can open. GPUs that
 /// cannot be opened are ignored, because a proxy in a separate container cannot determine which
 /// GPUs its engine uses.
 ///
-/// Other instances of this program on the host choose in the same way, so a CPU that one of them
-/// has claimed is left out. If all are claimed, the shard is not pinned.
+/// The shard is pinned only to a CPU on which no other program is expected: the best one near the
+/// GPUs, or, if there are none, the last one, because device interrupts gather on the first ones.
+/// Other instances of this program choose in the same way, so a CPU that one of them has claimed is
+/// left out.
+///
+/// Otherwise the shard may use all CPUs of the GPUs' node. A thread of another program, for example
+/// of the engine, can occupy any of them. The scheduler then moves the shard to another, while a
+/// pinned shard would wait.
 fn plan_auto(
-    allowed: &[usize],
-    quota: Option<f64>,
+    usable: &ProcessCpus,
     topology: &Topology,
     mut claim: impl FnMut(usize) -> bool,
 ) -> CorePlan {
-    let throttled = quota.is_some_and(|quota| quota < 1.0);
     let numbers: Vec<_> = (0..topology.gpus.len()).collect();
     let mut spots = near::gpu_spots(&numbers, topology).unwrap_or_default();
     spots.retain(|spot| spot.known && topology.gpus_open);
-    let mut free = if throttled {
-        Vec::new()
-    } else {
-        allowed.to_vec()
-    };
+    let mut free = usable.exclusive(topology);
+    let mut warnings = Vec::new();
     let seat = loop {
         let chosen = near::choose(&spots, 1, &free, topology);
         let (cpu, near) = match (chosen.first(), free.last()) {
             (Some((spot, cpu)), _) => (*cpu, &*spots[*spot].near),
             (None, Some(cpu)) => (*cpu, ""),
-            (None, None) => break Seat::default(),
+            (None, None) => break shared_seat(&spots, usable, topology),
         };
         if claim(cpu) {
-            break seat(cpu, near, topology);
+            break seat(&[cpu], near, topology);
         }
         free.retain(|other| *other != cpu);
+        if free.is_empty() {
+            warnings.push(
+                "another ringside is pinned to each CPU that is reserved for this process; \
+                 running unpinned (--cores chooses CPUs)"
+                    .to_owned(),
+            );
+        }
     };
-    let mut warnings = Vec::new();
-    if seat.cpu.is_none() && !throttled && !allowed.is_empty() {
-        warnings.push(
-            "every CPU that this process may use is taken by another ringside; running unpinned \
-             (--cores chooses CPUs)"
-                .to_owned(),
-        );
-    }
     let seats = vec![seat];
     warnings.extend(remote_memory_warning(&seats, topology));
     CorePlan { seats, warnings }
+}
+
+/// Returns the placement of a shard that shares its CPUs with other programs: those of the first
+/// spot of which this process may use some, without isolated ones, among which the scheduler moves
+/// no thread.
+fn shared_seat(spots: &[near::Spot], usable: &ProcessCpus, topology: &Topology) -> Seat {
+    let is_usable = |cpu: &&usize| usable.allowed.contains(cpu) && !topology.isolated.contains(cpu);
+    let seats = spots.iter().map(|spot| {
+        let cpus: Vec<_> = spot.cpus.iter().filter(is_usable).copied().collect();
+        seat(&cpus, &spot.near, topology)
+    });
+    let mut seats = seats.filter(|seat| !seat.cpus.is_empty());
+    seats.next().unwrap_or_default()
 }
 
 /// Claims a CPU of this host for the process, until it ends. Returns `false` if another process has
@@ -253,7 +301,7 @@ fn plan_list(
             allowed: allowed.to_vec(),
         });
     }
-    let seats = cpus.iter().map(|cpu| seat(*cpu, "", topology));
+    let seats = cpus.iter().map(|cpu| seat(&[*cpu], "", topology));
     Ok(CorePlan {
         seats: seats.collect(),
         warnings: Vec::new(),
@@ -315,17 +363,17 @@ fn plan_place(
         ));
     }
     let seats = chosen.iter();
-    let seats = seats.map(|(spot, cpu)| seat(*cpu, &usable[*spot].near, topology));
+    let seats = seats.map(|(spot, cpu)| seat(&[*cpu], &usable[*spot].near, topology));
     Ok(CorePlan {
         seats: seats.collect(),
         warnings,
     })
 }
 
-fn seat(cpu: usize, near: &str, topology: &Topology) -> Seat {
+fn seat(cpus: &[usize], near: &str, topology: &Topology) -> Seat {
     Seat {
-        cpu: Some(cpu),
-        node: topology.node_of(cpu),
+        cpus: cpus.to_vec(),
+        node: cpus.first().and_then(|cpu| topology.node_of(*cpu)),
         near: near.to_owned(),
     }
 }
@@ -359,279 +407,119 @@ pub fn allowed_cpus() -> Vec<usize> {
     ids.into_iter().map(|core| core.id).collect()
 }
 
-/// Pins the calling thread to a CPU.
+/// Restricts the calling thread to these CPUs. With one of them it is pinned.
 ///
 /// # Errors
-/// `InvalidInput` if this thread may not run on the CPU.
-pub fn pin(cpu: usize) -> io::Result<()> {
-    // `core_affinity` indexes a set of fixed size with the CPU number, so a larger one would panic.
-    let in_set = cpu < crate::config::units::CPU_MAX;
-    if in_set && core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
-        Ok(())
-    } else {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the kernel refused this CPU",
-        ))
+/// `InvalidInput` if this thread may run on none of the CPUs.
+pub fn pin(cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    // A number beyond the fixed size of the set would panic.
+    for cpu in cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU) {
+        set.set(*cpu);
     }
-}
-
-/// Returns the CPU quota (cgroup) of this process in CPUs: 0.5 is half a CPU. `None` if no quota is
-/// set or none can be read.
-#[must_use]
-pub fn cpu_quota() -> Option<f64> {
-    cpu_quota_in(Path::new("/"))
-}
-
-/// Like [`cpu_quota`], with the root of the file system as a parameter for tests.
-///
-/// Quotas of parent groups apply too, so the smallest one is returned. In a container without a
-/// separate cgroup namespace, the path in `/proc/self/cgroup` does not exist below the mount. In
-/// that case, the files at the root of the mount are those of this process.
-#[must_use]
-pub fn cpu_quota_in(root: &Path) -> Option<f64> {
-    let membership = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let mount = root.join("sys/fs/cgroup");
-    let mut smallest: Option<f64> = None;
-    for line in membership.lines() {
-        let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
-        else {
-            continue;
-        };
-        let quota = if controllers.is_empty() {
-            smallest_of(&mount, path, quota_v2)
-        } else if controllers.split(',').any(|controller| controller == "cpu") {
-            // Mounted under the joined name, with a link for each controller.
-            [controllers, "cpu"]
-                .iter()
-                .find_map(|name| smallest_of(&mount.join(name), path, quota_v1))
-        } else {
-            None
-        };
-        smallest = match (smallest, quota) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-    }
-    smallest
-}
-
-/// Returns the smallest quota in CPUs that `read` finds in the cgroup directories from `mount` down
-/// to `mount/path`, or `None` if it finds none.
-fn smallest_of(mount: &Path, path: &str, read: impl Fn(&Path) -> Option<f64>) -> Option<f64> {
-    let mut directory: PathBuf = mount.to_owned();
-    let mut quotas = vec![read(&directory)];
-    for name in path
-        .split('/')
-        .filter(|name| !name.is_empty() && *name != "..")
-    {
-        directory.push(name);
-        quotas.push(read(&directory));
-    }
-    quotas.into_iter().flatten().reduce(f64::min)
-}
-
-/// Reads the quota in CPUs from `cpu.max` of a version 2 cgroup, which contains the CPU time per
-/// period (or `max`) and the length of the period.
-fn quota_v2(directory: &Path) -> Option<f64> {
-    let text = fs::read_to_string(directory.join("cpu.max")).ok()?;
-    let (quota, period) = text.trim().split_once(' ')?;
-    share(quota, period)
-}
-
-/// Reads the quota in CPUs from `cpu.cfs_quota_us` (-1 is unlimited) and `cpu.cfs_period_us` of a
-/// version 1 cgroup.
-fn quota_v1(directory: &Path) -> Option<f64> {
-    let quota = fs::read_to_string(directory.join("cpu.cfs_quota_us")).ok()?;
-    let period = fs::read_to_string(directory.join("cpu.cfs_period_us")).ok()?;
-    share(quota.trim(), period.trim())
-}
-
-/// Returns `quota` divided by `period`, which is the quota in CPUs. `max` and `-1` do not parse as
-/// `u32`, so both result in `None`: no quota.
-fn share(quota: &str, period: &str) -> Option<f64> {
-    let quota: u32 = quota.parse().ok()?;
-    let period: u32 = period.parse().ok().filter(|period| *period > 0)?;
-    Some(f64::from(quota) / f64::from(period))
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::topology::tests::Tree;
+
+    fn usable(allowed: &[usize], quota: Option<f64>, own_set: bool) -> ProcessCpus {
+        ProcessCpus {
+            allowed: allowed.to_vec(),
+            quota,
+            own_set,
+        }
+    }
 
     #[test]
     fn plans() {
         let unknown = Topology::default();
         let list = |cpus: &[usize]| Cores::List(cpus.to_vec());
-        let pinned = |cpus: &[usize]| Some(cpus.iter().copied().map(Some).collect::<Vec<_>>());
-        for (name, cores, allowed, quota, want) in [
-            ("auto", Cores::Auto, vec![0, 1, 2], None, pinned(&[2])),
+        let pinned = |cpus: &[usize]| Some(cpus.iter().map(|cpu| vec![*cpu]).collect::<Vec<_>>());
+        let unpinned = |shards| Some(vec![Vec::new(); shards]);
+        let any = Cores::Any { shards: 3 };
+        for (name, cores, allowed, want) in [
+            ("any", any, &[0, 1][..], unpinned(3)),
+            ("one", list(&[1]), &[0, 1], pinned(&[1])),
             (
-                "auto, whole quota",
-                Cores::Auto,
-                vec![4, 5],
-                Some(1.0),
-                pinned(&[5]),
-            ),
-            (
-                "auto, half a CPU",
-                Cores::Auto,
-                vec![0, 1],
-                Some(0.5),
-                Some(vec![None]),
-            ),
-            ("auto, unknown", Cores::Auto, vec![], None, Some(vec![None])),
-            (
-                "any",
-                Cores::Any { shards: 3 },
-                vec![0, 1],
-                None,
-                Some(vec![None; 3]),
-            ),
-            ("one", list(&[1]), vec![0, 1], None, pinned(&[1])),
-            (
-                "list in its order",
+                "in its order",
                 list(&[3, 0]),
-                vec![0, 1, 2, 3],
-                None,
+                &[0, 1, 2, 3],
                 pinned(&[3, 0]),
             ),
-            ("list, unknown", list(&[3]), vec![], None, pinned(&[3])),
-            ("outside", list(&[0, 8]), vec![0, 1], None, None),
+            ("list, unknown", list(&[3]), &[], pinned(&[3])),
+            ("outside", list(&[0, 8]), &[0, 1], None),
         ] {
-            let plan = plan_cores(&cores, &allowed, quota, &unknown, |_| true);
+            let plan = plan_cores(&cores, &usable(allowed, None, false), &unknown, |_| true);
             let got = plan.ok().map(|plan| {
-                let cpus = plan.seats.iter().map(|seat| seat.cpu);
+                let cpus = plan.seats.into_iter().map(|seat| seat.cpus);
                 cpus.collect::<Vec<_>>()
             });
             assert_eq!(got, want, "{name}");
         }
-        let claimed = |cpus: &'static [usize]| {
-            let plan = plan_cores(&Cores::Auto, &[0, 1, 2], None, &unknown, |cpu| {
-                !cpus.contains(&cpu)
-            });
-            plan.unwrap()
-        };
-        assert_eq!(claimed(&[2]).seats[0].cpu, Some(1));
-        assert_eq!(claimed(&[1, 2]).seats[0].cpu, Some(0));
-        let none = claimed(&[0, 1, 2]);
-        assert_eq!((none.seats[0].cpu, none.warnings.len()), (None, 1));
-        let error = plan_cores(&list(&[0, 8, 9]), &[0, 1], None, &unknown, |_| true).unwrap_err();
+        let two = usable(&[0, 1], Some(1.5), false);
+        let error = plan_cores(&list(&[0, 8, 9]), &two, &unknown, |_| true).unwrap_err();
         assert!(
             error
                 .to_string()
                 .starts_with("CPU 8-9 is not among those this process may use (0-1)")
         );
-        let plan = plan_cores(&list(&[0, 1]), &[0, 1], Some(1.5), &unknown, |_| true).unwrap();
+        let plan = plan_cores(&list(&[0, 1]), &two, &unknown, |_| true).unwrap();
         assert!(plan.warnings[0].contains("quota of 1.50"));
     }
 
-    /// A test case: its name, the files as path and content, and the expected quota in CPUs.
-    type Recorded<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<f64>);
-
     #[test]
-    fn quotas_of_recorded_v2_trees() {
-        const POD: &str = "sys/fs/cgroup/kubepods.slice/pod.slice/cpu.max";
-        const V2: &str = "0::/kubepods.slice/pod.slice/engine.scope\n";
-        let table: &[Recorded<'_>] = &[
-            ("nothing", &[], None),
+    fn auto_pins_only_to_cpus_without_other_programs() {
+        let isolated = Topology {
+            isolated: vec![2, 3],
+            ..Topology::default()
+        };
+        for (name, allowed, quota, own_set, want) in [
+            ("shared", &[0, 1][..], None, false, &[][..]),
+            ("unknown", &[], None, true, &[]),
+            ("own", &[0, 1], None, true, &[1]),
             (
-                "v2-namespace",
-                &[
-                    ("proc/self/cgroup", "0::/\n"),
-                    ("sys/fs/cgroup/cpu.max", "50000 100000\n"),
-                ],
-                Some(0.5),
-            ),
-            (
-                "v2-unlimited",
-                &[
-                    ("proc/self/cgroup", "0::/\n"),
-                    ("sys/fs/cgroup/cpu.max", "max 100000\n"),
-                ],
-                None,
-            ),
-            (
-                "v2-parent",
-                &[
-                    ("proc/self/cgroup", V2),
-                    (POD, "200000 100000\n"),
-                    (
-                        "sys/fs/cgroup/kubepods.slice/pod.slice/engine.scope/cpu.max",
-                        "max 100000\n",
-                    ),
-                ],
+                "own, with the quota of a pod",
+                &[4, 5],
                 Some(2.0),
+                true,
+                &[5],
             ),
-            (
-                "v2-hidden-path",
-                &[
-                    ("proc/self/cgroup", V2),
-                    ("sys/fs/cgroup/cpu.max", "25000 100000\n"),
-                ],
-                Some(0.25),
-            ),
-        ];
-        for (name, files, want) in table {
-            let tree = Tree::new(files.iter().copied());
-            assert_eq!(cpu_quota_in(&tree.0), *want, "{name}");
+            ("what pods with CPUs leave", &[4, 5], Some(1.0), true, &[]),
+            ("isolated", &[0, 1, 2, 3, 4], None, false, &[3]),
+            ("isolated, one CPU", &[0, 1, 2], Some(1.0), false, &[2]),
+            ("isolated, half a CPU", &[2, 3], Some(0.5), false, &[]),
+        ] {
+            let usable = usable(allowed, quota, own_set);
+            let plan = plan_cores(&Cores::Auto, &usable, &isolated, |_| true).unwrap();
+            assert_eq!(plan.seats[0].cpus, want, "{name}");
+            assert!(plan.warnings.is_empty(), "{name}");
         }
+        let claimed = |cpus: &'static [usize]| {
+            let usable = usable(&[0, 1, 2], None, true);
+            let claim = |cpu| !cpus.contains(&cpu);
+            plan_cores(&Cores::Auto, &usable, &Topology::default(), claim).unwrap()
+        };
+        assert_eq!(claimed(&[2]).seats[0].cpus, [1]);
+        assert_eq!(claimed(&[1, 2]).seats[0].cpus, [0]);
+        let none = claimed(&[0, 1, 2]);
+        assert_eq!((none.seats[0].cpus.len(), none.warnings.len()), (0, 1));
     }
 
     #[test]
-    fn quotas_of_recorded_v1_trees() {
-        let table: &[Recorded<'_>] = &[
-            (
-                "v1",
-                &[
-                    ("proc/self/cgroup", "7:memory:/a\n4:cpu,cpuacct:/docker/b\n"),
-                    (
-                        "sys/fs/cgroup/cpu,cpuacct/docker/b/cpu.cfs_quota_us",
-                        "150000\n",
-                    ),
-                    (
-                        "sys/fs/cgroup/cpu,cpuacct/docker/b/cpu.cfs_period_us",
-                        "100000\n",
-                    ),
-                ],
-                Some(1.5),
-            ),
-            (
-                "v1-unlimited",
-                &[
-                    ("proc/self/cgroup", "4:cpu,cpuacct:/\n"),
-                    ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"),
-                    ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
-                ],
-                None,
-            ),
-            (
-                "broken",
-                &[
-                    ("proc/self/cgroup", "0::/\nx\n"),
-                    ("sys/fs/cgroup/cpu.max", "1 0\n"),
-                ],
-                None,
-            ),
-        ];
-        for (name, files, want) in table {
-            let tree = Tree::new(files.iter().copied());
-            assert_eq!(cpu_quota_in(&tree.0), *want, "{name}");
-        }
-    }
-
-    #[test]
-    fn this_thread_can_be_pinned_to_an_allowed_cpu() {
+    fn a_thread_is_restricted_to_cpus() {
         let allowed = allowed_cpus();
         assert!(!allowed.is_empty());
         std::thread::spawn(move || {
-            pin(allowed[0]).unwrap();
+            pin(&allowed).unwrap();
+            assert_eq!(allowed_cpus(), allowed);
+            pin(&allowed[..1]).unwrap();
             assert_eq!(allowed_cpus(), [allowed[0]]);
         })
         .join()
         .unwrap();
-        assert!(pin(usize::MAX).is_err());
+        assert!(pin(&[usize::MAX]).is_err());
+        assert!(pin(&[]).is_err());
     }
 }

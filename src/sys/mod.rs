@@ -1,9 +1,9 @@
 //! Operating system services: CPUs, machine layout, limits, listening sockets.
 //!
 //! This module contains no HTTP. Its only unsafe code is a call of the allocator: `rustix` wraps
-//! the system calls, and a library that only `cores` names wraps the one that pins a thread to a
-//! CPU.
+//! the system calls.
 
+mod cgroup;
 mod cores;
 mod files;
 mod listen;
@@ -12,9 +12,7 @@ mod near;
 pub mod process;
 mod topology;
 
-pub use cores::{
-    CoreError, CorePlan, Seat, allowed_cpus, claim_cpu, cpu_quota, cpu_quota_in, pin, plan_cores,
-};
+pub use cores::{CoreError, CorePlan, ProcessCpus, Seat, allowed_cpus, claim_cpu, pin, plan_cores};
 pub use files::{FileLimit, ReadError, raise_nofile, read_regular};
 pub use listen::{BindError, bind_alone, bind_shared, has_wildcard_listener, probe, set_keepalive};
 pub use memory::release_free_memory;

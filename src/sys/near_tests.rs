@@ -1,12 +1,19 @@
 //! Complete plans on recorded sysfs trees, and properties of `choose` on random machines.
 
 use super::*;
-use crate::sys::cores::{CorePlan, plan_cores};
+use crate::config::Cores;
+use crate::sys::cores::{CorePlan, ProcessCpus, plan_cores};
 use crate::sys::topology::tests::{CONTAINER, EIGHT_GPUS, NONE, ONE_GPU, UNKNOWN_NODE, read};
 
+/// Plans for a process that has these CPUs to itself.
 fn plan(topology: &Topology, allowed: &[usize], text: &str) -> Result<CorePlan, String> {
     let cores = text.parse().unwrap();
-    plan_cores(&cores, allowed, None, topology, |_| true).map_err(|error| error.to_string())
+    let usable = ProcessCpus {
+        allowed: allowed.to_vec(),
+        quota: None,
+        own_set: true,
+    };
+    plan_cores(&cores, &usable, topology, |_| true).map_err(|error| error.to_string())
 }
 
 fn cpus(text: &str) -> Vec<usize> {
@@ -179,7 +186,7 @@ fn a_device_of_unknown_node_is_near_the_only_node_with_cpus() {
             },
         );
         let plan = plan(&topology, &cpus("0-31"), "near:gpu0").unwrap();
-        assert_eq!(plan.seats[0].cpu, Some(31));
+        assert_eq!(plan.seats[0].cpus, [31]);
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     }
 }
@@ -188,7 +195,7 @@ fn a_device_of_unknown_node_is_near_the_only_node_with_cpus() {
 fn unknown_allowed_cpus_mean_all_online_cpus() {
     let topology = read(ONE_GPU);
     let plan = plan(&topology, &[], "near:gpu0").unwrap();
-    assert_eq!(plan.seats[0].cpu, Some(31));
+    assert_eq!(plan.seats[0].cpus, [31]);
 }
 
 /// Checks that each row is refused. A row is the value of `--cores`, the allowed CPUs, and the
@@ -370,26 +377,73 @@ fn auto_ignores_gpus_that_cannot_be_opened() {
 }
 
 #[test]
+fn a_shared_set_of_cpus_is_that_of_the_gpus_node() {
+    let eight = read(EIGHT_GPUS);
+    let mut one = read(ONE_GPU);
+    one.isolated = cpus("24-31");
+    let mut closed = eight.clone();
+    closed.gpus_open = false;
+    for (name, topology, allowed, want) in [
+        (
+            "both nodes",
+            &eight,
+            "0-127",
+            "CPU 0-31,64-95 (node 0, near gpu0-3)",
+        ),
+        (
+            "one node",
+            &eight,
+            "40-50",
+            "CPU 40-50 (node 1, near gpu4-7)",
+        ),
+        (
+            "a part of a node",
+            &eight,
+            "30-33",
+            "CPU 30-31 (node 0, near gpu0-3)",
+        ),
+        ("no GPU is open", &closed, "0-127", "unpinned"),
+        (
+            "without isolated",
+            &one,
+            "0-23",
+            "CPU 0-23 (node 0, near gpu0 0000:41:00.0)",
+        ),
+        (
+            "isolated",
+            &one,
+            "0-31",
+            "CPU 31 (node 0, near gpu0 0000:41:00.0)",
+        ),
+    ] {
+        let usable = ProcessCpus {
+            allowed: cpus(allowed),
+            ..ProcessCpus::default()
+        };
+        let plan = plan_cores(&Cores::Auto, &usable, topology, |_| true).unwrap();
+        assert_eq!(plan.seats[0].to_string(), want, "{name}");
+        assert!(plan.warnings.is_empty(), "{name}");
+    }
+}
+
+#[test]
 fn a_quota_unpins_only_with_auto() {
     let topology = read(ONE_GPU);
-    let allowed = cpus("0-31");
     let seats = |text: &str, quota| {
-        let plan = plan_cores(
-            &text.parse().unwrap(),
-            &allowed,
-            Some(quota),
-            &topology,
-            |_| true,
-        )
-        .unwrap();
-        let cpus: Vec<_> = plan.seats.iter().map(|seat| seat.cpu).collect();
-        (cpus, plan.warnings.len())
+        let usable = ProcessCpus {
+            allowed: cpus("0-31"),
+            quota: Some(quota),
+            own_set: true,
+        };
+        let plan = plan_cores(&text.parse().unwrap(), &usable, &topology, |_| true).unwrap();
+        let cpus = plan.seats.iter().map(|seat| format_cpus(&seat.cpus));
+        (cpus.collect::<Vec<_>>().join(" "), plan.warnings.len())
     };
-    assert_eq!(seats("auto", 0.5), (vec![None], 0));
-    assert_eq!(seats("auto", 1.0), (vec![Some(31)], 0));
-    assert_eq!(seats("near:gpu0", 0.5), (vec![Some(31)], 1));
-    assert_eq!(seats("numa:0*2", 1.5), (vec![Some(31), Some(30)], 1));
-    assert_eq!(seats("numa:0*2", 2.0), (vec![Some(31), Some(30)], 0));
+    assert_eq!(seats("auto", 0.5), ("0-31".to_owned(), 0));
+    assert_eq!(seats("auto", 32.0), ("31".to_owned(), 0));
+    assert_eq!(seats("near:gpu0", 0.5), ("31".to_owned(), 1));
+    assert_eq!(seats("numa:0*2", 1.5), ("31 30".to_owned(), 1));
+    assert_eq!(seats("numa:0*2", 2.0), ("31 30".to_owned(), 0));
 }
 
 /// Returns a random number below `bound` (Marsaglia's xorshift), the same numbers on every run.

@@ -40,6 +40,8 @@ const GPUS: [(u16, &[u16]); 3] = [
 pub struct Topology {
     /// CPUs that are online; empty if sysfs is hidden.
     pub online: Vec<usize>,
+    /// CPUs that the kernel's scheduler leaves alone (`isolcpus`).
+    pub isolated: Vec<usize>,
     /// Cores, each as the list of its CPUs (hardware threads), ordered by their first CPU.
     pub cores: Vec<Vec<usize>>,
     /// The CPUs of each NUMA node, by node number; empty if the kernel reports no nodes. A node
@@ -95,6 +97,7 @@ impl Topology {
         let (pci, kinds) = pci(&root.join("sys/bus/pci/devices"));
         let (gpus, gpus_open) = gpus(root, &kinds);
         Self {
+            isolated: list(&system.join("cpu/isolated")),
             cores: cores(&system.join("cpu"), &online),
             online,
             nodes: nodes(&system.join("node")),

@@ -260,3 +260,11 @@ fn this_machine_is_read() {
         assert!(cpus.iter().all(|cpu| topology.online.contains(cpu)));
     }
 }
+
+#[test]
+fn isolated_cpus() {
+    for (text, want) in [("2-3,8\n", &[2, 3, 8][..]), ("\n", &[]), ("x", &[])] {
+        let tree = Tree::new([("sys/devices/system/cpu/isolated", text)]);
+        assert_eq!(Topology::read_in(&tree.0).isolated, want, "{text:?}");
+    }
+}

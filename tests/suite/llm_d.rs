@@ -537,7 +537,7 @@ fn the_log_is_also_written_to_a_file_that_is_rotated() {
         ..Launch::default()
     });
     let path = folder.path().join(format!("ringside-{}.log", sidecar.port));
-    // Each output has a thread, so the file may lag behind stderr and vice versa.
+    // Each output has a thread, so one of them may lack lines that the other has.
     let written = crate::harness::wait_for("the file to hold the line of readiness", || {
         let written = std::fs::read_to_string(&path).ok()?;
         written.contains(" is ready").then_some(written)
