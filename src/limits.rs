@@ -183,6 +183,14 @@ pub const KEEPALIVE_IDLE_SECS: u64 = 30;
 pub const KEEPALIVE_INTERVAL_SECS: u64 = 10;
 /// Consecutive unacknowledged TCP keep-alive probes after which the kernel closes the connection.
 pub const KEEPALIVE_PROBES_MAX: u32 = 6;
+/// Seconds between two checks for peers that have vanished while bytes were on the way to them, to
+/// which keep-alive does not apply.
+pub const VANISHED_CHECK_SECS: u64 = 15;
+/// Retransmissions or probes without an acknowledgement after which a peer may count as vanished:
+/// the eighth is sent after 51 s if the first is after 0.2 s.
+pub const VANISHED_TRIES_MIN: u8 = 8;
+/// Milliseconds without an acknowledgement after which a peer may count as vanished.
+pub const VANISHED_MS_MIN: u32 = 45_000;
 /// Milliseconds before a connect to a Unix socket whose accept queue is full is retried. The pause
 /// doubles with each retry; the timer wheel's tick (10 ms) is added to it.
 pub const CONNECT_PAUSE_MS_MIN: u64 = 1;

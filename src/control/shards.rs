@@ -18,7 +18,10 @@ use super::sockets::SocketErrorLog;
 use super::tls::TlsContext;
 use crate::budget::Budget;
 use crate::config::Config;
-use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS, ACCEPT_PAUSE_MS_MIN};
+use crate::limits::{
+    ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS, ACCEPT_PAUSE_MS_MIN, VANISHED_CHECK_SECS, VANISHED_MS_MIN,
+    VANISHED_TRIES_MIN,
+};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
 use crate::net::probe::Driver;
@@ -27,7 +30,7 @@ use crate::net::tls::{Acceptor, Secure, Wire};
 use crate::net::{Net, Timer, would_block};
 use crate::proxy::session;
 use crate::proxy::shard::{Places, Shard, ShardDeps, is_local_address};
-use crate::sys;
+use crate::sys::{self, Silence};
 use crate::trace::TraceRing;
 
 /// Interval at which a draining shard wakes its idle sessions and checks whether any are left.
@@ -173,6 +176,7 @@ async fn serve(
             Arc::clone(&shared.places_wanted),
         ));
     }
+    net.spawn_vital(reset_vanished(net.clone(), Arc::clone(&metrics)));
     shared.listening.fetch_add(1, Ordering::Release);
     started(Ok(inbox.clone()));
     while !shard.is_draining() {
@@ -188,6 +192,20 @@ async fn serve(
     drain(&net, &shard, &inbox).await;
     inbox.end();
     Ok(())
+}
+
+/// Repeatedly resets the connections whose client or engine has vanished.
+async fn reset_vanished(net: Runtime, metrics: Arc<ShardMetrics>) {
+    let least = Silence {
+        tries: VANISHED_TRIES_MIN,
+        ms: VANISHED_MS_MIN,
+    };
+    let timer = net.timer();
+    loop {
+        timer.set(net.now(), Some(Duration::from_secs(VANISHED_CHECK_SECS)));
+        wait(&timer).await;
+        metrics.peers_vanished(net.reset_vanished(least).await);
+    }
 }
 
 /// Whether the messages to a shard require it to end.

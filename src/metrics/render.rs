@@ -272,6 +272,11 @@ impl Scrape {
             self.sum(|shard| &shard.events_lost),
         )?;
         out.counter(
+            "ringside_peers_vanished",
+            "Connections reset because the client or engine acknowledged nothing for about a minute",
+            self.sum(|shard| &shard.peers_vanished),
+        )?;
+        out.counter(
             "ringside_access_log_dropped",
             "Access-log records lost because their shard's ring was full",
             self.sum(|shard| &shard.access_log_dropped),

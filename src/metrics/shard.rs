@@ -149,6 +149,7 @@ pub struct ShardMetrics {
     pub(super) accept_paused: Counter,
     pub(super) idle_closed: Counter,
     pub(super) events_lost: Counter,
+    pub(super) peers_vanished: Counter,
     pub(super) tls: [[Counter; tls::Outcome::ALL.len()]; TlsPeer::ALL.len()],
 }
 
@@ -192,6 +193,7 @@ impl ShardMetrics {
             accept_paused: Counter::default(),
             idle_closed: Counter::default(),
             events_lost: Counter::default(),
+            peers_vanished: Counter::default(),
             tls: each(|| each(Counter::default)),
         }
     }
@@ -386,6 +388,11 @@ impl ShardMetrics {
     pub fn set_events_lost(&self, count: u64) {
         self.events_lost
             .add(count.wrapping_sub(self.events_lost.get()));
+    }
+
+    /// Counts connections that were reset because their peer has vanished.
+    pub fn peers_vanished(&self, count: u64) {
+        self.peers_vanished.add(count);
     }
 
     /// Counts idle client connections that were closed in favour of new ones.

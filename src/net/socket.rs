@@ -172,6 +172,12 @@ pub(super) fn end(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket, Shutdown::Both);
 }
 
+/// Ends a TCP connection with a RST. Further calls on the socket fail, unlike after [`end`], after
+/// which a receive would return the end of the stream.
+pub(super) fn reset(socket: BorrowedFd<'_>) {
+    let _ = rustix::net::connect_unspec(socket);
+}
+
 /// Sets whether closing the socket sends a RST instead of a FIN.
 pub(super) fn set_reset_on_close(socket: BorrowedFd<'_>, reset: bool) {
     let linger = reset.then_some(std::time::Duration::ZERO);

@@ -1,7 +1,7 @@
 //! Operating system services: CPUs, machine layout, limits, listening sockets.
 //!
-//! This module contains no HTTP. Its only unsafe code is a call of the allocator: `rustix` wraps
-//! the system calls.
+//! This module contains no HTTP. Its only unsafe code is a call of the allocator and one
+//! of `getsockopt`: `rustix` wraps the other system calls.
 
 mod cgroup;
 mod cores;
@@ -10,6 +10,7 @@ mod listen;
 mod memory;
 mod near;
 pub mod process;
+mod tcp;
 mod topology;
 
 pub use cores::{CoreError, CorePlan, ProcessCpus, Seat, allowed_cpus, claim_cpu, pin, plan_cores};
@@ -17,4 +18,5 @@ pub use files::{FileLimit, ReadError, raise_nofile, read_regular};
 pub use listen::{BindError, bind_alone, bind_shared, has_wildcard_listener, probe, set_keepalive};
 pub use memory::release_free_memory;
 pub use near::NearError;
+pub use tcp::{Silence, has_vanished};
 pub use topology::{Locality, Topology};

@@ -27,6 +27,7 @@ use super::probe::{COMPLETIONS, Driver, RING_ENTRIES};
 use super::random::Random;
 use super::turn;
 use super::{Address, Instant, Net, Timer, Wheel, socket};
+use crate::sys::Silence;
 pub use conn::Socket;
 use handle::Handle;
 use hangup::Hangups;
@@ -178,6 +179,11 @@ impl Runtime {
     /// Always 0: monoio does not report lost events.
     #[must_use]
     pub const fn events_lost(&self) -> u32 {
+        0
+    }
+
+    /// Resets nothing: on monoio, a peer that has vanished is noticed only by the kernel.
+    pub async fn reset_vanished(&self, _: Silence) -> u64 {
         0
     }
 

@@ -20,6 +20,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod uring;
+mod vanished;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};

@@ -3,10 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::net::{Conn, would_block};
+use crate::sys::Silence;
 
 const DRIVERS: [Driver; 2] = [Driver::Uring, Driver::Epoll];
 
@@ -682,5 +684,63 @@ fn a_listener_accepts_every_queued_connection() {
                 Err(error) => assert!(would_block(&error), "{error}"),
             }
         }
+    });
+}
+
+/// Makes a socket discard every segment that arrives, so that its peer sees it vanish.
+fn discard_all(socket: &TcpStream) {
+    let mut instruction = libc::sock_filter {
+        code: 0x06, // Return the number of bytes that pass (BPF_RET | BPF_K).
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut instruction,
+    };
+    let len = libc::socklen_t::try_from(size_of_val(&program)).unwrap();
+    #[expect(unsafe_code, reason = "no safe wrapper of this option")]
+    // SAFETY: the kernel reads `len` bytes of `program`, and the instruction that it points to.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            len,
+        )
+    };
+    assert_eq!(result, 0);
+}
+
+#[test]
+fn a_connection_whose_peer_has_vanished_is_reset() {
+    let least = Silence { tries: 1, ms: 1 };
+    on_each_driver(None, async |net| {
+        let (idle, _idle_far) = pair(&net);
+        let (full, _full_far) = pair(&net);
+        // The peer reads nothing, so bytes are left that cannot be sent.
+        while full.try_send(&[0; 64 * 1024]).is_ok() {}
+        let (lost, lost_far) = pair(&net);
+        discard_all(&lost_far);
+        lost.try_send(b"token").unwrap();
+        let (timer, mut count) = (net.timer(), 0);
+        while count == 0 {
+            timer.set(net.now(), Some(Duration::from_millis(10)));
+            poll_fn(|cx| timer.poll(cx)).await;
+            count = net.reset_vanished(least).await;
+        }
+        assert_eq!(count, 1);
+        poll_fn(|cx| lost.poll_hangup(cx)).await;
+        let error = lost.try_recv(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        // It is no clean end.
+        assert!(lost.try_recv(&mut [0; 8]).is_err());
+        assert!(lost.try_send(b"token").is_err());
+        assert_eq!(net.reset_vanished(least).await, 0);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(idle.poll_hangup(&mut cx).is_pending());
+        assert!(full.poll_hangup(&mut cx).is_pending());
     });
 }
