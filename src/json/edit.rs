@@ -41,6 +41,19 @@ pub enum Edit<'a> {
         /// The new value, which must be valid JSON.
         value: &'a Rc<Kept>,
     },
+    /// As `Set`, with a value that contains a part of the body itself, which is not copied either.
+    SetAround {
+        /// The object that contains the member.
+        level: Level,
+        /// Name of the member, which must be in the watch table.
+        name: &'static str,
+        /// The start of the new value. With the other parts it must be valid JSON.
+        begin: &'a [u8],
+        /// The part of the body that follows.
+        source: Span,
+        /// The end of the new value.
+        end: &'a [u8],
+    },
     /// Removes every occurrence of the member `name` at `level`, and a comma next to it.
     Remove {
         /// The object that contains the member.
@@ -66,6 +79,9 @@ impl<'a> Edit<'a> {
         match *self {
             Self::Set { value, .. } => Some(Value::Bytes(value)),
             Self::SetKept { value, .. } => Some(Value::Kept(value)),
+            Self::SetAround {
+                begin, source, end, ..
+            } => Some(Value::Around(begin, source, end)),
             Self::Remove { .. } | Self::Append { .. } => None,
         }
     }
@@ -76,6 +92,7 @@ impl<'a> Edit<'a> {
         match *self {
             Self::Set { level, name, .. }
             | Self::SetKept { level, name, .. }
+            | Self::SetAround { level, name, .. }
             | Self::Remove { level, name }
             | Self::Append { level, name, .. } => (level, name),
         }
@@ -87,6 +104,8 @@ impl<'a> Edit<'a> {
 enum Value<'a> {
     Bytes(&'a [u8]),
     Kept(&'a Rc<Kept>),
+    /// A part of the body between two texts.
+    Around(&'a [u8], Span, &'a [u8]),
 }
 
 impl Value<'_> {
@@ -94,6 +113,9 @@ impl Value<'_> {
         match self {
             Self::Bytes(bytes) => bytes.is_empty(),
             Self::Kept(kept) => kept.is_empty(),
+            Self::Around(begin, source, end) => {
+                begin.is_empty() && source.is_empty() && end.is_empty()
+            }
         }
     }
 }
@@ -210,9 +232,10 @@ impl Document {
             let edit = edits
                 .iter()
                 .find(|edit| edit.target() == (member.level, member.name));
+            if let Some(value) = edit.and_then(Edit::value) {
+                changes.set(member.value, value);
+            }
             match edit {
-                Some(Edit::Set { value, .. }) => changes.replace(member.value, &[value]),
-                Some(Edit::SetKept { value, .. }) => changes.replace_kept(member.value, value),
                 Some(Edit::Append { text, .. }) if member.kind == Kind::Array => {
                     let place = member.value.end - 1;
                     changes.replace(Span::new(place, place), &[text]);
@@ -230,7 +253,7 @@ impl Document {
                         }
                     }
                 }
-                Some(Edit::Append { .. }) | None => {}
+                _ => {}
             }
         }
         changes.remove(run);
@@ -282,6 +305,8 @@ enum By {
     Text(Span),
     /// The element of [`Changes::kept`] at this index.
     Kept(usize),
+    /// A range of the body.
+    Source(Span),
 }
 
 #[derive(Debug)]
@@ -299,6 +324,9 @@ impl Changes {
             // An insertion adds a comma, two quotes and a colon.
             Edit::Set { name, value, .. } => name.len() + value.len() + 4,
             Edit::SetKept { name, .. } => name.len() + 4,
+            Edit::SetAround {
+                name, begin, end, ..
+            } => name.len() + begin.len() + end.len() + 4,
             Edit::Append { text, .. } => text.len(),
             Edit::Remove { .. } => 0,
         });
@@ -320,12 +348,23 @@ impl Changes {
         });
     }
 
-    fn replace_kept(&mut self, source: Span, value: &Rc<Kept>) {
-        self.list.push(Change {
-            source,
-            by: By::Kept(self.kept.len()),
-        });
-        self.kept.push(Rc::clone(value));
+    /// Replaces `source` by a value.
+    fn set(&mut self, source: Span, value: Value<'_>) {
+        match value {
+            Value::Bytes(bytes) => self.replace(source, &[bytes]),
+            Value::Kept(kept) => {
+                let by = By::Kept(self.kept.len());
+                self.list.push(Change { source, by });
+                self.kept.push(Rc::clone(kept));
+            }
+            Value::Around(begin, part, end) => {
+                self.replace(source, &[begin]);
+                let after = Span::new(source.end, source.end);
+                let by = By::Source(part);
+                self.list.push(Change { source: after, by });
+                self.replace(after, &[end]);
+            }
+        }
     }
 
     fn remove(&mut self, run: Option<Run>) {
@@ -342,7 +381,7 @@ impl Changes {
         let place = Span::new(object.close, object.close);
         let bytes = match value {
             Value::Bytes(bytes) => bytes,
-            Value::Kept(_) => b"",
+            Value::Kept(_) | Value::Around(..) => b"",
         };
         self.replace(place, &[comma, b"\"", name.as_bytes(), b"\":", bytes]);
         if let [.., earlier, last] = &mut *self.list
@@ -352,8 +391,8 @@ impl Changes {
             earlier.end = last.end;
             self.list.pop();
         }
-        if let Value::Kept(value) = value {
-            self.replace_kept(place, value);
+        if !matches!(value, Value::Bytes(_)) {
+            self.set(place, value);
         }
     }
 
@@ -366,6 +405,7 @@ impl Changes {
             pieces.push(match change.by {
                 By::Text(span) => Piece::Text(span),
                 By::Kept(index) => Piece::Kept(index, self.kept[index].len()),
+                By::Source(span) => Piece::Source(span),
             });
             done = change.source.end;
         }
@@ -425,18 +465,36 @@ impl Splices {
         }
     }
 
-    /// Returns the splices of a body that is only `body`, with nothing of the source of
-    /// `source_bytes` bytes.
+    /// Returns the splices of a body that begins with `begin` and, of the source of `source_bytes`
+    /// bytes, has only `part`, between two texts.
     #[must_use]
-    pub fn kept(body: Rc<Kept>, source_bytes: usize) -> Self {
-        let len = body.len();
+    pub fn around(
+        begin: &Rc<Kept>,
+        [before, after]: [&[u8]; 2],
+        part: Span,
+        source_bytes: usize,
+    ) -> Self {
+        let (middle, all) = (before.len(), before.len() + after.len());
+        let mut pieces = vec![
+            Piece::Kept(0, begin.len()),
+            Piece::Text(Span::new(0, middle)),
+            Piece::Source(part),
+            Piece::Text(Span::new(middle, all)),
+        ];
+        pieces.retain(|piece| piece.len() > 0);
         Self {
-            pieces: vec![Piece::Kept(0, len)],
-            text: Vec::new(),
-            kept: vec![body],
-            len,
+            pieces,
+            text: [before, after].concat(),
+            kept: vec![Rc::clone(begin)],
+            len: begin.len() + all + part.len(),
             source_bytes,
         }
+    }
+
+    /// Returns the number of bytes of inserted text that is copied here.
+    #[must_use]
+    pub const fn text_bytes(&self) -> usize {
+        self.text.len()
     }
 
     /// Returns the length of the edited body in bytes.
@@ -531,9 +589,10 @@ mod tests {
         Edit::Remove { level, name }
     }
 
-    /// A kept value results in the same body as a copied one, in every place.
+    /// A kept value, and one around a part of the body, results in the same body as a copied one,
+    /// in every place.
     #[test]
-    fn kept_values_are_shared() {
+    fn large_values_are_not_copied() {
         let kept = Rc::new(Kept::unlimited("[1,2]"));
         let top = Level::Top;
         for text in [
@@ -542,32 +601,48 @@ mod tests {
             r#"{"b":0,"x":1,"b":{}}"#,
             r#"{"a":1,"b":2,"c":3}"#,
         ] {
+            let part = Span::new(0, text.len());
+            let around = format!("[{text}]");
             let set_kept = |name| Edit::SetKept {
                 level: top,
                 name,
                 value: &kept,
             };
+            let set_around = |name| Edit::SetAround {
+                level: top,
+                name,
+                begin: b"[",
+                source: part,
+                end: b"]",
+            };
+            let copied = |name, value| Edit::Set {
+                level: top,
+                name,
+                value,
+            };
             let (a, c) = (set(top, "a", "7"), set(top, "c", "8"));
-            for (kept, copied) in [
-                (vec![set_kept("b")], vec![set(top, "b", "[1,2]")]),
-                (
-                    vec![a, set_kept("b"), c],
-                    vec![a, set(top, "b", "[1,2]"), c],
-                ),
-                (
-                    vec![set_kept("c"), remove(top, "b"), set_kept("a")],
-                    vec![
-                        set(top, "c", "[1,2]"),
-                        remove(top, "b"),
-                        set(top, "a", "[1,2]"),
-                    ],
-                ),
+            for (set, value) in [
+                (&set_kept as &dyn Fn(_) -> _, &kept[..]),
+                (&set_around, around.as_bytes()),
             ] {
-                assert_eq!(
-                    edited(text, &kept),
-                    edited(text, &copied),
-                    "{text} {copied:?}"
-                );
+                for (set, copied) in [
+                    (vec![set("b")], vec![copied("b", value)]),
+                    (vec![a, set("b"), c], vec![a, copied("b", value), c]),
+                    (
+                        vec![set("b"), remove(top, "a"), remove(top, "c")],
+                        vec![copied("b", value), remove(top, "a"), remove(top, "c")],
+                    ),
+                    (
+                        vec![set("c"), remove(top, "b"), set("a")],
+                        vec![copied("c", value), remove(top, "b"), copied("a", value)],
+                    ),
+                ] {
+                    assert_eq!(
+                        edited(text, &set),
+                        edited(text, &copied),
+                        "{text} {copied:?}"
+                    );
+                }
             }
         }
         assert_eq!(Rc::strong_count(&kept), 1);

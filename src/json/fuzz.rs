@@ -16,6 +16,7 @@ use super::{
     Level, Mask, Params, PrefillResponse, Scanner, Watch, validate,
 };
 use crate::budget::{Budget, Kept};
+use crate::span::Span;
 
 const WATCH: Watch = &[
     (Level::Top, "max_tokens"),
@@ -144,8 +145,9 @@ pub fn fuzz_edit(data: &[u8]) {
             Err(error) => {
                 assert_eq!(error, EditError::NoObject);
                 assert!(edits.iter().any(|edit| match edit {
-                    Edit::Set { level, .. } | Edit::SetKept { level, .. } =>
-                        !document.has_object(*level),
+                    Edit::Set { level, .. }
+                    | Edit::SetKept { level, .. }
+                    | Edit::SetAround { level, .. } => !document.has_object(*level),
                     Edit::Remove { .. } | Edit::Append { .. } => false,
                 }));
                 continue;
@@ -153,18 +155,7 @@ pub fn fuzz_edit(data: &[u8]) {
         };
         let edited: Vec<u8> = splices.pieces(data).flatten().copied().collect();
         assert_eq!(splices.len(), edited.len());
-        let values = edits.iter().map(|edit| match edit {
-            Edit::Set { value, .. } => Rc::new(Kept::unlimited(value)),
-            _ => Rc::new(Kept::unlimited("")),
-        });
-        let values: Vec<_> = values.collect();
-        let shared = edits.iter().zip(&values).map(|(edit, value)| match *edit {
-            Edit::Set { level, name, .. } => Edit::SetKept { level, name, value },
-            other => other,
-        });
-        let shared = document.edit(&shared.collect::<Vec<_>>());
-        let shared = shared.map(|splices| splices.pieces(data).flatten().copied().collect());
-        assert_eq!(shared.as_ref(), Ok(&edited), "shared values");
+        check_uncopied(&document, data, &edits, &edited, &mut random);
         assert_eq!(splices.count(), splices.pieces(data).count());
         assert!(splices.pieces(data).all(|piece| !piece.is_empty()));
         check_fill(&splices, data, &edited, &mut random);
@@ -485,7 +476,7 @@ fn apply(tree: &mut Tree, edits: &[Edit<'_>]) {
     for edit in edits {
         match *edit {
             // Not generated, because the text depends on whether the array is empty.
-            Edit::Append { .. } | Edit::SetKept { .. } => {}
+            Edit::Append { .. } | Edit::SetKept { .. } | Edit::SetAround { .. } => {}
             Edit::Remove { level, name } => tree.each(path(level), &mut |members| {
                 members.retain(|member| member.0 != name);
             }),
@@ -501,6 +492,62 @@ fn apply(tree: &mut Tree, edits: &[Edit<'_>]) {
                 }
             }),
         }
+    }
+}
+
+/// Checks that values which are shared, or parts of the body, result in the same as copied ones.
+fn check_uncopied(
+    document: &Document,
+    data: &[u8],
+    edits: &[Edit<'_>],
+    edited: &[u8],
+    random: &mut Random,
+) {
+    let bytes_of = |edits: &[Edit<'_>]| -> Result<Vec<u8>, EditError> {
+        let splices = document.edit(edits)?;
+        Ok(splices.pieces(data).flatten().copied().collect())
+    };
+    let start = random.below(data.len() + 1);
+    let source = Span::new(start, start + random.below(data.len() - start + 1));
+    let values = edits.iter().map(|edit| match edit {
+        Edit::Set { value, .. } => {
+            let around = [value, source.of(data), value].concat();
+            (Rc::new(Kept::unlimited(value)), around)
+        }
+        _ => (Rc::new(Kept::unlimited("")), Vec::new()),
+    });
+    let values: Vec<_> = values.collect();
+    let (mut shared, mut around, mut copied) = (Vec::new(), Vec::new(), Vec::new());
+    for (edit, (kept, text)) in edits.iter().zip(&values) {
+        let Edit::Set { level, name, value } = *edit else {
+            for edits in [&mut shared, &mut around, &mut copied] {
+                edits.push(*edit);
+            }
+            continue;
+        };
+        shared.push(Edit::SetKept {
+            level,
+            name,
+            value: kept,
+        });
+        around.push(Edit::SetAround {
+            level,
+            name,
+            begin: value,
+            source,
+            end: value,
+        });
+        copied.push(Edit::Set {
+            level,
+            name,
+            value: text,
+        });
+    }
+    assert_eq!(bytes_of(&shared).as_deref(), Ok(edited), "shared values");
+    let around = bytes_of(&around);
+    // It takes three replacements instead of one.
+    if around != Err(EditError::TooMany) {
+        assert_eq!(around, bytes_of(&copied), "parts of the body");
     }
 }
 
@@ -552,6 +599,7 @@ fn check_outside(document: &Document, data: &[u8], edits: &[Edit<'_>], splices: 
                 }
                 Edit::Set { .. }
                 | Edit::SetKept { .. }
+                | Edit::SetAround { .. }
                 | Edit::Remove { .. }
                 | Edit::Append { .. } => {}
             }

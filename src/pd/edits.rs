@@ -6,6 +6,7 @@ use crate::api::Api;
 use crate::budget::Kept;
 use crate::json::{Document, Edit, EditError, Level, Splices};
 use crate::limits::SEND_JOINED_BYTES_MAX;
+use crate::span::Span;
 
 /// The token limits that a prefill leg sets to 1. The variants differ in the limits that are set
 /// even if the client did not send them.
@@ -69,6 +70,23 @@ impl<'a> Edits<'a> {
         } else {
             self.push(Edit::SetKept { level, name, value });
         }
+    }
+
+    /// Sets a member of the top level to a part of the body between two texts.
+    pub(super) fn set_around(
+        &mut self,
+        name: &'static str,
+        begin: &'a [u8],
+        source: Span,
+        end: &'a [u8],
+    ) {
+        self.push(Edit::SetAround {
+            level: Level::Top,
+            name,
+            begin,
+            source,
+            end,
+        });
     }
 
     pub(super) fn remove(&mut self, level: Level, name: &'static str) {

@@ -4,7 +4,6 @@
 //! Each item is sent as a separate chat completion. The encoders' output is passed on through a
 //! store, or through the `ec_transfer_params` of their responses, which every later leg carries.
 
-use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -20,6 +19,7 @@ use crate::json::{
     EditError, JsonError, Level, Splices, elements, inner, member, members, string_is, validate,
 };
 use crate::limits::ENCODED_MEMBERS_MAX;
+use crate::span::Span;
 
 /// Maximum number of items (images, audio and video parts) in one request. Engines allow far fewer
 /// per prompt.
@@ -57,8 +57,14 @@ const COMMON: [&str; 6] = [
     "priority",
 ];
 
-/// A content part that is sent to an encoder, as a part of a chat completion.
-pub type Item<'a> = Cow<'a, [u8]>;
+/// A content part that is sent to an encoder, as a part of a chat completion: a part of the
+/// request's body between two texts.
+#[derive(Debug)]
+pub struct Item {
+    begin: Vec<u8>,
+    source: Span,
+    end: Vec<u8>,
+}
 
 /// The reason why the items of a request cannot be sent to encoders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +80,13 @@ pub enum ItemsError {
 ///
 /// # Errors
 /// If there are more than [`ITEMS_MAX`], or if the conversation is invalid.
-pub fn items<'a>(request: &PdRequest<'a>) -> Result<Vec<Item<'a>>, ItemsError> {
+pub fn items(request: &PdRequest<'_>) -> Result<Vec<Item>, ItemsError> {
     request::check_messages(request.document, request.body).map_err(ItemsError::Json)?;
-    let mut found = Found::default();
+    let mut found = Found {
+        body: request.body,
+        items: Vec::new(),
+        seen: HashSet::new(),
+    };
     match request.api {
         Api::Responses => {
             for turn in elements(input(request)?) {
@@ -114,15 +124,21 @@ fn input<'a>(request: &PdRequest<'a>) -> Result<&'a [u8], ItemsError> {
     let Some(input) = member(request.body, "input") else {
         return Ok(b"");
     };
-    let start = input.as_ptr().addr() - request.body.as_ptr().addr();
+    let start = span_in(request.body, input).start;
     validate(input).map_err(|error| ItemsError::Json(error.after(start)))?;
     Ok(input)
 }
 
-/// The items found so far.
-#[derive(Default)]
+/// Returns the place of a part of `body`.
+fn span_in(body: &[u8], part: &[u8]) -> Span {
+    let start = part.as_ptr().addr() - body.as_ptr().addr();
+    Span::new(start, start + part.len())
+}
+
+/// The items found so far in the body of a request.
 struct Found<'a> {
-    items: Vec<Item<'a>>,
+    body: &'a [u8],
+    items: Vec<Item>,
     seen: HashSet<(Kind, &'a [u8])>,
 }
 
@@ -147,9 +163,14 @@ impl<'a> Found<'a> {
             return Ok(());
         }
         let is_input = kind.is_some_and(|kind| string_is(kind, INPUT_IMAGE));
+        let body = self.body;
         self.add(item, url, || match url.and_then(inner) {
-            Some(url) if is_input => image_part(&[url], member(part, "uuid")),
-            _ => Cow::Borrowed(part),
+            Some(url) if is_input => image_part(&[], span_in(body, url), member(part, "uuid")),
+            _ => Item {
+                begin: Vec::new(),
+                source: span_in(body, part),
+                end: Vec::new(),
+            },
         })
     }
 
@@ -180,29 +201,24 @@ impl<'a> Found<'a> {
             text.unwrap_or(default)
         };
         let is_url = member(source, "type").is_some_and(|kind| string_is(kind, "url"));
-        let [kind, comma, data] = if is_url {
-            [&b""[..], b"", text("url", b"")]
+        let kind = text("media_type", b"image/jpeg");
+        let (begin, data): (&[&[u8]], _) = if is_url {
+            (&[], text("url", b""))
         } else {
-            [
-                text("media_type", b"image/jpeg"),
-                b";base64,",
-                text("data", b""),
-            ]
+            (&[b"data:", kind, b";base64,"], text("data", b""))
         };
         if data.is_empty() {
             return Ok(());
         }
-        let scheme: &[u8] = if is_url { b"" } else { b"data:" };
-        self.add(Kind::Image, Some(data), || {
-            image_part(&[scheme, kind, comma, data], None)
-        })
+        let source = span_in(self.body, data);
+        self.add(Kind::Image, Some(data), || image_part(begin, source, None))
     }
 
     fn add(
         &mut self,
         kind: Kind,
         source: Option<&'a [u8]>,
-        part: impl FnOnce() -> Item<'a>,
+        part: impl FnOnce() -> Item,
     ) -> Result<(), ItemsError> {
         if source.is_some_and(|source| !self.seen.insert((kind, source))) {
             return Ok(());
@@ -215,49 +231,26 @@ impl<'a> Found<'a> {
     }
 }
 
-/// Returns the part of a chat completion for the image at a URL, which is given in pieces of a JSON
-/// string, and with the `uuid` of the original part.
-fn image_part<'a>(url: &[&[u8]], uuid: Option<&[u8]>) -> Item<'a> {
-    let mut part = br#"{"type":"image_url","image_url":{"url":""#.to_vec();
-    part.extend(url.iter().copied().flatten());
-    part.extend_from_slice(br#""}"#);
-    if let Some(uuid) = uuid {
-        part.extend_from_slice(br#","uuid":"#);
-        part.extend_from_slice(uuid);
+/// Returns the part of a chat completion for the image at a URL, which consists of `begin`, in
+/// pieces of a JSON string, and `rest` in the body, and with the `uuid` of the original part.
+fn image_part(begin: &[&[u8]], rest: Span, uuid: Option<&[u8]>) -> Item {
+    let start: &[u8] = br#"{"type":"image_url","image_url":{"url":""#;
+    let end = match uuid {
+        Some(uuid) => [br#""},"uuid":"#, uuid, b"}"].concat(),
+        None => br#""}}"#.to_vec(),
+    };
+    Item {
+        begin: [start, &begin.concat()].concat(),
+        source: rest,
+        end,
     }
-    part.push(b'}');
-    Cow::Owned(part)
 }
 
-/// Returns how many bytes the items have that are copies of parts of the request.
+/// Returns how many bytes the items have in addition to the request's body.
 #[must_use]
-pub fn copied_bytes(items: &[Item<'_>]) -> usize {
-    let copies = items.iter().map(|item| match item {
-        Cow::Borrowed(_) => 0,
-        Cow::Owned(copy) => copy.capacity(),
-    });
-    copies.sum()
-}
-
-/// The reason why a leg to an encoder cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LegError {
-    /// The body cannot be edited.
-    Edit(EditError),
-    /// The budget of kept bytes is exhausted.
-    Budget(BudgetSpent),
-}
-
-impl From<EditError> for LegError {
-    fn from(error: EditError) -> Self {
-        Self::Edit(error)
-    }
-}
-
-impl From<BudgetSpent> for LegError {
-    fn from(spent: BudgetSpent) -> Self {
-        Self::Budget(spent)
-    }
+pub fn text_bytes(items: &[Item]) -> usize {
+    let texts = items.iter().map(|item| item.begin.len() + item.end.len());
+    texts.sum()
 }
 
 /// The requests to encoders for the items of one request.
@@ -265,46 +258,46 @@ impl From<BudgetSpent> for LegError {
 pub struct Stage<'a> {
     request: PdRequest<'a>,
     take: Take,
-    /// The members that chat completions have in common with a request of another API, each with
-    /// its comma. `None` if the request is a chat completion.
-    common: Option<Vec<u8>>,
+    /// The start of the request's body, with the members that chat completions have in common with
+    /// a request of another API. `None` if the request is a chat completion.
+    common: Option<Rc<Kept>>,
 }
 
 impl<'a> Stage<'a> {
     /// Creates the stage. Reads the whole body of a request of another API, once for all items.
-    #[must_use]
-    pub fn new(request: &PdRequest<'a>, ec: EcConnector) -> Self {
+    ///
+    /// # Errors
+    /// The budget does not allow what is kept of it.
+    pub fn new(
+        request: &PdRequest<'a>,
+        ec: EcConnector,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, BudgetSpent> {
         let is_other = matches!(request.api, Api::Responses | Api::Messages);
-        Self {
+        let common = is_other.then(|| common_members(request.body, budget));
+        Ok(Self {
             request: *request,
             take: match ec {
                 EcConnector::Example => Take::Nothing,
                 EcConnector::Nixl => Take::Whole,
             },
-            common: is_other.then(|| common_members(request.body)),
-        }
+            common: common.transpose()?.map(Rc::new),
+        })
     }
 
-    /// Returns the leg that sends one item to an encoder. It has a copy of the item, which is
-    /// reserved in `budget`.
+    /// Returns the leg that sends one item to an encoder.
     ///
     /// # Errors
-    /// If the body needs more than `JSON_EDITS_MAX` edits, or the budget is exhausted.
-    pub fn leg(&self, item: &[u8], budget: &Arc<Budget>) -> Result<Leg, LegError> {
+    /// If the body needs more than `JSON_EDITS_MAX` edits.
+    pub fn leg(&self, item: &Item) -> Result<Leg, EditError> {
         let [begin, end]: [&[u8]; 2] = [br#"[{"role":"user","content":["#, b"]}]"];
+        let (begin, end) = ([begin, &item.begin].concat(), [&item.end, end].concat());
         if let Some(common) = &self.common {
-            let parts: [&[u8]; 7] = [
-                b"{",
-                common,
-                br#""messages":"#,
-                begin,
-                item,
-                end,
-                br#","max_tokens":1,"stream":false}"#,
-            ];
+            let after = [&end, &br#","max_tokens":1,"stream":false}"#[..]].concat();
+            let texts: [&[u8]; 2] = [&begin, &after];
             return Ok(Leg {
                 role: Role::Encode,
-                body: Splices::kept(Rc::new(Kept::of(budget, &parts)?), self.request.body.len()),
+                body: Splices::around(common, texts, item.source, self.request.body.len()),
                 take: self.take,
                 rank: None,
                 request_id: None,
@@ -314,27 +307,29 @@ impl<'a> Stage<'a> {
             api: Api::Chat,
             ..self.request
         };
-        let messages = Rc::new(Kept::of(budget, &[begin, item, end])?);
         let mut edits = request.edits();
-        edits.set_kept("messages", &messages);
+        edits.set_around("messages", &begin, item.source, &end);
         edits.cap(request.api, Caps::Sent);
         edits.whole_response();
-        Ok(request.leg(Role::Encode, &edits, self.take)?)
+        request.leg(Role::Encode, &edits, self.take)
     }
 }
 
-/// Returns the members of [`COMMON`] in `body`.
-fn common_members(body: &[u8]) -> Vec<u8> {
-    let mut found = Vec::new();
+/// Returns the start of an object with the members of [`COMMON`] in `body`, up to the value of
+/// `messages`.
+fn common_members(body: &[u8], budget: &Arc<Budget>) -> Result<Kept, BudgetSpent> {
+    let mut found = Kept::new(budget);
+    found.append(b"{")?;
     for item in members(body) {
         let is_common = COMMON.iter().any(|name| item.is(name));
         if is_common && validate(item.value).is_ok() {
             for part in [item.key, b":", item.value, b","] {
-                found.extend_from_slice(part);
+                found.append(part)?;
             }
         }
     }
-    found
+    found.append(br#""messages":"#)?;
+    Ok(found)
 }
 
 /// The encoders' `ec_transfer_params`, merged member by member. A later member replaces an earlier
@@ -411,8 +406,12 @@ mod tests {
     fn parts_of(api: Api, body: &str) -> Vec<serde_json::Value> {
         let subject = Subject::new(api, body);
         let items = items(&subject.request()).unwrap();
-        let parts = items.iter().map(|item| serde_json::from_slice(item));
-        parts.map(Result::unwrap).collect()
+        items.iter().map(|item| part_of(item, body)).collect()
+    }
+
+    fn part_of(item: &Item, body: &str) -> serde_json::Value {
+        let source = item.source.of(body.as_bytes());
+        serde_json::from_slice(&[&item.begin, source, &item.end].concat()).unwrap()
     }
 
     #[test]
@@ -525,9 +524,10 @@ mod tests {
             let subject = Subject::new(api, &body);
             let request = subject.request();
             let items = items(&request).unwrap();
-            let stage = Stage::new(&request, EcConnector::Example);
-            let leg = stage.leg(&items[0], &Budget::new(1 << 20)).unwrap();
-            let item: serde_json::Value = serde_json::from_slice(&items[0]).unwrap();
+            let budget = Budget::new(1 << 20);
+            let stage = Stage::new(&request, EcConnector::Example, &budget).unwrap();
+            let leg = stage.leg(&items[0]).unwrap();
+            let item = part_of(&items[0], &body);
             let want = json!({"model": "vl", "cache_salt": "s", "max_tokens": 1, "stream": false,
                 "messages": [{"role": "user", "content": [item]}]});
             assert_eq!(apply(&leg, &body), want);
@@ -540,9 +540,9 @@ mod tests {
         let subject = Subject::new(Api::Chat, body);
         let request = subject.request();
         let items = items(&request).unwrap();
-        let leg = Stage::new(&request, EcConnector::Nixl)
-            .leg(&items[0], &Budget::new(1 << 20))
-            .unwrap();
+        let budget = Budget::new(0);
+        let stage = Stage::new(&request, EcConnector::Nixl, &budget).unwrap();
+        let leg = stage.leg(&items[0]).unwrap();
         let want = json!({"model": "vl", "max_tokens": 1, "stream": false, "messages": [
             {"role": "user", "content": [
                 {"type": "image_url", "image_url": {"url": "http://img/1"}}]}]});

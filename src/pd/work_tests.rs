@@ -9,6 +9,7 @@ use super::options::EcConnector;
 use super::testing::Subject;
 use super::warm_up::Answer;
 use crate::api::Api;
+use crate::budget::Budget;
 use crate::work;
 
 /// Asserts that the work of `run` on twice the size is at most 2.2 times as much: a little more
@@ -29,7 +30,7 @@ fn items_of_encoders() {
         let subject = Subject::new(api, body);
         let request = subject.request();
         let _ = items(&request);
-        let _ = Stage::new(&request, EcConnector::Nixl);
+        let _ = Stage::new(&request, EcConnector::Nixl, &Budget::new(u64::MAX));
     };
     let chat = |messages: String| find(Api::Chat, &format!(r#"{{"messages":[{messages}]}}"#));
     let parts = |parts: String| chat(format!(r#"{{"role":"user","content":[{parts}]}}"#));

@@ -12,7 +12,7 @@ use crate::fleet::Target;
 use crate::h1::{self, Framing, Name};
 use crate::limits::ENCODER_CALLS_MAX;
 use crate::net::Net;
-use crate::pd::encode::{self, ItemsError, LegError, Merge, TooManyMembers};
+use crate::pd::encode::{self, ItemsError, Merge, TooManyMembers};
 use crate::pd::{Collected, Encoded, Leg, OnDisconnect, Role};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::trace;
@@ -46,8 +46,8 @@ pub(super) async fn encode<N: Net>(
     })?;
     let budget = &exchange.shard.budget;
     let mut reserved = Reserved::new(budget);
-    reserved.grow_to(encode::copied_bytes(&items) as u64)?;
-    let stage = encode::Stage::new(&pd_request, ec);
+    reserved.grow_to(encode::text_bytes(&items) as u64)?;
+    let stage = encode::Stage::new(&pd_request, ec, budget)?;
     let mut responses: Vec<_> = items.iter().map(|_| Collected::Nothing).collect();
     let mut waiting = items.iter().enumerate();
     let mut running = Vec::with_capacity(items.len().min(ENCODER_CALLS_MAX));
@@ -55,10 +55,7 @@ pub(super) async fn encode<N: Net>(
         while running.len() < ENCODER_CALLS_MAX
             && let Some((index, item)) = waiting.next()
         {
-            let leg = stage.leg(item, budget).map_err(|error| match error {
-                LegError::Edit(error) => Fault::from(error),
-                LegError::Budget(spent) => spent.into(),
-            })?;
+            let leg = stage.leg(item)?;
             let target = &encoders[index % encoders.len()];
             running.push((index, begin_encode(exchange, split, target, leg, index)));
         }
