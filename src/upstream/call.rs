@@ -12,11 +12,11 @@ use super::response::Response;
 use super::scope::{Scope, Stage};
 use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout};
-use crate::budget::Kept;
+use crate::budget::{Kept, Reserved};
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Method};
 use crate::json::{JsonReason, PrefillResponse};
-use crate::limits::{PAGE_BYTES_MAX, READ_PAST_BYTES_MAX};
+use crate::limits::{PAGE_BYTES_MAX, READ_PAST_BYTES_MAX, SEND_JOINED_BYTES_MAX};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Collected, Leg, Role, Take};
 
@@ -76,6 +76,7 @@ impl<N: Net> Upstreams<N> {
         begun: Option<&mut Option<Connection<N>>>,
         deadlines: &Deadlines,
     ) -> Result<CallEnd<N>, CallError> {
+        let _room = self.reserve_text(call)?;
         let started = self.net.now();
         let ended = match self.reach(scope, call, begun, deadlines).await {
             Ok((upstream, response)) => {
@@ -103,6 +104,7 @@ impl<N: Net> Upstreams<N> {
         call: &Call<'_>,
         deadlines: &Deadlines,
     ) -> Result<Response, CallError> {
+        let _room = self.reserve_text(call)?;
         let started = self.net.now();
         let mut response = Response::default();
         let sent = self.exchange(scope, upstream, call, &mut response, deadlines);
@@ -126,6 +128,19 @@ impl<N: Net> Upstreams<N> {
         let ended = received.await;
         self.count(Role::Decode, started);
         ended
+    }
+
+    /// Reserves room in the budget of kept bytes for text that a leg has in addition to the body
+    /// and to kept values, such as a handoff that its connector has rewritten. A small text is not
+    /// counted.
+    fn reserve_text(&self, call: &Call<'_>) -> Result<Option<Reserved>, CallError> {
+        let bytes = call.leg.body.text_bytes();
+        if bytes <= SEND_JOINED_BYTES_MAX {
+            return Ok(None);
+        }
+        let mut room = Reserved::new(&self.budget);
+        room.grow_to(bytes as u64).map_err(Fault::from)?;
+        Ok(Some(room))
     }
 
     /// Returns a connection on which the request has been sent and the response head received.

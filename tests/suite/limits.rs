@@ -193,40 +193,73 @@ fn responses_of_encoders_count_against_the_budget() {
 
 /// A request to an encoder has a copy of the item.
 #[test]
-fn requests_to_encoders_count_against_the_budget() {
+fn items_for_encoders_are_not_copied_and_their_texts_count() {
     let encoder = Engine::start(EngineConfig::encoder(), 0).unwrap();
     let args = [
         "--max-body=1MB",
-        "--body-budget=2MB",
+        "--body-budget=1MB",
         "--ec-connector=ec-example",
     ];
     let pair = Pair::start(&args);
     let target = encoder.host_port();
     let headers = [(ENCODERS, target.as_str())];
-    let body = |bytes: usize| {
-        let image = "x".repeat(bytes);
+    let url = |bytes: usize| "data:image/png;base64,".to_owned() + &"x".repeat(bytes);
+    let source = |media: &str, bytes: usize| {
+        let source = json!({"type": "base64", "media_type": media, "data": "x".repeat(bytes)});
         json!({"max_tokens": 1, "messages": [{"role": "user", "content": [
-            {"type": "image_url", "image_url": {"url": "data:image/png;base64,".to_owned() + &image}},
-        ]}]})
-        .to_string()
+            {"type": "image", "source": source}]}]})
     };
-    // The other parts of a request need far less than the difference.
-    pair.post_with(CHAT, body(700_000), &headers).expect(200);
-    let held = pair.sidecar.post(CHAT, body(900_000), &[]);
-    held.expect(200);
-    encoder.fault(Fault::StallBeforeHead, 1);
-    let mut first = pair.sidecar.connect();
-    let mut all = headers.to_vec();
-    let prefiller = pair.prefill.host_port();
-    all.push((PREFILLER, &prefiller));
-    first.send(request("POST", CHAT, &all, body(700_000).as_bytes()));
-    encoder.wait_for(DEADLINE, |log| log.len() == 2).unwrap();
-    // The body and its copy leave room for another body, but not for its copy.
-    pair.post_with(CHAT, body(400_000), &headers)
+    for (path, body) in [
+        (
+            CHAT,
+            json!({"max_tokens": 1, "messages": [{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": url(700_000)}}]}]}),
+        ),
+        ("/v1/messages", source("image/png", 700_000)),
+        (
+            "/v1/responses",
+            json!({"input": [{"role": "user", "content": [
+                {"type": "input_image", "image_url": url(700_000)}]}]}),
+        ),
+    ] {
+        pair.post_with(path, body.to_string(), &headers).expect(200);
+    }
+    assert_eq!(encoder.requests().len(), 3);
+    let large = source(&"x".repeat(700_000), 10).to_string();
+    pair.post_with("/v1/messages", large, &headers)
         .expect_error(503, "body_budget");
-    drop(first);
+    // What requests to encoders have in common, and the text of each of them.
+    let mut common = source("image/png", 10);
+    common["chat_template_kwargs"] = json!({"x": "x".repeat(700_000)});
+    pair.post_with("/v1/messages", common.to_string(), &headers)
+        .expect_error(503, "body_budget");
     pair.sidecar.wait_metric("ringside_kept_bytes", &[], 0.0);
-    pair.post_with(CHAT, body(400_000), &headers).expect(200);
+}
+
+/// Connectors that rewrite the handoff have a copy of it.
+#[test]
+fn rewritten_handoffs_count_against_the_budget() {
+    let large = "x".repeat(3_000_000);
+    let params = format!(r#"{{"remote_host":"{large}","dp_rank":0,"remote_block_ids":[1]}}"#);
+    let handoff = format!(r#"{{"kv_transfer_params":{params},"remote_host":"{large}"}}"#);
+    let mori = &["--moriio-write-mode", "--moriio-local-pod-ip=10.0.0.1"][..];
+    for (connector, args, is_copied) in [
+        ("nixlv2", &[][..], false),
+        ("nixlv2", mori, true),
+        ("atom", &[], true),
+        ("nixl", &[], true),
+    ] {
+        let connector = format!("--kv-connector={connector}");
+        let limits = ["--max-body=1MB", "--body-budget=5MB", &connector];
+        let pair = Pair::start(&[&limits, args].concat());
+        pair.prefill.fault(success(handoff.clone()), 1);
+        pair.decode.fault(success("{}".to_owned()), 1);
+        match is_copied {
+            true => drop(pair.post(CHAT, BODY).expect_error(503, "body_budget")),
+            false => drop(pair.post(CHAT, BODY).expect(200)),
+        }
+        pair.sidecar.wait_metric("ringside_kept_bytes", &[], 0.0);
+    }
 }
 
 #[test]
