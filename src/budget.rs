@@ -214,12 +214,11 @@ impl Kept {
         self.reserved.shrink_to(0);
     }
 
-    /// Returns the reservation without the buffer, for `bytes` bytes that are made of it.
-    #[must_use]
-    pub fn into_reserved(self, bytes: usize) -> Reserved {
-        let mut reserved = self.reserved;
-        reserved.shrink_to(bytes as u64);
-        reserved
+    /// Removes all bytes but the first `len`, and returns the memory of the others.
+    pub fn truncate(&mut self, len: usize) {
+        self.bytes.truncate(len);
+        self.bytes.shrink_to_fit();
+        self.reserved.shrink_to(self.bytes.capacity() as u64);
     }
 
     /// Returns the bytes for changes that keep their length.
@@ -311,6 +310,10 @@ mod tests {
         assert_eq!(budget.used(), 0);
         kept.append(&piece).unwrap();
         assert_eq!(&*kept, piece);
+        kept.truncate(10);
+        assert_eq!(&*kept, &piece[..10]);
+        assert_eq!(budget.used(), kept.bytes.capacity() as u64);
+        assert!(budget.used() < 100);
         drop(kept);
         assert_eq!(budget.used(), 0);
         let parts: [&[u8]; 2] = [b"ab", b"c"];

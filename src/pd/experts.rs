@@ -12,7 +12,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::base64::{self, Text};
-use crate::budget::{Kept, Reserved};
+use crate::budget::Kept;
 use crate::json::{elements, inner, member};
 
 /// The rows of the prompt, read from a prefill response.
@@ -20,9 +20,7 @@ use crate::json::{elements, inner, member};
 pub struct PromptExperts {
     layout: Layout,
     rows: usize,
-    data: Vec<u8>,
-    /// The room of `data` in the budget of kept bytes.
-    _reserved: Reserved,
+    data: Kept,
 }
 
 /// The reason why the experts of two responses cannot be merged.
@@ -84,7 +82,7 @@ impl PromptExperts {
     ///
     /// # Errors
     /// [`ExpertsError::Malformed`].
-    pub fn read(choices: Kept) -> Result<Option<Self>, ExpertsError> {
+    pub fn read(mut choices: Kept) -> Result<Option<Self>, ExpertsError> {
         let value = elements(&choices)
             .next()
             .and_then(|choice| member(choice.value, "routed_experts"));
@@ -92,16 +90,17 @@ impl PromptExperts {
             return Ok(None);
         };
         let tensor = Tensor::read(value)?;
-        let bytes = tensor.rows * tensor.row_bytes;
-        let data = tensor.text.decode(tensor.header_bytes, bytes);
-        let data = data.ok_or(ExpertsError::Malformed)?;
+        let (header_bytes, bytes) = (tensor.header_bytes, tensor.rows * tensor.row_bytes);
+        let text = place_in(&choices, tensor.text);
         let (layout, rows) = (tensor.layout, tensor.rows);
+        // The rows are three quarters of their text, and replace it.
+        base64::decode_in_place(choices.bytes_mut(), text, header_bytes, bytes)
+            .ok_or(ExpertsError::Malformed)?;
+        choices.truncate(bytes);
         Ok(Some(Self {
             layout,
             rows,
-            // The rows are three quarters of their text, and replace it.
-            _reserved: choices.into_reserved(data.len()),
-            data,
+            data: choices,
         }))
     }
 
@@ -129,9 +128,7 @@ impl PromptExperts {
             if tensor.layout != self.layout || tensor.rows < self.rows {
                 return Err(ExpertsError::Mismatch);
             }
-            let text = tensor.text.bytes();
-            let start = text.as_ptr().addr() - response.as_ptr().addr();
-            Ok((start..start + text.len(), tensor.header_bytes))
+            Ok((place_in(response, tensor.text), tensor.header_bytes))
         });
         let places: Vec<_> = places.collect::<Result<_, _>>()?;
         if places.is_empty() {
@@ -139,6 +136,12 @@ impl PromptExperts {
         }
         Ok(places)
     }
+}
+
+/// Returns the place of a text in the response that contains it.
+fn place_in(response: &[u8], text: Text<'_>) -> Range<usize> {
+    let start = text.bytes().as_ptr().addr() - response.as_ptr().addr();
+    start..start + text.bytes().len()
 }
 
 impl<'a> Tensor<'a> {
