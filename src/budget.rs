@@ -129,10 +129,14 @@ impl Drop for Reserved {
     }
 }
 
-/// A buffer whose capacity is reserved in the budget for as long as it exists.
+/// A buffer whose memory is reserved in the budget for as long as it exists.
+///
+/// That is its capacity, except for the room for bytes that are announced (see [`Kept::announce`]):
+/// the kernel provides that memory only when the bytes arrive.
 pub struct Kept {
     bytes: Vec<u8>,
     reserved: Reserved,
+    announced: usize,
 }
 
 impl Kept {
@@ -142,6 +146,7 @@ impl Kept {
         Self {
             bytes: Vec::new(),
             reserved: Reserved::new(budget),
+            announced: 0,
         }
     }
 
@@ -154,6 +159,7 @@ impl Kept {
                 budget: None,
                 bytes: 0,
             },
+            announced: 0,
         }
     }
 
@@ -184,6 +190,13 @@ impl Kept {
             .map_err(|_| BudgetSpent)
     }
 
+    /// Announces that the buffer will have at most `bytes` bytes, and perhaps as many. When it
+    /// becomes large, it gets the room for all of them together. Growing would copy it, and need
+    /// the memory of both copies.
+    pub fn announce(&mut self, bytes: usize) {
+        self.announced = bytes;
+    }
+
     /// Appends `piece`. The capacity grows by at least a quarter, so that the total cost of copying
     /// is linear and no large part of it stays unused.
     ///
@@ -193,19 +206,30 @@ impl Kept {
     pub fn append(&mut self, piece: &[u8]) -> Result<(), BudgetSpent> {
         let wanted = self.bytes.len() + piece.len();
         if wanted > self.bytes.capacity() {
-            let capacity = self.bytes.capacity();
-            let room = wanted.max(capacity + capacity / 4).max(KEPT_BYTES_MIN);
-            let room = if room > KEPT_STEP_BYTES {
-                room.next_multiple_of(KEPT_STEP_BYTES)
-            } else {
-                room
-            };
-            // The piece may fit even if a larger buffer does not.
-            self.reserve_exact(room)
-                .or_else(|BudgetSpent| self.reserve_exact(wanted))?;
+            self.make_room(wanted)?;
         }
+        let step = wanted.next_multiple_of(KEPT_STEP_BYTES);
+        self.reserved
+            .grow_to(step.min(self.bytes.capacity()) as u64)
+            .or_else(|BudgetSpent| self.reserved.grow_to(wanted as u64))?;
         self.bytes.extend_from_slice(piece);
         Ok(())
+    }
+
+    fn make_room(&mut self, wanted: usize) -> Result<(), BudgetSpent> {
+        let capacity = self.bytes.capacity();
+        let mut room = wanted.max(capacity + capacity / 4).max(KEPT_BYTES_MIN);
+        if room > KEPT_STEP_BYTES {
+            if room <= self.announced {
+                self.reserved.grow_to(wanted as u64)?;
+                let more = self.announced - self.bytes.len();
+                return self.bytes.try_reserve_exact(more).map_err(|_| BudgetSpent);
+            }
+            room = room.next_multiple_of(KEPT_STEP_BYTES);
+        }
+        // The piece may fit even if a larger buffer does not.
+        self.reserve_exact(room)
+            .or_else(|BudgetSpent| self.reserve_exact(wanted))
     }
 
     /// Removes all bytes and returns their memory.
@@ -218,7 +242,15 @@ impl Kept {
     pub fn truncate(&mut self, len: usize) {
         self.bytes.truncate(len);
         self.bytes.shrink_to_fit();
+        self.announced = 0;
         self.reserved.shrink_to(self.bytes.capacity() as u64);
+    }
+
+    /// Returns the room for announced bytes that have not arrived.
+    pub fn complete(&mut self) {
+        if self.bytes.capacity() as u64 > self.reserved.bytes {
+            self.truncate(self.bytes.len());
+        }
     }
 
     /// Returns the bytes for changes that keep their length.
@@ -314,6 +346,24 @@ mod tests {
         assert_eq!(&*kept, &piece[..10]);
         assert_eq!(budget.used(), kept.bytes.capacity() as u64);
         assert!(budget.used() < 100);
+        drop(kept);
+        assert_eq!(budget.used(), 0);
+        let announced = 100 * KEPT_STEP_BYTES;
+        kept = Kept::new(&budget);
+        kept.announce(announced);
+        for size in [1, KEPT_STEP_BYTES - 1, 1, 2 * KEPT_STEP_BYTES - 1] {
+            kept.append(&vec![7; size]).unwrap();
+        }
+        assert_eq!(kept.bytes.capacity(), announced);
+        assert_eq!(budget.used(), 3 * KEPT_STEP_BYTES as u64);
+        kept.append(&piece).unwrap();
+        assert_eq!(budget.used(), 4 * KEPT_STEP_BYTES as u64);
+        let len = kept.len();
+        assert_eq!(kept.append(&vec![7; KEPT_STEP_BYTES]), Err(BudgetSpent));
+        assert_eq!(kept.len(), len, "a refused piece is not appended");
+        kept.complete();
+        assert!(kept.bytes.capacity() < announced);
+        assert_eq!(budget.used(), kept.bytes.capacity() as u64);
         drop(kept);
         assert_eq!(budget.used(), 0);
         let parts: [&[u8]; 2] = [b"ab", b"c"];

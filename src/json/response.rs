@@ -249,6 +249,15 @@ impl PrefillResponse {
         }
     }
 
+    /// Announces the length of the response in bytes (see [`Kept::announce`]).
+    #[must_use]
+    pub fn of_length(mut self, bytes: u64) -> Self {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.kept.announce(bytes.min(self.kept_bytes_max));
+        self.choices.announce(bytes.min(self.kept_bytes_max));
+        self
+    }
+
     /// Also reads why the engine generated no further token.
     #[must_use]
     pub fn reading_end(mut self) -> Self {
@@ -285,10 +294,12 @@ impl PrefillResponse {
     /// The response is incomplete, or [`PrefillResponse::feed`] failed earlier, in which case its
     /// error is returned. A handoff of the wrong shape is not an error but results in
     /// [`Params::Malformed`].
-    pub fn finish(self) -> Result<Handoff, JsonError> {
+    pub fn finish(mut self) -> Result<Handoff, JsonError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
+        self.kept.complete();
+        self.choices.complete();
         self.lexer.finish()?;
         let mut remote_prefill_cached_tokens = None;
         let mut blocks = Blocks::Other;

@@ -14,7 +14,7 @@ use super::upstreams::Upstreams;
 use super::wait::{Deadline, Timeout};
 use crate::budget::{Kept, Reserved};
 use crate::fault::{Cause, Fault};
-use crate::h1::{self, BodyMeter, Method};
+use crate::h1::{self, BodyMeter, Framing, Method};
 use crate::json::{JsonReason, PrefillResponse};
 use crate::limits::{PAGE_BYTES_MAX, READ_PAST_BYTES_MAX, SEND_JOINED_BYTES_MAX};
 use crate::net::{Conn, Instant, Net, would_block};
@@ -302,13 +302,22 @@ impl<N: Net> Upstreams<N> {
                 READ_PAST_BYTES_MAX
             }
         };
-        let reader = || PrefillResponse::new(bytes_max, &self.budget);
+        let length = match response.framing {
+            Framing::Length(length) => length,
+            _ => 0,
+        };
+        let reader = || PrefillResponse::new(bytes_max, &self.budget).of_length(length);
+        let whole = || {
+            let mut kept = Kept::new(&self.budget);
+            kept.announce(usize::try_from(length.min(read_bytes_max)).unwrap_or(0));
+            kept
+        };
         let mut reading = Reading {
             meter: BodyMeter::new(response.framing),
             collector: match take {
                 Take::Handoff => Collector::Handoff(Box::new(reader())),
                 Take::Transfer => Collector::Handoff(Box::new(reader().reading_end())),
-                Take::Whole | Take::Page => Collector::Whole(Kept::new(&self.budget)),
+                Take::Whole | Take::Page => Collector::Whole(whole()),
                 Take::Nothing | Take::Response(_) => Collector::Nothing,
             },
             bytes_max: read_bytes_max,
@@ -344,7 +353,8 @@ impl<N: Net> Upstreams<N> {
                     .map_err(|_| CallError::Failed(Cause::BadResponse))?;
                 Collected::Handoff(Box::new(handoff))
             }
-            Collector::Whole(bytes) => {
+            Collector::Whole(mut bytes) => {
+                bytes.complete();
                 crate::json::validate(&bytes).map_err(|_| CallError::Failed(Cause::BadResponse))?;
                 Collected::Whole(bytes)
             }
