@@ -58,9 +58,9 @@ impl<'a> Text<'a> {
     }
 }
 
-/// Decodes `len` bytes, from byte `at` on, of the base64 text at `text` in `buffer`, to the start of
-/// `buffer`. Returns `None` if the text is too short, has an invalid length, or contains a character
-/// that is not one of the alphabet; `buffer` is then partly overwritten.
+/// Decodes `len` bytes, from byte `at` on, of the base64 text at `text` in `buffer`, to the start
+/// of `buffer`. Returns `None` if the text is too short, has an invalid length, or contains a
+/// character that is not one of the alphabet; `buffer` is then partly overwritten.
 pub(crate) fn decode_in_place(
     buffer: &mut [u8],
     text: Range<usize>,

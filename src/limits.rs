@@ -302,6 +302,11 @@ pub const PINGS_MISSED_MAX: u32 = 10;
 /// Bytes of a request body that is kept which must arrive within `--body-timeout` to count as
 /// progress.
 pub const BODY_PROGRESS_BYTES_MIN: u64 = 16 * 1024;
+/// Free bytes at the end of a heap of the allocator (glibc) from which on it returns them to the
+/// system, and size from which on an allocation is a separate mapping. The largest value that
+/// glibc accepts for the latter.
+#[cfg(target_env = "gnu")]
+pub const ALLOCATOR_FREE_BYTES_MAX: i32 = 32 * 1024 * 1024;
 /// Bytes by which what is kept must have fallen below its peak before the allocator's free memory
 /// is returned to the system. The free memory of smaller peaks is left for the next requests.
 pub const GIVE_BACK_BYTES_MIN: u64 = 16 * 1024 * 1024;

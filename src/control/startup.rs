@@ -49,6 +49,7 @@ use crate::trace::TraceRing;
 /// # Errors
 /// Returns the reason and exit code if the process cannot start, or if a shard fails.
 pub fn run(config: Config, warnings: &[String]) -> Result<(), Exit> {
+    sys::keep_freed_memory();
     cli::init_log(&config.log)?;
     for warning in warnings {
         tracing::warn!("{warning}");

@@ -39,7 +39,7 @@ impl ProcessCpus {
     ///
     /// The scheduler puts nothing on isolated CPUs (`isolcpus`) without a request. With a quota
     /// below the number of CPUs, the set is not for this process alone: Kubernetes gives a
-    /// container CPUs of its own only with an equal quota or none, and gives all others, on such a
+    /// container exclusive CPUs only with an equal quota or none, and gives all others, on such a
     /// node, the CPUs that are left.
     fn exclusive(&self, topology: &Topology) -> Vec<usize> {
         let count = u32::try_from(self.allowed.len()).unwrap_or(u32::MAX);

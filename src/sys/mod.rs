@@ -1,6 +1,6 @@
 //! Operating system services: CPUs, machine layout, limits, listening sockets.
 //!
-//! This module contains no HTTP. Its only unsafe code is a call of the allocator and one
+//! This module contains no HTTP. Its only unsafe code are calls of the allocator and one
 //! of `getsockopt`: `rustix` wraps the other system calls.
 
 mod cgroup;
@@ -16,7 +16,7 @@ mod topology;
 pub use cores::{CoreError, CorePlan, ProcessCpus, Seat, allowed_cpus, claim_cpu, pin, plan_cores};
 pub use files::{FileLimit, ReadError, raise_nofile, read_regular};
 pub use listen::{BindError, bind_alone, bind_shared, has_wildcard_listener, probe, set_keepalive};
-pub use memory::release_free_memory;
+pub use memory::{keep_freed_memory, release_free_memory};
 pub use near::NearError;
 pub use tcp::{Silence, has_vanished};
 pub use topology::{Locality, Topology};

@@ -228,7 +228,7 @@ fn items_for_encoders_are_not_copied_and_their_texts_count() {
     let large = source(&"x".repeat(700_000), 10).to_string();
     pair.post_with("/v1/messages", large, &headers)
         .expect_error(503, "body_budget");
-    // What requests to encoders have in common, and the text of each of them.
+    // The start that all requests to encoders share, and the text of each of them.
     let mut common = source("image/png", 10);
     common["chat_template_kwargs"] = json!({"x": "x".repeat(700_000)});
     pair.post_with("/v1/messages", common.to_string(), &headers)
