@@ -347,6 +347,18 @@ pub struct Document {
 }
 
 impl Document {
+    /// Returns the document of a body without bytes, which no edit applies to.
+    #[must_use]
+    pub const fn empty(watch: Watch) -> Self {
+        Self {
+            watch,
+            members: Vec::new(),
+            objects: Vec::new(),
+            effective: [None; LEVELS],
+            bytes: 0,
+        }
+    }
+
     /// Returns all watched members, including repetitions, in the order of their names in the body.
     #[must_use]
     pub fn members(&self) -> &[Member] {

@@ -24,6 +24,15 @@ pub(super) struct Body {
 }
 
 impl Body {
+    /// Returns a body without bytes or members.
+    pub(super) fn empty<N: Net>(shard: &Shard<N>) -> Self {
+        Self {
+            bytes: Vec::new(),
+            document: Document::empty(WATCH),
+            _reserved: Reserved::new(&shard.budget),
+        }
+    }
+
     /// Returns a body that the proxy has written. Returns `None` if the budget of kept bytes
     /// is exhausted or `bytes` are not a JSON object.
     pub(super) fn own<N: Net>(shard: &Shard<N>, bytes: Vec<u8>) -> Option<Self> {

@@ -3,6 +3,8 @@
 //!
 //! Timing and the span of a leg are handled here and nowhere else.
 
+use std::time::Duration;
+
 use super::attempts::{Attempts, Limits, Next};
 use super::connection::{CleanEnd, Connection};
 use super::engine::Engine;
@@ -16,7 +18,7 @@ use crate::budget::{Kept, Reserved};
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing, Method};
 use crate::json::{JsonReason, PrefillResponse};
-use crate::limits::{PAGE_BYTES_MAX, READ_PAST_BYTES_MAX, SEND_JOINED_BYTES_MAX};
+use crate::limits::{PAGE_BYTES_MAX, READ_PAST_BYTES_MAX, REPLAY_MS_MAX, SEND_JOINED_BYTES_MAX};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Collected, Leg, Role, Take};
 
@@ -30,6 +32,44 @@ pub(crate) struct Call<'a> {
     pub(crate) body: &'a [u8],
     /// Whether the metrics of legs count the call.
     pub(crate) is_counted: bool,
+}
+
+impl<'a> Call<'a> {
+    fn request(&self) -> SplicedRequest<'a> {
+        SplicedRequest {
+            head: self.head,
+            splices: &self.leg.body,
+            body: self.body,
+        }
+    }
+
+    const fn kind(&self) -> CallKind {
+        CallKind {
+            role: self.leg.role,
+            is_counted: self.is_counted,
+        }
+    }
+}
+
+/// The properties of a call that its metrics depend on.
+#[derive(Clone, Copy, Debug)]
+struct CallKind {
+    role: Role,
+    is_counted: bool,
+}
+
+/// A call whose request has been sent.
+pub(crate) struct Awaited {
+    kind: CallKind,
+    started: Instant,
+    response: Response,
+}
+
+impl Awaited {
+    /// Returns whether the response head has arrived.
+    pub(crate) const fn is_complete(&self) -> bool {
+        self.response.is_complete()
+    }
 }
 
 /// Deadlines of the steps of a leg.
@@ -91,7 +131,7 @@ impl<N: Net> Upstreams<N> {
             Ok((status, _)) => Ok(*status),
             Err(error) => Err(*error),
         };
-        self.record(scope, call, started, status);
+        self.record(scope, call.kind(), started, status);
         ended.map(|(_, end)| end)
     }
 
@@ -109,8 +149,67 @@ impl<N: Net> Upstreams<N> {
         let mut response = Response::default();
         let sent = self.exchange(scope, upstream, call, &mut response, deadlines);
         let status = sent.await.map(|()| response.head.status);
-        self.record(scope, call, started, status);
+        self.record(scope, call.kind(), started, status);
         status.map(|_| response)
+    }
+
+    /// As [`Upstreams::respond`], but returns as soon as the request need not be sent again even if
+    /// the connection ends, so that its body can be dropped. The rest is
+    /// [`Upstreams::respond_after`].
+    pub(crate) async fn respond_until_safe<S: Scope<N>>(
+        &self,
+        scope: &S,
+        upstream: &Connection<N>,
+        call: &Call<'_>,
+    ) -> Result<Awaited, CallError> {
+        let _room = self.reserve_text(call)?;
+        let mut awaited = Awaited {
+            kind: call.kind(),
+            started: self.net.now(),
+            response: Response::default(),
+        };
+        let response = &mut awaited.response;
+        let mut ended = self
+            .send_spliced(scope, upstream, &call.request(), response, Deadline::NONE)
+            .await;
+        if ended.is_ok() && upstream.is_sent() && upstream.is_reused() {
+            let wait = Duration::from_millis(REPLAY_MS_MAX + 1);
+            let deadline = Deadline::of(self.net.now(), Some(wait), Timeout::Pause);
+            let received = self.receive_response(scope, upstream, response, deadline);
+            ended = match received.await {
+                Err(CallError::TimedOut(Timeout::Pause)) => Ok(()),
+                ended => ended,
+            };
+        }
+        match ended {
+            Ok(()) => Ok(awaited),
+            Err(error) => {
+                self.record(scope, awaited.kind, awaited.started, Err(error));
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the response head to a request that has been sent.
+    pub(crate) async fn respond_after<S: Scope<N>>(
+        &self,
+        scope: &S,
+        upstream: &Connection<N>,
+        mut awaited: Awaited,
+    ) -> Result<Response, CallError> {
+        let response = &mut awaited.response;
+        let deadline = self.first_byte(upstream);
+        let received = self.receive_response(scope, upstream, response, deadline);
+        let status = received.await.map(|()| response.head.status);
+        self.record(scope, awaited.kind, awaited.started, status);
+        status.map(|_| awaited.response)
+    }
+
+    /// Returns the deadline for the response head to a request that has been sent.
+    fn first_byte(&self, upstream: &Connection<N>) -> Deadline {
+        let wait = self.config.timeouts.first_byte;
+        let since = upstream.sent_at().unwrap_or_else(|| self.net.now());
+        Deadline::of(since, wait, Timeout::FirstByte)
     }
 
     /// Waits for the response head to a request whose upload has ended. The recorded duration of
@@ -196,12 +295,11 @@ impl<N: Net> Upstreams<N> {
     fn record<S: Scope<N>>(
         &self,
         scope: &S,
-        call: &Call<'_>,
+        CallKind { role, is_counted }: CallKind,
         started: Instant,
         ended: Result<u16, CallError>,
     ) {
-        let role = call.leg.role;
-        if call.is_counted {
+        if is_counted {
             self.count(role, started);
         }
         scope.record_leg(role, ended.map_err(|error| error.label(role)));
@@ -222,17 +320,9 @@ impl<N: Net> Upstreams<N> {
         response: &mut Response,
         deadlines: &Deadlines,
     ) -> Result<(), CallError> {
-        let request = SplicedRequest {
-            head: call.head,
-            splices: &call.leg.body,
-            body: call.body,
-        };
-        self.send_spliced(scope, upstream, &request, response, deadlines.send)
+        self.send_spliced(scope, upstream, &call.request(), response, deadlines.send)
             .await?;
-        let wait = self.config.timeouts.first_byte;
-        let since = upstream.sent_at().unwrap_or_else(|| self.net.now());
-        let first_byte = Deadline::of(since, wait, Timeout::FirstByte);
-        let deadline = first_byte.or_sooner(deadlines.head);
+        let deadline = self.first_byte(upstream).or_sooner(deadlines.head);
         self.receive_response(scope, upstream, response, deadline)
             .await
     }

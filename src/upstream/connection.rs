@@ -36,6 +36,11 @@ impl<N: Net> Connection<N> {
         &self.conn
     }
 
+    /// Returns whether the connection was taken from the pool.
+    pub(super) const fn is_reused(&self) -> bool {
+        self.reused
+    }
+
     /// Records that the whole request has been sent.
     pub(crate) fn record_sent(&self, now: Instant) {
         self.sent_at.set(Some(now));

@@ -247,20 +247,27 @@ fn engine_that_dies_after(work: Duration) -> (RawEngine, Arc<AtomicUsize>) {
 #[test]
 fn a_request_that_an_engine_may_have_worked_on_is_not_sent_again() {
     for (work, attempts) in [(Duration::from_millis(1500), 1), (Duration::ZERO, 2)] {
-        // Two sequences are decoded alone, from a body that has been read.
-        for (split, n) in [(true, 1), (false, 1), (false, 2)] {
+        // Two sequences are decoded alone, from a body that has been read, and is dropped if large.
+        for (split, n, pad) in [
+            (true, 1, 0),
+            (false, 1, 0),
+            (false, 2, 0),
+            (false, 2, 100_000),
+        ] {
             let (engine, count) = engine_that_dies_after(work);
             let decoder = Engine::start(EngineConfig::decode(), 0).unwrap();
-            let target = format!("127.0.0.1:{}", engine.port());
-            let port = [engine.port(), decoder.port()][usize::from(split)];
-            let sidecar = Sidecar::start(&[VERSIONS_OFF], port);
-            let headers = headers(split, &target);
+            let mut ports = [engine.port(), decoder.port()];
+            ports.rotate_right(usize::from(split));
+            let sidecar = Sidecar::start(&[VERSIONS_OFF], ports[0]);
+            let target = format!("127.0.0.1:{}", ports[1]);
+            let headers = headers(split || n == 2, &target);
             let body = |text: &str| {
+                let text = text.to_owned() + &"x".repeat(pad);
                 format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}],"n":{n}}}"#)
             };
             sidecar.post(CHAT, body("first"), &headers).expect(200);
             let response = sidecar.post(CHAT, body("second"), &headers);
-            let case = format!("{work:?}, split {split}, n {n}");
+            let case = format!("{work:?}, split {split}, n {n}, {pad} bytes");
             let status = if attempts == 1 { 502 } else { 200 };
             assert_eq!(response.status, status, "{case}: {response:?}");
             assert_eq!(count.load(Ordering::SeqCst), attempts, "{case}");

@@ -160,6 +160,32 @@ fn handoffs_count_against_the_budget() {
     pair.sidecar.expect_sound();
 }
 
+#[test]
+fn a_body_that_the_decoder_has_received_is_not_kept() {
+    let pair = Pair::start(&["--max-body=1MB", "--body-budget=1MB"]);
+    let target = pair.prefill.host_port();
+    let text = "x".repeat(700_000);
+    // Several sequences are decoded alone.
+    let body = json!({"messages": [{"role": "user", "content": text}], "n": 2}).to_string();
+    let head = [(PREFILLER, target.as_str())];
+    // A request on a pooled connection may have to be sent again for a moment.
+    for round in 1..=2 {
+        pair.decode.fault(Fault::Hold, 1);
+        let mut waiting = pair.sidecar.connect();
+        waiting.send(request("POST", CHAT, &head, body.as_bytes()));
+        assert!(
+            pair.decode
+                .wait_for(DEADLINE, |seen| seen.len() == 2 * round - 1)
+                .is_some()
+        );
+        pair.sidecar.wait_metric("ringside_kept_bytes", &[], 0.0);
+        pair.sidecar.post(CHAT, &*body, &head).expect(200);
+        pair.decode.release();
+        waiting.response().expect(200);
+    }
+    pair.sidecar.expect_sound();
+}
+
 /// The responses of all encoders of a request are kept together.
 #[test]
 fn responses_of_encoders_count_against_the_budget() {

@@ -16,7 +16,9 @@ use crate::budget::Kept;
 use crate::config::{OnDecodeKvError, OnMissingKv};
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, Method};
+use crate::json::Splices;
 use crate::json::transform::ResponseEdit;
+use crate::limits::KEPT_STEP_BYTES;
 use crate::metrics::{Phase, Stranded};
 use crate::net::{Conn, Net};
 use crate::pd::connector::Bootstrap;
@@ -80,21 +82,56 @@ pub(super) async fn check_refusing<N: Net>(
     Ok(())
 }
 
+/// Whether the body of a request is needed after the decoder has received its leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AfterSend {
+    /// Another leg may be built from it.
+    KeepBody,
+    /// It is dropped if it is large and the leg need not be sent again: the decoder may take long
+    /// to respond, while others need the memory.
+    DropBody,
+}
+
+impl AfterSend {
+    fn of<N: Net>(self, exchange: &Exchange<'_, N>, split: &Split) -> Self {
+        let pd = &exchange.shard.config.pd;
+        // The other chunks, and the next prompt, are built from it.
+        let is_needed = split.chunk.is_some() || pd.speculative_prefill;
+        if is_needed || split.body.bytes.len() < KEPT_STEP_BYTES {
+            Self::KeepBody
+        } else {
+            self
+        }
+    }
+}
+
 /// Sends a request to the decoder alone, without a prefill leg, and waits for the response head. A
 /// request on a pooled connection that turns out to be closed is sent once more.
 pub(super) async fn decode_local<N: Net>(
     exchange: &mut Exchange<'_, N>,
-    split: &Split,
-    leg: &Leg,
+    split: &mut Split,
+    mut leg: Leg,
+    after_send: AfterSend,
 ) -> Result<PendingResponse<N>, Fault> {
     let mut attempts = Attempts::new(Limits::ONE);
     loop {
         let upstream = connect_decoder(exchange, split, attempts.reuse()).await?;
-        let decoded = decode_once(exchange, &upstream, split, leg, Deadline::NONE).await;
+        let decoded = match after_send.of(exchange, split) {
+            AfterSend::KeepBody => {
+                decode_once(exchange, &upstream, split, &leg, Deadline::NONE).await
+            }
+            AfterSend::DropBody => {
+                // Boxed, because only large bodies need it.
+                Box::pin(decode_and_drop(exchange, &upstream, split, &mut leg)).await
+            }
+        };
         match decoded {
             Ok(response) => return Ok(PendingResponse::new((upstream, response))),
             Err(error) => {
-                let ended = upstream.ended(Err(error), exchange.shard.net.now());
+                let ended = Ended {
+                    can_resend: !leg.body.is_empty(),
+                    ..upstream.ended(Err(error), exchange.shard.net.now())
+                };
                 if attempts.next(&ended) != Next::Replay {
                     return Err(error.fault(Role::Decode));
                 }
@@ -105,7 +142,7 @@ pub(super) async fn decode_local<N: Net>(
 }
 
 /// Sends the decode leg that follows a prefill leg and waits for the response head. Repeats the leg
-/// at most once (reasons in the module documentation).
+/// at most once (reasons in the module documentation), and keeps the body for that until then.
 pub(super) async fn decode<N: Net>(
     exchange: &mut Exchange<'_, N>,
     split: &Split,
@@ -304,6 +341,17 @@ fn decode_without_handoff<N: Net>(
     Ok(())
 }
 
+/// Counts an attempt to send a decode leg, and returns the head of its request.
+fn begin_attempt<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    split: &Split,
+    leg: &Leg,
+) -> Result<Vec<u8>, CallError> {
+    exchange.enter(Phase::FirstByte);
+    exchange.stats.attempts += 1;
+    Ok(leg::spliced_head(exchange, &split.decoder.target, leg)?)
+}
+
 /// Sends a decode leg on a connection and waits for the response head.
 pub(super) async fn decode_once<N: Net>(
     exchange: &mut Exchange<'_, N>,
@@ -312,13 +360,10 @@ pub(super) async fn decode_once<N: Net>(
     leg: &Leg,
     send: Deadline,
 ) -> Result<Response, CallError> {
-    exchange.enter(Phase::FirstByte);
-    exchange.stats.attempts += 1;
+    let head = begin_attempt(exchange, split, leg)?;
     let upstreams = &exchange.shard.upstreams;
-    let engine = upstreams.engine(Role::Decode, &split.decoder.target);
-    let head = leg::spliced_head(exchange, engine.target, leg)?;
     let call = Call {
-        engine,
+        engine: upstreams.engine(Role::Decode, &split.decoder.target),
         head: &head,
         leg,
         body: &split.body.bytes,
@@ -331,6 +376,33 @@ pub(super) async fn decode_once<N: Net>(
     upstreams
         .respond(exchange, upstream, &call, &deadlines)
         .await
+}
+
+/// As [`decode_once`], but drops the body once the decoder has received the request and it need not
+/// be sent again.
+async fn decode_and_drop<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    upstream: &Connection<N>,
+    split: &mut Split,
+    leg: &mut Leg,
+) -> Result<Response, CallError> {
+    let head = begin_attempt(exchange, split, leg)?;
+    let upstreams = &exchange.shard.upstreams;
+    let call = Call {
+        engine: upstreams.engine(Role::Decode, &split.decoder.target),
+        head: &head,
+        leg,
+        body: &split.body.bytes,
+        is_counted: true,
+    };
+    let awaited = upstreams
+        .respond_until_safe(exchange, upstream, &call)
+        .await?;
+    if upstream.is_sent() && !awaited.is_complete() {
+        leg.body = Splices::default();
+        split.drop_body(exchange.shard);
+    }
+    upstreams.respond_after(exchange, upstream, awaited).await
 }
 
 /// Reads the body of a decode response completely. Fails if it has a content coding or is not valid

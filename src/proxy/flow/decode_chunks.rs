@@ -3,7 +3,7 @@
 
 use std::io::IoSlice;
 
-use super::decode;
+use super::decode::{self, AfterSend};
 use super::split::Split;
 use crate::budget::Reserved;
 use crate::config::ErrorStyle;
@@ -98,7 +98,7 @@ pub(super) async fn respond_in_chunks<N: Net>(
             return Ok(());
         }
         is_first = false;
-        pending = match next_chunk(exchange, &split).await {
+        pending = match next_chunk(exchange, &mut split).await {
             Ok(pending) => pending,
             Err(fault) => return end_with(exchange, fault).await,
         };
@@ -107,10 +107,10 @@ pub(super) async fn respond_in_chunks<N: Net>(
 
 async fn next_chunk<N: Net>(
     exchange: &mut Exchange<'_, N>,
-    split: &Split,
+    split: &mut Split,
 ) -> Result<PendingResponse<N>, Fault> {
     let leg = split.pd_request().local_leg()?;
-    decode::decode_local(exchange, split, &leg).await
+    decode::decode_local(exchange, split, leg, AfterSend::KeepBody).await
 }
 
 /// Sends the request again as a single decode call and relays the response. Used if the
@@ -121,7 +121,7 @@ async fn respond_unchunked<N: Net>(
 ) -> Result<(), Fault> {
     split.chunk = None;
     let leg = split.pd_request().local_leg()?;
-    let pending = decode::decode_local(exchange, &split, &leg).await?;
+    let pending = decode::decode_local(exchange, &mut split, leg, AfterSend::DropBody).await?;
     drop(split);
     Box::pin(relay::relay(exchange, pending)).await
 }

@@ -1,6 +1,7 @@
 //! The decode-first order (`shared-storage` with a `cache_hit_threshold`): the decoder's response
 //! is withheld until it is known whether a prefill leg is needed, and no longer.
 
+use super::decode::AfterSend;
 use super::split::Split;
 use super::{decode, serial};
 use crate::budget::Reserved;
@@ -36,7 +37,8 @@ pub(super) async fn decode_first<N: Net>(
     let leg = split.pd_request().local_leg()?;
     // The proxy reads the response itself, so it must not have a content encoding.
     let take = Take::Whole;
-    let mut pending = decode::decode_local(exchange, split, &Leg { take, ..leg }).await?;
+    let pending = decode::decode_local(exchange, split, Leg { take, ..leg }, AfterSend::KeepBody);
+    let mut pending = pending.await?;
     let mut reserved = Reserved::new(&exchange.shard.budget);
     match verdict(exchange, &mut pending, &mut reserved).await? {
         Verdict::BelowThreshold => {

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use split::Split;
 
+use self::decode::AfterSend;
 use super::body::{self, Body};
 use super::exchange::Exchange;
 use super::relay::{self, PendingResponse};
@@ -83,7 +84,7 @@ pub(super) async fn run<N: Net>(
         if split.source.is_none() {
             decode_chunks::cut(exchange, &mut split);
         }
-        decode_alone(exchange, &split).await?
+        decode_alone(exchange, &mut split).await?
     } else {
         run_legs(exchange, &mut split, &targets, received).await?
     };
@@ -159,7 +160,7 @@ async fn run_legs<N: Net>(
         exchange.stats.outcome = Some((Outcome::LocalPolicy, reason));
         exchange.stats.disagg = split.encoded.as_ref().map(|_| Disagg::EncodeDecode);
         let leg = split.pd_request().local_leg()?;
-        return decode::decode_local(exchange, split, &leg).await;
+        return decode::decode_local(exchange, split, leg, AfterSend::DropBody).await;
     }
     decode::check_refusing(exchange, split).await?;
     let order = connector.order(&split.pd_request());
@@ -175,7 +176,7 @@ async fn run_legs<N: Net>(
     exchange.shard.count_fault(fault);
     exchange.stats.outcome = Some((Outcome::LocalFallback, fault.reason()));
     let leg = split.pd_request().local_leg()?;
-    decode::decode_local(exchange, split, &leg).await
+    decode::decode_local(exchange, split, leg, AfterSend::DropBody).await
 }
 
 /// Returns whether the decoder serves the request alone after its prefill leg failed with
@@ -190,7 +191,7 @@ fn may_fall_back<N: Net>(exchange: &Exchange<'_, N>, fault: Fault) -> bool {
 /// prefix cached by another engine if available. Returns the decoder's response.
 async fn decode_alone<N: Net>(
     exchange: &mut Exchange<'_, N>,
-    split: &Split,
+    split: &mut Split,
 ) -> Result<PendingResponse<N>, Fault> {
     let pd_request = split.pd_request();
     let leg: Result<Leg, EditError> = match split.source.as_deref() {
@@ -198,7 +199,7 @@ async fn decode_alone<N: Net>(
         Some(_) | None => pd_request.local_leg(),
     };
     let leg = leg?;
-    decode::decode_local(exchange, split, &leg).await
+    decode::decode_local(exchange, split, leg, AfterSend::DropBody).await
 }
 
 fn record_request_overhead<N: Net>(exchange: &mut Exchange<'_, N>, since: Instant) {

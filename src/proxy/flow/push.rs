@@ -8,9 +8,10 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 
+use super::decode::{self, AfterSend};
 use super::prefill::{self, Prefill, Prefilled};
 use super::split::Split;
-use super::{concurrent, decode, detach};
+use super::{concurrent, detach};
 use crate::config::OnDecodeKvError;
 use crate::fault::{Fault, Incident};
 use crate::fleet::Target;
@@ -123,7 +124,7 @@ pub(super) async fn prefill<N: Net>(
 /// Runs both legs at the same time.
 async fn push<N: Net>(
     exchange: &mut Exchange<'_, N>,
-    split: &Split,
+    split: &mut Split,
     targets: &[Target],
     identity: &PushIdentity,
 ) -> Result<Pushed<N>, Fault> {
@@ -354,7 +355,7 @@ async fn after_prefill<N: Net>(
 /// `--on-decode-kv-error` is `recompute`, the response to the request without transfer parameters.
 async fn refused<N: Net>(
     exchange: &mut Exchange<'_, N>,
-    split: &Split,
+    split: &mut Split,
     peer: &Peer,
     refusal: (Connection<N>, Response),
 ) -> Result<Pushed<N>, Fault> {
@@ -380,7 +381,7 @@ async fn refused<N: Net>(
     let leg = split
         .connector()
         .decode_leg(&split.pd_request(), peer, None)?;
-    let pending = decode::decode_local(exchange, split, &leg).await?;
+    let pending = decode::decode_local(exchange, split, leg, AfterSend::DropBody).await?;
     Ok(Pushed::ended(Prefill::Response(pending)))
 }
 

@@ -77,6 +77,11 @@ impl Split {
         }
     }
 
+    /// Drops the body, from which no further leg can be built.
+    pub(super) fn drop_body<N: Net>(&mut self, shard: &Shard<N>) {
+        self.body = Rc::new(Body::empty(shard));
+    }
+
     /// Returns whether the request forces the call of a tool.
     pub(super) fn forces_tool(&self) -> bool {
         decide::forces_tool(self.api, &self.body.document, &self.body.bytes)
