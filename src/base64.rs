@@ -1,8 +1,6 @@
 //! Base64 with padding (RFC 4648, section 4) in large texts, of which only a part is decoded or
 //! replaced.
 
-use std::ops::Range;
-
 /// The alphabet, by value.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -56,31 +54,6 @@ impl<'a> Text<'a> {
         bytes.truncate(len);
         Some(bytes)
     }
-}
-
-/// Decodes `len` bytes, from byte `at` on, of the base64 text at `text` in `buffer`, to the start
-/// of `buffer`. Returns `None` if the text is too short, has an invalid length, or contains a
-/// character that is not one of the alphabet; `buffer` is then partly overwritten.
-pub(crate) fn decode_in_place(
-    buffer: &mut [u8],
-    text: Range<usize>,
-    at: usize,
-    len: usize,
-) -> Option<()> {
-    let end = at.checked_add(len)?;
-    if end > Text::new(buffer.get(text.clone())?)?.decoded_len() {
-        return None;
-    }
-    // Four characters are three bytes, so the bytes never overtake the characters.
-    let mut filled = 0;
-    for quad in at / 3..end.div_ceil(3) {
-        let bytes = decode_quad(buffer.get(text.start + quad * 4..)?.get(..4)?)?;
-        let first = at.saturating_sub(quad * 3);
-        let wanted = bytes.get(first..(end - quad * 3).min(3))?;
-        buffer[filled..filled + wanted.len()].copy_from_slice(wanted);
-        filled += wanted.len();
-    }
-    Some(())
 }
 
 /// Replaces the bytes of `text` from byte `at` on by `data`, without a change of its length.
@@ -178,16 +151,6 @@ mod tests {
                     let text = Text::new(text.as_bytes()).unwrap();
                     assert_eq!(text.decode(at, part).unwrap(), &bytes[at..at + part]);
                     assert_eq!(text.decode(at, len - at + 1), None);
-                    for before in 0..3 {
-                        let mut buffer = vec![b'"'; before];
-                        buffer.extend_from_slice(text.bytes());
-                        buffer.push(b'"');
-                        let place = before..before + text.bytes().len();
-                        let more = decode_in_place(&mut buffer, place.clone(), at, len - at + 1);
-                        assert_eq!(more, None);
-                        decode_in_place(&mut buffer, place, at, part).unwrap();
-                        assert_eq!(buffer[..part], bytes[at..at + part]);
-                    }
                     let data = vec![0x5a; part];
                     let mut want = bytes.clone();
                     want[at..at + part].copy_from_slice(&data);
@@ -206,12 +169,8 @@ mod tests {
         for text in ["A\\/A", "A=AA", "AAA-", "AA A", "===="] {
             let quad = Text::new(text.as_bytes()).unwrap();
             assert_eq!(quad.decode(0, 1), None, "{text}");
-            let mut buffer = text.as_bytes().to_vec();
-            assert_eq!(decode_in_place(&mut buffer, 0..4, 0, 1), None, "{text}");
             assert_eq!(overwrite(&mut text.as_bytes().to_vec(), 0, b"x"), None);
         }
         assert!(Text::new(b"AAA").is_none());
-        assert_eq!(decode_in_place(&mut b"AAA".to_vec(), 0..3, 0, 1), None);
-        assert_eq!(decode_in_place(&mut b"AAA".to_vec(), 0..4, 0, 1), None);
     }
 }

@@ -44,4 +44,5 @@ pub use mask::{HeldBytes, Mask, Masked};
 pub use quote::{Quoted, QuotedList};
 pub use response::{Choices, End, Handoff, Params, PrefillResponse, has_experts};
 pub use scan::{Document, Level, Member, Scanner, Watch};
+pub(crate) use validate::Validator;
 pub use validate::validate;

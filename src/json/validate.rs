@@ -21,7 +21,7 @@ pub fn validate(bytes: &[u8]) -> Result<(), JsonError> {
 
 /// Checks one JSON value that arrives in parts, as [`validate`] does.
 #[derive(Clone, Debug)]
-pub(super) struct Validator {
+pub(crate) struct Validator {
     state: State,
     nest: Nest,
     /// Number of bytes read.
@@ -87,7 +87,8 @@ enum Text {
 }
 
 impl Validator {
-    pub(super) const fn new() -> Self {
+    /// Creates a validator that has read nothing.
+    pub(crate) const fn new() -> Self {
         Self {
             state: State::Value,
             nest: Nest::new(),
@@ -106,7 +107,7 @@ impl Validator {
     ///
     /// The error at the first invalid byte, with its offset in the whole text. The validator must
     /// not be used afterwards.
-    pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
+    pub(crate) fn feed(&mut self, piece: &[u8]) -> Result<(), JsonError> {
         let base = self.at;
         let mut at = 0;
         loop {
@@ -132,7 +133,7 @@ impl Validator {
     /// # Errors
     ///
     /// [`JsonReason::Incomplete`] if it is not.
-    pub(super) const fn finish(&self) -> Result<(), JsonError> {
+    pub(crate) const fn finish(&self) -> Result<(), JsonError> {
         match self.state {
             State::End => Ok(()),
             State::Number(number) if number.is_complete() && self.nest.top.depth == 0 => Ok(()),

@@ -51,7 +51,7 @@ pub(super) fn charge(bytes: usize) {
 }
 
 /// Uses up this turn.
-pub(super) fn end() {
+pub(crate) fn end() {
     SPENT_NANOS.set(u32::MAX);
 }
 

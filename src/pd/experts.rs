@@ -15,13 +15,31 @@ use crate::base64::{self, Text};
 use crate::budget::Kept;
 use crate::json::{elements, inner, member};
 
-/// The rows of the prompt, read from a prefill response.
+/// The rows of the prompt in a prefill response.
 #[derive(Debug)]
 pub struct PromptExperts {
     layout: Layout,
     rows: usize,
-    data: Kept,
+    /// Bytes of all rows.
+    bytes: usize,
+    header_bytes: usize,
+    choices: Kept,
+    /// The base64 text in `choices`.
+    text: Range<usize>,
 }
+
+/// The progress of replacing rows in a decoder's response.
+#[derive(Debug)]
+pub struct Merging {
+    /// For each choice whose rows are not all replaced, its base64 text and the bytes before its
+    /// first row.
+    places: Vec<(Range<usize>, usize)>,
+    /// Bytes replaced in the last of them.
+    done: usize,
+}
+
+/// Bytes of rows that are replaced in one step, which takes some 100 us.
+const STEP_BYTES: usize = 3 * 16 * 1024;
 
 /// The reason why the experts of two responses cannot be merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,12 +95,12 @@ const NPY_HEADER_BYTES_MAX: usize = 1024;
 const DIMENSIONS_MAX: usize = 4;
 
 impl PromptExperts {
-    /// Reads the rows from the `choices` of a prefill response, which must be valid JSON. Returns
+    /// Finds the rows in the `choices` of a prefill response, which must be valid JSON. Returns
     /// `None` if there are none.
     ///
     /// # Errors
     /// [`ExpertsError::Malformed`].
-    pub fn read(mut choices: Kept) -> Result<Option<Self>, ExpertsError> {
+    pub fn read(choices: Kept) -> Result<Option<Self>, ExpertsError> {
         let value = elements(&choices)
             .next()
             .and_then(|choice| member(choice.value, "routed_experts"));
@@ -90,31 +108,53 @@ impl PromptExperts {
             return Ok(None);
         };
         let tensor = Tensor::read(value)?;
-        let (header_bytes, bytes) = (tensor.header_bytes, tensor.rows * tensor.row_bytes);
-        let text = place_in(&choices, tensor.text);
-        let (layout, rows) = (tensor.layout, tensor.rows);
-        // The rows are three quarters of their text, and replace it.
-        base64::decode_in_place(choices.bytes_mut(), text, header_bytes, bytes)
-            .ok_or(ExpertsError::Malformed)?;
-        choices.truncate(bytes);
         Ok(Some(Self {
-            layout,
-            rows,
-            data: choices,
+            text: place_in(&choices, tensor.text),
+            bytes: tensor.rows * tensor.row_bytes,
+            header_bytes: tensor.header_bytes,
+            rows: tensor.rows,
+            layout: tensor.layout,
+            choices,
         }))
     }
 
-    /// Replaces the rows of the prompt in each choice of a decoder's response, which must be valid
-    /// JSON.
+    /// Begins to replace the rows of the prompt in each choice of a decoder's response, which must
+    /// be valid JSON.
     ///
     /// # Errors
     /// The experts cannot be merged; the response is then unusable.
-    pub fn merge_into(&self, response: &mut [u8]) -> Result<(), ExpertsError> {
-        for (text, header_bytes) in self.places(response)? {
-            let rows = base64::overwrite(&mut response[text], header_bytes, &self.data);
-            rows.ok_or(ExpertsError::Malformed)?;
+    pub fn begin_merge(&self, response: &[u8]) -> Result<Merging, ExpertsError> {
+        let places = self.places(response)?;
+        Ok(Merging { places, done: 0 })
+    }
+
+    /// Replaces more rows in the response that the merge was begun with. Returns whether all are
+    /// replaced.
+    ///
+    /// # Errors
+    /// As [`PromptExperts::begin_merge`].
+    pub fn merge_more(
+        &self,
+        merging: &mut Merging,
+        response: &mut [u8],
+    ) -> Result<bool, ExpertsError> {
+        let Some((place, header_bytes)) = merging.places.last() else {
+            return Ok(true);
+        };
+        let step = STEP_BYTES.min(self.bytes - merging.done);
+        let text = Text::new(&self.choices[self.text.clone()]);
+        let rows = text.and_then(|text| text.decode(self.header_bytes + merging.done, step));
+        let replaced = rows.and_then(|rows| {
+            let text = &mut response[place.clone()];
+            base64::overwrite(text, header_bytes + merging.done, &rows)
+        });
+        replaced.ok_or(ExpertsError::Malformed)?;
+        merging.done += step;
+        if merging.done == self.bytes {
+            merging.places.pop();
+            merging.done = 0;
         }
-        Ok(())
+        Ok(merging.places.is_empty())
     }
 
     /// Finds the base64 text of each choice in `response`, and the number of bytes before its first
@@ -282,6 +322,12 @@ mod tests {
             .collect()
     }
 
+    fn merge_all(prompt: &PromptExperts, response: &mut [u8]) -> Result<(), ExpertsError> {
+        let mut merging = prompt.begin_merge(response)?;
+        while !prompt.merge_more(&mut merging, response)? {}
+        Ok(())
+    }
+
     fn merged(prefill: &Value, decode: &Value) -> Result<Value, ExpertsError> {
         let choices = json!([{"index": 0, "routed_experts": prefill}]).to_string();
         let prompt = PromptExperts::read(Kept::unlimited(&choices))?.unwrap();
@@ -290,7 +336,7 @@ mod tests {
                 .to_string()
                 .into_bytes();
         let before = response.len();
-        prompt.merge_into(&mut response)?;
+        merge_all(&prompt, &mut response)?;
         assert_eq!(response.len(), before);
         let mut response: Value = serde_json::from_slice(&response).unwrap();
         assert_eq!(
@@ -385,7 +431,7 @@ mod tests {
         let prompt = PromptExperts::read(Kept::unlimited(&prompt));
         let prompt = prompt.unwrap().unwrap();
         for response in [r#"{"choices":[]}"#, r#"{"error":{}}"#] {
-            let got = prompt.merge_into(&mut response.as_bytes().to_vec());
+            let got = merge_all(&prompt, &mut response.as_bytes().to_vec());
             assert_eq!(got, Err(ExpertsError::Missing));
         }
     }

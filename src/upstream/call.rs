@@ -17,7 +17,7 @@ use super::wait::{Deadline, Timeout};
 use crate::budget::{Kept, Reserved};
 use crate::fault::{Cause, Fault};
 use crate::h1::{self, BodyMeter, Framing, Method};
-use crate::json::{JsonReason, PrefillResponse};
+use crate::json::{JsonReason, PrefillResponse, Validator};
 use crate::limits::{PAGE_BYTES_MAX, READ_PAST_BYTES_MAX, REPLAY_MS_MAX, SEND_JOINED_BYTES_MAX};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::{Collected, Leg, Role, Take};
@@ -407,7 +407,7 @@ impl<N: Net> Upstreams<N> {
             collector: match take {
                 Take::Handoff => Collector::Handoff(Box::new(reader())),
                 Take::Transfer => Collector::Handoff(Box::new(reader().reading_end())),
-                Take::Whole | Take::Page => Collector::Whole(whole()),
+                Take::Whole | Take::Page => Collector::Whole(whole(), Validator::new()),
                 Take::Nothing | Take::Response(_) => Collector::Nothing,
             },
             bytes_max: read_bytes_max,
@@ -443,9 +443,10 @@ impl<N: Net> Upstreams<N> {
                     .map_err(|_| CallError::Failed(Cause::BadResponse))?;
                 Collected::Handoff(Box::new(handoff))
             }
-            Collector::Whole(mut bytes) => {
+            Collector::Whole(mut bytes, validator) => {
                 bytes.complete();
-                crate::json::validate(&bytes).map_err(|_| CallError::Failed(Cause::BadResponse))?;
+                let valid = validator.finish();
+                valid.map_err(|_| CallError::Failed(Cause::BadResponse))?;
                 Collected::Whole(bytes)
             }
             Collector::Nothing => Collected::Nothing,
@@ -465,7 +466,8 @@ struct Reading {
 enum Collector {
     /// Scans the prefill response as it arrives and keeps only the handoff.
     Handoff(Box<PrefillResponse>),
-    Whole(Kept),
+    /// Keeps everything, which is validated as it arrives, since it can have many MiB.
+    Whole(Kept, Validator),
     Nothing,
 }
 
@@ -474,14 +476,18 @@ impl Reading {
         let mut kept = Ok(());
         let collector = &mut self.collector;
         let taken = self.meter.decode(received, |span| match collector {
+            _ if kept.is_err() => {}
             Collector::Handoff(scan) => {
                 if let Err(error) = scan.feed(span.of(received)) {
                     kept = Err(error.reason);
                 }
             }
-            Collector::Whole(bytes) => {
-                if bytes.append(span.of(received)).is_err() {
+            Collector::Whole(bytes, validator) => {
+                let piece = span.of(received);
+                if bytes.append(piece).is_err() {
                     kept = Err(JsonReason::BudgetSpent);
+                } else if let Err(error) = validator.feed(piece) {
+                    kept = Err(error.reason);
                 }
             }
             Collector::Nothing => {}

@@ -4,11 +4,11 @@
 //! experts that do not match make it an error.
 
 use super::decode;
-use crate::budget::Reserved;
+use crate::budget::{Kept, Reserved};
 use crate::fault::{Cause, Fault, Incident};
 use crate::json::has_experts;
 use crate::json::transform::{ResponseForm, Transforms};
-use crate::net::Net;
+use crate::net::{Net, end_turn};
 use crate::pd::{ExpertsError, PromptExperts, Role};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::relay::{self, PendingResponse};
@@ -39,7 +39,8 @@ pub(super) async fn respond<N: Net>(
     let merged = match prompt {
         // The prefiller's response is large for another reason.
         Err(ExpertsError::TooLarge) if !has_experts(&body) => Ok(()),
-        prompt => prompt.and_then(|prompt| prompt.merge_into(body.bytes_mut())),
+        Err(error) => Err(error),
+        Ok(prompt) => merge(exchange, &prompt, &mut body).await,
     };
     if let Err(error) = merged {
         exchange.shard.report(Incident::ExpertsNotMerged(error));
@@ -54,4 +55,18 @@ pub(super) async fn respond<N: Net>(
     transforms.feed(&body, &mut |piece| edited.extend_from_slice(piece));
     transforms.finish(&mut |piece| edited.extend_from_slice(piece));
     exchange.respond_local(status, &edited, None, None).await
+}
+
+/// Replaces the rows of the prompt, which may have many MiB, one step per turn.
+async fn merge<N: Net>(
+    exchange: &Exchange<'_, N>,
+    prompt: &PromptExperts,
+    body: &mut Kept,
+) -> Result<(), ExpertsError> {
+    let mut merging = prompt.begin_merge(body)?;
+    while !prompt.merge_more(&mut merging, body.bytes_mut())? {
+        end_turn();
+        exchange.shard.net.give_way().await;
+    }
+    Ok(())
 }
