@@ -59,8 +59,8 @@ const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 // One more digit must not overflow the size of a chunk.
 const _: () = assert!(CHUNK_BYTES_MAX <= u64::MAX >> 4);
 // There is at most one replacement per recorded member and one insertion per object, so edits of
-// recorded members cannot exceed the limit. The two kept values of a leg divide an insertion at the
-// top level into up to five.
+// recorded members cannot exceed the limit. The two values of a leg that are not copied divide an
+// insertion at the top level into up to five.
 const _: () = assert!(JSON_MEMBERS_MAX + JSON_OBJECTS_MAX + 4 <= JSON_EDITS_MAX);
 
 /// Bytes buffered from a client that sends more before its response is complete. At this limit
@@ -305,7 +305,7 @@ pub const BODY_PROGRESS_BYTES_MIN: u64 = 16 * 1024;
 /// Free bytes at the end of a heap of the allocator (glibc) from which on it returns them to the
 /// system, and size from which on an allocation is a separate mapping. The largest value that
 /// glibc accepts for the latter.
-#[cfg(target_env = "gnu")]
+#[cfg(all(target_env = "gnu", target_pointer_width = "64"))]
 pub const ALLOCATOR_FREE_BYTES_MAX: i32 = 32 * 1024 * 1024;
 /// Bytes by which what is kept must have fallen below its peak before the allocator's free memory
 /// is returned to the system. The free memory of smaller peaks is left for the next requests.

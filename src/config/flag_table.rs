@@ -286,9 +286,9 @@ keys! {
     ACCESS_LOG: Observability Value("TARGET") "access-log" = "off";
         "Write one JSON line per request to stdout, stderr or a file; off disables it"
     CORES: Performance Value("WHERE") "cores" = "auto";
-        "CPUs to run shards on. auto: one shard, near the GPUs this process can open, otherwise on \
-         the last CPU. any: one shard that is not pinned, any*N: N such shards. 1 or 0-3,8: one shard \
-         on each listed CPU (CPU numbers, not a count). \
+        "CPUs to run shards on. auto: one shard, on the CPUs near the GPUs this process can open, \
+         pinned to one of them if they are reserved for it. any: one shard that is not pinned, \
+         any*N: N such shards. 1 or 0-3,8: one shard on each listed CPU (CPU numbers, not a count). \
          near:gpu0, near:gpu0-3, near:eth0, near:mlx5_0, near:0000:3b:00.0, numa:1 or numa:0-1: \
          one shard on the best CPU there; a suffix *N starts N shards, spread over the NUMA nodes"
     BUSY_POLL: Performance Value("DURATION") "busy-poll" = "off";

@@ -412,8 +412,8 @@ fn log_warnings(config: &Config, plan: &sys::CorePlan) {
     if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpus.len() != 1) {
         tracing::warn!(
             "--busy-poll with a shard that is not pinned to a CPU: polling takes CPU time from \
-             other programs and uses up a CPU quota, until which is renewed streams stall; give \
-             the shard a CPU (--cores)"
+             other programs, and uses up a CPU quota, after which streams stall until its next \
+             period; give the shard a CPU (--cores)"
         );
     }
 }

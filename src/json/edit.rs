@@ -305,8 +305,8 @@ enum By {
     Text(Span),
     /// The element of [`Changes::kept`] at this index.
     Kept(usize),
-    /// A range of the body.
-    Source(Span),
+    /// A range of the body between two of [`Changes::text`].
+    Around(Span, Span, Span),
 }
 
 #[derive(Debug)]
@@ -358,11 +358,13 @@ impl Changes {
                 self.kept.push(Rc::clone(kept));
             }
             Value::Around(begin, part, end) => {
-                self.replace(source, &[begin]);
-                let after = Span::new(source.end, source.end);
-                let by = By::Source(part);
-                self.list.push(Change { source: after, by });
-                self.replace(after, &[end]);
+                let start = self.text.len();
+                self.text.extend_from_slice(begin);
+                let middle = self.text.len();
+                self.text.extend_from_slice(end);
+                let before = Span::new(start, middle);
+                let by = By::Around(before, part, Span::new(middle, self.text.len()));
+                self.list.push(Change { source, by });
             }
         }
     }
@@ -402,11 +404,13 @@ impl Changes {
         for change in &self.list {
             debug_assert!(done <= change.source.start, "changes overlap");
             pieces.push(Piece::Source(Span::new(done, change.source.start)));
-            pieces.push(match change.by {
-                By::Text(span) => Piece::Text(span),
-                By::Kept(index) => Piece::Kept(index, self.kept[index].len()),
-                By::Source(span) => Piece::Source(span),
-            });
+            match change.by {
+                By::Text(span) => pieces.push(Piece::Text(span)),
+                By::Kept(index) => pieces.push(Piece::Kept(index, self.kept[index].len())),
+                By::Around(before, part, after) => {
+                    pieces.extend([Piece::Text(before), Piece::Source(part), Piece::Text(after)])
+                }
+            }
             done = change.source.end;
         }
         pieces.push(Piece::Source(Span::new(done, source_bytes)));

@@ -346,6 +346,34 @@ mod tests {
         Ok(response["choices"][0]["routed_experts"].take())
     }
 
+    #[test]
+    fn many_rows_are_replaced_in_several_steps() {
+        let (prompt, all, row) = (STEP_BYTES / 10, STEP_BYTES / 4, 25);
+        let (ours, theirs) = (rows(7, prompt, row), rows(200, all, row));
+        let file = |rows: usize, data: &[u8]| npy(1, "|u1", &format!("({rows}, 5, 5)"), data);
+        let choices = json!([{"routed_experts": file(prompt, &ours)}]).to_string();
+        let prompt_experts = PromptExperts::read(Kept::unlimited(&choices));
+        let prompt_experts = prompt_experts.unwrap().unwrap();
+        assert_ne!(prompt_experts.header_bytes % 3, 0, "not aligned");
+        let choice = json!({"routed_experts": file(all, &theirs)});
+        let mut response = json!({"choices": [choice, choice]})
+            .to_string()
+            .into_bytes();
+        let mut merging = prompt_experts.begin_merge(&response).unwrap();
+        let mut steps = 1;
+        while !prompt_experts
+            .merge_more(&mut merging, &mut response)
+            .unwrap()
+        {
+            steps += 1;
+        }
+        assert_eq!(steps, 2 * (prompt * row).div_ceil(STEP_BYTES));
+        let want = [&ours[..], &theirs[prompt * row..]].concat();
+        let choice = json!({"routed_experts": file(all, &want)});
+        let want = json!({"choices": [choice, choice]});
+        assert_eq!(serde_json::from_slice::<Value>(&response).unwrap(), want);
+    }
+
     /// Every remainder of the lengths modulo 3 occurs, for both forms and several types.
     #[test]
     fn the_prefillers_rows_replace_those_of_the_prompt() {

@@ -81,18 +81,21 @@ fn share(quota: &str, period: &str) -> Option<f64> {
     Some(f64::from(quota) / f64::from(period))
 }
 
+/// Names of programs that start another one in a container and do nothing else.
+const INITS: [&str; 5] = ["tini", "dumb-init", "docker-init", "catatonit", "pause"];
+
 /// Returns whether CPUs are assigned to this process alone: its control group (version 2) has a set
-/// of CPUs (`cpuset.cpus`) and contains no process other than this one and the one that started it.
+/// of CPUs (`cpuset.cpus`) and contains no other process, except an init that started this one.
 ///
 /// That is a container with exclusive CPUs, or a systemd service with `AllowedCPUs=`, in which
-/// nothing else runs. It is not a job of a batch system, in which the engine runs as well. Another
-/// group may still have the same CPUs; that is not visible from here.
+/// nothing else runs. It is not a job of a batch system, in which the engine runs as well. A
+/// process that is started later, and another group with the same CPUs, are not visible from here.
 pub(super) fn has_own_cpuset() -> bool {
     let parent = std::os::unix::process::parent_id();
-    has_own_cpuset_in(Path::new("/"), &[std::process::id(), parent])
+    has_own_cpuset_in(Path::new("/"), std::process::id(), parent)
 }
 
-fn has_own_cpuset_in(root: &Path, own: &[u32]) -> bool {
+fn has_own_cpuset_in(root: &Path, process: u32, parent: u32) -> bool {
     let membership = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let Some(path) = membership
         .lines()
@@ -107,7 +110,15 @@ fn has_own_cpuset_in(root: &Path, own: &[u32]) -> bool {
     }
     let read = |name| fs::read_to_string(directory.join(name)).unwrap_or_default();
     let processes = read("cgroup.procs");
-    let is_own = |line: &str| line.parse().is_ok_and(|process| own.contains(&process));
+    let is_init = || {
+        let name = fs::read_to_string(root.join(format!("proc/{parent}/comm")));
+        name.is_ok_and(|name| INITS.contains(&name.trim_end()))
+    };
+    let is_own = |line: &str| {
+        let number = line.parse();
+        // 0 is listed for a process of another PID namespace.
+        number == Ok(process) || parent != 0 && number == Ok(parent) && is_init()
+    };
     !read("cpuset.cpus").trim().is_empty() && !processes.is_empty() && processes.lines().all(is_own)
 }
 
@@ -225,6 +236,14 @@ mod tests {
                 "1\n20\n",
                 true,
             ),
+            (
+                "started by a shell",
+                "0::/\n",
+                root,
+                Some("2,4"),
+                "7\n20\n",
+                false,
+            ),
             ("hidden path", "0::/pod/x\n", root, Some("2"), "20\n", true),
             (
                 "outside the mount",
@@ -258,12 +277,20 @@ mod tests {
             let tree = Tree::new([
                 ("proc/self/cgroup", membership),
                 (&*format!("{directory}/cgroup.procs"), processes),
+                ("proc/1/comm", "tini\n"),
+                ("proc/7/comm", "sh\n"),
+                ("proc/0/comm", "tini\n"),
             ]);
             if let Some(cpus) = cpus {
                 fs::write(tree.0.join(directory).join("cpuset.cpus"), cpus).unwrap();
             }
-            assert_eq!(has_own_cpuset_in(&tree.0, &[20, 1]), want, "{name}");
+            let parent = match name {
+                "started by a shell" => 7,
+                "a process of another namespace" => 0,
+                _ => 1,
+            };
+            assert_eq!(has_own_cpuset_in(&tree.0, 20, parent), want, "{name}");
         }
-        assert!(!has_own_cpuset_in(Path::new("/no/such/root"), &[20]));
+        assert!(!has_own_cpuset_in(Path::new("/no/such/root"), 20, 1));
     }
 }

@@ -28,23 +28,26 @@ impl ProcessCpus {
     /// Reads them from the kernel, for the calling thread.
     #[must_use]
     pub fn read() -> Self {
+        let quota = cgroup::cpu_quota();
+        // A node that has exclusive CPUs gives a set of those that are left to every other
+        // container. Only a quota that equals the number of CPUs distinguishes an exclusive set.
+        let is_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         Self {
             allowed: allowed_cpus(),
-            quota: cgroup::cpu_quota(),
-            own_set: cgroup::has_own_cpuset(),
+            quota,
+            own_set: cgroup::has_own_cpuset() && (quota.is_some() || !is_pod),
         }
     }
 
     /// Returns the CPUs on which no other program is expected, ascending.
     ///
-    /// The scheduler puts nothing on isolated CPUs (`isolcpus`) without a request. With a quota
-    /// below the number of CPUs, the set is not for this process alone: Kubernetes gives a
-    /// container exclusive CPUs only with an equal quota or none, and gives all others, on such a
-    /// node, the CPUs that are left.
+    /// The scheduler puts nothing on isolated CPUs (`isolcpus`) without a request. A set of CPUs is
+    /// not for this process alone if it has all CPUs of the machine, or more than the quota.
     fn exclusive(&self, topology: &Topology) -> Vec<usize> {
         let count = u32::try_from(self.allowed.len()).unwrap_or(u32::MAX);
         let has_quota_for = |count: u32| self.quota.is_none_or(|quota| quota >= f64::from(count));
-        let own = self.own_set && has_quota_for(count);
+        let is_all = !topology.online.is_empty() && self.allowed.len() >= topology.online.len();
+        let own = self.own_set && has_quota_for(count) && !is_all;
         let is_exclusive = |cpu: &usize| own || topology.isolated.contains(cpu) && has_quota_for(1);
         let cpus = self.allowed.iter().copied();
         cpus.filter(is_exclusive).collect()
@@ -235,7 +238,7 @@ fn plan_auto(
         if free.is_empty() {
             warnings.push(
                 "another ringside is pinned to each CPU that is reserved for this process; \
-                 running unpinned (--cores chooses CPUs)"
+                 running without a CPU to itself (--cores chooses CPUs)"
                     .to_owned(),
             );
         }
@@ -246,15 +249,15 @@ fn plan_auto(
 }
 
 /// Returns the placement of a shard that shares its CPUs with other programs: those of the first
-/// spot of which this process may use some, without isolated ones, among which the scheduler moves
-/// no thread.
+/// spot of which this process may use several, without isolated ones, among which the scheduler
+/// moves no thread. With one CPU, the shard would wait while others are idle.
 fn shared_seat(spots: &[near::Spot], usable: &ProcessCpus, topology: &Topology) -> Seat {
     let is_usable = |cpu: &&usize| usable.allowed.contains(cpu) && !topology.isolated.contains(cpu);
     let seats = spots.iter().map(|spot| {
         let cpus: Vec<_> = spot.cpus.iter().filter(is_usable).copied().collect();
         seat(&cpus, &spot.near, topology)
     });
-    let mut seats = seats.filter(|seat| !seat.cpus.is_empty());
+    let mut seats = seats.filter(|seat| seat.cpus.len() > 1);
     seats.next().unwrap_or_default()
 }
 
@@ -496,6 +499,12 @@ mod tests {
             assert_eq!(plan.seats[0].cpus, want, "{name}");
             assert!(plan.warnings.is_empty(), "{name}");
         }
+        let two = Topology {
+            online: vec![0, 1],
+            ..Topology::default()
+        };
+        let all = plan_cores(&Cores::Auto, &usable(&[0, 1], None, true), &two, |_| true);
+        assert_eq!(all.unwrap().seats, [Seat::default()], "all CPUs");
         let claimed = |cpus: &'static [usize]| {
             let usable = usable(&[0, 1, 2], None, true);
             let claim = |cpu| !cpus.contains(&cpu);

@@ -1,7 +1,7 @@
 //! Operating system services: CPUs, machine layout, limits, listening sockets.
 //!
-//! This module contains no HTTP. Its only unsafe code are calls of the allocator and one
-//! of `getsockopt`: `rustix` wraps the other system calls.
+//! This module contains no HTTP. Unsafe code here only calls the allocator and
+//! `getsockopt`; `rustix` wraps the other system calls.
 
 mod cgroup;
 mod cores;

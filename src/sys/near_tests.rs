@@ -8,12 +8,13 @@ use crate::sys::topology::tests::{CONTAINER, EIGHT_GPUS, NONE, ONE_GPU, UNKNOWN_
 /// Plans for a process that has these CPUs to itself.
 fn plan(topology: &Topology, allowed: &[usize], text: &str) -> Result<CorePlan, String> {
     let cores = text.parse().unwrap();
+    let mut topology = topology.clone();
+    topology.isolated = allowed.to_vec();
     let usable = ProcessCpus {
         allowed: allowed.to_vec(),
-        quota: None,
-        own_set: true,
+        ..ProcessCpus::default()
     };
-    plan_cores(&cores, &usable, topology, |_| true).map_err(|error| error.to_string())
+    plan_cores(&cores, &usable, &topology, |_| true).map_err(|error| error.to_string())
 }
 
 fn cpus(text: &str) -> Vec<usize> {
@@ -402,6 +403,13 @@ fn a_shared_set_of_cpus_is_that_of_the_gpus_node() {
             "30-33",
             "CPU 30-31 (node 0, near gpu0-3)",
         ),
+        (
+            "one CPU of the node",
+            &eight,
+            "31-63",
+            "CPU 32-63 (node 1, near gpu4-7)",
+        ),
+        ("one CPU of each node", &eight, "31,63", "unpinned"),
         ("no GPU is open", &closed, "0-127", "unpinned"),
         (
             "without isolated",
@@ -431,7 +439,7 @@ fn a_quota_unpins_only_with_auto() {
     let topology = read(ONE_GPU);
     let seats = |text: &str, quota| {
         let usable = ProcessCpus {
-            allowed: cpus("0-31"),
+            allowed: cpus("2-31"),
             quota: Some(quota),
             own_set: true,
         };
@@ -439,8 +447,9 @@ fn a_quota_unpins_only_with_auto() {
         let cpus = plan.seats.iter().map(|seat| format_cpus(&seat.cpus));
         (cpus.collect::<Vec<_>>().join(" "), plan.warnings.len())
     };
-    assert_eq!(seats("auto", 0.5), ("0-31".to_owned(), 0));
-    assert_eq!(seats("auto", 32.0), ("31".to_owned(), 0));
+    assert_eq!(seats("auto", 0.5), ("2-31".to_owned(), 0));
+    assert_eq!(seats("auto", 29.0), ("2-31".to_owned(), 0));
+    assert_eq!(seats("auto", 30.0), ("31".to_owned(), 0));
     assert_eq!(seats("near:gpu0", 0.5), ("31".to_owned(), 1));
     assert_eq!(seats("numa:0*2", 1.5), ("31 30".to_owned(), 1));
     assert_eq!(seats("numa:0*2", 2.0), ("31 30".to_owned(), 0));

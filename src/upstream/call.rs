@@ -116,8 +116,8 @@ impl<N: Net> Upstreams<N> {
         begun: Option<&mut Option<Connection<N>>>,
         deadlines: &Deadlines,
     ) -> Result<CallEnd<N>, CallError> {
-        let _room = self.reserve_text(call)?;
         let started = self.net.now();
+        let _room = self.reserve_text(scope, call)?;
         let ended = match self.reach(scope, call, begun, deadlines).await {
             Ok((upstream, response)) => {
                 // Boxed so that reading the response does not enlarge the future while the engine
@@ -144,8 +144,8 @@ impl<N: Net> Upstreams<N> {
         call: &Call<'_>,
         deadlines: &Deadlines,
     ) -> Result<Response, CallError> {
-        let _room = self.reserve_text(call)?;
         let started = self.net.now();
+        let _room = self.reserve_text(scope, call)?;
         let mut response = Response::default();
         let sent = self.exchange(scope, upstream, call, &mut response, deadlines);
         let status = sent.await.map(|()| response.head.status);
@@ -162,7 +162,7 @@ impl<N: Net> Upstreams<N> {
         upstream: &Connection<N>,
         call: &Call<'_>,
     ) -> Result<Awaited, CallError> {
-        let _room = self.reserve_text(call)?;
+        let _room = self.reserve_text(scope, call)?;
         let mut awaited = Awaited {
             kind: call.kind(),
             started: self.net.now(),
@@ -174,7 +174,8 @@ impl<N: Net> Upstreams<N> {
             .await;
         if ended.is_ok() && upstream.is_sent() && upstream.is_reused() {
             let wait = Duration::from_millis(REPLAY_MS_MAX + 1);
-            let deadline = Deadline::of(self.net.now(), Some(wait), Timeout::Pause);
+            let pause = Deadline::of(self.net.now(), Some(wait), Timeout::Pause);
+            let deadline = pause.or_sooner(self.first_byte(upstream));
             let received = self.receive_response(scope, upstream, response, deadline);
             ended = match received.await {
                 Err(CallError::TimedOut(Timeout::Pause)) => Ok(()),
@@ -221,8 +222,7 @@ impl<N: Net> Upstreams<N> {
         response: &mut Response,
     ) -> Result<(), CallError> {
         let started = upstream.sent_at().unwrap_or_else(|| self.net.now());
-        let wait = self.config.timeouts.first_byte;
-        let deadline = Deadline::of(started, wait, Timeout::FirstByte);
+        let deadline = self.first_byte(upstream);
         let received = self.receive_response(scope, upstream, response, deadline);
         let ended = received.await;
         self.count(Role::Decode, started);
@@ -232,14 +232,24 @@ impl<N: Net> Upstreams<N> {
     /// Reserves room in the budget of kept bytes for text that a leg has in addition to the body
     /// and to kept values, such as a handoff that its connector has rewritten. A small text is not
     /// counted.
-    fn reserve_text(&self, call: &Call<'_>) -> Result<Option<Reserved>, CallError> {
+    fn reserve_text<S: Scope<N>>(
+        &self,
+        scope: &S,
+        call: &Call<'_>,
+    ) -> Result<Option<Reserved>, CallError> {
         let bytes = call.leg.body.text_bytes();
         if bytes <= SEND_JOINED_BYTES_MAX {
             return Ok(None);
         }
         let mut room = Reserved::new(&self.budget);
-        room.grow_to(bytes as u64).map_err(Fault::from)?;
-        Ok(Some(room))
+        match room.grow_to(bytes as u64) {
+            Ok(()) => Ok(Some(room)),
+            Err(spent) => {
+                let error = CallError::Other(spent.into());
+                self.record(scope, call.kind(), self.net.now(), Err(error));
+                Err(error)
+            }
+        }
     }
 
     /// Returns a connection on which the request has been sent and the response head received.

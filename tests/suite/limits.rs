@@ -217,7 +217,6 @@ fn responses_of_encoders_count_against_the_budget() {
     pair.sidecar.expect_sound();
 }
 
-/// A request to an encoder has a copy of the item.
 #[test]
 fn items_for_encoders_are_not_copied_and_their_texts_count() {
     let encoder = Engine::start(EngineConfig::encoder(), 0).unwrap();

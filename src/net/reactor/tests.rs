@@ -719,6 +719,8 @@ fn a_connection_whose_peer_has_vanished_is_reset() {
     let least = Silence { tries: 1, ms: 1 };
     on_each_driver(None, async |net| {
         let (idle, _idle_far) = pair(&net);
+        // More than are checked together.
+        let _others: Vec<_> = (0..200).map(|_| pair(&net)).collect();
         let (full, _full_far) = pair(&net);
         // The peer reads nothing, so bytes are left that cannot be sent.
         while full.try_send(&[0; 64 * 1024]).is_ok() {}

@@ -93,11 +93,9 @@ pub(super) enum AfterSend {
 }
 
 impl AfterSend {
-    fn of<N: Net>(self, exchange: &Exchange<'_, N>, split: &Split) -> Self {
-        let pd = &exchange.shard.config.pd;
-        // The other chunks, and the next prompt, are built from it.
-        let is_needed = split.chunk.is_some() || pd.speculative_prefill;
-        if is_needed || split.body.bytes.len() < KEPT_STEP_BYTES {
+    fn of(self, split: &Split) -> Self {
+        // The other chunks are built from it.
+        if split.chunk.is_some() || split.body.bytes.len() < KEPT_STEP_BYTES {
             Self::KeepBody
         } else {
             self
@@ -116,7 +114,7 @@ pub(super) async fn decode_local<N: Net>(
     let mut attempts = Attempts::new(Limits::ONE);
     loop {
         let upstream = connect_decoder(exchange, split, attempts.reuse()).await?;
-        let decoded = match after_send.of(exchange, split) {
+        let decoded = match after_send.of(split) {
             AfterSend::KeepBody => {
                 decode_once(exchange, &upstream, split, &leg, Deadline::NONE).await
             }
