@@ -273,6 +273,8 @@ impl<N: Net> Client<N> {
 
     /// Returns whether the client has disconnected, as far as this can be detected without waiting.
     pub(super) async fn has_disconnected(&self, shard: &Shard<N>) -> bool {
+        // Once the turn is used up, nothing is readable.
+        shard.net.give_way().await;
         poll_fn(|cx| Poll::Ready(self.poll_gone(shard, Watch::Ahead, cx))).await
     }
 
