@@ -238,18 +238,12 @@ impl Kept {
         self.reserved.shrink_to(0);
     }
 
-    /// Removes all bytes but the first `len`, and returns the memory of the others.
-    pub fn truncate(&mut self, len: usize) {
-        self.bytes.truncate(len);
-        self.bytes.shrink_to_fit();
-        self.announced = 0;
-        self.reserved.shrink_to(self.bytes.capacity() as u64);
-    }
-
     /// Returns the room for announced bytes that have not arrived.
     pub fn complete(&mut self) {
+        self.announced = 0;
         if self.bytes.capacity() as u64 > self.reserved.bytes {
-            self.truncate(self.bytes.len());
+            self.bytes.shrink_to_fit();
+            self.reserved.shrink_to(self.bytes.capacity() as u64);
         }
     }
 
@@ -342,10 +336,6 @@ mod tests {
         assert_eq!(budget.used(), 0);
         kept.append(&piece).unwrap();
         assert_eq!(&*kept, piece);
-        kept.truncate(10);
-        assert_eq!(&*kept, &piece[..10]);
-        assert_eq!(budget.used(), kept.bytes.capacity() as u64);
-        assert!(budget.used() < 100);
         drop(kept);
         assert_eq!(budget.used(), 0);
         let announced = 100 * KEPT_STEP_BYTES;

@@ -17,6 +17,17 @@ impl Span {
         Self { start, end }
     }
 
+    /// Returns the range of `part`, which must be a part of `buffer`.
+    #[must_use]
+    pub fn within(buffer: &[u8], part: &[u8]) -> Self {
+        let start = part.as_ptr().addr() - buffer.as_ptr().addr();
+        debug_assert!(
+            start + part.len() <= buffer.len(),
+            "not a part of the buffer"
+        );
+        Self::new(start, start + part.len())
+    }
+
     /// Returns the length in bytes.
     #[must_use]
     pub const fn len(self) -> usize {

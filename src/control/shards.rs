@@ -1,4 +1,4 @@
-//! The shard threads. Each has its own executor and listeners and is pinned to a CPU if possible.
+//! The shard threads. Each has its own executor, listeners and CPUs.
 
 use std::io;
 use std::net::TcpListener;
@@ -105,7 +105,7 @@ pub(super) fn spawn(shared: Arc<Shared>, spawn: ShardSpawn) -> io::Result<JoinHa
         if !spawn.cpus.is_empty()
             && let Err(error) = sys::pin(&spawn.cpus)
         {
-            tracing::warn!(shard = spawn.index, cpus = ?spawn.cpus, %error, "shard cannot be pinned to its CPU; running unpinned");
+            tracing::warn!(shard = spawn.index, cpus = ?spawn.cpus, %error, "shard cannot be pinned to its CPUs; running unpinned");
         }
         let busy_poll = shared.config.busy_poll;
         let ShardSpawn {

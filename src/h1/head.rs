@@ -171,9 +171,9 @@ impl FirstLine for RequestLine {
         else {
             return Err(HeadError::BadRequestLine);
         };
-        head.line.method_span = span_in(buf, method.as_bytes());
+        head.line.method_span = Span::within(buf, method.as_bytes());
         head.line.method = Method::of(method.as_bytes());
-        head.line.target = span_in(buf, target.as_bytes());
+        head.line.target = Span::within(buf, target.as_bytes());
         head.line.version = version_of(version);
         fill(&mut head.fields, parsed.headers, buf);
         head.len = len;
@@ -316,18 +316,11 @@ fn fill(fields: &mut Vec<Field>, parsed: &[httparse::Header<'_>], buf: &[u8]) {
     for header in parsed {
         let name = header.name.as_bytes();
         fields.push(Field {
-            name: span_in(buf, name),
-            value: trim(buf, span_in(buf, header.value)),
+            name: Span::within(buf, name),
+            value: trim(buf, Span::within(buf, header.value)),
             known: Name::of(name),
         });
     }
-}
-
-/// Returns the range of `part` in `buf`. `part` must be a subslice of `buf`.
-fn span_in(buf: &[u8], part: &[u8]) -> Span {
-    let start = part.as_ptr().addr() - buf.as_ptr().addr();
-    debug_assert!(start + part.len() <= buf.len());
-    Span::new(start, start + part.len())
 }
 
 /// Returns `span` without leading and trailing whitespace (RFC 9110 5.5).

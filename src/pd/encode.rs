@@ -124,15 +124,9 @@ fn input<'a>(request: &PdRequest<'a>) -> Result<&'a [u8], ItemsError> {
     let Some(input) = member(request.body, "input") else {
         return Ok(b"");
     };
-    let start = span_in(request.body, input).start;
+    let start = Span::within(request.body, input).start;
     validate(input).map_err(|error| ItemsError::Json(error.after(start)))?;
     Ok(input)
-}
-
-/// Returns the place of a part of `body`.
-fn span_in(body: &[u8], part: &[u8]) -> Span {
-    let start = part.as_ptr().addr() - body.as_ptr().addr();
-    Span::new(start, start + part.len())
 }
 
 /// The items found so far in the body of a request.
@@ -165,10 +159,10 @@ impl<'a> Found<'a> {
         let is_input = kind.is_some_and(|kind| string_is(kind, INPUT_IMAGE));
         let body = self.body;
         self.add(item, url, || match url.and_then(inner) {
-            Some(url) if is_input => image_part(&[], span_in(body, url), member(part, "uuid")),
+            Some(url) if is_input => image_part(&[], Span::within(body, url), member(part, "uuid")),
             _ => Item {
                 begin: Vec::new(),
-                source: span_in(body, part),
+                source: Span::within(body, part),
                 end: Vec::new(),
             },
         })
@@ -210,7 +204,7 @@ impl<'a> Found<'a> {
         if data.is_empty() {
             return Ok(());
         }
-        let source = span_in(self.body, data);
+        let source = Span::within(self.body, data);
         self.add(Kind::Image, Some(data), || image_part(begin, source, None))
     }
 

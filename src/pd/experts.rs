@@ -9,11 +9,11 @@
 //! with `data` in base64, `shape`, `start` and `dtype` (prime-rl).
 
 use std::fmt;
-use std::ops::Range;
 
 use crate::base64::{self, Text};
 use crate::budget::Kept;
 use crate::json::{elements, inner, member};
+use crate::span::Span;
 
 /// The rows of the prompt in a prefill response.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct PromptExperts {
     header_bytes: usize,
     choices: Kept,
     /// The base64 text in `choices`.
-    text: Range<usize>,
+    text: Span,
 }
 
 /// The progress of replacing rows in a decoder's response.
@@ -33,7 +33,7 @@ pub struct PromptExperts {
 pub struct Merging {
     /// For each choice whose rows are not all replaced, its base64 text and the bytes before its
     /// first row.
-    places: Vec<(Range<usize>, usize)>,
+    places: Vec<(Span, usize)>,
     /// Bytes replaced in the last of them.
     done: usize,
 }
@@ -109,7 +109,7 @@ impl PromptExperts {
         };
         let tensor = Tensor::read(value)?;
         Ok(Some(Self {
-            text: place_in(&choices, tensor.text),
+            text: Span::within(&choices, tensor.text.bytes()),
             bytes: tensor.rows * tensor.row_bytes,
             header_bytes: tensor.header_bytes,
             rows: tensor.rows,
@@ -142,10 +142,10 @@ impl PromptExperts {
             return Ok(true);
         };
         let step = STEP_BYTES.min(self.bytes - merging.done);
-        let text = Text::new(&self.choices[self.text.clone()]);
+        let text = Text::new(self.text.of(&self.choices));
         let rows = text.and_then(|text| text.decode(self.header_bytes + merging.done, step));
         let replaced = rows.and_then(|rows| {
-            let text = &mut response[place.clone()];
+            let text = &mut response[place.start..place.end];
             base64::overwrite(text, header_bytes + merging.done, &rows)
         });
         replaced.ok_or(ExpertsError::Malformed)?;
@@ -159,7 +159,7 @@ impl PromptExperts {
 
     /// Finds the base64 text of each choice in `response`, and the number of bytes before its first
     /// row.
-    fn places(&self, response: &[u8]) -> Result<Vec<(Range<usize>, usize)>, ExpertsError> {
+    fn places(&self, response: &[u8]) -> Result<Vec<(Span, usize)>, ExpertsError> {
         let choices = member(response, "choices").ok_or(ExpertsError::Missing)?;
         let places = elements(choices).map(|choice| {
             let value = member(choice.value, "routed_experts");
@@ -168,7 +168,10 @@ impl PromptExperts {
             if tensor.layout != self.layout || tensor.rows < self.rows {
                 return Err(ExpertsError::Mismatch);
             }
-            Ok((place_in(response, tensor.text), tensor.header_bytes))
+            Ok((
+                Span::within(response, tensor.text.bytes()),
+                tensor.header_bytes,
+            ))
         });
         let places: Vec<_> = places.collect::<Result<_, _>>()?;
         if places.is_empty() {
@@ -176,12 +179,6 @@ impl PromptExperts {
         }
         Ok(places)
     }
-}
-
-/// Returns the place of a text in the response that contains it.
-fn place_in(response: &[u8], text: Text<'_>) -> Range<usize> {
-    let start = text.bytes().as_ptr().addr() - response.as_ptr().addr();
-    start..start + text.bytes().len()
 }
 
 impl<'a> Tensor<'a> {

@@ -26,6 +26,7 @@ use crate::pd::{Collected, Freshness, Leg, OnDisconnect, Outcome, Peer, Reason, 
 use crate::proxy::exchange::Exchange;
 use crate::proxy::leg;
 use crate::proxy::relay::PendingResponse;
+use crate::proxy::shard::Shard;
 use crate::upstream::{
     Attempts, Call, CallError, Connection, Deadline, Deadlines, Ended, Limits, Next, Response,
     Reuse, Scope, Stage, Timeout,
@@ -350,6 +351,23 @@ fn begin_attempt<N: Net>(
     Ok(leg::spliced_head(exchange, &split.decoder.target, leg)?)
 }
 
+/// Returns the call that sends a decode leg with this head.
+fn call<'a, N: Net>(
+    shard: &'a Shard<N>,
+    split: &'a Split,
+    leg: &'a Leg,
+    head: &'a [u8],
+) -> Call<'a> {
+    let target = &split.decoder.target;
+    Call {
+        engine: shard.upstreams.engine(Role::Decode, target),
+        head,
+        leg,
+        body: &split.body.bytes,
+        is_counted: true,
+    }
+}
+
 /// Sends a decode leg on a connection and waits for the response head.
 pub(super) async fn decode_once<N: Net>(
     exchange: &mut Exchange<'_, N>,
@@ -359,18 +377,12 @@ pub(super) async fn decode_once<N: Net>(
     send: Deadline,
 ) -> Result<Response, CallError> {
     let head = begin_attempt(exchange, split, leg)?;
-    let upstreams = &exchange.shard.upstreams;
-    let call = Call {
-        engine: upstreams.engine(Role::Decode, &split.decoder.target),
-        head: &head,
-        leg,
-        body: &split.body.bytes,
-        is_counted: true,
-    };
+    let call = call(exchange.shard, split, leg, &head);
     let deadlines = Deadlines {
         send,
         ..Deadlines::NONE
     };
+    let upstreams = &exchange.shard.upstreams;
     upstreams
         .respond(exchange, upstream, &call, &deadlines)
         .await
@@ -385,14 +397,8 @@ async fn decode_and_drop<N: Net>(
     leg: &mut Leg,
 ) -> Result<Response, CallError> {
     let head = begin_attempt(exchange, split, leg)?;
+    let call = call(exchange.shard, split, leg, &head);
     let upstreams = &exchange.shard.upstreams;
-    let call = Call {
-        engine: upstreams.engine(Role::Decode, &split.decoder.target),
-        head: &head,
-        leg,
-        body: &split.body.bytes,
-        is_counted: true,
-    };
     let awaited = upstreams
         .respond_until_safe(exchange, upstream, &call)
         .await?;
