@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::apis::Api;
 use crate::client::{Client, DEADLINE, Response, request};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, json_of, only, start_ranks};
 use crate::harness_more::{Leave, expect_drained};
 use crate::kv::{Setup, wait_aborted, wait_state};
 
@@ -768,13 +768,12 @@ fn the_stage_works_with_every_connector_and_every_api() {
 
 #[test]
 fn each_rank_decodes_its_own_requests() {
-    let port = free_ports(2);
-    let decoders = Engine::start_ranks(EngineConfig::decode(), port, 2).unwrap();
+    let decoders = start_ranks(&EngineConfig::decode(), 2);
     let encoder = Engine::start(EngineConfig::encoder(), 0).unwrap();
     let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
     let sidecar = Sidecar::launch(&Launch {
         args: &["--ec-connector=ec-nixl", "--data-parallel-size=2"],
-        decoder_port: port,
+        decoder_port: decoders[0].port(),
         ranks: 2,
         ..Launch::default()
     });

@@ -4,7 +4,7 @@
 //! deadline. Ports are chosen below the kernel's ephemeral range, so that neither an engine of a
 //! test nor an outgoing connection can take one between its selection and the bind.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -50,6 +50,18 @@ pub(crate) fn free_ports(count: u16) -> u16 {
             return first;
         }
     }
+}
+
+/// Starts one engine per rank, on consecutive ports. Tries others if one is already in use.
+pub(crate) fn start_ranks(config: &EngineConfig, ranks: u16) -> Vec<Engine> {
+    for _ in 0..STARTS_MAX {
+        let port = free_ports(ranks);
+        match Engine::start_ranks(config.clone(), port, u32::from(ranks)) {
+            Ok(engines) => return engines,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse, "{error}"),
+        }
+    }
+    panic!("no free ports in {STARTS_MAX} attempts")
 }
 
 /// Waits for one polling interval.

@@ -260,9 +260,8 @@ fn the_command_lines_in_the_field_serve_split_requests() {
             decode.contract = contract;
         }
         let prefill = Engine::start(prefill, 0).unwrap();
-        let ports = crate::harness::free_ports(manifest.ranks);
-        let decode = Engine::start_ranks(decode, ports, u32::from(manifest.ranks)).unwrap();
-        let sidecar = start(manifest, ports);
+        let decode = crate::harness::start_ranks(&decode, manifest.ranks);
+        let sidecar = start(manifest, decode[0].port());
         let target = prefill.host_port();
         for rank in 0..manifest.ranks {
             let mut client = sidecar.connect_to(rank);

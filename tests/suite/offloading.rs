@@ -7,7 +7,7 @@ use mock_engine::{Engine, EngineConfig, KvContract, Meetings, Seen};
 use serde_json::{Value, json};
 
 use crate::apis::{Api, Completion, Question};
-use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, free_ports, json_of, only};
+use crate::harness::{CHAT, Launch, PREFILLER, Pair, Sidecar, json_of, only, start_ranks};
 use crate::harness::{prefill_params, start_decoder};
 use crate::kv::{
     Rule, Setup, both_legs, client_disconnects, engine_error, failed_prefill_cancels_decode,
@@ -139,14 +139,12 @@ impl Ranks {
             ..config
         };
         let prefill = Engine::start(config(EngineConfig::prefill()), 0).unwrap();
-        let port = free_ports(ranks);
-        let decode = config(EngineConfig::decode());
-        let decoders = Engine::start_ranks(decode, port, u32::from(ranks)).unwrap();
+        let decoders = start_ranks(&config(EngineConfig::decode()), ranks);
         let size = format!("--data-parallel-size={ranks}");
         let sidecar = Sidecar::launch(&Launch {
             args: &[&[&*size], args].concat(),
             env: &[("POD_IP", "10.9.9.9")],
-            decoder_port: port,
+            decoder_port: decoders[0].port(),
             ranks,
             ..Launch::default()
         });

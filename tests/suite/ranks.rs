@@ -3,7 +3,7 @@
 
 use mock_engine::{Engine, EngineConfig};
 
-use crate::harness::{CHAT, Launch, PREFILLER, Sidecar, free_ports};
+use crate::harness::{CHAT, Launch, PREFILLER, Sidecar, start_ranks};
 
 const RANK: &str = "x-data-parallel-host-port";
 const BODY: &str = r#"{"messages":[],"max_tokens":2}"#;
@@ -15,12 +15,11 @@ struct Ranks {
 
 impl Ranks {
     fn start(env: &[(&str, &str)]) -> Self {
-        let port = free_ports(2);
-        let engines = Engine::start_ranks(EngineConfig::decode(), port, 2).unwrap();
+        let engines = start_ranks(&EngineConfig::decode(), 2);
         let sidecar = Sidecar::launch(&Launch {
             args: &["--data-parallel-size=2"],
             env,
-            decoder_port: port,
+            decoder_port: engines[0].port(),
             ranks: 2,
             ..Launch::default()
         });
