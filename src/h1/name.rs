@@ -100,7 +100,7 @@ impl Name {
             _ => &[],
         };
         for &candidate in candidates {
-            if bytes.eq_ignore_ascii_case(candidate.as_str().as_bytes()) {
+            if is_lower_case_of(candidate.as_str().as_bytes(), bytes) {
                 return candidate;
             }
         }
@@ -153,6 +153,23 @@ impl Name {
             Self::Other => "",
         }
     }
+}
+
+/// Returns whether `lower`, which consists of lower-case letters, digits and hyphens, equals
+/// `bytes`, which has the same length, if ASCII case is ignored. Compares eight bytes at a time:
+/// byte by byte, the names of a request's fields took 5 % of the instructions that it costs.
+fn is_lower_case_of(lower: &[u8], bytes: &[u8]) -> bool {
+    /// The bit in which the two cases of a letter differ, which hyphens and digits have, too.
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    let (lower_words, lower_rest) = lower.as_chunks::<8>();
+    let (words, rest) = bytes.as_chunks::<8>();
+    let is_same = |(lower, word): (&[u8; 8], &[u8; 8])| {
+        u64::from_ne_bytes(*lower) == u64::from_ne_bytes(*word) | CASE
+    };
+    lower_words.iter().zip(words).all(is_same)
+        && lower_rest.iter().zip(rest).all(|(lower, byte)| *lower == byte | 0x20)
+        // With that bit, some control characters become hyphens and digits.
+        && bytes.iter().all(|byte| *byte >= b' ')
 }
 
 #[cfg(test)]
@@ -223,6 +240,9 @@ mod tests {
             "hos",
             "x-",
             "t\u{130}",
+            "content\rlength",
+            "http\x12-settings",
+            "content-length\0",
         ] {
             assert_eq!(Name::of(name.as_bytes()), Name::Other, "{name:?}");
         }
